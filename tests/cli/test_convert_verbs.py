@@ -105,7 +105,7 @@ def test_the_examples_of_the_help_fit_together(place: Path) -> None:
         told = CliRunner().invoke(app, [verb, "--help"]).output
         command = told.rstrip().rpartition("Example:\n")[2].split()
         assert command[:2] == ["rorqual", verb]
-        assert {"device=", "dtype="} <= set(re.findall(r"\w+=", told))
+        assert "dtype=" in told
         done = typed(place, *command[1:])
         assert done.code == 0, done.err
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+from remote_server import Server
 from scaled import make_model
 from trained import trained
 
@@ -36,6 +39,13 @@ def mla(tokenizer: Tokenizer) -> Decoder:
 @pytest.fixture
 def engine(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> Engine:
     return Engine.of(mla, tokenizer, chat, slots=8)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.close()
 
 
 class Trained(dict[str, Decoder]):

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+from consistency import check_scheduler
 from schedules import HOW, Wrong, differences, shared
 from trained import CONTEXT, text
 
@@ -84,7 +85,7 @@ def converse(model: Decoder, count: int, seed: int, *, at_once: int = 12, blocks
             live[engine.submit(request)] = talk, request
             known.setdefault(talk.tenant, []).append(request.prompt_ids or ())
         deltas = engine.step()
-        scheduler.check()
+        check_scheduler(scheduler)
         for done in (d for d in deltas if d.completion is not None):
             talk, request = live.pop(done.request_id)
             assert done.completion is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rorqual.engine import Completion
+from rorqual.engine import Completion, Engine
 from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.attention.base import AttentionConfig
@@ -69,3 +69,16 @@ def recomputed(model: Decoder, completion: Completion, settings: Settings) -> to
     logits, _ = whole_forward(model, completion)
     chosen = torch.tensor(completion.token_ids).unsqueeze(1)
     return distribution(logits, settings).gather(1, chosen).squeeze(1)
+
+
+def ids_and_logprobs(completion: Completion) -> tuple[list[int], list[float]]:
+    """The ids and log-probabilities of a reply, which are compared to the last bit."""
+    return completion.token_ids, completion.logprobs
+
+
+def finish(engine: Engine) -> dict[int, Completion]:
+    """Run steps until nothing runs or waits; the last sample of each request by the request's id."""
+    found: dict[int, Completion] = {}
+    while engine.stats()["running"] + engine.stats()["waiting"]:
+        found |= {delta.request_id: delta.completion for delta in engine.step() if delta.completion is not None}
+    return found

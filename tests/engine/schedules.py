@@ -17,6 +17,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from consistency import check_scheduler
 from trained import CONTEXT, text
 
 from rorqual.data.chat import ChatFormat, chat_format
@@ -164,13 +165,13 @@ class Phase:
         self.counts["cancelled"] += any(t == request_id for t, _ in self.seated())
         self.engine.cancel(request_id)
         self.gone.add(request_id)
-        self.engine._cores[0].scheduler.check()
+        check_scheduler(self.engine._cores[0].scheduler)
 
     def step(self) -> set[int]:
         """One step, with everything that must hold after it; the request_ids that are done."""
         scheduler = self.engine._cores[0].scheduler
         deltas = self.engine.step()
-        scheduler.check()
+        check_scheduler(scheduler)
         ended = {d.request_id for d in deltas if d.completion is not None}
         for d in deltas:
             self.drawn.setdefault((d.request_id, d.sample), []).append((d.token, d.logprob))

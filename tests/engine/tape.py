@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 
 import numpy as np
+from consistency import check_scheduler
 
 from rorqual.engine.kv_cache.manager import KVCacheManager
 from rorqual.engine.request import SamplingParams
@@ -52,12 +53,12 @@ def some_ids(seed: int, count: int) -> tuple[int, ...]:
 class Tape:
     """Histories by slot and contents by block; `keeps` is what `Saved` is to the runner."""
 
-    def __init__(self, slots: int, blocks: int, *, step_tokens: int, patience: float = 0.0) -> None:
+    def __init__(self, slots: int, blocks: int, *, step_tokens: int) -> None:
         self.contents = [[b""] * BLOCK for _ in range(blocks)]
         self.ids: list[list[int]] = [[] for _ in range(slots)]
         self.notes: list[list[int]] = [[] for _ in range(slots)]  # one for each token drawn, as log-probabilities are
         self.kv_cache = KVCacheManager(blocks, b"s" * 32, b"weights", self.read, self.write)
-        self.scheduler = Scheduler(slots, self.kv_cache, self, step_tokens=step_tokens, patience=patience)
+        self.scheduler = Scheduler(slots, self.kv_cache, self, step_tokens=step_tokens)
         self.fed_in_a_step: list[tuple[int, int]] = []
         self.preempted = 0
 
@@ -161,12 +162,12 @@ def drive(tape: Tape, jobs: list[Job], after: Callable[[int], None] = lambda ste
                 scheduler.cancel(job.sequence.request_id)
                 assert job.sequence.request_id not in scheduler.request_ids() and job.sequence.slot == -1
                 assert not job.sequence.blocks
-                scheduler.check()
+                check_scheduler(scheduler)
             if job.at == step:
                 scheduler.submit([job.sequence])
         running = _running(scheduler)
         ended = tape.step()
-        scheduler.check()
+        check_scheduler(scheduler)
         decode, fed = tape.fed_in_a_step[-1] if tape.fed_in_a_step else (0, 0)
         assert fed <= max(scheduler.step_tokens - decode, QUERIES)
         for sequence, ids in ended:

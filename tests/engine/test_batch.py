@@ -7,19 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from test_remote import Server, fault, remote, reply
+from remote_server import Server, fault, remote, reply
 
 from rorqual.engine.remote.engine import RemoteError
 from rorqual.generate.batch import remote_answers
 from rorqual.generate.schema import Refused, RowParser, RowRequest, RowSampling
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.http.shutdown()
-    server.http.server_close()
 
 
 def rows() -> Iterator[RowRequest | Refused]:

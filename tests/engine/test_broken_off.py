@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 import random
 import signal
@@ -16,17 +15,15 @@ from types import FrameType
 
 import pytest
 import torch
-from scaled import make_model
+from consistency import check_scheduler
+from scaled import ids_and_logprobs, make_model
 from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from rorqual.core.errors import NumericsError
 from rorqual.data.chat import ChatFormat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Completion, Engine, Request, SamplingParams
 from rorqual.model import Decoder, build
-from rorqual.model.adapter import ESFT, LoRA
-from rorqual.model.adapter import trained as adapted
 
 PROMPT = tuple(3 + i * 7 % 250 for i in range(150))
 OTHER = tuple(3 + i * 11 % 250 for i in range(90))
@@ -41,12 +38,8 @@ def ask(prompt: tuple[int, ...] = PROMPT, **params: object) -> Request:
     return Request(params=SamplingParams(max_tokens=12, ignore_eos=True, **params), prompt_ids=prompt)  # type: ignore[arg-type]
 
 
-def told(completion: Completion) -> tuple[list[int], list[float]]:
-    return completion.token_ids, completion.logprobs
-
-
 def alone(model: Decoder, tokenizer: Tokenizer, chat: ChatFormat, request: Request) -> tuple[list[int], list[float]]:
-    return told(Engine.of(model, tokenizer, chat, slots=2).generate([request])[0][0])
+    return ids_and_logprobs(Engine.of(model, tokenizer, chat, slots=2).generate([request])[0][0])
 
 
 def run_out(engine: Engine, request_id: int) -> Completion:
@@ -78,12 +71,14 @@ def test_a_step_that_ctrl_c_broke_off_serves_nobody(
         list(engine.stream(ask()))
     hook.remove()
     assert engine.step() == [] and engine.stats()["running"] == engine.stats()["waiting"] == 0
-    engine._cores[0].scheduler.check()
-    assert told(engine.generate([ask()])[0][0]) == expected
+    check_scheduler(engine._cores[0].scheduler)
+    assert ids_and_logprobs(engine.generate([ask()])[0][0]) == expected
     engine.close()
     again = Engine.of(mla, tokenizer, chat, slots=8, cache_dir=tmp_path)
     found = again.generate([ask()])[0][0]
-    assert told(found) == expected and found.usage["prompt_cache_hit_tokens"] == 128, "what was computed serves on"
+    assert ids_and_logprobs(found) == expected and found.usage["prompt_cache_hit_tokens"] == 128, (
+        "what was computed serves on"
+    )
 
 
 class Interrupts:
@@ -116,7 +111,7 @@ def test_ctrl_c_at_any_moment_leaves_an_engine_that_answers_right(
 ) -> None:
     engine = Engine.of(mla, tokenizer, chat, slots=8, reuse=True, step_tokens=100)
     asked, others = ask(temperature=1.0, n=2), [ask(OTHER), ask(PROMPT[:70], temperature=1.0)]
-    expected = [[told(one) for one in group] for group in engine.generate([asked, *others])]
+    expected = [[ids_and_logprobs(one) for one in group] for group in engine.generate([asked, *others])]
 
     def streams() -> None:
         engine.submit(others[0])
@@ -136,9 +131,9 @@ def test_ctrl_c_at_any_moment_leaves_an_engine_that_answers_right(
         for request_id in list(engine._jobs):  # whose caller went on without them
             engine.cancel(request_id)
         engine.step()  # what had ended, for who submitted it
-        engine._cores[0].scheduler.check()
+        check_scheduler(engine._cores[0].scheduler)
         assert engine.step() == [] and engine.stats()["running"] == engine.stats()["waiting"] == 0, at
-        assert [[told(one) for one in group] for group in engine.generate([asked, *others])] == expected, at
+        assert [[ids_and_logprobs(one) for one in group] for group in engine.generate([asked, *others])] == expected, at
     assert came > 10
 
 
@@ -148,7 +143,7 @@ def test_an_error_in_one_lane_stops_the_others(
     monkeypatch.setattr("rorqual.engine.engine.CORE_WORK", 1)
     engine = Engine.of(mla, tokenizer, chat, slots=8, threads=2)
     asked = [Request(params=SamplingParams(max_tokens=90, ignore_eos=True), prompt_ids=OTHER[:n]) for n in (40, 50)]
-    expected = [told(group[0]) for group in engine.generate(asked)]
+    expected = [ids_and_logprobs(group[0]) for group in engine.generate(asked)]
     calls: dict[int, int] = {}
     both = threading.Barrier(2)
 
@@ -166,28 +161,12 @@ def test_an_error_in_one_lane_stops_the_others(
         engine.generate(asked)
     hook.remove()
     assert sum(calls.values()) < 80, "90 steps each were asked for"
-    assert [told(group[0]) for group in engine.generate(asked)] == expected
-
-
-def test_a_stream_whose_step_broke_off_elsewhere_says_so(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
-    engine = Engine.of(mla, tokenizer, chat, slots=8)
-    stream = engine.stream(ask())
-    next(stream)
-
-    def fail(*_: object) -> None:
-        raise MemoryError
-
-    hook = mla.register_forward_pre_hook(fail)
-    with pytest.raises(MemoryError):
-        engine.step()
-    hook.remove()
-    with pytest.raises(RuntimeError, match="this request was dropped"):
-        next(stream)
+    assert [ids_and_logprobs(group[0]) for group in engine.generate(asked)] == expected
 
 
 def test_several_streams_each_have_all_their_tokens(engine: Engine) -> None:
     requests = [ask(), ask(OTHER, temperature=1.0, n=3), ask(PROMPT[:70], seed=3, temperature=1.0)]
-    expected = [[told(sample) for sample in group] for group in engine.generate(requests)]
+    expected = [[ids_and_logprobs(sample) for sample in group] for group in engine.generate(requests)]
     submitted = engine.submit(ask(OTHER[:40]))
     drawn: list[list[list[int]]] = [[[] for _ in group] for group in expected]
     for row in zip_longest(*map(engine.stream, requests)):
@@ -226,39 +205,8 @@ def test_whoever_comes_after_a_change_of_weights_has_the_new_ones_alone(
     engine.submit(Request(first.messages, first.params, prompt_ids=first.prompt_ids, reuse=reuse))
     assert engine.step() == []  # the prompt is fed in part
     engine.load_weights(new)
-    assert told(run_out(engine, engine.submit(ask()))) == expected
-    assert told(run_out(engine, engine.submit(ask()))) == expected
-
-
-def test_weights_that_change_while_a_prompt_is_fed_leave_nothing_in_the_folder(
-    tmp_path: Path, tokenizer: Tokenizer, chat: ChatFormat
-) -> None:
-    """Changed in place, between two steps, by whoever holds the model."""
-    model, new = make_model("mla", context=256), make_model("mla", seed=5, context=256)
-    before = copy.deepcopy(model.state_dict())
-    expected = alone(model, tokenizer, chat, ask())
-    engine = Engine.of(model, tokenizer, chat, slots=8, cache_dir=tmp_path, step_tokens=70)
-    request_id = engine.submit(ask())
-    engine.step()
-    model.load_state_dict(new.state_dict())
-    run_out(engine, request_id)
-    engine.close()
-    model.load_state_dict(before)
-    again = Engine.of(model, tokenizer, chat, slots=8, cache_dir=tmp_path)
-    assert told(again.generate([ask()])[0][0]) == expected
-
-
-def test_weights_that_lie_elsewhere_are_new_weights(tokenizer: Tokenizer, chat: ChatFormat) -> None:
-    model = make_model("mla", context=256)
-    engine = Engine.of(model, tokenizer, chat, slots=8, reuse=True)
-    engine.generate([ask()])
-    vector = parameters_to_vector(model.parameters()).detach() * 0.9
-    vector_to_parameters(vector, model.parameters())  # writes through .data
-    assert told(engine.generate([ask()])[0][0]) == alone(model, tokenizer, chat, ask())
-    with torch.no_grad():
-        vector.mul_(0.9)  # behind torch's back
-    engine.weights_changed()
-    assert told(engine.generate([ask()])[0][0]) == alone(model, tokenizer, chat, ask())
+    assert ids_and_logprobs(run_out(engine, engine.submit(ask()))) == expected
+    assert ids_and_logprobs(run_out(engine, engine.submit(ask()))) == expected
 
 
 def test_a_folder_filled_under_another_configuration_is_not_read(
@@ -285,7 +233,7 @@ def test_a_folder_filled_under_another_configuration_is_not_read(
     first.close()
     second = Engine.of(other, tokenizer, chat, slots=8, cache_dir=tmp_path)
     found = second.generate([ask()])[0][0]
-    assert told(found) == expected and found.usage["prompt_cache_hit_tokens"] == 0
+    assert ids_and_logprobs(found) == expected and found.usage["prompt_cache_hit_tokens"] == 0
     second.close()
     same = Engine.of(model, tokenizer, chat, slots=8, cache_dir=tmp_path).generate([ask()])[0][0]
     assert same.usage["prompt_cache_hit_tokens"] == 128
@@ -308,12 +256,12 @@ def test_a_logit_that_is_no_number_ends_its_own_request(
     done: dict[int, Completion] = {}
     while len(done) < 3:
         done |= {delta.request_id: delta.completion for delta in engine.step() if delta.completion is not None}
-    assert told(done[request_ids[1]]) == expected and not done[request_ids[1]].error
+    assert ids_and_logprobs(done[request_ids[1]]) == expected and not done[request_ids[1]].error
     for request_id in (request_ids[0], request_ids[2]):
         assert "NaN or infinite logit" in done[request_id].error and len(done[request_id].token_ids) == 1
     with pytest.raises(NumericsError, match="NaN or infinite logit"):
         engine.generate([good, bad])
-    assert told(engine.generate([good])[0][0]) == expected
+    assert ids_and_logprobs(engine.generate([good])[0][0]) == expected
 
 
 @pytest.mark.parametrize("cut", [40, 64, 89])
@@ -331,58 +279,11 @@ def test_what_is_no_number_reaches_nobody_who_has_its_blocks_later(
             model, tokenizer, chat, slots=1, reuse=reuse, cache_bytes=160 << 10, cache_dir=tmp_path if reuse else None
         )
         assert run_out(engine, engine.submit(bad)).error
-        assert told(run_out(engine, engine.submit(good))) == expected
+        assert ids_and_logprobs(run_out(engine, engine.submit(good))) == expected
         cancelled = engine.submit(bad)
         engine.step()
         engine.cancel(cancelled)
-        assert told(run_out(engine, engine.submit(good))) == expected
+        assert ids_and_logprobs(run_out(engine, engine.submit(good))) == expected
         engine.close()
     again = Engine.of(model, tokenizer, chat, slots=2, cache_dir=tmp_path)
-    assert told(again.generate([good])[0][0]) == expected
-
-
-def test_of_the_likeliest_those_that_were_cut_off_are_impossible(engine: Engine) -> None:
-    found = engine.generate([ask(temperature=1.0, top_k=1, top_logprobs=2)])[0][0]
-    assert found.top_logprobs is not None
-    assert all([value for _, value in place] == [0.0, -math.inf] for place in found.top_logprobs)
-
-
-@pytest.mark.parametrize("penalty", [0.01, 100.0])
-def test_the_strongest_penalties_leave_numbers(engine: Engine, penalty: float) -> None:
-    found = engine.generate([ask(repetition_penalty=penalty, temperature=0.01)])[0][0]
-    assert not found.error and all(torch.isfinite(torch.tensor(found.logprobs)))
-
-
-@pytest.mark.parametrize("kind", ["esft", "lora"])
-def test_a_step_of_an_adapters_optimizer_is_seen(kind: str, tokenizer: Tokenizer, chat: ChatFormat) -> None:
-    """ESFT trains slices of a tensor, which count their changes themselves."""
-    model = make_model("gqa", context=256)
-    tune = ESFT() if kind == "esft" else LoRA()
-    tune.attach(model, seed=0, experts=(tuple(range(8)),) * 2 if kind == "esft" else ())
-    engine = Engine.of(model, tokenizer, chat, slots=2, reuse=True)
-    engine.generate([ask()])
-    assert engine.generate([ask()])[0][0].usage["prompt_cache_hit_tokens"] == 128
-    parameters = list(adapted(model).values())
-    generator = torch.Generator().manual_seed(0)
-    for parameter in parameters:
-        parameter.grad = 0.3 * torch.randn(parameter.shape, generator=generator)
-    torch.optim.SGD(parameters, lr=1.0).step()
-    found = engine.generate([ask()])[0][0]
-    assert found.usage["prompt_cache_hit_tokens"] == 0
-    assert told(found) == alone(model, tokenizer, chat, ask())
-
-
-def test_adapters_of_another_scale_share_no_folder(tmp_path: Path, tokenizer: Tokenizer, chat: ChatFormat) -> None:
-    """The same base, the same A and B, another alpha; a third engine, of the first's, finds what the first left."""
-    for alpha, hit in ((4.0, 0), (32.0, 0), (32.0, 128)):
-        model = make_model("gqa", context=256)
-        LoRA(r=4, alpha=alpha).attach(model, seed=0)
-        generator = torch.Generator().manual_seed(5)
-        for name, tensor in adapted(model).items():
-            if name.endswith("lora_B"):
-                tensor.data.copy_(0.2 * torch.randn(tensor.shape, generator=generator))
-        engine = Engine.of(model, tokenizer, chat, slots=2, cache_dir=tmp_path)
-        found = engine.generate([ask()])[0][0]
-        engine.close()
-        assert found.usage["prompt_cache_hit_tokens"] == hit
-        assert told(found) == alone(model, tokenizer, chat, ask())
+    assert ids_and_logprobs(again.generate([good])[0][0]) == expected

@@ -8,16 +8,15 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from scaled import make_model
+from consistency import check_scheduler
+from scaled import ids_and_logprobs, make_model
 
-from rorqual.core.errors import ConfigError, DataError
+from rorqual.core.errors import ConfigError
 from rorqual.data.chat import ChatFormat
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.engine import Completion, Engine, Request, SamplingParams
+from rorqual.engine import Engine, Request, SamplingParams
 from rorqual.engine.call_lock import CallLock
 from rorqual.engine.deltas import Delta
-from rorqual.engine.request import Grammar
-from rorqual.engine.sequence import Sequence
 from rorqual.model import Decoder
 
 
@@ -38,14 +37,10 @@ def ask(number: int, tokens: int = 20) -> Request:
     )
 
 
-def told(completion: Completion) -> tuple[list[int], list[float]]:
-    return completion.token_ids, completion.logprobs
-
-
 @pytest.fixture
 def alone(gqa: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> dict[int, tuple[list[int], list[float]]]:
     other = Engine.of(gqa, tokenizer, chat, slots=4)
-    return {number: told(other.generate([ask(number)])[0][0]) for number in range(6)}
+    return {number: ids_and_logprobs(other.generate([ask(number)])[0][0]) for number in range(6)}
 
 
 @pytest.mark.parametrize("call", ["submit", "step", "generate", "stream", "weights_changed", "load_weights"])
@@ -67,9 +62,9 @@ def test_a_call_from_within_a_batch_is_refused_and_the_batch_is_whole(
         refused.append(caught.value.remedy)
 
     found = engine.generate([ask(number) for number in range(4)], progress=progress)
-    assert [told(row[0]) for row in found] == [alone[number] for number in range(4)]
+    assert [ids_and_logprobs(row[0]) for row in found] == [alone[number] for number in range(4)]
     assert refused and all("after the outer call has returned" in remedy for remedy in refused)
-    assert told(engine.generate([ask(5)])[0][0]) == alone[5], "nothing was left behind"
+    assert ids_and_logprobs(engine.generate([ask(5)])[0][0]) == alone[5], "nothing was left behind"
 
 
 def test_batches_and_streams_of_several_threads_wait_for_each_other(
@@ -78,7 +73,7 @@ def test_batches_and_streams_of_several_threads_wait_for_each_other(
     found: dict[int, tuple[list[int], list[float]]] = {}
 
     def batch(number: int) -> None:
-        found[number] = told(engine.generate([ask(number)])[0][0])
+        found[number] = ids_and_logprobs(engine.generate([ask(number)])[0][0])
 
     threads = [threading.Thread(target=batch, args=(number,)) for number in range(6)]
     for thread in threads:
@@ -122,57 +117,12 @@ def test_a_stream_that_is_collected_in_the_middle_of_a_step_leaves_after_it(
                 if delta is None:
                     del streams[number]
                 elif delta.completion is not None:
-                    found[number] = told(delta.completion)
+                    found[number] = ids_and_logprobs(delta.completion)
     finally:
         gc.enable()
     assert steps[0] > 5 and found == {number: alone[number] for number in range(3)}
     assert engine.step() == [] and engine.stats()["running"] == engine.stats()["waiting"] == 0
-    engine._cores[0].scheduler.check()
-
-
-def test_what_ctrl_c_left_half_submitted_is_nobody_elses(
-    engine: Engine, alone: dict[int, tuple[list[int], list[float]]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    core = engine._cores[0]
-    submit = core.submit
-
-    def pressed(sequences: list[Sequence]) -> None:
-        submit(sequences)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(core, "submit", pressed)
-    with pytest.raises(KeyboardInterrupt):
-        engine.submit(ask(0))
-    monkeypatch.undo()
-    found = [delta.completion for delta in engine.stream(ask(1)) if delta.completion is not None]
-    assert [told(completion) for completion in found] == [alone[1]]
-    assert engine.step() == [] and told(engine.generate([ask(2)])[0][0]) == alone[2]
-
-
-POISONS = {
-    "grammar": Request(prompt_ids=(5, 6), params=SamplingParams(grammar=Grammar("regex", "("))),
-    "tenant": Request(prompt_ids=tuple(range(3, 90)), tenant=None),  # type: ignore[arg-type]
-    "tenant number": Request(prompt_ids=tuple(range(3, 90)), tenant=5),  # type: ignore[arg-type]
-    "priority": Request(prompt_ids=(5, 6), priority=None),  # type: ignore[arg-type]
-    "reuse": Request(prompt_ids=(5, 6), reuse="no"),  # type: ignore[arg-type]
-    "thinking": Request(prompt_ids=(5, 6), thinking="maybe"),  # type: ignore[arg-type]
-    "half a token": Request(prompt_ids=(5, 40.5)),  # type: ignore[arg-type]
-    "a truth": Request(prompt_ids=(5, True)),
-}
-
-
-@pytest.mark.parametrize("name", POISONS)
-def test_a_request_that_is_refused_leaves_nothing_behind(
-    engine: Engine, alone: dict[int, tuple[list[int], list[float]]], name: str
-) -> None:
-    request_id = engine.submit(ask(0))
-    with pytest.raises(DataError):
-        engine.submit(POISONS[name])
-    done = {}
-    while engine.stats()["running"] + engine.stats()["waiting"]:
-        done |= {delta.request_id: delta.completion for delta in engine.step() if delta.completion is not None}
-    assert {number: told(completion) for number, completion in done.items()} == {request_id: alone[0]}
-    assert told(engine.generate([ask(1)])[0][0]) == alone[1]
+    check_scheduler(engine._cores[0].scheduler)
 
 
 def test_a_batch_of_one_thread_uses_one_of_torchs_and_leaves_the_callers_number() -> None:

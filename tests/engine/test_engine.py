@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from scaled import make_model, recomputed, whole_forward
 
-from rorqual.core.errors import CheckpointError, ConfigError, DataError, NumericsError
+from rorqual.core.errors import CheckpointError, ConfigError, DataError
 from rorqual.core.records import Message
 from rorqual.data.chat import ChatFormat
 from rorqual.data.tokenizer import Tokenizer
@@ -20,8 +18,6 @@ from rorqual.engine.engine import CORE_WORK
 from rorqual.engine.runner import Runner
 from rorqual.model import Decoder, account
 from rorqual.ops.sampling import Settings
-
-EOS = 1
 
 
 def requests(count: int, *, n: int = 3, seed: int = 0, max_tokens: int = 20, **params: float) -> list[Request]:
@@ -36,12 +32,6 @@ def requests(count: int, *, n: int = 3, seed: int = 0, max_tokens: int = 20, **p
 
 def settings_of(completion: Completion, params: SamplingParams) -> Settings:
     return Settings.of([params] * len(completion.token_ids), "cpu")
-
-
-@pytest.fixture
-def narrow_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two samples fill two cores."""
-    monkeypatch.setattr("rorqual.engine.engine.CORE_WORK", 1)
 
 
 def flat(results: list[list[Completion]]) -> list[Completion]:
@@ -93,36 +83,12 @@ def test_logprobs_are_those_of_a_whole_forward(
     assert every.abs().max() <= 1e-4
 
 
-def test_a_recorded_logprob_without_its_temperature_would_be_caught(engine: Engine, mla: Decoder) -> None:
-    """The mutant of the test above."""
-    asked = requests(4, temperature=0.6)
-    for request, group in zip(asked, engine.generate(asked)):
-        for c in group:
-            wrong = recomputed(mla, c, settings_of(c, replace(request.params, temperature=1.0)))
-            assert (torch.tensor(c.logprobs) - wrong).abs().max() > 1e-2
-
-
 def test_experts_are_those_of_a_whole_forward(model: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
     for c in flat(Engine.of(model, tokenizer, chat, slots=5).generate(requests(6, temperature=1.0))):
         assert c.experts.shape == (len(c.prompt_ids) + len(c.token_ids) - 1, 2, 2)
         assert c.experts.dtype == torch.int8
         _, own = whole_forward(model, c)
         assert torch.equal(own.sort(-1).values, c.experts.long().sort(-1).values)
-
-
-def test_a_dense_model_has_no_experts(tokenizer: Tokenizer, chat: ChatFormat) -> None:
-    dense = make_model("gqa", experts=False)
-    (c,) = Engine.of(dense, tokenizer, chat).generate(requests(1, n=1))[0]
-    assert c.experts is None
-    logits, _ = whole_forward(dense, c)
-    assert logits.argmax(-1).tolist() == c.token_ids
-
-
-def test_recording_experts_changes_nothing_else(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
-    asked = requests(4, temperature=1.0)
-    with_, without = (flat(Engine.of(mla, tokenizer, chat, record_experts=r).generate(asked)) for r in (True, False))
-    assert all(c.experts is None for c in without)
-    assert [(c.token_ids, c.logprobs) for c in with_] == [(c.token_ids, c.logprobs) for c in without]
 
 
 def test_ids_out_are_the_ids_fed(engine: Engine, mla: Decoder) -> None:
@@ -138,53 +104,12 @@ def test_ids_out_are_the_ids_fed(engine: Engine, mla: Decoder) -> None:
 # ---- what decides the answer
 
 
-@pytest.mark.usefixtures("narrow_lanes")
-def test_neither_batch_nor_slots_nor_threads_nor_order_change_an_answer(
-    model: Decoder, tokenizer: Tokenizer, chat: ChatFormat
-) -> None:
-    """Rows are moved and slots re-used on the way: with 4 slots, 21 samples pass through them."""
-    asked = requests(7, seed=2, temperature=1.0, max_tokens=12)
-    expected = flat(Engine.of(model, tokenizer, chat, slots=64).generate(asked))
-    for slots, threads, cores in ((1, 1, 1), (4, 2, 2), (5, 3, 3)):
-        got = flat(Engine.of(model, tokenizer, chat, slots=slots, threads=threads, engine_cores=cores).generate(asked))
-        compare(got, expected)
-    backwards = Engine.of(model, tokenizer, chat, slots=8).generate(asked[::-1])
-    compare(flat(backwards[::-1]), expected)
-    alone = [Engine.of(model, tokenizer, chat).generate([request])[0] for request in asked]
-    compare(flat(alone), expected)
-
-
 def compare(got: list[Completion], expected: list[Completion]) -> None:
     """To the last bit."""
     assert [c.token_ids for c in got] == [c.token_ids for c in expected]
     for a, b in zip(got, expected):
         assert a.logprobs == b.logprobs
         assert torch.equal(a.experts, b.experts)
-
-
-@pytest.mark.usefixtures("narrow_lanes")
-def test_threads_change_no_bit(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
-    asked = requests(10, seed=3, temperature=1.0)
-    one, two = (flat(Engine.of(mla, tokenizer, chat, threads=t, slots=6).generate(asked)) for t in (1, 2))
-    assert [c.logprobs for c in one] == [c.logprobs for c in two]
-
-
-def test_an_engine_used_again_answers_as_a_fresh_one(engine: Engine, mla: Decoder, chat: ChatFormat) -> None:
-    """To the last bit: a run that was killed goes on with a fresh engine, and must equal one that was not."""
-    engine.generate(requests(9, seed=4, temperature=1.0, max_tokens=60))  # leaves longer rows behind
-    asked = requests(5, seed=5, temperature=1.0)
-    again, fresh = engine.generate(asked), Engine.of(mla, engine.tokenizer, chat, slots=8).generate(asked)
-    assert [c.logprobs for c in flat(again)] == [c.logprobs for c in flat(fresh)]
-
-
-def test_samples_of_one_request_differ_and_seeds_differ(engine: Engine) -> None:
-    (group,) = engine.generate(requests(1, n=8, temperature=1.0))
-    assert len({tuple(c.token_ids) for c in group}) == 8
-    request = requests(1, n=1, temperature=1.0)[0]
-    other = replace(request, params=replace(request.params, seed=77))
-    ((a,), (b,), (c,)) = engine.generate([request, other, request])
-    assert a.token_ids != b.token_ids
-    assert a.token_ids == c.token_ids
 
 
 def test_a_prompt_prefilled_in_chunks_answers_the_same(model: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
@@ -202,24 +127,6 @@ def test_a_prompt_prefilled_in_chunks_answers_the_same(model: Decoder, tokenizer
 # ---- weights
 
 
-def test_weights_changed_in_place_are_used_at_once(tokenizer: Tokenizer, chat: ChatFormat) -> None:
-    model, other = make_model("mla", seed=1), make_model("mla", seed=2)
-    engine, asked = Engine.of(model, tokenizer, chat), requests(3)
-    before = flat(engine.generate(asked))
-    with torch.no_grad():
-        for mine, theirs in zip(model.parameters(), other.parameters()):
-            mine.copy_(theirs)
-        for mine, theirs in zip(model.routers(), other.routers()):
-            mine.router.e_score_correction_bias.copy_(theirs.router.e_score_correction_bias)
-    after = flat(engine.generate(asked))
-    assert [c.token_ids for c in before] != [c.token_ids for c in after]
-    expected = flat(Engine.of(other, tokenizer, chat).generate(asked))
-    assert [c.logprobs for c in after] == [c.logprobs for c in expected]
-    loaded = Engine.of(make_model("mla", seed=3), tokenizer, chat)
-    loaded.load_weights(other)
-    assert [c.logprobs for c in flat(loaded.generate(asked))] == [c.logprobs for c in expected]
-
-
 def test_weights_of_another_shape_are_refused(engine: Engine) -> None:
     with pytest.raises(CheckpointError, match="does not match the model"):
         engine.load_weights(make_model("gqa"))
@@ -233,54 +140,7 @@ def test_training_goes_on_after_generating(tokenizer: Tokenizer, chat: ChatForma
     assert model.ops.name == "torch"
 
 
-def test_a_model_that_gives_nan_stops_by_name(tokenizer: Tokenizer, chat: ChatFormat) -> None:
-    model = make_model("mla")
-    engine = Engine.of(model, tokenizer, chat)
-    with torch.no_grad():
-        model.norm.weight[0] = float("nan")
-    with pytest.raises(NumericsError, match="NaN or infinite logit"):
-        engine.generate(requests(2, temperature=1.0))
-
-
 # ---- text, ends, limits
-
-
-def test_thinking_modes_reach_the_prompt_and_the_parse(engine: Engine, tokenizer: Tokenizer) -> None:
-    asked = [
-        Request((Message("user", "2+2?"),), SamplingParams(max_tokens=6), thinking)
-        for thinking in ("auto", "on", "off")
-    ]
-    auto, on, off = flat(engine.generate(asked))
-    assert auto.prompt_ids[-1] == tokenizer.assistant
-    assert on.prompt_ids[-1] == tokenizer.think
-    assert off.prompt_ids[-1] == tokenizer.end_think
-    assert on.reasoning is not None
-    assert off.reasoning is None
-    (given,) = engine.generate([Request(prompt_ids=on.prompt_ids, params=SamplingParams(max_tokens=6))])[0]
-    assert (given.token_ids, given.text, given.reasoning) == (on.token_ids, on.text, on.reasoning)
-
-
-def test_it_stops_at_the_end_of_turn_and_keeps_it(tokenizer: Tokenizer, chat: ChatFormat) -> None:
-    model = make_model("mla")
-    with torch.no_grad():
-        assert model.lm_head is not None
-        model.lm_head.weight[tokenizer.eos] *= 4  # likely now and then
-    asked = requests(12, temperature=1.0, max_tokens=40)
-    done = flat(Engine.of(model, tokenizer, chat, slots=6).generate(asked))
-    reasons = {c.finish_reason for c in done}
-    assert reasons == {"stop", "length"}
-    for c in done:
-        assert tokenizer.eos not in c.token_ids[:-1]
-        assert (c.token_ids[-1] == tokenizer.eos) == (c.finish_reason == "stop")
-        assert c.finish_reason == "stop" or len(c.token_ids) == 40
-        assert c.usage == {
-            "prompt_tokens": len(c.prompt_ids),
-            "completion_tokens": len(c.token_ids),
-            "prompt_cache_hit_tokens": 0,
-            "prompt_cache_miss_tokens": len(c.prompt_ids),
-        }
-    on = [replace(r, params=replace(r.params, ignore_eos=True)) for r in asked]
-    assert all(len(c.token_ids) == 40 for c in flat(Engine.of(model, tokenizer, chat).generate(on)))
 
 
 def test_a_prompt_longer_than_the_context_is_refused_before_anything_runs(engine: Engine) -> None:
@@ -294,29 +154,6 @@ def test_a_prompt_longer_than_the_context_is_refused_before_anything_runs(engine
     assert c.finish_reason == "length"
 
 
-@pytest.mark.parametrize(
-    "request_",
-    [
-        Request(prompt_ids=()),
-        Request(prompt_ids=(5, 264)),
-        Request(prompt_ids=(-1,)),
-        Request(prompt_ids=(5,), params=SamplingParams(max_tokens=0)),
-        Request(prompt_ids=(5,), params=SamplingParams(n=0)),
-        Request(prompt_ids=(5,), params=SamplingParams(temperature=-1.0)),
-        Request(prompt_ids=(5,), params=SamplingParams(temperature=float("nan"))),
-        Request(prompt_ids=(5,), params=SamplingParams(top_p=0.0)),
-        Request(prompt_ids=(5,), params=SamplingParams(top_p=1.1)),
-        Request(prompt_ids=(5,), params=SamplingParams(top_k=-1)),
-        Request(()),
-    ],
-    ids=str,
-)
-def test_bad_requests_are_refused(engine: Engine, request_: Request) -> None:
-    with pytest.raises(DataError):
-        engine.generate([request_])
-    assert len(engine.generate(requests(1, n=1))) == 1  # and the engine lives
-
-
 def test_an_engine_that_cannot_be_meant_is_refused(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
     for wrong in ({"slots": 0}, {"threads": 0}, {"max_len": 97}, {"max_len": 1}):
         with pytest.raises(ConfigError):
@@ -324,38 +161,6 @@ def test_an_engine_that_cannot_be_meant_is_refused(mla: Decoder, tokenizer: Toke
     larger = Tokenizer.byte_level(["the cat sat on the mat " * 50], vocab_size=270)
     with pytest.raises(DataError, match="vocabulary has 264"):
         Engine.of(mla, larger, chat)
-
-
-def test_nothing_asked_nothing_done(engine: Engine) -> None:
-    assert engine.generate([]) == []
-
-
-@pytest.mark.usefixtures("narrow_lanes")
-def test_progress_counts_every_sample(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
-    seen: list[tuple[int, int]] = []
-    Engine.of(mla, tokenizer, chat, threads=2, slots=4).generate(requests(7), progress=lambda *at: seen.append(at))
-    assert seen[-1] == (21, 21)
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-
-
-@pytest.mark.usefixtures("narrow_lanes")
-def test_an_error_in_progress_leaves_a_usable_engine(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
-    engine = Engine.of(mla, tokenizer, chat, threads=2, slots=4)
-
-    def interrupt(done: int, total: int) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        engine.generate(requests(9), progress=interrupt)
-    asked = requests(3)
-    fresh = Engine.of(mla, tokenizer, chat, slots=4).generate(asked)
-    assert [c.logprobs for c in flat(engine.generate(asked))] == [c.logprobs for c in flat(fresh)]
-
-
-def test_generating_leaves_the_callers_threads_alone(engine: Engine) -> None:
-    before = torch.get_num_threads()
-    engine.generate(requests(2))
-    assert torch.get_num_threads() == before
 
 
 def test_a_further_lane_runs_where_its_work_pays_or_the_slots_are_too_few(
@@ -373,37 +178,6 @@ def test_a_further_lane_runs_where_its_work_pays_or_the_slots_are_too_few(
 # ---- step by step
 
 
-def test_a_stream_gives_the_tokens_of_generate(engine: Engine) -> None:
-    request = requests(1, n=1, temperature=1.0)[0]
-    deltas = list(engine.stream(request))
-    (expected,) = engine.generate([request])[0]
-    assert [delta.token for delta in deltas] == expected.token_ids
-    assert [delta.completion is not None for delta in deltas] == [False] * (len(deltas) - 1) + [True]
-    assert deltas[-1].completion is not None
-    assert deltas[-1].completion.text == expected.text
-
-
-def test_requests_join_and_leave_a_running_batch(engine: Engine) -> None:
-    first, second, third = requests(3, n=1, temperature=1.0, max_tokens=50)
-    expected = [group[0].token_ids for group in engine.generate([first, second, third])]
-    tokens: dict[int, list[int]] = {}
-    request_ids = [engine.submit(first)]
-    for step in range(200):
-        if step == 3:
-            request_ids.append(engine.submit(second))
-        if step == 5:
-            request_ids.append(engine.submit(third))
-        if step == 9:
-            engine.cancel(request_ids[1])
-        for delta in engine.step():
-            tokens.setdefault(delta.request_id, []).append(delta.token)
-    assert tokens[request_ids[0]] == expected[0]
-    assert tokens[request_ids[2]] == expected[2]
-    assert tokens[request_ids[1]] == expected[1][: len(tokens[request_ids[1]])]
-    assert len(tokens[request_ids[1]]) <= 6
-    assert engine.step() == []
-
-
 def test_leaving_a_stream_frees_its_slot(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
     engine = Engine.of(mla, tokenizer, chat, slots=1)
     request = requests(1, n=1, max_tokens=60)[0]
@@ -416,36 +190,6 @@ def test_leaving_a_stream_frees_its_slot(mla: Decoder, tokenizer: Tokenizer, cha
 
 
 # ---- run directories
-
-
-def test_a_run_directory_answers_as_the_model_in_it(
-    tmp_path: Path, mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat
-) -> None:
-    from safetensors.torch import save_file
-
-    from rorqual.core.records import write_json
-
-    step = tmp_path / "step-000001"
-    step.mkdir()
-    save_file({k: v.contiguous() for k, v in mla.state_dict().items()}, step / "model.safetensors")
-    write_json(step / "whole.json", {"model.safetensors": (step / "model.safetensors").stat().st_size})
-    write_json(tmp_path / "run.yaml", {"model": mla.config.model_dump(mode="json")})
-    tokenizer.save(tmp_path / "tokenizer.json")
-    asked = requests(2)
-    loaded = Engine(tmp_path, threads=2)
-    assert [c.logprobs for c in flat(loaded.generate(asked))] == [
-        c.logprobs for c in flat(Engine.of(mla, tokenizer, chat).generate(asked))
-    ]
-    with pytest.raises(ConfigError, match="dtype"):
-        Engine(tmp_path, dtype="int32")
-    with pytest.raises(CheckpointError):
-        Engine(tmp_path / "nothing")
-
-
-def test_bf16_generates(tokenizer: Tokenizer, chat: ChatFormat) -> None:
-    model = make_model("mla").to(torch.bfloat16)
-    done = flat(Engine.of(model, tokenizer, chat, slots=4).generate(requests(4, temperature=1.0)))
-    assert all(np.isfinite(c.logprobs).all() for c in done)
 
 
 def test_the_cache_stays_within_its_memory_and_the_answers_are_the_same(

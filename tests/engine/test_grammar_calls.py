@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -21,10 +20,8 @@ from tool_families import NAMES, with_marks, without_marks
 
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Thinking, Tool
-from rorqual.core.sampling import check_params
 from rorqual.data.chat import ChatFormat, TemplateChat
-from rorqual.data.chat.special_tokens import SpecialTokenText, raw
-from rorqual.data.tokenizer import Tokenizer
+from rorqual.data.chat.special_tokens import SpecialTokenText
 from rorqual.engine.grammar.calls import CallSyntax
 from rorqual.engine.grammar.compiler import Constraint, Grammars
 from rorqual.engine.processor import Processor
@@ -172,27 +169,6 @@ def test_a_call_never_holds_what_would_make_it_none(name: str) -> None:
         assert allows(grammars(name).compile(say).start(), near)
 
 
-def test_where_only_such_a_text_is_left_the_reply_says_why_it_ends() -> None:
-    only = calls(say={"type": "object", "properties": {"a": {"const": "</think>"}}, "required": ["a"]})
-    constraint, chat = grammars("chatml").compile(only).start(), FORMATS["chatml"]
-    while not constraint.done:
-        mask = constraint.mask()
-        assert mask is not None
-        constraint.accept(int(mask.argmax()))
-    assert constraint.error
-    mask = constraint.mask()
-    assert mask is not None
-    assert set(mask.nonzero()[0].tolist()) == set(chat.stop_ids)
-
-
-def test_a_tag_that_has_begun_is_not_finished() -> None:
-    say = calls(say={"type": "object", "properties": {"text": {"type": "string"}}})
-    chat, constraint = FORMATS["llama3.1"], grammars("llama3.1").compile(say).start()
-    for token in chat.tokenizer.encode('{"name": "say", "parameters": {"text": "</thin'):
-        constraint.accept(token)
-    assert not allows(constraint, chat.tokenizer.encode("k>"))
-
-
 ANSWER: dict[str, Any] = {
     "type": "object",
     "properties": {"name": {"enum": ["size", "now"]}, "parameters": {"type": "object", "additionalProperties": False}},
@@ -238,20 +214,6 @@ def test_json_instead_of_calls_is_the_whole_answer(name: str) -> None:
         assert "".join(piece.content for piece in pieces) == message.content
         assert not any(piece.tools for piece in pieces)
     assert seen == {True, False}
-
-
-@pytest.mark.parametrize("name", [name for name in FORMATS if starts_with_a_token(name)])
-def test_an_answer_that_spells_a_call_is_an_answer(name: str) -> None:
-    """A mark is a token; the same letters within a text of JSON are letters."""
-    chat, frame = FORMATS[name], FORMATS[name].call_frame
-    assert frame is not None
-    spelt = raw(frame.begin + frame.call("now", "{}") + frame.end)
-    text = json.dumps({"text": spelt}, ensure_ascii=False)
-    anything = {"type": "object", "properties": {"text": {"type": "string"}}, "additionalProperties": False}
-    ids = chat.tokenizer.encode(text)
-    assert allows(grammars(name).compile(or_json(anything)).start(), [*ids, chat.stop_ids[0]])
-    message = chat.parse(after_thought(chat, ids), "off", OFFERED)
-    assert message.content == text and not message.tool_calls
 
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if not starts_with_a_token(name)])
@@ -326,33 +288,3 @@ def test_a_poison_is_refused_by_name_and_its_twin_runs(name: str) -> None:
     mask = grammars("qwen3").compile(twin).start().mask()
     assert mask is not None
     assert mask.any()
-
-
-def test_a_schema_refers_to_itself_and_to_no_neighbour() -> None:
-    def ref(kind: str) -> dict[str, Any]:
-        return {"$ref": "#/$defs/a", "$defs": {"a": {"properties": {"x": {"const": kind}}, "required": ["x"]}}}
-
-    chat, compiled = FORMATS["qwen3"], grammars("qwen3").compile(calls(one=ref("1"), two=ref("2")))
-    frame, marks = chat.call_frame, SpecialTokenText(FORMATS["qwen3"].tokenizer, ())
-    assert frame is not None
-    for name, said, fits in (("one", "1", True), ("two", "2", True), ("one", "2", False), ("two", "1", False)):
-        assert allows(compiled.start(), marks.ids(frame.call(name, f'{{"x":"{said}"}}'))) == fits
-
-
-def test_a_format_without_calls_says_so() -> None:
-    chat = with_marks("llama3")
-    alone = Grammars(chat.tokenizer, chat.tokenizer.vocab_size, chat.stop_ids, CallSyntax(chat, 9))
-    with pytest.raises(DataError, match="'llama3' has no tool-call syntax"):
-        alone.compile(calls())
-    plain = Tokenizer.byte_level()
-    with pytest.raises(DataError, match="need a chat format"):
-        Grammars(plain, plain.vocab_size, [1]).compile(calls())
-
-
-def test_a_hundred_functions_are_compiled_in_time() -> None:
-    began = time.process_time()
-    grammars("deepseek").compile(
-        calls(**{f"function_{number}": SIZES | {"title": str(number)} for number in range(128)})
-    )
-    assert time.process_time() - began < 10
-    check_params(SamplingParams(grammar=calls()), vocab_size=9, where="request")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import time
 from typing import Any
 
 import jsonschema
 import pytest
-from test_grammar_calls import FORMATS, allows, calls, grammars, sampled
+from test_grammar_calls import FORMATS, allows, calls, grammars
 
 from rorqual.core.errors import DataError
 from rorqual.core.records import Tool
@@ -76,23 +74,6 @@ def test_arguments_that_fit_are_allowed_and_others_are_not(name: str) -> None:
 
 
 @EITHER
-def test_what_ends_fits_or_is_an_error_that_names_the_keyword(name: str) -> None:
-    chat, compiled, ended = FORMATS[name], grammars(name).compile(calls(many=False, wide=WIDE)), 0
-    for seed in range(12):
-        constraint = compiled.start()
-        reply, whole = sampled(constraint, chat, seed)
-        if not whole:
-            continue
-        ended += 1
-        (call,) = chat.parse(reply, "off", [Tool("wide")]).tool_calls
-        if constraint.error:
-            assert "'pattern' at" in constraint.error and "the parameters of 'wide'" in constraint.error
-        else:
-            jsonschema.validate(json.loads(call.arguments), WIDE)
-    assert ended >= 6
-
-
-@EITHER
 def test_json_is_spelled_as_the_format_spells_it(name: str) -> None:
     """A list is compact and without \\u escapes, also where it is one of an enumeration."""
     chat = FORMATS[name]
@@ -111,15 +92,6 @@ def test_json_is_spelled_as_the_format_spells_it(name: str) -> None:
         written = frame.begin + "\n" + invoke("wide", parameter(key, text, "false")) + frame.end
         ids = [*SpecialTokenText(chat.tokenizer, ()).ids(written), chat.stop_ids[0]]
         assert allows(compiled.start(), ids) == fits, text
-
-
-@EITHER
-def test_a_pattern_is_checked_when_the_call_is_whole(name: str) -> None:
-    compiled = grammars(name).compile(calls(wide=WIDE))
-    for text, fits in (("abc", True), ("ABC", False)):
-        constraint = compiled.start()
-        assert allows(constraint, said(name, {"city": "Bern", "kind": "a b", "maybe": text}))
-        assert bool(constraint.error) != fits
 
 
 def test_a_string_spells_tags_only_where_they_are_told_by_a_token() -> None:
@@ -150,36 +122,6 @@ def test_parameters_behind_references_and_alternatives_are_found(name: str) -> N
         assert not allows(compiled.start(), said(name, {"b": 1, "c": True})), "a is required"
         constraint = compiled.start()
         assert not allows(constraint, said(name, {"a": "x"})) or "does not hold" in constraint.error
-
-
-@EITHER
-def test_a_schema_of_many_paths_is_read_once(name: str) -> None:
-    names = [f"d{number}" for number in range(40)]
-    defs: dict[str, Any] = {
-        one: {"anyOf": [{"$ref": f"#/$defs/{two}"}, {"$ref": f"#/$defs/{two}"}]}
-        for one, two in itertools.pairwise(names)
-    }
-    began = time.process_time()
-    compiled = grammars(name).compile(
-        calls(wide={"properties": {"a": {"$ref": "#/$defs/d35"}}, "$defs": defs | {"d39": {"type": "string"}}})
-    )
-    assert allows(compiled.start(), said(name, {"a": "x"}))
-    assert time.process_time() - began < 5
-
-
-@EITHER
-def test_a_schema_that_refers_to_itself_is_followed(name: str) -> None:
-    tree = {
-        "type": "object",
-        "properties": {"left": {"$ref": "#"}, "name": {"type": "string"}},
-        "additionalProperties": False,
-    }
-    loop = {
-        "properties": {"a": {"$ref": "#/$defs/a"}},
-        "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}, {"type": "null"}]}},
-    }
-    for schema, arguments in ((tree, {"left": {"left": {"name": "b"}}, "name": "a"}), (loop, {"a": None})):
-        assert allows(grammars(name).compile(calls(wide=schema)).start(), said(name, arguments))
 
 
 @EITHER

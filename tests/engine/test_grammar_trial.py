@@ -7,7 +7,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
 
@@ -15,10 +15,9 @@ import pytest
 
 from rorqual.core.errors import DataError
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.engine.grammar import compiler, trial_process
+from rorqual.engine.grammar import compiler
 from rorqual.engine.grammar.compiler import Grammars
 from rorqual.engine.grammar.queue import CompileQueue, CompileTask
-from rorqual.engine.grammar.trial import TrialProcess
 from rorqual.engine.request import Grammar
 
 SECONDS = 60.0
@@ -88,13 +87,6 @@ def test_another_tenant_compiles_meanwhile_and_a_cancelled_trial_is_killed(gramm
     grammars.compile(Grammar("regex", "a+"), tenant="a")
 
 
-def test_a_trial_that_is_cancelled_late_does_not_end_the_next(grammars: Grammars) -> None:
-    first = grammars.submit(QUICK)
-    first.result(SECONDS)
-    first.cancel()
-    assert grammars.compile(Grammar("regex", "b+"))
-
-
 def test_a_tenant_does_not_get_the_grammar_of_another(grammars: Grammars) -> None:
     one = grammars.compile(QUICK, tenant="a")
     assert grammars.compile(QUICK, tenant="a") is one
@@ -161,66 +153,26 @@ def test_no_reference_of_a_schema_is_fetched(grammars: Grammars) -> None:
     assert asked == []
 
 
-# ---- whose turn it is
+def test_tenants_take_turns_and_each_keeps_its_order() -> None:
+    """One thread, held up until all tasks are queued. The first letter of a task is its tenant."""
+    turns: CompileQueue[None] = CompileQueue(1)
+    go, held, ran = threading.Event(), threading.Event(), list[str]()
 
+    def hold(*_: object) -> None:
+        held.set()
+        assert go.wait(SECONDS)
 
-class Desk:
-    """One thread, held up until it may go; `ran`: what it ran, in order."""
+    def work_of(name: str) -> Callable[..., None]:
+        return lambda *_: ran.append(name)
 
-    def __init__(self) -> None:
-        self.turns: CompileQueue[str] = CompileQueue(1)
-        self.ran: list[str] = []
-        self.go, self.held = threading.Event(), threading.Event()
-        self.first = CompileTask("first", self._hold)
-        self.turns.add(self.first)
-        assert self.held.wait(SECONDS)
-
-    def _hold(self, _: TrialProcess, __: threading.Event) -> str:
-        self.held.set()
-        assert self.go.wait(SECONDS)
-        return "first"
-
-    def add(self, name: str) -> CompileTask[str]:
-        """A task of the tenant that the first letter names."""
-
-        def work(_: TrialProcess, __: threading.Event) -> str:
-            self.ran.append(name)
-            if "fails" in name:
-                raise DataError("no")
-            return name
-
-        task = CompileTask(name[0], work)
-        self.turns.add(task)
-        return task
-
-
-@pytest.fixture
-def desk() -> Iterator[Desk]:
-    desk = Desk()
-    yield desk
-    desk.go.set()
-    desk.turns.close()
-
-
-def test_tenants_take_turns_and_each_keeps_its_order(desk: Desk) -> None:
-    tasks = [desk.add(name) for name in ("a0", "a1", "a fails", "a3", "b0", "c0", "c1")]
-    given_up = desk.add("b1")
-    assert given_up.cancel()
-    desk.go.set()
-    assert [task.result(SECONDS) for task in tasks if task is not tasks[2]] == ["a0", "a1", "a3", "b0", "c0", "c1"]
-    assert isinstance(tasks[2].exception(SECONDS), DataError)
-    assert desk.ran == ["a0", "b0", "c0", "a1", "c1", "a fails", "a3"]
-
-
-def test_what_has_not_begun_when_it_closes_never_does(desk: Desk) -> None:
-    waiting = desk.add("a0")
-    desk.turns.close()
-    desk.go.set()
-    with pytest.raises(CancelledError):
-        waiting.result(SECONDS)
-    assert desk.first.result(SECONDS) == "first"
-    assert not desk.ran
-
-
-def test_limits_are_those_that_the_message_names() -> None:
-    assert (trial_process.SECONDS, trial_process.MEMORY) == (1, 48 << 20)
+    turns.add(CompileTask("first", hold))
+    assert held.wait(SECONDS)
+    tasks = [CompileTask(name[0], work_of(name)) for name in ("a0", "a1", "a2", "a3", "b0", "c0", "c1", "b1")]
+    for task in tasks:
+        turns.add(task)
+    assert tasks.pop().cancel()
+    go.set()
+    for task in tasks:
+        task.result(SECONDS)
+    turns.close()
+    assert ran == ["a0", "b0", "c0", "a1", "c1", "a2", "a3"]

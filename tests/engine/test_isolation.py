@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -82,29 +83,11 @@ def test_two_tenants_with_one_prompt_share_nothing(kind: str, tokenizer: Tokeniz
     assert engine.stats()["hit_tokens"] == 0
 
 
-def test_who_may_not_reuse_neither_hits_nor_is_hit(mla: Decoder, chat: ChatFormat) -> None:
-    engine = engine_for(mla, chat, reuse=True)
-    for request, fed in (
-        (replace(ASKED, reuse=False), 85),
-        (ASKED, 85),
-        (replace(ASKED, reuse=False), 85),
-        (ASKED, 85 - BLOCK),
-    ):
-        assert counted(engine, request)[1] == fed
-
-
-@pytest.mark.parametrize("how", ["load_weights", "in place", "a router's bias"])
-def test_after_new_weights_nothing_older_is_hit(how: str, tokenizer: Tokenizer, chat: ChatFormat) -> None:
+def test_after_new_weights_nothing_older_is_hit(tokenizer: Tokenizer, chat: ChatFormat) -> None:
     model, other = make_model("mla"), make_model("mla", seed=5)
     engine = engine_for(model, chat, reuse=True)
     old, _ = counted(engine, ASKED)
-    with torch.no_grad():
-        if how == "load_weights":
-            engine.load_weights(other)
-        elif how == "in place":
-            model.layers[0].attention.kv_b_proj.weight[3, 5] += 0.5
-        else:
-            model.routers()[0].router.e_score_correction_bias.neg_()
+    engine.load_weights(other)
     new, fed = counted(engine, ASKED)
     assert fed == len(PROMPT)
     assert differences(new, fresh(model, tokenizer, chat)) == [] and differences(new, old)
@@ -129,7 +112,7 @@ def test_what_runs_while_weights_change_leaves_nothing_behind(tokenizer: Tokeniz
     assert differences(got, Engine.of(model, tokenizer, chat).generate([after])[0][0]) == []
 
 
-@pytest.mark.parametrize("damage", ["nothing", "flipped", "cut", "empty", "swapped", "renamed"])
+@pytest.mark.parametrize("damage", ["nothing", "flipped", "cut", "of another prompt"])
 def test_a_file_that_was_touched_is_a_miss_with_the_right_answer(
     damage: str, mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat, tmp_path: Path
 ) -> None:
@@ -144,15 +127,10 @@ def test_a_file_that_was_touched_is_a_miss_with_the_right_answer(
     engine.close()
     (its,) = set(tmp_path.glob(f"*{SUFFIX}")) - {mine}
     data = mine.read_bytes()
-    if damage == "flipped":
-        mine.write_bytes(data[:-50] + bytes([data[-50] ^ 16]) + data[-49:])
-    elif damage in ("cut", "empty"):
-        mine.write_bytes(data[: len(data) // 2] if damage == "cut" else b"")
-    elif damage == "swapped":
-        mine.write_bytes(its.read_bytes())
-        its.write_bytes(data)
-    elif damage == "renamed":
-        its.rename(mine)
+    flipped = data[:-50] + bytes([data[-50] ^ 16]) + data[-49:]
+    mine.write_bytes(
+        {"nothing": data, "flipped": flipped, "cut": data[:99], "of another prompt": its.read_bytes()}[damage]
+    )
     engine = engine_for(mla, chat, cache_dir=tmp_path)
     got, fed = counted(engine, ASKED)
     assert fed == len(PROMPT) - (BLOCK if damage == "nothing" else 0)
@@ -161,7 +139,9 @@ def test_a_file_that_was_touched_is_a_miss_with_the_right_answer(
     engine.close()
 
 
-@pytest.mark.parametrize("what", ["weights", "type", "packed", "experts not recorded", "rounding"])
+@pytest.mark.parametrize(
+    "what", ["weights", "type", "packed", "experts not recorded", "backend", "rounding", "nothing"]
+)
 def test_a_folder_filled_by_another_engine_is_a_miss(
     what: str, tokenizer: Tokenizer, chat: ChatFormat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,9 +155,10 @@ def test_a_folder_filled_by_another_engine_is_a_miss(
         monkeypatch.setattr("rorqual.engine.weights.ROUNDING", ROUNDING + 1)
     if what == "type":
         model = model.to(torch.bfloat16)
-    options = {"pack": what == "packed", "record_experts": what != "experts not recorded"}
+    options: dict[str, Any] = {"pack": what == "packed", "record_experts": what != "experts not recorded"}
+    options["backend"] = "torch" if what == "backend" else "torch-invariant"
     expected = engine_for(model, chat, **options).generate([ASKED])[0][0]
     engine = engine_for(model, chat, cache_dir=tmp_path, **options)
     got, fed = counted(engine, ASKED)
-    assert fed == len(PROMPT) and differences(got, expected) == []
+    assert fed == len(PROMPT) - (BLOCK if what == "nothing" else 0) and differences(got, expected) == []
     engine.close()

@@ -9,9 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rorqual.core.errors import ConfigError
-from rorqual.data.chat import ChatFormat
-from rorqual.engine import Engine
 from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
@@ -76,17 +73,6 @@ def test_in_bf16_packing_changes_no_bit(attention: str, monkeypatch: pytest.Monk
 
 
 @torch.inference_mode()
-def test_a_map_that_an_adapter_wraps_stays_by_itself() -> None:
-    model = model_of("grouped, plain")
-    attention = model.layers[0].attention
-    attention.k_proj = nn.Sequential(attention.k_proj, nn.Tanh())
-    other = TORCH.prepare(model)
-    assert other.layers[0].attention.fused is None and other.layers[1].attention.fused is not None
-    expected = model(TOKENS).hidden
-    torch.testing.assert_close(other(TOKENS).hidden, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
-
-
-@torch.inference_mode()
 def test_a_model_that_is_taken_apart_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor while it is taken apart: whenever a weight is laid out, those of the layers before it are gone."""
     monkeypatch.setattr("rorqual.ops.backends.packed.SMALLEST", 1)
@@ -108,12 +94,3 @@ def test_a_model_that_is_taken_apart_leaves_nothing_behind(monkeypatch: pytest.M
     assert alive[-1] == (0, 0), "both went before the head's"
     assert not list(model.parameters())
     assert list(kept.parameters()) and torch.equal(other(TOKENS).hidden, expected)
-
-
-def test_weights_cannot_be_loaded_into_what_was_laid_out(chat: ChatFormat) -> None:
-    """Also where no map is large enough to be packed: joined ones are copies."""
-    model = build(model_of("latent").config.model_copy(update={"vocab_size": chat.tokenizer.vocab_size}), seed=0)
-    engine = Engine.of(model, chat.tokenizer, chat, pack=True)
-    with pytest.raises(ConfigError, match="packed"):
-        engine.load_weights(model)
-    Engine.of(model, chat.tokenizer, chat).load_weights(model)

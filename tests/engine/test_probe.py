@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import pytest
 import torch
 from scaled import make_model
@@ -12,13 +10,11 @@ from torch import nn
 from rorqual.data.chat import ChatFormat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Engine, Request, SamplingParams
-from rorqual.engine.numerics import NumericsProbe
 from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.adapter import LoRA
 from rorqual.model.adapter.lora import LoRALinear
-from rorqual.model.attention import CachePart, GQAConfig, MLAConfig
+from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
-from rorqual.ops.backends import TORCH_INVARIANT, Fit, TorchInvariant
 from rorqual.ops.backends.torch_invariant import CHOICES, TiledLinear, _is_invariant, products_of, rows_of
 from rorqual.ops.paged import BLOCK
 from rorqual.ops.rows import WIDE, Rows
@@ -39,20 +35,6 @@ def test_heads_of_odd_widths_are_promised_nothing(head_dim: int, kept: bool) -> 
     assert found is kept and rows in CHOICES
 
 
-def test_a_router_as_wide_as_an_expert_hides_no_product() -> None:
-    """Both are [64, 32] here; what is tried of each is in its own type."""
-    attention = MLAConfig(
-        num_attention_heads=3, q_lora_rank=20, kv_lora_rank=16, qk_nope_head_dim=12, qk_rope_head_dim=8, v_head_dim=12
-    )
-    counts = []
-    for experts in (64, 66):
-        ffn = MoEConfig(n_routed_experts=experts, num_experts_per_tok=2, moe_intermediate_size=32)
-        stage = Stage(layers=1, attention=attention, ffn=ffn)
-        model = build(ModelConfig(vocab_size=264, hidden_size=32, stages=(stage,)), seed=1).bfloat16()
-        counts.append([len(set(products_of(m, shapes(m)))) for m in (model, TORCH_INVARIANT.prepare(model))])
-    assert counts[0] == counts[1]
-
-
 def test_every_width_of_a_model_is_tried() -> None:
     """A map, the head and the embedding that is one, attention's two products, the router, experts, latents."""
     mla = MLAConfig(
@@ -70,30 +52,6 @@ def test_every_width_of_a_model_is_tried() -> None:
             ("map", 32, 80, bf16), ("straight", 12, 36, bf16), ("transposed", 36, 28, bf16), ("transposed", 44, 64, bf16),
             ("straight", 64, 44, bf16),
         } <= found  # fmt: skip
-
-
-def test_one_row_at_a_time_is_seen_to_differ() -> None:
-    """The poison of what the engine relies on: on no processor known does a product of one row equal that of twenty in every shape."""
-    shapes = [(width, out) for width in (16, 32, 96, 576, 1536) for out in (48, 64, 96)]
-    types = (torch.float32, torch.bfloat16)
-    assert not all(_is_invariant("map", *shape, dtype, Rows(1), 1) for dtype in types for shape in shapes)
-    assert all(
-        any(all(_is_invariant("map", *shape, dtype, rows, 1) for shape in shapes) for rows in CHOICES)
-        for dtype in types
-    )
-
-
-@pytest.mark.parametrize("pack", [False, True], ids=["plain", "packed"])
-def test_with_two_threads_it_is_said_of_two_or_steps_take_one(pack: bool) -> None:
-    """On Intel's processors MKL cuts sums over 1,024 columns and more where two threads share them; oneDNN does not."""
-    attention = GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=16)
-    stage = Stage(layers=1, attention=attention, ffn=DenseConfig(intermediate_size=1536))
-    model = build(ModelConfig(vocab_size=264, hidden_size=64, stages=(stage,), max_position_embeddings=128), seed=1)
-    made = TORCH_INVARIANT.prepare(model) if pack else model
-    rows, held, threads = rows_of(made, shapes(made), 2)
-    assert held
-    assert all(_is_invariant(*product, rows, threads) for product in products_of(made, shapes(made)))
-    assert threads in (1, 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -172,23 +130,3 @@ def test_an_adapter_that_comes_and_goes_is_looked_at_anew(
     engine.generate([(3, 4, 5)], SamplingParams(max_tokens=2))
     assert looks == [21] and not engine.invariant
     assert {core.runner.backend.rows for core in engine._cores} == {Rows(16, 16)}
-
-
-def test_rows_of_a_part_with_one_for_several_tokens_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A block of such a part has fewer keys: its products have another shape."""
-    model = make_model("gqa", context=128)
-    attention = type(model.config.stages[0].attention)
-    spec = attention.cache_spec(model.config.stages[0].attention)
-    monkeypatch.setattr(attention, "cache_spec", lambda _: (*spec, CachePart("entry", 2, 12, every=4)))
-    tried: list[tuple[int, int]] = []
-
-    class Fitted(TorchInvariant):
-        def fit(self, model: nn.Module, *, cache_shapes: Iterable[tuple[int, int]], threads: int) -> Fit:
-            tried.extend(cache_shapes)
-            return super().fit(model, cache_shapes=tried, threads=threads)
-
-    NumericsProbe(model, Fitted())
-    assert set(tried) == {*((part.width, 64) for part in spec), (12, 16)}
-    assert {("transposed", 12, 16, torch.float32), ("straight", 16, 12, torch.float32)} <= set(
-        products_of(model, tried)
-    )

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from trained import CONTEXT, TESTED, in_type
+from scaled import finish
+from trained import TESTED, in_type
 
 from rorqual.core.errors import NumericsError
 from rorqual.data.chat import ChatFormat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Completion, Engine, Request, SamplingParams
-from rorqual.engine.score import score
 from rorqual.model import Decoder
 from rorqual.ops.backends import TORCH_INVARIANT
 from rorqual.ops.losses import token_logprobs
@@ -66,22 +66,6 @@ def test_they_are_the_trainers_bits_however_the_prompt_was_fed(
     torch.set_num_threads(before)
 
 
-def test_they_agree_with_score(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
-    prompt = tuple(range(40, 90))
-    [(one,)] = Engine.of(mla, tokenizer, chat).generate(
-        [Request(params=replace(ASKED, max_tokens=1), prompt_ids=prompt)]
-    )
-    [(ids, logprobs)] = score(mla, [(prompt[:1], list(prompt[1:]))], mla.config.vocab_size)
-    assert one.prompt_logprobs is not None and one.prompt_top_logprobs is not None
-    assert one.prompt_logprobs[0] is None and one.prompt_top_logprobs[0] == []
-    assert len(one.prompt_logprobs) == len(one.prompt_top_logprobs) == len(prompt)
-    for place, token in enumerate(prompt[1:]):
-        its = dict(zip(ids[place].tolist(), logprobs[place].tolist()))
-        assert one.prompt_logprobs[place + 1] == pytest.approx(its[token], abs=1e-4)
-        best = one.prompt_top_logprobs[place + 1]
-        assert len(best) == 4 and [value for _, value in best] == pytest.approx(logprobs[place][:4].tolist(), abs=1e-4)
-
-
 def test_sampling_changes_nothing_of_them_and_they_change_nothing_of_the_answer(engine: Engine) -> None:
     prompt = tuple(range(40, 60))
     plain = SamplingParams(max_tokens=8, temperature=0.9, top_p=0.8, seed=3, n=3, repetition_penalty=1.2)
@@ -94,13 +78,6 @@ def test_sampling_changes_nothing_of_them_and_they_change_nothing_of_the_answer(
     assert [(one.token_ids, one.logprobs) for one in with_] == [(one.token_ids, one.logprobs) for one in without]
     assert all(said(one) == said(greedy) for one in (*with_, *biased))
     assert all(said(one) == (None, None) for one in without)
-
-
-def test_one_token_and_no_likeliest(engine: Engine) -> None:
-    params = SamplingParams(max_tokens=1, prompt_logprobs=0)
-    [(one,), (two,)] = engine.generate([Request(params=params, prompt_ids=ids) for ids in ((50,), (50, 51))])
-    assert said(one) == ([None], None)
-    assert two.prompt_logprobs is not None and len(two.prompt_logprobs) == 2 and two.prompt_top_logprobs is None
 
 
 def test_a_preempted_prompt_has_each_of_them_once(
@@ -117,9 +94,7 @@ def test_a_preempted_prompt_has_each_of_them_once(
     for _ in range(3):
         engine.step()
     engine.submit(other)
-    found: dict[int, Completion] = {}
-    while engine.stats()["running"] + engine.stats()["waiting"]:
-        found |= {delta.request_id: delta.completion for delta in engine.step() if delta.completion is not None}
+    found = finish(engine)
     assert engine.stats()["preemptions"] == 1
     assert said(found[request_id]) == said(expected)
 
@@ -156,7 +131,3 @@ def test_a_logit_of_the_prompt_that_is_no_number_is_an_error(
     assert len(engine.generate([good, good])) == 2
     with pytest.raises(NumericsError, match="request 1"):
         engine.generate([good, replace(good, params=SamplingParams(max_tokens=1, prompt_logprobs=0))])
-
-
-def test_the_context_is_long_enough_for_these() -> None:
-    assert all(len(text) < CONTEXT for text in TEXTS)

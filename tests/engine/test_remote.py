@@ -3,98 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import fields
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from remote_server import Server, ask, fault, remote, reply
 
 from rorqual.core.errors import ConfigError, DataError
-from rorqual.core.parts import ImagePart, ImageURL, TextPart
-from rorqual.core.records import Message
-from rorqual.engine import Request, SamplingParams
-from rorqual.engine.remote.engine import RemoteEngine, RemoteError, fields_of, split_reasoning
+from rorqual.engine import SamplingParams
+from rorqual.engine.remote.engine import RemoteEngine, RemoteError, fields_of
 from rorqual.engine.request import Grammar
 from rorqual.engine.seeds import sample_key, sample_seed
-
-Answer = Callable[[dict[str, Any], int], tuple[int, Any, dict[str, str]]]
-
-
-class Server:
-    """Answers each POST with what `answer(body, number of the call)` says: status, JSON or bytes, headers."""
-
-    def __init__(self) -> None:
-        self.bodies: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        self.paths: list[str] = []
-        self.most_at_once = self._now = 0
-        self.answer: Answer = lambda body, _: reply(f"echo {body['messages'][-1]['content']}")
-        lock, server = threading.Lock(), self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    number = len(server.bodies)
-                    server.bodies.append(body)
-                    server.headers.append(dict(self.headers))
-                    server.paths.append(self.path)
-                    server._now += 1
-                    server.most_at_once = max(server.most_at_once, server._now)
-                status, data, headers = server.answer(body, number)
-                with lock:
-                    server._now -= 1
-                raw = data if isinstance(data, bytes) else json.dumps(data).encode()
-                self.send_response(status)
-                for name, value in {"Content-Length": str(len(raw)), **headers}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                with contextlib.suppress(OSError):  # the client did not wait
-                    self.wfile.write(raw)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.http.server_port}/v1"
-
-
-def reply(content: str | None, *, finish: str = "stop", **message: Any) -> tuple[int, Any, dict[str, str]]:
-    choice = {"index": 0, "message": {"role": "assistant", "content": content, **message}, "finish_reason": finish}
-    usage = {"prompt_tokens": 7, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 2}, "cost": None}
-    return 200, {"choices": [choice], "usage": usage}, {}
-
-
-def fault(status: int, message: str = "busy", **headers: str) -> tuple[int, Any, dict[str, str]]:
-    return status, {"error": {"message": message, "code": status}}, headers
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.http.shutdown()
-    server.http.server_close()
-
-
-def ask(text: str = "hi", thinking: Any = "auto", **params: Any) -> Request:
-    return Request((Message("system", "be brief"), Message("user", text)), SamplingParams(**params), thinking)
-
-
-def remote(server: Server, **options: Any) -> RemoteEngine:
-    return RemoteEngine(server.url, "m", **{"backoff": 0.01, "timeout": 60.0, **options})
 
 
 def test_answers_come_in_the_order_of_the_requests(server: Server) -> None:
@@ -194,27 +116,6 @@ SENT: dict[str, tuple[Any, dict[str, Any]]] = {
 """What is asked by each sampling parameter, and what it alone changes in the body."""
 
 
-def test_parts_are_sent_as_they_are(server: Server) -> None:
-    """A server may take pictures, whatever the models here do."""
-    server.answer = lambda body, number: reply("ok")
-    parts = [
-        TextPart(text="What is "),
-        ImagePart(image_url=ImageURL(url="http://x/", detail="low")),
-        TextPart(text="?"),
-    ]
-    remote(server).generate([Request((Message("user", parts),))])
-    assert server.bodies[0]["messages"] == [
-        {
-            "role": "user",
-            "content": [
-                {"type": "text", "text": "What is "},
-                {"type": "image_url", "image_url": {"url": "http://x/", "detail": "low"}},
-                {"type": "text", "text": "?"},
-            ],
-        }
-    ]
-
-
 def test_every_sampling_parameter_is_sent(server: Server) -> None:
     assert set(SENT) == {field.name for field in fields(SamplingParams)} - {"n"}, "`n` is as many requests"
     sent = {name: change for name, change in SENT.items() if name != "prompt_logprobs"}  # of which scores come back
@@ -286,43 +187,11 @@ def test_reasoning_is_found_wherever_the_server_puts_it(
     assert (completion.text, completion.reasoning, completion.finish_reason) == (text, reasoning, "length")
 
 
-@settings(deadline=None)
-@given(st.text(), st.text())
-def test_reasoning_and_answer_are_told_apart(thought: str, answer: str) -> None:
-    thought, answer = thought.replace("<", "").strip("\n"), answer.replace("<", "").strip("\n")
-    for written in (f"<think>{thought}</think>{answer}", f"{thought}</think>\n{answer}"):
-        assert split_reasoning(written) == (answer, thought)
-
-
-@pytest.mark.parametrize("status", [429, 500, 502, 503, 507, 520])
-def test_a_busy_server_is_asked_again(server: Server, status: int) -> None:
-    server.answer = lambda body, number: fault(status) if number < 3 else reply("at last")
-    (completion,) = remote(server, retries=3).generate([ask()])[0]
-    assert completion.text == "at last"
-    assert len(server.bodies) == 4
-
-
-def test_a_server_that_stays_busy_is_named(server: Server) -> None:
-    server.answer = lambda *_: fault(503, "overloaded")
-    with pytest.raises(RemoteError, match=rf"{server.url}/chat/completions.*HTTP 503: overloaded \(tried 3 times\)"):
-        remote(server, retries=2).generate([ask()])
-
-
 def test_retry_after_is_obeyed(server: Server) -> None:
     server.answer = lambda body, number: fault(429, **{"Retry-After": "0.3"}) if number == 0 else reply("x")
     start = time.monotonic()
     remote(server).generate([ask()])
     assert time.monotonic() - start >= 0.3
-
-
-@pytest.mark.parametrize(
-    ("status", "hint"), [(400, "rejected"), (401, "api_key"), (404, "/v1"), (422, "rejected"), (501, "rejected")]
-)
-def test_a_refusal_is_not_repeated(server: Server, status: int, hint: str) -> None:
-    server.answer = lambda *_: fault(status, "no such thing")
-    with pytest.raises(RemoteError, match=rf"(?s)HTTP {status}: no such thing.*{hint}"):
-        remote(server, api_key="secret").generate([ask()])
-    assert len(server.bodies) == 1
 
 
 def test_the_key_does_not_follow_a_redirect_and_is_in_no_message(server: Server) -> None:
@@ -332,17 +201,7 @@ def test_the_key_does_not_follow_a_redirect_and_is_in_no_message(server: Server)
         remote(server, api_key="secret").generate([ask()])
     assert elsewhere.paths == []
     assert "secret" not in str(caught.value)
-    elsewhere.http.shutdown()
-    elsewhere.http.server_close()
-
-
-@pytest.mark.parametrize(
-    "raw", [b"<html>hello</html>", b"", b"\xff\xfe", b'{"choices": []}', b"[]", b'{"choices":[{}]}', b"[" * 100_000]
-)
-def test_an_answer_of_another_kind_is_named(server: Server, raw: bytes) -> None:
-    server.answer = lambda *_: (200, raw, {})
-    with pytest.raises(RemoteError, match=server.url):
-        remote(server).generate([ask()])
+    elsewhere.close()
 
 
 @pytest.mark.parametrize(
@@ -361,40 +220,10 @@ def test_what_is_no_answer_says_so(server: Server, answer: tuple[int, Any, dict[
     assert second.error.startswith("the server gave no answer: ")
 
 
-@pytest.mark.parametrize("usage", [[1], "x", 3, None, {"completion_tokens": "many"}])
-def test_usage_of_another_kind_is_no_usage(server: Server, usage: Any) -> None:
-    status, data, headers = reply("ok")
-    server.answer = lambda body, number: (status, {**data, "usage": usage}, headers)
-    found = remote(server).generate([ask()])[0][0]
-    assert (found.text, found.usage) == ("ok", {})
-
-
 def test_half_a_surrogate_pair_can_be_written_down(server: Server) -> None:
     server.answer = lambda body, number: reply("a\ud83d", reasoning_content="\udc0bb \ud83d\udc0b")
     found = remote(server).generate([ask()])[0][0]
     assert (found.text, found.reasoning) == ("a\ufffd", "\ufffdb \U0001f40b")
-
-
-def test_nobody_there(server: Server) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    with pytest.raises(RemoteError, match=rf"(?s){url}.*refused.*tried 2 times.*server runs"):
-        RemoteEngine(url, "m", retries=1, backoff=0.01).generate([ask()])
-
-
-def test_a_server_that_does_not_answer_in_time(server: Server) -> None:
-    over = threading.Event()
-
-    def late(body: dict[str, Any], number: int) -> tuple[int, Any, dict[str, str]]:
-        if number == 0:
-            over.wait(60)
-        return reply("a later try")
-
-    server.answer = late
-    (completion,) = remote(server, timeout=1.0, retries=9).generate([ask()])[0]
-    over.set()
-    assert completion.text == "a later try"
 
 
 def test_an_answer_that_trickles_without_end_is_not_waited_for() -> None:
@@ -425,19 +254,6 @@ def test_an_answer_that_trickles_without_end_is_not_waited_for() -> None:
     finally:
         http.shutdown()
         http.server_close()
-
-
-def test_one_failure_stops_the_rest(server: Server) -> None:
-    server.answer = lambda body, number: fault(400)
-    with pytest.raises(RemoteError):
-        remote(server, concurrency=2).generate([ask(f"q{i}") for i in range(50)])
-    assert len(server.bodies) < 10
-
-
-def test_requests_of_ids_alone_are_refused_before_anything_is_sent(server: Server) -> None:
-    with pytest.raises(DataError, match="request 1"):
-        remote(server).generate([ask(), Request(prompt_ids=(1, 2))])
-    assert server.bodies == []
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "file:///etc/passwd", "", "http://", "ftp://host/v1"])

@@ -6,27 +6,18 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
 import pytest
-from test_remote import Server, ask, fault, remote, reply
+from remote_server import Server, ask, fault, remote, reply
 
-from rorqual.core.errors import DataError, TaskError
 from rorqual.engine import Completion
-from rorqual.engine.remote.engine import RemoteEngine, RemoteError
+from rorqual.engine.remote.engine import BudgetGuard, RemoteEngine, RemoteError
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.http.shutdown()
-    server.http.server_close()
-
-
-class Till:
+class Till(BudgetGuard):
     """Lets `most` tries through, and writes down who came."""
 
     def __init__(self, most: int = 10**6) -> None:
@@ -76,37 +67,6 @@ def test_each_answer_is_handed_over_on_arrival_one_at_a_time(server: Server) -> 
     assert sorted(came) == [(i, f"q{i}") for i in range(6)] and came[-1][0] == 0
 
 
-def test_after_a_failure_what_is_under_way_is_still_handed_over(server: Server) -> None:
-    def answer(body: dict[str, Any], number: int) -> Any:
-        under_way.wait(60)
-        if "q1" in body["messages"][-1]["content"]:
-            return fault(400, "q1 is bad")
-        assert failed.wait(60)
-        return reply("late")
-
-    under_way, failed = threading.Barrier(3), threading.Event()
-
-    class Told(Till):
-        def left(self, place: int) -> None:
-            if place == 1:  # the client has read the refusal
-                failed.set()
-
-    server.answer = answer
-    came: list[int] = []
-    with pytest.raises(RemoteError, match="q1 is bad"):
-        remote(server, concurrency=3).collect(questions(30), lambda place, _: came.append(place), Told())
-    assert sorted(came) == [0, 2] and len(server.bodies) == 3
-
-
-def test_what_the_receiver_raises_stops_everything_and_is_raised(server: Server) -> None:
-    def arrived(place: int, completion: Completion) -> None:
-        raise TaskError("its grader failed", where="task x")
-
-    with pytest.raises(TaskError, match="task x: its grader failed"):
-        remote(server, concurrency=2).collect(questions(40), arrived)
-    assert len(server.bodies) <= 4
-
-
 def test_nothing_is_sent_once_the_receiver_has_raised(server: Server) -> None:
     """Also where the thread that would tell the others is slow: each of these has its answer and waits to hand it over."""
     together = threading.Barrier(4)
@@ -117,7 +77,7 @@ def test_nothing_is_sent_once_the_receiver_has_raised(server: Server) -> None:
         return fault(400)
 
     def slowed(frame: FrameType, event: str, arg: Any) -> Any:
-        if frame.f_code.co_name != "one":
+        if frame.f_code.co_name != "run_one":
             return None
         if event == "line" and threading.get_ident() in stopped:
             time.sleep(0.1)  # so that others come first where they can
@@ -211,12 +171,6 @@ def test_what_every_request_would_meet_stops_all(server: Server, status: int) ->
         remote(server, retries=1).collect(questions(9), lambda *_: None, failed=lambda *_: pytest.fail("it goes on"))
 
 
-def test_a_page_or_an_empty_reply_is_asked_for_again(server: Server) -> None:
-    server.answer = lambda body, number: ((200, b"<html>later</html>", {}), EMPTY, reply("at last"))[number]
-    [[found]] = remote(server, retries=2).generate([ask()])
-    assert found.text == "at last" and len(server.bodies) == 3
-
-
 @pytest.mark.parametrize("alone", [True, False])
 def test_the_first_may_go_alone(server: Server, alone: bool) -> None:
     """No other is sent before it is answered; without it, the first is answered only after another was sent."""
@@ -248,11 +202,3 @@ def test_no_more_is_sent_than_the_toll_lets_through(server: Server, concurrency:
     assert not engine.collect(questions(20), lambda place, _: came.append(place), till)
     assert len(server.bodies) == len(came) == 7
     assert engine.collect(questions(20), lambda place, _: came.append(place), Till(20))
-
-
-def test_questions_without_words_are_refused_before_anything_is_sent(server: Server) -> None:
-    from rorqual.engine import Request
-
-    with pytest.raises(DataError, match="request 1"):
-        remote(server).collect([(ask(), 0), (Request(prompt_ids=(1,)), 0)], lambda *_: None)
-    assert not server.bodies and remote(server).collect([(ask(), 0)], lambda *_: None)

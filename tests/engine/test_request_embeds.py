@@ -5,26 +5,22 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conversations import engine_for
-from scaled import make_model
+from scaled import finish, make_model
 from schedules import differences
 from test_isolation import counted
 
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message
 from rorqual.data.chat import ChatFormat
-from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Completion, Embeds, Engine, Request, SamplingParams
 from rorqual.engine.remote.engine import RemoteEngine
-from rorqual.engine.runner import Runner
 from rorqual.model import Decoder
-from rorqual.model.adapter import LoRA
 from rorqual.ops.paged import BLOCK
 
 HOLE = 7
@@ -47,19 +43,10 @@ def alone(model: Decoder, chat: ChatFormat, request: Request) -> Completion:
     return engine_for(model, chat).generate([request])[0][0]
 
 
-def adapted() -> Decoder:
-    model = make_model("gqa")
-    LoRA(r=2).attach(model, seed=1)
-    with torch.no_grad():
-        for number, parameter in enumerate(p for p in model.parameters() if p.requires_grad):
-            parameter += 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
-    return model
-
-
-@pytest.mark.parametrize("name", ["mla", "gqa", "bf16", "packed", "with an adapter"])
+@pytest.mark.parametrize("name", ["mla", "gqa", "bf16", "packed"])
 def test_the_embeddings_of_a_text_are_answered_as_the_text(name: str, chat: ChatFormat) -> None:
     """Behind its own tokens, and behind placeholders."""
-    model = adapted() if name == "with an adapter" else make_model("gqa" if name == "gqa" else "mla")
+    model = make_model("gqa" if name == "gqa" else "mla")
     model = model.bfloat16() if name == "bf16" else model
     with torch.no_grad():
         embeds = Embeds(model.embed(torch.tensor(TEXT))[list(PLACES)], PLACES)
@@ -73,26 +60,6 @@ def test_the_embeddings_of_a_text_are_answered_as_the_text(name: str, chat: Chat
 
 def replace_ids(completion: Completion, other: Completion) -> Completion:
     return Completion(**{**vars(completion), "prompt_ids": other.prompt_ids})
-
-
-@pytest.mark.parametrize("kind", ["mla", "gqa"])
-def test_a_picture_is_answered_as_one_whole_forward_says(kind: str, chat: ChatFormat) -> None:
-    model, embeds = make_model(kind), picture(1)
-    [found] = engine_for(model, chat, step_tokens=32).generate([asked(embeds)])[0]
-    ids = torch.tensor([[*found.prompt_ids, *found.token_ids]])
-    with torch.no_grad():
-        rows = model.embed(ids)
-        rows[0, list(PLACES)] = torch.from_numpy(np.array(embeds.rows))
-        hidden = model(ids[:, :-1], inputs_embeds=rows[:, :-1], replay=found.experts.unsqueeze(0)).hidden
-        logprobs = model.logits(hidden)[0, len(HOLES) - 1 :].log_softmax(-1)
-    drawn = logprobs.gather(1, torch.tensor(found.token_ids).unsqueeze(1)).squeeze(1)
-    assert torch.allclose(torch.tensor(found.logprobs), drawn, rtol=0, atol=2e-4)
-    assert differences(found, alone(model, chat, asked(picture(2))))
-
-
-def test_prefilled_in_chunks_and_whole_it_is_the_same(mla: Decoder, chat: ChatFormat) -> None:
-    found = [engine_for(mla, chat, step_tokens=n).generate([asked(picture(1))])[0][0] for n in (32, 50, 2048)]
-    assert differences(found[0], found[2]) == [] == differences(found[1], found[2])
 
 
 def test_beside_others_it_is_the_same(mla: Decoder, chat: ChatFormat) -> None:
@@ -109,22 +76,9 @@ def test_beside_others_it_is_the_same(mla: Decoder, chat: ChatFormat) -> None:
     for request in requests:
         request_ids.append(engine.submit(request))
         done = {d.request_id: d.completion for d in engine.step() if d.completion is not None}
-    while engine.stats()["running"] + engine.stats()["waiting"]:
-        done |= {d.request_id: d.completion for d in engine.step() if d.completion is not None}
+    done |= finish(engine)
     for request_id, request in zip(request_ids, requests, strict=True):
         assert differences(done[request_id], alone(mla, chat, request)) == []
-
-
-def test_whoever_is_preempted_is_computed_again_with_its_rows(chat: ChatFormat) -> None:
-    model = make_model("mla", context=200)
-    blocks = 4
-    engine = engine_for(model, chat, slots=3, cache_bytes=blocks * Runner.block_bytes(model), reuse=False)
-    long = SamplingParams(max_tokens=60, ignore_eos=True, temperature=1.0)
-    requests = [replace(asked(picture(seed)), params=replace(long, seed=seed)) for seed in range(3)]
-    found = engine.generate(requests)
-    assert engine.stats()["preemptions"] > 0
-    for [one], request in zip(found, requests, strict=True):
-        assert differences(one, alone(model, chat, request)) == []
 
 
 # ---- no block for two pictures
@@ -181,29 +135,6 @@ def test_two_pictures_in_one_step_are_prefilled_apart_and_equal_ones_together(ml
     assert fed(picture(1), picture(1)) < 2 * once
 
 
-def test_samples_of_one_picture_share_its_prefill(mla: Decoder, chat: ChatFormat) -> None:
-    three = replace(asked(picture(1)), params=replace(PARAMS, n=3))
-    found = engine_for(mla, chat).generate([three])[0]
-    assert differences(found[0], alone(mla, chat, asked(picture(1)))) == []
-    assert len({tuple(one.token_ids) for one in found}) == 3
-
-
-def test_on_disk_a_picture_finds_itself_alone(
-    mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat, tmp_path: Path
-) -> None:
-    def fed(embeds: Embeds | None) -> int:
-        engine = engine_for(mla, chat, cache_dir=tmp_path)
-        found, count = counted(engine, asked(embeds))
-        engine.close()
-        assert differences(found, alone(mla, chat, asked(embeds))) == []
-        return count
-
-    whole = len(HOLES)
-    assert [fed(picture(1)), fed(picture(2)), fed(None)] == [whole] * 3
-    assert [fed(picture(1)), fed(picture(2)), fed(None)] == [whole - BLOCK] * 3
-    assert fed(picture(3)) == whole
-
-
 # ---- what is refused
 
 
@@ -228,16 +159,6 @@ def test_rows_that_cannot_stand_are_refused(name: str) -> None:
     with pytest.raises(DataError, match=message):
         Embeds(rows, places)
     Embeds(ROWS, (0, 1))
-
-
-def test_rows_are_those_of_when_they_were_given() -> None:
-    rows = torch.ones(2, 3, requires_grad=True)
-    embeds = Embeds(rows, (0, 1))
-    digest = Embeds(torch.ones(2, 3, dtype=torch.bfloat16), torch.tensor([0, 1])).digest
-    with torch.no_grad():
-        rows.zero_()
-    assert embeds.rows.tolist() == np.ones((2, 3)).tolist() and embeds.digest == digest
-    assert Embeds(np.ones((3, 2)), (0, 1, 2)).digest != digest != Embeds(np.ones((2, 3)), (0, 2)).digest
 
 
 def test_an_engine_refuses_rows_that_are_not_its_models(engine: Engine) -> None:

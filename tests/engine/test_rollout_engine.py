@@ -9,11 +9,11 @@ import pytest
 import torch
 from scaled import make_model
 
-from rorqual.core.errors import DataError, NumericsError
+from rorqual.core.errors import NumericsError
 from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Completion, Engine, Request, SamplingParams
-from rorqual.engine.rollout_engine import TRIES, InlineRolloutEngine, RolloutEngine, alone, gather
+from rorqual.engine.rollout_engine import TRIES, InlineRolloutEngine, RolloutEngine, gather
 from rorqual.model import Decoder
 
 REQUESTS = [
@@ -64,17 +64,6 @@ def same(one: Completion, other: Completion) -> bool:
     return replace(one, experts=None) == replace(other, experts=None)
 
 
-def test_each_sample_says_which_it_is_and_what_drew_it(inline: InlineRolloutEngine) -> None:
-    found = [*inline.generate(REQUESTS)]
-    assert {(one.request, one.sample) for one in found} == PLACES and {one.policy_version for one in found} == {5}
-    for one in found:
-        assert one.prompt_ids == REQUESTS[one.request].prompt_ids
-    plain = inline.engine.generate(REQUESTS)
-    for one in found:
-        assert one.token_ids == plain[one.request][one.sample].token_ids
-    assert len({tuple(one.token_ids) for one in found}) == len(PLACES), "samples that are alike would show no swap"
-
-
 @pytest.mark.parametrize("cores", [1, 2])
 def test_a_finished_sample_arrives_while_the_engine_works_on_others_and_closing_stops_it(cores: int) -> None:
     tokenizer = Tokenizer.byte_level()
@@ -95,19 +84,6 @@ def test_a_finished_sample_arrives_while_the_engine_works_on_others_and_closing_
     assert len(steps) < 5500, "the engine finished what nobody waits for"
     [[again]] = engine.generate([short])
     assert again.token_ids == first.token_ids, "the engine is usable again"
-
-
-def test_an_error_of_the_engine_reaches_who_waits_for_samples(inline: InlineRolloutEngine) -> None:
-    bad = Request(prompt_ids=(9999,))
-    with pytest.raises(DataError, match="request 1"):
-        list(inline.generate([REQUESTS[0], bad]))
-
-
-def test_a_request_for_one_sample_gives_that_sample(inline: InlineRolloutEngine) -> None:
-    rows = gather(inline, REQUESTS, version=5)
-    for number, sample in sorted(PLACES):
-        [again] = inline.generate([alone(REQUESTS[number], sample)])
-        assert same(replace(again, request=number, sample=sample), rows[number][sample])
 
 
 @pytest.mark.parametrize("lost", [{(1, 1)}, {(0, 0), (1, 2), (2, 0)}, PLACES], ids=len)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from scaled import finish
 from schedules import FORCED, LONG, Pool, Wrong, differences, make_pool, run_schedule
 from trained import CONTEXT, FURTHER, TESTED, TYPES, in_type
 
@@ -147,26 +148,6 @@ def test_the_comparison_sees_one_bit(model: Decoder, tmp_path: Path) -> None:
         run_schedule(pool, 0, tmp_path)
 
 
-def stepped(pool: Pool, number: int) -> list[Completion]:
-    """The answers of one request from `step`, which runs in the calling thread, with its torch threads."""
-    engine = pool.engine(slots=4)
-    engine.submit(pool.requests[number])
-    found: dict[int, Completion] = {}
-    while engine.stats()["running"] + engine.stats()["waiting"]:
-        found |= {delta.sample: delta.completion for delta in engine.step() if delta.completion is not None}
-    return [found[sample] for sample in sorted(found)]
-
-
-@pytest.mark.usefixtures("one_thread")
-def test_one_thread_or_two_change_no_bit(model: Decoder) -> None:
-    pool = make_pool(model, seed=3, stems=1)
-    for number in (1, 2):
-        torch.set_num_threads(2)
-        two = stepped(pool, number)
-        torch.set_num_threads(1)
-        assert [differences(a, b) for a, b in zip(two, pool.alone(number), strict=True)] == [[]] * len(two)
-
-
 @torch.no_grad()
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("how", [{}, {"temperature": 0.6}, {"temperature": 1.0}, {"temperature": 1.7}], ids=str)
@@ -237,8 +218,6 @@ def test_wider_layers_change_no_bit(kind: str, dtype: str) -> None:
             engine = pool.engine(slots=4)
             for request in asked:
                 engine.submit(request)
-            found: dict[int, Completion] = {}
-            while engine.stats()["running"] + engine.stats()["waiting"]:
-                found |= {d.request_id: d.completion for d in engine.step() if d.completion is not None}
+            found = finish(engine)
             torch.set_num_threads(1)
             assert [differences(found[i], pool.alone(i)[0]) for i in range(3)] == [[]] * 3

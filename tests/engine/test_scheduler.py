@@ -5,14 +5,11 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tape import END, STOPS, Job, Tape, answer, drive, sequence, some_ids
+from tape import Job, Tape, answer, drive, sequence, some_ids
 
-from rorqual.engine.request import SamplingParams
-from rorqual.engine.scheduler import Sequence
 from rorqual.ops.paged import BLOCK, QUERIES
 
 
@@ -45,12 +42,7 @@ def some_jobs(rng: random.Random, count: int, room: int) -> list[Job]:
 def random_drive(seed: int) -> tuple[Tape, int, int]:
     rng = random.Random(seed)
     blocks = rng.randrange(4, 12)
-    tape = Tape(
-        rng.randrange(1, 7),
-        blocks + 1,
-        step_tokens=rng.choice((1, 40, 100, 2048)),
-        patience=rng.choice((0.0, 0.0, 0.5)),
-    )
+    tape = Tape(rng.randrange(1, 7), blocks + 1, step_tokens=rng.choice((1, 40, 100, 2048)))
     jobs = some_jobs(rng, rng.randrange(1, 14), min(blocks * BLOCK, 300))
     seen = drive(tape, jobs)
     for job in jobs:
@@ -80,28 +72,6 @@ def test_what_the_random_drives_are_for_does_occur() -> None:
 # ---- ends
 
 
-def test_an_ignored_end_does_not_end() -> None:
-    tape = Tape(3, 9, step_tokens=100)
-    on = Sequence(0, 0, (3,), SamplingParams(max_tokens=5, ignore_eos=True), 0, 6)
-    own = Sequence(1, 0, (4,), SamplingParams(max_tokens=5, stop_token_ids=(7,)), 0, 6)
-    tape.scheduler.submit([on, own, sequence(2)])
-    plan = tape.scheduler.schedule()
-    assert len(plan.joined) == 3
-    assert tape.scheduler.advance(np.array([END, 7, END]), STOPS).tolist() == [1, 2]
-    assert (on.halted, own.halted) == (False, True)
-
-
-def test_a_stop_text_ends_what_asked_for_it_alone() -> None:
-    tape = Tape(2, 9, step_tokens=100)
-    asks = Sequence(0, 0, (3,), SamplingParams(max_tokens=5, stop=("x",)), 0, 6, halts=lambda ids: ids[-2:] == [3, 9])
-    tape.scheduler.submit([asks, sequence(1, (3,))])
-    tape.scheduler.schedule()
-    for slot in range(2):
-        tape.ids[slot] = [3, 9]
-    assert tape.scheduler.advance(np.array([9, 9]), STOPS).tolist() == [0]
-    assert asks.halted
-
-
 # ---- prompts
 
 
@@ -121,14 +91,6 @@ def test_a_long_prompt_delays_no_row_by_more_than_a_step(step_tokens: int) -> No
     }
 
 
-def test_short_prompts_are_not_held_up_by_a_long_one() -> None:
-    tape = Tape(4, 60, step_tokens=128)
-    long = Job(sequence(0, some_ids(0, 2000), new=1))
-    short = [Job(sequence(t, (7, t), new=1), at=t) for t in (1, 2)]
-    seen = drive(tape, [long, *short])
-    assert seen.order == [1, 2, 0]
-
-
 def test_equal_prompts_are_fed_once_and_only_within_a_tenant() -> None:
     prompt = some_ids(1, 100)
     for tenants, fed in ((("a", "a", "a"), 100), (("a", "b", "a"), 200)):
@@ -138,37 +100,7 @@ def test_equal_prompts_are_fed_once_and_only_within_a_tenant() -> None:
         assert tape.fed_in_a_step == [(0, fed)]
 
 
-def test_a_beginning_that_is_known_is_not_fed_again() -> None:
-    prompt = some_ids(2, 3 * BLOCK)
-    tape = Tape(2, 20, step_tokens=1000)
-    for number, (tokens, tenant, fed) in enumerate(
-        [
-            (prompt, "a", 3 * BLOCK),
-            (prompt, "a", BLOCK),  # one token at least must be fed: the last block
-            ((*prompt[: BLOCK + 5], 3, 4), "a", 7),
-            ((*prompt, 9), "a", 1),
-            (prompt, "b", 3 * BLOCK),
-        ]
-    ):
-        before = len(tape.fed_in_a_step)
-        one = sequence(number, tokens, tenant=tenant, new=1)
-        assert drive(tape, [Job(one)]).ended == {number: answer(one)}
-        assert sum(n for _, n in tape.fed_in_a_step[before:]) == fed
-        assert one.hit == len(tokens) - fed
-    assert tape.kv_cache.hit_tokens == 2 * BLOCK + BLOCK + 3 * BLOCK
-
-
 # ---- stepping back
-
-
-def test_who_comes_last_steps_back_and_nothing_is_lost() -> None:
-    """Two rows that grow over the ends of blocks, and there is one too few."""
-    tape = Tape(3, 1 + 5, step_tokens=1000)
-    jobs = [Job(sequence(t, tuple(range(2, 62)), new=90, tenant=f"{t}", endless=True)) for t in (3, 4, 6)]
-    seen = drive(tape, jobs)
-    assert tape.preempted == seen.stepped_back == tape.scheduler.preemptions >= 1
-    assert seen.ended == {job.sequence.request_id: answer(job.sequence) for job in jobs}
-    assert seen.order == [3, 4, 6]
 
 
 def test_a_higher_priority_takes_a_slot_at_once_and_a_lower_one_waits() -> None:
@@ -199,77 +131,4 @@ def test_one_of_high_priority_behind_one_of_low_that_steps_back_goes_first() -> 
     assert seen.ended == {s.request_id: answer(s) for s in (*behind, third)}
 
 
-def test_what_steps_back_twice_while_it_is_fed_again_keeps_what_was_drawn() -> None:
-    """It was drawn, stepped back, was admitted, and had to leave before it had its row again."""
-    tape = Tape(1, 20, step_tokens=32)
-    prompt = some_ids(5, 100)
-    first = sequence(0, prompt, new=30, reuse=False, endless=True)
-    urgent = [sequence(t, (4, t), new=1, priority=1) for t in (1, 2)]
-    scheduler = tape.scheduler
-    scheduler.submit([first])
-    while len(tape.ids[0]) < 110:
-        tape.step()
-    ended = []
-    for one in urgent:
-        scheduler.submit([one])
-        while one.request_id not in {s.request_id for s, _ in ended}:
-            ended += tape.step()
-        ended += tape.step()  # the first is admitted, and fed 32 of its 110
-        assert first in scheduler.prefilling
-    while not scheduler.idle:
-        ended += tape.step()
-    assert {s.request_id: ids for s, ids in ended} == {s.request_id: answer(s) for s in (first, *urgent)}
-
-
 # ---- leaving
-
-
-@pytest.mark.parametrize("when", ["waiting", "fed", "behind another", "decoding"])
-def test_cancelling_frees_slot_and_blocks_at_once(when: str) -> None:
-    tape = Tape(2, 30, step_tokens=64)
-    scheduler, pool = tape.scheduler, tape.kv_cache.pool
-    prompt = some_ids(3, 200)
-    gone = sequence(7, prompt, new=50, endless=True)
-    others = (
-        [sequence(0, (5, 6), new=50, endless=True), sequence(1, (5, 7), new=50, endless=True)]
-        if when == "waiting"
-        else []
-    )
-    if when == "behind another":
-        others = [sequence(0, prompt, new=50, endless=True)]
-    scheduler.submit([*others, gone])
-    for _ in range({"decoding": 6}.get(when, 1)):
-        tape.step()
-    place = {
-        "waiting": len(scheduler.waiting) == 1,
-        "fed": gone in scheduler.prefilling,
-        "behind another": bool(scheduler.prefilling) and gone in scheduler.prefilling[0].followers,
-        "decoding": gone in scheduler.running,
-    }
-    assert place[when]
-    scheduler.cancel(7)
-    scheduler.check()
-    assert 7 not in scheduler.request_ids()
-    held = {block for s in (*scheduler.running, *scheduler.prefilling) for block in s.blocks}
-    assert pool.used == 1 + len(held)
-    seated = sum(s.slot >= 0 for s in others)
-    assert len(scheduler._free) == 2 - seated
-    ended = []
-    while not scheduler.idle:
-        ended += tape.step()
-    assert {s.request_id: ids for s, ids in ended} == {s.request_id: answer(s) for s in others}
-
-
-def test_cancelling_who_is_fed_hands_the_prompt_to_those_behind() -> None:
-    tape = Tape(3, 30, step_tokens=64)
-    prompt = some_ids(3, 200)
-    three = [sequence(t, prompt, key=t) for t in range(3)]
-    tape.scheduler.submit(three)
-    tape.step()
-    tape.scheduler.cancel(0)
-    tape.scheduler.check()
-    ended = []
-    while not tape.scheduler.idle:
-        ended += tape.step()
-    assert {s.request_id: ids for s, ids in ended} == {s.request_id: answer(s) for s in three[1:]}
-    assert tape.kv_cache.hit_tokens >= BLOCK, "what had been fed was not fed again"

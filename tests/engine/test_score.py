@@ -69,15 +69,6 @@ def test_it_is_each_samples_own_distribution_however_it_is_packed(
         assert (ids == top.indices.numpy()).mean() > 0.99  # two that are as likely may change places
 
 
-def test_threads_change_no_bit_and_rows_are_many(model: Decoder, drawn: tuple[list[Pair], list[list[float]]]) -> None:
-    pairs = drawn[0] * 7  # more rows than one forward takes
-    one, two = (score(model, pairs, 4, threads=n) for n in (1, 2))
-    for (a, x), (b, y) in zip(one, two, strict=True):
-        assert (a == b).all() and (x == y).all()
-    for (a, x), (b, y) in zip(one[: len(drawn[0])], one[-len(drawn[0]) :], strict=True):
-        assert (a == b).mean() > 0.99 and x == pytest.approx(y, abs=1e-4)
-
-
 @pytest.mark.parametrize(("pair", "k", "says"), [
     (((1,), [2]), BASE_VOCAB + 1, "vocabulary of 263"), (((1,), [2]), 0, "vocabulary of 263"),
     (((), [2]), 1, "prompt is empty"), (((1,), []), 1, "reply is empty"), (((1,) * 60, [2] * 5), 1, "context is 64"),

@@ -26,12 +26,6 @@ def ask(engine: Engine, params: SamplingParams, thinking: Literal["auto", "on", 
     return group
 
 
-@pytest.fixture(scope="module")
-def deepseek_r1(tokenizer: Tokenizer) -> Engine:
-    """A format whose prompt opens the thinking block."""
-    return Engine.of(make_model("gqa"), tokenizer, chat_format(tokenizer, "deepseek-r1"), slots=8)
-
-
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("budget", [1, 7, 20])
 def test_it_is_the_reply_without_a_budget_up_to_there_and_then_the_answer_to_that_thought(
@@ -51,12 +45,6 @@ def test_it_is_the_reply_without_a_budget_up_to_there_and_then_the_answer_to_tha
         [[continued]] = engine.generate([Request(params=rest, prompt_ids=closed)])
         assert continued.token_ids == bound.token_ids[budget + 1 :]
         assert continued.logprobs == bound.logprobs[budget + 1 :]
-
-
-def test_a_thought_within_its_budget_is_left_alone(engine: Engine, tokenizer: Tokenizer) -> None:
-    params = SamplingParams(max_tokens=30, logit_bias=((tokenizer.end_think, 100.0),))
-    [free], [bound] = ask(engine, params), ask(engine, replace(params, think_budget=5))
-    assert free.token_ids[0] == tokenizer.end_think and bound.token_ids == free.token_ids
 
 
 def test_a_reply_may_still_end_within_its_thought(engine: Engine, chat: ChatFormat) -> None:
@@ -96,12 +84,6 @@ def test_a_grammar_applies_to_the_answer(engine: Engine, tokenizer: Tokenizer) -
     grammar = Grammar("regex", "[0-9]{3}")
     [one] = ask(engine, SamplingParams(max_tokens=30, grammar=grammar, think_budget=5), "on")
     assert tokenizer.end_think in one.token_ids[:6] and one.text.isdecimal() and len(one.text) == 3
-
-
-def test_a_prompt_that_opens_the_thought(deepseek_r1: Engine, tokenizer: Tokenizer) -> None:
-    params = SamplingParams(max_tokens=30, think_budget=5, logit_bias=((tokenizer.end_think, -100.0),))
-    [one] = ask(deepseek_r1, params, "auto")
-    assert one.token_ids.index(tokenizer.end_think) == 5 and one.text
 
 
 @pytest.mark.parametrize("beginning", ["", "abc</th"])
@@ -144,15 +126,3 @@ def test_a_format_without_thinking_is_refused(tokenizer: Tokenizer) -> None:
     for thinking in ("auto", "on", "off"):
         with pytest.raises(DataError, match="'deepseek-v3' has no thinking"):
             ask(engine, SamplingParams(max_tokens=10, think_budget=3), thinking)  # type: ignore[arg-type]
-
-
-def test_a_spelled_tag_ends_the_thought_where_the_format_reads_it_so(chat: ChatFormat, tokenizer: Tokenizer) -> None:
-    """A tokenizer with the token, in a format that also reads its characters."""
-    lexicon = Grammars(tokenizer, tokenizer.vocab_size, chat.stop_ids).lexicon
-    end = [tokenizer.end_think]
-    thought = Thought(end, "</think>", [tokenizer.think], budget=12, closing_ids=end, may_stop=True)
-    constraint = Delayed(Unconstrained(), thought, lexicon)
-    spelled = [first for letter in "ab</think>" for first in tokenizer.encode(letter)]
-    for token in (tokenizer.think, *spelled, *tokenizer.encode("an answer that is long")):
-        assert constraint.mask() is None
-        constraint.accept(token)

@@ -96,7 +96,7 @@ def at_most(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def shared_out(sizes: Sequence[int], cores: int) -> list[int]:
+def divide_work(sizes: Sequence[int], cores: int) -> list[int]:
     """Assign items of the given sizes to engine cores, and return the core index of each item.
 
     Each item goes to the core with the smallest total size so far.

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from rorqual.engine.config import EngineConfig
 from rorqual.engine.histories import Sampled
 from rorqual.engine.kv_cache.disk import SECRET_BYTES, DiskStore
 from rorqual.engine.kv_cache.manager import KVCacheManager
@@ -44,68 +45,53 @@ SampledToken = tuple[Sequence, int, float, tuple[tuple[int, float], ...]]
 """
 
 
-@dataclass(frozen=True)
-class CoreConfig:
-    """Size limits of an engine core.
-
-    `cache_bytes` is the size of the KV cache in memory. `folder` stores up to `disk_bytes` of cached blocks; None turns
-    the disk cache off. `Scheduler` documents `step_tokens` and `patience`.
-    """
-
-    slots: int
-    max_len: int
-    cache_bytes: int
-    step_tokens: int
-    patience: float = 0.0
-    folder: Path | None = None
-    disk_bytes: int = 4 << 30
-
-    def blocks(self, block_bytes: int, *, reuse: bool) -> int:
-        """Return how many blocks of `block_bytes` the KV cache has, including the padding block 0.
-
-        Two limits apply: `cache_bytes`, and the number of blocks that all slots together can fill. With `reuse`, the
-        second limit is at least `MOST_BLOCKS`.
-        """
-        affordable = self.cache_bytes // max(block_bytes, 1)
-        usable = self.slots * -(-self.max_len // BLOCK)
-        return 1 + max(1, min(affordable, max(usable, MOST_BLOCKS) if reuse else usable))
-
-
 MOST_BLOCKS = 16384
 """Maximum number of blocks in a KV cache with prefix caching. The maximum is larger if all slots together can fill more
 blocks."""
 
 
+def number_of_blocks(config: EngineConfig, max_len: int, block_bytes: int, *, reuse: bool) -> int:
+    """Return how many blocks of `block_bytes` the KV cache has, including the padding block 0.
+
+    Two limits apply: `cache_bytes`, and the number of blocks that all slots together can fill. With `reuse`, the
+    second limit is at least `MOST_BLOCKS`.
+    """
+    affordable = config.cache_bytes // max(block_bytes, 1)
+    usable = config.slots * -(-max_len // BLOCK)
+    return 1 + max(1, min(affordable, max(usable, MOST_BLOCKS) if reuse else usable))
+
+
 class EngineCore:
     """Continuous batching over one KV cache: each `step` prefills prompt chunks and samples one token per decoding
-    sequence."""
+    sequence.
+
+    `reuse` enables the prefix cache, in memory and in `cache_dir`.
+    """
 
     def __init__(
         self,
         model: Decoder,
-        size: CoreConfig,
+        config: EngineConfig,
+        max_len: int,
         stop_ids: Iterable[int],
         fingerprint: bytes,
         backend: Backend,
         *,
-        record_experts: bool,
-        record_kept: bool = False,
         reuse: bool = False,
     ) -> None:
-        blocks = size.blocks(Runner.block_bytes(model), reuse=reuse)
+        blocks = number_of_blocks(config, max_len, Runner.block_bytes(model), reuse=reuse)
         self.runner = Runner(
-            model, size.slots, size.max_len, blocks, backend,
-            record_experts=record_experts, record_kept=record_kept,
+            model, config.slots, max_len, blocks, backend,
+            record_experts=config.record_experts, record_kept=config.record_kept,
         )  # fmt: skip
-        store = None if size.folder is None else DiskStore(size.folder, size.disk_bytes, fingerprint)
+        folder = config.cache_dir if reuse else None
+        store = None if folder is None else DiskStore(Path(folder), config.disk_bytes, fingerprint)
         # numpy's random numbers are predictable
         secret = secrets.token_bytes(SECRET_BYTES) if store is None else store.secret
         self.kv_cache = KVCacheManager(
             blocks, secret, fingerprint, self.runner.cache.read, self.runner.cache.write, store
         )
-        self.scheduler = Scheduler(
-            size.slots, self.kv_cache, self.runner.histories, step_tokens=size.step_tokens, patience=size.patience
-        )
+        self.scheduler = Scheduler(config.slots, self.kv_cache, self.runner.histories, step_tokens=config.step_tokens)
         self.stop_ids = np.array(sorted(stop_ids), np.int64)
         self.sampled: list[SampledToken] = []
         """The tokens that the last step sampled."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,9 @@ from rorqual.core.memory import give_back, keep_freed
 from rorqual.core.records import RunDir
 from rorqual.data.chat import ChatFormat, load_chat
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.engine.call_lock import CallLock, Progress, Results, at_most, shared_out
+from rorqual.engine.call_lock import CallLock, Progress, Results, at_most, divide_work
 from rorqual.engine.config import EngineConfig
-from rorqual.engine.core import CoreConfig, EngineCore
+from rorqual.engine.core import EngineCore
 from rorqual.engine.deltas import Delta, Outbox
 from rorqual.engine.grammar.compiler import Grammars
 from rorqual.engine.numerics import NumericsProbe
@@ -102,25 +101,19 @@ class Engine:
         chosen = backend(config.backend)
         self._packed = pack = config.pack and chosen.prepares(model)
         arithmetic = f"packed={pack} backend={arithmetic_of(config.backend)} experts={config.record_experts}"
-        folder = None if config.cache_dir is None else Path(config.cache_dir)
-        caches_prefixes = config.reuse or folder is not None
-        self._name = secrets.token_bytes(32) if folder is None else fingerprint(model, arithmetic=arithmetic)
+        caches_prefixes = config.reuse or config.cache_dir is not None
+        self._name = secrets.token_bytes(32) if config.cache_dir is None else fingerprint(model, arithmetic=arithmetic)
         self.model = model = chosen.prepare(model, take=take) if pack else model
         self._numerics = NumericsProbe(model, chosen)
         fit = self._numerics.fit
-        size = CoreConfig(config.slots, self.max_len, config.cache_bytes, config.step_tokens)
         self._watches = not (take and pack)  # no other code can reach weights that were packed and taken
         self._versions = tensor_versions(model) if self._watches else []
-        record = {"record_experts": config.record_experts, "record_kept": config.record_kept}
         # Only the first core has a prefix cache, because it runs submitted requests. Only `generate` uses the other
         # cores.
-        stored = replace(size, folder=folder, disk_bytes=config.disk_bytes)
-        first = EngineCore(model, stored, chat.stop_ids, self._name, fit.backend, reuse=caches_prefixes, **record)
+        settings = (model, config, self.max_len, chat.stop_ids, self._name, fit.backend)
+        first = EngineCore(*settings, reuse=caches_prefixes)
         self._cores = [first]
-        self._cores += [
-            EngineCore(model, size, chat.stop_ids, self._name, fit.backend, **record)
-            for _ in range(config.engine_cores - 1)
-        ]
+        self._cores += [EngineCore(*settings) for _ in range(config.engine_cores - 1)]
         self._slots = config.slots
         self._row_work = account(model.config).flops / 2 / len(model.config.layers)
         room = first.kv_cache.capacity * BLOCK
@@ -249,7 +242,7 @@ class Engine:
         """
         total = sum(job.request.params.n for job in jobs)
         cores = self._cores[: max(1, int(total * self._row_work) // CORE_WORK, -(-total // self._slots))]
-        chosen = shared_out([job.request.params.n for job in jobs], len(cores))
+        chosen = divide_work([job.request.params.n for job in jobs], len(cores))
         for request_id, (job, core) in enumerate(zip(jobs, chosen)):
             cores[core].submit(self._processor.sequences(request_id, job))
         return [core for number, core in enumerate(cores) if number in chosen]

@@ -64,10 +64,6 @@ class Job:
     compiled: Compiled | None = None
 
 
-def _is_integer(token: object) -> bool:
-    return type(token) is int or (isinstance(token, Integral) and not isinstance(token, bool))
-
-
 FIELDS: dict[str, tuple[tuple[type, ...], str]] = {
     "tenant": ((str,), "a string"),
     "priority": ((int,), "a whole number"),
@@ -129,7 +125,9 @@ class Processor:
         prompt = (
             tuple(self.chat.prompt(request.messages, request.thinking)) if prompt_ids is None else tuple(prompt_ids)
         )
-        if not prompt or not all(_is_integer(token) and 0 <= token < vocab for token in prompt):
+        if not prompt or not all(
+            isinstance(token, Integral) and type(token) is not bool and 0 <= token < vocab for token in prompt
+        ):
             what = "the prompt has a token id outside the vocabulary" if prompt else "the prompt is empty"
             raise DataError(what, where=where, remedy=f"Give token ids from 0 to {vocab - 1}.")
         if prompt_ids is None and request.embeds is None and (non_text := _non_text_parts(request.messages)):

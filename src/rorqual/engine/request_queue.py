@@ -13,54 +13,38 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Generic, Protocol, TypeVar
+
+from rorqual.engine.sequence import Sequence
 
 DRAWN = 2.0
 """Cost of one sampled token, in units of one prefill token."""
 
 
-class Queued(Protocol):
-    """The fields of a sequence that `RequestQueue` reads."""
-
-    request_id: int
-    tenant: str
-    priority: int
-    arrival: int
-
-
-W = TypeVar("W", bound=Queued)
-
-
-def in_turn(sequences: Iterable[W]) -> list[W]:
+def round_robin(sequences: Iterable[Sequence]) -> list[Sequence]:
     """Sort sequences by priority, and round-robin over tenants within a priority.
 
     The first sequence of each tenant comes first, then the second sequence of each tenant, and so on.
     """
     counts = Counter[tuple[int, str]]()
-    sort_keys = dict[W, tuple[int, int, int]]()
+    sort_keys = dict[Sequence, tuple[int, int, int]]()
     for sequence in sorted(sequences, key=lambda s: (-s.priority, s.arrival)):
         sort_keys[sequence] = (-sequence.priority, counts[sequence.priority, sequence.tenant], sequence.arrival)
         counts[sequence.priority, sequence.tenant] += 1
     return sorted(sort_keys, key=sort_keys.__getitem__)
 
 
-class RequestQueue(Generic[W]):
+class RequestQueue:
     """Waiting sequences, in one queue per tenant."""
 
     def __init__(self) -> None:
-        self._queues: dict[str, list[tuple[int, int, W]]] = {}
+        self._queues: dict[str, list[tuple[int, int, Sequence]]] = {}
         self._counters: dict[str, float] = {}
         self._length = 0
 
     def __len__(self) -> int:
         return self._length
 
-    @property
-    def highest(self) -> int:
-        """The highest priority among the queued sequences. The queue must not be empty."""
-        return max(-queue[0][0] for queue in self._queues.values())
-
-    def push(self, sequence: W, busy: Iterable[str] = ()) -> None:
+    def push(self, sequence: Sequence, busy: Iterable[str] = ()) -> None:
         """Queue a new sequence. `busy` are the tenants with running sequences."""
         tenant = sequence.tenant
         active = {*busy, *(name for name, queue in self._queues.items() if queue)}
@@ -69,13 +53,13 @@ class RequestQueue(Generic[W]):
             self._counters[tenant] = max(self._counters.get(tenant, 0.0), least)
         self.push_back(sequence)
 
-    def push_back(self, sequence: W) -> None:
+    def push_back(self, sequence: Sequence) -> None:
         """Requeue a preempted sequence. The queue is ordered by priority, then by time of arrival."""
         queue = self._queues.setdefault(sequence.tenant, [])
         heapq.heappush(queue, (-sequence.priority, sequence.arrival, sequence))
         self._length += 1
 
-    def next(self, running: Mapping[str, float]) -> W:
+    def next(self, running: Mapping[str, float]) -> Sequence:
         """Return the sequence to run next, without removing it.
 
         `running` has one entry per tenant with running sequences: the number of sampled tokens that the tenant was not
@@ -93,7 +77,7 @@ class RequestQueue(Generic[W]):
         as in `next`."""
         return self._counters.get(tenant, 0.0) + DRAWN * running.get(tenant, 0.0)
 
-    def owing(self, tenant: str, held: Mapping[str, int], running: Mapping[str, float]) -> set[str]:
+    def tenants_to_preempt(self, tenant: str, held: Mapping[str, int], running: Mapping[str, float]) -> set[str]:
         """Return the tenants that may lose a slot to `tenant`. `held` counts slots per tenant; `running` has the same
         meaning as in `next`.
 
@@ -112,7 +96,7 @@ class RequestQueue(Generic[W]):
             )
         }
 
-    def pop(self, sequence: W) -> None:
+    def pop(self, sequence: Sequence) -> None:
         """Remove the sequence that `next` returned. The caller must later `charge` the sequence's prompt to its
         tenant."""
         queue = self._queues[sequence.tenant]
@@ -127,7 +111,7 @@ class RequestQueue(Generic[W]):
         """Add prefill tokens and sampled tokens to a tenant's counter."""
         self._counters[tenant] = self._counters.get(tenant, 0.0) + prefilled + DRAWN * drawn
 
-    def __iter__(self) -> Iterator[W]:
+    def __iter__(self) -> Iterator[Sequence]:
         """Iterate over the queued sequences, in no particular order."""
         return (item[2] for queue in self._queues.values() for item in queue)
 

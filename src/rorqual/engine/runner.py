@@ -93,7 +93,7 @@ class Runner:
         )
         vocab = model.config.vocab_size
         self.histories = Histories(slots, max_len, vocab, record_kept=record_kept)
-        self.sampler = Sampler(self.histories, slots, vocab, self.device)
+        self.sampler = Sampler(self.histories, vocab, self.device)
         self.block_table = np.zeros((slots, -(-max_len // BLOCK)), np.int64)
         self._plan: Plan | None = None
         self.holds_non_finite = False

@@ -18,9 +18,9 @@ from rorqual.ops.sampling import SamplerOutput, SamplingMetadata, Settings, like
 class Sampler:
     """Builds the sampling inputs of the running rows, and stores the sampled tokens in `histories`."""
 
-    def __init__(self, histories: Histories, slots: int, vocab: int, device: torch.device) -> None:
+    def __init__(self, histories: Histories, vocab: int, device: torch.device) -> None:
         self.histories, self.vocab, self.device = histories, vocab, device
-        self.counts = Counts(slots, vocab)
+        self.counts = Counts()
         self._settings: Settings | None = None
         self._constrained: list[tuple[int, Constraint]] = []
         self._with_min_tokens: list[int] = []

@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 
 from rorqual.engine.kv_cache.manager import KVCacheManager
-from rorqual.engine.request_queue import RequestQueue, in_turn
+from rorqual.engine.request_queue import RequestQueue, round_robin
 from rorqual.engine.sequence import InputBatch, Ints, Sequence
 from rorqual.ops.paged import BLOCK, QUERIES
 
@@ -74,19 +74,16 @@ class Scheduler:
     """Continuous batching over `slots` rows and the KV-cache blocks of `pages`.
 
     A step computes at most `step_tokens` tokens, which limits how long a prompt delays the decoding sequences. Prefill
-    always gets at least `QUERIES` tokens. `patience` is the fraction of slots that must be free before queued sequences
-    are admitted. A larger fraction prefills more prompts together; 0 minimizes the time to the first token.
+    always gets at least `QUERIES` tokens.
     """
 
-    def __init__(
-        self, slots: int, pages: KVCacheManager, history: History, *, step_tokens: int = 1024, patience: float = 0.0
-    ) -> None:
+    def __init__(self, slots: int, pages: KVCacheManager, history: History, *, step_tokens: int = 1024) -> None:
         self.slots, self.kv_cache, self.history = slots, pages, history
-        self.step_tokens, self.patience = step_tokens, patience
+        self.step_tokens = step_tokens
         self.rows = InputBatch.empty(slots)
         self.running: list[Sequence] = []
         self.prefilling: list[Sequence] = []
-        self.waiting: RequestQueue[Sequence] = RequestQueue()
+        self.waiting = RequestQueue()
         self.preemptions = 0
         self.version = 0
         """A counter that changes whenever the mapping of rows to sequences changes."""
@@ -179,12 +176,9 @@ class Scheduler:
     def _admit(self, plan: SchedulerOutput) -> None:
         if not self.waiting:
             return
-        scarce = len(self._free) < min(len(self.waiting), max(1, int(self.slots * self.patience)))
-        if scarce and self._victim(self.waiting.next(self._served())) is None:
-            return
         leaders = {s.prefill_key: s for s in self.prefilling}
         while self.waiting:
-            sequence = self.waiting.next(self._served())
+            sequence = self.waiting.next(self._sampled_by_tenant())
             if not self._free:
                 if not self._preempt_for(sequence, plan):
                     return
@@ -235,7 +229,7 @@ class Scheduler:
         """Return the sequence to preempt in favour of the queued `sequence`, or None.
 
         If a sequence of lower priority has a slot, the victim is the sequence that `_last` returns. Otherwise the
-        candidates belong to tenants that may lose a slot (`RequestQueue.owing`). A candidate has the same priority as
+        candidates belong to tenants that may lose a slot (`RequestQueue.tenants_to_preempt`). A candidate has the same priority as
         `sequence` and has decoded at least `QUANTUM` tokens in its row. The victim is the candidate whose tenant has
         the most slots. Ties go to the candidate with the most decoded tokens.
         """
@@ -244,7 +238,7 @@ class Scheduler:
         slots = self._slots_by_tenant()
         if slots.keys() == {sequence.tenant}:
             return None
-        tenants = self.waiting.owing(sequence.tenant, slots, self._served())
+        tenants = self.waiting.tenants_to_preempt(sequence.tenant, slots, self._sampled_by_tenant())
         candidates = [
             (slots[s.tenant], self._n_sampled(row), row)
             for row, s in enumerate(self.running)
@@ -252,7 +246,7 @@ class Scheduler:
         ]
         return self.running[max(candidates)[2]] if candidates else None
 
-    def _served(self) -> dict[str, float]:
+    def _sampled_by_tenant(self) -> dict[str, float]:
         """Return, for each tenant with a slot, the number of tokens that its sequences have decoded in their current
         rows."""
         served = dict.fromkeys((s.tenant for s in self._admitted()), 0.0)
@@ -265,7 +259,7 @@ class Scheduler:
         plan.decode = len(self.running)
         budget = max(self.step_tokens - plan.decode, QUERIES)
         completed: list[Chunk] = []
-        order = in_turn(self.prefilling)
+        order = round_robin(self.prefilling)
         for index, sequence in enumerate(order):
             if sequence.slot < 0 or budget <= 0:
                 continue
@@ -418,14 +412,3 @@ class Scheduler:
     def request_ids(self) -> set[int]:
         """Return the ids of all running and queued requests."""
         return {s.request_id for s in (*self._admitted(), *self.waiting)}
-
-    def check(self) -> None:
-        """Raise RuntimeError if slots or block references are inconsistent."""
-        with_blocks = [*self.running, *self.prefilling]
-        admitted = self._admitted()
-        if (
-            len(self._free) + len(admitted) != self.slots
-            or len({s.slot for s in admitted} | set(self._free)) != self.slots
-        ):
-            raise RuntimeError("free and occupied slots do not add up")
-        self.kv_cache.pool.check([[0], *(s.blocks for s in with_blocks)])

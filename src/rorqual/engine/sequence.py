@@ -68,11 +68,6 @@ class Sequence:
         embeds = None if self.embeds is None else self.embeds.digest
         return self.tenant, tuple(self.tokens), embeds, None if self.scores is None else self.scores.top
 
-    @property
-    def rank(self) -> tuple[int, int]:
-        """Sort key: higher priority first, then earlier arrival."""
-        return (-self.priority, self.arrival)
-
 
 @dataclass
 class InputBatch:

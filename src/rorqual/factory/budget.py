@@ -32,6 +32,7 @@ from typing import Any
 from rorqual.core.errors import RorqualError
 from rorqual.core.journal import Journal
 from rorqual.core.records import Message
+from rorqual.engine.remote.engine import BudgetGuard
 from rorqual.engine.request import Completion, Request
 from rorqual.factory.config import Access
 from rorqual.factory.entries import Entry
@@ -93,8 +94,8 @@ class _Try:
     written: float
 
 
-class Budget:
-    """The account of paid and reserved money. This class implements the `BudgetGuard` interface of the remote engine.
+class Budget(BudgetGuard):
+    """The account of paid and reserved money, which the remote engine charges.
 
     `asks`: (name in the ledger, request) for each request index. `bought`: the samples of earlier calls. As a context manager,
     a `Budget` owns the ledger file.

@@ -18,25 +18,14 @@ from typing import Any
 import numpy as np
 
 KEY_BYTES = 32
-_INT32 = np.iinfo(np.int32)
-
-
-def chain(secret: bytes, fingerprint: bytes, tenant: str, tokens: Sequence[int] | Any, block: int) -> list[bytes]:
-    """Return one 32-byte key for each full block of `tokens`, a list or one-dimensional array of integers.
-
-    `secret` has 16 to 64 random bytes; `fingerprint` comes from `fingerprint_of`. A different secret, fingerprint,
-    tenant or block size always gives different keys. Raises ValueError if `secret` has fewer than 16 or more than 64
-    bytes, a token id does not fit in int32, or `block` is below 1.
-    """
-    return extend(secret, root(secret, fingerprint, tenant, block), tokens, block)
 
 
 def root(secret: bytes, fingerprint: bytes, tenant: str, block: int) -> bytes:
-    """Return the root key of a tenant, which is the parent key of the first block of every prompt."""
-    if not 16 <= len(secret) <= 64:
-        raise ValueError(f"the secret has {len(secret)} bytes; it must have 16 to 64")
-    if block < 1:
-        raise ValueError(f"a block has {block} tokens; it must have 1 or more")
+    """Return the root key of a tenant, which is the parent key of the first block of every prompt.
+
+    `secret` has 16 to 64 random bytes; `fingerprint` comes from `fingerprint_of`. A different secret, fingerprint,
+    tenant or block size always gives different keys.
+    """
     # A tenant name from a JSON request may contain lone surrogates.
     fields = (fingerprint, tenant.encode("utf-8", "surrogatepass"), str(block).encode())
     return _keyed(secret, b"rorqual root", b"".join(map(_prefixed, fields)))
@@ -49,15 +38,15 @@ def extend(
     block: int,
     extra_keys: Callable[[int], Sequence[bytes]] = lambda _: (),
 ) -> list[bytes]:
-    """Return the keys of the full blocks of `tokens`. The first of these blocks follows the block with the key `parent`.
+    """Return one 32-byte key for each full block of `tokens`, a list or array of token ids.
+
+    The first of these blocks follows the block with the key `parent`.
     For the first block of a prompt, `parent` is the root key.
 
     A growing sequence passes the key of its last full block as `parent`, and so hashes only its new blocks.
     `extra_keys(i)` returns the extra keys of the i-th new block.
     """
-    if len(parent) != KEY_BYTES:
-        raise ValueError(f"the parent key has {len(parent)} bytes; it must have {KEY_BYTES}")
-    flat, step = _as_bytes(tokens), 4 * block
+    flat, step = np.asarray(tokens, np.int64).astype("<i4").tobytes(), 4 * block
     keys = []
     for number in range(len(flat) // step):
         parent = block_hash(secret, parent, flat[number * step : (number + 1) * step], extra_keys(number))
@@ -96,18 +85,3 @@ def _keyed(secret: bytes, purpose: bytes, message: bytes) -> bytes:
 
 def _prefixed(field: bytes) -> bytes:
     return len(field).to_bytes(8, "little") + field
-
-
-def _as_bytes(tokens: Sequence[int] | Any) -> bytes:
-    values = np.asarray(tokens)
-    if values.size == 0:
-        return b""
-    if values.ndim != 1 or values.dtype.kind not in "iu":
-        raise ValueError(
-            "tokens must be a one-dimensional array of integers, "
-            f"but have the shape {list(values.shape)} and dtype {values.dtype}"
-        )
-    # Without this check, a silent cast would turn 2**32 into token 0.
-    if values.min() < _INT32.min or values.max() > _INT32.max:
-        raise ValueError("a token id does not fit in int32")
-    return values.astype("<i4").tobytes()

@@ -8,32 +8,25 @@ references nor a key.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from heapq import heappop, heappush
-
-OnEvict = Callable[[int, bytes], None]
 
 
 class BlockPool:
     """A pool of `n_blocks` blocks with ids 0 to `n_blocks` - 1.
 
     An operation that adds or removes a free block takes logarithmic time. Operations that leave the free blocks
-    unchanged take constant time per block. `on_evict(id, key)` is called when a cached block is evicted, before the
-    block is overwritten. So the caller can save the block's contents. `on_evict` must not call the pool.
+    unchanged take constant time per block.
 
     Raises RuntimeError on misuse: a double release, an unknown id, or a key for a block without references. Undetected
     misuse would give the keys and values of one sequence to another sequence.
     """
 
-    def __init__(self, n_blocks: int, on_evict: OnEvict | None = None) -> None:
-        if n_blocks < 1:
-            raise ValueError(f"n_blocks={n_blocks}: a pool needs 1 block or more")
+    def __init__(self, n_blocks: int) -> None:
         self.n_blocks = n_blocks
-        self.on_evict = on_evict
         self.evictions = 0
         self._references = [0] * n_blocks
         self._keys: list[bytes | None] = [None] * n_blocks
-        self._tenants = [""] * n_blocks
         self._known: dict[bytes, int] = {}
         # A heap, so that blocks with low ids are used first. Low ids keep the used blocks close together in the memory
         # that attention reads.
@@ -68,26 +61,18 @@ class BlockPool:
 
         Returns None and changes nothing if too few blocks are available.
         """
-        if count < 0:
-            raise ValueError(f"cannot allocate {count} blocks")
         if count > len(self._free) + len(self._cached):
             return None
-        # `_evict` frees a block before it calls `on_evict`, so no block is lost if the callback raises.
         while len(self._free) < count:
-            self._evict()
+            block, _ = self._cached.popitem(last=False)
+            self._forget(block)
+            heappush(self._free, block)
+            self.evictions += 1
         ids = [heappop(self._free) for _ in range(count)]
         for block in ids:
             self._references[block] = 1
         self._used += count
         return ids
-
-    def _evict(self) -> None:
-        block, _ = self._cached.popitem(last=False)
-        key = self._forget(block)
-        heappush(self._free, block)
-        self.evictions += 1
-        if self.on_evict is not None:
-            self.on_evict(block, key)
 
     def share(self, key: bytes) -> int | None:
         """Add a reference to the block with `key` and return the block, or None if no block has this key."""
@@ -95,25 +80,6 @@ class BlockPool:
         if block is not None:
             self.take(block)
         return block
-
-    def match(self, keys: Sequence[bytes]) -> list[int]:
-        """Add a reference to each block of the longest known prefix of `keys`, and return these blocks."""
-        blocks = []
-        for key in keys:
-            block = self.share(key)
-            if block is None:
-                break
-            blocks.append(block)
-        return blocks
-
-    def holds(self, key: bytes) -> bool:
-        """Return whether a block has `key`. The lookup does not change the LRU order."""
-        return key in self._known
-
-    def key(self, block: int) -> bytes | None:
-        """Return the key of a block, or None if it has no key."""
-        self._exists(block)
-        return self._keys[block]
 
     def take(self, block: int) -> None:
         """Add a reference to a used or cached block."""
@@ -144,12 +110,12 @@ class BlockPool:
                 else:
                     self._cached[block] = None
 
-    def register(self, block: int, key: bytes, tenant: str = "") -> bool:
+    def register(self, block: int, key: bytes) -> bool:
         """Give a key to a full block that the caller references. Other sequences can `share` a block with a key, so the
         block must not be written again.
 
         If another block already has the key, `register` returns False. `block` then gets no key, so it becomes free when
-        it is released. `tenant` is stored for `drop`, which can remove the keys of one tenant.
+        it is released.
         """
         self._exists(block)
         if self._references[block] == 0:
@@ -161,63 +127,26 @@ class BlockPool:
             raise RuntimeError(f"block {block} already has another key")
         self._known[key] = block
         self._keys[block] = key
-        self._tenants[block] = tenant
         return True
 
-    def drop(self, tenant: str | None = None) -> None:
-        """Remove all keys, or only the keys of `tenant`, because the cached contents are out of date.
+    def drop(self) -> None:
+        """Remove all keys, because the cached contents are out of date.
 
-        Cached blocks become free. Used blocks lose their keys and stay used. `on_evict` is not called, because outdated
-        contents must not be saved.
+        Cached blocks become free. Used blocks lose their keys and stay used.
         """
         for block in list(self._known.values()):
-            if tenant is None or self._tenants[block] == tenant:
-                self._forget(block)
-                if self._references[block] == 0:
-                    del self._cached[block]
-                    heappush(self._free, block)
+            self._forget(block)
+            if self._references[block] == 0:
+                del self._cached[block]
+                heappush(self._free, block)
 
-    def _forget(self, block: int) -> bytes:
+    def _forget(self, block: int) -> None:
         key = self._keys[block]
         assert key is not None
         del self._known[key]
         self._keys[block] = None
-        self._tenants[block] = ""
-        return key
 
     def _exists(self, block: int) -> None:
         # Negative ids need a check too, because Python lists accept negative indices.
         if not 0 <= block < self.n_blocks:
             raise RuntimeError(f"block {block} does not exist in a pool of {self.n_blocks}")
-
-    def check(self, held: Iterable[Sequence[int]] | None = None) -> None:
-        """Raise RuntimeError unless every block is in exactly one state and all indices agree.
-
-        `held` lists the blocks of every live sequence. If `held` is given, the reference count of each block must equal
-        the number of sequences that use the block.
-        """
-        references, keys = self._references, self._keys
-        used = sum(map(bool, references))
-        free, cached = set(self._free), set(self._cached)
-        named = {block for block, key in enumerate(keys) if key is not None}
-        laws = {
-            f"{used} blocks have references, but {self._used} are counted": used == self._used,
-            "a reference count is below 0": min(references) >= 0,
-            "free, cached and used blocks do not add up": used + len(free) + len(cached) == self.n_blocks,
-            "a block is free twice": len(free) == len(self._free),
-            "a block is both free and cached": free.isdisjoint(cached),
-            "a block with references is free or cached": not any(map(references.__getitem__, free | cached)),
-            "a free block has a key": free.isdisjoint(named),
-            "a cached block has no key": cached <= named,
-            "keys and blocks disagree": len(self._known) == len(named)
-            and all(keys[block] == key for key, block in self._known.items()),
-        }
-        if held is not None:
-            counts = [0] * self.n_blocks
-            for blocks in held:
-                for block in blocks:
-                    counts[block] += 1
-            laws["references and live sequences disagree"] = counts == references
-        broken = [law for law, holds in laws.items() if not holds]
-        if broken:
-            raise RuntimeError("the block pool is inconsistent: " + "; ".join(broken))

@@ -105,8 +105,6 @@ class DiskStore:
         Returns False if the payload is dropped because the queue is full, the budget is too small or the store is
         closed.
         """
-        if len(key) != KEY_BYTES:
-            raise ValueError(f"the key has {len(key)} bytes; it must have {KEY_BYTES}")
         size = _on_disk(memoryview(payload).nbytes + _OVERHEAD)
         with self._changed:
             if not self._closing and (key in self._sizes or key in self._pending):

@@ -10,25 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
-from rorqual.engine.embeds import Embeds
 from rorqual.engine.kv_cache.block_hash import extend, matchable, root
 from rorqual.engine.kv_cache.block_pool import BlockPool
 from rorqual.engine.kv_cache.disk import DiskStore
+from rorqual.engine.sequence import Sequence
 from rorqual.ops.paged import BLOCK
-
-
-class Owner(Protocol):
-    """The fields of a sequence that `KVCacheManager` uses."""
-
-    tenant: str
-    reuse: bool
-    tokens: list[int]
-    embeds: Embeds | None
-    blocks: list[int]
-    num_cached_blocks: int
-    keys: list[bytes]
 
 
 @dataclass
@@ -71,7 +58,7 @@ class KVCacheManager:
         self.roots.clear()
         self.pool.drop()
 
-    def match(self, owner: Owner, most: int | None = None) -> int:
+    def match(self, owner: Sequence, most: int | None = None) -> int:
         """Assign the blocks of the longest cached prefix to `owner`, and return the number of tokens in these blocks.
 
         `owner` must have no blocks yet. The prefix has at most `most` tokens and is shorter than the sequence, so that
@@ -94,7 +81,7 @@ class KVCacheManager:
         owner.num_cached_blocks = len(owner.blocks)
         return owner.num_cached_blocks * BLOCK
 
-    def _restore(self, owner: Owner, key: bytes) -> int | None:
+    def _restore(self, owner: Sequence, key: bytes) -> int | None:
         if self.store is None or not self.store.has(key):
             return None
         allocated = self.pool.allocate(1)
@@ -104,11 +91,11 @@ class KVCacheManager:
         if contents is None or not self.write(allocated[0], contents):
             self.pool.release(allocated)
             return None
-        self.pool.register(allocated[0], key, owner.tenant)
+        self.pool.register(allocated[0], key)
         self.restored += 1
         return allocated[0]
 
-    def grow(self, owner: Owner, length: int) -> bool:
+    def grow(self, owner: Sequence, length: int) -> bool:
         """Allocate blocks until `owner` has enough blocks for `length` positions.
 
         Returns False and changes nothing if too few blocks are available.
@@ -124,7 +111,7 @@ class KVCacheManager:
         owner.blocks += allocated
         return True
 
-    def cache_blocks(self, owner: Owner, length: int) -> None:
+    def cache_blocks(self, owner: Sequence, length: int) -> None:
         """Add the full blocks within the first `length` positions of `owner` to the prefix cache. The first `length`
         positions must already be computed."""
         full = length // BLOCK
@@ -132,17 +119,17 @@ class KVCacheManager:
             return
         keys = self._keys(owner, full)
         for index in range(owner.num_cached_blocks, full):
-            fresh = self.pool.register(owner.blocks[index], keys[index], owner.tenant)
+            fresh = self.pool.register(owner.blocks[index], keys[index])
             if fresh and self.store is not None and not self.store.has(keys[index]):
                 self.store.put(keys[index], self.read(owner.blocks[index]))
         owner.num_cached_blocks = full
 
-    def release(self, owner: Owner) -> None:
+    def release(self, owner: Sequence) -> None:
         """Release the blocks of `owner`."""
         self.pool.release(owner.blocks)
         owner.blocks, owner.num_cached_blocks = [], 0
 
-    def fork(self, owner: Owner, other: Owner, length: int) -> list[tuple[int, int]] | None:
+    def fork(self, owner: Sequence, other: Sequence, length: int) -> list[tuple[int, int]] | None:
         """Give `other` the first `length` positions of `owner`. Full blocks are shared. If the last block is partial,
         `other` gets a new block, and the caller must copy the contents of the partial block into the new block.
 
@@ -158,7 +145,7 @@ class KVCacheManager:
         other.keys = list(owner.keys)
         return [(new_blocks[0], owner.blocks[full])] if partial else []
 
-    def _keys(self, owner: Owner, blocks: int) -> list[bytes]:
+    def _keys(self, owner: Sequence, blocks: int) -> list[bytes]:
         """Return the keys of the first `blocks` blocks of `owner`. Keys that `owner` already has are not recomputed."""
         n_known = len(owner.keys)
         if n_known < blocks:

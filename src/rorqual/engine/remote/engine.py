@@ -20,10 +20,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from email.message import Message as Headers
 from http.client import HTTPException
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from rorqual.core.errors import ConfigError, DataError, RorqualError
@@ -113,14 +112,16 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-class BudgetGuard(Protocol):
-    """Interface of an object that charges requests to a budget. Several threads call its methods concurrently."""
+class BudgetGuard:
+    """Charges requests to a budget. Several threads call its methods concurrently. This class has no limit; subclasses
+    override its methods."""
 
     def enter(self, place: int) -> bool:
         """Return whether request number `place` may be sent.
 
         Called before each attempt. The call may block until other requests finish.
         """
+        return True
 
     def refused(self, place: int) -> None:
         """Record an attempt that is not billed. The attempt was not sent, or the server rejected it with a 3xx or 4xx
@@ -140,21 +141,7 @@ class BudgetGuard(Protocol):
         """
 
 
-class _Free:
-    def enter(self, place: int) -> bool:
-        return True
-
-    def refused(self, place: int) -> None:
-        pass
-
-    def used(self, place: int, usage: Mapping[str, int]) -> None:
-        pass
-
-    def left(self, place: int) -> None:
-        pass
-
-
-FREE: BudgetGuard = _Free()
+FREE = BudgetGuard()
 
 
 class _OverBudget(RorqualError):
@@ -173,17 +160,6 @@ def _recording(faults: list[BaseException], stop: threading.Event) -> Iterator[N
         faults.append(error)
         stop.set()
         raise
-
-
-@dataclass(frozen=True)
-class _Gate:
-    """The shared state of all attempts of one request: the budget, the request's index, and an event that stops all
-    requests.
-    """
-
-    toll: BudgetGuard
-    place: int
-    stop: threading.Event
 
 
 class RemoteClient(ABC):
@@ -272,7 +248,7 @@ class RemoteClient(ABC):
 
         def answer(place: int) -> Completion | RemoteError:
             try:
-                return self._complete(*wanted[place], _Gate(toll, place, stop))
+                return self._complete(*wanted[place], toll, place, stop)
             except RemoteError as error:
                 if handler_of(error) is None:
                     raise
@@ -310,47 +286,54 @@ class RemoteClient(ABC):
 
     # ---- one sample
 
-    def _complete(self, request: Request, sample: int, gate: _Gate) -> Completion:
+    def _complete(
+        self, request: Request, sample: int, toll: BudgetGuard, place: int, stop: threading.Event
+    ) -> Completion:
         body = json.dumps(self._body(request, sample)).encode()
-        return self._with_retries(gate, self.url, lambda: self._read(self._send(self.url, body), request))
+        return self._with_retries(self.url, lambda: self._read(self._send(self.url, body), request), toll, place, stop)
 
     def exchange(self, url: str, body: bytes | None = None, extra_headers: Mapping[str, str] | None = None) -> Any:
         """Send an auxiliary request with retries, and return the JSON of the reply.
 
         The method is POST if `body` is given, else GET.
         """
-        return self._with_retries(_Gate(FREE, 0, threading.Event()), url, lambda: self._send(url, body, extra_headers))
+        return self._with_retries(url, lambda: self._send(url, body, extra_headers), FREE, 0, threading.Event())
 
-    def _with_retries(self, gate: _Gate, url: str, attempt_once: Callable[[], T]) -> T:
-        """Return the result of `attempt_once()`, with up to `retries` retries."""
+    def _with_retries(
+        self, url: str, attempt_once: Callable[[], T], toll: BudgetGuard, place: int, stop: threading.Event
+    ) -> T:
+        """Return the result of `attempt_once()`, with up to `retries` retries.
+
+        Each attempt of request number `place` is charged to `toll`. Setting `stop` ends the retries.
+        """
         for attempt in range(self.retries + 1):
             fault, wait, alone = "stopped because another request failed", 0.0, False
             remedy = "Check that the server runs and accepts this many concurrent requests, or lower concurrency."
-            if gate.stop.is_set():
+            if stop.is_set():
                 break
-            if not gate.toll.enter(gate.place):
+            if not toll.enter(place):
                 raise _OverBudget("the budget does not allow another request", where=url)
             try:
                 return attempt_once()
             except urllib.error.HTTPError as error:
                 if error.code < 500 and error.code not in UNSURE:
-                    gate.toll.refused(gate.place)
+                    toll.refused(place)
                 fault, wait = f"HTTP {error.code}: {_message_of(error)}", _retry_after(error.headers)
                 if error.code not in RETRIED and (error.code < 500 or error.code in FINAL):
                     remedy = self._remedy(error.code, fault)
                     raise RemoteError(fault, where=url, remedy=remedy, status=error.code) from None
                 alone = error.code != 429
             except NoCompletion as error:
-                gate.toll.used(gate.place, error.usage)
+                toll.used(place, error.usage)
                 fault, remedy, alone = str(error), error.remedy, True
             except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
                 reason = getattr(error, "reason", error)
                 alone = not isinstance(reason, UNSENT)
                 if not alone:
-                    gate.toll.refused(gate.place)
+                    toll.refused(place)
                 fault = str(reason) or type(error).__name__
             if attempt < self.retries:
-                gate.stop.wait(min(max(wait, self.backoff * 2**attempt), LONGEST_WAIT))
+                stop.wait(min(max(wait, self.backoff * 2**attempt), LONGEST_WAIT))
         raise RemoteError(f"{fault} (tried {attempt + 1} times)", where=url, remedy=remedy, alone=alone)
 
     def _remedy(self, code: int, fault: str) -> str:

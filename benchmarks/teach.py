@@ -129,7 +129,7 @@ def run(case: str, seed: int, data: Path, base: str, minutes: float, folder: Pat
         "right": {name: bits(Evaluation.load(paths.evaluation(name))) for name in names},
         "stages": stages,
         "plan": json.loads(paths.plan.read_bytes()),
-        "grpo": json.loads(paths.grpo.read_bytes())["text"],
+        "grpo": json.loads(paths.grpo_result.read_bytes())["text"],
         "dev": [json.loads(line) for line in paths.dev.read_text().splitlines()],
         "ended_early": paths.ended_early.exists(),
         "peak_bytes": json.loads(paths.memory.read_bytes())["peak_bytes"],

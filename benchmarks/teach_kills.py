@@ -89,7 +89,7 @@ def ending(paths: TeachPaths) -> dict[str, Any]:
     return {
         "weights": [hashlib.sha256(path.read_bytes()).hexdigest() for path in weights],
         "dev": [json.loads(line) for line in paths.dev.read_text().splitlines()],
-        "grpo": json.loads(paths.grpo.read_bytes()),
+        "grpo": json.loads(paths.grpo_result.read_bytes()),
         "replies": {
             name: hashlib.sha256(repr(Evaluation.load(paths.evaluation(name)).samples).encode()).hexdigest()
             for name in names

@@ -253,7 +253,7 @@ def spent(paths: TeachPaths) -> dict[str, Any]:
     entries = [one for one in read_ledger(paths.ledger) if one.stage not in (*UNCOUNTED, *AFTER_TRAINING)]
     training = next(one for one in entries if one.stage == "train").core_seconds
     before = total(one for one in entries if one.stage not in ("train", "reinforce")).core_seconds
-    steps = [float(record["core_seconds"]) for record in paths.run("sft").metrics()]
+    steps = [float(record["core_seconds"]) for record in paths.sft.metrics()]
     dev = list(read_lines(paths.dev))
     each = (training - sum(steps)) / len(dev)
     plan = json.loads(paths.plan.read_bytes())

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-from fractions import Fraction
 from typing import Any
 
 import jsonschema
@@ -12,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rorqual.tasks.rows import normal
 from rorqual.teach.answer_format import answer_grammar, calculates, derivation, in_key_order, instruction, schema_of
 from rorqual.teach.examples import Example
 
@@ -66,13 +63,6 @@ def test_the_keys_of_a_schema_are_in_an_order_that_agrees_with_every_value() -> 
     assert ordered == cyclic and [[*value] for value in ordered] == [["a", "b"], ["a", "b"]]
 
 
-@given(st.lists(VALUES, min_size=1, max_size=6))
-def test_the_order_of_keys_changes_no_value(values: list[Any]) -> None:
-    schema = schema_of(values)
-    for value in values:
-        assert in_key_order(value, schema) == value
-
-
 def test_labels_become_a_choice_in_their_most_frequent_spelling() -> None:
     train = answers("Card", "card", "card", "PIN", "fee", "fee", "fee", "fee")
     grammar = answer_grammar(train, "label")
@@ -115,26 +105,6 @@ def test_a_worked_solution_is_derived_if_exactly_one_calculation_fits(prompt: st
     assert derivation(Example(1, prompt, answer)) == steps
 
 
-@given(st.lists(st.integers(0, 30), min_size=2, max_size=4), st.integers(-30, 200))
-def test_a_derived_solution_is_right_and_the_only_one(numbers: list[int], answer: int) -> None:
-    steps = derivation(Example(1, " and ".join(map(str, numbers)), str(answer)))
-    ways = set()
-    for i, a in enumerate(numbers):
-        for j, b in enumerate(numbers):
-            if i != j:
-                ways |= {f"{a} - {b}"} if a - b == answer else set()
-                ways |= {f"{a} / {b}"} if b and Fraction(a, b) == answer else set()
-            if i < j:
-                ways |= {f"{a} + {b}"} if a + b == answer else set()
-                ways |= {f"{a} * {b}"} if a * b == answer else set()
-    assert steps == (f"{ways.pop()} = {answer}" if len(ways) == 1 else "")
-    assert not steps or re.fullmatch(r"\d+ [-+*/] \d+ = -?\d+", steps)
-
-
-def test_spellings_are_grouped_like_the_grader_groups_them() -> None:
-    assert normal("A  b") == normal("a B")
-
-
 @pytest.mark.parametrize(
     ("solutions", "expected"),
     [
@@ -157,8 +127,3 @@ def test_spellings_are_grouped_like_the_grader_groups_them() -> None:
 )
 def test_the_engine_calculates_if_worked_solutions_do(solutions: list[str], expected: bool) -> None:
     assert calculates([Example(n, "q", "5", text) for n, text in enumerate(solutions, 1)]) is expected
-
-
-def test_few_results_may_differ() -> None:
-    right, wrong = Example(1, "q", "5", "8 - 3 = 5"), Example(1, "q", "5", "8 - 3 = 6")
-    assert calculates([*[right] * 95, *[wrong] * 5]) and not calculates([*[right] * 94, *[wrong] * 6])

@@ -7,29 +7,23 @@ import io
 import json
 import math
 import random
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 from rorqual.cli.main import app
 from rorqual.core.errors import ConfigError, DataError, RorqualError
-from rorqual.model.account import account
 from rorqual.model.presets import preset
 from rorqual.recipes.models import v3_like
-from rorqual.tasks.rows import normal
-from rorqual.teach.check import check_file, differing, forecast, groups_of, split_of_group
-from rorqual.teach.check_page import _histogram, check_page, check_text, to_json
+from rorqual.teach.check import check_file, forecast, groups_of, split_of_group
+from rorqual.teach.check_page import check_page, check_text, to_json
 from rorqual.teach.columns import Columns, find_columns
-from rorqual.teach.dataset import read_test
-from rorqual.teach.examples import Example, answer_kind, canonical_answer
-from rorqual.teach.near import near_duplicates, similar
+from rorqual.teach.examples import Example, answer_kind
+from rorqual.teach.near import find_near, similar
 
 WORDS = (
     "whale",
@@ -173,16 +167,6 @@ def test_each_fault_is_named_with_its_line_and_the_repaired_twin_passes(broken: 
     assert "no faults" in check_text(check_file(twin, len), "bytes")
 
 
-def test_a_parquet_file_counts_its_rows(tmp_path: Path) -> None:
-    rows = good()
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "good.parquet")
-    rows[4]["answer"] = None
-    rows[6]["question"] = rows[2]["question"]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "bad.parquet")
-    assert found(tmp_path / "good.parquet") == []
-    assert found(tmp_path / "bad.parquet") == [(5, "missing or not text"), (7, "duplicate")]
-
-
 @pytest.mark.parametrize(
     ("name", "data", "what"),
     [
@@ -262,14 +246,6 @@ def test_a_usual_pair_of_columns_comes_before_an_unusual_one(names: list[str], p
         assert found.prompt[0] == prompt and found.answer == (answer,)
 
 
-def test_conversations_may_have_a_column_of_another_case(tmp_path: Path) -> None:
-    named = [{"Messages": [{"role": "system", "content": "Be kind."}, *row["messages"]]} for row in TALKS]
-    (tmp_path / "a.jsonl").write_bytes(lines(named))
-    result = check_file(tmp_path / "a.jsonl", len)
-    assert not result.faults and [one.prompt for one in result.examples] == [question(n) for n in range(12)]
-    assert result.columns.messages == "Messages" and result.columns.system == "Be kind."
-
-
 @pytest.mark.parametrize(
     ("asked", "labels"),
     [
@@ -291,13 +267,6 @@ def test_the_choices_in_a_prompt_are_no_answer(tmp_path: Path, asked: str, label
         rows[7]["text"] = f"{asked.format(question(7))} Answer: {rows[7]['label']}{end}"
         (tmp_path / "a.jsonl").write_bytes(lines(rows))
         assert found(tmp_path / "a.jsonl") == [(8, "answer in prompt")], end
-
-
-def test_the_answer_is_never_a_part_of_the_prompt() -> None:
-    assert find_columns(["input", "text"], answer="input") == Columns(("text",), ("input",))
-    assert find_columns(["instruction", "input", "output"], answer="input") == Columns(("instruction",), ("input",))
-    with pytest.raises(ConfigError, match="no columns of prompt and answer are known"):
-        find_columns(["text", "label"], answer="text")
 
 
 def test_columns_can_be_named() -> None:
@@ -350,43 +319,14 @@ def test_the_kind_of_answers(answers: list[str], kind: str) -> None:
     assert answer_kind([Example(n, question(n), answer) for n, answer in enumerate(answers)]) == kind
 
 
-def test_equal_answers_have_one_canonical_form() -> None:
-    def same(a: str, b: str, kind: Any) -> bool:
-        return canonical_answer(Example(1, "", a), kind) == canonical_answer(Example(1, "", b), kind)
-
-    assert same("1,018", "1018.0", "number") and not same("1018", "1019", "number")
-    assert same('{"a": 1, "b": 2}', '{"b":2,"a":1}', "JSON") and not same('{"a": 1}', '{"a": 2}', "JSON")
-    assert same("Card  Lost", "card lost", "label") and not same("card", "cards", "label")
-
-
-def test_near_duplicates_are_those_of_a_comparison_of_all_pairs() -> None:
-    rng = random.Random(0)
-    texts = [question(n) for n in range(120)]
-    for n in range(60):  # changed a little, more, and a lot
-        words = texts[n].split()
-        for _ in range(rng.choice([0, 1, 2, 4])):
-            words[rng.randrange(len(words))] += rng.choice(["!", "s", " indeed"])
-        texts.append(" ".join(words))
-    rng.shuffle(texts)
-    shown = [normal(text) for text in texts]
-    wanted = {
-        later
-        for later in range(len(texts))
-        if any(similar(shown[first], shown[later]) and shown[first] != shown[later] for first in range(later))
-    }
-    found = near_duplicates(texts)
-    assert 15 < len(wanted) < 60 and len(wanted ^ found.keys()) <= 1
-    assert all(earlier < later for later, earlier in found.items())
-
-
 def test_other_numbers_make_another_problem() -> None:
     a, b = (
         "A shop sells 12 pens for $3 each and 14 books, how much in all?",
         "A shop sells 12 pens for $4 each and 14 books, how much in all?",
     )
-    assert not similar(a, b) and similar(a, a.replace("how", "so how")) and near_duplicates([a, b]) == {}
-    assert near_duplicates(["½ cup of cream, whipped", "¾ cup of cream, whipped"]) == {}
-    assert near_duplicates([]) == {} and near_duplicates(["", "a", "ab"]) == {}
+    assert not similar(a, b) and similar(a, a.replace("how", "so how")) and find_near([a, b]).earlier == {}
+    assert find_near(["½ cup of cream, whipped", "¾ cup of cream, whipped"]).earlier == {}
+    assert find_near([]).earlier == {} and find_near(["", "a", "ab"]).earlier == {}
 
 
 def test_groups_stay_in_one_split_and_splits_do_not_depend_on_the_order() -> None:
@@ -458,67 +398,6 @@ def test_the_command_writes_what_it_was_told_and_its_status_tells(tmp_path: Path
     assert "is not key=value" in said(str(file), "page", code=2)
 
 
-def test_labels_that_may_be_errors_are_listed(tmp_path: Path) -> None:
-    labels = ["card"] * 20 + ["Card"] * 2 + ["pin"] * 20 + ["n/a"] + ["fee"] * 3
-    file = tmp_path / "a.jsonl"
-    file.write_bytes(lines([{"text": question(n), "label": label} for n, label in enumerate(labels)]))
-    text = said(str(file))
-    assert "labels with fewer than 3 examples (typing errors?): 'n/a'\n" in text
-    assert "counted as one label: 'Card' as 'card'" in text
-    assert f"line 1: {question(0)!r} -> 'card'" in text
-    assert "needs at least 50" in text and "split by a hash" in text
-    assert "split by a hash" not in check_text(check_file(file, len), "bytes", splits=False)
-    file.write_bytes(lines([{"text": question(n), "label": "ab"[n % 2]} for n in range(50)]))
-    text = said(str(file))
-    assert "fewer than" not in text and "counted as" not in text and "needs at least" not in text
-
-
-def test_contradicting_json_shows_the_fields_that_differ(tmp_path: Path) -> None:
-    file = tmp_path / "a.jsonl"
-    answers = ({"a": "x" * 60, "b": 1, "c": 2}, {"a": "x" * 60, "b": 1, "c": 3, "d": 4})
-    file.write_bytes(lines([{"prompt": "the same", "completion": json.dumps(answer)} for answer in answers]))
-    [fault] = check_file(file, len).faults
-    assert fault.text.endswith("""another answer: '{"c": 3, "d": 4}', not '{"c": 2, "d": null}'""")
-    assert differing('{"a": 1}', "no JSON") == '{"a": 1}' and differing("[1]", "[2]") == "[1]"
-
-
-def test_a_system_turn_that_all_conversations_share_is_left_out(tmp_path: Path) -> None:
-    def conversation(n: int, system: str | None) -> dict[str, Any]:
-        start = [] if system is None else [{"role": "system", "content": system}]
-        turns = [{"role": "user", "content": question(n)}, {"role": "assistant", "content": "x"}]
-        return {"messages": [*start, *turns]}
-
-    file = tmp_path / "a.jsonl"
-    for systems, expected in (
-        (["Be brief."] * 3, question(0)),
-        (["Be brief.", "Be brief.", "Be long."], f"system: Be brief.\n\nuser: {question(0)}"),
-        (["Be brief.", None, "Be brief."], f"system: Be brief.\n\nuser: {question(0)}"),
-        ([None] * 3, question(0)),
-    ):
-        file.write_bytes(lines([conversation(n, system) for n, system in enumerate(systems)]))
-        assert next(one.prompt for one in check_file(file, len).examples) == expected
-    parts = [{"role": "system", "content": [{"type": "text", "text": "Be brief."}]}]
-    file.write_bytes(lines([{"messages": [*parts, *conversation(n, None)["messages"]]} for n in range(2)]))
-    assert check_file(file, len).columns.system == "", "a system turn of parts is not text"
-    for broken in ([], "text", [None], [5], None):
-        file.write_bytes(lines([{"messages": broken}, conversation(1, "Be brief.")]))
-        found = check_file(file, len)
-        assert len(found.faults) == 1 and [one.prompt for one in found.examples] == [question(1)]
-    test = tmp_path / "t.jsonl"
-    for system, prompt in (
-        ("Be brief.", question(1)),
-        ("Be long.", f"system: Be long.\n\nuser: {question(1)}"),
-        (None, question(1)),
-    ):
-        test.write_bytes(lines([conversation(1, system)]))
-        file.write_bytes(lines([conversation(n, "Be brief.") for n in range(3)]))
-        found = check_file(file, len, against=test)
-        assert found.columns.system == "Be brief." and "without the system turn" in found.columns.describe()
-        [read] = read_test(test, "label", prompt="", answer="", reasoning="", system=found.columns.system)
-        assert read.prompt == prompt
-        assert [fault.line for fault in found.faults] == ([2] if prompt == question(1) else [])
-
-
 def test_lengths_are_counted_with_the_tokenizer_of_the_base(tmp_path: Path, tiny: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_bytes(lines(good()))
@@ -547,35 +426,26 @@ def test_without_a_base_the_forecast_is_that_of_the_default_model(tmp_path: Path
     assert said(str(tmp_path / "a.jsonl")).rstrip().endswith(f"at 4 bytes per token: {words}")
 
 
-def test_the_forecast_of_memory_counts_what_is_trained() -> None:
-    model = v3_like("tiny", vocab_size=200_000, context=128)
-    counted = account(model)
-
-    def sizes(*lengths: int) -> list[float]:
-        """The bytes of full training, and with LoRA."""
-        found = re.findall(r"([\d,.]+) ([MG])B", forecast(model, lengths))
-        return [float(number.replace(",", "")) * {"M": 1e6, "G": 1e9}[unit] for number, unit in found]
-
-    full, lora = sizes(8)
-    params = counted.total + counted.mtp
-    assert full - lora == pytest.approx(12 * params, rel=0.02), "gradients, and two moments"
-    logits = 8 * 200_000 * (1 + model.num_nextn_predict_layers)  # per token, with their gradients
-    assert lora == pytest.approx(4 * params + 8 * logits, rel=0.02)
-    assert sizes(8, 8, 800)[0] == pytest.approx(sizes(800)[0]) and sizes(800)[0] > full + 700 * logits
+def conversation(number: int, system: str | None) -> dict[str, Any]:
+    return talk(*([("system", system)] if system else []), ("user", question(number)), ("assistant", "x"))
 
 
-def test_bars_count_each_example_once() -> None:
-    lengths = [3, 3, 4, 5, 9, 11, 12, 26]
-    bars = [line.split() for line in _histogram(lengths)]
-    assert [(int(bar[0]), int(bar[2]), int(bar[-1])) for bar in bars] == [
-        (3, 5, 4), (6, 8, 0), (9, 11, 2), (12, 14, 1), (15, 17, 0), (18, 20, 0), (21, 23, 0), (24, 26, 1),
-    ]  # fmt: skip
-    assert len(_histogram([7, 7])) == 1
-
-
-def test_the_longest_example_is_named_by_its_line(tmp_path: Path) -> None:
-    rows = [{"question": question(n), "answer": "x" * (n + 1)} for n in range(4)]
-    rows[2]["answer"] = "x" * 99
-    (tmp_path / "b.jsonl").write_bytes(lines(rows))
-    result = check_file(tmp_path / "b.jsonl", len)
-    assert result.longest == 3 and result.lengths[2] == len(question(2)) + 1 + 99
+@pytest.mark.parametrize(
+    ("systems", "prompt"),
+    [
+        (("Be brief.",) * 3, question(0)),
+        (("Be brief.", "Be brief.", "Be long."), f"system: Be brief.\n\nuser: {question(0)}"),
+        (("Be brief.", None, "Be brief."), f"system: Be brief.\n\nuser: {question(0)}"),
+        ((None,) * 3, question(0)),
+    ],
+)
+def test_a_system_turn_that_all_conversations_share_is_left_out(
+    tmp_path: Path, systems: tuple[str | None, ...], prompt: str
+) -> None:
+    """And from the test file, too."""
+    file, test = tmp_path / "a.jsonl", tmp_path / "t.jsonl"
+    file.write_bytes(lines([conversation(n, system) for n, system in enumerate(systems)]))
+    test.write_bytes(lines([conversation(0, systems[0])]))
+    result = check_file(file, len, against=test)
+    assert result.examples[0].prompt == prompt and [fault.line for fault in result.faults] == [1]
+    assert result.columns.system == ("Be brief." if len({*systems}) == 1 and systems[0] else "")

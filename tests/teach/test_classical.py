@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 import random
-import re
-import sys
-from collections import Counter
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from rorqual.core.errors import ConfigError, DataError, RorqualError, TaskError
+from rorqual.core.errors import TaskError
 from rorqual.tasks.examples import canonical, load_function
-from rorqual.teach.classical import FOLDS, PENALTIES, _compact, _features, classical
+from rorqual.teach.classical import FOLDS, PENALTIES, _features, classical
 from rorqual.teach.examples import AnswerKind, Example
 
 WORDS = [
@@ -83,41 +77,6 @@ def test_the_kind_decides_the_baselines_and_which_answers_are_equal() -> None:
     assert classical(sums, ask("d"), "text")["majority"] == ["7"], "as text, all differ, and the first is taken"
 
 
-def grams(prompt: str) -> list[list[str]]:
-    """Words with word bigrams, and the character 2- to 5-grams of each padded run of non-blanks."""
-    words = re.findall(r"\w+|[^\w\s]", prompt.lower())
-    parts = []
-    for run in prompt.lower().split():
-        padded = f" {run} "
-        for width in range(2, 6):
-            parts += [padded[i : i + width] for i in range(len(padded) - width + 1)] or [padded][: width <= len(padded)]
-    return [words + [f"{a} {b}" for a, b in pairwise(words)], parts]
-
-
-def tfidf(texts: list[list[str]], train: int) -> list[dict[str, float]]:
-    """TF-IDF vectors of length 1; the document frequencies are those of the first `train` texts."""
-    seen = Counter(gram for text in texts[:train] for gram in set(text))
-    vectors = []
-    for text in texts:
-        counts = Counter(gram for gram in text if gram in seen)
-        vector = {g: (1 + math.log(n)) * (math.log((1 + train) / (1 + seen[g])) + 1) for g, n in counts.items()}
-        norm = math.sqrt(sum(value**2 for value in vector.values())) or 1.0
-        vectors.append({gram: value / norm for gram, value in vector.items()})
-    return vectors
-
-
-def test_the_nearest_neighbour_is_that_of_a_plain_computation() -> None:
-    prompts = sentences(300)
-    train = examples(*((prompt, str(n)) for n, prompt in enumerate(prompts[:40])))
-    words, parts = (tfidf([grams(prompt)[block] for prompt in prompts], 40) for block in (0, 1))
-
-    def similarity(a: int, b: int) -> float:
-        return sum(v[a].get(gram, 0) * value for v in (words, parts) for gram, value in v[b].items())
-
-    wanted = [str(max(range(40), key=lambda a: similarity(a, b))) for b in range(40, 300)]
-    assert classical(train, ask(*prompts[40:]), "text")["nearest neighbour"] == wanted
-
-
 def noisy(count: int, seed: int) -> list[Example]:
     """Prompts whose label depends on a word of four, and is wrong in a third of them."""
     rng, rows = random.Random(seed), []
@@ -156,12 +115,6 @@ def test_logistic_regression_makes_the_choice_of_a_plain_cross_validation(
     assert len(chosen) > 1, chosen
 
 
-def test_compact_features_have_the_same_inner_products() -> None:
-    rows = TfidfVectorizer().fit_transform(sentences(20))
-    compact = _compact(rows)
-    assert compact.shape == (20, 20) and np.allclose(compact @ compact.T, (rows @ rows.T).toarray())
-
-
 @pytest.mark.parametrize(
     ("train", "test", "wanted"),
     [
@@ -181,28 +134,6 @@ def test_unusual_examples_are_predicted_as_well(train: list[tuple[str, str]], te
     assert classical(examples(*train), ask("§"), "label").keys() == found.keys(), "no feature is known"
 
 
-def test_the_predictions_are_the_same_in_each_call() -> None:
-    train, test = noisy(90, 3), noisy(90, 4)
-    assert classical(train, test, "label") == classical(train, test, "label")
-
-
-def test_no_examples_are_refused() -> None:
-    with pytest.raises(DataError, match=r"^train: there are no examples"):
-        classical([], TRAIN, "label")
-    with pytest.raises(DataError, match=r"^test: there are no examples"):
-        classical(TRAIN, [], "label")
-
-
-def test_the_extra_is_named_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.partition(".")[0] == "sklearn"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(sys, "path", [])
-    with pytest.raises(ConfigError, match=r"teach: sklearn is not installed\n.*rorqual\[teach\]"):
-        classical(TRAIN, TRAIN, "label")
-
-
-# ---- rules of the user
-
 MINE = """
 import re
 
@@ -215,61 +146,21 @@ def head(items):
 def none(prompt):
     pass
 
-LENGTH = 3
+def fields(prompt):
+    return {"a": prompt, "b": None}
 """
 
 
-@pytest.fixture
-def mine(tmp_path: Path) -> Path:
-    file = tmp_path / "mine.py"
-    file.write_text(MINE, encoding="utf-8")
-    return file
-
-
-def test_a_rule_of_a_file_answers_every_prompt(mine: Path) -> None:
-    rule = load_function(f"{mine}:first", "rule")
-    assert classical(TRAIN, ask("12 and 5", "x7"), "number", rule=rule)["rule"] == ["12", "7"]
-    with pytest.raises(TaskError, match=rf"{mine}:8: the rule `first` raised IndexError: .*for the prompt 'none here'"):
-        classical(TRAIN, ask("12", "none here"), "number", rule=rule)
-    with pytest.raises(
-        TaskError,
-        match=rf"{mine}:10: the rule `none` returned a NoneType, not a string or a dict of JSON values, for the",
-    ):
-        classical(TRAIN, ask("a"), "number", rule=load_function(f"{mine}:none", "rule"))
-
-
-def test_a_rule_may_return_the_fields_of_a_json_answer(tmp_path: Path) -> None:
-    (tmp_path / "r.py").write_text(
-        "def fields(prompt):\n    return {'a': prompt, 'b': None}\ndef two(a, b):\n    return a\n"
-    )
-    train = [Example(n, f"q{n}", json.dumps({"a": f"q{n}"})) for n in range(3)]
-    rule = load_function(f"{tmp_path}/r.py:fields", "rule")
-    [reply] = classical(train, ask("é"), "JSON", rule=rule)["rule"]
+def test_a_rule_of_the_user_answers_every_prompt_with_text_or_the_fields_of_a_json_answer(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(MINE, encoding="utf-8")
+    first, none, fields = (load_function(f"{mine}:{name}", "rule") for name in ("first", "none", "fields"))
+    assert classical(TRAIN, ask("12 and 5", "x7"), "number", rule=first)["rule"] == ["12", "7"]
+    [reply] = classical(TRAIN, ask("é"), "JSON", rule=fields)["rule"]
     assert json.loads(reply) == {"a": "é", "b": None} and canonical(reply, "JSON") == canonical('{"a": "É"}', "JSON")
-    with pytest.raises(TaskError, match="returned a dict, not a string or a dict of JSON values"):
-        classical(train, ask("a"), "JSON", rule=lambda prompt: {"a": {prompt}})  # type: ignore[arg-type,return-value]
-    with pytest.raises(TaskError, match=r"'two' cannot be called with 1 arguments(.|\n)*`def two\(prompt\)`"):
-        load_function(f"{tmp_path}/r.py:two", "rule")
-
-
-@pytest.mark.parametrize(
-    ("spec", "what"),
-    [
-        ("{mine}", "does not name a function"),
-        ("{mine}:", "does not name a function"),
-        ("first", "does not name a function"),
-        ("{mine}:firts", "the file has no function 'firts'\n  Did you mean 'first'"),
-        ("{mine}:LENGTH", "the file has no function 'LENGTH'\n  Known: first, head, none"),
-        ("{mine}x.py:first", "no such file"),
-    ],
-)
-def test_a_rule_that_is_not_found_is_refused(spec: str, what: str, mine: Path) -> None:
-    with pytest.raises(RorqualError, match=what) as refused:
-        load_function(spec.format(mine=mine), "rule")
-    assert refused.value.remedy and refused.value.where
-
-
-def test_a_file_of_rules_with_an_error_names_its_line(mine: Path) -> None:
-    mine.write_text("x = 1\ny = z\n", encoding="utf-8")
-    with pytest.raises(TaskError, match=rf"{mine}:2: importing it raised NameError"):
-        load_function(f"{mine}:first", "rule")
+    for rule, line, problem in (
+        (first, 8, "the rule `first` raised IndexError: .*for the prompt 'none here'"),
+        (none, 10, "the rule `none` returned a NoneType, not a string or a dict of JSON values, for the"),
+    ):
+        with pytest.raises(TaskError, match=rf"{mine}:{line}: {problem}"):
+            classical(TRAIN, ask("none here"), "number", rule=rule)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from rorqual.teach.check import check_file, groups_of
 from rorqual.teach.examples import Example
-from rorqual.teach.near import near_duplicates, near_groups
+from rorqual.teach.near import find_near
 
 ROOT = Path(__file__).parents[2]
 
@@ -76,11 +76,6 @@ def test_every_leaking_line_is_named_and_no_other(
     assert not check_file(paths[0], len, against=paths[1]).faults
 
 
-def test_the_verdict_counts_missed_and_other_lines(leaks: Any) -> None:
-    found = {(3, "test row"), (4, "duplicate"), (9, "test row")}
-    assert leaks.verdict(found, "test row", {3, 4, 5}) == {"missed": [4, 5], "others": [9]}
-
-
 def test_a_marked_answer_ends_where_a_number_or_word_ends(tmp_path: Path) -> None:
     """A prompt with "answer: 12" states 12, but neither 1 nor 12.5; a solution counts as its final answer, and "####" alone states none."""
     pairs = [
@@ -121,25 +116,18 @@ def test_texts_of_one_template_with_other_numbers_hide_no_near_duplicate() -> No
     template = "A shop sells {} pens for {} dollars each and {} books, so how much does a customer pay for all of them?"
     texts = [template.format(*(rng.randint(2, 99) for _ in range(3))) for _ in range(400)]
     rng.shuffle(copies := [(text.replace("customer", "client"), n) for n, text in enumerate(texts[:200])])
-    assert near_duplicates([*texts, *(copy for copy, _ in copies)]) == {400 + at: n for at, (_, n) in enumerate(copies)}
-
-
-def test_equal_texts_have_one_earlier_text_and_one_group() -> None:
-    a = "where is the card that you sent to me some weeks ago"
-    texts = [a, f"{a}?", f"{a}??", f"{a}?", "a text of its own about a whale", f" {a.upper()} "]
-    earlier = near_duplicates(texts)
-    assert earlier == {1: 0, 2: 0, 3: 0}
-    groups = groups_of([Example(n, text, "x") for n, text in enumerate(texts)])
-    assert groups == [a] * 4 + [texts[4], a]
+    assert find_near([*texts, *(copy for copy, _ in copies)]).earlier == {
+        400 + at: n for at, (_, n) in enumerate(copies)
+    }
 
 
 def test_a_chain_of_near_duplicates_is_one_group(leaks: Any) -> None:
     first = "a long question of a customer about the missing card that never arrived in the post of last week, with all details"
     texts = [first, first.replace("long", "wide"), first.replace("long", "wide").replace("week", "year")]
-    assert near_duplicates(texts) == {1: 0, 2: 1}
+    assert find_near(texts).earlier == {1: 0, 2: 1}
     for order in ((0, 1, 2), (0, 2, 1), (2, 0, 1), (1, 0, 2)):  # the last text connects the first two in some orders
         shuffled = [texts[place] for place in order]
-        assert near_groups(shuffled) == [0] * 3
+        assert find_near(shuffled).groups == [0] * 3
         assert groups_of([Example(n, text, "x") for n, text in enumerate(shuffled)]) == [shuffled[0]] * 3
 
 
@@ -147,9 +135,12 @@ def test_an_instruction_that_all_prompts_share_makes_no_near_duplicates() -> Non
     opening = "read the message of a customer below and decide which of the departments of the bank must answer it. the message: "
     closing = ". now name the department that must answer, with one word and without an explanation"
     texts = [f"{opening}{one}{closing}" for one in ("my card is lost", "the fee is too high", "what is my pin")] * 7
-    assert near_duplicates(texts) == {} and near_groups(texts) == [0, 1, 2] * 7
-    assert near_groups([*texts, f"{opening}my card is  LOST{closing}", f"{opening}my card is lost!{closing}"])[-2] == 0
-    assert near_groups(texts[:3]) == [0, 1, 0], "of few texts nobody knows whether it is an instruction"
+    assert find_near(texts).earlier == {} and find_near(texts).groups == [0, 1, 2] * 7
+    assert (
+        find_near([*texts, f"{opening}my card is  LOST{closing}", f"{opening}my card is lost!{closing}"]).groups[-2]
+        == 0
+    )
+    assert find_near(texts[:3]).groups == [0, 1, 0], "of few texts nobody knows whether it is an instruction"
 
 
 WORDS = st.sampled_from(
@@ -171,7 +162,7 @@ def test_near_duplicates_are_those_of_the_plain_rule(
     rng.shuffle(words)
     shown = [" ".join(each) for each in words]
     plain = [leaks.Plain(text) for text in shown]
-    found = near_duplicates(shown)
+    found = find_near(shown).earlier
     for later, one in found.items():
         assert one < later and plain[one].text != plain[later].text and plain[one].near(plain[later])
     normal = [text.text for text in plain]

@@ -6,14 +6,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from example_files import Write, labelled, sums
+from example_files import labelled
 
 from rorqual.core.errors import ConfigError, DataError
-from rorqual.core.journal import read_lines
 from rorqual.core.records import Message, RunDir
 from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import Tokenizer
@@ -21,22 +19,21 @@ from rorqual.engine.engine import Engine
 from rorqual.engine.request import Completion, SamplingParams
 from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.recipes.sft import sft
-from rorqual.tasks.base import Problem, Verdict
+from rorqual.tasks.base import Verdict
 from rorqual.tasks.examples import Examples, write_examples
 from rorqual.teach import plan as plans
 from rorqual.teach import train as training
 from rorqual.teach.answer_format import instruction
-from rorqual.teach.classical import classical
 from rorqual.teach.config import TeachConfig
 from rorqual.teach.dataset import rows_of
 from rorqual.teach.examples import Example
 from rorqual.teach.failures import failures_text, groups, pairs_of
-from rorqual.teach.measure import base_measures, measure_base, predicted
+from rorqual.teach.measure import base_prompts, measure_base, predicted
 from rorqual.teach.place import AFTER, ALONE, BEFORE, TeachPaths
-from rorqual.teach.plan import ExampleLengths, TeachPlan, lengths_of, make_plan, sft_run
-from rorqual.teach.reasons import Reasons, factory_config, teacher_reasons
+from rorqual.teach.plan import ExampleLengths, TeachPlan, make_plan, sft_run
+from rorqual.teach.reasons import Reasons, factory_config
 from rorqual.teach.results import TeachResults, load_results
-from rorqual.teach.train import DevResult, Training, copy_run
+from rorqual.teach.train import DevResult, Training
 from rorqual.train.loop import fit
 from rorqual.train.run import Run
 
@@ -82,6 +79,8 @@ def test_minutes_become_steps_by_the_measured_speed(planned) -> None:  # type: i
     shared = planned(many, 615.0, reinforce=0.25)
     assert shared.steps == 198 and shared.grpo_seconds == pytest.approx(600 * 0.88 * 0.25)
     assert planned(many, -5.0).steps == 8 and planned(many, -5.0).grpo_seconds == 0
+    few = planned([ExampleLengths(30, 10)] * 100, 1e6)
+    assert few.steps == -(-12 * 100 * 40 // (few.rows * few.row)), "at most twelve epochs"
 
 
 def test_the_first_step_is_not_timed(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,11 +94,6 @@ def test_the_first_step_is_not_timed(tiny: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(plans, "fit", fitted)
     measured = plans.measure_step(sft_run(RunDir(tiny), data, plan, seed=0), 1)
     assert len(seen) == 4 and measured == sorted(seen[1:])[1]
-
-
-def test_few_examples_are_not_repeated_without_end(planned) -> None:  # type: ignore[no-untyped-def]
-    plan = planned([ExampleLengths(30, 10)] * 100, 1e6)
-    assert plan.steps == -(-12 * 100 * 40 // (plan.rows * plan.row)) and plan.epochs <= 13
 
 
 def test_rows_fit_the_longest_example_and_replies_have_room(planned) -> None:  # type: ignore[no-untyped-def]
@@ -121,7 +115,7 @@ def test_the_run_trains_what_the_plan_says(tiny: Path, tmp_path: Path) -> None:
     plan = TeachPlan(steps=7, dev_steps=(7,), rows=3, row=64, max_tokens=5, epochs=1, step_seconds=1, train_seconds=7)
     assert sft_run(RunDir(tiny), data, plan, seed=5).dtype == "float32"
     run = sft_run(RunDir(tiny), data, plan.model_copy(update={"dtype": "bfloat16"}), seed=5)
-    assert run.dtype == "bfloat16"
+    assert run.dtype == "bfloat16" and run.chat == "deepseek" and plans.taught_chat("smollm2") == "chatml-plain"
     assert (run.steps, run.seed, run.source.row, run.optim.lr, run.start.run) == (7, 5, 64, plans.LR, str(tiny))  # type: ignore[attr-defined]
     source = run.source.model_dump()
     assert source["rows"] == 3 and source["longer"] == "skip" and source["data"] == str(data / "train.jsonl")
@@ -132,21 +126,6 @@ def test_the_run_trains_what_the_plan_says(tiny: Path, tmp_path: Path) -> None:
         "targets": ("all-linear",),
         "use_rslora": False,
     }
-
-
-def test_a_default_system_turn_is_left_out(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = data_of(tmp_path / "data", examples_of(labelled(40)), [], "label")
-    plan = TeachPlan(steps=1, dev_steps=(1,), rows=1, row=64, max_tokens=5, epochs=1, step_seconds=1, train_seconds=7)
-    assert sft_run(RunDir(tiny), data, plan, seed=0).chat == "deepseek"
-    with_system = sft(data=str(data / "train.jsonl"), start=str(tiny)).model_copy(update={"chat": "smollm2"})
-    monkeypatch.setattr(plans, "sft", lambda **_: with_system)
-    assert sft_run(RunDir(tiny), data, plan, seed=0).chat == "chatml-plain"
-
-
-def test_lengths_are_those_of_the_rendered_examples(tiny: Path) -> None:
-    chat = chat_format(Tokenizer.byte_level())
-    one, two = lengths_of([Example(1, "abcd", "xy"), Example(2, "abcd", "xy", "because")], chat)
-    assert one.prompt == two.prompt and one.reply == 4 < two.reply and one.total == one.prompt + 4
 
 
 # ---- training with a stop
@@ -182,38 +161,10 @@ def trained(tiny: Path, tmp_path: Path, *, grader: str = "", steps: int = 4, **p
     plan = TeachPlan(
         steps=steps, dev_steps=(2, 3, steps), rows=2, row=96, max_tokens=8, epochs=1, step_seconds=0.1, **keys
     )  # type: ignore[arg-type]
+    config = TeachConfig(file="x", grader=grader, seed=1, quiet=True)
     task = Examples(paths.data, grader=grader)
-    chat = chat_format(Tokenizer.byte_level())
-    return Training(
-        paths,
-        plan,
-        task,
-        list(task.problems("dev", 0)),
-        SamplingParams(max_tokens=8),
-        "off",
-        chat,
-        1,
-        1,
-        True,
-        "no time is planned",
-        lambda _: None,
-    )
-
-
-def test_each_dev_step_is_measured_once_and_the_best_one_is_kept(tiny: Path, tmp_path: Path) -> None:
-    mine = tmp_path / "mine.py"
-    mine.write_text("def grade(prompt, answer, reply):\n    return True\n")
-    work = trained(tiny, tmp_path, grader=f"{mine}:grade")
-    work.supervised(RunDir(tiny))
-    assert [(one.step, one.right, one.total) for one in work.dev_results("sft")] == [
-        (2, 12, 12),
-        (3, 12, 12),
-        (4, 12, 12),
-    ]
-    assert work.paths.best.steps() == [4], "of equal checkpoints the last one is kept"
-    before = work.paths.dev.read_bytes()
-    work.supervised(RunDir(tiny))
-    assert work.paths.dev.read_bytes() == before and not work.paths.ended_early.exists()
+    chat, params = chat_format(Tokenizer.byte_level()), SamplingParams(max_tokens=8)
+    return Training(config, paths, plan, task, params, "off", chat, "no time is planned", 1, lambda _: None)
 
 
 def test_slow_replies_shorten_the_dev_split_for_all_checkpoints(
@@ -263,36 +214,19 @@ def test_the_hard_cap_counts_what_a_killed_process_used(
     monkeypatch.setattr(training, "SLACK", 0.0)
     work = trained(tiny, tmp_path, steps=40, train_seconds=100.0)
     run = sft_run(RunDir(tiny), work.paths.data, work.plan, seed=1)
-    fit(run, work.paths.run("sft"), quiet=True, stop=lambda finished: finished == 2)
-    metrics = work.paths.run("sft").metrics_file
+    fit(run, work.paths.sft, quiet=True, stop=lambda finished: finished == 2)
+    metrics = work.paths.sft.metrics_file
     lines = [json.loads(line) | {"seconds": 99.0} for line in metrics.read_text().splitlines()]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     metrics.write_text(text)
-    state = work.paths.run("sft").checkpoint() / "state.json"
+    state = work.paths.sft.checkpoint() / "state.json"
     state.write_text(json.dumps(json.loads(state.read_text()) | {"metrics_bytes": len(text)}))
-    manifest = work.paths.run("sft").checkpoint() / "whole.json"
+    manifest = work.paths.sft.checkpoint() / "whole.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"state.json": state.stat().st_size}))
     work.supervised(RunDir(tiny))
     assert work.paths.ended_early.is_file()
-    assert json.loads(work.paths.ended_early.read_bytes()) == {"step": 2, "of": 40} and work.paths.run(
-        "sft"
-    ).steps() == [2]
+    assert json.loads(work.paths.ended_early.read_bytes()) == {"step": 2, "of": 40} and work.paths.sft.steps() == [2]
     assert [one.step for one in work.dev_results("sft")] == [2]
-
-
-def test_the_hard_cap_ends_training_early_and_says_so(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(training, "SLACK", 0.0)
-    said: list[str] = []
-    work = trained(tiny, tmp_path, steps=40, train_seconds=1e-9)
-    object.__setattr__(work, "say", said.append)
-    work.supervised(RunDir(tiny))
-    assert json.loads(work.paths.ended_early.read_bytes()) == {"step": 1, "of": 40}
-    assert [one.step for one in work.dev_results("sft")] == [1] and work.paths.best.steps() == [1]
-    assert any("ended after 1 of 40 steps" in line for line in said)
-    work.supervised(RunDir(tiny))
-    assert work.paths.run("sft").steps() == [1]
 
 
 def test_grpo_runs_after_the_support_gate_and_is_used_if_dev_improves(
@@ -307,8 +241,8 @@ def test_grpo_runs_after_the_support_gate_and_is_used_if_dev_improves(
     work = trained(tiny, tmp_path, grader=f"{mine}:grade", grpo_seconds=1e6, dtype="bfloat16")
     work = replace(work, params=replace(work.params, calculator=True))
     work.supervised(RunDir(tiny))
-    result = work.reinforced(f"{mine}:grade")
-    config = work.paths.run("grpo").config()
+    result = work.reinforced()
+    config = work.paths.grpo.config()
     assert (config["steps"], config["source"]["problems"], config["source"]["samples"]) == (1, 3, 4)
     assert config["source"]["data"] == str(work.paths.data) and config["source"]["options"] == {
         "grader": f"{mine}:grade"
@@ -321,7 +255,7 @@ def test_grpo_runs_after_the_support_gate_and_is_used_if_dev_improves(
     [after] = work.dev_results("grpo")
     before = max(one.accuracy for one in work.dev_results("sft"))
     assert result.used == (after.accuracy > before) and ("is used" in result.text) == result.used
-    assert work.reinforced(f"{mine}:grade") == result and len(work.dev_results("grpo")) == 1
+    assert work.reinforced() == result and len(work.dev_results("grpo")) == 1
 
 
 def test_a_killed_grpo_resumes_with_its_steps_and_not_with_newly_measured_ones(
@@ -341,11 +275,11 @@ def test_a_killed_grpo_resumes_with_its_steps_and_not_with_newly_measured_ones(
 
     monkeypatch.setattr(Training, "measured", killed)
     with pytest.raises(KeyboardInterrupt):
-        work.reinforced(f"{mine}:grade")
+        work.reinforced()
     monkeypatch.setattr(Training, "measured", measured)
     monkeypatch.setattr(training, "MOST_GRPO", 7)
-    result = work.reinforced(f"{mine}:grade")
-    assert calls == ["grpo"] and work.paths.run("grpo").config()["steps"] == 2 and "2 of 2 steps" in result.text
+    result = work.reinforced()
+    assert calls == ["grpo"] and work.paths.grpo.config()["steps"] == 2 and "2 of 2 steps" in result.text
 
 
 def test_a_tie_on_dev_keeps_the_model_before_grpo(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,53 +292,14 @@ def test_a_tie_on_dev_keeps_the_model_before_grpo(tiny: Path, tmp_path: Path, mo
     )
     work = trained(tiny, tmp_path, grader=f"{mine}:grade", grpo_seconds=1e6)
     work.supervised(RunDir(tiny))
-    result = work.reinforced(f"{mine}:grade")
+    result = work.reinforced()
     assert [one.right for one in work.dev_results("grpo")] == [12] and not result.used and "is not used" in result.text
-
-
-@pytest.mark.parametrize(("seconds", "steps"), [(90.0, 0), (120.0, 8), (1e6, 40)])
-def test_grpo_has_as_many_steps_as_its_time_suffices_for(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, steps: int
-) -> None:
-    """A step samples 64 replies, here in 4 seconds, compares them, and trains on the half whose problems are not always solved."""
-    graded = [
-        GradedSample(key=f"k{n}", family="f", prompt="p", answer="a", reply="a", reasoning=None, tokens=20, thinking_tokens=0,
-                     verdict=Verdict.RIGHT if n % 2 or sample else Verdict.WRONG, thought=False, truncated=False)
-        for n in range(16) for sample in range(8)
-    ]  # fmt: skip
-    problems = [Problem(f"k{n}", "12345678", "a", "f") for n in range(16)]
-    clock = iter([0.0, 8.0])
-    monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(training, "engine_of", lambda *_: None)
-    monkeypatch.setattr(training, "evaluate", lambda *_, **__: SimpleNamespace(samples=graded))
-    monkeypatch.setattr(training, "grpo", lambda **keys: (_ for _ in ()).throw(Planned(keys["steps"])))
-    work = trained(tiny, tmp_path, grpo_seconds=seconds)
-    monkeypatch.setattr(type(work.task), "problems", lambda *_: iter(problems))
-    per_token = work.plan.step_seconds / (work.plan.rows * work.plan.row)
-    tokens = 64 * (len(work.chat.prompt(problems[0].messages, "off")) + 20)
-    work = replace(
-        work,
-        plan=work.plan.model_copy(
-            update={"step_seconds": work.plan.step_seconds * 10 / (per_token * tokens * (1 / 3 + 0.5))}
-        ),
-    )
-    if steps == 0:
-        run, text = work._grpo_run("")
-        assert run is None and "there is time for 6 steps of 14 seconds, and 8 are the fewest" in text
-    else:
-        with pytest.raises(Planned) as planned:
-            work._grpo_run("")
-        assert planned.value.args == (steps,)
-
-
-class Planned(Exception):
-    """Stops before GRPO starts."""
 
 
 @pytest.mark.parametrize(
     ("body", "text"),
     [
-        ("return reply == answer + '!'", "solved none of"),
+        ("return reply == answer + '!'", "solved 0 in every try"),
         ("return True", r"solved 16 in every try and the others never"),
     ],
 )
@@ -413,41 +308,11 @@ def test_grpo_is_skipped_where_it_cannot_help(tiny: Path, tmp_path: Path, body: 
     mine.write_text(f"def grade(prompt, answer, reply):\n    {body}\n")
     work = trained(tiny, tmp_path, grader=f"{mine}:grade", grpo_seconds=1e6)
     work.supervised(RunDir(tiny))
-    result = work.reinforced(f"{mine}:grade")
-    assert not result.used and text in result.text and not work.paths.run("grpo").path.exists()
-
-
-def test_a_copied_run_replaces_the_old_copy_and_keeps_nothing_of_it(tmp_path: Path) -> None:
-    run = sft(task="families:add", size="tiny", steps=2, rows=2)
-    src, dst = RunDir(tmp_path / "src"), RunDir(tmp_path / "dst")
-    fit(run, src, quiet=True, stop=lambda finished: finished == 1)
-    copy_run(src, dst)
-    fit(run, src, quiet=True)
-    copy_run(src, dst)
-    assert (
-        dst.steps() == [2]
-        and (dst.checkpoint() / "model.safetensors").read_bytes()
-        == (src.checkpoint() / "model.safetensors").read_bytes()
-    )
+    result = work.reinforced()
+    assert not result.used and text in result.text and not work.paths.grpo.path.exists()
 
 
 # ---- the base model's prompts
-
-
-def test_the_base_is_asked_without_with_four_and_with_all_examples_that_fit() -> None:
-    chat = chat_format(Tokenizer.byte_level())
-    train = examples_of(labelled(300))
-    none, four, most = base_measures(train, chat, "label", context=3000, room=200, seed=0)
-    assert (none.name, none.shots, four.name) == ("base, no examples", [], "base, 4 examples")
-    assert most.name == f"base, {len(most.shots)} examples" and most.shots[:4] == four.shots and len(most.shots) > 30
-    turns = [Message("system", instruction(train, "label"))]
-    for one in most.shots:
-        turns += [Message("user", one.prompt), Message("assistant", one.answer)]
-    assert 1950 < len(chat.prompt((*turns, Message("user", "?")), "auto")) <= 2048
-    *_, fewer = base_measures(train, chat, "label", context=1000, room=200, seed=0)
-    assert 4 < len(fewer.shots) < len(most.shots) and fewer.shots == most.shots[: len(fewer.shots)]
-    assert [one.name for one in base_measures(train, chat, "label", context=300, room=200, seed=0)] == [none.name]
-    assert base_measures(train, chat, "label", context=3000, room=200, seed=1)[1].shots != four.shots
 
 
 @pytest.mark.parametrize(
@@ -467,11 +332,12 @@ def test_examples_in_a_prompt_show_their_worked_solutions(
     monkeypatch.setattr(Engine, "generate", generate)
     train = [Example(n, f"8 less 3, {n}", "5", "8 - 3 = 5") for n in range(1, 6)]
     task = Examples(data_of(tmp_path / "data", train, train[:2], kind))
-    way = base_measures(train, chat_format(Tokenizer.byte_level()), kind, context=3000, room=60, seed=0)[1]  # type: ignore[arg-type]
+    shots = train[:4]
     measure_base(
         RunDir(tiny),
         task,
-        way,
+        "base, 4 examples",
+        shots,
         train,
         SamplingParams(max_tokens=4, calculator=True),
         most_seconds=60,
@@ -479,9 +345,7 @@ def test_examples_in_a_prompt_show_their_worked_solutions(
     )
     for messages in asked:
         replies = [message for message in messages if message.role == "assistant"]
-        assert [one.content for one in replies] == [shown] * len(way.shots) and not any(
-            one.reasoning for one in replies
-        )
+        assert [one.content for one in replies] == [shown] * len(shots) and not any(one.reasoning for one in replies)
     assert len(asked) == 3
 
 
@@ -505,72 +369,6 @@ def judged(name: str, right: int, *, first: int = 0, total: int = 200) -> Evalua
         "thinking": "off",
     }
     return Evaluation.model_validate(settings | {"params": SamplingParams(), "samples": tuple(task_free)})
-
-
-def sentences(**right: int) -> list[str]:
-    names = {
-        "majority": "majority",
-        "regression": "logistic regression",
-        "base": BEFORE,
-        "many": "base, 9 examples",
-        "taught": AFTER,
-    }
-    return TeachResults({names[key]: judged(names[key], number) for key, number in right.items()}).sentences(2)
-
-
-def test_the_report_leads_with_the_gain_if_the_model_is_beyond_every_baseline() -> None:
-    first, second, third = sentences(majority=20, regression=120, base=30, many=40, taught=160)
-    assert first.startswith("The taught model is right on 80.0 % of 200 test examples") and "+65.0 points" in first
-    assert "on 15.0 %" in first and "p <1e-6" in first
-    assert "with examples in its prompt, the base model reaches 20.0 % (+60.0 points" in first
-    assert second.startswith(
-        "The best baseline is logistic regression, with 60.0 %: the taught model gains +20.0 points"
-    )
-    assert "from 200 examples" in third and third.endswith("read twice, for the baselines and for the model.")
-
-
-@pytest.mark.parametrize("taught", [118, 120, 124])
-def test_the_report_leads_with_a_classical_model_that_is_as_good(taught: int) -> None:
-    first, second, _ = sentences(majority=20, regression=120, base=30, many=40, taught=taught)
-    assert first.startswith(
-        "The taught model is not shown to be better than logistic regression, which is right on 60.0 %"
-    )
-    assert f"{(taught - 120) / 2:+.1f} points" in first and second.startswith(
-        f"The taught model is right on {taught / 2:.1f} %"
-    )
-
-
-def test_the_report_says_if_a_classical_model_is_clearly_better() -> None:
-    first, _, _ = sentences(majority=20, regression=160, base=30, taught=120)
-    assert first.startswith("The taught model is worse than logistic regression, which is right on 80.0 %")
-
-
-def test_the_report_leads_with_a_classical_model_even_if_the_base_is_better() -> None:
-    first, second, _ = sentences(majority=20, regression=158, base=30, many=162, taught=160)
-    assert first.startswith(
-        "The taught model is not shown to be better than logistic regression, which is right on 79.0 %"
-    )
-    assert second.startswith("The taught model is right on 80.0 %")
-
-
-def test_the_report_says_if_examples_in_the_prompt_are_as_good() -> None:
-    first, second, _ = sentences(majority=20, base=30, many=158, taught=160)
-    assert first.startswith("The taught model is right on 80.0 %")
-    assert second.startswith(
-        "It is not shown to be better than the base model with 9 examples in its prompt: 79.0 %, difference +1.0 points"
-    )
-    assert first.endswith("with examples in its prompt, the base model reaches 79.0 %.")
-    assert "No other baseline is better" in sentences(majority=20, base=30, taught=160)[1]
-    assert "examples in its prompt" not in sentences(majority=20, base=30, many=29, taught=160)[0]
-    three = TeachResults({name: judged(name, 9) for name in ("majority", BEFORE, AFTER)}).sentences(3)[2]
-    assert three.endswith("read 3 times instead of twice.")
-
-
-def test_the_users_rule_is_named_in_the_report() -> None:
-    rights = {"rule": 120, BEFORE: 10, AFTER: 122, ALONE: 180}
-    first, *rest = TeachResults({name: judged(name, right) for name, right in rights.items()}).sentences(2)
-    assert first.startswith("The taught model is not shown to be better than your rule, which is right on 60.0 %")
-    assert not any("90.0" in sentence for sentence in rest), "the model without calculator is no baseline"
 
 
 # ---- failures
@@ -640,39 +438,9 @@ def test_reasons_are_used_only_if_enough_examples_have_one() -> None:
     assert half.applied(train) == [replace(one, reasoning="because", told=n == 2) for n, one in enumerate(train[:5])]
     few = Reasons({one.key: "because" for one in train[:4]})
     assert few.applied(train) == train
-    assert "5 examples without a reason are left out" in half.told(train)
-    assert "6 of 10 examples have no reason, so the reasons are not used" in few.told(train)
-    assert not Reasons({one.key: "because" for one in train}).told(train)
-
-
-def test_a_run_can_be_the_teacher_and_only_right_replies_become_reasons(
-    tiny: Path, tmp_path: Path, write: Write
-) -> None:
-    """The grader accepts some replies to the plain question, and all replies to the question with its answer."""
-    mine = tmp_path / "mine.py"
-    mine.write_text(
-        "def grade(prompt, answer, reply):\n"
-        "    return 'The right answer is ' + answer in prompt or sum(prompt.encode()) % 3 == 0\n"
-    )
-    train = examples_of(sums(12))
-    config = TeachConfig(file="x", teacher=str(tiny), grader=f"{mine}:grade", quiet=True)
-    said: list[str] = []
-
-    def ask() -> Reasons:
-        return teacher_reasons(config, train, "number", tmp_path / "teacher", threads=1, api_key="", say=said.append)
-
-    reasons = ask()
-    solved = {row["key"] for row in read_lines(tmp_path / "teacher" / "solved-problems" / "train.jsonl")}
-    assert solved == {one.key for one in train}
-    alone = {*reasons.texts} - {*reasons.given}
-    assert 0 < len(alone) < 12 and len(reasons.texts) <= 12 and reasons.given and {*reasons.given} < {*reasons.texts}
-    left = {row["key"] for row in read_lines(tmp_path / "teacher" / "given-problems" / "train.jsonl")}
-    assert len(left) == 12 - len(alone)
-    asked = {row["key"]: row["prompt"] for row in read_lines(tmp_path / "teacher" / "solved-problems" / "train.jsonl")}
-    assert all(sum(asked[key].encode()) % 3 == 0 for key in {*asked} - left), "only right replies are kept"
-    assert "of 12 examples" in said[0] and f"of {len(left)} examples that it did not solve" in said[1]
-    said.clear()
-    assert ask() == reasons and not said
+    assert "5 examples without a reason are left out" in half.without_reason(train)
+    assert "6 of 10 examples have no reason, so the reasons are not used" in few.without_reason(train)
+    assert not Reasons({one.key: "because" for one in train}).without_reason(train)
 
 
 def test_a_server_is_asked_within_its_budget_with_the_users_settings(tmp_path: Path) -> None:
@@ -716,6 +484,47 @@ def test_an_unknown_baseline_is_refused_with_the_known_ones(tmp_path: Path) -> N
         load_results(tmp_path, "majorty")
 
 
-def test_classical_and_model_baselines_answer_in_the_same_order() -> None:
-    train, test = examples_of(labelled(60)), examples_of(labelled(9, seed=5))
-    assert all(len(replies) == 9 for replies in classical(train, test, "label").values())
+NAMES = {"majority": "majority", "regression": "logistic regression", "base": BEFORE, "many": "base, 9 examples", "rule": "rule",
+         "taught": AFTER, "alone": ALONE}  # fmt: skip
+AS_GOOD, RIGHT = "The taught model is not shown to be better than", "The taught model is right on 80.0 %"
+
+
+@pytest.mark.parametrize(
+    ("right", "first", "second"),
+    [
+        ({"regression": 120, "base": 30, "many": 40, "taught": 160}, RIGHT + " of 200 test examples",
+         "The best baseline is logistic regression, with 60.0 %: the taught model gains +20.0 points"),
+        *(({"regression": 120, "base": 30, "taught": taught}, f"{AS_GOOD} logistic regression, which is right on 60.0 %",
+           f"The taught model is right on {taught / 2:.1f} %") for taught in (118, 120, 124)),
+        ({"regression": 160, "base": 30, "taught": 120}, "The taught model is worse than logistic regression, which", "The taught model is"),
+        ({"regression": 158, "base": 30, "many": 162, "taught": 160}, f"{AS_GOOD} logistic regression, which is right on 79.0 %", RIGHT),
+        ({"majority": 20, "base": 30, "many": 158, "taught": 160}, RIGHT,
+         "It is not shown to be better than the base model with 9 examples in its prompt: 79.0 %, difference +1.0 points"),
+        ({"majority": 20, "base": 30, "taught": 160}, RIGHT, "No other baseline is better"),
+        ({"rule": 120, "base": 10, "taught": 122, "alone": 180}, f"{AS_GOOD} your rule, which is right on 60.0 %", "The taught model is"),
+    ],
+)  # fmt: skip
+def test_the_report_leads_with_the_best_baseline_that_is_as_good(
+    right: dict[str, int], first: str, second: str
+) -> None:
+    found = TeachResults({NAMES[key]: judged(NAMES[key], number) for key, number in right.items()})
+    said = found.sentences(2)
+    assert said[0].startswith(first) and said[1].startswith(second) and len(said) == 3
+    assert said[2].endswith("read twice, for the baselines and for the model.") and "90.0" not in "".join(said)
+    assert found.sentences(3)[2].endswith("read 3 times instead of twice.")
+
+
+def test_the_base_is_asked_without_with_four_and_with_all_examples_that_fit() -> None:
+    chat, train = chat_format(Tokenizer.byte_level()), examples_of(labelled(300))
+    none, four, many = base_prompts(train, chat, "label", context=3000, room=200, seed=0).items()
+    assert none == (BEFORE, []) and four == ("base, 4 examples", many[1][:4])
+    assert many[0] == f"base, {len(many[1])} examples" and len(many[1]) > 30
+    turns = [Message("system", instruction(train, "label"))]
+    for one in many[1]:
+        turns += [Message("user", one.prompt), Message("assistant", one.answer)]
+    assert 1950 < len(chat.prompt((*turns, Message("user", "?")), "auto")) <= 2048
+    *_, fewer = base_prompts(train, chat, "label", context=1000, room=200, seed=0).values()
+    assert 4 < len(fewer) < len(many[1]) and [*base_prompts(train, chat, "label", context=300, room=200, seed=0)] == [
+        BEFORE
+    ]
+    assert base_prompts(train, chat, "label", context=3000, room=200, seed=1)["base, 4 examples"] != four[1]

@@ -77,21 +77,6 @@ def test_the_last_line_of_a_reply_with_reasons_is_its_answer(
         assert Examples(tmp_path, kind=kind).grade(problem, right[-1]) is Verdict.WRONG, "a model answers alone"
 
 
-def test_a_users_grader_sees_the_last_line(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text("def grade(prompt, answer, reply):\n    return reply == answer\n")
-    problem = Problem("a", "a", "card", "examples")
-    task = Examples(tmp_path, grader=f"{tmp_path}/mine.py:grade", kind="label", last_line=True)
-    assert task.grade(problem, "It is lost.\nAnswer: card") is Verdict.RIGHT
-    assert task.grade(problem, "card\nIt is lost.") is Verdict.WRONG
-    (tmp_path / "strict.py").write_text("def grade(prompt, answer, reply):\n    return float(reply) == float(answer)\n")
-    for kind in ("number", "label"):
-        strict = Examples(tmp_path, grader=f"{tmp_path}/strict.py:grade", kind=kind, last_line=True)
-        sum_ = Problem("a", "a", "12", "examples")
-        assert strict.grade(sum_, "6 * 2 = 12\nThe answer is 12.") is Verdict.RIGHT
-        assert strict.grade(sum_, "6 * 2 = 12\nSo it is.") is Verdict.WRONG
-    assert task.canonical_answer(problem, "It is lost.\nAnswer: card") == "card"
-
-
 def prepared(config: TeachConfig, out: Path, api_key: str) -> TeachPaths:
     paths = TeachPaths(out)
     with closing(Ledger(out.with_suffix(".ledger"))) as ledger:

@@ -95,11 +95,15 @@ def in_key_order(value: Any, schema: Mapping[str, Any]) -> Any:
 
 
 def _type_of(value: Any) -> str:
-    if isinstance(value, bool):
-        return "boolean"
-    if isinstance(value, int):
-        return "integer"
-    names = {float: "number", str: "string", list: "array", dict: "object", type(None): "null"}
+    names = {
+        bool: "boolean",
+        int: "integer",
+        float: "number",
+        str: "string",
+        list: "array",
+        dict: "object",
+        type(None): "null",
+    }
     return names[type(value)]
 
 
@@ -130,30 +134,15 @@ def derivation(example: Example) -> str:
     Sums and products are written once, with the numbers in the order of the prompt.
     """
     gold = final_number(final_answer(example.answer))
-    found = {
-        f"{a} {sign} {b} = {_written(gold)}"
-        for a, sign, b, value in _calculations(NUMBER.findall(example.prompt))
-        if value == gold
-    }
-    return found.pop() if gold is not None and len(found) == 1 else ""
-
-
-def _calculations(numbers: Sequence[str]) -> list[tuple[str, str, str, Fraction]]:
-    result = []
-    for (i, a), (j, b) in permutations(enumerate(numbers), 2):
-        x, y = (Fraction(text.replace(",", "")) for text in (a, b))
-        if i < j:
-            result += [(a, "+", b, x + y), (a, "*", b, x * y)]
-        result.append((a, "-", b, x - y))
-        if y:
-            result.append((a, "/", b, x / y))
-    return result
-
-
-def _written(value: Fraction | None) -> str:
-    if value is None:
+    if gold is None:
         return ""
-    return str(value.numerator) if value.denominator == 1 else f"{float(value):g}"
+    written = str(gold.numerator) if gold.denominator == 1 else f"{float(gold):g}"
+    found = set[str]()
+    for (i, a), (j, b) in permutations(enumerate(NUMBER.findall(example.prompt)), 2):
+        x, y = (Fraction(text.replace(",", "")) for text in (a, b))
+        values = {"-": x - y} | ({"+": x + y, "*": x * y} if i < j else {}) | ({"/": x / y} if y else {})
+        found |= {f"{a} {sign} {b} = {written}" for sign, value in values.items() if value == gold}
+    return found.pop() if len(found) == 1 else ""
 
 
 # ---- calculations
@@ -170,6 +159,6 @@ def calculates(train: Sequence[Example]) -> bool:
 
 def _calculations_of(reasoning: str) -> tuple[int, int]:
     """Return the number of calculations that the engine would complete, and in how many of them it would write what is there."""
-    ends = [match.end() for match in re.finditer("=", reasoning)]
-    pairs = [(reasoning[end:], written) for end in ends if (written := result(reasoning[:end]))]
+    halves = ((reasoning[: match.end()], reasoning[match.end() :]) for match in re.finditer("=", reasoning))
+    pairs = [(rest, written) for begun, rest in halves if (written := result(begun))]
     return len(pairs), sum(bool(re.match(rf"{re.escape(written)}(?![.,]?\d)", rest)) for rest, written in pairs)

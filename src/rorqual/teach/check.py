@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from rorqual.model.config import ModelConfig
@@ -17,23 +16,13 @@ from rorqual.plan.time import training_cost, training_flops
 from rorqual.tasks.answer import final_answer
 from rorqual.tasks.base import Split, split_of
 from rorqual.tasks.examples import canonical
-from rorqual.teach.columns import Columns, find_columns
-from rorqual.teach.examples import (
-    AnswerKind,
-    Example,
-    answer_kind,
-    canonical_answer,
-    common_system,
-    is_json,
-    read_examples,
-)
-from rorqual.teach.near import near_duplicates, near_groups
-from rorqual.teach.table import RowFault, read_table
+from rorqual.teach.columns import Columns
+from rorqual.teach.examples import AnswerKind, Example, answer_kind, canonical_answer, short
+from rorqual.teach.near import find_near
+from rorqual.teach.table import ExampleTable, RowFault, read_table
 
 LEAK_SHARE = 0.9
 """If so many prompts contain their label, and few contain another label, the label is in the prompt."""
-COMMON = 5
-"""A line that so many prompts have, of which too few have the answer that it states, is a part of the question."""
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 DEV, TEST = 0.1, 0.2
 """Shares of the groups of examples that the dev and test splits get."""
@@ -91,33 +80,28 @@ def check_file(
 
     Raises DataError if the file as a whole cannot be read, and ConfigError if its columns are not known.
     """
-    table = read_table(path)
-    columns = (
-        find_columns(table.columns, prompt=prompt, answer=answer, reasoning=reasoning) if table.rows else Columns()
-    )
-    if columns.messages:
-        columns = replace(columns, system=common_system(table, columns.messages))
-    examples, faults = read_examples(table, columns)
-    faults = [*table.faults, *faults]
+    names = {"prompt": prompt, "answer": answer, "reasoning": reasoning}
+    table = read_table(path, **names)
+    examples = table.examples
     kind = answer_kind(examples) if examples else "text"
-    earlier = near_duplicates([one.prompt for one in examples])
+    near = find_near([one.prompt for one in examples])
+    faults = list(table.faults)
     if kind in ("number", "JSON"):
         faults += [
-            RowFault(one.line, f"no {kind}", f"the answer is no {kind}: {_short(one.answer)}")
+            RowFault(one.line, f"no {kind}", f"the answer is no {kind}: {short(one.answer, 40)!r}")
             for one in examples
             if canonical(one.answer, kind) is None
         ]
-    faults += _repeats(examples, kind, earlier)
+    faults += _repeats(examples, kind, near.earlier)
     faults += _labels_in_prompts(examples, kind)
     if against is not None:
-        faults += _in_test(examples, against, columns.system, prompt=prompt, answer=answer, reasoning=reasoning)
-    groups = groups_of(examples)
-    splits = Counter(split_of_group(group) for group in groups)
+        faults += _in_test(examples, read_table(against, **names, system=table.columns.system), against)
+    splits = Counter(split_of_group(examples[first].key) for first in near.groups)
     labels = Counter(one.answer for one in examples) if kind == "label" else Counter[str]()
     return Check(
         path,
-        columns,
-        len(table.rows) + len(table.faults),
+        table.columns,
+        table.rows,
         tuple(examples),
         kind,
         tuple(sorted(faults, key=lambda fault: (fault.line, fault.kind))),
@@ -146,7 +130,7 @@ def forecast(model: ModelConfig, lengths: Sequence[int]) -> str:
 
 def groups_of(examples: Sequence[Example]) -> list[str]:
     """Return the group of each example: the key of its first member. Near-duplicates, and theirs, are a group and stay in one split."""
-    return [examples[first].key for first in near_groups([one.prompt for one in examples])]
+    return [examples[first].key for first in find_near([one.prompt for one in examples]).groups]
 
 
 def split_of_group(group: str) -> Split:
@@ -167,84 +151,48 @@ def _repeats(examples: Sequence[Example], kind: AnswerKind, earlier: Mapping[int
         problem = f"{'nearly ' * near}the same prompt as line {before.line}"
         same = kind == "text" or canonical_answer(before, kind) == canonical_answer(one, kind)
         if not same:
-            answers = one.answer, before.answer
-            if kind == "JSON":
-                answers = differing(*answers), differing(*reversed(answers))
-            problem += f", but another answer: {_short(answers[0])}, not {_short(answers[1])}"
+            problem += f", but another answer: {short(one.answer, 40)!r}, not {short(before.answer, 40)!r}"
         name = "near-" * near + ("duplicate" if same else "contradiction")
         faults.append(RowFault(one.line, name, problem, before.line))
     return faults
-
-
-def differing(answer: str, other: str) -> str:
-    """Return a JSON answer with only the fields in which it differs from `other`. Other texts are returned unchanged."""
-    if not (is_json(answer) and is_json(other)):
-        return answer
-    fields, others = json.loads(answer), json.loads(other)
-    if not isinstance(fields, dict) or not isinstance(others, dict):
-        return answer
-    names = [name for name in {**fields, **others} if fields.get(name) != others.get(name)]
-    return json.dumps({name: fields.get(name) for name in names}, ensure_ascii=False)
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 40 else text[:37] + "...")
 
 
 def _labels_in_prompts(examples: Sequence[Example], kind: AnswerKind) -> list[RowFault]:
     """Return the examples whose prompt states the answer: after a word such as "label:", or as the only label in nearly every prompt."""
     answers = {one.line: final_answer(one.answer) if kind == "number" else one.answer for one in examples}
     labels = {one.answer.lower() for one in examples} if kind == "label" else set()
-    names = "(" + "|".join(map(re.escape, sorted(labels, key=len, reverse=True))) + r")(?!\w)"
-    pattern, label = re.compile(rf"(?<!\w){names}"), re.compile(names, re.IGNORECASE)
-    next_label = re.compile(rf"[\"'`]?\s*(?:[,;/|]\s*(?:or\b)?|or\b)\s*[\"'`]?{names}", re.IGNORECASE)
-    lines: dict[str, Counter[str]] = {}
-    for one in examples if labels else ():
-        for match in re.finditer(rf"\b{MARKED}\s*[:=]", one.prompt, re.IGNORECASE):
-            lines.setdefault(_rest_of_line(one.prompt, match), Counter())[answers[one.line]] += 1
+    names = "|".join(map(re.escape, sorted(labels, key=len, reverse=True)))
+    pattern = re.compile(rf"(?<!\w)({names})(?!\w)")
     leaks = []
     for one in examples:
         answer = answers[one.line]
-        marked = rf"\b{MARKED}\s*[:=]\s*[\"'`]?({re.escape(answer)})(?!\w|[.,]\d)"
-        for match in re.finditer(marked, one.prompt, re.IGNORECASE) if 0 < len(answer) <= 200 else ():
-            if labels:
-                longest = label.match(one.prompt, match.start(1))  # another label may begin like this one
-                same = lines[_rest_of_line(one.prompt, match)]
-                if (
-                    next_label.match(one.prompt, match.end())  # "answer: yes or no?"
-                    or (longest is not None and len(longest[1]) > len(answer))
-                    or (same.total() >= COMMON and same[answer] < LEAK_SHARE * same.total())
-                ):
-                    continue
-            leaks.append(one)
-            break
+        marked = rf"\b{MARKED}\s*[:=]\s*[\"'`]?{re.escape(answer)}(?!\w|[.,]\d)"
+        found = re.finditer(marked, one.prompt, re.IGNORECASE) if 0 < len(answer) <= 200 else ()
+        sentences = (re.split(r"[.?!\n]", one.prompt[match.start() :].lower())[0] for match in found)
+        if any(not labels or len({*pattern.findall(sentence)} - {answer.lower()}) == 0 for sentence in sentences):
+            leaks.append(one)  # a sentence with another label is a choice: "answer: yes or no?"
     if kind == "label" and len(examples) >= 10:
         stated = [{*pattern.findall(one.prompt.lower())} for one in examples]
         alone = sum(found == {one.answer.lower()} for one, found in zip(examples, stated, strict=True))
         if alone >= LEAK_SHARE * len(examples):
             leaks = [one for one, found in zip(examples, stated, strict=True) if one.answer.lower() in found]
-    problem = "the prompt states the answer"
-    return [RowFault(one.line, "answer in prompt", f"{problem} {_short(answers[one.line])}") for one in leaks]
+    return [
+        RowFault(one.line, "answer in prompt", f"the prompt states the answer {short(answers[one.line], 40)!r}")
+        for one in leaks
+    ]
 
 
-def _rest_of_line(text: str, match: re.Match[str]) -> str:
-    return text[match.start() :].partition("\n")[0]
-
-
-def _in_test(examples: Sequence[Example], against: Path, system: str, **columns: str) -> list[RowFault]:
+def _in_test(examples: Sequence[Example], table: ExampleTable, file: Path) -> list[RowFault]:
     """Return the examples whose prompt equals, or nearly equals, a prompt of the test file."""
-    table = read_table(against)
-    tests, _ = read_examples(table, replace(find_columns(table.columns, **columns), system=system))
+    tests = table.examples
     known = {one.key: one for one in tests}
-    faults, rest = [], []
-    for one in examples:
+    earlier = find_near([one.prompt for one in (*tests, *examples)]).earlier
+    faults = []
+    for number, one in enumerate(examples, len(tests)):
+        near = earlier.get(number, number)
         if (same := known.get(one.key)) is not None:
-            faults.append(RowFault(one.line, "test row", f"the same prompt as {against}:{same.line}", same.line))
-        else:
-            rest.append(one)
-    earlier = near_duplicates([*(one.prompt for one in tests), *(one.prompt for one in rest)])
-    for number, one in enumerate(rest, len(tests)):
-        if earlier.get(number, len(tests)) < len(tests):
-            test = tests[earlier[number]]
-            faults.append(RowFault(one.line, "test row", f"nearly the same prompt as {against}:{test.line}", test.line))
+            faults.append(RowFault(one.line, "test row", f"the same prompt as {file}:{same.line}", same.line))
+        elif near < len(tests):
+            line = tests[near].line
+            faults.append(RowFault(one.line, "test row", f"nearly the same prompt as {file}:{line}", line))
     return faults

@@ -11,18 +11,14 @@ import numpy as np
 from rorqual.report.chart import Chart, Series, draw
 from rorqual.report.page import page
 from rorqual.report.table import Table
-from rorqual.tasks.rows import normal
 from rorqual.teach.check import WARNINGS, Check
 from rorqual.teach.dataset import FEWEST
+from rorqual.teach.examples import short
 
-FEW = 3
-"""Labels with fewer examples are listed."""
 FIRST = 5
 """Number of lines that the text table shows for each kind of fault."""
 SHOWN = 200
 """Number of faults that the page shows for each kind."""
-BARS, WIDE = 8, 40
-"""Number of bars of the text histogram, and the length of the longest."""
 WHAT: Mapping[str, str] = {
     "duplicate": "the same prompt and answer as an earlier row",
     "near-duplicate": "nearly the same prompt as an earlier row; kept in the same split",
@@ -49,7 +45,7 @@ def check_text(check: Check, unit: str, *, splits: bool = True) -> str:
         f"  {check.columns.describe()} ({kind})" if check.examples else "",
     ]
     for one in check.examples[:1]:
-        lines.append(f"  line {one.line}: {_excerpt(one.prompt)!r} -> {_excerpt(one.answer)!r}")
+        lines.append(f"  line {one.line}: {short(one.prompt, 160)!r} -> {short(one.answer, 160)!r}")
     if check.faults:
         rows = [
             (name, f"{count:,}", _lines(check, name), WHAT.get(name, "the row cannot be read"))
@@ -60,13 +56,8 @@ def check_text(check: Check, unit: str, *, splits: bool = True) -> str:
         lines.append("  no faults")
     if check.labels:
         lines.append(Table(title="labels", heads=("", "examples"), rows=_labels(check.labels)).text())
-        lines += _doubtful_labels(check.labels)
     if check.lengths:
-        lines += [
-            "",
-            f"length in {unit}: {_quantiles(check.lengths)}; the longest is line {check.longest}",
-            *_histogram(check.lengths),
-        ]
+        lines += ["", f"length in {unit}: {_quantiles(check.lengths)}; the longest is line {check.longest}"]
         if splits:
             sizes = ", ".join(f"{count:,} {split}" for split, count in check.splits.items())
             lines += ["", f"split by a hash of the prompt, near-duplicates together: {sizes}"]
@@ -83,44 +74,12 @@ def _lines(check: Check, kind: str) -> str:
 def _labels(labels: Mapping[str, int]) -> list[tuple[str, str]]:
     items = list(labels.items())
     shown = items if len(items) <= 12 else [*items[:6], ("...", ""), *items[-5:]]
-    return [(name if len(name) <= 60 else name[:57] + "...", f"{count:,}" if count else "") for name, count in shown]
-
-
-def _doubtful_labels(labels: Mapping[str, int]) -> list[str]:
-    """Return a line on labels that have few examples, and one on labels that differ only in case or white space."""
-    forms: dict[str, list[str]] = {}
-    for name in labels:
-        forms.setdefault(normal(name), []).append(name)
-    counts = {names[0]: sum(labels[name] for name in names) for names in forms.values()}
-    few = [name for name, count in counts.items() if count < FEW]
-    alike = [f"{' and '.join(map(repr, names[1:]))} as {names[0]!r}" for names in forms.values() if len(names) > 1]
-    return [
-        *(
-            [f"  labels with fewer than {FEW} examples (typing errors?): {', '.join(map(repr, few[:10]))}"]
-            if few
-            else []
-        ),
-        *([f"  counted as one label: {'; '.join(alike[:10])}"] if alike else []),
-    ]
-
-
-def _excerpt(text: str) -> str:
-    return text if len(text) <= 160 else text[:157] + "..."
+    return [(short(name, 60), f"{count:,}" if count else "") for name, count in shown]
 
 
 def _quantiles(lengths: Sequence[int]) -> str:
     low, middle, high, top = np.quantile(lengths, [0, 0.5, 0.95, 1]).astype(int).tolist()
     return f"{low:,} to {top:,}, half at most {middle:,}, 95 % at most {high:,}"
-
-
-def _histogram(lengths: Sequence[int]) -> list[str]:
-    least, most = min(lengths), max(lengths)
-    width = -(-(most - least + 1) // BARS)
-    counts = np.bincount((np.asarray(lengths) - least) // width)
-    return [
-        f"  {least + width * place:>7,} to {least + width * (place + 1) - 1:>7,}  {'█' * round(WIDE * count / counts.max()):<{WIDE}}  {count:,}"
-        for place, count in enumerate(counts.tolist())
-    ]
 
 
 def to_json(check: Check) -> dict[str, Any]:
@@ -157,7 +116,7 @@ def _fault_table(check: Check, kind: str) -> Table:
     return Table(
         title=f"{kind.capitalize()}: {len(own):,}",
         heads=("line", "fault", "prompt"),
-        rows=[(str(one.line), one.text, _excerpt(prompts.get(one.line, ""))) for one in own[:SHOWN]],
+        rows=[(str(one.line), one.text, short(prompts.get(one.line, ""), 160)) for one in own[:SHOWN]],
         note=f"{len(own) - SHOWN:,} more rows are in the JSON file (out=)." if len(own) > SHOWN else "",
         text_columns=3,
     )

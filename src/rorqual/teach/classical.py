@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rorqual.core.errors import DataError, TaskError
+from rorqual.core.errors import TaskError
 from rorqual.core.extras import extra
 from rorqual.teach.examples import AnswerKind, Example, canonical_answer
 
@@ -40,10 +40,8 @@ def classical(
 
     Answers with one canonical form count as the same answer, written as in its first train example.
 
-    Raises DataError if `train` or `test` is empty, ConfigError without scikit-learn, and TaskError if `rule` fails.
+    Raises ConfigError without scikit-learn, and TaskError if `rule` fails.
     """
-    if not train or not test:
-        raise DataError("there are no examples", where="test" if train else "train", remedy="Give more examples.")
     spelling: dict[str, str] = {}
     for one in train:
         spelling.setdefault(canonical_answer(one, kind), one.answer)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+from pathlib import Path
+
 from pydantic import Field
 
-from rorqual.core.config import Config, Count, Natural, NonNegative, Positive, Seed
+from rorqual.core.config import Config, Count, Natural, NonNegative, Positive, Seed, to_yaml
+from rorqual.core.errors import ConfigError
 
 
 class TeachConfig(Config):
@@ -31,3 +36,30 @@ class TeachConfig(Config):
     threads: Natural = Field(0, description="threads; 0: all cores")
     quiet: bool = Field(False, description="print no progress")
     track: str = Field("", description="tensorboard, wandb or trackio, separated by commas")
+
+    @property
+    def trackers(self) -> list[str]:
+        """The names in `track`."""
+        return [name.strip() for name in self.track.split(",") if name.strip()]
+
+
+def settings_text(config: TeachConfig) -> str:
+    """Return the settings that decide the result, and the digests of all files that they name."""
+    named = (config.file, config.test, config.rule.rpartition(":")[0], config.grader.rpartition(":")[0])
+    files = dict.fromkeys(name for name in named if name and Path(name).is_file())
+    digests = (f"# sha256 {hashlib.sha256(Path(name).read_bytes()).hexdigest()}  {name}\n" for name in files)
+    return to_yaml(config, exclude={"threads", "quiet", "track"}) + "".join(digests)
+
+
+def refuse_other_settings(config: TeachConfig, stored: Path) -> None:
+    """Raise ConfigError if a folder was begun with other settings or other files. `threads`, `quiet` and `track` may change."""
+    if stored.is_file():
+        known, own = (text.splitlines() for text in (stored.read_text(encoding="utf-8"), settings_text(config)))
+        if known != own:
+            changed = (re.sub("# sha256 [0-9a-f]+  ", "the content of ", line) for line in own if line not in known)
+            raise ConfigError(
+                "this folder was begun with other settings or another content of a file; new are: "
+                + ("; ".join(changed) or "none, but some are gone"),
+                where=str(stored),
+                remedy="Give the same settings and files to resume, or another out= to begin anew.",
+            )

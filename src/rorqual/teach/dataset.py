@@ -14,12 +14,11 @@ from typing import Any
 from rorqual.core.errors import DataError
 from rorqual.core.rows import scan_rows
 from rorqual.tasks.base import Split, split_of
-from rorqual.tasks.examples import AnswerKind, canonical
+from rorqual.tasks.examples import AnswerKind
 from rorqual.tasks.rows import normal
 from rorqual.teach.answer_format import derivation, in_key_order, schema_of, spelling
 from rorqual.teach.check import DEV, NO_NUMBER, WARNINGS, Check, groups_of, split_of_group
-from rorqual.teach.columns import find_columns
-from rorqual.teach.examples import Example, read_examples
+from rorqual.teach.examples import Example, canonical_answer
 from rorqual.teach.table import read_table
 
 MOST_ROWS, MOST_BYTES = 200_000, 200_000_000
@@ -55,17 +54,28 @@ def refuse_size(path: Path) -> None:
         raise DataError(f"more than {MOST_ROWS:,} rows", where=str(path), remedy=SAMPLE_ROWS)
 
 
-def refuse_unusable(check: Check, *, graded: bool = False) -> None:
-    """Raise DataError if too many rows are faulty or too few are left, before a base model is loaded to measure their lengths.
+def usable_examples(check: Check, *, graded: bool = False) -> tuple[list[Example], dict[str, int]]:
+    """Return the examples to use, and the number of rows that are left out for each reason: faulty and repeated rows, and all rows that
+    contradict each other.
 
-    `graded`: the user's grader decides which answers are usable.
+    `graded`: the user's grader decides about answers that are no number. Raises DataError if too many rows are faulty or too few are left.
     """
-    kept, left_out = _usable(check, graded=graded)
-    _refuse_faulty(check, left_out)
-    _refuse_fewer(check, kept)
+    kept_kinds = WARNINGS | ({NO_NUMBER} if graded else set())
+    reasons = {fault.line: fault.kind for fault in check.faults if fault.kind not in kept_kinds}
+    at_fault = {line for fault in check.faults if fault.kind == "contradiction" for line in (fault.line, fault.other)}
+    contradicted = {one.key for one in check.examples if one.line in at_fault}
+    kept: dict[str, Example] = {}
+    for one in check.examples:
+        if one.key in contradicted:
+            reasons.setdefault(one.line, "contradiction")
+        elif one.line not in reasons and kept.setdefault(one.key, one) is not one:
+            reasons[one.line] = "duplicate"
+    left_out = Counter(reasons.values())
+    _refuse_faulty(check, left_out, len(kept))
+    return list(kept.values()), dict(left_out)
 
 
-def _refuse_faulty(check: Check, left_out: Mapping[str, int]) -> None:
+def _refuse_faulty(check: Check, left_out: Mapping[str, int], kept: int) -> None:
     faulty = Counter({reason: number for reason, number in left_out.items() if reason not in WARNINGS})
     if faulty.total() > MOST_FAULTY * check.rows:
         most = ", ".join(f"{number:,} {reason}" for reason, number in faulty.most_common())
@@ -74,11 +84,8 @@ def _refuse_faulty(check: Check, left_out: Mapping[str, int]) -> None:
             where=str(check.path),
             remedy=f"See `rorqual check {check.path}`, and fix or remove these rows.",
         )
-
-
-def _refuse_fewer(check: Check, kept: Sequence[Example]) -> None:
-    if len(kept) < FEWEST:
-        raise DataError(f"only {len(kept):,} usable examples", where=str(check.path), remedy=REMEDY)
+    if kept < FEWEST:
+        raise DataError(f"only {kept:,} usable examples", where=str(check.path), remedy=REMEDY)
 
 
 def divide(
@@ -96,51 +103,48 @@ def divide(
 
     Raises DataError if too many rows are faulty, or if too few remain.
     """
-    kept, left_out = _usable(check, graded=graded)
+    kept, left_out = usable_examples(check, graded=graded)
     if check.kind == "label":  # replies can have one spelling of each label
         forms = spelling(kept)
-        kept = [_respelled(one, forms) for one in kept]
-        test = None if test is None else [_respelled(one, forms) for one in test]
+        kept = _respelled(kept, forms)
+        test = None if test is None else _respelled(test, forms)
     against = {one.line: reason for one in kept if (reason := reason_against(one))}
     kept = [one for one in kept if one.line not in against]
     left_out |= Counter(against.values())
-    _refuse_faulty(check, left_out)
-    if test is not None:
-        usable = [one for one in test if not reason_against(one)]
-        if len(usable) < len(test):
-            left_out["unusable test row"] = len(test) - len(usable)
-        if len(test) - len(usable) > MOST_FAULTY * len(test):
+    _refuse_faulty(check, left_out, len(kept))
+    unusable = [reason for one in test or () if (reason := reason_against(one))]
+    if test is not None and unusable:
+        if len(unusable) > MOST_FAULTY * len(test):
             raise DataError(
-                f"{len(test) - len(usable):,} of {len(test):,} test rows cannot be used; the first: "
-                + next(reason for one in test if (reason := reason_against(one))),
+                f"{len(unusable):,} of {len(test):,} test rows cannot be used; the first: {unusable[0]}",
                 where="test",
                 remedy="Fix or remove these rows.",
             )
-        test = usable
+        left_out["unusable test row"] = len(unusable)
+        test = [one for one in test if not reason_against(one)]
     splits: dict[Split, list[Example]] = {"train": [], "dev": [], "test": list(test or ())}
     for one, group in zip(kept, groups_of(kept), strict=True):
         split = split_of_group(group) if test is None else split_of(group, dev=DEV, test=0.0)
         splits[split].append(one)
     splits["test"] = sorted(splits["test"], key=lambda one: hashlib.sha256(one.key.encode()).digest())[:count]
-    _refuse_few(check, kept, splits, has_test_file=test is not None)
+    _refuse_small_splits(check, splits, has_test_file=test is not None)
     if check.kind == "JSON":
         schema = schema_of([json.loads(one.answer) for one in splits["train"]])
         splits["train"] = [replace(one, answer=_ordered(one.answer, schema)) for one in splits["train"]]
-    everything = list(splits["train"])
-    solutions = [derivation(one) for one in splits["train"]] if check.kind == "number" else []
+    train = splits["train"]
+    derivable = check.kind == "number" and not any(one.reasoning for one in kept)
+    solutions = [derivation(one) for one in train if derivable]
     derived = sum(map(bool, solutions))
-    if not any(one.reasoning for one in kept) and derived and derived >= DERIVED * len(splits["train"]):
-        splits["train"] = [
-            replace(one, reasoning=steps) for one, steps in zip(splits["train"], solutions, strict=True) if steps
-        ]
-        if derived < len(solutions):
-            left_out["without one clear calculation"] = len(solutions) - derived
-        return Dataset(splits, check.kind, everything, left_out, derived)
-    return Dataset(splits, check.kind, everything, left_out)
+    if not derived or derived < DERIVED * len(train):
+        return Dataset(splits, check.kind, train, left_out)
+    splits["train"] = [replace(one, reasoning=steps) for one, steps in zip(train, solutions, strict=True) if steps]
+    if derived < len(train):
+        left_out["without one clear calculation"] = len(train) - derived
+    return Dataset(splits, check.kind, train, left_out, derived)
 
 
-def _respelled(example: Example, forms: Mapping[str, str]) -> Example:
-    return replace(example, answer=forms.get(normal(example.answer), example.answer))
+def _respelled(examples: Sequence[Example], forms: Mapping[str, str]) -> list[Example]:
+    return [replace(one, answer=forms.get(normal(one.answer), one.answer)) for one in examples]
 
 
 def _ordered(answer: str, schema: Mapping[str, Any]) -> str:
@@ -148,45 +152,23 @@ def _ordered(answer: str, schema: Mapping[str, Any]) -> str:
     return json.dumps(in_key_order(json.loads(answer), schema), ensure_ascii=False, separators=(",", ":"))
 
 
-def _usable(check: Check, *, graded: bool) -> tuple[list[Example], dict[str, int]]:
-    """Return the examples to use, and the number of rows that are left out for each reason."""
-    kept_kinds = WARNINGS | ({NO_NUMBER} if graded else set())
-    reasons = {fault.line: fault.kind for fault in check.faults if fault.kind not in kept_kinds}
-    at_fault = {line for fault in check.faults if fault.kind == "contradiction" for line in (fault.line, fault.other)}
-    contradicted = {one.key for one in check.examples if one.line in at_fault}
-    seen: set[str] = set()
-    kept = []
-    for one in check.examples:
-        if one.key in contradicted:
-            reasons.setdefault(one.line, "contradiction")
-        elif one.line not in reasons and one.key in seen:
-            reasons[one.line] = "duplicate"
-        if one.line not in reasons:
-            seen.add(one.key)
-            kept.append(one)
-    return kept, dict(Counter(reasons.values()))
-
-
-def _refuse_few(
-    check: Check, kept: Sequence[Example], splits: Mapping[Split, Sequence[Example]], *, has_test_file: bool
-) -> None:
-    few = next((split for split, fewest in FEWEST_HELD_OUT.items() if len(splits[split]) < fewest), None)
-    _refuse_fewer(check, kept)
-    if few == "test" and has_test_file:
+def _refuse_small_splits(check: Check, splits: Mapping[Split, Sequence[Example]], *, has_test_file: bool) -> None:
+    if has_test_file and len(splits["test"]) < FEWEST_HELD_OUT["test"]:
         raise DataError(
             f"the test file has only {len(splits['test'])} usable examples",
             where="test",
             remedy="Give more test examples.",
         )
-    if few is not None:
-        raise DataError(
-            f"the {few} split has too few examples, because near-duplicates stay in one split",
-            where=str(check.path),
-            remedy=f"{REMEDY} `rorqual check` lists the near-duplicates.",
-        )
+    for split, fewest in FEWEST_HELD_OUT.items():
+        if len(splits[split]) < fewest:
+            raise DataError(
+                f"the {split} split has too few examples, because near-duplicates stay in one split",
+                where=str(check.path),
+                remedy=f"{REMEDY} `rorqual check` lists the near-duplicates.",
+            )
     if check.kind != "JSON" and len({one.answer for one in splits["train"]}) == 1:
         raise DataError(
-            f"all answers are the same: {kept[0].answer!r:.60}",
+            f"all answers are the same: {splits['train'][0].answer!r:.60}",
             where=str(check.path),
             remedy="There is nothing to learn. Give examples with different answers.",
         )
@@ -197,23 +179,17 @@ def read_test(
 ) -> list[Example]:
     """Return the usable examples of a test file, one for each prompt. `kind` and `system` are the training file's kind of answers and its
     common system message."""
-    table = read_table(path)
-    examples, faults = read_examples(
-        table,
-        replace(find_columns(table.columns, prompt=prompt, answer=answer, reasoning=reasoning), system=system),
-    )
-    faults = [*table.faults, *faults]
-    if faults:
+    table = read_table(path, prompt=prompt, answer=answer, reasoning=reasoning, system=system)
+    if table.faults:
         raise DataError(
-            f"{len(faults):,} rows cannot be read; the first: {faults[0].text}",
-            where=f"{path}:{faults[0].line}",
+            f"{len(table.faults):,} rows cannot be read; the first: {table.faults[0].text}",
+            where=f"{path}:{table.faults[0].line}",
             remedy="Fix or remove these rows: a test set must be whole.",
         )
     first: dict[str, Example] = {}
-    for one in examples:
+    for one in table.examples:
         before = first.setdefault(one.key, one)
-        answers = [canonical(example.answer, kind) or normal(example.answer) for example in (before, one)]
-        if kind != "text" and len({*answers}) == 2:
+        if kind != "text" and canonical_answer(before, kind) != canonical_answer(one, kind):
             raise DataError(
                 f"the same prompt as line {before.line}, but another answer: {one.answer!r:.60}, not {before.answer!r:.60}",
                 where=f"{path}:{one.line}",

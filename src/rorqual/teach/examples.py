@@ -13,11 +13,10 @@ from rorqual.core.conversations import read_conversation
 from rorqual.core.errors import DataError
 from rorqual.core.rows import DataRow
 from rorqual.data.source.cells import cell_text, joined_prompt
-from rorqual.tasks.answer import final_answer, whole_number
-from rorqual.tasks.examples import AnswerKind
+from rorqual.tasks.answer import final_answer
+from rorqual.tasks.examples import AnswerKind, canonical
 from rorqual.tasks.rows import normal
 from rorqual.teach.columns import MESSAGES, Columns
-from rorqual.teach.table import ExampleTable, RowFault
 
 LABELS_AT_MOST, UNIQUE_AT_MOST = 0.4, 0.1
 """Answers are labels if the file has at most so many different answers per row, and at most so many that occur once. The share of answers
@@ -44,31 +43,17 @@ class Example:
         return normal(self.prompt)
 
 
-def read_examples(table: ExampleTable, columns: Columns) -> tuple[list[Example], list[RowFault]]:
-    """Return the usable examples, and one fault for each other row."""
-    examples, faults = [], []
-    for row in table.rows:
-        try:
-            examples.append(_example(row, columns))
-        except DataError as error:
-            faults.append(RowFault(row.line, _kind_of(error.what), error.what))
-    return examples, faults
-
-
-def _kind_of(problem: str) -> str:
-    return "empty" if "empty" in problem else "missing or not text"
-
-
-def common_system(table: ExampleTable, column: str) -> str:
+def common_system(rows: Sequence[DataRow], column: str) -> str:
     """Return the system message that all conversations begin with, or "". It says the same for every example, so it is left out."""
-    turns = (row.values.get(column) for row in table.rows)
+    turns = (row.values.get(column) for row in rows)
     first = [one[0] for one in turns if isinstance(one, list) and one and isinstance(one[0], dict)]
     contents = [one.get("content") if one.get("role") == "system" else None for one in first]
     texts = {text if isinstance(text, str) else "" for text in contents}
     return texts.pop() if len(texts) == 1 else ""
 
 
-def _example(row: DataRow, columns: Columns) -> Example:
+def example_of_row(row: DataRow, columns: Columns) -> Example:
+    """Return the example of a row. Raises DataError if the row has no text for its prompt or its answer."""
     if columns.messages:
         return _from_conversation(row, columns)
     prompt = joined_prompt(row.values, columns.prompt)
@@ -122,16 +107,14 @@ def is_json(text: str) -> bool:
 NUMBER = re.compile(r"[-+$€£]?\s?\d[\d,]*(\.\d+)?\s?%?")
 
 
-def answer_kind(examples: list[Example]) -> AnswerKind:
+def answer_kind(examples: Sequence[Example]) -> AnswerKind:
     """Return the kind of answers that nearly all examples (95 %) have: JSON, numbers, labels of a small set, or free text."""
     texts = Counter(one.answer for one in examples)
     enough = 0.95 * len(examples)
     if sum(count for text, count in texts.items() if is_json(text)) >= enough:
         return "JSON"
     is_number = sum(count for text, count in texts.items() if NUMBER.fullmatch(final_answer(text).strip())) >= enough
-    labels: Counter[str] = Counter()
-    for text, count in texts.items():
-        labels[normal(text)] += count
+    labels = Counter(normal(one.answer) for one in examples)
     unique = sum(count == 1 for count in labels.values())
     repeat = unique <= UNIQUE_AT_MOST * len(examples) and len(labels) <= LABELS_AT_MOST * len(examples)
     is_short = sum(count for text, count in texts.items() if len(text) <= LABEL_LENGTH) >= enough
@@ -143,8 +126,9 @@ def answer_kind(examples: list[Example]) -> AnswerKind:
 
 def canonical_answer(example: Example, kind: AnswerKind) -> str:
     """Return the answer in a form that is the same for equal answers of its kind."""
-    if kind == "JSON" and is_json(example.answer):
-        return json.dumps(json.loads(example.answer), sort_keys=True)
-    if kind == "number" and (number := whole_number(final_answer(example.answer))) is not None:
-        return str(number)
-    return normal(example.answer)
+    return canonical(example.answer, kind) or normal(example.answer)
+
+
+def short(text: str, most: int) -> str:
+    """Return the text, cut to `most` characters."""
+    return text if len(text) <= most else text[: most - 3] + "..."

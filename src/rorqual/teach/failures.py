@@ -14,11 +14,13 @@ from rorqual.report.table import Table
 from rorqual.tasks.base import Verdict
 from rorqual.tasks.examples import AnswerKind, canonical
 from rorqual.tasks.rows import normal
+from rorqual.teach.examples import short
 
 SHOWN_GROUPS = 15
+CHANGES = ("gained", "lost", "still wrong", "still right")
 SHOWN_CHANGES = ("lost", "still wrong", "gained")
-WIDEST, LONG = 70, 300
-"""Characters of a text in a table, and of a reply in an example."""
+LONG = 300
+"""Characters of a reply in an example."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,13 @@ class Pair:
     def change(self) -> str:
         """`gained`, `lost`, `still wrong` or `still right`."""
         was, is_ = (one.verdict is Verdict.RIGHT for one in (self.before, self.after))
-        if was == is_:
-            return "still right" if is_ else "still wrong"
-        return "gained" if is_ else "lost"
+        names = {
+            (False, True): "gained",
+            (True, False): "lost",
+            (False, False): "still wrong",
+            (True, True): "still right",
+        }
+        return names[was, is_]
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,11 @@ def pairs_of(before: Evaluation, after: Evaluation) -> list[Pair]:
     """Return the pairs of replies to the same example, in the order of `before`."""
     by_key = {one.key: one for one in after.samples}
     return [Pair(one, by_key[one.key]) for one in before.samples if one.key in by_key]
+
+
+def by_change(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
+    """Return the pairs of each change."""
+    return {change: [pair for pair in pairs if pair.change == change] for change in CHANGES}
 
 
 def groups(pairs: Sequence[Pair], kind: AnswerKind) -> list[FailureGroup]:
@@ -81,17 +92,19 @@ def _parts(pair: Pair, kind: AnswerKind) -> Iterator[tuple[str, bool, bool, str]
     """Yield (group, right before, right after, answer after) of a pair: once, or once for each field of a JSON answer."""
     was, is_ = (one.verdict is Verdict.RIGHT for one in (pair.before, pair.after))
     if kind != "JSON":
-        name = pair.after.answer if kind == "label" else "no answer" if _unanswered(pair.after, kind) else "all"
+        name = (
+            pair.after.answer
+            if kind == "label"
+            else "no answer"
+            if canonical(pair.after.reply, kind) is None
+            else "all"
+        )
         yield name, was, is_, pair.after.reply.strip()
         return
     gold, old, new = (_fields(text) for text in (pair.after.answer, pair.before.reply, pair.after.reply))
     for name in {**gold, **new}:
         value = gold.get(name)
         yield name, old.get(name) == value, new.get(name) == value, new.get(name, "(missing)")
-
-
-def _unanswered(sample: GradedSample, kind: AnswerKind) -> bool:
-    return canonical(sample.reply, kind) is None
 
 
 def _fields(text: str) -> dict[str, str]:
@@ -115,39 +128,40 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, str]]:
 def failures_text(before: Evaluation, after: Evaluation, kind: AnswerKind, *, count: int) -> str:
     """Return the groups as a table, and up to `count` examples of each change as text."""
     pairs = pairs_of(before, after)
-    by_change: dict[str, list[Pair]] = {"gained": [], "lost": [], "still wrong": [], "still right": []}
-    for pair in pairs:
-        by_change[pair.change].append(pair)
-    counts = ", ".join(f"{len(rows):,} {change}" for change, rows in by_change.items())
+    changes = by_change(pairs)
+    counts = ", ".join(f"{len(rows):,} {change}" for change, rows in changes.items())
     lines = [f"{len(pairs):,} examples, {before.model} and {after.model}: {counts}"]
-    heads = (
-        "field" if kind == "JSON" else "right answer",
-        "most frequent wrong answers",
-        "examples",
-        f"{before.model} %",
-        f"{after.model} %",
-    )
-    rows = [
-        (
-            short(group.name, 40),
-            wrong_answers(group),
-            str(group.count),
-            percent(group.before / group.count),
-            percent(group.after / group.count),
-        )
-        for group in groups(pairs, kind)[:SHOWN_GROUPS]
-    ]
-    lines.append(Table(title="most failures first", heads=heads, rows=rows, text_columns=2).text())
+    table = failures_table(groups(pairs, kind)[:SHOWN_GROUPS], kind, before.model, after.model)
+    lines.append(table.text())
     width = max(map(len, names := (before.model, after.model, "right answer")))
     for change in SHOWN_CHANGES:
-        for pair in by_change[change][:count]:
+        for pair in changes[change][:count]:
             lines += ["", f"{change}: {short(pair.after.prompt, 400)}"]
             texts = shown(pair.before), shown(pair.after), short(pair.after.answer, LONG)
             lines += [f"  {name:<{width}}  {text}" for name, text in zip(names, texts, strict=True)]
-    sizes = [len(by_change[change]) for change in SHOWN_CHANGES]
+    sizes = [len(changes[change]) for change in SHOWN_CHANGES]
     if hidden := sum(max(0, size - count) for size in sizes):
         lines += ["", f"{hidden:,} more examples: count={max(sizes)} shows all"]
     return "\n".join(lines)
+
+
+def failures_table(found: Sequence[FailureGroup], kind: AnswerKind, before: str, after: str) -> Table:
+    """Return a table of the groups. `before` and `after` name the two evaluations."""
+    group = "field" if kind == "JSON" else "right answer"
+    heads = (group, "most frequent wrong answers", "examples", f"{before} %", f"{after} %", "gained", "lost")
+    rows = [
+        (
+            short(one.name, 60),
+            wrong_answers(one),
+            str(one.count),
+            percent(one.before / one.count),
+            percent(one.after / one.count),
+            str(one.gained),
+            str(one.lost),
+        )
+        for one in found
+    ]
+    return Table(title="most failures first", heads=heads, rows=rows, text_columns=2)
 
 
 def wrong_answers(group: FailureGroup) -> str:
@@ -157,10 +171,5 @@ def wrong_answers(group: FailureGroup) -> str:
 
 def shown(sample: GradedSample) -> str:
     """Return a reply in one line, with its reasoning."""
-    thought = f"{short(' '.join((sample.reasoning or '').split()))} => " if sample.reasoning else ""
+    thought = f"{short(' '.join((sample.reasoning or '').split()), 70)} => " if sample.reasoning else ""
     return thought + (short(" ".join(sample.reply.split()), LONG) or "(nothing)")
-
-
-def short(text: str, most: int = WIDEST) -> str:
-    """Return the text, cut to `most` characters."""
-    return text if len(text) <= most else text[: most - 3] + "..."

@@ -33,37 +33,23 @@ BASE_TOKENS = 192
 Show = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class BaseMeasure:
-    """The base model's prompt for the task. `shots` are examples that precede the problem."""
-
-    name: str
-    shots: Sequence[Example]
-
-
-def base_measures(
+def base_prompts(
     train: Sequence[Example], chat: ChatFormat, kind: AnswerKind, *, context: int, room: int, seed: int
-) -> list[BaseMeasure]:
-    """Return the ways to ask the base model: without examples, with four, and with as many as fit.
+) -> dict[str, Sequence[Example]]:
+    """Return the examples in the base model's prompt, by the name of the baseline: none, four, and as many as fit.
 
-    All examples take at most `SHOT_TOKENS` tokens, and leave `room`
-    tokens for the problem and its reply."""
+    All examples take at most `SHOT_TOKENS` tokens, and leave `room` tokens for the problem and its reply.
+    """
     drawn = list(train)
     random.Random(seed).shuffle(drawn)
     opening = _opening(train, kind)
     most: list[Example] = []
     for one in drawn[:MOST_SHOTS]:
-        if len(chat.prompt((*opening, *_turns([*most, one], kind), Message("user", "?")), "auto")) > min(
-            SHOT_TOKENS, context - room
-        ):
-            continue
-        most.append(one)
-    ways = [BaseMeasure(BEFORE, [])]
-    if len(most) >= FEW:
-        ways.append(BaseMeasure(f"base, {FEW} examples", most[:FEW]))
-    if len(most) > FEW:
-        ways.append(BaseMeasure(f"base, {len(most)} examples", most))
-    return ways
+        turns = _turns([*most, one], kind)
+        if len(chat.prompt((*opening, *turns, Message("user", "?")), "auto")) <= min(SHOT_TOKENS, context - room):
+            most.append(one)
+    counts = [count for count in (FEW, len(most)) if len(most) >= FEW]
+    return {BEFORE: []} | {f"base, {count} examples": most[:count] for count in counts}
 
 
 def _opening(train: Sequence[Example], kind: AnswerKind) -> tuple[Message, ...]:
@@ -83,6 +69,15 @@ def _turns(shots: Sequence[Example], kind: AnswerKind) -> tuple[Message, ...]:
     )
 
 
+@dataclass(frozen=True)
+class Baseline:
+    """A way to answer the test problems without training. `measure` returns its results, and `shots` are the examples in its prompt."""
+
+    name: str
+    measure: Callable[[], Evaluation]
+    shots: Sequence[Example] = ()
+
+
 class TooSlow(Exception):
     """A baseline would take `seconds`."""
 
@@ -94,7 +89,8 @@ class TooSlow(Exception):
 def measure_base(
     run: RunDir,
     task: Examples,
-    way: BaseMeasure,
+    name: str,
+    shots: Sequence[Example],
     train: Sequence[Example],
     params: SamplingParams,
     *,
@@ -105,7 +101,7 @@ def measure_base(
 
     Raises TooSlow if the base model with examples would take longer than `most_seconds`, judged by its first replies.
     """
-    opening = (*_opening(train, task.kind), *_turns(way.shots, task.kind))
+    opening = (*_opening(train, task.kind), *_turns(shots, task.kind))
     problems = [
         Asked(
             key=one.key,
@@ -121,13 +117,13 @@ def measure_base(
     engine.generate(
         [Request(problems[0].messages, replace(params, max_tokens=1, grammar=None))]
     )  # fills the prefix cache
-    if way.shots and len(problems) > TRIED:
+    if shots and len(problems) > TRIED:
         began = time.monotonic()
         engine.generate([Request(one.messages, params) for one in problems[:TRIED]])
         seconds = (time.monotonic() - began) / TRIED * len(problems)
         if seconds > most_seconds:
             raise TooSlow(seconds)
-    return measured(engine, task, problems, way.name, params, "auto", show=show)
+    return measured(engine, task, problems, name, params, "auto", show=show)
 
 
 def base_params(params: SamplingParams) -> SamplingParams:

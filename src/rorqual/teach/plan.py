@@ -20,6 +20,8 @@ from rorqual.teach.examples import Example
 from rorqual.train.loop import fit
 from rorqual.train.run import Dtype, Run
 
+DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")
+"""The types of the matrix products that are timed."""
 WARM, MEASURED = 1, 3
 """Numbers of probe steps: the first ones are not timed."""
 STEP_TOKENS = 768
@@ -135,9 +137,8 @@ def make_plan(
             where=str(data),
             remedy="Shorten the prompts: a small model on a laptop cannot train on so long texts.",
         )
-    longest = max(one.total for one in fit_lengths)
-    row = max(longest, min(STEP_TOKENS // 4, sum(one.total for one in fit_lengths)))
-    row = min(8 * math.ceil(row / 8), most)
+    totals = [one.total for one in fit_lengths]
+    row = min(8 * math.ceil(max(*totals, min(STEP_TOKENS // 4, sum(totals))) / 8), most)
     rows = max(2, STEP_TOKENS // row)
     replies = max(one.reply for one in fit_lengths)
     draft = TeachPlan(
@@ -151,12 +152,13 @@ def make_plan(
         train_seconds=0,
         skipped=len(lengths) - len(fit_lengths),
     )
-    speeds = step_speeds(sft_run(base, data, draft, seed=seed), threads)
+    run = sft_run(base, data, draft, seed=seed)
+    speeds = {dtype: measure_step(run.model_copy(update={"dtype": dtype}), threads) for dtype in DTYPES}
     dtype, step_seconds = min(speeds.items(), key=lambda one: one[1])
     seconds -= (WARM + MEASURED) * sum(speeds.values())
     free = max(0.0, seconds - RESERVE)
     train_seconds = free * (1 - MEASURE) * (1 - reinforce)
-    per_epoch = sum(one.total for one in fit_lengths) / (rows * row)
+    per_epoch = sum(totals) / (rows * row)
     steps = max(FEWEST_STEPS, min(int(train_seconds / step_seconds), math.ceil(MOST_EPOCHS * per_epoch)))
     return draft.model_copy(
         update={
@@ -169,12 +171,6 @@ def make_plan(
             "grpo_seconds": free * (1 - MEASURE) * reinforce,
         }
     )
-
-
-def step_speeds(run: Run, threads: int) -> dict[Dtype, float]:
-    """Return the seconds of a training step of the run in each dtype."""
-    choices: tuple[Dtype, ...] = ("float32", "bfloat16")
-    return {dtype: measure_step(run.model_copy(update={"dtype": dtype}), threads) for dtype in choices}
 
 
 def measure_step(run: Run, threads: int) -> float:

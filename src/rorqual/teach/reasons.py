@@ -55,7 +55,7 @@ class Reasons:
         """Return whether enough of the examples have a reason."""
         return len(self.texts) >= ENOUGH * len(train)
 
-    def told(self, train: Sequence[Example]) -> str:
+    def without_reason(self, train: Sequence[Example]) -> str:
         """Return what happens to the examples without a reason, or "" if all have one."""
         missing = len(train) - len(self.texts)
         if not self.enough(train):
@@ -64,10 +64,8 @@ class Reasons:
 
 
 def read_reasons(path: Path) -> Reasons:
-    """Read `reasons.json`. Files of earlier versions only count the reasons for given answers, so their keys are ""."""
-    stored = json.loads(path.read_bytes())
-    given = stored["given"]
-    return Reasons(stored["texts"], given if isinstance(given, list) else [""] * given, stored["stopped"])
+    """Read `reasons.json`."""
+    return Reasons(**json.loads(path.read_bytes()))
 
 
 def teacher_reasons(

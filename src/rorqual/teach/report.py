@@ -17,28 +17,26 @@ from rorqual.report.table import Table
 from rorqual.tasks.examples import openings
 from rorqual.teach.config import TeachConfig
 from rorqual.teach.dataset import Dataset
-from rorqual.teach.failures import Pair, groups, pairs_of, short, shown, wrong_answers
+from rorqual.teach.examples import short
+from rorqual.teach.failures import SHOWN_CHANGES, Pair, by_change, failures_table, groups, pairs_of, shown
 from rorqual.teach.place import AFTER, ALONE, BEFORE, TeachPaths
 from rorqual.teach.plan import TeachPlan
 from rorqual.teach.reasons import read_reasons
-from rorqual.teach.results import TeachResults, left_out, results_json, results_table
+from rorqual.teach.results import TeachResults, results_json, results_table
 
 SHOWN = 30
 """Number of failures that the page lists."""
 
 
-def write_report(
-    paths: TeachPaths, config: TeachConfig, baselines: Sequence[str], dataset: Dataset, plan: TeachPlan, base: str
-) -> str:
+def write_report(paths: TeachPaths, config: TeachConfig, dataset: Dataset, plan: TeachPlan, base: str) -> str:
     """Write the page, and return its first sentences and the table as text."""
+    stored = json.loads(paths.baselines.read_bytes())
     alone = [ALONE] if paths.evaluation(ALONE).is_file() else []
-    found = TeachResults({name: Evaluation.load(paths.evaluation(name)) for name in (*baselines, *alone, AFTER)})
+    found = TeachResults({name: Evaluation.load(paths.evaluation(name)) for name in (*stored["names"], *alone, AFTER)})
     opened = openings(paths.data)
-    sentences, table, missing = found.sentences(len(opened)), results_table(found), left_out(paths)
+    sentences, table, missing = found.sentences(len(opened)), results_table(found), stored.get("left_out", [])
     pairs = pairs_of(found.evaluations[BEFORE], found.evaluations[AFTER])
-    changes = {
-        change: [pair for pair in pairs if pair.change == change] for change in ("lost", "still wrong", "gained")
-    }
+    changes = by_change(pairs)
     write_page(
         paths.report,
         "teach",
@@ -48,14 +46,14 @@ def write_report(
         examples=[transcript(pair) for pair in two_examples(pairs)],
         results=table,
         left_out=missing,
-        failures=failures_table(pairs, dataset),
+        failures=failures_table(groups(pairs, dataset.kind), dataset.kind, "before", "after"),
         changes=[
             (
                 f"{len(own):,} {change}" + (f", the first {SHOWN}" if len(own) > SHOWN else ""),
                 map(transcript, own[:SHOWN]),
             )
-            for change, own in changes.items()
-            if own
+            for change in SHOWN_CHANGES
+            if (own := changes[change])
         ],
         training=list(training_sentences(paths, plan, base)),
         tables=[*training_tables(paths), *data_tables(paths, dataset)],
@@ -96,10 +94,9 @@ def results_chart(found: TeachResults) -> Chart:
 
 def two_examples(pairs: Sequence[Pair]) -> list[Pair]:
     """Return one example that the model gained, and one that it still gets wrong or lost, if there are such."""
-    gained = [pair for pair in pairs if pair.change == "gained"]
-    wrong = [pair for pair in pairs if pair.change in ("lost", "still wrong")]
-    chosen = [*gained[:1], *wrong[:1]]
-    return chosen if len(chosen) == 2 else [*gained[:2], *wrong[:2]][:2]
+    changes = by_change(pairs)
+    gained, wrong = changes["gained"], [pair for pair in pairs if pair.change in ("lost", "still wrong")]
+    return [*gained[:1], *wrong, *gained[1:]][:2]
 
 
 def transcript(pair: Pair) -> list[tuple[str, str, str]]:
@@ -109,25 +106,6 @@ def transcript(pair: Pair) -> list[tuple[str, str, str]]:
         for name, sample in (("before", pair.before), ("after", pair.after))
     ]
     return [("example", short(pair.after.prompt, 400), ""), ("right answer", pair.after.answer, ""), *replies]
-
-
-def failures_table(pairs: Sequence[Pair], dataset: Dataset) -> Table:
-    """Return the groups of examples with the most failures first."""
-    group = "field" if dataset.kind == "JSON" else "right answer"
-    heads = (group, "most frequent wrong answers", "examples", "before %", "after %", "gained", "lost")
-    rows = [
-        (
-            short(one.name, 60),
-            wrong_answers(one),
-            str(one.count),
-            percent(one.before / one.count),
-            percent(one.after / one.count),
-            str(one.gained),
-            str(one.lost),
-        )
-        for one in groups(pairs, dataset.kind)
-    ]
-    return Table(title="failures", heads=heads, rows=rows, text_columns=2)
 
 
 def training_sentences(paths: TeachPaths, plan: TeachPlan, base: str) -> Iterator[str]:
@@ -144,7 +122,7 @@ def training_sentences(paths: TeachPaths, plan: TeachPlan, base: str) -> Iterato
     yield (
         f"{plan.steps:,} steps of {plan.rows} rows of {plan.row} tokens ({plan.epochs:.1f} epochs)"
         + (f", ended early after {early['step']}, because it took too long." if early else ".")
-        + f" {json.loads(paths.grpo.read_bytes())['text']}."
+        + f" {json.loads(paths.grpo_result.read_bytes())['text']}."
     )
     if paths.evaluation(ALONE).is_file():
         yield (

@@ -12,6 +12,7 @@ from typing import Any
 from rorqual.core.errors import ConfigError, DataError, nearest
 from rorqual.evals.compare import Comparison, compare
 from rorqual.evals.evaluation import Evaluation, Row
+from rorqual.evals.stats import Interval
 from rorqual.evals.table import p_text, percent, percent_interval
 from rorqual.report.table import Table
 from rorqual.tasks.examples import AnswerKind, read_facts
@@ -38,11 +39,11 @@ class Result:
             return f"the base model with {self.name.removeprefix('base, ')} in its prompt"
         return "your rule" if self.name == "rule" else self.name
 
-    def ends(self, *, low: bool) -> float:
-        """Return an end of the interval of the taught model's gain."""
+    @property
+    def gain(self) -> Interval:
+        """The interval of the taught model's gain."""
         assert self.ahead is not None
-        interval = self.ahead.difference.interval
-        return interval.low if low else interval.high
+        return self.ahead.difference.interval
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ class TeachResults:
         first += "."
         classical = max((one for one in others if not one.is_base), key=lambda one: one.row.accuracy)
         best = max(others, key=lambda one: one.row.accuracy)
-        if classical.ends(low=True) <= 0:
-            behind = "worse than" if classical.ends(low=False) < 0 else "not shown to be better than"
+        if classical.gain.low <= 0:
+            behind = "worse than" if classical.gain.high < 0 else "not shown to be better than"
             lead = (
                 f"The taught model is {behind} {classical.title}, which is right on {percent(classical.row.accuracy)} % and needs no "
                 f"language model (difference {gain(classical)})."
@@ -90,7 +91,7 @@ class TeachResults:
             sentences = [lead, first]
         elif best.name == BEFORE:
             sentences = [first, "No other baseline is better than the base model without examples."]
-        elif best.ends(low=True) > 0:
+        elif best.gain.low > 0:
             second = f"The best baseline is {best.title}, with {percent(best.row.accuracy)} %: the taught model gains {gain(best)}."
             sentences = [first, second]
         else:
@@ -110,12 +111,6 @@ def gain(result: Result) -> str:
     ahead = result.ahead
     p = p_text(ahead.p_value)
     return f"{100 * ahead.difference.mean:+.1f} points {percent_interval(ahead.difference.interval)}, p {p if p.startswith('<') else f'= {p}'}"
-
-
-def left_out(paths: TeachPaths) -> list[str]:
-    """Return the baselines that were left out, with the time that they would take."""
-    found: list[str] = json.loads(paths.baselines.read_bytes()).get("left_out", [])
-    return found
 
 
 def load_results(out: Path, than: str = "") -> tuple[AnswerKind, Evaluation, Evaluation]:

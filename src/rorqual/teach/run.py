@@ -5,22 +5,18 @@ Each stage writes its files last, so the same command resumes where a killed one
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import re
 import resource
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import islice, pairwise
 from pathlib import Path
 
 from rorqual.convert.merge import merge_run
 from rorqual.convert.stream import Progress as BytesProgress
-from rorqual.core.config import to_yaml
 from rorqual.core.errors import ConfigError
 from rorqual.core.ledger import Ledger, read_ledger
 from rorqual.core.lock import own_run
@@ -39,14 +35,15 @@ from rorqual.teach.answer_format import answer_grammar, calculates
 from rorqual.teach.base_model import BaseChoice, find_base
 from rorqual.teach.check import Check, check_file
 from rorqual.teach.check_page import check_page, check_text, to_json
-from rorqual.teach.classical import apply_rule, classical
-from rorqual.teach.config import TeachConfig
-from rorqual.teach.dataset import Dataset, divide, read_test, refuse_size, refuse_unusable, rows_of
+from rorqual.teach.classical import Rule, apply_rule, classical
+from rorqual.teach.config import TeachConfig, refuse_other_settings, settings_text
+from rorqual.teach.dataset import Dataset, divide, read_test, refuse_size, rows_of, usable_examples
 from rorqual.teach.examples import Example
 from rorqual.teach.measure import (
+    Baseline,
     TooSlow,
-    base_measures,
     base_params,
+    base_prompts,
     measure_base,
     measured,
     opened_for,
@@ -57,13 +54,9 @@ from rorqual.teach.place import AFTER, ALONE, TeachPaths
 from rorqual.teach.plan import LONGEST_ROW, TeachPlan, lengths_of, make_plan, taught_chat
 from rorqual.teach.reasons import teacher_reasons
 from rorqual.teach.report import write_report
-from rorqual.teach.train import MOST_DEV, Training, engine_of
+from rorqual.teach.train import Training, engine_of
 from rorqual.train.track import check_trackers, track
 
-GRADER_TRIES, GRADER_LENIENT = 50, 0.5
-"""A grader that accepts the answers of other examples in more than this share of so many cases causes a warning."""
-RULE_TRIES = 20
-"""A rule is tried on so many examples before anything else is done."""
 ENOUGH = 2
 """Below so many epochs, `teach` suggests more minutes."""
 GRPO_SHARE, GRPO_MINUTES = 0.3, 20
@@ -95,8 +88,8 @@ def teach(config: TeachConfig, out: Path, *, threads: int, import_progress: Byte
         work.train()
         work.reinforce()
         work.measure()
-        report = work.report()
-    model = TeachPaths(out).model.path
+        work.report()
+    model, report = work.paths.model.path, work.paths.report
     seconds = sum(entry.seconds for entry in read_ledger(work.paths.ledger))
     print(f"\ndone in {clock(seconds)}; the report is {report}")
     print(f"  try it     rorqual chat {model}\n  serve it   rorqual serve {model} name={out.name}")
@@ -105,9 +98,14 @@ def teach(config: TeachConfig, out: Path, *, threads: int, import_progress: Byte
     return report
 
 
+def counted_seconds(ledger: Path) -> float:
+    """Return the seconds that `minutes` counts, so far."""
+    return sum(entry.seconds for entry in read_ledger(ledger) if entry.stage not in UNCOUNTED)
+
+
 @dataclass
 class TeachStages:
-    """The stages, and what they share."""
+    """The stages, and what they share: what was read of the file, and what was decided, each computed once when it is first needed."""
 
     config: TeachConfig
     paths: TeachPaths
@@ -115,28 +113,14 @@ class TeachStages:
     ledger: Ledger
     import_progress: BytesProgress
     api_key: str
-    too_slow: list[str] = field(default_factory=list)
-    """The baselines that were left out, with their time."""
 
     def check_settings(self) -> None:
-        """Refuse to resume a folder of other settings or of other files. `threads`, `quiet` and `track` may change."""
-        if self.paths.settings.is_file():
-            known, own = (
-                text.splitlines() for text in (self.paths.settings.read_text(encoding="utf-8"), self._settings)
-            )
-            changed = "; ".join(
-                re.sub("# sha256 [0-9a-f]+  ", "the content of ", line) for line in own if line not in known
-            )
-            if known != own:
-                raise ConfigError(
-                    f"this folder was begun with other settings or another content of a file; new are: {changed or 'none, but some are gone'}",
-                    where=str(self.paths.settings),
-                    remedy="Give the same settings and files to resume, or another out= to begin anew.",
-                )
+        """Refuse to resume a folder of other settings or files, and settings that name nothing."""
+        refuse_other_settings(self.config, self.paths.settings)
         for what in ("grader", "rule"):
             if spec := getattr(self.config, what):
                 load_function(spec, what)
-        check_trackers(self._trackers)
+        check_trackers(self.config.trackers)
 
     def announce(self) -> None:
         """Say what will be done and what it costs."""
@@ -148,22 +132,6 @@ class TeachStages:
         if c.teacher:
             limit = f"at most {c.budget:g} at the given prices" if c.budget else "no budget is set"
             self._say(f"The teacher {c.teacher} is asked for reasons: {limit}.")
-
-    @property
-    def _trackers(self) -> list[str]:
-        return [name.strip() for name in self.config.track.split(",") if name.strip()]
-
-    @cached_property
-    def _settings(self) -> str:
-        """The settings that decide the result, and the digests of all files that they name."""
-        c = self.config
-        named = [c.file, c.test, c.rule.rpartition(":")[0], c.grader.rpartition(":")[0]]
-        digests = {
-            name: hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in named if name and Path(name).is_file()
-        }
-        return to_yaml(c, exclude={"threads", "quiet", "track"}) + "".join(
-            f"# sha256 {digest}  {name}\n" for name, digest in digests.items()
-        )
 
     # ---- data
 
@@ -186,82 +154,65 @@ class TeachStages:
         c = self.config
         named = {"prompt": c.prompt, "answer": c.answer, "reasoning": c.reasoning, "system": self.check.columns.system}
         test = read_test(Path(c.test), self.check.kind, **named) if c.test else None
-        graded = bool(c.grader)
-        return divide(self.check, test, count=c.count, reason_against=self._reason_against, graded=graded)
+        task = Examples(self.paths.data, grader=c.grader, kind=self.check.kind)
+        most = min(LONGEST_ROW, read_model_config(self.base.run).max_position_embeddings)
 
-    @cached_property
-    def _gold_task(self) -> Examples:
-        """The task that grades the right answers, before its folder is written."""
-        return Examples(self.paths.data, grader=self.config.grader, kind=self.check.kind)
+        def reason_against(example: Example) -> str:
+            """Return why an example cannot be used, or "". An error of a user's grader names the example's line."""
+            meta = {"where": f"{c.file}:{example.line}"}
+            problem = Problem(example.key, example.prompt, example.answer, Examples.name, meta=meta)
+            if safe_grade(task, problem, example.answer) is not Verdict.RIGHT:
+                return "the grader rejects the answer" if c.grader else f"the answer is no {self.check.kind}"
+            [length] = lengths_of([example], self.chat)
+            return f"longer than {most:,} tokens" if length.total > most else ""
 
-    @cached_property
-    def _longest(self) -> int:
-        """The largest number of tokens of an example."""
-        return min(LONGEST_ROW, read_model_config(self.base.run).max_position_embeddings)
-
-    def _reason_against(self, example: Example) -> str:
-        """Return why an example cannot be used, or ""."""
-        if not self._is_right(example, example.answer):
-            return "the grader rejects the answer" if self.config.grader else f"the answer is no {self.check.kind}"
-        [length] = lengths_of([example], self.chat)
-        return f"longer than {self._longest:,} tokens" if length.total > self._longest else ""
+        return divide(self.check, test, count=c.count, reason_against=reason_against, graded=bool(c.grader))
 
     def prepare(self) -> None:
         """Check the file, and write its splits. Nothing is written before all settings were read."""
         self._begin(1, "check and divide the examples")
         with self.ledger.of("check"):
             self._say(check_text(self.check, "bytes", splits=False))
-            refuse_unusable(self.check, graded=bool(self.config.grader))
-            if self.config.rule:  # a rule with an error is found before the base model is loaded
-                rule = load_function(self.config.rule, "rule")
-                for one in self.check.examples[:RULE_TRIES]:
-                    apply_rule(rule, one.prompt)
+            usable_examples(
+                self.check, graded=bool(self.config.grader)
+            )  # refuses a file before the base model is loaded
+            if self.rule is not None:  # a broken rule is found before the base model is loaded
+                apply_rule(self.rule, self.check.examples[0].prompt)
             data = self.dataset
-            rows = {split: rows_of(examples) for split, examples in data.splits.items()}
-            if not (self.paths.data / FACTS_FILE).is_file():
-                write_atomic(self.paths.settings, self._settings.encode())
-                write_json(self.paths.out / "check.json", to_json(self.check))
-                write_atomic(self.paths.out / "check.html", check_page(self.check, "bytes").encode())
-                facts = {"kind": data.kind, "labels": dict(self.check.labels), "left_out": dict(data.left_out)}
-                write_examples(self.paths.data, rows, facts)
-            elif not holds_examples(self.paths.data, dev=rows["dev"], test=rows["test"]):
-                raise ConfigError(
-                    "the folder has other examples, so another version of Rorqual wrote it",
-                    where=str(self.paths.data),
-                    remedy="Give another out= to begin anew.",
-                )
+            self._write_data()
         for reason, count in data.left_out.items():
             self._say(f"  {count:,} rows are left out: {reason}")
         if data.derived:
             self._say(
                 f"  {data.derived:,} worked solutions derived: one calculation with two numbers of the prompt gives the answer"
             )
-        self._say_if_all_is_right()
         if self.config.teacher:
             write_examples(self.paths.data, {"train": rows_of(self.train_examples)}, read_facts(self.paths.data))
-        unseen = {one.answer for one in data.splits["test"]} - {one.answer for one in data.all_train}
-        if data.kind == "label" and unseen:
-            self._say(f"  labels of the test split that no training example has: {', '.join(sorted(unseen)[:5])}")
         counts = {split: len(rows) for split, rows in data.splits.items()} | {"train": len(self.train_examples)}
         splits = ", ".join(f"{count:,} {split}" for split, count in counts.items())
         self._say(f"  {splits}; the test split stays sealed until a model is measured")
 
-    def _say_if_all_is_right(self) -> None:
-        """Warn of a grader that accepts the answers of other examples."""
-        if not self.config.grader:
-            return
-        pairs = pairwise(self.dataset.splits["train"][:GRADER_TRIES])
-        accepted = [self._is_right(one, other.answer) for one, other in pairs if one.answer != other.answer]
-        if sum(accepted) > GRADER_LENIENT * len(accepted):
-            self._say(
-                f"  the grader accepts the answer of another example in {sum(accepted)} of {len(accepted)} cases: is it right?"
+    def _write_data(self) -> None:
+        """Write the settings, the check and the splits, or refuse a folder that has other examples."""
+        data, folder = self.dataset, self.paths.data
+        rows = {split: rows_of(examples) for split, examples in data.splits.items()}
+        if not (folder / FACTS_FILE).is_file():
+            write_atomic(self.paths.settings, settings_text(self.config).encode())
+            write_json(self.paths.out / "check.json", to_json(self.check))
+            write_atomic(self.paths.out / "check.html", check_page(self.check, "bytes").encode())
+            facts = {"kind": data.kind, "labels": dict(self.check.labels), "left_out": dict(data.left_out)}
+            write_examples(folder, rows, facts)
+        elif not holds_examples(folder, dev=rows["dev"], test=rows["test"]):
+            raise ConfigError(
+                "the folder has other examples, so another version of Rorqual wrote it",
+                where=str(folder),
+                remedy="Give another out= to begin anew.",
             )
 
-    def _is_right(self, example: Example, reply: str) -> bool:
-        """Return whether the grader accepts a reply to an example. An error of a user's grader names the example's line."""
-        meta = {"where": f"{self.config.file}:{example.line}"}
-        problem = Problem(example.key, example.prompt, example.answer, Examples.name, meta=meta)
-        return safe_grade(self._gold_task, problem, reply) is Verdict.RIGHT
+    @cached_property
+    def rule(self) -> Rule | None:
+        """The user's rule."""
+        return load_function(self.config.rule, "rule") if self.config.rule else None
 
     @cached_property
     def train_examples(self) -> Sequence[Example]:
@@ -282,19 +233,14 @@ class TeachStages:
                 api_key=self.api_key,
                 say=self._say,
             )
-        for note in filter(None, (reasons.stopped, reasons.told(train))):
+        for note in filter(None, (reasons.stopped, reasons.without_reason(train))):
             self._say(f"  {note}")
         return reasons.applied(train)
 
     @cached_property
-    def thinks(self) -> bool:
-        """Whether replies have reasoning before the answer."""
-        return any(one.reasoning for one in self.train_examples)
-
-    @property
     def thinking(self) -> Thinking:
-        """The thinking mode of the taught model."""
-        return "auto" if self.thinks else "off"
+        """The thinking mode of the taught model: whether replies have reasoning before the answer."""
+        return "auto" if any(one.reasoning for one in self.train_examples) else "off"
 
     def task(self) -> Examples:
         """Return the task of the data folder. Each object opens the test split once."""
@@ -306,16 +252,13 @@ class TeachStages:
         """Find or import the base model, and turn minutes into steps."""
         self._begin(2, "choose the base model, and plan")
         with self.ledger.of("base"):
-            base = self.base
-            self._say(f"  {base.reason}")
+            self._say(f"  {self.base.reason}")
             if not self.paths.plan.is_file():
-                lengths = lengths_of(self.train_examples, self.chat)
-                left = 60 * self.config.minutes - self._spent()
                 plan = make_plan(
-                    base.run,
+                    self.base.run,
                     self.paths.data,
-                    lengths,
-                    seconds=left,
+                    lengths_of(self.train_examples, self.chat),
+                    seconds=60 * self.config.minutes - counted_seconds(self.paths.ledger),
                     reinforce=0.0 if self.no_grpo else GRPO_SHARE,
                     seed=self.config.seed,
                     threads=self.threads,
@@ -338,10 +281,12 @@ class TeachStages:
 
     @cached_property
     def base(self) -> BaseChoice:
+        """The base model."""
         return find_base(self.config.base, self.paths.base, self.import_progress)
 
     @cached_property
     def plan(self) -> TeachPlan:
+        """The plan that was written."""
         return TeachPlan(**json.loads(self.paths.plan.read_bytes()))
 
     @cached_property
@@ -359,115 +304,94 @@ class TeachStages:
             calculator=calculates(self.train_examples),
         )
 
-    def _spent(self) -> float:
-        """Return the seconds that count, so far."""
-        return sum(entry.seconds for entry in read_ledger(self.paths.ledger) if entry.stage not in UNCOUNTED)
-
-    # ---- baselines, training, measurement
-
-    def baselines(self) -> None:
-        """Measure the classical baselines and the base model on the test split."""
-        self._begin(3, "measure the baselines (not counted in the minutes)")
-        done = self.paths.baselines
-        if not done.is_file():
-            with self.ledger.of(BASELINES):
-                shots = dict(self._measured_baselines())
-                write_json(done, {"names": [*shots], "shots": shots, "left_out": self.too_slow})
-
-    def _measured_baselines(self) -> Iterator[tuple[str, list[int]]]:
-        """Measure each baseline whose result is not there yet. Yield its name, and the lines of the examples in its prompt."""
-        base = self.base.run
-        context = read_model_config(base).max_position_embeddings
-        chat = load_chat(base, Tokenizer.load(base.tokenizer_file))
-        lengths = lengths_of([*self.train_examples, *self.dataset.splits["test"]], chat)
-        room = max(one.prompt for one in lengths) + base_params(self.params).max_tokens
-        ways = base_measures(
-            self.train_examples, chat, self.dataset.kind, context=context, room=room, seed=self.config.seed
-        )
-        task = opened_for(self.task(), base)
-        problems = test_problems(task)
-        tests = sorted(self.dataset.splits["test"], key=lambda one: one.key)
-        rule = load_function(self.config.rule, "rule") if self.config.rule else None
-        for name, replies in classical(self.dataset.all_train, tests, self.dataset.kind, rule=rule).items():
-            self._save(name, partial(predicted, name, task, problems, replies))
-            yield name, []
-        most_seconds = max(BASELINE_SECONDS, 60 * self.config.minutes)
-        for way in ways:
-            measure = partial(
-                measure_base,
-                base,
-                task,
-                way,
-                self.train_examples,
-                self.params,
-                most_seconds=most_seconds,
-                show=self._bar(way.name, len(problems)),
-            )
-            try:
-                self._save(way.name, measure)
-            except TooSlow as error:
-                self.too_slow.append(f"{way.name}: it would take about {clock(error.seconds)}")
-                self._say(f"  left out: {self.too_slow[-1]}")
-                continue
-            yield way.name, [one.line for one in way.shots]
-
-    @property
-    def baseline_names(self) -> list[str]:
-        names: list[str] = json.loads(self.paths.baselines.read_bytes())["names"]
-        return names
-
-    def _save(self, name: str, measure: Callable[[], Evaluation]) -> None:
-        path = self.paths.evaluation(name)
-        if not path.is_file():
-            measure().save(path)
-        self._say(f"  {name}: {percent(self._accuracy(name))} % right")
-
-    def _accuracy(self, name: str) -> float:
-        [row] = Evaluation.load(self.paths.evaluation(name)).rows("all")
-        return row.accuracy
-
-    @cached_property
-    def training(self) -> Training:
-        task = self.task()
-        dev = list(islice(task.problems("dev", 0), MOST_DEV))
-        return Training(
-            self.paths,
-            self.plan,
-            task,
-            dev,
-            self.params,
-            self.thinking,
-            self.chat,
-            self.config.seed,
-            self.threads,
-            self.config.quiet,
-            self.no_grpo,
-            self._say,
-        )
-
     @property
     def no_grpo(self) -> str:
         """Why no time is planned for GRPO, or ""."""
-        if not self.thinks and not self.config.grader:
+        if self.thinking == "off" and not self.config.grader:
             return "GRPO is skipped: replies have no reasoning, and training on the answers already optimizes them"
         if self.config.minutes < GRPO_MINUTES:
             return f"GRPO is skipped: below minutes={GRPO_MINUTES}, all time goes to training on the examples"
         return ""
 
+    # ---- baselines, training, measurement
+
+    def baselines(self) -> None:
+        """Measure the classical baselines and the base model on the test split, and leave out those that would take too long."""
+        self._begin(3, "measure the baselines (not counted in the minutes)")
+        if self.paths.baselines.is_file():
+            return
+        shots, too_slow = dict[str, list[int]](), list[str]()
+        with self.ledger.of(BASELINES):
+            for one in self._ways_to_answer():
+                try:
+                    self._save(one.name, one.measure)
+                except TooSlow as error:
+                    too_slow.append(f"{one.name}: it would take about {clock(error.seconds)}")
+                    self._say(f"  left out: {too_slow[-1]}")
+                else:
+                    shots[one.name] = [example.line for example in one.shots]
+            write_json(self.paths.baselines, {"names": [*shots], "shots": shots, "left_out": too_slow})
+
+    def _ways_to_answer(self) -> Iterator[Baseline]:
+        """Yield the classical baselines, and then the base model with fewer and more examples in its prompt."""
+        base, kind, tests = self.base.run, self.dataset.kind, self.dataset.splits["test"]
+        task = opened_for(self.task(), base)
+        problems = test_problems(task)
+        ordered = sorted(tests, key=lambda one: one.key)
+        for name, replies in classical(self.dataset.all_train, ordered, kind, rule=self.rule).items():
+            yield Baseline(name, partial(predicted, name, task, problems, replies))
+        chat = load_chat(base, Tokenizer.load(base.tokenizer_file))
+        context = read_model_config(base).max_position_embeddings
+        lengths = lengths_of([*self.train_examples, *tests], chat)
+        room = max(one.prompt for one in lengths) + base_params(self.params).max_tokens
+        most_seconds = max(BASELINE_SECONDS, 60 * self.config.minutes)
+        train = self.train_examples
+        prompts = base_prompts(train, chat, kind, context=context, room=room, seed=self.config.seed)
+        for name, shots in prompts.items():
+            show = self._bar(name, len(problems))
+            measure = partial(
+                measure_base, base, task, name, shots, train, self.params, most_seconds=most_seconds, show=show
+            )
+            yield Baseline(name, measure, shots)
+
+    def _save(self, name: str, measure: Callable[[], Evaluation]) -> None:
+        """Measure a model or baseline, unless its results are there, and say its accuracy."""
+        path = self.paths.evaluation(name)
+        if not path.is_file():
+            measure().save(path)
+        [row] = Evaluation.load(path).rows("all")
+        self._say(f"  {name}: {percent(row.accuracy)} % right")
+
+    @cached_property
+    def training(self) -> Training:
+        """The training and its dev split."""
+        return Training(
+            self.config,
+            self.paths,
+            self.plan,
+            self.task(),
+            self.params,
+            self.thinking,
+            self.chat,
+            self.no_grpo,
+            self.threads,
+            self._say,
+        )
+
     def train(self) -> None:
         """Train on the examples."""
         self._begin(4, f"train on {len(self.train_examples):,} examples")
-        with self.ledger.of("train"), track(self._trackers, self.paths.run("sft")) as observe:
+        with self.ledger.of("train"), track(self.config.trackers, self.paths.sft) as observe:
             self.training.supervised(self.base.run, observe)
 
     def reinforce(self) -> None:
         """Reinforce the model where it can help, and write the taught model."""
         self._begin(5, "reinforce")
         with self.ledger.of("reinforce"):
-            result = self.training.reinforced(self.config.grader)
+            result = self.training.reinforced()
             self._say(f"  {result.text}")
             if not self.paths.model.path.exists():
-                merge_run(self.paths.run("grpo") if result.used else self.paths.best, self.paths.model.path)
+                merge_run(self.paths.grpo if result.used else self.paths.best, self.paths.model.path)
             defaults = TaskDefaults(
                 thinking=self.thinking,
                 max_tokens=self.params.max_tokens,
@@ -486,24 +410,22 @@ class TeachStages:
             task = opened_for(self.task(), self.paths.model)
             problems = test_problems(task)
             engine = engine_of(self.paths.model, self.threads)
-            ways = {AFTER: self.params}
-            if self.params.calculator:
-                ways = {ALONE: replace(self.params, calculator=False)} | ways
-            for name, params in ways.items():
+            ways = {ALONE: replace(self.params, calculator=False)} if self.params.calculator else {}
+            for name, params in (ways | {AFTER: self.params}).items():
                 bar = self._bar(name, len(problems))
                 self._save(name, partial(measured, engine, task, problems, name, params, self.thinking, show=bar))
 
-    def report(self) -> Path:
+    def report(self) -> None:
         """Write the report, and print its first sentences."""
         self._begin(7, "report")
         with self.ledger.of("report"):
-            text = write_report(self.paths, self.config, self.baseline_names, self.dataset, self.plan, self.base.reason)
+            text = write_report(self.paths, self.config, self.dataset, self.plan, self.base.reason)
         print(f"\n{text}")
-        return self.paths.report
 
     # ---- output
 
     def _begin(self, number: int, title: str) -> None:
+        """Say which stage begins, and store the largest memory so far."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         known = json.loads(self.paths.memory.read_bytes())["peak_bytes"] if self.paths.memory.exists() else 0
         write_json(self.paths.memory, {"peak_bytes": max(peak, known)})

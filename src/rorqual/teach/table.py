@@ -1,11 +1,15 @@
-"""A table of examples and the faults of its rows, which are collected with their lines instead of stopping at the first."""
+"""Read a file of examples. The faults of its rows are collected with their lines instead of stopping at the first."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rorqual.core.errors import DataError
 from rorqual.core.rows import BadRow, DataRow, scan_rows
+from rorqual.teach.columns import Columns, find_columns
+from rorqual.teach.examples import Example, common_system, example_of_row
 
 
 @dataclass(frozen=True)
@@ -19,26 +23,39 @@ class RowFault:
     other: int = 0
 
 
-@dataclass
+@dataclass(frozen=True)
 class ExampleTable:
-    """The rows of a file, and the faults of the rows that could not be read."""
+    """The columns that were chosen, the number of rows, the usable examples, and one fault for each other row."""
 
-    path: Path
-    rows: list[DataRow] = field(default_factory=list)
-    faults: list[RowFault] = field(default_factory=list)
-
-    @property
-    def columns(self) -> list[str]:
-        """The names of all columns, in order of first appearance."""
-        return list(dict.fromkeys(name for row in self.rows for name in row.values))
+    columns: Columns
+    rows: int
+    examples: Sequence[Example]
+    faults: Sequence[RowFault]
 
 
-def read_table(path: Path) -> ExampleTable:
-    """Read a file of rows. Raises DataError if the file as a whole cannot be read."""
-    table = ExampleTable(path)
+def read_table(
+    path: Path, *, prompt: str = "", answer: str = "", reasoning: str = "", system: str | None = None
+) -> ExampleTable:
+    """Read a file of rows. `prompt`, `answer` and `reasoning` name columns, as in `find_columns`.
+
+    `system` is a system message that is left out where a conversation begins with it; None means the one that all conversations begin
+    with. Raises DataError if the file as a whole cannot be read, and ConfigError if its columns are not known.
+    """
+    rows, examples, faults = list[DataRow](), list[Example](), list[RowFault]()
     for row in scan_rows(path):
         if isinstance(row, BadRow):
-            table.faults.append(RowFault(row.line, row.kind, row.what))
+            faults.append(RowFault(row.line, row.kind, row.what))
         else:
-            table.rows.append(row)
-    return table
+            rows.append(row)
+    total = len(rows) + len(faults)
+    names = list(dict.fromkeys(name for row in rows for name in row.values))
+    columns = find_columns(names, prompt=prompt, answer=answer, reasoning=reasoning) if rows else Columns()
+    if columns.messages:
+        columns = replace(columns, system=common_system(rows, columns.messages) if system is None else system)
+    for row in rows:
+        try:
+            examples.append(example_of_row(row, columns))
+        except DataError as error:
+            kind = "empty" if "empty" in error.what else "missing or not text"
+            faults.append(RowFault(row.line, kind, error.what))
+    return ExampleTable(columns, total, examples, faults)

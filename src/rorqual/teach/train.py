@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from statistics import fmean
 from typing import Any
@@ -20,10 +21,12 @@ from rorqual.core.records import RunDir, Thinking, write_json
 from rorqual.data.chat import ChatFormat
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
+from rorqual.evals.evaluation import GradedSample
 from rorqual.evals.run import evaluate
 from rorqual.model.adapter import LoRA
 from rorqual.recipes.grpo import grpo
 from rorqual.tasks.base import Problem, Task, Verdict
+from rorqual.teach.config import TeachConfig
 from rorqual.teach.place import TeachPaths
 from rorqual.teach.plan import ALPHA, OVERTIME, SLACK, R, TeachPlan, sft_run
 from rorqual.train.loop import fit
@@ -67,18 +70,21 @@ class Training:
     """What training needs. `params` are the sampling parameters of a reply, `no_grpo` says why no time is planned for GRPO, and `say`
     prints a line."""
 
+    config: TeachConfig
     paths: TeachPaths
     plan: TeachPlan
     task: Task
-    dev: Sequence[Problem]
     params: SamplingParams
     thinking: Thinking
     chat: ChatFormat
-    seed: int
-    threads: int
-    quiet: bool
     no_grpo: str
+    threads: int
     say: Callable[[str], None]
+
+    @cached_property
+    def dev(self) -> Sequence[Problem]:
+        """The dev problems."""
+        return list(islice(self.task.problems("dev", 0), MOST_DEV))
 
     # ---- supervised fine-tuning
 
@@ -87,8 +93,8 @@ class Training:
 
         `track` gets the record of each step.
         """
-        out = self.paths.run("sft")
-        run = sft_run(base, self.paths.data, self.plan, seed=self.seed)
+        out = self.paths.sft
+        run = sft_run(base, self.paths.data, self.plan, seed=self.config.seed)
         for step in self.plan.dev_steps:
             done = {result.step for result in self.dev_results("sft")}
             if step in done or self.paths.ended_early.exists():
@@ -119,7 +125,7 @@ class Training:
         if reached >= step or (reached and spent > most):
             return reached
 
-        bar = None if self.quiet else Progress(run.recipe, run.steps, start=reached)
+        bar = None if self.config.quiet else Progress(run.recipe, run.steps, start=reached)
 
         def observe(record: dict[str, Any]) -> None:
             nonlocal spent
@@ -145,93 +151,81 @@ class Training:
 
     def measured(self, run: RunDir, name: str, step: int) -> DevResult:
         """Measure a run on the dev split: on all of its problems, or on as many as the first measurement had time for."""
-        known = next(iter(read_lines(self.paths.dev)), None)
-        problems = self.dev[: known["total"]] if known else self.dev
         engine = engine_of(run, self.threads)
 
-        def verdicts(some: Sequence[Problem]) -> list[bool]:
-            replies = evaluate(
-                engine, self.task, problems=some, params=self.params, thinking=self.thinking, measured={}
-            ).samples
-            return [one.verdict is Verdict.RIGHT for one in replies]
+        def count_right(problems: Sequence[Problem]) -> int:
+            return sum(one.verdict is Verdict.RIGHT for one in self._answers(engine, problems, self.params))
 
-        if known:
-            right = verdicts(problems)
-        else:
-            began = time.monotonic()
-            right = verdicts(problems[:DEV_FIRST])
-            seconds = time.monotonic() - began
-            room = int(DEV_FIRST * max(0.0, DEV_SECONDS - seconds) / seconds)
-            if rest := problems[DEV_FIRST : DEV_FIRST + room]:
-                right += verdicts(rest)
-            if len(right) < len(problems):
-                self.say(f"  dev is measured on {len(right)} of {len(problems)} problems, because replies take long")
-        return DevResult(name, step, sum(right), len(right))
+        first = next(iter(read_lines(self.paths.dev)), None)
+        if first is not None:
+            return DevResult(name, step, count_right(self.dev[: first["total"]]), first["total"])
+        began = time.monotonic()
+        right = count_right(self.dev[:DEV_FIRST])
+        seconds = time.monotonic() - began
+        total = min(len(self.dev), DEV_FIRST + int(DEV_FIRST * max(0.0, DEV_SECONDS - seconds) / seconds))
+        if total > DEV_FIRST:
+            right += count_right(self.dev[DEV_FIRST:total])
+        if total < len(self.dev):
+            self.say(f"  dev is measured on {total} of {len(self.dev)} problems, because replies take long")
+        return DevResult(name, step, right, total)
+
+    def _answers(self, engine: Engine, problems: Sequence[Problem], params: SamplingParams) -> Sequence[GradedSample]:
+        """Return graded replies to the problems."""
+        return evaluate(
+            engine, self.task, problems=problems, params=params, thinking=self.thinking, measured={}
+        ).samples
 
     # ---- reinforcement learning
 
-    def reinforced(self, grader: str) -> GRPOResult:
+    def reinforced(self) -> GRPOResult:
         """Improve the best checkpoint with GRPO, if it solves some training problems and not others, and if there is time."""
-        known, out = self.paths.grpo, self.paths.run("grpo")
-        if known.is_file():
-            return GRPOResult(**json.loads(known.read_bytes()))
-        run, reason = self._grpo_planned(grader)
-        result = GRPOResult(used=False, text=reason)
-        if run is not None:
-            self.say(f"  {reason}")
-            try:
-                reached = self._fit(run, out, run.steps, self.plan.grpo_seconds)
-            except NumericsError as error:  # the model before GRPO is kept
-                result = GRPOResult(used=False, text=f"GRPO was stopped, and its model is not used: {error.what}")
-                write_json(known, vars(result))
-                return result
-            before = max(one.accuracy for one in self.dev_results("sft"))
-            known_results = self.dev_results("grpo")
-            after = known_results[0] if known_results else self.measured(out, "grpo", reached)
-            if not known_results:
-                append_line(self.paths.dev, vars(after))
-            used = after.accuracy > before
-            text = f"{reached} of {run.steps} steps of GRPO changed the accuracy on dev from {before:.0%} to {after.accuracy:.0%}"
-            result = GRPOResult(used, f"{text}, so its model {'is' if used else 'is not'} used")
-        write_json(known, vars(result))
-        return result
+        known = self.paths.grpo_result
+        if not known.is_file():
+            run, reason = self._grpo_planned()
+            write_json(known, vars(GRPOResult(used=False, text=reason) if run is None else self._grpo(run, reason)))
+        return GRPOResult(**json.loads(known.read_bytes()))
 
-    def _grpo_planned(self, grader: str) -> tuple[Run | None, str]:
+    def _grpo(self, run: Run, reason: str) -> GRPOResult:
+        """Train with GRPO, and compare the model with the best checkpoint on the dev split."""
+        self.say(f"  {reason}")
+        try:
+            reached = self._fit(run, self.paths.grpo, run.steps, self.plan.grpo_seconds)
+        except NumericsError as error:
+            return GRPOResult(used=False, text=f"GRPO was stopped, and its model is not used: {error.what}")
+        if not self.dev_results("grpo"):
+            append_line(self.paths.dev, vars(self.measured(self.paths.grpo, "grpo", reached)))
+        [after] = self.dev_results("grpo")
+        before = max(one.accuracy for one in self.dev_results("sft"))
+        used = after.accuracy > before
+        text = f"{reached} of {run.steps} steps of GRPO changed the accuracy on dev from {before:.0%} to {after.accuracy:.0%}"
+        return GRPOResult(used, f"{text}, so its model {'is' if used else 'is not'} used")
+
+    def _grpo_planned(self) -> tuple[Run | None, str]:
         """Return the run and its reason. Both are stored once, because they depend on measured time."""
         known = self.paths.grpo_plan
         if not known.is_file():
-            run, reason = self._grpo_run(grader)
+            run, reason = self._grpo_run()
             write_json(known, {"run": None if run is None else run.model_dump(mode="json"), "text": reason})
         plan = json.loads(known.read_bytes())
         return (None if plan["run"] is None else Run(**plan["run"])), plan["text"]
 
-    def _grpo_run(self, grader: str) -> tuple[Run | None, str]:
+    def _grpo_run(self) -> tuple[Run | None, str]:
         """Return the run, or None and the reason why GRPO is skipped. The support gate measures which training problems are solved."""
         if not self.plan.grpo_seconds:
             return None, self.no_grpo or "GRPO is skipped: no time is left for it"
         began = time.monotonic()
-        problems = list(islice(self.task.problems("train", self.seed), GATE_PROBLEMS))
-        params = replace(self.params, n=GATE_SAMPLES, temperature=1.0, seed=self.seed)
-        samples = evaluate(
-            engine_of(self.paths.best, self.threads),
-            self.task,
-            problems=problems,
-            params=params,
-            thinking=self.thinking,
-            measured={},
-        ).samples
+        problems = list(islice(self.task.problems("train", self.config.seed), GATE_PROBLEMS))
+        params = replace(self.params, n=GATE_SAMPLES, temperature=1.0, seed=self.config.seed)
+        samples = self._answers(engine_of(self.paths.best, self.threads), problems, params)
         seconds = time.monotonic() - began
         rights = Counter(one.key for one in samples if one.verdict is Verdict.RIGHT)
         mixed = sum(0 < rights[problem.key] < GATE_SAMPLES for problem in problems)
         tried = f"{len(problems)} training problems, {GATE_SAMPLES} tries each"
-        if not rights:
-            return None, f"GRPO is skipped: the model solved none of {tried}"
         if not mixed:
             return (
                 None,
                 f"GRPO is skipped: of {tried}, the model solved {len(rights)} in every try and the others never",
             )
-        length = max(self._prompt_length(problem) for problem in problems) + self.params.max_tokens
         mean = fmean(self._prompt_length(problem) for problem in problems) + fmean(one.tokens for one in samples)
         tokens = GRPO_PROBLEMS * GRPO_SAMPLES * mean
         per_token = self.plan.step_seconds / (self.plan.rows * self.plan.row)
@@ -242,20 +236,20 @@ class Training:
                 None,
                 f"GRPO is skipped: there is time for {steps} steps of {estimate:.0f} seconds, and {FEWEST_GRPO} are the fewest",
             )
-        row = 2 * max(length, self._longest_prompt() + self.params.max_tokens)
+        longest = max(self._prompt_length(problem) for problem in self.task.problems("train", self.config.seed))
         run = grpo(
             task="examples",
             data=str(self.paths.data),
-            options={"grader": grader} if grader else {},
+            options={"grader": self.config.grader} if self.config.grader else {},
             start=str(self.paths.best.path),
             steps=steps,
             problems=GRPO_PROBLEMS,
             samples=GRPO_SAMPLES,
             max_tokens=self.params.max_tokens,
-            row=row,
+            row=2 * (longest + self.params.max_tokens),
             lr=GRPO_LR,
             thinking=self.thinking,
-            seed=self.seed,
+            seed=self.config.seed,
             dtype=self.plan.dtype,
         )
         source = run.source.model_copy(update={"calculator": self.params.calculator})
@@ -267,9 +261,6 @@ class Training:
 
     def _prompt_length(self, problem: Problem) -> int:
         return len(self.chat.prompt(problem.messages, self.thinking))
-
-    def _longest_prompt(self) -> int:
-        return max(self._prompt_length(problem) for problem in self.task.problems("train", self.seed))
 
 
 def engine_of(run: RunDir, threads: int) -> Engine:

@@ -23,8 +23,8 @@ from record import ROOT, made_by
 from rorqual.core.config import override
 from rorqual.core.records import write_json
 from rorqual.engine import Engine, SamplingParams
+from rorqual.evals.evaluating import evaluate
 from rorqual.evals.evaluation import Evaluation
-from rorqual.evals.run import evaluate
 from rorqual.evals.votes import rule_results
 from rorqual.lab.answers import BIG, LITTLE, AnswersExperiment
 from rorqual.lab.job import ExperimentJob, Train

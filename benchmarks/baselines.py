@@ -16,11 +16,11 @@ from record import made_by
 
 from rorqual.core.records import write_json
 from rorqual.evals.baselines import RULES, UNIFORM, baselines
+from rorqual.evals.evaluating import pick
 from rorqual.evals.evaluation import cell_name
-from rorqual.evals.run import pick
-from rorqual.tasks.base import Task
 from rorqual.tasks.everyday import Everyday
 from rorqual.tasks.families import NAMES, Families
+from rorqual.tasks.task import Task
 
 FIT, JUDGED, MOST = 2000, 1000, 0.1
 

@@ -17,8 +17,8 @@ from record import made_by
 from rorqual.core.records import write_json
 from rorqual.evals.baselines import baselines
 from rorqual.evals.evaluation import ALL
-from rorqual.tasks.base import Problem, Split, Task, Verdict
 from rorqual.tasks.find import load_task
+from rorqual.tasks.task import Problem, Split, Task, Verdict
 
 SETS: tuple[tuple[str, str, Split], ...] = (
     ("gsm8k", "gsm8k", "test"),

@@ -17,9 +17,9 @@ from typing import Any, Literal
 from record import ROOT, made_by
 
 from rorqual.core.records import write_json
-from rorqual.tasks.base import Problem, Task
 from rorqual.tasks.examples import Examples, write_examples
 from rorqual.tasks.find import load_task
+from rorqual.tasks.task import Problem, Task
 
 Pair = dict[str, Any]
 PAIRS = ROOT / "tests" / "tasks" / "pairs"

@@ -36,7 +36,7 @@ from rorqual.core.config import Config
 from rorqual.core.records import RunDir, write_json
 from rorqual.evals.compare import compare_seeds
 from rorqual.evals.evaluation import Evaluation, Grain
-from rorqual.model.load.run import load_run
+from rorqual.model.load.run_directory import load_run
 from rorqual.recipes.sft import sft
 from rorqual.train.loop import fit
 

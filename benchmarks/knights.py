@@ -17,8 +17,8 @@ from record import made_by
 from rorqual.core.records import RunDir, write_json
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
+from rorqual.evals.evaluating import evaluate
 from rorqual.evals.evaluation import Evaluation, Row
-from rorqual.evals.run import evaluate
 from rorqual.evals.table import table
 from rorqual.model.account import account
 from rorqual.recipes import make_run

@@ -22,7 +22,7 @@ from record import made_by
 from rorqual.convert.gguf import export_gguf, import_gguf
 from rorqual.core.records import RunDir, write_json
 from rorqual.engine import Engine
-from rorqual.model.load.run import read_model_config
+from rorqual.model.load.run_directory import read_model_config
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "parity"))
 

@@ -20,13 +20,13 @@ from rorqual.core.records import RunDir, write_json
 from rorqual.data.chat import ChatFormat, chat_format
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Engine, SamplingParams
+from rorqual.evals.evaluating import evaluate
 from rorqual.evals.evaluation import Evaluation
-from rorqual.evals.run import evaluate
 from rorqual.model import Decoder
 from rorqual.recipes.distil import on_policy
 from rorqual.recipes.grpo import grpo
-from rorqual.tasks.base import Problem, Verdict
 from rorqual.tasks.find import load_task, safe_grade
+from rorqual.tasks.task import Problem, Verdict
 from rorqual.train.loop import fit
 from rorqual.train.run import Run
 from rorqual.train.sources.worked import repeat

@@ -17,7 +17,7 @@ from record import made_by
 from rorqual.core.records import RunDir, write_json
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
-from rorqual.evals.run import evaluate
+from rorqual.evals.evaluating import evaluate
 from rorqual.evals.table import table
 from rorqual.model.account import account
 from rorqual.recipes import make_run

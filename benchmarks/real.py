@@ -131,7 +131,7 @@ def perplexity(data: Path, work: Path) -> None:
     from rorqual.core.records import RunDir
     from rorqual.data.tokenizer import Tokenizer
     from rorqual.evals.perplexity import text_loss
-    from rorqual.model.load.run import load_run
+    from rorqual.model.load.run_directory import load_run
 
     directory = RunDir(work / "runs/smol")
     tokenizer = Tokenizer.load(directory.tokenizer_file)

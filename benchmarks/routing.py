@@ -19,8 +19,8 @@ from record import made_by
 from rorqual.core.records import RunDir, write_json
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Request, SamplingParams
-from rorqual.evals.run import pick
-from rorqual.model.load.run import read_model_config
+from rorqual.evals.evaluating import pick
+from rorqual.model.load.run_directory import read_model_config
 from rorqual.tasks.find import load_task
 
 

@@ -34,7 +34,7 @@ from rorqual.data.source.text import read_text
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.evals.perplexity import text_loss
 from rorqual.model.account import account
-from rorqual.model.load.run import load_run
+from rorqual.model.load.run_directory import load_run
 from rorqual.recipes import make_run
 from rorqual.train.loop import fit
 

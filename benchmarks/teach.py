@@ -30,9 +30,9 @@ from rorqual.core.ledger import read_ledger
 from rorqual.core.records import write_json
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.stats import hierarchical_difference, mcnemar, t_interval
-from rorqual.tasks.base import Verdict
-from rorqual.teach.place import AFTER, ALONE, BEFORE, TeachPaths
-from rorqual.teach.run import BASELINES, UNCOUNTED
+from rorqual.tasks.task import Verdict
+from rorqual.teach.paths import AFTER, ALONE, BEFORE, TeachPaths
+from rorqual.teach.stages import BASELINES, UNCOUNTED
 
 RESULT = Path(__file__).parent.parent / "docs" / "results" / "teach.json"
 TRAIN, TEST = 500, 200

@@ -29,7 +29,7 @@ from record import ROOT, made_by
 from rorqual.core.ledger import read_ledger
 from rorqual.core.records import write_json
 from rorqual.evals.evaluation import Evaluation
-from rorqual.teach.place import AFTER, ALONE, TeachPaths
+from rorqual.teach.paths import AFTER, ALONE, TeachPaths
 
 SAMPLES = ROOT / "examples" / "data"
 STAGES = {2: "base", 3: "measure the baselines", 4: "train", 6: "measure"}

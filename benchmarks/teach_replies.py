@@ -19,10 +19,10 @@ from record import ROOT
 from rorqual.core.journal import read_lines
 from rorqual.core.records import write_json
 from rorqual.evals.evaluation import Evaluation, GradedSample
-from rorqual.tasks.base import Verdict
+from rorqual.tasks.task import Verdict
 from rorqual.teach.answer_format import derivation
 from rorqual.teach.examples import Example
-from rorqual.teach.place import AFTER, TeachPaths
+from rorqual.teach.paths import AFTER, TeachPaths
 
 FEW, SOME = 3, 6
 """Labels are grouped by their number of training examples: none, at most `FEW`, at most `SOME`, more."""

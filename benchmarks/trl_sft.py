@@ -50,12 +50,12 @@ from rorqual.core.records import write_atomic, write_json
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.stats import difference_over_seeds, hierarchical_difference, t_interval
 from rorqual.evals.verdict import CONFIDENCE, Verdict, judge
-from rorqual.tasks.base import Problem
-from rorqual.tasks.base import Verdict as Grade
+from rorqual.tasks.task import Problem
+from rorqual.tasks.task import Verdict as Grade
 from rorqual.teach.config import TeachConfig
 from rorqual.teach.measure import test_problems
-from rorqual.teach.place import AFTER, TeachPaths
-from rorqual.teach.run import UNCOUNTED, TeachStages
+from rorqual.teach.paths import AFTER, TeachPaths
+from rorqual.teach.stages import UNCOUNTED, TeachStages
 from rorqual.teach.train import MOST_DEV
 
 WORKER = Path(__file__).with_name("trl_worker.py")

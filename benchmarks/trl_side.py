@@ -36,7 +36,7 @@ from rorqual.data.chat import ChatFormat
 from rorqual.data.tokenizer import Special
 from rorqual.model import Decoder
 from rorqual.model.load import deepseek_v3, qwen3
-from rorqual.model.load.run import load_run
+from rorqual.model.load.run_directory import load_run
 
 SAME = 1e-4
 """Maximum difference of a logit between our model and the exported one, in fp32."""

@@ -3,7 +3,7 @@
 import random
 
 from rorqual.tasks.answer import final_number
-from rorqual.tasks.base import Problem, Task, Verdict, split_of
+from rorqual.tasks.task import Problem, Task, Verdict, split_of
 
 THINGS = ["pens", "books", "cups", "lamps", "shirts", "plants", "boxes", "chairs", "candles", "bags", "hats", "forks"]
 

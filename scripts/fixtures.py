@@ -27,7 +27,7 @@ from rorqual.model.attention import MLAConfig
 from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.ffn.router import GroupedTopKConfig
-from rorqual.model.load.run import load_run
+from rorqual.model.load.run_directory import load_run
 from rorqual.ops.losses import token_logprobs
 from rorqual.recipes.sparsify import SparsifyConfig, sparsify
 from rorqual.recipes.start import supervised

@@ -20,7 +20,7 @@ from rorqual.data.source.text import read_text
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.evals.missed import measure_missed
 from rorqual.model import Decoder, build
-from rorqual.model.load.run import load_run
+from rorqual.model.load.run_directory import load_run
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "evals"))

@@ -21,7 +21,7 @@ from rorqual import Engine, Message, Request, fit, grpo, sft
 from rorqual.core.records import RunDir
 from rorqual.engine.request import SamplingParams
 from rorqual.teach.config import TeachConfig
-from rorqual.teach.run import teach
+from rorqual.teach.stages import teach
 
 SOURCE = Path(rorqual.__file__).parent
 PAGE = Path(__file__).parent.parent / "docs" / "explanation" / "house.md"

@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from rorqual.report.chart import Chart, Panel, Series, draw
-from rorqual.teach.place import AFTER, ALONE
+from rorqual.teach.paths import AFTER, ALONE
 
 ROOT = Path(__file__).parent.parent
 RESULT, PICTURE = ROOT / "docs" / "results" / "teach.json", ROOT / "docs" / "pictures" / "teach-cases.png"

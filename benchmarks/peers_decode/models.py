@@ -21,7 +21,7 @@ from rorqual.model.config import Stage
 from rorqual.model.cost import linear
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.load import deepseek_v3
-from rorqual.model.load.run import read_model_config
+from rorqual.model.load.run_directory import read_model_config
 from rorqual.ops.rope import Rope, Yarn
 
 HERE = Path(__file__).resolve().parent

@@ -8,7 +8,7 @@ from rorqual.engine.config import EngineConfig as EngineConfig
 from rorqual.engine.engine import Engine as Engine
 from rorqual.engine.request import Completion as Completion
 from rorqual.engine.request import Request as Request
-from rorqual.evals.run import evaluate as evaluate
+from rorqual.evals.evaluating import evaluate as evaluate
 from rorqual.evals.table import table as table
 from rorqual.model.config import ModelConfig as ModelConfig
 from rorqual.recipes.distil import distil as distil
@@ -16,10 +16,10 @@ from rorqual.recipes.distil import on_policy as on_policy
 from rorqual.recipes.grpo import grpo as grpo
 from rorqual.recipes.pretrain import pretrain as pretrain
 from rorqual.recipes.sft import sft as sft
-from rorqual.tasks.base import Problem as Problem
-from rorqual.tasks.base import Task as Task
-from rorqual.tasks.base import Verdict as Verdict
 from rorqual.tasks.find import load_task as load_task
+from rorqual.tasks.task import Problem as Problem
+from rorqual.tasks.task import Task as Task
+from rorqual.tasks.task import Verdict as Verdict
 from rorqual.train.loop import fit as fit
 from rorqual.train.run import Run as Run
 

@@ -16,11 +16,11 @@ from rorqual.data.fingerprint import fingerprint
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.cascade import Cascade, calibrate
+from rorqual.evals.evaluating import evaluate
 from rorqual.evals.evaluation import Evaluation
-from rorqual.evals.run import evaluate
 from rorqual.evals.verify import scored
 from rorqual.model.account import account
-from rorqual.model.load.run import read_model_config
+from rorqual.model.load.run_directory import read_model_config
 from rorqual.recipes import make_run
 from rorqual.tasks.find import load_task
 from rorqual.train.loop import fit

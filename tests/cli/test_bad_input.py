@@ -17,7 +17,7 @@ GOOD = '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "
 SILENT = '{"messages": [{"role": "user", "content": "hi"}]}\n'
 SFT = ("train", "sft", "size=tiny", "steps=1", "rows=2", "out=out")
 TASK = """
-from rorqual.tasks.base import Problem, Task, Verdict
+from rorqual.tasks.task import Problem, Task, Verdict
 
 class Mine(Task):
     name = "mine"

@@ -94,7 +94,7 @@ def test_a_signal_in_a_finalizer_is_not_lost(tmp_path: Path) -> None:
         """
 import os, signal
 from pathlib import Path
-from rorqual.tasks.base import Problem, Task, Verdict
+from rorqual.tasks.task import Problem, Task, Verdict
 
 class Left(Task):
     name = "left"

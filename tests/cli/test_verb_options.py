@@ -29,8 +29,8 @@ from rorqual.core.records import Message, RunDir
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Request, SamplingParams
 from rorqual.engine.seeds import sample_seed
+from rorqual.evals.evaluating import pick, seeded
 from rorqual.evals.evaluation import Evaluation
-from rorqual.evals.run import pick, seeded
 from rorqual.evals.table import comparison_table, reading_note
 from rorqual.generate.schema import RowSampling
 from rorqual.recipes import make_run

@@ -22,7 +22,7 @@ from rorqual.ops.moe import CHOOSE, SKIP, Routing
 from rorqual.ops.paged import merge
 from rorqual.ops.rope import Rope, rotate
 from rorqual.train.batch import TrainBatch
-from rorqual.train.objectives.base import Objective, Term
+from rorqual.train.objectives.objective import Objective, Term
 
 WIDTH = 8
 

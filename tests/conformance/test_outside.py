@@ -30,7 +30,7 @@ from rorqual.ops.backends.attention import AttentionMetadata
 from rorqual.ops.moe import CHOOSE, SKIP
 from rorqual.ops.paged import BLOCK
 from rorqual.recipes.sft import sft
-from rorqual.tasks.base import Verdict
+from rorqual.tasks.task import Verdict
 from rorqual.train.batch import TrainBatch
 from rorqual.train.loop import fit
 from rorqual.train.objectives import GRPO, NextToken

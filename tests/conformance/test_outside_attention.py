@@ -38,7 +38,7 @@ from rorqual.model.adapter import TuneIndexer
 from rorqual.model.attention import AttentionConfig, AttentionContext, CachePart, LayerCache, Selection
 from rorqual.model.ffn import DenseConfig
 from rorqual.model.init import init_weights
-from rorqual.model.load.run import load_run
+from rorqual.model.load.run_directory import load_run
 from rorqual.model.training_cache import PackedBatchCache
 from rorqual.ops.backends import TORCH, TORCH_INVARIANT, Backend
 from rorqual.ops.backends.attention import AttentionMetadata
@@ -47,7 +47,7 @@ from rorqual.ops.paged import BLOCK
 from rorqual.train.batch import TrainBatch
 from rorqual.train.loop import fit
 from rorqual.train.objectives import IndexerWarmup, NextToken, Sparse
-from rorqual.train.objectives.base import Objective
+from rorqual.train.objectives.objective import Objective
 from rorqual.train.optim import AdamWConfig
 from rorqual.train.run import Run, Start
 from rorqual.train.sources import WorkedConfig

@@ -37,8 +37,8 @@ from rorqual.ops.paged import BLOCK
 from rorqual.recipes.pretrain import pretrain
 from rorqual.train.loop import fit
 from rorqual.train.run import Run
-from rorqual.train.sources.base import Materials
 from rorqual.train.sources.sampler import RolloutSampler
+from rorqual.train.sources.source import Materials
 
 MLA = MLAConfig(
     num_attention_heads=2, q_lora_rank=12, kv_lora_rank=8, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=12

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rorqual.ops import moe
 from rorqual.ops.backends import Backend
 from rorqual.ops.backends.attention import PAD, AttentionMetadata, PagedAttention, Plan
-from rorqual.ops.backends.base import Matrices
+from rorqual.ops.backends.reference import Matrices
 from rorqual.ops.layer import LinearMap
 from rorqual.ops.moe import Routing
 from rorqual.ops.paged import BLOCK

@@ -25,7 +25,7 @@ from rorqual.convert.hf import export_hf, import_hf
 from rorqual.core.errors import CheckpointError, ConfigError, NumericsError, RorqualError
 from rorqual.core.records import RunDir
 from rorqual.model.load.find import known_types
-from rorqual.model.load.run import read_model_config
+from rorqual.model.load.run_directory import read_model_config
 
 INDEX, FIRST, SECOND = (
     "model.safetensors.index.json",

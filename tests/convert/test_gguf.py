@@ -21,7 +21,7 @@ from rorqual.core.records import RunDir
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.model import ModelConfig
 from rorqual.model.load import deepseek_v3
-from rorqual.model.load.run import load_run, read_model_config
+from rorqual.model.load.run_directory import load_run, read_model_config
 from rorqual.ops.quant import dequantize_blocks, quantize_blocks
 
 CONFIGS = configs()

@@ -15,7 +15,7 @@ from rorqual.convert.gguf_rope import divisors, scaling_from_keys
 from rorqual.core.errors import CheckpointError
 from rorqual.core.records import RunDir
 from rorqual.model import ModelConfig
-from rorqual.model.load.run import read_model_config
+from rorqual.model.load.run_directory import read_model_config
 from rorqual.ops.rope import Llama3, Rope
 
 REPORTED = Llama3(factor=4.0, low_freq_factor=1.0, high_freq_factor=3.0, original_max_position_embeddings=32)

@@ -31,7 +31,7 @@ from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Engine
 from rorqual.model import ModelConfig
 from rorqual.model.load.find import known_types
-from rorqual.model.load.run import load_run, read_model_config
+from rorqual.model.load.run_directory import load_run, read_model_config
 from rorqual.recipes import make_run
 from rorqual.train.loop import fit
 

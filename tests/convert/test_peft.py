@@ -25,7 +25,7 @@ from rorqual.model.attention import GQAConfig
 from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.ffn import DenseConfig
 from rorqual.model.load.find import family_for
-from rorqual.model.load.run import load_run
+from rorqual.model.load.run_directory import load_run
 from rorqual.recipes.models import v3_like
 
 peft = pytest.importorskip("peft")

@@ -22,7 +22,7 @@ from rorqual.core.records import Message, RunDir
 from rorqual.data.chat import load_chat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.evals.perplexity import text_loss
-from rorqual.model.load.run import load_run
+from rorqual.model.load.run_directory import load_run
 from rorqual.recipes import make_run
 from rorqual.tasks.folio import Folio
 from rorqual.tasks.gsm8k import Gsm8k

@@ -7,7 +7,7 @@ import torch
 from rorqual.engine import Completion, Engine
 from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.attention import GQAConfig, MLAConfig
-from rorqual.model.attention.base import AttentionConfig
+from rorqual.model.attention.attention import AttentionConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.ops.sampling import Settings, distribution
 

@@ -16,14 +16,14 @@ from rorqual.core.records import Message, RunDir
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Completion, Request, SamplingParams
 from rorqual.engine.seeds import sample_seed
+from rorqual.evals.evaluating import CHECK, evaluate, pick, seeded
 from rorqual.evals.evaluation import Evaluation
-from rorqual.evals.run import CHECK, evaluate, pick, seeded
 from rorqual.evals.stats import wilson
 from rorqual.evals.verify import question, scored, write_training_rows
 from rorqual.evals.votes import best_scored, needed, refine_results, rule_results, stop_rule, weighted_majority
 from rorqual.recipes import make_run
-from rorqual.tasks.base import Problem, Split, Task, Verdict
 from rorqual.tasks.find import load_task
+from rorqual.tasks.task import Problem, Split, Task, Verdict
 from rorqual.train.loop import fit
 
 TASK = "families:swap"

@@ -15,10 +15,10 @@ from rorqual.core.errors import DataError
 from rorqual.engine.request import Completion
 from rorqual.evals.baselines import RULES, UNIFORM, baselines, scores
 from rorqual.evals.compare import compare
-from rorqual.evals.run import evaluate, pick
+from rorqual.evals.evaluating import evaluate, pick
 from rorqual.evals.table import table, version_note
-from rorqual.tasks.base import Problem, Split, Task, Verdict
 from rorqual.tasks.families import FAMILIES, NAMES, Families
+from rorqual.tasks.task import Problem, Split, Task, Verdict
 
 
 class Made(Task):

@@ -17,7 +17,7 @@ from rorqual.evals.cascade import Cascade, calibrate, signal_of
 from rorqual.evals.cascade_page import cascade_page, cascade_table, cost_chart
 from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.evals.stats import wilson
-from rorqual.tasks.base import Verdict
+from rorqual.tasks.task import Verdict
 
 RIGHT, WRONG = Verdict.RIGHT, Verdict.WRONG
 

@@ -29,14 +29,14 @@ from rorqual.evals.compute import (
     ratio_interval,
 )
 from rorqual.evals.compute_page import coloured, compute_page
-from rorqual.evals.run import pick
+from rorqual.evals.evaluating import pick
 from rorqual.evals.stats import t_interval
 from rorqual.model import Decoder, ModelConfig, Stage
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.ffn.router import GroupedTopKConfig, ZeroExpertsConfig
 from rorqual.recipes.models import v3_like
-from rorqual.tasks.base import Verdict
 from rorqual.tasks.find import load_task
+from rorqual.tasks.task import Verdict
 
 TOKENIZER = Tokenizer.byte_level()
 TASK = load_task("families:add,count")

@@ -11,10 +11,10 @@ import pytest
 from rorqual.core.errors import ConfigError, DataError, RorqualError
 from rorqual.engine.request import Completion, Request, SamplingParams
 from rorqual.evals.compare import compare, compare_seeds
+from rorqual.evals.evaluating import evaluate, pick
 from rorqual.evals.evaluation import Evaluation
-from rorqual.evals.run import evaluate, pick
 from rorqual.evals.stats import wilson
-from rorqual.tasks.base import Problem, Task, Verdict
+from rorqual.tasks.task import Problem, Task, Verdict
 
 
 class Sums(Task):

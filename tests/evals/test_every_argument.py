@@ -23,10 +23,10 @@ from rorqual.engine.request import Completion, Grammar, Request, SamplingParams
 from rorqual.evals.answer_cache import AnswerCache, _name
 from rorqual.evals.baselines import baselines
 from rorqual.evals.compare import Comparison, compare, did_think, is_right
+from rorqual.evals.evaluating import evaluate, pick, seeded
 from rorqual.evals.evaluation import Evaluation, GradedSample, Row
 from rorqual.evals.experts import choices, expert_use
 from rorqual.evals.perplexity import TextLoss, text_loss
-from rorqual.evals.run import evaluate, pick, seeded
 from rorqual.evals.stats import (
     Difference,
     Interval,
@@ -38,7 +38,7 @@ from rorqual.evals.table import comparison_table, reading_note, table
 from rorqual.model.decoder import Decoder
 from rorqual.model.init import build
 from rorqual.recipes.models import v3_like
-from rorqual.tasks.base import Problem, Task, Verdict
+from rorqual.tasks.task import Problem, Task, Verdict
 
 
 class Words(Task):

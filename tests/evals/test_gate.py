@@ -19,7 +19,7 @@ from rorqual.convert.hf import import_hf
 from rorqual.core.records import RunDir
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Engine, Request, SamplingParams
-from rorqual.model.load.run import load_run
+from rorqual.model.load.run_directory import load_run
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "tiny-deepseek-v32"
 TEXT = Path(__file__).parents[2] / "src" / "rorqual" / "data" / "samples" / "tinyshakespeare-64k.txt"

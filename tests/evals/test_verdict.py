@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from rorqual.evals.stats import Interval, t_interval
 from rorqual.evals.verdict import Verdict, ends, judge, together
+from rorqual.lab.experiment_run import judge_again
 from rorqual.lab.finding import TOO_FEW, Contrast, Finding
 from rorqual.lab.page import page_text
-from rorqual.lab.run import judge_again
 
 CLOSE = [0.1, 0.101, 0.099, 0.1, 0.1]
 T = {1: 63.657, 2: 9.925, 3: 5.841, 4: 4.604, 5: 4.032, 6: 3.707}

@@ -13,7 +13,7 @@ from rorqual.evals.compare import compare_seeds, did_think
 from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.evals.stats import difference_over_seeds
 from rorqual.evals.verdicts import Verdicts, compact
-from rorqual.tasks.base import Verdict
+from rorqual.tasks.task import Verdict
 
 SEEDS = (3, 8)
 FAMILIES = (("sub", "10"), ("sub", "9"), ("add", "1"))

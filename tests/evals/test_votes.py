@@ -17,13 +17,13 @@ from rorqual.cli.main import app
 from rorqual.core.errors import ConfigError
 from rorqual.engine.request import Completion, Request, SamplingParams
 from rorqual.evals import table
+from rorqual.evals.evaluating import evaluate
 from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.evals.passk import pass_at_k
-from rorqual.evals.run import evaluate
 from rorqual.evals.stats import wilson
 from rorqual.evals.votes import any_right, likely_majority, majority, most_likely, needed, rule_results, settled
-from rorqual.tasks.base import Problem, Task, Verdict
 from rorqual.tasks.find import load_task
+from rorqual.tasks.task import Problem, Task, Verdict
 
 RIGHT, WRONG, UNGRADED = Verdict.RIGHT, Verdict.WRONG, Verdict.UNGRADED
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rorqual.factory import FactoryConfig
-from rorqual.tasks.base import Problem, Split, Task, Verdict
+from rorqual.tasks.task import Problem, Split, Task, Verdict
 
 SUMS = f"{Path(__file__)}:Sums"
 Make = Callable[..., FactoryConfig]

@@ -107,7 +107,7 @@ OTHER: dict[str, str] = {
     "the same subject": "Cherries are ripe in June. How many baskets fit in a cart that holds 14 stones of them?",
 }
 ENDING = """
-from rorqual.tasks.base import Problem, Task, Verdict
+from rorqual.tasks.task import Problem, Task, Verdict
 
 class Stories(Task):
     name = "stories"

@@ -14,7 +14,7 @@ from rorqual.data.distilled import Distilled, read_distilled
 from rorqual.engine import Engine
 from rorqual.engine.request import Request, SamplingParams
 from rorqual.engine.seeds import sample_seed
-from rorqual.evals.run import seeded
+from rorqual.evals.evaluating import seeded
 from rorqual.factory import FactoryConfig, sample_teacher
 from rorqual.tasks.find import load_task
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.lab.job import evaluation_file
-from rorqual.tasks.base import Verdict
+from rorqual.tasks.task import Verdict
 
 MARKS = {"1": Verdict.RIGHT, "0": Verdict.WRONG, "-": Verdict.UNGRADED}
 

@@ -31,7 +31,7 @@ from rorqual.lab.answers import (
 )
 from rorqual.lab.job import ExperimentJob, Train, evaluation
 from rorqual.lab.page import page_text
-from rorqual.model.load.run import read_model_config
+from rorqual.model.load.run_directory import read_model_config
 from rorqual.recipes.sft import sft
 from rorqual.train.run import Run
 

@@ -19,7 +19,7 @@ from rorqual.lab.job import value
 from rorqual.lab.page import page_text
 from rorqual.model.decoder import Decoder
 from rorqual.model.init import build
-from rorqual.model.load.run import load_run
+from rorqual.model.load.run_directory import load_run
 from rorqual.recipes.models import v3_like
 from rorqual.train.batch import TrainBatch
 from rorqual.train.objectives import AuxBalance, NextToken

@@ -18,7 +18,7 @@ from rorqual.lab.compute import PARTS, ComputeExperiment, by_document, by_pair, 
 from rorqual.lab.job import value
 from rorqual.lab.page import page_text
 from rorqual.lab.shapes import FIXED, TASK, ZERO
-from rorqual.model.load.run import load_run
+from rorqual.model.load.run_directory import load_run
 from rorqual.tasks.find import load_task, safe_problems
 from rorqual.train.sources.worked import worked_sample
 

@@ -20,8 +20,8 @@ from rorqual.lab.data_distil import HARD, SOFT, DataDistil, arms, scaled, scored
 from rorqual.lab.data_distil_sets import held_out, original_set, write_labelled, write_originals
 from rorqual.lab.job import value
 from rorqual.lab.page import page_text
-from rorqual.tasks.base import Problem, Verdict
 from rorqual.tasks.everyday import EVERYDAY_TASKS, Everyday
+from rorqual.tasks.task import Problem, Verdict
 
 CHORE = pytest.mark.parametrize("chore", EVERYDAY_TASKS)
 

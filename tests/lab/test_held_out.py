@@ -13,7 +13,7 @@ from rorqual.lab.long_scores import score_solutions
 from rorqual.lab.shapes import ARMS, MOE, MTP, OPTIONS, TASK
 from rorqual.model.decoder import Decoder
 from rorqual.model.init import build
-from rorqual.tasks.base import split_of
+from rorqual.tasks.task import split_of
 
 CHAT = chat_format(Tokenizer.byte_level())
 

@@ -17,11 +17,11 @@ from rorqual.core.errors import ConfigError
 from rorqual.core.records import write_json
 from rorqual.lab.charts import Readings
 from rorqual.lab.experiment import Experiment
+from rorqual.lab.experiment_run import LabPlan, concluded, planned
 from rorqual.lab.find import EXPERIMENTS, find_experiment
 from rorqual.lab.finding import Finding
 from rorqual.lab.job import ExperimentJob
 from rorqual.lab.page import page_text
-from rorqual.lab.run import LabPlan, concluded, planned
 from rorqual.tasks.families import FAMILIES
 
 SHARE = 0.01

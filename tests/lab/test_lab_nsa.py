@@ -15,8 +15,8 @@ from rorqual.lab.job import value
 from rorqual.lab.long_scores import solutions
 from rorqual.lab.long_training import KINDS
 from rorqual.lab.nsa import ATTENTION, LENGTH, NSAExperiment, last_run
-from rorqual.tasks.base import split_of
 from rorqual.tasks.find import load_task, safe_problems
+from rorqual.tasks.task import split_of
 from rorqual.train.sources.worked import worked_sample
 
 SHARE = 0.001

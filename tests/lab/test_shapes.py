@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from rorqual.core.records import RunDir
+from rorqual.lab.experiment_run import concluded, planned
 from rorqual.lab.finding import Finding
 from rorqual.lab.job import evaluation, value
 from rorqual.lab.latent_vs_full import LatentVsFull
 from rorqual.lab.mtp import MultiTokenPrediction
 from rorqual.lab.page import page_text
-from rorqual.lab.run import concluded, planned
 from rorqual.lab.shape_experiment import ShapeExperiment
 from rorqual.lab.shapes import ARMS, CONTEXT, DENSE_CLOCK, DENSE_FLOPS, FULL, MOE, MTP, PLAIN_CLOCK, shape_run
 from rorqual.model.account import account
-from rorqual.model.load.run import read_model_config
+from rorqual.model.load.run_directory import read_model_config
 
 SHAPES: tuple[ShapeExperiment, ...] = (LatentVsFull(), MultiTokenPrediction())  # the third differs in names alone
 SHARE = 0.005

@@ -22,11 +22,11 @@ from rorqual.lab.sparse import ARMS, BUDGETS, DSA, RUNS, SparseExperiment, load,
 from rorqual.lab.sparse_kinds import AttentionSelectionConfig, RandomSelection, RandomSelectionConfig
 from rorqual.model.attention import AttentionContext, DSAConfig, MLAConfig
 from rorqual.model.init import build, init_weights
-from rorqual.model.load.run import load_run, read_model_config
+from rorqual.model.load.run_directory import load_run, read_model_config
 from rorqual.model.training_cache import PackedBatchCache
 from rorqual.ops.backends import REFERENCE
-from rorqual.tasks.base import split_of
 from rorqual.tasks.find import load_task
+from rorqual.tasks.task import split_of
 from rorqual.train.run import Run
 from rorqual.train.sources.worked import worked_sample
 

@@ -17,7 +17,7 @@ from rorqual.core.config import read_yaml
 from rorqual.core.records import RunDir
 from rorqual.engine import Engine, Request, SamplingParams
 from rorqual.evals.evaluation import Evaluation
-from rorqual.model.load.run import load_run
+from rorqual.model.load.run_directory import load_run
 from rorqual.recipes.quickstart.report import build_report
 from rorqual.serve.keys import Keys
 from rorqual.train.loop import fit

@@ -25,7 +25,7 @@ from rorqual.model.adapter.files import (
 )
 from rorqual.model.attention import GQAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
-from rorqual.model.load.run import load_run
+from rorqual.model.load.run_directory import load_run
 
 ATTENTION = GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=8, attention_bias=True)
 MOE = MoEConfig(n_routed_experts=5, num_experts_per_tok=2, moe_intermediate_size=12, n_shared_experts=1)

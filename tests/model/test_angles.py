@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rorqual.model.attention.base import AttentionContext
+from rorqual.model.attention.attention import AttentionContext
 from rorqual.ops.backends import TORCH
 from rorqual.ops.rope import Rope, rope_table, spread
 

@@ -16,7 +16,7 @@ from rorqual.model.attention import MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.load import deepseek_v3
 from rorqual.model.load.names import SCALE
-from rorqual.model.load.run import load_run, load_weights
+from rorqual.model.load.run_directory import load_run, load_weights
 from rorqual.ops.quant import dequantize_blocks, quantize_blocks
 
 EXPERT = 132  # not whole blocks: gate and up each have two, of 128 and 4 rows, and the pair has four and not three

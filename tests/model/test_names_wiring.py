@@ -13,7 +13,7 @@ from rorqual.model import ModelConfig, Stage, build
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.load.find import family_for
-from rorqual.model.load.run import check_names, load_run, read_section
+from rorqual.model.load.run_directory import check_names, load_run, read_section
 
 MLA = MLAConfig(num_attention_heads=2, kv_lora_rank=8, qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=6)
 MOE = MoEConfig(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=8, n_shared_experts=1)

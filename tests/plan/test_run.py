@@ -11,7 +11,7 @@ import pytest
 
 from rorqual.core.errors import DataError
 from rorqual.core.records import RunDir
-from rorqual.plan.run import WARM, speed_of, student_t
+from rorqual.plan.run_speed import WARM, speed_of, student_t
 
 
 def run_of(folder: Path, seconds: list[float], asked: int = 0) -> RunDir:

@@ -11,7 +11,7 @@ import pytest
 
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.evaluation import Evaluation, GradedSample
-from rorqual.tasks.base import Verdict
+from rorqual.tasks.task import Verdict
 
 FAMILIES = ("addition", "multiplication", "sorting", "counters", "deduction", "parity")
 LEVELS = ("1", "2", "3", "10")

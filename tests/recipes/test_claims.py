@@ -20,7 +20,7 @@ from rorqual.recipes.quickstart.claims import (
     student_claims,
 )
 from rorqual.recipes.quickstart.findings import ExpertsReport, Findings, Summary
-from rorqual.tasks.base import Verdict
+from rorqual.tasks.task import Verdict
 
 
 def sample(key: str, right: bool, family: str, thought: bool) -> GradedSample:

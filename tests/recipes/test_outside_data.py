@@ -12,7 +12,7 @@ from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
 from rorqual.model.init import build
 from rorqual.recipes import make_run
-from rorqual.tasks.rows import SAMPLES
+from rorqual.tasks.file_task import SAMPLES
 from rorqual.train.batch import TrainBatch
 from rorqual.train.loop import fit
 from rorqual.train.run import Run

@@ -17,7 +17,7 @@ from rorqual.recipes.quickstart.claims import TOPICS, claims, student_claims
 from rorqual.recipes.quickstart.findings import read_findings, read_records
 from rorqual.recipes.quickstart.report import build_report, report_text
 from rorqual.recipes.quickstart.student_charts import student_charts
-from rorqual.tasks.base import Verdict
+from rorqual.tasks.task import Verdict
 
 FILES = [
     "base/metrics.jsonl",

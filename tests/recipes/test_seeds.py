@@ -13,7 +13,7 @@ import pytest
 
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.stats import t_interval
-from rorqual.tasks.base import Verdict
+from rorqual.tasks.task import Verdict
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "seeds.py"
 OWN = "right, own choice: before GRPO against after"

@@ -13,7 +13,7 @@ from rorqual.convert.sparse import add_indexers, sparse_config
 from rorqual.core.config import read_yaml
 from rorqual.core.errors import ConfigError, RorqualError
 from rorqual.core.records import RunDir
-from rorqual.model.load.run import load_run, read_model_config
+from rorqual.model.load.run_directory import load_run, read_model_config
 from rorqual.recipes import make_run
 from rorqual.recipes.sparsify import SparsifyConfig, sparsify
 from rorqual.train.loop import fit

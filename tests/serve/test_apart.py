@@ -7,6 +7,6 @@ import sys
 
 
 def test_the_server_loads_without_torch() -> None:
-    code = "import sys, rorqual.serve.run, rorqual.cli.serving; sys.exit('torch' in sys.modules)"
+    code = "import sys, rorqual.serve.server, rorqual.cli.serving; sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from rorqual.core.records import RunDir
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.score import score
-from rorqual.model.load.run import load_run
+from rorqual.model.load.run_directory import load_run
 
 TASK = Path(__file__).parent / "clients" / "lm_eval" / "choices.yaml"
 QUESTIONS = (

@@ -41,7 +41,7 @@ from rorqual.engine.request import Grammar
 from rorqual.engine.rollout_engine import InlineRolloutEngine, gather
 from rorqual.model import Decoder
 from rorqual.model.adapter import LoRA
-from rorqual.model.load.run import load_run
+from rorqual.model.load.run_directory import load_run
 from rorqual.recipes.distil import on_policy
 from rorqual.serve import wire
 from rorqual.serve.keys import Keys

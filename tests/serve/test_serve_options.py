@@ -32,7 +32,7 @@ from rorqual.engine import Engine, EngineConfig, Request, SamplingParams
 from rorqual.serve.app import Edge
 from rorqual.serve.descriptors import AT_ONCE
 from rorqual.serve.keys import Keys
-from rorqual.serve.run import Address
+from rorqual.serve.server import Address
 from rorqual.serve.wire import EngineArguments
 
 TEXT = "/v1/completions"

@@ -10,7 +10,7 @@ import pytest
 
 from rorqual.tasks import expressions
 from rorqual.tasks.answer import answer_number, boxed, final_answer, final_number, math_equal
-from rorqual.tasks.base import Verdict
+from rorqual.tasks.task import Verdict
 
 R, W, U = Verdict.RIGHT, Verdict.WRONG, Verdict.UNGRADED
 ENDLESS = r"\int_0^1 {}({}(x^{{9}})) e^{{x^3}} \tan(x^4)^{{x}} dx"

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rorqual.core.errors import ConfigError
-from rorqual.tasks.base import Problem, Split, Verdict
 from rorqual.tasks.everyday import EVERYDAY_TASKS, Everyday, EverydayTask, Sentences, price_of
 from rorqual.tasks.find import check_gold, load_task
+from rorqual.tasks.task import Problem, Split, Verdict
 
 EACH = pytest.mark.parametrize("chore", EVERYDAY_TASKS.values(), ids=EVERYDAY_TASKS)
 BAD_WORDS = ["bad", "dull", "cold", "silly", "ugly", "bleak"]

@@ -9,10 +9,10 @@ import pytest
 
 import rorqual
 from rorqual.core.errors import DataError, TaskError
-from rorqual.evals.run import evaluate
-from rorqual.tasks.base import Problem, Verdict
+from rorqual.evals.evaluating import evaluate
 from rorqual.tasks.examples import Examples, canonical, load_function, openings, write_examples
 from rorqual.tasks.find import load_task, safe_grade
+from rorqual.tasks.task import Problem, Verdict
 
 ROW = {"line": 1, "key": "a", "prompt": "A", "completion": "x"}
 
@@ -152,7 +152,7 @@ def test_json_of_any_form_has_a_canonical_form_or_none() -> None:
 
 
 USERS = """
-from rorqual.tasks.base import Problem, Task, Verdict, split_of
+from rorqual.tasks.task import Problem, Task, Verdict, split_of
 
 class {name}(Task):
     name = "mine"

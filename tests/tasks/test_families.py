@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rorqual.core.errors import ConfigError, TaskError
-from rorqual.evals.run import pick
-from rorqual.tasks.base import Problem, Verdict, split_of
+from rorqual.evals.evaluating import pick
 from rorqual.tasks.families import FAMILIES, NAMES, Families, Family
+from rorqual.tasks.task import Problem, Verdict, split_of
 
 ALL = pytest.mark.parametrize("family", FAMILIES, ids=NAMES)
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from rorqual.core.errors import ConfigError, DataError, RorqualError, TaskError
-from rorqual.tasks.base import Problem, Split, Task, Verdict
+from rorqual.tasks.file_task import SAMPLES
 from rorqual.tasks.find import check_gold, load_task, safe_grade, safe_problems
 from rorqual.tasks.gym import GymTask
-from rorqual.tasks.rows import SAMPLES
+from rorqual.tasks.task import Problem, Split, Task, Verdict
 
 needs_gym = pytest.mark.skipif(
     find_spec("reasoning_gym") is None,
@@ -22,7 +22,7 @@ needs_gym = pytest.mark.skipif(
 )
 
 MINE = """
-from rorqual.tasks.base import Problem, Task, Verdict
+from rorqual.tasks.task import Problem, Task, Verdict
 
 class Mine(Task):
     name = "mine"
@@ -138,7 +138,7 @@ def test_a_grader_that_raises_stops_the_run_by_name() -> None:
 
 def test_an_error_below_a_library_call_names_the_users_line(tmp_path: Path) -> None:
     lines = [
-        "from pathlib import Path", "from rorqual.tasks.base import Task",
+        "from pathlib import Path", "from rorqual.tasks.task import Task",
         "class Mine(Task):", "    name = 'mine'", "    def problems(self, split, seed):", "        yield Path('no.txt').read_text()",
         "    def grade(self, problem, reply): ...",
     ]  # fmt: skip

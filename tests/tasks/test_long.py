@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from rorqual.core.errors import ConfigError
-from rorqual.tasks.base import Problem, Split, Verdict, split_of
 from rorqual.tasks.families import Families
 from rorqual.tasks.find import check_gold, load_task
 from rorqual.tasks.long import Long
+from rorqual.tasks.task import Problem, Split, Verdict, split_of
 
 
 def drawn(n: int = 60, split: Split = "train", seed: int = 0, **options: Any) -> list[Problem]:

@@ -13,9 +13,9 @@ import pytest
 from rorqual.core.errors import ConfigError, DataError, TaskError
 from rorqual.core.records import Message
 from rorqual.core.rows import read_rows
-from rorqual.tasks.base import Verdict
+from rorqual.tasks.file_task import SAMPLES, files
 from rorqual.tasks.find import check_gold, load_task, safe_problems
-from rorqual.tasks.rows import SAMPLES, files
+from rorqual.tasks.task import Verdict
 
 TURNS = [
     {"role": "system", "content": "Be brief."},

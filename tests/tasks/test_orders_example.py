@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rorqual.tasks.base import Task, Verdict
 from rorqual.tasks.find import check_gold, load_task
+from rorqual.tasks.task import Task, Verdict
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "examples" / "orders.py"

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 
 from rorqual.core.errors import DataError
-from rorqual.tasks.base import Problem, Split, Task, Verdict
+from rorqual.tasks.file_task import SAMPLES
 from rorqual.tasks.find import check_gold
 from rorqual.tasks.folio import Folio
 from rorqual.tasks.gsm8k import Gsm8k
 from rorqual.tasks.knights import Knights
 from rorqual.tasks.marks import HASHES
 from rorqual.tasks.math500 import Math500
-from rorqual.tasks.rows import SAMPLES
+from rorqual.tasks.task import Problem, Split, Task, Verdict
 
 TASKS: tuple[type[Any], ...] = (Gsm8k, Math500, Folio, Knights)
 ALL = pytest.mark.parametrize("make", TASKS, ids=lambda t: t.name)

@@ -14,10 +14,10 @@ import pytest
 
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.core.records import Message
-from rorqual.tasks.base import Problem, Split, Task, Verdict, split_of
 from rorqual.tasks.everyday import EVERYDAY_TASKS, Everyday
+from rorqual.tasks.file_task import carve
 from rorqual.tasks.find import load_task, refuse_empty_answer, safe_problems
-from rorqual.tasks.rows import carve
+from rorqual.tasks.task import Problem, Split, Task, Verdict, split_of
 
 # ---- options
 

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 import pytest
 
 from rorqual.core.errors import DataError, RorqualError, TaskError
-from rorqual.tasks.base import Problem, Split, Task, Verdict
 from rorqual.tasks.find import safe_problems
+from rorqual.tasks.task import Problem, Split, Task, Verdict
 from rorqual.tasks.watch import watched
 from rorqual.train.sources.worked import opening, repeat
 

@@ -16,7 +16,7 @@ from rorqual.convert.gguf_export import export_gguf
 from rorqual.convert.hf import export_hf
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
-from rorqual.model.load.run import read_model_config
+from rorqual.model.load.run_directory import read_model_config
 from rorqual.teach import base_model
 from rorqual.teach.base_model import NEEDED, find_base
 

@@ -19,8 +19,8 @@ from rorqual.engine.engine import Engine
 from rorqual.engine.request import Completion, SamplingParams
 from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.recipes.sft import sft
-from rorqual.tasks.base import Verdict
 from rorqual.tasks.examples import Examples, write_examples
+from rorqual.tasks.task import Verdict
 from rorqual.teach import plan as plans
 from rorqual.teach import train as training
 from rorqual.teach.answer_format import instruction
@@ -29,7 +29,7 @@ from rorqual.teach.dataset import rows_of
 from rorqual.teach.examples import Example
 from rorqual.teach.failures import failures_text, groups, pairs_of
 from rorqual.teach.measure import base_prompts, measure_base, predicted
-from rorqual.teach.place import AFTER, ALONE, BEFORE, TeachPaths
+from rorqual.teach.paths import AFTER, ALONE, BEFORE, TeachPaths
 from rorqual.teach.plan import ExampleLengths, TeachPlan, make_plan, sft_run
 from rorqual.teach.reasons import Reasons, factory_config
 from rorqual.teach.results import TeachResults, load_results

@@ -26,14 +26,14 @@ from rorqual.data.fingerprint import fingerprint
 from rorqual.engine.engine import Engine
 from rorqual.evals.evaluation import Evaluation
 from rorqual.tasks.examples import openings
-from rorqual.teach import run as running
+from rorqual.teach import stages as running
 from rorqual.teach.check import split_of_group
 from rorqual.teach.classical import classical
 from rorqual.teach.config import TeachConfig
 from rorqual.teach.examples import Example
-from rorqual.teach.place import AFTER, ALONE, BEFORE, TeachPaths
+from rorqual.teach.paths import AFTER, ALONE, BEFORE, TeachPaths
 from rorqual.teach.plan import TeachPlan, sft_run
-from rorqual.teach.run import TeachStages, counted_seconds, teach
+from rorqual.teach.stages import TeachStages, counted_seconds, teach
 from rorqual.train.loop import fit
 
 ROWS = 150

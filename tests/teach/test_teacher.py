@@ -19,12 +19,12 @@ from distil_server import Adder, Reply, fault, says
 from rorqual.cli.main import app
 from rorqual.core.journal import read_lines
 from rorqual.core.ledger import Ledger
-from rorqual.tasks.base import Problem, Verdict
 from rorqual.tasks.examples import AnswerKind, Examples
+from rorqual.tasks.task import Problem, Verdict
 from rorqual.teach.config import TeachConfig
-from rorqual.teach.place import TeachPaths
+from rorqual.teach.paths import TeachPaths
 from rorqual.teach.reasons import Reasons
-from rorqual.teach.run import TeachStages
+from rorqual.teach.stages import TeachStages
 
 RIGHT = [
     "card",

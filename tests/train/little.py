@@ -21,7 +21,7 @@ from rorqual.model import Decoder, ModelConfig
 from rorqual.recipes.grpo import grpo
 from rorqual.recipes.models import v3_like
 from rorqual.recipes.sft import sft
-from rorqual.tasks.base import Verdict
+from rorqual.tasks.task import Verdict
 from rorqual.train.batch import TrainBatch
 from rorqual.train.loop import _train
 from rorqual.train.objectives import Objective

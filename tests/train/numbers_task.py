@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from rorqual.tasks.base import Problem, Split, Task, Verdict
+from rorqual.tasks.task import Problem, Split, Task, Verdict
 
 
 class Numbers(Task):

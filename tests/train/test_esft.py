@@ -21,7 +21,7 @@ from rorqual.model import Decoder
 from rorqual.model.adapter import ESFT, LoRA, adapter_of, trained
 from rorqual.model.adapter.esft import relevance, select
 from rorqual.model.adapter.files import ADAPTER_FILE
-from rorqual.model.load.run import load_run
+from rorqual.model.load.run_directory import load_run
 from rorqual.ops.backends import REFERENCE, TORCH, Backend, backend
 from rorqual.ops.moe import route
 from rorqual.train.loop import fit

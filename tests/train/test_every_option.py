@@ -15,7 +15,7 @@ from pydantic import SerializeAsAny
 from rorqual.core.errors import DataError
 from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
-from rorqual.model.load.run import load_run
+from rorqual.model.load.run_directory import load_run
 from rorqual.train.batch import TrainBatch
 from rorqual.train.loop import fit
 from rorqual.train.run import Run

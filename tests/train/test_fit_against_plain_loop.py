@@ -14,7 +14,7 @@ from plain_loop import AdamW, Muon, Part, Plan, Rows, distil, grpo, logprobs, mt
 
 from rorqual.core.records import RunDir
 from rorqual.model import Decoder
-from rorqual.model.load.run import load_run
+from rorqual.model.load.run_directory import load_run
 from rorqual.recipes import make_run
 from rorqual.train.batch import TrainBatch
 from rorqual.train.loop import fit

@@ -9,7 +9,7 @@ import pytest
 import torch
 from little import loud, rollouts, sampled, tiny, update_of
 
-from rorqual.tasks.base import Verdict
+from rorqual.tasks.task import Verdict
 from rorqual.train.objectives import GRPO
 from rorqual.train.sources.sampler import Scored
 

@@ -29,7 +29,7 @@ from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Completion, Request, SamplingParams
 from rorqual.model import Decoder
 from rorqual.recipes import make_run
-from rorqual.tasks.base import Verdict
+from rorqual.tasks.task import Verdict
 from rorqual.train.batch import TrainBatch
 from rorqual.train.loop import fit
 from rorqual.train.objectives import GRPO

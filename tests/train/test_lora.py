@@ -37,7 +37,7 @@ from rorqual.model.adapter.lora import linears
 from rorqual.model.attention import GQAConfig
 from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.ffn import DenseConfig
-from rorqual.model.load.run import load_run
+from rorqual.model.load.run_directory import load_run
 from rorqual.recipes import make_run
 from rorqual.train.loop import fit
 from rorqual.train.objectives import MultiToken, NextToken, Objective

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from rorqual.core.records import RunDir
 from rorqual.model.ffn import older_names
-from rorqual.model.load.run import load_run, read_model_config
+from rorqual.model.load.run_directory import load_run, read_model_config
 from rorqual.train.loop import fit
 from rorqual.train.optim import AdamWConfig
 

@@ -13,7 +13,7 @@ from rorqual.core.errors import ConfigError, DataError
 from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.model.load.run import load_run
+from rorqual.model.load.run_directory import load_run
 from rorqual.recipes.distil import on_policy
 from rorqual.recipes.sft import sft
 from rorqual.train.loop import fit

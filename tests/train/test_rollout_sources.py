@@ -18,7 +18,7 @@ from rorqual.data.tokenizer import BASE_VOCAB
 from rorqual.engine import Completion, Request, SamplingParams
 from rorqual.engine.rollout_engine import InlineRolloutEngine
 from rorqual.model import Decoder
-from rorqual.model.load.run import load_run
+from rorqual.model.load.run_directory import load_run
 from rorqual.recipes.distil import on_policy
 from rorqual.train.batch import TrainBatch
 from rorqual.train.loop import fit

@@ -16,7 +16,7 @@ from rorqual.engine import Request, SamplingParams
 from rorqual.model import Decoder, ModelConfig
 from rorqual.model.ffn import MoEConfig
 from rorqual.model.ffn.router import ZeroExpertsConfig
-from rorqual.model.load.run import load_run
+from rorqual.model.load.run_directory import load_run
 from rorqual.train.balance import move_bias
 from rorqual.train.batch import TrainBatch
 from rorqual.train.loop import fit

@@ -14,7 +14,7 @@ from little import Hook, grpo_run, records, sft_run, train_with, watch
 from rorqual.core.errors import DataError, NumericsError, TaskError
 from rorqual.core.records import RunDir
 from rorqual.model import Decoder
-from rorqual.model.load.run import load_run
+from rorqual.model.load.run_directory import load_run
 from rorqual.train.loop import check_sampler, fit
 from rorqual.train.objectives import GRPO
 from rorqual.train.run import Agreement

@@ -23,8 +23,8 @@ from rorqual.data.chat import chat_format
 from rorqual.data.distilled import Distilled, write_distilled
 from rorqual.model import Decoder
 from rorqual.model.account import account
-from rorqual.model.load.run import load_run
-from rorqual.tasks.base import Problem, Split, Task, Verdict
+from rorqual.model.load.run_directory import load_run
+from rorqual.tasks.task import Problem, Split, Task, Verdict
 from rorqual.train.batch import TrainBatch
 from rorqual.train.objectives import GRPO, AuxBalance, Distil
 from rorqual.train.run import Run

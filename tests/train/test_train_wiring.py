@@ -35,7 +35,7 @@ from rorqual.model import Decoder
 from rorqual.model.account import account
 from rorqual.model.adapter import ESFT, LoRA, trained
 from rorqual.ops.moe import Routing
-from rorqual.tasks.base import Problem, Verdict
+from rorqual.tasks.task import Problem, Verdict
 from rorqual.train.loop import Totals, fit, step_flops
 from rorqual.train.objectives import NextToken
 from rorqual.train.run import Run, Start

@@ -13,7 +13,7 @@ from little import ROW, loud, tiny, tokenizer
 from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
 from rorqual.model import Decoder
-from rorqual.model.load.run import load_run
+from rorqual.model.load.run_directory import load_run
 from rorqual.tasks.find import load_task
 from rorqual.train.batch import TrainBatch
 from rorqual.train.objectives import GRPO

@@ -18,7 +18,7 @@ from rorqual.model.account import Account, account
 from rorqual.model.block import PreNormConfig
 from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.load.find import family_of
-from rorqual.model.load.run import read_model_config
+from rorqual.model.load.run_directory import read_model_config
 from rorqual.model.presets import preset, preset_names
 
 BYTES: Mapping[DType, int] = {"float32": 4, "bfloat16": 2}

@@ -13,10 +13,10 @@ from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 from rorqual.data.fingerprint import fingerprint
 from rorqual.evals.cascade import FEWEST, Cascade, calibrate
-from rorqual.evals.run import evaluate, pick
+from rorqual.evals.evaluating import evaluate, pick
 from rorqual.model.account import account
-from rorqual.model.load.run import read_model_config
-from rorqual.tasks.base import Task
+from rorqual.model.load.run_directory import read_model_config
+from rorqual.tasks.task import Task
 
 DEFAULT_SURE = 0.8
 OTHER_WAYS = ("best_of", "verifier", "verifier_data", "refine")

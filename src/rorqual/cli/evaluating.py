@@ -17,12 +17,12 @@ from rorqual.core.records import RunDir
 from rorqual.data.fingerprint import fingerprint
 from rorqual.engine.engine import Engine
 from rorqual.engine.weights import ROUNDING
-from rorqual.evals import run
+from rorqual.evals import evaluating as run
 from rorqual.evals.answer_cache import AnswerCache
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.verify import scored, write_training_rows
 from rorqual.ops.backends import arithmetic_of
-from rorqual.tasks.base import Task
+from rorqual.tasks.task import Task
 
 T = TypeVar("T")
 

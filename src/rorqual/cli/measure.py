@@ -15,7 +15,7 @@ from rorqual.cli.settings import Placement, check_device
 from rorqual.core.config import Count, Natural, NonNegative, Seed, Share, scalar
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir, StopWhen, Thinking
-from rorqual.tasks.base import Split
+from rorqual.tasks.task import Split
 
 REMOTE = ("http://", "https://")
 CASCADE = "cascade="

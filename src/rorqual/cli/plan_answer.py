@@ -22,12 +22,12 @@ from rorqual.cli.settings import WHERE, read
 from rorqual.core.errors import ConfigError
 from rorqual.core.ledger import CORE_HOUR
 from rorqual.core.records import RunDir
-from rorqual.model.load.run import read_model_config
+from rorqual.model.load.run_directory import read_model_config
 from rorqual.plan.hardware import DEVICES
 from rorqual.plan.numbers import duration, gigabytes, money, short
 from rorqual.plan.price import PRICES
 from rorqual.plan.published import QUOTES, figures
-from rorqual.plan.run import read_row, speed_of
+from rorqual.plan.run_speed import read_row, speed_of
 from rorqual.plan.time import training_flops
 from rorqual.recipes.quickstart import SCALES
 from rorqual.recipes.quickstart.forecast import forecast

@@ -16,7 +16,7 @@ from rorqual.data.fingerprint import fingerprint
 from rorqual.evals.calibration import CascadeRule, read_rule
 from rorqual.serve.cors import origins
 from rorqual.serve.keys import default_file
-from rorqual.serve.run import Address, CascadeArguments, serve
+from rorqual.serve.server import Address, CascadeArguments, serve
 from rorqual.serve.wire import EngineArguments
 
 ENGINE = ("slots", "max_len", "record_kept", "cache_dir", "disk_bytes", "cache_bytes", "step_tokens", "backend")

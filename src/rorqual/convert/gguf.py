@@ -25,7 +25,7 @@ from rorqual.core.errors import ConfigError
 from rorqual.data.chat import TEMPLATE_FILE, guess_chat
 from rorqual.model.config import ModelConfig
 from rorqual.model.load.find import family_of
-from rorqual.model.load.run import WEIGHTS_FILE
+from rorqual.model.load.run_directory import WEIGHTS_FILE
 
 __all__ = ["export_gguf", "import_gguf"]
 

@@ -28,7 +28,7 @@ from rorqual.data.tokenizer import Tokenizer
 from rorqual.model.attention import GQAConfig
 from rorqual.model.load.find import family_for
 from rorqual.model.load.names import shown
-from rorqual.model.load.run import read_model_config
+from rorqual.model.load.run_directory import read_model_config
 
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # llama.cpp's `general.file_type`
 _LARGEST = {"F16": 65504.0, "Q8_0": 65504.0 * 127, "Q4_0": 65504.0 * 8}

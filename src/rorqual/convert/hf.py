@@ -31,7 +31,7 @@ from rorqual.core.errors import CheckpointError, ConfigError, nearest
 from rorqual.core.records import RunDir, write_json
 from rorqual.model.load.find import family_for, family_of
 from rorqual.model.load.names import NameMap
-from rorqual.model.load.run import WEIGHTS_FILE, read_model_config
+from rorqual.model.load.run_directory import WEIGHTS_FILE, read_model_config
 
 SHARD_BYTES = 5e9
 """Maximum shard size in bytes. The value is the default of transformers 4."""

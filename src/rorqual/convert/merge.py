@@ -16,7 +16,7 @@ from rorqual.core.records import RunDir
 from rorqual.model.adapter import adapter_of
 from rorqual.model.adapter.files import WEIGHTS_FILE
 from rorqual.model.decoder import Decoder
-from rorqual.model.load.run import load_run, read_section
+from rorqual.model.load.run_directory import load_run, read_section
 
 
 def whole_weights(run: RunDir) -> Path:

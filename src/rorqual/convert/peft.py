@@ -21,7 +21,7 @@ from rorqual.model.adapter.lora import linears
 from rorqual.model.decoder import Decoder
 from rorqual.model.load.find import family_for
 from rorqual.model.load.names import shown
-from rorqual.model.load.run import read_model_config, read_section
+from rorqual.model.load.run_directory import read_model_config, read_section
 from rorqual.model.skeleton import skeleton
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"

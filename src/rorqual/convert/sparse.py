@@ -14,7 +14,7 @@ from rorqual.core.records import RunDir
 from rorqual.model.attention import AttentionConfig, DSAConfig, MLAConfig
 from rorqual.model.config import ModelConfig
 from rorqual.model.init import build
-from rorqual.model.load.run import load_run
+from rorqual.model.load.run_directory import load_run
 
 
 def sparse_config(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message
-from rorqual.data.chat.base import ChatFormat
+from rorqual.data.chat.chat_format import ChatFormat
 from rorqual.data.pack import Sample
 
 

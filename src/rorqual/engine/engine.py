@@ -31,7 +31,7 @@ from rorqual.engine.processor import Job, Processor, Prompt, request_of
 from rorqual.engine.request import Arrived, Completion, Request, SamplingParams
 from rorqual.engine.weights import fingerprint, tensor_versions
 from rorqual.model import Decoder, account
-from rorqual.model.load.run import check_names, load_run
+from rorqual.model.load.run_directory import check_names, load_run
 from rorqual.ops.backends import arithmetic_of, backend
 from rorqual.ops.paged import BLOCK
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection, Sequence
 from rorqual.core.errors import RorqualError
 from rorqual.evals.evaluation import ALL, cell_name
 from rorqual.evals.surface import grow_tree
-from rorqual.tasks.base import Problem, Task, Verdict
 from rorqual.tasks.find import safe_grade, safe_problems
+from rorqual.tasks.task import Problem, Task, Verdict
 
 FIT = 500
 """Maximum number of train problems per family and level on which the rules are fitted."""

@@ -10,7 +10,7 @@ import numpy as np
 from rorqual.core.errors import DataError
 from rorqual.evals.evaluation import Evaluation, GradedSample, Grain, cell, per_problem
 from rorqual.evals.stats import Difference, Floats, Side, difference_over_seeds, mcnemar
-from rorqual.tasks.base import Verdict
+from rorqual.tasks.task import Verdict
 
 Measure = Callable[[GradedSample], float]
 

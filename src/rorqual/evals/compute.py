@@ -20,13 +20,13 @@ from rorqual.core.errors import ConfigError
 from rorqual.core.records import Thinking
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Completion, Request, SamplingParams
+from rorqual.evals.evaluating import seeded
 from rorqual.evals.evaluation import ALL
-from rorqual.evals.run import seeded
 from rorqual.evals.stats import Interval, t_quantile
 from rorqual.model import ModelConfig
 from rorqual.report.table import Table
-from rorqual.tasks.base import Problem, Task, Verdict
 from rorqual.tasks.find import safe_grade
+from rorqual.tasks.task import Problem, Task, Verdict
 
 Part = Literal["prompt", "thinking", "answer"]
 TITLES = {

@@ -12,8 +12,8 @@ from rorqual.core.config import Config, parse
 from rorqual.core.records import StopWhen, Thinking, read_json, write_json
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.stats import Interval, wilson
-from rorqual.tasks.base import Split, Verdict
 from rorqual.tasks.families import FAMILIES, Families
+from rorqual.tasks.task import Split, Verdict
 
 Grain = Literal["level", "family", "all"]
 ALL = "all"

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from rorqual.core.errors import ConfigError
 from rorqual.data.pack import PADDING, Ints, Sample, pack
 from rorqual.engine.request import Generator, Request, SamplingParams
-from rorqual.evals.run import pick
+from rorqual.evals.evaluating import pick
 from rorqual.evals.stats import Floats
 from rorqual.model.decoder import Decoder
-from rorqual.tasks.base import Task
+from rorqual.tasks.task import Task
 
 
 def expert_use(

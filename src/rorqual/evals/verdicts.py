@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from rorqual.core.config import Config
 from rorqual.evals.evaluation import Evaluation, GradedSample, cell, cell_name, natural
-from rorqual.tasks.base import Split, Verdict
+from rorqual.tasks.task import Split, Verdict
 
 ORDER = (
     "right, thought: one string per seed, one character per problem. The character is the number of samples that are right (that "

@@ -17,7 +17,7 @@ from rorqual.core.records import Message, write_atomic
 from rorqual.engine.engine import Engine
 from rorqual.engine.score import first_token_logprobs
 from rorqual.evals.evaluation import Evaluation, GradedSample
-from rorqual.tasks.base import Verdict
+from rorqual.tasks.task import Verdict
 
 ANSWERS = ("yes", "no")
 KNOWN = 0.5

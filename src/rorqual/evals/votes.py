@@ -17,7 +17,7 @@ from rorqual.core.records import StopWhen
 from rorqual.evals.calibration import sigmoid
 from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.evals.stats import Interval, wilson
-from rorqual.tasks.base import Verdict
+from rorqual.tasks.task import Verdict
 
 SURE = 0.95
 """The probability at which `likely_majority` stops sampling."""

@@ -3,6 +3,6 @@ samples."""
 
 from rorqual.factory.budget import BudgetReached
 from rorqual.factory.config import Access, FactoryConfig, FilterConfig
-from rorqual.factory.run import sample_teacher
+from rorqual.factory.sampling_run import sample_teacher
 
 __all__ = ["Access", "BudgetReached", "FactoryConfig", "FilterConfig", "sample_teacher"]

@@ -10,7 +10,7 @@ from rorqual.core.config import MOST, Config, Count, Natural, NonNegative, Part,
 from rorqual.core.records import Thinking
 from rorqual.engine.request import SamplingParams
 from rorqual.engine.seeds import Bits
-from rorqual.tasks.base import Split
+from rorqual.tasks.task import Split
 
 Keep = Literal["right", "graded", "all"]
 FilterName = Literal["length", "repetition", "language", "contaminated", "duplicate"]

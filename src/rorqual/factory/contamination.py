@@ -25,9 +25,9 @@ from rorqual.core.errors import DataError
 from rorqual.core.parts import content_label, read_content
 from rorqual.core.rows import read_rows
 from rorqual.factory.filters import words
-from rorqual.tasks.base import Problem, Task
+from rorqual.tasks.file_task import FileTask
 from rorqual.tasks.find import load_task, safe_problems
-from rorqual.tasks.rows import FileTask
+from rorqual.tasks.task import Problem, Task
 
 COMMON = 10
 SHORT = 4

@@ -15,7 +15,7 @@ from rorqual.data.distilled import Distilled, VerdictName
 from rorqual.engine.remote.engine import writable
 from rorqual.engine.request import Completion, SamplingParams
 from rorqual.factory.config import FactoryConfig
-from rorqual.tasks.base import Problem
+from rorqual.tasks.task import Problem
 
 SampleId = tuple[str, int]
 """(key of the problem, index of the sample): identifies a sample."""

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from rorqual.core.errors import DataError
-from rorqual.evals.run import pick
+from rorqual.evals.evaluating import pick
 from rorqual.factory.config import FactoryConfig
 from rorqual.factory.contamination import Evaluations, Match, evaluation_items, own_test
-from rorqual.tasks.base import Problem, Task
 from rorqual.tasks.find import load_task
+from rorqual.tasks.task import Problem, Task
 
 
 @dataclass

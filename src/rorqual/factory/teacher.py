@@ -15,12 +15,12 @@ from rorqual.engine.remote.engine import FREE, REFUSED, RemoteEngine, RemoteErro
 from rorqual.engine.request import Completion, Request
 from rorqual.engine.score import Scored, score
 from rorqual.evals.answer_cache import IN_A_ROW
-from rorqual.evals.run import seeded
+from rorqual.evals.evaluating import seeded
 from rorqual.factory.budget import NOTHING, Budget, Spending
 from rorqual.factory.config import FactoryConfig
 from rorqual.factory.entries import Entry, SampleId, entry_of, failure_of, identity, is_same_model
 from rorqual.model.adapter import fingerprint
-from rorqual.tasks.base import Problem
+from rorqual.tasks.task import Problem
 
 Keep = Callable[[Sequence[Entry], Callable[[], None]], None]
 """A callback (samples, on_saved) that saves new samples, calls `on_saved` when they are on disk, and then grades

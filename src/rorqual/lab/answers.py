@@ -24,11 +24,11 @@ from rorqual.lab.charts import Readings, Tradeoff
 from rorqual.lab.experiment import ArmPair, Experiment, Quantity, amount
 from rorqual.lab.job import Compute, ExperimentJob, Measure, Train, evaluation, evaluation_file
 from rorqual.model.account import account
-from rorqual.model.load.run import read_model_config
+from rorqual.model.load.run_directory import read_model_config
 from rorqual.recipes.models import Size
 from rorqual.recipes.quickstart import TASK
 from rorqual.recipes.sft import sft
-from rorqual.tasks.base import Split
+from rorqual.tasks.task import Split
 from rorqual.train.run import Run
 
 BIG, LITTLE, SIXTEEN, SCORED = "answers-model", "answers-little", "answers-model-sixteen", "scored"

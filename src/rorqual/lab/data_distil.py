@@ -39,7 +39,7 @@ from rorqual.recipes.distil import distil
 from rorqual.recipes.pretrain import pretrain
 from rorqual.recipes.sft import sft
 from rorqual.tasks.everyday import EVERYDAY_TASKS, price_of
-from rorqual.tasks.everyday.base import Form
+from rorqual.tasks.everyday.everyday_task import Form
 from rorqual.tasks.everyday.prices import HIGH
 from rorqual.train.run import Run
 

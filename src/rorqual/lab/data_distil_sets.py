@@ -15,11 +15,11 @@ from rorqual.data.distilled import Distilled, DistilledFile, write_distilled
 from rorqual.data.pack import Sample
 from rorqual.data.source.conversations import read_conversations
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.evals.run import pick
+from rorqual.evals.evaluating import pick
 from rorqual.lab.held_out import load_trained, mean_losses
-from rorqual.tasks.base import Problem, Split, Verdict
 from rorqual.tasks.everyday import EVERYDAY_TASKS, Everyday
-from rorqual.tasks.everyday.base import ORIGINAL
+from rorqual.tasks.everyday.everyday_task import ORIGINAL
+from rorqual.tasks.task import Problem, Split, Verdict
 
 VOCABULARY = 512
 

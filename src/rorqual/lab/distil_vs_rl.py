@@ -36,7 +36,7 @@ from rorqual.lab.teacher import TEACHER, teacher_jobs
 from rorqual.recipes.distil import distil, on_policy
 from rorqual.recipes.quickstart import FULL
 from rorqual.recipes.sft import sft
-from rorqual.tasks.base import Verdict as Graded
+from rorqual.tasks.task import Verdict as Graded
 from rorqual.train.run import Run
 
 SAMPLES, DISTIL, GOLD, MORE, ON_POLICY = "dr-samples", "dr-distil", "dr-gold", "dr-more", "dr-on-policy"

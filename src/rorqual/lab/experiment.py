@@ -17,7 +17,7 @@ from rorqual.lab.charts import Bars, Curves, Readings, Tradeoff, mean_of
 from rorqual.lab.finding import Contrast, Finding, Side, Unit, contrast_of_values, number
 from rorqual.lab.job import ExperimentJob
 from rorqual.report.table import Table
-from rorqual.tasks.base import Verdict as Graded
+from rorqual.tasks.task import Verdict as Graded
 
 FIRST_SEED = 100
 """First seed of the published evidence. Settings were chosen with seeds below `FIRST_SEED`, on problems of the dev

@@ -14,9 +14,9 @@ from rorqual.data.chat import ChatFormat
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.compare import is_right
+from rorqual.evals.evaluating import evaluate, pick
 from rorqual.evals.evaluation import per_problem
 from rorqual.evals.experts import choices, counts, dependence, lift, without_experts
-from rorqual.evals.run import evaluate, pick
 from rorqual.lab.charts import Bars, Readings
 from rorqual.lab.experiment import ArmPair, Experiment, Quantity, amount
 from rorqual.lab.held_out import load_trained, mean_losses, solve
@@ -24,8 +24,8 @@ from rorqual.lab.job import Compute, ExperimentJob, value
 from rorqual.lab.teacher import TEACHER, teacher_jobs
 from rorqual.model.decoder import Decoder
 from rorqual.recipes.quickstart import FULL, TASK, routed
-from rorqual.tasks.base import Problem, Split
 from rorqual.tasks.find import load_task
+from rorqual.tasks.task import Problem, Split
 
 INFORMATION, ABLATION = "experts-information", "experts-ablation"
 PROBLEMS = 40

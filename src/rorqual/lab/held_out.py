@@ -16,10 +16,10 @@ from rorqual.data.chat import ChatFormat, chat_format
 from rorqual.data.pack import Sample, pack_rows
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.model.decoder import Decoder, Output
-from rorqual.model.load.run import load_run
+from rorqual.model.load.run_directory import load_run
 from rorqual.ops.losses import token_logprobs
-from rorqual.tasks.base import Problem, Split
 from rorqual.tasks.find import load_task, safe_problems
+from rorqual.tasks.task import Problem, Split
 from rorqual.train.batch import TrainBatch
 from rorqual.train.sources.worked import worked_sample
 

@@ -22,14 +22,14 @@ from rorqual.core.ledger import read_ledger, total
 from rorqual.core.records import RunDir, Thinking, write_json
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
+from rorqual.evals.evaluating import evaluate
 from rorqual.evals.evaluation import Evaluation
-from rorqual.evals.run import evaluate
 from rorqual.factory.config import FactoryConfig
-from rorqual.factory.run import COSTS, sample_teacher
+from rorqual.factory.sampling_run import COSTS, sample_teacher
 from rorqual.model.account import account
-from rorqual.model.load.run import read_model_config
-from rorqual.tasks.base import Split
+from rorqual.model.load.run_directory import read_model_config
 from rorqual.tasks.find import load_task
+from rorqual.tasks.task import Split
 from rorqual.train.loop import fit
 from rorqual.train.run import Run
 

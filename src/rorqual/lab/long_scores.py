@@ -13,7 +13,7 @@ from rorqual.data.tokenizer import Tokenizer
 from rorqual.lab.held_out import draw, run_blocks, solve
 from rorqual.lab.long_training import DENSE, KINDS, LENGTH
 from rorqual.model.decoder import Decoder
-from rorqual.tasks.base import Split
+from rorqual.tasks.task import Split
 
 EXACT, LOSS, PICKED = "exact solutions", "loss", "positions per query"
 NEEDLE = ("needle",)

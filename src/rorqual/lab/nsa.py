@@ -21,7 +21,7 @@ from rorqual.lab.long_scores import EXACT, LOSS, NEEDLE, PERCENT, POINTS, readin
 from rorqual.lab.long_training import dense_model, training_jobs
 from rorqual.model.attention import AttentionConfig, GQAConfig, NSAConfig
 from rorqual.model.config import ModelConfig
-from rorqual.model.load.run import load_run
+from rorqual.model.load.run_directory import load_run
 
 COST = "core-seconds of training"
 LENGTH = 256

@@ -17,7 +17,7 @@ from rorqual.lab.experiment import SHARE, ArmPair, Experiment, Quantity, by_fami
 from rorqual.lab.job import ExperimentJob, evaluation, run_cost, value
 from rorqual.lab.shapes import ARMS, CONTEXT, shape_jobs
 from rorqual.model.account import account
-from rorqual.model.load.run import read_model_config
+from rorqual.model.load.run_directory import read_model_config
 
 TOLERANCE: Mapping[str, float] = {
     "active FLOPs": 0.03,

@@ -22,7 +22,7 @@ from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.ffn.router import GroupedTopKConfig, RouterConfig, ZeroExpertsConfig
 from rorqual.recipes.start import supervised
-from rorqual.tasks.base import Split
+from rorqual.tasks.task import Split
 from rorqual.train.balance import Balance
 from rorqual.train.optim import AdamWConfig, MuonConfig
 from rorqual.train.run import Run

@@ -43,7 +43,7 @@ from rorqual.model.attention import (
 from rorqual.model.config import ModelConfig
 from rorqual.model.decoder import Decoder
 from rorqual.model.init import build
-from rorqual.model.load.run import load_run, read_model_config
+from rorqual.model.load.run_directory import load_run, read_model_config
 from rorqual.recipes.sparsify import SparsifyConfig, sparsify
 from rorqual.recipes.start import finetune_optim
 from rorqual.train.run import Run, Start

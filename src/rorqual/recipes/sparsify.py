@@ -17,7 +17,7 @@ from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 from rorqual.data.chat.find import read_chat
 from rorqual.model.adapter import TuneIndexer
-from rorqual.model.load.run import read_model_config
+from rorqual.model.load.run_directory import read_model_config
 from rorqual.recipes.sft import sft
 from rorqual.recipes.start import finetune_optim, supervised
 from rorqual.train.loop import fit

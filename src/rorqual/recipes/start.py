@@ -9,7 +9,7 @@ from rorqual.data.chat import guess_chat, read_chat
 from rorqual.data.chat.find import DEFAULT
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.model.config import ModelConfig
-from rorqual.model.load.run import read_model_config
+from rorqual.model.load.run_directory import read_model_config
 from rorqual.recipes.models import Size, model_of
 from rorqual.train.objectives import MultiToken, NextToken, Objective, SequenceBalance, Sparse
 from rorqual.train.optim import AdamWConfig, MuonConfig, OptimConfig

@@ -32,7 +32,7 @@ from rorqual.engine.grammar.check import MISMATCH
 from rorqual.engine.grammar.compiler import Compiled
 from rorqual.engine.grammar.queue import CompileTask
 from rorqual.engine.request import Request
-from rorqual.model.load.run import check_names
+from rorqual.model.load.run_directory import check_names
 from rorqual.ops.backends import backend
 from rorqual.ops.backends.torch_invariant import NOT_HELD
 from rorqual.ops.devices import check_device

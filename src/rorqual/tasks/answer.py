@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from rorqual.tasks.base import Verdict
 from rorqual.tasks.expressions import verify_latex
 from rorqual.tasks.marks import BOXED, last_line, marked, spoken, unwrapped
 from rorqual.tasks.numbers import last_number, read_number, whole_number
+from rorqual.tasks.task import Verdict
 
 __all__ = ["answer_number", "boxed", "final_answer", "final_number", "marked", "math_equal", "whole_number"]
 

@@ -24,9 +24,9 @@ from rorqual.core.journal import append_line, read_lines, to_line
 from rorqual.core.records import write_atomic, write_json
 from rorqual.core.user_code import import_file
 from rorqual.tasks.answer import answer_number, final_answer
-from rorqual.tasks.base import Problem, Split, Verdict
+from rorqual.tasks.file_task import FileTask, normal
 from rorqual.tasks.marks import marked
-from rorqual.tasks.rows import FileTask, normal
+from rorqual.tasks.task import Problem, Split, Verdict
 
 AnswerKind = Literal["label", "number", "JSON", "text"]
 LEAD = re.compile(

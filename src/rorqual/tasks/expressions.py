@@ -18,8 +18,8 @@ from types import ModuleType
 from typing import Any
 
 from rorqual.core.extras import extra
-from rorqual.tasks.base import Verdict
 from rorqual.tasks.numbers import read_number
+from rorqual.tasks.task import Verdict
 
 LONGER, LONGEST = 10, 400
 """The longest answer that is compared has 400 characters plus ten times the length of the gold answer. A longer answer is wrong."""

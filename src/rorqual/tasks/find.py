@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 from rorqual.core.errors import ConfigError, DataError, RorqualError, TaskError, nearest
 from rorqual.core.user_code import USER_MODULE, import_file
-from rorqual.tasks.base import Problem, Split, Task, Verdict
 from rorqual.tasks.everyday import Everyday
 from rorqual.tasks.examples import Examples
 from rorqual.tasks.families import Families
@@ -25,6 +24,7 @@ from rorqual.tasks.knights import Knights
 from rorqual.tasks.long import Long
 from rorqual.tasks.math500 import Math500
 from rorqual.tasks.messages import Messages
+from rorqual.tasks.task import Problem, Split, Task, Verdict
 from rorqual.tasks.watch import watched
 
 NAMED: Mapping[str, Callable[..., Task]] = {
@@ -103,7 +103,7 @@ def _class_in(path: Path, name: str) -> Callable[..., Task]:
         )
     where = f"{path}:{_line_of(cls)}"
     if not _is_task(cls):
-        raise TaskError(f"'{name}' is not a Task", where=where, remedy="Write `class Mine(rorqual.tasks.base.Task)`.")
+        raise TaskError(f"'{name}' is not a Task", where=where, remedy="Write `class Mine(rorqual.tasks.task.Task)`.")
     if missing := sorted(cls.__abstractmethods__):
         raise TaskError(
             f"'{name}' does not define {', '.join(missing)}", where=where, remedy="Define the missing methods."

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from rorqual.core.errors import DataError
 from rorqual.core.rows import DataRow, read_rows
-from rorqual.tasks.base import Problem, Split
+from rorqual.tasks.file_task import SAMPLES, FileTask, carve, held_out, normal
 from rorqual.tasks.labels import label_of, last_label
 from rorqual.tasks.marked_task import VERSION, MarkedTask
 from rorqual.tasks.marks import ANSWER, first_sentence
-from rorqual.tasks.rows import SAMPLES, FileTask, carve, held_out, normal
+from rorqual.tasks.task import Problem, Split
 
 LABELS = ("True", "False", "Uncertain")
 SAME = {"Unknown": "Uncertain"}

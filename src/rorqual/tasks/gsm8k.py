@@ -7,11 +7,11 @@ from pathlib import Path
 
 from rorqual.core.errors import DataError
 from rorqual.core.rows import DataRow, read_rows
-from rorqual.tasks.base import Problem, Split, Verdict
+from rorqual.tasks.file_task import SAMPLES, FileTask, carve, held_out, normal
 from rorqual.tasks.marked_task import VERSION, MarkedTask
 from rorqual.tasks.marks import HASHES, first_sentence
 from rorqual.tasks.numbers import Number, last_number, read_number, whole_number
-from rorqual.tasks.rows import SAMPLES, FileTask, carve, held_out, normal
+from rorqual.tasks.task import Problem, Split, Verdict
 
 CALCULATOR = re.compile(r"<<[^>]*>>")
 

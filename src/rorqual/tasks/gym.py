@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from rorqual.core.errors import RorqualError, TaskError, nearest
-from rorqual.tasks.base import Problem, Split, Verdict, split_of
 from rorqual.tasks.marked_task import VERSION, MarkedTask
 from rorqual.tasks.marks import TAG, last_line
+from rorqual.tasks.task import Problem, Split, Verdict, split_of
 
 BLOCK = 500
 PROBES = 8

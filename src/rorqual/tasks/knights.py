@@ -8,10 +8,10 @@ from pathlib import Path
 
 from rorqual.core.errors import DataError
 from rorqual.core.rows import DataRow, read_rows
-from rorqual.tasks.base import Problem, Split
+from rorqual.tasks.file_task import SAMPLES, FileTask, carve, held_out
 from rorqual.tasks.marked_task import VERSION, MarkedTask
 from rorqual.tasks.marks import TAG
-from rorqual.tasks.rows import SAMPLES, FileTask, carve, held_out
+from rorqual.tasks.task import Problem, Split
 
 REST = re.compile(r"\band\b|\([0-9]\)|\b[0-9][.)]|[\s.,;:*|_-]")
 """What may stand between the roles: punctuation, numbers of a list, and the word `and`."""

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from rorqual.core.errors import ConfigError, nearest
-from rorqual.tasks.base import Problem, Split, Task, Verdict, split_of
 from rorqual.tasks.families import NAMES, Families
+from rorqual.tasks.task import Problem, Split, Task, Verdict, split_of
 
 CHARACTERS = string.ascii_letters + string.digits
 DIGITS = 8

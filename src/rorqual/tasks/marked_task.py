@@ -5,8 +5,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
-from rorqual.tasks.base import Problem, Task, Verdict
 from rorqual.tasks.marks import spoken
+from rorqual.tasks.task import Problem, Task, Verdict
 
 VERSION = 2
 """Version 2 of these tasks: the prompt asks for a mark, and only the marked answer is graded."""

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from rorqual.core.errors import DataError
 from rorqual.core.rows import DataRow, read_rows
-from rorqual.tasks.base import Problem, Split, Verdict
 from rorqual.tasks.expressions import math_verify, verify_latex
+from rorqual.tasks.file_task import SAMPLES, FileTask, files, normal
 from rorqual.tasks.marked_task import VERSION, MarkedTask
 from rorqual.tasks.marks import BOXED, last_line, unwrapped
-from rorqual.tasks.rows import SAMPLES, FileTask, files, normal
+from rorqual.tasks.task import Problem, Split, Verdict
 
 FORMULA = re.compile(
     r"\$\$([^$]+)\$\$|\$([^$]+)\$|\\\((.{1,1000}?)\\\)|\\\[(.{1,1000}?)\\\]|(?<![\w.,/])(-?[0-9][0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?)(?!\w)",

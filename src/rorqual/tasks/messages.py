@@ -9,8 +9,8 @@ from rorqual.core.errors import DataError
 from rorqual.core.records import Message
 from rorqual.core.rows import DataRow, read_rows
 from rorqual.tasks.answer import answer_number, final_answer
-from rorqual.tasks.base import Problem, Split, Verdict
-from rorqual.tasks.rows import FileTask, carve, held_out, normal
+from rorqual.tasks.file_task import FileTask, carve, held_out, normal
+from rorqual.tasks.task import Problem, Split, Verdict
 
 VERSION = 2
 """Version 2: a sentence around a number ("It is 18") is not read."""

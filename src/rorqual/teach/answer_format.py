@@ -18,7 +18,7 @@ from rorqual.core.sampling import Grammar
 from rorqual.engine.grammar.calculator import result
 from rorqual.tasks.answer import final_answer, final_number
 from rorqual.tasks.examples import AnswerKind
-from rorqual.tasks.rows import normal
+from rorqual.tasks.file_task import normal
 from rorqual.teach.examples import Example
 
 MOST_LABELS = 1_000

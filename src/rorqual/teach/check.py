@@ -14,8 +14,8 @@ from rorqual.plan.memory import PRECISIONS, Layout, device_memory
 from rorqual.plan.numbers import gigabytes
 from rorqual.plan.time import training_cost, training_flops
 from rorqual.tasks.answer import final_answer
-from rorqual.tasks.base import Split, split_of
 from rorqual.tasks.examples import canonical
+from rorqual.tasks.task import Split, split_of
 from rorqual.teach.columns import Columns
 from rorqual.teach.examples import AnswerKind, Example, answer_kind, canonical_answer, short
 from rorqual.teach.near import find_near

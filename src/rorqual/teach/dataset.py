@@ -13,9 +13,9 @@ from typing import Any
 
 from rorqual.core.errors import DataError
 from rorqual.core.rows import scan_rows
-from rorqual.tasks.base import Split, split_of
 from rorqual.tasks.examples import AnswerKind
-from rorqual.tasks.rows import normal
+from rorqual.tasks.file_task import normal
+from rorqual.tasks.task import Split, split_of
 from rorqual.teach.answer_format import derivation, in_key_order, schema_of, spelling
 from rorqual.teach.check import DEV, NO_NUMBER, WARNINGS, Check, groups_of, split_of_group
 from rorqual.teach.examples import Example, canonical_answer

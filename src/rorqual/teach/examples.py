@@ -15,7 +15,7 @@ from rorqual.core.rows import DataRow
 from rorqual.data.source.cells import cell_text, joined_prompt
 from rorqual.tasks.answer import final_answer
 from rorqual.tasks.examples import AnswerKind, canonical
-from rorqual.tasks.rows import normal
+from rorqual.tasks.file_task import normal
 from rorqual.teach.columns import MESSAGES, Columns
 
 LABELS_AT_MOST, UNIQUE_AT_MOST = 0.4, 0.1

@@ -11,9 +11,9 @@ from typing import Any
 from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.evals.table import percent
 from rorqual.report.table import Table
-from rorqual.tasks.base import Verdict
 from rorqual.tasks.examples import AnswerKind, canonical
-from rorqual.tasks.rows import normal
+from rorqual.tasks.file_task import normal
+from rorqual.tasks.task import Verdict
 from rorqual.teach.examples import short
 
 SHOWN_GROUPS = 15

@@ -12,15 +12,15 @@ from rorqual.data.chat import ChatFormat
 from rorqual.data.fingerprint import fingerprint
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Request, SamplingParams
+from rorqual.evals.evaluating import evaluate
 from rorqual.evals.evaluation import Evaluation, GradedSample
-from rorqual.evals.run import evaluate
-from rorqual.tasks.base import Problem, Verdict
 from rorqual.tasks.examples import AnswerKind, Examples
 from rorqual.tasks.find import safe_grade
 from rorqual.tasks.messages import Asked
+from rorqual.tasks.task import Problem, Verdict
 from rorqual.teach.answer_format import instruction
 from rorqual.teach.examples import Example
-from rorqual.teach.place import BEFORE
+from rorqual.teach.paths import BEFORE
 from rorqual.teach.train import engine_of
 
 FEW = 4

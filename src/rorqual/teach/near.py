@@ -16,7 +16,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from rorqual.tasks.rows import normal
+from rorqual.tasks.file_task import normal
 
 SIMILAR = 0.8
 WIDTH = 5

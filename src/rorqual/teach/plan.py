@@ -14,7 +14,7 @@ from rorqual.core.errors import DataError
 from rorqual.core.records import Message, RunDir
 from rorqual.data.chat import ChatFormat
 from rorqual.model.adapter import LoRA
-from rorqual.model.load.run import read_model_config
+from rorqual.model.load.run_directory import read_model_config
 from rorqual.recipes.sft import sft
 from rorqual.teach.examples import Example
 from rorqual.train.loop import fit

@@ -19,7 +19,7 @@ from rorqual.teach.config import TeachConfig
 from rorqual.teach.dataset import Dataset
 from rorqual.teach.examples import short
 from rorqual.teach.failures import SHOWN_CHANGES, Pair, by_change, failures_table, groups, pairs_of, shown
-from rorqual.teach.place import AFTER, ALONE, BEFORE, TeachPaths
+from rorqual.teach.paths import AFTER, ALONE, BEFORE, TeachPaths
 from rorqual.teach.plan import TeachPlan
 from rorqual.teach.reasons import read_reasons
 from rorqual.teach.results import TeachResults, results_json, results_table

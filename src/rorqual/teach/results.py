@@ -16,7 +16,7 @@ from rorqual.evals.stats import Interval
 from rorqual.evals.table import p_text, percent, percent_interval
 from rorqual.report.table import Table
 from rorqual.tasks.examples import AnswerKind, read_facts
-from rorqual.teach.place import AFTER, ALONE, BEFORE, TeachPaths
+from rorqual.teach.paths import AFTER, ALONE, BEFORE, TeachPaths
 
 
 @dataclass(frozen=True)

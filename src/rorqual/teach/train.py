@@ -21,13 +21,13 @@ from rorqual.core.records import RunDir, Thinking, write_json
 from rorqual.data.chat import ChatFormat
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
+from rorqual.evals.evaluating import evaluate
 from rorqual.evals.evaluation import GradedSample
-from rorqual.evals.run import evaluate
 from rorqual.model.adapter import LoRA
 from rorqual.recipes.grpo import grpo
-from rorqual.tasks.base import Problem, Task, Verdict
+from rorqual.tasks.task import Problem, Task, Verdict
 from rorqual.teach.config import TeachConfig
-from rorqual.teach.place import TeachPaths
+from rorqual.teach.paths import TeachPaths
 from rorqual.teach.plan import ALPHA, OVERTIME, SLACK, R, TeachPlan, sft_run
 from rorqual.train.loop import fit
 from rorqual.train.run import Run

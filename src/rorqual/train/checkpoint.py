@@ -20,7 +20,7 @@ from rorqual.model.adapter import Adapter, trained
 from rorqual.model.adapter.files import OpenedAdapter
 from rorqual.model.decoder import Decoder
 from rorqual.model.ffn import older_names
-from rorqual.model.load.run import WEIGHTS_FILE, load_weights
+from rorqual.model.load.run_directory import WEIGHTS_FILE, load_weights
 from rorqual.train.optim import Optimizer
 
 OPTIM_FILE, STATE_FILE = "optim.safetensors", "state.json"

@@ -18,7 +18,7 @@ from rorqual.model.adapter import Adapter, adapter_of, trained
 from rorqual.model.adapter.files import find_base
 from rorqual.model.decoder import Decoder
 from rorqual.model.init import build
-from rorqual.model.load.run import load_weights
+from rorqual.model.load.run_directory import load_weights
 from rorqual.ops.backends import Backend, backend
 from rorqual.train.checkpoint import load_checkpoint
 from rorqual.train.optim import Optimizer

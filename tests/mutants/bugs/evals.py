@@ -88,7 +88,7 @@ MUTANTS = (
     one(
         "evaluate ignores the seed of sampling",
         "issue 14: second bug trial",
-        "evals/run.py",
+        "evals/evaluating.py",
         'f"{params.seed}:{key}"',
         'f"{key}"',
         "tests/evals/test_every_argument.py::test_a_problems_seed_is_of_the_evaluations_and_its_key_and_nothing_else_changes",
@@ -249,7 +249,7 @@ MUTANTS = (
     one(
         "the verdicts of a finding are dropped",
         "issue 15",
-        "lab/run.py",
+        "lab/experiment_run.py",
         '"verdicts": verdicts}',
         '"verdicts": finding.verdicts}',
         "tests/lab/test_shapes.py::test_end_to_end",
@@ -434,7 +434,7 @@ MUTANTS = (
     one(
         "a refined reply has the random numbers of the first",
         "issue 19: computation by difficulty",
-        "evals/run.py",
+        "evals/evaluating.py",
         'seeded(request.params, f"round {1 + len(sample.earlier)}")',
         "request.params",
         "tests/evals/test_answers.py::test_a_refined_reply_answers_the_whole_conversation",
@@ -442,7 +442,7 @@ MUTANTS = (
     one(
         "a model checks its first reply in every round",
         "issue 19: computation by difficulty",
-        "evals/run.py",
+        "evals/evaluating.py",
         "for reply in (*sample.earlier, sample):",
         "for reply in (*sample.earlier, sample)[:1]:",
         "tests/evals/test_answers.py::test_a_refined_reply_answers_the_whole_conversation",
@@ -458,7 +458,7 @@ MUTANTS = (
     one(
         "every vote has the random numbers of the first",
         "issue 19: computation by difficulty",
-        "evals/run.py",
+        "evals/evaluating.py",
         "wave = [_one_of(self.requests[number], sample) for",
         "wave = [_one_of(self.requests[number], 0) for",
         "tests/evals/test_answers.py::test_stopped_samples_are_the_first_of_all_samples",
@@ -466,7 +466,7 @@ MUTANTS = (
     one(
         "sampling stops one vote late",
         "issue 19: computation by difficulty",
-        "evals/run.py",
+        "evals/evaluating.py",
         "not sure([one.answered for one in groups[number]])",
         "not sure([one.answered for one in groups[number][:-1]])",
         "tests/evals/test_answers.py::test_stopped_samples_are_the_first_of_all_samples",
@@ -538,7 +538,7 @@ MUTANTS = (
     one(
         "a rejected problem is asked for again and again",
         "issue 19: a review",
-        "evals/run.py",
+        "evals/evaluating.py",
         "if not groups[number][-1].error and not sure(",
         "if not sure(",
         "tests/evals/test_answers.py::test_a_problem_that_is_rejected_is_not_asked_for_again",
@@ -546,7 +546,7 @@ MUTANTS = (
     one(
         "a checked reply loses its reasoning",
         "issue 19: a review",
-        "evals/run.py",
+        "evals/evaluating.py",
         'Message("assistant", reply.reply, reasoning=reply.reasoning)',
         'Message("assistant", reply.reply)',
         "tests/evals/test_answers.py::test_a_checked_reply_keeps_its_reasoning_in_the_conversation",
@@ -554,7 +554,7 @@ MUTANTS = (
     one(
         "progress counts one round only",
         "issue 19: a review",
-        "evals/run.py",
+        "evals/evaluating.py",
         "len(self.problems) * self.most * self.rounds)",
         "len(self.problems) * self.most)",
         "tests/evals/test_answers.py::test_progress_counts_all_rounds",

@@ -24,7 +24,7 @@ MUTANTS = (
     one(
         "an answer is graded before it is kept",
         "distilabel#1065",
-        "factory/run.py",
+        "factory/sampling_run.py",
         "            disk_full: DiskFull | None = None\n",
         "            self.verify(entries)\n            disk_full: DiskFull | None = None\n",
         "tests/factory/test_remote_teacher.py::test_a_grader_that_crashes_stops_and_what_is_under_way_is_kept",
@@ -96,7 +96,7 @@ MUTANTS = (
     one(
         "the id that opens a thought stays in the prompt",
         "issue 14: second bug trial",
-        "factory/run.py",
+        "factory/sampling_run.py",
         "self.config, self.teacher.label, self.teacher.chosen)",
         "self.config, self.teacher.label)",
         "tests/factory/test_choice.py::test_the_choice_to_think_is_the_replys_first_token_and_is_trained",
@@ -104,7 +104,7 @@ MUTANTS = (
     one(
         "what a server broke off is kept",
         "issue 14: a sweep of options",
-        "factory/run.py",
+        "factory/sampling_run.py",
         "failed = [bool(entry.error) for entry in entries]",
         "failed = [False for entry in entries]",
         "tests/factory/test_passed_on.py::test_what_a_server_broke_off_is_never_trained_on",
@@ -120,7 +120,7 @@ MUTANTS = (
     one(
         "what a server broke off is graded",
         "issue 14: a sweep of options",
-        "factory/run.py",
+        "factory/sampling_run.py",
         "verdict = None if entry.error else safe_grade",
         "verdict = safe_grade",
         "tests/factory/test_passed_on.py::test_what_a_server_broke_off_is_never_trained_on",
@@ -200,7 +200,7 @@ MUTANTS = (
     one(
         "factory.yaml is written before the lock",
         "issue 15",
-        "factory/run.py",
+        "factory/sampling_run.py",
         "    with own_run(out):\n",
         "    write_atomic(out / CONFIG, to_yaml(config).encode())\n    with own_run(out):\n",
         "tests/factory/test_failures.py::test_a_refused_second_factory_changes_nothing",
@@ -256,7 +256,7 @@ MUTANTS = (
     one(
         "the model's own distribution is stored where a token was forced",
         "issue 15",
-        "factory/run.py",
+        "factory/sampling_run.py",
         "for forced in range(teacher.chosen):",
         "for forced in range(0):",
         "tests/factory/test_choice.py::test_what_is_stored_is_the_policy_that_the_teacher_had",

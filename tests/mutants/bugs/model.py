@@ -16,7 +16,7 @@ MUTANTS = (
     one(
         "the router's bias becomes bf16 with the weights",
         "transformers#42580, vllm#23640",
-        "model/ffn/router/base.py",
+        "model/ffn/router/router.py",
         "and moved.dtype != buffer.dtype:",
         "and moved.dtype != buffer.dtype and buffer.is_meta:",
         "tests/train/test_router_bias.py::test_it_is_kept_in_fp32_through_save_load_and_bf16",
@@ -144,7 +144,7 @@ MUTANTS = (
     one(
         "a LoRA is merged in bf16",
         "issue 14: first bug trial",
-        "model/load/run.py",
+        "model/load/run_directory.py",
         "load_dtype = dtype if adapter_of(checkpoint) is None else torch.float32",
         "load_dtype = dtype",
         "tests/train/test_lora.py::test_its_run_is_a_run_for_engine_training_and_merging",
@@ -160,7 +160,7 @@ MUTANTS = (
     one(
         "angles of one layout serve the other",
         "issue 14: second bug trial",
-        "model/attention/base.py",
+        "model/attention/attention.py",
         "key = (rope, dim, interleaved)",
         "key = (rope, dim, True)",
         "tests/model/test_angles.py::test_layouts_of_one_rope_do_not_share_their_angles",
@@ -224,7 +224,7 @@ MUTANTS = (
     one(
         "a router's bias follows the model's type",
         "issue 14: third bug trial",
-        "model/ffn/router/base.py",
+        "model/ffn/router/router.py",
         "self._buffers[name] = buffer.to(moved.device)",
         "self._buffers[name] = moved.to(buffer.dtype)",
         "tests/model/test_load_fp8.py::test_a_run_loads_into_the_type_asked_for_and_the_bias_stays_fp32",
@@ -232,7 +232,7 @@ MUTANTS = (
     one(
         "an adapter is merged in the type that was asked for",
         "issue 14: third bug trial",
-        "model/load/run.py",
+        "model/load/run_directory.py",
         "load_dtype = dtype if adapter_of(checkpoint) is None else torch.float32",
         "load_dtype = torch.float32 if adapter_of(checkpoint) is None else dtype",
         "tests/train/test_lora.py::test_its_run_is_a_run_for_engine_training_and_merging",
@@ -240,7 +240,7 @@ MUTANTS = (
     one(
         "an adapter is added to a base that was rounded",
         "issue 14: fourth bug trial",
-        "model/load/run.py",
+        "model/load/run_directory.py",
         "load_dtype = dtype if adapter_of(checkpoint) is None else torch.float32  # merge an adapter in fp32, before rounding",
         "load_dtype = dtype",
         "tests/model/test_adapter_wiring.py::test_a_base_and_its_adapter_are_added_in_fp32_and_rounded_once",

@@ -489,7 +489,7 @@ MUTANTS = (
     one(
         "the queue's share does not know the number of tenants",
         "issue 14: second bug trial",
-        "serve/run.py",
+        "serve/server.py",
         "    tenants = len({*keys.tenants.values()})\n",
         "    tenants = 1\n",
         "tests/serve/test_serve_options.py::test_the_queue_is_shared_among_all_tenants",
@@ -521,7 +521,7 @@ MUTANTS = (
     one(
         "the queue is shared among keys",
         "issue 14: third bug trial",
-        "serve/run.py",
+        "serve/server.py",
         "len({*keys.tenants.values()})",
         "len(keys.tenants)",
         "tests/serve/test_serve_options.py::test_the_queue_is_shared_among_all_tenants",
@@ -681,7 +681,7 @@ MUTANTS = (
     one(
         "the teacher of a cascade has the student's chat format",
         "issue 19: a review",
-        "serve/run.py",
+        "serve/server.py",
         "                chat=second_chat,\n",
         "",
         "tests/serve/test_cascade_server.py::test_options_reach_the_teacher",
@@ -689,7 +689,7 @@ MUTANTS = (
     one(
         "a cascade has the defaults of a single run",
         "issue 19: a review",
-        "serve/run.py",
+        "serve/server.py",
         "return replace(defaults, temperature=cascade.temperature, top_p=1.0, top_k=0, min_p=0.0)",
         "return defaults",
         "tests/serve/test_cascade_server.py::test_options_reach_the_teacher",

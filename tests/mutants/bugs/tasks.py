@@ -200,7 +200,7 @@ MUTANTS = (
     one(
         "read=last is the marked reading",
         "issue 38",
-        "evals/run.py",
+        "evals/evaluating.py",
         'completion.text, read="last"),',
         "completion.text),",
         "tests/evals/test_every_argument.py::test_each_sample_is_graded_by_both_readings",

@@ -64,7 +64,7 @@ MUTANTS = (
     one(
         "examples in the prompt come from the test split",
         "issue 20: teach",
-        "teach/run.py",
+        "teach/stages.py",
         "base_prompts(train, chat, kind",
         "base_prompts(self.check.examples, chat, kind",
         "tests/teach/test_teach.py::test_every_model_and_baseline_is_measured_on_the_same_test_examples",
@@ -72,7 +72,7 @@ MUTANTS = (
     one(
         "classical predictions stand beside other examples",
         "issue 20: teach",
-        "teach/run.py",
+        "teach/stages.py",
         "ordered = sorted(tests, key=lambda one: one.key)",
         "ordered = list(tests)",
         "tests/teach/test_teach.py::test_classical_predictions_stand_beside_their_own_examples",
@@ -80,7 +80,7 @@ MUTANTS = (
     one(
         "a taught model is measured without its thinking",
         "issue 20: teach",
-        "teach/run.py",
+        "teach/stages.py",
         "name, params, self.thinking, show=bar)",
         'name, params, "off", show=bar)',
         "tests/teach/test_teach.py::test_words_become_numbers_with_derived_solutions_and_reasoning",
@@ -128,7 +128,7 @@ MUTANTS = (
     one(
         "the time of the teacher counts",
         "issue 20: teach",
-        "teach/run.py",
+        "teach/stages.py",
         "UNCOUNTED = (BASELINES, TEACHER)",
         "UNCOUNTED = (BASELINES,)",
         "tests/teach/test_teach.py::test_only_the_stages_that_count_are_counted",
@@ -152,7 +152,7 @@ MUTANTS = (
     one(
         "rows of the test file are trained on",
         "issue 20: teach",
-        "teach/run.py",
+        "teach/stages.py",
         "against=Path(c.test) if c.test else None",
         "against=None",
         "tests/teach/test_teach.py::test_a_test_file_is_measured_and_nothing_of_it_is_trained_on",
@@ -160,7 +160,7 @@ MUTANTS = (
     one(
         "an opening names the base",
         "issue 20: teach",
-        "teach/run.py",
+        "teach/stages.py",
         "opened_for(self.task(), self.paths.model)",
         "opened_for(self.task(), self.base.run)",
         "tests/teach/test_teach.py::test_the_test_split_is_opened_once_for_the_baselines_and_once_for_the_model",
@@ -176,7 +176,7 @@ MUTANTS = (
     one(
         "the grammar knows labels of the test split",
         "issue 20: teach",
-        "teach/run.py",
+        "teach/stages.py",
         "answer_grammar(self.train_examples, self.dataset.kind)",
         "answer_grammar(self.check.examples, self.dataset.kind)",
         "tests/teach/test_teach.py::test_the_model_is_a_run_of_its_own_with_defaults",
@@ -184,7 +184,7 @@ MUTANTS = (
     one(
         "the model is made of the last checkpoint",
         "issue 20: teach",
-        "teach/run.py",
+        "teach/stages.py",
         "if result.used else self.paths.best",
         "if result.used else self.paths.sft",
         "tests/teach/test_teach.py::test_the_model_is_made_of_the_best_checkpoint_and_not_of_the_last",
@@ -472,7 +472,7 @@ MUTANTS = (
     one(
         "examples without a reason are left out silently",
         "issue 20: teach",
-        "teach/run.py",
+        "teach/stages.py",
         "(reasons.stopped, reasons.without_reason(train))",
         "(reasons.stopped,)",
         "tests/teach/test_teach.py::test_examples_without_a_teachers_reason_are_counted",
@@ -504,7 +504,7 @@ MUTANTS = (
     one(
         "the column of reasons cannot be named",
         "issue 20: teach",
-        "teach/run.py",
+        "teach/stages.py",
         "            reasoning=c.reasoning,\n",
         "",
         "tests/teach/test_teach.py::test_columns_that_are_named_are_read_from_both_files",
@@ -528,7 +528,7 @@ MUTANTS = (
     one(
         "a folder with other examples is resumed",
         "issue 20: teach",
-        "teach/run.py",
+        "teach/stages.py",
         "elif not holds_examples(",
         "elif False and not holds_examples(",
         "tests/teach/test_teach.py::test_a_folder_with_other_examples_is_refused",
@@ -544,7 +544,7 @@ MUTANTS = (
     one(
         "the minutes do not allow slower baselines",
         "issue 20: teach",
-        "teach/run.py",
+        "teach/stages.py",
         "max(BASELINE_SECONDS, 60 * self.config.minutes)",
         "BASELINE_SECONDS",
         "tests/teach/test_teach.py::test_more_minutes_allow_slower_baselines",

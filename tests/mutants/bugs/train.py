@@ -637,7 +637,7 @@ MUTANTS = (
     one(
         "balance aims at an even load whatever the router says",
         "issue 16: a router is a kind",
-        "model/ffn/router/base.py",
+        "model/ffn/router/router.py",
         "expected_load(load, self.config.target_load())",
         "expected_load(load, None)",
         "tests/conformance/test_kinds.py::test_a_router_brings_its_load_to_what_it_aims_at",
@@ -670,7 +670,7 @@ MUTANTS = (
     one(
         "what older weights drew is compared with the trainer",
         "issue 16: rollout engines",
-        "train/objectives/base.py",
+        "train/objectives/objective.py",
         "    fresh, n_stale = difference[ages == 0],",
         "    fresh, n_stale = difference[ages >= 0],",
         "tests/train/test_rollout_sources.py::test_only_what_these_weights_drew_is_compared",
@@ -742,7 +742,7 @@ MUTANTS = (
     one(
         "the page does not get the run's prompts",
         "issue 17: example prompts",
-        "serve/run.py",
+        "serve/server.py",
         "prompts=run.prompts(),",
         "prompts=(),",
         "tests/serve/test_serve_options.py::test_a_run_is_named_after_its_folder_and_dated_by_its_checkpoint",

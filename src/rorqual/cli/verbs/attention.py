@@ -64,7 +64,7 @@ def attention(
     from rorqual.evals.attention_tables import missed_table
     from rorqual.evals.missed_report import Named, measure_report
     from rorqual.evals.planted import PLANTED
-    from rorqual.model.load.run import load_run
+    from rorqual.model.load.run_directory import load_run
 
     names = chosen.data.split(",")
     texts = [Named(name, held_out_text(name)) for name in names if name not in ("kinds", *PLANTED)]

@@ -61,7 +61,7 @@ def check(
     )
     print(check_text(result, unit))
     if result.lengths:
-        from rorqual.model.load.run import read_model_config
+        from rorqual.model.load.run_directory import read_model_config
         from rorqual.model.presets import preset
         from rorqual.teach.check import BYTES_PER_TOKEN, DEFAULT_MODEL, forecast
 

@@ -43,7 +43,7 @@ def compute(
     from rorqual.engine.engine import Engine
     from rorqual.engine.request import SamplingParams
     from rorqual.evals.compute import compute_table, measure_compute
-    from rorqual.evals.run import pick
+    from rorqual.evals.evaluating import pick
     from rorqual.tasks.find import load_task
 
     task = load_task(chosen.task, data=Path(chosen.data) if chosen.data else None, options=chosen.options)

@@ -32,8 +32,8 @@ def lab(
     Each experiment tests a claim about DeepSeek-style training. The command prints the expected cost before it starts. After an
     interruption, the same command resumes.
     """
+    from rorqual.lab.experiment_run import run_lab
     from rorqual.lab.find import find_experiment
-    from rorqual.lab.run import run_lab
 
     experiment = find_experiment(name)
     count, first = seeds or experiment.seeds, first_seed or experiment.first_seed

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rorqual.core.errors import ConfigError
-from rorqual.teach.place import TeachPaths
+from rorqual.teach.paths import TeachPaths
 
 
 def report(
@@ -23,7 +23,7 @@ def report(
     applies the current verdict rule to the stored results, and rewrites the file and its page.
     """
     if folder.suffix == ".json":
-        from rorqual.lab.run import judge_again
+        from rorqual.lab.experiment_run import judge_again
 
         print(judge_again(folder))
     elif (taught := TeachPaths(folder)).settings.is_file():

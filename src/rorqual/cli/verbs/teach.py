@@ -36,7 +36,7 @@ def teach(
     from rorqual.cli.bytes_done import BytesDone
     from rorqual.teach.base_model import refuse_memory
     from rorqual.teach.config import TeachConfig
-    from rorqual.teach.run import teach as run
+    from rorqual.teach.stages import teach as run
 
     config = parse(TeachConfig, {"file": str(file), **values}, where=WHERE)
     if not config.base:

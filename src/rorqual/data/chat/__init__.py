@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rorqual.data.chat.base import ChatFormat, Rendered
+from rorqual.data.chat.chat_format import ChatFormat, Rendered
 from rorqual.data.chat.deepseek import DeepSeekChat
 from rorqual.data.chat.find import KINDS, TEMPLATE_FILE, chat_format, guess_chat, load_chat, read_chat
 from rorqual.data.chat.template import TemplateChat

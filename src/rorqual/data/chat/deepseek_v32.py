@@ -26,7 +26,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from rorqual.core.records import Message, Thinking, Tool
-from rorqual.data.chat.base import ChatFormat
+from rorqual.data.chat.chat_format import ChatFormat
 from rorqual.data.chat.deepseek import DeepSeekChat
 from rorqual.data.chat.dsml import CLOSE, DSML_FORM, DSML_FRAME, OPEN, invoke, parameter
 from rorqual.data.chat.special_tokens import END_THINK, THINK, check_text

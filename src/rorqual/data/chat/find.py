@@ -7,7 +7,7 @@ from typing import Any
 
 from rorqual.core.errors import CheckpointError, DataError, nearest
 from rorqual.core.records import Message, RunDir
-from rorqual.data.chat.base import ChatFormat
+from rorqual.data.chat.chat_format import ChatFormat
 from rorqual.data.chat.chatml import START, ChatML, PlainChatML, Qwen2Chat, Qwen3Chat, SmolLM2Chat
 from rorqual.data.chat.deepseek import DeepSeekChat, DeepSeekR1Chat, DeepSeekV3Chat
 from rorqual.data.chat.deepseek_v32 import DeepSeekV32Chat

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Thinking, Tool
-from rorqual.data.chat.base import ChatFormat, Rendered
+from rorqual.data.chat.chat_format import ChatFormat, Rendered
 from rorqual.data.chat.reply import ReplyForm
 from rorqual.data.tokenizer import Special, Tokenizer
 

@@ -17,7 +17,6 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Thinking, Tool, ToolCall
-from rorqual.data.chat.base import ChatFormat, Rendered
 from rorqual.data.chat.calls import (
     DEEPSEEK,
     DEEPSEEK_FRAME,
@@ -28,6 +27,7 @@ from rorqual.data.chat.calls import (
     CallForm,
     CallFrame,
 )
+from rorqual.data.chat.chat_format import ChatFormat, Rendered
 from rorqual.data.chat.reply import Begins, ReplyForm, Trim
 from rorqual.data.chat.special_tokens import NAME_OF
 from rorqual.data.chat.tools import check_tools, has_tools, schema, spelt, turns

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Thinking, Tool
-from rorqual.data.chat.base import ChatFormat, Rendered, check_turns
+from rorqual.data.chat.chat_format import ChatFormat, Rendered, check_turns
 from rorqual.data.chat.special_tokens import SpecialTokenText
 from rorqual.data.chat.tools import check_tools, has_tools, turns
 from rorqual.data.tokenizer import Tokenizer

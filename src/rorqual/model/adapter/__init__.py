@@ -3,11 +3,11 @@
 The kind of fine-tuning decides which parameters a run trains. Importing this package registers all kinds.
 """
 
-from rorqual.model.adapter.base import Full, HoldsParts, Selection, Tune, trained
 from rorqual.model.adapter.esft import ESFT
 from rorqual.model.adapter.files import Adapter, adapter_of, fingerprint, unfold
 from rorqual.model.adapter.indexer import TuneIndexer
 from rorqual.model.adapter.lora import LoRA, whole_weights
+from rorqual.model.adapter.tuning import Full, HoldsParts, Selection, Tune, trained
 
 __all__ = [
     "ESFT",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rorqual.core.config import Count, Part
 from rorqual.core.errors import ConfigError
-from rorqual.model.adapter.base import Selection, Shapes, Tune
+from rorqual.model.adapter.tuning import Selection, Shapes, Tune
 from rorqual.model.decoder import Decoder
 from rorqual.model.ffn import FFN
 from rorqual.ops.backends import Backend, Experts

@@ -24,7 +24,7 @@ from torch import Tensor
 from rorqual.core.config import Config, one_of, parse
 from rorqual.core.errors import CheckpointError
 from rorqual.core.records import RunDir
-from rorqual.model.adapter.base import Selection, Shapes, Tune
+from rorqual.model.adapter.tuning import Selection, Shapes, Tune
 from rorqual.model.decoder import Decoder
 
 WEIGHTS_FILE = "model.safetensors"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rorqual.core.errors import ConfigError
-from rorqual.model.adapter.base import Selection, Shapes, Tune
+from rorqual.model.adapter.tuning import Selection, Shapes, Tune
 from rorqual.model.decoder import Decoder
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rorqual.core.config import Count, Positive
 from rorqual.core.errors import ConfigError, nearest
-from rorqual.model.adapter.base import Selection, Shapes, Tune
+from rorqual.model.adapter.tuning import Selection, Shapes, Tune
 from rorqual.model.decoder import Decoder
 from rorqual.ops.layer import LinearMap
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rorqual.core.config import Count
-from rorqual.model.attention.base import Attention
+from rorqual.model.attention.attention import Attention
 from rorqual.model.attention.cache import CachePart, LayerCache
 from rorqual.model.attention.mla import MLAConfig, SelectingMLA
 from rorqual.model.cost import Cost

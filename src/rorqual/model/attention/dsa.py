@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rorqual.core.config import Count, Part
-from rorqual.model.attention.base import Attention, AttentionContext
+from rorqual.model.attention.attention import Attention, AttentionContext
 from rorqual.model.attention.cache import CachePart, LayerCache
 from rorqual.model.attention.mla import MLA, MLAConfig
 from rorqual.model.cost import Cost, linear, vector

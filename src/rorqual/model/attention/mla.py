@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rorqual.core.config import MOST, Count, Natural
-from rorqual.model.attention.base import Attention, AttentionConfig, AttentionContext, RMSNorm
+from rorqual.model.attention.attention import Attention, AttentionConfig, AttentionContext, RMSNorm
 from rorqual.model.attention.cache import CachePart, LayerCache
 from rorqual.model.cost import Cost, linear, vector
 from rorqual.ops.backends import Backend

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rorqual.core.config import Count, Natural
-from rorqual.model.attention.base import Attention
+from rorqual.model.attention.attention import Attention
 from rorqual.model.attention.cache import LayerCache
 from rorqual.model.attention.mla import MLAConfig, SelectingMLA
 from rorqual.model.cost import Cost

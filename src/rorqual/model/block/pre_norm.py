@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from rorqual.model.attention import AttentionConfig, AttentionContext, LayerCache, RMSNorm
-from rorqual.model.block.base import Block, BlockConfig
+from rorqual.model.block.block_kind import Block, BlockConfig
 from rorqual.model.cost import Cost, vector
 from rorqual.model.ffn import FFN, FFNConfig
 from rorqual.ops.moe import Routing

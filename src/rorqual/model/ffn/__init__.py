@@ -1,7 +1,7 @@
 """The feed-forward kinds, one module per kind. Importing this package registers all kinds."""
 
-from rorqual.model.ffn.base import FFN, FFNConfig
 from rorqual.model.ffn.dense import DenseConfig
+from rorqual.model.ffn.feed_forward import FFN, FFNConfig
 from rorqual.model.ffn.moe import MoE, MoEConfig
 from rorqual.model.ffn.older import older_names
 

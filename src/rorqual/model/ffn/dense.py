@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rorqual.core.config import Count
 from rorqual.model.cost import Cost, linear
-from rorqual.model.ffn.base import FFN, FFNConfig
+from rorqual.model.ffn.feed_forward import FFN, FFNConfig
 from rorqual.ops.backends import Backend
 from rorqual.ops.moe import Routing
 

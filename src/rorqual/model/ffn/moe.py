@@ -10,8 +10,8 @@ from torch import Tensor
 
 from rorqual.core.config import Count, Natural, one_of
 from rorqual.model.cost import Cost, linear
-from rorqual.model.ffn.base import FFN, FFNConfig
 from rorqual.model.ffn.dense import Dense
+from rorqual.model.ffn.feed_forward import FFN, FFNConfig
 from rorqual.model.ffn.older import nested
 from rorqual.model.ffn.router import RouterConfig
 from rorqual.ops.backends import Backend, Experts

@@ -12,8 +12,8 @@ from pathlib import Path
 from rorqual.core.errors import ConfigError, nearest
 from rorqual.core.user_code import import_file
 from rorqual.ops.backends.attention import PagedAttention
-from rorqual.ops.backends.base import Backend, Experts, Fit
 from rorqual.ops.backends.layout import fault_of
+from rorqual.ops.backends.reference import Backend, Experts, Fit
 from rorqual.ops.backends.torch import Torch
 from rorqual.ops.backends.torch_invariant import TorchInvariant
 

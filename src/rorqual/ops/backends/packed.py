@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from rorqual.ops.backends.base import Backend, Matrices
+from rorqual.ops.backends.reference import Backend, Matrices
 from rorqual.ops.layer import LinearMap
 from rorqual.ops.layout import plain, prepack, times
 from rorqual.ops.rows import in_tiles

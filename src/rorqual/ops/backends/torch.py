@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from rorqual.ops import grouped, invariant
 from rorqual.ops.backends import training
-from rorqual.ops.backends.base import Backend, Fit, Matrices
 from rorqual.ops.backends.packed import Packing
+from rorqual.ops.backends.reference import Backend, Fit, Matrices
 from rorqual.ops.moe import Routing, with_tuned
 
 

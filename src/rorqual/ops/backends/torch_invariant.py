@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rorqual.ops import grouped, invariant
-from rorqual.ops.backends.base import Fit, M, Matrices, PreparedExperts
 from rorqual.ops.backends.packed import PackedLinear, Packing
+from rorqual.ops.backends.reference import Fit, M, Matrices, PreparedExperts
 from rorqual.ops.invariant import LANES
 from rorqual.ops.layer import Layer, LinearMap
 from rorqual.ops.layout import prepack, times

@@ -5,7 +5,7 @@ Each stage runs a recipe, an evaluation, the data factory or the report. Users c
 The files of a stage show whether it is complete, so running the same command again resumes the quickstart.
 """
 
-from rorqual.recipes.quickstart.place import BRANCHES, MODES, WHEN, QuickstartPaths
+from rorqual.recipes.quickstart.paths import BRANCHES, MODES, WHEN, QuickstartPaths
 from rorqual.recipes.quickstart.scale import FULL, SCALES, SMALL, STUDENT_TASK, TASK, Scale
 from rorqual.recipes.quickstart.stages import routed, run_quickstart
 

@@ -15,7 +15,7 @@ from rorqual.core.errors import DataError
 from rorqual.core.ledger import CORE_HOUR
 from rorqual.core.records import RunDir, Thinking
 from rorqual.evals.evaluation import Evaluation
-from rorqual.recipes.quickstart.place import MODES, WHEN, QuickstartPaths
+from rorqual.recipes.quickstart.paths import MODES, WHEN, QuickstartPaths
 
 REMEDY = "Repeat the command that made this folder: it resumes."
 Record = dict[str, Any]

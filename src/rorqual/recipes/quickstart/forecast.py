@@ -26,14 +26,14 @@ from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Request, SamplingParams
-from rorqual.evals.run import pick
+from rorqual.evals.evaluating import pick
 from rorqual.factory import FactoryConfig, FilterConfig, sample_teacher
-from rorqual.recipes.quickstart.place import BRANCHES, MODES, WHEN
+from rorqual.recipes.quickstart.paths import BRANCHES, MODES, WHEN
 from rorqual.recipes.quickstart.scale import STUDENT_TASK, TASK, Scale
 from rorqual.recipes.sft import sft
 from rorqual.recipes.start import finetune_optim
-from rorqual.tasks.base import Problem
 from rorqual.tasks.find import load_task
+from rorqual.tasks.task import Problem
 from rorqual.train.loop import fit
 from rorqual.train.run import Run
 from rorqual.train.state import State

@@ -17,7 +17,7 @@ from rorqual.recipes.quickstart.student_report import student_contents
 from rorqual.report.chart import DrawnChart, draw
 from rorqual.report.page import page
 from rorqual.report.table import Table
-from rorqual.tasks.base import Verdict
+from rorqual.tasks.task import Verdict
 
 REPORT_FILE, PICTURES = "report.html", "pictures"
 

@@ -19,22 +19,22 @@ from rorqual.data.distilled import read_distilled
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.baselines import baselines
+from rorqual.evals.evaluating import evaluate, pick
 from rorqual.evals.experts import expert_use
-from rorqual.evals.run import evaluate, pick
 from rorqual.factory import FactoryConfig, FilterConfig, sample_teacher
 from rorqual.factory.config import Keep
 from rorqual.model.account import account
 from rorqual.model.config import ModelConfig
-from rorqual.model.load.run import read_model_config
+from rorqual.model.load.run_directory import read_model_config
 from rorqual.recipes.distil import distil
 from rorqual.recipes.grpo import grpo
-from rorqual.recipes.quickstart.place import BRANCHES, MODES, WHEN, QuickstartPaths
+from rorqual.recipes.quickstart.paths import BRANCHES, MODES, WHEN, QuickstartPaths
 from rorqual.recipes.quickstart.report import REPORT_FILE, build_report
 from rorqual.recipes.quickstart.scale import SCALES, STUDENT_TASK, TASK, Scale
 from rorqual.recipes.quickstart.summary import forward_flops, is_current, sampled_cost, summary
 from rorqual.recipes.sft import sft
-from rorqual.tasks.base import Task, Verdict
 from rorqual.tasks.find import load_task
+from rorqual.tasks.task import Task, Verdict
 from rorqual.train.loop import fit
 from rorqual.train.run import Dtype, Run
 

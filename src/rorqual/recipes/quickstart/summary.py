@@ -10,10 +10,10 @@ from rorqual.core.records import RunDir
 from rorqual.data.distilled import read_distilled
 from rorqual.evals.evaluation import Evaluation
 from rorqual.model.account import account
-from rorqual.model.load.run import read_model_config
-from rorqual.recipes.quickstart.place import BRANCHES, MODES, WHEN, QuickstartPaths
+from rorqual.model.load.run_directory import read_model_config
+from rorqual.recipes.quickstart.paths import BRANCHES, MODES, WHEN, QuickstartPaths
 from rorqual.recipes.quickstart.report import REPORT_FILE
-from rorqual.tasks.base import Verdict
+from rorqual.tasks.task import Verdict
 
 TRAININGS = {
     "base": "train the teacher",

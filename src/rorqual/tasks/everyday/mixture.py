@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from rorqual.core.errors import ConfigError, nearest
-from rorqual.tasks.base import Problem, Split, Task, Verdict, split_of
-from rorqual.tasks.everyday.base import EverydayTask
+from rorqual.tasks.everyday.everyday_task import EverydayTask
 from rorqual.tasks.everyday.prices import Prices
 from rorqual.tasks.everyday.reviews import Reviews
 from rorqual.tasks.everyday.sentences import Sentences
+from rorqual.tasks.task import Problem, Split, Task, Verdict, split_of
 
 EVERYDAY_TASKS: dict[str, EverydayTask] = {task.name: task for task in (Reviews(), Prices(), Sentences())}
 DEV, TEST = 0.05, 0.1

@@ -6,8 +6,8 @@ import random
 import re
 from typing import ClassVar
 
-from rorqual.tasks.base import Problem, Verdict
-from rorqual.tasks.everyday.base import EverydayTask, Form
+from rorqual.tasks.everyday.everyday_task import EverydayTask, Form
+from rorqual.tasks.task import Problem, Verdict
 
 BASE = 18
 WEIGHTS = {"rooms": 6, "age": -2, "garden": 2, "floor": 1}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from typing import ClassVar
 
-from rorqual.tasks.base import Problem, Verdict
-from rorqual.tasks.everyday.base import EverydayTask, Form
+from rorqual.tasks.everyday.everyday_task import EverydayTask, Form
+from rorqual.tasks.task import Problem, Verdict
 
 GOOD = ("good", "fine", "warm", "clever", "lovely", "bright")
 BAD = ("bad", "dull", "cold", "silly", "ugly", "bleak")

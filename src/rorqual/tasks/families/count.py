@@ -7,8 +7,8 @@ import random
 import string
 from typing import ClassVar
 
-from rorqual.tasks.base import Problem
-from rorqual.tasks.families.base import Family, FamilyKind
+from rorqual.tasks.families.family import Family, FamilyKind
+from rorqual.tasks.task import Problem
 
 LETTERS = string.ascii_lowercase
 

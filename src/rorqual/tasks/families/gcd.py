@@ -6,8 +6,8 @@ import math
 import random
 from typing import ClassVar
 
-from rorqual.tasks.base import Problem
-from rorqual.tasks.families.base import Family, FamilyKind
+from rorqual.tasks.families.family import Family, FamilyKind
+from rorqual.tasks.task import Problem
 
 FIRST = (9, 27)
 DIVISORS = (1, 3, 9)

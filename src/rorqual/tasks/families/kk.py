@@ -8,8 +8,8 @@ from itertools import combinations, combinations_with_replacement, permutations,
 from math import factorial
 from typing import ClassVar, NamedTuple
 
-from rorqual.tasks.base import Problem
-from rorqual.tasks.families.base import Family, FamilyKind
+from rorqual.tasks.families.family import Family, FamilyKind
+from rorqual.tasks.task import Problem
 
 PEOPLE = "ABC"
 CASES = tuple(product((1, 0), repeat=3))

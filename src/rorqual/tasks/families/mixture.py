@@ -8,16 +8,16 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 
 from rorqual.core.errors import ConfigError, TaskError, nearest
-from rorqual.tasks.base import Problem, Split, Task, Verdict, split_of
 from rorqual.tasks.families.add import Add
-from rorqual.tasks.families.base import Family
 from rorqual.tasks.families.chain import Chain
 from rorqual.tasks.families.count import Count
+from rorqual.tasks.families.family import Family
 from rorqual.tasks.families.gcd import Gcd
 from rorqual.tasks.families.kk import KnightsKnaves
 from rorqual.tasks.families.mod import Mod
 from rorqual.tasks.families.sub import Sub
 from rorqual.tasks.families.swap import Swap
+from rorqual.tasks.task import Problem, Split, Task, Verdict, split_of
 
 FAMILIES: tuple[Family, ...] = (Add(), Sub(), Chain(), Gcd(), Mod(), Swap(), Count(), KnightsKnaves())
 NAMES = tuple(family.name for family in FAMILIES)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from typing import ClassVar
 
-from rorqual.tasks.base import Problem
-from rorqual.tasks.families.base import Family, FamilyKind
+from rorqual.tasks.families.family import Family, FamilyKind
+from rorqual.tasks.task import Problem
 
 DIVISORS = (7, 9)
 """Divisors whose remainders depend on every digit. For 2, 4, 5, 8 and 10, and partly for 6, the last digits reveal the remainder."""

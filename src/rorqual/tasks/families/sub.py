@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from typing import ClassVar
 
-from rorqual.tasks.base import Problem
-from rorqual.tasks.families.base import Family, FamilyKind
+from rorqual.tasks.families.family import Family, FamilyKind
+from rorqual.tasks.task import Problem
 
 
 class Sub(Family):

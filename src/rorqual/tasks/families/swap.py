@@ -6,8 +6,8 @@ import random
 from itertools import combinations
 from typing import ClassVar
 
-from rorqual.tasks.base import Problem
-from rorqual.tasks.families.base import Family, FamilyKind
+from rorqual.tasks.families.family import Family, FamilyKind
+from rorqual.tasks.task import Problem
 
 LETTERS = "abcde"
 PAIRS = tuple("".join(pair) for pair in combinations(LETTERS, 2))

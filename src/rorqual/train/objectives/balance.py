@@ -10,7 +10,7 @@ from rorqual.core.config import NonNegative
 from rorqual.model.decoder import Decoder, Output
 from rorqual.ops.moe import sequence_balance
 from rorqual.train.batch import TrainBatch
-from rorqual.train.objectives.base import Objective, Term
+from rorqual.train.objectives.objective import Objective, Term
 
 
 class SequenceBalance(Objective):

@@ -13,7 +13,7 @@ from rorqual.core.errors import ConfigError, NumericsError
 from rorqual.model.decoder import Decoder, Output
 from rorqual.ops.losses import token_logprobs
 from rorqual.train.batch import TrainBatch
-from rorqual.train.objectives.base import Objective, Term, sampler_difference
+from rorqual.train.objectives.objective import Objective, Term, sampler_difference
 
 Divergence = Literal["forward", "reverse", "skewed", "skewed_reverse"]
 Tail = Literal["bucket", "renormalise"]

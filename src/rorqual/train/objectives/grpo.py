@@ -20,7 +20,7 @@ from rorqual.model.decoder import Decoder, Output
 from rorqual.ops.losses import keep_only, reverse_kl, token_logprobs
 from rorqual.ops.rows import ENOUGH
 from rorqual.train.batch import TrainBatch
-from rorqual.train.objectives.base import Objective, Term, sampler_difference
+from rorqual.train.objectives.objective import Objective, Term, sampler_difference
 
 
 class GRPO(Objective):

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 from rorqual.core.config import Natural
 from rorqual.model.decoder import Decoder, Output
 from rorqual.train.batch import TrainBatch
-from rorqual.train.objectives.base import Objective, Term
+from rorqual.train.objectives.objective import Objective, Term
 
 
 class IndexerWarmup(Objective):

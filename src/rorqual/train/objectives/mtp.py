@@ -12,7 +12,7 @@ from rorqual.model.decoder import Decoder, Output
 from rorqual.ops.losses import token_logprobs
 from rorqual.ops.moe import Routing
 from rorqual.train.batch import TrainBatch
-from rorqual.train.objectives.base import Objective, Term
+from rorqual.train.objectives.objective import Objective, Term
 
 
 class MultiToken(Objective):

@@ -7,7 +7,7 @@ from typing import Literal
 from rorqual.model.decoder import Decoder, Output
 from rorqual.ops.losses import token_logprobs
 from rorqual.train.batch import TrainBatch
-from rorqual.train.objectives.base import Objective, Term
+from rorqual.train.objectives.objective import Objective, Term
 
 
 class NextToken(Objective):

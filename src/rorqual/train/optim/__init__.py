@@ -1,7 +1,7 @@
 """The optimizers, one module per kind. Importing this package registers all kinds."""
 
 from rorqual.train.optim.adamw import AdamWConfig
-from rorqual.train.optim.base import OptimConfig, Optimizer
 from rorqual.train.optim.muon import MuonConfig
+from rorqual.train.optim.optimizer import OptimConfig, Optimizer
 
 __all__ = ["AdamWConfig", "MuonConfig", "OptimConfig", "Optimizer"]

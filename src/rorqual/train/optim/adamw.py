@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rorqual.core.config import Momentum, NonNegative, Positive
-from rorqual.train.optim.base import OptimConfig, Optimizer, check_state
+from rorqual.train.optim.optimizer import OptimConfig, Optimizer, check_state
 
 
 class AdamWConfig(OptimConfig):

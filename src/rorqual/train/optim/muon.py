@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rorqual.core.config import Momentum, NonNegative, Positive
 from rorqual.train.optim.adamw import AdamW, AdamWConfig
-from rorqual.train.optim.base import OptimConfig, Optimizer, check_state
+from rorqual.train.optim.optimizer import OptimConfig, Optimizer, check_state
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Coefficients of Jordan's quintic Newton-Schulz iteration, which brings singular values into the range 0.7 to 1.2."""

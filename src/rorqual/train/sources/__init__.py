@@ -1,10 +1,10 @@
 """The sources of training batches, one module per kind. Importing this package registers all kinds."""
 
-from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
 from rorqual.train.sources.conversations import ConversationsConfig
 from rorqual.train.sources.distilled import DistilledConfig
 from rorqual.train.sources.on_policy import OnPolicyConfig
 from rorqual.train.sources.rollouts import RolloutConfig
+from rorqual.train.sources.source import Materials, Source, SourceConfig, Step
 from rorqual.train.sources.text import TextConfig
 from rorqual.train.sources.worked import WorkedConfig
 

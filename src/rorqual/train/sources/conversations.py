@@ -11,7 +11,7 @@ from rorqual.core.errors import DataError
 from rorqual.data.pack import Sample
 from rorqual.data.source.conversations import read_conversations
 from rorqual.data.stream import ConversationStream
-from rorqual.train.sources.base import Materials, Source, SourceConfig, StreamSource
+from rorqual.train.sources.source import Materials, Source, SourceConfig, StreamSource
 
 
 class ConversationsConfig(SourceConfig):

@@ -20,7 +20,7 @@ from rorqual.data.stream import ConversationStream
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.train.batch import TrainBatch
 from rorqual.train.objectives.distil import MOST_MASS
-from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
+from rorqual.train.sources.source import Materials, Source, SourceConfig, Step
 
 
 class DistilledConfig(SourceConfig):

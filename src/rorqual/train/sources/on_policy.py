@@ -22,13 +22,13 @@ from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.request import Completion
 from rorqual.engine.score import next_logprobs
 from rorqual.model.account import account
-from rorqual.tasks.base import Problem, Verdict
+from rorqual.tasks.task import Problem, Verdict
 from rorqual.train.batch import TrainBatch
-from rorqual.train.sources.base import Materials, Source, Step
 from rorqual.train.sources.distilled import another_vocabulary
 from rorqual.train.sources.reference import frozen, map_rows
 from rorqual.train.sources.rollouts import batch_of, measure
 from rorqual.train.sources.sampler import SampledConfig, SampledSource, Scored, graded_as
+from rorqual.train.sources.source import Materials, Source, Step
 from rorqual.train.sources.worked import repeat
 
 

@@ -14,7 +14,7 @@ from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 from rorqual.engine.score import ROWS
 from rorqual.model.decoder import Decoder
-from rorqual.model.load.run import load_run
+from rorqual.model.load.run_directory import load_run
 from rorqual.ops.backends import Backend
 from rorqual.ops.losses import keep_only, token_logprobs
 from rorqual.train.batch import TrainBatch

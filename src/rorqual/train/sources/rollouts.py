@@ -18,12 +18,12 @@ from rorqual.data.chat import ChatFormat
 from rorqual.data.pack import Packed, Sample, pack
 from rorqual.engine.request import Completion
 from rorqual.ops.moe import CHOOSE
-from rorqual.tasks.base import Problem, Verdict
+from rorqual.tasks.task import Problem, Verdict
 from rorqual.train.batch import TrainBatch
-from rorqual.train.sources.base import Materials, Source, Step
 from rorqual.train.sources.reference import Reference
 from rorqual.train.sources.sampler import SampledConfig, SampledSource, Scored, graded_as, prompt_of
 from rorqual.train.sources.shaping import group_advantages, overlong_penalty
+from rorqual.train.sources.source import Materials, Source, Step
 from rorqual.train.sources.worked import repeat
 
 

@@ -14,9 +14,9 @@ from rorqual.engine.engine import Engine
 from rorqual.engine.request import Completion, Request, SamplingParams
 from rorqual.engine.rollout_engine import InlineRolloutEngine, RolloutEngine, gather
 from rorqual.ops.backends import REFERENCE, TORCH, TORCH_INVARIANT, Backend
-from rorqual.tasks.base import Problem, Task, Verdict
 from rorqual.tasks.find import safe_grade
-from rorqual.train.sources.base import Materials, Source
+from rorqual.tasks.task import Problem, Task, Verdict
+from rorqual.train.sources.source import Materials, Source
 from rorqual.train.sources.worked import TaskConfig, opening
 
 GOLD_PROBE = 256

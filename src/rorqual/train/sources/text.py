@@ -11,7 +11,7 @@ import numpy as np
 from rorqual.core.config import RowLength, Rows
 from rorqual.data.source.text import read_text
 from rorqual.data.stream import TextStream
-from rorqual.train.sources.base import Materials, Source, SourceConfig, StreamSource
+from rorqual.train.sources.source import Materials, Source, SourceConfig, StreamSource
 
 
 class TextConfig(SourceConfig):

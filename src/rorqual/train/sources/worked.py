@@ -14,10 +14,10 @@ from rorqual.core.records import Message
 from rorqual.data.chat import ChatFormat
 from rorqual.data.pack import Sample
 from rorqual.data.stream import GeneratedStream
-from rorqual.tasks.base import Problem, Task
 from rorqual.tasks.find import check_gold, check_splits, load_task, place, refuse_empty_answer, safe_problems
+from rorqual.tasks.task import Problem, Task
 from rorqual.train.batch import TrainBatch
-from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
+from rorqual.train.sources.source import Materials, Source, SourceConfig, Step
 
 PROBE = 64
 DRY = 10_000

@@ -1,7 +1,7 @@
 """The router kinds, one module per kind. Importing this package registers all kinds."""
 
-from rorqual.model.ffn.router.base import Router, RouterConfig
 from rorqual.model.ffn.router.grouped_topk import GroupedTopK, GroupedTopKConfig
+from rorqual.model.ffn.router.router import Router, RouterConfig
 from rorqual.model.ffn.router.zero import ZeroExperts, ZeroExpertsConfig
 
 __all__ = ["GroupedTopK", "GroupedTopKConfig", "Router", "RouterConfig", "ZeroExperts", "ZeroExpertsConfig"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rorqual.core.config import MOST, Count, Positive
 from rorqual.core.errors import ConfigError
 from rorqual.model.cost import Cost, linear, vector
-from rorqual.model.ffn.router.base import Router, RouterConfig
+from rorqual.model.ffn.router.router import Router, RouterConfig
 from rorqual.ops.backends import Backend
 from rorqual.ops.moe import Routing, route, router_logits
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rorqual.core.errors import DataError
-from rorqual.tasks.base import Problem, Split, Task, split_of
+from rorqual.tasks.task import Problem, Split, Task, split_of
 
 SAMPLES = Path(__file__).parent / "samples"
 

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import ClassVar, Literal
 
-from rorqual.tasks.base import Problem, Verdict
+from rorqual.tasks.task import Problem, Verdict
 
 ORIGINAL = "original"
 """Key of the noisy answer in `Problem.meta`. The noisy answer imitates an error in real data. `Problem.answer` is

@@ -16,8 +16,8 @@ from torch import Tensor
 from rorqual.core.config import parse
 from rorqual.core.errors import CheckpointError
 from rorqual.core.records import RunDir
-from rorqual.model.adapter.base import Shapes
 from rorqual.model.adapter.files import WEIGHTS_FILE, adapter_of, describe_problems, find_differences, unfold
+from rorqual.model.adapter.tuning import Shapes
 from rorqual.model.config import ModelConfig
 from rorqual.model.decoder import Decoder
 from rorqual.model.ffn import older_names

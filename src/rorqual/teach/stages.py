@@ -27,10 +27,10 @@ from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.table import percent
-from rorqual.model.load.run import read_model_config
-from rorqual.tasks.base import Problem, Verdict
+from rorqual.model.load.run_directory import read_model_config
 from rorqual.tasks.examples import FACTS_FILE, Examples, holds_examples, load_function, read_facts, write_examples
 from rorqual.tasks.find import safe_grade
+from rorqual.tasks.task import Problem, Verdict
 from rorqual.teach.answer_format import answer_grammar, calculates
 from rorqual.teach.base_model import BaseChoice, find_base
 from rorqual.teach.check import Check, check_file
@@ -50,7 +50,7 @@ from rorqual.teach.measure import (
     predicted,
     test_problems,
 )
-from rorqual.teach.place import AFTER, ALONE, TeachPaths
+from rorqual.teach.paths import AFTER, ALONE, TeachPaths
 from rorqual.teach.plan import LONGEST_ROW, TeachPlan, lengths_of, make_plan, taught_chat
 from rorqual.teach.reasons import teacher_reasons
 from rorqual.teach.report import write_report

@@ -7,7 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
 
-from rorqual.tasks.base import Problem, Verdict
+from rorqual.tasks.task import Problem, Verdict
 
 FamilyKind = Literal["arithmetic", "algorithm", "text", "logic"]
 INTEGER = re.compile(r"-?[0-9]+")

@@ -26,8 +26,8 @@ from rorqual.factory.entries import Entry, SampleId, read_entry, row_of
 from rorqual.factory.filters import reasons, reply_text
 from rorqual.factory.problems import Chosen, choose
 from rorqual.factory.teacher import LocalTeacher, RemoteTeacher, Teacher
-from rorqual.tasks.base import Problem
 from rorqual.tasks.find import safe_grade
+from rorqual.tasks.task import Problem
 
 CONFIG, SAMPLES, FAILED, DATA = "factory.yaml", "samples.jsonl", "failed.jsonl", "data.parquet"
 CONTAMINATED, COSTS, FINISHED = "contaminated.jsonl", "costs.jsonl", "finished.json"

@@ -15,8 +15,8 @@ from rorqual.engine.seeds import sample_seed
 from rorqual.evals.baselines import baselines
 from rorqual.evals.evaluation import ALL, Evaluation, GradedSample
 from rorqual.evals.votes import Sure, stop_rule
-from rorqual.tasks.base import Problem, Split, Task, Verdict
 from rorqual.tasks.find import check_splits, load_task, safe_grade, safe_problems
+from rorqual.tasks.task import Problem, Split, Task, Verdict
 
 GREEDY = SamplingParams()
 CHECK = "Check your answer. If it is wrong, give the right one."

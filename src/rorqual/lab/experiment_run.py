@@ -144,7 +144,7 @@ def concluded(plan: LabPlan, command: str) -> Finding:
 def run_jobs(plan: LabPlan, todo: dict[JobKey, ExperimentJob], workers: int) -> None:
     """Run jobs in parallel processes, each after the jobs that it needs. The first failure ends all, and finished jobs are kept."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["rorqual.lab.run"])
+    context.set_forkserver_preload(["rorqual.lab.experiment_run"])
     order = TopologicalSorter(
         {key: [(key[0], need) for need in job.needs if (key[0], need) in todo] for key, job in todo.items()}
     )

@@ -1,4 +1,4 @@
-"""Native Sparse Attention equals two second writings, query by query and as published by fla-org; and the same bits in any batch."""
+"""Native Sparse Attention equals a second writing of its equations, query by query: outputs, selected blocks and gradients."""
 
 from __future__ import annotations
 
@@ -181,9 +181,6 @@ def test_every_size_is_read(fields: dict[str, Any]) -> None:
         expected, sets = by_loops(copy.deepcopy(module).double(), x.double())
         assert relative(ours, expected) < 1e-5
         assert [[{*one.tolist()} - {-1} for one in row] for row in blocks] == sets
-
-
-# ---- the published simplified form: one size of blocks, mean, shared keys and values
 
 
 # ---- laws

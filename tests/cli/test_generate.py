@@ -33,7 +33,7 @@ from rorqual.engine.engine import Engine
 from rorqual.engine.request import Request
 from rorqual.generate.batch import answers
 from rorqual.generate.output import Partial
-from rorqual.generate.prompts import Prompts, Refused
+from rorqual.generate.prompts import Prompts, Refused, read_prompts
 from rorqual.generate.schema import RowParser, RowRequest, RowSampling, line_seed
 
 Row = dict[str, Any]
@@ -637,7 +637,7 @@ def test_a_file_of_many_lines_takes_the_memory_of_few(tmp_path: Path) -> None:
     prompts = Prompts.open(path)
     asking = RowParser(RowSampling())
     with Partial(tmp_path / "out.jsonl", {}, rows=prompts.rows, last=prompts.last) as partial:
-        for number, row in prompts.read():
+        for number, row in read_prompts(prompts.path):
             assert isinstance(asking.ask(number, row), RowRequest)
             partial.add({number: {"line": number, "text": "y" * 200}})
         partial.finish()

@@ -328,10 +328,6 @@ BAD_GRAMMARS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"guided_regex": "a(?=b)"}, {"guided_regex": "a{0,9}"}),
     ({"guided_json": {"$ref": "#/$defs/none"}}, {"guided_json": {"$defs": {"x": {"enum": [1]}}, "$ref": "#/$defs/x"}}),
     ({"guided_json": {"$ref": "http://example.com/x.json"}}, {"guided_json": {"enum": ["http://example.com/x.json"]}}),
-    (
-        {"guided_json": {"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["next"]}},
-        {"guided_json": {"type": ["object", "null"], "properties": {"next": {"$ref": "#"}}, "required": ["next"]}},
-    ),
 ]
 
 

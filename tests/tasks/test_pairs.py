@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from graders import PAIRS, Pair, counted, judged, read_pairs  # noqa: E402
 
-MARKED, UNMET = (read_pairs(PAIRS / f"{name}.jsonl") for name in ("marked", "unmet"))
+MARKED, UNMET, FRESH = (read_pairs(PAIRS / f"{name}.jsonl") for name in ("marked", "unmet", "fresh"))
 TASKS = sorted({pair["task"] for pair in MARKED})
 
 
@@ -21,6 +21,13 @@ def test_every_pair_is_judged_as_it_is_labelled(task: str) -> None:
     pairs = [pair for pair in MARKED if pair["task"] == task]
     found = [(pair, verdict) for pair, verdict in zip(pairs, judged(pairs), strict=True) if verdict != pair["verdict"]]
     assert not [f"{verdict}, but labelled {pair['verdict']}: {pair}" for pair, verdict in found]
+
+
+def test_pairs_of_a_stranger_are_right_or_not_as_they_are_labelled() -> None:
+    """They were written from the text of the task alone. Whether one that is not right is wrong or unmarked is left open."""
+    found = zip(FRESH, judged(FRESH), strict=True)
+    assert len(FRESH) == 100
+    assert not [pair for pair, verdict in found if (verdict == "right") != (pair["verdict"] == "right")]
 
 
 def test_a_pair_that_needs_a_third_rule_is_refused_never_accepted() -> None:

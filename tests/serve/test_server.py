@@ -206,7 +206,7 @@ def test_every_route_is_in_the_list_above(server: Server) -> None:
                 walk(getattr(child, "routes", child) or ())
 
     for uploads, more in ((None, set()), (object(), set(ROLLOUT))):
-        edge: Any = create_app(SimpleNamespace(uploads=uploads))  # type: ignore[arg-type]
+        edge: Any = create_app(SimpleNamespace(uploads=uploads, cors=()))  # type: ignore[arg-type]
         found.clear()
         walk(edge.app.routes)
         assert {pair for pair in found if pair[0] != "HEAD"} == set(ROUTES) | more

@@ -15,10 +15,14 @@ NAMED = json.loads((ROOT / "tests" / "tiers.json").read_text(encoding="utf-8"))
 SLOW, FULL = (set(NAMED["tests"][mark]) for mark in ("slow", "full"))
 BY_BROWSER = {
     "a new chat does not stop the reply of the old one",
+    "a thought is sent again as if it had been said",
+    "a thought's time runs on while the answer is written",
+    "what stands between two prices is a formula",
+    "whoever types another key sees the conversation of the first",
     "the trace page opens at the first step",
     "the trace page's steps stand at equal distances, whatever their numbers",
 }
-"""Bugs in what a browser runs: only a browser sees them."""
+"""Bugs in what a browser runs: only a browser or Node sees them."""
 
 
 @pytest.mark.parametrize("mark", ["slow", "full"])
@@ -43,4 +47,4 @@ def test_make_test_catches_every_bug_and_make_test_fast_four_fifths() -> None:
 
 def test_they_keep_to_their_core_seconds() -> None:
     """As measured when the file was written; pytest's start and collection come on top."""
-    assert NAMED["core_seconds"]["test-fast"] <= 200 and NAMED["core_seconds"]["test"] <= 900
+    assert NAMED["core_seconds"]["test-fast"] <= 150 and NAMED["core_seconds"]["test"] <= 900

@@ -269,7 +269,7 @@ def test_a_forced_call_that_cannot_be_kept_is_refused_and_its_twin_is_made(serve
             asked("required", tool(properties={"$ref": {}})),
             "Pointer '/none' does not exist",
         ),
-        (asked("required", tool(type="string")), asked("required", tool(type="object")), "the parameters of 'put'"),
+        (asked("required", tool(type="string")), asked("required", tool(type="object")), "the type of the arguments is 'string'"),
         (asked(named("pu"), tool()), asked(named("put"), tool()), "which is not in `tools`. Did you mean 'put'?"),
         (asked("required"), asked("auto"), "`tools` is empty"),
     ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -151,3 +152,17 @@ def test_an_update_names_the_trained_tensors_anew_and_copies_others(model: Decod
     after = gather(engine, REQUESTS, version=2)
     assert torch.equal(mine.embed_tokens.weight, other.embed_tokens.weight) and mine is engine.engine.model
     assert after[1][0].token_ids != before[1][0].token_ids
+
+
+def test_an_update_invalidates_the_cache_even_if_torch_saw_no_change() -> None:
+    """A fused optimizer changes the shared weights without raising their version counters."""
+    model, tokenizer = copy.deepcopy(make_model("mla")), Tokenizer.byte_level()
+    engine = Engine.of(model, tokenizer, chat_format(tokenizer, "deepseek"), reuse=True)
+    rollouts = InlineRolloutEngine(engine)
+    request = Request(prompt_ids=tuple(range(40, 125)), params=SamplingParams(max_tokens=2))
+    hits = []
+    for version in (1, 2):
+        hits += [next(rollouts.generate([request])).usage["prompt_cache_hit_tokens"] for _ in range(2)]
+        model.layers[1].attention.o_proj.weight.detach().numpy().__imul__(1.5)
+        rollouts.update(model, version)
+    assert hits == [0, 64, 0, 64] and rollouts.version == 2

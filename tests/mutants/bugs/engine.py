@@ -1370,4 +1370,12 @@ MUTANTS = (
         "if versions != self._versions:",
         "tests/engine/test_weights.py::test_a_change_invalidates_the_cache",
     ),
+    one(
+        "an update of shared weights leaves the prefix cache",
+        "issue 38: a setting dropped in the last reading",
+        "engine/rollout_engine.py",
+        "            self.engine.weights_changed()\n",
+        "            pass\n",
+        "tests/engine/test_rollout_engine.py::test_an_update_invalidates_the_cache_even_if_torch_saw_no_change",
+    ),
 )

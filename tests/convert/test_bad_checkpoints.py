@@ -298,6 +298,17 @@ def test_what_transformers_saves_of_a_v3_without_its_prediction_module_is_told_t
     import_hf(folder, tmp_path / "run")
 
 
+@pytest.mark.parametrize("part", ["embed_tokens", "shared_head.head"])
+def test_a_copy_of_a_prediction_module_that_differs_is_refused(part: str, tmp_path: Path) -> None:
+    hub, name = published(deepseek(mtp=2)), f"model.layers.3.{part}.weight"
+    hub[name][-1, -1] += 1
+    folder = write_folder(tmp_path / "hub", deepseek(mtp=2), hub)
+    with pytest.raises(CheckpointError, match=f"{name} must be a copy"):
+        import_hf(folder, tmp_path / "run")
+    del hub[name]
+    import_hf(write_folder(tmp_path / "without", deepseek(mtp=2), hub), tmp_path / "run")
+
+
 def test_weights_without_an_indexer_are_named_with_the_remedy(tmp_path: Path) -> None:
     sparse, dense = deepseek(sparse=True), deepseek()
     whole = published(sparse)

@@ -433,7 +433,7 @@ def test_an_argument_of_a_models_engine_acts(mla: Decoder, tokenizer: Tokenizer,
 
 
 def test_no_argument_of_an_engine_is_forgotten_here() -> None:
-    assert {field.name for field in fields(EngineConfig)} == {*BOTH, *RUN, *OF, *ELSEWHERE} - {"device", "dtype"}
+    assert set(EngineConfig.model_fields) == {*BOTH, *RUN, *OF, *ELSEWHERE} - {"device", "dtype"}
 
 
 def test_a_runs_engine_is_on_its_device_in_its_type(run: Path) -> None:
@@ -449,7 +449,7 @@ def test_a_runs_engine_is_on_its_device_in_its_type(run: Path) -> None:
 def test_an_engine_that_can_do_nothing_is_refused_by_the_arguments_name(
     mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat, name: str
 ) -> None:
-    with pytest.raises(ConfigError, match=f"{name}=0"):
+    with pytest.raises(ConfigError, match=f"{name}.*0"):
         Engine.of(mla, tokenizer, chat, **{name: 0})
 
 

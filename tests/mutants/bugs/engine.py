@@ -202,10 +202,10 @@ MUTANTS = (
     one(
         "a forced call may spell a mark of thinking",
         "and is read as no call",
-        "engine/grammar/constraint.py",
-        "        allowed = allowed & ~self._spelling.closing[self._tail]\n",
-        "        allowed = allowed.copy()\n",
-        "tests/engine/test_grammar_calls.py::test_a_call_never_holds_what_would_make_it_none",
+        "engine/grammar/calls.py",
+        "            return NO_CALL if self._answer is None else",
+        '            return "" if self._answer is None else',
+        "tests/engine/test_grammar_calls.py::test_a_call_that_cannot_be_read_is_an_error",
     ),
     one(
         "a forced call's arguments may be no object",
@@ -476,7 +476,7 @@ MUTANTS = (
         "an adapter comes to a living engine unseen",
         "our own closing note: its products were not tried",
         "engine/engine.py",
-        "            self._numerics.renew()\n",
+        "            self._fit = self._fit_backend()\n",
         "",
         "tests/engine/test_probe.py::test_an_adapter_that_comes_and_goes_is_looked_at_anew",
     ),

@@ -120,13 +120,10 @@ class NameMap:
         scaled = [entry.scales() for entry in self.entries]
         optional = [name for entry in scaled if present.intersection(entry.published) for name in entry.published]
         required = [name for entry in self.entries for name in entry.published] + optional
-        known = {*required, *self.copies}
-        missing, extra = [n for n in required if n not in present], [n for n in names if n not in known]
-        if missing or extra:
-            parts = [f"missing {shown(missing)}"] * bool(missing) + [f"unexpected {shown(extra)}"] * bool(extra)
+        found = dict.fromkeys(present.difference(self.copies), ())
+        if problems := find_differences(found, dict.fromkeys(required, ())):
             raise CheckpointError(
-                "; ".join(parts),
-                remedy="Use the config that matches these weights (layers, experts, MTP modules).",
+                shown(problems), remedy="Use the config that matches these weights (layers, experts, MTP modules)."
             )
 
     def to_hf(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -136,6 +133,14 @@ class NameMap:
         return published | {name: state[internal].clone() for name, internal in self.copies.items()}
 
 
+def find_differences(found: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> list[str]:
+    """List missing and unexpected names, and shapes that differ."""
+    wrong = [f"missing {name}" for name in wanted if name not in found]
+    wrong += [f"unexpected {name}" for name in sorted(found.keys() - wanted.keys())]
+    both = [(name, found[name], shape) for name, shape in wanted.items() if name in found]
+    return wrong + [f"{name} has shape {has}, not {needs}" for name, has, needs in both if has != needs]
+
+
 def shown(names: Sequence[str]) -> str:
-    """Return the first twelve names as text, followed by the number of omitted names."""
+    """Return the first twelve names or problems as text, followed by the number of omitted ones."""
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")

@@ -569,14 +569,6 @@ MUTANTS = (
         "tests/engine/test_store.py::test_the_budget_holds_as_seen_from_outside_and_the_least_recently_used_goes",
     ),
     one(
-        "extra no longer overrides the body",
-        "issue 14: first bug trial",
-        "engine/remote/engine.py",
-        "return body | self.extra",
-        "return self.extra | body",
-        "tests/engine/test_remote.py::test_what_is_sent",
-    ),
-    one(
         "a prompt's log-probabilities are missing where the prefix is cached",
         "issue 14",
         "engine/scheduler.py",
@@ -694,14 +686,6 @@ MUTANTS = (
         "engine/remote/engine.py",
         'OWN_FORMS = ("seed", "n", "top_logprobs", "grammar")',
         'OWN_FORMS = ("seed", "n", "top_logprobs", "grammar", "min_tokens")',
-        "tests/serve/test_seams.py::test_a_key_does_the_same_at_every_seam",
-    ),
-    one(
-        "our own client drops a prompt's log-probabilities",
-        "issue 14",
-        "engine/remote/engine.py",
-        "        prompt_logprobs=scores and scores[0],\n",
-        "",
         "tests/serve/test_seams.py::test_a_key_does_the_same_at_every_seam",
     ),
     one(
@@ -879,14 +863,6 @@ MUTANTS = (
         "            self._sizes.move_to_end(key)\n",
         "",
         "tests/engine/test_store.py::test_the_budget_holds_as_seen_from_outside_and_the_least_recently_used_goes",
-    ),
-    one(
-        "the likeliest of a prompt hold its own token, too",
-        "issue 14: third bug trial",
-        "engine/remote/engine.py",
-        "if rank and rank <= top)",
-        "if rank)",
-        "tests/engine/test_remote.py::test_a_prompts_log_probabilities_are_read_as_vllm_writes_them",
     ),
     one(
         "a null seed of a row is a seed",

@@ -78,14 +78,6 @@ MUTANTS = (
         "tests/train/test_indexer_loss.py::test_value_and_gradient_equal_a_plain_loop",
     ),
     one(
-        "PackedBatch index_kl compares every of the keys with itself",
-        "issue 18: sparse attention",
-        "model/attention/cache.py",
-        "self._written_part(keys).every != self._written_part(index_keys).every",
-        "self._written_part(keys).every != self._written_part(keys).every",
-        "tests/conformance/test_outside_attention.py::test_a_part_that_the_kind_has_not_is_refused_by_name",
-    ),
-    one(
         "the padding mask of MTP losses is shifted by the module's depth",
         "issue 18: sparse attention",
         "train/objectives/indexer.py",

@@ -513,8 +513,8 @@ MUTANTS = (
         "a tokenizer of the same size is taken for the student's",
         "issue 14: third bug trial",
         "train/sources/distilled.py",
-        "file.tokenizer not in fingerprints or file.vocab != tokenizer.vocab_size",
-        "file.tokenizer not in fingerprints and file.vocab != tokenizer.vocab_size",
+        "file.tokenizer != tokenizer.fingerprint or file.vocab != tokenizer.vocab_size",
+        "file.tokenizer != tokenizer.fingerprint and file.vocab != tokenizer.vocab_size",
         "tests/train/test_distilled_source.py::test_another_vocabulary_is_refused_with_what_to_do",
     ),
     one(

@@ -11,7 +11,7 @@ from rorqual.convert.gguf_names import RowRange as Rows
 from rorqual.convert.gguf_names import layout as gguf_layout
 from rorqual.convert.hf import _shards
 from rorqual.convert.stream import Spec
-from rorqual.convert.tensors import TensorJob, target
+from rorqual.convert.tensors import TensorJob
 from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.model import ModelConfig, Stage
 from rorqual.model.attention import AttentionConfig, GQAConfig, MLAConfig
@@ -170,10 +170,3 @@ def test_a_shard_is_filled_to_the_byte_and_holds_one_tensor_at_least(
     n = len(groups)
     names = [f"model-{i:05d}-of-{n:05d}.safetensors" for i in range(1, n + 1)] if n > 1 else ["model.safetensors"]
     assert list(found) == names
-
-
-def test_a_routers_bias_is_never_narrowed_and_what_is_kept_keeps_its_type() -> None:
-    bias = "model.layers.3.mlp.gate.e_score_correction_bias"
-    assert [target(bias, dtype, "F32") for dtype in ("keep", "bfloat16", "float16", "fp8")] == ["F32"] * 4  # type: ignore[arg-type]
-    other = [target("norm.weight", dtype, "F32") for dtype in ("keep", "bfloat16", "float16", "float32", "fp8")]  # type: ignore[arg-type]
-    assert other == ["F32", "BF16", "F16", "F32", "BF16"]

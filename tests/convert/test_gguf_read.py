@@ -58,7 +58,7 @@ POISONS: dict[str, tuple[Change, str]] = {
     "cut off in the header": (lambda data: bytes(data[:500]), "it has 500 bytes, but its header names byte"),
     "cut off in a tensor": (lambda data: bytes(data[:-4000]), "its header names byte"),
     "nine dimensions": (_info(b"blk.0.attn_q.weight", 0, "<I", 9), "cannot read"),
-    "no rows": (_info(b"blk.0.attn_q.weight", 4, "<Q", 0), "cannot read|attn_q.weight is"),
+    "no rows": (_info(b"blk.0.attn_q.weight", 4, "<Q", 0), "cannot read|attn_q.weight has shape"),
     "larger than the file": (_info(b"blk.0.attn_q.weight", 4, "<Q", 1 << 40), "its header names byte"),
     "half a block": (_info(b"blk.0.attn_q.weight", 20, "<I", 14), "not a multiple of Q6_K block size"),
     "a type that is not read": (_info(b"blk.0.ffn_down.weight", 20, "<I", 20), "ffn_down.weight' has type IQ4_NL, which is not supported"),

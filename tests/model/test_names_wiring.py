@@ -11,7 +11,7 @@ from written_run import write_run
 from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.model import ModelConfig, Stage, build
 from rorqual.model.attention import GQAConfig
-from rorqual.model.ffn import DenseConfig
+from rorqual.model.ffn import DenseConfig, older_names
 from rorqual.model.load.run_directory import check_names, load_run, read_section
 
 GQA = GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=8, attention_bias=True)
@@ -45,3 +45,9 @@ def test_a_run_of_other_weights_or_without_its_config_is_refused(tmp_path: Path)
     (run.step_dir(1) / "model.safetensors").write_bytes(b"\0" * (run.step_dir(1) / "model.safetensors").stat().st_size)
     with pytest.raises(CheckpointError, match="cannot read"):
         load_run(run)
+
+
+def test_only_a_routers_tensors_had_other_names() -> None:
+    today = ["layers.1.ffn.router.gate", "layers.1.ffn.experts.down_proj", "layers.2.ffn.gate", "lm_head.weight"]
+    assert older_names(today) == {"layers.1.ffn.gate": "layers.1.ffn.router.gate"}
+    assert older_names([*today, "layers.2.ffn.router.gate"]) == older_names(today), "layer 2 has a gate of its own, too"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from little import documents, engine_of, loud, packed, sft_run, tiny, train_with, update_of
+from little import documents, engine_of, loud, padded, sft_run, tiny, train_with, update_of
 from safetensors.torch import load_file
 
 from rorqual.core.records import RunDir
@@ -75,7 +75,7 @@ def test_ten_steps_against_a_slow_reference(config: ModelConfig) -> None:
     slow = [[float(b) for b in router.router.e_score_correction_bias] for router in model.routers()]
     assert len(slow) == 2, "the prediction module has a router of its own"
     for step in range(10):
-        batch = packed(documents(100 + step, count=3, longest=12))
+        batch = padded(documents(100 + step, count=3, longest=12))
         expected = slow_counts(model, batch)
         counts = update_of(model, BOTH, batch, parts=2).counts
         assert [c.tolist() for c in counts] == expected

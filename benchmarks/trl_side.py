@@ -210,7 +210,8 @@ def trained(ours: Decoder, theirs: Any) -> Decoder:
         for name, tensor in theirs.state_dict().items()
         if name != "lm_head.weight" or not ours.config.tie_word_embeddings
     }
-    ours.load_state_dict(qwen3.FAMILY.name_map(ours.config).from_hf(state))
+    entries = qwen3.FAMILY.name_map(ours.config).entries
+    ours.load_state_dict({entry.internal: state[entry.published[0]] for entry in entries})
     return ours
 
 

@@ -464,7 +464,7 @@ def test_seeds_are_of_the_id_else_of_the_line(place: Path) -> None:
     assert seed(1, id="a") == seed(9, id="a") != seed(1, id="b")
     assert seed(1) != seed(2)
     assert seed(7) != seed(1, id=7) != seed(1, id="7")
-    assert seed(1, id="a", seed=0) == 0
+    assert seed(1, id="a", seed=0) == 0 and seed(1, seed=None) == seed(1)
     assert len({seed(line) for line in range(1, 2000)}) == 1999
     assert all(0 <= seed(line) < 2**53 for line in range(1, 100))
     assert seed(1) != line_seed(4, 1, None)

@@ -309,12 +309,6 @@ def test_a_part_that_the_kind_has_not_is_refused_by_name(layer_of: Callable[[Att
     layer.write({"entry_key": entries, "entry_value": entries})
     with pytest.raises(ValueError, match="with keys 'entry_key' and values 'value', which must have the same"):
         layer.attend(q, "entry_key", "value", 1.0)
-    with pytest.raises(ValueError, match="compares the parts 'key' and 'entry_key', which must have the same"):
-        layer.index_kl(q, "key", 1.0, q, q[..., 0], "entry_key")
     for call_ in (lambda: layer.groups("key", 3), lambda: layer.groups("entry_key", 4)):
         with pytest.raises(ValueError, match=r"'compressed' requests groups of \d rows of the cached part"):
             call_()
-    with pytest.raises(ValueError, match="'compressed' requests window=0;"):
-        layer.attend(q, "key", "value", 1.0, window=0)
-    with pytest.raises(ValueError, match="'compressed' requests budget=0 for the cached part 'key'"):
-        layer.select(q, q[..., 0], "key", 0)

@@ -20,9 +20,8 @@ from hub_folders import deepseek, in_fp8, listing, published, qwen3, read_json, 
 from safetensors.torch import load_file, save_file
 
 from rorqual.convert.files import atomic_folder
-from rorqual.convert.gguf import export_gguf, import_gguf
 from rorqual.convert.hf import export_hf, import_hf
-from rorqual.core.errors import CheckpointError, ConfigError, NumericsError, RorqualError
+from rorqual.core.errors import CheckpointError, ConfigError, RorqualError
 from rorqual.core.records import RunDir
 from rorqual.model.load.find import known_types
 from rorqual.model.load.run_directory import read_model_config
@@ -153,7 +152,7 @@ POISONS: dict[str, tuple[Spoil, str]] = {
         tensors(SECOND, lambda s: s.update({NORM: torch.ones(16, dtype=torch.int64)})), f"{NORM} has type I64",
     ),
     "weights in four bits": (
-        edit("config.json", quantization_config={"quant_method": "gptq", "bits": 4}), "'quantization_config'.*'gptq'",
+        edit("config.json", quantization_config={"quant_method": "gptq", "bits": 4}), "quantization_config.quant_method' is 'gptq'",
     ),
     "FP8 without a scale": (
         tensors(SECOND, lambda s: s.update({NORM: torch.ones(16).to(torch.float8_e4m3fn)})), f"{NORM} is F8_E4M3 without",
@@ -198,13 +197,6 @@ def test_refused_by_name_and_nothing_is_left(poison: str, folder: Path) -> None:
     assert str(folder.parent) in str(caught.value)
     assert sorted(folder.parent.rglob("*")) == before
     assert not seen or poison in ("NaN", "infinity"), "tensors were written before the headers were checked"
-
-
-def test_the_folder_without_poison_is_taken(folder: Path) -> None:
-    import_hf(folder, folder.parent / "new" / "run")
-    assert stored(folder.parent / "new" / "run" / "step-000000").keys() == {
-        name.removeprefix("model.").replace("self_attn", "attention").replace("mlp", "ffn") for name in stored(folder)
-    }
 
 
 @pytest.mark.parametrize(
@@ -253,20 +245,6 @@ def test_code_is_not_run_and_that_is_said(folder: Path) -> None:
     assert not list((folder.parent / "out").glob("*.py"))
 
 
-def test_a_nan_among_fp8_and_its_scales_is_refused(tmp_path: Path) -> None:
-    hub = in_fp8(published(deepseek()))
-    name = "model.layers.1.mlp.experts.3.up_proj.weight"
-    for number, (target, spoil) in enumerate([
-        (name, lambda t: t.view(torch.uint8).view(-1)[-1:].fill_(0x7F)), (f"{name}_scale_inv", lambda t: t.fill_(torch.inf)),
-    ]):  # fmt: skip
-        bad = {key: tensor.clone() for key, tensor in hub.items()}
-        spoil(bad[target])
-        folder = write_folder(tmp_path / f"hub{number}", deepseek(), bad)
-        for dtype in ("keep", "bfloat16"):
-            with pytest.raises(NumericsError, match=r"experts\.3\.up_proj\.weight(_scale_inv)? holds NaN"):
-                import_hf(folder, tmp_path / "run", dtype=dtype)  # type: ignore[arg-type]
-
-
 def test_scales_of_another_block_and_experts_of_two_types_are_refused(tmp_path: Path) -> None:
     hub = in_fp8(published(deepseek()))
     scale = "model.layers.0.self_attn.o_proj.weight_scale_inv"
@@ -296,6 +274,17 @@ def test_what_transformers_saves_of_a_v3_without_its_prediction_module_is_told_t
         import_hf(folder, tmp_path / "run")
     edit("config.json", num_nextn_predict_layers=0)(folder)
     import_hf(folder, tmp_path / "run")
+
+
+@pytest.mark.parametrize("part", ["embed_tokens", "shared_head.head"])
+def test_a_copy_of_a_prediction_module_that_differs_is_refused(part: str, tmp_path: Path) -> None:
+    hub, name = published(deepseek(mtp=2)), f"model.layers.3.{part}.weight"
+    hub[name][-1, -1] += 1
+    folder = write_folder(tmp_path / "hub", deepseek(mtp=2), hub)
+    with pytest.raises(CheckpointError, match=f"{name} must be a copy"):
+        import_hf(folder, tmp_path / "run")
+    del hub[name]
+    import_hf(write_folder(tmp_path / "without", deepseek(mtp=2), hub), tmp_path / "run")
 
 
 def test_weights_without_an_indexer_are_named_with_the_remedy(tmp_path: Path) -> None:
@@ -387,26 +376,6 @@ def test_what_was_left_of_another_export_is_not_kept(change: str, folder: Path) 
     export_hf(run, out, **how)
     export_hf(run, folder.parent / "straight", **how)
     assert listing(out) == listing(folder.parent / "straight")
-
-
-@pytest.mark.parametrize("way", ["import hf", "export gguf", "import gguf"])
-def test_a_conversion_that_was_killed_starts_again(way: str, folder: Path) -> None:
-    """Nothing is there by its name before it is whole, and the second try is as if there had been no first."""
-    run, file = RunDir(folder.parent / "run"), folder.parent / "model.gguf"
-    import_hf(folder, run.path)
-    export_gguf(run, file, dtype="f32", progress=killer(2))
-    convert: dict[str, Callable[..., object]] = {
-        "import hf": lambda out, **how: import_hf(folder, out, **how),
-        "export gguf": lambda out, **how: export_gguf(run, out, dtype="f32", **how),
-        "import gguf": lambda out, **how: import_gguf(file, out, **how),
-    }
-    out, straight = folder.parent / "out", folder.parent / "straight"
-    assert in_a_child(lambda: convert[way](out, progress=killer(0.5))) == -signal.SIGKILL
-    assert not out.exists()
-    for path in (out, straight):
-        convert[way](path, progress=killer(2))
-    assert out.read_bytes() == straight.read_bytes() if out.is_file() else listing(out) == listing(straight)
-    assert not [entry for entry in folder.parent.iterdir() if entry.name.startswith(".")]
 
 
 @pytest.mark.parametrize(

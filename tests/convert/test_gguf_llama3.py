@@ -10,7 +10,7 @@ import pytest
 from gguf_models import configs, filled, silent, write_run
 
 from rorqual.convert.gguf import export_gguf, import_gguf
-from rorqual.convert.gguf_header import HeaderKeys
+from rorqual.convert.gguf_keys import header_keys
 from rorqual.convert.gguf_rope import divisors, scaling_from_keys
 from rorqual.core.errors import CheckpointError
 from rorqual.core.records import RunDir
@@ -69,7 +69,7 @@ def test_the_published_scalings_are_read_from_the_tensor_alone(
 ) -> None:
     scaling = Llama3(factor=factor, original_max_position_embeddings=8192)
     factors = divisors(Rope(theta=theta, llama3=scaling), dim).tolist()
-    keys = HeaderKeys({"llama.rope.scaling.original_context_length": 8192} if told else {}, "llama", "there")
+    keys = header_keys({"llama.rope.scaling.original_context_length": 8192} if told else {}, "llama", "there")
     found = scaling_from_keys(keys, theta, factors, latent=False)
     assert found == {"rope_type": "llama3", **scaling.model_dump()}
 

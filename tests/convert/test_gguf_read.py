@@ -58,7 +58,7 @@ POISONS: dict[str, tuple[Change, str]] = {
     "cut off in the header": (lambda data: bytes(data[:500]), "it has 500 bytes, but its header names byte"),
     "cut off in a tensor": (lambda data: bytes(data[:-4000]), "its header names byte"),
     "nine dimensions": (_info(b"blk.0.attn_q.weight", 0, "<I", 9), "cannot read"),
-    "no rows": (_info(b"blk.0.attn_q.weight", 4, "<Q", 0), "cannot read|attn_q.weight is"),
+    "no rows": (_info(b"blk.0.attn_q.weight", 4, "<Q", 0), "cannot read|attn_q.weight has shape"),
     "larger than the file": (_info(b"blk.0.attn_q.weight", 4, "<Q", 1 << 40), "its header names byte"),
     "half a block": (_info(b"blk.0.attn_q.weight", 20, "<I", 14), "not a multiple of Q6_K block size"),
     "a type that is not read": (_info(b"blk.0.ffn_down.weight", 20, "<I", 20), "ffn_down.weight' has type IQ4_NL, which is not supported"),
@@ -77,13 +77,13 @@ POISONS: dict[str, tuple[Change, str]] = {
     "a pre-tokenizer that is not read": (lambda d: put(d, at(d, b"tokenizer.ggml.pre") + 12, b"falcon"), "'falcon' is not supported"),
     "a missing tensor": (
         lambda d: bytes(d.replace(b"blk.1.ffn_up.weight", b"blk.1.ffn_xx.weight")),
-        "missing blk.1.ffn_up.weight; unexpected blk.1.ffn_xx.weight",
+        "missing blk.1.ffn_up.weight, unexpected blk.1.ffn_xx.weight",
     ),
-    "an unknown key": (lambda d: bytes(d.replace(b"qwen3.rope.freq_base", b"qwen3.rope.freq_bass")), "unknown keys: qwen3.rope.freq_bass"),
-    "no width": (lambda d: bytes(d.replace(b"qwen3.embedding_length", b"other.embedding_length")), "'qwen3.embedding_length' is missing"),
+    "an unknown key": (lambda d: bytes(d.replace(b"qwen3.rope.freq_base", b"qwen3.rope.freq_bass")), "unknown key 'rope.freq_bass'"),
+    "no width": (lambda d: bytes(d.replace(b"qwen3.embedding_length", b"other.embedding_length")), "'embedding_length' is missing"),
     "another width": (
         lambda d: put(d, at(d, b"qwen3.feed_forward_length") + 4, struct.pack("<I", 128)),
-        r"ffn_gate.weight is \(96, 64\), the model has \(128, 64\)",
+        r"ffn_gate.weight has shape \(96, 64\), not \(128, 64\)",
     ),
 }  # fmt: skip
 

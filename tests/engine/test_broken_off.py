@@ -23,7 +23,7 @@ from rorqual.core.errors import NumericsError
 from rorqual.data.chat import ChatFormat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Completion, Engine, Request, SamplingParams
-from rorqual.model import Decoder, build
+from rorqual.model import Decoder
 
 PROMPT = tuple(3 + i * 7 % 250 for i in range(150))
 OTHER = tuple(3 + i * 11 % 250 for i in range(90))
@@ -207,36 +207,6 @@ def test_whoever_comes_after_a_change_of_weights_has_the_new_ones_alone(
     engine.load_weights(new)
     assert ids_and_logprobs(run_out(engine, engine.submit(ask()))) == expected
     assert ids_and_logprobs(run_out(engine, engine.submit(ask()))) == expected
-
-
-def test_a_folder_filled_under_another_configuration_is_not_read(
-    tmp_path: Path, tokenizer: Tokenizer, chat: ChatFormat
-) -> None:
-    """The same weights with another base of RoPE have other keys."""
-    model = make_model("gqa", context=256)
-    stages = tuple(
-        stage.model_copy(
-            update={
-                "attention": stage.attention.model_copy(
-                    update={"rope": stage.attention.rope.model_copy(update={"theta": 5e5})}
-                )
-            }
-        )
-        for stage in model.config.stages
-    )
-    other = build(model.config.model_copy(update={"stages": stages}), seed=0)
-    other.load_state_dict(model.state_dict())
-    expected = alone(other, tokenizer, chat, ask())
-    assert expected != alone(model, tokenizer, chat, ask())
-    first = Engine.of(model, tokenizer, chat, slots=8, cache_dir=tmp_path)
-    first.generate([ask()])
-    first.close()
-    second = Engine.of(other, tokenizer, chat, slots=8, cache_dir=tmp_path)
-    found = second.generate([ask()])[0][0]
-    assert ids_and_logprobs(found) == expected and found.usage["prompt_cache_hit_tokens"] == 0
-    second.close()
-    same = Engine.of(model, tokenizer, chat, slots=8, cache_dir=tmp_path).generate([ask()])[0][0]
-    assert same.usage["prompt_cache_hit_tokens"] == 128
 
 
 # ---- what is no number

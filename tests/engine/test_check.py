@@ -37,7 +37,6 @@ REFUSED: dict[str, Request] = {
     "a token beyond": replace(GOOD, prompt_ids=(999,)),
     "a role": Request((Message("boss", "x"),)),  # type: ignore[arg-type]
     "no messages": Request(()),
-    "a tenant": replace(GOOD, tenant=5),  # type: ignore[arg-type]
 }
 
 

@@ -91,16 +91,6 @@ def test_experts_are_those_of_a_whole_forward(model: Decoder, tokenizer: Tokeniz
         assert torch.equal(own.sort(-1).values, c.experts.long().sort(-1).values)
 
 
-def test_ids_out_are_the_ids_fed(engine: Engine, mla: Decoder) -> None:
-    """Greedy: feeding prompt and reply once more says the same reply, so these ids, and no others, were fed."""
-    asked = requests(9, n=2)
-    for request, group in zip(asked, engine.generate(asked)):
-        for c in group:
-            assert c.prompt_ids == request.prompt_ids
-            logits, _ = whole_forward(mla, c)
-            assert logits.argmax(-1).tolist() == c.token_ids
-
-
 # ---- what decides the answer
 
 
@@ -110,18 +100,6 @@ def compare(got: list[Completion], expected: list[Completion]) -> None:
     for a, b in zip(got, expected):
         assert a.logprobs == b.logprobs
         assert torch.equal(a.experts, b.experts)
-
-
-def test_a_prompt_prefilled_in_chunks_answers_the_same(model: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
-    rng = random.Random(6)
-    asked = [
-        replace(request, prompt_ids=tuple(rng.randrange(7, 263) for _ in range(rng.randrange(40, 90))))
-        for request in requests(6, n=2, max_tokens=6, temperature=1.0)
-    ]
-    expected = flat(Engine.of(model, tokenizer, chat).generate(asked))
-    for step_tokens in (1, 40, 77):
-        engine = Engine.of(model, tokenizer, chat, step_tokens=step_tokens)
-        compare(flat(engine.generate(asked)), expected)
 
 
 # ---- weights

@@ -44,16 +44,6 @@ def waits(tape: Tape, jobs: list[Job]) -> dict[int, int]:
     return first
 
 
-@pytest.mark.parametrize("slots", [1, 2, 4])
-def test_short_requests_wait_a_quantum_behind_a_flood_of_long_ones(slots: int) -> None:
-    flood = [job(t, "flood", new=120) for t in range(3 * slots)]
-    calm = [job(100 + t, "calm", at=10 + 40 * t) for t in range(3)]
-    tape = Tape(slots, 100, step_tokens=200)
-    found = waits(tape, [*flood, *calm])
-    assert max(found[one.sequence.request_id] for one in calm) <= QUANTUM + 2
-    assert tape.scheduler.preemptions >= 1
-
-
 def test_slots_are_shared_out_evenly_and_no_further() -> None:
     tape = Tape(6, 100, step_tokens=600)
     for t in range(12):

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rorqual.engine.kv_cache.block_hash import extend, fingerprint_of, matchable, root
-from rorqual.engine.kv_cache.block_pool import BlockPool
 
 SECRET = bytes(range(32))
 TOKENS = st.lists(st.integers(0, 3), max_size=24)
@@ -54,17 +53,6 @@ def test_two_prompts_share_exactly_the_full_blocks_they_begin_with_alike(one, tw
     assert len(keys) == len(one) // block and len(set(keys)) == len(keys)
     for i, key in enumerate(keys):
         assert [j for j, other in enumerate(others) if other == key] == ([i] if i < alike // block else [])
-
-
-def test_two_tenants_with_one_prompt_never_hit_each_other() -> None:
-    pool, prompt = BlockPool(16), list(range(64))
-    blocks = pool.allocate(4) or []
-    keys = chain(SECRET, b"weights", "ann", prompt, 16)
-    for block, key in zip(blocks, keys, strict=True):
-        pool.register(block, key)
-    pool.release(blocks)
-    for tenant, found in (("bob", [None] * 4), ("", [None] * 4), ("ann", blocks)):
-        assert [pool.share(key) for key in chain(SECRET, b"weights", tenant, prompt, 16)] == found
 
 
 KEYS = st.lists(st.lists(st.binary(max_size=9), max_size=3), min_size=3, max_size=3)

@@ -72,19 +72,17 @@ def test_a_grammar_of_calls_is_refused_as_an_address_gets_no_tools(server: Serve
 
 def test_what_is_sent(server: Server) -> None:
     asked = ask("hi", max_tokens=9, temperature=0.5, top_p=0.9, top_k=4, seed=3)
-    (completion,) = remote(server, api_key="secret", extra={"min_p": 0.1}).generate([asked])[0]
+    (completion,) = remote(server, api_key="secret").generate([asked])[0]
     (body,) = server.bodies
     assert server.paths == ["/v1/chat/completions"]
     assert server.headers[0]["Authorization"] == "Bearer secret"
     assert body["messages"] == [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
-    sent = {name: body[name] for name in ("model", "max_tokens", "temperature", "top_p", "top_k", "min_p")}
-    assert sent == {"model": "m", "max_tokens": 9, "temperature": 0.5, "top_p": 0.9, "top_k": 4, "min_p": 0.1}
+    sent = {name: body[name] for name in ("model", "max_tokens", "temperature", "top_p", "top_k")}
+    assert sent == {"model": "m", "max_tokens": 9, "temperature": 0.5, "top_p": 0.9, "top_k": 4}
     assert body["seed"] == 3
     assert "chat_template_kwargs" not in body
     assert completion.usage == {"prompt_tokens": 7, "completion_tokens": 3}
     assert completion.finish_reason == "stop"
-    remote(server, extra={"top_p": 0.5}).generate([asked])
-    assert server.bodies.pop()["top_p"] == 0.5, "`extra` has the last word"
     remote(server).generate([ask(thinking="on"), ask(thinking="off")])
     kwargs = sorted(b["chat_template_kwargs"]["thinking"] for b in server.bodies[1:])
     assert kwargs == [False, True]
@@ -118,15 +116,13 @@ SENT: dict[str, tuple[Any, dict[str, Any]]] = {
 
 def test_every_sampling_parameter_is_sent(server: Server) -> None:
     assert set(SENT) == {field.name for field in fields(SamplingParams)} - {"n"}, "`n` is as many requests"
-    sent = {name: change for name, change in SENT.items() if name != "prompt_logprobs"}  # of which scores come back
-    for name in ("", *sent):
+    for name in ("", *SENT):
         remote(server).generate([ask(**{name: SENT[name][0]} if name else {})])
     plain = server.bodies[0]
-    for (name, (_, change)), body in zip(sent.items(), server.bodies[1:], strict=True):
+    for (name, (_, change)), body in zip(SENT.items(), server.bodies[1:], strict=True):
         assert body == plain | change, name
     always = fields_of(SamplingParams())
     assert always == {"max_tokens": 64, "temperature": 0, "top_p": 1}
-    assert fields_of(SamplingParams(prompt_logprobs=0)) == always | SENT["prompt_logprobs"][1]
     kinds: dict[Grammar, dict[str, Any]] = {
         Grammar("json", ""): {"response_format": {"type": "json_object"}},
         Grammar("choice", '["a", "b"]'): {"guided_choice": ["a", "b"]},
@@ -139,28 +135,6 @@ def test_every_sampling_parameter_is_sent(server: Server) -> None:
     }
     for grammar, asked in kinds.items():
         assert fields_of(SamplingParams(grammar=grammar)) == always | asked
-
-
-@pytest.mark.parametrize("top", [0, 1, 2])
-def test_a_prompts_log_probabilities_are_read_as_vllm_writes_them(server: Server, top: int) -> None:
-    """The prompt's own token first, whatever its rank; the likeliest by their ranks; nothing for the first token."""
-
-    def entry(rank: int, logprob: float) -> dict[str, Any]:
-        return {"logprob": logprob, "rank": rank, "decoded_token": "x"}
-
-    places = [
-        None,
-        {"7": entry(57, -9.5), "4": entry(2, -1.5), "3": entry(1, -0.5)},
-        {"3": entry(1, -0.25), "9": entry(2, -2.0)},
-    ]
-    status, body, headers = reply("a")
-    server.answer = lambda *_: (status, body | {"prompt_logprobs": places}, headers)
-    [[found]] = remote(server).generate([ask(prompt_logprobs=top)])
-    assert found.prompt_logprobs == [None, -9.5, -0.25]
-    likeliest = [[], [(3, -0.5), (4, -1.5)][:top], [(3, -0.25), (9, -2.0)][:top]]
-    assert found.prompt_top_logprobs == (likeliest if top else None)
-    [[unasked]] = remote(server).generate([ask()])
-    assert unasked.prompt_logprobs is None and unasked.prompt_top_logprobs is None
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from collections import Counter
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tape import Job, Tape, drive, sequence, some_ids
+from tape import sequence
 
 from rorqual.engine.request_queue import DRAWN, RequestQueue
 from rorqual.engine.sequence import Sequence
@@ -95,17 +95,3 @@ def test_whose_requests_all_run_is_busy() -> None:
     for number in range(14, 18):
         waiting.push(one_of(number, "served", 0, number), busy={"served"})
     assert Counter(serve(waiting).tenant for _ in range(4)) == {"served": 2, "new": 2}
-
-
-def test_through_the_scheduler_a_newcomer_has_no_turns_of_the_time_before_it_came() -> None:
-    """Eleven requests of one tenant, the last of which runs when another comes: from there on they alternate."""
-
-    def job(request_id: int, tenant: str, at: int) -> Job:
-        return Job(sequence(request_id, some_ids(request_id, 10), new=10, tenant=tenant, endless=True), at)
-
-    served = [job(t, "served", 0) for t in range(11)]
-    both = [job(100 + t, "new", 105) for t in range(5)] + [job(200 + t, "served", 106) for t in range(5)]
-    seen = drive(Tape(1, 30, step_tokens=200), [*served, *both])
-    assert seen.order[:10] == list(range(10)), "the last one runs at step 105"
-    of_the_next = Counter(request_id // 100 for request_id in seen.order[11:17])
-    assert of_the_next[1] in (3, 4), "what the running request still costs is charged to its tenant"

@@ -3,7 +3,6 @@ from. Trained models, both kinds of attention, fp32 and bf16; every comparison i
 
 from __future__ import annotations
 
-import copy
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -16,13 +15,10 @@ from scaled import finish
 from schedules import FORCED, LONG, Pool, Wrong, differences, make_pool, run_schedule
 from trained import CONTEXT, FURTHER, TESTED, TYPES, in_type
 
-from rorqual.data.pack import Sample, pack
 from rorqual.engine import Completion, Embeds, Request, SamplingParams
 from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
-from rorqual.ops.backends import TORCH_INVARIANT
-from rorqual.ops.losses import token_logprobs
 from rorqual.ops.paged import BLOCK
 from rorqual.ops.rows import Rows
 
@@ -109,31 +105,6 @@ def test_rows_in_tiles_change_no_bit(
     assert len(cut) > 1000
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("tied", [False, True])
-def test_in_tiles_the_trainers_weights_are_read_where_they_lie(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Changed in place, and replaced by others: the next answer is theirs."""
-    monkeypatch.setattr("rorqual.ops.rows.WIDE", 16)
-    monkeypatch.setattr("rorqual.ops.backends.torch_invariant.rows_of", lambda *_: (Rows(16, 16), True, 1))
-    attention = GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=16)
-    stage = Stage(layers=2, attention=attention, ffn=DenseConfig(intermediate_size=64))
-    config = ModelConfig(
-        vocab_size=264, hidden_size=32, stages=(stage,), tie_word_embeddings=tied, max_position_embeddings=CONTEXT,
-        initializer_range=0.3,
-    )  # fmt: skip
-    one, two, three = (build(config, seed=seed) for seed in range(3))
-    request = Request(prompt_ids=tuple(range(40, 75)), params=SamplingParams(max_tokens=12, ignore_eos=True))
-    pools = [Pool(model, False, [request], []) for model in (one, two, three)]
-    expected = [pool.engine(slots=2).generate([request])[0][0] for pool in pools]
-    engine = pools[0].engine(slots=2)
-    assert differences(engine.generate([request])[0][0], expected[0]) == []
-    one.load_state_dict(two.state_dict())
-    assert differences(engine.generate([request])[0][0], expected[1]) == []
-    for module, other in zip(one.modules(), three.modules(), strict=True):
-        module._parameters = dict(other._parameters)
-    assert differences(engine.generate([request])[0][0], expected[2]) == []
-
-
 @pytest.mark.usefixtures("one_thread")
 def test_the_comparison_sees_one_bit(model: Decoder, tmp_path: Path) -> None:
     pool = make_pool(model, seed=2)
@@ -146,31 +117,6 @@ def test_the_comparison_sees_one_bit(model: Decoder, tmp_path: Path) -> None:
     pool.answers = {number: [other] * 3 for number in range(len(pool.requests))}
     with pytest.raises(Wrong, match=r"log-probabilities|token ids"):
         run_schedule(pool, 0, tmp_path)
-
-
-@torch.no_grad()
-@pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("how", [{}, {"temperature": 0.6}, {"temperature": 1.0}, {"temperature": 1.7}], ids=str)
-def test_a_trainers_log_probabilities_are_the_samplers(model: Decoder, how: dict[str, float]) -> None:
-    """Packed rows in the same arithmetic, all documents at once. With cuts, and through GRPO itself: tests/train/test_sampler_check.py."""
-    pool = make_pool(model, seed=5, stems=1)
-    asked = [replace(r, params=SamplingParams(max_tokens=9, n=2, seed=i, **how)) for i, r in enumerate(pool.requests)]
-    completions = [c for group in pool.engine(slots=4).generate(asked) for c in group]
-    samples = [
-        Sample([*c.prompt_ids, *c.token_ids], [False] * len(c.prompt_ids) + [True] * len(c.token_ids))
-        for c in completions
-    ]
-    packed = pack(samples, CONTEXT)
-    tokens, positions, segments = (
-        torch.from_numpy(x) for x in (packed.batch.tokens, packed.batch.positions, packed.batch.segments)
-    )
-    trainer = copy.copy(model)
-    trainer.ops = TORCH_INVARIANT
-    hidden = trainer(tokens, positions, segments=segments).hidden
-    for (row, start, length), c in zip(packed.places, completions, strict=True):
-        here = slice(start + len(c.prompt_ids) - 1, start + length - 1)
-        logits = trainer.logits(hidden[row, here]) / (how.get("temperature") or 1.0)
-        assert token_logprobs(logits, torch.tensor(c.token_ids)).tolist() == c.logprobs
 
 
 WIDE = {

@@ -55,12 +55,11 @@ def test_it_agrees_with_the_engine_that_drew_them(model: Decoder, drawn: tuple[l
         assert np.exp(found.astype(np.float64)).sum(-1) == pytest.approx(1.0, abs=1e-5)
 
 
-@pytest.mark.parametrize("row", [0, 48])
 def test_it_is_each_samples_own_distribution_however_it_is_packed(
-    model: Decoder, drawn: tuple[list[Pair], list[list[float]]], row: int
+    model: Decoder, drawn: tuple[list[Pair], list[list[float]]]
 ) -> None:
     pairs, _ = drawn
-    for (prompt, reply), (ids, found) in zip(pairs, score(model, pairs, 5, row=row), strict=True):
+    for (prompt, reply), (ids, found) in zip(pairs, score(model, pairs, 5), strict=True):
         whole = torch.tensor([[*prompt, *reply]])
         with torch.no_grad():
             logits = model.logits(model(whole).hidden)[0, len(prompt) - 1 : -1].double()
@@ -71,7 +70,7 @@ def test_it_is_each_samples_own_distribution_however_it_is_packed(
 
 @pytest.mark.parametrize(("pair", "k", "says"), [
     (((1,), [2]), BASE_VOCAB + 1, "vocabulary of 263"), (((1,), [2]), 0, "vocabulary of 263"),
-    (((), [2]), 1, "prompt is empty"), (((1,), []), 1, "reply is empty"), (((1,) * 60, [2] * 5), 1, "context is 64"),
+    (((), [2]), 1, "prompt of 0"), (((1,), []), 1, "reply of 0"), (((1,) * 60, [2] * 5), 1, "context of 64"),
 ])  # fmt: skip
 def test_what_it_cannot_score_is_refused(model: Decoder, pair: Pair, k: int, says: str) -> None:
     with pytest.raises(DataError, match=says):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import random
-import signal
 import stat
 import subprocess
 import sys
@@ -170,15 +169,6 @@ def test_files_that_change_names_are_misses(store: DiskStore, folder: Path) -> N
     misses(store, 1)
 
 
-def test_payloads_swapped_under_their_headers_are_misses(store: DiskStore, folder: Path) -> None:
-    one, two = file_of(folder, 0), file_of(folder, 1)
-    first, second = one.read_bytes(), two.read_bytes()
-    one.write_bytes(first[:-5_000] + second[-5_000:])
-    two.write_bytes(second[:-5_000] + first[-5_000:])
-    misses(store, 0)
-    misses(store, 1)
-
-
 @pytest.mark.parametrize("other", ["secret", "weights"])
 def test_files_of_another_secret_or_of_other_weights_are_misses(other: str, folder: Path) -> None:
     with open_store(folder) as store:
@@ -305,30 +295,6 @@ def test_a_second_engine_on_one_folder_is_told_who_and_what_to_do(store: DiskSto
     assert store.get(key(0)) == payload(0), "and the first goes on"
     store.close()
     open_store(folder).close()
-
-
-HOLD = """
-import sys, time
-from pathlib import Path
-from rorqual.engine.kv_cache.disk import DiskStore
-store = DiskStore(Path(sys.argv[1]), 1 << 20, b"weights")
-store.put(bytes(31) + b"\\5", b"of the first")
-store.flush()
-print("ready", flush=True)
-time.sleep(60)
-"""
-
-
-def test_the_lock_of_a_process_that_was_killed_is_taken_over(folder: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", HOLD, folder], stdout=subprocess.PIPE, text=True) as first:
-        assert first.stdout is not None and first.stdout.readline() == "ready\n"
-        try:
-            with pytest.raises(RorqualError, match=f"process {first.pid}"):
-                open_store(folder)
-        finally:
-            first.send_signal(signal.SIGKILL)
-    with open_store(folder) as store:
-        assert store.get(key(5)) == b"of the first"
 
 
 @pytest.mark.parametrize("below", ["", "cache"])

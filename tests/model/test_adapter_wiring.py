@@ -19,7 +19,6 @@ from rorqual.model.adapter.esft import select
 from rorqual.model.adapter.files import (
     ADAPTER_FILE,
     ADAPTER_INFO,
-    DEPTH,
     WEIGHTS_FILE,
     base_of,
 )
@@ -52,10 +51,6 @@ def logits(model: Decoder) -> Tensor:
         return model.logits(model(TOKENS).hidden)
 
 
-def relative(ours: Tensor, expected: Tensor) -> float:
-    return float((ours.detach().double() - expected.detach().double()).abs().max() / expected.detach().abs().max())
-
-
 @torch.no_grad()
 def adapted(tune: Tune, experts: tuple[tuple[int, ...], ...] = ()) -> Decoder:
     """A model with what is trained of it moved."""
@@ -64,10 +59,6 @@ def adapted(tune: Tune, experts: tuple[tuple[int, ...], ...] = ()) -> Decoder:
     for seed, parameter in enumerate(trained(model).values()):
         parameter.add_(0.2 * normal(*parameter.shape, seed=seed))
     return model
-
-
-def held(model: Decoder) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in trained(model).items()}
 
 
 TUNES: dict[str, tuple[Tune, tuple[tuple[int, ...], ...]]] = {
@@ -91,16 +82,7 @@ def test_what_is_trained_has_the_names_and_shapes_that_were_told(name: str) -> N
     (model.logits(out.hidden).square().sum() + model.logits(further).square().sum()).backward()
     assert all(p.grad is not None for p in found.values())
     assert all(p.grad is None for n, p in model.named_parameters() if n not in found)
-    assert tune.whole is (name == "full") and tune.selects is (name == "esft")
-
-
-@pytest.mark.parametrize("name", ["lora", "rank-stabilised lora", "esft"])
-def test_merged_is_attached(name: str) -> None:
-    tune, experts = TUNES[name]
-    attached, plain = adapted(tune, experts), build(CONFIG, seed=0)
-    before = logits(plain)
-    tune.merge(plain, held(attached))
-    assert relative(logits(attached), logits(plain)) < 1e-5 < relative(before, logits(plain))
+    assert tune.whole is (name == "full")
 
 
 # ---- LoRA
@@ -134,21 +116,6 @@ def test_part_of_a_word_and_maps_elsewhere_are_no_targets(target: str) -> None:
 
 
 # ---- ESFT
-
-
-@pytest.mark.parametrize(
-    "experts",
-    [(), ((0,),), ((0,), (1,), (2,)), ((), (1,)), ((1, 0), (1,)), ((1, 1), (1,)), ((0,), (5,)), ((-1, 0), (1,))],
-    ids=["none", "few", "many", "empty", "order", "twice", "beyond", "below"],
-)
-def test_experts_that_are_not_those_of_the_layers_are_refused(experts: tuple[tuple[int, ...], ...]) -> None:
-    for use in (
-        lambda model: ESFT().attach(model, seed=0, experts=experts),
-        lambda model: ESFT().shapes(model, experts),
-    ):
-        with pytest.raises(ConfigError, match=r"experts|covers"):
-            use(build(CONFIG, seed=0))
-    ESFT().attach(build(CONFIG, seed=0), seed=0, experts=((0, 1, 2, 3, 4), (4,)))
 
 
 def test_a_sum_of_shares_that_is_rounded_takes_no_expert_more() -> None:
@@ -199,22 +166,12 @@ def test_a_base_and_its_adapter_are_added_in_fp32_and_rounded_once(tmp_path: Pat
     assert all(torch.equal(rounded[name], weight.bfloat16()) for name, weight in exact.items())
 
 
-def test_a_circle_of_adapters_is_refused(tmp_path: Path) -> None:
-    """As many as `DEPTH`, one on another, are read."""
-    at = whole_run(tmp_path / "base")
-    for number in range(DEPTH):
-        at = adapter_run(tmp_path / f"a{number}", at)
-    assert len(unfold(at)[1]) == DEPTH
-    with pytest.raises(CheckpointError, match="the chain of bases may be circular"):
-        unfold(adapter_run(tmp_path / "last", at))
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda t: t.pop("layers.0.attention.o_proj.lora_A"), "missing layers.0.attention.o_proj.lora_A"),
         (lambda t: t.update({"more.lora_A": torch.zeros(1)}), "unexpected more.lora_A"),
-        (lambda t: t.update({"layers.2.attention.o_proj.lora_B": torch.zeros(32, 3)}), r"lora_B has shape \(32, 3\), .* needs \(32, 2\)"),
+        (lambda t: t.update({"layers.2.attention.o_proj.lora_B": torch.zeros(32, 3)}), r"lora_B has shape \(32, 3\), not \(32, 2\)"),
         (lambda t: t["layers.1.attention.o_proj.lora_A"][0].fill_(math.nan), "lora_A contains NaN or infinity"),
         (lambda t: t["layers.1.attention.o_proj.lora_B"][-1].fill_(-math.inf), "lora_B contains NaN or infinity"),
     ],

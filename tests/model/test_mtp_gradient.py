@@ -69,3 +69,13 @@ def test_against_differences_of_the_loss(name: str, modules: int) -> None:
             found.append(float(loss()))
             parameter.sub_(along, alpha=sign * step)
     assert (found[0] - found[1]) / (2 * step) == pytest.approx(float(gradient.norm()), rel=1e-2)
+
+
+@torch.no_grad()
+def test_a_second_module_continues_the_first() -> None:
+    """It reads what the first one gave, and the tokens from the next one on."""
+    model, tokens = made(2), some_tokens()
+    first, second = model.predict_further(model(tokens).hidden, tokens)
+    model.mtp = model.mtp[1:]
+    (alone,) = model.predict_further(first.hidden, tokens[:, 1:])
+    torch.testing.assert_close(alone.hidden, second.hidden)

@@ -20,9 +20,7 @@ from rorqual.ops.backends.torch import Torch
 from rorqual.ops.devices import check_device
 from rorqual.ops.layout import plain, prepack, times
 from rorqual.ops.losses import keep_only
-from rorqual.ops.moe import Routing
 from rorqual.ops.rope import Llama3, Rope, Yarn, inverse_frequencies, rope_table
-from rorqual.ops.rows import Rows
 
 STEPS = TORCH.fit(nn.Linear(1, 1), cache_shapes=(), threads=1).backend
 """What an engine runs for `torch`."""
@@ -124,38 +122,6 @@ def test_a_norm_equals_its_formula(ops: Backend, eps: float) -> None:
         relative(ops.rms_norm(x, weight, eps), wide / (wide.square().mean(-1, keepdim=True) + eps).sqrt() * weight)
         < 1e-6
     )
-
-
-def routing_of(tokens: int, experts: int, k: int, used: int) -> Routing:
-    """Gates that differ; of the experts, the last `used` have tokens."""
-    indices = torch.stack([experts - used + normal(used, seed=t).argsort()[:k] for t in range(tokens)])
-    weights = 0.2 + normal(tokens, k, seed=3).abs()
-    zeros = torch.zeros(tokens, experts)
-    return Routing(indices, weights, zeros, indices, zeros[:, 0])
-
-
-def slow_experts(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor) -> Tensor:
-    out = torch.zeros_like(x, dtype=torch.float64)
-    for token, (chosen, gates) in enumerate(zip(routing.indices.tolist(), routing.weights.double())):
-        for expert, share in zip(chosen, gates):
-            gate, up = (gate_up[expert].double() @ x[token].double()).chunk(2)
-            out[token] += share * (down[expert].double() @ (gate * gate.sigmoid() * up))
-    return out
-
-
-@pytest.mark.parametrize(
-    "ops", [*ALL, TorchInvariant(Rows(4, 8)), TorchInvariant(Rows(16, 16))], ids=lambda ops: ops.name
-)
-@pytest.mark.parametrize("grad", [True, False])
-@pytest.mark.parametrize("tokens", [1, 15, 16, 31, 32, 70])
-def test_experts_equal_the_sum_by_loops(ops: Backend, grad: bool, tokens: int) -> None:
-    """On both sides of the counts of tokens, and of experts in use, at which a backend changes its way."""
-    gate_up, down = normal(9, 2 * 20, 24, seed=1), normal(9, 24, 20, seed=2)
-    for used in (2, 4, 5, 9):
-        x, routing = normal(tokens, 24, seed=used), routing_of(tokens, 9, 2, used)
-        with torch.set_grad_enabled(grad):
-            found = ops.experts(x, routing, gate_up, down)
-        assert relative(found, slow_experts(x, routing, gate_up, down)) < 1e-5, used
 
 
 # ---- the router

@@ -12,7 +12,7 @@ from little import ROW, TASK, documents, loud, packed, sft_run, tiny, tokenizer,
 from rorqual.core.errors import DataError, NumericsError
 from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
-from rorqual.data.pack import Sample, pack, pack_rows
+from rorqual.data.pack import Sample, pack_rows
 from rorqual.model import Decoder
 from rorqual.recipes.sft import sft
 from rorqual.tasks.find import load_task
@@ -26,56 +26,12 @@ from rorqual.train.sources.worked import worked_sample
 BOTH: tuple[Objective, ...] = (NextToken(), MultiToken())
 
 
-def close(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return float((a - b).abs().max()) <= 1e-5 * float(b.abs().max())
-
-
-@torch.no_grad()
-def test_a_packed_document_gives_the_logits_it_gives_alone() -> None:
-    model, samples = loud(tiny()), documents(11)
-    found = pack(samples, ROW)
-    batch = TrainBatch.from_packed(found.batch)
-    output = model(batch.tokens, batch.positions, segments=batch.segments)
-    further = model.predict_further(output.hidden, batch.tokens, batch.positions, batch.segments)[0].hidden
-    assert len(batch.tokens) < len(samples), "nothing was packed"
-    for (row, start, length), sample in zip(found.places, samples, strict=True):
-        alone = model(torch.tensor([sample.ids]))
-        here = model.logits(output.hidden[row, start : start + length])
-        assert close(here, model.logits(alone.hidden[0]))
-        ahead = model.predict_further(alone.hidden, torch.tensor([sample.ids]))[0].hidden[0]
-        assert close(model.logits(further[row, start : start + length - 1]), model.logits(ahead))
-
-
 def test_a_batch_without_a_trained_token_is_no_nan() -> None:
     model = loud(tiny())
     silent = [Sample(s.ids, [False] * len(s)) for s in documents(13, count=3)]
     update = update_of(model, BOTH, packed(silent))
     assert update.loss == 0.0
     assert all(bool((g == 0).all()) for g in update.grads)
-
-
-def test_only_masked_tokens_are_trained() -> None:
-    """The loss is the mean over the mask, in double precision, over documents alone; targets off the mask are free."""
-    model, samples = loud(tiny()), documents(14)
-    total, count, ahead, ahead_count = 0.0, 0, 0.0, 0
-    with torch.no_grad():
-        for sample in samples:
-            tokens = torch.tensor([sample.ids])
-            output = model(tokens)
-            logprobs = model.logits(output.hidden[0]).double().log_softmax(-1)
-            further = model.logits(model.predict_further(output.hidden, tokens)[0].hidden[0]).double().log_softmax(-1)
-            for i in range(1, len(sample)):
-                if sample.mask[i]:
-                    total, count = total - float(logprobs[i - 1, sample.ids[i]]), count + 1
-                    if i >= 2:
-                        ahead, ahead_count = ahead - float(further[i - 2, sample.ids[i]]), ahead_count + 1
-    update = update_of(model, BOTH, packed(samples), parts=2)
-    assert update.means["loss/next_token"] == pytest.approx((total, count), rel=1e-5)
-    assert update.means["loss/mtp"] == pytest.approx((ahead, ahead_count), rel=1e-5)
-    assert update.loss == pytest.approx(total / count + 0.3 * ahead / ahead_count, rel=1e-5)
-    batch = packed(samples)
-    batch.targets[batch.loss_mask == 0] = 0
-    assert update_of(model, BOTH, batch, parts=2).loss == update.loss
 
 
 @torch.no_grad()

@@ -98,32 +98,6 @@ def test_against_a_slow_reference(kind: Divergence, k: int, tail: str, temperatu
         assert float(wanted.abs().max()) > 0 and relative(wanted, grad) <= 1e-4
 
 
-def shifted(batch: TrainBatch, mask: Tensor) -> TrainBatch:
-    """The teacher's distributions one token late."""
-    assert batch.teacher_logprobs is not None
-    ids = None if batch.teacher_ids is None else batch.teacher_ids.roll(1, dims=1)
-    return replace(batch, teacher_logprobs=batch.teacher_logprobs.roll(1, dims=1), teacher_ids=ids, loss_mask=mask)
-
-
-@pytest.mark.parametrize("kind", DIVERGENCES)
-@pytest.mark.parametrize(("k", "tail"), [(0, "bucket"), (5, "bucket"), (5, "renormalise")])
-def test_a_student_that_is_its_teacher_stays(kind: Divergence, k: int, tail: str) -> None:
-    """And a teacher one token off moves it: trl#2215, trl#6252, ms-swift#8436."""
-    ours, batch = student(), packed(documents(9))
-    objective = Distil(divergence=kind, tail=tail)
-    same = update_of(ours, (objective,), beside(batch, ours, k))
-    other = update_of(ours, (objective,), beside(batch, teacher(), k))
-    assert abs(same.loss) <= 2e-6
-    for still, moved in zip(same.grads, other.grads, strict=True):
-        assert float(still.abs().max()) <= 1e-5 * max(1.0, float(moved.abs().max()))
-    everywhere = replace(batch, loss_mask=(batch.segments >= 0).float())
-    assert update_of(ours, (objective,), shifted(beside(everywhere, ours, k), batch.loss_mask)).loss > 0.05
-    with pytest.raises(
-        NumericsError, match=r"add up to (263|5) at a trained position"
-    ):  # beside a prompt there is none
-        update_of(ours, (objective,), shifted(beside(batch, ours, k), batch.loss_mask))
-
-
 def test_a_tail_that_fp32_cannot_tell_from_nothing_is_finite() -> None:
     ours, batch = student(), beside(packed(documents(10)), teacher(), 3)
     assert batch.teacher_logprobs is not None
@@ -135,11 +109,10 @@ def test_a_tail_that_fp32_cannot_tell_from_nothing_is_finite() -> None:
 
 def test_what_it_cannot_do_is_refused() -> None:
     ours, batch = student(), packed(documents(11))
-    with pytest.raises(NumericsError, match="logits=true"):
-        update_of(ours, (Distil(),), batch)
+    alone = beside(batch, teacher())
+    assert alone.teacher_logprobs is not None
+    with pytest.raises(NumericsError, match="add up to 263 at a trained position"):  # beside a prompt there is none
+        late = alone.teacher_logprobs.roll(1, dims=1)
+        update_of(ours, (Distil(),), replace(alone, teacher_logprobs=late))
     with pytest.raises(ConfigError, match="tail=renormalise"):
         update_of(ours, (Distil(temperature=2.0),), beside(batch, teacher(), 5))
-    wide = beside(batch, teacher())
-    assert wide.teacher_logprobs is not None
-    with pytest.raises(NumericsError, match="with the same vocabulary"):
-        update_of(ours, (Distil(),), replace(wide, teacher_logprobs=wide.teacher_logprobs[..., :-1]))

@@ -12,13 +12,11 @@ import torch
 from little import (
     engine_of,
     grpo_run,
-    interrupted_at,
     loud,
     records,
     rollouts,
     sampled,
     tiny,
-    train_with,
     update_of,
     watch,
 )  # fmt: skip
@@ -165,32 +163,11 @@ def test_advantages_of_a_group() -> None:
     assert group_advantages([1.0, 1.0], [True, True], std=True).tolist() == [0.0, 0.0]
 
 
-def test_cut_off_answers_do_not_train_and_count_in_the_mean(base: Path, tmp_path: Path) -> None:
-    plain, masked = (
-        watch(run_with(base, 1, max_tokens=4, mask_truncated=on), tmp_path / str(on))[0] for on in (False, True)
-    )
-    assert [line["samples"] for line in plain.trace] == [line["samples"] for line in masked.trace]
-    samples = [s for line in plain.trace for s in line["samples"]]
-    learned = [s for s in samples if s["advantage"] != 0]
-    whole = [s for s in learned if s["finish"] == "stop"]
-    assert 0 < len(whole) < len(learned)
-    assert len(documents(plain.batches)) == len(learned) and len(documents(masked.batches)) == len(whole)
-    assert len(documents(masked.batches)) + len(documents(masked.unlearned)) == len(samples)
-
-
 # ---- the sampler's kept sets
 
 
 def kept_bits(completion: Completion, vocab: int) -> np.ndarray:
     return np.unpackbits(completion.kept, axis=-1)[:, :vocab].astype(bool)
-
-
-@pytest.mark.parametrize("how", [{"top_p": 0.8}, {"top_k": 4}])
-def test_trainer_and_sampler_agree_under_truncation(how: dict[str, Any], base: Path, tmp_path: Path) -> None:
-    fit(run_with(base, 3, **how), RunDir(tmp_path / "run"), quiet=True)
-    steps = records(tmp_path / "run")
-    assert len(steps) == 3
-    assert all(step["logprob_diff"] <= 1e-6 and step["logprob_diff_max"] <= 1e-4 for step in steps)
 
 
 def test_a_token_that_was_cut_off_has_no_gradient() -> None:
@@ -223,29 +200,11 @@ def test_the_reference_scores_as_the_model_that_it_is(base: Path) -> None:
     assert torch.allclose(colder.logprobs(rollouts(sampled(from_start.model, temperature=0.7))), wanted, atol=1e-5)
 
 
-def test_a_kl_term_holds_the_policy_at_its_reference(base: Path, tmp_path: Path) -> None:
-    """KL begins at nothing, grows, and grows less where it weighs more. All that was graded trains."""
-    found = {}
-    for beta in (1e-6, 5.0):
-        run = run_with(base, 4, reference=str(base), objective={"beta": beta, "kl": "unbiased"})
-        run = run.model_copy(update={"optim": run.optim.model_copy(update={"lr": 3e-3})})
-        seen = watch(run, tmp_path / str(beta))
-        steps = records(tmp_path / str(beta))
-        assert all(not step.unlearned for step in seen)
-        assert all(len(documents(step.batches)) == 24 for step in seen)
-        assert steps[0]["reference_tokens"] == seen[0].metrics["reference_tokens"] > 0
-        found[beta] = [step["kl"] for step in steps]
-    assert found[1e-6][0] < 0.1 * found[1e-6][-1]
-    assert found[5.0][-1] < 0.5 * found[1e-6][-1]
-
-
 def test_the_reference_is_scored_at_the_temperature_of_the_samples(base: Path, tmp_path: Path) -> None:
-    """Before the first update, the policy is its reference: the KL is nothing, at any temperature."""
-    for temperature in (1.0, 0.6):
-        objective = {"beta": 0.1, "temperature": temperature}
-        run = run_with(base, 1, reference=str(base), objective=objective, temperature=temperature)
-        watch(run, tmp_path / str(temperature))
-        assert abs(records(tmp_path / str(temperature))[0]["kl"]) < 1e-4
+    """Before the first update, the policy is its reference: the KL is nothing."""
+    objective = {"beta": 0.1, "temperature": 0.6}
+    watch(run_with(base, 1, reference=str(base), objective=objective, temperature=0.6), tmp_path / "run")
+    assert abs(records(tmp_path / "run")[0]["kl"]) < 1e-4
 
 
 def test_a_kl_without_a_reference_and_a_foreign_reference_are_refused(base: Path, tmp_path: Path) -> None:
@@ -285,18 +244,3 @@ def test_old_probabilities_are_those_before_the_first_update(base: Path, tmp_pat
 
 
 # ---- recipes
-
-
-@pytest.mark.parametrize("variant", ["dapo", "dr_grpo", "gspo", "cispo", "v32"])
-def test_a_papers_settings_train_and_go_on_to_the_same_bits(variant: str, base: Path, tmp_path: Path) -> None:
-    values = {"task": grpo_run(base).source.task, "from": str(base), "variant": variant, "steps": "2"}  # type: ignore[attr-defined]
-    values |= {"problems": "4", "samples": "6", "max_tokens": "12", "row": "48", "tis_cap": "2.0"}
-    run = make_run("grpo", values).model_copy(update={"save_seconds": 1e-9})
-    straight = fit(run, RunDir(tmp_path / "straight"), quiet=True)
-    with pytest.raises(KeyboardInterrupt):
-        train_with(run, RunDir(tmp_path / "cut"), interrupted_at(1))
-    again = fit(run, RunDir(tmp_path / "cut"), quiet=True)
-    assert records(tmp_path / "cut") == records(tmp_path / "straight")
-    ours, theirs = straight.model.state_dict(), again.model.state_dict()
-    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
-    assert not all(math.isclose(step["loss"], 0.0) for step in records(tmp_path / "cut"))

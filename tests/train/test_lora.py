@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from pathlib import Path
@@ -12,7 +11,6 @@ import pytest
 import torch
 from little import (
     TASK,
-    engine_of,
     grpo_run,
     interrupted_at,
     loud,
@@ -27,11 +25,10 @@ from safetensors.torch import load_file, save_file
 from rorqual.convert.hf import export_hf
 from rorqual.convert.merge import merge_run, whole_weights
 from rorqual.core.errors import CheckpointError, ConfigError
-from rorqual.core.records import RunDir, write_json
-from rorqual.engine import Request, SamplingParams
+from rorqual.core.records import RunDir
 from rorqual.engine.engine import Engine
 from rorqual.model import Decoder
-from rorqual.model.adapter import LoRA, adapter_of, fingerprint, trained
+from rorqual.model.adapter import LoRA, adapter_of, trained
 from rorqual.model.adapter.files import ADAPTER_FILE, ADAPTER_INFO
 from rorqual.model.adapter.lora import linears
 from rorqual.model.attention import GQAConfig
@@ -40,11 +37,9 @@ from rorqual.model.ffn import DenseConfig
 from rorqual.model.load.run_directory import load_run
 from rorqual.recipes import make_run
 from rorqual.train.loop import fit
-from rorqual.train.objectives import MultiToken, NextToken, Objective
 from rorqual.train.run import Run, Start
 
 STEPS = 5
-OBJECTIVES: tuple[Objective, ...] = (NextToken(), MultiToken())
 TOKENS = torch.randint(0, 250, (2, 24), generator=torch.Generator().manual_seed(5))
 
 
@@ -107,19 +102,6 @@ def test_merged_equals_attached(config: ModelConfig, rslora: bool) -> None:
     a, b = (trained(attached)[f"{name}.lora_{letter}"].double() for letter in "AB")
     slow = was.weight.double() + scale * b @ a
     assert relative(slow.detach(), linear.weight.detach().double()) <= 1e-6
-
-
-def test_generation_reads_the_attached_and_the_merged_alike() -> None:
-    """Latent attention absorbs a map in decoding: it must absorb what stands beside it, too."""
-    tune = LoRA(r=4)
-    attached, plain = adapted(loud(tiny()), tune), loud(tiny())
-    tune.merge(plain, {name: p.detach() for name, p in trained(attached).items()})
-    ask = [
-        Request(prompt_ids=tuple(range(40, 50)), params=SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True))
-    ]
-    (one,), (other,) = (engine_of(model).generate(ask)[0] for model in (attached, plain))
-    assert one.token_ids == other.token_ids
-    assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
 
 
 # ---- what a run trains and keeps
@@ -278,14 +260,6 @@ def test_a_base_that_changed_is_refused(base: Path, straight: Path, tmp_path: Pa
     ) as error:
         load_run(RunDir(lora))
     assert ADAPTER_INFO in error.value.where and error.value.remedy
-
-
-def test_a_fingerprint_is_of_all_that_makes_the_weights(straight: Path, tmp_path: Path) -> None:
-    shutil.copytree(RunDir(straight).checkpoint(), tmp_path / "step-000005")
-    before = fingerprint(tmp_path / "step-000005")
-    info = json.loads((tmp_path / "step-000005" / ADAPTER_INFO).read_text(encoding="utf-8"))
-    write_json(tmp_path / "step-000005" / ADAPTER_INFO, info | {"base": info["base"] | {"sha256": "0"}})
-    assert before != fingerprint(tmp_path / "step-000005")
 
 
 # ---- from the shell

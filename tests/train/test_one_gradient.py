@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from little import documents, loud, packed, padded, relative, same_gradient, tiny, update_of
+from little import documents, loud, packed, padded, same_gradient, tiny, update_of
 
 from rorqual.train.objectives import MultiToken, NextToken, Objective
 
@@ -29,15 +29,3 @@ def test_threads_change_no_bit(parts: int) -> None:
     one, two = (update_of(model, SUPERVISED, padded(samples), parts=parts, threads=n) for n in (1, 2))
     assert all(torch.equal(a, b) for a, b in zip(one.grads, two.grads, strict=True))
     assert one.loss == two.loss and one.means == two.means
-
-
-def test_the_mean_is_over_trained_tokens_not_over_micro_batches() -> None:
-    """One row with a single trained token beside a full one: a mean of means would weigh them alike."""
-    model = loud(tiny())
-    long, short = documents(4, count=2, longest=30)
-    few = type(short)(short.ids, [False] * (len(short) - 1) + [True])
-    alone = [update_of(model, (NextToken(),), padded([s])) for s in (long, few)]
-    weights = [long.n_trained, few.n_trained]
-    both = update_of(model, (NextToken(),), padded([long, few]), parts=2)
-    for a, b, c in zip(alone[0].grads, alone[1].grads, both.grads, strict=True):
-        assert relative(c, (a * weights[0] + b * weights[1]) / sum(weights)) <= 1e-5

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
-import plain_loop
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rorqual.core.errors import CheckpointError, NumericsError
 from rorqual.train.loop import clip
 from rorqual.train.optim import AdamWConfig, MuonConfig, OptimConfig, Optimizer
 from rorqual.train.schedule import Schedule
-from rorqual.train.workers import workers
 
 SHAPES = {
     "embed_tokens.weight": (11, 6),
@@ -30,8 +26,6 @@ SHAPES = {
 }
 ADAMW = AdamWConfig(lr=0.01, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1)
 MUON = MuonConfig(lr=0.05, momentum=0.9, weight_decay=0.02, adamw=AdamWConfig(lr=0.01, betas=(0.9, 0.98)))
-SLOW_ADAMW = plain_loop.AdamW(0.01, (0.8, 0.95), 1e-6, 0.1)
-SLOW_MUON = plain_loop.Muon(0.05, 0.9, 0.02, plain_loop.AdamW(0.01, (0.9, 0.98), 1e-8, 0.0))
 CONFIGS = pytest.mark.parametrize("config", [ADAMW, MUON], ids=["adamw", "muon"])
 FACTORS = [0.5, 1.0, 1.0, 0.25]
 
@@ -50,39 +44,6 @@ def run(optimizer: Optimizer, steps: range) -> Optimizer:
     for step in steps:
         optimizer.step(grads(step), FACTORS[step])
     return optimizer
-
-
-@pytest.mark.parametrize("threads", [0, 2])
-@pytest.mark.parametrize(("config", "slow"), [(ADAMW, SLOW_ADAMW), (MUON, SLOW_MUON)], ids=["adamw", "muon"])
-def test_muon_matrix_by_matrix(config: OptimConfig, slow: plain_loop.AdamW | plain_loop.Muon, threads: int) -> None:
-    """Gate and up of each expert are matrices of their own; AdamW has embeddings, routers and vectors."""
-    params = fresh()
-    optimizer = config.build(params)
-    with workers(max(threads, 1)) as pool:
-        for step, factor in enumerate(FACTORS):
-            history = [grads(i) for i in range(step + 1)]
-            expected = {
-                name: plain_loop.updated(name, p.detach(), [g[name] for g in history], factor, slow)
-                for name, p in params.items()
-            }
-            optimizer.step(history[-1], factor, pool if threads else None)
-            for name, p in params.items():
-                torch.testing.assert_close(p.detach().double(), expected[name], rtol=1e-4, atol=1e-5)
-
-
-@CONFIGS
-def test_a_state_through_a_file_changes_no_bit(config: OptimConfig, tmp_path: Path) -> None:
-    straight, params = fresh(), fresh()
-    run(config.build(straight), range(4))
-    state = run(config.build(params), range(2)).state()
-    save_file({n: t.contiguous() for n, t in state.items()}, tmp_path / "optim")
-    resumed = {name: nn.Parameter(p.detach().clone()) for name, p in params.items()}
-    optimizer = config.build(resumed)
-    optimizer.load(load_file(tmp_path / "optim"))
-    assert optimizer.state().keys() == state.keys()
-    run(optimizer, range(2, 4))
-    for name in SHAPES:
-        assert torch.equal(straight[name], resumed[name]), name
 
 
 @CONFIGS

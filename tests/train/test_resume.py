@@ -95,12 +95,6 @@ def test_killed_often(
     same(straight[recipe], out)
 
 
-def test_threads_change_no_bit_of_a_run(base: Path, straight: dict[str, Path], tmp_path: Path) -> None:
-    for recipe in ("sft", "grpo"):
-        fit(the_run(recipe, base), RunDir(tmp_path / recipe), quiet=True, threads=1)
-        same(straight[recipe], tmp_path / recipe)
-
-
 @pytest.fixture
 def half(tmp_path: Path) -> Path:
     """A run that stands at step 4 of 8, with checkpoints of steps 3 and 4 and a record of step 5."""
@@ -148,10 +142,6 @@ def test_a_torn_checkpoint_is_named_and_skipped(
     said = capsys.readouterr().out
     assert newest.name in said and "incomplete checkpoint skipped" in said
     same(straight["sft"], out)
-
-
-def test_the_newest_two_checkpoints_are_kept(straight: dict[str, Path]) -> None:
-    assert RunDir(straight["sft"]).steps() == [STEPS - 1, STEPS]
 
 
 def test_two_whole_checkpoints_are_kept_and_a_torn_one_is_none_of_them(tmp_path: Path, half: Path) -> None:

@@ -15,7 +15,7 @@ from little import TASK, engine_of, grpo_run, loud, records, rollouts, sampled, 
 from rorqual.core.errors import ConfigError, NumericsError
 from rorqual.core.records import RunDir
 from rorqual.data.tokenizer import BASE_VOCAB
-from rorqual.engine import Completion, Request, SamplingParams
+from rorqual.engine import Completion, Request
 from rorqual.engine.rollout_engine import InlineRolloutEngine
 from rorqual.model import Decoder
 from rorqual.model.load.run_directory import load_run
@@ -152,26 +152,6 @@ def test_kept_sets_that_are_missing_stop_the_run(base: Path, tmp_path: Path) -> 
         another(with_source(grpo_run(base, 1), top_p=0.9), tmp_path / "run", base)
     with pytest.raises(ConfigError, match=r"have no record of allowed tokens.*\n.*record_kept=true"):
         another(with_source(grpo_run(base, 1), calculator=True), tmp_path / "other", base)
-
-
-def test_results_of_calculations_are_sampled_and_not_learned(base: Path, tmp_path: Path) -> None:
-    """A run whose engine writes results that the model finds unlikely agrees with its engine all the same."""
-    run = with_source(grpo_run(base, 2), calculator=True)
-    asked: list[SamplingParams] = []
-
-    class Asking(Apart):
-        def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
-            asked.extend(request.params for request in requests)
-            return super().generate(requests)
-
-    fit(
-        run,
-        RunDir(tmp_path / "run"),
-        quiet=True,
-        rollout_engine=lambda _: Asking(load_run(RunDir(base)), record_kept=True),
-    )
-    assert asked and all(params.calculator for params in asked)
-    assert all(record["logprob_diff_max"] < 1e-4 for record in records(tmp_path / "run"))
 
 
 def test_a_run_that_samples_nothing_takes_no_engine(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from little import documents, engine_of, loud, packed, padded, sft_run, tiny, train_with, update_of
+from little import documents, engine_of, loud, padded, sft_run, tiny, train_with, update_of
 from safetensors.torch import load_file
 
 from rorqual.core.records import RunDir
@@ -70,27 +70,12 @@ def slow_counts(model: Decoder, batch: TrainBatch) -> list[list[int]]:
     return counts
 
 
-def test_padding_is_no_load(config: ModelConfig) -> None:
-    model, samples = loud(config), documents(5)
-    with_padding = update_of(model, BOTH, padded(samples, row=60), parts=2).counts
-    without = update_of(model, BOTH, packed(samples)).counts
-    assert [c.tolist() for c in with_padding] == [c.tolist() for c in without]
-    assert int(without[0].sum()) == 2 * sum(len(s) for s in samples)
-    assert int(without[1].sum()) == 2 * sum(len(s) - 1 for s in samples), "the module reads one token less of each"
-
-
-def test_one_by_four_is_four_by_one(config: ModelConfig) -> None:
-    model, samples = loud(config), documents(6, count=8)
-    whole, parts = (update_of(model, BOTH, padded(samples), parts=n).counts for n in (1, 4))
-    assert [c.tolist() for c in whole] == [c.tolist() for c in parts]
-
-
 def test_ten_steps_against_a_slow_reference(config: ModelConfig) -> None:
     model = loud(config)
     slow = [[float(b) for b in router.router.e_score_correction_bias] for router in model.routers()]
     assert len(slow) == 2, "the prediction module has a router of its own"
     for step in range(10):
-        batch = packed(documents(100 + step, count=3, longest=12))
+        batch = padded(documents(100 + step, count=3, longest=12))
         expected = slow_counts(model, batch)
         counts = update_of(model, BOTH, batch, parts=2).counts
         assert [c.tolist() for c in counts] == expected

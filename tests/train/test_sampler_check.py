@@ -4,44 +4,23 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from little import Hook, grpo_run, records, sft_run, train_with, watch
+from little import grpo_run, records, sft_run, watch
 
 from rorqual.core.errors import DataError, NumericsError, TaskError
 from rorqual.core.records import RunDir
-from rorqual.model import Decoder
 from rorqual.model.load.run_directory import load_run
 from rorqual.train.loop import check_sampler, fit
 from rorqual.train.objectives import GRPO
 from rorqual.train.run import Agreement
-from rorqual.train.sources import Source, Step
 from rorqual.train.workers import Update
 
 
-@pytest.fixture(scope="module")
-def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("grpo") / "run"
-    fit(grpo_run(base, 4), RunDir(out), quiet=True)
-    return out
-
-
-def test_they_agree_at_every_step(run: Path) -> None:
-    steps = records(run)
-    assert len(steps) == 4 and all(step["updates"] == 2 for step in steps)
-    for step in steps:
-        assert 0 <= step["logprob_diff"] <= 1e-6
-        assert step["logprob_diff_max"] <= 1e-4
-        assert step["routing_gap_max"] <= 1e-4
-        assert step["routing_flip_share"] <= 0.01
-        assert 0 < step["reward"] < 1, "a model that is always or never right shows nothing"
-
-
 @pytest.mark.parametrize(
-    "options", [{}, {"temperature": 0.7}, {"temperature": 1.3, "top_p": 0.9, "top_k": 40}], ids=str
+    "options", [{}, {"temperature": 0.7}, {"temperature": 1.3, "top_p": 0.9, "top_k": 40}, {"top_k": 4}], ids=str
 )
 def test_with_the_samplers_arithmetic_they_agree_to_the_last_bit(
     options: dict[str, float], base: Path, tmp_path: Path
@@ -56,39 +35,6 @@ def test_with_the_samplers_arithmetic_they_agree_to_the_last_bit(
         assert step["routing_flip_share"] == 0.0 and step["updates"] > 0
     with pytest.raises(NumericsError, match="step 1: trainer and sampler disagree"):
         fit(run.model_copy(update={"agreement": exact}), RunDir(tmp_path / "fast"), quiet=True)
-
-
-def broken(how: str) -> Hook:
-    """Changes what was sampled, or the model after it was sampled."""
-
-    @torch.no_grad()
-    def hook(source: Source, model: Decoder, step: int) -> Step:
-        work = source.step(step)
-        if step < 1:
-            return work
-        if how == "replay one token off":
-            work.batches = [replace(b, replay=b.replay.roll(1, dims=1)) for b in work.batches]  # type: ignore[union-attr]
-        elif how == "a weight changed":
-            model.layers[0].attention.o_proj.weight[3, 5] += 0.05
-        elif how == "one probability":
-            first = work.batches[0]
-            assert first.sampled_logprobs is not None
-            row, at = (int(i[0]) for i in first.loss_mask.nonzero(as_tuple=True))
-            first.sampled_logprobs[row, at] += 2e-4
-        elif how == "another temperature":
-            work.batches = [replace(b, sampled_logprobs=b.sampled_logprobs * 0.9) for b in work.batches]  # type: ignore[operator]
-        return work
-
-    return hook
-
-
-@pytest.mark.parametrize("how", ["replay one token off", "a weight changed", "one probability", "another temperature"])
-def test_a_disagreement_stops_the_run_before_a_checkpoint(how: str, base: Path, tmp_path: Path) -> None:
-    out = RunDir(tmp_path / "run")
-    with pytest.raises(NumericsError, match="step 2: trainer and sampler disagree"):
-        train_with(grpo_run(base, 4), out, broken(how))
-    assert out.steps() == [1] and out.newest_complete()[0] == 1
-    assert len(records(out.path)) == 1
 
 
 @pytest.mark.parametrize(("mean", "most", "gap", "stops"), [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from little import documents, loud, packed, padded, relative, same_gradient, tiny, update_of
 
-from rorqual.ops.moe import sequence_balance
+from rorqual.ops.moe import route, sequence_balance
 from rorqual.train.objectives import NextToken, SequenceBalance
 
 
@@ -25,8 +25,26 @@ def test_packed_is_alone_and_micro_batches_do_not_matter() -> None:
     same_gradient(model, together, alone, 1e-4)
 
 
-def test_even_scores_cost_one_for_each_sequence() -> None:
-    """f and P are 1/E each where all is even, so the sum over E experts of f_i P_i, with V3's factor, is 1."""
-    scores = torch.full((6, 4), 0.5)
-    chosen = torch.tensor([[0, 1], [2, 3], [0, 1], [2, 3], [0, 2], [1, 3]])
-    assert torch.isclose(sequence_balance(scores, chosen, torch.tensor([0, 0, 1, 1, 2, 2]), 3), torch.tensor(3.0))
+def balance_of_a_sequence(scores: list[list[float]], chosen: list[list[int]]) -> float:
+    """Eq. 17-20 for one sequence, without alpha: scores [token][expert], chosen [token] the k experts counted."""
+    n_tokens, n_experts, k = len(scores), len(scores[0]), len(chosen[0])
+    loss = 0.0
+    for i in range(n_experts):
+        f = n_experts / (k * n_tokens) * sum(1 for experts in chosen if i in experts)
+        p = sum(row[i] / sum(row) for row in scores) / n_tokens
+        loss += f * p
+    return loss
+
+
+def test_value_and_gradient_are_those_of_the_equations() -> None:
+    generator = torch.Generator().manual_seed(2)
+    lengths, experts = [5, 9, 1], 6
+    logits = torch.randn(sum(lengths), experts, generator=generator, requires_grad=True)
+    routing = route(logits, torch.zeros(experts), k=2)
+    sequence = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))
+    loss = sequence_balance(routing.scores, routing.indices, sequence, 3)
+    rows = list(zip(routing.scores.detach().split(lengths), routing.indices.split(lengths)))
+    expected = sum(balance_of_a_sequence(s.double().tolist(), i.tolist()) for s, i in rows)
+    assert abs(float(loss.detach()) - expected) < 1e-5
+    loss.backward()
+    assert logits.grad is not None and float(logits.grad.abs().max()) > 1e-3

@@ -238,23 +238,6 @@ def sampled(question: str, answer: str, *, thought: str | None = None, dropped: 
     return Distilled("k", "f", "", question, messages, "right", "t", "{}", 0, 0, dropped=dropped)
 
 
-def test_a_sample_may_fill_its_row_and_the_count_is_said_once(tmp_path: Path) -> None:
-    rows = [sampled("q", "a" * 20), sampled("r", "b" * 21), sampled("s", "c"), sampled("t", "d", dropped="length")]
-    write_distilled(tmp_path / "d.parquet", rows)
-    size = len(CHAT.samples(rows[0].messages)[0].ids)
-    data = str(tmp_path / "d.parquet")
-    source = made(DistilledConfig(data=data, rows=2, row=size, longer="skip"))
-    first = source.step(0)
-    assert first.notes == [f"{data}: 2 samples, 1 dropped by filters, 1 longer than a row"]
-    assert source.step(1).notes == [] and set(texts(first.batches[0])) == {"q" + "a" * 20, "sc"}
-    with pytest.raises(
-        DataError, match=rf"1 of 3 samples are longer than a row of {size} tokens \(the longest: {size + 1}\)"
-    ):
-        made(DistilledConfig(data=data, rows=2, row=size))
-    both = made(DistilledConfig(data=data, rows=2, row=size + 1))
-    assert "3 samples" in both.step(0).notes[0]
-
-
 # ---- on-policy distillation
 
 

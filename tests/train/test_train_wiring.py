@@ -33,7 +33,6 @@ from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.engine import Completion
 from rorqual.model import Decoder
 from rorqual.model.account import account
-from rorqual.model.adapter import ESFT, LoRA, trained
 from rorqual.ops.moe import Routing
 from rorqual.tasks.task import Problem, Verdict
 from rorqual.train.loop import Totals, fit, step_flops
@@ -203,28 +202,6 @@ def test_a_tokenizer_is_learned_from_the_source_and_kept_with_the_run(tmp_path: 
     assert fit(given, RunDir(tmp_path / "given"), quiet=True).tokenizer == learned
     onward = run.model_copy(update={"start": Start(run=str(out.path))})
     assert fit(onward, RunDir(tmp_path / "onward"), quiet=True).tokenizer == learned
-
-
-@pytest.mark.parametrize("kind", ["lora", "esft"])
-def test_the_trained_share_is_of_the_models_own_parameters(
-    kind: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """What LoRA adds is no part of the model; ESFT's experts are. Quiet runs say nothing."""
-    tune = LoRA(r=4) if kind == "lora" else ESFT(sample=1, p=0.4)
-    run = sft_run(1, start=Start(run=str(base)), tune=tune)
-    state = fit(run, RunDir(tmp_path / "run"))
-    said = capsys.readouterr().out
-    own = sum(p.numel() for p in Decoder(run.model).parameters())
-    part = sum(p.numel() for p in trained(state.model).values())
-    assert state.adapter is not None and 0 < part < own
-    if kind == "lora":
-        assert f"lora: {part:,} trained parameters added to {own:,} ({part / own:.2%})" in said
-    else:
-        chosen = len(state.adapter.experts[0])
-        assert f"esft: {part:,} of {own:,} parameters trained ({part / own:.2%})" in said
-        assert f"layer by layer: {chosen} of 16\n" in said
-    fit(run, RunDir(tmp_path / "quiet"), quiet=True)
-    assert capsys.readouterr().out == ""
 
 
 def test_the_last_line_of_an_adapter_says_its_memory_and_its_speed() -> None:

@@ -16,7 +16,6 @@ from rorqual.model import Decoder
 from rorqual.model.load.run_directory import load_run
 from rorqual.tasks.find import load_task
 from rorqual.train.batch import TrainBatch
-from rorqual.train.objectives import GRPO
 from rorqual.train.sources import Materials, OnPolicyConfig, RolloutConfig, Source, SourceConfig, Step, WorkedConfig
 from rorqual.train.sources.worked import repeat
 
@@ -149,32 +148,6 @@ def test_what_was_cut_off_is_wrong_whatever_the_grader_says(base: Path) -> None:
     cut = sum(sample["finish"] == "length" for sample in samples)
     assert step.metrics["truncated"] == cut and step.metrics["right"] == 48 - cut
     assert step.metrics["reward"] == pytest.approx(1 - cut / 48)
-
-
-def test_advantages_and_lengths_lie_on_the_answer_and_count_its_end(base: Path) -> None:
-    """Each group's rewards less their mean, over their deviation; a length is the number of tokens that train, the end among them."""
-    step = made(rollouts(problems=12, samples=8, max_tokens=CUT), model=load_run(RunDir(base))).step(0)
-    wanted = []
-    for line in step.trace:
-        rewards = torch.tensor([float(sample["verdict"] == "right") for sample in line["samples"]], dtype=torch.float64)
-        if rewards.std() > 0:
-            wanted += ((rewards - rewards.mean()) / rewards.std(correction=0)).tolist()
-    found, ends = [], set()
-    for batch in step.batches:
-        assert batch.advantages is not None and batch.lengths is not None
-        for row, segments in enumerate(batch.segments):
-            for number in segments[segments >= 0].unique().tolist():
-                here = segments == number
-                trains = here & (batch.loss_mask[row] > 0)
-                assert len(set(batch.advantages[row][trains].tolist())) == 1
-                found.append(float(batch.advantages[row][trains][0]))
-                assert batch.lengths[row][trains].tolist() == [int(trains.sum())] * int(trains.sum())
-                assert not batch.advantages[row][here & ~trains].any() and not batch.lengths[row][here & ~trains].any()
-                ends.add(int(batch.targets[row][trains][-1]) == tokenizer().eos)
-    assert ends == {True, False} and len(found) > 8
-    assert sorted(found) == pytest.approx(sorted(wanted), abs=1e-6)
-    weight = sum(GRPO(per="sequence").weight(batch) for batch in step.batches)
-    assert weight == pytest.approx(len(found))
 
 
 def test_a_file_begins_again_in_another_order() -> None:

@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from rorqual.convert.gguf_header import HeaderKeys
+import numpy as np
+
 from rorqual.convert.gguf_rope import scaling_from_keys, scaling_keys
 from rorqual.core.errors import CheckpointError, ConfigError
+from rorqual.model.load.keys import ConfigKeys
 
 ARCHITECTURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -26,6 +28,7 @@ ARCHITECTURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """The supported architectures of GGUF, each with its values of `model_type` in `config.json`."""
 
 _LITE_LAYERS = (26, 27)
+_IGNORED = ("vocab_size", "rope.scaling.finetuned", "attention.causal", "nextn_predict_layers")
 _SOFTMAX, _SIGMOID = 1, 2  # values of `expert_gating_func` in llama.cpp
 
 
@@ -37,6 +40,24 @@ def architecture_of(keys: Mapping[str, Any], where: str) -> str:
             f"unknown architecture {name!r}", where=where, remedy=f"Supported: {', '.join(ARCHITECTURES)}."
         )
     return str(name)
+
+
+def header_keys(keys: Mapping[str, Any], architecture: str, where: str) -> ConfigKeys:
+    """Return a reader of the keys that begin with the name of the architecture. Each key is read without this name."""
+    prefix = f"{architecture}."
+    own = {name.removeprefix(prefix): _plain(value) for name, value in keys.items() if name.startswith(prefix)}
+    return ConfigKeys(own, where, harmless=_IGNORED)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as a `config.json` has it.
+
+    A float becomes the shortest decimal number with the same fp32 value: a header stores 1e-5 as 9.99999974e-6, for example.
+    Some writers store one value per layer. If all of them are equal, the list becomes this value.
+    """
+    if isinstance(value, list) and len(set(value)) == 1:
+        value = value[0]
+    return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 def config_from_keys(
@@ -51,7 +72,7 @@ def config_from_keys(
     `shapes` maps tensor names to shapes. Settings without a GGUF key, such as tied embeddings and a router bias, follow from
     the shapes. `factors` holds the values of the tensor `rope_freqs.weight`, if the file has it.
     """
-    k = HeaderKeys(keys, architecture, where)
+    k = header_keys(keys, architecture, where)
     heads, hidden = k.integer("attention.head_count"), k.integer("embedding_length")
     if "token_embd.weight" not in shapes or not heads:
         raise CheckpointError(
@@ -87,7 +108,7 @@ def config_from_keys(
     return data
 
 
-def _grouped_attention(k: HeaderKeys, architecture: str, even: int, heads: int) -> dict[str, Any]:
+def _grouped_attention(k: ConfigKeys, architecture: str, even: int, heads: int) -> dict[str, Any]:
     head_dim = k.integer("attention.key_length", even)
     k.expect("attention.value_length", head_dim)
     k.expect("rope.dimension_count", head_dim)
@@ -107,7 +128,7 @@ def _grouped_attention(k: HeaderKeys, architecture: str, even: int, heads: int) 
     return data | {"head_dim": head_dim}
 
 
-def _qwen_experts(k: HeaderKeys) -> dict[str, Any]:
+def _qwen_experts(k: ConfigKeys) -> dict[str, Any]:
     return {
         "num_experts": k.integer("expert_count"),
         "num_experts_per_tok": k.integer("expert_used_count"),
@@ -116,7 +137,7 @@ def _qwen_experts(k: HeaderKeys) -> dict[str, Any]:
     }
 
 
-def _latent_attention(k: HeaderKeys, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def _latent_attention(k: ConfigKeys, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     rank, rope = k.integer("attention.kv_lora_rank"), k.integer("rope.dimension_count")
     split = "blk.0.attn_k_b.weight" in shapes
     key, value = k.integer("attention.key_length"), k.integer("attention.value_length")
@@ -132,14 +153,8 @@ def _latent_attention(k: HeaderKeys, shapes: Mapping[str, tuple[int, ...]]) -> d
     }
 
 
-def _deepseek_experts(k: HeaderKeys, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    gating = k.integer("expert_gating_func", _SOFTMAX)
-    if gating not in (_SOFTMAX, _SIGMOID):
-        raise CheckpointError(
-            f"key 'deepseek2.expert_gating_func' is {gating}, which is not supported",
-            where=k.where,
-            remedy="Supported: 1 (softmax), 2 (sigmoid).",
-        )
+def _deepseek_experts(k: ConfigKeys, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    k.expect("expert_gating_func", _SOFTMAX, _SIGMOID)
     bias = any(name.endswith("exp_probs_b.bias") for name in shapes)
     groups = k.integer("expert_group_count", 1) or 1
     return {
@@ -151,7 +166,7 @@ def _deepseek_experts(k: HeaderKeys, shapes: Mapping[str, tuple[int, ...]]) -> d
         "n_shared_experts": k.integer("expert_shared_count", 0),
         "routed_scaling_factor": k.take("expert_weights_scale", 1.0) or 1.0,
         "norm_topk_prob": k.take("expert_weights_norm", False),
-        "scoring_func": "sigmoid" if gating == _SIGMOID else "softmax",
+        "scoring_func": "sigmoid" if k.take("expert_gating_func", _SOFTMAX) == _SIGMOID else "softmax",
         "n_group": groups,
         "topk_group": k.integer("expert_group_used_count", 1) or 1,
         "topk_method": "noaux_tc" if bias else "group_limited_greedy" if groups > 1 else "greedy",

@@ -21,7 +21,7 @@ from torch import Tensor
 from rorqual.core.errors import CheckpointError
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.config import ModelConfig
-from rorqual.model.load.names import NameEntry, NameMap, shown
+from rorqual.model.load.names import NameEntry, NameMap, find_differences, shown
 from rorqual.model.skeleton import skeleton
 
 Shape = tuple[int, ...]
@@ -201,13 +201,9 @@ def _gguf_shapes(pieces: list[RowRange], theirs: Mapping[str, Shape]) -> dict[st
 
 def check_tensors(found: Mapping[str, Shape], wanted: Mapping[str, Shape], where: str) -> None:
     """Raise a CheckpointError that lists missing tensors, unexpected tensors and wrong shapes, if there are any."""
-    missing, extra = [n for n in wanted if n not in found], [n for n in found if n not in wanted]
-    wrong = [f"{n} is {found[n]}, the model has {wanted[n]}" for n in wanted if n in found and found[n] != wanted[n]]
-    problems = [f"missing {shown(missing)}"] * bool(missing) + [f"unexpected {shown(extra)}"] * bool(extra)
-    problems += [shown(wrong)] * bool(wrong)
-    if problems:
+    if problems := find_differences(found, wanted):
         raise CheckpointError(
-            "; ".join(problems),
+            shown(problems),
             where=where,
             remedy="Config and tensors describe different models: download the file again, or use another file.",
         )

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rorqual.convert.gguf_header import HeaderKeys
 from rorqual.core.config import parse
 from rorqual.core.errors import CheckpointError, ConfigError
+from rorqual.model.load.keys import ConfigKeys
 from rorqual.ops.rope import Llama3, Rope, inverse_frequencies
 
 FREQS = "rope_freqs.weight"
@@ -30,7 +30,7 @@ AGREE = 1e-4
 """Relative tolerance when divisors are compared. Rounding to fp32 changes the divisors of published models by 5e-6."""
 
 
-def scaling_from_keys(k: HeaderKeys, theta: float, factors: Sequence[float], *, latent: bool) -> dict[str, Any] | None:
+def scaling_from_keys(k: ConfigKeys, theta: float, factors: Sequence[float], *, latent: bool) -> dict[str, Any] | None:
     """Return the value of `rope_scaling` for the header keys `k`, or None if RoPE is not scaled.
 
     `factors` holds the values of `rope_freqs.weight`, if the file has it. `latent` is true for DeepSeek's MLA.
@@ -48,12 +48,7 @@ def scaling_from_keys(k: HeaderKeys, theta: float, factors: Sequence[float], *, 
         return None
     if kind == "linear":
         return {"type": "linear", "factor": factor}
-    if kind != "yarn":
-        raise CheckpointError(
-            f"key '{k.prefix}rope.scaling.type' is {kind!r}, but only 'none', 'linear' and 'yarn' are supported",
-            where=k.where,
-            remedy="Use another file.",
-        )
+    k.expect("rope.scaling.type", "none", "linear", "yarn")
     scaling = {"type": "yarn", "factor": factor, "original_max_position_embeddings": original}
     scaling |= {"beta_fast": fast, "beta_slow": slow}
     if latent:

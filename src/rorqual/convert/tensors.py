@@ -15,12 +15,12 @@ import torch
 
 from rorqual.convert.cast import TensorPiece, check_scale
 from rorqual.convert.stream import FP8, TYPES, Bytes, Progress, Spec, Stored, read_header
-from rorqual.core.errors import CheckpointError, ConfigError
+from rorqual.core.errors import CheckpointError
 from rorqual.model.config import ModelConfig
 from rorqual.model.ffn import older_names
-from rorqual.model.load.names import INDEXER, SCALE, NameEntry, NameMap, shown
+from rorqual.model.load.names import INDEXER, SCALE, NameEntry, NameMap, find_differences, shown
 from rorqual.model.skeleton import skeleton
-from rorqual.ops.quant import BLOCK, blocks
+from rorqual.ops.quant import blocks
 
 DType = Literal["keep", "float32", "bfloat16", "float16", "fp8"]
 STORED_AS: Mapping[str, str] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -218,13 +218,8 @@ def published_pieces(
     """
     wanted = shapes_of(config)
     scaled = {entry.internal: entry.scales().internal for entry in names.entries if entry.scales().internal in tensors}
-    problems = [f"missing {name}" for name in wanted if name not in tensors]
-    problems += [f"unexpected {name}" for name in tensors if name not in wanted and name not in scaled.values()]
-    problems += [
-        f"{name} {tensors[name].shape}, not {shape}"
-        for name, shape in wanted.items()
-        if name in tensors and tensors[name].shape != shape
-    ]
+    expected = wanted | {name: tensors[name].shape for name in scaled.values()}
+    problems = find_differences({name: tensor.shape for name, tensor in tensors.items()}, expected)
     if problems:
         raise CheckpointError(
             f"the checkpoint does not fit the model in run.yaml: {shown(problems)}",
@@ -266,17 +261,3 @@ def _export_tensor(name: str, piece: TensorPiece, dtype: DType) -> Iterator[Tens
         yield TensorJob(Spec(name + SCALE, "F32", blocks(shape)), (TensorPiece(part, want="scales"),))
     else:
         yield TensorJob(Spec(name, target(name, dtype, part.dtype), shape), (piece,))
-
-
-def check_quantization(data: object, where: str) -> None:
-    """Raise ConfigError unless `quantization_config` is None or FP8 (E4M3) with blocks of 128 x 128."""
-    if data is None:
-        return
-    config = data if isinstance(data, dict) else {}
-    method, block, fmt = (config.get(key) for key in ("quant_method", "weight_block_size", "fmt"))
-    if method != "fp8" or block != [BLOCK, BLOCK] or fmt not in (None, "e4m3"):
-        raise ConfigError(
-            f"key 'quantization_config' has quant_method {method!r}, weight_block_size {block!r}, fmt {fmt!r}",
-            where=where,
-            remedy=f"Use an unquantised checkpoint, or one in FP8 (E4M3) with one scale per {BLOCK} x {BLOCK} block.",
-        )

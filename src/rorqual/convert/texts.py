@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rorqual.convert.files import read_object, read_text
-from rorqual.convert.tensors import check_quantization
 from rorqual.core.errors import CheckpointError, ConfigError, DataError
 from rorqual.core.records import TOKENIZER_FILE, RunDir
 from rorqual.data.chat import ChatFormat, guess_chat, load_chat
@@ -71,7 +70,6 @@ def read_texts(folder: Path) -> StoredTexts:
         )
     family = family_of(kind, where)
     quantization = config.get("quantization_config")
-    check_quantization(quantization, where)
     model = family.config_from_hf(config, where)
     tokenizer = _read_tokenizer(folder, model)
     objects = {name: read_object(folder, name) for name in (GENERATION, TOKENIZER_CONFIG, SPECIALS)}

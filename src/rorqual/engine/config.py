@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
+from rorqual.core.config import Config, Count
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.model import Decoder
@@ -13,17 +13,16 @@ from rorqual.ops.backends import backend
 CACHE_BYTES = 1 << 30
 
 
-@dataclass(frozen=True)
-class EngineConfig:
+class EngineConfig(Config):
     """Settings that `Engine(run, ...)` and `Engine.of(model, ...)` take as keywords."""
 
-    slots: int = 256
+    slots: Count = 256
     """Maximum number of sequences in the running batch of each engine core."""
     max_len: int | None = None
     """Maximum number of tokens in a sequence, prompt and reply together. None means the model's context length."""
-    threads: int = 1
+    threads: Count = 1
     """Maximum number of engine cores that run at the same time, each in its own thread."""
-    engine_cores: int = 2
+    engine_cores: Count = 2
     """Maximum number of engine cores that share the requests of one `generate` call."""
     record_experts: bool = True
     """Record the experts to which the router sent each token (`Completion.experts`)."""
@@ -38,7 +37,7 @@ class EngineConfig:
     """Maximum size of `cache_dir` in bytes."""
     cache_bytes: int = CACHE_BYTES
     """Size of each engine core's KV cache in bytes."""
-    step_tokens: int = 2048
+    step_tokens: Count = 2048
     """Maximum number of prefill and decode tokens in one step."""
     pack: bool = True
     """Repack the weights at load time, so that matrix products read them faster (`Backend.prepare`).
@@ -52,7 +51,7 @@ class EngineConfig:
     def check(self, model: Decoder, tokenizer: Tokenizer) -> None:
         """Validate these settings for a model and its tokenizer.
 
-        Raises ConfigError if a setting is out of range or the backend does not support the model. Raises DataError if the
+        Raises ConfigError if `max_len` is out of range or the backend does not support the model. Raises DataError if the
         tokenizer has more tokens than the model's vocabulary.
         """
         context = model.config.max_position_embeddings
@@ -61,12 +60,6 @@ class EngineConfig:
                 f"max_len={self.max_len} is not between 2 and the model's context length of {context}",
                 where="engine",
                 remedy="Set max_len within this range.",
-            )
-        counts = {name: getattr(self, name) for name in ("slots", "threads", "engine_cores", "step_tokens")}
-        if min(counts.values()) < 1:
-            given = ", ".join(f"{name}={count}" for name, count in counts.items())
-            raise ConfigError(
-                f"a setting is below 1: {given}", where="engine", remedy="Set each of these settings to 1 or more."
             )
         weight = model.embed_tokens.weight
         if (reason := backend(self.backend).supports(weight.device, weight.dtype, model)) is not None:

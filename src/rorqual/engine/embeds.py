@@ -34,24 +34,15 @@ class Embeds:
     def __post_init__(self) -> None:
         given = (
             self.rows.detach().float().cpu().numpy() if hasattr(self.rows, "detach") else self.rows
-        )  # `rows` is a torch tensor if it has `detach`
+        )  # a torch tensor
         try:
             rows = np.array(given, np.float32, order="C")
             positions = tuple(operator.index(place) for place in self.positions)
         except (TypeError, ValueError) as error:
-            raise DataError(
-                f"rows or positions are not numbers: {error}",
-                where="embeds",
-                remedy="Give rows [n, hidden] and n whole-number positions.",
-            ) from None
-        if rows.ndim != 2 or len(rows) != len(positions) or not len(rows):
-            what = f"rows have the shape {list(rows.shape)} for {len(positions)} positions"
-            raise DataError(what, where="embeds", remedy="Give one row [hidden] per position, and at least one row.")
-        if positions[0] < 0 or any(previous >= following for previous, following in pairwise(positions)):
-            what = "positions are negative, repeated or out of order"
-            raise DataError(what, where="embeds", remedy="Give distinct positions in ascending order, each 0 or more.")
-        if not np.isfinite(rows).all():
-            raise DataError("the rows contain NaN or infinity", where="embeds", remedy="Give finite numbers.")
+            raise _refusal(str(error)) from None
+        ascending = all(previous < following for previous, following in pairwise((-1, *positions)))
+        if rows.ndim != 2 or not len(rows) == len(positions) > 0 or not ascending or not np.isfinite(rows).all():
+            raise _refusal(f"rows of shape {list(rows.shape)} at the positions {str(positions)[:100]}")
         rows.setflags(write=False)
         object.__setattr__(self, "rows", rows)
         object.__setattr__(self, "positions", positions)
@@ -76,6 +67,11 @@ class Embeds:
     @cached_property
     def _places(self) -> npt.NDArray[np.int64]:
         return np.array(self.positions, np.int64)
+
+
+def _refusal(what: str) -> DataError:
+    remedy = "Give finite rows [n, hidden], at least one, and n ascending positions from 0."
+    return DataError(f"rows and positions are no embeddings: {what}", where="embeds", remedy=remedy)
 
 
 def _digest(places: npt.NDArray[np.int64], rows: Rows) -> bytes:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rorqual.core.config import parse
 from rorqual.core.errors import ConfigError, NumericsError
 from rorqual.core.memory import give_back, keep_freed
 from rorqual.core.records import RunDir
@@ -26,13 +27,12 @@ from rorqual.engine.config import EngineConfig
 from rorqual.engine.core import EngineCore
 from rorqual.engine.deltas import Delta, Outbox
 from rorqual.engine.grammar.compiler import Grammars
-from rorqual.engine.numerics import NumericsProbe
 from rorqual.engine.processor import Job, Processor, Prompt, request_of
 from rorqual.engine.request import Arrived, Completion, Request, SamplingParams
 from rorqual.engine.weights import fingerprint, tensor_versions
 from rorqual.model import Decoder, account
 from rorqual.model.load.run_directory import check_names, load_run
-from rorqual.ops.backends import arithmetic_of, backend
+from rorqual.ops.backends import Fit, arithmetic_of, backend
 from rorqual.ops.paged import BLOCK
 
 NAN_REMEDY = "The weights contain NaN or infinity. Load an earlier checkpoint."
@@ -73,7 +73,7 @@ class Engine:
             raise ConfigError(
                 f"'{dtype}' is not a floating-point type", where="dtype", remedy="Use float32 or bfloat16."
             )
-        config = EngineConfig(**settings)
+        config = parse(EngineConfig, settings, where="engine")
         model = load_run(folder, device=device, dtype=kind)
         tokenizer = Tokenizer.load(folder.tokenizer_file)
         self._begin(model, tokenizer, load_chat(folder, tokenizer), config, take=True)
@@ -86,7 +86,8 @@ class Engine:
         """Create an engine for a model that other code owns, such as a trainer's. `reuse` and `pack` default to
         False."""
         engine = cls.__new__(cls)
-        engine._begin(model, tokenizer, chat, EngineConfig(**{"reuse": False, "pack": False, **settings}))
+        config = parse(EngineConfig, {"reuse": False, "pack": False, **settings}, where="engine")
+        engine._begin(model, tokenizer, chat, config)
         return engine
 
     def _begin(
@@ -104,13 +105,13 @@ class Engine:
         caches_prefixes = config.reuse or config.cache_dir is not None
         self._name = secrets.token_bytes(32) if config.cache_dir is None else fingerprint(model, arithmetic=arithmetic)
         self.model = model = chosen.prepare(model, take=take) if pack else model
-        self._numerics = NumericsProbe(model, chosen)
-        fit = self._numerics.fit
+        self._backend, self._max_threads = chosen, torch.get_num_threads()
+        self._fit = self._fit_backend()
         self._watches = not (take and pack)  # no other code can reach weights that were packed and taken
         self._versions = tensor_versions(model) if self._watches else []
         # Only the first core has a prefix cache, because it runs submitted requests. Only `generate` uses the other
         # cores.
-        settings = (model, config, self.max_len, chat.stop_ids, self._name, fit.backend)
+        settings = (model, config, self.max_len, chat.stop_ids, self._name, self._fit.backend)
         first = EngineCore(*settings, reuse=caches_prefixes)
         self._cores = [first]
         self._cores += [EngineCore(*settings) for _ in range(config.engine_cores - 1)]
@@ -143,11 +144,17 @@ class Engine:
         """Invalidate the caches of all cores if the weights have changed."""
         versions = tensor_versions(self.model) if self._watches else []
         if changed or versions != self._versions:
-            self._numerics.renew()
+            self._fit = self._fit_backend()
             name = secrets.token_bytes(32)
             for core in self._cores:
-                core.renew(name, self._numerics.fit.backend)
+                core.renew(name, self._fit.backend)
             self._versions = versions  # set last: if `_renew` is interrupted, the next call starts again
+
+    def _fit_backend(self) -> Fit:
+        """Configure the backend for the shapes of the model, which change if an adapter is attached."""
+        specs = (attention.cache_spec() for attention in self.model.config.attentions)
+        shapes = [(part.width, BLOCK // part.every) for spec in specs for part in spec]
+        return self._backend.fit(self.model, cache_shapes=shapes, threads=self._max_threads)
 
     def weights_changed(self) -> None:
         """Tell the engine that the weights have changed, so that it invalidates all cached blocks.
@@ -167,7 +174,7 @@ class Engine:
     def invariant(self) -> bool:
         """Whether results are bitwise independent of the batch. True if the backend guarantees batch invariance and a
         probe of this machine's matrix products confirms it."""
-        return self._numerics.fit.is_invariant
+        return self._fit.is_invariant
 
     # ---- whole batches
 
@@ -280,7 +287,7 @@ class Engine:
             self._drop_cancelled()
             self._renew()
             try:
-                with at_most(self._numerics.fit.threads):
+                with at_most(self._fit.threads):
                     self._outbox.put(self._deltas())
             except BaseException:
                 self._cores[0].reset()

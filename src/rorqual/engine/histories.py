@@ -64,12 +64,12 @@ class Histories:
             self.top[slot] = list(sequence.saved.top)
 
     def tokens(self, slot: int, length: int) -> list[int]:
-        """Return the first `length` token ids of the sequence in `slot` (see `History`)."""
+        """Return the first `length` token ids of the sequence in `slot`."""
         ids: list[int] = self.ids[slot, :length].tolist()
         return ids
 
     def save(self, slot: int, start: int, length: int) -> Saved:
-        """Return the per-token results of tokens [start, length) in `slot` (see `History`)."""
+        """Return the per-token results of tokens [start, length) in `slot`."""
         part = slice(start, length)
         return Saved(self.logprobs[slot, part].copy(), self.kept[slot, part].copy(), self.top[slot])
 

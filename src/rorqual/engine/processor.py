@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Integral
-from types import NoneType
-from typing import get_args
 
 from rorqual.core.errors import DataError, RorqualError
 from rorqual.core.parts import TextPart
@@ -64,29 +62,11 @@ class Job:
     compiled: Compiled | None = None
 
 
-FIELDS: dict[str, tuple[tuple[type, ...], str]] = {
-    "tenant": ((str,), "a string"),
-    "priority": ((int,), "a whole number"),
-    "reuse": ((bool,), "True or False"),
-    "embeds": ((Embeds, NoneType), "Embeds(rows, positions)"),
-}
-
-
 def _non_text_parts(messages: Sequence[Message]) -> str:
     """Return the plural names of the non-text parts in the messages, such as "images". Token ids cannot represent
     non-text parts."""
     parts = (part for message in messages if not isinstance(message.content, str) for part in message.content)
     return ", ".join(sorted({part.plural for part in parts if not isinstance(part, TextPart)}))
-
-
-def _check_types(request: Request, where: str) -> None:
-    for name, (kinds, what) in FIELDS.items():
-        value = getattr(request, name)
-        if type(value) not in kinds:
-            raise DataError(f"'{name}' is {value!r}, which has the wrong type", where=where, remedy=f"Give {what}.")
-    if request.thinking not in get_args(Thinking):
-        what = f"'thinking' is {request.thinking!r}, which is not a known value"
-        raise DataError(what, where=where, remedy=f"Give one of {', '.join(map(repr, get_args(Thinking)))}.")
 
 
 @dataclass
@@ -120,7 +100,6 @@ class Processor:
     def _job(self, request: Request, where: str) -> Job:
         params, vocab = request.params, self.vocab_size
         check_params(params, vocab_size=vocab, where=where)
-        _check_types(request, where)
         prompt_ids = request.prompt_ids
         prompt = (
             tuple(self.chat.prompt(request.messages, request.thinking)) if prompt_ids is None else tuple(prompt_ids)
@@ -189,7 +168,7 @@ class Processor:
     @cached_property
     def grammars(self) -> Grammars:
         """The grammar compiler for this tokenizer."""
-        return Grammars(self.tokenizer, self.vocab_size, self.chat.stop_ids, CallSyntax(self.chat, self.vocab_size))
+        return Grammars(self.tokenizer, self.vocab_size, self.chat.stop_ids, CallSyntax(self.chat))
 
     def _calculated(self, job: Job) -> Constraint | None:
         """Return the constraint of one sample, with the results of its calculations if the request sets `calculator`."""

@@ -42,14 +42,13 @@ def next_logprobs(model: Decoder, tokens: Tensor, positions: Tensor, segments: T
 
 
 def score(
-    model: Decoder, samples: Sequence[tuple[Sequence[int], Sequence[int]]], k: int, *, row: int = 0, threads: int = 1
+    model: Decoder, samples: Sequence[tuple[Sequence[int], Sequence[int]]], k: int, *, threads: int = 1
 ) -> list[Scored]:
     """Return the `k` most likely tokens, with log-probabilities, at each reply position of each sample.
 
     A sample is (prompt ids, reply ids). Each result is a pair: token ids [len(reply), k] int32, most likely first, and
     their log-probabilities [len(reply), k] fp32 at temperature 1. Row i is the model's distribution of reply[i], given
-    all tokens before it. Samples are packed into rows of `row` tokens. If a sample is longer than `row`, the rows are as
-    long as the longest sample.
+    all tokens before it. Samples are packed into rows as long as the longest sample.
 
     Raises DataError if `k` exceeds the vocabulary, a prompt or reply is empty, or a sample is longer than the context.
     """
@@ -58,17 +57,10 @@ def score(
         raise DataError(
             f"k={k} is out of range for a vocabulary of {vocab}", where="score", remedy=f"Set k from 1 to {vocab}."
         )
-    documents = [_document(number, *sample) for number, sample in enumerate(samples, start=1)]
-    longest = max(map(len, documents), default=0)
-    if longest > context:
-        raise DataError(
-            f"a sample has {longest} tokens, but the model's context is {context}",
-            where="score",
-            remedy="Remove the sample.",
-        )
+    documents = _documents(samples, context)
     if not documents:
         return []
-    packed = pack(documents, max(row, longest))
+    packed = pack(documents, max(map(len, documents)))
     batch, device = packed.batch, model.embed_tokens.weight.device
 
     def top_of_rows(start: int) -> tuple[Tensor, Tensor]:
@@ -98,14 +90,7 @@ def first_token_logprobs(model: Decoder, prompts: Sequence[Sequence[int]], ids: 
     Raises DataError if a prompt is empty or longer than the context minus one token.
     """
     context, device = model.config.max_position_embeddings, model.embed_tokens.weight.device
-    documents = [_document(number, prompt, ids[:1]) for number, prompt in enumerate(prompts, start=1)]
-    longest = max(map(len, documents), default=0)
-    if longest > context:
-        raise DataError(
-            f"a prompt has {longest - 1} tokens, but the model's context is {context}",
-            where="score",
-            remedy="Use a model with a longer context.",
-        )
+    documents = _documents([(prompt, ids[:1]) for prompt in prompts], context)
     found = []
     for start in range(0, len(documents), ROWS):
         part = documents[start : start + ROWS]
@@ -118,11 +103,12 @@ def first_token_logprobs(model: Decoder, prompts: Sequence[Sequence[int]], ids: 
     return torch.cat(found).numpy() if found else np.zeros((0, len(ids)), np.float32)
 
 
-def _document(number: int, prompt: Sequence[int], reply: Sequence[int]) -> Sample:
-    if not len(prompt) or not len(reply):
-        raise DataError(
-            f"the {'reply' if len(prompt) else 'prompt'} is empty",
-            where=f"sample {number}",
-            remedy="Remove the sample.",
-        )
-    return Sample([*prompt, *reply], [False] * len(prompt) + [True] * len(reply))
+def _documents(samples: Sequence[tuple[Sequence[int], Sequence[int]]], context: int) -> list[Sample]:
+    for number, (prompt, reply) in enumerate(samples, start=1):
+        if not len(prompt) or not len(reply) or len(prompt) + len(reply) > context:
+            raise DataError(
+                f"a prompt of {len(prompt)} and a reply of {len(reply)} tokens must not be empty, and must fit the context of {context}",
+                where=f"sample {number}",
+                remedy="Remove the sample.",
+            )
+    return [Sample([*prompt, *reply], [False] * len(prompt) + [True] * len(reply)) for prompt, reply in samples]

@@ -47,7 +47,7 @@ class Sequence:
     followers: list[Sequence] = field(default_factory=list)
     """Sequences with the same tokens to prefill. They wait for this sequence's prefill and then share its blocks."""
     saved: object = None
-    """Per-token results that the runner restores after a preemption (`History.save`)."""
+    """Per-token results that the runner restores after a preemption (`Histories.save`)."""
     halts: Callable[[list[int]], bool] | None = None
     """Callable that takes all token ids and returns whether a stop string ends the sequence."""
     halted: bool = False

@@ -27,16 +27,15 @@ def dequantize_blocks(weight: Tensor, scale_inv: Tensor, block: int = BLOCK) -> 
     return weight.float().mul_(_spread(weight, scale_inv.float(), block))
 
 
-def quantize_blocks(weight: Tensor, block: int = BLOCK, *, power_of_two: bool = False) -> tuple[Tensor, Tensor]:
+def quantize_blocks(weight: Tensor, block: int = BLOCK) -> tuple[Tensor, Tensor]:
     """Quantize weight [rows, columns] to e4m3 [rows, columns] and scale_inv [row blocks, column blocks] in fp32.
 
-    The scale maps the largest absolute value of a block to 448. `power_of_two` rounds the scale up to a power of two
-    (V3.1's ue8m0), so the largest value may be below 448. A block of zeros has scale 1. Values round to nearest, ties
-    to even.
+    The scale maps the largest absolute value of a block to 448. A block of zeros has scale 1. Values round to nearest,
+    ties to even.
     """
     wide = weight.float()
     largest = _pad(wide.abs(), block).amax((1, 3))
-    scale = _scale(largest, power_of_two=power_of_two)
+    scale = _scale(largest)
     # Rounding can push a quotient above 448, which e4m3 would turn into NaN.
     values = (wide / _spread(wide, scale, block)).clamp_(-LARGEST, LARGEST)
     return values.to(torch.float8_e4m3fn), scale
@@ -48,15 +47,13 @@ def row_scales(rows: Tensor) -> Tensor:
     This is V3.2's scale of an index key (ue8m0). Dividing a bf16 row by its scale and multiplying by the scale again is
     exact, so only the rounding to e4m3 changes the row. A row of zeros has scale 1.
     """
-    return _scale(rows.float().abs().amax(-1, keepdim=True), power_of_two=True)
+    scale = _scale(rows.float().abs().amax(-1, keepdim=True))
+    mantissa, exponent = torch.frexp(scale)  # scale = mantissa 2^exponent, mantissa in [0.5, 1)
+    return torch.ldexp(torch.ones_like(scale), exponent - (mantissa == 0.5).int())
 
 
-def _scale(largest: Tensor, *, power_of_two: bool) -> Tensor:
-    scale = torch.where(largest == 0, 1.0, largest / LARGEST)
-    if power_of_two:
-        mantissa, exponent = torch.frexp(scale)  # scale = mantissa 2^exponent, mantissa in [0.5, 1)
-        scale = torch.ldexp(torch.ones_like(scale), exponent - (mantissa == 0.5).int())
-    return scale
+def _scale(largest: Tensor) -> Tensor:
+    return torch.where(largest == 0, 1.0, largest / LARGEST)
 
 
 def _pad(weight: Tensor, block: int) -> Tensor:

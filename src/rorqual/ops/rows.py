@@ -28,11 +28,6 @@ class Rows:
     least: int
     most: int = 0
 
-    @property
-    def loose(self) -> bool:
-        """True if rows are not padded, so that bit-identical results are not guaranteed."""
-        return self.least == 1
-
 
 LOOSE = Rows(1)
 ENOUGH = Rows(16)

@@ -78,14 +78,6 @@ MUTANTS = (
         "tests/train/test_indexer_loss.py::test_value_and_gradient_equal_a_plain_loop",
     ),
     one(
-        "PackedBatch index_kl compares every of the keys with itself",
-        "issue 18: sparse attention",
-        "model/attention/cache.py",
-        "self._written_part(keys).every != self._written_part(index_keys).every",
-        "self._written_part(keys).every != self._written_part(keys).every",
-        "tests/conformance/test_outside_attention.py::test_a_part_that_the_kind_has_not_is_refused_by_name",
-    ),
-    one(
         "the padding mask of MTP losses is shifted by the module's depth",
         "issue 18: sparse attention",
         "train/objectives/indexer.py",
@@ -275,7 +267,7 @@ MUTANTS = (
         "ops/backends/attention.py",
         "_joined([_widened(part.scores, most, -torch.inf) for part in parts], tokens)",
         "_joined([_widened(part.scores, most, 0) for part in parts], tokens)",
-        "tests/ops/test_paged.py::test_rows_that_a_short_sequence_lacks_have_no_score",
+        "tests/ops/test_paged.py::test_sequences_of_different_lengths_select_and_lose_as_alone",
     ),
     one(
         "the dense weights of the longest query lack a position",

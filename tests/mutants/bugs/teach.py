@@ -283,7 +283,7 @@ MUTANTS = (
         "train/sources/rollouts.py",
         ", calculator=config.calculator)",
         ")",
-        "tests/train/test_rollout_sources.py::test_results_of_calculations_are_sampled_and_not_learned",
+        "tests/train/test_every_option.py::test_rollouts",
     ),
     one(
         "the server ignores the calculator of the run",

@@ -14,9 +14,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Tool
 from rorqual.data.chat import ChatFormat
@@ -27,8 +24,8 @@ from rorqual.engine.grammar.check import SchemaValidator
 from rorqual.engine.grammar.dsml import DsmlRules
 from rorqual.engine.grammar.source import Calls
 
-Bools = npt.NDArray[np.bool_]
-THINKING = ("<think>", "</think>")
+NO_CALL = "no call can be read in the reply, because its arguments contain a tag of the reasoning"
+"""The error of a reply whose chat format recognises `</think>` in plain text, and so also in the arguments of a call."""
 _HOLE = "\0"
 """Placeholder for the arguments in the text of a call. No function name can contain this character."""
 _MARK = re.compile("([\ud800-\udfff])")
@@ -37,17 +34,11 @@ _MARK = re.compile("([\ud800-\udfff])")
 class CallSyntax:
     """The syntax of tool calls in one chat format.
 
-    `marks` are the ids of the special tokens in calls. `unsaid` are strings that a call must not contain. An
-    example is `</think>`, if the chat format recognises this tag in plain text. Anywhere in a reply, the chat format
-    treats an `unsaid` string as the start or end of reasoning. So the format could not parse a call that contains such
-    a string.
+    `marks` are the ids of the special tokens in calls.
     """
 
-    def __init__(self, chat: ChatFormat, vocab_size: int) -> None:
-        self._chat, self._tokenizer, self._vocab_size = chat, chat.tokenizer, vocab_size
-        self._name, self._frame = chat.name, chat.call_frame
-        special_texts = chat.reply_marks(chat.call_form).by_text
-        self.unsaid = tuple(name.encode() for name in THINKING if name in special_texts)
+    def __init__(self, chat: ChatFormat) -> None:
+        self._chat, self._tokenizer = chat, chat.tokenizer
 
     @cached_property
     def frame(self) -> CallFrame:
@@ -55,12 +46,13 @@ class CallSyntax:
 
         Raises DataError if the chat format has no tool calls.
         """
-        if self._frame is None:
+        frame = self._chat.call_frame
+        if frame is None:
             raise DataError(
-                f"chat format '{self._name}' has no tool-call syntax",
+                f"chat format '{self._chat.name}' has no tool-call syntax",
                 remedy="Use a model that was trained with tools.",
             )
-        return self._frame
+        return frame
 
     @cached_property
     def marks(self) -> list[int]:
@@ -98,7 +90,7 @@ class CallSyntax:
         first = next((char for char in frame.begin + frame.call("", "{}") if char in NAME_OF), "")
         if NAME_OF.get(first, "") not in self._tokenizer.special_names:
             raise DataError(
-                f"chat format '{self._name}' starts calls without a special token, so a JSON answer could be mistaken for a call",
+                f"chat format '{self._chat.name}' starts calls without a special token, so a JSON answer could be mistaken for a call",
                 remedy="Request either calls or JSON, in separate requests.",
             )
 
@@ -129,31 +121,6 @@ class CallSyntax:
         ids = [*self._chat.closing_ids, *reply] if opened else reply
         return self._chat.parse(ids, thinking="off", tools=[Tool(name, "", {}) for name in names])
 
-    @cached_property
-    def closing(self) -> Mapping[bytes, Bools]:
-        """A mask [vocab] for each beginning of an `unsaid` string: the tokens that would complete it."""
-        ends = {text[-1] for text in self.unsaid}
-        written = ((id_, self._tokenizer.token_bytes(id_)) for id_ in range(self._vocab_size))
-        last = [
-            (id_, token_text)
-            for id_, token_text in written
-            if ends & set(token_text) and not self._tokenizer.is_special(id_)
-        ]
-        tables: dict[bytes, Bools] = {}
-        for tail in {text[:length] for text in self.unsaid for length in range(len(text))}:
-            tables[tail] = np.zeros(self._vocab_size, np.bool_)
-            tables[tail][
-                [id_ for id_, token_text in last if any(text in tail + token_text for text in self.unsaid)]
-            ] = True
-        return tables
-
-    def tail(self, before: bytes, token: int) -> bytes:
-        """Return the longest suffix of the text so far that is a prefix of an `unsaid` string."""
-        text = before + self._tokenizer.token_bytes(token)
-        longest = max(map(len, self.unsaid), default=1) - 1
-        starts = (text[place:] for place in range(max(0, len(text) - longest), len(text)))
-        return next((end for end in starts if any(one.startswith(end) for one in self.unsaid)), b"")
-
 
 class CallsValidator:
     """Validates replies with tool calls. `functions` maps function names to the validators of their arguments. `answer`
@@ -169,7 +136,7 @@ class CallsValidator:
         JSON answer that violates `answer`. Return "" if the reply is valid."""
         message = self._spelling.read(reply, self._functions)
         if not message.tool_calls:
-            return "" if self._answer is None else self._answer.fault(message.text)
+            return NO_CALL if self._answer is None else self._answer.fault(message.text)
         for call in message.tool_calls:
             if error := self._functions[call.name].fault(call.arguments):
                 return f"{error} (the parameters of {call.name!r})"

@@ -27,7 +27,7 @@ from rorqual.core.errors import ConfigError, DataError
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.grammar.calls import CallsValidator, CallSyntax
 from rorqual.engine.grammar.check import SchemaValidator
-from rorqual.engine.grammar.constraint import Checked, Constraint, Delayed, ForbiddenTexts, Lexicon, Matched, Thought
+from rorqual.engine.grammar.constraint import Checked, Constraint, Delayed, Lexicon, Matched, Thought
 from rorqual.engine.grammar.queue import CompileQueue, CompileTask
 from rorqual.engine.grammar.refusal import refusal
 from rorqual.engine.grammar.source import check_pattern, choice_pattern, parse_calls, parse_schema
@@ -67,8 +67,7 @@ def schema_text(library: Any, schema: Mapping[str, Any]) -> str:
 class Compiled:
     """A compiled grammar. `start` returns a `Constraint` for one sample.
 
-    `spelling` is set for grammars of tool calls. `fault` takes the ids of a finished reply and returns its error or "". It
-    is set if the grammar has a JSON schema.
+    `fault` takes the ids of a finished reply and returns its error or "". It is set if the grammar has a JSON schema.
     """
 
     def __init__(
@@ -76,18 +75,15 @@ class Compiled:
         matcher: Any,
         lexicon: Lexicon,
         *,
-        spelling: CallSyntax | None = None,
         fault: Callable[[Sequence[int]], str] | None = None,
     ) -> None:
-        self._matcher, self._lexicon, self._spelling, self.fault = matcher, lexicon, spelling, fault
+        self._matcher, self._lexicon, self.fault = matcher, lexicon, fault
         self._lock = threading.Lock()
 
     def start(self, thought: Thought | None = None) -> Constraint:
         """Return the constraint of a new reply. Pass `thought` if the reply may start with reasoning."""
         with self._lock:
             constraint: Constraint = Matched(self._matcher.deep_copy(), self._lexicon)
-        if self._spelling is not None and self._spelling.unsaid:
-            constraint = ForbiddenTexts(constraint, self._spelling, self._lexicon)
         if self.fault is not None:
             constraint = Checked(constraint, self.fault, self._lexicon)
         if thought is not None:
@@ -233,7 +229,6 @@ class Grammars:
         alone = [TrialGrammar(schema_text(library, schema), schema, name) for name, schema in calls.functions.items()]
         alone += [] if calls.answer is None else [TrialGrammar(schema_text(library, calls.answer), calls.answer)]
         check(*alone)
-        _ = spelling.closing  # computed here, not in the engine's loop
         usable = lexicon.usable.copy()
         usable[spelling.marks] = True
         options = options_of(*(json.dumps(part.schema) for part in alone))
@@ -243,4 +238,4 @@ class Grammars:
         answers = None if calls.answer is None else SchemaValidator(calls.answer)
         fault = CallsValidator(spelling, validators, answers).fault
         matcher = build_matcher(self._vocabulary, text)
-        return Compiled(matcher, replace(lexicon, usable=usable), spelling=spelling, fault=fault)
+        return Compiled(matcher, replace(lexicon, usable=usable), fault=fault)

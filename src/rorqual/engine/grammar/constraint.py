@@ -10,7 +10,6 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from rorqual.engine.grammar.calls import CallSyntax
 from rorqual.engine.grammar.refusal import first_line
 from rorqual.engine.grammar.trial_process import NOTHING
 
@@ -217,37 +216,6 @@ class Lexicon:
         mask = np.zeros_like(self.stops)
         mask[token] = True
         return mask
-
-
-class ForbiddenTexts:
-    """A wrapper of a constraint that also forbids the strings in `spelling.unsaid`."""
-
-    def __init__(self, constraint: Constraint, spelling: CallSyntax, lexicon: Lexicon) -> None:
-        self._constraint, self._spelling, self._lexicon = constraint, spelling, lexicon
-        self._tail, self._error = b"", ""
-
-    def mask(self) -> Bools | None:
-        allowed = self._lexicon.stops if self._error else self._constraint.mask()
-        if allowed is None or self.done:
-            return allowed
-        allowed = allowed & ~self._spelling.closing[self._tail]
-        if not allowed.any():
-            self._error = NOTHING
-            return self._lexicon.stops
-        return allowed
-
-    def accept(self, token: int) -> None:
-        if not self._error:
-            self._constraint.accept(token)
-            self._tail = b"" if self._lexicon.stops[token] else self._spelling.tail(self._tail, token)
-
-    @property
-    def done(self) -> bool:
-        return bool(self._error) or self._constraint.done
-
-    @property
-    def error(self) -> str:
-        return self._error or self._constraint.error
 
 
 class Checked:

@@ -368,7 +368,7 @@ class RemoteEngine(RemoteClient):
     """An engine that sends `POST {base_url}/chat/completions` to any OpenAI-compatible server.
 
     Thinking `on` and `off` are sent as `chat_template_kwargs`, which vLLM and SGLang accept. For `auto`, nothing is sent.
-    `extra` is merged into each request body. `seed_bits` is the number of bits in a seed: 64 as in OpenAI's API, or 31
+    `seed_bits` is the number of bits in a seed: 64 as in OpenAI's API, or 31
     for a server that rejects larger seeds. `settings` are passed to `RemoteClient`.
     """
 
@@ -377,12 +377,11 @@ class RemoteEngine(RemoteClient):
         base_url: str,
         model: str,
         *,
-        extra: Mapping[str, Any] | None = None,
         seed_bits: Bits = 64,
         **settings: Any,
     ) -> None:
         super().__init__(base_url, "/chat/completions", **settings)
-        self.model, self.extra = model, dict(extra or {})
+        self.model = model
         self.seed_bits: Bits = seed_bits
 
     def generate(
@@ -417,10 +416,10 @@ class RemoteEngine(RemoteClient):
         if request.thinking != "auto":
             on = request.thinking == "on"
             body["chat_template_kwargs"] = {"thinking": on, "enable_thinking": on}
-        return body | self.extra
+        return body
 
     def _read(self, data: Any, request: Request) -> Completion:
-        return completion_of(data, request.params.prompt_logprobs)
+        return completion_of(data)
 
     def _check(self, wanted: Sequence[tuple[Request, int]]) -> None:
         requests = [request for request, _ in wanted]
@@ -498,7 +497,7 @@ class NoCompletion(Exception):
         self.usage, self.remedy = usage, remedy
 
 
-def completion_of(data: Any, prompt_logprobs: int | None) -> Completion:
+def completion_of(data: Any) -> Completion:
     """Return the first choice of a reply's JSON as a completion. Raises NoCompletion if the reply has no choice with a
     message."""
     try:
@@ -507,7 +506,6 @@ def completion_of(data: Any, prompt_logprobs: int | None) -> Completion:
         content = text_of(message.get("content"))
         separate_reasoning = message.get("reasoning_content") or message.get("reasoning")
         ended, refusal = choice.get("finish_reason"), message.get("refusal")
-        scores = prompt_scores(data.get("prompt_logprobs"), prompt_logprobs)
     except (KeyError, IndexError, TypeError, AttributeError, ValueError):
         raise NoCompletion(
             f"the reply has no choices[0].message: {shorten(json.dumps(data))}", usage_of(data)
@@ -530,8 +528,6 @@ def completion_of(data: Any, prompt_logprobs: int | None) -> Completion:
         reasoning=None if reasoning is None else writable(reasoning),
         usage=usage_of(data),
         error=fault,
-        prompt_logprobs=scores and scores[0],
-        prompt_top_logprobs=scores and scores[1],
         model=writable(name) if isinstance(name := data.get("model"), str) else "",
     )
 
@@ -576,24 +572,6 @@ def text_of(content: Any) -> str:
     if content is None or isinstance(content, str):
         return content or ""
     raise TypeError("content is neither a string nor a list of parts")
-
-
-Scores = tuple[list[float | None], list[list[tuple[int, float]]] | None]
-
-
-def prompt_scores(data: Any, top: int | None) -> Scores | None:
-    """Parse vLLM's `prompt_logprobs` into the log-probability of each prompt token and the `top` most likely tokens at
-    its position.
-
-    Returns None if the request did not set `prompt_logprobs` or the server returned none. In vLLM's format, each entry
-    lists the prompt token first and gives the rank of each listed token.
-    """
-    if top is None or data is None:
-        return None
-    places = [[(int(id_), one["logprob"], one.get("rank")) for id_, one in (place or {}).items()] for place in data]
-    own = [place[0][1] if place else None for place in places]
-    ranked = [sorted((rank, id_, value) for id_, value, rank in place if rank and rank <= top) for place in places]
-    return own, [[(id_, value) for _, id_, value in place] for place in ranked] if top else None
 
 
 def split_reasoning(content: str) -> tuple[str, str | None]:

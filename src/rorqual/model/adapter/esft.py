@@ -38,20 +38,14 @@ class ESFT(Tune):
     p: Part = 0.2
     sample: Count = 4
 
-    @property
-    def selects(self) -> bool:
-        return True
-
     def attach(self, model: Decoder, *, seed: int, experts: Selection = ()) -> None:
         layers = routed(model)
-        check_selection(layers, experts)
         model.requires_grad_(False)
         for ffn, chosen in zip(layers.values(), experts, strict=True):
             ffn.experts = TunedExperts(stacked(ffn), chosen)
 
     def shapes(self, model: Decoder, experts: Selection = ()) -> Shapes:
         layers = routed(model)
-        check_selection(layers, experts)
         return {
             f"{name}.experts.{expert}.{part}": tuple(getattr(stacked(ffn), part).shape[1:])
             for (name, ffn), chosen in zip(layers.items(), experts, strict=True)
@@ -94,21 +88,6 @@ def stacked(ffn: FFN) -> Experts:
 def n_stacked(ffn: FFN) -> int:
     """Return the number of stacked experts of a feed-forward network from `routed`."""
     return len(stacked(ffn).down_proj)
-
-
-def check_selection(layers: Mapping[str, FFN], experts: Selection) -> None:
-    """Raise ConfigError unless `experts` lists existing experts for every layer, in ascending order."""
-    if len(experts) != len(layers):
-        raise ConfigError(
-            f"the selection covers {len(experts)} layers, but the model has {len(layers)} MoE layers",
-            where="tune.kind=esft",
-        )
-    for (name, ffn), chosen in zip(layers.items(), experts):
-        n = n_stacked(ffn)
-        if not chosen or list(chosen) != sorted(set(chosen)) or not 0 <= chosen[0] <= chosen[-1] < n:
-            raise ConfigError(
-                f"experts {list(chosen)} are not distinct ascending numbers below {n}", where=f"tune.kind=esft, {name}"
-            )
 
 
 class TunedExperts(Experts):

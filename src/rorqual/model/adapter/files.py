@@ -26,11 +26,10 @@ from rorqual.core.errors import CheckpointError
 from rorqual.core.records import RunDir
 from rorqual.model.adapter.tuning import Selection, Shapes, Tune
 from rorqual.model.decoder import Decoder
+from rorqual.model.load.names import find_differences, shown
 
 WEIGHTS_FILE = "model.safetensors"
 ADAPTER_FILE, ADAPTER_INFO = "adapter.safetensors", "adapter.json"
-DEPTH = 16
-"""Largest number of stacked adapters. Loading rejects longer chains, because they could be circular."""
 
 
 class Base(Config):
@@ -83,19 +82,6 @@ class OpenedAdapter:
         tune.merge(model, self.tensors(tune.shapes(model, experts)))
 
 
-def find_differences(found: Shapes, wanted: Shapes) -> list[str]:
-    """List missing and unexpected names, and shapes that differ."""
-    wrong = [f"missing {name}" for name in wanted if name not in found]
-    wrong += [f"unexpected {name}" for name in found if name not in wanted]
-    both = [(name, found[name], shape) for name, shape in wanted.items() if name in found]
-    return wrong + [f"{name} has shape {has}, but the model needs {needs}" for name, has, needs in both if has != needs]
-
-
-def describe_problems(problems: list[str]) -> str:
-    """Return the first twelve problems as text, and the number of others."""
-    return "; ".join(problems[:12]) + (f"; and {len(problems) - 12} more" if len(problems) > 12 else "")
-
-
 def check_trained(found: Mapping[str, Tensor], shapes: Shapes, *, where: str) -> None:
     """Check that adapter tensors have the expected names and shapes, and contain no NaN or infinity.
 
@@ -105,7 +91,7 @@ def check_trained(found: Mapping[str, Tensor], shapes: Shapes, *, where: str) ->
     wrong += [f"{name} contains NaN or infinity" for name, t in found.items() if not bool(t.isfinite().all())]
     if wrong:
         raise CheckpointError(
-            f"the adapter does not match this model or these settings: {describe_problems(wrong)}",
+            f"the adapter does not match this model or these settings: {shown(wrong)}",
             where=where,
             remedy="Use the base that the adapter was trained on.",
         )
@@ -176,9 +162,5 @@ def unfold(checkpoint: Path) -> tuple[Path, list[OpenedAdapter]]:
     adapters: list[OpenedAdapter] = []
     while (info := adapter_of(checkpoint)) is not None:
         adapters.insert(0, OpenedAdapter(checkpoint, info))
-        if len(adapters) > DEPTH:
-            raise CheckpointError(
-                f"more than {DEPTH} adapters are stacked; the chain of bases may be circular", where=str(checkpoint)
-            )
         checkpoint = find_base(checkpoint, info.base)
     return checkpoint, adapters

@@ -27,11 +27,6 @@ class Tune(Kind):
         """True if all parameters are trained. If False, load balancing leaves the router biases unchanged."""
         return False
 
-    @property
-    def selects(self) -> bool:
-        """True if the caller must select experts, using a sample of the training data, before it calls `attach`."""
-        return False
-
     def attach(self, model: Decoder, *, seed: int, experts: Selection = ()) -> None:
         """Freeze the parameters of `model` that are not trained, in place, and add the adapter.
 

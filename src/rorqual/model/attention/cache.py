@@ -176,8 +176,6 @@ class LayerCache:
         The log-sum-exp of a token without visible rows is -1e30. `rorqual.ops.paged.merge` combines results over
         disjoint sets of keys.
         """
-        if window is not None and window < 1:
-            raise ValueError(f"attention kind '{self._layout.kind}' requests window={window}; it must be at least 1")
         pools, width = self._pools(keys, values, value_width)
         rows = None if selected is None else selected.rows
         return self._attention.attend_with_lse(q, *pools, self._plan, scale, width, selected=rows, window=window)
@@ -190,10 +188,7 @@ class LayerCache:
         `scales` names a part of width 1 by which the rows of `part` are multiplied. The returned scores have gradients; the
         choice of rows has none.
         """
-        if self._written_part(part) and budget < 1:
-            raise ValueError(
-                f"attention kind '{self._layout.kind}' requests budget={budget} for the cached part '{part}'; it must be at least 1"
-            )
+        self._written_part(part)
         return self._attention.select(q, weights, self._pool(part), self._plan, budget, self._scales(scales))
 
     def select_by_attention(self, q: Tensor, keys: str, scale: float, budget: int) -> Selection:
@@ -223,10 +218,7 @@ class LayerCache:
         of `select`. Attention weights are averaged over heads and receive no gradient. `selected` restricts attention and
         index scores to the selected rows.
         """
-        if self._written_part(keys).every != self._written_part(index_keys).every:
-            raise ValueError(
-                f"attention kind '{self._layout.kind}' compares the parts '{keys}' and '{index_keys}', which must have the same `every`"
-            )
+        self._written_part(keys), self._written_part(index_keys)
         rows = None if selected is None else selected.rows
         pools = self._pool(keys), self._pool(index_keys)
         return self._attention.index_kl(

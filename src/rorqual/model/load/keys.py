@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from rorqual.core.config import Config, parse
@@ -60,11 +60,14 @@ C = TypeVar("C", bound=Config)
 
 
 class ConfigKeys:
-    """A reader of a `config.json` that tracks which keys were read. `end` refuses unread keys."""
+    """A reader of a `config.json`, or of the header of a GGUF file, that tracks which keys were read.
 
-    def __init__(self, data: Mapping[str, Any], where: str) -> None:
+    `end` refuses unread keys, unless they are `harmless`.
+    """
+
+    def __init__(self, data: Mapping[str, Any], where: str, harmless: Collection[str] = HARMLESS) -> None:
         self.where = where
-        self._data = data
+        self._data, self._harmless = data, harmless
         self._taken: set[str] = set()
 
     def take(self, key: str, default: Any = _MISSING) -> Any:
@@ -165,7 +168,7 @@ class ConfigKeys:
 
     def end(self) -> None:
         """Raise ConfigError for a key that was never read."""
-        for key in sorted(self._data.keys() - self._taken - HARMLESS):
+        for key in sorted(self._data.keys() - self._taken - {*self._harmless}):
             raise ConfigError(
                 f"unknown key '{key}'",
                 where=self.where,
@@ -188,16 +191,11 @@ def rope_to_hf(rope: Rope) -> dict[str, Any]:
     return {"rope_theta": rope.theta, "rope_scaling": scaling}
 
 
-def quantization(data: Mapping[str, Any], where: str) -> bool:
-    """Return whether `quantization_config` declares FP8 in 128 x 128 blocks (V3, V3.1).
+def quantization(data: Mapping[str, Any], where: str) -> None:
+    """Raise ConfigError unless `quantization_config` is empty or declares FP8 in 128 x 128 blocks (V3, V3.1).
 
-    An empty `quantization_config` means no quantization.
-
-    Raises ConfigError for quantization other than FP8 in 128 x 128 blocks. A tensor is FP8 if the checkpoint stores
-    scales for it, whatever `quantization_config` says.
+    A tensor is FP8 if the checkpoint stores scales for it, whatever `quantization_config` says.
     """
-    if not data:
-        return False
     for key, value in data.items():
         if key in ("modules_to_not_convert", "ignored_layers"):
             continue
@@ -207,6 +205,5 @@ def quantization(data: Mapping[str, Any], where: str) -> bool:
                 where=where,
                 remedy="Use the model's unquantized weights.",
             )
-    if missing := [key for key in ("quant_method", "weight_block_size") if key not in data]:
+    if data and (missing := [key for key in ("quant_method", "weight_block_size") if key not in data]):
         raise ConfigError(f"key 'quantization_config.{missing[0]}' is missing", where=where)
-    return True

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from rorqual.model.config import ModelConfig
 from rorqual.model.ffn import MoEConfig
-from rorqual.model.load.names import NameEntry, stacked, stacked_pairs
+from rorqual.model.load.names import NameEntry
 
 
 def ends(config: ModelConfig) -> Iterator[NameEntry]:
@@ -44,5 +44,5 @@ def routed(ffn: MoEConfig, prefix: str, hf_prefix: str) -> Iterator[NameEntry]:
         [f"{hf_prefix}.experts.{expert}.{part}_proj.weight" for expert in range(ffn.n_experts())]
         for part in ("gate", "up", "down")
     )
-    yield stacked_pairs(f"{prefix}.experts.gate_up_proj", gate, up)
-    yield stacked(f"{prefix}.experts.down_proj", down)
+    yield NameEntry(f"{prefix}.experts.gate_up_proj", (*gate, *up), "pairs")
+    yield NameEntry(f"{prefix}.experts.down_proj", tuple(down), "stack")

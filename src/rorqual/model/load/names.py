@@ -5,11 +5,10 @@ Tensors can be converted one at a time.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from rorqual.core.errors import CheckpointError
@@ -99,38 +98,6 @@ class NameEntry:
         rows = rows // 2 if self.kind == "pairs" else rows
         return self.scales().shape([blocks((rows, columns))] * len(self.published))
 
-    def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """Join published tensors, in the order of `published`, into Rorqual's tensor."""
-        unequal = [name for name, part in zip(self.published, parts, strict=True) if part.dtype != parts[0].dtype]
-        if unequal:
-            raise CheckpointError(
-                f"{shown(unequal)} and {self.published[0]} have different types, but must be stacked into one tensor",
-                remedy="Convert the checkpoint to one type.",
-            )
-        shape = self.shape([tuple(part.shape) for part in parts])
-        if self.kind == "alone":
-            return parts[0]
-        out = torch.empty(shape, dtype=parts[0].dtype, device=parts[0].device)
-        for index, part in enumerate(parts):
-            self.piece(out, index).copy_(part)
-        return out
-
-    def split(self, tensor: Tensor) -> list[Tensor]:
-        """Split Rorqual's tensor into published tensors, in the order of `published`. Each published tensor has its own memory."""
-        if self.kind == "alone":
-            return [tensor]
-        return [self.piece(tensor, index).clone() for index in range(len(self.published))]
-
-
-def stacked(internal: str, published: Iterable[str]) -> NameEntry:
-    """Return an entry of kind "stack": `internal` [n, ...] stacks the tensors `published`."""
-    return NameEntry(internal, tuple(published), "stack")
-
-
-def stacked_pairs(internal: str, first: Iterable[str], second: Iterable[str]) -> NameEntry:
-    """Return an entry of kind "pairs": `internal[i]` concatenates `first[i]` and `second[i]` along their first dimension."""
-    return NameEntry(internal, (*first, *second), "pairs")
-
 
 @dataclass(frozen=True)
 class NameMap:
@@ -153,59 +120,27 @@ class NameMap:
         scaled = [entry.scales() for entry in self.entries]
         optional = [name for entry in scaled if present.intersection(entry.published) for name in entry.published]
         required = [name for entry in self.entries for name in entry.published] + optional
-        _check_names(names, present, required, self.copies)
-
-    def scaled(self, names: Collection[str]) -> NameMap:
-        """Return this map plus entries for the FP8 scales in `names`. `names` may be Rorqual's names or published names."""
-        present = set(names)
-        extra = (entry.scales() for entry in self.entries)
-        scales = [entry for entry in extra if entry.internal in present or entry.published[0] in present]
-        return NameMap((*self.entries, *scales), self.copies)
+        found = dict.fromkeys(present.difference(self.copies), ())
+        if problems := find_differences(found, dict.fromkeys(required, ())):
+            raise CheckpointError(
+                shown(problems), remedy="Use the config that matches these weights (layers, experts, MTP modules)."
+            )
 
     def to_hf(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Convert Rorqual's tensors to published tensors. Raises CheckpointError listing missing and unexpected names."""
-        entries = self.scaled(state).entries
-        _check_names(state, set(state), [entry.internal for entry in entries], ())
-        out: dict[str, Tensor] = {}
-        for entry in entries:
-            out |= zip(entry.published, entry.split(state[entry.internal]), strict=True)
-        return out | {name: state[internal].clone() for name, internal in self.copies.items()}
+        """Convert Rorqual's tensors to published tensors, each with memory of its own."""
+        pieces = ((entry, index, name) for entry in self.entries for index, name in enumerate(entry.published))
+        published = {name: entry.piece(state[entry.internal], index).clone() for entry, index, name in pieces}
+        return published | {name: state[internal].clone() for name, internal in self.copies.items()}
 
-    def from_hf(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Convert published tensors to Rorqual's tensors.
 
-        Raises CheckpointError for missing or unexpected names, unequal shapes, and duplicates (`copies`) with different
-        values.
-        """
-        self.check(state)
-        entries = self.scaled(state).entries
-        out = {entry.internal: entry.join([state[name] for name in entry.published]) for entry in entries}
-        for name, tensor in out.items():
-            if (tensor.dtype == torch.float8_e4m3fn) != (name + SCALE in out):
-                raise CheckpointError(
-                    f"{name} is {tensor.dtype} {'with' if name + SCALE in out else 'without'} scales (weight{SCALE})",
-                    remedy="FP8 tensors, and no others, must have scales. Download the checkpoint again.",
-                )
-        for name, internal in self.copies.items():
-            if name in state and not torch.equal(state[name], out[internal]):
-                raise CheckpointError(
-                    f"{name} must be a copy of the main model's {internal}, but differs",
-                    remedy="Rorqual stores copied tensors once, so it cannot load a checkpoint whose copies differ.",
-                )
-        return out
+def find_differences(found: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> list[str]:
+    """List missing and unexpected names, and shapes that differ."""
+    wrong = [f"missing {name}" for name in wanted if name not in found]
+    wrong += [f"unexpected {name}" for name in sorted(found.keys() - wanted.keys())]
+    both = [(name, found[name], shape) for name, shape in wanted.items() if name in found]
+    return wrong + [f"{name} has shape {has}, not {needs}" for name, has, needs in both if has != needs]
 
 
 def shown(names: Sequence[str]) -> str:
-    """Return the first twelve names as text, followed by the number of omitted names."""
+    """Return the first twelve names or problems as text, followed by the number of omitted ones."""
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
-
-
-def _check_names(names: Iterable[str], present: set[str], required: Sequence[str], optional: Iterable[str]) -> None:
-    known = {*required, *optional}
-    missing, extra = [n for n in required if n not in present], [n for n in names if n not in known]
-    if missing or extra:
-        parts = [f"missing {shown(missing)}"] * bool(missing) + [f"unexpected {shown(extra)}"] * bool(extra)
-        raise CheckpointError(
-            "; ".join(parts),
-            remedy="Use the config that matches these weights (layers, experts, MTP modules).",
-        )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rorqual.core.config import Kind, NonNegative
 from rorqual.core.errors import CheckpointError
+from rorqual.model.load.names import find_differences, shown
 from rorqual.train.schedule import Schedule
 
 
@@ -33,17 +34,9 @@ class Optimizer(ABC):
 
 
 def check_state(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Check names and shapes of an optimizer state. Raises CheckpointError listing up to six differences from `shapes`."""
-    problems = [f"missing {name}" for name in shapes if name not in state]
-    problems += [f"unexpected {name}" for name in state if name not in shapes]
-    problems += [
-        f"{name} has shape {tuple(state[name].shape)}, not {shape}"
-        for name, shape in shapes.items()
-        if name in state and tuple(state[name].shape) != shape
-    ]
-    if problems:
-        shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
-        raise CheckpointError(f"the optimizer state does not match: {shown}")
+    """Raise CheckpointError if names or shapes of an optimizer state differ from `shapes`."""
+    if problems := find_differences({name: tuple(tensor.shape) for name, tensor in state.items()}, shapes):
+        raise CheckpointError(f"the optimizer state does not match: {shown(problems)}")
 
 
 class OptimConfig(Kind):

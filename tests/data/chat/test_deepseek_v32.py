@@ -179,7 +179,7 @@ def test_a_parameter_that_is_written_twice_is_no_call() -> None:
     chat = with_marks(NAME)
     for keys, count in ((("a", "b"), 1), (("a", "a"), 0)):
         given = "\n".join(parameter(key, "1", "false") for key in keys)
-        ids = chat._special_text.ids(f"{OPEN}\n{invoke('add', given)}\n{CLOSE}")  # type: ignore[attr-defined]
+        ids = chat.tokenizer.encode_trusted(raw(f"{OPEN}\n{invoke('add', given)}\n{CLOSE}"))
         message = chat.parse(ids, "off", TOOLS)
         assert len(message.tool_calls) == count and bool(message.content) == (not count)
 
@@ -189,13 +189,13 @@ def test_a_tag_that_a_string_spells_ends_nothing_where_the_mark_is_a_token() -> 
     spelt = "a</｜DSML｜parameter>\n</｜DSML｜invoke>b"
     call = ToolCall("call_0", "add", json.dumps({"a": spelt}, ensure_ascii=False))
     for chat, reads in ((with_marks(NAME), True), (without_marks(NAME), False)):
-        frame = chat.call_frame
-        assert frame is not None
-        written = frame.begin + frame.call(call.name, call.arguments) + frame.end
-        ids = chat._special_text.ids(written)  # type: ignore[attr-defined]
+        before = [ASKED, Message("assistant", "", tool_calls=(call,)), replace(SAID, tool_call_id="call_0")]
+        prompt = chat.prompt(before, "off")
+        ids = prompt[prompt.index(chat.tokenizer.end_think) + 1 : prompt.index(chat.stop_ids[0])]
+        written = chat.tokenizer.decode(ids, specials=True)
         message = chat.parse(ids, "off", TOOLS)
         assert message.tool_calls == (call if reads else replace(call, arguments='{"a": "a"}'),)
-        assert message.content == ("" if reads else raw(written)[raw(written).index("b</｜DSML｜") :])
+        assert message.content == ("" if reads else written[written.index("b</｜DSML｜") :])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Jinja templates of prompts: rendered in jinja2's sandbox, and encoded so that the text of users never becomes a special token.
+"""Jinja templates of prompts, rendered and encoded so that the text of users never becomes a special token.
 
 While a template is rendered, each name of a special token in the text of users, tools and schemas is one lone surrogate. Other text
 cannot contain lone surrogates, so every name in the output was written by the template.
@@ -35,10 +35,9 @@ def _raise(reason: str) -> NoReturn:
 
 
 @cache
-def _compile(source: str) -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
+def _compile(source: str, trusted: bool) -> jinja2.Template:
+    kind = jinja2.Environment if trusted else ImmutableSandboxedEnvironment  # the sandbox doubles the time
+    environment = kind(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     environment.globals["raise_exception"] = _raise
     # jinja2's `tojson` escapes HTML, but transformers' `tojson`, which models were trained with, does not.
     environment.filters["tojson"] = spelt
@@ -46,18 +45,21 @@ def _compile(source: str) -> jinja2.Template:
 
 
 class PromptTemplate:
-    """A Jinja template of prompts, and the tokenizer that encodes them. `where` names the template in errors."""
+    """A Jinja template of prompts, and the tokenizer that encodes them. `where` names the template in errors.
 
-    def __init__(self, tokenizer: Tokenizer, source: str, where: str) -> None:
+    A template that is not `trusted` is rendered in jinja2's sandbox.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, source: str, where: str, *, trusted: bool = False) -> None:
         self._tokenizer, self._where = tokenizer, where
         names = sorted(tokenizer.special_names, key=len, reverse=True)
         self._names = re.compile("|".join(map(re.escape, names)) or "(?!)")
         try:
-            self._template = _compile(source)
+            self._template = _compile(source, trusted)
         except jinja2.TemplateError as error:
             raise DataError(f"not a valid jinja2 template: {error}", where=where, remedy="Restore the file.") from None
 
-    def segments(self, typed: Mapping[str, Any], settings: Mapping[str, Any]) -> list[list[int]]:
+    def segments(self, typed: dict[str, Any], settings: Mapping[str, Any]) -> list[list[int]]:
         """Return the token ids of a prompt, cut at the marks of replies.
 
         `typed` has the variables that hold the text of users, such as `messages` and `tools`. Raises DataError if the template fails.
@@ -89,7 +91,7 @@ class PromptTemplate:
             return self._names.sub(
                 lambda match: hidden.setdefault(match.group(), chr(FIRST_HIDDEN + len(hidden))), value
             )
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             return {self._hide(key, hidden): self._hide(item, hidden) for key, item in value.items()}
         return [self._hide(item, hidden) for item in value] if isinstance(value, list | tuple) else value
 

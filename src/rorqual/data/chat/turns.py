@@ -70,7 +70,7 @@ class TurnChat(ChatFormat):
         )
         code = "".join(given) + _template_code(self.template_file)
         self.template = code.replace(MARK_CODE, "")
-        self._prompts = PromptTemplate(tokenizer, code, self.template_file)
+        self._prompts = PromptTemplate(tokenizer, code, self.template_file, trusted=True)
         question = (Message("user", ""),)
         self._suffixes = {mode: self._segments(question, mode)[-1] for mode in get_args(Thinking)}
 
@@ -155,7 +155,7 @@ class TurnChat(ChatFormat):
             "messages": message_rows(messages, as_text=self.arguments_as_text),
             "tools": tool_rows(tools),
         }
-        typed |= {} if schema is None else {"response_schema": schema}
+        typed |= {} if schema is None else {"response_schema": dict(schema)}
         settings = {"add_generation_prompt": opens_reply, "reply_mark": REPLY_MARK, **thinking_variables(thinking)}
         return self._prompts.segments(typed, settings)
 

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from rorqual.core.errors import DataError
 from rorqual.core.parts import ContentPart, ImagePart, ImageURL, TextPart, content_json, read_content
 from rorqual.core.records import Message, ToolCall, says_nothing
-from rorqual.data.chat import DeepSeekChat, TemplateChat, chat_format
+from rorqual.data.chat import DeepSeekChat, TemplateChat
 from rorqual.data.chat.find import KINDS
+from rorqual.data.chat.turns import TEMPLATES
 from rorqual.data.distilled import Distilled, read_distilled, read_kept_messages, write_distilled
 from rorqual.data.source.conversations import read_conversations
 from rorqual.data.tokenizer import Tokenizer
@@ -162,18 +163,20 @@ def test_a_format_of_text_refuses_a_picture_by_name_and_place(name: str) -> None
 
 
 class Seeing(DeepSeekChat):
-    """Writes a placeholder where a picture stands."""
+    """Its template writes a placeholder where a picture stands."""
 
     parts: ClassVar[tuple[type[ContentPart], ...]] = (TextPart, ImagePart)
 
-    def _turn(self, message: Message, number: int) -> list[int]:
-        if isinstance(message.content, str):
-            return super()._turn(message, number)
-        pieces = [self.tokenizer.encode(p.text) if isinstance(p, TextPart) else [self.pad] for p in message.content]
-        return [*super()._turn(Message(message.role, ""), number), *(id_ for piece in pieces for id_ in piece)]
 
-
-def test_a_format_that_takes_pictures_gets_them_in_their_places() -> None:
+def test_a_format_that_takes_pictures_gets_them_in_their_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (TEMPLATES / DeepSeekChat.template_file).read_text(encoding="utf-8")
+    pieces = "{%- for part in message.content -%}{{- part.text if part.type == 'text' else '<｜▁pad▁｜>' -}}{%- endfor -%}"
+    (tmp_path / "seeing.jinja").write_text(
+        code.replace("{{- '<｜User｜>' + message.content -}}", "{{- '<｜User｜>' -}}" + pieces), encoding="utf-8"
+    )
+    monkeypatch.setattr(Seeing, "template_file", str(tmp_path / "seeing.jinja"), raising=False)
     chat = Seeing(Tokenizer.byte_level())
     blind = DeepSeekChat(Tokenizer.byte_level())
     ids = chat.prompt([SHOWN])
@@ -262,8 +265,3 @@ def test_a_row_to_be_answered_holds_parts() -> None:
     assert refused.key == "messages" and "message 1: content[1]: not a content part" in refused.what
     assert "NUL" in of([{"type": "text", "text": "a\0"}]).what
     assert "empty" in of([{"type": "text", "text": ""}]).what
-
-
-def test_the_default_formats_tokenizer_is_not_asked_for_a_picture() -> None:
-    with pytest.raises(DataError, match="image_url"):
-        chat_format(Tokenizer.byte_level()).prompt([SHOWN])

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import rorqual.data
 from rorqual.core.errors import DataError
 from rorqual.data.source.text import read_text
-from rorqual.data.stream import TextStream
-from rorqual.data.tokenizer import Tokenizer
 
 SAMPLE = Path(rorqual.data.__file__).parent / "samples" / "tinyshakespeare-64k.txt"
 
@@ -25,14 +22,6 @@ def test_the_parts_are_the_file_and_the_last_tenth_is_held_out(tmp_path: Path) -
     parts = read_text(tmp_path / "t.txt", validation=0.5)
     assert (parts.train, parts.validation) == ("aé\r\n中\U0001f600", "\n12345")
     assert read_text(tmp_path / "t.txt", validation=0).validation == ""
-
-
-def test_text_to_batches() -> None:
-    tokenizer = Tokenizer.byte_level()
-    ids = np.asarray(tokenizer.encode(read_text(SAMPLE).train), dtype=np.int64)
-    batch = TextStream(ids, rows=4, row_length=64, seed=0).batch(0)
-    assert batch.fill == 1 and batch.n_trained == 4 * 64
-    assert tokenizer.decode(batch.tokens[0].tolist()) in read_text(SAMPLE).train
 
 
 @pytest.mark.parametrize(

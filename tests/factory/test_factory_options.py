@@ -162,7 +162,7 @@ def test_a_run_is_sampled_as_the_settings_say(local: Make, run: Path, tmp_path: 
         for number, (row, one) in enumerate(zip(mine, drawn, strict=True)):
             assert [*row.prompt_ids, *row.token_ids] == [*one.prompt_ids, *one.token_ids]
             assert (row.number, row.seed, row.messages[-1].content) == (number, params.seed, one.text)
-    assert {row.params for row in rows} == {json.dumps({**said, "model": ""}, sort_keys=True)}
+    assert {row.params for row in rows} == {json.dumps({**said, "model": "", "seed_bits": 64}, sort_keys=True)}
     for name, value in said.items():
         plain = FactoryConfig.model_fields[name].default
         if name in ("samples", "seed"):

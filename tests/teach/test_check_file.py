@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rorqual.cli.main import app
-from rorqual.core.errors import ConfigError, DataError, RorqualError
+from rorqual.core.errors import ConfigError, DataError
 from rorqual.model.presets import preset
 from rorqual.recipes.models import v3_like
 from rorqual.teach.check import check_file, forecast, groups_of, split_of_group
@@ -167,21 +167,6 @@ def test_each_fault_is_named_with_its_line_and_the_repaired_twin_passes(broken: 
     assert "no faults" in check_text(check_file(twin, len), "bytes")
 
 
-@pytest.mark.parametrize(
-    ("name", "data", "what"),
-    [
-        ("a.txt", b"x", "unknown file type '.txt'"),
-        ("a.csv", b"text,label\n", "the file is empty"),
-        ("a.csv", b"one,two\na,b\n", "no columns of prompt and answer are known among 'one', 'two'"),
-    ],
-)
-def test_a_file_that_is_no_table_is_refused(name: str, data: bytes, what: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(data)
-    with pytest.raises(RorqualError, match=what) as refused:
-        check_file(tmp_path / name, len)
-    assert refused.value.remedy or "key" in str(refused.value)
-
-
 # ---- columns
 
 
@@ -201,30 +186,6 @@ def test_a_file_that_is_no_table_is_refused(name: str, data: bytes, what: str, t
 )
 def test_known_columns_are_found(names: list[str], columns: Columns) -> None:
     assert find_columns(names) == columns
-
-
-@pytest.mark.parametrize(
-    "prompt", ["prompt", "instruction", "question", "problem", "query", "input", "text", "sentence"]
-)
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "completion",
-        "response",
-        "answer",
-        "output",
-        "target",
-        "label",
-        "category",
-        "intent",
-        "class",
-        "slots",
-        "solution",
-    ],
-)
-def test_each_known_prompt_stands_with_each_known_answer(prompt: str, answer: str) -> None:
-    """docs/how-to/check.md lists them."""
-    assert find_columns(["id", answer, prompt.upper()]) == Columns((prompt.upper(),), (answer,))
 
 
 @pytest.mark.parametrize(

@@ -228,7 +228,7 @@ def test_tool_turns_are_not_trained_on(name: str) -> None:
     call = ToolCall("call_0", "add", "{}")
     messages = [USER, Message("assistant", "a", tool_calls=(call,)), Message("tool", "4", tool_call_id="call_0")]
     for held in (messages, messages[:2]):
-        with pytest.raises(DataError, match=r"tool calls cannot be trained on|no role 'tool'"):
+        with pytest.raises(DataError, match=r"tool calls cannot be trained on"):
             made(name).render([*held, *([Message("assistant", "4")] if len(held) > 2 else [])])
     if made(name).takes_tools:
         assert made(name).prompt(messages)

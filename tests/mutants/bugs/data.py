@@ -147,7 +147,7 @@ MUTANTS = (
         "data/chat/thoughts.py",
         'self._form.empty == "marked" and self._opened',
         'self._form.empty == "marked"',
-        "tests/serve/test_reading.py::test_each_fixture_cut_off_anywhere_reads_as_the_format_says",
+        "tests/data/test_chat.py::test_every_form_of_a_reply_has_one_reading",
     ),
     one(
         "a value that closes its own JSON adds an argument",

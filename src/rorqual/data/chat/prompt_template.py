@@ -16,6 +16,7 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rorqual.core.errors import DataError
+from rorqual.core.parts import TextPart, content_json, foreign_part
 from rorqual.core.records import Message, Thinking, Tool
 from rorqual.data.chat.tools import spelt
 from rorqual.data.tokenizer import Tokenizer
@@ -122,12 +123,19 @@ def thinking_variables(thinking: Thinking) -> dict[str, bool]:
 
 
 def message_rows(messages: Sequence[Message], *, as_text: bool) -> list[dict[str, Any]]:
-    """Return messages in the form that chat templates expect. If `as_text` is true, the arguments of tool calls are JSON text."""
+    """Return messages in the form that chat templates expect.
+
+    Content is text, or a list of parts if a part is not text. If `as_text` is true, the arguments of tool calls are JSON text.
+    """
     return [_message_row(message, as_text) for message in messages]
 
 
 def _message_row(message: Message, as_text: bool) -> dict[str, Any]:
-    row: dict[str, Any] = {"role": str(message.role), "content": message.text}
+    only_text = foreign_part(message.content, (TextPart,)) is None
+    row: dict[str, Any] = {
+        "role": str(message.role),
+        "content": message.text if only_text else content_json(message.content),
+    }
     if message.reasoning is not None:
         row["reasoning_content"] = message.reasoning
     if message.tool_calls:

@@ -12,12 +12,11 @@ from typing import Any, ClassVar, get_args
 
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Thinking, Tool
-from rorqual.data.chat.chat_format import ChatFormat, Rendered, check_turns
+from rorqual.data.chat.chat_format import ChatFormat, Rendered
 from rorqual.data.chat.prompt_template import REPLY_MARK, PromptTemplate, message_rows, thinking_variables, tool_rows
 from rorqual.data.chat.tools import check_tools, has_tools, turns
 from rorqual.data.tokenizer import Tokenizer
 
-ROLES = ("system", "user", "assistant")
 TEMPLATES = Path(__file__).parent / "templates"
 MARK_CODE = "{{- reply_mark -}}\n"
 """Template code that marks the beginning and the end of replies. Exported templates lack it."""
@@ -102,18 +101,23 @@ class TurnChat(ChatFormat):
         without thinking. For each such turn, `samples` adds a rendering that ends with this turn, and there the turn
         gets a loss.
         """
-        check_turns(messages, ROLES)
+        if has_tools(messages):
+            raise DataError(
+                "tool calls cannot be trained on",
+                where="messages",
+                remedy="Remove conversations with tools from the data.",
+            )
         trained = [
             number >= train_from and (number == len(messages) - 1 or self.as_written(message))
             for number, message in enumerate(messages)
             if message.role == "assistant"
         ]
-        last = messages[-1]
-        if last.role != "assistant":
+        if not messages or messages[-1].role != "assistant":
             if continue_:
                 raise DataError("no assistant turn to continue", where="messages", remedy="End with an assistant turn.")
             return _masked(self._segments(messages, thinking, opens_reply=False), trained)
-        self.check_parts([last])
+        last = messages[-1]
+        self.check_parts(messages)
         if (thinking == "on" and last.reasoning is None) or (thinking == "off" and last.reasoning is not None):
             fault = "has no reasoning" if thinking == "on" else "has reasoning"
             raise DataError(
@@ -146,11 +150,7 @@ class TurnChat(ChatFormat):
                     remedy="Remove the tools, or use a model of a family that was trained with tools.",
                 )
             check_tools(tools)
-            messages = list(chain.from_iterable(turns(messages)))
-        else:
-            check_turns(messages, ROLES)
-            if opens_reply and messages[-1].role == "assistant":
-                raise DataError("the last turn is an assistant turn", where="messages", remedy="End with a user turn.")
+        messages = list(chain.from_iterable(turns(messages)))
         typed: dict[str, Any] = {
             "messages": message_rows(messages, as_text=self.arguments_as_text),
             "tools": tool_rows(tools),

@@ -172,7 +172,9 @@ def test_a_format_that_takes_pictures_gets_them_in_their_places(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = (TEMPLATES / DeepSeekChat.template_file).read_text(encoding="utf-8")
-    pieces = "{%- for part in message.content -%}{{- part.text if part.type == 'text' else '<｜▁pad▁｜>' -}}{%- endfor -%}"
+    pieces = (
+        "{%- for part in message.content -%}{{- part.text if part.type == 'text' else '<｜▁pad▁｜>' -}}{%- endfor -%}"
+    )
     (tmp_path / "seeing.jinja").write_text(
         code.replace("{{- '<｜User｜>' + message.content -}}", "{{- '<｜User｜>' -}}" + pieces), encoding="utf-8"
     )

@@ -12,7 +12,6 @@ import rorqual.data
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message
 from rorqual.data.chat import DeepSeekChat
-from rorqual.data.render import render_samples
 from rorqual.data.source.conversations import read_conversations
 from rorqual.data.tokenizer import Tokenizer
 
@@ -125,11 +124,6 @@ def test_nothing_to_train_on_is_skipped_and_counted_and_a_file_of_nothing_else_r
 
 
 # ---- rendering a set
-
-
-def test_what_the_format_cannot_write_names_the_conversation() -> None:
-    with pytest.raises(DataError, match="conversation 2: messages: tool calls cannot be trained on"):
-        render_samples([READ, (Message("user", "a"), Message("tool", "b"), Message("assistant", "c"))], CHAT, 32)
 
 
 SAID = {"role": "assistant", "content": "b"}

@@ -16,7 +16,6 @@ from rorqual.core.records import Message
 from rorqual.data.chat import DeepSeekChat
 from rorqual.data.distilled import Distilled, read_distilled, write_distilled
 from rorqual.data.pack import Sample, pack_rows
-from rorqual.data.render import render_samples
 from rorqual.data.source.conversations import read_conversations
 from rorqual.data.stream import ConversationStream, GeneratedStream, TextStream
 from rorqual.data.tokenizer import Tokenizer
@@ -179,14 +178,3 @@ def test_turns_from_the_one_named_on_are_trained_where_they_stand_as_they_were_w
         assert said == "a0" * (start <= 1) + "a2" * (start <= 5), "a1 stands there without its reasoning"
         assert len(one.mask) == len(one.ids) and one.ids == CHAT.render(messages).ids
         assert one.n_trained == sum(one.mask[1:])
-
-
-def test_what_is_cut_or_skipped_is_counted_by_its_kind() -> None:
-    long, silent = turns(("b" * 40, None)), [Message("user", "only a question")]
-    found = render_samples([turns(("a", None)), long, silent, long], CHAT, 20, truncate=True)
-    assert (len(found.samples), found.skipped, found.cut) == (3, 1, 2)
-    size = len(CHAT.render(long).ids)
-    assert render_samples([long], CHAT, size) == render_samples([long], CHAT, size + 9)
-    with pytest.raises(DataError, match=f"{size} tokens do not fit a context of {size - 1}") as caught:
-        render_samples([silent, turns(("a", None)), long], CHAT, size - 1)
-    assert caught.value.where == "conversation 3"

@@ -151,7 +151,9 @@ def test_a_template_without_a_loss_mask_is_refused_for_training() -> None:
 @given(text=st.lists(TEXT).map("".join))
 def test_text_in_a_template_stays_text(text: str) -> None:
     prompt = TemplateChat(TOKENIZER, "{{ messages[0].content }}<｜Assistant｜>").prompt([Message("user", text)])
-    assert prompt[-1] == TOKENIZER.assistant and not any(TOKENIZER.is_special(id_) for id_ in prompt[:-1])
+    assert prompt[-1] == TOKENIZER.special("<｜Assistant｜>") and not any(
+        TOKENIZER.is_special(id_) for id_ in prompt[:-1]
+    )
     assert TOKENIZER.decode(prompt) == text
 
 

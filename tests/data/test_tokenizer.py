@@ -66,7 +66,11 @@ def test_a_long_text_has_the_ids_of_the_library_and_holds_up_no_other_thread(tok
 
 
 def test_a_trusted_template_does_reach_them() -> None:
-    assert PLAIN.encode_trusted("<｜User｜>a<think>") == [PLAIN.user, *PLAIN.encode("a"), PLAIN.think]
+    assert PLAIN.encode_trusted("<｜User｜>a<think>") == [
+        PLAIN.special("<｜User｜>"),
+        *PLAIN.encode("a"),
+        PLAIN.special("<think>"),
+    ]
 
 
 @given(text=st.text())
@@ -112,7 +116,9 @@ def test_merges_equal_a_slow_reference(words: list[str]) -> None:
 def test_half_a_character_and_unknown_ids_are_shown_not_fatal() -> None:
     half = PLAIN.encode("é")[:1]
     assert PLAIN.decode(half) == "\ufffd"
-    assert PLAIN.decode([*half, PLAIN.eos, *PLAIN.encode("é")[1:]]) == "\ufffd\ufffd"  # the halves do not join
+    assert (
+        PLAIN.decode([*half, PLAIN.special("<｜end▁of▁sentence｜>"), *PLAIN.encode("é")[1:]]) == "\ufffd\ufffd"
+    )  # the halves do not join
     assert PLAIN.decode([*PLAIN.encode("a"), 10_000, -1]) == "a\ufffd\ufffd"
 
 

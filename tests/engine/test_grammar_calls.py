@@ -71,7 +71,7 @@ def sampled(constraint: Constraint, chat: ChatFormat, seed: int, begin: str = ""
     assert allows(constraint, reply)
     closing = [*chat.stop_ids, *(id_ for mark in ('"', "}", "</") for id_ in chat.tokenizer.encode(mark))]
     closing += [id_ for id_ in chat.tokenizer.encode_trusted("｜DSML｜") if chat.tokenizer.is_special(id_)]
-    closing += [chat.tokenizer.end_think] if "</think>" in chat.tokenizer.special_names else []
+    closing += [chat.tokenizer.special("</think>")] if "</think>" in chat.tokenizer.special_names else []
     while len(reply) < 400:
         mask = constraint.mask()
         weight = np.ones(chat.tokenizer.vocab_size + 3) if mask is None else mask.astype(np.float64)
@@ -203,7 +203,7 @@ def starts_with_a_token(name: str) -> bool:
 def after_thought(chat: ChatFormat, reply: Sequence[int]) -> list[int]:
     """A whole reply, as it is where the prompt has opened a thought."""
     opened = chat.reply_form("off").begins == "thought"
-    return [*([chat.tokenizer.end_think] if opened else []), *reply, chat.stop_ids[0]]
+    return [*([chat.tokenizer.special("</think>")] if opened else []), *reply, chat.stop_ids[0]]
 
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if starts_with_a_token(name)])

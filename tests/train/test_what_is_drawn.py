@@ -170,7 +170,7 @@ def test_advantages_and_lengths_lie_on_the_answer_and_count_its_end(base: Path) 
                 found.append(float(batch.advantages[row][trains][0]))
                 assert batch.lengths[row][trains].tolist() == [int(trains.sum())] * int(trains.sum())
                 assert not batch.advantages[row][here & ~trains].any() and not batch.lengths[row][here & ~trains].any()
-                ends.add(int(batch.targets[row][trains][-1]) == tokenizer().eos)
+                ends.add(int(batch.targets[row][trains][-1]) == tokenizer().special("<｜end▁of▁sentence｜>"))
     assert ends == {True, False} and len(found) > 8
     assert sorted(found) == pytest.approx(sorted(wanted), abs=1e-6)
     weight = sum(GRPO(per="sequence").weight(batch) for batch in step.batches)

@@ -197,8 +197,6 @@ class Tokenizer:
         """Return whether `id_` is the id of a special token."""
         return id_ in self._special_text
 
-    # ---- named ids
-
     def special(self, name: str) -> int:
         """Return the id of the special token `name`.
 
@@ -212,34 +210,6 @@ class Tokenizer:
                 where=self.where,
                 remedy=_hint(name, self._special_id),
             ) from None
-
-    @property
-    def bos(self) -> int:
-        return self.special(Special.BOS)
-
-    @property
-    def eos(self) -> int:
-        return self.special(Special.EOS)
-
-    @property
-    def pad(self) -> int:
-        return self.special(Special.PAD)
-
-    @property
-    def user(self) -> int:
-        return self.special(Special.USER)
-
-    @property
-    def assistant(self) -> int:
-        return self.special(Special.ASSISTANT)
-
-    @property
-    def think(self) -> int:
-        return self.special(Special.THINK)
-
-    @property
-    def end_think(self) -> int:
-        return self.special(Special.END_THINK)
 
     # ---- identity
 

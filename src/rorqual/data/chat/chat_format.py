@@ -183,7 +183,7 @@ class ChatFormat(ABC):
         """The ids of `<think>` and `</think>`, or None if the tokenizer lacks either token."""
         if not {Special.THINK, Special.END_THINK} <= self.tokenizer.special_names:
             return None
-        return self.tokenizer.think, self.tokenizer.end_think
+        return self.tokenizer.special(Special.THINK), self.tokenizer.special(Special.END_THINK)
 
     @property
     def closing_ids(self) -> list[int]:

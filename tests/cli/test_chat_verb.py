@@ -22,14 +22,8 @@ from rorqual.engine.engine import Engine
 from rorqual.engine.request import Grammar
 
 CHAT = DeepSeekChat(Tokenizer.byte_level())
-SPECIAL = st.sampled_from(
-    [
-        CHAT.tokenizer.special("<think>"),
-        CHAT.tokenizer.special("</think>"),
-        CHAT.tokenizer.special("<｜end▁of▁sentence｜>"),
-        CHAT.tokenizer.special("<｜User｜>"),
-    ]
-)
+MARKS = ("<think>", "</think>", "<｜end▁of▁sentence｜>", "<｜User｜>")
+SPECIAL = st.sampled_from([CHAT.tokenizer.special(name) for name in MARKS])
 MODES = st.sampled_from(["auto", "on", "off"])
 
 

@@ -57,8 +57,8 @@ MUTANTS = (
         "a call that is quoted in a thought is made",
         "vllm#45603, its other side",
         "data/chat/thoughts.py",
-        '[*self._flush_as_reasoning(), *self._end_thinking(), Part("mark", NAME_OF[END_THINK])]',
-        '[*self._end_thinking(), *self._feed_all(self._pending), Part("mark", NAME_OF[END_THINK])]',
+        'parts = [*self._flush_as_reasoning(), *self._end_thinking(), Part("mark", NAME_OF[END_THINK])]',
+        'parts = [*self._end_thinking(), *self._feed_all(self._pending), Part("mark", NAME_OF[END_THINK])]',
         "tests/data/chat/test_tool_replies.py::test_a_reply_is_read_as_its_rule_says",
     ),
     one(

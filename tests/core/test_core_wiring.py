@@ -126,12 +126,6 @@ def test_a_hint_is_the_nearest_name_or_all() -> None:
     assert nearest("xyzzy", ["seed", "lr"]) == "Known: lr, seed." and nearest("a", []) == ""
 
 
-def test_an_errors_text_says_where_what_and_what_to_do() -> None:
-    assert str(RorqualError("it broke", where="run.yaml", remedy="Mend it.")) == "run.yaml: it broke\n  Mend it."
-    assert str(RorqualError("it broke")) == "it broke"
-    assert all(issubclass(kind, RorqualError) for kind in (ConfigError, CheckpointError))
-
-
 # ---- run directories
 
 
@@ -239,13 +233,6 @@ def test_progress_in_a_pipe_is_lines_and_the_last_is_always_shown() -> None:
         shown.update(done)
     assert [line.split()[1] for line in often.getvalue().splitlines()] == ["1/3", "2/3", "3/3"]
     assert "problem/s" in often.getvalue()
-    slow, stream = Progress("base", 100, unit="answer", stream=io.StringIO(), every=0.0), None
-    slow._began -= 30.0
-    for done in (1, 2, 3):
-        slow.update(done)
-    first, *_, third = slow.stream.getvalue().splitlines()  # type: ignore[attr-defined]
-    assert first.endswith("30 s/answer  left ?"), "the first answer of a batch says little"
-    assert third.endswith(("10 s/answer  left 16:10", "10 s/answer  left 16:11"))
 
 
 def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path: Path) -> None:

@@ -31,30 +31,6 @@ def line(*messages: dict[str, Any], **more: Any) -> bytes:
     return json.dumps({"messages": list(messages), **more}).encode()
 
 
-def test_the_sample_is_read_in_all_its_forms() -> None:
-    loaded = read_conversations(SAMPLES / "conversations.jsonl")
-    assert len(loaded.conversations) == 20 and loaded.skipped == 0
-    by_question = {talk[-2].content: talk[-1] for talk in loaded.conversations}
-    assert by_question["Sort 5, 2, 9."] == Message("assistant", "2, 5, 9", "Smallest 2, then 5, then 9.")
-    assert by_question["Is 91 prime?"] == Message("assistant", "No", "7 x 13 is 91.")
-    assert by_question["Repeat: blue whale"] == Message("assistant", "blue whale")
-    assert by_question["Greatest common divisor of 12 and 18?"].reasoning == "18 - 12 is 6; 12 - 6 is 6; equal."
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        GOOD,
-        b'{"prompt": "2+2?", "completion": "4"}',
-        b'{"question": "2+2?", "answer": "4", "source": "me"}',
-        b'{"messages": null, "prompt": "2+2?", "completion": "4", "reasoning": null}',
-    ],
-)
-def test_valid_twins_are_read(tmp_path: Path, content: bytes) -> None:
-    loaded = read_conversations(write(tmp_path, content))
-    assert loaded.conversations == [READ] and loaded.skipped == 0
-
-
 USER = {"role": "user", "content": "a"}
 POISONS = [
     (GOOD + b"\n{\n", "not JSON", ":2"),

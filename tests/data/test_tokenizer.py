@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 import threading
 import time
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -73,11 +71,6 @@ def test_a_trusted_template_does_reach_them() -> None:
     ]
 
 
-@given(text=st.text())
-def test_without_merges_a_token_is_a_byte(text: str) -> None:
-    assert len(PLAIN.encode(text)) == len(text.encode())
-
-
 @given(text=st.text(alphabet="the cat\n\u00e9\U0001f40b", max_size=60))
 def test_no_text_has_fewer_tokens_than_its_bytes_say(text: str) -> None:
     """Whoever knows the longest token can refuse a text without cutting it."""
@@ -87,30 +80,6 @@ def test_no_text_has_fewer_tokens_than_its_bytes_say(text: str) -> None:
         for given_ in (text, unicodedata.normalize("NFD", text)):
             assert len(known.encode(given_)) * known.longest >= len(given_.encode())
     assert (PLAIN.longest, MERGED.longest, Tokenizer(composing).longest) == (1, longest, 4 * longest)
-
-
-def _slow_bpe(text: str, merges: list[tuple[str, str]]) -> list[str]:
-    """Byte-pair encoding of plain ASCII as the papers tell it: split into words, then the oldest merge first."""
-    tokens = []
-    for word in re.findall(r"[0-9]| ?[a-z]+| ?[^a-z0-9 ]+| +(?! [^0-9 ])| +", text):
-        pieces = list(word.replace(" ", "Ġ"))
-        while True:
-            known = [(merges.index(pair), pair) for pair in pairwise(pieces) if pair in merges]
-            if not known:
-                break
-            left, right = min(known)[1]
-            at = next(i for i, pair in enumerate(pairwise(pieces)) if pair == (left, right))
-            pieces[at : at + 2] = [left + right]
-        tokens += pieces
-    return tokens
-
-
-@given(words=st.lists(st.sampled_from(["the", "cat", "mat", "hat", "sat", "thecat", "x", "12", "345", "=", "+"])))
-def test_merges_equal_a_slow_reference(words: list[str]) -> None:
-    model = json.loads(MERGED.source)["model"]
-    merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
-    text = " ".join(words)
-    assert MERGED.encode(text) == [model["vocab"][token] for token in _slow_bpe(text, merges)]
 
 
 def test_half_a_character_and_unknown_ids_are_shown_not_fatal() -> None:

@@ -149,12 +149,6 @@ def test_a_task_of_a_few_patterns_is_met_by_key_and_as_a_whole_alone(local: Make
     assert {problem.prompt for problem, _ in chosen.met} == {CHANGED["punctuation"], CHANGED["case"]}
 
 
-def test_the_tasks_of_the_package_keep_their_problems(local: Make) -> None:
-    for task, count in (("knights", 30), ("gsm8k", 20), ("folio", 20), ("families", 40), ("everyday", 40)):
-        chosen = choose(local(task=task, problems=count))
-        assert len(chosen.problems) == count and len(chosen.met) <= 1, task
-
-
 @pytest.mark.parametrize(
     ("text", "found"),
     [

@@ -18,7 +18,6 @@ from typer.testing import CliRunner
 from rorqual.cli.main import app
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.model.presets import preset
-from rorqual.recipes.models import v3_like
 from rorqual.teach.check import check_file, forecast, groups_of, split_of_group
 from rorqual.teach.check_page import check_page, check_text, to_json
 from rorqual.teach.columns import Columns, find_columns
@@ -365,18 +364,6 @@ def test_lengths_are_counted_with_the_tokenizer_of_the_base(tmp_path: Path, tiny
     text = said(str(file), f"base={tiny}")
     assert "length in tokens" in text and "an epoch has" in text
     assert "none: not a run directory" in said(str(file), "base=none", code=2)
-
-
-def test_the_longest_row_and_the_epoch() -> None:
-    model = v3_like("tiny", vocab_size=264, context=128)
-    words = forecast(model, [100, 200, 300])
-    assert words.startswith("an epoch has 600 tokens, 50.0 % of them in the longest example: about ")
-
-    def minutes(lengths: list[int]) -> float:
-        return float(forecast(model, lengths).split("about ")[1].split()[0].replace(",", ""))
-
-    many = [200] * 3_000_000
-    assert minutes(many * 2) == pytest.approx(2 * minutes(many), rel=0.02) and minutes(many) > 1
 
 
 def test_without_a_base_the_forecast_is_that_of_the_default_model(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from rorqual.core.errors import DataError
 from rorqual.core.parts import ContentPart, ImagePart, ImageURL, TextPart, content_json, read_content
-from rorqual.core.records import Message, ToolCall, says_nothing
+from rorqual.core.records import Message, says_nothing
 from rorqual.data.chat import DeepSeekChat, TemplateChat
 from rorqual.data.chat.find import KINDS
 from rorqual.data.chat.turns import TEMPLATES
@@ -24,7 +24,6 @@ from rorqual.data.distilled import Distilled, read_distilled, read_kept_messages
 from rorqual.data.source.conversations import read_conversations
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.generate.schema import RowParser, RowRequest, RowSampling
-from rorqual.tasks.find import load_task
 
 sys.path.append(str(Path(__file__).parent.parent / "data" / "chat"))
 from chat_families import FAMILY, made
@@ -135,19 +134,6 @@ def test_text_parts_give_the_ids_of_their_text(
     assert chat.samples(cuts[:3]) == chat.samples(texts[:3])
 
 
-def test_text_parts_give_the_ids_of_their_text_among_tools_and_in_a_template() -> None:
-    tokenizer = Tokenizer.byte_level()
-    template = TemplateChat(tokenizer, "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
-    asked, said = (
-        [Message("user", c) for c in ("ab", parts("a", "b"))],
-        [Message("tool", c) for c in ("12", parts("1", "2"))],
-    )
-    call = Message("assistant", "", tool_calls=(ToolCall("c", "f", "{}"),))
-    chat = made("qwen3")
-    assert chat.prompt([asked[1], call, said[1]]) == chat.prompt([asked[0], call, said[0]])
-    assert template.prompt([asked[1]]) == template.prompt([asked[0]])
-
-
 @pytest.mark.parametrize("name", [*FAMILY, "template"])
 def test_a_format_of_text_refuses_a_picture_by_name_and_place(name: str) -> None:
     template = TemplateChat(Tokenizer.byte_level(), "{{ messages }}")
@@ -220,14 +206,6 @@ def test_a_fault_in_a_part_is_named_by_line_message_and_part(tmp_path: Path) -> 
         read_conversations(lines(tmp_path, [ROWS[0], broken]))
 
 
-def test_thoughts_in_text_parts_are_split_off(tmp_path: Path) -> None:
-    content = [{"type": "text", "text": "<think>hm"}, {"type": "text", "text": "</think>4"}]
-    row = {"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": content}]}
-    assert read_conversations(lines(tmp_path, [row])).conversations == [
-        (Message("user", "2+2?"), Message("assistant", "4", "hm"))
-    ]
-
-
 def distilled(*messages: Message) -> Distilled:
     return Distilled("k", "f", "1", "2+2?", messages, "right", "t", "{}", 0, 0)
 
@@ -245,16 +223,6 @@ def test_a_teachers_samples_hold_parts(tmp_path: Path) -> None:
     write_distilled(path, [distilled(*texts)])
     assert pyarrow.parquet.read_schema(path).metadata[b"rorqual.format"] == b"1"
     assert "parts" not in str(pyarrow.parquet.read_schema(path).field("messages").type)
-
-
-def test_a_task_of_conversations_asks_with_their_parts(tmp_path: Path) -> None:
-    problems = list(load_task("messages", data=lines(tmp_path, ROWS)).problems("test", 0))
-    assert [problem.messages for problem in problems] == [(USER,), (SHOWN,)]
-    assert [problem.answer for problem in problems] == ["It is 4"] * 2
-    other = {"messages": [{"role": "user", "content": content_json([OTHER])}, ROWS[0]["messages"][1]]}
-    again = {"messages": [{"role": "user", "content": content_json([PICTURE])}, ROWS[0]["messages"][1]]}
-    keys = [p.key for p in load_task("messages", data=lines(tmp_path, [other, again])).problems("test", 0)]
-    assert len(set(keys)) == 2
 
 
 def test_a_row_to_be_answered_holds_parts() -> None:

@@ -25,7 +25,6 @@ REMOTE: dict[str, tuple[str, Any]] = {
     "options": ("{limit: 9}", {"limit": 9}),
     "split": ("dev", "dev"),
     "problems": ("3", 3),
-    "per_family": ("true", True),
     "samples": ("2", 2),
     "temperature": ("0.5", 0.5),
     "top_p": ("0.75", 0.75),

@@ -80,7 +80,6 @@ EFFECTS: list[tuple[dict[str, Any], list[str]]] = [
     ({"split": "dev"}, sums(*range(1000, 1006))),
     ({"problems": 3}, sums(0, 1, 2)),
     ({"task": MIXED, "problems": 2}, sums(0, 1)),
-    ({"task": MIXED, "problems": 2, "per_family": True}, sums(0, 2, 1, 3, 10, 12, 11, 13)),
     ({"decontaminate": (LEAKY,)}, sums(0, 1, 2, 4, 5, 6)),
 ]
 

@@ -106,7 +106,7 @@ def test_samples_of_other_settings_are_never_mixed_in(server: Adder, remote: Mak
 
 
 REFUSED: dict[str, Any] = {
-    "task": MIXED, "options": {"limit": 30}, "split": "dev", "problems": 7, "per_family": True, "samples": 3,
+    "task": MIXED, "options": {"limit": 30}, "split": "dev", "problems": 7, "samples": 3,
     "temperature": 0.5, "top_p": 0.5, "max_tokens": 21, "thinking": "on", "seed": 1, "seed_bits": 31, "keep": "graded",
     "batch": 9, "decontaminate": (SUMS,), "filters": {"longest": 9}, "device": "cuda", "dtype": "bfloat16", "model": "other",
     "data": "x", "teacher": "http://127.0.0.1:9/v1", "top_k": 1,

@@ -96,7 +96,7 @@ def tokenizer_of(start: RunDir, chat: ChatFormat) -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
     )
-    if (made.eos_token_id,) != chat.stop_ids or made.pad_token_id != chat.tokenizer.pad:
+    if (made.eos_token_id,) != chat.stop_ids or made.pad_token_id != chat.tokenizer.special("<｜▁pad▁｜>"):
         sys.exit("the special tokens have other ids in transformers' tokenizer")
     return made
 

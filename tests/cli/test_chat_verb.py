@@ -22,7 +22,8 @@ from rorqual.engine.engine import Engine
 from rorqual.engine.request import Grammar
 
 CHAT = DeepSeekChat(Tokenizer.byte_level())
-SPECIAL = st.sampled_from([CHAT.tokenizer.think, CHAT.tokenizer.end_think, CHAT.tokenizer.eos, CHAT.tokenizer.user])
+MARKS = ("<think>", "</think>", "<｜end▁of▁sentence｜>", "<｜User｜>")
+SPECIAL = st.sampled_from([CHAT.tokenizer.special(name) for name in MARKS])
 MODES = st.sampled_from(["auto", "on", "off"])
 
 
@@ -70,7 +71,7 @@ def test_whatever_a_model_draws_is_shown_whole_in_the_end(ids: list[int], thinki
 def test_an_answer_that_may_still_be_a_thought_is_shown_as_it_comes() -> None:
     ids = CHAT.tokenizer.encode("two words ")
     assert list(pieces(ids, CHAT, "auto")) == [(False, letter) for letter in "two words "]
-    thought = list(pieces([*ids, CHAT.tokenizer.end_think, *CHAT.tokenizer.encode("so")], CHAT, "auto"))
+    thought = list(pieces([*ids, CHAT.tokenizer.special("</think>"), *CHAT.tokenizer.encode("so")], CHAT, "auto"))
     assert thought == [*((False, letter) for letter in "two words "), (True, "two words "), (False, "s"), (False, "o")]
 
 

@@ -16,9 +16,8 @@ from rorqual.core import config as core
 from rorqual.core.config import Config, Kind, kinds, one_of, parse, read_yaml, scalar, to_yaml
 from rorqual.core.errors import CheckpointError, ConfigError, RorqualError, nearest
 from rorqual.core.journal import read_lines
-from rorqual.core.ledger import Ledger, LedgerEntry, read_ledger, total
 from rorqual.core.log import Progress, clock
-from rorqual.core.records import Message, RunDir, says_nothing, write_atomic, write_json
+from rorqual.core.records import RunDir, write_atomic, write_json
 
 # ---- configurations
 
@@ -127,12 +126,6 @@ def test_a_hint_is_the_nearest_name_or_all() -> None:
     assert nearest("xyzzy", ["seed", "lr"]) == "Known: lr, seed." and nearest("a", []) == ""
 
 
-def test_an_errors_text_says_where_what_and_what_to_do() -> None:
-    assert str(RorqualError("it broke", where="run.yaml", remedy="Mend it.")) == "run.yaml: it broke\n  Mend it."
-    assert str(RorqualError("it broke")) == "it broke"
-    assert all(issubclass(kind, RorqualError) for kind in (ConfigError, CheckpointError))
-
-
 # ---- run directories
 
 
@@ -213,10 +206,6 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["folder", "new"]
 
 
-def test_a_turn_of_white_space_says_nothing() -> None:
-    assert says_nothing(Message("user", " \n\t")) and not says_nothing(Message("user", " a ", reasoning="b"))
-
-
 # ---- progress and cost
 
 
@@ -244,53 +233,6 @@ def test_progress_in_a_pipe_is_lines_and_the_last_is_always_shown() -> None:
         shown.update(done)
     assert [line.split()[1] for line in often.getvalue().splitlines()] == ["1/3", "2/3", "3/3"]
     assert "problem/s" in often.getvalue()
-    slow, stream = Progress("base", 100, unit="answer", stream=io.StringIO(), every=0.0), None
-    slow._began -= 30.0
-    for done in (1, 2, 3):
-        slow.update(done)
-    first, *_, third = slow.stream.getvalue().splitlines()  # type: ignore[attr-defined]
-    assert first.endswith("30 s/answer  left ?"), "the first answer of a batch says little"
-    assert third.endswith(("10 s/answer  left 16:10", "10 s/answer  left 16:11"))
-
-
-def test_a_step_is_counted_with_what_was_sampled_for_it() -> None:
-    entry = LedgerEntry("train")
-    entry.add({"tokens": 10, "flops": 100, "sampled_tokens": 5, "right": 2})
-    entry.add({"tokens": 1, "flops": 1})
-    assert (entry.tokens, entry.flops, entry.solved) == (16, 101, 2)
-    entry.core_seconds, entry.paid = 7200.0, 0.5
-    assert entry.money() == pytest.approx(2 * 0.05 + 0.5) and entry.money(1.0) == pytest.approx(2.5)
-
-
-def test_a_stage_that_is_done_again_costs_what_both_took(tmp_path: Path) -> None:
-    """In the order in which stages began, whatever is open meanwhile."""
-    path = tmp_path / "new" / "cost.jsonl"
-    assert read_ledger(path) == []
-    for number in (1, 2):
-        ledger = Ledger(path, every=1e9)
-        with ledger.of("outer") as outer:
-            outer.tokens += number
-            with pytest.raises(ValueError, match="inside"), ledger.of("inner") as inner:
-                inner.flops, inner.paid = 10 * number, 0.25
-                raise ValueError("inside")
-        ledger.close()
-    with open(path, "ab") as file:
-        file.write(b'{"stage": "outer", "tok')
-    ledger = Ledger(path, every=1e9)
-    with ledger.of("later") as later:
-        later.solved = 4
-    ledger.close()
-    found = {entry.stage: entry for entry in read_ledger(path)}
-    assert {"outer", "inner", "later"} <= found.keys() and set(found) <= {"outer", "inner", "later", "unaccounted"}
-    assert (found["outer"].tokens, found["inner"].flops, found["inner"].paid, found["later"].solved) == (3, 30, 0.5, 4)
-    whole = total(found.values(), "whole")
-    assert (whole.stage, whole.tokens, whole.flops, whole.solved, whole.paid) == ("whole", 3, 30, 4, 0.5)
-    assert whole.seconds == pytest.approx(sum(entry.seconds for entry in found.values()))
-
-
-def test_a_session_without_a_stage_writes_nothing(tmp_path: Path) -> None:
-    Ledger(tmp_path / "cost.jsonl", whole_process=True).close()
-    assert not (tmp_path / "cost.jsonl").exists()
 
 
 def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path: Path) -> None:

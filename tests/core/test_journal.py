@@ -12,8 +12,6 @@ import pytest
 
 from rorqual.core.errors import DataError, RorqualError
 from rorqual.core.journal import DiskFull, Journal, append_line, cut_lines, read_lines, scan_journal, to_line
-from rorqual.factory import FactoryConfig
-from rorqual.factory.entries import identity, sampling
 
 
 def lines(path: Path) -> list[int]:
@@ -139,12 +137,3 @@ def test_a_file_of_lines_is_cut_to_a_size_and_not_made_for_nothing(tmp_path: Pat
         cut_lines(path, size)
         append_line(path, {"n": 3})
         assert [line["n"] for line in read_lines(path)] == [*left, 3]
-
-
-def test_samples_of_short_and_long_seeds_are_never_mixed() -> None:
-    """Journals of before, when nothing was said of seeds, hold 31 bits for an address; a run's folder has seeds of one kind."""
-    address = "http://127.0.0.1:1/v1"
-    of_before = FactoryConfig(teacher=address, model="m", task="families", seed_bits=31)
-    of_now = of_before.model_copy(update={"seed_bits": 64})
-    assert "seed_bits" not in sampling(of_before) and identity(of_now, address) != identity(of_before, address)
-    assert "seed_bits" not in sampling(FactoryConfig(teacher="runs/teacher", task="families"))

@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 
 from rorqual.core.errors import DataError
 from rorqual.core.parts import ContentPart, ImagePart, ImageURL, TextPart, content_json, read_content
-from rorqual.core.records import Message, ToolCall, says_nothing
-from rorqual.data.chat import DeepSeekChat, TemplateChat, chat_format
+from rorqual.core.records import Message, says_nothing
+from rorqual.data.chat import DeepSeekChat, TemplateChat
 from rorqual.data.chat.find import KINDS
+from rorqual.data.chat.turns import TEMPLATES
 from rorqual.data.distilled import Distilled, read_distilled, read_kept_messages, write_distilled
 from rorqual.data.source.conversations import read_conversations
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.generate.schema import RowParser, RowRequest, RowSampling
-from rorqual.tasks.find import load_task
 
 sys.path.append(str(Path(__file__).parent.parent / "data" / "chat"))
 from chat_families import FAMILY, made
@@ -134,19 +134,6 @@ def test_text_parts_give_the_ids_of_their_text(
     assert chat.samples(cuts[:3]) == chat.samples(texts[:3])
 
 
-def test_text_parts_give_the_ids_of_their_text_among_tools_and_in_a_template() -> None:
-    tokenizer = Tokenizer.byte_level()
-    template = TemplateChat(tokenizer, "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
-    asked, said = (
-        [Message("user", c) for c in ("ab", parts("a", "b"))],
-        [Message("tool", c) for c in ("12", parts("1", "2"))],
-    )
-    call = Message("assistant", "", tool_calls=(ToolCall("c", "f", "{}"),))
-    chat = made("qwen3")
-    assert chat.prompt([asked[1], call, said[1]]) == chat.prompt([asked[0], call, said[0]])
-    assert template.prompt([asked[1]]) == template.prompt([asked[0]])
-
-
 @pytest.mark.parametrize("name", [*FAMILY, "template"])
 def test_a_format_of_text_refuses_a_picture_by_name_and_place(name: str) -> None:
     template = TemplateChat(Tokenizer.byte_level(), "{{ messages }}")
@@ -162,18 +149,22 @@ def test_a_format_of_text_refuses_a_picture_by_name_and_place(name: str) -> None
 
 
 class Seeing(DeepSeekChat):
-    """Writes a placeholder where a picture stands."""
+    """Its template writes a placeholder where a picture stands."""
 
     parts: ClassVar[tuple[type[ContentPart], ...]] = (TextPart, ImagePart)
 
-    def _turn(self, message: Message, number: int) -> list[int]:
-        if isinstance(message.content, str):
-            return super()._turn(message, number)
-        pieces = [self.tokenizer.encode(p.text) if isinstance(p, TextPart) else [self.pad] for p in message.content]
-        return [*super()._turn(Message(message.role, ""), number), *(id_ for piece in pieces for id_ in piece)]
 
-
-def test_a_format_that_takes_pictures_gets_them_in_their_places() -> None:
+def test_a_format_that_takes_pictures_gets_them_in_their_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (TEMPLATES / DeepSeekChat.template_file).read_text(encoding="utf-8")
+    pieces = (
+        "{%- for part in message.content -%}{{- part.text if part.type == 'text' else '<｜▁pad▁｜>' -}}{%- endfor -%}"
+    )
+    (tmp_path / "seeing.jinja").write_text(
+        code.replace("{{- '<｜User｜>' + message.content -}}", "{{- '<｜User｜>' -}}" + pieces), encoding="utf-8"
+    )
+    monkeypatch.setattr(Seeing, "template_file", str(tmp_path / "seeing.jinja"), raising=False)
     chat = Seeing(Tokenizer.byte_level())
     blind = DeepSeekChat(Tokenizer.byte_level())
     ids = chat.prompt([SHOWN])
@@ -215,14 +206,6 @@ def test_a_fault_in_a_part_is_named_by_line_message_and_part(tmp_path: Path) -> 
         read_conversations(lines(tmp_path, [ROWS[0], broken]))
 
 
-def test_thoughts_in_text_parts_are_split_off(tmp_path: Path) -> None:
-    content = [{"type": "text", "text": "<think>hm"}, {"type": "text", "text": "</think>4"}]
-    row = {"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": content}]}
-    assert read_conversations(lines(tmp_path, [row])).conversations == [
-        (Message("user", "2+2?"), Message("assistant", "4", "hm"))
-    ]
-
-
 def distilled(*messages: Message) -> Distilled:
     return Distilled("k", "f", "1", "2+2?", messages, "right", "t", "{}", 0, 0)
 
@@ -242,16 +225,6 @@ def test_a_teachers_samples_hold_parts(tmp_path: Path) -> None:
     assert "parts" not in str(pyarrow.parquet.read_schema(path).field("messages").type)
 
 
-def test_a_task_of_conversations_asks_with_their_parts(tmp_path: Path) -> None:
-    problems = list(load_task("messages", data=lines(tmp_path, ROWS)).problems("test", 0))
-    assert [problem.messages for problem in problems] == [(USER,), (SHOWN,)]
-    assert [problem.answer for problem in problems] == ["It is 4"] * 2
-    other = {"messages": [{"role": "user", "content": content_json([OTHER])}, ROWS[0]["messages"][1]]}
-    again = {"messages": [{"role": "user", "content": content_json([PICTURE])}, ROWS[0]["messages"][1]]}
-    keys = [p.key for p in load_task("messages", data=lines(tmp_path, [other, again])).problems("test", 0)]
-    assert len(set(keys)) == 2
-
-
 def test_a_row_to_be_answered_holds_parts() -> None:
     def of(content: Any) -> Any:
         return RowParser(RowSampling()).ask(1, {"messages": [{"role": "user", "content": content}]})
@@ -262,8 +235,3 @@ def test_a_row_to_be_answered_holds_parts() -> None:
     assert refused.key == "messages" and "message 1: content[1]: not a content part" in refused.what
     assert "NUL" in of([{"type": "text", "text": "a\0"}]).what
     assert "empty" in of([{"type": "text", "text": ""}]).what
-
-
-def test_the_default_formats_tokenizer_is_not_asked_for_a_picture() -> None:
-    with pytest.raises(DataError, match="image_url"):
-        chat_format(Tokenizer.byte_level()).prompt([SHOWN])

@@ -6,17 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 
 import rorqual.data
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message
 from rorqual.data.chat import DeepSeekChat
-from rorqual.data.render import render_samples
 from rorqual.data.source.conversations import read_conversations
-from rorqual.data.stream import ConversationStream
 from rorqual.data.tokenizer import Tokenizer
 
 SAMPLES = Path(rorqual.data.__file__).parent / "samples"
@@ -33,40 +29,6 @@ def write(folder: Path, content: bytes, name: str = "data.jsonl") -> Path:
 
 def line(*messages: dict[str, Any], **more: Any) -> bytes:
     return json.dumps({"messages": list(messages), **more}).encode()
-
-
-def test_the_sample_is_read_in_all_its_forms() -> None:
-    loaded = read_conversations(SAMPLES / "conversations.jsonl")
-    assert len(loaded.conversations) == 20 and loaded.skipped == 0
-    by_question = {talk[-2].content: talk[-1] for talk in loaded.conversations}
-    assert by_question["Sort 5, 2, 9."] == Message("assistant", "2, 5, 9", "Smallest 2, then 5, then 9.")
-    assert by_question["Is 91 prime?"] == Message("assistant", "No", "7 x 13 is 91.")
-    assert by_question["Repeat: blue whale"] == Message("assistant", "blue whale")
-    assert by_question["Greatest common divisor of 12 and 18?"].reasoning == "18 - 12 is 6; 12 - 6 is 6; equal."
-
-
-def test_from_a_file_to_batches() -> None:
-    loaded = read_conversations(SAMPLES / "conversations.jsonl")
-    rendered = render_samples(loaded.conversations, CHAT, context=384)
-    assert rendered.skipped == rendered.cut == 0
-    assert len(rendered.samples) == 22  # two conversations reason in an earlier turn too
-    stream = ConversationStream(rendered.samples, rows=2, row_length=384, seed=0)
-    trained = sum(sample.n_trained for sample in rendered.samples)
-    assert sum(stream.batch(step).n_trained for step in range(stream.steps(1))) >= trained
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        GOOD,
-        b'{"prompt": "2+2?", "completion": "4"}',
-        b'{"question": "2+2?", "answer": "4", "source": "me"}',
-        b'{"messages": null, "prompt": "2+2?", "completion": "4", "reasoning": null}',
-    ],
-)
-def test_valid_twins_are_read(tmp_path: Path, content: bytes) -> None:
-    loaded = read_conversations(write(tmp_path, content))
-    assert loaded.conversations == [READ] and loaded.skipped == 0
 
 
 USER = {"role": "user", "content": "a"}
@@ -137,45 +99,7 @@ def test_nothing_to_train_on_is_skipped_and_counted_and_a_file_of_nothing_else_r
 # ---- Parquet
 
 
-def parquet(folder: Path, rows: list[dict[str, Any]]) -> Path:
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "data.parquet")
-    return folder / "data.parquet"
-
-
-def test_parquet_reads_like_jsonl(tmp_path: Path) -> None:
-    rows = [
-        {"messages": [USER, {"role": "assistant", "content": "b", "reasoning": "c"}]},
-        {"messages": [USER, {"role": "assistant", "content": "b"}]},
-    ]
-    lines = b"\n".join(json.dumps(row).encode() for row in rows)
-    assert read_conversations(parquet(tmp_path, rows)) == read_conversations(write(tmp_path, lines))
-    assert read_conversations(parquet(tmp_path, [{"prompt": "2+2?", "completion": "4"}])).conversations == [READ]
-
-
 # ---- rendering a set
-
-
-def test_a_conversation_longer_than_the_context_is_named_or_cut() -> None:
-    long = (Message("user", "a"), Message("assistant", "b" * 40))
-    with pytest.raises(DataError, match="conversation 2: 46 tokens do not fit a context of 32") as caught:
-        render_samples([READ, long], CHAT, 32)
-    assert "context=46" in caught.value.remedy
-    assert len(render_samples([READ, long], CHAT, 46).samples) == 2
-    cut = render_samples([READ, long], CHAT, 32, truncate=True)
-    assert cut.cut == 1 and [len(sample) for sample in cut.samples] == [10, 32]
-
-
-def test_a_cut_that_leaves_nothing_to_train_on_is_skipped_and_counted() -> None:
-    question = (Message("user", "a" * 40), Message("assistant", "b"))
-    kept = render_samples([READ, question], CHAT, 32, truncate=True)
-    assert (len(kept.samples), kept.skipped) == (1, 1)
-    with pytest.raises(DataError, match="nothing to train on in 1 conversations"):
-        render_samples([question], CHAT, 32, truncate=True)
-
-
-def test_what_the_format_cannot_write_names_the_conversation() -> None:
-    with pytest.raises(DataError, match="conversation 2: message 2: this chat format has no role 'tool'"):
-        render_samples([READ, (Message("user", "a"), Message("tool", "b"), Message("assistant", "c"))], CHAT, 32)
 
 
 SAID = {"role": "assistant", "content": "b"}
@@ -197,8 +121,3 @@ def test_an_empty_answer_is_skipped_and_counted_in_every_form(tmp_path: Path, an
         DataError, match=f"all {len(rows)} conversations lack an assistant turn or have an empty assistant turn"
     ):
         read_conversations(write(tmp_path, b"\n".join(rows)))
-
-
-def test_an_empty_system_or_tool_turn_is_an_empty_one(tmp_path: Path) -> None:
-    talk = line({"role": "system", "content": ""}, USER, SAID, {"role": "tool", "content": ""}, SAID)
-    assert [m.content for m in read_conversations(write(tmp_path, talk)).conversations[0]] == ["", "a", "b", "", "b"]

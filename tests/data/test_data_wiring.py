@@ -13,13 +13,10 @@ import pytest
 
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message
-from rorqual.data.chat import KINDS, DeepSeekChat, chat_format
-from rorqual.data.chat.deepseek import DeepSeekR1Chat
+from rorqual.data.chat import DeepSeekChat
 from rorqual.data.distilled import Distilled, read_distilled, write_distilled
-from rorqual.data.pack import Batch, Sample, pack, pack_rows
-from rorqual.data.render import render_samples
+from rorqual.data.pack import Sample, pack_rows
 from rorqual.data.source.conversations import read_conversations
-from rorqual.data.source.text import read_text
 from rorqual.data.stream import ConversationStream, GeneratedStream, TextStream
 from rorqual.data.tokenizer import Tokenizer
 
@@ -116,66 +113,10 @@ def test_the_thought_of_an_answer_is_its_first_block_and_white_space_beside_the_
         read(tmp_path, {"prompt": "q", "completion": "<think>a</think>b", "reasoning": "c"})
 
 
-def test_an_empty_turn_anywhere_makes_a_conversation_teach_nothing(tmp_path: Path) -> None:
-    def turns(*answers: str) -> dict[str, Any]:
-        messages = [
-            m
-            for n, a in enumerate(answers)
-            for m in ({"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": a})
-        ]
-        return {"messages": messages}
-
-    (tmp_path / "d.jsonl").write_text(
-        "\n".join(map(json.dumps, [turns("a", "b"), turns("", "b"), turns("a", " ")])), encoding="utf-8"
-    )
-    loaded = read_conversations(tmp_path / "d.jsonl")
-    assert len(loaded.conversations) == 1 and loaded.skipped == 2
-
-
 # ---- text
 
 
-def test_all_of_a_text_is_in_one_of_its_parts(tmp_path: Path) -> None:
-    for text, share, train in (("a" * 10, 0.1, 9), ("ab" * 50, 0.0, 100), ("\ufeffabcd", 0.5, 2), ("ab", 0.5, 1)):
-        (tmp_path / "t").write_text(text, encoding="utf-8")
-        found = read_text(tmp_path / "t", validation=share)
-        assert len(found.train) == train and found.train + found.validation == text.removeprefix("\ufeff")
-    for text, share in (("a", 0.5), ("a" * 3, 0.9)):
-        (tmp_path / "t").write_text(text, encoding="utf-8")
-        with pytest.raises(DataError, match="too few to hold out"):
-            read_text(tmp_path / "t", validation=share)
-    (tmp_path / "t").write_text(" \n" * 9 + "ab", encoding="utf-8")
-    with pytest.raises(DataError, match="the training part is white space only"):
-        read_text(tmp_path / "t")
-
-
 # ---- rows
-
-
-def same(one: Batch, other: Batch) -> bool:
-    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in one.__dataclass_fields__)
-
-
-def test_a_batch_is_its_parts_in_order_and_pads_with_what_it_is_told() -> None:
-    samples = [Sample([n] * (3 + n % 4), [True] * (3 + n % 4), weight=1 + n / 2) for n in range(1, 10)]
-    batch = pack(samples, 12, pad=77).batch
-    assert (
-        batch.n_rows > 3
-        and (batch.tokens[batch.segments < 0] == 77).all()
-        and (batch.targets[batch.segments < 0] == 77).all()
-    )
-    parts = batch.split(3)
-    assert [part.n_rows for part in parts] == [len(cut) for cut in np.array_split(np.arange(batch.n_rows), 3)]
-    for name in batch.__dataclass_fields__:
-        assert np.array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(batch, name))
-    assert batch.n_tokens == sum(map(len, samples)) and batch.n_trained == sum(sample.n_trained for sample in samples)
-    assert batch.fill == batch.n_tokens / batch.tokens.size
-    cut = samples[8].cut(2)
-    assert (cut.weight, len(cut), cut.n_trained) == (5.5, 2, 1)
-    short = pack([samples[8]], 3, truncate=True).batch
-    assert short.loss_mask.tolist() == [[5.5, 5.5, 0.0]]
-    with pytest.raises(DataError, match="rows cannot be split"):
-        batch.split(batch.n_rows + 1)
 
 
 @pytest.mark.parametrize("pad", [0, 9])
@@ -229,27 +170,6 @@ def turns(*answers: tuple[str, str | None]) -> Sequence[Message]:
     return [m for n, (a, r) in enumerate(answers) for m in (Message("user", f"q{n}"), Message("assistant", a, r))]
 
 
-@pytest.mark.parametrize("kind", [DeepSeekChat, DeepSeekR1Chat], ids=lambda kind: kind.name)
-def test_each_turn_is_trained_once_whichever_of_them_reason(kind: type[DeepSeekChat]) -> None:
-    chat = kind(CHAT.tokenizer)
-    for thoughts in [
-        (None, None, None),
-        ("x", None, None),
-        (None, "y", None),
-        (None, None, "z"),
-        ("x", "y", "z"),
-        ("x", None, "z"),
-    ]:
-        messages = turns(*((f"a{n}", thought) for n, thought in enumerate(thoughts)))
-        trained = [
-            chat.tokenizer.decode([id_ for id_, on in zip(one.ids, one.mask) if on]) for one in chat.samples(messages)
-        ]
-        for n in range(3):
-            assert "".join(trained).count(f"a{n}") == 1 and not "".join(trained).count(f"q{n}")
-        for thought in filter(None, thoughts):
-            assert "".join(trained).count(thought) == 1
-
-
 def test_turns_from_the_one_named_on_are_trained_where_they_stand_as_they_were_written() -> None:
     messages = turns(("a0", None), ("a1", "x"), ("a2", None))
     for start in range(7):
@@ -258,27 +178,3 @@ def test_turns_from_the_one_named_on_are_trained_where_they_stand_as_they_were_w
         assert said == "a0" * (start <= 1) + "a2" * (start <= 5), "a1 stands there without its reasoning"
         assert len(one.mask) == len(one.ids) and one.ids == CHAT.render(messages).ids
         assert one.n_trained == sum(one.mask[1:])
-
-
-def test_what_is_cut_or_skipped_is_counted_by_its_kind() -> None:
-    long, silent = turns(("b" * 40, None)), [Message("user", "only a question")]
-    found = render_samples([turns(("a", None)), long, silent, long], CHAT, 20, truncate=True)
-    assert (len(found.samples), found.skipped, found.cut) == (3, 1, 2)
-    size = len(CHAT.render(long).ids)
-    assert render_samples([long], CHAT, size) == render_samples([long], CHAT, size + 9)
-    with pytest.raises(DataError, match=f"{size} tokens do not fit a context of {size - 1}") as caught:
-        render_samples([silent, turns(("a", None)), long], CHAT, size - 1)
-    assert caught.value.where == "conversation 3"
-
-
-def test_every_format_by_its_name_and_none_is_no_chat() -> None:
-    ours = Tokenizer.byte_level()
-    for kind in KINDS:
-        if set(kind.marks) <= ours.special_names:
-            assert type(chat_format(ours, kind.name)) is kind
-    assert chat_format(ours).name == "deepseek"
-    none = chat_format(ours, "none")
-    assert (none.stop_ids, none.pad, none.thinks, none.bos) == ((ours.eos,), ours.eos, False, None)
-    assert none.thinking_suffix("on") == [] and none.n_thought([ours.end_think, 9]) == 0 and not none.takes_tools
-    assert none.normalized(Message("assistant", " a ", "b")) == Message("assistant", " a ")
-    assert none.parse([*ours.encode("a</think>b"), ours.eos, 40]) == Message("assistant", "a</think>b")

@@ -92,13 +92,6 @@ def test_fine_tuning_reads_what_was_kept(tmp_path: Path) -> None:
     assert any("skipped 1" in note for note in step.notes)
 
 
-def test_what_looks_like_a_mark_in_a_reply_stays_as_it_was(tmp_path: Path) -> None:
-    path = tmp_path / "data.parquet"
-    messages = (Message("user", "a"), Message("assistant", "<think> is how it opens", "hm"))
-    write_distilled(path, [row(0, messages=messages)])
-    assert read_conversations(path).conversations == [messages]
-
-
 def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "data.parquet"
     write_distilled(path, [row(0, dropped="wrong")])

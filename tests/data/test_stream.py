@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,7 +37,6 @@ def text(n: int = 1000) -> np.ndarray:
 KINDS: dict[str, Callable[[int], Stream]] = {
     "conversations": lambda seed: ConversationStream(conversations(40), ROWS, T, seed),
     "chunks": lambda seed: TextStream(text(), ROWS, T, seed),
-    "random": lambda seed: TextStream(text(), ROWS, T, seed, windows="random"),
     "generated": lambda seed: GeneratedStream(make, ROWS, T, seed),
 }
 EVERY = pytest.mark.parametrize("build", KINDS.values(), ids=KINDS.keys())
@@ -65,22 +63,6 @@ def test_seeds_and_steps_differ(build: Callable[[int], Stream]) -> None:
     assert not same(build(0).batch(0), build(0).batch(1))
 
 
-@EVERY
-def test_batches_have_one_shape(build: Callable[[int], Stream]) -> None:
-    stream = build(0)
-    for step in range(30):
-        batch = stream.batch(step)
-        assert all(getattr(batch, name).shape == (ROWS, T) for name in ARRAYS)
-        assert batch.n_trained > 0
-
-
-@EVERY
-def test_a_changed_batch_changes_no_other(build: Callable[[int], Stream]) -> None:
-    stream = build(0)
-    stream.batch(0).tokens[:] = -5
-    assert same(stream.batch(0), build(0).batch(0))
-
-
 @given(n=st.integers(1, 60), rows=st.integers(1, 9), seed=st.integers(0, 2**32))
 def test_every_conversation_is_there_once_in_each_epoch(n: int, rows: int, seed: int) -> None:
     samples = conversations(n)
@@ -95,12 +77,6 @@ def test_every_conversation_is_there_once_in_each_epoch(n: int, rows: int, seed:
     assert all(tokens[number + 1] >= len(sample) for number, sample in enumerate(samples))
 
 
-def test_epochs_differ_in_order() -> None:
-    stream = ConversationStream(conversations(40), 1, T, 0)
-    first, second = stream.steps(1), stream.steps(2)
-    assert [stream.sample_rows(s) for s in range(first)] != [stream.sample_rows(s) for s in range(first, second)]
-
-
 @given(n=st.integers(T + 1, 400), rows=st.integers(1, 9), seed=st.integers(0, 2**32))
 def test_chunks_predict_each_token_once_in_each_epoch(n: int, rows: int, seed: int) -> None:
     stream = TextStream(text(n), rows, T, seed)
@@ -112,34 +88,6 @@ def test_chunks_predict_each_token_once_in_each_epoch(n: int, rows: int, seed: i
             predicted += targets[weights > 0].tolist()
     for epoch in range(2):
         assert sorted(predicted[epoch * (n - 1) : (epoch + 1) * (n - 1)]) == list(range(1, n))
-
-
-def test_random_windows_reach_both_ends() -> None:
-    stream = TextStream(text(T + 3), 8, T, 0, windows="random")
-    begins = {int(row[0]) for step in range(20) for row in stream.batch(step).tokens}
-    assert begins == {0, 1, 2}
-
-
-def test_text_may_be_a_memory_map(tmp_path: Path) -> None:
-    np.save(tmp_path / "ids.npy", text().astype(np.uint16))
-    mapped = np.load(tmp_path / "ids.npy", mmap_mode="r")
-    assert same(TextStream(mapped, ROWS, T, 0).batch(5), TextStream(text(), ROWS, T, 0).batch(5))
-
-
-def test_generated_rows_are_full_and_lengths_stay_as_made() -> None:
-    made: list[int] = []
-
-    def short(rng: random.Random) -> Sample:
-        length = rng.randint(8, 60)
-        made.append(length)
-        return Sample([1] * length, [True] * length)
-
-    stream = GeneratedStream(short, 43, 96, 0)
-    batches = [stream.batch(step) for step in range(30)]
-    kept = sum(int(np.count_nonzero((b.positions == 0) & (b.segments >= 0))) for b in batches)
-    tokens = sum(batch.n_tokens for batch in batches)
-    assert tokens / (30 * 43 * 96) > 0.94
-    assert tokens / kept == pytest.approx(sum(made) / len(made), rel=0.01)
 
 
 def test_a_generated_sample_that_fits_no_row_is_refused_and_one_that_just_fits_is_not() -> None:
@@ -163,7 +111,3 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
     with pytest.raises(DataError, match="a text of 16 tokens"):
         TextStream(text(16), ROWS, T, 0)
     assert TextStream(text(17), ROWS, T, 0).batch(0).n_tokens == ROWS * T
-    with pytest.raises(DataError, match="0 rows"):
-        TextStream(text(), 0, T, 0)
-    with pytest.raises(DataError, match="seed=-1"):
-        TextStream(text(), ROWS, T, -1)

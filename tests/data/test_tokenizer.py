@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 import threading
 import time
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rorqual.core.errors import DataError
-from rorqual.data.tokenizer import BASE_VOCAB, Special, Tokenizer
+from rorqual.data.tokenizer import Special, Tokenizer
 
 PLAIN = Tokenizer.byte_level()
 CORPUS = ["the cat sat on the mat, and the hat sat on the cat", "x = 12 + 345; thethethe the the"] * 4
@@ -66,12 +64,11 @@ def test_a_long_text_has_the_ids_of_the_library_and_holds_up_no_other_thread(tok
 
 
 def test_a_trusted_template_does_reach_them() -> None:
-    assert PLAIN.encode_trusted("<｜User｜>a<think>") == [PLAIN.user, *PLAIN.encode("a"), PLAIN.think]
-
-
-@given(text=st.text())
-def test_without_merges_a_token_is_a_byte(text: str) -> None:
-    assert len(PLAIN.encode(text)) == len(text.encode())
+    assert PLAIN.encode_trusted("<｜User｜>a<think>") == [
+        PLAIN.special("<｜User｜>"),
+        *PLAIN.encode("a"),
+        PLAIN.special("<think>"),
+    ]
 
 
 @given(text=st.text(alphabet="the cat\n\u00e9\U0001f40b", max_size=60))
@@ -85,52 +82,12 @@ def test_no_text_has_fewer_tokens_than_its_bytes_say(text: str) -> None:
     assert (PLAIN.longest, MERGED.longest, Tokenizer(composing).longest) == (1, longest, 4 * longest)
 
 
-def _slow_bpe(text: str, merges: list[tuple[str, str]]) -> list[str]:
-    """Byte-pair encoding of plain ASCII as the papers tell it: split into words, then the oldest merge first."""
-    tokens = []
-    for word in re.findall(r"[0-9]| ?[a-z]+| ?[^a-z0-9 ]+| +(?! [^0-9 ])| +", text):
-        pieces = list(word.replace(" ", "Ġ"))
-        while True:
-            known = [(merges.index(pair), pair) for pair in pairwise(pieces) if pair in merges]
-            if not known:
-                break
-            left, right = min(known)[1]
-            at = next(i for i, pair in enumerate(pairwise(pieces)) if pair == (left, right))
-            pieces[at : at + 2] = [left + right]
-        tokens += pieces
-    return tokens
-
-
-@given(words=st.lists(st.sampled_from(["the", "cat", "mat", "hat", "sat", "thecat", "x", "12", "345", "=", "+"])))
-def test_merges_equal_a_slow_reference(words: list[str]) -> None:
-    model = json.loads(MERGED.source)["model"]
-    merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
-    text = " ".join(words)
-    assert MERGED.encode(text) == [model["vocab"][token] for token in _slow_bpe(text, merges)]
-
-
-@BOTH
-def test_digits_stand_alone(tokenizer: Tokenizer) -> None:
-    assert [tokenizer.token(id_) for id_ in tokenizer.encode("12345")] == list("12345")
-
-
-def test_the_pre_tokenizer_is_the_one_that_gguf_names() -> None:
-    parts = json.loads(PLAIN.source)["pre_tokenizer"]["pretokenizers"]
-    assert [part["type"] for part in parts] == ["Digits", "ByteLevel"]
-    assert parts[0]["individual_digits"] and not parts[1]["add_prefix_space"] and parts[1]["use_regex"]
-
-
-def test_named_ids_and_sizes() -> None:
-    names = (PLAIN.bos, PLAIN.eos, PLAIN.pad, PLAIN.user, PLAIN.assistant, PLAIN.think, PLAIN.end_think)
-    assert names == tuple(range(7)) and PLAIN.vocab_size == BASE_VOCAB == 263
-    assert names == (MERGED.bos, MERGED.eos, MERGED.pad, MERGED.user, MERGED.assistant, MERGED.think, MERGED.end_think)
-    assert BASE_VOCAB < MERGED.vocab_size <= 300
-
-
 def test_half_a_character_and_unknown_ids_are_shown_not_fatal() -> None:
     half = PLAIN.encode("é")[:1]
     assert PLAIN.decode(half) == "\ufffd"
-    assert PLAIN.decode([*half, PLAIN.eos, *PLAIN.encode("é")[1:]]) == "\ufffd\ufffd"  # the halves do not join
+    assert (
+        PLAIN.decode([*half, PLAIN.special("<｜end▁of▁sentence｜>"), *PLAIN.encode("é")[1:]]) == "\ufffd\ufffd"
+    )  # the halves do not join
     assert PLAIN.decode([*PLAIN.encode("a"), 10_000, -1]) == "a\ufffd\ufffd"
 
 
@@ -152,12 +109,6 @@ def test_the_bytes_of_a_token_are_those_that_the_library_writes_whatever_its_let
     assert tokenizer.token_bytes(tokenizer.vocab_size) == b""
 
 
-def test_specials_are_left_out_or_shown() -> None:
-    ids = [PLAIN.bos, *PLAIN.encode("a"), PLAIN.eos]
-    assert PLAIN.decode(ids) == "a"
-    assert PLAIN.decode(ids, specials=True) == f"{Special.BOS}a{Special.EOS}"
-
-
 @BOTH
 def test_the_file_round_trips_bitwise(tokenizer: Tokenizer, tmp_path: Path) -> None:
     first, second = tmp_path / "a.json", tmp_path / "b.json"
@@ -175,10 +126,6 @@ def test_a_foreign_layout_is_kept_and_is_the_same_tokenizer(tmp_path: Path) -> N
     loaded.save(tmp_path / "b.json")
     assert (tmp_path / "b.json").read_bytes() == compact
     assert loaded.fingerprint == MERGED.fingerprint != PLAIN.fingerprint
-
-
-def test_training_merges_is_deterministic() -> None:
-    assert Tokenizer.byte_level(CORPUS, vocab_size=300).source == MERGED.source
 
 
 def _foreign(**changes: object) -> str:
@@ -201,19 +148,6 @@ def test_a_foreign_tokenizer_is_as_safe() -> None:
     assert foreign.decode(foreign.encode(text)) == text  # and nothing was cut
 
 
-def test_a_missing_mark_is_named_and_can_be_given() -> None:
-    foreign = Tokenizer(_foreign(), where="tok.json")
-    with pytest.raises(DataError, match=r"tok\.json: .*no special token '<think>'"):
-        _ = foreign.think
-    marked = foreign.renamed({"<｜place▁holder▁no▁5｜>": "<think>", "<｜place▁holder▁no▁6｜>": "</think>"})
-    assert (marked.think, marked.end_think) == (5, 6)
-    assert marked.encode("the cat") == foreign.encode("the cat") and marked != foreign
-    with pytest.raises(DataError, match="no special token 'nope'"):
-        foreign.renamed({"nope": "<think>"})
-    with pytest.raises(DataError, match="exists already"):
-        foreign.renamed({"<｜place▁holder▁no▁5｜>": Special.EOS})
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -234,11 +168,6 @@ def test_a_bad_file_is_refused_by_name(tmp_path: Path, content: bytes, message: 
     with pytest.raises(DataError, match=message) as caught:
         Tokenizer.load(path)
     assert caught.value.where == str(path) and caught.value.remedy
-
-
-def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nothing\.json"):
-        Tokenizer.load(tmp_path / "nothing.json")
 
 
 def test_a_vocabulary_too_small_for_the_bytes_is_refused() -> None:

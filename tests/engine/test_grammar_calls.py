@@ -19,9 +19,10 @@ from chat_families import TEMPLATES
 from tool_families import NAMES, with_marks, without_marks
 
 from rorqual.core.errors import DataError
-from rorqual.core.records import Message, Thinking, Tool
+from rorqual.core.records import Message, Thinking, Tool, ToolCall
 from rorqual.data.chat import ChatFormat, TemplateChat
-from rorqual.data.chat.special_tokens import SpecialTokenText
+from rorqual.data.chat.dsml import DSML_FRAME
+from rorqual.data.chat.special_tokens import raw
 from rorqual.engine.grammar.calls import CallSyntax
 from rorqual.engine.grammar.compiler import Constraint, Grammars
 from rorqual.engine.processor import Processor
@@ -70,7 +71,7 @@ def sampled(constraint: Constraint, chat: ChatFormat, seed: int, begin: str = ""
     assert allows(constraint, reply)
     closing = [*chat.stop_ids, *(id_ for mark in ('"', "}", "</") for id_ in chat.tokenizer.encode(mark))]
     closing += [id_ for id_ in chat.tokenizer.encode_trusted("｜DSML｜") if chat.tokenizer.is_special(id_)]
-    closing += [chat.tokenizer.end_think] if "</think>" in chat.tokenizer.special_names else []
+    closing += [chat.tokenizer.special("</think>")] if "</think>" in chat.tokenizer.special_names else []
     while len(reply) < 400:
         mask = constraint.mask()
         weight = np.ones(chat.tokenizer.vocab_size + 3) if mask is None else mask.astype(np.float64)
@@ -115,15 +116,25 @@ def test_what_ends_is_calls_and_nothing_else(name: str, many: bool) -> None:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_the_family_writes_itself_is_allowed(name: str) -> None:
-    chat, marks = FORMATS[name], SpecialTokenText(FORMATS[name].tokenizer, ())
+    chat = FORMATS[name]
+    both = [("size", '{"a": 1, "b": "}"}'), ("now", "{}")]
+    for some, many, fits in ((both, True, True), (both[:1], False, True), (both, False, False)):
+        assert allows(grammars(name).compile(calls(many)).start(), written(chat, *some)) == fits
+    assert not allows(grammars(name).compile(calls(size=SIZES)).start(), written(chat, both[1]))
+    assert not allows(grammars(name).compile(calls()).start(), [chat.stop_ids[0]])
+
+
+def written(chat: ChatFormat, *calls: tuple[str, str]) -> list[int]:
+    """The ids of a reply of calls (name, arguments), with its end."""
     frame = chat.call_frame
     assert frame is not None
-    written = [frame.call("size", '{"a": 1, "b": "}"}'), frame.call("now", "{}")]
-    for texts, many, fits in ((written, True, True), (written[:1], False, True), (written, False, False)):
-        ids = [*marks.ids(frame.begin + frame.gap.join(texts) + frame.end), chat.stop_ids[0]]
-        assert allows(grammars(name).compile(calls(many)).start(), ids) == fits
-    assert not allows(grammars(name).compile(calls(size=SIZES)).start(), marks.ids(frame.begin + written[1]))
-    assert not allows(grammars(name).compile(calls()).start(), [chat.stop_ids[0]])
+    if frame is not DSML_FRAME:
+        text = frame.begin + frame.gap.join(frame.call(*call) for call in calls) + frame.end
+        return [*chat.tokenizer.encode_trusted(raw(text)), chat.stop_ids[0]]
+    made = tuple(ToolCall(f"call_{number}", *call) for number, call in enumerate(calls))
+    results = [Message("tool", "", tool_call_id=call.id) for call in made]
+    prompt = chat.prompt([Message("user", "?"), Message("assistant", "", tool_calls=made), *results], "off")
+    return prompt[prompt.index(chat.closing_ids[0]) + 1 : prompt.index(chat.stop_ids[0]) + 1]
 
 
 def allows(constraint: Constraint, ids: Sequence[int]) -> bool:
@@ -159,11 +170,11 @@ def test_a_thought_may_come_first_where_an_answer_with_a_grammar_may_have_one(na
 def test_a_call_that_cannot_be_read_is_an_error(name: str) -> None:
     """Some formats read a tag of reasoning in the arguments of a call, too."""
     chat, say = FORMATS[name], calls(say={"type": "object", "properties": {"text": {"type": "string"}}})
-    frame, marks = chat.call_frame, SpecialTokenText(FORMATS[name].tokenizer, ())
+    frame, encode = chat.call_frame, chat.tokenizer.encode_trusted
     assert frame is not None
-    before, _, after = (frame.begin + frame.call("say", "\0") + frame.end).partition("\0")
+    before, _, after = raw(frame.begin + frame.call("say", "\0") + frame.end).partition("\0")
     for mark in ("<think>", "</think>", "</think >"):
-        ids = [*marks.ids(before), *chat.tokenizer.encode(f'{{"text": "a<{mark}"}}'), *marks.ids(after)]
+        ids = [*encode(before), *chat.tokenizer.encode(f'{{"text": "a<{mark}"}}'), *encode(after)]
         constraint = grammars(name).compile(say).start()
         assert allows(constraint, [*ids, chat.stop_ids[0]])
         called = chat.parse(ids, "off", [Tool("say")]).tool_calls
@@ -193,7 +204,7 @@ def starts_with_a_token(name: str) -> bool:
 def after_thought(chat: ChatFormat, reply: Sequence[int]) -> list[int]:
     """A whole reply, as it is where the prompt has opened a thought."""
     opened = chat.reply_form("off").begins == "thought"
-    return [*([chat.tokenizer.end_think] if opened else []), *reply, chat.stop_ids[0]]
+    return [*([chat.tokenizer.special("</think>")] if opened else []), *reply, chat.stop_ids[0]]
 
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if starts_with_a_token(name)])

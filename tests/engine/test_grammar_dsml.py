@@ -7,12 +7,12 @@ from typing import Any
 
 import jsonschema
 import pytest
-from test_grammar_calls import FORMATS, allows, calls, grammars
+from test_grammar_calls import FORMATS, allows, calls, grammars, written
 
 from rorqual.core.errors import DataError
 from rorqual.core.records import Tool
-from rorqual.data.chat.dsml import invoke, parameter
-from rorqual.data.chat.special_tokens import SpecialTokenText
+from rorqual.data.chat.dsml import parameter
+from rorqual.data.chat.special_tokens import raw
 
 NAMES = [name for name in FORMATS if name.startswith("deepseek-v3.2")]
 EITHER = pytest.mark.parametrize("name", NAMES)
@@ -52,11 +52,7 @@ MISFIT: list[dict[str, Any]] = [
 
 
 def said(name: str, arguments: dict[str, Any]) -> list[int]:
-    chat = FORMATS[name]
-    frame = chat.call_frame
-    assert frame is not None
-    text = frame.begin + frame.call("wide", json.dumps(arguments, ensure_ascii=False)) + frame.end
-    return [*SpecialTokenText(chat.tokenizer, ()).ids(text), chat.stop_ids[0]]
+    return written(FORMATS[name], ("wide", json.dumps(arguments, ensure_ascii=False)))
 
 
 @EITHER
@@ -89,8 +85,8 @@ def test_json_is_spelled_as_the_format_spells_it(name: str) -> None:
     ):
         frame = chat.call_frame
         assert frame is not None
-        written = frame.begin + "\n" + invoke("wide", parameter(key, text, "false")) + frame.end
-        ids = [*SpecialTokenText(chat.tokenizer, ()).ids(written), chat.stop_ids[0]]
+        reply = frame.begin + frame.call("wide", parameter(key, text, "false")) + frame.end
+        ids = [*chat.tokenizer.encode_trusted(raw(reply)), chat.stop_ids[0]]
         assert allows(compiled.start(), ids) == fits, text
 
 

@@ -112,12 +112,6 @@ def test_what_cannot_be_asked_is_ungraded_and_the_others_go_on(
     assert "requests failed" in capsys.readouterr().err
 
 
-def test_a_server_that_always_fails_stops_it(server: tuple[str, Path], tmp_path: Path) -> None:
-    found = run(server, tmp_path, "always 504", budget=1.0)
-    assert found.ended == "RemoteError: HTTP 504: <html>upstream timed out</html> (tried 6 times)"
-    assert found.requests <= 6 * (5 + 4) and not (tmp_path / "data.parquet").exists()
-
-
 def test_another_models_name_is_told_once_and_a_dated_one_is_not(
     server: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -81,19 +81,6 @@ def test_what_was_under_way_at_a_kill_counts_in_full(tmp_path: Path) -> None:
         assert again.bill(1, completion(1))[0] == "p2.0#2"
 
 
-def test_an_answer_without_a_bill_costs_the_reserve(tmp_path: Path) -> None:
-    with Budget(tmp_path / "purse.jsonl", Access(budget=MOST, **PRICES), ASKS, []) as purse:
-        assert purse.enter(0)
-        assert purse.bill(0, completion(None))[1] == MOST
-        purse.settle(0, MOST)
-        assert not purse.enter(1) and purse.spending.total == MOST
-
-
-def test_without_a_budget_everything_may_be_sent(tmp_path: Path) -> None:
-    with Budget(tmp_path / "purse.jsonl", Access(**PRICES), ASKS, []) as purse:
-        assert all(purse.enter(place) for place in range(64))
-
-
 def test_a_prompt_has_no_more_tokens_than_its_bound() -> None:
     from rorqual.data.chat import chat_format
     from rorqual.data.tokenizer import Tokenizer

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sums_task import SUMS, Make
 
 from rorqual.core.errors import ConfigError, DataError
-from rorqual.factory.contamination import COMMON, EvalItem, Evaluations, bare, evaluation_items
+from rorqual.factory.contamination import EvalItem, Evaluations, bare, evaluation_items
 from rorqual.factory.filters import words
 from rorqual.factory.problems import choose
 
@@ -66,17 +66,6 @@ def test_what_is_no_evaluation_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         evaluation_items(str(tmp_path / "y.jsonl"), 0)
     assert len(evaluation_items(SUMS, 0)) == 40
-
-
-def test_an_instruction_that_many_items_share_gives_nothing_away() -> None:
-    def about(number: int) -> str:
-        return f"{STORY} number {number}"
-
-    few = Evaluations([EvalItem(about(i), f"e:{i}") for i in range(COMMON)], 13)
-    many = Evaluations([EvalItem(about(i), f"e:{i}") for i in range(COMMON + 1)], 13)
-    assert few.match_problem(about(77)) and not many.match_problem(about(77)) and many.match_problem(about(3))
-    few.leave_out_common(about(i) for i in range(100, 100 + COMMON + 1))
-    assert not few.match_problem(about(77)) and few.match_problem(about(3))
 
 
 @given(st.lists(st.sampled_from("abcde"), min_size=2, max_size=30), st.lists(st.sampled_from("abcde"), max_size=30))
@@ -158,12 +147,6 @@ def test_a_task_of_a_few_patterns_is_met_by_key_and_as_a_whole_alone(local: Make
     task = stories(tmp_path, train, [HELD], patterned=how == "patterned")
     chosen = choose(local(task=task, problems=99, options={"endless": how == "endless"}))
     assert {problem.prompt for problem, _ in chosen.met} == {CHANGED["punctuation"], CHANGED["case"]}
-
-
-def test_the_tasks_of_the_package_keep_their_problems(local: Make) -> None:
-    for task, count in (("knights", 30), ("gsm8k", 20), ("folio", 20), ("families", 40), ("everyday", 40)):
-        chosen = choose(local(task=task, problems=count))
-        assert len(chosen.problems) == count and len(chosen.met) <= 1, task
 
 
 @pytest.mark.parametrize(

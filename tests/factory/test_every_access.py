@@ -153,10 +153,3 @@ def test_a_second_call_without_prices_forgets_no_money(server: Adder, remote: Ma
     paid = sum(row.money for row in rows)
     assert [row.money > 0 for row in rows].count(True) == 4
     assert re.search(rf"paid</[^>]+>\s*<[^>]+>{paid:.4g}", (tmp_path / "card.html").read_text(encoding="utf-8"))
-
-
-def test_the_key_is_sent_with_each_request_and_none_without(server: Adder, remote: Make, tmp_path: Path) -> None:
-    made(plain(remote, {}, problems=2), tmp_path / "a", api_key="secret")
-    assert server.keys == ["Bearer secret"] * 4
-    made(plain(remote, {}, problems=2), tmp_path / "b")
-    assert server.keys[4:] == [None] * 4

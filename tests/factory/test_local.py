@@ -88,12 +88,6 @@ def test_a_restart_gives_what_a_straight_run_gives(straight: Path, local: Make, 
     assert (out / "contaminated.jsonl").read_bytes() == (straight / "contaminated.jsonl").read_bytes()
 
 
-def test_no_sample_depends_on_how_many_problems_are_asked(straight: Path, local: Make, tmp_path: Path) -> None:
-    """Up to the last bits of a matrix product of another size, which at these settings choose no other token."""
-    few = made(local(problems=2, batch=64), tmp_path / "few")
-    assert [r.token_ids for r in few] == [r.token_ids for r in read_distilled(straight / "data.parquet").rows[:4]]
-
-
 def test_a_teacher_that_was_trained_on_is_another_teacher(local: Make, run: Path, tmp_path: Path) -> None:
     import shutil
 

@@ -13,7 +13,6 @@ from sums_task import SUMS, Make
 
 from rorqual.core.config import to_yaml
 from rorqual.core.errors import ConfigError, DataError, RorqualError
-from rorqual.core.ledger import read_ledger
 from rorqual.data.distilled import Distilled, read_distilled
 from rorqual.factory import FactoryConfig, FilterConfig, sample_teacher
 
@@ -107,7 +106,7 @@ def test_samples_of_other_settings_are_never_mixed_in(server: Adder, remote: Mak
 
 
 REFUSED: dict[str, Any] = {
-    "task": MIXED, "options": {"limit": 30}, "split": "dev", "problems": 7, "per_family": True, "samples": 3,
+    "task": MIXED, "options": {"limit": 30}, "split": "dev", "problems": 7, "samples": 3,
     "temperature": 0.5, "top_p": 0.5, "max_tokens": 21, "thinking": "on", "seed": 1, "seed_bits": 31, "keep": "graded",
     "batch": 9, "decontaminate": (SUMS,), "filters": {"longest": 9}, "device": "cuda", "dtype": "bfloat16", "model": "other",
     "data": "x", "teacher": "http://127.0.0.1:9/v1", "top_k": 1,
@@ -124,22 +123,6 @@ def test_a_folder_is_of_one_config_and_every_field_counts(server: Adder, remote:
     (tmp_path / "file").write_text("dear", encoding="utf-8")
     with pytest.raises(ConfigError, match="file: this is not a folder"):
         made(remote(), tmp_path / "file")
-
-
-def test_the_costs_go_on_over_calls(server: Adder, remote: Make, tmp_path: Path) -> None:
-    server.rule = lambda body, number: fault(401) if number == 5 else None
-    with pytest.raises(RorqualError):
-        made(remote({"concurrency": 1}), tmp_path)
-    before = read_ledger(tmp_path / "costs.jsonl")
-    made(remote(), tmp_path)
-    after = read_ledger(tmp_path / "costs.jsonl")
-    assert [[cost.stage for cost in costs] for costs in (before, after)] == [
-        ["unaccounted", "sampling"],
-        ["unaccounted", "sampling", "finishing"],
-    ]
-    assert all(late.seconds > early.seconds > 0 for early, late in zip(before, after, strict=False))
-    table = (tmp_path / "card.md").read_text(encoding="utf-8").partition("## Cost")[2]
-    assert all(f"| {cost.stage} | {cost.seconds:.1f} | {cost.core_seconds:.1f} |" in table for cost in after)
 
 
 # ---- what a person sees

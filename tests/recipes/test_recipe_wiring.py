@@ -91,8 +91,8 @@ def test_a_run_speaks_as_the_run_that_it_starts_from(recipe: str, start: Path) -
 def test_a_fresh_run_speaks_what_its_tokenizer_has_marks_for(tmp_path: Path) -> None:
     ours = Tokenizer.byte_level(["aaaa bbbb"] * 9, vocab_size=266)
     ours.save(tmp_path / "ours.json")
-    names = {ours.token(ours.user): "<|im_start|>", ours.token(ours.assistant): "<|im_end|>"}
-    ours.renamed(names).save(tmp_path / "chatml.json")
+    source = ours.source.replace("<｜User｜>", "<|im_start|>").replace("<｜Assistant｜>", "<|im_end|>")
+    Tokenizer(source).save(tmp_path / "chatml.json")
     for file, chat in (("ours", "deepseek"), ("chatml", "chatml-plain")):
         path = str(tmp_path / f"{file}.json")
         begin, model, found = start_settings("", path, "tiny", 40)

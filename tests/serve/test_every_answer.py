@@ -239,7 +239,7 @@ def test_tokens_of_thoughts_are_counted_over_all_samples() -> None:
         with bridge.job([replace(THREE, n=3)], "a") as job:
             reply = Reply(job, CHAT, shape.new, Metrics())
             for sample, text in enumerate(("abc", "abcde", "")):
-                ids = [*CHAT.tokenizer.encode(text), CHAT.tokenizer.end_think, *CHAT.tokenizer.encode("so")]
+                ids = [*CHAT.tokenizer.encode(text), CHAT.tokenizer.special("</think>"), *CHAT.tokenizer.encode("so")]
                 for id_ in ids:
                     bridge._deliver(0, SampledToken(sample, id_))
                 bridge._deliver(0, SampledToken(sample, CHAT.stop_ids[0], "stop"))

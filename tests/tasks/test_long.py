@@ -11,7 +11,7 @@ import pytest
 
 from rorqual.core.errors import ConfigError
 from rorqual.tasks.families import Families
-from rorqual.tasks.find import check_gold, load_task
+from rorqual.tasks.find import check_gold
 from rorqual.tasks.long import Long
 from rorqual.tasks.task import Problem, Split, Verdict, split_of
 
@@ -55,13 +55,6 @@ def test_pairs_are_spread_over_the_text_and_answered_in_the_order_of_the_questio
     assert {len(p.prompt.rsplit(" ", 1)[1]) for p in drawn(names="needle")} == {1}, "one key unless more are wanted"
 
 
-def test_keys_values_and_text_share_their_characters_and_every_depth_is_asked() -> None:
-    problems = drawn(200, names=["needle"], length=200)
-    assert {problem.meta["depth"] for problem in problems} == {i / 8 for i in range(8)}
-    others = "".join(re.sub(r"\(..\)", "", problem.prompt.rsplit("\n")[0]) for problem in problems)
-    assert {character for problem in problems for character in problem.answer.strip("()")} <= set(others)
-
-
 def test_a_family_follows_the_text_and_keeps_its_problems_and_splits() -> None:
     own = {problem.key: problem for problem in islice(Families(["swap"], 0.5).problems("test", 3), 200)}
     problems = drawn(20, "test", 3, names=["swap"], hard=0.5, length=150)
@@ -80,14 +73,6 @@ def test_lengths_vary_between_the_shortest_and_the_longest() -> None:
     assert 250 < lengths[200] < 320, "half of the texts are shorter than the geometric mean, 283"
 
 
-@pytest.mark.parametrize("split", ["train", "dev", "test"])
-def test_splits_are_by_key_and_orders_by_seed(split: Split) -> None:
-    problems = drawn(30, split, length=128)
-    assert {split_of(problem.key) for problem in problems} == {split}
-    assert problems == drawn(30, split, length=128)
-    assert problems != drawn(30, split, 1, length=128)
-
-
 def test_gold_is_right_and_others_are_wrong() -> None:
     task = Long(length=128)
     problems = drawn(30, length=128)
@@ -96,15 +81,6 @@ def test_gold_is_right_and_others_are_wrong() -> None:
         assert task.grade(problem, f" {problem.answer}\n") is Verdict.RIGHT
         for reply in ("", problem.answer + "1", str(problem.steps)):
             assert task.grade(problem, reply) is Verdict.WRONG
-
-
-def test_versions_name_every_kind_of_problem() -> None:
-    assert Long(["needle", "swap"]).versions == {"needle": 2, **Families(["swap"]).versions}
-
-
-def test_named_on_the_command_line() -> None:
-    task = load_task("long:needle,copy", options={"length": 100})
-    assert isinstance(task, Long) and task.names == ["needle", "copy"] and task.length == 100
 
 
 @pytest.mark.parametrize(

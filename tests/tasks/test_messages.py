@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from rorqual.core.errors import ConfigError, DataError, TaskError
@@ -58,12 +56,6 @@ def test_what_is_asked_is_all_that_stands_before_the_answer(tmp_path: Path) -> N
     ):
         assert (task.grade(problem, reply) is Verdict.RIGHT) == right == task.is_marked(problem, reply), reply
     assert task.grade_last(problem, "It is 24") is Verdict.RIGHT and task.versions == {"messages": 2}
-
-
-def test_parquet_of_messages(tmp_path: Path) -> None:
-    pq.write_table(pa.Table.from_pylist(ROWS[:1] * 2), tmp_path / "mine.parquet")
-    problems = list(load_task("messages", data=tmp_path / "mine.parquet").problems("test", 0))
-    assert [p.prompt for p in problems] == ["How many legs have 3 spiders?"] * 2
 
 
 @pytest.mark.parametrize(

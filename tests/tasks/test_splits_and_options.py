@@ -6,7 +6,6 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +46,6 @@ def test_the_options_that_are_given_are_copied(tmp_path: Path) -> None:
     load_task(NOTED, options=options, data=tmp_path)
     assert options == {"hard": 0.5}
     assert load_task(NOTED, options=options).data is None  # type: ignore[attr-defined]
-
-
-def test_each_option_and_the_file_arrive_under_their_names(tmp_path: Path) -> None:
-    task: Any = load_task(NOTED, data=tmp_path / "a", options={"names": ("x",), "other": 3})
-    assert (task.data, task.names, task.more) == (tmp_path / "a", ("x",), {"other": 3})
-    task = load_task(NOTED, options={"data": "b"})
-    assert (task.data, task.names, task.more) == ("b", (), {})
-    families: Any = load_task("families:add, sub", options={"hard": 1.0})
-    found = {(p.family, p.level) for p in islice(families.problems("train", 0), 40)}
-    assert found == {("add", "hard"), ("sub", "hard")}
 
 
 def test_a_file_that_a_task_needs_may_be_an_option(tmp_path: Path) -> None:
@@ -195,18 +184,3 @@ def test_an_everyday_chore_holds_out_a_twentieth_and_a_tenth_and_halves_the_rest
     )
     assert held["dev"] | held["test"] | held["train"] == drawn
     assert held["train teacher"] | held["train original"] == held["train"]
-
-
-def test_chores_come_evenly_in_an_order_of_the_seed_and_none_repeats() -> None:
-    task = load_task("everyday")
-    found = list(islice(task.problems("train", 0), 300))
-    assert Counter(p.family for p in found) == dict.fromkeys(EVERYDAY_TASKS, 100)
-    for start in range(0, 300, 3):
-        assert {p.family for p in found[start : start + 3]} == set(EVERYDAY_TASKS)
-    assert len({p.key for p in found}) == 300 and all(p.meta["original"] for p in found)
-    assert len({tuple(p.family for p in found[start : start + 3]) for start in range(0, 300, 3)}) == 6
-    for other in (task.problems("train", 1), task.problems("dev", 0), Everyday(pool="teacher").problems("train", 0)):
-        assert [p.key for p in islice(other, 30)] != [p.key for p in found[:30]]
-    assert {p.family for p in islice(load_task("everyday", options={"names": "prices"}).problems("dev", 0), 20)} == {
-        "prices"
-    }

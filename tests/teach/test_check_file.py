@@ -16,9 +16,8 @@ import pytest
 from typer.testing import CliRunner
 
 from rorqual.cli.main import app
-from rorqual.core.errors import ConfigError, DataError, RorqualError
+from rorqual.core.errors import ConfigError, DataError
 from rorqual.model.presets import preset
-from rorqual.recipes.models import v3_like
 from rorqual.teach.check import check_file, forecast, groups_of, split_of_group
 from rorqual.teach.check_page import check_page, check_text, to_json
 from rorqual.teach.columns import Columns, find_columns
@@ -167,21 +166,6 @@ def test_each_fault_is_named_with_its_line_and_the_repaired_twin_passes(broken: 
     assert "no faults" in check_text(check_file(twin, len), "bytes")
 
 
-@pytest.mark.parametrize(
-    ("name", "data", "what"),
-    [
-        ("a.txt", b"x", "unknown file type '.txt'"),
-        ("a.csv", b"text,label\n", "the file is empty"),
-        ("a.csv", b"one,two\na,b\n", "no columns of prompt and answer are known among 'one', 'two'"),
-    ],
-)
-def test_a_file_that_is_no_table_is_refused(name: str, data: bytes, what: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(data)
-    with pytest.raises(RorqualError, match=what) as refused:
-        check_file(tmp_path / name, len)
-    assert refused.value.remedy or "key" in str(refused.value)
-
-
 # ---- columns
 
 
@@ -201,30 +185,6 @@ def test_a_file_that_is_no_table_is_refused(name: str, data: bytes, what: str, t
 )
 def test_known_columns_are_found(names: list[str], columns: Columns) -> None:
     assert find_columns(names) == columns
-
-
-@pytest.mark.parametrize(
-    "prompt", ["prompt", "instruction", "question", "problem", "query", "input", "text", "sentence"]
-)
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "completion",
-        "response",
-        "answer",
-        "output",
-        "target",
-        "label",
-        "category",
-        "intent",
-        "class",
-        "slots",
-        "solution",
-    ],
-)
-def test_each_known_prompt_stands_with_each_known_answer(prompt: str, answer: str) -> None:
-    """docs/how-to/check.md lists them."""
-    assert find_columns(["id", answer, prompt.upper()]) == Columns((prompt.upper(),), (answer,))
 
 
 @pytest.mark.parametrize(
@@ -404,18 +364,6 @@ def test_lengths_are_counted_with_the_tokenizer_of_the_base(tmp_path: Path, tiny
     text = said(str(file), f"base={tiny}")
     assert "length in tokens" in text and "an epoch has" in text
     assert "none: not a run directory" in said(str(file), "base=none", code=2)
-
-
-def test_the_longest_row_and_the_epoch() -> None:
-    model = v3_like("tiny", vocab_size=264, context=128)
-    words = forecast(model, [100, 200, 300])
-    assert words.startswith("an epoch has 600 tokens, 50.0 % of them in the longest example: about ")
-
-    def minutes(lengths: list[int]) -> float:
-        return float(forecast(model, lengths).split("about ")[1].split()[0].replace(",", ""))
-
-    many = [200] * 3_000_000
-    assert minutes(many * 2) == pytest.approx(2 * minutes(many), rel=0.02) and minutes(many) > 1
 
 
 def test_without_a_base_the_forecast_is_that_of_the_default_model(tmp_path: Path) -> None:

@@ -54,12 +54,6 @@ def test_a_model_is_trained_on_one_spelling_of_a_label(write: Write) -> None:
     assert {one.answer for one in given.splits["test"]} == {"card", "New"}
 
 
-def test_repeated_rows_do_not_make_a_file_unusable(write: Write) -> None:
-    rows = labelled(150)
-    found = divided(write("a.jsonl", [*rows, *rows[:50]]))
-    assert found.left_out == {"duplicate": 50} and sum(map(len, found.splits.values())) == 150
-
-
 def test_unusable_test_rows_count_against_the_test_file(write: Write) -> None:
     check = check_file(write("a.jsonl", labelled(100)), len)
     test = [Example(n, f"test {n}", "card") for n in range(1, 101)]
@@ -73,12 +67,6 @@ def test_unusable_test_rows_count_against_the_test_file(write: Write) -> None:
     bad = 21
     with pytest.raises(DataError, match=r"test: 21 of 100 test rows cannot be used; the first: too long"):
         divide(check, test, count=1_000, reason_against=long)
-
-
-def test_a_small_test_file_is_named(write: Write) -> None:
-    test = read_test(write("b.jsonl", labelled(4, seed=9)), "label", prompt="", answer="", reasoning="")
-    with pytest.raises(DataError, match=r"test: the test file has only 4 usable examples"):
-        divide(check_file(write("a.jsonl", labelled(150)), len), test, count=1_000)
 
 
 def test_near_duplicates_stay_in_one_split(write: Write) -> None:
@@ -126,12 +114,6 @@ def test_one_calculation_becomes_a_worked_solution(write: Write) -> None:
     assert sum(found.left_out.values()) == (split_of_group("5 and 5 and 9 more?") == "train")
 
 
-def test_worked_solutions_of_the_user_stay(write: Write) -> None:
-    rows = [row | {"rationale": f"I add: {row['answer']}"} for row in sums(90)]
-    found = divided(write("a.jsonl", rows))
-    assert found.derived == 0 and all(one.reasoning == f"I add: {one.answer}" for one in found.splits["train"])
-
-
 def test_json_answers_are_written_in_one_order_of_keys_and_must_be_json(write: Write) -> None:
     rows: list[dict[str, Any]] = [
         {"text": f"item {n}", "label": {"b": n, "a": "é"} if n % 2 else {"a": "é", "b": n}} for n in range(80)
@@ -158,11 +140,6 @@ def test_json_answers_are_written_in_one_order_of_keys_and_must_be_json(write: W
 def test_unusable_files_are_refused(write: Write, rows: list[dict[str, Any]], problem: str) -> None:
     with pytest.raises(DataError, match=rf"a\.jsonl.*{problem}"):
         divided(write("a.jsonl", rows))
-
-
-def test_their_nearest_usable_twins_are_accepted(write: Write) -> None:
-    for rows in (labelled(50), [*labelled(60), *[{"text": "", "label": "a"}] * 15]):
-        assert sum(map(len, divided(write("a.jsonl", rows)).splits.values())) in (50, 60)
 
 
 @pytest.mark.parametrize(

@@ -421,14 +421,6 @@ def test_json_answers_are_grouped_by_field(tmp_path: Path) -> None:
     assert found == {"a": (2, 1, 2, {}), "b.c": (1, 0, 0, {"y": 1}), "d": (1, 1, 0, {"[]": 1})}
 
 
-def test_an_evaluation_of_a_baseline_grades_its_replies(tmp_path: Path) -> None:
-    before, after = measured(tmp_path, "number", [("5", "$5", "It is 5."), ("6", "7", "6")])
-    assert [one.verdict.value for one in before.samples] == ["right", "wrong"]
-    assert [one.verdict.value for one in after.samples] == ["wrong", "right"]
-    assert [one.last and one.last.value for one in after.samples] == ["right", "right"]
-    assert [one.unmarked for one in (*before.samples, *after.samples)] == [False, False, True, False]
-
-
 # ---- a teacher's reasons
 
 

@@ -109,14 +109,6 @@ def test_classical_predictions_stand_beside_their_own_examples(taught: tuple[Tea
         assert [one.reply for one in samples] == alone
 
 
-def test_the_best_checkpoint_on_dev_is_the_model(taught: tuple[TeachConfig, TeachPaths]) -> None:
-    _, paths = taught
-    lines = [line for line in read_lines(paths.dev) if line["run"] == "sft"]
-    assert [line["step"] for line in lines] == json.loads(paths.plan.read_bytes())["dev_steps"]
-    best = max(lines, key=lambda line: (line["right"], line["step"]))
-    assert paths.best.steps() == [best["step"]]
-
-
 def test_the_test_split_is_opened_once_for_the_baselines_and_once_for_the_model(
     taught: tuple[TeachConfig, TeachPaths], tiny: Path
 ) -> None:

@@ -74,9 +74,11 @@ def test_the_end_of_the_turn_is_trained(think: bool) -> None:
     sample = worked_sample(problem, chat_format(ids, "deepseek"), think=think)
     batch = TrainBatch.from_packed(pack_rows([sample], [[0]], ROW).batch)
     trained = batch.targets[0][batch.loss_mask[0] > 0].tolist()
-    assert trained[-1] == ids.eos, "a model that never learns to stop"
-    assert trained[0] == (ids.think if think else ids.end_think), "the choice to think is the model's own"
-    assert trained.count(ids.end_think) == 1
+    assert trained[-1] == ids.special("<｜end▁of▁sentence｜>"), "a model that never learns to stop"
+    assert trained[0] == (ids.special("<think>") if think else ids.special("</think>")), (
+        "the choice to think is the model's own"
+    )
+    assert trained.count(ids.special("</think>")) == 1
 
 
 def test_a_set_of_nothing_to_train_on_is_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def test_another_vocabulary_is_refused_with_what_to_do(rows: list[Distilled], tm
         with pytest.raises(DataError, match=r"tokenizer=TEACHER/tokenizer.json, or .*train sft data=.*data.parquet"):
             source(write(tmp_path, rows, ids=other), logits=logits)
     ours = tokenizer()
-    swapped = ours.renamed({ours.token(ours.user): "<a>", ours.token(ours.assistant): "<b>"})  # of one size
+    swapped = Tokenizer(ours.source.replace("<｜User｜>", "<a>").replace("<｜Assistant｜>", "<b>"))  # of one size
     for print_, vocab in ((swapped.fingerprint, ours.vocab_size), (ours.fingerprint, ours.vocab_size + 1)):
         write_distilled(tmp_path / "data.parquet", rows, tokenizer=print_, vocab=vocab)
         with pytest.raises(DataError, match="differs from the student's"):

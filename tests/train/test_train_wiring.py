@@ -66,9 +66,9 @@ def test_a_record_is_of_all_updates_of_its_step() -> None:
 def answered(text: str, *, thought: str | None = None, verdict: Verdict = Verdict.RIGHT, cut: bool = False) -> Scored:
     """An answer by the byte tokenizer, with the ids that say it."""
     ids = tokenizer()
-    marks = [] if thought is None else [ids.think, *ids.encode(thought)]
-    end = [] if cut else [ids.eos]
-    tokens = [*marks, ids.end_think, *ids.encode(text), *end]
+    marks = [] if thought is None else [ids.special("<think>"), *ids.encode(thought)]
+    end = [] if cut else [ids.special("<｜end▁of▁sentence｜>")]
+    tokens = [*marks, ids.special("</think>"), *ids.encode(text), *end]
     completion = Completion((1, 2), tokens, [-1.0] * len(tokens), "length" if cut else "stop", text, thought)
     return Scored(completion, verdict, 1.0 if verdict is Verdict.RIGHT else 0.0)
 

@@ -74,5 +74,6 @@ def go_template(chat: ChatFormat, thinking: Thinking) -> str | None:
     """Return the prompt of a chat format as a Go template, without BOS. Return None if the format has no such template."""
     turns = OTHERS.get(chat.name)
     if isinstance(chat, ImTurns):
-        turns = CHATML.replace("FIRST", FIRST.replace("SYSTEM", chat.default_system) if chat.default_system else "")
+        system = chat.settings["default_system"]
+        turns = CHATML.replace("FIRST", FIRST.replace("SYSTEM", system) if system else "")
     return None if turns is None else turns + chat.tokenizer.decode(chat.thinking_suffix(thinking), specials=True)

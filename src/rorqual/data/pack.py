@@ -144,20 +144,13 @@ def check_lengths(samples: Sequence[Sample], row_length: int) -> None:
             raise DataError("no tokens", where=f"sample {number + 1}", remedy="Remove this sample.")
 
 
-def pack(
-    samples: Sequence[Sample], row_length: int, *, truncate: bool = False, pad: int = 0, open_rows: int = OPEN_ROWS
-) -> Packed:
-    """Pack samples into rows of `row_length` tokens by first fit.
+def pack(samples: Sequence[Sample], row_length: int, *, pad: int = 0) -> Packed:
+    """Pack samples into rows of `row_length` tokens by first fit. `pad` is the token id at padding positions.
 
-    With `truncate`, samples longer than `row_length` are truncated. Otherwise, a sample longer than `row_length` raises
-    DataError. `pad` is the token id at padding positions.
+    Raises DataError for a sample that is empty or longer than `row_length`.
     """
-    if truncate:
-        samples = [sample.cut(row_length) for sample in samples]
     check_lengths(samples, row_length)
-    return pack_rows(
-        samples, first_fit([len(s) for s in samples], row_length, open_rows=open_rows), row_length, pad=pad
-    )
+    return pack_rows(samples, first_fit([len(s) for s in samples], row_length), row_length, pad=pad)
 
 
 def pack_rows(samples: Sequence[Sample], rows: Sequence[Sequence[int]], row_length: int, *, pad: int = 0) -> Packed:

@@ -11,7 +11,6 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 
@@ -23,14 +22,6 @@ class Stream(ABC):
     """An endless sequence of batches, one per step. Each batch has `rows` rows of `row_length` tokens."""
 
     def __init__(self, rows: int, row_length: int, seed: int) -> None:
-        if rows < 1 or row_length < 2:
-            raise DataError(
-                f"batches of {rows} rows of {row_length} tokens are too small",
-                where="stream",
-                remedy="Use at least 1 row of 2 tokens.",
-            )
-        if seed < 0:
-            raise DataError(f"seed={seed} is negative", where="stream", remedy="Use 0 or more.")
         self.rows, self.row_length, self.seed = rows, row_length, seed
 
     @abstractmethod
@@ -99,16 +90,12 @@ class ConversationStream(Stream):
 
 
 class TextStream(Stream):
-    """A stream of windows of one long text. Each position in a window predicts the next token.
+    """A stream of adjacent windows of one long text, shuffled in each epoch. Each position in a window predicts the next token.
 
-    `ids` is an array or a memory map. `windows="chunks"` splits the text into adjacent windows, and shuffles the
-    windows in each epoch. In an epoch, every token after the first is predicted exactly once. `windows="random"` draws
-    random start positions, as nanoGPT does.
+    `ids` is an array or a memory map. In an epoch, every token after the first is predicted exactly once.
     """
 
-    def __init__(
-        self, ids: Ints, rows: int, row_length: int, seed: int, *, windows: Literal["chunks", "random"] = "chunks"
-    ) -> None:
+    def __init__(self, ids: Ints, rows: int, row_length: int, seed: int) -> None:
         super().__init__(rows, row_length, seed)
         if len(ids) <= row_length:
             raise DataError(
@@ -116,7 +103,7 @@ class TextStream(Stream):
                 where="stream",
                 remedy=f"Set context={max(len(ids) - 1, 2)} or less, or give a longer text.",
             )
-        self._ids, self._windows = ids, windows
+        self._ids = ids
         self.n_chunks = -(-(len(ids) - 1) // row_length)
         self._order = lru_cache(maxsize=2)(self._shuffle)
 
@@ -124,13 +111,10 @@ class TextStream(Stream):
         return np.random.default_rng([self.seed, epoch]).permutation(self.n_chunks)
 
     def steps(self, epochs: int) -> int:
-        """Return the number of steps for `epochs` epochs in the mode `chunks`."""
+        """Return the number of steps for `epochs` epochs."""
         return -(-self.n_chunks * epochs // self.rows)
 
     def batch(self, step: int) -> Batch:
-        if self._windows == "random":
-            rng = np.random.default_rng([self.seed, step])
-            return self._batch_at(rng.integers(0, len(self._ids) - self.row_length, size=self.rows).tolist())
         numbers = range(step * self.rows, (step + 1) * self.rows)
         chunks = [int(self._order(number // self.n_chunks)[number % self.n_chunks]) for number in numbers]
         return self._batch_at([chunk * self.row_length for chunk in chunks])

@@ -121,24 +121,6 @@ class Tokenizer:
         """Write `source` to `path` atomically."""
         write_atomic(path, self.source.encode())
 
-    def renamed(self, names: Mapping[str, str]) -> Tokenizer:
-        """Return a copy in which special tokens are renamed but keep their ids. `names` maps old names to new names.
-
-        This example renames two placeholders of DeepSeek-V3's tokenizer to the thinking tokens of R1:
-        `renamed({"<｜place▁holder▁no▁798｜>": "<think>", "<｜place▁holder▁no▁799｜>": "</think>"})`.
-        """
-        data = _parse(self.source, self.where)
-        known = {str(token["content"]): token for token in data["added_tokens"]}
-        for old, new in names.items():
-            if old not in known or (new in self._special_id and new != old):
-                what = f"no special token {old!r}" if old not in known else f"{new!r} exists already"
-                raise DataError(f"cannot rename: {what}", where=self.where, remedy=_hint(old, known))
-            known[old]["content"] = new
-            vocab = data["model"]["vocab"]
-            if old in vocab:
-                vocab[new] = vocab.pop(old)
-        return Tokenizer(json.dumps(data, ensure_ascii=False, indent=1), where=self.where)
-
     # ---- text and ids
 
     def encode(self, text: str) -> list[int]:
@@ -215,8 +197,6 @@ class Tokenizer:
         """Return whether `id_` is the id of a special token."""
         return id_ in self._special_text
 
-    # ---- named ids
-
     def special(self, name: str) -> int:
         """Return the id of the special token `name`.
 
@@ -230,34 +210,6 @@ class Tokenizer:
                 where=self.where,
                 remedy=_hint(name, self._special_id),
             ) from None
-
-    @property
-    def bos(self) -> int:
-        return self.special(Special.BOS)
-
-    @property
-    def eos(self) -> int:
-        return self.special(Special.EOS)
-
-    @property
-    def pad(self) -> int:
-        return self.special(Special.PAD)
-
-    @property
-    def user(self) -> int:
-        return self.special(Special.USER)
-
-    @property
-    def assistant(self) -> int:
-        return self.special(Special.ASSISTANT)
-
-    @property
-    def think(self) -> int:
-        return self.special(Special.THINK)
-
-    @property
-    def end_think(self) -> int:
-        return self.special(Special.END_THINK)
 
     # ---- identity
 
@@ -276,8 +228,7 @@ class Tokenizer:
 
 def _hint(name: str, known: Iterable[str]) -> str:
     # Leave out DeepSeek's 800 placeholders, which would make the list unreadable.
-    named = [text for text in known if "place▁holder" not in text]
-    return f"{nearest(name, named)} To give a placeholder token this name, use `Tokenizer.renamed`."
+    return nearest(name, [text for text in known if "place▁holder" not in text])
 
 
 def _encode(built: tokenizers.Tokenizer, text: str, where: str) -> list[int]:

@@ -1,13 +1,11 @@
-"""The dataset card of a teacher's samples: kept and dropped samples, cost, and the command to repeat the run."""
+"""The dataset card of a teacher's samples: kept and dropped samples, cost and settings."""
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rorqual.core.config import to_yaml
 from rorqual.core.ledger import LedgerEntry
@@ -61,32 +59,13 @@ class CardFindings:
         return sum(stage.core_seconds for stage in self.costs)
 
 
-def command(config: FactoryConfig, out: Path) -> str:
-    """Return the command line that repeats the run, with the settings that differ from their defaults."""
-    words = ["rorqual", "distil", config.teacher, f"task={config.task}", f"out={out}"]
-    defaults = FactoryConfig.model_construct(teacher=config.teacher, task=config.task)
-    for name, value in _flat(config.model_dump(mode="json", exclude={"teacher", "task"})):
-        if value != dict(_flat(defaults.model_dump(mode="json"))).get(name):
-            text = ",".join(map(str, value)) if isinstance(value, list) else value
-            words.append(f"{name}={text}")
-    return shlex.join(words)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping) and name != "options":
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix.removeprefix("access.") + name, value
-
-
 def write_card(out: Path, findings: CardFindings) -> None:
     """Write the dataset card as `card.md`, and as `card.html` with charts. Each file is self-contained."""
-    tables, summary, repeat = list(_tables(findings)), _summary(findings), command(findings.config, out)
+    tables, summary = list(_tables(findings)), _summary(findings)
     text = [f"# Samples of {_teacher(findings)}", summary, *findings.notes]
     for table in tables:
         text += [f"## {table.title}", table.markdown()]
-    text += ["## Settings", f"```yaml\n{to_yaml(findings.config)}```", "## Repeat", f"```sh\n{repeat}\n```"]
+    text += ["## Settings", f"```yaml\n{to_yaml(findings.config)}```"]
     write_atomic(out / "card.md", ("\n\n".join(text) + "\n").encode())
     write_page(
         out / "card.html",
@@ -97,7 +76,6 @@ def write_card(out: Path, findings: CardFindings) -> None:
         notes=findings.notes,
         tables=tables,
         pictures={chart.name: draw(chart) for chart in charts(findings.rows)},
-        repeat=repeat,
         settings=to_yaml(findings.config),
     )
 

@@ -118,12 +118,8 @@ def read_entry(line: Mapping[str, Any], where: str) -> Entry:
 
 def sampling(config: FactoryConfig) -> dict[str, Any]:
     """Return the settings that a sample depends on, in addition to its teacher, problem and index."""
-    names = ("temperature", "top_p", "max_tokens", "thinking", "seed", "samples", "model")
-    settings = {name: getattr(config, name) for name in names}
-    # Older runs used 31 bits and had no field `seed_bits`. Leave `seed_bits` out for 31 bits, so that the identity of
-    # older runs does not change.
-    has_field = config.remote and config.seed_bits != 31
-    return settings | {"seed_bits": config.seed_bits} if has_field else settings
+    names = ("temperature", "top_p", "max_tokens", "thinking", "seed", "seed_bits", "samples", "model")
+    return {name: getattr(config, name) for name in names}
 
 
 def identity(config: FactoryConfig, teacher: str) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,13 +53,13 @@ def choose(config: FactoryConfig) -> Chosen:
         items += evaluation_items(source, config.seed)
     n_wanted, previous_size, enough = config.problems, -1, 0
     while True:
-        pool = pick(task, config.split, n_wanted, config.seed, config.per_family)
+        pool = pick(task, config.split, n_wanted, config.seed, per_family=False)
         evaluations = Evaluations(items, config.filters.overlap)
         evaluations.leave_out_common(problem.prompt for problem in pool)
         matches = [(problem, evaluations.match_problem(problem.prompt, problem.key)) for problem in pool]
         met = [(problem, match) for problem, match in matches if match is not None]
         excluded = {problem.key for problem, _ in met}
-        clean = _take([problem for problem in pool if problem.key not in excluded], config)
+        clean = [problem for problem in pool if problem.key not in excluded][: config.problems]
         enough = enough or len(pool)  # the first pool has as many problems as were requested, or all that exist
         if not met or len(pool) == previous_size or len(clean) >= enough:
             break
@@ -75,19 +74,6 @@ def choose(config: FactoryConfig) -> Chosen:
         )
     notes = [note] if note else []
     n_problems = len(clean)
-    if not config.per_family and n_problems < config.problems:
+    if n_problems < config.problems:
         notes.append(f"the task has {n_problems} of the {config.problems} requested problems")
     return Chosen(task, clean, evaluations, met, notes)
-
-
-def _take(problems: Sequence[Problem], config: FactoryConfig) -> list[Problem]:
-    """Return the first `config.problems` problems. With `per_family`, return the first `config.problems` problems of
-    each family and level."""
-    counts: Counter[tuple[str, str]] = Counter()
-    first: list[Problem] = []
-    for problem in problems:
-        stratum = (problem.family, problem.level) if config.per_family else ("", "")
-        if counts[stratum] < config.problems:
-            counts[stratum] += 1
-            first.append(problem)
-    return first

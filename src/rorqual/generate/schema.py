@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import cached_property
 from typing import Annotated, Any
 
@@ -239,18 +240,12 @@ def _check_carried(carried: dict[str, Any], columns: Sequence[str]) -> None:
             raise _fault(key, f"'{key}' is reserved for the output", "Rename the field.")
         if key in ELSEWHERE and key not in columns:
             raise _fault(key, f"unknown key '{key}'", f"Use '{ELSEWHERE[key]}'.")
-        hint = "" if key in columns else nearest(key, KEYS)
-        if hint.startswith("Did") and _alike(key, hint.split("'")[1]):
-            raise _fault(key, f"unknown key '{key}'", f"{hint} If not, rename the field.")
+        if key not in columns and (known := get_close_matches(key, KEYS, n=1, cutoff=ALIKE)):
+            raise _fault(key, f"unknown key '{key}'", f"Did you mean '{known[0]}'? If not, rename the field.")
         if not _writable(value):
             raise _fault(
                 key, "the value cannot be written as JSON", "Remove this field, or write its value as a string."
             )
-
-
-def _alike(key: str, known: str) -> bool:
-    shared = sum(min(key.count(letter), known.count(letter)) for letter in set(key))
-    return 2 * shared / (len(key) + len(known)) >= ALIKE
 
 
 def _writable(value: Any) -> bool:

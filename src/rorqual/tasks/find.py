@@ -25,7 +25,6 @@ from rorqual.tasks.long import Long
 from rorqual.tasks.math500 import Math500
 from rorqual.tasks.messages import Messages
 from rorqual.tasks.task import Problem, Split, Task, Verdict
-from rorqual.tasks.watch import watched
 
 NAMED: Mapping[str, Callable[..., Task]] = {
     "families": Families, "long": Long, "gsm8k": Gsm8k, "math500": Math500, "folio": Folio, "knights": Knights,
@@ -160,11 +159,10 @@ def safe_grade(task: Task, problem: Problem, reply: str, *, read: Literal["marke
 def safe_problems(task: Task, split: Split, seed: int) -> Iterator[Problem]:
     """Yield from `task.problems`. Raises TaskError with the task's name if the generator raises; a RorqualError passes through.
 
-    Raises TaskError for a problem with a field of the wrong type or an empty prompt. `tasks.watch` reports a generator
-    that stalls.
+    Raises TaskError for a problem with a field of the wrong type or an empty prompt.
     """
     try:
-        for problem in watched(task.name, iter(task.problems(split, seed)), task.patience):
+        for problem in task.problems(split, seed):
             _check(task, problem)
             yield problem
     except RorqualError:

@@ -58,8 +58,6 @@ class Task(ABC):
     """A source of problems with checkable answers. Subclass `Task` in your own file: `rorqual train grpo task=./mine.py:Mine`."""
 
     name: str = "task"
-    patience: float = 300.0
-    """Maximum CPU seconds that `problems` may use for one problem. If a problem needs more time, a `TaskError` stops the run."""
     checkpoint: str = ""
     """Digest of the checkpoint that is being measured, or "". A task with a sealed test split records it."""
     mark: Mark = ALONE

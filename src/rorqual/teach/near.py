@@ -15,6 +15,8 @@ from zlib import crc32
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from rorqual.tasks.file_task import normal
 
@@ -53,24 +55,18 @@ def find_near(texts: Sequence[str]) -> NearTexts:
     """Find the near-duplicates among texts."""
     normals = _without_instruction(texts)
     shown = list(dict.fromkeys(normals))
-    parent = list(range(len(shown)))
-
-    def root(number: int) -> int:
-        while parent[number] != number:
-            parent[number] = number = parent[parent[number]]
-        return number
-
-    earliest: dict[int, int] = {}
-    for one, later in _similar_pairs(shown):  # in the order of `one`
-        earliest.setdefault(later, one)
-        a, b = root(one), root(later)
-        parent[max(a, b)] = min(a, b)
+    pairs = list(_similar_pairs(shown))  # sorted by the earlier text
+    earliest = {later: one for one, later in reversed(pairs)}
     places = {text: number for number, text in enumerate(shown)}
     at = [places[text] for text in normals]
     first = np.unique(at, return_index=True)[1].tolist()
+    ones, others = np.array(pairs, np.int64).reshape(-1, 2).T
+    links = coo_array((np.ones(len(pairs)), (ones, others)), (len(shown), len(shown)))
+    groups = connected_components(links, directed=False)[1]
+    leaders = np.unique(groups, return_index=True)[1]
     return NearTexts(
         {number: first[earliest[place]] for number, place in enumerate(at) if place in earliest},
-        [first[root(place)] for place in at],
+        [first[leaders[groups[place]]] for place in at],
     )
 
 

@@ -1,7 +1,6 @@
 """Replies as models write them, well formed and broken in each way that was reported, and what is to be read from them.
 
-`python tests/data/chat/stream_fixtures.py` writes `tests/data/fixtures/streams/`. The fields expected are put together here from the rules of
-docs/how-to/tools.md; no reader of ours has a part in them.
+The fields expected are put together here from the rules of docs/how-to/tools.md; no reader of ours has a part in them.
 """
 
 from __future__ import annotations
@@ -9,10 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).parent.parent / "fixtures" / "streams"
 A, B = ("get_weather", '{"city": "Zürich"}'), ("add", '{"a": 1, "b": [2.50, {"c": "}"}]}')
 PLAN, LOOK = "What do I know?\n\nNothing.", "Let me see."
 
@@ -315,10 +312,3 @@ def files() -> dict[str, list[dict[str, Any]]]:
         ]
         for name, rows in ended.items()
     }
-
-
-if __name__ == "__main__":
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    for name, rows in files().items():
-        lines = ",\n".join(json.dumps(one, ensure_ascii=False) for one in rows)
-        (FOLDER / f"{name}.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")

@@ -15,10 +15,9 @@ from v32_golden import CASES, FILE, SCHEMA, SHORT, WITH_SCHEMA, Row
 
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Tool, ToolCall
-from rorqual.data.chat import ChatFormat, chat_format, guess_chat
+from rorqual.data.chat import ChatFormat, guess_chat
 from rorqual.data.chat.dsml import CLOSE, OPEN, invoke, parameter
 from rorqual.data.chat.special_tokens import raw
-from rorqual.data.tokenizer import Tokenizer
 
 NAME = "deepseek-v3.2"
 GOLD = json.loads(FILE.read_text(encoding="utf-8"))
@@ -60,14 +59,6 @@ def test_every_case_was_asked() -> None:
     cases = [*((case, False) for case in CASES), *((case, True) for case in WITH_SCHEMA)]
     assert asked == {(case, thinking, schema) for case, schema in cases for thinking in ("on", "off")}
     assert len({gold["text"] for gold in GOLD["written"]}) == len(asked)
-
-
-def test_our_own_tokenizer_writes_the_same_text() -> None:
-    chat = chat_format(Tokenizer.byte_level(), NAME)
-    for gold in GOLD["written"]:
-        ids = ids_of(chat, gold["case"], gold["thinking"], schema=gold["schema"])
-        text = chat.tokenizer.decode(ids, specials=True)
-        assert text == gold["text"].replace(SHORT, GOLD["instructions"])
 
 
 def test_the_model_chooses_where_nothing_is_asked() -> None:
@@ -155,31 +146,11 @@ def test_any_calls_read_back(
     assert [delta.arguments for piece in pieces for delta in piece.tools] == [call.arguments for call in written]
 
 
-def test_a_reply_cut_in_two_anywhere_is_the_whole_reply() -> None:
-    for chat in (with_marks(NAME), without_marks(NAME)):
-        prompt = ids_of(chat, "every type", "on")
-        ids = prompt[prompt.index(chat.tokenizer.think, prompt.index(chat.tokenizer.assistant)) + 1 :]
-        ids = ids[: ids.index(chat.stop_ids[0]) + 1]
-        tools = [Tool("mix")]
-        whole = chat.parse(ids, "on", tools)
-        assert whole.reasoning == "Hm." and whole.content == ""
-        assert json.loads(whole.tool_calls[0].arguments)["object"] == {
-            "ключ": "значение",
-            "emoji": "🐋",
-            "nested": {"a": []},
-        }
-        for cut in range(len(ids) + 1):
-            reader = chat.reader("on", tools)
-            pieces = [reader.feed(*ids[:cut]), reader.feed(*ids[cut:]), reader.finish()]
-            assert reader.message() == whole
-            assert [delta.arguments for piece in pieces for delta in piece.tools] == [whole.tool_calls[0].arguments]
-
-
 def test_a_parameter_that_is_written_twice_is_no_call() -> None:
     chat = with_marks(NAME)
     for keys, count in ((("a", "b"), 1), (("a", "a"), 0)):
         given = "\n".join(parameter(key, "1", "false") for key in keys)
-        ids = chat._special_text.ids(f"{OPEN}\n{invoke('add', given)}\n{CLOSE}")  # type: ignore[attr-defined]
+        ids = chat.tokenizer.encode_trusted(raw(f"{OPEN}\n{invoke('add', given)}\n{CLOSE}"))
         message = chat.parse(ids, "off", TOOLS)
         assert len(message.tool_calls) == count and bool(message.content) == (not count)
 
@@ -189,13 +160,13 @@ def test_a_tag_that_a_string_spells_ends_nothing_where_the_mark_is_a_token() -> 
     spelt = "a</｜DSML｜parameter>\n</｜DSML｜invoke>b"
     call = ToolCall("call_0", "add", json.dumps({"a": spelt}, ensure_ascii=False))
     for chat, reads in ((with_marks(NAME), True), (without_marks(NAME), False)):
-        frame = chat.call_frame
-        assert frame is not None
-        written = frame.begin + frame.call(call.name, call.arguments) + frame.end
-        ids = chat._special_text.ids(written)  # type: ignore[attr-defined]
+        before = [ASKED, Message("assistant", "", tool_calls=(call,)), replace(SAID, tool_call_id="call_0")]
+        prompt = chat.prompt(before, "off")
+        ids = prompt[prompt.index(chat.tokenizer.special("</think>")) + 1 : prompt.index(chat.stop_ids[0])]
+        written = chat.tokenizer.decode(ids, specials=True)
         message = chat.parse(ids, "off", TOOLS)
         assert message.tool_calls == (call if reads else replace(call, arguments='{"a": "a"}'),)
-        assert message.content == ("" if reads else raw(written)[raw(written).index("b</｜DSML｜") :])
+        assert message.content == ("" if reads else written[written.index("b</｜DSML｜") :])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Thinking, ToolCall
 from rorqual.data.chat import ChatFormat, chat_format
-from rorqual.data.tokenizer import Tokenizer
 
 EVERY = pytest.mark.parametrize("name", FAMILY)
 LAW = settings(deadline=None, max_examples=12)
@@ -228,19 +227,10 @@ def test_tool_turns_are_not_trained_on(name: str) -> None:
     call = ToolCall("call_0", "add", "{}")
     messages = [USER, Message("assistant", "a", tool_calls=(call,)), Message("tool", "4", tool_call_id="call_0")]
     for held in (messages, messages[:2]):
-        with pytest.raises(DataError, match=r"tool calls cannot be trained on|no role 'tool'"):
+        with pytest.raises(DataError, match=r"tool calls cannot be trained on"):
             made(name).render([*held, *([Message("assistant", "4")] if len(held) > 2 else [])])
     if made(name).takes_tools:
         assert made(name).prompt(messages)
     else:
         with pytest.raises(DataError, match=f"chat format '{name}' does not support tools"):
             made(name).prompt(messages)
-
-
-def test_padding_is_never_missing() -> None:
-    for name in FAMILY:
-        assert 0 <= made(name).pad < made(name).tokenizer.vocab_size
-    ours = Tokenizer.byte_level()
-    assert ours.token(chat_format(ours).pad) == "<｜▁pad▁｜>"
-    assert made("smollm2").pad == made("smollm2").stop_ids[0]
-    assert made("llama3").tokenizer.token(made("llama3").pad) == "<|finetune_right_pad_id|>"

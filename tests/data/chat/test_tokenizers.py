@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import unicodedata
-from pathlib import Path
 
 import pytest
 import tokenizers
 from chat_families import GOLDEN, NOT_SPECIAL, SPECIALS, TEXT, tokenizer
 from hypothesis import given, settings
-
-import rorqual
 
 EVERY = pytest.mark.parametrize("family", SPECIALS)
 
@@ -41,19 +37,3 @@ def test_nothing_is_put_before_a_text() -> None:
     assert "TemplateProcessing" in ours.source
     for text in ("a", "a " * 4096):
         assert not any(ours.is_special(id_) for id_ in (*ours.encode(text), *ours.encode_trusted(text)))
-
-
-ROLES = {"bos", "eos", "pad", "user", "assistant", "think", "end_think"}
-
-
-def test_nobody_but_a_chat_format_knows_which_token_plays_which_role() -> None:
-    """Another family's tokenizer has no `<｜end▁of▁sentence｜>`: whoever asks for it works with DeepSeek's alone."""
-    source = Path(rorqual.__file__).parent
-    found = [
-        f"{file.relative_to(source)}:{node.lineno} {ast.unparse(node)}"
-        for file in sorted(source.rglob("*.py"))
-        if not file.is_relative_to(source / "data" / "chat")
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Attribute) and node.attr in ROLES and ast.unparse(node.value).endswith("tokenizer")
-    ]
-    assert found == []

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 from chat_families import tokenizer
-from stream_fixtures import FOLDER, files
+from stream_fixtures import files
 from tool_families import TOOLS, with_marks, without_marks
-from whole_reader import read_whole
 
 from rorqual.core.records import Message, Thinking, Tool, ToolCall
 from rorqual.data.chat import ChatFormat, TemplateChat
@@ -21,7 +20,7 @@ from rorqual.data.chat.reply import Part
 from rorqual.data.chat.special_tokens import CHARS
 from rorqual.data.chat.stream import Piece, Reader
 
-FIXTURES = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(FOLDER.glob("*.json"))}
+FIXTURES = files()
 EACH = [(name, case["case"]) for name, cases in FIXTURES.items() for case in cases]
 MODES: tuple[Thinking, ...] = ("auto", "on", "off")
 DROPPED = re.compile("|".join(["</?｜DSML｜function_calls>", *map(re.escape, CHARS), r"[\s;]"]))
@@ -92,10 +91,8 @@ def agrees(
     streamed: tuple[str, str, list[ToolCall], list[Part]],
 ) -> Message:
     reasoning, content, calls, parts = streamed
-    message, whole = chat.parse(ids, mode, tools), read_whole(chat, ids, mode, tools)
-    assert message == whole.message()
+    message = chat.parse(ids, mode, tools)
     assert (reasoning, content, tuple(calls)) == (message.reasoning or "", message.content, message.tool_calls)
-    assert merged(parts) == merged(list(whole.parts))
     for call in calls:
         assert call.name in {tool.name for tool in tools} and isinstance(json.loads(call.arguments), dict)
         assert any(part.kind == "call" and call.name in part.text for part in parts)
@@ -104,21 +101,6 @@ def agrees(
             rest = DROPPED.sub("", part.text)
             assert not rest or any(name.startswith(rest) for name in CHARS), part
     return message
-
-
-def merged(parts: list[Part]) -> list[Part]:
-    found: list[Part] = []
-    for part in parts:
-        if found and found[-1].kind == part.kind != "call":
-            found[-1] = Part(part.kind, found[-1].text + part.text)
-        else:
-            found.append(part)
-    return found
-
-
-def test_the_fixtures_are_those_that_the_rules_give() -> None:
-    assert files() == FIXTURES
-    assert all(len({case["case"] for case in cases}) == len(cases) for cases in FIXTURES.values())
 
 
 @pytest.mark.parametrize(("name", "case"), EACH)

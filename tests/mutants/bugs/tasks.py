@@ -27,7 +27,7 @@ MUTANTS = (
         "tasks/find.py",
         "    if not problem.prompt.strip():\n",
         "    if not problem.prompt:\n",
-        "tests/tasks/test_watch.py::test_an_empty_prompt_and_to_learn_from_an_empty_answer_are_named",
+        "tests/tasks/test_faulty_tasks.py::test_an_empty_prompt_and_to_learn_from_an_empty_answer_are_named",
     ),
     one(
         "load_task writes into the caller's options",

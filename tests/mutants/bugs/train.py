@@ -401,7 +401,7 @@ MUTANTS = (
         "train/sources/worked.py",
         "len({problem.key for problem in probe}) == 1",
         "len({problem.key for problem in probe}) == 0",
-        "tests/tasks/test_watch.py::test_a_generator_that_gives_too_little_is_named",
+        "tests/tasks/test_faulty_tasks.py::test_a_generator_that_gives_too_little_is_named",
     ),
     one(
         "ESFT reads the first step's batches however many it was told",

@@ -30,12 +30,6 @@ class MarkedBlock(TurnChat):
         self._think, self._end_think = tokenizer.special(THINK), tokenizer.special(END_THINK)
         self._newline, self._blank_line = tokenizer.encode("\n"), tokenizer.encode("\n\n")
 
-    def thinking_suffix(self, thinking: Thinking) -> list[int]:
-        """Return the ids of a thinking block: open for `on`, empty for `off`. Return no ids for `auto`."""
-        if thinking == "off":
-            return [self._think, *self._blank_line, self._end_think, *self._blank_line]
-        return [self._think, *self._newline] if thinking == "on" else []
-
     def as_written(self, message: Message) -> bool:
         return False
 
@@ -84,16 +78,6 @@ class SpokenBlock(TurnChat):
         super().__init__(tokenizer)
         known = {THINK, END_THINK} <= tokenizer.special_names
         self._marks = (tokenizer.special(THINK), tokenizer.special(END_THINK)) if known else None
-
-    def thinking_suffix(self, thinking: Thinking) -> list[int]:
-        """Return the ids of an open thinking block for `on`. Return no ids for `auto` and `off`: the family does not think by default."""
-        if thinking != "on":
-            return []
-        return (
-            self.tokenizer.encode(THINK + "\n")
-            if self._marks is None
-            else [self._marks[0], *self.tokenizer.encode("\n")]
-        )
 
     def as_written(self, message: Message) -> bool:
         """Return whether an earlier turn may be trained on.

@@ -145,8 +145,8 @@ DEEPSEEK = JsonForm(
 class CallFrame:
     """The template of a reply that consists of tool calls, as marked text.
 
-    `call(name, arguments)` formats one call; `arguments` is a JSON object. The reply is `begin`, the calls joined by `gap`, and
-    `end`.
+    `call(name, arguments)` formats one call; `arguments` is a JSON object, or in DSML its parameters. The reply is `begin`,
+    the calls joined by `gap`, and `end`.
     """
 
     call: Callable[[str, str], str]

@@ -183,7 +183,7 @@ class ChatFormat(ABC):
         """The ids of `<think>` and `</think>`, or None if the tokenizer lacks either token."""
         if not {Special.THINK, Special.END_THINK} <= self.tokenizer.special_names:
             return None
-        return self.tokenizer.think, self.tokenizer.end_think
+        return self.tokenizer.special(Special.THINK), self.tokenizer.special(Special.END_THINK)
 
     @property
     def closing_ids(self) -> list[int]:
@@ -222,37 +222,3 @@ class ChatFormat(ABC):
         ends = [number for number in turns if not self.as_written(messages[number]) or number == turns[-1]]
         starts = [0, *(end + 1 for end in ends)]
         return [self.render(messages[: end + 1], train_from=start) for start, end in zip(starts, ends)]
-
-
-def check_turns(messages: Sequence[Message], roles: Sequence[str]) -> None:
-    """Raise a DataError for a conversation that cannot be rendered.
-
-    The errors are: a role that is not in `roles`, no user turn, an assistant turn that does not follow a user turn, tool calls,
-    and reasoning outside assistant turns.
-    """
-    before = ""
-    for number, message in enumerate(messages, start=1):
-        where = f"message {number}"
-        if message.role not in roles:
-            raise DataError(
-                f"this chat format has no role {message.role!r}",
-                where=where,
-                remedy=f"Use one of {', '.join(roles)}.",
-            )
-        if message.role == "assistant" and before != "user":
-            raise DataError(
-                f"an assistant turn follows {before or 'no'} turn",
-                where=where,
-                remedy="Put a user turn before the assistant turn.",
-            )
-        if message.tool_calls:
-            raise DataError(
-                "tool calls cannot be trained on", where=where, remedy="Remove conversations with tools from the data."
-            )
-        if message.reasoning is not None and message.role != "assistant":
-            raise DataError(
-                f"a {message.role} turn has reasoning", where=where, remedy="Only assistant turns may have reasoning."
-            )
-        before = message.role if message.role != "system" else before
-    if not before:
-        raise DataError("the conversation has no user turn", where="messages", remedy="Add a user turn.")

@@ -16,15 +16,13 @@ Source: `encoding/encoding_dsv32.py` of deepseek-ai/DeepSeek-V3.2 (see `deepseek
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rorqual.core.errors import DataError
 from rorqual.data.chat.calls import MAX_HEAD, WHITE, CallForm, CallFrame, Item, State, is_json, json_object
-from rorqual.data.chat.special_tokens import CHARS, check_text
+from rorqual.data.chat.special_tokens import CHARS
 from rorqual.data.chat.tools import spelt
 
 DSML = CHARS["｜DSML｜"]
@@ -63,29 +61,12 @@ def invoke(name: str, parameters: str) -> str:
     return f'{CALL}{name}">\n{parameters}\n{END_CALL}'
 
 
-def dsml_call(name: str, arguments: str) -> str:
-    """Return a line break and a call as marked text. Numbers, lists and objects are written as `json.dumps` does.
-
-    Raises DataError if `arguments` is not a JSON object, or if a string in it contains a lone surrogate.
-    """
-    members = json_object(arguments)
-    if members is None:
-        raise DataError(
-            f"the arguments of a call of {name!r} are not a JSON object",
-            where="messages",
-            remedy='Give the arguments as a JSON object, such as {"city": "Bern"}.',
-        )
-    written: list[str] = []
-    for key, text in members.items():
-        value = json.loads(text)
-        string = isinstance(value, str)
-        texts = key, value if string else spelt(value)
-        check_text(texts)
-        written.append(parameter(*texts, "true" if string else "false"))
-    return "\n" + invoke(name, "\n".join(written))
+def _call_on_a_line(name: str, parameters: str) -> str:
+    return "\n" + invoke(name, parameters)
 
 
-DSML_FRAME = CallFrame(dsml_call, "", f"\n\n{OPEN}", f"\n{CLOSE}")
+DSML_FRAME = CallFrame(_call_on_a_line, "", f"\n\n{OPEN}", f"\n{CLOSE}")
+"""The template of calls, whose arguments are DSML parameters."""
 
 
 # ---- how a call is read

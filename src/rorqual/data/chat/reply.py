@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from rorqual.data.chat.calls import WHITE, CallForm, Item
-from rorqual.data.chat.special_tokens import NAME_OF, raw
+from rorqual.data.chat.special_tokens import raw
 
 Begins = Literal["thought", "answer", "mark", "late"]
 """Whether a reply begins with thinking or with the answer:
@@ -63,15 +63,6 @@ class Part:
 
     kind: Kind
     text: str
-
-
-def half(text: str, mark: str) -> int:
-    """Return the length of the incomplete tag at the end of `text`, or 0.
-
-    `mark` is the single character that represents the tag in marked text.
-    """
-    at = text.rfind("<")
-    return len(text) - at if at >= 0 and NAME_OF[mark].startswith(text[at:]) and text[at:] != NAME_OF[mark] else 0
 
 
 class Answer:

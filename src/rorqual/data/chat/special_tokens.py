@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from rorqual.core.errors import DataError
 from rorqual.data.tokenizer import REPLACEMENT, Tokenizer
 
 NAMES = (
@@ -46,9 +45,9 @@ def raw(text: str) -> str:
 
 
 class SpecialTokenText:
-    """Converts between marked text and the token ids of one tokenizer.
+    """The special tokens that the parser recognises in the replies of one tokenizer.
 
-    A special token that the tokenizer lacks is written as text. If the tokenizer has a token in `names`, the parser
+    If the tokenizer has a token in `names`, the parser
     recognises the token, but not text that spells its name. If the tokenizer lacks the token, the parser recognises the
     text. A name in `spoken` is recognised in both forms.
     """
@@ -62,19 +61,6 @@ class SpecialTokenText:
         }
         self.by_text: Sequence[str] = [name for name in names if name not in known or name in as_text]
         self._texts = re.compile("|".join(map(re.escape, self.by_text))) if self.by_text else None
-
-    def ids(self, text: str) -> list[int]:
-        """Encode a marked text. The text between special tokens is encoded as plain text, even if it spells a special token."""
-        ids: list[int] = []
-        plain = ""
-        for part in re.split(f"({_MARK.pattern})", text):
-            name = NAME_OF.get(part)
-            if name is not None and name in self.tokenizer.special_names:
-                ids += [*(self.tokenizer.encode(plain) if plain else ()), self.tokenizer.special(name)]
-                plain = ""
-            else:
-                plain += part if name is None else name
-        return [*ids, *(self.tokenizer.encode(plain) if plain else ())]
 
     def found(self, text: str) -> str:
         """Return `text` with the names in `by_text` replaced by their marked-text characters."""
@@ -126,18 +112,3 @@ class IncrementalDecoder:
         incomplete = self._marks.unfinished(text)
         self._pending = text[len(text) - incomplete :]
         return text[: len(text) - incomplete]
-
-
-def check_text(texts: Iterable[str], where: str = "messages") -> None:
-    """Raise a DataError if a text contains a lone surrogate, because marked text represents special tokens by surrogates."""
-    for text in texts:
-        for at, char in _surrogates(text):
-            raise DataError(
-                f"the lone surrogate {char!a} at character {at} cannot be encoded as UTF-8",
-                where=where,
-                remedy="Remove this character. A lone surrogate is often half of an emoji that was split in JSON.",
-            )
-
-
-def _surrogates(text: str) -> Iterator[tuple[int, str]]:
-    return ((match.start(), match.group()) for match in re.finditer("[\ud800-\udfff]", text))

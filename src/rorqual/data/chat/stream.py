@@ -61,6 +61,7 @@ class Reader:
         """The parts of the reply so far. After `finish`, the joined texts of the parts equal the text that the model generated."""
         self._stops, self._prefix = frozenset(stops), prefix
         self._ended = False
+        self._marks, self._halves = marks, form.halves
         self._text = IncrementalDecoder(marks)
         self._lexer = Lexer(calls, tools)
         self._thought = Thoughts(form, calls)
@@ -81,8 +82,16 @@ class Reader:
         return self._read(text, last=False)
 
     def finish(self) -> Piece:
-        """Return the buffered text after the last id."""
-        return self._read(self._text.finish(), last=True)
+        """Return the buffered text after the last id.
+
+        With `ReplyForm.halves`, an incomplete tag that ends the thinking of a truncated reply is dropped.
+        """
+        text = self._text.finish()
+        drops = self._halves and not (self._ended or self._thought.answering)
+        partial = text[len(text) - self._marks.unfinished(text) :] if drops else ""
+        piece = self._read(text.removesuffix(partial), last=True)
+        self.parts += [Part("mark", partial)] if partial else []
+        return piece
 
     def message(self) -> Message:
         """Return the message parsed so far. After `finish`, the message is complete."""
@@ -104,7 +113,6 @@ class Reader:
         if not text and not last:
             return Piece()
         thought = self._thought
-        thought.cut = last and not self._ended
         parts = [part for item in self._lexer.feed(text, last=last) for part in thought.feed(item)]
         parts += thought.finish() if last else []
         self.parts += [part for part in parts if part.text]

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from rorqual.data.chat.calls import WHITE, CallForm, Item
-from rorqual.data.chat.reply import LATE, Answer, Part, ReplyForm, half
-from rorqual.data.chat.special_tokens import END_THINK, NAME_OF, THINK, raw
+from rorqual.data.chat.reply import LATE, Answer, Part, ReplyForm
+from rorqual.data.chat.special_tokens import END_THINK, NAME_OF, raw
 
 State = Literal["start", "late", "in", "out"]
 
@@ -23,11 +23,6 @@ class Thoughts:
 
     def __init__(self, form: ReplyForm, calls: CallForm | None) -> None:
         self.answer = Answer(form.plain, calls)
-        self.cut = False
-        """Whether the next items are the last items of a truncated reply.
-
-        With `ReplyForm.halves`, an incomplete thinking tag at the end of a truncated reply is dropped.
-        """
         self._form, self._calls = form, calls
         self._gap = calls.gap if calls else WHITE
         self._state: State = "start"
@@ -37,9 +32,7 @@ class Thoughts:
             self._state = "in"
         self._pending: list[Item] = []
         self._after_end: list[Item] | None = None  # items after a `</think>` that follows buffered calls
-        self._trailing = self._partial_tag = (
-            ""  # white space and an incomplete tag at the end of the thinking; both are dropped if thinking ends
-        )
+        self._trailing = ""  # white space at the end of the thinking, which is dropped if thinking ends
         self._opened = form.begins == "thought"  # whether the prompt or a `<think>` opened thinking
         self._begun = self._closed = False
 
@@ -50,6 +43,11 @@ class Thoughts:
             return self._state == "in"
         empty_counts = self._form.empty == "kept" or (self._form.empty == "marked" and self._opened)
         return self._begun or empty_counts
+
+    @property
+    def answering(self) -> bool:
+        """Whether the answer has begun, so that a tag in the following text is text."""
+        return self._state == "out"
 
     @property
     def tentative(self) -> str:
@@ -96,8 +94,6 @@ class Thoughts:
         if item.kind == "think":
             self._state, self._opened = "in", True
             return [Part("mark", raw(_text([*pending, item])))]
-        if form.halves and self.cut and item.kind == "text" and half(item.text, THINK) == len(item.text):
-            return [Part("mark", item.text)]
         self._state = "in" if form.begins == "thought" else "late" if form.begins == "late" else "out"
         return self._feed_all([*pending, item])
 
@@ -115,12 +111,7 @@ class Thoughts:
             if has_calls:
                 self._after_end = []
                 return []
-            return [
-                *self._flush_as_reasoning(),
-                *self._flush_partial_tag(),
-                *self._end_thinking(),
-                Part("mark", NAME_OF[END_THINK]),
-            ]
+            return [*self._flush_as_reasoning(), *self._end_thinking(), Part("mark", NAME_OF[END_THINK])]
         separates = item.kind == "text" and not item.text.strip(self._gap)
         if item.kind == "call" or (self._pending and separates) or (has_calls and item.kind in ("open", "close")):
             self._pending.append(item)
@@ -151,29 +142,21 @@ class Thoughts:
         return self._reasoning(_text(pending))
 
     def _reasoning(self, text: str) -> list[Part]:
-        """Return `text` as reasoning. White space and an incomplete tag at the end of the text are buffered."""
+        """Return `text` as reasoning. White space at the end of the text is buffered."""
         if not text:
             return []
         trim = self._form.trim
-        text = self._trailing + self._partial_tag + raw(text)
-        partial = half(text, END_THINK) if self._form.halves and self.cut else 0
-        complete = text[: len(text) - partial].rstrip(trim)
-        self._trailing, self._partial_tag = text[len(complete) : len(text) - partial], text[len(text) - partial :]
+        text = self._trailing + raw(text)
+        complete = text.rstrip(trim)
+        self._trailing = text[len(complete) :]
         if self._begun or not complete:
             return [Part("reasoning", complete)]
         reasoning = complete.lstrip(trim)
         self._begun = True
         return [Part("mark", complete[: len(complete) - len(reasoning)]), Part("reasoning", reasoning)]
 
-    def _flush_partial_tag(self) -> list[Part]:
-        text, self._partial_tag = self._partial_tag, ""
-        if not text:
-            return []
-        text, self._trailing, self._begun = self._trailing + text, "", True
-        return [Part("reasoning", text)]
-
     def _drop_trailing(self) -> list[Part]:
-        text, self._trailing, self._partial_tag = self._trailing + self._partial_tag, "", ""
+        text, self._trailing = self._trailing, ""
         return [Part("mark", text)]
 
     def _feed_all(self, items: Sequence[Item]) -> list[Part]:

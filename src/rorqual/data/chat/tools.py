@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Tool
 from rorqual.data.chat.calls import MAX_DEPTH, too_deep
-from rorqual.data.chat.special_tokens import check_text
 
 
 def has_tools(messages: Sequence[Message]) -> bool:
@@ -25,15 +24,13 @@ def turns(messages: Sequence[Message]) -> list[list[Message]]:
 
     Raises DataError for a result whose call is missing, belongs to another turn or already has a result. Also raises DataError
     for an assistant turn that does not follow a user or tool turn, and for calls or reasoning in a turn of another
-    role. Also raises DataError for lone surrogates, and for a conversation that does not end with a user or tool turn;
-    system turns at the end are ignored.
+    role. Also raises DataError for a conversation that does not end with a user or tool turn; system turns at the end are ignored.
     """
     grouped: list[list[Message]] = []
     before = ""
     for number, message in enumerate(messages, start=1):
         where = f"message {number}"
         calls = message.tool_calls
-        check_text([message.label, message.reasoning or "", *(c.name + c.arguments for c in calls)], where)
         if message.role == "assistant" and before not in ("user", "tool"):
             raise DataError(
                 f"an assistant turn follows {before or 'no'} turn",
@@ -108,7 +105,6 @@ def check_tools(tools: Sequence[Tool]) -> None:
                 where=where,
                 remedy="Simplify the JSON schema.",
             )
-        check_text([tool.name, tool.description, parameters], where)
         if not tool.name or any(char.isspace() or char in '"\\{}<>`' for char in tool.name):
             raise DataError(
                 f"{tool.name!r} is not a valid tool name", where=where, remedy="Use letters, digits, '_', '-' and '.'."
@@ -118,17 +114,6 @@ def check_tools(tools: Sequence[Tool]) -> None:
         seen.add(tool.name)
 
 
-def schema(tool: Tool) -> dict[str, Any]:
-    """Return the definition of a tool in the format of OpenAI's API, which chat templates expect."""
-    description = {"description": tool.description} if tool.description else {}
-    return {"type": "function", "function": {"name": tool.name, **description, "parameters": dict(tool.parameters)}}
-
-
 def spelt(value: Any, indent: int | None = None) -> str:
     """Serialise `value` as JSON exactly as the `tojson` filter of transformers' chat templates does."""
     return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def schemas(tools: Sequence[Tool]) -> Iterator[str]:
-    """Yield the definition of each tool as JSON text."""
-    return (spelt(schema(tool)) for tool in tools)

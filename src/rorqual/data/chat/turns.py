@@ -1,26 +1,37 @@
-"""The base class of chat formats that are implemented in Python instead of a jinja2 template."""
+"""The base class of chat formats that Rorqual knows: a Jinja template of prompts in `templates/`, and rules for replies in Python."""
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import Any, ClassVar, get_args
 
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Thinking, Tool
-from rorqual.data.chat.chat_format import ChatFormat, Rendered, check_turns
-from rorqual.data.chat.special_tokens import SpecialTokenText
+from rorqual.data.chat.chat_format import ChatFormat, Rendered
+from rorqual.data.chat.prompt_template import REPLY_MARK, PromptTemplate, message_rows, thinking_variables, tool_rows
 from rorqual.data.chat.tools import check_tools, has_tools, turns
 from rorqual.data.tokenizer import Tokenizer
 
-ROLES = ("system", "user", "assistant")
+TEMPLATES = Path(__file__).parent / "templates"
+MARK_CODE = "{{- reply_mark -}}\n"
+"""Template code that marks the beginning and the end of replies. Exported templates lack it."""
+
+
+@cache
+def _template_code(file: str) -> str:
+    return (TEMPLATES / file).read_text(encoding="utf-8")
 
 
 class TurnChat(ChatFormat):
-    """Base class of chat formats that are implemented in Python.
+    """Base class of chat formats that Rorqual knows.
 
     A prompt consists of an opening, such as the BOS token, and turns. An assistant turn consists of a header, the ids that
-    force or prevent thinking (`choice`), a reply and an end token. The reply is encoded separately from the header, because a
+    force or prevent thinking (`thinking_suffix`), a reply and an end token. The reply is encoded separately from the header, because a
     model generates it separately. A published template encodes header and reply as one text. This gives different ids
     only if the reply begins with white space. Conversations with tools are supported as prompts only, because their
     loss mask is not defined.
@@ -35,10 +46,15 @@ class TurnChat(ChatFormat):
     """Names of padding tokens in order of preference. The first name that is in the vocabulary is used."""
     probes: ClassVar[tuple[tuple[Message, ...], ...]] = ()
     """Additional conversations. `find.py` renders them to recognise the chat templates of this format."""
+    template_file: ClassVar[str]
+    """Name of the template in `templates/`."""
+    settings: ClassVar[Mapping[str, Any]] = {}
+    """Variables of the template that distinguish the formats that share it."""
+    arguments_as_text: ClassVar[bool] = True
+    """Whether the template takes the arguments of tool calls as JSON text."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer)
-        self._special_text = SpecialTokenText(tokenizer, ())
         known = tokenizer.special_names
         if missing := [mark for mark in self.marks if mark not in known]:
             raise DataError(
@@ -48,74 +64,28 @@ class TurnChat(ChatFormat):
             )
         self.stop_ids = tuple(tokenizer.special(mark) for mark in self.ends if mark in known)
         self.pad = next(tokenizer.special(mark) for mark in self.pads if mark in known)
-
-    # ---- each family defines
-
-    @abstractmethod
-    def _opening(self, messages: Sequence[Message]) -> list[int]:
-        """Return the ids before the first turn."""
-
-    @abstractmethod
-    def _turn(self, message: Message, number: int) -> list[int]:
-        """Return the ids of a user or system turn, or an empty list if the opening already contains the turn."""
-
-    @abstractmethod
-    def _header(self) -> list[int]:
-        """Return the ids that open an assistant turn."""
+        given = (
+            f"{{%- set {name} = {json.dumps(value, ensure_ascii=False)} -%}}\n" for name, value in self.settings.items()
+        )
+        code = "".join(given) + _template_code(self.template_file)
+        self.template = code.replace(MARK_CODE, "")
+        self._prompts = PromptTemplate(tokenizer, code, self.template_file, trusted=True)
+        question = (Message("user", ""),)
+        self._suffixes = {mode: self._segments(question, mode)[-1] for mode in get_args(Thinking)}
 
     @abstractmethod
     def _reply(self, message: Message, thinking: Thinking, *, closed: bool) -> list[int]:
-        """Return the ids of the last reply, including the ids of `choice`, without the end token.
+        """Return the ids of the last reply, including the ids of `thinking_suffix`, without the end token.
 
         If `closed` is false, the model continues the reply, which may be incomplete.
         """
 
-    def _earlier_reply(self, message: Message) -> list[int]:
-        """Return the ids of an earlier reply as part of the context, without the end token."""
-        return self.tokenizer.encode(message.text)
-
-    def _gap(self) -> list[int]:
-        """Return the ids between two turns."""
-        return []
-
-    def _no_reply(self, before: str) -> list[int]:
-        """Return the ids between a turn without a reply and the next user turn. `before` is the role of the turn without a
-        reply: `user` or `tool`."""
-        return []
-
-    # ---- each family with tools also defines
-
-    def _opening_with_tools(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
-        """Return the ids that open a conversation with tools. The opening includes the first system turn, if any."""
-        raise NotImplementedError
-
-    def _earlier_assistant_turn(self, message: Message, before: str, *, current: bool) -> list[int]:
-        """Return the ids of a complete earlier assistant turn in a conversation with tools.
-
-        `before` is the role of the previous turn. `current` is true if no user turn follows this turn.
-        """
-        raise NotImplementedError
-
-    def _tool_results(self, turn: Sequence[Message]) -> list[int]:
-        """Return the ids of a turn with tool results."""
-        raise NotImplementedError
-
-    def _turn_with_tools(self, message: Message, number: int, tools: Sequence[Tool], *, first: bool) -> list[int]:
-        """Return the ids of a user or system turn. `number` is the index of the turn; `first` is true for the first user
-        turn."""
-        return self._turn(message, number)
-
-    # ---- common to all families
+    def thinking_suffix(self, thinking: Thinking) -> list[int]:
+        return list(self._suffixes[thinking])
 
     def prompt(self, messages: Sequence[Message], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> list[int]:
         """Return the token ids of the prompt. Raises DataError if the last turn is an assistant turn."""
-        self.check_parts(messages)
-        if tools or has_tools(messages):
-            return self._prompt_with_tools(messages, thinking, tools)
-        check_turns(messages, ROLES)
-        if messages[-1].role == "assistant":
-            raise DataError("the last turn is an assistant turn", where="messages", remedy="End with a user turn.")
-        return [*self._conversation(messages).ids, *self._gap(), *self._header(), *self.thinking_suffix(thinking)]
+        return list(chain.from_iterable(self._segments(messages, thinking, tools)))
 
     def render(
         self,
@@ -131,73 +101,68 @@ class TurnChat(ChatFormat):
         without thinking. For each such turn, `samples` adds a rendering that ends with this turn, and there the turn
         gets a loss.
         """
-        self.check_parts(messages)
-        check_turns(messages, ROLES)
-        last = messages[-1]
-        if last.role != "assistant":
+        if has_tools(messages):
+            raise DataError(
+                "tool calls cannot be trained on",
+                where="messages",
+                remedy="Remove conversations with tools from the data.",
+            )
+        trained = [
+            number >= train_from and (number == len(messages) - 1 or self.as_written(message))
+            for number, message in enumerate(messages)
+            if message.role == "assistant"
+        ]
+        if not messages or messages[-1].role != "assistant":
             if continue_:
                 raise DataError("no assistant turn to continue", where="messages", remedy="End with an assistant turn.")
-            return self._conversation(messages, train_from)
+            return _masked(self._segments(messages, thinking, opens_reply=False), trained)
+        last = messages[-1]
+        self.check_parts(messages)
         if (thinking == "on" and last.reasoning is None) or (thinking == "off" and last.reasoning is not None):
             fault = "has no reasoning" if thinking == "on" else "has reasoning"
             raise DataError(
                 f"the last turn {fault} with thinking={thinking}", where="messages", remedy="Use thinking='auto'."
             )
-        choice = self.thinking_suffix(thinking)
-        reply = self._reply(last, thinking, closed=not continue_)[len(choice) :]
+        *segments, header, suffix = self._segments(messages[:-1], thinking)
+        reply = self._reply(last, thinking, closed=not continue_)[len(suffix) :]
         reply += [] if continue_ else self.stop_ids[:1]
-        history = self._conversation(messages[:-1], train_from)
-        header = [*self._gap(), *self._header(), *choice]
-        trained = train_from < len(messages)
-        mask = [*history.mask, *[False] * len(header), *[trained] * len(reply)]
-        return Rendered([*history.ids, *header, *reply], mask)
+        return _masked([*segments, [*header, *suffix], reply], trained)
 
-    def _prompt_with_tools(self, messages: Sequence[Message], thinking: Thinking, tools: Sequence[Tool]) -> list[int]:
-        if not self.takes_tools:
-            raise DataError(
-                f"chat format '{self.name}' does not support tools",
-                where="tools" if tools else "messages",
-                remedy="Remove the tools, or use a model of a family that was trained with tools.",
-            )
-        check_tools(tools)
-        parts = turns(messages)
-        last_user = max((number for number, turn in enumerate(parts) if turn[0].role == "user"), default=-1)
-        ids = self._opening_with_tools(messages, tools)
-        before = ""
-        for number, turn in enumerate(parts):
-            message = turn[0]
-            if message.role == "assistant":
-                turn_ids = self._earlier_assistant_turn(message, before, current=number > last_user)
-            elif message.role == "tool":
-                turn_ids = self._tool_results(turn)
-            else:
-                turn_ids = self._turn_with_tools(message, number, tools, first=message.role == "user" and not before)
-                if message.role == "user" and before in ("user", "tool"):
-                    turn_ids = [*self._no_reply(before), *turn_ids]
-            ids += [*(self._gap() if ids and turn_ids else ()), *turn_ids]
-            before = message.role if message.role != "system" else before
-        return [*ids, *self._reply_opening(before, thinking)]
+    def _segments(
+        self,
+        messages: Sequence[Message],
+        thinking: Thinking,
+        tools: Sequence[Tool] = (),
+        *,
+        schema: Mapping[str, Any] | None = None,
+        opens_reply: bool = True,
+    ) -> list[list[int]]:
+        """Return the ids of a prompt as segments: context and replies in turns, and last the ids of `thinking_suffix`.
 
-    def _reply_opening(self, before: str, thinking: Thinking) -> list[int]:
-        """Return the ids that open the reply in a conversation with tools. `before` is the role of the last turn."""
-        return [*self._gap(), *self._header(), *self.thinking_suffix(thinking)]
+        If `opens_reply` is false, the last segment is the context after the last reply.
+        """
+        self.check_parts(messages)
+        if tools or has_tools(messages):
+            if not self.takes_tools:
+                raise DataError(
+                    f"chat format '{self.name}' does not support tools",
+                    where="tools" if tools else "messages",
+                    remedy="Remove the tools, or use a model of a family that was trained with tools.",
+                )
+            check_tools(tools)
+        messages = list(chain.from_iterable(turns(messages)))
+        typed: dict[str, Any] = {
+            "messages": message_rows(messages, as_text=self.arguments_as_text),
+            "tools": tool_rows(tools),
+        }
+        typed |= {} if schema is None else {"response_schema": dict(schema)}
+        settings = {"add_generation_prompt": opens_reply, "reply_mark": REPLY_MARK, **thinking_variables(thinking)}
+        return self._prompts.segments(typed, settings)
 
-    def _conversation(self, messages: Sequence[Message], train_from: int = 0) -> Rendered:
-        """Render complete turns as the context of later turns."""
-        ids = self._opening(messages)
-        mask = [False] * len(ids)
-        before = ""
-        for number, message in enumerate(messages):
-            if message.role == "assistant":
-                context, reply = self._header(), [*self._earlier_reply(message), *self.stop_ids[:1]]
-            else:
-                context, reply = self._turn(message, number), []
-                if message.role == before == "user":
-                    context = [*self._no_reply(before), *context]
-            before = message.role if message.role != "system" else before
-            if ids and context:
-                context = [*self._gap(), *context]
-            trained = self.as_written(message) and number >= train_from
-            ids += [*context, *reply]
-            mask += [*[False] * len(context), *[trained] * len(reply)]
-        return Rendered(ids, mask)
+
+def _masked(segments: Sequence[Sequence[int]], trained: Sequence[bool]) -> Rendered:
+    """Return the joined segments. Every second segment is a reply; it is in the loss if its entry of `trained` is true."""
+    mask: list[bool] = []
+    for number, segment in enumerate(segments):
+        mask += [number % 2 == 1 and trained[number // 2]] * len(segment)
+    return Rendered(list(chain.from_iterable(segments)), mask)

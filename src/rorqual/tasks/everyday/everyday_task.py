@@ -18,11 +18,10 @@ Form = Literal["classification", "regression", "generation"]
 
 
 class EverydayTask(ABC):
-    """A generator of problems of one kind. `corrupt` produces the noisy answers, and `noise` describes their errors."""
+    """A generator of problems of one kind. `corrupt` produces the noisy answers."""
 
     name: ClassVar[str]
     form: ClassVar[Form]
-    noise: ClassVar[str]
 
     @abstractmethod
     def sample(self, rng: random.Random) -> Problem:
@@ -30,7 +29,7 @@ class EverydayTask(ABC):
 
     @abstractmethod
     def corrupt(self, problem: Problem, rng: random.Random) -> str:
-        """Return the noisy answer: the true answer with the errors that `noise` describes."""
+        """Return the noisy answer: the true answer with random errors."""
 
     @abstractmethod
     def grade(self, problem: Problem, reply: str) -> Verdict:

@@ -33,9 +33,6 @@ class Prices(EverydayTask):
 
     name: ClassVar[str] = "prices"
     form: ClassVar[Form] = "regression"
-    noise: ClassVar[str] = (
-        f"each price has a normal error with standard deviation {DEVIATION:g} and is clipped to {LOW} to {HIGH}"
-    )
 
     def sample(self, rng: random.Random) -> Problem:
         given = {name: rng.randint(1 if name == "rooms" else 0, 9) for name in WEIGHTS}

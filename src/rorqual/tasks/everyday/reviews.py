@@ -28,7 +28,6 @@ class Reviews(EverydayTask):
 
     name: ClassVar[str] = "reviews"
     form: ClassVar[Form] = "classification"
-    noise: ClassVar[str] = f"{FLIPPED:.0%} of the labels are flipped"
 
     def sample(self, rng: random.Random) -> Problem:
         mood = rng.random() < 0.5

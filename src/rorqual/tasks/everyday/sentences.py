@@ -23,7 +23,6 @@ class Sentences(EverydayTask):
 
     name: ClassVar[str] = "sentences"
     form: ClassVar[Form] = "generation"
-    noise: ClassVar[str] = f"{FAULTY:.0%} of the sentences have one error: a word is missing, moved or replaced"
 
     def sample(self, rng: random.Random) -> Problem:
         first, second = rng.sample(NOUNS, 2)

@@ -21,11 +21,10 @@ class TextConfig(SourceConfig):
     data: str
     rows: Rows = 12
     row: RowLength = 64
-    windows: Literal["chunks", "random"] = "chunks"
 
     def build(self, materials: Materials) -> Source:
         ids = np.asarray(materials.tokenizer.encode(read_text(Path(self.data)).train), dtype=np.int64)
-        return StreamSource(TextStream(ids, self.rows, self.row, materials.seed, windows=self.windows))
+        return StreamSource(TextStream(ids, self.rows, self.row, materials.seed))
 
     def texts(self) -> Iterator[str]:
         yield read_text(Path(self.data)).train

@@ -6,12 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.serve.bridge import Bridge
-from rorqual.serve.errors import ApiError
 from rorqual.serve.keys import Keys
 from rorqual.serve.routes.chat import ChatShape
 from rorqual.serve.schemas import ChatRequest, read
@@ -75,29 +72,6 @@ def test_a_call_that_is_cut_off_is_text() -> None:
     assert whole["finish_reason"] == "stop"
 
 
-def test_one_call_is_enough_where_only_one_is_wanted() -> None:
-    whole, _ = answered(f"</think>{CALLS}", parallel_tool_calls=False)
-    assert [json.loads(call["function"]["arguments"]) for call in whole["message"]["tool_calls"]] == [GIVEN]
-
-
-def test_a_later_request_holds_the_call_letter_for_letter_and_the_thought_goes_on() -> None:
-    whole, _ = answered(f"Where is it?</think>Let me see.\n\n{CALLS}")
-    message = whole["message"]
-    results = [
-        {"role": "tool", "tool_call_id": call["id"], "content": f"{n}"} for n, call in enumerate(message["tool_calls"])
-    ]
-    for thinking, end in ((True, "<think>"), (False, "</think>")):
-        asked = shape([*ASKED, message, *results], chat_template_kwargs={"thinking": thinking})
-        prompt = CHAT.tokenizer.decode(asked.asks()[0].prompt, specials=True)
-        own = f"{'<think>Where is it?' if thinking else ''}</think>Let me see.\n\n{CALLS}<｜end▁of▁sentence｜>"
-        results_text = "\n\n<function_results>\n<result>0</result>\n<result>1</result>\n</function_results>\n\n"
-        assert prompt.endswith(f"<｜Assistant｜>{own}{results_text}{end}")
-        reply = asked.new()
-        for id_ in CHAT.tokenizer.encode_trusted("Warm.</think>It is." if thinking else "It is."):
-            reply.add(SampledToken(0, id_))
-        assert (reply.reasoning, reply.content) == ("Warm." if thinking else "", "It is.")
-
-
 def test_the_schema_of_an_answer_stands_in_the_prompt() -> None:
     schema = {"type": "object", "properties": {"temp": {"type": "integer"}}}
     wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
@@ -109,17 +83,3 @@ def test_the_schema_of_an_answer_stands_in_the_prompt() -> None:
         before, after = prompts[0].split("<｜User｜>")
         section = f"\n\n## Response Format:\n\nYou MUST strictly adhere to the following schema to reply:\n{json.dumps(schema)}"
         assert prompts[1:] == [prompts[0], f"{before}{section}<｜User｜>{after}"]
-
-
-@pytest.mark.parametrize("poison", ["city", '["city"]', '{"city": NaN}', ""])
-def test_a_call_in_a_request_that_is_no_object_is_refused(poison: str) -> None:
-    """Other formats write any text; DSML has no place for it."""
-
-    def ask(arguments: str) -> None:
-        call = {"id": "c", "type": "function", "function": {"name": "get_weather", "arguments": arguments}}
-        said = {"role": "assistant", "content": None, "tool_calls": [call]}
-        shape([*ASKED, said, {"role": "tool", "tool_call_id": "c", "content": "20"}]).asks()
-
-    with pytest.raises(ApiError, match="the arguments of a call of 'get_weather' are not a JSON object"):
-        ask(poison)
-    ask('{"city": null}')

@@ -4,9 +4,9 @@ bodies in memory."""
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
@@ -32,29 +32,14 @@ class Bodies:
     from their sockets."""
 
     def __init__(self, most: int = LARGE_AT_ONCE, each: int = LARGE_OF_ONE) -> None:
-        self.most, self.each = most, each
-        self._counts: Counter[str] = Counter()
-        self._waiting: list[asyncio.Future[None]] = []
+        self._all = asyncio.Semaphore(most)
+        self._of_tenant = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(each))
 
-    async def wait(self, tenant: str) -> None:
-        """Wait until the limits allow another large body of `tenant`."""
-        while self._counts.total() >= self.most or self._counts[tenant] >= self.each:
-            turn = asyncio.get_running_loop().create_future()
-            self._waiting.append(turn)
-            await turn
-
-    @contextmanager
-    def held(self, tenant: str) -> Iterator[None]:
-        """Count a large body until the `with` block ends."""
-        self._counts[tenant] += 1
-        try:
+    @asynccontextmanager
+    async def place(self, tenant: str) -> AsyncIterator[None]:
+        """Wait until the limits allow another large body of `tenant`, and count the body until the block ends."""
+        async with self._of_tenant[tenant], self._all:
             yield
-        finally:
-            self._counts[tenant] -= 1
-            waiting_turns, self._waiting = self._waiting, []
-            for turn in waiting_turns:  # requests that still exceed the limit wait again
-                if not turn.done():
-                    turn.set_result(None)
 
 
 def _check_kind(request: Request) -> None:
@@ -81,8 +66,7 @@ async def body_of(request: Request, limit: int, bodies: Bodies, tenant: str) -> 
                 async for part in request.stream():
                     if size <= SLICE < size + len(part):
                         is_waiting = True
-                        await bodies.wait(tenant)
-                        stack.enter_context(bodies.held(tenant))
+                        await stack.enter_async_context(bodies.place(tenant))
                         is_waiting = False
                         clock.reschedule(loop.time() + BODY_SECONDS)
                     size += len(part)

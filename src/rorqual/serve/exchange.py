@@ -24,8 +24,6 @@ BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 """Escapes for characters that `str.splitlines` treats as line ends; httpx's `iter_lines` uses `splitlines`. By the
 standard for server-sent events, these characters do not end a line."""
 HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
-PROBE = 0.25
-"""Seconds between writes to a client that closed its sending side. Only a failed write shows that the client disconnected."""
 SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -42,11 +40,6 @@ def request_id(scope: Scope) -> str:
         state["request_id"] = client_ids[0] if valid else f"req-{secrets.token_hex(12)}"
     id_: str = state["request_id"]
     return id_
-
-
-def half_closed(scope: Scope) -> bool:
-    """Return whether the client closed its sending side. The client may still be waiting for the response."""
-    return bool(scope.get("state", {}).get("half_closed"))
 
 
 def written(value: Any) -> bytes:

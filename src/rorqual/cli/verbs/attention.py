@@ -9,10 +9,10 @@ import typer
 from pydantic import Field
 
 from rorqual.cli.machine import cores
+from rorqual.cli.progress import show_progress
 from rorqual.cli.settings import WHERE, Counts, Placement, Settings, check_device, read
 from rorqual.core.config import Count, Natural, Share
 from rorqual.core.errors import ConfigError
-from rorqual.core.log import Progress
 from rorqual.core.records import RunDir, write_atomic, write_json
 
 
@@ -78,12 +78,6 @@ def attention(
             where=WHERE,
             remedy=f"Use length={context} or less.",
         )
-    bar = Progress("attention", 1, unit="measurement")
-
-    def show(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done)
-
     report = measure_report(
         model,
         Tokenizer.load(RunDir(run).tokenizer_file),
@@ -93,7 +87,7 @@ def attention(
         length=chosen.length or min(context, MOST),
         windows=chosen.windows,
         budgets=chosen.budgets or (),
-        progress=show,
+        progress=show_progress("attention", "measurement"),
     )
     print(missed_table(report))
     if chosen.out:

@@ -18,8 +18,6 @@ CODE = "def area(r): return 3.14 * r * r"
 ANSWER = f"It is ${FORMULA}$.\n\n```python\n{CODE}\n```"
 LONG_QUESTION = "count"
 FOREIGN = "http://foreign.example/pixel.png"
-PRICE_QUESTION = "price of $q$, $5 or $6"
-PRICES = "From $5 to $6, or 7$: $x^2$, \\(y\\), $$z$$ and \\[w\\]."
 PICTURE_QUESTION, PICTURE = "picture", f"![p]({FOREIGN})"
 
 
@@ -31,7 +29,6 @@ def write_taught(path: Path) -> Path:
     replies = (
         (QUESTION, Message("assistant", ANSWER, THOUGHT)),
         (PICTURE_QUESTION, Message("assistant", PICTURE)),
-        (PRICE_QUESTION, Message("assistant", PRICES)),
         (LONG_QUESTION, Message("assistant", "la " * 80)),
     )
     rows = [chat.render([Message("user", question), reply]) for question, reply in replies]

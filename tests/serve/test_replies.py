@@ -17,7 +17,7 @@ from rorqual.core.records import Tool
 from rorqual.data.chat import chat_format
 from rorqual.data.chat.stops import Stops
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.engine.request import Grammar, SamplingParams
+from rorqual.engine.request import SamplingParams
 from rorqual.serve import logprobs
 from rorqual.serve.bridge import BEHIND, Bridge, ServerJob
 from rorqual.serve.errors import ApiError
@@ -25,7 +25,7 @@ from rorqual.serve.keys import Keys
 from rorqual.serve.metrics import Metrics
 from rorqual.serve.replies import Choice, Reply
 from rorqual.serve.service import Service
-from rorqual.serve.wire import EngineArguments, EngineRequest, SampledToken, ask_of, pack, submit
+from rorqual.serve.wire import EngineArguments, EngineRequest, SampledToken, pack
 
 CHAT = chat_format(Tokenizer.byte_level())
 ASK = EngineRequest((0, 3, 4), SamplingParams(max_tokens=9))
@@ -125,23 +125,6 @@ def test_long_texts_are_cut_beside_the_loop_and_none_for_who_has_left() -> None:
     asyncio.run(told())
     service.close()
     assert done == ["other False", "first False", "last False"]
-
-
-PARAMS = SamplingParams(
-    max_tokens=3, temperature=0.5, top_p=0.25, top_k=4, seed=2**63, n=5, min_p=0.1, repetition_penalty=1.5,
-    presence_penalty=-1.0, frequency_penalty=2.0, logit_bias=((6, -100.0), (7, 1.5)), stop=("a\n", "🐋"), stop_token_ids=(8,),
-    ignore_eos=True, top_logprobs=9, grammar=Grammar("regex", "a|b"), min_tokens=2, min_p_first=True, prompt_logprobs=4,
-    think_budget=1, calculator=True,
-)  # fmt: skip
-FULL = EngineRequest((1, 2), PARAMS, priority=-2)
-
-
-@pytest.mark.parametrize("ask", [ASK, FULL])
-def test_a_request_crosses_the_pipe_and_reaches_the_engine_as_it_was(ask: EngineRequest) -> None:
-    for one, other in ((FULL, ASK), (FULL.params, ASK.params)):
-        assert all(getattr(one, name) != value for name, value in vars(other).items())
-    message = json.loads(b"".join(submit(7, pack(ask), "them")))
-    assert (message["number"], message["tenant"], ask_of(message)) == (7, "them", ask)
 
 
 def test_several_prompts_are_one_request_whose_samples_are_counted_through() -> None:

@@ -21,7 +21,7 @@ from served import Server, start, stop
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Grammar, SamplingParams
 from rorqual.serve.keys import Keys
-from rorqual.serve.wire import EngineRequest, cancel, pack, submit
+from rorqual.serve.wire import EngineRequest, line, pack, submit
 from rorqual.serve.worker import BEAT, Worker
 
 MANY = 80
@@ -136,7 +136,7 @@ def test_messages_without_end_do_not_keep_the_engine_from_a_sign_of_life(run: Pa
     sent = 0
     with os.fdopen(inlet, "wb", buffering=0) as asked:
         while not beats.is_set() and sent < 100 * BEAT / 0.01:
-            asked.write(cancel(7))
+            asked.write(line("cancel", number=7))
             time.sleep(0.01)
             sent += 1
         assert beats.is_set(), "none while messages came"

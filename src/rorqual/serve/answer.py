@@ -156,14 +156,14 @@ async def answer(request: Request, schema: type[W], kind: type[Shape[W]]) -> Res
             places.enter_context(one.bridge.place(tenant))
         async with body_of(request, service.max_body, service.bodies, tenant) as parts:
             work = partial(_prepare_all, services, schema, kind, parts)
-            prepared = await unless_gone(request, service.run_in_thread(tenant, work))
+            prepared = await unless_gone(request.receive, service.run_in_thread(tenant, work))
     headers = prepared[0].headers
     source = _Source(prepared[0], tenant)
     if teacher is not None:
         source = _CascadeSource(prepared[0], prepared[1], tenant, teacher)
     if source.shape.wanted.stream:
         return EventStream(source.events(), headers)
-    return Sliced(await unless_gone(request, source.complete()), headers=headers)
+    return Sliced(await unless_gone(request.receive, source.complete()), headers=headers)
 
 
 def _prepare_all(
@@ -255,8 +255,7 @@ class _CascadeSource(_Source[W]):
         self._rule, self._teacher = rule, teacher
 
     async def _run(self) -> None:
-        with ExitStack() as place:
-            place.enter_context(self._rule.service.bridge.place(self.tenant))
+        with self._rule.service.bridge.place(self.tenant):
             await super()._run()
             if self._is_sure():
                 return
@@ -264,8 +263,7 @@ class _CascadeSource(_Source[W]):
         await super()._run()
 
     async def _chunks(self, envelope: dict[str, Any], usage_field: dict[str, Any]) -> AsyncGenerator[bytes, None]:
-        with ExitStack() as place:
-            place.enter_context(self._rule.service.bridge.place(self.tenant))
+        with self._rule.service.bridge.place(self.tenant):
             student = asyncio.ensure_future(super()._run())
             try:
                 while not student.done():

@@ -23,8 +23,6 @@ and reads the error."""
 LARGE_AT_ONCE, LARGE_OF_ONE = 8, 2
 """Maximum number of bodies above `SLICE` bytes that are received, parsed or tokenized at the same time: in total, and
 per tenant."""
-KINDS = ("application/json", "application/octet-stream", "text/plain", "")
-"""Content types that are read as JSON. Some clients send no content type or a generic type."""
 
 
 class Bodies:
@@ -42,23 +40,13 @@ class Bodies:
             yield
 
 
-def _check_kind(request: Request) -> None:
-    kind, _, parameter = request.headers.get("content-type", "").lower().partition(";")
-    if kind.strip() not in KINDS or parameter.replace(" ", "").replace('"', "") not in ("", "charset=utf-8"):
-        raise ApiError(415, "The body is not JSON. Send content-type: application/json in UTF-8.", code="not_json")
-    encoding = request.headers.get("content-encoding", "identity").lower()
-    if encoding != "identity":
-        raise ApiError(415, f"content-encoding {encoding[:40]!r} is not supported. Send the body uncompressed.")
-
-
 @asynccontextmanager
 async def body_of(request: Request, limit: int, bodies: Bodies, tenant: str) -> AsyncIterator[list[bytes]]:
     """Read a request body and yield it as a list of parts, each of at most `SLICE` bytes.
 
     A large body counts toward the limits of `bodies` until the `async with` block ends. Raises ApiError if the body is
-    longer than `limit`, compressed, not declared as JSON, or takes more than `BODY_SECONDS` seconds.
+    longer than `limit`, or takes more than `BODY_SECONDS` seconds.
     """
-    _check_kind(request)
     loop, parts, size, is_waiting = asyncio.get_running_loop(), list[bytes](), 0, False
     async with AsyncExitStack() as stack:
         try:

@@ -215,7 +215,7 @@ class Bridge:
             raise ApiError(503, "The engine is loading. Try again in a moment.", code="loading")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._updating = version, done
-        self._write(wire.update(str(file), version))
+        self._write(wire.line("update", file=str(file), version=version))
         try:
             await done
         finally:
@@ -240,7 +240,7 @@ class Bridge:
     def _cancel(self, job: ServerJob) -> None:
         if self.alive:
             for number in job.numbers:
-                self._write(wire.cancel(number))
+                self._write(wire.line("cancel", number=number))
 
     def _forget(self, job: ServerJob) -> bool:
         """Remove a job. Return whether the job was unfinished."""
@@ -330,7 +330,7 @@ class Bridge:
         self.info, self.alive, self._loading = info, True, None
         self._last_message = time.monotonic()
         if self.weights is not None:
-            self._write(wire.update(str(self.weights[0]), self.weights[1]))
+            self._write(wire.line("update", file=str(self.weights[0]), version=self.weights[1]))
         for job in self.jobs.values():
             self._submit(job)
         if self._up is not None and not self._up.done():

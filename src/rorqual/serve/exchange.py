@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
-from fastapi import Request, Response
+from fastapi import Response
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -58,7 +58,7 @@ async def _wait_for_disconnect(receive: Receive) -> None:
         pass
 
 
-async def _run_unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """Run `work` and return its result. If the client disconnects first, cancel `work` and raise ClientDisconnected."""
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_wait_for_disconnect(receive))
     try:
@@ -70,11 +70,6 @@ async def _run_unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
         for task in (working, leaving):
             task.cancel()
         await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` and return its result. If the client disconnects first, cancel `work` and raise ClientDisconnected."""
-    return await _run_unless_gone(work, request.receive)
 
 
 def _slices(data: bytes) -> Iterator[bytes]:
@@ -107,7 +102,7 @@ class EventStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with suppress(ClientDisconnected):  # the client disconnected, so no response is possible
-            await _run_unless_gone(self._send(send, request_id(scope)), receive)
+            await unless_gone(receive, self._send(send, request_id(scope)))
 
     async def _send(self, send: Send, name: str) -> None:
         async with aclosing(self.events) as events:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from rorqual.core.records import ToolCall
 from rorqual.data.chat import ChatFormat
 from rorqual.data.chat.stops import Stops
 from rorqual.data.chat.stream import Piece, Reader, ToolDelta
@@ -20,15 +21,6 @@ from rorqual.serve.wire import Recorded, SampledToken, Score, ScoredPrompt
 SILENT = 256
 """After this many tokens without new text, parsing may be slow, so the next token is parsed outside of the event
 loop."""
-
-
-@dataclass
-class StreamedCall:
-    """A tool call whose arguments are being generated."""
-
-    id: str = ""
-    name: str = ""
-    arguments: str = ""
 
 
 @dataclass
@@ -57,7 +49,7 @@ class Choice:
     tell: bool = False
     scores: list[Score] = field(default_factory=list)
     reason: str | None = None
-    calls: list[StreamedCall] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
     pending_logprobs: list[SampledToken] = field(default_factory=list)
     recorded: Recorded | None = None
     n_sampled: int = 0
@@ -127,10 +119,10 @@ class Choice:
 
     def _call(self, delta: ToolDelta) -> None:
         while len(self.calls) <= delta.index:
-            self.calls.append(StreamedCall())
+            self.calls.append(ToolCall("", "", ""))
         call = self.calls[delta.index]
-        call.id, call.name = delta.id or call.id, delta.name or call.name
-        call.arguments += delta.arguments
+        arguments = call.arguments + delta.arguments
+        self.calls[delta.index] = ToolCall(delta.id or call.id, delta.name or call.name, arguments)
 
 
 @dataclass

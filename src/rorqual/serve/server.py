@@ -36,7 +36,6 @@ from rorqual.serve.wire import EngineArguments
 
 CASCADE_NAME = "cascade"
 """Default name of a served cascade."""
-BACKLOG = 2048
 UNREAD = 131_072
 """Size of a socket's send buffer in bytes. For a client that does not read, uvicorn buffers another 64 KiB."""
 
@@ -48,16 +47,6 @@ class _Server(uvicorn.Server):
         loads."""
         yield
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start the server, then raise the listen backlog to `BACKLOG`.
-
-        asyncio uses its `backlog` argument both for `listen` and for the number of connections accepted per iteration.
-        The uvicorn config therefore sets a small `backlog`, which is too low for `listen`.
-        """
-        await super().startup(sockets)
-        for sock in sockets or ():
-            sock.listen(BACKLOG)
-
 
 def listen(host: str, port: int) -> socket.socket:
     """Open a listening socket. Port 0 chooses a free port.
@@ -65,16 +54,8 @@ def listen(host: str, port: int) -> socket.socket:
     Raises ConfigError if the port is in use or the host is not an address of this machine.
     """
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        sock = socket.socket(family, kind, protocol)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD)  # accepted connections inherit the buffer size
-            sock.bind(address)
-            sock.listen(BACKLOG)
-        except OSError:
-            sock.close()
-            raise
+        sock = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD)  # accepted connections inherit the buffer size
         return sock
     except OSError as error:
         remedies = {

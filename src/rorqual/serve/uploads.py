@@ -6,12 +6,9 @@ import asyncio
 import base64
 import hashlib
 import secrets
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
@@ -28,7 +25,6 @@ CHUNK = 1 << 20
 """Bytes of a body that are buffered before a thread writes them to the file."""
 KEYS, OWNER = "rollout-key.json", "rollout"
 """Name of the rollout key's file, and the tenant name under which the key is stored."""
-T = TypeVar("T")
 
 
 @dataclass
@@ -45,7 +41,6 @@ class WeightUploads:
     version: int = 0
     digest: bytes = b""
     busy: bool = False
-    thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="weights"))
 
     @classmethod
     def begin(cls, folder: Path) -> tuple[WeightUploads, str | None]:
@@ -70,7 +65,6 @@ class WeightUploads:
 
     def close(self) -> None:
         """Delete the stored weights and unlock the folder."""
-        self.thread.shutdown(wait=True, cancel_futures=True)
         for file in self.folder.glob("weights-*"):
             file.unlink(missing_ok=True)
         self.lock.close()
@@ -119,7 +113,7 @@ class WeightUploads:
         disk, so only about `CHUNK` bytes are buffered."""
         loop, sha256, size, buffer = asyncio.get_running_loop(), hashlib.sha256(), 0, bytearray()
         try:
-            with await self._in_thread(lambda: file.open("wb")) as out:
+            with file.open("wb") as out:
                 async with asyncio.timeout(BODY_SECONDS) as clock:
                     async for part in request.stream():
                         # The time limit applies to each part, because a whole body may take longer.
@@ -129,9 +123,9 @@ class WeightUploads:
                             break
                         buffer += part if size <= limit else b""
                         if len(buffer) >= CHUNK:
-                            await self._in_thread(partial(_write, out, sha256, bytes(buffer)))
+                            await asyncio.to_thread(_write, out, sha256, bytes(buffer))
                             buffer.clear()
-                await self._in_thread(partial(_write, out, sha256, bytes(buffer)))
+                await asyncio.to_thread(_write, out, sha256, bytes(buffer))
         except ClientDisconnect:
             raise ClientDisconnected from None
         except TimeoutError:
@@ -142,9 +136,6 @@ class WeightUploads:
         if size > limit:
             raise _too_long(size, limit)
         return sha256.digest()
-
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self.thread, work)
 
 
 def _write(out: BinaryIO, sha256: hashlib._Hash, data: bytes) -> None:

@@ -15,7 +15,6 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -46,17 +45,6 @@ HEADER = 1024
 LONGEST_RECORD = LONGEST_LINE // 2
 
 
-@dataclass
-class Compiling:
-    """A request whose grammar is being compiled.
-
-    `ready` must live until the request is submitted, because the grammar cache holds only weak references.
-    """
-
-    message: dict[str, Any]
-    ready: CompileTask[Compiled]
-
-
 class Worker:
     """The engine's main loop, which reads requests from one pipe and writes tokens to another."""
 
@@ -66,7 +54,9 @@ class Worker:
         self.numbers: dict[int, int] = {}  # request_id -> the server's request number
         self.left: dict[int, int] = {}  # request_id -> number of unfinished samples
         self.scored: set[int] = set()  # request_ids for which the log-probabilities of the prompt were sent
-        self.compiling: dict[int, Compiling] = {}  # the server's request number -> request
+        # The server's request number -> (request, its grammar). The grammar must live until the request is submitted, because
+        # the grammar cache holds only weak references.
+        self.compiling: dict[int, tuple[dict[str, Any], CompileTask[Compiled]]] = {}
         self.recorded: set[int] = set()  # request_ids whose rollout data is recorded
         self.version = 0  # version of the current weights
         self.updates: list[tuple[Path, int]] = []  # (file, version) of weights to load
@@ -123,13 +113,14 @@ class Worker:
                 self._install()
             case "cancel":
                 self.held.pop(number, None)
-                self._give_up(number)
+                if (waiting := self.compiling.pop(number, None)) is not None:
+                    waiting[1].cancel()
                 for request_id in [t for t, known in self.numbers.items() if known == number]:
                     self.engine.cancel(request_id)
                     self._forget(request_id)
             case "compiled":
                 if (waiting := self.compiling.pop(number, None)) is not None:
-                    self._compiled(number, waiting)
+                    self._end_compilation(number, *waiting)
             case _ if message["params"]["grammar"] is not None:
                 self._compile(number, message)
             case _:
@@ -144,23 +135,17 @@ class Worker:
         grammar = ask_of(message).params.grammar
         assert grammar is not None
         ready = self.engine.grammars.submit(grammar, message["tenant"])
-        self.compiling[number] = Compiling(message, ready)
+        self.compiling[number] = message, ready
         ready.add_done_callback(lambda _: self.inbox.put({"kind": "compiled", "number": number}))
 
-    def _compiled(self, number: int, waiting: Compiling) -> None:
-        error = waiting.ready.exception()
+    def _end_compilation(self, number: int, message: dict[str, Any], ready: CompileTask[Compiled]) -> None:
+        error = ready.exception()
         if error is None:
-            self._submit(number, waiting.message)
+            self._submit(number, message)
         elif isinstance(error, RorqualError):  # `_submit` would compile the grammar again and block all requests
             self._refuse(number, message_of(error))
         else:
             raise error
-
-    def _give_up(self, number: int) -> None:
-        """Stop compiling the grammar of a cancelled request."""
-        waiting = self.compiling.pop(number, None)
-        if waiting is not None:
-            waiting.ready.cancel()
 
     def _install(self) -> None:
         """Load new weights when no request is running. After the last update, submit the waiting requests."""

@@ -599,7 +599,7 @@ def test_sparsify_gives_each_option_to_its_stage(here: Path) -> None:
     source = read_yaml(Run, here / "other" / "sparse" / "run.yaml").source.model_dump()
     assert (source["task"], source["options"], source["rows"]) == ("families", {"hard": 0.5}, 2)
     assert "device 'gpu9' is not available" in said("sparsify", "run", "third", "index_topk=7", "device=gpu9", code=2)
-    assert "key 'index_topk' is missing" in said("sparsify", "run", "third", code=2)
+    assert "key 'index_topk': Field required" in said("sparsify", "run", "third", code=2)
 
 
 # ---- plan

@@ -275,8 +275,6 @@ def how(engine: Engine, chosen: BenchSettings, bandwidth: float, threads: int) -
             f"The weights nearly fit in the last-level cache ({memory_text(last_cache())}), which is faster than memory: "
             "the share of memory bandwidth may exceed 100 % here."
         )
-    if any(ffn.experts_per_token() for ffn in config.ffns):
-        notes.append("The bytes read assume uniform routing to experts; random ids may route differently.")
     if load() > cores() + 0.5:
         notes.append(f"Other processes use the cores (load {load():.1f}): these figures are too low.")
     return notes

@@ -94,8 +94,6 @@ def advice() -> list[str]:
         suggestions.append(
             f"Other processes use the {allowed} cores (load {load():.1f}): stop them, or lower threads=."
         )
-    if torch.cuda.is_available():
-        suggestions.append("torch finds a GPU: use device=cuda.")
     if flags and not flags & BF16_FLAGS:
         suggestions.append(
             "The processor has no bf16 instructions: keep dtype=float32, because bfloat16 is slower here."

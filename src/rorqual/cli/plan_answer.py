@@ -61,12 +61,6 @@ def answer(
     if not model:
         raise ConfigError("the model is missing", where="plan", remedy=f"Write {ASK}")
     if train:
-        if not any(word.startswith("tokens=") for word in settings or ()):
-            raise ConfigError(
-                "key 'tokens' is required",
-                where=WHERE,
-                remedy="Give the number of training tokens, for example tokens=14.8T.",
-            )
         return training_text(model, read(TrainPlan, settings))
     if serve:
         return serving_text(model, read(ServePlan, settings))

@@ -19,7 +19,7 @@ from rorqual.core.records import RunDir, write_atomic, write_json
 class AttentionSettings(Placement):
     """Settings of `rorqual attention`."""
 
-    data: str = Field("", description="text files, kinds, needle and copy, separated by commas")
+    data: str = Field(min_length=1, description="text files, kinds, needle and copy, separated by commas")
     length: Natural = Field(0, description="tokens per window; 0: the model's context, at most 1,024")
     windows: Count = Field(8, description="windows per text, and needles or lines per length and depth")
     budgets: Counts | None = Field(
@@ -51,10 +51,6 @@ def attention(
     """
     chosen = read(AttentionSettings, settings)
     check_device(chosen.device)
-    if not chosen.data:
-        raise ConfigError(
-            "key 'data' is missing", where=WHERE, remedy="Give a text file: data=FILE. Or give data=kinds,needle,copy."
-        )
 
     import torch
 

@@ -153,8 +153,8 @@ def _write(output: Partial, answered: Iterator[list[Answered]], chosen: Generate
             refusals = f", {output.errors:,} refused" if output.errors else ""
             bar.update(output.count, f"{speed:,.0f} tokens/s{refusals}")
     seconds, count = time.monotonic() - start, output.count - n_before
-    speed = f"{tokens:,} tokens in {clock(seconds)}, {tokens / max(seconds, 1e-9):,.1f} tokens/s"
-    return [f"  this run: {count:,} lines, {speed}", *faults]
+    pace = f"{tokens:,} tokens in {clock(seconds)}, {tokens / max(seconds, 1e-9):,.1f} tokens/s"
+    return [f"  this run: {count:,} lines, {pace}", *faults]
 
 
 # ---- the model

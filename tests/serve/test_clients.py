@@ -308,6 +308,18 @@ def test_several_prompts_are_answered_as_each_alone(client: openai.OpenAI) -> No
     assert list(pieces.values()) == [prompt + choice.text for prompt, choice in zip(("one", "one", "two", "two"), both)]
 
 
+def test_a_prompt_that_was_seen_is_a_hit_of_its_own_tenant(server: Server) -> None:
+    body = {"model": "tiny", "prompt": list(range(7, 207)), "max_tokens": 1}
+    with server.client as client:
+        first, second = (client.post("/v1/completions", json=body).json()["usage"] for _ in range(2))
+        assert first["prompt_cache_hit_tokens"] == 0
+        assert 128 <= second["prompt_cache_hit_tokens"] < 200
+        assert second["prompt_cache_hit_tokens"] + second["prompt_cache_miss_tokens"] == 200
+        text = client.get("/metrics").text
+    assert re.search(r'rorqual_tokens_total\{tenant="default",kind="prompt_hit"\} [1-9]', text)
+    assert 0 < server.metric("prompt_hit_ratio") < 1
+
+
 # ---- others' programs
 
 

@@ -106,6 +106,18 @@ def test_pieces_joined_are_the_whole_and_what_the_engine_says(
     assert whole.usage.prompt_tokens == len(prompt)
 
 
+def test_usage_adds_up(client: openai.OpenAI) -> None:
+    usage = client.chat.completions.create(
+        **chat_body(n=3, extra_body={"chat_template_kwargs": {"thinking": True}})
+    ).usage
+    assert usage is not None
+    extra = usage.model_extra or {}
+    assert extra["prompt_cache_hit_tokens"] + extra["prompt_cache_miss_tokens"] == usage.prompt_tokens
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+    assert usage.completion_tokens_details is not None
+    assert 0 < (usage.completion_tokens_details.reasoning_tokens or 0) <= usage.completion_tokens
+
+
 def test_where_no_length_is_named_an_answer_may_fill_what_is_left_of_the_context(client: openai.OpenAI) -> None:
     prompt = [65] * (CONTEXT - 5)
     for named, there in (({}, 5), ({"max_tokens": None}, 5), ({"max_tokens": 3}, 3)):

@@ -3,7 +3,7 @@
     python scripts/json_mode.py --schemas 2000
     python scripts/json_mode.py RUN --schemas 300 --max-tokens 96
 
-The schemas come from tests/serve/drawn.py: three of four look like schemas that people write, the fourth mixes keywords at random.
+The schemas come from scripts/json_schemas.py: three of four look like schemas that people write, the fourth mixes keywords at random.
 Each is requested once, in strict mode, at temperature 1 with its own seed. The allowed responses are:
 
 - 200 with `stop`: the content is one JSON document that jsonschema accepts. Duplicate free names are counted separately.
@@ -39,8 +39,8 @@ from rorqual.core.records import write_json
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "serve"))
 
-import asked  # noqa: E402
-import drawn  # noqa: E402
+import json_outcome as asked  # noqa: E402
+import json_schemas as drawn  # noqa: E402
 import served  # noqa: E402
 
 RESULT = ROOT / "docs" / "results" / "json-mode.json"

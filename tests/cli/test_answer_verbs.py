@@ -122,32 +122,6 @@ def test_the_student_of_a_cascade_votes_and_the_teacher_answers_once(here: Path)
     assert found.calibration == calibrate(expected("run", "dev", **given, n=3)) and found.calibration.signal == "votes"
 
 
-def test_both_models_of_a_cascade_may_be_the_same(here: Path) -> None:
-    said("eval", "cascade=run,run", *ASKED, "out=c.json")
-    found = Cascade.model_validate_json(Path("c.json").read_bytes())
-    assert same(found.student, found.teacher) and found.fingerprints[0] == found.fingerprints[1]
-    assert not list(here.glob("*.kept"))
-
-
-def test_a_killed_cascade_resumes_with_the_answers_that_it_has(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, asked = Engine.generate, list[int]()
-
-    def generate(self: Engine, requests: Any, *args: Any, **more: Any) -> Any:
-        asked.append(len(requests))
-        if len(asked) == 3:
-            raise Killed
-        return real(self, requests, *args, **more)
-
-    monkeypatch.setattr(Engine, "generate", generate)
-    with pytest.raises(Killed):
-        CliRunner().invoke(app, ["eval", "cascade=run,large", *ASKED, "out=c.json"], catch_exceptions=False)
-    assert asked == [12, 12, 12] and not Path("c.json").exists()
-    said("eval", "cascade=run,large", *ASKED, "out=c.json")
-    assert asked[3:] == [12], "the student's answers are there"
-    assert same(Cascade.model_validate_json(Path("c.json").read_bytes()).teacher, expected("large", "test"))
-    assert not list(here.glob("*.kept"))
-
-
 @pytest.mark.parametrize(
     ("model", "words", "what"),
     [
@@ -184,11 +158,6 @@ def test_too_few_problems_and_a_missing_task_are_refused_before_the_first_answer
     assert "the key 'votes' needs problems" in said("eval", "run", "data=x.txt", "votes=2", "temperature=1", code=2)
 
 
-def test_a_conversation_that_does_not_fit_is_named_with_its_round(here: Path) -> None:
-    text = said("eval", "run", *ASKED, "refine=4", code=2).replace("\n", " ")
-    assert "refine, round" in text and "trained with a larger row" in text
-
-
 def test_verifier_data_and_verifier_reach_the_evaluation(here: Path) -> None:
     words = [word for word in ASKED if "max_tokens" not in word] + ["max_tokens=3", "temperature=1"]
     text = said("eval", "run", *words, "samples=4", "verifier_data=rows.jsonl", "out=graded.json", "split=train")
@@ -211,11 +180,6 @@ def test_verifier_data_and_verifier_reach_the_evaluation(here: Path) -> None:
         "verifier=large: this run answers 'yes' or 'no'" in refused.replace("\n", " ") and not Path("bad.json").exists()
     )
     assert "nothing: not a run directory" in said("eval", "run", *words, "best_of=4", "verifier=nothing", code=2)
-
-
-def test_a_missing_teacher_is_named_before_the_student_answers(here: Path) -> None:
-    text = said("eval", "cascade=run,none", *ASKED, code=2)
-    assert "none: not a run directory" in text and "answer/s" not in text
 
 
 def test_the_verifier_is_loaded_as_the_model_is(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

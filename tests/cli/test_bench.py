@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,7 @@ import numpy as np
 import pytest
 from commands import listing, typed
 
-from rorqual.cli.benching import read_bandwidth, step_bytes, timing
-from rorqual.engine.engine import Engine
+from rorqual.cli.benching import step_bytes
 from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.attention import MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
@@ -43,28 +41,6 @@ def test_a_table_a_file_of_all_repeats_and_how_it_was_measured(place: Path) -> N
     assert "…" not in done.out, "a figure is cut off"
     assert all(len(line) <= 80 for line in done.out.split("\n")), done.out
     assert {name: value for name, value in listing(place).items() if name != "found.json"} == before
-
-
-def test_prompts_may_be_pieces_of_a_text(place: Path) -> None:
-    (place / "text.txt").write_text("It was the best of times, it was the worst of times. " * 9, encoding="utf-8")
-    done = typed(place, "bench", "run=run", *SMALL, "data=text.txt")
-    assert done.code == 0, done.err
-    assert "pieces of text.txt" in " ".join(done.out.split())
-
-
-def test_times_are_of_the_tokens_that_were_drawn(tiny: Path) -> None:
-    engine = Engine(tiny, slots=3, record_experts=False)
-    prompts = [tuple(range(40 + n, 60 + n)) for n in range(3)]
-    began = time.perf_counter()
-    found = timing(engine, prompts, 9)
-    wall = time.perf_counter() - began
-    assert len(found.gaps) == 3 * 8, "one between each two tokens of a reply"
-    assert all(gap > 0 for gap in found.gaps)
-    prefill = 60 / found.prefill
-    assert 0 < found.first <= prefill * (1 + 1e-9) and prefill < wall
-    assert 0 < sum(found.gaps) / 3 <= wall
-    assert found.decode == pytest.approx(24 / (sum(found.gaps) / 3)), "all tokens but the first of each"
-    assert engine.stats()["running"] == engine.stats()["waiting"] == 0
 
 
 def model_of(ffn: Any, *, tied: bool) -> tuple[ModelConfig, Decoder]:
@@ -104,22 +80,6 @@ def test_a_step_reads_the_experts_that_so_many_tokens_reach() -> None:
     assert step_bytes(config, 10_000, 0, 1) == pytest.approx(numbers(model) + 2 * 8), "and the router's biases"
 
 
-def test_the_memory_is_read_about_as_fast_as_numpy_reads_it() -> None:
-    array = np.ones(2**25, np.float32)
-    for _ in range(20):  # neighbours may hold up either of the two
-        best = min(_timed(array.sum) for _ in range(5))
-        if array.nbytes / best / 5 < (found := read_bandwidth("cpu", 1)) < 25 * array.nbytes / best:
-            break
-    else:
-        raise AssertionError(f"{found:.3g} bytes a second, and numpy {array.nbytes / best:.3g}")
-
-
-def _timed(action: Any) -> float:
-    began = time.perf_counter()
-    action()
-    return time.perf_counter() - began
-
-
 REFUSED = [
     (("bench", "nowhere"), ("nowhere", "not a run directory")),
     (("bench", "run", "batch=0"), ("'batch.0'", "greater")),
@@ -132,8 +92,7 @@ REFUSED = [
     (("bench", "run", "batchs=1"), ("'batchs'", "'batch'")),
     (("bench", "run", "device=gpu9"), ("'gpu9'", "device=cpu")),
     (("bench", "run", "dtype=int8"), ("'dtype'", "int8")),
-    (("bench", "run", "out=run"), ("out=run", "a folder")),
-    (("bench", "run", "out=no/where.json"), ("parent folder does not exist",)),
+    (("bench", "run", "out=run"), ("run", "a folder")),
     (("bench", "run", "data=nowhere.txt", *SMALL), ("nowhere.txt", "no such file")),
     (("bench", "run", "data=short.txt", *SMALL), ("short.txt", "prompts of 20", "longer text")),
     (("bench", "http://127.0.0.1:1/v1"), ("run's folder",)),
@@ -150,14 +109,3 @@ def test_refused_by_name(words: tuple[str, ...], says: tuple[str, ...], place: P
     for part in says:
         assert part in done.err, done.err
     assert listing(place) == before
-
-
-@pytest.mark.parametrize("words", [("prompt=64", "new=64", "batch=1"), ("batch=3", "new=2", "prompt=1")])
-def test_the_nearest_that_fits_is_measured(words: tuple[str, ...], place: Path) -> None:
-    assert typed(place, "bench", "run", "repeats=1", "threads=1", *words).code == 0
-
-
-def test_a_run_without_a_tokenizer_is_refused(place: Path) -> None:
-    (place / "run" / "tokenizer.json").unlink()
-    done = typed(place, "bench", "run", *SMALL)
-    assert (done.code, "tokenizer.json" in done.err) == (2, True)

@@ -27,20 +27,18 @@ SPECIAL = st.sampled_from([CHAT.tokenizer.special(name) for name in MARKS])
 MODES = st.sampled_from(["auto", "on", "off"])
 
 
-class Notes:
-    """A screen that remembers."""
+class Notes(Terminal):
+    """A terminal that remembers."""
 
     def __init__(self) -> None:
-        self.said: list[tuple[str, str]] = []
+        super().__init__()
+        self.said: list[str] = []
 
-    def reasoning(self, text: str) -> None:
-        self.said.append(("reasoning", text))
-
-    def answer(self, text: str) -> None:
-        self.said.append(("answer", text))
+    def _write(self, text: str, style: str) -> None:
+        self.said.append(text)
 
     def note(self, text: str) -> None:
-        self.said.append(("note", text))
+        self.said.append(text)
 
 
 @given(reasoning=st.none() | st.text(), content=st.text(), thinking=MODES)
@@ -68,13 +66,6 @@ def test_whatever_a_model_draws_is_shown_whole_in_the_end(ids: list[int], thinki
     assert "".join(text for is_reasoning, text in told if not is_reasoning).endswith(message.content)
 
 
-def test_an_answer_that_may_still_be_a_thought_is_shown_as_it_comes() -> None:
-    ids = CHAT.tokenizer.encode("two words ")
-    assert list(pieces(ids, CHAT, "auto")) == [(False, letter) for letter in "two words "]
-    thought = list(pieces([*ids, CHAT.tokenizer.special("</think>"), *CHAT.tokenizer.encode("so")], CHAT, "auto"))
-    assert thought == [*((False, letter) for letter in "two words "), (True, "two words "), (False, "s"), (False, "o")]
-
-
 @pytest.fixture(scope="module")
 def engine(tiny: Path) -> Engine:
     return Engine(tiny, slots=1)
@@ -88,7 +79,7 @@ def test_the_history_is_kept_and_its_oldest_turns_forgotten_where_the_context_en
         assert len(CHAT.prompt(conversation.history[:-1], "off")) <= engine.max_len - ROOM
     assert conversation.history[-2].content == "11 is what I say"
     assert conversation.history[0].role == "user"
-    assert any(kind == "note" and text.startswith("dropped the oldest") for kind, text in screen.said)
+    assert any(text.startswith("dropped the oldest") for text in screen.said)
     with pytest.raises(DataError, match="context of 128"):
         conversation.say("long " * 100, screen)
 
@@ -102,17 +93,6 @@ def test_the_defaults_of_the_run_hold_in_every_turn(engine: Engine, calculator: 
         replies |= {conversation.say("go", Notes()).content for _ in range(2)}
     assert all(re.fullmatch(r"1\+1=[0-9]", reply) for reply in replies)
     assert (replies == {"1+1=2"}) is calculator
-
-
-def test_a_seed_gives_one_conversation(engine: Engine) -> None:
-    def talk(seed: int) -> list[str]:
-        settings = ChatSettings(temperature=1.0, seed=seed, max_tokens=6, thinking="off")
-        conversation = Conversation(engine, settings)
-        return [conversation.say("go", Notes()).content for _ in range(2)]
-
-    assert talk(1) == talk(1)
-    assert talk(1) != talk(2)
-    assert len(set(talk(1))) == 2, "each turn draws anew"
 
 
 def test_thinking_is_dimmed_and_marked_in_a_terminal_and_marked_in_a_pipe() -> None:

@@ -15,7 +15,7 @@ import pytest
 import typer
 from commands import listing, typed
 
-from rorqual.cli.main import told
+from rorqual.cli.main import report_errors
 from rorqual.cli.settings import pairs
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
@@ -88,44 +88,6 @@ def test_stopped_it_says_so_and_the_same_command_goes_on_where_it_was(polite: si
     assert listing(tmp_path) == before, "a run that is done changes nothing"
 
 
-def test_a_signal_in_a_finalizer_is_not_lost(tmp_path: Path) -> None:
-    """Python drops exceptions there, and `left` sends SIGTERM while its generator is finalized."""
-    (tmp_path / "left.py").write_text(
-        """
-import os, signal
-from pathlib import Path
-from rorqual.tasks.task import Problem, Task, Verdict
-
-class Left(Task):
-    name = "left"
-
-    def problems(self, split, seed):
-        number = 0
-        try:
-            while True:
-                number += 1
-                yield Problem(f"{split} {number}", f"{split} {number}", str(number), "left")
-        finally:
-            if split == "train" and not Path("told").exists():
-                Path("told").touch()
-                os.kill(os.getpid(), signal.SIGTERM)
-
-    def solution(self, problem):
-        return problem.answer
-
-    def grade(self, problem, reply):
-        return Verdict.RIGHT
-"""
-    )
-    words = ["distil", "run", "task=left.py:Left", "problems=3", "samples=1", "max_tokens=4", "keep=all", "out=out", "threads=1"]  # fmt: skip
-    made = ["train", "sft", "task=families", "size=tiny", "steps=2", "rows=2", "out=run", "threads=1", "quiet=true"]
-    assert typed(tmp_path, *made).code == 0
-    done = subprocess.run([*RORQUAL, *words], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=200)
-    assert (tmp_path / "told").exists(), done.stderr
-    assert done.returncode == 130 and done.stderr.endswith("the same command resumes\n"), done.stderr
-    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
-
-
 def test_whoever_stops_reading_is_no_error(tmp_path: Path) -> None:
     done = subprocess.run(
         f"{sys.executable} -m rorqual inspect deepseek-v3 | head -n 1",
@@ -145,14 +107,14 @@ def test_whoever_stops_reading_is_no_error(tmp_path: Path) -> None:
 def test_the_system_s_own_refusals_are_told_like_ours(
     error: OSError, says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(typer.Exit) as stopped, told(lambda: "train"):
+    with pytest.raises(typer.Exit) as stopped, report_errors(lambda: "train"):
         raise error
     assert stopped.value.exit_code == 2
     assert says in capsys.readouterr().err
 
 
 def test_a_bug_shows_itself() -> None:
-    with pytest.raises(ZeroDivisionError), told(lambda: "train"):
+    with pytest.raises(ZeroDivisionError), report_errors(lambda: "train"):
         raise ZeroDivisionError
 
 

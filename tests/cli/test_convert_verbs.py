@@ -12,8 +12,8 @@ from commands import listing, typed
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from rorqual.cli.bytes_done import BytesDone
 from rorqual.cli.main import app
+from rorqual.cli.progress import BytesDone
 
 
 def test_there_and_back_and_the_model_answers_the_same(place: Path) -> None:
@@ -97,17 +97,6 @@ def test_weights_that_are_no_numbers_are_told_and_code_is_mentioned(place: Path,
     assert done.code == 2
     assert "model.norm.weight holds NaN" in done.err
     assert not [name for name in listing(place) if "bad" in name]
-
-
-def test_the_examples_of_the_help_fit_together(place: Path) -> None:
-    shutil.copytree(place / "run", place / "runs" / "tiny")
-    for verb in ("export", "import"):
-        told = CliRunner().invoke(app, [verb, "--help"]).output
-        command = told.rstrip().rpartition("Example:\n")[2].split()
-        assert command[:2] == ["rorqual", verb]
-        assert "dtype=" in told
-        done = typed(place, *command[1:])
-        assert done.code == 0, done.err
 
 
 def test_progress_says_how_much_is_left(capsys: pytest.CaptureFixture[str]) -> None:

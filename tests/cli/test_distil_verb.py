@@ -59,7 +59,7 @@ def test_a_server_teaches_within_a_budget(address: str, tmp_path: Path) -> None:
         (("run", "task=families", "samples=0"), ("samples", "greater than or equal to 1")),
         (("run", "task=families", "split=test"), ("held out",)),
         (("run", "task=families", "--seed=1"), ("seed=1, without dashes",)),
-        (("run",), ("task=", "task=families")),
+        (("run",), ("'task'", "required")),
         (("nowhere", "task=families"), ("nowhere", "not a run directory", "rorqual train")),
         (("http://127.0.0.1:9/v1", "task=families"), ("model=NAME",)),
         (("http://127.0.0.1:9/v1", "model=m", "task=families", "top_k=4"), ("top_k", "a local run")),

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file, save_file
+from stub_server import StubServer, numbers_in, running, spoken
 from typer.testing import CliRunner
 
-from rorqual.cli.evaluating import _load, fingerprint, loaded
+from rorqual.cli.evaluating import fingerprint, loaded
 from rorqual.cli.main import app
-from rorqual.cli.measure import EvalSettings
-from rorqual.core.errors import RorqualError
-from rorqual.core.journal import Journal
 from rorqual.core.records import Message, RunDir
-from rorqual.engine import Engine, Request, SamplingParams
+from rorqual.engine import Request, SamplingParams
 from rorqual.engine.remote.engine import RemoteEngine
 from rorqual.engine.request import Grammar
 from rorqual.evals.answer_cache import IN_A_ROW, AnswerCache
@@ -37,62 +30,34 @@ from rorqual.evals.evaluation import Evaluation
 WORDS = ("task=families:add,gcd", "count=12", "samples=2", "temperature=1", "max_tokens=24", "concurrency=2")
 
 
-class Adder(BaseHTTPRequestHandler):
-    """Adds two numbers, or what else it is told to do with the question of that number (from 0)."""
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        question = body["messages"][-1]["content"]
-        server: Any = self.server
-        with server.lock:
-            number = len(server.asked)
-            server.asked.append((question, body["seed"]))
-        status = server.status(number, question)
-        if status is None:  # no answer ever
-            server.held.wait(60)
-            return
-        numbers = [int(word) for word in question.replace("+", " ").replace(",", " ").split() if word.isdigit()]
-        message = {"role": "assistant", "content": str(sum(numbers) + body["seed"] % 2)}
-        reply: dict[str, Any] = {
-            "choices": [{"message": message, "finish_reason": server.finish(number)}],
-            "usage": server.usage(number),
-        }
-        if status != 200:
-            reply = {"error": {"message": "this prompt is too long for me"}}
-        raw = json.dumps(reply).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(raw)))
-        self.end_headers()
-        self.wfile.write(raw)
-
-    def log_message(self, *_: object) -> None:
-        """Not to standard error."""
-
-
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
+class Server(StubServer):
+    """Adds numbers, or what else it is told to do with the question of that number."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Adder)
-        self.lock, self.held = threading.Lock(), threading.Event()
+        super().__init__(self.add)
         self.asked: list[tuple[str, int]] = []
         self.status: Any = lambda number, question: 200
         self.finish: Any = lambda number: "stop"
         self.usage: Any = lambda number: {"completion_tokens": 5}
-        threading.Thread(target=self.serve_forever, daemon=True).start()
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
+    def add(self, _: int, body: dict[str, Any]) -> tuple[int, dict[str, Any]] | None:
+        question = body["messages"][-1]["content"]
+        with self.lock:
+            number = len(self.asked)
+            self.asked.append((question, body["seed"]))
+        status = self.status(number, question)
+        if status is None:
+            return None
+        if status != 200:
+            return status, {"error": {"message": "this prompt is too long for me"}}
+        total = sum(numbers_in(body)) + body["seed"] % 2
+        return 200, spoken(str(total), self.finish(number)) | {"usage": self.usage(number)}
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    found = Server()
-    yield found
-    found.held.set()
-    found.shutdown()
-    found.server_close()
+    with running(Server()) as found:
+        yield found
 
 
 def start(*words: str) -> subprocess.Popen[str]:
@@ -256,15 +221,6 @@ def test_what_is_always_refused_keeps_nobody_from_going_on(server: Server, tmp_p
     assert verdicts["ungraded"] == len(refused) + sum(zlib.crc32(question.encode()) % 2 for question in new)
 
 
-def test_folders_that_were_made_for_nothing_go_again(server: Server, tmp_path: Path) -> None:
-    server.status = lambda number, question: 404
-    typed(server.url, "model=a", *WORDS, f"out={tmp_path / 'a' / 'b' / 'out.json'}", code=2)
-    assert os.listdir(tmp_path) == []
-    (tmp_path / "a").mkdir()
-    typed(server.url, "model=a", *WORDS, f"out={tmp_path / 'a' / 'b' / 'out.json'}", code=2)
-    assert os.listdir(tmp_path) == ["a"] and os.listdir(tmp_path / "a") == []
-
-
 def test_an_evaluation_that_ends_leaves_what_another_has_paid_for(server: Server, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     server.status = lambda number, question: 200 if number < 20 else 404
@@ -314,78 +270,6 @@ def test_what_is_no_answer_is_not_kept_and_usage_is_as_it_was(server: Server, tm
     assert again[0] == found[0] and not again[1][0].error
 
 
-def test_of_two_at_once_the_second_is_refused_before_it_asks(server: Server, tmp_path: Path) -> None:
-    engine = RemoteEngine(server.url, "a")
-    with (
-        AnswerCache(engine, tmp_path / "out", {}),
-        pytest.raises(RorqualError, match="another process is writing to this path"),
-    ):
-        AnswerCache(engine, tmp_path / "out", {})
-    assert os.listdir(tmp_path) == []
-    with AnswerCache(engine, tmp_path / "out", {}):
-        pass
-
-
-class Enough(Exception):
-    """Somebody stops it."""
-
-
-def test_a_run_goes_on_where_it_was_and_gives_the_same_answers(tmp_path: Path, tiny: Path) -> None:
-    engine = Engine(tiny)
-    params = SamplingParams(temperature=1.0, max_tokens=24, n=2)
-    requests = [Request((Message("user", f"{n} + {n}"),), replace(params, seed=n)) for n in range(30)]
-    straight = engine.generate(requests)
-
-    def stop(done: int, total: int) -> None:
-        if done == 31:
-            raise Enough
-
-    with pytest.raises(Enough), AnswerCache(engine, tmp_path / "out", {}) as keeper:
-        keeper.generate(requests, progress=stop)
-    [path] = kept(tmp_path / "out")
-    lines = [json.loads(line) for line in path.read_bytes().splitlines()]
-    assert len(lines) == 31
-    seen: list[int] = []
-    with AnswerCache(engine, tmp_path / "out", {}) as keeper:
-        again = keeper.generate(requests, progress=lambda done, total: seen.append(done))
-        keeper.forget()
-    assert [[(one.text, one.reasoning, one.finish_reason) for one in row] for row in again] == [
-        [(one.text, one.reasoning, one.finish_reason) for one in row] for row in straight
-    ]
-    assert [[one.usage["completion_tokens"] for one in row] for row in again] == [
-        [len(one.token_ids) for one in row] for row in straight
-    ]
-    assert seen[0] >= 20 and seen[-1] == 60
-    assert not path.exists()
-    # What is kept is used: an answer that somebody changed meanwhile is what comes out.
-    for line in lines:
-        line["answer"]["text"] = "changed"
-    with Journal(path) as journal:
-        journal.append(lines)
-    with AnswerCache(engine, tmp_path / "out", {}) as keeper:
-        changed = [one.text == "changed" for row in keeper.generate(requests) for one in row]
-    assert 20 <= sum(changed) <= 31
-
-
-def test_answers_belong_to_the_weights_that_gave_them(place: Path) -> None:
-    """Not to where they lie; what only training reads is not among them."""
-    run, settings = RunDir(place / "run"), EvalSettings(task="families")
-    weights = run.checkpoint() / "model.safetensors"
-
-    def made() -> dict[str, Any]:
-        return _load(str(run.path), settings)[1]
-
-    first = made()
-    optimizer = run.checkpoint() / "optim.safetensors"
-    optimizer.write_bytes(optimizer.read_bytes()[::-1])
-    assert made() == first
-    assert _load(str(run.path), settings.model_copy(update={"dtype": "bfloat16"}))[1] != first
-    tensors = load_file(weights)
-    name = next(iter(tensors))
-    save_file({**tensors, name: tensors[name] + 1}, weights)
-    assert made() != first
-
-
 def test_a_checkpoint_that_comes_while_another_is_read_is_read_in_its_place(place: Path) -> None:
     run, loads = RunDir(place / "run"), list[Path]()
     old = run.checkpoint()
@@ -402,18 +286,3 @@ def test_a_checkpoint_that_comes_while_another_is_read_is_read_in_its_place(plac
     assert found == run.checkpoint().name != old.name
     assert len(loads) == 2
     assert print_ == fingerprint(run, run.checkpoint()) != fingerprint(run, old)
-
-
-def test_a_kept_file_that_is_none_is_named(server: Server, tmp_path: Path) -> None:
-    out = tmp_path / "out.json"
-    server.status = lambda number, question: 200 if number < 4 else 404
-    typed(server.url, "model=a", *WORDS, f"out={out}", code=2)
-    [path] = kept(out)
-    raw = path.read_bytes()
-    path.write_bytes(b'{"asked": 1}\n' + raw)
-    _, errors = typed(server.url, "model=a", *WORDS, f"out={out}", code=2)
-    assert f"{path}:1" in errors and "Delete the line" in errors
-    path.write_bytes(raw)
-    server.status = lambda number, question: 200
-    typed(server.url, "model=a", *WORDS, f"out={out}")
-    assert os.listdir(tmp_path) == ["out.json"]

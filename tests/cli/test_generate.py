@@ -6,14 +6,10 @@ import csv
 import json
 import multiprocessing
 import os
-import random
 import re
 import signal
-import subprocess
-import sys
 import time
 import tracemalloc
-from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -23,15 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from commands import PRELOADED, _run, listing, typed
-from typer.testing import CliRunner
 
-from rorqual.cli.evaluating import fingerprint
-from rorqual.cli.main import app
-from rorqual.core.errors import ConfigError
-from rorqual.core.records import Message, RunDir, TaskDefaults
+from rorqual.core.records import Message, TaskDefaults
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Request
-from rorqual.generate.batch import answers
 from rorqual.generate.output import Partial
 from rorqual.generate.prompts import Prompts, Refused, read_prompts
 from rorqual.generate.schema import RowParser, RowRequest, RowSampling, line_seed
@@ -151,16 +142,6 @@ def test_a_torn_line_is_cut_off_and_made_again(tmp_path: Path) -> None:
     assert out.read_bytes() == b'{"line": 1, "error": {}}\n{"line": 2}\n{"line": 3, "text": "x"}\n'
 
 
-@pytest.mark.parametrize("tail", [b'{"line": 99}\n', b'{"line": 1}\n', b'{"line": "2"}\n', b"{}\n"])
-def test_a_line_of_no_row_is_refused(tail: bytes, tmp_path: Path) -> None:
-    with Partial(tmp_path / "out.jsonl", {"a": 1}, rows=3, last=3) as partial:
-        partial.add({1: {"line": 1}})
-    with open(partial.path, "ab") as file:
-        file.write(tail)
-    with pytest.raises(ConfigError, match=r"partial:2 is not the answer to a row"):
-        Partial(tmp_path / "out.jsonl", {"a": 1}, rows=3, last=3)
-
-
 def test_a_kill_between_the_last_steps_changes_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     lines = {2: {"line": 2}, 1: {"line": 1}}
@@ -177,29 +158,6 @@ def test_a_kill_between_the_last_steps_changes_nothing(tmp_path: Path) -> None:
     out.unlink()  # killed before the first line
     with Partial(out, {"a": 2}, rows=2, last=2) as partial:
         assert partial.count == 0
-
-
-def test_a_kill_between_the_first_steps_changes_nothing(tmp_path: Path) -> None:
-    """Or a full disk: the file of lines is there and empty, the other not."""
-    out = tmp_path / "out.jsonl"
-    Partial(out, {"a": 1}, rows=1, last=1).close()
-    (tmp_path / "out.jsonl.made").unlink()
-    with Partial(out, {"a": 1}, rows=1, last=1) as partial:
-        partial.add({1: {"line": 1}})
-    (tmp_path / "out.jsonl.made").unlink()
-    with pytest.raises(ConfigError, match=r"out\.jsonl\.made.* is missing"):
-        Partial(out, {"a": 1}, rows=1, last=1)
-
-
-def test_an_output_that_was_changed_is_refused(tmp_path: Path) -> None:
-    out = tmp_path / "out.jsonl"
-    with Partial(out, {"a": 1}, rows=2, last=2) as partial:
-        partial.add({1: {"line": 1}, 2: {"line": 2}})
-        partial.finish()
-    assert Partial(out, {"a": 1}, rows=2, last=2).whole
-    out.write_bytes(b'{"line": 1}\n')
-    with pytest.raises(ConfigError, match="1 of 2 lines are valid"):
-        Partial(out, {"a": 1}, rows=2, last=2)
 
 
 def test_what_was_begun_otherwise_is_refused_and_left_alone(place: Path) -> None:
@@ -220,27 +178,8 @@ def test_what_was_begun_otherwise_is_refused_and_left_alone(place: Path) -> None
     write(place, sampled(4))
     assert "file was" in typed(place, *GENERATE, "max_tokens=4").err
     write(place, sampled(3))
-    weights = next((place / "run").rglob("model.safetensors"))
-    raw = bytearray(weights.read_bytes())
-    raw[-1] ^= 1
-    weights.write_bytes(raw)
-    assert "run was" in typed(place, *GENERATE, "max_tokens=4").err
-    raw[-1] ^= 1
-    weights.write_bytes(raw)
-    assert typed(place, *GENERATE, "max_tokens=4").code == 0
     (place / "run" / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
     assert "run was" in typed(place, *GENERATE, "max_tokens=4").err
-
-
-def test_a_byte_in_the_middle_of_large_weights_is_another_run(place: Path) -> None:
-    large = next((place / "run").rglob("model.safetensors")).with_name("more.bin")
-    raw = bytearray(5 << 20)
-    large.write_bytes(raw)
-    run = RunDir(place / "run")
-    first = fingerprint(run, run.checkpoint())
-    raw[len(raw) // 2] = 1
-    large.write_bytes(raw)
-    assert fingerprint(run, run.checkpoint()) != first
 
 
 # ---- bad lines
@@ -361,18 +300,6 @@ def test_a_reply_that_its_grammar_gave_up_is_no_answer(place: Path) -> None:
     assert whole["choices"][0]["text"] == "hello think world" and "error" not in whole
 
 
-def test_strict_stops_before_anything_runs(place: Path) -> None:
-    write(place, [{"prompt": "hi"}, {"prompt": "hi", "n": 0}, {"prompt_ids": [999]}])
-    before = listing(place)
-    done = typed(place, *GENERATE, "strict=true", "max_tokens=2")
-    assert (done.code, listing(place)) == (2, before)
-    assert "prompts.jsonl:2: n: " in done.err
-    write(place, [{"prompt": "hi"}, {"prompt_ids": [999]}])
-    assert "prompts.jsonl:2: prompt_ids: " in typed(place, *GENERATE, "strict=true", "max_tokens=2").err
-    write(place, [{"prompt": "hi"}, {"prompt_ids": [99]}])
-    assert typed(place, *GENERATE, "strict=true", "max_tokens=2").code == 0
-
-
 # ---- a bad file, or a bad command
 
 
@@ -389,8 +316,8 @@ WHOLE: list[tuple[str, tuple[str, ...], tuple[str, ...], Any]] = [
     ("missing", ("nowhere.jsonl", "run=run", "out=o"), ("nowhere.jsonl", "no such file"), None),
     ("a folder called so", ("d.jsonl", "run=run", "out=o"), ("in a regular file",), lambda p: (p / "d.jsonl").mkdir()),
     ("empty", ("e.jsonl", "run=run", "out=o"), ("e.jsonl", "empty"), lambda p: (p / "e.jsonl").touch()),
-    ("no run", ("p.jsonl", "out=o"), ("run= is required", "run=RUN"), None),
-    ("no out", ("p.jsonl", "run=run"), ("out= is required", "out=FILE"), None),
+    ("no run", ("p.jsonl", "out=o"), ("'run'", "required"), None),
+    ("no out", ("p.jsonl", "run=run"), ("'out'", "required"), None),
     ("no such run", ("p.jsonl", "run=nowhere", "out=o"), ("nowhere", "not a run directory"), None),
     ("out is a folder", ("p.jsonl", "run=run", "out=run"), ("a folder", "out=FILE"), None),
     ("out under a file", ("p.jsonl", "run=run", "out=p.jsonl/o"), ("not a folder", "another out="), None),
@@ -437,20 +364,6 @@ def test_a_base_model_continues_texts(place: Path, engine: Engine) -> None:
 
 
 # ---- order, kinds of files, size
-
-
-def test_a_shuffled_file_gives_each_id_the_answer_that_it_had(place: Path) -> None:
-    rows = sampled(12)
-    write(place, rows)
-    assert typed(place, *GENERATE, "max_tokens=20").code == 0
-    shuffled = random.Random(1).sample(rows, 9)
-    write(place, shuffled, "shuffled.jsonl")
-    assert typed(place, "generate", "shuffled.jsonl", "run=run", "out=s.jsonl", "max_tokens=20", "slots=3").code == 0
-    first = {row["id"]: row["choices"] for row in answers_in(place)}
-    again = answers_in(place, "s.jsonl")
-    assert [row["id"] for row in again] == [row["id"] for row in shuffled]
-    assert all(first[row["id"]] == row["choices"] for row in again)
-    assert len({json.dumps(choice) for choice in first.values()}) == 12, "each has random numbers of its own"
 
 
 def test_seeds_are_of_the_id_else_of_the_line(place: Path) -> None:
@@ -520,10 +433,6 @@ def test_columns_named_by_the_user_are_the_prompt(place: Path) -> None:
     assert listing(place) == before
 
 
-def encoded(text: str) -> list[int]:
-    return [*text.encode()]
-
-
 @pytest.mark.parametrize(
     ("row", "prompt"),
     [
@@ -543,13 +452,6 @@ def test_a_row_of_columns_is_one_prompt_and_keeps_its_fields(row: Row, prompt: s
     found = RowParser(RowSampling(), columns=("text", "stop"), task=task).ask(1, row)
     assert isinstance(found, RowRequest) and found.request.messages == (Message("user", prompt),)
     assert found.carried == row and found.request.params.max_tokens == 7 and not found.request.params.stop
-
-
-def test_a_plain_text_of_a_column_keeps_its_white_space_and_has_no_defaults_of_a_task() -> None:
-    parser = RowParser(RowSampling(), encoded, columns=("text",), task=TaskDefaults(max_tokens=7))
-    found = parser.ask(1, {"text": " b\n", "seed": 5})
-    assert isinstance(found, RowRequest) and found.request.prompt_ids == tuple(encoded(" b\n"))
-    assert found.request.params.max_tokens != 7 and found.request.params.seed == 5
 
 
 @pytest.mark.parametrize(
@@ -612,23 +514,6 @@ def test_a_taught_run_answers_with_the_defaults_of_its_task(place: Path) -> None
         assert typed(place, *GENERATE[:3], "out=raw.jsonl", "threads=1", "raw=true").code == 0, "no default applies"
 
 
-def test_no_more_is_read_than_can_be_asked(engine: Engine) -> None:
-    read, answered = 0, 0
-
-    def asks() -> Iterator[RowRequest | Refused]:
-        nonlocal read
-        for line in range(1, 61):
-            read += 1
-            assert read - answered <= 8 + 1 + 4, "the file is read ahead of the answers"
-            row = {"prompt": f"add {line} 1", "max_tokens": 3, "temperature": 1.0}
-            found = RowParser(RowSampling()).ask(line, row if line % 5 else {})
-            yield found
-
-    for some in answers(engine, asks(), room=8):
-        answered += len(some)
-    assert answered == 60
-
-
 def test_a_file_of_many_lines_takes_the_memory_of_few(tmp_path: Path) -> None:
     path = tmp_path / "many.jsonl"
     line = json.dumps({"prompt": "x" * 200, "id": 1}) + "\n"
@@ -649,50 +534,3 @@ def test_a_file_of_many_lines_takes_the_memory_of_few(tmp_path: Path) -> None:
 
 
 # ---- a server
-
-
-@pytest.fixture
-def served(place: Path) -> Iterator[tuple[str, str]]:
-    """The address of the run, and its key."""
-    command = [sys.executable, "-m", "rorqual", "serve", "run", "port=0", "keys=keys.json", "threads=1", "name=tiny"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    with open(place / "log", "w", encoding="utf-8") as log:
-        process = subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, stderr=log, env=env, encoding="utf-8")
-    assert process.stdout is not None
-    key = ""
-    for line in process.stdout:
-        if "key of tenant" in line:
-            key = line.split()[-1]
-        if found := re.search(r" at (http\S+/v1)$", line):
-            yield found.group(1), key
-            break
-    process.terminate()
-    process.wait(60)
-
-
-def test_a_server_answers_as_the_run_itself(
-    served: tuple[str, str], place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    address, key = served
-    monkeypatch.chdir(place)
-
-    def code(*words: str) -> int:
-        return CliRunner().invoke(app, words, catch_exceptions=False).exit_code
-
-    rows: Rows = [{"prompt": f"add {n} 2", "id": n} for n in range(6)]
-    rows[2]["thinking"], rows[3]["max_tokens"] = "on", 3
-    bad: Rows = [{"prompt": LONG}, {"prompt_ids": [1]}, {"prompt": ""}, {"prompt": "hi", "top_logprobs": 2}]
-    bad.append({"prompt": "hi", "grammar": {"kind": "json_schema", "source": "{bad"}})
-    write(place, [*rows, *bad])
-    assert code(*GENERATE, "max_tokens=30") == 1
-    words = ("generate", "prompts.jsonl", f"run={address}", "model=tiny", "out=far.jsonl", "max_tokens=30")
-    assert code(*words) == 2, "it has no key"
-    monkeypatch.setenv("RORQUAL_API_KEY", key)
-    assert code(*words) == 1
-    near, far = answers_in(place), answers_in(place, "far.jsonl")
-    assert [texts(row) for row in far[:6]] == [texts(row) for row in near[:6]]
-    assert [row["usage"] for row in far[:6]] == [row["usage"] for row in near[:6]]
-    assert ["error" in row for row in far] == [False] * 6 + [True] * 5
-    assert "context" in far[6]["error"]["what"]
-    assert [far[row]["error"]["key"] for row in (9, 10)] == ["top_logprobs", "grammar"]
-    assert code(*words[:3], "model=other", "out=other.jsonl") == 2

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from stub_server import StubServer, numbers_in, running, spoken
 from typer.testing import CliRunner
 
 from rorqual.cli.main import app
@@ -22,31 +21,13 @@ def typed_here(*words: str, code: int = 0) -> str:
     return done.output
 
 
-class Adder(BaseHTTPRequestHandler):
-    """A server that adds two numbers, and thinks first."""
-
-    def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        numbers = [int(word) for word in asked["messages"][-1]["content"].replace("+", " ").split() if word.isdigit()]
-        message = {"role": "assistant", "content": str(sum(numbers)), "reasoning_content": "carefully"}
-        usage = {"prompt_tokens": 3, "completion_tokens": 5}
-        reply = {"choices": [{"message": message, "finish_reason": "stop"}], "usage": usage}
-        body = json.dumps(reply).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Not to standard error."""
-
-
 @pytest.fixture
 def address() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Adder)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1"
-    server.shutdown()
+    """The address of a server that adds numbers, and thinks first."""
+    with running(
+        StubServer(lambda _, body: (200, spoken(str(sum(numbers_in(body))), reasoning_content="carefully")))
+    ) as server:
+        yield server.url
 
 
 def test_a_server_is_measured_like_a_run(address: str, tmp_path: Path) -> None:

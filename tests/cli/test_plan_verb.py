@@ -97,6 +97,7 @@ def test_a_run_s_own_speed(tiny: Path, tmp_path: Path) -> None:
         "$0.1 at",
     ):
         assert figure in text
+    assert "$1.00 at $0.5 per core-hour" in shown(str(tmp_path), "steps=7200", "core_hour=0.5")
     assert "times the FLOPs per token" in shown(str(tmp_path), "steps=10", "model=qwen3-0.6b")
 
 

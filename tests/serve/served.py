@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +16,11 @@ import httpx
 import torch
 import yaml
 from safetensors.torch import save_file
+from torch import Tensor
 
 from rorqual.core.records import MANIFEST_FILE, RunDir, write_json
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.model import ModelConfig, Stage, build
+from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.attention import GQAConfig
 from rorqual.model.ffn import DenseConfig
 
@@ -93,14 +94,43 @@ def write_run(
     model = build(config, seed=3)
     with torch.no_grad():
         model.lm_head.weight[:7] = 0  # special tokens are rare: replies of a random model have a length
+    return save_run(path, model, tokenizer, chat)
+
+
+def save_run(path: Path, model: Decoder, tokenizer: Tokenizer, chat: str = "deepseek") -> Path:
+    """A run directory of a model."""
     step = RunDir(path).step_dir(0)
     step.mkdir(parents=True)
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, step / "model.safetensors")
     write_json(step / MANIFEST_FILE, {"model.safetensors": (step / "model.safetensors").stat().st_size})
     tokenizer.save(RunDir(path).tokenizer_file)
-    settings = {"recipe": "import", "chat": chat, "model": config.model_dump(mode="json")}
+    settings = {"recipe": "import", "chat": chat, "model": model.config.model_dump(mode="json")}
     RunDir(path).config_file.write_text(yaml.safe_dump(settings), encoding="utf-8")
     return path
+
+
+def small_model(vocab_size: int, context: int) -> Decoder:
+    """A model that can learn some replies by heart."""
+    stage = Stage(
+        layers=2,
+        attention=GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=16, qk_norm=True),
+        ffn=DenseConfig(intermediate_size=128),
+    )
+    return build(
+        ModelConfig(vocab_size=vocab_size, hidden_size=64, stages=(stage,), max_position_embeddings=context), seed=0
+    )
+
+
+def learn(model: Decoder, loss: Callable[[], Tensor], *, steps: int, bar: float) -> None:
+    """Train until the loss is below `bar`."""
+    optimiser = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.0)
+    for _ in range(steps):
+        found = loss()
+        if found.item() < bar:
+            return
+        optimiser.zero_grad()
+        found.backward()
+        optimiser.step()
 
 
 def command(run: Path, keys: Path, *words: str, program: Sequence[str] = ("-m", "rorqual")) -> list[str]:

@@ -38,7 +38,7 @@ async def read(loop: ByHand, waited: float, then: float) -> int:
         async with body_of(Request(SCOPE, parts.get), 2**20, bodies, "a") as found:
             return sum(map(len, found))
 
-    with bodies.held("b"):
+    async with bodies.place("b"):
         reader = loop.create_task(body())
         parts.put_nowait({"type": "http.request", "body": b"x" * (SLICE + 1), "more_body": True})
         await loop.pass_by(0)

@@ -16,9 +16,8 @@ import pytest
 from served import Server, start, stop, write_run
 from test_serve_options import told
 
-from rorqual.cli.measure import models_of
 from rorqual.cli.serving import start as start_here
-from rorqual.core.errors import ConfigError, RorqualError
+from rorqual.core.errors import RorqualError
 from rorqual.core.records import Message, RunDir
 from rorqual.data.fingerprint import fingerprint
 from rorqual.data.tokenizer import Tokenizer
@@ -238,12 +237,6 @@ def test_bad_cascades_are_refused_before_anything_starts(runs: tuple[Path, Path]
         start_here(
             f"cascade={little},{tmp_path / 'missing'}", [f"calibration={gone}", f"keys={tmp_path / 'keys.json'}"]
         )
-
-
-def test_names_of_a_cascade() -> None:
-    assert models_of("a, http://b:1") == ("a", "http://b:1")
-    with pytest.raises(ConfigError, match="'a,' names 1 models"):
-        models_of("a,")
 
 
 def test_both_engines_are_watched_and_stopped(runs: tuple[Path, Path], tmp_path: Path) -> None:

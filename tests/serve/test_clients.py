@@ -231,54 +231,11 @@ def test_json_that_may_be_calls_is_one_or_the_other_whole_and_streamed(qwen: Ser
         )
 
 
-def test_a_trained_model_calls_what_it_must_and_goes_on_with_the_result(caller: Server) -> None:
-    client = openai_client(caller)
-    given: dict[str, Any] = {"model": "caller", "temperature": 0, "max_tokens": 200, "extra_body": AT_ONCE}
-    messages: list[Any] = [{"role": "user", "content": QUESTION}]
-    first = client.chat.completions.create(messages=messages, tools=[SPEC], tool_choice=named(NAME), **given).choices[0]
-    assert first.finish_reason == "tool_calls"
-    [call] = first.message.tool_calls or []
-    assert call.type == "function"
-    assert (call.function.name, json.loads(call.function.arguments)) == (NAME, json.loads(ARGUMENTS))
-    messages += [first.message, {"role": "tool", "tool_call_id": call.id, "content": RESULT}]
-    after = client.chat.completions.create(messages=messages, tools=[SPEC], **given).choices[0]
-    assert (after.message.content, after.finish_reason) == (ANSWER, "stop")
-    again = client.chat.completions.create(messages=messages, tools=[SPEC], tool_choice="required", **given).choices[0]
-    assert [one.function.name for one in again.message.tool_calls or () if one.type == "function"][:1] == [NAME]
-
-
 def test_a_forced_call_that_is_cut_off_is_none_and_says_length(client: openai.OpenAI) -> None:
     cut = client.chat.completions.create(
         model="tiny", messages=HELLO, tools=[OTHER], tool_choice="required", max_tokens=12, extra_body=AT_ONCE
     ).choices[0]
     assert (cut.finish_reason, cut.message.tool_calls) == ("length", None)
-
-
-def test_a_forced_call_that_cannot_be_kept_is_refused_and_its_twin_is_made(server: Server) -> None:
-    def asked(choice: Any, *tools: Any) -> httpx.Response:
-        with server.client as http:
-            body = {"model": "tiny", "messages": HELLO, "max_tokens": 8, "tools": list(tools), "tool_choice": choice}
-            return http.post("/v1/chat/completions", json=body)
-
-    def tool(**parameters: Any) -> dict[str, Any]:
-        return {"type": "function", "function": {"name": "put", "parameters": parameters}}
-
-    poisons = [
-        (
-            asked("required", tool(properties={"a": {"$ref": "#/none"}})),
-            asked("required", tool(properties={"$ref": {}})),
-            "Pointer '/none' does not exist",
-        ),
-        (asked("required", tool(type="string")), asked("required", tool(type="object")), "the type of the arguments is 'string'"),
-        (asked(named("pu"), tool()), asked(named("put"), tool()), "which is not in `tools`. Did you mean 'put'?"),
-        (asked("required"), asked("auto"), "`tools` is empty"),
-    ]  # fmt: skip
-    for refused, taken, words in poisons:
-        assert refused.status_code == 400
-        assert words in refused.json()["error"]["message"]
-        assert taken.status_code == 200, taken.text
-    bound = asked(named("put"), tool(), tool(type="string") | {"function": {"name": "b", "parameters": {"not": {}}}})
-    assert bound.status_code == 200  # what may not be called binds nothing
 
 
 # ---- JSON and other grammars
@@ -307,40 +264,6 @@ def test_an_answer_matches_its_schema_whole_and_streamed(run: Path, client: open
     engine = Engine(run, record_experts=False, slots=1)
     [[alone]] = engine.generate([Request((Message("user", "hello"),), params, "off")])
     assert (whole.message.content, whole.finish_reason) == (alone.text, alone.finish_reason)
-
-
-def test_choices_expressions_and_json_objects(client: openai.OpenAI) -> None:
-    def answer(**extra: Any) -> tuple[str, str]:
-        choice = client.chat.completions.create(
-            model="tiny", messages=HELLO, temperature=1, seed=4, max_tokens=60, extra_body=AT_ONCE | extra
-        ).choices[0]
-        return choice.message.content or "", choice.finish_reason
-
-    assert answer(guided_choice=["krill", "squid"])[0] in ("krill", "squid")
-    assert re.fullmatch(r"[ab]{3}-\d", answer(guided_regex=r"[ab]{3}-\d")[0])
-    text, reason = answer(response_format={"type": "json_object"})
-    assert text.lstrip().startswith("{") and (reason == "length" or isinstance(json.loads(text), dict))
-
-
-BAD_GRAMMARS: list[tuple[dict[str, Any], dict[str, Any]]] = [
-    ({"guided_json": {"type": "wrong"}}, {"guided_json": {"type": "integer"}}),
-    ({"guided_regex": "(a"}, {"guided_regex": "(a)"}),
-    ({"guided_regex": "a(?=b)"}, {"guided_regex": "a{0,9}"}),
-    ({"guided_json": {"$ref": "#/$defs/none"}}, {"guided_json": {"$defs": {"x": {"enum": [1]}}, "$ref": "#/$defs/x"}}),
-    ({"guided_json": {"$ref": "http://example.com/x.json"}}, {"guided_json": {"enum": ["http://example.com/x.json"]}}),
-]
-
-
-@pytest.mark.parametrize("number", range(len(BAD_GRAMMARS)))
-def test_a_grammar_that_cannot_be_kept_is_refused_and_its_twin_is(server: Server, number: int) -> None:
-    poison, twin = BAD_GRAMMARS[number]
-    base = {"model": "tiny", "messages": HELLO, "max_tokens": 24, **AT_ONCE}
-    with server.client as client:
-        for stream in (False, True):
-            answer = client.post("/v1/chat/completions", json=base | poison | {"stream": stream})
-            assert answer.status_code == 400, answer.text
-            assert answer.json()["error"]["type"] == "invalid_request_error"
-        assert client.post("/v1/chat/completions", json=base | twin).status_code == 200
 
 
 # ---- log-probabilities
@@ -426,35 +349,6 @@ def test_openai_for_node(caller: Server, tmp_path: Path) -> None:
         "calls": [call], "finish_reason": "tool_calls", "parts": {"0": call}, "ended": "tool_calls", "answer": ANSWER,
         "refused": {"status": 400, "param": "n", "kind": "BadRequestError"}, "models": ["caller"],
     }  # fmt: skip
-
-
-def test_lm_eval_measures_what_is_served(server: Server, client: openai.OpenAI, tmp_path: Path) -> None:
-    """The task's right answers are what the model says to three of four questions: lm-eval must find 0.75."""
-    rows = []
-    for number, question in enumerate(("one", "two", "three", "four")):
-        answer = client.chat.completions.create(
-            model="tiny", messages=[{"role": "user", "content": question}], max_tokens=24, temperature=0, stop=["\n"]
-        )
-        said = answer.choices[0].message.content or ""
-        rows.append({"question": question, "answer": said if number else said + "?"})
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    (tmp_path / "echoes.jsonl").write_text(text, encoding="utf-8")
-    task = (CLIENTS / "lm_eval" / "echoes.yaml").read_text(encoding="utf-8")
-    task = task.replace("echoes.jsonl", str(tmp_path / "echoes.jsonl"))
-    (tmp_path / "echoes.yaml").write_text(task, encoding="utf-8")
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "lm_eval", "--model", "local-chat-completions", "--tasks", "echoes", "--include_path", str(tmp_path),
-            "--model_args", f"model=tiny,base_url={server.url}/v1/chat/completions,num_concurrent=2,max_retries=1,tokenized_requests=False",
-            "--apply_chat_template", "--output_path", str(tmp_path / "out"), "--log_samples",
-        ],
-        capture_output=True, text=True, encoding="utf-8", check=False, timeout=300,
-        env=environment(OPENAI_API_KEY=server.key, HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_HOME=str(tmp_path / "hf")),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    [results] = (tmp_path / "out").rglob("results_*.json")
-    found = json.loads(results.read_text(encoding="utf-8"))["results"]["echoes"]
-    assert found["exact_match,none"] == 0.75
 
 
 def test_our_own_eval_finds_the_same_over_the_address_and_in_the_run(run: Path, server: Server, tmp_path: Path) -> None:

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import json
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from served import Server
 
-from rorqual.core.records import Message
 from rorqual.engine import Completion, Engine, Request, SamplingParams
-from rorqual.engine.remote.engine import RemoteEngine
-from rorqual.serve.objects import ChatCompletion, TextCompletion
 
 IDS = list(range(40, 200))
-HELLO = Message("user", "hello there")
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +23,11 @@ def asked(engine: Engine, ids: list[int], **params: Any) -> Completion:
     return found
 
 
-def ask(server: Server, route: str = "completions", **body: Any) -> dict[str, Any]:
+def ask(server: Server, **body: Any) -> dict[str, Any]:
     with server.client as client:
-        answer = client.post(f"/v1/{route}", json={"model": "tiny", "temperature": 0, **body})
+        answer = client.post("/v1/completions", json={"model": "tiny", "temperature": 0, **body})
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()
-    (ChatCompletion if route.startswith("chat") else TextCompletion).model_validate(found)
     return found
 
 
@@ -65,29 +57,6 @@ def test_a_text_begins_with_what_the_model_was_given(server: Server, engine: Eng
     assert choice["text"].startswith("hello")
 
 
-def test_several_prompts_and_samples_each_have_their_own(server: Server, engine: Engine) -> None:
-    prompts = [[50, 51, 52], IDS[:70], [60]]
-    body = {"prompt": prompts, "max_tokens": 2, "echo": True, "logprobs": 1, "n": 2, "seed": 3, "temperature": 1}
-    choices = ask(server, **body)["choices"]
-    for number, prompt in enumerate(prompts):
-        expected = asked(engine, prompt, max_tokens=1).prompt_logprobs
-        for choice in choices[2 * number : 2 * number + 2]:
-            assert choice["logprobs"]["token_logprobs"][: len(prompt)] == expected
-            assert len(choice["logprobs"]["tokens"]) == len(prompt) + 2
-    pieces: dict[int, dict[str, list[Any]]] = {}
-    with (
-        server.client as client,
-        client.stream("POST", "/v1/completions", json={"model": "tiny", "stream": True} | body) as s,
-    ):
-        for line in s.iter_lines():
-            if line.startswith("data: {"):
-                [part] = json.loads(line[6:])["choices"]
-                told = pieces.setdefault(part["index"], {name: [] for name in part["logprobs"]})
-                for name, values in part["logprobs"].items():
-                    told[name] += values
-    assert pieces == {choice["index"]: choice["logprobs"] for choice in choices}
-
-
 def test_no_tokens_at_all_may_be_asked_for(server: Server, engine: Engine) -> None:
     found = ask(server, prompt=IDS[:30], max_tokens=0, echo=True, logprobs=1)
     [choice] = found["choices"]
@@ -114,40 +83,6 @@ def test_vllms_name_for_it(server: Server, engine: Engine) -> None:
         assert set(found[place]) == {str(IDS[place]), *(str(id_) for id_, _ in best)}
 
 
-def test_a_conversations_own_and_our_own_client_reads_them(server: Server, engine: Engine) -> None:
-    params = SamplingParams(max_tokens=3, prompt_logprobs=2)
-    request = Request((HELLO,), params, "off")
-    [[here]] = engine.generate([request])
-    [[there]] = RemoteEngine(f"{server.url}/v1", "tiny", api_key=server.key).generate([request])
-    assert (there.prompt_logprobs, there.text) == (here.prompt_logprobs, here.text)
-    assert there.prompt_top_logprobs == here.prompt_top_logprobs
-    [[plain]] = RemoteEngine(f"{server.url}/v1", "tiny", api_key=server.key).generate(
-        [Request((HELLO,), SamplingParams(max_tokens=3), "off")]
-    )
-    assert plain.prompt_logprobs is None
-
-
-def test_what_is_too_much_or_cannot_be_is_refused(server: Server) -> None:
-    hello = [{"role": "user", "content": "hello"}]
-    with server.client as client:
-        for route, body, param in (
-            ("completions", {"prompt": "x", "prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
-            ("completions", {"prompt": "x", "prompt_logprobs": 21}, "prompt_logprobs"),
-            ("completions", {"prompt": "x", "max_tokens": 0}, "max_tokens"),
-            ("chat/completions", {"messages": hello, "prompt_logprobs": -1}, "prompt_logprobs"),
-            ("chat/completions", {"messages": hello, "max_tokens": 0}, "max_tokens"),
-        ):
-            answer = client.post(f"/v1/{route}", json={"model": "tiny", **body})
-            assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
-
-
-def test_a_long_prompts_come_in_pieces(server: Server, engine: Engine) -> None:
-    """No message between engine and server holds more than some thousand numbers; twenty likeliest ones of a long prompt need many."""
-    prompt = [40 + n % 200 for n in range(1500)]
-    [choice] = ask(server, prompt=prompt, max_tokens=0, echo=True, logprobs=20)["choices"]
-    assert choice["logprobs"]["token_logprobs"] == asked(engine, prompt, max_tokens=1).prompt_logprobs
-
-
 def test_min_tokens_holds_off_the_end(server: Server, engine: Engine) -> None:
     [letter] = engine.tokenizer.encode("a")
     body: dict[str, Any] = {
@@ -166,21 +101,6 @@ def test_min_tokens_holds_off_the_end(server: Server, engine: Engine) -> None:
         answer = client.post("/v1/completions", json={"model": "tiny", "prompt": "x", "max_tokens": 3, "min_tokens": 4})
     assert answer.status_code == 400 and answer.json()["error"]["param"] == "min_tokens"
     assert "Lower `min_tokens`" in answer.json()["error"]["message"]
-
-
-def test_two_requests_beside_each_other_have_their_own(server: Server, engine: Engine) -> None:
-    prompts = [[40 + (n * k) % 200 for n in range(100 + 10 * k)] for k in range(1, 5)]
-    expected = [asked(engine, prompt, max_tokens=1).prompt_logprobs for prompt in prompts]
-
-    def one(prompt: list[int]) -> Any:
-        with httpx.Client(headers={"authorization": f"Bearer {server.key}"}, timeout=600, trust_env=False) as client:
-            body = {"model": "tiny", "prompt": prompt, "max_tokens": 0, "echo": True, "logprobs": 1}
-            return client.post(f"{server.url}/v1/completions", json=body).json()["choices"][0]["logprobs"][
-                "token_logprobs"
-            ]
-
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(one, prompts)) == expected
 
 
 @pytest.mark.parametrize(("logprobs", "prompt_logprobs"), [(3, 0), (1, 2), (0, 3)])

@@ -7,9 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
 from dataclasses import replace
-from math import log
 from pathlib import Path
 from typing import Any
 
@@ -180,19 +178,6 @@ def test_a_request_begins_again_with_all_its_samples_and_ends_with_the_last(caps
     assert "SIGKILL" in capsys.readouterr().err
 
 
-def test_who_waits_is_told_when_the_server_stops() -> None:
-    async def act() -> None:
-        bridge = alive()
-        with bridge.job([ONE, ONE], "a") as one, bridge.job([ONE], "b") as other:
-            await bridge.stop()
-            for job in (one, other):
-                with pytest.raises(ApiError) as caught:
-                    await job.next(60)
-                assert (caught.value.status, caught.value.code) == (503, "stopping")
-
-    asyncio.run(act())
-
-
 def test_a_request_on_its_way_takes_a_place_of_its_own_tenant() -> None:
     async def act() -> None:
         bridge = alive(queue=2, tenants=2)
@@ -211,23 +196,6 @@ def test_a_request_on_its_way_takes_a_place_of_its_own_tenant() -> None:
 
 
 # ---- what is counted
-
-
-def test_a_prompt_of_which_nothing_was_drawn_is_nobodys_bill() -> None:
-    """The client leaves when the second prompt's first sample has begun."""
-
-    async def act() -> Reply:
-        bridge = alive()
-        with bridge.job([replace(ONE, n=2), replace(THREE, n=2), ONE], "a") as job:
-            reply = reply_to(job)
-            bridge._deliver(job.numbers[1], SampledToken(0, letter("a"), hit=2))
-            async with aclosing(reply.pieces()) as pieces:
-                assert await anext(pieces) is not None
-        return reply
-
-    reply = asyncio.run(act())
-    assert reply.metrics.tokens == {("a", "prompt_hit"): 2, ("a", "prompt_miss"): 1, ("a", "completion"): 1}
-    assert (reply.metrics.cancelled, reply.metrics.failed, reply.metrics.first_tokens) == (1, 0, 1)
 
 
 def test_tokens_of_thoughts_are_counted_over_all_samples() -> None:
@@ -313,6 +281,8 @@ def test_every_request_is_counted_by_its_route_and_how_it_ended(tmp_path: Path) 
             ("/health", 503): 1, ("/v1/models", 200): 2, ("/v1/models/{name:path}", 404): 1, ("other", 404): 1, ("other", 401): 1,
             (TALK, 405): 1, (TEXT, 400): 1, (TALK, 400): 1, ("other", 200): 1,
         }  # fmt: skip
+        lost = ended[4].json()
+        assert (lost["error"]["code"], lost["request_id"]) == ("no_such_route", ended[4].headers["x-request-id"])
         service.metrics.used("b", 1, 2, 3)
         assert 'tenant="b"' in (await client.get("/metrics")).text, "the operator's"
         other = {**service.keys.tenants}
@@ -338,11 +308,6 @@ def test_a_server_says_whether_its_engine_is_ready(tmp_path: Path) -> None:
             "temperature": 1.0, "examples": [],
         }  # fmt: skip
         assert (await client.get("/v1/models")).json() == {"object": "list", "data": [card]}
-        service.bridge.info = None
-        assert (await client.get("/v1/models/m")).json() == card | {"max_model_len": 0}
-        loading = await client.post(TEXT, json={"model": "m", "prompt": "a"})
-        assert (loading.status_code, loading.json()["error"]["code"]) == (503, "loading")
-        assert loading.headers.get("retry-after") == "1", "it passes by itself"
         assert "retry-after" not in (await client.post(TEXT, json={"model": "other", "prompt": "a"})).headers
 
     within(tmp_path, act)
@@ -407,17 +372,3 @@ def test_pieces_of_several_texts_joined_are_the_whole_with_every_log_probability
         for name, values in choice["logprobs"].items():
             assert [value for one in own for value in one["logprobs"][name]] == values, name
         assert own[-1]["finish_reason"] == choice["finish_reason"]
-
-
-def test_pieces_of_several_replies_joined_have_every_log_probability(server: Server) -> None:
-    body: dict[str, Any] = {
-        "messages": [{"role": "user", "content": "a"}], "n": 3, "max_tokens": 8, "logprobs": True, "top_logprobs": 2, "temperature": 0.5,
-    }  # fmt: skip
-    found, _ = events(server, TALK, **body)
-    with server.client as client:
-        whole = client.post(TALK, json={"model": "tiny", "seed": 5, **body}).json()["choices"]
-    for choice in whole:
-        own = [one["choices"][0] for one in found if one["choices"][0]["index"] == choice["index"]]
-        told = [entry for one in own if one["logprobs"] is not None for entry in one["logprobs"]["content"]]
-        assert told == choice["logprobs"]["content"] and all(entry["logprob"] <= log(1) for entry in told)
-    assert len({json.dumps(choice["logprobs"]) for choice in whole}) == 3

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import re
 import signal
 import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -21,9 +19,8 @@ from served import Server, start, stop
 
 from rorqual.serve.bodies import Bodies
 from rorqual.serve.errors import ApiError
-from rorqual.serve.limits import MAX_ARGUMENTS, MAX_CALLS, MAX_OTHER, MAX_PARTS, MAX_TOOLS, MAX_VALUES, check_values
-from rorqual.serve.logs import MOST, RateLimitFilter
-from rorqual.serve.schemas import ChatRequest, TextRequest, read
+from rorqual.serve.limits import MAX_VALUES, check_values
+from rorqual.serve.schemas import ChatRequest, read
 
 WATCH = str(Path(__file__).parent / "watched.py")
 SMALL, LARGE = 250_000, 1_000_000
@@ -104,40 +101,20 @@ def test_no_callback_of_the_loop_does_work_that_grows_with_a_request_or_a_reply(
         assert more["seconds"] < 2, other  # of a processor, under the watch: before, it was 6.8 s for 7 MB
 
 
-LIMITS: dict[str, tuple[Any, str, int]] = {
-    "tools": (chat(tools=[tool(number, 60_000) for number in range(6)]), "tools", MAX_TOOLS),
-    "the number of tools": (chat(tools=[tool(number, 0) for number in range(129)]), "tools", 128),
-    "arguments": (chat(messages=called("[" + "1," * 140_000)), "messages[1].tool_calls[0]", MAX_ARGUMENTS),
-    "parts": (chat(messages=[{"role": "user", "content": [{"type": "text", "text": "a"}] * 200}] * 21), "messages", MAX_PARTS),
-    "calls": (chat(messages=[called("{}")[0], called("{}")[1] | {"tool_calls": [{}] * 4097}]), "messages", MAX_CALLS),
-    "messages": (chat(messages=[{"role": "user", "content": "a"}] * 4097), "messages", 4096),
-    "what a message carries": (chat(messages=[{"role": "user", "content": "a", "parsed": ["a" * 9] * 20_000}]), "messages[0].parsed", MAX_OTHER),
-    "stops": (chat(stop=["a"] * 17), "stop", 16),
-    "a bias": (chat(logit_bias={str(place): 1 for place in range(1025)}), "logit_bias", 1024),
-    "answers": (chat(guided_choice=["a"] * 1025), "guided_choice", 1024),
-    "a format": (chat(response_format={"type": "text", "json_schema": ["a" * 99] * 2000}), "response_format", MAX_OTHER),
-    "what is ignored": (chat(metadata={"a": "b" * 200_000}), "metadata", MAX_OTHER),
-    "what is unknown": (chat(temprature="b" * 200_000), "temprature", MAX_OTHER),
-}  # fmt: skip
+LIMITS: dict[str, dict[str, Any]] = {
+    "tools": {"tools": [tool(number, 0) for number in range(129)]},
+    "messages": {"messages": [{"role": "user", "content": "a"}] * 4097},
+    "stop": {"stop": ["a"] * 17},
+    "logit_bias": {"logit_bias": {str(place): 1 for place in range(1025)}},
+    "guided_choice": {"guided_choice": ["a"] * 1025},
+}
 
 
 @pytest.mark.parametrize("name", LIMITS)
-def test_a_part_that_is_too_large_is_named_with_its_limit(name: str) -> None:
-    given, part, limit = LIMITS[name]
+def test_a_list_that_is_too_long_is_named(name: str) -> None:
     with pytest.raises(ApiError) as caught:
-        read(ChatRequest, json.dumps(given).encode())
-    error = caught.value.body()["error"]
-    assert (error["param"], error["code"]) == (part, "too_large")
-    assert f"`{part}`" in error["message"] and f"{limit:,}" in error["message"] and error["message"].endswith(".")
-
-
-def test_ids_are_as_many_as_a_context_and_no_more() -> None:
-    def body(count: int) -> bytes:
-        return json.dumps({"model": "m", "prompt": [7] * count}).encode()
-
-    assert len(read(TextRequest, body(200_000))[0].prompts[0]) == 200_000
-    with pytest.raises(ApiError, match=r"262,144 values"):
-        read(TextRequest, body(MAX_VALUES + 1))
+        read(ChatRequest, json.dumps(chat(**LIMITS[name])).encode())
+    assert (caught.value.param, caught.value.code) == (name, "too_large")
 
 
 @pytest.mark.parametrize("text", ['"', "\\", '\\"', "\\\\", '\\\\"', "\n", "é", "[,{"])
@@ -168,13 +145,6 @@ def connect(server: Server, given: dict[str, Any], path: str = CHAT, received: i
     return wire
 
 
-def rest_of(wire: socket.socket) -> bytes:
-    found = b""
-    while part := wire.recv(65536):
-        found += part
-    return found
-
-
 LONG = chat(max_tokens=4000, ignore_eos=True, stream=True, logprobs=True, top_logprobs=20)
 
 
@@ -190,10 +160,7 @@ def strict(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
     )
     yield server
     assert stop(server) == 0
-    log = server.log.read_text(encoding="utf-8")
-    assert "Traceback" not in log
-    left = [int(found.replace(",", "")) for found in re.findall(r"omitted ([\d,]+) more lines like this", log)]
-    assert not log.count("nonsense") and sum(left) >= FLOOD - 4 * MOST  # a slow flood has several windows
+    assert "Traceback" not in server.log.read_text(encoding="utf-8")
 
 
 def test_clients_that_do_not_read_are_cut_off_billed_and_in_nobodys_way(strict: Server) -> None:
@@ -210,42 +177,6 @@ def test_clients_that_do_not_read_are_cut_off_billed_and_in_nobodys_way(strict: 
         assert strict.metric("running") == strict.metric("waiting") == 0
         read = client.post(CHAT, json=LONG | {"max_tokens": 100})
         assert read.text.endswith("data: [DONE]\n\n")
-
-
-@pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_closes_its_own_side_gets_its_whole_answer(server: Server, stream: bool) -> None:
-    given = chat(max_tokens=300, ignore_eos=True, stream=stream)
-    with server.client as client:
-        whole = client.post(CHAT, json=given)
-    with connect(server, given) as wire:
-        wire.shutdown(socket.SHUT_WR)
-        found = rest_of(wire)  # to its end: the server closes its side, too
-    texts = re.findall(r'"(?:content|reasoning_content)":"((?:[^"\\]|\\.)*)"', found.decode())
-    assert "".join(texts) == "".join(re.findall(r'"(?:content|reasoning_content)":"((?:[^"\\]|\\.)*)"', whole.text))
-    assert (b"data: [DONE]" in found) == stream
-
-
-def test_a_route_answers_a_client_that_closes_its_own_side(server: Server) -> None:
-    parts = urlsplit(server.url)
-    with socket.create_connection((parts.hostname, parts.port), timeout=60) as wire:
-        wire.sendall(f"GET /health HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {server.key}\r\n\r\n".encode())
-        wire.shutdown(socket.SHUT_WR)
-        assert rest_of(wire).endswith(b'{"status":"ok"}')
-
-
-@pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_has_left_is_cancelled_before_its_reply_could_end(server: Server, stream: bool) -> None:
-    """Also one that waits for its turn, to which nothing is written otherwise."""
-    given = chat(max_tokens=4000, n=8, ignore_eos=True, stream=stream, temperature=1)
-    cancelled = server.metric("cancelled_total")
-    wires = [connect(server, given) for _ in range(3)]
-    while server.metric("running") + server.metric("waiting") < 3:
-        time.sleep(0.05)
-    for wire in wires:
-        wire.shutdown(socket.SHUT_WR)
-        wire.close()
-    server.wait("cancelled_total", cancelled + 3)
-    assert server.metric("running") == server.metric("waiting") == 0
 
 
 # ---- memory
@@ -275,21 +206,20 @@ def test_large_bodies_are_few_at_a_time_and_all_are_answered(server: Server) -> 
 
 def test_a_tenant_holds_two_large_bodies_and_all_together_eight() -> None:
     async def told() -> list[str]:
-        bodies, found, held = Bodies(), list[str](), ExitStack()
+        bodies, found, leave = Bodies(), list[str](), asyncio.Event()
 
         async def come(tenant: str) -> None:
-            await bodies.wait(tenant)
-            held.enter_context(bodies.held(tenant))
-            found.append(tenant)
+            async with bodies.place(tenant):
+                found.append(tenant)
+                await leave.wait()
 
         tasks = [asyncio.ensure_future(come(tenant)) for tenant in "aaabcdefgbh"]
         for _ in range(9):
             await asyncio.sleep(0)
-        assert len(found) == 8
         first = "".join(found)
-        held.close()
+        leave.set()
         await asyncio.gather(*tasks)
-        return [first, "".join(sorted(found[8:]))]
+        return [first, "".join(sorted(found[len(first) :]))]
 
     assert asyncio.run(told()) == ["aabcdefg", "abh"]
 
@@ -305,28 +235,7 @@ def test_a_flood_without_a_key_does_not_fill_the_log(strict: Server) -> None:
             with suppress(ConnectionError), socket.create_connection((parts.hostname, parts.port)) as wire:
                 wire.sendall(data)
                 wire.recv(100)
-    log = strict.log.read_text(encoding="utf-8")
-    assert len(log.splitlines()) < FLOOD and len(log) < 8000
-
-
-def test_what_is_left_out_of_the_log_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    quiet = RateLimitFilter()
-
-    def lines(text: str, count: int) -> int:
-        record = logging.LogRecord("a", logging.WARNING, "f", 1, text, (), None)
-        return sum(quiet.filter(record) for _ in range(count))
-
-    assert lines("at 0x1f: 7\nmore", 1000) == MOST
-    assert lines("at 0x2e: 8", 10) == 0 and lines("another", 1) == 1  # one kind, whatever its numbers
-    quiet.flush()
-    assert "omitted 1,000 more lines like this: at #: #" in capsys.readouterr().err
-    assert lines("at 0x3d: 9", 12) == MOST
-    assert sum(lines(f"kind {chr(number)}", 1) for number in range(300, 2000)) < 300  # kinds without end are one
-    quiet.flush()
-    told = capsys.readouterr().err
-    assert "rorqual serve: omitted 2 more lines like this" in told
-    quiet.flush()
-    assert not capsys.readouterr().err
+    assert len(strict.log.read_text(encoding="utf-8").splitlines()) < FLOOD
 
 
 def test_livez_tells_nobody_anything(server: Server) -> None:
@@ -358,18 +267,6 @@ def test_every_answer_names_its_request(server: Server, given: str) -> None:
 def preflight(server: Server, path: str, origin: str, **headers: str) -> httpx.Response:
     asked = {"origin": origin, "access-control-request-method": "POST", **headers}
     return httpx.request("OPTIONS", server.url + path, headers=asked, trust_env=False)
-
-
-def test_a_preflight_of_a_known_origin_says_the_same_of_every_address(strict: Server) -> None:
-    names = "authorization, content-type, x-stainless-lang"
-    found = set()
-    for path in (CHAT, "/v1/models/tiny", "/nothing", "/", "/metrics"):
-        answer = preflight(strict, path, ORIGIN, **{"access-control-request-headers": names})
-        told = {name: value for name, value in answer.headers.items() if name not in ("date", "x-request-id")}
-        found.add((answer.status_code, answer.content, json.dumps(told, sort_keys=True)))
-        assert told["access-control-allow-origin"] == ORIGIN and told["access-control-allow-headers"] == names
-        assert "access-control-allow-credentials" not in told
-    assert len(found) == 1 and next(iter(found))[0] == 200
 
 
 @pytest.mark.parametrize(

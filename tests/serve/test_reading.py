@@ -93,21 +93,6 @@ def test_any_stream_is_read_as_it_is_parsed(parts: list[list[int]], name: str, m
     assert reader.message() == message
 
 
-def test_a_thought_and_its_answer_are_streamed_and_not_held_back() -> None:
-    ids = FIXTURES["a whole thought"]
-    for name in ("deepseek", "deepseek-r1"):
-        pieces = fed(CHATS[name].reader("auto"), ids if name == "deepseek" else ids[1:])
-        assert sum(bool(piece.reasoning) for piece in pieces) > 5
-        assert sum(bool(piece.content) for piece in pieces) > 4
-
-
-def test_what_an_end_could_still_turn_into_a_thought_waits() -> None:
-    pieces = fed(CHATS["deepseek"].reader("auto"), FIXTURES["opened in the prompt"])
-    place = FIXTURES["opened in the prompt"].index(END)
-    assert not any(pieces[:place])
-    assert joined(pieces) == ("Let me see. ", "It is 7.")
-
-
 def test_a_long_reply_takes_time_in_proportion_to_its_length() -> None:
     chat = CHATS["deepseek"]
     rng = random.Random(0)

@@ -13,7 +13,7 @@ from shapes import CHAT, HELLO, MAX_LEN, chat_of, service_of, text_of
 from rorqual.core.parts import ImagePart, ImageURL, TextPart
 from rorqual.core.records import Message, Thinking, Tool, ToolCall
 from rorqual.core.sampling import SERVER_DEFAULTS, Grammar, SamplingParams
-from rorqual.serve.answer import Shape, _prepare
+from rorqual.serve.answer import Shape, prepare
 from rorqual.serve.errors import ApiError
 from rorqual.serve.limits import MAX_VALUES
 from rorqual.serve.routes.completions import TextShape
@@ -246,11 +246,6 @@ def test_a_turn_is_what_the_chat_format_gets(name: str) -> None:
     assert ChatMessage.model_validate(given | CHANGES_NOTHING).message() == there
 
 
-def test_text_parts_are_asked_as_their_text() -> None:
-    content = [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]
-    assert asked(chat_of(messages=[{**HELLO, "content": content}])) == asked(chat_of())
-
-
 def test_a_picture_is_for_the_chat_format_to_take() -> None:
     messages = [HELLO, {"role": "assistant", "content": "hi"}, {"role": "user", "content": [TEXT_PART, LOOK]}]
     with pytest.raises(ApiError) as caught:
@@ -340,9 +335,10 @@ def test_calls_are_one_where_no_more_were_wanted() -> None:
 
 def prepared(service: Service, **given: Any) -> list[PackedRequest] | str | None:
     """What the engine is asked for a request of completions, or the parameter that is refused."""
-    content = json.dumps({"model": "m", **given}).encode()
-    found = _prepare(service, TextRequest, TextShape, [content[:20], content[20:]])
-    return found.param if isinstance(found, ApiError) else found.asks
+    try:
+        return prepare(service, TextRequest, TextShape, json.dumps({"model": "m", **given}).encode()).asks
+    except ApiError as error:
+        return error.param
 
 
 def asks_of(count: int, service: Service | None = None, **given: Any) -> bool:
@@ -396,16 +392,12 @@ def test_several_prompts_together_have_a_number_of_tokens() -> None:
     assert asks_of(1, service, prompt="a" * (MAX_VALUES + 1)), "one may fill the context"
 
 
-def test_a_request_without_a_model_that_is_served_or_ready_is_refused() -> None:
-    service = service_of()
-    assert prepared(service, model="other", prompt="a") == "model"
-    service.bridge.info = None
-    found = _prepare(service, TextRequest, TextShape, [b'{"model":"m","prompt":"a"}'])
-    assert isinstance(found, ApiError) and (found.status, found.code) == (503, "loading")
+def test_a_request_to_a_model_that_is_not_served_is_refused() -> None:
+    assert prepared(service_of(), model="other", prompt="a") == "model"
 
 
 def test_what_was_ignored_is_named_in_order() -> None:
-    found = _prepare(service_of(), TextRequest, TextShape, [b'{"model":"m","prompt":"a","user":"x","store":true}'])
-    assert not isinstance(found, ApiError) and found.headers == {"x-rorqual-ignored": "store,user"}
-    bound = _prepare(service_of(), TextRequest, TextShape, [b'{"model":"m","prompt":"a","guided_regex":"a+"}'])
-    assert not isinstance(bound, ApiError) and (bound.bound, bound.headers) == ("guided_regex", {})
+    found = prepare(service_of(), TextRequest, TextShape, b'{"model":"m","prompt":"a","user":"x","store":true}')
+    assert found.headers == {"x-rorqual-ignored": "store,user"}
+    bound = prepare(service_of(), TextRequest, TextShape, b'{"model":"m","prompt":"a","guided_regex":"a+"}')
+    assert (bound.bound, bound.headers) == ("guided_regex", {})

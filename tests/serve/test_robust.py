@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
 import pytest
 from served import Server, command, start, stop
 
@@ -31,10 +29,6 @@ def chat_body(**fields: Any) -> dict[str, Any]:
 def good(server: Server) -> None:
     with server.client as client:
         assert client.post("/v1/chat/completions", json=chat_body()).status_code == 200
-
-
-def tokens_drawn(server: Server) -> float:
-    return server.metric(r'tokens_total\{tenant="default",kind="completion"\}', default=0)
 
 
 def connect(server: Server) -> socket.socket:
@@ -92,15 +86,11 @@ def test_no_spelling_of_a_request_does_without_a_key(server: Server, version: st
         "Authorization: Bearer\r\n",
         "Authorization: Bearer x\r\nAuthorization: Bearer y\r\n",
         "X-Api-Key: x\r\n",
+        f"Authorization: Bearer {server.key}\r\n" * 2,
     ):
         assert status_of(said(server, f"GET /v1/models HTTP/{version}\r\nHost: a\r\n{extra}\r\n".encode())) == 401
     right = f"GET /v1/models HTTP/{version}\r\nHost: evil.example\r\nAuthorization: bearer {server.key}\r\n\r\n"
     assert status_of(said(server, right.encode())) == 200
-
-
-def test_two_keys_are_none(server: Server) -> None:
-    twice = f"Authorization: Bearer {server.key}\r\n" * 2
-    assert status_of(said(server, f"GET /v1/models HTTP/1.1\r\nHost: a\r\n{twice}\r\n".encode())) == 401
 
 
 # ---- bodies
@@ -164,24 +154,6 @@ def test_a_body_of_100_megabytes_is_refused_without_being_kept(server: Server) -
         assert client.post("/v1/chat/completions", content=parts()).status_code == 413
     assert most - before < 40 * MIB
     good(server)
-
-
-@pytest.mark.parametrize(
-    ("headers", "status"),
-    [
-        ({"content-encoding": "gzip"}, 415),
-        ({"content-encoding": "identity"}, 200),
-        ({"content-type": "text/xml"}, 415),
-        ({"content-type": "multipart/form-data; boundary=x"}, 415),
-        ({"content-type": "application/json; charset=utf-8"}, 200),
-        ({"content-type": "application/json; charset=latin-1"}, 415),
-        ({"content-type": ""}, 200),
-    ],
-)
-def test_what_a_body_says_of_itself(server: Server, headers: dict[str, str], status: int) -> None:
-    with server.client as client:
-        answer = client.post("/v1/chat/completions", content=json.dumps(chat_body()), headers=headers)
-        assert answer.status_code == status, answer.text
 
 
 # ---- connections
@@ -268,45 +240,21 @@ def child(process: subprocess.Popen[str]) -> int:
     raise AssertionError("no engine was started")
 
 
-@pytest.mark.parametrize("stays", [True, False])
-def test_an_engine_that_hangs_while_it_loads_ends_the_start_and_one_that_goes_on_does_not(
-    run: Path, tmp_path: Path, stays: bool
-) -> None:
-    began = time.monotonic()
+def test_an_engine_that_hangs_while_it_loads_ends_the_start(run: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
-        command(run, tmp_path / "k", "port=0", f"load={5 if stays else 600}", "ui=false"),
+        command(run, tmp_path / "k", "port=0", "load=5", "ui=false"),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
     )  # fmt: skip
     engine = child(process)
     try:
-        check_start(process, engine, stays, began)
+        os.kill(engine, signal.SIGSTOP)
+        errors = process.communicate(timeout=300)[1]
+        assert process.returncode == 2 and "load=SECONDS" in errors and "Traceback" not in errors
+        assert not Path(f"/proc/{engine}").exists()
     finally:
         process.kill()
-        process.wait()
         with suppress(ProcessLookupError):
             os.kill(engine, signal.SIGKILL)
-
-
-def check_start(process: subprocess.Popen[str], engine: int, stays: bool, began: float) -> None:
-    os.kill(engine, signal.SIGSTOP)
-    if stays:
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(300)
-        assert process.poll() == 2
-        assert process.stderr is not None
-        errors = process.stderr.read()
-        said = " ".join(errors.split())
-        assert "was not ready within 5 seconds" in said and "load=SECONDS" in said and "Traceback" not in said
-        assert time.monotonic() - began > 5
-        assert not Path(f"/proc/{engine}").exists()
-        return
-    time.sleep(3)
-    assert process.poll() is None
-    os.kill(engine, signal.SIGCONT)
-    assert process.stdout is not None
-    assert any(" at http" in line for line in process.stdout)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0
 
 
 def test_a_request_under_which_the_engine_dies_twice_is_given_up(server: Server) -> None:
@@ -327,30 +275,6 @@ def test_a_request_under_which_the_engine_dies_twice_is_given_up(server: Server)
     assert answer.status_code == 503 and answer.json()["error"]["code"] == "engine_died"
     server.wait("engine_restarts_total", restarts + 2)
     good(server)
-
-
-def test_an_engine_that_hangs_when_it_is_started_again_is_tried_once_more(
-    server: Server, run: Path, tmp_path: Path
-) -> None:
-    limit = round(3 * server.took) + 5
-    server = start(run, tmp_path / "keys.json", tmp_path / "log", "port=0", f"load={limit}", "ui=false")
-    try:
-        good(server)
-        first = server.engine()
-        os.kill(first, signal.SIGKILL)
-        end = time.monotonic() + 60
-        while (second := child(server.process)) == first:
-            assert time.monotonic() < end
-            time.sleep(0.01)
-        os.kill(second, signal.SIGSTOP)
-        server.wait("engine_restarts_total", 2, seconds=60 + 4 * limit)
-        good(server)
-        assert f"not ready within {limit} seconds" in server.log.read_text(encoding="utf-8")
-        time.sleep(limit + 1)  # a start that ended well has no clock any more
-        good(server)
-        assert server.metric("engine_restarts_total") == 2
-    finally:
-        assert stop(server) == 0
 
 
 # ---- starts that cannot be
@@ -375,37 +299,4 @@ def test_a_run_that_is_none_or_lacks_its_tokenizer_is_named(run: Path, tmp_path:
 
 def test_a_cache_folder_that_cannot_be_written_is_named(run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x", encoding="utf-8")
-    told = refused(run, tmp_path, f"cache_dir={tmp_path / 'file' / 'cache'}")
-    assert "cache_dir=" in told and "prefix cache" in told
-
-
-def test_defaults_of_a_run_that_no_request_could_give_are_named(run: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(run, copy)
-    config = copy / "run.yaml"
-    text = config.read_text(encoding="utf-8")
-    config.write_text(text + "generation: {temperature: 3.0}\n", encoding="utf-8")
-    assert "temperature" in refused(copy, tmp_path)
-
-
-def test_what_a_request_does_not_say_the_run_says(run: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(run, copy)
-    with (copy / "run.yaml").open("a", encoding="utf-8") as file:
-        file.write("generation: {temperature: 0.7, top_k: 1, eos_token_id: 1}\n")
-    server = start(copy, tmp_path / "keys.json", tmp_path / "log", "port=0", "ui=false", "name=tiny")
-
-    def answer(**fields: Any) -> str:
-        body = {"model": "tiny", "prompt": "hello", "max_tokens": 24, **fields}
-        with httpx.Client(
-            base_url=server.url, headers={"authorization": f"Bearer {server.key}"}, trust_env=False, timeout=60
-        ) as client:
-            text: str = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
-            return text
-
-    try:
-        greedy = answer(temperature=0)
-        assert answer(seed=1) == answer(seed=2) == greedy  # top_k 1
-        assert answer(seed=1, top_k=0) != greedy
-    finally:
-        assert stop(server) == 0
+    assert "leave out cache_dir" in refused(run, tmp_path, f"cache_dir={tmp_path / 'file' / 'cache'}")

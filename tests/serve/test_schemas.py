@@ -224,26 +224,6 @@ def test_a_poison_is_refused_and_its_twin_is_taken(name: str) -> None:
     assert len(error["message"]) < 500
 
 
-def test_what_an_answer_must_match_becomes_one_grammar() -> None:
-    schema = {"type": "object", "title": "🐋"}
-    text = '{"type":"object","title":"🐋"}'
-    cases: list[tuple[dict[str, Any], Grammar | None]] = [
-        ({}, None),
-        ({"response_format": {"type": "text"}}, None),
-        ({"response_format": {"type": "json_object"}}, Grammar("json")),
-        (
-            {"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}},
-            Grammar("json_schema", text),
-        ),
-        ({"guided_json": schema}, Grammar("json_schema", text)),
-        ({"guided_json": text}, Grammar("json_schema", text)),
-        ({"guided_regex": "a+"}, Grammar("regex", "a+")),
-        ({"guided_choice": ["yes", "no"]}, Grammar("choice", '["yes","no"]')),
-    ]
-    for given, grammar in cases:
-        assert read(ChatRequest, body(**given))[0].grammar() == grammar
-
-
 def test_a_choice_that_forces_calls_becomes_a_grammar_of_them() -> None:
     bare = {"type": "function", "function": {"name": "now"}}
     add = {"name": "add", "parameters": {"type": "object"}}
@@ -295,22 +275,13 @@ def test_a_choice_that_forces_calls_becomes_a_grammar_of_them() -> None:
         ({"reasoning_effort": "minimal"}, "on"),
         ({"reasoning_effort": "high"}, "on"),
         ({"chat_template_kwargs": {"enable_thinking": False}}, "off"),
-    ],
-)
-def test_an_effort_says_whether_to_think(given: dict[str, Any], mode: str | None) -> None:
-    assert read(ChatRequest, body(**given))[0].thinking == mode
-
-
-@pytest.mark.parametrize(
-    ("given", "mode"),
-    [
         ({"thinking": {"type": "enabled"}}, "on"),
         ({"thinking": {"type": "disabled"}}, "off"),
         ({"thinking": {"type": "disabled"}, "reasoning_effort": "none"}, "off"),
         ({"thinking": None, "reasoning_effort": "max"}, "on"),
     ],
 )
-def test_deepseeks_switch_says_whether_to_think(given: dict[str, Any], mode: str) -> None:
+def test_a_request_says_whether_to_think(given: dict[str, Any], mode: str | None) -> None:
     assert read(ChatRequest, body(**given))[0].thinking == mode
 
 
@@ -357,11 +328,6 @@ def test_an_answer_of_ours_can_stand_in_the_next_request() -> None:
     ]
     assert request.offered() == [Tool("add", "", {"type": "object"})]
     assert read(ChatRequest, body(tools=[TOOL], tool_choice="none"))[0].offered() == []
-
-
-def test_what_changes_nothing_is_listed() -> None:
-    request, ignored = read(ChatRequest, body(user="me", store=True, n=None))
-    assert (ignored, request.n) == (["store", "user"], None)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import openai
 import pytest
 from served import CONTEXT, Server, command, start
 
-from rorqual.core.records import Message, Thinking
+from rorqual.core.records import Message
 from rorqual.engine.engine import Engine
 from rorqual.engine.remote.engine import RemoteEngine
 from rorqual.engine.request import Request, SamplingParams
@@ -127,40 +127,6 @@ def test_where_no_length_is_named_an_answer_may_fill_what_is_left_of_the_context
         assert answer.choices[0].finish_reason == "length"
 
 
-def test_text_is_continued_and_a_stop_string_ends_it(client: openai.OpenAI) -> None:
-    given: dict[str, Any] = {"model": "tiny", "prompt": "hello", "max_tokens": 60, "seed": 2, "temperature": 1}
-    text = client.completions.create(**given).choices[0].text
-    assert len(text) > 20
-    stop_at = text[10:12]
-    cut = client.completions.create(**given, stop=[stop_at])
-    assert cut.choices[0].text == text[: text.index(stop_at)]
-    assert cut.choices[0].finish_reason == "stop"
-    assert cut.usage is not None and cut.usage.completion_tokens < 60
-    streamed = "".join(c.choices[0].text for c in client.completions.create(**given, stop=[stop_at], stream=True))
-    assert streamed == cut.choices[0].text
-
-
-def test_one_seed_gives_one_answer_and_no_seed_gives_several(client: openai.OpenAI) -> None:
-    def answer(**fields: Any) -> str:
-        return (
-            client.completions.create(model="tiny", prompt=[0, 3, 104, 4], max_tokens=12, temperature=1, **fields)
-            .choices[0]
-            .text
-        )
-
-    assert answer(seed=7) == answer(seed=7)
-    assert len({answer() for _ in range(3)}) > 1
-
-
-@pytest.mark.parametrize("thinking", ["on", "off"])
-def test_our_own_client_gets_what_the_engine_gives(run: Path, server: Server, thinking: Thinking) -> None:
-    """So `rorqual eval ADDRESS` measures what `rorqual eval RUN` does."""
-    request = Request((Message("user", "hello"),), SamplingParams(max_tokens=20), thinking)
-    [[there]] = RemoteEngine(f"{server.url}/v1", "tiny", api_key=server.key).generate([request])
-    [[here]] = Engine(run, record_experts=False, slots=1).generate([request])
-    assert (there.text, there.reasoning, there.finish_reason) == (here.text, here.reasoning, here.finish_reason)
-
-
 @pytest.mark.parametrize("seed", [5, 2**63 + 11, -3])
 def test_our_own_client_gets_the_draws_of_the_engine_for_every_seed_and_sample(
     run: Path, server: Server, seed: int
@@ -217,42 +183,6 @@ def test_every_route_is_in_the_list_above(server: Server) -> None:
         assert path == LIVEZ
         answer = httpx.request(method, server.url + path, trust_env=False, timeout=60)
         assert (answer.status_code, answer.content) == (200, b"")
-
-
-def test_a_poison_is_refused_and_the_next_request_is_answered(server: Server) -> None:
-    poisons: list[tuple[bytes, int]] = [
-        (json.dumps(chat_body(n=10**9)).encode(), 400),
-        (json.dumps(chat_body(model="other")).encode(), 404),
-        (json.dumps(chat_body(messages=[{"role": "user", "content": "a" * CONTEXT}])).encode(), 400),
-        (json.dumps(chat_body(messages=[{"role": "system", "content": "a"}])).encode(), 400),
-        (b'{"model":"tiny","messages":' + b"[" * 10**5 + b"]" * 10**5 + b"}", 400),
-        (b'{"model":"tiny","messages":[{"role":"user","content":"\\ud83d"}]}', 400),
-        (b" " * (9 * 2**20), 413),
-    ]
-    with server.client as client:
-        for content, status in poisons:
-            answer = client.post("/v1/chat/completions", content=content)
-            assert answer.status_code == status, answer.text
-            assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
-        assert client.post("/v1/completions", json={"model": "tiny", "prompt": [264]}).status_code == 400
-        assert (
-            client.post("/v1/completions", json={"model": "tiny", "prompt": [263], "max_tokens": 1}).status_code == 200
-        )
-        assert client.post("/v1/chat/completions", json=chat_body(user="me")).headers["x-rorqual-ignored"] == "user"
-        lost = client.get("/v1/nothing")
-        assert lost.json()["error"]["code"] == "no_such_route"
-        for path, told in {
-            "/chat/completions": "`/chat/completions` is not a route. Did you mean `/v1/chat/completions`?",
-            "/v1/chat/completion": "`/v1/chat/completion` is not a route. Did you mean `/v1/chat/completions`?",
-            "/qqqq": "`/qqqq` is not a route.",
-        }.items():
-            lost = client.post(path, json={})
-            assert lost.status_code == 404 and lost.json()["error"]["message"] == told
-        assert len(client.post("/" + "a" * 5000, json={}).json()["error"]["message"]) < 300
-        assert lost.json()["request_id"] == lost.headers["x-request-id"]
-        assert client.get("/v1/chat/completions").status_code == 405
-        gzipped = client.post("/v1/completions", content=b"x", headers={"content-encoding": "gzip"})
-        assert gzipped.status_code == 415
 
 
 # ---- clients that leave, an engine that dies
@@ -320,27 +250,6 @@ def test_a_prompt_that_cannot_fit_is_refused(server: Server, chat: bool) -> None
                 error = answer.json()["error"]
                 assert error["code"] == "context_length_exceeded"
                 assert ("has at least" in error["message"]) == (length > 1_000_000), "what is told before it is cut"
-
-
-def test_a_client_that_leaves_while_it_sends_is_no_fault_of_ours(server: Server) -> None:
-    route = 'requests_total{route="/v1/completions",status="'
-
-    def counted() -> dict[str, float]:
-        with server.client as client:
-            text = client.get("/metrics").text
-        return {status: float(n) for status, n in re.findall(re.escape(route) + r'(\d+)"\} (\d+)', text)}
-
-    before = counted()
-    for _ in range(3):
-        with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1])), timeout=10) as door:
-            head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.key}\r\n"
-            door.sendall(f'{head}Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{{"mode'.encode())
-            time.sleep(0.2)
-    end = time.monotonic() + 60
-    while counted().get("499", 0) != before.get("499", 0) + 3:
-        assert time.monotonic() < end, counted()
-        time.sleep(0.05)
-    assert counted().get("500", 0) == before.get("500", 0)
 
 
 def test_the_engine_is_killed_and_the_server_answers_on(server: Server) -> None:

@@ -29,12 +29,6 @@ LENGTH = 7
 """More tokens than a choice has, and fewer than a reply of the random model without a grammar."""
 TOOL = {"type": "function", "function": {"name": "size", "parameters": {"type": "object", "properties": {}}}}
 QUESTION = "where is my card"
-PERSON = {
-    "type": "object",
-    "properties": {"age": {"enum": [1, 2]}},
-    "required": ["age"],
-    "additionalProperties": False,
-}
 
 
 def write_defaults(run: Path, **data: Any) -> None:
@@ -81,14 +75,6 @@ def test_the_grammar_of_the_run_applies_to_a_request_without_a_form(http: httpx.
     assert {one["content"] for one in (ask(http, seed=seed) for seed in range(8))} == {*CHOICES}
 
 
-def test_a_stream_has_the_same_defaults(http: httpx.Client) -> None:
-    body = {"model": "taught", "messages": [{"role": "user", "content": QUESTION}], "seed": 3, "stream": True}
-    with http.stream("POST", CHAT, json=body) as reply:
-        events = [json.loads(line[6:]) for line in reply.iter_lines() if line.startswith("data: {")]
-    text = "".join(event["choices"][0]["delta"].get("content") or "" for event in events)
-    assert text == ask(http)["content"] in CHOICES
-
-
 @pytest.mark.parametrize("free", [{"response_format": {"type": "text"}}, {"tools": [TOOL], "tool_choice": "none"}])
 def test_a_request_may_switch_the_grammar_off(http: httpx.Client, free: dict[str, Any]) -> None:
     found = ask(http, **free)
@@ -106,11 +92,6 @@ def test_a_request_may_switch_the_grammar_off(http: httpx.Client, free: dict[str
 )
 def test_the_form_of_a_request_comes_first(http: httpx.Client, own: dict[str, Any], content: str) -> None:
     assert ask(http, **own)["content"] == content
-
-
-def test_a_schema_of_a_request_comes_first(http: httpx.Client) -> None:
-    schema = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}
-    assert json.loads(ask(http, response_format=schema, max_tokens=400)["content"])["age"] in (1, 2)
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
@@ -137,73 +118,40 @@ def test_the_thinking_of_a_request_comes_first(http: httpx.Client, taught: Path)
     assert ask(http, chat_template_kwargs={}) == silent, "this says nothing about thinking"
 
 
-def test_text_completions_have_no_defaults(http: httpx.Client) -> None:
-    body = {"model": "taught", "prompt": QUESTION, "seed": 3, "ignore_eos": True, "stream": True}
-    n_events = 0
-    with http.stream("POST", TEXT, json=body) as reply:  # a context of thousands of tokens is left early
-        text = ""
-        for line in reply.iter_lines():
-            if line.startswith("data: {"):
-                text += json.loads(line[6:])["choices"][0]["text"]
-                n_events += 1
-            if n_events > 3 * LENGTH:
-                break
-    assert n_events > 3 * LENGTH and text not in CHOICES
+DEFAULTS: list[tuple[str, Any, list[tuple[dict[str, Any], Any]]]] = [
+    # a key of the file, its value, and what requests give with it
+    *(
+        ("thinking", mode, [({}, mode or "auto"), ({"reasoning_effort": "none"}, "off"), ({"reasoning_effort": "low"}, "on")])
+        for mode in ("on", "off", "auto", None)
+    ),
+    *(
+        ("temperature", value, [({}, there), ({"temperature": 0.75}, 0.75), ({"temperature": 0}, 0.0), ({"top_p": 0.5}, there)])
+        for value, there in ((0, 0.0), (0.5, 0.5), (None, 1.0))
+    ),
+    *(
+        ("calculator", value, [({}, bool(value)), ({"calculator": True}, True), ({"calculator": False}, False)])
+        for value in (True, False, None)
+    ),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("default", ["on", "off", "auto", None])
-def test_each_mode_of_the_run_is_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, default: Any) -> None:
-    """At the prompt that a request without a word on thinking gives."""
-    copy = write_run(tmp_path / "tiny")
-    write_defaults(copy, **({} if default is None else {"thinking": default}))
-    service = told(copy, [f"keys={tmp_path / 'keys'}"], monkeypatch)[0].service
-    service.bridge.info = Ready(4096, service.chat.tokenizer.vocab_size)
-    body: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": QUESTION}]}
-    for own, mode in (
-        ({}, default or "auto"),
-        ({"reasoning_effort": "none"}, "off"),
-        ({"reasoning_effort": "low"}, "on"),
-    ):
-        [asked] = ChatShape(service, read(ChatRequest, json.dumps(body | own).encode())[0]).asks()
-        assert list(asked.prompt) == service.chat.prompt([Message("user", QUESTION)], mode)
-
-
-@pytest.mark.parametrize(("default", "expected"), [(0, 0.0), (0.5, 0.5), (None, 1.0)])
-def test_the_temperature_of_the_run_is_the_default(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, default: float | None, expected: float
+@pytest.mark.parametrize(("name", "value", "requests"), DEFAULTS)
+def test_a_key_of_the_file_is_the_default(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, value: Any, requests: list[tuple[dict[str, Any], Any]]
 ) -> None:
     copy = write_run(tmp_path / "tiny")
-    write_defaults(copy, **({} if default is None else {"temperature": default}))
+    write_defaults(copy, **({} if value is None else {name: value}))
     service = told(copy, [f"keys={tmp_path / 'keys'}"], monkeypatch)[0].service
     service.bridge.info = Ready(4096, service.chat.tokenizer.vocab_size)
     body: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": QUESTION}]}
-    for own, temperature in (
-        ({}, expected),
-        ({"temperature": 0.75}, 0.75),
-        ({"temperature": 0}, 0.0),
-        ({"top_p": 0.5}, expected),
-    ):
+    for own, there in requests:
         [asked] = ChatShape(service, read(ChatRequest, json.dumps(body | own).encode())[0]).asks()
-        assert asked.params.temperature == temperature
-    assert _card(service)["temperature"] == expected, "the page shows it"
-    for wrong in (-0.1, 2.1):
-        write_defaults(copy, temperature=wrong)
-        with pytest.raises(ConfigError, match=r"defaults\.json: key 'temperature'"):
-            RunDir(copy).task_defaults()
-
-
-@pytest.mark.parametrize("default", [True, False, None])
-def test_the_calculator_of_the_run_is_the_default(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, default: Any
-) -> None:
-    copy = write_run(tmp_path / "tiny")
-    write_defaults(copy, **({} if default is None else {"calculator": default}))
-    service = told(copy, [f"keys={tmp_path / 'keys'}"], monkeypatch)[0].service
-    service.bridge.info = Ready(4096, service.chat.tokenizer.vocab_size)
-    body: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": QUESTION}]}
-    for own, expected in (({}, bool(default)), ({"calculator": True}, True), ({"calculator": False}, False)):
-        [asked] = ChatShape(service, read(ChatRequest, json.dumps(body | own).encode())[0]).asks()
-        assert asked.params.calculator is expected
+        if name == "thinking":
+            assert list(asked.prompt) == service.chat.prompt([Message("user", QUESTION)], there)
+        else:
+            assert getattr(asked.params, name) == there
+    if name == "temperature":
+        assert _card(service)["temperature"] == requests[0][1], "the page shows it"
 
 
 def test_an_invalid_file_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,18 +48,3 @@ def test_what_a_model_writes_may_be_sent_back_whatever_it_holds(server: Server, 
             extra_body=options,  # type: ignore[list-item]
         )
         assert again.choices[0].finish_reason
-
-
-@pytest.mark.parametrize("role", ["user", "system", "developer"])
-@pytest.mark.parametrize("parts", [True, False])
-def test_nul_is_refused_from_all_others(server: Server, role: str, parts: bool) -> None:
-    for text, status in (("a\0", 400), ("a\x01", 200)):
-        content: Any = [{"type": "text", "text": "b"}, {"type": "text", "text": text}] if parts else text
-        with server.client as client:
-            answer = client.post("/v1/chat/completions", json=body({"role": role, "content": content}, HI))
-            assert answer.status_code == status, answer.text
-            if status == 400:
-                error = answer.json()["error"]
-                assert error["param"] == "messages[1].content" and "NUL" in error["message"]
-            turn = {"role": "assistant", "content": content}
-            assert client.post("/v1/chat/completions", json=body(turn, HI)).status_code == 200

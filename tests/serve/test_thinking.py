@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from served import Server, start, stop, write_run
 
 from rorqual.data.chat import KINDS, ChatFormat, TemplateChat, chat_format
 from rorqual.data.chat.find import NoChat
@@ -98,7 +95,7 @@ def test_a_family_that_does_not_think_answers_in_content(name: str, fields: dict
         assert shape.asks()[0].prompt == plain.asks()[0].prompt
         message, content, reasoning = answer(shape, "It is 4.")
         assert (message["content"], content, reasoning) == ("It is 4.", "It is 4.", "")
-        assert "reasoning_content" not in message
+        assert "reasoning_content" not in message and shape.ignored() == [next(iter(fields))]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -111,38 +108,3 @@ def test_a_family_that_thinks_is_still_told_to() -> None:
     chat = chat_format(tokenizer("qwen"), "qwen3")
     message, content, reasoning = answer(shape_of(chat, reasoning_effort="high"), "2 and 2\n</think>\n\nIt is 4.")
     assert (message["content"], message["reasoning_content"]) == (content, reasoning) == ("It is 4.", "2 and 2")
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("plain")
-    run = write_run(folder / "plain", tokenizer=tokenizer("qwen"), chat="chatml")
-    server = start(run, folder / "keys.json", folder / "log", "port=0", "slots=2", "ui=false")
-    yield server
-    assert stop(server) == 0
-
-
-@pytest.mark.parametrize("tools", [{}, {"tools": [TOOL]}], ids=["", "tools"])
-def test_a_server_says_what_it_ignored_and_answers_the_same(plain: Server, tools: dict[str, Any]) -> None:
-    with plain.client as client:
-        said = client.post("/v1/chat/completions", json=BODY | tools)
-        wanted = said.json()["choices"][0]["message"]["content"]
-        assert wanted and "x-rorqual-ignored" not in said.headers
-        for fields in FIELDS:
-            whole = client.post("/v1/chat/completions", json=BODY | tools | fields)
-            assert whole.json()["choices"][0]["message"]["content"] == wanted
-            assert whole.headers["x-rorqual-ignored"] == next(iter(fields))
-            assert whole.json()["usage"]["completion_tokens_details"]["reasoning_tokens"] == 0
-            assert streamed(client, BODY | tools | fields) == (wanted, "")
-        assert client.post("/v1/chat/completions", json=BODY | FIELDS[0] | FIELDS[2]).status_code == 400
-
-
-def streamed(client: httpx.Client, body: dict[str, Any]) -> tuple[str, str]:
-    content = reasoning = ""
-    with client.stream("POST", "/v1/chat/completions", json=body | {"stream": True}) as answer:
-        for line in answer.iter_lines():
-            if line.startswith("data: {"):
-                delta = json.loads(line[6:])["choices"][0]["delta"]
-                content += delta.get("content") or ""
-                reasoning += delta.get("reasoning_content") or ""
-    return content, reasoning

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import Field
@@ -14,7 +13,7 @@ from rorqual.cli.settings import DType, Placement
 from rorqual.core.config import Natural, parse
 from rorqual.core.errors import ConfigError, nearest
 from rorqual.core.records import RunDir
-from rorqual.model.account import Account, account
+from rorqual.model.account import account
 from rorqual.model.block import PreNormConfig
 from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.load.find import family_of
@@ -24,10 +23,9 @@ from rorqual.model.presets import preset, preset_names
 BYTES: Mapping[DType, int] = {"float32": 4, "bfloat16": 2}
 TRAINING_BYTES = 16
 """Bytes per parameter during training: the weight, its gradient and AdamW's two moments, each in fp32."""
-PUBLISHED = """\
-The published 36.7B: DeepSeek-V3's README_WEIGHTS states 36.7B activated parameters, including 0.9B of embedding and 0.9B of head.
-Counted by that definition, the model activates {active}. If the embedding counts as a look-up of one row per token, the activated
-matrices have {matrices} ({lookup} with norms and router biases). The published figure is closest to this count, not to its definition."""
+CONVENTION = (
+    "FLOPs count a multiply-add as two. They include matrix products and attention, not norms, softmax or gates."
+)
 
 
 class InspectSettings(Placement):
@@ -120,24 +118,6 @@ def rows(config: ModelConfig, settings: InspectSettings, free_memory: int) -> li
     ]
 
 
-def notes(name: str, figures: Account) -> list[str]:
-    """Return the notes below the table: the FLOP convention and, for DeepSeek-V3, why the published count of active
-    parameters differs from the computed count.
-
-    `figures`: the model's parameter and FLOP counts, for a context of 0 tokens.
-    """
-    texts = [
-        "FLOPs count a multiply-add as two. They include matrix products and attention, not norms, softmax or gates."
-    ]
-    if name in preset_names() and preset(name) == preset("deepseek-v3"):
-        texts.append(
-            PUBLISHED.format(
-                active=count(figures.active), lookup=count(figures.active_lookup), matrices=count(figures.flops // 2)
-            )
-        )
-    return texts
-
-
 def count(parameters: int) -> str:
     """Format a number of parameters, for example `671026419200` as `671.03B`."""
     for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
@@ -161,7 +141,15 @@ def _fits(size: int, free: int) -> str:
     return f" (this machine has {memory_text(free)} free{'' if size <= free else ': not enough'})"
 
 
-def lines(table: list[tuple[str, Any]]) -> str:
-    """Format rows as two aligned columns."""
-    width = max(len(name) for name, _ in table)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in table)
+def columns(rows: Iterable[Sequence[str]], right: frozenset[int] = frozenset()) -> str:
+    """Format rows as aligned columns. Columns in `right` are right-aligned."""
+    table = [tuple(row) for row in rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    lines = []
+    for row in table:
+        cells = [
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

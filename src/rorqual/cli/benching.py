@@ -32,15 +32,13 @@ from rorqual.core.records import write_json
 from rorqual.data.source.text import read_text
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Request, SamplingParams
+from rorqual.generate.output import check_place
 from rorqual.model.account import account
 from rorqual.model.config import ModelConfig
 from rorqual.plan.serve import split_weights, touched
 
-SMALLEST_ARRAY, LARGEST_ARRAY = 256 * 2**20, 2**31
-"""Minimum and maximum size in bytes of the array that the bandwidth test reads.
-
-The array is four times as large as the last-level cache, within these limits. The array never takes more than a quarter of
-free memory."""
+ARRAY = 2**30
+"""Size in bytes of the array that the bandwidth test reads. It is larger than any cache, but at most a quarter of free memory."""
 READS = 5
 """Number of times that the bandwidth test repeats each kind of read: a sum, and a matrix-vector product."""
 
@@ -63,14 +61,13 @@ class Timing:
     """The measurements of one repeat of the benchmark.
 
     `prefill`, `decode`: throughput in tokens per second. `first`: median time to first token in seconds. `gaps`: all
-    inter-token latencies in seconds. `peak`: peak memory in bytes.
+    inter-token latencies in seconds.
     """
 
     prefill: float
     decode: float
     first: float
     gaps: tuple[float, ...]
-    peak: int
 
 
 def bench_run(run: str, arguments: Sequence[str] | None) -> None:
@@ -79,7 +76,8 @@ def bench_run(run: str, arguments: Sequence[str] | None) -> None:
     if run.startswith(REMOTE):
         raise ConfigError("bench cannot measure a server", where=run, remedy="Give a run's folder.")
     check_device(chosen.device)
-    out = _output_file(chosen.out)
+    if chosen.out:
+        check_place(Path(chosen.out))
     threads = chosen.threads or cores()
     torch.set_num_threads(threads)
     max_tokens = max(chosen.prompt) + chosen.new
@@ -102,24 +100,14 @@ def bench_run(run: str, arguments: Sequence[str] | None) -> None:
     rows = []
     for batch in chosen.batch:
         for prompt in chosen.prompt:
-            _say(f"batch {batch}, prompt {prompt}: {chosen.repeats} repeats")
+            print(f"batch {batch}, prompt {prompt}: {chosen.repeats} repeats", file=sys.stderr, flush=True)
             rows.append(_row(engine, chosen, batch, prompt, source, bandwidth))
     results = {"run": run, "settings": chosen.model_dump(mode="json"), "threads": threads, "machine": _machine(),
              "bandwidth_bytes_per_second": bandwidth, "how": how(engine, chosen, bandwidth, threads), "rows": rows}  # fmt: skip
     _show(results)
-    if out is not None:
-        write_json(out, results)
-        print(f"Every repeat: {out}")
-
-
-def _output_file(name: str) -> Path | None:
-    if not name:
-        return None
-    out = Path(name)
-    if out.is_dir() or not out.absolute().parent.is_dir():
-        problem = "this is a folder, not a file" if out.is_dir() else "the parent folder does not exist"
-        raise ConfigError(problem, where=f"out={name}", remedy="Give a file in an existing folder.")
-    return out
+    if chosen.out:
+        write_json(Path(chosen.out), results)
+        print(f"Every repeat: {chosen.out}")
 
 
 # ---- one pair of batch and prompt
@@ -141,10 +129,10 @@ def _row(
         "decode_tokens_per_second": _spread([t.decode for t in timings]),
         "first_token_seconds": _spread([t.first for t in timings]),
         "between_tokens_seconds": _spread([statistics.median(t.gaps) for t in timings]),
-        "between_tokens_seconds_99": _spread([_quantile(t.gaps, 0.99) for t in timings]),
+        "between_tokens_seconds_99": _spread([float(torch.tensor(t.gaps).quantile(0.99)) for t in timings]),
         "bytes_per_step": read_bytes,
         "bandwidth_share": _spread([t.decode / batch * read_bytes / bandwidth for t in timings]),
-        "peak_memory_bytes": max(t.peak for t in timings),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "repeats": [asdict(t) | {"gaps": None} for t in timings],
     }
 
@@ -155,7 +143,6 @@ def timing(engine: Engine, prompts: Sequence[tuple[int, ...]], new: int) -> Timi
     Prefill ends when every request has its first token. The time after prefill counts as decode.
     """
     params = SamplingParams(max_tokens=new, ignore_eos=True)
-    _reset_peak()
     began = time.perf_counter()
     request_ids = [engine.submit(Request(prompt_ids=ids, params=params, reuse=False)) for ids in prompts]
     last_times = dict.fromkeys(request_ids, 0.0)
@@ -181,7 +168,6 @@ def timing(engine: Engine, prompts: Sequence[tuple[int, ...]], new: int) -> Timi
         decode=n_decoded / max(now - prefill_seconds, 1e-9),
         first=statistics.median(first_times.values()),
         gaps=tuple(gaps),
-        peak=_peak(),
     )
 
 
@@ -233,9 +219,7 @@ def read_bandwidth(device: str, threads: int) -> float:
     The test computes sums and matrix-vector products over an array that is larger than any cache. The result is the
     speed of the fastest read.
     """
-    size = max(SMALLEST_ARRAY, min(LARGEST_ARRAY, 4 * last_cache()))
-    free = memory()[1]
-    size = min(size, free // 4) if free else size
+    size = min(ARRAY, (memory()[1] or 4 * ARRAY) // 4)
     torch.set_num_threads(threads)
     array = torch.ones(size // 4 // 4096, 4096, device=device)
     vector = torch.ones(4096, device=device)
@@ -254,20 +238,6 @@ def last_cache() -> int:
         with suppress(OSError, ValueError):
             sizes.append(int(file.read_text(encoding="ascii").strip().removesuffix("K")) * 1024)
     return max(sizes)
-
-
-def _reset_peak() -> None:
-    with suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-        file.write("5")
-
-
-def _peak() -> int:
-    """Return this process's peak memory in bytes since `_reset_peak`, or since process start if the peak cannot be reset."""
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _machine() -> dict[str, Any]:
@@ -305,8 +275,6 @@ def how(engine: Engine, chosen: BenchSettings, bandwidth: float, threads: int) -
             f"The weights nearly fit in the last-level cache ({memory_text(last_cache())}), which is faster than memory: "
             "the share of memory bandwidth may exceed 100 % here."
         )
-    if any(ffn.experts_per_token() for ffn in config.ffns):
-        notes.append("The bytes read assume uniform routing to experts; random ids may route differently.")
     if load() > cores() + 0.5:
         notes.append(f"Other processes use the cores (load {load():.1f}): these figures are too low.")
     return notes
@@ -357,12 +325,3 @@ def _digits(value: float) -> str:
 
 def _spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
-
-
-def _quantile(values: Sequence[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -94,12 +94,6 @@ def advice() -> list[str]:
         suggestions.append(
             f"Other processes use the {allowed} cores (load {load():.1f}): stop them, or lower threads=."
         )
-    if torch.version.cuda and not torch.cuda.is_available():
-        suggestions.append("torch is built for CUDA but finds no GPU: the CPU build is smaller and equally fast here.")
-    if torch.cuda.is_available():
-        suggestions.append("torch finds a GPU: use device=cuda.")
-    if platform.machine() in ("x86_64", "AMD64") and "avx2" not in flags:
-        suggestions.append("The processor has no AVX2: matrix products take several times as long.")
     if flags and not flags & BF16_FLAGS:
         suggestions.append(
             "The processor has no bf16 instructions: keep dtype=float32, because bfloat16 is slower here."

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from typing import Protocol
 
 from pydantic import Field
 
+from rorqual.cli.screen import Terminal
 from rorqual.cli.settings import Placement
 from rorqual.core.config import Count, Natural, NonNegative, Seed
 from rorqual.core.records import Message, TaskDefaults, Thinking
@@ -30,16 +30,6 @@ class ChatSettings(Placement):
     think_budget: Natural = Field(0, description="maximum thinking tokens; 0: no limit")
     seed: Seed = Field(0, description="seed of the first reply; each further reply has the next")
     threads: Natural = Field(0, description="threads; 0: all cores")
-
-
-class Screen(Protocol):
-    """The interface of a display for streamed replies and notes."""
-
-    def reasoning(self, text: str) -> None: ...
-
-    def answer(self, text: str) -> None: ...
-
-    def note(self, text: str) -> None: ...
 
 
 def pieces(ids: Iterable[int], chat: ChatFormat, thinking: Thinking) -> Iterator[tuple[bool, str]]:
@@ -71,12 +61,12 @@ class Conversation:
         self.history: list[Message] = []
         self.turns = 0
 
-    def say(self, text: str, screen: Screen) -> Message:
-        """Send a user message, stream the reply to `screen`, add both to the history, and return the reply.
+    def say(self, text: str, terminal: Terminal) -> Message:
+        """Send a user message, stream the reply to `terminal`, add both to the history, and return the reply.
 
         Raises DataError if the message alone does not fit in the context.
         """
-        messages = self._truncate([*self.history, Message("user", text)], screen)
+        messages = self._truncate([*self.history, Message("user", text)], terminal)
         params = SamplingParams(
             max_tokens=self.settings.max_tokens,
             temperature=self.settings.temperature,
@@ -88,11 +78,11 @@ class Conversation:
         request = Request(self._with_system(messages), params, self.settings.thinking)
         generated: list[Delta] = []
         for is_reasoning, piece in pieces(self._tokens(request, generated), self.engine.chat, self.settings.thinking):
-            (screen.reasoning if is_reasoning else screen.answer)(piece)
+            (terminal.reasoning if is_reasoning else terminal.answer)(piece)
         reply = self.engine.chat.parse((delta.token for delta in generated), self.settings.thinking)
         last = generated[-1].completion if generated else None
         if last is not None and last.finish_reason == "length":
-            screen.note(f"reply cut off after {len(generated)} tokens")
+            terminal.note(f"reply cut off after {len(generated)} tokens")
         self.history = [*messages, reply]
         self.turns += 1
         return reply
@@ -106,13 +96,13 @@ class Conversation:
         system = [Message("system", self.settings.system)] if self.settings.system else []
         return (*system, *messages)
 
-    def _truncate(self, messages: list[Message], screen: Screen) -> list[Message]:
-        """Drop the oldest exchanges until `messages` fit in the context. A note on the screen gives the number of dropped exchanges."""
+    def _truncate(self, messages: list[Message], terminal: Terminal) -> list[Message]:
+        """Drop the oldest exchanges until `messages` fit in the context. A note gives the number of dropped exchanges."""
         kept, room = messages, self.engine.max_len - ROOM
         while len(kept) > 1 and len(self.engine.chat.prompt(self._with_system(kept), self.settings.thinking)) > room:
             kept = kept[2:]
         if len(kept) < len(messages):
-            screen.note(
+            terminal.note(
                 f"dropped the oldest {(len(messages) - len(kept)) // 2} exchanges to fit the context of {room + ROOM} tokens"
             )
         return kept

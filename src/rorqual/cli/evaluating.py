@@ -11,11 +11,9 @@ from typing import Any, TypeVar
 import torch
 
 import rorqual
-from rorqual.cli.machine import cores
 from rorqual.cli.measure import REMOTE, EvalSettings, generator
 from rorqual.core.records import RunDir
 from rorqual.data.fingerprint import fingerprint
-from rorqual.engine.engine import Engine
 from rorqual.engine.weights import ROUNDING
 from rorqual.evals import evaluating as run
 from rorqual.evals.answer_cache import AnswerCache
@@ -35,7 +33,7 @@ def measure(
     During the evaluation, answers are saved in an answer cache next to `file`. After an interruption, the same command
     continues with the cached answers.
     """
-    judge = verifier(settings) if settings.verifier else None
+    judge = generator(settings.verifier, settings) if settings.verifier else None
     with opened(model, settings, file) as cache:
         task.checkpoint = str(cache.made.get("run", ""))
         evaluation = run.evaluate(cache, task, progress=progress, model=model, **settings.asked())
@@ -72,18 +70,6 @@ def opened(model: str, settings: EvalSettings, file: Path | None) -> Iterator[An
             )
         else:
             cache.forget()
-
-
-def verifier(settings: EvalSettings) -> Engine:
-    """Load the verifier on the same device as the model."""
-    return Engine(
-        Path(settings.verifier),
-        device=settings.device,
-        dtype=settings.dtype,
-        threads=settings.threads or cores(),
-        record_experts=False,
-        backend=settings.backend,
-    )
 
 
 def _say(text: str) -> None:

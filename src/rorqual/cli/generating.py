@@ -9,7 +9,6 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +40,8 @@ SHOWN = 3
 class GenerateSettings(Placement):
     """Settings of `rorqual generate` other than sampling parameters."""
 
-    run: str = Field("", description="run folder, or a server's http://... address")
-    out: str = Field("", description="JSONL file to write")
+    run: str = Field(min_length=1, description="run folder, or a server's http://... address")
+    out: str = Field(min_length=1, description="JSONL file to write")
     prompt: str = Field(
         "", description="columns of the prompt, separated by commas; default: prompt, messages or prompt_ids"
     )
@@ -77,45 +76,13 @@ def read_settings(arguments: Sequence[str] | None) -> tuple[GenerateSettings, Ro
             known = (*RowSampling.model_fields, *GenerateSettings.model_fields)
             raise ConfigError(f"unknown key '{key}'", where=WHERE, remedy=nearest(key, known))
     chosen = parse(GenerateSettings, command_values, where=WHERE)
-    for key, advice in (("run", "run=RUN, a run's folder or a server's http://... address"), ("out", "out=FILE.jsonl")):
-        if not getattr(chosen, key):
-            raise ConfigError(f"{key}= is required", where=WHERE, remedy=f"Give {advice}.")
     return chosen, parse(RowSampling, sampling, where=WHERE)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """The result of `rorqual generate`: line counts, the first lines with errors, and the speed.
-
-    `rows` counts all lines of the output file, and `errors` counts the lines with an error. `answered`, `tokens` and `seconds`
-    cover only this invocation.
-    """
-
-    rows: int
-    errors: int
-    shown: tuple[Refused, ...]
-    answered: int
-    tokens: int
-    seconds: float
-
-    def lines(self, out: Path) -> list[str]:
-        """Return the lines of the summary that the command prints."""
-        texts = [f"{self.rows:,} lines: {self.rows - self.errors:,} answered, {self.errors:,} refused"]
-        if self.answered:
-            speed = self.tokens / max(self.seconds, 1e-9)
-            texts.append(
-                f"  this run: {self.answered:,} lines, {self.tokens:,} tokens in {clock(self.seconds)}, {speed:,.1f} tokens/s"
-            )
-        else:
-            texts.append("  all lines were already complete")
-        texts += [f"  line {r.line}: {f'{r.key}: ' if r.key else ''}{r.what}\n    {r.remedy}" for r in self.shown]
-        return [*texts, f"  {out}"]
-
-
-def generate_file(file: Path, arguments: Sequence[str] | None) -> tuple[Outcome, Path]:
+def generate_file(file: Path, arguments: Sequence[str] | None) -> tuple[int, list[str]]:
     """Generate replies to all rows of `file` that have no reply in the output yet.
 
-    Return the outcome and the path of the output.
+    Return the number of rows with an error, and the lines of the summary that the command prints.
     """
     chosen, sampling = read_settings(arguments)
     out = Path(chosen.out)
@@ -136,24 +103,24 @@ def generate_file(file: Path, arguments: Sequence[str] | None) -> tuple[Outcome,
     if columns:
         identity["prompt"] = ", ".join(columns)
     with Partial(out, identity, rows=prompts.rows, last=prompts.last) as output:
-        if output.whole:
-            return Outcome(prompts.rows, output.errors, (), 0, 0, 0.0), out
-        requests = (
-            request_schema.ask(line, row) for line, row in read_prompts(prompts.path) if _is_new(output, prompts, line)
-        )
-        if isinstance(engine, RemoteEngine):
-            answered = remote_answers(engine, requests, concurrency=chosen.concurrency)
-        else:
-            answered = answers(engine, requests, room=2 * chosen.slots)
-        outcome = _write(output, answered, chosen)
-        if output.count != prompts.rows:
-            raise DataError(
-                "the file changed while it was read",
-                where=str(file),
-                remedy="Do not change the file, and run the command again.",
-            )
-        output.finish()
-    return outcome, out
+        news = ["  all lines were already complete"]
+        if not output.whole:
+            new_rows = (row for row in read_prompts(prompts.path) if _is_new(output, prompts, row[0]))
+            requests = (request_schema.ask(*row) for row in new_rows)
+            if isinstance(engine, RemoteEngine):
+                answered = remote_answers(engine, requests, concurrency=chosen.concurrency)
+            else:
+                answered = answers(engine, requests, room=2 * chosen.slots)
+            news = _write(output, answered, chosen)
+            if output.count != prompts.rows:
+                raise DataError(
+                    "the file changed while it was read",
+                    where=str(file),
+                    remedy="Do not change the file, and run the command again.",
+                )
+            output.finish()
+        rows, errors = prompts.rows, output.errors
+    return errors, [f"{rows:,} lines: {rows - errors:,} answered, {errors:,} refused", *news, f"  {out}"]
 
 
 def _is_new(output: Partial, prompts: Prompts, line: int) -> bool:
@@ -166,9 +133,10 @@ def _is_new(output: Partial, prompts: Prompts, line: int) -> bool:
     return not output.has(line)
 
 
-def _write(output: Partial, answered: Iterator[list[Answered]], chosen: GenerateSettings) -> Outcome:
+def _write(output: Partial, answered: Iterator[list[Answered]], chosen: GenerateSettings) -> list[str]:
+    """Write the answers as they arrive. Return the lines of the summary about them: their speed, and the first with errors."""
     start, n_before, tokens = time.monotonic(), output.count, 0
-    shown: list[Refused] = []
+    faults: list[str] = []
     bar = None if chosen.quiet else Progress("generate", output.rows, unit="line", start=n_before)
     for batch in answered:
         lines = {}
@@ -176,15 +144,17 @@ def _write(output: Partial, answered: Iterator[list[Answered]], chosen: Generate
             lines[request.line] = record(request, samples, token_ids=chosen.token_ids, logprobs=chosen.logprobs)
             tokens += sum(choice["tokens"] for choice in lines[request.line].get("choices", ()))
             fault = request if isinstance(request, Refused) else fault_of(request, samples)
-            if fault is not None and len(shown) < SHOWN:
-                shown.append(fault)
+            if fault is not None and len(faults) < SHOWN:
+                key = f"{fault.key}: " if fault.key else ""
+                faults.append(f"  line {fault.line}: {key}{fault.what}\n    {fault.remedy}")
         output.add(lines)
         if bar is not None:
             speed = tokens / max(time.monotonic() - start, 1e-9)
             refusals = f", {output.errors:,} refused" if output.errors else ""
             bar.update(output.count, f"{speed:,.0f} tokens/s{refusals}")
-    seconds = time.monotonic() - start
-    return Outcome(output.rows, output.errors, tuple(shown), output.count - n_before, tokens, seconds)
+    seconds, count = time.monotonic() - start, output.count - n_before
+    pace = f"{tokens:,} tokens in {clock(seconds)}, {tokens / max(seconds, 1e-9):,.1f} tokens/s"
+    return [f"  this run: {count:,} lines, {pace}", *faults]
 
 
 # ---- the model

@@ -18,8 +18,7 @@ def _quota() -> float:
     text = _text("/sys/fs/cgroup/cpu.max").split()
     if len(text) == 2 and text[0].isdigit():
         return int(text[0]) / int(text[1])
-    old, period = _text("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), _text("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
-    return int(old) / int(period) if old.isdigit() and period.isdigit() and int(period) else 0.0
+    return 0.0
 
 
 def memory() -> tuple[int, int]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import errno
-import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -54,7 +52,7 @@ INTERRUPTED, REFUSED = 130, 2
 
 
 @contextmanager
-def told(verb: Callable[[], str | None]) -> Iterator[None]:
+def report_errors(verb: Callable[[], str | None]) -> Iterator[None]:
     """Print user-fixable errors to standard error, and exit with an error code.
 
     Exceptions that a user cannot fix are bugs, so they propagate and show a traceback.
@@ -85,7 +83,7 @@ class Verbs(TyperGroup):
     """The command group. `--help` lists the commands in the order in which a new user needs them."""
 
     def invoke(self, ctx: Any) -> Any:
-        with told(lambda: ctx.invoked_subcommand):
+        with report_errors(lambda: ctx.invoked_subcommand):
             return super().invoke(ctx)
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -218,16 +216,7 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _terminate_later(lost: sys.UnraisableHookArgs) -> None:
-    """Send the signal again if Ctrl-C or SIGTERM came in a finalizer, where Python drops every exception."""
-    if issubclass(lost.exc_type, KeyboardInterrupt):
-        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    else:
-        sys.__unraisablehook__(lost)
-
-
 def main() -> None:
     """Run the command line. SIGTERM is handled like Ctrl-C."""
     signal.signal(signal.SIGTERM, _terminate)
-    sys.unraisablehook = _terminate_later
     app(prog_name="rorqual")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from rorqual.cli.accounts import find_model, lines
+from rorqual.cli.accounts import columns, find_model
 from rorqual.cli.machine import cores
 from rorqual.cli.plan_page import serving_charts, training_charts, write_plan
 from rorqual.cli.planning import (
@@ -61,12 +61,6 @@ def answer(
     if not model:
         raise ConfigError("the model is missing", where="plan", remedy=f"Write {ASK}")
     if train:
-        if not any(word.startswith("tokens=") for word in settings or ()):
-            raise ConfigError(
-                "key 'tokens' is required",
-                where=WHERE,
-                remedy="Give the number of training tokens, for example tokens=14.8T.",
-            )
         return training_text(model, read(TrainPlan, settings))
     if serve:
         return serving_text(model, read(ServePlan, settings))
@@ -84,9 +78,9 @@ def training_text(model: str, settings: TrainPlan) -> str:
     plan = plan_training(config, settings)
     rows = [("model", model), *training_rows(config, settings, plan)]
     if not settings.out:
-        return lines(rows)
+        return columns(rows)
     charts = training_charts(config, settings, plan, is_v3=model in V3_NAMES)
-    return f"{lines(rows)}\n\npage  {write_plan(Path(settings.out), f'{model}: what training costs', rows, charts, settings)}"
+    return f"{columns(rows)}\n\npage  {write_plan(Path(settings.out), f'{model}: what training costs', rows, charts, settings)}"
 
 
 def serving_text(model: str, settings: ServePlan) -> str:
@@ -95,11 +89,11 @@ def serving_text(model: str, settings: ServePlan) -> str:
     plan = plan_serving(config, settings)
     rows = [("model", model), *serving_rows(config, settings, plan)]
     if not settings.out:
-        return lines(rows)
+        return columns(rows)
     page = write_plan(
         Path(settings.out), f"{model}: what serving costs", rows, serving_charts(settings, plan), settings
     )
-    return f"{lines(rows)}\n\npage  {page}"
+    return f"{columns(rows)}\n\npage  {page}"
 
 
 def run_text(name: str, settings: RunPlan) -> str:
@@ -138,7 +132,7 @@ def run_text(name: str, settings: RunPlan) -> str:
     if speed.core_seconds:
         usd = steps * speed.core_seconds * flops_ratio / 3600 * settings.core_hour
         rows.append(("  money", f"{money(usd)} at ${settings.core_hour:g} per core-hour"))
-    return lines(rows)
+    return columns(rows)
 
 
 def quickstart_text(settings: QuickstartPlan) -> str:
@@ -163,20 +157,6 @@ def quickstart_text(settings: QuickstartPlan) -> str:
     )
     note = "Excludes Python's start-up and the report. The time of reinforcement depends on reply lengths, which are not known in advance."
     return f"{columns([head, *rows], frozenset({1, 2, 3, 4}))}\n\n{note}"
-
-
-def columns(rows: Iterable[Sequence[str]], right: frozenset[int] = frozenset()) -> str:
-    """Format rows as aligned columns. Columns in `right` are right-aligned."""
-    table = [tuple(row) for row in rows]
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    lines_ = []
-    for row in table:
-        cells = [
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths))
-        ]
-        lines_.append("  ".join(cells).rstrip())
-    return "\n".join(lines_)
 
 
 def published_text() -> str:

@@ -14,9 +14,7 @@ from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 from rorqual.data.fingerprint import fingerprint
 from rorqual.evals.calibration import CascadeRule, read_rule
-from rorqual.serve.cors import origins
-from rorqual.serve.keys import default_file
-from rorqual.serve.server import Address, CascadeArguments, serve
+from rorqual.serve.server import CascadeArguments, serve
 from rorqual.serve.wire import EngineArguments
 
 ENGINE = ("slots", "max_len", "record_kept", "cache_dir", "disk_bytes", "cache_bytes", "step_tokens", "backend")
@@ -42,31 +40,14 @@ def start(model: str, arguments: Sequence[str] | None) -> None:
         rollout_dir=chosen.rollout_dir,
         engine={name: value for name in ENGINE if (value := getattr(chosen, name))},
     )
-    address = Address(
-        host=chosen.host,
-        port=chosen.port,
-        name=chosen.name,
-        keys=Path(chosen.keys) if chosen.keys else default_file(),
-        tenant=chosen.tenant,
-        queue=chosen.queue,
-        max_body=chosen.max_body,
-        grace=chosen.grace,
-        hang=chosen.hang,
-        load=chosen.load,
-        ui=chosen.ui,
-        operator=chosen.operator,
-        stall=chosen.stall,
-        cors=origins(chosen.cors),
-        think_budget=chosen.think_budget,
-    )
     if cascade is None:
-        serve(engine, address)
+        serve(engine, chosen)
         return
     folder = {"cache_dir": str(Path(chosen.cache_dir) / "teacher")} if chosen.cache_dir else {}
     other = replace(engine, run=teacher[0], engine=engine.engine | folder)
     serve(
         engine,
-        address,
+        chosen,
         CascadeArguments(
             other, cascade.calibration, cascade.sure if chosen.sure is None else chosen.sure, cascade.temperature
         ),

@@ -20,15 +20,12 @@ from fastapi import Request, Response
 
 from rorqual.data.chat.stream import Piece, ToolDelta
 from rorqual.serve.bodies import body_of
-from rorqual.serve.errors import ApiError
 from rorqual.serve.exchange import (
     COMMENT,
     DONE,
-    PROBE,
     EventStream,
     Sliced,
     event,
-    half_closed,
     header_of,
     unless_gone,
     written,
@@ -39,10 +36,8 @@ from rorqual.serve.schemas import Sampling, read
 from rorqual.serve.service import CascadeTeacher, Service
 from rorqual.serve.wire import EngineRequest, PackedRequest, pack
 
-LONG = 1 << 14
-"""Events longer than this many characters are serialized in the tenant's thread instead of the event loop."""
-ENTRY = 128
-"""Approximate length of one log-probability entry in JSON, in characters."""
+MANY = 64
+"""More log-probabilities than this may be in one event if text was held back. The event then counts as long."""
 W = TypeVar("W", bound=Sampling)
 
 
@@ -98,10 +93,10 @@ class Shape(ABC, Generic[W]):
     def parts(self, index: int, piece: Piece, choice: Choice) -> Iterator[dict[str, Any]]:
         """Yield the `choices` entries to stream for one piece of text. The last piece sets the choice's finish reason."""
 
-    def size(self, index: int, piece: Piece, choice: Choice) -> int:
-        """Return the approximate length of the events for one piece of text, in characters."""
-        text = len(piece.content) + len(piece.reasoning) + sum(len(call.arguments) for call in piece.tools)
-        return text + ENTRY * len(choice.pending_logprobs) * (1 + (self.wanted.top or 0))
+    def is_long(self, choice: Choice) -> bool:
+        """Return whether the next events of a choice may be long. They are then serialized in the tenant's thread instead of
+        the event loop."""
+        return len(choice.pending_logprobs) > MANY
 
     def envelope(self, kind: str) -> dict[str, Any]:
         """Return the response fields other than `choices`: id, object, created and model."""
@@ -126,28 +121,20 @@ class Prepared(Generic[W]):
     headers: dict[str, str]
 
 
-def _prepare(service: Service, schema: type[W], kind: type[Shape[W]], parts: list[bytes]) -> Prepared[W] | ApiError:
-    """Parse a request body, in the tenant's thread.
-
-    An ApiError is returned instead of raised, because the traceback of a raised error would keep the body in memory.
-    """
-    try:
-        body = b"".join(parts)
-        parts.clear()
-        wanted, ignored = read(schema, body)
-        info = service.check_model(wanted.model)
-        shape = kind(service, wanted)
-        for param, texts in shape.texts():
-            service.check_size(texts, param, info)
-        asks = shape.asks()
-        service.check_total(asks, "prompt")
-        _check_logprobs(wanted, asks, held=service.teacher is not None)
-        headers = shape.notes() | header_of([*ignored, *shape.ignored()])
-        prepared = Prepared(shape, [pack(ask) for ask in asks], wanted.bound, headers)
-        shape.forget()
-        return prepared
-    except ApiError as error:
-        return error.alone()
+def prepare(service: Service, schema: type[W], kind: type[Shape[W]], body: bytes) -> Prepared[W]:
+    """Parse a request body, in the tenant's thread. Raises ApiError if the request is invalid."""
+    wanted, ignored = read(schema, body)
+    info = service.check_model(wanted.model)
+    shape = kind(service, wanted)
+    for param, texts in shape.texts():
+        service.check_size(texts, param, info)
+    asks = shape.asks()
+    service.check_total(asks, "prompt")
+    _check_logprobs(wanted, asks, held=service.teacher is not None)
+    headers = shape.notes() | header_of([*ignored, *shape.ignored()])
+    prepared = Prepared(shape, [pack(ask) for ask in asks], wanted.bound, headers)
+    shape.forget()
+    return prepared
 
 
 def _check_logprobs(wanted: Sampling, asks: list[EngineRequest], *, held: bool) -> None:
@@ -169,38 +156,30 @@ async def answer(request: Request, schema: type[W], kind: type[Shape[W]]) -> Res
             places.enter_context(one.bridge.place(tenant))
         async with body_of(request, service.max_body, service.bodies, tenant) as parts:
             work = partial(_prepare_all, services, schema, kind, parts)
-            prepared = await unless_gone(request, service.run_in_thread(tenant, work))
-    if isinstance(prepared, ApiError):
-        raise prepared
+            prepared = await unless_gone(request.receive, service.run_in_thread(tenant, work))
     headers = prepared[0].headers
-    source = _Source(request, prepared[0], tenant)
+    source = _Source(prepared[0], tenant)
     if teacher is not None:
-        source = _CascadeSource(request, prepared[0], prepared[1], tenant, teacher)
+        source = _CascadeSource(prepared[0], prepared[1], tenant, teacher)
     if source.shape.wanted.stream:
         return EventStream(source.events(), headers)
-    return Sliced(await unless_gone(request, source.complete()), headers=headers)
+    return Sliced(await unless_gone(request.receive, source.complete()), headers=headers)
 
 
 def _prepare_all(
     services: Sequence[Service], schema: type[W], kind: type[Shape[W]], parts: list[bytes]
-) -> list[Prepared[W]] | ApiError:
-    """Prepare the request for each service, because each model has its own chat format. The first error ends it."""
+) -> list[Prepared[W]]:
+    """Prepare the request for each service, because each model has its own chat format."""
     body = b"".join(parts)
     parts.clear()
-    found = []
-    for service in services:
-        prepared = _prepare(service, schema, kind, [body])
-        if isinstance(prepared, ApiError):
-            return prepared
-        found.append(prepared)
-    return found
+    return [prepare(service, schema, kind, body) for service in services]
 
 
 class _Source(Generic[W]):
     """The response to one request, complete or as events. `_cascade` is the entry `cascade` of the usage, or None."""
 
-    def __init__(self, request: Request, prepared: Prepared[W], tenant: str) -> None:
-        self.request, self.prepared, self.tenant = request, prepared, tenant
+    def __init__(self, prepared: Prepared[W], tenant: str) -> None:
+        self.prepared, self.tenant = prepared, tenant
         self.shape = prepared.shape
         self._reply: Reply | None = None
         self._cascade: dict[str, Any] | None = None
@@ -237,8 +216,7 @@ class _Source(Generic[W]):
 
         with service.bridge.job(self.prepared.asks, self.tenant, self.prepared.bound, streamed=True) as job:
             reply = self._reply = self._reply_of(job)
-            hurried = partial(half_closed, self.request.scope)
-            async with aclosing(reply.pieces(service.keep_alive, hurried)) as pieces:
+            async with aclosing(reply.pieces(service.keep_alive)) as pieces:
                 async for step in pieces:
                     if step is None:
                         yield COMMENT
@@ -246,7 +224,7 @@ class _Source(Generic[W]):
                     index, piece = step
                     job.sent = True
                     work = partial(events, index, piece, reply.choices[index])
-                    long = shape.size(index, piece, reply.choices[index]) > LONG
+                    long = shape.is_long(reply.choices[index])
                     for data in await service.run_in_thread(self.tenant, work) if long else work():
                         yield data
 
@@ -272,15 +250,12 @@ class _CascadeSource(_Source[W]):
     A place in the teacher's queue is reserved meanwhile, so that a reply of the student is never generated in vain.
     """
 
-    def __init__(
-        self, request: Request, student: Prepared[W], teacher: Prepared[W], tenant: str, rule: CascadeTeacher
-    ) -> None:
-        super().__init__(request, student, tenant)
+    def __init__(self, student: Prepared[W], teacher: Prepared[W], tenant: str, rule: CascadeTeacher) -> None:
+        super().__init__(student, tenant)
         self._rule, self._teacher = rule, teacher
 
     async def _run(self) -> None:
-        with ExitStack() as place:
-            place.enter_context(self._rule.service.bridge.place(self.tenant))
+        with self._rule.service.bridge.place(self.tenant):
             await super()._run()
             if self._is_sure():
                 return
@@ -288,13 +263,11 @@ class _CascadeSource(_Source[W]):
         await super()._run()
 
     async def _chunks(self, envelope: dict[str, Any], usage_field: dict[str, Any]) -> AsyncGenerator[bytes, None]:
-        with ExitStack() as place:
-            place.enter_context(self._rule.service.bridge.place(self.tenant))
+        with self._rule.service.bridge.place(self.tenant):
             student = asyncio.ensure_future(super()._run())
             try:
                 while not student.done():
-                    hurried = half_closed(self.request.scope)
-                    await asyncio.wait((student,), timeout=PROBE if hurried else self.shape.service.keep_alive)
+                    await asyncio.wait((student,), timeout=self.shape.service.keep_alive)
                     if not student.done():
                         yield COMMENT
                 student.result()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rorqual.serve.cors import with_cors
@@ -123,25 +121,13 @@ async def _api_error(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    headers = dict(error.headers or {})
-    if error.status_code == 405:
-        path = request.url.path[:LONGEST_PATH]
-        return _answer(
-            request.scope,
-            ApiError(405, f"`{path}` has no method {request.method}.", code="method_not_allowed"),
-            headers,
-        )
-    return _answer(request.scope, ApiError(error.status_code, _no_route(request), code="no_such_route"), headers)
-
-
-def _no_route(request: Request) -> str:
-    """Return a message that suggests the route most similar to the request's path, such as the same path under
-    `/v1`."""
     path = request.url.path[:LONGEST_PATH]
-    known: list[str] = request.app.state.paths
-    close = next((name for name in known if name.endswith(path) and path != "/"), None)
-    close = close or next(iter(get_close_matches(path, known, n=1)), None)
-    return f"`{path}` is not a route." + (f" Did you mean `{close}`?" if close else "")
+    if error.status_code == 405:
+        found = ApiError(405, f"`{path}` has no method {request.method}.", code="method_not_allowed")
+    else:
+        problem = f"`{path}` is not a route. GET /openapi.json lists the routes."
+        found = ApiError(error.status_code, problem, code="no_such_route")
+    return _answer(request.scope, found, dict(error.headers or {}))
 
 
 async def _gone(request: Request, error: Exception) -> Response:
@@ -157,12 +143,8 @@ def create_app(service: Service, *, with_page: bool = True) -> Edge:
     """Build the ASGI application that serves `service`, with the chat page at `/` or without."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.service = service
-    routers = [
-        routes.router for routes in (chat, completions, state, *([rollout] if service.uploads is not None else []))
-    ]
-    for router in routers:
-        app.include_router(router)
-    app.state.paths = sorted({route.path for router in routers for route in router.routes if isinstance(route, Route)})
+    for routes in (chat, completions, state, *([rollout] if service.uploads is not None else [])):
+        app.include_router(routes.router)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientDisconnected, _gone)

@@ -4,9 +4,9 @@ bodies in memory."""
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
@@ -23,8 +23,6 @@ and reads the error."""
 LARGE_AT_ONCE, LARGE_OF_ONE = 8, 2
 """Maximum number of bodies above `SLICE` bytes that are received, parsed or tokenized at the same time: in total, and
 per tenant."""
-KINDS = ("application/json", "application/octet-stream", "text/plain", "")
-"""Content types that are read as JSON. Some clients send no content type or a generic type."""
 
 
 class Bodies:
@@ -32,38 +30,14 @@ class Bodies:
     from their sockets."""
 
     def __init__(self, most: int = LARGE_AT_ONCE, each: int = LARGE_OF_ONE) -> None:
-        self.most, self.each = most, each
-        self._counts: Counter[str] = Counter()
-        self._waiting: list[asyncio.Future[None]] = []
+        self._all = asyncio.Semaphore(most)
+        self._of_tenant = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(each))
 
-    async def wait(self, tenant: str) -> None:
-        """Wait until the limits allow another large body of `tenant`."""
-        while self._counts.total() >= self.most or self._counts[tenant] >= self.each:
-            turn = asyncio.get_running_loop().create_future()
-            self._waiting.append(turn)
-            await turn
-
-    @contextmanager
-    def held(self, tenant: str) -> Iterator[None]:
-        """Count a large body until the `with` block ends."""
-        self._counts[tenant] += 1
-        try:
+    @asynccontextmanager
+    async def place(self, tenant: str) -> AsyncIterator[None]:
+        """Wait until the limits allow another large body of `tenant`, and count the body until the block ends."""
+        async with self._of_tenant[tenant], self._all:
             yield
-        finally:
-            self._counts[tenant] -= 1
-            waiting_turns, self._waiting = self._waiting, []
-            for turn in waiting_turns:  # requests that still exceed the limit wait again
-                if not turn.done():
-                    turn.set_result(None)
-
-
-def _check_kind(request: Request) -> None:
-    kind, _, parameter = request.headers.get("content-type", "").lower().partition(";")
-    if kind.strip() not in KINDS or parameter.replace(" ", "").replace('"', "") not in ("", "charset=utf-8"):
-        raise ApiError(415, "The body is not JSON. Send content-type: application/json in UTF-8.", code="not_json")
-    encoding = request.headers.get("content-encoding", "identity").lower()
-    if encoding != "identity":
-        raise ApiError(415, f"content-encoding {encoding[:40]!r} is not supported. Send the body uncompressed.")
 
 
 @asynccontextmanager
@@ -71,9 +45,8 @@ async def body_of(request: Request, limit: int, bodies: Bodies, tenant: str) -> 
     """Read a request body and yield it as a list of parts, each of at most `SLICE` bytes.
 
     A large body counts toward the limits of `bodies` until the `async with` block ends. Raises ApiError if the body is
-    longer than `limit`, compressed, not declared as JSON, or takes more than `BODY_SECONDS` seconds.
+    longer than `limit`, or takes more than `BODY_SECONDS` seconds.
     """
-    _check_kind(request)
     loop, parts, size, is_waiting = asyncio.get_running_loop(), list[bytes](), 0, False
     async with AsyncExitStack() as stack:
         try:
@@ -81,8 +54,7 @@ async def body_of(request: Request, limit: int, bodies: Bodies, tenant: str) -> 
                 async for part in request.stream():
                     if size <= SLICE < size + len(part):
                         is_waiting = True
-                        await bodies.wait(tenant)
-                        stack.enter_context(bodies.held(tenant))
+                        await stack.enter_async_context(bodies.place(tenant))
                         is_waiting = False
                         clock.reschedule(loop.time() + BODY_SECONDS)
                     size += len(part)

@@ -19,6 +19,7 @@ from rorqual.core.errors import RorqualError
 from rorqual.serve import wire
 from rorqual.serve.errors import ApiError
 from rorqual.serve.limits import SLICE
+from rorqual.serve.logs import say
 from rorqual.serve.wire import EngineArguments, PackedRequest, Ready, Recorded, SampledToken, ScoredPrompt
 
 TRIES = 2
@@ -109,7 +110,7 @@ class Bridge:
     ) -> None:
         self.arguments, self.queue, self.hang, self.load = arguments, queue, hang, load
         self.share = max(1, queue // tenants)
-        self.info: Ready | None = None
+        self.info = Ready(0, 0)  # until the engine is ready
         self.alive = False
         self.restarts = 0
         self.jobs: dict[int, ServerJob] = {}  # keyed by the first request number of the job
@@ -214,7 +215,7 @@ class Bridge:
             raise ApiError(503, "The engine is loading. Try again in a moment.", code="loading")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._updating = version, done
-        self._write(wire.update(str(file), version))
+        self._write(wire.line("update", file=str(file), version=version))
         try:
             await done
         finally:
@@ -239,7 +240,7 @@ class Bridge:
     def _cancel(self, job: ServerJob) -> None:
         if self.alive:
             for number in job.numbers:
-                self._write(wire.cancel(number))
+                self._write(wire.line("cancel", number=number))
 
     def _forget(self, job: ServerJob) -> bool:
         """Remove a job. Return whether the job was unfinished."""
@@ -262,7 +263,7 @@ class Bridge:
                     limit=wire.LONGEST_LINE, start_new_session=True, env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
                 )  # fmt: skip
             except OSError as error:  # memory or file descriptors may be exhausted for now, so try again later
-                _say(f"cannot start the engine: {error.strerror}")
+                say(f"cannot start the engine: {error.strerror}")
                 await asyncio.sleep(LONGEST_PAUSE)
                 continue
             self._process, self._outbox = process, asyncio.Queue()
@@ -273,7 +274,7 @@ class Bridge:
                 was_ready = await self._listen(process)
                 await process.wait()
             except (ValueError, LookupError, TypeError) as error:  # an incomplete or malformed message
-                _say(f"the engine sent an invalid message: {str(error)[:200]}")
+                say(f"the engine sent an invalid message: {str(error)[:200]}")
             finally:
                 self.alive, self._loading = False, None
                 writing.cancel()
@@ -329,7 +330,7 @@ class Bridge:
         self.info, self.alive, self._loading = info, True, None
         self._last_message = time.monotonic()
         if self.weights is not None:
-            self._write(wire.update(str(self.weights[0]), self.weights[1]))
+            self._write(wire.line("update", file=str(self.weights[0]), version=self.weights[1]))
         for job in self.jobs.values():
             self._submit(job)
         if self._up is not None and not self._up.done():
@@ -350,7 +351,7 @@ class Bridge:
                 remedy = "Allow more time with load=SECONDS. If the model is small, check its disk and device."
             self._up.set_exception(RorqualError(problem, where="serve", remedy=remedy))
             return
-        _say(f"the engine died ({cause}); restarting it")
+        say(f"the engine died ({cause}); restarting it")
         self.restarts += 1
         self.stats = {}
         lost = ApiError(503, "The engine died before it loaded the weights. Send them again.", code="engine_died")
@@ -375,7 +376,7 @@ class Bridge:
                 self._process.kill()
             silent = now - self._last_message
             if self.alive and self.jobs and silent > self.hang and self._process is not None:
-                _say(f"the engine hangs: no heartbeat for {silent:.0f} seconds")
+                say(f"the engine hangs: no heartbeat for {silent:.0f} seconds")
                 self.alive = False  # kill only once
                 self._process.kill()
 
@@ -418,7 +419,3 @@ async def _write_messages(outbox: asyncio.Queue[bytes], process: asyncio.subproc
             for start in range(0, len(data), SLICE):
                 process.stdin.write(data[start : start + SLICE])
                 await process.stdin.drain()
-
-
-def _say(text: str) -> None:
-    print(f"rorqual serve: {text}", file=sys.stderr, flush=True)

@@ -1,7 +1,6 @@
 """Limits on connections: their number, the time to send the request headers, and the time to read a response.
 
-Uvicorn itself limits neither of these times. Uvicorn also drops clients that closed only their sending side, and reads
-up to 256 KiB from a socket at a time.
+Uvicorn itself limits neither of these times, and reads up to 256 KiB from a socket at a time.
 """
 
 from __future__ import annotations
@@ -10,10 +9,7 @@ import asyncio
 from collections import OrderedDict
 from typing import Any
 
-import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
-
-from rorqual.serve.exchange import PROBE
 
 HEAD_SECONDS = 20.0
 RECEIVED = 8192
@@ -44,16 +40,11 @@ class TimedProtocol(H11Protocol):
     requests must be complete within `head_seconds` after their first byte. Further header bytes do not extend this
     limit. `body_of` limits the time that the body takes to arrive. Uvicorn's `timeout_keep_alive` limits the
     time between requests. A connection is aborted if the client reads nothing for `stall` seconds.
-
-    A client that closes its sending side after a request still gets its response. The server writes repeatedly to such a
-    client, because only a failed write shows that the client disconnected.
     """
 
     head_seconds = HEAD_SECONDS
     _header_timer: asyncio.TimerHandle | None = None
     _stall_timer: asyncio.TimerHandle | None = None
-    _probe: asyncio.TimerHandle | None = None
-    _half_closed = False
 
     def __init__(self, *args: Any, lobby: ConnectionLimit, stall: float, **settings: Any) -> None:
         super().__init__(*args, **settings)
@@ -68,9 +59,8 @@ class TimedProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_header_timer()
-        for timer in (self._stall_timer, self._probe):
-            if timer is not None:
-                timer.cancel()
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
         self._limit.idle.pop(self, None)
         super().connection_lost(exc)
 
@@ -86,11 +76,7 @@ class TimedProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self._busy() or self.transport.is_closing():
-            return
-        if self._half_closed:
-            self._close()
-        else:
+        if not self._busy() and not self.transport.is_closing():
             self._limit.idle[self] = None
 
     # ---- a client that does not read
@@ -117,37 +103,9 @@ class TimedProtocol(H11Protocol):
         if self._stall_timer is None:
             self._stall_timer = self.loop.call_later(self._stall, self.transport.abort)
 
-    def _close(self) -> None:
-        self.transport.close()
+    def eof_received(self) -> None:
+        """Treat a client that closes its sending side as disconnected, and limit the time to read what is buffered for it."""
         self._wait_for_reader()
-
-    # ---- a client that closed its sending side
-
-    def eof_received(self) -> bool:  # type: ignore[override]
-        """Return whether the connection stays open. The connection stays open while a completely received request still
-        needs a response."""
-        cycle: Any = self.cycle
-        if not self._busy() or cycle.more_body:
-            return False
-        self.scope["state"]["half_closed"] = True
-        if not self._half_closed:
-            self._half_closed = True
-            self._probe_client()
-        return True
-
-    def _probe_client(self) -> None:
-        """Send 100 Continue to find out whether the client is still connected.
-
-        Once the response has started, no `100 Continue` is sent. Event streams probe the client with SSE comments, not
-        with `100 Continue`.
-        """
-        cycle: Any = self.cycle
-        if self.transport.is_closing():
-            return
-        if self._busy() and not cycle.response_started and self.scope["http_version"] == "1.1":
-            interim = h11.InformationalResponse(status_code=100, headers=[], reason="Continue")
-            self.transport.write(self.conn.send(interim) or b"")
-        self._probe = self.loop.call_later(PROBE, self._probe_client)
 
     # ---- the request headers
 
@@ -170,4 +128,5 @@ class TimedProtocol(H11Protocol):
 
     def _close_late(self) -> None:
         if not self.transport.is_closing():
-            self._close()
+            self.transport.close()
+            self._wait_for_reader()

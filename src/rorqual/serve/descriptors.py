@@ -15,11 +15,8 @@ descriptor is free, `accept` fails `AT_ONCE` times per iteration."""
 
 
 def raise_limit() -> int:
-    """Raise this process's open-file limit to `MOST_FILES` or the hard limit, whichever is lower. Return the limit in
-    effect."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    """Set this process's open-file limit to `MOST_FILES` or the hard limit, whichever is lower, and return it."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
-    if soft == resource.RLIM_INFINITY or soft >= most:
-        return most if soft == resource.RLIM_INFINITY else soft
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     return most

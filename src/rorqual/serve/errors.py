@@ -22,14 +22,6 @@ class ApiError(Exception):
         error = {"message": self.message[:MESSAGE], "type": kind, "param": self.param, "code": self.code}
         return {"error": error}
 
-    def alone(self) -> ApiError:
-        """Remove the traceback and context, and return self.
-
-        The frames of a traceback reference the request body, and freeing a large body would block the event loop.
-        """
-        self.__context__ = self.__cause__ = None
-        return self.with_traceback(None)
-
 
 def refuse(message: str, param: str | None = None, code: str | None = None) -> ApiError:
     """Return the ApiError for an invalid request (status 400)."""

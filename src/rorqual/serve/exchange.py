@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
-from fastapi import Request, Response
+from fastapi import Response
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -24,8 +24,6 @@ BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 """Escapes for characters that `str.splitlines` treats as line ends; httpx's `iter_lines` uses `splitlines`. By the
 standard for server-sent events, these characters do not end a line."""
 HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
-PROBE = 0.25
-"""Seconds between writes to a client that closed its sending side. Only a failed write shows that the client disconnected."""
 SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -44,11 +42,6 @@ def request_id(scope: Scope) -> str:
     return id_
 
 
-def half_closed(scope: Scope) -> bool:
-    """Return whether the client closed its sending side. The client may still be waiting for the response."""
-    return bool(scope.get("state", {}).get("half_closed"))
-
-
 def written(value: Any) -> bytes:
     """Serialize a value as compact JSON."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
@@ -65,7 +58,7 @@ async def _wait_for_disconnect(receive: Receive) -> None:
         pass
 
 
-async def _run_unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """Run `work` and return its result. If the client disconnects first, cancel `work` and raise ClientDisconnected."""
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_wait_for_disconnect(receive))
     try:
@@ -77,11 +70,6 @@ async def _run_unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
         for task in (working, leaving):
             task.cancel()
         await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` and return its result. If the client disconnects first, cancel `work` and raise ClientDisconnected."""
-    return await _run_unless_gone(work, request.receive)
 
 
 def _slices(data: bytes) -> Iterator[bytes]:
@@ -114,7 +102,7 @@ class EventStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with suppress(ClientDisconnected):  # the client disconnected, so no response is possible
-            await _run_unless_gone(self._send(send, request_id(scope)), receive)
+            await unless_gone(receive, self._send(send, request_id(scope)))
 
     async def _send(self, send: Send, name: str) -> None:
         async with aclosing(self.events) as events:

@@ -49,8 +49,6 @@ IGNORED = frozenset(
     | {"dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers"}
 ) - {*OUR_OWN}
 """Top-level fields that are always ignored, because they never change a reply."""
-IGNORED_INSIDE = frozenset({"messages[].content[].prompt_cache_breakpoint"})
-"""Paths of nested fields that are always ignored."""
 
 _MODEL_TEMPLATE = "the server always uses the model's own chat template"
 _NO_IMAGES = "this model reads and writes only text"
@@ -180,6 +178,7 @@ INSIDE: Mapping[str, Mapping[str, Rule]] = {
         "function_call": ("use tool_calls, which replaced it", ()),
         "prefix": ("this model cannot continue an assistant turn", (False,)),
     },
+    "messages[].content[]": {"prompt_cache_breakpoint": ("prefixes are always cached", _ANY)},
     "messages[].tool_calls[]": {"index": ("", _ANY)},
     "messages[].tool_calls[].function": {"parsed_arguments": ("", _ANY)},
     "tools[]": {"defer_loading": ("the prompt always contains all tools", (False,))},
@@ -199,12 +198,9 @@ INSIDE: Mapping[str, Mapping[str, Rule]] = {
 """Rules of nested fields, by the path of the enclosing object. A rule with an empty reason only lists values to ignore;
 the request schema checks all other values."""
 PASSAGES = frozenset(
-    place[:end]
-    for place in (*INSIDE, *IGNORED_INSIDE)
-    for end in range(1, len(place) + 1)
-    if place[end : end + 1] in ("", ".", "[")
+    place[:end] for place in INSIDE for end in range(1, len(place) + 1) if place[end : end + 1] in ("", ".", "[")
 )
-"""All prefixes of the paths in `INSIDE` and `IGNORED_INSIDE`. Only objects and lists at the paths in `PASSAGES` can
+"""All prefixes of the paths in `INSIDE`. Only objects and lists at the paths in `PASSAGES` can
 contain fields with rules."""
 
 TEXT_ONLY = "Send parts of type text."
@@ -263,9 +259,6 @@ def _object(
         reason, neutral = ("", _ANY) if not place and name in IGNORED else rules.get(name, ("", ()))
         place_of_field, path_of_field = (f"{place}.{name}", f"{path}.{name}") if place else (name, name)
         known = name in rules or (not place and name in IGNORED)
-        if place_of_field in IGNORED_INSIDE:
-            ignored |= {place_of_field} if value is not None else set()
-            continue
         if known and value is None:
             continue
         if known and neutral != _ANY and not is_one_of(value, neutral):

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic_core
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from rorqual.core.sampling import Grammar
 from rorqual.serve.errors import refuse
@@ -20,7 +21,7 @@ MAX_SCHEMA, MAX_REGEX, MAX_CHOICES, MAX_TEXT = 65_536, 4096, 1024, 65_536
 
 def _writable(text: str) -> str:
     if "\0" in text:
-        raise ValueError("contains a NUL character. Remove it")
+        raise PydanticCustomError("nul", "It contains a NUL character. Remove the character")
     return text
 
 

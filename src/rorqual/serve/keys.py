@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rorqual.core.errors import ConfigError
+from rorqual.core.lock import own
 from rorqual.core.records import write_atomic
 from rorqual.serve.words import written
 
@@ -61,23 +59,6 @@ def _tenants(text: str) -> dict[str, str]:
     return tenants
 
 
-@contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    """Lock the key file for writing. The lock is a separate file, because each write replaces the key file."""
-    lock = file.with_name(f".{file.name}.lock")
-    with ExitStack() as stack:
-        try:
-            lock.parent.mkdir(parents=True, exist_ok=True)
-            fcntl.flock(stack.enter_context(lock.open("wb")), fcntl.LOCK_EX)
-        except OSError as error:
-            raise ConfigError(
-                f"cannot write: {error.strerror}",
-                where=str(lock),
-                remedy="Give keys=FILE in a folder that you may write to.",
-            ) from None
-        yield
-
-
 @dataclass
 class Keys:
     """The hashes of API keys, each with its tenant.
@@ -107,7 +88,8 @@ class Keys:
     def ensure(self, tenant: str) -> str | None:
         """Create a key for `tenant`, add its hash to the file, and return the key. If the tenant has a key, return None.
 
-        The file is first read again, because another process may have added keys.
+        The file is first read again, because another process may have added keys. Raises RorqualError if another process
+        is adding a key.
         """
         if not tenant.isidentifier() or len(tenant) > NAME_LENGTH:
             raise ConfigError(
@@ -117,7 +99,7 @@ class Keys:
             )
         if tenant in self.tenants.values():
             return None
-        with _locked(self.file):
+        with own(self.file, "Start the servers one after another."):
             self.tenants = self.load(self.file).tenants
             if tenant in self.tenants.values():
                 return None

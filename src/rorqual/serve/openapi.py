@@ -1,4 +1,8 @@
-"""The OpenAPI 3.1 document of the API, generated from the request and response schemas."""
+"""The OpenAPI 3.1 document of the API.
+
+Requests are described by their schemas. Responses are described by the names of their fields, because they have the format of
+OpenAI's API.
+"""
 
 from __future__ import annotations
 
@@ -7,31 +11,16 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from rorqual.serve.fields import IGNORED
-from rorqual.serve.objects import Cards, ChatCompletion, Error, Health, TextCompletion
 from rorqual.serve.schemas import ChatRequest, TextRequest
 
 REF = "#/components/schemas/{model}"
 REQUESTS = (ChatRequest, TextRequest)
-ANSWERS = (ChatCompletion, TextCompletion, Cards, Health, Error)
 JSON = "application/json"
-ERRORS = {
-    "400": "The request is invalid; `param` names the parameter.",
-    "401": "The API key is missing or unknown.",
-    "404": "The model or route does not exist.",
-    "405": "The route does not support this method.",
-    "408": "The body did not arrive in time.",
-    "413": "The body is too long.",
-    "415": "The body is not uncompressed JSON.",
-    "429": "The queue is full.",
-    "503": "The engine is loading or died, or the server is stopping.",
-}
 
 
 def document(model: str) -> dict[str, Any]:
     """Return the OpenAPI document of a server that serves the model named `model`."""
-    pairs: list[Any] = [(schema, "validation") for schema in REQUESTS]
-    pairs += [(schema, "serialization") for schema in ANSWERS]
-    _, shared = models_json_schema(pairs, ref_template=REF)
+    _, shared = models_json_schema([(schema, "validation") for schema in REQUESTS], ref_template=REF)
     schemas = shared["$defs"]
     for schema in REQUESTS:
         _add_missing(schemas[schema.__name__], model)
@@ -51,50 +40,41 @@ def _add_missing(schema: dict[str, Any], model: str) -> None:
 
 
 def _paths(model: str) -> dict[str, Any]:
-    parameter = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "const": model}}
+    completion = _object("id", "object", "created", "model", "choices", "usage")
+    card = _object("id", "object", "created", "owned_by", "max_model_len", "thinks", "temperature", "examples")
+    name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "const": model}}
+    text = {"type": "string"}
     return {
-        "/v1/chat/completions": {"post": _generating("ChatRequest", "ChatCompletion", "Continue a conversation.")},
-        "/v1/completions": {"post": _generating("TextRequest", "TextCompletion", "Continue one or more prompts.")},
-        "/v1/models": {"get": _reading("Cards", "List the served model.")},
-        "/v1/models/{name}": {"get": _reading("Card", "Return the served model.") | {"parameters": [parameter]}},
-        "/livez": {
-            "get": {
-                **_plain("text/plain", "An empty body while the server process runs. Needs no key."),
-                "security": [],
-            }
-        },
-        "/health": {
-            "get": _reading("Health", "The engine's state. The status is 200 if the engine is ready.", also=("503",))
-        },
-        "/metrics": {"get": _plain("text/plain", "Metrics for Prometheus.")},
-        "/openapi.json": {"get": _plain(JSON, "This document.")},
+        "/v1/chat/completions": {"post": _generating("ChatRequest", completion, "Continue a conversation.")},
+        "/v1/completions": {"post": _generating("TextRequest", completion, "Continue one or more prompts.")},
+        "/v1/models": {"get": _route(_object("object", "data"), "List the served model.")},
+        "/v1/models/{name}": {"get": _route(card, "Return the served model.") | {"parameters": [name]}},
+        "/livez": {"get": _route(text, "Return an empty body. This route needs no key.") | {"security": []}},
+        "/health": {"get": _route(_object("status"), "Return 200 if the engine is ready, else 503.", also=("503",))},
+        "/metrics": {"get": _route(text, "Return metrics for Prometheus.")},
+        "/openapi.json": {"get": _route(_object("openapi", "paths", "components"), "Return this document.")},
     }
 
 
-def _ref(name: str) -> dict[str, Any]:
-    return {"$ref": REF.format(model=name)}
+def _object(*names: str) -> dict[str, Any]:
+    """Return the schema of a JSON object with the fields `names`."""
+    return {"type": "object", "required": list(names)}
 
 
-def _body(kind: str, schema: dict[str, Any], description: str) -> dict[str, Any]:
+def _content(schema: dict[str, Any], description: str) -> dict[str, Any]:
+    kind = "text/plain" if schema["type"] == "string" else JSON
     return {"description": description, "content": {kind: {"schema": schema}}}
 
 
-def _errors(*codes: str) -> dict[str, Any]:
-    return {code: _body(JSON, _ref("Error"), ERRORS[code]) for code in codes}
+def _route(answer: dict[str, Any], summary: str, also: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the description of a route. Status codes in `also` have the same response as 200; all others are errors."""
+    responses = {code: _content(answer, summary) for code in ("200", *also)}
+    error = _content(_object("error", "request_id"), "An error in OpenAI's format; its `param` names the parameter.")
+    return {"summary": summary, "responses": responses | {"default": error}}
 
 
-def _generating(request: str, answer: str, summary: str) -> dict[str, Any]:
-    done = _body(JSON, _ref(answer), "The response; with `stream`, server-sent events.")
-    done["content"]["text/event-stream"] = {"schema": {"type": "string"}}
-    body = {"required": True, "content": {JSON: {"schema": _ref(request)}}}
-    return {"summary": summary, "requestBody": body, "responses": {"200": done, **_errors(*ERRORS)}}
-
-
-def _reading(answer: str, summary: str, also: tuple[str, ...] = ()) -> dict[str, Any]:
-    responses = {code: _body(JSON, _ref(answer), summary) for code in ("200", *also)}
-    return {"summary": summary, "responses": responses | _errors("401", "404", "405")}
-
-
-def _plain(kind: str, summary: str) -> dict[str, Any]:
-    schema = {"type": "object" if kind == JSON else "string"}
-    return {"summary": summary, "responses": {"200": _body(kind, schema, summary), **_errors("401", "405")}}
+def _generating(request: str, answer: dict[str, Any], summary: str) -> dict[str, Any]:
+    route = _route(answer, summary)
+    route["responses"]["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+    body = {"required": True, "content": {JSON: {"schema": {"$ref": REF.format(model=request)}}}}
+    return route | {"requestBody": body}

@@ -9,27 +9,18 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from rorqual.core.records import ToolCall
 from rorqual.data.chat import ChatFormat
 from rorqual.data.chat.stops import Stops
 from rorqual.data.chat.stream import Piece, Reader, ToolDelta
-from rorqual.serve.bridge import Restarted, ServerJob
+from rorqual.serve.bridge import ServerJob
 from rorqual.serve.errors import ApiError
-from rorqual.serve.exchange import PROBE
 from rorqual.serve.metrics import Metrics
 from rorqual.serve.wire import Recorded, SampledToken, Score, ScoredPrompt
 
 SILENT = 256
 """After this many tokens without new text, parsing may be slow, so the next token is parsed outside of the event
 loop."""
-
-
-@dataclass
-class StreamedCall:
-    """A tool call whose arguments are being generated."""
-
-    id: str = ""
-    name: str = ""
-    arguments: str = ""
 
 
 @dataclass
@@ -58,7 +49,7 @@ class Choice:
     tell: bool = False
     scores: list[Score] = field(default_factory=list)
     reason: str | None = None
-    calls: list[StreamedCall] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
     pending_logprobs: list[SampledToken] = field(default_factory=list)
     recorded: Recorded | None = None
     n_sampled: int = 0
@@ -128,10 +119,10 @@ class Choice:
 
     def _call(self, delta: ToolDelta) -> None:
         while len(self.calls) <= delta.index:
-            self.calls.append(StreamedCall())
+            self.calls.append(ToolCall("", "", ""))
         call = self.calls[delta.index]
-        call.id, call.name = delta.id or call.id, delta.name or call.name
-        call.arguments += delta.arguments
+        arguments = call.arguments + delta.arguments
+        self.calls[delta.index] = ToolCall(delta.id or call.id, delta.name or call.name, arguments)
 
 
 @dataclass
@@ -165,36 +156,20 @@ class Reply:
         """Whether all samples are finished."""
         return all(choice.reason is not None for choice in self.choices)
 
-    async def _next(
-        self, keep_alive: float | None, hurried: Callable[[], bool]
-    ) -> SampledToken | Recorded | ScoredPrompt | Restarted | None:
-        waited = 0.0
-        while True:
-            step = None if keep_alive is None else min(PROBE, keep_alive - waited)
-            event = await self.job.next(step)
-            if event is not None or step is None or keep_alive is None:
-                return event
-            waited += step
-            if waited >= keep_alive or hurried():
-                return None
-
     async def _add(self, choice: Choice, sampled: SampledToken) -> Piece:
         add = partial(choice.add, sampled)
         return await self.run_in_thread(add) if self.run_in_thread is not None and choice.heavy else add()
 
-    async def pieces(
-        self, keep_alive: float | None = None, hurried: Callable[[], bool] = bool
-    ) -> AsyncGenerator[tuple[int, Piece] | None, None]:
+    async def pieces(self, keep_alive: float | None = None) -> AsyncGenerator[tuple[int, Piece] | None, None]:
         """Yield (sample number, new text) as tokens arrive.
 
-        None is yielded after `keep_alive` seconds without new text. If `hurried()` is True, it is yielded after `PROBE`
-        seconds. The choice's finish reason is set before the last piece of a sample is yielded. The last piece may be
-        empty. Other tasks can run after each token.
+        None is yielded after `keep_alive` seconds without new text. The choice's finish reason is set before the last
+        piece of a sample is yielded. The last piece may be empty. Other tasks can run after each token.
         """
         written = time.monotonic()
         try:
             while not self.done:
-                event = await self._next(keep_alive, hurried)
+                event = await self.job.next(keep_alive)
                 if event is None:
                     yield None
                     written = time.monotonic()
@@ -206,7 +181,7 @@ class Reply:
                     if piece or (choice.reason is not None and not was_done):
                         yield event.sample, piece
                         written = time.monotonic()
-                    elif keep_alive is not None and time.monotonic() - written >= (PROBE if hurried() else keep_alive):
+                    elif keep_alive is not None and time.monotonic() - written >= keep_alive:
                         yield None  # tokens arrive, but have no text yet
                         written = time.monotonic()
                     await asyncio.sleep(0)

@@ -8,9 +8,8 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic_core
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from rorqual.core import parts
 from rorqual.core.config import with_fields
 from rorqual.core.records import Thinking
 from rorqual.core.sampling import (
@@ -30,18 +29,9 @@ from rorqual.core.sampling import (
 )
 from rorqual.serve import limits
 from rorqual.serve.errors import refuse
-from rorqual.serve.fields import IGNORED, OWN_NAMES, sift
-from rorqual.serve.formats import Guided, JsonSchema, ResponseFormat, Schema, Text
-from rorqual.serve.turns import (
-    Call,
-    CalledFunction,
-    ChatMessage,
-    Function,
-    NamedFunction,
-    NamedTool,
-    Tools,
-    ToolSpec,
-)
+from rorqual.serve.fields import OWN_NAMES, sift
+from rorqual.serve.formats import Guided, Schema, Text
+from rorqual.serve.turns import ChatMessage, Tools
 from rorqual.serve.words import explain, shown
 
 MAX_MESSAGES, MAX_NAME, MAX_IDS, MAX_PROMPTS, MAX_KEYS = 4096, 256, 1_000_000, 128, 4096
@@ -303,8 +293,8 @@ def read(cls: type[S], body: bytes) -> tuple[S, list[str]]:
     try:
         request = cls.model_validate(fields)
     except ValidationError as error:
-        fault = explain(error, fields, known_names(cls))
-        raise refuse(fault.message, fault.path, "unknown_parameter" if fault.unknown else None) from None
+        names = {field.alias or name for name, field in cls.model_fields.items()}
+        raise explain(error, fields, names) from None
     request.check()
     return request, sorted(ignored)
 
@@ -321,7 +311,6 @@ def _parsed(body: bytes) -> dict[str, Any]:
         raise refuse(f"The body is not JSON: {str(error)[:200]}. Send one JSON object.") from None
     if not isinstance(data, dict):
         raise refuse(f"The body is {shown(data)}. Send one JSON object.")
-    limits.check_parts(data)
     return data
 
 
@@ -331,22 +320,3 @@ def _unique(pairs: list[tuple[str, Any]]) -> None:
         raise ValueError(f"{problem}; at most {MAX_KEYS:,} are allowed. Use fewer keys")
     if len({name for name, _ in pairs}) != len(pairs):
         raise ValueError("an object has a duplicate key")
-
-
-def known_names(cls: type[Sampling]) -> dict[str, set[str]]:
-    """Return the field names of a request and its nested objects, by path. Errors about misspelt fields suggest the
-    most similar known name."""
-    nested: dict[str, type[Schema]] = {
-        "messages[]": ChatMessage, "messages[].tool_calls[]": Call,
-        "messages[].tool_calls[].function": CalledFunction, "tools[]": ToolSpec, "tools[].function": Function,
-        "tool_choice": NamedTool, "tool_choice.function": NamedFunction, "stream_options": StreamOptions,
-        "response_format": ResponseFormat, "response_format.json_schema": JsonSchema, "chat_template_kwargs": TemplateOptions,
-        "thinking": ThinkingSwitch,
-    }  # fmt: skip
-    names = {place: _field_names(schema) for place, schema in nested.items()}
-    names["messages[].content[]"] = set().union(*map(_field_names, parts.KINDS))
-    return names | {"": _field_names(cls) | IGNORED}
-
-
-def _field_names(schema: type[BaseModel]) -> set[str]:
-    return {field.alias or name for name, field in schema.model_fields.items()}

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
-import logging
 import signal
 import socket
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,54 +23,21 @@ from rorqual.core.sampling import SamplingParams
 from rorqual.data.chat import ChatFormat, load_chat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.evals.calibration import Calibration
+from rorqual.serve.address import Address
 from rorqual.serve.app import Edge, create_app
 from rorqual.serve.bridge import Bridge
 from rorqual.serve.connections import ConnectionLimit, TimedProtocol
+from rorqual.serve.cors import origins
 from rorqual.serve.descriptors import AT_ONCE, raise_limit
-from rorqual.serve.keys import Keys
-from rorqual.serve.logs import WINDOW, RateLimitFilter
+from rorqual.serve.keys import Keys, default_file
 from rorqual.serve.service import CascadeTeacher, Service, read_defaults
 from rorqual.serve.uploads import WeightUploads
 from rorqual.serve.wire import EngineArguments
 
 CASCADE_NAME = "cascade"
 """Default name of a served cascade."""
-BACKLOG = 2048
 UNREAD = 131_072
 """Size of a socket's send buffer in bytes. For a client that does not read, uvicorn buffers another 64 KiB."""
-
-
-@dataclass(frozen=True)
-class Address:
-    """The address of the server, its keys and its limits.
-
-    - `queue`: maximum number of running and waiting requests.
-    - `max_body`: maximum bytes of a request body.
-    - `grace`: seconds that running requests may take to finish after a shutdown signal.
-    - `ui`: whether to serve the chat page.
-    - `hang`: restart a busy engine after this many seconds without a heartbeat.
-    - `load`: maximum seconds that the engine may take to load.
-    - `operator`: the tenant that may read the metrics of all tenants.
-    - `stall`: disconnect a client that reads nothing for this many seconds.
-    - `cors`: allowed origins.
-    - `think_budget`: see `Service`.
-    """
-
-    host: str
-    port: int
-    name: str
-    keys: Path
-    tenant: str
-    queue: int
-    max_body: int
-    grace: float
-    ui: bool = True
-    hang: float = 120.0
-    load: float = 3600.0
-    operator: str = "default"
-    stall: float = 30.0
-    cors: frozenset[str] = frozenset()
-    think_budget: int = 0
 
 
 class _Server(uvicorn.Server):
@@ -82,16 +47,6 @@ class _Server(uvicorn.Server):
         loads."""
         yield
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start the server, then raise the listen backlog to `BACKLOG`.
-
-        asyncio uses its `backlog` argument both for `listen` and for the number of connections accepted per iteration.
-        The uvicorn config therefore sets a small `backlog`, which is too low for `listen`.
-        """
-        await super().startup(sockets)
-        for sock in sockets or ():
-            sock.listen(BACKLOG)
-
 
 def listen(host: str, port: int) -> socket.socket:
     """Open a listening socket. Port 0 chooses a free port.
@@ -99,16 +54,8 @@ def listen(host: str, port: int) -> socket.socket:
     Raises ConfigError if the port is in use or the host is not an address of this machine.
     """
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        sock = socket.socket(family, kind, protocol)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD)  # accepted connections inherit the buffer size
-            sock.bind(address)
-            sock.listen(BACKLOG)
-        except OSError:
-            sock.close()
-            raise
+        sock = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD)  # accepted connections inherit the buffer size
         return sock
     except OSError as error:
         remedies = {
@@ -119,21 +66,6 @@ def listen(host: str, port: int) -> socket.socket:
             error.errno or 0, "Use host=127.0.0.1 for clients on this machine only, host=0.0.0.0 for all."
         )
         raise ConfigError(f"cannot listen: {error.strerror}", where=f"{host}:{port}", remedy=remedy) from None
-
-
-def check_folder(folder: Path) -> None:
-    """Create the folder of the on-disk prefix cache. Raises ConfigError if the folder is not writable. The server calls
-    this function before it loads the model."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"rorqual")
-    except OSError as error:
-        raise ConfigError(
-            f"cannot store the prefix cache here: {error.strerror}",
-            where=f"cache_dir={folder}",
-            remedy="Give a folder that you may write to, or leave cache_dir out to keep the cache in memory only.",
-        ) from None
 
 
 @dataclass(frozen=True)
@@ -162,7 +94,7 @@ def _chat_of(run: RunDir, address: Address) -> ChatFormat:
 
 def serve(arguments: EngineArguments, address: Address, cascade: CascadeArguments | None = None) -> None:
     """Serve a run, or a cascade of two runs, until a signal stops the server. Raises RorqualError if the server cannot start."""
-    run = RunDir(Path(arguments.run))
+    run, cors = RunDir(Path(arguments.run)), origins(address.cors)
     checkpoint = run.checkpoint()
     chat = _chat_of(run, address)
     task = TaskDefaults() if cascade else run.task_defaults()
@@ -171,10 +103,8 @@ def serve(arguments: EngineArguments, address: Address, cascade: CascadeArgument
         second = RunDir(Path(cascade.teacher.run))
         second.checkpoint()
         second_chat = _chat_of(second, address)
-    if cache_dir := arguments.engine.get("cache_dir"):
-        check_folder(Path(cache_dir))
     with listen(address.host, address.port) as sock:
-        keys = Keys.load(address.keys)
+        keys = Keys.load(Path(address.keys) if address.keys else default_file())
         key = keys.ensure(address.tenant)
         uploads, rollout_key = (
             WeightUploads.begin(Path(arguments.rollout_dir)) if arguments.rollout_dir else (None, None)
@@ -188,7 +118,7 @@ def serve(arguments: EngineArguments, address: Address, cascade: CascadeArgument
             operator=address.operator,
             max_body=address.max_body,
             defaults=read_defaults(run),
-            cors=address.cors,
+            cors=cors,
             uploads=uploads,
             prompts=run.prompts(),
             think_budget=address.think_budget,
@@ -233,12 +163,10 @@ async def _until_stopped(service: Service, app: Edge, sock: socket.socket, addre
         # connections that are being closed.
         http=cast(type[asyncio.Protocol], partial(TimedProtocol, lobby=ConnectionLimit(limit // 2), stall=address.stall)),
         backlog=min(AT_ONCE, limit // 8),
-        ws="none", lifespan="off", log_level="warning", access_log=False, server_header=False,
+        # Clients without a key can cause warnings, such as those about invalid HTTP, and could fill the log with them.
+        ws="none", lifespan="off", log_level="error", access_log=False, server_header=False,
         timeout_graceful_shutdown=max(1, round(address.grace)),
     )  # fmt: skip
-    log_filter = RateLimitFilter()
-    for name in ("uvicorn.error", "asyncio"):
-        logging.getLogger(name).addFilter(log_filter)
     server = _Server(config)
     stopped = asyncio.Event()
 
@@ -254,7 +182,6 @@ async def _until_stopped(service: Service, app: Edge, sock: socket.socket, addre
         loop.add_signal_handler(number, stop)
     loading = asyncio.gather(*(bridge.start() for bridge in service.bridges))
     stopping = asyncio.create_task(stopped.wait())
-    flushing = asyncio.create_task(_flush_regularly(log_filter))
     try:
         await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
@@ -263,19 +190,12 @@ async def _until_stopped(service: Service, app: Edge, sock: socket.socket, addre
             _say(f"{service.name} at http://{f'[{host}]' if ':' in host else host}:{port}/v1")
             await server.serve(sockets=[sock])
     finally:
-        for task in (loading, stopping, flushing):
+        for task in (loading, stopping):
             task.cancel()
         for bridge in service.bridges:
             await bridge.stop()
         service.close()
-        log_filter.flush()
     _say("stopped")
-
-
-async def _flush_regularly(log_filter: RateLimitFilter) -> None:
-    while True:
-        await asyncio.sleep(WINDOW)
-        log_filter.flush()
 
 
 def _say(text: str) -> None:

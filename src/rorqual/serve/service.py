@@ -54,7 +54,7 @@ def read_defaults(run: RunDir) -> SamplingParams:
     try:
         return Sampling.model_validate({"model": "-", **known}).params()
     except ValidationError as error:
-        problem = explain(error, known, {}).message
+        problem = explain(error, known, known).message
         raise ConfigError(problem, where=where, remedy="Correct or remove the key.") from None
 
 
@@ -138,11 +138,9 @@ class Service:
             )
 
     def check_model(self, name: str) -> Ready:
-        """Return the engine's limits. Raises ApiError if the model is not served or the engine is still loading."""
+        """Return the engine's limits. Raises ApiError if the model is not served."""
         if name != self.name:
             raise self.no_model(name)
-        if self.bridge.info is None:
-            raise ApiError(503, "The engine is still loading. Try again in a moment.", code="loading")
         return self.bridge.info
 
     def no_model(self, name: str) -> ApiError:

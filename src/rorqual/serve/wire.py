@@ -131,16 +131,6 @@ def submit(number: int, ask: PackedRequest, tenant: str) -> tuple[bytes, bytes]:
     return ask.data, f',"number":{number},"tenant":{json.dumps(tenant)}}}\n'.encode()
 
 
-def cancel(number: int) -> bytes:
-    """Return the message that cancels a request."""
-    return line("cancel", number=number)
-
-
-def update(file: str, version: int) -> bytes:
-    """Return the message that replaces the weights. Running requests finish with the old weights; new requests wait."""
-    return line("update", file=file, version=version)
-
-
 def scored(number: int, logprobs: list[float], best: list[list[tuple[int, float]]], top: int) -> Iterator[bytes]:
     """Yield messages with the log-probabilities of a prompt's tokens. Each message has at most `SCORES` values."""
     step = max(1, SCORES // (1 + top))

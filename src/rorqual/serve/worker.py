@@ -15,7 +15,6 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -46,27 +45,6 @@ HEADER = 1024
 LONGEST_RECORD = LONGEST_LINE // 2
 
 
-@dataclass
-class Compiling:
-    """A request whose grammar is being compiled.
-
-    `ready` must live until the request is submitted, because the grammar cache holds only weak references.
-    """
-
-    message: dict[str, Any]
-    ready: CompileTask[Compiled]
-
-
-@dataclass
-class PendingWeights:
-    """A weight update. Reading `file` sets `tensors`, or sets `refusal` if the tensors do not fit the model."""
-
-    file: Path
-    version: int
-    tensors: dict[str, Tensor] | None = None
-    refusal: str = ""
-
-
 class Worker:
     """The engine's main loop, which reads requests from one pipe and writes tokens to another."""
 
@@ -76,10 +54,12 @@ class Worker:
         self.numbers: dict[int, int] = {}  # request_id -> the server's request number
         self.left: dict[int, int] = {}  # request_id -> number of unfinished samples
         self.scored: set[int] = set()  # request_ids for which the log-probabilities of the prompt were sent
-        self.compiling: dict[int, Compiling] = {}  # the server's request number -> request
+        # The server's request number -> (request, its grammar). The grammar must live until the request is submitted, because
+        # the grammar cache holds only weak references.
+        self.compiling: dict[int, tuple[dict[str, Any], CompileTask[Compiled]]] = {}
         self.recorded: set[int] = set()  # request_ids whose rollout data is recorded
         self.version = 0  # version of the current weights
-        self.updates: list[PendingWeights] = []
+        self.updates: list[tuple[Path, int]] = []  # (file, version) of weights to load
         self.held: dict[
             int, dict[str, Any]
         ] = {}  # the server's request number -> request that waits for weight updates
@@ -108,7 +88,7 @@ class Worker:
         while not self.numbers or not self.inbox.empty():
             left = max(0.0, until - time.monotonic())
             try:
-                message = self.inbox.get(timeout=left if self.compiling or self.updates else None)
+                message = self.inbox.get(timeout=left if self.compiling else None)
             except queue.Empty:
                 break
             if message is None:
@@ -129,19 +109,18 @@ class Worker:
         number = message.get("number", -1)
         match message["kind"]:
             case "update":
-                self.updates.append(PendingWeights(Path(message["file"]), message["version"]))
-                threading.Thread(target=self._read, args=(self.updates[-1],), daemon=True).start()
-            case "read":
+                self.updates.append((Path(message["file"]), message["version"]))
                 self._install()
             case "cancel":
                 self.held.pop(number, None)
-                self._give_up(number)
+                if (waiting := self.compiling.pop(number, None)) is not None:
+                    waiting[1].cancel()
                 for request_id in [t for t, known in self.numbers.items() if known == number]:
                     self.engine.cancel(request_id)
                     self._forget(request_id)
             case "compiled":
                 if (waiting := self.compiling.pop(number, None)) is not None:
-                    self._compiled(number, waiting)
+                    self._end_compilation(number, *waiting)
             case _ if message["params"]["grammar"] is not None:
                 self._compile(number, message)
             case _:
@@ -156,40 +135,28 @@ class Worker:
         grammar = ask_of(message).params.grammar
         assert grammar is not None
         ready = self.engine.grammars.submit(grammar, message["tenant"])
-        self.compiling[number] = Compiling(message, ready)
+        self.compiling[number] = message, ready
         ready.add_done_callback(lambda _: self.inbox.put({"kind": "compiled", "number": number}))
 
-    def _compiled(self, number: int, waiting: Compiling) -> None:
-        error = waiting.ready.exception()
+    def _end_compilation(self, number: int, message: dict[str, Any], ready: CompileTask[Compiled]) -> None:
+        error = ready.exception()
         if error is None:
-            self._submit(number, waiting.message)
+            self._submit(number, message)
         elif isinstance(error, RorqualError):  # `_submit` would compile the grammar again and block all requests
-            self._refuse(number, _said(error))
+            self._refuse(number, message_of(error))
         else:
             raise error
 
-    def _give_up(self, number: int) -> None:
-        """Stop compiling the grammar of a cancelled request."""
-        waiting = self.compiling.pop(number, None)
-        if waiting is not None:
-            waiting.ready.cancel()
-
-    def _read(self, update: PendingWeights) -> None:
-        """Read a file of weights, in a thread. Set `refusal` if the weights do not fit the model."""
-        try:
-            update.tensors = weights_of(update.file, self.engine.model.state_dict())
-        except RorqualError as error:
-            update.refusal = _said(error)
-        self.inbox.put({"kind": "read"})
-
     def _install(self) -> None:
         """Load new weights when no request is running. After the last update, submit the waiting requests."""
-        while self.updates and not self.numbers and (self.updates[0].tensors is not None or self.updates[0].refusal):
-            update = self.updates.pop(0)
-            if update.tensors is not None:
-                self.engine.load_weights(update.tensors)
-                self.version = update.version
-            self._send(line("updated", version=update.version, refusal=update.refusal))
+        while self.updates and not self.numbers:
+            (file, version), refusal = self.updates.pop(0), ""
+            try:
+                self.engine.load_weights(weights_of(file, self.engine.model.state_dict()))
+                self.version = version
+            except RorqualError as error:
+                refusal = message_of(error)
+            self._send(line("updated", version=version, refusal=refusal))
             if not self.updates:
                 held, self.held = self.held, {}
                 for message in held.values():
@@ -204,7 +171,7 @@ class Worker:
         try:
             request_id = self.engine.submit(request)
         except RorqualError as error:
-            self._refuse(number, _said(error))
+            self._refuse(number, message_of(error))
             return
         self.numbers[request_id], self.left[request_id] = number, ask.params.n
         if message["tenant"] == TENANT:
@@ -302,7 +269,8 @@ def array_of(array: Any) -> dict[str, Any] | None:
     return {"dtype": str(found.dtype), "shape": found.shape, "data": base64.b64encode(found.tobytes()).decode()}
 
 
-def _said(error: RorqualError) -> str:
+def message_of(error: RorqualError) -> str:
+    """Return the problem and the remedy of an error as one text."""
     return f"{error.what}. {error.remedy}".removesuffix(" ")
 
 

@@ -69,12 +69,4 @@ MUTANTS = (
         "chosen.sure or cascade.sure",
         "tests/serve/test_cascade_server.py::test_options_reach_the_teacher",
     ),
-    one(
-        "a signal in a finalizer is lost",
-        "issue 20: CI",
-        "cli/main.py",
-        "    sys.unraisablehook = _terminate_later\n",
-        "",
-        "tests/cli/test_command_line.py::test_a_signal_in_a_finalizer_is_not_lost",
-    ),
 )

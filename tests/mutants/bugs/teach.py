@@ -291,7 +291,7 @@ MUTANTS = (
         "serve/service.py",
         "calculator=params.calculator or bool(task.calculator",
         "calculator=params.calculator or bool(None",
-        "tests/serve/test_task_defaults.py::test_the_calculator_of_the_run_is_the_default",
+        "tests/serve/test_task_defaults.py::test_a_key_of_the_file_is_the_default",
     ),
     one(
         "a request cannot switch the calculator off",
@@ -299,7 +299,7 @@ MUTANTS = (
         "serve/service.py",
         'bool(task.calculator and "calculator" not in request.given())',
         "bool(task.calculator)",
-        "tests/serve/test_task_defaults.py::test_the_calculator_of_the_run_is_the_default",
+        "tests/serve/test_task_defaults.py::test_a_key_of_the_file_is_the_default",
     ),
     one(
         "the engine calculates whatever the worked solutions say",
@@ -347,7 +347,7 @@ MUTANTS = (
         "serve/service.py",
         "self.defaults if task.temperature is None else",
         "self.defaults if not task.temperature else",
-        "tests/serve/test_task_defaults.py::test_the_temperature_of_the_run_is_the_default",
+        "tests/serve/test_task_defaults.py::test_a_key_of_the_file_is_the_default",
     ),
     one(
         "a grader that returns text is accepted",

@@ -9,17 +9,17 @@ import typer
 from pydantic import Field
 
 from rorqual.cli.machine import cores
+from rorqual.cli.progress import show_progress
 from rorqual.cli.settings import WHERE, Counts, Placement, Settings, check_device, read
 from rorqual.core.config import Count, Natural, Share
 from rorqual.core.errors import ConfigError
-from rorqual.core.log import Progress
 from rorqual.core.records import RunDir, write_atomic, write_json
 
 
 class AttentionSettings(Placement):
     """Settings of `rorqual attention`."""
 
-    data: str = Field("", description="text files, kinds, needle and copy, separated by commas")
+    data: str = Field(min_length=1, description="text files, kinds, needle and copy, separated by commas")
     length: Natural = Field(0, description="tokens per window; 0: the model's context, at most 1,024")
     windows: Count = Field(8, description="windows per text, and needles or lines per length and depth")
     budgets: Counts | None = Field(
@@ -51,10 +51,6 @@ def attention(
     """
     chosen = read(AttentionSettings, settings)
     check_device(chosen.device)
-    if not chosen.data:
-        raise ConfigError(
-            "key 'data' is missing", where=WHERE, remedy="Give a text file: data=FILE. Or give data=kinds,needle,copy."
-        )
 
     import torch
 
@@ -78,12 +74,6 @@ def attention(
             where=WHERE,
             remedy=f"Use length={context} or less.",
         )
-    bar = Progress("attention", 1, unit="measurement")
-
-    def show(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done)
-
     report = measure_report(
         model,
         Tokenizer.load(RunDir(run).tokenizer_file),
@@ -93,7 +83,7 @@ def attention(
         length=chosen.length or min(context, MOST),
         windows=chosen.windows,
         budgets=chosen.budgets or (),
-        progress=show,
+        progress=show_progress("attention", "measurement"),
     )
     print(missed_table(report))
     if chosen.out:

@@ -10,9 +10,9 @@ from pydantic import Field
 
 from rorqual.cli.machine import cores
 from rorqual.cli.measure import ProblemSettings
+from rorqual.cli.progress import show_progress
 from rorqual.cli.settings import Settings, check_device, read
 from rorqual.core.errors import ConfigError
-from rorqual.core.log import Progress
 from rorqual.core.records import write_atomic, write_json
 
 
@@ -51,12 +51,6 @@ def compute(
     engine = Engine(
         run, device=chosen.device, dtype=chosen.dtype, threads=chosen.threads or cores(), record_experts=True
     )
-    bar = Progress(f"compute {task.name}", len(problems), unit="answer")
-
-    def show(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done)
-
     report = measure_compute(
         engine,
         task,
@@ -64,7 +58,7 @@ def compute(
         model=str(run),
         thinking=chosen.thinking,
         params=SamplingParams(max_tokens=chosen.max_tokens, temperature=chosen.temperature, seed=chosen.seed),
-        progress=show,
+        progress=show_progress(f"compute {task.name}", "answer"),
     )
     print(compute_table(report))
     if chosen.out:

@@ -75,8 +75,6 @@ def _nested(values: dict[str, str]) -> dict[str, Any]:
     from rorqual.factory import Access, FactoryConfig, FilterConfig
 
     parts: dict[str, type[Config]] = {"": FactoryConfig, "access": Access, "filters": FilterConfig}
-    if missing := [key for key in ("task",) if key not in values]:
-        raise ConfigError(f"{missing[0]}= is required", where=WHERE, remedy="Name the task, for example task=families.")
     tree: dict[str, Any] = {}
     for key, raw in values.items():
         part, _, name = key.rpartition(".")

@@ -13,10 +13,10 @@ def doctor(settings: Settings = None) -> None:
     chosen = read(Placement, settings)
     check_device(chosen.device)
 
-    from rorqual.cli.accounts import lines
+    from rorqual.cli.accounts import columns
     from rorqual.cli.checkup import advice, facts
 
-    print(lines(facts(chosen.device, chosen.dtype)))
+    print(columns(facts(chosen.device, chosen.dtype)))
     print("\nHow to make it faster:")
     for line in advice() or ["nothing found"]:
         print(f"- {line}")

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from rorqual.cli.measure import CASCADE, EvalSettings, evaluation_file, loss_on_text, models_of, was_trained_on
+from rorqual.cli.progress import show_progress
 from rorqual.cli.settings import Settings, read
 from rorqual.core.errors import ConfigError
-from rorqual.core.log import Progress
 from rorqual.core.records import RunDir, write_atomic
 
 
@@ -58,12 +58,7 @@ def evaluate(
     for place in (*filter(None, [file]), *(Path(name) for name in (chosen.page, chosen.verifier_data) if name)):
         check_place(place)
     task = load_task(chosen.task, data=Path(chosen.data) if chosen.data else None, options=chosen.options)
-    bar = Progress(f"eval {task.name}", chosen.count, unit="answer")
-
-    def show(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done)
-
+    show = show_progress(f"eval {task.name}", "answer")
     if len(models) == 2:
         cascade = measure_cascade(models, chosen, task, file, show)
         print(cascade_table(cascade))

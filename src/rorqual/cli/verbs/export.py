@@ -47,7 +47,7 @@ def export(
             f"format={config.format} does not support dtype={dtype}", where=WHERE, remedy=f"Use {', '.join(known)}."
         )
 
-    from rorqual.cli.bytes_done import BytesDone
+    from rorqual.cli.progress import BytesDone
 
     progress = BytesDone("export", quiet=config.quiet)
     if config.format == "gguf":

@@ -24,7 +24,7 @@ def generate(
     """
     from rorqual.cli.generating import generate_file
 
-    outcome, out = generate_file(file, settings)
-    print("\n".join(outcome.lines(out)))
-    if outcome.errors:
+    errors, summary = generate_file(file, settings)
+    print("\n".join(summary))
+    if errors:
         raise typer.Exit(1)

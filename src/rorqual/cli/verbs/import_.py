@@ -36,7 +36,7 @@ def import_(
     """
     config = read(ImportConfig, settings)
 
-    from rorqual.cli.bytes_done import BytesDone
+    from rorqual.cli.progress import BytesDone
     from rorqual.convert.hub import fetch, is_hub_id
 
     progress = BytesDone("import", quiet=config.quiet)

@@ -18,13 +18,11 @@ def inspect(
 
     Published models: deepseek-v3, deepseek-v2-lite, qwen3-8b, ...
     """
-    from rorqual.cli.accounts import InspectSettings, find_model, lines, notes, rows
-    from rorqual.model.account import account
+    from rorqual.cli.accounts import CONVENTION, InspectSettings, columns, find_model, rows
 
     chosen = read(InspectSettings, settings)
     check_device(chosen.device)
     config = find_model(model)
     free = memory()[1] if chosen.device == "cpu" else 0
-    print(lines([("model", model), *rows(config, chosen, free)]))
-    for note in notes(model, account(config)):
-        print(f"\n{note}")
+    print(columns([("model", model), *rows(config, chosen, free)]))
+    print(f"\n{CONVENTION}")

@@ -10,26 +10,15 @@ from pydantic import Field
 from rorqual.cli.settings import Placement, Settings
 from rorqual.core.config import Bytes, Natural, Share
 from rorqual.core.extras import extra
+from rorqual.serve.address import Address
 
 
-class ServeSettings(Placement):
+class ServeSettings(Address, Placement):
     """Settings of `rorqual serve`."""
 
-    host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8000, ge=0, le=65535, description="port; 0: any free one")
-    name: str = Field("", max_length=256, description="name of the model; default: the run's")
-    tenant: str = Field("default", description="tenant that gets a key if it has none")
-    keys: str = Field("", description="file of the hashes of API keys; default: in the user's configuration")
     slots: int = Field(16, ge=1, le=4096, description="maximum sequences in a batch")
     max_len: Natural = Field(0, description="context in tokens; 0: the model's, as far as the KV cache allows")
-    queue: int = Field(256, ge=1, le=100_000, description="maximum waiting requests")
-    max_body: int = Field(8 * 2**20, ge=1024, le=2**30, description="maximum bytes of a request")
-    grace: float = Field(30, ge=1, le=3600, description="seconds to finish open requests on Ctrl-C")
     threads: Natural = Field(0, description="threads of the engine; 0: all cores")
-    hang: float = Field(
-        120, ge=1, le=86_400, description="restart an engine that gives no sign of life for this many seconds"
-    )
-    load: float = Field(3600, ge=1, le=86_400, description="maximum seconds to load the engine")
     cache_dir: str = Field("", description="folder of the prefix cache on disk, which survives restarts")
     cache_bytes: Bytes = Field(0, description="bytes of the KV cache in memory; 0: 1 GiB")
     disk_bytes: int = Field(4 << 30, ge=1 << 20, le=2**63 - 1, description="maximum bytes of the prefix cache on disk")
@@ -39,15 +28,6 @@ class ServeSettings(Placement):
         ge=32,
         le=2**63 - 1,
         description="maximum tokens of an engine step; fewer shorten the delay that a long prompt causes for others",
-    )
-    ui: bool = Field(True, description="serve the chat page at /")
-    operator: str = Field("default", description="tenant that may read the metrics of all tenants")
-    stall: float = Field(
-        30, ge=0.1, le=3600, description="disconnect a client that reads nothing for this many seconds"
-    )
-    cors: str = Field("", description="allowed origins, separated by commas")
-    think_budget: Natural = Field(
-        0, description="maximum thinking tokens of a chat reply, unless the request sets its own; 0: no limit"
     )
     calibration: str = Field("", description="for a cascade: result of rorqual eval cascade=STUDENT,TEACHER")
     sure: Share | None = Field(

@@ -11,7 +11,6 @@ from pydantic import Field
 from rorqual.cli.machine import cores
 from rorqual.cli.settings import WHERE, Settings, check_device, pairs, take
 from rorqual.core.config import Config, Natural, parse, scalar
-from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 
 
@@ -38,14 +37,7 @@ def sparsify(
     from rorqual.recipes.sparsify import SparsifyConfig
     from rorqual.recipes.sparsify import sparsify as run_stages
 
-    given = {key: scalar(value) for key, value in values.items()}
-    config = parse(SparsifyConfig, {"index_topk": 1, **given}, where=WHERE)
-    if "index_topk" not in given:
-        raise ConfigError(
-            "key 'index_topk' is missing",
-            where=WHERE,
-            remedy="Give the number of positions that each query attends to, such as a quarter of the row length: index_topk=64.",
-        )
+    config = parse(SparsifyConfig, {key: scalar(value) for key, value in values.items()}, where=WHERE)
     check_device(config.device)
     sparse = run_stages(RunDir(run), out, config, threads=command.threads or cores(), quiet=command.quiet)
     if not command.quiet:

@@ -33,7 +33,7 @@ def teach(
     values = pairs(settings)
     command = take(TeachCommand, values)
 
-    from rorqual.cli.bytes_done import BytesDone
+    from rorqual.cli.progress import BytesDone
     from rorqual.teach.base_model import refuse_memory
     from rorqual.teach.config import TeachConfig
     from rorqual.teach.stages import teach as run

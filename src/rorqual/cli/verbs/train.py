@@ -11,9 +11,8 @@ import typer
 from pydantic import Field
 
 from rorqual.cli.machine import cores
-from rorqual.cli.settings import WHERE, Settings, check_device, pairs, take
+from rorqual.cli.settings import Settings, check_device, pairs, take
 from rorqual.core.config import Config, Natural
-from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 
 
@@ -39,8 +38,6 @@ def train(
     """
     values = pairs(settings)
     command = take(TrainCommand, values)
-    if command.threads < 0:
-        raise ConfigError(f"threads={command.threads} is negative", where=WHERE, remedy="Use 1 or more.")
 
     from rorqual.engine.remote.rollout import RemoteRolloutEngine
     from rorqual.recipes import make_run

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from rorqual.data.chat.stops import Stops
 from rorqual.data.chat.stream import Piece
 from rorqual.serve import logprobs
-from rorqual.serve.answer import ENTRY, Shape, answer
+from rorqual.serve.answer import Shape, answer
 from rorqual.serve.replies import Choice
 from rorqual.serve.schemas import TextRequest
 from rorqual.serve.service import Service
@@ -43,15 +43,8 @@ class TextShape(Shape[TextRequest]):
         if not self.wanted.echo:
             self.wanted = self.wanted.model_copy(update={"prompt": ""})
 
-    def size(self, index: int, piece: Piece, choice: Choice) -> int:
-        size = super().size(index, piece, choice)
-        if not self.wanted.echo or index in self._started:
-            return size
-        return (
-            size
-            + len(self.wanted.prompts[self._prompt_index(index)])
-            + ENTRY * len(choice.scores) * (1 + (self.wanted.top or 0))
-        )
+    def is_long(self, choice: Choice) -> bool:
+        return bool(self.wanted.echo) or super().is_long(choice)
 
     def asks(self) -> list[EngineRequest]:
         service, wanted = self.service, self.wanted
@@ -60,11 +53,8 @@ class TextShape(Shape[TextRequest]):
 
     def new(self) -> Choice:
         wanted, params = self.wanted, self.wanted.params()
-        reader, ends, tell = (
-            self.service.chat.reader("auto", plain=True),
-            frozenset(params.stop_token_ids),
-            wanted.top is not None,
-        )
+        reader, ends = self.service.chat.reader("auto", plain=True), frozenset(params.stop_token_ids)
+        tell = wanted.top is not None
         return Choice(reader, Stops(params.stop), ends, least=params.min_tokens, mute=wanted.mute, tell=tell)
 
     def choice(self, index: int, choice: Choice) -> dict[str, Any]:

@@ -18,13 +18,13 @@ EXAMPLES = 2
 
 
 def _card(service: Service) -> dict[str, Any]:
-    info, temperature = service.bridge.info, service.task.temperature
+    temperature = service.task.temperature
     return {
         "id": service.name,
         "object": "model",
         "created": service.created,
         "owned_by": "rorqual",
-        "max_model_len": 0 if info is None else info.max_len,
+        "max_model_len": service.bridge.info.max_len,
         "thinks": service.chat.thinks,
         "temperature": service.defaults.temperature if temperature is None else temperature,
         "examples": list(service.prompts[:EXAMPLES]),

@@ -1,8 +1,8 @@
-"""A progress bar for checkpoint conversions, in megabytes."""
+"""Progress bars of commands: of checkpoint conversions, in megabytes, and of work whose amount is known when it starts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from rorqual.core.log import Progress
 
@@ -28,3 +28,14 @@ class BytesDone:
         """Print each note on its own line, above the progress bar."""
         for note in notes if not self.quiet else ():
             (self._bar or Progress(self.label, 1)).say(note)
+
+
+def show_progress(label: str, unit: str) -> Callable[[int, int], None]:
+    """Return a callback `progress(done, total)` that shows a progress bar on standard error."""
+    bar = Progress(label, 1, unit=unit)
+
+    def show(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done)
+
+    return show

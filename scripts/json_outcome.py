@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import drawn
 import httpx
+import json_schemas as drawn
 
 PROMPT = "Answer in JSON, and briefly."
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -129,7 +128,7 @@ def result(folders: Sequence[Path]) -> dict[str, Any]:
         },
         "thinking_length": {name: lengths(folders, name) for name in ("before-auto", "after-auto")},
         "seconds": {
-            folder.name: {s["name"]: [round(s["seconds"], 1), round(s["core_seconds"], 1)] for s in told["stages"]}
+            folder.name: {s["stage"]: [round(s["seconds"], 1), round(s["core_seconds"], 1)] for s in told["stages"]}
             for folder, told in summaries.items()
         },
         "verdicts": [
@@ -137,22 +136,6 @@ def result(folders: Sequence[Path]) -> dict[str, Any]:
             for one in compact({name: load(folders, name) for name in (*TEACHER, *STUDENTS)}, seeds)
         ],
     }
-
-
-def again(old: dict[str, Any]) -> dict[str, Any]:
-    """Recompute Student's intervals and the verdicts of a stored result from its own figures, for results without them."""
-    questions = {
-        title: {
-            grain: [
-                {key: value for key, value in row.items() if key != "p_value"}  # the p-value pooled the seeds
-                | judged(Interval(*row["interval_99"], CONFIDENCE), row["by_seed"])
-                for row in rows
-            ]
-            for grain, rows in grains.items()
-        }
-        for title, grains in old["questions"].items()
-    }
-    return old | {"questions": questions}
 
 
 def table(found: dict[str, Any], heads: Sequence[str] = HEADS, names: dict[str, str] = NAMES) -> str:
@@ -186,19 +169,14 @@ def main() -> None:
     parser.add_argument("folders", nargs="*", type=Path)
     parser.add_argument("--out", type=Path, default=Path("docs/results/quickstart-seeds.json"))
     parser.add_argument("--table", type=Path, help="print README's table of this result")
-    parser.add_argument(
-        "--again", type=Path, help="recompute the verdicts of this result from its own figures, and write it"
-    )
     arguments = parser.parse_args()
-    if arguments.again:
-        write_json(arguments.again, again(json.loads(arguments.again.read_bytes())))
-    elif arguments.table:
+    if arguments.table:
         print(table(json.loads(arguments.table.read_bytes())))
     elif arguments.folders:
         write_json(arguments.out, result(arguments.folders))
         print(table(json.loads(arguments.out.read_bytes())))
     else:
-        parser.error(f"give the quickstart folders, --table or --again{os.linesep}")
+        parser.error("give the quickstart folders or --table")
 
 
 if __name__ == "__main__":

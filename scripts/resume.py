@@ -28,11 +28,10 @@ import torch
 from rorqual.core.journal import read_lines
 from rorqual.core.records import RunDir, write_json
 from rorqual.data.distilled import read_distilled
-from rorqual.recipes.quickstart.charts import CLOCK_CHART
 from rorqual.train.state import CLOCK_FIELDS
 
 RESULT = Path(__file__).parent.parent / "docs" / "results" / "resume.json"
-CLOCKS = {*CLOCK_FIELDS, "began", "ended", "spent_tokens"}
+CLOCKS = {*CLOCK_FIELDS, "began", "ended"}
 RUNS = {
     "train": "base",
     "reinforce": "teacher",
@@ -101,10 +100,12 @@ def results(out: Path) -> dict[str, Any]:
     found |= samples(out)
     for path in sorted((out / "evals").glob("*.json")):
         found[f"evals/{path.name}"] = without_clock(json.loads(path.read_bytes()))
-    found["summary.json"] = without_clock(json.loads((out / "summary.json").read_bytes()))
+    summary = json.loads((out / "summary.json").read_bytes())
+    found["summary.json"] = {
+        name: value for name, value in summary.items() if name != "stages"
+    }  # repeated work is counted again
     for path in sorted((out / "pictures").iterdir()):
-        if not path.name.startswith(CLOCK_CHART):
-            found[f"pictures/{path.name}"] = path.read_bytes()
+        found[f"pictures/{path.name}"] = path.read_bytes()
     return found
 
 

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -199,26 +198,10 @@ def test_a_server_that_refuses_everything_from_some_moment_on_stops_the_evaluati
     assert "5 answers are lost. Give out=FILE.json" in errors
 
 
-def test_what_is_always_refused_keeps_nobody_from_going_on(server: Server, tmp_path: Path) -> None:
-    """Prompts that are too long stay too long: asked once more they come last, and stop nothing."""
-    out = tmp_path / "out.json"
-    words = ("task=families:add,gcd", "concurrency=1", f"out={out}", "model=a")
-    server.status = lambda number, question: 400 if zlib.crc32(question.encode()) % 2 else 200
-    typed(server.url, *words, "count=80")
-    assert len(server.asked) == 80
-    refused = [question for question, _ in server.asked if zlib.crc32(question.encode()) % 2]
-    assert len(refused) > IN_A_ROW
-    server.asked.clear()
-    _, errors = typed(server.url, *words, "count=80")
-    assert [question for question, _ in server.asked] == refused
-    assert f"{len(refused)} requests failed" in errors
-    server.asked.clear()
-    typed(server.url, *words, "count=120")
-    new = [question for question, _ in server.asked[: -len(refused)]]
-    assert len(new) == 40 and not set(new) & set(refused)
-    verdicts = Counter(sample.verdict.value for sample in Evaluation.load(out).samples)
-    assert sum(verdicts.values()) == 120
-    assert verdicts["ungraded"] == len(refused) + sum(zlib.crc32(question.encode()) % 2 for question in new)
+def test_refusals_that_are_scattered_stop_nothing(server: Server, tmp_path: Path) -> None:
+    server.status = lambda number, question: 400 if number % 2 else 200
+    typed(server.url, "task=families:add,gcd", "concurrency=1", f"out={tmp_path / 'out.json'}", "model=a", "count=80")
+    assert len(server.asked) == 80 > 2 * IN_A_ROW
 
 
 def test_an_evaluation_that_ends_leaves_what_another_has_paid_for(server: Server, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ REFUSED = {
     "unknown model": (("deepseek-v33", "--serve"), ("'deepseek-v33'", "'deepseek-v3'")),
     "mistyped key": ((*V3, "contxt=4k"), ("'contxt'", "'context'")),
     "a layout that does not divide": ((*V3, "tp=3"), ("tp=3 does not divide num_attention_heads=128", "nearest valid layout is dp=512 tp=4")),
-    "memory that never fits": ((*V3[:-1], "n=8"), ("fits in no layout of 8 devices", "more than the usable", "It fits on 256")),
+    "memory that never fits": ((*V3[:-1], "n=8"), ("fits in no layout of 8 devices", "of usable memory", "Use more devices")),
     "a replica too small": (("deepseek-v3", "--serve", "n=8"), ("exceed the usable memory", "It fits on n=16")),
     "no rent known": ((*V3[:3], "hardware=ascend910c", "n=2048"), ("has no rent", "price=")),
     "no such type there": (("qwen3-8b", "--serve", "hardware=a100"), ("does not support fp8", "bf16")),

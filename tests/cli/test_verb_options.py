@@ -274,7 +274,7 @@ def test_compare_pairs_by_the_grain_that_it_is_told(here: Path) -> None:
     for grain, text in told.items():
         rows = compare(one, two, grain=grain)  # type: ignore[arg-type]
         note = reading_note({"before": one, "after": two})
-        assert note and text == comparison_table(rows, title="b.json - a.json, paired") + f"\n{note}\n"
+        assert note and text == comparison_table(rows, title="b.json - a.json, paired").text() + f"\n{note}\n"
     assert said("compare", "a.json", "b.json") == told["family"]
 
 

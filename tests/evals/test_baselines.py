@@ -16,7 +16,7 @@ from rorqual.engine.request import Completion
 from rorqual.evals.baselines import RULES, UNIFORM, baselines, scores
 from rorqual.evals.compare import compare
 from rorqual.evals.evaluating import evaluate, pick
-from rorqual.evals.table import table, version_note
+from rorqual.evals.table import table
 from rorqual.tasks.families import FAMILIES, NAMES, Families
 from rorqual.tasks.task import Problem, Split, Task, Verdict
 
@@ -220,5 +220,3 @@ def test_versions_are_recorded_and_evaluations_of_two_are_not_compared() -> None
     assert compare(old, old) and compare(new, new)
     with pytest.raises(DataError, match="different problems"):  # a family that only one has is of no version there
         compare(new, evaluate(Says("1"), Families(("count",)), count=6))
-    assert "count, version 1" in version_note(old) and "count, version 1" in table(old)
-    assert version_note(new) == "" and "version" not in table(new)

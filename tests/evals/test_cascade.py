@@ -168,7 +168,7 @@ def test_table_and_page_show_the_points() -> None:
         text, page, chosen = cascade_table(one), cascade_page(one), one.chosen()
         for cell in (f"{100 * chosen.asked:.1f}", f"{100 * chosen.accuracy:.1f}", f"{chosen.tokens:.1f}"):
             assert cell in text and cell in page
-        assert "sure=0.7" in text and page.count("<figure") == 2
+        assert "sure=0.7" in text and page.count("<figure") == 1
         chart = cost_chart(one)
         assert ("MFLOPs" if flops else "generated tokens") in chart.x
         cost = chosen.tokens if chosen.flops is None else chosen.flops / 1e6

@@ -13,7 +13,6 @@ from rorqual.engine.request import Completion, Request, SamplingParams
 from rorqual.evals.compare import compare, compare_seeds
 from rorqual.evals.evaluating import evaluate, pick
 from rorqual.evals.evaluation import Evaluation
-from rorqual.evals.stats import wilson
 from rorqual.tasks.task import Problem, Task, Verdict
 
 
@@ -100,25 +99,6 @@ def test_a_finite_task_gives_what_it_has_and_an_empty_one_is_refused():
         pick(Empty(), "dev", 3, 0, True)
     with pytest.raises(DataError, match="count=0"):
         pick(Few(), "dev", 0, 0, False)
-
-
-def test_samples_hold_the_answers_and_rows_count_them():
-    found = evaluate(Adder(), Sums(), count=30, seed=1, per_family=True)
-    assert {s.reasoning for s in found.samples} == {"abc"}
-    for sample in found.samples:
-        assert sample.tokens == 3 + len(sample.reply) and sample.thinking_tokens == 3 and sample.thought
-    rows = {(row.family, row.level): row for row in found.rows()}
-    assert list(rows) == sorted(rows, key=lambda k: (list(dict.fromkeys(f for f, _ in rows)).index(k[0]), k[1]))
-    sums = rows["sum", "1"]
-    assert (sums.accuracy, sums.right, sums.thought, sums.thinking_length) == (1.0, sums.graded, 1.0, 3.0)
-    assert sums.ungraded == sum(s.answer == "13" for s in found.samples if (s.family, s.level) == ("sum", "1")) > 0
-    assert sums.graded + sums.ungraded == 30
-    assert sums.interval == wilson(sums.right, sums.graded)
-    assert (
-        rows["sum", "1"].best[1] > 0 and rows["parity", "1"].baselines == {}
-    )  # all ten are asked: none is left to fit on
-    assert found.rows("all")[0].problems == len(found.keys)
-    assert found.usage["completion_tokens"] == sum(s.tokens for s in found.samples)
 
 
 def test_samples_of_one_problem_are_not_counted_as_independent():

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from sparse_model import BYTES, model_of, write_run
-from typer.testing import CliRunner
+from sparse_model import BYTES, model_of
 
-from rorqual.cli.main import app
 from rorqual.core.errors import DataError
-from rorqual.data.passages import KINDS, passage
+from rorqual.data.passages import passage
 from rorqual.evals.attention_tables import distances, missed_table, recall_by_layer
 from rorqual.evals.missed import measure_missed
 from rorqual.evals.missed_report import MissedReport, Named, measure_report
@@ -81,59 +77,3 @@ def test_a_budget_not_below_the_length_is_dense_and_said() -> None:
         report_of(texts, budgets=(), length=BUDGET)
     with pytest.raises(DataError, match="is not above"):
         report_of(texts, budgets=(50,), length=BUDGET)
-
-
-# ---- the command
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("runs")
-    write_run(place / "dense", model_of(vocab=263, context=128, kind="mla"))
-    write_run(place / "sparse", model_of(BUDGET, vocab=263, context=128))
-    for name in "ab":
-        (place / f"{name}.txt").write_text(f"{name} and 7 owls. " * 200, encoding="utf-8")
-    return place
-
-
-def said(*words: Any, code: int = 0) -> str:
-    done = CliRunner().invoke(app, ["attention", *map(str, words), "threads=1"], catch_exceptions=False)
-    assert done.exit_code == code, done.output
-    return done.output
-
-
-def test_the_command_passes_its_options_on(runs: Path, tmp_path: Path) -> None:
-    out, page = tmp_path / "a.json", tmp_path / "a.html"
-    data = f"data={runs / 'a.txt'},kinds,needle,copy,{runs / 'b.txt'}"
-    text = said(runs / "sparse", data, "windows=1", "length=110", "budgets=6,110", f"out={out}", f"page={page}")
-    values = json.loads(out.read_text(encoding="utf-8"))
-    assert [one["text"] for one in values["texts"][::2]] == [str(runs / "a.txt"), str(runs / "b.txt"), *KINDS]
-    assert {(one["budget"], one["length"], one["windows"]) for one in values["texts"]} == {(6, 110, 1), (12, 110, 1)}
-    assert (values["model"], values["index_topk"], values["budgets"]) == (str(runs / "sparse"), 12, [6, 12])
-    assert re.search(r"attention  (\d+)/\1 ", text), "progress is reported"
-    assert values["dense_budgets"] == [110] and "At a budget of 110, attention is dense" in text
-    planted = [(one["kind"], one["passages"]) for one in values["planted"]]
-    assert {*planted} == {("needle", 1), ("copy", 1)}
-    assert f"{page}: pictures" in text and "Copied lines" in page.read_text(encoding="utf-8")
-    only = said(runs / "sparse", f"data={runs / 'a.txt'}", "budgets=6", "windows=1")
-    assert "needles:" not in only and "copied lines" not in only and "prose" not in only and "html" not in only
-
-
-@pytest.mark.parametrize(
-    ("words", "match"),
-    [
-        (("budgets=0",), "'budgets.0': Input should be greater than or equal to 1"),
-        (("budgets=8,many",), "'budgets.1': Input should be a valid integer"),
-        (("budgets=",), "'budgets.0': Input should be a valid integer"),
-        (("budgets=4.5",), "'budgets.0': Input should be a valid integer"),
-        (("data=needle", "length=40"), "a passage of 40 tokens is too short: .* Use length=51 or more."),
-        (("data=copy", "min_recall=0.5", "budgets=12"), "min_recall= has nothing to compare: data= names no text"),
-        (("min_recall=0.5", "budgets=4", "length=12"), "nothing to compare: attention is dense at index_topk=12"),
-        (("data=needles",), "needles: no such file"),
-        (("data=kinds,",), "no such file|cannot read"),
-    ],
-)
-def test_bad_input_is_refused(words: tuple[str, ...], match: str, runs: Path) -> None:
-    given = words if words[0].startswith("data") else (f"data={runs / 'a.txt'}", *words)
-    output = said(runs / "sparse", "windows=1", *given, code=2)
-    assert re.search(match, " ".join(output.split())), output

@@ -57,7 +57,7 @@ def test_it_equals_a_plain_computation(build: type) -> None:
     found = measure_planted(model, kind, passages, 0.3)  # type: ignore[arg-type]
     assert found is not None
     assert (found.kind, found.budget, found.length, found.depth, found.passages) == (kind, BUDGET, 120, 0.3, 3)
-    recall, attention, inside, right, loss = ([[], []] for _ in range(5))  # type: ignore[var-annotated]
+    attention, inside, right, loss = ([[], []] for _ in range(4))  # type: ignore[var-annotated]
     for one in passages:
         tokens = torch.tensor(one.tokens)
         inputs, _, selected = attention_inputs(model, tokens[:-1])
@@ -65,7 +65,6 @@ def test_it_equals_a_plain_computation(build: type) -> None:
             weights, _ = dense_weights(model.layers[layer].attention, inputs[layer], model)  # type: ignore[arg-type]
             for query in one.queries:
                 picked = {*selected[layer][query].tolist()} & {*one.planted}
-                recall[layer].append(len(picked) / len(one.planted))
                 attention[layer].append(float(weights[:, query, list(one.planted)].mean(0).sum()))
                 inside[layer].append(float(weights[:, query, sorted(picked)].mean(0).sum()))
         for which, other in enumerate((model, dense)):
@@ -73,13 +72,12 @@ def test_it_equals_a_plain_computation(build: type) -> None:
             for query in one.answers:
                 right[which].append(int(logits[query].argmax()) == one.tokens[query + 1])
                 loss[which].append(-float(logits[query, one.tokens[query + 1]]))
-    mean = [[sum(values) / len(values) for values in pair] for pair in (recall, attention, right, loss)]
-    assert found.recall == pytest.approx(mean[0])
-    assert found.attention == pytest.approx(mean[1], rel=1e-4)
+    mean = [[sum(values) / len(values) for values in pair] for pair in (attention, right, loss)]
+    assert found.attention == pytest.approx(mean[0], rel=1e-4)
     assert found.inside == pytest.approx([sum(a) / sum(b) for a, b in zip(inside, attention, strict=True)], rel=1e-4)
     assert found.kept == pytest.approx(sum(map(sum, inside)) / sum(map(sum, attention)), rel=1e-4)
-    assert found.answers == len(right[0]) and (found.right_sparse, found.right_dense) == pytest.approx(mean[2])
-    assert (found.loss_sparse, found.loss_dense) == pytest.approx(mean[3], rel=1e-4)
+    assert found.answers == len(right[0]) and (found.right_sparse, found.right_dense) == pytest.approx(mean[1])
+    assert (found.loss_sparse, found.loss_dense) == pytest.approx(mean[2], rel=1e-4)
     assert abs(found.loss_sparse - found.loss_dense) > 1e-4 and 0.001 < found.kept < 0.9
     starts = [one.queries.start - one.planted.start for one in passages]
     assert found.distance == round(sum(starts) / 3)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rorqual.core.errors import CheckpointError, DataError
-from rorqual.evals.trace import build_trace, gather, spread, turns
+from rorqual.evals.trace import build_trace, gather, spread
 
 NASTY = "</script><script>document.title='taken'</script><b>bold</b> & \"quoted\"\u2028"
 
@@ -60,7 +60,7 @@ def test_the_page_holds_each_step_and_no_markup_of_a_model(run: Path) -> None:
         "r", 1.0, 9, 4, 0, f"because {NASTY}", NASTY,
     ]  # fmt: skip
     assert one["groups"][1]["s"][0] == ["w", -1.0, 9, 4, 0] and "p" not in one["groups"][1]
-    assert two["again"] == 1 and two["turned"] == [{"k": "1+1", "f": "add", "when": 1, "before": 0.75, "now": 0.25}]
+    assert [one["k"] for one in two["groups"]] == ["1+1", "2+2"]
 
 
 def test_nothing_is_fetched_and_nothing_is_set_as_html(run: Path) -> None:
@@ -68,20 +68,6 @@ def test_nothing_is_fetched_and_nothing_is_set_as_html(run: Path) -> None:
     outside = text.replace("http://www.w3.org/2000/svg", "")  # the name of a namespace, which nobody asks for
     assert not re.search(r"https?://|url\(|@import|fetch\(|XMLHttp|<link(?! rel=\"icon\" href=\"data:)|\bsrc=", outside)
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\(|new Function", text)
-
-
-def test_a_problem_turns_where_its_majority_does() -> None:
-    seen: dict[str, tuple[int, float]] = {}
-    assert turns([group(1, "a", "rrww"), group(1, "b", "wwww")], seen, 1) == ([], 0)
-    turned, again = turns(
-        [group(4, "a", "rwww"), group(4, "b", "rrrw"), group(4, "c", "r"), group(4, "a", "uu")], seen, 4
-    )
-    assert again == 2 and [(t["k"], t["when"], t["before"], t["now"]) for t in turned] == [
-        ("a", 1, 0.5, 0.25),
-        ("b", 1, 0, 0.75),
-    ]
-    assert seen == {"a": (4, 0.25), "b": (4, 0.75), "c": (4, 1.0)}
-    assert turns([group(5, "b", "rrrr")], seen, 5) == ([], 1)
 
 
 def test_a_long_run_keeps_texts_of_steps_evenly_spaced() -> None:
@@ -142,5 +128,5 @@ def test_it_opens_at_the_last_step_with_axes_that_are_true(run: Path, tmp_path: 
     assert 'd="M30.0,45.0h0"' in drawn, "a lone value is a dot"
     titles = re.findall(r"<h3>([^<]*)", drawn)
     assert titles == ["Right", "Length, tokens", "Groups with a gradient"]
-    assert "0 at every step: problems seen before; entropy, nats per token; router without replay." in drawn
+    assert "0 at every step: entropy, nats per token; router without replay." in drawn
     assert drawn.count('<p class="ends"><span>step 1</span><span>11</span></p>') == 3

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from small_run import run_small
 
 from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
@@ -16,7 +16,6 @@ from rorqual.data.tokenizer import Tokenizer
 from rorqual.lab import compute as lab
 from rorqual.lab.compute import PARTS, ComputeExperiment, by_document, by_pair, hardest, spent
 from rorqual.lab.job import value
-from rorqual.lab.page import page_text
 from rorqual.lab.shapes import FIXED, TASK, ZERO
 from rorqual.model.load.run_directory import load_run
 from rorqual.tasks.find import load_task, safe_problems
@@ -27,12 +26,7 @@ SHARE = 0.02
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    folder = tmp_path_factory.mktemp("compute")
-    found = {seed: folder / f"seed-{seed}" for seed in (1, 2)}
-    for seed, place in found.items():
-        for job in ComputeExperiment().jobs(seed, place, SHARE):
-            job.finish(place, SHARE)
-    return found
+    return run_small(ComputeExperiment(), tmp_path_factory.mktemp("compute"), SHARE)
 
 
 def test_a_quarter_of_each_group_is_hard() -> None:
@@ -43,28 +37,6 @@ def test_a_quarter_of_each_group_is_hard() -> None:
         own = sorted(difficulty[groups == group])
         assert sorted(difficulty[hard & (groups == group)]) == own[len(own) - round(len(own) / 4) :]
     assert not hardest(np.ones(1), np.zeros(1)).any()
-
-
-def test_differences_by_document_and_by_pair_against_plain_counts() -> None:
-    rng = random.Random(0)
-    document = np.array([*sorted(rng.randrange(9) for _ in range(80)), 9])
-    values = np.array([rng.random() if rng.random() < 0.9 else np.nan for _ in document])
-    hard = np.array([rng.random() < 0.3 for _ in document])
-    found = by_document(values, hard, document)
-    for number in range(10):
-        sides: list[list[float]] = [[], []]
-        for v, h, d in zip(values, hard, document, strict=True):
-            if d == number and not np.isnan(v):
-                sides[bool(h)].append(v)
-        if all(sides):
-            assert found[number] == pytest.approx(np.mean(sides[1]) - np.mean(sides[0]))
-        else:
-            assert np.isnan(found[number])
-    assert np.isnan(found[9]) and np.isfinite(found[:9]).any()
-    pairs = by_pair(np.array([1.0, 5.0, 7.0, 2.0, 9.0]), np.array([1, 0, 0, 1, 1]), np.array([0, 0, 0, 1, 1]))
-    assert pairs.tolist() == [1.0 - 5.0], "family 1 has no easy problem"
-    values, families = np.array([3.0, 1.0, 8.0, 2.0]), np.array([0, 0, 1, 1])
-    assert by_pair(values, np.array([0, 1, 1, 0]), families).tolist() == [1.0 - 3.0, 8.0 - 2.0]
 
 
 def test_a_permutation_stays_within_its_group() -> None:
@@ -119,7 +91,7 @@ def test_experts_are_counted_on_held_out_solutions(places: dict[int, Path]) -> N
             tokens += len(ids)
         assert found["mean"] == pytest.approx(total / tokens / 2)
         assert value(place, f"{FIXED}-experts")["mean"] == 2
-        assert len(found["deciles"]) == 10 and {*PARTS} < found.keys()
+        assert {*PARTS} < found.keys()
         assert spent(place, name=ZERO, seed=seed, count=12) == found, "repeated"
 
 
@@ -133,4 +105,4 @@ def test_the_conclusion_in_small(places: dict[int, Path]) -> None:
     tables = {table.title: table.rows for table in finding.tables}
     mean = value(places[1], f"{ZERO}-experts")["mean"]
     assert tables["experts per token"][0][2] == f"{mean:.2f}" and tables["experts per token"][1][1] == "2"
-    assert "from the smallest to the largest loss" in page_text(finding) and finding.verdict == "open", "two seeds"
+    assert finding.verdict == "open", "two seeds"

@@ -10,7 +10,6 @@ from graded import save_graded
 
 from rorqual.data.source.conversations import read_conversations
 from rorqual.lab.effort import ROWS, EffortExperiment, write_rows
-from rorqual.lab.page import page_text
 
 
 def test_the_base_thinks_a_little_more_at_higher_efforts(tmp_path: Path) -> None:
@@ -37,10 +36,4 @@ def test_the_conclusion_reads_the_evaluation_of_each_arm(tmp_path: Path) -> None
     assert [b for _, b in tokens.by_seed] == pytest.approx([(16 + 10 * seed) / (18 + 10 * seed) for seed in places])
     assert (right.a, right.b) == (pytest.approx(5 / 12), pytest.approx(8 / 12)) and finding.verdict == "does not hold"
     tables = {table.title: table.rows for table in finding.tables}
-    assert (
-        tables["tokens per problem"][8][:2] == ("reinforced with penalty, effort 100", "38.0")
-        and tables["thinks"][0][1] == "33.3"
-    )
-    assert "accuracy over tokens" in page_text(finding)
-    [chart] = finding.charts
-    assert [len(series.points) for series in chart.series] == [3, 3, 3] and chart.series[0].label == "before"
+    assert tables["tokens per problem"][8][:2] == ("reinforced with penalty, effort 100", "38.0")

@@ -1,4 +1,4 @@
-"""The rule of an experiment on hand-made readings: pairs, goals, equal costs, tables and charts."""
+"""The rule of an experiment on hand-made readings: pairs, goals, equal costs and tables."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from graded import graded
 
 from rorqual.core.records import write_json
 from rorqual.evals.compare import compare_seeds, did_think, is_right
-from rorqual.lab.charts import Bars, Curves, Readings, Tradeoff
-from rorqual.lab.experiment import SHARE, ArmPair, Experiment, Quantity, by_family
+from rorqual.lab.experiment import SHARE, ArmPair, Experiment, Quantity, Readings, by_family
 from rorqual.lab.job import ExperimentJob
 
 RIGHT, LOSS, COST = "right", "loss", "core-seconds"
@@ -32,11 +31,6 @@ class Toy(Experiment):
         ArmPair(question="right", quantity=RIGHT, a="old", b="new", claimed=("x",)),
         ArmPair(question="relative", quantity=LOSS, a="old", b="new", relative=True, of="named"),
     )  # fmt: skip
-    charts = (
-        Bars(RIGHT),
-        Curves("curve", "t", "y", {"reward": (("run-1", "run-2"), "reward")}),
-        Tradeoff("over", LOSS, RIGHT, {"both": ["old", "new"]}, "x"),
-    )
     note = "n"
     why = ""
 
@@ -71,13 +65,6 @@ def written(
             COST: {"old": {"all": {"0": 100.0}}, "new": {"all": {"0": cost[seed]}}},
         }
         write_json(place / "readings.json", readings)
-        for number in (1, 2):
-            (place / f"run-{number}").mkdir(exist_ok=True)
-            lines = (
-                json.dumps({"step": step, "reward": number + shift} | ({} if step else {"reward": None}))
-                for step in range(3)
-            )
-            (place / f"run-{number}" / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return places
 
 
@@ -118,7 +105,7 @@ def test_unequal_costs_or_an_objection_leave_the_verdict_open(tmp_path: Path) ->
     assert finding.verdict == "open" and "nothing was measured" in finding.words[-1], "the claimed group x is missing"
 
 
-def test_tables_and_charts_show_means_and_each_seed(tmp_path: Path) -> None:
+def test_tables_show_means_and_each_seed(tmp_path: Path) -> None:
     finding = Toy().conclude(written(tmp_path))
     right, loss, cost = finding.tables
     assert right.heads[:4] == ("right", "all, %", "x, %", "seed 0") and right.rows[1][:4] == (
@@ -128,20 +115,6 @@ def test_tables_and_charts_show_means_and_each_seed(tmp_path: Path) -> None:
         "50.0",
     )
     assert loss.rows[0][:2] == ("the old", "2.0000") and cost.rows[1][1] == "100" and loss.note == "n"
-    bars, curve, over = finding.charts
-    assert [series.label for series in bars.series] == ["the old", "the new"] and bars.labels == ("all", "x")
-    assert bars.series[1].points[1] == (1.0, 0.5) and bars.series[1].low[1] < 0.5 < bars.series[1].high[1]
-    assert len(bars.series[0].by_seed) == 5 and bars.percent
-    [line] = curve.series
-    assert line.points == ((2.0, 1.0), (3.0, 1.0), (5.0, 2.0), (6.0, 2.0)), (
-        "steps go on in the next run; None is left out"
-    )
-    assert line.by_seed[0][0][1] == pytest.approx(0.998)
-    assert (
-        over.series[0].points[0] == (2.0, 0.0)
-        and over.series[0].points[1][1] == 0.5
-        and over.title == "right over loss: x"
-    )
 
 
 def test_contrasts_of_evaluations_are_those_of_evals() -> None:

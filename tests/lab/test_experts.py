@@ -18,8 +18,8 @@ from rorqual.data.chat import chat_format
 from rorqual.data.pack import Sample
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.engine import Engine, Request, SamplingParams
-from rorqual.evals.experts import Dependence, choices, counts, dependence, information, lift, without_experts
-from rorqual.lab.experts import ExpertsExperiment, ablated, answered, damage, informed, picked
+from rorqual.evals.experts import counts, dependence, information, lift, without_experts
+from rorqual.lab.experts import ExpertsExperiment, ablated, answered, damage, informed, picked, read_choices
 from rorqual.lab.held_out import mean_losses, solve
 from rorqual.lab.job import value_file
 from rorqual.lab.page import page_text
@@ -70,39 +70,32 @@ def corpus(rule: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return expert[:, None], document, label, token
 
 
-def bits(rule: str, within: str = "any") -> tuple[float, float, float]:
-    """Bits, mean bits of shuffled labels, p-value."""
+def bits(rule: str, within: str = "any") -> tuple[float, float]:
+    """Bits, and mean bits of shuffled labels."""
     expert, document, label, token = corpus(rule)
     held = token if within == "token" else np.zeros_like(token)
-    one = dependence(expert, document, label, held, n_experts=4, shuffles=199, seed=1)
-    return one.bits, float(one.shuffled.mean()), one.p_value
-
-
-def test_shuffles_that_say_as_much_count_against_a_finding() -> None:
-    assert Dependence(0.0, np.zeros(99)).p_value == 1.0
-    assert Dependence(0.5, np.array([0.1, 0.5, 0.7])).p_value == 3 / 4
+    return dependence(expert, document, label, held, n_experts=4, shuffles=199, seed=1)
 
 
 def test_an_expert_for_each_family_says_all_and_a_random_one_nothing() -> None:
-    said, chance, p = bits("family")
-    assert said == pytest.approx(math.log2(FAMILIES)) and chance < 0.1 and p == 1 / 200
-    said, chance, p = bits("chance")
-    assert said == pytest.approx(chance, abs=0.01) and p > 0.05
+    said, chance = bits("family")
+    assert said == pytest.approx(math.log2(FAMILIES)) and chance < 0.1
+    said, chance = bits("chance")
+    assert said == pytest.approx(chance, abs=0.01)
 
 
 def test_shuffling_problems_and_not_tokens_keeps_what_hangs_together() -> None:
     """A document whose tokens all meet one expert looks like bits: many tokens, few independent choices."""
-    said, chance, p = bits("document")
-    assert said > 0.03 and p > 0.05 and chance > 0.03
+    said, chance = bits("document")
+    assert said > 0.03 and chance > 0.03 and said < 2 * chance
 
 
 def test_within_one_token_a_router_by_token_says_nothing() -> None:
-    free, chance, p = bits("token")
-    assert free > chance + 0.5 and p == 1 / 200
-    held, chance, p = bits("token", within="token")
-    assert held == pytest.approx(0, abs=1e-12) and p == 1.0 and chance == pytest.approx(0, abs=1e-12)
-    held, chance, p = bits("family", within="token")
-    assert held > chance + 1 and p == 1 / 200
+    free, chance = bits("token")
+    assert free > chance + 0.5
+    assert bits("token", within="token") == pytest.approx((0, 0), abs=1e-12)
+    held, chance = bits("family", within="token")
+    assert held > chance + 1
 
 
 def test_within_is_the_weighted_sum_of_brute_forces() -> None:
@@ -114,18 +107,18 @@ def test_within_is_the_weighted_sum_of_brute_forces() -> None:
         here = [i for i in range(300) if token[i] == one]
         pairs = [(int(label[document[i]]), int(e)) for i in here for e in experts[i]]
         slow += len(here) / 300 * brute(pairs)
-    assert dependence(experts, document, label, token, n_experts=5, shuffles=3, seed=0).bits == pytest.approx(slow)
+    assert dependence(experts, document, label, token, n_experts=5, shuffles=3, seed=0)[0] == pytest.approx(slow)
 
 
 def test_choices_are_those_of_each_document_alone() -> None:
     net = model()
     generator = torch.Generator().manual_seed(4)
     ids = [torch.randint(BASE_VOCAB, (n,), generator=generator).tolist() for n in (7, 20, 3, 31, 12)]
-    read = choices(net, [Sample(x, [True] * len(x)) for x in ids], 40, rows=2)
+    read = read_choices(net, [Sample(x, [True] * len(x)) for x in ids])
     assert len(read.token) == sum(map(len, ids))
     for number, alone in enumerate(ids):
         here = read.document == number
-        assert read.token[here].tolist() == alone and read.before[here].tolist() == [-1, *alone[:-1]]
+        assert read.token[here].tolist() == alone
         expected = net(torch.tensor([alone])).routing[0].indices.sort(-1).values
         assert np.sort(read.experts[here][:, 0], -1).tolist() == expected.tolist()
 
@@ -169,7 +162,7 @@ def test_the_whole_of_it_in_small(tmp_path: Path) -> None:
     experiment = ExpertsExperiment()
     finding = experiment.conclude(places)
     assert finding == experiment.conclude(places)
-    assert "bits" in page_text(finding) and len(finding.tables) == 5 and finding.verdict == "open"
+    assert "bits" in page_text(finding) and len(finding.tables) == 3 and finding.verdict == "open"
     names = [job.name for job in experiment.jobs(100, places[1], 1.0)]
     assert names == ["teacher-base", "teacher", "experts-information", "experts-ablation"]
 
@@ -190,8 +183,7 @@ def test_damage_is_what_a_problem_loses_without_a_set_of_experts() -> None:
         "gone": {"x": [], "y": [], "random 1": [], "random 2": []},
         "right": {"none": [1, 1, 1], "x": [0, 1, 0], "y": [1, 0, 0], "random 1": [0, 0, 1], "random 2": [1, 0, 1]},
     }
-    found = damage(ablation, "right", 1)
+    found = damage(ablation)
     assert found["its own"] == {"all": {0: 1, 2: 1, 1: 1}, "x": {0: 1, 2: 1}, "y": {1: 1}}
     assert found["another family's"] == {"all": {0: 0, 2: 1, 1: 0}, "x": {0: 0, 2: 1}, "y": {1: 0}}
     assert found["random"]["all"] == {0: 0.5, 2: 0, 1: 1}
-    assert damage(ablation, "right", -1)["its own"]["y"] == {1: -1}

@@ -15,8 +15,7 @@ import pytest
 
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import write_json
-from rorqual.lab.charts import Readings
-from rorqual.lab.experiment import Experiment
+from rorqual.lab.experiment import Experiment, Readings
 from rorqual.lab.experiment_run import LabPlan, concluded, planned
 from rorqual.lab.find import EXPERIMENTS, find_experiment
 from rorqual.lab.finding import Finding
@@ -160,4 +159,4 @@ def test_the_page_escapes_and_holds_every_seed() -> None:
     )
     text = page_text(found)
     assert "<script>" not in text and "&lt;b&gt;" in text
-    assert "12.3" in text and "45.6" in text and "seed 7" in text
+    assert "12.3" in text and "45.6" in text and "seeds 7" in text

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_run import run_small
 
 from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
@@ -24,14 +25,9 @@ SHARE = 0.001
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    folder = tmp_path_factory.mktemp("nsa")
-    found = {seed: folder / str(seed) for seed in (1, 2)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(long_training, "STARTS", 1)
-        for seed, place in found.items():
-            for job in NSAExperiment().jobs(seed, place, SHARE):
-                job.finish(place, SHARE)
-    return found
+        return run_small(NSAExperiment(), tmp_path_factory.mktemp("nsa"), SHARE)
 
 
 def test_the_sparse_model_attends_to_half() -> None:

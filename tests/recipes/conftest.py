@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rorqual.core.records import RunDir
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.evaluation import Evaluation, GradedSample
+from rorqual.recipes import make_run
 from rorqual.tasks.task import Verdict
+from rorqual.train.loop import fit
 
 FAMILIES = ("addition", "multiplication", "sorting", "counters", "deduction", "parity")
 LEVELS = ("1", "2", "3", "10")
@@ -53,7 +56,6 @@ def samples(when: str, mode: str, count: int) -> list[GradedSample]:
                     thinking_tokens=length,
                     thought=thinks,
                     truncated=number % 29 == 3,
-                    chance=0.5 if family in ("deduction", "parity") else 0.0,
                 )
             )
     return made
@@ -83,17 +85,10 @@ def write_metrics(folder: Path) -> None:
     sft, grpo = [], []
     for step in range(400):
         loss = 0.25 + 3.5 * np.exp(-step / 60) + 0.05 * random.standard_normal()
-        record = {"step": step, "stage": "sft", "loss/next_token": loss, "loss/mtp": loss * 1.3 + 0.1, "tokens": 8192}
-        sft.append(record | {"seconds": 0.2, "load_max_over_mean": 1.1 + 2 * float(np.exp(-step / 30))})
+        sft.append({"step": step, "loss/next_token": loss, "loss/mtp": loss * 1.3 + 0.1})
     for step in range(120):
         up = 1 - np.exp(-step / 25)
-        record = {"step": step, "stage": "grpo", "reward": 0.35 + 0.4 * up + 0.05 * random.standard_normal()}
-        record |= {
-            "think_share": 0.4 + 0.58 * up,
-            "think_length": 24 + random.standard_normal(),
-            "reply_length": 14 + 7 * up + random.standard_normal(),
-        }
-        record |= {"right_when_thinking": 0.75 + 0.05 * up + 0.04 * random.standard_normal(), "groups_total": 16}
+        record = {"step": step, "reward": 0.35 + 0.4 * up + 0.05 * random.standard_normal(), "groups_total": 16}
         record |= {"groups_equal": int(4 + 4 * up), "logprob_diff_mean": 2e-7, "logprob_diff_max": 3e-5}
         grpo.append(record | {"routing_flips": 1})
     for name, records in (("base", sft), ("teacher", grpo)):
@@ -103,21 +98,15 @@ def write_metrics(folder: Path) -> None:
 
 
 def write_rest(folder: Path) -> None:
-    random = np.random.default_rng(1)
-    share = random.dirichlet(np.full(16, 0.7), size=(4, len(FAMILIES)))
-    found = {"layers": [1, 2, 3, 4], "families": list(FAMILIES), "share": share.tolist()}
-    found["load"] = (share.mean(axis=1) * 1000).tolist()
-    (folder / "evals" / "experts.json").write_text(json.dumps(found), encoding="utf-8")
-    stages = [("fine-tuning", 3.3e6, 9.1e12, 161.0), ("GRPO", 1.1e6, 4.2e12, 240.5), ("measuring", 4e5, 6.1e11, 41.2)]
+    stages = [("fine-tuning", 3_300_000, 161.0), ("GRPO", 1_100_000, 240.5), ("measuring", 400_000, 41.2)]
     summary = {
         "model": {"total": 1_812_480, "active": 402_176, "cache_bytes_per_token": 1280, "flops_per_token": 912_384},
         "stages": [
-            {"name": name, "tokens": tokens, "flops": flops, "core_seconds": core, "seconds": core / 1.9}
-            for name, tokens, flops, core in stages
+            {"stage": name, "tokens": tokens, "flops": 1000 * tokens, "core_seconds": core, "seconds": core / 1.9}
+            for name, tokens, core in stages
         ],
         "seed": 0,
         "command": "rorqual quickstart --out runs/quickstart --seed 0",
-        "written_by_a_later_version": True,
     }
     (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
 
@@ -179,23 +168,8 @@ def write_students(folder: Path, count: int = 120, rates: dict[str, float] | Non
                 params=SamplingParams(),
                 samples=tuple(branch_samples(branch, mode, (rates or {}).get(branch, rate), count)),
             ).save(folder / "evals" / f"student-{branch}-{mode}.json")
-    for name, recipe in (("distilled", "distil"), ("answers-only", "sft"), ("reinforced", "grpo")):
-        lines = [
-            {"step": n, "recipe": recipe, "loss/next_token": 1 / n, "reward": n / 40, "think_share": 0.5}
-            for n in range(1, 31)
-        ]
-        (folder / name).mkdir()
-        (folder / name / "metrics.jsonl").write_bytes(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
     summary["stages"] += [
-        {
-            "name": name,
-            "tokens": 1e6,
-            "flops": 1e12,
-            "solved": 500,
-            "core_seconds": core,
-            "seconds": core / 2,
-            "spent_tokens": 1.1e6,
-        }
+        {"stage": name, "tokens": 10**6, "flops": 10**12, "solved": 500, "core_seconds": core, "seconds": core / 2}
         for name, core in STUDENT_STAGES.items()
     ]
     summary["branches"] = [
@@ -223,3 +197,12 @@ def quickstart_folder(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def make_folder() -> Callable[[Path], Path]:
     return write_folder
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny run to start from."""
+    out = tmp_path_factory.mktemp("start") / "run"
+    run = make_run("sft", {"task": "families:add", "size": "tiny", "rows": "2", "row": "96", "steps": "1"})
+    fit(run, RunDir(out), quiet=True)
+    return out

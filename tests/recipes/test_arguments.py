@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 
-from rorqual.core.records import RunDir
 from rorqual.recipes import make_run
 from rorqual.recipes.find import RECIPES
-from rorqual.train.loop import fit
 
 PLACES: dict[str, dict[str, tuple[str, str]]] = {
     "pretrain": {
@@ -111,14 +109,6 @@ WHOLE = {("distil", "objective"), ("pretrain", "size"), ("sft", "size"), ("disti
          ("pretrain", "tokenizer"), ("sft", "tokenizer"), ("distil", "tokenizer"), ("pretrain", "sequence_balance"),
          ("sft", "sequence_balance"), ("distil", "next_token"), ("distil", "tail"), ("distil", "temperature")}  # fmt: skip
 """Those that change a whole object: what else they change is not listed here."""
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("start") / "run"
-    run = make_run("sft", {"task": "families:add", "size": "tiny", "rows": "2", "row": "96", "steps": "1"})
-    fit(run, RunDir(out), quiet=True)
-    return out
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -20,7 +20,7 @@ from rorqual.recipes.quickstart.forecast import (
     stages,
     worked,
 )
-from rorqual.recipes.quickstart.summary import TRAININGS
+from rorqual.recipes.quickstart.summary import PAID_FOR
 
 LENGTHS = Lengths(prompt=20, thinking=50, at_once=5)
 PACE = ShapeCost(step=0.1, tokens=4000, update=1e-5, rollout=1e-3, on=2e-3, off=5e-4, cores=2)
@@ -34,7 +34,11 @@ def made(**changed: int) -> dict[str, StageForecast]:
 
 
 def test_every_stage_of_the_ledger_that_trains_samples_or_measures_is_there() -> None:
-    assert set(made()) == {*TRAININGS.values(), "sample the teacher", "measure the teacher", "measure the students"}
+    assert set(made()) == {
+        *(stage for stages in PAID_FOR.values() for stage in stages),
+        "measure the teacher",
+        "measure the students",
+    }
 
 
 def test_a_stage_is_its_work_times_its_pace() -> None:
@@ -64,7 +68,7 @@ def test_thinking_is_what_is_asked_or_the_habit() -> None:
 
 def test_lengths_are_those_of_the_worked_solutions() -> None:
     solutions = worked(STUDENT_TASK, 1.0, 0)
-    assert all(one.thinking > one.at_once > 0 and one.prompt > 0 for one in solutions)
-    assert counted([solutions[0].problem])[0] == solutions[0]
+    assert all(one.thinking > one.at_once > 0 and one.prompt > 0 for _, one in solutions)
+    assert counted([solutions[0][0]])[0] == solutions[0]
     lengths = mean(solutions)
     assert lengths.at_once < lengths.reply(0.5) < lengths.thinking == lengths.reply(1.0)

@@ -8,20 +8,11 @@ import pytest
 
 from rorqual.core.config import read_yaml, to_yaml
 from rorqual.core.errors import CheckpointError, ConfigError
-from rorqual.core.records import RunDir
 from rorqual.recipes import make_run
-from rorqual.train.loop import fit
 from rorqual.train.objectives import MultiToken
 from rorqual.train.run import BFLOAT16, FLOAT32, Run, agreement
 
 LETTERS = {"task": "families:add", "size": "tiny", "rows": "2", "row": "96"}
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("start") / "run"
-    fit(make_run("sft", {**LETTERS, "steps": "2"}), RunDir(out), quiet=True)
-    return out
 
 
 def test_keys_go_to_the_recipe_and_dotted_ones_to_what_it_returns() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,24 @@ from rorqual.recipes.quickstart import BRANCHES, MODES, SCALES, STUDENT_TASK, TA
 
 LITTLE = SCALES["small"].model_copy(
     update={"sft_steps": 3, "sft_rows": 4, "grpo_steps": 1, "grpo_problems": 2, "grpo_samples": 2, "max_tokens": 12,
-            "per_cell": 1, "expert_problems": 1, "student_able_steps": 2, "student_base_steps": 2, "distil_problems": 4, "distil_steps": 2,
+            "per_cell": 1, "student_able_steps": 2, "student_base_steps": 2, "distil_problems": 4, "distil_steps": 2,
             "rival_steps": 1, "rival_problems": 2, "rival_samples": 3, "rival_lr": 2e-4, "student_per_cell": 1}
 )  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def little() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(quickstart.SCALES, "small", LITTLE)
+        yield
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("quickstart") / "out"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(quickstart.SCALES, "small", LITTLE)
-        began = time.monotonic()
-        report = run_quickstart(out, size="small", threads=1)
-        whole = time.monotonic() - began
+    began = time.monotonic()
+    report = run_quickstart(out, size="small", threads=1)
+    whole = time.monotonic() - began
     assert report == out / "report.html"
     assert total(read_ledger(out / "ledger.jsonl")).seconds <= whole
     assert total(read_ledger(out / "ledger.jsonl")).seconds >= 0.8 * whole, (
@@ -52,20 +58,18 @@ def test_every_stage_left_its_files(place: Path) -> None:
     ]  # fmt: skip
     names = {path.stem for path in (place / "evals").glob("*.json")}
     students = {f"student-{branch}-{mode}" for branch, modes in BRANCHES.items() for mode in modes}
-    assert names == {f"{when}-{mode}" for when in WHEN for mode in MODES} | {"experts"} | students
+    assert names == {f"{when}-{mode}" for when in WHEN for mode in MODES} | students
     for when in WHEN:
         one, other = (json.loads((place / "evals" / f"{when}-{mode}.json").read_bytes()) for mode in ("on", "off"))
         assert [s["key"] for s in one["samples"]] == [s["key"] for s in other["samples"]]
     assert (place / "report.html").stat().st_size > 10_000 and list((place / "pictures").glob("*.png"))
     summary = json.loads((place / "summary.json").read_bytes())
-    *stages, last = summary["stages"]
-    assert last["name"] == UNACCOUNTED and len(stages) == 9
-    spent = {entry.stage: entry for entry in read_ledger(place / "ledger.jsonl")}
-    for stage in stages:
-        assert stage["tokens"] > 0 and stage["flops"] > 0, stage
-        entry = spent[stage["name"]]
-        assert (entry.tokens, entry.flops, entry.solved) == (stage["tokens"], stage["flops"], stage["solved"]), stage
-        assert entry.core_seconds > 0 and stage["seconds"] == pytest.approx(entry.seconds)
+    spent = [entry for entry in read_ledger(place / "ledger.jsonl") if entry.stage != "report"]
+    assert [stage["stage"] for stage in summary["stages"]] == [entry.stage for entry in spent] and len(spent) == 10
+    assert all(
+        stage["tokens"] > 0 and stage["flops"] > 0 for stage in summary["stages"] if stage["stage"] != UNACCOUNTED
+    )
+    assert all(stage["core_seconds"] > 0 for stage in summary["stages"])
 
 
 def test_branches_are_measured_on_the_same_problems_and_those_on_answers_alone_saw_the_teachers(place: Path) -> None:
@@ -136,9 +140,10 @@ def test_the_teacher_and_every_model_are_asked_as_the_scale_says(place: Path) ->
 
 
 def test_the_summary_tells_of_each_stage_by_its_own_files(place: Path) -> None:
-    """The base student is trained in two runs; what is measured counts its tokens; samples are counted by what became of them."""
+    """The base student is trained in two runs; what is measured counts its tokens; samples are counted by what became of them. No stage was
+    interrupted, so the ledger has the amounts of the files."""
     summary = json.loads((place / "summary.json").read_bytes())
-    found = {stage["name"]: stage for stage in summary["stages"]}
+    found = {stage["stage"]: stage for stage in summary["stages"]}
     metrics = {name: list(RunDir(place / name).metrics()) for name in RUNS}
     for stage, names in {"train the teacher": ["base"], "reinforce the teacher": ["teacher"], "distil the student": ["distilled"],
                          "train the base student": ["student-able", "student-base"], "train on answers alone": ["answers-only"],
@@ -162,9 +167,7 @@ def test_the_summary_tells_of_each_stage_by_its_own_files(place: Path) -> None:
 
 def test_the_same_command_again_does_nothing(place: Path) -> None:
     before, times = snapshot(place), {f: f.stat().st_mtime_ns for f in place.rglob("*")}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(quickstart.SCALES, "small", LITTLE)
-        run_quickstart(place, size="small", threads=1)
+    run_quickstart(place, size="small", threads=1)
     assert snapshot(place) == before
     assert {f: f.stat().st_mtime_ns for f in place.rglob("*")} == times, "the report was drawn again"
 
@@ -173,10 +176,8 @@ def test_a_lost_evaluation_is_made_again_alike(place: Path) -> None:
     file = place / "evals" / "after-on.json"
     before, summary = json.loads(file.read_bytes()), json.loads((place / "summary.json").read_bytes())
     file.unlink()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(quickstart.SCALES, "small", LITTLE)
-        run_quickstart(place, size="small", threads=2)
+    run_quickstart(place, size="small", threads=2)
     again, after = json.loads(file.read_bytes()), json.loads((place / "summary.json").read_bytes())
     assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in before.items() if k != "seconds"}
-    for one, other in zip(summary["stages"], after["stages"], strict=True):
-        assert (one["tokens"], one["flops"]) == (other["tokens"], other["flops"])
+    spent, whole = (next(s for s in one["stages"] if s["stage"] == "measure the teacher") for one in (summary, after))
+    assert whole["tokens"] == spent["tokens"] + sum(again["usage"].values()), "repeated work is paid again"

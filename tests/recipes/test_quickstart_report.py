@@ -10,23 +10,20 @@ from html.parser import HTMLParser
 
 import pytest
 
-from rorqual.core.errors import DataError
+from rorqual.core.errors import DataError, RorqualError
 from rorqual.evals.evaluation import Evaluation
 from rorqual.recipes.quickstart.charts import charts
-from rorqual.recipes.quickstart.claims import TOPICS, claims, student_claims
-from rorqual.recipes.quickstart.findings import read_findings, read_records
+from rorqual.recipes.quickstart.comparisons import OF_STUDENTS, OF_TEACHER
+from rorqual.recipes.quickstart.findings import read_findings
 from rorqual.recipes.quickstart.report import build_report, report_text
-from rorqual.recipes.quickstart.student_charts import student_charts
 from rorqual.tasks.task import Verdict
 
 FILES = [
     "base/metrics.jsonl",
     "teacher/metrics.jsonl",
     *(f"evals/{when}-{mode}.json" for when in ("before", "after") for mode in ("auto", "on", "off")),
-    "evals/experts.json",
     "summary.json",
     "evals/student-distilled-auto.json",
-    "reinforced/metrics.jsonl",
 ]
 
 
@@ -52,10 +49,6 @@ def words(folder, section=""):
     return " ".join(unescape(re.sub(r"<(title|style|pre).*?</\1>|<[^>]*>", " ", text, flags=re.S)).split())
 
 
-def all_charts(findings):
-    return {chart.name: chart for chart in (*charts(findings), *student_charts(findings))}
-
-
 class Elements(HTMLParser):
     """Every element with its attributes, and whether each that is opened is closed."""
 
@@ -75,13 +68,15 @@ class Elements(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_each_claim_stands_once(folder, report):
+def test_each_comparison_is_shown(folder, report):
     findings = read_findings(folder)
-    asked = [*claims(findings), *student_claims(findings)]
-    assert all(report.count(escape(item.claim.text)) == 1 for item in asked)
-    assert {item.claim.sign for item in asked} == {"higher", "open", "lower"}
-    assert f"Holm-corrected for all {len(claims(findings))} claims" in words(folder, "claims")
-    assert f"Holm-corrected for all {len(student_claims(findings))} claims" in words(folder, "students")
+    for one, evaluations in (
+        *((one, findings.evaluations) for one in OF_TEACHER),
+        *((one, findings.students) for one in OF_STUDENTS.values()),
+    ):
+        [row] = one.rows(evaluations, "all")
+        assert report.count(f"<h3>{escape(one.title)}</h3>") == 1
+        assert f"{100 * row.before:.1f} {100 * row.after:.1f} {100 * row.difference.mean:+.1f}" in words(folder)
 
 
 def test_it_says_where_the_gain_came_from(folder, tmp_path, make_folder):
@@ -108,8 +103,7 @@ def test_no_gain_is_said_to_be_none(tmp_path, make_folder):
     for mode in ("auto", "on", "off"):
         shutil.copy(folder / "evals" / f"before-{mode}.json", folder / "evals" / f"after-{mode}.json")
     assert "GRPO brought no gain" in words(folder)
-    signs = [item.claim.sign for item in claims(read_findings(folder)) if item.topic is not TOPICS[1]]
-    assert set(signs) == {"open"}
+    assert "accuracy is higher in 0 of 6 families and lower in 0" in words(folder)
 
 
 def test_what_a_model_wrote_is_text_and_nothing_is_fetched(report):
@@ -117,7 +111,7 @@ def test_what_a_model_wrote_is_text_and_nothing_is_fetched(report):
     assert elements.open == []
     tags = [tag for tag, _ in elements.found]
     assert "script" not in tags and report.count("&lt;script&gt;") > 10
-    assert tags.count("img") == tags.count("picture") == 13
+    assert tags.count("img") == tags.count("picture") == 4
     assert all(attrs["alt"].strip() for tag, attrs in elements.found if tag == "img")
     for tag, attrs in elements.found:
         for name in ("src", "srcset", "href", "data", "poster", "action"):
@@ -131,7 +125,7 @@ def test_a_picture_of_the_result_comes_first(report):
 
 
 def test_pictures_lie_beside_the_report_in_both_schemes(folder, report):
-    names = all_charts(read_findings(folder)).keys()
+    names = [chart.name for chart in charts(read_findings(folder))]
     written = {path.name for path in (folder / "pictures").iterdir()}
     assert written == {f"{name}{kind}.png" for name in names for kind in ("", "-dark")}
     assert report.count("(prefers-color-scheme: dark)") == len(names)
@@ -140,46 +134,26 @@ def test_pictures_lie_beside_the_report_in_both_schemes(folder, report):
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_named_and_nothing_is_written(student_folder, name):
     (student_folder / name).unlink()
-    with pytest.raises(DataError, match=rf"{re.escape(str(student_folder / name))}: .*missing\n.*Repeat"):
+    with pytest.raises(DataError, match=rf"{re.escape(str(student_folder / name))}: .*\n.*Repeat"):
         build_report(student_folder)
     assert not (student_folder / "report.html").exists() and not (student_folder / "pictures").exists()
 
 
 def test_a_wrong_file_is_named(quickstart_folder):
-    path = quickstart_folder / "evals" / "experts.json"
+    path = quickstart_folder / "summary.json"
     good = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps(good | {"layers": [1, 2]}), encoding="utf-8")
-    with pytest.raises(DataError, match=r"experts.json: share must be \[2 layers\]\[6 families\]"):
+    path.write_text(json.dumps(good | {"seed": "no"}), encoding="utf-8")
+    with pytest.raises(RorqualError, match=r"summary.json: .*seed"):
         build_report(quickstart_folder)
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(DataError, match=r"experts.json: the file is not valid JSON"):
+    with pytest.raises(DataError, match=r"summary.json: the file is not valid JSON"):
         build_report(quickstart_folder)
 
 
-def test_the_busiest_experts_are_named_in_words(quickstart_folder):
-    path = quickstart_folder / "evals" / "experts.json"
-    use = json.loads(path.read_text(encoding="utf-8"))
-    count = len(use["share"][0][0])
-    busiest = [count - 1 - layer for layer in range(len(use["layers"]))]
-    share = [[[0.5 if e == top else 0.1 for e in range(count)] for _ in use["families"]] for top in busiest]
-    path.write_text(json.dumps(use | {"share": share}), encoding="utf-8")
-    chart = all_charts(read_findings(quickstart_folder))["experts"]
-    assert f"Most loaded expert by layer: {', '.join(map(str, busiest))}." in chart.alt
-    assert chart.panels[1].series[2].points[busiest[1]] == (busiest[1], 0.5)
-
-
-def test_a_dense_model_and_a_run_without_a_student_have_no_such_sections(quickstart_folder):
-    dense = {"layers": [], "families": ["addition"], "share": [], "load": []}
-    (quickstart_folder / "evals" / "experts.json").write_text(json.dumps(dense), encoding="utf-8")
+def test_a_run_without_a_student_has_no_such_section(quickstart_folder):
     text = report_text(read_findings(quickstart_folder), {})
-    assert "no routed experts" in text and 'id="students"' not in text and "quarter of the active" not in text
-    assert not {"experts", "load", "students"} & all_charts(read_findings(quickstart_folder)).keys()
-
-
-def test_a_step_done_twice_counts_as_last_written(tmp_path):
-    lines = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 2, "loss": 1.0}]
-    (tmp_path / "metrics.jsonl").write_bytes(b"".join(json.dumps(line).encode() + b"\n" for line in lines) + b'{"st')
-    assert read_records(tmp_path, "sft") == [lines[0], lines[2]]
+    assert 'id="students"' not in text and "quarter of the active" not in text
+    assert "students" not in [chart.name for chart in charts(read_findings(quickstart_folder))]
 
 
 # ---- the student
@@ -218,7 +192,7 @@ def test_costs_are_sums_of_stages(folder):
 
 def test_the_ledger_is_shown_with_its_price_and_money_for_what_was_solved(folder):
     text = words(folder, "cost")
-    assert "assumes US $ 0.05 per core-hour" in text and "tokens were processed again" in text
+    assert "assumes US $ 0.05 per core-hour" in text
     row = text.partition("reinforcing ")[2]
     cents, per_million = 100 * 95 / 3600 * 0.05, 1e6 * 95 / 3600 * 0.05 / 500
     assert f"{cents:,.3f} 500 {per_million:,.2f}" in row

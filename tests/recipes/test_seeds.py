@@ -66,15 +66,3 @@ def test_five_seeds_give_a_verdict_and_four_do_not(
     assert five["t_interval_99"] == pytest.approx([student.low, student.high], abs=2e-4)
     assert five["interval_99"][0] > 0 and five["interval_99"] != five["t_interval_99"]
     assert one["t_interval_99"] is None
-
-
-def test_a_result_of_before_is_judged_again_from_its_figures(seeds: ModuleType, found: dict[str, Any]) -> None:
-    old = json.loads(json.dumps(found))
-    for grains in old["questions"].values():
-        for row in (row for rows in grains.values() for row in rows):
-            del row["t_interval_99"], row["verdict"]
-            row["p_value"] = 0.5
-    again = seeds.again(old)["questions"][OWN]["all"][0]
-    expected = found["questions"][OWN]["all"][0]
-    assert again["verdict"] == expected["verdict"] and "p_value" not in again
-    assert again["t_interval_99"] == pytest.approx(expected["t_interval_99"], abs=2e-3)

@@ -22,8 +22,7 @@ from rorqual.engine.request import Completion, Request
 
 SYNC_SECONDS = 5.0
 IN_A_ROW = 32
-"""Number of consecutive rejections after which the evaluation stops. Requests that an earlier run recorded as rejected
-do not count."""
+"""Number of consecutive rejections after which the evaluation stops."""
 Progress = Callable[[int, int], None]
 SamplePlace = tuple[int, int]
 """(Index of a request, index of a sample of that request)."""
@@ -39,9 +38,8 @@ class AnswerCache:
 
     A request that the server rejects (HTTP 400, 413, 422) yields a completion with an `error`, and the other requests
     continue. A rejection is raised as an error in two cases: the server rejects every request, or it rejects `IN_A_ROW`
-    consecutive requests. The second case may mean that the account is out of credit. Requests that an earlier run
-    recorded as rejected do not count. `refusals` lists the rejections. A later run retries the rejected requests after
-    all other requests. Completions with an `error` are not cached. Cached completions have text, reasoning, finish
+    consecutive requests. The second case may mean that the account is out of credit. `refusals` lists the rejections.
+    Completions with an `error` are not cached, so a later run retries them. Cached completions have text, reasoning, finish
     reason, usage and log-probabilities, but no token ids.
 
     Answers of a server cost money. So each is synced to disk before the next one is added, and disk space is reserved in advance: the
@@ -56,7 +54,6 @@ class AnswerCache:
         """Number of answers generated in this run. Cached answers do not count."""
         self._asked: set[str] = set()
         self._answers: dict[str, Completion] = {}
-        self._refused: set[str] = set()
         self.path: Path | None = None
         self._journal: Journal | None = None
         if out is not None:
@@ -73,10 +70,7 @@ class AnswerCache:
     def _load(self, journal: Journal) -> None:
         for where, _, line in journal.read():
             try:
-                if "refused" in line:
-                    self._refused.add(line["refused"])
-                else:
-                    self._answers[line["asked"]] = _read(line["answer"])
+                self._answers[line["asked"]] = _read(line["answer"])
             except (KeyError, TypeError, ValueError):
                 remedy = "Delete the line; its answer is generated again."
                 raise DataError("this line is not a cached answer", where=where, remedy=remedy) from None
@@ -87,7 +81,7 @@ class AnswerCache:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Release the file, and delete it if it is empty. The lock removes the folders that were created for it."""
         if self._journal is not None:
-            if not self._answers and not self._refused:
+            if not self._answers:
                 self._journal.path.unlink(missing_ok=True)
             self._journal.close()
 
@@ -99,16 +93,10 @@ class AnswerCache:
     def forget(self) -> None:
         """Drop this run's answers from the cache, because the saved result contains them. Answers to other requests stay in the cache."""
         self._answers = {name: answer for name, answer in self._answers.items() if name not in self._asked}
-        self._refused -= self._asked
-        if self.path is not None and (self._answers or self._refused):
-            lines = [*(_line(name, answer) for name, answer in self._answers.items())]
-            lines += [{"refused": name} for name in sorted(self._refused)]
+        if self.path is not None and self._answers:
+            lines = [_line(name, answer) for name, answer in self._answers.items()]
             with suppress(RorqualError):  # on a full disk the file keeps lines that are no longer needed
                 write_atomic(self.path, map(to_line, lines))
-
-    def _keep(self, line: Mapping[str, Any]) -> None:
-        if self._journal is not None:
-            self._journal.append([line])
 
     def generate(self, requests: Sequence[Request], *, progress: Progress | None = None) -> list[list[Completion]]:
         """Return the `n` samples of each request. Only samples that are not in the cache are generated."""
@@ -126,7 +114,8 @@ class AnswerCache:
                 name = names[number, sample]
                 if name not in self._answers:
                     self._answers[name] = completion
-                    self._keep(_line(name, completion))
+                    if self._journal is not None:
+                        self._journal.append([_line(name, completion)])
             found[number, sample] = completion
             if progress is not None:
                 progress(len(found), len(names))
@@ -135,7 +124,7 @@ class AnswerCache:
             progress(len(found), len(names))
         missing = {place: name for place, name in names.items() if place not in found}
         if isinstance(self.generator, RemoteEngine):
-            self._ask_address(self.generator, requests, missing, arrived)
+            self._ask_address(self.generator, requests, list(missing), arrived)
             if self.refusals and not self.answered and all(completion.error for completion in found.values()):
                 raise self.refusals[0]
         elif missing:
@@ -157,42 +146,31 @@ class AnswerCache:
         self,
         engine: RemoteEngine,
         requests: Sequence[Request],
-        missing: Mapping[SamplePlace, str],
+        places: Sequence[SamplePlace],
         arrived: Callable[[int, int, Completion], None],
     ) -> None:
-        before = frozenset(self._refused)
-        # Requests that an earlier run recorded as rejected come last.
-        order = sorted(missing, key=lambda place: missing[place] in before)
         in_a_row = 0
 
         def answer(place: int, completion: Completion) -> None:
             nonlocal in_a_row
             in_a_row = 0
-            arrived(*order[place], completion)
+            arrived(*places[place], completion)
 
         def refused(place: int, error: RemoteError) -> None:
             nonlocal in_a_row
-            name = missing[order[place]]
-            in_a_row += name not in before
+            in_a_row += 1
             self.refusals.append(error)
-            if name not in self._refused:
-                self._refused.add(name)
-                self._keep({"refused": name})
             if in_a_row == IN_A_ROW:
                 raise error
             message = f"the server rejected the request: {error.what}"
-            arrived(*order[place], Completion((), [], [], "stop", "", None, error=message))
+            arrived(*places[place], Completion((), [], [], "stop", "", None, error=message))
 
-        engine.collect([(requests[number], sample) for number, sample in order], answer, refused=refused)
+        engine.collect([(requests[number], sample) for number, sample in places], answer, refused=refused)
 
 
 def _name(request: Request, sample: int) -> str:
     """Return the cache key of a sample: a digest of everything that determines the sample. The sample count `n` is excluded."""
     fields = asdict(replace(request, params=replace(request.params, n=1), embeds=None))
-    del fields["embeds"]  # cache keys in older files do not include `embeds`, `think_budget` and `calculator`
-    for name in ("think_budget", "calculator"):
-        if not fields["params"][name]:
-            del fields["params"][name]
     if request.embeds is not None:
         fields["embeds"] = request.embeds.digest.hex()
     return hashlib.sha256(json.dumps([fields, sample], sort_keys=True, default=_plain).encode()).hexdigest()

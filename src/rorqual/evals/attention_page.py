@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from statistics import fmean as mean
 
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.evals.attention_charts import charts
-from rorqual.evals.attention_tables import notes, planted, shown, tables
+from rorqual.evals.attention_chart import needles_chart
+from rorqual.evals.attention_tables import notes, tables
 from rorqual.evals.missed import LowestQuery
 from rorqual.evals.missed_report import MissedReport
 from rorqual.report.chart import draw
@@ -26,32 +25,11 @@ def attention_page(report: MissedReport, tokenizer: Tokenizer) -> str:
     return page(
         "attention",
         report=report,
-        facts=list(_facts(report)),
-        pictures={chart.name: draw(chart) for chart in charts(report)},
+        needles=draw(needles_chart(report)) if any(one.kind == "needle" for one in report.planted) else None,
         tables=tables(report),
         queries=[(_summary(name, query), marked(query, tokenizer)) for name, query in queries],
         notes=notes(report),
     )
-
-
-def _facts(report: MissedReport) -> Iterator[tuple[str, str, str]]:
-    texts = shown(report)
-    if texts:
-        queries = sum(missed.queries for missed in texts)
-        yield (
-            "lowest weighted recall of a layer",
-            f"{min(missed.weighted_recall for missed in texts):.1%}",
-            f"at {report.shown} positions",
-        )
-        yield (
-            "attention on selected positions",
-            f"{mean([missed.mass for missed in texts]):.1%}",
-            "mean of layers and texts",
-        )
-        yield "most likely token changes", f"{mean([missed.flips for missed in texts]):.1%}", f"of {queries:,} queries"
-    for kind, title in (("needle", "attention to needles kept"), ("copy", "attention to copied lines kept")):
-        if cells := planted(report, kind, report.shown):  # type: ignore[arg-type]
-            yield title, f"{mean([one.kept for one in cells]):.1%}", f"lowest {min(one.kept for one in cells):.1%}"
 
 
 def _summary(name: str, query: LowestQuery) -> str:

@@ -11,7 +11,6 @@ from rorqual.report.table import Table
 SHARES = (0.1, 0.25, 0.5, 0.75)
 """Shares of problems for the teacher that the table shows beside the chosen point."""
 SIGNALS = {"votes": "share of votes", "logprob": "mean log-probability per token"}
-PERCENTS = tuple((share / 5, f"{20 * share}%") for share in range(6))
 
 
 def points_table(cascade: Cascade) -> Table:
@@ -71,7 +70,7 @@ def cascade_page(cascade: Cascade) -> str:
     return page(
         "cascade",
         cascade=cascade,
-        pictures=[draw(cost_chart(cascade)), draw(calibration_chart(cascade))],
+        picture=draw(cost_chart(cascade)),
         note=ungraded_note(cascade),
         points=points_table(cascade),
         calibration=calibration_table(cascade),
@@ -112,30 +111,4 @@ def cost_chart(cascade: Cascade) -> Chart:
         series=[*lines, *dots],
         alt=f"Accuracy over cost. Student {points[0].accuracy:.1%}, cascade {chosen.accuracy:.1%}, teacher {teacher.accuracy:.1%}.",
         caption="The band is the 95 % interval over problems. Above the dashed line, the confidence chooses better than chance.",
-    )
-
-
-def calibration_chart(cascade: Cascade) -> Chart:
-    """Chart the share of right answers over the confidence."""
-    bins = cascade.bins()
-    found = Series(
-        label="",
-        style="points",
-        points=[(one.confidence, one.accuracy) for one in bins],
-        low=[one.interval.low for one in bins],
-        high=[one.interval.high for one in bins],
-    )
-    return Chart(
-        name="calibration",
-        x="confidence of the student",
-        y="right answers",
-        percent=True,
-        x_ticks=PERCENTS,
-        limits=(-0.03, 1.03),
-        series=(found, Series(label="", style="dashed", colour="before", points=((0, 0), (1, 1)))),
-        alt="Calibration: "
-        + "; ".join(f"confidence {one.confidence:.0%}, right {one.accuracy:.0%}" for one in bins)
-        + ".",
-        caption="Each point is a fifth of the problems, with its 95 % interval. "
-        "On the dashed line, the confidence is the share of right answers.",
     )

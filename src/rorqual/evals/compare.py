@@ -9,7 +9,7 @@ import numpy as np
 
 from rorqual.core.errors import DataError
 from rorqual.evals.evaluation import Evaluation, GradedSample, Grain, cell, per_problem
-from rorqual.evals.stats import Difference, Floats, Side, difference_over_seeds, mcnemar
+from rorqual.evals.stats import Difference, Floats, difference_over_seeds, mcnemar
 from rorqual.tasks.task import Verdict
 
 Measure = Callable[[GradedSample], float]
@@ -53,7 +53,6 @@ def compare(
     *,
     grain: Grain = "family",
     measure: Measure = is_right,
-    side: Side = "two-sided",
     confidence: float = 0.95,
 ) -> list[Comparison]:
     """Return `after - before` for each cell of `grain`, with the score interval over problems.
@@ -62,7 +61,7 @@ def compare(
 
     Raises DataError if the evaluations have different problems.
     """
-    return compare_seeds([before], [after], grain=grain, measure=measure, side=side, confidence=confidence)
+    return compare_seeds([before], [after], grain=grain, measure=measure, confidence=confidence)
 
 
 def compare_seeds(
@@ -71,7 +70,6 @@ def compare_seeds(
     *,
     grain: Grain = "family",
     measure: Measure = is_right,
-    side: Side = "two-sided",
     confidence: float = 0.95,
     samples: int = 4000,
 ) -> list[Comparison]:
@@ -89,7 +87,7 @@ def compare_seeds(
     for old, new in zip(before, after, strict=True):
         _same_problems(old, new)
     cells = dict.fromkeys(cell(sample, grain) for evaluation in before for sample in evaluation.samples)
-    compared = (_compare_cell(name, before, after, grain, measure, side, confidence, samples) for name in cells)
+    compared = (_compare_cell(name, before, after, grain, measure, confidence, samples) for name in cells)
     return [row for row in compared if row is not None]
 
 
@@ -139,7 +137,6 @@ def _compare_cell(
     after: Sequence[Evaluation],
     grain: Grain,
     measure: Measure,
-    side: Side,
     confidence: float,
     samples: int,
 ) -> Comparison | None:
@@ -156,7 +153,7 @@ def _compare_cell(
         before=float(np.mean([part.mean() for part in olds])),
         after=float(np.mean([part.mean() for part in news])),
         difference=difference_over_seeds(olds, news, confidence, samples),
-        p_value=mcnemar(old > 0.5, new > 0.5, side) if single and len(pairs) == 1 else None,
+        p_value=mcnemar(old > 0.5, new > 0.5) if single and len(pairs) == 1 else None,
         gained=int((new > old).sum()),
         lost=int((new < old).sum()),
         left_out=sum(pair[2] for pair in pairs),

@@ -12,7 +12,6 @@ from rorqual.core.config import Config, parse
 from rorqual.core.records import StopWhen, Thinking, read_json, write_json
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.stats import Interval, wilson
-from rorqual.tasks.families import FAMILIES, Families
 from rorqual.tasks.task import Split, Verdict
 
 Grain = Literal["level", "family", "all"]
@@ -29,7 +28,7 @@ class GradedSample(Config):
     log-probability of the reply's tokens, if the generator returns it. `score` is a verifier's log-odds that the reply is right
     (`evals.verify`). `earlier` are the replies that the model was asked to check before this one, oldest first (`refine`).
 
-    `error` is the reason why there is no reply. `chance` is in older files only, and is ignored.
+    `error` is the reason why there is no reply.
     """
 
     key: str
@@ -46,7 +45,6 @@ class GradedSample(Config):
     thinking_tokens: int
     thought: bool
     truncated: bool
-    chance: float | None = None
     error: str = ""
     answered: str | None = None
     logprob: float | None = None
@@ -128,18 +126,6 @@ class Evaluation(Config):
         for sample in self.samples:
             groups.setdefault(sample.key, []).append(sample)
         return groups
-
-    @property
-    def old_versions(self) -> dict[str, int]:
-        """The outdated problem versions in this evaluation, by family."""
-        if self.task != Families.name:
-            return {}
-        used = {sample.family: self.versions.get(sample.family, 1) for sample in self.samples}
-        return {
-            family.name: used[family.name]
-            for family in FAMILIES
-            if used.get(family.name, family.version) < family.version
-        }
 
     def rows(self, grain: Grain = "level", confidence: float = 0.95) -> list[Row]:
         """Return one summary per (family, level), per family, or for all samples, in order of first appearance."""

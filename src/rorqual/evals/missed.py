@@ -41,7 +41,7 @@ class LayerMisses:
     """What the sparse attention of one layer misses, over all queries that see more than `index_topk` positions.
 
     - `mass`: share of the dense attention that lies on selected positions, averaged over heads. `mass_p1` is the first
-      percentile of `mass` over queries, and `mass_min` the minimum. `heads` is the mean `mass` of each head.
+      percentile of `mass` over queries. `heads` is the mean `mass` of each head.
     - `recall`: fraction of the top `index_topk` positions (by dense attention weight) that sparse attention selects.
     - `weighted_recall`: fraction of the dense attention on these top positions that lies on selected positions. It is `mass`
       relative to the best possible selection, except that it averages the heads first.
@@ -52,7 +52,6 @@ class LayerMisses:
     layer: int
     mass: float
     mass_p1: float
-    mass_min: float
     recall: float
     weighted_recall: float
     difference: float
@@ -216,6 +215,17 @@ def measure_missed(model: Decoder, tokens: Tensor, where: str = "", budget: int 
     )
 
 
+def weights_and_selection(recorded: Mapping[str, Tensor], queries: slice) -> tuple[Tensor, Tensor]:
+    """Return two matrices [queries, length] of one layer's records: the dense weights, averaged over heads, and whether a position is
+    selected."""
+    rows, mass, selected = (recorded[name][queries].cpu() for name in ("attention_rows", "attention_mass", "selected"))
+    length = recorded["attention_rows"].shape[1]
+    weights = torch.zeros(len(rows), length + 1, dtype=torch.double)  # the last column stands for -1, no position
+    weights.scatter_(1, rows % (length + 1), mass.double().masked_fill(rows < 0, 0))
+    chosen = torch.zeros_like(weights, dtype=torch.bool).scatter_(1, selected % (length + 1), True)
+    return weights[:, :length], chosen[:, :length]
+
+
 def _lowest(collected: Sequence[_Collected], tokens: Tensor) -> LowestQuery:
     """Return the query with the lowest mass over all layers and windows [windows, length + 1]."""
     layer = min(range(len(collected)), key=lambda index: collected[index].lowest.mass)
@@ -236,37 +246,25 @@ class _Collected:
 
     def add(self, recorded: dict[str, Tensor]) -> None:
         """Add the records of one window. Queries that see at most `budget` positions are left out."""
-        k = self.budget
-        records = {name: tensor[k:].cpu() for name, tensor in recorded.items()}
-        rows, mass, selected = records["attention_rows"], records["attention_mass"], records["selected"]
-        length = recorded["attention_rows"].shape[1]
-        chosen = torch.zeros(len(rows), length + 1, dtype=torch.bool).scatter_(1, selected % (length + 1), True)
-        inside = chosen.gather(1, rows % (length + 1)) & (rows >= 0)  # -1 (no position) maps to the extra last column
-        self.heads.append(records["mass_inside"])
-        self.mass.append(records["mass_inside"].mean(1))
-        self.recall.append(inside[:, :k].float().mean(1))
-        self.difference.append(records["output_difference"])
-        self.tied += int(records["tied"].sum())
-        distance = torch.arange(k, k + len(rows)).unsqueeze(1) - rows
-        mass = mass.masked_fill(rows < 0, 0).double()
-        top = mass[:, :k]
-        self.weighted_recall.append((top * inside[:, :k]).sum(1) / top.sum(1))
-        place = torch.bucketize(distance.clamp(min=0), torch.tensor(DISTANCES), right=True) - 1
-        for total, values in ((self.share, mass), (self.inside, mass * inside)):
-            total += (
-                torch.zeros(len(DISTANCES), dtype=torch.double)
-                .scatter_add(0, place.flatten(), values.flatten())
-                .numpy()
-            )
+        k, length = self.budget, len(recorded["attention_rows"])
+        weights, chosen = weights_and_selection(recorded, slice(k, length))
+        best = recorded["attention_rows"][k:, :k].cpu()
+        kept, top = chosen.gather(1, best), weights.gather(1, best)
+        self.heads.append(recorded["mass_inside"][k:].cpu())
+        self.mass.append(self.heads[-1].mean(1))
+        self.recall.append(kept.float().mean(1))
+        self.weighted_recall.append((top * kept).sum(1) / top.sum(1))
+        self.difference.append(recorded["output_difference"][k:].cpu())
+        self.tied += int(recorded["tied"][k:].sum())
+        distance = (torch.arange(k, length).unsqueeze(1) - torch.arange(length)).clamp(min=0)  # later positions weigh 0
+        place = torch.bucketize(distance, torch.tensor(DISTANCES), right=True).flatten() - 1
+        for total, values in ((self.share, weights), (self.inside, weights * chosen)):
+            total += torch.bincount(place, values.flatten(), len(DISTANCES)).numpy()
         worst = int(self.mass[-1].argmin())
         if (share_inside := float(self.mass[-1][worst])) < self.lowest.mass:
-            visible = k + worst + 1
-            weights = torch.zeros(visible, dtype=torch.double).index_put(
-                (rows[worst, :visible],), mass[worst, :visible]
-            )
-            missed = rows[worst, :k][~inside[worst, :k]]
-            positions = (tuple(sorted(p for p in part.tolist() if p >= 0)) for part in (selected[worst], missed))
-            self.lowest = LowestQuery(0, self.windows, share_inside, (), tuple(weights.tolist()), *positions)
+            seen = tuple(weights[worst, : k + worst + 1].tolist())
+            selected, missed = chosen[worst].nonzero().flatten().tolist(), sorted(best[worst][~kept[worst]].tolist())
+            self.lowest = LowestQuery(0, self.windows, share_inside, (), seen, tuple(selected), tuple(missed))
         self.windows += 1
 
     def result(self, layer: int) -> LayerMisses:
@@ -284,7 +282,6 @@ class _Collected:
             layer=layer,
             mass=float(mass.mean()),
             mass_p1=float(np.percentile(mass, 1)),
-            mass_min=float(mass.min()),
             recall=float(recall.mean()),
             weighted_recall=float(weighted_recall.mean()),
             difference=float(difference.mean()),

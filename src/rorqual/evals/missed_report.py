@@ -169,15 +169,15 @@ def _cells(tokenizer: Tokenizer, kind: PlantedKind, length: int, number: int, bu
     make, shares = KINDS[kind]
     parts = make(tokenizer, number)
     needed = max(part.size for part in parts)
-    sizes = [size for share in shares if (size := round(share * length)) >= needed] or [length]
+    sizes = [size for share in shares if (size := round(share * length)) >= needed]
     found: list[Cell] = [(kind, depth, plant(tokenizer, parts, size, depth)) for size in sizes for depth in DEPTHS]
     found = [cell for cell in found if min(one.queries.start for one in cell[2]) >= budget]
     if not found:
         asked = max(len(part.question) + len(part.answer) for part in parts)
         raise DataError(
-            f"a passage of {length} tokens is too short for {kind}: a query sees at most {budget} positions and attends to all",
+            f"a passage of {length} tokens is too short for {kind}, or a query sees at most {budget} positions and attends to all",
             where=f"data={kind}",
-            remedy=f"Use length={budget + asked - 1} or more, or smaller budgets=.",
+            remedy=f"Use length={max(needed, budget + asked - 1)} or more, or smaller budgets=.",
         )
     return found
 

@@ -15,10 +15,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from rorqual.core.errors import DataError
 from rorqual.data.passages import passage
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.evals.missed import run_both, sparse_layers, trained_budget
+from rorqual.evals.missed import run_both, sparse_layers, trained_budget, weights_and_selection
 from rorqual.model.decoder import Decoder
 
 PlantedKind = Literal["needle", "copy"]
@@ -68,8 +67,7 @@ class PlantedMisses:
     - `depth`: share of the filler before the planted text.
     - `distance`: mean number of tokens from the start of the planted text to the start of the question. The question of
       a copied line is the start of the second copy.
-    - `recall`, one value per layer: share of the planted positions that are selected, averaged over queries.
-    - `attention`, per layer: share of the dense attention weights on planted positions, averaged over queries and heads.
+    - `attention`, one value per layer: share of the dense attention weights on planted positions, averaged over queries and heads.
     - `inside`, per layer: share of `attention` that lies on selected positions.
     - `right_sparse`, `right_dense`: share of answer tokens that the model ranks first. There are `answers` answer
       tokens in all.
@@ -83,7 +81,6 @@ class PlantedMisses:
     distance: int
     passages: int
     answers: int
-    recall: tuple[float, ...]
     attention: tuple[float, ...]
     inside: tuple[float, ...]
     right_sparse: float
@@ -127,16 +124,8 @@ def copies(tokenizer: Tokenizer, count: int) -> list[PlantedTokens]:
 def plant(tokenizer: Tokenizer, parts: Sequence[PlantedTokens], length: int, depth: float) -> list[Planted]:
     """Return a passage of `length` tokens for each of `parts`, with the planted text at `depth` and the answer at the end.
 
-    The filler is the passage "prose", repeated as needed. Each passage starts at a different place in the filler. Raises
-    DataError if `length` is too small.
+    The filler is the passage "prose", repeated as needed. Each passage starts at a different place in the filler.
     """
-    needed = max(part.size for part in parts)
-    if length < needed:
-        raise DataError(
-            f"a passage of {length} tokens is too short: planted text, question and answer take {needed} tokens",
-            where=f"length={length}",
-            remedy=f"Use length={needed} or more.",
-        )
     text = tokenizer.encode(passage("prose"))
     found = []
     for index, part in enumerate(parts):
@@ -166,7 +155,7 @@ def measure_planted(
         return None
     device = next(model.parameters()).device
     length = len(passages[0].tokens) - 1
-    recall, attention, inside = (np.zeros(len(layers)) for _ in range(3))
+    attention, inside = np.zeros(len(layers)), np.zeros(len(layers))
     right, losses, queries, answers = np.zeros(2), np.zeros(2), 0, 0
     for one in passages:
         tokens = torch.tensor([one.tokens], device=device)
@@ -178,17 +167,9 @@ def measure_planted(
             losses[index] -= float(logprobs.gather(1, targets[:, None]).double().sum())
         queries, answers = queries + len(one.queries), answers + len(targets)
         for layer in range(len(layers)):
-            rows, mass, selected = (
-                recorded[name][layer][one.queries.start : one.queries.stop].cpu()
-                for name in ("attention_rows", "attention_mass", "selected")
-            )
-            weights = torch.zeros(
-                len(rows), length + 1, dtype=torch.double
-            )  # -1 (no position) is the extra last column
-            weights.scatter_(1, rows % (length + 1), mass.double().masked_fill(rows < 0, 0))
-            chosen = torch.zeros_like(weights, dtype=torch.bool).scatter_(1, selected % (length + 1), True)
+            of_layer = {name: values[layer] for name, values in recorded.items()}
+            weights, chosen = weights_and_selection(of_layer, slice(one.queries.start, one.queries.stop))
             place = slice(one.planted.start, one.planted.stop)
-            recall[layer] += float(chosen[:, place].double().mean(1).sum())
             attention[layer] += float(weights[:, place].sum())
             inside[layer] += float((weights * chosen)[:, place].sum())
     return PlantedMisses(
@@ -199,7 +180,6 @@ def measure_planted(
         distance=round(sum(one.queries.start - one.planted.start for one in passages) / len(passages)),
         passages=len(passages),
         answers=answers,
-        recall=tuple((recall / queries).tolist()),
         attention=tuple((attention / queries).tolist()),
         inside=tuple(np.divide(inside, attention, out=np.ones_like(inside), where=attention > 0).tolist()),
         right_sparse=float(right[0]) / answers,

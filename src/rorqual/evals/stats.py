@@ -1,4 +1,4 @@
-"""Statistics of claims: intervals, exact paired tests, bootstraps, and corrections for multiple tests.
+"""Statistics of comparisons: intervals, exact paired tests and bootstraps.
 
 Every random draw is seeded. Tests are exact where an exact computation is cheap.
 """
@@ -6,19 +6,16 @@ Every random draw is seeded. Tests are exact where an exact computation is cheap
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-Side = Literal["two-sided", "greater", "less"]
-Sign = Literal["higher", "lower", "open"]
-"""The result of a claim about one run. A verdict on a method needs several seeds (see `rorqual.evals.verdict`)."""
 EDWARDS = 1.0
 """Size of Edwards' continuity correction, as a number of pairs. Without this correction, the nominal 95 % score
 interval covers only 86 to 94 % for 3 to 100 pairs."""
@@ -68,21 +65,17 @@ def wilson(right: float, total: int, confidence: float = 0.95) -> Interval:
     return Interval(low, high, confidence)
 
 
-def mcnemar(
-    before: Sequence[bool] | NDArray[Any], after: Sequence[bool] | NDArray[Any], side: Side = "two-sided"
-) -> float:
-    """Return the p-value of the exact McNemar test of paired verdicts (McNemar 1947).
+def mcnemar(before: Sequence[bool] | NDArray[Any], after: Sequence[bool] | NDArray[Any]) -> float:
+    """Return the p-value of the exact two-sided McNemar test of paired verdicts (McNemar 1947).
 
-    Under the null hypothesis, each pair that differs is a fair coin flip. `side="greater"` tests whether `after` is
-    correct more often than `before`. The result is 1 if no pair differs.
+    Under the null hypothesis, each pair that differs is a fair coin flip. The result is 1 if no pair differs.
     """
     old, new = np.asarray(before, bool), np.asarray(after, bool)
     if old.shape != new.shape:
         raise ValueError(f"{old.shape} verdicts cannot be paired with {new.shape}")
     gained, lost = int((new & ~old).sum()), int((old & ~new).sum())
-    least = {"greater": gained, "less": lost, "two-sided": max(gained, lost)}[side]
-    ways = sum(math.comb(gained + lost, count) for count in range(least, gained + lost + 1))
-    return min(1.0, (1 + (side == "two-sided")) * ways / 2 ** (gained + lost))
+    ways = sum(math.comb(gained + lost, count) for count in range(max(gained, lost), gained + lost + 1))
+    return min(1.0, 2 * ways / 2 ** (gained + lost))
 
 
 def paired_interval(gained: float, lost: float, pairs: float, confidence: float = 0.95) -> Interval:
@@ -187,49 +180,6 @@ def _resampled_means(values: Sequence[Floats], samples: int, random: np.random.G
             for block in np.array_split(rows, max(1, rows.size * value.size // 2_000_000)):
                 total[block] += value[random.integers(value.size, size=(block.size, value.size))].mean(axis=1)
     return total / seeds
-
-
-@dataclass(frozen=True)
-class Claim:
-    """The claim that a value of one run lies above a bound, and its evidence.
-
-    `sign` is "higher" if `interval` lies wholly above the bound, "lower" if wholly below it, else "open". `p_value` is
-    for the null hypothesis that the value is at most the bound. Without a test, `p_value` is None. `how` names the
-    test.
-    """
-
-    text: str
-    sign: Sign
-    p_value: float | None
-    estimate: float
-    interval: Interval
-    how: str
-
-
-def claim(
-    text: str, estimate: float, interval: Interval, p_value: float | None, how: str, *, bound: float = 0.0
-) -> Claim:
-    """Return the claim that a value lies above `bound`. The claim is open if the interval touches the bound."""
-    sign: Sign = "higher" if interval.low > bound else "lower" if interval.high < bound else "open"
-    return Claim(text, sign, p_value, estimate, interval, how)
-
-
-def holm(claims: Iterable[Claim]) -> list[Claim]:
-    """Return the claims with Holm's step-down adjusted p-values (Holm 1979), which control the family-wise error rate.
-
-    Claims without a p-value are not counted as tests.
-
-    A claim with the sign "higher" gets the sign "open" (undecided) if its adjusted p-value exceeds one minus
-    `interval.confidence`.
-    """
-    result = list(claims)
-    tested = sorted((claim.p_value, index) for index, claim in enumerate(result) if claim.p_value is not None)
-    p_value = 0.0
-    for rank, (own, index) in enumerate(tested):
-        p_value, old = max(p_value, min(1.0, (len(tested) - rank) * own)), result[index]
-        overturned = old.sign == "higher" and p_value > 1 - old.interval.confidence
-        result[index] = replace(old, p_value=p_value, sign="open" if overturned else old.sign)
-    return result
 
 
 def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:

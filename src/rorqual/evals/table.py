@@ -58,12 +58,8 @@ def table(evaluation: Evaluation) -> str:
     title = (
         f"{evaluation.model or evaluation.task}: {evaluation.task}, {evaluation.split}, thinking {evaluation.thinking}"
     )
-    notes = (ungraded_note(evaluation), version_note(evaluation))
-    return "\n".join(
-        filter(
-            None, [Table(title=title, heads=heads, rows=[_cells(row) for row in rows], text_columns=2).text(), *notes]
-        )
-    )
+    drawn = Table(title=title, heads=heads, rows=[_cells(row) for row in rows], text_columns=2).text()
+    return "\n".join(filter(None, [drawn, ungraded_note(evaluation)]))
 
 
 def rules_table(title: str, rules: Iterable[RuleResult]) -> str:
@@ -107,16 +103,6 @@ def reading_note(evaluations: Mapping[str, Evaluation]) -> str:
     )
 
 
-def version_note(evaluation: Evaluation) -> str:
-    """Return a sentence that names outdated problem versions, or "" if all problems are current."""
-    old = evaluation.old_versions
-    return (
-        f"These problems come from an older Rorqual: {', '.join(f'{name}, version {n}' for name, n in old.items())}."
-        if old
-        else ""
-    )
-
-
 def _cells(row: Row) -> list[str]:
     return [
         row.family,
@@ -135,7 +121,7 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
-def comparison_table(rows: Sequence[Comparison], title: str = "after - before, paired") -> str:
+def comparison_table(rows: Sequence[Comparison], title: str = "after - before, paired") -> Table:
     """Return a table of paired differences in percentage points, with intervals and exact p-values."""
     confidence = rows[0].difference.interval.confidence if rows else 0.95
     heads = [
@@ -164,4 +150,4 @@ def comparison_table(rows: Sequence[Comparison], title: str = "after - before, p
         ]
         for row in rows
     )
-    return Table(title=title, heads=heads, rows=cells, text_columns=2).text()
+    return Table(title=title, heads=heads, rows=cells, text_columns=2)

@@ -50,24 +50,20 @@ def run_facts(config: Mapping[str, Any], folder: Path) -> list[str]:
 
 
 def gather(lines: Sequence[dict[str, Any]], records: Sequence[dict[str, Any]], text_steps: int) -> list[dict[str, Any]]:
-    """Return one dictionary per step, with metrics, rollout groups in order, and the problems whose majority verdict changed."""
+    """Return one dictionary per step, with its metrics and its groups of rollouts in order."""
     by_step: dict[int, list[dict[str, Any]]] = {}
     for line in lines:
         by_step.setdefault(int(line["step"]), []).append(line)
     metrics = {int(record["step"]): record for record in records if "step" in record}
     spoken = spread(sorted(by_step), text_steps)
-    seen: dict[str, tuple[int, float]] = {}
-    steps = []
-    for step, groups in sorted(by_step.items()):
-        turned, again = turns(groups, seen, step)
-        steps.append({
+    return [
+        {
             "step": step,
             "metrics": {k: v for k, v in metrics.get(step, {}).items() if isinstance(v, int | float)},
             "groups": [group(line, step in spoken) for line in groups],
-            "again": again,
-            "turned": turned,
-        })  # fmt: skip
-    return steps
+        }
+        for step, groups in sorted(by_step.items())
+    ]
 
 
 def spread(steps: Sequence[int], count: int) -> set[int]:
@@ -94,26 +90,3 @@ def group(line: dict[str, Any], spoken: bool) -> dict[str, Any]:
         for s in line["samples"]
     ]
     return short
-
-
-def turns(
-    groups: Sequence[dict[str, Any]], seen: dict[str, tuple[int, float]], step: int
-) -> tuple[list[dict[str, Any]], int]:
-    """Return the problems whose majority verdict changed since their last occurrence, and the number of repeated problems.
-
-    `seen` maps a problem's key to (step, share): the last step with this problem, and the share of its graded samples
-    that were right. The function updates `seen`.
-    """
-    turned, again = [], 0
-    for line in groups:
-        graded = [s["verdict"] == "right" for s in line["samples"] if s["verdict"] != "ungraded"]
-        if not graded:
-            continue
-        now = sum(graded) / len(graded)
-        if line["key"] in seen:
-            again += 1
-            when, before = seen[line["key"]]
-            if (before >= 0.5) != (now >= 0.5):
-                turned.append({"k": line["key"], "f": line["family"], "when": when, "before": before, "now": now})
-        seen[line["key"]] = (step, now)
-    return turned, again

@@ -20,11 +20,8 @@ from rorqual.evals.cascade import Cascade, asked_shares, calibrate
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.verify import scored, write_training_rows
 from rorqual.evals.votes import SURE, RuleResult, refine_results, rule_results
-from rorqual.lab.charts import Readings, Tradeoff
-from rorqual.lab.experiment import ArmPair, Experiment, Quantity, amount
+from rorqual.lab.experiment import ArmPair, Experiment, Quantity, Readings, amount
 from rorqual.lab.job import Compute, ExperimentJob, Measure, Train, evaluation, evaluation_file
-from rorqual.model.account import account
-from rorqual.model.load.run_directory import read_model_config
 from rorqual.recipes.models import Size
 from rorqual.recipes.quickstart import TASK
 from rorqual.recipes.sft import sft
@@ -39,11 +36,11 @@ SAMPLES, GRADED_SAMPLES = 16, 4
 GREEDY, VOTES, STOP, BOUND = "greedy", "majority of 16", f"majority of 16, until {SURE:.0%} sure", "any right"
 SHARES = (0.25, 0.5)
 """Shares of problems that the cascade's teacher answers."""
-RIGHT, TOKENS, FLOPS = "accuracy", "tokens", "MFLOPs"
+RIGHT, TOKENS = "accuracy", "tokens"
 SIZES = (2, 4, 8, 16)
 RULES = ("majority", "most likely", "best by verifier", "majority weighted by verifier", BOUND)
-Way = tuple[Sequence[float], Sequence[float], Sequence[float]]
-"""One way to get an answer, on the problems of one seed: the probability that each answer is right, its tokens, and its FLOPs."""
+Way = tuple[Sequence[float], Sequence[float]]
+"""One way to get an answer, on the problems of one seed: the probability that each answer is right, and its tokens."""
 
 
 def to_large(share: float, how: str = "to the large model") -> str:
@@ -59,9 +56,9 @@ class AnswersExperiment(Experiment):
     claim = "stopping 16 votes when sure saves at least 30 % of their tokens, and the accuracy is at most 1 point lower"
     source = "Adaptive-Consistency, 2305.11860, abstract"
     first_seed = 200
-    quantities = {RIGHT: Quantity("points"), TOKENS: Quantity("tokens"), FLOPS: Quantity("tokens")}
+    quantities = {RIGHT: Quantity("points"), TOKENS: Quantity("tokens")}
     note = (
-        "Tokens and FLOPs are those of generation, per problem. A verifier also reads each reply once, which is not counted. "
+        "Tokens are those of generation, per problem, of both models of a cascade. A verifier also reads each reply once, which is not counted. "
         f"'{BOUND}' needs the right answer, so it is a bound and no way to answer."
     )
 
@@ -97,9 +94,6 @@ class AnswersExperiment(Experiment):
             *(compared(RIGHT, to_large(share, "at random"), to_large(share)) for share in SHARES),
             *(compared(RIGHT, GREEDY, name) for name in names),
         )
-        lines = {rule: ["one sample", *(f"{rule} of {size}" for size in SIZES)] for rule in rules}
-        lines |= {"early stopping": stopped[::-1]} | ({"thinking budget": [*budgets, GREEDY]} if budgets else {})
-        self.charts = (Tradeoff("ways", TOKENS, RIGHT, lines),)
 
     def trained(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         """Return the jobs that train the model and the small model of the cascade."""
@@ -200,11 +194,10 @@ def score_samples(place: Path) -> float:
 
 def ways(place: Path, budgets: Sequence[int]) -> dict[str, Way]:
     """Return all ways of one seed, by name. The problems have the same order in all of them."""
-    flops = _mflops(place / BIG)
     found = sampled(place)
 
     def way(rule: RuleResult) -> Way:
-        return [value or 0.0 for value in rule.values], rule.costs, [cost * flops for cost in rule.costs]
+        return [value or 0.0 for value in rule.values], rule.costs
 
     def single(name: str) -> Way:
         return way(rule_results(evaluation(place, f"{BIG}-{name}"))[0])
@@ -240,10 +233,6 @@ def _name(rule: RuleResult) -> str:
     return f"{name} of {rule.samples}{comma}{rest}"
 
 
-def _mflops(run: Path) -> float:
-    return account(read_model_config(RunDir(run))).flops / 1e6
-
-
 def cascade_of(place: Path) -> Cascade:
     """Return the cascade of the small and the large model of one seed."""
     return Cascade(
@@ -251,7 +240,6 @@ def cascade_of(place: Path) -> Cascade:
         teacher=evaluation(place, f"{BIG}-{GREEDY}"),
         calibration=calibrate(evaluation(place, f"{LITTLE}-{GREEDY}-dev")),
         sure=0.8,
-        flops=(_mflops(place / LITTLE), _mflops(place / BIG)),
     )
 
 
@@ -260,15 +248,12 @@ def cascade_ways(cascade: Cascade, keys: Sequence[str]) -> dict[str, Way]:
     random. A random choice counts by its expectation."""
     ranked = cascade.choices()
     choices = {choice.key: choice for choice in ranked}
-    assert cascade.flops is not None
-    little, big = cascade.flops
 
     def way(asked: Mapping[str, float]) -> Way:
         pairs = [(choices[key], asked.get(key, 0.0)) for key in keys]
         return (
             [(1 - share) * c.student + share * c.teacher for c, share in pairs],
             [c.student_tokens + share * c.teacher_tokens for c, share in pairs],
-            [little * c.student_tokens + big * share * c.teacher_tokens for c, share in pairs],
         )
 
     found = {"small model": way({})}

@@ -22,8 +22,7 @@ from rorqual.core.records import write_atomic
 from rorqual.data.chat import ChatFormat
 from rorqual.data.pack import Sample
 from rorqual.lab.balance_data import endless_text, text_windows, worked_samples
-from rorqual.lab.charts import Curves, Readings
-from rorqual.lab.experiment import ArmPair, Experiment, Quantity, amount, in_order
+from rorqual.lab.experiment import ArmPair, Experiment, Quantity, Readings, amount, in_order
 from rorqual.lab.held_out import load_trained, run_blocks
 from rorqual.lab.job import Compute, ExperimentJob, Train, value
 from rorqual.model.decoder import Decoder
@@ -69,10 +68,6 @@ class Balancing(Experiment):
     """The step of the router bias after each update, and the coefficient of the auxiliary loss."""
     took: ClassVar[tuple[float, float]]
     """Estimated core-seconds of one training run, and of measuring all three runs."""
-
-    def __init__(self) -> None:
-        lines = {label: ((self.folder(arm),), "load_max_over_mean") for arm, label in self.arms.items()}
-        self.charts = (Curves("load", "The most loaded expert over training", "largest load over mean", lines),)
 
     @abstractmethod
     def training(self, place: Path, seed: int, share: float) -> Run:

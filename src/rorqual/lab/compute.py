@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from rorqual.data.pack import PADDING
 from rorqual.evals.compute import experts_used
-from rorqual.lab.charts import Bars, Readings
-from rorqual.lab.experiment import ArmPair, Quantity, amount, in_order
+from rorqual.lab.experiment import ArmPair, Quantity, Readings, amount, in_order
 from rorqual.lab.held_out import draw, load_trained, run_blocks, solve
 from rorqual.lab.job import Compute, ExperimentJob, value
 from rorqual.lab.shape_experiment import ShapeExperiment
@@ -35,7 +34,6 @@ PARTS = {
     "same token": "hard minus easy occurrences of the same token",
     "problems": "hard minus easy problems of the same family",
 }
-DECILES = "experts by tenth of the tokens, from the smallest to the largest loss"
 Array = NDArray[Any]
 
 
@@ -43,18 +41,16 @@ class ComputeExperiment(ShapeExperiment):
     """The experiment on identity experts. Both arms have 16 experts with weights and use two of them per token: one always, the
     other on average."""
 
-    name = "compute"
-    title = "Computation by difficulty"
-    claim = (
-        "a router that may choose identity experts spends more experts on hard tokens, also among occurrences of the same token, and on "
-        "hard problems. It is better than a fixed number of experts at an equal mean number, and also at equal time"
-    )
-    source = "LongCat-Flash, 2509.01322, section 2.1"
-    parts = (("experts per token", ZERO, FIXED), ("core-seconds", ZERO, FIXED_CLOCK))
-
     def __init__(self) -> None:
-        super().__init__()
-        self.quantities = {**self.quantities, **dict.fromkeys(PARTS, Quantity("experts")), DECILES: Quantity("experts")}
+        super().__init__(
+            name="compute",
+            title="Computation by difficulty",
+            claim="a router that may choose identity experts spends more experts on hard tokens, also among occurrences of the same "
+            "token, and on hard problems. It is better than a fixed number of experts at an equal mean number, and also at equal time",
+            source="LongCat-Flash, 2509.01322, section 2.1",
+            parts=(("experts per token", ZERO, FIXED), ("core-seconds", ZERO, FIXED_CLOCK)),
+        )
+        self.quantities = {**self.quantities, **dict.fromkeys(PARTS, Quantity("experts"))}
         self.arms = {**self.arms, "shuffled": "permuted difficulty", "real": "real difficulty"}
         self.pairs = (
             *self.pairs,
@@ -69,7 +65,6 @@ class ComputeExperiment(ShapeExperiment):
                 for part, text in PARTS.items()
             ),
         )
-        self.charts = (*self.charts, Bars(DECILES, shares=False))
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         counted = [
@@ -89,16 +84,14 @@ class ComputeExperiment(ShapeExperiment):
             **super().read(place),
             "experts per token": {ZERO: in_order([zero["mean"]]), FIXED: in_order([fixed["mean"]])},
             **{part: {side: in_order(zero[part][side]) for side in ("shuffled", "real")} for part in PARTS},
-            DECILES: {ZERO: {str(tenth): {0: mean} for tenth, mean in enumerate(zero["deciles"], 1)}},
         }
 
 
 def spent(place: Path, *, name: str, seed: int, count: int) -> dict[str, Any]:
     """Count the experts that the run `name` spends on each token of `count` held-out solutions, and compare hard with easy parts.
 
-    `mean` is the mean over all tokens. `deciles` has the means over the tenths of the written tokens, from the smallest to the largest
-    loss. Each part in `PARTS` has the differences `real` and `shuffled` in experts per token and layer, one per document (one per pair
-    of problems for the last part).
+    `mean` is the mean over all tokens. Each part in `PARTS` has the differences `real` and `shuffled` in experts per token and layer,
+    one per document (one per pair of problems for the last part).
     """
     problems = draw(TASK, HARD, "test", seed, count)
     (model, chat), (rival, _) = (load_trained(place / run) for run in (name, FIXED))
@@ -113,11 +106,7 @@ def spent(place: Path, *, name: str, seed: int, count: int) -> dict[str, Any]:
         start += len(used)
     document, written, loss, ids = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
     rng = np.random.default_rng(seed)
-    order = np.argsort(loss, kind="stable")
-    result: dict[str, Any] = {
-        "mean": float(torch.cat(everywhere).mean()),
-        "deciles": [float(part.mean()) for part in np.array_split(written[order], 10)],
-    }
+    result: dict[str, Any] = {"mean": float(torch.cat(everywhere).mean())}
     same = _residuals(written, ids)
     for part, experts, groups in (("tokens", written, np.zeros_like(ids)), ("same token", same, ids)):
         result[part] = _both(lambda d, e=experts, g=groups: by_document(e, hardest(d, g), document), loss, groups, rng)

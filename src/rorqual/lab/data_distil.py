@@ -16,26 +16,22 @@ from typing import Any
 
 import numpy as np
 
-from rorqual.core.records import RunDir
 from rorqual.data.distilled import read_distilled
-from rorqual.data.tokenizer import Tokenizer
+from rorqual.data.source.conversations import read_conversations
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.compare import is_right
 from rorqual.evals.evaluation import Evaluation
 from rorqual.factory.config import FactoryConfig, FilterConfig
-from rorqual.lab.charts import Bars, Readings
 from rorqual.lab.data_distil_sets import (
     answer_losses,
-    counted,
     held_out,
     original_set,
     write_base,
     write_labelled,
     write_originals,
 )
-from rorqual.lab.experiment import ArmPair, Experiment, Quantity, amount, in_order
-from rorqual.lab.job import Compute, ExperimentJob, Measure, SampleJob, Train, evaluation, run_cost, value
-from rorqual.recipes.distil import distil
+from rorqual.lab.experiment import ArmPair, Experiment, Quantity, Readings, amount, in_order
+from rorqual.lab.job import Compute, ExperimentJob, Measure, SampleJob, Train, evaluation, value
 from rorqual.recipes.pretrain import pretrain
 from rorqual.recipes.sft import sft
 from rorqual.tasks.everyday import EVERYDAY_TASKS, price_of
@@ -44,9 +40,14 @@ from rorqual.tasks.everyday.prices import HIGH
 from rorqual.train.run import Run
 
 READ, TEXT, BASE, TEACHER = "data-read", "data-text", "data-base", "data-teacher"
-HARD = ("full-original", "small-original", "small-teacher", "small-true", "full-teacher")
-SOFT = "small-soft"
-
+ARMS: Mapping[str, str] = {
+    "full-original": "all, original",
+    "small-original": "a tenth, original",
+    "small-teacher": "a tenth, teacher",
+    "small-true": "a tenth, true",
+    "full-teacher": "all, teacher",
+}
+"""The training sets of the compared students."""
 
 AMOUNTS: Mapping[str, tuple[int, int]] = {
     "questions": (4000, 200),
@@ -65,15 +66,10 @@ is the maximum that fits into twenty core-minutes. If the number of steps is too
 favour of the claim.
 """
 Amounts = Mapping[str, int]
-TEACHER_ROWS, ROWS, ROW, TOP_K = 16, 8, 64, 16
+TEACHER_ROWS, ROWS, ROW = 16, 8, 64
 LONGEST: Mapping[Form, int] = {"classification": 8, "regression": 8, "generation": 24}
 """Maximum tokens of a reply. True answers need at most half of the maximum, and question and reply together always fit
 into a row."""
-
-
-def arms(task: str) -> tuple[str, ...]:
-    """Return the names of a task's training sets. Only classification has soft labels, because its answer is one of a few words."""
-    return (*HARD, SOFT) if EVERYDAY_TASKS[task].form == "classification" else HARD
 
 
 def scaled(share: float) -> Amounts:
@@ -90,9 +86,8 @@ QUESTIONS = (
     ("small-original", "small-teacher", "a tenth: from the teacher, against the original"),
     ("full-teacher", "small-teacher", "from the teacher: a tenth, against all"),
     ("full-original", "full-teacher", "all: from the teacher, against the original"),
-    ("full-original", SOFT, "a tenth with the teacher's distributions, against all of the original"),
 )
-FREE, LOSS = "sentences, at temperature 1", "loss on true sentences"
+LOSS, ROWS_QUANTITY = "loss on true sentences", "rows of the training set"
 
 
 def score_name(task: str) -> str:
@@ -102,14 +97,10 @@ def score_name(task: str) -> str:
 
 def _pairs() -> Iterator[ArmPair]:
     for place, (a, b, question) in enumerate(QUESTIONS):
-        for task in EVERYDAY_TASKS:
-            if b in arms(task):
-                name = score_name(task)
-                yield ArmPair(
-                    question=question, quantity=name, a=a, b=b, of=name, claimed=() if place else (name,), bound=-MARGIN
-                )
+        for name in map(score_name, EVERYDAY_TASKS):
+            claimed = () if place else (name,)
+            yield ArmPair(question=question, quantity=name, a=a, b=b, of=name, claimed=claimed, bound=-MARGIN)
     a, b, question = QUESTIONS[0]
-    yield ArmPair(question=question, quantity=FREE, a=a, b=b, of=FREE)
     yield ArmPair(question=f"{question}: {LOSS}", quantity=LOSS, a=a, b=b, of="sentences")
 
 
@@ -123,29 +114,19 @@ class DataDistil(Experiment):
         "in classification, regression and generation"
     )
     source = "popular accounts; for less data, Distilling Step-by-Step, 2305.02301, abstract"
-    arms = {
-        "full-original": "all, original",
-        "small-original": "a tenth, original",
-        "small-teacher": "a tenth, teacher",
-        SOFT: "a tenth, teacher's distributions",
-        "small-true": "a tenth, true",
-        "full-teacher": "all, teacher",
-    }
+    arms = ARMS
     quantities = {
         **{
             score_name(task): Quantity("ratio" if one.form == "regression" else "points")
             for task, one in EVERYDAY_TASKS.items()
         },
-        FREE: Quantity("points"),
         LOSS: Quantity("nats"),
-        **dict.fromkeys(("rows", "tokens", "core-seconds"), Quantity()),
-        "right": Quantity("points"),
+        ROWS_QUANTITY: Quantity(),
     }
     pairs = tuple(_pairs())
-    charts = tuple(Bars(score_name(task), shares=False) for task in EVERYDAY_TASKS)
     note = (
         "Scores: the share of right greedy answers, or 1 - mean squared error / variance (R², where a reply without a price gets the worst "
-        "error). Rows, tokens and right answers are those of the training sets; core-seconds are those of the students."
+        "error)."
     )
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
@@ -166,16 +147,13 @@ class DataDistil(Experiment):
         found: dict[str, Any] = {name: {} for name in self.quantities}
         for task in EVERYDAY_TASKS:
             counts = value(place, f"data-{task}-sets")
-            for arm in (*arms(task), TEACHER):
+            for arm in (*ARMS, TEACHER):
                 name = measure_name(task, TEACHER if arm == TEACHER else f"data-{task}-{arm}")
                 found[score_name(task)][arm] = in_order(scored(evaluation(place, name)))
                 if EVERYDAY_TASKS[task].form == "generation":
-                    found[FREE][arm] = in_order([is_right(one) for one in evaluation(place, f"{name}-free").samples])
                     found[LOSS][arm] = in_order(value(place, f"{name}-loss"))
                 if arm != TEACHER:
-                    cost = run_cost(RunDir(place / f"data-{task}-{arm}")).core_seconds
-                    for what, number in (*counts[arm].items(), ("core-seconds", cost)):
-                        found[what].setdefault(arm, {})[task] = {0: number}
+                    found[ROWS_QUANTITY].setdefault(arm, {})[task] = {0: counts[arm]}
         return found
 
 
@@ -237,12 +215,7 @@ def teacher_run(place: Path, seed: int, work: Amounts) -> Run:
 def student_run(place: Path, task: str, arm: str, seed: int, work: Amounts) -> Run:
     """Return the run of a student on the training set `arm`. Steps, rows and tokens per row are the same for all sets."""
     data = str(set_file(place, task, arm))
-    how: dict[str, Any] = {
-        "start": str(place / BASE), "steps": work["student_steps"], "rows": ROWS, "row": ROW, "seed": seed,
-    }  # fmt: skip
-    if arm == SOFT:
-        return distil(data=data, objective="forward", **how)
-    run = sft(data=data, **how)
+    run = sft(data=data, start=str(place / BASE), steps=work["student_steps"], rows=ROWS, row=ROW, seed=seed)
     # At a tiny budget, tokenizing the teacher's text again can give more tokens than the teacher sampled.
     return run.model_copy(update={"source": run.source.model_copy(update={"longer": "cut"})})
 
@@ -265,7 +238,6 @@ def factory(place: Path, task: str, seed: int, work: Amounts) -> FactoryConfig:
         max_tokens=LONGEST[EVERYDAY_TASKS[task].form],
         temperature=1.0 if writes else 0.0,
         keep="right" if writes else "all",
-        top_k=TOP_K,
         filters=FilterConfig() if writes else FilterConfig(names=()),
     )
 
@@ -279,7 +251,7 @@ def chore_jobs(task: str, seed: int, place: Path, work: Amounts, share: float) -
             name=sets, estimate=0.8 * share, needs=(labels,), function=partial(make_sets, task, seed, work["small"])
         ),
     ]
-    models = {arm: f"data-{task}-{arm}" for arm in arms(task)}
+    models = {arm: f"data-{task}-{arm}" for arm in ARMS}
     for arm, name in models.items():
         make = partial(student_run, place, task, arm, seed, work)
         jobs.append(Train(name=name, estimate=8 * share, needs=(BASE, sets), make=make))
@@ -289,26 +261,24 @@ def chore_jobs(task: str, seed: int, place: Path, work: Amounts, share: float) -
 
 
 def set_file(place: Path, task: str, arm: str) -> Path:
-    """Return the file with the training set of an arm. Soft labels are in the same file as the teacher's text."""
-    source = "small-teacher" if arm == SOFT else arm
-    return place / f"data-{task}-sets" / f"{source}.{'parquet' if source.endswith('teacher') else 'jsonl'}"
+    """Return the file with the training set of an arm."""
+    return place / f"data-{task}-sets" / f"{arm}.{'parquet' if arm.endswith('teacher') else 'jsonl'}"
 
 
-def make_sets(task: str, seed: int, small: int, at: Path) -> dict[str, Any]:
-    """Write all training sets of a task, and return their counts and the cost of the teacher's samples."""
+def make_sets(task: str, seed: int, small: int, at: Path) -> dict[str, int]:
+    """Write all training sets of a task, and return their numbers of rows."""
     labelled = read_distilled(at / f"data-{task}-labels" / "data.parquet")
     problems = original_set(task, seed, labelled.rows)
-    tokenizer = Tokenizer.load(at / READ / "tokenizer.json")
     folder = at / f"data-{task}-sets"
     write_originals(folder, problems, small)
-    costs = write_labelled(folder, labelled, {problem.key for problem in problems[:small]})
-    return costs | {arm: counted(set_file(at, task, arm), problems, tokenizer) for arm in arms(task)}
+    write_labelled(folder, labelled, {problem.key for problem in problems[:small]})
+    return {arm: len(read_conversations(set_file(at, task, arm)).conversations) for arm in ARMS}
 
 
 def measures(task: str, model: str, seed: int, work: Amounts, share: float) -> list[ExperimentJob]:
     """Return the jobs that evaluate a model on a task, with greedy answers to held-out questions.
 
-    For generation, further jobs sample one sentence per question at temperature 1 and measure the loss on true sentences.
+    For generation, a further job measures the loss on true sentences.
     """
     shared: dict[str, Any] = {
         "model": model, "seed": seed, "task": "everyday", "options": {"names": [task]}, "count": work["count"],
@@ -324,9 +294,7 @@ def measures(task: str, model: str, seed: int, work: Amounts, share: float) -> l
         )
     ]
     if EVERYDAY_TASKS[task].form == "generation":
-        free = SamplingParams(max_tokens=LONGEST[EVERYDAY_TASKS[task].form], temperature=1.0, seed=seed)
         loss = partial(losses_of, task, model, seed, work["count"])
-        jobs.append(Measure(name=f"{name}-free", estimate=0.15 * share, params=free, **shared))
         jobs.append(Compute(name=f"{name}-loss", estimate=0.4 * share, needs=(model,), function=loss))
     return jobs
 

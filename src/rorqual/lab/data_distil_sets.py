@@ -10,16 +10,14 @@ from itertools import islice
 from pathlib import Path
 
 from rorqual.core.records import Message, write_atomic
-from rorqual.data.chat import chat_format
 from rorqual.data.distilled import Distilled, DistilledFile, write_distilled
 from rorqual.data.pack import Sample
-from rorqual.data.source.conversations import read_conversations
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.evals.evaluating import pick
 from rorqual.lab.held_out import load_trained, mean_losses
 from rorqual.tasks.everyday import EVERYDAY_TASKS, Everyday
 from rorqual.tasks.everyday.everyday_task import ORIGINAL
-from rorqual.tasks.task import Problem, Split, Verdict
+from rorqual.tasks.task import Problem, Split
 
 VOCABULARY = 512
 
@@ -76,32 +74,17 @@ def write_pairs(path: Path, rows: Iterable[tuple[str, str]]) -> None:
     write_atomic(path, "".join(lines).encode())
 
 
-def write_labelled(folder: Path, labelled: DistilledFile, few: Collection[str]) -> dict[str, float]:
+def write_labelled(folder: Path, labelled: DistilledFile, few: Collection[str]) -> None:
     """Write all samples of the teacher to `full-teacher.parquet`, and the samples with keys in `few` to
     `small-teacher.parquet`.
 
-    Return the core-seconds of the full and of the small set. If the filters dropped every sample of a set, all
-    samples of the set are written, because a set needs at least one row. The report shows how many answers are true.
+    If the filters dropped every sample of a set, all samples of the set are written, because a set needs at least one row.
     """
     sets = {"full-teacher": labelled.rows, "small-teacher": [row for row in labelled.rows if row.key in few]}
     for name, rows in sets.items():
         if all(row.dropped for row in rows):
             rows = [replace(row, dropped="") for row in rows]
         write_distilled(folder / f"{name}.parquet", rows, tokenizer=labelled.tokenizer, vocab=labelled.vocab)
-    return {f"{name}-core-seconds": sum(row.core_seconds for row in rows) for name, rows in sets.items()}
-
-
-def counted(path: Path, problems: Sequence[Problem], tokenizer: Tokenizer) -> dict[str, float]:
-    """Return three figures for a training set: its number of rows, its number of tokens, and the share of answers that
-    the grader accepts."""
-    chat, by_prompt = chat_format(tokenizer, "deepseek"), {problem.prompt: problem for problem in problems}
-    rows = read_conversations(path).conversations
-    right = sum(
-        EVERYDAY_TASKS[by_prompt[question.text].family].grade(by_prompt[question.text], reply.text) is Verdict.RIGHT
-        for question, reply in rows
-    )
-    tokens = sum(len(rendered.ids) for row in rows for rendered in chat.samples(row))
-    return {"rows": len(rows), "tokens": tokens, "right": right / len(rows)}
 
 
 def answer_losses(run: Path, problems: Sequence[Problem]) -> list[float]:

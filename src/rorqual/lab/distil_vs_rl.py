@@ -15,8 +15,7 @@ from rorqual.evals.compare import did_think
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.passk import mean_pass_at_k
 from rorqual.factory.config import FactoryConfig
-from rorqual.lab.charts import Bars, Curves, Readings, mean_of
-from rorqual.lab.experiment import SHARE, ArmPair, Experiment, Quantity, amount, by_family, in_order
+from rorqual.lab.experiment import SHARE, ArmPair, Experiment, Quantity, Readings, amount, by_family, in_order, mean_of
 from rorqual.lab.job import ExperimentJob, SampleJob, Train, evaluation, run_cost
 from rorqual.lab.student import (
     BASE,
@@ -88,11 +87,6 @@ class DistilVsRl(Experiment):
         TEACHER: "teacher",
     }
     quantities = {OWN: SHARE, FORCED: SHARE, THINKS: SHARE, EIGHT_TRIES: Quantity("points"), COST: Quantity("tokens")}
-    charts = (
-        Bars(OWN),
-        Curves("reinforcement", "Reinforcement of the student", "share of samples",
-               {"right": ((RL,), "reward"), "thinks": ((RL,), "think_share")}, True),
-    )  # fmt: skip
     note = (
         "Core-seconds do not include the base student. Those of distillation include sampling, verifying and filtering."
     )

@@ -16,9 +16,7 @@ from pathlib import Path
 from rorqual.core.config import override
 from rorqual.core.records import write_atomic
 from rorqual.engine.request import SamplingParams
-from rorqual.evals.compare import did_think
-from rorqual.lab.charts import Readings, Tradeoff
-from rorqual.lab.experiment import SHARE, ArmPair, Experiment, Quantity, amount, by_family
+from rorqual.lab.experiment import ArmPair, Experiment, Quantity, Readings, amount, by_family
 from rorqual.lab.job import Compute, ExperimentJob, Measure, Train, evaluation
 from rorqual.recipes.grpo import grpo
 from rorqual.recipes.sft import sft
@@ -37,7 +35,7 @@ STRENGTHS: Mapping[str, float] = {"effort-plain": 0.0, "effort-penalty": 2.5}
 BASE, ROWS, PLAIN, PENALTY = "effort-base", "effort-rows.jsonl", *STRENGTHS
 LABELS = {BASE: "before", PLAIN: "reinforced without penalty", PENALTY: "reinforced with penalty"}
 MAX_TOKENS, ROW = 80, 160
-RIGHT, TOKENS, THOUGHT = "accuracy", "tokens per problem", "thinks"
+RIGHT, TOKENS = "accuracy", "tokens per problem"
 
 
 def evaluated(name: str, effort: int) -> str:
@@ -59,21 +57,13 @@ class EffortExperiment(Experiment):
     arms = {
         evaluated(name, effort): f"{label}, effort {effort}" for name, label in LABELS.items() for effort in EFFORTS
     }
-    quantities = {RIGHT: Quantity("points"), TOKENS: Quantity("tokens"), THOUGHT: SHARE}
+    quantities = {RIGHT: Quantity("points"), TOKENS: Quantity("tokens")}
     pairs = (
         ArmPair(question=f"tokens with penalty: effort {HIGHEST}, then {LOWEST}", quantity=TOKENS, a=evaluated(PENALTY, HIGHEST),
              b=evaluated(PENALTY, LOWEST), groups=("all",), relative=True, claimed=("all",), bound=-0.5, side="below"),
         ArmPair(question=f"right at effort {HIGHEST}: without, then with penalty", quantity=RIGHT, a=evaluated(PLAIN, HIGHEST),
              b=evaluated(PENALTY, HIGHEST), groups=("all",), claimed=("all",), bound=-0.02),
     )  # fmt: skip
-    charts = (
-        Tradeoff(
-            "efforts",
-            TOKENS,
-            RIGHT,
-            {label: [f"{name}-{effort}" for effort in EFFORTS] for name, label in LABELS.items()},
-        ),
-    )
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         def base() -> Run:
@@ -114,7 +104,6 @@ class EffortExperiment(Experiment):
         return {
             RIGHT: {arm: by_family(one) for arm, one in found.items()},
             TOKENS: {arm: by_family(one, lambda sample: float(sample.tokens)) for arm, one in found.items()},
-            THOUGHT: {arm: by_family(one, did_think) for arm, one in found.items()},
         }
 
 

@@ -13,12 +13,13 @@ import numpy as np
 from rorqual.evals.compare import is_right
 from rorqual.evals.evaluation import Evaluation, GradedSample, per_problem
 from rorqual.evals.verdict import SEEDS, Verdict, together
-from rorqual.lab.charts import Bars, Curves, Readings, Tradeoff, mean_of
 from rorqual.lab.finding import Contrast, Finding, Side, Unit, contrast_of_values, number
 from rorqual.lab.job import ExperimentJob
 from rorqual.report.table import Table
 from rorqual.tasks.task import Verdict as Graded
 
+Readings = Mapping[str, Mapping[str, Mapping[str, Mapping[Any, float]]]]
+"""What was measured in one seed, as readings[quantity][arm][group][item]. An item is a problem, a document or a run."""
 FIRST_SEED = 100
 """First seed of the published evidence. Settings were chosen with seeds below `FIRST_SEED`, on problems of the dev
 split."""
@@ -88,10 +89,10 @@ class ArmPair:
 class Experiment(ABC):
     """Base class of experiments. `claim` is the tested statement, and `source` names its publication."""
 
-    name: ClassVar[str]
-    title: ClassVar[str]
-    claim: ClassVar[str]
-    source: ClassVar[str]
+    name: str
+    title: str
+    claim: str
+    source: str
     seeds: ClassVar[int] = SEEDS
     """Number of seeds of the published result."""
     first_seed: ClassVar[int] = FIRST_SEED
@@ -101,7 +102,6 @@ class Experiment(ABC):
     """The label of each arm."""
     quantities: Mapping[str, Quantity]
     pairs: tuple[ArmPair, ...]
-    charts: tuple[Bars | Curves | Tradeoff, ...] = ()
     note: str = ""
     """A remark below the tables."""
 
@@ -156,11 +156,13 @@ class Experiment(ABC):
             claim=self.claim,
             source=self.source,
             verdict=self.verdict(contrasts, [*void]),
-            words=(*goals, *dict.fromkeys(void.values())),
+            words=(
+                *goals,
+                *dict.fromkeys(void.values()),
+            ),
             seeds=tuple(places),
             contrasts=tuple(contrasts),
             tables=tuple(self._table(name, seeds, tuple(places)) for name in self.quantities if name in seeds[0]),
-            charts=tuple(chart.drawn(seeds, [*places.values()], self.arms) for chart in self.charts),
         )
 
     def _table(self, name: str, seeds: Sequence[Readings], numbers: Sequence[int]) -> Table:
@@ -178,6 +180,13 @@ class Experiment(ABC):
             *(f"seed {seed}" for seed in numbers),
         )
         return Table(title=name, heads=heads, rows=tuple(rows), note=self.note)
+
+
+def mean_of(readings: Readings, quantity: str, arm: str, group: str = "") -> float:
+    """Return the mean of a quantity over the items of a group, or over those of the first group. It is NaN without items."""
+    groups = readings[quantity][arm]
+    values = groups.get(group or next(iter(groups)), {})
+    return float(np.mean([*values.values()])) if values else float("nan")
 
 
 def by_family(found: Evaluation, value: Callable[[GradedSample], float] = is_right) -> dict[str, dict[str, float]]:

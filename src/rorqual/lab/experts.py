@@ -4,26 +4,28 @@ and ablates experts."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from rorqual.data.chat import ChatFormat
+from rorqual.data.pack import PADDING, Ints, Sample
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.compare import is_right
 from rorqual.evals.evaluating import evaluate, pick
 from rorqual.evals.evaluation import per_problem
-from rorqual.evals.experts import choices, counts, dependence, lift, without_experts
-from rorqual.lab.charts import Bars, Readings
-from rorqual.lab.experiment import ArmPair, Experiment, Quantity, amount
-from rorqual.lab.held_out import load_trained, mean_losses, solve
+from rorqual.evals.experts import counts, dependence, lift, without_experts
+from rorqual.lab.experiment import ArmPair, Experiment, Quantity, Readings, amount
+from rorqual.lab.held_out import load_trained, run_blocks, solve
 from rorqual.lab.job import Compute, ExperimentJob, value
 from rorqual.lab.teacher import TEACHER, teacher_jobs
 from rorqual.model.decoder import Decoder
-from rorqual.recipes.quickstart import FULL, TASK, routed
+from rorqual.recipes.quickstart import FULL, TASK
 from rorqual.tasks.find import load_task
 from rorqual.tasks.task import Problem, Split
 
@@ -34,10 +36,10 @@ problems."""
 SHUFFLES, OPTIONS = 499, {"hard": 0.5}
 GONE, RANDOM = 2, 6
 """Number of experts removed in each layer, equal to the number of experts per token, and number of random sets of as many experts."""
-WITHIN = {"any": "over all tokens", "token": "within one token id", "pair": "within one token id and the one before it"}
+WITHIN = {"any": "over all tokens", "token": "within one token id"}
 LAYERS = ("layer 1", "layer 2")
 OWN, ANOTHER, RANDOM_ONES = "its own", "another family's", "random"
-ACCURACY, LOSS, BITS = "accuracy lost", "loss added", "bits that expert and family share"
+ACCURACY, BITS = "accuracy lost", "bits that expert and family share"
 
 
 class ExpertsExperiment(Experiment):
@@ -56,18 +58,15 @@ class ExpertsExperiment(Experiment):
     arms = {"chance": "families shuffled", "bits": "true families"}
     quantities = {
         ACCURACY: Quantity("points"),
-        LOSS: Quantity("nats"),
         **{f"{BITS}, {label}": Quantity("bits") for label in WITHIN.values()},
     }
     pairs = (
-        *(ArmPair(question=f"{quantity}: {rival} experts gone, then its own", quantity=quantity, a=rival, b=OWN,
-               groups=groups, claimed=("all",) if quantity == ACCURACY else ())
-          for quantity, groups in ((ACCURACY, ()), (LOSS, ("all",))) for rival in (ANOTHER, RANDOM_ONES)),
+        *(ArmPair(question=f"{ACCURACY}: {rival} experts gone, then its own", quantity=ACCURACY, a=rival, b=OWN, claimed=("all",))
+          for rival in (ANOTHER, RANDOM_ONES)),
         *(ArmPair(question=f"{BITS}, {label}: families shuffled, then as they are", quantity=f"{BITS}, {label}", a="chance", b="bits",
-               claimed=LAYERS if name != "pair" else ())
-          for name, label in WITHIN.items()),
+               claimed=LAYERS)
+          for label in WITHIN.values()),
     )  # fmt: skip
-    charts = (Bars(ACCURACY, shares=False), *(Bars(f"{BITS}, {label}", shares=False) for label in WITHIN.values()))
     note = (
         f"In each layer, the {GONE} experts with the highest lift for a family on dev problems are removed. Made to think, greedy. "
         f"Another family's: mean over all; random: mean over {RANDOM} draws."
@@ -91,16 +90,16 @@ class ExpertsExperiment(Experiment):
             }
             for name, label in WITHIN.items()
         }
-        return {ACCURACY: damage(ablation, "right", 1), LOSS: damage(ablation, "loss", -1), **bits}
+        return {ACCURACY: damage(ablation), **bits}
 
 
-def damage(ablation: dict[str, Any], what: str, sign: int) -> dict[str, dict[str, dict[int, float]]]:
+def damage(ablation: dict[str, Any]) -> dict[str, dict[str, dict[int, float]]]:
     """Return what each problem of a family loses without the family's own experts, another family's (mean over all), and random ones
     (mean over the draws)."""
     families, family = ablation["families"], np.asarray(ablation["family"])
     lost = {
-        name: sign * (np.asarray(ablation[what]["none"], float) - np.asarray(values, float))
-        for name, values in ablation[what].items()
+        name: np.asarray(ablation["right"]["none"], float) - np.asarray(values, float)
+        for name, values in ablation["right"].items()
     }
     drawn = [name for name in ablation["gone"] if name not in families]
     found: dict[str, dict[str, dict[int, float]]] = {}
@@ -115,43 +114,70 @@ def damage(ablation: dict[str, Any], what: str, sign: int) -> dict[str, dict[str
     return found
 
 
+@dataclass(frozen=True)
+class Choices:
+    """The router's choices, one row for each of n tokens.
+
+    `document` [n] is the index of the token's document, and `token` [n] is the token id. `experts` [n, MoE layers, k] are the experts
+    that process the token.
+    """
+
+    document: Ints
+    token: Ints
+    experts: Ints
+
+
+def read_choices(model: Decoder, samples: Sequence[Sample]) -> Choices:
+    """Return the router's choices while `model` reads `samples`. Padding is excluded."""
+    parts, first = [], 0
+    for block in run_blocks(model, samples):
+        read = block.batch.segments != PADDING
+        chosen = torch.stack([layer.indices for layer in block.output.routing], dim=1)  # [tokens, layers, k]
+        parts.append((read.nonzero()[:, 0] + first, block.batch.tokens[read], chosen[read.flatten()]))
+        first += len(read)
+    return Choices(*(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
+
+
 def informed(place: Path, *, seed: int, count: int, shuffles: int) -> dict[str, Any]:
     """Measure the mutual information of expert and family on held-out worked solutions.
 
-    For each condition of `WITHIN` and each layer, the result has the mutual information in bits, its mean and maximum
-    with shuffled labels, and the p-value.
+    For each condition of `WITHIN` and each layer, the result has the mutual information in bits, and its mean with shuffled labels.
     """
     model, chat = load_trained(place / TEACHER)
     problems = picked("test", seed, count)
-    read = choices(model, solve(problems, chat), FULL.row)
+    read = read_choices(model, solve(problems, chat))
     label, _ = labels(problems)
-    pair = read.token * (int(read.token.max()) + 2) + read.before + 1
-    conditions = {"any": np.zeros_like(read.token), "token": read.token, "pair": pair}
+    conditions = {"any": np.zeros_like(read.token), "token": read.token}
     result: dict[str, Any] = {"tokens": len(read.token), "problems": len(problems)}
     for name in WITHIN:
-        layers = []
-        for layer in range(read.experts.shape[1]):
-            measured = dependence(read.experts[:, layer], read.document, label, conditions[name], n_experts=routed(model.config),
-                             shuffles=shuffles, seed=seed)  # fmt: skip
-            layers.append({"bits": measured.bits, "chance": float(measured.shuffled.mean()), "most": float(measured.shuffled.max()),
-                           "p": measured.p_value})  # fmt: skip
-        result[name] = layers
+        measured = [
+            dependence(
+                chosen,
+                read.document,
+                label,
+                conditions[name],
+                n_experts=routed_experts(model),
+                shuffles=shuffles,
+                seed=seed,
+            )
+            for chosen in np.moveaxis(read.experts, 1, 0)
+        ]
+        result[name] = [{"bits": bits, "chance": chance} for bits, chance in measured]
     return result
 
 
 def ablated(place: Path, *, seed: int, count: int) -> dict[str, Any]:
-    """Remove one set of experts at a time. Measure on each problem whether the greedy answer is correct, and the loss
-    of the worked solution. The model is made to think.
+    """Remove one set of experts at a time, and measure on each problem whether the greedy answer is correct. The model is made to think.
 
     In each layer, the experts of a family are the `GONE` experts with the highest lift on dev problems.
     """
     model, chat = load_trained(place / TEACHER)
     dev_problems = picked("dev", seed, count)
-    read = choices(model, solve(dev_problems, chat), FULL.row)
+    read = read_choices(model, solve(dev_problems, chat))
     label, families = labels(dev_problems)
     lifts = [
-        lift(counts(read.experts[:, layer], label[read.document], routed(model.config), len(families)))
-        for layer in range(read.experts.shape[1])
+        lift(counts(chosen, label[read.document], routed_experts(model), len(families)))
+        for chosen in np.moveaxis(read.experts, 1, 0)
     ]
     sets = {
         family: [np.argsort(-layer_lift[row])[:GONE].tolist() for layer_lift in lifts]
@@ -163,20 +189,20 @@ def ablated(place: Path, *, seed: int, count: int) -> dict[str, Any]:
             rng.choice(layer_lift.shape[1], GONE, replace=False).tolist() for layer_lift in lifts
         ]
     problems = picked("test", seed, count)
-    samples = solve(problems, chat)
     result: dict[str, Any] = {
         "families": families,
         "family": [problem.family for problem in problems],
         "gone": sets,
-        "lift": {f: [[float(layer_lift[row, e]) for e in sets[f][i]] for i, layer_lift in enumerate(lifts)] for row, f in enumerate(families)},
         "right": {"none": answered(model, chat, problems, seed, count)},
-        "loss": {"none": mean_losses(model, samples)},
     }  # fmt: skip
     for name, gone in sets.items():
-        without = without_experts(model, gone)
-        result["right"][name] = answered(without, chat, problems, seed, count)
-        result["loss"][name] = mean_losses(without, samples)
+        result["right"][name] = answered(without_experts(model, gone), chat, problems, seed, count)
     return result
+
+
+def routed_experts(model: Decoder) -> int:
+    """Return the number of routed experts in the largest MoE layer."""
+    return max(ffn.n_choices() for ffn in model.config.ffns)
 
 
 def picked(split: Split, seed: int, count: int) -> list[Problem]:

@@ -13,10 +13,8 @@ from rorqual.lab.distil_vs_rl import DistilVsRl
 from rorqual.lab.effort import EffortExperiment
 from rorqual.lab.experiment import Experiment
 from rorqual.lab.experts import ExpertsExperiment
-from rorqual.lab.latent_vs_full import LatentVsFull
-from rorqual.lab.moe_vs_dense import MoEVsDense
-from rorqual.lab.mtp import MultiTokenPrediction
 from rorqual.lab.nsa import NSAExperiment
+from rorqual.lab.shape_experiment import LATENT_VS_FULL, MOE_VS_DENSE, MULTI_TOKEN_PREDICTION
 from rorqual.lab.sparse import SparseExperiment
 from rorqual.lab.zero import Zero, ZeroLong
 
@@ -30,9 +28,9 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         BalanceWorked(),
         ExpertsExperiment(),
         DataDistil(),
-        MoEVsDense(),
-        LatentVsFull(),
-        MultiTokenPrediction(),
+        MOE_VS_DENSE,
+        LATENT_VS_FULL,
+        MULTI_TOKEN_PREDICTION,
         SparseExperiment(),
         NSAExperiment(),
         ComputeExperiment(),

@@ -13,7 +13,7 @@ from pydantic import model_validator
 from rorqual.core.config import Config, parse
 from rorqual.core.errors import DataError
 from rorqual.evals.stats import Interval, difference_over_seeds, hierarchical_difference, t_interval
-from rorqual.evals.verdict import CONFIDENCE, SEEDS, Verdict, ends, judge
+from rorqual.evals.verdict import CONFIDENCE, SEEDS, Verdict, judge
 from rorqual.evals.verdicts import Verdicts
 from rorqual.report.chart import Chart
 from rorqual.report.table import Table
@@ -45,11 +45,6 @@ class Contrast(Config):
     def differences(self) -> list[float]:
         """The difference `b - a` of each seed."""
         return [b - a for a, b in self.by_seed]
-
-    @property
-    def ends(self) -> Interval:
-        """The smallest interval that contains the bootstrap interval and Student's t interval."""
-        return ends(self.bootstrap, self.differences)
 
     @property
     def sign(self) -> Verdict:
@@ -94,6 +89,7 @@ class Finding(Config):
     contrasts: tuple[Contrast, ...] = ()
     tables: tuple[Table, ...] = ()
     charts: tuple[Chart, ...] = ()
+    """Charts of older results in docs/results/lab. A new finding has none."""
     seeds: tuple[int, ...]
     share: float = 1.0
     costs: dict[str, tuple[float, ...]] = {}

@@ -26,8 +26,6 @@ from rorqual.evals.evaluating import evaluate
 from rorqual.evals.evaluation import Evaluation
 from rorqual.factory.config import FactoryConfig
 from rorqual.factory.sampling_run import COSTS, sample_teacher
-from rorqual.model.account import account
-from rorqual.model.load.run_directory import read_model_config
 from rorqual.tasks.find import load_task
 from rorqual.tasks.task import Split
 from rorqual.train.loop import fit
@@ -45,16 +43,12 @@ class JobCost(Config):
 
     seconds: float
     core_seconds: float
-    tokens: int = 0
-    flops: int = 0
     share: float = 1.0
 
     def __add__(self, other: JobCost) -> JobCost:
         return JobCost(
             seconds=self.seconds + other.seconds,
             core_seconds=self.core_seconds + other.core_seconds,
-            tokens=self.tokens + other.tokens,
-            flops=self.flops + other.flops,
         )
 
 
@@ -129,8 +123,6 @@ def run_cost(out: RunDir) -> JobCost:
     return JobCost(
         seconds=sum(r["seconds"] for r in records),
         core_seconds=sum(r["core_seconds"] for r in records),
-        tokens=sum(r["tokens"] + r.get("sampled_tokens", 0) for r in records),
-        flops=sum(r["flops"] for r in records),
     )
 
 
@@ -165,10 +157,9 @@ class Measure(ExperimentJob):
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def work(self, place: Path) -> JobCost:
-        run = RunDir(place / self.model)
         with spent() as cost:
             result = evaluate(
-                Engine(run.path, threads=1),
+                Engine(RunDir(place / self.model).path, threads=1),
                 load_task(self.task, options=self.options),
                 split=self.split,
                 count=self.count,
@@ -180,9 +171,7 @@ class Measure(ExperimentJob):
                 **self.more,
             )
             result.save(evaluation_file(place, self.name))
-        tokens = sum(result.usage.values())
-        flops = account(read_model_config(run), context=64).flops
-        return cost[0].model_copy(update={"tokens": tokens, "flops": tokens * flops})
+        return cost[0]
 
 
 def evaluation_file(place: Path, name: str) -> Path:

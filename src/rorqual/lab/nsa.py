@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rorqual.core.records import RunDir
-from rorqual.lab.charts import Readings
-from rorqual.lab.experiment import ArmPair, Experiment, Quantity, amount, in_order
+from rorqual.lab.experiment import ArmPair, Experiment, Quantity, Readings, amount
 from rorqual.lab.job import Compute, ExperimentJob, value
 from rorqual.lab.long_scores import EXACT, LOSS, NEEDLE, PERCENT, POINTS, readings_of, score_solutions, solutions
 from rorqual.lab.long_training import dense_model, training_jobs
@@ -23,7 +22,6 @@ from rorqual.model.attention import AttentionConfig, GQAConfig, NSAConfig
 from rorqual.model.config import ModelConfig
 from rorqual.model.load.run_directory import load_run
 
-COST = "core-seconds of training"
 LENGTH = 256
 """Number of characters of the longest prompt. Each character is a token."""
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 32}
@@ -80,13 +78,13 @@ class NSAExperiment(Experiment):
     source = "Yuan et al. 2025, 2502.11089, section 4"
     first_seed = 200
     arms = {arm: arm for arm in ATTENTION}
-    quantities = {EXACT: Quantity("points"), LOSS: Quantity("nats"), COST: Quantity("tokens")}
+    quantities = {EXACT: Quantity("points"), LOSS: Quantity("nats")}
     pairs = (
         ArmPair(question="loss over that of dense attention: dense, then nsa", quantity=LOSS, a="dense", b="nsa", relative=True,
              claimed=("all",), bound=PERCENT, side="below"),
         ArmPair(question=f"{EXACT}: dense, then nsa", quantity=EXACT, a="dense", b="nsa", claimed=NEEDLE, bound=-POINTS),
     )  # fmt: skip
-    note = "Exact: every token of the solution is the most likely one. Core-seconds include all starts."
+    note = "Exact: every token of the solution is the most likely one."
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         jobs: list[ExperimentJob] = []
@@ -103,6 +101,4 @@ class NSAExperiment(Experiment):
         return jobs
 
     def read(self, place: Path) -> Readings:
-        jobs = {arm: training_jobs(0, place, 1.0, 4 * LENGTH, upto=3, arm=f"nsa-{arm}") for arm in ATTENTION}
-        costs = {arm: in_order([sum(job.cost(place).core_seconds for job in some)]) for arm, some in jobs.items()}
-        return readings_of({arm: value(place, f"nsa-measure-{arm}") for arm in ATTENTION}) | {COST: costs}
+        return readings_of({arm: value(place, f"nsa-measure-{arm}") for arm in ATTENTION})

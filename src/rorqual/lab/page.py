@@ -1,4 +1,4 @@
-"""The page of a finding: its verdict, contrasts, charts, tables and costs, and the command that repeats it."""
+"""The page of a finding: its verdict, contrasts, charts and tables, and the command that repeats it."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def write_page(finding: Finding, out: Path) -> Path:
 
 def page_text(finding: Finding) -> str:
     """Return the HTML page of a finding."""
+    seeds = " ".join(map(str, finding.seeds))
     share = "" if finding.share == 1 else f"; at {finding.share:.2%} of the full work"
     return page(
         "finding",
         finding=finding,
         contrasts=contrasts_table(finding),
         pictures=[draw(chart) for chart in finding.charts],
-        costs=costs_table(finding),
-        made=", ".join(f"{key} {value}" for key, value in finding.made.items()) + share,
+        made=", ".join([f"seeds {seeds}", *(f"{key} {value}" for key, value in finding.made.items())]) + share,
     )
 
 
@@ -68,15 +68,3 @@ def _contrast_row(contrast: Contrast) -> tuple[str, ...]:
         student,
         ", ".join(f"{number(a, unit)} → {number(b, unit)}" for a, b in contrast.by_seed),
     )
-
-
-def costs_table(finding: Finding) -> Table:
-    """Return the core-seconds of each job, by seed."""
-    jobs = dict(finding.costs)
-    jobs["all"] = tuple(sum(values[i] for values in finding.costs.values()) for i in range(len(finding.seeds)))
-    rows = tuple(
-        (name, f"{sum(values) / max(len(values), 1):.1f}", *(f"{value:.1f}" for value in values))
-        for name, values in jobs.items()
-    )
-    heads = ("job", "core-seconds, mean", *(f"seed {seed}" for seed in finding.seeds))
-    return Table(title="costs", heads=heads, rows=rows)

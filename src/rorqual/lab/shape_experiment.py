@@ -7,15 +7,13 @@ change a verdict to open.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
 
 from rorqual.core.records import RunDir
-from rorqual.lab.charts import Bars, Curves, Readings
-from rorqual.lab.experiment import SHARE, ArmPair, Experiment, Quantity, by_family, in_order
+from rorqual.lab.experiment import SHARE, ArmPair, Experiment, Quantity, Readings, by_family, in_order
 from rorqual.lab.job import ExperimentJob, evaluation, run_cost, value
-from rorqual.lab.shapes import ARMS, CONTEXT, shape_jobs
+from rorqual.lab.shapes import ARMS, CONTEXT, DENSE_CLOCK, DENSE_FLOPS, FULL, MOE, MTP, PLAIN_CLOCK, shape_jobs
 from rorqual.model.account import account
 from rorqual.model.load.run_directory import read_model_config
 
@@ -26,33 +24,39 @@ TOLERANCE: Mapping[str, float] = {
     "core-seconds": 0.15,
     "experts per token": 0.03,
 }
+ShapePart = tuple[str, str, str]
+"""What is equal in both arms, the favoured arm, and its rival."""
 LOSS, RIGHT, CACHE = "held-out loss", "right when made to think", "cache bytes per token"
 
 
 class ShapeExperiment(Experiment):
-    """Base class of experiments on a model's shape. Each of `parts` is (what is equal, the favoured arm, the rival)."""
+    """An experiment on a model's shape. Each of `parts` is (what is equal, the favoured arm, the rival).
 
-    parts: ClassVar[tuple[tuple[str, str, str], ...]]
+    With `cache`, the claim also needs a smaller KV cache in the favoured arm of the first part.
+    """
+
     quantities = {LOSS: Quantity("nats"), RIGHT: SHARE, **dict.fromkeys((*TOLERANCE, CACHE), Quantity())}
     note = f"FLOPs: a forward pass of the main model with {CONTEXT} attended positions. Cache: two bytes per value. Losses without MTP."
 
-    def __init__(self) -> None:
+    def __init__(
+        self, name: str, title: str, claim: str, source: str, *, parts: Sequence[ShapePart], cache: bool = False
+    ) -> None:
+        self.name, self.title, self.claim, self.source, self.parts = name, title, claim, source, tuple(parts)
         self.trained = tuple(dict.fromkeys(name for _, *both in self.parts for name in both))
         self.arms = {name: ARMS[name].label for name in self.trained}
+        compared = [(quantity, *part) for part in self.parts for quantity in (LOSS, RIGHT)]
+        compared += [(CACHE, "", *self.parts[0][1:])] * cache
         self.pairs = tuple(
             ArmPair(
-                question=f"{quantity}, equal {equal}: {ARMS[favoured].label}, then {ARMS[rival].label}",
+                question=f"{quantity}{equal and f', equal {equal}'}: {ARMS[favoured].label}, then {ARMS[rival].label}",
                 quantity=quantity,
                 a=favoured,
                 b=rival,
-                claimed=("all",) if quantity == LOSS else (),
+                claimed=("all",) if quantity != RIGHT else (),
                 equal={equal: TOLERANCE[equal]} if quantity == LOSS else {},
             )
-            for equal, favoured, rival in self.parts
-            for quantity in (LOSS, RIGHT)
+            for quantity, equal, favoured, rival in compared
         )
-        lines = {label: ((name,), "loss/next_token") for name, label in self.arms.items()}
-        self.charts = (Curves("curves", "Loss on new problems", "nats per token", lines), Bars(RIGHT))
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         return shape_jobs(self.trained, seed, share)
@@ -72,3 +76,32 @@ class ShapeExperiment(Experiment):
             RIGHT: {name: by_family(evaluation(place, f"{name}-on")) for name in runs},
             **{what: {name: in_order([one]) for name, one in ones.items()} for what, ones in single.items()},
         }
+
+
+MOE_VS_DENSE = ShapeExperiment(
+    name="moe-vs-dense",
+    title="A mixture of experts against a dense model",
+    claim="a mixture of experts is better than a dense model at equal FLOPs, and also at equal time",
+    source="first part: DeepSeekMoE, 2401.06066, section 4.2; nanochat tried the second twice, without success",
+    parts=(("active FLOPs", MOE, DENSE_FLOPS), ("core-seconds", MOE, DENSE_CLOCK)),
+)
+"""The dense model's width is chosen for equal FLOPs per token. It needs less time per FLOP, so for equal time it is trained for more
+steps. Their number was chosen on other seeds."""
+LATENT_VS_FULL = ShapeExperiment(
+    name="latent-vs-full",
+    title="Latent attention against full attention",
+    claim="latent attention is better than multi-head attention, with a fraction of the KV cache",
+    source="DeepSeek-V2, 2405.04434, section 2.1 and appendix D.2",
+    parts=(("parameters", MOE, FULL),),
+    cache=True,
+)
+"""The rival, multi-head attention, has as many heads as the latent attention and about as many parameters."""
+MULTI_TOKEN_PREDICTION = ShapeExperiment(
+    name="mtp",
+    title="Multi-token prediction as a training signal",
+    claim="predicting one more token makes the main model better, at equal steps and at equal time",
+    source="first part: DeepSeek-V3, 2412.19437, table 4",
+    parts=(("steps", MTP, MOE), ("core-seconds", MTP, PLAIN_CLOCK)),
+)
+"""Every measurement is made without the MTP module. The module makes a training step more expensive, so for equal time the model
+without it is trained for more steps."""

@@ -94,14 +94,11 @@ def dense_like(model: ModelConfig) -> ModelConfig:
     )
 
 
-def full_like(model: ModelConfig, *, heads: int, shared_by: int = 1) -> ModelConfig:
-    """Return `model` with grouped-query attention in place of MLA. The head size is chosen to preserve the parameter count.
-
-    `shared_by` query heads share one key and value head. `shared_by=1` is multi-head attention.
-    """
+def full_like(model: ModelConfig, *, heads: int) -> ModelConfig:
+    """Return `model` with multi-head attention in place of MLA. The head size is chosen to preserve the parameter count."""
 
     def build(head_dim: int) -> ModelConfig:
-        attention = GQAConfig(num_attention_heads=heads, num_key_value_heads=heads // shared_by, head_dim=head_dim)
+        attention = GQAConfig(num_attention_heads=heads, num_key_value_heads=heads, head_dim=head_dim)
         return _stages(model, lambda stage: {"attention": attention})
 
     wanted = account(model).total

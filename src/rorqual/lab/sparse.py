@@ -17,8 +17,7 @@ import torch
 
 from rorqual.core.records import RunDir
 from rorqual.data.pack import Sample
-from rorqual.lab.charts import Readings, Tradeoff
-from rorqual.lab.experiment import ArmPair, Experiment, Quantity, amount, in_order
+from rorqual.lab.experiment import ArmPair, Experiment, Quantity, Readings, amount
 from rorqual.lab.job import Compute, ExperimentJob, JobCost, Train, run_cost, value
 from rorqual.lab.long_scores import (
     EXACT,
@@ -32,10 +31,9 @@ from rorqual.lab.long_scores import (
     solutions,
 )
 from rorqual.lab.long_training import DENSE, KINDS, LENGTH, REPLY, training_jobs
-from rorqual.lab.sparse_kinds import AttentionSelectionConfig, RandomSelectionConfig
+from rorqual.lab.random_selection import RandomSelectionConfig
 from rorqual.model.attention import (
     AttentionConfig,
-    BlockSelectionConfig,
     MLAConfig,
     Selection,
     WindowConfig,
@@ -49,22 +47,19 @@ from rorqual.recipes.start import finetune_optim
 from rorqual.train.run import Run, Start
 from rorqual.train.sources import WorkedConfig
 
-Arm = Literal["dense", "dsa", "adaptive", "window", "random", "block", "oracle"]
+Arm = Literal["dense", "dsa", "adaptive", "window", "random"]
 ARMS: Mapping[Arm, str] = {
     "dense": "dense",
     "dsa": "indexer",
     "adaptive": "indexer, adaptive budget",
     "window": "window with sinks",
     "random": "random positions",
-    "block": "block means",
-    "oracle": "most attended positions",
 }
 BASELINES: tuple[Arm, ...] = ("window", "random")
 BUDGETS: Mapping[str, int] = {"a half": 2, "a quarter": 4, "an eighth": 8}
 """The divisor of each budget: a query attends to (text length / divisor) positions."""
 TRAINED = BUDGETS["a quarter"]
 """The budget of the training. Other budgets are measured without further training."""
-BUDGET = "budget, as a share of the text's length"
 WARMUP, SPARSE, ROWS = 90, 30, 4
 """Number of warm-up steps, number of steps with sparse attention, and rows per step."""
 WARMUP_RATE, SPARSE_RATE = 1e-2, 5e-4
@@ -72,8 +67,8 @@ MEASURED: Mapping[str, int] = {"needle": 64, "copy": 16, "count": 16}
 """Number of held-out problems of each kind."""
 MORE: tuple[Arm, ...] = ("dense", "dsa", "adaptive")
 """Arms with twice as many problems of kind `needle`, because the goals limit how much their accuracies may differ."""
-SINKS, BLOCK_SIZE, CAP = 4, 16, 2
-"""Sinks of arm `window`, positions per block of arm `block`, and `index_topk` of arm `adaptive` as a multiple of its budget."""
+SINKS, CAP = 4, 2
+"""Sinks of arm `window`, and `index_topk` of arm `adaptive` as a multiple of its budget."""
 
 
 DSA = "sparse-dsa"
@@ -83,8 +78,6 @@ RUNS: Mapping[Arm, str] = {
     "adaptive": f"{DSA}/sparse",
     "window": "sparse-window",
     "random": "sparse-random",
-    "block": DENSE,
-    "oracle": f"{DSA}/sparse",
 }
 """The run whose weights each arm uses."""
 
@@ -152,11 +145,7 @@ def selecting(arm: Arm, model: ModelConfig, budget: int, *, seed: int = 0, top_p
             return given.model_copy(update={"index_topk": cap, "index_top_p": top_p})
         if arm == "window":
             return WindowConfig(**mla, window=budget - SINKS, sinks=SINKS)
-        if arm == "random":
-            return RandomSelectionConfig(**mla, topk=budget, seed=seed, layer=layer)
-        if arm == "block":
-            return BlockSelectionConfig(**mla, block_size=BLOCK_SIZE, block_topk=budget // BLOCK_SIZE - 1)
-        return AttentionSelectionConfig(**mla, topk=budget) if arm == "oracle" else given
+        return RandomSelectionConfig(**mla, topk=budget, seed=seed, layer=layer) if arm == "random" else given
 
     layers = tuple(
         stage.model_copy(update={"layers": 1, "attention": attention(layer, stage.attention)})
@@ -258,7 +247,6 @@ class SparseExperiment(Experiment):
         EXACT: Quantity("points"),
         LOSS: Quantity("nats"),
         PICKED: Quantity("tokens"),
-        BUDGET: Quantity("ratio"),
     }
     pairs = (
         pair("dense", "dsa", LOSS, claimed=("all",), bound=PERCENT, side="below"),
@@ -270,20 +258,9 @@ class SparseExperiment(Experiment):
         ),
         *(pair("dense", arm, quantity) for arm in ARMS if arm not in ("dense", "dsa") for quantity in (LOSS, EXACT)),
     )
-    charts = tuple(
-        Tradeoff(
-            f"accuracy-{kind}",
-            BUDGET,
-            EXACT,
-            {text: [at_budget(arm, at) for at in BUDGETS.values()] for arm, text in ARMS.items()},
-            kind,
-        )
-        for kind in KINDS
-    )
     note = (
         "Loss: nats per token of thinking, answer and end-of-turn. Exact: every token of the solution is the most likely one. Only a quarter "
-        "of the positions was trained. Block means use the weights of dense attention. The adaptive budget and the most attended positions "
-        "use the weights of the indexer's model."
+        "of the positions was trained. The adaptive budget uses the weights of the indexer's model."
     )
 
     def __init__(self, length: int = LENGTH) -> None:
@@ -311,4 +288,4 @@ class SparseExperiment(Experiment):
             for at in BUDGETS.values()
             for arm, one in measured.items()
         }
-        return readings_of(found) | {BUDGET: {arm: in_order([1 / int(arm.split("/")[1])]) for arm in found}}
+        return readings_of(found)

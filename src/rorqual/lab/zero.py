@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from rorqual.evals.compare import did_think
-from rorqual.lab.charts import Bars, Curves, Readings
-from rorqual.lab.experiment import SHARE, ArmPair, Experiment, Quantity, amount, by_family, in_order
+from rorqual.lab.experiment import SHARE, ArmPair, Experiment, Quantity, Readings, amount, by_family, in_order
 from rorqual.lab.job import ExperimentJob, Train, evaluation
 from rorqual.lab.student import BASE, RL, base_jobs, fresh, measures, reinforce, reinforced_job
 
@@ -52,18 +51,6 @@ class Zero(Experiment):
                 claimed=("all",) if quantity == ABLE else (),
             )
             for quantity in (CHOICE, THINKS, ABLE)
-        )
-        lines = {"right": "reward", "thinks": "think_share", "right when thinking": "right_when_thinking"}
-        self.charts = (
-            *map(Bars, (CHOICE, ABLE)),
-            Curves(
-                "steps",
-                "Rollouts over reinforcement",
-                "share",
-                {label: (self.runs, key) for label, key in lines.items()},
-                True,
-            ),
-            Curves("length", "Length of answers", "tokens", {"answer with its thinking": (self.runs, "reply_length")}),
         )
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:

@@ -4,11 +4,10 @@ in memory."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from rorqual.core.errors import ConfigError
-from rorqual.model.account import account
 from rorqual.model.config import ModelConfig
 from rorqual.plan.memory import Layout, Memory, Precision, Recompute, device_memory
 from rorqual.plan.numbers import gigabytes
@@ -16,7 +15,6 @@ from rorqual.plan.numbers import gigabytes
 RESERVE = 0.08
 """Share of device memory that a plan reserves for the framework, its buffers and fragmentation."""
 MODES: tuple[Recompute, ...] = ("none", "selective", "full")
-MOST = 2**20
 
 
 @dataclass(frozen=True)
@@ -118,77 +116,34 @@ def nearest_dividing(model: ModelConfig, layout: Layout, room: Room) -> Layout:
 
 
 def fitting(
-    model: ModelConfig, room: Room, microbatches: tuple[int, ...], context: int, precision: Precision,
+    model: ModelConfig, room: Room, microbatches: Sequence[int], context: int, precision: Precision,
     rank: Callable[[Layout], float],
-) -> tuple[Layout, Memory] | None:  # fmt: skip
-    """Among the valid layouts that fit in memory, return the one with the lowest `rank`, and its memory use.
+) -> tuple[Layout, Memory]:  # fmt: skip
+    """Among the valid layouts that fit in memory, return the one with the lowest `rank`, then `burden`, and its memory use.
 
-    Return None if no layout fits.
+    Raises ConfigError if no layout fits.
     """
-    if least_bytes(model, precision) / room.n > room.usable:
-        return None
-    for layout in sorted(dividing(model, room, microbatches), key=lambda one: (rank(one), burden(one))):
+    for layout in sorted(dividing(model, room, tuple(microbatches)), key=lambda one: (rank(one), burden(one))):
         memory = device_memory(model, layout, context=context, precision=precision)
         if memory.total <= room.usable:
             return layout, memory
-    return None
+    raise ConfigError(
+        f"the training fits in no layout of {room.n} devices with {gigabytes(room.usable)} of usable memory each",
+        where="n",
+        remedy="Use more devices, devices with more memory, or shorter rows.",
+    )
 
 
 def choose(
     model: ModelConfig, room: Room, context: int, precision: Precision, microbatch: int = 1
 ) -> tuple[Layout, Memory]:
-    """Among the layouts that fit in memory, return the one with the lowest `burden`, and its memory use.
-
-    Raises ConfigError if no layout fits. The error states the missing memory and a number of devices that would be
-    enough.
-    """
-    found = fitting(model, room, (microbatch,), context, precision, burden)
-    if found is None:
-        raise never_fits(model, room, context, precision)
-    return found
+    """Among the layouts that fit in memory, return the one with the lowest `burden`, and its memory use."""
+    return fitting(model, room, (microbatch,), context, precision, burden)
 
 
 def nearest_fitting(
     model: ModelConfig, layout: Layout, room: Room, context: int, precision: Precision
 ) -> tuple[Layout, Memory]:
-    """Among the layouts that fit in memory, return the one nearest to `layout`, and its memory use.
-
-    Raises ConfigError if no layout fits.
-    """
+    """Among the layouts that fit in memory, return the one nearest to `layout`, and its memory use."""
     sizes = {2**power for power in range(layout.microbatch.bit_length())} | {layout.microbatch}
-    found = fitting(model, room, tuple(sorted(sizes)), context, precision, lambda one: distance(layout, one))
-    if found is None:
-        raise never_fits(model, room, context, precision)
-    return found
-
-
-def least_bytes(model: ModelConfig, precision: Precision) -> float:
-    """Return the bytes of one copy of weights, gradients and optimizer state.
-
-    All devices together need at least this much memory.
-    """
-    a = account(model)
-    return (a.total + a.mtp) * (precision.weights + precision.gradients + precision.optimizer)
-
-
-def never_fits(model: ModelConfig, room: Room, context: int, precision: Precision) -> ConfigError:
-    """Return the error for devices on which no layout fits. The error states the missing memory and a sufficient number
-    of devices."""
-    best = min(
-        (device_memory(model, one, context=context, precision=precision).total, str(one))
-        for one in dividing(model, room)
-        if one.recompute == "full" and one.zero == 3
-    )
-    n, enough = room.n, None
-    while enough is None and n < MOST:
-        n = 2 * n if n >= room.node else room.node
-        enough = fitting(model, replace(room, n=n), (1,), context, precision, burden)
-    remedy = (
-        f"It fits on {n} such devices: {enough[0]}." if enough else "Use devices with more memory, or shorter rows."
-    )
-    return ConfigError(
-        f"the training fits in no layout of {room.n} devices: the smallest ({best[1]}) needs {gigabytes(best[0])} per device, "
-        f"{gigabytes(best[0] - room.usable)} more than the usable {gigabytes(room.usable)}",
-        where="n",
-        remedy=remedy,
-    )
+    return fitting(model, room, sorted(sizes), context, precision, lambda one: distance(layout, one))

@@ -13,7 +13,6 @@ from rorqual.model.config import ModelConfig
 from rorqual.model.presets import preset
 from rorqual.plan.hardware import device
 from rorqual.plan.price import price
-from rorqual.plan.serve import Replica, decode_step, prefill_rate
 from rorqual.plan.time import training_cost, training_flops
 
 V3_REPORT = "DeepSeek-V3 report, 2412.19437, table 1"
@@ -204,21 +203,3 @@ def _day() -> list[Figure]:
         Figure("A day of serving, machines", DAY_NODES, nodes, 0.005, "tokens divided by 73.7k in and 14.8k out per second and machine", DAY,
                "Prefill and decode machines add up to the total.", form="{:.2f}"),
     ]  # fmt: skip
-
-
-def shares_of_roofline() -> tuple[float, float]:
-    """Return the utilisation that DeepSeek's service reached, for prefill and for decode.
-
-    DeepSeek published the figures of one day. Utilisation is the achieved share of this planner's roofline. The two
-    values are the defaults of a serving plan. Prefill ran on 32 cards and decode on 144, in fp8, with attention
-    replicated on each card. Decode produced 21 tokens per second per user (20 to 22 are published) and 14.8k tokens per
-    second per machine. These rates imply 88 sequences per card. Each sequence attends to 4,989 keys on average.
-    """
-    model, card = preset("deepseek-v3"), device("h800")
-    hit_rate = DAY_HIT / (DAY_HIT + DAY_MISS)
-    prefill = Replica(card, 32, 1, "fp8", prefill_used=1.0)
-    computed = DAY_NODE_IN / card.node * (1 - hit_rate)
-    decode = Replica(card, 144, 1, "fp8", decode_used=1.0)
-    batch = DAY_NODE_OUT / card.node / DAY_SPEED
-    step = decode_step(model, decode, batch, DAY_KEYS)
-    return computed / prefill_rate(model, prefill, DAY_KEYS, hit_rate), step.seconds * DAY_SPEED

@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, stdev
 
-import yaml
-
 from rorqual.core.errors import DataError
 from rorqual.core.records import RunDir
 
@@ -20,7 +18,7 @@ steps after the first `WARM` form at least `BLOCKS` blocks. If they are fewer th
 class Speed:
     """Mean cost per step of a run.
 
-    `core_seconds` is 0 if it was not recorded. `tokens` counts training tokens and sampled tokens. The steps are
+    `tokens` counts training tokens and sampled tokens. The steps are
     divided into blocks of `block` consecutive steps, and `blocks` has the mean seconds per step of each block. The
     spread of `blocks` reflects slow drift and short bursts of load. The run has completed `done` of the `asked`
     requested steps.
@@ -57,45 +55,24 @@ def speed_of(run: RunDir) -> Speed:
             remedy="Train for more steps, or plan with --train hardware=cpu.",
         )
     measured_steps = records[WARM:]
-    try:
-        seconds = [float(record["seconds"]) for record in measured_steps]
-        tokens = [float(record["tokens"]) + float(record.get("sampled_tokens", 0)) for record in measured_steps]
-        flops = [float(record["flops"]) for record in measured_steps]
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"a record has a missing or invalid value: {error}",
-            where=str(run.metrics_file),
-            remedy="Give a run directory that `rorqual train` wrote.",
-        ) from None
+    seconds = [record["seconds"] for record in measured_steps]
     block = max(1, len(measured_steps) // BLOCKS)
     block_means = [fmean(seconds[at : at + block]) for at in range(0, len(measured_steps) - block + 1, block)]
-    core = fmean(float(record.get("core_seconds", 0.0)) for record in measured_steps)
     return Speed(
-        fmean(seconds),
-        core,
-        fmean(tokens),
-        fmean(flops),
-        tuple(block_means),
-        block,
-        len(records),
-        _asked(run, len(records)),
+        seconds=fmean(seconds),
+        core_seconds=fmean(record["core_seconds"] for record in measured_steps),
+        tokens=fmean(record["tokens"] + record.get("sampled_tokens", 0) for record in measured_steps),
+        flops=fmean(record["flops"] for record in measured_steps),
+        blocks=tuple(block_means),
+        block=block,
+        done=len(records),
+        asked=int(run.config()["steps"]),
     )
 
 
-def _asked(run: RunDir, done: int) -> int:
-    try:
-        data = yaml.safe_load(run.config_file.read_bytes())
-        return int(data["steps"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
-        return done
-
-
 def read_row(run: RunDir) -> int:
-    """Return the row length that a run trains on, or 4,096 if `run.yaml` does not state it."""
-    try:
-        return int(yaml.safe_load(run.config_file.read_bytes())["source"]["row"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
-        return 4096
+    """Return the row length that a run trains on, or 4,096 if its source has none."""
+    return int(run.config()["source"].get("row", 4096))
 
 
 def student_t(freedom: int, level: float) -> float:

@@ -24,7 +24,7 @@ CHUNK = 8192
 """Number of prompt tokens that prefill computes each time it reads the weights."""
 DAY_PREFILL, DAY_DECODE = 0.19, 0.33
 """Shares of this module's roofline that DeepSeek's service reached on H800 in February 2025, for prefill and decode.
-`published.py` derives the prefill and decode shares, and a test compares the derived shares with these constants."""
+A test derives them from the figures in `published.py`."""
 
 
 @dataclass(frozen=True)

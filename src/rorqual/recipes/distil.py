@@ -10,7 +10,7 @@ from rorqual.core.records import Thinking
 from rorqual.recipes.models import Size
 from rorqual.recipes.start import finetune_optim, indexer_objectives, start_settings, supervised, tuned
 from rorqual.train.balance import Balance
-from rorqual.train.objectives import Distil, NextToken, Objective
+from rorqual.train.objectives import Distil, NextToken
 from rorqual.train.objectives.distil import Divergence, Tail
 from rorqual.train.run import Dtype, Run, agreement
 from rorqual.train.sources import DistilledConfig, OnPolicyConfig
@@ -50,8 +50,9 @@ def distil(
                 where="train distil",
                 remedy="Add tail=renormalise, or use temperature=1.",
             )
-        terms = mixed_with(Distil(divergence=objective, alpha=alpha, temperature=temperature, tail=tail), next_token)
-        objectives = (*terms, *indexer_objectives(model))
+        divergence = Distil(divergence=objective, alpha=alpha, temperature=temperature, tail=tail)
+        tokens = (NextToken(coefficient=next_token),) if next_token else ()
+        objectives = (divergence, *tokens, *indexer_objectives(model))
     return Run(
         recipe="distil",
         seed=seed,
@@ -122,8 +123,3 @@ def on_policy(
         optim=finetune_optim(lr),
         balance=Balance(gamma=0.0),
     )
-
-
-def mixed_with(distil: Distil, next_token: float) -> tuple[Objective, ...]:
-    """Return the distillation objective and, if `next_token` is not 0, the next-token loss with this coefficient."""
-    return (distil, NextToken(coefficient=next_token)) if next_token else (distil,)

@@ -151,12 +151,7 @@ def figure_of(chart: Chart, theme: Theme) -> Figure:
     for axis, panel in zip(axes, panels, strict=False):
         _draw_map(axis, panel, theme) if maps else _draw_panel(axis, panel, theme)
     legends = [axis.get_legend_handles_labels() for axis in axes[: len(panels)]]
-    if maps and not any(series.texts for panel in panels for series in panel.series):
-        bar = figure.colorbar(
-            axes[0].images[0], ax=axes, shrink=0.8, pad=0.01, format=PercentFormatter(1.0, decimals=0)
-        )
-        bar.outline.set_visible(False)  # type: ignore[operator]
-    elif all(labels == legends[0][1] for _, labels in legends):
+    if all(labels == legends[0][1] for _, labels in legends):
         if len(legends[0][1]) > 1 and not chart.ends:
             figure.legend(*legends[0], loc="outside upper left", ncols=3 if chart.inches > NARROW else 2)
     else:

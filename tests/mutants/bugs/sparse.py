@@ -283,7 +283,7 @@ MUTANTS = (
         "cli/verbs/attention.py",
         "device=chosen.device, dtype=getattr(torch, chosen.dtype))",
         "device=chosen.device)",
-        "tests/evals/test_missed.py::test_the_command_gives_its_options_on",
+        "tests/evals/test_attention_command.py::test_tables_of_one_text_and_the_defaults",
     ),
     one(
         "llguidance's options are ignored in DSML",

@@ -33,13 +33,13 @@ def compare(
 
     from rorqual.evals import compare as paired
     from rorqual.evals.evaluation import Evaluation
-    from rorqual.evals.table import comparison_table, reading_note, version_note
+    from rorqual.evals.table import comparison_table, reading_note
 
     for old, new in evaluation_pairs(before, after):
         first, second = Evaluation.load(old), Evaluation.load(new)
         rows = paired.compare(first, second, grain=chosen.grain)
-        print(comparison_table(rows, title=f"{new} - {old}, paired"))
-        for note in filter(None, (reading_note({"before": first, "after": second}), version_note(first))):
+        print(comparison_table(rows, title=f"{new} - {old}, paired").text())
+        if note := reading_note({"before": first, "after": second}):
             print(note)
 
 
@@ -51,7 +51,7 @@ def evaluation_pairs(before: Path, after: Path) -> list[tuple[Path, Path]]:
         raise DataError(
             "cannot compare a folder with a file", where=f"{before}, {after}", remedy="Give two runs or two files."
         )
-    names = sorted({file.name for file in (before / "evals").glob("*.json")} - {"experts.json"})
+    names = sorted({file.name for file in (before / "evals").glob("*.json")})
     common = [(before / "evals" / name, after / "evals" / name) for name in names if (after / "evals" / name).is_file()]
     if not common:
         remedy = f"Evaluate both on one task: rorqual eval {before} task=NAME, rorqual eval {after} task=NAME."

@@ -7,7 +7,7 @@ The files of a stage show whether it is complete, so running the same command ag
 
 from rorqual.recipes.quickstart.paths import BRANCHES, MODES, WHEN, QuickstartPaths
 from rorqual.recipes.quickstart.scale import FULL, SCALES, SMALL, STUDENT_TASK, TASK, Scale
-from rorqual.recipes.quickstart.stages import routed, run_quickstart
+from rorqual.recipes.quickstart.stages import run_quickstart
 
 __all__ = [
     "BRANCHES",
@@ -20,6 +20,5 @@ __all__ = [
     "WHEN",
     "QuickstartPaths",
     "Scale",
-    "routed",
     "run_quickstart",
 ]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
@@ -56,18 +56,8 @@ difference between the second and the third run gives the cost per sample."""
 
 
 @dataclass(frozen=True)
-class SolutionLength:
-    """A problem, and the token counts of its prompt and of its solution with and without thinking."""
-
-    problem: Problem
-    prompt: int
-    thinking: int
-    at_once: int
-
-
-@dataclass(frozen=True)
 class Lengths:
-    """Mean token counts of a task's prompts, and of its replies with and without thinking."""
+    """Token counts of a prompt, and of its reply with and without thinking. They may be means over problems."""
 
     prompt: float
     thinking: float
@@ -76,6 +66,10 @@ class Lengths:
     def reply(self, share: float) -> float:
         """Return the mean reply length if the model thinks on `share` of the problems."""
         return share * self.thinking + (1 - share) * self.at_once
+
+
+Solution = tuple[Problem, Lengths]
+"""A problem, and the lengths of its prompt and of its worked solution."""
 
 
 @dataclass(frozen=True)
@@ -216,12 +210,12 @@ def over(share: float, goes: float = GOES_OVER) -> float:
     return share + (1 - share) * goes
 
 
-def worked(task: str, hard: float, seed: int) -> list[SolutionLength]:
+def worked(task: str, hard: float, seed: int) -> list[Solution]:
     """Return the first `DRAWN` problems of the train split with their lengths."""
     return counted(list(islice(load_task(task, options={"hard": hard}).problems("train", seed), DRAWN)))
 
 
-def counted(problems: Sequence[Problem]) -> list[SolutionLength]:
+def counted(problems: Sequence[Problem]) -> list[Solution]:
     """Return each problem with the token counts of its prompt and solution in the quickstart's chat format."""
     chat = chat_format(Tokenizer.byte_level())
     lengths = []
@@ -230,13 +224,13 @@ def counted(problems: Sequence[Problem]) -> list[SolutionLength]:
             chat.render((*problem.messages, Message("assistant", problem.answer, steps))).mask
             for steps in (problem.steps, None)
         )
-        lengths.append(SolutionLength(problem, len(long) - sum(long), sum(long), sum(short)))
+        lengths.append((problem, Lengths(len(long) - sum(long), sum(long), sum(short))))
     return lengths
 
 
-def mean(solutions: Sequence[SolutionLength]) -> Lengths:
+def mean(solutions: Sequence[Solution]) -> Lengths:
     """Return the mean lengths of `solutions`."""
-    return Lengths(*(fmean(getattr(one, name) for one in solutions) for name in ("prompt", "thinking", "at_once")))
+    return Lengths(*map(fmean, zip(*(astuple(lengths) for _, lengths in solutions), strict=True)))
 
 
 def exam(task: str, hard: float, count: int, seed: int) -> EvaluationSet:
@@ -247,7 +241,7 @@ def exam(task: str, hard: float, count: int, seed: int) -> EvaluationSet:
     return EvaluationSet(len(problems), mean(counted(problems[:: max(1, len(problems) // DRAWN)])), drawing)
 
 
-def probe(run: Run, solutions: Sequence[SolutionLength], share: float, scale: Scale, threads: int) -> ShapeCost:
+def probe(run: Run, solutions: Sequence[Solution], share: float, scale: Scale, threads: int) -> ShapeCost:
     """Measure the costs of a model shape with a few fine-tuning steps, GRPO-like updates, rollouts and answers."""
     state, step, wall, tokens = paced(run, threads)
     adam = run.model_copy(
@@ -303,9 +297,7 @@ def factory_pace(run: Run, scale: Scale, lengths: Lengths, threads: int) -> tupl
     return max(0.0, spent[1] - FACTORY[1] * per_sample), per_sample
 
 
-def sampling(
-    state: State, solutions: Sequence[SolutionLength], share: float, params: SamplingParams, threads: int
-) -> float:
+def sampling(state: State, solutions: Sequence[Solution], share: float, params: SamplingParams, threads: int) -> float:
     """Measure the core-seconds per sample if the model thinks on the fraction `share` of the problems.
 
     A sample has the token count of the problem's solution, with or without thinking.
@@ -315,10 +307,10 @@ def sampling(
     tokenizer = Tokenizer.byte_level()
     engine = Engine.of(state.model, tokenizer, chat_format(tokenizer), threads=threads)
     requests = []
-    for index, solution in enumerate(solutions):
+    for index, (problem, lengths) in enumerate(solutions):
         thinking = int((index + 1) * share) > int(index * share)
-        length = min(solution.thinking if thinking else solution.at_once, engine.max_len - solution.prompt - 8)
-        requests.append(Request(solution.problem.messages, replace(params, max_tokens=length, seed=index), "auto"))
+        length = min(int(lengths.reply(thinking)), engine.max_len - int(lengths.prompt) - 8)
+        requests.append(Request(problem.messages, replace(params, max_tokens=length, seed=index), "auto"))
     engine.generate(requests[:2])
     began = time.process_time()
     engine.generate(requests)

@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rorqual.core.ledger import LedgerEntry, total
 from rorqual.core.records import write_atomic
-from rorqual.evals.evaluation import GradedSample, Row
-from rorqual.evals.table import baseline, percent, percent_interval, reading_note, version_note
+from rorqual.evals.evaluation import GradedSample, Row, natural
+from rorqual.evals.table import baseline, percent, percent_interval, reading_note
 from rorqual.recipes.quickstart.charts import SETTINGS, charts, rows_by_family
-from rorqual.recipes.quickstart.claims import TOPICS, claims, claims_table, overview_table, student_claims
-from rorqual.recipes.quickstart.findings import Findings, StageCost, read_findings, series, total_cost
-from rorqual.recipes.quickstart.student_charts import student_charts
+from rorqual.recipes.quickstart.comparisons import OF_TEACHER, OWN_CHOICE, sign_of
+from rorqual.recipes.quickstart.findings import Findings, read_findings, series
 from rorqual.recipes.quickstart.student_report import student_contents
 from rorqual.report.chart import DrawnChart, draw
 from rorqual.report.page import page
@@ -28,22 +28,18 @@ def build_report(folder: Path) -> Path:
     Each picture has a light version and a dark version, `NAME-dark.png`.
 
     The folder must contain these files:
-    - `base/metrics.jsonl` has the records of stage `sft`, and `teacher/metrics.jsonl` has the records of stage `grpo`.
+    - `base/metrics.jsonl` and `teacher/metrics.jsonl` are the records of the training before GRPO and by GRPO.
       The report shows a metric without records as "not recorded".
     - `evals/{before,after}-{auto,on,off}.json` are evaluations of the same problems, written by `Evaluation.save`.
-    - `evals/experts.json` is `{"layers": [...], "families": [...], "share": [layer][family][expert], "load":
-      [layer][expert]}`.
     - `summary.json` is `{"model": {"total", "active", "cache_bytes_per_token", "flops_per_token", ...}, "stages":
-      [{"name", "tokens", "flops", "solved", "core_seconds", "seconds"}], "seed", "command"}`. A run with a student also has
+      [{"stage", "tokens", "flops", "solved", "core_seconds", "seconds"}], "seed", "command"}`. A run with a student also has
       `"student"` (like `model`) and `"branches": [{"name", "title", "modes", "stages"}]`.
-    - `evals/student-NAME-MODE.json` are the evaluations of each branch. The folders `distilled`, `answers-only` and
-      `reinforced` contain the metrics of these branches.
+    - `evals/student-NAME-MODE.json` are the evaluations of each branch.
 
-    Raises RorqualError, before anything is written, if a file is missing or invalid. The same data gives the same picture bytes,
-    except for the `clock*` pictures, which show measured time.
+    Raises RorqualError, before anything is written, if a file is missing or invalid. The same data gives the same picture bytes.
     """
     findings = read_findings(folder)
-    pictures = {chart.name: draw(chart) for chart in (*charts(findings), *student_charts(findings))}
+    pictures = {chart.name: draw(chart) for chart in charts(findings)}
     text = report_text(findings, pictures)
     for name, picture in pictures.items():
         write_atomic(folder / PICTURES / f"{name}.png", picture.light)
@@ -54,32 +50,26 @@ def build_report(folder: Path) -> Path:
 
 def report_text(findings: Findings, pictures: Mapping[str, DrawnChart]) -> str:
     """Return the report's HTML. A picture that is not in `pictures` is left out."""
-    supported, of_student = claims(findings), student_claims(findings)
     auto, stages = findings.evaluations["after", "auto"], findings.summary.stages
     counts = Counter(sample.family for sample in auto.samples)
     return page(
         "quickstart",
         pictures=pictures,
         findings=findings,
-        signs=[item.claim.sign for item in supported if item.topic is TOPICS[0]],
-        claims=(overview_table(supported), claims_table(supported)),
-        count=len(supported),
+        signs=[sign_of(row.difference.interval) for row in OWN_CHOICE.rows(findings.evaluations, "family")],
+        comparisons=[one.table(findings.evaluations) for one in OF_TEACHER],
         models=[(model_facts(model), model) for model in (findings.summary.model, findings.summary.student) if model],
         grpo={name: [value for _, value in series(findings.grpo, *keys)] for name, keys in AGREEMENT.items()},
-        uneven=[value for _, value in series([*findings.sft, *findings.grpo], "load_max_over_mean")],
         ungraded=sum(
             row.ungraded for when, mode, _, _ in SETTINGS for row in findings.evaluations[when, mode].rows("all")
         ),
-        versions=version_note(auto),
         readings=reading_note({f"{when}, {mode}": one for (when, mode), one in findings.evaluations.items()}),
         accuracy=accuracy_table(findings),
-        changes=changes_table(findings),
         costs=costs_table(stages, findings.summary.core_hour),
-        again=sum(max(0.0, stage.spent_tokens - stage.tokens) for stage in stages),
         transcripts={family: transcripts(findings, family) for family in findings.families},
         problems=", ".join(f"{number} of {family}" for family, number in counts.items()),
         evaluation=auto,
-        student=student_contents(findings, of_student) if of_student else None,
+        student=student_contents(findings) if findings.students else None,
     )
 
 
@@ -91,22 +81,18 @@ AGREEMENT = {
     "groups": ("groups_total",),
 }
 """The metrics of the difference between sampler and trainer, and of groups without a gradient."""
-KNOWN_FACTS = {
+FACTS = {
     "total": ("parameters, total", ""),
     "active": ("parameters, active", "used for one token"),
     "cache_bytes_per_token": ("KV cache per token", "bytes"),
     "flops_per_token": ("FLOPs per token", "one forward pass"),
+    "mtp": ("parameters of the MTP module", "beside the total"),
 }
 
 
-def model_facts(model: Mapping[str, float | int | str]) -> list[tuple[str, str, str]]:
+def model_facts(model: Mapping[str, int]) -> list[tuple[str, str, str]]:
     """Return the sizes of a model as (label, figure, small print)."""
-    facts = []
-    for name, value in model.items():
-        label, small = KNOWN_FACTS.get(name, (name.replace("_", " "), ""))
-        whole = isinstance(value, int | float) and value == int(value)
-        facts.append((label, f"{value:,.0f}" if whole else str(value), small))
-    return facts
+    return [(label, f"{model[name]:,}", small) for name, (label, small) in FACTS.items() if name in model]
 
 
 def accuracy_table(findings: Findings) -> Table:
@@ -127,26 +113,7 @@ def _accuracy_row(level: str, rows: Sequence[Row]) -> tuple[str, ...]:
     return (level, str(rows[0].problems), baseline(rows[0]), *cells)
 
 
-def changes_table(findings: Findings) -> Table:
-    """Return how often and how long the model thinks, and its accuracy when made to think, before and after GRPO."""
-    heads = ("family", "thinks, before", "after", "length, before", "after", "accuracy made to think, before", "after")
-    names = (("before", "auto"), ("after", "auto"), ("before", "on"), ("after", "on"))
-    before, after, *made = (rows_by_family(findings.evaluations[name]) for name in names)  # type: ignore[index]
-    rows = [
-        (
-            family,
-            percent(before[family].thought),
-            percent(after[family].thought),
-            f"{before[family].thinking_length:.1f}",
-            f"{after[family].thinking_length:.1f}",
-            *(percent(table[family].accuracy) for table in made),
-        )
-        for family in findings.families
-    ]
-    return Table(title="what GRPO changed", heads=heads, rows=rows)
-
-
-def costs_table(stages: Sequence[StageCost], core_hour: float) -> Table:
+def costs_table(stages: Sequence[LedgerEntry], core_hour: float) -> Table:
     """Return the cost of each stage, and of all."""
     heads = (
         "stage",
@@ -160,7 +127,7 @@ def costs_table(stages: Sequence[StageCost], core_hour: float) -> Table:
     )
     rows = [
         (
-            stage.name,
+            stage.stage,
             f"{stage.tokens:,.0f}",
             scientific(stage.flops),
             f"{stage.core_seconds:,.1f}",
@@ -169,7 +136,7 @@ def costs_table(stages: Sequence[StageCost], core_hour: float) -> Table:
             f"{stage.solved:,.0f}" if stage.solved else "",
             f"{1e6 * stage.money(core_hour) / stage.solved:,.2f}" if stage.solved else "",
         )
-        for stage in (*stages, total_cost("all", stages))
+        for stage in (*stages, total(stages))
     ]
     return Table(title="cost by stage", heads=heads, rows=rows)
 
@@ -198,14 +165,7 @@ def transcripts(findings: Findings, family: str) -> list[list[tuple[str, str, st
 
 def hardest(samples: list[GradedSample]) -> GradedSample | None:
     """Return the first sample of the highest level. Numeric levels compare as numbers."""
-
-    def level(sample: GradedSample) -> tuple[float, str]:
-        try:
-            return float(sample.level), ""
-        except ValueError:
-            return 0.0, sample.level
-
-    return max(samples, key=level, default=None)
+    return max(samples, key=lambda sample: natural(sample.level), default=None)
 
 
 def _answer(title: str, sample: GradedSample) -> list[tuple[str, str, str]]:

@@ -73,7 +73,6 @@ class Scale(Config):
     temperature: NonNegative = 0.6
     top_p: NonNegative = 0.95
     per_cell: Count
-    expert_problems: Count
 
 
 FULL = Scale(
@@ -101,7 +100,6 @@ FULL = Scale(
     rival_lr=4e-4,
     student_per_cell=120,
     per_cell=80,
-    expert_problems=8,
 )
 SMALL = Scale(
     model="tiny",
@@ -129,6 +127,5 @@ SMALL = Scale(
     rival_lr=3e-4,
     student_per_cell=4,
     per_cell=4,
-    expert_problems=2,
 )
 SCALES = {"full": FULL, "small": SMALL}

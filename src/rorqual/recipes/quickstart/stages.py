@@ -20,18 +20,15 @@ from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.baselines import baselines
 from rorqual.evals.evaluating import evaluate, pick
-from rorqual.evals.experts import expert_use
 from rorqual.factory import FactoryConfig, FilterConfig, sample_teacher
-from rorqual.factory.config import Keep
 from rorqual.model.account import account
 from rorqual.model.config import ModelConfig
-from rorqual.model.load.run_directory import read_model_config
 from rorqual.recipes.distil import distil
 from rorqual.recipes.grpo import grpo
 from rorqual.recipes.quickstart.paths import BRANCHES, MODES, WHEN, QuickstartPaths
 from rorqual.recipes.quickstart.report import REPORT_FILE, build_report
 from rorqual.recipes.quickstart.scale import SCALES, STUDENT_TASK, TASK, Scale
-from rorqual.recipes.quickstart.summary import forward_flops, is_current, sampled_cost, summary
+from rorqual.recipes.quickstart.summary import REPORT_STAGE, forward_flops, is_current, summary
 from rorqual.recipes.sft import sft
 from rorqual.tasks.find import load_task
 from rorqual.tasks.task import Task, Verdict
@@ -128,7 +125,9 @@ class Quickstart:
         run = distil(
             data=str(place.samples_file), start=start, steps=s.distil_steps, rows=s.sft_rows, row=s.row, seed=self.seed
         )
-        print(f"\n6/9 distil the student: {run.steps} steps on {self.learned()}; train another on the answers only")
+        print(
+            f"\n6/9 distil the student: {run.steps} steps on the teacher's samples; train another on the answers only"
+        )
         self.train("distil the student", self.further(run), place.run("distilled"))
         run = sft(
             data=str(place.answers_file), start=start, steps=s.distil_steps, rows=s.sft_rows, row=s.row, seed=self.seed
@@ -149,7 +148,7 @@ class Quickstart:
         print("\n9/9 report")
         if not is_current(self.place):
             facts = summary(self.place, self.seed, size)
-            with self.ledger.of("report"):
+            with self.ledger.of(REPORT_STAGE):
                 write_json(self.place.summary, facts)
                 build_report(self.place.out)
         return self.place.out / REPORT_FILE
@@ -157,15 +156,6 @@ class Quickstart:
     def further(self, run: Run) -> Run:
         """Return `run` with lower learning rates, for a model that is already trained."""
         return override(run, [f"optim.lr={self.scale.student_lr}", f"optim.adamw.lr={self.scale.student_adamw_lr}"])
-
-    def learned(self) -> str:
-        """Describe which of the teacher's samples the student trains on."""
-        words: dict[Keep, str] = {
-            "right": "the teacher's correct answers",
-            "graded": "the teacher's graded answers",
-            "all": "all of the teacher's samples",
-        }
-        return words[self.scale.distil_keep]
 
     def train(self, stage: str, run: Run, out: RunDir) -> None:
         """Train a run in the folder `out` and record the cost in the ledger. A completed run is not trained again."""
@@ -190,29 +180,24 @@ class Quickstart:
                                filters=FilterConfig(names=()) if s.distil_keep == "all" else FilterConfig())  # fmt: skip
         with self.ledger.of("sample the teacher") as entry:
             sample_teacher(config, place.samples, threads=self.threads, quiet=False)
-            cost = sampled_cost(place)
-            entry.tokens, entry.flops, entry.solved = cost["tokens"], cost["flops"], cost["solved"]
+            samples = read_distilled(place.samples_file)
+            entry.tokens = sum(row.prompt_tokens + row.completion_tokens for row in samples.rows)
+            entry.flops = entry.tokens * forward_flops(place.teacher)
+            entry.solved = sum(row.verdict == "right" for row in samples.rows)
             lines = [
                 # A barely trained teacher may be cut off while thinking; then the reply's only text is its reasoning.
                 {"messages": [{"role": m.role, "content": m.text or m.reasoning} for m in row.messages]}
-                for row in read_distilled(place.samples_file).kept
+                for row in samples.kept
             ]
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             write_atomic(place.answers_file, text.encode())
 
     def measure_teacher(self) -> None:
-        """Evaluate the teacher before and after GRPO, in all thinking modes. Record which experts the teacher uses."""
+        """Evaluate the teacher before and after GRPO, in all thinking modes."""
         task, place = load_task(TASK, options={"hard": 0.5}), self.place
         for when, run in zip(WHEN, (place.base, place.teacher)):
             paths = [(mode, place.evaluation(f"{when}-{mode}")) for mode in MODES]
             self.measure("measure the teacher", when, run, task, self.scale.per_cell, paths)
-        if not place.evaluation("experts").is_file():
-            with self.ledger.of("measure the teacher"):
-                engine = self.engine(place.teacher)
-                experts = routed(read_model_config(place.teacher))
-                count = self.scale.expert_problems
-                use = expert_use(engine, task, experts, count=count, seed=self.seed, params=self.params())
-                write_json(place.evaluation("experts"), use)
 
     def measure_students(self) -> None:
         """Evaluate every branch on the same problems."""
@@ -251,11 +236,6 @@ class Quickstart:
         """Return the sampling parameters of all evaluations."""
         s = self.scale
         return SamplingParams(max_tokens=s.max_tokens, temperature=s.temperature, top_p=s.top_p, seed=self.seed)
-
-
-def routed(model: ModelConfig) -> int:
-    """Return the number of routed experts in the model's largest MoE layer."""
-    return max(ffn.n_choices() for ffn in model.ffns)
 
 
 def shown(label: str) -> Callable[[int, int], None]:

@@ -40,9 +40,6 @@ const CHARTS = [
   {title: "Length, tokens", form: number, lines: [["reply", of("reply_length"), "--up"], ["thinking", of("think_length"), "--good"]]},
   {title: "Groups with a gradient", form: count, lines: [["both right and wrong",
     steps.map(s => s.groups.filter(g => spread(g) > 0).length), "--up"], ["cut-off answers", of("truncated"), "--down"]]},
-  {title: "Problems seen before", form: count, lines: [
-    ["now right", steps.map(s => s.turned.filter(t => t.now >= 0.5).length), "--good"],
-    ["now wrong", steps.map(s => s.turned.filter(t => t.now < 0.5).length), "--down"], ["seen again", steps.map(s => s.again), "--up"]]},
   {title: "Entropy, nats per token", form: number, lines: [["entropy", of("entropy"), "--up"]]},
   {title: "Sampler against trainer", form: number, lines: [["mean difference, nats", of("logprob_diff"), "--up"],
     ["maximum", of("logprob_diff_max"), "--down"]]},
@@ -124,14 +121,14 @@ const ORDERS = {spread: ["variance of rewards", (a, b) => spread(b) - spread(a) 
 const app = document.getElementById("app"), parts = CHARTS.filter(c => !silent(c)).map(chart);
 const quiet = CHARTS.filter(silent).map(c => c.title.toLowerCase());
 const slider = el("input", {type: "range", min: 0, max: steps.length - 1, value: 0, "aria-label": "step", oninput: () => go(+slider.value)});
-const label = el("strong"), now = el("div", {class: "now"}), groups = el("div"), turned = el("div"), title = el("h2");
+const label = el("strong"), now = el("div", {class: "now"}), groups = el("div"), title = el("h2");
 const play = el("button", {onclick: toggle}, "play");
 const families = [...new Set(steps.flatMap(s => s.groups.map(g => g.f)))].sort();
 app.className = "ui";
 app.append(el("div", {class: "bar"}, label, el("button", {onclick: () => go(at - 1), "aria-label": "step before"}, "◂"), slider,
   el("button", {onclick: () => go(at + 1), "aria-label": "next step"}, "▸"), play, now),
   el("div", {class: "charts"}, ...parts.map(p => p.node)),
-  quiet.length ? el("p", {class: "legend"}, `0 at every step: ${quiet.join("; ")}.`) : "", turned,
+  quiet.length ? el("p", {class: "legend"}, `0 at every step: ${quiet.join("; ")}.`) : "",
   el("div", {class: "tools"}, title,
     el("label", {}, "order ", el("select", {onchange: e => { sort = e.target.value; list(); }},
       ...Object.entries(ORDERS).map(([k, v]) => el("option", {value: k}, v[0])))),
@@ -149,14 +146,6 @@ function list() {
   title.textContent = `${chosen.length} group${chosen.length === 1 ? "" : "s"} of step ${step.step}`;
   groups.replaceChildren(...chosen.map(group));
 }
-function flips() {
-  const step = steps[at];
-  if (!step.turned.length) { turned.replaceChildren(); return; }
-  turned.replaceChildren(el("h2", {}, "Changed since last seen"), el("ul", {class: "turns"}, ...step.turned.map(t => el("li", {},
-    el("b", {class: t.now >= 0.5 ? "right" : "wrong"}, t.now >= 0.5 ? "✓ now right" : "✕ now wrong"),
-    ` ${t.f}: ${t.k}, ${percent(t.before)} at step `,
-    el("button", {onclick: () => go(steps.findIndex(s => s.step === t.when))}, String(t.when)), `, ${percent(t.now)} now`))));
-}
 function go(to) {
   at = Math.max(0, Math.min(steps.length - 1, to));
   const step = steps[at], m = step.metrics, all = step.groups.flatMap(g => g.s);
@@ -169,7 +158,7 @@ function go(to) {
   if ("grad_norm" in m) told.push(["gradient", number(m.grad_norm)]);
   now.replaceChildren(...told.map(([name, value]) => el("span", {}, name + " ", el("b", {}, String(value)))));
   parts.forEach(p => p.update());
-  flips();
+ 
   list();
   history.replaceState(null, "", "#" + step.step);
 }

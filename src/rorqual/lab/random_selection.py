@@ -1,4 +1,4 @@
-"""Attention kinds that only the experiment `sparse` uses: MLA over random positions, and over the most attended positions."""
+"""The attention kind of a baseline of the experiment `sparse`: MLA over random positions."""
 
 from __future__ import annotations
 
@@ -48,26 +48,3 @@ def _mixed(values: Tensor) -> Tensor:
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF
     return x ^ (x >> 16)
-
-
-class AttentionSelectionConfig(MLAConfig):
-    """MLA over the `topk` positions with the largest attention weights, averaged over heads. The weights are those of kind `mla`.
-
-    A perfect indexer selects these positions. This selection saves no time, because it computes dense attention first.
-    """
-
-    kind: Literal["attention_selection"] = "attention_selection"  # type: ignore[assignment]
-    topk: Count
-
-    def build(self, hidden_size: int, eps: float) -> Attention:
-        return AttentionSelection(self, hidden_size, eps)
-
-
-class AttentionSelection(SelectingMLA):
-    """MLA over the most attended positions."""
-
-    config: AttentionSelectionConfig
-
-    def select(self, q: Tensor, positions: Tensor, cache: LayerCache) -> Tensor:
-        """Return the positions [tokens, topk] that each query sees, best first, or -1 for none."""
-        return cache.select_by_attention(q, "latent", self.scale, self.config.topk).rows

@@ -1,0 +1,53 @@
+"""The chart of the page of `rorqual attention`: how much of the attention to needles is kept, by depth and length."""
+
+from __future__ import annotations
+
+import math
+
+from rorqual.evals.attention_tables import planted
+from rorqual.evals.missed_report import MissedReport
+from rorqual.evals.planted import DEPTHS
+from rorqual.report.chart import Chart, Panel, Series
+
+WIDTH = 4.6
+"""Inches. At this width, the text of a chart is readable on a phone."""
+
+
+def needles_chart(report: MissedReport) -> Chart:
+    """Chart a heat map for each budget: how much of the dense attention to needles lies on selected positions, by depth
+    and length."""
+    cells = [one for one in report.planted if one.kind == "needle"]
+    lengths = sorted({one.length for one in cells})
+    lowest = min(cells, key=lambda one: one.kept)
+    return Chart(
+        name="needles",
+        width=WIDTH,
+        columns=2,
+        height=2.3,
+        panels=[_needle_map(report, budget, lengths) for budget in report.budgets if planted(report, "needle", budget)],
+        alt=f"Needles by depth and length. Lowest: {lowest.kept:.0%} at depth {lowest.depth:.0%}, length {lowest.length}, "
+        f"{lowest.budget} positions.",
+        caption="Share of the dense attention to the needle that lies on selected positions, over all layers. Queries are the tokens of "
+        "question and answer. Depth: the share of the filler before the needle.",
+    )
+
+
+def _needle_map(report: MissedReport, budget: int, lengths: list[int]) -> Panel:
+    kept = {(one.depth, one.length): one.kept for one in planted(report, "needle", budget)}
+    rows = {depth: [kept.get((depth, length), math.nan) for length in lengths] for depth in DEPTHS}
+    return Panel(
+        kind="map",
+        title=f"{budget} positions" + (" (trained)" if budget == report.trained else ""),
+        x="length in tokens",
+        y="depth",
+        labels=[f"{length:,}" for length in lengths],
+        limits=(0, 1.6),
+        series=[
+            Series(
+                label=f"{depth:.0%}",
+                points=list(enumerate(row)),
+                texts=["dense" if math.isnan(value) else f"{value:.0%}" for value in row],
+            )
+            for depth, row in rows.items()
+        ],
+    )

@@ -1,6 +1,6 @@
 """Kill and resume runs with each tracker, and compare what its own files hold with `metrics.jsonl`.
 
-    pip install "rorqual[tensorboard,wandb,trackio]"
+    pip install "rorqual[tensorboard,wandb]"
     python scripts/trackers.py --kills 3
 
 Tests use TensorBoard only, because the other packages need 100 MB. For each tracker, a run is killed (SIGKILL) at random
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import struct
 import subprocess
@@ -98,23 +97,7 @@ def wandb(folder: Path) -> tuple[Steps, Any]:
     return steps, config
 
 
-def trackio(folder: Path) -> tuple[Steps, Any]:
-    def query(sql: str) -> list[dict[str, Any]]:
-        words = ["query", "project", "--project", "rorqual", "--json", "--sql", sql]
-        run = [sys.executable, "-m", "trackio.cli", *words]
-        done = subprocess.run(
-            run, capture_output=True, check=True, encoding="utf-8", env=os.environ | {"TRACKIO_DIR": str(folder)}
-        )
-        found = json.loads(done.stdout)
-        return found["rows"]
-
-    rows = query("SELECT step, metrics FROM metrics ORDER BY id")
-    [config] = query("SELECT config FROM configs")
-    own = {k: v for k, v in json.loads(config["config"]).items() if not k.startswith("_")}
-    return [(row["step"], json.loads(row["metrics"])) for row in rows], own
-
-
-READERS = {"tensorboard": tensorboard, "wandb": wandb, "trackio": trackio}
+READERS = {"tensorboard": tensorboard, "wandb": wandb}
 
 
 def as_recorded(out: Path, name: str) -> Steps:

@@ -116,9 +116,7 @@ def test_track_is_no_setting_of_the_run(tmp_path: Path) -> None:
     typo, out, plain = tmp_path / "typo", tmp_path / "tracked", tmp_path / "plain"
     refused = CliRunner().invoke(app, [*words, f"out={typo}", "track=tensorboard,tensorbord"])
     assert refused.exit_code == 2 and "track: unknown tracker 'tensorbord'" in refused.output
-    assert "Give one or several of tensorboard, wandb, trackio, separated by commas." in " ".join(
-        refused.output.split()
-    )
+    assert "Give one or several of tensorboard, wandb, separated by commas." in " ".join(refused.output.split())
     assert not typo.exists()
     for folder, more in ((out, ["track=tensorboard"]), (plain, [])):
         done = CliRunner().invoke(app, [*words, f"out={folder}", *more], catch_exceptions=False)

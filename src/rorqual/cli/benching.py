@@ -1,4 +1,4 @@
-"""The benchmark of `rorqual bench`: throughput, latency, and the share of memory bandwidth that an engine reaches."""
+"""The benchmark of `rorqual bench`: throughput and latency of an engine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,24 +22,16 @@ from rich.table import Table
 
 import rorqual
 from rorqual.cli.accounts import BYTES, count, memory_text
-from rorqual.cli.machine import cores, load, memory, processor
+from rorqual.cli.machine import cores, load, processor
 from rorqual.cli.measure import REMOTE
 from rorqual.cli.settings import Counts, Placement, check_device, read
 from rorqual.core.config import Natural, Seed
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import write_json
-from rorqual.data.source.text import read_text
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Request, SamplingParams
 from rorqual.generate.output import check_place
 from rorqual.model.account import account
-from rorqual.model.config import ModelConfig
-from rorqual.plan.serve import split_weights, touched
-
-ARRAY = 2**30
-"""Size in bytes of the array that the bandwidth test reads. It is larger than any cache, but at most a quarter of free memory."""
-READS = 5
-"""Number of times that the bandwidth test repeats each kind of read: a sum, and a matrix-vector product."""
 
 
 class BenchSettings(Placement):
@@ -50,7 +41,6 @@ class BenchSettings(Placement):
     prompt: Counts = Field((32, 512), description="tokens of each prompt, separated by commas")
     new: int = Field(64, ge=2, le=2**20, description="tokens to generate per request")
     repeats: int = Field(5, ge=1, le=1000, description="measurements of each pair of batch and prompt")
-    data: str = Field("", description="text file that prompts are cut from; default: random token ids")
     seed: Seed = Field(0, description="seed of the prompts")
     threads: Natural = Field(0, description="threads; 0: all cores")
     out: str = Field("", description="JSON file of every measurement")
@@ -95,15 +85,13 @@ def bench_run(run: str, arguments: Sequence[str] | None) -> None:
             where="command line",
             remedy=f"Lower prompt= or new= so that their sum is at most {engine.max_len}.",
         )
-    source = _source(engine, chosen)
-    bandwidth = read_bandwidth(chosen.device, threads)
     rows = []
     for batch in chosen.batch:
         for prompt in chosen.prompt:
             print(f"batch {batch}, prompt {prompt}: {chosen.repeats} repeats", file=sys.stderr, flush=True)
-            rows.append(_row(engine, chosen, batch, prompt, source, bandwidth))
+            rows.append(_row(engine, chosen, batch, prompt))
     results = {"run": run, "settings": chosen.model_dump(mode="json"), "threads": threads, "machine": _machine(),
-             "bandwidth_bytes_per_second": bandwidth, "how": how(engine, chosen, bandwidth, threads), "rows": rows}  # fmt: skip
+             "how": how(engine, chosen, threads), "rows": rows}  # fmt: skip
     _show(results)
     if chosen.out:
         write_json(Path(chosen.out), results)
@@ -113,15 +101,10 @@ def bench_run(run: str, arguments: Sequence[str] | None) -> None:
 # ---- one pair of batch and prompt
 
 
-def _row(
-    engine: Engine, chosen: BenchSettings, batch: int, prompt: int, source: Sequence[int], bandwidth: float
-) -> dict[str, Any]:
-    prompts = _prompts(source, batch, prompt, chosen.seed)
-    timings = [timing(engine, prompts, chosen.new) for _ in range(chosen.repeats + 1)][
-        1:
-    ]  # the first repeat is a warm-up and is dropped
-    mean_keys = prompt + chosen.new / 2
-    read_bytes = step_bytes(engine.model.config, batch, mean_keys, BYTES[chosen.dtype])
+def _row(engine: Engine, chosen: BenchSettings, batch: int, prompt: int) -> dict[str, Any]:
+    prompts = _prompts(engine.model.config.vocab_size, batch, prompt, chosen.seed)
+    repeats = chosen.repeats + 1  # the first repeat is a warm-up and is dropped
+    timings = [timing(engine, prompts, chosen.new) for _ in range(repeats)][1:]
     return {
         "batch": batch,
         "prompt": prompt,
@@ -130,8 +113,6 @@ def _row(
         "first_token_seconds": _spread([t.first for t in timings]),
         "between_tokens_seconds": _spread([statistics.median(t.gaps) for t in timings]),
         "between_tokens_seconds_99": _spread([float(torch.tensor(t.gaps).quantile(0.99)) for t in timings]),
-        "bytes_per_step": read_bytes,
-        "bandwidth_share": _spread([t.decode / batch * read_bytes / bandwidth for t in timings]),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "repeats": [asdict(t) | {"gaps": None} for t in timings],
     }
@@ -171,73 +152,13 @@ def timing(engine: Engine, prompts: Sequence[tuple[int, ...]], new: int) -> Timi
     )
 
 
-def _prompts(source: Sequence[int], batch: int, length: int, seed: int) -> list[tuple[int, ...]]:
-    """Return `batch` different prompts of `length` tokens, so that the prefix cache has no hits.
-
-    Prompts are slices of the tokenized text `source`. If `source` is a range (the vocabulary), the prompts are random
-    token ids.
-    """
+def _prompts(vocab_size: int, batch: int, length: int, seed: int) -> list[tuple[int, ...]]:
+    """Return `batch` different prompts of `length` random token ids, so that the prefix cache has no hits."""
     rng = random.Random(f"{seed} {batch} {length}")
-    if isinstance(source, range):
-        return [tuple(rng.choices(source, k=length)) for _ in range(batch)]
-    starts = [rng.randrange(len(source) - length + 1) for _ in range(batch)]
-    return [tuple(source[start : start + length]) for start in starts]
-
-
-def _source(engine: Engine, chosen: BenchSettings) -> Sequence[int]:
-    if not chosen.data:
-        return range(engine.model.config.vocab_size)
-    split = read_text(Path(chosen.data))
-    ids = engine.tokenizer.encode(split.train + split.validation)
-    if len(ids) < max(chosen.prompt) + max(chosen.batch):
-        raise ConfigError(
-            f"the text has only {len(ids)} tokens, too few for prompts of {max(chosen.prompt)}",
-            where=chosen.data,
-            remedy="Give a longer text or a smaller prompt=.",
-        )
-    return ids
-
-
-def step_bytes(config: ModelConfig, batch: int, keys: float, size: int) -> float:
-    """Return the number of bytes that a decode step must read from memory.
-
-    A step reads the KV cache of `keys` tokens per sequence. A step reads a weight once if at least one of the
-    `batch` tokens uses the weight. Only one row of an untied embedding is counted. If each token selects k of n routed
-    experts uniformly, a step reads the share 1 - (1 - k / n)^batch of the routed experts.
-    """
-    figures = account(config, cache_value_bytes=size)
-    experts = split_weights(config)[1] * (touched(config, batch) - touched(config, 1))
-    return (figures.active_lookup + experts) * size + batch * keys * figures.cache_bytes
+    return [tuple(rng.choices(range(vocab_size), k=length)) for _ in range(batch)]
 
 
 # ---- this machine
-
-
-def read_bandwidth(device: str, threads: int) -> float:
-    """Measure the memory bandwidth that `threads` threads reach, in bytes per second.
-
-    The test computes sums and matrix-vector products over an array that is larger than any cache. The result is the
-    speed of the fastest read.
-    """
-    size = min(ARRAY, (memory()[1] or 4 * ARRAY) // 4)
-    torch.set_num_threads(threads)
-    array = torch.ones(size // 4 // 4096, 4096, device=device)
-    vector = torch.ones(4096, device=device)
-    best = float("inf")
-    for kind in range(2 * READS):
-        began = time.perf_counter()
-        float(array.sum() if kind % 2 else (array @ vector)[0])  # copying a value to the host waits for the device
-        best = min(best, time.perf_counter() - began)
-    return array.numel() * 4 / best
-
-
-def last_cache() -> int:
-    """Return the size in bytes of the largest cache of core 0, or 0 if the system does not report it."""
-    sizes = [0]
-    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        with suppress(OSError, ValueError):
-            sizes.append(int(file.read_text(encoding="ascii").strip().removesuffix("K")) * 1024)
-    return max(sizes)
 
 
 def _machine() -> dict[str, Any]:
@@ -246,7 +167,6 @@ def _machine() -> dict[str, Any]:
         "processor": name or platform.machine(),
         "cores": cores(),
         "load": load(),
-        "last_cache_bytes": last_cache(),
         "torch": torch.__version__,
         "rorqual": rorqual.__version__,
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS", ""),
@@ -256,25 +176,17 @@ def _machine() -> dict[str, Any]:
 # ---- output
 
 
-def how(engine: Engine, chosen: BenchSettings, bandwidth: float, threads: int) -> list[str]:
+def how(engine: Engine, chosen: BenchSettings, threads: int) -> list[str]:
     """Return notes on the method of measurement, and on conditions that may distort the results."""
-    config = engine.model.config
-    weights = account(config).total * BYTES[chosen.dtype]
-    prompts = f"pieces of {chosen.data}" if chosen.data else "random ids"
+    total = account(engine.model.config).total
+    size = memory_text(total * BYTES[chosen.dtype])
     notes = [
-        f"{count(account(config).total)} parameters in {chosen.dtype} on {chosen.device}, {memory_text(weights)}; {threads} threads.",
-        f"Prompts are {prompts}, all different, the same in each repeat. Decoding is greedy and ignores EOS. One warm-up run is not counted.",
+        f"{count(total)} parameters in {chosen.dtype} on {chosen.device}, {size}; {threads} threads.",
+        "Prompts are random ids, all different, the same in each repeat. Decoding is greedy and ignores EOS. One warm-up run is not counted.",
         "Each cell shows the median, minimum and maximum of the repeats. All requests are submitted together. Prefill ends when every "
         "request has its first token; the remaining time is decode. First: median time to first token. Between: median and 99th "
         "percentile of inter-token latency.",
-        f"This machine reads memory at {bandwidth / 1e9:.1f} GB/s (best of {2 * READS} reads of an array larger than the cache). The last "
-        "column is the share of this bandwidth that decoding reaches, if a step reads the weights once and each sequence's KV cache.",
     ]
-    if weights < 2 * last_cache():
-        notes.append(
-            f"The weights nearly fit in the last-level cache ({memory_text(last_cache())}), which is faster than memory: "
-            "the share of memory bandwidth may exceed 100 % here."
-        )
     if load() > cores() + 0.5:
         notes.append(f"Other processes use the cores (load {load():.1f}): these figures are too low.")
     return notes
@@ -291,7 +203,6 @@ def _show(results: dict[str, Any]) -> None:
         "first\nms",
         "between\nms",
         "99 %\nms",
-        "% of\nmemory",
     )
     for name in headers:
         table.add_column(name, justify="right", no_wrap=True)
@@ -301,7 +212,6 @@ def _show(results: dict[str, Any]) -> None:
         ("first_token_seconds", 1000),
         ("between_tokens_seconds", 1000),
         ("between_tokens_seconds_99", 1000),
-        ("bandwidth_share", 100),
     )
     for row in results["rows"]:
         cells = [_cell(row[name], unit) for name, unit in fields]

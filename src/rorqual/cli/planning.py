@@ -13,7 +13,7 @@ from rorqual.core.errors import ConfigError
 from rorqual.core.ledger import CORE_HOUR
 from rorqual.model.config import ModelConfig
 from rorqual.plan.hardware import REACHED, V3_USED, Device, Dtype, device
-from rorqual.plan.layout import RESERVE, Room, choose, misfits, nearest_dividing, nearest_fitting
+from rorqual.plan.layout import RESERVE, Room, choose, misfits
 from rorqual.plan.memory import PRECISIONS, Layout, Memory, PrecisionName, Recompute, device_memory
 from rorqual.plan.numbers import Amount, Count, Positions, duration, flops, gigabytes, money, short
 from rorqual.plan.price import PRICES, Price
@@ -153,13 +153,13 @@ class RunPlan(Config):
 class Trained:
     """A training plan: cost, layout and memory per device.
 
-    `nearest`: the layout most similar to `layout` that fits in memory, and its memory use. `nearest` is None if `layout` fits.
+    `chosen`: if `layout` does not fit in memory, the layout that the planner chooses, and its memory use; else None.
     """
 
     cost: TrainingCost
     layout: Layout
     memory: Memory
-    nearest: tuple[Layout, Memory] | None
+    chosen: tuple[Layout, Memory] | None
 
 
 def plan_training(model: ModelConfig, settings: TrainPlan) -> Trained:
@@ -179,13 +179,12 @@ def plan_training(model: ModelConfig, settings: TrainPlan) -> Trained:
     if layout is None:
         return Trained(cost, *choose(model, room, settings.context, precision, settings.microbatch), None)
     if reasons := misfits(model, layout, settings.n):
-        near = nearest_dividing(model, layout, room)
-        raise ConfigError("; ".join(reasons), where="layout", remedy=f"The nearest valid layout is {near}.")
+        remedy = "Without degrees, the plan chooses a layout that fits."
+        raise ConfigError("; ".join(reasons), where="layout", remedy=remedy)
     memory = device_memory(model, layout, context=settings.context, precision=precision)
     fits = memory.total <= room.usable
-    return Trained(
-        cost, layout, memory, None if fits else nearest_fitting(model, layout, room, settings.context, precision)
-    )
+    chosen = None if fits else choose(model, room, settings.context, precision, settings.microbatch)
+    return Trained(cost, layout, memory, chosen)
 
 
 def training_rows(model: ModelConfig, settings: TrainPlan, plan: Trained) -> Rows:
@@ -208,8 +207,8 @@ def training_rows(model: ModelConfig, settings: TrainPlan, plan: Trained) -> Row
                    f"{settings.precision}: {PRECISIONS[settings.precision].source}"),
         *memory_rows(plan.memory, settings),
     ]  # fmt: skip
-    if plan.nearest:
-        rows += [("", ""), ("nearest that fits", str(plan.nearest[0])), *memory_rows(plan.nearest[1], settings)]
+    if plan.chosen:
+        rows += [("", ""), ("layout that fits", str(plan.chosen[0])), *memory_rows(plan.chosen[1], settings)]
     return rows
 
 

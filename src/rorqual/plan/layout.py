@@ -4,7 +4,7 @@ in memory."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rorqual.core.errors import ConfigError
@@ -69,7 +69,7 @@ def divisors(number: int) -> list[int]:
     return sorted({*small, *(number // d for d in small)})
 
 
-def dividing(model: ModelConfig, room: Room, microbatches: tuple[int, ...] = (1,)) -> Iterator[Layout]:
+def dividing(model: ModelConfig, room: Room, microbatch: int = 1) -> Iterator[Layout]:
     """Yield every valid layout of `room.n` devices, with tensor parallelism within a machine."""
     experts = _experts(model)
     for tp in divisors(room.n):
@@ -82,19 +82,7 @@ def dividing(model: ModelConfig, room: Room, microbatches: tuple[int, ...] = (1,
             for ep in divisors(math.gcd(dp * tp, *experts)) if experts else [1]:
                 for zero in range(4):
                     for recompute in MODES:
-                        for size in microbatches:
-                            yield Layout(dp, tp, pp, ep, zero, recompute, size)
-
-
-def distance(one: Layout, other: Layout) -> float:
-    """Return the distance between two layouts.
-
-    A doubling of tp, pp or ep counts 1. One ZeRO stage, one level of recomputation, or a doubling of the micro-batch
-    counts one half.
-    """
-    degrees = sum(abs(math.log2(getattr(one, name) / getattr(other, name))) for name in ("tp", "pp", "ep"))
-    modes = abs(MODES.index(one.recompute) - MODES.index(other.recompute))
-    return degrees + 0.5 * (abs(one.zero - other.zero) + modes + abs(math.log2(one.microbatch / other.microbatch)))
+                        yield Layout(dp, tp, pp, ep, zero, recompute, microbatch)
 
 
 def burden(layout: Layout) -> float:
@@ -109,21 +97,14 @@ def burden(layout: Layout) -> float:
     return 2 * math.log2(layout.tp) + math.log2(layout.pp) + 0.5 * math.log2(layout.ep) + recompute_score + zero_score
 
 
-def nearest_dividing(model: ModelConfig, layout: Layout, room: Room) -> Layout:
-    """Return the valid layout nearest to `layout` (see `distance`)."""
-    layouts = dividing(model, room, (layout.microbatch,))
-    return min(layouts, key=lambda other: (distance(layout, other), other.zero != layout.zero, burden(other)))
-
-
-def fitting(
-    model: ModelConfig, room: Room, microbatches: Sequence[int], context: int, precision: Precision,
-    rank: Callable[[Layout], float],
-) -> tuple[Layout, Memory]:  # fmt: skip
-    """Among the valid layouts that fit in memory, return the one with the lowest `rank`, then `burden`, and its memory use.
+def choose(
+    model: ModelConfig, room: Room, context: int, precision: Precision, microbatch: int = 1
+) -> tuple[Layout, Memory]:
+    """Among the valid layouts that fit in memory, return the one with the lowest `burden`, and its memory use.
 
     Raises ConfigError if no layout fits.
     """
-    for layout in sorted(dividing(model, room, tuple(microbatches)), key=lambda one: (rank(one), burden(one))):
+    for layout in sorted(dividing(model, room, microbatch), key=burden):
         memory = device_memory(model, layout, context=context, precision=precision)
         if memory.total <= room.usable:
             return layout, memory
@@ -132,18 +113,3 @@ def fitting(
         where="n",
         remedy="Use more devices, devices with more memory, or shorter rows.",
     )
-
-
-def choose(
-    model: ModelConfig, room: Room, context: int, precision: Precision, microbatch: int = 1
-) -> tuple[Layout, Memory]:
-    """Among the layouts that fit in memory, return the one with the lowest `burden`, and its memory use."""
-    return fitting(model, room, (microbatch,), context, precision, burden)
-
-
-def nearest_fitting(
-    model: ModelConfig, layout: Layout, room: Room, context: int, precision: Precision
-) -> tuple[Layout, Memory]:
-    """Among the layouts that fit in memory, return the one nearest to `layout`, and its memory use."""
-    sizes = {2**power for power in range(layout.microbatch.bit_length())} | {layout.microbatch}
-    return fitting(model, room, sorted(sizes), context, precision, lambda one: distance(layout, one))

@@ -35,7 +35,7 @@ class TeachConfig(Config):
     seed: Seed = Field(0, description="seed of splits, training and sampling")
     threads: Natural = Field(0, description="threads; 0: all cores")
     quiet: bool = Field(False, description="print no progress")
-    track: str = Field("", description="tensorboard, wandb or trackio, separated by commas")
+    track: str = Field("", description="tensorboard or wandb, or both, separated by a comma")
 
     @property
     def trackers(self) -> list[str]:

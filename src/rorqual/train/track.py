@@ -1,4 +1,4 @@
-"""Copy a run's metrics to TensorBoard, Weights & Biases or Trackio during training.
+"""Copy a run's metrics to TensorBoard or Weights & Biases during training.
 
 `metrics.jsonl` remains the source of truth. At the first step of a process, a tracker deletes its folder and copies all
 earlier steps from `metrics.jsonl`. A resumed run therefore has every step exactly once.
@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from importlib.util import find_spec
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -52,16 +51,8 @@ def track(names: Sequence[str], out: RunDir) -> Iterator[Callable[[Record], None
     folder = out.path.absolute()
     check_trackers(names)
     for name in names:
-        if name == "trackio":
-            os.environ["TRACKIO_DIR"] = str(folder / name)  # trackio reads this variable only when it is imported
         with extra(name, name):
-            module = import_module(name)
-        if name == "trackio" and folder / name != module.TRACKIO_DIR:
-            raise ConfigError(
-                f"trackio was imported earlier and writes to {module.TRACKIO_DIR}",
-                where="track",
-                remedy="Train this run in a new process.",
-            )
+            import_module(name)
     with ExitStack() as stack:
         logs: list[Log] = []
 
@@ -130,18 +121,4 @@ def _wandb(out: RunDir, folder: Path) -> Iterator[Log]:
         yield lambda step, values: run.log(values, step=step)
 
 
-@contextmanager
-def _trackio(out: RunDir, folder: Path) -> Iterator[Log]:
-    import trackio
-
-    shutil.rmtree(folder, ignore_errors=True)
-    with redirect_stdout(StringIO()):  # init and finish print messages
-        trackio.init(PROJECT, name=folder.parent.name, config=out.config(), embed=False)
-    try:
-        yield lambda step, values: trackio.log(values, step=step)
-    finally:
-        with redirect_stdout(StringIO()):
-            trackio.finish()
-
-
-TRACKERS = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}
+TRACKERS = {"tensorboard": _tensorboard, "wandb": _wandb}

@@ -6,14 +6,6 @@ from mutant import one
 
 MUTANTS = (
     one(
-        "bench counts every expert as read at each step",
-        "a share of the bandwidth above what was reached",
-        "cli/benching.py",
-        "    experts = split_weights(config)[1] * (touched(config, batch) - touched(config, 1))\n",
-        "    experts = split_weights(config)[1] * (1 - touched(config, 1))\n",
-        "tests/cli/test_bench.py::test_a_step_reads_the_experts_that_so_many_tokens_reach",
-    ),
-    one(
         "a checkpoint that comes while another is read gives its name to that one's answers",
         "a review: 18 of 120 answers were another checkpoint's",
         "cli/evaluating.py",

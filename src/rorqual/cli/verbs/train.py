@@ -22,7 +22,7 @@ class TrainCommand(Config):
     out: str = Field("", description="run folder; default: runs/RECIPE")
     rollout: str = Field("", description="address of a server that samples rollouts (rorqual serve rollout_dir=)")
     threads: Natural = Field(0, description="threads; 0: all cores")
-    track: str = Field("", description="tensorboard, wandb or trackio, separated by commas")
+    track: str = Field("", description="tensorboard or wandb, or both, separated by a comma")
     quiet: bool = Field(False, description="print no progress")
 
 

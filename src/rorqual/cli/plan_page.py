@@ -31,10 +31,10 @@ def training_charts(model: ModelConfig, settings: TrainPlan, plan: Trained, *, i
         if _rent(card, settings)
     ]
     marks = [V3_MARK] if is_v3 and settings.device().name == "h800" else []
-    rows: list[tuple[str, Memory]] = [("as asked" if plan.nearest else "this layout", plan.memory)]
-    if plan.nearest:
-        rows.append(("nearest that fits", plan.nearest[1]))
-    base = plan.nearest[0] if plan.nearest else plan.layout
+    rows: list[tuple[str, Memory]] = [("as asked" if plan.chosen else "this layout", plan.memory)]
+    if plan.chosen:
+        rows.append(("layout that fits", plan.chosen[1]))
+    base = plan.chosen[0] if plan.chosen else plan.layout
     for name, changed in _variants(base):
         rows.append(
             (name, device_memory(model, changed, context=settings.context, precision=PRECISIONS[settings.precision]))

@@ -370,3 +370,15 @@ def test_sequences_of_different_lengths_select_and_lose_as_alone(monkeypatch: py
         for one, other in zip(found([which], tokens), whole, strict=True):
             assert torch.equal(one, other[tokens])
     assert whole[1].tolist() == [5, 130, *(min(150, t + 1) for t in range(130, 200)), *[150] * 40]
+
+
+def test_rows_that_a_short_sequence_lacks_have_no_score() -> None:
+    attention, generator = PagedAttention(ENOUGH), torch.Generator().manual_seed(9)
+    metadata = AttentionMetadata(
+        np.array([0, 1, 41]), np.array([130, 40]), np.array([[1, 2, 3], [4, 0, 0]]), np.zeros(41, np.int64)
+    )
+    plan = attention.plan(metadata, torch.device("cpu"))
+    q, keys = torch.randn(41, 1, 3, 12, generator=generator), torch.randn(5, 1, BLOCK, 12, generator=generator)
+    found = attention.select(q, torch.rand(41, 1, 3, generator=generator), keys, plan, 100)
+    assert found.rows.shape == (41, 100) and torch.equal(found.rows >= 0, found.scores > -torch.inf)
+    assert (found.rows >= 0).sum(1).tolist() == [100, *range(1, 41)]

@@ -267,7 +267,7 @@ MUTANTS = (
         "ops/backends/attention.py",
         "_joined([_widened(part.scores, most, -torch.inf) for part in parts], tokens)",
         "_joined([_widened(part.scores, most, 0) for part in parts], tokens)",
-        "tests/ops/test_paged.py::test_sequences_of_different_lengths_select_and_lose_as_alone",
+        "tests/ops/test_paged.py::test_rows_that_a_short_sequence_lacks_have_no_score",
     ),
     one(
         "the dense weights of the longest query lack a position",

@@ -128,7 +128,7 @@ def result(folders: Sequence[Path]) -> dict[str, Any]:
         },
         "thinking_length": {name: lengths(folders, name) for name in ("before-auto", "after-auto")},
         "seconds": {
-            folder.name: {s["stage"]: [round(s["seconds"], 1), round(s["core_seconds"], 1)] for s in told["stages"]}
+            folder.name: {s["name"]: [round(s["seconds"], 1), round(s["core_seconds"], 1)] for s in told["stages"]}
             for folder, told in summaries.items()
         },
         "verdicts": [

@@ -179,6 +179,7 @@ def test_a_sample_has_each_of_its_fields_from_its_problem_and_its_completion() -
         "thinking_tokens": 5,
         "thought": True,
         "truncated": True,
+        "chance": None,
         "error": "",
         "answered": None,
         "logprob": -0.25,

@@ -93,7 +93,7 @@ def test_keys_and_evaluations_of_then_are_read(place: Path) -> None:
 
 def test_the_files_of_a_report_of_then_give_its_accuracies(place: Path) -> None:
     page = build_report(place / "quickstart").read_text("utf-8")
-    section = page[page.index('id="accuracy"') : page.index('id="reinforcement"')]
+    section = page[page.index('id="accuracy"') : page.index('id="students"')]
     rows = re.findall(r"<tr.*?</tr>", section, flags=re.DOTALL)
     found = [
         [re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, flags=re.DOTALL)]

@@ -102,7 +102,7 @@ def write_rest(folder: Path) -> None:
     summary = {
         "model": {"total": 1_812_480, "active": 402_176, "cache_bytes_per_token": 1280, "flops_per_token": 912_384},
         "stages": [
-            {"stage": name, "tokens": tokens, "flops": 1000 * tokens, "core_seconds": core, "seconds": core / 1.9}
+            {"name": name, "tokens": tokens, "flops": 1000 * tokens, "core_seconds": core, "seconds": core / 1.9}
             for name, tokens, core in stages
         ],
         "seed": 0,
@@ -169,7 +169,7 @@ def write_students(folder: Path, count: int = 120, rates: dict[str, float] | Non
                 samples=tuple(branch_samples(branch, mode, (rates or {}).get(branch, rate), count)),
             ).save(folder / "evals" / f"student-{branch}-{mode}.json")
     summary["stages"] += [
-        {"stage": name, "tokens": 10**6, "flops": 10**12, "solved": 500, "core_seconds": core, "seconds": core / 2}
+        {"name": name, "tokens": 10**6, "flops": 10**12, "solved": 500, "core_seconds": core, "seconds": core / 2}
         for name, core in STUDENT_STAGES.items()
     ]
     summary["branches"] = [

@@ -65,9 +65,9 @@ def test_every_stage_left_its_files(place: Path) -> None:
     assert (place / "report.html").stat().st_size > 10_000 and list((place / "pictures").glob("*.png"))
     summary = json.loads((place / "summary.json").read_bytes())
     spent = [entry for entry in read_ledger(place / "ledger.jsonl") if entry.stage != "report"]
-    assert [stage["stage"] for stage in summary["stages"]] == [entry.stage for entry in spent] and len(spent) == 10
+    assert [stage["name"] for stage in summary["stages"]] == [entry.stage for entry in spent] and len(spent) == 10
     assert all(
-        stage["tokens"] > 0 and stage["flops"] > 0 for stage in summary["stages"] if stage["stage"] != UNACCOUNTED
+        stage["tokens"] > 0 and stage["flops"] > 0 for stage in summary["stages"] if stage["name"] != UNACCOUNTED
     )
     assert all(stage["core_seconds"] > 0 for stage in summary["stages"])
 
@@ -143,7 +143,7 @@ def test_the_summary_tells_of_each_stage_by_its_own_files(place: Path) -> None:
     """The base student is trained in two runs; what is measured counts its tokens; samples are counted by what became of them. No stage was
     interrupted, so the ledger has the amounts of the files."""
     summary = json.loads((place / "summary.json").read_bytes())
-    found = {stage["stage"]: stage for stage in summary["stages"]}
+    found = {stage["name"]: stage for stage in summary["stages"]}
     metrics = {name: list(RunDir(place / name).metrics()) for name in RUNS}
     for stage, names in {"train the teacher": ["base"], "reinforce the teacher": ["teacher"], "distil the student": ["distilled"],
                          "train the base student": ["student-able", "student-base"], "train on answers alone": ["answers-only"],
@@ -179,5 +179,5 @@ def test_a_lost_evaluation_is_made_again_alike(place: Path) -> None:
     run_quickstart(place, size="small", threads=2)
     again, after = json.loads(file.read_bytes()), json.loads((place / "summary.json").read_bytes())
     assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in before.items() if k != "seconds"}
-    spent, whole = (next(s for s in one["stages"] if s["stage"] == "measure the teacher") for one in (summary, after))
+    spent, whole = (next(s for s in one["stages"] if s["name"] == "measure the teacher") for one in (summary, after))
     assert whole["tokens"] == spent["tokens"] + sum(again["usage"].values()), "repeated work is paid again"

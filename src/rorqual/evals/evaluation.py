@@ -28,7 +28,7 @@ class GradedSample(Config):
     log-probability of the reply's tokens, if the generator returns it. `score` is a verifier's log-odds that the reply is right
     (`evals.verify`). `earlier` are the replies that the model was asked to check before this one, oldest first (`refine`).
 
-    `error` is the reason why there is no reply.
+    `error` is the reason why there is no reply. `chance` is in older files only, and is ignored.
     """
 
     key: str
@@ -45,6 +45,7 @@ class GradedSample(Config):
     thinking_tokens: int
     thought: bool
     truncated: bool
+    chance: float | None = None
     error: str = ""
     answered: str | None = None
     logprob: float | None = None

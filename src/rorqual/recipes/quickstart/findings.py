@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import field_validator
+
 from rorqual.core.config import Config, parse
 from rorqual.core.errors import DataError
-from rorqual.core.ledger import CORE_HOUR, LedgerEntry, total
+from rorqual.core.ledger import AMOUNTS, CORE_HOUR, LedgerEntry, total
 from rorqual.core.records import RunDir, Thinking, read_json
 from rorqual.evals.evaluation import Evaluation
 from rorqual.recipes.quickstart.paths import MODES, WHEN, QuickstartPaths
@@ -47,6 +49,11 @@ class Summary(Config):
     core_hour: float = CORE_HOUR
     seed: int
     command: str
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _as_entries(cls, stages: list[dict[str, Any]]) -> list[LedgerEntry]:
+        return [LedgerEntry(one["name"], **{name: one.get(name, 0) for name in AMOUNTS}) for one in stages]
 
     def cost_of(self, branch: Branch) -> LedgerEntry:
         """Return the total cost of the branch's own stages, under the branch's title."""

@@ -32,7 +32,7 @@ def build_report(folder: Path) -> Path:
       The report shows a metric without records as "not recorded".
     - `evals/{before,after}-{auto,on,off}.json` are evaluations of the same problems, written by `Evaluation.save`.
     - `summary.json` is `{"model": {"total", "active", "cache_bytes_per_token", "flops_per_token", ...}, "stages":
-      [{"stage", "tokens", "flops", "solved", "core_seconds", "seconds"}], "seed", "command"}`. A run with a student also has
+      [{"name", "tokens", "flops", "solved", "core_seconds", "seconds"}], "seed", "command"}`. A run with a student also has
       `"student"` (like `model`) and `"branches": [{"name", "title", "modes", "stages"}]`.
     - `evals/student-NAME-MODE.json` are the evaluations of each branch.
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
-from rorqual.core.ledger import CORE_HOUR, read_ledger
+from rorqual.core.ledger import AMOUNTS, CORE_HOUR, LedgerEntry, read_ledger
 from rorqual.core.records import METRICS_FILE, RunDir
 from rorqual.data.distilled import read_distilled
 from rorqual.model.account import account
@@ -44,13 +43,18 @@ def summary(place: QuickstartPaths, seed: int, size: str) -> dict[str, Any]:
     return {
         "model": facts["teacher"],
         "student": facts["student-base"],
-        "stages": [asdict(entry) for entry in read_ledger(place.ledger) if entry.stage != REPORT_STAGE],
+        "stages": [stage_json(entry) for entry in read_ledger(place.ledger) if entry.stage != REPORT_STAGE],
         "branches": branches,
         "samples": sample_counts(place),
         "core_hour": CORE_HOUR,
         "seed": seed,
         "command": command,
     }
+
+
+def stage_json(entry: LedgerEntry) -> dict[str, Any]:
+    """Return the name and the cost of a stage."""
+    return {"name": entry.stage} | {name: getattr(entry, name) for name in AMOUNTS}
 
 
 def model_facts(run: RunDir) -> dict[str, int]:

@@ -16,7 +16,7 @@ from record import made_by
 
 from rorqual.core.records import write_json
 from rorqual.evals.baselines import RULES, UNIFORM, baselines
-from rorqual.evals.evaluating import pick
+from rorqual.evals.evaluating import pick_problems
 from rorqual.evals.evaluation import cell_name
 from rorqual.tasks.everyday import Everyday
 from rorqual.tasks.families import NAMES, Families
@@ -27,7 +27,7 @@ FIT, JUDGED, MOST = 2000, 1000, 0.1
 
 def measured(task: Task, seed: int) -> list[dict[str, Any]]:
     """Return a row for each family and level of a task, with shares of 1."""
-    problems = pick(task, "test", JUDGED, seed, per_family=True)
+    problems = pick_problems(task, "test", JUDGED, seed, per_family=True)
     found = baselines(task, problems, seed, FIT)
     rows = []
     for family, level in dict.fromkeys((problem.family, problem.level) for problem in problems):

@@ -28,7 +28,7 @@ from rorqual.evals.stats import (
     t_interval,
     wilson,
 )
-from rorqual.evals.verdict import ends
+from rorqual.evals.verdict import wider_interval
 
 SIZES = (3, 5, 20, 40)
 NOMINAL = (0.95, 0.99)
@@ -107,7 +107,7 @@ def over_seeds(confidence: float, seeds: int, case: str) -> dict[str, float]:
             "hierarchical_difference": bootstrap,
             "difference_over_seeds": both,
             "t_interval": t_interval(rates.tolist(), confidence),
-            "ends": ends(both, rates.tolist()),
+            "ends": wider_interval(both, rates.tolist()),
         }
         for name, one in found.items():
             inside[name] += one.low <= truth <= one.high

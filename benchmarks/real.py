@@ -31,7 +31,7 @@ from record import ROOT, core_seconds, made_by
 from rorqual.core.records import write_json
 from rorqual.evals.compare import compare
 from rorqual.evals.evaluation import Evaluation
-from rorqual.evals.verdicts import compact
+from rorqual.evals.verdicts import compact_verdicts
 
 WINDOW, WINDOWS = 512, 50
 GYM = ("letter_counting", "knights_knaves", "leg_counting", "chain_sum", "number_sorting")
@@ -208,7 +208,7 @@ def result(data: Path, work: Path) -> dict[str, Any]:
         "evaluations": {name: accuracy(e) for name, e in evaluations.items()},
         "comparisons": {name: difference(*pair) for name, pair in pairs.items()},
         "verdicts": [
-            one.model_dump(mode="json") for one in compact({name: [e] for name, e in evaluations.items()}, [0])
+            one.model_dump(mode="json") for one in compact_verdicts({name: [e] for name, e in evaluations.items()}, [0])
         ],
         "core_seconds": {
             part: round(sum(r["core_seconds"] for r in records if r["part"] == part), 1)

@@ -19,7 +19,7 @@ from record import made_by
 from rorqual.core.records import RunDir, write_json
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Request, SamplingParams
-from rorqual.evals.evaluating import pick
+from rorqual.evals.evaluating import pick_problems
 from rorqual.model.load.run_directory import read_model_config
 from rorqual.tasks.find import load_task
 
@@ -37,7 +37,7 @@ def main() -> None:
     experts = max(ffn.n_choices() for ffn in read_model_config(RunDir(a.run)).ffns)
     if not experts:
         raise SystemExit(f"{a.run}: the model has no experts")
-    problems = pick(load_task(a.task), "dev", a.count, 0, False)
+    problems = pick_problems(load_task(a.task), "dev", a.count, 0, False)
     params = SamplingParams(max_tokens=a.max_tokens)
     answers = Engine(a.run, threads=a.threads).generate([Request(p.messages, params) for p in problems])
     chosen = [np.asarray(group[0].experts) for group in answers]  # each [positions, layers, k]

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rorqual.ops.layout import prepack, times
-from rorqual.ops.rows import cancelling
+from rorqual.ops.rows import cancelling_rows
 
 COUNTS = (
     1,
@@ -68,7 +68,7 @@ def main() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         for width in (16, 32, 64, 96, 128, 256, 512, 576, 1024, 1536):
             for out in (48, 64, 192, 576, 1536):
-                x, weight = cancelling(max(COUNTS), out, width, dtype)
+                x, weight = cancelling_rows(max(COUNTS), out, width, dtype)
                 opaque = prepack(weight)
                 kinds: dict[str, Callable[[Tensor], Tensor]] = {
                     "as it lies": lambda rows, w=weight: F.linear(rows, w),

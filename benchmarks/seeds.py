@@ -21,7 +21,7 @@ from rorqual.evals.compare import compare_seeds, did_think, is_right
 from rorqual.evals.evaluation import Evaluation, GradedSample, Grain
 from rorqual.evals.stats import Interval, t_interval
 from rorqual.evals.verdict import CONFIDENCE, judge
-from rorqual.evals.verdicts import compact
+from rorqual.evals.verdicts import compact_verdicts
 
 TEACHER = ("before-auto", "after-auto", "before-on", "after-on", "before-off", "after-off")
 COMPARED = ("teacher", "student-base", "distilled", "reinforced")
@@ -133,7 +133,7 @@ def result(folders: Sequence[Path]) -> dict[str, Any]:
         },
         "verdicts": [
             one.model_dump(mode="json")
-            for one in compact({name: load(folders, name) for name in (*TEACHER, *STUDENTS)}, seeds)
+            for one in compact_verdicts({name: load(folders, name) for name in (*TEACHER, *STUDENTS)}, seeds)
         ],
     }
 

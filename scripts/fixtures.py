@@ -30,7 +30,7 @@ from rorqual.model.ffn.router import GroupedTopKConfig
 from rorqual.model.load.run_directory import load_run
 from rorqual.ops.losses import token_logprobs
 from rorqual.recipes.sparsify import SparsifyConfig, sparsify
-from rorqual.recipes.start import supervised
+from rorqual.recipes.start import supervised_objectives
 from rorqual.train.balance import Balance
 from rorqual.train.loop import fit
 from rorqual.train.optim import AdamWConfig, MuonConfig
@@ -104,7 +104,7 @@ def train(work: Path, seed: int, steps: int, sparse_steps: int) -> RunDir:
         steps=steps,
         model=model,
         source=TextConfig(data=str(TEXT), rows=ROWS, row=ROW),
-        objectives=supervised(model),
+        objectives=supervised_objectives(model),
         optim=MuonConfig(
             lr=0.02, adamw=AdamWConfig(lr=2e-3, betas=(0.9, 0.98)), schedule=Schedule(warmup=30, decay=0.4)
         ),

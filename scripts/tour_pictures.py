@@ -36,9 +36,9 @@ from rorqual.model.presets import preset
 from rorqual.ops.backends import TORCH, TORCH_INVARIANT
 from rorqual.ops.paged import BLOCK
 from rorqual.recipes.models import v3_like
-from rorqual.report.chart import png
+from rorqual.report.chart import render_png
 from rorqual.report.theme import LIGHT, Theme
-from rorqual.train.balance import count
+from rorqual.train.balance import count_choices
 from rorqual.train.objectives import GRPO
 from rorqual.train.objectives.distil import divergence
 from rorqual.train.objectives.grpo import DrawnTokens
@@ -218,7 +218,7 @@ def loads(gamma: float) -> Tensor:
     for _ in range(STEPS):
         x = common + torch.randn(TOKENS, 32, generator=generator)
         with torch.no_grad():
-            load = count(router(x, TORCH, None), torch.ones(TOKENS, dtype=torch.bool), EXPERTS)
+            load = count_choices(router(x, TORCH, None), torch.ones(TOKENS, dtype=torch.bool), EXPERTS)
         router.balance(load, gamma)
         ratios.append(load / load.float().mean())
     return torch.stack(ratios)
@@ -495,7 +495,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in chosen.names or PICTURES:
         file = chosen.out / f"tour-{name}.png"
-        file.write_bytes(png(PICTURES[name], LIGHT))
+        file.write_bytes(render_png(PICTURES[name], LIGHT))
         print(f"{file}  {file.stat().st_size / 1000:.0f} KB")
 
 

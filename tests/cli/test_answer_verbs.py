@@ -18,7 +18,7 @@ from rorqual.engine.request import SamplingParams
 from rorqual.evals.cascade import Cascade, calibrate
 from rorqual.evals.evaluating import evaluate
 from rorqual.evals.evaluation import Evaluation
-from rorqual.evals.verify import scored
+from rorqual.evals.verify import with_verifier_scores
 from rorqual.model.account import account
 from rorqual.model.load.run_directory import read_model_config
 from rorqual.recipes import make_run
@@ -169,7 +169,9 @@ def test_verifier_data_and_verifier_reach_the_evaluation(here: Path) -> None:
     text = said("eval", "run", *words, "best_of=4", "verifier=judge", "out=best.json")
     found = Evaluation.load(Path("best.json"))
     judge = Engine("judge", record_experts=False)
-    assert [s.score for s in found.samples] == pytest.approx([s.score for s in scored(found, judge).samples], abs=1e-5)
+    assert [s.score for s in found.samples] == pytest.approx(
+        [s.score for s in with_verifier_scores(found, judge).samples], abs=1e-5
+    )
     assert "best by verifier" in text and "majority" not in text.partition("one answer from")[2]
     others = ["task=families:swap", *words[1:]]
     assert "majority weighted by verifier" in said(

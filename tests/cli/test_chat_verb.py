@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from rorqual.cli.conversation import ROOM, ChatSettings, Conversation, pieces
+from rorqual.cli.conversation import ROOM, ChatSettings, Conversation, reply_pieces
 from rorqual.cli.screen import Terminal
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, TaskDefaults, Thinking
@@ -51,7 +51,7 @@ def test_a_reply_streamed_token_by_token_is_the_reply(reasoning: str | None, con
     except DataError:  # half of a surrogate pair
         return
     ids = whole[len(CHAT.prompt(asked, thinking)) :]
-    told = list(pieces(ids, CHAT, thinking))
+    told = list(reply_pieces(ids, CHAT, thinking))
     assert "".join(text for is_reasoning, text in told if is_reasoning) == (reasoning or "")
     assert "".join(text for is_reasoning, text in told if not is_reasoning) == content
     assert all("\ufffd" not in text for _, text in told) or "\ufffd" in content + (reasoning or "")
@@ -60,7 +60,7 @@ def test_a_reply_streamed_token_by_token_is_the_reply(reasoning: str | None, con
 @settings(max_examples=60)
 @given(ids=st.lists(st.integers(7, 262) | SPECIAL, max_size=30), thinking=MODES)
 def test_whatever_a_model_draws_is_shown_whole_in_the_end(ids: list[int], thinking: Thinking) -> None:
-    told = list(pieces(ids, CHAT, thinking))
+    told = list(reply_pieces(ids, CHAT, thinking))
     message = CHAT.parse(ids, thinking)
     assert "".join(text for is_reasoning, text in told if is_reasoning).endswith(message.reasoning or "")
     assert "".join(text for is_reasoning, text in told if not is_reasoning).endswith(message.content)

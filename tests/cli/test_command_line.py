@@ -16,7 +16,7 @@ import typer
 from commands import listing, typed
 
 from rorqual.cli.main import report_errors
-from rorqual.cli.settings import pairs
+from rorqual.cli.settings import split_pairs
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 from rorqual.recipes import make_run
@@ -119,12 +119,12 @@ def test_a_bug_shows_itself() -> None:
 
 
 def test_pairs() -> None:
-    assert pairs(["a=1", "b=x=y", "c="]) == {"a": "1", "b": "x=y", "c": ""}
+    assert split_pairs(["a=1", "b=x=y", "c="]) == {"a": "1", "b": "x=y", "c": ""}
     for wrong in ("a", "=1", "--a=1", "-x"):
         with pytest.raises(ConfigError, match="not key=value"):
-            pairs([wrong])
+            split_pairs([wrong])
     with pytest.raises(ConfigError, match="given twice"):
-        pairs(["a=1", "a=2"])
+        split_pairs(["a=1", "a=2"])
 
 
 def test_on_and_off_are_words_where_words_are_wanted(tiny: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 from stub_server import StubServer, numbers_in, running, spoken
 from typer.testing import CliRunner
 
-from rorqual.cli.evaluating import fingerprint, loaded
+from rorqual.cli.evaluating import fingerprint, load_with_fingerprint
 from rorqual.cli.main import app
 from rorqual.core.records import Message, RunDir
 from rorqual.engine import Request, SamplingParams
@@ -265,7 +265,7 @@ def test_a_checkpoint_that_comes_while_another_is_read_is_read_in_its_place(plac
             (new / "model.safetensors").write_bytes((old / "model.safetensors").read_bytes()[::-1])
         return loads[-1].name
 
-    found, print_ = loaded(run, load)
+    found, print_ = load_with_fingerprint(run, load)
     assert found == run.checkpoint().name != old.name
     assert len(loads) == 2
     assert print_ == fingerprint(run, run.checkpoint()) != fingerprint(run, old)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from rorqual.cli.accounts import InspectSettings, count, find_model, memory_text, rows
+from rorqual.cli.accounts import InspectSettings, account_rows, count_text, find_model, memory_text
 from rorqual.cli.main import app
 from rorqual.core.config import to_yaml
 from rorqual.core.errors import ConfigError
@@ -50,7 +50,7 @@ def test_one_model_from_a_name_a_run_a_yaml_and_a_hub_s_json(tiny: Path, tmp_pat
 
 
 def test_too_little_memory_is_said() -> None:
-    for name, value in rows(preset("qwen3-8b"), InspectSettings(), free_memory=2**30):
+    for name, value in account_rows(preset("qwen3-8b"), InspectSettings(), free_memory=2**30):
         if name.startswith("weights"):
             assert value.endswith("(this machine has 1 GiB free: not enough)")
 
@@ -64,5 +64,5 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_units() -> None:
-    assert [count(n) for n in (7, 7_000, 1_234_567, 671_026_419_200)] == ["7", "7.00K", "1.23M", "671.03B"]
+    assert [count_text(n) for n in (7, 7_000, 1_234_567, 671_026_419_200)] == ["7", "7.00K", "1.23M", "671.03B"]
     assert [memory_text(n) for n in (512, 2**20, 3 * 2**40)] == ["512 bytes", "1 MiB", "3 TiB"]

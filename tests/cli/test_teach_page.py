@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rorqual.cli.settings import pairs
+from rorqual.cli.settings import split_pairs
 from rorqual.core.errors import CheckpointError
 from rorqual.recipes import make_run
 
@@ -42,7 +42,7 @@ def test_the_page_says_what_came_out() -> None:
 def test_the_trainings_of_the_page_are_still_understood(recipe: str, tmp_path: Path) -> None:
     """By their keys: the run that they start from is not there, and is the only thing that is missed."""
     (command,) = (c for c in COMMANDS if c.startswith(f"rorqual train {recipe} "))
-    values = pairs(command.split()[3:])
+    values = split_pairs(command.split()[3:])
     values.pop("out")
     values["from"] = str(tmp_path)
     with pytest.raises(CheckpointError, match="not a run directory"):

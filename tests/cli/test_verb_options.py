@@ -28,7 +28,7 @@ from rorqual.core.records import Message, RunDir
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Request, SamplingParams
 from rorqual.engine.seeds import sample_seed
-from rorqual.evals.evaluating import pick, seeded
+from rorqual.evals.evaluating import pick_problems, with_problem_seed
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.table import comparison_table, reading_note
 from rorqual.generate.schema import RowSampling
@@ -155,10 +155,12 @@ def test_eval_asks_and_records_what_it_was_told() -> None:
     assert (found.split, found.count, found.seed, found.thinking) == ("dev", 3, 7, "on")
     assert (found.per_family, found.params, found.model) == (True, params, "run")
     task = load_task("families:add,sub", options={"hard": 0.5})
-    problems = pick(task, "dev", 3, 7, True)
+    problems = pick_problems(task, "dev", 3, 7, True)
     assert found.keys == [problem.key for problem in problems]
     system = Message("system", "Be brief.")
-    requests = [Request((system, *problem.messages), seeded(params, problem.key), "on") for problem in problems]
+    requests = [
+        Request((system, *problem.messages), with_problem_seed(params, problem.key), "on") for problem in problems
+    ]
     answers = [c for group in Engine("run", record_experts=False).generate(requests) for c in group]
     assert [(s.reply, s.reasoning, s.tokens) for s in found.samples] == [
         (c.text, c.reasoning, len(c.token_ids)) for c in answers
@@ -239,7 +241,9 @@ def test_a_server_is_asked_for_its_model_with_seeds_of_as_many_bits(
     seeds = list(range(4))
     if verb == "eval":
         params = SamplingParams(seed=7)
-        seeds = [seeded(params, p.key).seed for p in pick(load_task("families:add"), "test", 4, 7, False)]
+        seeds = [
+            with_problem_seed(params, p.key).seed for p in pick_problems(load_task("families:add"), "test", 4, 7, False)
+        ]
     assert [b["seed"] for b in server.bodies] == [sample_seed(seed, 0, bits) for seed in seeds]
 
 

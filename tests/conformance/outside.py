@@ -19,7 +19,7 @@ from rorqual.model.ffn import FFN, DenseConfig, FFNConfig
 from rorqual.model.ffn.router import Router, ZeroExperts, ZeroExpertsConfig
 from rorqual.ops.backends import Backend, Experts
 from rorqual.ops.moe import CHOOSE, SKIP, Routing
-from rorqual.ops.paged import merge
+from rorqual.ops.paged import merge_attention
 from rorqual.ops.rope import Rope, rotate
 from rorqual.train.batch import TrainBatch
 from rorqual.train.objectives.objective import Objective, Term
@@ -198,7 +198,7 @@ class Compressed(Attention):
         near, near_lse = cache.attend_with_lse(q, "key", "value", scale, window=self.config.window)
         far, far_lse = cache.attend_with_lse(q, "entry_key", "entry_value", scale)
         sink = self.sink.view(2, 2).expand_as(near_lse)
-        out = merge((near, far), (near_lse, far_lse, sink))
+        out = merge_attention((near, far), (near_lse, far_lse, sink))
         context.record("window_lse", near_lse)
         return self.o_proj(out.flatten(1).view(*x.shape[:2], -1))
 
@@ -280,7 +280,7 @@ class Skipping(FFN):
         weights = scores.gather(-1, chosen)
         named, mine = (torch.where(one == nobody, SKIP, one) for one in (chosen, own))
         routing = Routing(named, weights, scores[:, :nobody], mine, torch.zeros_like(scores[:, 0]))
-        y: Tensor = self.experts(x, routing.served(nobody), ops)
+        y: Tensor = self.experts(x, routing.routed_only(nobody), ops)
         return y + torch.where(named == SKIP, weights, 0).to(x.dtype) * x, routing
 
 

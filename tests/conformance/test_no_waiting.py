@@ -16,8 +16,8 @@ from rorqual.ops.backends import TORCH, TORCH_INVARIANT, Backend
 from rorqual.ops.backends.attention import AttentionMetadata
 from rorqual.ops.moe import SKIP, Routing
 from rorqual.ops.paged import BLOCK
-from rorqual.train.balance import count
-from rorqual.train.workers import replayed
+from rorqual.train.balance import count_choices
+from rorqual.train.workers import compare_replayed_experts
 
 META = torch.device("meta")
 STEPS = TORCH.fit(torch.nn.Linear(1, 1), cache_shapes=[], threads=1).backend
@@ -81,8 +81,8 @@ def test_load_and_replayed_choices_are_counted_without_reading_a_value() -> None
     one = torch.zeros(6, 2, device=META)
     routing = Routing(one.long(), one, torch.zeros(6, 5, device=META), one.long(), one[:, 0])
     valid = one[:, 0].bool()
-    assert what_was_read(lambda: count(routing, valid, 5)) == ""
-    assert what_was_read(lambda: replayed([routing, routing], valid)) == ""
+    assert what_was_read(lambda: count_choices(routing, valid, 5)) == ""
+    assert what_was_read(lambda: compare_replayed_experts([routing, routing], valid)) == ""
 
 
 def test_a_value_that_is_read_is_an_error() -> None:

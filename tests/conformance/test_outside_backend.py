@@ -14,7 +14,7 @@ from torch import Tensor
 from transposed import Permuted, Transposed, TransposedLinear
 
 from rorqual.cli.evaluating import _load
-from rorqual.cli.generating import GenerateSettings, _identity, _local
+from rorqual.cli.generating import GenerateSettings, _identity, _local_engine
 from rorqual.cli.measure import EvalSettings, generator, loss_on_text
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
@@ -194,7 +194,7 @@ def test_it_trains_and_evaluates_by_name(tmp_path: Path) -> None:
     for name in ("transposed", "torch"):
         engine = generator(str(tmp_path / "torch"), EvalSettings(task="families", backend=name))
         assert type(engine._cores[0].runner.backend).__mro__[0:2].count(type(backend(name))) == 1
-        made = _local(GenerateSettings(run=str(tmp_path / "torch"), backend=name, raw=True))
+        made = _local_engine(GenerateSettings(run=str(tmp_path / "torch"), backend=name, raw=True))
         assert made.config.backend == name
     refused = tiny(tmp_path, backend="transposed", dtype="bfloat16")
     with pytest.raises(ConfigError, match="transposed cannot train this model: it computes in float32"):

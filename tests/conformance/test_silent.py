@@ -29,7 +29,7 @@ from rorqual.recipes.pretrain import pretrain
 from rorqual.train.loop import fit
 from rorqual.train.sources import Materials
 from rorqual.train.sources.on_policy import OnPolicyTeacher
-from rorqual.train.sources.reference import Reference, frozen
+from rorqual.train.sources.reference import Reference, load_frozen
 
 TOKENIZER = Tokenizer.byte_level()
 
@@ -148,11 +148,11 @@ def test_references_and_teachers_are_computed_by_the_trainers_backend(tmp_path: 
     (tmp_path / "text.txt").write_text("".join(f"{a} and {b} make {a + b}. " for a in range(40) for b in range(10)))
     fit(pretrain(data=str(tmp_path / "text.txt"), size="tiny", steps=1, rows=2, row=32), run, quiet=True)
     tokens = torch.arange(40, 60).unsqueeze(0)
-    plain, loud = (frozen(run, "cpu", ops)(tokens).hidden for ops in (TORCH, _Loud()))
+    plain, loud = (load_frozen(run, "cpu", ops)(tokens).hidden for ops in (TORCH, _Loud()))
     assert float((plain - loud).abs().max()) > 0.1
     with pytest.raises(ConfigError, match="cannot run this model: it runs nothing"):
-        frozen(run, "cpu", _Picky())
-    trained, tokenizer = frozen(run, "cpu", _Loud()), Tokenizer.load(run.tokenizer_file)
+        load_frozen(run, "cpu", _Picky())
+    trained, tokenizer = load_frozen(run, "cpu", _Loud()), Tokenizer.load(run.tokenizer_file)
     given = Materials(trained, tokenizer, chat_format(tokenizer, "deepseek"), 0, 1)
     assert type(Reference(str(run.path), trained, temperature=1.0, threads=1).model.ops) is _Loud
     assert type(OnPolicyTeacher(str(run.path), given, 16, 0).model.ops) is _Loud

@@ -132,7 +132,7 @@ def test_one_count_for_each_layer_is_a_count() -> None:
         "there",
     )
     assert keys.integer("a") == 3 and keys.take("eps") == 1e-5 and keys.integer("c", 7) == 7
-    keys.end()
+    keys.refuse_unknown_keys()
     with pytest.raises(ConfigError, match="there: key 'a'"):
         header_keys({"llama.a": [3, 4]}, "llama", "there").integer("a")
 

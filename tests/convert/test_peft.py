@@ -14,7 +14,7 @@ from hub_folders import loud
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rorqual.convert.peft import CONFIG, PICKLE, WEIGHTS, read_peft, shortest, write_peft
+from rorqual.convert.peft import CONFIG, PICKLE, WEIGHTS, read_peft, shortest_suffixes, write_peft
 from rorqual.core.config import to_yaml
 from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.core.records import MANIFEST_FILE, RunDir, write_json
@@ -238,4 +238,4 @@ def test_what_peft_would_take_for_experts_is_not_written(tmp_path: Path) -> None
 
 def test_short_names_name_nothing_else() -> None:
     every = ["a.q_proj", "b.q_proj", "a.k_proj", "b.k_proj"]
-    assert shortest(["a.q_proj", "b.q_proj", "b.k_proj"], every) == ["q_proj", "b.k_proj"]
+    assert shortest_suffixes(["a.q_proj", "b.q_proj", "b.k_proj"], every) == ["q_proj", "b.k_proj"]

@@ -13,10 +13,10 @@ import pytest
 from pydantic import SerializeAsAny
 
 from rorqual.core import config as core
-from rorqual.core.config import Config, Kind, kinds, one_of, parse, read_yaml, scalar, to_yaml
+from rorqual.core.config import Config, Kind, kinds, one_of, parse, parse_scalar, read_yaml, to_yaml
 from rorqual.core.errors import CheckpointError, ConfigError, RorqualError, nearest
 from rorqual.core.journal import read_lines
-from rorqual.core.log import Progress, clock
+from rorqual.core.log import Progress, clock_text
 from rorqual.core.records import RunDir, write_atomic, write_json
 
 # ---- configurations
@@ -118,7 +118,7 @@ def test_values_from_a_shell() -> None:
         "3": 3, "3e-4": 3e-4, "1e5": 1e5, " on ": "on", "OFF": "OFF", "true": True, "null": None, "[1, a]": [1, "a"], "nan": "nan",
         "inf": "inf", "a: [": "a: [", "v3": "v3", "2026.1.2": "2026.1.2", "": None, "'3'": 3.0,
     }  # fmt: skip
-    assert {text: scalar(text) for text in said} == said
+    assert {text: parse_scalar(text) for text in said} == said
 
 
 def test_a_hint_is_the_nearest_name_or_all() -> None:
@@ -214,7 +214,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     [(0, "0:00"), (59.4, "0:59"), (59.6, "1:00"), (75.2, "1:15"), (3599, "59:59"), (3600, "1:00:00"), (36_125, "10:02:05"), (-3, "0:00")],
 )  # fmt: skip
 def test_a_duration_is_shown_as_a_clock(seconds: float, shown: str) -> None:
-    assert clock(seconds) == shown
+    assert clock_text(seconds) == shown
 
 
 def test_progress_in_a_pipe_is_lines_and_the_last_is_always_shown() -> None:

@@ -45,11 +45,11 @@ def test_entries_add_up_to_the_wall_clock_and_say_what_was_spent(tmp_path: Path)
     clock = Clock(path)
     ledger = clock.ledger
     time.sleep(0.05)
-    with ledger.of("train") as entry:
+    with ledger.record_stage("train") as entry:
         entry.add({"tokens": 100, "sampled_tokens": 20, "flops": 7_000, "right": 4})
         entry.add({"tokens": 5, "flops": 300})
         spend(0.1)
-    with ledger.of("measure") as entry:
+    with ledger.record_stage("measure") as entry:
         entry.solved += 3
         entry.paid += 0.25
         time.sleep(0.1)
@@ -69,7 +69,7 @@ def test_a_stage_done_again_costs_both(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     for tokens in (10, 32):
         ledger = Ledger(path)
-        with ledger.of("train") as entry:
+        with ledger.record_stage("train") as entry:
             entry.tokens += tokens
             time.sleep(0.02)
     assert by_stage(path)["train"].tokens == 42 and by_stage(path)["train"].seconds >= 0.04
@@ -79,10 +79,10 @@ def test_what_raises_is_counted_and_a_nested_stage_is_not_counted_twice(tmp_path
     path = tmp_path / "ledger.jsonl"
     clock = Clock(path)
     ledger = clock.ledger
-    with pytest.raises(KeyboardInterrupt), ledger.of("outer") as outer:
+    with pytest.raises(KeyboardInterrupt), ledger.record_stage("outer") as outer:
         outer.tokens += 1
         time.sleep(0.03)
-        with ledger.of("inner") as inner:
+        with ledger.record_stage("inner") as inner:
             inner.tokens += 2
             time.sleep(0.06)
         raise KeyboardInterrupt
@@ -127,7 +127,7 @@ def test_a_kill_loses_no_more_than_a_beat(tmp_path: Path) -> None:
 def test_a_torn_line_spoils_no_other(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     path.write_bytes(b'{"stage": "train", "tokens": 5}\n[]\n{"tokens": 4}\n{"stage": "tra')
-    with Ledger(path).of("train") as entry:
+    with Ledger(path).record_stage("train") as entry:
         entry.tokens += 2
     assert by_stage(path)["train"].tokens == 7
 
@@ -138,7 +138,7 @@ def test_many_writers_share_a_file(tmp_path: Path) -> None:
     def work() -> None:
         ledger = Ledger(path, every=0.001)
         for _ in range(10):
-            with ledger.of("branch") as entry:
+            with ledger.record_stage("branch") as entry:
                 entry.tokens += 1
                 time.sleep(0.002)
 
@@ -152,7 +152,13 @@ def test_many_writers_share_a_file(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(RorqualError, match="cannot write"), Ledger(tmp_path / "file" / "ledger.jsonl").of("train"):
+    with (
+        pytest.raises(RorqualError, match="cannot write"),
+        Ledger(tmp_path / "file" / "ledger.jsonl").record_stage("train"),
+    ):
         pass
-    with pytest.raises(ValueError, match="what went wrong"), Ledger(tmp_path / "file" / "ledger.jsonl").of("train"):
+    with (
+        pytest.raises(ValueError, match="what went wrong"),
+        Ledger(tmp_path / "file" / "ledger.jsonl").record_stage("train"),
+    ):
         raise ValueError("what went wrong")

@@ -174,7 +174,7 @@ def test_a_column_of_another_type_is_named() -> None:
     for read, what in (
         (lambda: row.get("a"), "f:3: no column 'a'\n.*b, c"),
         (lambda: row.get("b"), "f:3: column 'b' is not str: 1"),
-        (lambda: row.texts("c"), "f:3: column 'c' holds an item that is not a string: 2"),
+        (lambda: row.text_values("c"), "f:3: column 'c' holds an item that is not a string: 2"),
     ):
         with pytest.raises(DataError, match=what):
             read()

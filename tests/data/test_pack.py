@@ -108,7 +108,7 @@ def test_a_sample_longer_than_a_row_is_refused_with_its_length() -> None:
     with pytest.raises(DataError, match=r"sample 2: 13 tokens do not fit a row of 12") as caught:
         pack([fits, long], ROW)
     assert "context=13" in caught.value.remedy
-    assert long.cut(12) == fits
+    assert long.truncate(12) == fits
     assert pack([long], 13).batch.n_trained == 7
 
 

@@ -21,7 +21,7 @@ def check_pool(pool: BlockPool, held: Iterable[Sequence[int]]) -> None:
 
 def check_scheduler(scheduler: Scheduler) -> None:
     """Each slot is free or has one sequence, and the blocks are those of the sequences with a slot."""
-    occupied = [sequence.slot for sequence in scheduler._admitted()]
+    occupied = [sequence.slot for sequence in scheduler._sequences_with_slot()]
     assert sorted([*occupied, *scheduler._free]) == list(range(scheduler.slots)), "each slot is in one state"
     live = (*scheduler.running, *scheduler.prefilling)
     check_pool(scheduler.kv_cache.pool, [[0], *(sequence.blocks for sequence in live)])

@@ -13,7 +13,7 @@ from rorqual.core.records import Message
 from rorqual.data.chat import ChatFormat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Completion, Engine, Request, SamplingParams
-from rorqual.engine.grammar.calculator import Calculated, result
+from rorqual.engine.grammar.calculator import CalculatorConstraint, calculate
 from rorqual.engine.grammar.compiler import Grammars
 from rorqual.engine.grammar.constraint import Unconstrained
 from rorqual.engine.request import Grammar
@@ -95,7 +95,7 @@ ASKED = (Message("user", "2+2?"),)
     ],
 )
 def test_what_follows_a_text(text: str, written: str) -> None:
-    assert result(text) == written
+    assert calculate(text) == written
 
 
 # ---- in a reply
@@ -118,7 +118,7 @@ def places(text: str) -> list[tuple[int, str]]:
     """Where results are in a reply of one token per character, and what they are."""
     found, end = [], 0
     for place in range(len(text)):
-        if place >= end and text[place] == "=" and (written := result(text[: place + 1])):
+        if place >= end and text[place] == "=" and (written := calculate(text[: place + 1])):
             found.append((place + 1, written))
             end = place + 1 + len(written)
     return found
@@ -162,7 +162,7 @@ def test_a_calculation_does_not_reach_over_the_end_of_the_thought(tokenizer: Tok
         ([*tokenizer.encode("7"), tokenizer.special("</think>"), *tokenizer.encode("+1=")], None),
         ([*tokenizer.encode("7"), tokenizer.special("</think>"), *tokenizer.encode("8+1=")], "9"),
     ):
-        state = Calculated(Unconstrained(), tokenizer, grammars.lexicon)
+        state = CalculatorConstraint(Unconstrained(), tokenizer, grammars.lexicon)
         for id_ in ids:
             assert state.mask() is None
             state.accept(id_)
@@ -172,7 +172,7 @@ def test_a_calculation_does_not_reach_over_the_end_of_the_thought(tokenizer: Tok
 
 def test_no_digit_follows_a_result_and_a_cut_result_reaches_nowhere(tokenizer: Tokenizer, chat: ChatFormat) -> None:
     lexicon = Grammars(tokenizer, tokenizer.vocab_size, chat.stop_ids).lexicon
-    state = Calculated(Unconstrained(), tokenizer, lexicon)
+    state = CalculatorConstraint(Unconstrained(), tokenizer, lexicon)
     for id_ in tokenizer.encode("12*3=36"):
         state.accept(id_)
     mask = state.mask()
@@ -180,7 +180,7 @@ def test_no_digit_follows_a_result_and_a_cut_result_reaches_nowhere(tokenizer: T
     assert mask.sum() == len(mask) - 10 and all(mask[id_] for id_ in tokenizer.encode(" .-a"))
     state.accept(tokenizer.encode(" ")[0])
     assert state.mask() is None
-    cut = Calculated(Unconstrained(), tokenizer, lexicon)
+    cut = CalculatorConstraint(Unconstrained(), tokenizer, lexicon)
     for id_ in [*tokenizer.encode("12 + 3 = 1"), tokenizer.special("</think>"), *tokenizer.encode("5 + 2 =")]:
         cut.accept(id_)
     said = []
@@ -199,7 +199,7 @@ def test_the_tokens_of_a_result_are_those_of_the_text() -> None:
     assert len(tokenizer.encode(" 42")) < 3
     lexicon = Grammars(tokenizer, tokenizer.vocab_size, [0]).lexicon
     for text, whole in (("12 + 30 =", "12 + 30 = 42"), ("12+30=", "12+30=42")):
-        state, head = Calculated(Unconstrained(), tokenizer, lexicon), tokenizer.encode(text)
+        state, head = CalculatorConstraint(Unconstrained(), tokenizer, lexicon), tokenizer.encode(text)
         for id_ in head:
             state.accept(id_)
         said = []

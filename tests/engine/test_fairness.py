@@ -101,7 +101,7 @@ def test_no_tenant_with_nothing_running_waits_for_longer_than_prompts_take_and_a
 
     def after(step: int) -> None:
         scheduler = tape.scheduler
-        seated = {s.tenant for s in scheduler._admitted()}
+        seated = {s.tenant for s in scheduler._sequences_with_slot()}
         for tenant in tenants:
             waiting = any(s.tenant == tenant for s in scheduler.waiting)
             idle[tenant] = idle.get(tenant, 0) + 1 if waiting and tenant not in seated else 0

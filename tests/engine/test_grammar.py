@@ -19,7 +19,7 @@ from rorqual.core.errors import ConfigError, DataError
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.grammar import trial_process
 from rorqual.engine.grammar.check import MISMATCH
-from rorqual.engine.grammar.compiler import Compiled, Constraint, Delayed, Grammars, Thought
+from rorqual.engine.grammar.compiler import Compiled, Constraint, ConstraintAfterThinking, Grammars, Thought
 from rorqual.engine.grammar.source import MAX_BYTES, MAX_CHOICES, MAX_PATTERN
 from rorqual.engine.request import Grammar
 
@@ -306,7 +306,7 @@ def test_a_reply_that_thinks_is_bound_from_the_end_of_its_reasoning(
 ) -> None:
     compiled = grammars.compile(Grammar("choice", '["yes"]'))
     constraint = compiled.start(thought=Thought(marks))
-    assert isinstance(constraint, Delayed)
+    assert isinstance(constraint, ConstraintAfterThinking)
     for token in (40, 41, 41, 40, 41, 40, 41, 40, *([42] if len(marks) > 1 else [6])):  # marks begun, broken off, done
         mask = constraint.mask()
         assert mask is not None

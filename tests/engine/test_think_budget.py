@@ -15,7 +15,7 @@ from rorqual.data.chat import ChatFormat, chat_format
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Completion, Engine, Request, SamplingParams
 from rorqual.engine.grammar.compiler import Grammars
-from rorqual.engine.grammar.constraint import Delayed, Thought, Unconstrained
+from rorqual.engine.grammar.constraint import ConstraintAfterThinking, Thought, Unconstrained
 from rorqual.engine.request import Grammar
 
 ASKED = (Message("user", "2+2?"),)
@@ -101,7 +101,7 @@ def test_a_tag_of_several_tokens_is_written_whole(chat: ChatFormat, tokenizer: T
     ids = [first for letter in "</think>" for first in tokenizer.encode(letter)]
     assert len(ids) == 8
     lexicon = Grammars(tokenizer, tokenizer.vocab_size, chat.stop_ids).lexicon
-    constraint = Delayed(
+    constraint = ConstraintAfterThinking(
         Unconstrained(), Thought(end_text="</think>", budget=7, closing_ids=ids, may_stop=True), lexicon
     )
     said = [first for letter in beginning.ljust(7, "x") for first in tokenizer.encode(letter)]

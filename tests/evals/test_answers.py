@@ -16,11 +16,11 @@ from rorqual.core.records import Message, RunDir
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Completion, Request, SamplingParams
 from rorqual.engine.seeds import sample_seed
-from rorqual.evals.evaluating import CHECK, evaluate, pick, seeded
+from rorqual.evals.evaluating import CHECK, evaluate, pick_problems, with_problem_seed
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.stats import wilson
-from rorqual.evals.verify import question, scored, write_training_rows
-from rorqual.evals.votes import best_scored, needed, refine_results, rule_results, stop_rule, weighted_majority
+from rorqual.evals.verify import question, with_verifier_scores, write_training_rows
+from rorqual.evals.votes import best_scored, refine_results, rule_results, samples_until, stop_rule, weighted_majority
 from rorqual.recipes import make_run
 from rorqual.tasks.find import load_task
 from rorqual.tasks.task import Problem, Split, Task, Verdict
@@ -68,7 +68,7 @@ def test_stopped_samples_are_the_first_of_all_samples(engine: Engine, votes: Eva
     lengths = set()
     for key in votes.keys:
         whole, part = ([s for s in one.samples if s.key == key] for one in (votes, found))
-        assert part == whole[: needed(whole, sure)]
+        assert part == whole[: samples_until(whole, sure)]
         lengths.add(len(part))
     assert len(lengths) > 1, "if all stop at once, a rule that counts to there is not seen"
     assert found.stop_when == stop_when and found.params.n == 6
@@ -82,17 +82,18 @@ def test_stopped_samples_are_the_first_of_all_samples(engine: Engine, votes: Eva
 def test_a_refined_reply_answers_the_whole_conversation(engine: Engine) -> None:
     params = SamplingParams(max_tokens=4, temperature=1.0, n=2, seed=3)
     found = evaluate(engine, TASK, count=3, thinking="off", params=params, refine=2, votes=True)
-    problems = pick(load_task(TASK), "test", 3, 0, False)
+    problems = pick_problems(load_task(TASK), "test", 3, 0, False)
     assert [s.key for s in found.samples] == [p.key for p in problems for _ in range(2)]
     for problem, part in zip(problems, (found.samples[i : i + 2] for i in (0, 2, 4)), strict=True):
-        [firsts] = engine.generate([Request(problem.messages, seeded(params, problem.key), "off")])
+        [firsts] = engine.generate([Request(problem.messages, with_problem_seed(params, problem.key), "off")])
         for place, (first, last) in enumerate(zip(firsts, part, strict=True)):
             talk, replies = [*problem.messages], [*last.earlier, last]
             assert len(replies) == 3 and replies[0].reply == first.text and not replies[1].earlier
             for number, reply in enumerate(replies[1:], 1):
                 talk += [Message("assistant", replies[number - 1].reply), Message("user", CHECK)]
-                sampled = seeded(
-                    replace(params, n=1, seed=sample_seed(seeded(params, problem.key).seed, place)), f"round {number}"
+                sampled = with_problem_seed(
+                    replace(params, n=1, seed=sample_seed(with_problem_seed(params, problem.key).seed, place)),
+                    f"round {number}",
                 )
                 [[expected]] = engine.generate([Request(tuple(talk), sampled, "off")])
                 assert reply.reply == expected.text and reply.answered == (reply.reply.strip() or None)
@@ -188,7 +189,7 @@ def test_a_verifier_is_trained_on_graded_replies(graded: Evaluation, tmp_path: P
 
 
 def test_scores_are_the_log_odds_of_yes(graded: Evaluation, verifier: Engine) -> None:
-    found = scored(graded, verifier)
+    found = with_verifier_scores(graded, verifier)
     yes, no = (verifier.tokenizer.encode(word)[0] for word in ("yes", "no"))
     for sample in found.samples[:8]:
         prompt = verifier.chat.prompt((Message("user", question(sample)),), "off")
@@ -198,13 +199,13 @@ def test_scores_are_the_log_odds_of_yes(graded: Evaluation, verifier: Engine) ->
         assert sample.score == pytest.approx(float(logprobs[yes] - logprobs[no]), abs=2e-4)
     assert len({s.score for s in found.samples}) > 1
     failed = graded.samples[0].model_copy(update={"error": "refused"})
-    again = scored(graded.model_copy(update={"samples": (failed, *graded.samples[1:])}), verifier)
+    again = with_verifier_scores(graded.model_copy(update={"samples": (failed, *graded.samples[1:])}), verifier)
     assert again.samples[0].score is None
     assert [s.score for s in again.samples[1:]] == pytest.approx([s.score for s in found.samples[1:]], abs=1e-5)
 
 
 def test_rows_of_a_verifier_choose_by_score(graded: Evaluation, verifier: Engine) -> None:
-    found = scored(graded, verifier)
+    found = with_verifier_scores(graded, verifier)
     rows = {(row.rule, row.samples): row for row in rule_results(found)}
     groups = [[s for s in found.samples if s.key == key] for key in found.keys]
     for name, rule in (("best by verifier", best_scored), ("majority weighted by verifier", weighted_majority)):
@@ -230,11 +231,11 @@ def test_a_model_that_is_no_verifier_is_refused(graded: Evaluation, engine: Engi
     with pytest.raises(
         ConfigError, match=r"verifier=run: this run answers 'yes' or 'no' with a probability of \d+% only"
     ):
-        scored(graded, engine, "run")
-    assert scored(graded, verifier, "run").samples[0].score is not None
+        with_verifier_scores(graded, engine, "run")
+    assert with_verifier_scores(graded, verifier, "run").samples[0].score is not None
 
 
 def test_a_question_longer_than_the_verifiers_context_is_refused(graded: Evaluation, verifier: Engine) -> None:
     long = graded.samples[0].model_copy(update={"prompt": "x" * 300})
     with pytest.raises(DataError, match=r"a prompt has \d+ tokens, but the model's context is 192"):
-        scored(graded.model_copy(update={"samples": (long,)}), verifier)
+        with_verifier_scores(graded.model_copy(update={"samples": (long,)}), verifier)

@@ -8,7 +8,7 @@ import re
 import pytest
 from sparse_model import BYTES, model_of
 
-from rorqual.evals.attention_page import FULL, attention_page, characters, marked
+from rorqual.evals.attention_page import FULL, attention_page, characters, colour_by_weight
 from rorqual.evals.missed import LowestQuery
 from rorqual.evals.missed_report import MissedReport, Named, measure_report
 
@@ -35,7 +35,7 @@ def query_of(text: str, weights: dict[int, float], selected: set[int], missed: s
 
 def test_a_passage_shows_weight_selection_and_what_was_missed() -> None:
     full = round(100 * FULL)
-    assert marked(query_of("a<b\nc", {0: 0.64, 1: 0.16, 4: 0.04}, {1, 4}, {0}), BYTES) == [
+    assert colour_by_weight(query_of("a<b\nc", {0: 0.64, 1: 0.16, 4: 0.04}, {1, 4}, {0}), BYTES) == [
         ("a", "n m", full, "64.00%"),
         ("<", "s", round(50 * FULL), "16.00%"),
         ("b", "n", 0, "0.00%"),
@@ -45,7 +45,7 @@ def test_a_passage_shows_weight_selection_and_what_was_missed() -> None:
 
 
 def test_the_bytes_of_a_character_are_joined_and_their_weights_added() -> None:
-    parts = marked(query_of("x海y", {1: 0.1, 2: 0.2, 3: 0.1, 4: 0.4}, {0, 4}, {2}), BYTES)
+    parts = colour_by_weight(query_of("x海y", {1: 0.1, 2: 0.2, 3: 0.1, 4: 0.4}, {0, 4}, {2}), BYTES)
     assert parts[1] == ("海", "n m", round(100 * FULL), "40.00%")
     broken = (*BYTES.encode("海")[:2], *BYTES.encode("a"), 300, *BYTES.encode("é")[:1])
     found = list(characters(broken, BYTES))

@@ -15,7 +15,7 @@ from rorqual.core.errors import DataError
 from rorqual.engine.request import Completion
 from rorqual.evals.baselines import RULES, UNIFORM, baselines, scores
 from rorqual.evals.compare import compare
-from rorqual.evals.evaluating import evaluate, pick
+from rorqual.evals.evaluating import evaluate, pick_problems
 from rorqual.evals.table import table
 from rorqual.tasks.families import FAMILIES, NAMES, Families
 from rorqual.tasks.task import Problem, Split, Task, Verdict
@@ -41,7 +41,7 @@ class Made(Task):
 
 
 def measured(task: Task, count: int = 400, **more: Any) -> dict[str, dict[str, float]]:
-    return baselines(task, pick(task, "test", count, 0, True), 0, **more)
+    return baselines(task, pick_problems(task, "test", count, 0, True), 0, **more)
 
 
 def words(rng: random.Random, count: int) -> str:
@@ -117,7 +117,7 @@ def test_rules_are_fitted_on_the_train_split_and_judged_on_what_is_asked() -> No
         return Problem(f"{split} {text}", text, split, "f", "1")
 
     task = Made(make)
-    problems = pick(task, "test", 50, 0, True)
+    problems = pick_problems(task, "test", 50, 0, True)
     task.asked.clear()
     assert baselines(task, problems, 7) == {
         name: {UNIFORM: 1.0, "majority": 0.0, "length": 0.0, "tree": 0.0} for name in ("all", "f", "f/1")
@@ -147,7 +147,7 @@ def test_each_level_has_rules_of_its_own_and_pools_are_means_over_problems() -> 
         return Problem(f"{split} {family} {level} {text} {rng.random()}", text, answer, family, level)
 
     task = Made(make)
-    problems = pick(task, "test", 200, 0, False)
+    problems = pick_problems(task, "test", 200, 0, False)
     found = baselines(task, problems, 0)
     assert set(found) == {"a/1", "a/2", "a", "b/1", "b", "all"}
     assert found["a/1"]["majority"] == found["a/2"]["majority"] == found["a"]["majority"] == 1.0
@@ -191,7 +191,7 @@ class Says:
 def test_an_evaluation_measures_with_its_seed_and_names_the_best_baseline() -> None:
     task = Made(by_length)
     found = evaluate(Says("7"), task, count=40, seed=3)
-    assert found.baselines == baselines(task, pick(task, "test", 40, 3, False), 3)
+    assert found.baselines == baselines(task, pick_problems(task, "test", 40, 3, False), 3)
     assert ("train", 3) in task.asked
     (row,) = found.rows("all")
     assert row.best == ("length", 1.0) and "100.0 (length)" in table(found) and "chance" not in table(found)

@@ -165,7 +165,7 @@ def test_a_servers_rule_is_read_from_the_file_and_a_bad_file_is_named(tmp_path: 
 def test_table_and_page_show_the_points() -> None:
     for flops in ((2.0, 10.0), None):
         one = cascade(0.7, flops)
-        text, page, chosen = cascade_table(one), cascade_page(one), one.chosen()
+        text, page, chosen = cascade_table(one), cascade_page(one), one.point_at()
         for cell in (f"{100 * chosen.asked:.1f}", f"{100 * chosen.accuracy:.1f}", f"{chosen.tokens:.1f}"):
             assert cell in text and cell in page
         assert "sure=0.7" in text and page.count("<figure") == 1

@@ -28,8 +28,8 @@ from rorqual.evals.compute import (
     measure_compute,
     ratio_interval,
 )
-from rorqual.evals.compute_page import coloured, compute_page
-from rorqual.evals.evaluating import pick
+from rorqual.evals.compute_page import colour_by_expert, compute_page
+from rorqual.evals.evaluating import pick_problems
 from rorqual.evals.stats import t_interval
 from rorqual.model import Decoder, ModelConfig, Stage
 from rorqual.model.ffn import DenseConfig, MoEConfig
@@ -78,7 +78,7 @@ def model() -> Decoder:
 
 @pytest.fixture(scope="module")
 def report(model: Decoder) -> ComputeReport:
-    problems = pick(TASK, "test", 6, 0, False)
+    problems = pick_problems(TASK, "test", 6, 0, False)
     params = SamplingParams(max_tokens=40, temperature=1.0, seed=1)
     return measure_compute(engine_of(model), TASK, problems, model="mine", thinking="on", params=params)
 
@@ -157,10 +157,10 @@ def test_the_page_colours_each_token_by_its_experts(report: ComputeReport) -> No
         problem, Verdict.RIGHT, tokens, ("prompt", "prompt", *["answer"] * 3), (0.0, 1.5, 3.0, 2.0, 1.0)
     )
     parts = [("a", "p", 0, "0.00"), ("<", "p", 38, "1.50"), ("é", "", 62, "2.50"), ("\n", "", 25, "1.00")]
-    assert coloured(reply, 3, TOKENIZER) == parts
+    assert colour_by_expert(reply, 3, TOKENIZER) == parts
     page = compute_page(report, TOKENIZER)
     spans = re.findall(r'<i(?: class="p")? style="--w:(\d+)%" title="([\d.]+)">', page)
-    parts = [part for one in report.replies for part in coloured(one, 3, TOKENIZER)]
+    parts = [part for one in report.replies for part in colour_by_expert(one, 3, TOKENIZER)]
     assert sorted(spans) == sorted((str(strength), title) for _, _, strength, title in parts) and "<script" not in page
     text = compute_table(report)
     for group in report.groups:
@@ -180,7 +180,7 @@ def test_the_page_colours_each_token_by_its_experts(report: ComputeReport) -> No
     ],
 )
 def test_a_model_whose_tokens_take_the_same_computation_is_refused(routers: Any, what: str) -> None:
-    problems = pick(TASK, "test", 2, 0, False)
+    problems = pick_problems(TASK, "test", 2, 0, False)
     with pytest.raises(ConfigError, match=what) as refused:
         measure_compute(engine_of(model_of(*routers)), TASK, problems, params=SamplingParams(max_tokens=4))
     assert "kind zero" in refused.value.remedy

@@ -11,7 +11,7 @@ import pytest
 from rorqual.core.errors import ConfigError, DataError, RorqualError
 from rorqual.engine.request import Completion, Request, SamplingParams
 from rorqual.evals.compare import compare, compare_seeds
-from rorqual.evals.evaluating import evaluate, pick
+from rorqual.evals.evaluating import evaluate, pick_problems
 from rorqual.evals.evaluation import Evaluation
 from rorqual.tasks.task import Problem, Task, Verdict
 
@@ -78,14 +78,14 @@ class Adder:
 
 def test_every_model_gets_the_same_problems():
     for per_family in (False, True):
-        first, again = (pick(Sums(), "test", 8, 3, per_family) for _ in range(2))
-        assert first == again != pick(Sums(), "test", 8, 4, per_family)
+        first, again = (pick_problems(Sums(), "test", 8, 3, per_family) for _ in range(2))
+        assert first == again != pick_problems(Sums(), "test", 8, 4, per_family)
         assert len({p.key for p in first}) == len(first)
-    assert len(pick(Sums(), "test", 8, 3, False)) == 8
+    assert len(pick_problems(Sums(), "test", 8, 3, False)) == 8
 
 
 def test_each_family_and_level_has_its_count_even_in_an_endless_task():
-    problems = pick(Sums(), "test", 12, 0, True)
+    problems = pick_problems(Sums(), "test", 12, 0, True)
     held = {name: len(list(group)) for name, group in itertools.groupby(problems, lambda p: (p.family, p.level))}
     assert {name: held[name] for name in held if name[0] == "sum"} == {("sum", level): 12 for level in "123"}
     # A stratum that holds only five distinct problems gives all it has, and the search still ends.
@@ -94,11 +94,11 @@ def test_each_family_and_level_has_its_count_even_in_an_endless_task():
 
 
 def test_a_finite_task_gives_what_it_has_and_an_empty_one_is_refused():
-    assert len(pick(Few(), "test", 100, 0, False)) == len(pick(Few(), "test", 100, 0, True)) == 7
+    assert len(pick_problems(Few(), "test", 100, 0, False)) == len(pick_problems(Few(), "test", 100, 0, True)) == 7
     with pytest.raises(DataError, match=r"task few: the dev split contains no problems\n.*Choose"):
-        pick(Empty(), "dev", 3, 0, True)
+        pick_problems(Empty(), "dev", 3, 0, True)
     with pytest.raises(DataError, match="count=0"):
-        pick(Few(), "dev", 0, 0, False)
+        pick_problems(Few(), "dev", 0, 0, False)
 
 
 def test_samples_of_one_problem_are_not_counted_as_independent():

@@ -22,7 +22,7 @@ from rorqual.engine.request import Completion, Grammar, Request, SamplingParams
 from rorqual.evals.answer_cache import AnswerCache, _name
 from rorqual.evals.baselines import baselines
 from rorqual.evals.compare import Comparison, compare, did_think, is_right
-from rorqual.evals.evaluating import evaluate, pick, seeded
+from rorqual.evals.evaluating import evaluate, pick_problems, with_problem_seed
 from rorqual.evals.evaluation import Evaluation, GradedSample, Row
 from rorqual.evals.perplexity import TextLoss, text_loss
 from rorqual.evals.stats import (
@@ -136,22 +136,22 @@ def test_an_evaluation_records_its_settings_each_under_its_name() -> None:
     )
     assert (found.task, found.model, found.split, found.seed, found.count) == ("words", "mine", "train", 7, 3)
     assert (found.per_family, found.thinking, found.params) == (True, "off", params)
-    picked = pick(Words(), "train", 3, 7, True)
+    picked = pick_problems(Words(), "train", 3, 7, True)
     generator.progress(5, 24)
     assert len(picked) == 12 and shown == [(5, 24)]
     assert (found.system, found.stop_when) == ("Be brief.", "never")
     assert found.keys == [problem.key for problem in picked]
     assert generator.seen == [
-        Request((Message("system", "Be brief."), *p.messages), seeded(params, p.key), "off") for p in picked
+        Request((Message("system", "Be brief."), *p.messages), with_problem_seed(params, p.key), "off") for p in picked
     ]
     assert found.baselines == baselines(Words(), picked, 7)
 
 
 def test_a_problems_seed_is_of_the_evaluations_and_its_key_and_nothing_else_changes() -> None:
     params = SamplingParams(max_tokens=9, temperature=0.5, top_p=0.9, n=3, seed=4, stop=("x",))
-    seeds = {seeded(replace(params, seed=seed), key).seed for seed in range(20) for key in "abcdefghij"}
+    seeds = {with_problem_seed(replace(params, seed=seed), key).seed for seed in range(20) for key in "abcdefghij"}
     assert len(seeds) == 200 and all(0 <= seed < 2**31 for seed in seeds)
-    assert replace(seeded(params, "a"), seed=4) == params
+    assert replace(with_problem_seed(params, "a"), seed=4) == params
 
 
 def test_a_sample_has_each_of_its_fields_from_its_problem_and_its_completion() -> None:

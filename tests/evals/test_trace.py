@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rorqual.core.errors import CheckpointError, DataError
-from rorqual.evals.trace import build_trace, gather, spread
+from rorqual.evals.trace import build_trace, gather, spread_steps
 
 NASTY = "</script><script>document.title='taken'</script><b>bold</b> & \"quoted\"\u2028"
 
@@ -72,12 +72,14 @@ def test_nothing_is_fetched_and_nothing_is_set_as_html(run: Path) -> None:
 
 def test_a_long_run_keeps_texts_of_steps_evenly_spaced() -> None:
     steps = list(range(1, 1001))
-    chosen = spread(steps, 5)
+    chosen = spread_steps(steps, 5)
     assert sorted(chosen) == [1, 251, 500, 750, 1000] or (len(chosen) == 5 and {1, 1000} <= chosen)
-    assert spread(steps[:5], 5) == set(steps[:5])
+    assert spread_steps(steps[:5], 5) == set(steps[:5])
     lines = [group(step, "a", "rw", prompt="p", answer="a") for step in range(1, 31)]
     made = gather(lines, [], 3)
-    assert [s["step"] for s in made if "p" in s["groups"][0]] == sorted(spread(range(1, 31), 3)) and len(made) == 30
+    assert [s["step"] for s in made if "p" in s["groups"][0]] == sorted(spread_steps(range(1, 31), 3)) and len(
+        made
+    ) == 30
 
 
 def test_a_folder_without_rollouts_is_refused(run: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rorqual.evals.stats import Interval, t_interval
-from rorqual.evals.verdict import Verdict, ends, judge, together
+from rorqual.evals.verdict import Verdict, combine_verdicts, judge, wider_interval
 from rorqual.lab.experiment_run import judge_again
 from rorqual.lab.finding import TOO_FEW, Finding
 from rorqual.lab.page import page_text
@@ -54,14 +54,14 @@ def test_a_verdict_is_that_of_a_second_writing(seeds: list[float], low: float, w
 
 def test_the_ends_are_the_wider_of_both() -> None:
     student = t_interval([0.0, 0.1, 0.2], 0.99)
-    assert ends(Interval(0.05, 5.0, 0.99), [0.0, 0.1, 0.2]) == Interval(student.low, 5.0, 0.99)
-    assert ends(Interval(-5.0, 0.15, 0.99), [0.0, 0.1, 0.2]) == Interval(-5.0, student.high, 0.99)
-    assert ends(Interval(0.1, 0.2, 0.99), [0.1]) == Interval(-math.inf, math.inf, 0.99)
+    assert wider_interval(Interval(0.05, 5.0, 0.99), [0.0, 0.1, 0.2]) == Interval(student.low, 5.0, 0.99)
+    assert wider_interval(Interval(-5.0, 0.15, 0.99), [0.0, 0.1, 0.2]) == Interval(-5.0, student.high, 0.99)
+    assert wider_interval(Interval(0.1, 0.2, 0.99), [0.1]) == Interval(-math.inf, math.inf, 0.99)
 
 
 def test_a_claim_in_parts() -> None:
-    assert together(["holds", "holds"]) == "holds" and together(["holds", "open"]) == "open"
-    assert together(["open", "does not hold"]) == "does not hold" and together([]) == "open"
+    assert combine_verdicts(["holds", "holds"]) == "holds" and combine_verdicts(["holds", "open"]) == "open"
+    assert combine_verdicts(["open", "does not hold"]) == "does not hold" and combine_verdicts([]) == "open"
 
 
 def finding(seeds: int, **changes: Any) -> dict[str, Any]:

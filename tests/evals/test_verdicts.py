@@ -7,7 +7,7 @@ import random
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.compare import did_think
 from rorqual.evals.evaluation import Evaluation, GradedSample
-from rorqual.evals.verdicts import Verdicts, compact
+from rorqual.evals.verdicts import Verdicts, compact_verdicts
 from rorqual.tasks.task import Verdict
 
 SEEDS = (3, 8)
@@ -36,7 +36,7 @@ BEFORE, AFTER = ([evaluation(seed, rate, ungraded=u) for seed in SEEDS] for rate
 
 
 def kept() -> Verdicts:
-    [found] = compact({"before": BEFORE, "after": AFTER}, SEEDS)
+    [found] = compact_verdicts({"before": BEFORE, "after": AFTER}, SEEDS)
     return Verdicts.model_validate(found.model_dump(mode="json"))
 
 
@@ -53,7 +53,7 @@ def test_each_place_is_the_problem_that_the_order_says() -> None:
 
 
 def test_several_samples_are_counted() -> None:
-    [found] = compact({"tries": [evaluation(seed, 0.5, tries=8) for seed in SEEDS]}, SEEDS)
+    [found] = compact_verdicts({"tries": [evaluation(seed, 0.5, tries=8) for seed in SEEDS]}, SEEDS)
     total = sum(sum(v or 0 for v in found.values("tries", seed)) for seed in SEEDS)
     assert total == sum(s.verdict is Verdict.RIGHT for seed in SEEDS for s in evaluation(seed, 0.5, tries=8).samples)
     assert max(map(int, "".join(found.right["tries"]))) > 1

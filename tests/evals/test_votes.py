@@ -21,7 +21,15 @@ from rorqual.evals.evaluating import evaluate
 from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.evals.passk import pass_at_k
 from rorqual.evals.stats import wilson
-from rorqual.evals.votes import any_right, likely_majority, majority, most_likely, needed, rule_results, settled
+from rorqual.evals.votes import (
+    any_right,
+    likely_majority,
+    majority,
+    majority_is_known,
+    most_likely,
+    rule_results,
+    samples_until,
+)
 from rorqual.tasks.find import load_task
 from rorqual.tasks.task import Problem, Task, Verdict
 
@@ -91,7 +99,7 @@ def test_a_majority_is_settled_exactly_if_no_further_votes_can_change_it(n: int)
         # Only the counts matter, so combinations are enough.
         outcomes = {leaders(more) for more in itertools.combinations_with_replacement(["r", "a", "new", None], rest)}
         certain = len(outcomes) == 1 and len(next(iter(outcomes))) == 1
-        assert settled(votes, n) == certain, votes
+        assert majority_is_known(votes, n) == certain, votes
 
 
 def test_the_beta_rule_is_an_integral() -> None:
@@ -125,7 +133,7 @@ def test_the_table_against_a_plain_count() -> None:
     assert whole.accuracy == pytest.approx(sum(majority(part) or 0.0 for part in groups) / 12)
     exact = found["majority, until settled", 8]
     assert exact.accuracy == pytest.approx(whole.accuracy) and exact.tokens < whole.tokens
-    used = [needed(part, lambda answers: settled(answers, 8)) for part in groups]
+    used = [samples_until(part, lambda answers: majority_is_known(answers, 8)) for part in groups]
     assert exact.tokens == pytest.approx(sum(one.tokens for part, n in zip(groups, used) for one in part[:n]) / 12)
     assert found["majority, until 95% sure", 8].tokens <= exact.tokens
     assert found["most likely", 8].accuracy == pytest.approx(sum(most_likely(part) or 0.0 for part in groups) / 12)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from sums_task import SUMS, Make
 
 from rorqual.core.errors import ConfigError, DataError
-from rorqual.factory.contamination import EvalItem, Evaluations, bare, evaluation_items
+from rorqual.factory.contamination import EvalItem, Evaluations, bare_words, evaluation_items
 from rorqual.factory.filters import words
-from rorqual.factory.problems import choose
+from rorqual.factory.problems import choose_problems
 
 STORY = (
     "Anna has fourteen red apples and gives five of them to her brother who already had twice as many pears as apples"
@@ -21,8 +21,8 @@ STORY = (
 
 
 def listed(config_task: str, tmp_path: Path, local: Make, **changes: object) -> tuple[list[str], list[dict[str, str]]]:
-    chosen = choose(local(task=config_task, **changes))
-    return [p.key for p in chosen.problems], list(chosen.listed())
+    chosen = choose_problems(local(task=config_task, **changes))
+    return [p.key for p in chosen.problems], list(chosen.contaminated_lines())
 
 
 def test_a_problem_of_the_test_split_is_not_asked_and_named(local: Make, tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_a_training_file_that_holds_test_problems_is_named_with_its_line(local: 
     keys, met = listed("gsm8k", tmp_path, local, data=str(tmp_path))
     assert (
         len(keys) + len(met)
-        == sum(1 for _ in choose(local(task="gsm8k", data=str(tmp_path), problems=99)).problems) + 1
+        == sum(1 for _ in choose_problems(local(task="gsm8k", data=str(tmp_path), problems=99)).problems) + 1
     )
     assert len(met) == 1 and "train.jsonl:3" in met[0]["where"] and "test.jsonl:1" in met[0]["met"]
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -74,7 +74,7 @@ def test_meeting_is_having_a_row_of_words_in_common(item: list[str], text: list[
     evaluations = Evaluations([EvalItem(" ".join(item), "e")], 2)
     pairs = {tuple(item[i : i + 2]) for i in range(len(item) - 1)}
     slow = any(tuple(text[i : i + 2]) in pairs for i in range(len(text) - 1))
-    assert (evaluations.holds(" ".join(text)) is not None) == slow
+    assert (evaluations.match_text(" ".join(text)) is not None) == slow
     assert words(" ".join(item)) == item
 
 
@@ -134,7 +134,7 @@ def test_a_changed_question_is_found_and_a_new_one_is_not(local: Make, tmp_path:
         )
     else:
         task, way = stories(tmp_path, train, [HELD]), {}
-    chosen = choose(local(task=task, problems=99, **way))
+    chosen = choose_problems(local(task=task, problems=99, **way))
     names = [*CHANGED, *OTHER]
     assert {names[int(p.key.split()[1])] for p, _ in chosen.met} == set(CHANGED)
     assert {names[int(p.key.split()[1])] for p in chosen.problems} == set(OTHER)
@@ -145,7 +145,7 @@ def test_a_task_of_a_few_patterns_is_met_by_key_and_as_a_whole_alone(local: Make
     """Its problems share their sentences with those that are held out."""
     train = [*CHANGED.values(), *OTHER.values()]
     task = stories(tmp_path, train, [HELD], patterned=how == "patterned")
-    chosen = choose(local(task=task, problems=99, options={"endless": how == "endless"}))
+    chosen = choose_problems(local(task=task, problems=99, options={"endless": how == "endless"}))
     assert {problem.prompt for problem, _ in chosen.met} == {CHANGED["punctuation"], CHANGED["case"]}
 
 
@@ -160,4 +160,4 @@ def test_a_task_of_a_few_patterns_is_met_by_key_and_as_a_whole_alone(local: Make
     ],
 )
 def test_what_is_left_of_a_text(text: str, found: str) -> None:
-    assert " ".join(bare(text)) == found
+    assert " ".join(bare_words(text)) == found

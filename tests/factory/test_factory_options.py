@@ -14,7 +14,7 @@ from rorqual.data.distilled import Distilled, read_distilled
 from rorqual.engine import Engine
 from rorqual.engine.request import Request, SamplingParams
 from rorqual.engine.seeds import sample_seed
-from rorqual.evals.evaluating import seeded
+from rorqual.evals.evaluating import with_problem_seed
 from rorqual.factory import FactoryConfig, sample_teacher
 from rorqual.tasks.find import load_task
 
@@ -56,7 +56,7 @@ def asked_by(server: Adder, remote: Make, out: Path, **changes: Any) -> dict[str
     made(config, out)
     body = server.asked.pop()
     assert not server.asked and body.pop("messages") == [{"role": "user", "content": "What is 0 + 1?"}]
-    assert body.pop("seed") == seeded(SamplingParams(), "0+1").seed
+    assert body.pop("seed") == with_problem_seed(SamplingParams(), "0+1").seed
     return body
 
 
@@ -106,14 +106,14 @@ def test_the_first_sample_of_each_problem_is_asked_before_any_second(
 def test_the_seed_draws_problems_and_samples(server: Adder, remote: Make, tmp_path: Path) -> None:
     rows = made(remote(task=DRAWN, seed=7, samples=1), tmp_path / "other")
     assert keys(rows) == sums(7, 9, 10, 11, 12, 13), "it draws the problems, and those of the test split"
-    assert [row.seed for row in rows] == [seeded(SamplingParams(seed=7), row.key).seed for row in rows]
+    assert [row.seed for row in rows] == [with_problem_seed(SamplingParams(seed=7), row.key).seed for row in rows]
     assert {body["seed"] for body in server.asked} == {row.seed for row in rows}
     met = [json.loads(line) for line in (tmp_path / "other" / "contaminated.jsonl").read_text().splitlines()]
     assert [line["key"] for line in met] == sums(8)
     rows = made(remote(decontaminate=(DRAWN,), seed=2, samples=1), tmp_path / "beside")
     assert keys(rows) == sums(0, 1, 2, 4, 5, 6), "and those of another task to be measured on"
     plain = made(remote(samples=1), tmp_path / "plain")
-    assert [row.seed for row in plain] == [seeded(SamplingParams(), row.key).seed for row in plain]
+    assert [row.seed for row in plain] == [with_problem_seed(SamplingParams(), row.key).seed for row in plain]
 
 
 def test_seeds_have_as_many_bits_as_said(server: Adder, remote: Make, tmp_path: Path) -> None:
@@ -154,7 +154,11 @@ def test_a_run_is_sampled_as_the_settings_say(local: Make, run: Path, tmp_path: 
     engine = Engine(run, record_experts=False)
     for problem in list(load_task(SUMS).problems("train", 3))[:2]:
         params = SamplingParams(
-            temperature=0.7, top_p=0.9, max_tokens=5, n=3, seed=seeded(SamplingParams(seed=3), problem.key).seed
+            temperature=0.7,
+            top_p=0.9,
+            max_tokens=5,
+            n=3,
+            seed=with_problem_seed(SamplingParams(seed=3), problem.key).seed,
         )
         (drawn,) = engine.generate([Request(problem.messages, params, "on")])
         mine = [row for row in rows if row.key == problem.key]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rorqual.core.records import Message
 from rorqual.data.distilled import Distilled
 from rorqual.factory import FilterConfig
-from rorqual.factory.filters import duplicates, foreign_share, jaccard, reasons, shingles, words
+from rorqual.factory.filters import drop_reasons, duplicates, foreign_share, jaccard, shingles, words
 
 THOUGHT = "First I add the ones, which gives seven, and then the tens, which gives forty, so it is forty-seven."
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
@@ -26,7 +26,7 @@ def row(
 
 
 def reason(*rows: Distilled, cut: bool = False, met: bool = False, keep: Any = "right", **filters: Any) -> list[str]:
-    return reasons(rows, [cut] * len(rows), [met] * len(rows), FilterConfig(**filters), keep)
+    return drop_reasons(rows, [cut] * len(rows), [met] * len(rows), FilterConfig(**filters), keep)
 
 
 def test_a_share_at_its_limit_is_allowed() -> None:

@@ -14,7 +14,7 @@ from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.lab import compute as lab
-from rorqual.lab.compute import PARTS, ComputeExperiment, by_document, by_pair, hardest, spent
+from rorqual.lab.compute import PARTS, ComputeExperiment, by_document, by_pair, hardest, measure_experts_spent
 from rorqual.lab.job import value
 from rorqual.lab.shapes import FIXED, TASK, ZERO
 from rorqual.model.load.run_directory import load_run
@@ -92,7 +92,7 @@ def test_experts_are_counted_on_held_out_solutions(places: dict[int, Path]) -> N
         assert found["mean"] == pytest.approx(total / tokens / 2)
         assert value(place, f"{FIXED}-experts")["mean"] == 2
         assert {*PARTS} < found.keys()
-        assert spent(place, name=ZERO, seed=seed, count=12) == found, "repeated"
+        assert measure_experts_spent(place, name=ZERO, seed=seed, count=12) == found, "repeated"
 
 
 def test_the_conclusion_in_small(places: dict[int, Path]) -> None:

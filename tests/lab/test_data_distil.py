@@ -16,7 +16,7 @@ from rorqual.core.records import Message
 from rorqual.data.distilled import Distilled, DistilledFile, read_distilled
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.evaluation import Evaluation, GradedSample
-from rorqual.lab.data_distil import ARMS, DataDistil, scored
+from rorqual.lab.data_distil import ARMS, DataDistil, scores_by_problem
 from rorqual.lab.data_distil_sets import held_out, original_set, write_labelled, write_originals
 from rorqual.lab.job import value
 from rorqual.lab.page import page_text
@@ -116,12 +116,14 @@ def test_the_mean_of_what_prices_add_is_r_squared_and_no_price_is_the_worst_one(
     replies = [str(int(p.answer) + i % 7 - 3) for i, p in enumerate(problems)]
     found = evaluation("prices", list(zip(problems, replies, strict=True)))
     truth, said_ = np.array([int(p.answer) for p in problems]), np.array([int(r) for r in replies])
-    assert np.mean(scored(found)) == pytest.approx(
+    assert np.mean(scores_by_problem(found)) == pytest.approx(
         1 - ((said_ - truth) ** 2).sum() / ((truth - truth.mean()) ** 2).sum()
     )
     worse = evaluation("prices", [(problems[0], "about forty"), *zip(problems[1:], replies[1:], strict=True)])
-    assert scored(worse)[0] == 1 - max(int(problems[0].answer), 99 - int(problems[0].answer)) ** 2 / truth.var()
-    assert np.mean(scored(evaluation("prices", [(p, p.answer) for p in problems]))) == 1
+    assert (
+        scores_by_problem(worse)[0] == 1 - max(int(problems[0].answer), 99 - int(problems[0].answer)) ** 2 / truth.var()
+    )
+    assert np.mean(scores_by_problem(evaluation("prices", [(p, p.answer) for p in problems]))) == 1
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,16 @@ from rorqual.data.chat import chat_format
 from rorqual.data.pack import Sample
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.engine import Engine, Request, SamplingParams
-from rorqual.evals.experts import counts, dependence, information, lift, without_experts
-from rorqual.lab.experts import ExpertsExperiment, ablated, answered, damage, informed, picked, read_choices
+from rorqual.evals.experts import counts, dependence, lift, mutual_information, without_experts
+from rorqual.lab.experts import (
+    ExpertsExperiment,
+    ablate_experts,
+    damage,
+    grade_greedy_answers,
+    measure_mutual_information,
+    pick_of_each_family,
+    read_choices,
+)
 from rorqual.lab.held_out import mean_losses, solve
 from rorqual.lab.job import value_file
 from rorqual.lab.page import page_text
@@ -51,8 +59,8 @@ def test_information_is_what_a_brute_force_says(pairs: list[tuple[int, int]]) ->
     table = np.zeros((4, 5))
     for a, b in pairs:
         table[a, b] += 1
-    assert float(information(table)) == pytest.approx(brute(pairs), abs=1e-9)
-    assert information(np.stack([table, table * 3]))[1] == pytest.approx(brute(pairs), abs=1e-9)
+    assert float(mutual_information(table)) == pytest.approx(brute(pairs), abs=1e-9)
+    assert mutual_information(np.stack([table, table * 3]))[1] == pytest.approx(brute(pairs), abs=1e-9)
 
 
 def corpus(rule: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -155,8 +163,10 @@ def test_the_whole_of_it_in_small(tmp_path: Path) -> None:
     places = {seed: tmp_path / f"seed-{seed}" for seed in (1, 2)}
     for seed, place in places.items():
         fit(sft(task=TASK, size="tiny", steps=2, rows=4, row=128, seed=seed), RunDir(place / TEACHER), quiet=True)
-        write_json(value_file(place, "experts-information"), informed(place, seed=seed, count=2, shuffles=19))
-    taken = ablated(places[1], seed=1, count=1)  # a minute of replies, and no other for another seed
+        write_json(
+            value_file(place, "experts-information"), measure_mutual_information(place, seed=seed, count=2, shuffles=19)
+        )
+    taken = ablate_experts(places[1], seed=1, count=1)  # a minute of replies, and no other for another seed
     for place in places.values():
         write_json(value_file(place, "experts-ablation"), taken)
     experiment = ExpertsExperiment()
@@ -169,11 +179,11 @@ def test_the_whole_of_it_in_small(tmp_path: Path) -> None:
 
 def test_without_ablation_nothing_is_lost() -> None:
     net, chat = model(), chat_format(Tokenizer.byte_level())
-    problems = picked("dev", 0, 1)
+    problems = pick_of_each_family("dev", 0, 1)
     samples = solve(problems, chat)
     none = without_experts(net, [[]])
     assert mean_losses(none, samples) == mean_losses(net, samples)
-    assert answered(none, chat, problems[:4], 0, 1) == answered(net, chat, problems[:4], 0, 1)
+    assert grade_greedy_answers(none, chat, problems[:4], 0, 1) == grade_greedy_answers(net, chat, problems[:4], 0, 1)
 
 
 def test_damage_is_what_a_problem_loses_without_a_set_of_experts() -> None:

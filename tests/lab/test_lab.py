@@ -16,7 +16,7 @@ import pytest
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import write_json
 from rorqual.lab.experiment import Experiment, Readings
-from rorqual.lab.experiment_run import LabPlan, concluded, planned
+from rorqual.lab.experiment_run import LabPlan, conclude_finding, plan_within_budget
 from rorqual.lab.find import EXPERIMENTS, find_experiment
 from rorqual.lab.finding import Finding
 from rorqual.lab.job import ExperimentJob
@@ -87,28 +87,28 @@ def test_every_experiment_plans_jobs_in_order_and_says_what_they_cost(tmp_path: 
             before[seed, need] < before[seed, name] for (seed, name), job in plan.jobs.items() for need in job.needs
         )
         assert {seed for seed, _ in plan.jobs} == {1, 2}
-        assert plan.left() == plan.jobs
+        assert plan.jobs_left() == plan.jobs
 
 
 def test_a_budget_shrinks_the_work_and_one_that_is_enough_does_not(tmp_path: Path) -> None:
     experiment = find_experiment("zero")
     full = LabPlan(experiment, tmp_path, (1,), 1.0)
     minutes = sum(job.estimate for job in full.jobs.values()) / 60
-    assert planned(experiment, tmp_path, (1,), minutes).share == 1.0
-    half = planned(experiment, tmp_path, (1,), minutes / 2)
+    assert plan_within_budget(experiment, tmp_path, (1,), minutes).share == 1.0
+    half = plan_within_budget(experiment, tmp_path, (1,), minutes / 2)
     assert half.share == pytest.approx(0.5, rel=0.02)
     assert sum(job.estimate for job in half.jobs.values()) / 60 == pytest.approx(minutes / 2, rel=0.02)
     with pytest.raises(ConfigError, match="core-minutes"):
-        planned(experiment, tmp_path, (1,), minutes / 1e5)
+        plan_within_budget(experiment, tmp_path, (1,), minutes / 1e5)
 
 
 def test_what_was_done_with_less_work_is_not_taken_for_the_whole(tmp_path: Path) -> None:
     experiment = find_experiment("zero")
     for job in experiment.jobs(1, tmp_path / "seed-1", 0.1):
         write_json(job.cost_file(tmp_path / "seed-1"), {"seconds": 1.0, "core_seconds": 1.0, "share": 0.1})
-    assert LabPlan(experiment, tmp_path, (1,), 0.1).left() == {}
+    assert LabPlan(experiment, tmp_path, (1,), 0.1).jobs_left() == {}
     with pytest.raises(ConfigError, match=r"10.00% of the full work.*100.00%"):
-        LabPlan(experiment, tmp_path, (1,), 1.0).left()
+        LabPlan(experiment, tmp_path, (1,), 1.0).jobs_left()
 
 
 def test_an_unknown_experiment_names_the_nearest_and_all() -> None:
@@ -131,7 +131,7 @@ class Nothing(Experiment):
 
 
 def test_a_finding_says_which_versions_of_the_families_were_drawn(tmp_path: Path) -> None:
-    said = concluded(LabPlan(Nothing(), tmp_path, (1,), 1.0), "x").made["families"]
+    said = conclude_finding(LabPlan(Nothing(), tmp_path, (1,), 1.0), "x").made["families"]
     assert dict(part.split() for part in said.split(", ")) == {f.name: str(f.version) for f in FAMILIES}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rorqual.core.records import RunDir
-from rorqual.lab.experiment_run import concluded, planned
+from rorqual.lab.experiment_run import conclude_finding, plan_within_budget
 from rorqual.lab.finding import Finding
 from rorqual.lab.job import evaluation, value
 from rorqual.lab.page import page_text
@@ -38,10 +38,10 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two of the three, a little of everything, two seeds, done in this process."""
     out = tmp_path_factory.mktemp("lab")
     for experiment in SHAPES:
-        plan = replace(planned(experiment, out, (3, 4), 0.0), share=SHARE, jobs={})
+        plan = replace(plan_within_budget(experiment, out, (3, 4), 0.0), share=SHARE, jobs={})
         for (seed, _), job in plan.jobs.items():
             job.finish(plan.place(seed))
-        finding = concluded(plan, f"rorqual lab {experiment.name}")
+        finding = conclude_finding(plan, f"rorqual lab {experiment.name}")
         (out / f"{experiment.name}.json").write_text(json.dumps(finding.model_dump(mode="json")), encoding="utf-8")
     return out
 

@@ -18,9 +18,9 @@ from rorqual.ops.paged import (
     attend_selected,
     attend_within,
     gather,
-    merge,
-    restricted,
+    merge_attention,
     select,
+    selection_mask,
     tiles_of,
 )
 from rorqual.ops.rows import ENOUGH
@@ -133,7 +133,7 @@ class Sparse(Case):
         with torch.no_grad():
             chosen = select(q, weights, keys, tiles, budget or 10**6)
             if budget is None or not self.gathers:
-                mask = restricted(tiles, every, window, None if budget is None else chosen.rows)
+                mask = selection_mask(tiles, every, window, None if budget is None else chosen.rows)
                 out, lse = attend_within(q, keys, values, tiles, self.d**-0.5, mask)
             else:
                 out, lse = attend_selected(q, keys, values, tiles, self.d**-0.5, chosen.rows, window)
@@ -227,7 +227,7 @@ def test_what_selects_nothing_sees_nothing() -> None:
     tiles = tiles_of(np.array([0]), np.array([70]), np.array([[0, 1]]), QUERIES)
     rows = torch.full((70, 2), -1)
     rows[69, 0] = 5
-    masked = attend_within(q, k, k, tiles, 1.0, restricted(tiles, 1, None, rows))
+    masked = attend_within(q, k, k, tiles, 1.0, selection_mask(tiles, 1, None, rows))
     for out, lse in (masked, attend_selected(q, k, k, tiles, 1.0, rows)):
         assert not out[:69].any() and (lse[:69] == float(HIDDEN)).all()
         assert out[69].tolist() == [[[1.0] * 4]] and lse[69].tolist() == [[4.0]]
@@ -237,7 +237,7 @@ def test_what_selects_nothing_has_no_gradient() -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(shape, requires_grad=True) for shape in ((70, 1, 1, 4), (2, 1, BLOCK, 4), (2, 1, BLOCK, 4)))
     tiles = tiles_of(np.array([0]), np.array([70]), np.array([[0, 1]]), QUERIES)
-    out, lse = attend_within(q, k, v, tiles, 1.0, restricted(tiles, 1, None, torch.full((70, 2), -1)))
+    out, lse = attend_within(q, k, v, tiles, 1.0, selection_mask(tiles, 1, None, torch.full((70, 2), -1)))
     for grad in torch.autograd.grad(out.sum() + lse.clamp(max=0).sum(), (q, k, v)):
         assert not grad.any()
 
@@ -259,11 +259,13 @@ def test_gradients_of_a_part_of_the_keys_are_those_of_plain_attention(every: int
         padded = torch.cat((x, x.new_zeros(blocks * BLOCK - length, heads, d)))
         return padded.unflatten(0, (blocks, BLOCK))[:, every - 1 :: every].transpose(1, 2).contiguous()
 
-    near = attend_within(q, pool(k, 1), pool(v, 1), tiles, scale, restricted(tiles, 1, 30, None))
+    near = attend_within(q, pool(k, 1), pool(v, 1), tiles, scale, selection_mask(tiles, 1, 30, None))
     chosen = select(q, weights, pool(k, every), tiles, BUDGET)
-    far = attend_within(q, pool(k, every), pool(v, every), tiles, scale, restricted(tiles, every, None, chosen.rows))
+    far = attend_within(
+        q, pool(k, every), pool(v, every), tiles, scale, selection_mask(tiles, every, None, chosen.rows)
+    )
     outs, lses = zip(near, far)
-    out = merge(outs, (*lses, sink.expand(length, heads, repeat)))
+    out = merge_attention(outs, (*lses, sink.expand(length, heads, repeat)))
     mix = torch.randn_like(out)
     scores = chosen.scores.masked_fill(chosen.rows < 0, 0)
     ours = (out * mix).sum() + scores.square().sum()
@@ -301,7 +303,7 @@ def test_gradients_of_a_step_are_those_of_plain_attention_wherever_its_blocks_li
     )
     tiles = tiles_of(np.array(lengths) - 1, np.ones(2, np.int64), np.array(table), 1)
     assert (tiles.span is None) == (table[0][2] == 30) and (tiles.back is None) == (table[0][0] != 2)
-    mask = restricted(tiles, 1, window, None)
+    mask = selection_mask(tiles, 1, window, None)
     out, lse = attend_within(q.to(dtype), k.to(dtype), v.to(dtype), tiles, d**-0.5, mask)
     assert out.dtype == dtype and lse.dtype == torch.float32
     pulls = torch.randn(out.shape, generator=generator), torch.randn(lse.shape, generator=generator)
@@ -322,9 +324,9 @@ def test_merged_queries_have_bits_of_their_own() -> None:
     generator = torch.Generator().manual_seed(0)
     outs = [torch.randn(100, 3, 8, generator=generator) for _ in range(3)]
     lses = [torch.randn(100, 3, generator=generator) * 3 for _ in range(4)]
-    whole = merge(outs, lses)
+    whole = merge_attention(outs, lses)
     for count in range(1, 100):
-        assert torch.equal(merge([o[:count] for o in outs], [one[:count] for one in lses]), whole[:count])
+        assert torch.equal(merge_attention([o[:count] for o in outs], [one[:count] for one in lses]), whole[:count])
 
 
 @pytest.mark.parametrize(("every", "window"), [(1, None), (1, 9), (4, None), (4, 70)])

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rorqual.ops.rows import WIDE, bmm, cancelling, in_tiles
+from rorqual.ops.rows import WIDE, bmm, cancelling_rows, in_tiles
 
 
 def some(*shape: int) -> torch.Tensor:
@@ -43,7 +43,7 @@ def test_a_batched_product_in_tiles_is_that_product(rows: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_sum_that_is_cut_elsewhere_is_another(dtype: torch.dtype) -> None:
     """As a kernel would cut it, at a place where none does: two sums that are added, in fp32, before the result is rounded."""
-    x, w = cancelling(16, 64, 1024, dtype)
+    x, w = cancelling_rows(16, 64, 1024, dtype)
     x64, w64 = x.double(), w.double()
     assert (x64 @ w64.t()).abs().max() < 1e-9, "every term stands in it with both signs"
     whole = (x.float() @ w.float().t()).to(dtype)

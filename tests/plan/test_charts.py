@@ -25,4 +25,6 @@ def test_each_draws_and_says_in_words_what_it_shows() -> None:
     sizes = [series.points[1][1] * 1e9 for series in size.series[:-1]]
     assert sizes == pytest.approx([value for _, value in memory.parts()])
     assert {y for _, y in size.series[-1].points} == {80.0}
-    assert price.series[0].points[50] == (1.0, own.blended(4000, 1000, 1.0)) and price.series[-1].points[0][0] == 0.5
+    assert (
+        price.series[0].points[50] == (1.0, own.blended_price(4000, 1000, 1.0)) and price.series[-1].points[0][0] == 0.5
+    )

@@ -20,8 +20,8 @@ from rorqual.plan.hardware import DEVICES, device
 from rorqual.plan.layout import (
     RESERVE,
     Room,
-    choose,
-    dividing,
+    choose_layout,
+    layouts_that_divide,
     misfits,
 )
 from rorqual.plan.memory import PRECISIONS, Layout, device_memory, stage_sizes
@@ -92,7 +92,7 @@ def test_a_pipeline_has_every_layer_once_and_is_even(layers: int, pp: int) -> No
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_sharing_never_adds_and_recomputing_never_saves_more(data: st.DataObject) -> None:
-    layout = data.draw(st.sampled_from(sorted(dividing(small(mtp=1), Room(16, 8, 1)), key=str)))
+    layout = data.draw(st.sampled_from(sorted(layouts_that_divide(small(mtp=1), Room(16, 8, 1)), key=str)))
 
     def size(**changed: object) -> float:
         return device_memory(small(mtp=1), replace(layout, **changed), context=512, precision=BF16).total
@@ -105,7 +105,7 @@ def test_sharing_never_adds_and_recomputing_never_saves_more(data: st.DataObject
 def test_all_devices_together_hold_the_model_state_at_least_once() -> None:
     model = small(mtp=1)
     least = 8 * (account(model).total + account(model).mtp)  # AdamW's moments
-    for layout in dividing(model, Room(8, 8, 1)):
+    for layout in layouts_that_divide(model, Room(8, 8, 1)):
         assert device_memory(model, layout, context=16, precision=FP32).optimizer * 8 >= least * (1 - 1e-9)
 
 
@@ -133,14 +133,14 @@ def test_a_layout_that_does_not_divide_is_told_why() -> None:
 
 def test_what_is_chosen_divides_and_fits() -> None:
     room = Room(2048, 8, H800.memory * (1 - RESERVE))
-    layout, memory = choose(V3, room, 4096, BF16, microbatch=2)
+    layout, memory = choose_layout(V3, room, 4096, BF16, microbatch=2)
     assert misfits(V3, layout, 2048) == [] and memory.total <= room.usable and layout.microbatch == 2
     assert memory == device_memory(V3, layout, context=4096, precision=BF16)
 
 
 def test_what_never_fits_is_refused_with_the_usable_memory() -> None:
     with pytest.raises(ConfigError, match=r"fits in no layout of 8 devices with 73.6 GB"):
-        choose(V3, Room(8, 8, H800.memory * (1 - RESERVE)), 4096, BF16)
+        choose_layout(V3, Room(8, 8, H800.memory * (1 - RESERVE)), 4096, BF16)
 
 
 def test_every_row_of_hardware_has_its_sources_and_sensible_figures() -> None:

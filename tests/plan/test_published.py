@@ -22,7 +22,7 @@ from rorqual.plan.published import (
     QUOTES,
     Figure,
     figures,
-    reached,
+    reached_peak_share,
 )
 from rorqual.plan.serve import DAY_DECODE, DAY_PREFILL, Replica, decode_step, prefill_rate
 
@@ -85,10 +85,10 @@ def test_a_serving_plan_is_calibrated_on_the_day_that_was_published() -> None:
 
 
 def test_what_whole_trainings_reached_is_derived_from_their_hours() -> None:
-    assert {name: round(reached(name), 2) for name in LLAMA_HOURS} == REACHED
+    assert {name: round(reached_peak_share(name), 2) for name in LLAMA_HOURS} == REACHED
     # 6 x parameters x tokens, and causal attention over rows of 8,192 in 80 layers of 8,192: 70.55B parameters of matrices and head.
     each = 6 * (account(preset("llama-3.1-70b")).total - 128256 * 8192) + 6 * 80 * 8192 * 8193
-    assert reached("Llama-3.1-70B") == pytest.approx(each * 15e12 / (7.0e6 * 3600 * 989.4e12), rel=0.01)
+    assert reached_peak_share("Llama-3.1-70B") == pytest.approx(each * 15e12 / (7.0e6 * 3600 * 989.4e12), rel=0.01)
 
 
 def test_what_is_only_quoted_says_what_it_counts() -> None:

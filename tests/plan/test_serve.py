@@ -14,7 +14,7 @@ from rorqual.model.presets import preset
 from rorqual.plan.hardware import device
 from rorqual.plan.price import PRICES, price
 from rorqual.plan.serve import (
-    Mix,
+    AverageRequest,
     Replica,
     cache_copies,
     decode_flops,
@@ -24,12 +24,12 @@ from rorqual.plan.serve import (
     smallest_replica,
     split_weights,
     token_prices,
-    touched,
+    touched_expert_share,
 )
 
 V3, QWEN = preset("deepseek-v3"), preset("qwen3-8b")
 H800 = device("h800")
-MIX = Mix(4000, 1000, 0.5)
+MIX = AverageRequest(4000, 1000, 0.5)
 ONE = Replica(H800, 1, 1, "bf16", prefill_used=1.0, decode_used=1.0)
 
 
@@ -68,9 +68,9 @@ def test_more_sequences_take_longer_and_give_more_tokens(batch: int, keys: int) 
 
 @given(st.floats(0, 1e5), st.floats(0, 1e5))
 def test_experts_touched_grow_to_all_of_them(tokens: float, more: float) -> None:
-    assert 0 <= touched(V3, tokens) <= touched(V3, tokens + more) <= 1
-    assert touched(QWEN, tokens) == 1
-    assert touched(V3, 1) == pytest.approx(8 / 256)
+    assert 0 <= touched_expert_share(V3, tokens) <= touched_expert_share(V3, tokens + more) <= 1
+    assert touched_expert_share(QWEN, tokens) == 1
+    assert touched_expert_share(V3, 1) == pytest.approx(8 / 256)
 
 
 def test_a_latent_cache_is_copied_and_heads_are_divided() -> None:
@@ -93,7 +93,7 @@ def test_what_does_not_fit_says_by_how_much_and_what_would() -> None:
     ):
         serving(V3, replace(ONE, n=8), MIX)
     with pytest.raises(ConfigError, match=r"no replica of NVIDIA RTX 4090 can hold .* more than the usable"):
-        smallest_replica(QWEN, replace(ONE, device=device("rtx4090")), Mix(10**9, 1, 0))
+        smallest_replica(QWEN, replace(ONE, device=device("rtx4090")), AverageRequest(10**9, 1, 0))
     with pytest.raises(ConfigError, match=r"tp=3 does not divide n=8.*\n.*Use tp=2, the nearest valid value"):
         serving(QWEN, replace(ONE, n=8, tp=3), MIX)
     with pytest.raises(ConfigError, match="does not support fp8"):
@@ -112,7 +112,7 @@ def test_the_margin_is_over_the_rent_of_exactly_the_time_used() -> None:
 @given(st.floats(0, 1), st.integers(1, 10**6), st.integers(0, 10**6))
 def test_a_mix_costs_between_its_cheapest_and_its_dearest_token(rate: float, prompt: int, reply: int) -> None:
     row = price("deepseek-r1")
-    assert row.hit * (1 - 1e-9) <= row.blended(prompt, reply, rate) <= row.output * (1 + 1e-9)
+    assert row.hit * (1 - 1e-9) <= row.blended_price(prompt, reply, rate) <= row.output * (1 + 1e-9)
 
 
 def test_every_row_of_prices_has_a_date_and_a_source() -> None:

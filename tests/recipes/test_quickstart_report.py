@@ -87,7 +87,10 @@ def test_it_says_where_the_gain_came_from(folder, tmp_path, make_folder):
     assert f"After GRPO, the model made to think reaches {found.right('after', 'on'):.1%}." in text
     assert f"went from {before:.1%} before GRPO to {after:.1%} after it" in text
     assert f"takes it from {before:.1%} to {made:.1%} without any training" in text
-    assert f"on {found.thought('before'):.1%} of problems before GRPO and on {found.thought('after'):.1%} after" in text
+    assert (
+        f"on {found.thinking_share('before'):.1%} of problems before GRPO and on {found.thinking_share('after'):.1%} after"
+        in text
+    )
     # Had it been as wrong before when made to think, the sentence must turn.
     other = make_folder(tmp_path)
     path = other / "evals" / "before-on.json"

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.patches import Rectangle
 
-from rorqual.report.chart import NARROW, Chart, Panel, Series, draw, figure_of, running_mean, spread
+from rorqual.report.chart import NARROW, Chart, Panel, Series, draw, figure_of, running_mean, spread_labels
 from rorqual.report.theme import DARK, LIGHT
 
 ONE = Series(label="one", points=((0, 1), (1, 3)))
@@ -111,7 +111,7 @@ def test_the_same_data_gives_the_same_bytes_and_each_theme_its_own() -> None:
 @settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12).map(sorted))
 def test_labels_stand_apart_and_stay_near(wanted: list[float]) -> None:
-    placed = spread(wanted, 0.05)
+    placed = spread_labels(wanted, 0.05)
     assert all(b - a >= 0.05 - 1e-9 for a, b in pairwise(placed))
     assert all(abs(a - b) <= 0.05 * len(wanted) for a, b in zip(placed, wanted))
-    assert spread([0.1, 0.5], 0.05) == [0.1, 0.5]
+    assert spread_labels([0.1, 0.5], 0.05) == [0.1, 0.5]

@@ -122,10 +122,10 @@ def by_body(request: Request) -> EngineRequest:
 def by_wire(engine: Engine, ask: EngineRequest) -> SamplingParams:
     """What the sampler will read of a request that crosses the pipe."""
     worker = Worker(engine, io.BytesIO(), io.BytesIO())
-    worker._obey(json.loads(b"".join(submit(7, pack(ask), "them"))))
+    worker._handle_message(json.loads(b"".join(submit(7, pack(ask), "them"))))
     waiting = engine._cores[0].scheduler.waiting
     while not waiting:
-        worker._obey(worker.inbox.get(timeout=60) or {})
+        worker._handle_message(worker.inbox.get(timeout=60) or {})
     found = [sequence.params for sequence in waiting]
     for request_id in list(worker.numbers):
         engine.cancel(request_id)

@@ -283,7 +283,7 @@ def test_every_request_is_counted_by_its_route_and_how_it_ended(tmp_path: Path) 
         }  # fmt: skip
         lost = ended[4].json()
         assert (lost["error"]["code"], lost["request_id"]) == ("no_such_route", ended[4].headers["x-request-id"])
-        service.metrics.used("b", 1, 2, 3)
+        service.metrics.count_tokens("b", 1, 2, 3)
         assert 'tenant="b"' in (await client.get("/metrics")).text, "the operator's"
         other = {**service.keys.tenants}
         service.keys.tenants.update({digest: {"a": "b", "b": "a"}[name] for digest, name in other.items()})

@@ -9,8 +9,8 @@ from rorqual.serve.metrics import Metrics, Now
 
 def test_a_tenant_sees_its_own_figures_alone() -> None:
     metrics = Metrics()
-    metrics.used("mine", 1, 2, 3)
-    metrics.used("theirs", 4, 5, 6)
+    metrics.count_tokens("mine", 1, 2, 3)
+    metrics.count_tokens("theirs", 4, 5, 6)
     now = Now(True, 2, Counter(mine=1, theirs=7), Counter(theirs=8), {"slots": 4.0})
     own, everybody = metrics.text(now, "mine"), metrics.text(now)
     assert "theirs" not in own and "restarts" not in own and "slots" not in own

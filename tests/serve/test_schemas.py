@@ -326,8 +326,8 @@ def test_an_answer_of_ours_can_stand_in_the_next_request() -> None:
         Message("assistant", "", "hm", (ToolCall("c1", "add", "{}"),)),
         Message("tool", [TextPart(text="4"), TextPart(text="6")], tool_call_id="c1"),
     ]
-    assert request.offered() == [Tool("add", "", {"type": "object"})]
-    assert read(ChatRequest, body(tools=[TOOL], tool_choice="none"))[0].offered() == []
+    assert request.offered_tools() == [Tool("add", "", {"type": "object"})]
+    assert read(ChatRequest, body(tools=[TOOL], tool_choice="none"))[0].offered_tools() == []
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import pytest
 
 from rorqual.core.errors import ConfigError, TaskError
-from rorqual.evals.evaluating import pick
+from rorqual.evals.evaluating import pick_problems
 from rorqual.tasks.families import FAMILIES, NAMES, Families, Family
 from rorqual.tasks.task import Problem, Verdict, split_of
 
@@ -258,11 +258,11 @@ def check_shares(problems: list[Problem], expected: dict[int, float]) -> None:
 def test_problems_do_not_get_harder_as_more_are_asked(family: Family) -> None:
     """The first n of a held-out level have the difficulties of the first 10 n, and every key once."""
     few, many = (40, 400) if family.name != "kk" else (20, 160)
-    problems = pick(Families((family.name,), hard=0.0), "test", many, 0, per_family=True)
+    problems = pick_problems(Families((family.name,), hard=0.0), "test", many, 0, per_family=True)
     assert len({p.key for p in problems}) == len(problems) == many
     for count in (few, many):
         check_shares(problems[:count], shares(family, family.easy))
-    assert pick(Families((family.name,), hard=0.0), "test", few, 0, per_family=True) == problems[:few]
+    assert pick_problems(Families((family.name,), hard=0.0), "test", few, 0, per_family=True) == problems[:few]
 
 
 def test_one_seed_gives_one_stream_in_every_process() -> None:

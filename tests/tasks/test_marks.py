@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from rorqual.tasks.marks import ALONE, ANSWER, BOXED, HASHES, TAG, Mark, last_line, marked
+from rorqual.tasks.marks import ALONE, ANSWER, BOXED, HASHES, TAG, Mark, last_line, last_mark
 
 KINDS: dict[str, Mark] = {"boxed": BOXED, "hashes": HASHES, "answer": ANSWER, "tag": TAG, "alone": ALONE}
 EXPLICIT = [name for name in KINDS if name != "alone"]
@@ -18,8 +18,8 @@ def test_what_a_task_writes_in_its_mark_is_found_again(name: str) -> None:
     for answer in ("18", "-1,234.5", "True", r"\frac{1}{2}", r"\{1, 2\}", "Zoey is a knight. Max is a knave"):
         assert mark.find(mark.write(answer)) == answer
         assert mark.find(f"<think>{mark.write('7')}</think>\n {mark.write(answer)}\n") == answer
-    assert mark.asked("1 + 1?", "NUMBER").startswith("1 + 1?\n")
-    assert mark.asked("1 + 1?", "NUMBER").endswith(mark.write("NUMBER"))
+    assert mark.prompt_for_mark("1 + 1?", "NUMBER").startswith("1 + 1?\n")
+    assert mark.prompt_for_mark("1 + 1?", "NUMBER").endswith(mark.write("NUMBER"))
     assert mark.find("") is None and mark.find(mark.write("")) is None
 
 
@@ -64,8 +64,8 @@ def test_a_mark_beside_its_nearest_twin(name: str, reply: str, found: str | None
 
 
 def test_the_last_mark_of_any_kind_and_the_last_line() -> None:
-    assert marked(r"#### 3 but \boxed{4}") == "4" and marked("\\boxed{4}\n#### 3") == "3"
-    assert marked("I cannot") is None
+    assert last_mark(r"#### 3 but \boxed{4}") == "4" and last_mark("\\boxed{4}\n#### 3") == "3"
+    assert last_mark("I cannot") is None
     assert last_line("a\n\n b \n \n") == "b" and last_line("<think>a") == ""
 
 

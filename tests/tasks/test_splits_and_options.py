@@ -14,7 +14,7 @@ import pytest
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.core.records import Message
 from rorqual.tasks.everyday import EVERYDAY_TASKS, Everyday
-from rorqual.tasks.file_task import carve
+from rorqual.tasks.file_task import carve_dev_split
 from rorqual.tasks.find import load_task, refuse_empty_answer, safe_problems
 from rorqual.tasks.task import Problem, Split, Task, Verdict, split_of
 
@@ -155,7 +155,7 @@ def test_every_file_of_a_folder_is_read_for_its_own_split(tmp_path: Path) -> Non
 
 def test_a_twentieth_of_training_rows_is_dev_and_rows_of_one_group_stay_together() -> None:
     rows = [(f"group {n // 2}", Problem(str(n), "?", "!", "x")) for n in range(8000)]
-    train, dev, test = ([p.key for p in carve(rows, split)] for split in ("train", "dev", "test"))
+    train, dev, test = ([p.key for p in carve_dev_split(rows, split)] for split in ("train", "dev", "test"))
     assert len(dev) / len(rows) == pytest.approx(0.05, abs=0.012)
     assert sorted(train + dev, key=int) == test == [p.key for _, p in rows]
     assert set(Counter(int(key) // 2 for key in dev).values()) == {2}

@@ -13,12 +13,12 @@ from example_files import Write, labelled, sums
 from rorqual.core.errors import DataError
 from rorqual.teach import dataset
 from rorqual.teach.check import check_file, split_of_group
-from rorqual.teach.dataset import Dataset, divide, read_test, refuse_size
+from rorqual.teach.dataset import Dataset, divide_examples, read_test, refuse_size
 from rorqual.teach.examples import AnswerKind, Example
 
 
 def divided(path: Path, *, count: int = 1_000, **keys: Any) -> Dataset:
-    return divide(check_file(path, len), None, count=count, **keys)
+    return divide_examples(check_file(path, len), None, count=count, **keys)
 
 
 def test_every_usable_row_is_in_the_split_of_its_key_and_nothing_else_is(write: Write) -> None:
@@ -50,7 +50,7 @@ def test_a_model_is_trained_on_one_spelling_of_a_label(write: Write) -> None:
     assert all({one.answer for one in found.splits[split]} <= labels for split in found.splits)
     assert {one.answer for one in found.all_train} == labels
     test = [Example(1, "a", "CARD"), *(Example(n, f"b{n}", "New") for n in range(2, 8))]
-    given = divide(check_file(write("b.jsonl", rows), len), test, count=9)
+    given = divide_examples(check_file(write("b.jsonl", rows), len), test, count=9)
     assert {one.answer for one in given.splits["test"]} == {"card", "New"}
 
 
@@ -62,11 +62,11 @@ def test_unusable_test_rows_count_against_the_test_file(write: Write) -> None:
         return "too long" if one.prompt.startswith("test") and one.line <= bad else ""
 
     bad = 20
-    found = divide(check, test, count=1_000, reason_against=long)
+    found = divide_examples(check, test, count=1_000, reason_against=long)
     assert found.left_out == {"unusable test row": 20} and len(found.splits["test"]) == 80
     bad = 21
     with pytest.raises(DataError, match=r"test: 21 of 100 test rows cannot be used; the first: too long"):
-        divide(check, test, count=1_000, reason_against=long)
+        divide_examples(check, test, count=1_000, reason_against=long)
 
 
 def test_near_duplicates_stay_in_one_split(write: Write) -> None:
@@ -86,7 +86,7 @@ def test_a_test_file_is_the_test_split_and_its_rows_are_not_trained_on(write: Wr
     path = write("a.jsonl", [*rows, tests[0], tests[1] | {"text": tests[1]["text"] + " "}])
     test_file = write("b.jsonl", tests)
     test = read_test(test_file, "label", prompt="", answer="", reasoning="")
-    found = divide(check_file(path, len, against=test_file), test, count=70)
+    found = divide_examples(check_file(path, len, against=test_file), test, count=70)
     keys = {one.key for one in test}
     assert len(found.splits["test"]) == 70 and {one.key for one in found.splits["test"]} < keys
     assert found.left_out == {"test row": 2} and len(found.splits["train"]) + len(found.splits["dev"]) == 150

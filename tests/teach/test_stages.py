@@ -28,7 +28,7 @@ from rorqual.teach.config import TeachConfig
 from rorqual.teach.dataset import rows_of
 from rorqual.teach.examples import Example
 from rorqual.teach.failures import failures_text, groups, pairs_of
-from rorqual.teach.measure import base_prompts, measure_base, predicted
+from rorqual.teach.measure import base_prompts, evaluate_baseline, measure_base
 from rorqual.teach.paths import AFTER, ALONE, BEFORE, TeachPaths
 from rorqual.teach.plan import ExampleLengths, TeachPlan, make_plan, sft_run
 from rorqual.teach.reasons import Reasons, factory_config
@@ -173,7 +173,7 @@ def test_slow_replies_shorten_the_dev_split_for_all_checkpoints(
     """The first measurement decides, also for the model of GRPO, and for a process that resumes."""
     monkeypatch.setattr(training, "DEV_FIRST", 5)
     whole = trained(tiny, tmp_path / "whole")
-    whole.supervised(RunDir(tiny))
+    whole.train_supervised(RunDir(tiny))
     assert [one.total for one in whole.dev_results("sft")] == [12, 12, 12]
     monkeypatch.setattr(training, "DEV_SECONDS", 0.0)
     said: list[str] = []
@@ -182,11 +182,11 @@ def test_slow_replies_shorten_the_dev_split_for_all_checkpoints(
         f"DEV = {[one.prompt for one in whole.dev]!r}\ndef grade(prompt, answer, reply):\n    return prompt in DEV[:3]\n"
     )
     work = replace(trained(tiny, tmp_path, grader=f"{mine}:grade"), say=said.append)
-    work.supervised(RunDir(tiny))
+    work.train_supervised(RunDir(tiny))
     assert [(one.right, one.total) for one in work.dev_results("sft")] == [(3, 5)] * 3
     assert [line for line in said if "5 of 12 problems" in line] == said[:1]
     monkeypatch.setattr(training, "DEV_SECONDS", 60.0)
-    assert work.measured(work.paths.best, "grpo", 1) == DevResult("grpo", 1, 3, 5)
+    assert work.measure_on_dev(work.paths.best, "grpo", 1) == DevResult("grpo", 1, 3, 5)
 
 
 def test_a_kill_before_the_best_checkpoint_is_copied_loses_nothing(
@@ -200,9 +200,9 @@ def test_a_kill_before_the_best_checkpoint_is_copied_loses_nothing(
 
     monkeypatch.setattr(training, "copy_run", killed)
     with pytest.raises(KeyboardInterrupt):
-        work.supervised(RunDir(tiny))
+        work.train_supervised(RunDir(tiny))
     monkeypatch.setattr(training, "copy_run", copied)
-    work.supervised(RunDir(tiny))
+    work.train_supervised(RunDir(tiny))
     results = work.dev_results("sft")
     assert [one.step for one in results] == [2, 3, 4]
     assert work.paths.best.steps() == [max(results, key=lambda one: (one.right, one.step)).step]
@@ -223,7 +223,7 @@ def test_the_hard_cap_counts_what_a_killed_process_used(
     state.write_text(json.dumps(json.loads(state.read_text()) | {"metrics_bytes": len(text)}))
     manifest = work.paths.sft.checkpoint() / "whole.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"state.json": state.stat().st_size}))
-    work.supervised(RunDir(tiny))
+    work.train_supervised(RunDir(tiny))
     assert work.paths.ended_early.is_file()
     assert json.loads(work.paths.ended_early.read_bytes()) == {"step": 2, "of": 40} and work.paths.sft.steps() == [2]
     assert [one.step for one in work.dev_results("sft")] == [2]
@@ -240,8 +240,8 @@ def test_grpo_runs_after_the_support_gate_and_is_used_if_dev_improves(
     mine.write_text("def grade(prompt, answer, reply):\n    return reply == answer or sum(reply.encode()) % 2 == 0\n")
     work = trained(tiny, tmp_path, grader=f"{mine}:grade", grpo_seconds=1e6, dtype="bfloat16")
     work = replace(work, params=replace(work.params, calculator=True))
-    work.supervised(RunDir(tiny))
-    result = work.reinforced()
+    work.train_supervised(RunDir(tiny))
+    result = work.train_grpo()
     config = work.paths.grpo.config()
     assert (config["steps"], config["source"]["problems"], config["source"]["samples"]) == (1, 3, 4)
     assert config["source"]["data"] == str(work.paths.data) and config["source"]["options"] == {
@@ -255,7 +255,7 @@ def test_grpo_runs_after_the_support_gate_and_is_used_if_dev_improves(
     [after] = work.dev_results("grpo")
     before = max(one.accuracy for one in work.dev_results("sft"))
     assert result.used == (after.accuracy > before) and ("is used" in result.text) == result.used
-    assert work.reinforced() == result and len(work.dev_results("grpo")) == 1
+    assert work.train_grpo() == result and len(work.dev_results("grpo")) == 1
 
 
 def test_a_killed_grpo_resumes_with_its_steps_and_not_with_newly_measured_ones(
@@ -266,8 +266,8 @@ def test_a_killed_grpo_resumes_with_its_steps_and_not_with_newly_measured_ones(
     mine = tmp_path / "mine.py"
     mine.write_text("def grade(prompt, answer, reply):\n    return reply == answer or sum(reply.encode()) % 2 == 0\n")
     work = trained(tiny, tmp_path, grader=f"{mine}:grade", grpo_seconds=1e6)
-    work.supervised(RunDir(tiny))
-    measured, calls = Training.measured, list[str]()
+    work.train_supervised(RunDir(tiny))
+    measured, calls = Training.measure_on_dev, list[str]()
 
     def killed(self: Training, run: RunDir, name: str, step: int) -> DevResult:
         calls.append(name)
@@ -275,10 +275,10 @@ def test_a_killed_grpo_resumes_with_its_steps_and_not_with_newly_measured_ones(
 
     monkeypatch.setattr(Training, "measured", killed)
     with pytest.raises(KeyboardInterrupt):
-        work.reinforced()
+        work.train_grpo()
     monkeypatch.setattr(Training, "measured", measured)
     monkeypatch.setattr(training, "MOST_GRPO", 7)
-    result = work.reinforced()
+    result = work.train_grpo()
     assert calls == ["grpo"] and work.paths.grpo.config()["steps"] == 2 and "2 of 2 steps" in result.text
 
 
@@ -291,8 +291,8 @@ def test_a_tie_on_dev_keeps_the_model_before_grpo(tiny: Path, tmp_path: Path, mo
         f"DEV = {dev!r}\ndef grade(prompt, answer, reply):\n    return prompt in DEV or reply == answer or sum(reply.encode()) % 2 == 0\n"
     )
     work = trained(tiny, tmp_path, grader=f"{mine}:grade", grpo_seconds=1e6)
-    work.supervised(RunDir(tiny))
-    result = work.reinforced()
+    work.train_supervised(RunDir(tiny))
+    result = work.train_grpo()
     assert [one.right for one in work.dev_results("grpo")] == [12] and not result.used and "is not used" in result.text
 
 
@@ -307,8 +307,8 @@ def test_grpo_is_skipped_where_it_cannot_help(tiny: Path, tmp_path: Path, body: 
     mine = tmp_path / "mine.py"
     mine.write_text(f"def grade(prompt, answer, reply):\n    {body}\n")
     work = trained(tiny, tmp_path, grader=f"{mine}:grade", grpo_seconds=1e6)
-    work.supervised(RunDir(tiny))
-    result = work.reinforced()
+    work.train_supervised(RunDir(tiny))
+    result = work.train_grpo()
     assert not result.used and text in result.text and not work.paths.grpo.path.exists()
 
 
@@ -380,7 +380,7 @@ def measured(tmp_path: Path, kind: str, rows: list[tuple[str, str, str]]) -> tup
     task = Examples(data_of(tmp_path / "data", tests, [], kind))
     problems = sorted(task.problems("train", 0), key=lambda one: int(one.key.split()[1]))
     before, after = ([row[place] for row in rows] for place in (1, 2))
-    return predicted("old", task, problems, before), predicted("new", task, problems, after)
+    return evaluate_baseline("old", task, problems, before), evaluate_baseline("new", task, problems, after)
 
 
 def test_labels_are_grouped_with_the_worst_first(tmp_path: Path) -> None:
@@ -427,9 +427,11 @@ def test_json_answers_are_grouped_by_field(tmp_path: Path) -> None:
 def test_reasons_are_used_only_if_enough_examples_have_one() -> None:
     train = examples_of(labelled(10))
     half = Reasons({one.key: "because" for one in train[:5]}, [train[2].key])
-    assert half.applied(train) == [replace(one, reasoning="because", told=n == 2) for n, one in enumerate(train[:5])]
+    assert half.with_reasons(train) == [
+        replace(one, reasoning="because", told=n == 2) for n, one in enumerate(train[:5])
+    ]
     few = Reasons({one.key: "because" for one in train[:4]})
-    assert few.applied(train) == train
+    assert few.with_reasons(train) == train
     assert "5 examples without a reason are left out" in half.without_reason(train)
     assert "6 of 10 examples have no reason, so the reasons are not used" in few.without_reason(train)
     assert not Reasons({one.key: "because" for one in train}).without_reason(train)

@@ -43,7 +43,7 @@ from rorqual.train.sources.reference import Reference
 from rorqual.train.sources.rollouts import measure
 from rorqual.train.sources.sampler import Scored
 from rorqual.train.state import check_vocabulary
-from rorqual.train.tune import ended
+from rorqual.train.tune import end_message
 from rorqual.train.workers import Update, _record_replay
 
 # ---- the fields of a step's record
@@ -205,7 +205,7 @@ def test_a_tokenizer_is_learned_from_the_source_and_kept_with_the_run(tmp_path: 
 
 
 def test_the_last_line_of_an_adapter_says_its_memory_and_its_speed() -> None:
-    said = ended({"optimizer_bytes": 12_345, "trained_parameters": 6_789}, seconds=3.0, steps=2)
+    said = end_message({"optimizer_bytes": 12_345, "trained_parameters": 6_789}, seconds=3.0, steps=2)
     assert said.startswith("optimizer state 12,345 bytes for 6,789 parameters; ") and said.endswith(
         "; 1.500 s per step"
     )

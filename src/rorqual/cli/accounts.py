@@ -85,7 +85,7 @@ def _kinds(stage: Stage) -> str:
     return ", ".join((*block, stage.attention.kind, stage.ffn.kind))
 
 
-def rows(config: ModelConfig, settings: InspectSettings, free_memory: int) -> list[tuple[str, str]]:
+def account_rows(config: ModelConfig, settings: InspectSettings, free_memory: int) -> list[tuple[str, str]]:
     """Return the rows of the table as (name, value with unit). `free_memory`: in bytes, or 0 if it is unknown."""
     size = BYTES[settings.dtype]
     context = min(settings.context, config.max_position_embeddings)
@@ -96,14 +96,15 @@ def rows(config: ModelConfig, settings: InspectSettings, free_memory: int) -> li
     )
     parameter_rows = [
         ("stages", " + ".join(f"{s.layers} x ({_kinds(s)})" for s in config.stages)),
-        ("parameters, total", count(with_attention.total)),
-        ("parameters, active per token", count(with_attention.active)),
-        ("  with the embedding as a look-up", f"{count(with_attention.active_lookup)}, {count(no_attention.flops // 2)} of them in matrices"),
+        ("parameters, total", count_text(with_attention.total)),
+        ("parameters, active per token", count_text(with_attention.active)),
+        ("  with the embedding as a look-up", f"{count_text(with_attention.active_lookup)}, {count_text(no_attention.flops // 2)} "
+                                                "of them in matrices"),
     ]  # fmt: skip
     main_weights = ""
     if with_attention.mtp:
         main_weights = f"{memory_text(with_attention.total * size)}, with multi-token prediction "
-        parameter_rows.append(("multi-token prediction", f"{count(with_attention.mtp)} more, not in the total"))
+        parameter_rows.append(("multi-token prediction", f"{count_text(with_attention.mtp)} more, not in the total"))
     return [
         *parameter_rows,
         (
@@ -118,7 +119,7 @@ def rows(config: ModelConfig, settings: InspectSettings, free_memory: int) -> li
     ]
 
 
-def count(parameters: int) -> str:
+def count_text(parameters: int) -> str:
     """Format a number of parameters, for example `671026419200` as `671.03B`."""
     for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
         if parameters >= size:

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import rorqual
-from rorqual.cli.accounts import BYTES, count, memory_text
+from rorqual.cli.accounts import BYTES, count_text, memory_text
 from rorqual.cli.machine import cores, load, processor
 from rorqual.cli.measure import REMOTE
 from rorqual.cli.settings import Counts, Placement, check_device, read
@@ -89,9 +89,9 @@ def bench_run(run: str, arguments: Sequence[str] | None) -> None:
     for batch in chosen.batch:
         for prompt in chosen.prompt:
             print(f"batch {batch}, prompt {prompt}: {chosen.repeats} repeats", file=sys.stderr, flush=True)
-            rows.append(_row(engine, chosen, batch, prompt))
+            rows.append(_measure_row(engine, chosen, batch, prompt))
     results = {"run": run, "settings": chosen.model_dump(mode="json"), "threads": threads, "machine": _machine(),
-             "how": how(engine, chosen, threads), "rows": rows}  # fmt: skip
+             "how": describe_conditions(engine, chosen, threads), "rows": rows}  # fmt: skip
     _show(results)
     if chosen.out:
         write_json(Path(chosen.out), results)
@@ -101,10 +101,10 @@ def bench_run(run: str, arguments: Sequence[str] | None) -> None:
 # ---- one pair of batch and prompt
 
 
-def _row(engine: Engine, chosen: BenchSettings, batch: int, prompt: int) -> dict[str, Any]:
+def _measure_row(engine: Engine, chosen: BenchSettings, batch: int, prompt: int) -> dict[str, Any]:
     prompts = _prompts(engine.model.config.vocab_size, batch, prompt, chosen.seed)
     repeats = chosen.repeats + 1  # the first repeat is a warm-up and is dropped
-    timings = [timing(engine, prompts, chosen.new) for _ in range(repeats)][1:]
+    timings = [time_generation(engine, prompts, chosen.new) for _ in range(repeats)][1:]
     return {
         "batch": batch,
         "prompt": prompt,
@@ -118,7 +118,7 @@ def _row(engine: Engine, chosen: BenchSettings, batch: int, prompt: int) -> dict
     }
 
 
-def timing(engine: Engine, prompts: Sequence[tuple[int, ...]], new: int) -> Timing:
+def time_generation(engine: Engine, prompts: Sequence[tuple[int, ...]], new: int) -> Timing:
     """Submit all prompts together, generate `new` tokens for each, and return the measurements.
 
     Prefill ends when every request has its first token. The time after prefill counts as decode.
@@ -176,12 +176,12 @@ def _machine() -> dict[str, Any]:
 # ---- output
 
 
-def how(engine: Engine, chosen: BenchSettings, threads: int) -> list[str]:
+def describe_conditions(engine: Engine, chosen: BenchSettings, threads: int) -> list[str]:
     """Return notes on the method of measurement, and on conditions that may distort the results."""
     total = account(engine.model.config).total
     size = memory_text(total * BYTES[chosen.dtype])
     notes = [
-        f"{count(total)} parameters in {chosen.dtype} on {chosen.device}, {size}; {threads} threads.",
+        f"{count_text(total)} parameters in {chosen.dtype} on {chosen.device}, {size}; {threads} threads.",
         "Prompts are random ids, all different, the same in each repeat. Decoding is greedy and ignores EOS. One warm-up run is not counted.",
         "Each cell shows the median, minimum and maximum of the repeats. All requests are submitted together. Prefill ends when every "
         "request has its first token; the remaining time is decode. First: median time to first token. Between: median and 99th "

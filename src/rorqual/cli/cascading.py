@@ -7,13 +7,13 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from rorqual.cli.evaluating import opened
+from rorqual.cli.evaluating import load_with_cached_answers
 from rorqual.cli.measure import REMOTE, EvalSettings
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 from rorqual.data.fingerprint import fingerprint
 from rorqual.evals.cascade import FEWEST, Cascade, calibrate
-from rorqual.evals.evaluating import evaluate, pick
+from rorqual.evals.evaluating import evaluate, pick_problems
 from rorqual.model.account import account
 from rorqual.model.load.run_directory import read_model_config
 from rorqual.tasks.task import Task
@@ -33,15 +33,15 @@ def measure_cascade(
     """
     _check(models, settings)
     # An empty dev split is refused before the first answer.
-    pick(task, "dev", settings.count, settings.seed, settings.per_family)
+    pick_problems(task, "dev", settings.count, settings.seed, settings.per_family)
     student, teacher = models
-    asked = settings.asked()
+    asked = settings.evaluate_arguments()
     once = replace(asked["params"], n=1, temperature=0.0) if settings.votes else asked["params"]
     prints = [fingerprint(RunDir(Path(one)), RunDir(Path(one)).checkpoint()) if is_run(one) else "" for one in models]
     with ExitStack() as caches:
-        little = caches.enter_context(opened(student, settings, file))
+        little = caches.enter_context(load_with_cached_answers(student, settings, file))
         equal = is_run(student) and prints[0] == prints[1]  # two caches of one model would be one file
-        large = little if equal else caches.enter_context(opened(teacher, settings, file))
+        large = little if equal else caches.enter_context(load_with_cached_answers(teacher, settings, file))
         dev = evaluate(little, task, progress=progress, model=student, **asked | {"split": "dev"})
         result = Cascade(
             calibration=calibrate(dev),

@@ -22,7 +22,7 @@ PROBE = 1024
 """Number of rows and columns of the matrix in the speed test."""
 
 
-def facts(device: str, dtype: str) -> list[tuple[str, str]]:
+def machine_facts(device: str, dtype: str) -> list[tuple[str, str]]:
     """Return facts about this machine and its software as (name, value) rows."""
     name, flags = processor()
     total, free = memory()
@@ -43,7 +43,7 @@ def facts(device: str, dtype: str) -> list[tuple[str, str]]:
         ),
         ("accelerator", accelerator()),
         ("backends", f"{TORCH.name}, {REFERENCE.name} (the reference that tests compare with)"),
-        ("matrix products", f"{speed(device, dtype) / 1e9:,.0f} GFLOP/s on {device} in {dtype}"),
+        ("matrix products", f"{measure_speed(device, dtype) / 1e9:,.0f} GFLOP/s on {device} in {dtype}"),
         *versions(),
     ]
 
@@ -69,7 +69,7 @@ def versions() -> list[tuple[str, str]]:
     return rows
 
 
-def speed(device: str, dtype: str) -> float:
+def measure_speed(device: str, dtype: str) -> float:
     """Measure the FLOP/s of a square matrix product. The result is the speed of the fastest of six products."""
     kind = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     matrix = torch.ones(PROBE, PROBE, device=device, dtype=kind)
@@ -81,7 +81,7 @@ def speed(device: str, dtype: str) -> float:
     return 2.0 * PROBE**3 / best
 
 
-def advice() -> list[str]:
+def setup_advice() -> list[str]:
     """Return suggestions for changes that make Rorqual faster on this machine."""
     _, flags = processor()
     allowed, machine, free = cores(), os.cpu_count() or 1, memory()[1]

@@ -32,7 +32,7 @@ class ChatSettings(Placement):
     threads: Natural = Field(0, description="threads; 0: all cores")
 
 
-def pieces(ids: Iterable[int], chat: ChatFormat, thinking: Thinking) -> Iterator[tuple[bool, str]]:
+def reply_pieces(ids: Iterable[int], chat: ChatFormat, thinking: Thinking) -> Iterator[tuple[bool, str]]:
     """Yield (is_reasoning, new text) as tokens arrive.
 
     The joined texts equal the reasoning and the answer that `chat.parse` returns for all tokens, with one exception. If the
@@ -77,7 +77,9 @@ class Conversation:
         )
         request = Request(self._with_system(messages), params, self.settings.thinking)
         generated: list[Delta] = []
-        for is_reasoning, piece in pieces(self._tokens(request, generated), self.engine.chat, self.settings.thinking):
+        for is_reasoning, piece in reply_pieces(
+            self._tokens(request, generated), self.engine.chat, self.settings.thinking
+        ):
             (terminal.reasoning if is_reasoning else terminal.answer)(piece)
         reply = self.engine.chat.parse((delta.token for delta in generated), self.settings.thinking)
         last = generated[-1].completion if generated else None

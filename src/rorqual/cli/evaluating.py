@@ -18,7 +18,7 @@ from rorqual.engine.weights import ROUNDING
 from rorqual.evals import evaluating as run
 from rorqual.evals.answer_cache import AnswerCache
 from rorqual.evals.evaluation import Evaluation
-from rorqual.evals.verify import scored, write_training_rows
+from rorqual.evals.verify import with_verifier_scores, write_training_rows
 from rorqual.ops.backends import arithmetic_of
 from rorqual.tasks.task import Task
 
@@ -34,11 +34,11 @@ def measure(
     continues with the cached answers.
     """
     judge = generator(settings.verifier, settings) if settings.verifier else None
-    with opened(model, settings, file) as cache:
+    with load_with_cached_answers(model, settings, file) as cache:
         task.checkpoint = str(cache.made.get("run", ""))
-        evaluation = run.evaluate(cache, task, progress=progress, model=model, **settings.asked())
+        evaluation = run.evaluate(cache, task, progress=progress, model=model, **settings.evaluate_arguments())
         if judge is not None:
-            evaluation = scored(evaluation, judge, settings.verifier)
+            evaluation = with_verifier_scores(evaluation, judge, settings.verifier)
         if settings.verifier_data:
             rows = write_training_rows(evaluation, Path(settings.verifier_data))
             _say(f"{rows:,} graded samples, to train a verifier on: {settings.verifier_data}")
@@ -48,7 +48,7 @@ def measure(
 
 
 @contextmanager
-def opened(model: str, settings: EvalSettings, file: Path | None) -> Iterator[AnswerCache]:
+def load_with_cached_answers(model: str, settings: EvalSettings, file: Path | None) -> Iterator[AnswerCache]:
     """Load `model` with an answer cache next to `file`. At the end, forget the answers, unless requests failed: then a later run retries
     them. After an error, keep the answers and say where."""
     engine, identity = _load(model, settings)
@@ -87,12 +87,12 @@ def _load(model: str, settings: EvalSettings) -> tuple[Any, dict[str, Any]]:
             "model": settings.model,
             "seed_bits": settings.seed_bits,
         }
-    engine, fingerprint_ = loaded(RunDir(Path(model)), lambda: generator(model, settings))
+    engine, fingerprint_ = load_with_fingerprint(RunDir(Path(model)), lambda: generator(model, settings))
     settings_ = {"dtype": settings.dtype, "device": settings.device, "backend": arithmetic_of(settings.backend)}
     return engine, {"run": fingerprint_, **settings_, **arithmetic()}
 
 
-def loaded(run: RunDir, load: Callable[[], T]) -> tuple[T, str]:
+def load_with_fingerprint(run: RunDir, load: Callable[[], T]) -> tuple[T, str]:
     """Return the result of `load` and the fingerprint of the checkpoint that it loaded.
 
     `load` reads the latest checkpoint of `run`. If training saved a newer checkpoint during the call, `load` is called again.

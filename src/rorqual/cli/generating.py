@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from rorqual.cli.evaluating import arithmetic, loaded
+from rorqual.cli.evaluating import arithmetic, load_with_fingerprint
 from rorqual.cli.machine import cores
 from rorqual.cli.measure import REMOTE, SeedBits
-from rorqual.cli.settings import WHERE, Placement, check_device, pairs
-from rorqual.core.config import Natural, parse, scalar
+from rorqual.cli.settings import WHERE, Placement, check_device, split_pairs
+from rorqual.core.config import Natural, parse, parse_scalar
 from rorqual.core.errors import ConfigError, DataError, RorqualError, nearest
-from rorqual.core.log import Progress, clock
+from rorqual.core.log import Progress, clock_text
 from rorqual.core.records import NO_DEFAULTS, RunDir, TaskDefaults
 from rorqual.data.source.cells import named_columns
 from rorqual.engine.engine import Engine
 from rorqual.engine.remote.engine import RemoteEngine
-from rorqual.generate.batch import Answered, answers, fault_of, record, refused, remote_answers
+from rorqual.generate.batch import Answered, answers, fault_of, record, refuse_row, remote_answers
 from rorqual.generate.output import Partial, check_place
 from rorqual.generate.prompts import Prompts, Refused, read_prompts
 from rorqual.generate.schema import TEXTS, RowParser, RowRequest, RowSampling
@@ -65,9 +65,9 @@ def read_settings(arguments: Sequence[str] | None) -> tuple[GenerateSettings, Ro
     Raises ConfigError if a key is unknown, or if `run` or `out` is missing.
     """
     command_values, sampling = dict[str, str](), dict[str, Any]()
-    for key, value in pairs(arguments).items():
+    for key, value in split_pairs(arguments).items():
         if key in RowSampling.model_fields:
-            sampling[key] = scalar(value)
+            sampling[key] = parse_scalar(value)
             if key in TEXTS and not isinstance(sampling[key], list):
                 sampling[key] = value
         elif key in GenerateSettings.model_fields:
@@ -99,7 +99,7 @@ def generate_file(file: Path, arguments: Sequence[str] | None) -> tuple[int, lis
     request_schema = RowParser(sampling, encode, file.suffix.lower() in (".csv", ".tsv"), columns, task)
     if chosen.strict:
         _check_all(local, prompts, request_schema)
-    identity = _identity(chosen, sampling, prompts) | model_identity | _applied(task, sampling)
+    identity = _identity(chosen, sampling, prompts) | model_identity | _defaults_that_apply(task, sampling)
     if columns:
         identity["prompt"] = ", ".join(columns)
     with Partial(out, identity, rows=prompts.rows, last=prompts.last) as output:
@@ -153,7 +153,7 @@ def _write(output: Partial, answered: Iterator[list[Answered]], chosen: Generate
             refusals = f", {output.errors:,} refused" if output.errors else ""
             bar.update(output.count, f"{speed:,.0f} tokens/s{refusals}")
     seconds, count = time.monotonic() - start, output.count - n_before
-    pace = f"{tokens:,} tokens in {clock(seconds)}, {tokens / max(seconds, 1e-9):,.1f} tokens/s"
+    pace = f"{tokens:,} tokens in {clock_text(seconds)}, {tokens / max(seconds, 1e-9):,.1f} tokens/s"
     return [f"  this run: {count:,} lines, {pace}", *faults]
 
 
@@ -166,7 +166,7 @@ def _engine(chosen: GenerateSettings) -> tuple[Engine | RemoteEngine, dict[str, 
     A command resumes only if the fields that identify the model are unchanged.
     """
     if not chosen.run.startswith(REMOTE):
-        local, fingerprint_ = loaded(RunDir(Path(chosen.run)), lambda: _local(chosen))
+        local, fingerprint_ = load_with_fingerprint(RunDir(Path(chosen.run)), lambda: _local_engine(chosen))
         return local, {"run": fingerprint_, **arithmetic()}
     if not chosen.model:
         raise ConfigError(
@@ -187,7 +187,7 @@ def _engine(chosen: GenerateSettings) -> tuple[Engine | RemoteEngine, dict[str, 
     return engine, {"run": chosen.run, "seed_bits": chosen.seed_bits}
 
 
-def _local(chosen: GenerateSettings) -> Engine:
+def _local_engine(chosen: GenerateSettings) -> Engine:
     check_device(chosen.device)
     threads = chosen.threads or cores()
     torch.set_num_threads(threads)
@@ -223,7 +223,7 @@ def _check_all(engine: Engine | None, prompts: Prompts, request_schema: RowParse
             try:
                 engine.check(request.request)
             except RorqualError as error:
-                request = refused(request, error)
+                request = refuse_row(request, error)
         if isinstance(request, Refused):
             where = f"{prompts.path}:{request.line}" + (f": {request.key}" if request.key else "")
             raise DataError(request.what, where=where, remedy=request.remedy)
@@ -238,7 +238,7 @@ def _identity(chosen: GenerateSettings, sampling: RowSampling, prompts: Prompts)
     return sampling.model_dump(mode="json") | values | {"file": prompts.sha256}
 
 
-def _applied(task: TaskDefaults, sampling: RowSampling) -> dict[str, Any]:
+def _defaults_that_apply(task: TaskDefaults, sampling: RowSampling) -> dict[str, Any]:
     """Return the defaults of the task that apply, because the command line does not give their keys."""
     defaults = task.model_dump(mode="json", exclude_none=True)
     return {f"defaults.{key}": value for key, value in defaults.items() if key not in sampling.model_fields_set}

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from rorqual.cli.machine import cores
 from rorqual.cli.settings import Placement, check_device
-from rorqual.core.config import Count, Natural, NonNegative, Seed, Share, scalar
+from rorqual.core.config import Count, Natural, NonNegative, Seed, Share, parse_scalar
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir, StopWhen, Thinking
 from rorqual.tasks.task import Split
@@ -22,7 +22,7 @@ CASCADE = "cascade="
 """Start of the name of a cascade: cascade=STUDENT,TEACHER."""
 NEED_TASK = ("votes", "best_of", "refine", "verifier", "verifier_data", "system")
 """Settings that have no meaning for the loss on a text."""
-Typed = BeforeValidator(lambda raw: scalar(raw) if isinstance(raw, str) else raw)
+Typed = BeforeValidator(lambda raw: parse_scalar(raw) if isinstance(raw, str) else raw)
 SeedBits = Annotated[Literal[31, 64], Typed]
 """Number of bits of the random seeds that are sent to a server."""
 
@@ -70,7 +70,7 @@ class EvalSettings(ProblemSettings):
     concurrency: int = Field(8, ge=1, le=1024, description="for a server: maximum requests at a time")
     backend: str = Field("torch-invariant", description="torch-invariant, torch or ./mine.py:Class")
 
-    def asked(self) -> dict[str, Any]:
+    def evaluate_arguments(self) -> dict[str, Any]:
         """Return the arguments for `evals.run.evaluate` that select the problems and set the sampling parameters."""
         from rorqual.engine.request import SamplingParams
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rorqual.cli.planning import Rows, Served, ServePlan, Trained, TrainPlan
+from rorqual.cli.planning import PlannedServing, PlannedTraining, Rows, ServePlan, TrainPlan
 from rorqual.core.records import write_atomic
 from rorqual.model.config import ModelConfig
 from rorqual.plan.charts import Line, cost_chart, memory_chart, price_chart
@@ -22,7 +22,7 @@ V3_MARK = ("DeepSeek-V3", 14.8e12, 2.664e6 * 2.0)
 2.664M GPU hours at $2 per hour."""
 
 
-def training_charts(model: ModelConfig, settings: TrainPlan, plan: Trained, *, is_v3: bool) -> list[Chart]:
+def training_charts(model: ModelConfig, settings: TrainPlan, plan: PlannedTraining, *, is_v3: bool) -> list[Chart]:
     """Return two plots: cost by number of tokens for each device with a known price, and memory per device for some
     layouts."""
     lines = [
@@ -60,12 +60,12 @@ def _rent(card: Device, settings: TrainPlan) -> float:
     return settings.rent() if card.name == settings.device().name else card.price or 0.0
 
 
-def _usd_per_token(card: Device, settings: TrainPlan, plan: Trained) -> float:
-    used = settings.used() if card.name == settings.device().name else card.utilisation
+def _usd_per_token(card: Device, settings: TrainPlan, plan: PlannedTraining) -> float:
+    used = settings.peak_share() if card.name == settings.device().name else card.utilisation
     return plan.cost.flops_per_token / (card.flops("bf16") * used) / 3600 * _rent(card, settings)
 
 
-def serving_charts(settings: ServePlan, plan: Served) -> list[Chart]:
+def serving_charts(settings: ServePlan, plan: PlannedServing) -> list[Chart]:
     """Return a plot of the price by cache hit rate, which also shows the API prices in `PRICES`."""
     return [price_chart(plan.price, PRICES, settings.prompt, settings.reply, settings.hit_rate)]
 

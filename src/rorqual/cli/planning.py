@@ -7,20 +7,20 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from rorqual.cli.accounts import count
+from rorqual.cli.accounts import count_text
 from rorqual.core.config import Config
 from rorqual.core.errors import ConfigError
 from rorqual.core.ledger import CORE_HOUR
 from rorqual.model.config import ModelConfig
 from rorqual.plan.hardware import REACHED, V3_USED, Device, Dtype, device
-from rorqual.plan.layout import RESERVE, Room, choose, misfits
+from rorqual.plan.layout import RESERVE, Room, choose_layout, misfits
 from rorqual.plan.memory import PRECISIONS, Layout, Memory, PrecisionName, Recompute, device_memory
 from rorqual.plan.numbers import Amount, Count, Positions, duration, flops, gigabytes, money, short
 from rorqual.plan.price import PRICES, Price
 from rorqual.plan.serve import (
     DAY_DECODE,
     DAY_PREFILL,
-    Mix,
+    AverageRequest,
     Replica,
     Serving,
     serving,
@@ -33,7 +33,7 @@ from rorqual.plan.time import TrainingCost, training_cost, training_flops
 Rows = list[tuple[str, str]]
 
 
-class Rented(Config):
+class RentedDevices(Config):
     """Settings that training and serving plans share."""
 
     hardware: str = Field("h800", description="row of the hardware table (--tables)")
@@ -63,7 +63,7 @@ class Rented(Config):
         return f"${self.rent():.2f} per hour, {'as given' if self.price else self.device().price_source}"
 
 
-class TrainPlan(Rented):
+class TrainPlan(RentedDevices):
     """Settings of a training plan."""
 
     tokens: Amount = Field(gt=0, description="training tokens, such as 14.8T")
@@ -81,7 +81,7 @@ class TrainPlan(Rented):
     full_attention: bool = Field(False, description="count attention without a causal mask, twice as much")
     mtp: bool = Field(False, description="count the multi-token prediction modules")
 
-    def used(self) -> float:
+    def peak_share(self) -> float:
         """Return the share of the bf16 peak FLOP/s that training reaches."""
         return self.utilisation or self.device().utilisation
 
@@ -98,7 +98,7 @@ class TrainPlan(Rented):
         return Room(self.n, self.device().node, self.device().memory * (1 - RESERVE))
 
 
-class ServePlan(Rented):
+class ServePlan(RentedDevices):
     """Settings of a serving plan."""
 
     n: Count = Field(0, ge=0, description="devices per replica; 0: the fewest whose memory suffices")
@@ -120,9 +120,9 @@ class ServePlan(Rented):
             raise ValueError(f"tp={self.tp} also needs n=, the number of devices of a replica")
         return self
 
-    def mix(self) -> Mix:
+    def mix(self) -> AverageRequest:
         """Return the token counts of a typical request."""
-        return Mix(self.prompt, self.reply, self.hit_rate)
+        return AverageRequest(self.prompt, self.reply, self.hit_rate)
 
     def replica(self, model: ModelConfig) -> Replica:
         """Return the requested replica, or the smallest one that has memory for the model and one sequence.
@@ -150,7 +150,7 @@ class RunPlan(Config):
 
 
 @dataclass(frozen=True)
-class Trained:
+class PlannedTraining:
     """A training plan: cost, layout and memory per device.
 
     `chosen`: if `layout` does not fit in memory, the layout that the planner chooses, and its memory use; else None.
@@ -162,7 +162,7 @@ class Trained:
     chosen: tuple[Layout, Memory] | None
 
 
-def plan_training(model: ModelConfig, settings: TrainPlan) -> Trained:
+def plan_training(model: ModelConfig, settings: TrainPlan) -> PlannedTraining:
     """Plan the training of `model`.
 
     Raises ConfigError if the requested degrees of parallelism do not match the model's dimensions or the number of devices."""
@@ -172,22 +172,24 @@ def plan_training(model: ModelConfig, settings: TrainPlan) -> Trained:
         settings.tokens,
         n=settings.n,
         peak=settings.device().flops("bf16"),
-        utilisation=settings.used(),
+        utilisation=settings.peak_share(),
         price=settings.rent(),
     )
     precision, room, layout = PRECISIONS[settings.precision], settings.room(), settings.layout()
     if layout is None:
-        return Trained(cost, *choose(model, room, settings.context, precision, settings.microbatch), None)
+        return PlannedTraining(
+            cost, *choose_layout(model, room, settings.context, precision, settings.microbatch), None
+        )
     if reasons := misfits(model, layout, settings.n):
         remedy = "Without degrees, the plan chooses a layout that fits."
         raise ConfigError("; ".join(reasons), where="layout", remedy=remedy)
     memory = device_memory(model, layout, context=settings.context, precision=precision)
     fits = memory.total <= room.usable
-    chosen = None if fits else choose(model, room, settings.context, precision, settings.microbatch)
-    return Trained(cost, layout, memory, chosen)
+    chosen = None if fits else choose_layout(model, room, settings.context, precision, settings.microbatch)
+    return PlannedTraining(cost, layout, memory, chosen)
 
 
-def training_rows(model: ModelConfig, settings: TrainPlan, plan: Trained) -> Rows:
+def training_rows(model: ModelConfig, settings: TrainPlan, plan: PlannedTraining) -> Rows:
     """Return the table rows of a training plan as (name, value)."""
     card, cost = settings.device(), plan.cost
     attention = "attention over whole rows" if settings.full_attention else "causal attention, half a row on average"
@@ -197,7 +199,7 @@ def training_rows(model: ModelConfig, settings: TrainPlan, plan: Trained) -> Row
         ("hardware", f"{settings.n:,} x {card.title} ({card.source})"),
         ("FLOPs per token", f"{flops(cost.flops_per_token)}: {attention}, rows of {settings.context:,}{', with MTP' if settings.mtp else ''}"),
         ("FLOPs", f"{flops(cost.flops)} for {short(settings.tokens)} tokens"),
-        ("speed", f"{short(peak * settings.used())}FLOP/s per device: {settings.used():.3g} of {short(peak)} in bf16, {source}"),
+        ("speed", f"{short(peak * settings.peak_share())}FLOP/s per device: {settings.peak_share():.3g} of {short(peak)} in bf16, {source}"),
         ("device-hours", short(cost.hours)),
         ("time", duration(cost.seconds)),
         ("money", f"{money(cost.usd)} at {settings.rent_words()}"),
@@ -217,7 +219,7 @@ def range_words(settings: TrainPlan, cost: TrainingCost) -> str:
 
     `REACHED` lists the utilisation of published training runs. The default utilisation is DeepSeek-V3's, and it is higher than
     all values in `REACHED`."""
-    times = {name: settings.used() / share for name, share in REACHED.items()}
+    times = {name: settings.peak_share() / share for name, share in REACHED.items()}
     shares = ", ".join(f"{name} {share:.2f}" for name, share in REACHED.items())
     return (
         f"up to {short(cost.hours * max(times.values()))} device-hours and {money(cost.usd * max(times.values()))}: published "
@@ -236,7 +238,7 @@ def memory_rows(memory: Memory, settings: TrainPlan) -> Rows:
 
 
 @dataclass(frozen=True)
-class Served:
+class PlannedServing:
     """A serving plan: the replica, its throughput, and its token prices including the margin."""
 
     replica: Replica
@@ -244,23 +246,24 @@ class Served:
     price: Price
 
 
-def plan_serving(model: ModelConfig, settings: ServePlan) -> Served:
+def plan_serving(model: ModelConfig, settings: ServePlan) -> PlannedServing:
     """Plan the serving of `model`: its replica, throughput and token prices."""
     replica = settings.replica(model)
     serving_ = serving(model, replica, settings.mix(), settings.batch)
-    return Served(replica, serving_, token_prices(serving_, settings.rent() / settings.busy, settings.margin))
+    return PlannedServing(replica, serving_, token_prices(serving_, settings.rent() / settings.busy, settings.margin))
 
 
-def serving_rows(model: ModelConfig, settings: ServePlan, plan: Served) -> Rows:
+def serving_rows(model: ModelConfig, settings: ServePlan, plan: PlannedServing) -> Rows:
     """Return the table rows of a serving plan as (name, value)."""
     replica, serving_, mix = plan.replica, plan.serving, settings.mix()
     group, step, price = replica.tp, serving_.step, plan.price
     where = "device" if group == 1 else f"{group} devices"
-    blended = price.blended(mix.prompt, mix.reply, mix.hit_rate)
+    blended = price.blended_price(mix.prompt, mix.reply, mix.hit_rate)
     shares = f"prefill reaches {settings.prefill_used:.2g} and decode {settings.decode_used:.2g} of the roofline"
     is_default = settings.prefill_used == DAY_PREFILL and settings.decode_used == DAY_DECODE
     return [
-        ("replica", f"{replica.n:,} x {replica.device.title}, tp={group}, {count(sum(split_weights(model)))} parameters in {replica.dtype}"),
+        ("replica", f"{replica.n:,} x {replica.device.title}, tp={group}, "
+                    f"{count_text(sum(split_weights(model)))} parameters in {replica.dtype}"),
         ("KV cache", f"{serving_.cache_bytes:,} bytes per token, {gigabytes(serving_.cache_bytes * mix.longest)} for {mix.longest:,} tokens"),
         ("memory per device", f"{gigabytes(serving_.weights)} of weights, {gigabytes(serving_.free)} for KV cache"),
         ("batch", f"{serving_.batch:,} sequences on each {where}, {serving_.batch * replica.groups:,} in total"),
@@ -272,5 +275,5 @@ def serving_rows(model: ModelConfig, settings: ServePlan, plan: Served) -> Rows:
         ("cost", f"{settings.rent_words()}{'' if settings.busy == 1 else f', busy {settings.busy:.0%} of them'}; margin {settings.margin:.0%}"),
         ("price per million", f"prompt {money(price.miss)}, found in the cache {money(price.hit)}, reply {money(price.output)}"),
         ("  of this mix", f"{money(blended)}: {mix.prompt:,} prompt tokens, {mix.hit_rate:.0%} of them cached, {mix.reply:,} reply tokens"),
-        *((f"  {row.name}, {row.date}", money(row.blended(mix.prompt, mix.reply, mix.hit_rate))) for row in PRICES),
+        *((f"  {row.name}, {row.date}", money(row.blended_price(mix.prompt, mix.reply, mix.hit_rate))) for row in PRICES),
     ]  # fmt: skip

@@ -37,7 +37,7 @@ class Placement(Config):
 P = TypeVar("P", bound=Config)
 
 
-def pairs(arguments: Sequence[str] | None) -> dict[str, str]:
+def split_pairs(arguments: Sequence[str] | None) -> dict[str, str]:
     """Convert arguments such as `["seed=1", "out=x"]` to a dictionary.
 
     Raises ConfigError if an argument is not `key=value` or repeats a key.
@@ -60,7 +60,7 @@ def pairs(arguments: Sequence[str] | None) -> dict[str, str]:
 
 def read(cls: type[P], arguments: Sequence[str] | None) -> P:
     """Parse arguments as settings of type `cls`. Raises ConfigError for an unknown key, and suggests the closest known key."""
-    return parse(cls, pairs(arguments), where=WHERE)
+    return parse(cls, split_pairs(arguments), where=WHERE)
 
 
 def take(cls: type[P], values: dict[str, str]) -> P:

@@ -16,7 +16,7 @@ from rorqual.convert.stream import Stored, read_header
 from rorqual.core.errors import CheckpointError, RorqualError
 from rorqual.core.lock import own
 from rorqual.core.records import CONFIG_FILE, MANIFEST_FILE, TOKENIZER_FILE, write_json
-from rorqual.model.load.names import shown
+from rorqual.model.load.names import list_first_names
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 FIRST = "step-000000"
@@ -24,7 +24,7 @@ FIRST = "step-000000"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
-def inside(folder: Path, name: str, where: str) -> Path:
+def path_inside(folder: Path, name: str, where: str) -> Path:
     """Return the path of the file `name` in `folder`. Raises CheckpointError if the path or a link leads out of the folder.
 
     Links into the `blobs` folder of a huggingface_hub cache are allowed.
@@ -46,7 +46,7 @@ def read_text(folder: Path, name: str) -> str | None:
     """Return the text of the file `name` in `folder`, or None if it does not exist. Raises CheckpointError if it is unreadable."""
     if not (folder / name).exists() and not (folder / name).is_symlink():
         return None
-    file = inside(folder, name, str(folder / name))
+    file = path_inside(folder, name, str(folder / name))
     try:
         return file.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
@@ -93,10 +93,10 @@ def find_tensors(folder: Path) -> dict[str, Stored]:
             remedy="Delete the file that does not belong to this checkpoint.",
         )
     if index is not None:
-        return _sharded(folder, index)
+        return _read_sharded(folder, index)
     if not single.exists() and not single.is_symlink():
         raise _no_weights(folder)
-    return read_header(inside(folder, WEIGHTS, str(folder)))
+    return read_header(path_inside(folder, WEIGHTS, str(folder)))
 
 
 def _no_weights(folder: Path) -> CheckpointError:
@@ -104,29 +104,29 @@ def _no_weights(folder: Path) -> CheckpointError:
     pickles = [name for name in names if name.endswith(PICKLES)]
     if pickles:
         return CheckpointError(
-            f"{shown(pickles)} is a pickle, which can run any code when it is opened; it was not opened",
+            f"{list_first_names(pickles)} is a pickle, which can run any code when it is opened; it was not opened",
             where=str(folder),
             remedy=f"Use a checkpoint with {WEIGHTS}. If you trust this checkpoint, convert its weights to safetensors.",
         )
     shards = [name for name in names if name.endswith(".safetensors")]
     return CheckpointError(
-        f"no {WEIGHTS} and no {INDEX}" + (f", only {shown(shards)}" if shards else ""),
+        f"no {WEIGHTS} and no {INDEX}" + (f", only {list_first_names(shards)}" if shards else ""),
         where=str(folder),
         remedy=f"Download {INDEX if shards else 'the weights'} too.",
     )
 
 
-def _sharded(folder: Path, index: Mapping[str, Any]) -> dict[str, Stored]:
+def _read_sharded(folder: Path, index: Mapping[str, Any]) -> dict[str, Stored]:
     where = str(folder / INDEX)
     places = index.get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()) or not places:
         raise CheckpointError(
             "key 'weight_map' does not map tensor names to files", where=where, remedy="Download the file again."
         )
-    files = {name: inside(folder, name, where) for name in sorted(set(places.values()))}
+    files = {name: path_inside(folder, name, where) for name in sorted(set(places.values()))}
     if missing := [name for name, file in files.items() if not file.exists()]:
         raise CheckpointError(
-            f"missing shards: {shown(missing)} (the index lists {len(files)})",
+            f"missing shards: {list_first_names(missing)} (the index lists {len(files)})",
             where=where,
             remedy="Download the missing shards.",
         )
@@ -140,7 +140,7 @@ def _sharded(folder: Path, index: Mapping[str, Any]) -> dict[str, Stored]:
     problems += [f"{tensor} is not in {name}" for tensor, name in places.items() if tensor not in shards[name]]
     if problems:
         raise CheckpointError(
-            f"index and shards disagree: {shown(problems)}",
+            f"index and shards disagree: {list_first_names(problems)}",
             where=where,
             remedy="Download the index and the shards again, together.",
         )

@@ -27,7 +27,7 @@ from rorqual.data.chat import ChatFormat, load_chat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.model.attention import GQAConfig
 from rorqual.model.load.find import family_for
-from rorqual.model.load.names import shown
+from rorqual.model.load.names import list_first_names
 from rorqual.model.load.run_directory import read_model_config
 
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # llama.cpp's `general.file_type`
@@ -69,7 +69,7 @@ def export_gguf(run: RunDir, dst: Path, *, dtype: str, progress: Progress) -> tu
     kinds = {name: _kind(name, shape, kind) for name, shape in layout_.gguf.items()}
     pieces = layout_.of_gguf()
     tensors = [
-        PlannedTensor(name, kinds[name], shape, partial(_encoded, stored, pieces[name], kinds[name]))
+        PlannedTensor(name, kinds[name], shape, partial(_encode_slices, stored, pieces[name], kinds[name]))
         for name, shape in layout_.gguf.items()
     ]
     attention = config.stages[0].attention
@@ -82,7 +82,7 @@ def export_gguf(run: RunDir, dst: Path, *, dtype: str, progress: Progress) -> tu
     return _notes(config.num_nextn_predict_layers, kinds, layout_.gguf, kind) + left_out
 
 
-def _encoded(
+def _encode_slices(
     stored: Mapping[str, TensorPiece], pieces: Sequence[RowRange], kind: GGMLQuantizationType
 ) -> Iterator[Bytes]:
     """Yield the encoded bytes of a GGUF tensor in slices."""
@@ -106,9 +106,13 @@ def _notes(
     block = block_size(wanted)
     odd = [name for name, shape in shapes.items() if len(shape) > 1 and shape[-1] % block]
     notes = [f"{modules} prediction module(s) (MTP) omitted: llama.cpp does not use them"] * bool(modules)
-    notes += [f"{len(odd)} tensors in F32: their rows are not whole blocks of {block}: {shown(odd)}"] * bool(odd)
+    notes += [f"{len(odd)} tensors in F32: their rows are not whole blocks of {block}: {list_first_names(odd)}"] * bool(
+        odd
+    )
     larger = [name for name, kind in kinds.items() if wanted.name == "Q4_0" and kind.name == "Q8_0"]
-    notes += [f"{shown(larger)} in Q8_0: 4 bits would lose too much quality for the saved space"] * bool(larger)
+    notes += [f"{list_first_names(larger)} in Q8_0: 4 bits would lose too much quality for the saved space"] * bool(
+        larger
+    )
     return tuple(notes)
 
 

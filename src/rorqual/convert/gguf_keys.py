@@ -104,7 +104,7 @@ def config_from_keys(
     if architecture == "qwen3moe" and not data["intermediate_size"]:
         data["intermediate_size"] = data["moe_intermediate_size"]
     data["rope_scaling"] = scaling_from_keys(k, data["rope_theta"], factors, latent=architecture == "deepseek2")
-    k.end()
+    k.refuse_unknown_keys()
     return data
 
 

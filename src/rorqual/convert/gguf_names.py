@@ -21,7 +21,7 @@ from torch import Tensor
 from rorqual.core.errors import CheckpointError
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.config import ModelConfig
-from rorqual.model.load.names import NameEntry, NameMap, find_differences, shown
+from rorqual.model.load.names import NameEntry, NameMap, find_differences, list_first_names
 from rorqual.model.skeleton import skeleton
 
 Shape = tuple[int, ...]
@@ -119,14 +119,14 @@ class GGUFLayout:
 
     def of_published(self) -> dict[str, list[RowRange]]:
         """Return the row ranges of each Hugging Face tensor, in row order."""
-        return _grouped((piece.published, piece.start, piece) for piece in self.pieces)
+        return _group_by_tensor((piece.published, piece.start, piece) for piece in self.pieces)
 
     def of_gguf(self) -> dict[str, list[RowRange]]:
         """Return the row ranges of each GGUF tensor, in row order."""
-        return _grouped((piece.gguf, piece.gguf_start, piece) for piece in self.pieces)
+        return _group_by_tensor((piece.gguf, piece.gguf_start, piece) for piece in self.pieces)
 
 
-def _grouped(items: Iterator[tuple[str, int, RowRange]]) -> dict[str, list[RowRange]]:
+def _group_by_tensor(items: Iterator[tuple[str, int, RowRange]]) -> dict[str, list[RowRange]]:
     groups: dict[str, list[RowRange]] = {}
     for name, _, piece in sorted(items, key=lambda item: item[:2]):
         groups.setdefault(name, []).append(piece)
@@ -203,7 +203,7 @@ def check_tensors(found: Mapping[str, Shape], wanted: Mapping[str, Shape], where
     """Raise a CheckpointError that lists missing tensors, unexpected tensors and wrong shapes, if there are any."""
     if problems := find_differences(found, wanted):
         raise CheckpointError(
-            shown(problems),
+            list_first_names(problems),
             where=where,
             remedy="Config and tensors describe different models: download the file again, or use another file.",
         )

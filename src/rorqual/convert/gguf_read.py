@@ -78,7 +78,7 @@ def read_gguf(path: Path) -> GGUFFile:
     try:
         reader = _Reader(path)
         keys = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
-        tensors = {tensor.name: _mapped(tensor, where) for tensor in reader.tensors}
+        tensors = {tensor.name: _map_tensor(tensor, where) for tensor in reader.tensors}
     except (OSError, ValueError, LookupError, ArithmeticError, TypeError) as error:
         raise CheckpointError(
             f"cannot read: {error}",
@@ -103,7 +103,7 @@ def read_gguf(path: Path) -> GGUFFile:
     return GGUFFile(keys, tensors, where)
 
 
-def _mapped(tensor: Any, where: str) -> GGUFTensor:
+def _map_tensor(tensor: Any, where: str) -> GGUFTensor:
     shape = tuple(int(size) for size in reversed(tensor.shape))
     raw = tensor.data.reshape(math.prod(shape[:-1]) if len(shape) > 1 else shape[0], -1).view(np.uint8)
     return GGUFTensor(tensor.name, tensor.tensor_type, shape, raw, where)

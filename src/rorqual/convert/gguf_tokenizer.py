@@ -59,9 +59,9 @@ def pre_name(tokenizer: Tokenizer) -> str:
     """Return GGUF's name for the pre-tokenizer of a tokenizer. Raises DataError if GGUF has no name for the pre-tokenizer."""
     data = json.loads(tokenizer.source)
     part = data.get("pre_tokenizer") or {}
-    parts = _flat(part, "pretokenizers")
+    parts = _flatten(part, "pretokenizers")
     name = next((name for name, known in PRE_TOKENIZERS.items() if list(map(_plain, known)) == parts), None)
-    normalizers = [str(item.get("type")) for item in _flat(data.get("normalizer") or {}, "normalizers")]
+    normalizers = [str(item.get("type")) for item in _flatten(data.get("normalizer") or {}, "normalizers")]
     affixes = ("byte_fallback", "continuing_subword_prefix", "end_of_word_suffix")
     problems = {
         f"pre-tokenizer {' + '.join(str(p.get('type')) for p in parts) or 'none'}": name is None,
@@ -83,9 +83,9 @@ def pre_name(tokenizer: Tokenizer) -> str:
     return str(name)
 
 
-def _flat(part: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+def _flatten(part: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     if part.get("type") == "Sequence":
-        return [item for element in part[key] for item in _flat(element, key)]
+        return [item for element in part[key] for item in _flatten(element, key)]
     return [_plain(part)] if part else []
 
 
@@ -138,31 +138,37 @@ def tokenizer_from_keys(keys: Mapping[str, Any], where: str) -> Tokenizer:
     Raises DataError if the tokenizer is unsupported or damaged.
     """
 
-    def wrong(what: str, remedy: str = "Download the file again.") -> DataError:
+    def wrong_tokenizer(what: str, remedy: str = "Download the file again.") -> DataError:
         return DataError(what, where=where, remedy=remedy)
 
     model, pre = keys.get("tokenizer.ggml.model"), keys.get("tokenizer.ggml.pre")
     if model != "gpt2":
         kind = "sentencepiece, called 'llama'" if model == "llama" else repr(model)
-        raise wrong(f"the tokenizer is {kind}, not byte-level BPE ('gpt2')", "Use a model with byte-level BPE.")
+        raise wrong_tokenizer(
+            f"the tokenizer is {kind}, not byte-level BPE ('gpt2')", "Use a model with byte-level BPE."
+        )
     pre = _ALIASES.get(str(pre), str(pre))
     if pre not in PRE_TOKENIZERS:
-        raise wrong(f"the pre-tokenizer {pre!r} is not supported", f"Supported: {', '.join(PRE_TOKENIZERS)}.")
+        raise wrong_tokenizer(f"the pre-tokenizer {pre!r} is not supported", f"Supported: {', '.join(PRE_TOKENIZERS)}.")
     tokens, merges = keys.get("tokenizer.ggml.tokens"), keys.get("tokenizer.ggml.merges")
     if not isinstance(tokens, list) or not isinstance(merges, list) or not all(isinstance(t, str) for t in tokens):
-        raise wrong("'tokenizer.ggml.tokens' is not a list of strings, or 'tokenizer.ggml.merges' is not a list")
+        raise wrong_tokenizer(
+            "'tokenizer.ggml.tokens' is not a list of strings, or 'tokenizer.ggml.merges' is not a list"
+        )
     types = keys.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
     if not isinstance(types, list) or len(types) != len(tokens):
-        raise wrong(f"{len(tokens)} tokens, but {len(types) if isinstance(types, list) else 'no'} token types")
+        raise wrong_tokenizer(
+            f"{len(tokens)} tokens, but {len(types) if isinstance(types, list) else 'no'} token types"
+        )
     pairs = [str(merge).split(" ") for merge in merges]
     if any(len(pair) != 2 for pair in pairs):
-        raise wrong("an item of 'tokenizer.ggml.merges' is not a pair")
+        raise wrong_tokenizer("an item of 'tokenizer.ggml.merges' is not a pair")
     # Control tokens must also be in the vocabulary, because `tokenizers` gives new ids to added tokens outside the vocabulary.
     used = (NORMAL, CONTROL, USER_DEFINED)
     vocab = {text: id_ for id_, (text, kind) in enumerate(zip(tokens, types)) if kind in used}
     if len(vocab) < sum(kind in used for kind in types):
         twice = next(text for id_, (text, kind) in enumerate(zip(tokens, types)) if kind in used and vocab[text] != id_)
-        raise wrong(f"token {twice!r} occurs twice in 'tokenizer.ggml.tokens'")
+        raise wrong_tokenizer(f"token {twice!r} occurs twice in 'tokenizer.ggml.tokens'")
     added = [
         {"id": id_, "content": text, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
         | {"special": kind == CONTROL}

@@ -41,11 +41,11 @@ _DERIVED = ".rotary_emb.inv_freq"
 """Name suffix of tensors that import skips. Older checkpoints contain these tensors, but the config determines their values."""
 
 
-def quiet(done: int, total: int, name: str) -> None:
+def no_progress(done: int, total: int, name: str) -> None:
     """Do nothing: the default progress callback, which reports no progress."""
 
 
-def import_hf(src: Path, out: Path, *, dtype: DType = "keep", progress: Progress = quiet) -> tuple[str, ...]:
+def import_hf(src: Path, out: Path, *, dtype: DType = "keep", progress: Progress = no_progress) -> tuple[str, ...]:
     """Import a folder with config.json, tokenizer.json and safetensors as the run directory `out`.
 
     `out` must be new or an empty folder. `dtype="keep"` copies the bytes of every tensor, including FP8
@@ -99,7 +99,7 @@ def _settings(texts: StoredTexts, src: Path, dtype: DType, copies: list[str]) ->
 
 
 def export_hf(
-    run: RunDir, dst: Path, *, dtype: DType = "keep", shard_bytes: float = SHARD_BYTES, progress: Progress = quiet
+    run: RunDir, dst: Path, *, dtype: DType = "keep", shard_bytes: float = SHARD_BYTES, progress: Progress = no_progress
 ) -> None:
     """Export the newest complete checkpoint of a run as a folder that transformers or an engine such as vLLM can load.
 
@@ -116,12 +116,12 @@ def export_hf(
     family = family_of(str(imported["family"]), str(run.config_file)) if "family" in imported else family_for(model)
     names = family.name_map(model)
     pieces = published_pieces(names, model, tensors, str(file))
-    jobs = export_jobs(names, pieces, dtype, _copies(names, imported))
+    jobs = export_jobs(names, pieces, dtype, _copied_names(names, imported))
     texts = written_texts(run, family, model, _main_dtype(jobs), _quantization(jobs, imported))
     shards = _shards(jobs, shard_bytes)
     counted = CountedChunks(jobs, progress)
     with atomic_folder(dst, needs=counted.total, resumes=True) as folder:
-        _begin(
+        _begin_export(
             folder, {"source": _identity(file), "dtype": dtype, "shard_bytes": shard_bytes, "by": rorqual.__version__}
         )
         for name, shard_jobs in shards.items():
@@ -137,7 +137,7 @@ def export_hf(
         (folder / STATE_FILE).unlink()
 
 
-def _copies(names: NameMap, imported: Mapping[str, Any]) -> list[str]:
+def _copied_names(names: NameMap, imported: Mapping[str, Any]) -> list[str]:
     """Return the Hugging Face names of tensors that the export writes as copies of other tensors.
 
     For an imported run, return the names of the copies in the imported checkpoint. For any other run, return all copies in
@@ -203,7 +203,7 @@ def _identity(file: Path) -> dict[str, Any]:
     return {"file": str(file.resolve()), "size": status.st_size, "time": status.st_mtime_ns}
 
 
-def _begin(folder: Path, state: Mapping[str, Any]) -> None:
+def _begin_export(folder: Path, state: Mapping[str, Any]) -> None:
     """Prepare the folder of an export. All files are deleted unless `state` equals the recorded state."""
     file = folder / STATE_FILE
     if not file.is_file() or json.loads(file.read_text(encoding="utf-8")) != state:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rorqual.convert.files import atomic_folder, inside, new_run, read_object, refuse_target
+from rorqual.convert.files import atomic_folder, new_run, path_inside, read_object, refuse_target
 from rorqual.core.config import parse
 from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.core.records import RunDir, write_json
@@ -20,7 +20,7 @@ from rorqual.model.adapter.files import OpenedAdapter, base_of, check_trained
 from rorqual.model.adapter.lora import linears
 from rorqual.model.decoder import Decoder
 from rorqual.model.load.find import family_for
-from rorqual.model.load.names import shown
+from rorqual.model.load.names import list_first_names
 from rorqual.model.load.run_directory import read_model_config, read_section
 from rorqual.model.skeleton import skeleton
 
@@ -66,7 +66,7 @@ def write_peft(run: RunDir, dst: Path, *, base: str = "") -> Path:
             remedy="Export a whole model with `rorqual export`. If the run is an adapter, run `rorqual merge` first.",
         )
     model, tune = skeleton(read_model_config(run)), adapter.tune
-    published_names, adapted = published(model), tune.find(model)
+    published_names, adapted = published_linear_names(model), tune.find(model)
     refuse_beside_experts(model, adapted, str(run.path))
     adapter_tensors = OpenedAdapter(checkpoint, adapter).tensors(tune.shapes(model))
     tensors: dict[str, Tensor] = {}
@@ -81,7 +81,9 @@ def write_peft(run: RunDir, dst: Path, *, base: str = "") -> Path:
         "lora_alpha": int(tune.alpha) if tune.alpha == int(tune.alpha) else tune.alpha,
         "lora_dropout": 0.0,
         "use_rslora": tune.use_rslora,
-        "target_modules": shortest([published_names[name] for name in adapted], list(published_names.values())),
+        "target_modules": shortest_suffixes(
+            [published_names[name] for name in adapted], list(published_names.values())
+        ),
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
@@ -105,9 +107,11 @@ def read_peft(src: Path, base: RunDir, out: Path) -> Path:
     settings = read_config(src)
     checkpoint, config = base.checkpoint(), read_model_config(base)
     model = skeleton(config)
-    tensors = internal_names(read_tensors(src), {t: o for o, t in published(model).items()}, str(src / WEIGHTS))
+    tensors = internal_names(
+        read_tensors(src), {t: o for o, t in published_linear_names(model).items()}, str(src / WEIGHTS)
+    )
     modules = sorted({name.rpartition(".lora_")[0] for name in tensors})
-    tune = LoRA(targets=tuple(shortest(modules, [name for name, _ in linears(model)])), **settings)
+    tune = LoRA(targets=tuple(shortest_suffixes(modules, [name for name, _ in linears(model)])), **settings)
     check_trained(tensors, tune.shapes(model), where=str(src / WEIGHTS))
     adapter = Adapter(base=base_of(checkpoint, named=str(base.path), seen_from=out), tune=tune)
     files = adapter.files(tensors)
@@ -124,7 +128,7 @@ def read_peft(src: Path, base: RunDir, out: Path) -> Path:
     return out
 
 
-def published(model: Decoder) -> dict[str, str]:
+def published_linear_names(model: Decoder) -> dict[str, str]:
     """Map the name of each linear module of the main layers (without MTP) to its name in the Hugging Face model."""
     names = {entry.internal: entry for entry in family_for(model.config).name_map(model.config).entries}
     entries = {name: names[f"{name}.weight"] for name, _ in linears(model) if f"{name}.weight" in names}
@@ -147,7 +151,7 @@ def refuse_beside_experts(model: Decoder, modules: Iterable[str], where: str) ->
         )
 
 
-def shortest(chosen: list[str], every: list[str]) -> list[str]:
+def shortest_suffixes(chosen: list[str], every: list[str]) -> list[str]:
     """Return a short list for `target_modules` that selects the modules `chosen` and no other module of `every`.
 
     If all modules with the same last component are chosen, this component replaces their full names.
@@ -192,7 +196,7 @@ def read_tensors(src: Path) -> dict[str, Tensor]:
             where=str(src),
             remedy="Save the adapter with peft's save_pretrained(..., safe_serialization=True).",
         )
-    file = inside(src, WEIGHTS, str(src))
+    file = path_inside(src, WEIGHTS, str(src))
     try:
         return {name: tensor.float() for name, tensor in load_file(file).items()}
     except (OSError, SafetensorError) as error:
@@ -214,7 +218,7 @@ def internal_names(tensors: Mapping[str, Tensor], ours: Mapping[str, str], where
             renamed[f"{ours[match['module']]}.lora_{match['letter']}"] = tensor
     if unknown or not renamed:
         raise CheckpointError(
-            f"tensors that adapt no module of this model: {shown(unknown)}"
+            f"tensors that adapt no module of this model: {list_first_names(unknown)}"
             if unknown
             else "the file holds no adapter tensors",
             where=where,

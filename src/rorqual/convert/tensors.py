@@ -18,7 +18,7 @@ from rorqual.convert.stream import FP8, TYPES, Bytes, Progress, Spec, Stored, re
 from rorqual.core.errors import CheckpointError
 from rorqual.model.config import ModelConfig
 from rorqual.model.ffn import older_names
-from rorqual.model.load.names import INDEXER, SCALE, NameEntry, NameMap, find_differences, shown
+from rorqual.model.load.names import INDEXER, SCALE, NameEntry, NameMap, find_differences, list_first_names
 from rorqual.model.skeleton import skeleton
 from rorqual.ops.quant import blocks
 
@@ -79,7 +79,7 @@ class CountedChunks:
         self._progress(self.done, self.total, name)
 
 
-def target(name: str, dtype: DType, stored: str) -> str:
+def target_dtype(name: str, dtype: DType, stored: str) -> str:
     """Return the output dtype of the Hugging Face tensor `name`, given the requested `dtype` and the stored dtype."""
     if dtype == "keep":
         return stored
@@ -123,7 +123,9 @@ def import_jobs(
             continue
         jobs += _import_entry(entry, shape, dtype, parts, scales)
     if problems:
-        raise CheckpointError(f"the weights do not fit the config: {shown(problems)}", where=where, remedy=MISMATCH)
+        raise CheckpointError(
+            f"the weights do not fit the config: {list_first_names(problems)}", where=where, remedy=MISMATCH
+        )
     return jobs
 
 
@@ -165,7 +167,7 @@ def _check_type(tensor: Stored, scale: Stored | None) -> None:
 def _import_entry(
     entry: NameEntry, shape: tuple[int, ...], dtype: DType, parts: Sequence[Stored], scales: Sequence[Stored | None]
 ) -> Iterator[TensorJob]:
-    kinds = sorted({target(part.name, dtype, part.dtype) for part in parts})
+    kinds = sorted({target_dtype(part.name, dtype, part.dtype) for part in parts})
     scale_kinds = sorted({scale.dtype for scale in scales if scale is not None and dtype == "keep"})
     if len(kinds) > 1 or len(scale_kinds) > 1:
         raise CheckpointError(
@@ -222,7 +224,7 @@ def published_pieces(
     problems = find_differences({name: tensor.shape for name, tensor in tensors.items()}, expected)
     if problems:
         raise CheckpointError(
-            f"the checkpoint does not fit the model in run.yaml: {shown(problems)}",
+            f"the checkpoint does not fit the model in run.yaml: {list_first_names(problems)}",
             where=where,
             remedy="Use the run.yaml that belongs to these weights.",
         )
@@ -260,4 +262,4 @@ def _export_tensor(name: str, piece: TensorPiece, dtype: DType) -> Iterator[Tens
         yield TensorJob(Spec(name, FP8, shape), (TensorPiece(part),))
         yield TensorJob(Spec(name + SCALE, "F32", blocks(shape)), (TensorPiece(part, want="scales"),))
     else:
-        yield TensorJob(Spec(name, target(name, dtype, part.dtype), shape), (piece,))
+        yield TensorJob(Spec(name, target_dtype(name, dtype, part.dtype), shape), (piece,))

@@ -171,12 +171,12 @@ def override(config: C, assignments: Iterable[str], *, where: str = "command lin
         key, equals, raw = text.partition("=")
         if not equals:
             raise ConfigError(f"'{text}' is not key=value", where=where, remedy="Write key=value.")
-        pairs.append((key.strip(), scalar(raw)))
+        pairs.append((key.strip(), parse_scalar(raw)))
     for key, value in sorted(pairs, key=lambda pair: not pair[0].endswith(".kind")):
         *path, last = key.split(".")
-        current = _at(config, path) if last == "kind" else None
+        current = _value_at(config, path) if last == "kind" else None
         if isinstance(current, Kind) and value != current.kind:
-            node = _at(data, path)
+            node = _value_at(data, path)
             replacement = _fields_of_kind(value, current, key, where)
             node.clear()
             node.update(replacement)
@@ -210,7 +210,7 @@ def _fields_of_kind(kind: Any, current: Kind, key: str, where: str) -> dict[str,
     return plain | {"kind": kind}
 
 
-def _at(node: Any, path: Iterable[str]) -> Any:
+def _value_at(node: Any, path: Iterable[str]) -> Any:
     """Return the value at `path` in a config or in its dump, or None if the path does not exist."""
     for part in path:
         if isinstance(node, tuple | list) and part.isdigit() and int(part) < len(node):
@@ -228,7 +228,7 @@ def _drop_unset(data: Any) -> Any:
     return [_drop_unset(value) for value in data] if isinstance(data, list | tuple) else data
 
 
-def scalar(raw: str) -> Any:
+def parse_scalar(raw: str) -> Any:
     """Parse the value of a `key=value` argument as YAML. Numbers such as `3e-4`, which YAML reads as strings, become floats.
 
     `on` and `off` stay strings because they are values of `thinking`; YAML would read them as booleans. For boolean fields,

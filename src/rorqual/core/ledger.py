@@ -81,7 +81,7 @@ class Ledger:
         self._used = False
 
     @contextmanager
-    def of(self, stage: str) -> Iterator[LedgerEntry]:
+    def record_stage(self, stage: str) -> Iterator[LedgerEntry]:
         """Count the time of the `with` body as part of `stage`, even if the body raises. Yields the `LedgerEntry` of this `with` body."""
         entry = LedgerEntry(stage)
         with self._lock:

@@ -57,7 +57,7 @@ class Lock:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in BUSY:
-                holder = named(os.pread(self._file, 1000, 0))
+                holder = describe_holder(os.pread(self._file, 1000, 0))
                 os.close(self._file)
                 raise RorqualError(
                     f"another process is writing to this path{holder}", where=str(where), remedy=remedy
@@ -134,7 +134,7 @@ def _this_process() -> dict[str, object]:
     return {"process": os.getpid(), "host": platform.node(), "since": began}
 
 
-def named(raw: bytes) -> str:
+def describe_holder(raw: bytes) -> str:
     """Return a text about the process that holds a lock: its id, its host unless it is this host, and the time of the lock.
 
     `raw` is the content of the lock file.

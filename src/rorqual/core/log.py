@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TextIO
 
 
-def clock(seconds: float) -> str:
+def clock_text(seconds: float) -> str:
     """Format a duration in seconds as m:ss or h:mm:ss: `75.2` gives `1:15`."""
     total = max(0, round(seconds))
     return (
@@ -55,7 +55,7 @@ class Progress:
         spent = max(now - self._began, 1e-9)
         speed = (done - self.start) / spent
         early = done - self.start < EARLY * (self.total - self.start)  # the first units of a batch say little
-        remaining = clock((self.total - done) / speed) if speed > 0 and not early else "?"
+        remaining = clock_text((self.total - done) / speed) if speed > 0 and not early else "?"
         pace = f"{speed:.1f} {self.unit}/s" if speed >= SLOW or speed <= 0 else f"{1 / speed:.0f} s/{self.unit}"
         text = f"{self.label}  {done}/{self.total}  {note}  {pace}  left {remaining}"
         end = "\n" if last or not self._live else ""

@@ -22,7 +22,7 @@ _SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD
 
 
 @cache
-def keep_freed() -> bool:
+def keep_freed_memory() -> bool:
     """Configure the allocator of this process to keep freed memory. Return whether the allocator was configured.
 
     Returns False without glibc, or if an environment variable already configures the allocator. Later calls do nothing.
@@ -36,7 +36,7 @@ def keep_freed() -> bool:
     return bool(mallopt(_MMAP_THRESHOLD, LARGE)) and bool(mallopt(_TRIM_THRESHOLD, KEPT))
 
 
-def give_back() -> None:
+def return_freed_memory() -> None:
     """Return all free heap memory to the system, including free blocks below the top of the heap.
 
     Call this function after freeing large temporary tensors, such as unpacked weights after repacking.

@@ -12,7 +12,7 @@ FEW = 16
 _WORD = re.compile(r"[^\W\d_]+|\d+|[^\w\s]")
 
 
-def chosen(prompts: Sequence[str]) -> list[str]:
+def choose_prompts(prompts: Sequence[str]) -> list[str]:
     """Return up to `MOST` example prompts of a run: one prompt for each distinct first word, and then the remaining prompts."""
     short = [prompt for prompt in dict.fromkeys(prompts) if prompt.strip() and len(prompt) <= LONGEST][:MOST]
     first = {prompt.split()[0]: prompt for prompt in reversed(short)}
@@ -20,7 +20,7 @@ def chosen(prompts: Sequence[str]) -> list[str]:
     return [*leading, *(prompt for prompt in short if prompt not in leading)]
 
 
-def unlike(text: str, prompts: Sequence[str]) -> bool:
+def is_unlike(text: str, prompts: Sequence[str]) -> bool:
     """Return whether `text` is unlike all `prompts` that a run was trained on.
 
     If the prompts have fixed forms (`add 12+34`), a text is similar under three conditions:

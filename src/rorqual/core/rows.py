@@ -47,7 +47,7 @@ class DataRow:
             raise DataError(f"column '{name}' is not {wanted}: {value!r:.60}", where=self.where, remedy="Fix the row.")
         return value
 
-    def texts(self, name: str) -> list[str]:
+    def text_values(self, name: str) -> list[str]:
         """Return the value of column `name`. Raises DataError if the value is not a list of strings."""
         value: list[str] = self.get(name, list)
         for item in value:

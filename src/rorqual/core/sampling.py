@@ -489,10 +489,10 @@ def from_json(data: Mapping[str, Any]) -> SamplingParams:
 
 
 def _outside(where: str, name: str, value: Any, text: str) -> DataError:
-    return DataError(f"{name} is {_shown(value)}", where=where, remedy=f"Give {text}.")
+    return DataError(f"{name} is {_shorten(value)}", where=where, remedy=f"Give {text}.")
 
 
-def _shown(value: Any) -> str:
+def _shorten(value: Any) -> str:
     """Format a value for an error message, shortened if it is long."""
     if isinstance(value, int) and value.bit_length() > 200:
         return f"a number of {value.bit_length()} bits"

@@ -44,7 +44,7 @@ class Sample:
         """Number of tokens that get a loss. The first token of a document is never predicted and so never counted."""
         return int(np.count_nonzero(np.asarray(self.mask, dtype=bool)[1:])) if self.weight else 0
 
-    def cut(self, length: int) -> Sample:
+    def truncate(self, length: int) -> Sample:
         """Return a sample with the first `length` tokens."""
         return Sample(self.ids[:length], self.mask[:length], self.weight)
 

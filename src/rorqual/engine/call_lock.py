@@ -34,7 +34,7 @@ class CallLock:
 
         Raises ConfigError if the calling thread already holds the lock.
         """
-        if self.mine():
+        if self.is_held_here():
             raise ConfigError(
                 f"{name} was called from within another call of the same engine",
                 where="engine",
@@ -61,7 +61,7 @@ class CallLock:
         error.
         """
         if min(threads, len(items)) <= 1:
-            with at_most(1):
+            with limit_threads(1):
                 for item in items:
                     work(item)
             return
@@ -77,13 +77,13 @@ class CallLock:
             finally:
                 stop.set()
 
-    def mine(self) -> bool:
+    def is_held_here(self) -> bool:
         """Return whether the calling thread is inside the call that holds the lock."""
         return self.lock._is_owned() or threading.get_ident() in self.helpers  # type: ignore[attr-defined]
 
 
 @contextmanager
-def at_most(threads: int) -> Iterator[None]:
+def limit_threads(threads: int) -> Iterator[None]:
     """Limit torch to `threads` threads inside the `with` block."""
     before = torch.get_num_threads()
     if before <= threads:

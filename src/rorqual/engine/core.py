@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from rorqual.engine.config import EngineConfig
-from rorqual.engine.histories import Sampled
+from rorqual.engine.histories import SampledReply
 from rorqual.engine.kv_cache.disk import SECRET_BYTES, DiskStore
 from rorqual.engine.kv_cache.manager import KVCacheManager
 from rorqual.engine.runner import Runner
@@ -31,7 +31,7 @@ class Finished:
     """A finished sequence and its sampled tokens."""
 
     sequence: Sequence
-    sampled: Sampled
+    sampled: SampledReply
     stopped: bool
     """True if a stop token, a stop string or the grammar ended the sequence. False if the sequence reached its length
     limit."""

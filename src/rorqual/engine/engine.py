@@ -18,11 +18,11 @@ from torch import Tensor
 
 from rorqual.core.config import parse
 from rorqual.core.errors import ConfigError, NumericsError
-from rorqual.core.memory import give_back, keep_freed
+from rorqual.core.memory import keep_freed_memory, return_freed_memory
 from rorqual.core.records import RunDir
 from rorqual.data.chat import ChatFormat, load_chat
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.engine.call_lock import CallLock, Progress, Results, at_most, divide_work
+from rorqual.engine.call_lock import CallLock, Progress, Results, divide_work, limit_threads
 from rorqual.engine.config import EngineConfig
 from rorqual.engine.core import EngineCore
 from rorqual.engine.deltas import Delta, Outbox
@@ -76,10 +76,10 @@ class Engine:
         config = parse(EngineConfig, settings, where="engine")
         model = load_run(folder, device=device, dtype=kind)
         tokenizer = Tokenizer.load(folder.tokenizer_file)
-        self._begin(model, tokenizer, load_chat(folder, tokenizer), config, take=True)
+        self._create_cores(model, tokenizer, load_chat(folder, tokenizer), config, take=True)
         if self._packed:  # free the memory of the unpacked weights
             del model
-            give_back()
+            return_freed_memory()
 
     @classmethod
     def of(cls, model: Decoder, tokenizer: Tokenizer, chat: ChatFormat, **settings: Any) -> Engine:
@@ -87,14 +87,14 @@ class Engine:
         False."""
         engine = cls.__new__(cls)
         config = parse(EngineConfig, {"reuse": False, "pack": False, **settings}, where="engine")
-        engine._begin(model, tokenizer, chat, config)
+        engine._create_cores(model, tokenizer, chat, config)
         return engine
 
-    def _begin(
+    def _create_cores(
         self, model: Decoder, tokenizer: Tokenizer, chat: ChatFormat, config: EngineConfig, *, take: bool = False
     ) -> None:
         """Create the engine cores. With `take`, the engine owns the model, and packing frees the original weights."""
-        keep_freed()
+        keep_freed_memory()
         config.check(model, tokenizer)
         self.tokenizer, self.chat, self.config = tokenizer, chat, config
         self.max_len = config.max_len or model.config.max_position_embeddings
@@ -287,7 +287,7 @@ class Engine:
             self._drop_cancelled()
             self._renew()
             try:
-                with at_most(self._fit.threads):
+                with limit_threads(self._fit.threads):
                     self._outbox.put(self._deltas())
             except BaseException:
                 self._cores[0].reset()
@@ -324,7 +324,7 @@ class Engine:
         # During a step, only record the id: garbage collection may close a stream during a step, and closing a stream
         # calls `cancel`.
         self._cancelled.append(request_id)
-        if request_id in self._jobs and not self._lock.mine():
+        if request_id in self._jobs and not self._lock.is_held_here():
             with self._lock.lock:
                 self._drop_cancelled()
 

@@ -12,7 +12,7 @@ from rorqual.engine.sequence import InputBatch, Sequence
 
 
 @dataclass(frozen=True)
-class Sampled:
+class SampledReply:
     """A finished reply: token ids, log-probabilities, expert ids, tokens that pass top-k and top-p filtering, and most
     likely tokens.
 
@@ -27,7 +27,7 @@ class Sampled:
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedHistory:
     """Per-token results of a preempted sequence. A second prefill does not recompute these results, so they are
     saved."""
 
@@ -57,7 +57,7 @@ class Histories:
         self.top[slot] = []
         start = len(sequence.prompt)
         if isinstance(
-            sequence.saved, Saved
+            sequence.saved, SavedHistory
         ):  # keep `saved`: the sequence may be preempted again before it samples a token
             self.logprobs[slot, start:known] = sequence.saved.logprobs
             self.kept[slot, start:known] = sequence.saved.kept
@@ -68,10 +68,10 @@ class Histories:
         ids: list[int] = self.ids[slot, :length].tolist()
         return ids
 
-    def save(self, slot: int, start: int, length: int) -> Saved:
+    def save(self, slot: int, start: int, length: int) -> SavedHistory:
         """Return the per-token results of tokens [start, length) in `slot`."""
         part = slice(start, length)
-        return Saved(self.logprobs[slot, part].copy(), self.kept[slot, part].copy(), self.top[slot])
+        return SavedHistory(self.logprobs[slot, part].copy(), self.kept[slot, part].copy(), self.top[slot])
 
     def newest(
         self, running: list[Sequence], rows: InputBatch
@@ -85,10 +85,10 @@ class Histories:
         best = [tuple(self.top[s.slot][-1]) if s.params.top_logprobs else () for s in running]
         return logprobs, best
 
-    def reply(self, sequence: Sequence, length: int, experts: Tensor | None) -> Sampled:
+    def reply(self, sequence: Sequence, length: int, experts: Tensor | None) -> SampledReply:
         """Return the reply of a finished sequence. `length` is the sequence's number of tokens, prompt and reply
         together. `experts` [length - 1, routers, k] are the experts of its tokens."""
         slot, part = sequence.slot, slice(len(sequence.prompt), length)
         kept = self.kept[slot, part].copy() if self.kept.shape[-1] else None
         best = self.top[slot] if sequence.params.top_logprobs else None
-        return Sampled(self.ids[slot, part].tolist(), self.logprobs[slot, part].tolist(), experts, kept, best)
+        return SampledReply(self.ids[slot, part].tolist(), self.logprobs[slot, part].tolist(), experts, kept, best)

@@ -16,10 +16,10 @@ from rorqual.data.chat.stops import Stops
 from rorqual.data.tokenizer import Special, Tokenizer
 from rorqual.engine.core import Finished
 from rorqual.engine.embeds import Embeds
-from rorqual.engine.grammar.calculator import Calculated
+from rorqual.engine.grammar.calculator import CalculatorConstraint
 from rorqual.engine.grammar.calls import CallSyntax
 from rorqual.engine.grammar.compiler import Compiled, Grammars
-from rorqual.engine.grammar.constraint import Constraint, Delayed, Thought, Unconstrained
+from rorqual.engine.grammar.constraint import Constraint, ConstraintAfterThinking, Thought, Unconstrained
 from rorqual.engine.prompt_scores import PromptScores
 from rorqual.engine.request import Completion, Request, SamplingParams
 from rorqual.engine.seeds import sample_key
@@ -158,7 +158,8 @@ class Processor:
             Sample(
                 request_id, sample, job.prompt, params, sample_key(params.seed, sample), limit,
                 tenant=request.tenant, priority=request.priority, reuse=request.reuse and self.reuse,
-                halts=self._halts(job) if params.stop else None, constraint=self._calculated(job), barred=self._barred(params),
+                halts=self._halts(job) if params.stop else None, constraint=self._constraint_with_calculator(job),
+                barred=self._stop_ids_before_min_tokens(params),
                 embeds=request.embeds,
                 scores=None if params.prompt_logprobs is None else PromptScores(len(job.prompt), params.prompt_logprobs),
             )
@@ -170,12 +171,12 @@ class Processor:
         """The grammar compiler for this tokenizer."""
         return Grammars(self.tokenizer, self.vocab_size, self.chat.stop_ids, CallSyntax(self.chat))
 
-    def _calculated(self, job: Job) -> Constraint | None:
+    def _constraint_with_calculator(self, job: Job) -> Constraint | None:
         """Return the constraint of one sample, with the results of its calculations if the request sets `calculator`."""
         constraint = self._constraint(job)
         if not job.request.params.calculator:
             return constraint
-        return Calculated(constraint or Unconstrained(), self.tokenizer, self.grammars.lexicon)
+        return CalculatorConstraint(constraint or Unconstrained(), self.tokenizer, self.grammars.lexicon)
 
     def _constraint(self, job: Job) -> Constraint | None:
         """Return the constraint of one sample by its grammar and its thinking budget.
@@ -199,7 +200,7 @@ class Processor:
             opens = [] if form.begins == "thought" else [thought_ids[0]]
             thought = replace(thought, end_ids=self.chat.closing_ids, open_ids=opens)
         if compiled is None:
-            return Delayed(Unconstrained(), thought, self.grammars.lexicon)
+            return ConstraintAfterThinking(Unconstrained(), thought, self.grammars.lexicon)
         return compiled.start(thought=thought)
 
     def _check_budget(self, params: SamplingParams, thinking: Thinking, longest: int, where: str) -> None:
@@ -230,7 +231,7 @@ class Processor:
                 remedy="Lower think_budget, raise max_tokens if the context has room, or set thinking to off.",
             )
 
-    def _barred(self, params: SamplingParams) -> tuple[int, ...]:
+    def _stop_ids_before_min_tokens(self, params: SamplingParams) -> tuple[int, ...]:
         """Return the stop tokens that cannot be sampled until the reply has `min_tokens` tokens."""
         chat_stop_ids = () if params.ignore_eos else self.chat.stop_ids
         return tuple({*chat_stop_ids, *params.stop_token_ids}) if params.min_tokens else ()

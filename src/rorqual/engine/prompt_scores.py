@@ -31,7 +31,7 @@ class PromptScores:
         """
         return None if len(self.logprobs) == self.length - 1 else len(self.logprobs)
 
-    def wanted(self, start: int, stop: int) -> range:
+    def positions_to_score(self, start: int, stop: int) -> range:
         """Return the positions in [start, stop) that still need a log-probability."""
         return range(max(start, len(self.logprobs)), min(stop, self.length - 1))
 

@@ -118,7 +118,7 @@ def gather(
         missing = [place for place in places if place not in completions]
         if not missing:
             return [[completions[number, sample] for sample in range(r.params.n)] for number, r in enumerate(requests)]
-        pending = [alone(requests[number], sample) for number, sample in missing]
+        pending = [single_sample_request(requests[number], sample) for number, sample in missing]
         place_of = {(again, 0): place for again, place in enumerate(missing)}
     raise NumericsError(
         f"{len(missing)} of {len(places)} samples are missing after {TRIES} attempts",
@@ -127,7 +127,7 @@ def gather(
     )
 
 
-def alone(request: Request, sample: int) -> Request:
+def single_sample_request(request: Request, sample: int) -> Request:
     """Return a request for a single sample that reproduces sample number `sample` of `request`."""
     return replace(request, params=replace(request.params, seed=sample_seed(request.params.seed, sample), n=1))
 

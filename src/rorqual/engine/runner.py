@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rorqual.core.errors import ConfigError
 from rorqual.engine.eager_step import EagerStep, logits_of
-from rorqual.engine.histories import Histories, Sampled
+from rorqual.engine.histories import Histories, SampledReply
 from rorqual.engine.kv_cache.paged import PagedCache, StepCache, token_bytes
 from rorqual.engine.sampler import Sampler
 from rorqual.engine.scheduler import Scheduler, SchedulerOutput
@@ -48,7 +48,7 @@ SCORED = 64
 """Maximum number of prompt positions whose logits are in memory at the same time."""
 
 
-def filled(tokens: int, rows: int) -> int:
+def pad_row_count(tokens: int, rows: int) -> int:
     """Return the number of tokens of a step, rounded up to a multiple of `rows`.
 
     Steps above 32 tokens are rounded up to a multiple of 16, or of `rows` if it is larger than 16. Steps above 256
@@ -126,7 +126,7 @@ class Runner:
         self.histories.place(sequence)
         self.sampler.place(sequence)
 
-    def take(self, sequence: Sequence, length: int) -> Sampled:
+    def take(self, sequence: Sequence, length: int) -> SampledReply:
         """Return the reply of a finished sequence of `length` tokens, prompt and reply together."""
         experts = None
         if self.layers:
@@ -143,7 +143,7 @@ class Runner:
         self._update_block_table(plan, scheduler)
         chunks = plan.chunks
         size = n + sum(c.stop - c.start for c in chunks)
-        ids = np.zeros(filled(size, self.backend.rows.least), np.int64)
+        ids = np.zeros(pad_row_count(size, self.backend.rows.least), np.int64)
         positions, slot_mapping = np.zeros_like(ids), np.full_like(ids, PAD)
         ids[:n], positions[:n] = self.histories.ids[slot, position], position
         slot_mapping[:n] = self.block_table[slot, position // BLOCK] * BLOCK + position % BLOCK
@@ -152,7 +152,7 @@ class Runner:
         for chunk in chunks:
             start, stop = stop, stop + chunk.stop - chunk.start
             if (scores := chunk.sequence.scores) is not None:
-                scored.append((chunk.sequence, start - chunk.start, scores.wanted(chunk.start, chunk.stop)))
+                scored.append((chunk.sequence, start - chunk.start, scores.positions_to_score(chunk.start, chunk.stop)))
             chunk_positions = np.arange(chunk.start, chunk.stop)
             ids[start:stop] = self.histories.ids[chunk.sequence.slot, chunk.start : chunk.stop]
             positions[start:stop] = chunk_positions
@@ -177,7 +177,7 @@ class Runner:
             embeds,
             self.layers > 0,
         )
-        output = self._checked(self._step(step_input), step_input)
+        output = self._check_output(self._step(step_input), step_input)
         self.holds_non_finite |= not math.isfinite(float(output.hidden.sum()))
         if output.experts is not None and self.layers:
             chosen = self._check_expert_ids(output.experts).to(self.cache.experts.dtype)
@@ -199,7 +199,7 @@ class Runner:
             raise ValueError(f"a feed-forward network chose expert {highest}, but its `n_choices()` is {self._choices}")
         return experts
 
-    def _checked(self, output: StepOutput, step_input: StepInput) -> StepOutput:
+    def _check_output(self, output: StepOutput, step_input: StepInput) -> StepOutput:
         """Return the output of a step. Raises ValueError if the backend left out a tensor or a shape is wrong."""
         sampled, tokens, rows = output.sampled, step_input.ids.shape[1], len(step_input.last)
         shapes: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {

@@ -44,10 +44,10 @@ class Sampler:
         penalties, seen = self._settings.penalties, None
         if penalties is not None and len(penalties.rows):
             seen = self.counts.of(rows.slot[:n][penalties.rows])
-        allowed = self._allowed(active, rows.position[:n])
+        allowed = self._allowed_token_masks(active, rows.position[:n])
         return SamplingMetadata(self._settings, uniform(rows.key[:n], rows.position[:n]), seen, allowed)
 
-    def _allowed(self, active: list[Sequence], position: Ints) -> tuple[Ints, Bools] | None:
+    def _allowed_token_masks(self, active: list[Sequence], position: Ints) -> tuple[Ints, Bools] | None:
         """Return the restricted rows and their masks of allowed tokens, or None if no row is restricted.
 
         A row is restricted by its grammar or by `min_tokens`. A reply shorter than `min_tokens` may end only if its

@@ -131,7 +131,7 @@ class Scheduler:
 
     def _slots_by_tenant(self) -> Counter[str]:
         """Count the slots of each tenant."""
-        return Counter(s.tenant for s in self._admitted() if s.slot >= 0)
+        return Counter(s.tenant for s in self._sequences_with_slot() if s.slot >= 0)
 
     def _preempt(self, sequence: Sequence, plan: SchedulerOutput) -> None:
         """Preempt a sequence: free its slot and blocks, and queue it again. If the sequence had a row, the caller must
@@ -242,7 +242,7 @@ class Scheduler:
     def _sampled_by_tenant(self) -> dict[str, float]:
         """Return, for each tenant with a slot, the number of tokens that its sequences have decoded in their current
         rows."""
-        served = dict.fromkeys((s.tenant for s in self._admitted()), 0.0)
+        served = dict.fromkeys((s.tenant for s in self._sequences_with_slot()), 0.0)
         for row, sequence in enumerate(self.running):
             served[sequence.tenant] += self._n_sampled(row)
         return served
@@ -384,24 +384,24 @@ class Scheduler:
         therefore not cached, and later requests do not share them.
         """
         self.kv_cache.renew(fingerprint)
-        for sequence in self._admitted():
+        for sequence in self._sequences_with_slot():
             sequence.reuse, sequence.stale = False, True
         for sequence in self.waiting:
             sequence.keys = []
 
     def reset(self) -> None:
         """Recover from a failed step: drop all running and queued sequences, and all cached blocks in memory."""
-        for sequence in (*self._admitted(), *self.waiting):
+        for sequence in (*self._sequences_with_slot(), *self.waiting):
             sequence.slot, sequence.blocks, sequence.followers = -1, [], []
         self.running, self.prefilling, self.waiting = [], [], RequestQueue()
         self._free = list(range(self.slots - 1, -1, -1))
         self.version += 1
         self.kv_cache.reset()
 
-    def _admitted(self) -> list[Sequence]:
+    def _sequences_with_slot(self) -> list[Sequence]:
         """Return all sequences with a slot."""
         return [*self.running, *self.prefilling, *(f for s in self.prefilling for f in s.followers)]
 
     def request_ids(self) -> set[int]:
         """Return the ids of all running and queued requests."""
-        return {s.request_id for s in (*self._admitted(), *self.waiting)}
+        return {s.request_id for s in (*self._sequences_with_slot(), *self.waiting)}

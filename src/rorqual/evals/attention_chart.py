@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from rorqual.evals.attention_tables import planted
+from rorqual.evals.attention_tables import planted_misses_by_depth
 from rorqual.evals.missed_report import MissedReport
 from rorqual.evals.planted import DEPTHS
 from rorqual.report.chart import Chart, Panel, Series
@@ -24,7 +24,11 @@ def needles_chart(report: MissedReport) -> Chart:
         width=WIDTH,
         columns=2,
         height=2.3,
-        panels=[_needle_map(report, budget, lengths) for budget in report.budgets if planted(report, "needle", budget)],
+        panels=[
+            _needle_map(report, budget, lengths)
+            for budget in report.budgets
+            if planted_misses_by_depth(report, "needle", budget)
+        ],
         alt=f"Needles by depth and length. Lowest: {lowest.kept:.0%} at depth {lowest.depth:.0%}, length {lowest.length}, "
         f"{lowest.budget} positions.",
         caption="Share of the dense attention to the needle that lies on selected positions, over all layers. Queries are the tokens of "
@@ -33,7 +37,7 @@ def needles_chart(report: MissedReport) -> Chart:
 
 
 def _needle_map(report: MissedReport, budget: int, lengths: list[int]) -> Panel:
-    kept = {(one.depth, one.length): one.kept for one in planted(report, "needle", budget)}
+    kept = {(one.depth, one.length): one.kept for one in planted_misses_by_depth(report, "needle", budget)}
     rows = {depth: [kept.get((depth, length), math.nan) for length in lengths] for depth in DEPTHS}
     return Panel(
         kind="map",

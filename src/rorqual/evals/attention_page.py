@@ -27,7 +27,7 @@ def attention_page(report: MissedReport, tokenizer: Tokenizer) -> str:
         report=report,
         needles=draw(needles_chart(report)) if any(one.kind == "needle" for one in report.planted) else None,
         tables=tables(report),
-        queries=[(_summary(name, query), marked(query, tokenizer)) for name, query in queries],
+        queries=[(_summary(name, query), colour_by_weight(query, tokenizer)) for name, query in queries],
         notes=notes(report),
     )
 
@@ -39,7 +39,7 @@ def _summary(name: str, query: LowestQuery) -> str:
     )
 
 
-def marked(query: LowestQuery, tokenizer: Tokenizer) -> ColouredText:
+def colour_by_weight(query: LowestQuery, tokenizer: Tokenizer) -> ColouredText:
     """Return the text that a query sees, coloured by the weight of each token. Tokens that share a character are joined."""
     selected, missed, largest = {*query.selected}, {*query.missed}, max(query.weights)
     parts = []

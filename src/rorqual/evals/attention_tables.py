@@ -20,7 +20,7 @@ class Distance(NamedTuple):
     inside: float
 
 
-def shown(report: MissedReport) -> list[Misses]:
+def misses_at_shown_budget(report: MissedReport) -> list[Misses]:
     """Return the values of each text at the budget that the tables show."""
     return [text.at(report.shown) for text in report.texts]
 
@@ -32,7 +32,7 @@ def recall_by_layer(report: MissedReport, budget: int) -> list[float]:
 
 def distances(report: MissedReport) -> list[Distance]:
     """Return attention by distance at the shown budget, averaged over texts and layers."""
-    layers = [layer for missed in shown(report) for layer in missed.layers]
+    layers = [layer for missed in misses_at_shown_budget(report) for layer in missed.layers]
     found = []
     for first, last in sorted({(part.first, part.last) for layer in layers for part in layer.distances}):
         parts = [part for layer in layers for part in layer.distances if part.first == first]
@@ -42,7 +42,9 @@ def distances(report: MissedReport) -> list[Distance]:
     return found
 
 
-def planted(report: MissedReport, kind: PlantedKind, budget: int, length: int = 0) -> list[PlantedMisses]:
+def planted_misses_by_depth(
+    report: MissedReport, kind: PlantedKind, budget: int, length: int = 0
+) -> list[PlantedMisses]:
     """Return the results for a planted kind at one budget and one length (0: all lengths), by depth."""
     return [one for one in report.planted if (one.kind, one.budget) == (kind, budget) and length in (0, one.length)]
 
@@ -81,7 +83,7 @@ def notes(report: MissedReport) -> list[str]:
 def heading(report: MissedReport) -> list[str]:
     """Return the sizes of the measurement."""
     lines = [f"{report.model}: index_topk={report.trained}, tables at {report.shown} positions per query."]
-    if texts := shown(report):
+    if texts := misses_at_shown_budget(report):
         windows, queries, dense = (
             sum(values) for values in zip(*((t.windows, t.queries, t.dense) for t in texts), strict=True)
         )
@@ -101,7 +103,7 @@ def _layers(texts: Sequence[Misses]) -> list[tuple[LayerMisses, ...]]:
 
 
 def _text_tables(report: MissedReport) -> dict[str, Table]:
-    texts = shown(report)
+    texts = misses_at_shown_budget(report)
     by_text = [
         [text.name, f"{m.windows}", f"{m.queries:,}", f"{m.mass:.3f}", f"{m.recall:.3f}", f"{m.weighted_recall:.3f}",
          f"{m.kl:.4f}", f"{m.flips:.1%}", f"{m.loss_sparse:.4f}", f"{m.loss_dense:.4f}"]
@@ -147,8 +149,8 @@ LAYER = {
 def _needles(report: MissedReport) -> Table:
     rows = []
     for budget in report.budgets:
-        for length in sorted({one.length for one in planted(report, "needle", budget)}):
-            cells = planted(report, "needle", budget, length)
+        for length in sorted({one.length for one in planted_misses_by_depth(report, "needle", budget)}):
+            cells = planted_misses_by_depth(report, "needle", budget, length)
             right = (mean([one.right_sparse for one in cells]), mean([one.right_dense for one in cells]))
             rows.append(
                 [f"{budget}", f"{length:,}", *(f"{one.kept:.1%}" for one in cells), *(f"{r:.1%}" for r in right)]
@@ -162,7 +164,7 @@ def _copies(report: MissedReport) -> Table:
     rows = [
         [f"{budget}", f"{one.distance:,}", f"{one.kept:.1%}", f"{one.right_sparse:.1%}", f"{one.right_dense:.1%}"]
         for budget in report.budgets
-        for one in reversed(planted(report, "copy", budget))
+        for one in reversed(planted_misses_by_depth(report, "copy", budget))
     ]
     heads = ("budget", "distance", "kept", "right sparse", "right dense")
     return Table(title="copied lines, by distance in tokens", heads=heads, rows=rows)

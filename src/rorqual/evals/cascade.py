@@ -130,7 +130,7 @@ class Cascade(Config):
         steps = min(len(choices), CURVE)
         return [self.point(round(step * len(choices) / steps), choices) for step in range(steps + 1)]
 
-    def chosen(self) -> CascadePoint:
+    def point_at(self) -> CascadePoint:
         """Return the point at the threshold `sure`."""
         choices = self.choices()
         return self.point(sum(choice.confidence < self.sure for choice in choices), choices)

@@ -19,7 +19,7 @@ def points_table(cascade: Cascade) -> Table:
     points = [
         ("student alone", cascade.point(0, choices)),
         ("teacher alone", cascade.teacher_alone()),
-        (f"cascade, sure={cascade.sure:g}", cascade.chosen()),
+        (f"cascade, sure={cascade.sure:g}", cascade.point_at()),
         *(("cascade", cascade.point(round(share * len(choices)), choices)) for share in SHARES),
     ]
     heads = (
@@ -79,7 +79,7 @@ def cascade_page(cascade: Cascade) -> str:
 
 def cost_chart(cascade: Cascade) -> Chart:
     """Chart accuracy over the mean cost per problem, from the student alone to the teacher for every problem."""
-    points, teacher, chosen = cascade.curve(), cascade.teacher_alone(), cascade.chosen()
+    points, teacher, chosen = cascade.curve(), cascade.teacher_alone(), cascade.point_at()
 
     def cost(point: CascadePoint) -> float:
         return point.flops / 1e6 if point.flops is not None else point.tokens

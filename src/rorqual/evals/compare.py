@@ -113,7 +113,7 @@ def _same_problems(before: Evaluation, after: Evaluation) -> None:
     )
 
 
-def _paired(
+def _pair_values(
     before: Evaluation, after: Evaluation, name: tuple[str, str], grain: Grain, measure: Measure
 ) -> tuple[Floats, Floats, int, bool]:
     """Return (before values, after values, number of problems left out, whether each problem has one sample).
@@ -140,7 +140,7 @@ def _compare_cell(
     confidence: float,
     samples: int,
 ) -> Comparison | None:
-    pairs = [_paired(old, new, name, grain, measure) for old, new in zip(before, after, strict=True)]
+    pairs = [_pair_values(old, new, name, grain, measure) for old, new in zip(before, after, strict=True)]
     pairs = [pair for pair in pairs if len(pair[0])]
     if not pairs:
         return None

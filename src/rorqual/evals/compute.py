@@ -20,7 +20,7 @@ from rorqual.core.errors import ConfigError
 from rorqual.core.records import Thinking
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Completion, Request, SamplingParams
-from rorqual.evals.evaluating import seeded
+from rorqual.evals.evaluating import with_problem_seed
 from rorqual.evals.evaluation import ALL
 from rorqual.evals.stats import Interval, t_quantile
 from rorqual.model import ModelConfig
@@ -122,7 +122,7 @@ def measure_compute(
         raise ConfigError(
             "this model has no router, so all tokens take the same computation", where=model, remedy=remedy
         )
-    requests = [Request(problem.messages, seeded(params, problem.key), thinking) for problem in problems]
+    requests = [Request(problem.messages, with_problem_seed(params, problem.key), thinking) for problem in problems]
     answers = engine.generate(requests, progress=progress)
     replies = tuple(
         _reply(engine, task, problem, group[0], config) for problem, group in zip(problems, answers, strict=True)

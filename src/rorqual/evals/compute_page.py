@@ -21,7 +21,9 @@ def compute_page(report: ComputeReport, tokenizer: Tokenizer) -> str:
         report=report,
         facts=[(group.name, f"{group.experts:.2f}", f"{group.tokens:,} tokens") for group in parts],
         legend=[(str(used), "", round(FULL * used / report.chosen), "") for used in range(report.chosen + 1)],
-        replies=[(_summary(reply), coloured(reply, report.chosen, tokenizer)) for reply in shown_replies(report)],
+        replies=[
+            (_summary(reply), colour_by_expert(reply, report.chosen, tokenizer)) for reply in shown_replies(report)
+        ],
         tables=list(tables(report)),
     )
 
@@ -40,7 +42,7 @@ def _summary(reply: CountedReply) -> str:
     return f"{reply.problem.family}, {reply.problem.level}: {mean:.2f} experts, {reply.verdict.value}"
 
 
-def coloured(reply: CountedReply, chosen: int, tokenizer: Tokenizer) -> ColouredText:
+def colour_by_expert(reply: CountedReply, chosen: int, tokenizer: Tokenizer) -> ColouredText:
     """Return the text of a reply, coloured by experts. Tokens that share a character are joined."""
     parts = []
     for positions, text in characters(reply.tokens, tokenizer):

@@ -26,7 +26,7 @@ PATIENCE = 20
 the mean number of draws per problem in the rarest unfinished stratum (`_patience`)."""
 
 
-def pick(task: Task, split: Split, count: int, seed: int, per_family: bool) -> list[Problem]:
+def pick_problems(task: Task, split: Split, count: int, seed: int, per_family: bool) -> list[Problem]:
     """Return the evaluation problems: the same arguments give the same problems, and no key occurs twice.
 
     With `per_family` the result has `count` problems of each stratum (family, level), otherwise `count` problems in
@@ -117,14 +117,16 @@ def evaluate(
         votes = True
     if problems is None:
         check_splits(task, seed)
-        problems = pick(task, split, count, seed, per_family)
+        problems = pick_problems(task, split, count, seed, per_family)
     opening = (Message("system", system),) if system else ()
-    requests = [Request((*opening, *problem.messages), seeded(params, problem.key), thinking) for problem in problems]
+    requests = [
+        Request((*opening, *problem.messages), with_problem_seed(params, problem.key), thinking) for problem in problems
+    ]
     sampler = _Sampler(generator, task, problems, requests, votes, progress, rounds=1 + refine)
     start = time.monotonic()
-    groups = sampler.all_samples() if stop_when == "never" else sampler.until(stop_rule(stop_when, params.n))
+    groups = sampler.all_samples() if stop_when == "never" else sampler.sample_until(stop_rule(stop_when, params.n))
     for _ in range(refine):
-        groups = sampler.refined(groups)
+        groups = sampler.refine_samples(groups)
     seconds = time.monotonic() - start
     return Evaluation(
         task=task.name,
@@ -171,16 +173,18 @@ class _Sampler:
 
     def all_samples(self) -> list[list[GradedSample]]:
         """Return all samples of each problem."""
-        return self._graded(range(len(self.problems)), self.requests, len(self.problems) * self.most * self.rounds)
+        return self._generate_and_grade(
+            range(len(self.problems)), self.requests, len(self.problems) * self.most * self.rounds
+        )
 
-    def until(self, sure: Sure) -> list[list[GradedSample]]:
+    def sample_until(self, sure: Sure) -> list[list[GradedSample]]:
         """Return the samples of each problem up to the first at which `sure` holds."""
         groups: list[list[GradedSample]] = [[] for _ in self.problems]
         unsure = list(range(len(groups)))
         for sample in range(self.most):
             wave = [_one_of(self.requests[number], sample) for number in unsure]
             largest = (self._done + len(unsure) * (self.most - sample)) * self.rounds
-            for number, group in zip(unsure, self._graded(unsure, wave, largest), strict=True):
+            for number, group in zip(unsure, self._generate_and_grade(unsure, wave, largest), strict=True):
                 groups[number] += group
             unsure = [
                 number
@@ -191,7 +195,7 @@ class _Sampler:
                 break
         return groups
 
-    def refined(self, groups: Sequence[Sequence[GradedSample]]) -> list[list[GradedSample]]:
+    def refine_samples(self, groups: Sequence[Sequence[GradedSample]]) -> list[list[GradedSample]]:
         """Return the samples after one more round, in which the model is asked to check each reply."""
         numbers = [number for number, group in enumerate(groups) for _ in group]
         before = [sample for group in groups for sample in group]
@@ -199,13 +203,13 @@ class _Sampler:
         wave = []
         for number, place, sample in zip(numbers, places, before, strict=True):
             request = _one_of(self.requests[number], place)
-            request = replace(request, params=seeded(request.params, f"round {1 + len(sample.earlier)}"))
+            request = replace(request, params=with_problem_seed(request.params, f"round {1 + len(sample.earlier)}"))
             talk = [*request.messages]
             for reply in (*sample.earlier, sample):
                 talk += [Message("assistant", reply.reply, reasoning=reply.reasoning), Message("user", CHECK)]
             wave.append(replace(request, messages=tuple(talk)))
         try:
-            found = self._graded(numbers, wave, len(before) * self.rounds)
+            found = self._generate_and_grade(numbers, wave, len(before) * self.rounds)
         except DataError as error:
             raise DataError(
                 f"a reply cannot be checked: {error.what}",
@@ -219,7 +223,9 @@ class _Sampler:
             result[number].append(new.model_copy(update={"earlier": (*sample.earlier, alone)}))
         return result
 
-    def _graded(self, numbers: Sequence[int], requests: Sequence[Request], total: int) -> list[list[GradedSample]]:
+    def _generate_and_grade(
+        self, numbers: Sequence[int], requests: Sequence[Request], total: int
+    ) -> list[list[GradedSample]]:
         """Generate and grade the samples of the requests. Request i belongs to problem `numbers[i]`."""
         before = self._done
         show = self.progress
@@ -248,7 +254,7 @@ def _one_of(request: Request, sample: int) -> Request:
     return replace(request, params=replace(params, n=1, seed=sample_seed(params.seed, sample)))
 
 
-def seeded(params: SamplingParams, key: str) -> SamplingParams:
+def with_problem_seed(params: SamplingParams, key: str) -> SamplingParams:
     """Return `params` with a seed derived from `params.seed` and a problem's key."""
     digest = hashlib.sha256(f"{params.seed}:{key}".encode()).digest()
     return replace(params, seed=int.from_bytes(digest[:4], "big") >> 1)

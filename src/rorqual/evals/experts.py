@@ -26,7 +26,7 @@ def counts(experts: Ints, group: Ints, n_experts: int, n_groups: int) -> Floats:
 # ---- mutual information of expert and family
 
 
-def information(table: NDArray[Any]) -> Floats:
+def mutual_information(table: NDArray[Any]) -> Floats:
     """Return the plug-in estimate of mutual information, in bits, from a table of counts [..., a, b].
 
     The estimate is 0 if all rows have the same distribution.
@@ -60,9 +60,9 @@ def dependence(
         each = counts(experts[rows], position, n_experts, len(documents))  # [documents that contain the value, experts]
         labels = label[documents]
         weight = len(rows) / len(order)
-        bits += weight * float(information(_by_label(labels[None], each, n_labels))[0])
+        bits += weight * float(mutual_information(_by_label(labels[None], each, n_labels))[0])
         drawn = rng.permuted(np.broadcast_to(labels, (shuffles, len(labels))), axis=1)
-        shuffled += weight * information(_by_label(drawn, each, n_labels))
+        shuffled += weight * mutual_information(_by_label(drawn, each, n_labels))
     return bits, float(shuffled.mean())
 
 

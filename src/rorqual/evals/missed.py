@@ -210,7 +210,7 @@ def measure_missed(model: Decoder, tokens: Tensor, where: str = "", budget: int 
         flips=flips / queries,
         loss_dense=float(losses[0]) / queries,
         loss_sparse=float(losses[1]) / queries,
-        layers=tuple(found.result(index) for index, found in enumerate(collected)),
+        layers=tuple(found.layer_misses(index) for index, found in enumerate(collected)),
         lowest=_lowest(collected, tokens),
     )
 
@@ -267,7 +267,7 @@ class _Collected:
             self.lowest = LowestQuery(0, self.windows, share_inside, (), seen, tuple(selected), tuple(missed))
         self.windows += 1
 
-    def result(self, layer: int) -> LayerMisses:
+    def layer_misses(self, layer: int) -> LayerMisses:
         """Return the layer's values."""
         mass, recall, weighted_recall, difference = (
             torch.cat(part).float().numpy() for part in (self.mass, self.recall, self.weighted_recall, self.difference)

@@ -55,7 +55,7 @@ def gather(lines: Sequence[dict[str, Any]], records: Sequence[dict[str, Any]], t
     for line in lines:
         by_step.setdefault(int(line["step"]), []).append(line)
     metrics = {int(record["step"]): record for record in records if "step" in record}
-    spoken = spread(sorted(by_step), text_steps)
+    spoken = spread_steps(sorted(by_step), text_steps)
     return [
         {
             "step": step,
@@ -66,7 +66,7 @@ def gather(lines: Sequence[dict[str, Any]], records: Sequence[dict[str, Any]], t
     ]
 
 
-def spread(steps: Sequence[int], count: int) -> set[int]:
+def spread_steps(steps: Sequence[int], count: int) -> set[int]:
     """Return at most `count` evenly spaced steps, including the first and the last step."""
     if len(steps) <= count:
         return set(steps)

@@ -18,7 +18,7 @@ SEEDS = 5
 CONFIDENCE = 0.99
 
 
-def ends(bootstrap: Interval, differences: Sequence[float]) -> Interval:
+def wider_interval(bootstrap: Interval, differences: Sequence[float]) -> Interval:
     """Return the smallest interval that contains the bootstrap interval and Student's t interval over `differences` (one per seed).
 
     With fewer than two differences the interval is unbounded.
@@ -42,14 +42,14 @@ def judge(
     """
     if len(differences) < SEEDS or bootstrap.confidence < CONFIDENCE:
         return "open"
-    both = ends(bootstrap, differences)
+    both = wider_interval(bootstrap, differences)
     above, below = both.low > bound, both.high < bound
     if side == "below":
         above, below = below, above
     return "holds" if above else "does not hold" if below else "open"
 
 
-def together(verdicts: Sequence[Verdict]) -> Verdict:
+def combine_verdicts(verdicts: Sequence[Verdict]) -> Verdict:
     """Return the verdict of a claim with several parts. The claim holds if all parts hold, and fails if one part fails."""
     if "does not hold" in verdicts:
         return "does not hold"

@@ -39,7 +39,7 @@ class Verdicts(Config):
         return [None if mark == "-" else float(mark) for mark in chosen]
 
 
-def compact(by_name: Mapping[str, Sequence[Evaluation]], seeds: Sequence[int]) -> tuple[Verdicts, ...]:
+def compact_verdicts(by_name: Mapping[str, Sequence[Evaluation]], seeds: Sequence[int]) -> tuple[Verdicts, ...]:
     """Return the compact verdicts of the evaluations in `by_name`. Each name has one evaluation per seed.
 
     Evaluations with the same groups of problems share one `Verdicts`.
@@ -49,19 +49,19 @@ def compact(by_name: Mapping[str, Sequence[Evaluation]], seeds: Sequence[int]) -
         task, split, grouped = (
             evaluations[0].task,
             evaluations[0].split,
-            [_grouped(problems) for problems in evaluations],
+            [_group_samples(problems) for problems in evaluations],
         )
         groups = tuple(" | ".join(f"{cell_name(*c)}: {len(p)}" for c, p in problems.items()) for problems in grouped)
         empty = Verdicts(task=task, split=split, seeds=tuple(seeds), groups=groups, right={})
         old = shared.get((task, groups), empty)
-        right, thought = (tuple(_line(problems, count) for problems in grouped) for count in (_right, _thought))
+        right, thought = (tuple(_line(problems, count) for problems in grouped) for count in (_right, _thinking_share))
         shared[task, groups] = old.model_copy(
             update={"right": old.right | {name: right}, "thought": old.thought | {name: thought}}
         )
     return tuple(shared.values())
 
 
-def _grouped(evaluation: Evaluation) -> dict[tuple[str, str], dict[str, Samples]]:
+def _group_samples(evaluation: Evaluation) -> dict[tuple[str, str], dict[str, Samples]]:
     """Return the samples by (family, level), then by problem key. The (family, level) pairs are sorted."""
     groups: dict[tuple[str, str], dict[str, Samples]] = {}
     for sample in evaluation.samples:
@@ -78,5 +78,5 @@ def _right(samples: Samples) -> str:
     return str(min(9, sum(sample.verdict is Verdict.RIGHT for sample in graded))) if graded else "-"
 
 
-def _thought(samples: Samples) -> str:
+def _thinking_share(samples: Samples) -> str:
     return str(min(9, sum(sample.thought for sample in samples)))

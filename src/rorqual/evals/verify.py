@@ -42,7 +42,7 @@ def write_training_rows(evaluation: Evaluation, file: Path) -> int:
     return len(lines)
 
 
-def scored(evaluation: Evaluation, verifier: Engine, name: str = "") -> Evaluation:
+def with_verifier_scores(evaluation: Evaluation, verifier: Engine, name: str = "") -> Evaluation:
     """Return the evaluation with the verifier's log-odds log P(yes) - log P(no) as each sample's `score`.
 
     Samples without a reply have no score. Raises ConfigError if the verifier cannot tell "yes" and "no" apart by their first token,

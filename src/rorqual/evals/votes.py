@@ -122,7 +122,7 @@ def any_right(group: Group) -> float | None:
     return None if verdicts == {Verdict.UNGRADED} else float(Verdict.RIGHT in verdicts)
 
 
-def settled(answers: Sequence[str | None], most: int) -> bool:
+def majority_is_known(answers: Sequence[str | None], most: int) -> bool:
     """Return whether the majority of `most` votes is known after the first votes `answers`."""
     lead, second = _leading(answers)
     return lead - second > most - len(answers)
@@ -153,9 +153,9 @@ Sure = Callable[[Sequence[str | None]], bool]
 def stop_rule(stop_when: StopWhen, most: int) -> Sure:
     """Return the rule by which sampling stops before `most` votes."""
     if stop_when == "settled":
-        return lambda answers: settled(answers, most)
+        return lambda answers: majority_is_known(answers, most)
     if stop_when == "sure":
-        return lambda answers: settled(answers, most) or likely_majority(answers)
+        return lambda answers: majority_is_known(answers, most) or likely_majority(answers)
     return lambda answers: False
 
 
@@ -163,7 +163,7 @@ STOPPED: dict[StopWhen, str] = {"settled": "majority, until settled", "sure": f"
 """Names of the rows of the rules that stop early."""
 
 
-def needed(group: Group, sure: Sure) -> int:
+def samples_until(group: Group, sure: Sure) -> int:
     """Return after how many samples `sure` first holds, and the number of samples if it never does."""
     answers = [sample.answered for sample in group]
     return next((count for count in range(1, len(group)) if sure(answers[:count])), len(group))
@@ -188,7 +188,7 @@ def rule_results(evaluation: Evaluation) -> list[RuleResult]:
         rows += [_row("majority", size, problems, majority) for size in sizes]
         for stop_when, name in STOPPED.items():
             sure = stop_rule(stop_when, n)
-            rows.append(_by_rule(name, n, [group[: needed(group, sure)] for group in problems]))
+            rows.append(_by_rule(name, n, [group[: samples_until(group, sure)] for group in problems]))
     if all(sample.logprob is not None for sample in evaluation.samples):
         rules.append(("most likely", most_likely))
     if any(sample.score is not None for sample in evaluation.samples):

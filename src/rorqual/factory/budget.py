@@ -70,15 +70,17 @@ class Spending:
         return self.paid + self.lost
 
     @property
-    def over(self) -> float:
+    def overspent(self) -> float:
         """The money spent in excess of the budget, or 0 if there is no budget."""
         return max(0.0, self.total - self.budget) if self.budget else 0.0
 
     def notes(self) -> dict[str, str]:
         """Return the warnings by kind: exceeded budget, excess billing, impossible usage."""
         found = {}
-        if self.over:
-            found["passed"] = f"the budget of {self.budget:g} is exceeded by {self.over:.4g}: {self.total:.4g} spent"
+        if self.overspent:
+            found["passed"] = (
+                f"the budget of {self.budget:g} is exceeded by {self.overspent:.4g}: {self.total:.4g} spent"
+            )
         if self.beyond or self.longest:
             excess = [f"{self.beyond} prompt tokens more than the prompt can have"] * bool(self.beyond)
             excess += [f"{self.longest} reply tokens, more than max_tokens"] * bool(self.longest)
@@ -188,9 +190,9 @@ class Budget(BudgetGuard):
         """
         attempt, usage = self._open[place], completion.usage
         text = f"{completion.text} {completion.reasoning or ''}"
-        least_reply = fewest(text)
+        least_reply = fewest_tokens(text)
         has_usage = "prompt_tokens" in usage and "completion_tokens" in usage
-        least_prompt = max(1, sum(fewest(m.text) for m in attempt.request.messages))
+        least_prompt = max(1, sum(fewest_tokens(m.text) for m in attempt.request.messages))
         if has_usage and (usage["prompt_tokens"] < least_prompt or usage["completion_tokens"] < least_reply):
             self._distrust_usage(attempt.name)
         if has_usage and self.spending.trusted:
@@ -253,7 +255,7 @@ class Budget(BudgetGuard):
     def _spend(self, **changes: Any) -> None:
         """Replace the account, and write a line to the ledger when the budget is exceeded for the first time."""
         self.spending = replace(self.spending, **changes)
-        if self.spending.over and not self._excess_recorded:
+        if self.spending.overspent and not self._excess_recorded:
             self._excess_recorded = True
             self._journal.append([{"passed": self.access.budget, "spent": self.spending.total}])
 
@@ -263,14 +265,14 @@ def prompt_bound(messages: Sequence[Message]) -> int:
     return TEMPLATE_TOKENS + sum(MESSAGE_TOKENS + len(m.text.encode("utf-8", "replace")) for m in messages)
 
 
-def fewest(text: str) -> int:
+def fewest_tokens(text: str) -> int:
     """Return a lower bound of the number of tokens of a text for common tokenizers: half its words, rounded up."""
     return (len(text.split()) + 1) // 2
 
 
-def reached(spending: Spending, have: int, total: int, out: Path) -> BudgetReached:
+def budget_error(spending: Spending, have: int, total: int, out: Path) -> BudgetReached:
     """Return the error to raise when the budget is reached. It states the money spent and how to continue."""
-    state = f"is exceeded by {spending.over:.4g}" if spending.over else "is reached"
+    state = f"is exceeded by {spending.overspent:.4g}" if spending.overspent else "is reached"
     note = "".join(f" Note: {text}." for kind, text in spending.notes().items() if kind == "raised")
     return BudgetReached(
         f"the budget of {spending.budget:g} {state}: {spending.total:.6g} spent, {have} of {total} samples received",

@@ -125,16 +125,16 @@ def _tables(findings: CardFindings) -> Iterator[Table]:
     money = findings.spending
     if money.total:
         spent = [
-            _spent("paid, by our count", money.kept + money.lost_requests, money.total),
-            _spent("kept: answer received", money.kept, money.paid),
-            _spent("lost: no answer received, possibly billed", money.lost_requests, money.lost),
+            _spent_lines("paid, by our count", money.kept + money.lost_requests, money.total),
+            _spent_lines("kept: answer received", money.kept, money.paid),
+            _spent_lines("lost: no answer received, possibly billed", money.lost_requests, money.lost),
         ]
         yield Table(title="Money", heads=("Requests", "Number", "Money"), rows=spent)
     stages = [[cost.stage, f"{cost.seconds:.1f}", f"{cost.core_seconds:.1f}"] for cost in findings.costs]
     yield Table(title="Cost", heads=("Stage", "Seconds", "Core-seconds"), rows=stages)
 
 
-def _spent(name: str, requests: int, money: float) -> list[str]:
+def _spent_lines(name: str, requests: int, money: float) -> list[str]:
     return [name, str(requests), f"{money:.6g}"]
 
 

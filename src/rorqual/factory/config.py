@@ -47,7 +47,7 @@ class Access(Config):
     price_out: NonNegative = Field(0.0, description="price per million reply tokens")
 
     @model_validator(mode="after")
-    def _priced(self) -> Self:
+    def _check_price(self) -> Self:
         if self.budget and not (self.price_in or self.price_out):
             raise ValueError("budget needs price_in and price_out, in currency units per million tokens")
         return self

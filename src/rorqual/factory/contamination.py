@@ -81,7 +81,7 @@ class Evaluations:
         for item in self.items:
             if item.key:
                 self._keys.setdefault(item.key, item)
-            if item_words := bare(item.text):
+            if item_words := bare_words(item.text):
                 self._whole.setdefault(item_words, item)
             if item.by_words:
                 short = {item_words} if SHORT <= len(item_words) < self.overlap else set()
@@ -98,15 +98,15 @@ class Evaluations:
         words_only = tuple(word for word in text_words if word[0].isalpha())
         return grams(text_words, self.overlap) | {("", *gram) for gram in grams(words_only, self.overlap)}
 
-    def _all(self, text: str) -> set[Gram]:
-        text_words = bare(text)
+    def _all_grams(self, text: str) -> set[Gram]:
+        text_words = bare_words(text)
         return self._distinctive(text_words).union(*(grams(text_words, size) for size in range(SHORT, self.overlap)))
 
     def leave_out_common(self, texts: Iterable[str]) -> None:
         """Remove from the index the sequences that occur in more than `COMMON` of `texts`."""
         counts: Counter[Gram] = Counter()
         for text in texts:
-            counts.update(self._all(text) & self._grams.keys())
+            counts.update(self._all_grams(text) & self._grams.keys())
         self._drop_common(counts)
 
     def _drop_common(self, counts: Counter[Gram]) -> None:
@@ -118,19 +118,19 @@ class Evaluations:
         """Return how a problem with this prompt and key matches an evaluation item (by key, whole prompt or consecutive words), or None."""
         if key and key in self._keys:
             return Match(self._keys[key].where, "key")
-        text_words = bare(text)
+        text_words = bare_words(text)
         if text_words in self._whole:
             return Match(self._whole[text_words].where, "whole prompt")
-        return self.holds(text)
+        return self.match_text(text)
 
-    def holds(self, text: str) -> Match | None:
+    def match_text(self, text: str) -> Match | None:
         """Return how a text, such as a sample, matches an evaluation item by consecutive words, or None."""
-        for gram in sorted(self._all(text) & self._grams.keys()):
+        for gram in sorted(self._all_grams(text) & self._grams.keys()):
             return Match(self._grams[gram].where, " ".join(gram).strip())
         return None
 
 
-def bare(text: str) -> Gram:
+def bare_words(text: str) -> Gram:
     """Split a text into words, numbers and arithmetic operators, without punctuation.
 
     A sign counts as an operator if it is between two words, at least one of which is a number or a single letter. A

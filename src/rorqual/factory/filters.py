@@ -41,7 +41,7 @@ def repeated_share(text: str, ngram: int) -> float:
 
 
 @lru_cache(maxsize=4096)
-def script(letter: str) -> str:
+def script_of(letter: str) -> str:
     """Return the script of a letter, such as `LATIN`, from its Unicode name. Japanese and Korean scripts count as `CJK`."""
     name = unicodedata.name(letter, "UNKNOWN").replace("-", " ").split()[0]
     return "CJK" if name in ("HIRAGANA", "KATAKANA", "HANGUL", "IDEOGRAPHIC") else name
@@ -49,7 +49,7 @@ def script(letter: str) -> str:
 
 def foreign_share(text: str) -> float:
     """Return the share (0 to 1) of letters that are not in the text's most frequent script."""
-    letters = Counter(script(c) for c in unicodedata.normalize("NFKC", text) if c.isalpha())
+    letters = Counter(script_of(c) for c in unicodedata.normalize("NFKC", text) if c.isalpha())
     return 1 - letters.most_common(1)[0][1] / letters.total() if letters else 0.0
 
 
@@ -106,7 +106,7 @@ def reason_alone(row: Distilled, cut_off: bool, contaminated: bool, filters: Fil
     return "contaminated" if "contaminated" in enabled and contaminated else ""
 
 
-def reasons(
+def drop_reasons(
     rows: Sequence[Distilled],
     cut_off: Sequence[bool],
     contaminated: Sequence[bool],

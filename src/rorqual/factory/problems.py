@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rorqual.core.errors import DataError
-from rorqual.evals.evaluating import pick
+from rorqual.evals.evaluating import pick_problems
 from rorqual.factory.config import FactoryConfig
 from rorqual.factory.contamination import Evaluations, Match, evaluation_items, own_test
 from rorqual.tasks.find import load_task
@@ -16,7 +16,7 @@ from rorqual.tasks.task import Problem, Task
 
 
 @dataclass
-class Chosen:
+class ChosenProblems:
     """The selected problems, and the problems that were excluded because they match an evaluation set.
 
     `met`: excluded problems with their matches. `notes`: remarks for the dataset card.
@@ -28,7 +28,7 @@ class Chosen:
     met: list[tuple[Problem, Match]]
     notes: list[str]
 
-    def listed(self) -> Iterator[dict[str, Any]]:
+    def contaminated_lines(self) -> Iterator[dict[str, Any]]:
         """Yield a line of `contaminated.jsonl` for each excluded problem."""
         for problem, meeting in self.met:
             yield {
@@ -41,7 +41,7 @@ class Chosen:
             }
 
 
-def choose(config: FactoryConfig) -> Chosen:
+def choose_problems(config: FactoryConfig) -> ChosenProblems:
     """Select the problems to sample. A problem that matches an evaluation set is replaced if the task has more problems.
 
     Errors of the task's code are raised with the task's name. Raises DataError with an example of a match if all problems
@@ -53,7 +53,7 @@ def choose(config: FactoryConfig) -> Chosen:
         items += evaluation_items(source, config.seed)
     n_wanted, previous_size, enough = config.problems, -1, 0
     while True:
-        pool = pick(task, config.split, n_wanted, config.seed, per_family=False)
+        pool = pick_problems(task, config.split, n_wanted, config.seed, per_family=False)
         evaluations = Evaluations(items, config.filters.overlap)
         evaluations.leave_out_common(problem.prompt for problem in pool)
         matches = [(problem, evaluations.match_problem(problem.prompt, problem.key)) for problem in pool]
@@ -76,4 +76,4 @@ def choose(config: FactoryConfig) -> Chosen:
     n_problems = len(clean)
     if n_problems < config.problems:
         notes.append(f"the task has {n_problems} of the {config.problems} requested problems")
-    return Chosen(task, clean, evaluations, met, notes)
+    return ChosenProblems(task, clean, evaluations, met, notes)

@@ -19,12 +19,12 @@ from rorqual.core.lock import RUN_LOCK, own_run
 from rorqual.core.log import Progress
 from rorqual.core.records import write_atomic, write_json
 from rorqual.data.distilled import Distilled, Ids, Logprobs, VerdictName, write_distilled
-from rorqual.factory.budget import reached
+from rorqual.factory.budget import budget_error
 from rorqual.factory.card import CardFindings, write_card
 from rorqual.factory.config import FactoryConfig
 from rorqual.factory.entries import Entry, SampleId, read_entry, row_of
-from rorqual.factory.filters import reasons, reply_text
-from rorqual.factory.problems import Chosen, choose
+from rorqual.factory.filters import drop_reasons, reply_text
+from rorqual.factory.problems import ChosenProblems, choose_problems
 from rorqual.factory.teacher import LocalTeacher, RemoteTeacher, Teacher
 from rorqual.tasks.find import safe_grade
 from rorqual.tasks.task import Problem
@@ -55,12 +55,12 @@ def sample_teacher(config: FactoryConfig, out: Path, *, threads: int, quiet: boo
     with own_run(out):
         _check_config(config, out)
         costs = Ledger(out / COSTS)  # writes nothing before the first stage
-        chosen = choose(config)
+        chosen = choose_problems(config)
         teacher = _teacher(config, out, threads, api_key)
         write_atomic(out / CONFIG, to_yaml(config).encode())
         with Journal(out / SAMPLES, spare=True) as journal, Journal(out / FAILED) as failures:
             work = Work(config, chosen, teacher, journal, failures, quiet)
-            with costs.of("sampling"):
+            with costs.record_stage("sampling"):
                 completed = work.sample()
             _finish(work, out, completed, costs)
     return out / DATA
@@ -69,19 +69,19 @@ def sample_teacher(config: FactoryConfig, out: Path, *, threads: int, quiet: boo
 def _finish(work: Work, out: Path, completed: bool, costs: Ledger) -> None:
     """Write the dataset and its card. Raises BudgetReached if the budget did not cover all samples."""
     config, chosen, teacher = work.config, work.chosen, work.teacher
-    with costs.of("finishing"):
+    with costs.record_stage("finishing"):
         rows, contaminated = work.rows()
         if config.top_k and isinstance(teacher, LocalTeacher):
             rows = with_top(rows, teacher, config.top_k)
         write_distilled(out / DATA, rows, tokenizer=teacher.tokenizer, vocab=teacher.vocab)
-        _write_lines(out / CONTAMINATED, [*chosen.listed(), *contaminated])
+        _write_lines(out / CONTAMINATED, [*chosen.contaminated_lines(), *contaminated])
     n_missing = None if completed else work.total - len(work.have) - len(work.failed)
     notes = [*chosen.notes, *(f"{note[0].upper()}{note[1:]}." for note in work.warnings().values())]
     write_card(
         out, CardFindings(config, rows, read_ledger(out / COSTS), len(chosen.met), notes, teacher.spending, n_missing)
     )
     if not completed:
-        raise reached(teacher.spending, len(work.have), work.total, out)
+        raise budget_error(teacher.spending, len(work.have), work.total, out)
     files = [DATA, CONTAMINATED, "card.html", "card.md"]
     write_json(out / FINISHED, {name: (out / name).stat().st_size for name in files})
 
@@ -91,7 +91,7 @@ class Work:
     """The state of a factory run: samples so far (`have`), failed requests, and verdicts of the grader."""
 
     config: FactoryConfig
-    chosen: Chosen
+    chosen: ChosenProblems
     teacher: Teacher
     journal: Journal
     failures: Journal
@@ -220,18 +220,18 @@ class Work:
             if (place := (key, number)) in samples
         ]
         rows = [self._row(entry, self.problems[entry.key]) for entry in entries]
-        matches = [self.chosen.evaluations.holds(reply_text(row)) for row in rows]
+        matches = [self.chosen.evaluations.match_text(reply_text(row)) for row in rows]
         cut_off = [entry.finish == "length" for entry in entries]
         failed = [bool(entry.error) for entry in entries]
-        drop_reasons = reasons(
+        reasons = drop_reasons(
             rows, cut_off, [match_ is not None for match_ in matches], self.config.filters, self.config.keep, failed
         )
         contaminated = [
             {"key": row.key, "number": row.number, "met": match_.where, "by": match_.how, "what": "sample"}
-            for row, match_, reason in zip(rows, matches, drop_reasons)
+            for row, match_, reason in zip(rows, matches, reasons)
             if match_ is not None and reason == "contaminated"
         ]
-        return [replace(row, dropped=reason) for row, reason in zip(rows, drop_reasons, strict=True)], contaminated
+        return [replace(row, dropped=reason) for row, reason in zip(rows, reasons, strict=True)], contaminated
 
     def _row(self, entry: Entry, problem: Problem) -> Distilled:
         return row_of(entry, problem, self.verdicts[entry.place], self.config, self.teacher.label, self.teacher.chosen)

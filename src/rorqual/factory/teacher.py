@@ -15,7 +15,7 @@ from rorqual.engine.remote.engine import FREE, REFUSED, RemoteEngine, RemoteErro
 from rorqual.engine.request import Completion, Request
 from rorqual.engine.score import Scored, score
 from rorqual.evals.answer_cache import IN_A_ROW
-from rorqual.evals.evaluating import seeded
+from rorqual.evals.evaluating import with_problem_seed
 from rorqual.factory.budget import NOTHING, Budget, Spending
 from rorqual.factory.config import FactoryConfig
 from rorqual.factory.entries import Entry, SampleId, entry_of, failure_of, identity, is_same_model
@@ -38,7 +38,7 @@ ANY = (Message("user", "?"),)
 """An arbitrary conversation. It is rendered to count the prompt tokens that a thinking mode adds."""
 
 
-def nothing() -> None:
+def do_nothing() -> None:
     """Do nothing: the `on_saved` callback for samples that cost no money."""
 
 
@@ -86,7 +86,7 @@ class LocalTeacher:
             missing = {(p.key, n) for p in batch for n in range(self.config.samples)} - have.keys()
             if missing:
                 entries = self._generate(batch, under_way)
-                keep([entry for entry in entries if entry.place in missing], nothing)
+                keep([entry for entry in entries if entry.place in missing], do_nothing)
         return True
 
     def batches(self, problems: Sequence[Problem]) -> Iterator[Sequence[Problem]]:
@@ -208,7 +208,7 @@ class RemoteTeacher:
         def failed(place: int, error: RemoteError) -> None:
             problem, number, request = asks[place]
             errors.append(error)
-            keep([failure_of(self.of, problem, number, request.params, error.what)], nothing)
+            keep([failure_of(self.of, problem, number, request.params, error.what)], do_nothing)
             refused = error.status in REFUSED
             consecutive[refused] += (problem.key, number) not in before
             if consecutive[refused] == (IN_A_ROW if refused else FAILURES_IN_A_ROW):
@@ -226,7 +226,7 @@ class RemoteTeacher:
 
 def request_of(config: FactoryConfig, problem: Problem) -> Request:
     """Return the request for a problem. The seed depends on the problem's key."""
-    return Request(problem.messages, seeded(config.params, problem.key), config.thinking)
+    return Request(problem.messages, with_problem_seed(config.params, problem.key), config.thinking)
 
 
 Teacher = LocalTeacher | RemoteTeacher

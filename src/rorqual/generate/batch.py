@@ -36,7 +36,7 @@ REMEDIES = (
 """Why a sample can be incomplete: words of its error, the invalid key, and the remedy. The first entry that fits applies."""
 
 
-def refused(row: RowRequest, error: RorqualError) -> Refused:
+def refuse_row(row: RowRequest, error: RorqualError) -> Refused:
     """Return a rejected row for an error that the engine raised for its request.
 
     The invalid key is the last part of `error.where` or the first word of the message, if one of them is a sampling key.
@@ -70,7 +70,7 @@ def answers(engine: Engine, rows: Iterable[RowRequest | Refused], *, room: int) 
                         running[engine.submit(row.request)] = row, {}
                         samples += row.request.params.n
                     except RorqualError as error:
-                        ready.append((refused(row, error), []))
+                        ready.append((refuse_row(row, error), []))
             for delta in engine.step() if running else ():
                 if delta.completion is None or delta.request_id not in running:
                     continue
@@ -107,8 +107,8 @@ def remote_answers(
                     more = False
                 elif isinstance(row, Refused):
                     ready.append((row, []))
-                elif (fault := _unsupported(row)) is not None:
-                    ready.append((refused(row, fault), []))
+                elif (fault := _remote_refusal(row)) is not None:
+                    ready.append((refuse_row(row, fault), []))
                 else:
                     running[pool.submit(engine.generate, [row.request])] = row
             for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
@@ -116,10 +116,10 @@ def remote_answers(
                 try:
                     ready.append((row, future.result()[0]))
                 except DataError as error:  # the client rejected the request before sending it
-                    ready.append((refused(row, error), []))
+                    ready.append((refuse_row(row, error), []))
                 except RemoteError as error:
                     if error.status in REFUSED:
-                        ready.append((refused(row, error), []))
+                        ready.append((refuse_row(row, error), []))
                     else:
                         more, fatal = False, [*fatal, error]
             if ready:
@@ -128,7 +128,7 @@ def remote_answers(
         raise fatal[0]
 
 
-def _unsupported(row: RowRequest) -> DataError | None:
+def _remote_refusal(row: RowRequest) -> DataError | None:
     """Return an error if no remote endpoint can answer the row, else None."""
     if not row.request.messages:
         return DataError("a remote endpoint accepts text, but no token ids", remedy="Give `prompt` or `messages`.")

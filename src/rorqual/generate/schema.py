@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from rorqual.core.config import Config, scalar, with_fields
+from rorqual.core.config import Config, parse_scalar, with_fields
 from rorqual.core.conversations import read_messages
 from rorqual.core.errors import DataError, RorqualError, nearest
 from rorqual.core.records import NO_DEFAULTS, Message, TaskDefaults, Thinking
@@ -167,13 +167,13 @@ class RowParser:
         keys = KEYS - {*self.columns}
         if self.cells:
             typed = keys.union(prompts) - TEXTS
-            row = {name: scalar(text) if name in typed else text for name, text in row.items() if text}
+            row = {name: parse_scalar(text) if name in typed else text for name, text in row.items() if text}
         carried = {key: value for key, value in row.items() if key not in keys and key not in prompts}
         try:
             _check_carried(carried, self.columns)
             given = {key: row[key] for key in keys & row.keys() if row[key] is not None}
             is_chat = self.encode is None and ("prompt_ids" not in prompts or row.get("prompt_ids") is None)
-            sampling = _checked(given, self._chat_defaults if is_chat else self.defaults)
+            sampling = _read_row_sampling(given, self._chat_defaults if is_chat else self.defaults)
             key, messages, ids = self._columns_prompt(row) if self.columns else self._prompt(row)
         except DataError as fault:
             writable = {k: v for k, v in carried.items() if k not in RESERVED and _writable(v)}
@@ -217,7 +217,7 @@ class RowParser:
             raise _fault(key, error.what, error.remedy) from None
 
 
-def _checked(given: Mapping[str, Any], defaults: RowSampling) -> RowSampling:
+def _read_row_sampling(given: Mapping[str, Any], defaults: RowSampling) -> RowSampling:
     """Return the sampling keys of a row: those that are given, and the defaults for all others."""
     try:
         return RowSampling.model_validate({**dict(defaults), **given}) if given else defaults

@@ -18,7 +18,7 @@ from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.cascade import Cascade, asked_shares, calibrate
 from rorqual.evals.evaluation import Evaluation
-from rorqual.evals.verify import scored, write_training_rows
+from rorqual.evals.verify import with_verifier_scores, write_training_rows
 from rorqual.evals.votes import SURE, RuleResult, refine_results, rule_results
 from rorqual.lab.experiment import ArmPair, Experiment, Quantity, Readings, amount
 from rorqual.lab.job import Compute, ExperimentJob, Measure, Train, evaluation, evaluation_file
@@ -84,18 +84,18 @@ class AnswersExperiment(Experiment):
         names = ["one sample", *sampled, *stopped, *budgets, *refined, "small model", *cascades]
         self.arms = {name: name for name in (GREEDY, *names)}
 
-        def compared(quantity: str, a: str, b: str, **rule: Any) -> ArmPair:
+        def pair_of_arms(quantity: str, a: str, b: str, **rule: Any) -> ArmPair:
             question = f"{quantity}: {a}, then the way in the row"
             return ArmPair(question=question, quantity=quantity, a=a, b=b, groups=("all",), of=b, **rule)
 
         self.pairs = (
-            compared(TOKENS, VOTES, STOP, relative=True, claimed=(STOP,), bound=-0.3, side="below"),
-            compared(RIGHT, VOTES, STOP, claimed=(STOP,), bound=-0.01),
-            *(compared(RIGHT, to_large(share, "at random"), to_large(share)) for share in SHARES),
-            *(compared(RIGHT, GREEDY, name) for name in names),
+            pair_of_arms(TOKENS, VOTES, STOP, relative=True, claimed=(STOP,), bound=-0.3, side="below"),
+            pair_of_arms(RIGHT, VOTES, STOP, claimed=(STOP,), bound=-0.01),
+            *(pair_of_arms(RIGHT, to_large(share, "at random"), to_large(share)) for share in SHARES),
+            *(pair_of_arms(RIGHT, GREEDY, name) for name in names),
         )
 
-    def trained(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
+    def training_jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         """Return the jobs that train the model and the small model of the cascade."""
 
         def run(size: Size, steps: int) -> Run:
@@ -125,7 +125,7 @@ class AnswersExperiment(Experiment):
         several = SamplingParams(max_tokens=self.max_tokens, temperature=0.6, n=SAMPLES, seed=seed)
         greedy = SamplingParams(max_tokens=self.max_tokens)
 
-        def measured(
+        def evaluation_job(
             name: str,
             model: str = BIG,
             split: Split = "test",
@@ -148,19 +148,22 @@ class AnswersExperiment(Experiment):
             )
 
         jobs = [
-            *self.trained(seed, place, share),
-            measured(GREEDY),
-            measured("sixteen", params=several, votes=True),
-            *(measured(f"budget-{budget}", params=replace(greedy, think_budget=budget)) for budget in self.budgets),
-            measured(REFINED, refine=self.rounds),
-            measured(GREEDY, LITTLE),
-            measured(f"{GREEDY}-dev", LITTLE, "dev", count=2 * self.count),
+            *self.training_jobs(seed, place, share),
+            evaluation_job(GREEDY),
+            evaluation_job("sixteen", params=several, votes=True),
+            *(
+                evaluation_job(f"budget-{budget}", params=replace(greedy, think_budget=budget))
+                for budget in self.budgets
+            ),
+            evaluation_job(REFINED, refine=self.rounds),
+            evaluation_job(GREEDY, LITTLE),
+            evaluation_job(f"{GREEDY}-dev", LITTLE, "dev", count=2 * self.count),
         ]
         if not self.verified:
             return jobs
         return [
             *jobs,
-            measured(GRADED, split="train", params=replace(several, n=GRADED_SAMPLES), count=self.graded),
+            evaluation_job(GRADED, split="train", params=replace(several, n=GRADED_SAMPLES), count=self.graded),
             Compute(name=VERIFIER_ROWS, estimate=0.1, needs=(f"{BIG}-{GRADED}",), function=write_rows),
             Train(name=VERIFIER, estimate=100 * share, needs=(VERIFIER_ROWS,),
                   make=partial(self.verifier, seed, place, share)),
@@ -186,7 +189,7 @@ def write_rows(place: Path) -> int:
 def score_samples(place: Path) -> float:
     """Save the sixteen samples with the verifier's scores. Return the mean score."""
     verifier = Engine(RunDir(place / VERIFIER).path, threads=1, record_experts=False)
-    result = scored(evaluation(place, SIXTEEN), verifier, VERIFIER)
+    result = with_verifier_scores(evaluation(place, SIXTEEN), verifier, VERIFIER)
     result.save(evaluation_file(place, SCORED))
     scores = [sample.score or 0.0 for sample in result.samples]
     return sum(scores) / len(scores)
@@ -194,7 +197,7 @@ def score_samples(place: Path) -> float:
 
 def ways(place: Path, budgets: Sequence[int]) -> dict[str, Way]:
     """Return all ways of one seed, by name. The problems have the same order in all of them."""
-    found = sampled(place)
+    found = sixteen_samples(place)
 
     def way(rule: RuleResult) -> Way:
         return [value or 0.0 for value in rule.values], rule.costs
@@ -211,14 +214,14 @@ def ways(place: Path, budgets: Sequence[int]) -> dict[str, Way]:
     }
 
 
-def sampled(place: Path) -> Evaluation:
+def sixteen_samples(place: Path) -> Evaluation:
     """Return the sixteen samples, with the verifier's scores if there is a verifier."""
     return evaluation(place, SCORED if evaluation_file(place, SCORED).is_file() else SIXTEEN)
 
 
 def _families(place: Path) -> dict[str, list[tuple[int, str]]]:
     """Return the places and keys of the problems: all, and by family."""
-    found = sampled(place)
+    found = sixteen_samples(place)
     family = {sample.key: sample.family for sample in found.samples}
     items = [*enumerate(found.keys)]
     return {"all": items} | {

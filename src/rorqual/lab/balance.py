@@ -185,7 +185,7 @@ def read_block(model: Decoder, samples: Sequence[Sample]) -> tuple[float, list[T
     processed in each layer."""
     [block] = run_blocks(model, samples, len(samples))
     valid = block.batch.segments.flatten() >= 0
-    counts = [balance.count(routing, valid, routing.scores.shape[-1]) for routing in block.output.routing]
+    counts = [balance.count_choices(routing, valid, routing.scores.shape[-1]) for routing in block.output.routing]
     return float(block.losses.sum()), counts
 
 

@@ -72,7 +72,7 @@ class ComputeExperiment(ShapeExperiment):
                 name=f"{name}-experts",
                 estimate=3 * share,
                 needs=tuple({name, FIXED}),
-                function=partial(spent, name=name, seed=seed, count=amount(DOCUMENTS, share)),
+                function=partial(measure_experts_spent, name=name, seed=seed, count=amount(DOCUMENTS, share)),
             )
             for name in (ZERO, FIXED)
         ]
@@ -87,7 +87,7 @@ class ComputeExperiment(ShapeExperiment):
         }
 
 
-def spent(place: Path, *, name: str, seed: int, count: int) -> dict[str, Any]:
+def measure_experts_spent(place: Path, *, name: str, seed: int, count: int) -> dict[str, Any]:
     """Count the experts that the run `name` spends on each token of `count` held-out solutions, and compare hard with easy parts.
 
     `mean` is the mean over all tokens. Each part in `PARTS` has the differences `real` and `shuffled` in experts per token and layer,

@@ -72,7 +72,7 @@ LONGEST: Mapping[Form, int] = {"classification": 8, "regression": 8, "generation
 into a row."""
 
 
-def scaled(share: float) -> Amounts:
+def scale_amounts(share: float) -> Amounts:
     """Return the amounts of a share of the full work."""
     return {name: amount(full, share, least) for name, (full, least) in AMOUNTS.items()}
 
@@ -130,7 +130,7 @@ class DataDistil(Experiment):
     )
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
-        work = scaled(share)
+        work = scale_amounts(share)
         shared: list[ExperimentJob] = [
             Compute(
                 name=READ,
@@ -149,7 +149,7 @@ class DataDistil(Experiment):
             counts = value(place, f"data-{task}-sets")
             for arm in (*ARMS, TEACHER):
                 name = measure_name(task, TEACHER if arm == TEACHER else f"data-{task}-{arm}")
-                found[score_name(task)][arm] = in_order(scored(evaluation(place, name)))
+                found[score_name(task)][arm] = in_order(scores_by_problem(evaluation(place, name)))
                 if EVERYDAY_TASKS[task].form == "generation":
                     found[LOSS][arm] = in_order(value(place, f"{name}-loss"))
                 if arm != TEACHER:
@@ -157,7 +157,7 @@ class DataDistil(Experiment):
         return found
 
 
-def scored(result: Evaluation) -> list[float]:
+def scores_by_problem(result: Evaluation) -> list[float]:
     """Return a score per problem: 1 for a right reply, 0 for a wrong reply.
 
     For the regression task, whose answers are prices, the score is 1 - error² / variance, and the mean of these scores is R². A reply

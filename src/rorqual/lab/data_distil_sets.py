@@ -13,7 +13,7 @@ from rorqual.core.records import Message, write_atomic
 from rorqual.data.distilled import Distilled, DistilledFile, write_distilled
 from rorqual.data.pack import Sample
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.evals.evaluating import pick
+from rorqual.evals.evaluating import pick_problems
 from rorqual.lab.held_out import load_trained, mean_losses
 from rorqual.tasks.everyday import EVERYDAY_TASKS, Everyday
 from rorqual.tasks.everyday.everyday_task import ORIGINAL
@@ -36,7 +36,7 @@ def original_set(task: str, seed: int, rows: Sequence[Distilled]) -> list[Proble
 
 def held_out(task: str, seed: int, count: int, split: Split) -> list[Problem]:
     """Return the evaluation problems of a seed, in order."""
-    return pick(Everyday([task]), split, count, seed, True)
+    return pick_problems(Everyday([task]), split, count, seed, True)
 
 
 def write_base(folder: Path, seed: int, count: int) -> int:

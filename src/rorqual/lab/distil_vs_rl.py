@@ -26,8 +26,8 @@ from rorqual.lab.student import (
     TASK,
     TRIES,
     base_jobs,
+    evaluation_job,
     fresh,
-    measured,
     measures,
     reinforced_job,
 )
@@ -107,22 +107,23 @@ class DistilVsRl(Experiment):
         trained = [
             reinforced_job(own, place, share),
             SampleJob(name=SAMPLES, estimate=24 * share, config=_samples(place, own, share), needs=(TEACHER,)),
-            Train(name=DISTIL, estimate=58 * share, make=lambda: _distilled(place, own), needs=(RL, SAMPLES)),
-            Train(name=GOLD, estimate=78 * share, make=lambda: _tuned(place, own, 1.0), needs=(RL,)),
-            Train(name=MORE, estimate=78 * share, make=lambda: _tuned(place, own, FULL.student_think), needs=(RL,)),
+            Train(name=DISTIL, estimate=58 * share, make=lambda: _distil_run(place, own), needs=(RL, SAMPLES)),
+            Train(name=GOLD, estimate=78 * share, make=lambda: _tune_run(place, own, 1.0), needs=(RL,)),
+            Train(name=MORE, estimate=78 * share, make=lambda: _tune_run(place, own, FULL.student_think), needs=(RL,)),
             Train(name=ON_POLICY, estimate=78 * share, make=lambda: _on_policy(place, own), needs=(RL, TEACHER)),
         ]
         measuring = [job for branch in (DISTIL, RL) for job in measures(branch, own, share)]
         measuring += [job for branch in (GOLD, MORE, ON_POLICY) for job in measures(branch, own, share, ("auto",))]
         # The teacher is made to think when it writes the student's training samples, so it is measured in both modes.
         measuring += [
-            measured(_evaluated(TEACHER, mode), TEACHER, own, share, thinking=mode) for mode in ("auto", "on")
+            evaluation_job(_evaluation_name(TEACHER, mode), TEACHER, own, share, thinking=mode)
+            for mode in ("auto", "on")
         ]
         return [*teacher_jobs(seed, place, share), *base_jobs(own, place, share), *trained, *measuring]
 
     def read(self, place: Path) -> Readings:
-        own = {arm: evaluation(place, _evaluated(arm, "auto")) for arm in self.arms}
-        forced = {arm: evaluation(place, _evaluated(arm, "on")) for arm in (BASE, RL, DISTIL, TEACHER)}
+        own = {arm: evaluation(place, _evaluation_name(arm, "auto")) for arm in self.arms}
+        forced = {arm: evaluation(place, _evaluation_name(arm, "on")) for arm in (BASE, RL, DISTIL, TEACHER)}
         sampling = SampleJob(name=SAMPLES, estimate=0, config=_samples(place, 0, 1)).cost(place)
         costs = {arm: run_cost(RunDir(place / arm)) for arm in self.arms if arm != BASE}
         costs[DISTIL] += sampling
@@ -162,7 +163,7 @@ def _samples(place: Path, seed: int, share: float) -> FactoryConfig:
                          samples=1, temperature=0.6, top_p=0.95, max_tokens=80, thinking="on", seed=seed)  # fmt: skip
 
 
-def _distilled(place: Path, seed: int) -> Run:
+def _distil_run(place: Path, seed: int) -> Run:
     steps = max(2, round((budget(place) - SAMPLING) / SUPERVISED))
     run = distil(
         data=str(place / SAMPLES / "data.parquet"), start=str(place / BASE), steps=steps, rows=32, row=128, seed=seed
@@ -170,7 +171,7 @@ def _distilled(place: Path, seed: int) -> Run:
     return override(run, TUNING)
 
 
-def _tuned(place: Path, seed: int, think: float) -> Run:
+def _tune_run(place: Path, seed: int, think: float) -> Run:
     steps = max(2, round(budget(place) / SUPERVISED))
     run = sft(task=TASK, start=str(place / BASE), steps=steps, rows=32, row=128, think=think, options={"hard": HARD},
               seed=seed + 50_000)  # fmt: skip
@@ -184,7 +185,7 @@ def _on_policy(place: Path, seed: int) -> Run:
     return override(run, ROUNDING)
 
 
-def _evaluated(arm: str, mode: str) -> str:
+def _evaluation_name(arm: str, mode: str) -> str:
     return f"{TEACHER}-three-{mode}" if arm == TEACHER else f"{arm}-{mode}"
 
 

@@ -38,7 +38,7 @@ MAX_TOKENS, ROW = 80, 160
 RIGHT, TOKENS = "accuracy", "tokens per problem"
 
 
-def evaluated(name: str, effort: int) -> str:
+def evaluation_name(name: str, effort: int) -> str:
     """Return the name of the evaluation of a run at an effort."""
     return f"{name}-{effort}"
 
@@ -55,21 +55,23 @@ class EffortExperiment(Experiment):
     source = "DeepSeek-V4.1-Flash, technical report, effort control"
     first_seed = 200
     arms = {
-        evaluated(name, effort): f"{label}, effort {effort}" for name, label in LABELS.items() for effort in EFFORTS
+        evaluation_name(name, effort): f"{label}, effort {effort}"
+        for name, label in LABELS.items()
+        for effort in EFFORTS
     }
     quantities = {RIGHT: Quantity("points"), TOKENS: Quantity("tokens")}
     pairs = (
-        ArmPair(question=f"tokens with penalty: effort {HIGHEST}, then {LOWEST}", quantity=TOKENS, a=evaluated(PENALTY, HIGHEST),
-             b=evaluated(PENALTY, LOWEST), groups=("all",), relative=True, claimed=("all",), bound=-0.5, side="below"),
-        ArmPair(question=f"right at effort {HIGHEST}: without, then with penalty", quantity=RIGHT, a=evaluated(PLAIN, HIGHEST),
-             b=evaluated(PENALTY, HIGHEST), groups=("all",), claimed=("all",), bound=-0.02),
+        ArmPair(question=f"tokens with penalty: effort {HIGHEST}, then {LOWEST}", quantity=TOKENS, a=evaluation_name(PENALTY, HIGHEST),
+             b=evaluation_name(PENALTY, LOWEST), groups=("all",), relative=True, claimed=("all",), bound=-0.5, side="below"),
+        ArmPair(question=f"right at effort {HIGHEST}: without, then with penalty", quantity=RIGHT, a=evaluation_name(PLAIN, HIGHEST),
+             b=evaluation_name(PENALTY, HIGHEST), groups=("all",), claimed=("all",), bound=-0.02),
     )  # fmt: skip
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         def base() -> Run:
             return sft(data=str(place / ROWS), size="student", steps=amount(600, share), rows=26, row=ROW, seed=seed)
 
-        def reinforced(strength: float) -> Run:
+        def grpo_run(strength: float) -> Run:
             run = grpo(task=TASK, options=dict(OPTIONS), start=str(place / BASE), steps=amount(50, share), problems=10, samples=12,
                        max_tokens=MAX_TOKENS, row=ROW, lr=4e-4, seed=seed)  # fmt: skip
             penalty = LengthPenaltyConfig(efforts=EFFORTS, strength=strength, decay=30.0, limit=1.5, tokens=MAX_TOKENS)
@@ -82,12 +84,12 @@ class EffortExperiment(Experiment):
             Train(name=BASE, estimate=65 * share, needs=(ROWS,), make=base),
         ]
         for name, strength in STRENGTHS.items():
-            jobs.append(Train(name=name, estimate=85 * share, needs=(BASE,), make=partial(reinforced, strength)))
-        return [*jobs, *(self._measured(name, effort, seed, share) for name in LABELS for effort in EFFORTS)]
+            jobs.append(Train(name=name, estimate=85 * share, needs=(BASE,), make=partial(grpo_run, strength)))
+        return [*jobs, *(self._measure_job(name, effort, seed, share) for name in LABELS for effort in EFFORTS)]
 
-    def _measured(self, name: str, effort: int, seed: int, share: float) -> Measure:
+    def _measure_job(self, name: str, effort: int, seed: int, share: float) -> Measure:
         return Measure(
-            name=evaluated(name, effort),
+            name=evaluation_name(name, effort),
             estimate=3 * share,
             needs=(name,),
             model=name,

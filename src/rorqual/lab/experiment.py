@@ -12,7 +12,7 @@ import numpy as np
 
 from rorqual.evals.compare import is_right
 from rorqual.evals.evaluation import Evaluation, GradedSample, per_problem
-from rorqual.evals.verdict import SEEDS, Verdict, together
+from rorqual.evals.verdict import SEEDS, Verdict, combine_verdicts
 from rorqual.lab.finding import Contrast, Finding, Side, Unit, contrast_of_values, number
 from rorqual.lab.job import ExperimentJob
 from rorqual.report.table import Table
@@ -63,13 +63,13 @@ class ArmPair:
         """Yield a contrast for each group. Items that only one arm was graded on are left out."""
         first, second = ([one[self.quantity][arm] for one in seeds] for arm in (self.a, self.b))
         for group in self.groups or dict.fromkeys(group for one in first for group in one):
-            pairs = [self._paired(a.get(group, {}), b.get(group, {})) for a, b in zip(first, second, strict=True)]
+            pairs = [self._pair_by_seed(a.get(group, {}), b.get(group, {})) for a, b in zip(first, second, strict=True)]
             if sides := [pair for pair in pairs if len(pair[0])]:
                 values = zip(*sides, strict=True)
                 unit: Unit = "ratio" if self.relative else quantity.unit
                 yield contrast_of_values(self.question, *values, unit=unit, of=self.of or group, shares=quantity.shares)
 
-    def _paired(self, a: Mapping[Any, float], b: Mapping[Any, float]) -> tuple[np.ndarray, np.ndarray]:
+    def _pair_by_seed(self, a: Mapping[Any, float], b: Mapping[Any, float]) -> tuple[np.ndarray, np.ndarray]:
         items = [item for item in a if item in b]
         old, new = (np.asarray([values[item] for item in items]) for values in (a, b))
         return (old / old.mean(), new / old.mean()) if self.relative else (old, new)
@@ -123,9 +123,9 @@ class Experiment(ABC):
     def verdict(self, contrasts: Sequence[Contrast], void: Sequence[str] = ()) -> Verdict:
         """Apply the rule to the contrasts that the claim names. The questions in `void` have no verdict."""
         undecided: list[Verdict] = ["open" for _ in void]
-        return together([verdict for *_, verdict in self._claimed(contrasts, void)] + undecided)
+        return combine_verdicts([verdict for *_, verdict in self._contrasts_with_verdicts(contrasts, void)] + undecided)
 
-    def _claimed(
+    def _contrasts_with_verdicts(
         self, contrasts: Sequence[Contrast], void: Sequence[str]
     ) -> Iterator[tuple[ArmPair, Contrast, Verdict]]:
         for pair in self.pairs:
@@ -148,7 +148,7 @@ class Experiment(ABC):
         goals = [
             f"{contrast.question} ({contrast.of}): {contrast.text()}. "
             f"Goal: {pair.side} {number(pair.bound, contrast.unit)}: {verdict}."
-            for pair, contrast, verdict in self._claimed(contrasts, [*void])
+            for pair, contrast, verdict in self._contrasts_with_verdicts(contrasts, [*void])
         ]
         return Finding(
             experiment=self.name,

@@ -26,9 +26,9 @@ import torch
 
 import rorqual
 from rorqual.core.errors import ConfigError, RorqualError
-from rorqual.core.log import clock
+from rorqual.core.log import clock_text
 from rorqual.core.records import write_json
-from rorqual.evals.verdicts import compact
+from rorqual.evals.verdicts import compact_verdicts
 from rorqual.lab.experiment import Experiment
 from rorqual.lab.find import find_experiment
 from rorqual.lab.finding import Finding
@@ -64,9 +64,9 @@ class LabPlan:
         """Return the folder of a seed, which all experiments share."""
         return self.out / f"seed-{seed}"
 
-    def left(self) -> dict[JobKey, ExperimentJob]:
+    def jobs_left(self) -> dict[JobKey, ExperimentJob]:
         """Return the jobs that are not done, in dependency order."""
-        return {key: job for key, job in self.jobs.items() if not job.done(self.place(key[0]), self.share)}
+        return {key: job for key, job in self.jobs.items() if not job.job_is_done(self.place(key[0]), self.share)}
 
 
 def run_lab(
@@ -77,16 +77,16 @@ def run_lab(
     `budget` is in core-minutes. The work is scaled down until its estimated time fits the budget. 0 means the full
     work.
     """
-    plan = planned(find_experiment(name), out, seeds, budget)
-    todo = plan.left()
+    plan = plan_within_budget(find_experiment(name), out, seeds, budget)
+    todo = plan.jobs_left()
     remaining = sum(job.estimate for job in todo.values())
     print(f"{plan.experiment.title}\n  claim: {plan.experiment.claim} ({plan.experiment.source})")
     print(
         f"  {len(seeds)} seeds, {len(plan.jobs)} jobs, about {plan.estimate / 60:.1f} core-minutes, {remaining / 60:.1f} of them left: "
-        f"{clock(remaining / workers)} on {workers} cores"
+        f"{clock_text(remaining / workers)} on {workers} cores"
     )
     run_jobs(plan, todo, workers)
-    finding = concluded(plan, command)
+    finding = conclude_finding(plan, command)
     write_json(out / f"{name}.json", finding.model_dump(mode="json"))
     page = write_page(finding, out)
     print(f"\n{finding.verdict}: " + "\n  ".join(finding.words) + f"\n\n  page  {page}")
@@ -101,7 +101,7 @@ def judge_again(file: Path) -> Path:
     return write_page(finding, file.parent)
 
 
-def planned(experiment: Experiment, out: Path, seeds: tuple[int, ...], budget: float) -> LabPlan:
+def plan_within_budget(experiment: Experiment, out: Path, seeds: tuple[int, ...], budget: float) -> LabPlan:
     """Return the plan whose estimate fits the budget. Raises ConfigError if the budget is too small."""
     full = LabPlan(experiment, out, seeds, 1.0)
     estimate = full.estimate / 60
@@ -118,7 +118,7 @@ def planned(experiment: Experiment, out: Path, seeds: tuple[int, ...], budget: f
     return LabPlan(experiment, out, seeds, float(f"{share:.2g}"))
 
 
-def concluded(plan: LabPlan, command: str) -> Finding:
+def conclude_finding(plan: LabPlan, command: str) -> Finding:
     """Return the finding with the cost of every job, the machine and versions, and the verdict of every problem."""
     finding = plan.experiment.conclude({seed: plan.place(seed) for seed in plan.seeds})
     names = list(dict.fromkeys(name for _, name in plan.jobs))
@@ -136,7 +136,7 @@ def concluded(plan: LabPlan, command: str) -> Finding:
     }
     evaluated = [name for name in names if isinstance(plan.jobs[plan.seeds[0], name], Measure)]
     evaluations = {name: [evaluation(plan.place(seed), name) for seed in plan.seeds] for name in evaluated}
-    verdicts = compact(evaluations, plan.seeds)
+    verdicts = compact_verdicts(evaluations, plan.seeds)
     update = {"costs": costs, "command": command, "made": made, "share": plan.share, "verdicts": verdicts}
     return finding.model_copy(update=update)
 
@@ -175,8 +175,8 @@ def run_jobs(plan: LabPlan, todo: dict[JobKey, ExperimentJob], workers: int) -> 
                 done += plan.jobs[key].estimate
                 pace = (time.monotonic() - start) / max(done, 1e-9)
                 print(
-                    f"  seed {key[0]}  {key[1]:28} {clock(time.monotonic() - started):>6}   "
-                    f"{done / total:4.0%}  left {clock((total - done) * pace)}",
+                    f"  seed {key[0]}  {key[1]:28} {clock_text(time.monotonic() - started):>6}   "
+                    f"{done / total:4.0%}  left {clock_text((total - done) * pace)}",
                     flush=True,
                 )
     finally:

@@ -17,7 +17,7 @@ from rorqual.data.pack import PADDING, Ints, Sample
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.compare import is_right
-from rorqual.evals.evaluating import evaluate, pick
+from rorqual.evals.evaluating import evaluate, pick_problems
 from rorqual.evals.evaluation import per_problem
 from rorqual.evals.experts import counts, dependence, lift, without_experts
 from rorqual.lab.experiment import ArmPair, Experiment, Quantity, Readings, amount
@@ -77,8 +77,8 @@ class ExpertsExperiment(Experiment):
         return [
             *teacher_jobs(seed, place, share),
             Compute(name=INFORMATION, estimate=4 * share, needs=(TEACHER,),
-                    function=partial(informed, seed=seed, count=count, shuffles=shuffles)),
-            Compute(name=ABLATION, estimate=48 * share, needs=(TEACHER,), function=partial(ablated, seed=seed, count=count)),
+                    function=partial(measure_mutual_information, seed=seed, count=count, shuffles=shuffles)),
+            Compute(name=ABLATION, estimate=48 * share, needs=(TEACHER,), function=partial(ablate_experts, seed=seed, count=count)),
         ]  # fmt: skip
 
     def read(self, place: Path) -> Readings:
@@ -138,13 +138,13 @@ def read_choices(model: Decoder, samples: Sequence[Sample]) -> Choices:
     return Choices(*(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
 
 
-def informed(place: Path, *, seed: int, count: int, shuffles: int) -> dict[str, Any]:
+def measure_mutual_information(place: Path, *, seed: int, count: int, shuffles: int) -> dict[str, Any]:
     """Measure the mutual information of expert and family on held-out worked solutions.
 
     For each condition of `WITHIN` and each layer, the result has the mutual information in bits, and its mean with shuffled labels.
     """
     model, chat = load_trained(place / TEACHER)
-    problems = picked("test", seed, count)
+    problems = pick_of_each_family("test", seed, count)
     read = read_choices(model, solve(problems, chat))
     label, _ = labels(problems)
     conditions = {"any": np.zeros_like(read.token), "token": read.token}
@@ -166,13 +166,13 @@ def informed(place: Path, *, seed: int, count: int, shuffles: int) -> dict[str, 
     return result
 
 
-def ablated(place: Path, *, seed: int, count: int) -> dict[str, Any]:
+def ablate_experts(place: Path, *, seed: int, count: int) -> dict[str, Any]:
     """Remove one set of experts at a time, and measure on each problem whether the greedy answer is correct. The model is made to think.
 
     In each layer, the experts of a family are the `GONE` experts with the highest lift on dev problems.
     """
     model, chat = load_trained(place / TEACHER)
-    dev_problems = picked("dev", seed, count)
+    dev_problems = pick_of_each_family("dev", seed, count)
     read = read_choices(model, solve(dev_problems, chat))
     label, families = labels(dev_problems)
     lifts = [
@@ -188,15 +188,15 @@ def ablated(place: Path, *, seed: int, count: int) -> dict[str, Any]:
         sets[f"random {number + 1}"] = [
             rng.choice(layer_lift.shape[1], GONE, replace=False).tolist() for layer_lift in lifts
         ]
-    problems = picked("test", seed, count)
+    problems = pick_of_each_family("test", seed, count)
     result: dict[str, Any] = {
         "families": families,
         "family": [problem.family for problem in problems],
         "gone": sets,
-        "right": {"none": answered(model, chat, problems, seed, count)},
+        "right": {"none": grade_greedy_answers(model, chat, problems, seed, count)},
     }  # fmt: skip
     for name, gone in sets.items():
-        result["right"][name] = answered(without_experts(model, gone), chat, problems, seed, count)
+        result["right"][name] = grade_greedy_answers(without_experts(model, gone), chat, problems, seed, count)
     return result
 
 
@@ -205,9 +205,9 @@ def routed_experts(model: Decoder) -> int:
     return max(ffn.n_choices() for ffn in model.config.ffns)
 
 
-def picked(split: Split, seed: int, count: int) -> list[Problem]:
+def pick_of_each_family(split: Split, seed: int, count: int) -> list[Problem]:
     """Return `count` problems of each family and level."""
-    return pick(load_task(TASK, options=OPTIONS), split, count, seed, True)
+    return pick_problems(load_task(TASK, options=OPTIONS), split, count, seed, True)
 
 
 def labels(problems: Sequence[Problem]) -> tuple[np.ndarray, list[str]]:
@@ -216,7 +216,9 @@ def labels(problems: Sequence[Problem]) -> tuple[np.ndarray, list[str]]:
     return np.asarray([families.index(problem.family) for problem in problems]), families
 
 
-def answered(model: Decoder, chat: ChatFormat, problems: Sequence[Problem], seed: int, count: int) -> list[int]:
+def grade_greedy_answers(
+    model: Decoder, chat: ChatFormat, problems: Sequence[Problem], seed: int, count: int
+) -> list[int]:
     """Return 1 for each problem that is answered correctly, else 0. The model is made to think and decodes greedily."""
     result = evaluate(
         Engine.of(model, chat.tokenizer, chat, threads=1),

@@ -70,7 +70,7 @@ class ExperimentJob(ABC):
         The cost includes killed attempts if their cost is known.
         """
 
-    def done(self, place: Path, share: float = 1.0) -> bool:
+    def job_is_done(self, place: Path, share: float = 1.0) -> bool:
         """Return whether the job is done. Raises ConfigError if the job was done with another share of the work."""
         if not self.cost_file(place).is_file():
             return False
@@ -98,7 +98,7 @@ class ExperimentJob(ABC):
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(file.with_name(f".{self.name}.lock"), "ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not self.done(place, share):
+            if not self.job_is_done(place, share):
                 write_json(file, self.work(place).model_copy(update={"share": share}).model_dump(mode="json"))
         return self.cost(place)
 
@@ -157,7 +157,7 @@ class Measure(ExperimentJob):
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def work(self, place: Path) -> JobCost:
-        with spent() as cost:
+        with measure_cost() as cost:
             result = evaluate(
                 Engine(RunDir(place / self.model).path, threads=1),
                 load_task(self.task, options=self.options),
@@ -194,7 +194,7 @@ class Compute(ExperimentJob):
     function: Callable[[Path], Any]
 
     def work(self, place: Path) -> JobCost:
-        with spent() as cost:
+        with measure_cost() as cost:
             write_json(value_file(place, self.name), self.function(place))
         return cost[0]
 
@@ -210,7 +210,7 @@ def value(place: Path, name: str) -> Any:
 
 
 @contextmanager
-def spent() -> Iterator[list[JobCost]]:
+def measure_cost() -> Iterator[list[JobCost]]:
     """Measure the cost of a `with` block. The block gets an empty list, to which the cost is appended when the block
     ends."""
     wall, cpu = time.monotonic(), time.process_time()

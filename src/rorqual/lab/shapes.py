@@ -21,7 +21,7 @@ from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.ffn.router import GroupedTopKConfig, RouterConfig, ZeroExpertsConfig
-from rorqual.recipes.start import supervised
+from rorqual.recipes.start import supervised_objectives
 from rorqual.tasks.task import Split
 from rorqual.train.balance import Balance
 from rorqual.train.optim import AdamWConfig, MuonConfig
@@ -188,7 +188,7 @@ def shape_run(name: str, seed: int, share: float = 1.0, factor: float = 0.0) -> 
         steps=steps,
         model=model,
         source=WorkedConfig(task=TASK, options=dict(arm.options), rows=ROWS, row=ROW),
-        objectives=supervised(model),
+        objectives=supervised_objectives(model),
         optim=MuonConfig(
             lr=MUON_RATE * factor,
             adamw=AdamWConfig(lr=ADAMW_RATE * factor, betas=(0.9, 0.98)),

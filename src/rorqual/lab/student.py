@@ -68,7 +68,7 @@ def base_jobs(seed: int, place: Path, share: float) -> list[ExperimentJob]:
     return [
         Train(name=ABLE, estimate=60 * share, make=able),
         Train(name=BASE, estimate=6 * share, make=base, needs=(ABLE,)),
-        measured(EIGHT, BASE, seed, share, count=60, params=tries),
+        evaluation_job(EIGHT, BASE, seed, share, count=60, params=tries),
         *measures(BASE, seed, share),
     ]
 
@@ -92,10 +92,10 @@ def reinforce(start: Path, steps: int, seed: int) -> Run:
 
 def measures(model: str, seed: int, share: float, modes: tuple[Thinking, ...] = ("auto", "on")) -> list[ExperimentJob]:
     """Return the jobs that evaluate the run `model` on held-out problems, one for each thinking mode."""
-    return [measured(f"{model}-{mode}", model, seed, share, thinking=mode) for mode in modes]
+    return [evaluation_job(f"{model}-{mode}", model, seed, share, thinking=mode) for mode in modes]
 
 
-def measured(
+def evaluation_job(
     name: str,
     model: str,
     seed: int,

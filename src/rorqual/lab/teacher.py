@@ -24,12 +24,12 @@ def teacher_jobs(seed: int, place: Path, share: float) -> list[ExperimentJob]:
         return sft(task=TASK, size=FULL.model, steps=amount(FULL.sft_steps, share), rows=FULL.sft_rows, row=FULL.row,
                    think=FULL.think, options={"hard": FULL.sft_hard}, seed=seed)  # fmt: skip
 
-    def reinforced() -> Run:
+    def grpo_run() -> Run:
         return grpo(task=TASK, start=str(place / BASE), steps=amount(FULL.grpo_steps, share), problems=FULL.grpo_problems,
                     samples=FULL.grpo_samples, max_tokens=FULL.max_tokens, row=FULL.row, lr=FULL.lr,
                     options={"hard": FULL.grpo_hard}, seed=seed)  # fmt: skip
 
     return [
         Train(name=BASE, estimate=370 * share, make=base),
-        Train(name=TEACHER, estimate=100 * share, make=reinforced, needs=(BASE,)),
+        Train(name=TEACHER, estimate=100 * share, make=grpo_run, needs=(BASE,)),
     ]

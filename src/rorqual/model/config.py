@@ -95,7 +95,7 @@ class ModelConfig(Config):
         return self.stages[-1].block
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _check_fit(self) -> Self:
         for stage in self.stages:
             stage.block.check()
             for part in stage.parts:

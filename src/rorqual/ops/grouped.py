@@ -46,7 +46,7 @@ def experts(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor) -> Tenso
 
 def _by_kernel(x: Tensor, indices: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     """Return SwiGLU_expert(x) [tokens * k, d] of each token and each of its experts, with `grouped_mm`."""
-    order, pairs = _sorted(indices)
+    order, pairs = _sort_by_expert(indices)
     ends = _counts(indices, len(gate_up)).cumsum(0, dtype=torch.int32)
     gate, up = F.grouped_mm(x.index_select(0, order // indices.shape[1]), gate_up, offs=ends).chunk(2, dim=-1)
     out = F.grouped_mm(F.silu(gate) * up, down, offs=ends)
@@ -59,7 +59,7 @@ def _by_blocks(x: Tensor, indices: Tensor, gate_up: Tensor, down: Tensor) -> Ten
     The number of blocks is the largest that any routing needs. It is at most twice the number of experts, so the products
     use at most twice the rows and two copies of all matrices.
     """
-    order, pairs = _sorted(indices)
+    order, pairs = _sort_by_expert(indices)
     n, n_experts = len(pairs), len(gate_up)
     rows = max(1, -(-n // n_experts))
     blocks = (n + min(n, n_experts) * (rows - 1)) // rows
@@ -77,7 +77,7 @@ def _by_blocks(x: Tensor, indices: Tensor, gate_up: Tensor, down: Tensor) -> Ten
     return torch.bmm(F.silu(gate) * up, down.index_select(0, used)).flatten(0, 1).index_select(0, place)
 
 
-def _sorted(indices: Tensor) -> tuple[Tensor, Tensor]:
+def _sort_by_expert(indices: Tensor) -> tuple[Tensor, Tensor]:
     """Return the stable order of the (token, expert) pairs by expert, and 0, 1, ... for each place of that order."""
     order = indices.reshape(-1).argsort(stable=True)
     return order, torch.arange(len(order), device=order.device)

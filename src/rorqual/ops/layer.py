@@ -30,7 +30,7 @@ class Layer(nn.Module):
         super().__init__()
         self.register_module("fused", None)
 
-    def shared(self, x: Tensor) -> tuple[Tensor, ...]:
+    def apply_shared_input(self, x: Tensor) -> tuple[Tensor, ...]:
         """Apply all linear maps of `shared_input` to x [.., in].
 
         Returns one tensor per group: the concatenated outputs of its linear maps.

@@ -37,7 +37,7 @@ class Routing:
     skips: bool = True
     """False if `indices` contains only experts with weights, so that kernels need no mask."""
 
-    def served(self, n_experts: int) -> Routing:
+    def routed_only(self, n_experts: int) -> Routing:
         """Return the routing with only experts 0 to `n_experts` - 1, for kernels. `SKIP` and identity experts become
         expert 0 with gate 0."""
         if not self.skips:
@@ -47,7 +47,7 @@ class Routing:
             self, indices=self.indices.masked_fill(absent, 0), weights=self.weights.masked_fill(absent, 0), skips=False
         )
 
-    def returned(self, n_experts: int) -> Tensor:
+    def identity_gates(self, n_experts: int) -> Tensor:
         """Return, for each token, the sum of the gates of its identity experts [tokens, 1]. The numbers of identity experts
         start at `n_experts`."""
         return self.weights.masked_fill(self.indices < n_experts, 0).sum(-1, keepdim=True)

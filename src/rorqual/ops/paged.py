@@ -148,7 +148,7 @@ def tiles_of(
     slot = np.empty(int(count.sum()), np.int64)
     slot[flat[::-1]] = np.arange(len(flat))[::-1]  # the first query of each token; repeated queries are padding
 
-    def tensor(array: npt.NDArray[Any]) -> Tensor:
+    def to_tensor(array: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
     block = block_table[sequence[tile], place].astype(np.int64)
@@ -166,18 +166,18 @@ def tiles_of(
         last[sequence[tile[ends]]] = entry[ends]
     return Tiles(
         queries=queries,
-        tile=tensor(tile),
-        block=tensor(block),
-        place=tensor(place),
+        tile=to_tensor(tile),
+        block=to_tensor(block),
+        place=to_tensor(place),
         counts=tuple(np.bincount(place).tolist()),
-        mask=tensor(mask),
-        gather=None if plain else tensor(flat),
-        slot=None if plain else tensor(slot),
+        mask=to_tensor(mask),
+        gather=None if plain else to_tensor(flat),
+        slot=None if plain else to_tensor(slot),
         rows=rows,
         span=span,
-        met=None if len(met) == len(sequence) and bool((met == np.arange(len(met))).all()) else tensor(met),
-        back=None if in_order else tensor(entry),
-        last=tensor(last) if queries == 1 else None,
+        met=None if len(met) == len(sequence) and bool((met == np.arange(len(met))).all()) else to_tensor(met),
+        back=None if in_order else to_tensor(entry),
+        last=to_tensor(last) if queries == 1 else None,
         position=np.arange(int(count.sum())) + np.repeat(first - (np.cumsum(count) - count), count),
     )
 
@@ -231,7 +231,7 @@ def attend(q: Tensor, keys: Tensor, values: Tensor | int, tiles: Tiles, scale: f
     if len(tiles.counts) > 1:
         share, _ = _shares(scores, weights, tiles)
         weights = weights.float().mul_(tiles.in_span(share / _sum_blocks(share, tiles).index_select(0, tiles.tile)))
-    return _in_tokens(_mixed(weights, v, tiles), tiles, q.shape[2])
+    return _in_tokens(_weight_values(weights, v, tiles), tiles, q.shape[2])
 
 
 def attend_within(
@@ -263,7 +263,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float, mask: T
     weights = weights.float().mul_(tiles.in_span(share / total.index_select(0, tiles.tile)))
     seen = highest > float(HIDDEN) / 2
     lse = torch.where(seen, highest + total.log(), float(HIDDEN))
-    return torch.where(seen, _mixed(weights, v, tiles), 0), lse, weights
+    return torch.where(seen, _weight_values(weights, v, tiles), 0), lse, weights
 
 
 class _Attend(torch.autograd.Function):
@@ -307,7 +307,7 @@ def _product_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if rounds and x.dtype != torch.float64 else x.dtype
 
 
-def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> Tensor:
+def merge_attention(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> Tensor:
     """Combine attention outputs over disjoint sets of keys into attention over all keys of these sets.
 
     `outs` are [..., d_v]. `lses` [...] are the log-sum-exps of the same sets. An extra log-sum-exp without an output acts as an
@@ -376,7 +376,7 @@ def attend_selected(
     return out, lse
 
 
-def restricted(tiles: Tiles, every: int, window: int | None, selected: Tensor | None) -> Tensor:
+def selection_mask(tiles: Tiles, every: int, window: int | None, selected: Tensor | None) -> Tensor:
     """Return the mask [pairs, queries, BLOCK / every] for `attend_within`.
 
     `window` limits visible rows to the token's last `window` tokens. `selected` [tokens, k] limits visible rows to the
@@ -397,10 +397,10 @@ def select(
     q: Tensor, weights: Tensor, keys: Tensor, tiles: Tiles, budget: int, scales: Tensor | None = None
 ) -> Selection:
     """Select the `budget` visible rows with the highest `index_scores` for each token. Ties go to the earlier row."""
-    return ranked(index_scores(q, weights, keys, tiles, scales), tiles, budget)
+    return rank_rows(index_scores(q, weights, keys, tiles, scales), tiles, budget)
 
 
-def ranked(scores: Tensor, tiles: Tiles, budget: int) -> Selection:
+def rank_rows(scores: Tensor, tiles: Tiles, budget: int) -> Selection:
     """Return the `budget` rows with the highest scores for each token, given scores [pairs, queries, BLOCK / every].
 
     Ties go to the earlier row. A score of -inf means that the row is not visible.
@@ -540,7 +540,7 @@ def _keys_and_values(keys: Tensor, values: Tensor | int, tiles: Tiles, dtype: to
     return k, k[..., :values] if isinstance(values, int) else _blocks(values, tiles).to(dtype)
 
 
-def _mixed(weights: Tensor, v: Tensor, tiles: Tiles) -> Tensor:
+def _weight_values(weights: Tensor, v: Tensor, tiles: Tiles) -> Tensor:
     """Return the weighted sums of the values [tiles, heads, rows, d_v]: one product per block, added from first to last block."""
     mixed = torch.bmm(weights.to(v.dtype).flatten(0, 1), v.flatten(0, 1)).view(*weights.shape[:3], -1)
     mixed = mixed if tiles.back is None else mixed.index_select(0, tiles.back)

@@ -34,7 +34,7 @@ ENOUGH = Rows(16)
 """Row limits that are sufficient on every measured processor, except for wide bf16 products on AMX."""
 
 
-def cancelling(rows: int, out: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def cancelling_rows(rows: int, out: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return x [rows, width] and w [out, width] such that x w^T consists only of rounding errors.
 
     Every term of a sum occurs a second time with the opposite sign, so the exact sum is 0. A change of the summation

@@ -104,14 +104,14 @@ def price_chart(own: Price, others: Sequence[Price], prompt: int, reply: int, hi
     """Chart USD per million tokens against the prompt's cache hit rate, for the plan's price `own` and for API prices
     `others`."""
     rows = (own, *others)
-    every = [row.blended(prompt, reply, rate) for row in rows for rate in (0.0, 1.0)]
+    every = [row.blended_price(prompt, reply, rate) for row in rows for rate in (0.0, 1.0)]
     ticks = [step * power for power in _powers_of_ten(min(every) / 10, max(every)) for step in (1, 2, 5)]
-    price = own.blended(prompt, reply, hit_rate)
-    words = "; ".join(f"{row.name} {money(row.blended(prompt, reply, hit_rate))}" for row in rows)
+    price = own.blended_price(prompt, reply, hit_rate)
+    words = "; ".join(f"{row.name} {money(row.blended_price(prompt, reply, hit_rate))}" for row in rows)
     lines = [
         Series(
             label="this plan" if row is own else f"{row.name}, {row.date}",
-            points=[(step / 50, row.blended(prompt, reply, step / 50)) for step in range(51)],
+            points=[(step / 50, row.blended_price(prompt, reply, step / 50)) for step in range(51)],
             colour="after" if row is own else "before",
         )
         for row in rows

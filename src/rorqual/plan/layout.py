@@ -69,7 +69,7 @@ def divisors(number: int) -> list[int]:
     return sorted({*small, *(number // d for d in small)})
 
 
-def dividing(model: ModelConfig, room: Room, microbatch: int = 1) -> Iterator[Layout]:
+def layouts_that_divide(model: ModelConfig, room: Room, microbatch: int = 1) -> Iterator[Layout]:
     """Yield every valid layout of `room.n` devices, with tensor parallelism within a machine."""
     experts = _experts(model)
     for tp in divisors(room.n):
@@ -85,7 +85,7 @@ def dividing(model: ModelConfig, room: Room, microbatch: int = 1) -> Iterator[La
                         yield Layout(dp, tp, pp, ep, zero, recompute, microbatch)
 
 
-def burden(layout: Layout) -> float:
+def layout_overhead(layout: Layout) -> float:
     """Return a rough score of a layout's overhead, to rank the layouts that fit in memory. The score is not a time.
 
     Tensor parallelism communicates in every layer. Full recomputation adds a third of the FLOPs. ZeRO 3 fetches weights
@@ -97,14 +97,14 @@ def burden(layout: Layout) -> float:
     return 2 * math.log2(layout.tp) + math.log2(layout.pp) + 0.5 * math.log2(layout.ep) + recompute_score + zero_score
 
 
-def choose(
+def choose_layout(
     model: ModelConfig, room: Room, context: int, precision: Precision, microbatch: int = 1
 ) -> tuple[Layout, Memory]:
     """Among the valid layouts that fit in memory, return the one with the lowest `burden`, and its memory use.
 
     Raises ConfigError if no layout fits.
     """
-    for layout in sorted(dividing(model, room, microbatch), key=burden):
+    for layout in sorted(layouts_that_divide(model, room, microbatch), key=layout_overhead):
         memory = device_memory(model, layout, context=context, precision=precision)
         if memory.total <= room.usable:
             return layout, memory

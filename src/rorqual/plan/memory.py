@@ -158,7 +158,7 @@ def _stages(model: ModelConfig, layout: Layout, context: int, precision: Precisi
         if place == layout.pp - 1:
             activations += _end(model, layers[-1], part, alone=layout.pp == 1, precision=precision)
         begin += size
-        yield _sharded(
+        yield _memory_of_shard(
             part["shared"], part["experts"], activations * tokens / layout.tp, layout, precision, place, size
         )
 
@@ -178,7 +178,7 @@ def _end(model: ModelConfig, last: Values, part: dict[str, int], *, alone: bool,
     return block + 8 * model.vocab_size * (1 + n_mtp)
 
 
-def _sharded(
+def _memory_of_shard(
     shared: int, experts: int, activations: float, layout: Layout, precision: Precision, place: int, layers: int
 ) -> Memory:
     """Return the memory of a device.

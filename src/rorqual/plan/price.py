@@ -25,7 +25,7 @@ class Price:
         """Return the cost in USD of the given numbers of tokens."""
         return (hit * self.hit + miss * self.miss + output * self.output) / MILLION
 
-    def blended(self, prompt: float, reply: float, hit_rate: float) -> float:
+    def blended_price(self, prompt: float, reply: float, hit_rate: float) -> float:
         """Return the mean price in USD per million tokens over prompt and reply, if a share `hit_rate` of the prompt is
         in the cache."""
         bill = self.bill(hit=prompt * hit_rate, miss=prompt * (1 - hit_rate), output=reply)

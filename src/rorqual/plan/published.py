@@ -143,8 +143,9 @@ def _whole_training(name: str, tokens: float, hours: float) -> Figure:
     flops_per_token, card = training_flops(preset(name.lower()), 8192), device("h100")
     cost = training_cost(flops_per_token, tokens, n=1, peak=card.flops("bf16"), utilisation=V3_USED, price=2.0)
     why = (
-        f"The estimate does not reproduce the figure: the hours imply {reached(name):.0%} of the peak. The speed of the steps and the "
-        "other contents of the hours are not published. `rorqual plan` shows how much longer than its estimate a training may take."
+        f"The estimate does not reproduce the figure: the hours imply {reached_peak_share(name):.0%} of the peak. "
+        "The speed of the steps and the other contents of the hours are not published. "
+        "`rorqual plan` shows how much longer than its estimate a training may take."
     )
     return Figure(
         f"{name}, H100-hours",
@@ -157,7 +158,7 @@ def _whole_training(name: str, tokens: float, hours: float) -> Figure:
     )
 
 
-def reached(name: str) -> float:
+def reached_peak_share(name: str) -> float:
     """Return the share of the H100's bf16 peak that a whole Llama 3.1 training run reached, according to its published
     hours."""
     tokens, hours = LLAMA_HOURS[name]

@@ -28,7 +28,7 @@ A test derives them from the figures in `published.py`."""
 
 
 @dataclass(frozen=True)
-class Mix:
+class AverageRequest:
     """An average request: prompt tokens, reply tokens, and the share of the prompt that is in the cache."""
 
     prompt: int
@@ -135,7 +135,7 @@ def weights_per_device(model: ModelConfig, replica: Replica) -> float:
     return (shared / replica.tp + experts / replica.n) * BYTES[replica.dtype]
 
 
-def touched(model: ModelConfig, tokens: float) -> float:
+def touched_expert_share(model: ModelConfig, tokens: float) -> float:
     """Return the expected share of routed experts that `tokens` tokens select.
 
     The share is 1 - (1 - k / n)^tokens if each token selects k of n experts and all experts are equally likely.
@@ -148,7 +148,7 @@ def decode_step(model: ModelConfig, replica: Replica, batch: float, keys: float)
     """Estimate a decode step with `batch` sequences per group, each attending to `keys` keys."""
     shared, experts = split_weights(model)
     device, size = replica.device, BYTES[replica.dtype]
-    read = shared / replica.tp + experts / replica.n * touched(model, batch * replica.groups)
+    read = shared / replica.tp + experts / replica.n * touched_expert_share(model, batch * replica.groups)
     cache = account(model, cache_value_bytes=replica.value_bytes).cache_bytes * cache_copies(model, replica.tp)
     weights, cache_seconds = read * size / device.bandwidth, batch * keys * cache / device.bandwidth
     compute = batch * decode_flops(model, keys) / replica.tp / device.flops(replica.dtype)
@@ -166,7 +166,7 @@ def prefill_rate(model: ModelConfig, replica: Replica, prompt: float, hit_rate: 
     return CHUNK / replica.tp / max(read, compute) * replica.prefill_used
 
 
-def largest_batch(model: ModelConfig, replica: Replica, mix: Mix) -> int:
+def largest_batch(model: ModelConfig, replica: Replica, mix: AverageRequest) -> int:
     """Return how many full-length sequences fit in a group's memory, in addition to the weights.
 
     If no sequence fits, raises ConfigError stating how much memory is missing.
@@ -185,13 +185,13 @@ def largest_batch(model: ModelConfig, replica: Replica, mix: Mix) -> int:
     return int(free // sequence_size)
 
 
-def sequence_bytes(model: ModelConfig, replica: Replica, mix: Mix) -> float:
+def sequence_bytes(model: ModelConfig, replica: Replica, mix: AverageRequest) -> float:
     """Return the KV-cache bytes of a full-length sequence on each device of its group."""
     size = account(model, cache_value_bytes=replica.value_bytes).cache_bytes
     return size * cache_copies(model, replica.tp) * mix.longest
 
 
-def smallest_replica(model: ModelConfig, replica: Replica, mix: Mix) -> tuple[int, int]:
+def smallest_replica(model: ModelConfig, replica: Replica, mix: AverageRequest) -> tuple[int, int]:
     """Return the smallest `n` and `tp`, both powers of two, for which the model and one sequence fit in memory.
 
     Raises ConfigError if no allowed replica of up to 4,096 devices is large enough.
@@ -225,7 +225,7 @@ def query_heads(model: ModelConfig) -> set[int]:
     return {int(getattr(attention, "num_attention_heads", 1)) for attention in model.attentions}
 
 
-def serving(model: ModelConfig, replica: Replica, mix: Mix, batch: int = 0) -> Serving:
+def serving(model: ModelConfig, replica: Replica, mix: AverageRequest, batch: int = 0) -> Serving:
     """Estimate the serving of a replica. `batch` 0 means the largest batch that fits."""
     check(model, replica)
     most = largest_batch(model, replica, mix)

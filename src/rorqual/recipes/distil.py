@@ -8,7 +8,13 @@ from rorqual.core.config import Count, Natural, NonNegative, Positive, RowLength
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import Thinking
 from rorqual.recipes.models import Size
-from rorqual.recipes.start import finetune_optim, indexer_objectives, start_settings, supervised, tuned
+from rorqual.recipes.start import (
+    finetune_optim,
+    indexer_objectives,
+    start_settings,
+    supervised_objectives,
+    supervised_optimizer,
+)
 from rorqual.train.balance import Balance
 from rorqual.train.objectives import Distil, NextToken
 from rorqual.train.objectives.distil import Divergence, Tail
@@ -42,7 +48,7 @@ def distil(
     """
     begin, model, chat = start_settings(start, tokenizer, size, row)
     if objective == "sequence":
-        objectives = supervised(model)
+        objectives = supervised_objectives(model)
     else:
         if temperature != 1 and tail == "bucket":
             raise ConfigError(
@@ -62,7 +68,7 @@ def distil(
         model=model,
         source=DistilledConfig(data=data, rows=rows, row=row, longer=longer, logits=objective != "sequence"),
         objectives=objectives,
-        optim=tuned(lr),
+        optim=supervised_optimizer(lr),
         balance=Balance(gamma=0.01),
     )
 

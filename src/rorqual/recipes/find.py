@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from rorqual.core.config import override, scalar
+from rorqual.core.config import override, parse_scalar
 from rorqual.core.errors import ConfigError, nearest
 from rorqual.recipes.distil import distil, on_policy
 from rorqual.recipes.grpo import grpo
@@ -70,7 +70,7 @@ def make_run(name: str, values: Mapping[str, str]) -> Run:
 
 
 def _convert(key: str, raw: str, kind: Any) -> Any:
-    value = raw if kind is str else scalar(raw)
+    value = raw if kind is str else parse_scalar(raw)
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rorqual.core.config import Count, NonNegative, RowLength, Rows, Seed
 from rorqual.recipes.models import Size
-from rorqual.recipes.start import start_settings, supervised
+from rorqual.recipes.start import start_settings, supervised_objectives
 from rorqual.train.balance import Balance
 from rorqual.train.optim import AdamWConfig, MuonConfig
 from rorqual.train.run import Run
@@ -33,7 +33,7 @@ def pretrain(
         chat=chat,
         model=model,
         source=TextConfig(data=data, rows=rows, row=row),
-        objectives=supervised(model, sequence_balance),
+        objectives=supervised_objectives(model, sequence_balance),
         optim=MuonConfig(
             lr=0.02, adamw=AdamWConfig(lr=2e-3, betas=(0.9, 0.98)), schedule=Schedule(warmup=50, decay=0.4)
         ),

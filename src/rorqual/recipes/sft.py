@@ -7,7 +7,7 @@ from typing import Any
 from rorqual.core.config import Count, NonNegative, RowLength, Rows, Seed, Share
 from rorqual.core.errors import ConfigError
 from rorqual.recipes.models import Size
-from rorqual.recipes.start import start_settings, supervised, tuned
+from rorqual.recipes.start import start_settings, supervised_objectives, supervised_optimizer
 from rorqual.train.balance import Balance
 from rorqual.train.run import Run
 from rorqual.train.sources import ConversationsConfig, SourceConfig, WorkedConfig
@@ -53,7 +53,7 @@ def sft(
         chat=chat,
         model=model,
         source=source,
-        objectives=supervised(model, sequence_balance),
-        optim=tuned(lr),
+        objectives=supervised_objectives(model, sequence_balance),
+        optim=supervised_optimizer(lr),
         balance=Balance(gamma=0.01),
     )

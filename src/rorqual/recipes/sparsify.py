@@ -19,7 +19,7 @@ from rorqual.data.chat.find import read_chat
 from rorqual.model.adapter import TuneIndexer
 from rorqual.model.load.run_directory import read_model_config
 from rorqual.recipes.sft import sft
-from rorqual.recipes.start import finetune_optim, supervised
+from rorqual.recipes.start import finetune_optim, supervised_objectives
 from rorqual.train.loop import fit
 from rorqual.train.objectives import IndexerWarmup
 from rorqual.train.optim import AdamWConfig
@@ -95,7 +95,7 @@ def sparsify(start: RunDir, out: Path, config: SparsifyConfig, *, threads: int =
     train = Run(
         steps=config.steps,
         start=Start(run=str(warm.path)),
-        objectives=supervised(model),
+        objectives=supervised_objectives(model),
         optim=finetune_optim(config.lr),
         **shared,
     )

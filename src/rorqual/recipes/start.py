@@ -39,7 +39,7 @@ def start_settings(start: str, tokenizer: str, size: Size, context: int) -> tupl
     return Start(tokenizer=tokenizer), model_of(size, vocab_size=vocab, context=context), chat
 
 
-def supervised(model: ModelConfig, sequence_balance: float = 0.0) -> tuple[Objective, ...]:
+def supervised_objectives(model: ModelConfig, sequence_balance: float = 0.0) -> tuple[Objective, ...]:
     """Return the next-token loss and further losses: the MTP loss (with MTP modules), V3's sequence-wise balance loss
     (if requested), and the loss of the indexers (with sparse attention)."""
     depth = model.num_nextn_predict_layers
@@ -61,7 +61,7 @@ def indexer_objectives(model: ModelConfig, depth: int = 0) -> tuple[Objective, .
     return (Sparse(depth=depth),) if any(attention.has_indexer for attention in model.attentions) else ()
 
 
-def tuned(lr: float = 0.0) -> OptimConfig:
+def supervised_optimizer(lr: float = 0.0) -> OptimConfig:
     """Return the optimizer of supervised recipes: Muon for hidden matrices, AdamW for all other parameters.
 
     The learning rates suit new models of the sizes in `recipes.models`. The rates were chosen by the measurements in

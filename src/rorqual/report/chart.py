@@ -92,7 +92,7 @@ class Chart(Panel):
     height: float = 0.0
 
     @property
-    def words(self) -> str:
+    def alternative_text(self) -> str:
         """The description in words. By default, it states the first and last value of each series."""
         ends = "; ".join(
             f"{s.label}: {s.points[0][1]:.3g} to {s.points[-1][1]:.3g}" for s in self.series if s.points and s.label
@@ -120,11 +120,11 @@ class DrawnChart:
 
 def draw(chart: Chart) -> DrawnChart:
     """Draw a chart in both themes."""
-    light, dark = (png(partial(figure_of, chart), theme) for theme in (LIGHT, DARK))
-    return DrawnChart(chart.name, chart.words, chart.caption, chart.inches <= NARROW, light, dark)
+    light, dark = (render_png(partial(figure_of, chart), theme) for theme in (LIGHT, DARK))
+    return DrawnChart(chart.name, chart.alternative_text, chart.caption, chart.inches <= NARROW, light, dark)
 
 
-def png(make: Callable[[Theme], Figure], theme: Theme) -> bytes:
+def render_png(make: Callable[[Theme], Figure], theme: Theme) -> bytes:
     """Return the PNG of the matplotlib figure `make(theme)`. The file has no date and no version."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
@@ -314,7 +314,7 @@ def _label_ends(axis: Axes, panel: Panel, theme: Theme) -> None:
     axis.autoscale_view()
     transform = axis.transData + axis.transAxes.inverted()
     wanted = [float(transform.transform(series.points[-1])[1]) for series in lines]
-    for series, height in zip(lines, spread(wanted, 0.058), strict=True):
+    for series, height in zip(lines, spread_labels(wanted, 0.058), strict=True):
         axis.annotate(
             series.label, series.points[-1], xytext=(1.035, height), textcoords="axes fraction", va="center", fontsize=8,
             color=theme.faint if series.colour == "before" else theme.ink, annotation_clip=False,
@@ -322,7 +322,7 @@ def _label_ends(axis: Axes, panel: Panel, theme: Theme) -> None:
         )  # fmt: skip
 
 
-def spread(wanted: Sequence[float], gap: float) -> list[float]:
+def spread_labels(wanted: Sequence[float], gap: float) -> list[float]:
     """Return label heights near the `wanted` heights (ascending), at least `gap` apart.
 
     Labels that are moved apart are centred on the mean of their wanted heights.

@@ -25,10 +25,10 @@ from rorqual.serve.exchange import (
     DONE,
     EventStream,
     Sliced,
+    compact_json,
     event,
     header_of,
     unless_gone,
-    written,
 )
 from rorqual.serve.limits import MAX_VALUES, too_large
 from rorqual.serve.replies import Choice, Reply
@@ -61,7 +61,7 @@ class Shape(ABC, Generic[W]):
         """Yield (parameter, texts) pairs for the size check. The texts of a pair must together fit in the model's
         context."""
 
-    def ignored(self) -> list[str]:
+    def ignored_fields(self) -> list[str]:
         """Return the names of request fields that have no effect with this model."""
         return []
 
@@ -131,7 +131,7 @@ def prepare(service: Service, schema: type[W], kind: type[Shape[W]], body: bytes
     asks = shape.asks()
     service.check_total(asks, "prompt")
     _check_logprobs(wanted, asks, held=service.teacher is not None)
-    headers = shape.notes() | header_of([*ignored, *shape.ignored()])
+    headers = shape.notes() | header_of([*ignored, *shape.ignored_fields()])
     prepared = Prepared(shape, [pack(ask) for ask in asks], wanted.bound, headers)
     shape.forget()
     return prepared
@@ -241,7 +241,7 @@ class _Source(Generic[W]):
         assert self._reply is not None
         choices = [self.shape.choice(index, choice) for index, choice in enumerate(self._reply.choices)]
         envelope, more = self.shape.envelope(self.shape.whole), self.shape.more(self._reply.choices)
-        return written({**envelope, "choices": choices, "usage": self._usage(), **more})
+        return compact_json({**envelope, "choices": choices, "usage": self._usage(), **more})
 
 
 class _CascadeSource(_Source[W]):

@@ -47,7 +47,7 @@ class Edge:
             return
         status, req_id = GONE, request_id(scope)  # counted as GONE if no response starts
 
-        async def counted(message: Message) -> None:
+        async def count_requests(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -55,7 +55,7 @@ class Edge:
             await send(message)
 
         try:
-            await (_two_lengths(scope) or self._answer)(scope, receive, counted)
+            await (_two_lengths(scope) or self._answer)(scope, receive, count_requests)
         except Exception as error:
             say(f"request {req_id} raised {type(error).__name__}, a bug")  # uvicorn logs the re-raised error
             raise
@@ -130,11 +130,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return _answer(request.scope, found, dict(error.headers or {}))
 
 
-async def _gone(request: Request, error: Exception) -> Response:
+async def _client_gone(request: Request, error: Exception) -> Response:
     return Response(status_code=GONE)
 
 
-async def _bug(request: Request, error: Exception) -> Response:
+async def _internal_error(request: Request, error: Exception) -> Response:
     # Starlette re-raises the error after it sends this response. The traceback is logged and not sent to the client.
     return _answer(request.scope, ApiError(500, "The server raised an unexpected error. Its log has the traceback."))
 
@@ -147,6 +147,6 @@ def create_app(service: Service, *, with_page: bool = True) -> Edge:
         app.include_router(routes.router)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(ClientDisconnected, _gone)
-    app.add_exception_handler(Exception, _bug)
+    app.add_exception_handler(ClientDisconnected, _client_gone)
+    app.add_exception_handler(Exception, _internal_error)
     return Edge(app, service, Page() if with_page else None)

@@ -42,7 +42,7 @@ def request_id(scope: Scope) -> str:
     return id_
 
 
-def written(value: Any) -> bytes:
+def compact_json(value: Any) -> bytes:
     """Serialize a value as compact JSON."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 

@@ -288,10 +288,10 @@ def _check_kind(data: Mapping[str, Any], place: str, path: str) -> None:
     remedy, kinds = KINDS.get(place, ("", {}))
     kind = data.get("type")
     if isinstance(kind, str) and kind in kinds:
-        raise unsupported(path, kind, kinds[kind], remedy)
+        raise unsupported_type(path, kind, kinds[kind], remedy)
 
 
-def unsupported(path: str, kind: str, reason: str, remedy: str) -> ApiError:
+def unsupported_type(path: str, kind: str, reason: str, remedy: str) -> ApiError:
     """Return the error for a `type` that other servers accept but this server does not."""
     return refuse(f"{reason.capitalize()}: `{path}` is of type '{kind}'. {remedy}", path, "unsupported_value")
 

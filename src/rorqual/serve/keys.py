@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rorqual.core.errors import ConfigError
 from rorqual.core.lock import own
 from rorqual.core.records import write_atomic
-from rorqual.serve.words import written
+from rorqual.serve.words import join_path
 
 PREFIX = "rq-"
 NAME_LENGTH = 64
@@ -51,7 +51,7 @@ def _tenants(text: str) -> dict[str, str]:
         rows = _File.model_validate_json(text).keys
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise ValueError(f"{written(first['loc'])}: {first['msg']}") from None
+        raise ValueError(f"{join_path(first['loc'])}: {first['msg']}") from None
     tenants: dict[str, str] = {}
     for number, row in enumerate(rows):
         if tenants.setdefault(row.sha256, row.tenant) != row.tenant:

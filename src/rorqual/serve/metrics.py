@@ -31,7 +31,7 @@ class Metrics:
     cancelled: int = 0
     failed: int = 0
 
-    def used(self, tenant: str, hit: int, miss: int, completion: int) -> None:
+    def count_tokens(self, tenant: str, hit: int, miss: int, completion: int) -> None:
         """Count a request's tokens: prompt tokens from the prefix cache, other prompt tokens, and generated tokens."""
         for kind, count in (("prompt_hit", hit), ("prompt_miss", miss), ("completion", completion)):
             self.tokens[tenant, kind] += count

@@ -201,7 +201,7 @@ class Reply:
             self._count_unread()
             # A prompt without a generated token is not billed, because its prefill may be incomplete.
             hit = self._hit()
-            self.metrics.used(self.job.tenant, hit, self._prefilled() - hit, self._generated())
+            self.metrics.count_tokens(self.job.tenant, hit, self._prefilled_tokens() - hit, self._generated_tokens())
 
     def _count_unread(self) -> None:
         """Count the tokens that are still in the queue. The engine generated them, so they are billed."""
@@ -216,7 +216,7 @@ class Reply:
 
     def usage(self) -> dict[str, Any]:
         """Return the token counts with OpenAI's field names, and cache hits and misses with DeepSeek's field names."""
-        prompt, completion, hit = self._prompt(), self._generated(), self._hit()
+        prompt, completion, hit = self._prompt(), self._generated_tokens(), self._hit()
         return {
             "prompt_tokens": prompt,
             "completion_tokens": completion,
@@ -237,7 +237,7 @@ class Reply:
             yield ask.prompt_tokens, [choice for choice in self.choices[before : before + ask.n] if choice.n_sampled]
             before += ask.n
 
-    def _prefilled(self) -> int:
+    def _prefilled_tokens(self) -> int:
         """Return the total number of tokens of the prompts for which a token was generated."""
         return sum(tokens for tokens, started in self._by_prompt() if started)
 
@@ -249,7 +249,7 @@ class Reply:
         """
         return sum(min((choice.hit for choice in started), default=0) for _, started in self._by_prompt())
 
-    def _generated(self) -> int:
+    def _generated_tokens(self) -> int:
         return sum(choice.n_sampled for choice in self.choices if not choice.mute)
 
     def _reasoning_tokens(self, choice: Choice) -> int:

@@ -32,7 +32,7 @@ from rorqual.serve.errors import refuse
 from rorqual.serve.fields import OWN_NAMES, sift
 from rorqual.serve.formats import Guided, Schema, Text
 from rorqual.serve.turns import ChatMessage, Tools
-from rorqual.serve.words import explain, shown
+from rorqual.serve.words import describe_value, explain
 
 MAX_MESSAGES, MAX_NAME, MAX_IDS, MAX_PROMPTS, MAX_KEYS = 4096, 256, 1_000_000, 128, 4096
 Id = Annotated[int, Field(ge=0, le=INT32)]
@@ -103,19 +103,19 @@ class Sampling(Guided):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
-    def given(self) -> dict[str, Any]:
+    def given_sampling(self) -> dict[str, Any]:
         """Return the sampling parameters that the request sets, as values for `SamplingParams`."""
         values = {name: getattr(self, name) for name in PARAMS if name not in OWN_NAMES}
         return {name: PARAMS[name].type.read(value) for name, value in values.items() if value is not None}
 
     def params(self, defaults: SamplingParams = SERVER_DEFAULTS) -> SamplingParams:
         """Return `defaults` updated by the parameters that the request sets. Parameters in `OWN_NAMES` are not updated here."""
-        return replace(defaults, **self.given())
+        return replace(defaults, **self.given_sampling())
 
     @property
     def limit(self) -> int | None:
         """The maximum number of reply tokens, or None if the request sets no limit."""
-        return self.given().get("max_tokens")
+        return self.given_sampling().get("max_tokens")
 
     @property
     def top(self) -> int | None:
@@ -193,9 +193,9 @@ class ChatRequest(Sampling, Tools):
         The value is None if tools are optional, because the grammar may then combine tools and `response_format`. If
         tools are optional, the message of a grammar error names the field.
         """
-        if self.forced() is not None:
+        if self.required_calls_grammar() is not None:
             return "tools"
-        return None if self.offered() else super().bound
+        return None if self.offered_tools() else super().bound
 
     @property
     def is_free(self) -> bool:
@@ -204,14 +204,14 @@ class ChatRequest(Sampling, Tools):
     def grammar(self) -> Grammar | None:
         """Return the grammar of the reply: a response format, required tool calls, or a choice between the two."""
         answer = super().grammar()
-        if answer is None or not self.offered():
-            return answer or self.forced()
+        if answer is None or not self.offered_tools():
+            return answer or self.required_calls_grammar()
         if self.response_format is None or super().bound != "response_format":
             raise refuse(
                 f"`tools` cannot be combined with `{super().bound}`. Use response_format, or set tool_choice: none.",
                 "tools",
             )
-        return self.forced() or self.called_or(self.response_format.schema_)
+        return self.required_calls_grammar() or self.called_or(self.response_format.schema_)
 
     def check(self) -> None:
         self.check_tools()
@@ -289,7 +289,7 @@ def read(cls: type[S], body: bytes) -> tuple[S, list[str]]:
 
     Raises ApiError with status 400 if the body is invalid. The error's `param` names the invalid field.
     """
-    fields, ignored = sift(_parsed(body), "chat" if issubclass(cls, ChatRequest) else "completions")
+    fields, ignored = sift(_parse_body(body), "chat" if issubclass(cls, ChatRequest) else "completions")
     try:
         request = cls.model_validate(fields)
     except ValidationError as error:
@@ -299,7 +299,7 @@ def read(cls: type[S], body: bytes) -> tuple[S, list[str]]:
     return request, sorted(ignored)
 
 
-def _parsed(body: bytes) -> dict[str, Any]:
+def _parse_body(body: bytes) -> dict[str, Any]:
     limits.check_values(body)
     try:
         # pydantic's parser limits the nesting depth, and rejects NaN and lone surrogates.
@@ -310,7 +310,7 @@ def _parsed(body: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise refuse(f"The body is not JSON: {str(error)[:200]}. Send one JSON object.") from None
     if not isinstance(data, dict):
-        raise refuse(f"The body is {shown(data)}. Send one JSON object.")
+        raise refuse(f"The body is {describe_value(data)}. Send one JSON object.")
     return data
 
 

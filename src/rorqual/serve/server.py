@@ -129,10 +129,10 @@ def serve(arguments: EngineArguments, address: Address, cascade: CascadeArgument
                 service,
                 chat=second_chat,
                 bridge=_bridge(cascade.teacher, address, keys),
-                defaults=_calibrated(read_defaults(second), cascade),
+                defaults=_calibrated_sampling(read_defaults(second), cascade),
             )
             names = second.path.resolve().name, run.path.resolve().name
-            defaults = _calibrated(service.defaults, cascade)
+            defaults = _calibrated_sampling(service.defaults, cascade)
             service = replace(
                 service, defaults=defaults, teacher=CascadeTeacher(other, *names, cascade.calibration, cascade.sure)
             )
@@ -143,7 +143,7 @@ def serve(arguments: EngineArguments, address: Address, cascade: CascadeArgument
         asyncio.run(_until_stopped(service, create_app(service, with_page=address.ui), sock, address))
 
 
-def _calibrated(defaults: SamplingParams, cascade: CascadeArguments) -> SamplingParams:
+def _calibrated_sampling(defaults: SamplingParams, cascade: CascadeArguments) -> SamplingParams:
     """Return the defaults of a cascade's requests: the sampling of the evaluation that gave the calibration."""
     return replace(defaults, temperature=cascade.temperature, top_p=1.0, top_k=0, min_p=0.0)
 

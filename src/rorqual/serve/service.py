@@ -19,14 +19,14 @@ from rorqual.evals.calibration import Calibration
 from rorqual.serve.bodies import Bodies
 from rorqual.serve.bridge import Bridge
 from rorqual.serve.errors import ApiError, refuse
-from rorqual.serve.fields import TEXT_ONLY, unsupported
+from rorqual.serve.fields import TEXT_ONLY, unsupported_type
 from rorqual.serve.keys import Keys
 from rorqual.serve.limits import MAX_VALUES, SLICE, too_large
 from rorqual.serve.metrics import Metrics
 from rorqual.serve.schemas import Sampling
 from rorqual.serve.uploads import WeightUploads
 from rorqual.serve.wire import EngineRequest, Ready
-from rorqual.serve.words import explain, shown
+from rorqual.serve.words import describe_value, explain
 
 T = TypeVar("T")
 MASK = 2**64 - 1
@@ -145,7 +145,7 @@ class Service:
 
     def no_model(self, name: str) -> ApiError:
         """Return the error for a request to a model that is not served."""
-        problem = f"`model` is {shown(name)}, which is not served here"
+        problem = f"`model` is {describe_value(name)}, which is not served here"
         return ApiError(404, f"{problem}. Use '{self.name}'.", param="model", code="model_not_found")
 
     def check_size(self, texts: Sequence[str], param: str, info: Ready) -> None:
@@ -180,7 +180,7 @@ class Service:
         if unsupported_part := self.chat.foreign_part(messages):
             number, place, part = unsupported_part
             path = f"messages[{number}].content[{place}]"
-            raise unsupported(path, part.type, f"this model does not accept {part.plural}", TEXT_ONLY)
+            raise unsupported_type(path, part.type, f"this model does not accept {part.plural}", TEXT_ONLY)
 
     def prompt_of(
         self,
@@ -235,7 +235,7 @@ class Service:
         info = self.check_model(request.model)
         self._check(prompt, param, info)
         defaults = self.defaults if task.temperature is None else replace(self.defaults, temperature=task.temperature)
-        params, seed = request.params(defaults), request.given().get("seed")
+        params, seed = request.params(defaults), request.given_sampling().get("seed")
         if out_of_range := [id_ for id_, _ in params.logit_bias if id_ >= info.vocab_size]:
             raise refuse(
                 f"`logit_bias` contains token id {out_of_range[0]}. Give ids from 0 to {info.vocab_size - 1}.",
@@ -263,7 +263,7 @@ class Service:
             top_logprobs=request.top or 0,
             grammar=task.grammar if request.is_free else request.grammar(),
             prompt_logprobs=top,
-            calculator=params.calculator or bool(task.calculator and "calculator" not in request.given()),
+            calculator=params.calculator or bool(task.calculator and "calculator" not in request.given_sampling()),
         )
         # In vLLM's API, the request with the lowest priority number runs first. In the engine, the highest number runs
         # first.

@@ -138,11 +138,11 @@ class Tools(Schema):
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
 
-    def offered(self) -> list[Tool]:
+    def offered_tools(self) -> list[Tool]:
         """Return the tools that the model may call."""
         return [] if self.tool_choice == "none" else [spec.tool() for spec in self.tools or ()]
 
-    def forced(self) -> Grammar | None:
+    def required_calls_grammar(self) -> Grammar | None:
         """Return the grammar of required tool calls, or None if calls are optional.
 
         With `tool_choice: required`, the reply has one or more calls, or exactly one call if `parallel_tool_calls` is

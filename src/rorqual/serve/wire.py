@@ -131,7 +131,9 @@ def submit(number: int, ask: PackedRequest, tenant: str) -> tuple[bytes, bytes]:
     return ask.data, f',"number":{number},"tenant":{json.dumps(tenant)}}}\n'.encode()
 
 
-def scored(number: int, logprobs: list[float], best: list[list[tuple[int, float]]], top: int) -> Iterator[bytes]:
+def score_messages(
+    number: int, logprobs: list[float], best: list[list[tuple[int, float]]], top: int
+) -> Iterator[bytes]:
     """Yield messages with the log-probabilities of a prompt's tokens. Each message has at most `SCORES` values."""
     step = max(1, SCORES // (1 + top))
     rows = list(zip(logprobs, best))

@@ -23,23 +23,23 @@ def explain(error: ValidationError, data: Any, names: Collection[str]) -> ApiErr
     places = [(_place(item, data), item) for item in error.errors(include_url=False)]
     place = max((place for place, _ in places), key=_depth)
     items = [item for other, item in places if other == place]
-    kinds, path = {item["type"] for item in items}, written(place)[:LONGEST]
+    kinds, path = {item["type"] for item in items}, join_path(place)[:LONGEST]
     if "extra_forbidden" in kinds:
         hint = nearest(path, names) if len(place) == 1 else "Leave it out; docs/how-to/serve.md lists the fields."
         return refuse(f"`{path}` is not a field of this request. {hint}", path, "unknown_parameter")
     if "missing" in kinds:
         return refuse(f"`{path}` is missing. Add it; docs/how-to/serve.md lists its values.", path)
     messages = dict.fromkeys(str(item["msg"]) for item in items)
-    problem = f"`{path}` is {shown(items[0]['input'])}. {'; or '.join(messages)}."
+    problem = f"`{path}` is {describe_value(items[0]['input'])}. {'; or '.join(messages)}."
     return refuse(problem, path, "too_large" if "too_long" in kinds else None)
 
 
-def written(place: Collection[str | int]) -> str:
+def join_path(place: Collection[str | int]) -> str:
     """Join the components of a field's path, for example to `messages[2].content`."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
 
 
-def shown(value: Any) -> str:
+def describe_value(value: Any) -> str:
     """Describe a JSON value briefly for an error message."""
     if isinstance(value, list | dict):
         return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"

@@ -36,7 +36,7 @@ from rorqual.ops.backends import backend
 from rorqual.ops.backends.torch_invariant import NOT_HELD
 from rorqual.ops.devices import check_device
 from rorqual.ops.paged import BLOCK
-from rorqual.serve.wire import LONGEST_LINE, TENANT, EngineArguments, ask_of, line, scored
+from rorqual.serve.wire import LONGEST_LINE, TENANT, EngineArguments, ask_of, line, score_messages
 
 BEAT = 0.5
 """Seconds between heartbeats. A heartbeat contains the engine's statistics."""
@@ -68,9 +68,9 @@ class Worker:
     def run(self) -> None:
         """Run until standard input closes."""
         threading.Thread(target=self._listen, daemon=True).start()
-        while self._hear():
+        while self._read_messages():
             if self.numbers:
-                self._tell(self.engine.step())
+                self._send_deltas(self.engine.step())
             self._install()
             self._live()
 
@@ -79,7 +79,7 @@ class Worker:
             self.inbox.put(json.loads(text))
         self.inbox.put(None)
 
-    def _hear(self) -> bool:
+    def _read_messages(self) -> bool:
         """Handle incoming messages, and wait for a message if no request is running. Return False when standard input closes.
 
         The call returns when the next heartbeat is due, even if more messages are queued.
@@ -93,7 +93,7 @@ class Worker:
                 break
             if message is None:
                 return False
-            self._obey(message)
+            self._handle_message(message)
             if time.monotonic() > until:
                 break
         return True
@@ -105,7 +105,7 @@ class Worker:
             self.beat = now
             self._send(line("beat", stats=self.engine.stats()))
 
-    def _obey(self, message: dict[str, Any]) -> None:
+    def _handle_message(self, message: dict[str, Any]) -> None:
         number = message.get("number", -1)
         match message["kind"]:
             case "update":
@@ -160,7 +160,7 @@ class Worker:
             if not self.updates:
                 held, self.held = self.held, {}
                 for message in held.values():
-                    self._obey(message)
+                    self._handle_message(message)
 
     def _submit(self, number: int, message: dict[str, Any]) -> None:
         if self.updates:
@@ -189,7 +189,7 @@ class Worker:
         else:
             self._refuse(number, delta.completion.error, 500)
 
-    def _tell(self, deltas: list[Delta]) -> None:
+    def _send_deltas(self, deltas: list[Delta]) -> None:
         rows = []
         for delta in deltas:
             if delta.request_id not in self.numbers:
@@ -203,7 +203,7 @@ class Worker:
             if delta.scores is not None and delta.request_id not in self.scored:
                 self.scored.add(delta.request_id)
                 number, scores = self.numbers[delta.request_id], delta.scores
-                for message in scored(number, scores.logprobs, scores.best, scores.top):
+                for message in score_messages(number, scores.logprobs, scores.best, scores.top):
                     self._send(message)
             if delta.completion is not None and delta.request_id in self.recorded and not self._record(delta):
                 continue

@@ -5,22 +5,22 @@ from __future__ import annotations
 from fractions import Fraction
 
 from rorqual.tasks.expressions import verify_latex
-from rorqual.tasks.marks import BOXED, last_line, marked, spoken, unwrapped
+from rorqual.tasks.marks import BOXED, last_line, last_mark, unwrap_answer, without_thinking
 from rorqual.tasks.numbers import last_number, read_number, whole_number
 from rorqual.tasks.task import Verdict
 
-__all__ = ["answer_number", "boxed", "final_answer", "final_number", "marked", "math_equal", "whole_number"]
+__all__ = ["answer_number", "final_answer", "final_number", "last_boxed", "last_mark", "math_equal", "whole_number"]
 
 
-def boxed(text: str) -> str | None:
+def last_boxed(text: str) -> str | None:
     r"""Return the content of the last complete `\boxed{...}`, or None."""
     return BOXED.find(text)
 
 
 def final_answer(text: str) -> str:
     """Return the last marked answer, else the last non-empty line, without surrounding `$`."""
-    answer = marked(text)
-    return unwrapped(last_line(text) if answer is None else answer)
+    answer = last_mark(text)
+    return unwrap_answer(last_line(text) if answer is None else answer)
 
 
 def final_number(text: str) -> Fraction | None:
@@ -28,8 +28,8 @@ def final_number(text: str) -> Fraction | None:
 
     `1,234`, `$5`, `-2.50`, `3/4` and `70k` are numbers, and 50% is 50.
     """
-    answer = marked(text)
-    number = last_number(spoken(text)) if answer is None else read_number(answer)
+    answer = last_mark(text)
+    number = last_number(without_thinking(text)) if answer is None else read_number(answer)
     return None if number is None else number.value
 
 

@@ -24,8 +24,8 @@ from rorqual.core.journal import append_line, read_lines, to_line
 from rorqual.core.records import write_atomic, write_json
 from rorqual.core.user_code import import_file
 from rorqual.tasks.answer import answer_number, final_answer
-from rorqual.tasks.file_task import FileTask, normal
-from rorqual.tasks.marks import marked
+from rorqual.tasks.file_task import FileTask, normalize_text
+from rorqual.tasks.marks import last_mark
 from rorqual.tasks.task import Problem, Split, Verdict
 
 AnswerKind = Literal["label", "number", "JSON", "text"]
@@ -120,7 +120,7 @@ class Examples(FileTask):
 
     def _answers(self, problem: Problem, reply: str) -> list[str]:
         """Return the texts that may be the answer: with `last_line` the end of the reply, as long as the right answer; and the reply."""
-        if not self.last_line or (self.kind == "number" and self.judge is None and marked(reply) is not None):
+        if not self.last_line or (self.kind == "number" and self.judge is None and last_mark(reply) is not None):
             return [reply]
         lines = [line for line in reply.split("\n") if line.strip() and not line.lstrip().startswith("```")]
         end = "\n".join(lines[-max(1, len([line for line in problem.answer.split("\n") if line.strip()])) :])
@@ -145,12 +145,12 @@ def canonical(text: str, kind: AnswerKind) -> str | None:
             return None
     if kind == "text":
         return " ".join(text.split()) or None
-    return normal(text).rstrip(".。") or None
+    return normalize_text(text).rstrip(".。") or None
 
 
 def _normal_json(value: Any) -> Any:
     if isinstance(value, str):
-        return normal(value)
+        return normalize_text(value)
     if isinstance(value, list):
         return [_normal_json(item) for item in value]
     if isinstance(value, dict):

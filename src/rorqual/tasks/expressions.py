@@ -92,7 +92,7 @@ def bare_words(text: str) -> str:
 
 def compare_expressions(gold: str, answer: str) -> Verdict:
     """Compare two LaTeX expressions with math-verify. May take forever."""
-    golds = _parsed(gold)
+    golds = _parse_expression(gold)
     if not golds:
         return Verdict.UNGRADED
     based = [_BASED.fullmatch(text.replace(" ", "")) for text in (gold, answer)]
@@ -103,15 +103,15 @@ def compare_expressions(gold: str, answer: str) -> Verdict:
     sides = re.split(r"(?<![<>\\!])=", answer)
     if "=" in gold or "," in answer or any(re.search(r"(?<!\\)\b[A-Za-z]", side) for side in sides[:-1]):
         sides = [answer]
-    return _verdict(all(_verified(golds, _parsed(side)) for side in sides))
+    return _verdict(all(_verify_equal(golds, _parse_expression(side)) for side in sides))
 
 
-def _verified(golds: list[Any], answers: list[Any]) -> bool:
+def _verify_equal(golds: list[Any], answers: list[Any]) -> bool:
     options: dict[str, Any] = {"timeout_seconds": None, "raise_on_error": True, "allow_set_relation_comp": True}
     return bool(answers) and math_verify().verify(golds, answers, numeric_precision=DIGITS, **options)
 
 
-def _parsed(text: str) -> list[Any]:
+def _parse_expression(text: str) -> list[Any]:
     """Parse `text`, without math-verify's fallback strings, and with each decimal as an exact fraction."""
     from sympy import Float, Rational
 

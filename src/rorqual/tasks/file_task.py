@@ -52,7 +52,7 @@ def held_out(data: Path, split: Split, names: dict[str, str]) -> list[Path]:
     return files(data, names[source])
 
 
-def carve(problems: list[tuple[str, Problem]], split: Split) -> list[Problem]:
+def carve_dev_split(problems: list[tuple[str, Problem]], split: Split) -> list[Problem]:
     """Divide (group, problem) pairs for training into train and dev by a hash of the group.
 
     Test problems are returned unchanged. A group holds related problems, such as questions about one text, and stays in
@@ -65,7 +65,7 @@ def carve(problems: list[tuple[str, Problem]], split: Split) -> list[Problem]:
     ]
 
 
-def shuffled(problems: list[Problem], split: Split, seed: int, where: str) -> Iterator[Problem]:
+def shuffle_problems(problems: list[Problem], split: Split, seed: int, where: str) -> Iterator[Problem]:
     """Return the problems shuffled by `seed`. Raises DataError if there are no problems."""
     if not problems:
         raise DataError(f"the split '{split}' is empty", where=where, remedy="Check the file, or use another split.")
@@ -83,13 +83,13 @@ class FileTask(Task):
     def problems(self, split: Split, seed: int) -> Iterator[Problem]:
         if split not in self._cache:
             self._cache[split] = tuple(self.load(split))
-        return shuffled(list(self._cache[split]), split, seed, str(self.data))
+        return shuffle_problems(list(self._cache[split]), split, seed, str(self.data))
 
     @abstractmethod
     def load(self, split: Split) -> list[Problem]:
         """Return the problems of `split` in file order."""
 
 
-def normal(text: str) -> str:
+def normalize_text(text: str) -> str:
     """Return `text` in lower case with single spaces, because white space and case do not distinguish problems."""
     return " ".join(text.split()).lower()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rorqual.core.errors import DataError
 from rorqual.core.rows import DataRow, read_rows
-from rorqual.tasks.file_task import SAMPLES, FileTask, carve, held_out, normal
+from rorqual.tasks.file_task import SAMPLES, FileTask, carve_dev_split, held_out, normalize_text
 from rorqual.tasks.labels import label_of, last_label
 from rorqual.tasks.marked_task import VERSION, MarkedTask
 from rorqual.tasks.marks import ANSWER, first_sentence
@@ -36,22 +36,22 @@ class Folio(FileTask, MarkedTask):
     def load(self, split: Split) -> list[Problem]:
         paths = held_out(self.data, split, {"train": "train", "test": "validation"})
         problems = [self._problem(row, split) for path in paths for row in read_rows(path)]
-        return carve([(str(p.meta["story"]), p) for p in problems], split)
+        return carve_dev_split([(str(p.meta["story"]), p) for p in problems], split)
 
     def _problem(self, row: DataRow, split: Split) -> Problem:
-        premises, conclusion, gold = row.texts("premises"), row.get("conclusion"), row.get("label")
+        premises, conclusion, gold = row.text_values("premises"), row.get("conclusion"), row.get("label")
         gold = SAME.get(gold, gold)
         if gold not in LABELS and split == "train":
             raise DataError(f"unknown label {gold!r}", where=row.where, remedy=f"Use one of: {', '.join(LABELS)}.")
         listed = "\n".join(f"- {premise.strip()}" for premise in premises)
         return Problem(
-            key=f"folio {' '.join(sorted(map(normal, premises)))} | {normal(conclusion)}",
-            prompt=self.mark.asked(
+            key=f"folio {' '.join(sorted(map(normalize_text, premises)))} | {normalize_text(conclusion)}",
+            prompt=self.mark.prompt_for_mark(
                 f"Premises:\n{listed}\nConclusion: {conclusion.strip()}", "True, False or Uncertain"
             ),
             answer=self.mark.write(gold),
             family="folio",
-            meta={"where": row.where, "story": " ".join(sorted(map(normal, premises)))},
+            meta={"where": row.where, "story": " ".join(sorted(map(normalize_text, premises)))},
             version=VERSION,
         )
 

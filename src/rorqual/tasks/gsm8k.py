@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rorqual.core.errors import DataError
 from rorqual.core.rows import DataRow, read_rows
-from rorqual.tasks.file_task import SAMPLES, FileTask, carve, held_out, normal
+from rorqual.tasks.file_task import SAMPLES, FileTask, carve_dev_split, held_out, normalize_text
 from rorqual.tasks.marked_task import VERSION, MarkedTask
 from rorqual.tasks.marks import HASHES, first_sentence
 from rorqual.tasks.numbers import Number, last_number, read_number, whole_number
@@ -35,7 +35,7 @@ class Gsm8k(FileTask, MarkedTask):
     def load(self, split: Split) -> list[Problem]:
         paths = held_out(self.data, split, {"train": "train", "test": "test"})
         problems = [self._problem(row, split) for path in paths for row in read_rows(path)]
-        return carve([(p.key, p) for p in problems], split)
+        return carve_dev_split([(p.key, p) for p in problems], split)
 
     def _problem(self, row: DataRow, split: Split) -> Problem:
         question = row.get("question")
@@ -46,8 +46,8 @@ class Gsm8k(FileTask, MarkedTask):
                 f"no number after '####': {gold.strip()!r:.40}", where=row.where, remedy="Fix or remove the row."
             )
         return Problem(
-            key=f"gsm8k {normal(question)}",
-            prompt=self.mark.asked(question, "NUMBER"),
+            key=f"gsm8k {normalize_text(question)}",
+            prompt=self.mark.prompt_for_mark(question, "NUMBER"),
             answer=self.mark.write(gold.strip() if number is None else gold.strip().replace(",", "")),
             family="gsm8k",
             steps=CALCULATOR.sub("", steps).strip() or None,

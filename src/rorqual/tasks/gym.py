@@ -83,7 +83,7 @@ class GymTask(MarkedTask):
     def _problem(self, entry: dict[str, Any]) -> Problem:
         return Problem(
             key=f"{self.name} {' '.join(entry['question'].split())}",
-            prompt=self.mark.asked(entry["question"], "ANSWER"),
+            prompt=self.mark.prompt_for_mark(entry["question"], "ANSWER"),
             answer=self.mark.write(str(entry["answer"])),
             family=self.dataset,
             meta={"entry": entry},

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rorqual.core.errors import DataError
 from rorqual.core.rows import DataRow, read_rows
-from rorqual.tasks.file_task import SAMPLES, FileTask, carve, held_out
+from rorqual.tasks.file_task import SAMPLES, FileTask, carve_dev_split, held_out
 from rorqual.tasks.marked_task import VERSION, MarkedTask
 from rorqual.tasks.marks import TAG
 from rorqual.tasks.task import Problem, Split
@@ -39,20 +39,20 @@ class Knights(FileTask, MarkedTask):
         paths = held_out(self.data, split, {"train": "train", "test": "test"})
         problems = [self._problem(row, split) for path in paths for row in read_rows(path)]
         selected = [(p.key, p) for p in problems if not self.people or len(p.meta["names"]) in self.people]
-        return carve(selected, split)
+        return carve_dev_split(selected, split)
 
     def _problem(self, row: DataRow, split: Split) -> Problem:
-        names, solution = row.texts("names"), row.get("solution", list)
+        names, solution = row.text_values("names"), row.get("solution", list)
         usable = len(names) == len(solution) > 0 and all(isinstance(truth, bool) for truth in solution)
         if not usable and split == "train":
             raise DataError(
                 "the solution does not give each name a role", where=row.where, remedy="Fix or remove the row."
             )
         facts = [f"{name} is a {'knight' if truth else 'knave'}." for name, truth in zip(names, solution)]
-        trace = [row.get("cot_head"), *row.texts("cot_repeat_steps"), row.get("cot_foot")]
+        trace = [row.get("cot_head"), *row.text_values("cot_repeat_steps"), row.get("cot_foot")]
         return Problem(
             key=f"knights {row.get('statements')}",
-            prompt=self.mark.asked(row.get("quiz"), "NAME is a knight. NAME is a knave."),
+            prompt=self.mark.prompt_for_mark(row.get("quiz"), "NAME is a knight. NAME is a knave."),
             answer=self.mark.write(" ".join(facts) if usable else ""),
             family="knights",
             level=f"{len(names)} people",
@@ -64,7 +64,7 @@ class Knights(FileTask, MarkedTask):
     def value(self, problem: Problem, text: str) -> tuple[bool, ...] | None:
         """Return whether each person is a knight, or None if the text does not give each person one role, or says more."""
         stated = roles(problem, text)
-        rest = _said(problem).sub("", text)
+        rest = _statement_pattern(problem).sub("", text)
         once = len(stated) == len(set(stated)) == len(problem.meta["names"])
         return _truths(problem, stated) if once and not REST.sub("", rest) else None
 
@@ -76,14 +76,14 @@ class Knights(FileTask, MarkedTask):
         return str(problem.meta["solution"])
 
 
-def _said(problem: Problem) -> re.Pattern[str]:
+def _statement_pattern(problem: Problem) -> re.Pattern[str]:
     names = "|".join(map(re.escape, sorted(problem.meta["names"], key=len, reverse=True)))
     return re.compile(rf"(?<!\w)({names})[\s:=*|-]{{1,6}}(?:is )?(?:an? )?\*{{0,2}}(knight|knave)(?!\w)", re.IGNORECASE)
 
 
 def roles(problem: Problem, text: str) -> list[tuple[str, bool]]:
     """Return each statement of a role, such as ("zoey", True) for `Zoey is a knight` or `Zoey: knight`."""
-    return [(match[1].lower(), match[2].lower() == "knight") for match in _said(problem).finditer(text)]
+    return [(match[1].lower(), match[2].lower() == "knight") for match in _statement_pattern(problem).finditer(text)]
 
 
 def _truths(problem: Problem, stated: Sequence[tuple[str, bool]]) -> tuple[bool, ...] | None:

@@ -6,14 +6,14 @@ import re
 from collections.abc import Sequence
 
 
-def folded(text: str) -> str:
+def fold_label(text: str) -> str:
     """Return `text` in lower case, with single spaces and without the punctuation around it."""
     return " ".join(text.lower().split()).strip(" .,;:!?*_`\"'()[]{}$")
 
 
 def label_of(text: str, labels: Sequence[str]) -> str | None:
     """Return the label that `text` is, or None. Case, white space and punctuation do not count."""
-    return next((label for label in labels if folded(label) == folded(text)), None)
+    return next((label for label in labels if fold_label(label) == fold_label(text)), None)
 
 
 def last_label(text: str, labels: Sequence[str]) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
-from rorqual.tasks.marks import spoken
+from rorqual.tasks.marks import without_thinking
 from rorqual.tasks.task import Problem, Task, Verdict
 
 VERSION = 2
@@ -45,7 +45,7 @@ class MarkedTask(Task):
         return self._judge(problem, self.marked_value(problem, reply))
 
     def grade_last(self, problem: Problem, reply: str) -> Verdict:
-        return self._judge(problem, self.last_value(problem, spoken(reply)))
+        return self._judge(problem, self.last_value(problem, without_thinking(reply)))
 
     def is_marked(self, problem: Problem, reply: str) -> bool:
         return self.marked_value(problem, reply) is not None

@@ -40,7 +40,7 @@ class Mark:
         """Return `answer` in this mark."""
         return self.form.replace("ANSWER", answer)
 
-    def asked(self, prompt: str, what: str) -> str:
+    def prompt_for_mark(self, prompt: str, what: str) -> str:
         """Return `prompt` with the instruction to mark the answer. `what` stands for the answer, such as NUMBER.
 
         The instruction has few words, so that it is no match in a search for contamination.
@@ -53,7 +53,7 @@ class Mark:
         Marks that are joined by `and`, `or` or a comma are one list. A reply is also unmarked if its last sentence with a mark marks
         different answers.
         """
-        reply = spoken(reply)
+        reply = without_thinking(reply)
         marked = self.find_all(reply)[-MARKS:]
         if not marked:
             return None
@@ -67,15 +67,15 @@ class Mark:
             elif before.text != last.text:
                 return None
             last = before
-        return unwrapped(text) or None
+        return unwrap_answer(text) or None
 
 
-def spoken(reply: str) -> str:
+def without_thinking(reply: str) -> str:
     """Return the reply without its thinking."""
     return reply.rpartition("</think>")[2].partition("<think>")[0]
 
 
-def unwrapped(text: str) -> str:
+def unwrap_answer(text: str) -> str:
     r"""Return `text` without emphasis, math delimiters, a final full stop and a box around all of it."""
     for _ in range(WRAPPINGS):
         text = text.strip()
@@ -134,17 +134,17 @@ ALONE = Mark("ANSWER", _whole)
 def first_sentence(text: str) -> str:
     """Return `text` up to the end of its first sentence."""
     end = _SENTENCE_END.search(text)
-    return unwrapped(text[: end.start()]) if end else text
+    return unwrap_answer(text[: end.start()]) if end else text
 
 
 def last_line(reply: str) -> str:
     """Return the last line of the reply that is not empty, or ""."""
-    lines = [line.strip() for line in spoken(reply).split("\n") if line.strip()]
+    lines = [line.strip() for line in without_thinking(reply).split("\n") if line.strip()]
     return lines[-1] if lines else ""
 
 
-def marked(reply: str) -> str | None:
+def last_mark(reply: str) -> str | None:
     r"""Return the text of the last mark of any kind (`\boxed{}`, `####`, `Answer:`, `<answer>`), or None."""
-    text = spoken(reply)
+    text = without_thinking(reply)
     found = [(one.end, mark) for mark in (BOXED, HASHES, ANSWER, TAG) for one in mark.find_all(text)[-1:]]
     return max(found, key=lambda item: item[0])[1].find(text) if found else None

@@ -8,9 +8,9 @@ from pathlib import Path
 from rorqual.core.errors import DataError
 from rorqual.core.rows import DataRow, read_rows
 from rorqual.tasks.expressions import math_verify, verify_latex
-from rorqual.tasks.file_task import SAMPLES, FileTask, files, normal
+from rorqual.tasks.file_task import SAMPLES, FileTask, files, normalize_text
 from rorqual.tasks.marked_task import VERSION, MarkedTask
-from rorqual.tasks.marks import BOXED, last_line, unwrapped
+from rorqual.tasks.marks import BOXED, last_line, unwrap_answer
 from rorqual.tasks.task import Problem, Split, Verdict
 
 FORMULA = re.compile(
@@ -51,8 +51,8 @@ class Math500(FileTask, MarkedTask):
 
     def _problem(self, row: DataRow) -> Problem:
         return Problem(
-            key=f"math500 {normal(row.get('problem'))}",
-            prompt=self.mark.asked(row.get("problem"), "EXPRESSION"),
+            key=f"math500 {normalize_text(row.get('problem'))}",
+            prompt=self.mark.prompt_for_mark(row.get("problem"), "EXPRESSION"),
             answer=self.mark.write(row.get("answer")),
             family=row.get("subject") if "subject" in row.values else "math500",
             level=str(row.values.get("level", "")),
@@ -68,7 +68,7 @@ class Math500(FileTask, MarkedTask):
     def last_value(self, problem: Problem, reply: str) -> str | None:
         found = [(match.end(), match[match.lastindex or 0]) for match in FORMULA.finditer(reply)]
         found += [(box.end, box.text) for box in self.mark.find_all(reply)]
-        return self.value(problem, unwrapped(max(found)[1] if found else last_line(reply)))
+        return self.value(problem, unwrap_answer(max(found)[1] if found else last_line(reply)))
 
     def same(self, problem: Problem, gold: str, value: str) -> Verdict:
         return verify_latex(gold, value, timeout=self.timeout)

@@ -9,7 +9,7 @@ from rorqual.core.errors import DataError
 from rorqual.core.records import Message
 from rorqual.core.rows import DataRow, read_rows
 from rorqual.tasks.answer import answer_number, final_answer
-from rorqual.tasks.file_task import FileTask, carve, held_out, normal
+from rorqual.tasks.file_task import FileTask, carve_dev_split, held_out, normalize_text
 from rorqual.tasks.task import Problem, Split, Verdict
 
 VERSION = 2
@@ -47,7 +47,7 @@ class Messages(FileTask):
     def load(self, split: Split) -> list[Problem]:
         paths = held_out(self.data, split, {"train": "train", "test": "test"})
         problems = [self._problem(row) for path in paths for row in read_rows(path)]
-        return carve([(p.key, p) for p in problems], split)
+        return carve_dev_split([(p.key, p) for p in problems], split)
 
     def _problem(self, row: DataRow) -> Problem:
         *before, reply = read_conversation(row.values, row.where)
@@ -58,7 +58,7 @@ class Messages(FileTask):
                 remedy="Add a user turn and the assistant turn that is the gold answer.",
             )
         return Asked(
-            key="messages " + " | ".join(f"{m.role} {normal(m.label)}" for m in before),
+            key="messages " + " | ".join(f"{m.role} {normalize_text(m.label)}" for m in before),
             prompt=before[-1].label,
             answer=reply.text.strip(),
             family="messages",
@@ -70,7 +70,7 @@ class Messages(FileTask):
     def canonical_answer(self, problem: Problem, reply: str) -> str | None:
         """See `Task.canonical_answer`. The type of the gold answer decides whether replies are compared as numbers or as text."""
         if answer_number(problem.answer) is None:
-            return normal(final_answer(reply)) or None
+            return normalize_text(final_answer(reply)) or None
         number = answer_number(reply)
         return None if number is None else str(number)
 

@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Any, Literal
 
 from rorqual.core.records import Message
-from rorqual.tasks.marks import ALONE, Mark, last_line, marked
+from rorqual.tasks.marks import ALONE, Mark, last_line, last_mark
 from rorqual.tasks.numbers import last_number, whole_number
 
 Split = Literal["train", "dev", "test"]
@@ -90,7 +90,7 @@ class Task(ABC):
         verdict = self.grade(problem, reply)
         if verdict is not Verdict.WRONG:
             return verdict
-        number = last_number(reply) if whole_number(marked(problem.answer) or problem.answer) is not None else None
+        number = last_number(reply) if whole_number(last_mark(problem.answer) or problem.answer) is not None else None
         return self.grade(problem, last_line(reply) if number is None else number.text)
 
     def is_marked(self, problem: Problem, reply: str) -> bool:

@@ -15,10 +15,10 @@ from itertools import pairwise, permutations
 from typing import Any
 
 from rorqual.core.sampling import Grammar
-from rorqual.engine.grammar.calculator import result
+from rorqual.engine.grammar.calculator import calculate
 from rorqual.tasks.answer import final_answer, final_number
 from rorqual.tasks.examples import AnswerKind
-from rorqual.tasks.file_task import normal
+from rorqual.tasks.file_task import normalize_text
 from rorqual.teach.examples import Example
 
 MOST_LABELS = 1_000
@@ -36,9 +36,9 @@ def spelling(examples: Sequence[Example]) -> dict[str, str]:
     """Return the most frequent spelling of each label, by its normal form, most frequent label first."""
     forms: dict[str, Counter[str]] = {}
     for one in examples:
-        forms.setdefault(normal(one.answer), Counter())[one.answer] += 1
+        forms.setdefault(normalize_text(one.answer), Counter())[one.answer] += 1
     ordered = sorted(forms.values(), key=lambda counts: -counts.total())
-    return {normal(counts.most_common(1)[0][0]): counts.most_common(1)[0][0] for counts in ordered}
+    return {normalize_text(counts.most_common(1)[0][0]): counts.most_common(1)[0][0] for counts in ordered}
 
 
 def answer_grammar(train: Sequence[Example], kind: AnswerKind) -> Grammar | None:
@@ -160,5 +160,5 @@ def calculates(train: Sequence[Example]) -> bool:
 def _calculations_of(reasoning: str) -> tuple[int, int]:
     """Return the number of calculations that the engine would complete, and in how many of them it would write what is there."""
     halves = ((reasoning[: match.end()], reasoning[match.end() :]) for match in re.finditer("=", reasoning))
-    pairs = [(rest, written) for begun, rest in halves if (written := result(begun))]
+    pairs = [(rest, written) for begun, rest in halves if (written := calculate(begun))]
     return len(pairs), sum(bool(re.match(rf"{re.escape(written)}(?![.,]?\d)", rest)) for rest, written in pairs)

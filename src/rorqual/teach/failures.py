@@ -12,7 +12,7 @@ from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.evals.table import percent
 from rorqual.report.table import Table
 from rorqual.tasks.examples import AnswerKind, canonical
-from rorqual.tasks.file_task import normal
+from rorqual.tasks.file_task import normalize_text
 from rorqual.tasks.task import Verdict
 from rorqual.teach.examples import short
 
@@ -122,7 +122,7 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, str]]:
                 continue  # the same as a missing key
             yield from _leaves(f"{name}.{key}" if name else key, inner)
     else:
-        yield name, normal(value if isinstance(value, str) else json.dumps(value))
+        yield name, normalize_text(value if isinstance(value, str) else json.dumps(value))
 
 
 def failures_text(before: Evaluation, after: Evaluation, kind: AnswerKind, *, count: int) -> str:
@@ -137,7 +137,7 @@ def failures_text(before: Evaluation, after: Evaluation, kind: AnswerKind, *, co
     for change in SHOWN_CHANGES:
         for pair in changes[change][:count]:
             lines += ["", f"{change}: {short(pair.after.prompt, 400)}"]
-            texts = shown(pair.before), shown(pair.after), short(pair.after.answer, LONG)
+            texts = show_reply(pair.before), show_reply(pair.after), short(pair.after.answer, LONG)
             lines += [f"  {name:<{width}}  {text}" for name, text in zip(names, texts, strict=True)]
     sizes = [len(changes[change]) for change in SHOWN_CHANGES]
     if hidden := sum(max(0, size - count) for size in sizes):
@@ -169,7 +169,7 @@ def wrong_answers(group: FailureGroup) -> str:
     return ", ".join(f"{short(answer, 30)} ({count})" for answer, count in list(group.answers.items())[:2])
 
 
-def shown(sample: GradedSample) -> str:
+def show_reply(sample: GradedSample) -> str:
     """Return a reply in one line, with its reasoning."""
     thought = f"{short(' '.join((sample.reasoning or '').split()), 70)} => " if sample.reasoning else ""
     return thought + (short(" ".join(sample.reply.split()), LONG) or "(nothing)")

@@ -123,7 +123,7 @@ def measure_base(
         seconds = (time.monotonic() - began) / TRIED * len(problems)
         if seconds > most_seconds:
             raise TooSlow(seconds)
-    return measured(engine, task, problems, name, params, "auto", show=show)
+    return measure_model(engine, task, problems, name, params, "auto", show=show)
 
 
 def base_params(params: SamplingParams) -> SamplingParams:
@@ -131,7 +131,7 @@ def base_params(params: SamplingParams) -> SamplingParams:
     return params if params.grammar else replace(params, max_tokens=max(params.max_tokens, BASE_TOKENS))
 
 
-def measured(
+def measure_model(
     engine: Engine,
     task: Examples,
     problems: Sequence[Problem],
@@ -166,7 +166,7 @@ def opened_for(task: Examples, run: RunDir) -> Examples:
     return task
 
 
-def predicted(name: str, task: Examples, problems: Sequence[Problem], replies: Sequence[str]) -> Evaluation:
+def evaluate_baseline(name: str, task: Examples, problems: Sequence[Problem], replies: Sequence[str]) -> Evaluation:
     """Return the evaluation of a baseline that is not a language model."""
     return Evaluation(
         task=task.name,

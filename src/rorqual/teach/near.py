@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from rorqual.tasks.file_task import normal
+from rorqual.tasks.file_task import normalize_text
 
 SIMILAR = 0.8
 WIDTH = 5
@@ -72,7 +72,7 @@ def find_near(texts: Sequence[str]) -> NearTexts:
 
 def _without_instruction(texts: Sequence[str]) -> list[str]:
     """Return the texts in normal form, without a long beginning and end that all share."""
-    normals = [normal(text) for text in texts]
+    normals = [normalize_text(text) for text in texts]
     if len(texts) < COMMON_TEXTS:
         return normals
     start = _shared_length(normals)

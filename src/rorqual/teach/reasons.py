@@ -42,7 +42,7 @@ class Reasons:
     given: Sequence[str] = ()
     stopped: str = ""
 
-    def applied(self, train: Sequence[Example]) -> list[Example]:
+    def with_reasons(self, train: Sequence[Example]) -> list[Example]:
         """Return the examples that have reasons, with them, or all examples without reasons if too few have one."""
         found = [
             replace(one, reasoning=self.texts[one.key], told=one.key in self.given)
@@ -93,7 +93,7 @@ def teacher_reasons(
         ]
         found = {}
         if rows and not stopped:
-            paid = _paid(config, folder / "solved") if name == "given" else 0.0
+            paid = _samples_cost(config, folder / "solved") if name == "given" else 0.0
             left_over = (
                 config.model_copy(update={"budget": max(config.budget - paid, SMALLEST)}) if config.budget else config
             )
@@ -149,7 +149,7 @@ def factory_config(config: TeachConfig, data: Path, count: int) -> FactoryConfig
     )
 
 
-def _paid(config: TeachConfig, folder: Path) -> float:
+def _samples_cost(config: TeachConfig, folder: Path) -> float:
     """Return what the samples of a folder cost."""
     rows = read_distilled(folder / "data.parquet").rows
     return sum(config.price_in * row.prompt_tokens + config.price_out * row.completion_tokens for row in rows) / 1e6

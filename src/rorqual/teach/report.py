@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from rorqual.core.journal import read_lines
 from rorqual.core.ledger import UNACCOUNTED, read_ledger
-from rorqual.core.log import clock
+from rorqual.core.log import clock_text
 from rorqual.core.records import write_json
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.table import percent
@@ -18,7 +18,7 @@ from rorqual.tasks.examples import openings
 from rorqual.teach.config import TeachConfig
 from rorqual.teach.dataset import Dataset
 from rorqual.teach.examples import short
-from rorqual.teach.failures import SHOWN_CHANGES, Pair, by_change, failures_table, groups, pairs_of, shown
+from rorqual.teach.failures import SHOWN_CHANGES, Pair, by_change, failures_table, groups, pairs_of, show_reply
 from rorqual.teach.paths import AFTER, ALONE, BEFORE, TeachPaths
 from rorqual.teach.plan import TeachPlan
 from rorqual.teach.reasons import read_reasons
@@ -102,7 +102,7 @@ def two_examples(pairs: Sequence[Pair]) -> list[Pair]:
 def transcript(pair: Pair) -> list[tuple[str, str, str]]:
     """Return an example with both replies as lines of (name, text, "right", "wrong" or "")."""
     replies = [
-        (name, shown(sample), "right" if sample.verdict.value == "right" else "wrong")
+        (name, show_reply(sample), "right" if sample.verdict.value == "right" else "wrong")
         for name, sample in (("before", pair.before), ("after", pair.after))
     ]
     return [("example", short(pair.after.prompt, 400), ""), ("right answer", pair.after.answer, ""), *replies]
@@ -146,7 +146,7 @@ def training_tables(paths: TeachPaths) -> Iterator[Table]:
     yield Table(title="Checkpoints", heads=("checkpoint", "right on dev", "%"), rows=dev)
     stages = {UNACCOUNTED: "start and the rest"}
     spent = [
-        (stages.get(entry.stage, entry.stage), clock(entry.seconds), clock(entry.core_seconds))
+        (stages.get(entry.stage, entry.stage), clock_text(entry.seconds), clock_text(entry.core_seconds))
         for entry in read_ledger(paths.ledger)
     ]
     yield Table(title="Time", heads=("stage", "time", "core time"), rows=spent)

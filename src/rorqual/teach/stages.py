@@ -20,7 +20,7 @@ from rorqual.convert.stream import Progress as BytesProgress
 from rorqual.core.errors import ConfigError
 from rorqual.core.ledger import Ledger, read_ledger
 from rorqual.core.lock import own_run
-from rorqual.core.log import Progress, clock
+from rorqual.core.log import Progress, clock_text
 from rorqual.core.records import TaskDefaults, Thinking, write_atomic, write_json
 from rorqual.data.chat import ChatFormat, chat_format, load_chat, read_chat
 from rorqual.data.tokenizer import Tokenizer
@@ -37,17 +37,17 @@ from rorqual.teach.check import Check, check_file
 from rorqual.teach.check_page import check_page, check_text, to_json
 from rorqual.teach.classical import Rule, apply_rule, classical
 from rorqual.teach.config import TeachConfig, refuse_other_settings, settings_text
-from rorqual.teach.dataset import Dataset, divide, read_test, refuse_size, rows_of, usable_examples
+from rorqual.teach.dataset import Dataset, divide_examples, read_test, refuse_size, rows_of, usable_examples
 from rorqual.teach.examples import Example
 from rorqual.teach.measure import (
     Baseline,
     TooSlow,
     base_params,
     base_prompts,
+    evaluate_baseline,
     measure_base,
-    measured,
+    measure_model,
     opened_for,
-    predicted,
     test_problems,
 )
 from rorqual.teach.paths import AFTER, ALONE, TeachPaths
@@ -91,7 +91,7 @@ def teach(config: TeachConfig, out: Path, *, threads: int, import_progress: Byte
         work.report()
     model, report = work.paths.model.path, work.paths.report
     seconds = sum(entry.seconds for entry in read_ledger(work.paths.ledger))
-    print(f"\ndone in {clock(seconds)}; the report is {report}")
+    print(f"\ndone in {clock_text(seconds)}; the report is {report}")
     print(f"  try it     rorqual chat {model}\n  serve it   rorqual serve {model} name={out.name}")
     print(f"  export it  rorqual export {model} {out / 'model.gguf'} format=gguf dtype=q8_0")
     print(f"  see what it gets wrong: rorqual failures {out}")
@@ -127,7 +127,8 @@ class TeachStages:
         c = self.config
         self._say(
             f"Will check {c.file}, measure baselines, train {c.base or 'SmolLM2-135M-Instruct'}, and measure it on at most {c.count:,} "
-            f"test examples.\nTime: about {clock(60 * c.minutes)}, and as much again for the baselines. Disk: about 1 GB in {self.paths.out}."
+            f"test examples.\nTime: about {clock_text(60 * c.minutes)}, and as much again for the baselines. "
+            f"Disk: about 1 GB in {self.paths.out}."
         )
         if c.teacher:
             limit = f"at most {c.budget:g} at the given prices" if c.budget else "no budget is set"
@@ -166,12 +167,12 @@ class TeachStages:
             [length] = lengths_of([example], self.chat)
             return f"longer than {most:,} tokens" if length.total > most else ""
 
-        return divide(self.check, test, count=c.count, reason_against=reason_against, graded=bool(c.grader))
+        return divide_examples(self.check, test, count=c.count, reason_against=reason_against, graded=bool(c.grader))
 
     def prepare(self) -> None:
         """Check the file, and write its splits. Nothing is written before all settings were read."""
         self._begin(1, "check and divide the examples")
-        with self.ledger.of("check"):
+        with self.ledger.record_stage("check"):
             self._say(check_text(self.check, "bytes", splits=False))
             usable_examples(
                 self.check, graded=bool(self.config.grader)
@@ -223,7 +224,7 @@ class TeachStages:
         if any(one.reasoning for one in train):
             self._say("  the teacher is not asked, because the examples have worked solutions")
             return train
-        with self.ledger.of(TEACHER):
+        with self.ledger.record_stage(TEACHER):
             reasons = teacher_reasons(
                 self.config,
                 train,
@@ -235,7 +236,7 @@ class TeachStages:
             )
         for note in filter(None, (reasons.stopped, reasons.without_reason(train))):
             self._say(f"  {note}")
-        return reasons.applied(train)
+        return reasons.with_reasons(train)
 
     @cached_property
     def thinking(self) -> Thinking:
@@ -251,7 +252,7 @@ class TeachStages:
     def find_base(self) -> None:
         """Find or import the base model, and turn minutes into steps."""
         self._begin(2, "choose the base model, and plan")
-        with self.ledger.of("base"):
+        with self.ledger.record_stage("base"):
             self._say(f"  {self.base.reason}")
             if not self.paths.plan.is_file():
                 plan = make_plan(
@@ -267,7 +268,7 @@ class TeachStages:
         plan = self.plan
         self._say(
             f"  {plan.steps:,} steps of {plan.rows} rows of {plan.row} tokens: {plan.epochs:.1f} epochs, {plan.step_seconds:.1f} seconds "
-            f"per step in {plan.dtype}, about {clock(plan.train_seconds)}; {self.config.minutes:g} minutes in all, without the baselines"
+            f"per step in {plan.dtype}, about {clock_text(plan.train_seconds)}; {self.config.minutes:g} minutes in all, without the baselines"
         )
         if plan.epochs < ENOUGH:
             minutes = math.ceil(self.config.minutes * 3 * ENOUGH / plan.epochs)
@@ -321,12 +322,12 @@ class TeachStages:
         if self.paths.baselines.is_file():
             return
         shots, too_slow = dict[str, list[int]](), list[str]()
-        with self.ledger.of(BASELINES):
+        with self.ledger.record_stage(BASELINES):
             for one in self._ways_to_answer():
                 try:
                     self._save(one.name, one.measure)
                 except TooSlow as error:
-                    too_slow.append(f"{one.name}: it would take about {clock(error.seconds)}")
+                    too_slow.append(f"{one.name}: it would take about {clock_text(error.seconds)}")
                     self._say(f"  left out: {too_slow[-1]}")
                 else:
                     shots[one.name] = [example.line for example in one.shots]
@@ -339,7 +340,7 @@ class TeachStages:
         problems = test_problems(task)
         ordered = sorted(tests, key=lambda one: one.key)
         for name, replies in classical(self.dataset.all_train, ordered, kind, rule=self.rule).items():
-            yield Baseline(name, partial(predicted, name, task, problems, replies))
+            yield Baseline(name, partial(evaluate_baseline, name, task, problems, replies))
         chat = load_chat(base, Tokenizer.load(base.tokenizer_file))
         context = read_model_config(base).max_position_embeddings
         lengths = lengths_of([*self.train_examples, *tests], chat)
@@ -381,14 +382,14 @@ class TeachStages:
     def train(self) -> None:
         """Train on the examples."""
         self._begin(4, f"train on {len(self.train_examples):,} examples")
-        with self.ledger.of("train"), track(self.config.trackers, self.paths.sft) as observe:
-            self.training.supervised(self.base.run, observe)
+        with self.ledger.record_stage("train"), track(self.config.trackers, self.paths.sft) as observe:
+            self.training.train_supervised(self.base.run, observe)
 
     def reinforce(self) -> None:
         """Reinforce the model where it can help, and write the taught model."""
         self._begin(5, "reinforce")
-        with self.ledger.of("reinforce"):
-            result = self.training.reinforced()
+        with self.ledger.record_stage("reinforce"):
+            result = self.training.train_grpo()
             self._say(f"  {result.text}")
             if not self.paths.model.path.exists():
                 merge_run(self.paths.grpo if result.used else self.paths.best, self.paths.model.path)
@@ -406,19 +407,19 @@ class TeachStages:
         self._begin(6, "measure the taught model")
         if self.paths.evaluation(AFTER).is_file():
             return
-        with self.ledger.of("measure"):
+        with self.ledger.record_stage("measure"):
             task = opened_for(self.task(), self.paths.model)
             problems = test_problems(task)
             engine = engine_of(self.paths.model, self.threads)
             ways = {ALONE: replace(self.params, calculator=False)} if self.params.calculator else {}
             for name, params in (ways | {AFTER: self.params}).items():
                 bar = self._bar(name, len(problems))
-                self._save(name, partial(measured, engine, task, problems, name, params, self.thinking, show=bar))
+                self._save(name, partial(measure_model, engine, task, problems, name, params, self.thinking, show=bar))
 
     def report(self) -> None:
         """Write the report, and print its first sentences."""
         self._begin(7, "report")
-        with self.ledger.of("report"):
+        with self.ledger.record_stage("report"):
             text = write_report(self.paths, self.config, self.dataset, self.plan, self.base.reason)
         print(f"\n{text}")
 

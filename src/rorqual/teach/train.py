@@ -88,7 +88,7 @@ class Training:
 
     # ---- supervised fine-tuning
 
-    def supervised(self, base: RunDir, track: Callable[[dict[str, Any]], None] | None = None) -> None:
+    def train_supervised(self, base: RunDir, track: Callable[[dict[str, Any]], None] | None = None) -> None:
         """Train on the examples, and keep the checkpoint that is best on the dev split, the later one if two are equal.
 
         `track` gets the record of each step.
@@ -101,7 +101,7 @@ class Training:
                 continue
             reached = self._fit(run, out, step, self.plan.train_seconds, track)
             if reached not in done:
-                result = self.measured(out, "sft", reached)
+                result = self.measure_on_dev(out, "sft", reached)
                 if result.accuracy >= max((one.accuracy for one in self.dev_results("sft")), default=0.0):
                     copy_run(out, self.paths.best)
                 append_line(self.paths.dev, vars(result))  # after the copy: a killed process measures and copies again
@@ -149,7 +149,7 @@ class Training:
         """Return the results on the dev split so far."""
         return [one for line in read_lines(self.paths.dev) if (one := DevResult(**line)).run == run]
 
-    def measured(self, run: RunDir, name: str, step: int) -> DevResult:
+    def measure_on_dev(self, run: RunDir, name: str, step: int) -> DevResult:
         """Measure a run on the dev split: on all of its problems, or on as many as the first measurement had time for."""
         engine = engine_of(run, self.threads)
 
@@ -177,7 +177,7 @@ class Training:
 
     # ---- reinforcement learning
 
-    def reinforced(self) -> GRPOResult:
+    def train_grpo(self) -> GRPOResult:
         """Improve the best checkpoint with GRPO, if it solves some training problems and not others, and if there is time."""
         known = self.paths.grpo_result
         if not known.is_file():
@@ -193,7 +193,7 @@ class Training:
         except NumericsError as error:
             return GRPOResult(used=False, text=f"GRPO was stopped, and its model is not used: {error.what}")
         if not self.dev_results("grpo"):
-            append_line(self.paths.dev, vars(self.measured(self.paths.grpo, "grpo", reached)))
+            append_line(self.paths.dev, vars(self.measure_on_dev(self.paths.grpo, "grpo", reached)))
         [after] = self.dev_results("grpo")
         before = max(one.accuracy for one in self.dev_results("sft"))
         used = after.accuracy > before

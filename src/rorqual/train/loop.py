@@ -30,13 +30,13 @@ from rorqual.train.state import (
     State,
     check_context,
     check_vocabulary,
-    extended,
     make_tokenizer,
     restore,
-    versioned,
+    with_extensions,
+    with_problem_versions,
     write_start,
 )
-from rorqual.train.tune import begun, cost, ended
+from rorqual.train.tune import begin_message, end_message, tuning_cost
 from rorqual.train.workers import Update, compare, gradient, workers
 
 Record = dict[str, Any]
@@ -113,7 +113,7 @@ def fit(
     if not isinstance(out, RunDir):
         out = RunDir(Path(out))
     with own_run(out.path):
-        run = extended(run, out) if extend else run
+        run = with_extensions(run, out) if extend else run
         tokenizer = make_tokenizer(run)
         check_vocabulary(run, tokenizer)
         check_context(run)
@@ -121,10 +121,10 @@ def fit(
         chat = chat_format(tokenizer, run.chat)
         sampler = None if rollout_engine is None else rollout_engine(chat)
         source = run.source.build(Materials(state.model, tokenizer, chat, run.seed, threads, sampler))
-        run = versioned(run, out, source.versions)
+        run = with_problem_versions(run, out, source.versions)
         write_start(run, out, tokenizer, source.prompts)
-        messages = [*state.notes, *grown(run, state.step)] + (
-            [begun(state.model, state.adapter)] if state.adapter is not None else []
+        messages = [*state.notes, *extension_messages(run, state.step)] + (
+            [begin_message(state.model, state.adapter)] if state.adapter is not None else []
         )
         for message in [] if quiet else messages:
             print(message)
@@ -144,7 +144,7 @@ def _train(
     stop: Callable[[int], bool] | None = None,
 ) -> None:
     progress = None if quiet else Progress(f"{run.recipe}", run.steps, start=state.step)
-    first, start, costs = time.monotonic(), state.step, cost(state.model, state.optimizer)
+    first, start, costs = time.monotonic(), state.step, tuning_cost(state.model, state.optimizer)
     saved = time.monotonic()
     cut_lines(out.metrics_file, state.metrics_bytes)  # a resumed run repeats the steps that wrote later lines
     cut_lines(out.rollouts_file, state.rollouts_bytes)
@@ -156,7 +156,7 @@ def _train(
             state.step += 1
             spent = time.monotonic() - began
             record = {"step": state.step, "recipe": run.recipe} | totals.record() | work.metrics
-            costs = cost(state.model, state.optimizer)
+            costs = tuning_cost(state.model, state.optimizer)
             record |= {"flops": step_flops(run, record)} | costs | extension_at(run, state.step - 1)
             record["seconds"], record["core_seconds"] = spent, time.process_time() - cpu
             record["tokens_per_second"] = totals.tokens / spent
@@ -176,7 +176,7 @@ def _train(
             if stopped:
                 break
     if state.adapter is not None and not quiet:
-        print(ended(costs, time.monotonic() - first, state.step - start))
+        print(end_message(costs, time.monotonic() - first, state.step - start))
 
 
 def extension_at(run: Run, done: int) -> dict[str, int]:
@@ -184,7 +184,7 @@ def extension_at(run: Run, done: int) -> dict[str, int]:
     return next((e.model_dump() for e in run.extensions if e.from_step == done), {})
 
 
-def grown(run: Run, done: int) -> list[str]:
+def extension_messages(run: Run, done: int) -> list[str]:
     """Return one message for each extension of the run that begins right after step `done`."""
     return [
         f"extended after step {e.from_step}: {e.new_steps} steps instead of {e.old_steps}; the schedule now spans {e.new_steps}"

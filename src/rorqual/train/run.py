@@ -9,7 +9,7 @@ from pydantic import SerializeAsAny, model_validator
 from rorqual.core.config import Config, Count, Natural, NonNegative, Positive, Seed, one_of
 from rorqual.model.adapter import Full, Tune
 from rorqual.model.config import ModelConfig
-from rorqual.ops.backends import backend, resolved
+from rorqual.ops.backends import absolute_backend_name, backend
 from rorqual.train.balance import Balance
 from rorqual.train.objectives import AuxBalance, IndexerWarmup, MultiToken, NextToken, Objective
 from rorqual.train.optim import AdamWConfig, OptimConfig
@@ -117,13 +117,13 @@ class Run(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _renamed(cls, value: Any) -> Any:
+    def _rename_older_settings(cls, value: Any) -> Any:
         """Convert the setting `arithmetic` of older versions. If `backend` contains a path, make the path absolute."""
         if isinstance(value, dict) and value.get("arithmetic") in BACKENDS:
             value = {**value, "backend": BACKENDS[value["arithmetic"]]}
             del value["arithmetic"]
         if isinstance(value, dict) and isinstance(value.get("backend"), str):
-            value = {**value, "backend": resolved(value["backend"])}
+            value = {**value, "backend": absolute_backend_name(value["backend"])}
         return value
 
     @model_validator(mode="after")

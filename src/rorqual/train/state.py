@@ -11,7 +11,7 @@ import torch
 
 from rorqual.core.config import read_yaml, to_yaml
 from rorqual.core.errors import ConfigError
-from rorqual.core.prompts import chosen
+from rorqual.core.prompts import choose_prompts
 from rorqual.core.records import RunDir, write_atomic
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.model.adapter import Adapter, adapter_of, trained
@@ -23,7 +23,7 @@ from rorqual.ops.backends import Backend, backend
 from rorqual.train.checkpoint import load_checkpoint
 from rorqual.train.optim import Optimizer
 from rorqual.train.run import Extension, Run
-from rorqual.train.tune import begin
+from rorqual.train.tune import begin_tuning
 
 CLOCK_FIELDS = ("seconds", "core_seconds", "tokens_per_second")
 """Fields of a metrics record that depend on time. All other fields are bit-identical in a resumed run."""
@@ -87,7 +87,7 @@ def restore(run: Run, out: RunDir, tokenizer: Tokenizer, ops: Backend | None = N
 
     `ops` replaces the run's backend. Raises ConfigError if the folder holds another run.
     """
-    same_run(run, out)
+    check_same_run(run, out)
     step, notes = out.newest_complete()
     ops = ops or backend(run.backend)
     model = build(run.model, seed=run.seed, ops=ops)
@@ -103,14 +103,14 @@ def restore(run: Run, out: RunDir, tokenizer: Tokenizer, ops: Backend | None = N
         load_weights(model, base)
     model = model.to(run.device)
     if not run.tune.whole:
-        adapter = adapter or begin(run, out, base, model, tokenizer, threads)
+        adapter = adapter or begin_tuning(run, out, base, model, tokenizer, threads)
         run.tune.attach(model, seed=run.seed, experts=adapter.experts)
     optimizer = run.optim.build(trained(model))
     metrics, rollouts = (0, 0) if step is None else load_checkpoint(out, step, model, optimizer, adapter)
     return State(model, tokenizer, optimizer, step or 0, metrics, rollouts, notes, adapter)
 
 
-def same_run(run: Run, out: RunDir) -> None:
+def check_same_run(run: Run, out: RunDir) -> None:
     """If the folder holds another run, raise a ConfigError that lists the differences."""
     if out.path.exists() and not out.path.is_dir():
         raise ConfigError("not a folder", where=str(out.path), remedy="Give another out=.")
@@ -125,7 +125,7 @@ def same_run(run: Run, out: RunDir) -> None:
     stored = read_yaml(Run, out.config_file)
     stored_values, values = stored.model_dump(mode="json"), run.model_dump(mode="json")
     allowed = {"steps"} if len(run.extensions) and run.extensions != stored.extensions else set()
-    keys = differing(stored, run) - allowed
+    keys = differing_keys(stored, run) - allowed
     if keys:
         detail = "; ".join(f"{key}: {difference(stored_values[key], values[key])}" for key in values if key in keys)
         raise ConfigError(
@@ -135,13 +135,13 @@ def same_run(run: Run, out: RunDir) -> None:
         )
 
 
-def differing(stored: Run, run: Run) -> set[str]:
+def differing_keys(stored: Run, run: Run) -> set[str]:
     """Return the names of the settings that differ between two runs. Leave out settings that do not change results."""
     stored_values, values = stored.model_dump(mode="json"), run.model_dump(mode="json")
     return {key for key in values if key not in LIVE_KEYS and stored_values[key] != values[key]}
 
 
-def extended(run: Run, out: RunDir) -> Run:
+def with_extensions(run: Run, out: RunDir) -> Run:
     """Return `run` with the extensions stored in its folder.
 
     If `steps` has increased and no other setting differs, a new extension is added. A new extension starts at the newest
@@ -149,7 +149,7 @@ def extended(run: Run, out: RunDir) -> Run:
     """
     stored = read_yaml(Run, out.config_file) if out.config_file.is_file() else run.model_copy(update={"extensions": ()})
     run = run.model_copy(update={"extensions": stored.extensions})
-    if differing(stored, run) != {"steps"}:
+    if differing_keys(stored, run) != {"steps"}:
         return run
     if run.steps < stored.steps:
         raise ConfigError(
@@ -165,7 +165,7 @@ def extended(run: Run, out: RunDir) -> Run:
     return run.model_copy(update={"extensions": (*earlier, extension)})
 
 
-def versioned(run: Run, out: RunDir, versions: dict[str, int]) -> Run:
+def with_problem_versions(run: Run, out: RunDir, versions: dict[str, int]) -> Run:
     """Return `run` with the versions of its problem families. Raises ConfigError if the folder's run used other versions."""
     exists = out.config_file.is_file()
     stored_versions = read_yaml(Run, out.config_file).versions if exists else run.versions or versions
@@ -199,4 +199,4 @@ def write_start(run: Run, out: RunDir, tokenizer: Tokenizer, prompts: Sequence[s
     if not out.tokenizer_file.is_file():
         tokenizer.save(out.tokenizer_file)
     if prompts and not out.prompts_file.is_file():
-        write_atomic(out.prompts_file, json.dumps(chosen(prompts), ensure_ascii=False, indent=1).encode())
+        write_atomic(out.prompts_file, json.dumps(choose_prompts(prompts), ensure_ascii=False, indent=1).encode())

@@ -14,7 +14,7 @@ from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.model.adapter import ESFT, Adapter, Selection, trained
-from rorqual.model.adapter.esft import n_stacked, relevance, routed, select
+from rorqual.model.adapter.esft import n_stacked, relevance, routing_networks, select
 from rorqual.model.adapter.files import base_of
 from rorqual.model.decoder import Decoder
 from rorqual.train.batch import TrainBatch
@@ -27,7 +27,7 @@ ROWS = 16
 """Rows per forward pass. The number is fixed because it affects rounding, which can change the selected experts."""
 
 
-def begin(run: Run, out: RunDir, base: Path, model: Decoder, tokenizer: Tokenizer, threads: int) -> Adapter:
+def begin_tuning(run: Run, out: RunDir, base: Path, model: Decoder, tokenizer: Tokenizer, threads: int) -> Adapter:
     """Create the adapter record of a new run. `model` holds the weights of the checkpoint `base`."""
     experts = find_experts(run, model, tokenizer, threads)
     return Adapter(base=base_of(base, named=run.start.run, seen_from=out.path), tune=run.tune, experts=experts)
@@ -42,7 +42,7 @@ def find_experts(run: Run, model: Decoder, tokenizer: Tokenizer, threads: int) -
     tune = run.tune
     if not isinstance(tune, ESFT):
         return ()
-    layers = routed(model)
+    layers = routing_networks(model)
     chat = chat_format(tokenizer, run.chat)
     source = run.source.build(Materials(model, tokenizer, chat, run.seed, threads))
     experts = [n_stacked(ffn) for ffn in layers.values()]
@@ -74,7 +74,7 @@ def _relevance(model: Decoder, part: TrainBatch, tune: ESFT, device: str) -> Seq
 # ---- cost
 
 
-def cost(model: Decoder, optimizer: Optimizer) -> dict[str, int]:
+def tuning_cost(model: Decoder, optimizer: Optimizer) -> dict[str, int]:
     """Return the number of trained parameters and the size of the optimizer state in bytes."""
     state = optimizer.state().values()
     return {
@@ -83,20 +83,20 @@ def cost(model: Decoder, optimizer: Optimizer) -> dict[str, int]:
     }
 
 
-def begun(model: Decoder, adapter: Adapter) -> str:
+def begin_message(model: Decoder, adapter: Adapter) -> str:
     """Return a message with the share of trained parameters and the number of trained experts per layer."""
     part = sum(p.numel() for p in trained(model).values())
     added = part if not adapter.experts else 0
     total = sum(p.numel() for p in model.parameters()) - added
     line = f"{adapter.tune.kind}: {part:,} trained parameters added to {total:,} ({part / total:.2%})"
     if adapter.experts:
-        layers = routed(model).values()
+        layers = routing_networks(model).values()
         counts = ", ".join(f"{len(chosen)} of {n_stacked(ffn)}" for ffn, chosen in zip(layers, adapter.experts))
         line = f"esft: {part:,} of {total:,} parameters trained ({part / total:.2%}); experts, layer by layer: {counts}"
     return line
 
 
-def ended(costs: dict[str, int], seconds: float, steps: int) -> str:
+def end_message(costs: dict[str, int], seconds: float, steps: int) -> str:
     """Return a message with the size of the optimizer state, the peak memory of the process and the time per step."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return (

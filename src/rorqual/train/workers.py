@@ -22,12 +22,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rorqual.core.errors import NumericsError
-from rorqual.core.memory import keep_freed
+from rorqual.core.memory import keep_freed_memory
 from rorqual.model.adapter import HoldsParts, trained
 from rorqual.model.decoder import Decoder, Output
 from rorqual.ops.layer import Layer
 from rorqual.ops.moe import Routing
-from rorqual.train.balance import count
+from rorqual.train.balance import count_choices
 from rorqual.train.batch import TrainBatch
 from rorqual.train.objectives import Objective
 
@@ -74,7 +74,7 @@ class Workers(ThreadPoolExecutor):
 @contextmanager
 def workers(threads: int) -> Iterator[Workers]:
     """Open a thread pool. Inside the block, each pool thread and the calling thread run torch operations on one core."""
-    keep_freed()
+    keep_freed_memory()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -130,7 +130,7 @@ def gradient(
         )
     if not any(objective.reads_hidden for objective in objectives):
         ran.clear()
-    first.grads, first.zeros = checked(modules, params, ran, where)
+    first.grads, first.zeros = check_gradients(modules, params, ran, where)
     return first
 
 
@@ -155,7 +155,7 @@ def modules_that_run(modules: Iterable[nn.Module]) -> Iterator[set[nn.Module]]:
         ran |= {source for source in sources if isinstance(source, nn.Module)}
 
 
-def checked(
+def check_gradients(
     modules: Mapping[str, nn.Module], params: Mapping[str, nn.Parameter], ran: set[nn.Module], where: str = ""
 ) -> tuple[list[Tensor], int]:
     """Return the gradient of each parameter of `modules`, and the number of computed gradients that are all zeros.
@@ -265,7 +265,7 @@ def _gradient(
         routed += zip(term.routing, term.valid, strict=True)
     if batch.replay is not None:
         _record_replay(update, output.routing, valid)
-    update.counts = [count(routing, ok, routing.scores.shape[-1]) for routing, ok in routed]
+    update.counts = [count_choices(routing, ok, routing.scores.shape[-1]) for routing, ok in routed]
     return update, grads
 
 
@@ -278,13 +278,13 @@ def _forward(model: Decoder, objectives: Sequence[Objective], batch: TrainBatch)
 def _record_replay(update: Update, routing: Sequence[Routing], valid: Tensor) -> None:
     """Record the largest score gap, and the number of tokens whose replayed experts differ from the trainer's own
     choice."""
-    flips, tokens, gap = replayed(routing, valid).tolist()
+    flips, tokens, gap = compare_replayed_experts(routing, valid).tolist()
     if tokens:  # `tokens` is 0 if older weights sampled the whole batch
         update.means["routing_flips"] = (flips, tokens)
         update.maxima["routing_gap"] = gap
 
 
-def replayed(routing: Sequence[Routing], valid: Tensor) -> Tensor:
+def compare_replayed_experts(routing: Sequence[Routing], valid: Tensor) -> Tensor:
     """Compare replayed experts with the routers' own choices. `valid` [tokens] is False for padding.
 
     Return three fp64 numbers over all routers: the tokens with different experts, all compared tokens, and the largest score

@@ -33,8 +33,8 @@ MUTANTS = (
         "a sample that was there is kept twice after a restart",
         "distilabel#1065",
         "factory/teacher.py",
-        "                keep([entry for entry in entries if entry.place in missing], nothing)\n",
-        "                keep(entries, nothing)\n",
+        "                keep([entry for entry in entries if entry.place in missing], do_nothing)\n",
+        "                keep(entries, do_nothing)\n",
         "tests/factory/test_local.py::test_a_restart_gives_what_a_straight_run_gives",
     ),
     one(

@@ -41,8 +41,8 @@ MUTANTS = (
         "weight decay moves the experts that were not chosen",
         "ESFT's masked gradients under a decay of all",
         "model/adapter/esft.py",
-        "ffn.experts = TunedExperts(stacked(ffn), chosen)",
-        "ffn.experts = TunedExperts(stacked(ffn), range(n_stacked(ffn)))",
+        "ffn.experts = TunedExperts(experts_of(ffn), chosen)",
+        "ffn.experts = TunedExperts(experts_of(ffn), range(n_stacked(ffn)))",
         "tests/train/test_esft.py::test_a_run_keeps_the_slices_resumes_and_is_read_back",
     ),
     one(
@@ -57,8 +57,8 @@ MUTANTS = (
         "Qwen2's bias is dropped",
         "ports that share Llama's attention",
         "model/attention/gqa.py",
-        "        qk, v = self.shared(x)\n",
-        "        qk, v = self.shared(x)[0], x @ self.v_proj.weight.T\n",
+        "        qk, v = self.apply_shared_input(x)\n",
+        "        qk, v = self.apply_shared_input(x)[0], x @ self.v_proj.weight.T\n",
         "tests/parity/test_family_parity.py::test_logits_equal_transformers",
     ),
     one(

@@ -119,11 +119,11 @@ MUTANTS = (
         "seen in our own second version: a query that meets a block in vain is rounded twice",
         "ops/paged.py",
         "        weights = weights.float().mul_(tiles.in_span(share / _sum_blocks(share, tiles).index_select(0, tiles.tile)))\n"
-        "    return _in_tokens(_mixed(weights, v, tiles), tiles, q.shape[2])\n",
+        "    return _in_tokens(_weight_values(weights, v, tiles), tiles, q.shape[2])\n",
         "        total = _sum_blocks(share, tiles)\n"
         "        weights = weights.float().mul_(tiles.in_span(share))\n"
-        "        return _in_tokens(_mixed(weights, v, tiles) / total, tiles, q.shape[2])\n"
-        "    return _in_tokens(_mixed(weights, v, tiles), tiles, q.shape[2])\n",
+        "        return _in_tokens(_weight_values(weights, v, tiles) / total, tiles, q.shape[2])\n"
+        "    return _in_tokens(_weight_values(weights, v, tiles), tiles, q.shape[2])\n",
         "tests/ops/test_paged.py::test_each_query_has_a_selection_and_bits_of_its_own",
     ),
     one(

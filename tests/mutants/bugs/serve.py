@@ -137,8 +137,8 @@ MUTANTS = (
         "where tools are offered an answer is bound by nothing",
         "an agent's last answer that was no JSON",
         "serve/schemas.py",
-        "        return self.forced() or self.called_or(self.response_format.schema_)\n",
-        "        return self.forced()\n",
+        "        return self.required_calls_grammar() or self.called_or(self.response_format.schema_)\n",
+        "        return self.required_calls_grammar()\n",
         "tests/serve/test_schemas.py::test_a_choice_that_forces_calls_becomes_a_grammar_of_them",
     ),
     one(
@@ -193,8 +193,8 @@ MUTANTS = (
         "prompts never computed are counted as used",
         "issue 14: first bug trial",
         "serve/replies.py",
-        "self.metrics.used(self.job.tenant, hit, self._prefilled() - hit, self._generated())",
-        "self.metrics.used(self.job.tenant, hit, self._prompt() - hit, self._generated())",
+        "self.metrics.count_tokens(self.job.tenant, hit, self._prefilled_tokens() - hit, self._generated_tokens())",
+        "self.metrics.count_tokens(self.job.tenant, hit, self._prompt() - hit, self._generated_tokens())",
         "tests/serve/test_server.py::test_what_was_refused_or_had_no_token_yet_is_not_billed",
     ),
     one(

@@ -9,8 +9,8 @@ MUTANTS = (
         "FOLIO's train and dev share stories",
         "issue 14: first bug trial",
         "tasks/folio.py",
-        'carve([(str(p.meta["story"]), p) for p in problems], split)',
-        "carve([(p.key, p) for p in problems], split)",
+        'carve_dev_split([(str(p.meta["story"]), p) for p in problems], split)',
+        "carve_dev_split([(p.key, p) for p in problems], split)",
         "tests/tasks/test_public.py::test_folio_shares_no_story_between_train_and_dev",
     ),
     one(
@@ -57,8 +57,8 @@ MUTANTS = (
         "FOLIO's stories are divided between the splits",
         "issue 14: third bug trial",
         "tasks/folio.py",
-        'carve([(str(p.meta["story"]), p) for p in problems], split)',
-        "carve([(p.key, p) for p in problems], split)",
+        'carve_dev_split([(str(p.meta["story"]), p) for p in problems], split)',
+        "carve_dev_split([(p.key, p) for p in problems], split)",
         "tests/tasks/test_public.py::test_folio_shares_no_story_between_train_and_dev",
     ),
     one(
@@ -137,8 +137,8 @@ MUTANTS = (
         "3 = 4 is 4",
         "issue 15",
         "tasks/expressions.py",
-        "return _verdict(all(_verified(golds, _parsed(side)) for side in sides))",
-        "return _verdict(_verified(golds, _parsed(sides[-1])))",
+        "return _verdict(all(_verify_equal(golds, _parse_expression(side)) for side in sides))",
+        "return _verdict(_verify_equal(golds, _parse_expression(sides[-1])))",
         "tests/tasks/test_pairs.py::test_every_pair_is_judged_as_it_is_labelled",
     ),
     one(

@@ -375,8 +375,8 @@ MUTANTS = (
         "an experiment's run is extended",
         "issue 14",
         "train/loop.py",
-        "run = extended(run, out) if extend else run",
-        "run = extended(run, out)",
+        "run = with_extensions(run, out) if extend else run",
+        "run = with_extensions(run, out)",
         "tests/train/test_resume.py::test_an_experiment_is_never_extended",
     ),
     one(

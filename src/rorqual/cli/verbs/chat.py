@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 
 from rorqual.cli.machine import cores
-from rorqual.cli.settings import WHERE, Settings, check_device, pairs
+from rorqual.cli.settings import WHERE, Settings, check_device, split_pairs
 from rorqual.core.config import parse
 from rorqual.core.errors import DataError
-from rorqual.core.prompts import unlike
+from rorqual.core.prompts import is_unlike
 from rorqual.core.records import RunDir, TaskDefaults
 
 
@@ -36,7 +36,7 @@ def chat(
 
     task = RunDir(run).task_defaults()
     defaults = task.model_dump(include={"thinking", "max_tokens", "temperature"}, exclude_none=True)
-    chosen = parse(ChatSettings, defaults | pairs(settings), where=WHERE)
+    chosen = parse(ChatSettings, defaults | split_pairs(settings), where=WHERE)
     check_device(chosen.device)
     if chosen.threads:  # the engine runs in this thread, so it uses torch's thread count
         torch.set_num_threads(chosen.threads)
@@ -56,7 +56,7 @@ def chat(
             conversation.history = []
         if text == "/new":
             continue
-        if not conversation.history and unlike(text, prompts):
+        if not conversation.history and is_unlike(text, prompts):
             terminal.note(f"this looks like nothing that the run was trained on, such as: {'; '.join(prompts[:2])}")
         if conversation.history and not warned:
             terminal.note("this run was trained on conversations with one question: send /new before the next question")

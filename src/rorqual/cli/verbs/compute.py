@@ -43,11 +43,11 @@ def compute(
     from rorqual.engine.engine import Engine
     from rorqual.engine.request import SamplingParams
     from rorqual.evals.compute import compute_table, measure_compute
-    from rorqual.evals.evaluating import pick
+    from rorqual.evals.evaluating import pick_problems
     from rorqual.tasks.find import load_task
 
     task = load_task(chosen.task, data=Path(chosen.data) if chosen.data else None, options=chosen.options)
-    problems = pick(task, chosen.split, chosen.count, chosen.seed, chosen.per_family)
+    problems = pick_problems(task, chosen.split, chosen.count, chosen.seed, chosen.per_family)
     engine = Engine(
         run, device=chosen.device, dtype=chosen.dtype, threads=chosen.threads or cores(), record_experts=True
     )

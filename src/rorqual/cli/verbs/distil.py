@@ -11,8 +11,8 @@ import typer
 from pydantic import Field
 
 from rorqual.cli.machine import cores
-from rorqual.cli.settings import WHERE, Settings, check_device, pairs, take
-from rorqual.core.config import Config, Natural, parse, scalar
+from rorqual.cli.settings import WHERE, Settings, check_device, split_pairs, take
+from rorqual.core.config import Config, Natural, parse, parse_scalar
 from rorqual.core.errors import ConfigError, nearest
 
 ROW, TURN_BYTES = 128, 32
@@ -39,12 +39,12 @@ def distil(
     Samples are graded and filtered. The kept samples are written as Parquet with a dataset card. Every sample is stored as soon as
     it is complete. After an interruption, the same command resumes and requests only missing samples.
     """
-    values = pairs(settings)
+    values = split_pairs(settings)
     command = take(DistilCommand, values)
 
     from rorqual.factory import FactoryConfig, sample_teacher
 
-    config = parse(FactoryConfig, _nested({"teacher": teacher, **values}), where=WHERE)
+    config = parse(FactoryConfig, _nest_dotted_keys({"teacher": teacher, **values}), where=WHERE)
     check_device(config.device)
     key = command.api_key or os.environ.get("RORQUAL_API_KEY", "")
     dataset = sample_teacher(
@@ -67,7 +67,7 @@ def _next(dataset: Path) -> str:
     return shlex.join(words + [f"row={longest}"] * (longest > ROW))
 
 
-def _nested(values: dict[str, str]) -> dict[str, Any]:
+def _nest_dotted_keys(values: dict[str, str]) -> dict[str, Any]:
     """Convert dotted keys to nested dictionaries.
 
     Fields of `access` may be given without the prefix `access.`. Comma-separated values of tuple fields become lists.
@@ -85,7 +85,7 @@ def _nested(values: dict[str, str]) -> dict[str, Any]:
             remedy = nearest(key, sorted({*known} - {"teacher", "access", "filters"}))
             raise ConfigError(f"unknown key '{key}'", where=WHERE, remedy=remedy)
         kind = parts[part].model_fields[name].annotation
-        value = raw if kind is str else scalar(raw)
+        value = raw if kind is str else parse_scalar(raw)
         if str(kind).startswith("tuple") and not isinstance(value, list):
             value = [piece.strip() for piece in raw.split(",") if piece.strip()]
         (tree.setdefault(part, {}) if part else tree)[name] = value

@@ -14,9 +14,9 @@ def doctor(settings: Settings = None) -> None:
     check_device(chosen.device)
 
     from rorqual.cli.accounts import columns
-    from rorqual.cli.checkup import advice, facts
+    from rorqual.cli.checkup import machine_facts, setup_advice
 
-    print(columns(facts(chosen.device, chosen.dtype)))
+    print(columns(machine_facts(chosen.device, chosen.dtype)))
     print("\nHow to make it faster:")
-    for line in advice() or ["nothing found"]:
+    for line in setup_advice() or ["nothing found"]:
         print(f"- {line}")

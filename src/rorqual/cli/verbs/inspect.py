@@ -18,11 +18,11 @@ def inspect(
 
     Published models: deepseek-v3, deepseek-v2-lite, qwen3-8b, ...
     """
-    from rorqual.cli.accounts import CONVENTION, InspectSettings, columns, find_model, rows
+    from rorqual.cli.accounts import CONVENTION, InspectSettings, account_rows, columns, find_model
 
     chosen = read(InspectSettings, settings)
     check_device(chosen.device)
     config = find_model(model)
     free = memory()[1] if chosen.device == "cpu" else 0
-    print(columns([("model", model), *rows(config, chosen, free)]))
+    print(columns([("model", model), *account_rows(config, chosen, free)]))
     print(f"\n{CONVENTION}")

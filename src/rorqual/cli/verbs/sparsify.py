@@ -9,8 +9,8 @@ import typer
 from pydantic import Field
 
 from rorqual.cli.machine import cores
-from rorqual.cli.settings import WHERE, Settings, check_device, pairs, take
-from rorqual.core.config import Config, Natural, parse, scalar
+from rorqual.cli.settings import WHERE, Settings, check_device, split_pairs, take
+from rorqual.core.config import Config, Natural, parse, parse_scalar
 from rorqual.core.records import RunDir
 
 
@@ -31,13 +31,13 @@ def sparsify(
     The stages are: add an indexer to each attention layer, train only the indexers (OUT/warmup), and train the whole model with
     sparse attention (OUT/sparse). After an interruption, the same command resumes.
     """
-    values = pairs(settings)
+    values = split_pairs(settings)
     command = take(SparsifyCommand, values)
 
     from rorqual.recipes.sparsify import SparsifyConfig
     from rorqual.recipes.sparsify import sparsify as run_stages
 
-    config = parse(SparsifyConfig, {key: scalar(value) for key, value in values.items()}, where=WHERE)
+    config = parse(SparsifyConfig, {key: parse_scalar(value) for key, value in values.items()}, where=WHERE)
     check_device(config.device)
     sparse = run_stages(RunDir(run), out, config, threads=command.threads or cores(), quiet=command.quiet)
     if not command.quiet:

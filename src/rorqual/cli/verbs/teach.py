@@ -10,7 +10,7 @@ import typer
 from pydantic import Field
 
 from rorqual.cli.machine import cores, memory
-from rorqual.cli.settings import WHERE, Settings, pairs, take
+from rorqual.cli.settings import WHERE, Settings, split_pairs, take
 from rorqual.core.config import Config, parse
 
 
@@ -30,7 +30,7 @@ def teach(
     The file is checked and divided into train, dev and test. The command measures baselines, trains with LoRA, reinforces where that
     can help, measures the model on the test split, and writes a report. After an interruption, the same command resumes.
     """
-    values = pairs(settings)
+    values = split_pairs(settings)
     command = take(TeachCommand, values)
 
     from rorqual.cli.progress import BytesDone

@@ -11,7 +11,7 @@ import typer
 from pydantic import Field
 
 from rorqual.cli.machine import cores
-from rorqual.cli.settings import Settings, check_device, pairs, take
+from rorqual.cli.settings import Settings, check_device, split_pairs, take
 from rorqual.core.config import Config, Natural
 from rorqual.core.records import RunDir
 
@@ -36,7 +36,7 @@ def train(
     field of the run by its dotted name, such as optim.lr=3e-4. tune.kind=lora or tune.kind=esft trains a part of the model from=RUN.
     The key of a server that samples rollouts is read from RORQUAL_ROLLOUT_KEY.
     """
-    values = pairs(settings)
+    values = split_pairs(settings)
     command = take(TrainCommand, values)
 
     from rorqual.engine.remote.rollout import RemoteRolloutEngine

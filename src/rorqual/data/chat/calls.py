@@ -167,7 +167,7 @@ def _deepseek(name: str, arguments: str) -> str:
     return f"{DEEPSEEK.begin}{name}{DEEPSEEK.inside}{arguments}{DEEPSEEK.end}"
 
 
-def _fenced(name: str, arguments: str) -> str:
+def _text_in_fence(name: str, arguments: str) -> str:
     return f"{DEEPSEEK.begin}function{DEEPSEEK.inside}{name}\n```json\n{arguments}\n```{DEEPSEEK.end}"
 
 
@@ -176,7 +176,7 @@ HERMES_FRAME = CallFrame(_hermes, "\n")
 LLAMA_FRAME = CallFrame(_llama, "; ")
 DEEPSEEK_FRAME = CallFrame(_deepseek, "", _BEGIN, _END)
 """The call template of DeepSeek-V3.1."""
-FENCED_FRAME = CallFrame(_fenced, "\n", _BEGIN, _END)
+FENCED_FRAME = CallFrame(_text_in_fence, "\n", _BEGIN, _END)
 """The call template of DeepSeek-V3 and R1, with the arguments in a code fence."""
 
 
@@ -260,7 +260,7 @@ def kind_of(char: str, form: CallForm | None) -> Kind:
     return "text"
 
 
-def ending(text: str, form: JsonForm) -> int | None:
+def call_end(text: str, form: JsonForm) -> int | None:
     """Return the length of the text that closes a call, or None if the call is not closed. `text` is the reply after
     the arguments.
 

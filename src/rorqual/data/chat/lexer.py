@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from rorqual.core.records import Tool
-from rorqual.data.chat.calls import MAX_HEAD, CallForm, Item, JsonForm, State, ending, kind_of
+from rorqual.data.chat.calls import MAX_HEAD, CallForm, Item, JsonForm, State, call_end, kind_of
 from rorqual.data.chat.dsml import DSML, DsmlForm, DsmlItem
 from rorqual.data.chat.special_tokens import END_THINK, NAME_OF, THINK
 
@@ -140,7 +140,7 @@ class _Call:
         """Return the final state of the call, after the reply has ended."""
         if self._phase != "tail":
             return "broken"
-        return self._complete(ending(self._tail, self._form))
+        return self._complete(call_end(self._tail, self._form))
 
     def item(self) -> Item | None:
         """Return the complete call, or None if its name or its arguments are not valid."""
@@ -180,7 +180,7 @@ class _Call:
         match = re.match(form.tail, tail)
         after = tail[match.end() if match else 0 :]
         if after[:1] in NAME_OF:
-            return self._complete(ending(tail, form))
+            return self._complete(call_end(tail, form))
         incomplete = NAME_OF[form.end].startswith(after) or ("`" in form.tail and "```".startswith(after))
         return "open" if incomplete else "broken"
 

@@ -62,11 +62,11 @@ class SpecialTokenText:
         self.by_text: Sequence[str] = [name for name in names if name not in known or name in as_text]
         self._texts = re.compile("|".join(map(re.escape, self.by_text))) if self.by_text else None
 
-    def found(self, text: str) -> str:
+    def mark_special_tokens(self, text: str) -> str:
         """Return `text` with the names in `by_text` replaced by their marked-text characters."""
         return self._texts.sub(lambda match: CHARS[match.group()], text) if self._texts else text
 
-    def unfinished(self, text: str) -> int:
+    def unfinished_length(self, text: str) -> int:
         """Return the length of the incomplete special-token name at the end of `text`, or 0.
 
         An incomplete name begins with `<` or `｜` and does not repeat this character. So it begins at the last `<` or
@@ -108,7 +108,7 @@ class IncrementalDecoder:
     def _append(self, text: str) -> str:
         if not text:
             return ""
-        text = self._marks.found(self._pending + text)
-        incomplete = self._marks.unfinished(text)
+        text = self._marks.mark_special_tokens(self._pending + text)
+        incomplete = self._marks.unfinished_length(text)
         self._pending = text[len(text) - incomplete :]
         return text[: len(text) - incomplete]

@@ -88,15 +88,15 @@ class Reader:
         """
         text = self._text.finish()
         drops = self._halves and not (self._ended or self._thought.answering)
-        partial = text[len(text) - self._marks.unfinished(text) :] if drops else ""
+        partial = text[len(text) - self._marks.unfinished_length(text) :] if drops else ""
         piece = self._read(text.removesuffix(partial), last=True)
         self.parts += [Part("mark", partial)] if partial else []
         return piece
 
     def message(self) -> Message:
         """Return the message parsed so far. After `finish`, the message is complete."""
-        content = _joined(self.parts, "content")
-        reasoning = _joined(self.parts, "reasoning") if self.thought else None
+        content = _join_texts(self.parts, "content")
+        reasoning = _join_texts(self.parts, "reasoning") if self.thought else None
         return Message("assistant", content, reasoning, tuple(self._calls))
 
     @property
@@ -125,8 +125,8 @@ class Reader:
             ToolDelta(place, call.id, call.name, call.arguments)
             for place, call in enumerate(self._calls[first:], start=first)
         )
-        return Piece(_joined(parts, "reasoning"), _joined(parts, "content"), tools)
+        return Piece(_join_texts(parts, "reasoning"), _join_texts(parts, "content"), tools)
 
 
-def _joined(parts: Sequence[Part], kind: str) -> str:
+def _join_texts(parts: Sequence[Part], kind: str) -> str:
     return "".join(part.text for part in parts if part.kind == kind)

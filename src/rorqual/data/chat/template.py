@@ -101,7 +101,7 @@ class TemplateChat(ChatFormat):
         has no `</think>`, the whole reply is reasoning and the content is empty.
         """
         known = Special.END_THINK in self.template or Special.END_THINK in self.tokenizer.special_names
-        begins: Begins = "thought" if self._opened(thinking) else "late" if known else "mark"
+        begins: Begins = "thought" if self._opens_thinking(thinking) else "late" if known else "mark"
         return ReplyForm(begins, WHITE, Trim(WHITE, WHITE), indented=True, empty="kept")
 
     def _check(self, messages: Sequence[Message], tools: Sequence[Tool]) -> None:
@@ -114,7 +114,7 @@ class TemplateChat(ChatFormat):
         check_tools(tools)
         turns(messages)
 
-    def _opened(self, thinking: Thinking) -> bool:
+    def _opens_thinking(self, thinking: Thinking) -> bool:
         if thinking not in self._opens:
             prompt = self.tokenizer.decode(self.prompt([Message("user", "?")], thinking), specials=True)
             self._opens[thinking] = prompt.rstrip().endswith(Special.THINK)

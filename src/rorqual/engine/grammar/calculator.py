@@ -29,7 +29,7 @@ PRECEDES = re.compile(
 """What may stand before a calculation. After anything else, such as an operator, a bracket or a variable, it may be a part of an expression."""
 
 
-def result(text: str) -> str:
+def calculate(text: str) -> str:
     """Return what the engine writes after a text that ends with a calculation and `=`, or "".
 
     A calculation has two or more numbers and the four operators, and follows a word, a sentence mark, an equals sign or a line break.
@@ -41,7 +41,7 @@ def result(text: str) -> str:
     if found is None or not PRECEDES.search(text[: found.start()]):
         return ""
     value = _value(found.group())
-    written = "" if value is None else _written(value)
+    written = "" if value is None else _format_decimal(value)
     return " " + written if written and text[-2].isspace() else written
 
 
@@ -66,7 +66,7 @@ def _number(text: str) -> Fraction:
     return Fraction(text.replace(",", ""))
 
 
-def _written(value: Fraction) -> str:
+def _format_decimal(value: Fraction) -> str:
     """Return a number as a decimal fraction, or "" if it has more than `PLACES` places."""
     scaled = value * 10**PLACES
     if scaled.denominator != 1:
@@ -75,7 +75,7 @@ def _written(value: Fraction) -> str:
     return f"{sign}{digits[:-PLACES]}.{digits[-PLACES:]}".rstrip("0").rstrip(".")
 
 
-class Calculated:
+class CalculatorConstraint:
     """A wrapper of a constraint that also writes the result of each calculation, if the constraint allows it."""
 
     def __init__(self, constraint: Constraint, tokenizer: Tokenizer, lexicon: Lexicon) -> None:
@@ -87,7 +87,7 @@ class Calculated:
     def mask(self) -> Bools | None:
         allowed = self._constraint.mask()
         if self._result and (allowed is None or allowed[self._result[0]]):
-            return self._lexicon.only(self._result[0])
+            return self._lexicon.only_token(self._result[0])
         if self._ends:
             further = self._lexicon.not_digits if allowed is None else allowed & self._lexicon.not_digits
             return further if further.any() else allowed
@@ -103,7 +103,7 @@ class Calculated:
             self._reply = ()  # a calculation does not reach over `</think>`
         elif not was and self._lexicon.decode((token,)).endswith("="):
             text = self._lexicon.decode(self._reply)
-            if written := result(text):
+            if written := calculate(text):
                 self._result = self._ids(text[-2:], written)
 
     def _ids(self, before: str, written: str) -> Sequence[int]:

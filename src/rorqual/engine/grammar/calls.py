@@ -64,10 +64,10 @@ class CallSyntax:
     def lark(self, calls: Calls, options: Mapping[str, Any]) -> str:
         """Return the grammar of a reply in llguidance's Lark dialect. `options` are llguidance's options for JSON."""
         frame, names = self.frame, [f"call_{number}" for number in range(len(calls.functions))]
-        more_calls = f" ({self._written(frame.gap)} call)*" if calls.many else ""
+        more_calls = f" ({self._call_grammar(frame.gap)} call)*" if calls.many else ""
         rules = [
             f"start: calls{'' if calls.answer is None else ' | answer'}",
-            f"calls: {self._written(frame.begin)} call{more_calls} {self._written(frame.end)}",
+            f"calls: {self._call_grammar(frame.begin)} call{more_calls} {self._call_grammar(frame.end)}",
             f"call: {' | '.join(names)}",
         ]
         if calls.answer is not None:
@@ -75,11 +75,11 @@ class CallSyntax:
             rules.append(f"answer: %json {_json(calls.answer, options)}")
         for name, (function, schema) in zip(names, calls.functions.items(), strict=True):
             if frame is DSML_FRAME:
-                rules += DsmlRules(self._spelled, options, bool(self.marks)).call(name, function, schema)
+                rules += DsmlRules(self._lark_terminals, options, bool(self.marks)).call(name, function, schema)
                 continue
             before, _, after = frame.call(function, _HOLE).partition(_HOLE)
             rules += [
-                f"{name}: {self._written(before)} arguments_{name} {self._written(after)}",
+                f"{name}: {self._call_grammar(before)} arguments_{name} {self._call_grammar(after)}",
                 f"arguments_{name}: %json {_json(schema, options)}",
             ]
         return "\n".join(rules)
@@ -94,10 +94,10 @@ class CallSyntax:
                 remedy="Request either calls or JSON, in separate requests.",
             )
 
-    def _written(self, text: str) -> str:
-        return " ".join(self._spelled(text))
+    def _call_grammar(self, text: str) -> str:
+        return " ".join(self._lark_terminals(text))
 
-    def _spelled(self, text: str) -> list[str]:
+    def _lark_terminals(self, text: str) -> list[str]:
         """Convert a marked text to Lark terminals.
 
         A surrogate character stands for a special token (`NAME_OF`). A special token that the tokenizer has becomes a

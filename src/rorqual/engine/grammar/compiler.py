@@ -27,7 +27,14 @@ from rorqual.core.errors import ConfigError, DataError
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.grammar.calls import CallsValidator, CallSyntax
 from rorqual.engine.grammar.check import SchemaValidator
-from rorqual.engine.grammar.constraint import Checked, Constraint, Delayed, Lexicon, Matched, Thought
+from rorqual.engine.grammar.constraint import (
+    CheckedAtEnd,
+    Constraint,
+    ConstraintAfterThinking,
+    Lexicon,
+    MatcherConstraint,
+    Thought,
+)
 from rorqual.engine.grammar.queue import CompileQueue, CompileTask
 from rorqual.engine.grammar.refusal import refusal
 from rorqual.engine.grammar.source import check_pattern, choice_pattern, parse_calls, parse_schema
@@ -83,11 +90,11 @@ class Compiled:
     def start(self, thought: Thought | None = None) -> Constraint:
         """Return the constraint of a new reply. Pass `thought` if the reply may start with reasoning."""
         with self._lock:
-            constraint: Constraint = Matched(self._matcher.deep_copy(), self._lexicon)
+            constraint: Constraint = MatcherConstraint(self._matcher.deep_copy(), self._lexicon)
         if self.fault is not None:
-            constraint = Checked(constraint, self.fault, self._lexicon)
+            constraint = CheckedAtEnd(constraint, self.fault, self._lexicon)
         if thought is not None:
-            constraint = Delayed(constraint, thought, self._lexicon)
+            constraint = ConstraintAfterThinking(constraint, thought, self._lexicon)
         return constraint
 
 

@@ -52,7 +52,7 @@ class Unconstrained:
         pass
 
 
-class Matched:
+class MatcherConstraint:
     """The constraint of a reply that must match the grammar from its first token."""
 
     def __init__(self, matcher: Any, lexicon: Lexicon) -> None:
@@ -108,7 +108,7 @@ class Thought:
     """Whether the reply may end within the reasoning."""
 
 
-class Delayed:
+class ConstraintAfterThinking:
     """A constraint that applies after the reasoning. Until the budget is used up, the reasoning may have every token, and the
     stop ids only if `Thought.may_stop`.
 
@@ -129,7 +129,7 @@ class Delayed:
             return self._constraint.mask()
         if self._state == "thinking":
             if self._closing is not None:
-                return self._lexicon.only(self._closing)
+                return self._lexicon.only_token(self._closing)
             if self._thought.may_stop:
                 return None
             return self._lexicon.not_stops
@@ -211,14 +211,14 @@ class Lexicon:
         """Whether the text of the id does not begin with a digit."""
         return np.array([not self.decode((id_,))[:1].isdigit() for id_ in range(self.vocab_size)], np.bool_)
 
-    def only(self, token: int) -> Bools:
+    def only_token(self, token: int) -> Bools:
         """Return the mask that allows a single id."""
         mask = np.zeros_like(self.stops)
         mask[token] = True
         return mask
 
 
-class Checked:
+class CheckedAtEnd:
     """A wrapper of a constraint that also validates the complete reply with `fault`, for keywords that the grammar
     cannot enforce."""
 

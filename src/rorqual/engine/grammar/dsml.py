@@ -48,7 +48,7 @@ class DsmlRules:
         rules = [f"{rule}_{number}" for number in range(len(names))]
         body = " ".join(one + ("" if key in required else "?") for one, key in zip(rules, names)) or r'"\n"'
         begin, end = "\n" + CALL + function + '">', "\n" + END_CALL
-        yield f"{rule}: {self._written(begin)} {body} {self._written(end)}"
+        yield f"{rule}: {self._parameter_grammar(begin)} {body} {self._parameter_grammar(end)}"
         for one, key in zip(rules, names):
             more: list[str] = []
             values = [
@@ -56,7 +56,7 @@ class DsmlRules:
                 for number, (kind, value) in enumerate(_values(properties[key], schema, set()))
             ]
             tag = "\n" + PARAMETER + key + '" string="'
-            yield f"{one}: {self._written(tag)} ({' | '.join(values)})"
+            yield f"{one}: {self._parameter_grammar(tag)} ({' | '.join(values)})"
             yield from more
 
     def _value(self, rule: str, kind: str, value: Any, root: Mapping[str, Any], more: list[str]) -> str:
@@ -65,13 +65,13 @@ class DsmlRules:
             string = "true" if isinstance(value, str) else "false"
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             if raw(DSML) not in text:
-                return self._written(f'{string}">{text}{END_PARAMETER}')
+                return self._parameter_grammar(f'{string}">{text}{END_PARAMETER}')
             # llguidance would require the special token for this text, so the rule allows any value, and validation decides.
             kind, value = ("text" if string == "true" else "json"), {}
         if kind == "json":
             schema = {**value, **{holder: root[holder] for holder in HOLDERS if holder in root}}
             more.append(f"{rule}: %json {json.dumps({**schema, 'x-guidance': dict(self.options)})}")
-            return " ".join([self._written('false">'), rule, self._written(END_PARAMETER)])
+            return " ".join([self._parameter_grammar('false">'), rule, self._parameter_grammar(END_PARAMETER)])
         # The regular expression includes the text before the next special token, because the lexer is greedy.
         close, *rest = self.spelled(END_PARAMETER)
         most = int(value.get("maxLength", MAX_LENGTH + 1))
@@ -79,9 +79,9 @@ class DsmlRules:
         text = f"/(?s:.{length})/" + ("" if self.has_token else f" & ~/(?s:.*){raw(DSML)}(?s:.*)/")
         terminal = f"TEXT_{rule}".upper()
         more.append(f"{terminal}: ({text}) {close}")
-        return " ".join([self._written('true">'), terminal, *rest])
+        return " ".join([self._parameter_grammar('true">'), terminal, *rest])
 
-    def _written(self, text: str) -> str:
+    def _parameter_grammar(self, text: str) -> str:
         return " ".join(self.spelled(text))
 
 

@@ -46,7 +46,7 @@ class TrialProcess:
         with self._lock:
             if stopped.is_set():
                 raise CancelledError
-            process, self._running = self._started(tokenizer), stopped
+            process, self._running = self._start_process(tokenizer), stopped
             _send(process, [asdict(part) for part in parts])
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -76,7 +76,7 @@ class TrialProcess:
         process.wait()
         process.stdout.close()
 
-    def _started(self, tokenizer: Mapping[str, Any]) -> subprocess.Popen[bytes]:
+    def _start_process(self, tokenizer: Mapping[str, Any]) -> subprocess.Popen[bytes]:
         if self._process is None:
             script = Path(__file__).with_name("trial_process.py")
             command = [sys.executable, "-P", str(script)]

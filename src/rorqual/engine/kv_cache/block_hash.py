@@ -28,7 +28,7 @@ def root(secret: bytes, fingerprint: bytes, tenant: str, block: int) -> bytes:
     """
     # A tenant name from a JSON request may contain lone surrogates.
     fields = (fingerprint, tenant.encode("utf-8", "surrogatepass"), str(block).encode())
-    return _keyed(secret, b"rorqual root", b"".join(map(_prefixed, fields)))
+    return _hash_key(secret, b"rorqual root", b"".join(map(_prefix_with_length, fields)))
 
 
 def extend(
@@ -61,7 +61,7 @@ def block_hash(secret: bytes, parent: bytes, tokens: bytes, extra_keys: Sequence
     """
     # The encoding is unambiguous: the parent and the tokens have fixed lengths, and each extra key is prefixed with its
     # length.
-    return _keyed(secret, b"rorqual block", b"".join((parent, tokens, *map(_prefixed, extra_keys))))
+    return _hash_key(secret, b"rorqual block", b"".join((parent, tokens, *map(_prefix_with_length, extra_keys))))
 
 
 def matchable(length: int, block: int) -> int:
@@ -76,12 +76,12 @@ def fingerprint_of(parts: Mapping[str, str]) -> bytes:
     """Return a 32-byte hash of everything that affects the contents of all blocks: weights, adapter, dtype,
     floating-point arithmetic, layout."""
     fields = [field.encode("utf-8", "surrogatepass") for item in sorted(parts.items()) for field in item]
-    return blake2b(b"".join(map(_prefixed, fields)), digest_size=32, person=b"rorqual print").digest()
+    return blake2b(b"".join(map(_prefix_with_length, fields)), digest_size=32, person=b"rorqual print").digest()
 
 
-def _keyed(secret: bytes, purpose: bytes, message: bytes) -> bytes:
+def _hash_key(secret: bytes, purpose: bytes, message: bytes) -> bytes:
     return blake2b(message, digest_size=KEY_BYTES, key=secret, person=purpose).digest()
 
 
-def _prefixed(field: bytes) -> bytes:
+def _prefix_with_length(field: bytes) -> bytes:
     return len(field).to_bytes(8, "little") + field

@@ -134,7 +134,7 @@ class DiskStore:
                 return None  # an error such as too many open files does not mean that the file is damaged
         with opened:
             fits = os.fstat(opened.fileno()).st_size <= self.budget
-            payload = self._verified(key, opened.read()) if fits else None
+            payload = self._verify_payload(key, opened.read()) if fits else None
         with self._changed:
             if payload is None:
                 if not self._closing:
@@ -242,7 +242,7 @@ class DiskStore:
             return error
         return None
 
-    def _verified(self, key: bytes, raw: bytes) -> bytes | None:
+    def _verify_payload(self, key: bytes, raw: bytes) -> bytes | None:
         """Return the payload of a file's contents, or None if the file is damaged or was changed."""
         head, code, payload = raw[: _HEAD.size], raw[_HEAD.size : _OVERHEAD], raw[_OVERHEAD:]
         expected = _head(key, len(payload))

@@ -123,7 +123,7 @@ class BudgetGuard:
         """
         return True
 
-    def refused(self, place: int) -> None:
+    def count_unbilled_attempt(self, place: int) -> None:
         """Record an attempt that is not billed. The attempt was not sent, or the server rejected it with a 3xx or 4xx
         status that is not in `UNSURE`.
         """
@@ -317,7 +317,7 @@ class RemoteClient(ABC):
                 return attempt_once()
             except urllib.error.HTTPError as error:
                 if error.code < 500 and error.code not in UNSURE:
-                    toll.refused(place)
+                    toll.count_unbilled_attempt(place)
                 fault, wait = f"HTTP {error.code}: {_message_of(error)}", _retry_after(error.headers)
                 if error.code not in RETRIED and (error.code < 500 or error.code in FINAL):
                     remedy = self._remedy(error.code, fault)
@@ -330,7 +330,7 @@ class RemoteClient(ABC):
                 reason = getattr(error, "reason", error)
                 alone = not isinstance(reason, UNSENT)
                 if not alone:
-                    toll.refused(place)
+                    toll.count_unbilled_attempt(place)
                 fault = str(reason) or type(error).__name__
             if attempt < self.retries:
                 stop.wait(min(max(wait, self.backoff * 2**attempt), LONGEST_WAIT))

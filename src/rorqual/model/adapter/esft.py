@@ -39,15 +39,15 @@ class ESFT(Tune):
     sample: Count = 4
 
     def attach(self, model: Decoder, *, seed: int, experts: Selection = ()) -> None:
-        layers = routed(model)
+        layers = routing_networks(model)
         model.requires_grad_(False)
         for ffn, chosen in zip(layers.values(), experts, strict=True):
-            ffn.experts = TunedExperts(stacked(ffn), chosen)
+            ffn.experts = TunedExperts(experts_of(ffn), chosen)
 
     def shapes(self, model: Decoder, experts: Selection = ()) -> Shapes:
-        layers = routed(model)
+        layers = routing_networks(model)
         return {
-            f"{name}.experts.{expert}.{part}": tuple(getattr(stacked(ffn), part).shape[1:])
+            f"{name}.experts.{expert}.{part}": tuple(getattr(experts_of(ffn), part).shape[1:])
             for (name, ffn), chosen in zip(layers.items(), experts, strict=True)
             for expert in chosen
             for part in PARTS
@@ -55,17 +55,17 @@ class ESFT(Tune):
 
     @torch.no_grad()
     def merge(self, model: Decoder, tensors: Mapping[str, Tensor]) -> None:
-        layers = routed(model)
+        layers = routing_networks(model)
         for full, tensor in tensors.items():
             name, _, rest = full.partition(".experts.")
             expert, _, part = rest.partition(".")
-            getattr(stacked(layers[name]), part)[int(expert)].copy_(tensor)
+            getattr(experts_of(layers[name]), part)[int(expert)].copy_(tensor)
 
 
 PARTS = ("gate_up_proj", "down_proj")
 
 
-def routed(model: Decoder) -> dict[str, FFN]:
+def routing_networks(model: Decoder) -> dict[str, FFN]:
     """Return the feed-forward networks of the main model that route tokens, by name, in the order of `Output.routing`.
 
     Raises ConfigError if the model has no stacked experts.
@@ -79,7 +79,7 @@ def routed(model: Decoder) -> dict[str, FFN]:
     return found
 
 
-def stacked(ffn: FFN) -> Experts:
+def experts_of(ffn: FFN) -> Experts:
     """Return the stacked experts of a feed-forward network from `routed`."""
     assert isinstance(ffn.experts, Experts)
     return ffn.experts
@@ -87,7 +87,7 @@ def stacked(ffn: FFN) -> Experts:
 
 def n_stacked(ffn: FFN) -> int:
     """Return the number of stacked experts of a feed-forward network from `routed`."""
-    return len(stacked(ffn).down_proj)
+    return len(experts_of(ffn).down_proj)
 
 
 class TunedExperts(Experts):

@@ -26,7 +26,7 @@ from rorqual.core.errors import CheckpointError
 from rorqual.core.records import RunDir
 from rorqual.model.adapter.tuning import Selection, Shapes, Tune
 from rorqual.model.decoder import Decoder
-from rorqual.model.load.names import find_differences, shown
+from rorqual.model.load.names import find_differences, list_first_names
 
 WEIGHTS_FILE = "model.safetensors"
 ADAPTER_FILE, ADAPTER_INFO = "adapter.safetensors", "adapter.json"
@@ -91,7 +91,7 @@ def check_trained(found: Mapping[str, Tensor], shapes: Shapes, *, where: str) ->
     wrong += [f"{name} contains NaN or infinity" for name, t in found.items() if not bool(t.isfinite().all())]
     if wrong:
         raise CheckpointError(
-            f"the adapter does not match this model or these settings: {shown(wrong)}",
+            f"the adapter does not match this model or these settings: {list_first_names(wrong)}",
             where=where,
             remedy="Use the base that the adapter was trained on.",
         )

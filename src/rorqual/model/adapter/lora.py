@@ -89,7 +89,7 @@ class LoRA(Tune):
     def merge(self, model: Decoder, tensors: Mapping[str, Tensor]) -> None:
         for name, linear in self.find(model).items():
             a, b = (tensors[f"{name}.lora_{letter}"].to(linear.weight.device, torch.float32) for letter in "AB")
-            linear.weight.copy_(merged(linear.weight, a, b, self.scale))
+            linear.weight.copy_(merge_weight(linear.weight, a, b, self.scale))
 
 
 @torch.no_grad()
@@ -113,7 +113,7 @@ def _matches(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
 
-def merged(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+def merge_weight(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     """Compute W + s (B A) [out, in] in fp32, even under autocast. weight is [out, in], a [r, in] and b [out, r]."""
     with torch.autocast(weight.device.type, enabled=False):
         return weight.float() + scale * (b.float() @ a.float())
@@ -143,7 +143,7 @@ class LoRALinear(LinearMap):
         """The merged weight W + s (B A) [out, in]."""
         base = self._parameters["weight"]
         assert base is not None
-        return merged(base, self.lora_A, self.lora_B, self.scale).to(base.dtype)
+        return merge_weight(base, self.lora_A, self.lora_B, self.scale).to(base.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         base = self._parameters["weight"]

@@ -149,7 +149,7 @@ class DSA(MLA):
         index = (q.detach(), "latent", self.scale, query, weights, "index_key")
         if "dense_index_kl" in context.wanted:
             context.record("dense_index_kl", cache.index_kl(*index, scales=scales))
-            return self.absorbed(q, cache, context)
+            return self.attend_absorbed(q, cache, context)
         selected = cache.select(query, weights, "index_key", self.config.index_topk, scales)
         if self.config.index_top_p < 1:
             selected = selected.top_p(self.config.index_top_p)
@@ -157,13 +157,13 @@ class DSA(MLA):
         context.record("index_scores", selected.scores)
         if "index_kl" in context.wanted:
             context.record("index_kl", cache.index_kl(*index, selected, scales))
-        out = self.absorbed(q, cache, context, selected)
+        out = self.attend_absorbed(q, cache, context, selected)
         if MISSED & {*context.wanted}:
             further = cache.select(query, weights, "index_key", self.config.index_topk + 1, scales)
-            self.missed(q, cache, context, selected, further, out)
+            self.record_misses(q, cache, context, selected, further, out)
         return out
 
-    def missed(
+    def record_misses(
         self,
         q: Tensor,
         cache: LayerCache,
@@ -187,7 +187,7 @@ class DSA(MLA):
         ranked = cache.select_by_attention(q, "latent", self.scale, int(context.positions.max()) + 1)
         context.record("attention_rows", ranked.rows)
         context.record("attention_mass", ranked.scores)
-        dense = self.absorbed(q, cache, context)
+        dense = self.attend_absorbed(q, cache, context)
         difference = (out - dense).norm(dim=-1) / dense.norm(dim=-1)
         context.record("output_difference", difference.flatten())
         count = (selected.rows >= 0).sum(1, keepdim=True)

@@ -74,7 +74,7 @@ class GQA(Attention):
     def forward(self, x: Tensor, context: AttentionContext, cache: LayerCache | None) -> Tensor:
         c = self.config
         heads, kv_heads = c.num_attention_heads, c.num_key_value_heads
-        qk, v = self.shared(x)
+        qk, v = self.apply_shared_input(x)
         qk, v = qk.unflatten(-1, (-1, c.head_dim)), v.unflatten(-1, (-1, c.head_dim))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = qk.split((heads, kv_heads), dim=2)

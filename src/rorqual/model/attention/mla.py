@@ -104,7 +104,7 @@ class MLA(Attention):
         if cache is None:
             return self._naive(q_nope, q_rope, latent, k_rope, context)
         cache.write({"latent": self.rows(latent, k_rope)})
-        return self.absorbed(self.latent_queries(q_nope, q_rope, context.ops), cache, context)
+        return self.attend_absorbed(self.latent_queries(q_nope, q_rope, context.ops), cache, context)
 
     def project(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return five inputs of attention for x [batch, seq, hidden], after norms and RoPE.
@@ -114,7 +114,7 @@ class MLA(Attention):
         - c^KV [batch, seq, kv_lora_rank] and k^R [batch, seq, rope].
         """
         c, ops = self.config, context.ops
-        q_input, kv = self.shared(x)
+        q_input, kv = self.apply_shared_input(x)
         if c.q_lora_rank:
             q_input = self.q_a_layernorm(q_input, ops)
         q = self.q_b_proj(q_input) if c.q_lora_rank else q_input
@@ -164,7 +164,7 @@ class MLA(Attention):
         q_latent = ops.bmm(flat, w_uk).transpose(0, 1)
         return torch.cat((q_latent, q_rope.flatten(0, 1)), dim=-1).unsqueeze(1)
 
-    def absorbed(
+    def attend_absorbed(
         self, q: Tensor, cache: LayerCache, context: AttentionContext, selected: Selection | None = None
     ) -> Tensor:
         """Attend from `latent_queries` to the cached latents, or only to the selected rows. Returns [batch, seq, hidden]."""
@@ -190,7 +190,7 @@ class SelectingMLA(MLA):
         q = self.latent_queries(q_nope, q_rope, context.ops)
         rows = self.select(q.detach(), context.positions.flatten(), cache)
         context.record("selected", rows)
-        return self.absorbed(q, cache, context, Selection(rows, torch.zeros_like(rows, dtype=torch.float32)))
+        return self.attend_absorbed(q, cache, context, Selection(rows, torch.zeros_like(rows, dtype=torch.float32)))
 
     @abstractmethod
     def select(self, q: Tensor, positions: Tensor, cache: LayerCache) -> Tensor:

@@ -169,7 +169,7 @@ class NSA(Attention):
         assert cache is not None
         c = self.config
         heads, kv_heads = c.num_attention_heads, c.num_key_value_heads
-        qk, v, gate = self.shared(x)
+        qk, v, gate = self.apply_shared_input(x)
         qk, v = qk.unflatten(-1, (-1, c.head_dim)), v.unflatten(-1, (-1, c.head_dim)).flatten(0, 1)
         cos, sin = context.rope(c.rope, c.head_dim, interleaved=False)
         rotated = context.ops.rope(qk, cos, sin, interleaved=False).flatten(0, 1)

@@ -44,5 +44,5 @@ class Dense(FFN):
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
 
     def forward(self, x: Tensor, ops: Backend, replay: Tensor | None) -> tuple[Tensor, Routing | None]:
-        gate, up = self.shared(x)
+        gate, up = self.apply_shared_input(x)
         return self.down_proj(ops.act_mul(gate, up)), None

@@ -12,7 +12,7 @@ from rorqual.core.config import Count, Natural, one_of
 from rorqual.model.cost import Cost, linear
 from rorqual.model.ffn.dense import Dense
 from rorqual.model.ffn.feed_forward import FFN, FFNConfig
-from rorqual.model.ffn.older import nested
+from rorqual.model.ffn.older import nest_router_fields
 from rorqual.model.ffn.router import RouterConfig
 from rorqual.ops.backends import Backend, Experts
 from rorqual.ops.moe import Routing
@@ -29,7 +29,7 @@ class MoEConfig(FFNConfig):
     @model_validator(mode="before")
     @classmethod
     def _from_older_version(cls, data: Any) -> Any:
-        return nested(data)
+        return nest_router_fields(data)
 
     def build(self, hidden_size: int) -> FFN:
         return MoE(self, hidden_size)
@@ -91,9 +91,9 @@ class MoE(FFN):
 
     def forward(self, x: Tensor, ops: Backend, replay: Tensor | None) -> tuple[Tensor, Routing | None]:
         routing: Routing = self.router(x, ops, replay)
-        y: Tensor = self.experts(x, routing.served(self.n_experts), ops)
+        y: Tensor = self.experts(x, routing.routed_only(self.n_experts), ops)
         if routing.skips:
-            y = y + routing.returned(self.n_experts).to(x.dtype) * x
+            y = y + routing.identity_gates(self.n_experts).to(x.dtype) * x
         if self.shared_experts is not None:
             y = y + self.shared_experts(x, ops, None)[0]
         return y, routing

@@ -11,7 +11,7 @@ from rorqual.model.ffn.router import GroupedTopKConfig
 FLAT = GroupedTopKConfig.model_fields.keys() - {"kind"}
 
 
-def nested(data: Any) -> Any:
+def nest_router_fields(data: Any) -> Any:
     """Move the router fields of an older `moe` config under the key `router`. Current configs are returned unchanged."""
     if not isinstance(data, Mapping) or "router" in data:
         return data

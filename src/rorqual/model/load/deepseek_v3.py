@@ -15,7 +15,7 @@ from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.ffn.router import GroupedTopKConfig
 from rorqual.model.load.keys import ConfigKeys, rope_to_hf
-from rorqual.model.load.layers import ends, norms, routed, swiglu, tied_head
+from rorqual.model.load.layers import ends, norms, routed_expert_entries, swiglu, tied_head
 from rorqual.model.load.names import NameEntry, NameMap
 
 EPSILON = 1e-6
@@ -84,7 +84,7 @@ def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> Model
         num_nextn_predict_layers=keys.take("num_nextn_predict_layers", 0) if v3 else 0,
         initializer_range=keys.take("initializer_range", 0.02),
     )
-    keys.end()
+    keys.refuse_unknown_keys()
     return config
 
 
@@ -276,6 +276,6 @@ def _block(stage: Stage, prefix: str, hf_prefix: str) -> Iterator[NameEntry]:
     if ffn.router.score_bias:
         name = "e_score_correction_bias"
         yield NameEntry(f"{prefix}.ffn.router.{name}", (f"{hf_prefix}.mlp.gate.{name}",))
-    yield from routed(ffn, f"{prefix}.ffn", f"{hf_prefix}.mlp")
+    yield from routed_expert_entries(ffn, f"{prefix}.ffn", f"{hf_prefix}.mlp")
     if ffn.n_shared_experts:
         yield from swiglu(f"{prefix}.ffn.shared_experts", f"{hf_prefix}.mlp.shared_experts")

@@ -140,7 +140,7 @@ def model_from_hf(keys: ConfigKeys, stages: Sequence[Stage]) -> ModelConfig:
         tie_word_embeddings=keys.take("tie_word_embeddings", False),
         initializer_range=keys.take("initializer_range", 0.02),
     )
-    keys.end()
+    keys.refuse_unknown_keys()
     return config
 
 

@@ -166,7 +166,7 @@ class ConfigKeys:
                 f"key '{key}' is {value!r}, but other keys of the file require {other!r}", where=self.where
             )
 
-    def end(self) -> None:
+    def refuse_unknown_keys(self) -> None:
         """Raise ConfigError for a key that was never read."""
         for key in sorted(self._data.keys() - self._taken - {*self._harmless}):
             raise ConfigError(

@@ -37,7 +37,7 @@ def swiglu(prefix: str, hf_prefix: str) -> Iterator[NameEntry]:
         yield NameEntry(f"{prefix}.{name}.weight", (f"{hf_prefix}.{name}.weight",))
 
 
-def routed(ffn: MoEConfig, prefix: str, hf_prefix: str) -> Iterator[NameEntry]:
+def routed_expert_entries(ffn: MoEConfig, prefix: str, hf_prefix: str) -> Iterator[NameEntry]:
     """Yield each `NameEntry` of the router and of the stacked routed experts."""
     yield NameEntry(f"{prefix}.router.gate", (f"{hf_prefix}.gate.weight",))
     gate, up, down = (

@@ -65,7 +65,7 @@ class NameEntry:
         ]
         if unequal:
             raise CheckpointError(
-                f"{self.published[0]} {first} cannot be stacked with tensors of other shapes: {shown(unequal)}",
+                f"{self.published[0]} {first} cannot be stacked with tensors of other shapes: {list_first_names(unequal)}",
                 remedy="The checkpoint is damaged; download it again.",
             )
         if self.kind == "alone":
@@ -123,7 +123,8 @@ class NameMap:
         found = dict.fromkeys(present.difference(self.copies), ())
         if problems := find_differences(found, dict.fromkeys(required, ())):
             raise CheckpointError(
-                shown(problems), remedy="Use the config that matches these weights (layers, experts, MTP modules)."
+                list_first_names(problems),
+                remedy="Use the config that matches these weights (layers, experts, MTP modules).",
             )
 
     def to_hf(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -141,6 +142,6 @@ def find_differences(found: Mapping[str, Shape], wanted: Mapping[str, Shape]) ->
     return wrong + [f"{name} has shape {has}, not {needs}" for name, has, needs in both if has != needs]
 
 
-def shown(names: Sequence[str]) -> str:
+def list_first_names(names: Sequence[str]) -> str:
     """Return the first twelve names or problems as text, followed by the number of omitted ones."""
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")

@@ -16,7 +16,7 @@ from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.ffn.router import GroupedTopKConfig
 from rorqual.model.load import grouped
 from rorqual.model.load.keys import ConfigKeys
-from rorqual.model.load.layers import routed, swiglu
+from rorqual.model.load.layers import routed_expert_entries, swiglu
 from rorqual.model.load.names import NameEntry, NameMap
 from rorqual.model.load.qwen3 import fits
 
@@ -124,5 +124,5 @@ def name_map(config: ModelConfig) -> NameMap:
 
 def _feed_forward(stage: Stage, prefix: str, hf_prefix: str) -> Iterator[NameEntry]:
     if isinstance(stage.ffn, MoEConfig):
-        return routed(stage.ffn, prefix, hf_prefix)
+        return routed_expert_entries(stage.ffn, prefix, hf_prefix)
     return swiglu(prefix, hf_prefix)

@@ -22,7 +22,7 @@ from rorqual.model.config import ModelConfig
 from rorqual.model.decoder import Decoder
 from rorqual.model.ffn import older_names
 from rorqual.model.load.find import family_for
-from rorqual.model.load.names import INDEXER, SCALE, NameEntry, find_differences, shown
+from rorqual.model.load.names import INDEXER, SCALE, NameEntry, find_differences, list_first_names
 from rorqual.model.skeleton import skeleton
 from rorqual.ops.backends import TORCH, Backend
 from rorqual.ops.quant import dequantize_blocks
@@ -121,7 +121,7 @@ def _check_shapes(shapes: Shapes, wanted: Shapes, where: str) -> None:
         no_indexer = all(problem.startswith("missing ") and INDEXER in problem for problem in problems)
         remedy = "Use the dense model (kind mla), and add indexers with `rorqual sparsify`." if no_indexer else ""
         raise CheckpointError(
-            f"the checkpoint does not match the model: {shown(problems)}",
+            f"the checkpoint does not match the model: {list_first_names(problems)}",
             where=where,
             remedy=remedy or "Use the config that the weights were trained with.",
         )

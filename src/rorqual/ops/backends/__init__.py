@@ -17,7 +17,17 @@ from rorqual.ops.backends.reference import Backend, Experts, Fit
 from rorqual.ops.backends.torch import Torch
 from rorqual.ops.backends.torch_invariant import TorchInvariant
 
-__all__ = ["REFERENCE", "TORCH", "TORCH_INVARIANT", "Backend", "Experts", "Fit", "arithmetic_of", "backend", "resolved"]
+__all__ = [
+    "REFERENCE",
+    "TORCH",
+    "TORCH_INVARIANT",
+    "Backend",
+    "Experts",
+    "Fit",
+    "absolute_backend_name",
+    "arithmetic_of",
+    "backend",
+]
 
 REFERENCE, TORCH, TORCH_INVARIANT = Backend(), Torch(), TorchInvariant()
 
@@ -34,7 +44,7 @@ def backend(name: str) -> Backend:
     if (location := in_file(name)) is not None:
         cls = _load_file(*location)
     else:
-        known = _known()
+        known = _backends_by_name()
         if name not in known:
             remedy = nearest(name, known) + " Load your own backend with ./mine.py:Class."
             raise ConfigError(f"unknown backend '{name}'", where="backend", remedy=remedy)
@@ -55,7 +65,7 @@ def in_file(name: str) -> tuple[Path, str] | None:
     return (Path(path).resolve(), cls) if path.endswith(".py") else None
 
 
-def resolved(name: str) -> str:
+def absolute_backend_name(name: str) -> str:
     """Make the path in a name such as `./mine.py:Class` absolute, so that the name is valid in any working directory."""
     location = in_file(name)
     return name if location is None else f"{location[0]}:{location[1]}"
@@ -67,7 +77,7 @@ def arithmetic_of(name: str) -> str:
     return name if location is None else f"{location[1]} {hashlib.sha256(location[0].read_bytes()).hexdigest()}"
 
 
-def _known() -> dict[str, type[Backend]]:
+def _backends_by_name() -> dict[str, type[Backend]]:
     """Return all imported backend classes by name.
 
     If a class was defined again, as in a notebook, return the newest definition.

@@ -45,7 +45,7 @@ class AttentionMetadata:
         return np.diff(self.query_start_loc)
 
     @property
-    def first(self) -> Ints:
+    def first_positions(self) -> Ints:
         """Position of the first token of each sequence in this forward pass [sequences]."""
         return self.seq_lens - self.query_lens
 
@@ -77,7 +77,7 @@ class Plan:
         The indices refer to the first dimension of a pool viewed as [blocks * heads * BLOCK / every, width].
         """
         if (heads, every) not in self._places:
-            slot = self.metadata.slot_mapping.clip(min=0) if every == 1 else self._completed(every)[1]
+            slot = self.metadata.slot_mapping.clip(min=0) if every == 1 else self._completed_groups(every)[1]
             block, offset = np.divmod(slot, BLOCK)
             rows = (block[:, None] * heads + np.arange(heads)) * (BLOCK // every) + offset[:, None] // every
             self._places[heads, every] = self.tensor(rows.reshape(-1))
@@ -90,13 +90,13 @@ class Plan:
         last token [groups].
         """
         if every not in self._groups:
-            last, slot = self._completed(every)
+            last, slot = self._completed_groups(every)
             block, offset = np.divmod(slot, BLOCK)
             at = offset[:, None] + np.arange(1 - every, 1)
             self._groups[every] = self.tensor(block[:, None]), self.tensor(at), self.tensor(last)
         return self._groups[every]
 
-    def _completed(self, every: int) -> tuple[Ints, Ints]:
+    def _completed_groups(self, every: int) -> tuple[Ints, Ints]:
         """Return the last token of each completed group and that token's slot, each [groups].
 
         Padding groups use token 0 and block `NOBODY`.
@@ -141,31 +141,31 @@ class PagedAttention:
         `last` is the plan of the previous step. The caller must not use `last` again: the new plan may reuse and modify
         its contents.
         """
-        first, count = metadata.first, metadata.query_lens
+        first, count = metadata.first_positions, metadata.query_lens
         decoding = int((np.cumsum(count != 1) == 0).sum())  # number of leading sequences with one token each
         most = (
             sys.maxsize if torch.is_grad_enabled() else PAIRS
         )  # in training, use one slice, because each slice would allocate a gradient for the whole pool
         pieces, table = list[tuple[slice, Tiles]](), None
         if decoding:
-            tiles, table = self._decoding(metadata, decoding, device, last)
+            tiles, table = self._decode_tiles(metadata, decoding, device, last)
             pieces.append((slice(0, decoding), tiles))
         begin = int(metadata.query_start_loc[decoding])
-        for which, at, size in _cut(first[decoding:], count[decoding:], most):
+        for which, at, size in _split_by_pairs(first[decoding:], count[decoding:], most):
             blocks = metadata.block_table[which + decoding, : int((at + size - 1).max()) // BLOCK + 1]
             stop = begin + int(size.sum())
             pieces.append((slice(begin, stop), tiles_of(at, size, blocks, QUERIES, device, self.rows)))
             begin = stop
         return Plan(metadata, device, pieces, table, self.rows)
 
-    def _decoding(
+    def _decode_tiles(
         self, metadata: AttentionMetadata, n: int, device: torch.device, last: Plan | None
     ) -> tuple[Tiles, Ints]:
         """Return the tiles of the first `n` sequences, which have one token each.
 
         If only positions changed since the last step, reuse the tiles of `last`.
         """
-        position = metadata.first[:n]
+        position = metadata.first_positions[:n]
         table = metadata.block_table[:n, : int(position.max()) // BLOCK + 1]
         if last is not None and last.decode is not None and last.rows == self.rows and (position % BLOCK).all():
             tiles = last.pieces[0][1]
@@ -235,7 +235,7 @@ class PagedAttention:
         """
         k, v = self._both(keys, values, width)
         outs = [paged.attend(q[tokens], k, v, tiles, scale) for tokens, tiles in plan.pieces]
-        return _joined(outs, len(q))
+        return _join_slices(outs, len(q))
 
     def attend_with_lse(
         self,
@@ -261,11 +261,11 @@ class PagedAttention:
                 out, lse = paged.attend_selected(q[tokens], k, v, tiles, scale, selected[tokens], window)
             else:
                 rows = None if selected is None else selected[tokens]
-                mask = paged.restricted(tiles, BLOCK // k.shape[2], window, rows)
+                mask = paged.selection_mask(tiles, BLOCK // k.shape[2], window, rows)
                 out, lse = paged.attend_within(q[tokens], k, v, tiles, scale, mask)
             outs.append(out)
             lses.append(lse)
-        return _joined(outs, len(q)), _joined(lses, len(q))
+        return _join_slices(outs, len(q)), _join_slices(lses, len(q))
 
     def _both(self, keys: Tensor, values: Tensor, width: int) -> tuple[Tensor, Tensor | int]:
         """Convert pools to the arguments `keys` and `values` of `ops.paged.attend`.
@@ -288,10 +288,10 @@ class PagedAttention:
         averaged attention weights."""
         k, parts = self.as_blocks(keys), []
         for tokens, tiles in plan.pieces:
-            mask = paged.restricted(tiles, BLOCK // k.shape[2], None, None)
+            mask = paged.selection_mask(tiles, BLOCK // k.shape[2], None, None)
             mass = paged.attention_mass(q[tokens], k, tiles, scale, mask)
             hidden = (mask if tiles.back is None else mask.index_select(0, tiles.back)) < 0
-            parts.append(paged.ranked(mass.masked_fill(hidden, -torch.inf), tiles, budget))
+            parts.append(paged.rank_rows(mass.masked_fill(hidden, -torch.inf), tiles, budget))
         return _selection(parts, len(q))
 
     def index_kl(
@@ -315,11 +315,13 @@ class PagedAttention:
         k, index_k = self.as_blocks(keys), self.as_blocks(index_keys)
         s, parts = None if scales is None else self.as_blocks(scales), []
         for tokens, tiles in plan.pieces:
-            mask = paged.restricted(tiles, BLOCK // k.shape[2], None, None if selected is None else selected[tokens])
+            mask = paged.selection_mask(
+                tiles, BLOCK // k.shape[2], None, None if selected is None else selected[tokens]
+            )
             mass = paged.attention_mass(q[tokens], k, tiles, scale, mask)
             scores = paged.index_scores(index_q[tokens], weights[tokens], index_k, tiles, s)
             parts.append(paged.index_kl(scores, mass, tiles, mask))
-        return _joined(parts, len(q))
+        return _join_slices(parts, len(q))
 
     def gather(self, pool: Tensor, plan: Plan, rows: Tensor) -> Tensor:
         """Return cached rows [tokens, k, heads, width], given row numbers [tokens, k] in each token's sequence.
@@ -327,10 +329,10 @@ class PagedAttention:
         For row -1 (no row), the result is zeros.
         """
         blocks = self.as_blocks(pool)
-        return _joined([paged.gather(blocks, tiles, rows[tokens]) for tokens, tiles in plan.pieces], len(rows))
+        return _join_slices([paged.gather(blocks, tiles, rows[tokens]) for tokens, tiles in plan.pieces], len(rows))
 
 
-def _cut(first: Ints, count: Ints, most: int) -> Iterator[Ints]:
+def _split_by_pairs(first: Ints, count: Ints, most: int) -> Iterator[Ints]:
     """Split sequences into groups of about `most` (query tile, key block) pairs. Long sequences are split at tile boundaries.
 
     Each group is an array [3, n] of n sequences: their indices, first positions and numbers of tokens.
@@ -355,8 +357,8 @@ def _selection(parts: list[Selection], tokens: int) -> Selection:
     """Concatenate the selections of all slices. Selections with fewer rows per token are padded with -1 (no row)."""
     most = max(part.rows.shape[1] for part in parts)
     return Selection(
-        _joined([_widened(part.rows, most, -1) for part in parts], tokens),
-        _joined([_widened(part.scores, most, -torch.inf) for part in parts], tokens),
+        _join_slices([_widened(part.rows, most, -1) for part in parts], tokens),
+        _join_slices([_widened(part.scores, most, -torch.inf) for part in parts], tokens),
     )
 
 
@@ -364,7 +366,7 @@ def _widened(rows: Tensor, most: int, value: float) -> Tensor:
     return F.pad(rows, (0, most - rows.shape[1]), value=value)
 
 
-def _joined(parts: list[Tensor], tokens: int) -> Tensor:
+def _join_slices(parts: list[Tensor], tokens: int) -> Tensor:
     """Concatenate the results of all slices [tokens, ...]. Padding tokens get the result of the first token."""
     padding = tokens - sum(map(len, parts))
     if padding:

@@ -179,7 +179,7 @@ class Backend:
         if names and len(maps) == len(names):  # do not fuse if an adapter wraps one of the linear maps
             width = dict(zip(names, (m.out_features for m in maps)))
             layer.widths = tuple(sum(width[name] for name in group) for group in layer.shared_input)
-            children |= dict.fromkeys(names) | {"fused": _fused(maps)}
+            children |= dict.fromkeys(names) | {"fused": _fuse_linears(maps)}
         for name in layer.derived.values():
             children.pop(name, None)
             layer._parameters.pop(name, None)
@@ -221,7 +221,7 @@ class Backend:
         """
         if type(self).linear is Backend.linear:
             return model
-        routed = _routed(model, self)
+        routed = _fuse_router(model, self)
         assert isinstance(routed, type(model))
         return routed
 
@@ -238,13 +238,15 @@ class RoutedLinear(nn.Linear):
         return self.ops.linear(input, self.weight, self.bias)
 
 
-def _routed(module: nn.Module, ops: Backend) -> nn.Module:
+def _fuse_router(module: nn.Module, ops: Backend) -> nn.Module:
     if type(module) is nn.Linear:
         return RoutedLinear(module, ops)
     clone = copy.copy(module)
     if isinstance(clone, LinearMap):
         clone.linear = ops.linear
-    clone._modules = {name: child if child is None else _routed(child, ops) for name, child in module._modules.items()}
+    clone._modules = {
+        name: child if child is None else _fuse_router(child, ops) for name, child in module._modules.items()
+    }
     return clone
 
 
@@ -287,7 +289,7 @@ def _dense(tensor: Tensor) -> Tensor:
     return tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
 
 
-def _fused(maps: Sequence[nn.Linear]) -> nn.Linear:
+def _fuse_linears(maps: Sequence[nn.Linear]) -> nn.Linear:
     """Fuse linear maps that share an input into one map, whose output is the concatenation of their outputs."""
     weight = torch.cat([part.weight.detach() for part in maps])
     with torch.device("meta"):

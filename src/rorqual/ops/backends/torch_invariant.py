@@ -23,7 +23,7 @@ from rorqual.ops.invariant import LANES
 from rorqual.ops.layer import Layer, LinearMap
 from rorqual.ops.layout import prepack, times
 from rorqual.ops.moe import Routing
-from rorqual.ops.rows import ENOUGH, Rows, bmm, cancelling, in_tiles
+from rorqual.ops.rows import ENOUGH, Rows, bmm, cancelling_rows, in_tiles
 
 Kind = Literal["map", "packed", "transposed", "straight"]
 """The kind of matrix product: `map` (plain), `packed` (prepacked), or batched (`transposed` or `straight`).
@@ -100,11 +100,11 @@ class TorchInvariant(Packing):
         clone = super().bind(model)
         if self.rows.most:
             with torch.inference_mode(False), torch.no_grad():
-                clone = _tiled(clone, self)
+                clone = _tile_wide_linears(clone, self)
         return clone
 
 
-def _tiled(module: M, ops: TorchInvariant) -> M:
+def _tile_wide_linears(module: M, ops: TorchInvariant) -> M:
     """Return a copy of `module` that shares its parameters and whose wide linear maps multiply at most `ops.rows.most`
     rows at once."""
     clone, most = copy.copy(module), ops.rows.most
@@ -120,7 +120,7 @@ def _tiled(module: M, ops: TorchInvariant) -> M:
         if isinstance(child, nn.Linear) or (isinstance(child, LinearMap) and not isinstance(child, PackedLinear)):
             clone._modules[key] = TiledLinear(child, most)
         elif child is not None:
-            clone._modules[key] = _tiled(child, ops)
+            clone._modules[key] = _tile_wide_linears(child, ops)
     return clone
 
 
@@ -209,7 +209,7 @@ def _is_invariant(kind: Kind, width: int, out: int, dtype: torch.dtype, rows: Ro
     try:
         with torch.inference_mode(False), torch.no_grad():
             steps = STEPS.get(dtype, MORE_STEPS)
-            x, matrix = cancelling(rows.least * min(WHOLE, 2 * steps[-1]), min(out, WIDEST), width, dtype)
+            x, matrix = cancelling_rows(rows.least * min(WHOLE, 2 * steps[-1]), min(out, WIDEST), width, dtype)
             product = _product(kind, matrix, rows.most)
             del matrix
             torch.set_num_threads(1)

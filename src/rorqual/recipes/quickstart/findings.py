@@ -77,7 +77,7 @@ class Findings:
         """Return the model's accuracy over all families, before or after GRPO."""
         return self.evaluations[when, mode].rows("all")[0].accuracy
 
-    def thought(self, when: str) -> float:
+    def thinking_share(self, when: str) -> float:
         """Return the share of problems on which the model chose to think, before or after GRPO."""
         return self.evaluations[when, "auto"].rows("all")[0].thought
 
@@ -111,7 +111,9 @@ def read_findings(folder: Path) -> Findings:
         evaluations={(when, mode): _evaluation(paths.evaluation(f"{when}-{mode}")) for when in WHEN for mode in MODES},
         summary=summary,
         students={
-            (b.name, mode): _evaluation(paths.measured(b.name, mode)) for b in summary.branches for mode in b.modes
+            (b.name, mode): _evaluation(paths.evaluation_file(b.name, mode))
+            for b in summary.branches
+            for mode in b.modes
         },
     )
 

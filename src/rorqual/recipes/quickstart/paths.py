@@ -64,7 +64,7 @@ class QuickstartPaths:
         """Return the result file of the evaluation `name`."""
         return self.evals / f"{name}.json"
 
-    def measured(self, branch: str, mode: str) -> Path:
+    def evaluation_file(self, branch: str, mode: str) -> Path:
         """Return the result file of a branch's evaluation on the student's problems."""
         return self.evaluation(f"student-{branch}-{mode}")
 

@@ -13,13 +13,13 @@ from typing import Literal
 from rorqual.core.config import override
 from rorqual.core.ledger import Ledger
 from rorqual.core.lock import own_run
-from rorqual.core.log import Progress, clock
+from rorqual.core.log import Progress, clock_text
 from rorqual.core.records import RunDir, Thinking, write_atomic, write_json
 from rorqual.data.distilled import read_distilled
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.baselines import baselines
-from rorqual.evals.evaluating import evaluate, pick
+from rorqual.evals.evaluating import evaluate, pick_problems
 from rorqual.factory import FactoryConfig, FilterConfig, sample_teacher
 from rorqual.model.account import account
 from rorqual.model.config import ModelConfig
@@ -59,7 +59,7 @@ def run_quickstart(
         work.teacher()
         work.students()
         report = work.report(size)
-    print(f"done in {clock(time.monotonic() - began)}\n\n  report  {report}")
+    print(f"done in {clock_text(time.monotonic() - began)}\n\n  report  {report}")
     print(f"  next    rorqual chat {place.teacher.path}\n          rorqual trace {place.teacher.path}")
     return report
 
@@ -148,7 +148,7 @@ class Quickstart:
         print("\n9/9 report")
         if not is_current(self.place):
             facts = summary(self.place, self.seed, size)
-            with self.ledger.of(REPORT_STAGE):
+            with self.ledger.record_stage(REPORT_STAGE):
                 write_json(self.place.summary, facts)
                 build_report(self.place.out)
         return self.place.out / REPORT_FILE
@@ -163,7 +163,7 @@ class Quickstart:
         if out.newest_complete()[0] == run.steps:
             fit(run, out, threads=self.threads, extend=False)  # raises if the folder belongs to another run
             return
-        with self.ledger.of(stage) as entry:
+        with self.ledger.record_stage(stage) as entry:
             fit(run, out, threads=self.threads, observe=entry.add, extend=False)
 
     def sample(self) -> None:
@@ -178,7 +178,7 @@ class Quickstart:
                                problems=s.distil_problems, temperature=s.temperature, top_p=s.top_p, max_tokens=s.max_tokens,
                                thinking="on", seed=self.seed, keep=s.distil_keep, device=self.device, dtype=self.dtype,
                                filters=FilterConfig(names=()) if s.distil_keep == "all" else FilterConfig())  # fmt: skip
-        with self.ledger.of("sample the teacher") as entry:
+        with self.ledger.record_stage("sample the teacher") as entry:
             sample_teacher(config, place.samples, threads=self.threads, quiet=False)
             samples = read_distilled(place.samples_file)
             entry.tokens = sum(row.prompt_tokens + row.completion_tokens for row in samples.rows)
@@ -203,7 +203,7 @@ class Quickstart:
         """Evaluate every branch on the same problems."""
         task = load_task(STUDENT_TASK, options={"hard": self.scale.student_hard})
         for branch, modes in BRANCHES.items():
-            paths = [(mode, self.place.measured(branch, mode)) for mode in modes]
+            paths = [(mode, self.place.evaluation_file(branch, mode)) for mode in modes]
             self.measure(
                 "measure the students", branch, self.place.run(branch), task, self.scale.student_per_cell, paths
             )
@@ -215,14 +215,15 @@ class Quickstart:
         wanted = [(mode, path) for mode, path in paths if not path.is_file()]
         if not wanted:
             return
-        with self.ledger.of(stage):
+        with self.ledger.record_stage(stage):
             engine, flops_per_token = self.engine(run), forward_flops(run)
-            problems = pick(task, "test", count, self.seed, per_family=True)
+            problems = pick_problems(task, "test", count, self.seed, per_family=True)
             measured = baselines(task, problems, self.seed)
         for mode, path in wanted:
-            with self.ledger.of(stage) as entry:
+            with self.ledger.record_stage(stage) as entry:
                 evaluation = evaluate(engine, task, count=count, seed=self.seed, thinking=mode, params=self.params(), per_family=True,
-                                 progress=shown(f"{label}, {MODE_LABELS[mode]}"), model=label, problems=problems, measured=measured)  # fmt: skip
+                                 progress=evaluation_progress(f"{label}, {MODE_LABELS[mode]}"), model=label, problems=problems,
+                                 measured=measured)  # fmt: skip
                 entry.tokens = sum(evaluation.usage.values())
                 entry.flops = entry.tokens * flops_per_token
                 entry.solved = sum(sample.verdict is Verdict.RIGHT for sample in evaluation.samples)
@@ -238,7 +239,7 @@ class Quickstart:
         return SamplingParams(max_tokens=s.max_tokens, temperature=s.temperature, top_p=s.top_p, seed=self.seed)
 
 
-def shown(label: str) -> Callable[[int, int], None]:
+def evaluation_progress(label: str) -> Callable[[int, int], None]:
     """Return a progress callback for an evaluation that starts now."""
     progress = Progress(f"  {label}", 0, unit="answer")
 

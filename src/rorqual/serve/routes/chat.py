@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from rorqual.core.prompts import unlike
+from rorqual.core.prompts import is_unlike
 from rorqual.core.records import Tool
 from rorqual.data.chat.stops import Stops
 from rorqual.data.chat.stream import Piece
@@ -45,7 +45,7 @@ class ChatShape(Shape[ChatRequest]):
         self._thinking = (wanted.thinking or service.task.thinking or "auto") if service.chat.thinks else "auto"
         self._messages = [turn.message() for turn in wanted.messages]
         service.check_parts(self._messages)
-        self._tools = wanted.offered()
+        self._tools = wanted.offered_tools()
         self._mode = service.chat.mode(self._messages, self._thinking)
 
     def ignored(self) -> list[str]:
@@ -53,7 +53,7 @@ class ChatShape(Shape[ChatRequest]):
 
     def notes(self) -> dict[str, str]:
         [first, *more] = self._messages
-        return {"x-rorqual-unlike": "1"} if not more and unlike(first.label, self.service.prompts) else {}
+        return {"x-rorqual-unlike": "1"} if not more and is_unlike(first.label, self.service.prompts) else {}
 
     def texts(self) -> Iterator[tuple[str, list[str]]]:
         calls = (call for message in self._messages for call in message.tool_calls)

@@ -48,7 +48,7 @@ class Statement(NamedTuple):
         """Return the statement in the notation of the prompt, such as `A:B&-C`."""
         return f"{names[self.speaker]}:" + self.op.join(("" if p.knight else "-") + names[p.person] for p in self.parts)
 
-    def renamed(self, order: tuple[int, ...]) -> Statement:
+    def rename_people(self, order: tuple[int, ...]) -> Statement:
         """Rename each person p to `order[p]`, and sort the parts of the statement, because A&B equals B&A."""
         parts = sorted(Literal(order[part.person], part.knight) for part in self.parts)
         return Statement(order[self.speaker], self.op, tuple(parts))
@@ -140,12 +140,12 @@ def _solutions(statements: list[Statement]) -> list[tuple[int, ...]]:
 
 
 def _canonical_one(statement: Statement) -> Statement:
-    return statement.renamed((0, 1, 2))
+    return statement.rename_people((0, 1, 2))
 
 
 def _canonical(statements: list[Statement]) -> str:
     """Return the key: the smallest of six texts, one for each way to name the people, with sorted statements."""
-    least = min(sorted(s.renamed(order) for s in statements) for order in permutations(range(3)))
+    least = min(sorted(s.rename_people(order) for s in statements) for order in permutations(range(3)))
     return " ".join(s.text() for s in least)
 
 

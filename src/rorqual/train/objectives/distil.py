@@ -68,7 +68,7 @@ class Distil(Objective):
         stored = batch.teacher_logprobs[at]
         mass = stored.detach().exp().sum(-1)
         check_mass(mass)
-        p, q = self._aligned(logits, stored, None if batch.teacher_ids is None else batch.teacher_ids[at])
+        p, q = self._align_logprobs(logits, stored, None if batch.teacher_ids is None else batch.teacher_ids[at])
         divergences = divergence(self.divergence, p, q, self.alpha)
         n = float(len(stored))
         with torch.no_grad():
@@ -85,7 +85,7 @@ class Distil(Objective):
                 means, maxima = means | compared.means, compared.maxima
         return Term((divergences * batch.loss_mask[at]).sum() * self.temperature**2, means, maxima)
 
-    def _aligned(self, logits: Tensor, stored: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _align_logprobs(self, logits: Tensor, stored: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the log-probabilities of teacher and student. Both are [n, k], or [n, k + 1] with a bucket for all
         other tokens.
 

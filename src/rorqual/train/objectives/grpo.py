@@ -192,10 +192,10 @@ class DrawnTokens:
         sampled = batch.sampled_logprobs[at]
         # A required field may be missing in the comparison of trainer and sampler, which precedes the updates and needs no
         # gradients.
-        old = _required(
+        old = _require_tensor(
             batch.old_logprobs, objective.wants_old, "the trainer's log-probabilities before the update", at
         )
-        reference = _required(batch.reference_logprobs, objective.beta > 0, "a reference's log-probabilities", at)
+        reference = _require_tensor(batch.reference_logprobs, objective.beta > 0, "a reference's log-probabilities", at)
         _, answer, counts = batch.documents[at].unique(return_inverse=True, return_counts=True)
         return cls(
             advantage=batch.advantages[at],
@@ -214,7 +214,7 @@ class DrawnTokens:
         return (sums / self.counts)[self.answer]
 
 
-def _required(values: Tensor | None, required: bool, what: str, at: tuple[Tensor, ...]) -> Tensor | None:
+def _require_tensor(values: Tensor | None, required: bool, what: str, at: tuple[Tensor, ...]) -> Tensor | None:
     if required and values is None and torch.is_grad_enabled():
         raise NumericsError(f"grpo needs {what}, but the batch has none", where="objectives.grpo")
     return values[at] if required and values is not None else None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rorqual.core.config import Kind, NonNegative
 from rorqual.core.errors import CheckpointError
-from rorqual.model.load.names import find_differences, shown
+from rorqual.model.load.names import find_differences, list_first_names
 from rorqual.train.schedule import Schedule
 
 
@@ -36,7 +36,7 @@ class Optimizer(ABC):
 def check_state(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raise CheckpointError if names or shapes of an optimizer state differ from `shapes`."""
     if problems := find_differences({name: tuple(tensor.shape) for name, tensor in state.items()}, shapes):
-        raise CheckpointError(f"the optimizer state does not match: {shown(problems)}")
+        raise CheckpointError(f"the optimizer state does not match: {list_first_names(problems)}")
 
 
 class OptimConfig(Kind):

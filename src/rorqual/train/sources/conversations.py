@@ -38,7 +38,7 @@ class ConversationsConfig(SourceConfig):
                 where=self.data,
                 remedy=f"Set row={max(too_long)}, or source.longer=cut or skip.",
             )
-        usable = [s.cut(self.row) for s in samples if self.longer == "cut" or len(s) <= self.row]
+        usable = [s.truncate(self.row) for s in samples if self.longer == "cut" or len(s) <= self.row]
         empty = sum(not s.n_trained for s in usable)  # cutting may leave only the prompt
         stream = ConversationStream(usable, self.rows, self.row, materials.seed, pad=materials.chat.pad)
         skipped, silent = len(samples) - len(usable), loaded.skipped + empty

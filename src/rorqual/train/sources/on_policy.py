@@ -25,7 +25,7 @@ from rorqual.model.account import account
 from rorqual.tasks.task import Problem, Verdict
 from rorqual.train.batch import TrainBatch
 from rorqual.train.sources.distilled import another_vocabulary
-from rorqual.train.sources.reference import frozen, map_rows
+from rorqual.train.sources.reference import load_frozen, map_rows
 from rorqual.train.sources.rollouts import batch_of, measure
 from rorqual.train.sources.sampler import SampledConfig, SampledSource, Scored, graded_as
 from rorqual.train.sources.source import Materials, Source, Step
@@ -100,7 +100,7 @@ class OnPolicyTeacher:
     def __init__(self, path: str, materials: Materials, row: int, top_k: int) -> None:
         run, student = RunDir(Path(path)), materials.model
         self.device = str(student.embed_tokens.weight.device)
-        self.model = frozen(run, self.device, student.ops)
+        self.model = load_frozen(run, self.device, student.ops)
         config = self.model.config
         tokenizer = Tokenizer.load(run.tokenizer_file)
         if tokenizer != materials.tokenizer or config.vocab_size != student.config.vocab_size:

@@ -22,7 +22,7 @@ from rorqual.train.batch import TrainBatch
 R = TypeVar("R")
 
 
-def frozen(run: RunDir, device: str, ops: Backend) -> Decoder:
+def load_frozen(run: RunDir, device: str, ops: Backend) -> Decoder:
     """Load the newest checkpoint of `run` as a frozen fp32 model on backend `ops`.
 
     Raises ConfigError if `ops` cannot run the model.
@@ -50,7 +50,7 @@ class Reference:
 
     def __init__(self, path: str, trained: Decoder, *, temperature: float, threads: int) -> None:
         self.device = str(trained.embed_tokens.weight.device)
-        self.model = frozen(RunDir(Path(path)), self.device, trained.ops)
+        self.model = load_frozen(RunDir(Path(path)), self.device, trained.ops)
         if self.model.config.vocab_size != trained.config.vocab_size:
             raise ConfigError(
                 f"the reference's vocabulary has {self.model.config.vocab_size} tokens,"

@@ -140,7 +140,7 @@ class Rollouts(SampledSource):
         c = self.config
         self.sampler.update()
         problems, groups = self._draw(step)
-        chosen = [g for g in groups if mixed(g)][: c.problems] if c.max_num_gen_batches > 1 else groups
+        chosen = [g for g in groups if has_right_and_wrong(g)][: c.problems] if c.max_num_gen_batches > 1 else groups
         learn = [one for group in chosen for one in group if self._trains(one)]
         metrics = measure(problems, groups, self.chat) | self._measure_options(groups, chosen)
         batches = [self._batch(part, learned=True) for part in self.share_out(learn, step)]
@@ -164,7 +164,7 @@ class Rollouts(SampledSource):
             problems += [problem for problem, _ in fresh]
             completions = self.sample([prompt_of(*one) for one in fresh], step, draw)
             groups += [self._score(*one, found) for one, found in zip(fresh, completions)]
-            if sum(map(mixed, groups)) >= c.problems:
+            if sum(map(has_right_and_wrong, groups)) >= c.problems:
                 break
         return problems, groups
 
@@ -225,7 +225,7 @@ class Rollouts(SampledSource):
         return batch
 
 
-def mixed(group: list[Scored]) -> bool:
+def has_right_and_wrong(group: list[Scored]) -> bool:
     """Return whether a group has both right and wrong answers."""
     return {Verdict.RIGHT, Verdict.WRONG} <= {one.verdict for one in group}
 

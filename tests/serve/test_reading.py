@@ -66,7 +66,7 @@ FIXTURES: dict[str, list[int]] = {
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", CHATS)
-def test_each_fixture_cut_off_anywhere_is_streamed_as_it_is_parsed(name: str, mode: Thinking) -> None:
+def test_each_fixture_cut_off_anywhere_reads_as_the_format_says(name: str, mode: Thinking) -> None:
     chat = CHATS[name]
     for ids in FIXTURES.values():
         for cut in range(len(ids) + 1):
@@ -82,7 +82,7 @@ REPLIES = st.lists(
 
 @settings(max_examples=150, deadline=None)
 @given(REPLIES, st.sampled_from(sorted(CHATS)), st.sampled_from(MODES), st.lists(st.integers(0, 20), max_size=4))
-def test_any_stream_is_read_as_it_is_parsed(parts: list[list[int]], name: str, mode: Thinking, cuts: list[int]) -> None:
+def test_any_stream_reads_as_the_format_says(parts: list[list[int]], name: str, mode: Thinking, cuts: list[int]) -> None:
     ids = [id_ for part in parts for id_ in part]
     chat, message = CHATS[name], CHATS[name].parse(ids, mode)
     assert joined(fed(chat.reader(mode), ids)) == (message.reasoning or "", message.content)

@@ -38,6 +38,14 @@ MUTANTS = (
         "tests/data/chat/test_laws.py::test_what_is_typed_never_becomes_a_special_token",
     ),
     one(
+        "the role and what is said are encoded apart",
+        "ids that differ from the published template's",
+        "data/chat/templates/llama3.jinja",
+        "message.role + '<|end_header_id|>\\n\\n' -}}",
+        "message.role + '<|end_header_id|>\\n' + reply_mark + reply_mark + '\\n' -}}",
+        "tests/data/chat/test_golden.py::test_ids_are_those_of_the_published_template",
+    ),
+    one(
         "JSON in a prompt is escaped as HTML is",
         "jinja2's own tojson: ids that differ from the published template's",
         "data/chat/prompt_template.py",

@@ -150,6 +150,7 @@ OPTIONS = {
         "Keys with --train": "rorqual.cli.planning:TrainPlan",
         "Keys with --serve": "rorqual.cli.planning:ServePlan",
         "Keys for a run": "rorqual.cli.planning:RunPlan",
+        "Keys for quickstart": "rorqual.cli.planning:QuickstartPlan",
     },
     "compare": {"Keys": f"{VERBS}.compare:CompareSettings"},
     "doctor": {"Keys": "rorqual.cli.settings:Placement"},

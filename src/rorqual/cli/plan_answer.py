@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rorqual.cli.accounts import columns, find_model
+from rorqual.cli.machine import cores
 from rorqual.cli.plan_page import serving_charts, training_charts, write_plan
 from rorqual.cli.planning import (
+    QuickstartPlan,
     RunPlan,
     ServePlan,
     TrainPlan,
@@ -18,6 +20,7 @@ from rorqual.cli.planning import (
 )
 from rorqual.cli.settings import WHERE, read
 from rorqual.core.errors import ConfigError
+from rorqual.core.ledger import CORE_HOUR
 from rorqual.core.records import RunDir
 from rorqual.model.load.run_directory import read_model_config
 from rorqual.plan.hardware import DEVICES
@@ -26,10 +29,13 @@ from rorqual.plan.price import PRICES
 from rorqual.plan.published import QUOTES, figures
 from rorqual.plan.run_speed import read_row, speed_of
 from rorqual.plan.time import training_flops
+from rorqual.recipes.quickstart import SCALES
+from rorqual.recipes.quickstart.forecast import forecast
 
 ASK = "rorqual plan deepseek-v3 --train tokens=14.8T hardware=h800 n=2048, or --serve, or rorqual plan --published."
 """Example commands, shown in errors."""
 
+QUICKSTART = "quickstart"
 V3_NAMES = ("deepseek-v3", "deepseek-r1", "deepseek-v3.1")
 
 
@@ -58,6 +64,8 @@ def answer(
         return training_text(model, read(TrainPlan, settings))
     if serve:
         return serving_text(model, read(ServePlan, settings))
+    if model == QUICKSTART:
+        return quickstart_text(read(QuickstartPlan, settings))
     if RunDir(Path(model)).metrics_file.is_file():
         return run_text(model, read(RunPlan, settings))
     find_model(model)  # report an unknown model first
@@ -125,6 +133,30 @@ def run_text(name: str, settings: RunPlan) -> str:
         usd = steps * speed.core_seconds * flops_ratio / 3600 * settings.core_hour
         rows.append(("  money", f"{money(usd)} at ${settings.core_hour:g} per core-hour"))
     return columns(rows)
+
+
+def quickstart_text(settings: QuickstartPlan) -> str:
+    """Return the expected time and cost of each quickstart stage on this machine, based on a benchmark of a few seconds."""
+    stages = forecast(SCALES[settings.size], seed=settings.seed, threads=settings.threads or cores())
+    head = ("stage", "seconds", "core-seconds", "tokens", "USD")
+    rows = [
+        (
+            s.name,
+            f"{s.seconds:,.1f}",
+            f"{s.core_seconds:,.1f}",
+            short(s.tokens),
+            money(s.core_seconds / 3600 * CORE_HOUR),
+        )
+        for s in stages
+    ]
+    seconds, core_seconds, tokens = (
+        sum(getattr(s, name) for s in stages) for name in ("seconds", "core_seconds", "tokens")
+    )
+    rows.append(
+        ("all", f"{seconds:,.1f}", f"{core_seconds:,.1f}", short(tokens), money(core_seconds / 3600 * CORE_HOUR))
+    )
+    note = "Excludes Python's start-up and the report. The time of reinforcement depends on reply lengths, which are not known in advance."
+    return f"{columns([head, *rows], frozenset({1, 2, 3, 4}))}\n\n{note}"
 
 
 def published_text() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -147,6 +147,14 @@ class RunPlan(Config):
     tokens: Amount = Field(0.0, ge=0, description="the same in tokens")
     model: str = Field("", description="plan this model instead of the run's")
     core_hour: float = Field(CORE_HOUR, ge=0, description="USD per core-hour")
+
+
+class QuickstartPlan(Config):
+    """Settings of a quickstart forecast."""
+
+    size: Literal["small", "full"] = Field("full", description="amount of training")
+    seed: int = Field(0, ge=0, description="seed of the quickstart")
+    threads: int = Field(0, ge=0, description="threads; 0: all cores")
 
 
 @dataclass(frozen=True)

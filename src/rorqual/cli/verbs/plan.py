@@ -11,7 +11,8 @@ from rorqual.cli.settings import Settings
 
 def plan(
     model: Annotated[
-        str, typer.Argument(metavar="[MODEL|RUN]", help="Model as for inspect, or a run with metrics.")
+        str,
+        typer.Argument(metavar="[MODEL|RUN|quickstart]", help="Model as for inspect, run with metrics, or quickstart."),
     ] = "",
     settings: Settings = None,
     train: Annotated[bool, typer.Option("--train", help="Plan training: tokens=14.8T hardware=h800 n=2048.")] = False,

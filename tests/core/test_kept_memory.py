@@ -10,8 +10,8 @@ import pytest
 
 LOOP = """
 import resource, sys, torch
-from rorqual.core.memory import keep_freed
-kept = sys.argv[1] == "kept" and keep_freed()
+from rorqual.core.memory import keep_freed_memory
+kept = sys.argv[1] == "kept" and keep_freed_memory()
 for _ in range(4):  # a step's tensors, largest of 6 MB, freed in another order than they came
     parts = [torch.ones(size << 18) for size in (6, 1, 3, 6)]
     del parts[0], parts[0], parts
@@ -46,18 +46,18 @@ def test_what_the_environment_says_stands() -> None:
 
 FREED = """
 import os, torch
-from rorqual.core.memory import give_back, keep_freed
+from rorqual.core.memory import keep_freed_memory, return_freed_memory
 def resident():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
-keep_freed()
+keep_freed_memory()
 read, laid = [], []
 for _ in range(40):  # weights of 8 MB, each followed by what is kept
     read.append(torch.ones(8 << 18))
     laid.append(torch.ones(1 << 16))
 most = resident()
 del read
-give_back()
+return_freed_memory()
 print(most, resident())
 """
 

@@ -16,7 +16,7 @@ from functools import cache
 LARGE = 32 << 20
 """Blocks of at least this many bytes are allocated with `mmap`. glibc accepts no larger threshold."""
 KEPT = 512 << 20
-"""Maximum free bytes at the top of the heap. Free blocks below the top stay in the heap until `give_back` is called."""
+"""Maximum free bytes at the top of the heap. Free blocks below the top stay in the heap until `return_freed_memory` is called."""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD in malloc.h
 _SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
 

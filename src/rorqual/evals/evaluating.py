@@ -22,7 +22,7 @@ GREEDY = SamplingParams()
 CHECK = "Check your answer. If it is wrong, give the right one."
 """The message that asks a model to refine its reply."""
 PATIENCE = 20
-"""`pick` stops after too many consecutive draws without a new problem. The limit is at least `PATIENCE` times
+"""`pick_problems` stops after too many consecutive draws without a new problem. The limit is at least `PATIENCE` times
 the mean number of draws per problem in the rarest unfinished stratum (`_patience`)."""
 
 
@@ -93,13 +93,13 @@ def evaluate(
     refine: int = 0,
     system: str = "",
 ) -> Evaluation:
-    """Answer the problems that `pick` returns, grade each reply, and return all samples.
+    """Answer the problems that `pick_problems` returns, grade each reply, and return all samples.
 
     `task` is a task object or a task name such as `families:add`.
 
     `params.n` is the number of samples per problem. The seed of a problem is derived from `params.seed` and the
     problem's key, so an answer does not depend on the other problems in the evaluation. `model` is a label for tables.
-    Several evaluations can share `problems` (from `pick` with the same settings) and `measured` (the baselines of these
+    Several evaluations can share `problems` (from `pick_problems` with the same settings) and `measured` (the baselines of these
     problems). With `votes`, each sample has its canonical answer, so that `evals.votes` can count votes.
 
     With `stop_when`, the samples of a problem are generated one after another, until the rule holds or there are `params.n`. They

@@ -91,7 +91,7 @@ def reply_text(row: Distilled) -> str:
 
 
 def reason_alone(row: Distilled, cut_off: bool, contaminated: bool, filters: FilterConfig, keep: Keep) -> str:
-    """Return the first reason to drop a sample, or an empty string. Duplicates are checked separately, in `reasons`."""
+    """Return the first reason to drop a sample, or an empty string. Duplicates are checked separately, in `drop_reasons`."""
     text = reply_text(row)
     enabled = set(filters.names)
     too_long = cut_off or 0 < filters.longest < row.completion_tokens

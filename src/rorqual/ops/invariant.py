@@ -129,7 +129,7 @@ def experts(x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices, rows
 
 def _few_experts(x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices, used: list[int], most: int) -> Tensor:
     """Run each expert in `used` on all tokens. The gate is 0 for tokens that did not choose the expert."""
-    # A token may have expert 0 several times, because `Routing.served` changes `SKIP` and identity experts to expert 0 and
+    # A token may have expert 0 several times, because `Routing.routed_only` changes `SKIP` and identity experts to expert 0 and
     # sets their gates to 0. scatter_add sums the gates.
     gates = x.new_zeros(len(x), len(gate_up)).scatter_add_(1, routing.indices, routing.weights.to(x.dtype))
     out = torch.zeros_like(x, dtype=torch.float32)  # add in fp32 and round once, like `index_add`

@@ -237,7 +237,7 @@ def attend(q: Tensor, keys: Tensor, values: Tensor | int, tiles: Tiles, scale: f
 def attend_within(
     q: Tensor, keys: Tensor, values: Tensor | int, tiles: Tiles, scale: float, mask: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Attend to the keys that `mask` (from `restricted`) leaves visible.
+    """Attend to the keys that `mask` (from `selection_mask`) leaves visible.
 
     Returns the output [tokens, heads, repeat, d_v] and the log-sum-exp [tokens, heads, repeat] in fp32. A query without
     visible keys has output 0 and log-sum-exp `HIDDEN`. With an unrestricted mask, outputs are bit-identical to
@@ -327,7 +327,7 @@ def attend_selected(
 ) -> tuple[Tensor, Tensor]:
     """Attend from each token to its rows [tokens, k] (-1: no row). The work is proportional to k, not to the sequence length.
 
-    Arguments and results are those of `attend_within` with a mask from `restricted`, but results may differ in rounding.
+    Arguments and results are those of `attend_within` with a mask from `selection_mask`, but results may differ in rounding.
     The rows of each token are gathered in ascending order and form blocks of `BLOCK / every` rows. Results therefore do
     not depend on other tokens, and a token that selects all visible rows gets the same bits as from `attend`.
     """

@@ -100,7 +100,7 @@ def layout_overhead(layout: Layout) -> float:
 def choose_layout(
     model: ModelConfig, room: Room, context: int, precision: Precision, microbatch: int = 1
 ) -> tuple[Layout, Memory]:
-    """Among the valid layouts that fit in memory, return the one with the lowest `burden`, and its memory use.
+    """Among the valid layouts that fit in memory, return the one with the lowest `layout_overhead`, and its memory use.
 
     Raises ConfigError if no layout fits.
     """

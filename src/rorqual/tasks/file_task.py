@@ -34,7 +34,7 @@ def files(data: Path, name: str) -> list[Path]:
 def held_out(data: Path, split: Split, names: dict[str, str]) -> list[Path]:
     """Return the files for `split`. `names` maps "train" and "test" to the word that file names contain.
 
-    The training files also supply `dev` (see `carve`). A single file is a training file only if its name contains the
+    The training files also supply `dev` (see `carve_dev_split`). A single file is a training file only if its name contains the
     word for "train". A single file without that word is for evaluation, so that test data is never used for training by
     mistake.
 

@@ -252,7 +252,7 @@ def _gradient(
     grads: Sequence[Tensor | None] = [None] * len(leaves or ())
     if loss.requires_grad and leaves is not None:
         grads = torch.autograd.grad(loss, leaves, allow_unused=True)
-    elif loss.requires_grad:  # otherwise no parameter gets a gradient; `checked` reports this
+    elif loss.requires_grad:  # otherwise no parameter gets a gradient; `check_gradients` reports this
         loss.backward()
     valid = batch.segments.flatten() >= 0
     update = Update([], float(loss.detach()))

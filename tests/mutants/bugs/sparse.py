@@ -34,7 +34,7 @@ MUTANTS = (
         "issue 18: sparse attention",
         "model/attention/mla.py",
         "        return q_input, q_nope, rotated[:, :, :-1]",
-        "        q_input, _ = self.shared(x)\n        return q_input, q_nope, rotated[:, :, :-1]",
+        "        q_input, _ = self.apply_shared_input(x)\n        return q_input, q_nope, rotated[:, :, :-1]",
         "tests/train/test_indexer_loss.py::test_value_and_gradient_equal_a_plain_loop",
     ),
     one(

@@ -80,13 +80,13 @@ def routing_networks(model: Decoder) -> dict[str, FFN]:
 
 
 def experts_of(ffn: FFN) -> Experts:
-    """Return the stacked experts of a feed-forward network from `routed`."""
+    """Return the stacked experts of a feed-forward network from `routing_networks`."""
     assert isinstance(ffn.experts, Experts)
     return ffn.experts
 
 
 def n_stacked(ffn: FFN) -> int:
-    """Return the number of stacked experts of a feed-forward network from `routed`."""
+    """Return the number of stacked experts of a feed-forward network from `routing_networks`."""
     return len(experts_of(ffn).down_proj)
 
 

@@ -173,7 +173,7 @@ class LayerCache:
     ) -> tuple[Tensor, Tensor]:
         """Return the result of `attend` and the log-sum-exp of each softmax [tokens, heads, queries per head] in fp32.
 
-        The log-sum-exp of a token without visible rows is -1e30. `rorqual.ops.paged.merge` combines results over
+        The log-sum-exp of a token without visible rows is -1e30. `rorqual.ops.paged.merge_attention` combines results over
         disjoint sets of keys.
         """
         pools, width = self._pools(keys, values, value_width)

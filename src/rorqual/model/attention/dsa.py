@@ -30,7 +30,7 @@ from rorqual.ops.quant import row_scales
 
 NORM_EPS = 1e-6
 MISSED = frozenset({"mass_inside", "attention_rows", "attention_mass", "output_difference", "tied"})
-"""The names of the tensors that `DSA.missed` records."""
+"""The names of the tensors that `DSA.record_misses` records."""
 
 
 class DSAConfig(MLAConfig):
@@ -126,7 +126,7 @@ class DSA(MLA):
     `index_kl` and `dense_index_kl` [tokens] (see `LayerCache.index_kl`). `index_kl` is the loss over the selected
     positions. `dense_index_kl` is the loss over all positions. Attention is dense while `dense_index_kl` is recorded.
 
-    If a caller requests names in `MISSED`, `missed` compares sparse with dense attention.
+    If a caller requests names in `MISSED`, `record_misses` compares sparse with dense attention.
     """
 
     config: DSAConfig

@@ -62,7 +62,7 @@ C = TypeVar("C", bound=Config)
 class ConfigKeys:
     """A reader of a `config.json`, or of the header of a GGUF file, that tracks which keys were read.
 
-    `end` refuses unread keys, unless they are `harmless`.
+    `refuse_unknown_keys` refuses unread keys, unless they are `harmless`.
     """
 
     def __init__(self, data: Mapping[str, Any], where: str, harmless: Collection[str] = HARMLESS) -> None:

@@ -14,11 +14,11 @@ from rorqual.recipes.quickstart.forecast import (
     Lengths,
     ShapeCost,
     StageForecast,
-    counted,
+    count_solution_tokens,
     mean,
     over,
+    solution_lengths,
     stages,
-    worked,
 )
 from rorqual.recipes.quickstart.summary import PAID_FOR
 
@@ -67,8 +67,8 @@ def test_thinking_is_what_is_asked_or_the_habit() -> None:
 
 
 def test_lengths_are_those_of_the_worked_solutions() -> None:
-    solutions = worked(STUDENT_TASK, 1.0, 0)
+    solutions = solution_lengths(STUDENT_TASK, 1.0, 0)
     assert all(one.thinking > one.at_once > 0 and one.prompt > 0 for _, one in solutions)
-    assert counted([solutions[0][0]])[0] == solutions[0]
+    assert count_solution_tokens([solutions[0][0]])[0] == solutions[0]
     lengths = mean(solutions)
     assert lengths.at_once < lengths.reply(0.5) < lengths.thinking == lengths.reply(1.0)

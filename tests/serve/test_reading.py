@@ -82,7 +82,9 @@ REPLIES = st.lists(
 
 @settings(max_examples=150, deadline=None)
 @given(REPLIES, st.sampled_from(sorted(CHATS)), st.sampled_from(MODES), st.lists(st.integers(0, 20), max_size=4))
-def test_any_stream_reads_as_the_format_says(parts: list[list[int]], name: str, mode: Thinking, cuts: list[int]) -> None:
+def test_any_stream_reads_as_the_format_says(
+    parts: list[list[int]], name: str, mode: Thinking, cuts: list[int]
+) -> None:
     ids = [id_ for part in parts for id_ in part]
     chat, message = CHATS[name], CHATS[name].parse(ids, mode)
     assert joined(fed(chat.reader(mode), ids)) == (message.reasoning or "", message.content)

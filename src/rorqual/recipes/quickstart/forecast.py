@@ -26,7 +26,7 @@ from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Request, SamplingParams
-from rorqual.evals.evaluating import pick
+from rorqual.evals.evaluating import pick_problems
 from rorqual.factory import FactoryConfig, FilterConfig, sample_teacher
 from rorqual.recipes.quickstart.paths import BRANCHES, MODES, WHEN
 from rorqual.recipes.quickstart.scale import STUDENT_TASK, TASK, Scale
@@ -126,7 +126,10 @@ def forecast(scale: Scale, *, seed: int = 0, threads: int = 2) -> list[StageFore
                       rows=scale.sft_rows, row=scale.row, seed=seed)  # fmt: skip
     student_run = sft(task=STUDENT_TASK, size=scale.student, think=scale.student_able_think, options={"hard": scale.student_hard},
                       rows=scale.sft_rows, row=scale.row, seed=seed)  # fmt: skip
-    teaching, studying = worked(TASK, scale.grpo_hard, seed), worked(STUDENT_TASK, scale.student_hard, seed)
+    teaching, studying = (
+        solution_lengths(TASK, scale.grpo_hard, seed),
+        solution_lengths(STUDENT_TASK, scale.student_hard, seed),
+    )
     teacher = probe(teacher_run, teaching, over(scale.think), scale, threads)
     student = probe(student_run, studying, over(scale.student_think), scale, threads)
     wide, narrow = (
@@ -160,14 +163,14 @@ def stages(
     prompts = s.distil_problems * (studying.prompt + studying.thinking)
     return [
         StageForecast("train the teacher", s.sft_steps * teacher.step, s.sft_steps * teacher.tokens, teacher.cores),
-        reinforced("reinforce the teacher", s.grpo_steps, s.grpo_problems * s.grpo_samples, teacher, teaching, s.think),
-        measured("measure the teacher", [(teacher, first, len(WHEN))], wide),
+        forecast_grpo("reinforce the teacher", s.grpo_steps, s.grpo_problems * s.grpo_samples, teacher, teaching, s.think),
+        forecast_evaluation("measure the teacher", [(teacher, first, len(WHEN))], wide),
         base,
         StageForecast("sample the teacher", factory[0] + s.distil_problems * factory[1], prompts, teacher.cores),
         StageForecast("distil the student", *further),
         StageForecast("train on answers alone", *further),
-        reinforced("reinforce the rival", s.rival_steps, s.rival_problems * s.rival_samples, student, studying, s.student_think),
-        measured("measure the students", branches(s, teacher, student), narrow),
+        forecast_grpo("reinforce the rival", s.rival_steps, s.rival_problems * s.rival_samples, student, studying, s.student_think),
+        forecast_evaluation("measure the students", branches(s, teacher, student), narrow),
     ]  # fmt: skip
 
 
@@ -181,7 +184,9 @@ def branches(s: Scale, teacher: ShapeCost, student: ShapeCost) -> list[tuple[Sha
     ]
 
 
-def measured(name: str, models: Sequence[tuple[ShapeCost, list[float], int]], exam: EvaluationSet) -> StageForecast:
+def forecast_evaluation(
+    name: str, models: Sequence[tuple[ShapeCost, list[float], int]], exam: EvaluationSet
+) -> StageForecast:
     """Return the forecast of an evaluation stage, which generates the problems and each model's answers."""
     core = sum(exam.problems * pace.answer(share) for pace, shares, _ in models for share in shares)
     tokens = sum(
@@ -191,7 +196,9 @@ def measured(name: str, models: Sequence[tuple[ShapeCost, list[float], int]], ex
     return StageForecast(name, core + drawing, tokens, models[-1][0].cores)
 
 
-def reinforced(name: str, steps: int, samples: int, pace: ShapeCost, lengths: Lengths, share: float) -> StageForecast:
+def forecast_grpo(
+    name: str, steps: int, samples: int, pace: ShapeCost, lengths: Lengths, share: float
+) -> StageForecast:
     """Return the forecast of a GRPO stage. Each step generates samples, recomputes their log-probabilities with one
     forward pass, and trains on the groups that give a gradient."""
     reply = lengths.reply(over(share))
@@ -210,12 +217,12 @@ def over(share: float, goes: float = GOES_OVER) -> float:
     return share + (1 - share) * goes
 
 
-def worked(task: str, hard: float, seed: int) -> list[Solution]:
+def solution_lengths(task: str, hard: float, seed: int) -> list[Solution]:
     """Return the first `DRAWN` problems of the train split with their lengths."""
-    return counted(list(islice(load_task(task, options={"hard": hard}).problems("train", seed), DRAWN)))
+    return count_solution_tokens(list(islice(load_task(task, options={"hard": hard}).problems("train", seed), DRAWN)))
 
 
-def counted(problems: Sequence[Problem]) -> list[Solution]:
+def count_solution_tokens(problems: Sequence[Problem]) -> list[Solution]:
     """Return each problem with the token counts of its prompt and solution in the quickstart's chat format."""
     chat = chat_format(Tokenizer.byte_level())
     lengths = []
@@ -236,18 +243,20 @@ def mean(solutions: Sequence[Solution]) -> Lengths:
 def exam(task: str, hard: float, count: int, seed: int) -> EvaluationSet:
     """Generate an evaluation's problems, and measure the time that this takes."""
     began = time.process_time()
-    problems = pick(load_task(task, options={"hard": hard}), "test", count, seed, per_family=True)
+    problems = pick_problems(load_task(task, options={"hard": hard}), "test", count, seed, per_family=True)
     drawing = time.process_time() - began
-    return EvaluationSet(len(problems), mean(counted(problems[:: max(1, len(problems) // DRAWN)])), drawing)
+    return EvaluationSet(
+        len(problems), mean(count_solution_tokens(problems[:: max(1, len(problems) // DRAWN)])), drawing
+    )
 
 
 def probe(run: Run, solutions: Sequence[Solution], share: float, scale: Scale, threads: int) -> ShapeCost:
     """Measure the costs of a model shape with a few fine-tuning steps, GRPO-like updates, rollouts and answers."""
-    state, step, wall, tokens = paced(run, threads)
+    state, step, wall, tokens = time_few_steps(run, threads)
     adam = run.model_copy(
         update={"optim": finetune_optim(1e-4), "source": run.source.model_copy(update={"rows": BATCH})}
     )
-    _, update, _, learned = paced(adam, threads)
+    _, update, _, learned = time_few_steps(adam, threads)
     rollout_params = SamplingParams(n=scale.grpo_samples, temperature=1.0, ignore_eos=True)
     eval_params = SamplingParams(temperature=scale.temperature, top_p=scale.top_p, ignore_eos=True)
     rollout_problems = solutions[: scale.grpo_problems]
@@ -262,7 +271,7 @@ def probe(run: Run, solutions: Sequence[Solution], share: float, scale: Scale, t
     )
 
 
-def paced(run: Run, threads: int) -> tuple[State, float, float, float]:
+def time_few_steps(run: Run, threads: int) -> tuple[State, float, float, float]:
     """Train a few steps. Return the trained state, and the core-seconds, seconds and tokens per step after the
     warm-up."""
     records: list[dict[str, float]] = []

@@ -86,7 +86,7 @@ def _kinds(stage: Stage) -> str:
 
 
 def account_rows(config: ModelConfig, settings: InspectSettings, free_memory: int) -> list[tuple[str, str]]:
-    """Return the rows of the table as (name, value with unit). `free_memory`: in bytes, or 0 if it is unknown."""
+    """Return the rows of the table as (name, value with unit). `free_memory`: the machine's free memory in bytes, or 0 if it is unknown."""
     size = BYTES[settings.dtype]
     context = min(settings.context, config.max_position_embeddings)
     no_attention, with_attention = (account(config, context=keys, cache_value_bytes=size) for keys in (0, context))

@@ -20,19 +20,21 @@ from rorqual.tasks.task import Task
 
 DEFAULT_SURE = 0.8
 OTHER_WAYS = ("best_of", "verifier", "verifier_data", "refine")
-"""Settings of other ways to get an answer, which a cascade does not use."""
+"""Settings of other methods that combine several samples into an answer. A cascade does not support them."""
 
 
 def measure_cascade(
     models: tuple[str, str], settings: EvalSettings, task: Task, file: Path | None, progress: Callable[[int, int], None]
 ) -> Cascade:
-    """Evaluate the cascade and save it in `file`. Answers are kept next to `file` until then, so the same command resumes.
+    """Evaluate a cascade of (student, teacher), and save the result in `file`. Until the result is saved, answers are
+    cached next to `file`, so the same command resumes.
 
-    The student answers `settings.count` problems of the dev split for the calibration, and then the problems of `settings.split`. The
-    teacher answers the latter once each, greedily if the student votes.
+    The student answers `settings.count` problems of the dev split for the calibration, and then the problems of
+    `settings.split`. The teacher answers only the problems of `settings.split`. If the student votes over several
+    samples, the teacher generates one greedy sample per problem.
     """
     _check(models, settings)
-    # An empty dev split is refused before the first answer.
+    # Raise an error for an empty dev split before the first answer is generated.
     pick_problems(task, "dev", settings.count, settings.seed, settings.per_family)
     student, teacher = models
     asked = settings.evaluate_arguments()
@@ -57,12 +59,12 @@ def measure_cascade(
 
 
 def is_run(model: str) -> bool:
-    """Return whether the name of a model is a run's folder, not a server's address."""
+    """Return whether `model` is the folder of a run instead of the address of a server."""
     return not model.startswith(REMOTE)
 
 
 def _check(models: tuple[str, str], settings: EvalSettings) -> None:
-    """Raise ConfigError for settings that a cascade cannot use, and for missing runs, before the first answer."""
+    """Raise ConfigError if a cascade does not support the settings, or if a run has no checkpoint."""
     if settings.split == "dev":
         raise ConfigError(
             "the student's confidence is calibrated on the dev split", where="split=dev", remedy="Give split=test."

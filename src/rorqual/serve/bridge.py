@@ -23,7 +23,7 @@ from rorqual.serve.logs import say
 from rorqual.serve.wire import EngineArguments, PackedRequest, Ready, Recorded, SampledToken, ScoredPrompt
 
 TRIES = 2
-"""If the engine dies this many times during a request, the request fails, because it may be the cause."""
+"""If the engine dies this many times during a request, the request fails, because the request may be the cause."""
 LAST_WORDS = 5.0
 """Seconds that the engine may take to exit before it is killed."""
 LONGEST_PAUSE = 30.0

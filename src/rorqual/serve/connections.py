@@ -104,7 +104,7 @@ class TimedProtocol(H11Protocol):
             self._stall_timer = self.loop.call_later(self._stall, self.transport.abort)
 
     def eof_received(self) -> None:
-        """Treat a client that closes its sending side as disconnected, and limit the time to read what is buffered for it."""
+        """Treat a client that closes its sending side as disconnected, and limit the time in which it may read the buffered data."""
         self._wait_for_reader()
 
     # ---- the request headers

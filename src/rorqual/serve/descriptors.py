@@ -15,7 +15,7 @@ descriptor is free, `accept` fails `AT_ONCE` times per iteration."""
 
 
 def raise_limit() -> int:
-    """Set this process's open-file limit to `MOST_FILES` or the hard limit, whichever is lower, and return it."""
+    """Set this process's open-file limit to `MOST_FILES` or the hard limit, whichever is lower, and return the new limit."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

@@ -99,7 +99,7 @@ class Guided(Schema):
 
     @property
     def is_free(self) -> bool:
-        """Whether the request says nothing about the form of the reply. The default grammar of the run then applies."""
+        """Whether the request sets no structured-output field. The default grammar of the run then applies."""
         return self.response_format is None and self.bound is None
 
     def grammar(self) -> Grammar | None:

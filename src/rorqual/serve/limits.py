@@ -1,4 +1,4 @@
-"""The limit on the number of values in a body. It bounds the memory and the time that the body takes.
+"""The limit on the number of values in a request body. The limit bounds the memory and the time that parsing a body takes.
 
 The check runs in the tenant's thread. A long C call in the tenant's thread would still block the event loop, because
 the call holds the GIL. Therefore the values of a body are counted in slices before the body is parsed.

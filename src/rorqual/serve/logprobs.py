@@ -2,7 +2,7 @@
 
 Log-probabilities are those of the sampling distribution, after temperature, top-p and other sampling parameters. At
 temperature 0, the log-probabilities are those of temperature 1 without top-k, top-p and min-p. Each sampled token has
-an entry. These include tokens of the reasoning, special tokens, and the token that ended the reply.
+an entry, including reasoning tokens, special tokens, and the token that ended the reply.
 """
 
 from __future__ import annotations

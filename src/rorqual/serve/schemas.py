@@ -142,10 +142,10 @@ class ChatRequest(Sampling, Tools):
     """Body of `POST /v1/chat/completions`.
 
     `reasoning_effort`: `none` turns reasoning off; any other value turns reasoning on. `minimal` and `low` limit the
-    reasoning to 25 % of the server's `think_budget`, and `medium` to 50 %. Without a budget of the server, they are shares of the
-    longest possible reply. `think_budget` takes precedence. `thinking` (DeepSeek's API) and `chat_template_kwargs` (vLLM's
-    API) also turn reasoning on or off. `reasoning_effort`, `thinking` and `chat_template_kwargs` are ignored if the model's
-    chat format has no reasoning.
+    reasoning to 25 % of the server's `think_budget`, and `medium` to 50 %. If the server has no `think_budget`, the
+    limits are the same shares of the maximum reply length. `think_budget` takes precedence. `thinking` (DeepSeek's API)
+    and `chat_template_kwargs` (vLLM's API) also turn reasoning on or off. `reasoning_effort`, `thinking` and
+    `chat_template_kwargs` are ignored if the model's chat format has no reasoning.
     """
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]

@@ -48,7 +48,7 @@ def describe_value(value: Any) -> str:
 
 
 def _depth(place: list[str | int]) -> tuple[int, list[int]]:
-    """Return a key that is largest for the most deeply nested place, and among these for the last item of a list."""
+    """Return a sort key. The most deeply nested path has the largest key; among equally deep paths, the path with the largest list indices."""
     return len(place), [part for part in place if isinstance(part, int)]
 
 

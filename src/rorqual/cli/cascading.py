@@ -64,7 +64,7 @@ def is_run(model: str) -> bool:
 
 
 def _check(models: tuple[str, str], settings: EvalSettings) -> None:
-    """Raise ConfigError if a cascade does not support the settings, or if a run has no checkpoint."""
+    """Raise ConfigError if a cascade does not support the settings or the pair of models, or if a run has no checkpoint."""
     if settings.split == "dev":
         raise ConfigError(
             "the student's confidence is calibrated on the dev split", where="split=dev", remedy="Give split=test."

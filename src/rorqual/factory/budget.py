@@ -2,8 +2,8 @@
 
 The reserve is an upper bound of the cost. It is the price of the maximum number of prompt tokens, plus the price
 of `max_tokens` reply tokens. If the server billed more than the reserve of an earlier request, later reserves include the
-difference. The actual cost of an answer replaces its reserve. A request costs nothing if it was never sent, or if the
-server rejected it (HTTP 3xx or 4xx).
+difference. The actual cost of an answer replaces its reserve. A request costs nothing if the request was never sent, or
+if the server rejected the request (HTTP 3xx or 4xx).
 
 The reserve counts as spent if the answer never arrived (server error, timeout, broken connection, no completion),
 because the server may have billed the request. The reserve counts as spent if the server reports no token usage, or
@@ -49,10 +49,10 @@ class BudgetReached(RorqualError):
 class Spending:
     """The money spent so far, and the number of requests.
 
-    - `paid`, `kept`: cost and number of requests that returned an answer.
-    - `lost`, `lost_requests`: total reserve and number of requests without an answer. The server may have billed them.
+    - `paid`, `kept`: total cost and number of the requests that returned an answer.
+    - `lost`, `lost_requests`: total reserve and number of the requests without an answer, which the server may have billed.
     - `beyond`, `longest`: the most prompt tokens billed beyond the bound of a prompt, and the longest reply billed beyond `max_tokens`.
-    - `trusted`: whether every reported usage was possible.
+    - `trusted`: whether the server never reported fewer tokens than a prompt or an answer must have.
     """
 
     budget: float = 0.0
@@ -136,7 +136,7 @@ class Budget(BudgetGuard):
             longest=max((int(line["longest_reply"]) for line in lines if "longest_reply" in line), default=0),
             trusted=not any("unbelieved" in line for line in lines),
         )
-        """The money spent so far, with warnings. It is replaced, never changed."""
+        """The money spent so far. A change replaces the whole object, which is immutable."""
         self._excess_recorded = any("passed" in line for line in lines)
 
     def __enter__(self) -> Budget:
@@ -178,8 +178,7 @@ class Budget(BudgetGuard):
             self._learn(self._open[place].request, usage["prompt_tokens"], usage["completion_tokens"])
 
     def left(self, place: int) -> None:
-        """Count the reserve as spent, because the last attempt returned no answer, or because the answer could not be
-        saved."""
+        """Count the request's reserve as spent. Call this method if the last attempt returned no answer, or if the answer could not be saved."""
         with self._condition:
             self._count_lost(place)
 
@@ -253,7 +252,7 @@ class Budget(BudgetGuard):
             self._condition.notify_all()
 
     def _spend(self, **changes: Any) -> None:
-        """Replace the account, and write a line to the ledger when the budget is exceeded for the first time."""
+        """Update `spending` with `changes`. When the budget is exceeded for the first time, write a line to the ledger."""
         self.spending = replace(self.spending, **changes)
         if self.spending.overspent and not self._excess_recorded:
             self._excess_recorded = True
@@ -271,7 +270,7 @@ def fewest_tokens(text: str) -> int:
 
 
 def budget_error(spending: Spending, have: int, total: int, out: Path) -> BudgetReached:
-    """Return the error to raise when the budget is reached. It states the money spent and how to continue."""
+    """Return the error to raise when the budget is reached. The error states the money spent and how to continue."""
     state = f"is exceeded by {spending.overspent:.4g}" if spending.overspent else "is reached"
     note = "".join(f" Note: {text}." for kind, text in spending.notes().items() if kind == "raised")
     return BudgetReached(

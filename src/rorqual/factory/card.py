@@ -35,7 +35,8 @@ VERDICTS = ("right", "wrong", "ungraded")
 class CardFindings:
     """The contents of a dataset card.
 
-    - `costs`: seconds and core-seconds of each stage, over all calls. The choice of problems and the loading are `unaccounted`.
+    - `costs`: seconds and core-seconds of each stage, over all calls. The stage `unaccounted` covers the choice of
+      problems and the loading of the teacher.
     - `met`: number of problems that were excluded because they match an evaluation set.
     - `missing`: number of samples that the budget did not cover, or None if the dataset is complete.
     """

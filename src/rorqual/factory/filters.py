@@ -14,7 +14,7 @@ from rorqual.factory.config import FilterConfig, Keep
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+|[^\w\s]|_")
 """Matches a word of letters and digits, a punctuation mark or symbol, or a character of a script without spaces."""
 EXCLUDED: Mapping[Keep, tuple[str, ...]] = {"right": ("wrong", "ungraded"), "graded": ("ungraded",), "all": ()}
-"""The verdicts whose samples each value of `keep` drops."""
+"""For each value of `keep`: the verdicts of the samples that are dropped."""
 FEW_LINES = 4
 """Repeated lines are counted only in texts with at least this many lines."""
 

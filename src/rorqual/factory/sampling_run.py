@@ -40,8 +40,8 @@ def sample_teacher(config: FactoryConfig, out: Path, *, threads: int, quiet: boo
     """Sample from the teacher that `config` names, and write the dataset to the folder `out`. Return the path of the
     Parquet file.
 
-    Every sample is synced to `samples.jsonl` before it is used. If the process is killed, the disk is full, or the
-    server or the grader fails, the same call can be repeated. The repeated call resumes without requesting saved
+    Every sample is synced to `samples.jsonl` before the sample is graded. If the process is killed, the disk is full,
+    or the server or the grader fails, the same call can be repeated. The repeated call resumes without requesting saved
     samples again. `data.distilled` reads the Parquet file.
 
     Raises ConfigError without changing any file if the folder has samples of another config (`access` may differ).

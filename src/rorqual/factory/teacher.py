@@ -23,8 +23,7 @@ from rorqual.model.adapter import fingerprint
 from rorqual.tasks.task import Problem
 
 Keep = Callable[[Sequence[Entry], Callable[[], None]], None]
-"""A callback (samples, on_saved) that saves new samples, calls `on_saved` when they are on disk, and then grades
-them."""
+"""A callback (samples, on_saved) that saves new samples, calls `on_saved` when the samples are on disk, and then grades the samples."""
 UnderWay = Callable[[int], None]
 """A progress callback that receives the number of samples that are generated but not saved yet."""
 FAILURES_IN_A_ROW = 5
@@ -43,10 +42,10 @@ def do_nothing() -> None:
 
 
 class LocalTeacher:
-    """A teacher that is the latest complete checkpoint of a run.
+    """A local teacher: the latest complete checkpoint of a run.
 
     - `label`: name of the teacher in the resulting dataset.
-    - `of`: identity of its samples, a hash of teacher, settings and seed.
+    - `of`: identity of the teacher's samples, a hash of teacher, settings and seed.
     - `tokenizer`, `vocab`: SHA-256 of the tokenizer, and the vocabulary size. The metadata of the Parquet file stores both.
     - `chosen`: number of tokens at the end of a prompt that force the teacher to think, or to answer without thinking.
     - `spending`: the money spent, including the cost of answers that never arrived.
@@ -120,14 +119,14 @@ class LocalTeacher:
 
 
 class RemoteTeacher:
-    """A teacher behind an OpenAI-compatible server. Each answer is saved on arrival. The fields are those of `LocalTeacher`.
+    """A teacher behind an OpenAI-compatible server. Each answer is saved on arrival. The fields have the same meaning as in `LocalTeacher`.
 
     If there are prices or a ledger of an earlier call, the cost of each answer is recorded in the ledger.
 
     A request that fails despite retries is saved as a failure, and the other requests continue. An error is raised in
-    three cases: the server never answered a request, it rejected `IN_A_ROW` requests in a row, or `FAILURES_IN_A_ROW`
-    requests in a row failed for another reason. Requests that failed in an earlier call are sent last and are not
-    counted, so that a repeated call makes progress.
+    three cases: the server never answered a request, the server rejected `IN_A_ROW` requests in a row, or
+    `FAILURES_IN_A_ROW` requests in a row failed for another reason. Requests that failed in an earlier call are sent
+    last and are not counted, so that a repeated call makes progress.
     """
 
     tokenizer, vocab, chosen = "", 0, 0
@@ -162,7 +161,7 @@ class RemoteTeacher:
         under_way: UnderWay,
         failed: Collection[SampleId] = (),
     ) -> bool:
-        """Generate the samples, as a `LocalTeacher` does."""
+        """Generate the missing samples. Parameters and result are those of `LocalTeacher.sample`."""
         asks = [
             (problem, number, request_of(self.config, problem))
             for number in range(

@@ -58,7 +58,8 @@ class Prompts:
 
 
 def read_prompts(path: Path) -> Iterator[tuple[int, dict[str, Any] | Refused]]:
-    """Yield (number, row) for each row. The number is that of the line, or of the row in a table, where a record may span lines."""
+    """Yield (number, row) for each row. In a table file (`TABLES`), the number counts rows, because a row may span
+    several lines. In other files, the number is the line number."""
     is_table = path.suffix.lower() in TABLES
     for number, row in enumerate(scan_rows(path), start=1):
         line = number if is_table else row.line

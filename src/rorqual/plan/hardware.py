@@ -1,9 +1,9 @@
 """The table of hardware, one row per device, with sources. To add a device, add a row.
 
 Peak FLOP/s are for dense matrix products. Data sheets often give twice the dense peak, because they assume structured
-sparsity. Memory is in decimal bytes, as in data sheets. `link` is a device's one-way bandwidth to other devices of its
-machine. Prices are rental prices on the given date. Providers differ by a factor of two for the same card, so pass
-`price=` if you know your price.
+sparsity. Memory is in decimal bytes, as in data sheets. `link` is a device's one-way bandwidth to the other devices of
+the same machine. Prices are rental prices on the given date. Providers differ by a factor of two for the same card, so
+pass `price=` if you know your price.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ V3_USED = 0.39
 REACHED: Mapping[str, float] = {"Llama-3.1-405B": 0.36, "Llama-3.1-70B": 0.27, "Llama-3.1-8B": 0.15}
 """Share of the H100's bf16 peak that complete training runs reached.
 
-The shares are computed from the hours in Llama 3.1's model card. The 405B model is counted with 15.6T tokens, and the other two
-with 15T, because the card gives "15T+" for them.
+The shares are computed from the hours in Llama 3.1's model card. The computation uses 15.6T training tokens for the
+405B model. It uses 15T for the other two models, because the card gives only "15T+".
 
 The published hours include restarts, evaluations, training on long rows and later training stages. A plan that assumes
-V3's share of the peak (`V3_USED`) therefore underestimates the published hours. A test recomputes these values.
+V3's share of the peak (`V3_USED`) therefore underestimates the published hours. A test recomputes the shares.
 """
 MARKET = "middle of specialist clouds' prices, mercatus-ai.com/blog/cloud-gpu-pricing, May 2026"
 

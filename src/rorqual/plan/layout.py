@@ -29,7 +29,7 @@ class Room:
 def misfits(model: ModelConfig, layout: Layout, n: int) -> list[str]:
     """Return the reasons why `layout` is not valid for the model's dimensions or the number of devices.
 
-    A valid layout gives [].
+    For a valid layout, the list is empty.
     """
     problems = []
     if layout.devices != n:

@@ -130,7 +130,7 @@ def cache_copies(model: ModelConfig, tp: int) -> float:
 
 
 def weights_per_device(model: ModelConfig, replica: Replica) -> float:
-    """Return the bytes of weights on each device."""
+    """Return the number of bytes of weights on each device of the replica."""
     shared, experts = split_weights(model)
     return (shared / replica.tp + experts / replica.n) * BYTES[replica.dtype]
 
@@ -226,7 +226,7 @@ def query_heads(model: ModelConfig) -> set[int]:
 
 
 def serving(model: ModelConfig, replica: Replica, mix: AverageRequest, batch: int = 0) -> Serving:
-    """Estimate the serving of a replica. `batch` 0 means the largest batch that fits."""
+    """Estimate the throughput of a replica. With `batch` 0, use the largest batch that fits in memory."""
     check(model, replica)
     most = largest_batch(model, replica, mix)
     if batch > most:
@@ -267,7 +267,7 @@ def check(model: ModelConfig, replica: Replica) -> None:
 
 
 def token_prices(served: Serving, price_hour: float, margin: float, name: str = "planned") -> Price:
-    """Return the price in USD per million tokens, with a `margin` on top of the devices' rent (0.5 adds half of the rent).
+    """Return the prices in USD per million tokens. `margin` is added to the devices' rent (0.5 adds half of the rent).
 
     Cached prompt tokens are free in this plan: they need no compute, and the plan excludes the cost of the disk that
     stores the cache.

@@ -20,8 +20,8 @@ from rorqual.train.schedule import Schedule
 def start_settings(start: str, tokenizer: str, size: Size, context: int) -> tuple[Start, ModelConfig, str]:
     """Return the settings `start`, `model` and `chat` of a run.
 
-    With `start`, the model and the chat format are those of the run `start`. Otherwise the run starts from a new model
-    of the named `size`. The tokenizer determines the model's vocabulary, and the tokenizer's special tokens
+    If `start` is given, the model and the chat format are those of the run `start`. Otherwise the run starts from a new
+    model of the named `size`. The tokenizer determines the model's vocabulary, and the tokenizer's special tokens
     determine the chat format.
     """
     if start:

@@ -36,8 +36,8 @@ class Scale(Config):
     token during GRPO of the student. In half a million tokens, the log-probabilities of trainer and sampler differed by
     at most 1.5e-4 nats. This maximum occurred at a very unlikely token.
 
-    `distil_keep` selects the teacher's samples to train on. The value `all` also turns off the filters. It is meant for
-    a teacher that is trained too little to answer correctly.
+    `distil_keep` selects the teacher's samples to train on. The value `all` also turns off the filters. The value `all`
+    is meant for a teacher that is trained too little to answer correctly.
     """
 
     model: Size

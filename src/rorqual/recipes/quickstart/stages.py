@@ -169,7 +169,7 @@ class Quickstart:
     def sample(self) -> None:
         """Sample the teacher with thinking on, then verify and filter the samples.
 
-        Also write the problems and answers without reasoning.
+        Also write the problems and the answers, without the reasoning, to `place.answers_file`.
         """
         s, place = self.scale, self.place
         if place.answers_file.is_file():

@@ -1,4 +1,4 @@
-"""The tables of the report's section on the student: distilled, trained with GRPO, or trained on answers alone."""
+"""The tables of the report's section on the students, which are distilled, trained with GRPO, or trained on answers alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rorqual.report.table import Table
 
 
 def student_contents(findings: Findings) -> dict[str, Any]:
-    """Return what the report's template says of the student."""
+    """Return the values that the report's template needs for the section on the students."""
     prompts = {sample.family: sample.prompt for sample in findings.students["distilled", "auto"].samples}
     return {
         "pooled": {name: one.rows(findings.students, "all")[0] for name, one in OF_STUDENTS.items()},

@@ -143,7 +143,7 @@ def _fits(size: int, free: int) -> str:
 
 
 def columns(rows: Iterable[Sequence[str]], right: frozenset[int] = frozenset()) -> str:
-    """Format rows as aligned columns. Columns in `right` are right-aligned."""
+    """Format rows as aligned columns. Columns whose index is in `right` are right-aligned."""
     table = [tuple(row) for row in rows]
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     lines = []

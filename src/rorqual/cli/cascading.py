@@ -20,7 +20,7 @@ from rorqual.tasks.task import Task
 
 DEFAULT_SURE = 0.8
 OTHER_WAYS = ("best_of", "verifier", "verifier_data", "refine")
-"""Settings of other methods that combine several samples into an answer. A cascade does not support them."""
+"""Settings of other ways to compute an answer, which a cascade does not support."""
 
 
 def measure_cascade(
@@ -42,7 +42,7 @@ def measure_cascade(
     prints = [fingerprint(RunDir(Path(one)), RunDir(Path(one)).checkpoint()) if is_run(one) else "" for one in models]
     with ExitStack() as caches:
         little = caches.enter_context(load_with_cached_answers(student, settings, file))
-        equal = is_run(student) and prints[0] == prints[1]  # two caches of one model would be one file
+        equal = is_run(student) and prints[0] == prints[1]  # two caches of the same model would use the same file
         large = little if equal else caches.enter_context(load_with_cached_answers(teacher, settings, file))
         dev = evaluate(little, task, progress=progress, model=student, **asked | {"split": "dev"})
         result = Cascade(

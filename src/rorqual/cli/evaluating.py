@@ -49,9 +49,9 @@ def measure(
 
 @contextmanager
 def load_with_cached_answers(model: str, settings: EvalSettings, file: Path | None) -> Iterator[AnswerCache]:
-    """Load `model` with an answer cache next to `file`. At the end of the `with` block, delete the cached answers. If
-    requests failed, keep the answers, so that a repeated command retries only the failed requests. After an error, keep
-    the answers and print the path of the cache."""
+    """Load `model` with an answer cache next to `file`. At the end of the `with` block, the cached answers are deleted
+    if no request failed. If requests failed, the answers are kept, so that a repeated command retries only the failed
+    requests. After an exception, the answers are kept, and the path of the cache is printed."""
     engine, identity = _load(model, settings)
     with AnswerCache(engine, file, identity) as cache:
         if cache.count:

@@ -239,6 +239,6 @@ def _identity(chosen: GenerateSettings, sampling: RowSampling, prompts: Prompts)
 
 
 def _defaults_that_apply(task: TaskDefaults, sampling: RowSampling) -> dict[str, Any]:
-    """Return those of the task's defaults whose keys the command line does not set."""
+    """Return the task's defaults, except those whose keys the command line sets."""
     defaults = task.model_dump(mode="json", exclude_none=True)
     return {f"defaults.{key}": value for key, value in defaults.items() if key not in sampling.model_fields_set}

@@ -19,7 +19,7 @@ from rorqual.tasks.task import Split
 
 REMOTE = ("http://", "https://")
 CASCADE = "cascade="
-"""Start of the name of a cascade: cascade=STUDENT,TEACHER."""
+"""Prefix of the name of a cascade: cascade=STUDENT,TEACHER."""
 NEED_TASK = ("votes", "best_of", "refine", "verifier", "verifier_data", "system")
 """Settings that need a task, and have no meaning for the loss on a text."""
 Typed = BeforeValidator(lambda raw: parse_scalar(raw) if isinstance(raw, str) else raw)
@@ -180,7 +180,7 @@ def evaluation_file(model: str, settings: EvalSettings) -> Path | None:
 
 
 def was_trained_on(run: RunDir, data: Path) -> bool:
-    """Return whether `data` is the training data of `run`, of the run that it started from, or of an earlier run."""
+    """Return whether `data` is the training data of `run`, of the run that `run` started from, or of any earlier run in this chain."""
     seen = set[Path]()
     while run.config_file.is_file() and run.path.resolve() not in seen:
         seen.add(run.path.resolve())

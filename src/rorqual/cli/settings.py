@@ -79,7 +79,7 @@ class VerbCommand(TyperCommand):
     """A command whose help lists its `key=value` options."""
 
     options: Mapping[str, str] = {}
-    """A heading for each settings class, as `module:Class`. The modules are imported when the help is shown."""
+    """The options in the help: heading -> settings class, written as `module:Class`. The modules are imported when the help is shown."""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         for heading, place in self.options.items():

@@ -1,7 +1,7 @@
 """Budget control for a remote teacher. The maximum cost of a request is reserved in a ledger before the request is sent.
 
-The reserve is an upper bound of the cost. It is the price of the maximum number of prompt tokens, plus the price
-of `max_tokens` reply tokens. If the server billed more than the reserve of an earlier request, later reserves include the
+The reserve is an upper bound of the cost: the price of the maximum number of prompt tokens, plus the price of
+`max_tokens` reply tokens. If the server billed more than the reserve of an earlier request, later reserves include the
 difference. The actual cost of an answer replaces its reserve. A request costs nothing if the request was never sent, or
 if the server rejected the request (HTTP 3xx or 4xx).
 
@@ -12,11 +12,11 @@ not trusted.
 
 The guarantee: if a server bills no request more than its reserve, the total bill never exceeds the budget. A server may
 bill and report more tokens than were reserved, because it ignores `max_tokens` or adds its own prompt. If a server
-reports more tokens than were reserved, the budget may be exceeded. The budget is then exceeded by at most the
-excess cost of the requests that were in flight when the first such report arrived. Once the budget is exceeded, no
-further request is sent. With a budget, the first request must finish before other requests are sent. Therefore, if the
-server treats all requests alike, only one request can exceed its reserve. In any case, at most `concurrency` requests
-can exceed their reserves. If a server bills more tokens than it reports, the budget may be exceeded by any amount.
+reports more tokens than were reserved, the budget may be exceeded, but by at most the excess cost of the requests that
+were in flight when the first report of excess tokens arrived. Once the budget is exceeded, no further request is sent.
+With a budget, the first request must finish before other requests are sent. Therefore, if the server treats all
+requests alike, only one request can exceed its reserve. In any case, at most `concurrency` requests can exceed their
+reserves. If a server bills more tokens than it reports, the budget may be exceeded by any amount.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class Spending:
 
     - `paid`, `kept`: total cost and number of the requests that returned an answer.
     - `lost`, `lost_requests`: total reserve and number of the requests without an answer, which the server may have billed.
-    - `beyond`, `longest`: the most prompt tokens billed beyond the bound of a prompt, and the longest reply billed beyond `max_tokens`.
+    - `beyond`: the largest number of prompt tokens that were billed in excess of `prompt_bound`. `longest`: the largest
+      number of reply tokens that were billed for a request with a lower `max_tokens`.
     - `trusted`: whether the server never reported fewer tokens than a prompt or an answer must have.
     """
 
@@ -103,10 +104,10 @@ class _Try:
 
 
 class Budget(BudgetGuard):
-    """The account of paid and reserved money, which the remote engine charges.
+    """The account of paid and reserved money. The remote engine calls `enter` before each request, and other methods after the response.
 
-    `asks`: (name in the ledger, request) for each request index. `bought`: the samples of earlier calls. As a context manager,
-    a `Budget` owns the ledger file.
+    `asks`: (name in the ledger, request) for each request index. `bought`: the paid samples of earlier calls. As a
+    context manager, a `Budget` owns the ledger file.
     """
 
     def __init__(

@@ -61,7 +61,7 @@ class CardFindings:
 
 
 def write_card(out: Path, findings: CardFindings) -> None:
-    """Write the dataset card as `card.md`, and as `card.html` with charts. Each file is self-contained."""
+    """Write the dataset card to the folder `out`, as `card.md`, and as `card.html` with charts. Each file is self-contained."""
     tables, summary = list(_tables(findings)), _summary(findings)
     text = [f"# Samples of {_teacher(findings)}", summary, *findings.notes]
     for table in tables:

@@ -91,7 +91,7 @@ def reply_text(row: Distilled) -> str:
 
 
 def reason_alone(row: Distilled, cut_off: bool, contaminated: bool, filters: FilterConfig, keep: Keep) -> str:
-    """Return the first reason to drop a sample, or an empty string. Duplicates are checked separately, in `drop_reasons`."""
+    """Return the first reason to drop a sample, or an empty string to keep the sample. Duplicates are checked separately, in `drop_reasons`."""
     text = reply_text(row)
     enabled = set(filters.names)
     too_long = cut_off or 0 < filters.longest < row.completion_tokens
@@ -114,7 +114,7 @@ def drop_reasons(
     keep: Keep,
     failed: Sequence[bool] = (),
 ) -> list[str]:
-    """Return for each row the reason to drop it, or an empty string to keep it.
+    """Return for each row the reason to drop the row, or an empty string to keep the row.
 
     A row can be a duplicate only of a row of the same problem that no other filter drops. `failed` tells for each row
     whether it lacks an answer; an empty sequence means that all rows have answers. Failed rows are dropped as `error`,

@@ -34,7 +34,7 @@ row indicate a problem with the server, not with a single request."""
 EngineRequest = tuple[Problem, int, Request]
 """(problem, index of the sample, request): one sample to generate."""
 ANY = (Message("user", "?"),)
-"""An arbitrary conversation. It is rendered to count the prompt tokens that a thinking mode adds."""
+"""An arbitrary conversation, which is rendered to count the prompt tokens that a thinking mode adds."""
 
 
 def do_nothing() -> None:
@@ -51,7 +51,7 @@ class LocalTeacher:
     - `spending`: the money spent, including the cost of answers that never arrived.
 
     The samples of a problem depend only on the config, because each problem has its own seed, and a batch always contains
-    the same problems. If a batch was interrupted, the whole batch is generated again, and its missing samples are saved.
+    the same problems. If a batch was interrupted, the whole batch is generated again, and only its missing samples are saved.
     """
 
     spending = NOTHING

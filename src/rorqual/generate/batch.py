@@ -204,7 +204,7 @@ def _choice(number: int, sample: Completion, count: int, token_ids: bool, logpro
 
 
 def _json_numbers(values: Sequence[float | None]) -> list[float | None]:
-    """Return the values with None for NaN and infinity, which JSON cannot represent."""
+    """Return the values, with None in place of NaN and infinity, which JSON cannot represent."""
     return [None if value is None or not math.isfinite(value) else value for value in values]
 
 

@@ -92,8 +92,8 @@ class Partial:
         """Open or create the files, and index the lines that exist."""
         finished, begun = self.out.exists(), self.path.exists()
         old = self._read_made()
-        # A process that was killed while it created the files may leave an empty OUT.partial and no OUT.made. In this
-        # case, OUT.partial is ignored.
+        # A process that was killed while it created the files may leave an empty OUT.partial and no OUT.made. Ignore
+        # such an empty OUT.partial.
         begun = begun and bool(old or self.path.stat().st_size)
         if finished or begun:
             self._check(old, made)

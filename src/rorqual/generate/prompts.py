@@ -1,4 +1,4 @@
-"""Prompt files in any format of `core.rows`. An invalid row is reported, and the following rows are still read."""
+"""Prompt files, in any file format that `core.rows` reads. An invalid row is reported, and the following rows are still read."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Prompts:
         return cls(path, rows, last, digest)
 
     def columns(self) -> list[str]:
-        """Return the names of all fields, in order of first appearance."""
+        """Return the names of all fields of the rows, in order of first appearance."""
         return [*dict.fromkeys(name for _, row in read_prompts(self.path) if isinstance(row, dict) for name in row)]
 
 

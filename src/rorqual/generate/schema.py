@@ -36,7 +36,7 @@ from rorqual.generate.prompts import Refused
 KINDS = ("json_schema", "regex", "choice", "json")
 PROMPTS = ("prompt", "messages", "prompt_ids")
 TURN = frozenset({"role", "content", "reasoning", "reasoning_content", "name"})
-"""Keys of a message."""
+"""The allowed keys of a message in `messages`."""
 TEXTS = frozenset({"prompt", *(name for name, param in PARAMS.items() if isinstance(param.type, TextList))})
 """Columns of a CSV file that stay text even if their values look like numbers."""
 RESERVED = frozenset({"line", "choices", "usage", "error"})
@@ -135,8 +135,8 @@ def _fault(key: str, what: str, remedy: str) -> DataError:
 class RowParser:
     """A converter from rows to requests.
 
-    If `encode` is given, `prompt` is a text that the model continues; otherwise `prompt` is a user message. `cells` is true for
-    the rows of a CSV file.
+    If `encode` is given, `prompt` is a text that the model continues; otherwise `prompt` is a user message. `cells` is
+    true for the rows of a CSV file, whose values are all text.
 
     If `columns` are given, the texts of these columns form the prompt, as in `rorqual teach`, and `prompt`, `messages`
     and `prompt_ids` are extra fields. White space around the texts of the columns is removed, unless the model

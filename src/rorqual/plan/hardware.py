@@ -22,7 +22,7 @@ REACHED: Mapping[str, float] = {"Llama-3.1-405B": 0.36, "Llama-3.1-70B": 0.27, "
 """Share of the H100's bf16 peak that complete training runs reached.
 
 The shares are computed from the hours in Llama 3.1's model card. The computation uses 15.6T training tokens for the
-405B model. It uses 15T for the other two models, because the card gives only "15T+".
+405B model, and 15T for the other two models, because the card gives only "15T+" for the other two.
 
 The published hours include restarts, evaluations, training on long rows and later training stages. A plan that assumes
 V3's share of the peak (`V3_USED`) therefore underestimates the published hours. A test recomputes the shares.
@@ -52,7 +52,7 @@ class Device:
     utilisation: float = V3_USED
 
     def flops(self, dtype: Dtype) -> float:
-        """Return the peak for `dtype`. Raises ConfigError if the device does not support `dtype`."""
+        """Return the peak FLOP/s for `dtype`. Raises ConfigError if the device does not support `dtype`."""
         if dtype not in self.peak:
             known = ", ".join(self.peak)
             raise ConfigError(f"{self.title} does not support {dtype}", where="dtype", remedy=f"Use one of: {known}.")
@@ -90,7 +90,7 @@ DEVICES = (
 
 
 def device_names() -> tuple[str, ...]:
-    """Return every name that `device` accepts."""
+    """Return every name that the function `device` accepts."""
     return tuple(row.name for row in DEVICES)
 
 

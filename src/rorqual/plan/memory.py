@@ -93,7 +93,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Values:
-    """Sizes of one layer.
+    """Sizes of one layer: numbers of parameters, and numbers of values that are saved for the backward pass.
 
     `shared` and `experts` are the numbers of parameters outside and inside routed experts. `residual` is the number of
     values of the residual stream that are saved per token for the backward pass. `saved` is the number of all other

@@ -26,7 +26,7 @@ V3_PRETRAINING, V3_EXTENSION, V3_AFTER = 2.664e6, 119e3, 5e3
 LLAMA_TOKENS, LLAMA_CARDS, LLAMA_FLOPS = 15.6e12, 16384, 400e12
 """Llama 3.1 405B's training tokens, number of cards, and FLOP/s per card.
 
-The number of cards and the FLOP/s apply to most of the training. This part used rows of 8,192 tokens (table 4).
+The number of cards and the FLOP/s apply to the part of the training with rows of 8,192 tokens, which is most of the training (table 4).
 """
 LLAMA_HOURS = {
     "Llama-3.1-405B": (LLAMA_TOKENS, 30.84e6),
@@ -88,7 +88,7 @@ QUOTES = (
 
 
 def figures() -> list[Figure]:
-    """Return all figures, beginning with training runs."""
+    """Return all comparisons of published figures, beginning with training runs."""
     return [*_v3(), *_llama(), *_tokens(), *_day()]
 
 

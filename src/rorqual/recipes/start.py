@@ -65,8 +65,8 @@ def supervised_optimizer(lr: float = 0.0) -> OptimConfig:
     """Return the optimizer of supervised recipes: Muon for hidden matrices, AdamW for all other parameters.
 
     The learning rates suit new models of the sizes in `recipes.models`. The rates were chosen by the measurements in
-    docs/LOG.md (section 'The quickstart's recipe'). With `lr`, for a pretrained model,
-    AdamW trains all parameters at the rate `lr`.
+    docs/LOG.md (section 'The quickstart's recipe'). If `lr` is set, as for a pretrained model, AdamW trains all
+    parameters at the learning rate `lr`.
     """
     if lr:
         return finetune_optim(lr)

@@ -31,7 +31,7 @@ NARROW = 5.0
 class Series(Config):
     """One series of a panel: points (x, y), with optional bounds `low` and `high` of y.
 
-    - `by_seed` has one line per seed. These lines are drawn faint behind the series.
+    - `by_seed` has one line per seed, drawn in a faint colour behind the series.
     - `style` selects how the series is drawn; the default is the panel's `kind`. `smooth` draws the points in a faint
       colour, and on top their running mean over a twentieth of the series. `dashed` draws a dashed reference line.
     - `texts` are written beside the points.
@@ -121,7 +121,7 @@ class DrawnChart:
 
 
 def draw(chart: Chart) -> DrawnChart:
-    """Draw a chart in both themes."""
+    """Draw a chart in the light and the dark theme."""
     light, dark = (render_png(partial(figure_of, chart), theme) for theme in (LIGHT, DARK))
     return DrawnChart(chart.name, chart.alternative_text, chart.caption, chart.inches <= NARROW, light, dark)
 

@@ -71,7 +71,7 @@ class Shape(ABC, Generic[W]):
 
     @abstractmethod
     def asks(self) -> list[EngineRequest]:
-        """Return one engine request per prompt. Raises ApiError if the request is invalid."""
+        """Return one request to the engine for each prompt. Raises ApiError if the request is invalid."""
 
     @abstractmethod
     def forget(self) -> None:
@@ -94,8 +94,8 @@ class Shape(ABC, Generic[W]):
         """Yield the `choices` entries to stream for one piece of text. The last piece sets the choice's finish reason."""
 
     def is_long(self, choice: Choice) -> bool:
-        """Return whether the next events of a choice may be long. They are then serialized in the tenant's thread instead of
-        the event loop."""
+        """Return whether the next events of a choice may be long. Long events are serialized in the tenant's thread
+        instead of the event loop."""
         return len(choice.pending_logprobs) > MANY
 
     def envelope(self, kind: str) -> dict[str, Any]:

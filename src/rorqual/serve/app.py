@@ -97,7 +97,7 @@ def _two_lengths(scope: Scope) -> ASGIApp | None:
     """Return the error response to a request that has both Content-Length and Transfer-Encoding, or None.
 
     If a proxy trusts one header and this server trusts the other, part of the body can pass as a second request
-    (request smuggling; RFC 9112, section 6.1). The connection is closed.
+    (request smuggling; RFC 9112, section 6.1). After the error response, the connection is closed.
     """
     if not {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
         return None

@@ -34,7 +34,7 @@ client's request fails."""
 
 
 class Restarted:
-    """An event: the engine was restarted. The client has received no text yet, so the reply starts over."""
+    """Event that the engine was restarted. The client has received no text yet, so the reply starts over."""
 
 
 @dataclass(eq=False)
@@ -42,8 +42,7 @@ class ServerJob:
     """A submitted request with one or more prompts.
 
     - `numbers`: the engine's request number of each prompt. Samples are numbered across all prompts of the job.
-    - `sent`: whether text was sent to the client. The caller sets this field. If text was sent, the job fails when the
-      engine dies.
+    - `sent`: whether text was sent to the client; the caller sets this field. If text was sent, the job fails when the engine dies.
     - `streamed`: whether the client reads a stream. The event queue of a stream has a maximum length.
     - `tries`: how often the engine died during this job.
     - `left`: number of unfinished samples.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import resource
 
 MOST_FILES = 8192
-"""The highest limit that the server sets. More descriptors would allow more idle connections, and each idle connection
-takes memory."""
+"""The highest limit on open files that the server sets. More descriptors would allow more idle connections, and each
+idle connection takes memory."""
 AT_ONCE = 128
 """Maximum number of connections that asyncio accepts in one iteration of the event loop.
 

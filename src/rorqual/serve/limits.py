@@ -9,8 +9,8 @@ from __future__ import annotations
 from rorqual.serve.errors import ApiError, refuse
 
 SLICE = 65_536
-"""Maximum bytes of a body that one callback of the event loop handles. Bodies of at most `SLICE` bytes count as
-small."""
+"""Maximum bytes of a body that one callback of the event loop handles. Bodies of at most `SLICE` bytes are exempt from
+the limits on the number of large bodies."""
 MAX_VALUES = 262_144
 """Maximum number of values in a body: strings, numbers (including token ids), lists and objects."""
 

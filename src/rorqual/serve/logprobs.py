@@ -39,8 +39,8 @@ def of_chat(tokenizer: Tokenizer, tokens: Sequence[SampledToken]) -> dict[str, A
 
 
 def of_text(tokenizer: Tokenizer, sampled_tokens: Sequence[SampledToken], before: int = 0) -> dict[str, Any]:
-    """Return the `logprobs` of a text choice. `before`: number of characters that were already sent; `text_offset` starts at
-    this number."""
+    """Return the `logprobs` of a text choice. `before`: number of characters of the choice that were already sent;
+    `text_offset` starts at this number."""
     tokens = [tokenizer.token(sampled.token) for sampled in sampled_tokens]
     offsets, place = [], before
     for text in tokens:
@@ -57,7 +57,7 @@ def of_text(tokenizer: Tokenizer, sampled_tokens: Sequence[SampledToken], before
 def of_echo(tokenizer: Tokenizer, ids: Sequence[int], scores: Sequence[Score], top: int, added: int) -> dict[str, Any]:
     """Return the `logprobs` of a prompt that is echoed. The first token has no log-probability.
 
-    `added`: number of leading tokens that are not in the echoed text. It is 1 if the server added a BOS token, else 0.
+    `added`: number of leading tokens that are not in the echoed text: 1 if the server added a BOS token, else 0.
     """
     tokens = [tokenizer.token(id_) for id_ in ids]
     offsets, place = [], 0

@@ -13,7 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 FILES = Path(__file__).parent / "page"
 HEADERS = {
-    # A model may write markup. The browser must neither run it nor contact other hosts because of it.
+    # A model may write markup with scripts or links. The browser must neither run the scripts nor contact other hosts.
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; font-src 'self'; connect-src 'self'; "
         "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"

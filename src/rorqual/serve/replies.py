@@ -204,7 +204,7 @@ class Reply:
             self.metrics.count_tokens(self.job.tenant, hit, self._prefilled_tokens() - hit, self._generated_tokens())
 
     def _count_unread(self) -> None:
-        """Count the tokens that are still in the queue. The engine generated them, so they are billed."""
+        """Count the tokens that are still in the queue, because all tokens that the engine generated are billed."""
         while not self.job.events.empty():
             if isinstance(event := self.job.events.get_nowait(), SampledToken):
                 self.choices[event.sample].count(event)
@@ -231,7 +231,7 @@ class Reply:
         return sum(ask.prompt_tokens for ask in self.job.asks)
 
     def _by_prompt(self) -> Iterator[tuple[int, list[Choice]]]:
-        """For each prompt, yield its number of tokens, and those of its samples that have at least one generated token."""
+        """Yield (number of prompt tokens, samples with at least one generated token) for each prompt."""
         before = 0
         for ask in self.job.asks:
             yield ask.prompt_tokens, [choice for choice in self.choices[before : before + ask.n] if choice.n_sampled]

@@ -32,12 +32,12 @@ T = TypeVar("T")
 MASK = 2**64 - 1
 SEED_BITS = 63
 GENERATION = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-"""Keys of a published model's generation config. The server uses their values as defaults."""
+"""Keys of a published model's generation config whose values the server uses as default sampling parameters."""
 MAX_SCORES = 1 << 18
-"""Maximum number of prompt log-probabilities in a response. A response with this many takes about 20 MB."""
+"""Maximum number of prompt log-probabilities in a response. A response of this size takes about 20 MB."""
 COUNTED = 200_000
-"""Texts longer than this many bytes are first tokenized in slices. The server can then refuse a text early if it
-exceeds the context."""
+"""Texts longer than this many bytes are first tokenized in slices, so that the server can refuse a text early if the
+text exceeds the context."""
 
 
 def read_defaults(run: RunDir) -> SamplingParams:
@@ -272,7 +272,7 @@ class Service:
         return EngineRequest(tuple(prompt), params, -(request.priority or 0))
 
     def _budget(self, own: int | None, limit: int, thinking: Thinking, effort: float | None) -> int | None:
-        """Return the thinking budget of a reply of at most `limit` tokens, or None if there is no maximum.
+        """Return the thinking budget in tokens of a reply of at most `limit` tokens, or None if thinking has no maximum.
 
         Raises ApiError if the request's `own` budget has no effect or leaves no token for the answer.
         """

@@ -18,7 +18,7 @@ SHOWN, LONGEST = 40, 256
 def explain(error: ValidationError, data: Any, names: Collection[str]) -> ApiError:
     """Return the API error for the most deeply nested error that pydantic found in `data`. `names`: the known top-level fields.
 
-    pydantic reports an error for each alternative of a union. The errors of one field become one message.
+    pydantic reports an error for each alternative of a union. The errors of one field are joined into one message.
     """
     places = [(_place(item, data), item) for item in error.errors(include_url=False)]
     place = max((place for place, _ in places), key=_depth)

@@ -55,5 +55,5 @@ OF_STUDENTS = {
 
 
 def sign_of(interval: Interval) -> Literal["higher", "lower", "open"]:
-    """Return whether an interval lies above or below zero. If the interval contains zero, return `open`."""
+    """Return `higher` or `lower` if an interval lies above or below zero, or `open` if the interval contains zero."""
     return "higher" if interval.low > 0 else "lower" if interval.high < 0 else "open"

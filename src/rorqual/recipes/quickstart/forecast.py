@@ -46,7 +46,7 @@ TEACHES = 0.8
 
 In the quickstart with seed 0, the measured value of `TEACHES` was 0.94 for the teacher and 0.64 for the student trained
 with GRPO. The measured value of `GOES_OVER` was 0.38 for the teacher and 0.71 for the student. The constants `TEACHES`
-and `GOES_OVER` lie between the measured values of teacher and student. With other seeds, the values may differ.
+and `GOES_OVER` lie between the measured values of teacher and student. With other seeds, the measured values may differ.
 """
 WARM, STEPS, BATCH = 2, 8, 64
 DRAWN = 384
@@ -219,7 +219,7 @@ def over(share: float, goes: float = GOES_OVER) -> float:
 
 
 def solution_lengths(task: str, hard: float, seed: int) -> list[Solution]:
-    """Return the first `DRAWN` problems of the train split with their lengths."""
+    """Return the first `DRAWN` problems of the task's train split, each with the token counts of its prompt and solution."""
     return count_solution_tokens(list(islice(load_task(task, options={"hard": hard}).problems("train", seed), DRAWN)))
 
 

@@ -28,7 +28,7 @@ def student_contents(findings: Findings) -> dict[str, Any]:
 
 
 def branches_table(findings: Findings) -> Table:
-    """Return the accuracy of each model over all families, and its cost."""
+    """Return a table with the accuracy over all families and the cost of each model."""
     heads = (
         "model",
         "right",
@@ -57,7 +57,7 @@ def branches_table(findings: Findings) -> Table:
 
 
 def families_table(findings: Findings) -> Table:
-    """Return the accuracy of each model, by family."""
+    """Return a table with the accuracy of each model on each family."""
     tables = [(branch.title, branch_rows(findings, branch)) for branch in findings.summary.branches]
     rows: list[tuple[str, ...]] = []
     for family in tables[0][1]:

@@ -42,9 +42,9 @@ class AnswerCache:
     Completions with an `error` are not cached, so a later run retries them. Cached completions have text, reasoning, finish
     reason, usage and log-probabilities, but no token ids.
 
-    Answers of a server cost money. So each is synced to disk before the next one is added, and disk space is reserved in advance: the
-    last answer can be written even if the disk becomes full. Answers of an engine are only flushed to the operating system, so they
-    are not lost if this process is killed.
+    A server may charge for its answers. Therefore each answer of a server is synced to disk before the next answer is added, and disk
+    space is reserved in advance, so that one more answer can be written after the disk becomes full. Answers of an engine are flushed to
+    the operating system at once, so they survive if this process is killed, but they are synced only every `SYNC_SECONDS`.
     """
 
     def __init__(self, generator: Engine | RemoteEngine, out: Path | None, made: Mapping[str, Any]) -> None:
@@ -79,7 +79,7 @@ class AnswerCache:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Release the file, and delete it if it is empty. The lock removes the folders that were created for it."""
+        """Close the cache file, and delete it if it holds no answers. Folders that were created for the lock file are removed."""
         if self._journal is not None:
             if not self._answers:
                 self._journal.path.unlink(missing_ok=True)
@@ -91,7 +91,9 @@ class AnswerCache:
         return len(self._answers)
 
     def forget(self) -> None:
-        """Drop this run's answers from the cache, because the saved result contains them. Answers to other requests stay in the cache."""
+        """Drop the answers to this run's requests from the cache, because the saved result contains these answers. Answers to other requests
+        stay.
+        """
         self._answers = {name: answer for name, answer in self._answers.items() if name not in self._asked}
         if self.path is not None and self._answers:
             lines = [_line(name, answer) for name, answer in self._answers.items()]

@@ -44,8 +44,8 @@ def dependence(
 ) -> tuple[float, float]:
     """Return the mutual information of expert and document label given `within`, and its mean with shuffled labels, in bits.
 
-    It is the sum of p(w) I(expert; label | w) over the values w of `within`. The plug-in estimate is usually above 0 even if expert
-    and label are independent.
+    The mutual information is the sum of p(w) I(expert; label | w) over the values w of `within`. The plug-in estimate is usually above 0 even if
+    expert and label are independent.
 
     experts [n, k], document [n], within [n]; label [documents]. Labels are shuffled among documents, not among tokens,
     because the tokens of one document tend to choose the same experts. For each w, labels are shuffled only among the

@@ -142,7 +142,7 @@ def hierarchical_difference(
 ) -> Difference:
     """Return the paired difference over runs, for values that need not be shares.
 
-    Each resample draws seeds first, then items within each drawn seed.
+    Each resample draws seeds with replacement, then items within each drawn seed.
 
     `before[s][i]` and `after[s][i]` are the values of seed `s` on item `i`. The mean gives all seeds equal weight.
     Resampling only items would understate the spread between runs.
@@ -169,7 +169,7 @@ def _changes(before: Sequence[NDArray[Any]], after: Sequence[NDArray[Any]]) -> l
 
 
 def _resampled_means(values: Sequence[Floats], samples: int, random: np.random.Generator) -> Floats:
-    """Return the means [samples] of resamples that draw seeds first, then problems."""
+    """Return the mean of each resample [samples]. A resample draws seeds, then problems within each drawn seed, with replacement."""
     seeds = len(values)
     picks = random.integers(seeds, size=(samples, seeds))
     total = np.zeros(samples)

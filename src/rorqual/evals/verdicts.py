@@ -18,7 +18,7 @@ Samples = list[GradedSample]
 
 
 class Verdicts(Config):
-    """Verdicts of evaluations on the same problems, by evaluation name. Each evaluation has one string per seed."""
+    """Verdicts of evaluations on the same problems. `right` and `thought` map an evaluation's name to one string per seed."""
 
     task: str
     split: Split

@@ -1,4 +1,4 @@
-"""Count a letter in a string with a running tally."""
+"""Count the occurrences of a letter in a string, with a running count."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ class DistilledFile:
 
 
 def write_distilled(path: Path, rows: Iterable[Distilled], *, tokenizer: str = "", vocab: int = 0) -> None:
-    """Write samples to a Parquet file atomically. Equal samples give identical bytes."""
+    """Write samples to a Parquet file atomically. Writing equal samples gives identical bytes."""
     sink, samples = io.BytesIO(), list(rows)
     format_ = "1" if all(isinstance(m.content, str) for row in samples for m in row.messages) else "2"
     schema = SCHEMAS[format_].with_metadata({FORMAT_KEY: format_, TOKENIZER_KEY: tokenizer, VOCAB_KEY: str(vocab)})

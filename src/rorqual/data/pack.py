@@ -112,7 +112,8 @@ def first_fit(lengths: Sequence[int], row_length: int, *, open_rows: int = OPEN_
     """Pack samples into rows by first fit. Return the indices of the samples in each row.
 
     A sample goes into the first open row with enough free tokens, or into a new row if no open row has enough. If `open_rows`
-    rows are open, the row with the fewest free tokens is closed before a new row is opened. The result depends only on the arguments.
+    rows are open, the row with the fewest free tokens is closed before a new row is opened. The result does not depend on the contents of the
+    samples.
     """
     rows: list[list[int]] = []
     room: dict[int, int] = {}  # open row -> free tokens, in row order

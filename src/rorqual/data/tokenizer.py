@@ -1,5 +1,5 @@
 """A byte-level BPE tokenizer, based on the `tokenizers` library. `Tokenizer.byte_level` trains a tokenizer, and
-`Tokenizer.load` reads one from a checkpoint.
+`Tokenizer.load` reads a tokenizer from a checkpoint.
 
 User text is encoded with a copy of the tokenizer that has no special tokens, so user text never becomes a special
 token. A chat format inserts special tokens by id.
@@ -23,8 +23,8 @@ from rorqual.core.records import write_atomic
 
 
 class Special(StrEnum):
-    """The special tokens of a tokenizer that `Tokenizer.byte_level` trains. The names are those of DeepSeek's
-    tokenizer."""
+    """The special tokens of a tokenizer that `Tokenizer.byte_level` trains. DeepSeek's tokenizer has the same
+    names."""
 
     BOS = "<｜begin▁of▁sentence｜>"
     EOS = "<｜end▁of▁sentence｜>"

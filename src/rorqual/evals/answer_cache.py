@@ -32,9 +32,9 @@ class AnswerCache:
     """A `Generator` that caches answers on disk and generates only the missing answers with `generator`.
 
     The cache file is `OUT.xxxxxxxx.kept` next to `out`, with one JSON line per sample. Each model has its own file, because
-    the file name contains a digest of `made`. `made` describes the model: its weights and arithmetic, or the server's
-    address and model name. The cache key of a sample consists of the whole request and the sample's index, so a larger
-    evaluation generates only the new samples. One process at a time may use the file. If `out` is None, nothing is written.
+    the file name contains a digest of `made`. `made` describes the model: the weights and the arithmetic of an engine, or the
+    address and the model name of a server. The cache key of a sample consists of the whole request and the sample's index, so a larger
+    evaluation generates only the samples that are not cached. One process at a time may use the file. If `out` is None, nothing is written.
 
     A request that the server rejects (HTTP 400, 413, 422) yields a completion with an `error`, and the other requests
     continue. A rejection is raised as an error in two cases: the server rejects every request, or it rejects `IN_A_ROW`
@@ -42,7 +42,7 @@ class AnswerCache:
     Completions with an `error` are not cached, so a later run retries them. Cached completions have text, reasoning, finish
     reason, usage and log-probabilities, but no token ids.
 
-    A server may charge for its answers. Therefore each answer of a server is synced to disk before the next answer is added, and disk
+    A server may charge for answers. Therefore each answer of a server is synced to disk before the next answer is added, and disk
     space is reserved in advance, so that one more answer can be written after the disk becomes full. Answers of an engine are flushed to
     the operating system at once, so they survive if this process is killed, but they are synced only every `SYNC_SECONDS`.
     """

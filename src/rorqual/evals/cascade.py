@@ -1,8 +1,8 @@
 """A cascade of two models: a small student answers, and a teacher answers if the student's confidence is too low (FrugalGPT, Chen et
 al. 2023, 2305.05176, section 3).
 
-The confidence is the calibrated probability that the student's answer is right. Its signal is the share of votes for the student's
-majority answer, or the mean log-probability of the reply's tokens. The calibration is a logistic regression on problems of the dev
+The confidence is the calibrated probability that the student's answer is right. The probability depends on a signal: the share of votes for the
+student's majority answer, or the mean log-probability of the reply's tokens. The calibration is a logistic regression on problems of the dev
 split (Platt 1999).
 """
 

@@ -8,7 +8,7 @@ from rorqual.evals.compute import ComputeReport, CountedReply, tables
 from rorqual.report.page import ColouredText, page
 
 FULL = 75
-"""Strength of the colour in percent for a token that uses all its choices."""
+"""Strength of the colour, in percent, of a token all of whose choices are experts with weights."""
 SHOWN = 12
 """Number of replies on the page."""
 

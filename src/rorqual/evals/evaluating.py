@@ -1,4 +1,4 @@
-"""Evaluate a model on a task: choose problems, generate answers, grade them, and keep every sample."""
+"""Evaluate a model on a task: choose problems, generate answers, grade the answers, and return every graded sample."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def evaluate(
     problems). With `votes`, the canonical answer of each sample is stored, so that `evals.votes` can count votes.
 
     With `stop_when`, the samples of a problem are generated one after another, until the rule holds or there are `params.n` samples.
-    Without `stop_when`, the same samples are generated first. The model is asked `refine` times to check its reply, in the same
+    These samples equal the first samples of an evaluation without `stop_when`. The model is asked `refine` times to check its reply, in the same
     conversation. A sample's earlier replies are in `GradedSample.earlier`. `system` is the system message, if any.
 
     Raises TaskError if a user's task has the same problems in its train and test split.
@@ -148,7 +148,7 @@ def evaluate(
 
 
 class _Sampler:
-    """Generates and grades the samples of an evaluation, and sums their usage.
+    """Generates and grades the samples of an evaluation, and sums the token counts that the generator reports.
 
     `rounds` is the number of replies per sample: 1 + `refine`. `progress` counts the samples of all rounds. If sampling may stop early,
     the total passed to `progress` is the largest number of samples that is still possible.
@@ -299,7 +299,7 @@ def thinking_tokens(completion: Completion, tokens: int) -> int:
 
     The generator may report the number of thinking tokens as `usage["reasoning_tokens"]`. Otherwise, the number is
     estimated, because evaluations have no tokenizer. The estimate is `tokens` times the fraction of characters before
-    `</think>`, rounded. It is exact for a character tokenizer, and if the whole completion is thinking.
+    `</think>`, rounded. The estimate is exact for a character tokenizer, and if the whole completion is thinking.
     """
     counted = completion.usage.get("reasoning_tokens")
     if counted is not None:

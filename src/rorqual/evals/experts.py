@@ -49,7 +49,7 @@ def dependence(
 
     experts [n, k], document [n], within [n]; label [documents]. Labels are shuffled among documents, not among tokens,
     because the tokens of one document tend to choose the same experts. For each w, labels are shuffled only among the
-    documents with a token whose `within` is w. This preserves the joint distribution of labels and w.
+    documents with a token whose `within` is w. This restriction preserves the joint distribution of labels and w.
     """
     rng = np.random.default_rng(seed)
     n_labels = int(label.max()) + 1

@@ -122,7 +122,7 @@ class Misses:
 
 
 def sparse_layers(model: Decoder, where: str = "") -> list[DSA]:
-    """Return the DSA modules of the main model, without those of MTP modules. Raises ConfigError if there are none."""
+    """Return the DSA modules of the main model, but not of MTP modules. Raises ConfigError if there are none."""
     found = [module for module in model.layers.modules() if isinstance(module, DSA)]
     if not found:
         kinds = ", ".join(sorted({attention.kind for attention in model.config.attentions}))
@@ -135,7 +135,7 @@ def sparse_layers(model: Decoder, where: str = "") -> list[DSA]:
 
 
 def trained_budget(layers: Sequence[DSA]) -> int:
-    """Return the `index_topk` that all DSA modules share. Raises ConfigError if they have different values."""
+    """Return the `index_topk` that all DSA modules share. Raises ConfigError if the modules have different values."""
     budgets = sorted({layer.config.index_topk for layer in layers})
     if len(budgets) > 1:
         raise ConfigError(

@@ -42,7 +42,7 @@ class TextMisses:
     budgets: tuple[Misses, ...]
 
     def at(self, budget: int) -> Misses:
-        """Return what is missed at a budget."""
+        """Return what sparse attention misses on this text at a budget."""
         return next(missed for missed in self.budgets if missed.budget == budget)
 
 

@@ -75,7 +75,7 @@ def spread_steps(steps: Sequence[int], count: int) -> set[int]:
 
 
 def group(line: dict[str, Any], spoken: bool) -> dict[str, Any]:
-    """Return a group of rollouts with one-letter keys: k (key), f (family), l (level), p (prompt), a (answer), s (samples).
+    """Return a group of rollouts as a dictionary with one-letter keys: k (key), f (family), l (level), p (prompt), a (answer), s (samples).
 
     A sample is [verdict, advantage, tokens, thinking tokens, cut off, thinking, reply]. The last two fields
     exist only for steps whose texts are on the page.

@@ -132,7 +132,8 @@ def majority_is_known(answers: Sequence[str | None], most: int) -> bool:
 def likely_majority(answers: Sequence[str | None], threshold: float = SURE) -> bool:
     """Return whether the leading answer is more frequent than the second one with a probability above `threshold`.
 
-    This is the posterior probability, under a uniform prior, that more than half of the votes for these two answers go to the leading one
+    The probability is the posterior probability, under a uniform prior, that the leading answer gets more than half of all votes for the
+    two answers
     (the Beta rule of Adaptive-Consistency, Aggarwal et al. 2023, 2305.11860, section 3).
     """
     lead, second = _leading(answers)

@@ -1,7 +1,7 @@
 """The experiment `answers`: how several samples, a verifier, a thinking budget, asking the model to check its reply, early stopping,
 and a cascade of two models change the accuracy, and how many tokens each method costs.
 
-Sixteen samples of each problem are drawn once per seed. Votes, the best of several samples, and early stopping reuse them. Every
+Sixteen samples of each problem are drawn once per seed. Votes, the best of several samples, and early stopping reuse these samples. Every
 other method is compared with the greedy answer to the same problems.
 """
 
@@ -249,7 +249,7 @@ def cascade_of(place: Path) -> Cascade:
 
 def cascade_ways(cascade: Cascade, keys: Sequence[str]) -> dict[str, Way]:
     """Return the results of the small model alone, and of two cascades for each share in `SHARES`. In one cascade, the teacher answers
-    the problems of lowest confidence. In the other, it answers problems chosen at random, and the result is the expectation."""
+    the problems of lowest confidence. In the other cascade, the teacher answers problems chosen at random, and the result is the expectation."""
     ranked = cascade.choices()
     choices = {choice.key: choice for choice in ranked}
 

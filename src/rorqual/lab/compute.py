@@ -119,7 +119,7 @@ def measure_experts_spent(place: Path, *, name: str, seed: int, count: int) -> d
 
 
 def _residuals(values: Array, ids: Array) -> Array:
-    """Return each value minus the mean over its id, and NaN for ids with fewer than `LEAST` values."""
+    """Return each value minus the mean of all values with the same id, or NaN for ids with fewer than `LEAST` values."""
     counts = np.bincount(ids)
     means = np.bincount(ids, values) / np.maximum(counts, 1)
     return np.where(counts[ids] >= LEAST, values - means[ids], np.nan)

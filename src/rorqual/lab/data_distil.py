@@ -79,7 +79,8 @@ def scale_amounts(share: float) -> Amounts:
 
 
 MARGIN = 0.02
-"""Non-inferiority margin, in accuracy or R²: the small set's score may be at most this much lower than the full set's score. The margin
+"""Non-inferiority margin, in accuracy or R²: the score with the small set may be lower than the score with the full set by
+at most `MARGIN`. The margin
 was set before the runs of the published result."""
 QUESTIONS = (
     ("full-original", "small-teacher", "a tenth from the teacher, against all of the original"),
@@ -268,7 +269,7 @@ def set_file(place: Path, task: str, arm: str) -> Path:
 
 
 def make_sets(task: str, seed: int, small: int, at: Path) -> dict[str, int]:
-    """Write all training sets of a task, and return their numbers of rows."""
+    """Write all training sets of a task, and return the number of rows of each set."""
     labelled = read_distilled(at / f"data-{task}-labels" / "data.parquet")
     problems = original_set(task, seed, labelled.rows)
     folder = at / f"data-{task}-sets"

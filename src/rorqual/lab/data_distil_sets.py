@@ -44,7 +44,7 @@ def write_base(folder: Path, seed: int, count: int) -> int:
 
     The base student learns no task. A line of `base.txt` is a question without its answer or a sentence without its question, and
     `words.jsonl` teaches the meaning of single words. All texts come from the teacher's half of the problems, so no student trains on
-    them. Return the vocabulary size of the tokenizer.
+    these problems. Return the vocabulary size of the tokenizer.
     """
     problems = list(islice(Everyday(pool="teacher").problems("train", seed), count))
     lines = [problem.prompt for problem in problems]

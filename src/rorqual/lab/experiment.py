@@ -88,7 +88,7 @@ class ArmPair:
 
 
 class Experiment(ABC):
-    """Base class of experiments. `claim` is the tested statement, and `source` names its publication."""
+    """Base class of experiments. `claim` is the statement to test, and `source` names the publication with this statement."""
 
     name: str
     title: str
@@ -122,7 +122,9 @@ class Experiment(ABC):
         return ""
 
     def verdict(self, contrasts: Sequence[Contrast], void: Sequence[str] = ()) -> Verdict:
-        """Return the verdict on the claim from the contrasts that are parts of it. The verdict on each question in `void` is "open"."""
+        """Return the verdict on the claim. The verdict depends on the contrasts that are parts of the claim. The verdict on each question in
+        `void` is "open".
+        """
         undecided: list[Verdict] = ["open" for _ in void]
         return combine_verdicts([verdict for *_, verdict in self._contrasts_with_verdicts(contrasts, void)] + undecided)
 

@@ -187,7 +187,7 @@ def run_jobs(plan: LabPlan, todo: dict[JobKey, ExperimentJob], workers: int) -> 
 
 
 def _work(name: str, out: Path, seeds: tuple[int, ...], share: float, key: JobKey) -> None:
-    """Run one job. The job's process starts in this function."""
+    """Run one job. This function is the entry point of the job's process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which terminates its jobs
     threading.Thread(target=_die_with_parent, daemon=True).start()
     torch.set_num_threads(1)

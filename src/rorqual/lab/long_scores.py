@@ -31,7 +31,7 @@ def solutions(
 
 def score_solutions(model: Decoder, samples: Sequence[Sample], record: Sequence[str] = ("selected",)) -> dict[str, Any]:
     """Return, for each solution, the mean loss over the tokens in the loss mask, and whether all these tokens are the most likely ones.
-    If they all are, the model writes exactly this solution at temperature 0. `picked` is the mean
+    If all tokens are the most likely ones, the model writes exactly this solution at temperature 0. `picked` is the mean
     number of selected positions per query and layer, or 0 for dense attention. `record` names the tensors that sparse
     attention records.
     """

@@ -57,7 +57,7 @@ A model that writes one of the values at random has a loss of about 0.4.
 def stages(length: int) -> tuple[TrainingStage, ...]:
     """Return the stages of the dense training, which ends with texts of up to `length` characters.
 
-    The model first learns retrieval, from short texts with few pairs and without other problems. It then learns counting, also
+    The model first learns retrieval, from short texts with few pairs and without other problems. The model then learns counting, also
     from short texts. With longer texts, both need more steps. If other problems are mixed in, retrieval needs more steps
     (docs/LOG.md).
     """

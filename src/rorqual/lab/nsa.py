@@ -1,9 +1,9 @@
 """Test whether Native Sparse Attention, trained from scratch, is as good as dense attention (Yuan et al. 2025, arXiv 2502.11089).
 
 Each seed trains two models from scratch on the same tokens, in the first three stages of the experiment `sparse`. One model has
-grouped-query attention. The other has Native Sparse Attention (kind `nsa`) with the same heads. Its queries attend to compressed blocks,
-selected blocks and a window: together half as many keys as the longest text has tokens. With a quarter as many keys, the first stage had
-not learned retrieval after 564 steps, on one seed (docs/LOG.md).
+grouped-query attention. The other has Native Sparse Attention (kind `nsa`) with the same heads. The queries of this model attend to
+compressed blocks, selected blocks and a window: together half as many keys as the longest text has tokens. With a quarter as many keys, the
+first stage had not learned retrieval after 564 steps, on one seed (docs/LOG.md).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A part holds if the held-out loss of the rival arm minus that of the favoured arm lies above 0 by both the bootstrap and the t interval.
 If the quantity that should be equal differs by more than the tolerance in any seed, the part has no verdict. This condition was added after the
-results were known; it can only change a verdict to open.
+results were known. The condition can only change a verdict to open.
 """
 
 from __future__ import annotations

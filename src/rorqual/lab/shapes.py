@@ -1,4 +1,4 @@
-"""Shared code of the experiments on model shape. Each arm is a training run that differs from its counterpart in one property.
+"""Shared code of the experiments on model shape. Each arm is a training run that differs in one property from the arm with which it is compared.
 
 The baseline is a small DeepSeek-V3 without MTP. All arms of a seed train on the same worked solutions in the same order.
 """

@@ -66,7 +66,8 @@ WARMUP_RATE, SPARSE_RATE = 1e-2, 5e-4
 MEASURED: Mapping[str, int] = {"needle": 64, "copy": 16, "count": 16}
 """Number of held-out problems of each kind."""
 MORE: tuple[Arm, ...] = ("dense", "dsa", "adaptive")
-"""Arms with twice as many problems of kind `needle`, because the goals limit how much their accuracies may differ."""
+"""Arms with twice as many problems of kind `needle`, because the claim limits how much the accuracies of these arms
+may differ."""
 SINKS, CAP = 4, 2
 """Sinks of arm `window`, and `index_topk` of arm `adaptive` as a multiple of its budget."""
 
@@ -121,7 +122,9 @@ def long_problems(length: int) -> WorkedConfig:
 
 
 def baseline(arm: Arm, place: Path, seed: int, share: float, length: int = LENGTH) -> Run:
-    """Return the training run of a baseline. It trains for as many steps as the indexer and the sparse model together, on the same data."""
+    """Return the training run of a baseline. A baseline trains for as many steps as the indexer and the sparse model together, on the same
+    data.
+    """
     dense = RunDir(place / DENSE)
     return Run(
         recipe="sft",

@@ -1,7 +1,7 @@
 """The experiment `zero`: what improves if a model that mostly answers without thinking is trained by RL alone?
 
-Correctness is the only reward. Two effects are measured separately: how often the model chooses to think, and its
-accuracy when thinking is forced. Only this accuracy decides the verdict, because thinking more often is not better reasoning.
+Correctness is the only reward. Two effects are measured separately: how often the model chooses to think, and the
+accuracy of the model when thinking is forced. Only this accuracy decides the verdict, because thinking more often is not better reasoning.
 """
 
 from __future__ import annotations

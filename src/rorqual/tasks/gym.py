@@ -26,7 +26,7 @@ class GymTask(MarkedTask):
     dataset gives its last marked answer the score 1, else wrong. With `read=last`, the last line of the reply is scored.
 
     Raises RorqualError if reasoning-gym is not installed.
-    Raises TaskError for an unknown name, an invalid option, or a dataset whose own gold answers do not score 1.
+    Raises TaskError for an unknown name, an invalid option, or a dataset in which gold answers do not score 1.
     """
 
     mark = TAG

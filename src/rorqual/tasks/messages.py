@@ -17,7 +17,7 @@ VERSION = 2
 
 
 class Asked(Problem):
-    """A problem with a conversation before its prompt."""
+    """A problem whose prompt is the last turn of a longer conversation."""
 
     @property
     def messages(self) -> tuple[Message, ...]:

@@ -47,7 +47,7 @@ _NO_UNIT = re.compile(
     r"|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|tenths|hundredths|thousandths|halves|thirds|fifths|\w+teen|\w+ty)\b",
     re.IGNORECASE,
 )
-"""Words after a number that change or negate it, so they are not units."""
+"""Words that change or negate a number next to them, so they are not units."""
 
 
 @dataclass(frozen=True)

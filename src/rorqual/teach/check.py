@@ -22,12 +22,12 @@ from rorqual.teach.near import find_near
 from rorqual.teach.table import ExampleTable, RowFault, read_table
 
 LEAK_SHARE = 0.9
-"""If at least this share of the prompts contains the right label and no other label, the prompts leak the answer."""
+"""If at least the share `LEAK_SHARE` of the prompts contains the right label and no other label, the prompts leak the answer."""
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 DEV, TEST = 0.1, 0.2
 """Shares of the groups of examples that go to the dev split and to the test split."""
 DEFAULT_MODEL, BYTES_PER_TOKEN = "smollm2-135m", 4
-"""The model for which the cost is forecast if no base model is given, and its assumed number of bytes per token."""
+"""The model for which the cost is forecast if no base model is given, and the assumed number of bytes per token."""
 NO_NUMBER = "no number"
 WARNINGS = frozenset({"duplicate", "near-duplicate", "near-contradiction"})
 """Kinds of faults that are only warnings: a file with no other faults passes the check."""
@@ -171,7 +171,7 @@ def _labels_in_prompts(examples: Sequence[Example], kind: AnswerKind) -> list[Ro
         found = re.finditer(marked, one.prompt, re.IGNORECASE) if 0 < len(answer) <= 200 else ()
         sentences = (re.split(r"[.?!\n]", one.prompt[match.start() :].lower())[0] for match in found)
         if any(not labels or len({*pattern.findall(sentence)} - {answer.lower()}) == 0 for sentence in sentences):
-            leaks.append(one)  # a sentence with another label is a choice: "answer: yes or no?"
+            leaks.append(one)  # a sentence that also has another label offers a choice: "answer: yes or no?"
     if kind == "label" and len(examples) >= 10:
         stated = [{*pattern.findall(one.prompt.lower())} for one in examples]
         alone = sum(found == {one.answer.lower()} for one, found in zip(examples, stated, strict=True))

@@ -1,4 +1,4 @@
-"""Classical baselines: simple predictors that a taught model must beat. They are fitted on the train examples only."""
+"""Classical baselines: simple predictors that a taught model must beat. All predictors are fitted on the train examples only."""
 
 from __future__ import annotations
 

@@ -28,9 +28,9 @@ FEWEST = 50
 REMEDY = f"Give at least {FEWEST} different examples; some hundred are better."
 FEWEST_HELD_OUT: Mapping[Split, int] = {"dev": 3, "test": 5}
 MOST_FAULTY = 0.2
-"""`teach` stops if more than this share of the rows has faults."""
+"""`teach` stops if more than the share `MOST_FAULTY` of the rows has faults."""
 DERIVED = 0.5
-"""Derived worked solutions are used if at least this share of the training examples has one (see `derivation`)."""
+"""Derived worked solutions are used if at least the share `DERIVED` of the training examples has one (see `derivation`)."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def divide_examples(
     `count` examples are in the test split. Raises DataError if too many rows are faulty, or if too few rows remain.
     """
     kept, left_out = usable_examples(check, graded=graded)
-    if check.kind == "label":  # replies can have one spelling of each label
+    if check.kind == "label":  # the grammar allows one spelling of each label
         forms = spelling(kept)
         kept = _respell_answers(kept, forms)
         test = None if test is None else _respell_answers(test, forms)

@@ -22,7 +22,7 @@ LABELS_AT_MOST, UNIQUE_AT_MOST = 0.4, 0.1
 """Limits for answers to be labels: the number of different answers, and the number of answers that occur once, each divided by the number
 of rows. The second quotient estimates the share of new rows that have a new answer (Good 1953)."""
 NUMBERS_AT_MOST = 10
-"""If all answers are numbers, they are labels only if there are at most this many different answers."""
+"""Numbers are labels only if there are at most `NUMBERS_AT_MOST` different answers."""
 LABEL_LENGTH = 80
 """Maximum length of a label in characters."""
 

@@ -32,7 +32,7 @@ class Pair:
 
     @property
     def change(self) -> str:
-        """`gained`, `lost`, `still wrong` or `still right`."""
+        """The change from the first reply to the second: `gained`, `lost`, `still wrong` or `still right`."""
         was, is_ = (one.verdict is Verdict.RIGHT for one in (self.before, self.after))
         names = {
             (False, True): "gained",

@@ -29,7 +29,7 @@ MOST_SHOTS, SHOT_TOKENS = 256, 2048
 TRIED = 16
 """Number of problems that are answered to forecast the time of a baseline."""
 BASE_TOKENS = 192
-"""If there is no grammar, a reply of the base model may have at least this many tokens."""
+"""If there is no grammar, the token limit of the base model's replies is at least `BASE_TOKENS`."""
 Show = Callable[[int, int], None]
 
 
@@ -81,7 +81,7 @@ class Baseline:
 
 
 class TooSlow(Exception):
-    """An error that reports that measuring a baseline would take `seconds`."""
+    """Raised if measuring a baseline would take too long. `seconds` is the estimated time."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(seconds)
@@ -165,7 +165,9 @@ def test_problems(task: Examples) -> list[Problem]:
 
 
 def opened_for(task: Examples, run: RunDir) -> Examples:
-    """Return `task` after setting `task.checkpoint` to the fingerprint of `run`. The record of the reading of the test split contains it."""
+    """Return `task` after setting `task.checkpoint` to the fingerprint of `run`. The record of the reading of the test split contains this
+    fingerprint.
+    """
     task.checkpoint = fingerprint(run, run.checkpoint())
     return task
 

@@ -30,7 +30,7 @@ TEMPERATURE, MAX_TOKENS = 0.7, 512
 SMALLEST = 1e-9
 """The budget if no money is left. A budget of 0 would mean that there is no limit."""
 ENOUGH = 0.5
-"""Reasons are used if at least this share of the training examples has a reason. Examples without a reason are then left out."""
+"""Reasons are used if at least the share `ENOUGH` of the training examples has a reason. Examples without a reason are then left out."""
 STEPS = "Think step by step, then state the answer on the last line."
 GIVEN = "The right answer is {answer}. Explain step by step how to find it, then state the answer on the last line."
 

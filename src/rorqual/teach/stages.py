@@ -58,7 +58,7 @@ from rorqual.teach.train import Training, engine_of
 from rorqual.train.track import check_trackers, track
 
 ENOUGH = 2
-"""If training has fewer epochs than this, `teach` suggests more minutes."""
+"""If training has fewer than `ENOUGH` epochs, `teach` suggests more minutes."""
 GRPO_SHARE, GRPO_MINUTES = 0.3, 20
 """Share of the time that GRPO gets, and smallest value of `minutes` with GRPO, because a few steps change nothing. GRPO also requires that
 replies have reasoning, or that the user gives a grader."""

@@ -24,7 +24,7 @@ MAX_DEPTH = 100
 
 Kind = Literal["text", "think", "end", "call", "open", "close"]
 State = Literal["open", "complete", "broken"]
-"""The state of an item that is being read: it needs more text (open), is complete, or cannot become valid (broken)."""
+"""The state of an item that is being read: the item needs more text (open), is complete, or cannot become valid (broken)."""
 
 
 @dataclass(frozen=True)

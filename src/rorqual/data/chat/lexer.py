@@ -79,7 +79,7 @@ class Lexer:
         return ""
 
     def _open_call(self, char: str) -> _Call | DsmlItem | None:
-        """Return a new call if `char` may begin one, else None."""
+        """Return a new call object if a call may begin with `char`, else None."""
         form = self._form
         if isinstance(form, DsmlForm):
             return DsmlItem(self._names) if char == "<" else None

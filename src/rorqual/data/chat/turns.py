@@ -46,7 +46,7 @@ class TurnChat(ChatFormat):
     pads: ClassVar[tuple[str, ...]]
     """Names of padding tokens in order of preference. The first name that is in the vocabulary is used."""
     probes: ClassVar[tuple[tuple[Message, ...], ...]] = ()
-    """Additional conversations. `find.py` renders them to recognise the chat templates of this format."""
+    """Additional conversations that `find.py` renders to recognise the chat templates of this format."""
     template_file: ClassVar[str]
     """Name of the template in `templates/`."""
     settings: ClassVar[Mapping[str, Any]] = {}
@@ -162,7 +162,7 @@ class TurnChat(ChatFormat):
 
 
 def _masked(segments: Sequence[Sequence[int]], trained: Sequence[bool]) -> Rendered:
-    """Return the joined segments. Every second segment is a reply; it is in the loss if its entry of `trained` is true."""
+    """Return the joined segments with a loss mask. Every second segment is a reply. The i-th reply is in the loss if `trained[i]` is true."""
     mask: list[bool] = []
     for number, segment in enumerate(segments):
         mask += [number % 2 == 1 and trained[number // 2]] * len(segment)

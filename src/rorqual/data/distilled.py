@@ -8,8 +8,8 @@ JSON. `content` in format 2 is the text of the message, with a label in place of
 content parts has format 1.
 
 The file metadata has the keys `rorqual.format`, `rorqual.tokenizer` and `rorqual.vocab` (vocabulary size).
-`rorqual.tokenizer` is the SHA-256 of the teacher's tokenizer.json. `rorqual.tokenizer` is empty if the teacher is remote and returns
-no token ids.
+`rorqual.tokenizer` is the SHA-256 of the teacher's tokenizer.json.
+`rorqual.tokenizer` is empty if the teacher is remote and returns no token ids.
 
 At each position of `token_ids`, `top_ids` holds the teacher's k most likely tokens, and `top_logprobs` holds the
 log-probabilities of these tokens at temperature 1.

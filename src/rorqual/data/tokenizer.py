@@ -23,8 +23,8 @@ from rorqual.core.records import write_atomic
 
 
 class Special(StrEnum):
-    """The special tokens of a tokenizer that `Tokenizer.byte_level` trains. DeepSeek's tokenizer has the same
-    names."""
+    """The special tokens of a tokenizer that `Tokenizer.byte_level`
+    trains. DeepSeek's tokenizer has the same names."""
 
     BOS = "<｜begin▁of▁sentence｜>"
     EOS = "<｜end▁of▁sentence｜>"

@@ -91,8 +91,8 @@ class AnswerCache:
         return len(self._answers)
 
     def forget(self) -> None:
-        """Drop the answers to this run's requests from the cache, because the saved result contains these answers. Answers to other requests
-        stay.
+        """Drop the answers to this run's requests from the cache, because the saved
+        result contains these answers. Answers to other requests stay.
         """
         self._answers = {name: answer for name, answer in self._answers.items() if name not in self._asked}
         if self.path is not None and self._answers:

@@ -15,8 +15,8 @@ from rorqual.tasks.task import Problem, Task, Verdict
 FIT = 500
 """Maximum number of train problems per family and level on which the rules are fitted."""
 DRAWS = 4
-"""At most `DRAWS` train problems are drawn for each problem that is needed. Because of this limit, rare families may get
-fewer than `FIT` problems."""
+"""At most `DRAWS` train problems are drawn for each problem that is needed. Because
+of this limit, rare families may get fewer than `FIT` problems."""
 UNIFORM = "uniform"
 
 Guess = Callable[[Problem], str]

@@ -35,8 +35,8 @@ class Calibration(Config):
 class CascadeRule(Config):
     """The parts of a cascade's result that a server needs: the names and fingerprints of both models, and the calibration.
 
-    `sure` is the smallest confidence at which the student's answer is kept. `temperature` is the sampling temperature of the student's
-    evaluation.
+    `sure` is the smallest confidence at which the student's answer is kept.
+    `temperature` is the sampling temperature of the student's evaluation.
     """
 
     student: str

@@ -33,8 +33,8 @@ BINS = 5
 @dataclass(frozen=True)
 class CascadeChoice:
     """One problem of a cascade: the student's confidence, whether student and teacher are right (a fraction if votes
-    tie), and the tokens that each generated. The confidence is 0 if the student's reply failed, or if it was truncated and the signal is
-    its log-probability."""
+    tie), and the tokens that each generated. The confidence is 0 if the student's reply
+    failed, or if it was truncated and the signal is its log-probability."""
 
     key: str
     confidence: float
@@ -49,8 +49,8 @@ class CascadePoint:
     """The cascade at one threshold. `asked` is the share of problems that the teacher answers.
 
     `tokens` is the mean number of generated tokens per problem, of both models together. `flops` is the mean number of FLOPs per
-    problem, or None if they are unknown. `at_random` is the expected accuracy if the same number of problems, chosen at random, went to
-    the teacher.
+    problem, or None if they are unknown. `at_random` is the expected accuracy if the
+    same number of problems, chosen at random, went to the teacher.
     """
 
     asked: float

@@ -78,9 +78,7 @@ def cascade_page(cascade: Cascade) -> str:
 
 
 def cost_chart(cascade: Cascade) -> Chart:
-    """Chart accuracy over the mean cost per problem. The curve starts with the student alone, and ends with the teacher answering every
-    problem.
-    """
+    """Chart accuracy over the mean cost per problem. The curve starts with the student alone, and ends with the teacher answering all."""
     points, teacher, chosen = cascade.curve(), cascade.teacher_alone(), cascade.point_at()
 
     def cost(point: CascadePoint) -> float:

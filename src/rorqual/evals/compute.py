@@ -155,8 +155,8 @@ def _reply(engine: Engine, task: Task, problem: Problem, completion: Completion,
 
 
 def _groups(replies: Sequence[CountedReply], engine: Engine) -> Iterator[Group]:
-    """Yield the groups of all kinds. Groups by family, level, verdict or position contain only reply tokens. Groups by part or token
-    also contain prompt tokens."""
+    """Yield the groups of all kinds. Groups by family, level, verdict or position contain only
+    reply tokens. Groups by part or token also contain prompt tokens."""
     found: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for number, reply in enumerate(replies):
         start = reply.parts.count("prompt")

@@ -165,8 +165,8 @@ def budget_of(layers: Sequence[DSA], budget: int, *, dense: bool = False) -> Ite
 def run_both(
     model: Decoder, layers: Sequence[DSA], tokens: Tensor, budget: int
 ) -> tuple[Mapping[str, Sequence[Tensor]], Tensor, Tensor]:
-    """Run tokens [1, length] with sparse and with dense attention. Return the records of the sparse run, its hidden states, and the dense
-    hidden states."""
+    """Run tokens [1, length] with sparse and with dense attention. Return the records of
+    the sparse run, its hidden states, and the dense hidden states."""
     with budget_of(layers, budget):
         sparse = model(tokens, record=(*MISSED, "selected"))
     with budget_of(layers, tokens.shape[1], dense=True):
@@ -217,8 +217,8 @@ def measure_missed(model: Decoder, tokens: Tensor, where: str = "", budget: int 
 
 
 def weights_and_selection(recorded: Mapping[str, Tensor], queries: slice) -> tuple[Tensor, Tensor]:
-    """Return two matrices [queries, length] from the records of one layer: the dense attention weights, averaged over heads, and whether
-    each position is selected."""
+    """Return two matrices [queries, length] from the records of one layer: the dense attention
+    weights, averaged over heads, and whether each position is selected."""
     rows, mass, selected = (recorded[name][queries].cpu() for name in ("attention_rows", "attention_mass", "selected"))
     length = recorded["attention_rows"].shape[1]
     weights = torch.zeros(len(rows), length + 1, dtype=torch.double)  # the last column stands for -1, no position

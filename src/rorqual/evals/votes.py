@@ -1,5 +1,5 @@
-"""Rules that choose one answer from several samples of a problem: the majority answer, the most likely sample, or the sample that a
-verifier scores highest.
+"""Rules that choose one answer from several samples of a problem: the majority answer,
+the most likely sample, or the sample that a verifier scores highest.
 The majority rule is self-consistency (Wang et al. 2022, 2203.11171). The upper bound of all rules is whether any sample is right.
 All rules reuse the samples of one evaluation. If a rule uses fewer samples than the evaluation has, its result is averaged over
 disjoint groups of consecutive samples.
@@ -28,8 +28,8 @@ class RuleResult:
     """The result of one rule on all problems.
 
     - `samples`: number of samples per problem; for rules that stop early, the largest number.
-    - `values`: for each problem, the probability that the answer is right (None: ungraded). `costs`: for each problem, the number of
-    generated tokens.
+    - `values`: for each problem, the probability that the answer is right (None:
+    ungraded). `costs`: for each problem, the number of generated tokens.
     """
 
     rule: str

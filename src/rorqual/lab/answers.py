@@ -40,8 +40,8 @@ RIGHT, TOKENS = "accuracy", "tokens"
 SIZES = (2, 4, 8, 16)
 RULES = ("majority", "most likely", "best by verifier", "majority weighted by verifier", BOUND)
 Way = tuple[Sequence[float], Sequence[float]]
-"""The result of one method on the problems of one seed: for each problem, the probability that the answer is right, and the number of
-tokens."""
+"""The result of one method on the problems of one seed: for each problem, the
+probability that the answer is right, and the number of tokens."""
 
 
 def to_large(share: float, how: str = "to the large model") -> str:

@@ -71,7 +71,7 @@ class Balancing(Experiment):
 
     @abstractmethod
     def training(self, place: Path, seed: int, share: float) -> Run:
-        """Return a training run on the experiment's data, without a balancing method. The method `arm` adds the balancing method."""
+        """Return a training run on the experiment's data, without load balancing. `Balancing.arm` adds the balancing method."""
 
     @abstractmethod
     def held_out(self, chat: ChatFormat, seed: int, tokens: int) -> Iterator[Sample]:
@@ -140,8 +140,8 @@ class Balancing(Experiment):
 
 
 class BalanceExperiment(Balancing):
-    """The balance experiment with pretraining on an endless text, in which every token is predicted. On seed 1, `gamma` of 0.003 was
-    also tried."""
+    """The balance experiment with pretraining on an endless text, in which every token
+    is predicted. On seed 1, `gamma` of 0.003 was also tried."""
 
     name = "balance"
     title = "Balance without an auxiliary loss"
@@ -181,8 +181,8 @@ class BalanceWorked(Balancing):
 
 
 def read_block(model: Decoder, samples: Sequence[Sample]) -> tuple[float, list[Tensor]]:
-    """Return two values: the loss in nats, summed over the tokens in the loss mask, and for each layer the number of tokens that each
-    expert processed."""
+    """Return two values: the loss in nats, summed over the tokens in the loss mask, and
+    for each layer the number of tokens that each expert processed."""
     [block] = run_blocks(model, samples, len(samples))
     valid = block.batch.segments.flatten() >= 0
     counts = [balance.count_choices(routing, valid, routing.scores.shape[-1]) for routing in block.output.routing]

@@ -27,8 +27,8 @@ LANES = 10_000
 def worked_samples(chat: ChatFormat, seed: int, problems: int = 500) -> Iterator[Sample]:
     """Yield worked solutions of the test split without end, mixed as in training.
 
-    The problem generator restarts with a new seed after `problems` problems, because a generator finds new problems more and
-    more slowly.
+    The problem generator restarts with a new seed after `problems` problems,
+    because a generator finds new problems more and more slowly.
     """
     task = load_task(TASK, options={"hard": FULL.sft_hard})
     rng = random.Random(f"{seed} held out")

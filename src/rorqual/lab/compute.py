@@ -91,8 +91,8 @@ def measure_experts_spent(place: Path, *, name: str, seed: int, count: int) -> d
     """Count the experts that the run `name` uses for each token of `count` held-out solutions. Compare hard with easy tokens and problems.
 
     `mean` is the mean over all tokens. For each comparison in `PARTS`, the result has two lists of differences in experts per token
-    and layer: `real`, and `shuffled` for permuted difficulties. A list has one difference per document, or one per pair of problems for
-    the comparison "problems".
+    and layer: `real`, and `shuffled` for permuted difficulties. A list has one difference per
+    document, or one per pair of problems for the comparison "problems".
     """
     problems = draw(TASK, HARD, "test", seed, count)
     (model, chat), (rival, _) = (load_trained(place / run) for run in (name, FIXED))
@@ -162,8 +162,8 @@ def by_pair(values: Array, hard: Array, families: Array) -> Array:
 
 
 def _both(compare: Any, difficulty: Array, groups: Array, rng: np.random.Generator) -> dict[str, list[float]]:
-    """Return the differences with the real difficulties, and the mean differences over `SHUFFLES` permutations of the difficulties within
-    groups.
+    """Return the differences with the real difficulties, and the mean differences
+    over `SHUFFLES` permutations of the difficulties within groups.
     """
     real = compare(difficulty)
     total, found = np.zeros(len(real)), np.zeros(len(real))

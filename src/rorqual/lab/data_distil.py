@@ -177,8 +177,8 @@ def scores_by_problem(result: Evaluation) -> list[float]:
 
 
 def text_run(place: Path, seed: int, work: Amounts) -> Run:
-    """Return the run that pretrains the students' base on lines that are either a question without an answer, or an answer sentence
-    without a question."""
+    """Return the run that pretrains the students' base on lines that are either a
+    question without an answer, or an answer sentence without a question."""
     return pretrain(
         data=str(place / READ / "base.txt"),
         tokenizer=str(place / READ / "tokenizer.json"),

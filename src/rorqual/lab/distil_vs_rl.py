@@ -49,8 +49,8 @@ OWN, FORCED, THINKS, EIGHT_TRIES, COST = (
 WINDOW, MOST = (0.05, 0.50), 0.8
 """Required range of the base student's pass@8 in every family, and the required fraction of (family, seed) pairs in that range.
 
-GRPO needs some right answers and room to improve. For every family, the mean pass@8 over seeds must lie in `WINDOW`. Each pass@8 is
-measured on 60 problems.
+GRPO needs some right answers and room to improve. For every family, the mean pass@8 over
+seeds must lie in `WINDOW`. Each pass@8 is measured on 60 problems.
 """
 EQUAL = {COST: 0.15}
 """Costs in core-seconds count as equal if they differ by at most 15 % in every seed."""

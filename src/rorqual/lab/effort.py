@@ -112,8 +112,8 @@ class EffortExperiment(Experiment):
 
 
 def write_rows(place: Path, *, seed: int, count: int) -> int:
-    """Write worked solutions as conversations, and return the number of conversations. `THINK` gives the probability that a solution has
-    thinking at an effort."""
+    """Write worked solutions as conversations, and return the number of conversations.
+    `THINK` gives the probability that a solution has thinking at an effort."""
     rng = random.Random(seed)
     lines = []
     for problem in islice(safe_problems(load_task(TASK, options=dict(OPTIONS)), "train", seed), count):

@@ -1,5 +1,5 @@
-"""The base class of experiments. An experiment has arms, quantities that are measured on each arm, pairs of arms that are compared, and a
-rule for the verdict."""
+"""The base class of experiments. An experiment has arms, quantities that are measured on
+each arm, pairs of arms that are compared, and a rule for the verdict."""
 
 from __future__ import annotations
 
@@ -122,8 +122,8 @@ class Experiment(ABC):
         return ""
 
     def verdict(self, contrasts: Sequence[Contrast], void: Sequence[str] = ()) -> Verdict:
-        """Return the verdict on the claim. The verdict depends on the contrasts that are parts of the claim. The verdict on each question in
-        `void` is "open".
+        """Return the verdict on the claim. The verdict depends on the contrasts that are
+        parts of the claim. The verdict on each question in `void` is "open".
         """
         undecided: list[Verdict] = ["open" for _ in void]
         return combine_verdicts([verdict for *_, verdict in self._contrasts_with_verdicts(contrasts, void)] + undecided)

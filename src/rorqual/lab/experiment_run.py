@@ -102,8 +102,8 @@ def judge_again(file: Path) -> Path:
 
 
 def plan_within_budget(experiment: Experiment, out: Path, seeds: tuple[int, ...], budget: float) -> LabPlan:
-    """Return the plan, with the share of the work that fits `budget` (core-minutes; 0: no limit). Raises ConfigError if the budget is too
-    small."""
+    """Return the plan, with the share of the work that fits `budget` (core-minutes; 0:
+    no limit). Raises ConfigError if the budget is too small."""
     full = LabPlan(experiment, out, seeds, 1.0)
     estimate = full.estimate / 60
     if not budget or budget >= estimate:

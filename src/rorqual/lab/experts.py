@@ -35,8 +35,8 @@ PROBLEMS = 40
 problems."""
 SHUFFLES, OPTIONS = 499, {"hard": 0.5}
 GONE, RANDOM = 2, 6
-"""`GONE` is the number of experts removed in each layer, equal to the number of experts per token. `RANDOM` is the number of random sets
-of `GONE` experts per layer."""
+"""`GONE` is the number of experts removed in each layer, equal to the number of experts per
+token. `RANDOM` is the number of random sets of `GONE` experts per layer."""
 WITHIN = {"any": "over all tokens", "token": "within one token id"}
 LAYERS = ("layer 1", "layer 2")
 OWN, ANOTHER, RANDOM_ONES = "its own", "another family's", "random"
@@ -142,8 +142,8 @@ def read_choices(model: Decoder, samples: Sequence[Sample]) -> Choices:
 def measure_mutual_information(place: Path, *, seed: int, count: int, shuffles: int) -> dict[str, Any]:
     """Measure the mutual information of expert and family on held-out worked solutions.
 
-    For each condition in `WITHIN` and each layer, the result has the mutual information in bits, and the mean mutual information with
-    shuffled labels.
+    For each condition in `WITHIN` and each layer, the result has the mutual information
+    in bits, and the mean mutual information with shuffled labels.
     """
     model, chat = load_trained(place / TEACHER)
     problems = pick_of_each_family("test", seed, count)

@@ -23,8 +23,8 @@ Side = Literal["above", "below"]
 
 
 class Contrast(Config):
-    """The difference `b - a` of two arms, with a bootstrap interval that resamples seeds, then the items of each seed. `by_seed` lists
-    [a, b] for every seed."""
+    """The difference `b - a` of two arms, with a bootstrap interval that resamples seeds,
+    then the items of each seed. `by_seed` lists [a, b] for every seed."""
 
     question: str
     of: str = "all"

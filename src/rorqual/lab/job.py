@@ -117,8 +117,8 @@ class Train(ExperimentJob):
 
 
 def run_cost(out: RunDir) -> JobCost:
-    """Return the cost of a run, summed over its metrics. Steps that were repeated after the process was killed
-    count once."""
+    """Return the cost of a run, summed over its metrics. Steps that were
+    repeated after the process was killed count once."""
     records = list(out.metrics())
     return JobCost(
         seconds=sum(r["seconds"] for r in records),
@@ -128,8 +128,8 @@ def run_cost(out: RunDir) -> JobCost:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleJob(ExperimentJob):
-    """A job that samples a teacher, and writes the verified and filtered samples to the file `data.parquet` of the folder `name` in the
-    seed's folder."""
+    """A job that samples a teacher, and writes the verified and filtered samples to the
+    file `data.parquet` of the folder `name` in the seed's folder."""
 
     config: FactoryConfig
 
@@ -141,8 +141,8 @@ class SampleJob(ExperimentJob):
 
 @dataclass(frozen=True, kw_only=True)
 class Measure(ExperimentJob):
-    """An evaluation of the run `model` in the seed's folder, on held-out problems. The result is written to `evals/<name>.json` in the
-    seed's folder.
+    """An evaluation of the run `model` in the seed's folder, on held-out problems. The
+    result is written to `evals/<name>.json` in the seed's folder.
 
     The evaluation has `count` problems of each family and level. The default `params` are the sampling parameters of
     the quickstart. `more` holds further arguments of `evaluate`.
@@ -182,7 +182,7 @@ def evaluation_file(place: Path, name: str) -> Path:
 
 
 def evaluation(place: Path, name: str) -> Evaluation:
-    """Return the evaluation of the job `name`."""
+    """Return the evaluation that the job `name` saved."""
     return Evaluation.load(evaluation_file(place, name))
 
 
@@ -206,7 +206,7 @@ def value_file(place: Path, name: str) -> Path:
 
 
 def value(place: Path, name: str) -> Any:
-    """Return the value of the job `name`."""
+    """Return the value that the job `name` computed."""
     return json.loads(value_file(place, name).read_bytes())
 
 

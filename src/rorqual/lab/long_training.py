@@ -1,5 +1,5 @@
-"""Train models on long problems (task `long`) in stages of growing length. The experiments `sparse` and `nsa` start from models
-that are trained in this way."""
+"""Train models on long problems (task `long`) in stages of growing length. The experiments
+`sparse` and `nsa` start from models that are trained in this way."""
 
 from __future__ import annotations
 
@@ -123,8 +123,8 @@ def training(
     model: ModelConfig | None = None,
     arm: str = "sparse",
 ) -> Run:
-    """Return the training run of stage `number` of an arm. The run starts from the run of the previous stage. The default model is
-    `dense_model`."""
+    """Return the training run of stage `number` of an arm. The run starts from the run
+    of the previous stage. The default model is `dense_model`."""
     before, stage = stages(length)[number - 1], stages(length)[number]
     steps = amount(stage.steps, share)
     return Run(
@@ -157,8 +157,8 @@ def training_jobs(
     arm: str = "sparse",
     slower: float = 1.0,
 ) -> list[ExperimentJob]:
-    """Return the jobs of the first `upto` stages of an arm. `slower` is the time of a step divided by the time of a
-    step with `dense_model`."""
+    """Return the jobs of the first `upto` stages of an arm. `slower` is the time of
+    a step divided by the time of a step with `dense_model`."""
     jobs: list[ExperimentJob] = []
     for number, stage in enumerate(stages(length)[:upto]):
         needs = (jobs[-1].name,) if jobs else ()

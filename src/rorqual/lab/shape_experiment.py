@@ -30,8 +30,8 @@ LOSS, RIGHT, CACHE = "held-out loss", "right when made to think", "cache bytes p
 
 
 class ShapeExperiment(Experiment):
-    """An experiment on a model's shape. Each of `parts` is (quantity that is equal in both arms, favoured arm,
-    rival arm).
+    """An experiment on a model's shape. Each of `parts` is (quantity that
+    is equal in both arms, favoured arm, rival arm).
 
     With `cache`, the claim also needs a smaller KV cache in the favoured arm of the first part.
     """

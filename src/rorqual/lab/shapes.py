@@ -33,8 +33,8 @@ TASK = "families:add,sub,mod,swap,count,kk"
 OPTIONS: Mapping[str, Any] = {"hard": 0.0}
 ROWS, ROW = 16, 128
 CONTEXT = ROW // 2
-"""The context length at which the FLOPs of arms are compared: an upper bound of the mean number of positions that a token attends to in
-training.
+"""The context length at which the FLOPs of arms are compared: an upper bound of the
+mean number of positions that a token attends to in training.
 """
 MUON_RATE, ADAMW_RATE = 0.012, 4e-3
 DOCUMENTS, PROBLEMS = 600, 40
@@ -119,8 +119,8 @@ class Arm:
 
     `factor` multiplies the learning rates of Muon and AdamW. The candidates were 0.5, 1 and 2, or 0.25, 0.5 and 1 for the arms that
     compare routers. `factor` is the candidate with the lowest mean loss on `DEV_SEEDS` and the dev split (`benchmarks/shapes.py rates`;
-    the losses are in docs/results/lab/). Arms that differ only in the number of steps have the same factor. `options` are the options of
-    the task.
+    the losses are in docs/results/lab/). Arms that differ only in the number of steps
+    have the same factor. `options` are the options of the task.
     """
 
     label: str
@@ -141,8 +141,8 @@ DENSE_STEP, MTP_STEP = 0.83, 1.33
 `benchmarks/shapes.py speed` measured 0.81 and 1.32, and `benchmarks/shapes.py rates` measured 0.85 and 1.35.
 """
 ZERO_STEP = 1.05
-"""Core-seconds per step of the model with identity experts, relative to the model with two experts per token, as measured on
-`DEV_SEEDS`."""
+"""Core-seconds per step of the model with identity experts, relative to the
+model with two experts per token, as measured on `DEV_SEEDS`."""
 HARD: Mapping[str, Any] = {"hard": 0.5}
 ZERO_ROUTER = ZeroExpertsConfig(
     n_routed_experts=16, zero_expert_num=8, num_experts_per_tok=3, expected_experts=2.0, routed_scaling_factor=3.0

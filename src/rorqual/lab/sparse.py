@@ -66,8 +66,8 @@ WARMUP_RATE, SPARSE_RATE = 1e-2, 5e-4
 MEASURED: Mapping[str, int] = {"needle": 64, "copy": 16, "count": 16}
 """Number of held-out problems of each kind."""
 MORE: tuple[Arm, ...] = ("dense", "dsa", "adaptive")
-"""Arms with twice as many problems of kind `needle`, because the claim limits how much the accuracies of these arms
-may differ."""
+"""Arms with twice as many problems of kind `needle`, because the claim
+limits how much the accuracies of these arms may differ."""
 SINKS, CAP = 4, 2
 """Sinks of arm `window`, and `index_topk` of arm `adaptive` as a multiple of its budget."""
 
@@ -85,8 +85,8 @@ RUNS: Mapping[Arm, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Sparsify(ExperimentJob):
-    """A job that applies the recipe `sparsify` to the dense run in the seed's folder. The resulting run is the folder `<name>/sparse`
-    in the seed's folder."""
+    """A job that applies the recipe `sparsify` to the dense run in the seed's folder. The
+    resulting run is the folder `<name>/sparse` in the seed's folder."""
 
     seed: int
     share: float
@@ -122,8 +122,8 @@ def long_problems(length: int) -> WorkedConfig:
 
 
 def baseline(arm: Arm, place: Path, seed: int, share: float, length: int = LENGTH) -> Run:
-    """Return the training run of a baseline. A baseline trains for as many steps as the indexer and the sparse model together, on the same
-    data.
+    """Return the training run of a baseline. A baseline trains for as many steps as
+    the indexer and the sparse model together, on the same data.
     """
     dense = RunDir(place / DENSE)
     return Run(
@@ -159,8 +159,8 @@ def selecting(arm: Arm, model: ModelConfig, budget: int, *, seed: int = 0, top_p
 
 
 def load(arm: Arm, place: Path, budget: int, *, seed: int, top_p: float = 1.0) -> Decoder:
-    """Return the trained model of `arm`, changed to `budget` positions per query. If the arm does not use an indexer, the weights of the
-    indexer are left out."""
+    """Return the trained model of `arm`, changed to `budget` positions per query. If the arm
+    does not use an indexer, the weights of the indexer are left out."""
     trained = load_run(RunDir(place / RUNS[arm]))
     model = build(selecting(arm, trained.config, budget, seed=seed, top_p=top_p), seed=0)
     weights = trained.state_dict()

@@ -24,8 +24,8 @@ def final_answer(text: str) -> str:
 
 
 def final_number(text: str) -> Fraction | None:
-    """Return the marked number of `text`. If no answer is marked, return the last number, or None. A marked answer with several numbers
-    gives None.
+    """Return the marked number of `text`. If no answer is marked, return the last
+    number, or None. A marked answer with several numbers gives None.
 
     `1,234`, `$5`, `-2.50`, `3/4` and `70k` are numbers, and 50% is 50.
     """

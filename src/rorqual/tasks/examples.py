@@ -176,8 +176,8 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def write_examples(folder: Path, splits: Mapping[Split, Sequence[Mapping[str, Any]]], facts: Mapping[str, Any]) -> None:
-    """Write the folder of an `Examples` task. `splits` has the rows of each split. A row has a key, line, prompt, completion, and
-    optional reasoning.
+    """Write the folder of an `Examples` task. `splits` has the rows of each split. A
+    row has a key, line, prompt, completion, and optional reasoning.
 
     `facts` needs the key `kind`.
     """
@@ -194,8 +194,8 @@ def _as_lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def holds_examples(folder: Path, *, dev: Sequence[Mapping[str, Any]], test: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether `dev` and `test` are the rows of the folder's dev and test splits. The comparison is not recorded as a reading, because it
-    returns no test rows."""
+    """Return whether `dev` and `test` are the rows of the folder's dev and test splits. The
+    comparison is not recorded as a reading, because it returns no test rows."""
     sealed = gzip.decompress((folder / SEALED_FILE).read_bytes())
     return sealed == _as_lines(test) and (folder / "dev.jsonl").read_bytes() == _as_lines(dev)
 

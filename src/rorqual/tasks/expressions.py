@@ -137,8 +137,8 @@ def _brackets(text: str) -> set[str]:
 
 
 class Comparer:
-    """A client of the process that compares expressions. The process starts with the first comparison, and is restarted after a comparison that
-    took too long."""
+    """A client of the process that compares expressions. The process starts with the first
+    comparison, and is restarted after a comparison that took too long."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()

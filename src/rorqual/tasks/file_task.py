@@ -55,8 +55,8 @@ def held_out(data: Path, split: Split, names: dict[str, str]) -> list[Path]:
 def carve_dev_split(problems: list[tuple[str, Problem]], split: Split) -> list[Problem]:
     """Divide (group, problem) pairs for training into train and dev by a hash of the group.
 
-    Test problems are returned unchanged. A group holds related problems, such as questions about one text. All problems of a group are
-    in one split.
+    Test problems are returned unchanged. A group holds related problems, such as
+    questions about one text. All problems of a group are in one split.
     """
     if split == "test":
         return [problem for _, problem in problems]

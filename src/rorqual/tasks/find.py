@@ -172,13 +172,13 @@ def safe_problems(task: Task, split: Split, seed: int) -> Iterator[Problem]:
 
 
 KEYS, KEY_SECONDS = 1_000, 10.0
-"""`check_splits` compares the keys of `KEYS` problems of each split, and stops drawing problems after `KEY_SECONDS` seconds of processor
-time."""
+"""`check_splits` compares the keys of `KEYS` problems of each split, and stops
+drawing problems after `KEY_SECONDS` seconds of processor time."""
 
 
 def check_splits(task: Task, seed: int) -> None:
-    """Raise TaskError if a user's task yields a problem in both the train and the test split. Such a task probably ignores the argument
-    `split`.
+    """Raise TaskError if a user's task yields a problem in both the train and the
+    test split. Such a task probably ignores the argument `split`.
 
     Tasks of Rorqual are not checked. A task that lacks a train or a test split passes.
     """

@@ -137,7 +137,7 @@ def _after_text(problem: Problem, rng: random.Random, length: int) -> Problem:
 
 
 def _least(name: str, pairs: int, questions: int) -> int:
-    """Return the smallest allowed length of a prompt, in characters. For a family, most problems are shorter than this length, so there is
-    room for a text."""
+    """Return the smallest allowed length of a prompt, in characters. For a family, most
+    problems are shorter than this length, so there is room for a text."""
     needle = len("(kv)") * pairs + len("\nneedle ") + questions
     return {"needle": needle, "copy": DIGITS + len("[]\ncopy")}.get(name, 24)

@@ -16,8 +16,8 @@ class MarkedTask(Task):
     """A task that parses the marked answer of a reply as a value, and compares this value with the value of the gold answer.
 
     `Problem.answer` is the marked gold answer, such as `#### 18`. A reply is right if its last marked answer has exactly one value that
-    equals the value of the gold answer. A reply is unmarked and wrong if it has no mark, or if its marked answer has no value or several
-    values ("18 or 19").
+    equals the value of the gold answer. A reply is unmarked and wrong if it has no mark, or
+    if its marked answer has no value or several values ("18 or 19").
     If the gold answer has no value, all replies are ungraded.
     """
 

@@ -50,8 +50,8 @@ class Mark:
     def find(self, reply: str) -> str | None:
         """Return the last marked text of `reply`, or None if the reply is unmarked.
 
-        Marked texts that are joined by `and`, `or` or a comma are one list. A reply is also unmarked if the last sentence with marks has
-        different marked texts.
+        Marked texts that are joined by `and`, `or` or a comma are one list. A reply is also
+        unmarked if the last sentence with marks has different marked texts.
         """
         reply = without_thinking(reply)
         marked = self.find_all(reply)[-MARKS:]

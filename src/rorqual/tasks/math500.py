@@ -25,8 +25,8 @@ class Math500(FileTask, MarkedTask):
 
     The prompt asks for the mark `\\boxed{EXPRESSION}`. A reply is right if its last box equals the gold answer (see
     `rorqual.tasks.expressions`). Several boxes that are joined by "and" or a comma are one list. Decimals are exact: 0.333333 is not 1/3.
-    Units are compared only if the gold answer and the reply both have a unit. With `read=last`, the last box, formula or number of the reply
-    is graded.
+    Units are compared only if the gold answer and the reply both have a unit. With
+    `read=last`, the last box, formula or number of the reply is graded.
 
     `data` is one file, or a folder with a file `*test*.jsonl`. If `data` is None, the packaged sample is used.
     If the gold answer does not parse, every reply is ungraded.

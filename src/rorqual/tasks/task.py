@@ -98,8 +98,8 @@ class Task(ABC):
         return self.mark.find(reply) is not None
 
     def canonical_answer(self, problem: Problem, reply: str) -> str | None:
-        """Return the answer of `reply` in a canonical form, or None if there is no answer. Replies with equal answers have the same canonical
-        form.
+        """Return the answer of `reply` in a canonical form, or None if there is no
+        answer. Replies with equal answers have the same canonical form.
 
         Replies with the same canonical answer must have the same grade. Majority votes compare canonical answers.
         """

@@ -27,8 +27,8 @@ ENUM_AT_MOST, ENUM_SEEN = 20, 5
 NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?(?!\w)")
 CALCULATES, AGREES = 0.5, 0.95
 """The engine writes the results of calculations if two conditions hold. At least the share `CALCULATES` of the worked solutions has a
-calculation with the result that the engine would write. At least the share `AGREES` of all results that the engine would write equals
-the result in the solution."""
+calculation with the result that the engine would write. At least the share `AGREES` of all
+results that the engine would write equals the result in the solution."""
 ANSWER_IS = {"number": "Answer with a number.", "text": ""}
 
 
@@ -42,8 +42,8 @@ def spelling(examples: Sequence[Example]) -> dict[str, str]:
 
 
 def answer_grammar(train: Sequence[Example], kind: AnswerKind) -> Grammar | None:
-    """Return a grammar that the answers of `train` match: a choice of labels, or a JSON schema. Return None for numbers, texts and too many
-    labels."""
+    """Return a grammar that the answers of `train` match: a choice of labels, or a JSON
+    schema. Return None for numbers, texts and too many labels."""
     if kind == "label":
         labels = list(spelling(train).values())
         return Grammar("choice", json.dumps(labels, ensure_ascii=False)) if len(labels) <= MOST_LABELS else None
@@ -73,8 +73,8 @@ def schema_of(values: Sequence[Any]) -> dict[str, Any]:
 
 
 def _key_order(values: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return all keys in an order that agrees with the key order of every value, or in the order of first appearance if there is no such
-    order.
+    """Return all keys in an order that agrees with the key order of every value, or
+    in the order of first appearance if there is no such order.
     """
     names = list(dict.fromkeys(name for value in values for name in value))
     before: dict[str, dict[str, None]] = {name: {} for name in names}
@@ -161,8 +161,7 @@ def calculates(train: Sequence[Example]) -> bool:
 
 
 def _calculations_of(reasoning: str) -> tuple[int, int]:
-    """Return two counts: the calculations whose result the engine would write, and those of them with the same result in `reasoning`.
-    """
+    """Return two counts: the calculations whose result the engine would write, and those of them with the same result in `reasoning`."""
     halves = ((reasoning[: match.end()], reasoning[match.end() :]) for match in re.finditer("=", reasoning))
     pairs = [(rest, written) for begun, rest in halves if (written := calculate(begun))]
     return len(pairs), sum(bool(re.match(rf"{re.escape(written)}(?![.,]?\d)", rest)) for rest, written in pairs)

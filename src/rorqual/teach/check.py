@@ -157,9 +157,7 @@ def _repeats(examples: Sequence[Example], kind: AnswerKind, earlier: Mapping[int
 
 
 def _labels_in_prompts(examples: Sequence[Example], kind: AnswerKind) -> list[RowFault]:
-    """Return a fault for each prompt that states the answer: after a word such as "label:", or as the only label, if nearly every prompt does
-    so.
-    """
+    """Return a fault for each prompt that states the answer: after a word such as "label:", or as the only label if most prompts do so."""
     answers = {one.line: final_answer(one.answer) if kind == "number" else one.answer for one in examples}
     labels = {one.answer.lower() for one in examples} if kind == "label" else set()
     names = "|".join(map(re.escape, sorted(labels, key=len, reverse=True)))

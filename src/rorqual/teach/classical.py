@@ -19,8 +19,8 @@ from rorqual.teach.examples import AnswerKind, Example, canonical_answer
 
 Rule = Callable[[str], str]
 PENALTIES = (10.0, 100.0, 1.0)
-"""Candidate values of C, the inverse strength of the L2 penalty of logistic regression. If several are equally good, the first of them is
-used."""
+"""Candidate values of C, the inverse strength of the L2 penalty of logistic
+regression. If several are equally good, the first of them is used."""
 FOLDS, CHOICE_ROWS = 3, 1000
 """Number of folds of the cross-validation, and about the largest number of train examples in the cross-validation."""
 CHUNK = 256
@@ -104,8 +104,8 @@ def _features(train: list[str], test: list[str]) -> dict[str, tuple[Any, Any]]:
 
 
 def _nearest(train: Any, test: Any, classes: Integers) -> list[int]:
-    """Return for each test row the class of the most similar train row. All train rows have the same norm, so the largest inner product has the
-    largest cosine."""
+    """Return for each test row the class of the most similar train row. All train rows have
+    the same norm, so the largest inner product has the largest cosine."""
     products = (test[start : start + CHUNK] @ train.T for start in range(0, test.shape[0], CHUNK))
     return [int(classes[place]) for part in products for place in part.toarray().argmax(1)]
 
@@ -136,8 +136,8 @@ def _compact(rows: Any) -> Any:
 
 
 def _fit(train: Any, classes: Integers, test: Any, penalty: float) -> Integers:
-    """Return the predicted class of each row of `test`. If there is only one class, predict this class, because logistic
-    regression needs two classes."""
+    """Return the predicted class of each row of `test`. If there is only one class,
+    predict this class, because logistic regression needs two classes."""
     if (classes == classes[0]).all():
         return np.full(test.shape[0], classes[0])
     with extra("teach", "sklearn"):

@@ -21,16 +21,16 @@ SHAPES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("text",), ("label", "category", "intent", "class", "target", "completion", "slots")),
     (("sentence",), ("label", "category")),
 )
-"""Pairs of known names: prompt columns, and answer columns in order of preference. Other combinations of these prompt and answer columns are
-tried last."""
+"""Pairs of known names: prompt columns, and answer columns in order of preference. Other
+combinations of these prompt and answer columns are tried last."""
 ANSWERS = tuple(dict.fromkeys(name for _, replies in SHAPES for name in replies))
 
 
 @dataclass(frozen=True)
 class Columns:
     """The columns of a table. `messages` is the column of conversations, or "". Several prompt columns are joined by blank lines, and
-    several answer columns become a JSON object. `system` is the system message with which all conversations begin. This message is
-    left out of the prompts."""
+    several answer columns become a JSON object. `system` is the system message with which
+    all conversations begin. This message is left out of the prompts."""
 
     prompt: tuple[str, ...] = ()
     answer: tuple[str, ...] = ()

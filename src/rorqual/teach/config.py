@@ -52,8 +52,8 @@ def settings_text(config: TeachConfig) -> str:
 
 
 def refuse_other_settings(config: TeachConfig, stored: Path) -> None:
-    """Raise ConfigError if the settings or files differ from the settings file `stored` of the folder. `threads`, `quiet` and `track` may
-    change."""
+    """Raise ConfigError if the settings or files differ from the settings file
+    `stored` of the folder. `threads`, `quiet` and `track` may change."""
     if stored.is_file():
         known, own = (text.splitlines() for text in (stored.read_text(encoding="utf-8"), settings_text(config)))
         if known != own:

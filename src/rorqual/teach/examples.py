@@ -45,8 +45,8 @@ class Example:
 
 
 def common_system(rows: Sequence[DataRow], column: str) -> str:
-    """Return the system message with which all conversations begin, or "". A common system message is left out of the prompts, because it is
-    the same for every example."""
+    """Return the system message with which all conversations begin, or "". A common system message
+    is left out of the prompts, because it is the same for every example."""
     turns = (row.values.get(column) for row in rows)
     first = [one[0] for one in turns if isinstance(one, list) and one and isinstance(one[0], dict)]
     contents = [one.get("content") if one.get("role") == "system" else None for one in first]

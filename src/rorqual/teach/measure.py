@@ -36,8 +36,8 @@ Show = Callable[[int, int], None]
 def base_prompts(
     train: Sequence[Example], chat: ChatFormat, kind: AnswerKind, *, context: int, room: int, seed: int
 ) -> dict[str, Sequence[Example]]:
-    """Return the examples in the base model's prompt for each baseline, by name. The baselines have no example, four examples, or as many as
-    fit.
+    """Return the examples in the base model's prompt for each baseline, by name. The
+    baselines have no example, four examples, or as many as fit.
 
     All examples take at most `SHOT_TOKENS` tokens, and leave `room` tokens for the problem and its reply.
     """
@@ -72,8 +72,8 @@ def _turns(shots: Sequence[Example], kind: AnswerKind) -> tuple[Message, ...]:
 
 @dataclass(frozen=True)
 class Baseline:
-    """A method of answering the test problems without training. `measure` evaluates the method, and `shots` are the examples in the
-    prompt."""
+    """A method of answering the test problems without training. `measure` evaluates
+    the method, and `shots` are the examples in the prompt."""
 
     name: str
     measure: Callable[[], Evaluation]
@@ -99,8 +99,8 @@ def measure_base(
     most_seconds: float,
     show: Show,
 ) -> Evaluation:
-    """Measure the base model on the test split. All prompts begin with the same examples, so a single engine core, with one
-    prefix cache, is fastest.
+    """Measure the base model on the test split. All prompts begin with the same
+    examples, so a single engine core, with one prefix cache, is fastest.
 
     Raises TooSlow if the base model with examples would take longer than `most_seconds`, judged by its first replies.
     """
@@ -130,8 +130,8 @@ def measure_base(
 
 
 def base_params(params: SamplingParams) -> SamplingParams:
-    """Return the sampling parameters of the base model. Without a grammar, replies may be longer, because the model may reason
-    before it answers."""
+    """Return the sampling parameters of the base model. Without a grammar, replies may
+    be longer, because the model may reason before it answers."""
     return params if params.grammar else replace(params, max_tokens=max(params.max_tokens, BASE_TOKENS))
 
 
@@ -165,8 +165,8 @@ def test_problems(task: Examples) -> list[Problem]:
 
 
 def opened_for(task: Examples, run: RunDir) -> Examples:
-    """Return `task` after setting `task.checkpoint` to the fingerprint of `run`. The record of the reading of the test split contains this
-    fingerprint.
+    """Return `task` after setting `task.checkpoint` to the fingerprint of `run`. The
+    record of the reading of the test split contains this fingerprint.
     """
     task.checkpoint = fingerprint(run, run.checkpoint())
     return task

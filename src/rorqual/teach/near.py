@@ -24,15 +24,15 @@ SIMILAR = 0.8
 WIDTH = 5
 """Length of a character n-gram."""
 BANDS, PER_BAND = 12, 4
-"""Two texts are candidates if all `PER_BAND` hashes of at least one of the `BANDS` bands are equal. At a similarity of 0.8, 99.8 % of the
-pairs are found."""
+"""Two texts are candidates if all `PER_BAND` hashes of at least one of the `BANDS` bands
+are equal. At a similarity of 0.8, 99.8 % of the pairs are found."""
 LIKELY = 0.6
 """Smallest share of equal hashes at which a candidate is checked exactly."""
 NEIGHBOURS = 4
 """A text is compared with the first text of its bucket, and with the `NEIGHBOURS` texts directly before it in the bucket."""
 COMMON, COMMON_TEXTS = 20, 20
-"""If there are at least `COMMON_TEXTS` texts, a beginning or an end of at least `COMMON` characters that all texts share is ignored, because
-it is probably an instruction."""
+"""If there are at least `COMMON_TEXTS` texts, a beginning or an end of at least `COMMON`
+characters that all texts share is ignored, because it is probably an instruction."""
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*|[¼-¾⅐-⅞]")
 Hashes = NDArray[np.uint64]
 FACTORS: Hashes = np.random.default_rng(0).integers(1, 2**63, BANDS * PER_BAND, dtype=np.uint64) * 2 + 1

@@ -39,8 +39,8 @@ class TeachPaths:
         """The training run of GRPO, or the reason why GRPO is skipped."""
         self.plan = out / "plan.json"
         self.baselines = out / "baselines.json"
-        """The names of the baselines, and the line numbers of the examples in the prompt of each. The file is written when all baselines are
-        measured."""
+        """The names of the baselines, and the line numbers of the examples in the prompt of
+        each. The file is written when all baselines are measured."""
         self.memory = out / "memory.json"
         """The largest memory that a `teach` process has used so far."""
         self.results = out / "results.json"

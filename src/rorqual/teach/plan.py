@@ -30,7 +30,7 @@ LONGEST_ROW = 1024
 """Maximum length of a training row, in tokens. Examples that are longer than this length or than the base model's context are left out."""
 FEWEST_STEPS, MOST_EPOCHS = 8, 12
 DEV_SHARES = (0.4, 0.6, 0.8, 1.0)
-"""Shares of all training steps. After each of them, the model is measured on the dev split."""
+"""The model is measured on the dev split when these shares of the training steps are done."""
 MEASURE = 0.12
 """Share of the training time that dev and test evaluations take."""
 RESERVE = 15.0

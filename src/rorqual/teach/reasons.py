@@ -1,8 +1,8 @@
 """Ask a teacher for reasons: worked solutions of training examples that have only an answer.
 
 The teacher answers each example. If the answer is right, the reply becomes the reasoning of the example. For an example that the teacher
-does not solve, the teacher is told the answer and explains it. Such reasons are counted separately, because an explanation of a known
-answer may be made up.
+does not solve, the teacher is told the answer and explains it. Such reasons are counted
+separately, because an explanation of a known answer may be made up.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ from rorqual.teach.paths import AFTER, ALONE, BEFORE, TeachPaths
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a model or baseline on the test split. `ahead` is the comparison of the taught model with this model or baseline, or None
-    for the taught model itself."""
+    """The result of a model or baseline on the test split. `ahead` is the comparison of the taught
+    model with this model or baseline, or None for the taught model itself."""
 
     name: str
     row: Row
@@ -68,8 +68,8 @@ class TeachResults:
         return [*sorted(others, key=lambda one: one.row.accuracy), taught]
 
     def sentences(self, openings: int) -> list[str]:
-        """Return sentences on the gains over the base model and the best baseline, with intervals. `openings` is the number of readings of
-        the test split."""
+        """Return sentences on the gains over the base model and the best baseline, with
+        intervals. `openings` is the number of readings of the test split."""
         *others, taught = [one for one in self.results if one.name != ALONE]
         base = next(one for one in others if one.name == BEFORE)
         total = taught.row.graded
@@ -134,8 +134,8 @@ def load_results(out: Path, than: str = "") -> tuple[AnswerKind, Evaluation, Eva
 
 
 def results_json(found: TeachResults, sentences: Sequence[str], opened: int) -> dict[str, Any]:
-    """Return all results as JSON, for other programs. A difference is the accuracy of the taught model minus that of the baseline, as a
-    share.
+    """Return all results as JSON, for other programs. A difference is the accuracy
+    of the taught model minus that of the baseline, as a share.
     """
     rows: list[dict[str, Any]] = []
     for one in found.results:

@@ -299,8 +299,8 @@ class TeachStages:
 
     @cached_property
     def params(self) -> SamplingParams:
-        """The sampling parameters of replies: greedy, with the grammar of the answers if there is one. The engine may write the results of
-        calculations."""
+        """The sampling parameters of replies: greedy, with the grammar of the answers if
+        there is one. The engine may write the results of calculations."""
         return SamplingParams(
             max_tokens=self.plan.max_tokens,
             grammar=answer_grammar(self.train_examples, self.dataset.kind),

@@ -25,8 +25,8 @@ class RowFault:
 
 @dataclass(frozen=True)
 class ExampleTable:
-    """The content of a file of examples: the chosen columns, the number of rows, the usable examples, and one fault for each row that is not
-    usable."""
+    """The content of a file of examples: the chosen columns, the number of rows, the
+    usable examples, and one fault for each row that is not usable."""
 
     columns: Columns
     rows: int

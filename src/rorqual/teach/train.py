@@ -90,8 +90,8 @@ class Training:
     # ---- supervised fine-tuning
 
     def train_supervised(self, base: RunDir, track: Callable[[dict[str, Any]], None] | None = None) -> None:
-        """Fine-tune `base` on the examples, and keep the checkpoint that is best on the dev split. Of equally good checkpoints, the latest is
-        kept.
+        """Fine-tune `base` on the examples, and keep the checkpoint that is best on the
+        dev split. Of equally good checkpoints, the latest is kept.
 
         `track` is called with the record of each step.
         """
@@ -203,8 +203,8 @@ class Training:
         return GRPOResult(used, f"{text}, so its model {'is' if used else 'is not'} used")
 
     def _grpo_planned(self) -> tuple[Run | None, str]:
-        """Return the GRPO run, or None if GRPO is skipped, and the reason. Both depend on measured time, so they are computed once and
-        stored.
+        """Return the GRPO run, or None if GRPO is skipped, and the reason. Both
+        depend on measured time, so they are computed once and stored.
         """
         known = self.paths.grpo_plan
         if not known.is_file():
@@ -214,8 +214,8 @@ class Training:
         return (None if plan["run"] is None else Run(**plan["run"])), plan["text"]
 
     def _grpo_run(self) -> tuple[Run | None, str]:
-        """Return the GRPO run, or None if GRPO is skipped, and the reason. The decision depends on sampled answers to training problems (see
-        `GATE_PROBLEMS`)."""
+        """Return the GRPO run, or None if GRPO is skipped, and the reason. The decision depends
+        on sampled answers to training problems (see `GATE_PROBLEMS`)."""
         if not self.plan.grpo_seconds:
             return None, self.no_grpo or "GRPO is skipped: no time is left for it"
         began = time.monotonic()

@@ -66,8 +66,8 @@ class DeepSeekV32Chat(DeepSeekChat):
         schema: Mapping[str, Any] | None = None,
         opens_reply: bool = True,
     ) -> list[list[int]]:
-        """Return the segments of a prompt. Raises DataError if the arguments of a call are not a JSON object, because DSML can write only
-        objects.
+        """Return the segments of a prompt. Raises DataError if the arguments of a call
+        are not a JSON object, because DSML can write only objects.
         """
         for call in chain.from_iterable(message.tool_calls for message in messages):
             if json_object(call.arguments) is None:

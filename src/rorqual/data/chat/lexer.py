@@ -156,8 +156,8 @@ class _Call:
         return not any(char in NAME_OF and char not in self._form.inside for char in head)
 
     def _scan(self, text: str) -> int | None:
-        """Return the index in `text` at which the JSON object ends, None if the object continues in the next chunk, or -1 if the
-        object is invalid."""
+        """Return the index in `text` at which the JSON object ends, None if the object
+        continues in the next chunk, or -1 if the object is invalid."""
         at, self._offset = self._offset, 0
         while match := (_IN_STRING if self._in_string else _OUTSIDE).search(text, at):
             at, char = match.end(), match.group()

@@ -1,5 +1,5 @@
-"""The base class of chat formats that Rorqual knows. Each format has a Jinja template of prompts in `templates/`, and rules for replies
-in Python."""
+"""The base class of chat formats that Rorqual knows. Each format has a Jinja template
+of prompts in `templates/`, and rules for replies in Python."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ class TurnChat(ChatFormat):
         """Return the token ids and the loss mask of a whole conversation (see `ChatFormat.render`).
 
         Earlier turns that are rendered without their reasoning get no loss, because a loss would teach the model to answer
-        without thinking. For each such turn, `samples` adds a rendering that ends with this turn. In this rendering, the
-        turn gets a loss.
+        without thinking. For each such turn, `samples` adds a rendering that ends
+        with this turn. In this rendering, the turn gets a loss.
         """
         if has_tools(messages):
             raise DataError(

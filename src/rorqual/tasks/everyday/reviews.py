@@ -13,8 +13,8 @@ BAD = ("bad", "dull", "cold", "silly", "ugly", "bleak")
 ASPECTS = ("plot", "cast", "music", "pace", "end", "light", "sound", "humour")
 LABELS = ("negative", "positive")
 MOOD, NOT = 0.8, 0.2
-"""`MOOD` is the probability that an opinion agrees with the review's overall sentiment. `NOT` is the probability that an opinion
-is written as a negation."""
+"""`MOOD` is the probability that an opinion agrees with the review's overall sentiment.
+`NOT` is the probability that an opinion is written as a negation."""
 FLIPPED = 0.3
 
 

@@ -42,7 +42,7 @@ def mutual_information(table: NDArray[Any]) -> Floats:
 def dependence(
     experts: Ints, document: Ints, label: Ints, within: Ints, *, n_experts: int, shuffles: int, seed: int
 ) -> tuple[float, float]:
-    """Return the mutual information of expert and document label given `within`, and its mean with shuffled labels, in bits.
+    """Return the mutual information of expert and document label given `within`, and the mean of this value with shuffled labels, in bits.
 
     The mutual information is the sum of p(w) I(expert; label | w) over the values w of `within`. The plug-in estimate is usually above 0 even if
     expert and label are independent.

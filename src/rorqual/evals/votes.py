@@ -175,8 +175,8 @@ def rule_results(evaluation: Evaluation) -> list[RuleResult]:
     """Return the results of all rules, for 1, 2, 4, ... samples and for all samples of each problem.
 
     Rules of the majority need canonical answers, the rule of the most likely sample needs log-probabilities, and rules of the verifier
-    need scores. A rule whose data the samples lack is left out. If sampling may have stopped early, the only results are those of the
-    first sample and of the majority.
+    need scores. A rule is left out if the samples lack the data that it needs. If sampling may have stopped early, the only results are those of
+    the first sample and of the majority.
     """
     problems, n = list(evaluation.by_problem.values()), evaluation.params.n
     if evaluation.stop_when != "never":

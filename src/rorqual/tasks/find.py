@@ -180,7 +180,7 @@ def check_splits(task: Task, seed: int) -> None:
     """Raise TaskError if a user's task yields a problem in both the train and the
     test split. Such a task probably ignores the argument `split`.
 
-    Tasks of Rorqual are not checked. A task that lacks a train or a test split passes.
+    Rorqual's own tasks are not checked. A task that lacks a train or a test split passes.
     """
     if not type(task).__module__.startswith(USER_MODULE):
         return

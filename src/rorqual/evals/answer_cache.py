@@ -44,7 +44,7 @@ class AnswerCache:
 
     A server may charge for answers. Therefore each answer of a server is synced to disk before the next answer is added, and disk
     space is reserved in advance, so that one more answer can be written after the disk becomes full. Answers of an engine are flushed to
-    the operating system at once, so they survive if this process is killed, but they are synced only every `SYNC_SECONDS`.
+    the operating system at once, so they survive if this process is killed, but they are synced at most once in `SYNC_SECONDS` seconds.
     """
 
     def __init__(self, generator: Engine | RemoteEngine, out: Path | None, made: Mapping[str, Any]) -> None:

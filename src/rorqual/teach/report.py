@@ -93,7 +93,7 @@ def results_chart(found: TeachResults) -> Chart:
 
 
 def two_examples(pairs: Sequence[Pair]) -> list[Pair]:
-    """Return at most two examples: one that the model learned to solve, and one that the taught model gets wrong."""
+    """Return at most two examples: if possible, one that the model learned to solve, and one that the taught model gets wrong."""
     changes = by_change(pairs)
     gained, wrong = changes["gained"], [pair for pair in pairs if pair.change in ("lost", "still wrong")]
     return [*gained[:1], *wrong, *gained[1:]][:2]

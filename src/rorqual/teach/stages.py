@@ -171,7 +171,7 @@ class TeachStages:
         return divide_examples(self.check, test, count=c.count, reason_against=reason_against, graded=bool(c.grader))
 
     def prepare(self) -> None:
-        """Check the file, divide the examples, and write the splits. Nothing is written if the settings or the file have an error."""
+        """Check the file, divide the examples, and write the splits. The splits are written only if the settings and the file have no error."""
         self._begin(1, "check and divide the examples")
         with self.ledger.record_stage("check"):
             self._say(check_text(self.check, "bytes", splits=False))

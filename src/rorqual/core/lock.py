@@ -30,7 +30,7 @@ class Lock:
     folder was created or removed, `close` restores the folder's modification time. Resuming a finished job thus changes no
     modification time.
 
-    Raises a RorqualError that names `where` and the process that holds the lock.
+    If another process holds the lock, raises a RorqualError that names `where` and this process.
     """
 
     def __init__(self, path: Path, where: Path, remedy: str) -> None:
@@ -135,7 +135,7 @@ def _this_process() -> dict[str, object]:
 
 
 def describe_holder(raw: bytes) -> str:
-    """Return a text about the process that holds a lock: its id, its host unless it is this host, and the time of the lock.
+    """Describe the process that holds a lock: process id, host (unless it is this host), and the time when the lock was taken.
 
     `raw` is the content of the lock file.
     """

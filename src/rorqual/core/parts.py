@@ -26,7 +26,7 @@ Text = Annotated[str, AfterValidator(_reject_surrogates)]
 
 
 class ContentPart(BaseModel):
-    """Base class of content parts. Parts are frozen, and unknown keys raise an error.
+    """Base class of content parts. Content parts are frozen, and unknown keys raise an error.
 
     `plural` names the class in error messages, for example "images".
     """

@@ -136,7 +136,7 @@ def gradient(
 
 @contextmanager
 def modules_that_run(modules: Iterable[nn.Module]) -> Iterator[set[nn.Module]]:
-    """Collect those of `modules` that run inside the `with` block, in any thread.
+    """Collect the modules in `modules` that run inside the `with` block, in any thread.
 
     A module runs if its `forward` is called, or if the `forward` of a `Layer` reads its weights through
     `Layer.derived`.

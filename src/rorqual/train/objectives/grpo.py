@@ -52,13 +52,13 @@ class GRPO(Objective):
     denominator of r is p_old, the trainer's probability before the first update of the step. The loss is multiplied by
     min(p_old / p_sampler, C).
 
-    `beta` is the weight of the KL divergence from the batch's `reference_logprobs`. `kl` is 'k3' (R1, eq. 2) or
-    'unbiased' (V3.2, section 3.1). 'unbiased' multiplies k3 by the ratio p / p_sampler, and the gradient also flows
-    through this ratio. The KL term is neither clipped nor masked.
+    `beta` is the weight of the KL divergence from the batch's `reference_logprobs`. `kl` is 'k3' (R1, eq. 2) or 'unbiased'
+    (V3.2, section 3.1). 'unbiased' multiplies k3 by the ratio p / p_sampler, and the gradient also flows through p / p_sampler.
+    The KL term is neither clipped nor masked.
 
-    `off_policy_delta` limits how far the sampler's mean log-probability of an answer's tokens may exceed the trainer's.
-    An answer that exceeds this limit is dropped if its advantage is negative (V3.2, section 3.1). With
-    `off_policy_delta` 0, no answer is dropped.
+    `off_policy_delta` limits how far the sampler's mean log-probability of an answer's tokens may exceed the trainer's. An
+    answer that exceeds `off_policy_delta` is dropped if its advantage is negative (V3.2, section 3.1). With `off_policy_delta`
+    0, no answer is dropped.
     """
 
     kind: Literal["grpo"] = "grpo"
@@ -139,7 +139,7 @@ class GRPO(Objective):
         return Term(total, means, compared.maxima, logprobs=logprobs)
 
     def _logits(self, model: Decoder, hidden: Tensor, kept: Tensor | None) -> Tensor:
-        """Return the logits at the sampling temperature. If `kept` is given, mask all tokens outside it.
+        """Return the logits at the sampling temperature. If `kept` is given, mask all tokens that are not in `kept`.
 
         If the backend uses paged attention, the engine's operations are used, so that trainer and sampler round the
         same way.

@@ -41,8 +41,8 @@ def export_gguf(run: RunDir, dst: Path, *, dtype: str, progress: Progress) -> tu
 
     Vectors, the router, and tensors whose row length is not a multiple of 32 stay F32. With Q4_0, the embedding and the head
     are Q8_0. Prediction modules (MTP) are omitted, because llama.cpp does not use them. The file `dst` appears only when all
-    tensors are written. A Modelfile for Ollama is written beside it. Returns notes on omitted MTP modules, on matrices that
-    stay F32 because of their row length, on Q8_0 tensors in a Q4_0 file, and on what the Modelfile leaves out.
+    tensors are written. A Modelfile for Ollama is written to the same folder. Returns notes on omitted MTP modules, on matrices
+    that stay F32 because of their row length, on Q8_0 tensors in a Q4_0 file, and on what the Modelfile leaves out.
     """
     kind = written_type(dtype)
     for file in (dst, modelfile_of(dst)):

@@ -18,7 +18,7 @@ from rorqual.core.errors import CheckpointError
 
 @dataclass(frozen=True)
 class GGUFTensor:
-    """A tensor of a GGUF file. `shape` has the outermost dimension first, as in torch. A vector has rows of one value.
+    """A tensor of a GGUF file. `shape` has the outermost dimension first, as in torch. A vector [n] counts as n rows of one value.
 
     `raw` [rows, row bytes] is a view of the memory-mapped file.
     """

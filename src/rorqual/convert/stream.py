@@ -1,7 +1,7 @@
 """Tensors in safetensors files, read and written in slices of rows.
 
-The safetensors library validates a header, but it reads and writes whole tensors only. A file starts with the length n of
-the header (eight bytes, little-endian) and n bytes of JSON, `{name: {dtype, shape, data_offsets}}`. The bytes of all tensors
+The safetensors library validates a header, but the library reads and writes only whole tensors. A file starts with the length n
+of the header (eight bytes, little-endian) and n bytes of JSON, `{name: {dtype, shape, data_offsets}}`. The bytes of all tensors
 follow without gaps.
 """
 

@@ -214,7 +214,7 @@ def _bytes(stored: Stored, start: int, stop: int) -> bytes:
 def published_pieces(
     names: NameMap, config: ModelConfig, tensors: Mapping[str, Stored], where: str
 ) -> dict[str, TensorPiece]:
-    """Return the part of a run's tensors that equals each Hugging Face tensor.
+    """For each Hugging Face tensor, return the equal part of a tensor of the run.
 
     Raises CheckpointError for missing tensors, unexpected tensors and wrong shapes.
     """

@@ -20,7 +20,7 @@ from rorqual.ops.quant import BLOCK
 CONFIG, GENERATION, TOKENIZER_CONFIG = "config.json", "generation_config.json", "tokenizer_config.json"
 SPECIALS, TEMPLATE = "special_tokens_map.json", "chat_template.jinja"
 KEPT = (CONFIG, GENERATION, TOKENIZER_CONFIG, SPECIALS, TEMPLATE)
-"""Files of an imported checkpoint that are stored in the folder `imported/` of the run, so that an export restores them."""
+"""Files of an imported checkpoint that are stored in the folder `imported/` of the run, so that an export can restore the files."""
 ORIGINALS = "imported"
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 CODE = "auto_map"

@@ -108,7 +108,7 @@ def own(path: Path, remedy: str) -> Lock:
 def own_run(folder: Path) -> Lock:
     """Lock a run folder, or another folder that is written in place, with a lock file inside the folder.
 
-    Raises RorqualError if another process writes to the folder or is building it under a temporary name.
+    Raises RorqualError if another process writes to the folder or is building the folder under a temporary name.
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError("not a folder", where=str(folder), remedy="Give another out=.")

@@ -24,8 +24,8 @@ Role = Literal["system", "user", "assistant", "tool"]
 Thinking = Literal["auto", "on", "off"]
 """Thinking mode: the model decides (`auto`), must think first (`on`), or must answer without thinking (`off`)."""
 StopWhen = Literal["never", "settled", "sure"]
-"""When to stop sampling votes early: never, when further votes cannot change the majority (`settled`), or when they probably
-cannot (`sure`)."""
+"""When to stop sampling votes early: never, when further votes cannot change the majority (`settled`), or when a change is
+improbable (`sure`)."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Tool:
 class ToolCall:
     """A tool call in a reply. `arguments` is a JSON object as text, exactly as the model generated it.
 
-    If the model writes calls in DSML, `arguments` is built from the parameters of the call instead.
+    For a call in DSML, `arguments` is built from the parameters of the call.
     """
 
     id: str
@@ -103,7 +103,7 @@ The list of sizes is written last. A checkpoint is incomplete if the list is mis
 
 
 class TaskDefaults(Config):
-    """Defaults of chat requests to a model that was trained for one task. None means that the run has no such default."""
+    """Defaults of chat requests to a model that was trained for one task. A field that is None has no default."""
 
     thinking: Thinking | None = None
     max_tokens: Count | None = None

@@ -45,8 +45,8 @@ class EngineConfig(Config):
     After repacking, the engine ignores changes of the original weights, so no other code may change the weights.
     """
     backend: str = "torch-invariant"
-    """Backend that runs the model. `torch` is faster than `torch-invariant`, but its results depend on the rest of the
-    batch (docs/explanation/engine.md)."""
+    """Backend that runs the model. `torch` is faster than `torch-invariant`, but the results of `torch` depend on the other
+    requests in the batch (docs/explanation/engine.md)."""
 
     def check(self, model: Decoder, tokenizer: Tokenizer) -> None:
         """Validate these settings for a model and its tokenizer.

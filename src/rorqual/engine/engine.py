@@ -168,7 +168,7 @@ class Engine:
 
     @property
     def scorer(self) -> Decoder:
-        """The model with the engine's backend. Pass this model to `score` and `text_loss`."""
+        """The model bound to the engine's backend. Pass `scorer` to `score` and `text_loss`."""
         return self._cores[0].runner.model
 
     @property

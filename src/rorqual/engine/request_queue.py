@@ -80,8 +80,8 @@ class RequestQueue:
         """Return the tenants that may lose a slot to `tenant`. `held` counts slots per tenant; `running` has the same
         meaning as in `next`.
 
-        If `tenant` has no slot, it can take a slot from any tenant that has several slots or received more service. If
-        `tenant` has slots, it can take a slot only from a tenant that received more service and has at least two more
+        If `tenant` has no slot, `tenant` can take a slot from any tenant that has several slots or received more service. If
+        `tenant` has slots, `tenant` can take a slot only from a tenant that received more service and has at least two more
         slots than `tenant`.
         """
         own_slots, own_usage = held.get(tenant, 0), self.usage(tenant, running)

@@ -76,7 +76,8 @@ class InlineRolloutEngine:
 def as_finished(collect: Callable[[Put, threading.Event], object]) -> Iterator[Completion]:
     """Run `collect(put, closed)` in a thread, and yield the samples that `collect` passes to `put`.
 
-    If `collect` raises, the error is raised after the samples. Closing the iterator sets `closed` and waits for `collect` to return.
+    If `collect` raises an error, the iterator raises this error after the last sample. Closing the iterator sets `closed` and
+    waits for `collect` to return.
     """
     finished, closed = queue.SimpleQueue[Completion | None](), threading.Event()
     with ThreadPoolExecutor(1, thread_name_prefix="rollout") as pool:

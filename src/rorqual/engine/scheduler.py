@@ -6,9 +6,9 @@ A sequence is queued, gets a slot, is prefilled in chunks, decodes in a row of t
 released. B decoding sequences use rows 0 to B - 1: when sequences finish, the last rows move into the gaps. The runner
 stores the state of a sequence under its slot. A sequence keeps its slot until it finishes or is preempted.
 
-Keys and values are stored in blocks (`KVCacheManager`). When no block is available, the scheduler preempts the sequence
-that ranks last. The preempted sequence releases its blocks and is queued again. When it resumes, tokens whose blocks
-are no longer cached are prefilled again. The scheduler also preempts for fairness (`_victim`).
+Keys and values are stored in blocks (`KVCacheManager`). When no block is available, the scheduler preempts the sequence that
+ranks last. The preempted sequence releases its blocks and is queued again. When the preempted sequence resumes, tokens whose
+blocks are no longer cached are prefilled again. The scheduler also preempts for fairness (`_victim`).
 """
 
 from __future__ import annotations
@@ -255,7 +255,7 @@ class Scheduler:
         return served
 
     def _prefill(self, plan: SchedulerOutput) -> None:
-        """Divide the step's remaining tokens among the prompts. Sequences with a completed prompt get their rows."""
+        """Divide the step's remaining token budget among the sequences in prefill. Sequences with a completed prompt get their rows."""
         plan.decode = len(self.running)
         budget = max(self.step_tokens - plan.decode, QUERIES)
         completed: list[Chunk] = []
@@ -388,7 +388,7 @@ class Scheduler:
         """Invalidate all blocks cached under the old weights.
 
         Running sequences continue. The blocks of a running sequence mix keys and values of the old and the new weights. Blocks
-        with mixed weights are not cached, and later requests do not share them.
+        with mixed weights are not cached, so later requests do not share such blocks.
         """
         self.kv_cache.renew(fingerprint)
         for sequence in self._sequences_with_slot():

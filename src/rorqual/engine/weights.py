@@ -13,7 +13,7 @@ from rorqual.engine.kv_cache.block_hash import fingerprint_of
 from rorqual.model import Decoder
 
 ROUNDING = 5
-"""Version of the engine's floating-point arithmetic. Increment it when the order of additions or multiplications
+"""Version of the engine's floating-point arithmetic. Increment `ROUNDING` when the order of additions or multiplications
 changes, so that old disk caches miss."""
 
 

@@ -89,7 +89,7 @@ class Decoder(Layer):
 
         - `positions` [batch, seq]: 0, 1, ... in each row by default.
         - `segments` [batch, seq] are document numbers. A token attends only to tokens of the same document.
-        - `cache`: each token attends to the cached positions of its sequence up to its own position.
+        - `cache`: each token attends to the cached positions of its sequence, up to the position of the token.
         - `replay` [batch, seq, routers, k] fixes the experts of each token instead of letting the routers choose.
         - `inputs_embeds` [batch, seq, d] replaces `embed(tokens)`.
         - `record` lists the tensors to return in `Output.recorded` (see `AttentionContext.record`).

@@ -26,7 +26,7 @@ BLOCK = 64
 QUERIES = 32
 """Number of queries per tile in prefill. The queries of a tile belong to one sequence and read each block together."""
 CHUNK = 1 << 18
-"""Number of index scores or gathered values that are processed at once. This many values fit in the processor's cache."""
+"""Number of index scores or gathered values that are processed at once. The number is small enough for the processor's cache."""
 HIDDEN = np.float32(-1e30)
 """Added to the scores of invisible keys to make their weights 0. With -inf, a block without visible keys would give NaN."""
 
@@ -37,8 +37,9 @@ Ints = npt.NDArray[np.int64]
 class Tiles:
     """The query tiles of a forward pass, and the (tile, key block) pairs that attention computes.
 
-    A tile has `queries` queries of one sequence. Tiles are sorted by descending number of blocks. Pairs are sorted by
-    the block's index in its sequence, then by tile. Tiles 0 to counts[b] - 1 therefore have a block with index b.
+    A tile has `queries` queries of one sequence. Tiles are sorted by descending number of blocks. Pairs are sorted by the
+    block's index in its sequence, then by tile. `counts[b]` is the number of tiles that have a block with index b: tiles 0 to
+    counts[b] - 1.
 
     - `tile` [pairs]: the tile of each pair.
     - `block` [pairs]: the block's number in the pool.
@@ -379,8 +380,8 @@ def attend_selected(
 def selection_mask(tiles: Tiles, every: int, window: int | None, selected: Tensor | None) -> Tensor:
     """Return the mask [pairs, queries, BLOCK / every] for `attend_within`.
 
-    `window` limits visible rows to the token's last `window` tokens. `selected` [tokens, k] limits visible rows to the
-    listed rows; the entry -1 means no row. If `window` or `selected` is None, it sets no limit.
+    `window` limits visible rows to the token's last `window` tokens. `selected` [tokens, k] limits visible rows to the listed
+    rows; the entry -1 means no row. An argument that is None sets no limit.
     """
     mask = tiles.mask_of(every, window)
     if selected is None:

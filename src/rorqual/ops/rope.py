@@ -25,7 +25,7 @@ ANGLE_CHUNK = 4096
 class Yarn(Config):
     """YaRN's extension of a context of `original_max_position_embeddings` tokens by `factor`.
 
-    `attention_factor` multiplies cos and sin. If `attention_factor` is 0, it is computed from `mscale` and
+    `attention_factor` multiplies cos and sin. If `attention_factor` is 0, the factor is computed from `mscale` and
     `mscale_all_dim` by eq. 22 of the paper.
     """
 

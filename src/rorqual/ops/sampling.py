@@ -166,7 +166,7 @@ def truncate(logprobs: Tensor, top_p: Tensor, top_k: Tensor, log_min_p: Tensor, 
     most likely token always stays.
 
     If the cumulative probability equals `top_p` up to rounding, slightly different logits may keep one token more or less. Such
-    a tie at `top_p` occurs for about one token in a thousand. Policy gradients therefore use the recorded set of kept tokens
+    a difference occurs for about one token in a thousand. Policy gradients therefore use the recorded set of kept tokens
     (`Completion.kept`).
     """
     vocab = logprobs.shape[-1]

@@ -31,7 +31,7 @@ larger expression."""
 
 
 def calculate(text: str) -> str:
-    """Return the result that the engine writes after a text that ends with a calculation and `=`, or "" if it writes no result.
+    """Return the result that the engine writes after a text that ends with a calculation and `=`, or "" if the engine writes no result.
 
     A calculation has two or more numbers and the four operators, and follows a word, a sentence mark, an equals sign or a line break.
 
@@ -101,7 +101,7 @@ class CalculatorConstraint:
         self._result = was[1:] if was and token == was[0] else ()
         self._ends = [*was] == [token]
         if not self._lexicon.usable[token]:
-            self._reply = ()  # a calculation does not reach over `</think>`
+            self._reply = ()  # a calculation cannot continue across `</think>`
         elif not was and self._lexicon.decode((token,)).endswith("="):
             text = self._lexicon.decode(self._reply)
             if written := calculate(text):

@@ -63,7 +63,7 @@ def options_of(*schemas: str) -> dict[str, Any]:
 
 
 def schema_text(library: Any, schema: Mapping[str, Any]) -> str:
-    """Return a JSON schema as a grammar in llguidance's format. Raises Unusable if llguidance rejects it."""
+    """Return a JSON schema as a grammar in llguidance's format. Raises Unusable if llguidance rejects the schema."""
     try:
         options = options_of(json.dumps(schema))
         return str(library.LLMatcher.grammar_from_json_schema(json.dumps({**schema, "x-guidance": options})))
@@ -133,8 +133,8 @@ class Grammars:
     def submit(self, grammar: Grammar, tenant: str = "") -> CompileTask[Compiled]:
         """Queue a grammar for compilation in the background, and return a future. The future raises the same errors as `compile`.
 
-        As long as the caller references the compiled grammar, `compile` returns the same object to this tenant, even after its
-        eviction from the cache.
+        As long as the caller references the compiled grammar, `compile` returns the same object to this tenant, even if the
+        cache has evicted the grammar.
         """
         task = CompileTask[Compiled](tenant, lambda trial, stopped: self._compile(tenant, grammar, trial, stopped))
         with self._lock:

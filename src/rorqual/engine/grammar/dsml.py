@@ -86,9 +86,9 @@ class DsmlRules:
 
 
 def _parameters(part: Any, root: Mapping[str, Any], seen: set[str]) -> tuple[dict[str, Any], set[str]]:
-    """Return the declared parameters of a function with their subschemas, and the names of the required ones.
+    """Return the declared parameters of a function with their subschemas, and the names of the required parameters.
 
-    `seen` are the references that were followed already.
+    `seen` holds the references that were already followed.
     """
     if not isinstance(part, dict):
         return {}, set()
@@ -114,7 +114,7 @@ def _below(part: Mapping[str, Any], root: Mapping[str, Any], seen: set[str]) -> 
 def _values(part: Any, root: Mapping[str, Any], seen: set[str]) -> Iterator[tuple[str, Any]]:
     """Yield the kinds of values that a subschema allows: ("one", value), ("text", schema of strings) or ("json", schema).
 
-    `seen` are the references that were followed already.
+    `seen` holds the references that were already followed.
     """
     if not isinstance(part, dict):
         part = {}

@@ -89,6 +89,6 @@ def _send(process: subprocess.Popen[bytes], message: Any) -> None:
     """Send a message to a trial process. If `message` is None, send an empty message, which kills the running fork."""
     data = b"" if message is None else json.dumps(message).encode()
     assert process.stdin is not None
-    with contextlib.suppress(OSError):  # if the process has ended, reading from it says so
+    with contextlib.suppress(OSError):  # if the process has ended, the next read from it fails
         process.stdin.write(b"%d\n" % len(data) + data)
         process.stdin.flush()

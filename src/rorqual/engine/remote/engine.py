@@ -85,8 +85,7 @@ FINAL = frozenset({501, 505})
 REFUSED = frozenset({400, 413, 422})
 """Status codes of a request that failed because of its content. Other requests may succeed."""
 UNSURE = frozenset({408, 409, 425})
-"""Status codes after which the server may have done and billed work. Any other code below 500 means that the server did
-no work."""
+"""Status codes after which the server may have done and billed work. After any other status code below 500, the server has done no work."""
 UNSENT = (ConnectionRefusedError, socket.gaierror, ssl.SSLCertVerificationError)
 """Exceptions raised before a request is sent."""
 LONGEST_WAIT = 60.0
@@ -367,9 +366,9 @@ class RemoteClient(ABC):
 class RemoteEngine(RemoteClient):
     """An engine that sends `POST {base_url}/chat/completions` to any OpenAI-compatible server.
 
-    Thinking `on` and `off` are sent as `chat_template_kwargs`, which vLLM and SGLang accept. For `auto`, nothing is sent.
-    `seed_bits` is the number of bits in a seed: 64 as in OpenAI's API, or 31
-    for a server that rejects larger seeds. `settings` are passed to `RemoteClient`.
+    Thinking `on` and `off` are sent as `chat_template_kwargs`, which vLLM and SGLang accept. For thinking `auto`, no
+    `chat_template_kwargs` are sent. `seed_bits` is the number of bits in a seed: 64 as in OpenAI's API, or 31 for a server that
+    rejects larger seeds. `settings` are passed to `RemoteClient`.
     """
 
     def __init__(

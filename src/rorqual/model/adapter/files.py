@@ -159,7 +159,7 @@ def find_base(checkpoint: Path, base: Base) -> Path:
 
 
 def unfold(checkpoint: Path) -> tuple[Path, list[OpenedAdapter]]:
-    """Return the complete base model's checkpoint, and the adapters stacked on it in the order of merging."""
+    """Return the checkpoint of the complete base model, and the adapters stacked on this checkpoint, in the order of merging."""
     adapters: list[OpenedAdapter] = []
     while (info := adapter_of(checkpoint)) is not None:
         adapters.insert(0, OpenedAdapter(checkpoint, info))

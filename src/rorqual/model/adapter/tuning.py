@@ -24,7 +24,7 @@ class Tune(Kind):
 
     @property
     def whole(self) -> bool:
-        """True if all parameters are trained. If False, load balancing leaves the router biases unchanged."""
+        """True if all parameters are trained. Otherwise load balancing leaves the router biases unchanged."""
         return False
 
     def attach(self, model: Decoder, *, seed: int, experts: Selection = ()) -> None:

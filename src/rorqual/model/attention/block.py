@@ -1,8 +1,8 @@
 """Block selection: MLA over the blocks of positions whose mean key gets most attention (after Quest, 2406.10774).
 
-Quest rates a block by an upper bound of the query's scores, which it computes from the minimum and the maximum of each key
-channel in the block. The kind `block` uses the mean of the keys, as the compressed attention of NSA (2502.11089, eq. 7 to 9)
-does. All heads of a query select the same blocks.
+Quest rates a block by an upper bound of the query's scores, computed from the minimum and the maximum of each key channel in
+the block. The kind `block` uses the mean of the keys, as the compressed attention of NSA (2502.11089, eq. 7 to 9) does. All
+heads of a query select the same blocks.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ class CachePart:
     """A named tensor of the KV cache. Each row has `heads` vectors of `width` values, stored as `dtype` (None: the model's dtype).
 
     A write rounds rows to `dtype`, and a read converts the rows back to their original dtype. The trainer also rounds rows to
-    `dtype`, so it computes with the values that the engine caches. The backward pass treats the rounding as the identity.
+    `dtype`, so the trainer computes with the values that the engine caches. The backward pass treats the rounding as the
+    identity.
 
     `every=1` stores one row per token. `every=n` stores one row per complete group of n tokens: positions i * n to
     i * n + n - 1 of a sequence. The block size `BLOCK` must be a multiple of `every`.
@@ -82,7 +83,7 @@ class CacheLayout:
 class LayerCache:
     """The KV cache of one attention module during one forward pass. The cache parts are stored in blocks.
 
-    A forward pass writes its new rows before it reads, so reads include the new rows. Every method raises ValueError
+    A forward pass writes the new rows before it reads the cache, so reads include the new rows. Every method raises ValueError
     for a part that the kind's `cache_spec` does not declare.
 
     In a subclass, `_store` rounds new rows of a part to the part's dtype and stores the rounded rows. `_pool` returns a part as
@@ -185,8 +186,8 @@ class LayerCache:
 
         The sum is the index score of DeepSeek-V3.2-Exp's lightning indexer. Ties go to the earlier row. `q` is [tokens, heads,
         queries per head, d] and `weights` [tokens, heads, queries per head]. The index j runs over heads and queries per head.
-        `scales` names a part of width 1 by which the rows of `part` are multiplied. The returned scores have gradients; the
-        choice of rows has none.
+        `scales` names a part of width 1 by which the rows of `part` are multiplied. The returned scores have gradients, but the
+        selection of rows has no gradient.
         """
         self._written_part(part)
         return self._attention.select(q, weights, self._pool(part), self._plan, budget, self._scales(scales))

@@ -19,10 +19,10 @@ from rorqual.ops.moe import Routing
 class Block(nn.Module, ABC):
     """A block module. Its input and output are the residual stream [batch, seq, ...].
 
-    `forward` also returns the routing of each feed-forward network in `ffns`, or None for a network without a router.
-    `caches` has one entry per attention module, which is None in a forward pass without a cache. `replay` has one entry
-    per feed-forward network: the experts [tokens, k], or None to let the router choose. `attentions` is the number of
-    attention modules in the block.
+    `forward` also returns the routing of each feed-forward network in `ffns`, or None for a network without a router. `caches`
+    has one entry per attention module. All entries are None in a forward pass without a cache. `replay` has one entry per
+    feed-forward network: the experts [tokens, k], or None to let the router choose. `attentions` is the number of attention
+    modules in the block.
     """
 
     attentions: int = 1

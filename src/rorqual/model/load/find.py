@@ -55,7 +55,7 @@ def family_of(model_type: str, where: str) -> CheckpointFamily:
 def family_for(config: ModelConfig) -> CheckpointFamily:
     """Return the first checkpoint family that can express a model.
 
-    If there is none, raises ConfigError with one reason per family.
+    If no family can express the model, raises ConfigError with one reason per family.
     """
     reasons = []
     for family in FAMILIES:

@@ -40,9 +40,9 @@ class Fit:
 class Backend:
     """The reference backend: plain, slow, differentiable implementations of all operations. Subclasses override operations.
 
-    `rorqual.ops.backends.backend` finds a subclass by its `name`. A backend has no state except its settings. If
-    the results of a backend change by a single bit, its name must change too, because the name is part of the key of
-    KV-cache blocks on disk.
+    `rorqual.ops.backends.backend` finds a subclass by its `name`. A backend has no state except its settings. If the results of
+    a backend change by a single bit, the backend needs a new name, because the name is part of the key of KV-cache blocks on
+    disk.
     """
 
     name = "reference"
@@ -58,7 +58,7 @@ class Backend:
     def supports(
         self, device: torch.device, dtype: torch.dtype, model: nn.Module | None = None, *, training: bool = False
     ) -> str | None:
-        """Return None if this backend can run `model` on `device` in `dtype`. If it cannot, return the reason as text.
+        """Return None if this backend can run `model` on `device` in `dtype`. If the backend cannot run `model`, return the reason as text.
 
         The error message to the user shows the returned reason.
         """

@@ -62,8 +62,8 @@ class StepOutput:
 class StepFunction(Protocol):
     """A function that runs steps of one model.
 
-    The function must read the weights in every step, because training changes them in place. A backend that cannot read
-    the weights in every step must refuse the model in `Backend.supports`.
+    The function must read the weights in every step, because training changes weights in place. A backend that cannot read the
+    weights in every step must refuse the model in `Backend.supports`.
     """
 
     def __call__(self, step: StepInput, /) -> StepOutput: ...

@@ -18,8 +18,8 @@ from rorqual.train.objectives.objective import Objective, Term
 class IndexerWarmup(Objective):
     """KL over all positions, in nats per token and layer. Attention is dense while `IndexerWarmup` is used.
 
-    `depth` is the number of MTP modules. If neither these modules nor their indexers are trained, `depth` is 0. Combine
-    the objective with `tune.kind=indexer`, which freezes all other weights, as V3.2's warm-up does.
+    `depth` is the number of MTP modules. If neither the MTP modules nor their indexers are trained, `depth` is 0. Combine the
+    objective with `tune.kind=indexer`, which freezes all other weights, as V3.2's warm-up does.
     """
 
     kind: Literal["indexer_warmup"] = "indexer_warmup"

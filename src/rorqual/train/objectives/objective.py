@@ -22,9 +22,9 @@ from rorqual.train.batch import TrainBatch
 class Term:
     """The loss and the metrics of one objective on a batch. `sum` is the loss before division by the weight.
 
-    `means` maps metric names to (sum, weight), and `maxima` maps metric names to maxima. `routing` holds the
-    router outputs of the layers that the objective itself runs. `valid` holds a mask of non-padding tokens for each of
-    these layers. `logprobs` [rows, seq] are the log-probabilities of the targets if the objective sets `wants_old`.
+    `means` maps metric names to (sum, weight), and `maxima` maps metric names to maxima. `routing` holds the router outputs of
+    the layers that the objective itself runs. `valid` holds a mask of non-padding tokens for each layer in `routing`.
+    `logprobs` [rows, seq] are the log-probabilities of the targets if the objective sets `wants_old`.
     """
 
     sum: Tensor
@@ -84,7 +84,7 @@ class Objective(Kind):
         return frozenset()
 
     def weight(self, batch: TrainBatch) -> float:
-        """Return the weight of the batch in the update's mean, such as its number of tokens.
+        """Return the weight of the batch in the update's mean, such as the number of tokens in the batch.
 
         The weight must not depend on the forward pass.
         """

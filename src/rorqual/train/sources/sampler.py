@@ -126,7 +126,7 @@ def graded_as(task: Task, problem: Problem, completion: Completion) -> Verdict:
 
 
 def _sampler_backend(ops: Backend) -> str:
-    """Return the name of the sampler's backend: the trainer's, or `torch-invariant` if the trainer uses `reference` or `torch`."""
+    """Return the name of the sampler's backend: the trainer's backend, or `torch-invariant` if the trainer uses `reference` or `torch`."""
     return TORCH_INVARIANT.name if ops.name in (REFERENCE.name, TORCH.name) else ops.name
 
 

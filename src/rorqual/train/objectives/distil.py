@@ -137,7 +137,7 @@ def divergence(kind: Divergence, p: Tensor, q: Tensor, alpha: float) -> Tensor:
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:
-    """Compute KL(p | q) from log-probabilities [n, events]. Returns [n]. An event with p = 0 adds 0."""
+    """Compute KL(p | q) from log-probabilities [n, events]. Returns [n]. Events with p = 0 contribute 0."""
     return (p.exp() * (p - q).masked_fill(p == float("-inf"), 0.0)).sum(-1)
 
 

@@ -20,7 +20,7 @@ class _Source(BaseModel):
 
 
 class FunctionSchema(_Source):
-    """A function that may be called. `parameters` is the JSON schema of its arguments, which are always an object."""
+    """A function that may be called. `parameters` is the JSON schema of the function's arguments, which are always a JSON object."""
 
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
     parameters: dict[str, Any]

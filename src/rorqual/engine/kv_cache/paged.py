@@ -38,7 +38,7 @@ def _as_bytes(tensor: Tensor) -> Tensor:
 def token_bytes(config: ModelConfig, dtype: torch.dtype) -> float:
     """Return the number of KV-cache bytes per token position, summed over all layers.
 
-    The size is fractional if attention caches one row per group of tokens. The size of a whole block is an integer.
+    The size is fractional if attention caches one row per group of tokens. The number of bytes of a whole block is an integer.
     """
     return sum(attention.cache_bytes(dtype.itemsize) for attention in config.attentions)
 

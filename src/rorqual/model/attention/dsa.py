@@ -175,7 +175,7 @@ class DSA(MLA):
 
         - `mass_inside` [tokens, heads]: the share of the dense attention weights that lies on the selected positions.
         - `attention_mass` [tokens, length]: the dense attention weights of all visible positions, averaged over heads, in
-          descending order. `attention_rows` [tokens, length] holds the positions in the same order.
+          descending order. `attention_rows` [tokens, length] holds the positions in the order of `attention_mass`.
         - `output_difference` [tokens]: |sparse - dense| / |dense| of the module's output.
         - `tied` [tokens]: the number of selected positions with the same score as the best unselected position. The argument
           `further` selects `index_topk` + 1 positions.

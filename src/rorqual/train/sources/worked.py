@@ -115,9 +115,9 @@ class Worked(Source):
 def opening(task: Task, seed: int, count: int) -> list[Problem]:
     """Return the first `count` problems of the train split, after checking them.
 
-    Raises TaskError if a user's task returns the same problems for every split. Raises DataError if the train split is empty,
-    if all problems are the same, or if the grader rejects a gold answer. Also raises DataError if the problems do not depend on
-    the seed, because every step would then train on the same problems.
+    Raises TaskError if a problem of a user's task is in both the train and the test split. Raises DataError if the train split
+    is empty, if all problems are the same, or if the grader rejects a gold answer. Also raises DataError if the problems do not
+    depend on the seed, because every step would then train on the same problems.
     """
     where = f"task {task.name}"
     probe = list(islice(safe_problems(task, "train", seed), count))

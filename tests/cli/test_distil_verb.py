@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 
 import pytest
@@ -25,9 +24,6 @@ def test_a_run_teaches_and_a_student_is_trained_on_it(place: Path, monkeypatch: 
     before = listing(place)
     typed_here("distill", *LOCAL, "top_k=2", "filters.names=[]", "seed=3", "threads=1")
     assert listing(place) == before, "both spellings are one verb, and the same command does nothing twice"
-    again = Path("taught/card.md").read_text(encoding="utf-8").rpartition("```sh\n")[2].partition("\n")[0]
-    typed_here(*shlex.split(again)[1:])
-    assert listing(place) == before, "the card's command is the same one"
     words = ("data=taught/data.parquet", "size=tiny", "steps=1", "rows=2", "row=128", "out=student", "quiet=true")
     typed_here("train", "sft", *words)
     assert (place / "student" / "step-000001").is_dir()
@@ -53,7 +49,7 @@ def test_a_server_teaches_within_a_budget(address: str, tmp_path: Path) -> None:
     ("words", "says"),
     [
         (("run", "task=families", "problms=3"), ("'problms'", "'problems'")),
-        (("run", "task=families", "filters.repeted=3"), ("'filters.repeted'", "'filters.repeated'")),
+        (("run", "task=families", "filters.nams=3"), ("'filters.nams'", "'filters.names'")),
         (("run", "task=families", "concurency=3"), ("'concurency'", "'concurrency'")),
         (("run", "task=families", "keep=best"), ("keep", "'best'")),
         (("run", "task=families", "samples=0"), ("samples", "greater than or equal to 1")),

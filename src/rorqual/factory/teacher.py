@@ -47,7 +47,7 @@ class LocalTeacher:
 
     - `label`: name of the teacher in the resulting dataset.
     - `of`: identity of its samples, a hash of teacher, settings and seed.
-    - `tokenizer`, `vocab`: SHA-256 of the tokenizer, and the vocabulary size. The metadata of the Parquet file stores both.
+    - `tokenizer`, `vocab`: fingerprint of the tokenizer, and the vocabulary size. The metadata of the Parquet file stores both.
     - `chosen`: number of tokens at the end of a prompt that force the teacher to think, or to answer without thinking.
     - `spending`: the money spent, including the cost of answers that never arrived.
 
@@ -63,9 +63,8 @@ class LocalTeacher:
         folder = run.checkpoint()
         self.label = f"{config.teacher}@{folder.name}"
         self.of = identity(config, fingerprint(folder))
-        self.tokenizer = hashlib.sha256(run.tokenizer_file.read_bytes()).hexdigest()
         self._engine = Engine(run.path, device=config.device, dtype=config.dtype, threads=threads, record_experts=False)
-        self.vocab = self._engine.tokenizer.vocab_size
+        self.tokenizer, self.vocab = self._engine.tokenizer.fingerprint, self._engine.tokenizer.vocab_size
         modes: tuple[Thinking, Thinking] = (config.thinking, "auto")
         with_mode, without_mode = (len(self._engine.chat.prompt(ANY, mode)) for mode in modes)
         self.chosen = with_mode - without_mode

@@ -51,7 +51,7 @@ MUTANTS = (
         "teach/check.py",
         "elif near < len(tests):",
         "elif False:",
-        "tests/teach/test_leaks.py::test_every_leaking_line_is_named_and_no_other",
+        "tests/teach/test_leaks.py::test_a_row_near_a_train_row_and_a_test_row_is_a_test_row",
     ),
     one(
         "a warning fails the check",

@@ -116,7 +116,8 @@ def test_one_calculation_becomes_a_worked_solution(write: Write) -> None:
 
 def test_json_answers_are_written_in_one_order_of_keys_and_must_be_json(write: Write) -> None:
     rows: list[dict[str, Any]] = [
-        {"text": f"item {n}", "label": json.dumps({"b": n, "a": "é"} if n % 2 else {"a": "é", "b": n})} for n in range(80)
+        {"text": f"item {n}", "label": json.dumps({"b": n, "a": "é"} if n % 2 else {"a": "é", "b": n})}
+        for n in range(80)
     ]
     found = divided(write("a.jsonl", [*rows, {"text": "odd one", "label": "no JSON"}]))
     assert found.kind == "JSON"

@@ -48,7 +48,7 @@ class ChatShape(Shape[ChatRequest]):
         self._tools = wanted.offered_tools()
         self._mode = service.chat.mode(self._messages, self._thinking)
 
-    def ignored(self) -> list[str]:
+    def ignored_fields(self) -> list[str]:
         return [] if self.service.chat.thinks else list(self.wanted.modes())
 
     def notes(self) -> dict[str, str]:
@@ -115,8 +115,8 @@ class ChatShape(Shape[ChatRequest]):
             yield _part(index, {}, logprobs_, choice.reason)
 
     def _logprobs(self, choice: Choice) -> dict[str, Any] | None:
-        """Return the `logprobs` of the tokens since the last call. Return None if `logprobs` is not set, or if there
-        are no new tokens."""
+        """Return the `logprobs` of the tokens that were generated since the last call. Return None if the request does
+        not set `logprobs`, or if there are no new tokens."""
         if self.wanted.top is None:
             return None
         fresh = choice.take()

@@ -38,8 +38,8 @@ class OnPolicyConfig(SampledConfig):
     `teacher` is the run directory of the teacher. `top_k` keeps the teacher's most likely tokens at each position; 0
     keeps the whole vocabulary. `grade` grades the answers for metrics such as reward; grades do not affect training.
 
-    Answers of age 1 or more need no importance ratios, because the divergence is computed over the vocabulary, not for
-    the sampled token alone.
+    Answers of age 1 or more need no importance ratios, because the divergence is computed over the whole vocabulary, not only
+    for the sampled token.
     """
 
     kind: Literal["on_policy"] = "on_policy"
@@ -79,8 +79,7 @@ class OnPolicy(SampledSource):
         return graded_as(self.task, problem, completion) if self.config.grade else Verdict.UNGRADED
 
     def _measure(self, problems: list[Problem], groups: list[list[Scored]]) -> dict[str, Any]:
-        """Return the metrics of the rollouts, except those of groups. If `grade` is off, also leave out those of
-        grades."""
+        """Return the metrics of the rollouts without the group metrics. If `grade` is off, also leave out the metrics of grades."""
         metrics = measure(problems, groups, self.chat)
         verdicts = () if self.config.grade else ("reward", "right", "ungraded")
         return {name: value for name, value in metrics.items() if not name.startswith(("groups_", *verdicts))}

@@ -49,7 +49,7 @@ def test_a_server_teaches_within_a_budget(address: str, tmp_path: Path) -> None:
     ("words", "says"),
     [
         (("run", "task=families", "problms=3"), ("'problms'", "'problems'")),
-        (("run", "task=families", "filters.repeted=3"), ("'filters.repeted'", "'filters.repeated'")),
+        (("run", "task=families", "filters.nams=3"), ("'filters.nams'", "'filters.names'")),
         (("run", "task=families", "concurency=3"), ("'concurency'", "'concurrency'")),
         (("run", "task=families", "keep=best"), ("keep", "'best'")),
         (("run", "task=families", "samples=0"), ("samples", "greater than or equal to 1")),

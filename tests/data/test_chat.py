@@ -22,25 +22,6 @@ USER = Message("user", "2+2?")
 THINKS, AT_ONCE = Message("assistant", "4", reasoning="2+2 is 4"), Message("assistant", "4")
 
 TEXT = st.one_of(st.text(max_size=20), st.sampled_from([name.value for name in Special]))
-ASSISTANT = st.builds(Message, st.just("assistant"), TEXT, st.none() | TEXT)
-THINKING: list[Thinking] = ["auto", "on", "off"]
-
-
-@st.composite
-def conversations(draw: st.DrawFn) -> list[Message]:
-    system = draw(st.lists(st.builds(Message, st.just("system"), TEXT), max_size=2))
-    turns = draw(st.lists(st.tuples(st.builds(Message, st.just("user"), TEXT), ASSISTANT), min_size=1, max_size=4))
-    return [*system, *(message for turn in turns for message in turn)]
-
-
-def show(ids: list[int]) -> str:
-    return TOKENIZER.decode(ids, specials=True)
-
-
-def masked(ids: list[int], mask: list[bool]) -> str:
-    return show([id_ for id_, trained in zip(ids, mask) if trained])
-
-
 # ---- the text of the format
 
 

@@ -8,15 +8,10 @@ from typing import Any
 
 import pytest
 
-import rorqual.data
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message
-from rorqual.data.chat import DeepSeekChat
 from rorqual.data.source.conversations import read_conversations
-from rorqual.data.tokenizer import Tokenizer
 
-SAMPLES = Path(rorqual.data.__file__).parent / "samples"
-CHAT = DeepSeekChat(Tokenizer.byte_level())
 GOOD = b'{"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]}'
 READ = (Message("user", "2+2?"), Message("assistant", "4"))
 
@@ -94,12 +89,6 @@ def test_nothing_to_train_on_is_skipped_and_counted_and_a_file_of_nothing_else_r
     assert loaded.conversations == [READ] and loaded.skipped == 2
     with pytest.raises(DataError, match="all 2 conversations lack an assistant turn"):
         read_conversations(write(tmp_path, silent + b"\n" + silent))
-
-
-# ---- Parquet
-
-
-# ---- rendering a set
 
 
 SAID = {"role": "assistant", "content": "b"}

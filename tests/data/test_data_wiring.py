@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -57,24 +58,24 @@ def test_a_file_of_samples_keeps_each_with_its_own_alternatives_and_number(tmp_p
 
 
 @pytest.mark.parametrize("bad", [1024, MANY - 1])
-@pytest.mark.parametrize("what", ["role", "asks", "prompt"])
-def test_a_fault_in_a_file_of_samples_is_named_by_its_row(bad: int, what: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ((Message("wizard", "q"), Message("assistant", "a")), "the messages do not end with an assistant turn"),  # type: ignore[arg-type]
+        ((Message("user", "q"),), "the messages do not end with an assistant turn"),
+        ((Message("user", " "), Message("assistant", "a")), "an empty prompt"),
+    ],
+)
+def test_a_fault_in_a_file_of_samples_is_named_by_its_row(
+    bad: int, messages: tuple[Message, ...], said: str, tmp_path: Path
+) -> None:
     path = tmp_path / "d.parquet"
     rows = [row(n) for n in range(MANY)]
-    if what == "asks":
-        rows[bad] = replace(rows[bad], messages=rows[bad].messages[:1])
-    elif what == "prompt":
-        rows[bad] = replace(rows[bad], messages=(Message("user", " "), rows[bad].messages[1]))
-    elif what == "role":
-        rows[bad] = replace(rows[bad], messages=(Message("wizard", "q"), rows[bad].messages[1]))  # type: ignore[arg-type]
+    rows[bad] = replace(rows[bad], messages=messages)
     write_distilled(path, rows)
-    said = "an empty prompt" if what == "prompt" else "the messages do not end with an assistant turn"
     with pytest.raises(DataError, match=said) as caught:
         read_conversations(path)
-    assert (
-        caught.value.where.startswith(f"{path}:row {bad + 1}")
-        and not caught.value.where[len(f"{path}:row {bad + 1}") :][:1].isdigit()
-    )
+    assert re.match(rf"{path}:row {bad + 1}(?!\d)", caught.value.where)
 
 
 # ---- keys of a row
@@ -111,9 +112,6 @@ def test_the_thought_of_an_answer_is_its_first_block_and_white_space_beside_the_
     assert read(tmp_path, {"messages": said})[0][0] == Message("user", "<think>x"), "only the assistant thinks"
     with pytest.raises(DataError, match="reasoning is given twice"):
         read(tmp_path, {"prompt": "q", "completion": "<think>a</think>b", "reasoning": "c"})
-
-
-# ---- text
 
 
 # ---- rows

@@ -74,12 +74,3 @@ class Mixed(Sums):
     def problems(self, split: Split, seed: int) -> Iterator[Problem]:
         for problem in super().problems(split, seed):
             yield replace(problem, family="odd" if int(problem.key.split("+")[0]) % 2 else "even")
-
-
-class Odd(Sums):
-    """Its grader says right where the first number is odd, whatever the reply."""
-
-    name = "odd"
-
-    def grade(self, problem: Problem, reply: str) -> Verdict:
-        return Verdict.RIGHT if int(problem.key.split("+")[0]) % 2 else Verdict.WRONG

@@ -15,10 +15,6 @@ from rorqual.factory.contamination import EvalItem, Evaluations, bare_words, eva
 from rorqual.factory.filters import words
 from rorqual.factory.problems import choose_problems
 
-STORY = (
-    "Anna has fourteen red apples and gives five of them to her brother who already had twice as many pears as apples"
-)
-
 
 def listed(config_task: str, tmp_path: Path, local: Make, **changes: object) -> tuple[list[str], list[dict[str, str]]]:
     chosen = choose_problems(local(task=config_task, **changes))

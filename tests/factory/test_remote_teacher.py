@@ -140,19 +140,6 @@ def test_a_budget_is_reached_and_never_exceeded(server: Adder, remote: Make, tmp
     assert "missing" not in (out / "card.md").read_text(encoding="utf-8")
 
 
-def test_answers_that_get_lost_count_against_the_budget(server: Adder, remote: Make, tmp_path: Path) -> None:
-    server.rule = lambda body, number: (200, b'{"choices": [', {})
-    out, way = tmp_path / "out", {"budget": MOST * 3.5, "retries": 9, "concurrency": 1, **PRICES}
-    with pytest.raises((BudgetReached, RemoteError)) as caught:
-        made(remote(way), out)
-    assert isinstance(caught.value, BudgetReached) and "0 of 12 samples" in str(caught.value)
-    assert len(server.billed) == 3
-    server.rule = lambda body, number: None
-    with pytest.raises(BudgetReached):
-        made(remote(way), out)
-    assert len(server.billed) == 3, "a restart does not forget what was lost"
-
-
 def test_a_budget_needs_prices(remote: Make) -> None:
     with pytest.raises(ValueError, match="price_in and price_out"):
         remote({"budget": 1.0})

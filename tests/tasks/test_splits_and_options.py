@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from rorqual.core.errors import ConfigError, DataError
+from rorqual.core.errors import ConfigError
 from rorqual.core.records import Message
 from rorqual.tasks.everyday import EVERYDAY_TASKS, Everyday
 from rorqual.tasks.file_task import carve_dev_split
-from rorqual.tasks.find import load_task, refuse_empty_answer, safe_problems
+from rorqual.tasks.find import load_task, safe_problems
 from rorqual.tasks.task import Problem, Split, Task, Verdict, split_of
 
 # ---- options
@@ -64,14 +64,6 @@ def test_split_and_seed_reach_the_task() -> None:
     assert [p.key for split in ("train", "dev", "test") for p in safe_problems(task, split, 7)] == [
         "train 7", "dev 7", "test 7",
     ]  # fmt: skip
-
-
-def test_what_is_refused_is_named_by_its_file_and_line() -> None:
-    task, problem = Noted(), Problem("k", "?", " ", "noted", meta={"where": "mine.jsonl:3"})
-    with pytest.raises(DataError, match=r"mine.jsonl:3: the problem 'k' has an empty answer"):
-        refuse_empty_answer(task, problem)
-    with pytest.raises(DataError, match="task noted: the problem 'k' has an empty answer"):
-        refuse_empty_answer(task, Problem("k", "?", "", "noted"))
 
 
 # ---- the user's conversations

@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rorqual.cli.main import app
-from rorqual.core.errors import ConfigError, DataError
+from rorqual.core.errors import ConfigError
 from rorqual.model.presets import preset
 from rorqual.teach.check import check_file, forecast, groups_of, split_of_group
 from rorqual.teach.check_page import check_page, check_text, to_json
@@ -299,23 +299,7 @@ def test_groups_stay_in_one_split_and_splits_do_not_depend_on_the_order() -> Non
     assert split_of_group(groups[5]) == split_of_group(Example(9, "  " + examples[4].prompt.upper(), "y").key)
 
 
-# ---- leaks and test files
-
-
-def test_rows_of_a_test_file_are_found(tmp_path: Path) -> None:
-    rows = good(30)
-    (tmp_path / "train.jsonl").write_bytes(lines(rows[:20]))
-    leaked = [
-        {"question": question(4).upper(), "answer": "no"},
-        {"question": question(7)[:-1] + " !", "answer": "no"},
-        *rows[20:],
-    ]
-    (tmp_path / "test.jsonl").write_bytes(lines(leaked))
-    (tmp_path / "clean.jsonl").write_bytes(lines(rows[20:]))
-    assert found(tmp_path / "train.jsonl", against=tmp_path / "test.jsonl") == [(5, "test row"), (8, "test row")]
-    assert found(tmp_path / "train.jsonl", against=tmp_path / "clean.jsonl") == []
-    with pytest.raises(DataError, match=r"none\.jsonl: no such file"):
-        check_file(tmp_path / "train.jsonl", len, against=tmp_path / "none.jsonl")
+# ---- leaks
 
 
 def test_an_answer_that_occurs_by_nature_is_no_leak(tmp_path: Path) -> None:

@@ -116,12 +116,13 @@ def test_one_calculation_becomes_a_worked_solution(write: Write) -> None:
 
 def test_json_answers_are_written_in_one_order_of_keys_and_must_be_json(write: Write) -> None:
     rows: list[dict[str, Any]] = [
-        {"text": f"item {n}", "label": {"b": n, "a": "é"} if n % 2 else {"a": "é", "b": n}} for n in range(80)
+        {"text": f"item {n}", "label": json.dumps({"b": n, "a": "é"} if n % 2 else {"a": "é", "b": n})}
+        for n in range(80)
     ]
     found = divided(write("a.jsonl", [*rows, {"text": "odd one", "label": "no JSON"}]))
     assert found.kind == "JSON"
     train = found.splits["train"]
-    assert all(json.loads(one.answer) == rows[one.line - 1]["label"] and "é" in one.answer for one in train)
+    assert all(json.loads(one.answer) == json.loads(rows[one.line - 1]["label"]) and "é" in one.answer for one in train)
     assert len({tuple(json.loads(one.answer)) for one in train}) == 1 and not any(" " in one.answer for one in train)
     assert found.left_out == {"no JSON": 1}
 

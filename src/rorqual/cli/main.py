@@ -117,7 +117,7 @@ VERBS = "rorqual.cli.verbs"
 DISTIL_OPTIONS = {
     "Keys": "rorqual.factory.config:FactoryConfig",
     "Keys for a server": "rorqual.factory.config:Access",
-    "Keys of filters, such as filters.repeated=0.5": "rorqual.factory.config:FilterConfig",
+    "Keys of filters, such as filters.names=[]": "rorqual.factory.config:FilterConfig",
     "Keys of the command": f"{VERBS}.distil:DistilCommand",
 }
 OPTIONS = {

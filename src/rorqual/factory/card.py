@@ -20,7 +20,7 @@ from rorqual.report.table import Table
 
 REASONS: Mapping[str, str] = {
     "error": "no answer: a content filter, a tool call, or an error in mid-answer",
-    "length": "cut off, too short or too long",
+    "length": "cut off, or without a token",
     "wrong": "graded wrong by the task",
     "ungraded": "the grader failed or timed out, or the gold answer is unusable",
     "repetition": "too much repeated text",

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rorqual.core.config import MOST, Config, Count, Natural, NonNegative, Part, Positive, Seed, Share
+from rorqual.core.config import MOST, Config, Count, Natural, NonNegative, Part, Positive, Seed
 from rorqual.core.records import Thinking
 from rorqual.engine.request import SamplingParams
 from rorqual.engine.seeds import Bits
@@ -18,18 +18,11 @@ ADDRESS = ("http://", "https://")
 
 
 class FilterConfig(Config):
-    """The filters that run on samples, and their limits."""
+    """The filters that run on samples. Their limits are constants of `rorqual.factory.filters`."""
 
     names: tuple[FilterName, ...] = Field(
         ("length", "repetition", "language", "contaminated", "duplicate"), description="filters to run"
     )
-    shortest: Natural = Field(1, description="minimum tokens")
-    longest: Natural = Field(0, description="maximum tokens; 0: no limit. A truncated reply is too long")
-    ngram: Count = Field(8, description="words of the n-grams of repeated")
-    repeated: Share = Field(0.6, description="largest share of repeated lines, and of words in repeated n-grams")
-    foreign: Share = Field(0.2, description="largest share of letters outside the sample's main script")
-    shingle: Count = Field(3, description="consecutive words of the texts compared by similar")
-    similar: Part = Field(0.8, description="Jaccard similarity from which two samples of a problem are duplicates")
     overlap: int = Field(
         8, ge=2, le=MOST, description="consecutive words of an evaluation item that contaminate a text"
     )

@@ -17,6 +17,12 @@ EXCLUDED: Mapping[Keep, tuple[str, ...]] = {"right": ("wrong", "ungraded"), "gra
 """For each value of `keep`: the verdicts of the samples that are dropped."""
 FEW_LINES = 4
 """Repeated lines are counted only in texts with at least this many lines."""
+NGRAM, REPEATED = 8, 0.6
+"""Words of the n-grams of repetition, and the largest share of repeated lines, and of words in repeated n-grams."""
+FOREIGN = 0.2
+"""The largest share of letters outside the sample's main script."""
+SHINGLE, SIMILAR = 3, 0.8
+"""Consecutive words of the texts that are compared, and the Jaccard similarity from which two samples of a problem are duplicates."""
 
 
 def words(text: str) -> list[str]:
@@ -24,16 +30,16 @@ def words(text: str) -> list[str]:
     return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
-def repeated_share(text: str, ngram: int) -> float:
+def repeated_share(text: str) -> float:
     """Return the larger of two shares: the share of words in n-grams that occurred earlier in the text, and the share
     of repeated lines."""
     tokens = words(text)
     seen: set[tuple[str, ...]] = set()
     covered = [False] * len(tokens)
-    for start in range(len(tokens) - ngram + 1):
-        gram = tuple(tokens[start : start + ngram])
+    for start in range(len(tokens) - NGRAM + 1):
+        gram = tuple(tokens[start : start + NGRAM])
         if gram in seen:
-            covered[start : start + ngram] = [True] * ngram
+            covered[start : start + NGRAM] = [True] * NGRAM
         seen.add(gram)
     lines = [" ".join(line.split()) for line in text.split("\n") if line.strip()]
     n_repeated = len(lines) - len(set(lines)) if len(lines) >= FEW_LINES else 0
@@ -94,14 +100,13 @@ def reason_alone(row: Distilled, cut_off: bool, contaminated: bool, filters: Fil
     """Return the first reason to drop a sample, or an empty string to keep the sample. Duplicates are checked separately, in `drop_reasons`."""
     text = reply_text(row)
     enabled = set(filters.names)
-    too_long = cut_off or 0 < filters.longest < row.completion_tokens
-    if "length" in enabled and (too_long or row.completion_tokens < filters.shortest):
+    if "length" in enabled and (cut_off or not row.completion_tokens):
         return "length"
     if row.verdict in EXCLUDED[keep]:
         return row.verdict
-    if "repetition" in enabled and repeated_share(text, filters.ngram) > filters.repeated:
+    if "repetition" in enabled and repeated_share(text) > REPEATED:
         return "repetition"
-    if "language" in enabled and foreign_share(text) > filters.foreign:
+    if "language" in enabled and foreign_share(text) > FOREIGN:
         return "language"
     return "contaminated" if "contaminated" in enabled and contaminated else ""
 
@@ -134,7 +139,7 @@ def drop_reasons(
             groups.setdefault(row.key, []).append(index)
     for indices in groups.values():
         texts = [reply_text(rows[index]) for index in indices]
-        for index, is_duplicate in zip(indices, duplicates(texts, filters.shingle, filters.similar), strict=True):
+        for index, is_duplicate in zip(indices, duplicates(texts, SHINGLE, SIMILAR), strict=True):
             if is_duplicate:
                 results[index] = "duplicate"
     return results

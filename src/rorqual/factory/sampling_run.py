@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -50,7 +49,7 @@ def sample_teacher(config: FactoryConfig, out: Path, *, threads: int, quiet: boo
     """
     out = Path(out)
     _check_config(config, out)
-    if _is_finished(out):
+    if (out / FINISHED).is_file() and (out / DATA).is_file():
         return out / DATA
     with own_run(out):
         _check_config(config, out)
@@ -82,8 +81,7 @@ def _finish(work: Work, out: Path, completed: bool, costs: Ledger) -> None:
     )
     if not completed:
         raise budget_error(teacher.spending, len(work.have), work.total, out)
-    files = [DATA, CONTAMINATED, "card.html", "card.md"]
-    write_json(out / FINISHED, {name: (out / name).stat().st_size for name in files})
+    write_json(out / FINISHED, {"rows": len(rows)})
 
 
 @dataclass
@@ -168,14 +166,10 @@ class Work:
             warn()
             return completed
         except RorqualError as error:
-            raise self.with_saved_count(error) from error
-
-    def with_saved_count(self, error: RorqualError) -> RorqualError:
-        """Return a copy of the error whose remedy also states the number of saved samples."""
-        progress = (
-            f"{len(self.have)} of {self.total} samples are saved in {self.journal.path}; the same command resumes."
-        )
-        return type(error)(error.what, where=error.where, remedy=f"{error.remedy} {progress}".strip())
+            saved = (
+                f"{len(self.have)} of {self.total} samples are saved in {self.journal.path}; the same command resumes."
+            )
+            raise type(error)(error.what, where=error.where, remedy=f"{error.remedy} {saved}".strip()) from error
 
     def note(self) -> str:
         """Return the text next to the progress bar: share of right samples, failures and money."""
@@ -289,15 +283,6 @@ def _check_config(config: FactoryConfig, out: Path) -> None:
             where=str(file),
             remedy="Choose another folder (out=), or use the same settings to resume.",
         )
-
-
-def _is_finished(out: Path) -> bool:
-    """Return whether an earlier call finished, and all files that it wrote still have their recorded sizes."""
-    try:
-        sizes = json.loads((out / FINISHED).read_bytes())
-    except (FileNotFoundError, ValueError):
-        return False
-    return all((out / name).is_file() and (out / name).stat().st_size == size for name, size in sizes.items())
 
 
 def _write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:

@@ -5,16 +5,11 @@ from __future__ import annotations
 from fractions import Fraction
 
 from rorqual.tasks.expressions import verify_latex
-from rorqual.tasks.marks import BOXED, last_line, last_mark, unwrap_answer, without_thinking
+from rorqual.tasks.marks import last_line, last_mark, unwrap_answer, without_thinking
 from rorqual.tasks.numbers import last_number, read_number, whole_number
 from rorqual.tasks.task import Verdict
 
-__all__ = ["answer_number", "final_answer", "final_number", "last_boxed", "last_mark", "math_equal", "whole_number"]
-
-
-def last_boxed(text: str) -> str | None:
-    r"""Return the content of the last complete `\boxed{...}`, or None."""
-    return BOXED.find(text)
+__all__ = ["answer_number", "final_answer", "final_number", "last_mark", "math_equal", "whole_number"]
 
 
 def final_answer(text: str) -> str:

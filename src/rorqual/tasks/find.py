@@ -76,7 +76,7 @@ def _build(make: Callable[..., Task], spec: str, options: dict[str, Any], data: 
     except RorqualError:
         raise
     except Exception as error:  # a user's constructor may raise any exception; the error names the task
-        raise _task_error(error, spec, "the constructor") from error
+        raise name_user_error(error, f"task {spec}", "the constructor") from error
     return task
 
 
@@ -122,16 +122,16 @@ def _line_of(value: Any) -> int:
         return 1
 
 
-def _task_error(error: Exception, task: str, doing: str) -> TaskError:
-    """Wrap an exception from a task's code in a TaskError that names the innermost file and line outside Python and its packages."""
+def name_user_error(error: Exception, where: str, doing: str) -> TaskError:
+    """Wrap an exception from a user's code in a TaskError that names the innermost file and line outside Python and its packages."""
     frames = traceback.extract_tb(error.__traceback__)
     installed = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
     own = [frame for frame in frames if not frame.filename.startswith(installed)]
     place = "".join(f" at {frame.filename}:{frame.lineno}" for frame in (own or frames)[-1:])
     return TaskError(
         f"{doing} raised {type(error).__name__}: {error}{place}",
-        where=f"task {task}",
-        remedy="Fix the task. A failure cannot count as a score, because the model would train on it.",
+        where=where,
+        remedy="Fix this line. A failure cannot count as an answer or as a score.",
     )
 
 
@@ -146,7 +146,7 @@ def safe_grade(task: Task, problem: Problem, reply: str, *, read: Literal["marke
         raise
     except Exception as error:  # a failing grader must stop the run, never score 0
         where = problem.meta.get("where") or f"problem {shorten(problem.key, 80, placeholder='...')!r}"
-        raise _task_error(error, task.name, f"the grader, on {where},") from error
+        raise name_user_error(error, f"task {task.name}", f"the grader, on {where},") from error
     if not isinstance(verdict, Verdict):
         raise TaskError(
             f"the grader returned {verdict!r:.40}, not a Verdict",
@@ -168,7 +168,7 @@ def safe_problems(task: Task, split: Split, seed: int) -> Iterator[Problem]:
     except RorqualError:
         raise
     except Exception as error:  # a user's generator may raise any exception
-        raise _task_error(error, task.name, f"problems({split!r}, {seed})") from error
+        raise name_user_error(error, f"task {task.name}", f"problems({split!r}, {seed})") from error
 
 
 KEYS, KEY_SECONDS = 1_000, 10.0

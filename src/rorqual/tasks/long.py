@@ -7,8 +7,9 @@ import string
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from rorqual.core.errors import ConfigError, nearest
+from rorqual.core.errors import ConfigError
 from rorqual.tasks.families import NAMES, Families
+from rorqual.tasks.names import check_names
 from rorqual.tasks.task import Problem, Split, Task, Verdict, split_of
 
 CHARACTERS = string.ascii_letters + string.digits
@@ -45,12 +46,7 @@ class Long(Task):
         questions: int = 1,
         hard: float = 0.0,
     ) -> None:
-        self.names = [names] if isinstance(names, str) else list(names)
-        for name in self.names:
-            if name not in (*OWN, *NAMES):
-                raise ConfigError(f"unknown problem '{name}'", where="long.names", remedy=nearest(name, (*OWN, *NAMES)))
-        if not self.names or len(set(self.names)) != len(self.names):
-            raise ConfigError("names is empty or repeats a name", where="long.names", remedy="Name each problem once.")
+        self.names = check_names(names, (*OWN, *NAMES), "long.names")
         if not 1 <= questions <= pairs <= len(CHARACTERS):
             raise ConfigError(
                 f"a question cannot name {questions} of {pairs} keys",

@@ -9,8 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from graphlib import CycleError, TopologicalSorter
-from itertools import pairwise, permutations
+from itertools import permutations
 from typing import Any
 
 from rorqual.core.sampling import Grammar
@@ -53,9 +52,12 @@ def answer_grammar(train: Sequence[Example], kind: AnswerKind) -> Grammar | None
 
 
 def schema_of(values: Sequence[Any]) -> dict[str, Any]:
-    """Return a JSON schema that all values match. Object keys that every value has are required, and keys that no value has are forbidden."""
+    """Return a JSON schema that all values match. Object keys that every value has are required, and keys that no value has are forbidden.
+
+    The keys are in the order in which they first appear.
+    """
     if all(isinstance(value, dict) for value in values):
-        names = _key_order(values)
+        names = list(dict.fromkeys(name for value in values for name in value))
         required = [name for name in names if all(name in value for value in values)]
         properties = {name: schema_of([value[name] for value in values if name in value]) for name in names}
         return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
@@ -70,21 +72,6 @@ def schema_of(values: Sequence[Any]) -> dict[str, Any]:
     if types == ["integer", "number"]:
         types = ["number"]
     return {"type": types[0] if len(types) == 1 else types}
-
-
-def _key_order(values: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return all keys in an order that agrees with the key order of every value, or
-    in the order of first appearance if there is no such order.
-    """
-    names = list(dict.fromkeys(name for value in values for name in value))
-    before: dict[str, dict[str, None]] = {name: {} for name in names}
-    for value in values:
-        for first, second in pairwise(value):
-            before[second][first] = None
-    try:
-        return list(TopologicalSorter(before).static_order())
-    except CycleError:
-        return names
 
 
 def in_key_order(value: Any, schema: Mapping[str, Any]) -> Any:

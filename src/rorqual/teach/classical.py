@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from rorqual.core.errors import TaskError
 from rorqual.core.extras import extra
+from rorqual.tasks.find import name_user_error
 from rorqual.teach.examples import AnswerKind, Example, canonical_answer
 
 Rule = Callable[[str], str]
@@ -64,25 +64,19 @@ def classical(
 
 
 def apply_rule(rule: Rule, prompt: str) -> str:
-    """Return the rule's answer to a prompt. Raises TaskError, with the file and line, if the rule raises or returns no text."""
-    name, code = getattr(rule, "__name__", repr(rule)), getattr(rule, "__code__", None)
-    file, line = (code.co_filename, code.co_firstlineno) if code else (name, 0)
+    """Return the rule's answer to a prompt. Raises TaskError, with the prompt, if the rule raises or returns no text."""
+    name, where = getattr(rule, "__name__", repr(rule)), f"the prompt {prompt!r:.80}"
     try:
         answer = rule(prompt)
     except Exception as error:  # a user's rule may raise any exception
-        frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-        raise TaskError(
-            f"the rule `{name}` raised {type(error).__name__}: {error}, for the prompt {prompt!r:.80}",
-            where=f"{file}:{frames[-1] if frames else line}",
-            remedy="Fix the line. A rule returns an answer for every prompt.",
-        ) from error
+        raise name_user_error(error, where, f"the rule `{name}`") from error
     if isinstance(answer, dict):
         with suppress(TypeError, ValueError):
             return json.dumps(answer, ensure_ascii=False)
     if not isinstance(answer, str):
         raise TaskError(
-            f"the rule `{name}` returned a {type(answer).__name__}, not a string or a dict of JSON values, for the prompt {prompt!r:.80}",
-            where=f"{file}:{line}",
+            f"the rule `{name}` returned a {type(answer).__name__}, not a string or a dict of JSON values",
+            where=where,
             remedy="Return the answer as a string, or the fields of a JSON answer as a dict.",
         )
     return answer

@@ -46,12 +46,6 @@ def test_every_format_has_its_golden_file() -> None:
     assert len(used) > 100, "texts too poor to tell one encoding from another"
 
 
-SAFE = st.text(
-    st.characters(codec="utf-8", exclude_characters="<｜|\ufffd", exclude_categories=["Cs", "Cn", "Mn", "Lo"]),
-    max_size=8,
-)
-
-
 @settings(deadline=None, max_examples=20)
 @pytest.mark.parametrize("name", ["chatml", "qwen3", "smollm2", "deepseek", "deepseek-r1"])
 @given(data=st.data())

@@ -1,19 +1,15 @@
-"""Conversations with tools in every family: tokenizers that have marks for them, and what the published templates write.
+"""Conversations with tools in every family: tokenizers that have marks for them, and which of them the published templates write.
 
-`python tests/data/chat/tool_families.py FOLDER` writes `golden/tools.json` anew, by transformers; FOLDER holds the templates that may not
-be kept here (`deepseek-v3.jinja`, `llama3.1.jinja`).
+`golden/tools.json` holds what `apply_chat_template` of transformers writes of the cases in `WRITTEN`, with a generation prompt and the tools.
+DeepSeek's templates get arguments as text. Our formats had no part in it.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from functools import cache
-from pathlib import Path
-from typing import Any
 
-import jinja2
-from chat_families import FAMILY, GOLDEN, PUBLISHED, SPECIALS, TEMPLATES
+from chat_families import FAMILY, GOLDEN
 
 from rorqual.core.records import Message, Tool, ToolCall
 from rorqual.data.chat import ChatFormat, chat_format
@@ -100,68 +96,3 @@ WRITTEN: dict[str, set[str]] = {
 }  # fmt: skip
 """Cases that a published template writes as it was meant to. DeepSeek's say nothing about tools that are offered; R1's and V3's leave
 marks out in a second round, and V3's also after a single call."""
-SWITCHES: dict[str, dict[str, dict[str, bool]]] = {
-    "qwen3": {"auto": {}, "off": {"enable_thinking": False}},
-    "deepseek": {"on": {"thinking": True}, "off": {"thinking": False}},
-}
-
-
-def row(message: Message, *, as_text: bool, empty: str | None) -> dict[str, Any]:
-    """A message as transformers takes it."""
-    said: dict[str, Any] = {
-        "role": str(message.role),
-        "content": message.content or (empty if message.tool_calls else ""),
-    }
-    if message.reasoning is not None:
-        said["reasoning_content"] = message.reasoning
-    if message.tool_calls:
-        said["tool_calls"] = [
-            {
-                "type": "function",
-                "function": {"name": c.name, "arguments": c.arguments if as_text else json.loads(c.arguments)},
-            }
-            for c in message.tool_calls
-        ]
-    return said
-
-
-def offered(tools: tuple[Tool, ...]) -> list[dict[str, Any]] | None:
-    rows = [{"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)} for tool in tools]
-    return [{"type": "function", "function": one} for one in rows] or None
-
-
-def write(elsewhere: Path) -> None:
-    """The golden file; our formats have no part in it."""
-    from tokenizers import Tokenizer as Theirs
-    from transformers import PreTrainedTokenizerFast
-
-    lines = []
-    for name, names in WRITTEN.items():
-        family = FAMILY[name]
-        file = TEMPLATES / f"{PUBLISHED.get(name, name)}.jinja"
-        template = (file if file.is_file() else elsewhere / file.name).read_text(encoding="utf-8")
-        bos = SPECIALS[family][0] if family in ("llama3", "deepseek") else None
-        peer = PreTrainedTokenizerFast(tokenizer_object=Theirs.from_str(source(family)), bos_token=bos)
-        for case in (case for case in CASES if case in names):
-            messages, tools = CASES[case]
-            rows = [row(m, as_text=family == "deepseek", empty=None if name == "deepseek-v3" else "") for m in messages]
-            for thinking, told in SWITCHES.get(name, {"auto": {}}).items():
-                wanted: dict[str, Any] = {
-                    "chat_template": template,
-                    "add_generation_prompt": True,
-                    "tools": offered(tools),
-                    **told,
-                }
-                if name == "deepseek-v3":  # its template asks for a content of None, which transformers leaves out
-                    text = jinja2.Template(template).render(messages=rows, add_generation_prompt=True, bos_token=bos)
-                    ids = peer.encode(text, add_special_tokens=False)
-                else:
-                    text = peer.apply_chat_template(rows, tokenize=False, **wanted)
-                    ids = peer.apply_chat_template(rows, tokenize=True, return_dict=False, **wanted)
-                lines.append({"format": name, "case": case, "thinking": thinking, "text": text, "ids": ids})
-    text = ",\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
-    (GOLDEN / "tools.json").write_text(f"[\n{text}\n]\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    write(Path(sys.argv[1]))

@@ -1,20 +1,17 @@
 """Conversations in DeepSeek-V3.2's format, and the file of what the published encoder writes of them.
 
-`python tests/data/chat/v32_golden.py FOLDER` writes `golden/deepseek-v3.2.json` anew; FOLDER holds `encoding_dsv32.py`, which may not be kept
-here. Our format has no part in it.
+`golden/deepseek-v3.2.json` holds what `encode_messages` of the published `encoding_dsv32.py` writes of `CASES` in its modes `thinking` and
+`chat`. Tools and schema were given to it with the first system turn. The file names the encoder's source, which may not be kept here. Our format
+had no part in it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 FILE = Path(__file__).parent / "golden" / "deepseek-v3.2.json"
-SOURCE = "deepseek-ai/DeepSeek-V3.2, encoding/encoding_dsv32.py, as copied into sglang 0.5.7 (srt/entrypoints/openai)"
 
 Row = dict[str, Any]
 
@@ -126,37 +123,3 @@ SHORT = "{instructions}"
 SCHEMA = {"type": "object", "properties": {"天": {"enum": ["a", 1, None]}}, "required": ["天"]}
 WITH_SCHEMA = ("a question", "tools after a system turn", "two calls")
 """Cases that are written a second time, with a schema that the answer must match."""
-MODES = {"on": "thinking", "off": "chat"}
-
-
-def write(elsewhere: Path) -> None:
-    """The golden file. Tools are given to the published encoder with the first system turn."""
-    source = elsewhere / "encoding_dsv32.py"
-    spec = importlib.util.spec_from_file_location("encoding_dsv32", source)
-    assert spec is not None and spec.loader is not None
-    published = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(published)
-    tools_text = published.render_tools([])
-    instructions = tools_text[: tools_text.index("<functions>\n")]
-    lines = []
-    for case, (messages, tools) in CASES.items():
-        rows = [dict(row) for row in messages]
-        if tools:
-            rows = rows if rows[0]["role"] == "system" else [_system(""), *rows]
-            rows[0]["tools"] = tools
-        formats = [None, SCHEMA] if case in WITH_SCHEMA else [None]
-        for thinking, mode, schema in ((*one, schema) for one in MODES.items() for schema in formats):
-            first = rows[0] if rows[0]["role"] == "system" else _system("")
-            rest = rows if first is not rows[0] else rows[1:]
-            given = rows if schema is None else [first | {"response_format": schema}, *rest]
-            text = published.encode_messages(given, thinking_mode=mode).replace(instructions, SHORT)
-            line = {"case": case, "thinking": thinking, "schema": schema is not None, "text": text}
-            lines.append(json.dumps(line, ensure_ascii=False))
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()
-    said = json.dumps(instructions, ensure_ascii=False)
-    head = f'"source": {json.dumps(SOURCE)},\n"sha256": "{digest}",\n"instructions": {said}'
-    FILE.write_text("{\n" + head + ',\n"written": [\n' + ",\n".join(lines) + "\n]\n}\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    write(Path(sys.argv[1]))

@@ -6,11 +6,12 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from rorqual.core.errors import ConfigError, nearest
+from rorqual.core.errors import ConfigError
 from rorqual.tasks.everyday.everyday_task import EverydayTask
 from rorqual.tasks.everyday.prices import Prices
 from rorqual.tasks.everyday.reviews import Reviews
 from rorqual.tasks.everyday.sentences import Sentences
+from rorqual.tasks.names import check_names
 from rorqual.tasks.task import Problem, Split, Task, Verdict, split_of
 
 EVERYDAY_TASKS: dict[str, EverydayTask] = {task.name: task for task in (Reviews(), Prices(), Sentences())}
@@ -37,19 +38,11 @@ class Everyday(Task):
     name = "everyday"
 
     def __init__(self, names: Sequence[str] = tuple(EVERYDAY_TASKS), pool: Pool = "any") -> None:
-        names = [names] if isinstance(names, str) else list(names)
-        for name in names:
-            if name not in EVERYDAY_TASKS:
-                raise ConfigError(
-                    f"unknown everyday task '{name}'", where="everyday.names", remedy=nearest(name, EVERYDAY_TASKS)
-                )
-        if not names or len(set(names)) != len(names):
-            raise ConfigError("names is empty or repeats a task", where="everyday.names", remedy="Name each task once.")
         if pool not in ("any", "teacher", "original"):
             raise ConfigError(
                 f"unknown pool '{pool}'", where="everyday.pool", remedy="Use pool=any, pool=teacher or pool=original."
             )
-        self.tasks = [EVERYDAY_TASKS[name] for name in names]
+        self.tasks = [EVERYDAY_TASKS[name] for name in check_names(names, EVERYDAY_TASKS, "everyday.names")]
         self.pool = pool
 
     def problems(self, split: Split, seed: int) -> Iterator[Problem]:

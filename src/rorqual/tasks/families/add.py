@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import ClassVar
 
-from rorqual.tasks.families.family import Family, FamilyKind
+from rorqual.tasks.families.family import Family
 from rorqual.tasks.task import Problem
 
 
@@ -16,10 +16,8 @@ class Add(Family):
     """
 
     name: ClassVar[str] = "add"
-    kind: ClassVar[FamilyKind] = "arithmetic"
     easy: ClassVar[range] = range(2, 4)
     hard: ClassVar[range] = range(4, 7)
-    version: ClassVar[int] = 2
 
     def sample(self, rng: random.Random, difficulty: int) -> Problem:
         low, high = 10 ** (difficulty - 1), 10**difficulty - 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import ClassVar
 
-from rorqual.tasks.families.family import Family, FamilyKind
+from rorqual.tasks.families.family import Family
 from rorqual.tasks.task import Problem
 
 OPERATIONS = (*((op, n) for op in "+-" for n in range(1, 10)), ("*", 3), ("*", 7), ("*", 9))
@@ -17,10 +17,8 @@ class Chain(Family):
     """Operations modulo ten: the steps of `chain 7+5*3-8` are `7+5=2 2*3=6 6-8=8`. `difficulty` is the number of operations."""
 
     name: ClassVar[str] = "chain"
-    kind: ClassVar[FamilyKind] = "arithmetic"
     easy: ClassVar[range] = range(2, 5)
     hard: ClassVar[range] = range(5, 9)
-    version: ClassVar[int] = 2
 
     def sample(self, rng: random.Random, difficulty: int) -> Problem:
         start = rng.randrange(10)

@@ -7,7 +7,7 @@ import random
 import string
 from typing import ClassVar
 
-from rorqual.tasks.families.family import Family, FamilyKind
+from rorqual.tasks.families.family import Family
 from rorqual.tasks.task import Problem
 
 LETTERS = string.ascii_lowercase
@@ -27,10 +27,8 @@ class Count(Family):
     """
 
     name: ClassVar[str] = "count"
-    kind: ClassVar[FamilyKind] = "text"
     easy: ClassVar[range] = range(3, 7)
     hard: ClassVar[range] = range(7, 12)
-    version: ClassVar[int] = 2
 
     def sample(self, rng: random.Random, difficulty: int) -> Problem:
         most = self._most(difficulty)

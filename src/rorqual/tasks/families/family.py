@@ -5,11 +5,10 @@ from __future__ import annotations
 import random
 import re
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from rorqual.tasks.task import Problem, Verdict
 
-FamilyKind = Literal["arithmetic", "algorithm", "text", "logic"]
 INTEGER = re.compile(r"-?[0-9]+")
 
 
@@ -18,11 +17,10 @@ class Family(ABC):
     only copies the answer."""
 
     name: ClassVar[str]
-    kind: ClassVar[FamilyKind]
     easy: ClassVar[range]
     hard: ClassVar[range]
     numeric: ClassVar[bool] = True
-    version: ClassVar[int]
+    version: ClassVar[int] = 2
     """Increase `version` when the problems change, because results of different versions are not comparable.
 
     Version 2 of every family keeps the shares of difficulties constant (`ENOUGH` in mixture.py). The docstring of a

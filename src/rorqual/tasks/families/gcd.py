@@ -6,7 +6,7 @@ import math
 import random
 from typing import ClassVar
 
-from rorqual.tasks.families.family import Family, FamilyKind
+from rorqual.tasks.families.family import Family
 from rorqual.tasks.task import Problem
 
 FIRST = (9, 27)
@@ -27,10 +27,8 @@ class Gcd(Family):
     """
 
     name: ClassVar[str] = "gcd"
-    kind: ClassVar[FamilyKind] = "algorithm"
     easy: ClassVar[range] = range(1, 4)
     hard: ClassVar[range] = range(4, 7)
-    version: ClassVar[int] = 2
 
     def sample(self, rng: random.Random, difficulty: int) -> Problem:
         first = rng.choice(FIRST)

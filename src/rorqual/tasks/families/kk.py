@@ -6,7 +6,7 @@ import random
 from itertools import combinations, permutations, product
 from typing import ClassVar, NamedTuple
 
-from rorqual.tasks.families.family import Family, FamilyKind
+from rorqual.tasks.families.family import Family
 from rorqual.tasks.task import Problem
 
 PEOPLE = "ABC"
@@ -91,11 +91,9 @@ class KnightsKnaves(Family):
     """
 
     name: ClassVar[str] = "kk"
-    kind: ClassVar[FamilyKind] = "logic"
     easy: ClassVar[range] = range(1, 3)
     hard: ClassVar[range] = range(3, 5)
     numeric: ClassVar[bool] = False
-    version: ClassVar[int] = 2
 
     def sample(self, rng: random.Random, difficulty: int) -> Problem:
         solution = rng.choice(MIXED)

@@ -17,6 +17,7 @@ from rorqual.tasks.families.kk import KnightsKnaves
 from rorqual.tasks.families.mod import Mod
 from rorqual.tasks.families.sub import Sub
 from rorqual.tasks.families.swap import Swap
+from rorqual.tasks.names import check_names
 from rorqual.tasks.task import Problem, Split, Task, Verdict, split_of
 
 FAMILIES: tuple[Family, ...] = (Add(), Sub(), Chain(), Gcd(), Mod(), Swap(), Count(), KnightsKnaves())
@@ -45,14 +46,7 @@ class Families(Task):
     name = "families"
 
     def __init__(self, names: Sequence[str] = NAMES, hard: float = 0.3) -> None:
-        names = [names] if isinstance(names, str) else list(names)
-        for name in names:
-            if name not in NAMES:
-                raise ConfigError(f"unknown family '{name}'", where="families.names", remedy=nearest(name, NAMES))
-        if not names or len(set(names)) != len(names):
-            raise ConfigError(
-                "names is empty or repeats a family", where="families.names", remedy="Name each family once."
-            )
+        names = check_names(names, NAMES, "families.names")
         if isinstance(hard, bool) or not isinstance(hard, int | float) or not 0 <= hard <= 1:
             raise ConfigError(
                 f"not a share from 0 to 1: {hard!r}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import ClassVar
 
-from rorqual.tasks.families.family import Family, FamilyKind
+from rorqual.tasks.families.family import Family
 from rorqual.tasks.task import Problem
 
 DIVISORS = (7, 9)
@@ -21,10 +21,8 @@ class Mod(Family):
     """
 
     name: ClassVar[str] = "mod"
-    kind: ClassVar[FamilyKind] = "algorithm"
     easy: ClassVar[range] = range(2, 5)
     hard: ClassVar[range] = range(5, 9)
-    version: ClassVar[int] = 2
 
     def sample(self, rng: random.Random, difficulty: int) -> Problem:
         number = str(rng.randint(10 ** (difficulty - 1), 10**difficulty - 1))

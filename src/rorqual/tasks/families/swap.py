@@ -6,7 +6,7 @@ import random
 from itertools import combinations
 from typing import ClassVar
 
-from rorqual.tasks.families.family import Family, FamilyKind
+from rorqual.tasks.families.family import Family
 from rorqual.tasks.task import Problem
 
 LETTERS = "abcde"
@@ -21,10 +21,8 @@ class Swap(Family):
     """
 
     name: ClassVar[str] = "swap"
-    kind: ClassVar[FamilyKind] = "text"
     easy: ClassVar[range] = range(1, 4)
     hard: ClassVar[range] = range(4, 7)
-    version: ClassVar[int] = 2
     numeric: ClassVar[bool] = False
 
     def sample(self, rng: random.Random, difficulty: int) -> Problem:

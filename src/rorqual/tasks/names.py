@@ -1,0 +1,18 @@
+"""The names of the parts of a mixture, such as the families of problems."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rorqual.core.errors import ConfigError, nearest
+
+
+def check_names(names: Sequence[str], known: Iterable[str], where: str) -> list[str]:
+    """Return `names` as a list. Raises ConfigError at `where` for an unknown or repeated name, and for no name."""
+    chosen, known = [names] if isinstance(names, str) else list(names), list(known)
+    for name in chosen:
+        if name not in known:
+            raise ConfigError(f"unknown name '{name}'", where=where, remedy=nearest(name, known))
+    if not chosen or len(set(chosen)) != len(chosen):
+        raise ConfigError("names is empty or repeats a name", where=where, remedy="Name each part once.")
+    return chosen

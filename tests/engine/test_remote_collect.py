@@ -29,7 +29,7 @@ class Till(BudgetGuard):
             self.events.append(("enter", place) if self.most >= 0 else ("turned away", place))
             return self.most >= 0
 
-    def refused(self, place: int) -> None:
+    def count_unbilled_attempt(self, place: int) -> None:
         self.events.append(("refused", place))
 
     def used(self, place: int, usage: Mapping[str, int]) -> None:

@@ -65,7 +65,8 @@ AMOUNTS = tuple(field.name for field in fields(LedgerEntry) if field.name != "st
 
 
 class Ledger:
-    """Writer of the ledger file `path` for one process. Write `with ledger.of("stage") as entry: ...` for each stage, then call `close`.
+    """Writer of the ledger file `path` for one process. Write `with ledger.record_stage("stage") as entry: ...` for each stage,
+    then call `close`.
 
     With `whole_process`, the time before this object was created (start of Python, imports) counts as unaccounted. The file is
     written only if a stage was opened. Stages may be nested; time counts for the innermost stage only. `every` is the number

@@ -42,9 +42,8 @@ class AnswerCache:
     Completions with an `error` are not cached, so a later run retries them. Cached completions have text, reasoning, finish
     reason, usage and log-probabilities, but no token ids.
 
-    Answers of a server cost money. So each is synced to disk before the next one is added, and disk space is reserved in advance: the
-    last answer can be written even if the disk becomes full. Answers of an engine are only flushed to the operating system, so they
-    are not lost if this process is killed.
+    Answers of a server cost money, so each is synced to disk before the next one is added. Answers of an engine are only flushed to
+    the operating system, so they are not lost if this process is killed.
     """
 
     def __init__(self, generator: Engine | RemoteEngine, out: Path | None, made: Mapping[str, Any]) -> None:
@@ -60,7 +59,7 @@ class AnswerCache:
             digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
             self.path = out.with_name(f"{out.name}.{digest[:8]}.kept")
             paid = isinstance(generator, RemoteEngine)
-            self._journal = Journal(self.path, spare=paid, patience=0.0 if paid else SYNC_SECONDS)
+            self._journal = Journal(self.path, patience=0.0 if paid else SYNC_SECONDS)
             try:
                 self._load(self._journal)
             except DataError:

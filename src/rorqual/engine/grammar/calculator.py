@@ -34,7 +34,7 @@ def calculate(text: str) -> str:
 
     A calculation has two or more numbers and the four operators, and follows a word, a sentence mark, an equals sign or a line break.
 
-    >>> result("First, 12 + 3 * 2 =")
+    >>> calculate("First, 12 + 3 * 2 =")
     ' 18'
     """
     found = CALCULATION.search(text, max(0, len(text) - LONGEST))

@@ -48,7 +48,7 @@ def test_64_at_once_never_overspend(tmp_path: Path) -> None:
             if fate == "answer":
                 purse.settle(place, purse.bill(place, completion(tokens))[1])
             elif fate == "refused":
-                purse.refused(place)
+                purse.count_unbilled_attempt(place)
             purse.left(place)
 
         threads = [
@@ -71,7 +71,7 @@ def test_what_was_under_way_at_a_kill_counts_in_full(tmp_path: Path) -> None:
     path, access = tmp_path / "purse.jsonl", Access(budget=MOST * 10, **PRICES)
     with Budget(path, access, ASKS, []) as purse:
         assert all(purse.enter(place) for place in range(3))
-        purse.refused(1)
+        purse.count_unbilled_attempt(1)
         attempt, money = purse.bill(0, completion(5))
         purse.settle(0, money)
     assert (attempt, money) == ("p0.0#1", 9)

@@ -164,7 +164,7 @@ class Budget(BudgetGuard):
         self._journal.append([{"sent": attempt.name, "most": attempt.written}])
         return True
 
-    def refused(self, place: int) -> None:
+    def count_unbilled_attempt(self, place: int) -> None:
         """Release the reserve of a request that was not sent or that the server rejected."""
         with self._condition:
             attempt = self._open.pop(place)

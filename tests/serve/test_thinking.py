@@ -95,7 +95,7 @@ def test_a_family_that_does_not_think_answers_in_content(name: str, fields: dict
         assert shape.asks()[0].prompt == plain.asks()[0].prompt
         message, content, reasoning = answer(shape, "It is 4.")
         assert (message["content"], content, reasoning) == ("It is 4.", "It is 4.", "")
-        assert "reasoning_content" not in message and shape.ignored() == [next(iter(fields))]
+        assert "reasoning_content" not in message and shape.ignored_fields() == [next(iter(fields))]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -48,7 +48,7 @@ class ChatShape(Shape[ChatRequest]):
         self._tools = wanted.offered_tools()
         self._mode = service.chat.mode(self._messages, self._thinking)
 
-    def ignored(self) -> list[str]:
+    def ignored_fields(self) -> list[str]:
         return [] if self.service.chat.thinks else list(self.wanted.modes())
 
     def notes(self) -> dict[str, str]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
@@ -23,9 +23,6 @@ from rorqual.engine.kv_cache.manager import KVCacheManager
 from rorqual.engine.request_queue import RequestQueue, round_robin
 from rorqual.engine.sequence import InputBatch, Ints, Sequence
 from rorqual.ops.paged import BLOCK, QUERIES
-
-if TYPE_CHECKING:
-    from rorqual.engine.histories import Histories
 
 QUANTUM = 16
 """Minimum number of tokens that a sequence decodes before it may be preempted for fairness. This minimum lets every sequence
@@ -63,6 +60,16 @@ class SchedulerOutput:
         return not self.decode and not self.chunks
 
 
+class History(Protocol):
+    """Access to the token histories that the runner stores by slot."""
+
+    def tokens(self, slot: int, length: int) -> list[int]:
+        """Return the first `length` token ids of the sequence in `slot`."""
+
+    def save(self, slot: int, start: int, length: int) -> object:
+        """Return the per-token results of tokens [start, length), which the runner restores after a preemption."""
+
+
 class Scheduler:
     """Continuous batching over `slots` rows and the KV-cache blocks of `pages`.
 
@@ -70,7 +77,7 @@ class Scheduler:
     always gets at least `QUERIES` tokens.
     """
 
-    def __init__(self, slots: int, pages: KVCacheManager, history: Histories, *, step_tokens: int = 1024) -> None:
+    def __init__(self, slots: int, pages: KVCacheManager, history: History, *, step_tokens: int = 1024) -> None:
         self.slots, self.kv_cache, self.history = slots, pages, history
         self.step_tokens = step_tokens
         self.rows = InputBatch.empty(slots)

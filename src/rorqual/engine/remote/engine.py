@@ -319,7 +319,7 @@ class RemoteClient(ABC):
                     toll.count_unbilled_attempt(place)
                 fault, wait = f"HTTP {error.code}: {_message_of(error)}", _retry_after(error.headers)
                 if error.code not in RETRIED and (error.code < 500 or error.code in FINAL):
-                    remedy = _remedy(error.code)
+                    remedy = self._remedy(error.code)
                     raise RemoteError(fault, where=url, remedy=remedy, status=error.code) from None
                 alone = error.code != 429
             except NoCompletion as error:
@@ -334,6 +334,16 @@ class RemoteClient(ABC):
             if attempt < self.retries:
                 stop.wait(min(max(wait, self.backoff * 2**attempt), LONGEST_WAIT))
         raise RemoteError(f"{fault} (tried {attempt + 1} times)", where=url, remedy=remedy, alone=alone)
+
+    def _remedy(self, code: int) -> str:
+        """Return what to do about an HTTP status."""
+        known = {
+            401: "Give the server's API key as api_key.",
+            403: "Give an API key that may use this model.",
+            404: "Check the address, which often ends in /v1, and the name of the model.",
+        }
+        refused = "The server rejected this request: see its message. If it takes only shorter seeds, set seed_bits=31."
+        return known.get(code, refused)
 
     def _send(self, url: str, body: bytes | None, extra_headers: Mapping[str, str] | None = None) -> Any:
         """Send one HTTP request and return the JSON of the reply. The method is POST if `body` is given, else GET."""
@@ -460,17 +470,6 @@ def _message_of(error: urllib.error.HTTPError) -> str:
     except (ValueError, KeyError, TypeError):
         pass
     return shorten(str(raw)) or error.reason
-
-
-def _remedy(code: int) -> str:
-    known = {
-        401: "Give the server's API key as api_key.",
-        403: "Give an API key that may use this model.",
-        404: "Check the address, which often ends in /v1, and the name of the model.",
-    }
-    return known.get(
-        code, "The server rejected this request: see its message. If it takes only shorter seeds, set seed_bits=31."
-    )
 
 
 LARGEST_REPLY = 64 * 2**20

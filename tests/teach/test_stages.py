@@ -273,10 +273,10 @@ def test_a_killed_grpo_resumes_with_its_steps_and_not_with_newly_measured_ones(
         calls.append(name)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Training, "measured", killed)
+    monkeypatch.setattr(Training, "measure_on_dev", killed)
     with pytest.raises(KeyboardInterrupt):
         work.train_grpo()
-    monkeypatch.setattr(Training, "measured", measured)
+    monkeypatch.setattr(Training, "measure_on_dev", measured)
     monkeypatch.setattr(training, "MOST_GRPO", 7)
     result = work.train_grpo()
     assert calls == ["grpo"] and work.paths.grpo.config()["steps"] == 2 and "2 of 2 steps" in result.text

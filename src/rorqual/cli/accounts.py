@@ -86,7 +86,7 @@ def _kinds(stage: Stage) -> str:
 
 
 def account_rows(config: ModelConfig, settings: InspectSettings, free_memory: int) -> list[tuple[str, str]]:
-    """Return the rows of the table as (name, value with unit). `free_memory`: in bytes, or 0 if it is unknown."""
+    """Return the rows of the table as (name, value with unit). `free_memory`: the machine's free memory in bytes, or 0 if it is unknown."""
     size = BYTES[settings.dtype]
     context = min(settings.context, config.max_position_embeddings)
     no_attention, with_attention = (account(config, context=keys, cache_value_bytes=size) for keys in (0, context))
@@ -143,7 +143,7 @@ def _fits(size: int, free: int) -> str:
 
 
 def columns(rows: Iterable[Sequence[str]], right: frozenset[int] = frozenset()) -> str:
-    """Format rows as aligned columns. Columns in `right` are right-aligned."""
+    """Format rows as aligned columns. Columns whose index is in `right` are right-aligned."""
     table = [tuple(row) for row in rows]
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     lines = []

@@ -61,7 +61,7 @@ class Timing:
 
 
 def bench_run(run: str, arguments: Sequence[str] | None) -> None:
-    """Run the benchmark and print its table. If `out` is set, write the measurements of every repeat to this file."""
+    """Run the benchmark and print its table. If `out` is set, write the measurements of every repeat to the file `out`."""
     chosen = read(BenchSettings, arguments)
     if run.startswith(REMOTE):
         raise ConfigError("bench cannot measure a server", where=run, remedy="Give a run's folder.")

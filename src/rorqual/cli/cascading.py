@@ -20,19 +20,21 @@ from rorqual.tasks.task import Task
 
 DEFAULT_SURE = 0.8
 OTHER_WAYS = ("best_of", "verifier", "verifier_data", "refine")
-"""Settings of other ways to get an answer, which a cascade does not use."""
+"""Settings of other ways to compute an answer, which a cascade does not support."""
 
 
 def measure_cascade(
     models: tuple[str, str], settings: EvalSettings, task: Task, file: Path | None, progress: Callable[[int, int], None]
 ) -> Cascade:
-    """Evaluate the cascade and save it in `file`. Answers are kept next to `file` until then, so the same command resumes.
+    """Evaluate a cascade of (student, teacher), and save the result in `file`. Until the result is saved, answers are
+    cached next to `file`, so the same command resumes.
 
-    The student answers `settings.count` problems of the dev split for the calibration, and then the problems of `settings.split`. The
-    teacher answers the latter once each, greedily if the student votes.
+    The student answers `settings.count` problems of the dev split for the calibration, and then the problems of
+    `settings.split`. The teacher answers only the problems of `settings.split`. If the student votes over several
+    samples, the teacher generates one greedy sample per problem.
     """
     _check(models, settings)
-    # An empty dev split is refused before the first answer.
+    # Raise an error for an empty dev split before the first answer is generated.
     pick_problems(task, "dev", settings.count, settings.seed, settings.per_family)
     student, teacher = models
     asked = settings.evaluate_arguments()
@@ -40,7 +42,7 @@ def measure_cascade(
     prints = [fingerprint(RunDir(Path(one)), RunDir(Path(one)).checkpoint()) if is_run(one) else "" for one in models]
     with ExitStack() as caches:
         little = caches.enter_context(load_with_cached_answers(student, settings, file))
-        equal = is_run(student) and prints[0] == prints[1]  # two caches of one model would be one file
+        equal = is_run(student) and prints[0] == prints[1]  # two caches of the same model would use the same file
         large = little if equal else caches.enter_context(load_with_cached_answers(teacher, settings, file))
         dev = evaluate(little, task, progress=progress, model=student, **asked | {"split": "dev"})
         result = Cascade(
@@ -57,12 +59,12 @@ def measure_cascade(
 
 
 def is_run(model: str) -> bool:
-    """Return whether the name of a model is a run's folder, not a server's address."""
+    """Return whether `model` is the folder of a run instead of the address of a server."""
     return not model.startswith(REMOTE)
 
 
 def _check(models: tuple[str, str], settings: EvalSettings) -> None:
-    """Raise ConfigError for settings that a cascade cannot use, and for missing runs, before the first answer."""
+    """Raise ConfigError if a cascade does not support the settings or the pair of models, or if a run has no checkpoint."""
     if settings.split == "dev":
         raise ConfigError(
             "the student's confidence is calibrated on the dev split", where="split=dev", remedy="Give split=test."

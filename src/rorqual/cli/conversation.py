@@ -54,7 +54,8 @@ def reply_pieces(ids: Iterable[int], chat: ChatFormat, thinking: Thinking) -> It
 
 
 class Conversation:
-    """A conversation with a model, and its history of messages. `task` holds the grammar of every reply, and whether the engine calculates."""
+    """A conversation with a model, and its history of messages. `task` holds the grammar of the replies, and whether
+    the engine inserts the results of calculations."""
 
     def __init__(self, engine: Engine, settings: ChatSettings, task: TaskDefaults | None = None) -> None:
         self.engine, self.settings, self.task = engine, settings, task or TaskDefaults()

@@ -49,8 +49,9 @@ def measure(
 
 @contextmanager
 def load_with_cached_answers(model: str, settings: EvalSettings, file: Path | None) -> Iterator[AnswerCache]:
-    """Load `model` with an answer cache next to `file`. At the end, forget the answers, unless requests failed: then a later run retries
-    them. After an error, keep the answers and say where."""
+    """Load `model` with an answer cache next to `file`. At the end of the `with` block, the cached answers are deleted
+    if no request failed. If requests failed, the answers are kept, so that a repeated command retries only the failed
+    requests. After an exception, the answers are kept, and the path of the cache is printed."""
     engine, identity = _load(model, settings)
     with AnswerCache(engine, file, identity) as cache:
         if cache.count:

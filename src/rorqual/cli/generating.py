@@ -134,7 +134,7 @@ def _is_new(output: Partial, prompts: Prompts, line: int) -> bool:
 
 
 def _write(output: Partial, answered: Iterator[list[Answered]], chosen: GenerateSettings) -> list[str]:
-    """Write the answers as they arrive. Return the lines of the summary about them: their speed, and the first with errors."""
+    """Write the answers as they arrive. Return lines for the summary: the generation speed, and the first rows with errors."""
     start, n_before, tokens = time.monotonic(), output.count, 0
     faults: list[str] = []
     bar = None if chosen.quiet else Progress("generate", output.rows, unit="line", start=n_before)
@@ -239,6 +239,6 @@ def _identity(chosen: GenerateSettings, sampling: RowSampling, prompts: Prompts)
 
 
 def _defaults_that_apply(task: TaskDefaults, sampling: RowSampling) -> dict[str, Any]:
-    """Return the defaults of the task that apply, because the command line does not give their keys."""
+    """Return the task's defaults, except those whose keys the command line sets."""
     defaults = task.model_dump(mode="json", exclude_none=True)
     return {f"defaults.{key}": value for key, value in defaults.items() if key not in sampling.model_fields_set}

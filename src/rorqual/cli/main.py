@@ -155,7 +155,8 @@ OPTIONS = {
     "compare": {"Keys": f"{VERBS}.compare:CompareSettings"},
     "doctor": {"Keys": "rorqual.cli.settings:Placement"},
 }
-"""The settings classes of each command whose options are `key=value`, with their headings in its help."""
+"""For each command with `key=value` options: the headings of its help, each with the settings class whose fields the
+help lists below the heading."""
 
 
 def _add(name: str, verb: Any, example: str, *, hidden: bool = False) -> None:

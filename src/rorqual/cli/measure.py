@@ -19,9 +19,9 @@ from rorqual.tasks.task import Split
 
 REMOTE = ("http://", "https://")
 CASCADE = "cascade="
-"""Start of the name of a cascade: cascade=STUDENT,TEACHER."""
+"""Prefix of the name of a cascade: cascade=STUDENT,TEACHER."""
 NEED_TASK = ("votes", "best_of", "refine", "verifier", "verifier_data", "system")
-"""Settings that have no meaning for the loss on a text."""
+"""Settings that need a task, and have no meaning for the loss on a text."""
 Typed = BeforeValidator(lambda raw: parse_scalar(raw) if isinstance(raw, str) else raw)
 SeedBits = Annotated[Literal[31, 64], Typed]
 """Number of bits of the random seeds that are sent to a server."""
@@ -126,7 +126,7 @@ class EvalSettings(ProblemSettings):
 
 
 def models_of(text: str) -> tuple[str, str]:
-    """Return student and teacher of `STUDENT,TEACHER`. Raises ConfigError for another number of names."""
+    """Split the text `STUDENT,TEACHER` into (student, teacher). Raises ConfigError if the text does not name exactly two models."""
     names = [name.strip() for name in text.split(",")]
     if len(names) != 2 or not all(names):
         raise ConfigError(
@@ -166,7 +166,7 @@ def generator(model: str, settings: EvalSettings) -> Any:
 
 
 def evaluation_file(model: str, settings: EvalSettings) -> Path | None:
-    """Return the path of the evaluation's result: `out` if it is set.
+    """Return the path of the evaluation's result. If `out` is set, the path is `out`.
 
     The default for a run is a file in the run's `evals/` folder, named by task, split and thinking mode. The default for a
     server or a cascade is None.
@@ -180,7 +180,7 @@ def evaluation_file(model: str, settings: EvalSettings) -> Path | None:
 
 
 def was_trained_on(run: RunDir, data: Path) -> bool:
-    """Return whether `data` is the training data of `run`, of the run that it started from, or of an earlier run."""
+    """Return whether `data` is the training data of `run`, of the run that `run` started from, or of any earlier run in this chain."""
     seen = set[Path]()
     while run.config_file.is_file() and run.path.resolve() not in seen:
         seen.add(run.path.resolve())

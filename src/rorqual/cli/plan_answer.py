@@ -162,7 +162,7 @@ def quickstart_text(settings: QuickstartPlan) -> str:
 def published_text() -> str:
     """Return a table of published and computed figures, with their difference, the tolerance and the source.
 
-    Notes below the table explain differences, and list published figures that are quoted but not computed.
+    Notes below the table explain the differences. A list at the end gives the published figures that cannot be computed.
     """
     compared = figures()
     head = ("figure", "published", "ours", "difference", "tolerance", "source")

@@ -23,8 +23,8 @@ V3_MARK = ("DeepSeek-V3", 14.8e12, 2.664e6 * 2.0)
 
 
 def training_charts(model: ModelConfig, settings: TrainPlan, plan: PlannedTraining, *, is_v3: bool) -> list[Chart]:
-    """Return two plots: cost by number of tokens for each device with a known price, and memory per device for some
-    layouts."""
+    """Return two charts: cost by number of training tokens, with one line per device with a known price, and memory per
+    device, with one bar per layout."""
     lines = [
         Line(card.title, _usd_per_token(card, settings, plan), card.name == settings.device().name)
         for card in DEVICES
@@ -66,7 +66,7 @@ def _usd_per_token(card: Device, settings: TrainPlan, plan: PlannedTraining) -> 
 
 
 def serving_charts(settings: ServePlan, plan: PlannedServing) -> list[Chart]:
-    """Return a plot of the price by cache hit rate, which also shows the API prices in `PRICES`."""
+    """Return a list with one chart: the price per million tokens by cache hit rate, for this plan and for the API prices in `PRICES`."""
     return [price_chart(plan.price, PRICES, settings.prompt, settings.reply, settings.hit_rate)]
 
 

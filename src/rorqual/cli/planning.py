@@ -225,8 +225,8 @@ def training_rows(model: ModelConfig, settings: TrainPlan, plan: PlannedTraining
 def range_words(settings: TrainPlan, cost: TrainingCost) -> str:
     """Return a text with the cost at the lowest utilisation in `REACHED`.
 
-    `REACHED` lists the utilisation of published training runs. The default utilisation is DeepSeek-V3's, and it is higher than
-    all values in `REACHED`."""
+    `REACHED` lists the utilisation of published training runs. The default utilisation is that of DeepSeek-V3, which is
+    higher than all values in `REACHED`."""
     times = {name: settings.peak_share() / share for name, share in REACHED.items()}
     shares = ", ".join(f"{name} {share:.2f}" for name, share in REACHED.items())
     return (
@@ -236,7 +236,8 @@ def range_words(settings: TrainPlan, cost: TrainingCost) -> str:
 
 
 def memory_rows(memory: Memory, settings: TrainPlan) -> Rows:
-    """Return one table row per part of a device's memory. The last row has the total, and says whether the total fits."""
+    """Return one table row per part of a device's memory. The last row has the total, and states whether the total fits
+    in the device's usable memory."""
     card, usable = settings.device(), settings.room().usable
     free = usable - memory.total
     verdict = f"fits, {gigabytes(free)} free" if free >= 0 else f"does not fit, {gigabytes(-free)} too much"

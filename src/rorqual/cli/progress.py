@@ -1,4 +1,4 @@
-"""Progress bars of commands: of checkpoint conversions, in megabytes, and of work whose amount is known when it starts."""
+"""Progress bars of commands: one for checkpoint conversions, in megabytes, and one for work that is counted in other units."""
 
 from __future__ import annotations
 

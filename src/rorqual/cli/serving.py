@@ -55,7 +55,8 @@ def start(model: str, arguments: Sequence[str] | None) -> None:
 
 
 def cascade_of(student: str, teacher: str, chosen: ServeSettings) -> CascadeRule:
-    """Read the calibration of a cascade. Raises ConfigError if it is missing, or of other models, or not by log-probability."""
+    """Read the calibrated rule of a cascade. Raises ConfigError if the calibration is missing, was measured on other
+    checkpoints, or does not use log-probabilities as confidence."""
     remedy = f"Run rorqual eval {CASCADE}{student},{teacher} task=... out=FILE.json, and give calibration=FILE.json."
     if not chosen.calibration:
         raise ConfigError("a cascade needs a calibration", where="key 'calibration'", remedy=remedy)

@@ -1,4 +1,4 @@
-"""Parsing of the `key=value` options of a command, and the list of them in its help. Unknown keys are errors."""
+"""Parsing of a command's `key=value` options, and the list of options in the command's help. Unknown keys are errors."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def read(cls: type[P], arguments: Sequence[str] | None) -> P:
 
 
 def take(cls: type[P], values: dict[str, str]) -> P:
-    """Remove the keys of `cls` from `values`, and parse them."""
+    """Remove the fields of `cls` from `values`, and return the removed values as settings of type `cls`."""
     return parse(cls, {key: values.pop(key) for key in cls.model_fields if key in values}, where=WHERE)
 
 
@@ -79,7 +79,7 @@ class VerbCommand(TyperCommand):
     """A command whose help lists its `key=value` options."""
 
     options: Mapping[str, str] = {}
-    """A heading for each settings class, as `module:Class`. The modules are imported when the help is shown."""
+    """The options in the help: heading -> settings class, written as `module:Class`. The modules are imported when the help is shown."""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         for heading, place in self.options.items():

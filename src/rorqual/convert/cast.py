@@ -1,6 +1,6 @@
 """Conversion of stored tensors to another dtype in slices. Each slice is checked for NaN and infinity.
 
-A tensor that keeps its dtype keeps its bytes. FP8 (E4M3) has one scale for each 128 x 128 block of a matrix.
+If a tensor keeps its dtype, its bytes do not change. FP8 (E4M3) has one scale for each 128 x 128 block of a matrix.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Readers for the untrusted files of a checkpoint folder, and folders that appear only when they are complete."""
+"""Readers for the untrusted files of a checkpoint folder, and writers of folders that appear under their final name only when
+all files are complete."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ def path_inside(folder: Path, name: str, where: str) -> Path:
 
 
 def read_text(folder: Path, name: str) -> str | None:
-    """Return the text of the file `name` in `folder`, or None if it does not exist. Raises CheckpointError if it is unreadable."""
+    """Return the text of the file `name` in `folder`, or None if the file does not exist. Raises CheckpointError if the file is
+    unreadable."""
     if not (folder / name).exists() and not (folder / name).is_symlink():
         return None
     file = path_inside(folder, name, str(folder / name))
@@ -152,9 +154,9 @@ def refuse_target(final: Path) -> None:
 def atomic_folder(final: Path, *, needs: int, resumes: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that is renamed to `final` at the end of the `with` block, or deleted if the block raises.
 
-    The temporary folder of an earlier, killed process is deleted first. With `resumes`, it is kept, also after an interruption
-    or an OSError. Raises RorqualError before the block if less than `needs` bytes are free on the disk, or if another process
-    writes to `final`. An OSError names `final`.
+    A temporary folder that a killed process left behind is deleted first. With `resumes`, the left-behind folder is reused, and
+    the temporary folder is also kept after an interruption or an OSError. Raises RorqualError before the block if less than
+    `needs` bytes are free on the disk, or if another process writes to `final`. An OSError names `final`.
     """
     refuse_target(final)
     final = final.absolute()

@@ -36,9 +36,10 @@ _IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
 def import_gguf(src: Path, out: Path, *, progress: Progress, dtype: str = "float32") -> None:
     """Import the GGUF file `src` as the run directory `out`.
 
-    `out` must be new or an empty folder. Its files appear only when the import is complete. F32, F16 and BF16 tensors keep their
-    dtype. Quantised tensors are dequantised to `dtype`; float32 represents their values exactly. A tensor that is assembled
-    from GGUF tensors of different dtypes is converted to `dtype`. Errors in the header are raised before any tensor is read.
+    `out` must be new or an empty folder. The files of `out` appear only when the import is complete. F32, F16 and BF16 tensors
+    keep their dtype. Quantised tensors are dequantised to `dtype`; float32 represents their values exactly. A tensor that is
+    assembled from GGUF tensors of different dtypes is converted to `dtype`. Errors in the header are raised before any tensor
+    is read.
     """
     if dtype not in _DTYPES:
         raise ConfigError(f"cannot dequantise to '{dtype}'", where="dtype", remedy="Use float32 or bfloat16.")

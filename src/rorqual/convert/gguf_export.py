@@ -32,17 +32,17 @@ from rorqual.model.load.run_directory import read_model_config
 
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # llama.cpp's `general.file_type`
 _LARGEST = {"F16": 65504.0, "Q8_0": 65504.0 * 127, "Q4_0": 65504.0 * 8}
-"""The largest magnitude that each type can represent. Each of these types stores its values or its block scales in fp16, so the
-range of fp16 sets the limit."""
+"""The largest magnitude that each type can represent. F16, Q8_0 and Q4_0 store their values or their block scales in fp16, so
+the range of fp16 sets the limit."""
 
 
 def export_gguf(run: RunDir, dst: Path, *, dtype: str, progress: Progress) -> tuple[str, ...]:
     """Export the newest complete checkpoint of a run as the GGUF file `dst`. `dtype` is F32, F16, BF16, Q8_0 or Q4_0.
 
     Vectors, the router, and tensors whose row length is not a multiple of 32 stay F32. With Q4_0, the embedding and the head
-    are Q8_0. Prediction modules (MTP) are omitted, because llama.cpp does not use them. The file appears only when it is
-    complete. A Modelfile for Ollama is written beside it. Returns notes on omitted MTP modules, on matrices that stay F32 because
-    of their row length, on Q8_0 tensors in a Q4_0 file, and on what the Modelfile leaves out.
+    are Q8_0. Prediction modules (MTP) are omitted, because llama.cpp does not use them. The file `dst` appears only when all
+    tensors are written. A Modelfile for Ollama is written to the same folder. Returns notes on omitted MTP modules, on matrices
+    that stay F32 because of their row length, on Q8_0 tensors in a Q4_0 file, and on what the Modelfile leaves out.
     """
     kind = written_type(dtype)
     for file in (dst, modelfile_of(dst)):

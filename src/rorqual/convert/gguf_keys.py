@@ -1,7 +1,7 @@
 """Conversion between the model keys of a GGUF header and a Hugging Face `config.json`.
 
 The loaders of the model families (`model/load/`) interpret the `config.json`, so that each setting is interpreted in one place
-only. An unknown key of the architecture is an error, because it could change what the model computes.
+only. An unknown key of the architecture is an error, because an unknown key could change the outputs of the model.
 """
 
 from __future__ import annotations
@@ -43,17 +43,18 @@ def architecture_of(keys: Mapping[str, Any], where: str) -> str:
 
 
 def header_keys(keys: Mapping[str, Any], architecture: str, where: str) -> ConfigKeys:
-    """Return a reader of the keys that begin with the name of the architecture. Each key is read without this name."""
+    """Return a reader of the keys that begin with the name of the architecture. The reader takes each key without the
+    architecture prefix."""
     prefix = f"{architecture}."
     own = {name.removeprefix(prefix): _plain(value) for name, value in keys.items() if name.startswith(prefix)}
     return ConfigKeys(own, where, harmless=_IGNORED)
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as a `config.json` has it.
+    """Convert a value of a GGUF header to the form that `config.json` uses.
 
     A float becomes the shortest decimal number with the same fp32 value: a header stores 1e-5 as 9.99999974e-6, for example.
-    Some writers store one value per layer. If all of them are equal, the list becomes this value.
+    Some writers store one value per layer. A list of equal values becomes a single value.
     """
     if isinstance(value, list) and len(set(value)) == 1:
         value = value[0]

@@ -66,9 +66,10 @@ _EXPERT_NAME = re.compile(r"mlp\.experts\.(\d+)\.(gate|up|down)_proj\.weight")
 class RowRange:
     """A mapping between a range of rows of a Hugging Face tensor and a range of rows of a GGUF tensor.
 
-    Rows `start` to `start + rows - 1` of the Hugging Face tensor `published` correspond to `gguf_rows` rows of the tensor `gguf`,
-    starting at row `gguf_start`. The form "permuted" interleaves the two halves of each head, which has `head` rows. The form
-    "transposed" swaps rows and columns, so `gguf_rows` may differ from `rows`. A vector is treated as one column.
+    Rows `start` to `start + rows - 1` of the Hugging Face tensor `published` correspond to `gguf_rows` rows of the tensor
+    `gguf`, starting at row `gguf_start`. The form "permuted" interleaves the two halves of each head, which has `head` rows.
+    The form "transposed" swaps rows and columns, so `gguf_rows` may differ from `rows`. A vector [n] is treated as a matrix [n,
+    1].
     """
 
     published: str
@@ -89,7 +90,7 @@ class RowRange:
         return values
 
     def from_gguf(self, values: Tensor) -> Tensor:
-        """Convert rows of the GGUF tensor to rows of the Hugging Face tensor. This is the inverse of `to_gguf`."""
+        """Convert rows of the GGUF tensor to rows of the Hugging Face tensor. `from_gguf` is the inverse of `to_gguf`."""
         if self.form == "transposed":
             return values.T
         if self.form == "permuted":

@@ -34,7 +34,7 @@ def written_type(name: str) -> GGMLQuantizationType:
 
 
 def block_size(kind: GGMLQuantizationType) -> int:
-    """Return the number of adjacent values of a row that share a scale. A row must hold a multiple of this number."""
+    """Return the number of adjacent values of a row that share a scale. The length of a row must be a multiple of the block size."""
     return GGML_QUANT_SIZES[kind][0]
 
 

@@ -18,9 +18,9 @@ from rorqual.core.errors import CheckpointError
 
 @dataclass(frozen=True)
 class GGUFTensor:
-    """A tensor of a GGUF file. `shape` has the outermost dimension first, as in torch. A vector has rows of one value.
+    """A tensor of a GGUF file. `shape` has the outermost dimension first, as in torch. A vector [n] counts as n rows of one value.
 
-    `raw` [rows, row bytes] maps the file.
+    `raw` [rows, row bytes] is a view of the memory-mapped file.
     """
 
     name: str
@@ -60,7 +60,8 @@ class GGUFFile:
 
 
 class _Reader(GGUFReader):
-    """A GGUFReader that refuses to read beyond the end of the file. The package returns fewer values without an error."""
+    """A GGUFReader that refuses to read beyond the end of the file. The reader of the `gguf` package would return fewer values
+    without an error."""
 
     def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> np.ndarray[Any, Any]:
         end = int(offset) + np.dtype(dtype).itemsize * int(count)

@@ -63,7 +63,7 @@ def _llama3(theta: float, factors: Sequence[float], stored: dict[str, Any], wher
     """Return the `rope_scaling` whose divisors are `factors`, or None if all divisors are 1.
 
     The parameters in `stored` are tried first, then no scaling, then the parameters of the published models. Raises
-    CheckpointError if none of them agree.
+    CheckpointError if no candidate agrees with `factors`.
     """
     for parameters in (stored, {}, {"factor": max(factors), **PUBLISHED}):
         if all(parameters.values()):

@@ -15,8 +15,8 @@ from rorqual.core.errors import DataError
 from rorqual.data.tokenizer import Tokenizer
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
-"""GGUF's token types. Plain text never encodes to a control token. Plain text encodes to a user-defined token if it contains
-the token's text."""
+"""GGUF's token types. Plain text never encodes to a control token. Plain text that contains the text of a user-defined token
+encodes to this token."""
 
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|"

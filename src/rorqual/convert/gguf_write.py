@@ -36,7 +36,7 @@ class PlannedTensor:
 
 
 class _Writer(GGUFWriter):
-    """A GGUFWriter that writes empty lists, too. llama.cpp requires the merges of a tokenizer of bytes, which has none."""
+    """A GGUFWriter that also writes empty lists. llama.cpp requires a list of merges, and a byte tokenizer has no merges."""
 
     def _pack_val(self, val: Any, vtype: GGUFValueType, *args: Any, **how: Any) -> bytes:
         if val == [] and vtype == GGUFValueType.ARRAY:
@@ -49,7 +49,7 @@ def write_gguf(
 ) -> None:
     """Write a GGUF file. Integers are written as uint32, and lists as arrays of strings or int32.
 
-    The file appears only when it is complete.
+    The file `dst` appears only when all tensors are written.
     """
     done, total = 0, sum(tensor.size for tensor in tensors)
     temporary = dst.with_name(f".{dst.name}.part")

@@ -1,7 +1,7 @@
 """Import and export of Hugging Face folders: config, tokenizer, sharded safetensors and generation config.
 
-A tensor that keeps its dtype is copied byte by byte. An interrupted export resumes, and an interrupted import starts again.
-Import and export write to a temporary folder and rename this folder when it is complete.
+A tensor whose dtype does not change is copied byte by byte. An interrupted export resumes, and an interrupted import starts
+again. Import and export write to a temporary folder and rename the folder when all files are complete.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from rorqual.model.load.names import NameMap
 from rorqual.model.load.run_directory import WEIGHTS_FILE, read_model_config
 
 SHARD_BYTES = 5e9
-"""Maximum shard size in bytes. The value is the default of transformers 4."""
+"""Maximum shard size in bytes. transformers 4 has the same default."""
 STATE_FILE = ".export.json"
 """Name of the file in which an unfinished export records its source and settings."""
 _DERIVED = ".rotary_emb.inv_freq"

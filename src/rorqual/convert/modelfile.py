@@ -1,7 +1,7 @@
-"""The Modelfile of an exported GGUF file. It tells Ollama how to write prompts and where replies end.
+"""The Modelfile of an exported GGUF file. A Modelfile tells Ollama how to format prompts and where replies end.
 
-Source: docs/modelfile.mdx and template/template.go of ollama/ollama. Ollama gives a template all messages as `.Messages`, and the
-joined system messages as `.System`. It adds the BOS token itself.
+Source: docs/modelfile.mdx and template/template.go of ollama/ollama. Ollama gives a template all messages as `.Messages`, and
+the joined system messages as `.System`. Ollama adds the BOS token itself.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def modelfile_text(run: RunDir, chat: ChatFormat, name: str, context: int) -> tu
 
 
 def go_template(chat: ChatFormat, thinking: Thinking) -> str | None:
-    """Return the prompt of a chat format as a Go template, without BOS. Return None if the format has no such template."""
+    """Return the prompt of a chat format as a Go template, without BOS. Return None if no Go template is known for the format."""
     turns = OTHERS.get(chat.name)
     if isinstance(chat, ImTurns):
         system = chat.settings["default_system"]

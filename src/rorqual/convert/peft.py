@@ -37,15 +37,15 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }
 """Keys of `adapter_config.json` and their accepted values.
 
-Import rejects unlisted values, because they may need features that Rorqual's LoRA lacks, such as trained biases."""
+Import rejects all other values, because other values may need features that Rorqual's LoRA lacks, such as trained biases."""
 TAKEN = ("r", "lora_alpha", "use_rslora")
 """Keys of `adapter_config.json` that are imported."""
 WITHOUT_EFFECT = (
     "alora_invocation_tokens", "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode", "layers_pattern",
     "layers_to_transform", "lora_dropout", "megatron_core", "peft_version", "qalora_group_size", "revision", "target_modules",
 )  # fmt: skip
-"""Keys of `adapter_config.json` that import ignores. These keys describe the training, or select modules. The tensor names
-already determine the modules."""
+"""Keys of `adapter_config.json` that import ignores. The ignored keys describe the training or select modules, but the tensor
+names already determine the modules."""
 
 
 def write_peft(run: RunDir, dst: Path, *, base: str = "") -> Path:

@@ -53,7 +53,7 @@ def add_indexers(run: RunDir, dst: Path, config: ModelConfig, *, seed: int = 0) 
     """Add newly initialized indexers to the model of `run`, and write the model as the run directory `dst`.
 
     Return the checkpoint folder of `dst`. `config` is the `sparse_config` of the model. While a sequence has at most
-    `index_topk` tokens, the outputs equal those of `run`'s model.
+    `index_topk` tokens, the outputs equal the outputs of `run`'s model.
     """
     refuse_target(dst)
     dense, model = load_run(run), build(config, seed=seed)

@@ -1,7 +1,7 @@
 """Tensors in safetensors files, read and written in slices of rows.
 
-The safetensors library validates a header, but it reads and writes whole tensors only. A file starts with the length n of
-the header (eight bytes, little-endian) and n bytes of JSON, `{name: {dtype, shape, data_offsets}}`. The bytes of all tensors
+The safetensors library validates a header, but the library reads and writes only whole tensors. A file starts with the length n
+of the header (eight bytes, little-endian) and n bytes of JSON, `{name: {dtype, shape, data_offsets}}`. The bytes of all tensors
 follow without gaps.
 """
 
@@ -140,7 +140,7 @@ def header_bytes(specs: Sequence[Spec]) -> bytes:
 def write_tensors(file: Path, specs: Iterable[Spec], chunks: Callable[[Spec], Iterable[Bytes]]) -> int:
     """Write a safetensors file, sync it to disk, and return its size in bytes.
 
-    `chunks(spec)` yields the bytes of a tensor in order. Raises ValueError if they do not add up to the tensor's size.
+    `chunks(spec)` yields the bytes of a tensor in order. Raises ValueError if the number of bytes differs from the tensor's size.
     """
     specs = layout(specs)
     with open(file, "wb") as stream:

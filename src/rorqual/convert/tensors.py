@@ -1,4 +1,4 @@
-"""Plans for import and export. A plan lists, for each tensor to write, the stored tensors that it consists of.
+"""Plans for import and export. A plan lists the stored tensors from which each output tensor is built.
 
 Planning reads only the headers of the files.
 """
@@ -49,7 +49,7 @@ class TensorPart(Protocol):
 
 @dataclass(frozen=True)
 class TensorJob:
-    """A tensor to write. The output bytes are those of `pieces`, converted to the dtype of `spec` and concatenated."""
+    """A tensor to write. The output bytes are the values of `pieces`, converted to the dtype of `spec` and concatenated."""
 
     spec: Spec
     pieces: tuple[TensorPart, ...]
@@ -214,7 +214,7 @@ def _bytes(stored: Stored, start: int, stop: int) -> bytes:
 def published_pieces(
     names: NameMap, config: ModelConfig, tensors: Mapping[str, Stored], where: str
 ) -> dict[str, TensorPiece]:
-    """Return the part of a run's tensors that equals each Hugging Face tensor.
+    """For each Hugging Face tensor, return the equal part of a tensor of the run.
 
     Raises CheckpointError for missing tensors, unexpected tensors and wrong shapes.
     """

@@ -20,7 +20,7 @@ from rorqual.ops.quant import BLOCK
 CONFIG, GENERATION, TOKENIZER_CONFIG = "config.json", "generation_config.json", "tokenizer_config.json"
 SPECIALS, TEMPLATE = "special_tokens_map.json", "chat_template.jinja"
 KEPT = (CONFIG, GENERATION, TOKENIZER_CONFIG, SPECIALS, TEMPLATE)
-"""Files of an imported checkpoint that are stored in the folder `imported/` of the run, so that an export restores them."""
+"""Files of an imported checkpoint that are stored in the folder `imported/` of the run, so that an export can restore the files."""
 ORIGINALS = "imported"
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 CODE = "auto_map"
@@ -104,10 +104,10 @@ def _read_tokenizer(folder: Path, model: ModelConfig) -> Tokenizer:
 
 
 def _template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
-    """Return the chat template of a checkpoint folder, or None if it has none.
+    """Return the chat template of a checkpoint folder, or None if the folder has no chat template.
 
-    The template's own file takes precedence over tokenizer_config.json. If there are several named templates, the template
-    named `default` is returned.
+    A template in a separate file takes precedence over a template in tokenizer_config.json. If there are several named
+    templates, the template named `default` is returned.
     """
     template = read_text(folder, TEMPLATE) or tokenizer_config.get("chat_template")
     if isinstance(template, list):

@@ -1,4 +1,4 @@
-"""Conversations in the rows of a user's file: the one reader for training, tasks, `rorqual teach` and `rorqual generate`.
+"""Read conversations from the rows of a user's file, for training, tasks, `rorqual teach` and `rorqual generate`.
 
 A row is `{"messages": [{"role", "content", "reasoning"?}, ...]}`, or a pair `{"prompt", "completion", "reasoning"?}` or
 `{"question", "answer", "reasoning"?}`. `content` is text or a list of parts (`core.parts`). `reasoning_content`, the field name
@@ -47,7 +47,7 @@ def _read(row: Mapping[str, Any], where: str) -> Conversation:
 
 
 def read_messages(messages: Any, prefix: str = "") -> Conversation:
-    """Return the messages of a list. `prefix` begins the places in errors, such as `file:line: `."""
+    """Parse a JSON list of messages. Each location in an error message begins with `prefix`, such as `file:line: `."""
     if not isinstance(messages, list) or not messages:
         fault = "an empty list" if isinstance(messages, list) else f"a {type(messages).__name__}, not a list"
         raise DataError(

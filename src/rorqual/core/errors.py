@@ -43,7 +43,7 @@ class TaskError(RorqualError):
 
 @contextmanager
 def named_write_errors(path: Path) -> Iterator[None]:
-    """Raise a RorqualError that names `path` for an error of writing it."""
+    """Convert an OSError in the `with` block, which writes the file `path`, to a RorqualError that names `path`."""
     try:
         yield
     except OSError as error:

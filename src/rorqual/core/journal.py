@@ -1,7 +1,8 @@
-"""Append-only files of JSON lines: the only store of records that a killed process must not lose.
+"""Append-only files of JSON lines, for all records that must survive if the process is killed.
 
-A line is written whole, and a line that broke off is never read. `append_line` is for files that several processes write, such as
-ledgers, and for the metrics of a run. A `Journal` has one writing process, calls `fsync`, and keeps what was paid for.
+Each line is written with a single write, and an incomplete line is never read as a record. `append_line` is for files that
+several processes write, such as ledgers, and for the metrics of a run. A `Journal` has one writing process and calls `fsync`. A
+`Journal` can reserve disk space, so that paid answers are saved even if the disk is full.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from rorqual.core.errors import DataError, named_write_errors
 from rorqual.core.lock import own
 
 ESCAPED = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
-"""Characters that JSON allows in strings but some readers treat as line ends. They are written as escapes."""
+"""Characters that JSON allows in strings but some readers treat as line ends. `to_line` writes these characters as escapes."""
 
 
 def to_line(record: Mapping[str, Any]) -> bytes:
@@ -43,7 +44,7 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a file of JSON lines, even while another process writes to it. Other lines are skipped.
+    """Yield the JSON object of each line of a file, even while another process writes to the file. Lines without an object are skipped.
 
     A missing file yields nothing.
     """
@@ -112,7 +113,7 @@ class Journal:
         return list(accumulate(map(len, lines), initial=start))[:-1]
 
     def _drop_torn_line(self) -> None:
-        """After a power failure, the last line can also have its newline but lack bytes before it."""
+        """Remove an incomplete last line. After a power failure, the last line may end with a newline and still lack earlier bytes."""
         start = end = 0
         last = b"{}"
         with open(self.path, "rb") as file:

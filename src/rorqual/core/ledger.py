@@ -65,12 +65,12 @@ AMOUNTS = tuple(field.name for field in fields(LedgerEntry) if field.name != "st
 
 
 class Ledger:
-    """Writer of the ledger file `path` for one process. Write `with ledger.record_stage("stage") as entry: ...` for each stage,
+    """Writer of the ledger file `path` for one process. Use `with ledger.record_stage("stage") as entry: ...` for each stage,
     then call `close`.
 
     With `whole_process`, the time before this object was created (start of Python, imports) counts as unaccounted. The file is
-    written only if a stage was opened. Stages may be nested; time counts for the innermost stage only. `every` is the number
-    of seconds between two lines of a running stage.
+    written only if a stage was opened. Stages may be nested. Time counts only for the innermost open stage. `every` is the
+    number of seconds between two lines of a running stage.
     """
 
     def __init__(self, path: Path, *, whole_process: bool = False, every: float = BEAT) -> None:
@@ -146,13 +146,13 @@ class Ledger:
 
 
 def cpu_seconds() -> float:
-    """Return the CPU seconds of all threads of this process and of the child processes that it has waited for."""
+    """Return the CPU seconds of all threads of this process, and of the child processes that this process has waited for."""
     times = os.times()
     return time.process_time() + times.children_user + times.children_system
 
 
 def process_began() -> float:
-    """Return the start time of this process on the clock of `time.monotonic`, or the current time if it is unknown."""
+    """Return the start time of this process on the clock of `time.monotonic`, or the current time if the start time is unknown."""
     try:
         fields_after_name = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         since_boot = int(fields_after_name[19]) / os.sysconf("SC_CLK_TCK")

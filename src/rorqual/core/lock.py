@@ -28,7 +28,7 @@ class Lock:
 
     Missing parent folders are created; `close` removes each of these folders that is still empty.
 
-    Raises a RorqualError that names `where` and the process that holds the lock.
+    If another process holds the lock, raises a RorqualError that names `where` and this process.
     """
 
     def __init__(self, path: Path, where: Path, remedy: str) -> None:
@@ -101,7 +101,7 @@ def own(path: Path, remedy: str) -> Lock:
 def own_run(folder: Path) -> Lock:
     """Lock a run folder, or another folder that is written in place, with a lock file inside the folder.
 
-    Raises RorqualError if another process writes to the folder or is building it under a temporary name.
+    Raises RorqualError if another process writes to the folder or is building the folder under a temporary name.
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError("not a folder", where=str(folder), remedy="Give another out=.")
@@ -128,7 +128,7 @@ def _this_process() -> dict[str, object]:
 
 
 def describe_holder(raw: bytes) -> str:
-    """Return a text about the process that holds a lock: its id, its host unless it is this host, and the time of the lock.
+    """Describe the process that holds a lock: process id, host (unless it is this host), and the time when the lock was taken.
 
     `raw` is the content of the lock file.
     """

@@ -22,7 +22,8 @@ def clock_text(seconds: float) -> str:
 
 
 EARLY, SLOW = 0.02, 0.2
-"""A progress report shows no remaining time before this share of the units, and below so many units per second the seconds per unit."""
+"""Until the share `EARLY` of the units is done, a report shows no remaining time. Below `SLOW` units per second, a report shows
+seconds per unit."""
 
 
 @dataclass

@@ -1,9 +1,9 @@
 """Settings of glibc's allocator that keep freed memory for reuse.
 
 By default glibc allocates each block above a threshold with `mmap`. Free memory at the top of the heap is returned to the
-kernel once it reaches twice the `mmap` threshold. A model step allocates the same few megabytes again and again, and the
-kernel must zero each new page. Zeroing took about 6 % of training time. It took 7 to 45 % of prefill time, depending on
-the size of the largest tensors (docs/LOG.md).
+kernel once the free memory reaches twice the `mmap` threshold. A model step allocates the same few megabytes again and again,
+and the kernel must zero each new page. Zeroing pages took about 6 % of training time, and 7 to 45 % of prefill time, depending
+on the size of the largest tensors (docs/LOG.md).
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ Text = Annotated[str, AfterValidator(_reject_surrogates)]
 
 
 class ContentPart(BaseModel):
-    """Base class of content parts. Parts are frozen, and unknown keys raise an error.
+    """Base class of content parts. Content parts are frozen, and unknown keys raise an error.
 
     `plural` names the class in error messages, for example "images".
     """
@@ -36,7 +36,7 @@ class ContentPart(BaseModel):
     type: str
 
     def label(self) -> str:
-        """Return a short text for display, cache keys and word counts. Only equal parts have equal labels."""
+        """Return a short text for display, cache keys and word counts. Two parts have the same label only if they are equal."""
         return f"[{self.type} {blake2b(self.model_dump_json().encode(), digest_size=8).hexdigest()}]"
 
 

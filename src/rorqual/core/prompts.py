@@ -8,7 +8,7 @@ from collections.abc import Sequence
 MOST, LONGEST = 64, 200
 """Maximum number of example prompts of a run, and maximum number of characters in each prompt."""
 FEW = 16
-"""Prompts with at most this many different first words are assumed to have fixed forms, such as `add 12+34`."""
+"""If the prompts of a run have at most `FEW` different first words, the prompts are assumed to have fixed forms, such as `add 12+34`."""
 _WORD = re.compile(r"[^\W\d_]+|\d+|[^\w\s]")
 
 
@@ -23,7 +23,7 @@ def choose_prompts(prompts: Sequence[str]) -> list[str]:
 def is_unlike(text: str, prompts: Sequence[str]) -> bool:
     """Return whether `text` is unlike all `prompts` that a run was trained on.
 
-    If the prompts have fixed forms (`add 12+34`), a text is similar under three conditions:
+    If the prompts have fixed forms (`add 12+34`), a text is similar if all three conditions hold:
 
     - Some prompts have the same first word as the text.
     - The text contains the punctuation characters that all of these prompts share.

@@ -24,12 +24,13 @@ Role = Literal["system", "user", "assistant", "tool"]
 Thinking = Literal["auto", "on", "off"]
 """Thinking mode: the model decides (`auto`), must think first (`on`), or must answer without thinking (`off`)."""
 StopWhen = Literal["never", "settled", "sure"]
-"""When sampling of votes ends: after all votes, when the majority cannot change, or when it is probably known."""
+"""When to stop sampling votes early: never, when further votes cannot change the majority (`settled`), or when a change is
+improbable (`sure`)."""
 
 
 @dataclass(frozen=True)
 class Tool:
-    """A function that a model may call. A JSON object holds its arguments, and `parameters` is the schema of this object."""
+    """A function that a model may call. `parameters` is the JSON schema of the object that holds the arguments of a call."""
 
     name: str
     description: str = ""
@@ -40,7 +41,7 @@ class Tool:
 class ToolCall:
     """A tool call in a reply. `arguments` is a JSON object as text, exactly as the model generated it.
 
-    If the model writes calls in DSML, `arguments` is built from the parameters of the call instead.
+    For a call in DSML, `arguments` is built from the parameters of the call.
     """
 
     id: str
@@ -50,7 +51,7 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation. `reasoning` is the text between `<think>` and `</think>`, or None if the turn has none.
+    """One turn of a conversation. `reasoning` is the text between `<think>` and `</think>`, or None if the turn has no reasoning.
 
     `content` is text, or a sequence of parts in prompt order. Only assistant turns have `tool_calls`. `tool_call_id` names the
     call whose result a tool turn contains.
@@ -97,12 +98,12 @@ ROLLOUTS_FILE, PROMPTS_FILE, DEFAULTS_FILE = "rollouts.jsonl", "prompts.json", "
 MANIFEST_FILE = "whole.json"
 """Name of the file that lists the size of every file of a checkpoint.
 
-This file is written last. A checkpoint is incomplete if this file is missing, or if the size of a file is not the listed size.
+The list of sizes is written last. A checkpoint is incomplete if the list is missing, or if a file does not have the listed size.
 """
 
 
 class TaskDefaults(Config):
-    """Defaults of chat requests to a model that was trained for one task. None means that the run has no such default."""
+    """Defaults of chat requests to a model that was trained for one task. A field that is None has no default."""
 
     thinking: Thinking | None = None
     max_tokens: Count | None = None
@@ -209,7 +210,7 @@ class RunDir:
         return None
 
     def newest_complete(self) -> tuple[int | None, list[str]]:
-        """Return (step, messages). `step` is the step of the newest complete checkpoint, or None if there is none.
+        """Return (step, messages). `step` is the step of the newest complete checkpoint, or None if no checkpoint is complete.
 
         `messages` has one message for each newer checkpoint that is incomplete.
         """
@@ -298,7 +299,8 @@ def write_atomic(path: Path, data: bytes | Iterable[bytes]) -> None:
 
 
 def read_json(path: Path, what: str, remedy: str) -> Any:
-    """Return the content of a JSON file. Raises DataError with path and remedy if `what` does not exist or is not valid JSON."""
+    """Return the content of a JSON file. Raises DataError with `path` and `remedy` if the file does not exist or is not valid
+    JSON. The error calls the file `what`."""
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:

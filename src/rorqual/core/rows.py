@@ -18,7 +18,7 @@ BINARY = (b"\x1f\x8b", b"PK\x03\x04", b"\x28\xb5\x2f\xfd", b"PAR1", b"\xff\xfe",
 """First bytes of gzip, zip, Zstandard, Parquet and UTF-16."""
 HEAD = 4096
 CONTROL_AT_MOST = 0.05
-"""A file is binary if a larger share of its first bytes are control characters."""
+"""A file counts as binary if more than this share of its first `HEAD` bytes are control characters."""
 ROWS_AT_ONCE = 256
 TO_UTF8 = "Convert the file to UTF-8, such as: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW."
 ONE_OBJECT = "Write one JSON object on each line."
@@ -26,14 +26,15 @@ ONE_OBJECT = "Write one JSON object on each line."
 
 @dataclass(frozen=True)
 class DataRow:
-    """A row. `line` is its first line in the file, or its number in a Parquet file or a JSON list. `where` is its place in errors."""
+    """A row of a data file. `line` is the first line of the row, or the row number in Parquet and JSON lists. `where` names the
+    row in errors."""
 
     line: int
     where: str
     values: dict[str, Any]
 
     def get(self, name: str, *types: type) -> Any:
-        """Return the value of column `name`. It must have one of `types`; without `types`, it must be a string.
+        """Return the value of column `name`. The value must have one of `types`; without `types`, the value must be a string.
 
         Raises DataError, with file, line and column, for a missing column or a value of another type.
         """
@@ -72,7 +73,7 @@ class BadRow:
 
 
 def read_rows(path: Path) -> Iterator[DataRow]:
-    """Yield the rows of a file. Raises DataError for the first row that cannot be read, and for what `scan_rows` refuses."""
+    """Yield the rows of a file. Raises DataError for the first row that cannot be read, and for a file that `scan_rows` rejects."""
     for row in scan_rows(path):
         if isinstance(row, BadRow):
             raise DataError(row.what, where=row.where, remedy=row.remedy)
@@ -82,10 +83,11 @@ def read_rows(path: Path) -> Iterator[DataRow]:
 def scan_rows(path: Path) -> Iterator[DataRow | BadRow]:
     """Yield the rows of a file, and a `BadRow` for each row that cannot be read.
 
-    A .json file is a list of objects, an object with one list of objects, or JSON lines. The cells of a CSV file are strings. Null fields of a
-    Parquet file are left out, because each of its rows has every column. Blank lines are skipped.
+    A .json file is a list of objects, an object with one list of objects, or JSON lines. The cells of a CSV file are strings.
+    Null fields of a Parquet file are left out, because every row of a Parquet file has every column. Blank lines are skipped.
 
-    Raises DataError if the file is missing, empty, binary or of an unknown type, or if it is not the CSV, JSON or Parquet that its name says.
+    Raises DataError if the file is missing, empty, binary or of an unknown type, or if the content does not have the format of
+    the file extension.
     """
     kind = path.suffix.lower()
     if kind not in READERS:
@@ -104,7 +106,7 @@ def scan_rows(path: Path) -> Iterator[DataRow | BadRow]:
 
 @contextmanager
 def named_errors(path: Path) -> Iterator[None]:
-    """Raise a DataError that names `path` for an error of opening, reading or decoding it."""
+    """Convert an error of opening, reading or decoding the file `path` to a DataError that names `path`."""
     try:
         yield
     except FileNotFoundError:
@@ -132,7 +134,8 @@ def _refuse_binary(path: Path) -> None:
 
 
 def _read_lines(path: Path) -> Iterator[DataRow | BadRow]:
-    """Only a newline byte ends a line. Characters such as U+2028, which `str.splitlines` treats as line ends, are part of a line."""
+    """Read JSON lines. Only a newline byte ends a line. Characters such as U+2028, which `str.splitlines` treats as line ends,
+    are part of a line."""
     with open(path, "rb") as file:
         for line, raw in enumerate(file, start=1):
             text = raw.removeprefix(BOM) if line == 1 else raw
@@ -175,7 +178,7 @@ def _read_json(path: Path) -> Iterator[DataRow | BadRow]:
 
 
 def _read_csv(path: Path) -> Iterator[DataRow | BadRow]:
-    """A TSV file has tabs between its cells. In a CSV file, the most frequent of comma, semicolon and tab in the header separates cells."""
+    """Read a CSV or TSV file. TSV cells are separated by tabs; CSV cells by the most frequent of comma, semicolon and tab in the header."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         header = file.readline()
         file.seek(0)
@@ -226,7 +229,7 @@ def _read_parquet(path: Path) -> Iterator[DataRow]:
 
 @contextmanager
 def parquet_errors(path: Path) -> Iterator[None]:
-    """Raise a DataError that names `path` if it is missing or not Parquet."""
+    """Convert the error of a missing file, or of a file that is not Parquet, to a DataError that names `path`."""
     import pyarrow
 
     try:
@@ -251,4 +254,4 @@ READERS: dict[str, Callable[[Path], Iterator[DataRow | BadRow]]] = {
     ".tsv": _read_csv,
     ".parquet": _read_parquet,
 }
-"""The reader of each type of file, by the end of its name."""
+"""The reader of each file type, keyed by file extension."""

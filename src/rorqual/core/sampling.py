@@ -39,7 +39,7 @@ class Grammar:
 
     - "json_schema": a JSON schema.
     - "regex": a regular expression that the whole reply must match.
-    - "choice": a JSON list of strings; the reply must be one of them.
+    - "choice": a JSON list of strings; the reply must be one of these strings.
     - "json": empty; any JSON object matches.
     - "calls": `{"tools": [{"name": ..., "parameters": schema}], "many": bool}`. The reply must contain
       exactly one call of the listed tools, or at least one call if `many` is true, in the syntax of the chat format. With
@@ -297,8 +297,8 @@ class OnServer:
 class SamplingParams:
     """The sampling parameters of a request. Repeating a request with the same `seed` gives the same reply.
 
-    Each annotation holds the type, the range in the engine, and the description. `InFile` and `OnServer` give ranges or defaults
-    that differ in prompt files or on the server. The filters apply in the order top_k, top_p, min_p, as in transformers.
+    Each annotation holds the type, the range in the engine, and the description. `InFile` and `OnServer` give other ranges or
+    defaults for prompt files and for the server. The filters apply in the order top_k, top_p, min_p, as in transformers.
     """
 
     max_tokens: Annotated[
@@ -493,7 +493,7 @@ def _outside(where: str, name: str, value: Any, text: str) -> DataError:
 
 
 def _shorten(value: Any) -> str:
-    """Format a value for an error message, shortened if it is long."""
+    """Format a value for an error message, and shorten a long value."""
     if isinstance(value, int) and value.bit_length() > 200:
         return f"a number of {value.bit_length()} bits"
     if isinstance(value, str | int | float | None):

@@ -12,7 +12,7 @@ from types import ModuleType
 from rorqual.core.errors import RorqualError
 
 USER_MODULE = "rorqual_user_"
-"""Beginning of the names of modules that `import_file` imports."""
+"""Prefix of the module names that `import_file` creates."""
 
 
 def import_file(path: Path, error: type[RorqualError]) -> ModuleType:

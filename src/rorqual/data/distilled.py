@@ -8,8 +8,8 @@ JSON. `content` in format 2 is the text of the message, with a label in place of
 content parts has format 1.
 
 The file metadata has the keys `rorqual.format`, `rorqual.tokenizer` and `rorqual.vocab` (vocabulary size).
-`rorqual.tokenizer` is the SHA-256 of the teacher's tokenizer.json. It is empty if the teacher is remote and returns no
-token ids.
+`rorqual.tokenizer` is the SHA-256 of the teacher's tokenizer.json.
+`rorqual.tokenizer` is empty if the teacher is remote and returns no token ids.
 
 At each position of `token_ids`, `top_ids` holds the teacher's k most likely tokens, and `top_logprobs` holds the
 log-probabilities of these tokens at temperature 1.
@@ -133,7 +133,7 @@ class DistilledFile:
 
 
 def write_distilled(path: Path, rows: Iterable[Distilled], *, tokenizer: str = "", vocab: int = 0) -> None:
-    """Write samples to a Parquet file atomically. Equal samples give identical bytes."""
+    """Write samples to a Parquet file atomically. Writing equal samples gives identical bytes."""
     sink, samples = io.BytesIO(), list(rows)
     format_ = "1" if all(isinstance(m.content, str) for row in samples for m in row.messages) else "2"
     schema = SCHEMAS[format_].with_metadata({FORMAT_KEY: format_, TOKENIZER_KEY: tokenizer, VOCAB_KEY: str(vocab)})
@@ -239,7 +239,7 @@ def _rows(batch: pa.RecordBatch, path: Path, first: int) -> Iterator[Distilled]:
 
 
 def _messages(rows: list[dict[str, Any]], where: str) -> tuple[Message, ...]:
-    """Read the messages of a sample. Raises DataError unless they end with an assistant turn."""
+    """Read the messages of a sample. Raises DataError if the last message is not an assistant turn."""
     messages = tuple(Message(row["role"], _content(row, where), row["reasoning"]) for row in rows)
     if not messages or messages[-1].role != "assistant" or any(m.role not in get_args(Role) for m in messages):
         raise DataError("the messages do not end with an assistant turn", where=where, remedy=AGAIN)

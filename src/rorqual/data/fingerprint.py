@@ -1,4 +1,4 @@
-"""The fingerprint of a run's checkpoint. This module does not import torch, for the server."""
+"""The fingerprint of a run's checkpoint. The server imports this module, so it does not import torch."""
 
 from __future__ import annotations
 

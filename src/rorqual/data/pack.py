@@ -41,7 +41,7 @@ class Sample:
 
     @property
     def n_trained(self) -> int:
-        """Number of tokens that get a loss. The first token of a document is never predicted and so never counted."""
+        """Number of tokens that get a loss. The first token of a document is not predicted, so it does not count."""
         return int(np.count_nonzero(np.asarray(self.mask, dtype=bool)[1:])) if self.weight else 0
 
     def truncate(self, length: int) -> Sample:
@@ -112,7 +112,8 @@ def first_fit(lengths: Sequence[int], row_length: int, *, open_rows: int = OPEN_
     """Pack samples into rows by first fit. Return the indices of the samples in each row.
 
     A sample goes into the first open row with enough free tokens, or into a new row if no open row has enough. If `open_rows`
-    rows are open, the fullest is closed before a new row is opened. The result depends on the lengths only.
+    rows are open, the row with the fewest free tokens is closed before a new row is
+    opened. The result does not depend on the contents of the samples.
     """
     rows: list[list[int]] = []
     room: dict[int, int] = {}  # open row -> free tokens, in row order
@@ -154,7 +155,8 @@ def pack(samples: Sequence[Sample], row_length: int, *, pad: int = 0) -> Packed:
 
 
 def pack_rows(samples: Sequence[Sample], rows: Sequence[Sequence[int]], row_length: int, *, pad: int = 0) -> Packed:
-    """Build a batch from packed rows. `rows[r]` lists the samples of row r by index; together they must fit `row_length` tokens."""
+    """Build a batch from packed rows. `rows[r]` has the indices of the samples in
+    row r, which must fit into `row_length` tokens together."""
     shape = (len(rows), row_length)
     batch = Batch(
         tokens=np.full(shape, pad, dtype=np.int64),

@@ -1,5 +1,5 @@
 """A byte-level BPE tokenizer, based on the `tokenizers` library. `Tokenizer.byte_level` trains a tokenizer, and
-`Tokenizer.load` reads one from a checkpoint.
+`Tokenizer.load` reads a tokenizer from a checkpoint.
 
 User text is encoded with a copy of the tokenizer that has no special tokens, so user text never becomes a special
 token. A chat format inserts special tokens by id.
@@ -23,8 +23,8 @@ from rorqual.core.records import write_atomic
 
 
 class Special(StrEnum):
-    """The special tokens of a tokenizer that `Tokenizer.byte_level` trains. The names are those of DeepSeek's
-    tokenizer."""
+    """The special tokens of a tokenizer that `Tokenizer.byte_level`
+    trains. DeepSeek's tokenizer has the same names."""
 
     BOS = "<｜begin▁of▁sentence｜>"
     EOS = "<｜end▁of▁sentence｜>"
@@ -50,7 +50,7 @@ _BYTE_OF: Mapping[str, int] = {chr(byte): byte for byte in _PRINTABLE} | {
 }
 """Dictionary from each character of byte-level BPE to its byte (GPT-2, Radford et al. 2019).
 
-A printable byte is represented by its own character. The non-printable bytes are represented by consecutive characters
+A printable byte is represented by the character with the same code. Non-printable bytes are represented by consecutive characters
 from U+0100.
 """
 
@@ -174,10 +174,10 @@ class Tokenizer:
 
     @cached_property
     def longest(self) -> int:
-        """Upper bound of the number of text bytes per token. A text of n bytes has at least n / longest tokens.
+        """Upper bound of the number of text bytes per token. A text of n bytes has at least n / `longest` tokens.
 
-        The bound is the length of the longest ordinary token. The bound is multiplied by four if the tokenizer has a
-        normalizer, because normalization can shorten the text. NFC can shorten a text to a third of its bytes.
+        The bound is the length of the longest ordinary token in bytes. If the tokenizer has a normalizer, the bound is
+        multiplied by four, because normalization can shorten the text. NFC can shorten a text to a third of its bytes.
         """
         # In byte-level BPE, each byte is one character of the vocabulary entry.
         longest = max((len(text) for text in self._plain.get_vocab()), default=1)

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class CallLock:
-    """A lock for engine calls: other threads wait for it, and a reentrant call raises an error.
+    """A lock for engine calls. A call from another thread waits for the lock, and a reentrant call raises an error.
 
     Without the error, a reentrant call would deadlock or see a half-finished step. `with lock("step"):` enters the
     `RLock` directly, so that a KeyboardInterrupt cannot leave the lock held.
@@ -99,7 +99,7 @@ def limit_threads(threads: int) -> Iterator[None]:
 def divide_work(sizes: Sequence[int], cores: int) -> list[int]:
     """Assign items of the given sizes to engine cores, and return the core index of each item.
 
-    Each item goes to the core with the smallest total size so far.
+    Each item goes to the engine core with the smallest total size so far.
     """
     loads, chosen = [0] * cores, list[int]()
     for size in sizes:

@@ -40,13 +40,13 @@ class EngineConfig(Config):
     step_tokens: Count = 2048
     """Maximum number of prefill and decode tokens in one step."""
     pack: bool = True
-    """Repack the weights at load time, so that matrix products read them faster (`Backend.prepare`).
+    """Repack the weights at load time for faster matrix products (`Backend.prepare`).
 
-    After repacking, the engine ignores changes of the original weights, so no other code may change them.
+    After repacking, the engine ignores changes of the original weights, so no other code may change the weights.
     """
     backend: str = "torch-invariant"
-    """Backend that runs the model. `torch` is faster than `torch-invariant`, but its results depend on the rest of the
-    batch (docs/explanation/engine.md)."""
+    """Backend that runs the model. `torch` is faster than `torch-invariant`, but the results of `torch` depend on the other
+    requests in the batch (docs/explanation/engine.md)."""
 
     def check(self, model: Decoder, tokenizer: Tokenizer) -> None:
         """Validate these settings for a model and its tokenizer.

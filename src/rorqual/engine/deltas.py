@@ -18,7 +18,7 @@ class Delta:
     sample: int
     token: int
     completion: Completion | None = None
-    """The finished sample, if `token` is the last token of the sample. Otherwise None."""
+    """The finished sample if `token` is the last token of the sample, and None for all earlier tokens."""
     logprob: float = 0.0
     """Log-probability of `token`."""
     top: tuple[tuple[int, float], ...] = ()

@@ -1,7 +1,4 @@
-"""Embeddings for the placeholder tokens of a prompt, for example the embeddings of an image.
-
-This module does not import torch.
-"""
+"""Embeddings for the placeholder tokens of a prompt, for example the embeddings of an image. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -24,8 +21,8 @@ Rows = npt.NDArray[np.float32]
 class Embeds:
     """Embeddings `rows` [n, hidden] for the placeholder tokens at the ascending `positions` [n] of a prompt.
 
-    `rows` may be a tensor, an array or nested lists of numbers; it is copied as float32.
-    Raises DataError if the rows are not finite numbers of shape [n, hidden] or the positions do not ascend.
+    `rows` may be a tensor, an array or nested lists of numbers, and is copied as float32. Raises DataError if the rows are not
+    finite numbers of shape [n, hidden] or the positions do not ascend.
     """
 
     rows: Any

@@ -1,8 +1,8 @@
 """The inference engine: batched generation in one or more threads.
 
-Requests are distributed over engine cores. Each core has its own batch. In `generate`, each core computes with one
-torch thread. The distribution of requests does not depend on the number of threads, so the thread count affects speed
-but not results.
+Requests are distributed over engine cores. Each engine core has its own batch. In `generate`, each core computes with one torch
+thread. The distribution of requests does not depend on the number of threads, so the thread count affects speed but not
+results.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Engine:
     (docs/explanation/engine.md).
 
     `Engine(run)` loads a run directory. `Engine.of(model, ...)` uses a model that other code owns, such as a trainer's.
-    Both constructors take the fields of `EngineConfig` as keywords. For `Engine.of`, the defaults of `reuse` and `pack`
+    `Engine` and `Engine.of` take the fields of `EngineConfig` as keywords. For `Engine.of`, the defaults of `reuse` and `pack`
     are False.
 
     `Engine.of` does not copy the model. After an in-place weight update, the next call uses the new weights and
@@ -157,17 +157,18 @@ class Engine:
         return self._backend.fit(self.model, cache_shapes=shapes, threads=self._max_threads)
 
     def weights_changed(self) -> None:
-        """Tell the engine that the weights have changed, so that it invalidates all cached blocks.
+        """Tell the engine that the weights have changed. The engine then invalidates all cached blocks.
 
-        The engine itself sees changes that torch sees (`tensor_versions`), before its next call. Changes by a fused optimizer, numpy or
-        `tensor.data`, and of a module's settings such as LoRA's scale, require this call.
+        Before each call, the engine detects in-place changes that torch counts (`tensor_versions`). Call `weights_changed`
+        after a change by a fused optimizer, numpy or `tensor.data`, and after a change of a module's settings, such as LoRA's
+        scale.
         """
         with self._lock("weights_changed"):
             self._renew(changed=True)
 
     @property
     def scorer(self) -> Decoder:
-        """The model with the engine's backend. Pass this model to `score` and `text_loss`."""
+        """The model bound to the engine's backend. Pass `scorer` to `score` and `text_loss`."""
         return self._cores[0].runner.model
 
     @property

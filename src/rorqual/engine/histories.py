@@ -1,4 +1,4 @@
-"""What was sampled: the token ids of each sequence, and the results of each token, by slot."""
+"""Store the token ids of each sequence, and results per token such as log-probabilities, indexed by slot."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class SampledReply:
 
 @dataclass(frozen=True)
 class SavedHistory:
-    """Per-token results of a preempted sequence. A second prefill does not recompute these results, so they are
-    saved."""
+    """Per-token results of a preempted sequence. A second prefill does not recompute log-probabilities and other results, so
+    these results are saved."""
 
     logprobs: npt.NDArray[np.float32]
     kept: npt.NDArray[np.uint8]

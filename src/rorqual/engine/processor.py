@@ -1,4 +1,4 @@
-"""Validate requests, encode them as sequences, and decode finished sequences into completions."""
+"""Validate requests, encode requests as sequences, and decode finished sequences into completions."""
 
 from __future__ import annotations
 

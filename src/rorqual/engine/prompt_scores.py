@@ -12,10 +12,10 @@ Likeliest = list[tuple[int, float]]
 class PromptScores:
     """Log-probabilities of a prompt of `length` tokens.
 
-    `logprobs[i]` is the log-probability of prompt token i + 1, and `best[i]` lists the `top` most likely tokens at the
-    same position. Both lists are filled in prompt order, and are kept when the sequence is preempted.
+    `logprobs[i]` is the log-probability of prompt token i + 1, and `best[i]` lists the `top` most likely tokens at the same
+    position. `logprobs` and `best` are filled in prompt order, and are kept when the sequence is preempted.
 
-    The prefix cache stores keys and values but no logits. So a prefill may reuse cached blocks only for positions that
+    The prefix cache stores keys and values but no logits. A prefill may therefore reuse cached blocks only for positions that
     already have a log-probability (`reusable`).
     """
 
@@ -46,11 +46,11 @@ class PromptScores:
         return any(math.isnan(value) for value in self.logprobs)
 
     def tokens(self) -> list[float | None]:
-        """Return a list [length] with the log-probability of each prompt token. The log-probability of the first token
-        is None, because no token precedes it."""
+        """Return a list [length] with the log-probability of each prompt token. The log-probability of the first token is None,
+        because no token precedes the first token."""
         return [None, *self.logprobs]
 
     def likeliest(self) -> list[Likeliest]:
-        """Return a list [length] with the most likely tokens at each prompt position. The list of the first position is
-        empty, because no token precedes it."""
+        """Return a list [length] with the most likely tokens at each prompt position. The list of the first position is empty,
+        because no token precedes the first token."""
         return [[], *self.best]

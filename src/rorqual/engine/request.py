@@ -43,15 +43,15 @@ class Completion:
     temperature 0, `logprobs[i]` is computed at temperature 1, without top-k and top-p."""
     finish_reason: Literal["stop", "length"]
     text: str
-    """The reply after `</think>`."""
+    """The part of the reply after `</think>`."""
     reasoning: str | None
-    """The reasoning before `</think>`. None means that the model did not think."""
+    """The part of the reply before `</think>`. None means that the model did not think."""
     experts: Any = None
-    """Expert ids of each computed position [len(prompt_ids) + len(token_ids) - 1, MoE layers, top-k], int8 or int16. -1
-    means that the router chose no expert. The field is None for a dense or remote model."""
+    """Expert ids of each computed position [len(prompt_ids) + len(token_ids) - 1, MoE layers, top-k], int8 or int16. -1 means
+    that the router chose no expert. `experts` is None for a dense or remote model."""
     kept: Any = None
     """The tokens that remained after top-k and top-p filtering at each reply position. The uint8 array [len(token_ids),
-    ceil(vocab / 8)] has the format of `numpy.packbits`. The field is None unless `EngineConfig.record_kept` is set."""
+    ceil(vocab / 8)] has the format of `numpy.packbits`. `kept` is None unless `EngineConfig.record_kept` is set."""
     top_logprobs: list[list[tuple[int, float]]] | None = None
     """Most likely tokens at each reply position, if `SamplingParams.top_logprobs` is set."""
     usage: dict[str, int] = field(default_factory=dict)
@@ -61,10 +61,10 @@ class Completion:
     """The reason why this sample is invalid, or "". Possible reasons: the grammar reached a dead end, the reply
     violates a part of the schema that the grammar cannot enforce, or a logit is NaN or infinite."""
     prompt_logprobs: list[float | None] | None = None
-    """Log-probability of each prompt token, if `SamplingParams.prompt_logprobs` is set. The first value is None."""
+    """Log-probability of each prompt token, if `SamplingParams.prompt_logprobs` is set. The value of the first token is None."""
     prompt_top_logprobs: list[list[tuple[int, float]]] | None = None
-    """Most likely tokens at each prompt position, if `SamplingParams.prompt_logprobs` is above 0. The first list is
-    empty."""
+    """Most likely tokens at each prompt position, if `SamplingParams.prompt_logprobs` is above 0. The list of the first
+    position is empty."""
     model: str = ""
     """Model name that a remote endpoint reports, or ""."""
     request: int = 0

@@ -3,9 +3,9 @@
 The sequence with the highest priority runs next. Ties are broken in this order: a tenant without running sequences, the
 tenant that received the least service, the earliest arrival.
 
-Fairness follows the virtual token counter of Sheng et al. 2024 ("Fairness in serving large language models"). A
-tenant's counter grows by one per prefill token and by `DRAWN` per sampled token. When an idle tenant becomes active
-again, its counter is raised to the lowest counter of the active tenants. So idle time gives no advantage.
+Fairness follows the virtual token counter of Sheng et al. 2024 ("Fairness in serving large language models"). A tenant's
+counter grows by one per prefill token and by `DRAWN` per sampled token. When an idle tenant becomes active again, its counter
+is raised to the lowest counter of the active tenants. Idle time therefore gives a tenant no advantage.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DRAWN = 2.0
 def round_robin(sequences: Iterable[Sequence]) -> list[Sequence]:
     """Sort sequences by priority, and round-robin over tenants within a priority.
 
-    The first sequence of each tenant comes first, then the second sequence of each tenant, and so on.
+    Within a priority, the first sequence of each tenant comes first, then the second sequence of each tenant, and so on.
     """
     counts = Counter[tuple[int, str]]()
     sort_keys = dict[Sequence, tuple[int, int, int]]()
@@ -62,8 +62,7 @@ class RequestQueue:
     def next(self, running: Mapping[str, float]) -> Sequence:
         """Return the sequence to run next, without removing it.
 
-        `running` has one entry per tenant with running sequences: the number of sampled tokens that the tenant was not
-        charged for yet.
+        `running` has one entry per tenant with running sequences: the number of sampled tokens that are not yet charged to the tenant.
         """
         best = min(
             (queue[0][0], tenant in running, self.usage(tenant, running), queue[0][1], tenant)
@@ -81,8 +80,8 @@ class RequestQueue:
         """Return the tenants that may lose a slot to `tenant`. `held` counts slots per tenant; `running` has the same
         meaning as in `next`.
 
-        If `tenant` has no slot, it can take a slot from any tenant that has several slots or received more service. If
-        `tenant` has slots, it can take a slot only from a tenant that received more service and has at least two more
+        If `tenant` has no slot, `tenant` can take a slot from any tenant that has several slots or received more service. If
+        `tenant` has slots, `tenant` can take a slot only from a tenant that received more service and has at least two more
         slots than `tenant`.
         """
         own_slots, own_usage = held.get(tenant, 0), self.usage(tenant, running)

@@ -23,8 +23,8 @@ TRIES = 3
 class RolloutEngine(Protocol):
     """An engine that generates samples for a trainer, with the weights of the last `update`.
 
-    A completion must depend only on the weights and its request: prompt, sampling parameters, seed and sample index. So
-    a repeated request returns the same completion, even from another engine.
+    A completion must depend only on the weights and its request: prompt, sampling parameters, seed and sample index. A repeated
+    request therefore returns the same completion, even from another engine.
     """
 
     @property
@@ -43,8 +43,7 @@ class RolloutEngine(Protocol):
 
 
 class InlineRolloutEngine:
-    """A rollout engine in the trainer's process. Its `Engine` shares the trained tensors, so weight updates need no
-    copy.
+    """A rollout engine in the trainer's process. The `Engine` shares the trained tensors, so weight updates need no copy.
 
     Shared weights must not change until `generate` has yielded all samples.
     """
@@ -75,9 +74,10 @@ class InlineRolloutEngine:
 
 
 def as_finished(collect: Callable[[Put, threading.Event], object]) -> Iterator[Completion]:
-    """Run `collect(put, closed)` in a thread, and yield the samples that it gives to `put`.
+    """Run `collect(put, closed)` in a thread, and yield the samples that `collect` passes to `put`.
 
-    If `collect` raises, the error is raised after the samples. Closing the iterator sets `closed` and waits for `collect` to return.
+    If `collect` raises an error, the iterator raises this error after the last sample. Closing the iterator sets `closed` and
+    waits for `collect` to return.
     """
     finished, closed = queue.SimpleQueue[Completion | None](), threading.Event()
     with ThreadPoolExecutor(1, thread_name_prefix="rollout") as pool:
@@ -94,8 +94,8 @@ def as_finished(collect: Callable[[Put, threading.Event], object]) -> Iterator[C
 def gather(
     engine: RolloutEngine, requests: Sequence[Request], *, version: int, max_age: int = 0
 ) -> list[list[Completion]]:
-    """Generate all samples of the requests and return them in order. Missing samples are requested again with the same
-    seed.
+    """Generate all samples of the requests, and return the samples in request order. Missing samples are requested again with
+    the same seed.
 
     `version` is the version of the trainer's weights. Raises NumericsError if a sample was generated with weights that
     are newer than `version`, or more than `max_age` versions older. Raises NumericsError for a sample that was not

@@ -51,8 +51,8 @@ SCORED = 64
 def pad_row_count(tokens: int, rows: int) -> int:
     """Return the number of tokens of a step, rounded up to a multiple of `rows`.
 
-    Steps above 32 tokens are rounded up to a multiple of 16, or of `rows` if it is larger than 16. Steps above 256
-    tokens are rounded up to a multiple of 64.
+    Steps above 32 tokens are rounded up to a multiple of 16, or of `rows` if `rows` is larger than 16. Steps above 256 tokens
+    are rounded up to a multiple of 64.
 
     Padding keeps the number of distinct sizes small, because oneDNN builds primitives for each size.
     """
@@ -127,7 +127,7 @@ class Runner:
     # ---- a step
 
     def step(self, plan: SchedulerOutput, scheduler: Scheduler) -> Ints:
-        """Run the model on the scheduled tokens, sample one token per row, store the tokens and return them [rows]."""
+        """Run the model on the scheduled tokens, sample one token per row, store the sampled tokens and return the token ids [rows]."""
         rows, n = scheduler.rows, plan.decode
         slot, position = rows.slot[:n], rows.position[:n]
         self._update_block_table(plan, scheduler)

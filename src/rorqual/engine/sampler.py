@@ -1,4 +1,4 @@
-"""The sampler: what each row of a step may sample, and the tokens that it sampled."""
+"""The sampler: build the sampling inputs of the rows of a step, and store the sampled tokens."""
 
 from __future__ import annotations
 

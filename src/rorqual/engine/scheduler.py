@@ -1,14 +1,14 @@
 """The scheduler: decides which sequences decode, are prefilled, wait or are preempted in the next step.
 
-This module uses only Python and numpy. It has no torch tensors and does not call the model.
+The scheduler uses only Python and numpy. The scheduler has no torch tensors and does not call the model.
 
 A sequence is queued, gets a slot, is prefilled in chunks, decodes in a row of the batch until it stops, and is
 released. B decoding sequences use rows 0 to B - 1: when sequences finish, the last rows move into the gaps. The runner
 stores the state of a sequence under its slot. A sequence keeps its slot until it finishes or is preempted.
 
-Keys and values are stored in blocks (`KVCacheManager`). When no block is available, the scheduler preempts the sequence
-that ranks last. The preempted sequence releases its blocks and is queued again. When it resumes, tokens whose blocks
-are no longer cached are prefilled again. The scheduler also preempts for fairness (`_victim`).
+Keys and values are stored in blocks (`KVCacheManager`). When no block is available, the scheduler preempts the sequence that
+ranks last. The preempted sequence releases its blocks and is queued again. When the preempted sequence resumes, tokens whose
+blocks are no longer cached are prefilled again. The scheduler also preempts for fairness (`_victim`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rorqual.engine.sequence import InputBatch, Ints, Sequence
 from rorqual.ops.paged import BLOCK, QUERIES
 
 QUANTUM = 16
-"""Minimum number of tokens that a sequence decodes before it may be preempted for fairness. This minimum lets every sequence
+"""Minimum number of tokens that a sequence decodes before it may be preempted for fairness. The minimum lets every sequence
 make progress."""
 
 
@@ -71,7 +71,7 @@ class History(Protocol):
 
 
 class Scheduler:
-    """Continuous batching over `slots` rows and the KV-cache blocks of `pages`.
+    """Continuous batching over `slots` rows, with KV-cache blocks from the manager `pages`.
 
     A step computes at most `step_tokens` tokens, which limits how long a prompt delays the decoding sequences. Prefill
     always gets at least `QUERIES` tokens.
@@ -107,7 +107,7 @@ class Scheduler:
     # ---- one step
 
     def schedule(self) -> SchedulerOutput:
-        """Plan the next step, and assign all slots, blocks and rows that it needs."""
+        """Plan the next step, and assign the slots, blocks and rows that the step needs."""
         plan = SchedulerOutput(0, [], [], [], [])
         if self._allocate_for_decode(plan):
             self._admit(plan)
@@ -228,10 +228,10 @@ class Scheduler:
     def _victim(self, sequence: Sequence) -> Sequence | None:
         """Return the sequence to preempt in favour of the queued `sequence`, or None.
 
-        If a sequence of lower priority has a slot, the victim is the sequence that `_last` returns. Otherwise the
-        candidates belong to tenants that may lose a slot (`RequestQueue.tenants_to_preempt`). A candidate has the same priority as
-        `sequence` and has decoded at least `QUANTUM` tokens in its row. The victim is the candidate whose tenant has
-        the most slots. Ties go to the candidate with the most decoded tokens.
+        If a sequence of lower priority has a slot, the victim is the sequence that `_last` returns. If no such sequence has a
+        slot, the candidates belong to tenants that may lose a slot (`RequestQueue.tenants_to_preempt`). A candidate has the
+        same priority as `sequence` and has decoded at least `QUANTUM` tokens in its row. The victim is the candidate whose
+        tenant has the most slots. Ties go to the candidate with the most decoded tokens.
         """
         if min(s.priority for s in (*self.running, *self.prefilling)) < sequence.priority:
             return self._last()
@@ -255,7 +255,7 @@ class Scheduler:
         return served
 
     def _prefill(self, plan: SchedulerOutput) -> None:
-        """Divide the step's remaining tokens among the prompts. Sequences with a completed prompt get their rows."""
+        """Divide the step's remaining token budget among the sequences in prefill. Sequences with a completed prompt get their rows."""
         plan.decode = len(self.running)
         budget = max(self.step_tokens - plan.decode, QUERIES)
         completed: list[Chunk] = []
@@ -387,8 +387,8 @@ class Scheduler:
     def renew(self, fingerprint: bytes) -> None:
         """Invalidate all blocks cached under the old weights.
 
-        Running sequences continue. Their blocks mix keys and values of the old and the new weights. These blocks are
-        therefore not cached, and later requests do not share them.
+        Running sequences continue. The blocks of a running sequence mix keys and values of the old and the new weights. Blocks
+        with mixed weights are not cached, so later requests do not share such blocks.
         """
         self.kv_cache.renew(fingerprint)
         for sequence in self._sequences_with_slot():

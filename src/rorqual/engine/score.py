@@ -15,8 +15,7 @@ from rorqual.data.pack import Sample, pack, pack_rows
 from rorqual.model import Decoder
 
 ROWS = 16
-"""Number of packed rows in one forward pass. This number is constant, so results do not depend on the number of
-threads."""
+"""Number of packed rows in one forward pass. The number of rows is constant, so results do not depend on the number of threads."""
 
 Ids = npt.NDArray[np.int32]
 Logprobs = npt.NDArray[np.float32]

@@ -1,8 +1,8 @@
 """Random numbers for sampling, and seeds for remote servers. With a 64-bit seed, a Rorqual server draws the same random
 numbers as a local engine.
 
-A random number is a function of (seed, sample, position) and does not depend on the batch, the slot or the number of
-threads. The generator is SplitMix64 (Steele, Lea and Flood 2014). Each row uses one random number per step.
+A random number is a function of (seed, sample, position) and does not depend on the batch, the slot or the number of threads.
+The generator is SplitMix64 (Steele, Lea and Flood 2014). Each row of a batch uses one random number per engine step.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _mix(value: int) -> int:
 
 
 def _unmix(value: int) -> int:
-    """Invert `_mix`."""
+    """Return the number that `_mix` maps to `value`."""
     value = _unshift(value, 31) * pow(_MIX2, -1, 1 << 64) & _MASK
     value = _unshift(value, 27) * pow(_MIX1, -1, 1 << 64) & _MASK
     return (_unshift(value, 30) - _GOLDEN) & _MASK

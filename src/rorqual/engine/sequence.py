@@ -37,7 +37,7 @@ class Sequence:
     tokens: list[int] = field(default_factory=list)
     """The tokens to prefill: the prompt, and the reply tokens that were sampled before a preemption."""
     num_computed_tokens: int = 0
-    """How many of `tokens` are in the KV cache."""
+    """Number of leading tokens of `tokens` whose keys and values are in the KV cache."""
     hit: int = -1
     """Number of prompt tokens that were found in the prefix cache, or -1 before the sequence is first admitted."""
     blocks: list[int] = field(default_factory=list)
@@ -45,7 +45,7 @@ class Sequence:
     keys: list[bytes] = field(default_factory=list)
     """Hashes of the leading full blocks, extended on demand."""
     followers: list[Sequence] = field(default_factory=list)
-    """Sequences with the same tokens to prefill. They wait for this sequence's prefill and then share its blocks."""
+    """Sequences with the same tokens to prefill. Followers wait for the prefill of this sequence and then share the prefilled blocks."""
     saved: object = None
     """Per-token results that the runner restores after a preemption (`Histories.save`)."""
     halts: Callable[[list[int]], bool] | None = None
@@ -57,7 +57,7 @@ class Sequence:
     constraint: Constraint | None = None
     """The grammar that restricts the next token."""
     scores: PromptScores | None = None
-    """Log-probabilities of the prompt, if the request asks for them."""
+    """Log-probabilities of the prompt, if the request sets `prompt_logprobs`."""
     barred: tuple[int, ...] = ()
     """Stop tokens that are masked until the reply has `min_tokens` tokens."""
     embeds: Embeds | None = None

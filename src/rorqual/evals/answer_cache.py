@@ -32,9 +32,9 @@ class AnswerCache:
     """A `Generator` that caches answers on disk and generates only the missing answers with `generator`.
 
     The cache file is `OUT.xxxxxxxx.kept` next to `out`, with one JSON line per sample. Each model has its own file, because
-    the file name contains a digest of `made`. `made` describes the model: its weights and arithmetic, or the server's
-    address and model name. The cache key of a sample consists of the whole request and the sample's index, so a larger
-    evaluation generates only the new samples. One process at a time may use the file. If `out` is None, nothing is written.
+    the file name contains a digest of `made`. `made` describes the model: the weights and the arithmetic of an engine, or the
+    address and the model name of a server. The cache key of a sample consists of the whole request and the sample's index, so a larger
+    evaluation generates only the samples that are not cached. One process at a time may use the file. If `out` is None, nothing is written.
 
     A request that the server rejects (HTTP 400, 413, 422) yields a completion with an `error`, and the other requests
     continue. A rejection is raised as an error in two cases: the server rejects every request, or it rejects `IN_A_ROW`
@@ -42,8 +42,8 @@ class AnswerCache:
     Completions with an `error` are not cached, so a later run retries them. Cached completions have text, reasoning, finish
     reason, usage and log-probabilities, but no token ids.
 
-    Answers of a server cost money, so each is synced to disk before the next one is added. Answers of an engine are only flushed to
-    the operating system, so they are not lost if this process is killed.
+    A server may charge for answers. Therefore each answer of a server is synced to disk before the next answer is added. Answers of an
+    engine are flushed to the operating system at once, so they survive if this process is killed, but they are synced at most once in `SYNC_SECONDS` seconds.
     """
 
     def __init__(self, generator: Engine | RemoteEngine, out: Path | None, made: Mapping[str, Any]) -> None:
@@ -78,7 +78,7 @@ class AnswerCache:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Release the file, and delete it if it is empty. The lock removes the folders that were created for it."""
+        """Close the cache file, and delete it if it holds no answers. Folders that were created for the lock file are removed."""
         if self._journal is not None:
             if not self._answers:
                 self._journal.path.unlink(missing_ok=True)
@@ -90,7 +90,9 @@ class AnswerCache:
         return len(self._answers)
 
     def forget(self) -> None:
-        """Drop this run's answers from the cache, because the saved result contains them. Answers to other requests stay in the cache."""
+        """Drop the answers to this run's requests from the cache, because the saved
+        result contains these answers. Answers to other requests stay.
+        """
         self._answers = {name: answer for name, answer in self._answers.items() if name not in self._asked}
         if self.path is not None and self._answers:
             lines = [_line(name, answer) for name, answer in self._answers.items()]

@@ -1,4 +1,4 @@
-"""The chart of the page of `rorqual attention`: how much of the attention to needles is kept, by depth and length."""
+"""The chart on the page of `rorqual attention`: the share of the attention to needles that lies on selected positions, by depth and length."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of `rorqual attention`: tables, charts, and the queries that miss the most attention."""
+"""The page of `rorqual attention`: tables, a chart, and for each text the query with the most attention outside its selected positions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FULL = 0.75
 
 
 def attention_page(report: MissedReport, tokenizer: Tokenizer) -> str:
-    """Return the HTML page. The tokenizer decodes the texts of the queries on the page."""
+    """Return the HTML page of `report`. The tokenizer decodes the text that each query on the page sees."""
     queries = sorted(
         ((text.name, text.at(report.shown).lowest) for text in report.texts), key=lambda pair: pair[1].mass
     )
@@ -40,7 +40,7 @@ def _summary(name: str, query: LowestQuery) -> str:
 
 
 def colour_by_weight(query: LowestQuery, tokenizer: Tokenizer) -> ColouredText:
-    """Return the text that a query sees, coloured by the weight of each token. Tokens that share a character are joined."""
+    """Return the text that a query sees, coloured by the attention weight of each token. Tokens that share a character are joined."""
     selected, missed, largest = {*query.selected}, {*query.missed}, max(query.weights)
     parts = []
     for positions, text in characters(query.tokens, tokenizer):

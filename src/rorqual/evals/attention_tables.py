@@ -1,4 +1,4 @@
-"""The tables of `rorqual attention`, as text and for the page."""
+"""The tables that `rorqual attention` prints as text and shows on its HTML page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rorqual.report.table import Table
 
 
 class Distance(NamedTuple):
-    """A range of distances, the share of dense attention at these distances, and the part of this share on selected positions."""
+    """A range of distances, the share of dense attention at these distances, and the fraction of this share that lies on selected positions."""
 
     name: str
     share: float
@@ -21,7 +21,7 @@ class Distance(NamedTuple):
 
 
 def misses_at_shown_budget(report: MissedReport) -> list[Misses]:
-    """Return the values of each text at the budget that the tables show."""
+    """Return the measured values of each text at the budget `report.shown`."""
     return [text.at(report.shown) for text in report.texts]
 
 
@@ -31,7 +31,7 @@ def recall_by_layer(report: MissedReport, budget: int) -> list[float]:
 
 
 def distances(report: MissedReport) -> list[Distance]:
-    """Return attention by distance at the shown budget, averaged over texts and layers."""
+    """Return the share of attention in each range of distance at the budget `report.shown`, averaged over texts and layers."""
     layers = [layer for missed in misses_at_shown_budget(report) for layer in missed.layers]
     found = []
     for first, last in sorted({(part.first, part.last) for layer in layers for part in layer.distances}):
@@ -56,7 +56,7 @@ def tables(report: MissedReport) -> dict[str, Table]:
 
 
 def notes(report: MissedReport) -> list[str]:
-    """Return what the columns mean, and which budgets are untrained or dense."""
+    """Return lines that explain the columns of the tables, and that name the untrained and the dense budgets."""
     found = []
     if report.texts:
         found += [
@@ -81,7 +81,7 @@ def notes(report: MissedReport) -> list[str]:
 
 
 def heading(report: MissedReport) -> list[str]:
-    """Return the sizes of the measurement."""
+    """Return lines with the model, its budget, and the numbers of windows and queries."""
     lines = [f"{report.model}: index_topk={report.trained}, tables at {report.shown} positions per query."]
     if texts := misses_at_shown_budget(report):
         windows, queries, dense = (

@@ -15,8 +15,8 @@ from rorqual.tasks.task import Problem, Task, Verdict
 FIT = 500
 """Maximum number of train problems per family and level on which the rules are fitted."""
 DRAWS = 4
-"""The maximum number of draws is `DRAWS` times the number of train problems needed. Because of this maximum, rare
-families may get fewer than `FIT` problems."""
+"""At most `DRAWS` train problems are drawn for each problem that is needed. Because
+of this limit, rare families may get fewer than `FIT` problems."""
 UNIFORM = "uniform"
 
 Guess = Callable[[Problem], str]
@@ -33,7 +33,7 @@ def by_length(task: Task, train: Sequence[Problem]) -> Guess:
     """Return a rule that guesses the most frequent label among the train prompts with the same number of characters and
     words.
 
-    If no train prompt has the same numbers, the rule guesses the majority label.
+    If no train prompt has the same numbers of characters and words, the rule guesses the majority label.
     """
     labels: dict[tuple[int, int], Counter[str]] = {}
     for problem in train:

@@ -1,6 +1,5 @@
-"""The rule of a cascade: from which confidence on a student's answer is kept. This module does not import torch, for the server.
-
-The calibration is fitted in `evals.cascade`.
+"""The rule of a cascade: the smallest confidence at which the student's answer is kept. The server imports this module, so it does not
+import torch. `evals.cascade` fits the calibration.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ def sigmoid(z: float) -> float:
 
 
 class Calibration(Config):
-    """The probability that an answer is right, as a function of the student's signal: 1 / (1 + exp(-(slope x + intercept)))."""
+    """The probability that an answer is right, as a function of the student's signal x: 1 / (1 + exp(-(slope x + intercept)))."""
 
     signal: Signal
     slope: float
@@ -36,7 +35,8 @@ class Calibration(Config):
 class CascadeRule(Config):
     """The parts of a cascade's result that a server needs: the names and fingerprints of both models, and the calibration.
 
-    `sure` is the smallest confidence at which the student's answer is kept. `temperature` is that of the evaluation.
+    `sure` is the smallest confidence at which the student's answer is kept.
+    `temperature` is the sampling temperature of the student's evaluation.
     """
 
     student: str

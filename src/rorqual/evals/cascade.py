@@ -1,8 +1,8 @@
 """A cascade of two models: a small student answers, and a teacher answers if the student's confidence is too low (FrugalGPT, Chen et
 al. 2023, 2305.05176, section 3).
 
-The confidence is the calibrated probability that the student's answer is right. Its signal is the share of votes for the student's
-majority answer, or the mean log-probability of the reply's tokens. The calibration is a logistic regression on problems of the dev
+The confidence is the calibrated probability that the student's answer is right. The probability depends on a signal: the share of votes for the
+student's majority answer, or the mean log-probability of the reply's tokens. The calibration is a logistic regression on problems of the dev
 split (Platt 1999).
 """
 
@@ -23,7 +23,7 @@ from rorqual.evals.stats import Interval, wilson
 from rorqual.evals.votes import Group, majority
 
 FEWEST = 10
-"""Smallest number of graded answers for a calibration."""
+"""Smallest number of graded answers on which a calibration can be fitted."""
 CURVE = 200
 """Largest number of steps of a curve."""
 BINS = 5
@@ -32,8 +32,9 @@ BINS = 5
 
 @dataclass(frozen=True)
 class CascadeChoice:
-    """One problem of a cascade: the student's confidence, whether student and teacher are right (0 to 1, because of ties), and the
-    tokens that each generated. A failed or truncated reply of the student has confidence 0."""
+    """One problem of a cascade: the student's confidence, whether student and teacher are right (a fraction if votes
+    tie), and the tokens that each generated. The confidence is 0 if the student's reply
+    failed, or if it was truncated and the signal is its log-probability."""
 
     key: str
     confidence: float
@@ -48,7 +49,8 @@ class CascadePoint:
     """The cascade at one threshold. `asked` is the share of problems that the teacher answers.
 
     `tokens` is the mean number of generated tokens per problem, of both models together. `flops` is the mean number of FLOPs per
-    problem, or None if they are unknown. `at_random` is the accuracy if as many problems, chosen at random, went to the teacher.
+    problem, or None if they are unknown. `at_random` is the expected accuracy if the
+    same number of problems, chosen at random, went to the teacher.
     """
 
     asked: float
@@ -70,9 +72,9 @@ class CalibrationBin:
 
 
 class Cascade(Config):
-    """The evaluations of student and teacher on the same problems, and the calibration. `sure` is the confidence from which on the
-    student's answer is kept. `flops` holds the FLOPs per generated token of student and teacher, if both are known. `fingerprints`
-    identify the checkpoints of both models; a server has "".
+    """The evaluations of student and teacher on the same problems, and the calibration. `sure` is the smallest confidence at
+    which the student's answer is kept. `flops` holds the FLOPs per generated token of student and teacher, if both are known.
+    `fingerprints` identify the checkpoints of student and teacher; a model behind a server has "".
     """
 
     student: Evaluation
@@ -87,7 +89,7 @@ class Cascade(Config):
         write_json(path, self.model_dump(mode="json"))
 
     def choices(self) -> list[CascadeChoice]:
-        """Return all problems that are graded, from the lowest to the highest confidence. Raises DataError if there are none."""
+        """Return the problems that are graded for both models, by rising confidence. Raises DataError if no problem is graded."""
         teacher = self.teacher.by_problem
         found = []
         for key, group in self.student.by_problem.items():
@@ -109,8 +111,8 @@ class Cascade(Config):
         return len(self.student.keys) - len(self.choices())
 
     def point(self, asked: int, choices: Sequence[CascadeChoice]) -> CascadePoint:
-        """Return the result if the teacher answers the `asked` problems of the lowest confidence. Of problems with equal confidence,
-        the expectation of a random choice counts."""
+        """Return the result if the teacher answers the `asked` problems of the lowest confidence. If only some problems with equal
+        confidence go to the teacher, the result is the expectation over a random choice among them."""
         count, share = len(choices), asked / len(choices)
         shares = asked_shares(asked, choices)
         right = sum(part * c.teacher + (1 - part) * c.student for c, part in zip(choices, shares, strict=True))
@@ -124,8 +126,8 @@ class Cascade(Config):
         return CascadePoint(share, right / count, wilson(min(right, count), count), at_random, sum(tokens), flops)
 
     def curve(self) -> list[CascadePoint]:
-        """Return the points for all numbers of problems that the teacher answers, from none to all. Of more than `CURVE` problems,
-        evenly spaced numbers are taken."""
+        """Return one point for each number of problems that the teacher may answer, from 0 to all. If there are more than `CURVE`
+        problems, evenly spaced numbers are used."""
         choices = self.choices()
         steps = min(len(choices), CURVE)
         return [self.point(round(step * len(choices) / steps), choices) for step in range(steps + 1)]
@@ -136,7 +138,7 @@ class Cascade(Config):
         return self.point(sum(choice.confidence < self.sure for choice in choices), choices)
 
     def teacher_alone(self) -> CascadePoint:
-        """Return the result of the teacher alone, whose cost does not include the student's."""
+        """Return the result if the teacher answers every problem alone. The cost does not include the student's tokens."""
         choices = self.choices()
         point, tokens = self.point(len(choices), choices), sum(c.teacher_tokens for c in choices) / len(choices)
         return CascadePoint(
@@ -149,7 +151,7 @@ class Cascade(Config):
         )
 
     def bins(self) -> list[CalibrationBin]:
-        """Return the calibration on these problems, in `BINS` bins of confidence."""
+        """Return mean confidence and accuracy in `BINS` bins of equally many problems, by rising confidence."""
         choices = self.choices()
         parts = [choices[i * len(choices) // BINS : (i + 1) * len(choices) // BINS] for i in range(BINS)]
         return [
@@ -165,7 +167,7 @@ class Cascade(Config):
 
 
 def asked_shares(asked: int, choices: Sequence[CascadeChoice]) -> list[float]:
-    """Return the probability that the teacher answers each problem, if it answers the `asked` of the lowest confidence."""
+    """Return the probability that the teacher answers each problem, if it answers the `asked` problems of the lowest confidence."""
     if not asked:
         return [0.0] * len(choices)
     last = choices[asked - 1].confidence
@@ -175,7 +177,7 @@ def asked_shares(asked: int, choices: Sequence[CascadeChoice]) -> list[float]:
 
 
 def accuracy(group: Group) -> float | None:
-    """Return the probability that the answer of the group is right: of the majority if there are votes, else of the first sample."""
+    """Return the probability that a problem's answer is right. With several samples, the answer is the majority answer."""
     return majority(group) if len(group) > 1 else majority([group[0].model_copy(update={"answered": "-"})])
 
 

@@ -9,12 +9,12 @@ from rorqual.report.page import page
 from rorqual.report.table import Table
 
 SHARES = (0.1, 0.25, 0.5, 0.75)
-"""Shares of problems for the teacher that the table shows beside the chosen point."""
+"""Shares of problems that go to the teacher, with one table row each. A further row shows the cascade at its threshold."""
 SIGNALS = {"votes": "share of votes", "logprob": "mean log-probability per token"}
 
 
 def points_table(cascade: Cascade) -> Table:
-    """Return both models alone, the cascade at its threshold, and the cascade at fixed shares."""
+    """Return a table with the results of each model alone, of the cascade at its threshold, and of the cascade at the shares in `SHARES`."""
     choices = cascade.choices()
     points = [
         ("student alone", cascade.point(0, choices)),
@@ -41,7 +41,7 @@ def _point_row(name: str, point: CascadePoint) -> tuple[str, ...]:
 
 
 def calibration_table(cascade: Cascade) -> Table:
-    """Return the accuracy of each fifth of the problems, by confidence."""
+    """Return a table with the student's mean confidence and accuracy in each fifth of the problems, ordered by confidence."""
     rows = [
         (str(one.problems), percent(one.confidence), percent(one.accuracy), percent_interval(one.interval))
         for one in cascade.bins()
@@ -52,7 +52,7 @@ def calibration_table(cascade: Cascade) -> Table:
 
 
 def ungraded_note(cascade: Cascade) -> str:
-    """State how many problems are left out, if any."""
+    """State how many problems are left out because a reply is ungraded, or return "" if there are none."""
     left_out = (
         f"{cascade.ungraded} of {len(cascade.student.keys)} problems are left out, because a reply could not be graded."
     )
@@ -60,13 +60,13 @@ def ungraded_note(cascade: Cascade) -> str:
 
 
 def cascade_table(cascade: Cascade) -> str:
-    """Return both tables as text."""
+    """Return the table of results and the table of the calibration as text."""
     parts = (points_table(cascade).text(), calibration_table(cascade).text(), ungraded_note(cascade))
     return "\n".join(filter(None, parts))
 
 
 def cascade_page(cascade: Cascade) -> str:
-    """Return the HTML page."""
+    """Return the HTML page of a cascade."""
     return page(
         "cascade",
         cascade=cascade,
@@ -78,7 +78,7 @@ def cascade_page(cascade: Cascade) -> str:
 
 
 def cost_chart(cascade: Cascade) -> Chart:
-    """Chart accuracy over the mean cost per problem, from the student alone to the teacher for every problem."""
+    """Chart accuracy over the mean cost per problem. The curve starts with the student alone, and ends with the teacher answering all."""
     points, teacher, chosen = cascade.curve(), cascade.teacher_alone(), cascade.point_at()
 
     def cost(point: CascadePoint) -> float:

@@ -32,8 +32,8 @@ class Comparison:
 
     `gained` counts the problems whose value rose, and `lost` the problems whose value fell. `left_out` counts problems
     that are ungraded in either evaluation. For one seed, `p_value` is the p-value of McNemar's exact test. `p_value` is
-    None for several seeds, because the pairs are then not independent. `p_value` is None if a problem has several
-    samples, because the mean of its samples is not binary.
+    None for several seeds, because the pairs are then not independent. `p_value` is also None if a problem has several
+    samples, because the mean of a problem's samples is not binary.
     """
 
     family: str
@@ -76,7 +76,7 @@ def compare_seeds(
     """Compare several runs that differ in their seed: `before[s]` is paired with `after[s]`.
 
     With several seeds, two intervals are computed: the bootstrap interval over seeds and problems, and the score
-    interval over all problems. The result is the smallest interval that contains both. The coverage of the bootstrap
+    interval over all problems. The interval in the result is the smallest interval that contains both. The coverage of the bootstrap
     interval is below nominal (see `hierarchical_difference`).
     """
     if len(before) != len(after) or not before:

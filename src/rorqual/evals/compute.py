@@ -38,16 +38,16 @@ TITLES = {
 }
 """Titles of the tables, by kind of group."""
 LEAST = 10
-"""A token of the vocabulary is listed if it occurs at least this often."""
+"""A token of the vocabulary is listed if it occurs at least `LEAST` times."""
 LISTED = 12
-"""Number of tokens with the most and with the fewest experts that tables show."""
+"""Number of rows in the table of the tokens with the most experts, and in the table of the tokens with the fewest."""
 
 
 @dataclass(frozen=True)
 class CountedReply:
-    """A problem and its reply, token by token. The last token of a reply is never fed to the model, so it is left out.
-
-    `experts` [tokens] holds the experts per layer of each token, and `parts` the part of the text that it belongs to.
+    """A problem and its reply, token by token. The last token of a reply is left out, because the model never processes it.
+    `experts` [tokens] holds the mean number of experts per layer for each token. `parts` [tokens] says whether a token belongs to the
+    prompt, the thinking or the answer.
     """
 
     problem: Problem
@@ -95,7 +95,7 @@ class ComputeReport:
 
 
 def experts_used(chosen: Tensor, config: ModelConfig) -> Tensor:
-    """Return the mean number of experts with weights per layer [tokens], from the choices [tokens, layers, k]."""
+    """Return the number of experts with weights that each token uses, averaged over layers [tokens], from the choices [tokens, layers, k]."""
     counts = torch.tensor([ffn.n_experts() for ffn in config.ffns if ffn.experts_per_token()])
     used = (chosen >= 0) & (chosen < counts[:, None])
     return used.sum(-1).float().mean(-1)
@@ -155,8 +155,8 @@ def _reply(engine: Engine, task: Task, problem: Problem, completion: Completion,
 
 
 def _groups(replies: Sequence[CountedReply], engine: Engine) -> Iterator[Group]:
-    """Yield the groups of all kinds. Families, levels and verdicts count the tokens of replies only, because a prompt's tokens
-    are read and not written."""
+    """Yield the groups of all kinds. Groups by family, level, verdict or position contain only
+    reply tokens. Groups by part or token also contain prompt tokens."""
     found: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for number, reply in enumerate(replies):
         start = reply.parts.count("prompt")
@@ -211,7 +211,7 @@ def compute_table(report: ComputeReport) -> str:
 
 
 def tables(report: ComputeReport) -> Iterator[Table]:
-    """Yield a table of each kind of group that has members. Tokens have two tables: the most and the fewest experts."""
+    """Yield one table for each kind of group that occurs. Tokens have two tables: those with the most experts, and those with the fewest."""
     for kind, title in TITLES.items():
         if groups := [group for group in report.groups if group.kind == kind]:
             yield _table(title, groups)

@@ -1,4 +1,4 @@
-"""The page of `rorqual compute`: tables, and replies whose colour shows the experts of each token."""
+"""The page of `rorqual compute`: tables, and replies in which a token's colour shows how many experts the token uses."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from rorqual.evals.compute import ComputeReport, CountedReply, tables
 from rorqual.report.page import ColouredText, page
 
 FULL = 75
-"""Strength of the colour in percent for a token that uses all its choices."""
+"""Strength of the colour, in percent, of a token all of whose choices are experts with weights."""
 SHOWN = 12
 """Number of replies on the page."""
 
 
 def compute_page(report: ComputeReport, tokenizer: Tokenizer) -> str:
-    """Return the HTML page. It shows the first replies of each family in turn."""
+    """Return the HTML page of `report`. The page shows the first replies of each family in turn."""
     parts = [group for group in report.groups if group.kind == "part"]
     return page(
         "compute",
@@ -29,7 +29,7 @@ def compute_page(report: ComputeReport, tokenizer: Tokenizer) -> str:
 
 
 def shown_replies(report: ComputeReport) -> list[CountedReply]:
-    """Return the first replies: one of each family, then the next of each."""
+    """Return the first `SHOWN` replies: the first reply of each family, then the second reply of each family, and so on."""
     families: dict[str, list[CountedReply]] = {}
     for reply in report.replies:
         families.setdefault(reply.problem.family, []).append(reply)
@@ -43,7 +43,7 @@ def _summary(reply: CountedReply) -> str:
 
 
 def colour_by_expert(reply: CountedReply, chosen: int, tokenizer: Tokenizer) -> ColouredText:
-    """Return the text of a reply, coloured by experts. Tokens that share a character are joined."""
+    """Return the text of a reply, coloured by the number of experts of each token. Tokens that share a character are joined."""
     parts = []
     for positions, text in characters(reply.tokens, tokenizer):
         used = sum(reply.experts[place] for place in positions) / len(positions)

@@ -1,4 +1,4 @@
-"""Evaluate a model on a task: choose problems, generate answers, grade them, and keep every sample."""
+"""Evaluate a model on a task: choose problems, generate answers, grade the answers, and return every graded sample."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def pick_problems(task: Task, split: Split, count: int, seed: int, per_family: b
     """Return the evaluation problems: the same arguments give the same problems, and no key occurs twice.
 
     With `per_family` the result has `count` problems of each stratum (family, level), otherwise `count` problems in
-    total. A task may generate problems endlessly, and its strata are not known in advance. The search therefore stops
+    total. A task may generate problems endlessly, and its strata are not known in advance. Drawing therefore stops
     after many draws that add no problem. The limit on draws without a new problem is higher if an unfinished stratum is
-    rare. A stratum with fewer than `count` distinct problems gets every problem that the search found.
+    rare. A stratum with fewer than `count` distinct problems gets every distinct problem that was drawn.
 
     Raises DataError if `count` is below 1 or the split contains no problems.
     """
@@ -100,11 +100,11 @@ def evaluate(
     `params.n` is the number of samples per problem. The seed of a problem is derived from `params.seed` and the
     problem's key, so an answer does not depend on the other problems in the evaluation. `model` is a label for tables.
     Several evaluations can share `problems` (from `pick_problems` with the same settings) and `measured` (the baselines of these
-    problems). With `votes`, each sample has its canonical answer, so that `evals.votes` can count votes.
+    problems). With `votes`, the canonical answer of each sample is stored, so that `evals.votes` can count votes.
 
-    With `stop_when`, the samples of a problem are generated one after another, until the rule holds or there are `params.n`. They
-    equal the first of the `params.n` samples without `stop_when`. With `refine`, the model is asked that many times to check its
-    reply, in the same conversation. A sample's earlier replies are in `GradedSample.earlier`. `system` is the system message, if any.
+    With `stop_when`, the samples of a problem are generated one after another, until the rule holds or there are `params.n` samples.
+    These samples equal the first samples of an evaluation without `stop_when`. The model is asked `refine` times to check its reply, in the same
+    conversation. A sample's earlier replies are in `GradedSample.earlier`. `system` is the system message, if any.
 
     Raises TaskError if a user's task has the same problems in its train and test split.
     Raises ConfigError if `votes` or `stop_when` is set and the task has no canonical answers. Raises RorqualError if the generator
@@ -148,10 +148,10 @@ def evaluate(
 
 
 class _Sampler:
-    """Generates and grades the samples of an evaluation, and sums their usage.
+    """Generates and grades the samples of an evaluation, and sums the token counts that the generator reports.
 
-    `progress` counts samples over all `rounds` of `refine`. If sampling stops early, the total is the largest number that is still
-    possible.
+    `rounds` is the number of replies per sample: 1 + `refine`. `progress` counts the samples of all rounds. If sampling may stop early,
+    the total passed to `progress` is the largest number of samples that is still possible.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class _Sampler:
         )
 
     def sample_until(self, sure: Sure) -> list[list[GradedSample]]:
-        """Return the samples of each problem up to the first at which `sure` holds."""
+        """Return the samples of each problem, up to the first sample at which `sure` holds."""
         groups: list[list[GradedSample]] = [[] for _ in self.problems]
         unsure = list(range(len(groups)))
         for sample in range(self.most):
@@ -299,7 +299,7 @@ def thinking_tokens(completion: Completion, tokens: int) -> int:
 
     The generator may report the number of thinking tokens as `usage["reasoning_tokens"]`. Otherwise, the number is
     estimated, because evaluations have no tokenizer. The estimate is `tokens` times the fraction of characters before
-    `</think>`, rounded. It is exact for a character tokenizer, and if the whole completion is thinking.
+    `</think>`, rounded. The estimate is exact for a character tokenizer, and if the whole completion is thinking.
     """
     counted = completion.usage.get("reasoning_tokens")
     if counted is not None:

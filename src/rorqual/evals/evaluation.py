@@ -21,14 +21,13 @@ ALL = "all"
 class GradedSample(Config):
     """A graded reply to a problem. `answer` is the gold answer. Lengths are in tokens.
 
-    `verdict` is that of the marked answer (`Task.grade`). `last` is that of the last number, label or line (`Task.grade_last`). An
-    `unmarked` reply is wrong. Older files lack `last` and `unmarked`.
+    `verdict` grades the marked answer (`Task.grade`). `last` grades the last number, label or line of the reply (`Task.grade_last`). An
+    `unmarked` reply has no marked answer, so it is wrong. Older files lack `last` and `unmarked`.
 
     `answered` is the reply's answer in canonical form (`Task.canonical_answer`), if the evaluation counts votes. `logprob` is the mean
     log-probability of the reply's tokens, if the generator returns it. `score` is a verifier's log-odds that the reply is right
-    (`evals.verify`). `earlier` are the replies that the model was asked to check before this one, oldest first (`refine`).
-
-    `error` is the reason why there is no reply. `chance` is in older files only, and is ignored.
+    (`evals.verify`). `earlier` are the earlier replies of the conversation, which the model was asked to check, oldest first
+    (`refine`). `error` is the reason why there is no reply. `chance` occurs only in older files, and is ignored.
     """
 
     key: str

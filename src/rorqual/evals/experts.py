@@ -42,14 +42,14 @@ def mutual_information(table: NDArray[Any]) -> Floats:
 def dependence(
     experts: Ints, document: Ints, label: Ints, within: Ints, *, n_experts: int, shuffles: int, seed: int
 ) -> tuple[float, float]:
-    """Return the mutual information of expert and document label given `within`, and its mean with shuffled labels, in bits.
+    """Return the mutual information of expert and document label given `within`, and the mean of this value with shuffled labels, in bits.
 
-    It is the sum of p(w) I(expert; label | w) over the values w of `within`. The plug-in estimate is usually above 0 even if expert
-    and label are independent.
+    The mutual information is the sum of p(w) I(expert; label | w) over the values w of `within`. The plug-in estimate is usually above 0 even if
+    expert and label are independent.
 
     experts [n, k], document [n], within [n]; label [documents]. Labels are shuffled among documents, not among tokens,
     because the tokens of one document tend to choose the same experts. For each w, labels are shuffled only among the
-    documents with a token whose `within` is w. This preserves the joint distribution of labels and w.
+    documents with a token whose `within` is w. This restriction preserves the joint distribution of labels and w.
     """
     rng = np.random.default_rng(seed)
     n_labels = int(label.max()) + 1

@@ -1,8 +1,8 @@
-"""What sparse attention misses: how much dense attention lies outside the selected positions, and how the output
-changes.
+"""What sparse attention misses: how much dense attention lies outside the selected positions, and how much the output
+of the attention module changes.
 
-At each layer, dense attention is computed on the same inputs as sparse attention. Queries that see at most `index_topk`
-positions cannot miss any. `Misses.dense` counts these queries, but no average includes them.
+At each layer, dense attention is computed on the same inputs as sparse attention. A query that sees at most `index_topk`
+positions selects all of them, so it misses nothing. `Misses.dense` counts such queries, but no average includes them.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class LayerMisses:
     - `mass`: share of the dense attention that lies on selected positions, averaged over heads. `mass_p1` is the first
       percentile of `mass` over queries. `heads` is the mean `mass` of each head.
     - `recall`: fraction of the top `index_topk` positions (by dense attention weight) that sparse attention selects.
-    - `weighted_recall`: fraction of the dense attention on these top positions that lies on selected positions. It is `mass`
-      relative to the best possible selection, except that it averages the heads first.
-    - `difference`: |sparse - dense| / |dense| of the module's output.
+    - `weighted_recall`: fraction of the dense attention on these top positions that lies on selected positions. This is
+      `mass` divided by the `mass` of the best selection, except that the weights are averaged over heads first.
+    - `difference`: |sparse - dense| / |dense|, where sparse and dense are the outputs of the attention module.
     - `tied`: share of the selected positions with the same score as the best unselected position.
     """
 
@@ -122,7 +122,7 @@ class Misses:
 
 
 def sparse_layers(model: Decoder, where: str = "") -> list[DSA]:
-    """Return the DSA modules of the main model, without those of MTP modules. Raises ConfigError if there are none."""
+    """Return the DSA modules of the main model, but not of MTP modules. Raises ConfigError if there are none."""
     found = [module for module in model.layers.modules() if isinstance(module, DSA)]
     if not found:
         kinds = ", ".join(sorted({attention.kind for attention in model.config.attentions}))
@@ -135,7 +135,7 @@ def sparse_layers(model: Decoder, where: str = "") -> list[DSA]:
 
 
 def trained_budget(layers: Sequence[DSA]) -> int:
-    """Return the `index_topk` that all DSA modules share. Raises ConfigError if they have different values."""
+    """Return the `index_topk` that all DSA modules share. Raises ConfigError if the modules have different values."""
     budgets = sorted({layer.config.index_topk for layer in layers})
     if len(budgets) > 1:
         raise ConfigError(
@@ -147,7 +147,7 @@ def trained_budget(layers: Sequence[DSA]) -> int:
 
 @contextmanager
 def budget_of(layers: Sequence[DSA], budget: int, *, dense: bool = False) -> Iterator[None]:
-    """Let DSA modules select up to `budget` positions inside the `with` block.
+    """Set `index_topk` of the DSA modules in `layers` to `budget` inside the `with` block.
 
     With `dense`, `index_top_p` is ignored, so attention is dense for each query that sees at most `budget` positions.
     """
@@ -165,7 +165,8 @@ def budget_of(layers: Sequence[DSA], budget: int, *, dense: bool = False) -> Ite
 def run_both(
     model: Decoder, layers: Sequence[DSA], tokens: Tensor, budget: int
 ) -> tuple[Mapping[str, Sequence[Tensor]], Tensor, Tensor]:
-    """Return what `layers` record at a budget, and the hidden states with sparse and with dense attention, for tokens [1, length]."""
+    """Run tokens [1, length] with sparse and with dense attention. Return the records of
+    the sparse run, its hidden states, and the dense hidden states."""
     with budget_of(layers, budget):
         sparse = model(tokens, record=(*MISSED, "selected"))
     with budget_of(layers, tokens.shape[1], dense=True):
@@ -216,8 +217,8 @@ def measure_missed(model: Decoder, tokens: Tensor, where: str = "", budget: int 
 
 
 def weights_and_selection(recorded: Mapping[str, Tensor], queries: slice) -> tuple[Tensor, Tensor]:
-    """Return two matrices [queries, length] of one layer's records: the dense weights, averaged over heads, and whether a position is
-    selected."""
+    """Return two matrices [queries, length] from the records of one layer: the dense attention
+    weights, averaged over heads, and whether each position is selected."""
     rows, mass, selected = (recorded[name][queries].cpu() for name in ("attention_rows", "attention_mass", "selected"))
     length = recorded["attention_rows"].shape[1]
     weights = torch.zeros(len(rows), length + 1, dtype=torch.double)  # the last column stands for -1, no position
@@ -227,14 +228,14 @@ def weights_and_selection(recorded: Mapping[str, Tensor], queries: slice) -> tup
 
 
 def _lowest(collected: Sequence[_Collected], tokens: Tensor) -> LowestQuery:
-    """Return the query with the lowest mass over all layers and windows [windows, length + 1]."""
+    """Return the query with the lowest `mass` of all layers and windows. `tokens` are the windows [windows, length + 1]."""
     layer = min(range(len(collected)), key=lambda index: collected[index].lowest.mass)
     found = collected[layer].lowest
     return replace(found, layer=layer, tokens=tuple(tokens[found.window, : len(found.weights)].tolist()))
 
 
 class _Collected:
-    """Sums and values of one layer over all windows."""
+    """The running sums and the per-query values of one layer, over all windows added so far."""
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
@@ -268,7 +269,7 @@ class _Collected:
         self.windows += 1
 
     def layer_misses(self, layer: int) -> LayerMisses:
-        """Return the layer's values."""
+        """Return the averages over all added windows. `layer` is the index of the layer."""
         mass, recall, weighted_recall, difference = (
             torch.cat(part).float().numpy() for part in (self.mass, self.recall, self.weighted_recall, self.difference)
         )

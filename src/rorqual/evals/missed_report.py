@@ -1,4 +1,4 @@
-"""The measurement of `rorqual attention`: what a model's selection misses on several texts, at several budgets."""
+"""The measurement of `rorqual attention`: what sparse attention misses on several texts, at several budgets."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ class Named(NamedTuple):
 
 @dataclass(frozen=True)
 class TextMisses:
-    """What is missed on one text, by budget in ascending order."""
+    """What sparse attention misses on one text, with one entry per budget in ascending order."""
 
     name: str
     budgets: tuple[Misses, ...]
 
     def at(self, budget: int) -> Misses:
-        """Return the values at a budget."""
+        """Return what sparse attention misses on this text at a budget."""
         return next(missed for missed in self.budgets if missed.budget == budget)
 
 
 @dataclass(frozen=True)
 class MissedReport:
-    """What a model's selection misses on windows and passages of at most `length` tokens.
+    """What a model's sparse attention misses on windows and passages of at most `length` tokens.
 
     `trained` is the model's index_topk. All other budgets are untrained: index_topk is changed for the measurement only.
     `budgets` are the measured budgets. At the budgets in `dense`, attention is dense.
@@ -64,8 +64,8 @@ class MissedReport:
 
     @property
     def shown(self) -> int:
-        """The budget in tables of a single budget. It is the trained budget, or the largest measured budget if the trained
-        budget was not measured."""
+        """The budget of the tables that show only one budget: the trained budget, or the largest measured budget if the
+        trained budget was not measured."""
         return self.trained if self.trained in self.budgets else self.budgets[-1]
 
     @property
@@ -105,12 +105,12 @@ def measure_report(
     budgets: Sequence[int] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> MissedReport:
-    """Measure what the selection of `model` misses, at the trained budget and at `budgets`.
+    """Measure what the sparse attention of `model` misses, at the trained budget and at `budgets`.
 
     - `texts`: the first `windows` windows of `length` tokens of each text.
     - `planted`: kinds of planted text. Each kind has `windows` passages for each depth and each passage length up to
       `length` tokens.
-    - `budgets`: by default a quarter, half and twice the trained budget. Budgets that are not below the length are left out.
+    - `budgets`: by default a quarter, half and twice the trained budget. Budgets of `length` or more are left out.
     - `progress(done, total)` is called after each measurement. A measurement covers one budget, and either one
       text or the passages of one kind, length and depth.
 

@@ -1,4 +1,4 @@
-"""Held-out loss on plain text, per token, per character and per byte."""
+"""The loss on a plain text, per token, per character and per byte."""
 
 from __future__ import annotations
 

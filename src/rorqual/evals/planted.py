@@ -1,4 +1,4 @@
-"""Passages with a planted text that later tokens should read: a key with its value (needle), or a line that is copied.
+"""Passages with a planted text to which later tokens should attend: a key with its value (needle), or a line that is copied.
 
 The tokens of question and answer attend to the planted text. The module measures how much of this dense attention lies
 on selected positions. This measure is meaningful even if the model cannot answer. The module also counts the answer
@@ -41,7 +41,7 @@ class PlantedTokens:
 
     @property
     def size(self) -> int:
-        """The number of tokens of all parts."""
+        """The total number of tokens of planted text, question and answer."""
         return len(self.planted) + len(self.question) + len(self.answer)
 
 
@@ -49,8 +49,8 @@ class PlantedTokens:
 class Planted:
     """A passage of n tokens that ends with an answer, as n + 1 ids: the last id is only a target.
 
-    `planted` are the positions of the planted text. `queries` are the positions of the question and of the answer, which
-    should read the planted text. `answers` are the queries whose next token is part of the answer.
+    `planted` are the positions of the planted text. `queries` are the positions of the question and of the answer; their
+    tokens should attend to the planted text. `answers` are the queries whose next token is part of the answer.
     """
 
     tokens: tuple[int, ...]
@@ -61,8 +61,8 @@ class Planted:
 
 @dataclass(frozen=True)
 class PlantedMisses:
-    """How much of the attention to a planted text is missed with `budget` positions, over `passages` passages of
-    `length` tokens.
+    """How much of the dense attention to a planted text lies outside the selected positions, at `budget` positions per query, over
+    `passages` passages of `length` tokens.
 
     - `depth`: share of the filler before the planted text.
     - `distance`: mean number of tokens from the start of the planted text to the start of the question. The question of
@@ -143,8 +143,8 @@ def plant(tokenizer: Tokenizer, parts: Sequence[PlantedTokens], length: int, dep
 def measure_planted(
     model: Decoder, kind: PlantedKind, passages: Sequence[Planted], depth: float, budget: int = 0
 ) -> PlantedMisses | None:
-    """Measure how much of the attention to the planted texts is missed with `budget` positions (0: the model's
-    index_topk).
+    """Measure how much of the dense attention to the planted texts lies outside the selected positions, at `budget` positions per
+    query (0: the model's index_topk).
 
     Returns None if a query sees at most `budget` positions, because its attention is then dense. The passages must have equal
     lengths. Raises ConfigError if the model has no sparse attention.

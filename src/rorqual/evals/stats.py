@@ -1,4 +1,4 @@
-"""Statistics of comparisons: intervals, exact paired tests and bootstraps.
+"""Statistics for comparing evaluations: intervals, exact paired tests and bootstraps.
 
 Every random draw is seeded. Tests are exact where an exact computation is cheap.
 """
@@ -46,8 +46,8 @@ def wilson(right: float, total: int, confidence: float = 0.95) -> Interval:
     """Return the score interval of a proportion (Wilson 1927). The interval stays within [0, 1] and is also valid if
     `right` is 0 or `total`.
 
-    `right` may also be a sum of shares, with one share between 0 and 1 for each problem. This is valid because shares
-    vary at most as much as 0s and 1s with the same mean. The coverage is nominal on average over rates, but lower at
+    `right` may also be a sum of shares, with one share between 0 and 1 for each problem. The interval is then still valid, because
+    shares vary at most as much as 0s and 1s with the same mean. The coverage is nominal on average over rates, but lower at
     rates below 1 / `total` (docs/results/coverage.json).
     """
     if not 0 <= right <= total:
@@ -142,7 +142,7 @@ def hierarchical_difference(
 ) -> Difference:
     """Return the paired difference over runs, for values that need not be shares.
 
-    Each resample draws seeds first, then items within each drawn seed.
+    Each resample draws seeds with replacement, then items within each drawn seed.
 
     `before[s][i]` and `after[s][i]` are the values of seed `s` on item `i`. The mean gives all seeds equal weight.
     Resampling only items would understate the spread between runs.
@@ -169,7 +169,7 @@ def _changes(before: Sequence[NDArray[Any]], after: Sequence[NDArray[Any]]) -> l
 
 
 def _resampled_means(values: Sequence[Floats], samples: int, random: np.random.Generator) -> Floats:
-    """Return the means [samples] of resamples that draw seeds first, then problems."""
+    """Return the mean of each resample [samples]. A resample draws seeds, then problems within each drawn seed, with replacement."""
     seeds = len(values)
     picks = random.integers(seeds, size=(samples, seeds))
     total = np.zeros(samples)
@@ -194,7 +194,7 @@ def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
 
 @cache
 def t_quantile(probability: float, degrees: int) -> float:
-    """Return the quantile of Student's t distribution with `degrees` of freedom, by integrating its density.
+    """Return the quantile of Student's t distribution with `degrees` of freedom, by integrating the density.
 
     `probability` lies between 0.5 and 0.9999.
     """

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 DEPTH, LEAF, CUTS, LABELS = 4, 20, 31, 32
-"""Depth of the tree, minimum problems per leaf, thresholds per feature, and number of labels that the tree distinguishes."""
+"""Depth of the tree, minimum problems per leaf, thresholds per feature, and maximum number of labels that the tree can guess."""
 NUMBER = re.compile(r"[0-9]+")
 NUMBER_DIGITS = 15
 
@@ -20,7 +20,7 @@ Integers = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def surface(prompt: str) -> dict[str, float]:
-    """Return the features of a prompt: lengths, character counts, and features of two words and two numbers.
+    """Return the features of a prompt: lengths, character counts, and features of two words and of two numbers.
 
     The words are the second and the last word, and the numbers are the first and the last number. The features of a word
     are its length and the code points of its first and last character. A number feature is -1 if the prompt has no number.
@@ -69,8 +69,8 @@ class Node:
 def grow_tree(prompts: Sequence[str], labels: Sequence[str]) -> Node:
     """Fit a tree (CART, Breiman et al. 1984) in which each split minimises the Gini impurity.
 
-    Ties go to the first feature by name and to the lowest cut. The cuts of a feature are its quantiles. Only the
-    `LABELS` most frequent labels are distinguished, and other labels are never guessed.
+    Ties go to the first feature by name and to the lowest cut. The cuts of a feature are its quantiles. The tree
+    guesses only the `LABELS` most frequent labels; all other labels count as one label.
     """
     rows = [surface(prompt) for prompt in prompts]
     names = sorted({name for row in rows for name in row})

@@ -32,8 +32,8 @@ def p_text(p_value: float | None) -> str:
 def table(evaluation: Evaluation) -> str:
     """Return accuracy in percent by family and level, with 95 % intervals, the best baseline and answer lengths.
 
-    `unmarked %` of the replies lack a marked answer and are wrong. `last %` is the accuracy if the last number, label or line of a reply
-    is its answer.
+    `unmarked %` is the share of replies without a marked answer, which are wrong. `last %` is the accuracy if the last number, label or
+    line of each reply is read as its answer.
     """
     rows: list[Row] = list(evaluation.rows("level"))
     if len(rows) > 1:
@@ -63,7 +63,7 @@ def table(evaluation: Evaluation) -> str:
 
 
 def rules_table(title: str, rules: Iterable[RuleResult]) -> str:
-    """Return what each way to get one answer gets right, and what it costs in tokens."""
+    """Return a table with the accuracy and the tokens per problem of each rule that makes one answer from several samples."""
     heads = ["answer", "samples", "accuracy %", "95 % interval", "tokens per problem"]
     rows = (
         [one.rule, str(one.samples), percent(one.accuracy), percent_interval(one.interval), f"{one.tokens:.1f}"]
@@ -92,7 +92,7 @@ def ungraded_note(evaluation: Evaluation) -> str:
 
 
 def reading_note(evaluations: Mapping[str, Evaluation]) -> str:
-    """State the share of unmarked replies, and the accuracy if the last number, label or line is the answer. "" for older files."""
+    """State the share of unmarked replies, and the accuracy by the last number, label or line of a reply. Return "" for older files."""
     rows = {name: evaluation.rows("all")[0] for name, evaluation in evaluations.items()}
     if all(math.isnan(row.last) for row in rows.values()):
         return ""

@@ -18,7 +18,7 @@ Samples = list[GradedSample]
 
 
 class Verdicts(Config):
-    """Verdicts of evaluations on the same problems, by evaluation name. Each evaluation has one string per seed."""
+    """Verdicts of evaluations on the same problems. `right` and `thought` map an evaluation's name to one string per seed."""
 
     task: str
     split: Split
@@ -29,8 +29,8 @@ class Verdicts(Config):
     order: str = ORDER
 
     def values(self, name: str, seed: int, family: str = "all", *, thought: bool = False) -> list[float | None]:
-        """Return one number for each problem of a family: the number of correct samples. With `thought`, it is the number
-        of samples that think. None means ungraded."""
+        """Return one number for each problem of a family: the number of correct samples. With `thought`, the number is that
+        of samples with thinking. None means ungraded."""
         place = self.seeds.index(seed)
         line = (self.thought if thought else self.right)[name][place]
         groups = [group.rpartition(": ") for group in self.groups[place].split(" | ")]

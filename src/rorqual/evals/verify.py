@@ -1,8 +1,8 @@
 """A trained verifier: a model that answers "yes" or "no" to the question whether a reply is right (generative verifiers, Zhang et al.
 2024, 2408.15240, section 3.1).
 
-A verifier is a run that was fine-tuned on graded replies to training problems. It reads text, so its tokenizer may be another than
-that of the model whose replies it judges.
+A verifier is a run that was fine-tuned on graded replies to training problems. The verifier receives replies as text, so it may have
+another tokenizer than the model that wrote them.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from rorqual.tasks.task import Verdict
 
 ANSWERS = ("yes", "no")
 KNOWN = 0.5
-"""Smallest mean probability that a verifier gives to "yes" and "no" together. Below it, the run was not trained as a verifier."""
+"""Smallest mean of P(yes) + P(no) for a verifier. A run with a smaller mean was not trained as a verifier, and is rejected."""
 
 
 def question(sample: GradedSample) -> str:
-    """Return the verifier's prompt: the problem, the reply with its reasoning, and the question whether it is right."""
+    """Return the verifier's prompt: the problem, the reply with its reasoning, and the question whether the reply is right."""
     parts = (sample.prompt, sample.reasoning or "", sample.reply, "Right?")
     return "\n".join(part.strip() for part in parts if part.strip())
 
 
 def write_training_rows(evaluation: Evaluation, file: Path) -> int:
-    """Write one conversation for each graded sample as JSON lines, for `rorqual train sft data=`, and return their number."""
+    """Write one conversation for each graded sample as a JSON line, for `rorqual train sft data=`. Return the number of conversations."""
     lines = []
     for sample in evaluation.samples:
         if sample.verdict is not Verdict.UNGRADED:
@@ -45,8 +45,8 @@ def write_training_rows(evaluation: Evaluation, file: Path) -> int:
 def with_verifier_scores(evaluation: Evaluation, verifier: Engine, name: str = "") -> Evaluation:
     """Return the evaluation with the verifier's log-odds log P(yes) - log P(no) as each sample's `score`.
 
-    Samples without a reply have no score. Raises ConfigError if the verifier cannot tell "yes" and "no" apart by their first token,
-    or does not answer with either of them. Raises DataError if a question does not fit into its context.
+    Samples without a reply have no score. Raises ConfigError if "yes" and "no" have the same first token, or if the verifier
+    rarely answers with one of them. Raises DataError if a question does not fit into the verifier's context.
     """
     first = [verifier.tokenizer.encode(answer)[0] for answer in ANSWERS]
     remedy = "Train a verifier on graded replies: eval ... split=train verifier_data=FILE.jsonl, then train sft data=FILE.jsonl."

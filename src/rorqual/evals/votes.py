@@ -1,9 +1,8 @@
-"""Several samples of a problem become one answer: by majority, or as the most likely sample or the best by a verifier.
-
-The majority is that of self-consistency (Wang et al. 2022, 2203.11171). The best sample by the grader is an upper bound.
-
-All rules reuse the samples of one evaluation. The rule for fewer samples than the evaluation has averages over disjoint groups of
-consecutive samples.
+"""Rules that choose one answer from several samples of a problem: the majority answer,
+the most likely sample, or the sample that a verifier scores highest.
+The majority rule is self-consistency (Wang et al. 2022, 2203.11171). The upper bound of all rules is whether any sample is right.
+All rules reuse the samples of one evaluation. If a rule uses fewer samples than the evaluation has, its result is averaged over
+disjoint groups of consecutive samples.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from rorqual.evals.stats import Interval, wilson
 from rorqual.tasks.task import Verdict
 
 SURE = 0.95
-"""The probability at which `likely_majority` stops sampling."""
+"""The probability above which `likely_majority` stops sampling."""
 Group = Sequence[GradedSample]
 
 
@@ -29,7 +28,8 @@ class RuleResult:
     """The result of one rule on all problems.
 
     - `samples`: number of samples per problem; for rules that stop early, the largest number.
-    - `values`, `costs`: of each problem, the probability that the answer is right (None: ungraded), and the number of tokens.
+    - `values`: for each problem, the probability that the answer is right (None:
+    ungraded). `costs`: for each problem, the number of generated tokens.
     """
 
     rule: str
@@ -44,7 +44,7 @@ class RuleResult:
 
     @property
     def accuracy(self) -> float:
-        """The mean over graded problems, or NaN if there are none."""
+        """The mean of `values` over graded problems, or NaN if no problem is graded."""
         right, graded = self._right
         return right / graded if graded else math.nan
 
@@ -66,9 +66,9 @@ def single(group: Group) -> float | None:
 
 
 def majority(group: Group) -> float | None:
-    """Return the probability that the majority answer is right, or None if its replies are ungraded.
+    """Return the probability that the majority answer is right, or None if the replies with this answer are ungraded.
 
-    A tie is broken at random, so several leading answers count by their mean. Samples without an answer do not vote. Without any
+    A tie is broken at random, so the result is the mean over the leading answers. Samples without an answer do not vote. Without any
     vote, the result is 0, or None if all replies are ungraded.
     """
     counts = Counter(sample.answered for sample in group if sample.answered is not None)
@@ -85,18 +85,18 @@ def majority(group: Group) -> float | None:
 
 
 def most_likely(group: Group) -> float | None:
-    """Return whether the sample with the highest mean log-probability per token is right, or None if it is ungraded."""
+    """Return 1 if the sample with the highest mean log-probability per token is right, 0 if it is wrong, and None if it is ungraded."""
     return _best(group, [sample.logprob for sample in group])
 
 
 def best_scored(group: Group) -> float | None:
-    """Return whether the sample with the verifier's highest score is right, or None if it is ungraded."""
+    """Return 1 if the sample with the verifier's highest score is right, 0 if it is wrong, and None if it is ungraded."""
     return _best(group, [sample.score for sample in group])
 
 
 def weighted_majority(group: Group) -> float | None:
-    """Return whether the answer with the highest sum of the verifier's probabilities is right (weighted self-consistency, Li et al.
-    2022, 2206.02336, section 3.3), or None if its replies are ungraded."""
+    """Return the probability that the answer with the highest sum of the verifier's probabilities is right, or None if the replies
+    with this answer are ungraded (weighted self-consistency, Li et al. 2022, 2206.02336, section 3.3)."""
     weights: dict[str, float] = {}
     for sample in group:
         if sample.answered is not None and sample.score is not None:
@@ -111,19 +111,20 @@ def weighted_majority(group: Group) -> float | None:
 
 
 def _best(group: Group, values: Sequence[float | None]) -> float | None:
-    """Return whether the sample with the highest value is right, or None if it is ungraded. Equal values count by their mean."""
+    """Return 1 if the sample with the highest value is right, 0 if it is wrong, and None if it is ungraded. If several samples have
+    the highest value, the result is their mean."""
     known = [-math.inf if value is None else value for value in values]
     return single([sample for sample, value in zip(group, known, strict=True) if value == max(known)])
 
 
 def any_right(group: Group) -> float | None:
-    """Return whether any sample is right, or None if all are ungraded. No choice among the samples can exceed this bound."""
+    """Return whether any sample is right, or None if all are ungraded. No rule that chooses among the samples can exceed this bound."""
     verdicts = {sample.verdict for sample in group}
     return None if verdicts == {Verdict.UNGRADED} else float(Verdict.RIGHT in verdicts)
 
 
 def majority_is_known(answers: Sequence[str | None], most: int) -> bool:
-    """Return whether the majority of `most` votes is known after the first votes `answers`."""
+    """Return whether the first votes `answers` already decide the majority of `most` votes."""
     lead, second = _leading(answers)
     return lead - second > most - len(answers)
 
@@ -131,8 +132,9 @@ def majority_is_known(answers: Sequence[str | None], most: int) -> bool:
 def likely_majority(answers: Sequence[str | None], threshold: float = SURE) -> bool:
     """Return whether the leading answer is more frequent than the second one with a probability above `threshold`.
 
-    The probability is that of a share above 1/2 under a uniform prior (the Beta rule of Adaptive-Consistency, Aggarwal et al. 2023,
-    2305.11860, section 3).
+    The probability is the posterior probability, under a uniform prior, that the leading answer gets more than half of all votes for the
+    two answers
+    (the Beta rule of Adaptive-Consistency, Aggarwal et al. 2023, 2305.11860, section 3).
     """
     lead, second = _leading(answers)
     trials = lead + second + 1
@@ -147,7 +149,7 @@ def _leading(answers: Sequence[str | None]) -> tuple[int, int]:
 
 
 Sure = Callable[[Sequence[str | None]], bool]
-"""Whether the votes so far are enough."""
+"""A rule that returns whether the votes so far are enough to stop sampling."""
 
 
 def stop_rule(stop_when: StopWhen, most: int) -> Sure:
@@ -160,11 +162,11 @@ def stop_rule(stop_when: StopWhen, most: int) -> Sure:
 
 
 STOPPED: dict[StopWhen, str] = {"settled": "majority, until settled", "sure": f"majority, until {SURE:.0%} sure"}
-"""Names of the rows of the rules that stop early."""
+"""Names of the rules that stop sampling early, as shown in tables."""
 
 
 def samples_until(group: Group, sure: Sure) -> int:
-    """Return after how many samples `sure` first holds, and the number of samples if it never does."""
+    """Return the smallest number of samples at which `sure` holds, or the number of all samples if it never holds."""
     answers = [sample.answered for sample in group]
     return next((count for count in range(1, len(group)) if sure(answers[:count])), len(group))
 
@@ -172,9 +174,9 @@ def samples_until(group: Group, sure: Sure) -> int:
 def rule_results(evaluation: Evaluation) -> list[RuleResult]:
     """Return the results of all rules, for 1, 2, 4, ... samples and for all samples of each problem.
 
-    There are rows of majorities if the evaluation counts votes, of the most likely sample if the generator returns log-probabilities,
-    and of the verifier if the samples have scores. If sampling stopped early, there are only rows of the first sample and of the
-    majority.
+    Rules of the majority need canonical answers, the rule of the most likely sample needs log-probabilities, and rules of the verifier
+    need scores. A rule is left out if the samples lack the data that it needs. If sampling may have stopped early, the only results are those of
+    the first sample and of the majority.
     """
     problems, n = list(evaluation.by_problem.values()), evaluation.params.n
     if evaluation.stop_when != "never":
@@ -200,7 +202,7 @@ def rule_results(evaluation: Evaluation) -> list[RuleResult]:
 
 
 def refine_results(evaluation: Evaluation) -> list[RuleResult]:
-    """Return the results of the first replies and of each later round of `refine`. Tokens include those of all earlier rounds."""
+    """Return the result of the first replies, and of the replies of each round of `refine`. Token counts include all earlier rounds."""
     rounds = [(*sample.earlier, sample) for sample in evaluation.samples]
     found = []
     for last in range(max(map(len, rounds))):

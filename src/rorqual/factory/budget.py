@@ -1,9 +1,9 @@
 """Budget control for a remote teacher. The maximum cost of a request is reserved in a ledger before the request is sent.
 
-The reserve is an upper bound of the cost. It is the price of the maximum number of prompt tokens, plus the price
-of `max_tokens` reply tokens. If the server billed more than the reserve of an earlier request, later reserves include the
-difference. The actual cost of an answer replaces its reserve. A request costs nothing if it was never sent, or if the
-server rejected it (HTTP 3xx or 4xx).
+The reserve is an upper bound of the cost: the price of the maximum number of prompt tokens, plus the price of
+`max_tokens` reply tokens. If the server billed more than the reserve of an earlier request, later reserves include the
+difference. The actual cost of an answer replaces its reserve. A request costs nothing if the request was never sent, or
+if the server rejected the request (HTTP 3xx or 4xx).
 
 The reserve counts as spent if the answer never arrived (server error, timeout, broken connection, no completion),
 because the server may have billed the request. The reserve counts as spent if the server reports no token usage, or
@@ -12,11 +12,11 @@ not trusted.
 
 The guarantee: if a server bills no request more than its reserve, the total bill never exceeds the budget. A server may
 bill and report more tokens than were reserved, because it ignores `max_tokens` or adds its own prompt. If a server
-reports more tokens than were reserved, the budget may be exceeded. The budget is then exceeded by at most the
-excess cost of the requests that were in flight when the first such report arrived. Once the budget is exceeded, no
-further request is sent. With a budget, the first request must finish before other requests are sent. Therefore, if the
-server treats all requests alike, only one request can exceed its reserve. In any case, at most `concurrency` requests
-can exceed their reserves. If a server bills more tokens than it reports, the budget may be exceeded by any amount.
+reports more tokens than were reserved, the budget may be exceeded, but by at most the excess cost of the requests that
+were in flight when the first report of excess tokens arrived. Once the budget is exceeded, no further request is sent.
+With a budget, the first request must finish before other requests are sent. Therefore, if the server treats all
+requests alike, only one request can exceed its reserve. In any case, at most `concurrency` requests can exceed their
+reserves. If a server bills more tokens than it reports, the budget may be exceeded by any amount.
 """
 
 from __future__ import annotations
@@ -49,10 +49,11 @@ class BudgetReached(RorqualError):
 class Spending:
     """The money spent so far, and the number of requests.
 
-    - `paid`, `kept`: cost and number of requests that returned an answer.
-    - `lost`, `lost_requests`: total reserve and number of requests without an answer. The server may have billed them.
-    - `beyond`, `longest`: the most prompt tokens billed beyond the bound of a prompt, and the longest reply billed beyond `max_tokens`.
-    - `trusted`: whether every reported usage was possible.
+    - `paid`, `kept`: total cost and number of the requests that returned an answer.
+    - `lost`, `lost_requests`: total reserve and number of the requests without an answer, which the server may have billed.
+    - `beyond`: the largest number of prompt tokens that were billed in excess of `prompt_bound`. `longest`: the largest
+      number of reply tokens that were billed for a request with a lower `max_tokens`.
+    - `trusted`: whether the server never reported fewer tokens than a prompt or an answer must have.
     """
 
     budget: float = 0.0
@@ -103,10 +104,10 @@ class _Try:
 
 
 class Budget(BudgetGuard):
-    """The account of paid and reserved money, which the remote engine charges.
+    """The account of paid and reserved money. The remote engine calls `enter` before each request, and other methods after the response.
 
-    `asks`: (name in the ledger, request) for each request index. `bought`: the samples of earlier calls. As a context manager,
-    a `Budget` owns the ledger file.
+    `asks`: (name in the ledger, request) for each request index. `bought`: the paid samples of earlier calls. As a
+    context manager, a `Budget` owns the ledger file.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class Budget(BudgetGuard):
             longest=max((int(line["longest_reply"]) for line in lines if "longest_reply" in line), default=0),
             trusted=not any("unbelieved" in line for line in lines),
         )
-        """The money spent so far, with warnings. It is replaced, never changed."""
+        """The money spent so far. A change replaces the whole object, which is immutable."""
         self._excess_recorded = any("passed" in line for line in lines)
 
     def __enter__(self) -> Budget:
@@ -178,8 +179,7 @@ class Budget(BudgetGuard):
             self._learn(self._open[place].request, usage["prompt_tokens"], usage["completion_tokens"])
 
     def left(self, place: int) -> None:
-        """Count the reserve as spent, because the last attempt returned no answer, or because the answer could not be
-        saved."""
+        """Count the request's reserve as spent. Call this method if the last attempt returned no answer, or if the answer could not be saved."""
         with self._condition:
             self._count_lost(place)
 
@@ -253,7 +253,7 @@ class Budget(BudgetGuard):
             self._condition.notify_all()
 
     def _spend(self, **changes: Any) -> None:
-        """Replace the account, and write a line to the ledger when the budget is exceeded for the first time."""
+        """Update `spending` with `changes`. When the budget is exceeded for the first time, write a line to the ledger."""
         self.spending = replace(self.spending, **changes)
         if self.spending.overspent and not self._excess_recorded:
             self._excess_recorded = True
@@ -271,7 +271,7 @@ def fewest_tokens(text: str) -> int:
 
 
 def budget_error(spending: Spending, have: int, total: int, out: Path) -> BudgetReached:
-    """Return the error to raise when the budget is reached. It states the money spent and how to continue."""
+    """Return the error to raise when the budget is reached. The error states the money spent and how to continue."""
     state = f"is exceeded by {spending.overspent:.4g}" if spending.overspent else "is reached"
     note = "".join(f" Note: {text}." for kind, text in spending.notes().items() if kind == "raised")
     return BudgetReached(

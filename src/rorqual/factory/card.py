@@ -35,7 +35,8 @@ VERDICTS = ("right", "wrong", "ungraded")
 class CardFindings:
     """The contents of a dataset card.
 
-    - `costs`: seconds and core-seconds of each stage, over all calls. The choice of problems and the loading are `unaccounted`.
+    - `costs`: seconds and core-seconds of each stage, over all calls. The stage `unaccounted` covers the choice of
+      problems and the loading of the teacher.
     - `met`: number of problems that were excluded because they match an evaluation set.
     - `missing`: number of samples that the budget did not cover, or None if the dataset is complete.
     """
@@ -60,7 +61,7 @@ class CardFindings:
 
 
 def write_card(out: Path, findings: CardFindings) -> None:
-    """Write the dataset card as `card.md`, and as `card.html` with charts. Each file is self-contained."""
+    """Write the dataset card to the folder `out`, as `card.md`, and as `card.html` with charts. Each file is self-contained."""
     tables, summary = list(_tables(findings)), _summary(findings)
     text = [f"# Samples of {_teacher(findings)}", summary, *findings.notes]
     for table in tables:

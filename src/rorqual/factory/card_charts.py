@@ -15,7 +15,7 @@ GROUPS: dict[str, tuple[Colour, Callable[[Distilled], bool]]] = {
     "right, dropped": ("off", lambda row: bool(row.dropped) and row.verdict == "right"),
     "wrong or ungraded, dropped": ("before", lambda row: bool(row.dropped) and row.verdict != "right"),
 }
-"""The groups of samples that a bar stacks: name -> colour, and which samples."""
+"""The groups of samples that each bar stacks: name -> (colour, function that tells whether a sample is in the group)."""
 
 
 def charts(rows: Sequence[Distilled]) -> list[Chart]:
@@ -26,7 +26,7 @@ def charts(rows: Sequence[Distilled]) -> list[Chart]:
 def _stacks(
     rows: Sequence[Distilled], count: Callable[[list[Distilled]], Sequence[tuple[float, float]]]
 ) -> list[Series]:
-    """Return one series per group that has samples. `count` returns the (x, number) of a group."""
+    """Return one series per group that has samples. `count` returns the points (x, number of samples) of a group."""
     groups = {name: (colour, [row for row in rows if belongs(row)]) for name, (colour, belongs) in GROUPS.items()}
     return [Series(label=name, colour=colour, points=count(own)) for name, (colour, own) in groups.items() if own]
 

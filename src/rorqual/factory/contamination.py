@@ -1,10 +1,10 @@
 """Contamination check: find problems and samples that equal an evaluation item or share consecutive words with it.
 
-Matching ignores case and punctuation. Texts are compared twice: once including numbers and operators, and once by their words alone. The
-comparison by words finds problems whose numbers were changed. `overlap` consecutive words count as a match.
-`overlap` is 8 by default; GPT-3 used 8 to 13 (Brown et al. 2020, appendix C). An item with fewer than `overlap` words,
-but at least `SHORT` words, matches if a text contains the whole item. An item with fewer than `SHORT` words matches
-only a text that is equal to it.
+Matching ignores case and punctuation. Each text is compared twice: once with numbers and operators, and once with only
+its words. The comparison by words finds problems whose numbers were changed. `overlap` consecutive words count as a
+match. `overlap` is 8 by default; GPT-3 used 8 to 13 (Brown et al. 2020, appendix C). An item with fewer than `overlap`
+words, but at least `SHORT` words, matches if a text contains the whole item. An item with fewer than `SHORT` words
+matches only a text that equals the item.
 
 As in GPT-3, common sequences such as instructions do not count as matches. A sequence is common if it occurs in more
 than `COMMON` evaluation items, or in more than `COMMON` of the problems that the teacher will answer. The check does
@@ -48,8 +48,8 @@ Gram = tuple[str, ...]
 class EvalItem:
     """A problem of an evaluation set.
 
-    `where`: its location, `file:line` or `task NAME: key`. `key`: its key, or empty. `by_words`: whether consecutive words
-    count as a match, in addition to the key and the whole text.
+    `where`: location of the problem, `file:line` or `task NAME: key`. `key`: the problem's key, or empty. `by_words`:
+    whether consecutive words count as a match, in addition to the key and the whole text.
     """
 
     text: str
@@ -91,7 +91,7 @@ class Evaluations:
         self._drop_common(counts)
 
     def _distinctive(self, text_words: Gram) -> set[Gram]:
-        """Return all sequences of `overlap` words of the text, and of the text without numbers and operators.
+        """Return all sequences of `overlap` consecutive words of the text, and of the text without numbers and operators.
 
         An empty string at the start marks the sequences of the text without numbers and operators.
         """
@@ -170,7 +170,8 @@ def evaluation_items(source: str, seed: int) -> list[EvalItem]:
 
 
 def _test_problems(task: Task, seed: int) -> tuple[list[Problem], bool]:
-    """Return the problems of the test split, up to the maximum number to compare with, and whether these are all."""
+    """Return (problems, is_complete): the problems of the test split, up to the maximum number to compare with, and
+    whether the list contains the whole split."""
     most = FROM_FILES if isinstance(task, FileTask) else FROM_ENDLESS
     problems = list(islice(safe_problems(task, "test", seed), most))
     if not problems:

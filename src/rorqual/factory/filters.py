@@ -14,7 +14,7 @@ from rorqual.factory.config import FilterConfig, Keep
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+|[^\w\s]|_")
 """Matches a word of letters and digits, a punctuation mark or symbol, or a character of a script without spaces."""
 EXCLUDED: Mapping[Keep, tuple[str, ...]] = {"right": ("wrong", "ungraded"), "graded": ("ungraded",), "all": ()}
-"""The verdicts whose samples each value of `keep` drops."""
+"""For each value of `keep`: the verdicts of the samples that are dropped."""
 FEW_LINES = 4
 """Repeated lines are counted only in texts with at least this many lines."""
 
@@ -91,7 +91,7 @@ def reply_text(row: Distilled) -> str:
 
 
 def reason_alone(row: Distilled, cut_off: bool, contaminated: bool, filters: FilterConfig, keep: Keep) -> str:
-    """Return the first reason to drop a sample, or an empty string. Duplicates are checked separately, in `drop_reasons`."""
+    """Return the first reason to drop a sample, or an empty string to keep the sample. Duplicates are checked separately, in `drop_reasons`."""
     text = reply_text(row)
     enabled = set(filters.names)
     too_long = cut_off or 0 < filters.longest < row.completion_tokens
@@ -114,7 +114,7 @@ def drop_reasons(
     keep: Keep,
     failed: Sequence[bool] = (),
 ) -> list[str]:
-    """Return for each row the reason to drop it, or an empty string to keep it.
+    """Return for each row the reason to drop the row, or an empty string to keep the row.
 
     A row can be a duplicate only of a row of the same problem that no other filter drops. `failed` tells for each row
     whether it lacks an answer; an empty sequence means that all rows have answers. Failed rows are dropped as `error`,

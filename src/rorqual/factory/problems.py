@@ -19,7 +19,7 @@ from rorqual.tasks.task import Problem, Task
 class ChosenProblems:
     """The selected problems, and the problems that were excluded because they match an evaluation set.
 
-    `met`: excluded problems with their matches. `notes`: remarks for the dataset card.
+    `met`: (problem, match) of each problem that was excluded. `notes`: remarks for the dataset card.
     """
 
     task: Task

@@ -40,13 +40,13 @@ def sample_teacher(config: FactoryConfig, out: Path, *, threads: int, quiet: boo
     """Sample from the teacher that `config` names, and write the dataset to the folder `out`. Return the path of the
     Parquet file.
 
-    Every sample is synced to `samples.jsonl` before it is used. If the process is killed, the disk is full, or the
-    server or the grader fails, the same call can be repeated. The repeated call resumes without requesting saved
+    Every sample is synced to `samples.jsonl` before the sample is graded. If the process is killed, the disk is full,
+    or the server or the grader fails, the same call can be repeated. The repeated call resumes without requesting saved
     samples again. `data.distilled` reads the Parquet file.
 
     Raises ConfigError without changing any file if the folder has samples of another config (`access` may differ).
-    Raises RorqualError if another process uses the folder. Raises BudgetReached if the budget is reached. In this case,
-    the dataset and its card contain the samples so far.
+    Raises RorqualError if another process uses the folder. Raises BudgetReached if the budget is reached; the dataset
+    and its card then contain the samples so far.
     """
     out = Path(out)
     _check_config(config, out)
@@ -234,8 +234,8 @@ class Work:
 def with_top(rows: Sequence[Distilled], teacher: LocalTeacher, k: int) -> list[Distilled]:
     """Add the teacher's `k` most likely tokens at each position to every row that was not dropped.
 
-    The first `teacher.chosen` tokens of a reply were forced, not sampled, so the distribution at each of these positions has
-    all mass on the forced token.
+    The first `teacher.chosen` tokens of a reply were forced, not sampled, so the distribution at each of these
+    positions has nearly all probability mass on the forced token.
     """
     indices = [index for index, row in enumerate(rows) if not row.dropped and row.token_ids]
     top = dict(zip(indices, teacher.top([rows[index] for index in indices], k), strict=True))
@@ -249,8 +249,8 @@ def with_top(rows: Sequence[Distilled], teacher: LocalTeacher, k: int) -> list[D
 
 
 def certain(token: int, others: Ids) -> tuple[Ids, Logprobs]:
-    """Return a distribution with all mass on `token`, as token ids [k] and log-probabilities [k]. The remaining k - 1
-    ids come from `others` [k].
+    """Return a distribution with nearly all probability mass on `token`, as token ids [k] and log-probabilities [k].
+    The remaining k - 1 ids come from `others` [k].
 
     Each id other than `token` has probability `TAIL_FLOOR`, because the logarithm of 0 is not finite.
     """

@@ -23,8 +23,7 @@ from rorqual.model.adapter import fingerprint
 from rorqual.tasks.task import Problem
 
 Keep = Callable[[Sequence[Entry], Callable[[], None]], None]
-"""A callback (samples, on_saved) that saves new samples, calls `on_saved` when they are on disk, and then grades
-them."""
+"""A callback (samples, on_saved) that saves new samples, calls `on_saved` when the samples are on disk, and then grades the samples."""
 UnderWay = Callable[[int], None]
 """A progress callback that receives the number of samples that are generated but not saved yet."""
 FAILURES_IN_A_ROW = 5
@@ -35,7 +34,7 @@ row indicate a problem with the server, not with a single request."""
 EngineRequest = tuple[Problem, int, Request]
 """(problem, index of the sample, request): one sample to generate."""
 ANY = (Message("user", "?"),)
-"""An arbitrary conversation. It is rendered to count the prompt tokens that a thinking mode adds."""
+"""An arbitrary conversation, which is rendered to count the prompt tokens that a thinking mode adds."""
 
 
 def do_nothing() -> None:
@@ -43,16 +42,16 @@ def do_nothing() -> None:
 
 
 class LocalTeacher:
-    """A teacher that is the latest complete checkpoint of a run.
+    """A local teacher: the latest complete checkpoint of a run.
 
     - `label`: name of the teacher in the resulting dataset.
-    - `of`: identity of its samples, a hash of teacher, settings and seed.
-    - `tokenizer`, `vocab`: SHA-256 of the tokenizer, and the vocabulary size. The metadata of the Parquet file stores both.
+    - `of`: identity of the teacher's samples, a hash of teacher, settings and seed.
+    - `tokenizer`, `vocab`: fingerprint of the tokenizer, and the vocabulary size. The metadata of the Parquet file stores both.
     - `chosen`: number of tokens at the end of a prompt that force the teacher to think, or to answer without thinking.
     - `spending`: the money spent, including the cost of answers that never arrived.
 
     The samples of a problem depend only on the config, because each problem has its own seed, and a batch always contains
-    the same problems. If a batch was interrupted, the whole batch is generated again, and its missing samples are saved.
+    the same problems. If a batch was interrupted, the whole batch is generated again, and only its missing samples are saved.
     """
 
     spending = NOTHING
@@ -63,9 +62,8 @@ class LocalTeacher:
         folder = run.checkpoint()
         self.label = f"{config.teacher}@{folder.name}"
         self.of = identity(config, fingerprint(folder))
-        self.tokenizer = hashlib.sha256(run.tokenizer_file.read_bytes()).hexdigest()
         self._engine = Engine(run.path, device=config.device, dtype=config.dtype, threads=threads, record_experts=False)
-        self.vocab = self._engine.tokenizer.vocab_size
+        self.tokenizer, self.vocab = self._engine.tokenizer.fingerprint, self._engine.tokenizer.vocab_size
         modes: tuple[Thinking, Thinking] = (config.thinking, "auto")
         with_mode, without_mode = (len(self._engine.chat.prompt(ANY, mode)) for mode in modes)
         self.chosen = with_mode - without_mode
@@ -120,14 +118,14 @@ class LocalTeacher:
 
 
 class RemoteTeacher:
-    """A teacher behind an OpenAI-compatible server. Each answer is saved on arrival. The fields are those of `LocalTeacher`.
+    """A teacher behind an OpenAI-compatible server. Each answer is saved on arrival. The fields have the same meaning as in `LocalTeacher`.
 
     If there are prices or a ledger of an earlier call, the cost of each answer is recorded in the ledger.
 
     A request that fails despite retries is saved as a failure, and the other requests continue. An error is raised in
-    three cases: the server never answered a request, it rejected `IN_A_ROW` requests in a row, or `FAILURES_IN_A_ROW`
-    requests in a row failed for another reason. Requests that failed in an earlier call are sent last and are not
-    counted, so that a repeated call makes progress.
+    three cases: the server never answered a request, the server rejected `IN_A_ROW` requests in a row, or
+    `FAILURES_IN_A_ROW` requests in a row failed for another reason. Requests that failed in an earlier call are sent
+    last and are not counted, so that a repeated call makes progress.
     """
 
     tokenizer, vocab, chosen = "", 0, 0
@@ -162,7 +160,7 @@ class RemoteTeacher:
         under_way: UnderWay,
         failed: Collection[SampleId] = (),
     ) -> bool:
-        """Generate the samples, as a `LocalTeacher` does."""
+        """Generate the missing samples. Parameters and result are those of `LocalTeacher.sample`."""
         asks = [
             (problem, number, request_of(self.config, problem))
             for number in range(

@@ -1,4 +1,4 @@
-"""Generation for many prompts with continuous batching. The answer to a row does not depend on the other rows."""
+"""Generation for the rows of a prompt file with continuous batching. The answer to a row does not depend on the other rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LEADING = re.compile(r"\w+")
 BURST = 256
 """Maximum number of rejected rows to collect before yielding them."""
 Answered = tuple[RowRequest | Refused, list[Completion]]
-"""A row and its samples. A rejected row has no samples."""
+"""A row of the prompt file, and the samples that answer the row. A rejected row has no samples."""
 
 
 REMEDIES = (
@@ -33,14 +33,14 @@ REMEDIES = (
     ("NaN or infinite logit", "", "The weights are damaged, or the dtype overflows: try dtype=float32."),
     ("", "grammar", "Simplify the grammar, or change it so that every prefix of a reply can be completed."),
 )
-"""Why a sample can be incomplete: words of its error, the invalid key, and the remedy. The first entry that fits applies."""
+"""Rows of (part of a sample's error message, invalid key, remedy). The first row whose part occurs in the message applies."""
 
 
 def refuse_row(row: RowRequest, error: RorqualError) -> Refused:
     """Return a rejected row for an error that the engine raised for its request.
 
-    The invalid key is the last part of `error.where` or the first word of the message, if one of them is a sampling key.
-    Otherwise, the invalid key is the key of the prompt.
+    The invalid key is the last part of `error.where` or the first word of the error message, if one of the two is a
+    sampling key. Otherwise, the invalid key is the key of the prompt, such as `messages`.
     """
     first_word = LEADING.match(error.what)
     candidates = (error.where.rpartition(", ")[2], first_word.group() if first_word else "")
@@ -171,7 +171,7 @@ def record(
 
 
 def fault_of(row: RowRequest, samples: Sequence[Completion]) -> Refused | None:
-    """Return the error of the first invalid sample of a row, or None if all samples are valid."""
+    """Return the error of the first incomplete sample of a row, or None if all samples are complete."""
     errors = [(number, sample.error) for number, sample in enumerate(samples) if sample.error]
     if not errors:
         return None
@@ -204,7 +204,7 @@ def _choice(number: int, sample: Completion, count: int, token_ids: bool, logpro
 
 
 def _json_numbers(values: Sequence[float | None]) -> list[float | None]:
-    """Return the values with None for NaN and infinity, which JSON cannot represent."""
+    """Return the values, with None in place of NaN and infinity, which JSON cannot represent."""
     return [None if value is None or not math.isfinite(value) else value for value in values]
 
 

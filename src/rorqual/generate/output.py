@@ -1,9 +1,9 @@
 """A resumable JSONL output file. A killed process loses no answers.
 
-There are three files. `OUT.partial` is the journal of the output lines, in the order in which the answers finish. `OUT.made`
-records the input and the settings. When all lines exist, they are written to `OUT` in the order of the input. A command
-that is repeated with the same input and settings resumes. With a different input or settings,
-the command raises an error.
+There are three files, where OUT is the name of the output file. `OUT.partial` is a journal: it has the output lines in
+the order in which the answers finish. `OUT.made` records the input and the settings. When all lines exist, they are
+written to `OUT` in the order of the input. A command that is repeated with the same input and settings resumes after
+the last complete line. With a different input or settings, the command raises an error.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NONE = -1
 
 
 class Partial:
-    """An output file in progress. Only one process at a time may open it.
+    """An output file in progress. Only one process at a time may open the file.
 
     `made` holds all settings that the answers depend on. The complete output has `rows` lines. `last` is the line
     number of the last row in the prompt file. `count` is the number of lines written so far, `errors` is the number of
@@ -92,8 +92,8 @@ class Partial:
         """Open or create the files, and index the lines that exist."""
         finished, begun = self.out.exists(), self.path.exists()
         old = self._read_made()
-        # A process that was killed while it created the files may leave an empty OUT.partial and no OUT.made. In this
-        # case, OUT.partial is ignored.
+        # A process that was killed while it created the files may leave an empty OUT.partial and no OUT.made. Ignore
+        # such an empty OUT.partial.
         begun = begun and bool(old or self.path.stat().st_size)
         if finished or begun:
             self._check(old, made)

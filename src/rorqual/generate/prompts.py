@@ -1,4 +1,4 @@
-"""Prompt files in any format of `core.rows`. An invalid row is reported, and the following rows are still read."""
+"""Prompt files, in any file format that `core.rows` reads. An invalid row is reported, and the following rows are still read."""
 
 from __future__ import annotations
 
@@ -53,12 +53,13 @@ class Prompts:
         return cls(path, rows, last, digest)
 
     def columns(self) -> list[str]:
-        """Return the names of all fields, in order of first appearance."""
+        """Return the names of all fields of the rows, in order of first appearance."""
         return [*dict.fromkeys(name for _, row in read_prompts(self.path) if isinstance(row, dict) for name in row)]
 
 
 def read_prompts(path: Path) -> Iterator[tuple[int, dict[str, Any] | Refused]]:
-    """Yield (number, row) for each row. The number is that of the line, or of the row in a table, where a record may span lines."""
+    """Yield (number, row) for each row. In a table file (`TABLES`), the number counts rows, because a row may span
+    several lines. In other files, the number is the line number."""
     is_table = path.suffix.lower() in TABLES
     for number, row in enumerate(scan_rows(path), start=1):
         line = number if is_table else row.line

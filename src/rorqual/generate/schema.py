@@ -36,7 +36,7 @@ from rorqual.generate.prompts import Refused
 KINDS = ("json_schema", "regex", "choice", "json")
 PROMPTS = ("prompt", "messages", "prompt_ids")
 TURN = frozenset({"role", "content", "reasoning", "reasoning_content", "name"})
-"""Keys of a message."""
+"""The allowed keys of a message in `messages`."""
 TEXTS = frozenset({"prompt", *(name for name, param in PARAMS.items() if isinstance(param.type, TextList))})
 """Columns of a CSV file that stay text even if their values look like numbers."""
 RESERVED = frozenset({"line", "choices", "usage", "error"})
@@ -105,10 +105,9 @@ KEYS = frozenset(RowSampling.model_fields)
 
 
 def line_seed(seed: int, line: int, name: str | int | None) -> int:
-    """Derive the seed of a row from the command's `seed` and the row's id `name`. A row without an id uses its line
-    number instead.
+    """Derive the seed of a row from the command's `seed` and the row's id `name`. For a row without an id, use the line number instead.
 
-    A row with an id thus keeps its answer if rows are reordered or removed.
+    Therefore a row with an id has the same answer after rows are reordered or removed.
     """
     key = json.dumps([seed, "line", line] if name is None else [seed, "id", name])
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") & SAFE
@@ -128,7 +127,7 @@ class RowRequest:
 
 
 def _fault(key: str, what: str, remedy: str) -> DataError:
-    """Return the error of a row. It names the key in `where`."""
+    """Return the error of a row. The field `where` of the error names the invalid key."""
     return DataError(what, where=key, remedy=remedy)
 
 
@@ -136,14 +135,15 @@ def _fault(key: str, what: str, remedy: str) -> DataError:
 class RowParser:
     """A converter from rows to requests.
 
-    If `encode` is given, `prompt` is a text that the model continues; otherwise `prompt` is a user message. `cells` is true for
-    the rows of a CSV file.
+    If `encode` is given, `prompt` is a text that the model continues; otherwise `prompt` is a user message. `cells` is
+    true for the rows of a CSV file, whose values are all text.
 
-    If `columns` are given, they are the prompt, as in `rorqual teach`, and `prompt`, `messages` and `prompt_ids` are extra fields. White
-    space around the texts is removed, unless the model continues the prompt.
+    If `columns` are given, the texts of these columns form the prompt, as in `rorqual teach`, and `prompt`, `messages`
+    and `prompt_ids` are extra fields. White space around the texts of the columns is removed, unless the model
+    continues the prompt.
 
-    `task` has the defaults of chat requests. They apply where neither `defaults` nor the row sets a key, and not to `prompt_ids` and
-    texts to continue.
+    `task` has the defaults of chat requests. A default applies if neither `defaults` nor the row sets its key. The
+    defaults do not apply to `prompt_ids` or to texts that the model continues.
     """
 
     defaults: RowSampling
@@ -218,7 +218,7 @@ class RowParser:
 
 
 def _read_row_sampling(given: Mapping[str, Any], defaults: RowSampling) -> RowSampling:
-    """Return the sampling keys of a row: those that are given, and the defaults for all others."""
+    """Return the sampling parameters of a row: the `given` values, and the defaults for all other keys."""
     try:
         return RowSampling.model_validate({**dict(defaults), **given}) if given else defaults
     except ValidationError as error:
@@ -230,7 +230,7 @@ def _read_row_sampling(given: Mapping[str, Any], defaults: RowSampling) -> RowSa
 
 
 def _check_carried(carried: dict[str, Any], columns: Sequence[str]) -> None:
-    """Raise a fault for an extra field that cannot be written, or whose name looks like a mistyped key and is not in `columns`."""
+    """Raise DataError for an extra field that cannot be written as JSON, or whose name looks like a mistyped key and is not in `columns`."""
     name = carried.get("id")
     if name is not None and (isinstance(name, bool) or not isinstance(name, str | int)):
         what = f"the id must be a string or a whole number, but has the type {type(name).__name__}"

@@ -1,8 +1,8 @@
-"""The experiment `answers`: what several samples, a verifier, a budget for thinking, a second look, early stopping, and a cascade of
-two models do to accuracy, and how many tokens they cost.
+"""The experiment `answers`: how several samples, a verifier, a thinking budget, asking the model to check its reply, early stopping,
+and a cascade of two models change the accuracy, and how many tokens each method costs.
 
-Sixteen samples of each problem are drawn once per seed. Votes, the best of several samples, and early stopping reuse them. Every
-way to get an answer is compared with the greedy answer to the same problems.
+Sixteen samples of each problem are drawn once per seed. Votes, the best of several samples, and early stopping reuse these samples. Every
+other method is compared with the greedy answer to the same problems.
 """
 
 from __future__ import annotations
@@ -40,11 +40,12 @@ RIGHT, TOKENS = "accuracy", "tokens"
 SIZES = (2, 4, 8, 16)
 RULES = ("majority", "most likely", "best by verifier", "majority weighted by verifier", BOUND)
 Way = tuple[Sequence[float], Sequence[float]]
-"""One way to get an answer, on the problems of one seed: the probability that each answer is right, and its tokens."""
+"""The result of one method on the problems of one seed: for each problem, the
+probability that the answer is right, and the number of tokens."""
 
 
 def to_large(share: float, how: str = "to the large model") -> str:
-    """Return the name of a cascade."""
+    """Return the arm's name for a cascade whose teacher answers `share` of the problems."""
     return f"cascade, {share:.0%} {how}"
 
 
@@ -68,11 +69,11 @@ class AnswersExperiment(Experiment):
     graded: ClassVar[int] = 100
     max_tokens: ClassVar[int] = 96
     verified: ClassVar[bool] = True
-    """Whether a verifier is trained."""
+    """Whether the experiment trains and measures a verifier."""
     rounds: ClassVar[int] = 2
     budgets: ClassVar[tuple[int, ...]] = (10, 20, 30, 40)
     seconds: ClassVar[float] = 3.0
-    """Rough core-seconds to answer all problems once."""
+    """Estimated core-seconds to answer all problems once."""
 
     def __init__(self) -> None:
         rules = [rule for rule in RULES if self.verified or "verifier" not in rule]
@@ -96,7 +97,7 @@ class AnswersExperiment(Experiment):
         )
 
     def training_jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
-        """Return the jobs that train the model and the small model of the cascade."""
+        """Return the jobs that train the main model, and the small model that is the cascade's student."""
 
         def run(size: Size, steps: int) -> Run:
             options = dict(self.options)
@@ -110,7 +111,7 @@ class AnswersExperiment(Experiment):
         ]
 
     def verifier(self, seed: int, place: Path, share: float) -> Run:
-        """Return the run that trains the verifier on graded samples, starting from the model itself."""
+        """Return the run that trains the verifier on graded samples, starting from the main model."""
         return sft(
             data=str(place / VERIFIER_ROWS),
             start=str(place / BIG),
@@ -187,7 +188,7 @@ def write_rows(place: Path) -> int:
 
 
 def score_samples(place: Path) -> float:
-    """Save the sixteen samples with the verifier's scores. Return the mean score."""
+    """Save the sixteen samples of each problem with the verifier's scores. Return the mean score."""
     verifier = Engine(RunDir(place / VERIFIER).path, threads=1, record_experts=False)
     result = with_verifier_scores(evaluation(place, SIXTEEN), verifier, VERIFIER)
     result.save(evaluation_file(place, SCORED))
@@ -196,7 +197,7 @@ def score_samples(place: Path) -> float:
 
 
 def ways(place: Path, budgets: Sequence[int]) -> dict[str, Way]:
-    """Return all ways of one seed, by name. The problems have the same order in all of them."""
+    """Return the results of all methods on one seed, by name of the method. All results list the problems in the same order."""
     found = sixteen_samples(place)
 
     def way(rule: RuleResult) -> Way:
@@ -215,12 +216,12 @@ def ways(place: Path, budgets: Sequence[int]) -> dict[str, Way]:
 
 
 def sixteen_samples(place: Path) -> Evaluation:
-    """Return the sixteen samples, with the verifier's scores if there is a verifier."""
+    """Return the evaluation with sixteen samples per problem, with the verifier's scores if there is a verifier."""
     return evaluation(place, SCORED if evaluation_file(place, SCORED).is_file() else SIXTEEN)
 
 
 def _families(place: Path) -> dict[str, list[tuple[int, str]]]:
-    """Return the places and keys of the problems: all, and by family."""
+    """Return (index, key) of each problem, for all problems and for each family."""
     found = sixteen_samples(place)
     family = {sample.key: sample.family for sample in found.samples}
     items = [*enumerate(found.keys)]
@@ -247,8 +248,8 @@ def cascade_of(place: Path) -> Cascade:
 
 
 def cascade_ways(cascade: Cascade, keys: Sequence[str]) -> dict[str, Way]:
-    """Return the small model alone, and the cascade in which the teacher answers each share of `SHARES`, chosen by confidence or at
-    random. A random choice counts by its expectation."""
+    """Return the results of the small model alone, and of two cascades for each share in `SHARES`. In one cascade, the teacher answers
+    the problems of lowest confidence. In the other cascade, the teacher answers problems chosen at random, and the result is the expectation."""
     ranked = cascade.choices()
     choices = {choice.key: choice for choice in ranked}
 

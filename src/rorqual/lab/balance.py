@@ -1,8 +1,8 @@
 """Test whether load balancing with a router bias costs quality (DeepSeek-V3, section 2.1.2).
 
-Each seed has three runs that differ only in the balancing method. `balance` trains on endless synthetic text, on which
-the loss falls smoothly. `balance-worked` trains on the families' worked solutions, on which the loss falls in sudden
-drops. In `balance-worked`, runs that differ only by rounding differ by several percent in loss, so a difference of half
+Each seed has three runs that differ only in the balancing method. The experiment `balance` trains on endless synthetic text, on
+which the loss falls smoothly. The experiment `balance-worked` trains on the families' worked solutions, on which the loss falls in
+sudden drops. In `balance-worked`, runs that differ only by rounding differ by several percent in loss, so a difference of half
 a percent is not measurable.
 """
 
@@ -65,17 +65,17 @@ class Balancing(Experiment):
     )  # fmt: skip
     gamma: ClassVar[float]
     alpha: ClassVar[float]
-    """The step of the router bias after each update, and the coefficient of the auxiliary loss."""
+    """`gamma` is the size of the change of the router bias at each update, and `alpha` is the coefficient of the auxiliary loss."""
     took: ClassVar[tuple[float, float]]
     """Estimated core-seconds of one training run, and of measuring all three runs."""
 
     @abstractmethod
     def training(self, place: Path, seed: int, share: float) -> Run:
-        """Return a training run on the experiment's data. `arm` adds the balancing method."""
+        """Return a training run on the experiment's data, without load balancing. `Balancing.arm` adds the balancing method."""
 
     @abstractmethod
     def held_out(self, chat: ChatFormat, seed: int, tokens: int) -> Iterator[Sample]:
-        """Yield held-out samples with about `tokens` tokens in total, or more."""
+        """Yield held-out samples with at least about `tokens` tokens in total."""
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         arms: list[ExperimentJob] = [
@@ -140,8 +140,8 @@ class Balancing(Experiment):
 
 
 class BalanceExperiment(Balancing):
-    """The balance experiment with pretraining on an endless text, in which every token is predicted. `gamma` of 0.003 was tried on
-    seed 1, too."""
+    """The balance experiment with pretraining on an endless text, in which every token
+    is predicted. On seed 1, `gamma` of 0.003 was also tried."""
 
     name = "balance"
     title = "Balance without an auxiliary loss"
@@ -164,7 +164,7 @@ class BalanceExperiment(Balancing):
 
 class BalanceWorked(Balancing):
     """The balance experiment with SFT on worked solutions. Half of the solutions have no thinking, as in the
-    training data of the quickstart's teacher. `gamma` of 0.01 and 0.001, and `alpha` of 0.001, were tried on seed 1, too."""
+    training data of the quickstart's teacher. On seed 1, `gamma` of 0.01 and of 0.001, and `alpha` of 0.001 were also tried."""
 
     name = "balance-worked"
     title = "Balance without an auxiliary loss, on worked solutions"
@@ -181,8 +181,8 @@ class BalanceWorked(Balancing):
 
 
 def read_block(model: Decoder, samples: Sequence[Sample]) -> tuple[float, list[Tensor]]:
-    """Return two values: the loss, summed over the tokens in the loss mask, and the number of tokens that each expert
-    processed in each layer."""
+    """Return two values: the loss in nats, summed over the tokens in the loss mask, and
+    for each layer the number of tokens that each expert processed."""
     [block] = run_blocks(model, samples, len(samples))
     valid = block.batch.segments.flatten() >= 0
     counts = [balance.count_choices(routing, valid, routing.scores.shape[-1]) for routing in block.output.routing]

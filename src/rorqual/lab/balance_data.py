@@ -27,7 +27,8 @@ LANES = 10_000
 def worked_samples(chat: ChatFormat, seed: int, problems: int = 500) -> Iterator[Sample]:
     """Yield worked solutions of the test split without end, mixed as in training.
 
-    The problem generator restarts with a new seed after `problems` problems, because it finds new problems more and more slowly.
+    The problem generator restarts with a new seed after `problems` problems,
+    because a generator finds new problems more and more slowly.
     """
     task = load_task(TASK, options={"hard": FULL.sft_hard})
     rng = random.Random(f"{seed} held out")
@@ -46,9 +47,9 @@ def text_windows(tokenizer: Tokenizer, text: str, row: int) -> Iterator[Sample]:
 def endless_text(characters: int, seed: int) -> str:
     """Return `characters` characters of third-order Markov text, based on the package's sample of Shakespeare.
 
-    The probability of a character depends on the three characters before it, and equals its frequency after them in the
-    sample. The text can be arbitrarily long and does not repeat itself, so a model cannot memorise it. The training loss
-    falls smoothly.
+    The probability of a character depends on the three characters before it. This probability equals the character's frequency
+    after the same three characters in the sample. The text can be arbitrarily long and does not repeat itself, so a model cannot memorise it.
+    The training loss falls smoothly.
     """
     contexts, following = chain()
     rng = np.random.default_rng(seed)

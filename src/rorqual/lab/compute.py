@@ -1,8 +1,8 @@
-"""The experiment `compute`: does a router with identity experts spend more experts on what is difficult, and is it better than a
-fixed number of experts?
+"""The experiment `compute`: does a router with identity experts use more experts for difficult tokens and problems, and is the loss
+lower than with a fixed number of experts?
 
-The difficulty of a token is the loss of the arm with a fixed number of experts when it predicts the next token of a held-out worked
-solution. The difficulty of a problem is its level. Each difference is compared with a control whose difficulties are permuted.
+The difficulty of a token in a held-out worked solution is the loss of the next token, measured with the model with a fixed number of
+experts. The difficulty of a problem is its level. Each difference is compared with a control whose difficulties are permuted.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from rorqual.lab.shape_experiment import ShapeExperiment
 from rorqual.lab.shapes import DOCUMENTS, FIXED, FIXED_CLOCK, HARD, TASK, ZERO
 
 HARD_SHARE = 0.25
-"""The share of tokens, or of the occurrences of a token id, with the highest losses is hard. All others are easy."""
+"""The share of tokens, or of the occurrences of a token id, that count as hard: those with the highest losses. All others are easy."""
 LEAST = 20
-"""The occurrences of a token id are compared with each other if there are at least this many."""
+"""Hard and easy occurrences of a token id are compared only if the token id occurs at least `LEAST` times."""
 SHUFFLES = 20
-"""Number of permutations of the control. The control is their mean."""
+"""Number of permutations of the difficulties. The control is the mean over these permutations."""
 PARTS = {
     "tokens": "hard tokens minus easy tokens",
     "same token": "hard minus easy occurrences of the same token",
@@ -38,8 +38,8 @@ Array = NDArray[Any]
 
 
 class ComputeExperiment(ShapeExperiment):
-    """The experiment on identity experts. Both arms have 16 experts with weights and use two of them per token: one always, the
-    other on average."""
+    """The experiment on identity experts. Both arms have 16 experts with weights. One arm uses two experts for every token, and the
+    other arm uses two experts per token on average."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -88,10 +88,11 @@ class ComputeExperiment(ShapeExperiment):
 
 
 def measure_experts_spent(place: Path, *, name: str, seed: int, count: int) -> dict[str, Any]:
-    """Count the experts that the run `name` spends on each token of `count` held-out solutions, and compare hard with easy parts.
+    """Count the experts that the run `name` uses for each token of `count` held-out solutions. Compare hard with easy tokens and problems.
 
-    `mean` is the mean over all tokens. Each part in `PARTS` has the differences `real` and `shuffled` in experts per token and layer,
-    one per document (one per pair of problems for the last part).
+    `mean` is the mean over all tokens. For each comparison in `PARTS`, the result has two lists of differences in experts per token
+    and layer: `real`, and `shuffled` for permuted difficulties. A list has one difference per
+    document, or one per pair of problems for the comparison "problems".
     """
     problems = draw(TASK, HARD, "test", seed, count)
     (model, chat), (rival, _) = (load_trained(place / run) for run in (name, FIXED))
@@ -118,14 +119,14 @@ def measure_experts_spent(place: Path, *, name: str, seed: int, count: int) -> d
 
 
 def _residuals(values: Array, ids: Array) -> Array:
-    """Return each value minus the mean over its id, and NaN for ids with fewer than `LEAST` values."""
+    """Return each value minus the mean of all values with the same id, or NaN for ids with fewer than `LEAST` values."""
     counts = np.bincount(ids)
     means = np.bincount(ids, values) / np.maximum(counts, 1)
     return np.where(counts[ids] >= LEAST, values - means[ids], np.nan)
 
 
 def hardest(difficulty: Array, groups: Array) -> NDArray[np.bool_]:
-    """Return whether each value [n] is among the highest `HARD_SHARE` of its group. Equal values count in their order."""
+    """Return for each value [n] whether it is among the highest `HARD_SHARE` of its group. Of equal values, the later ones count as higher."""
     hard = np.zeros(len(difficulty), bool)
     for group in np.unique(groups):
         members = np.flatnonzero(groups == group)
@@ -135,8 +136,8 @@ def hardest(difficulty: Array, groups: Array) -> NDArray[np.bool_]:
 
 
 def by_document(values: Array, hard: NDArray[np.bool_], document: Array) -> Array:
-    """Return the mean over the hard tokens of each document minus the mean over its easy tokens, and NaN without either. NaN values do
-    not count."""
+    """Return for each document the mean over hard tokens minus the mean over easy tokens, or NaN if the document lacks hard or easy
+    tokens. Tokens with the value NaN are left out."""
     counted, length = ~np.isnan(values), int(document.max()) + 1
     means = []
     for side in (hard, ~hard):
@@ -149,9 +150,8 @@ def by_document(values: Array, hard: NDArray[np.bool_], document: Array) -> Arra
 
 
 def by_pair(values: Array, hard: Array, families: Array) -> Array:
-    """Return the value of the i-th hard problem of each family minus that of its i-th easy problem, family by family.
-
-    A permutation within families leaves the number of pairs as it is, so the pairs keep their places.
+    """Return, family by family, the value of the i-th hard problem minus the value of the i-th easy problem.
+    Permuting the difficulties within families does not change the number of pairs, so the results of permutations can be averaged by index.
     """
     differences = []
     for family in np.unique(families):
@@ -162,7 +162,9 @@ def by_pair(values: Array, hard: Array, families: Array) -> Array:
 
 
 def _both(compare: Any, difficulty: Array, groups: Array, rng: np.random.Generator) -> dict[str, list[float]]:
-    """Return the differences with the real difficulties, and their means over `SHUFFLES` permutations within the groups."""
+    """Return the differences with the real difficulties, and the mean differences
+    over `SHUFFLES` permutations of the difficulties within groups.
+    """
     real = compare(difficulty)
     total, found = np.zeros(len(real)), np.zeros(len(real))
     for _ in range(SHUFFLES):

@@ -3,8 +3,8 @@ the small set?
 
 Each seed has one base student, one teacher and three simple tasks (`tasks.everyday`). All students of a task start from
 the same base and take the same number of steps of the same size. Only the training data of the students differs. The
-teacher is trained on true answers to questions outside the original sets. The teacher thus resembles a large model,
-which has learned from other data than the students.
+teacher is trained on true answers to questions outside the original sets. In this respect the teacher resembles a large
+model, which has learned from other data than the students.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ ARMS: Mapping[str, str] = {
     "small-true": "a tenth, true",
     "full-teacher": "all, teacher",
 }
-"""The training sets of the compared students."""
+"""The labels of the training sets. Each compared student trains on one of them."""
 
 AMOUNTS: Mapping[str, tuple[int, int]] = {
     "questions": (4000, 200),
@@ -59,7 +59,8 @@ AMOUNTS: Mapping[str, tuple[int, int]] = {
     "student_steps": (350, 2),
     "count": (200, 8),
 }
-"""Amounts of work in full, and at least. They were chosen on seed 0 and the dev split, before the runs of the published result.
+"""For each quantity of work: the amount in a full experiment, and the smallest amount in a scaled-down experiment. The amounts were
+chosen on seed 0 and the dev split, before the runs of the published result.
 
 Short training favours the small set, and long training the full set (docs/LOG.md). The number of steps
 is the maximum that fits into twenty core-minutes. If the number of steps is too small, the result is biased in
@@ -73,12 +74,13 @@ into a row."""
 
 
 def scale_amounts(share: float) -> Amounts:
-    """Return the amounts of a share of the full work."""
+    """Return the amounts of work in `AMOUNTS`, scaled by `share`."""
     return {name: amount(full, share, least) for name, (full, least) in AMOUNTS.items()}
 
 
 MARGIN = 0.02
-"""Non-inferiority margin, in accuracy or R²: the small set's score may be at most this much lower than the full set's score. The margin
+"""Non-inferiority margin, in accuracy or R²: the score with the small set may be lower than the score with the full set by
+at most `MARGIN`. The margin
 was set before the runs of the published result."""
 QUESTIONS = (
     ("full-original", "small-teacher", "a tenth from the teacher, against all of the original"),
@@ -175,7 +177,8 @@ def scores_by_problem(result: Evaluation) -> list[float]:
 
 
 def text_run(place: Path, seed: int, work: Amounts) -> Run:
-    """Return the run that pretrains the students' base on two kinds of lines: questions alone, and sentences alone."""
+    """Return the run that pretrains the students' base on lines that are either a
+    question without an answer, or an answer sentence without a question."""
     return pretrain(
         data=str(place / READ / "base.txt"),
         tokenizer=str(place / READ / "tokenizer.json"),
@@ -243,7 +246,7 @@ def factory(place: Path, task: str, seed: int, work: Amounts) -> FactoryConfig:
 
 
 def chore_jobs(task: str, seed: int, place: Path, work: Amounts, share: float) -> list[ExperimentJob]:
-    """Return the jobs of a task: label, write the training sets, train a student on each set, evaluate students and teacher."""
+    """Return the jobs of a task: let the teacher label, write the training sets, train one student on each set, and evaluate all models."""
     labels, sets = f"data-{task}-labels", f"data-{task}-sets"
     jobs: list[ExperimentJob] = [
         SampleJob(name=labels, estimate=3 * share, needs=(TEACHER,), config=factory(place, task, seed, work)),
@@ -266,7 +269,7 @@ def set_file(place: Path, task: str, arm: str) -> Path:
 
 
 def make_sets(task: str, seed: int, small: int, at: Path) -> dict[str, int]:
-    """Write all training sets of a task, and return their numbers of rows."""
+    """Write all training sets of a task, and return the number of rows of each set."""
     labelled = read_distilled(at / f"data-{task}-labels" / "data.parquet")
     problems = original_set(task, seed, labelled.rows)
     folder = at / f"data-{task}-sets"
@@ -276,7 +279,7 @@ def make_sets(task: str, seed: int, small: int, at: Path) -> dict[str, int]:
 
 
 def measures(task: str, model: str, seed: int, work: Amounts, share: float) -> list[ExperimentJob]:
-    """Return the jobs that evaluate a model on a task, with greedy answers to held-out questions.
+    """Return the jobs that evaluate a model's greedy answers to held-out questions of a task.
 
     For generation, a further job measures the loss on true sentences.
     """
@@ -300,7 +303,7 @@ def measures(task: str, model: str, seed: int, work: Amounts, share: float) -> l
 
 
 def losses_of(task: str, model: str, seed: int, count: int, at: Path) -> list[float]:
-    """Return the losses on the true answers to the evaluation's questions."""
+    """Return the model's loss on the true answer to each question of the evaluation, in nats per token."""
     return answer_losses(at / model, held_out(task, seed, count, "test"))
 
 

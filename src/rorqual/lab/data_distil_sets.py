@@ -42,9 +42,9 @@ def held_out(task: str, seed: int, count: int, split: Split) -> list[Problem]:
 def write_base(folder: Path, seed: int, count: int) -> int:
     """Write `base.txt`, `words.jsonl`, and a `tokenizer.json` trained on both files and on the noisy original answers.
 
-    The base student learns no task. The lines of `base.txt` are questions alone or sentences alone, and `words.jsonl`
-    teaches the meaning of single words. All texts come from the teacher's half of the problems, so no student trains on
-    them. Return the vocabulary size of the tokenizer.
+    The base student learns no task. A line of `base.txt` is a question without its answer or a sentence without its question, and
+    `words.jsonl` teaches the meaning of single words. All texts come from the teacher's half of the problems, so no student trains on
+    these problems. Return the vocabulary size of the tokenizer.
     """
     problems = list(islice(Everyday(pool="teacher").problems("train", seed), count))
     lines = [problem.prompt for problem in problems]

@@ -49,11 +49,11 @@ OWN, FORCED, THINKS, EIGHT_TRIES, COST = (
 WINDOW, MOST = (0.05, 0.50), 0.8
 """Required range of the base student's pass@8 in every family, and the required fraction of (family, seed) pairs in that range.
 
-GRPO needs some right answers and room to improve. The mean over seeds must lie in `WINDOW` for every family. Each pass@8 is measured on
-60 problems.
+GRPO needs some right answers and room to improve. For every family, the mean pass@8 over
+seeds must lie in `WINDOW`. Each pass@8 is measured on 60 problems.
 """
 EQUAL = {COST: 0.15}
-"""Costs that differ by at most this fraction in every seed count as equal."""
+"""Costs in core-seconds count as equal if they differ by at most 15 % in every seed."""
 RL_COST = {"tokens": 44e-6, "sampled_tokens": 28e-6}
 SUPERVISED, SAMPLING, SCORED = 0.096, 19.0, 0.95
 """Core-seconds of an SFT step, of sampling the teacher, and of an on-policy distillation step, measured on seeds 1 and 11.
@@ -139,7 +139,7 @@ class DistilVsRl(Experiment):
         }
 
     def objection(self, seeds: Sequence[Readings]) -> str:
-        """The base student must be able to improve in every family."""
+        """Return why there is no verdict, or "" if the base student's pass@8 leaves room to improve (see `WINDOW`)."""
         rates = [[mean_of(one, EIGHT_TRIES, BASE, family) for family in one[EIGHT_TRIES][BASE]] for one in seeds]
         inside = [WINDOW[0] <= rate <= WINDOW[1] for of_seed in rates for rate in of_seed]
         means = [sum(of_family) / len(seeds) for of_family in zip(*rates, strict=True)]
@@ -153,7 +153,7 @@ class DistilVsRl(Experiment):
 
 def budget(place: Path) -> float:
     """Return the cost of GRPO in core-seconds. The cost is computed from the run's token counts and the costs per token
-    in `RL_COST`, so other load on the machine does not change it."""
+    in `RL_COST`, so it does not depend on other load on the machine."""
     records = list(RunDir(place / RL).metrics())
     return sum(price * record[kind] for record in records for kind, price in RL_COST.items())
 

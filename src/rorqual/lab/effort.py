@@ -1,7 +1,8 @@
 """The experiment `effort`: does a length penalty per reasoning effort give one model whose reasoning length follows the effort?
 
-The base thinks on 35, 50 and 65 % of its problems at the three efforts, so it hardly knows what an effort means. Two arms reinforce
-it at three efforts: with the length penalty of DeepSeek-V4.1-Flash, and without. All else is equal.
+The base model is trained to think on 35, 50 and 65 % of the problems at the three efforts, so its reasoning length depends little on
+the effort. Two arms train the base model with RL at all three efforts: one with the length penalty of DeepSeek-V4.1-Flash, and one
+without. The arms differ in nothing else.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ from rorqual.train.sources.sampler import effort_message
 TASK, OPTIONS = "families:add,sub", {"hard": 0.5}
 EFFORTS = LOWEST, MIDDLE, HIGHEST = 25, 50, 100
 THINK = {LOWEST: 0.35, MIDDLE: 0.5, HIGHEST: 0.65}
-"""Share of the base's training problems with thinking, by effort. With equal shares, reinforcement of 50 steps did not learn that the
-effort matters (docs/LOG.md)."""
+"""Share of the base model's training solutions that have thinking, by effort. With equal shares, the reasoning length did not follow
+the effort after 50 steps of RL (docs/LOG.md)."""
 STRENGTHS: Mapping[str, float] = {"effort-plain": 0.0, "effort-penalty": 2.5}
-"""The penalty's strength in each arm. At 2.5, thinking costs more than a right answer is worth at effort 25, and little at 100."""
+"""The penalty's strength in each arm. At a strength of 2.5, the penalty for thinking exceeds the reward of a
+right answer at effort 25, and is small at effort 100."""
 BASE, ROWS, PLAIN, PENALTY = "effort-base", "effort-rows.jsonl", *STRENGTHS
 LABELS = {BASE: "before", PLAIN: "reinforced without penalty", PENALTY: "reinforced with penalty"}
 MAX_TOKENS, ROW = 80, 160
@@ -110,7 +112,8 @@ class EffortExperiment(Experiment):
 
 
 def write_rows(place: Path, *, seed: int, count: int) -> int:
-    """Write worked solutions as conversations, and return their number. The effort decides how likely the solution has thinking."""
+    """Write worked solutions as conversations, and return the number of conversations.
+    `THINK` gives the probability that a solution has thinking at an effort."""
     rng = random.Random(seed)
     lines = []
     for problem in islice(safe_problems(load_task(TASK, options=dict(OPTIONS)), "train", seed), count):

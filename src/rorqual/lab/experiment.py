@@ -1,4 +1,5 @@
-"""An experiment: arms, the quantities that are measured on them, pairs of arms that are compared, and the rule of the verdict."""
+"""The base class of experiments. An experiment has arms, quantities that are measured on
+each arm, pairs of arms that are compared, and a rule for the verdict."""
 
 from __future__ import annotations
 
@@ -19,16 +20,16 @@ from rorqual.report.table import Table
 from rorqual.tasks.task import Verdict as Graded
 
 Readings = Mapping[str, Mapping[str, Mapping[str, Mapping[Any, float]]]]
-"""What was measured in one seed, as readings[quantity][arm][group][item]. An item is a problem, a document or a run."""
+"""The values measured in one seed, as readings[quantity][arm][group][item]. An item is a problem, a document or a run."""
 FIRST_SEED = 100
-"""First seed of the published evidence. Settings were chosen with seeds below `FIRST_SEED`, on problems of the dev
+"""First seed of the published results. Settings were chosen with seeds below `FIRST_SEED`, on problems of the dev
 split."""
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """The unit of a measured quantity. The values of `shares` are verdicts of single problems, so their interval is at least as wide
-    as a score interval."""
+    """The unit of a measured quantity. With `shares`, each value is the share of right samples of one problem, and the interval is at
+    least as wide as a score interval."""
 
     unit: Unit = "number"
     shares: bool = False
@@ -39,12 +40,12 @@ SHARE = Quantity("points", shares=True)
 
 @dataclass(frozen=True, kw_only=True)
 class ArmPair:
-    """Two arms that are compared in a quantity. There is one contrast for each group of items, or for each of `groups`, and it
-    is named after the group, or `of`.
+    """Two arms that are compared in a quantity. There is one contrast for each group in `groups`,
+    or for every group if `groups` is empty. A contrast is named `of`, or after its group if `of` is empty.
 
     The contrasts that `claimed` names are parts of the claim: the difference `b - a` must lie on `side` of `bound`.
-    With `relative`, the values of a seed are divided by the mean of `a`. `equal` names quantities that must be equal in both arms,
-    with a tolerance. If one differs more in any seed, there is no verdict.
+    With `relative`, the values of a seed are divided by that seed's mean of arm `a`. `equal` maps each quantity that must be equal in
+    both arms to a tolerance. If such a quantity differs by more than its tolerance in any seed, there is no verdict.
     """
 
     question: str
@@ -60,7 +61,7 @@ class ArmPair:
     equal: Mapping[str, float] = field(default_factory=dict)
 
     def contrasts(self, seeds: Sequence[Readings], quantity: Quantity) -> Iterator[Contrast]:
-        """Yield a contrast for each group. Items that only one arm was graded on are left out."""
+        """Yield a contrast for each group. An item is left out if only one of the two arms has a value for it."""
         first, second = ([one[self.quantity][arm] for one in seeds] for arm in (self.a, self.b))
         for group in self.groups or dict.fromkeys(group for one in first for group in one):
             pairs = [self._pair_by_seed(a.get(group, {}), b.get(group, {})) for a, b in zip(first, second, strict=True)]
@@ -75,7 +76,7 @@ class ArmPair:
         return (old / old.mean(), new / old.mean()) if self.relative else (old, new)
 
     def unequal(self, seeds: Sequence[Readings]) -> str:
-        """Return a sentence on the quantity that differs too much, or "" if all that must be equal are equal."""
+        """Return a sentence about a quantity in `equal` that differs by more than its tolerance, or "" if there is none."""
         for name, tolerance in self.equal.items():
             ratios = [mean_of(one, name, self.b) / mean_of(one, name, self.a) for one in seeds]
             if any(abs(ratio - 1) > tolerance + 1e-12 for ratio in ratios):
@@ -87,7 +88,7 @@ class ArmPair:
 
 
 class Experiment(ABC):
-    """Base class of experiments. `claim` is the tested statement, and `source` names its publication."""
+    """Base class of experiments. `claim` is the statement to test, and `source` names the publication with this statement."""
 
     name: str
     title: str
@@ -96,8 +97,8 @@ class Experiment(ABC):
     seeds: ClassVar[int] = SEEDS
     """Number of seeds of the published result."""
     first_seed: ClassVar[int] = FIRST_SEED
-    """First seed of the evidence. It is higher than `FIRST_SEED` if results of seed `FIRST_SEED` or later seeds were
-    seen before the settings were final."""
+    """First seed of the published result. The value is higher than `FIRST_SEED` if results of seed `FIRST_SEED` or later seeds
+    were seen before the settings were final."""
     arms: Mapping[str, str]
     """The label of each arm."""
     quantities: Mapping[str, Quantity]
@@ -117,11 +118,13 @@ class Experiment(ABC):
         """Return what the finished jobs of one seed measured. The same files give the same readings."""
 
     def objection(self, seeds: Sequence[Readings]) -> str:
-        """Return why the arms cannot be compared at all, or "" if they can."""
+        """Return why no pair of arms can be compared, or "" if all pairs can be compared."""
         return ""
 
     def verdict(self, contrasts: Sequence[Contrast], void: Sequence[str] = ()) -> Verdict:
-        """Apply the rule to the contrasts that the claim names. The questions in `void` have no verdict."""
+        """Return the verdict on the claim. The verdict depends on the contrasts that are
+        parts of the claim. The verdict on each question in `void` is "open".
+        """
         undecided: list[Verdict] = ["open" for _ in void]
         return combine_verdicts([verdict for *_, verdict in self._contrasts_with_verdicts(contrasts, void)] + undecided)
 
@@ -166,7 +169,7 @@ class Experiment(ABC):
         )
 
     def _table(self, name: str, seeds: Sequence[Readings], numbers: Sequence[int]) -> Table:
-        """Return a table of a quantity: the mean of each group over seeds, then the mean of each seed."""
+        """Return a table of a quantity with one row per arm: the mean over seeds for each group, then each seed's mean for the first group."""
         unit, arms = self.quantities[name].unit, seeds[0][name]
         groups = [*dict.fromkeys(group for arm in arms.values() for group in arm)]
         rows = []
@@ -183,14 +186,14 @@ class Experiment(ABC):
 
 
 def mean_of(readings: Readings, quantity: str, arm: str, group: str = "") -> float:
-    """Return the mean of a quantity over the items of a group, or over those of the first group. It is NaN without items."""
+    """Return the mean of a quantity over the items of `group`, or of the first group if `group` is empty. Return NaN if there are no items."""
     groups = readings[quantity][arm]
     values = groups.get(group or next(iter(groups)), {})
     return float(np.mean([*values.values()])) if values else float("nan")
 
 
 def by_family(found: Evaluation, value: Callable[[GradedSample], float] = is_right) -> dict[str, dict[str, float]]:
-    """Return the mean value of each problem, for all problems and for each family. Ungraded samples have no right or wrong."""
+    """Return the mean value of each problem, for all problems and for each family. Ungraded samples are left out if `value` is `is_right`."""
     samples = [sample for sample in found.samples if value is not is_right or sample.verdict is not Graded.UNGRADED]
     families = dict.fromkeys(sample.family for sample in found.samples)
     return {"all": per_problem(samples, value)} | {

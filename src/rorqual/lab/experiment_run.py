@@ -42,7 +42,7 @@ JobKey = tuple[int, str]
 
 @dataclass
 class LabPlan:
-    """The plan of an experiment. `jobs` maps (seed, name) to the jobs of all seeds, in dependency order."""
+    """The jobs of an experiment. `jobs` maps (seed, name) to a job, for all seeds and in dependency order."""
 
     experiment: Experiment
     out: Path
@@ -61,7 +61,7 @@ class LabPlan:
         return sum(job.estimate for job in self.jobs.values())
 
     def place(self, seed: int) -> Path:
-        """Return the folder of a seed, which all experiments share."""
+        """Return the folder of a seed. All experiments with the same `out` use this folder."""
         return self.out / f"seed-{seed}"
 
     def jobs_left(self) -> dict[JobKey, ExperimentJob]:
@@ -72,7 +72,7 @@ class LabPlan:
 def run_lab(
     name: str, out: Path, *, seeds: tuple[int, ...], budget: float = 0.0, workers: int = 2, command: str
 ) -> Path:
-    """Run the experiment `name` over `seeds` into `out`, and return the page's path.
+    """Run the experiment `name` over `seeds`, write the results to the folder `out`, and return the page's path.
 
     `budget` is in core-minutes. The work is scaled down until its estimated time fits the budget. 0 means the full
     work.
@@ -94,7 +94,7 @@ def run_lab(
 
 
 def judge_again(file: Path) -> Path:
-    """Apply the current verdict rule to a stored finding: rewrite its JSON and its page, and return the page's path."""
+    """Apply the current verdict rule to a stored finding: rewrite the finding's JSON file and page, and return the page's path."""
     finding = Finding.load(file)
     write_json(file, finding.model_dump(mode="json"))
     print(f"{finding.experiment}: {finding.verdict} (seeds {', '.join(map(str, finding.seeds))})")
@@ -102,7 +102,8 @@ def judge_again(file: Path) -> Path:
 
 
 def plan_within_budget(experiment: Experiment, out: Path, seeds: tuple[int, ...], budget: float) -> LabPlan:
-    """Return the plan whose estimate fits the budget. Raises ConfigError if the budget is too small."""
+    """Return the plan, with the share of the work that fits `budget` (core-minutes; 0:
+    no limit). Raises ConfigError if the budget is too small."""
     full = LabPlan(experiment, out, seeds, 1.0)
     estimate = full.estimate / 60
     if not budget or budget >= estimate:
@@ -119,7 +120,7 @@ def plan_within_budget(experiment: Experiment, out: Path, seeds: tuple[int, ...]
 
 
 def conclude_finding(plan: LabPlan, command: str) -> Finding:
-    """Return the finding with the cost of every job, the machine and versions, and the verdict of every problem."""
+    """Return the finding, with the cost of every job, the machine, the software versions, and the verdict on every problem."""
     finding = plan.experiment.conclude({seed: plan.place(seed) for seed in plan.seeds})
     names = list(dict.fromkeys(name for _, name in plan.jobs))
     costs = {
@@ -186,7 +187,7 @@ def run_jobs(plan: LabPlan, todo: dict[JobKey, ExperimentJob], workers: int) -> 
 
 
 def _work(name: str, out: Path, seeds: tuple[int, ...], share: float, key: JobKey) -> None:
-    """Run one job. The job's process starts in this function."""
+    """Run one job. This function is the entry point of the job's process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which terminates its jobs
     threading.Thread(target=_die_with_parent, daemon=True).start()
     torch.set_num_threads(1)

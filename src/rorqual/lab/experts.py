@@ -35,7 +35,8 @@ PROBLEMS = 40
 problems."""
 SHUFFLES, OPTIONS = 499, {"hard": 0.5}
 GONE, RANDOM = 2, 6
-"""Number of experts removed in each layer, equal to the number of experts per token, and number of random sets of as many experts."""
+"""`GONE` is the number of experts removed in each layer, equal to the number of experts per
+token. `RANDOM` is the number of random sets of `GONE` experts per layer."""
 WITHIN = {"any": "over all tokens", "token": "within one token id"}
 LAYERS = ("layer 1", "layer 2")
 OWN, ANOTHER, RANDOM_ONES = "its own", "another family's", "random"
@@ -45,7 +46,7 @@ ACCURACY, BITS = "accuracy lost", "bits that expert and family share"
 class ExpertsExperiment(Experiment):
     """The experiment on the quickstart's teachers: mutual information of expert and family, and ablation of experts.
 
-    The claim needs information beyond chance over all tokens and within one token id, in every layer.
+    The claim needs, in every layer, more mutual information than with shuffled families, both over all tokens and within one token id.
     """
 
     name = "experts"
@@ -94,8 +95,8 @@ class ExpertsExperiment(Experiment):
 
 
 def damage(ablation: dict[str, Any]) -> dict[str, dict[str, dict[int, float]]]:
-    """Return what each problem of a family loses without the family's own experts, another family's (mean over all), and random ones
-    (mean over the draws)."""
+    """Return the accuracy that each problem loses if experts are removed: those of the problem's family, those of another family (mean
+    over the other families), and random experts (mean over the draws)."""
     families, family = ablation["families"], np.asarray(ablation["family"])
     lost = {
         name: np.asarray(ablation["right"]["none"], float) - np.asarray(values, float)
@@ -128,7 +129,7 @@ class Choices:
 
 
 def read_choices(model: Decoder, samples: Sequence[Sample]) -> Choices:
-    """Return the router's choices while `model` reads `samples`. Padding is excluded."""
+    """Return the router's choices in a forward pass of `model` over `samples`. Padding is excluded."""
     parts, first = [], 0
     for block in run_blocks(model, samples):
         read = block.batch.segments != PADDING
@@ -141,7 +142,8 @@ def read_choices(model: Decoder, samples: Sequence[Sample]) -> Choices:
 def measure_mutual_information(place: Path, *, seed: int, count: int, shuffles: int) -> dict[str, Any]:
     """Measure the mutual information of expert and family on held-out worked solutions.
 
-    For each condition of `WITHIN` and each layer, the result has the mutual information in bits, and its mean with shuffled labels.
+    For each condition in `WITHIN` and each layer, the result has the mutual information
+    in bits, and the mean mutual information with shuffled labels.
     """
     model, chat = load_trained(place / TEACHER)
     problems = pick_of_each_family("test", seed, count)
@@ -167,7 +169,7 @@ def measure_mutual_information(place: Path, *, seed: int, count: int, shuffles: 
 
 
 def ablate_experts(place: Path, *, seed: int, count: int) -> dict[str, Any]:
-    """Remove one set of experts at a time, and measure on each problem whether the greedy answer is correct. The model is made to think.
+    """Remove one set of experts at a time, and measure on each problem whether the greedy answer is correct. Thinking is forced.
 
     In each layer, the experts of a family are the `GONE` experts with the highest lift on dev problems.
     """
@@ -219,7 +221,7 @@ def labels(problems: Sequence[Problem]) -> tuple[np.ndarray, list[str]]:
 def grade_greedy_answers(
     model: Decoder, chat: ChatFormat, problems: Sequence[Problem], seed: int, count: int
 ) -> list[int]:
-    """Return 1 for each problem that is answered correctly, else 0. The model is made to think and decodes greedily."""
+    """Return 1 for each problem that is answered correctly, else 0. Thinking is forced, and decoding is greedy."""
     result = evaluate(
         Engine.of(model, chat.tokenizer, chat, threads=1),
         load_task(TASK, options=OPTIONS),

@@ -1,4 +1,4 @@
-"""The result of an experiment as one object: its JSON file holds all that the HTML page shows."""
+"""The result of an experiment as one object. The object's JSON file holds everything that the HTML page shows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ Side = Literal["above", "below"]
 
 
 class Contrast(Config):
-    """The difference `b - a`, with an interval from resampling seeds first, then problems. `by_seed` lists [a, b] of every seed."""
+    """The difference `b - a` of two arms, with a bootstrap interval that resamples seeds,
+    then the items of each seed. `by_seed` lists [a, b] for every seed."""
 
     question: str
     of: str = "all"
@@ -56,7 +57,7 @@ class Contrast(Config):
         return judge(self.bootstrap, self.differences, bound, side)
 
     def text(self) -> str:
-        """Return a, b, the difference and both intervals in words. Shares are in percentage points."""
+        """Return a text with a, b, the difference, the bootstrap interval and Student's t interval. Shares are in percentage points."""
         a, b, d, low, high = (
             number(value, self.unit, signed=place > 1)
             for place, value in enumerate((self.a, self.b, self.difference, self.low, self.high))
@@ -74,9 +75,8 @@ TOO_FEW = f"A verdict needs at least {SEEDS} seeds, and there are fewer: open."
 
 class Finding(Config):
     """The result of an experiment. `costs` lists, for each job, core-seconds in the order of `seeds`.
-
-    `words` is the result in sentences. `verdicts` holds the verdict of every problem. With fewer than five seeds the
-    verdict is always open, and `words` give the reason. The minimum of five seeds also applies when an older file is
+    `words` is the result in sentences. `verdicts` holds the verdict on every problem. With fewer than five seeds the
+    verdict is always open, and `words` gives the reason. The minimum of five seeds also applies when an older file is
     loaded.
     """
 
@@ -127,9 +127,8 @@ def contrast_of_values(
     of: str = "all",
     shares: bool = False,
 ) -> Contrast:
-    """Compare the values of `b` with those of `a`. Each holds one sequence per seed, paired by item.
-
-    With `shares`, the values are shares of right answers, and the interval is at least as wide as their score interval.
+    """Compare the values of `b` with the values of `a`. Both have one sequence per seed, and the i-th values of a seed belong to the same
+    item. With `shares`, the values are shares of right answers, and the interval is at least as wide as the score interval.
     """
     olds, news = [np.asarray(x, float) for x in a], [np.asarray(x, float) for x in b]
     difference = (difference_over_seeds if shares else hierarchical_difference)(olds, news, CONFIDENCE, 20_000)

@@ -1,4 +1,4 @@
-"""Run trained models over held-out samples, each in a row of its own, and measure losses and exactness."""
+"""Run trained models over held-out samples, one sample per row. Measure each token's loss, and whether it is the most likely token."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ScoredBlock:
 def run_blocks(
     model: Decoder, samples: Sequence[Sample], rows: int = 32, record: Sequence[str] = ()
 ) -> Iterator[ScoredBlock]:
-    """Yield the forward passes over the samples, `rows` at a time. `record` names what the attention records."""
+    """Yield one forward pass for every `rows` samples. `record` names the tensors that the attention records."""
     for start in range(0, len(samples), rows):
         part = samples[start : start + rows]
         batch = TrainBatch.from_packed(pack_rows(part, [[row] for row in range(len(part))], max(map(len, part))).batch)
@@ -62,7 +62,7 @@ def mean_losses(model: Decoder, samples: Sequence[Sample]) -> list[float]:
 
 
 def load_trained(run: Path) -> tuple[Decoder, ChatFormat]:
-    """Return the model of a run and its chat format."""
+    """Return the model and the chat format of a run."""
     out = RunDir(run)
     return load_run(out), chat_format(Tokenizer.load(out.tokenizer_file))
 
@@ -73,5 +73,5 @@ def draw(task: str, options: Mapping[str, Any], split: Split, seed: int, count: 
 
 
 def solve(problems: Sequence[Problem], chat: ChatFormat) -> list[Sample]:
-    """Return the worked solutions of problems."""
+    """Return the worked solutions of `problems`, with thinking, as training samples."""
     return [worked_sample(problem, chat, think=True) for problem in problems]

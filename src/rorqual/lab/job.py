@@ -36,7 +36,7 @@ SAMPLED = SamplingParams(max_tokens=80, temperature=0.6, top_p=0.95)
 
 
 class JobCost(Config):
-    """The cost of a job. Equal-cost rules compare `core_seconds` of processor time, because jobs may share a machine.
+    """The cost of a job. Rules that need equal costs compare `core_seconds`, the processor time, because jobs may share a machine.
 
     `share` is the fraction of the full work that the job did.
     """
@@ -54,7 +54,7 @@ class JobCost(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentJob(ABC):
-    """A unit of an experiment's work. `estimate` is its expected core-seconds on the reference machine.
+    """A unit of an experiment's work. `estimate` is the expected number of core-seconds on the reference machine.
 
     `needs` names the jobs that must finish first.
     """
@@ -71,7 +71,7 @@ class ExperimentJob(ABC):
         """
 
     def job_is_done(self, place: Path, share: float = 1.0) -> bool:
-        """Return whether the job is done. Raises ConfigError if the job was done with another share of the work."""
+        """Return whether the job is done. Raises ConfigError if the job was done with another `share` of the full work."""
         if not self.cost_file(place).is_file():
             return False
         done_share = self.cost(place).share
@@ -93,7 +93,7 @@ class ExperimentJob(ABC):
         return parse(JobCost, json.loads(file.read_bytes()), where=str(file))
 
     def finish(self, place: Path, share: float = 1.0) -> JobCost:
-        """Do the job unless it is done, and save and return its cost. A lock makes other experiments wait for a running job."""
+        """Do the job if it is not done, save the cost, and return it. A lock makes other experiments wait while the job runs."""
         file = self.cost_file(place)
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(file.with_name(f".{self.name}.lock"), "ab") as lock:
@@ -105,8 +105,8 @@ class ExperimentJob(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Train(ExperimentJob):
-    """A training run in `place/NAME`. `make` is called when the jobs in `needs` have finished,
-    because a recipe reads its start checkpoint."""
+    """A training run, written to the folder `name` in the seed's folder. `make` is called only after the jobs in `needs` have
+    finished, because a recipe reads the start checkpoint when it makes the run."""
 
     make: Callable[[], Run]
 
@@ -117,8 +117,8 @@ class Train(ExperimentJob):
 
 
 def run_cost(out: RunDir) -> JobCost:
-    """Return the cost of a run, summed over its metrics. Steps that were repeated after the process was killed are
-    counted once."""
+    """Return the cost of a run, summed over its metrics. Steps that were
+    repeated after the process was killed count once."""
     records = list(out.metrics())
     return JobCost(
         seconds=sum(r["seconds"] for r in records),
@@ -128,7 +128,8 @@ def run_cost(out: RunDir) -> JobCost:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleJob(ExperimentJob):
-    """A job that samples a teacher in `place/NAME` and writes the verified, filtered samples to `place/NAME/data.parquet`."""
+    """A job that samples a teacher, and writes the verified and filtered samples to the
+    file `data.parquet` of the folder `name` in the seed's folder."""
 
     config: FactoryConfig
 
@@ -140,10 +141,11 @@ class SampleJob(ExperimentJob):
 
 @dataclass(frozen=True, kw_only=True)
 class Measure(ExperimentJob):
-    """An evaluation of the run `place/MODEL` on held-out problems, saved in `place/evals/NAME.json`.
+    """An evaluation of the run `model` in the seed's folder, on held-out problems. The
+    result is written to `evals/<name>.json` in the seed's folder.
 
     The evaluation has `count` problems of each family and level. The default `params` are the sampling parameters of
-    the quickstart. `more` are further arguments of `evaluate`.
+    the quickstart. `more` holds further arguments of `evaluate`.
     """
 
     model: str
@@ -180,15 +182,14 @@ def evaluation_file(place: Path, name: str) -> Path:
 
 
 def evaluation(place: Path, name: str) -> Evaluation:
-    """Return the evaluation of the job `name`."""
+    """Return the evaluation that the job `name` saved."""
     return Evaluation.load(evaluation_file(place, name))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compute(ExperimentJob):
-    """A job that computes a JSON value and saves it in `place/values/NAME.json`.
-
-    `function(place)` must depend on the files in `place` only.
+    """A job that computes a JSON value and writes it to `values/<name>.json` in the seed's folder.
+    `function` is called with the seed's folder, and its result must depend only on files in this folder.
     """
 
     function: Callable[[Path], Any]
@@ -205,7 +206,7 @@ def value_file(place: Path, name: str) -> Path:
 
 
 def value(place: Path, name: str) -> Any:
-    """Return the value of the job `name`."""
+    """Return the value that the job `name` computed."""
     return json.loads(value_file(place, name).read_bytes())
 
 

@@ -1,4 +1,4 @@
-"""Score models on held-out long problems: the loss of each solution, and whether every token of it is the most likely one."""
+"""Score models on held-out long problems: the loss of each solution, and whether every token of the solution is the most likely one."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def solutions(
 
 
 def score_solutions(model: Decoder, samples: Sequence[Sample], record: Sequence[str] = ("selected",)) -> dict[str, Any]:
-    """Return, for each solution, the mean loss of its trained tokens, and whether each of these tokens is the most likely one.
-
-    If every token is the most likely one, the model writes exactly this solution at temperature 0. `picked` is the mean
-    number of selected positions per query and layer, or 0 for dense attention. `record` names what sparse attention records.
+    """Return, for each solution, the mean loss over the tokens in the loss mask, and whether all these tokens are the most likely ones.
+    If all tokens are the most likely ones, the model writes exactly this solution at temperature 0. `picked` is the mean
+    number of selected positions per query and layer, or 0 for dense attention.
+    `record` names the tensors that sparse attention records.
     """
     losses: list[float] = []
     right: list[bool] = []
@@ -49,7 +49,8 @@ def score_solutions(model: Decoder, samples: Sequence[Sample], record: Sequence[
 
 
 def readings_of(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the readings of results of `score_solutions` by arm and kind. In the loss, each kind has the same weight."""
+    """Return the readings of an experiment. `found` holds the results of
+    `score_solutions` by arm and kind. In the loss, each kind has the same weight."""
     fewest = min(len(kinds[kind]["loss"]) for kinds in found.values() for kind in KINDS)
     return {
         EXACT: {arm: {kind: dict(enumerate(kinds[kind]["right"])) for kind in KINDS} for arm, kinds in found.items()},

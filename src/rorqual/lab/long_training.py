@@ -1,4 +1,5 @@
-"""Train models on long problems (task `long`) in stages of growing length. The experiments `sparse` and `nsa` start from these runs."""
+"""Train models on long problems (task `long`) in stages of growing length. The experiments
+`sparse` and `nsa` start from models that are trained in this way."""
 
 from __future__ import annotations
 
@@ -26,13 +27,13 @@ KINDS: Mapping[str, str] = {"needle": "needle", "copy": "copied number", "count"
 LENGTH = 1024
 """Number of characters of a prompt. Each character is a token."""
 REPLY = 76
-"""Number of tokens of a row besides the prompt: the longest reply and the special tokens."""
+"""Number of tokens of a row that remain for the longest reply and the special tokens."""
 MUON_RATE, ADAMW_RATE = 0.006, 1.2e-2
 
 
 @dataclass(frozen=True)
 class TrainingStage:
-    """A stage of the training: the options of the task `long`, and the amounts of work."""
+    """A stage of the training. `options` are options of the task `long`. A step has `rows` rows of `row` tokens."""
 
     name: str
     options: Mapping[str, Any]
@@ -56,8 +57,8 @@ A model that writes one of the values at random has a loss of about 0.4.
 def stages(length: int) -> tuple[TrainingStage, ...]:
     """Return the stages of the dense training, which ends with texts of up to `length` characters.
 
-    The model first learns retrieval, from short texts with few pairs and without other problems. It then learns counting, also
-    from short texts. Longer texts need more steps for both, and retrieval needs more steps beside other problems
+    The model first learns retrieval, from short texts with few pairs and without other problems. The model then learns counting, also
+    from short texts. With longer texts, both need more steps. If other problems are mixed in, retrieval needs more steps
     (docs/LOG.md).
     """
     few = {"length": 50, "shortest": 30, "pairs": 4, "questions": 4}
@@ -92,11 +93,11 @@ def dense_model(length: int) -> ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainUntilLearned(Train):
-    """A training run that begins again from other initial weights until it has learned its problems.
+    """A training run that is restarted from other initial weights until the model has learned the problems.
 
     From some initial weights, retrieval is learned within 500 to 750 steps; from others, it was not learned within 1,250
-    (docs/LOG.md). The choice uses only losses of the training, and all arms of a seed share the result. The
-    cost includes all starts.
+    (docs/LOG.md). The decision to restart uses only training losses, and all arms of a seed share the final run. The
+    cost of the job includes all starts.
     """
 
     def work(self, place: Path) -> JobCost:
@@ -122,7 +123,8 @@ def training(
     model: ModelConfig | None = None,
     arm: str = "sparse",
 ) -> Run:
-    """Return the training run of stage `number` of an arm, which starts from the stage before. The default model is `dense_model`."""
+    """Return the training run of stage `number` of an arm. The run starts from the run
+    of the previous stage. The default model is `dense_model`."""
     before, stage = stages(length)[number - 1], stages(length)[number]
     steps = amount(stage.steps, share)
     return Run(
@@ -155,7 +157,8 @@ def training_jobs(
     arm: str = "sparse",
     slower: float = 1.0,
 ) -> list[ExperimentJob]:
-    """Return the jobs of the first `upto` stages of an arm. A step takes `slower` times as long as with `dense_model`."""
+    """Return the jobs of the first `upto` stages of an arm. `slower` is the time of
+    a step divided by the time of a step with `dense_model`."""
     jobs: list[ExperimentJob] = []
     for number, stage in enumerate(stages(length)[:upto]):
         needs = (jobs[-1].name,) if jobs else ()

@@ -1,9 +1,9 @@
 """Test whether Native Sparse Attention, trained from scratch, is as good as dense attention (Yuan et al. 2025, arXiv 2502.11089).
 
 Each seed trains two models from scratch on the same tokens, in the first three stages of the experiment `sparse`. One model has
-grouped-query attention. The other has Native Sparse Attention (kind `nsa`) with the same heads. Its queries attend to half as many
-keys as the longest texts have: compressed blocks, selected blocks and a window together. At a quarter, the first stage had not learned
-retrieval after 564 steps, on one seed (docs/LOG.md).
+grouped-query attention. The other has Native Sparse Attention (kind `nsa`) with the same heads. The queries of this model attend to
+compressed blocks, selected blocks and a window: together half as many keys as the longest text has tokens. With a quarter as many keys, the
+first stage had not learned retrieval after 564 steps, on one seed (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ ATTENTION: Mapping[str, AttentionConfig] = {
 MEASURED: Mapping[str, int] = {"needle": 128, "copy": 32, "count": 32}
 """Number of held-out problems of each kind."""
 SLOWER = {"dense": 0.7, "nsa": 1.5}
-"""Core-seconds of a training step as a multiple of those of the latent attention of the experiment `sparse` (rough)."""
+"""Estimated core-seconds of a training step, divided by those of a step of the dense model of the experiment `sparse`."""
 
 
 def last_run(arm: str) -> str:
-    """Return the name of the run that is measured."""
+    """Return the name of the last run of an arm, which is the run that is measured."""
     return f"nsa-{arm}-short"
 
 
 def model_of(arm: str) -> ModelConfig:
-    """Return the model of an arm: that of the experiment `sparse`, with the arm's attention."""
+    """Return the model of an arm: the dense model of the experiment `sparse`, with its attention replaced by the arm's attention."""
     model = dense_model(LENGTH)
     stages = tuple(stage.model_copy(update={"attention": ATTENTION[arm]}) for stage in model.stages)
     return model.model_copy(update={"stages": stages})
 
 
 def measure(place: Path, *, arm: str, seed: int, share: float) -> dict[str, Any]:
-    """Measure a trained model on held-out problems. `result[kind]` is the result of `score_solutions` on one kind of problem."""
+    """Measure an arm's trained model on held-out problems. `result[kind]` is the result of `score_solutions` on one kind of problem."""
     run = last_run(arm)
     model = load_run(RunDir(place / run))
     return {
@@ -67,7 +67,7 @@ def measure(place: Path, *, arm: str, seed: int, share: float) -> dict[str, Any]
 
 
 class NSAExperiment(Experiment):
-    """Train both models, measure them, and judge the goals."""
+    """The experiment that trains a dense and a sparse model, and compares their losses and accuracies."""
 
     name = "nsa"
     title = "Native Sparse Attention from scratch"

@@ -1,4 +1,4 @@
-"""The page of a finding: its verdict, contrasts, charts and tables, and the command that repeats it."""
+"""The HTML page of a finding: the verdict, contrasts, charts and tables, and the command that repeats the experiment."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIGNS = {"holds": "● higher", "does not hold": "✕ lower", "open": "○ open"
 
 
 def write_page(finding: Finding, out: Path) -> Path:
-    """Write `out/NAME.html` and return its path."""
+    """Write the page of a finding to the folder `out` and return the page's path. The file is named after the experiment."""
     target = out / f"{finding.experiment}.html"
     write_atomic(target, page_text(finding).encode())
     return target
@@ -36,7 +36,7 @@ def page_text(finding: Finding) -> str:
 
 
 def contrasts_table(finding: Finding) -> Table:
-    """Return all contrasts, below their questions."""
+    """Return a table of all contrasts, grouped by question."""
     rows: list[tuple[str, ...]] = []
     for question in dict.fromkeys(contrast.question for contrast in finding.contrasts):
         rows += [(question,), *(_contrast_row(one) for one in finding.contrasts if one.question == question)]

@@ -1,8 +1,8 @@
 """Experiments on a model's shape: each part of the claim compares two arms at equal steps, parameters, FLOPs or time.
 
-A part holds if the held-out loss of the rival minus that of the favoured arm lies above 0 by both intervals. If the compared amounts
-differ more than the tolerance in any seed, the part has no verdict. This condition was added after the results were known; it can only
-change a verdict to open.
+A part holds if the held-out loss of the rival arm minus that of the favoured arm lies above 0 by both the bootstrap and the t interval.
+If the quantity that should be equal differs by more than the tolerance in any seed, the part has no verdict. This condition was added after the
+results were known. The condition can only change a verdict to open.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ TOLERANCE: Mapping[str, float] = {
     "experts per token": 0.03,
 }
 ShapePart = tuple[str, str, str]
-"""What is equal in both arms, the favoured arm, and its rival."""
+"""(Quantity that is equal in both arms, favoured arm, rival arm)."""
 LOSS, RIGHT, CACHE = "held-out loss", "right when made to think", "cache bytes per token"
 
 
 class ShapeExperiment(Experiment):
-    """An experiment on a model's shape. Each of `parts` is (what is equal, the favoured arm, the rival).
+    """An experiment on a model's shape. Each of `parts` is (quantity that
+    is equal in both arms, favoured arm, rival arm).
 
     With `cache`, the claim also needs a smaller KV cache in the favoured arm of the first part.
     """
@@ -85,8 +86,8 @@ MOE_VS_DENSE = ShapeExperiment(
     source="first part: DeepSeekMoE, 2401.06066, section 4.2; nanochat tried the second twice, without success",
     parts=(("active FLOPs", MOE, DENSE_FLOPS), ("core-seconds", MOE, DENSE_CLOCK)),
 )
-"""The dense model's width is chosen for equal FLOPs per token. It needs less time per FLOP, so for equal time it is trained for more
-steps. Their number was chosen on other seeds."""
+"""The dense model's width is chosen for equal FLOPs per token. The dense model needs less time per FLOP, so for equal time it is trained
+for more steps. The number of steps was chosen on other seeds."""
 LATENT_VS_FULL = ShapeExperiment(
     name="latent-vs-full",
     title="Latent attention against full attention",
@@ -103,5 +104,5 @@ MULTI_TOKEN_PREDICTION = ShapeExperiment(
     source="first part: DeepSeek-V3, 2412.19437, table 4",
     parts=(("steps", MTP, MOE), ("core-seconds", MTP, PLAIN_CLOCK)),
 )
-"""Every measurement is made without the MTP module. The module makes a training step more expensive, so for equal time the model
-without it is trained for more steps."""
+"""Every measurement is made without the MTP module. An MTP module makes a training step more expensive, so for equal time the model
+without an MTP module is trained for more steps."""

@@ -1,4 +1,4 @@
-"""Shared code of the experiments on model shape. Each arm is a training run that differs from its counterpart in one property.
+"""Shared code of the experiments on model shape. Each arm is a training run that differs in one property from the arm with which it is compared.
 
 The baseline is a small DeepSeek-V3 without MTP. All arms of a seed train on the same worked solutions in the same order.
 """
@@ -33,9 +33,8 @@ TASK = "families:add,sub,mod,swap,count,kk"
 OPTIONS: Mapping[str, Any] = {"hard": 0.0}
 ROWS, ROW = 16, 128
 CONTEXT = ROW // 2
-"""Upper bound of the mean number of positions that a trained token attends to.
-
-FLOPs of arms are compared at this context length.
+"""The context length at which the FLOPs of arms are compared: an upper bound of the
+mean number of positions that a token attends to in training.
 """
 MUON_RATE, ADAMW_RATE = 0.012, 4e-3
 DOCUMENTS, PROBLEMS = 600, 40
@@ -46,7 +45,7 @@ GREEDY = SamplingParams(max_tokens=80)
 def baseline() -> ModelConfig:
     """Return the baseline model: one dense layer and two MoE layers, all with latent attention.
 
-    An MoE layer has 16 routed experts, two per token, and one shared expert.
+    An MoE layer has 16 routed experts, of which each token uses two, and one shared expert.
     """
     d = 64
     mla = MLAConfig(
@@ -118,9 +117,10 @@ def _stages(model: ModelConfig, change: Callable[[Stage], dict[str, Any]]) -> Mo
 class Arm:
     """One training run of a comparison. `core_seconds` is the time of the full run on the reference machine.
 
-    `factor` multiplies the learning rates of Muon and AdamW. Of a half, one and two (a quarter, a half and one for routers), it gave the
-    lowest mean loss on `DEV_SEEDS` and the dev split (`benchmarks/shapes.py rates`; the losses are in docs/results/lab/). Arms that
-    differ only in steps share it. `options` are the options of the task.
+    `factor` multiplies the learning rates of Muon and AdamW. The candidates were 0.5, 1 and 2, or 0.25, 0.5 and 1 for the arms that
+    compare routers. `factor` is the candidate with the lowest mean loss on `DEV_SEEDS` and the dev split (`benchmarks/shapes.py rates`;
+    the losses are in docs/results/lab/). Arms that differ only in the number of steps
+    have the same factor. `options` are the options of the task.
     """
 
     label: str
@@ -141,7 +141,8 @@ DENSE_STEP, MTP_STEP = 0.83, 1.33
 `benchmarks/shapes.py speed` measured 0.81 and 1.32, and `benchmarks/shapes.py rates` measured 0.85 and 1.35.
 """
 ZERO_STEP = 1.05
-"""Core-seconds per step of the model with identity experts, relative to the model with two experts, as measured on `DEV_SEEDS`."""
+"""Core-seconds per step of the model with identity experts, relative to the
+model with two experts per token, as measured on `DEV_SEEDS`."""
 HARD: Mapping[str, Any] = {"hard": 0.5}
 ZERO_ROUTER = ZeroExpertsConfig(
     n_routed_experts=16, zero_expert_num=8, num_experts_per_tok=3, expected_experts=2.0, routed_scaling_factor=3.0
@@ -175,7 +176,7 @@ DEV_SEEDS = (7, 8)
 
 
 def shape_run(name: str, seed: int, share: float = 1.0, factor: float = 0.0) -> Run:
-    """Return the training run of an arm. With `factor=0`, the learning rates are multiplied by the arm's own factor.
+    """Return the training run of an arm. With `factor=0`, the learning rates are multiplied by the `factor` of the arm.
 
     The learning rate warms up over the first tenth of the steps and decays over the last two fifths.
     """

@@ -1,8 +1,8 @@
 """Test whether sparse attention keeps the quality of dense attention on long problems (DeepSeek-V3.2-Exp, section 2.1).
 
-Each seed trains one dense model with latent attention in stages of growing length. The recipe `sparsify` turns it into a model with
-an indexer. Two baselines select positions without an indexer: a window with sinks, and random positions. The baselines train as
-many steps as the indexer and the sparse model together. All sparse runs train at one budget and are measured at three.
+Each seed trains one dense model with latent attention in stages of growing length. The recipe `sparsify` turns the dense model into a
+model with an indexer. Two baselines select positions without an indexer: a window with sinks, and random positions. The baselines train for
+as many steps as the indexer and the sparse model together. All sparse models train at one budget and are measured at three budgets.
 """
 
 from __future__ import annotations
@@ -57,16 +57,17 @@ ARMS: Mapping[Arm, str] = {
 }
 BASELINES: tuple[Arm, ...] = ("window", "random")
 BUDGETS: Mapping[str, int] = {"a half": 2, "a quarter": 4, "an eighth": 8}
-"""The divisor of each budget: a query attends to (text length / divisor) positions."""
+"""The label of each budget, and its divisor: a query attends to (text length / divisor) positions."""
 TRAINED = BUDGETS["a quarter"]
-"""The budget of the training. Other budgets are measured without further training."""
+"""The divisor of the budget at which all sparse models are trained. Other budgets are measured without further training."""
 WARMUP, SPARSE, ROWS = 90, 30, 4
 """Number of warm-up steps, number of steps with sparse attention, and rows per step."""
 WARMUP_RATE, SPARSE_RATE = 1e-2, 5e-4
 MEASURED: Mapping[str, int] = {"needle": 64, "copy": 16, "count": 16}
 """Number of held-out problems of each kind."""
 MORE: tuple[Arm, ...] = ("dense", "dsa", "adaptive")
-"""Arms with twice as many problems of kind `needle`, because the goals limit how much their accuracies may differ."""
+"""Arms with twice as many problems of kind `needle`, because the claim
+limits how much the accuracies of these arms may differ."""
 SINKS, CAP = 4, 2
 """Sinks of arm `window`, and `index_topk` of arm `adaptive` as a multiple of its budget."""
 
@@ -79,12 +80,13 @@ RUNS: Mapping[Arm, str] = {
     "window": "sparse-window",
     "random": "sparse-random",
 }
-"""The run whose weights each arm uses."""
+"""For each arm, the run whose weights the arm uses, as a path in the seed's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sparsify(ExperimentJob):
-    """The recipe `sparsify`, from the dense run in the seed's folder. The result is the run `place/NAME/sparse`."""
+    """A job that applies the recipe `sparsify` to the dense run in the seed's folder. The
+    resulting run is the folder `<name>/sparse` in the seed's folder."""
 
     seed: int
     share: float
@@ -110,17 +112,19 @@ class Sparsify(ExperimentJob):
 
 
 def long_problems(length: int) -> WorkedConfig:
-    """Return the data of all training with sparse attention: problems of up to the full length.
+    """Return the data source on which all sparse models are trained: problems with texts of up to `length` characters.
 
-    Short texts contain more replies per token. On one dev seed, an indexer trained only on texts of the full length selected
-    well for most queries, but not for the queries of reply tokens. Reply tokens are a hundredth of all tokens.
+    The source also has short texts, which contain more reply tokens per token. On one dev seed, an indexer trained only on texts of
+    the full length selected well for most queries, but not for the queries of reply tokens, which are a hundredth of all queries.
     """
     options = {"names": list(KINDS), "length": length, "shortest": 64, "questions": 8}
     return WorkedConfig(task="long", options=options, rows=ROWS, row=length + REPLY)
 
 
 def baseline(arm: Arm, place: Path, seed: int, share: float, length: int = LENGTH) -> Run:
-    """Return the training run of a baseline: as many steps on the same data as the indexer and the sparse model together."""
+    """Return the training run of a baseline. A baseline trains for as many steps as
+    the indexer and the sparse model together, on the same data.
+    """
     dense = RunDir(place / DENSE)
     return Run(
         recipe="sft",
@@ -155,7 +159,8 @@ def selecting(arm: Arm, model: ModelConfig, budget: int, *, seed: int = 0, top_p
 
 
 def load(arm: Arm, place: Path, budget: int, *, seed: int, top_p: float = 1.0) -> Decoder:
-    """Return the model of `arm` with another budget. Weights of an indexer that the arm does not use are left out."""
+    """Return the trained model of `arm`, changed to `budget` positions per query. If the arm
+    does not use an indexer, the weights of the indexer are left out."""
     trained = load_run(RunDir(place / RUNS[arm]))
     model = build(selecting(arm, trained.config, budget, seed=seed, top_p=top_p), seed=0)
     weights = trained.state_dict()
@@ -184,10 +189,10 @@ def matching_top_p(model: Decoder, samples: Sequence[Sample], budget: int) -> fl
 
 
 def measure(place: Path, *, arm: Arm, seed: int, share: float, length: int = LENGTH) -> dict[str, Any]:
-    """Measure `arm` on held-out problems: at every budget, or once if its attention is dense.
+    """Measure `arm` on held-out problems: at every budget, or only once for the dense arm.
 
     `result[divisor][kind]` is the result of `score_solutions` on one kind of problem, at a budget of `length` / `divisor`. For the
-    adaptive budget, `result[divisor]["top_p"]` is the `index_top_p`, which is chosen on problems of the dev split.
+    arm with an adaptive budget, `result[divisor]["top_p"]` is the `index_top_p`, which is chosen on problems of the dev split.
     """
     counts = {
         kind: amount(count * (2 if arm in MORE and kind == "needle" else 1), share) for kind, count in MEASURED.items()
@@ -216,7 +221,8 @@ def at_budget(arm: Arm, divisor: int) -> str:
 
 
 def pair(a: Arm, b: Arm, quantity: str, divisor: int = TRAINED, **rule: Any) -> ArmPair:
-    """Return the pair of two arms at a budget. Losses are divided by the mean loss of `a`, so that 0.01 is one percent."""
+    """Return the pair of two arms at a budget. Losses are divided by the mean loss of arm `a`, so that a
+    difference of 0.01 is one percent."""
     label = next(label for label, own in BUDGETS.items() if own == divisor)
     what = EXACT if quantity == EXACT else "loss over that of dense attention"
     return ArmPair(
@@ -230,7 +236,7 @@ def pair(a: Arm, b: Arm, quantity: str, divisor: int = TRAINED, **rule: Any) -> 
 
 
 class SparseExperiment(Experiment):
-    """Train the runs on texts of up to `length` characters, measure all arms, and judge the goals."""
+    """The experiment on texts of up to `length` characters: train all arms, measure their losses and accuracies, and compare the arms."""
 
     name = "sparse"
     title = "Sparse attention on long problems"

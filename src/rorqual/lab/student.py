@@ -21,8 +21,7 @@ from rorqual.train.run import Run
 
 TASK = STUDENT_TASK
 """Problem families in which a random guess is correct with probability at most 1/120.
-
-In the families count, mod and kk, guessing reaches a pass@8 above one half.
+The families count, mod and kk are left out, because random guessing reaches a pass@8 above one half in them.
 """
 HARD = FULL.student_hard
 """Share of hard problems. All problems are hard. Two-digit sums need no thinking, so RL on them would favour answers
@@ -30,13 +29,13 @@ without thinking."""
 ABLE, BASE = "student-able", "student-base"
 """The runs of the base student, with the settings of the quickstart.
 
-The student first learns to think on 40 % of its problems. A few further steps teach it to think rarely. The base student can
-therefore think, but seldom does.
+The run `ABLE` trains the student to think on 40 % of the problems. The run `BASE` continues for a few steps on data with little
+thinking. The base student can therefore think, but seldom does.
 """
 ROUNDING = [f"agreement.most={FULL.rival_agreement}"]
-"""Largest allowed difference in log-probability between trainer and sampler.
+"""An override that raises the largest allowed difference in log-probability between trainer and sampler.
 
-In fp32, the log-probability of one very unlikely token among 500,000 differed by 1.5e-4 nats.
+In fp32, among 500,000 sampled tokens, the log-probability of one very unlikely token differed by 1.5e-4 nats.
 """
 PER_CELL, TRIES = 120, 8
 EIGHT = f"{BASE}-eight-tries"
@@ -44,7 +43,7 @@ RL = "student-rl"
 
 
 def fresh(seed: int) -> int:
-    """Return the seed of the student that belongs to the teacher with seed `seed`.
+    """Return the seed of the student in an experiment whose teacher has the seed `seed`.
 
     Students with seeds below 1000 were inspected while settings were chosen.
     """

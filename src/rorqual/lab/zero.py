@@ -1,7 +1,7 @@
 """The experiment `zero`: what improves if a model that mostly answers without thinking is trained by RL alone?
 
-Correctness is the only reward. Two effects are measured separately: how often the model chooses to think, and its
-accuracy when thinking is forced. Only the accuracy decides, because thinking more often is not better reasoning.
+Correctness is the only reward. Two effects are measured separately: how often the model chooses to think, and the
+accuracy of the model when thinking is forced. Only this accuracy decides the verdict, because thinking more often is not better reasoning.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CHOICE, THINKS, ABLE, LENGTH = (
 )
 LONG_STEPS = 150
 LONG = tuple(f"zero-long-{part}" for part in range(1, 5))
-"""The parts of `zero-long`, of `LONG_STEPS` steps each. They take about 25 core-minutes. Each ends with an evaluation."""
+"""The runs of the experiment `zero-long`, with `LONG_STEPS` steps each. Together they take about 25 core-minutes. Each run is evaluated."""
 
 
 class Zero(Experiment):

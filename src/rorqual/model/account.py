@@ -1,4 +1,4 @@
-"""Count the parameters, FLOPs and KV-cache bytes of a model from its configuration, without building it."""
+"""Count the parameters, FLOPs and KV-cache bytes of a model from its configuration, without building the model."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Output:
 
 
 class Decoder(Layer):
-    """A decoder with embedding, blocks, final norm, head and MTP modules. `ops` is the backend that runs its operations."""
+    """A decoder with embedding, blocks, final norm, head and MTP modules. `ops` is the backend that runs the decoder's operations."""
 
     lm_head: nn.Module | None
 
@@ -70,7 +70,7 @@ class Decoder(Layer):
         self.needs_cache = rounded or any(isinstance(m, Attention) and m.needs_cache for m in self.modules())
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Return the embeddings [..., d] of token ids [...], as `forward` accepts them in `inputs_embeds`."""
+        """Return the embeddings [..., d] of token ids [...]. `forward` accepts embeddings in `inputs_embeds`."""
         embeddings: Tensor = self.embed_tokens(tokens)
         return embeddings
 
@@ -88,8 +88,8 @@ class Decoder(Layer):
         """Run the model on `tokens` [batch, seq].
 
         - `positions` [batch, seq]: 0, 1, ... in each row by default.
-        - `segments` [batch, seq] are document numbers. A token attends only to tokens of its own document.
-        - `cache`: each token attends to the cached positions of its sequence up to its own position.
+        - `segments` [batch, seq] are document numbers. A token attends only to tokens of the same document.
+        - `cache`: each token attends to the cached positions of its sequence, up to the position of the token.
         - `replay` [batch, seq, routers, k] fixes the experts of each token instead of letting the routers choose.
         - `inputs_embeds` [batch, seq, d] replaces `embed(tokens)`.
         - `record` lists the tensors to return in `Output.recorded` (see `AttentionContext.record`).
@@ -128,9 +128,8 @@ class Decoder(Layer):
     ) -> list[Output]:
         """Run the MTP modules over whole sequences. The hidden state at position i of module k predicts token t_{i+2+k}.
 
-        `hidden` [batch, seq, d] is the output of `forward`, and the other arguments are those of `forward`. Module k
-        returns hidden states [batch, seq - 1 - k, d]. The caller must mask positions whose predicted token belongs to
-        another document.
+        `hidden` [batch, seq, d] is the output of `forward`, and the other arguments are as in `forward`. Module k returns
+        hidden states [batch, seq - 1 - k, d]. The caller must mask positions whose predicted token belongs to another document.
         """
         outputs: list[Output] = []
         if positions is None:

@@ -33,7 +33,7 @@ class MTP(nn.Module):
     def forward(
         self, hidden: Tensor, embedded: Tensor, context: AttentionContext, caches: Sequence[LayerCache | None]
     ) -> tuple[Tensor, tuple[Routing | None, ...]]:
-        """Return the hidden states [batch, seq, d] after the module's norm, and the routing of its networks.
+        """Return the hidden states [batch, seq, d] after the module's norm, and the routing of each feed-forward network.
 
         For position i, `hidden` [batch, seq, d] holds the hidden state at i, and `embedded` [batch, seq, d] holds the
         embedding of the token at i + 1.

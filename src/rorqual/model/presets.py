@@ -1,4 +1,4 @@
-"""Configurations of published models, as the keys of their `config.json` files.
+"""Configurations of published models, written with the keys of `config.json`.
 
 The dimensions agree with the V2, V3, Qwen2.5, Qwen3 and Llama 3 reports. Qwen2.5 presets follow the Instruct models. Some
 Qwen2.5 base models differ from the Instruct models in context length or norm epsilon.

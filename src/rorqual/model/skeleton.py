@@ -15,7 +15,7 @@ from rorqual.ops.backends import TORCH, Backend
 
 
 class _Unfilled(TorchFunctionMode):
-    """Skip random initialization.
+    """A mode that skips random initialization.
 
     On the meta device, the first random draw would import 800 modules of torch's compiler and take 2 s or more.
     """

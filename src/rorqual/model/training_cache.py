@@ -88,9 +88,9 @@ class PackedBatchCache:
 
 
 def _with_padding(positions: Ints, padding: npt.NDArray[np.bool_]) -> Ints:
-    """Number padding tokens [batch, seq] from 0 to BLOCK - 1, again and again, so that each document of padding fills a block.
+    """Set the positions of padding tokens [batch, seq] to 0, 1, ..., BLOCK - 1, repeatedly, so that BLOCK padding tokens share a block.
 
-    A batch gives them position 0, which would make each of them a document with a block of its own.
+    In a batch, all padding tokens have position 0. Each padding token would therefore be a separate document and use a whole block.
     """
     column = np.arange(positions.shape[1])
     begins = padding.copy()

@@ -54,10 +54,10 @@ def _by_kernel(x: Tensor, indices: Tensor, gate_up: Tensor, down: Tensor) -> Ten
 
 
 def _by_blocks(x: Tensor, indices: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """Return what `_by_kernel` returns, with batched products over blocks of rows that share an expert.
+    """Compute the result of `_by_kernel` with batched products over blocks of rows that share an expert.
 
-    The number of blocks is the largest that any routing needs. It is at most twice the number of experts, so the products
-    use at most twice the rows and two copies of all matrices.
+    The number of blocks is the largest number that any routing needs. The number of blocks is at most twice the number of
+    experts, so the products use at most twice the rows and two copies of all matrices.
     """
     order, pairs = _sort_by_expert(indices)
     n, n_experts = len(pairs), len(gate_up)
@@ -78,7 +78,7 @@ def _by_blocks(x: Tensor, indices: Tensor, gate_up: Tensor, down: Tensor) -> Ten
 
 
 def _sort_by_expert(indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the stable order of the (token, expert) pairs by expert, and 0, 1, ... for each place of that order."""
+    """Return the indices [pairs] that sort the (token, expert) pairs stably by expert, and the indices 0 to pairs - 1 in order."""
     order = indices.reshape(-1).argsort(stable=True)
     return order, torch.arange(len(order), device=order.device)
 

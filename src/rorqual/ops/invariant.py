@@ -1,11 +1,11 @@
 """Batch-invariant operations for generation: the rounding of a row does not depend on the other rows.
 
-Without these operations, three effects make a row's bits depend on other rows:
+With torch's own operations, three effects make the bits of a row depend on other rows:
 
-- Libraries use different kernels for different numbers of rows. This module pads rows (`ops.rows`).
+- Libraries use different kernels for different numbers of rows. `ops.invariant` pads the number of rows (`ops.rows`).
 - The order of a sum over keys varies with the number of keys. `ops.paged` fixes the order.
-- torch applies a scalar exponential function to up to 31 elements at the end of a contiguous tensor, and a vectorized
-  one to the rest. This module pads tensors so that torch uses only the vectorized function.
+- torch applies a scalar exponential function to up to 31 elements at the end of a contiguous tensor, and a vectorized function
+  to all other elements. `ops.invariant` pads tensors so that torch uses only the vectorized function.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ ROWS = {torch.bfloat16: (4, 8, 16)}
 
 The rows are padded to the smallest sufficient count, or else to a multiple of the largest count.
 
-The list is short because oneDNN builds a new primitive for every row count. Matrix products in fp32 do not use oneDNN,
-so their rows are padded to a multiple of `Rows.least`.
+The list of row counts is short because oneDNN builds a new primitive for every row count. Matrix products in fp32 do not use
+oneDNN, so their rows are padded to a multiple of `Rows.least`.
 """
 OTHER_ROWS = (64,)
 """Row counts to which an expert's rows are padded for dtypes that were not measured."""
@@ -65,7 +65,7 @@ def sigmoid(x: Tensor) -> Tensor:
 
 
 def _elementwise(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Apply an elementwise `function` so that no thread has elements left over after its vectorized loop."""
+    """Apply an elementwise `function` to slices or padded copies of `x`, so that torch computes every element in its vectorized loop."""
     width, size = x.shape[-1], x.numel()
     parts = max(1, min(torch.get_num_threads(), -(-size // GRAIN)))
     if size % (LANES * parts) == 0 and (width % LANES == 0 or x.is_contiguous()):
@@ -90,9 +90,9 @@ def loose_experts(x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices
 def experts(x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices, rows: Rows = ENOUGH) -> Tensor:
     """Compute sum_k weight_k SwiGLU_k(x): x [tokens, d], gate_up [experts, 2 i, d], down [experts, d, i] -> [tokens, d].
 
-    Tokens are sorted by expert, and the rows of each expert are padded. Gates multiply the hidden activation, because
-    it is narrower than the output. The outputs of a token's experts are added in the order of expert numbers. Prepacked
-    matrices receive no gradients.
+    Tokens are sorted by expert, and the rows of each expert are padded. Gates multiply the hidden activation instead of the
+    output, because the hidden activation is narrower. The outputs of a token's experts are added in the order of expert
+    numbers. Prepacked matrices receive no gradients.
     """
     least, most = rows.least, rows.most
     if least <= len(x) < 2 * least and not torch.is_grad_enabled() and x.device.type == "cpu":

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 class Layer(nn.Module):
     """A module that describes its matrix products to `Backend.prepare`. Training does not use the description.
 
-    - `shared_input`: groups of names of linear maps that have the same input. `shared(x)` applies all maps in `shared_input`.
-    - `derived`: maps the name of a method to the name of a submodule or parameter. `Backend.prepare` stores the method's
-      result and removes the submodule or parameter. The method has no arguments and computes tensors [.., in, out] or
+    - `shared_input`: groups of names of linear maps that have the same input. `apply_shared_input(x)` applies all maps in `shared_input`.
+    - `derived`: maps the name of a method to the name of a submodule or parameter. `Backend.prepare` stores the method's result
+      and removes the submodule or parameter. The method in `derived` has no arguments and computes tensors [.., in, out] or
       [out, in] from weights. `tensors(name)` returns the tensors of the method `name`.
     - `tied`: maps the name of a linear map to the submodule that provides its `weight` [out, in].
     """
@@ -33,7 +33,7 @@ class Layer(nn.Module):
     def apply_shared_input(self, x: Tensor) -> tuple[Tensor, ...]:
         """Apply all linear maps of `shared_input` to x [.., in].
 
-        Returns one tensor per group: the concatenated outputs of its linear maps.
+        Returns one tensor per group: the concatenated outputs of the group's linear maps.
         """
         if self.fused is not None:
             groups: tuple[Tensor, ...] = self.fused(x).split(self.widths, dim=-1)

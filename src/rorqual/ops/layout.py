@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 ROWS = 16
-"""Number of input rows that oneDNN assumes when it chooses the layout."""
+"""Number of input rows for which oneDNN chooses the layout."""
 _NOTHING: list[Any] = []
 
 
@@ -25,6 +25,6 @@ def plain(opaque: Tensor) -> Tensor:
 
 
 def times(x: Tensor, opaque: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Compute x W^T + b for a prepacked W: x [..., in] -> [..., out]. The result has no gradients."""
+    """Compute x W^T + b for a prepacked W: x [..., in] -> [..., out]. The product does not support gradients."""
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, opaque, bias, "none", _NOTHING, "")
     return y

@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens in fp32, and loss terms computed from them."""
+"""Log-probabilities of tokens in fp32, and loss terms computed from the log-probabilities."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def keep_only(logits: Tensor, kept: Tensor) -> Tensor:
 
 
 def reverse_kl(now: Tensor, reference: Tensor) -> Tensor:
-    """Return the k3 estimate of KL(p || reference) from log-probabilities of tokens sampled from p. The estimate is never negative.
+    """Return the k3 estimate of KL(p || reference) for each token sampled from p. The estimate is never negative.
 
-    Source: R1 eq. 2; Schulman 2020.
+    `now` and `reference` are the log-probabilities of the sampled tokens under p and under the reference. Source: R1 eq. 2; Schulman 2020.
     """
     log_ratio = reference - now
     return log_ratio.exp() - log_ratio - 1

@@ -25,8 +25,8 @@ class Routing:
     - `weights` [tokens, k]: the gates of the chosen experts, with gradient.
     - `scores` [tokens, choices]: the affinities, without bias.
     - `own` [tokens, k]: the router's own choice. `own` differs from `indices` only if choices are replayed.
-    - `gap` [tokens]: how much lower the biased score of the replayed choice is than that of the router's own choice
-      (`_shortfall`). `gap` is 0 without replay.
+    - `gap` [tokens]: the biased score of the router's own choice minus the biased score of the replayed choice (`_shortfall`).
+      `gap` is 0 without replay.
     """
 
     indices: Tensor
@@ -97,11 +97,11 @@ def _shortfall(
     topk_group: int,
     group_by: Literal["top2", "max"],
 ) -> Tensor:
-    """Return, for each token, how much lower the biased score of `other` [tokens, k] is than that of the best choice `own`.
+    """Return, for each token, the biased score of the best choice `own` minus the biased score of `other`, both [tokens, k].
 
-    Let G be the best set of groups that contains all experts of `other`. The first difference is the
-    score of the best groups minus the score of G. The second is the score of the best experts in G minus the score of `other`.
-    The result is the larger of the two.
+    Let G be the best set of groups that contains all experts of `other`. The first difference is the score of the best groups
+    minus the score of G. The second difference is the score of the best experts in G minus the score of `other`. The result is
+    the larger difference.
 
     Comparing only experts would be misleading: a near tie between groups would look like a large error, and a wrong group
     with better experts would look correct. If `own` and `other` contain the same experts, the result is exactly 0.
@@ -181,7 +181,7 @@ def with_tuned(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return the gate_up and down matrices of each expert.
 
-    The matrices of the experts `tuned` come from `parts`. The matrices of experts outside `tuned` are detached slices.
+    The matrices of the experts `tuned` come from `parts`. The matrices of all other experts are detached slices of `gate_up` and `down`.
     """
     gate_ups, downs = list(gate_up.detach().unbind(0)), list(down.detach().unbind(0))
     for place, expert in enumerate(tuned):
@@ -206,8 +206,8 @@ def sequence_balance(scores: Tensor, indices: Tensor, sequence: Tensor, n_sequen
     """Compute V3's sequence-wise balance loss without the factor alpha (eq. 17-20), summed over sequences.
 
     - `scores` [tokens, experts]: affinities without bias.
-    - `indices` [tokens, k]: the choices counted in f. The V3 report counts the top k of the scores without bias
-      (`scores.topk(k).indices`).
+    - `indices` [tokens, k]: the choices that count for the load f_i of an expert i (eq. 18). The V3 report counts the top k of
+      the scores without bias (`scores.topk(k).indices`).
     - `sequence` [tokens]: the index of each token's sequence.
 
     Padding tokens must not be included.

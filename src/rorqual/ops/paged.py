@@ -1,9 +1,9 @@
 """Paged attention: keys and values are stored in blocks of a fixed size, anywhere in memory.
 
-The order of every sum is fixed for each query. The scores of a block are one matrix product of fixed shape, and each
-block has its own softmax. The results of a sequence's blocks are then added from first to last, weighted by each
-block's share of the softmax. Results are therefore bit-identical, whatever other sequences are in the batch and however
-a prompt is split into chunks. The algorithm is online softmax (Milakov and Gimelshein 2018), split over keys.
+The order of every sum is fixed for each query. The scores of a block are one matrix product of fixed shape, and each block has
+its own softmax. The results of a sequence's blocks are then added from first to last, weighted by each block's share of the
+softmax. Results are therefore bit-identical for any other sequences in the batch and any split of a prompt into chunks. The
+algorithm is online softmax (Milakov and Gimelshein 2018), split over keys.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BLOCK = 64
 QUERIES = 32
 """Number of queries per tile in prefill. The queries of a tile belong to one sequence and read each block together."""
 CHUNK = 1 << 18
-"""Number of index scores or gathered values that are processed at once, so that they fit in the processor's cache."""
+"""Number of index scores or gathered values that are processed at once. The number is small enough for the processor's cache."""
 HIDDEN = np.float32(-1e30)
 """Added to the scores of invisible keys to make their weights 0. With -inf, a block without visible keys would give NaN."""
 
@@ -37,8 +37,9 @@ Ints = npt.NDArray[np.int64]
 class Tiles:
     """The query tiles of a forward pass, and the (tile, key block) pairs that attention computes.
 
-    A tile has `queries` queries of one sequence. Tiles are sorted by descending number of blocks. Pairs are sorted by
-    the block's index in its sequence, then by tile. Tiles 0 to counts[b] - 1 therefore have a block with index b.
+    A tile has `queries` queries of one sequence. Tiles are sorted by descending number of blocks. Pairs are sorted by the
+    block's index in its sequence, then by tile. `counts[b]` is the number of tiles that have a block with index b: tiles 0 to
+    counts[b] - 1.
 
     - `tile` [pairs]: the tile of each pair.
     - `block` [pairs]: the block's number in the pool.
@@ -47,8 +48,8 @@ class Tiles:
     - `gather` [tiles * queries]: the token of each query. A partial tile repeats its last token.
     - `slot` [tokens]: the query of each token. `gather` and `slot` are None if query i is token i.
     - `rows`: limits on the number of rows of matrix products (`ops.rows`).
-    - `span`: a slice of the pool that contains all blocks, or None if they are far apart. With `span`, attention reads the
-      slice instead of gathering blocks, and `met` and `mask` have one entry per block of the slice, in pool order.
+    - `span`: a slice of the pool that contains all blocks, or None if the blocks are far apart. With `span`, attention reads
+      the slice instead of gathering blocks, and `met` and `mask` have one entry per block of the slice, in pool order.
     - `met`: the tile of each entry of `mask`, or None if entry i belongs to tile i.
     - `back` [pairs]: the entry of `mask` for each pair, or None if entry i belongs to pair i.
     - `last` [tokens]: the entry of `mask` for the block that contains the token. None if tiles have several queries.
@@ -72,9 +73,9 @@ class Tiles:
     _masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
 
     def move_on(self, position: Ints) -> None:
-        """Advance tiles of one query to the next decode step.
+        """Update the positions and the mask for the next decode step. Each tile must have exactly one query.
 
-        Each of the new positions [tiles] must be in the same block as the previous position of its tile.
+        The new position of a tile, in `position` [tiles], must be in the same block as the tile's previous position.
         """
         assert self.last is not None
         at = torch.from_numpy(position % BLOCK).to(self.mask.device)
@@ -85,8 +86,8 @@ class Tiles:
     def mask_of(self, every: int, window: int | None) -> Tensor:
         """Return `mask` for a part with one row per `every` tokens: [pairs, queries, BLOCK / every].
 
-        A row is visible to queries at or after the last token of its group. With `window`, the last token of the row's
-        group must be among the query's last `window` tokens.
+        A row is visible to queries at or after the last token of its group. With `window`, the row is visible only if the last
+        token of its group is among the query's last `window` tokens.
         """
         if (every, window) not in self._masks:
             mask = self.mask
@@ -203,10 +204,10 @@ class Selection:
     scores: Tensor
 
     def top_p(self, p: float) -> Selection:
-        """Keep the best rows: the fewest whose weights add up to at least `p` (0 to 1).
+        """Keep the fewest best rows whose weights add up to at least `p` (0 to 1).
 
-        The weights are the softmax over the scores of all selected rows. Twilight (2502.02770) prunes a top-k selection in
-        this way. How many rows a token keeps depends only on its own scores.
+        The weights are the softmax over the scores of all selected rows. Twilight (2502.02770) prunes a top-k selection in this
+        way. The number of rows that a token keeps depends only on the scores of this token.
         """
         share = (self.scores.detach() - self.scores.detach()[:, :1]).double().exp().cumsum(1)
         before = F.pad(share[:, :-1], (1, 0))
@@ -301,7 +302,7 @@ class _Attend(torch.autograd.Function):
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype in which `torch.bmm` multiplies `x`. Autocast leaves fp64 as it is."""
+    """Return the dtype in which `torch.bmm` multiplies `x`. Autocast does not change fp64 products."""
     device = x.device.type
     rounds = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if rounds and x.dtype != torch.float64 else x.dtype
@@ -327,9 +328,9 @@ def attend_selected(
 ) -> tuple[Tensor, Tensor]:
     """Attend from each token to its rows [tokens, k] (-1: no row). The work is proportional to k, not to the sequence length.
 
-    Arguments and results are those of `attend_within` with a mask from `selection_mask`, but results may differ in rounding.
-    The rows of each token are gathered in ascending order and form blocks of `BLOCK / every` rows. Results therefore do
-    not depend on other tokens, and a token that selects all visible rows gets the same bits as from `attend`.
+    Arguments and results are the same as in `attend_within` with a mask from `selection_mask`, but results may differ in
+    rounding. The rows of each token are gathered in ascending order and form blocks of `BLOCK / every` rows. Results therefore
+    do not depend on other tokens, and a token that selects all visible rows gets the same bits as from `attend`.
     """
     heads, size, places = keys.shape[1], keys.shape[2], len(tiles.counts)
     every, end = BLOCK // size, places * size
@@ -379,8 +380,8 @@ def attend_selected(
 def selection_mask(tiles: Tiles, every: int, window: int | None, selected: Tensor | None) -> Tensor:
     """Return the mask [pairs, queries, BLOCK / every] for `attend_within`.
 
-    `window` limits visible rows to the token's last `window` tokens. `selected` [tokens, k] limits visible rows to the
-    listed rows; the entry -1 means no row. If `window` or `selected` is None, it sets no limit.
+    `window` limits visible rows to the token's last `window` tokens. `selected` [tokens, k] limits visible rows to the listed
+    rows; the entry -1 means no row. An argument that is None sets no limit.
     """
     mask = tiles.mask_of(every, window)
     if selected is None:
@@ -434,8 +435,8 @@ def _highest(scores: Tensor, budget: int) -> Tensor:
 def index_scores(q: Tensor, weights: Tensor, keys: Tensor, tiles: Tiles, scales: Tensor | None = None) -> Tensor:
     """Return sum_j w_{t,j} ReLU(q_{t,j} . k_s) for each pair of tile and block [pairs, queries, BLOCK / every], in fp32.
 
-    This is the lightning indexer (DeepSeek-V3.2-Exp, eq. 1). The score of an invisible row is -inf. `q` is [tokens, heads,
-    repeat, d], `weights` [tokens, heads, repeat], `keys` [blocks, heads, BLOCK / every, d] and `scales` [blocks, heads,
+    The formula is the lightning indexer (DeepSeek-V3.2-Exp, eq. 1). The score of an invisible row is -inf. `q` is [tokens,
+    heads, repeat, d], `weights` [tokens, heads, repeat], `keys` [blocks, heads, BLOCK / every, d] and `scales` [blocks, heads,
     BLOCK / every, 1]. Keys are multiplied by their scales.
     """
     _, heads, repeat, _ = q.shape
@@ -463,7 +464,7 @@ def index_scores(q: Tensor, weights: Tensor, keys: Tensor, tiles: Tiles, scales:
 def attention_mass(q: Tensor, keys: Tensor, tiles: Tiles, scale: float, mask: Tensor) -> Tensor:
     """Return the attention weights, averaged over all heads, of each pair of tile and block [pairs, queries, BLOCK / every].
 
-    The arguments are those of `attend_within`. The weights of a query add up to 1 over the rows that `mask` leaves visible.
+    The arguments are the same as in `attend_within`. The weights of a query add up to 1 over the rows that `mask` leaves visible.
     """
     _, heads, repeat, _ = q.shape
     queries, size = mask.shape[1:]
@@ -479,8 +480,8 @@ def attention_mass(q: Tensor, keys: Tensor, tiles: Tiles, scale: float, mask: Te
 def index_kl(scores: Tensor, mass: Tensor, tiles: Tiles, mask: Tensor) -> Tensor:
     """Return KL(p || softmax(I)) of each token [tokens], over the rows that `mask` leaves visible, in nats.
 
-    This is the loss of the lightning indexer (DeepSeek-V3.2-Exp, eq. 3 and 4). `scores` are I, from `index_scores`, and
-    `mass` is p, from `attention_mass` with the same mask. Only `scores` receives a gradient.
+    The divergence is the loss of the lightning indexer (DeepSeek-V3.2-Exp, eq. 3 and 4). `scores` are I, from `index_scores`,
+    and `mass` is p, from `attention_mass` with the same mask. Only `scores` receives a gradient.
     """
     hidden = (mask if tiles.back is None else mask.index_select(0, tiles.back)) < 0
     scores = scores.masked_fill(hidden, float(HIDDEN)).unsqueeze(1)  # one head: [pairs, 1, queries, size]
@@ -507,7 +508,7 @@ def gather(pool: Tensor, tiles: Tiles, rows: Tensor) -> Tensor:
 def _locate(tiles: Tiles, rows: Tensor, token: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Return the block number of each row, and the row's offset in the block.
 
-    `rows` and `token` broadcast. Each entry of `rows` is a row number in the sequence of the token in `token`.
+    `rows` and `token` broadcast. Each entry of `rows` is a row number in the sequence of the corresponding token in `token`.
     """
     number, places = tiles.counts[0], len(tiles.counts)
     table = tiles.block.new_zeros(places * number)
@@ -564,8 +565,8 @@ def _block_weights(q: Tensor, k: Tensor, tiles: Tiles, scale: float, mask: Tenso
 def _logsumexp(scores: Tensor, weights: Tensor) -> Tensor:
     """Return the log-sum-exp over the last dimension, given `weights = scores.softmax(-1)`. The dimension is kept, with size 1.
 
-    `Tensor.logsumexp` calls torch's `exp`, which takes 15 to 100 times as long if its result underflows. This
-    happens for invisible keys (`HIDDEN`).
+    `Tensor.logsumexp` calls torch's `exp`, which takes 15 to 100 times as long if its result underflows. The result underflows
+    for invisible keys (`HIDDEN`).
     """
     return scores.amax(-1, keepdim=True) - weights.amax(-1, keepdim=True).log()
 
@@ -573,7 +574,7 @@ def _logsumexp(scores: Tensor, weights: Tensor) -> Tensor:
 def _by_pair(of_tiles: Tensor, tiles: Tiles, start: int, stop: int, entries: int) -> Tensor:
     """Expand the values of all tiles [tiles, ...] to entries of `mask`: each entry gets the value of its tile.
 
-    Covers entries `start` to `stop` - 1. `entries` is the number of all entries.
+    The result covers entries `start` to `stop` - 1 of `mask`. `entries` is the number of all entries.
     """
     if len(of_tiles) == 1:
         return of_tiles.expand(min(stop, entries) - start, *of_tiles.shape[1:])  # no copy
@@ -584,9 +585,9 @@ def _shares(scores: Tensor, weights: Tensor, tiles: Tiles) -> tuple[Tensor, Tens
     """Return each block's share of each row's softmax [pairs, heads, rows, 1], and each row's highest score [tiles, heads,
     rows, 1].
 
-    The share is not normalized. It is the sum of the row's exponentials in the block, divided by the exponential of the
-    row's highest score.
-    The share is computed from the block's largest weight, which is exp(block maximum) divided by the sum of exponentials.
+    The share is not normalized. The share is the sum of the row's exponentials in the block, divided by the exponential of the
+    row's highest score. The share is computed from the block's largest weight, which is exp(block maximum) divided by the sum
+    of exponentials.
 
     A block without visible keys has a share of exactly 0. If a row has only one block with visible keys, the normalized
     share of this block is exactly 1. Blocks without visible keys therefore do not change the rounding of a query.

@@ -23,7 +23,7 @@ def blocks(shape: Sequence[int], block: int = BLOCK) -> tuple[int, int]:
 
 
 def dequantize_blocks(weight: Tensor, scale_inv: Tensor, block: int = BLOCK) -> Tensor:
-    """Dequantize weight [rows, columns] (e4m3) with scale_inv [row blocks, column blocks] to fp32. Each value rounds once."""
+    """Dequantize weight [rows, columns] (e4m3) with scale_inv [row blocks, column blocks] to fp32. Each value is rounded once."""
     return weight.float().mul_(_spread(weight, scale_inv.float(), block))
 
 
@@ -42,10 +42,11 @@ def quantize_blocks(weight: Tensor, block: int = BLOCK) -> tuple[Tensor, Tensor]
 
 
 def row_scales(rows: Tensor) -> Tensor:
-    """Return one scale per row [..., 1] in fp32 for rows [..., width]: the least power of two that fits the row into e4m3.
+    """Return one scale per row [..., 1] in fp32 for rows [..., width]: the smallest power of two with which all values of the
+    row fit into e4m3.
 
-    This is V3.2's scale of an index key (ue8m0). Dividing a bf16 row by its scale and multiplying by the scale again is
-    exact, so only the rounding to e4m3 changes the row. A row of zeros has scale 1.
+    V3.2 scales index keys in this way (ue8m0). Dividing a bf16 row by its scale and multiplying by the scale again is exact, so
+    only the rounding to e4m3 changes the row. A row of zeros has scale 1.
     """
     scale = _scale(rows.float().abs().amax(-1, keepdim=True))
     mantissa, exponent = torch.frexp(scale)  # scale = mantissa 2^exponent, mantissa in [0.5, 1)

@@ -19,13 +19,13 @@ from torch import Tensor
 from rorqual.core.config import LARGEST, Config, Count, NonNegative, Positive
 
 ANGLE_CHUNK = 4096
-"""Number of positions per `rope_table` call. The number is fixed so that the angles do not depend on the table length."""
+"""Number of positions per `rope_table` call. The number of positions is fixed so that the angles do not depend on the table length."""
 
 
 class Yarn(Config):
     """YaRN's extension of a context of `original_max_position_embeddings` tokens by `factor`.
 
-    `attention_factor` multiplies cos and sin. If `attention_factor` is 0, it is computed from `mscale` and
+    `attention_factor` multiplies cos and sin. If `attention_factor` is 0, the factor is computed from `mscale` and
     `mscale_all_dim` by eq. 22 of the paper.
     """
 
@@ -165,7 +165,7 @@ def spread(cos: Tensor, sin: Tensor, *, interleaved: bool) -> tuple[Tensor, Tens
 def angles(rope: Rope, dim: int, positions: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
     """Return cos and sin of the RoPE angles of positions 0, 1, 2, ...
 
-    Each is [n, dim / 2], with n at least `positions`.
+    Both tensors are [n, dim / 2], with n at least `positions`.
     """
     parts = [
         rope_table(rope, dim, torch.arange(start, start + ANGLE_CHUNK, device=device))

@@ -1,8 +1,7 @@
 """Limits on the number of rows of a matrix product. With suitable limits, the rounding of a row does not depend on other rows.
 
-Libraries choose a kernel by the number of rows. If two kernels split the sum over columns differently, the last bits of
-a row depend on the number of rows. The processor determines which row counts are affected (docs/LOG.md, 'two
-makes of processor').
+Libraries choose a kernel by the number of rows. If two kernels split the sum over columns differently, the last bits of a row
+depend on the number of rows. The affected row counts depend on the processor (docs/LOG.md, 'two makes of processor').
 """
 
 from __future__ import annotations
@@ -37,9 +36,8 @@ ENOUGH = Rows(16)
 def cancelling_rows(rows: int, out: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return x [rows, width] and w [out, width] such that x w^T consists only of rounding errors.
 
-    Every term of a sum occurs a second time with the opposite sign, so the exact sum is 0. A change of the summation
-    order therefore changes the result visibly. With plain random numbers, rounding to bf16 would hide most changes of
-    the summation order.
+    Every term of a sum occurs twice with opposite signs, so the exact sum is 0. A change of the summation order therefore
+    changes the result visibly. With plain random numbers, rounding to bf16 would hide most changes of the summation order.
     """
     generator = torch.Generator().manual_seed(width)
     half = width // 2
@@ -52,7 +50,7 @@ def cancelling_rows(rows: int, out: int, width: int, dtype: torch.dtype) -> tupl
 
 
 def in_tiles(product: Callable[[Tensor], Tensor], x: Tensor, most: int, within: int = 0) -> Tensor:
-    """Apply `product`, which maps rows [..., d] to [..., out].
+    """Apply `product`, which maps [..., d] to [..., out], to `x`.
 
     If d or `within` is at least `WIDE`, `product` is applied to at most `most` rows at a time (0: no limit). `within` is
     the largest number of columns of a matrix product inside `product`.

@@ -1,10 +1,10 @@
-"""Sample tokens and return their log-probabilities under the distribution they were sampled from.
+"""Sample tokens, and return the log-probability of each token in the distribution from which it was sampled.
 
 Each row has its own random number (`SamplingMetadata.uniform`), which selects a token by inverse transform sampling.
 
-Logits are processed in this order: penalties and biases, the mask of allowed tokens, temperature, top-k, top-p, min-p.
-With `min_p_first`, the last three steps are min-p, top-k, top-p. A row's result is bit-identical whatever other rows
-are in the batch, because each operation runs only on the rows that request it.
+Logits are processed in this order: penalties and biases, the mask of allowed tokens, temperature, top-k, top-p, min-p. With
+`min_p_first`, the last three steps are min-p, top-k, top-p. The result of a row is bit-identical for any other rows in the
+batch, because each operation runs only on the rows that request it.
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ class Penalties:
     def apply(self, logits: Tensor, seen: TokenHistory | None) -> Tensor:
         """Return the logits [rows, vocab] with penalties and biases applied, as a new fp32 tensor.
 
-        `seen` is the token history of `rows`, or None if `rows` is empty. The repetition penalty is applied first
-        (CTRL, Keskar et al. 2019, section 4.1): positive logits of prompt and reply tokens are divided by the penalty,
-        and negative logits are multiplied by it. Presence and frequency penalties apply to reply tokens as in OpenAI's
-        API: logit - frequency * count - presence. Biases are added last.
+        `seen` is the token history of `rows`, or None if `rows` is empty. The repetition penalty is applied first (CTRL, Keskar
+        et al. 2019, section 4.1): positive logits of prompt and reply tokens are divided by the penalty, and negative logits of
+        these tokens are multiplied by the penalty. Presence and frequency penalties apply to reply tokens as in OpenAI's API:
+        logit - frequency * count - presence. Biases are added last.
         """
         adjusted = logits.float().clone()
         if seen is not None:
@@ -160,13 +160,13 @@ def truncate(logprobs: Tensor, top_p: Tensor, top_k: Tensor, log_min_p: Tensor, 
     """Apply top-k, top-p and min-p to log-probabilities [rows, vocab] and renormalize.
 
     First, top-k keeps the most likely tokens (0: all). Then top-p keeps the fewest tokens whose share of the remaining
-    probability reaches `top_p`. Then min-p removes tokens below `min_p` times the highest probability; `log_min_p` is
-    the logarithm of `min_p`. Where `min_p_first` [rows, 1] is true, min-p is applied first, and top-p is applied to the
-    remaining tokens. Removed tokens get -inf. Among tokens with equal probability, those with the lowest ids stay. The
+    probability reaches `top_p`. Then min-p removes tokens below `min_p` times the highest probability; `log_min_p` is the
+    logarithm of `min_p`. Where `min_p_first` [rows, 1] is true, min-p is applied first, and top-k and top-p are applied to the
+    remaining tokens. Removed tokens get -inf. Among tokens with equal probability, the tokens with the lowest ids stay. The
     most likely token always stays.
 
-    If the cumulative probability equals `top_p` up to rounding, slightly different logits may keep one token more or
-    less. This happens for about one token in a thousand. Policy gradients therefore use the recorded set of kept tokens
+    If the cumulative probability equals `top_p` up to rounding, slightly different logits may keep one token more or less. Such
+    a difference occurs for about one token in a thousand. Policy gradients therefore use the recorded set of kept tokens
     (`Completion.kept`).
     """
     vocab = logprobs.shape[-1]
@@ -204,7 +204,7 @@ def _threshold(
     - the threshold, which is the smallest log-probability that stays,
     - how many tokens at the threshold stay,
     - whether some tokens at the threshold are removed,
-    - whether the threshold may lie beyond the candidates. Where the fourth tensor is True, the first three are not valid.
+    - whether the threshold may lie beyond the candidates. Where the fourth tensor is True, the first three tensors are not valid.
     """
     candidates = ordered.shape[-1]
     rank = torch.arange(candidates, device=ordered.device)
@@ -233,7 +233,8 @@ def _threshold(
 
 
 def distribution(logits: Tensor, settings: Settings) -> Tensor:
-    """Return the log-probabilities [rows, vocab] of the sampling distribution. For greedy rows, they are log_softmax(logits)."""
+    """Return the log-probabilities [rows, vocab] of the sampling distribution. For greedy rows, the log-probabilities are
+    log_softmax(logits)."""
     cut, logprobs = settings.cut, torch.empty_like(logits, dtype=torch.float32)
     for rows in _blocks(logits):
         block = logits[rows].float()
@@ -296,7 +297,7 @@ def sample(logits: Tensor, metadata: SamplingMetadata) -> SamplerOutput:
 def sample_from(
     logprobs: Tensor, logits: Tensor, settings: Settings, u: npt.NDArray[np.float64]
 ) -> tuple[Tensor, Tensor]:
-    """Sample tokens [rows] by inverse transform sampling, and return them with their log-probabilities [rows].
+    """Sample by inverse transform sampling, and return the token ids [rows] and their log-probabilities [rows].
 
     `logprobs` [rows, vocab] must be the `distribution` of `logits`. `u` [rows] are random numbers in [0, 1).
     """

@@ -67,7 +67,7 @@ def _powers_of_ten(low: float, high: float) -> list[float]:
 
 
 def memory_chart(rows: Sequence[tuple[str, Memory]], usable: float) -> Chart:
-    """Chart device memory by part, with one bar per layout and a line at the usable memory."""
+    """Chart the memory per device, divided into parts such as weights, with one bar per layout and a line at the `usable` bytes."""
     names = [name for name, _ in rows[0][1].parts()]
     sizes = [[size / 1e9 for _, size in memory.parts()] for _, memory in rows]
     words = "; ".join(f"{name}: {gigabytes(memory.total)}" for name, memory in rows)

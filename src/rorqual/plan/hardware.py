@@ -1,9 +1,9 @@
 """The table of hardware, one row per device, with sources. To add a device, add a row.
 
 Peak FLOP/s are for dense matrix products. Data sheets often give twice the dense peak, because they assume structured
-sparsity. Memory is in decimal bytes, as in data sheets. `link` is a device's one-way bandwidth to other devices of its
-machine. Prices are rental prices on the given date. Providers differ by a factor of two for the same card, so pass
-`price=` if you know your price.
+sparsity. Memory is in decimal bytes, as in data sheets. `link` is a device's one-way bandwidth to the other devices of
+the same machine. Prices are rental prices on the given date. Providers differ by a factor of two for the same card, so
+pass `price=` if you know your price.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ V3_USED = 0.39
 REACHED: Mapping[str, float] = {"Llama-3.1-405B": 0.36, "Llama-3.1-70B": 0.27, "Llama-3.1-8B": 0.15}
 """Share of the H100's bf16 peak that complete training runs reached.
 
-The shares are computed from the hours in Llama 3.1's model card. The 405B model is counted with 15.6T tokens, and the other two
-with 15T, because the card gives "15T+" for them.
+The shares are computed from the hours in Llama 3.1's model card. The computation uses 15.6T training tokens for the
+405B model, and 15T for the other two models, because the card gives only "15T+" for the other two.
 
 The published hours include restarts, evaluations, training on long rows and later training stages. A plan that assumes
-V3's share of the peak (`V3_USED`) therefore underestimates the published hours. A test recomputes these values.
+V3's share of the peak (`V3_USED`) therefore underestimates the published hours. A test recomputes the shares.
 """
 MARKET = "middle of specialist clouds' prices, mercatus-ai.com/blog/cloud-gpu-pricing, May 2026"
 
@@ -52,7 +52,7 @@ class Device:
     utilisation: float = V3_USED
 
     def flops(self, dtype: Dtype) -> float:
-        """Return the peak for `dtype`. Raises ConfigError if the device does not support `dtype`."""
+        """Return the peak FLOP/s for `dtype`. Raises ConfigError if the device does not support `dtype`."""
         if dtype not in self.peak:
             known = ", ".join(self.peak)
             raise ConfigError(f"{self.title} does not support {dtype}", where="dtype", remedy=f"Use one of: {known}.")
@@ -90,7 +90,7 @@ DEVICES = (
 
 
 def device_names() -> tuple[str, ...]:
-    """Return every name that `device` accepts."""
+    """Return every name that the function `device` accepts."""
     return tuple(row.name for row in DEVICES)
 
 

@@ -29,7 +29,7 @@ class Room:
 def misfits(model: ModelConfig, layout: Layout, n: int) -> list[str]:
     """Return the reasons why `layout` is not valid for the model's dimensions or the number of devices.
 
-    A valid layout gives [].
+    For a valid layout, the list is empty.
     """
     problems = []
     if layout.devices != n:
@@ -70,7 +70,7 @@ def divisors(number: int) -> list[int]:
 
 
 def layouts_that_divide(model: ModelConfig, room: Room, microbatch: int = 1) -> Iterator[Layout]:
-    """Yield every valid layout of `room.n` devices, with tensor parallelism within a machine."""
+    """Yield every valid layout of `room.n` devices whose tensor parallelism stays within a machine."""
     experts = _experts(model)
     for tp in divisors(room.n):
         if tp > room.node or any(size % tp for _, size in _split_by_tp(model)):

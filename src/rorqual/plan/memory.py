@@ -93,11 +93,11 @@ class Memory:
 
 @dataclass(frozen=True)
 class Values:
-    """Sizes of one layer.
+    """Sizes of one layer: numbers of parameters, and numbers of values that are saved for the backward pass.
 
     `shared` and `experts` are the numbers of parameters outside and inside routed experts. `residual` is the number of
     values of the residual stream that are saved per token for the backward pass. `saved` is the number of all other
-    saved values. `whole` is the value of `saved` without recomputation.
+    values that are saved per token. `whole` is the value of `saved` without recomputation.
     """
 
     shared: int
@@ -183,7 +183,8 @@ def _memory_of_shard(
 ) -> Memory:
     """Return the memory of a device.
 
-    Tensor or expert parallelism divides the parameters over devices. ZeRO shards each part over the devices with a copy of it.
+    Tensor or expert parallelism divides the parameters over devices. ZeRO then shards weights, gradients and optimizer
+    state over the devices that would hold copies of the same parameters.
     """
     groups = ((shared / layout.tp, layout.dp), (experts / layout.ep, layout.dp * layout.tp / layout.ep))
     weights, gradients, optimizer = (

@@ -45,7 +45,7 @@ PRICES = (
 
 
 def price_names() -> tuple[str, ...]:
-    """Return every name that `price` accepts."""
+    """Return every name that the function `price` accepts."""
     return tuple(row.name for row in PRICES)
 
 

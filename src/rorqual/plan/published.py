@@ -1,7 +1,7 @@
 """Compare published figures with the planner's estimates from the same inputs, to check the figures and the planner.
 
-Each row gives the published figure, its source, the computation and the tolerance. If published figure and estimate
-differ for a known reason, the row states it.
+Each row gives the published figure, its source, the computation and the tolerance. If the published figure and the
+estimate differ for a known reason, the row states the reason.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ V3_PRETRAINING, V3_EXTENSION, V3_AFTER = 2.664e6, 119e3, 5e3
 LLAMA_TOKENS, LLAMA_CARDS, LLAMA_FLOPS = 15.6e12, 16384, 400e12
 """Llama 3.1 405B's training tokens, number of cards, and FLOP/s per card.
 
-The number of cards and the FLOP/s apply to most of the training. This part used rows of 8,192 tokens (table 4).
+The number of cards and the FLOP/s apply to the part of the training with rows of 8,192 tokens, which is most of the training (table 4).
 """
 LLAMA_HOURS = {
     "Llama-3.1-405B": (LLAMA_TOKENS, 30.84e6),
     "Llama-3.1-70B": (15e12, 7.0e6),
     "Llama-3.1-8B": (15e12, 1.46e6),
 }
-"""Tokens and H100-hours from the model card, which gives "15T+" tokens for the two smaller models."""
+"""(training tokens, H100-hours) of each model, from the model card. The card gives "15T+" tokens for the two smaller models."""
 DAY_HIT, DAY_MISS, DAY_REPLY = 342e9, 266e9, 168e9
 DAY_NODES, DAY_NODE_IN, DAY_NODE_OUT, DAY_KEYS, DAY_SPEED = 226.75, 73.7e3, 14.8e3, 4989, 21.0
 
@@ -88,7 +88,7 @@ QUOTES = (
 
 
 def figures() -> list[Figure]:
-    """Return all figures, beginning with training runs."""
+    """Return all comparisons of published figures, beginning with training runs."""
     return [*_v3(), *_llama(), *_tokens(), *_day()]
 
 

@@ -11,7 +11,8 @@ from rorqual.core.records import RunDir
 
 WARM, FEWEST, BLOCKS = 2, 12, 20
 """The first `WARM` steps are skipped, because buffers and kernels warm up. A run needs at least `FEWEST` steps. The
-steps after the first `WARM` form at least `BLOCKS` blocks. If they are fewer than `BLOCKS`, each step is a block."""
+steps after the first `WARM` steps are divided into at least `BLOCKS` blocks. If there are fewer than `BLOCKS` such
+steps, each step is a block."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Speed:
     def interval(self, steps: float, level: float = 0.95) -> tuple[float, float]:
         """Return the lower and upper bound of the seconds that the next `steps` steps will take.
 
-        The bounds account for the uncertainty of the mean and the spread of future steps. The bounds assume independent
-        blocks. They ignore other load on the machine and growth of the answer lengths.
+        The bounds account for the uncertainty of the mean and the spread of future steps. The bounds assume that the
+        blocks are independent. Changes of the machine's load and of the answer lengths are not taken into account.
         """
         count = len(self.blocks)
         spread = stdev(self.blocks) * math.sqrt(1 / count + self.block / steps)
@@ -71,7 +72,7 @@ def speed_of(run: RunDir) -> Speed:
 
 
 def read_row(run: RunDir) -> int:
-    """Return the row length that a run trains on, or 4,096 if its source has none."""
+    """Return the row length (in tokens) that a run trains on, or 4,096 if the run's data source has no row length."""
     return int(run.config()["source"].get("row", 4096))
 
 

@@ -89,8 +89,9 @@ class DecodeStep:
 class Serving:
     """The serving estimate of a replica.
 
-    `batch` is the number of concurrent sequences per group. Rates are tokens per second per device. `per_sequence` is
-    the decode rate that one user sees, in tokens per second.
+    `weights` and `free` are the bytes of weights and of free memory per device. `batch` is the number of concurrent
+    sequences per tensor-parallel group. Rates are tokens per second per device. `per_sequence` is the decode rate that
+    one user sees, in tokens per second.
     """
 
     cache_bytes: int
@@ -130,7 +131,7 @@ def cache_copies(model: ModelConfig, tp: int) -> float:
 
 
 def weights_per_device(model: ModelConfig, replica: Replica) -> float:
-    """Return the bytes of weights on each device."""
+    """Return the number of bytes of weights on each device of the replica."""
     shared, experts = split_weights(model)
     return (shared / replica.tp + experts / replica.n) * BYTES[replica.dtype]
 
@@ -145,7 +146,7 @@ def touched_expert_share(model: ModelConfig, tokens: float) -> float:
 
 
 def decode_step(model: ModelConfig, replica: Replica, batch: float, keys: float) -> DecodeStep:
-    """Estimate a decode step with `batch` sequences per group, each attending to `keys` keys."""
+    """Estimate the time of a decode step with `batch` sequences per group, each attending to `keys` keys."""
     shared, experts = split_weights(model)
     device, size = replica.device, BYTES[replica.dtype]
     read = shared / replica.tp + experts / replica.n * touched_expert_share(model, batch * replica.groups)
@@ -167,7 +168,7 @@ def prefill_rate(model: ModelConfig, replica: Replica, prompt: float, hit_rate: 
 
 
 def largest_batch(model: ModelConfig, replica: Replica, mix: AverageRequest) -> int:
-    """Return how many full-length sequences fit in a group's memory, in addition to the weights.
+    """Return how many sequences of `mix.longest` tokens fit in the memory of a tensor-parallel group, in addition to the weights.
 
     If no sequence fits, raises ConfigError stating how much memory is missing.
     """
@@ -186,7 +187,7 @@ def largest_batch(model: ModelConfig, replica: Replica, mix: AverageRequest) -> 
 
 
 def sequence_bytes(model: ModelConfig, replica: Replica, mix: AverageRequest) -> float:
-    """Return the KV-cache bytes of a full-length sequence on each device of its group."""
+    """Return the KV-cache bytes that a sequence of `mix.longest` tokens takes on each device of its tensor-parallel group."""
     size = account(model, cache_value_bytes=replica.value_bytes).cache_bytes
     return size * cache_copies(model, replica.tp) * mix.longest
 
@@ -226,7 +227,7 @@ def query_heads(model: ModelConfig) -> set[int]:
 
 
 def serving(model: ModelConfig, replica: Replica, mix: AverageRequest, batch: int = 0) -> Serving:
-    """Estimate the serving of a replica. `batch` 0 means the largest batch that fits."""
+    """Estimate the throughput of a replica. With `batch` 0, use the largest batch that fits in memory."""
     check(model, replica)
     most = largest_batch(model, replica, mix)
     if batch > most:
@@ -267,7 +268,7 @@ def check(model: ModelConfig, replica: Replica) -> None:
 
 
 def token_prices(served: Serving, price_hour: float, margin: float, name: str = "planned") -> Price:
-    """Return the price in USD per million tokens, with a `margin` on top of the devices' rent (0.5 adds half of the rent).
+    """Return the prices in USD per million tokens. `margin` is added to the devices' rent (0.5 adds half of the rent).
 
     Cached prompt tokens are free in this plan: they need no compute, and the plan excludes the cost of the disk that
     stores the cache.

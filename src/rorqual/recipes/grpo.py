@@ -61,8 +61,8 @@ def grpo(
     """Train a model on a task with GRPO. By default, the only reward is the correctness of the answer.
 
     `data` is the file or folder that the task reads, if the task reads files. By default there is no KL term, and the
-    clip range is asymmetric, as in DAPO. Groups whose samples all have the same reward have advantage 0. Training skips
-    groups with advantage 0 unless there is a KL term, and logs the number of such groups.
+    clip range is asymmetric, as in DAPO. If all samples of a group have the same reward, their advantages are 0.
+    Unless there is a KL term, training skips groups whose samples all have the same reward. The number of these groups is logged.
 
     `variant` selects the settings of a published GRPO variant; each setting can also be set individually
     (docs/how-to/grpo.md). `beta` is the coefficient of the KL divergence from the run `reference`, by default the run

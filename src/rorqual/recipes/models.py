@@ -92,8 +92,8 @@ def student_like(teacher: ModelConfig) -> ModelConfig:
 
 
 def _qwen3_like(teacher: ModelConfig, hidden: int, layers: int, inner: int) -> ModelConfig:
-    """Return a dense model with an even number of heads. The heads together are at least `hidden` wide. If `hidden` is
-    at most 512, there are at most four heads. Wider models have more heads, each 128 wide."""
+    """Return a dense model with an even number of query heads. The heads together are at least `hidden` wide. If
+    `hidden` is at most 512, there are at most four heads. Wider models have more heads, each 128 wide."""
     head_dim = min(max(8, 2 ** math.ceil(math.log2(hidden / 4))), 128)
     heads = 2 * math.ceil(hidden / head_dim / 2)
     attention = GQAConfig(

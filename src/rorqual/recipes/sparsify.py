@@ -1,7 +1,7 @@
-"""Turn a model with latent attention into one with sparse attention (DeepSeek-V3.2-Exp, section 2.1.1).
+"""Convert a model with latent attention (MLA) to DeepSeek Sparse Attention (DeepSeek-V3.2-Exp, section 2.1.1).
 
 The stages are: add an indexer to each attention layer, train only the indexers while attention is dense (warm-up), and
-train the whole model with sparse attention. A stage is skipped if its folder shows that it is complete.
+train the whole model with sparse attention. A stage is skipped if the files in its folder show that the stage is complete.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class SparsifyConfig(Config):
 def sparsify(start: RunDir, out: Path, config: SparsifyConfig, *, threads: int = 1, quiet: bool = False) -> RunDir:
     """Run all stages in the folder `out`, skip complete stages, and return the run with sparse attention.
 
-    Raises ConfigError if the attention of `start` cannot have an indexer, or if no training data is known.
+    Raises ConfigError if the attention of `start` cannot have an indexer, or if neither `config` nor `start` states the training data.
     """
     source, dense = source_of(start, config), read_model_config(start)
     added, warm, sparse = RunDir(out / "indexers"), RunDir(out / "warmup"), RunDir(out / "sparse")

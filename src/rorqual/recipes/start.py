@@ -20,8 +20,8 @@ from rorqual.train.schedule import Schedule
 def start_settings(start: str, tokenizer: str, size: Size, context: int) -> tuple[Start, ModelConfig, str]:
     """Return the settings `start`, `model` and `chat` of a run.
 
-    With `start`, the model and the chat format are those of the run `start`. Otherwise the run starts from a new model
-    of the named `size`. The tokenizer determines the model's vocabulary, and the tokenizer's special tokens
+    If `start` is given, the model and the chat format are those of the run `start`. Otherwise the run starts from a new
+    model of the named `size`. The tokenizer determines the model's vocabulary, and the tokenizer's special tokens
     determine the chat format.
     """
     if start:
@@ -65,8 +65,8 @@ def supervised_optimizer(lr: float = 0.0) -> OptimConfig:
     """Return the optimizer of supervised recipes: Muon for hidden matrices, AdamW for all other parameters.
 
     The learning rates suit new models of the sizes in `recipes.models`. The rates were chosen by the measurements in
-    docs/LOG.md (section 'The quickstart's recipe'). With `lr`, for a pretrained model,
-    AdamW trains all parameters at the rate `lr`.
+    docs/LOG.md (section 'The quickstart's recipe'). If `lr` is set, as for a pretrained model, AdamW trains all
+    parameters at the learning rate `lr`.
     """
     if lr:
         return finetune_optim(lr)

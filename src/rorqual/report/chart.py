@@ -1,4 +1,4 @@
-"""Charts as data, and their PNG files for light and dark pages. The bytes depend on the data alone."""
+"""Charts as data, and functions that draw them as PNG files for light and dark pages. The same data gives the same bytes."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ from rorqual.report.theme import DARK, LIGHT, Theme
 Colour = Literal["after", "off", "on", "before", "ink", "faint"]
 COLOURS: tuple[Colour, ...] = get_args(Colour)
 MARKERS = ("o", "s", "^", "D", "v", "P")
-"""Series differ by colour and by marker, for readers who cannot distinguish the hues."""
+"""The markers of consecutive series. Series differ by marker as well as by colour, for readers who cannot distinguish the colours."""
 NARROW = 5.0
-"""Largest width in inches of a chart that a phone shows whole. A wider chart scrolls."""
+"""Largest width in inches of a chart that fits on a phone's screen. A wider chart scrolls on a phone."""
 
 
 class Series(Config):
     """One series of a panel: points (x, y), with optional bounds `low` and `high` of y.
 
-    - `by_seed` has one line per seed. These lines are drawn faint behind the series.
-    - `style` says how the series is drawn; the default is the panel's kind. `smooth` draws the points in a faint colour, and
-      their running mean over a twentieth of the series on top. `dashed` is a line for reference.
+    - `by_seed` has one line per seed, drawn in a faint colour behind the series.
+    - `style` selects how the series is drawn; the default is the panel's `kind`. `smooth` draws the points in a faint
+      colour, and on top their running mean over a twentieth of the series. `dashed` draws a dashed reference line.
     - `texts` are written beside the points.
-    - `colour` is a role of the theme; the default is the next one. A `hollow` marker is not filled.
+    - `colour` is the name of a colour of the theme. By default, series take the colours in the order of `COLOURS`. A
+      `hollow` marker is not filled.
     """
 
     label: str
@@ -50,13 +51,14 @@ class Series(Config):
 
 
 class Panel(Config):
-    """One pair of axes. With `labels`, x counts them from 0.
+    """One pair of axes. With `labels`, the x values are indices into `labels`, counted from 0.
 
-    - Bars, and points, of several series stand beside each other if they share an x.
-    - `map` is a heat map. Each series is a row, and the shade of a column is its y. NaN leaves a cell empty.
-    - `flip`: the x axis runs downwards, so that bars lie. `stacked` puts bars with the same x on top of each other.
-    - `percent`: y is a share. `log` names the axes with a logarithmic scale.
-    - `x_ticks` and `y_ticks` are (value, text). `limits` are those of y.
+    - With `labels`, bars or points of different series with the same x are drawn side by side, unless `stacked` is set.
+    - The kind `map` is a heat map. Each series is a row, each point is a cell, and y determines the shade of the cell.
+      A cell with y = NaN is empty.
+    - `flip`: the x axis runs downwards, so that bars are horizontal. `stacked` stacks bars with the same x.
+    - `percent`: y is a share, shown in percent. `log` names the axes with a logarithmic scale.
+    - `x_ticks` and `y_ticks` are (value, text) pairs. `limits` is the (lowest, highest) y of the axis.
     - `ends`: each line has its label at its right end instead of in the legend.
     """
 
@@ -77,10 +79,10 @@ class Panel(Config):
 
 
 class Chart(Panel):
-    """A chart of one panel, or of several `panels` in `columns`, with one legend if all have the same series.
+    """A chart of one panel, or of several `panels` in `columns` columns. If all panels have the same series, they share one legend.
 
-    `alt` describes the chart in words, and `caption` is printed below it. `width` is the width of the chart and `height`
-    that of a panel, in inches.
+    `alt` describes the chart in words, and `caption` is printed below the chart. `width` is the width of the chart and
+    `height` the height of a panel, in inches.
     """
 
     name: str
@@ -93,7 +95,7 @@ class Chart(Panel):
 
     @property
     def alternative_text(self) -> str:
-        """The description in words. By default, it states the first and last value of each series."""
+        """The description of the chart in words. The default states the first and last value of each series."""
         ends = "; ".join(
             f"{s.label}: {s.points[0][1]:.3g} to {s.points[-1][1]:.3g}" for s in self.series if s.points and s.label
         )
@@ -119,13 +121,14 @@ class DrawnChart:
 
 
 def draw(chart: Chart) -> DrawnChart:
-    """Draw a chart in both themes."""
+    """Draw a chart in the light and the dark theme."""
     light, dark = (render_png(partial(figure_of, chart), theme) for theme in (LIGHT, DARK))
     return DrawnChart(chart.name, chart.alternative_text, chart.caption, chart.inches <= NARROW, light, dark)
 
 
 def render_png(make: Callable[[Theme], Figure], theme: Theme) -> bytes:
-    """Return the PNG of the matplotlib figure `make(theme)`. The file has no date and no version."""
+    """Return the PNG file of the matplotlib figure `make(theme)`. The metadata contains no date and no version, so that
+    the same figure gives the same bytes."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(theme.settings)
@@ -162,7 +165,8 @@ def figure_of(chart: Chart, theme: Theme) -> Figure:
 
 
 def _shares_y(panels: Sequence[Panel]) -> bool:
-    """Return whether all panels have the same y axis: the same categories, or the same limits."""
+    """Return whether all panels can share one y axis, because they have the same categories (horizontal bars and heat
+    maps) or the same limits."""
     lying = panels[0].flip or panels[0].kind == "map"
     names = {panel.labels if panel.flip else tuple(series.label for series in panel.series) for panel in panels}
     return len(names if lying else {panel.limits for panel in panels}) == 1 and (lying or panels[0].limits is not None)
@@ -242,7 +246,7 @@ def _draw_line(axis: Axes, panel: Panel, theme: Theme, place: int, xs: np.ndarra
 
 
 def _across(panel: Panel, xs: Any, ys: Any) -> tuple[Any, Any]:
-    """Return the coordinates on the axes: exchanged if the x axis runs downwards."""
+    """Return (horizontal, vertical) coordinates. If the x axis of the panel runs downwards (`flip`), x and y are exchanged."""
     return (ys, xs) if panel.flip else (xs, ys)
 
 
@@ -306,7 +310,7 @@ def _draw_map(axis: Axes, panel: Panel, theme: Theme) -> None:
 
 
 def _label_ends(axis: Axes, panel: Panel, theme: Theme) -> None:
-    """Label each line at its right end. A label that had to move is connected to its line by a thin stroke."""
+    """Label each line at its right end. A thin stroke connects a label to its line, because labels are moved apart if they overlap."""
     lines = sorted(
         (series for series in panel.series if len(series.points) > 1), key=lambda series: series.points[-1][1]
     )
@@ -325,7 +329,7 @@ def _label_ends(axis: Axes, panel: Panel, theme: Theme) -> None:
 def spread_labels(wanted: Sequence[float], gap: float) -> list[float]:
     """Return label heights near the `wanted` heights (ascending), at least `gap` apart.
 
-    Labels that are moved apart are centred on the mean of their wanted heights.
+    A group of labels that would overlap is centred on the mean of the group's wanted heights.
     """
     groups: list[list[float]] = []
     for height in wanted:

@@ -1,4 +1,5 @@
-"""Self-contained HTML pages from the templates in this package: no network, everything escaped, the same bytes for the same data."""
+"""Self-contained HTML pages from the templates in this package. A page loads nothing from the network, and all data is
+escaped. The same data gives the same bytes."""
 
 from __future__ import annotations
 
@@ -12,19 +13,20 @@ from rorqual.core.records import write_atomic
 from rorqual.report.theme import DARK, LIGHT
 
 MARKS = {"●": "yes", "✕": "no", "○": "open"}
-"""Symbols that colour a table's cell, and the end of their CSS class. Readers need not distinguish the colours."""
+"""Symbols that colour the table cell that contains them, each with the suffix of the cell's CSS class."""
 
 ColouredText = list[tuple[str, str, int, str]]
-"""Parts of a text: (text, CSS classes, strength of the colour in percent, title)."""
+"""A text in coloured parts: (text of the part, CSS classes, strength of the colour in percent, tooltip) of each part."""
 
 
 def page(template: str, **data: Any) -> str:
-    """Return the HTML page that `templates/NAME.html` makes of the data. A missing name raises an error."""
+    """Return the HTML page that `templates/TEMPLATE.html` renders from `data`, where TEMPLATE is the value of
+    `template`. Raises an error if the template uses a name that `data` lacks."""
     return _environment().get_template(f"{template}.html").render(data)
 
 
 def write_page(path: Path, template: str, **data: Any) -> Path:
-    """Write the page, and return its path."""
+    """Write the HTML page to `path`, and return `path`."""
     write_atomic(path, page(template, **data).encode())
     return path
 

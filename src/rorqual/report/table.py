@@ -1,4 +1,4 @@
-"""One table: a verb prints it in a terminal, a page shows it, and a dataset card has it in Markdown."""
+"""Tables that can be printed in a terminal, shown on an HTML page, or written as Markdown."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from rorqual.core.config import Config
 class Table(Config):
     """A table of text. The first `text_columns` columns are aligned to the left, all others to the right.
 
-    A row of one cell is the heading of the rows below it. On a page, a cell that contains ●, ✕ or ○ is coloured as good,
-    bad or open.
+    A row with only one cell is a heading for the rows below. On a page, a cell that contains ●, ✕ or ○ is coloured as
+    good, bad or open.
     """
 
     title: str

@@ -22,7 +22,7 @@ class Theme:
 
     @property
     def settings(self) -> dict[Any, Any]:
-        """The settings of matplotlib."""
+        """The matplotlib settings (rcParams) for charts with these colours."""
         return {
             "font.family": "DejaVu Sans",
             "font.size": 9,

@@ -1,4 +1,4 @@
-"""Settings of the server: its address, keys and limits. They are options of `rorqual serve`."""
+"""Settings of the server, which are options of `rorqual serve`: address, keys and limits."""
 
 from __future__ import annotations
 

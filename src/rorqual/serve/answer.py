@@ -37,7 +37,7 @@ from rorqual.serve.service import CascadeTeacher, Service
 from rorqual.serve.wire import EngineRequest, PackedRequest, pack
 
 MANY = 64
-"""More log-probabilities than this may be in one event if text was held back. The event then counts as long."""
+"""If more than this many log-probabilities of a choice wait to be sent, the next event of the choice counts as long."""
 W = TypeVar("W", bound=Sampling)
 
 
@@ -66,12 +66,12 @@ class Shape(ABC, Generic[W]):
         return []
 
     def notes(self) -> dict[str, str]:
-        """Return response headers that say something about the prompt."""
+        """Return the response headers that describe the prompt, such as `x-rorqual-unlike`."""
         return {}
 
     @abstractmethod
     def asks(self) -> list[EngineRequest]:
-        """Return one engine request per prompt. Raises ApiError if the request is invalid."""
+        """Return one request to the engine for each prompt. Raises ApiError if the request is invalid."""
 
     @abstractmethod
     def forget(self) -> None:
@@ -94,8 +94,8 @@ class Shape(ABC, Generic[W]):
         """Yield the `choices` entries to stream for one piece of text. The last piece sets the choice's finish reason."""
 
     def is_long(self, choice: Choice) -> bool:
-        """Return whether the next events of a choice may be long. They are then serialized in the tenant's thread instead of
-        the event loop."""
+        """Return whether the next events of a choice may be long. Long events are serialized in the tenant's thread
+        instead of the event loop."""
         return len(choice.pending_logprobs) > MANY
 
     def envelope(self, kind: str) -> dict[str, Any]:
@@ -138,7 +138,10 @@ def prepare(service: Service, schema: type[W], kind: type[Shape[W]], body: bytes
 
 
 def _check_logprobs(wanted: Sampling, asks: list[EngineRequest], *, held: bool) -> None:
-    """Raise ApiError if a response that is held in memory would have too many log-probabilities. Only a stream is not `held`."""
+    """Raise ApiError if a response that is held in memory as a whole would have too many log-probabilities.
+
+    `held`: whether even a streamed response is first held in memory, as in a cascade.
+    """
     count = sum(ask.params.n * ask.params.max_tokens for ask in asks) * (1 + (wanted.top or 0))
     if wanted.top is not None and (held or not wanted.stream) and count > MAX_VALUES:
         unit = "log-probabilities in one response (n * max_tokens * (1 + top_logprobs))"
@@ -176,7 +179,7 @@ def _prepare_all(
 
 
 class _Source(Generic[W]):
-    """The response to one request, complete or as events. `_cascade` is the entry `cascade` of the usage, or None."""
+    """The response to one request, complete or as events. `_cascade`: the value of `cascade` in the usage, or None without a cascade."""
 
     def __init__(self, prepared: Prepared[W], tenant: str) -> None:
         self.prepared, self.tenant = prepared, tenant
@@ -208,7 +211,7 @@ class _Source(Generic[W]):
         yield DONE
 
     async def _chunks(self, envelope: dict[str, Any], usage_field: dict[str, Any]) -> AsyncGenerator[bytes, None]:
-        """Yield the events with text, and comments where there is none for a while."""
+        """Yield events with the new text, and a comment after each `keep_alive` seconds without new text."""
         shape, service = self.shape, self.shape.service
 
         def events(index: int, piece: Piece, choice: Choice) -> list[bytes]:
@@ -247,7 +250,7 @@ class _Source(Generic[W]):
 class _CascadeSource(_Source[W]):
     """The response of a cascade. The student's reply is held back until it is complete, because the teacher may replace it.
 
-    A place in the teacher's queue is reserved meanwhile, so that a reply of the student is never generated in vain.
+    While the student generates, a place in the teacher's queue is reserved, so that a full queue cannot prevent the teacher from answering.
     """
 
     def __init__(self, student: Prepared[W], teacher: Prepared[W], tenant: str, rule: CascadeTeacher) -> None:
@@ -295,7 +298,7 @@ class _CascadeSource(_Source[W]):
         return [event({**envelope, "choices": [part], **usage_field}) for part in self.shape.parts(0, piece, choice)]
 
     def _is_sure(self) -> bool:
-        """Decide whether the student's reply is kept, and note the decision for the usage. A truncated reply is never kept."""
+        """Return whether the student's reply is confident enough to be sent, and set `_cascade`. A truncated reply is never sent."""
         assert self._reply is not None
         choice, rule = self._reply.choices[0], self._rule
         confidence = 0.0 if choice.reason == "length" else rule.confidence(choice.logprob, choice.n_sampled)

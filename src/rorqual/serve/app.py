@@ -63,7 +63,7 @@ class Edge:
             self.service.metrics.requests[_route(scope), status] += 1
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request: by the router, or with an error response."""
+        """Pass a request to the router or the chat page, or send an error response."""
         await self._app_for(scope)(scope, receive, send)
 
     def _app_for(self, scope: Scope) -> ASGIApp:
@@ -97,7 +97,7 @@ def _two_lengths(scope: Scope) -> ASGIApp | None:
     """Return the error response to a request that has both Content-Length and Transfer-Encoding, or None.
 
     If a proxy trusts one header and this server trusts the other, part of the body can pass as a second request
-    (request smuggling; RFC 9112, section 6.1). The connection is closed.
+    (request smuggling; RFC 9112, section 6.1). After the error response, the connection is closed.
     """
     if not {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
         return None
@@ -140,7 +140,7 @@ async def _internal_error(request: Request, error: Exception) -> Response:
 
 
 def create_app(service: Service, *, with_page: bool = True) -> Edge:
-    """Build the ASGI application that serves `service`, with the chat page at `/` or without."""
+    """Build the ASGI application that serves `service`. `with_page`: whether to serve the chat page at `/`."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.service = service
     for routes in (chat, completions, state, *([rollout] if service.uploads is not None else [])):

@@ -23,7 +23,7 @@ from rorqual.serve.logs import say
 from rorqual.serve.wire import EngineArguments, PackedRequest, Ready, Recorded, SampledToken, ScoredPrompt
 
 TRIES = 2
-"""If the engine dies this many times during a request, the request fails, because it may be the cause."""
+"""If the engine dies this many times during a request, the request fails, because the request may be the cause."""
 LAST_WORDS = 5.0
 """Seconds that the engine may take to exit before it is killed."""
 LONGEST_PAUSE = 30.0
@@ -34,7 +34,7 @@ client's request fails."""
 
 
 class Restarted:
-    """An event: the engine was restarted. The client has received no text yet, so the reply starts over."""
+    """Event that the engine was restarted. The client has received no text yet, so the reply starts over."""
 
 
 @dataclass(eq=False)
@@ -42,8 +42,7 @@ class ServerJob:
     """A submitted request with one or more prompts.
 
     - `numbers`: the engine's request number of each prompt. Samples are numbered across all prompts of the job.
-    - `sent`: whether text was sent to the client. The caller sets this field. If text was sent, the job fails when the
-      engine dies.
+    - `sent`: whether text was sent to the client; the caller sets this field. If text was sent, the job fails when the engine dies.
     - `streamed`: whether the client reads a stream. The event queue of a stream has a maximum length.
     - `tries`: how often the engine died during this job.
     - `left`: number of unfinished samples.

@@ -37,9 +37,9 @@ class TimedProtocol(H11Protocol):
     """Uvicorn's HTTP/1.1 protocol with time limits.
 
     The first request's headers must be complete within `head_seconds` after the connection opened. Headers of later
-    requests must be complete within `head_seconds` after their first byte. Further header bytes do not extend this
-    limit. `body_of` limits the time that the body takes to arrive. Uvicorn's `timeout_keep_alive` limits the
-    time between requests. A connection is aborted if the client reads nothing for `stall` seconds.
+    requests must be complete within `head_seconds` after their first byte. Further header bytes do not extend the time
+    limit. `body_of` limits the time that the body takes to arrive. Uvicorn's `timeout_keep_alive` limits the time
+    between requests. A connection is aborted if the client reads nothing for `stall` seconds.
     """
 
     head_seconds = HEAD_SECONDS
@@ -104,7 +104,7 @@ class TimedProtocol(H11Protocol):
             self._stall_timer = self.loop.call_later(self._stall, self.transport.abort)
 
     def eof_received(self) -> None:
-        """Treat a client that closes its sending side as disconnected, and limit the time to read what is buffered for it."""
+        """Treat a client that closes its sending side as disconnected, and limit the time in which it may read the buffered data."""
         self._wait_for_reader()
 
     # ---- the request headers

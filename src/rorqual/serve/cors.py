@@ -1,7 +1,8 @@
-"""CORS: which origins' scripts may call the API. Starlette's middleware answers the preflight requests and sets the headers.
+"""CORS: let scripts from allowed origins call the API. Starlette's middleware answers the preflight requests and sets the headers.
 
-Browsers send preflight requests without an API key, as the standard demands. The answer depends only on the request's headers
-and the allowed origins, so it reveals nothing about the server. The request that follows needs a key. Cookies are not used.
+Browsers send preflight requests without an API key, as the standard demands. The response to a preflight request
+depends only on the request's headers and the allowed origins, so the response reveals nothing about the server. The
+actual request, which follows, needs a key. Cookies are not used.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def origins(text: str) -> frozenset[str]:
 
 
 def with_cors(app: ASGIApp, known: Collection[str]) -> ASGIApp:
-    """Return `app`, which scripts from the origins `known` may call. All request headers are allowed."""
+    """Return `app` wrapped in a middleware that lets scripts from the origins `known` call `app`. All request headers are allowed."""
     if not known:
         return app
     methods, headers = ("GET", "POST"), ("*",)

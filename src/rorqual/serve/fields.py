@@ -276,7 +276,7 @@ def _object(
 
 
 def _value(value: Any, place: str, path: str, ignored: set[str]) -> Any:
-    """Remove ignored fields from the objects inside a value, if rules exist for them."""
+    """Remove ignored fields from the objects inside a value, if rules exist for these objects."""
     if isinstance(value, dict) and place in PASSAGES | KINDS.keys():
         return _object(value, place, path, INSIDE.get(place, {}), ignored)
     if isinstance(value, list) and f"{place}[]" in PASSAGES:

@@ -1,7 +1,7 @@
 """Structured output: convert OpenAI's `response_format` and vLLM's `guided_*` fields to a grammar.
 
-This module checks sizes. It also checks whether a request sets more than one structured-output field. The engine
-checks whether a schema or a regular expression compiles.
+This module checks sizes, and whether a request sets more than one structured-output field. The engine checks whether a
+schema or a regular expression compiles.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Guided(Schema):
 
     @property
     def is_free(self) -> bool:
-        """Whether the request says nothing about the form of the reply. The default grammar of the run then applies."""
+        """Whether the request sets no structured-output field, so that the default grammar of the run applies."""
         return self.response_format is None and self.bound is None
 
     def grammar(self) -> Grammar | None:

@@ -111,5 +111,5 @@ class Keys:
         return key
 
     def tenant(self, key: str) -> str | None:
-        """Return the tenant of a key, or None if the key is unknown. The lookup is by hash, so its time reveals no key."""
+        """Return the tenant of a key, or None if the key is unknown. The lookup is by hash, so the duration of the lookup reveals no key."""
         return self.tenants.get(_hash(key))

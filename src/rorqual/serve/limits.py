@@ -1,4 +1,4 @@
-"""The limit on the number of values in a body. It bounds the memory and the time that the body takes.
+"""The limit on the number of values in a request body. The limit bounds the memory and the time that parsing a body takes.
 
 The check runs in the tenant's thread. A long C call in the tenant's thread would still block the event loop, because
 the call holds the GIL. Therefore the values of a body are counted in slices before the body is parsed.
@@ -9,8 +9,8 @@ from __future__ import annotations
 from rorqual.serve.errors import ApiError, refuse
 
 SLICE = 65_536
-"""Maximum bytes of a body that one callback of the event loop handles. Bodies of at most `SLICE` bytes count as
-small."""
+"""Maximum bytes of a body that one callback of the event loop handles. Bodies of at most `SLICE` bytes are exempt from
+the limits on the number of large bodies."""
 MAX_VALUES = 262_144
 """Maximum number of values in a body: strings, numbers (including token ids), lists and objects."""
 

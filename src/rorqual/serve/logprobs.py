@@ -2,7 +2,7 @@
 
 Log-probabilities are those of the sampling distribution, after temperature, top-p and other sampling parameters. At
 temperature 0, the log-probabilities are those of temperature 1 without top-k, top-p and min-p. Each sampled token has
-an entry. These include tokens of the reasoning, special tokens, and the token that ended the reply.
+an entry, including reasoning tokens, special tokens, and the token that ended the reply.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def of_chat(tokenizer: Tokenizer, tokens: Sequence[SampledToken]) -> dict[str, A
 
 
 def of_text(tokenizer: Tokenizer, sampled_tokens: Sequence[SampledToken], before: int = 0) -> dict[str, Any]:
-    """Return the `logprobs` of a text choice. `before`: number of characters that were already sent; `text_offset` starts at
-    this number."""
+    """Return the `logprobs` of a text choice. `before`: number of characters of the choice that were already sent;
+    `text_offset` starts at this number."""
     tokens = [tokenizer.token(sampled.token) for sampled in sampled_tokens]
     offsets, place = [], before
     for text in tokens:
@@ -57,7 +57,7 @@ def of_text(tokenizer: Tokenizer, sampled_tokens: Sequence[SampledToken], before
 def of_echo(tokenizer: Tokenizer, ids: Sequence[int], scores: Sequence[Score], top: int, added: int) -> dict[str, Any]:
     """Return the `logprobs` of a prompt that is echoed. The first token has no log-probability.
 
-    `added`: number of leading tokens that are not in the echoed text. It is 1 if the server added a BOS token, else 0.
+    `added`: number of leading tokens that are not in the echoed text: 1 if the server added a BOS token, else 0.
     """
     tokens = [tokenizer.token(id_) for id_ in ids]
     offsets, place = [], 0

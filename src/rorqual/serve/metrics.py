@@ -11,7 +11,7 @@ RUNNING, WAITING = "Requests that are generating tokens", "Requests that wait fo
 
 @dataclass(frozen=True)
 class Now:
-    """A snapshot of the server: running and waiting requests of each tenant, and the engine's statistics."""
+    """A snapshot of the server: the numbers of running and waiting requests per tenant, and the engine's statistics."""
 
     alive: bool
     restarts: int
@@ -82,6 +82,6 @@ class Metrics:
 
 
 def _metric(name: str, kind: str, description: str, values: Mapping[str, float | str]) -> list[str]:
-    """Return the lines of one metric. The keys of `values` are what follows the metric's name, such as its labels."""
+    """Return the lines of one metric. Each key of `values` is a suffix of the metric's name, such as `_sum` or the labels in braces."""
     head = [f"# HELP rorqual_{name} {description}", f"# TYPE rorqual_{name} {kind}"]
     return head + [f"rorqual_{name}{suffix} {value}" for suffix, value in values.items()]

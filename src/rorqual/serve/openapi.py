@@ -1,7 +1,7 @@
 """The OpenAPI 3.1 document of the API.
 
-Requests are described by their schemas. Responses are described by the names of their fields, because they have the format of
-OpenAI's API.
+The document describes requests by their schemas. It describes responses only by the names of their fields, because
+responses have the format of OpenAI's API.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _content(schema: dict[str, Any], description: str) -> dict[str, Any]:
 
 
 def _route(answer: dict[str, Any], summary: str, also: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return the description of a route. Status codes in `also` have the same response as 200; all others are errors."""
+    """Return the description of a route. Status codes in `also` have the same response as 200; all other status codes are errors."""
     responses = {code: _content(answer, summary) for code in ("200", *also)}
     error = _content(_object("error", "request_id"), "An error in OpenAI's format; its `param` names the parameter.")
     return {"summary": summary, "responses": responses | {"default": error}}

@@ -1,6 +1,6 @@
 """The chat page: static files at `/`, which need no key. The page's scripts call the API with the key that the user enters.
 
-The files are the same for every server and reveal nothing about the model. The server keeps no state of the page.
+The files are the same for every server and reveal nothing about the model. The server stores no data for the page.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 FILES = Path(__file__).parent / "page"
 HEADERS = {
-    # A model may write markup. The browser must neither run it nor contact other hosts because of it.
+    # A model may write markup with scripts or links. The browser must neither run the scripts nor contact other hosts.
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; font-src 'self'; connect-src 'self'; "
         "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
@@ -27,7 +27,7 @@ HEADERS = {
 
 
 class Page:
-    """ASGI application that serves the files of the chat page. `path` is their label in the metrics."""
+    """ASGI application that serves the files of the chat page. `path` is the label of requests for these files in the metrics."""
 
     path = "page"
 

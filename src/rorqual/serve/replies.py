@@ -32,11 +32,11 @@ class Choice:
     - `least`: minimum number of tokens before a stop string takes effect.
     - `mute`: the client wants only the prompt. With `mute`, the first generated token ends the sample and is neither
       returned nor billed.
-    - `tell`: collect tokens in `told` until `take` returns them for log-probabilities.
+    - `tell`: collect tokens in `pending_logprobs` until `take` returns them.
     - `scores`: log-probabilities of the prompt's tokens, starting with the second token.
     - `recorded`: data that a rollout returns in addition to its tokens.
     - `n_sampled`: number of generated tokens, including the token that ended the sample.
-    - `logprob`: sum of their log-probabilities.
+    - `logprob`: sum of the log-probabilities of the generated tokens.
     - `hit`: number of prompt tokens from the prefix cache.
     """
 
@@ -109,7 +109,7 @@ class Choice:
         return fresh
 
     def take(self) -> list[SampledToken]:
-        """Return the tokens that were added since the last call. Callers need them for log-probabilities."""
+        """Return the tokens that were added since the last call. Callers send the log-probabilities of these tokens."""
         fresh, self.pending_logprobs = self.pending_logprobs, []
         return fresh
 
@@ -204,7 +204,7 @@ class Reply:
             self.metrics.count_tokens(self.job.tenant, hit, self._prefilled_tokens() - hit, self._generated_tokens())
 
     def _count_unread(self) -> None:
-        """Count the tokens that are still in the queue. The engine generated them, so they are billed."""
+        """Count the tokens that are still in the queue, because all tokens that the engine generated are billed."""
         while not self.job.events.empty():
             if isinstance(event := self.job.events.get_nowait(), SampledToken):
                 self.choices[event.sample].count(event)
@@ -231,7 +231,7 @@ class Reply:
         return sum(ask.prompt_tokens for ask in self.job.asks)
 
     def _by_prompt(self) -> Iterator[tuple[int, list[Choice]]]:
-        """Yield (number of prompt tokens, samples with a token) of each prompt."""
+        """Yield (number of prompt tokens, samples with at least one generated token) for each prompt."""
         before = 0
         for ask in self.job.asks:
             yield ask.prompt_tokens, [choice for choice in self.choices[before : before + ask.n] if choice.n_sampled]

@@ -40,7 +40,7 @@ Top = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
 Ids = Annotated[list[Id], Field(min_length=1, max_length=MAX_IDS, fail_fast=True)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 EFFORT: Mapping[str, float] = {"minimal": 0.25, "low": 0.25, "medium": 0.5}
-"""Shares of the thinking budget, by `reasoning_effort`. All other values may use the whole budget."""
+"""Shares of the thinking budget, by `reasoning_effort`. With any other value of `reasoning_effort`, a reply may use the whole budget."""
 
 
 class StreamOptions(Schema):
@@ -95,7 +95,7 @@ class Sampling(Guided):
     """Fields that chat and text requests share: the sampling parameters and the fields below.
 
     `seed`: random if it is not set. `priority`: as in vLLM, the lowest number runs first. Negative priorities are not
-    allowed, because with them a tenant could delay the requests of other tenants.
+    allowed, because a tenant could use them to delay the requests of other tenants.
     """
 
     model: Annotated[Text, Field(min_length=1, max_length=MAX_NAME)]
@@ -142,10 +142,11 @@ class ChatRequest(Sampling, Tools):
     """Body of `POST /v1/chat/completions`.
 
     `reasoning_effort`: `none` turns reasoning off; any other value turns reasoning on. `minimal` and `low` limit the
-    reasoning to 25 % of the server's `think_budget`, and `medium` to 50 %. Without a budget of the server, they are shares of the
-    longest possible reply. `think_budget` takes precedence. `thinking` (DeepSeek's API) and `chat_template_kwargs` (vLLM's
-    API) also turn reasoning on or off. `reasoning_effort`, `thinking` and `chat_template_kwargs` are ignored if the model's
-    chat format has no reasoning.
+    reasoning to 25 % of the server's `think_budget`, and `medium` to 50 %. If the server has no `think_budget`, the
+    limits are 25 % and 50 % of the maximum reply length. A `think_budget` in the request takes precedence over
+    `reasoning_effort`. `thinking` (DeepSeek's API) and `chat_template_kwargs` (vLLM's API) also turn reasoning on or
+    off. `reasoning_effort`, `thinking` and `chat_template_kwargs` are ignored if the model's chat format has no
+    reasoning.
     """
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
@@ -305,7 +306,7 @@ def _parse_body(body: bytes) -> dict[str, Any]:
         # pydantic's parser limits the nesting depth, and rejects NaN and lone surrogates.
         data = pydantic_core.from_json(body, allow_inf_nan=False)
         # pydantic's parser accepts duplicate keys. `json.loads` with `_unique` refuses duplicate keys, because parsers
-        # disagree on which of the values to use.
+        # disagree on which value of a duplicate key to use.
         json.loads(body, object_pairs_hook=_unique)
     except ValueError as error:
         raise refuse(f"The body is not JSON: {str(error)[:200]}. Send one JSON object.") from None

@@ -72,7 +72,8 @@ def listen(host: str, port: int) -> socket.socket:
 class CascadeArguments:
     """The teacher's engine, and the rule by which the teacher answers (`CascadeTeacher`).
 
-    `temperature` is that of the evaluation. It is the default of requests, because the calibration holds for it alone.
+    `temperature` is the sampling temperature of the evaluation that gave the calibration. Requests use `temperature` by
+    default, because the calibration is valid at no other temperature.
     """
 
     teacher: EngineArguments

@@ -32,12 +32,12 @@ T = TypeVar("T")
 MASK = 2**64 - 1
 SEED_BITS = 63
 GENERATION = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-"""Keys of a published model's generation config. The server uses their values as defaults."""
+"""Keys of a published model's generation config whose values the server uses as default sampling parameters."""
 MAX_SCORES = 1 << 18
-"""Maximum number of prompt log-probabilities in a response. The maximum takes about 20 MB."""
+"""Maximum number of prompt log-probabilities in a response. A response of this size takes about 20 MB."""
 COUNTED = 200_000
-"""Texts longer than this many bytes are first tokenized in slices. The server can then refuse a text early if it
-exceeds the context."""
+"""Texts longer than this many bytes are first tokenized in slices, so that the server can refuse a text early if the
+text exceeds the context."""
 
 
 def read_defaults(run: RunDir) -> SamplingParams:
@@ -60,7 +60,7 @@ def read_defaults(run: RunDir) -> SamplingParams:
 
 @dataclass(frozen=True)
 class CascadeTeacher:
-    """The second model of a cascade. `student` and `name` are the names of both models in the usage.
+    """The second model of a cascade. `name` and `student` are the names of the teacher and the student in the usage of a response.
 
     The student's answer is kept if its calibrated confidence is at least `sure` (`evals.cascade`).
     """
@@ -72,7 +72,8 @@ class CascadeTeacher:
     sure: float
 
     def confidence(self, logprob: float, tokens: int) -> float:
-        """Return the calibrated probability that the student's reply is right. `logprob` is the sum over its `tokens`."""
+        """Return the calibrated probability that the student's reply is right. `logprob` is the sum of the
+        log-probabilities of the reply's `tokens` tokens."""
         return self.calibration.probability(logprob / tokens)
 
 
@@ -84,8 +85,9 @@ class Service:
     without a token. `operator`: the tenant that may read the metrics of all tenants. `cors`: allowed origins.
     `uploads`: weight updates from a trainer, or None if they are turned off. `prompts`: example prompts from the
     problems that the model was trained on. `think_budget`: maximum thinking tokens of a chat reply, unless the request sets
-    its own; 0 sets no maximum. `task`: defaults of chat requests, from the run's `defaults.json`. `teacher`: the model that
-    answers chat requests if this one is not sure, or None. `cutters`: the thread of each tenant.
+    its own; 0 sets no maximum. `task`: defaults of chat requests, from the run's `defaults.json`. `teacher`: the second
+    model of a cascade, which answers chat requests if the first model is not sure, or None. `cutters`: one worker
+    thread per tenant.
     """
 
     name: str
@@ -270,7 +272,7 @@ class Service:
         return EngineRequest(tuple(prompt), params, -(request.priority or 0))
 
     def _budget(self, own: int | None, limit: int, thinking: Thinking, effort: float | None) -> int | None:
-        """Return the thinking budget of a reply of at most `limit` tokens, or None if there is no maximum.
+        """Return the thinking budget in tokens of a reply of at most `limit` tokens, or None if thinking has no maximum.
 
         Raises ApiError if the request's `own` budget has no effect or leaves no token for the answer.
         """

@@ -39,7 +39,7 @@ class Call(Schema):
     function: CalledFunction
 
     def call(self) -> ToolCall:
-        """Convert to the `ToolCall` that chat formats use."""
+        """Return this call as the `ToolCall` that chat formats use."""
         return ToolCall(self.id, self.function.name, self.function.arguments)
 
 
@@ -64,7 +64,7 @@ class ChatMessage(Schema):
     function_call: None = None
 
     def message(self) -> Message:
-        """Convert to the `Message` that chat formats use."""
+        """Return this message as the `Message` that chat formats use."""
         content: Content = self.content or ""
         if not content_label(content):
             content = self.refusal or ""
@@ -113,7 +113,7 @@ class ToolSpec(Schema):
     function: Function
 
     def tool(self) -> Tool:
-        """Convert to the `Tool` that chat formats use."""
+        """Return this tool as the `Tool` that chat formats use."""
         function = self.function
         return Tool(function.name, function.description or "", function.parameters or {})
 

@@ -29,7 +29,7 @@ KEYS, OWNER = "rollout-key.json", "rollout"
 
 @dataclass
 class WeightUploads:
-    """Weights received from a trainer. `folder` stores the latest file, which the engine loads again after a restart.
+    """Weights received from a trainer. `folder` contains the latest weight file, which the engine loads again after a restart.
 
     `version` and `digest` (SHA-256) describe the weights that the engine uses. For the run's original weights, `version` is 0
     and `digest` is empty.

@@ -76,7 +76,7 @@ class SampledToken:
 
 @dataclass(frozen=True)
 class Recorded:
-    """Data that a rollout returns in addition to its tokens. The engine sends this message before the sample's last token.
+    """Data that a rollout returns in addition to its tokens. The engine sends the `Recorded` message of a sample before the sample's last token.
 
     `policy_version`: version of the weights that generated the rollout. `experts`: routed experts. `kept`: the tokens
     that remained after top-p and top-k filtering. `array_of` encodes `experts` and `kept`. An array that was not
@@ -91,7 +91,7 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Ready:
-    """The engine's limits. The engine sends this message when it is ready.
+    """The engine's limits. The engine sends a `Ready` message when it has loaded the model.
 
     `max_len`: maximum number of tokens in prompt and reply together. `weights_bytes`: maximum size of a weight update file.
     """
@@ -108,8 +108,8 @@ def line(kind: str, **fields: Any) -> bytes:
 
 @dataclass(frozen=True)
 class PackedRequest:
-    """A serialized `EngineRequest`, and the fields that the server needs later. It takes a fifth of the memory of an
-    `EngineRequest`."""
+    """A serialized `EngineRequest`, and the fields that the server needs later. A `PackedRequest` takes a fifth of the
+    memory of an `EngineRequest`."""
 
     data: bytes
     n: int

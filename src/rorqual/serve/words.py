@@ -18,7 +18,7 @@ SHOWN, LONGEST = 40, 256
 def explain(error: ValidationError, data: Any, names: Collection[str]) -> ApiError:
     """Return the API error for the most deeply nested error that pydantic found in `data`. `names`: the known top-level fields.
 
-    pydantic reports an error for each alternative of a union. The errors of one field become one message.
+    pydantic reports an error for each alternative of a union. The errors of one field are joined into one message.
     """
     places = [(_place(item, data), item) for item in error.errors(include_url=False)]
     place = max((place for place, _ in places), key=_depth)
@@ -48,7 +48,7 @@ def describe_value(value: Any) -> str:
 
 
 def _depth(place: list[str | int]) -> tuple[int, list[int]]:
-    """Return a key that is largest for the most deeply nested place, and among these for the last item of a list."""
+    """Return a sort key. The most deeply nested path has the largest key; among equally deep paths, the path with the largest list indices."""
     return len(place), [part for part in place if isinstance(part, int)]
 
 

@@ -66,7 +66,7 @@ class Worker:
         self.beat = 0.0
 
     def run(self) -> None:
-        """Run until standard input closes."""
+        """Run the main loop until standard input closes."""
         threading.Thread(target=self._listen, daemon=True).start()
         while self._read_messages():
             if self.numbers:

@@ -1,4 +1,4 @@
-r"""Functions for graders of your own: find the answer of a reply, and compare numbers or LaTeX."""
+r"""Functions for your own graders: find the answer in a reply, and compare numbers or LaTeX."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ def last_boxed(text: str) -> str | None:
 
 
 def final_answer(text: str) -> str:
-    """Return the last marked answer, else the last non-empty line, without surrounding `$`."""
+    """Return the last marked answer of `text`, or the last non-empty line if no answer is marked. Surrounding `$` are removed."""
     answer = last_mark(text)
     return unwrap_answer(last_line(text) if answer is None else answer)
 
 
 def final_number(text: str) -> Fraction | None:
-    """Return the marked number of `text`, else its last number, else None. A marked answer with several numbers is no number.
+    """Return the marked number of `text`. If no answer is marked, return the last
+    number, or None. A marked answer with several numbers gives None.
 
     `1,234`, `$5`, `-2.50`, `3/4` and `70k` are numbers, and 50% is 50.
     """
@@ -34,7 +35,7 @@ def final_number(text: str) -> Fraction | None:
 
 
 def answer_number(text: str) -> Fraction | None:
-    """Return the number that is the final answer of `text`, alone or with a unit, else None: `18 or 19` and `It is 18` are not numbers."""
+    """Return the final answer of `text` if it is one number, with or without a unit, else None. `18 or 19` and `It is 18` give None."""
     number = read_number(final_answer(text))
     return None if number is None else number.value
 

@@ -1,7 +1,7 @@
 """The task of a file of examples: train, dev and a sealed test split, as `rorqual teach` writes them.
 
-Each reading of the test split is recorded in `openings.jsonl`, because a test split that was opened often no longer shows what a model
-does with new problems.
+Each reading of the test split is recorded in `openings.jsonl`. If choices are made after many readings of the test split, its accuracy
+no longer shows how well a model solves new problems.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ AnswerKind = Literal["label", "number", "JSON", "text"]
 LEAD = re.compile(
     r"(?:-\s+|[*#\s])*(?:(?:the |final |right |correct )*answer(?:\s+is\b\s*:?|\s*\**\s*:))?", re.IGNORECASE
 )
-"""What a last line may say before the answer, such as "**Answer:**"."""
+"""A pattern for the words that may precede the answer on the last line, such as "**Answer:**"."""
 FACTS_FILE, OPENINGS_FILE, SEALED_FILE = "task.json", "openings.jsonl", "test.sealed"
 
 
 @dataclass(frozen=True)
 class Opening:
-    """A reading of the test split. `checkpoint` is the digest of the checkpoint that was measured, or ""."""
+    """A record of one reading of the test split. `checkpoint` is the digest of the checkpoint that was measured, or ""."""
 
     time: str
     command: str
@@ -49,12 +49,16 @@ class Opening:
 class Examples(FileTask):
     """Problems from a folder that `rorqual teach` wrote: `train.jsonl`, `dev.jsonl`, `test.sealed` and `task.json`.
 
-    `grader` is a function `./mine.py:function` of prompt, gold answer and reply. Without it, the kind of answers decides how they are
-    compared. Case, white space and a final full stop do not count in labels. Numbers and JSON are compared by value, and a number is the
-    last line of the reply, or marked (`#### 18`), perhaps with a unit. Case and white space
-    do not count in the strings of JSON, and a null is the same as a missing key. White space does not count in texts. `kind` is that of
-    `task.json` if it is not given. With `last_line`, a reply may give reasons, and then ends with its answer, perhaps after "Answer:". A
-    grader then sees the whole reply and its end.
+    `grader` names a function of prompt, gold answer and reply, such as `./mine.py:function`. Without a grader, `kind` decides how answers
+    are compared:
+
+    - label: case, white space and a final full stop are ignored.
+    - number: numbers are compared by value. The number is marked (`#### 18`) or is the last line of the reply, with or without a unit.
+    - JSON: values are compared. Case and white space in strings are ignored, and a null equals a missing key.
+    - text: differences in white space are ignored.
+
+    The default `kind` is the kind in `task.json`. With `last_line`, a reply may give reasons before the answer, and the last line, with or
+    without "Answer:", is the answer. A grader is then called both with the whole reply and with the end of the reply.
     """
 
     name = "examples"
@@ -96,7 +100,7 @@ class Examples(FileTask):
         return Verdict.WRONG
 
     def is_marked(self, problem: Problem, reply: str) -> bool:
-        """Return whether the reply has an answer of this kind. A grader of the user's own reads any reply."""
+        """Return whether the reply has an answer of the task's kind. With a user's grader, every reply counts as marked."""
         return self.judge is not None or canonical(reply, self.kind) is not None
 
     def _judged(self, problem: Problem, answer: str) -> bool:
@@ -119,7 +123,7 @@ class Examples(FileTask):
         return canonical(self._answers(problem, reply)[0], self.kind)
 
     def _answers(self, problem: Problem, reply: str) -> list[str]:
-        """Return the texts that may be the answer: with `last_line` the end of the reply, as long as the right answer; and the reply."""
+        """Return the texts that may be the answer: the whole reply and, with `last_line`, as many last lines as the gold answer has."""
         if not self.last_line or (self.kind == "number" and self.judge is None and last_mark(reply) is not None):
             return [reply]
         lines = [line for line in reply.split("\n") if line.strip() and not line.lstrip().startswith("```")]
@@ -134,7 +138,7 @@ class Examples(FileTask):
 
 
 def canonical(text: str, kind: AnswerKind) -> str | None:
-    """Return an answer in the form in which it is compared, or None if the text has no answer of this kind."""
+    """Return the answer in `text` in the form that is compared with other answers, or None if `text` has no answer of the given kind."""
     if kind == "number":
         number = answer_number(text)
         return None if number is None else str(number)
@@ -162,7 +166,7 @@ def _normal_json(value: Any) -> Any:
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object of JSON. Raises ValueError for a repeated key, because its value is open."""
+    """Return a JSON object as a dict. Raises ValueError for a repeated key, because such a key has no single value."""
     if len(dict(pairs)) < len(pairs):
         raise ValueError("a key is repeated")
     return dict(pairs)
@@ -172,7 +176,8 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def write_examples(folder: Path, splits: Mapping[Split, Sequence[Mapping[str, Any]]], facts: Mapping[str, Any]) -> None:
-    """Write the folder of an `Examples` task. `splits` has the rows of each split: key, line, prompt, completion, and reasoning if there is any.
+    """Write the folder of an `Examples` task. `splits` has the rows of each split. A
+    row has a key, line, prompt, completion, and optional reasoning.
 
     `facts` needs the key `kind`.
     """
@@ -189,13 +194,14 @@ def _as_lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def holds_examples(folder: Path, *, dev: Sequence[Mapping[str, Any]], test: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether the dev and test splits of the folder have these rows. This is not recorded as a reading, because nothing is returned."""
+    """Return whether `dev` and `test` are the rows of the folder's dev and test splits. The
+    comparison is not recorded as a reading, because it returns no test rows."""
     sealed = gzip.decompress((folder / SEALED_FILE).read_bytes())
     return sealed == _as_lines(test) and (folder / "dev.jsonl").read_bytes() == _as_lines(dev)
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """Return the content of `task.json`. Raises DataError if the folder has none."""
+    """Return the content of `task.json`. Raises DataError if the file is missing or invalid."""
     path = folder / FACTS_FILE
     try:
         facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -218,7 +224,7 @@ def _sealed_lines(folder: Path) -> list[bytes]:
 
 
 def record_opening(folder: Path, checkpoint: str) -> None:
-    """Append a record of this reading of the test split."""
+    """Append a record of a reading of the test split to `openings.jsonl`. `checkpoint` is the digest of the measured checkpoint, or ""."""
     command = (
         " ".join(["rorqual", *sys.argv[1:3]]) if sys.argv[0].endswith(("rorqual", "rorqual/__main__.py")) else "Python"
     )
@@ -239,11 +245,13 @@ def openings(folder: Path) -> list[Opening]:
 
 
 TAKES = {"grader": ("prompt", "answer", "reply"), "rule": ("prompt",)}
-"""The arguments of each kind of user's function."""
+"""The arguments with which a user's grader and a user's rule are called."""
 
 
 def load_function(spec: str, what: Literal["grader", "rule"]) -> Callable[..., Any]:
-    """Return the function that `spec` names, such as ./mine.py:function. Raises TaskError if there is none, or if it takes other arguments."""
+    """Return the function that `spec` names, such as ./mine.py:function. Raises TaskError if the file has no such function, or if the function
+    does not take the arguments in `TAKES`.
+    """
     path, _, name = spec.rpartition(":")
     if not path.endswith(".py") or not name:
         raise TaskError(

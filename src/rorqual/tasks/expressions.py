@@ -1,7 +1,6 @@
-r"""Compare LaTeX with a gold answer by math-verify, in a process of its own, so that a comparison without end can be stopped.
-
-math-verify rounds to 6 digits, and takes `\{1, 2\}` for `(1, 2)`. Numbers, words, numbers in a base and brackets are therefore compared
-here, before it is asked.
+r"""Compare LaTeX with a gold answer. math-verify runs in a separate process, so that a comparison that does not end can be killed.
+math-verify rounds to 6 digits, and treats `\{1, 2\}` and `(1, 2)` as equal. Therefore this module compares numbers, words, numbers in a
+base, and brackets before it calls math-verify.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from rorqual.tasks.numbers import read_number
 from rorqual.tasks.task import Verdict
 
 LONGER, LONGEST = 10, 400
-"""The longest answer that is compared has 400 characters plus ten times the length of the gold answer. A longer answer is wrong."""
+"""An answer is wrong if it is longer than `LONGEST` characters plus `LONGER` times the length of the gold answer."""
 START_SECONDS = 120.0
 """Seconds in which the process must have imported math-verify."""
 DIGITS = 30
-"""Digits to which two expressions without a symbolic proof must agree."""
+"""Number of digits to which two expressions must agree if math-verify cannot prove that they are equal."""
 FAILURES = (
     ArithmeticError,
     AssertionError,
@@ -37,7 +36,7 @@ FAILURES = (
     TypeError,
     ValueError,
 )
-"""Exceptions that sympy raises on expressions that it cannot compare. They are ungraded, not wrong."""
+"""Exceptions that sympy raises on expressions that it cannot compare. The verdict on such an answer is UNGRADED, not WRONG."""
 _TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|textrm|mbox|textit|operatorname)\s?\{([^{}]{0,200})\}")
 _SPACING = re.compile(r"\\(?:left|right|displaystyle|quad|qquad)(?![A-Za-z])|(?<!\\)\\[!;: ]|~|\\,")
 _BASED = re.compile(r"([0-9A-Fa-f]+)_\{?([0-9]{1,2})\}?")
@@ -59,7 +58,7 @@ def math_verify() -> ModuleType:
 
 
 def verify_latex(gold: str, answer: str, *, timeout: float) -> Verdict:
-    """Return whether the LaTeX `answer` equals `gold`. UNGRADED if `gold` does not parse, or after `timeout` seconds."""
+    """Grade whether the LaTeX `answer` equals `gold`. The verdict is UNGRADED if `gold` does not parse, or after `timeout` seconds."""
     if len(answer) > LONGER * len(gold) + LONGEST:
         answer = ""
     if (words := gold_words(gold)) is not None:
@@ -91,7 +90,7 @@ def bare_words(text: str) -> str:
 
 
 def compare_expressions(gold: str, answer: str) -> Verdict:
-    """Compare two LaTeX expressions with math-verify. May take forever."""
+    """Compare two LaTeX expressions with math-verify. The comparison may never end."""
     golds = _parse_expression(gold)
     if not golds:
         return Verdict.UNGRADED
@@ -112,7 +111,7 @@ def _verify_equal(golds: list[Any], answers: list[Any]) -> bool:
 
 
 def _parse_expression(text: str) -> list[Any]:
-    """Parse `text`, without math-verify's fallback strings, and with each decimal as an exact fraction."""
+    """Parse `text` with math-verify. Each decimal becomes an exact fraction, and results that are strings are left out."""
     from sympy import Float, Rational
 
     text = _REPEATING.sub(_as_fraction, _SPACING.sub(" ", text))
@@ -132,13 +131,14 @@ def _as_fraction(match: re.Match[str]) -> str:
 
 
 def _brackets(text: str) -> set[str]:
-    """Return the bracket that opens the whole text, if it holds a list."""
+    """Return a set with the bracket that opens `text`, or an empty set if `text` is not a list in brackets."""
     match = _OPEN.match(_SPACING.sub(" ", text).strip())
     return {match[0]} if match and "," in text else set()
 
 
 class Comparer:
-    """The process that compares expressions. It is started for the first comparison, and again after one that took too long."""
+    """A client of the process that compares expressions. The process starts with the first
+    comparison, and is restarted after a comparison that took too long."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -146,7 +146,7 @@ class Comparer:
         self.lines: SimpleQueue[str] = SimpleQueue()
 
     def ask(self, gold: str, answer: str, timeout: float) -> Verdict:
-        """Return the verdict on `answer`, or UNGRADED after `timeout` seconds. Threads take turns."""
+        """Return the verdict on `answer`, or UNGRADED after `timeout` seconds. A lock allows one comparison at a time."""
         with self.lock:
             if self.process is None or self.process.poll() is not None:
                 self._start()
@@ -180,7 +180,8 @@ COMPARER = Comparer()
 
 
 def answer_lines() -> None:
-    """Compare the pairs that come as lines of JSON, and print a verdict for each. Any other failure ends the process: ungraded, too."""
+    """Read (gold, answer) pairs as JSON lines from standard input, and print a verdict for each pair. An exception that is not in `FAILURES`
+    ends the process, and the parent process then returns UNGRADED."""
     math_verify()
     print("ready", flush=True)
     for line in sys.stdin:

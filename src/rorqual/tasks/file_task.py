@@ -32,7 +32,7 @@ def files(data: Path, name: str) -> list[Path]:
 
 
 def held_out(data: Path, split: Split, names: dict[str, str]) -> list[Path]:
-    """Return the files for `split`. `names` maps "train" and "test" to the word that file names contain.
+    """Return the files for `split`. `names` maps "train" and "test" to a word in the names of the files with that data.
 
     The training files also supply `dev` (see `carve_dev_split`). A single file is a training file only if its name contains the
     word for "train". A single file without that word is for evaluation, so that test data is never used for training by
@@ -55,8 +55,8 @@ def held_out(data: Path, split: Split, names: dict[str, str]) -> list[Path]:
 def carve_dev_split(problems: list[tuple[str, Problem]], split: Split) -> list[Problem]:
     """Divide (group, problem) pairs for training into train and dev by a hash of the group.
 
-    Test problems are returned unchanged. A group holds related problems, such as questions about one text, and stays in
-    one split.
+    Test problems are returned unchanged. A group holds related problems, such as
+    questions about one text. All problems of a group are in one split.
     """
     if split == "test":
         return [problem for _, problem in problems]
@@ -91,5 +91,5 @@ class FileTask(Task):
 
 
 def normalize_text(text: str) -> str:
-    """Return `text` in lower case with single spaces, because white space and case do not distinguish problems."""
+    """Return `text` in lower case with single spaces. Problems that differ only in case or white space count as the same."""
     return " ".join(text.split()).lower()

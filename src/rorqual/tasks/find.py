@@ -36,7 +36,7 @@ SPLITS: tuple[Split, Split] = ("train", "test")
 def load_task(spec: str, *, data: Path | None = None, options: Mapping[str, Any] | None = None) -> Task:
     """Return the task that `spec` names: `families`, `families:add,sub`, `gsm8k`, `messages`, `gym:NAME`, or `./mine.py:Class`.
 
-    If the task reads files, `data` is its file or folder. `options` are the other arguments of the task.
+    If the task reads files, `data` is its file or folder. `options` are the other arguments of the task's constructor.
 
     Raises ConfigError for an unknown name or option, and DataError for bad files.
     Raises TaskError, with file and line, if a user's file cannot be loaded.
@@ -136,7 +136,7 @@ def _task_error(error: Exception, task: str, doing: str) -> TaskError:
 
 
 def safe_grade(task: Task, problem: Problem, reply: str, *, read: Literal["marked", "last"] = "marked") -> Verdict:
-    """Call `task.grade`, or `task.grade_last` to read the last answer.
+    """Call `task.grade`, or `task.grade_last` with `read="last"`.
 
     Raises TaskError with the task's name if the grader raises or does not return a `Verdict`.
     """
@@ -172,13 +172,15 @@ def safe_problems(task: Task, split: Split, seed: int) -> Iterator[Problem]:
 
 
 KEYS, KEY_SECONDS = 1_000, 10.0
-"""Number of problems of each split whose keys `check_splits` compares, and the CPU seconds after which it stops to draw more."""
+"""`check_splits` compares the keys of `KEYS` problems of each split, and stops
+drawing problems after `KEY_SECONDS` seconds of processor time."""
 
 
 def check_splits(task: Task, seed: int) -> None:
-    """Raise TaskError if a user's task yields the same problems in its train and test split, because it ignores its argument `split`.
+    """Raise TaskError if a user's task yields a problem in both the train and the
+    test split. Such a task probably ignores the argument `split`.
 
-    Tasks of Rorqual are not checked. A task without one of the splits passes.
+    Rorqual's own tasks are not checked. A task that lacks a train or a test split passes.
     """
     if not type(task).__module__.startswith(USER_MODULE):
         return
@@ -244,7 +246,7 @@ def refuse_empty_answer(task: Task, problem: Problem) -> None:
 
 
 def check_gold(task: Task, problems: Iterable[Problem]) -> None:
-    """Raise DataError if the grader does not accept a problem's own gold answer. No model could learn such a problem."""
+    """Raise DataError if the grader does not accept the gold answer of a problem. No model could learn such a problem."""
     for problem in problems:
         refuse_empty_answer(task, problem)
         verdict = safe_grade(task, problem, problem.answer)

@@ -22,8 +22,8 @@ class Gsm8k(FileTask, MarkedTask):
     `data` is one file, or a folder with `train.jsonl` and `test.jsonl`. If `data` is None, the packaged sample is used.
     A gold answer that is not a number raises DataError in training and is ungraded in evaluation.
 
-    The prompt asks for the mark `#### NUMBER`. A reply is right if its last mark is the gold number, exactly (see
-    `rorqual.tasks.numbers`). A unit may follow the number. `read=last` reads the last number of the reply.
+    The prompt asks for the mark `#### NUMBER`. A reply is right if its last marked answer is exactly the gold number
+    (see `rorqual.tasks.numbers`). A unit may follow the number. With `read=last`, the last number in the reply is graded.
     """
 
     name = "gsm8k"

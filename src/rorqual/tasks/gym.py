@@ -15,8 +15,7 @@ BLOCK = 500
 PROBES = 8
 DRY = 20_000
 """Maximum number of consecutive samples without a problem of the requested split.
-
-If more consecutive samples contain no such problem, the dataset is too small to split.
+If there are more, the dataset is too small to be split.
 """
 
 
@@ -24,10 +23,10 @@ class GymTask(MarkedTask):
     """The reasoning-gym dataset `dataset` as an endless task, split by a hash of the question.
 
     `options` are the fields of the dataset's config. The prompt asks for the mark `<answer>ANSWER</answer>`. A reply is right if the
-    dataset scores its last mark 1, else wrong. `read=last` scores the last line of the reply.
+    dataset gives its last marked answer the score 1, else wrong. With `read=last`, the last line of the reply is scored.
 
     Raises RorqualError if reasoning-gym is not installed.
-    Raises TaskError for an unknown name, an invalid option, or a dataset whose own gold answers do not score 1.
+    Raises TaskError for an unknown name, an invalid option, or a dataset in which gold answers do not score 1.
     """
 
     mark = TAG

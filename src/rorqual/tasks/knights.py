@@ -14,14 +14,15 @@ from rorqual.tasks.marks import TAG
 from rorqual.tasks.task import Problem, Split
 
 REST = re.compile(r"\band\b|\([0-9]\)|\b[0-9][.)]|[\s.,;:*|_-]")
-"""What may stand between the roles: punctuation, numbers of a list, and the word `and`."""
+"""A pattern for the text that is allowed between statements of roles: punctuation, list numbers, and the word `and`."""
 
 
 class Knights(FileTask, MarkedTask):
     """Problems from rows with `quiz`, `names`, `solution`, `statements` and a trace (`cot_head`, `cot_repeat_steps`, `cot_foot`).
 
-    The prompt asks for the mark `<answer>NAME is a knight. NAME is a knave.</answer>`. A reply is right if its last mark gives each person
-    the right role, once and in this form. The order does not matter. `read=last` takes each person's last role in the reply.
+    The prompt asks for the mark `<answer>NAME is a knight. NAME is a knave.</answer>`. A reply is right if its last marked answer
+    states the right role of each person, once and in this form. The order of the persons does not matter. With `read=last`, the last
+    stated role of each person in the reply is graded.
 
     `data` is one file, or a folder with `*train*` and `*test*` files. If `data` is None, the packaged sample is used.
     `people` selects problems by their number of people. The key of a problem is the structure of the statements, without names.
@@ -62,7 +63,7 @@ class Knights(FileTask, MarkedTask):
         )
 
     def value(self, problem: Problem, text: str) -> tuple[bool, ...] | None:
-        """Return whether each person is a knight, or None if the text does not give each person one role, or says more."""
+        """Return for each person whether they are a knight. Return None if the text does not state one role per person, or has further text."""
         stated = roles(problem, text)
         rest = _statement_pattern(problem).sub("", text)
         once = len(stated) == len(set(stated)) == len(problem.meta["names"])
@@ -82,12 +83,12 @@ def _statement_pattern(problem: Problem) -> re.Pattern[str]:
 
 
 def roles(problem: Problem, text: str) -> list[tuple[str, bool]]:
-    """Return each statement of a role, such as ("zoey", True) for `Zoey is a knight` or `Zoey: knight`."""
+    """Return each statement of a role in `text` as (name, whether a knight), such as ("zoey", True) for `Zoey is a knight` or `Zoey: knight`."""
     return [(match[1].lower(), match[2].lower() == "knight") for match in _statement_pattern(problem).finditer(text)]
 
 
 def _truths(problem: Problem, stated: Sequence[tuple[str, bool]]) -> tuple[bool, ...] | None:
-    """Return the last role of each person, in the order of the names, or None if a person has no role."""
+    """Return the last stated role of each person, in the order of the problem's names, or None if a person has no role."""
     last = dict(stated)
     names = [name.lower() for name in problem.meta["names"]]
     return tuple(last[name] for name in names) if all(name in last for name in names) else None

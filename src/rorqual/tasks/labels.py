@@ -17,7 +17,7 @@ def label_of(text: str, labels: Sequence[str]) -> str | None:
 
 
 def last_label(text: str, labels: Sequence[str]) -> str | None:
-    """Return the label that stands last in `text`, or None. Longer labels come first where two begin at one place."""
+    """Return the last label in `text`, or None. If two labels match at the same position, the longer one counts."""
     names = "|".join(re.escape(label) for label in sorted(labels, key=len, reverse=True))
     found = re.findall(rf"(?<!\w)(?:{names})(?!\w)", text, re.IGNORECASE)
     return label_of(found[-1], labels) if found else None

@@ -22,13 +22,13 @@ class Long(Task):
     """An endless mixture of the problems in `names`, with equal shares. A prompt has `length` characters.
 
     - `needle`: the text contains `pairs` pairs such as `(kv)`, spread evenly. The question names a key, and the answer
-      is the whole pair, such as `(kv)`. Keys, values and the rest of the text use the same 62 characters.
+      is the pair with this key, such as `(kv)`. Keys, values and the rest of the text use the same 62 characters.
     - `copy`: the answer is the number in brackets. The rest of the text consists of letters.
     - `count` or the name of another family: a problem of this family (see the task `families`) follows the text. `hard`
       is the fraction of hard problems.
 
     Two options are for training. With `questions` above 1, a question names up to `questions` keys, and the answer is
-    the pairs of these keys. With `shortest`, the lengths vary from `shortest` to `length`, uniformly in their
+    the pairs with these keys. With `shortest`, the length of a prompt is drawn between `shortest` and `length`, uniformly in the
     logarithm.
 
     Raises ConfigError for an unknown or repeated name, and for a text without room for its problem.
@@ -137,6 +137,7 @@ def _after_text(problem: Problem, rng: random.Random, length: int) -> Problem:
 
 
 def _least(name: str, pairs: int, questions: int) -> int:
-    """Return the smallest allowed length of a prompt. In a family, most problems are shorter and leave room for a text."""
+    """Return the smallest allowed length of a prompt, in characters. For a family, most
+    problems are shorter than this length, so there is room for a text."""
     needle = len("(kv)") * pairs + len("\nneedle ") + questions
     return {"needle": needle, "copy": DIGITS + len("[]\ncopy")}.get(name, 24)

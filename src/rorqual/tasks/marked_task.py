@@ -9,14 +9,15 @@ from rorqual.tasks.marks import without_thinking
 from rorqual.tasks.task import Problem, Task, Verdict
 
 VERSION = 2
-"""Version 2 of these tasks: the prompt asks for a mark, and only the marked answer is graded."""
+"""Version of the problems of all marked tasks. In version 2, the prompt asks for a mark, and only the marked answer is graded."""
 
 
 class MarkedTask(Task):
-    """A task that reads the marked answer of a reply as a value, and compares this value with that of the gold answer.
+    """A task that parses the marked answer of a reply as a value, and compares this value with the value of the gold answer.
 
-    `Problem.answer` is the marked gold answer, such as `#### 18`. A reply is right if its last mark holds one value, and this value
-    equals that of the gold answer. Without a mark, or with a mark that holds no value or two ("18 or 19"), it is unmarked and wrong.
+    `Problem.answer` is the marked gold answer, such as `#### 18`. A reply is right if its last marked answer has exactly one value that
+    equals the value of the gold answer. A reply is unmarked and wrong if it has no mark, or
+    if its marked answer has no value or several values ("18 or 19").
     If the gold answer has no value, all replies are ungraded.
     """
 
@@ -26,19 +27,19 @@ class MarkedTask(Task):
 
     @abstractmethod
     def value(self, problem: Problem, text: str) -> Any:
-        """Return the value of a marked text in a form in which `==` compares it, or None if the text is not one value."""
+        """Return the value of a marked text, in a form that can be compared with `==`. Return None if the text is not exactly one value."""
 
     @abstractmethod
     def last_value(self, problem: Problem, reply: str) -> Any:
-        """Return the last value in the text of a reply, marked or not, or None."""
+        """Return the last value in a reply, whether it is marked or not, or None if there is no value."""
 
     def marked_value(self, problem: Problem, reply: str) -> Any:
-        """Return the value that a reply marks, or None if the reply is unmarked."""
+        """Return the value of the marked answer of a reply, or None if the reply is unmarked."""
         text = self.mark.find(reply)
         return None if text is None else self.value(problem, text)
 
     def same(self, problem: Problem, gold: Any, value: Any) -> Verdict:
-        """Compare a value with that of the gold answer."""
+        """Compare `value`, the value of a reply, with `gold`, the value of the gold answer."""
         return Verdict.RIGHT if gold == value else Verdict.WRONG
 
     def grade(self, problem: Problem, reply: str) -> Verdict:

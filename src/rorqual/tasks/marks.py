@@ -1,4 +1,4 @@
-r"""The ways to mark an answer in a reply, such as `\boxed{18}`. A task tells the model its mark, and reads only this mark."""
+r"""The ways to mark an answer in a reply, such as `\boxed{18}`. Each task tells the model which mark to use, and reads only this mark."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 MARKS = 24
-"""Only the last `MARKS` marks of a reply are read."""
+"""Only the last `MARKS` marked texts of a reply are read."""
 WRAPPINGS, LONGEST_JOINER = 6, 40
 _BOX = re.compile(r"\\boxed\s?\{|\\.|[{}]", re.DOTALL)
 _TAG = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL | re.IGNORECASE)
@@ -22,7 +22,7 @@ _WRAPPED = (re.compile(r"\*\*(.+)\*\*", re.DOTALL), re.compile(r"[*_`](.+)[*_`]"
 
 @dataclass(frozen=True)
 class MarkedText:
-    """A marked text. The mark itself is `reply[start:end]`."""
+    """A marked text in a reply. `text` is the text inside the mark, and `reply[start:end]` is the mark."""
 
     start: int
     end: int
@@ -31,27 +31,27 @@ class MarkedText:
 
 @dataclass(frozen=True)
 class Mark:
-    """A way to mark an answer. `form` is an answer in this mark, and `find_all` finds all marked texts of a reply, in order."""
+    """A way to mark an answer. `form` is a template with the placeholder ANSWER. `find_all` returns all marked texts of a reply, in order."""
 
     form: str
     find_all: Callable[[str], list[MarkedText]]
 
     def write(self, answer: str) -> str:
-        """Return `answer` in this mark."""
+        """Return `answer` with the mark around or before it."""
         return self.form.replace("ANSWER", answer)
 
     def prompt_for_mark(self, prompt: str, what: str) -> str:
-        """Return `prompt` with the instruction to mark the answer. `what` stands for the answer, such as NUMBER.
+        """Return `prompt` with the instruction to mark the answer. `what` is a placeholder for the answer, such as NUMBER.
 
-        The instruction has few words, so that it is no match in a search for contamination.
+        The instruction is short, so that a search for contamination does not match the instruction itself.
         """
         return f"{prompt}\nEnd with: {self.write(what)}"
 
     def find(self, reply: str) -> str | None:
         """Return the last marked text of `reply`, or None if the reply is unmarked.
 
-        Marks that are joined by `and`, `or` or a comma are one list. A reply is also unmarked if its last sentence with a mark marks
-        different answers.
+        Marked texts that are joined by `and`, `or` or a comma are one list. A reply is also
+        unmarked if the last sentence with marks has different marked texts.
         """
         reply = without_thinking(reply)
         marked = self.find_all(reply)[-MARKS:]
@@ -76,7 +76,7 @@ def without_thinking(reply: str) -> str:
 
 
 def unwrap_answer(text: str) -> str:
-    r"""Return `text` without emphasis, math delimiters, a final full stop and a box around all of it."""
+    r"""Return `text` without a final full stop, and without emphasis, math delimiters or a box around the whole text."""
     for _ in range(WRAPPINGS):
         text = text.strip()
         text = text if text.endswith("..") else text.removesuffix(".")
@@ -89,7 +89,7 @@ def unwrap_answer(text: str) -> str:
 
 
 def _boxes(text: str) -> list[MarkedText]:
-    """Return the content of each complete box that is not inside another box. Braces may nest."""
+    """Return the content of each complete `\\boxed{...}` that is not inside another one. Braces may nest."""
     complete: list[MarkedText] = []
     opened: list[tuple[int, int] | None] = []
     for match in _BOX.finditer(text):
@@ -108,7 +108,7 @@ def _tags(reply: str) -> list[MarkedText]:
 
 
 def _rests_of_lines(pattern: re.Pattern[str]) -> Callable[[str], list[MarkedText]]:
-    """Return a function that finds what follows `pattern`, up to the end of the line or the next mark."""
+    """Return a function that finds the text after each match of `pattern`, up to the end of the line or the next match."""
 
     def find_all(reply: str) -> list[MarkedText]:
         matches = list(deque(pattern.finditer(reply), maxlen=MARKS))
@@ -128,7 +128,7 @@ HASHES = Mark("#### ANSWER", _rests_of_lines(_HASHES))
 ANSWER = Mark("Answer: ANSWER", _rests_of_lines(_ANSWER))
 TAG = Mark("<answer>ANSWER</answer>", _tags)
 ALONE = Mark("ANSWER", _whole)
-"""The whole reply is the answer: a label, a number or JSON."""
+"""The mark of tasks in which the whole reply is the answer, such as a label, a number or JSON."""
 
 
 def first_sentence(text: str) -> str:
@@ -144,7 +144,7 @@ def last_line(reply: str) -> str:
 
 
 def last_mark(reply: str) -> str | None:
-    r"""Return the text of the last mark of any kind (`\boxed{}`, `####`, `Answer:`, `<answer>`), or None."""
+    r"""Return the last marked text, whatever the mark (`\boxed{}`, `####`, `Answer:`, `<answer>`), or None."""
     text = without_thinking(reply)
     found = [(one.end, mark) for mark in (BOXED, HASHES, ANSWER, TAG) for one in mark.find_all(text)[-1:]]
     return max(found, key=lambda item: item[0])[1].find(text) if found else None

@@ -17,7 +17,7 @@ FORMULA = re.compile(
     r"\$\$([^$]+)\$\$|\$([^$]+)\$|\\\((.{1,1000}?)\\\)|\\\[(.{1,1000}?)\\\]|(?<![\w.,/])(-?[0-9][0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?)(?!\w)",
     re.DOTALL,
 )
-"""A formula, or a number outside formulas."""
+"""A pattern for a formula, or for a number outside formulas."""
 
 
 class Math500(FileTask, MarkedTask):
@@ -25,7 +25,8 @@ class Math500(FileTask, MarkedTask):
 
     The prompt asks for the mark `\\boxed{EXPRESSION}`. A reply is right if its last box equals the gold answer (see
     `rorqual.tasks.expressions`). Several boxes that are joined by "and" or a comma are one list. Decimals are exact: 0.333333 is not 1/3.
-    A unit matters only if both have a unit. `read=last` reads the last box, formula or number of the reply.
+    Units are compared only if the gold answer and the reply both have a unit. With
+    `read=last`, the last box, formula or number of the reply is graded.
 
     `data` is one file, or a folder with a file `*test*.jsonl`. If `data` is None, the packaged sample is used.
     If the gold answer does not parse, every reply is ungraded.
@@ -62,7 +63,7 @@ class Math500(FileTask, MarkedTask):
         )
 
     def value(self, problem: Problem, text: str) -> str | None:
-        """Return the marked LaTeX without white space. Majority votes compare it as text, so 1/2 and 0.5 are different votes."""
+        """Return the marked LaTeX with single spaces. Majority votes compare these texts, so 1/2 and 0.5 are different votes."""
         return " ".join(text.split()) or None
 
     def last_value(self, problem: Problem, reply: str) -> str | None:

@@ -13,11 +13,11 @@ from rorqual.tasks.file_task import FileTask, carve_dev_split, held_out, normali
 from rorqual.tasks.task import Problem, Split, Verdict
 
 VERSION = 2
-"""Version 2: a sentence around a number ("It is 18") is not read."""
+"""Version of the problems. Since version 2, an answer such as "It is 18" is not read as a number."""
 
 
 class Asked(Problem):
-    """A problem with a conversation before its prompt."""
+    """A problem whose prompt is the last turn of a longer conversation."""
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -26,7 +26,7 @@ class Asked(Problem):
 
 
 class Messages(FileTask):
-    r"""Problems from rows that `rorqual train sft data=FILE` also reads.
+    r"""Problems from files in the format of `rorqual train sft data=FILE`.
 
     A row has `messages`, or `prompt` and `completion`, or `question` and `answer`.
     A reply is right if its final answer equals the final answer of the gold reply. The final answer is the marked text (`\boxed{}`,

@@ -47,12 +47,12 @@ _NO_UNIT = re.compile(
     r"|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|tenths|hundredths|thousandths|halves|thirds|fifths|\w+teen|\w+ty)\b",
     re.IGNORECASE,
 )
-"""Words that change or deny the number before them."""
+"""Words that change or negate a number next to them, so they are not units."""
 
 
 @dataclass(frozen=True)
 class Number:
-    """An exact number. `unit` is what follows it, such as "eggs", and `text` is what was read."""
+    """An exact number. `unit` is the text after the number, such as "eggs", and `text` is the text from which the number was read."""
 
     value: Fraction
     percent: bool
@@ -60,7 +60,7 @@ class Number:
     text: str
 
     def equals(self, other: Number) -> bool:
-        """Return whether both are the same number. 50% equals both 1/2 and 50. If both have known units, 5 km equals 5000 m."""
+        """Return whether `self` and `other` are the same number. 50% equals both 1/2 and 50. Known units are converted: 5 km equals 5000 m."""
         mine, others = unit_of(self.unit), unit_of(other.unit)
         if mine is not None and others is not None:
             return mine[0] == others[0] and self.value * mine[1] == other.value * others[1]
@@ -74,7 +74,7 @@ class Number:
 
 
 def read_number(text: str) -> Number | None:
-    """Return `text` as a number with an optional unit, or None if it is not one number: `18 or 19`, `not 18`, `3:30`."""
+    """Return `text` as a number with an optional unit. Return None if `text` is not one number, such as `18 or 19`, `not 18` or `3:30`."""
     text = " ".join(_SPACE.sub(" ", _TEXT.sub(r" \1", text.translate(SIGNS))).split()).strip("$ ").removesuffix(".")
     if name := _NAME.match(text):
         text = text[name.end() :]

@@ -15,7 +15,7 @@ from rorqual.tasks.marks import ALONE, Mark, last_line, last_mark
 from rorqual.tasks.numbers import last_number, whole_number
 
 Split = Literal["train", "dev", "test"]
-"""Use `train` for training, `dev` for choosing hyperparameters, and `test` only for final results."""
+"""The splits of a task. Use `train` for training, `dev` for choosing hyperparameters, and `test` only for final results."""
 
 
 class Verdict(Enum):
@@ -59,7 +59,7 @@ class Task(ABC):
 
     name: str = "task"
     checkpoint: str = ""
-    """Digest of the checkpoint that is being measured, or "". A task with a sealed test split records it."""
+    """Digest of the checkpoint that is being measured, or "". A task with a sealed test split records this digest when the split is read."""
     mark: Mark = ALONE
     """How the answer is marked in a reply. With `ALONE`, the whole reply is the answer."""
     patterned: bool = False
@@ -67,7 +67,7 @@ class Task(ABC):
 
     @property
     def versions(self) -> dict[str, int]:
-        """The version of each problem family, by family name. A run can be resumed only if these versions have not
+        """The version of the problems of each family, by family name. A run can be resumed only if the versions have not
         changed."""
         return {}
 
@@ -77,15 +77,15 @@ class Task(ABC):
 
     @abstractmethod
     def grade(self, problem: Problem, reply: str) -> Verdict:
-        """Grade the marked answer of `reply`, the text after `</think>`. Rewards use this verdict.
+        """Grade the marked answer of `reply`, which is the text after `</think>`. Rewards are based on this verdict.
 
-        Do not raise exceptions: an exception stops the training run.
+        An implementation must not raise exceptions, because an exception stops the training run.
         """
 
     def grade_last(self, problem: Problem, reply: str) -> Verdict:
-        """Grade the last number or line of a reply that is not right as it is. An evaluation shows this accuracy beside that of `grade`.
+        """Grade a reply by its last number or line if `grade` finds it wrong. An evaluation shows this accuracy beside the accuracy by `grade`.
 
-        This reading is for models that were never told how to mark an answer. It is too lenient for rewards.
+        This method is for models that do not know how to mark an answer. It is too lenient for rewards.
         """
         verdict = self.grade(problem, reply)
         if verdict is not Verdict.WRONG:
@@ -94,18 +94,20 @@ class Task(ABC):
         return self.grade(problem, last_line(reply) if number is None else number.text)
 
     def is_marked(self, problem: Problem, reply: str) -> bool:
-        """Return whether `reply` has an answer in the task's mark. An unmarked reply is wrong."""
+        """Return whether `reply` has an answer that is marked in the way the task asks for. An unmarked reply is wrong."""
         return self.mark.find(reply) is not None
 
     def canonical_answer(self, problem: Problem, reply: str) -> str | None:
-        """Return the answer of `reply` in a form that is the same for all replies with this answer, or None if there is no answer.
+        """Return the answer of `reply` in a canonical form, or None if there is no
+        answer. Replies with equal answers have the same canonical form.
 
         Replies with the same canonical answer must have the same grade. Majority votes compare canonical answers.
         """
         raise NotImplementedError
 
     def label(self, problem: Problem) -> str:
-        """Return the class that the guessing baselines predict. The default is the answer. Override this method if all answers differ."""
+        """Return the class of a problem, which the guessing baselines predict. The default is the gold answer. Override this method if every
+        problem has a different answer."""
         return problem.answer
 
 

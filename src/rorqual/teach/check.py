@@ -1,4 +1,4 @@
-"""Check a file of examples: unreadable rows, duplicates, contradictions, leaks, lengths, and how it would be split."""
+"""Check a file of examples for unreadable rows, duplicates, contradictions and leaks. Report lengths and the sizes of the splits."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from rorqual.teach.near import find_near
 from rorqual.teach.table import ExampleTable, RowFault, read_table
 
 LEAK_SHARE = 0.9
-"""If so many prompts contain their label, and few contain another label, the label is in the prompt."""
+"""If at least the share `LEAK_SHARE` of the prompts contains the right label and no other label, the prompts leak the answer."""
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 DEV, TEST = 0.1, 0.2
-"""Shares of the groups of examples that the dev and test splits get."""
+"""Shares of the groups of examples that go to the dev split and to the test split."""
 DEFAULT_MODEL, BYTES_PER_TOKEN = "smollm2-135m", 4
-"""The model of a forecast without a base, and the bytes per token of English text."""
+"""The model for which the cost is forecast if no base model is given, and the assumed number of bytes per token."""
 NO_NUMBER = "no number"
 WARNINGS = frozenset({"duplicate", "near-duplicate", "near-contradiction"})
-"""Kinds of faults that do not make a file unusable."""
+"""Kinds of faults that are only warnings: a file with no other faults passes the check."""
 MARKED = r"(?:label|answer|category|class|intent|target|solution|output)"
 
 
@@ -38,8 +38,8 @@ MARKED = r"(?:label|answer|category|class|intent|target|solution|output)"
 class Check:
     """The result of a check.
 
-    `rows` is the number of rows that were read, `lengths` has the tokens of prompt, reasoning and answer of each example, and `longest` is
-    the line of the longest example. `labels` counts the answers if they are labels. `splits` counts the examples of each split.
+    `rows` is the number of rows that were read. `lengths` has the number of tokens of each example: prompt, reasoning and answer together.
+    `labels` counts the examples with each label if the answers are labels. `splits` counts the examples of each split.
     """
 
     path: Path
@@ -54,7 +54,7 @@ class Check:
 
     @property
     def longest(self) -> int:
-        """The line of the longest example."""
+        """The line number of the longest example, or 0 if there are no examples."""
         return self.examples[max(range(len(self.lengths)), key=self.lengths.__getitem__)].line if self.lengths else 0
 
     @property
@@ -76,9 +76,8 @@ def check_file(
     reasoning: str = "",
     against: Path | None = None,
 ) -> Check:
-    """Check the examples of a file. `against` is a test file whose prompts must not occur in it.
-
-    Raises DataError if the file as a whole cannot be read, and ConfigError if its columns are not known.
+    """Check the examples of the file `path`. `against` is a test file whose prompts must not occur in this file.
+    Raises DataError if the file as a whole cannot be read, and ConfigError if the columns are not found.
     """
     names = {"prompt": prompt, "answer": answer, "reasoning": reasoning}
     table = read_table(path, **names)
@@ -112,10 +111,9 @@ def check_file(
 
 
 def forecast(model: ModelConfig, lengths: Sequence[int]) -> str:
-    """Return the time of an epoch of full training on the device `cpu` of `rorqual plan`, and the size of all tensors, in words.
-
-    The size is that of training in fp32 on one row at a time, which is as long as the longest example. With LoRA, it counts the weights
-    and the activations, because the gradients and moments of the adapter are small.
+    """Return a sentence with the time of one epoch of full training on the device `cpu` of `rorqual plan`, and the memory of all tensors.
+    The memory is for training in fp32 with one row at a time, which is as long as the longest example. With LoRA, only the weights and the
+    activations count, because the gradients and the optimizer moments of the adapter are small.
     """
     tokens, laptop = sum(lengths), device("cpu")
     flops = training_flops(model, max(lengths))
@@ -129,7 +127,8 @@ def forecast(model: ModelConfig, lengths: Sequence[int]) -> str:
 
 
 def groups_of(examples: Sequence[Example]) -> list[str]:
-    """Return the group of each example: the key of its first member. Near-duplicates, and theirs, are a group and stay in one split."""
+    """Return the group of each example, named by the key of the group's first example. Examples that a chain of near-duplicates connects form
+    one group, and stay in one split."""
     return [examples[first].key for first in find_near([one.prompt for one in examples]).groups]
 
 
@@ -139,7 +138,7 @@ def split_of_group(group: str) -> Split:
 
 
 def _repeats(examples: Sequence[Example], kind: AnswerKind, earlier: Mapping[int, int]) -> list[RowFault]:
-    """Return duplicates, contradictions and their near forms. Free texts do not contradict each other."""
+    """Return the duplicates, contradictions, near-duplicates and near-contradictions. If answers are free text, there are no contradictions."""
     first: dict[str, Example] = {}
     faults = []
     for number, one in enumerate(examples):
@@ -158,7 +157,7 @@ def _repeats(examples: Sequence[Example], kind: AnswerKind, earlier: Mapping[int
 
 
 def _labels_in_prompts(examples: Sequence[Example], kind: AnswerKind) -> list[RowFault]:
-    """Return the examples whose prompt states the answer: after a word such as "label:", or as the only label in nearly every prompt."""
+    """Return a fault for each prompt that states the answer: after a word such as "label:", or as the only label if most prompts do so."""
     answers = {one.line: final_answer(one.answer) if kind == "number" else one.answer for one in examples}
     labels = {one.answer.lower() for one in examples} if kind == "label" else set()
     names = "|".join(map(re.escape, sorted(labels, key=len, reverse=True)))
@@ -170,7 +169,7 @@ def _labels_in_prompts(examples: Sequence[Example], kind: AnswerKind) -> list[Ro
         found = re.finditer(marked, one.prompt, re.IGNORECASE) if 0 < len(answer) <= 200 else ()
         sentences = (re.split(r"[.?!\n]", one.prompt[match.start() :].lower())[0] for match in found)
         if any(not labels or len({*pattern.findall(sentence)} - {answer.lower()}) == 0 for sentence in sentences):
-            leaks.append(one)  # a sentence with another label is a choice: "answer: yes or no?"
+            leaks.append(one)  # a sentence that also has another label offers a choice: "answer: yes or no?"
     if kind == "label" and len(examples) >= 10:
         stated = [{*pattern.findall(one.prompt.lower())} for one in examples]
         alone = sum(found == {one.answer.lower()} for one, found in zip(examples, stated, strict=True))
@@ -183,7 +182,7 @@ def _labels_in_prompts(examples: Sequence[Example], kind: AnswerKind) -> list[Ro
 
 
 def _in_test(examples: Sequence[Example], table: ExampleTable, file: Path) -> list[RowFault]:
-    """Return the examples whose prompt equals, or nearly equals, a prompt of the test file."""
+    """Return a fault for each example whose prompt equals, or nearly equals, a prompt of the test file."""
     tests = table.examples
     known = {one.key: one for one in tests}
     earlier = find_near([one.prompt for one in (*tests, *examples)]).earlier

@@ -18,7 +18,7 @@ from rorqual.teach.examples import short
 FIRST = 5
 """Number of lines that the text table shows for each kind of fault."""
 SHOWN = 200
-"""Number of faults that the page shows for each kind."""
+"""Number of faults of each kind that the HTML page shows."""
 WHAT: Mapping[str, str] = {
     "duplicate": "the same prompt and answer as an earlier row",
     "near-duplicate": "nearly the same prompt as an earlier row; kept in the same split",
@@ -34,7 +34,7 @@ WHAT: Mapping[str, str] = {
 
 
 def check_text(check: Check, unit: str, *, splits: bool = True) -> str:
-    """Return the result as text. `unit` names what lengths count, such as "bytes". `splits` adds the sizes of the splits."""
+    """Return the result of a check as text. `unit` is the unit of the lengths, such as "bytes". With `splits`, the text has the split sizes."""
     kind = (
         f"{len(check.labels)} labels"
         if check.kind == "label"
@@ -83,7 +83,7 @@ def _quantiles(lengths: Sequence[int]) -> str:
 
 
 def to_json(check: Check) -> dict[str, Any]:
-    """Return all values as JSON, without the examples' texts."""
+    """Return the result of a check as JSON values, without the texts of the examples."""
     return {
         "file": str(check.path),
         "columns": asdict(check.columns),
@@ -98,7 +98,7 @@ def to_json(check: Check) -> dict[str, Any]:
 
 
 def check_page(check: Check, unit: str) -> str:
-    """Return the HTML page."""
+    """Return the HTML page of a check."""
     counts = check.counts()
     facts = [("rows", f"{check.rows:,}", ""), ("usable", f"{len(check.examples):,}", ""), ("answers", check.kind, "")]
     facts += [(kind, f"{count:,}", "warning" if kind in WARNINGS else "fault") for kind, count in counts.items()]
@@ -123,7 +123,7 @@ def _fault_table(check: Check, kind: str) -> Table:
 
 
 def lengths_chart(lengths: Sequence[int], unit: str) -> Chart:
-    """Return the histogram of lengths."""
+    """Return a histogram of the lengths of examples."""
     counts, edges = np.histogram(lengths, bins=min(40, max(lengths) - min(lengths) + 1))
     high = float(np.quantile(lengths, 0.95))
     bars = Series(label="", style="bars", points=list(zip((edges[:-1] + edges[1:]) / 2, counts, strict=True)))

@@ -1,4 +1,4 @@
-"""Classical baselines: simple predictors that a taught model must beat. They are fitted on the train examples only."""
+"""Classical baselines: simple predictors that a taught model must beat. All predictors are fitted on the train examples only."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from rorqual.teach.examples import AnswerKind, Example, canonical_answer
 
 Rule = Callable[[str], str]
 PENALTIES = (10.0, 100.0, 1.0)
-"""Values of C, the inverse strength of the L2 penalty, that logistic regression chooses from. The first is taken if all are as good."""
+"""Candidate values of C, the inverse strength of the L2 penalty of logistic
+regression. If several are equally good, the first of them is used."""
 FOLDS, CHOICE_ROWS = 3, 1000
-"""Folds of the cross-validation, and the largest number of train examples that it uses."""
+"""Number of folds of the cross-validation, and about the largest number of train examples in the cross-validation."""
 CHUNK = 256
-"""Number of test prompts that are compared with all train prompts at once, which bounds the memory."""
+"""Number of test prompts that are compared with all train prompts at once. This number limits the memory."""
 Integers = NDArray[np.int64]
 
 
@@ -32,13 +33,13 @@ def classical(
 ) -> dict[str, list[str]]:
     """Return the predicted answers of each baseline for the test examples, in order.
 
-    - "majority": the most frequent answer of `train`; the first in file order if several are equally frequent.
+    - "majority": the most frequent answer of `train`. Of equally frequent answers, the first in `train` is used.
     - "nearest neighbour": the answer of the train prompt with the highest cosine similarity of TF-IDF features.
-    - "logistic regression", only for labels: its features and penalty are chosen by cross-validation on `train`.
+    - "logistic regression", only for labels: features and penalty are chosen by cross-validation on `train`.
     - "unchanged input", only for free text: the prompt itself.
     - "rule", if given: the user's function from a prompt to an answer.
 
-    Answers with one canonical form count as the same answer, written as in its first train example.
+    Answers with the same canonical form count as one answer, which is written as in its first train example.
 
     Raises ConfigError without scikit-learn, and TaskError if `rule` fails.
     """
@@ -103,13 +104,14 @@ def _features(train: list[str], test: list[str]) -> dict[str, tuple[Any, Any]]:
 
 
 def _nearest(train: Any, test: Any, classes: Integers) -> list[int]:
-    """Return the class of each test row's most similar train row. Each train row has the same norm, so products rank as cosines."""
+    """Return for each test row the class of the most similar train row. All train rows have
+    the same norm, so the largest inner product has the largest cosine."""
     products = (test[start : start + CHUNK] @ train.T for start in range(0, test.shape[0], CHUNK))
     return [int(classes[place]) for part in products for place in part.toarray().argmax(1)]
 
 
 def _logistic(features: dict[str, tuple[Any, Any]], classes: Integers) -> list[int]:
-    """Return the classes that logistic regression predicts, with the features and the C that cross-validation finds best."""
+    """Return the classes that logistic regression predicts for the test rows. Cross-validation chooses the features and the value of C."""
     order = np.argsort(classes, kind="stable")
     order = order[:: -(-len(order) // CHOICE_ROWS)]  # each class keeps its share
     known, folds = classes[order], np.arange(len(order)) % FOLDS  # neighbours have one class, so folds share each class
@@ -127,14 +129,15 @@ def _logistic(features: dict[str, tuple[Any, Any]], classes: Integers) -> list[i
 
 
 def _compact(rows: Any) -> Any:
-    """Return features [rows, rows] with the same inner products. Logistic regression with an L2 penalty depends on nothing else,
-    and is much faster with few columns."""
+    """Return features [rows, rows] with the same inner products as `rows`. Logistic regression with an L2 penalty depends only on the
+    inner products, and is much faster with few columns."""
     values, vectors = np.linalg.eigh((rows @ rows.T).toarray().astype(np.float64))
     return vectors * np.sqrt(values.clip(0))
 
 
 def _fit(train: Any, classes: Integers, test: Any, penalty: float) -> Integers:
-    """Return the predicted class of each row of `test`. Logistic regression needs two classes; the only class is predicted as is."""
+    """Return the predicted class of each row of `test`. If there is only one class,
+    predict this class, because logistic regression needs two classes."""
     if (classes == classes[0]).all():
         return np.full(test.shape[0], classes[0])
     with extra("teach", "sklearn"):

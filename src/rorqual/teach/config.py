@@ -13,7 +13,7 @@ from rorqual.core.errors import ConfigError
 
 
 class TeachConfig(Config):
-    """Settings of a taught model."""
+    """The settings of one run of `rorqual teach`."""
 
     file: str
     test: str = Field("", description="file of test examples; default: a part of FILE")
@@ -44,7 +44,7 @@ class TeachConfig(Config):
 
 
 def settings_text(config: TeachConfig) -> str:
-    """Return the settings that decide the result, and the digests of all files that they name."""
+    """Return the settings that affect the result as YAML, and the digests of all files that the settings name."""
     named = (config.file, config.test, config.rule.rpartition(":")[0], config.grader.rpartition(":")[0])
     files = dict.fromkeys(name for name in named if name and Path(name).is_file())
     digests = (f"# sha256 {hashlib.sha256(Path(name).read_bytes()).hexdigest()}  {name}\n" for name in files)
@@ -52,7 +52,8 @@ def settings_text(config: TeachConfig) -> str:
 
 
 def refuse_other_settings(config: TeachConfig, stored: Path) -> None:
-    """Raise ConfigError if a folder was begun with other settings or other files. `threads`, `quiet` and `track` may change."""
+    """Raise ConfigError if the settings or files differ from the settings file
+    `stored` of the folder. `threads`, `quiet` and `track` may change."""
     if stored.is_file():
         known, own = (text.splitlines() for text in (stored.read_text(encoding="utf-8"), settings_text(config)))
         if known != own:

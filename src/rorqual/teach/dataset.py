@@ -1,4 +1,4 @@
-"""Make a data set of a checked file: leave out faulty rows, divide the rest into train, dev and test, and write it."""
+"""Make a data set from a checked file: leave out faulty rows, and divide the other rows into train, dev and test."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from rorqual.teach.examples import Example, canonical_answer
 from rorqual.teach.table import read_table
 
 MOST_ROWS, MOST_BYTES = 200_000, 200_000_000
-"""Most rows of a file, and most bytes of a JSON file, which is read as a whole."""
+"""Maximum number of rows of a file, and maximum number of bytes of a JSON file. A JSON file is read as a whole."""
 SAMPLE_ROWS = "Give a random sample of the rows. A small model learns little from more."
 FEWEST = 50
 REMEDY = f"Give at least {FEWEST} different examples; some hundred are better."
 FEWEST_HELD_OUT: Mapping[Split, int] = {"dev": 3, "test": 5}
 MOST_FAULTY = 0.2
-"""If a larger share of the rows has faults, `teach` stops."""
+"""`teach` stops if more than the share `MOST_FAULTY` of the rows has faults."""
 DERIVED = 0.5
-"""Worked solutions are derived if this share of the training examples has exactly one."""
+"""Derived worked solutions are used if at least the share `DERIVED` of the training examples has one (see `derivation`)."""
 
 
 @dataclass(frozen=True)
 class Dataset:
     """The examples of each split. `left_out` counts the rows that are in no split, by reason. `derived` is the number of worked solutions
-    that were derived from the numbers of the prompt. `all_train` has the training examples without a derived solution as well, for the
-    classical baselines."""
+    that were derived from the numbers of the prompt. `all_train` has all training examples,
+    also those without a derived solution. The classical baselines are fitted on `all_train`."""
 
     splits: Mapping[Split, Sequence[Example]]
     kind: AnswerKind
@@ -55,10 +55,11 @@ def refuse_size(path: Path) -> None:
 
 
 def usable_examples(check: Check, *, graded: bool = False) -> tuple[list[Example], dict[str, int]]:
-    """Return the examples to use, and the number of rows that are left out for each reason: faulty and repeated rows, and all rows that
-    contradict each other.
+    """Return the examples to use, and the number of rows that are left out for each reason. Faulty rows, repeated rows, and all rows that
+    contradict each other are left out.
 
-    `graded`: the user's grader decides about answers that are no number. Raises DataError if too many rows are faulty or too few are left.
+    With `graded`, an answer that is not a number is no fault, because the user's grader decides about it. Raises DataError if too many rows
+    are faulty, or if too few rows remain.
     """
     kept_kinds = WARNINGS | ({NO_NUMBER} if graded else set())
     reasons = {fault.line: fault.kind for fault in check.faults if fault.kind not in kept_kinds}
@@ -96,15 +97,14 @@ def divide_examples(
     reason_against: Callable[[Example], str] = lambda _: "",
     graded: bool = False,
 ) -> Dataset:
-    """Return the splits of a checked file. With `test`, the test split has these examples, else a part of the file.
+    """Return the splits of a checked file. The test split has the examples `test`, or a part of the file if `test` is None.
 
-    Rows with a fault, repeated rows, and all rows that contradict each other are left out, and so are examples for which `reason_against`
-    returns a reason. `graded`: the user's grader decides about answers that are no number. At most `count` examples are in the test split.
-
-    Raises DataError if too many rows are faulty, or if too few remain.
+    Rows with a fault, repeated rows, and all rows that contradict each other are left out. Examples for which `reason_against` returns a
+    reason are also left out. With `graded`, an answer that is not a number is no fault, because the user's grader decides about it. At most
+    `count` examples are in the test split. Raises DataError if too many rows are faulty, or if too few rows remain.
     """
     kept, left_out = usable_examples(check, graded=graded)
-    if check.kind == "label":  # replies can have one spelling of each label
+    if check.kind == "label":  # the grammar allows one spelling of each label
         forms = spelling(kept)
         kept = _respell_answers(kept, forms)
         test = None if test is None else _respell_answers(test, forms)
@@ -148,7 +148,7 @@ def _respell_answers(examples: Sequence[Example], forms: Mapping[str, str]) -> l
 
 
 def _order_keys(answer: str, schema: Mapping[str, Any]) -> str:
-    """Return the answer in the order of keys of the schema, without spaces, which a model writes faster."""
+    """Return a JSON answer with keys in the order of the schema. Spaces are left out, because a model then needs fewer tokens."""
     return json.dumps(in_key_order(json.loads(answer), schema), ensure_ascii=False, separators=(",", ":"))
 
 
@@ -177,8 +177,8 @@ def _refuse_small_splits(check: Check, splits: Mapping[Split, Sequence[Example]]
 def read_test(
     path: Path, kind: AnswerKind, *, prompt: str, answer: str, reasoning: str, system: str = ""
 ) -> list[Example]:
-    """Return the usable examples of a test file, one for each prompt. `kind` and `system` are the training file's kind of answers and its
-    common system message."""
+    """Return the usable examples of a test file, one for each prompt. `kind` is the kind of answers of the training file, and
+    `system` is the common system message of the training file."""
     table = read_table(path, prompt=prompt, answer=answer, reasoning=reasoning, system=system)
     if table.faults:
         raise DataError(
@@ -199,7 +199,7 @@ def read_test(
 
 
 def rows_of(examples: Sequence[Example]) -> list[dict[str, Any]]:
-    """Return the rows of a split's file."""
+    """Return the examples of a split as rows of a JSONL file."""
     return [
         {"line": one.line, "key": one.key, "prompt": one.prompt, "completion": one.answer}
         | ({"reasoning": one.reasoning} if one.reasoning else {})

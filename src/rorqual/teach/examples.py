@@ -19,17 +19,18 @@ from rorqual.tasks.file_task import normalize_text
 from rorqual.teach.columns import MESSAGES, Columns
 
 LABELS_AT_MOST, UNIQUE_AT_MOST = 0.4, 0.1
-"""Answers are labels if the file has at most so many different answers per row, and at most so many that occur once. The share of answers
-that occur once estimates how many new rows have a new answer (Good 1953)."""
+"""Limits for answers to be labels: the number of different answers, and the number of answers that occur once, each divided by the number
+of rows. The second quotient estimates the share of new rows that have a new answer (Good 1953)."""
 NUMBERS_AT_MOST = 10
-"""If the answers are numbers, they are labels only if at most so many differ."""
+"""Numbers are labels only if there are at most `NUMBERS_AT_MOST` different answers."""
 LABEL_LENGTH = 80
 """Maximum length of a label in characters."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One example. `prompt` holds all turns before the answer, as one text. `told`: a teacher that was told the answer wrote `reasoning`."""
+    """One example. `prompt` holds all turns before the answer, as one text. `told` is true if
+    a teacher wrote `reasoning` after it was told the answer."""
 
     line: int
     prompt: str
@@ -44,7 +45,8 @@ class Example:
 
 
 def common_system(rows: Sequence[DataRow], column: str) -> str:
-    """Return the system message that all conversations begin with, or "". It says the same for every example, so it is left out."""
+    """Return the system message with which all conversations begin, or "". A common system message
+    is left out of the prompts, because it is the same for every example."""
     turns = (row.values.get(column) for row in rows)
     first = [one[0] for one in turns if isinstance(one, list) and one and isinstance(one[0], dict)]
     contents = [one.get("content") if one.get("role") == "system" else None for one in first]
@@ -53,7 +55,7 @@ def common_system(rows: Sequence[DataRow], column: str) -> str:
 
 
 def example_of_row(row: DataRow, columns: Columns) -> Example:
-    """Return the example of a row. Raises DataError if the row has no text for its prompt or its answer."""
+    """Return the example of a row. Raises DataError if the prompt or the answer of the row has no text."""
     if columns.messages:
         return _from_conversation(row, columns)
     prompt = joined_prompt(row.values, columns.prompt)
@@ -66,7 +68,8 @@ def example_of_row(row: DataRow, columns: Columns) -> Example:
 
 
 def _answer(values: Mapping[str, Any], names: Sequence[str]) -> str:
-    """Return the answer. Several columns become a JSON object; empty cells are left out, and cells of JSON become JSON."""
+    """Return the answer of a row. Several columns become one JSON object. In this object, empty cells are left out, and a cell with a JSON
+    object or list keeps its structure."""
     if len(names) == 1:
         return cell_text(values, names[0])
     cells = {name: values.get(name) for name in names}
@@ -108,7 +111,7 @@ NUMBER = re.compile(r"[-+$€£]?\s?\d[\d,]*(\.\d+)?\s?%?")
 
 
 def answer_kind(examples: Sequence[Example]) -> AnswerKind:
-    """Return the kind of answers that nearly all examples (95 %) have: JSON, numbers, labels of a small set, or free text."""
+    """Return the kind of answers that at least 95 % of the examples have: JSON, number, label (few different answers), or text."""
     texts = Counter(one.answer for one in examples)
     enough = 0.95 * len(examples)
     if sum(count for text, count in texts.items() if is_json(text)) >= enough:
@@ -125,7 +128,7 @@ def answer_kind(examples: Sequence[Example]) -> AnswerKind:
 
 
 def canonical_answer(example: Example, kind: AnswerKind) -> str:
-    """Return the answer in a form that is the same for equal answers of its kind."""
+    """Return the answer of an example in a canonical form. Answers that count as equal for this kind of answers have the same form."""
     return canonical(example.answer, kind) or normalize_text(example.answer)
 
 

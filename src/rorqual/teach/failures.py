@@ -1,4 +1,4 @@
-"""What a taught model still gets wrong, and what changed sides between two evaluations of the same examples."""
+"""What a taught model still gets wrong, and which answers became right or wrong between two evaluations of the same examples."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ SHOWN_GROUPS = 15
 CHANGES = ("gained", "lost", "still wrong", "still right")
 SHOWN_CHANGES = ("lost", "still wrong", "gained")
 LONG = 300
-"""Characters of a reply in an example."""
+"""Maximum number of characters of a reply that is shown."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The two replies to one example."""
+    """The replies to one example in two evaluations, such as before and after training."""
 
     before: GradedSample
     after: GradedSample
 
     @property
     def change(self) -> str:
-        """`gained`, `lost`, `still wrong` or `still right`."""
+        """The change from the first reply to the second: `gained`, `lost`, `still wrong` or `still right`."""
         was, is_ = (one.verdict is Verdict.RIGHT for one in (self.before, self.after))
         names = {
             (False, True): "gained",
@@ -45,7 +45,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class FailureGroup:
-    """Examples of one group: a label, a field of a JSON answer, or all. `answers` counts the wrong answers after training."""
+    """The results on a group of examples. A group is a right label, a field of a JSON answer, or all examples.
+
+    `before` and `after` count the right answers of the two evaluations. `gained` and `lost` count the answers that became right and wrong.
+    `answers` counts the wrong answers of the second evaluation."""
 
     name: str
     count: int
@@ -63,12 +66,13 @@ def pairs_of(before: Evaluation, after: Evaluation) -> list[Pair]:
 
 
 def by_change(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
-    """Return the pairs of each change."""
+    """Return the pairs with each kind of change (see `CHANGES`)."""
     return {change: [pair for pair in pairs if pair.change == change] for change in CHANGES}
 
 
 def groups(pairs: Sequence[Pair], kind: AnswerKind) -> list[FailureGroup]:
-    """Return the groups with the most failures after training first. Labels are grouped by the right label, JSON answers by field."""
+    """Return the groups of examples. The group with the most failures in the second evaluation comes first. Labels are grouped by the
+    right label, and JSON answers by field."""
     members: dict[str, list[tuple[bool, bool, str]]] = {}
     for pair in pairs:
         for name, was, is_, answer in _parts(pair, kind):
@@ -89,7 +93,7 @@ def groups(pairs: Sequence[Pair], kind: AnswerKind) -> list[FailureGroup]:
 
 
 def _parts(pair: Pair, kind: AnswerKind) -> Iterator[tuple[str, bool, bool, str]]:
-    """Yield (group, right before, right after, answer after) of a pair: once, or once for each field of a JSON answer."""
+    """Yield (group, right before, right after, answer after) for a pair. A JSON answer yields one tuple for each of its fields."""
     was, is_ = (one.verdict is Verdict.RIGHT for one in (pair.before, pair.after))
     if kind != "JSON":
         name = (
@@ -108,7 +112,7 @@ def _parts(pair: Pair, kind: AnswerKind) -> Iterator[tuple[str, bool, bool, str]
 
 
 def _fields(text: str) -> dict[str, str]:
-    """Return the leaves of a JSON answer, by dotted name. The result is empty if the text is not JSON."""
+    """Return the values of a JSON answer, by dotted key. The result is empty if the text is not JSON."""
     try:
         return dict(_leaves("", json.loads(text)))
     except (ValueError, RecursionError):
@@ -126,7 +130,7 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def failures_text(before: Evaluation, after: Evaluation, kind: AnswerKind, *, count: int) -> str:
-    """Return the groups as a table, and up to `count` examples of each change as text."""
+    """Return a table of the groups, and up to `count` examples of each kind of change, as text."""
     pairs = pairs_of(before, after)
     changes = by_change(pairs)
     counts = ", ".join(f"{len(rows):,} {change}" for change, rows in changes.items())
@@ -165,11 +169,11 @@ def failures_table(found: Sequence[FailureGroup], kind: AnswerKind, before: str,
 
 
 def wrong_answers(group: FailureGroup) -> str:
-    """Return the two most frequent wrong answers with their counts."""
+    """Return a text with the two most frequent wrong answers of a group and their counts."""
     return ", ".join(f"{short(answer, 30)} ({count})" for answer, count in list(group.answers.items())[:2])
 
 
 def show_reply(sample: GradedSample) -> str:
-    """Return a reply in one line, with its reasoning."""
+    """Return a reply as one line of text, with its reasoning."""
     thought = f"{short(' '.join((sample.reasoning or '').split()), 70)} => " if sample.reasoning else ""
     return thought + (short(" ".join(sample.reply.split()), LONG) or "(nothing)")

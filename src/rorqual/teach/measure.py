@@ -25,18 +25,19 @@ from rorqual.teach.train import engine_of
 
 FEW = 4
 MOST_SHOTS, SHOT_TOKENS = 256, 2048
-"""Most examples in a prompt of the base model, and most tokens that they take together."""
+"""Maximum number of examples in a prompt of the base model, and maximum number of tokens of all these examples."""
 TRIED = 16
-"""So many problems are answered to forecast the time of a baseline."""
+"""Number of problems that are answered to forecast the time of a baseline."""
 BASE_TOKENS = 192
-"""Least number of tokens that a reply of the base model may have if its answer has no grammar."""
+"""If there is no grammar, the token limit of the base model's replies is at least `BASE_TOKENS`."""
 Show = Callable[[int, int], None]
 
 
 def base_prompts(
     train: Sequence[Example], chat: ChatFormat, kind: AnswerKind, *, context: int, room: int, seed: int
 ) -> dict[str, Sequence[Example]]:
-    """Return the examples in the base model's prompt, by the name of the baseline: none, four, and as many as fit.
+    """Return the examples in the base model's prompt for each baseline, by name. The
+    baselines have no example, four examples, or as many as fit.
 
     All examples take at most `SHOT_TOKENS` tokens, and leave `room` tokens for the problem and its reply.
     """
@@ -58,8 +59,8 @@ def _opening(train: Sequence[Example], kind: AnswerKind) -> tuple[Message, ...]:
 
 
 def _turns(shots: Sequence[Example], kind: AnswerKind) -> tuple[Message, ...]:
-    """Return the turns of examples in a prompt. A worked solution precedes its number or text. Labels and JSON stand alone, because the
-    grammar of the reply has no place for more."""
+    """Return examples as turns of a prompt. If answers are numbers or texts, the worked solution precedes the answer. If answers are labels
+    or JSON, worked solutions are left out, because the grammar of the reply does not allow them."""
     free = kind in ("number", "text")
     answers = [f"{one.reasoning}\n{one.answer}" if free and one.reasoning else one.answer for one in shots]
     return tuple(
@@ -71,7 +72,8 @@ def _turns(shots: Sequence[Example], kind: AnswerKind) -> tuple[Message, ...]:
 
 @dataclass(frozen=True)
 class Baseline:
-    """A way to answer the test problems without training. `measure` returns its results, and `shots` are the examples in its prompt."""
+    """A method of answering the test problems without training. `measure` evaluates
+    the method, and `shots` are the examples in the prompt."""
 
     name: str
     measure: Callable[[], Evaluation]
@@ -79,7 +81,7 @@ class Baseline:
 
 
 class TooSlow(Exception):
-    """A baseline would take `seconds`."""
+    """Raised if measuring a baseline would take too long. `seconds` is the estimated time."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(seconds)
@@ -97,7 +99,8 @@ def measure_base(
     most_seconds: float,
     show: Show,
 ) -> Evaluation:
-    """Measure the base model on the test split. All prompts begin with the same examples, so one engine core with a prefix cache is fastest.
+    """Measure the base model on the test split. All prompts begin with the same
+    examples, so a single engine core, with one prefix cache, is fastest.
 
     Raises TooSlow if the base model with examples would take longer than `most_seconds`, judged by its first replies.
     """
@@ -127,7 +130,8 @@ def measure_base(
 
 
 def base_params(params: SamplingParams) -> SamplingParams:
-    """Return the sampling parameters of the base model. Without a grammar, it may calculate before it answers."""
+    """Return the sampling parameters of the base model. Without a grammar, replies may
+    be longer, because the model may reason before it answers."""
     return params if params.grammar else replace(params, max_tokens=max(params.max_tokens, BASE_TOKENS))
 
 
@@ -141,7 +145,7 @@ def measure_model(
     *,
     show: Show,
 ) -> Evaluation:
-    """Measure a model on the problems."""
+    """Evaluate the model of `engine` on `problems`."""
     return evaluate(
         engine,
         task,
@@ -156,18 +160,20 @@ def measure_model(
 
 
 def test_problems(task: Examples) -> list[Problem]:
-    """Return the test problems, in the order of the file."""
+    """Return the test problems, sorted by key."""
     return sorted(task.problems("test", 0), key=lambda problem: problem.key)
 
 
 def opened_for(task: Examples, run: RunDir) -> Examples:
-    """Note which checkpoint is measured, for the record of the test split's opening."""
+    """Return `task` after setting `task.checkpoint` to the fingerprint of `run`. The
+    record of the reading of the test split contains this fingerprint.
+    """
     task.checkpoint = fingerprint(run, run.checkpoint())
     return task
 
 
 def evaluate_baseline(name: str, task: Examples, problems: Sequence[Problem], replies: Sequence[str]) -> Evaluation:
-    """Return the evaluation of a baseline that is not a language model."""
+    """Return the evaluation of `replies`, which a baseline that is not a language model gives to `problems`."""
     return Evaluation(
         task=task.name,
         model=name,

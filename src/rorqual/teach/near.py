@@ -1,7 +1,7 @@
 """Near-duplicates of texts by MinHash (Broder 1997) and locality-sensitive hashing, with an exact check of each candidate.
 
 Texts are similar if the Jaccard similarity of their character 5-grams is at least `SIMILAR`. Texts with different numbers are never
-near-duplicates, because other numbers make another problem.
+near-duplicates, because they are different problems.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ SIMILAR = 0.8
 WIDTH = 5
 """Length of a character n-gram."""
 BANDS, PER_BAND = 12, 4
-"""Texts are candidates if all `PER_BAND` hashes of one of `BANDS` bands agree. At a similarity of 0.8, 99.8 % of pairs are found."""
+"""Two texts are candidates if all `PER_BAND` hashes of at least one of the `BANDS` bands
+are equal. At a similarity of 0.8, 99.8 % of the pairs are found."""
 LIKELY = 0.6
 """Smallest share of equal hashes at which a candidate is checked exactly."""
 NEIGHBOURS = 4
-"""A text is compared with the first text of its bucket and with so many texts directly before it."""
+"""A text is compared with the first text of its bucket, and with the `NEIGHBOURS` texts directly before it in the bucket."""
 COMMON, COMMON_TEXTS = 20, 20
-"""A beginning or an end that all of at least `COMMON_TEXTS` texts share is ignored if it has at least `COMMON` characters, because it is
-an instruction."""
+"""If there are at least `COMMON_TEXTS` texts, a beginning or an end of at least `COMMON`
+characters that all texts share is ignored, because it is probably an instruction."""
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*|[¼-¾⅐-⅞]")
 Hashes = NDArray[np.uint64]
 FACTORS: Hashes = np.random.default_rng(0).integers(1, 2**63, BANDS * PER_BAND, dtype=np.uint64) * 2 + 1
@@ -40,11 +41,11 @@ FACTORS: Hashes = np.random.default_rng(0).integers(1, 2**63, BANDS * PER_BAND, 
 
 @dataclass(frozen=True)
 class NearTexts:
-    """What is similar among texts, by their indexes.
+    """The near-duplicates in a list of texts. Texts are given by index.
 
-    `earlier` has, for each text that is similar to an earlier one, the earliest such text that was found. Equal texts are not similar in
-    this sense: a text that occurred before has the earlier text of its first occurrence, if there is one. `groups` has the first text of
-    each text's group. Equal and similar texts, and those similar to them, are a group.
+    `earlier` maps each text to the earliest text found that is similar and not equal to it. Texts without such a text are missing. All
+    copies of a text have the same entry, which is earlier than the first copy. `groups` has, for each text, the first text of its group.
+    Texts that a chain of equal or similar texts connects form one group.
     """
 
     earlier: Mapping[int, int]
@@ -52,7 +53,7 @@ class NearTexts:
 
 
 def find_near(texts: Sequence[str]) -> NearTexts:
-    """Find the near-duplicates among texts."""
+    """Find the near-duplicates in a list of texts."""
     normals = _without_instruction(texts)
     shown = list(dict.fromkeys(normals))
     pairs = list(_similar_pairs(shown))  # sorted by the earlier text
@@ -71,7 +72,7 @@ def find_near(texts: Sequence[str]) -> NearTexts:
 
 
 def _without_instruction(texts: Sequence[str]) -> list[str]:
-    """Return the texts in normal form, without a long beginning and end that all share."""
+    """Return the texts in normal form, without the beginning and the end that all texts share (see `COMMON`)."""
     normals = [normalize_text(text) for text in texts]
     if len(texts) < COMMON_TEXTS:
         return normals
@@ -120,10 +121,11 @@ def _signature(text: str) -> Hashes:
 
 
 def _candidates(signatures: Hashes, numbers: Hashes) -> NDArray[np.int64]:
-    """Return the pairs [pairs, (earlier, later)] of texts that share a band: each text with the first and the previous texts of its bucket.
+    """Return the pairs [pairs, (earlier, later)] of texts to compare exactly.
 
-    Texts with different `numbers` are in different buckets. Otherwise many texts of one template, with other numbers each, would
-    lie between two similar texts.
+    For each band, texts with equal hashes are in one bucket. A text is paired with the first text of its bucket and with the `NEIGHBOURS`
+    previous ones. Texts with different `numbers` are in different buckets. Otherwise, many texts with the same template and different
+    numbers could lie between two similar texts of a bucket.
     """
     found = []
     for band in np.split(signatures, BANDS, axis=1):

@@ -1,4 +1,4 @@
-"""The layout of the folder that `teach` writes."""
+"""The paths of all files in the folder that `rorqual teach` writes."""
 
 from __future__ import annotations
 
@@ -21,27 +21,28 @@ class TeachPaths:
         """The teacher's samples."""
         self.reasons = self.teacher / "reasons.json"
         self.base = out / "base"
-        """The imported base model, unless it is a run elsewhere."""
+        """The imported base model. If the base model is a run in another folder, this folder does not exist."""
         self.sft, self.grpo = RunDir(out / "sft"), RunDir(out / "grpo")
         """The training runs."""
         self.best = RunDir(out / "best")
         """The best checkpoint of `sft` on the dev split."""
         self.model = RunDir(out / "model")
-        """The taught model, as a run of its own."""
+        """The run with the taught model."""
         self.ledger = out / "ledger.jsonl"
         self.dev = out / "dev.jsonl"
         """One line for each checkpoint that was measured on the dev split."""
         self.ended_early = out / "ended-early.json"
-        """Exists if training ended early, at the hard cap."""
+        """This file exists if training ended early because it took too long."""
         self.grpo_result = out / "grpo.json"
-        """Whether GRPO was used, and why or why not."""
+        """Whether the model that GRPO trained is used, and the reason."""
         self.grpo_plan = out / "grpo-plan.json"
-        """The run of GRPO, or why there is none."""
+        """The training run of GRPO, or the reason why GRPO is skipped."""
         self.plan = out / "plan.json"
         self.baselines = out / "baselines.json"
-        """The names of the baselines, and the lines of the examples in their prompts, once all are measured."""
+        """The names of the baselines, and the line numbers of the examples in the prompt of
+        each. The file is written when all baselines are measured."""
         self.memory = out / "memory.json"
-        """The largest memory of a process so far."""
+        """The largest memory that a `teach` process has used so far."""
         self.results = out / "results.json"
         self.report = out / "report.html"
 

@@ -1,4 +1,4 @@
-"""Turn minutes into numbers of steps, once, from the speed that this machine has with this model and these examples."""
+"""Compute the number of training steps that fit into `minutes`, from a measured time per step."""
 
 from __future__ import annotations
 
@@ -23,31 +23,32 @@ from rorqual.train.run import Dtype, Run
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")
 """The types of the matrix products that are timed."""
 WARM, MEASURED = 1, 3
-"""Numbers of probe steps: the first ones are not timed."""
+"""Number of untimed and number of timed steps when the speed is measured. The untimed steps come first."""
 STEP_TOKENS = 768
 """Tokens per training step, padding included."""
 LONGEST_ROW = 1024
-"""Longer examples are left out of training, and so are examples that are longer than the context of the base."""
+"""Maximum length of a training row, in tokens. Examples that are longer than this length or than the base model's context are left out."""
 FEWEST_STEPS, MOST_EPOCHS = 8, 12
 DEV_SHARES = (0.4, 0.6, 0.8, 1.0)
-"""Shares of the steps after which the model is measured on the dev split."""
+"""The model is measured on the dev split when these shares of the training steps are done."""
 MEASURE = 0.12
 """Share of the training time that dev and test evaluations take."""
 RESERVE = 15.0
-"""Seconds for loading, merging and writing."""
+"""Seconds that are reserved for loading the base model, merging the adapter and writing the results."""
 OVERTIME, SLACK = 1.3, 60.0
-"""Training ends early if it takes so many times the planned time, and so many seconds more."""
+"""Training ends early if it takes more than `OVERTIME` times the planned time and more than `SLACK` seconds over the planned time."""
 R, ALPHA, LR = 16, 32.0, 2e-3
 """Rank, scale and learning rate of LoRA, chosen on the dev splits of three data sets (docs/LOG.md)."""
 PLAIN = "chatml-plain"
 WITH_SYSTEM = frozenset({"smollm2", "chatml", "qwen2"})
-"""Chat formats that add a default system turn. A taught model needs none, and short rows train faster."""
+"""Chat formats that add a default system turn. A taught model needs no default system turn, and
+shorter rows train faster."""
 
 
 class TeachPlan(Config):
-    """The numbers that `minutes` determines.
+    """The numbers that follow from `minutes` and the measured speed.
 
-    `dtype` is the type of the matrix products: bfloat16 where this machine is faster with it. `step_seconds` is the measured time of a
+    `dtype` is the type of the matrix products: bfloat16 if steps are faster with it on this machine. `step_seconds` is the measured time of a
     training step, and `dev_steps` are the steps after which the model is measured on the dev split. `max_tokens` is the largest number of
     tokens of a reply.
     """
@@ -67,7 +68,7 @@ class TeachPlan(Config):
 
 @dataclass(frozen=True)
 class ExampleLengths:
-    """Tokens of an example's prompt and of its reply."""
+    """The numbers of tokens of the prompt and of the reply of an example."""
 
     prompt: int
     reply: int
@@ -78,7 +79,7 @@ class ExampleLengths:
 
 
 def lengths_of(examples: Sequence[Example], chat: ChatFormat) -> list[ExampleLengths]:
-    """Return the tokens of each example in the chat format."""
+    """Return the numbers of tokens of each example in the chat format."""
     result = []
     for one in examples:
         mask = chat.render((Message("user", one.prompt), Message("assistant", one.answer, one.reasoning or None))).mask
@@ -87,12 +88,12 @@ def lengths_of(examples: Sequence[Example], chat: ChatFormat) -> list[ExampleLen
 
 
 def taught_chat(name: str) -> str:
-    """Return the chat format of a taught model, given that of its base."""
+    """Return the name of the taught model's chat format. `name` is the chat format of the base model."""
     return PLAIN if name in WITH_SYSTEM else name
 
 
 def sft_run(base: RunDir, data: Path, plan: TeachPlan, *, seed: int) -> Run:
-    """Return the supervised run: LoRA on the examples of the train split."""
+    """Return the run that fine-tunes `base` with LoRA on the examples of the train split."""
     run = sft(
         data=str(data / "train.jsonl"),
         start=str(base.path),
@@ -124,7 +125,7 @@ def make_plan(
     seed: int,
     threads: int,
 ) -> TeachPlan:
-    """Measure the time of a training step, and return the plan for `seconds` of time that are left.
+    """Measure the time of a training step, and return the plan for the remaining `seconds`.
 
     `reinforce` is the share of the time for reinforcement learning. Raises DataError if no example fits into a row.
     """

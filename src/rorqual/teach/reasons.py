@@ -1,7 +1,8 @@
 """Ask a teacher for reasons: worked solutions of training examples that have only an answer.
 
-The teacher answers each example. Its reply becomes the reasoning if its answer is right. For examples that it does not solve, it is
-told the answer and explains it; these reasons are counted separately, because an explanation of a known answer may be made up.
+The teacher answers each example. If the answer is right, the reply becomes the reasoning of the example. For an example that the teacher
+does not solve, the teacher is told the answer and explains it. Such reasons are counted
+separately, because an explanation of a known answer may be made up.
 """
 
 from __future__ import annotations
@@ -27,23 +28,24 @@ TRIES = 2
 """Samples of the teacher per example."""
 TEMPERATURE, MAX_TOKENS = 0.7, 512
 SMALLEST = 1e-9
-"""A budget that is spent. A budget of 0 would mean no limit."""
+"""The budget if no money is left. A budget of 0 would mean that there is no limit."""
 ENOUGH = 0.5
-"""Reasons are used if this share of the training examples has one; the other examples are then left out."""
+"""Reasons are used if at least the share `ENOUGH` of the training examples has a reason. Examples without a reason are then left out."""
 STEPS = "Think step by step, then state the answer on the last line."
 GIVEN = "The right answer is {answer}. Explain step by step how to find it, then state the answer on the last line."
 
 
 @dataclass(frozen=True)
 class Reasons:
-    """The reasons by key of the example. `given` has the keys of those that explain an answer that the teacher was told."""
+    """The reasons that a teacher wrote. `texts` maps the key of an example to its reason. `given` has the keys of the examples whose answer the
+    teacher was told. `stopped` says why the teacher stopped early, or is ""."""
 
     texts: Mapping[str, str]
     given: Sequence[str] = ()
     stopped: str = ""
 
     def with_reasons(self, train: Sequence[Example]) -> list[Example]:
-        """Return the examples that have reasons, with them, or all examples without reasons if too few have one."""
+        """Return the examples that have a reason, each with its reason as `reasoning`. If too few have one, return all examples unchanged."""
         found = [
             replace(one, reasoning=self.texts[one.key], told=one.key in self.given)
             for one in train
@@ -56,7 +58,7 @@ class Reasons:
         return len(self.texts) >= ENOUGH * len(train)
 
     def without_reason(self, train: Sequence[Example]) -> str:
-        """Return what happens to the examples without a reason, or "" if all have one."""
+        """Return a sentence that says what happens to examples without a reason, or "" if all examples have a reason."""
         missing = len(train) - len(self.texts)
         if not self.enough(train):
             return f"{missing:,} of {len(train):,} examples have no reason, so the reasons are not used, and the model learns only the answers"
@@ -119,7 +121,7 @@ def _sample(
     threads: int,
     api_key: str,
 ) -> str:
-    """Sample the teacher on the rows of examples. Return why it stopped early, or ""."""
+    """Sample the teacher on `rows`. Return the reason why sampling stopped early, or ""."""
     data = folder.with_name(f"{folder.name}-problems")
     write_examples(data, {"train": rows, "dev": [], "test": []}, {"kind": kind})
     factory = factory_config(config, data, len(rows))
@@ -131,7 +133,7 @@ def _sample(
 
 
 def factory_config(config: TeachConfig, data: Path, count: int) -> FactoryConfig:
-    """Return the settings of sampling the teacher on the `count` problems of the folder `data`."""
+    """Return the config for sampling the teacher on the `count` problems in the folder `data`."""
     return FactoryConfig(
         teacher=config.teacher,
         model=config.model,
@@ -150,7 +152,7 @@ def factory_config(config: TeachConfig, data: Path, count: int) -> FactoryConfig
 
 
 def _samples_cost(config: TeachConfig, folder: Path) -> float:
-    """Return what the samples of a folder cost."""
+    """Return the cost of the samples in a folder, in the currency of the prices."""
     rows = read_distilled(folder / "data.parquet").rows
     return sum(config.price_in * row.prompt_tokens + config.price_out * row.completion_tokens for row in rows) / 1e6
 

@@ -1,4 +1,4 @@
-"""The page of a taught model."""
+"""The HTML report on a taught model."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from rorqual.teach.reasons import read_reasons
 from rorqual.teach.results import TeachResults, results_json, results_table
 
 SHOWN = 30
-"""Number of failures that the page lists."""
+"""Number of examples that the page lists for each kind of change."""
 
 
 def write_report(paths: TeachPaths, config: TeachConfig, dataset: Dataset, plan: TeachPlan, base: str) -> str:
-    """Write the page, and return its first sentences and the table as text."""
+    """Write the HTML page and the JSON file of the results. Return the page's first sentences and the table of results as text."""
     stored = json.loads(paths.baselines.read_bytes())
     alone = [ALONE] if paths.evaluation(ALONE).is_file() else []
     found = TeachResults({name: Evaluation.load(paths.evaluation(name)) for name in (*stored["names"], *alone, AFTER)})
@@ -93,7 +93,7 @@ def results_chart(found: TeachResults) -> Chart:
 
 
 def two_examples(pairs: Sequence[Pair]) -> list[Pair]:
-    """Return one example that the model gained, and one that it still gets wrong or lost, if there are such."""
+    """Return at most two examples: if possible, one that the model learned to solve, and one that the taught model gets wrong."""
     changes = by_change(pairs)
     gained, wrong = changes["gained"], [pair for pair in pairs if pair.change in ("lost", "still wrong")]
     return [*gained[:1], *wrong, *gained[1:]][:2]
@@ -109,7 +109,7 @@ def transcript(pair: Pair) -> list[tuple[str, str, str]]:
 
 
 def training_sentences(paths: TeachPaths, plan: TeachPlan, base: str) -> Iterator[str]:
-    """Yield what was trained, from what, and how long."""
+    """Yield sentences on the base model, the teacher's reasons, the training steps, the calculator and the memory."""
     yield f"Base model: {base}."
     if paths.reasons.is_file():
         reasons = read_reasons(paths.reasons)
@@ -134,7 +134,7 @@ def training_sentences(paths: TeachPaths, plan: TeachPlan, base: str) -> Iterato
 
 
 def training_tables(paths: TeachPaths) -> Iterator[Table]:
-    """Yield the accuracy of each checkpoint on the dev split, and the time of each stage."""
+    """Yield two tables: the accuracy of each checkpoint on the dev split, and the time of each stage."""
     dev = [
         (
             f"{line['run']}, step {line['step']}",
@@ -153,7 +153,7 @@ def training_tables(paths: TeachPaths) -> Iterator[Table]:
 
 
 def data_tables(paths: TeachPaths, dataset: Dataset) -> Iterator[Table]:
-    """Yield the sizes of the splits, and when the test split was opened."""
+    """Yield two tables: the sizes of the splits, and the readings of the test split."""
     rows = [(str(split), f"{len(examples):,}") for split, examples in dataset.splits.items()]
     rows += [(f"left out: {reason}", f"{count:,}") for reason, count in dataset.left_out.items()]
     if dataset.derived:

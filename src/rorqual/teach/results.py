@@ -1,4 +1,4 @@
-"""The results of a taught model on the test split: what was gained, over which baseline, with what doubt."""
+"""The results of a taught model on the test split: the gain over each baseline, with intervals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from rorqual.teach.paths import AFTER, ALONE, BEFORE, TeachPaths
 
 @dataclass(frozen=True)
 class Result:
-    """A model or baseline on the test split. `ahead` compares the taught model with it (None for the taught model itself)."""
+    """The result of a model or baseline on the test split. `ahead` is the comparison of the taught
+    model with this model or baseline, or None for the taught model itself."""
 
     name: str
     row: Row
@@ -29,19 +30,19 @@ class Result:
 
     @property
     def is_base(self) -> bool:
-        """Whether this is the base model, with or without examples in its prompt."""
+        """Whether this is a result of the base model, with or without examples in the prompt."""
         return self.name.startswith("base, ")
 
     @property
     def title(self) -> str:
-        """The name in a sentence."""
+        """The name of the model or baseline, as used in sentences."""
         if self.is_base:
             return f"the base model with {self.name.removeprefix('base, ')} in its prompt"
         return "your rule" if self.name == "rule" else self.name
 
     @property
     def gain(self) -> Interval:
-        """The interval of the taught model's gain."""
+        """The interval of the taught model's gain in accuracy over this model or baseline."""
         assert self.ahead is not None
         return self.ahead.difference.interval
 
@@ -62,12 +63,13 @@ class TeachResults:
 
     @property
     def by_accuracy(self) -> list[Result]:
-        """All results, the best baseline last, and then the taught model."""
+        """All results by rising accuracy of the baselines. The taught model comes last."""
         *others, taught = self.results
         return [*sorted(others, key=lambda one: one.row.accuracy), taught]
 
     def sentences(self, openings: int) -> list[str]:
-        """Return what was gained, over which baseline, and with what doubt."""
+        """Return sentences on the gains over the base model and the best baseline, with
+        intervals. `openings` is the number of readings of the test split."""
         *others, taught = [one for one in self.results if one.name != ALONE]
         base = next(one for one in others if one.name == BEFORE)
         total = taught.row.graded
@@ -106,7 +108,7 @@ class TeachResults:
 
 
 def gain(result: Result) -> str:
-    """Return the taught model's gain over a baseline, in points."""
+    """Return a text with the taught model's gain over a baseline in percentage points, its interval, and the p-value."""
     assert result.ahead is not None
     ahead = result.ahead
     p = p_text(ahead.p_value)
@@ -114,9 +116,8 @@ def gain(result: Result) -> str:
 
 
 def load_results(out: Path, than: str = "") -> tuple[AnswerKind, Evaluation, Evaluation]:
-    """Return the kind of answers, the results of the baseline `than` (default: the base model), and those of the taught model.
-
-    Raises DataError if the folder has no results, and ConfigError if it has no such baseline.
+    """Return the kind of answers, the evaluation of the baseline `than` (default: the base model), and the evaluation of the taught model.
+    Raises DataError if the folder has no results, and ConfigError if there is no baseline `than`.
     """
     paths = TeachPaths(out)
     if not paths.evaluation(AFTER).is_file():
@@ -133,7 +134,9 @@ def load_results(out: Path, than: str = "") -> tuple[AnswerKind, Evaluation, Eva
 
 
 def results_json(found: TeachResults, sentences: Sequence[str], opened: int) -> dict[str, Any]:
-    """Return all results, for other programs. Differences are those of the taught model to each baseline, as shares."""
+    """Return all results as JSON, for other programs. A difference is the accuracy
+    of the taught model minus that of the baseline, as a share.
+    """
     rows: list[dict[str, Any]] = []
     for one in found.results:
         row: dict[str, Any] = {
@@ -152,7 +155,7 @@ def results_json(found: TeachResults, sentences: Sequence[str], opened: int) -> 
 
 
 def results_table(found: TeachResults) -> Table:
-    """Return one row for each baseline, best last, and one for the taught model."""
+    """Return a table with one row for each baseline, by rising accuracy, and a last row for the taught model."""
     heads = (
         "",
         "right %",

@@ -1,6 +1,6 @@
 """Teach a small model the task of a file of examples: check, divide, measure baselines, train, reinforce, measure, report.
 
-Each stage writes its files last, so the same command resumes where a killed one stopped.
+Each stage writes its results at its end. If the process is killed, the same command resumes with the stage that was not finished.
 """
 
 from __future__ import annotations
@@ -58,15 +58,16 @@ from rorqual.teach.train import Training, engine_of
 from rorqual.train.track import check_trackers, track
 
 ENOUGH = 2
-"""Below so many epochs, `teach` suggests more minutes."""
+"""If training has fewer than `ENOUGH` epochs, `teach` suggests more minutes."""
 GRPO_SHARE, GRPO_MINUTES = 0.3, 20
-"""Share of the time for GRPO, if replies have reasoning or the user grades them, and from so many minutes on. A few steps change nothing."""
+"""Share of the time that GRPO gets, and smallest value of `minutes` with GRPO, because a few steps change nothing. GRPO also requires that
+replies have reasoning, or that the user gives a grader."""
 STAGES = 7
 BASELINES, TEACHER = "measure the baselines", "ask the teacher"
 BASELINE_SECONDS = 600.0
-"""The base model with examples in its prompt may take so long, or as long as `minutes` if that is more. A slower baseline is left out."""
+"""Maximum time for measuring the base model with examples in its prompt, unless `minutes` is longer. A slower baseline is left out."""
 UNCOUNTED = (BASELINES, TEACHER)
-"""The stages that `minutes` does not count."""
+"""The stages whose time does not count toward `minutes`."""
 
 
 def teach(config: TeachConfig, out: Path, *, threads: int, import_progress: BytesProgress, api_key: str = "") -> Path:
@@ -74,7 +75,7 @@ def teach(config: TeachConfig, out: Path, *, threads: int, import_progress: Byte
 
     `api_key` is the key of the teacher's server.
 
-    Raises DataError for an unusable file, and ConfigError if `out` belongs to other settings or another file.
+    Raises DataError if the file cannot be used, and ConfigError if `out` was written with other settings or another file.
     """
     for path in filter(None, (config.file, config.test)):
         refuse_size(Path(path))
@@ -99,13 +100,13 @@ def teach(config: TeachConfig, out: Path, *, threads: int, import_progress: Byte
 
 
 def counted_seconds(ledger: Path) -> float:
-    """Return the seconds that `minutes` counts, so far."""
+    """Return the seconds spent so far in stages that count toward `minutes`."""
     return sum(entry.seconds for entry in read_ledger(ledger) if entry.stage not in UNCOUNTED)
 
 
 @dataclass
 class TeachStages:
-    """The stages, and what they share: what was read of the file, and what was decided, each computed once when it is first needed."""
+    """The stages of `teach`, and the values that they share. Shared values are cached properties, computed when they are first needed."""
 
     config: TeachConfig
     paths: TeachPaths
@@ -115,7 +116,7 @@ class TeachStages:
     api_key: str
 
     def check_settings(self) -> None:
-        """Refuse to resume a folder of other settings or files, and settings that name nothing."""
+        """Raise an error if the folder was written with other settings or files, or if a grader, rule or tracker does not exist."""
         refuse_other_settings(self.config, self.paths.settings)
         for what in ("grader", "rule"):
             if spec := getattr(self.config, what):
@@ -123,7 +124,7 @@ class TeachStages:
         check_trackers(self.config.trackers)
 
     def announce(self) -> None:
-        """Say what will be done and what it costs."""
+        """Print what the command will do, and the time, disk space and money that it needs."""
         c = self.config
         self._say(
             f"Will check {c.file}, measure baselines, train {c.base or 'SmolLM2-135M-Instruct'}, and measure it on at most {c.count:,} "
@@ -138,7 +139,7 @@ class TeachStages:
 
     @cached_property
     def check(self) -> Check:
-        """The check of the file."""
+        """The result of checking the file."""
         c = self.config
         return check_file(
             Path(c.file),
@@ -170,7 +171,7 @@ class TeachStages:
         return divide_examples(self.check, test, count=c.count, reason_against=reason_against, graded=bool(c.grader))
 
     def prepare(self) -> None:
-        """Check the file, and write its splits. Nothing is written before all settings were read."""
+        """Check the file, divide the examples, and write the splits. The splits are written only if the settings and the file have no error."""
         self._begin(1, "check and divide the examples")
         with self.ledger.record_stage("check"):
             self._say(check_text(self.check, "bytes", splits=False))
@@ -194,7 +195,7 @@ class TeachStages:
         self._say(f"  {splits}; the test split stays sealed until a model is measured")
 
     def _write_data(self) -> None:
-        """Write the settings, the check and the splits, or refuse a folder that has other examples."""
+        """Write the settings, the check and the splits. Raise ConfigError if the folder already has other examples."""
         data, folder = self.dataset, self.paths.data
         rows = {split: rows_of(examples) for split, examples in data.splits.items()}
         if not (folder / FACTS_FILE).is_file():
@@ -212,7 +213,7 @@ class TeachStages:
 
     @cached_property
     def rule(self) -> Rule | None:
-        """The user's rule."""
+        """The user's rule, which is measured as a baseline, or None."""
         return load_function(self.config.rule, "rule") if self.config.rule else None
 
     @cached_property
@@ -244,13 +245,13 @@ class TeachStages:
         return "auto" if any(one.reasoning for one in self.train_examples) else "off"
 
     def task(self) -> Examples:
-        """Return the task of the data folder. Each object opens the test split once."""
+        """Return the task of the data folder. Each task object reads the test split at most once."""
         return Examples(self.paths.data, grader=self.config.grader)
 
     # ---- base and plan
 
     def find_base(self) -> None:
-        """Find or import the base model, and turn minutes into steps."""
+        """Find or import the base model, and plan the number of training steps."""
         self._begin(2, "choose the base model, and plan")
         with self.ledger.record_stage("base"):
             self._say(f"  {self.base.reason}")
@@ -282,12 +283,12 @@ class TeachStages:
 
     @cached_property
     def base(self) -> BaseChoice:
-        """The base model."""
+        """The base model and the reason for the choice."""
         return find_base(self.config.base, self.paths.base, self.import_progress)
 
     @cached_property
     def plan(self) -> TeachPlan:
-        """The plan that was written."""
+        """The plan, read from the file that `find_base` wrote."""
         return TeachPlan(**json.loads(self.paths.plan.read_bytes()))
 
     @cached_property
@@ -298,7 +299,8 @@ class TeachStages:
 
     @cached_property
     def params(self) -> SamplingParams:
-        """The sampling parameters of a reply: greedy, with the grammar of the answers, or with results that the engine calculates."""
+        """The sampling parameters of replies: greedy, with the grammar of the answers if
+        there is one. The engine may write the results of calculations."""
         return SamplingParams(
             max_tokens=self.plan.max_tokens,
             grammar=answer_grammar(self.train_examples, self.dataset.kind),
@@ -307,7 +309,7 @@ class TeachStages:
 
     @property
     def no_grpo(self) -> str:
-        """Why no time is planned for GRPO, or ""."""
+        """A sentence that says why no time is planned for GRPO, or ""."""
         if self.thinking == "off" and not self.config.grader:
             return "GRPO is skipped: replies have no reasoning, and training on the answers already optimizes them"
         if self.config.minutes < GRPO_MINUTES:
@@ -317,7 +319,7 @@ class TeachStages:
     # ---- baselines, training, measurement
 
     def baselines(self) -> None:
-        """Measure the classical baselines and the base model on the test split, and leave out those that would take too long."""
+        """Measure the classical baselines and the base model on the test split. Baselines that would take too long are left out."""
         self._begin(3, "measure the baselines (not counted in the minutes)")
         if self.paths.baselines.is_file():
             return
@@ -334,7 +336,7 @@ class TeachStages:
             write_json(self.paths.baselines, {"names": [*shots], "shots": shots, "left_out": too_slow})
 
     def _ways_to_answer(self) -> Iterator[Baseline]:
-        """Yield the classical baselines, and then the base model with fewer and more examples in its prompt."""
+        """Yield the classical baselines, then the base model with different numbers of examples in its prompt."""
         base, kind, tests = self.base.run, self.dataset.kind, self.dataset.splits["test"]
         task = opened_for(self.task(), base)
         problems = test_problems(task)
@@ -356,7 +358,7 @@ class TeachStages:
             yield Baseline(name, measure, shots)
 
     def _save(self, name: str, measure: Callable[[], Evaluation]) -> None:
-        """Measure a model or baseline, unless its results are there, and say its accuracy."""
+        """Measure a model or baseline, unless its result file exists, and print the accuracy."""
         path = self.paths.evaluation(name)
         if not path.is_file():
             measure().save(path)
@@ -365,7 +367,7 @@ class TeachStages:
 
     @cached_property
     def training(self) -> Training:
-        """The training and its dev split."""
+        """The object that trains the model and measures checkpoints on the dev split."""
         return Training(
             self.config,
             self.paths,
@@ -380,13 +382,13 @@ class TeachStages:
         )
 
     def train(self) -> None:
-        """Train on the examples."""
+        """Fine-tune the base model on the training examples."""
         self._begin(4, f"train on {len(self.train_examples):,} examples")
         with self.ledger.record_stage("train"), track(self.config.trackers, self.paths.sft) as observe:
             self.training.train_supervised(self.base.run, observe)
 
     def reinforce(self) -> None:
-        """Reinforce the model where it can help, and write the taught model."""
+        """Train with GRPO if GRPO can help, and write the taught model."""
         self._begin(5, "reinforce")
         with self.ledger.record_stage("reinforce"):
             result = self.training.train_grpo()
@@ -426,7 +428,7 @@ class TeachStages:
     # ---- output
 
     def _begin(self, number: int, title: str) -> None:
-        """Say which stage begins, and store the largest memory so far."""
+        """Print which stage begins, and store the largest memory of the process so far."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         known = json.loads(self.paths.memory.read_bytes())["peak_bytes"] if self.paths.memory.exists() else 0
         write_json(self.paths.memory, {"peak_bytes": max(peak, known)})

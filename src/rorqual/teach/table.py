@@ -1,4 +1,4 @@
-"""Read a file of examples. The faults of its rows are collected with their lines instead of stopping at the first."""
+"""Read a file of examples. Faulty rows do not stop the reading: the faults of all rows are collected, with line numbers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class RowFault:
 
 @dataclass(frozen=True)
 class ExampleTable:
-    """The columns that were chosen, the number of rows, the usable examples, and one fault for each other row."""
+    """The content of a file of examples: the chosen columns, the number of rows, the
+    usable examples, and one fault for each row that is not usable."""
 
     columns: Columns
     rows: int
@@ -38,8 +39,8 @@ def read_table(
 ) -> ExampleTable:
     """Read a file of rows. `prompt`, `answer` and `reasoning` name columns, as in `find_columns`.
 
-    `system` is a system message that is left out where a conversation begins with it; None means the one that all conversations begin
-    with. Raises DataError if the file as a whole cannot be read, and ConfigError if its columns are not known.
+    If a conversation begins with the system message `system`, this message is left out. None means the message with which all
+    conversations of the file begin. Raises DataError if the file as a whole cannot be read, and ConfigError if the columns are not found.
     """
     rows, examples, faults = list[DataRow](), list[Example](), list[RowFault]()
     for row in scan_rows(path):

@@ -1,4 +1,4 @@
-"""Train the model: LoRA on the examples, with the best checkpoint on the dev split, and GRPO where it can help."""
+"""Train the model: LoRA on the examples, keeping the checkpoint that is best on the dev split, then GRPO if it can help."""
 
 from __future__ import annotations
 
@@ -34,13 +34,14 @@ from rorqual.train.run import Run
 
 MOST_DEV = 100
 DEV_SECONDS, DEV_FIRST = 60.0, 16
-"""The first measurement on the dev split may take about so many seconds, judged by its first problems. The next ones measure the same
-problems."""
+"""The first measurement on the dev split may take about `DEV_SECONDS` seconds, which is estimated from its first `DEV_FIRST` problems. Later
+measurements use the same problems."""
 GATE_PROBLEMS, GATE_SAMPLES = 16, 8
-"""The support gate samples so many answers to so many training problems."""
+"""Before GRPO, `GATE_SAMPLES` answers to each of `GATE_PROBLEMS` training problems are sampled. GRPO runs only if some problem is solved in
+some samples and not in others."""
 GRPO_PROBLEMS, GRPO_SAMPLES, GRPO_LR = 8, 8, 3e-4
 FEWEST_GRPO, MOST_GRPO = 8, 40
-"""GRPO is skipped if there is time for fewer steps than `FEWEST_GRPO`, and has at most `MOST_GRPO`."""
+"""GRPO has at most `MOST_GRPO` steps, and is skipped if there is time for fewer than `FEWEST_GRPO` steps."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class DevResult:
 
 @dataclass(frozen=True)
 class GRPOResult:
-    """Whether the model of GRPO is used, and what was done as a sentence."""
+    """The result of the GRPO stage: whether the model that GRPO trained is used, and a sentence about the stage."""
 
     used: bool
     text: str
@@ -67,8 +68,8 @@ class GRPOResult:
 
 @dataclass(frozen=True)
 class Training:
-    """What training needs. `params` are the sampling parameters of a reply, `no_grpo` says why no time is planned for GRPO, and `say`
-    prints a line."""
+    """The training of a model, and its measurement on the dev split. `params` are the sampling parameters of replies, `no_grpo` says why
+    no time is planned for GRPO, and `say` prints a line."""
 
     config: TeachConfig
     paths: TeachPaths
@@ -83,15 +84,16 @@ class Training:
 
     @cached_property
     def dev(self) -> Sequence[Problem]:
-        """The dev problems."""
+        """The problems of the dev split, at most `MOST_DEV`."""
         return list(islice(self.task.problems("dev", 0), MOST_DEV))
 
     # ---- supervised fine-tuning
 
     def train_supervised(self, base: RunDir, track: Callable[[dict[str, Any]], None] | None = None) -> None:
-        """Train on the examples, and keep the checkpoint that is best on the dev split, the later one if two are equal.
+        """Fine-tune `base` on the examples, and keep the checkpoint that is best on the
+        dev split. Of equally good checkpoints, the latest is kept.
 
-        `track` gets the record of each step.
+        `track` is called with the record of each step.
         """
         out = self.paths.sft
         run = sft_run(base, self.paths.data, self.plan, seed=self.config.seed)
@@ -118,7 +120,7 @@ class Training:
         planned: float,
         track: Callable[[dict[str, Any]], None] | None = None,
     ) -> int:
-        """Train up to `step`, or until the hard cap after `planned` seconds and overtime. Return the step that was reached."""
+        """Train up to `step`, or until training has taken too long compared with `planned` seconds (see `OVERTIME`). Return the last step."""
         spent = sum(float(record["seconds"]) for record in out.metrics())
         most = max(OVERTIME * planned, planned + SLACK)
         reached = out.newest_complete()[0] or 0
@@ -146,11 +148,11 @@ class Training:
     # ---- the dev split
 
     def dev_results(self, run: str) -> list[DevResult]:
-        """Return the results on the dev split so far."""
+        """Return the results of the run named `run` on the dev split so far."""
         return [one for line in read_lines(self.paths.dev) if (one := DevResult(**line)).run == run]
 
     def measure_on_dev(self, run: RunDir, name: str, step: int) -> DevResult:
-        """Measure a run on the dev split: on all of its problems, or on as many as the first measurement had time for."""
+        """Measure a run on the dev problems, or on as many of them as the first measurement had time for."""
         engine = engine_of(run, self.threads)
 
         def count_right(problems: Sequence[Problem]) -> int:
@@ -178,7 +180,7 @@ class Training:
     # ---- reinforcement learning
 
     def train_grpo(self) -> GRPOResult:
-        """Improve the best checkpoint with GRPO, if it solves some training problems and not others, and if there is time."""
+        """Train the best checkpoint with GRPO, if it solves some training problem in some samples and not in others, and if there is time."""
         known = self.paths.grpo_result
         if not known.is_file():
             run, reason = self._grpo_planned()
@@ -186,7 +188,7 @@ class Training:
         return GRPOResult(**json.loads(known.read_bytes()))
 
     def _grpo(self, run: Run, reason: str) -> GRPOResult:
-        """Train with GRPO, and compare the model with the best checkpoint on the dev split."""
+        """Train with GRPO, and compare the trained model with the best checkpoint on the dev split."""
         self.say(f"  {reason}")
         try:
             reached = self._fit(run, self.paths.grpo, run.steps, self.plan.grpo_seconds)
@@ -201,7 +203,9 @@ class Training:
         return GRPOResult(used, f"{text}, so its model {'is' if used else 'is not'} used")
 
     def _grpo_planned(self) -> tuple[Run | None, str]:
-        """Return the run and its reason. Both are stored once, because they depend on measured time."""
+        """Return the GRPO run, or None if GRPO is skipped, and the reason. Both
+        depend on measured time, so they are computed once and stored.
+        """
         known = self.paths.grpo_plan
         if not known.is_file():
             run, reason = self._grpo_run()
@@ -210,7 +214,8 @@ class Training:
         return (None if plan["run"] is None else Run(**plan["run"])), plan["text"]
 
     def _grpo_run(self) -> tuple[Run | None, str]:
-        """Return the run, or None and the reason why GRPO is skipped. The support gate measures which training problems are solved."""
+        """Return the GRPO run, or None if GRPO is skipped, and the reason. The decision depends
+        on sampled answers to training problems (see `GATE_PROBLEMS`)."""
         if not self.plan.grpo_seconds:
             return None, self.no_grpo or "GRPO is skipped: no time is left for it"
         began = time.monotonic()
@@ -264,7 +269,7 @@ class Training:
 
 
 def engine_of(run: RunDir, threads: int) -> Engine:
-    """Load a run for evaluation."""
+    """Return an engine with the model of a run, for evaluation."""
     return Engine(run.path, threads=threads, engine_cores=max(1, threads), record_experts=False, backend="torch")
 
 

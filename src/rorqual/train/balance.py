@@ -33,7 +33,7 @@ def move_bias(routers: Sequence[FFN], counts: Sequence[Tensor], gamma: float) ->
 
 
 def load_ratio(counts: Sequence[Tensor], targets: Sequence[Tensor | None] = ()) -> float:
-    """Return the largest ratio of an expert's load to its target, averaged over layers. The value 1 is perfect balance.
+    """Return the largest ratio of an expert's load to its target, averaged over layers. A ratio of 1 means perfect balance.
 
     `targets` holds the `target_load` of each router. Without `targets`, the target of every expert is the mean load.
     """

@@ -19,7 +19,7 @@ class TrainBatch:
 
     Reinforcement learning adds:
 
-    - `advantages`.
+    - `advantages`, the advantage of the answer that the token belongs to.
     - `sampled_logprobs`, the sampler's log-probabilities of the targets.
     - `lengths`, the number of trained tokens in the document.
     - `replay` [rows, seq, moe layers, k], the sampler's expert choices.
@@ -76,7 +76,7 @@ class TrainBatch:
 
     @property
     def documents(self) -> Tensor:
-        """A number of each token's document in the batch [rows, seq], or -1 for padding."""
+        """The index of each token's document in the whole batch [rows, seq], or -1 for padding."""
         rows, width = self.segments.shape
         row = torch.arange(rows, device=self.segments.device).unsqueeze(-1)
         return torch.where(self.segments >= 0, row * (width + 1) + self.segments, -1)

@@ -111,7 +111,7 @@ def load_checkpoint(
 def _rename_state(state: dict[str, Tensor], model: Decoder) -> dict[str, Tensor]:
     """Convert an optimizer state of an older Rorqual version: replace the old parameter names in its keys.
 
-    Each key ends in a parameter name.
+    Each key of an optimizer state ends in a parameter name.
     """
     older = older_names(trained(model))
     parts = {key: key.rpartition("/") for key in state}
@@ -120,7 +120,7 @@ def _rename_state(state: dict[str, Tensor], model: Decoder) -> dict[str, Tensor]
 
 @torch.no_grad()
 def load_trained(model: Decoder, adapter: OpenedAdapter) -> None:
-    """Load the trained tensors of `adapter` into `model`, which must have this adapter attached."""
+    """Load the trained tensors of `adapter` into `model`. The adapter must already be attached to `model`."""
     parts = trained(model)
     tensors = adapter.tensors({name: tuple(part.shape) for name, part in parts.items()})
     for name, part in parts.items():

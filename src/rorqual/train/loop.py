@@ -45,8 +45,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass
 class Totals(Update):
-    """The sum of a step's optimizer updates: losses, metrics and loads are added up. `grad_norm` and `zeros` are the
-    largest of all updates. `targets` holds the `target_load` of each router."""
+    """The sum of a step's optimizer updates: losses, metrics and loads are added up. `grad_norm` and `zeros` are the largest
+    values of all updates. `targets` holds the `target_load` of each router."""
 
     grad_norm: float = 0.0
     updates: int = 0
@@ -89,7 +89,7 @@ def fit(
     rollout_engine: Callable[[ChatFormat], RolloutEngine] | None = None,
     stop: Callable[[int], bool] | None = None,
 ) -> State:
-    """Train `run` in the folder `out`, resuming from its newest checkpoint if there is one. Return the final state.
+    """Train `run` in the folder `out`, resuming from the newest checkpoint in the folder, if any. Return the final state.
 
     Only one process may train in a folder. If the data, a setting or the folder is invalid, an error is raised before
     anything is written. The result is bit-identical for any number of `threads`. If the folder holds the same run with
@@ -97,12 +97,12 @@ def fit(
     record of each finished step. If the process is killed, steps after the last checkpoint are repeated and reported
     again.
 
-    `stop` receives the number of finished steps after each step. If it returns True, a checkpoint is written and `fit` returns; the
-    same call resumes there. The learning-rate schedule still spans `run.steps`.
+    `stop` receives the number of finished steps after each step. If `stop` returns True, `fit` writes a checkpoint and returns.
+    The same call of `fit` resumes at this checkpoint. The learning-rate schedule still spans `run.steps`.
 
-    `rollout_engine` receives the run's chat format and builds the engine that samples. The default engine uses the
-    trained tensors directly. The engine is not a setting of the run, because any engine gives the same samples for the
-    same weights and seeds.
+    `rollout_engine` receives the run's chat format and builds the engine that samples. The default engine uses the trained
+    tensors directly. The engine is not a setting of the run, because every engine gives the same samples for equal weights and
+    seeds.
     """
     if rollout_engine is not None and not run.source.samples_itself:
         raise ConfigError(

@@ -78,11 +78,11 @@ BACKENDS = {"fast": "torch", "invariant": "torch-invariant"}
 
 
 class Run(Config):
-    """The settings of a training run. Work is measured in steps and samples, not in time, so that a seed determines the result.
+    """The settings of a training run. The length of a run is set in steps and samples, not in time, so that a seed determines the result.
 
-    `micro_batches` is the number of micro-batches per update, which worker threads process in parallel. `micro_batches`
-    is a setting because it determines the order of sums and thus the rounding of gradients. The number of threads does
-    not affect results.
+    `micro_batches` is the number of micro-batches per update, which worker threads process in parallel. `micro_batches` is a
+    setting because the number of micro-batches determines the order of sums and thus the rounding of gradients. The number of
+    threads does not affect results.
 
     `backend=torch-invariant` makes the trainer round like the engine (docs/explanation/engine.md). With
     `torch-invariant` in float32, the trainer's log-probabilities of new samples are bit-identical to the sampler's.
@@ -91,8 +91,8 @@ class Run(Config):
     `tune` selects the weights to train (docs/how-to/adapters.md). Unless `tune` trains the whole model, routers and their
     biases are frozen, and `balance` has no effect.
 
-    The loop writes `extensions` and `versions`; they are not settings. `extensions` records each later increase of
-    `steps`. `versions` records the version of each generated problem family.
+    The loop writes `extensions` and `versions`, which are not settings. `extensions` records each later increase of `steps`.
+    `versions` records the version of each generated problem family.
     """
 
     recipe: str

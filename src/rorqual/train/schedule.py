@@ -8,7 +8,7 @@ from rorqual.core.config import Config, Natural, NonNegative, Share
 class Schedule(Config):
     """The schedule of the learning-rate factor.
 
-    The factor rises to 1 over `warmup` steps. In the last part of the run, a fraction `decay` of all steps, it falls
+    The factor rises to 1 over `warmup` steps. In the last part of the run, a fraction `decay` of all steps, the factor falls
     linearly to `final`.
     """
 

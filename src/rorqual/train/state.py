@@ -111,7 +111,7 @@ def restore(run: Run, out: RunDir, tokenizer: Tokenizer, ops: Backend | None = N
 
 
 def check_same_run(run: Run, out: RunDir) -> None:
-    """If the folder holds another run, raise a ConfigError that lists the differences."""
+    """Raise a ConfigError that lists the differing settings if the folder `out` holds another run."""
     if out.path.exists() and not out.path.is_dir():
         raise ConfigError("not a folder", where=str(out.path), remedy="Give another out=.")
     if not out.config_file.is_file():

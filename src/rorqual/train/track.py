@@ -1,7 +1,7 @@
 """Copy a run's metrics to TensorBoard or Weights & Biases during training.
 
-`metrics.jsonl` remains the source of truth. At the first step of a process, a tracker deletes its folder and copies all
-earlier steps from `metrics.jsonl`. A resumed run therefore has every step exactly once.
+`metrics.jsonl` remains the source of truth. At the first step of a process, a tracker deletes its old output folder and copies
+all earlier steps from `metrics.jsonl`. A resumed run therefore has every step exactly once.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def check_trackers(names: Sequence[str]) -> None:
 def track(names: Sequence[str], out: RunDir) -> Iterator[Callable[[Record], None] | None]:
     """Yield a function for `fit(observe=...)` that writes the numbers of each record to the trackers `names`.
 
-    Yields None if `names` is empty. Each tracker writes to the folder with its name in the run folder `out`. The folder
-    also holds the run's config. If the run was finished before, all its steps are written at the end of the `with` block.
+    Yields None if `names` is empty. Each tracker writes to the subfolder of `out` with the tracker's name, and also stores the
+    run's config there. If the run was finished before, all its steps are written at the end of the `with` block.
 
     Raises ConfigError if a tracker is unknown or not installed.
     """
@@ -84,7 +84,7 @@ def is_number(value: object) -> bool:
 
 @contextmanager
 def _tensorboard(out: RunDir, folder: Path) -> Iterator[Log]:
-    """Write every value as a scalar, rounded to float32: TensorBoard's data server shows no float64 scalars."""
+    """Write every value as a scalar, rounded to float32, because TensorBoard's data server shows no float64 scalars."""
     from torch.utils.tensorboard import SummaryWriter
 
     shutil.rmtree(folder, ignore_errors=True)

@@ -24,7 +24,7 @@ from rorqual.train.sources import Materials
 from rorqual.train.workers import workers
 
 ROWS = 16
-"""Rows per forward pass. The number is fixed because it affects rounding, which can change the selected experts."""
+"""Rows per forward pass. The number of rows is fixed because it affects rounding, and rounding can change the selected experts."""
 
 
 def begin_tuning(run: Run, out: RunDir, base: Path, model: Decoder, tokenizer: Tokenizer, threads: int) -> Adapter:
@@ -34,8 +34,8 @@ def begin_tuning(run: Run, out: RunDir, base: Path, model: Decoder, tokenizer: T
 
 
 def find_experts(run: Run, model: Decoder, tokenizer: Tokenizer, threads: int) -> Selection:
-    """Select the experts that ESFT trains. The choice depends on how `model` routes the batches of the first steps.
-    Return () without ESFT.
+    """Select the experts that ESFT trains. The selection depends on how `model` routes the batches of the first steps. If the
+    run does not use ESFT, return ().
 
     The selection counts the tokens of all samples, even if the source excludes a sample from training. Padding is not counted.
     """

@@ -136,7 +136,7 @@ def gradient(
 
 @contextmanager
 def modules_that_run(modules: Iterable[nn.Module]) -> Iterator[set[nn.Module]]:
-    """Collect those of `modules` that run inside the `with` block, in any thread.
+    """Collect the modules in `modules` that run inside the `with` block, in any thread.
 
     A module runs if its `forward` is called, or if the `forward` of a `Layer` reads its weights through
     `Layer.derived`.
@@ -287,8 +287,8 @@ def _record_replay(update: Update, routing: Sequence[Routing], valid: Tensor) ->
 def compare_replayed_experts(routing: Sequence[Routing], valid: Tensor) -> Tensor:
     """Compare replayed experts with the routers' own choices. `valid` [tokens] is False for padding.
 
-    Return three fp64 numbers over all routers: the tokens with different experts, all compared tokens, and the largest score
-    gap.
+    Return three fp64 numbers over all routers: the number of tokens with different experts, the number of compared tokens, and
+    the largest score gap.
     """
     flips, gap = (torch.zeros((), dtype=torch.float64, device=valid.device) for _ in range(2))
     for one in routing:

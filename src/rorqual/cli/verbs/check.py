@@ -83,7 +83,8 @@ def check(
 
 
 def _counter(base: str) -> tuple[Callable[[str], int], str]:
-    """Return a function that counts the tokens of a text, and the name of its unit."""
+    """Return a function that measures the length of a text, and the unit of the length: tokens of the run `base`, or
+    bytes if `base` is empty."""
     if not base:
         return (lambda text: len(text.encode())), "bytes"
     from rorqual.data.tokenizer import Tokenizer

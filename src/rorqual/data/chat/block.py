@@ -80,9 +80,9 @@ class SpokenBlock(TurnChat):
         self._marks = (tokenizer.special(THINK), tokenizer.special(END_THINK)) if known else None
 
     def as_written(self, message: Message) -> bool:
-        """Return whether an earlier turn may be trained on.
+        """Return whether an earlier turn may be in the loss.
 
-        A turn that is trained on must have no reasoning, and its content must not begin with `<think>`. In the last turn,
+        An earlier turn with reasoning, or with content that begins with `<think>`, is never in the loss. In the last turn,
         content that begins with `<think>` raises an error.
         """
         return message.reasoning is None and not message.text.lstrip().startswith(THINK)

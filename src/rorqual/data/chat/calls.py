@@ -24,7 +24,7 @@ MAX_DEPTH = 100
 
 Kind = Literal["text", "think", "end", "call", "open", "close"]
 State = Literal["open", "complete", "broken"]
-"""The state of an item that is being read: it needs more text (open), is complete, or cannot become valid (broken)."""
+"""The state of an item that is being read: the item needs more text (open), is complete, or cannot become valid (broken)."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,8 @@ DEEPSEEK = JsonForm(
 class CallFrame:
     """The template of a reply that consists of tool calls, as marked text.
 
-    `call(name, arguments)` formats one call; `arguments` is a JSON object, or in DSML its parameters. The reply is `begin`,
+    `call(name, arguments)` formats one call; `arguments` is a JSON object, or in DSML the
+    parameters of the call. The reply is `begin`,
     the calls joined by `gap`, and `end`.
     """
 
@@ -264,7 +265,7 @@ def call_end(text: str, form: JsonForm) -> int | None:
     """Return the length of the text that closes a call, or None if the call is not closed. `text` is the reply after
     the arguments.
 
-    If another special token follows, the end token may be missing. At the end of the reply, it may be missing or incomplete.
+    The end token may be missing if another special token follows. At the end of the reply, the end token may be missing or incomplete.
     """
     if form.end is None:
         return 0

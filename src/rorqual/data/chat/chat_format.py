@@ -84,14 +84,14 @@ class ChatFormat(ABC):
 
     @abstractmethod
     def prompt(self, messages: Sequence[Message], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> list[int]:
-        """Return the token ids of the prompt, up to the first token of the reply. `tools` are the tools the model may call."""
+        """Return the token ids of the prompt, which ends before the first token of the reply. `tools` are the tools that the model may call."""
 
     def prompt_with_schema(
         self, messages: Sequence[Message], thinking: Thinking, tools: Sequence[Tool], schema: Mapping[str, Any]
     ) -> list[int]:
         """Return the token ids of a prompt whose answer must match a JSON schema.
 
-        Most formats have no place for the schema and return `prompt(messages, thinking, tools)`.
+        Most formats do not write the schema into the prompt, and return `prompt(messages, thinking, tools)`.
         """
         return self.prompt(messages, thinking, tools)
 

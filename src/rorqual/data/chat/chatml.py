@@ -21,7 +21,7 @@ START, END, TEXT_END = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 class ImTurns(TurnChat):
     """Base class of formats with turns between `<|im_start|>` and `<|im_end|>`.
 
-    A conversation without a system turn gets one with the setting `default_system`, unless it is empty.
+    A conversation without a system turn gets a system turn with the text `default_system`, unless this text is empty.
     """
 
     marks: ClassVar[tuple[str, ...]] = (START, END)
@@ -68,7 +68,8 @@ class SmolLM2Chat(PlainChatML):
 
 
 class Qwen3Chat(ImTurns, MarkedBlock):
-    """The format of Qwen3. With `auto` the model itself writes `<think>`, and it sees its reasoning after a tool call.
+    """The format of Qwen3. With `auto`, the prompt does not open a thinking block, and the model writes `<think>`. After a tool call,
+    the reasoning before the call stays in the prompt.
 
     `off` adds an empty thinking block to the prompt, as `enable_thinking=False` does in the published template. `on` adds an
     open thinking block, as the template of Qwen3-Thinking-2507 does; the template of the first Qwen3 models has no such mode.

@@ -33,7 +33,7 @@ class DeepSeekTurns(TurnChat):
     pads: ClassVar[tuple[str, ...]] = (Special.PAD, Special.EOS)
     template_file = "deepseek.jinja"
     results_end: ClassVar[str] = "<｜tool▁outputs▁end｜>"
-    """The end of a turn with results of tools."""
+    """The text at the end of a turn with tool results."""
     bos: int
     call_form: CallForm = DEEPSEEK
     call_frame: CallFrame = FENCED_FRAME

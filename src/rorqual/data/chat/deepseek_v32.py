@@ -3,7 +3,7 @@
     <bos>{system}\\n\\n## Tools ...<｜User｜>{user}<｜Assistant｜><think>{reasoning}</think>{content}\\n\\n<｜DSML｜function_calls>...<eos>
     \\n\\n<function_results>\\n<result>{result}</result>\\n</function_results>\\n\\n<think>{reasoning}</think>{content}<eos>
 
-After tool results, the model thinks again, if it thinks at all. The reasoning since the last user turn stays in the prompt, and
+Unless thinking is `off`, the model also thinks after tool results. The reasoning since the last user turn stays in the prompt, and
 earlier reasoning is dropped. With `off`, all reasoning is dropped.
 
 Source: `encoding/encoding_dsv32.py` of the model repository deepseek-ai/DeepSeek-V3.2, which has no chat template. This
@@ -66,7 +66,9 @@ class DeepSeekV32Chat(DeepSeekChat):
         schema: Mapping[str, Any] | None = None,
         opens_reply: bool = True,
     ) -> list[list[int]]:
-        """Refuse calls whose arguments are not a JSON object, because DSML has no form for them."""
+        """Return the segments of a prompt. Raises DataError if the arguments of a call
+        are not a JSON object, because DSML can write only objects.
+        """
         for call in chain.from_iterable(message.tool_calls for message in messages):
             if json_object(call.arguments) is None:
                 raise DataError(

@@ -30,7 +30,7 @@ OPEN, CLOSE = f"<{DSML}function_calls>", f"</{DSML}function_calls>"
 CALL, END_CALL = f'<{DSML}invoke name="', f"</{DSML}invoke>"
 PARAMETER, END_PARAMETER = f'<{DSML}parameter name="', f"</{DSML}parameter>"
 MAX_TAG = MAX_HEAD + len(PARAMETER)
-"""Maximum number of characters in a tag. A longer tag belongs to no call."""
+"""Maximum number of characters in a tag. A longer tag is parsed as text."""
 _MARK = re.compile("[\ud800-\udfff]")
 _REST = {CALL: '([^\ud800-\udfff]*?)">', PARAMETER: '([^\ud800-\udfff]*?)" string="(true|false)">'}
 _TAG = {tag: re.compile(tag + _REST.get(tag, "")) for tag in (OPEN, CLOSE, CALL, END_CALL, PARAMETER, END_PARAMETER)}
@@ -66,7 +66,7 @@ def _call_on_a_line(name: str, parameters: str) -> str:
 
 
 DSML_FRAME = CallFrame(_call_on_a_line, "", f"\n\n{OPEN}", f"\n{CLOSE}")
-"""The template of calls, whose arguments are DSML parameters."""
+"""The template of a reply with tool calls, whose arguments are DSML parameters."""
 
 
 # ---- how a call is read
@@ -108,7 +108,7 @@ class DsmlItem:
         return state
 
     def close(self) -> State:
-        """Return the final state of the item, after the reply has ended."""
+        """Return the state of the item at the end of the reply: an incomplete item is broken."""
         return "broken"
 
     def item(self) -> Item | None:

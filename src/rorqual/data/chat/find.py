@@ -1,4 +1,4 @@
-"""Selection of the chat format by name, by the chat template of a checkpoint, or by a run directory."""
+"""Find the chat format by its name, by the chat template of a checkpoint, or by a run directory."""
 
 from __future__ import annotations
 

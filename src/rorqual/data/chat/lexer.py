@@ -1,6 +1,6 @@
 """A streaming lexer that splits a reply into text, thinking tags and tool calls in linear time.
 
-Its input is marked text, in which special tokens are single characters (see `special_tokens.py`).
+The input of the lexer is marked text, in which special tokens are single characters (see `special_tokens.py`).
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Lexer:
         return ""
 
     def _open_call(self, char: str) -> _Call | DsmlItem | None:
-        """Return a new call if `char` may begin one, else None."""
+        """Return a new call object if a call may begin with `char`, else None."""
         form = self._form
         if isinstance(form, DsmlForm):
             return DsmlItem(self._names) if char == "<" else None
@@ -137,7 +137,7 @@ class _Call:
         return self._end()
 
     def close(self) -> State:
-        """Return the final state of the call, after the reply has ended."""
+        """Return the state of the call at the end of the reply."""
         if self._phase != "tail":
             return "broken"
         return self._complete(call_end(self._tail, self._form))
@@ -156,7 +156,8 @@ class _Call:
         return not any(char in NAME_OF and char not in self._form.inside for char in head)
 
     def _scan(self, text: str) -> int | None:
-        """Return the index in `text` at which the JSON object ends, None if it continues in the next chunk, or -1 if it is invalid."""
+        """Return the index in `text` at which the JSON object ends, None if the object
+        continues in the next chunk, or -1 if the object is invalid."""
         at, self._offset = self._offset, 0
         while match := (_IN_STRING if self._in_string else _OUTSIDE).search(text, at):
             at, char = match.end(), match.group()

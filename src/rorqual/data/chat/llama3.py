@@ -53,7 +53,7 @@ class Llama3Chat(SpokenBlock):
 class Llama31Chat(Llama3Chat):
     """The format of Llama 3.1, 3.2 and 3.3. Every conversation begins with a system turn that states the date.
 
-    The date is the fixed one of the published template, so that prompts do not depend on the clock.
+    The date is the fixed date of the published template, so that prompts do not depend on the clock.
     """
 
     name = "llama3.1"

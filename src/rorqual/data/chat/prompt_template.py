@@ -1,7 +1,6 @@
-"""Jinja templates of prompts, rendered and encoded so that the text of users never becomes a special token.
-
-While a template is rendered, each name of a special token in the text of users, tools and schemas is one lone surrogate. Other text
-cannot contain lone surrogates, so every name in the output was written by the template.
+"""Jinja templates of prompts. Rendering and encoding never turn the text of users into special tokens.
+Before a template is rendered, each name of a special token in the text of users, tools and schemas is replaced by a lone surrogate.
+Therefore a name of a special token in the output was written by the template.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ from rorqual.data.tokenizer import Tokenizer
 MAX_OUTPUT = 4_000_000
 """Maximum number of characters in the output of a template. Prompts for current context lengths are shorter."""
 REPLY_MARK = "\ud800"
-"""Our own templates write it before and after each reply, and where the next reply begins."""
+"""A character that Rorqual's templates write before and after each reply, and at the beginning of the next reply."""
 FIRST_HIDDEN = ord(REPLY_MARK) + 1
 _SURROGATE = re.compile("[\ud800-\udfff]")
 FAILURES = (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
-"""Exceptions of a template that is broken, hostile, or not made for the conversation."""
+"""Exceptions that a template raises if the template is broken or hostile, or does not support the conversation."""
 
 
 def _raise(reason: str) -> NoReturn:
@@ -86,7 +85,7 @@ class PromptTemplate:
         return "".join(parts)
 
     def _hide(self, value: Any, hidden: dict[str, str]) -> Any:
-        """Return `value` with a lone surrogate in place of each name of a special token. `hidden` collects the surrogate of each name."""
+        """Return `value` with each name of a special token replaced by a lone surrogate. `hidden` maps each replaced name to its surrogate."""
         if isinstance(value, str):
             check_text(value)
             return self._names.sub(
@@ -117,7 +116,7 @@ def check_text(text: str) -> None:
 
 
 def thinking_variables(thinking: Thinking) -> dict[str, bool]:
-    """Return the variables that tell a template the thinking mode. With `auto`, it gets none."""
+    """Return the variables that tell a template the thinking mode. For `auto`, there are no variables."""
     on = thinking == "on"
     return {} if thinking == "auto" else {"thinking": on, "enable_thinking": on}
 
@@ -125,7 +124,7 @@ def thinking_variables(thinking: Thinking) -> dict[str, bool]:
 def message_rows(messages: Sequence[Message], *, as_text: bool) -> list[dict[str, Any]]:
     """Return messages in the form that chat templates expect.
 
-    Content is text, or a list of parts if a part is not text. If `as_text` is true, the arguments of tool calls are JSON text.
+    Content becomes one text, or a list of parts if any part is not text. If `as_text` is true, the arguments of tool calls are JSON text.
     """
     return [_message_row(message, as_text) for message in messages]
 

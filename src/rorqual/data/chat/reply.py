@@ -41,7 +41,8 @@ class ReplyForm:
     - `trim`: characters to strip around the reasoning.
     - `answer`, `plain`: characters to strip around the content after thinking, and around the content of a reply without
       thinking.
-    - `indented`: accept white space before `<think>`, and a `<think>` that repeats the one in the prompt.
+    - `indented`: accept white space before `<think>`, and accept a `<think>`
+      that repeats the `<think>` at the end of the prompt.
     - `empty`: how to parse an empty thinking block. With `kept`, the reasoning is "". With `none`, the reply has no
       reasoning. `marked` is `kept` if `<think>` or the prompt opened the block, and otherwise `none`.
     - `halves`: drop an incomplete thinking tag at the end of a truncated reply.
@@ -58,8 +59,8 @@ class ReplyForm:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a reply. A part of kind `mark` belongs to no field of the message: it is a special token or white
-    space."""
+    """A part of a reply. A part of kind `mark` is a special token or white
+    space that belongs to no field of the message."""
 
     kind: Kind
     text: str

@@ -69,8 +69,8 @@ class SpecialTokenText:
     def unfinished_length(self, text: str) -> int:
         """Return the length of the incomplete special-token name at the end of `text`, or 0.
 
-        An incomplete name begins with `<` or `｜` and does not repeat this character. So it begins at the last `<` or
-        the last `｜`.
+        An incomplete name begins with `<` or `｜` and does not repeat this character. Therefore
+        an incomplete name can only begin at the last `<` or the last `｜`.
         """
         tails = [text[at:] for at in (text.rfind("<"), text.rfind("｜")) if at >= 0]
         return max((len(tail) for tail in tails if any(name.startswith(tail) for name in self.by_text)), default=0)

@@ -9,7 +9,7 @@ class Stops:
     """A streaming matcher that truncates text before the first stop string.
 
     If two stop strings overlap, the match that ends first is used. Stop strings that end within the first `unheard` characters
-    are ignored; this implements `min_tokens`.
+    are ignored. This rule implements `min_tokens`.
     """
 
     def __init__(self, stops: Sequence[str], unheard: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""Chat templates of unknown model families. They support chat, but not training.
+"""Chat templates of unknown model families. Models with such a template can chat, but cannot be trained.
 
 A loss mask selects the tokens that the assistant wrote, but a template's output does not show which tokens these are.
 `render` therefore raises an error. To train a family, add a chat format for it in this folder.
@@ -33,7 +33,7 @@ class TemplateChat(ChatFormat):
     """A chat format that renders prompts with a jinja2 chat template.
 
     `where` names the template in errors, and `stop` lists the names of the end tokens. A test prompt is rendered to detect
-    whether the template opens thinking; if so, replies begin inside the reasoning.
+    whether the template opens thinking. If the template does so, replies begin inside the reasoning.
     """
 
     name = "template"
@@ -122,9 +122,8 @@ class TemplateChat(ChatFormat):
 
 
 def _call_syntax(template: str) -> tuple[CallForm | None, CallFrame | None]:
-    """Return the call syntax whose begin token occurs in a template, and the template for writing a reply with calls.
-
-    Both are None if there is no begin token or the template does not mention `tools`. If the template contains a code fence,
+    """Return the call syntax whose begin token occurs in `template`, and the call frame for writing a reply with calls.
+    Both are None if `template` has no begin token or does not mention `tools`. If the template contains a code fence,
     calls in DeepSeek's syntax have a code fence around their arguments.
     """
     if re.search(r"\btools\b", template):

@@ -46,7 +46,7 @@ class Thoughts:
 
     @property
     def answering(self) -> bool:
-        """Whether the answer has begun, so that a tag in the following text is text."""
+        """Whether the answer has begun. A thinking tag in the answer is plain text."""
         return self._state == "out"
 
     @property
@@ -123,7 +123,7 @@ class Thoughts:
         return [*parts, *self._reasoning(item.text)]
 
     def _after(self, item: Item) -> list[Part]:
-        """Read an item after a `</think>` that followed buffered calls."""
+        """Read the next item after a `</think>` that followed buffered calls."""
         behind = self._after_end or []
         if item.kind == "text" and not item.text.strip(self._gap):
             self._after_end = [*behind, item]

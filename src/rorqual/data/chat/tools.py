@@ -22,9 +22,12 @@ def turns(messages: Sequence[Message]) -> list[list[Message]]:
     The tool results that follow an assistant turn form one turn, sorted in the order of the calls. The order of the results
     matters, because templates write no call ids.
 
-    Raises DataError for a result whose call is missing, belongs to another turn or already has a result. Also raises DataError
-    for an assistant turn that does not follow a user or tool turn, and for calls or reasoning in a turn of another
-    role. Also raises DataError for a conversation that does not end with a user or tool turn; system turns at the end are ignored.
+    Raises DataError in these cases:
+
+    - The call of a tool result is missing, belongs to another turn or already has a result.
+    - An assistant turn does not follow a user or tool turn.
+    - A turn that is not an assistant turn has calls or reasoning.
+    - The conversation does not end with a user or tool turn. System turns at the end are ignored.
     """
     grouped: list[list[Message]] = []
     before = ""

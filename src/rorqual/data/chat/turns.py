@@ -1,4 +1,5 @@
-"""The base class of chat formats that Rorqual knows: a Jinja template of prompts in `templates/`, and rules for replies in Python."""
+"""The base class of chat formats that Rorqual knows. Each format has a Jinja template
+of prompts in `templates/`, and rules for replies in Python."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from rorqual.data.tokenizer import Tokenizer
 
 TEMPLATES = Path(__file__).parent / "templates"
 MARK_CODE = "{{- reply_mark -}}\n"
-"""Template code that marks the beginning and the end of replies. Exported templates lack it."""
+"""Template code that marks the beginning and the end of replies. This code is removed from exported templates."""
 
 
 @cache
@@ -32,7 +33,7 @@ class TurnChat(ChatFormat):
 
     A prompt consists of an opening, such as the BOS token, and turns. An assistant turn consists of a header, the ids that
     force or prevent thinking (`thinking_suffix`), a reply and an end token. The reply is encoded separately from the header, because a
-    model generates it separately. A published template encodes header and reply as one text. This gives different ids
+    model generates it separately. A published template encodes header and reply as one text. The ids differ from those of a published template
     only if the reply begins with white space. Conversations with tools are supported as prompts only, because their
     loss mask is not defined.
     """
@@ -45,11 +46,11 @@ class TurnChat(ChatFormat):
     pads: ClassVar[tuple[str, ...]]
     """Names of padding tokens in order of preference. The first name that is in the vocabulary is used."""
     probes: ClassVar[tuple[tuple[Message, ...], ...]] = ()
-    """Additional conversations. `find.py` renders them to recognise the chat templates of this format."""
+    """Additional conversations that `find.py` renders to recognise the chat templates of this format."""
     template_file: ClassVar[str]
     """Name of the template in `templates/`."""
     settings: ClassVar[Mapping[str, Any]] = {}
-    """Variables of the template that distinguish the formats that share it."""
+    """Values of template variables. Formats that share a template file differ in these values."""
     arguments_as_text: ClassVar[bool] = True
     """Whether the template takes the arguments of tool calls as JSON text."""
 
@@ -97,9 +98,9 @@ class TurnChat(ChatFormat):
     ) -> Rendered:
         """Return the token ids and the loss mask of a whole conversation (see `ChatFormat.render`).
 
-        Earlier turns that are rendered without their reasoning get no loss: a loss would teach the model to answer
-        without thinking. For each such turn, `samples` adds a rendering that ends with this turn, and there the turn
-        gets a loss.
+        Earlier turns that are rendered without their reasoning get no loss, because a loss would teach the model to answer
+        without thinking. For each such turn, `samples` adds a rendering that ends
+        with this turn. In this rendering, the turn gets a loss.
         """
         if has_tools(messages):
             raise DataError(
@@ -137,7 +138,7 @@ class TurnChat(ChatFormat):
         schema: Mapping[str, Any] | None = None,
         opens_reply: bool = True,
     ) -> list[list[int]]:
-        """Return the ids of a prompt as segments: context and replies in turns, and last the ids of `thinking_suffix`.
+        """Return the ids of a prompt as segments. Segments with context alternate with replies, and the last segment is `thinking_suffix`.
 
         If `opens_reply` is false, the last segment is the context after the last reply.
         """
@@ -161,7 +162,7 @@ class TurnChat(ChatFormat):
 
 
 def _masked(segments: Sequence[Sequence[int]], trained: Sequence[bool]) -> Rendered:
-    """Return the joined segments. Every second segment is a reply; it is in the loss if its entry of `trained` is true."""
+    """Return the joined segments with a loss mask. Every second segment is a reply. The i-th reply is in the loss if `trained[i]` is true."""
     mask: list[bool] = []
     for number, segment in enumerate(segments):
         mask += [number % 2 == 1 and trained[number // 2]] * len(segment)

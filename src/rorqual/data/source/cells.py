@@ -1,4 +1,5 @@
-"""Cells of a table as text, and columns that a user names. `rorqual teach` and `rorqual generate` read prompts in the same way."""
+"""Read the cells of a table as text, and find the columns that a user names. `rorqual teach` and `rorqual generate` share this module, so
+they read prompts in the same way."""
 
 from __future__ import annotations
 
@@ -29,9 +30,9 @@ def cell_text(values: Mapping[str, Any], name: str, *, optional: bool = False, s
 
 
 def joined_prompt(values: Mapping[str, Any], names: Sequence[str], *, strip: bool = True) -> str:
-    """Return the prompt of a row: the texts of its columns, joined by blank lines. Raises DataError if the prompt is empty.
+    """Return the prompt of a row: the texts of the columns `names`, joined by blank lines. Raises DataError if the prompt is empty.
 
-    Of several columns, some may be missing or empty. `strip` removes the white space around each text.
+    If there are several columns, some may be missing or empty. `strip` removes the white space around each text.
     """
     texts = [cell_text(values, name, optional=len(names) > 1, strip=strip) for name in names]
     prompt = "\n\n".join(filter(None, texts))
@@ -41,9 +42,8 @@ def joined_prompt(values: Mapping[str, Any], names: Sequence[str], *, strip: boo
 
 
 def named_columns(names: str, columns: Iterable[str], key: str) -> tuple[str, ...]:
-    """Return the columns that a user names, separated by commas, without regard to case and white space. `key` is the setting.
-
-    Raises ConfigError if there is no such column.
+    """Return the columns in `names`, which are separated by commas. Case and white space around names are ignored. `key` is the setting that
+    contains `names`. Raises ConfigError if a named column does not exist.
     """
     by_name = {name.strip().lower(): name for name in reversed(list(columns))}
     found = []

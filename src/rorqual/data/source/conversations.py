@@ -53,7 +53,8 @@ def read_conversations(path: Path) -> Loaded:
 
 
 def teaches(conversation: Conversation) -> bool:
-    """Return whether the conversation has assistant turns and all of them have text. An empty turn would teach empty replies."""
+    """Return whether the conversation has assistant turns and all of them have text.
+    An empty turn would teach the model to give empty replies."""
     replies = [message for message in conversation if message.role == "assistant"]
     return bool(replies) and not any(map(says_nothing, replies))
 

@@ -14,7 +14,7 @@ TRAINED = 0.9
 
 @dataclass(frozen=True)
 class Text:
-    """The training part and the validation part of a text."""
+    """A text, divided into a training part and a validation part."""
 
     train: str
     validation: str

@@ -1,6 +1,6 @@
 """A calculator for small models: after a calculation such as `12 + 34 =`, the engine writes the result.
 
-Cobbe et al. use calculation annotations in the same way (2110.14168, appendix C).
+Cobbe et al. let a calculator write results in the same way (2110.14168, appendix C).
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.grammar.constraint import Bools, Constraint, Lexicon
 
 LONGEST = 60
-"""The largest number of characters of a calculation."""
+"""Maximum number of characters of a calculation."""
 WINDOW = 4 * LONGEST
-"""Tokens of the reply that are searched. A token has at least one byte, and a character at most four."""
+"""Number of newest reply tokens that are searched for a calculation. A token has at least one byte, and a character at most four."""
 PLACES = 6
-"""Most decimal places of a result. A longer result is left to the model."""
+"""Maximum number of decimal places of a result. If a result has more places, the engine does not write the result."""
 NUMBER = r"(?:0|[1-9]\d{0,14})(?:,\d{3})*(?:\.\d{1,9})?"
 OPERATORS = "-+*/−×÷"
 CALCULATION = re.compile(rf"(?<![\w.,]){NUMBER}(?:\s?[{OPERATORS}]\s?{NUMBER})+(?=\s?=$)")
@@ -26,11 +26,12 @@ NO_WORD = "times|over|plus|minus|by|mod|modulo|per|log|ln|sqrt|root|sin|cos|tan|
 PRECEDES = re.compile(
     rf"(?:^\s*|\n\s*|[=<>]\s?|[.,:;!?]\s|(?<![^\W\d_])(?!(?:{NO_WORD})\s)[^\W\d_]{{2,}}\s)[$€£]?$", re.IGNORECASE
 )
-"""What may stand before a calculation. After anything else, such as an operator, a bracket or a variable, it may be a part of an expression."""
+"""Matches text that may precede a calculation. After an operator, a bracket or a variable, the calculation may be part of a
+larger expression."""
 
 
 def calculate(text: str) -> str:
-    """Return what the engine writes after a text that ends with a calculation and `=`, or "".
+    """Return the result that the engine writes after a text that ends with a calculation and `=`, or "" if the engine writes no result.
 
     A calculation has two or more numbers and the four operators, and follows a word, a sentence mark, an equals sign or a line break.
 
@@ -67,7 +68,7 @@ def _number(text: str) -> Fraction:
 
 
 def _format_decimal(value: Fraction) -> str:
-    """Return a number as a decimal fraction, or "" if it has more than `PLACES` places."""
+    """Return a number as a decimal fraction, or "" if the number has more than `PLACES` decimal places."""
     scaled = value * 10**PLACES
     if scaled.denominator != 1:
         return ""
@@ -100,14 +101,14 @@ class CalculatorConstraint:
         self._result = was[1:] if was and token == was[0] else ()
         self._ends = [*was] == [token]
         if not self._lexicon.usable[token]:
-            self._reply = ()  # a calculation does not reach over `</think>`
+            self._reply = ()  # a calculation cannot continue across `</think>`
         elif not was and self._lexicon.decode((token,)).endswith("="):
             text = self._lexicon.decode(self._reply)
             if written := calculate(text):
                 self._result = self._ids(text[-2:], written)
 
     def _ids(self, before: str, written: str) -> Sequence[int]:
-        """Return the tokens of a result, as they are in a text where it follows a calculation."""
+        """Tokenize the result `written` as the tokenizer would split it directly after the text `before`."""
         head, whole = (self._tokenizer.encode(f"1{text}") for text in (before, before + written))
         return whole[len(head) :] if whole[: len(head)] == head else self._tokenizer.encode(written)
 

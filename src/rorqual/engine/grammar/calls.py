@@ -25,7 +25,7 @@ from rorqual.engine.grammar.dsml import DsmlRules
 from rorqual.engine.grammar.source import Calls
 
 NO_CALL = "no call can be read in the reply, because its arguments contain a tag of the reasoning"
-"""The error of a reply whose chat format recognises `</think>` in plain text, and so also in the arguments of a call."""
+"""Error message for a reply whose call arguments contain `</think>`, if the chat format also recognises this tag in plain text."""
 _HOLE = "\0"
 """Placeholder for the arguments in the text of a call. No function name can contain this character."""
 _MARK = re.compile("([\ud800-\udfff])")

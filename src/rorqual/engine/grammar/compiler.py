@@ -5,8 +5,8 @@ JSON object or tool calls.
 in a background thread. Each sample has its own copy of the compiled grammar. A sample's copy masks tokens before each
 sampling step, and advances its state with each sampled token.
 
-llguidance ignores the keywords of JSON Schema that it does not support. So every finished answer is validated against its
-schema (`grammar.check`).
+llguidance ignores the keywords of JSON Schema that it does not support. Every finished answer is therefore validated against
+its schema (`grammar.check`).
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ WHITESPACE = r"\n[ ]{0,16}|[ ]"
 model may repeat spaces forever."""
 JSON: Mapping[str, Any] = {"whitespace_pattern": WHITESPACE, "lenient": True}
 ESCAPES = 'nrbtf"\\'
-"""Characters that may follow a backslash in a string. `u` is excluded, because the grammar would not recognise a
-property name with a `\\u` escape. The value of this property could then violate the schema."""
+"""Characters that may follow a backslash in a string. `u` is excluded, because the grammar would not recognise a property name
+with a `\\u` escape. The value of a property with an unrecognised name could violate the schema."""
 CONTROL = re.compile(r"\\u00(?:[01]|7[fF])|\x7f")
 CACHED = 32
 WORKERS = 2
@@ -63,7 +63,7 @@ def options_of(*schemas: str) -> dict[str, Any]:
 
 
 def schema_text(library: Any, schema: Mapping[str, Any]) -> str:
-    """Return a JSON schema as a grammar in llguidance's format. Raises Unusable if llguidance rejects it."""
+    """Return a JSON schema as a grammar in llguidance's format. Raises Unusable if llguidance rejects the schema."""
     try:
         options = options_of(json.dumps(schema))
         return str(library.LLMatcher.grammar_from_json_schema(json.dumps({**schema, "x-guidance": options})))
@@ -74,7 +74,7 @@ def schema_text(library: Any, schema: Mapping[str, Any]) -> str:
 class Compiled:
     """A compiled grammar. `start` returns a `Constraint` for one sample.
 
-    `fault` takes the ids of a finished reply and returns its error or "". It is set if the grammar has a JSON schema.
+    `fault` takes the ids of a finished reply and returns its error or "". `fault` is set if the grammar has a JSON schema.
     """
 
     def __init__(
@@ -99,11 +99,11 @@ class Compiled:
 
 
 class Grammars:
-    """Compiles grammars for one tokenizer in background threads, and caches `CACHED` grammars. A tenant never gets the
-    cached grammar of another tenant, because the time of an answer would tell what others ask.
+    """Compiles grammars for one tokenizer in background threads, and caches `CACHED` grammars. A tenant never gets the cached
+    grammar of another tenant, because short response times would reveal the grammars of other tenants.
 
-    `vocab_size` is the size of the model's vocabulary. `stop_ids` are the tokens that end a reply. A reply that matches
-    a grammar contains no special tokens except those of tool calls. `spelling` is the syntax of tool calls, for
+    `vocab_size` is the size of the model's vocabulary. `stop_ids` are the tokens that end a reply. A reply that matches a
+    grammar contains no special tokens except the special tokens of tool calls. `spelling` is the syntax of tool calls, for
     grammars of kind `calls`.
     """
 
@@ -131,9 +131,10 @@ class Grammars:
             raise DataError(error.what, where=where, remedy=error.remedy) from None
 
     def submit(self, grammar: Grammar, tenant: str = "") -> CompileTask[Compiled]:
-        """Queue a grammar for compilation in the background, and return the future, which raises the errors of `compile`.
+        """Queue a grammar for compilation in the background, and return a future. The future raises the same errors as `compile`.
 
-        As long as the caller keeps the result, `compile` returns it for this tenant, even if the cache has evicted it.
+        As long as the caller references the compiled grammar, `compile` returns the same object to this tenant, even if the
+        cache has evicted the grammar.
         """
         task = CompileTask[Compiled](tenant, lambda trial, stopped: self._compile(tenant, grammar, trial, stopped))
         with self._lock:
@@ -166,7 +167,7 @@ class Grammars:
 
     @cached_property
     def lexicon(self) -> Lexicon:
-        """Which token ids end a reply, and which ids a matching reply may contain."""
+        """The token ids that end a reply, and the token ids that a matching reply may contain."""
         ids = range(self._vocab_size)
         stops = np.zeros(self._vocab_size, np.bool_)
         stops[self._stop_ids] = True

@@ -101,18 +101,18 @@ class Thought:
     The model may omit the separator or write only its beginning.
     """
     budget: int | None = None
-    """Maximum number of tokens of reasoning. After this many, only `closing_ids` may follow, one after the other."""
+    """Maximum number of tokens of reasoning. After `budget` tokens of reasoning, only `closing_ids` may follow, one after the other."""
     closing_ids: Sequence[int] = ()
-    """Token ids that end the reasoning when the budget is used up: `end_ids`, or those of `end_text`."""
+    """Token ids that end the reasoning when the budget is used up: `end_ids`, or the token ids of `end_text`."""
     may_stop: bool = False
     """Whether the reply may end within the reasoning."""
 
 
 class ConstraintAfterThinking:
-    """A constraint that applies after the reasoning. Until the budget is used up, the reasoning may have every token, and the
-    stop ids only if `Thought.may_stop`.
+    """A constraint that applies after the reasoning. Until the budget is used up, the reasoning may contain any token, but stop
+    ids only if `Thought.may_stop` is True.
 
-    So without `may_stop`, a reply either matches the constraint or is cut off by its length limit.
+    Without `may_stop`, a reply therefore either matches the constraint or is cut off by its length limit.
     """
 
     def __init__(self, constraint: Constraint, thought: Thought, lexicon: Lexicon) -> None:
@@ -194,25 +194,25 @@ class Lexicon:
     """Properties of each token id, as arrays [vocab]."""
 
     stops: Bools
-    """Whether the id ends a reply."""
+    """Whether the token id ends a reply."""
     not_stops: Bools
     usable: Bools
-    """Whether a reply that matches a grammar may contain the id."""
+    """Whether a reply that matches a grammar may contain the token id."""
     decode: Callable[[Sequence[int]], str]
     """Decodes ids to text."""
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids."""
+        """Number of token ids."""
         return len(self.stops)
 
     @cached_property
     def not_digits(self) -> Bools:
-        """Whether the text of the id does not begin with a digit."""
+        """Whether the text of each token id does not begin with a digit."""
         return np.array([not self.decode((id_,))[:1].isdigit() for id_ in range(self.vocab_size)], np.bool_)
 
     def only_token(self, token: int) -> Bools:
-        """Return the mask that allows a single id."""
+        """Return the mask that allows only the token id `token`."""
         mask = np.zeros_like(self.stops)
         mask[token] = True
         return mask

@@ -1,9 +1,9 @@
 """Grammar rules for the arguments of DSML calls (see `data/chat/dsml.py`).
 
-Each declared parameter has a rule, in the order of the schema; optional parameters may be left out. Undeclared parameters
-are not allowed, even if the schema allows them. Strings are plain text, and other values follow their subschema. The
-rules do not enforce string patterns, string formats or keywords that relate several parameters. These constraints are
-validated when the call is complete.
+Each declared parameter has a rule, in the order of the schema; optional parameters may be left out. The rules forbid undeclared
+parameters, even if the schema allows additional properties. Strings are plain text, and other values follow their subschema.
+The rules do not enforce string patterns, string formats or keywords that relate several parameters. Patterns, formats and such
+keywords are validated when the call is complete.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HOLDERS = ("$defs", "definitions")
 MAX_LENGTH = 10_000
 """Largest `maxLength` that the grammar enforces."""
 _REFERENCE = re.compile(r'"\$(?:dynamicR|recursiveR|r)ef": "(?!#/(?:\$defs|definitions)/)')
-"""A reference to something else than a definition."""
+"""Matches a schema reference that does not point to an entry of `$defs` or `definitions`."""
 _VALUE_TYPES = ("null", "boolean", "integer", "number", "array", "object")
 
 
@@ -86,9 +86,9 @@ class DsmlRules:
 
 
 def _parameters(part: Any, root: Mapping[str, Any], seen: set[str]) -> tuple[dict[str, Any], set[str]]:
-    """Return the declared parameters of a function with their subschemas, and the names of the required ones.
+    """Return the declared parameters of a function with their subschemas, and the names of the required parameters.
 
-    `seen` are the references that were followed already.
+    `seen` holds the references that were already followed.
     """
     if not isinstance(part, dict):
         return {}, set()
@@ -101,8 +101,8 @@ def _parameters(part: Any, root: Mapping[str, Any], seen: set[str]) -> tuple[dic
 
 
 def _below(part: Mapping[str, Any], root: Mapping[str, Any], seen: set[str]) -> Iterator[tuple[bool, Any]]:
-    """Yield (always, subschema) for each subschema that applies to the same value as `part`. `always` is False for
-    branches of `anyOf` and `oneOf`. Each reference is followed once."""
+    """Yield (always, subschema) for each subschema that applies to the same value as `part`. `always` is False for branches of
+    `anyOf` and `oneOf`. A schema reference is followed at most once."""
     pointer = part.get("$ref")
     if pointer is not None and pointer not in seen:
         seen.add(pointer)
@@ -114,7 +114,7 @@ def _below(part: Mapping[str, Any], root: Mapping[str, Any], seen: set[str]) -> 
 def _values(part: Any, root: Mapping[str, Any], seen: set[str]) -> Iterator[tuple[str, Any]]:
     """Yield the kinds of values that a subschema allows: ("one", value), ("text", schema of strings) or ("json", schema).
 
-    `seen` are the references that were followed already.
+    `seen` holds the references that were already followed.
     """
     if not isinstance(part, dict):
         part = {}

@@ -1,4 +1,4 @@
-"""A queue of compilations with one turn per tenant, so that no tenant delays the others."""
+"""A queue of compilations that serves tenants in turn, so that no tenant delays other tenants."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class CompileTask(Future[T]):
         self._trial: TrialProcess | None = None
 
     def run(self, trial: TrialProcess) -> None:
-        """Run the task, and set the result. An error of the work is the future's error, and is raised as well."""
+        """Run the task, and set the result. If `work` raises an error, the future gets the error, and `run` raises it again."""
         self._trial = trial
         try:
             result = self._work(trial, self._stopped)
@@ -34,7 +34,7 @@ class CompileTask(Future[T]):
         self.set_result(result)
 
     def cancel(self) -> bool:
-        """Cancel the task if it has not started, and kill its trial if it runs."""
+        """Cancel the task if it has not started. If the task is running a trial, kill the trial."""
         self._stopped.set()
         if self._trial is not None:
             self._trial.stop(self._stopped)
@@ -42,8 +42,8 @@ class CompileTask(Future[T]):
 
 
 class CompileQueue(Generic[T]):
-    """Threads that run tasks, round-robin over tenants. At most one task of a tenant runs at a time, in the order in which
-    they were added."""
+    """Threads that run tasks, round-robin over tenants. The tasks of a tenant run one at a time, in the order in which the
+    tasks were added."""
 
     def __init__(self, workers: int) -> None:
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="grammar")

@@ -1,4 +1,4 @@
-"""Parse the sources of grammars: check their size and nesting, and that they are JSON."""
+"""Parse the sources of grammars, and reject a source that is too large, nested too deeply or not JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _Source(BaseModel):
 
 
 class FunctionSchema(_Source):
-    """A function that may be called. `parameters` is the JSON schema of its arguments, which are always an object."""
+    """A function that may be called. `parameters` is the JSON schema of the function's arguments, which are always a JSON object."""
 
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
     parameters: dict[str, Any]
@@ -35,7 +35,7 @@ class FunctionSchema(_Source):
 
 
 class Calls(_Source):
-    """The tool calls that a reply may contain. If `many` is True, a reply may contain several calls, otherwise only one.
+    """The tool calls that a reply may contain. If `many` is True, a reply may contain several calls; if False, only one.
 
     `answer` is a JSON schema: instead of tool calls, a reply may be a JSON answer that matches this schema. If `answer` is
     None, every reply must contain a call.
@@ -80,7 +80,7 @@ def check_pattern(source: str) -> str:
 
 
 def parse_calls(source: str) -> Calls:
-    """Parse the source of a grammar of kind `calls` (see `core.sampling.Grammar`). Raises DataError if it is invalid."""
+    """Parse the source of a grammar of kind `calls` (see `core.sampling.Grammar`). Raises DataError if the source is invalid."""
     example = '{"tools": [{"name": "add", "parameters": {}}], "many": true}'
     try:
         return Calls.model_validate(_parse(source, "set of functions", example))

@@ -59,7 +59,7 @@ class TrialProcess:
         return dict(json.loads(line)) if line.strip() else {"name": "", "error": EXCEEDED}
 
     def stop(self, stopped: threading.Event) -> None:
-        """Kill the trial that was started with `stopped`, if it runs."""
+        """Kill the trial that was started with `stopped`, if this trial is still running."""
         with self._lock:
             if self._process is not None and self._running is stopped:
                 _send(self._process, None)
@@ -86,9 +86,9 @@ class TrialProcess:
 
 
 def _send(process: subprocess.Popen[bytes], message: Any) -> None:
-    """Send a message to a trial process, or an empty one, which kills its fork, for None."""
+    """Send a message to a trial process. If `message` is None, send an empty message, which kills the running fork."""
     data = b"" if message is None else json.dumps(message).encode()
     assert process.stdin is not None
-    with contextlib.suppress(OSError):  # if the process has ended, reading from it says so
+    with contextlib.suppress(OSError):  # if the process has ended, the next read from it fails
         process.stdin.write(b"%d\n" % len(data) + data)
         process.stdin.flush()

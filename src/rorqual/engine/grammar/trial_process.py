@@ -1,9 +1,9 @@
-"""Build grammars under limits of CPU time and memory, before the engine process builds them.
+"""Build each grammar under limits of CPU time and memory, before the engine process builds the same grammar.
 
 `python trial_process.py` reads messages from standard input: a line with the number of bytes, and a JSON value of that size.
-The first message is the tokenizer, and each other message is a list of grammars. The process forks for each list, and writes
-one line with the first error. A message of 0 bytes kills the fork. This file imports nothing else of Rorqual, so the process
-starts in about 0.1 s.
+The first message is the tokenizer, and each later message is a list of grammars. For each list of grammars, the process forks
+and writes one line with the first error. A message of 0 bytes kills the fork. `trial_process.py` imports no other module of
+Rorqual, so the process starts in about 0.1 s.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ SECONDS = 1
 MEMORY = 48 << 20
 """Bytes that a trial may use in addition to the tokenizer."""
 STACK = 4 << 20
-"""Bytes of stack of a trial. The threads of the engine process have at least as many."""
+"""Stack size of a trial in bytes. Threads of the engine process have at least the same stack size."""
 CHECK_SECONDS = 0.25
-"""CPU seconds to build the validators of one request. The engine process cannot run Python meanwhile."""
+"""CPU seconds to build the validators of one request. While a validator is built, the engine process cannot run Python code."""
 BACKTRACKS = 100_000
 """Steps that a regular expression may backtrack when a finished answer is validated."""
 LIMITS: Mapping[str, Any] = {
@@ -50,8 +50,8 @@ class Unusable(ValueError):
 def build_vocabulary(tokenizer: str, size: int, stop_ids: Sequence[int]) -> Any:
     """Return a tokenizer, given as the text of its tokenizer.json, in llguidance's format.
 
-    All added tokens are marked as special. Otherwise an added token, such as Qwen3's `<think>`, could match plain text in
-    the grammar.
+    All added tokens are marked as special. An added token that is not special, such as Qwen3's `<think>`, could match plain
+    text in the grammar.
     """
     import llguidance
 
@@ -78,7 +78,7 @@ def build_matcher(vocabulary: Any, text: str) -> Any:
 
 
 def build_validator(schema: dict[str, Any]) -> Any:
-    """Return jsonschema-rs's validator of a schema. Nothing is downloaded. Raises Unusable."""
+    """Return jsonschema-rs's validator of a schema. Remote references are not downloaded. Raises Unusable."""
     import jsonschema_rs
 
     options = jsonschema_rs.FancyRegexOptions(backtrack_limit=BACKTRACKS)
@@ -140,7 +140,7 @@ def _run_trial(vocabulary: Any, parts: Sequence[Mapping[str, Any]], source: File
 
 
 def _read_message(source: FileIO) -> Any:
-    """Return the next message, or None at the end. Messages of no bytes came too late to kill a fork, and are skipped."""
+    """Return the next message, or None at the end of the input. An empty message that arrives too late to kill a fork is skipped."""
     while head := source.readline():
         data, length = bytearray(), int(head)
         while len(data) < length:

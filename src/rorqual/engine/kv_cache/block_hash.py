@@ -40,8 +40,8 @@ def extend(
 ) -> list[bytes]:
     """Return one 32-byte key for each full block of `tokens`, a list or array of token ids.
 
-    The first of these blocks follows the block with the key `parent`.
-    For the first block of a prompt, `parent` is the root key.
+    The first block of `tokens` follows the block with the key `parent`. For the first block of a prompt, `parent` is the root
+    key.
 
     A growing sequence passes the key of its last full block as `parent`, and so hashes only its new blocks.
     `extra_keys(i)` returns the extra keys of the i-th new block.

@@ -1,4 +1,4 @@
-"""Ownership of the KV-cache blocks: reference counts, hash keys and eviction. This module uses no tensors.
+"""Ownership of the KV-cache blocks: reference counts, hash keys and eviction. The block pool uses no tensors.
 
 A block is in one of three states. A *used* block is referenced by at least one sequence. A *cached* block has no
 references but still has a key: a later prompt with the same prefix can reuse the block. A *free* block has neither
@@ -57,7 +57,7 @@ class BlockPool:
         return len(self._free) + len(self._cached)
 
     def allocate(self, count: int) -> list[int] | None:
-        """Return `count` blocks, evicting cached blocks if necessary. Each returned block has one reference and no key.
+        """Return `count` blocks, evicting cached blocks if necessary. Each allocated block has one reference and no key.
 
         Returns None and changes nothing if too few blocks are available.
         """
@@ -112,8 +112,8 @@ class BlockPool:
         """Give a key to a full block that the caller references. Other sequences can `share` a block with a key, so the
         block must not be written again.
 
-        If another block already has the key, `register` returns False. `block` then gets no key, so it becomes free when
-        it is released.
+        If another block already has the key, `register` returns False. `block` then gets no key, so `block` becomes free when
+        its last reference is released.
         """
         if self._references[block] == 0:
             raise RuntimeError(f"block {block} has no references and so cannot get a key")
@@ -127,7 +127,7 @@ class BlockPool:
         return True
 
     def drop(self) -> None:
-        """Remove all keys, because the cached contents are out of date.
+        """Remove all keys, because the cached keys and values are out of date.
 
         Cached blocks become free. Used blocks lose their keys and stay used.
         """

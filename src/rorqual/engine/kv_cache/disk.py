@@ -1,8 +1,8 @@
 """The on-disk prefix cache: one authenticated file per block, written by a background thread. Blocks survive restarts
 and killed processes.
 
-A damaged or changed file is a cache miss. The store removes and counts such files. Only the user's own processes can write to the
-folder, because only its owner may enter it.
+A damaged or changed file is a cache miss. The store removes and counts damaged and changed files. Only the user's own processes
+can write to the folder, because only its owner may enter it.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ class DiskStore:
     """An LRU key-value store of payloads in a folder, limited to `budget_bytes` of disk.
 
     `fingerprint` identifies the weights: files that were written with other weights are cache misses. `secret` [32 bytes]
-    authenticates the files; it is created with the folder. `put` never waits for a write, and disk errors are not raised. The
-    constructor raises ConfigError if the folder is unusable or other users can write to it, and RorqualError if another process uses it.
+    authenticates the files; the secret is created with the folder. `put` never waits for a write, and disk errors are not
+    raised. The constructor raises ConfigError if the folder is unusable or other users can write to the folder, and
+    RorqualError if another process uses the folder.
     """
 
     def __init__(self, folder: Path, budget_bytes: int, fingerprint: bytes, *, queue_bytes: int = QUEUE_BYTES) -> None:
@@ -222,8 +223,8 @@ class DiskStore:
                 print(f"{self.folder}: cannot write to the disk cache: {error.strerror}", file=sys.stderr)
 
     def _write(self, key: bytes, payload: bytes) -> OSError | None:
-        """Write a file under a temporary name and rename it. It is not synchronized to the disk: a file that a power failure left
-        incomplete has a wrong authentication code, and so is a cache miss."""
+        """Write a file under a temporary name and rename it. The file is not synced to disk. A file that a power failure left
+        incomplete has a wrong authentication code and is therefore a cache miss."""
         temporary = self.folder / f"{key.hex()}.{os.getpid()}.part{SUFFIX}"
         head = _head(key, len(payload))
         try:
@@ -261,7 +262,7 @@ class DiskStore:
 
 
 def _make_private(folder: Path) -> None:
-    """Create the folder, and let only its owner enter it. Raises ConfigError if other users could write to it."""
+    """Create the folder with access for its owner only. Raises ConfigError if other users could write to the folder."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.stat().st_mode & 0o022:
         raise ConfigError(
@@ -273,7 +274,8 @@ def _make_private(folder: Path) -> None:
 
 
 def _secret_of(file: Path) -> bytes:
-    """Return the secret of a folder. A missing or torn secret is created anew, which turns all existing files into misses."""
+    """Return the secret of a folder. If the secret is missing or incomplete, a new secret is created, and all existing files
+    become cache misses."""
     if not file.is_file() or len(file.read_bytes()) != SECRET_BYTES:
         write_atomic(file, secrets.token_bytes(SECRET_BYTES))
     return file.read_bytes()

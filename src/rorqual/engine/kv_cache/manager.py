@@ -1,9 +1,9 @@
-"""The KV-cache manager: assign blocks to sequences and maintain the prefix cache. This module uses no tensors.
+"""The KV-cache manager: assign blocks to sequences and maintain the prefix cache. The manager uses no tensors.
 
-A block gets a key (`block_hash.py`) once all its positions are computed. The key covers the
-tenant, the weights, all tokens up to the end of the block, and any given embeddings (`Embeds`) for these tokens.
-Sequences with a common prefix share the blocks of this prefix. A block that no sequence uses any more stays cached
-until it is evicted. With a disk store, a block that gets a key is also written to disk.
+A block gets a key (`block_hash.py`) once all its positions are computed. The key of a block covers the tenant, the weights, all
+tokens up to the end of the block, and embeddings that a request sets for these tokens (`Embeds`). Sequences with a common
+prefix share the blocks of this prefix. A block that no sequence uses any more stays cached until the block is evicted. With a
+disk store, a block that gets a key is also written to disk.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ class KVCacheManager:
         return True
 
     def cache_blocks(self, owner: Sequence, length: int) -> None:
-        """Add the full blocks within the first `length` positions of `owner` to the prefix cache. The first `length`
-        positions must already be computed."""
+        """Add the full blocks within the first `length` positions of `owner` to the prefix cache. The keys and values of the
+        first `length` positions must already be computed."""
         full = length // BLOCK
         if not owner.reuse or full <= owner.num_cached_blocks:
             return

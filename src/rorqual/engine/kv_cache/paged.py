@@ -1,10 +1,10 @@
 """The KV cache in memory: pools of blocks. A block holds everything that attention caches, such as keys and values, for
 `BLOCK` positions of one sequence in every layer.
 
-The scheduler decides which blocks a sequence owns. In the last block of a sequence, rows beyond the end of the sequence
-get attention weight 0. Rows with weight 0 must still be finite, because 0 times NaN is NaN. So pools are initialized
-with zeros. The operating system allocates a memory page of a pool only when the page is first written. After a NaN or
-infinity was written to a pool, `clear` fills each newly allocated block with zeros.
+The scheduler decides which blocks a sequence owns. In the last block of a sequence, rows beyond the end of the sequence get
+attention weight 0. Rows with weight 0 must still be finite, because 0 times NaN is NaN. Pools are therefore initialized with
+zeros. The operating system allocates a memory page of a pool only when the page is first written. After a NaN or infinity was
+written to a pool, `clear` fills each newly allocated block with zeros.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def zeros(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Ten
 
 
 def _as_bytes(tensor: Tensor) -> Tensor:
-    """View 8-bit floats as bytes, because torch cannot copy them by index on a CPU. Return other tensors unchanged."""
+    """View 8-bit floats as bytes, because torch cannot copy 8-bit floats by index on a CPU. Return other tensors unchanged."""
     return tensor.view(torch.uint8) if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
 
 
 def token_bytes(config: ModelConfig, dtype: torch.dtype) -> float:
     """Return the number of KV-cache bytes per token position, summed over all layers.
 
-    The size is fractional if attention caches one row per group of tokens. The size of a whole block is an integer.
+    The size is fractional if attention caches one row per group of tokens. The number of bytes of a whole block is an integer.
     """
     return sum(attention.cache_bytes(dtype.itemsize) for attention in config.attentions)
 

@@ -2,7 +2,7 @@
 use it as teacher or judge.
 
 The client uses only the standard library. A remote endpoint does not return the experts of each token, and its
-log-probabilities may differ from the trainer's. So samples of a remote endpoint can be graded but not used for policy
+log-probabilities may differ from the trainer's. Samples of a remote endpoint can therefore be graded, but not used for policy
 gradients.
 """
 
@@ -42,7 +42,7 @@ A request with `n` samples becomes n HTTP requests, each with its own seed.
 def fields_of(params: SamplingParams) -> dict[str, Any]:
     """Return sampling parameters as fields of OpenAI's API, or of the extensions in vLLM and SGLang.
 
-    Parameters at their default value are left out, except those in `ALWAYS`.
+    Parameters at their default value are left out, except the parameters in `ALWAYS`.
     """
     fields = dict[str, Any]()
     for name, param in PARAMS.items():
@@ -82,10 +82,9 @@ RETRIED = frozenset({408, 409, 425, 429})
 FINAL = frozenset({501, 505})
 """Server errors that a retry cannot fix."""
 REFUSED = frozenset({400, 413, 422})
-"""Status codes that mean that only this request failed. Other requests may succeed."""
+"""Status codes of a request that failed because of its content. Other requests may succeed."""
 UNSURE = frozenset({408, 409, 425})
-"""Status codes after which the server may have done and billed work. Any other code below 500 means that the server did
-no work."""
+"""Status codes after which the server may have done and billed work. After any other status code below 500, the server has done no work."""
 UNSENT = (ConnectionRefusedError, socket.gaierror, ssl.SSLCertVerificationError)
 """Exceptions raised before a request is sent."""
 LONGEST_WAIT = 60.0
@@ -112,13 +111,13 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 class BudgetGuard:
-    """Charges requests to a budget. Several threads call its methods concurrently. This class has no limit; subclasses
+    """Charges requests to a budget. Several threads call its methods concurrently. `BudgetGuard` sets no limit; subclasses
     override its methods."""
 
     def enter(self, place: int) -> bool:
         """Return whether request number `place` may be sent.
 
-        Called before each attempt. The call may block until other requests finish.
+        The client calls `enter` before each attempt. `enter` may block until other requests finish.
         """
         return True
 
@@ -373,9 +372,9 @@ class RemoteClient(ABC):
 class RemoteEngine(RemoteClient):
     """An engine that sends `POST {base_url}/chat/completions` to any OpenAI-compatible server.
 
-    Thinking `on` and `off` are sent as `chat_template_kwargs`, which vLLM and SGLang accept. For `auto`, nothing is sent.
-    `seed_bits` is the number of bits in a seed: 64 as in OpenAI's API, or 31
-    for a server that rejects larger seeds. `settings` are passed to `RemoteClient`.
+    Thinking `on` and `off` are sent as `chat_template_kwargs`, which vLLM and SGLang accept. For thinking `auto`, no
+    `chat_template_kwargs` are sent. `seed_bits` is the number of bits in a seed: 64 as in OpenAI's API, or 31 for a server that
+    rejects larger seeds. `settings` are passed to `RemoteClient`.
     """
 
     def __init__(

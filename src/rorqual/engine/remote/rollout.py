@@ -77,7 +77,7 @@ class RemoteRolloutEngine(RemoteClient):
         return as_finished(collect)
 
     def update(self, weights: Decoder, version: int) -> None:
-        """Upload the weights, with any adapter merged, and wait until the server samples with them."""
+        """Upload the weights, with any adapter merged, and wait until the server samples with the new weights."""
         data = save({name: tensor.cpu().contiguous() for name, tensor in whole_weights(weights).items()})
         digest = base64.b64encode(hashlib.sha256(data).digest()).decode()
         headers = {"Content-Type": "application/octet-stream", "Content-Digest": f"sha-256=:{digest}:"}

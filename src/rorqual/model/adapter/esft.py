@@ -1,9 +1,9 @@
 """Expert-specialised fine-tuning (ESFT, Wang et al. 2407.01906): train only the experts that a task uses.
 
-The router sends most tokens of a given task to a few experts. An expert's relevance is its mean gate value (eq. 7) or
-its share of the routed choices (eq. 8). The relevance is averaged over the tokens of each document and then over a
-sample of documents. Each layer selects its most relevant experts until their relevances sum to p. The matrices of the
-selected experts are trained, and all other parameters are frozen.
+The router sends most tokens of a given task to a few experts. An expert's relevance is its mean gate value (eq. 7) or its share
+of the routed choices (eq. 8). The relevance is averaged over the tokens of each document and then over a sample of documents.
+In each layer, the most relevant experts are selected until their relevances sum to p. The matrices of the selected experts are
+trained, and all other parameters are frozen.
 """
 
 from __future__ import annotations
@@ -126,10 +126,10 @@ def relevance(
 ) -> list[Tensor]:
     """For each layer, return the relevance of each expert [experts] in fp64, summed over documents.
 
-    Each document contributes one number per expert. With `gate`, it is the expert's mean gate value over the document's
-    tokens. With `token`, it is the expert's share of the choices that the router made for these tokens. `routing` holds
-    the routing of n tokens in each layer. `document` [n] holds the document number of each token, or -1 for padding. Each
-    document must be passed with all of its tokens. A `SKIP` choice (no expert) is not counted for any expert.
+    Each document contributes one number per expert. With `gate`, the number is the expert's mean gate value over the document's
+    tokens. With `token`, the number is the expert's share of the router's choices for the document's tokens. `routing` holds
+    the routing of n tokens in each layer. `document` [n] holds the document number of each token, or -1 for padding. A document
+    must be passed whole, in a single call. A `SKIP` choice (no expert) is not counted for any expert.
     """
     is_token = document >= 0
     number = document[is_token]

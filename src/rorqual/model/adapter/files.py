@@ -2,8 +2,8 @@
 
 `adapter.safetensors` holds the trained tensors, and `adapter.json` names the base checkpoint.
 
-The base is a checkpoint of another run, identified by the SHA-256 of its weights. Loading fails if the weights of the
-base have changed. The base may itself be an adapter.
+The base is a checkpoint of another run, identified by the SHA-256 of its weights. Loading an adapter fails if the weights of
+the base have changed. The base checkpoint may itself be an adapter.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ def adapter_of(checkpoint: Path) -> Adapter | None:
 
 
 def fingerprint(checkpoint: Path) -> str:
-    """Return the SHA-256 of a checkpoint's weight file. For an adapter, also hash `adapter.json`, because it names the base."""
+    """Return the SHA-256 of a checkpoint's weight file. For an adapter, also hash `adapter.json`, because this file names the
+    base checkpoint."""
     adapted = (checkpoint / ADAPTER_INFO).is_file()
     digest = hashlib.sha256()
     for name in (ADAPTER_INFO, ADAPTER_FILE) if adapted else (WEIGHTS_FILE,):
@@ -158,7 +159,7 @@ def find_base(checkpoint: Path, base: Base) -> Path:
 
 
 def unfold(checkpoint: Path) -> tuple[Path, list[OpenedAdapter]]:
-    """Return the complete base model's checkpoint, and the adapters stacked on it in the order of merging."""
+    """Return the checkpoint of the complete base model, and the adapters stacked on this checkpoint, in the order of merging."""
     adapters: list[OpenedAdapter] = []
     while (info := adapter_of(checkpoint)) is not None:
         adapters.insert(0, OpenedAdapter(checkpoint, info))

@@ -14,7 +14,7 @@ from rorqual.model.decoder import Decoder
 
 
 class TuneIndexer(Tune):
-    """Train the indexers of all attention layers, including those of MTP modules. All other weights are frozen."""
+    """Train the indexers of all attention layers, including the attention layers of MTP modules. All other weights are frozen."""
 
     kind: Literal["indexer"] = "indexer"
 

@@ -28,7 +28,7 @@ class LoRA(Tune):
     """LoRA fine-tuning of linear maps in the layers of the main model.
 
     `targets` lists linear maps by Rorqual's names: the end of the name (`q_proj`, `ffn.gate_proj`), the full name
-    (`layers.3.attention.o_proj`), or `all-linear` for all of them. Stacked routed experts and MTP modules cannot be
+    (`layers.3.attention.o_proj`), or `all-linear` for all linear maps. Stacked routed experts and MTP modules cannot be
     targets.
     """
 
@@ -113,7 +113,7 @@ def merge_weight(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
 class LoRALinear(LinearMap):
     """A linear map plus a trained LoRA product. The wrapped map's `weight` and `bias` are frozen and keep their names.
 
-    Reading `weight` computes and returns the merged weight. MLA reads the merged weight for its absorbed form.
+    Reading `weight` computes and returns the merged weight, which MLA needs for the absorbed form.
     """
 
     lora_A: nn.Parameter

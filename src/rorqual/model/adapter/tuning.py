@@ -24,7 +24,7 @@ class Tune(Kind):
 
     @property
     def whole(self) -> bool:
-        """True if all parameters are trained. If False, load balancing leaves the router biases unchanged."""
+        """True if all parameters are trained. Otherwise load balancing leaves the router biases unchanged."""
         return False
 
     def attach(self, model: Decoder, *, seed: int, experts: Selection = ()) -> None:
@@ -38,7 +38,7 @@ class Tune(Kind):
         raise NotImplementedError
 
     def shapes(self, model: Decoder, experts: Selection = ()) -> Shapes:
-        """Return the shape of every trained tensor by name. `model` must not have an adapter attached."""
+        """Return the shape of every trained tensor by name. No adapter may be attached to `model`."""
         raise NotImplementedError
 
     def merge(self, model: Decoder, tensors: Mapping[str, Tensor]) -> None:

@@ -76,7 +76,7 @@ class AttentionConfig(Kind):
 
     The objectives `sparse` and `indexer_warmup`, and `tune.kind=indexer`, train kinds with `has_indexer`. The module of such a
     kind has a submodule `indexer`, and records `index_kl` and `dense_index_kl` (see `LayerCache.index_kl`). While
-    `dense_index_kl` is recorded, attention is dense. A kind with an objective of its own needs no `has_indexer`.
+    `dense_index_kl` is recorded, attention is dense. A kind that is trained with a separate objective needs no `has_indexer`.
     """
 
     has_indexer: ClassVar[bool] = False
@@ -115,7 +115,7 @@ class AttentionConfig(Kind):
         raise NotImplementedError
 
     def cache_layout(self) -> CacheLayout:
-        """Return the parts of the KV cache by name. Raises ValueError if they contradict each other."""
+        """Return the parts of the KV cache by name. Raises ValueError if the parts contradict each other."""
         return CacheLayout.of(self.kind, self.cache_spec())
 
     def cache_width(self) -> float:

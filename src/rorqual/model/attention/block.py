@@ -1,8 +1,8 @@
 """Block selection: MLA over the blocks of positions whose mean key gets most attention (after Quest, 2406.10774).
 
-Quest rates a block by an upper bound of the query's scores, which it computes from the minimum and the maximum of each key
-channel in the block. This kind uses the mean of the keys, as the compressed attention of NSA (2502.11089, eq. 7 to 9) does.
-All heads of a query select the same blocks.
+Quest rates a block by an upper bound of the query's scores, computed from the minimum and the maximum of each key channel in
+the block. The kind `block` uses the mean of the keys, as the compressed attention of NSA (2502.11089, eq. 7 to 9) does. All
+heads of a query select the same blocks.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from rorqual.ops.paged import BLOCK
 
 
 class BlockSelectionConfig(MLAConfig):
-    """MLA over the query's own block of `block_size` positions and the `block_topk` best of the earlier blocks.
+    """MLA over the block of `block_size` positions that contains the query, and over the `block_topk` best earlier blocks.
 
-    The weights are those of kind `mla`.
+    The kind has the same weights as the kind `mla`.
     """
 
     kind: Literal["block"] = "block"  # type: ignore[assignment]
@@ -58,8 +58,8 @@ class BlockSelection(SelectingMLA):
     def select(self, q: Tensor, positions: Tensor, cache: LayerCache) -> Tensor:
         """Return the positions [tokens, (block_topk + 1) * block_size] that each query sees, or -1 for none.
 
-        The query's own block is always visible. If it is complete, `select_by_attention` may return it, so one block more than
-        `block_topk` is requested.
+        The block that contains the query is always visible. If this block is complete, `select_by_attention` may return it, so
+        `select` requests one more block than `block_topk`.
         """
         c = self.config
         complete, _ = cache.groups("latent", c.block_size)

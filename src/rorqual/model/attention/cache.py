@@ -1,4 +1,4 @@
-"""The KV cache as an attention kind sees it: the parts that the kind declares, and the operations that read and write them."""
+"""The KV cache as an attention kind sees it: the parts that the kind declares, and the operations that read and write these parts."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from rorqual.ops.paged import BLOCK, Selection
 class CachePart:
     """A named tensor of the KV cache. Each row has `heads` vectors of `width` values, stored as `dtype` (None: the model's dtype).
 
-    A write rounds rows to `dtype`, and a read converts the rows back to their original dtype. The trainer also rounds
-    rows to `dtype`, so it computes with the values that the engine caches. Gradients pass the rounding unchanged.
+    A write rounds rows to `dtype`, and a read converts the rows back to their original dtype. The trainer also rounds rows to
+    `dtype`, so the trainer computes with the values that the engine caches. The backward pass treats the rounding as the
+    identity.
 
     `every=1` stores one row per token. `every=n` stores one row per complete group of n tokens: positions i * n to
     i * n + n - 1 of a sequence. The block size `BLOCK` must be a multiple of `every`.
@@ -80,13 +81,13 @@ class CacheLayout:
 
 
 class LayerCache:
-    """The KV cache of one attention module during one forward pass. Its parts are stored in blocks.
+    """The KV cache of one attention module during one forward pass. The cache parts are stored in blocks.
 
-    A forward pass writes its new rows before it reads, so reads include the new rows. Every method raises ValueError
+    A forward pass writes the new rows before it reads the cache, so reads include the new rows. Every method raises ValueError
     for a part that the kind's `cache_spec` does not declare.
 
-    In a subclass, `_store` rounds new rows of a part to its dtype and stores them. `_pool` returns a part as a block pool in the
-    layout of the backend's `attention`, and `_groups` returns the rows of completed groups.
+    In a subclass, `_store` rounds new rows of a part to the part's dtype and stores the rounded rows. `_pool` returns a part as
+    a block pool in the layout of the backend's `attention`, and `_groups` returns the rows of completed groups.
     """
 
     def __init__(self, layout: CacheLayout, attention: PagedAttention, plan: Plan) -> None:
@@ -145,9 +146,9 @@ class LayerCache:
     ) -> Tensor:
         """Compute causal attention from every token to the cached rows of its sequence.
 
-        `q` is [tokens, heads, queries per head, d]. `keys` and `values` are part names and may be the same name.
-        Attention uses only the first `value_width` columns of the values, or all columns if it is None. The row of a
-        group is visible to the last token of the group and to later tokens.
+        `q` is [tokens, heads, queries per head, d]. `keys` and `values` are part names and may be the same name. Attention uses
+        only the first `value_width` columns of the values, or all columns if `value_width` is None. The row of a group is
+        visible to the last token of the group and to later tokens.
 
         `selected` restricts attention to the selected rows. `window` restricts attention to the rows of the last
         `window` tokens, including the current token. Returns [tokens, heads, queries per head, value_width]. A token
@@ -183,19 +184,20 @@ class LayerCache:
     def select(self, q: Tensor, weights: Tensor, part: str, budget: int, scales: str | None = None) -> Selection:
         """Select for each token t the `budget` visible rows s of `part` with the highest sum_j w_{t,j} ReLU(q_{t,j} . k_s).
 
-        This is the lightning indexer of DeepSeek-V3.2-Exp. Ties go to the earlier row. `q` is [tokens, heads, queries
-        per head, d] and `weights` [tokens, heads, queries per head]. The index j runs over heads and queries per head.
-        `scales` names a part of width 1 by which the rows of `part` are multiplied. The returned scores have gradients; the
-        choice of rows has none.
+        The sum is the index score of DeepSeek-V3.2-Exp's lightning indexer. Ties go to the earlier row. `q` is [tokens, heads,
+        queries per head, d] and `weights` [tokens, heads, queries per head]. The index j runs over heads and queries per head.
+        `scales` names a part of width 1 by which the rows of `part` are multiplied. The returned scores have gradients, but the
+        selection of rows has no gradient.
         """
         self._written_part(part)
         return self._attention.select(q, weights, self._pool(part), self._plan, budget, self._scales(scales))
 
     def select_by_attention(self, q: Tensor, keys: str, scale: float, budget: int) -> Selection:
-        """Select the `budget` rows with the largest attention weights, averaged over heads. A perfect indexer selects these rows.
+        """Select the `budget` rows with the largest attention weights, averaged over heads. A perfect lightning indexer would
+        select the same rows.
 
-        `q`, `keys` and `scale` are those of `attend`. The returned scores are the averaged weights, without gradients. Ties
-        go to the earlier row.
+        `q`, `keys` and `scale` are as in `attend`. The returned scores are the averaged attention weights, without gradients.
+        Ties go to the earlier row.
         """
         self._written_part(keys)
         return self._attention.select_by_attention(q, self._pool(keys), self._plan, scale, budget)
@@ -213,10 +215,10 @@ class LayerCache:
     ) -> Tensor:
         """Return KL(attention weights || softmax of the index scores) of each token [tokens], in nats.
 
-        This is the loss of the lightning indexer (DeepSeek-V3.2-Exp, eq. 3 and 4). `q`, `keys` and `scale` are those of
-        `attend`. `index_q` and `index_keys` are the arguments `q` and `part` of `select`. `weights` and `scales` are those
-        of `select`. Attention weights are averaged over heads and receive no gradient. `selected` restricts attention and
-        index scores to the selected rows.
+        The divergence is the loss of the lightning indexer (DeepSeek-V3.2-Exp, eq. 3 and 4). `q`, `keys` and `scale` are as in
+        `attend`. `index_q` and `index_keys` are the arguments `q` and `part` of `select`. `weights` and `scales` are as in
+        `select`. Attention weights are averaged over heads and receive no gradient. `selected` restricts attention and index
+        scores to the selected rows.
         """
         self._written_part(keys), self._written_part(index_keys)
         rows = None if selected is None else selected.rows

@@ -7,9 +7,9 @@ dense while a sequence has at most `index_topk` positions.
 RoPE rotates the first `qk_rope_head_dim` values of index queries and keys in the half-split layout, while MLA's own RoPE
 is interleaved.
 
-With `index_dtype`, the cache holds index keys in FP8, with a power of two as the scale of each key. DeepSeek's code also rounds index
-queries to FP8. Before rounding, it multiplies queries and keys by a Hadamard matrix, which preserves their dot products.
-Rorqual does neither.
+With `index_dtype`, the cache holds index keys in FP8, with a power of two as the scale of each key. DeepSeek's code also rounds
+index queries to FP8. Before rounding, DeepSeek's code multiplies index queries and keys by a Hadamard matrix, which preserves
+dot products. Rorqual neither rounds index queries nor applies the Hadamard matrix.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class DSAConfig(MLAConfig):
 
 
 class Indexer(nn.Module):
-    """The lightning indexer. It computes index queries, one index key per position, and the weights of its heads."""
+    """The lightning indexer. The indexer computes index queries, one index key per position, and the weights of the indexer's heads."""
 
     def __init__(self, config: DSAConfig, hidden_size: int) -> None:
         super().__init__()
@@ -119,8 +119,7 @@ class Indexer(nn.Module):
 class DSA(MLA):
     """MLA over the positions that the indexer selects. Always runs on a cache, in the absorbed form.
 
-    The indexer's inputs are detached, so the indexer's loss trains only the indexer. The indexer is trained only by its
-    own loss.
+    The indexer's inputs are detached, so the indexer's loss trains only the indexer. No other loss trains the indexer.
 
     Records `selected` [tokens, k]: positions, or -1 for none. Records `index_scores` [tokens, k], and the indexer's losses
     `index_kl` and `dense_index_kl` [tokens] (see `LayerCache.index_kl`). `index_kl` is the loss over the selected
@@ -176,7 +175,7 @@ class DSA(MLA):
 
         - `mass_inside` [tokens, heads]: the share of the dense attention weights that lies on the selected positions.
         - `attention_mass` [tokens, length]: the dense attention weights of all visible positions, averaged over heads, in
-          descending order. `attention_rows` [tokens, length] holds the positions in the same order.
+          descending order. `attention_rows` [tokens, length] holds the positions in the order of `attention_mass`.
         - `output_difference` [tokens]: |sparse - dense| / |dense| of the module's output.
         - `tied` [tokens]: the number of selected positions with the same score as the best unselected position. The argument
           `further` selects `index_topk` + 1 positions.

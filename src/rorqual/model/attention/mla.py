@@ -157,7 +157,7 @@ class MLA(Attention):
     def latent_queries(self, q_nope: Tensor, q_rope: Tensor, ops: Backend) -> Tensor:
         """Return the queries of the absorbed form [tokens, 1, heads, kv_lora_rank + rope].
 
-        W^UK is applied to the part without RoPE.
+        W^UK is applied to the part of the queries without RoPE.
         """
         w_uk, _ = self.tensors("up_maps")
         flat = q_nope.flatten(0, 1).transpose(0, 1)  # [heads, tokens, nope]

@@ -2,9 +2,9 @@
 
 - Compression: each block of `compress_block` tokens is reduced to one key and one value (eq. 7). A block is visible to
   its last token and to later tokens.
-- Selection: attention to the tokens of `num_selected_blocks` blocks of `select_block` tokens (eq. 8 to 12). The
-  importance of a block is its share of the compression branch's attention weights, summed over the query heads of a
-  key-value head. The first blocks and the query's latest blocks are always selected. Ties go to the earlier block.
+- Selection: attention to the tokens of `num_selected_blocks` blocks of `select_block` tokens (eq. 8 to 12). The importance of a
+  block is the block's share of the attention weights in the compression branch, summed over the query heads of a key-value
+  head. The first blocks and the query's latest blocks are always selected. Ties go to the earlier block.
 - Sliding window: attention to the last `window_size` tokens.
 
 The output of a query head is sum_c g_c o_c over the branches c (eq. 5), with gates g = sigmoid(x W_g). The selection has
@@ -114,8 +114,8 @@ class NSAConfig(AttentionConfig):
 class Compressor(nn.Module):
     """The MLP that maps the keys or values of a block to one key or value (eq. 7).
 
-    The first layer has a bias and separate columns for each position of the block. The paper's intra-block position
-    encoding is left out, because it would only change this bias.
+    The first layer has a bias and separate columns for each position of the block. The paper's intra-block position encoding is
+    left out, because the encoding would only change the bias of the first layer.
     """
 
     def __init__(self, config: NSAConfig) -> None:

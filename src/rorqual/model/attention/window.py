@@ -15,9 +15,9 @@ from rorqual.model.cost import Cost
 
 
 class WindowConfig(MLAConfig):
-    """MLA over the last `window` positions, including the query's own, and the first `sinks` positions of the sequence.
+    """MLA over the last `window` positions, including the position of the query, and over the first `sinks` positions of the sequence.
 
-    The weights are those of kind `mla`. The cache keeps all positions.
+    The kind has the same weights as the kind `mla`. The cache keeps all positions.
     """
 
     kind: Literal["window"] = "window"  # type: ignore[assignment]

@@ -17,12 +17,12 @@ from rorqual.ops.moe import Routing
 
 
 class Block(nn.Module, ABC):
-    """A block module. Its input and its output are the residual stream [batch, seq, ...].
+    """A block module. Its input and output are the residual stream [batch, seq, ...].
 
-    `forward` also returns the routing of each feed-forward network in `ffns`, or None for a network without a router.
-    `caches` has one entry per attention module, which is None in a forward pass without a cache. `replay` has one entry
-    per feed-forward network: the experts [tokens, k], or None to let the router choose. `attentions` is the number of
-    attention modules in the block.
+    `forward` also returns the routing of each feed-forward network in `ffns`, or None for a network without a router. `caches`
+    has one entry per attention module. All entries are None in a forward pass without a cache. `replay` has one entry per
+    feed-forward network: the experts [tokens, k], or None to let the router choose. `attentions` is the number of attention
+    modules in the block.
     """
 
     attentions: int = 1
@@ -45,7 +45,7 @@ class Block(nn.Module, ABC):
 class StreamEnd(nn.Module):
     """A module at the start or end of the residual stream.
 
-    This base class is the identity, for blocks whose residual stream has the width of the hidden state.
+    The base class `StreamEnd` is the identity, for blocks whose residual stream has the width of the hidden state.
     """
 
     def forward(self, x: Tensor, ops: Backend) -> Tensor:
@@ -58,9 +58,9 @@ class BlockConfig(Kind):
 
     A kind with several attention modules or feed-forward networks per block overrides `attentions` or `ffns`.
 
-    The residual stream between blocks may be wider than the hidden state. The residual stream consists of `streams`
-    parts of width `hidden_size`. `expand` creates the parts from the embedding, and `collapse` combines them before the
-    final norm. All stages of a model must have the same number of streams.
+    The residual stream between blocks may be wider than the hidden state. The residual stream consists of `streams` parts of
+    width `hidden_size`. `expand` creates the parts from the embedding, and `collapse` combines the parts before the final norm.
+    All stages of a model must have the same number of streams.
     """
 
     def build(self, attention: AttentionConfig, ffn: FFNConfig, hidden_size: int, eps: float) -> Block:

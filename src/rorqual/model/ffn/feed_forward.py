@@ -19,7 +19,7 @@ class FFN(Layer, ABC):
     """A feed-forward network: x [tokens, hidden] -> ([tokens, hidden], routing or None).
 
     `experts_per_token` is the number of routed experts per token, as in the config. If `experts_per_token` is above 0,
-    generation records the expert choices, and training replays them and counts them for load balancing.
+    generation records the expert choices. Training replays the recorded choices and counts them for load balancing.
     """
 
     experts_per_token: int = 0

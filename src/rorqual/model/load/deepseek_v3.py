@@ -1,6 +1,6 @@
 """DeepSeek-V2, V3, R1, V3.1 and V3.2: convert `config.json` and tensor names in both directions.
 
-V2 has the tensor names of V3, but no router bias. V3.2 is V3 with an indexer in each attention module.
+V2 has the same tensor names as V3, but no router bias. V3.2 is V3 with an indexer in each attention module.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ _CLASSES = {
 }
 model_types = tuple(_CLASSES)
 LATENT = (MLAConfig, DSAConfig)
-"""The attention kinds that the layout can express. Their subclasses have the same parameters but compute other functions."""
+"""The attention kinds that the checkpoint format supports. Subclasses are rejected, because they compute other functions with
+the same parameters."""
 _INDEX = ("index_n_heads", "index_head_dim", "index_topk")
 _METHODS: Mapping[str, tuple[Literal["top2", "max"], bool]] = {
     "noaux_tc": ("top2", True),

@@ -14,9 +14,9 @@ from rorqual.model.load.names import NameMap
 class CheckpointFamily(Protocol):
     """The checkpoint format of one model family: its `model_types`, and conversions in both directions.
 
-    `config_from_hf(data, where)` converts a `config.json` to a ModelConfig, and `config_to_hf(config)` converts it
-    back. `name_map(config)` covers every tensor. `config_from_hf`, `config_to_hf` and `name_map` raise ConfigError if
-    the format does not support the model. A module with these names is a family, too.
+    `config_from_hf(data, where)` converts a `config.json` to a ModelConfig, and `config_to_hf(config)` converts it back.
+    `name_map(config)` covers every tensor. `config_from_hf`, `config_to_hf` and `name_map` raise ConfigError if the format does
+    not support the model. A module that defines these names is also a checkpoint family.
     """
 
     @property
@@ -55,7 +55,7 @@ def family_of(model_type: str, where: str) -> CheckpointFamily:
 def family_for(config: ModelConfig) -> CheckpointFamily:
     """Return the first checkpoint family that can express a model.
 
-    If there is none, raises ConfigError with one reason per family.
+    If no family can express the model, raises ConfigError with one reason per family.
     """
     reasons = []
     for family in FAMILIES:

@@ -22,13 +22,13 @@ class DenseFamily:
 
     - `model_type` and `architecture`: the values in `config.json`.
     - `layout`: a description of the supported models, for error messages.
-    - `expected`: keys of `config.json` that may only have this value.
+    - `expected`: keys of `config.json`, each with the only value that is accepted.
     - `attention(keys)`: the norm and bias fields of `GQAConfig`.
     - `fits`: whether the family supports an attention config.
-    - `own(attention)`: the keys that only this family writes.
+    - `own(attention)`: the `config.json` keys that only this family writes.
     - `head_dim`: the default of the key `head_dim` (`attention_from_hf`).
     - `windows`: True if `config.json` has the keys of sliding-window attention.
-    - `writes_head_dim`: False if published files omit `head_dim` where it is `hidden_size` / `num_attention_heads`.
+    - `writes_head_dim`: False if published files omit a `head_dim` that equals `hidden_size` / `num_attention_heads`.
     """
 
     model_type: str
@@ -128,7 +128,7 @@ def no_sliding_window(keys: ConfigKeys, layers: int) -> None:
 def model_from_hf(keys: ConfigKeys, stages: Sequence[Stage]) -> ModelConfig:
     """Build the ModelConfig from `stages` and the keys that do not describe layers.
 
-    Raises ConfigError for keys that were never read.
+    Raises ConfigError for keys that no code has read.
     """
     config = keys.build(
         ModelConfig,
@@ -174,7 +174,7 @@ def dense_of(config: ModelConfig, layout: str) -> DenseConfig:
 
 
 def common_to_hf(config: ModelConfig, attention: GQAConfig, model_type: str, architecture: str) -> dict[str, Any]:
-    """Return the `config.json` keys that Llama, Qwen2 and Qwen3 share. Keys of the feed-forward network are not included."""
+    """Return the `config.json` keys that Llama, Qwen2 and Qwen3 share. The result does not include keys of the feed-forward network."""
     return {
         "architectures": [architecture],
         "model_type": model_type,

@@ -1,4 +1,4 @@
-"""Read a published `config.json` strictly: refuse unknown keys, because they could change what the model computes."""
+"""Read a published `config.json` strictly: reject unknown keys, because an unknown key could change the outputs of the model."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ C = TypeVar("C", bound=Config)
 class ConfigKeys:
     """A reader of a `config.json`, or of the header of a GGUF file, that tracks which keys were read.
 
-    `refuse_unknown_keys` refuses unread keys, unless they are `harmless`.
+    `refuse_unknown_keys` rejects unread keys that are not in `harmless`.
     """
 
     def __init__(self, data: Mapping[str, Any], where: str, harmless: Collection[str] = HARMLESS) -> None:
@@ -94,7 +94,7 @@ class ConfigKeys:
         return value
 
     def mapping(self, key: str) -> Mapping[str, Any]:
-        """Return the JSON object under `key`, or {} if it is absent or null."""
+        """Return the JSON object under `key`, or {} if the key is absent or null."""
         value = self.take(key, None)
         if value is not None and not isinstance(value, Mapping):
             raise ConfigError(f"key '{key}' is {value!r}, not an object", where=self.where)
@@ -167,7 +167,7 @@ class ConfigKeys:
             )
 
     def refuse_unknown_keys(self) -> None:
-        """Raise ConfigError for a key that was never read."""
+        """Raise ConfigError for a key that no code has read."""
         for key in sorted(self._data.keys() - self._taken - {*self._harmless}):
             raise ConfigError(
                 f"unknown key '{key}'",
@@ -194,7 +194,7 @@ def rope_to_hf(rope: Rope) -> dict[str, Any]:
 def quantization(data: Mapping[str, Any], where: str) -> None:
     """Raise ConfigError unless `quantization_config` is empty or declares FP8 in 128 x 128 blocks (V3, V3.1).
 
-    A tensor is FP8 if the checkpoint stores scales for it, whatever `quantization_config` says.
+    A tensor with stored scales is FP8, whatever `quantization_config` says.
     """
     for key, value in data.items():
         if key in ("modules_to_not_convert", "ignored_layers"):

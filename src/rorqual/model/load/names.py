@@ -1,6 +1,6 @@
 """Two-way maps between Rorqual's tensors and the tensors of published checkpoints.
 
-Tensors can be converted one at a time.
+A map can convert one tensor at a time.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class NameEntry:
     kind: Literal["alone", "stack", "pairs"] = "alone"
 
     def order(self) -> tuple[int, ...]:
-        """Return the indices of the tensors in `published`, in the order in which `internal` stores their bytes."""
+        """Return the indices of the published tensors, in the order in which `internal` stores their bytes."""
         if self.kind != "pairs":
             return tuple(range(len(self.published)))
         n = len(self.published) // 2
@@ -128,7 +128,7 @@ class NameMap:
             )
 
     def to_hf(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Convert Rorqual's tensors to published tensors, each with memory of its own."""
+        """Convert Rorqual's tensors to published tensors that share no memory."""
         pieces = ((entry, index, name) for entry in self.entries for index, name in enumerate(entry.published))
         published = {name: entry.piece(state[entry.internal], index).clone() for entry, index, name in pieces}
         return published | {name: state[internal].clone() for name, internal in self.copies.items()}
@@ -143,5 +143,5 @@ def find_differences(found: Mapping[str, Shape], wanted: Mapping[str, Shape]) ->
 
 
 def list_first_names(names: Sequence[str]) -> str:
-    """Return the first twelve names or problems as text, followed by the number of omitted ones."""
+    """Return the first twelve names or problems as text, followed by the number of omitted names or problems."""
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")

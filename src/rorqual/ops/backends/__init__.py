@@ -38,8 +38,8 @@ def backend(name: str) -> Backend:
     `reference` is slow and simple. `torch` is fast and agrees with `reference` within rounding. `torch-invariant` is
     the default backend of inference engines. `./mine.py:Class` loads a backend from a file.
 
-    Raises ConfigError if no class has this name, if two classes have it, or if the methods of the backend use different
-    block layouts.
+    Raises ConfigError if no class or more than one class has this name, or if the methods of the backend use different block
+    layouts.
     """
     if (location := in_file(name)) is not None:
         cls = _load_file(*location)

@@ -18,7 +18,7 @@ from rorqual.ops.rows import LOOSE, Rows
 PAD = -1
 """Slot number of padding tokens. Rows of padding tokens are written to block `NOBODY`."""
 NOBODY = 0
-"""The block that padding tokens write to. This block belongs to no sequence."""
+"""The block that padding tokens write to. Block `NOBODY` belongs to no sequence."""
 PAIRS = 48
 """Number of (query tile, key block) pairs that attention processes at once, so that their scores fit in the processor's
 cache."""
@@ -72,7 +72,7 @@ class Plan:
     _groups: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
     def places(self, heads: int, every: int = 1) -> Tensor:
-        """Return the indices [rows * heads] at which the new rows of a part are written.
+        """Return the indices [rows * heads] at which the new rows of a cache part are written.
 
         The indices refer to the first dimension of a pool viewed as [blocks * heads * BLOCK / every, width].
         """
@@ -86,8 +86,8 @@ class Plan:
     def groups(self, every: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return indices of the groups of `every` tokens that the forward pass completes.
 
-        Returns the block of each group [groups, 1], the offsets of its tokens in the block [groups, every], and its
-        last token [groups].
+        Returns the block of each group [groups, 1], the offsets of the group's tokens in the block [groups, every], and the
+        index of the group's last token [groups].
         """
         if every not in self._groups:
             last, slot = self._completed_groups(every)
@@ -97,7 +97,7 @@ class Plan:
         return self._groups[every]
 
     def _completed_groups(self, every: int) -> tuple[Ints, Ints]:
-        """Return the last token of each completed group and that token's slot, each [groups].
+        """Return two arrays [groups]: the last token of each completed group, and the slot of this token.
 
         Padding groups use token 0 and block `NOBODY`.
         """
@@ -127,9 +127,9 @@ class PagedAttention:
     written to block 0 (`NOBODY`) after renumbering, so block 0 must keep its number. In `prepack_blocks`, block 0 has no
     special role.
 
-    The new number of a block must not depend on the size of the pool. `shape` may return a pool with extra blocks.
-    `rorqual.ops.backends.backend` tests a subclass on a small cache. It refuses a subclass whose methods use different
-    layouts.
+    If a subclass renumbers blocks, the new number of a block must not depend on the size of the pool. `shape` may return a pool
+    with extra blocks. `rorqual.ops.backends.backend` tests a subclass on a small cache. `backend` rejects a subclass whose
+    methods use different layouts.
     """
 
     def __init__(self, rows: Rows = LOOSE) -> None:
@@ -184,7 +184,7 @@ class PagedAttention:
         return (blocks, heads, rows, width)
 
     def as_blocks(self, pool: Tensor) -> Tensor:
-        """View a pool as [blocks, heads, rows, width]. Blocks are in the order in which the pool stores them."""
+        """View a pool as [blocks, heads, rows, width]. The result lists the blocks in pool order."""
         return pool
 
     def prepack_blocks(self, blocks: Tensor) -> Tensor:
@@ -201,7 +201,7 @@ class PagedAttention:
     def fill(self, pool: Tensor, blocks: Tensor, contents: Tensor) -> None:
         """Copy `contents` [n, heads, rows, width] into the blocks with numbers `blocks` [n].
 
-        `contents` has the dtype of the pool. Both are bytes if the part is cached in FP8.
+        `contents` has the dtype of the pool, which is uint8 if the part is cached in FP8.
         """
         self.as_blocks(pool).index_copy_(0, blocks, contents)
 
@@ -210,7 +210,7 @@ class PagedAttention:
     def write(self, pool: Tensor, rows: Tensor, plan: Plan) -> None:
         """Store rows [tokens, heads, width] at the slots of their tokens.
 
-        `rows` has the dtype of the pool. Both are bytes if the part is cached in FP8.
+        `rows` has the dtype of the pool, which is uint8 if the part is cached in FP8.
 
         For a part with one row per group, `rows` has one row for each group that `groups` returned. `plan.places(heads,
         every)` gives the indices of the rows in a pool viewed as [blocks * heads * rows per block, width].
@@ -220,7 +220,7 @@ class PagedAttention:
         flat.index_copy_(0, places, rows.reshape(-1, pool.shape[-1]))
 
     def groups(self, pool: Tensor, plan: Plan, every: int) -> tuple[Tensor, Tensor]:
-        """Return the rows of the groups of `every` tokens that this forward pass completes, and the last token of each group.
+        """Return the cached rows of each group of `every` tokens that this forward pass completes, and the last token of each group.
 
         The rows are [groups, every, heads, width], and the tokens are [groups]. Rows and tokens may end with padding groups.
         """
@@ -335,7 +335,7 @@ class PagedAttention:
 def _split_by_pairs(first: Ints, count: Ints, most: int) -> Iterator[Ints]:
     """Split sequences into groups of about `most` (query tile, key block) pairs. Long sequences are split at tile boundaries.
 
-    Each group is an array [3, n] of n sequences: their indices, first positions and numbers of tokens.
+    Each group is an array [3, n] for n sequences: sequence indices, first positions and numbers of tokens.
     """
     group, pairs = list[list[int]](), 0
     for which, (start, size) in enumerate(zip(first.tolist(), count.tolist(), strict=True)):

@@ -1,6 +1,6 @@
 """Check that all methods of a user's `PagedAttention` subclass use the same block layout.
 
-A mismatch would silently give wrong answers.
+Methods with different layouts would give wrong attention outputs without an error.
 """
 
 from __future__ import annotations

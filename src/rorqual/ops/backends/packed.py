@@ -2,10 +2,9 @@
 
 Without prepacking, every matrix product repacks its weight. For few input rows, repacking takes as long as the product itself.
 
-In bf16, engine steps with and without prepacking are bit-identical, but a forward pass of `Torch` without a cache
-agrees with them only within rounding. In fp32, prepacking changes the order of sums over more than a few hundred
-columns. In fp32, engines with and without prepacking therefore differ in the last bits, but each engine reproduces its
-own results.
+In bf16, engine steps with and without prepacking are bit-identical, but a forward pass of `Torch` without a cache differs from
+an engine step by rounding errors. In fp32, prepacking changes the order of sums over more than a few hundred columns. In fp32,
+engines with and without prepacking therefore differ in the last bits, but each engine reproduces its own results.
 """
 
 from __future__ import annotations

@@ -40,9 +40,9 @@ class Fit:
 class Backend:
     """The reference backend: plain, slow, differentiable implementations of all operations. Subclasses override operations.
 
-    `rorqual.ops.backends.backend` finds a subclass by its `name`. A backend has no state except its settings. If
-    the results of a backend change by a single bit, its name must change too, because the name is part of the key of
-    KV-cache blocks on disk.
+    `rorqual.ops.backends.backend` finds a subclass by its `name`. A backend has no state except its settings. If the results of
+    a backend change by a single bit, the backend needs a new name, because the name is part of the key of KV-cache blocks on
+    disk.
     """
 
     name = "reference"
@@ -58,9 +58,9 @@ class Backend:
     def supports(
         self, device: torch.device, dtype: torch.dtype, model: nn.Module | None = None, *, training: bool = False
     ) -> str | None:
-        """Return None if this backend can run `model` on `device` in `dtype`. Otherwise return the reason.
+        """Return None if this backend can run `model` on `device` in `dtype`. If the backend cannot run `model`, return the reason as text.
 
-        The error message shows this reason.
+        The error message to the user shows the returned reason.
         """
         return None
 
@@ -72,7 +72,7 @@ class Backend:
     # ---- operations
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Compute x [..., in] @ weight^T [in, out] + bias [out]. Routers do not call `linear`, because they compute in fp32."""
+        """Compute x [..., in] @ weight^T [in, out] + bias [out]. Routers do not call `linear`, because routers compute in fp32."""
         return F.linear(x, weight, bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -138,9 +138,8 @@ class Backend:
     def prepare(self, model: M, *, take: bool = False) -> M:
         """Return an inference-only copy of `model` with repacked weights, fused linear maps and precomputed derived tensors.
 
-        All other parameters are shared with `model`. With `take=True`, each layer is removed from `model` when it is
-        copied, so only one layer at a time has its weights in memory twice. A tied embedding stays in memory twice, for
-        lookup and for the head.
+        All other parameters are shared with `model`. With `take=True`, each layer is removed from `model` when it is copied, so
+        at most one layer at a time is in memory twice. A tied embedding stays in memory twice, for lookup and for the head.
         """
         with torch.inference_mode(False), torch.no_grad():
             clone = self._prepared(model, take)
@@ -290,7 +289,7 @@ def _dense(tensor: Tensor) -> Tensor:
 
 
 def _fuse_linears(maps: Sequence[nn.Linear]) -> nn.Linear:
-    """Fuse linear maps that share an input into one map, whose output is the concatenation of their outputs."""
+    """Fuse linear maps that share an input into one linear map. The output of the fused map is the concatenation of the outputs."""
     weight = torch.cat([part.weight.detach() for part in maps])
     with torch.device("meta"):
         fused = nn.Linear(weight.shape[1], weight.shape[0], bias=maps[0].bias is not None)

@@ -26,7 +26,7 @@ class StepInput:
     """The input of a forward pass over all scheduled tokens, concatenated.
 
     - `ids` and `positions`: [1, tokens].
-    - `embeds` [1, tokens, hidden]: replaces the embeddings of `ids` if it is not None.
+    - `embeds` [1, tokens, hidden]: replaces the embeddings of `ids` if `embeds` is not None.
     - `cache`: the `Cache` that the forward pass writes to and reads from.
     - `last` [rows]: for each row to sample, the index of the token that provides the logits.
     - `sampling`: the sampling inputs, or None if no row samples.
@@ -62,8 +62,8 @@ class StepOutput:
 class StepFunction(Protocol):
     """A function that runs steps of one model.
 
-    The function must read the weights in every step, because training changes them in place. A backend that cannot read
-    the weights in every step must refuse the model in `Backend.supports`.
+    The function must read the weights in every step, because training changes weights in place. A backend that cannot read the
+    weights in every step must refuse the model in `Backend.supports`.
     """
 
     def __call__(self, step: StepInput, /) -> StepOutput: ...

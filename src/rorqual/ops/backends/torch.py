@@ -1,6 +1,6 @@
 """The `torch` backend.
 
-This backend is the fastest for training, and for inference engines that do not need batch-invariant results.
+The `torch` backend is the fastest for training, and for inference engines that do not need batch-invariant results.
 """
 
 from __future__ import annotations

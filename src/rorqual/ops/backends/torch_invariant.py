@@ -35,7 +35,7 @@ Product = tuple[Kind, int, int, torch.dtype]
 CHOICES = (Rows(4), ENOUGH, Rows(16, 32), Rows(16, 16))
 """Row limits that `rows_of` tries, in this order.
 
-MKL needs little padding in its generic x86 path, and more in its Intel path. Bf16 products of oneDNN on AMX also need
+MKL needs less padding in the generic x86 code path than in the Intel code path. Bf16 products of oneDNN on AMX also need
 `Rows.most`.
 """
 EVEN = 4
@@ -60,7 +60,7 @@ NOT_HELD = (
 
 
 class TorchInvariant(Packing):
-    """The batch-invariant backend. It pads the inputs of matrix products and elementwise operations, and uses paged attention."""
+    """The batch-invariant backend. The backend pads the inputs of matrix products and elementwise operations, and uses paged attention."""
 
     name = "torch-invariant"
     invariant = True
@@ -151,7 +151,7 @@ class TiledLinear(LinearMap):
 
 
 def rows_of(model: nn.Module, cache_shapes: Iterable[tuple[int, int]], threads: int) -> tuple[Rows, bool, int]:
-    """Return row limits for the model's products, whether the products are invariant with them, and the number of threads.
+    """Return row limits for the model's matrix products, whether the products are invariant with these limits, and the number of threads.
 
     The limits are the first entry of `CHOICES` that makes products of every shape invariant: a row's bits then do not
     depend on the number of rows or threads. If no choice passes with `threads` threads, all choices are tested with one thread.
@@ -172,7 +172,7 @@ def rows_of(model: nn.Module, cache_shapes: Iterable[tuple[int, int]], threads: 
 
 
 def products_of(model: nn.Module, cache_shapes: Iterable[tuple[int, int]]) -> Iterator[Product]:
-    """Yield the matrix products of a model: with parameters, prepacked weights, derived tensors and cached keys and values."""
+    """Yield the matrix products of a model: products with parameters, prepacked weights, derived tensors, and cached keys and values."""
     dtype = next(model.parameters()).dtype
     for width, keys in cache_shapes:  # for one block: the scores, then the weighted sums of values
         yield "transposed", width, keys, dtype

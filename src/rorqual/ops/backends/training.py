@@ -4,8 +4,8 @@ The reference backend loops over experts with autograd, which runs about forty s
 sorts the tokens once, so the tokens of an expert are a slice. Products write into one preallocated tensor, and the
 backward pass is hand-written.
 
-In bf16, the rows of each expert are padded to a multiple of 64. Without padding, oneDNN would build a primitive for
-every new row count, which makes the product three times as slow (docs/LOG.md).
+In bf16, the rows of each expert are padded to a multiple of 64. Without padding, oneDNN would build a primitive for every new
+row count, and the product would take three times as long (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BF16_SHORT = 512
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Compute `ops.norm.rms_norm` with a hand-written backward pass.
 
-    Autograd's backward pass would be a chain of small operations.
+    The backward pass of autograd would be a chain of small operations.
     """
     out: Tensor = _RMSNorm.apply(x, weight, eps)
     return out
@@ -125,7 +125,7 @@ class _Slices:
         self.slot[order] = row
 
     def spread(self, pairs: Tensor) -> Tensor:
-        """Reorder pairs [pairs, d] from token order to expert order [rows, d]. Padding rows are zero."""
+        """Reorder the values of (token, expert) pairs [pairs, d] from token order to expert order [rows, d]. Padding rows are zero."""
         allocate = pairs.new_empty if self.rows == len(pairs) else pairs.new_zeros
         return allocate(self.rows, pairs.shape[1]).index_copy_(0, self.slot, pairs)
 

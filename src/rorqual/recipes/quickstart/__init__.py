@@ -1,8 +1,8 @@
 """The quickstart: train a teacher, improve it with GRPO, distil a student, compare the student with alternatives, and
 write a report.
 
-Each stage runs a recipe, an evaluation, the data factory or the report. Users can also run each of these separately.
-The files of a stage show whether it is complete, so running the same command again resumes the quickstart.
+Each stage runs a recipe, an evaluation, the data factory or the report, all of which users can also run separately. The
+output files of a stage show whether the stage is complete, so running the same command again resumes the quickstart.
 """
 
 from rorqual.recipes.quickstart.paths import BRANCHES, MODES, WHEN, QuickstartPaths

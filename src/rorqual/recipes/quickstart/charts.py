@@ -18,19 +18,19 @@ SETTINGS: tuple[tuple[str, Thinking, str, Colour], ...] = (
     ("after", "off", "after GRPO, answering at once", "off"),
     ("after", "on", "after GRPO, made to think", "on"),
 )
-"""The thinking modes before and after GRPO that the report compares. Those before GRPO have hollow markers."""
+"""The thinking modes before and after GRPO that the report compares. Evaluations before GRPO are drawn with hollow markers."""
 COLOURS: tuple[Colour, ...] = ("ink", "before", "after", "off", "on")
 """One colour per branch, in the order of the summary: teacher, base, distilled, reinforced, answers-only."""
 
 
 def charts(findings: Findings) -> list[Chart]:
-    """Return the charts of the model, and that of the students if there are any."""
+    """Return the report's charts: three charts of the teacher model, and one chart of the students if there are any."""
     of_model = [overview_chart(findings), learning_chart(findings), accuracy_chart(findings)]
     return [*of_model, students_chart(findings)] if findings.students else of_model
 
 
 def overview_chart(findings: Findings) -> Chart:
-    """Chart the accuracy over all families: in each setting, and of each student."""
+    """Chart the accuracy over all problem families, with one bar per entry of `SETTINGS` and one bar per student."""
     rows = {label: findings.evaluations[when, mode].rows("all")[0] for when, mode, label, _ in SETTINGS}
     for branch in findings.summary.branches:
         if branch.name != "teacher":
@@ -63,7 +63,7 @@ def overview_chart(findings: Findings) -> Chart:
 
 
 def rows_by_family(evaluation: Evaluation) -> dict[str, Row]:
-    """Return the rows of the families."""
+    """Return the result row of each family, by the name of the family."""
     return {row.family: row for row in evaluation.rows("family")}
 
 
@@ -110,7 +110,7 @@ def describe_ends(points: Sequence[tuple[float, float]]) -> str:
 
 
 def accuracy_chart(findings: Findings) -> Chart:
-    """Chart held-out accuracy by family in all settings, with 95 % intervals, and the best baseline."""
+    """Chart the held-out accuracy by family for each entry of `SETTINGS`, with 95 % intervals, and the best baseline."""
     families = findings.families
     tables = [rows_by_family(findings.evaluations[when, mode]) for when, mode, _, _ in SETTINGS]
     changes = "; ".join(
@@ -136,7 +136,7 @@ def accuracy_chart(findings: Findings) -> Chart:
 
 
 def accuracy_points(label: str, rows: Sequence[Row], colour: Colour, *, hollow: bool) -> Series:
-    """Return the accuracies of rows with their intervals."""
+    """Return a chart series with the accuracy and the 95 % interval of each row."""
     return Series(
         label=label,
         colour=colour,
@@ -148,7 +148,7 @@ def accuracy_points(label: str, rows: Sequence[Row], colour: Colour, *, hollow: 
 
 
 def branch_rows(findings: Findings, branch: Branch) -> dict[str, Row]:
-    """Return the rows of a branch by family, pooled row first. The model chooses whether to think."""
+    """Return the result rows of a branch in the thinking mode `auto`, by family. The first row covers all families together."""
     evaluation = findings.students[branch.name, "auto"]
     rows = [*evaluation.rows("all"), *evaluation.rows("family")]
     return {row.family: row for row in rows}

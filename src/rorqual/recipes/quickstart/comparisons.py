@@ -1,6 +1,6 @@
-"""The report's comparisons: paired differences between two evaluations of one run, for all families and for each.
+"""The report's comparisons: paired differences between two evaluations, over all problem families and for each family.
 
-Their intervals are about the models of one run. A verdict on a method needs several seeds.
+The confidence intervals are valid for the models of this one quickstart. Comparing training methods needs several seeds.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class ReportComparison:
     measure: Measure = is_right
 
     def rows(self, evaluations: Evaluations, grain: Grain) -> list[Comparison]:
-        """Return the difference over all families, or of each family."""
+        """Return the paired differences, over all families or for each family, as `grain` selects."""
         both = (evaluations[self.before], evaluations[self.after])
         return compare(*both, grain=grain, measure=self.measure, confidence=CONFIDENCE)
 
     def table(self, evaluations: Evaluations) -> Table:
-        """Return the differences over all families and of each family."""
+        """Return a table of the differences over all families and for each family."""
         return comparison_table([*self.rows(evaluations, "all"), *self.rows(evaluations, "family")], self.title)
 
 
@@ -55,5 +55,5 @@ OF_STUDENTS = {
 
 
 def sign_of(interval: Interval) -> Literal["higher", "lower", "open"]:
-    """Return whether an interval lies above or below zero. If it contains zero, the sign is open."""
+    """Return `higher` or `lower` if an interval lies above or below zero, or `open` if the interval contains zero."""
     return "higher" if interval.low > 0 else "lower" if interval.high < 0 else "open"

@@ -56,7 +56,7 @@ class Summary(Config):
         return [LedgerEntry(one["name"], **{name: one.get(name, 0) for name in AMOUNTS}) for one in stages]
 
     def cost_of(self, branch: Branch) -> LedgerEntry:
-        """Return the total cost of the branch's own stages, under the branch's title."""
+        """Return the total cost of the stages in `branch.stages`, as an entry that is named by the branch's title."""
         return total((cost for cost in self.stages if cost.stage in branch.stages), branch.title)
 
 
@@ -64,7 +64,8 @@ class Summary(Config):
 class Findings:
     """All data that the report shows. `sft` and `grpo` hold one record per step, in ascending order.
 
-    `students` holds the evaluations of each branch.
+    `evaluations` holds the teacher's evaluations by (before or after GRPO, thinking mode), and `students` the
+    evaluations of the branches by (branch, thinking mode).
     """
 
     sft: Sequence[Record]
@@ -74,11 +75,11 @@ class Findings:
     students: dict[tuple[str, Thinking], Evaluation] = field(default_factory=dict)
 
     def right(self, when: str, mode: Thinking = "auto") -> float:
-        """Return the model's accuracy over all families, before or after GRPO."""
+        """Return the teacher's accuracy over all families, before or after GRPO (`when`)."""
         return self.evaluations[when, mode].rows("all")[0].accuracy
 
     def thinking_share(self, when: str) -> float:
-        """Return the share of problems on which the model chose to think, before or after GRPO."""
+        """Return the share of problems on which the teacher chose to think, before or after GRPO (`when`)."""
         return self.evaluations[when, "auto"].rows("all")[0].thought
 
     def share(self, branch: str, mode: Thinking = "auto") -> float | None:
@@ -88,12 +89,12 @@ class Findings:
 
     @property
     def families(self) -> list[str]:
-        """The families of the evaluation, in order."""
+        """The problem families of the teacher's evaluation, in order of first appearance."""
         return list(dict.fromkeys(sample.family for sample in self.evaluations["before", "auto"].samples))
 
 
 def series(records: Sequence[Record], *names: str) -> list[tuple[float, float]]:
-    """Return the steps and values of a metric. The value of a record is that of the first of `names` that it has.
+    """Return the (step, value) points of a metric. If a record has several of `names`, the value of the first of these names is used.
 
     Records without any of `names` are skipped.
     """

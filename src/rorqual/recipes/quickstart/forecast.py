@@ -46,7 +46,7 @@ TEACHES = 0.8
 
 In the quickstart with seed 0, the measured value of `TEACHES` was 0.94 for the teacher and 0.64 for the student trained
 with GRPO. The measured value of `GOES_OVER` was 0.38 for the teacher and 0.71 for the student. The constants `TEACHES`
-and `GOES_OVER` lie between the measured values of teacher and student. With other seeds, the values may differ.
+and `GOES_OVER` lie between the measured values of teacher and student. With other seeds, the measured values may differ.
 """
 WARM, STEPS, BATCH = 2, 8, 64
 DRAWN = 384
@@ -57,7 +57,8 @@ difference between the second and the third run gives the cost per sample."""
 
 @dataclass(frozen=True)
 class Lengths:
-    """Token counts of a prompt, and of its reply with and without thinking. They may be means over problems."""
+    """Token counts of a prompt, of the reply with thinking, and of the reply without thinking (`at_once`). The counts
+    may be means over problems."""
 
     prompt: float
     thinking: float
@@ -96,8 +97,8 @@ class ShapeCost:
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """The problems of an evaluation: their number, their mean lengths, and the core-seconds to generate them. The
-    evaluation of each model generates the problems again."""
+    """The problems of an evaluation: their number, their mean lengths, and the core-seconds (`drawing`) to generate the
+    problems. The evaluation of each model generates the problems again."""
 
     problems: int
     lengths: Lengths
@@ -218,7 +219,7 @@ def over(share: float, goes: float = GOES_OVER) -> float:
 
 
 def solution_lengths(task: str, hard: float, seed: int) -> list[Solution]:
-    """Return the first `DRAWN` problems of the train split with their lengths."""
+    """Return the first `DRAWN` problems of the task's train split, each with the token counts of its prompt and solution."""
     return count_solution_tokens(list(islice(load_task(task, options={"hard": hard}).problems("train", seed), DRAWN)))
 
 
@@ -241,7 +242,7 @@ def mean(solutions: Sequence[Solution]) -> Lengths:
 
 
 def exam(task: str, hard: float, count: int, seed: int) -> EvaluationSet:
-    """Generate an evaluation's problems, and measure the time that this takes."""
+    """Generate the problems of an evaluation, and measure the core-seconds of the generation."""
     began = time.process_time()
     problems = pick_problems(load_task(task, options={"hard": hard}), "test", count, seed, per_family=True)
     drawing = time.process_time() - began

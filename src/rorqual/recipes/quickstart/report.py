@@ -28,8 +28,8 @@ def build_report(folder: Path) -> Path:
     Each picture has a light version and a dark version, `NAME-dark.png`.
 
     The folder must contain these files:
-    - `base/metrics.jsonl` and `teacher/metrics.jsonl` are the records of the training before GRPO and by GRPO.
-      The report shows a metric without records as "not recorded".
+    - `base/metrics.jsonl` and `teacher/metrics.jsonl` are the training records of SFT and of GRPO. The report shows a
+      metric without records as "not recorded".
     - `evals/{before,after}-{auto,on,off}.json` are evaluations of the same problems, written by `Evaluation.save`.
     - `summary.json` is `{"model": {"total", "active", "cache_bytes_per_token", "flops_per_token", ...}, "stages":
       [{"name", "tokens", "flops", "solved", "core_seconds", "seconds"}], "seed", "command"}`. A run with a student also has
@@ -80,7 +80,8 @@ AGREEMENT = {
     "equal": ("groups_equal",),
     "groups": ("groups_total",),
 }
-"""The metrics of the difference between sampler and trainer, and of groups without a gradient."""
+"""Metrics of the difference between sampler and trainer, and of groups without a gradient: name in the report's
+template -> names in the training records."""
 FACTS = {
     "total": ("parameters, total", ""),
     "active": ("parameters, active", "used for one token"),
@@ -91,12 +92,12 @@ FACTS = {
 
 
 def model_facts(model: Mapping[str, int]) -> list[tuple[str, str, str]]:
-    """Return the sizes of a model as (label, figure, small print)."""
+    """Return the sizes of a model as (label, figure, explanation)."""
     return [(label, f"{model[name]:,}", small) for name, (label, small) in FACTS.items() if name in model]
 
 
 def accuracy_table(findings: Findings) -> Table:
-    """Return the accuracy in all settings, by family and level."""
+    """Return a table of the accuracy by family and level, with one column per entry of `SETTINGS`."""
     evaluations = [findings.evaluations[when, mode] for when, mode, _, _ in SETTINGS]
     rows: list[tuple[str, ...]] = []
     for family in findings.families:
@@ -114,7 +115,7 @@ def _accuracy_row(level: str, rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def costs_table(stages: Sequence[LedgerEntry], core_hour: float) -> Table:
-    """Return the cost of each stage, and of all."""
+    """Return a table of the cost of each stage, and of the total cost."""
     heads = (
         "stage",
         "tokens",
@@ -142,7 +143,7 @@ def costs_table(stages: Sequence[LedgerEntry], core_hour: float) -> Table:
 
 
 def scientific(value: float) -> str:
-    """Return `1234567.0` as `1.23 × 10⁶`."""
+    """Format a number in scientific notation, for example `1234567.0` as `1.23 × 10⁶`."""
     if value == 0:
         return "0"
     mantissa, exponent = f"{value:.2e}".split("e")
@@ -150,7 +151,8 @@ def scientific(value: float) -> str:
 
 
 def transcripts(findings: Findings, family: str) -> list[list[tuple[str, str, str]]]:
-    """Return the hardest right and the hardest wrong answer after GRPO, each with the answer before GRPO."""
+    """Return transcripts of the hardest right and the hardest wrong answer of a family after GRPO, each with the answer
+    to the same problem before GRPO. Each line of a transcript is (title, text, CSS class)."""
     before = {sample.key: sample for sample in reversed(findings.evaluations["before", "auto"].samples)}
     own = [sample for sample in findings.evaluations["after", "auto"].samples if sample.family == family]
     found = []

@@ -15,29 +15,27 @@ show learning."""
 
 
 class Scale(Config):
-    """The numbers of steps and samples of a quickstart. They were chosen on the dev split, with seeds other than the
-    default 0.
+    """The numbers of steps and samples of a quickstart, chosen on the dev split with seeds other than the default 0.
 
     Evaluations sample at temperature 0.6 and top-p 0.95, as for DeepSeek-R1 (R1, section 3). With greedy decoding, a
     model that starts to think with probability 0.4 would never think.
 
     The base student is first trained with reasoning on the fraction `student_able_think` of its problems. A few final
-    steps at the low learning rate `student_base_lr` use reasoning on the fraction `student_think`. The trained base
-    student can solve some problems by thinking, but hardly ever thinks.
+    steps at the low learning rate `student_base_lr` use reasoning on the fraction `student_think` of the problems. The
+    trained base student can solve some problems by thinking, but hardly ever thinks.
 
     The branches `distilled` and `reinforced` cost about the same number of core-seconds, as measured with seeds other
     than the default 0. The branch `distilled` samples the teacher on `distil_problems` problems and trains for
     `distil_steps` steps on the correct answers. The branch `reinforced` trains for `rival_steps` steps of GRPO.
 
-    `student_lr` and `student_adamw_lr` are the learning rates for further training of a student. Both are half of the
-    learning rates for a new model.
+    `student_lr` and `student_adamw_lr` are the learning rates for further training of a student: half of the learning rates for a new model.
 
     `rival_agreement` is the largest allowed difference between the trainer's and the sampler's log-probability of a
     token during GRPO of the student. In half a million tokens, the log-probabilities of trainer and sampler differed by
-    at most 1.5e-4 nats. This maximum occurred at a very unlikely token.
+    at most 1.5e-4 nats, at a very unlikely token.
 
-    `distil_keep` selects the teacher's samples to train on. The value `all` also turns off the filters. It is meant for
-    a teacher that is trained too little to answer correctly.
+    `distil_keep` selects the teacher's samples to train on. The value `all` also turns off the filters. The value `all`
+    is meant for a teacher that is trained too little to answer correctly.
     """
 
     model: Size

@@ -1,4 +1,4 @@
-"""The quickstart's stages, in order. A stage is skipped if its files show that it is complete."""
+"""The quickstart's stages, in order. A stage is skipped if its output files show that the stage is complete."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ class Quickstart:
     def sample(self) -> None:
         """Sample the teacher with thinking on, then verify and filter the samples.
 
-        Also write the problems and answers without reasoning.
+        Also write the problems and the answers, without the reasoning, to `place.answers_file`.
         """
         s, place = self.scale, self.place
         if place.answers_file.is_file():
@@ -211,7 +211,7 @@ class Quickstart:
     def measure(
         self, stage: str, label: str, run: RunDir, task: Task, count: int, paths: Sequence[tuple[Thinking, Path]]
     ) -> None:
-        """Run the missing evaluations of one model, and record the cost of each."""
+        """Run the missing evaluations of one model, and record the cost of each evaluation in the ledger."""
         wanted = [(mode, path) for mode, path in paths if not path.is_file()]
         if not wanted:
             return

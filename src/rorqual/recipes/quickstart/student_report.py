@@ -1,4 +1,4 @@
-"""The tables of the report's section on the student: distilled, trained with GRPO, or trained on answers alone."""
+"""The tables of the report's section on the students, which are distilled, trained with GRPO, or trained on answers alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rorqual.report.table import Table
 
 
 def student_contents(findings: Findings) -> dict[str, Any]:
-    """Return what the report's template says of the student."""
+    """Return the values that the report's template needs for the section on the students."""
     prompts = {sample.family: sample.prompt for sample in findings.students["distilled", "auto"].samples}
     return {
         "pooled": {name: one.rows(findings.students, "all")[0] for name, one in OF_STUDENTS.items()},
@@ -28,7 +28,7 @@ def student_contents(findings: Findings) -> dict[str, Any]:
 
 
 def branches_table(findings: Findings) -> Table:
-    """Return the accuracy of each model over all families, and its cost."""
+    """Return a table with the accuracy over all families and the cost of each model."""
     heads = (
         "model",
         "right",
@@ -57,7 +57,7 @@ def branches_table(findings: Findings) -> Table:
 
 
 def families_table(findings: Findings) -> Table:
-    """Return the accuracy of each model, by family."""
+    """Return a table with the accuracy of each model on each family."""
     tables = [(branch.title, branch_rows(findings, branch)) for branch in findings.summary.branches]
     rows: list[tuple[str, ...]] = []
     for family in tables[0][1]:

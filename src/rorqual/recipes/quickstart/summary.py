@@ -13,7 +13,7 @@ from rorqual.recipes.quickstart.paths import BRANCHES, QuickstartPaths
 from rorqual.recipes.quickstart.report import REPORT_FILE
 
 REPORT_STAGE = "report"
-"""The stage that writes the report, which cannot contain its own cost."""
+"""Name in the ledger of the stage that writes the report. The report cannot contain the cost of this stage."""
 TITLES = {
     "teacher": "teacher",
     "student-base": "base student",

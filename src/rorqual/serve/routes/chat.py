@@ -115,8 +115,8 @@ class ChatShape(Shape[ChatRequest]):
             yield _part(index, {}, logprobs_, choice.reason)
 
     def _logprobs(self, choice: Choice) -> dict[str, Any] | None:
-        """Return the `logprobs` of the tokens since the last call. Return None if `logprobs` is not set, or if there
-        are no new tokens."""
+        """Return the `logprobs` of the tokens that were generated since the last call. Return None if the request does
+        not set `logprobs`, or if there are no new tokens."""
         if self.wanted.top is None:
             return None
         fresh = choice.take()

@@ -45,7 +45,8 @@ class RolloutRequest(TextRequest):
 
 
 class RolloutShape(TextShape):
-    """Builder of rollout objects: token ids, log-probabilities, routed experts, and the version of the weights."""
+    """Builder of rollout objects: token ids, log-probabilities, routed experts, tokens that remained after top-p and
+    top-k filtering, and the version of the weights."""
 
     prefix, whole, part = "rollout", "rollout", "rollout"
 

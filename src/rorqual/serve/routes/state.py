@@ -14,7 +14,7 @@ from rorqual.serve.service import Service
 
 router = APIRouter()
 EXAMPLES = 2
-"""Number of prompts in the model's card."""
+"""Number of example prompts in the description of the model that `/v1/models` returns."""
 
 
 def _card(service: Service) -> dict[str, Any]:

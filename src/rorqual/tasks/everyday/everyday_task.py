@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 from rorqual.tasks.task import Problem, Verdict
 
 ORIGINAL = "original"
-"""Key of the noisy answer in `Problem.meta`. The noisy answer imitates an error in real data. `Problem.answer` is
+"""Key of the noisy answer in `Problem.meta`. A noisy answer imitates the errors of real data. `Problem.answer` is
 always the true answer."""
 
 Form = Literal["classification", "regression", "generation"]

@@ -15,9 +15,10 @@ from rorqual.tasks.task import Problem, Split, Task, Verdict, split_of
 
 EVERYDAY_TASKS: dict[str, EverydayTask] = {task.name: task for task in (Reviews(), Prices(), Sentences())}
 DEV, TEST = 0.05, 0.1
-"""Fractions of the problems in `dev` and `test`. The fractions exceed those of other tasks, because only 9,000 price problems exist."""
+"""Fractions of the problems that are in the dev and the test split. They are higher
+than in other tasks, because only 9,000 price problems exist."""
 FRESH_TRIES = 50
-"""After this many consecutive samples without a new problem, a problem may repeat."""
+"""After `FRESH_TRIES` consecutive samples without a new problem, a problem may repeat."""
 
 Pool = Literal["any", "teacher", "original"]
 

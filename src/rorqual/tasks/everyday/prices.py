@@ -13,7 +13,7 @@ BASE = 18
 WEIGHTS = {"rooms": 6, "age": -2, "garden": 2, "floor": 1}
 LOW, HIGH = 0, 99
 TOLERANCE = 3
-"""A price is graded correct if its absolute error is at most this value. The experiment `data-distil` also reports the
+"""A price is graded correct if its absolute error is at most `TOLERANCE`. The experiment `data-distil` also reports the
 mean error."""
 DEVIATION = 12.0
 NUMBER = re.compile(r"[0-9]{1,2}")

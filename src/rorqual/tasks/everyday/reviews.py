@@ -13,8 +13,8 @@ BAD = ("bad", "dull", "cold", "silly", "ugly", "bleak")
 ASPECTS = ("plot", "cast", "music", "pace", "end", "light", "sound", "humour")
 LABELS = ("negative", "positive")
 MOOD, NOT = 0.8, 0.2
-"""Probabilities that an opinion agrees with the review's overall sentiment, and that the opinion is written as a
-negation."""
+"""`MOOD` is the probability that an opinion agrees with the review's overall sentiment.
+`NOT` is the probability that an opinion is written as a negation."""
 FLIPPED = 0.3
 
 
@@ -22,8 +22,8 @@ class Reviews(EverydayTask):
     """Review problems such as `reviews: plot good, cast not dull, end bad`, which is positive because two of its three
     opinions are positive.
 
-    The opinions of one review tend to agree, as in real reviews. Therefore even reviews without labels show which words
-    are similar.
+    The opinions of one review tend to agree, as in real reviews. Therefore a model can learn which words
+    are similar even from reviews without labels.
     """
 
     name: ClassVar[str] = "reviews"

@@ -15,7 +15,7 @@ FAULTY = 0.3
 
 
 class Sentences(EverydayTask):
-    """Sentence problems: `sentences: owl 2, see, ant 1` asks for `two owls see an ant` or `an ant is seen by two owls`.
+    """Sentence problems: the right replies to `sentences: owl 2, see, ant 1` are `two owls see an ant` and `an ant is seen by two owls`.
 
     A reply is correct if it equals the active or the passive sentence, including number, agreement, article and
     participle.
@@ -74,7 +74,7 @@ def _phrase(fact: str) -> str:
 
 
 def _alike(word: str) -> tuple[str, ...]:
-    """Return words that are easily confused with `word`. If there are none, return only `word`; the caller then samples
+    """Return words that are easily confused with `word`. If there are none, return only `word`, and the caller samples
     another error."""
     stem = word.removesuffix("s")
     if stem in NOUNS or stem in VERBS:

@@ -1,4 +1,4 @@
-"""Count a letter in a string with a running tally."""
+"""Count the occurrences of a letter in a string, with a running count."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class Count(Family):
         )
 
     def size(self, difficulty: int) -> int:
-        """Return a lower bound: the number of keys with the highest count. In these keys, each other letter occurs
-        once."""
+        """Return a lower bound: the number of keys in which the counted letter occurs as
+        often as possible. In these keys, each other letter occurs once."""
         others = difficulty - self._most(difficulty)
         return len(LETTERS) * math.comb(len(LETTERS) - 1, others) * math.perm(difficulty, others)
 

@@ -1,4 +1,4 @@
-"""Base class of problem families: generated problems of a given difficulty, with steps that depend only on earlier text."""
+"""Base class of problem families. A family generates problems of a given difficulty, with steps that depend only on earlier text."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Family(ABC):
         return Verdict.RIGHT if same else Verdict.WRONG
 
     def canonical_answer(self, problem: Problem, reply: str) -> str | None:
-        """See `Task.canonical_answer`. Only an integer answers a numeric problem."""
+        """See `Task.canonical_answer`. For a numeric problem, a reply that is not an integer has no canonical answer."""
         text = reply.strip()
         if not self.numeric:
             return text or None

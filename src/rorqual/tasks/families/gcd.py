@@ -19,8 +19,8 @@ class Gcd(Family):
 
     The first number is 9 or 27, and `difficulty` numbers from 10 to 399 follow.
 
-    The divisors of each step are small, so a model can memorize each step and needs no hidden computation. Pairs of
-    small numbers would give fewer than a million distinct problems. For each first number the answer is uniform over 1,
+    The divisors of each step are small, so a model can memorize the result of each step. With only two small numbers
+    per problem, there would be fewer than a million distinct problems. For each first number the answer is uniform over 1,
     3 and 9, and only the digit sums of the numbers reveal the answer.
 
     In version 1 the first number was 6, 8 or 9, and this number and the parity of the last number revealed part of the answer.
@@ -49,8 +49,8 @@ class Gcd(Family):
         )
 
     def size(self, difficulty: int) -> int:
-        """Return the number of sets that start with 9, plus the number of sets that start with 27 and contain a number
-        that is no multiple of 27."""
+        """Return the number of problems with first number 9, plus the number of problems with first number 27 that also contain a
+        number that is no multiple of 27."""
         others = len(OTHERS)
         return (
             math.comb(others, difficulty)

@@ -81,9 +81,9 @@ class KnightsKnaves(Family):
 
     In `kk A:B|-C B:-A C:A=B`, A says "B is a knight or C is a knave", B says "A is a knave", and C says "A and B have
     the same role". The steps are `111:10x110:10x101:0x100:100 =100`. In this example, the steps try the cases `111`,
-    `110`, `101` and `100`. The truth values of the statements follow each case. `x` ends a case in which a
-    statement contradicts its speaker. `STATEMENTS` gives the number of statements for each difficulty. Each person
-    makes at least one statement. Exactly one case fits all statements, and it has both knights and knaves. Problems
+    `110`, `101` and `100`. The truth values of the statements follow each case. `x` ends a case in which the truth
+    value of a statement does not fit the role of the speaker. `STATEMENTS` gives the number of statements for each difficulty. Each person
+    makes at least one statement. Exactly one case fits all statements, and this case has both knights and knaves. Problems
     that differ only in the names of people or the order of statements share one key.
 
     Version 1 also had the solutions 111 and 000. A low number of minus signs revealed these solutions. In version 1,

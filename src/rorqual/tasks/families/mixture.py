@@ -28,7 +28,8 @@ Within a level, the share of a difficulty is proportional to min(number of its p
 difficulties with few problems do not run out of new problems first.
 """
 REPEAT_TRIES = 200
-"""After this many consecutive repeats, a difficulty of a held-out split counts as exhausted, and its problems may repeat."""
+"""After `REPEAT_TRIES` consecutive draws without a new problem, a difficulty of a
+held-out split counts as exhausted, and its problems may repeat."""
 
 
 class Families(Task):

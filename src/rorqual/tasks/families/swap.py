@@ -44,8 +44,8 @@ class Swap(Family):
         )
 
     def size(self, difficulty: int) -> int:
-        """Return the number of start strings times the number of pair sequences. Sequences that differ only by swaps of
-        adjacent disjoint pairs count once.
+        """Return the number of start strings times the number of pair sequences. Sequences that differ only in the order of
+        adjacent disjoint pairs count as one.
 
         The generating function of the sequences is 1 / (1 - 10 t + 15 t^2) (Cartier and Foata, 1969).
         The ten letter pairs are the edges of the complete graph K5, which has 15 pairs of disjoint edges.
@@ -57,9 +57,8 @@ class Swap(Family):
 
 
 def _canonical(pairs: list[str]) -> list[str]:
-    """Return the lexicographically smallest order of `pairs` that swaps of adjacent disjoint pairs can reach.
-
-    The loop repeatedly takes the smallest pair that can move to the front.
+    """Return the lexicographically smallest order of `pairs` that can be reached by exchanging adjacent pairs without a common letter.
+    The loop repeatedly takes the smallest pair that such exchanges can move to the front.
     """
     remaining, ordered = list(pairs), []
     while remaining:

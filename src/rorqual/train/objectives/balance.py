@@ -1,4 +1,4 @@
-"""DeepSeek-V3's sequence-wise balance loss (eq. 17-20). This loss balances the expert load within each sequence."""
+"""DeepSeek-V3's sequence-wise balance loss (eq. 17-20). The loss balances the expert load within each sequence."""
 
 from __future__ import annotations
 

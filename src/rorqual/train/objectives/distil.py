@@ -20,7 +20,7 @@ MOST_MASS = 1.001
 TAIL_FLOOR = 1e-7
 """Lower bound for the teacher's total probability of all tokens outside its top k.
 
-Below this value, rounding of fp32 log-probabilities dominates.
+Below `TAIL_FLOOR`, rounding errors of fp32 log-probabilities dominate.
 """
 
 
@@ -42,7 +42,7 @@ class Distil(Objective):
     If only the teacher's k most likely tokens are stored, all other tokens count as one additional event. This requires
     T = 1, because the teacher's probabilities outside the stored k are unknown.
 
-    `sampling_temperature` is the sampler's temperature. Trainer and sampler are compared at this temperature.
+    `sampling_temperature` is the sampler's temperature. Trainer and sampler are compared at `sampling_temperature`.
     """
 
     kind: Literal["distil"] = "distil"
@@ -82,8 +82,7 @@ class Distil(Objective):
         return Term((divergences * batch.loss_mask[at]).sum() * self.temperature**2, means, maxima)
 
     def _align_logprobs(self, logits: Tensor, stored: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the log-probabilities of teacher and student. Both are [n, k], or [n, k + 1] with a bucket for all
-        other tokens.
+        """Return the log-probabilities of teacher and student. Both tensors are [n, k], or [n, k + 1] with a bucket for all other tokens.
 
         `logits` [n, vocab] are the student's logits. `stored` [n, k] are the teacher's log-probabilities.
         """

@@ -48,17 +48,17 @@ class GRPO(Objective):
     -clip(r) A log p, with no gradient through clip(r), so every token has a gradient. To remove the lower bound of the
     clip range, as the CISPO paper does, set `clip_low` to 1.
 
-    `tis_cap` C enables truncated importance sampling (Yao et al. 2025), and 0 disables it. With C above 0, the
-    denominator of r is p_old, the trainer's probability before the first update of the step. The loss is multiplied by
-    min(p_old / p_sampler, C).
+    `tis_cap` C is the cap of truncated importance sampling (Yao et al. 2025). C = 0 turns truncated importance sampling off.
+    With C above 0, the denominator of r is p_old, the trainer's probability before the first update of the step. The loss is
+    multiplied by min(p_old / p_sampler, C).
 
-    `beta` is the weight of the KL divergence from the batch's `reference_logprobs`. `kl` is 'k3' (R1, eq. 2) or
-    'unbiased' (V3.2, section 3.1). 'unbiased' multiplies k3 by the ratio p / p_sampler, and the gradient also flows
-    through this ratio. The KL term is neither clipped nor masked.
+    `beta` is the weight of the KL divergence from the batch's `reference_logprobs`. `kl` is 'k3' (R1, eq. 2) or 'unbiased'
+    (V3.2, section 3.1). 'unbiased' multiplies k3 by the ratio p / p_sampler, and the gradient also flows through p / p_sampler.
+    The KL term is neither clipped nor masked.
 
-    `off_policy_delta` limits how far the sampler's mean log-probability of an answer's tokens may exceed the trainer's.
-    An answer that exceeds this limit is dropped if its advantage is negative (V3.2, section 3.1). With
-    `off_policy_delta` 0, no answer is dropped.
+    `off_policy_delta` limits how far the sampler's mean log-probability of an answer's tokens may exceed the trainer's. An
+    answer that exceeds `off_policy_delta` is dropped if its advantage is negative (V3.2, section 3.1). With `off_policy_delta`
+    0, no answer is dropped.
     """
 
     kind: Literal["grpo"] = "grpo"
@@ -139,7 +139,7 @@ class GRPO(Objective):
         return Term(total, means, compared.maxima, logprobs=logprobs)
 
     def _logits(self, model: Decoder, hidden: Tensor, kept: Tensor | None) -> Tensor:
-        """Return the logits at the sampling temperature. If `kept` is given, mask all tokens outside it.
+        """Return the logits at the sampling temperature. If `kept` is given, mask all tokens that are not in `kept`.
 
         If the backend uses paged attention, the engine's operations are used, so that trainer and sampler round the
         same way.
@@ -154,7 +154,7 @@ class GRPO(Objective):
         return logits if kept is None else keep_only(logits.log_softmax(-1), kept)
 
     def _ratio(self, now: Tensor, drawn: DrawnTokens) -> Tensor:
-        """Return the importance ratio of each token: p / p_old, or its geometric mean over the answer (GSPO, eq. 7)."""
+        """Return the importance ratio of each token: p / p_old, or the geometric mean of p / p_old over the answer (GSPO, eq. 7)."""
         if self.importance_sampling_level == "token":
             return (now - drawn.old).exp()
         sequence_ratio = drawn.mean(now - drawn.old).exp()

@@ -1,8 +1,8 @@
 """The losses of the lightning indexer (DeepSeek-V3.2-Exp, section 2.1.1, eq. 3 and 4).
 
-A softmax over positions turns a query's index scores into a distribution. The indexer is trained so that this
-distribution matches the attention weights averaged over heads. The loss is the KL divergence KL(attention || indexer).
-Only the indexer receives the gradient of this loss.
+A softmax over positions turns a query's index scores into a distribution. The indexer is trained so that this distribution
+matches the attention weights averaged over heads. The loss is the KL divergence KL(attention || indexer). Only the indexer
+receives the gradient of the KL loss.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from rorqual.train.objectives.objective import Objective, Term
 
 
 class IndexerWarmup(Objective):
-    """KL over all positions, in nats per token and layer. Attention is dense while this objective is used.
+    """KL over all positions, in nats per token and layer. Attention is dense while `IndexerWarmup` is used.
 
-    `depth` is the number of MTP modules. If neither these modules nor their indexers are trained, `depth` is 0. Combine
-    the objective with `tune.kind=indexer`, which freezes all other weights, as V3.2's warm-up does.
+    `depth` is the number of MTP modules. If neither the MTP modules nor their indexers are trained, `depth` is 0. Combine the
+    objective with `tune.kind=indexer`, which freezes all other weights, as V3.2's warm-up does.
     """
 
     kind: Literal["indexer_warmup"] = "indexer_warmup"
@@ -51,8 +51,8 @@ class IndexerWarmup(Objective):
 class Sparse(IndexerWarmup):
     """KL over the selected positions, in nats per token and layer.
 
-    Combine it with the model's own objective, such as `next_token`: the model then learns to attend sparsely, while the
-    indexer continues to match the model's attention.
+    Combine this objective with an objective that trains the model, such as `next_token`. The model then learns to attend
+    sparsely, while the indexer continues to match the model's attention.
     """
 
     kind: Literal["sparse"] = "sparse"  # type: ignore[assignment]

@@ -22,9 +22,9 @@ from rorqual.train.batch import TrainBatch
 class Term:
     """The loss and the metrics of one objective on a batch. `sum` is the loss before division by the weight.
 
-    `means` maps metric names to (sum, weight), and `maxima` maps metric names to maxima. `routing` holds the
-    router outputs of the layers that the objective itself runs. `valid` holds a mask of non-padding tokens for each of
-    these layers. `logprobs` [rows, seq] are the log-probabilities of the targets if the objective sets `wants_old`.
+    `means` maps metric names to (sum, weight), and `maxima` maps metric names to maxima. `routing` holds the router outputs of
+    the layers that the objective itself runs. `valid` holds a mask of non-padding tokens for each layer in `routing`.
+    `logprobs` [rows, seq] are the log-probabilities of the targets if the objective sets `wants_old`.
     """
 
     sum: Tensor
@@ -60,11 +60,13 @@ def sampler_difference(now: Tensor, batch: TrainBatch, at: tuple[Tensor, ...]) -
 
 
 class Objective(Kind):
-    """Base class of the objectives' configs. The loss of an update is the sum of the objectives' means, each times `coefficient`."""
+    """Base class of the objectives' configs. The loss of an update is the sum of the objectives' mean losses, each multiplied
+    by the objective's `coefficient`."""
 
     coefficient: NonNegative = 1.0
     reads_hidden: ClassVar[bool] = True
-    """Set to False if the loss depends only on routing or recorded tensors. Some parameters may then have no gradient."""
+    """Whether the loss depends on the hidden states. If the loss depends only on routing or recorded tensors, some parameters
+    may have no gradient."""
 
     @property
     def wants_old(self) -> bool:
@@ -73,15 +75,16 @@ class Objective(Kind):
         return False
 
     def needs(self) -> frozenset[str]:
-        """Return the optional batch fields that the objective requires. A run is refused if its source does not provide these fields."""
+        """Return the optional batch fields that the objective requires. A run is rejected if its source does not provide all
+        required fields."""
         return frozenset()
 
     def records(self) -> frozenset[str]:
-        """Return the names of the tensors that attention must record. `term` reads these tensors from `output.recorded`."""
+        """Return the names of the tensors that attention must record. `term` reads the recorded tensors from `output.recorded`."""
         return frozenset()
 
     def weight(self, batch: TrainBatch) -> float:
-        """Return the weight of the batch in the update's mean, such as its number of tokens.
+        """Return the weight of the batch in the update's mean, such as the number of tokens in the batch.
 
         The weight must not depend on the forward pass.
         """

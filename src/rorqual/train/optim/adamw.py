@@ -26,7 +26,8 @@ class AdamWConfig(OptimConfig):
 
 
 class AdamW(Optimizer):
-    """The AdamW optimizer. Its state tensors are `exp_avg/NAME`, `exp_avg_sq/NAME` and `step/NAME`. The state is empty before the first step."""
+    """The AdamW optimizer. The state of the parameter NAME is stored in the tensors `exp_avg/NAME`, `exp_avg_sq/NAME` and
+    `step/NAME`. The optimizer state is empty before the first step."""
 
     def __init__(self, config: AdamWConfig, params: dict[str, nn.Parameter]) -> None:
         self.config, self.params = config, params

@@ -59,7 +59,7 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
 class Muon(Optimizer):
     """The Muon optimizer. Matrices of equal shape are orthogonalized in one batch.
 
-    Its state tensors are `momentum/NAME`. Names of AdamW's state tensors begin with `adamw/`.
+    The state of the matrix NAME is stored in the tensor `momentum/NAME`. Names of AdamW's state tensors begin with `adamw/`.
     """
 
     def __init__(self, config: MuonConfig, params: dict[str, nn.Parameter]) -> None:

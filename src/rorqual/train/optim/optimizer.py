@@ -15,7 +15,7 @@ from rorqual.train.schedule import Schedule
 
 
 class Optimizer(ABC):
-    """An optimizer of named parameters. Its state is saved and loaded as named tensors."""
+    """An optimizer of named parameters. The optimizer state is saved and loaded as named tensors."""
 
     @abstractmethod
     def step(self, grads: dict[str, Tensor], factor: float, pool: Executor | None = None) -> None:

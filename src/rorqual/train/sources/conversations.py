@@ -15,7 +15,7 @@ from rorqual.train.sources.source import Materials, Source, SourceConfig, Stream
 
 
 class ConversationsConfig(SourceConfig):
-    """Train on a file of conversations. Every conversation is used once per epoch. Each epoch has its own order.
+    """Train on a file of conversations. Every conversation is used once per epoch. The order of conversations differs between epochs.
 
     `longer` sets whether a conversation longer than `row` tokens raises an error, is cut, or is skipped and counted.
     """

@@ -22,11 +22,11 @@ from rorqual.train.sources.source import Materials, Source, SourceConfig, Step
 
 
 class DistilledConfig(SourceConfig):
-    """Train on `data`, a Parquet file written by `rorqual distil`. Each epoch uses every sample once.
+    """Train on `data`, a Parquet file written by `rorqual distil`. Every sample is used once per epoch.
 
-    Samples that a filter dropped are not used. A step has `rows` rows of `row` tokens. `logits` adds the teacher's
-    stored log-probabilities, which objective distil needs. `longer` sets whether a sample longer than a row is an error
-    or is skipped and counted.
+    Samples that a filter dropped are not used. A step has `rows` rows of `row` tokens. `logits` adds the teacher's stored
+    log-probabilities, which the objective `distil` needs. `longer` sets whether a sample longer than a row is an error or is
+    skipped and counted.
     """
 
     kind: Literal["distilled"] = "distilled"
@@ -49,7 +49,7 @@ class DistilledConfig(SourceConfig):
 
 
 class DistilledSamples(Source):
-    """A source that trains on the teacher's token ids exactly as they were sampled.
+    """A source that trains on the exact token ids that the teacher sampled.
 
     If the file has no token ids, its messages are rendered and tokenized.
     """
@@ -103,7 +103,7 @@ class DistilledSamples(Source):
 def empty(one: Distilled, stops: Collection[int]) -> bool:
     """Return whether the teacher's answer is empty.
 
-    A sample that was truncated while thinking does not count as empty, because filters handle such samples.
+    A sample that was truncated while thinking does not count as empty, because filters handle truncated samples.
     """
     cut_off = len(one.token_ids) and one.token_ids[-1] not in stops and one.messages[-1].reasoning
     return says_nothing(one.messages[-1]) and not cut_off

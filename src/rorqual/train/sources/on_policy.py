@@ -36,8 +36,8 @@ class OnPolicyConfig(SampledConfig):
     `teacher` is the run directory of the teacher. `top_k` keeps the teacher's most likely tokens at each position; 0
     keeps the whole vocabulary. The answers are graded for metrics such as reward; grades do not affect training.
 
-    Answers of age 1 or more need no importance ratios, because the divergence is computed over the vocabulary, not for
-    the sampled token alone.
+    Answers of age 1 or more need no importance ratios, because the divergence is computed over the whole vocabulary, not only
+    for the sampled token.
     """
 
     kind: Literal["on_policy"] = "on_policy"

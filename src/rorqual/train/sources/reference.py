@@ -36,7 +36,7 @@ def load_frozen(run: RunDir, device: str, ops: Backend) -> Decoder:
 
 
 def map_rows(batch: TrainBatch, score: Callable[[TrainBatch], R], threads: int) -> list[R]:
-    """Return `score` of each part of the batch, in order. A part has `ROWS` rows, whatever the number of threads."""
+    """Return `score` of each part of the batch, in order. Each part has `ROWS` rows, for any number of threads."""
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return list(pool.map(score, batch.split(-(-len(batch.tokens) // ROWS))))
 
@@ -44,8 +44,8 @@ def map_rows(batch: TrainBatch, score: Callable[[TrainBatch], R], threads: int) 
 class Reference:
     """A reference model: the newest checkpoint of the run directory `path`, in fp32 on the device of the `trained` model.
 
-    The reference model's own routers choose its experts. Its distribution is computed like the sampler's: at
-    `temperature`, over the tokens that top-p and top-k allowed.
+    The reference model's own routers choose its experts. The reference distribution is computed like the sampler's
+    distribution: at `temperature`, over the tokens that top-p and top-k allowed.
     """
 
     def __init__(self, path: str, trained: Decoder, *, temperature: float, threads: int) -> None:

@@ -28,9 +28,9 @@ from rorqual.train.sources.worked import repeat
 
 
 class LengthPenaltyConfig(Config):
-    """Sample each problem once per effort in `efforts` (1 to 100), and penalize length less at a higher effort (`reward`).
+    """Sample each problem at every reasoning effort in `efforts` (1 to 100). A higher effort has a lower length penalty (`reward`).
 
-    The prompt begins with the system message `effort_message(effort)`. The samples of one problem and effort are one group.
+    The prompt begins with the system message `effort_message(effort)`. The samples for one problem and one effort form a group.
     """
 
     efforts: tuple[Count, ...] = Field((50, 75, 100), min_length=1)
@@ -48,8 +48,8 @@ class LengthPenaltyConfig(Config):
     def reward(self, length: int, effort: int) -> float:
         """Return the length reward of DeepSeek-V4.1-Flash (technical report, effort control) for an answer of `length` tokens.
 
-        It is -min(C_max, k(b) length / L_norm), with k(b) = k_0 exp(-(b - b_min) / tau) for the effort b. At the lowest
-        effort b_min, a token costs the most. `strength` is k_0, `decay` tau, `limit` C_max and `tokens` L_norm.
+        The length reward is -min(C_max, k(b) length / L_norm), with k(b) = k_0 exp(-(b - b_min) / tau) for the effort b. At the
+        lowest effort b_min, a token costs the most. `strength` is k_0, `decay` tau, `limit` C_max and `tokens` L_norm.
         """
         cost = self.strength * math.exp(-(effort - min(self.efforts)) / self.decay)
         return -min(self.limit, cost * length / self.tokens)
@@ -64,12 +64,12 @@ class RolloutConfig(SampledConfig):
     `top_p` and `top_k` restrict sampling. The trainer normalizes its probabilities over the tokens that top-p and top-k
     allowed (keep sampling mask, V3.2, 2512.02556).
 
-    With `calculator`, the engine writes the results of calculations, and the trainer learns nothing from these tokens.
+    With `calculator`, the engine writes the results of calculations, and the tokens of these results do not count in the loss.
 
     `max_num_gen_batches` enables dynamic sampling (DAPO, 2503.14476). With dynamic sampling, a step samples batches of
-    `problems` prompts until `problems` groups have both right and wrong answers. It samples at most
-    `max_num_gen_batches` batches. Only groups with both right and wrong answers are trained on. `max_num_gen_batches=1`
-    samples one batch and keeps all groups.
+    `problems` prompts until `problems` groups have both right and wrong answers. A step samples at most `max_num_gen_batches`
+    batches. Only groups with both right and wrong answers are trained on. `max_num_gen_batches=1` samples one batch and keeps
+    all groups.
 
     With `overlong_buffer`, answers longer than max_tokens - overlong_buffer tokens are penalized (DAPO's soft
     punishment, eq. 13). The largest penalty is `overlong_penalty`. DAPO's rewards are 1 and -1; the rewards here are 1
@@ -80,7 +80,7 @@ class RolloutConfig(SampledConfig):
     `mask_truncated` excludes truncated answers from training (DAPO's overlong filtering). Truncated answers still count
     in the mean reward of their group.
 
-    `reference` is the run of a reference model. The model's log-probabilities are added to the batches for a KL term.
+    `reference` is the run of a reference model. The reference model's log-probabilities are added to the batches for a KL term.
     With `reference`, groups with equal rewards are trained on too.
 
     The objective weights answers of age 1 or more by importance ratios.
@@ -154,7 +154,7 @@ class Rollouts(SampledSource):
         return Step(batches, metrics, fresh=True, unlearned=unlearned, notes=notes, trace=trace)
 
     def _draw(self, step: int) -> tuple[list[Problem], list[list[Scored]]]:
-        """Draw problems and sample answers, once or until enough groups are `mixed` (DAPO's dynamic sampling)."""
+        """Draw problems and sample answers: once, or until enough groups have both right and wrong answers (DAPO's dynamic sampling)."""
         c = self.config
         stream = repeat(self.task, self.seed * 1_000_003 + step)
         problems: list[Problem] = []

@@ -47,14 +47,14 @@ class SampledConfig(TaskConfig):
 
     @property
     def efforts(self) -> tuple[int | None, ...]:
-        """The efforts at which each problem is sampled. None asks for no effort."""
+        """The reasoning efforts at which each problem is sampled. None means that the prompt sets no effort."""
         return (None,)
 
 
 @dataclass(frozen=True)
 class Scored:
     """A graded completion. `age` is the trainer's policy version minus the version that sampled the completion. `effort` is the
-    effort that the prompt asked for, or None."""
+    reasoning effort that the prompt sets, or None."""
 
     completion: Completion
     verdict: Verdict
@@ -95,18 +95,18 @@ class SampledSource(Source):
         return self.sampler.generate(requests)
 
     def share_out(self, scored: Sequence[Scored], step: int) -> list[list[Scored]]:
-        """Divide the answers of a step among its updates, in random order. Updates without an answer are left out."""
+        """Divide the answers of a step among the step's optimizer updates, in random order. Updates without an answer are left out."""
         order = np.random.default_rng([self.seed, step, 1]).permutation(len(scored))
         return [[scored[i] for i in part] for part in np.array_split(order, self.minibatches) if len(part)]
 
 
 def prompt_of(problem: Problem, effort: int | None) -> tuple[Message, ...]:
-    """Return the prompt of a problem, with its system message if there is an effort."""
+    """Return the prompt of a problem. If `effort` is given, the prompt begins with `effort_message(effort)`."""
     return problem.messages if effort is None else (effort_message(effort), *problem.messages)
 
 
 def effort_message(effort: int) -> Message:
-    """Return the system message that asks for an effort."""
+    """Return the system message that sets the reasoning effort."""
     return Message("system", f"Reasoning effort: {effort}")
 
 
@@ -126,12 +126,12 @@ def graded_as(task: Task, problem: Problem, completion: Completion) -> Verdict:
 
 
 def _sampler_backend(ops: Backend) -> str:
-    """Return the name of the sampler's backend: the trainer's, or `torch-invariant` if the trainer uses `reference` or `torch`."""
+    """Return the name of the sampler's backend: the trainer's backend, or `torch-invariant` if the trainer uses `reference` or `torch`."""
     return TORCH_INVARIANT.name if ops.name in (REFERENCE.name, TORCH.name) else ops.name
 
 
 class RolloutSampler:
-    """A client of the rollout engine. It sends the weights of each step and checks the returned samples.
+    """A client of the rollout engine. The client sends the weights of each step and checks the returned samples.
 
     A sample may be at most `max_age` policy versions old. With `record_kept`, each sample must
     contain the tokens that top-p and top-k allowed at each position.

@@ -18,7 +18,7 @@ from rorqual.train.batch import TrainBatch
 
 @dataclass(frozen=True)
 class Materials:
-    """The objects that a source is built from.
+    """The objects from which a source is built.
 
     `model` is the trained model, and `threads` the number of worker threads. `rollout_engine` samples completions. If
     `rollout_engine` is None, the source samples from the trained model itself.
@@ -36,10 +36,9 @@ class Materials:
 class Step:
     """The data of one step: one batch per optimizer update, and metrics.
 
-    `fresh` is True if the batches were sampled for this step. If `fresh` is True, the loop checks before the first
-    update that trainer and sampler agree on the samples from the current weights. `unlearned` holds samples that are
-    checked but not trained on. `notes` are messages for the user. `trace` holds lines for `rollouts.jsonl`; `rorqual
-    trace` shows them.
+    `fresh` is True if the batches were sampled for this step. Before the first update of a fresh step, the loop checks that
+    trainer and sampler agree on samples from the current weights. `unlearned` holds samples that are checked but not trained
+    on. `notes` are messages for the user. `trace` holds the lines for `rollouts.jsonl`, which `rorqual trace` shows.
     """
 
     batches: list[TrainBatch]
@@ -56,8 +55,8 @@ class Source(ABC):
     versions: dict[str, int] = {}
     """The version of each generated problem family that the source uses."""
     prompts: Sequence[str] = ()
-    """Examples of the generated problems that the source trains on. Prompts from a file are left out, because they may
-    be private."""
+    """Examples of the generated problems that the source trains on. Prompts from a file are left out, because prompts from a
+    file may be private."""
 
     @abstractmethod
     def step(self, step: int) -> Step:
@@ -65,7 +64,7 @@ class Source(ABC):
 
 
 class StreamSource(Source):
-    """A source of the batches of a stream. The first step has the notes."""
+    """A source that reads its batches from a stream. `notes` are returned with the first step."""
 
     def __init__(self, stream: Stream, notes: Sequence[str] = ()) -> None:
         self.stream, self.notes = stream, list(notes)

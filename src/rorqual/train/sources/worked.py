@@ -43,8 +43,8 @@ class TaskConfig(SourceConfig):
 class WorkedConfig(TaskConfig):
     """Train on worked solutions of a task.
 
-    `think` is the share of solutions that include the worked steps. The other solutions consist of only the answer. A
-    step has `rows` rows of `row` tokens. `longer` sets whether a solution longer than a row is an error or is skipped.
+    `think` is the share of solutions that include the worked steps. All other solutions consist of only the answer. A step has
+    `rows` rows of `row` tokens. `longer` sets whether a solution longer than a row is an error or is skipped.
     """
 
     kind: Literal["worked"] = "worked"
@@ -95,7 +95,7 @@ class Worked(Source):
         return Step([TrainBatch.from_packed(stream.batch(step))])
 
     def _sample(self, problem: Problem, *, think: bool) -> Sample | None:
-        """Return the rendered solution, or None if it is longer than a row and must be skipped."""
+        """Return the rendered solution, or None if the solution is longer than a row and must be skipped."""
         sample = worked_sample(problem, self.chat, think=think)
         if len(sample) <= self.config.row:
             return sample
@@ -115,8 +115,8 @@ class Worked(Source):
 def opening(task: Task, seed: int, count: int) -> list[Problem]:
     """Return the first `count` problems of the train split, after checking them.
 
-    Raises TaskError if a user's task ignores its split. Raises DataError if the train split is empty, if all
-    problems are the same, or if the grader rejects a gold answer. Also raises DataError if the problems do not
+    Raises TaskError if a problem of a user's task is in both the train and the test split. Raises DataError if the train split
+    is empty, if all problems are the same, or if the grader rejects a gold answer. Also raises DataError if the problems do not
     depend on the seed, because every step would then train on the same problems.
     """
     where = f"task {task.name}"

@@ -21,7 +21,8 @@ from rorqual.ops.moe import Routing, route, router_logits
 class GroupedTopKConfig(RouterConfig):
     """A grouped top-k router, with DeepSeek's field names.
 
-    The score of a group is the sum of its two highest expert scores (`group_score="top2"`, V3) or the highest one (`"max"`, V2).
+    The score of a group is the sum of its two highest expert scores (`group_score="top2"`, V3) or only the highest expert score
+    (`"max"`, V2).
     """
 
     kind: Literal["grouped_topk"] = "grouped_topk"

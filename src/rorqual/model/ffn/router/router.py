@@ -21,9 +21,8 @@ from rorqual.ops.moe import Routing, expected_load
 class RouterConfig(Kind):
     """Base class of the router kinds' configs.
 
-    Choices 0 to `n_experts()` - 1 are experts with weights. The next `n_identity()` choices are identity experts,
-    which return their input. LongCat-Flash (2509.01322) calls them zero-computation experts. The choice `SKIP`
-    means that no expert is used.
+    Choices 0 to `n_experts()` - 1 are experts with weights. The next `n_identity()` choices are identity experts, which return
+    their input. LongCat-Flash (2509.01322) calls them zero-computation experts. The choice `SKIP` stands for no expert.
     """
 
     def build(self, hidden_size: int) -> Router:

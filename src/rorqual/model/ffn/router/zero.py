@@ -20,9 +20,9 @@ class ZeroExpertsConfig(RouterConfig):
     """A router with `zero_expert_num` identity experts beside `n_routed_experts` experts with weights, with LongCat-Flash's
     field names.
 
-    Each token chooses `num_experts_per_tok` of all experts, so the number of experts with weights differs between tokens.
-    Load balancing keeps its mean at `expected_experts` (K_e in the report). Gates are softmax scores times
-    `routed_scaling_factor`, without normalisation.
+    Each token chooses `num_experts_per_tok` of all experts, so the number of experts with weights differs between tokens. Load
+    balancing keeps the mean number of experts with weights at `expected_experts` (K_e in the report). Gates are softmax scores
+    times `routed_scaling_factor`, without normalisation.
     """
 
     kind: Literal["zero"] = "zero"
@@ -48,7 +48,8 @@ class ZeroExpertsConfig(RouterConfig):
         return self.zero_expert_num
 
     def target_load(self) -> Tensor:
-        """See `RouterConfig`. Experts with weights share K_e / K of the load, and identity experts the rest."""
+        """See `RouterConfig`. Experts with weights share K_e / K of the load (K is `num_experts_per_tok`), and identity experts
+        share the rest."""
         n, zero, share = self.n_routed_experts, self.zero_expert_num, self.expected_experts / self.num_experts_per_tok
         return torch.tensor([share / n] * n + [(1 - share) / zero] * zero, dtype=torch.float64)
 
@@ -66,7 +67,7 @@ class ZeroExpertsConfig(RouterConfig):
 
 
 class ZeroExperts(Router):
-    """A module of the router `ZeroExpertsConfig`. It computes in fp32, whatever the dtype of its weight `gate` [choices, hidden].
+    """A module of the router `ZeroExpertsConfig`. The router computes in fp32, whatever the dtype of its weight `gate` [choices, hidden].
 
     Load balancing updates the buffer `e_score_correction_bias` [choices], but only for experts with weights.
     """
@@ -88,7 +89,7 @@ class ZeroExperts(Router):
     def balance(self, load: Tensor, gamma: float) -> None:
         """Change the bias of each expert with weights by `gamma` times its load error relative to its target load.
 
-        This is LongCat-Flash's proportional controller, mu (K_e / (K N) - T_i / (K T)) for N experts with weights, with
+        The update is LongCat-Flash's proportional controller, mu (K_e / (K N) - T_i / (K T)) for N experts with weights, with
         mu = `gamma` K N / K_e. T_i of the T tokens chose expert i.
         """
         target = expected_load(load, self.config.target_load())

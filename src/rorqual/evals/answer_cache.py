@@ -43,7 +43,8 @@ class AnswerCache:
     reason, usage and log-probabilities, but no token ids.
 
     A server may charge for answers. Therefore each answer of a server is synced to disk before the next answer is added. Answers of an
-    engine are flushed to the operating system at once, so they survive if this process is killed, but they are synced at most once in `SYNC_SECONDS` seconds.
+    engine are flushed to the operating system at once, so they survive if this process is killed, but they are synced at most once in
+    `SYNC_SECONDS` seconds.
     """
 
     def __init__(self, generator: Engine | RemoteEngine, out: Path | None, made: Mapping[str, Any]) -> None:

@@ -454,8 +454,7 @@ def test_chat_makes_its_engine_as_told(engines: list[dict[str, Any]]) -> None:
 def test_bench_measures_what_it_is_told(
     here: Path, engines: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The requests themselves: so many at once, of so many tokens, so often, by the seed or from the text."""
-    (here / "text.txt").write_text("It was the best of times, it was the worst of times. " * 9, encoding="utf-8")
+    """The requests themselves: so many at once, of so many tokens, so often, by the seed."""
     asked: list[Request] = []
     submit = Engine.submit
 
@@ -475,17 +474,13 @@ def test_bench_measures_what_it_is_told(
     assert sizes == [4] * 3 + [9] * 3 + [4] * 6 + [9] * 6, "a warm-up and two repeats of each pair"
     assert {r.params for r in one} == {SamplingParams(max_tokens=5, ignore_eos=True)}
     found = json.loads((here / "b.json").read_text(encoding="utf-8"))
-    given = {"batch": [1, 2], "prompt": [4, 9], "new": 5, "repeats": 2, "data": "", "seed": 0, "threads": 1}
+    given = {"batch": [1, 2], "prompt": [4, 9], "new": 5, "repeats": 2, "seed": 0, "threads": 1}
     assert found["settings"] == given | {"out": "b.json", "device": "cpu", "dtype": "float32"} and found["threads"] == 1
     assert found["settings"].keys() == BenchSettings.model_fields.keys()
     engine = {"run": Path("run"), "device": "cpu", "slots": 2, "threads": 1, "record_experts": False}
     assert engines == [engine | {"run": "run", "dtype": "float32"}]
     other = requests("seed=1", "dtype=bfloat16")
     assert [r.prompt_ids for r in one] != [r.prompt_ids for r in other] and engines[-1]["dtype"] == "bfloat16"
-    text = (here / "text.txt").read_text(encoding="utf-8")
-    tokenizer = Engine("run").tokenizer
-    pieces = {tokenizer.decode(list(r.prompt_ids or ())) for r in requests("data=text.txt")}
-    assert len(pieces) > 2 and all(piece in text for piece in pieces)
     refuses_devices("bench", "run")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rorqual.core.config import Config, Count
+from rorqual.core.config import Bytes, Config, Count
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.model import Decoder
@@ -18,7 +18,7 @@ class EngineConfig(Config):
 
     slots: Count = 256
     """Maximum number of sequences in the running batch of each engine core."""
-    max_len: int | None = None
+    max_len: Count | None = None
     """Maximum number of tokens in a sequence, prompt and reply together. None means the model's context length."""
     threads: Count = 1
     """Maximum number of engine cores that run at the same time, each in its own thread."""
@@ -33,9 +33,9 @@ class EngineConfig(Config):
     """Enable prefix caching: later prompts with the same prefix reuse the KV-cache blocks of finished sequences."""
     cache_dir: Path | str | None = None
     """Folder of the on-disk prefix cache, which survives a restart. None turns the disk cache off."""
-    disk_bytes: int = 4 << 30
+    disk_bytes: Bytes = 4 << 30
     """Maximum size of `cache_dir` in bytes."""
-    cache_bytes: int = CACHE_BYTES
+    cache_bytes: Bytes = CACHE_BYTES
     """Size of each engine core's KV cache in bytes."""
     step_tokens: Count = 2048
     """Maximum number of prefill and decode tokens in one step."""

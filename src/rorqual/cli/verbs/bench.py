@@ -15,7 +15,7 @@ def bench(
 ) -> None:
     """Benchmark a run's inference on this machine.
 
-    Shows tokens per second, latency, and the share of memory bandwidth that decoding reaches.
+    Shows tokens per second and latency.
     """
     from rorqual.cli.benching import bench_run
 

@@ -55,7 +55,7 @@ class OrdersExperiment(AnswersExperiment):
         super().__init__()
         self.base = base
 
-    def trained(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
+    def training_jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         def big() -> Run:
             return override(
                 sft(task=self.task, start=str(self.base), lr=1e-3, steps=24, rows=4, row=288, seed=seed), LORA

@@ -8,22 +8,6 @@ import pytest
 from commands import typed
 
 LORA = ("train", "sft", "task=families", "from=run", "steps=2", "rows=4", "tune.kind=lora", "tune.r=2", "out=lora")
-TRIP = [
-    ((*LORA, "tune.targets=[q_b_proj, o_proj]"), "lora: 448 trained parameters"),
-    (("merge", "lora", "merged"), "Next: rorqual export merged"),
-    (("peft", "lora", "folder", "name=some/model"), "folder"),
-    (("peft", "folder", "back", "base=run"), "Next: rorqual chat back"),
-    (("eval", "back", "task=families", "count=1", "max_tokens=2"), ""),
-    (("train", "sft", "task=families", "from=run", "steps=1", "rows=4", "tune.kind=esft", "out=esft"), "of 16"),
-]
-
-
-def test_there_and_back(place: Path) -> None:
-    for words, says in TRIP:
-        done = typed(place, *words)
-        assert done.code == 0, f"{words}: {done.err}"
-        assert says in done.out, f"{words}: {done.out}"
-    assert '"some/model"' in (place / "folder/adapter_config.json").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

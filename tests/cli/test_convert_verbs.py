@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from commands import listing, typed
-from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from rorqual.cli.main import app
@@ -83,20 +82,12 @@ def exported(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_weights_that_are_no_numbers_are_told_and_code_is_mentioned(place: Path, exported: Path) -> None:
+def test_code_in_a_checkpoint_is_mentioned(place: Path, exported: Path) -> None:
     shutil.copytree(exported, place / "hf")
     (place / "hf" / "modeling_mine.py").write_text("raise SystemExit(7)", encoding="utf-8")
     done = typed(place, "import", "hf", "good")
     assert done.code == 0, done.err
     assert "modeling_mine.py) was not run: Rorqual uses its own deepseek_v3" in done.err
-    file = place / "hf" / "model.safetensors"
-    state = load_file(file)
-    state["model.norm.weight"][0] = float("nan")
-    save_file(state, file)
-    done = typed(place, "import", "hf", "bad")
-    assert done.code == 2
-    assert "model.norm.weight holds NaN" in done.err
-    assert not [name for name in listing(place) if "bad" in name]
 
 
 def test_progress_says_how_much_is_left(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -28,21 +27,6 @@ def test_a_run_teaches_and_a_student_is_trained_on_it(place: Path, monkeypatch: 
     typed_here("train", "sft", *words)
     assert (place / "student" / "step-000001").is_dir()
     assert {"distil", "distill"} <= set(RESUMES)
-
-
-def test_a_server_teaches_within_a_budget(address: str, tmp_path: Path) -> None:  # noqa: F811
-    out = tmp_path / "taught"
-    asked = ("model=adder", "task=families:add", "problems=20", "max_tokens=6", "price_in=1", "price_out=1")
-    words = ("distil", address, *asked, f"out={out}")
-    text = typed_here(*words, "budget=0.00015", "concurrency=2", code=2)
-    assert "the budget of 0.00015 is reached" in text and "larger budget=" in text
-    some = len(read_distilled(out / "data.parquet").rows)
-    assert 0 < some < 20
-    typed_here(*words, "budget=1", "concurrency=2")
-    rows = read_distilled(out / "data.parquet").rows
-    assert len(rows) == 20 and all(row.verdict == "right" and row.money == pytest.approx(8e-6) for row in rows)
-    lines = (out / "purse.jsonl").read_bytes().split(b"\n")[:-1]
-    assert sum("sent" in json.loads(line) for line in lines) == 20, "none was asked for twice"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import time
-import tracemalloc
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -24,7 +23,7 @@ from rorqual.core.records import Message, TaskDefaults
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Request
 from rorqual.generate.output import Partial
-from rorqual.generate.prompts import Prompts, Refused, read_prompts
+from rorqual.generate.prompts import Refused
 from rorqual.generate.schema import RowParser, RowRequest, RowSampling, line_seed
 
 Row = dict[str, Any]
@@ -512,25 +511,6 @@ def test_a_taught_run_answers_with_the_defaults_of_its_task(place: Path) -> None
         (place / "run" / "defaults.json").write_text(json.dumps(task | changed), encoding="utf-8")
         assert says in typed(place, *GENERATE[:3], "out=task.jsonl", "threads=1").err
         assert typed(place, *GENERATE[:3], "out=raw.jsonl", "threads=1", "raw=true").code == 0, "no default applies"
-
-
-def test_a_file_of_many_lines_takes_the_memory_of_few(tmp_path: Path) -> None:
-    path = tmp_path / "many.jsonl"
-    line = json.dumps({"prompt": "x" * 200, "id": 1}) + "\n"
-    path.write_text(line * 20_000, encoding="utf-8")
-    tracemalloc.start()
-    prompts = Prompts.open(path)
-    asking = RowParser(RowSampling())
-    with Partial(tmp_path / "out.jsonl", {}, rows=prompts.rows, last=prompts.last) as partial:
-        for number, row in read_prompts(prompts.path):
-            assert isinstance(asking.ask(number, row), RowRequest)
-            partial.add({number: {"line": number, "text": "y" * 200}})
-        partial.finish()
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert path.stat().st_size > 4_000_000
-    assert peak < 1_500_000
-    assert prompts.rows == prompts.last == 20_000
 
 
 # ---- a server

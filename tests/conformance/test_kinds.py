@@ -89,8 +89,6 @@ ATTENTION: list[AttentionConfig] = [
         num_initial_blocks=0,
         num_local_blocks=1,
         window_size=5,
-        compress="mean",
-        separate_kv=False,
         rope=YARN,
     ),
     TwoKeysConfig(),

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from gguf_models import HIDDEN, configs, filled, silent, weights_of, with_router, write_run
-from hub_folders import deepseek
+from gguf_models import HIDDEN, configs, filled, silent, weights_of, write_run
 from torch import Tensor
 
 from rorqual.convert.gguf import export_gguf, import_gguf
@@ -212,33 +211,6 @@ def test_what_is_not_as_asked_for_is_said(tmp_path: Path) -> None:
 
 
 # ---- what is refused, before anything is written
-
-
-def test_a_run_that_gguf_cannot_hold_is_refused_and_its_twin_is_not(tmp_path: Path) -> None:
-    deep = CONFIGS["deepseek2-v2"]
-    moe = deep.stages[-1].ffn
-    stages = (deep.stages[0], deep.stages[1].model_copy(update={"ffn": with_router(moe, n_group=2)}))
-    dense = CONFIGS["qwen3"].stages[0].model_copy(update={"layers": 1})
-    mixed = CONFIGS["qwen3moe"].model_copy(update={"stages": (dense, *CONFIGS["qwen3moe"].stages)})
-    for config, match in (
-        (deep.model_copy(update={"stages": stages}), "scores a group"),
-        (_with_attention(deep, q_lora_rank=0), "q_lora_rank"),
-        (mixed, "has dense layers"),
-        (_with_attention(CONFIGS["qwen2"], qk_norm=True), "no published family"),
-        (deepseek(sparse=True), "deepseek_v32"),
-    ):
-        run = write_run(tmp_path / match, filled(config))
-        with pytest.raises(ConfigError, match=match):
-            export_gguf(run, tmp_path / "model.gguf", dtype="f32", progress=silent)
-        assert not (tmp_path / "model.gguf").exists()
-    exported(tmp_path, deep)
-
-
-def _with_attention(config: ModelConfig, **fields: object) -> ModelConfig:
-    stages = tuple(
-        stage.model_copy(update={"attention": stage.attention.model_copy(update=fields)}) for stage in config.stages
-    )
-    return config.model_copy(update={"stages": stages})
 
 
 def test_weights_that_are_not_numbers_are_refused_by_name_and_leave_nothing(tmp_path: Path) -> None:

@@ -1,8 +1,7 @@
-"""The journal: whole lines, a torn one cut, one owner, and what was under way kept when the disk is full."""
+"""The journal: whole lines, a torn one cut, and one owner."""
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import resource
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rorqual.core.errors import DataError, RorqualError
-from rorqual.core.journal import DiskFull, Journal, append_line, cut_lines, read_lines, scan_journal, to_line
+from rorqual.core.journal import Journal, append_line, cut_lines, read_lines, scan_journal, to_line
 
 
 def lines(path: Path) -> list[int]:
@@ -62,27 +61,6 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         Journal(path)  # the lock is of the opened file, and so holds within a process too
     with Journal(path) as journal:
         assert list(journal.read()) == []
-
-
-def test_a_full_disk_keeps_what_is_under_way_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The disk is full until the held-back file is given up, as on a real one."""
-    path, real = tmp_path / "j.jsonl", os.write
-    spare = tmp_path / ".j.jsonl.spare"
-
-    def full(file: int, data: bytes) -> int:
-        if not spare.exists():
-            return real(file, data)
-        real(file, data[: len(data) // 2])  # a full disk takes what still fits
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with Journal(path, spare=True) as journal:
-        journal.append([{"n": 1}])
-        monkeypatch.setattr(os, "write", full)
-        with pytest.raises(DiskFull, match=r"j.jsonl: the disk is full; .* saved(?s:.)*Free disk space"):
-            journal.append([{"n": 2}])
-        journal.append([{"n": 3}])
-        assert not spare.exists()
-    assert lines(path) == [1, 2, 3]
 
 
 def test_a_limit_of_the_file_size_is_told_and_leaves_whole_lines(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ import sys, time
 from pathlib import Path
 from rorqual.core.ledger import Ledger
 ledger = Ledger(Path(sys.argv[1]), whole_process=True, every=0.05)
-with ledger.of("train") as entry:
+with ledger.record_stage("train") as entry:
     print("on", flush=True)
     while True:
         entry.tokens += 1

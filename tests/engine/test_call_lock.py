@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import threading
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -16,7 +14,6 @@ from rorqual.data.chat import ChatFormat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Engine, Request, SamplingParams
 from rorqual.engine.call_lock import CallLock
-from rorqual.engine.deltas import Delta
 from rorqual.model import Decoder
 
 
@@ -83,43 +80,27 @@ def test_batches_and_streams_of_several_threads_wait_for_each_other(
     assert found == alone
 
 
-def test_a_stream_that_is_collected_in_the_middle_of_a_step_leaves_after_it(
+def test_a_request_that_is_cancelled_in_the_middle_of_a_step_leaves_after_it(
     engine: Engine, alone: dict[int, tuple[list[int], list[float]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stream in a loop of references is closed whenever Python looks for these."""
-
-    class Holder:
-        def __init__(self) -> None:
-            self.me, self.stream = self, engine.stream(ask(5, 200))
-            next(self.stream)
-
+    """As where the garbage collector closes a stream."""
     sampler, steps = engine._cores[0].runner.sampler, [0]
-    keep = sampler.keep
+    keep, cancelled = sampler.keep, engine.submit(ask(5, 200))
 
-    def collecting(*given: object) -> object:
+    def cancelling(*given: object) -> object:
         drawn = keep(*given)  # type: ignore[arg-type]
         steps[0] += 1
         if steps[0] == 5:
-            gc.collect()
+            engine.cancel(cancelled)
         return drawn
 
-    gc.disable()
-    try:
-        streams: dict[int, Iterator[Delta]] = {0: engine.stream(ask(0))}
-        next(streams[0])
-        Holder()
-        streams |= {1: engine.stream(ask(1)), 2: engine.stream(ask(2))}
-        monkeypatch.setattr(sampler, "keep", collecting)
-        found = {}
-        while streams:
-            for number in list(streams):
-                delta = next(streams[number], None)
-                if delta is None:
-                    del streams[number]
-                elif delta.completion is not None:
-                    found[number] = ids_and_logprobs(delta.completion)
-    finally:
-        gc.enable()
+    monkeypatch.setattr(sampler, "keep", cancelling)
+    numbers = {engine.submit(ask(number)): number for number in range(3)}
+    found = {}
+    while len(found) < 3:
+        for delta in engine.step():
+            if delta.completion is not None:
+                found[numbers[delta.request_id]] = ids_and_logprobs(delta.completion)
     assert steps[0] > 5 and found == {number: alone[number] for number in range(3)}
     assert engine.step() == [] and engine.stats()["running"] == engine.stats()["waiting"] == 0
     check_scheduler(engine._cores[0].scheduler)

@@ -6,15 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 
-from rorqual.core.errors import ConfigError, RorqualError
+from rorqual.core.errors import RorqualError
 from rorqual.core.records import Message
-from rorqual.data.chat import ChatFormat
-from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Engine, Request, SamplingParams
 from rorqual.engine.request import Grammar
-from rorqual.model import Decoder
 
 GOOD = Request(params=SamplingParams(max_tokens=2), prompt_ids=(50, 51))
 
@@ -55,18 +51,6 @@ def test_check_refuses_what_submit_does_and_a_batch_names_it(engine: Engine, nam
         engine.check(request, "line 7")
     engine.check(GOOD)
     assert engine.stats()["running"] + engine.stats()["waiting"] == 0
-
-
-def test_a_model_that_was_moved_is_refused_by_both(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
-    model = Decoder(mla.config)
-    engine = Engine.of(model, tokenizer, chat)
-    model.to(torch.float64)
-    said = []
-    for call in (engine.submit, engine.check):
-        with pytest.raises(ConfigError, match="moved") as caught:
-            call(GOOD)
-        said.append(str(caught.value))
-    assert said[0] == said[1]
 
 
 def test_a_checked_grammar_is_compiled_for_its_tenant(engine: Engine) -> None:

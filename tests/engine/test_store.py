@@ -160,15 +160,6 @@ def test_whatever_stands_in_a_files_place_is_a_miss_and_nothing_is_followed(
         assert (again.get(key(0)) == payload(0)) != ("folder" in what) and again.stats()["bytes"] <= MIB
 
 
-def test_files_that_change_names_are_misses(store: DiskStore, folder: Path) -> None:
-    one, two, aside = file_of(folder, 0), file_of(folder, 1), folder.parent / "aside"
-    one.rename(aside)
-    two.rename(one)
-    aside.rename(two)
-    misses(store, 0)
-    misses(store, 1)
-
-
 @pytest.mark.parametrize("other", ["secret", "weights"])
 def test_files_of_another_secret_or_of_other_weights_are_misses(other: str, folder: Path) -> None:
     with open_store(folder) as store:
@@ -327,22 +318,6 @@ def test_a_disk_that_fills_costs_what_was_to_be_kept_and_is_said_once(folder: Pa
     assert done.stdout == "4 1 b'early' None\n"
     assert len(done.stderr.splitlines()) == 1 and "cannot write to the disk cache" in done.stderr
     assert not list(folder.glob(f"*.part{SUFFIX}"))
-
-
-def test_a_forked_process_gives_nothing_back(folder: Path) -> None:
-    """It has the same lock, and no writer: the folder is its parent's until that closes it."""
-    with open_store(folder) as store:
-        child = os.fork()
-        if child == 0:
-            store.close()
-            os._exit(0)
-        assert os.waitpid(child, 0)[1] == 0
-        with pytest.raises(RorqualError, match="another process is writing"):
-            open_store(folder)
-        assert store.put(key(1), payload(1))
-        store.flush()
-        assert store.get(key(1)) == payload(1)
-    open_store(folder).close()
 
 
 def test_readers_and_the_writer_and_evictions_at_once_give_the_exact_payload_or_none(folder: Path) -> None:

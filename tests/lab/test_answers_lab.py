@@ -40,7 +40,7 @@ class Small(AnswersExperiment):
     max_tokens: ClassVar[int] = 16
     budgets: ClassVar[tuple[int, ...]] = (3, 6)
 
-    def trained(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
+    def training_jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         given: dict[str, Any] = {
             "task": self.task,
             "steps": 60,

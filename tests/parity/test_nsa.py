@@ -24,8 +24,6 @@ from rorqual.ops.rope import Rope, Yarn, rope_table
 
 HIDDEN, LONG = 24, 2 * BLOCK + 11
 YARN = Rope(theta=100.0, yarn=Yarn(factor=4.0, original_max_position_embeddings=16, mscale=0.7, mscale_all_dim=0.9))
-VARIANTS = [(compress, separate) for compress in ("mean", "mlp") for separate in (False, True)]
-every_variant = pytest.mark.parametrize(("compress", "separate_kv"), VARIANTS)
 backends = pytest.mark.parametrize("ops", [TORCH, TORCH_INVARIANT], ids=lambda ops: ops.name)
 
 
@@ -94,7 +92,7 @@ def by_loops(m: NSA, x: Tensor) -> tuple[Tensor, list[list[set[int]]]]:
     """Equations 5 to 12 of the paper for x [tokens, hidden] in fp64: the output, and the blocks that each query's groups select."""
     c, n, kv = m.config, len(x), m.config.num_key_value_heads
     group, size, wide = c.num_attention_heads // kv, c.compress_block, c.select_block
-    slc, win = (kv, 2 * kv) if c.separate_kv else (0, 0)  # the first key-value head of the branch
+    slc, win = kv, 2 * kv  # the first key-value head of the branch
     q, raw, v = ((x @ w.weight.T).view(n, -1, c.head_dim) for w in (m.q_proj, m.k_proj, m.v_proj))
     q, k = (
         torch.stack([torch.stack([turned(h, i, c.rope) for h in row]) for i, row in enumerate(t)]) for t in (q, raw)
@@ -102,8 +100,6 @@ def by_loops(m: NSA, x: Tensor) -> tuple[Tensor, list[list[set[int]]]]:
     gates = torch.sigmoid(x @ m.g_proj.weight.T).view(n, c.num_attention_heads, 3)
 
     def compressed(g: int, block: range) -> tuple[Tensor, Tensor]:
-        if c.compress == "mean":
-            return sum(k[s, g] for s in block) / size, sum(v[s, g] for s in block) / size  # type: ignore[return-value]
         key = turned(mlp(m.k_compress, [raw[s, g] for s in block]), block[-1], c.rope)
         return key, mlp(m.v_compress, [v[s, g] for s in block])
 
@@ -145,9 +141,8 @@ SHORT = BLOCK + 21
 """Tokens in a comparison with `by_loops`: more than one block of the cache."""
 
 
-@every_variant
-def test_outputs_selected_blocks_and_gradients_equal_the_equations(compress: str, separate_kv: bool) -> None:
-    module = module_of(config(compress=compress, separate_kv=separate_kv), 3)
+def test_outputs_selected_blocks_and_gradients_equal_the_equations() -> None:
+    module = module_of(config(), 3)
     x, weights = inputs(0, SHORT), inputs(1, SHORT)
     slow = copy.deepcopy(module).double()
     ours, blocks = attended(module, x, TORCH, (SHORT,))
@@ -174,8 +169,8 @@ def test_outputs_selected_blocks_and_gradients_equal_the_equations(compress: str
     ids=["one group", "no initial block", "three local blocks", "one size", "blocks of the cache"],
 )
 def test_every_size_is_read(fields: dict[str, Any]) -> None:
-    for seed, (compress, separate_kv) in enumerate((VARIANTS[0], VARIANTS[-1])):
-        module = module_of(config(compress=compress, separate_kv=separate_kv, **fields), seed)
+    for seed in range(2):
+        module = module_of(config(**fields), seed)
         x = inputs(seed, SHORT)
         ours, blocks = attended(module, x, TORCH, (SHORT,))
         expected, sets = by_loops(copy.deepcopy(module).double(), x.double())
@@ -201,24 +196,20 @@ def model_config(attention: NSAConfig) -> ModelConfig:
 
 def test_costs_by_hand() -> None:
     """6 query and 2 key-value heads of 8, l = 4, 6 blocks of 8 tokens, a window of 7."""
-    for compress, separate_kv in VARIANTS:
-        c = config(compress=compress, separate_kv=separate_kv)
-        kv = 16 * (3 if separate_kv else 1)
-        maps = 100 * 48 + 2 * 100 * kv + 100 * 18 + 48 * 100
-        phi = 32 * 16 + 16 * 8 if compress == "mlp" else 0  # for one block of a head's keys or values
-        cost = c.cost(100, 0)
-        assert cost.params == cost.active == maps + 2 * (phi + (16 if phi else 0))
-        assert cost.flops == 2 * maps + 2 * 2 * phi * 2 // 4
-        for context, attended_keys in ((1, 0 + 1 + 1), (30, 7 + 7 + 30), (400, 100 + 7 + 48)):
-            assert c.decode_flops(100, context) == 4 * 48 * attended_keys
-            assert c.cost(100, context).flops - cost.flops == 4 * 48 * attended_keys
-        names = 6 if separate_kv else 3 if compress == "mlp" else 2
-        assert c.cache_width() == sum(part.values for part in c.cache_spec()) == 16 * (names + 2 / 4)
-        assert ("raw_key.0" in {part.name for part in c.cache_spec()}) == (compress == "mlp" and not separate_kv)
-        saved = 5 * 48 + 18 + 16 * names + 8
-        assert c.saved_values(100, everything=False) == saved
-        assert c.saved_values(100, everything=True) == saved + 100 + (2 * 2 * (8 + 2 * 16 / 4) if phi else 0)
-        assert c.split_by_tp() == {"num_attention_heads": 6, "num_key_value_heads": 2}
+    c = config()
+    maps = 100 * 48 + 2 * 100 * 48 + 100 * 18 + 48 * 100
+    phi = 32 * 16 + 16 * 8  # for one block of a head's keys or values
+    cost = c.cost(100, 0)
+    assert cost.params == cost.active == maps + 2 * (phi + 16)
+    assert cost.flops == 2 * maps + 2 * 2 * phi * 2 // 4
+    for context, attended_keys in ((1, 0 + 1 + 1), (30, 7 + 7 + 30), (400, 100 + 7 + 48)):
+        assert c.decode_flops(100, context) == 4 * 48 * attended_keys
+        assert c.cost(100, context).flops - cost.flops == 4 * 48 * attended_keys
+    assert c.cache_width() == sum(part.values for part in c.cache_spec()) == 16 * (6 + 2 / 4)
+    saved = 5 * 48 + 18 + 16 * 6 + 8
+    assert c.saved_values(100, everything=False) == saved
+    assert c.saved_values(100, everything=True) == saved + 100 + 2 * 2 * (8 + 2 * 16 / 4)
+    assert c.split_by_tp() == {"num_attention_heads": 6, "num_key_value_heads": 2}
 
 
 # ---- bad input
@@ -240,7 +231,6 @@ def test_costs_by_hand() -> None:
         ({"window_size": 0}, {"window_size": 1}, "window_size"),
         ({"num_key_value_heads": 4}, {"num_key_value_heads": 3}, "multiple of num_key_value_heads"),
         ({"head_dim": 7}, {"head_dim": 6}, "head_dim must be even"),
-        ({"compress": "max"}, {"compress": "mlp"}, "'mean' or 'mlp'"),
         ({"compress_stride": 2}, {}, "unknown key 'stages.0.attention.compress_stride'"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,

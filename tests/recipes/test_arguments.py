@@ -61,8 +61,6 @@ PLACES: dict[str, dict[str, tuple[str, str]]] = {
         "size": ("medium", "model.hidden_size"),
         "objective": ("skewed", "objectives.0.divergence"),
         "alpha": ("0.25", "objectives.0.alpha"),
-        "temperature": ("2.0", "objectives.0.temperature"),
-        "tail": ("renormalise", "objectives.0.tail"),
         "next_token": ("0.5", "objectives.1.coefficient"),
         "longer": ("skip", "source.longer"),
         "lr": ("0.125", "optim.lr"),
@@ -107,7 +105,7 @@ BESIDE = {
 """Of arguments that stand in several places: the others."""
 WHOLE = {("distil", "objective"), ("pretrain", "size"), ("sft", "size"), ("distil", "size"), ("sft", "lr"), ("distil", "lr"),
          ("pretrain", "tokenizer"), ("sft", "tokenizer"), ("distil", "tokenizer"), ("pretrain", "sequence_balance"),
-         ("sft", "sequence_balance"), ("distil", "next_token"), ("distil", "tail"), ("distil", "temperature")}  # fmt: skip
+         ("sft", "sequence_balance"), ("distil", "next_token")}  # fmt: skip
 """Those that change a whole object: what else they change is not listed here."""
 
 
@@ -129,8 +127,8 @@ def least(recipe: str, argument: str, start: Path) -> dict[str, str]:
         "distil": {"data": "d.parquet", "size": "tiny"},
         "on_policy": {"task": "families:add", "from": str(start), "teacher": "teacher"},
     }[recipe]
-    if recipe == "distil" and argument in ("alpha", "temperature", "tail", "next_token"):
-        values |= {"objective": "forward", "tail": "renormalise"} | ({"tail": "bucket"} if argument == "tail" else {})
+    if recipe == "distil" and argument in ("alpha", "next_token"):
+        values |= {"objective": "forward"}
     if (recipe, argument) == ("grpo", "reference"):
         values |= {"beta": "0.5"}
     return values

@@ -89,7 +89,7 @@ ON_POLICY: dict[str, tuple[dict[str, Any], Any]] = {
         "minibatches",
         "row",
     )
-} | {"top_k": ({}, 5), "grade": ({}, False), "teacher": ({}, "OTHER")}
+} | {"top_k": ({}, 5), "teacher": ({}, "OTHER")}
 
 
 def differs(kind: type[SourceConfig], least: dict[str, Any], option: str, value: Any, base: Path) -> None:

@@ -30,7 +30,6 @@ from rorqual.engine.engine import Engine
 from rorqual.model import Decoder
 from rorqual.model.adapter import LoRA, adapter_of, trained
 from rorqual.model.adapter.files import ADAPTER_FILE, ADAPTER_INFO
-from rorqual.model.adapter.lora import linears
 from rorqual.model.attention import GQAConfig
 from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.ffn import DenseConfig
@@ -281,14 +280,6 @@ def test_a_base_that_changed_is_refused(base: Path, straight: Path, tmp_path: Pa
 def test_bad_settings_name_the_key(base: Path, settings: dict[str, str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         make_run("sft", {"task": TASK, "from": str(base)} | settings)
-
-
-def test_a_rank_that_no_map_has_is_refused_before_it_takes_the_memory(base: Path, tmp_path: Path) -> None:
-    model = load_run(RunDir(base))
-    most = max(min(m.in_features, m.out_features) for _, m in linears(model))
-    with pytest.raises(ConfigError, match=f"exceeds {most}, the largest possible rank of the target maps"):
-        fit(lora_run(base, r=100_000), RunDir(tmp_path / "run"), quiet=True)
-    assert not (tmp_path / "run").exists() and LoRA(r=most).find(model)
 
 
 def test_targets_that_match_nothing_are_refused_with_the_nearest(base: Path, tmp_path: Path) -> None:

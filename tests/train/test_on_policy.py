@@ -9,7 +9,7 @@ import pytest
 import torch
 from little import ROW, TASK, records, tokenizer
 
-from rorqual.core.errors import ConfigError, DataError
+from rorqual.core.errors import DataError
 from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import Tokenizer
@@ -72,17 +72,10 @@ def test_a_teacher_of_another_vocabulary_is_refused_with_what_to_do(base: Path, 
     ):
         fit(own_run(tmp_path / "teacher", student), RunDir(tmp_path / "run"), quiet=True)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(ConfigError, match="top_k=264 is more than the vocabulary's 263 tokens"):
-        fit(own_run(base, student, top_k=264), RunDir(tmp_path / "run"), quiet=True)
 
 
-def test_it_is_one_run_at_any_number_of_threads_and_needs_no_verdict(base: Path, student: Path, tmp_path: Path) -> None:
+def test_it_is_one_run_at_any_number_of_threads(base: Path, student: Path, tmp_path: Path) -> None:
     run = own_run(base, student)
-    quiet = run.model_copy(update={"source": run.source.model_copy(update={"grade": False})})
-    states = [fit(r, RunDir(tmp_path / str(i)), quiet=True, threads=n)
-              for i, (r, n) in enumerate([(run, 1), (run, 2), (quiet, 1)])]  # fmt: skip
-    one, *others = (state.model.state_dict() for state in states)
-    assert all(torch.equal(one[name], other[name]) for other in others for name in one)
-    record = records(tmp_path / "2")[0]
-    assert not any(name.startswith(("reward", "right", "ungraded", "groups")) for name in record)
-    assert records(tmp_path / "0") == records(tmp_path / "1")
+    one, other = (fit(run, RunDir(tmp_path / str(n)), quiet=True, threads=n).model.state_dict() for n in (1, 2))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert records(tmp_path / "1") == records(tmp_path / "2")

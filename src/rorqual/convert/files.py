@@ -58,13 +58,13 @@ def read_text(folder: Path, name: str) -> str | None:
 def read_object(folder: Path, name: str) -> dict[str, Any] | None:
     """Return the object in the JSON file `name` of `folder`, or None if the file does not exist.
 
-    Raises CheckpointError for invalid JSON, a duplicate key, and a value that is not an object.
+    Raises CheckpointError for invalid JSON, and a value that is not an object.
     """
     text = read_text(folder, name)
     if text is None:
         return None
     try:
-        value = json.loads(text, object_pairs_hook=_unique_keys)
+        value = json.loads(text)
         if not isinstance(value, dict):
             raise ValueError(f"a JSON {type(value).__name__}, not an object")
     except (ValueError, RecursionError) as error:
@@ -72,13 +72,6 @@ def read_object(folder: Path, name: str) -> dict[str, Any] | None:
             f"invalid JSON: {error}", where=str(folder / name), remedy="Download the file again."
         ) from None
     return value
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if len(set(names)) < len(names):
-        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} occurs twice")
-    return dict(pairs)
 
 
 def find_tensors(folder: Path) -> dict[str, Stored]:

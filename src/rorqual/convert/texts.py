@@ -75,7 +75,6 @@ def read_texts(folder: Path) -> StoredTexts:
     objects = {name: read_object(folder, name) for name in (GENERATION, TOKENIZER_CONFIG, SPECIALS)}
     template = _template(folder, objects[TOKENIZER_CONFIG] or {})
     generation = objects[GENERATION] or {key: config[key] for key in IDS if config.get(key) is not None}
-    _check_generation(generation, model, str(folder / (GENERATION if objects[GENERATION] else CONFIG)))
     originals = {name: _without_code(value) for name, value in {**objects, CONFIG: config}.items() if value is not None}
     if (text := read_text(folder, TEMPLATE)) is not None:
         originals[TEMPLATE] = text.encode()
@@ -115,28 +114,6 @@ def _template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
         named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
         template = named.get("default")
     return template if isinstance(template, str) else None
-
-
-def _check_generation(generation: Mapping[str, Any], model: ModelConfig, where: str) -> None:
-    """Raise ConfigError for a token id outside the vocabulary, or a sampling setting that is not a number.
-
-    With an invalid token id or setting, generation would never stop or would fail at the first request.
-    """
-    for key in IDS:
-        value = generation.get(key)
-        ids = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(type(i) is int and 0 <= i < model.vocab_size for i in ids):
-            raise ConfigError(
-                f"key '{key}' is {value!r}, but the vocabulary has the ids 0 to {model.vocab_size - 1}",
-                where=where,
-                remedy="Use the file that belongs to this model, or remove the key.",
-            )
-    for key in ("temperature", "top_p", "top_k", "repetition_penalty"):
-        value = generation.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise ConfigError(
-                f"key '{key}' is {value!r}, not a number", where=where, remedy="Correct or remove this key."
-            )
 
 
 def _without_code(value: Mapping[str, Any]) -> bytes:

@@ -7,7 +7,6 @@ several processes write, such as ledgers, and for the metrics of a run. A `Journ
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import threading
@@ -19,14 +18,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rorqual.core.errors import DataError, RorqualError, named_write_errors
+from rorqual.core.errors import DataError, named_write_errors
 from rorqual.core.lock import own
 
-SPARE_BYTES = 1 << 20
-"""Number of bytes reserved on disk. If the disk fills up, the reserved space is freed to save pending answers that were already
-paid for."""
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-"""Error numbers of a full disk and of an exceeded disk quota."""
 ESCAPED = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 """Characters that JSON allows in strings but some readers treat as line ends. `to_line` writes these characters as escapes."""
 
@@ -64,34 +58,26 @@ def cut_lines(path: Path, size: int) -> None:
         os.truncate(path, min(size, path.stat().st_size))
 
 
-class DiskFull(RorqualError):
-    """A full disk. The pending lines were saved in the reserved space, but further writes will fail."""
-
-
 class Journal:
     """A file of JSON lines that one process at a time may open.
 
     `append` writes complete lines and then calls `fsync`, unless the last `fsync` was less than `patience` seconds ago. Lines that are
     not yet synced survive a killed process, but not a power failure.
 
-    Opening the file removes an incomplete last line, which a killed process or a full disk can leave behind. `spare` reserves
-    `SPARE_BYTES` of disk space in a hidden file in the folder of the journal. Raises RorqualError if another process has locked the file.
+    Opening the file removes an incomplete last line, which a killed process can leave behind. Raises RorqualError if another
+    process has locked the file.
     """
 
-    def __init__(self, path: Path, *, spare: bool = False, patience: float = 0.0) -> None:
+    def __init__(self, path: Path, *, patience: float = 0.0) -> None:
         self.path, self.patience = path, patience
         self._synced = time.monotonic()
         self._writing = threading.Lock()
-        self._spare = path.with_name(f".{path.name}.spare")
         remedy = "Wait for that process, or write to another file: otherwise the same samples are paid for twice."
         with ExitStack() as opened, named_write_errors(path):
             opened.enter_context(own(path, remedy))
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
             opened.callback(os.close, self._file)
             self._drop_torn_line()
-            if spare:
-                opened.callback(self._spare.unlink, missing_ok=True)
-                self._spare.write_bytes(bytes(SPARE_BYTES))
             self._opened = opened.pop_all()
 
     def __enter__(self) -> Journal:
@@ -111,35 +97,20 @@ class Journal:
     def append(self, records: Iterable[Mapping[str, Any]]) -> list[int]:
         """Append one line per record, all in one write, and return their offsets in bytes.
 
-        Raises DiskFull if the disk is full and the lines were saved in the reserved space.
+        If the write fails, as on a full disk, the file is cut to its previous size.
         """
         lines = [to_line(record) for record in records]
         with self._writing, named_write_errors(self.path):
             start = os.fstat(self._file).st_size
             try:
-                self._write(b"".join(lines), start)
-            except OSError as error:
-                if error.errno not in FULL or not self._spare.exists():
-                    raise
-                self._spare.unlink()
-                self._write(b"".join(lines), start)
-                raise DiskFull(
-                    "the disk is full; the pending answers were saved",
-                    where=str(self.path),
-                    remedy="Free disk space and repeat the command: it resumes from the saved answers.",
-                ) from error
+                _write_all(self._file, b"".join(lines))
+                if lines and time.monotonic() - self._synced >= self.patience:
+                    os.fsync(self._file)
+                    self._synced = time.monotonic()
+            except OSError:
+                os.ftruncate(self._file, start)
+                raise
         return list(accumulate(map(len, lines), initial=start))[:-1]
-
-    def _write(self, raw: bytes, start: int) -> None:
-        """Write all bytes, or none: if the disk fills up during the write, the file is cut to its previous size, `start`."""
-        try:
-            _write_all(self._file, raw)
-            if raw and time.monotonic() - self._synced >= self.patience:
-                os.fsync(self._file)
-                self._synced = time.monotonic()
-        except OSError:
-            os.ftruncate(self._file, start)
-            raise
 
     def _drop_torn_line(self) -> None:
         """Remove an incomplete last line. After a power failure, the last line may end with a newline and still lack earlier bytes."""

@@ -26,9 +26,7 @@ class Lock:
     The kernel holds the lock (`flock`) and releases it when the process ends, even if the process is killed. On a file system
     without locks, taking a lock always succeeds.
 
-    Missing parent folders are created; `close` removes each of these folders that is still empty. If no other file of the
-    folder was created or removed, `close` restores the folder's modification time. Resuming a finished job thus changes no
-    modification time.
+    Missing parent folders are created; `close` removes each of these folders that is still empty.
 
     If another process holds the lock, raises a RorqualError that names `where` and this process.
     """
@@ -49,7 +47,6 @@ class Lock:
         """Lock the file. Return False if the previous holder removed or replaced the file first; the caller then retries."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            before = os.stat(self.path.parent)
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except FileNotFoundError:  # another process removed the folder after mkdir
             return False
@@ -72,7 +69,6 @@ class Lock:
         with suppress(OSError):  # on a full disk the lock is held, but its file does not name the process
             os.ftruncate(self._file, 0)
             os.pwrite(self._file, json.dumps(_this_process()).encode(), 0)
-        self._before, self._began = before, os.stat(self.path.parent).st_mtime_ns
         return True
 
     def __enter__(self) -> Self:
@@ -84,10 +80,7 @@ class Lock:
     def close(self) -> None:
         """Release the lock and remove the lock file."""
         with suppress(OSError):
-            unchanged = os.stat(self.path.parent).st_mtime_ns == self._began
             self.path.unlink()
-            if unchanged:
-                os.utime(self.path.parent, ns=(self._before.st_atime_ns, self._before.st_mtime_ns))
         os.close(self._file)
         self._remove_created()
 

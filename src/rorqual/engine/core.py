@@ -102,8 +102,7 @@ class EngineCore:
         return self.scheduler.idle
 
     def submit(self, sequences: list[Sequence]) -> None:
-        """Add sequences to the request queue. Raises ConfigError if the model was moved to another device or dtype."""
-        self.runner.check()
+        """Add sequences to the request queue."""
         self.scheduler.submit(sequences)
 
     @torch.inference_mode()

@@ -359,7 +359,6 @@ class Engine:
 
     def check(self, request: Request, where: str = "request") -> None:
         """Validate a request without queueing it. Raises the same errors as `submit`."""
-        self._cores[0].runner.check()
         self._processor.job(request, where)
 
     @property

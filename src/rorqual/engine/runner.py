@@ -109,16 +109,6 @@ class Runner:
         """Return the bytes of one KV-cache block."""
         return round(token_bytes(model.config, model.embed_tokens.weight.dtype) * BLOCK)
 
-    def check(self) -> None:
-        """Raise ConfigError if the model was moved to another device or dtype."""
-        weight = self.model.embed_tokens.weight
-        if (weight.device, weight.dtype) != (self.device, self.dtype):
-            raise ConfigError(
-                f"the engine runs on {self.device} in {self.dtype}, but its model was moved to {weight.device}, {weight.dtype}",
-                where="engine",
-                remedy="Create a new Engine after moving a model.",
-            )
-
     # ---- sequences
 
     def place(self, sequence: Sequence) -> None:

@@ -42,9 +42,9 @@ class AnswerCache:
     Completions with an `error` are not cached, so a later run retries them. Cached completions have text, reasoning, finish
     reason, usage and log-probabilities, but no token ids.
 
-    A server may charge for answers. Therefore each answer of a server is synced to disk before the next answer is added, and disk
-    space is reserved in advance, so that one more answer can be written after the disk becomes full. Answers of an engine are flushed to
-    the operating system at once, so they survive if this process is killed, but they are synced at most once in `SYNC_SECONDS` seconds.
+    A server may charge for answers. Therefore each answer of a server is synced to disk before the next answer is added. Answers of an
+    engine are flushed to the operating system at once, so they survive if this process is killed, but they are synced at most once in
+    `SYNC_SECONDS` seconds.
     """
 
     def __init__(self, generator: Engine | RemoteEngine, out: Path | None, made: Mapping[str, Any]) -> None:
@@ -60,7 +60,7 @@ class AnswerCache:
             digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
             self.path = out.with_name(f"{out.name}.{digest[:8]}.kept")
             paid = isinstance(generator, RemoteEngine)
-            self._journal = Journal(self.path, spare=paid, patience=0.0 if paid else SYNC_SECONDS)
+            self._journal = Journal(self.path, patience=0.0 if paid else SYNC_SECONDS)
             try:
                 self._load(self._journal)
             except DataError:

@@ -12,7 +12,7 @@ import numpy as np
 
 from rorqual.core.config import read_yaml, to_yaml
 from rorqual.core.errors import ConfigError, DataError, RorqualError
-from rorqual.core.journal import DiskFull, Journal, to_line
+from rorqual.core.journal import Journal, to_line
 from rorqual.core.ledger import Ledger, read_ledger
 from rorqual.core.lock import RUN_LOCK, own_run
 from rorqual.core.log import Progress
@@ -57,7 +57,7 @@ def sample_teacher(config: FactoryConfig, out: Path, *, threads: int, quiet: boo
         chosen = choose_problems(config)
         teacher = _teacher(config, out, threads, api_key)
         write_atomic(out / CONFIG, to_yaml(config).encode())
-        with Journal(out / SAMPLES, spare=True) as journal, Journal(out / FAILED) as failures:
+        with Journal(out / SAMPLES) as journal, Journal(out / FAILED) as failures:
             work = Work(config, chosen, teacher, journal, failures, quiet)
             with costs.record_stage("sampling"):
                 completed = work.sample()
@@ -135,18 +135,12 @@ class Work:
             bar.say(f"distil: resuming with {len(self.have)} of {self.total} samples")
 
         def keep(entries: Sequence[Entry], on_saved: Callable[[], None]) -> None:
-            disk_full: DiskFull | None = None
-            try:
-                self.journal.append(asdict(entry) for entry in entries if not entry.failed)
-                self.failures.append(asdict(entry) for entry in entries if entry.failed)
-            except DiskFull as error:  # the last samples were written to disk space reserved in advance
-                disk_full = error
+            self.journal.append(asdict(entry) for entry in entries if not entry.failed)
+            self.failures.append(asdict(entry) for entry in entries if entry.failed)
             on_saved()
             for entry in entries:
                 self.failed.pop(entry.place, None)
                 (self.failed if entry.failed else self.have)[entry.place] = entry
-            if disk_full is not None:
-                raise disk_full
             self.verify(entries)
             warn()
             show(0)

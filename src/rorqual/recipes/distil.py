@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from rorqual.core.config import Count, Natural, NonNegative, Positive, RowLength, Rows, Seed, Share, Temperature
-from rorqual.core.errors import ConfigError
 from rorqual.core.records import Thinking
 from rorqual.recipes.models import Size
 from rorqual.recipes.start import (
@@ -17,7 +16,7 @@ from rorqual.recipes.start import (
 )
 from rorqual.train.balance import Balance
 from rorqual.train.objectives import Distil, NextToken
-from rorqual.train.objectives.distil import Divergence, Tail
+from rorqual.train.objectives.distil import Divergence
 from rorqual.train.run import Dtype, Run, agreement
 from rorqual.train.sources import DistilledConfig, OnPolicyConfig
 
@@ -29,8 +28,6 @@ def distil(
     size: Size = "student",
     objective: Literal["sequence", Divergence] = "sequence",
     alpha: Share = 0.1,
-    temperature: Temperature = 1.0,
-    tail: Tail = "bucket",
     next_token: NonNegative = 0.0,
     longer: Literal["error", "skip"] = "error",
     lr: NonNegative = 0.0,
@@ -50,15 +47,8 @@ def distil(
     if objective == "sequence":
         objectives = supervised_objectives(model)
     else:
-        if temperature != 1 and tail == "bucket":
-            raise ConfigError(
-                f"temperature={temperature} needs the log-probability of every token, but tail=bucket merges the tokens that are not stored",
-                where="train distil",
-                remedy="Add tail=renormalise, or use temperature=1.",
-            )
-        divergence = Distil(divergence=objective, alpha=alpha, temperature=temperature, tail=tail)
         tokens = (NextToken(coefficient=next_token),) if next_token else ()
-        objectives = (divergence, *tokens, *indexer_objectives(model))
+        objectives = (Distil(divergence=objective, alpha=alpha), *tokens, *indexer_objectives(model))
     return Run(
         recipe="distil",
         seed=seed,

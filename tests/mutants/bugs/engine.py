@@ -101,7 +101,7 @@ MUTANTS = (
         "engine/kv_cache/disk.py",
         "head == expected and hmac.compare_digest(code, self._code(expected, payload))",
         "hmac.compare_digest(code, self._code(head, payload))",
-        "tests/engine/test_store.py::test_files_that_change_names_are_misses",
+        "tests/engine/test_store.py::test_whatever_stands_in_a_files_place_is_a_miss_and_nothing_is_followed",
     ),
     one(
         "a cache file's code needs no secret",

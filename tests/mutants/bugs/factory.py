@@ -25,8 +25,8 @@ MUTANTS = (
         "an answer is graded before it is kept",
         "distilabel#1065",
         "factory/sampling_run.py",
-        "            disk_full: DiskFull | None = None\n",
-        "            self.verify(entries)\n            disk_full: DiskFull | None = None\n",
+        "            self.journal.append(asdict(entry) for entry in entries if not entry.failed)\n",
+        "            self.verify(entries)\n            self.journal.append(asdict(entry) for entry in entries if not entry.failed)\n",
         "tests/factory/test_remote_teacher.py::test_a_grader_that_crashes_stops_and_what_is_under_way_is_kept",
     ),
     one(

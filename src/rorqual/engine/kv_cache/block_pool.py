@@ -18,7 +18,7 @@ class BlockPool:
     An operation that adds or removes a free block takes logarithmic time. Operations that leave the free blocks
     unchanged take constant time per block.
 
-    Raises RuntimeError on misuse: a double release, an unknown id, or a key for a block without references. Undetected
+    Raises RuntimeError on misuse: a double release, or a key for a block without references. Undetected
     misuse would give the keys and values of one sequence to another sequence.
     """
 
@@ -83,7 +83,6 @@ class BlockPool:
 
     def take(self, block: int) -> None:
         """Add a reference to a used or cached block."""
-        self._exists(block)
         if self._references[block] == 0:
             if block not in self._cached:
                 raise RuntimeError(f"block {block} is free: it has no contents to share")
@@ -98,7 +97,6 @@ class BlockPool:
         sequence will be evicted first, because a block is useless without the blocks before it.
         """
         for block in reversed(blocks):
-            self._exists(block)
             remaining = self._references[block] - 1
             if remaining < 0:
                 raise RuntimeError(f"block {block} has no reference to release")
@@ -117,7 +115,6 @@ class BlockPool:
         If another block already has the key, `register` returns False. `block` then gets no key, so `block` becomes free when
         its last reference is released.
         """
-        self._exists(block)
         if self._references[block] == 0:
             raise RuntimeError(f"block {block} has no references and so cannot get a key")
         holder = self._known.get(key)
@@ -145,8 +142,3 @@ class BlockPool:
         assert key is not None
         del self._known[key]
         self._keys[block] = None
-
-    def _exists(self, block: int) -> None:
-        # Negative ids need a check too, because Python lists accept negative indices.
-        if not 0 <= block < self.n_blocks:
-            raise RuntimeError(f"block {block} does not exist in a pool of {self.n_blocks}")

@@ -62,7 +62,7 @@ class DiskStore:
         self._pending_bytes = 0
         self._total = 2 * _PAGE  # disk space of the secret file and the lock file
         self._counts = dict.fromkeys(("written", "read", "damaged", "dropped", "evicted"), 0)
-        self._last, self._owner = 0, os.getpid()
+        self._last = 0
         self._closing = self._error_reported = False
         self._changed = threading.Condition()
         try:
@@ -154,13 +154,7 @@ class DiskStore:
 
     def close(self) -> None:
         """Write the queued payloads and unlock the folder. After `close`, every `get` is a cache miss and every `put`
-        is dropped.
-
-        In a forked child of the process that opened the store, `close` does nothing, because the child has no writer
-        thread and does not own the folder.
-        """
-        if os.getpid() != self._owner:
-            return
+        is dropped."""
         self.flush()
         with self._changed:
             if self._closing:

@@ -9,7 +9,6 @@ gradients.
 from __future__ import annotations
 
 import json
-import re
 import socket
 import ssl
 import threading
@@ -319,7 +318,7 @@ class RemoteClient(ABC):
                     toll.count_unbilled_attempt(place)
                 fault, wait = f"HTTP {error.code}: {_message_of(error)}", _retry_after(error.headers)
                 if error.code not in RETRIED and (error.code < 500 or error.code in FINAL):
-                    remedy = self._remedy(error.code, fault)
+                    remedy = self._remedy(error.code)
                     raise RemoteError(fault, where=url, remedy=remedy, status=error.code) from None
                 alone = error.code != 429
             except NoCompletion as error:
@@ -335,8 +334,15 @@ class RemoteClient(ABC):
                 stop.wait(min(max(wait, self.backoff * 2**attempt), LONGEST_WAIT))
         raise RemoteError(f"{fault} (tried {attempt + 1} times)", where=url, remedy=remedy, alone=alone)
 
-    def _remedy(self, code: int, fault: str) -> str:
-        return _remedy(code)
+    def _remedy(self, code: int) -> str:
+        """Return what to do about an HTTP status."""
+        known = {
+            401: "Give the server's API key as api_key.",
+            403: "Give an API key that may use this model.",
+            404: "Check the address, which often ends in /v1, and the name of the model.",
+        }
+        refused = "The server rejected this request: see its message. If it takes only shorter seeds, set seed_bits=31."
+        return known.get(code, refused)
 
     def _send(self, url: str, body: bytes | None, extra_headers: Mapping[str, str] | None = None) -> Any:
         """Send one HTTP request and return the JSON of the reply. The method is POST if `body` is given, else GET."""
@@ -431,11 +437,6 @@ class RemoteEngine(RemoteClient):
                     remedy="Set `messages`.",
                 )
 
-    def _remedy(self, code: int, fault: str) -> str:
-        if self.seed_bits == 64 and re.search(r"\bseed\b", fault):
-            return "If the server takes only shorter seeds, set seed_bits=31."
-        return super()._remedy(code, fault)
-
 
 def check_requests(requests: Sequence[Request]) -> None:
     """Raise DataError for a request that no remote endpoint supports."""
@@ -468,15 +469,6 @@ def _message_of(error: urllib.error.HTTPError) -> str:
     except (ValueError, KeyError, TypeError):
         pass
     return shorten(str(raw)) or error.reason
-
-
-def _remedy(code: int) -> str:
-    known = {
-        401: "Give the server's API key as api_key.",
-        403: "Give an API key that may use this model.",
-        404: "Check the address, which often ends in /v1, and the name of the model.",
-    }
-    return known.get(code, "The server rejected this request: see its message.")
 
 
 LARGEST_REPLY = 64 * 2**20

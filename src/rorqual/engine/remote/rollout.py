@@ -145,12 +145,12 @@ class RemoteRolloutEngine(RemoteClient):
             policy_version=version,
         )
 
-    def _remedy(self, code: int, fault: str) -> str:
+    def _remedy(self, code: int) -> str:
         known = {
             401: "Give the rollout key (RORQUAL_ROLLOUT_KEY), which the server printed at its first start with rollout_dir=FOLDER.",
             404: "Start the server with rollout_dir=FOLDER, and give its address.",
         }
-        return known.get(code) or super()._remedy(code, fault)
+        return known.get(code) or super()._remedy(code)
 
 
 def _array(encoded: Mapping[str, Any] | None) -> np.ndarray[Any, Any] | None:

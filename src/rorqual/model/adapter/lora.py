@@ -67,16 +67,7 @@ class LoRA(Tune):
                 where="tune.targets",
                 remedy=f"{nearest(unmatched[0], last)} Valid targets: {', '.join(sorted(last))}, {ALL_LINEAR}.",
             )
-        found = {n: m for n, m in known.items() if any(t == ALL_LINEAR or _matches(n, t) for t in self.targets)}
-        # An r above the largest possible rank adds parameters without adding expressiveness, and could exhaust memory.
-        limit = max(min(m.in_features, m.out_features) for m in found.values())
-        if self.r > limit:
-            raise ConfigError(
-                f"r={self.r} exceeds {limit}, the largest possible rank of the target maps",
-                where="tune.r",
-                remedy=f"Use {limit} or less; 8 to 64 is usual.",
-            )
-        return found
+        return {n: m for n, m in known.items() if any(t == ALL_LINEAR or _matches(n, t) for t in self.targets)}
 
     def shapes(self, model: Decoder, experts: Selection = ()) -> Shapes:
         found: Shapes = {}

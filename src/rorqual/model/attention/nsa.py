@@ -39,11 +39,9 @@ class NSAConfig(AttentionConfig):
     - `compress_block` (l in the paper), `select_block` (l') and `window_size` (w) are numbers of tokens.
     - `num_selected_blocks` (n) includes `num_initial_blocks` and `num_local_blocks`, which are always selected. The local
       blocks are the query's own block and the `num_local_blocks` - 1 blocks before it.
-    - `compress="mean"` averages the rotated keys and the values of a block. `compress="mlp"` concatenates
-      the keys before RoPE and applies an MLP. RoPE is applied to the result, at the position of the block's last token. A
-      second MLP maps the values. All key-value heads share both MLPs.
-    - `separate_kv` gives each branch its own keys and values, as in the paper. Without `separate_kv`, all branches share the
-      same keys and values.
+    - Compression concatenates the keys of a block before RoPE and applies an MLP. RoPE is applied to the result, at the
+      position of the block's last token. A second MLP maps the values. All key-value heads share both MLPs.
+    - Each branch has its own keys and values, as in the paper.
     """
 
     kind: Literal["nsa"] = "nsa"
@@ -56,8 +54,6 @@ class NSAConfig(AttentionConfig):
     num_initial_blocks: Natural = 1
     num_local_blocks: Count = 2
     window_size: Count
-    compress: Literal["mean", "mlp"] = "mlp"
-    separate_kv: bool = True
     rope: Rope = Rope()
 
     @property
@@ -65,25 +61,16 @@ class NSAConfig(AttentionConfig):
         """Width of the hidden layer of the compression MLPs."""
         return 2 * self.head_dim
 
-    def sources(self) -> dict[str, tuple[str, str]]:
-        """Return the names of the cached keys and values of each branch. For compression, these are the uncompressed rows."""
-        if self.separate_kv:
-            return {branch: (f"{branch}_key", f"{branch}_value") for branch in BRANCHES}
-        compressed = "key" if self.compress == "mean" else "raw_key"
-        return {"cmp": (compressed, "value"), "slc": ("key", "value"), "win": ("key", "value")}
-
     def build(self, hidden_size: int, eps: float) -> Attention:
         return NSA(self, hidden_size)
 
     def cost(self, hidden_size: int, context: int) -> Cost:
         q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
-        each = linear(hidden_size, kv * (len(BRANCHES) if self.separate_kv else 1))
-        cost = linear(hidden_size, q) + each * 2 + linear(hidden_size, len(BRANCHES) * self.num_attention_heads)
-        cost += linear(q, hidden_size)
-        if self.compress == "mlp":
-            mlp = linear(self.compress_block * self.head_dim, self.mlp_width, bias=True)
-            mlp = (mlp + linear(self.mlp_width, self.head_dim)) * 2
-            cost += Cost(mlp.params, mlp.active, mlp.flops * self.num_key_value_heads // self.compress_block)
+        cost = linear(hidden_size, q) + linear(hidden_size, kv * len(BRANCHES)) * 2
+        cost += linear(hidden_size, len(BRANCHES) * self.num_attention_heads) + linear(q, hidden_size)
+        mlp = linear(self.compress_block * self.head_dim, self.mlp_width, bias=True)
+        mlp = (mlp + linear(self.mlp_width, self.head_dim)) * 2
+        cost += Cost(mlp.params, mlp.active, mlp.flops * self.num_key_value_heads // self.compress_block)
         attended = context // self.compress_block + min(context, self.window_size)
         attended += min(context, self.num_selected_blocks * self.select_block)
         return cost + Cost(flops=4 * q * attended)
@@ -93,8 +80,7 @@ class NSAConfig(AttentionConfig):
         saved = self.num_attention_heads * ((2 + len(BRANCHES)) * self.head_dim + len(BRANCHES)) + self.cache_width()
         if everything:
             saved += hidden_size
-            if self.compress == "mlp":
-                saved += 2 * self.num_key_value_heads * (self.head_dim + 2 * self.mlp_width / self.compress_block)
+            saved += 2 * self.num_key_value_heads * (self.head_dim + 2 * self.mlp_width / self.compress_block)
         return round(saved)
 
     def split_by_tp(self) -> dict[str, int]:
@@ -103,7 +89,7 @@ class NSAConfig(AttentionConfig):
     def cache_spec(self) -> tuple[CachePart, ...]:
         # One part per key-value head, because each key-value head selects blocks of its own.
         heads = range(self.num_key_value_heads)
-        names = dict.fromkeys(name for pair in self.sources().values() for name in pair)
+        names = [f"{branch}_{part}" for branch in BRANCHES for part in ("key", "value")]
         every = dict.fromkeys(names, 1) | {"block_key": self.compress_block, "block_value": self.compress_block}
         return tuple(CachePart(f"{name}.{h}", 1, self.head_dim, every=n) for name, n in every.items() for h in heads)
 
@@ -156,14 +142,13 @@ class NSA(Attention):
         super().__init__()
         self.config = config
         q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-        kv *= len(BRANCHES) if config.separate_kv else 1
+        kv *= len(BRANCHES)
         self.q_proj = nn.Linear(hidden_size, q, bias=False)
         self.k_proj = nn.Linear(hidden_size, kv, bias=False)
         self.v_proj = nn.Linear(hidden_size, kv, bias=False)
         self.g_proj = nn.Linear(hidden_size, len(BRANCHES) * config.num_attention_heads, bias=False)
         self.o_proj = nn.Linear(q, hidden_size, bias=False)
-        self.k_compress = Compressor(config) if config.compress == "mlp" else None
-        self.v_compress = Compressor(config) if config.compress == "mlp" else None
+        self.k_compress, self.v_compress = Compressor(config), Compressor(config)
         self.scale = config.head_dim**-0.5 * softmax_factor(config.rope)
 
     def forward(self, x: Tensor, context: AttentionContext, cache: LayerCache | None) -> Tensor:
@@ -180,18 +165,16 @@ class NSA(Attention):
 
         q = q.unflatten(1, (kv_heads, -1))  # [tokens, kv heads, repeat, head_dim]
         gate = context.ops.sigmoid(gate.float()).to(x.dtype).view(len(q), kv_heads, -1, len(BRANCHES), 1)
-        positions, sources = context.positions.flatten(), c.sources()
+        positions = context.positions.flatten()
         outs, chosen = [], []
         for h in range(kv_heads):
             query, keys = q[:, h : h + 1], f"block_key.{h}"
             selected, blocks = self._select(cache.select_by_attention(query, keys, self.scale, MOST), positions)
             chosen.append(blocks)
-            key, value = (f"{name}.{h}" for name in sources["slc"])
-            near_key, near_value = (f"{name}.{h}" for name in sources["win"])
             branches = (
                 cache.attend(query, keys, f"block_value.{h}", self.scale),
-                cache.attend(query, key, value, self.scale, selected=selected),
-                cache.attend(query, near_key, near_value, self.scale, window=c.window_size),
+                cache.attend(query, f"slc_key.{h}", f"slc_value.{h}", self.scale, selected=selected),
+                cache.attend(query, f"win_key.{h}", f"win_value.{h}", self.scale, window=c.window_size),
             )
             weighted = [gate[:, h : h + 1, :, i] * out for i, out in enumerate(branches)]
             outs.append(weighted[0] + weighted[1] + weighted[2])
@@ -199,14 +182,13 @@ class NSA(Attention):
         return self.o_proj(torch.cat(outs, dim=1).flatten(1).view(*x.shape[:2], -1))
 
     def _write(self, cache: LayerCache, raw: Tensor, k: Tensor, v: Tensor) -> None:
-        """Store the new keys and values [tokens, kv heads or 3 * kv heads, head_dim]. `raw` are the keys without RoPE."""
-        c, n = self.config, self.config.num_key_value_heads
+        """Store the new keys and values [tokens, 3 * kv heads, head_dim]. `raw` are the keys without RoPE."""
+        n = self.config.num_key_value_heads
         parts: dict[str, Tensor] = {}
-        for i, (branch, names) in enumerate(c.sources().items()):
-            own = slice(i * n, (i + 1) * n) if c.separate_kv else slice(None)
-            keys = raw if branch == "cmp" and c.compress == "mlp" else k
-            for name, rows in zip(names, (keys[:, own], v[:, own])):
-                parts |= {f"{name}.{h}": row for h, row in enumerate(rows.split(1, dim=1))}
+        for i, branch in enumerate(BRANCHES):
+            own = slice(i * n, (i + 1) * n)
+            for name, rows in (("key", (raw if branch == "cmp" else k)[:, own]), ("value", v[:, own])):
+                parts |= {f"{branch}_{name}.{h}": row for h, row in enumerate(rows.split(1, dim=1))}
         cache.write(parts)
 
     def _compress(self, cache: LayerCache, context: AttentionContext) -> None:
@@ -214,16 +196,13 @@ class NSA(Attention):
         c = self.config
         found = [
             [cache.groups(f"{name}.{h}", c.compress_block) for h in range(c.num_key_value_heads)]
-            for name in c.sources()["cmp"]
+            for name in ("cmp_key", "cmp_value")
         ]
         keys, values = (torch.cat([rows for rows, _ in groups], dim=2) for groups in found)
-        if self.k_compress is None or self.v_compress is None:
-            keys, values = keys.mean(1), values.mean(1)
-        else:
-            last = found[0][0][1]
-            cos, sin = (t.flatten(0, 1)[last] for t in context.rope(c.rope, c.head_dim, interleaved=False))
-            keys = context.ops.rope(self.k_compress(keys, context.ops), cos, sin, interleaved=False)
-            values = self.v_compress(values, context.ops)
+        last = found[0][0][1]
+        cos, sin = (t.flatten(0, 1)[last] for t in context.rope(c.rope, c.head_dim, interleaved=False))
+        keys = context.ops.rope(self.k_compress(keys, context.ops), cos, sin, interleaved=False)
+        values = self.v_compress(values, context.ops)
         both = {"block_key": keys, "block_value": values}
         cache.write({f"{name}.{h}": row for name, rows in both.items() for h, row in enumerate(rows.split(1, dim=1))})
 

@@ -16,7 +16,6 @@ from rorqual.train.batch import TrainBatch
 from rorqual.train.objectives.objective import Objective, Term, sampler_difference
 
 Divergence = Literal["forward", "reverse", "skewed", "skewed_reverse"]
-Tail = Literal["bucket", "renormalise"]
 MOST_MASS = 1.001
 TAIL_FLOOR = 1e-7
 """Lower bound for the teacher's total probability of all tokens outside its top k.
@@ -40,10 +39,8 @@ class Distil(Objective):
 
     `temperature` T softens p and q. The mean is multiplied by T^2 to keep the scale of the gradient (Hinton).
 
-    `tail` applies if only the teacher's k most likely tokens are stored. 'bucket' treats all tokens outside the stored
-    k as one additional event. 'renormalise' renormalizes p and q over the k tokens and ignores q's probability of other tokens.
-    If k is the size of the vocabulary, 'bucket' and 'renormalise' both give the full divergence. If k is smaller,
-    'bucket' requires T = 1, because the teacher's probabilities outside the stored k are unknown.
+    If only the teacher's k most likely tokens are stored, all other tokens count as one additional event. This requires
+    T = 1, because the teacher's probabilities outside the stored k are unknown.
 
     `sampling_temperature` is the sampler's temperature. Trainer and sampler are compared at `sampling_temperature`.
     """
@@ -52,7 +49,6 @@ class Distil(Objective):
     divergence: Divergence = "forward"
     alpha: float = Field(0.1, ge=0, lt=1)
     temperature: Temperature = 1.0
-    tail: Tail = "bucket"
     sampling_temperature: Temperature = 1.0
 
     def needs(self) -> frozenset[str]:
@@ -98,13 +94,11 @@ class Distil(Objective):
         q = full.gather(-1, ids)
         if ids.shape[-1] == vocab:
             return p, q
-        if self.tail == "renormalise":
-            return (stored / t).log_softmax(-1), q.log_softmax(-1)
         if t != 1:
             raise ConfigError(
                 f"temperature={t} needs the teacher's whole distribution, but only {ids.shape[-1]} of {vocab} tokens are stored",
                 where="objectives.distil",
-                remedy="Set temperature=1 or tail=renormalise, or store the teacher's whole distribution.",
+                remedy="Set temperature=1, or store the teacher's whole distribution.",
             )
         tail_p = (1 - p.double().exp().sum(-1, keepdim=True)).clamp_min(TAIL_FLOOR).log().to(p.dtype)
         tail_q = full.scatter(-1, ids, float("-inf")).logsumexp(-1, keepdim=True)

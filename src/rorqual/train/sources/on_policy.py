@@ -19,10 +19,8 @@ from rorqual.core.config import Natural
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.engine.request import Completion
 from rorqual.engine.score import next_logprobs
 from rorqual.model.account import account
-from rorqual.tasks.task import Problem, Verdict
 from rorqual.train.batch import TrainBatch
 from rorqual.train.sources.distilled import another_vocabulary
 from rorqual.train.sources.reference import load_frozen, map_rows
@@ -36,7 +34,7 @@ class OnPolicyConfig(SampledConfig):
     """Train on answers sampled from the student.
 
     `teacher` is the run directory of the teacher. `top_k` keeps the teacher's most likely tokens at each position; 0
-    keeps the whole vocabulary. `grade` grades the answers for metrics such as reward; grades do not affect training.
+    keeps the whole vocabulary. The answers are graded for metrics such as reward; grades do not affect training.
 
     Answers of age 1 or more need no importance ratios, because the divergence is computed over the whole vocabulary, not only
     for the sampled token.
@@ -45,7 +43,6 @@ class OnPolicyConfig(SampledConfig):
     kind: Literal["on_policy"] = "on_policy"
     teacher: str
     top_k: Natural = 0
-    grade: bool = True
 
     def build(self, materials: Materials) -> Source:
         return OnPolicy(self, materials)
@@ -66,23 +63,16 @@ class OnPolicy(SampledSource):
         self.sampler.update()
         problems = list(islice(repeat(self.task, self.seed * 1_000_003 + step), self.config.problems))
         groups = [
-            [Scored(answer, self._verdict(p, answer), 0.0, self.sampler.age(answer)) for answer in completions]
+            [Scored(answer, graded_as(self.task, p, answer), 0.0, self.sampler.age(answer)) for answer in completions]
             for p, completions in zip(problems, self.sample([p.messages for p in problems], step))
         ]
         every = [scored for group in groups for scored in group]
         batches = [self._batch(part) for part in self.share_out(every, step)]
         read = sum(batch.n_tokens for batch in batches)
-        metrics = {"teacher_tokens": read, "teacher_flops": read * self.teacher.flops}
-        return Step(batches, metrics | self._measure(problems, groups), fresh=True)
-
-    def _verdict(self, problem: Problem, completion: Completion) -> Verdict:
-        return graded_as(self.task, problem, completion) if self.config.grade else Verdict.UNGRADED
-
-    def _measure(self, problems: list[Problem], groups: list[list[Scored]]) -> dict[str, Any]:
-        """Return the metrics of the rollouts without the group metrics. If `grade` is off, also leave out the metrics of grades."""
-        metrics = measure(problems, groups, self.chat)
-        verdicts = () if self.config.grade else ("reward", "right", "ungraded")
-        return {name: value for name, value in metrics.items() if not name.startswith(("groups_", *verdicts))}
+        metrics: dict[str, Any] = {"teacher_tokens": read, "teacher_flops": read * self.teacher.flops}
+        measured = measure(problems, groups, self.chat)
+        metrics |= {name: value for name, value in measured.items() if not name.startswith("groups_")}
+        return Step(batches, metrics, fresh=True)
 
     def _batch(self, scored: list[Scored]) -> TrainBatch:
         batch = batch_of(scored, self.config.row, self.chat.pad)

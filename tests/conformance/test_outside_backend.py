@@ -194,7 +194,7 @@ def test_it_trains_and_evaluates_by_name(tmp_path: Path) -> None:
     for name in ("transposed", "torch"):
         engine = generator(str(tmp_path / "torch"), EvalSettings(task="families", backend=name))
         assert type(engine._cores[0].runner.backend).__mro__[0:2].count(type(backend(name))) == 1
-        made = _local_engine(GenerateSettings(run=str(tmp_path / "torch"), backend=name, raw=True))
+        made = _local_engine(GenerateSettings(run=str(tmp_path / "torch"), backend=name, raw=True, out="out.jsonl"))
         assert made.config.backend == name
     refused = tiny(tmp_path, backend="transposed", dtype="bfloat16")
     with pytest.raises(ConfigError, match="transposed cannot train this model: it computes in float32"):
@@ -243,7 +243,9 @@ def test_a_backend_in_a_file_is_known_by_what_stands_there(tmp_path: Path, monke
         engine.close()
         run = Run.model_validate(tiny(tmp_path).model_dump() | {"backend": mine})
         assert run.backend == f"{tmp_path / folder / 'mine.py'}:Louder"
-        made = _identity(GenerateSettings(run="x", backend=mine), RowSampling(), Prompts.open(prompts))["backend"]
+        made = _identity(
+            GenerateSettings(run="x", backend=mine, out="out.jsonl"), RowSampling(), Prompts.open(prompts)
+        )["backend"]
         evaluated = _load(str(tmp_path / "run"), EvalSettings(task="families", backend=mine))[1]["backend"]
         assert made == evaluated == arithmetic_of(mine)
         names.append(made)

@@ -69,6 +69,7 @@ def measured(folder: RunDir, task: str, max_tokens: int, a: argparse.Namespace) 
         "right": row.right,
         "ungraded": row.ungraded,
         "accuracy": row.accuracy,
+        "accuracy, last answer": row.last,
         "95 % interval": [row.interval.low, row.interval.high],
         "baselines": row.baselines,
         "cut off": row.truncated,

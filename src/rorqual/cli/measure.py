@@ -71,7 +71,7 @@ class EvalSettings(ProblemSettings):
     backend: str = Field("torch-invariant", description="torch-invariant, torch or ./mine.py:Class")
 
     def evaluate_arguments(self) -> dict[str, Any]:
-        """Return the arguments for `evals.run.evaluate` that select the problems and set the sampling parameters."""
+        """Return the arguments for `evals.evaluating.evaluate` that select the problems and set the sampling parameters."""
         from rorqual.engine.request import SamplingParams
 
         return {

@@ -89,7 +89,7 @@ def lift(table: NDArray[Any]) -> Floats:
 def without_experts(model: Decoder, gone: Sequence[Sequence[int]]) -> Decoder:
     """Return a copy of `model` whose routers never choose the experts in `gone`.
 
-    `gone` has one list for each MoE layer outside the MTP modules. Each token goes to the best remaining experts.
+    `gone` has one list for each MoE layer outside the MTP modules. Each token goes to the experts with the highest scores among the others.
 
     Raises ConfigError if a router cannot exclude experts, or if fewer experts remain than a token needs.
     """

@@ -76,7 +76,10 @@ class ArmPair:
         return (old / old.mean(), new / old.mean()) if self.relative else (old, new)
 
     def unequal(self, seeds: Sequence[Readings]) -> str:
-        """Return a sentence about a quantity in `equal` that differs by more than its tolerance, or "" if there is none."""
+        """Return a sentence about the first quantity of `equal` in which the arms differ by more than the tolerance.
+
+        Return "" if there is no such quantity.
+        """
         for name, tolerance in self.equal.items():
             ratios = [mean_of(one, name, self.b) / mean_of(one, name, self.a) for one in seeds]
             if any(abs(ratio - 1) > tolerance + 1e-12 for ratio in ratios):

@@ -298,7 +298,10 @@ class _CascadeSource(_Source[W]):
         return [event({**envelope, "choices": [part], **usage_field}) for part in self.shape.parts(0, piece, choice)]
 
     def _is_sure(self) -> bool:
-        """Return whether the student's reply is confident enough to be sent, and set `_cascade`. A truncated reply is never sent."""
+        """Return whether the student's reply is confident enough to be sent. A truncated reply is never sent.
+
+        Store the answering model and the confidence in `_cascade`.
+        """
         assert self._reply is not None
         choice, rule = self._reply.choices[0], self._rule
         confidence = 0.0 if choice.reason == "length" else rule.confidence(choice.logprob, choice.n_sampled)

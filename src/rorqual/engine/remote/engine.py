@@ -229,8 +229,8 @@ class RemoteClient(ABC):
         completion.
 
         Calls of `arrived` are serialized. If a request or a call of `arrived` fails, no further request is sent. Requests
-        in flight are completed and delivered, then the first error is raised. `toll.enter` is called before each
-        attempt. If `toll.enter` returns False, no further request is sent, and `collect` returns False.
+        in flight are completed and delivered, then the first error is raised. `toll.enter` reserves money for each
+        attempt before the attempt. If `toll.enter` returns False, no further request is sent, and `collect` returns False.
 
         If `refused` is given, it handles requests that the server rejects for their content (`REFUSED`): `collect` calls
         `refused(place, error)` and continues with the other requests. In the same way, `failed` handles all remaining

@@ -111,7 +111,7 @@ CASES = [
     Case(
         "task that raises",
         ("eval", "run", "task=./mine.py:Mine", "count=1", "max_tokens=2"),
-        ("task mine", "ZeroDivisionError", "mine.py:11", "Fix the task", "Saved 1 answers", "resumes from them"),
+        ("task mine", "ZeroDivisionError", "mine.py:11", "Fix this line", "Saved 1 answers", "resumes from them"),
         file("mine.py", TASK.format(grade="return 1 / 0")),
         keeps="run/evals",
     ),

@@ -237,5 +237,5 @@ def test_a_model_that_is_no_verifier_is_refused(graded: Evaluation, engine: Engi
 
 def test_a_question_longer_than_the_verifiers_context_is_refused(graded: Evaluation, verifier: Engine) -> None:
     long = graded.samples[0].model_copy(update={"prompt": "x" * 300})
-    with pytest.raises(DataError, match=r"a prompt has \d+ tokens, but the model's context is 192"):
+    with pytest.raises(DataError, match=r"a prompt of \d+ and a reply of 1 tokens .* context of 192"):
         with_verifier_scores(graded.model_copy(update={"samples": (long,)}), verifier)

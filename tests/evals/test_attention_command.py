@@ -80,7 +80,7 @@ def test_the_gate_fails_below_its_limit_and_passes_at_it(runs: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "match"),
     [
-        (("data=",), "key 'data' is missing"),
+        (("data=",), "key 'data': String should have at least 1 character"),
         (("data=nowhere.txt",), "nowhere.txt"),
         (("data=rows.jsonl",), "this file holds rows"),
         (("data=needles",), "needles: no such file"),

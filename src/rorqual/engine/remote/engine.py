@@ -424,7 +424,7 @@ class RemoteEngine(RemoteClient):
         return body
 
     def _read(self, data: Any, request: Request) -> Completion:
-        return completion_of(data)
+        return completion_of(data, request.params.prompt_logprobs)
 
     def _check(self, wanted: Sequence[tuple[Request, int]]) -> None:
         requests = [request for request, _ in wanted]
@@ -488,7 +488,7 @@ class NoCompletion(Exception):
         self.usage, self.remedy = usage, remedy
 
 
-def completion_of(data: Any) -> Completion:
+def completion_of(data: Any, prompt_logprobs: int | None) -> Completion:
     """Return the first choice of a reply's JSON as a completion. Raises NoCompletion if the reply has no choice with a
     message."""
     try:
@@ -497,6 +497,7 @@ def completion_of(data: Any) -> Completion:
         content = text_of(message.get("content"))
         separate_reasoning = message.get("reasoning_content") or message.get("reasoning")
         ended, refusal = choice.get("finish_reason"), message.get("refusal")
+        scores = prompt_scores(data.get("prompt_logprobs"), prompt_logprobs)
     except (KeyError, IndexError, TypeError, AttributeError, ValueError):
         raise NoCompletion(
             f"the reply has no choices[0].message: {shorten(json.dumps(data))}", usage_of(data)
@@ -519,6 +520,8 @@ def completion_of(data: Any) -> Completion:
         reasoning=None if reasoning is None else writable(reasoning),
         usage=usage_of(data),
         error=fault,
+        prompt_logprobs=scores and scores[0],
+        prompt_top_logprobs=scores and scores[1],
         model=writable(name) if isinstance(name := data.get("model"), str) else "",
     )
 
@@ -563,6 +566,24 @@ def text_of(content: Any) -> str:
     if content is None or isinstance(content, str):
         return content or ""
     raise TypeError("content is neither a string nor a list of parts")
+
+
+Scores = tuple[list[float | None], list[list[tuple[int, float]]] | None]
+
+
+def prompt_scores(data: Any, top: int | None) -> Scores | None:
+    """Parse vLLM's `prompt_logprobs` into the log-probability of each prompt token and the `top` most likely tokens at
+    its position.
+
+    Returns None if the request did not set `prompt_logprobs` or the server returned none. In vLLM's format, each entry
+    lists the prompt token first and gives the rank of each listed token.
+    """
+    if top is None or data is None:
+        return None
+    places = [[(int(id_), one["logprob"], one.get("rank")) for id_, one in (place or {}).items()] for place in data]
+    own = [place[0][1] if place else None for place in places]
+    ranked = [sorted((rank, id_, value) for id_, value, rank in place if rank and rank <= top) for place in places]
+    return own, [[(id_, value) for _, id_, value in place] for place in ranked] if top else None
 
 
 def split_reasoning(content: str) -> tuple[str, str | None]:

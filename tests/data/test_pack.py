@@ -103,8 +103,8 @@ def test_micro_batches_are_the_rows_in_order(samples: list[Sample], n: int) -> N
 
 
 def test_a_sample_longer_than_a_row_is_refused_with_its_length() -> None:
-    long = Sample(list(range(1, 14)), [False] * 6 + [True] * 7)
-    fits = Sample(long.ids[:12], long.mask[:12])
+    long = Sample(list(range(1, 14)), [False] * 6 + [True] * 7, 0.5)
+    fits = Sample(long.ids[:12], long.mask[:12], 0.5)
     with pytest.raises(DataError, match=r"sample 2: 13 tokens do not fit a row of 12") as caught:
         pack([fits, long], ROW)
     assert "context=13" in caught.value.remedy

@@ -35,6 +35,12 @@ def test_a_layout_that_does_not_fit_comes_with_one_that_does() -> None:
     text = shown(*V3, "pp=16", "ep=64", "recompute=none")
     assert "does not fit, 79.5 GB too much" in text
     assert "layout that fits dp=256 tp=1 pp=8 ep=32 zero=2 recompute=selective" in text
+    for given in (
+        (),
+        ("pp=16", "ep=64", "recompute=none"),
+    ):  # the layout that the planner chooses has the given micro-batch
+        text = shown(*V3, "microbatch=2", *given)
+        assert "microbatch=2" in text.partition("layout that fits" if given else "layout")[2]
 
 
 def test_a_plan_at_the_best_share_says_how_much_more_it_may_be() -> None:

@@ -98,6 +98,9 @@ def test_a_conversation_may_fill_its_row_and_what_does_not_fit_is_counted_once(t
         )
     whole = made(ConversationsConfig(data=chats(tmp_path, asks("q", "a" * 20), name="b.jsonl"), rows=1, row=size))
     assert whole.step(0).notes == []
+    tail = chats(tmp_path, asks("q", "a" * 30), name="c.jsonl")
+    cut = made(ConversationsConfig(data=tail, rows=1, row=size - 5, longer="cut"))
+    assert int((cut.step(0).batches[0].segments >= 0).sum()) == size - 5, "a cut row is full"
 
 
 # ---- what a tokenizer is learned from

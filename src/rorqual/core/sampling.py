@@ -15,12 +15,23 @@ To add a parameter, add a field to `SamplingParams` and implement its effect in 
 
 from __future__ import annotations
 
+import json
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    ValidationInfo,
+)
+
+from rorqual.core.config import with_fields
 from rorqual.core.errors import DataError
 
 INT32, INT64 = 2**31 - 1, 2**63 - 1
@@ -53,29 +64,28 @@ class Grammar:
 # ---- the types of parameters
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Upper limits for some ranges: the number of token ids of the model, and `max_tokens` of the request."""
-
-    vocab_size: int
-    max_tokens: int
-
-
 class ParamType(ABC):
-    """Base class of parameter types. A type states the valid range, checks values, and converts values from and to JSON."""
+    """Base class of parameter types. A type states the valid range, and converts values from and to JSON."""
+
+    @property
+    @abstractmethod
+    def annotation(self) -> Any:
+        """The pydantic type of valid values in `SamplingParams`. With the number of token ids of the
+        model as `vocab_size` in the validation context, the ranges in `IntRange.within` and the token ids are checked."""
 
     @property
     @abstractmethod
     def range_text(self) -> str:
         """The valid range as text that completes the remedy "Give ...", for example "a number from 0 to 1"."""
 
-    @abstractmethod
-    def check(self, where: str, name: str, value: Any, limits: Limits) -> None:
-        """Raise a DataError that names the value and the range if `value` is out of range."""
+    @property
+    def json_annotation(self) -> Any:
+        """The pydantic type that reads a JSON value. The result is valid in `SamplingParams`."""
+        return Annotated[self.annotation, BeforeValidator(self.read)]
 
     def read(self, value: Any) -> Any:
         """Convert a JSON value to its type in `SamplingParams`. A value that cannot be converted is returned unchanged."""
-        return value
+        return tuple(value) if isinstance(value, list) else value
 
     def write(self, value: Any) -> Any:
         """Convert a value to its JSON form in OpenAI's API or in vLLM's extensions of that API."""
@@ -86,7 +96,7 @@ class ParamType(ABC):
 class IntRange(ParamType):
     """An integer from `low` to `high`, inclusive, or any integer if both bounds are None.
 
-    `within` names a field of `Limits` that can lower the upper bound.
+    `within` names a value that can lower the upper bound: `vocab_size` of the validation context, or the field `max_tokens`.
     """
 
     low: int | None = None
@@ -94,22 +104,20 @@ class IntRange(ParamType):
     within: Literal["", "vocab_size", "max_tokens"] = ""
 
     @property
-    def bounds(self) -> dict[str, Any]:
-        """The range as arguments of pydantic's `Field`."""
-        return {"ge": self.low, "le": self.high}
+    def annotation(self) -> Any:
+        return Annotated[int, Field(strict=True, ge=self.low, le=self.high), AfterValidator(self._check_context)]
 
     @property
     def range_text(self) -> str:
         return "a whole number" if self.low is None else f"a whole number from {self.low} to {self.high}"
 
-    def check(self, where: str, name: str, value: Any, limits: Limits) -> None:
-        low, high = self.low, self.high
-        if self.within and high is not None:
-            high = min(high, getattr(limits, self.within))
-        # Compare the type, because isinstance(True, int) is true.
-        inside = type(value) is int and (low is None or low <= value) and (high is None or value <= high)
-        if not inside:
-            raise _outside(where, name, value, IntRange(low, high).range_text)
+    def _check_context(self, value: int, info: ValidationInfo) -> int:
+        if not info.context:
+            return value
+        high = (info.context | info.data).get(self.within, value)
+        if value > high:
+            raise ValueError(f"at most {high}, the value of {self.within}")
+        return value
 
 
 @dataclass(frozen=True)
@@ -122,10 +130,10 @@ class FloatRange(ParamType):
     below: bool = False
 
     @property
-    def bounds(self) -> dict[str, Any]:
-        """The range as arguments of pydantic's `Field`."""
+    def annotation(self) -> Any:
         low, high = "gt" if self.above else "ge", "lt" if self.below else "le"
-        return {low: self.low, high: self.high, "allow_inf_nan": False}
+        bounds: dict[str, Any] = {low: self.low, high: self.high}
+        return Annotated[float, Field(strict=True, allow_inf_nan=False, **bounds)]
 
     @property
     def range_text(self) -> str:
@@ -139,22 +147,13 @@ class FloatRange(ParamType):
             else f"a number from {self.low:g} to {self.high:g}"
         )
 
-    def check(self, where: str, name: str, value: Any, limits: Limits) -> None:
-        # NaN fails every comparison. An int too large for a float still compares exactly.
-        inside = type(value) in (int, float) and self.low <= value <= self.high
-        if not inside or (self.above and value == self.low) or (self.below and value == self.high):
-            raise _outside(where, name, value, self.range_text)
-
 
 @dataclass(frozen=True)
 class Flag(ParamType):
     """A boolean."""
 
+    annotation = Annotated[bool, Field(strict=True)]
     range_text = "true or false"
-
-    def check(self, where: str, name: str, value: Any, limits: Limits) -> None:
-        if type(value) is not bool:
-            raise _outside(where, name, value, self.range_text)
 
 
 @dataclass(frozen=True)
@@ -165,29 +164,31 @@ class TextList(ParamType):
     longest: int
 
     @property
-    def range_text(self) -> str:
-        return f"a string or a list of up to {self.most} strings, each of 1 to {self.longest} characters"
+    def annotation(self) -> Any:
+        bounds = Field(strict=True, min_length=1, max_length=self.longest)
+        text: Any = Annotated[str, bounds, AfterValidator(_check_unicode)]
+        return Annotated[tuple[text, ...], Field(max_length=self.most, fail_fast=True)]
 
-    def check(self, where: str, name: str, value: Any, limits: Limits) -> None:
-        if not isinstance(value, tuple | list) or not all(isinstance(text, str) for text in value):
-            raise _outside(where, name, value, "a list of strings")
-        if len(value) > self.most:
-            raise DataError(f"{name} has {len(value)} strings", where=where, remedy=f"Give at most {self.most}.")
-        for text in value:
-            if not 1 <= len(text) <= self.longest:
-                raise DataError(
-                    f"{name} has a string of {len(text)} characters",
-                    where=where,
-                    remedy=f"Give 1 to {self.longest} characters.",
-                )
-            if any("\ud800" <= character <= "\udfff" for character in text):
-                raise _outside(where, name, text, "a string without lone surrogates (no reply contains them)")
+    @property
+    def range_text(self) -> str:
+        return f"a list of up to {self.most} strings, each of 1 to {self.longest} characters"
 
     def read(self, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+        return (value,) if isinstance(value, str) else super().read(value)
 
-    def write(self, value: Any) -> Any:
-        return list(value)
+
+def _check_unicode(text: str) -> str:
+    text.encode()  # raises a ValueError for lone surrogates, which no reply contains
+    return text
+
+
+def _check_token(value: int, info: ValidationInfo) -> int:
+    if info.context and value >= (vocab_size := info.context["vocab_size"]):
+        raise ValueError(f"a token id below {vocab_size}, the model's vocab_size")
+    return value
+
+
+TokenId = Annotated[int, Field(strict=True, ge=0, le=INT32), AfterValidator(_check_token)]
 
 
 @dataclass(frozen=True)
@@ -197,17 +198,9 @@ class TokenList(ParamType):
     most: int | None = None
     range_text = "a list of token ids"
 
-    def check(self, where: str, name: str, value: Any, limits: Limits) -> None:
-        if not isinstance(value, tuple | list):
-            raise _outside(where, name, value, self.range_text)
-        for id_ in value:
-            IntRange(0, limits.vocab_size - 1).check(where, name, id_, limits)
-
-    def read(self, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
-
-    def write(self, value: Any) -> Any:
-        return list(value)
+    @property
+    def annotation(self) -> Any:
+        return Annotated[tuple[TokenId, ...], Field(max_length=self.most, fail_fast=True)]
 
 
 @dataclass(frozen=True)
@@ -221,27 +214,13 @@ class TokenBiases(ParamType):
     bound: float
 
     @property
-    def bias(self) -> FloatRange:
-        """The type of a single bias."""
-        return FloatRange(-self.bound, self.bound)
+    def annotation(self) -> Any:
+        pair: Any = tuple[TokenId, Annotated[float, Field(strict=True, ge=-self.bound, le=self.bound)]]
+        return Annotated[tuple[pair, ...], Field(max_length=self.most, fail_fast=True), AfterValidator(_check_distinct)]
 
     @property
     def range_text(self) -> str:
-        return f"token ids, each with {self.bias.range_text}"
-
-    def check(self, where: str, name: str, value: Any, limits: Limits) -> None:
-        if not isinstance(value, tuple | list) or not all(isinstance(b, tuple | list) and len(b) == 2 for b in value):
-            raise _outside(where, name, value, "pairs of a token id and a number")
-        if len(value) > self.most:
-            what = f"{name} has {len(value)} entries"
-            raise DataError(what, where=where, remedy=f"Give at most {self.most} tokens.")
-        seen: set[int] = set()
-        for token, bias in value:
-            IntRange(0, limits.vocab_size - 1).check(where, f"{name}: token", token, limits)
-            self.bias.check(where, f"{name}: bias of token {token}", bias, limits)
-            if token in seen:
-                raise DataError(f"{name} names token {token} twice", where=where, remedy="Give each token one bias.")
-            seen.add(token)
+        return f"up to {self.most} token ids, each with a number from {-self.bound:g} to {self.bound:g}"
 
     def read(self, value: Any) -> Any:
         if isinstance(value, list):
@@ -257,21 +236,40 @@ class TokenBiases(ParamType):
         return {str(token): bias for token, bias in value}
 
 
+def _check_distinct(pairs: tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("each token one bias")
+    return pairs
+
+
 @dataclass(frozen=True)
 class GrammarType(ParamType):
     """A `Grammar`. In JSON, a grammar is an object with the keys `kind` and `source`."""
 
-    range_text = 'such as {"kind": "regex", "source": "[0-9]+"}'
+    kinds: tuple[GrammarKind, ...] = get_args(GrammarKind)
 
-    def check(self, where: str, name: str, value: Any, limits: Limits) -> None:
-        if not isinstance(value, Grammar) or not isinstance(value.source, str):
-            raise _outside(where, name, value, "a Grammar whose source is a string")
-        kinds = get_args(GrammarKind)
-        if value.kind not in kinds:
-            raise _outside(where, f"{name}: kind", value.kind, "one of " + ", ".join(kinds))
+    @property
+    def annotation(self) -> Any:
+        return Annotated[Any, AfterValidator(self._check)]
+
+    @property
+    def range_text(self) -> str:
+        return f"kind ({', '.join(self.kinds)}) and source"
 
     def read(self, value: Any) -> Any:
-        return Grammar(**value) if isinstance(value, Mapping) else value
+        if not isinstance(value, Mapping):
+            return value
+        if "kind" not in value or value.keys() - {"kind", "source"}:
+            raise ValueError("a grammar is an object with kind and source")
+        source = value.get("source", "")
+        return Grammar(value["kind"], source if isinstance(source, str) else json.dumps(source))
+
+    def _check(self, value: Any) -> Any:
+        if not isinstance(value, Grammar) or not isinstance(value.source, str):
+            raise ValueError("a Grammar whose source is a string")
+        if value.kind not in self.kinds:
+            raise ValueError(f"one of the kinds {', '.join(self.kinds)}")
+        return value
 
 
 # ---- the parameters
@@ -387,6 +385,7 @@ class SamplingParams:
     grammar: Annotated[
         Grammar | None,
         GrammarType(),
+        InFile(GrammarType(("json_schema", "regex", "choice", "json"))),
         "Grammar that constrains the reply. If the model thinks, the grammar applies after `</think>`.",
     ] = None
     min_tokens: Annotated[
@@ -429,7 +428,6 @@ class Param:
     """
 
     name: str
-    annotation: Any
     doc: str
     type: ParamType
     default: Any
@@ -438,6 +436,17 @@ class Param:
     served: ParamType
     served_default: Any
 
+    @property
+    def file_field(self) -> tuple[Any, Any]:
+        """The pydantic type and field of the parameter in prompt files and on the command line."""
+        type_ = _or_none(self.in_file.json_annotation, self.file_default)
+        return type_, Field(self.file_default, description=self.in_file.range_text)
+
+    @property
+    def request_field(self) -> tuple[Any, Any]:
+        """The pydantic type and field of the optional parameter in requests to the server."""
+        return self.served.json_annotation | None, Field(None, description=self.doc)
+
 
 def _param(name: str, annotation: Any, default: Any) -> Param:
     engine_type, *metadata = annotation.__metadata__
@@ -445,7 +454,6 @@ def _param(name: str, annotation: Any, default: Any) -> Param:
     file, served = places.get(InFile, InFile()), places.get(OnServer, OnServer())
     return Param(
         name,
-        annotation.__origin__,
         metadata[-1],
         engine_type,
         default,
@@ -454,6 +462,10 @@ def _param(name: str, annotation: Any, default: Any) -> Param:
         served.type or engine_type,
         default if served.default is ... else served.default,
     )
+
+
+def _or_none(annotation: Any, default: Any) -> Any:
+    return annotation | None if default is None else annotation
 
 
 def _params() -> dict[str, Param]:
@@ -465,17 +477,26 @@ PARAMS: Mapping[str, Param] = _params()
 SERVER_DEFAULTS = SamplingParams(**{name: param.served_default for name, param in PARAMS.items()})
 
 
+@with_fields({name: (_or_none(param.type.annotation, param.default), ...) for name, param in PARAMS.items()})
+class _Checked(BaseModel):
+    """The parameters as the engine accepts them."""
+
+
 def check_params(params: SamplingParams, *, vocab_size: int, where: str) -> None:
     """Check all parameters. `vocab_size` is the number of token ids of the model; `where` names the request in errors.
 
     Raises a DataError that names the first invalid parameter, its value and its range. NaN and values of a wrong type, such as
     a bool for a number, are invalid.
     """
-    limits = Limits(vocab_size, params.max_tokens)
-    for name, param in PARAMS.items():
-        value = getattr(params, name)
-        if value is not None or param.default is not None:
-            param.type.check(where, name, value, limits)
+    try:
+        _Checked.model_validate(vars(params), context={"vocab_size": vocab_size})
+    except ValidationError as error:
+        item = error.errors(include_url=False)[0]
+        name, *rest = item["loc"]
+        place = str(name) + "".join(f"[{part}]" for part in rest)
+        cause = item.get("ctx", {}).get("error")
+        remedy = f"Give {cause or PARAMS[str(name)].type.range_text}."
+        raise DataError(f"{place} is {_shorten(item['input'])}", where=where, remedy=remedy) from None
 
 
 def to_json(params: SamplingParams) -> dict[str, Any]:
@@ -486,10 +507,6 @@ def to_json(params: SamplingParams) -> dict[str, Any]:
 def from_json(data: Mapping[str, Any]) -> SamplingParams:
     """Build the parameters from the dict that `to_json` returned. JSON lists become tuples."""
     return SamplingParams(**{name: PARAMS[name].type.read(value) for name, value in data.items()})
-
-
-def _outside(where: str, name: str, value: Any, text: str) -> DataError:
-    return DataError(f"{name} is {_shorten(value)}", where=where, remedy=f"Give {text}.")
 
 
 def _shorten(value: Any) -> str:

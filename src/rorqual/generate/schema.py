@@ -10,30 +10,17 @@ from difflib import get_close_matches
 from functools import cached_property
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from rorqual.core.config import Config, parse_scalar, with_fields
 from rorqual.core.conversations import read_messages
 from rorqual.core.errors import DataError, RorqualError, nearest
 from rorqual.core.records import NO_DEFAULTS, Message, TaskDefaults, Thinking
-from rorqual.core.sampling import (
-    INT32,
-    PARAMS,
-    SAFE,
-    Flag,
-    FloatRange,
-    GrammarType,
-    IntRange,
-    Param,
-    TextList,
-    TokenBiases,
-    TokenList,
-)
+from rorqual.core.sampling import PARAMS, SAFE, TextList
 from rorqual.data.source.cells import joined_prompt
-from rorqual.engine.request import Grammar, Request, SamplingParams
+from rorqual.engine.request import Request, SamplingParams
 from rorqual.generate.prompts import Refused
 
-KINDS = ("json_schema", "regex", "choice", "json")
 PROMPTS = ("prompt", "messages", "prompt_ids")
 TURN = frozenset({"role", "content", "reasoning", "reasoning_content", "name"})
 """The allowed keys of a message in `messages`."""
@@ -54,43 +41,7 @@ ALIKE = 0.9
 `speed` is not."""
 
 
-def _grammar(value: Any) -> Any:
-    if value is None or isinstance(value, Grammar):
-        return value
-    if not isinstance(value, Mapping) or value.get("kind") not in KINDS or value.keys() - {"kind", "source"}:
-        raise ValueError(f"a grammar is an object with kind ({', '.join(KINDS)}) and source")
-    source = value.get("source", "")
-    return Grammar(value["kind"], source if isinstance(source, str) else json.dumps(source))
-
-
-Token = Annotated[int, Field(strict=True, ge=0, le=INT32)]
-
-
-def _field(param: Param) -> tuple[Any, Any]:
-    """Return the type and the pydantic field of a sampling parameter in a row. The field has the parameter's range and
-    default."""
-    kind, type_ = param.in_file, param.annotation
-    limits: dict[str, Any] = {}
-    match kind:
-        case IntRange() | FloatRange():
-            limits = {"strict": True, **kind.bounds}
-        case Flag():
-            limits = {"strict": True}
-        case TextList(most, longest):
-            text = Annotated[str, Field(strict=True, min_length=1, max_length=longest)]
-            type_, limits = Annotated[tuple[text, ...], BeforeValidator(kind.read)], {"max_length": most}
-        case TokenList(most):
-            type_, limits = tuple[Token, ...], {"max_length": most}
-        case TokenBiases(most):
-            bounds: dict[str, Any] = kind.bias.bounds
-            pair = tuple[Token, Annotated[float, Field(strict=True, **bounds)]]
-            type_, limits = Annotated[tuple[pair, ...], BeforeValidator(kind.read)], {"max_length": most}
-        case GrammarType():
-            type_ = Annotated[Any, BeforeValidator(_grammar)]
-    return type_, Field(param.file_default, description=kind.range_text, **limits)
-
-
-@with_fields({name: _field(param) for name, param in PARAMS.items()})
+@with_fields({name: param.file_field for name, param in PARAMS.items()})
 class RowSampling(Config):
     """The sampling keys of a row or of the command line: `thinking` and all fields of `SamplingParams`."""
 

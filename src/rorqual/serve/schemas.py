@@ -18,14 +18,8 @@ from rorqual.core.sampling import (
     MAX_TOP_LOGPROBS,
     PARAMS,
     SERVER_DEFAULTS,
-    FloatRange,
     Grammar,
-    IntRange,
-    Param,
     SamplingParams,
-    TextList,
-    TokenBiases,
-    TokenList,
 )
 from rorqual.serve import limits
 from rorqual.serve.errors import refuse
@@ -71,26 +65,7 @@ class ThinkingSwitch(Schema):
     type: Literal["enabled", "disabled"]
 
 
-def _field(param: Param) -> tuple[Any, Any]:
-    """Return the annotation and the pydantic Field of the optional request field that sets a sampling parameter."""
-    kind, type_ = param.served, param.annotation
-    limits: dict[str, Any] = {}
-    match kind:
-        case IntRange() | FloatRange():
-            limits = kind.bounds
-        case TextList(most, longest):
-            text = Annotated[Text, Field(min_length=1, max_length=longest)]
-            type_ = text | Annotated[list[text], Field(max_length=most, fail_fast=True)]
-        case TokenList(most):
-            type_, limits = list[Id], {"max_length": most, "fail_fast": True}
-        case TokenBiases(most):
-            token = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")]
-            bias = Annotated[float, Field(**kind.bias.bounds)]
-            type_, limits = dict[token, bias], {"max_length": most}
-    return type_ | None, Field(None, description=param.doc, **limits)
-
-
-@with_fields({name: _field(param) for name, param in PARAMS.items() if name not in OWN_NAMES})
+@with_fields({name: param.request_field for name, param in PARAMS.items() if name not in OWN_NAMES})
 class Sampling(Guided):
     """Fields that chat and text requests share: the sampling parameters and the fields below.
 
@@ -106,7 +81,7 @@ class Sampling(Guided):
     def given_sampling(self) -> dict[str, Any]:
         """Return the sampling parameters that the request sets, as values for `SamplingParams`."""
         values = {name: getattr(self, name) for name in PARAMS if name not in OWN_NAMES}
-        return {name: PARAMS[name].type.read(value) for name, value in values.items() if value is not None}
+        return {name: value for name, value in values.items() if value is not None}
 
     def params(self, defaults: SamplingParams = SERVER_DEFAULTS) -> SamplingParams:
         """Return `defaults` updated by the parameters that the request sets. Parameters in `OWN_NAMES` are not updated here."""

@@ -58,11 +58,11 @@ EXTENDED: dict[str, tuple[Rope, dict[str, Any]]] = {
         {"rope_type": "yarn", "factor": 40.0, "mscale": 1.0, "mscale_all_dim": 0.7},
     ),
     "yarn with one mscale": (
-        Rope(yarn=Yarn(factor=40.0, original_max_position_embeddings=256, mscale=0.0, mscale_all_dim=0.7)),
-        {"rope_type": "yarn", "factor": 40.0, "mscale": 0.0, "mscale_all_dim": 0.7},
+        Rope(yarn=Yarn(factor=40.0, original_max_position_embeddings=256, mscale_all_dim=0.7)),
+        {"rope_type": "yarn", "factor": 40.0, "mscale_all_dim": 0.7},
     ),
     "yarn with an attention factor": (
-        Rope(yarn=Yarn(factor=4.0, original_max_position_embeddings=256, mscale_all_dim=0.7, attention_factor=1.3)),
+        Rope(yarn=Yarn(factor=4.0, original_max_position_embeddings=256, mscale=1.0, mscale_all_dim=0.7, attention_factor=1.3)),
         {"rope_type": "yarn", "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 0.7, "attention_factor": 1.3},
     ),
     "yarn of no extension": (

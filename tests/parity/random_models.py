@@ -31,7 +31,7 @@ def random_yarn(rng: random.Random) -> Yarn:
         factor=rng.choice([4.0, 40.0]),
         original_max_position_embeddings=16,
         beta_fast=rng.choice([8.0, 32.0]),
-        mscale=rng.choice([scale, 1.0]),
+        mscale=rng.choice([scale, 1.0, 0.0]),
         mscale_all_dim=scale,
     )
 

@@ -26,14 +26,15 @@ class Yarn(Config):
     """YaRN's extension of a context of `original_max_position_embeddings` tokens by `factor`.
 
     `attention_factor` multiplies cos and sin. If `attention_factor` is 0, the factor is computed from `mscale` and
-    `mscale_all_dim` by eq. 22 of the paper.
+    `mscale_all_dim` by eq. 22 of the paper. A `mscale` or `mscale_all_dim` of 0 is not set, as in transformers: unless both are
+    set, the factor is that of mscale 1.
     """
 
     factor: Positive
     original_max_position_embeddings: Count
     beta_fast: Positive = 32.0
     beta_slow: Positive = 1.0
-    mscale: NonNegative = 1.0
+    mscale: NonNegative = 0.0
     mscale_all_dim: NonNegative = 0.0
     attention_factor: NonNegative = 0.0
 

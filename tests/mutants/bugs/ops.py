@@ -185,12 +185,20 @@ MUTANTS = (
         "tests/ops/test_moe.py::test_gap_is_the_score_that_the_replayed_choice_gives_away",
     ),
     one(
-        "YaRN's attention_factor is ignored under the default mscale",
+        "YaRN's attention_factor is ignored beside an mscale",
         "issue 14: first bug trial",
         "ops/rope.py",
         "if yarn.attention_factor:",
         "if yarn.attention_factor and not yarn.mscale:",
-        "tests/parity/test_family_parity.py::test_logits_equal_transformers",
+        "tests/ops/test_ops_wiring.py::test_angles_are_those_of_transformers",
+    ),
+    one(
+        "an absent mscale of YaRN is 1",
+        "issue 39: silent numbers",
+        "ops/rope.py",
+        "    mscale: NonNegative = 0.0",
+        "    mscale: NonNegative = 1.0",
+        "tests/ops/test_ops_wiring.py::test_angles_are_those_of_transformers",
     ),
     one(
         "a block that two sequences read meets one of them",

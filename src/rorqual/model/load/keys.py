@@ -180,10 +180,8 @@ def rope_to_hf(rope: Rope) -> dict[str, Any]:
     """Convert `rope` to the `config.json` keys `rope_theta` and `rope_scaling`."""
     scaling: dict[str, Any] | None = None
     if rope.yarn is not None:
-        # In Rorqual, an attention_factor of 0 means "not set", but other programs that read the file would multiply by
-        # 0.
-        unset = {"attention_factor"} if not rope.yarn.attention_factor else set()
-        scaling = {"type": "yarn", **rope.yarn.model_dump(exclude=unset)}
+        # In Rorqual, 0 means "not set", but other programs that read the file would multiply by 0.
+        scaling = {"type": "yarn"} | {name: value for name, value in rope.yarn.model_dump().items() if value}
     elif rope.llama3 is not None:
         scaling = {"rope_type": "llama3", **rope.llama3.model_dump()}
     elif rope.linear != 1.0:

@@ -27,7 +27,7 @@ from rorqual.evals.evaluating import evaluate
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.votes import rule_results
 from rorqual.lab.answers import BIG, LITTLE, AnswersExperiment
-from rorqual.lab.job import ExperimentJob, Train
+from rorqual.lab.job import ExperimentJob, TrainJob
 from rorqual.recipes.sft import sft
 from rorqual.tasks.find import load_task
 from rorqual.train.run import Run
@@ -64,7 +64,7 @@ class OrdersExperiment(AnswersExperiment):
         def little() -> Run:
             return sft(task=self.task, size="student", steps=300, rows=8, row=512, seed=seed)
 
-        return [Train(name=BIG, estimate=245, make=big), Train(name=LITTLE, estimate=40, make=little)]
+        return [TrainJob(name=BIG, estimate=245, make=big), TrainJob(name=LITTLE, estimate=40, make=little)]
 
 
 def floor(run: Path, data: Path, out: Path) -> dict[str, Any]:

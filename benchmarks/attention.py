@@ -35,7 +35,7 @@ from rorqual.core.records import write_json
 from rorqual.model.attention import DSAConfig, MLAConfig
 from rorqual.model.presets import preset
 from rorqual.ops.backends import TORCH_INVARIANT
-from rorqual.ops.backends.attention import AttentionMetadata, PagedAttention, Plan
+from rorqual.ops.backends.attention import AttentionMetadata, AttentionPlan, PagedAttention
 from rorqual.ops.paged import BLOCK
 
 PREFILL = 32
@@ -75,7 +75,7 @@ class Case:
         )
         self.attention = PagedAttention(TORCH_INVARIANT.attention.rows)
 
-    def plan(self) -> Plan:
+    def plan(self) -> AttentionPlan:
         return self.attention.plan(self.metadata, torch.device("cpu"))
 
     def paged(self) -> Tensor:

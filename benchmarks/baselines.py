@@ -17,8 +17,8 @@ from record import made_by
 from rorqual.core.records import write_json
 from rorqual.evals.baselines import RULES, UNIFORM, baselines
 from rorqual.evals.evaluating import pick_problems
-from rorqual.evals.evaluation import cell_name
-from rorqual.tasks.everyday import Everyday
+from rorqual.evals.evaluation import baseline_key
+from rorqual.tasks.everyday import EverydayMixture
 from rorqual.tasks.families import NAMES, Families
 from rorqual.tasks.task import Task
 
@@ -32,7 +32,7 @@ def measured(task: Task, seed: int) -> list[dict[str, Any]]:
     rows = []
     for family, level in dict.fromkeys((problem.family, problem.level) for problem in problems):
         own = [problem for problem in problems if (problem.family, problem.level) == (family, level)]
-        shares = found[cell_name(family, level)]
+        shares = found[baseline_key(family, level)]
         best = max(RULES, key=shares.__getitem__)
         rows.append({
             "family": family,
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--result", type=Path, default=Path("docs/results/baselines.json"))
     a = parser.parse_args()
     rows = [row for name in NAMES for row in measured(Families((name,), hard=0.5), a.seed)]
-    chores = measured(Everyday(), a.seed)
+    chores = measured(EverydayMixture(), a.seed)
     print(f"{'':16}{'problems':>9}{UNIFORM:>9}" + "".join(f"{rule:>9}" for rule in RULES) + f"{'over':>9}")
     for row in rows + chores:
         shares = "".join(f"{100 * row[rule]:9.1f}" for rule in (UNIFORM, *RULES))

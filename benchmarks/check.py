@@ -24,7 +24,7 @@ from record import ROOT, made_by
 
 from rorqual.core.records import write_json
 from rorqual.teach.check import check_file
-from rorqual.teach.table import read_table
+from rorqual.teach.example_table import read_table
 
 RESULT = ROOT / "docs" / "results" / "check.json"
 LENGTH = 200

@@ -23,9 +23,9 @@ from record import made_by
 
 from rorqual.convert.files import INDEX, find_tensors
 from rorqual.convert.hf import SHARD_BYTES
-from rorqual.convert.stream import CHUNK, Bytes, Spec, write_tensors
-from rorqual.convert.tensors import shapes_of
-from rorqual.convert.texts import json_bytes
+from rorqual.convert.metadata_files import json_bytes
+from rorqual.convert.safetensors_slices import CHUNK, Bytes, TensorSpec, write_tensors
+from rorqual.convert.tensor_jobs import shapes_of
 from rorqual.core.records import write_json
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.model import ModelConfig
@@ -114,8 +114,8 @@ def make(folder: Path, config: ModelConfig) -> int:
     specs = []
     for entry in names.entries:
         kind = "F32" if entry.internal.endswith("e_score_correction_bias") else "BF16"
-        specs += [Spec(name, kind, entry.part_shape(ours[entry.internal])) for name in entry.published]
-    shards: list[list[Spec]] = [[]]
+        specs += [TensorSpec(name, kind, entry.published_shape(ours[entry.internal])) for name in entry.published]
+    shards: list[list[TensorSpec]] = [[]]
     for spec in specs:
         if sum(other.size for other in shards[-1]) + spec.size > SHARD_BYTES / 4:
             shards.append([])
@@ -133,7 +133,7 @@ def make(folder: Path, config: ModelConfig) -> int:
     return sum(spec.size for spec in specs)
 
 
-def repeated(noise: Bytes, spec: Spec) -> Iterator[Bytes]:
+def repeated(noise: Bytes, spec: TensorSpec) -> Iterator[Bytes]:
     """Yield the tensor's bytes from the noise. The offset depends on its name, so that similar tensors differ."""
     start = sum(spec.name.encode()) * 4096 % len(noise)
     left = spec.size

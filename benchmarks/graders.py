@@ -17,7 +17,7 @@ from typing import Any, Literal
 from record import ROOT, made_by
 
 from rorqual.core.records import write_json
-from rorqual.tasks.examples import Examples, write_examples
+from rorqual.tasks.examples import ExamplesTask, write_examples
 from rorqual.tasks.find import load_task
 from rorqual.tasks.task import Problem, Task
 
@@ -37,7 +37,7 @@ def task_of(name: str, folder: Path) -> Task:
     kind = name.partition(":")[2]
     if kind:
         write_examples(folder, {}, {"kind": kind})
-        return Examples(folder)
+        return ExamplesTask(folder)
     if name == "messages":
         return load_task(name, data=folder)
     return load_task(name, options={"timeout": PATIENCE} if name == "math500" else {})
@@ -46,10 +46,12 @@ def task_of(name: str, folder: Path) -> Task:
 def problem_of(task: Task, pair: Pair) -> Problem:
     """Return a problem with the gold answer of a pair, and a question that says nothing."""
     if task.name != "knights":
-        return Problem("k", "?", task.mark.write(pair["gold"]), task.name)
+        return Problem("k", "?", task.mark.mark_answer(pair["gold"]), task.name)
     names, solution = pair["names"], pair["solution"]
     roles = [f"{name} is a {'knight' if truth else 'knave'}." for name, truth in zip(names, solution, strict=True)]
-    return Problem("k", "?", task.mark.write(" ".join(roles)), task.name, meta={"names": names, "solution": solution})
+    return Problem(
+        "k", "?", task.mark.mark_answer(" ".join(roles)), task.name, meta={"names": names, "solution": solution}
+    )
 
 
 def judged(pairs: Sequence[Pair], read: Literal["marked", "last"] = "marked") -> list[str]:

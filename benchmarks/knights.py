@@ -18,7 +18,7 @@ from rorqual.core.records import RunDir, write_json
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.evaluating import evaluate
-from rorqual.evals.evaluation import Evaluation, Row
+from rorqual.evals.evaluation import Evaluation, EvaluationRow
 from rorqual.evals.table import table
 from rorqual.model.account import account
 from rorqual.recipes import make_run
@@ -44,7 +44,7 @@ def settings(a: argparse.Namespace) -> dict[str, str]:
     }
 
 
-def row(found: Row) -> dict[str, Any]:
+def row(found: EvaluationRow) -> dict[str, Any]:
     """Return one row of the result, with shares of 1."""
     return {
         "people": found.level,

@@ -29,7 +29,7 @@ from rorqual.tasks.find import load_task, safe_grade
 from rorqual.tasks.task import Problem, Verdict
 from rorqual.train.loop import fit
 from rorqual.train.run import Run
-from rorqual.train.sources.worked import repeat
+from rorqual.train.sources.worked import endless_problems
 
 ROW = 128
 EVAL_SEED = 1_000
@@ -111,7 +111,9 @@ def problems_of(job: Job) -> list[Problem]:
     """Return all problems of the run, step by step, in the order of our rollouts."""
     task = load_task(job.task, options={"hard": job.hard})
     seed = job.run().seed
-    return [p for step in range(job.steps) for p in islice(repeat(task, seed * 1_000_003 + step), job.problems)]
+    return [
+        p for step in range(job.steps) for p in islice(endless_problems(task, seed * 1_000_003 + step), job.problems)
+    ]
 
 
 def format_of(run: RunDir) -> ChatFormat:

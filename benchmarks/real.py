@@ -29,9 +29,9 @@ from typing import Any
 from record import ROOT, core_seconds, made_by
 
 from rorqual.core.records import write_json
+from rorqual.evals.compact_verdicts import compact_verdicts
 from rorqual.evals.compare import compare
 from rorqual.evals.evaluation import Evaluation
-from rorqual.evals.verdicts import compact_verdicts
 
 WINDOW, WINDOWS = 512, 50
 GYM = ("letter_counting", "knights_knaves", "leg_counting", "chain_sum", "number_sorting")

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rorqual.ops.layout import prepack, times
-from rorqual.ops.rows import cancelling_rows
+from rorqual.ops.prepacked import prepack, prepacked_linear
+from rorqual.ops.row_limits import cancelling_rows
 
 COUNTS = (
     1,
@@ -72,7 +72,7 @@ def main() -> None:
                 opaque = prepack(weight)
                 kinds: dict[str, Callable[[Tensor], Tensor]] = {
                     "as it lies": lambda rows, w=weight: F.linear(rows, w),
-                    "laid out": lambda rows, o=opaque: times(rows, o),
+                    "laid out": lambda rows, o=opaque: prepacked_linear(rows, o),
                     "batched": lambda rows, w=weight: torch.bmm(rows[None], w.t()[None])[0],
                 }
                 for kind, product in kinds.items():

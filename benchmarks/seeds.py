@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from rorqual.core.records import write_json
+from rorqual.evals.compact_verdicts import compact_verdicts
 from rorqual.evals.compare import compare_seeds, did_think, is_right
 from rorqual.evals.evaluation import Evaluation, GradedSample, Grain
 from rorqual.evals.stats import Interval, t_interval
 from rorqual.evals.verdict import CONFIDENCE, judge
-from rorqual.evals.verdicts import compact_verdicts
 
 TEACHER = ("before-auto", "after-auto", "before-on", "after-on", "before-off", "after-off")
 COMPARED = ("teacher", "student-base", "distilled", "reinforced")
@@ -118,7 +118,8 @@ def result(folders: Sequence[Path]) -> dict[str, Any]:
         "versions": Evaluation.load(folders[0] / "evals" / "after-auto.json").versions,
         "best_baselines": {
             folder.name: {
-                row.family: row.best for row in Evaluation.load(folder / "evals" / "after-auto.json").rows("family")
+                row.family: row.best_baseline
+                for row in Evaluation.load(folder / "evals" / "after-auto.json").rows("family")
             }
             for folder in folders
         },

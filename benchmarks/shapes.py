@@ -15,7 +15,7 @@ import torch
 
 from rorqual.core.records import RunDir
 from rorqual.lab.job import run_cost
-from rorqual.lab.shapes import ARMS, DENSE_FLOPS, DEV_SEEDS, DOCUMENTS, FULL, MOE, MTP, held_out, shape_run
+from rorqual.lab.shapes import ARMS, DENSE_FLOPS, DEV_SEEDS, DOCUMENTS, FULL, MOE, MTP, held_out_losses, shape_run
 from rorqual.train.loop import fit
 
 SHAPES = (MOE, DENSE_FLOPS, FULL, MTP)
@@ -47,7 +47,7 @@ def rates(out: Path, names: list[str], seeds: list[int]) -> None:
             for factor in FACTORS:
                 run = RunDir(out / f"seed-{seed}" / f"{name}-{factor:g}")
                 fit(shape_run(name, seed, factor=factor), run, threads=1, quiet=True)
-                losses = held_out(run.path.parent, name=run.path.name, seed=seed, count=DOCUMENTS, split="dev")
+                losses = held_out_losses(run.path.parent, name=run.path.name, seed=seed, count=DOCUMENTS, split="dev")
                 took = run_cost(run).core_seconds
                 print(
                     f"{seed} {name:20} x {factor:<4g} {ARMS[name].steps} steps, {took:.1f} core-s, {np.mean(losses):.4f}",

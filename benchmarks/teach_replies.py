@@ -20,7 +20,7 @@ from rorqual.core.journal import read_lines
 from rorqual.core.records import write_json
 from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.tasks.task import Verdict
-from rorqual.teach.answer_format import derivation
+from rorqual.teach.answer_format import derive_worked_solution
 from rorqual.teach.examples import Example
 from rorqual.teach.paths import AFTER, TeachPaths
 
@@ -80,7 +80,7 @@ def problems(runs: Iterable[Run]) -> dict[str, Any]:
     verdicts = defaultdict(list)
     for _, samples in runs:
         for one in samples:
-            single = derivation(Example(line=1, prompt=one.prompt, answer=one.answer))
+            single = derive_worked_solution(Example(line=1, prompt=one.prompt, answer=one.answer))
             verdicts["one calculation" if single else "others"].append(one.verdict is Verdict.RIGHT)
     return shares(verdicts)
 

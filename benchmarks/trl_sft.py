@@ -45,7 +45,7 @@ import yaml
 from record import ROOT, made_by
 
 from rorqual.core.journal import read_lines
-from rorqual.core.ledger import Ledger, read_ledger, total
+from rorqual.core.ledger import Ledger, read_ledger, sum_entries
 from rorqual.core.records import write_atomic, write_json
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.stats import difference_over_seeds, hierarchical_difference, t_interval
@@ -165,7 +165,7 @@ class Peers:
         if seed not in self.taught:
             self.draw(seed)
             stages.check_settings()
-            stages.prepare()
+            stages.prepare_data()
         return stages
 
     # ---- the two sides
@@ -252,7 +252,7 @@ def spent(paths: TeachPaths) -> dict[str, Any]:
     """
     entries = [one for one in read_ledger(paths.ledger) if one.stage not in (*UNCOUNTED, *AFTER_TRAINING)]
     training = next(one for one in entries if one.stage == "train").core_seconds
-    before = total(one for one in entries if one.stage not in ("train", "reinforce")).core_seconds
+    before = sum_entries(one for one in entries if one.stage not in ("train", "reinforce")).core_seconds
     steps = [float(record["core_seconds"]) for record in paths.sft.metrics()]
     dev = list(read_lines(paths.dev))
     each = (training - sum(steps)) / len(dev)
@@ -262,8 +262,8 @@ def spent(paths: TeachPaths) -> dict[str, Any]:
         "epochs": plan["epochs"] * len(steps) / plan["steps"],
         "step_seconds": plan["step_seconds"],
         "ended_early": paths.ended_early.exists(),
-        "seconds": total(entries).seconds,
-        "core_seconds": total(entries).core_seconds,
+        "seconds": sum_entries(entries).seconds,
+        "core_seconds": sum_entries(entries).core_seconds,
         "accuracy": [one["right"] / one["total"] for one in dev],
         "dev": [
             {key: one[key] for key in ("step", "right", "total")}

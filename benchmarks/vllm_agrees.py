@@ -34,7 +34,7 @@ from rorqual.recipes.sft import sft
 from rorqual.tasks.find import load_task
 from rorqual.train.loop import fit
 from rorqual.train.run import Run
-from rorqual.train.sources.worked import repeat
+from rorqual.train.sources.worked import endless_problems
 
 RESULT = Path(__file__).resolve().parent.parent / "docs" / "results" / "vllm.json"
 TASK, STEPS, PROMPTS, TOKENS, CONTEXT = "families:add,sub,swap", 300, 20, 64, 128
@@ -95,7 +95,7 @@ def compare(name: str, run: RunDir, work: Path, vllm: Path) -> dict[str, Any]:
     folder = work / f"{name}-hf"
     if not folder.exists():
         export_hf(run, folder, dtype="float32", progress=lambda done, total, tensor: None)
-    problems = list(islice(repeat(load_task(TASK), 12_345), PROMPTS))
+    problems = list(islice(endless_problems(load_task(TASK), 12_345), PROMPTS))
     engine = Engine(run.path)
     prompts = [engine.chat.prompt(problem.messages, "on") for problem in problems]
     asked = [Request(prompt_ids=tuple(p), params=SamplingParams(max_tokens=TOKENS, temperature=0)) for p in prompts]

@@ -21,8 +21,8 @@ from rorqual.convert.hf import export_hf, import_hf
 from rorqual.core.records import RunDir, write_json
 from rorqual.data.source.text import read_text
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
-from rorqual.evals.missed import measure_missed
 from rorqual.evals.perplexity import text_loss
+from rorqual.evals.sparse_attention_misses import measure_selection_misses
 from rorqual.model.attention import MLAConfig
 from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.ffn import DenseConfig, MoEConfig
@@ -31,7 +31,7 @@ from rorqual.model.load.run_directory import load_run
 from rorqual.ops.losses import token_logprobs
 from rorqual.recipes.sparsify import SparsifyConfig, sparsify
 from rorqual.recipes.start import supervised_objectives
-from rorqual.train.balance import Balance
+from rorqual.train.balance import BalanceConfig
 from rorqual.train.loop import fit
 from rorqual.train.optim import AdamWConfig, MuonConfig
 from rorqual.train.run import Run
@@ -108,7 +108,7 @@ def train(work: Path, seed: int, steps: int, sparse_steps: int) -> RunDir:
         optim=MuonConfig(
             lr=0.02, adamw=AdamWConfig(lr=2e-3, betas=(0.9, 0.98)), schedule=Schedule(warmup=30, decay=0.4)
         ),
-        balance=Balance(gamma=0.01),
+        balance=BalanceConfig(gamma=0.01),
     )
     fit(run, work / "dense", threads=1, extend=False)
     settings = SparsifyConfig(
@@ -167,7 +167,7 @@ def main() -> None:
     tokenizer = Tokenizer.load(RunDir(imported).tokenizer_file)
     ids = tokenizer.encode(text)
     windows = torch.tensor([ids[at : at + ROW + 1] for at in range(0, len(ids) - ROW, ROW)])
-    missed = measure_missed(model, windows)
+    missed = measure_selection_misses(model, windows)
     write_json(exported / "expected.json", expected(RunDir(imported), text))
     card = CARD.format(
         topk=TOPK,

@@ -18,7 +18,7 @@ import torch
 from rorqual.core.records import RunDir, write_json
 from rorqual.data.source.text import read_text
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.evals.missed import measure_missed
+from rorqual.evals.sparse_attention_misses import measure_selection_misses
 from rorqual.model import Decoder, build
 from rorqual.model.load.run_directory import load_run
 
@@ -50,10 +50,10 @@ def recalls(run: RunDir) -> dict[str, float]:
     """
     model, ids = in_fp8(load_run(run)), Tokenizer.load(run.tokenizer_file).encode(read_text(TEXT).validation)
     windows = torch.tensor([ids[i * LENGTH : (i + 1) * LENGTH + 1] for i in range(WINDOWS)])
-    found = {"sound, keys not in FP8": round(measure_missed(load_run(run), windows).weighted_recall, 4)}
+    found = {"sound, keys not in FP8": round(measure_selection_misses(load_run(run), windows).weighted_recall, 4)}
     for name, fault in {"sound": nullcontext, **FAULTS}.items():
         with fault():
-            found[name] = round(measure_missed(model, windows).weighted_recall, 4)
+            found[name] = round(measure_selection_misses(model, windows).weighted_recall, 4)
         print(f"{run.path}  {name}: {found[name]}", flush=True)
     return found
 

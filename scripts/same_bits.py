@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from rorqual.core.records import write_json
-from rorqual.engine.weights import ROUNDING
+from rorqual.engine.weight_fingerprint import ROUNDING
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "engine"))

@@ -330,7 +330,7 @@ def _gain(axis: Axes, theme: Theme) -> None:
             advantage=torch.full_like(ratio, advantage), weight=zeros, sampled=zeros, old=zeros, tis=None, reference=None,
             answer=zeros.long(), counts=torch.tensor([len(ratio)]),
         )  # fmt: skip
-        gain, _ = objective._gain(ratio.log(), ratio, drawn)
+        gain, _ = objective._token_objective(ratio.log(), ratio, drawn)
         axis.plot(ratio, gain, color=colour, linewidth=2)
         label = "advantage 1" if advantage > 0 else "advantage −1"
         axis.text(1.04, 0.72 * advantage, label, ha="center", va="center", fontsize=8.5, color=colour)

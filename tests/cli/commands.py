@@ -24,7 +24,7 @@ PRELOADED = [
     "rorqual.cli.main",
     "rorqual.recipes.quickstart",
     "rorqual.evals.perplexity",
-    "rorqual.cli.accounts",
+    "rorqual.cli.inspecting",
     "torch._dynamo",  # torch's optimizers import it when the first one is built
 ]
 LIMIT = 300

@@ -18,7 +18,7 @@ from rorqual.engine.request import SamplingParams
 from rorqual.evals.cascade import Cascade, calibrate
 from rorqual.evals.evaluating import evaluate
 from rorqual.evals.evaluation import Evaluation
-from rorqual.evals.verify import with_verifier_scores
+from rorqual.evals.trained_verifier import with_verifier_scores
 from rorqual.model.account import account
 from rorqual.model.load.run_directory import read_model_config
 from rorqual.recipes import make_run

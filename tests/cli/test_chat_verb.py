@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from rorqual.cli.conversation import ROOM, ChatSettings, Conversation, reply_pieces
-from rorqual.cli.screen import Terminal
+from rorqual.cli.terminal import Terminal
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, TaskDefaults, Thinking
 from rorqual.data.chat import DeepSeekChat
@@ -37,7 +37,7 @@ class Notes(Terminal):
     def _write(self, text: str, style: str) -> None:
         self.said.append(text)
 
-    def note(self, text: str) -> None:
+    def print_note(self, text: str) -> None:
         self.said.append(text)
 
 
@@ -101,10 +101,10 @@ def test_thinking_is_dimmed_and_marked_in_a_terminal_and_marked_in_a_pipe() -> N
         terminal.console = Console(
             file=file, force_terminal=force, highlight=False, markup=False, color_system="standard" if force else None
         )
-        terminal.reasoning("so [b]")
-        terminal.reasoning(" then")
-        terminal.answer("it [i]")
-        terminal.end()
+        terminal.print_reasoning("so [b]")
+        terminal.print_reasoning(" then")
+        terminal.print_answer("it [i]")
+        terminal.end_reply()
         text = file.getvalue()
         assert (dim in text) if dim else text == "<think>so [b] then</think>\nit [i]\n"
         assert "it [i]" in text

@@ -12,7 +12,7 @@ from commands import listing, typed
 from typer.testing import CliRunner
 
 from rorqual.cli.main import app
-from rorqual.cli.progress import BytesDone
+from rorqual.cli.progress import ByteProgressBar
 
 
 def test_there_and_back_and_the_model_answers_the_same(place: Path) -> None:
@@ -91,9 +91,9 @@ def test_code_in_a_checkpoint_is_mentioned(place: Path, exported: Path) -> None:
 
 
 def test_progress_says_how_much_is_left(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = BytesDone("import", quiet=False)
+    progress = ByteProgressBar("import", quiet=False)
     for done in range(0, 9_000_001, 1_000_000):
         progress(done, 9_000_000, "layers.1.ffn.gate")
     assert re.fullmatch(r"(import  \d+/9  layers\.1\.ffn\.gate  [\d.]+ MB/s  left [\d:?]+\n)+", capsys.readouterr().err)
-    BytesDone("import", quiet=True)(1, 1, "x")
+    ByteProgressBar("import", quiet=True)(1, 1, "x")
     assert capsys.readouterr().err == ""

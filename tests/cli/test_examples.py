@@ -18,7 +18,7 @@ from commands import forked_commands
 from typer.testing import CliRunner
 
 from rorqual.cli.main import app
-from rorqual.core.ledger import read_ledger, total
+from rorqual.core.ledger import read_ledger, sum_entries
 from rorqual.data.distilled import read_distilled
 
 ROOT = Path(__file__).parents[2]
@@ -89,7 +89,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     began = time.time()
     shell(example("quickstart"), folder)
     ledger = folder / "runs/small/ledger.jsonl"  # before later commands add to it
-    seconds = [total(read_ledger(ledger)).seconds, ledger.stat().st_mtime - began]
+    seconds = [sum_entries(read_ledger(ledger)).seconds, ledger.stat().st_mtime - began]
     (folder / "seconds.json").write_text(json.dumps(seconds), encoding="utf-8")
     return folder
 
@@ -185,7 +185,8 @@ def test_the_page_that_says_how_to_make_small_sets_with_a_task_of_ones_own(tmp_p
             if language == "bash":
                 shell(code, place, programs)
     kept = {
-        name: read_distilled(place / f"runs/{name}/data.parquet").kept for name in ("labels", "estimates", "written")
+        name: read_distilled(place / f"runs/{name}/data.parquet").kept_samples
+        for name in ("labels", "estimates", "written")
     }
     assert {name: len(rows) for name, rows in kept.items()} == {"labels": 300, "estimates": 120, "written": 60}
     assert all(row.verdict == "right" for row in kept["written"])

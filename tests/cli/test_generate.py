@@ -22,8 +22,8 @@ from commands import PRELOADED, _run, listing, typed
 from rorqual.core.records import Message, TaskDefaults
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Request
-from rorqual.generate.output import Partial
-from rorqual.generate.prompts import Refused
+from rorqual.generate.output import PartialOutput
+from rorqual.generate.prompts import RefusedRow
 from rorqual.generate.schema import RowParser, RowRequest, RowSampling, line_seed
 
 Row = dict[str, Any]
@@ -129,14 +129,14 @@ def test_killed_four_times_it_gives_the_same_file(place: Path) -> None:
 
 def test_a_torn_line_is_cut_off_and_made_again(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
-    with Partial(out, {"a": 1}, rows=3, last=3) as partial:
-        partial.add({1: {"line": 1, "error": {}}, 2: {"line": 2}})
+    with PartialOutput(out, {"a": 1}, rows=3, last=3) as partial:
+        partial.append_records({1: {"line": 1, "error": {}}, 2: {"line": 2}})
     with open(partial.path, "ab") as file:
         file.write(b'{"line": 3, "choi')
-    with Partial(out, {"a": 1}, rows=3, last=3) as partial:
-        assert [partial.has(line) for line in (1, 2, 3)] == [True, True, False]
+    with PartialOutput(out, {"a": 1}, rows=3, last=3) as partial:
+        assert [partial.has_answer(line) for line in (1, 2, 3)] == [True, True, False]
         assert (partial.count, partial.errors) == (2, 1)
-        partial.add({3: {"line": 3, "text": "x"}})
+        partial.append_records({3: {"line": 3, "text": "x"}})
         partial.finish()
     assert out.read_bytes() == b'{"line": 1, "error": {}}\n{"line": 2}\n{"line": 3, "text": "x"}\n'
 
@@ -144,18 +144,18 @@ def test_a_torn_line_is_cut_off_and_made_again(tmp_path: Path) -> None:
 def test_a_kill_between_the_last_steps_changes_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     lines = {2: {"line": 2}, 1: {"line": 1}}
-    with Partial(out, {"a": 1}, rows=2, last=2) as partial:
-        partial.add(lines)
+    with PartialOutput(out, {"a": 1}, rows=2, last=2) as partial:
+        partial.append_records(lines)
         raw = partial.path.read_bytes()
         partial.finish()
     whole = out.read_bytes()
     partial.path.write_bytes(raw)  # killed after the rename
-    with Partial(out, {"a": 1}, rows=2, last=2) as partial:
+    with PartialOutput(out, {"a": 1}, rows=2, last=2) as partial:
         assert not partial.whole
         partial.finish()
     assert out.read_bytes() == whole == b'{"line": 1}\n{"line": 2}\n'
     out.unlink()  # killed before the first line
-    with Partial(out, {"a": 2}, rows=2, last=2) as partial:
+    with PartialOutput(out, {"a": 2}, rows=2, last=2) as partial:
         assert partial.count == 0
 
 
@@ -369,7 +369,7 @@ def test_seeds_are_of_the_id_else_of_the_line(place: Path) -> None:
     asking = RowParser(RowSampling(seed=3))
 
     def seed(line: int, **row: Any) -> int:
-        ask = asking.ask(line, {"prompt": "x", **row})
+        ask = asking.parse_row(line, {"prompt": "x", **row})
         assert isinstance(ask, RowRequest)
         return ask.request.params.seed
 
@@ -448,7 +448,7 @@ def test_columns_named_by_the_user_are_the_prompt(place: Path) -> None:
 def test_a_row_of_columns_is_one_prompt_and_keeps_its_fields(row: Row, prompt: str) -> None:
     """`stop` is a column here, and no sampling key."""
     task = TaskDefaults(max_tokens=7)
-    found = RowParser(RowSampling(), columns=("text", "stop"), task=task).ask(1, row)
+    found = RowParser(RowSampling(), columns=("text", "stop"), task=task).parse_row(1, row)
     assert isinstance(found, RowRequest) and found.request.messages == (Message("user", prompt),)
     assert found.carried == row and found.request.params.max_tokens == 7 and not found.request.params.stop
 
@@ -465,8 +465,8 @@ def test_a_row_of_columns_is_one_prompt_and_keeps_its_fields(row: Row, prompt: s
     ],
 )
 def test_a_row_without_a_usable_column_is_refused(row: Row, key: str, what: str) -> None:
-    found = RowParser(RowSampling(), columns=("text",)).ask(1, row)
-    assert isinstance(found, Refused) and found.key == key and what in found.what
+    found = RowParser(RowSampling(), columns=("text",)).parse_row(1, row)
+    assert isinstance(found, RefusedRow) and found.key == key and what in found.what
 
 
 def test_a_taught_run_answers_with_the_defaults_of_its_task(place: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from rorqual.cli.accounts import InspectSettings, account_rows, count_text, find_model, memory_text
+from rorqual.cli.inspecting import InspectSettings, count_text, find_model, memory_text, model_size_rows
 from rorqual.cli.main import app
 from rorqual.core.config import to_yaml
 from rorqual.core.errors import ConfigError
@@ -50,7 +50,7 @@ def test_one_model_from_a_name_a_run_a_yaml_and_a_hub_s_json(tiny: Path, tmp_pat
 
 
 def test_too_little_memory_is_said() -> None:
-    for name, value in account_rows(preset("qwen3-8b"), InspectSettings(), free_memory=2**30):
+    for name, value in model_size_rows(preset("qwen3-8b"), InspectSettings(), free_memory=2**30):
         if name.startswith("weights"):
             assert value.endswith("(this machine has 1 GiB free: not enough)")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from commands import forked_commands, typed
 
-from rorqual.core.lock import own, own_run
+from rorqual.core.lock import acquire_lock, acquire_run_lock
 from rorqual.core.records import RunDir
 
 TRAIN = ("train", "sft", "task=families", "size=tiny", "rows=4", "out=run")
@@ -30,7 +30,7 @@ TRAIN = ("train", "sft", "task=families", "size=tiny", "rows=4", "out=run")
 )
 def test_what_writes_a_folder_is_refused_while_another_does(words: tuple[str, ...], place: Path) -> None:
     (place / "text.txt").write_text("a text " * 99, "utf-8")
-    with own_run(place / "run"):
+    with acquire_run_lock(place / "run"):
         done = typed(place, *words)
     assert done.code == 2 and f"run: another process is writing to this path: process {os.getpid()}, since" in done.err
     assert "give another out=" in done.err
@@ -55,7 +55,7 @@ def test_what_makes_a_folder_is_refused_while_another_does(words: tuple[str, ...
             "out=lora",
         )
         assert typed(place, *lora).code == 0
-    with own(place / "new", ""):
+    with acquire_lock(place / "new", ""):
         done = typed(place, *words)
     assert done.code == 2 and f"new: another process is writing to this path: process {os.getpid()}, since" in done.err
     assert not (place / "new").exists()
@@ -82,4 +82,4 @@ def test_a_training_is_read_while_it_goes_on_and_a_kill_gives_the_folder_back(
             except BaseException:
                 training.kill()  # or a failure above would wait for the end of the training
                 raise
-    own_run(run.path).close()
+    acquire_run_lock(run.path).close()

@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 
 from rorqual.cli.benching import BenchSettings
 from rorqual.cli.conversation import ChatSettings
+from rorqual.cli.eval_settings import EvalSettings
 from rorqual.cli.generating import GenerateSettings
 from rorqual.cli.main import OPTIONS, app
-from rorqual.cli.measure import EvalSettings
 from rorqual.cli.planning import ServePlan, TrainPlan
 from rorqual.core.config import Config, read_yaml
 from rorqual.core.records import Message, RunDir
@@ -30,7 +30,7 @@ from rorqual.engine.request import Request, SamplingParams
 from rorqual.engine.seeds import sample_seed
 from rorqual.evals.evaluating import pick_problems, with_problem_seed
 from rorqual.evals.evaluation import Evaluation
-from rorqual.evals.table import comparison_table, reading_note
+from rorqual.evals.table import comparison_table, unmarked_replies_note
 from rorqual.generate.schema import RowSampling
 from rorqual.recipes import make_run
 from rorqual.tasks.find import load_task
@@ -277,7 +277,7 @@ def test_compare_pairs_by_the_grain_that_it_is_told(here: Path) -> None:
     one, two = (Evaluation.load(here / f"{name}.json") for name in ("a", "b"))
     for grain, text in told.items():
         rows = compare(one, two, grain=grain)  # type: ignore[arg-type]
-        note = reading_note({"before": one, "after": two})
+        note = unmarked_replies_note({"before": one, "after": two})
         assert note and text == comparison_table(rows, title="b.json - a.json, paired").text() + f"\n{note}\n"
     assert said("compare", "a.json", "b.json") == told["family"]
 

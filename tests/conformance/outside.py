@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rorqual.model.attention import Attention, AttentionConfig, AttentionContext, CachePart, LayerCache, RMSNorm
-from rorqual.model.block import Block, BlockConfig, StreamEnd
+from rorqual.model.block import Block, BlockConfig, ResidualBoundary
 from rorqual.model.cost import Cost, linear, vector
 from rorqual.model.decoder import Decoder, Output
 from rorqual.model.ffn import FFN, DenseConfig, FFNConfig
@@ -140,7 +140,7 @@ class IndexKL(Objective):
 
     kind: Literal["index_kl"] = "index_kl"
 
-    def records(self) -> frozenset[str]:
+    def recorded_tensors(self) -> frozenset[str]:
         return frozenset({"index_scores", "attended"})
 
     def weight(self, batch: TrainBatch) -> float:
@@ -383,22 +383,22 @@ class StreamsConfig(BlockConfig):
     def streams(self) -> int:
         return STREAMS
 
-    def expand(self, hidden_size: int) -> StreamEnd:
+    def expand(self, hidden_size: int) -> ResidualBoundary:
         return Copies()
 
-    def collapse(self, hidden_size: int, eps: float) -> StreamEnd:
+    def collapse(self, hidden_size: int, eps: float) -> ResidualBoundary:
         return Joined()
 
-    def ends_cost(self, hidden_size: int) -> Cost:
+    def boundary_cost(self, hidden_size: int) -> Cost:
         return vector(STREAMS) + Cost(flops=2 * STREAMS * hidden_size)
 
 
-class Copies(StreamEnd):
+class Copies(ResidualBoundary):
     def forward(self, x: Tensor, ops: Backend) -> Tensor:
         return x.unsqueeze(2).expand(-1, -1, STREAMS, -1)
 
 
-class Joined(StreamEnd):
+class Joined(ResidualBoundary):
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(STREAMS))

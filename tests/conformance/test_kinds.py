@@ -243,8 +243,11 @@ def test_a_model_builds_as_it_accounts(stage: Stage) -> None:
     sizes = {name: tensor.numel() for name, tensor in model.state_dict().items()}
     assert counted.mtp == sum(size for name, size in sizes.items() if name.startswith("mtp."))
     assert counted.total == sum(sizes.values()) - counted.mtp
-    silent = (AttentionConfig.saved_values, FFNConfig.saved_values)  # of a kind that does not say what it saves
-    if not {type(part).saved_values for part in (stage.attention, stage.ffn)} & {*silent}:
+    silent = (
+        AttentionConfig.saved_activations,
+        FFNConfig.saved_activations,
+    )  # of a kind that does not say what it saves
+    if not {type(part).saved_activations for part in (stage.attention, stage.ffn)} & {*silent}:
         memory = device_memory(model.config, Layout(zero=0), context=SEQ, precision=PRECISIONS["fp32"])
         assert memory.weights == 4 * (counted.total + counted.mtp)
 
@@ -253,7 +256,7 @@ def test_a_model_builds_as_it_accounts(stage: Stage) -> None:
 def test_chosen_again_is_the_same_and_chosen_otherwise_is_not(stage: Stage) -> None:
     model, tokens = model_of(stage), some_tokens()
     routing = model(tokens).routing
-    assert len(routing) == len(model.routers()) == sum(ffn.experts_per_token() > 0 for ffn in model.config.ffns)
+    assert len(routing) == len(model.routing_ffns()) == sum(ffn.experts_per_token() > 0 for ffn in model.config.ffns)
     if not routing:
         return
     chosen = torch.stack([one.indices for one in routing], dim=1).unflatten(0, tokens.shape)

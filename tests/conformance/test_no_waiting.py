@@ -17,7 +17,7 @@ from rorqual.ops.backends.attention import AttentionMetadata
 from rorqual.ops.moe import SKIP, Routing
 from rorqual.ops.paged import BLOCK
 from rorqual.train.balance import count_choices
-from rorqual.train.workers import compare_replayed_experts
+from rorqual.train.gradient import compare_replayed_experts
 
 META = torch.device("meta")
 STEPS = TORCH.fit(torch.nn.Linear(1, 1), cache_shapes=[], threads=1).backend

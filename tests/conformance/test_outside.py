@@ -31,12 +31,12 @@ from rorqual.ops.paged import BLOCK
 from rorqual.recipes.sft import sft
 from rorqual.tasks.task import Verdict
 from rorqual.train.batch import TrainBatch
+from rorqual.train.gradient import compare_with_sampler, gradient, open_workers
 from rorqual.train.loop import fit
 from rorqual.train.objectives import GRPO, NextToken
-from rorqual.train.sources import Materials
+from rorqual.train.sources import SourceInputs
 from rorqual.train.sources.rollouts import pack_rollouts
-from rorqual.train.sources.sampler import Scored
-from rorqual.train.workers import compare, gradient, workers
+from rorqual.train.sources.sampler import ScoredCompletion
 
 
 def config(**ffn: int) -> ModelConfig:
@@ -91,7 +91,7 @@ def batch_of(found: list[Completion]) -> TrainBatch:
     samples = [
         Sample([*c.prompt_ids, *c.token_ids], [False] * len(c.prompt_ids) + [True] * len(c.token_ids)) for c in found
     ]
-    return pack_rollouts(pack(samples, 128), [Scored(c, Verdict.RIGHT, 1.0) for c in found])
+    return pack_rollouts(pack(samples, 128), [ScoredCompletion(c, Verdict.RIGHT, 1.0) for c in found])
 
 
 @every_model
@@ -129,8 +129,8 @@ def test_choices_are_recorded_and_replayed(name: str) -> None:
     assert int((batch.replay[..., 0, 0] == CHOOSE).sum()) == batch.tokens.numel() - fed
 
     def diff(replay: Tensor) -> float:
-        with workers(1) as pool:
-            seen, _ = compare(model, [GRPO()], [batch_with(batch, replay)], parts=1, pool=pool)
+        with open_workers(1) as pool:
+            seen, _ = compare_with_sampler(model, [GRPO()], [batch_with(batch, replay)], parts=1, pool=pool)
         return seen.maxima["logprob_diff"]
 
     assert diff(batch.replay) < 1e-4
@@ -147,7 +147,7 @@ def batch_with(batch: TrainBatch, replay: Tensor) -> TrainBatch:
 def test_numbers_of_experts_survive_the_record(experts: int) -> None:
     model = build(config(experts=experts), seed=1)
     with torch.no_grad():
-        for layer in model.routers():
+        for layer in model.routing_ffns():
             layer.gate[: experts - 2] = 0  # the last experts and nobody share the tokens
             layer.gate[experts - 2 :].mul_(20)
     recorded = torch.cat([c.experts.flatten() for c in answers(model)])
@@ -158,7 +158,7 @@ def test_numbers_of_experts_survive_the_record(experts: int) -> None:
 def test_all_of_it_trains_and_the_load_is_counted(name: str) -> None:
     model = build(MODELS[name], seed=1)
     sample = Sample(list(range(60)), [True] * 60)
-    with workers(1) as pool:
+    with open_workers(1) as pool:
         batch = TrainBatch.from_packed(pack([sample], 60).batch)
         update = gradient(model, [NextToken()], batch, parts=1, pool=pool)
     chosen = [routing.indices for routing in model(batch.tokens).routing]
@@ -176,12 +176,14 @@ def test_a_run_balances_and_logs_by_what_the_router_aims_at(tmp_path: Path) -> N
     out = RunDir(tmp_path / "run")
     tokenizer = Tokenizer.byte_level()
     source = run.source.build(
-        Materials(model := build(config, seed=run.seed), tokenizer, chat_format(tokenizer, run.chat), run.seed, 1)
+        SourceInputs(model := build(config, seed=run.seed), tokenizer, chat_format(tokenizer, run.chat), run.seed, 1)
     )
-    with workers(1) as pool:
+    with open_workers(1) as pool:
         (load,) = gradient(model, run.objectives, source.step(0).batches[0], parts=1, pool=pool).counts
     aimed = [int(load.sum()) * share for share in [0.1] * 5 + [0.125] * 4]
-    (moved,) = (router.router.e_score_correction_bias.tolist() for router in fit(run, out, quiet=True).model.routers())
+    (moved,) = (
+        router.router.e_score_correction_bias.tolist() for router in fit(run, out, quiet=True).model.routing_ffns()
+    )
     signs = [(one < wanted) - (one > wanted) for one, wanted in zip(load.tolist(), aimed)]
     assert moved == pytest.approx([run.balance.gamma * sign for sign in signs[:5]] + [0.0] * 4)
     assert set(signs[:5]) == {-1, 1}

@@ -32,7 +32,7 @@ from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.engine import Completion, Engine, Request, SamplingParams
 from rorqual.engine.kv_cache.paged import PagedCache, StepCache
 from rorqual.engine.runner import Runner
-from rorqual.engine.weights import fingerprint
+from rorqual.engine.weight_fingerprint import fingerprint
 from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.adapter import TuneIndexer
 from rorqual.model.attention import AttentionConfig, AttentionContext, CachePart, LayerCache, Selection
@@ -45,13 +45,13 @@ from rorqual.ops.backends.attention import AttentionMetadata
 from rorqual.ops.losses import token_logprobs
 from rorqual.ops.paged import BLOCK
 from rorqual.train.batch import TrainBatch
+from rorqual.train.gradient import gradient, open_workers
 from rorqual.train.loop import fit
-from rorqual.train.objectives import IndexerWarmup, NextToken, Sparse
+from rorqual.train.objectives import IndexerSparse, IndexerWarmup, NextToken
 from rorqual.train.objectives.objective import Objective
 from rorqual.train.optim import AdamWConfig
-from rorqual.train.run import Run, Start
+from rorqual.train.run import Run, StartConfig
 from rorqual.train.sources import WorkedConfig
-from rorqual.train.workers import gradient, workers
 
 KINDS = [IndexedConfig(), CompressedConfig(), NarrowIndexedConfig(), NarrowCompressedConfig(), NarrowKeysConfig()]
 HIDDEN, LONG = 24, 2 * BLOCK + 11
@@ -80,7 +80,7 @@ def attended(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     positions = torch.arange(len(x)).unsqueeze(0)
     sheet = PackedBatchCache(positions, None, [attention.cache_layout()], ops.attention)
-    context = AttentionContext(positions, None, ops, sheet.table, wanted)
+    context = AttentionContext(positions, None, ops, sheet.rope_cos_sin, wanted)
     out = module(x.unsqueeze(0), context, sheet.layer(0))[0]
     return out, {name: tensor for name, [tensor] in context.recorded.items()}
 
@@ -189,7 +189,7 @@ def batch_of(length: int) -> TrainBatch:
 
 
 def grads(model: Decoder, *objectives: Objective) -> dict[str, Tensor]:
-    with workers(1) as pool:
+    with open_workers(1) as pool:
         found = gradient(model, objectives, batch_of(LONG), parts=1, pool=pool).grads
     return {name: grad.clone() for (name, _), grad in zip(model.named_parameters(), found, strict=True)}
 
@@ -224,9 +224,9 @@ def test_the_stages_of_sparsify_train_an_indexer_of_a_users_own(tmp_path: Path) 
 
     with pytest.raises(ValidationError, match="attention with an indexer needs the objective sparse"):
         trained("none", objectives=[NextToken()])
-    first = trained("sparse", objectives=[NextToken(), Sparse()])
+    first = trained("sparse", objectives=[NextToken(), IndexerSparse()])
     second = trained(
-        "warmup", objectives=[IndexerWarmup()], start=Start(run=str(tmp_path / "sparse")), tune=TuneIndexer()
+        "warmup", objectives=[IndexerWarmup()], start=StartConfig(run=str(tmp_path / "sparse")), tune=TuneIndexer()
     )
     assert {name.split(".")[3] for name in first if not torch.equal(first[name], second[name])} == {"indexer"}
     assert {name for name in first if ".indexer." in name and torch.equal(first[name], second[name])} == set()

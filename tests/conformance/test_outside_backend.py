@@ -13,9 +13,9 @@ from fused import Fused, Whole
 from torch import Tensor
 from transposed import Permuted, Transposed, TransposedLinear
 
-from rorqual.cli.evaluating import _load
-from rorqual.cli.generating import GenerateSettings, _identity, _local_engine
-from rorqual.cli.measure import EvalSettings, generator, loss_on_text
+from rorqual.cli.eval_settings import EvalSettings, load_engine_or_client, loss_on_text
+from rorqual.cli.evaluating import _load_engine
+from rorqual.cli.generating import GenerateSettings, _local_engine, _settings_of_replies
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
@@ -24,21 +24,21 @@ from rorqual.engine import Completion, Engine, Request, SamplingParams
 from rorqual.engine.embeds import Embeds
 from rorqual.engine.request import Grammar
 from rorqual.engine.rollout_engine import InlineRolloutEngine
-from rorqual.generate.prompts import Prompts
+from rorqual.generate.prompts import PromptFile
 from rorqual.generate.schema import RowSampling
 from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
-from rorqual.ops.backends import arithmetic_of, backend
-from rorqual.ops.backends.attention import PAD, AttentionMetadata, PagedAttention, Plan
-from rorqual.ops.backends.layout import fault_of
+from rorqual.ops.backends import backend, backend_cache_id
+from rorqual.ops.backends.attention import PAD, AttentionMetadata, AttentionPlan, PagedAttention
+from rorqual.ops.backends.layout_check import find_layout_error
 from rorqual.ops.backends.torch_invariant import TorchInvariant
 from rorqual.ops.paged import BLOCK
 from rorqual.recipes.pretrain import pretrain
 from rorqual.train.loop import fit
 from rorqual.train.run import Run
 from rorqual.train.sources.sampler import RolloutSampler
-from rorqual.train.sources.source import Materials
+from rorqual.train.sources.source import SourceInputs
 
 MLA = MLAConfig(
     num_attention_heads=2, q_lora_rank=12, kv_lora_rank=8, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=12
@@ -192,7 +192,7 @@ def test_it_trains_and_evaluates_by_name(tmp_path: Path) -> None:
         assert type(state.model.ops) is type(backend(name))
     assert len(losses["torch"]) == 4 and losses["transposed"] == pytest.approx(losses["torch"], rel=1e-4)
     for name in ("transposed", "torch"):
-        engine = generator(str(tmp_path / "torch"), EvalSettings(task="families", backend=name))
+        engine = load_engine_or_client(str(tmp_path / "torch"), EvalSettings(task="families", backend=name))
         assert type(engine._cores[0].runner.backend).__mro__[0:2].count(type(backend(name))) == 1
         made = _local_engine(GenerateSettings(run=str(tmp_path / "torch"), backend=name, raw=True, out="out.jsonl"))
         assert made.config.backend == name
@@ -243,15 +243,15 @@ def test_a_backend_in_a_file_is_known_by_what_stands_there(tmp_path: Path, monke
         engine.close()
         run = Run.model_validate(tiny(tmp_path).model_dump() | {"backend": mine})
         assert run.backend == f"{tmp_path / folder / 'mine.py'}:Louder"
-        made = _identity(
-            GenerateSettings(run="x", backend=mine, out="out.jsonl"), RowSampling(), Prompts.open(prompts)
+        made = _settings_of_replies(
+            GenerateSettings(run="x", backend=mine, out="out.jsonl"), RowSampling(), PromptFile.open(prompts)
         )["backend"]
-        evaluated = _load(str(tmp_path / "run"), EvalSettings(task="families", backend=mine))[1]["backend"]
-        assert made == evaluated == arithmetic_of(mine)
+        evaluated = _load_engine(str(tmp_path / "run"), EvalSettings(task="families", backend=mine))[1]["backend"]
+        assert made == evaluated == backend_cache_id(mine)
         names.append(made)
     assert given[0] == given[2] != given[1] and restored[:2] == [0, 0] and restored[2] > 0
     monkeypatch.chdir(tmp_path / "copy")
-    assert names[0] == names[2] == arithmetic_of(mine) != names[1]
+    assert names[0] == names[2] == backend_cache_id(mine) != names[1]
 
 
 # ---- what would go wrong without a word
@@ -259,18 +259,20 @@ def test_a_backend_in_a_file_is_known_by_what_stands_there(tmp_path: Path, monke
 
 @pytest.mark.parametrize("method", ["plan", "shape", "as_blocks", "prepack_blocks", "read", "fill", "write"])
 def test_a_layout_of_which_one_method_is_left_as_it_was_is_refused(method: str) -> None:
-    assert fault_of(Permuted()) is None
+    assert find_layout_error(Permuted()) is None
     half = type("Half", (Permuted,), {method: getattr(PagedAttention, method)})
-    assert fault_of(half())
+    assert find_layout_error(half())
 
 
 def test_a_numbering_that_moves_block_0_or_the_slot_of_nobody_is_refused() -> None:
     class Moves(Permuted):
-        def plan(self, metadata: AttentionMetadata, device: torch.device, last: Plan | None = None) -> Plan:
+        def plan(
+            self, metadata: AttentionMetadata, device: torch.device, last: AttentionPlan | None = None
+        ) -> AttentionPlan:
             slots = np.where(metadata.slot_mapping == PAD, 3 * BLOCK, metadata.slot_mapping)
             return super().plan(replace(metadata, slot_mapping=slots), device, last)
 
-    assert fault_of(Moves()) is not None
+    assert find_layout_error(Moves()) is not None
 
     class Nearsighted(Permuted):
         """It drops one of the limits that a layer sets."""
@@ -282,13 +284,13 @@ def test_a_numbering_that_moves_block_0_or_the_slot_of_nobody_is_refused() -> No
 
     for dropped in ("window", "selected"):
         Nearsighted.dropped = dropped
-        assert fault_of(Nearsighted()) is not None, dropped
+        assert find_layout_error(Nearsighted()) is not None, dropped
 
     class NoGradient(Permuted):
         def prepack_blocks(self, blocks: Tensor) -> Tensor:
             return super().prepack_blocks(blocks.detach())
 
-    assert fault_of(NoGradient()) == "`prepack_blocks` passes no gradient"
+    assert find_layout_error(NoGradient()) == "`prepack_blocks` passes no gradient"
 
 
 MINE = """
@@ -352,7 +354,7 @@ def test_reinforcement_samples_by_the_runs_own_backend() -> None:
     for name, expected in (("torch", TorchInvariant), ("transposed", Transposed)):
         model = backend(name).bind(model_of())
         tokenizer = Tokenizer.byte_level()
-        materials = Materials(
+        materials = SourceInputs(
             model=model, tokenizer=tokenizer, chat=chat_format(tokenizer, "deepseek"), seed=0, threads=1
         )
         engine = RolloutSampler(materials).engine

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transposed import Permuted
 
-from rorqual.ops.backends.attention import PAD, AttentionMetadata, PagedAttention, Plan
+from rorqual.ops.backends.attention import PAD, AttentionMetadata, AttentionPlan, PagedAttention
 from rorqual.ops.paged import BLOCK
-from rorqual.ops.rows import ENOUGH
+from rorqual.ops.row_limits import ENOUGH
 
 HEADS, REPEAT, WIDTH, SHORT, EVERY = 2, 3, 16, 12, 4
 ATTENTION = {"loose": PagedAttention(), "enough": PagedAttention(ENOUGH), "permuted": Permuted()}
@@ -39,7 +39,7 @@ class World:
         self.k, self.v, self.entries = (
             torch.zeros(attention.shape(61, HEADS, BLOCK // every, WIDTH)) for every in (1, 1, EVERY)
         )
-        self.plan: Plan | None = None
+        self.plan: AttentionPlan | None = None
 
     def some(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self.generator)

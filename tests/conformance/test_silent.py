@@ -13,9 +13,9 @@ import torch
 from outside import SkippingConfig
 from torch import Tensor
 
-from rorqual.core.config import Kind, kinds
+from rorqual.core.config import KindConfig, kinds
+from rorqual.core.content_parts import ImagePart, ImageURL, TextPart
 from rorqual.core.errors import ConfigError, DataError
-from rorqual.core.parts import ImagePart, ImageURL, TextPart
 from rorqual.core.records import Message, RunDir
 from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
@@ -27,7 +27,7 @@ from rorqual.ops.backends import TORCH
 from rorqual.ops.backends.torch import Torch
 from rorqual.recipes.pretrain import pretrain
 from rorqual.train.loop import fit
-from rorqual.train.sources import Materials
+from rorqual.train.sources import SourceInputs
 from rorqual.train.sources.on_policy import OnPolicyTeacher
 from rorqual.train.sources.reference import Reference, load_frozen
 
@@ -68,7 +68,7 @@ def test_a_picture_that_no_embeddings_stand_for_is_refused(monkeypatch: pytest.M
 
 
 def test_two_kinds_of_one_name_are_refused_and_a_class_without_a_name_is_none() -> None:
-    class Base(Kind):
+    class Base(KindConfig):
         pass
 
     class One(Base):
@@ -153,6 +153,6 @@ def test_references_and_teachers_are_computed_by_the_trainers_backend(tmp_path: 
     with pytest.raises(ConfigError, match="cannot run this model: it runs nothing"):
         load_frozen(run, "cpu", _Picky())
     trained, tokenizer = load_frozen(run, "cpu", _Loud()), Tokenizer.load(run.tokenizer_file)
-    given = Materials(trained, tokenizer, chat_format(tokenizer, "deepseek"), 0, 1)
+    given = SourceInputs(trained, tokenizer, chat_format(tokenizer, "deepseek"), 0, 1)
     assert type(Reference(str(run.path), trained, temperature=1.0, threads=1).model.ops) is _Loud
     assert type(OnPolicyTeacher(str(run.path), given, 16, 0).model.ops) is _Loud

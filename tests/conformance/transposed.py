@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rorqual.ops import moe
 from rorqual.ops.backends import Backend
-from rorqual.ops.backends.attention import PAD, AttentionMetadata, PagedAttention, Plan
+from rorqual.ops.backends.attention import PAD, AttentionMetadata, AttentionPlan, PagedAttention
 from rorqual.ops.backends.reference import Matrices
 from rorqual.ops.layer import LinearMap
 from rorqual.ops.moe import Routing
@@ -40,7 +40,9 @@ class Columns(list[Tensor]):
 class Permuted(PagedAttention):
     """A pool is [blocks, rows, heads, width], and of the blocks 1 and 2 change places, 3 and 4, ...; 0 stays, as nobody's."""
 
-    def plan(self, metadata: AttentionMetadata, device: torch.device, last: Plan | None = None) -> Plan:
+    def plan(
+        self, metadata: AttentionMetadata, device: torch.device, last: AttentionPlan | None = None
+    ) -> AttentionPlan:
         block, offset = np.divmod(metadata.slot_mapping, BLOCK)
         slots = np.where(metadata.slot_mapping == PAD, PAD, swapped(block) * BLOCK + offset)
         table = swapped(metadata.block_table)
@@ -63,8 +65,8 @@ class Permuted(PagedAttention):
     def fill(self, pool: Tensor, blocks: Tensor, contents: Tensor) -> None:
         super().fill(pool, torch.from_numpy(swapped(blocks.numpy())), contents)
 
-    def write(self, pool: Tensor, rows: Tensor, plan: Plan) -> None:
-        pool.flatten(0, 1).index_copy_(0, plan.places(1, BLOCK // pool.shape[1]), rows)
+    def write(self, pool: Tensor, rows: Tensor, plan: AttentionPlan) -> None:
+        pool.flatten(0, 1).index_copy_(0, plan.write_indices(1, BLOCK // pool.shape[1]), rows)
 
 
 def swapped(blocks: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from rorqual.data.tokenizer import N_BYTES, Special, Tokenizer
 from rorqual.model import Decoder, ModelConfig, Stage
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
-from rorqual.ops.rope import Llama3, Rope, Yarn
+from rorqual.ops.rope import Llama3Scaling, Rope, Yarn
 
 VOCAB, HIDDEN = 110, 64
 GQA = GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=16)
@@ -59,7 +59,7 @@ def configs() -> dict[str, ModelConfig]:
     groups = with_router(V3_MOE, n_group=4, topk_group=2)
     yarn = Rope(yarn=Yarn(factor=4.0, original_max_position_embeddings=32, mscale=0.707, mscale_all_dim=0.707))
     far = MLA.model_copy(update={"rope": yarn, "num_attention_heads": 4})
-    llama3 = Rope(theta=5e5, llama3=Llama3(factor=8.0, original_max_position_embeddings=32))
+    llama3 = Rope(theta=5e5, llama3=Llama3Scaling(factor=8.0, original_max_position_embeddings=32))
     qwen_yarn = Rope(theta=1e6, yarn=Yarn(factor=4.0, original_max_position_embeddings=32))
     biased, normed = _gqa(attention_bias=True), _gqa(qk_norm=True, head_dim=32)
     return {

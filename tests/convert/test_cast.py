@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from rorqual.convert.cast import TensorPiece
 from rorqual.convert.hf import export_hf, import_hf
-from rorqual.convert.stream import CHUNK, Bytes, Stored, read_header
+from rorqual.convert.safetensors_slices import CHUNK, Bytes, StoredTensor, read_header
 from rorqual.core.errors import NumericsError
 from rorqual.core.records import RunDir
 
@@ -28,7 +28,7 @@ def plain() -> torch.Tensor:
     return torch.randn(TALL, generator=generator) * torch.rand(TALL[0], 1, generator=generator)
 
 
-def stored(folder: Path, **tensors: torch.Tensor) -> dict[str, Stored]:
+def stored(folder: Path, **tensors: torch.Tensor) -> dict[str, StoredTensor]:
     save_file({name.replace("_weight", ".weight"): tensor for name, tensor in tensors.items()}, folder / "x")
     return read_header(folder / "x")
 

@@ -10,8 +10,8 @@ from rorqual.convert.gguf_keys import ARCHITECTURES, architecture_for, config_fr
 from rorqual.convert.gguf_names import RowRange as Rows
 from rorqual.convert.gguf_names import layout as gguf_layout
 from rorqual.convert.hf import _shards
-from rorqual.convert.stream import Spec
-from rorqual.convert.tensors import TensorJob
+from rorqual.convert.safetensors_slices import TensorSpec
+from rorqual.convert.tensor_jobs import TensorJob
 from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.model import ModelConfig, Stage
 from rorqual.model.attention import AttentionConfig, GQAConfig, MLAConfig
@@ -142,7 +142,7 @@ def test_one_count_for_each_layer_is_a_count() -> None:
     [(12, 4, "permuted", 5), (12, 1, "same", 5), (12, 12, "permuted", 1), (7, 1, "same", 7), (8, 1, "transposed", 3)],
 )
 def test_steps_are_whole_heads_and_cover_every_row(rows: int, head: int, form: Any, size: int) -> None:
-    steps = list(Rows("a", 0, rows, "b", 0, rows, form, head).steps(size))
+    steps = list(Rows("a", 0, rows, "b", 0, rows, form, head).row_steps(size))
     assert [row for begin, end in steps for row in range(begin, end)] == list(range(rows))
     assert all((end - begin) % head == 0 for begin, end in steps)
     assert all(end - begin <= max(size, head) for begin, end in steps) or (form == "transposed" and len(steps) == 1)
@@ -164,7 +164,7 @@ def test_steps_are_whole_heads_and_cover_every_row(rows: int, head: int, form: A
 def test_a_shard_is_filled_to_the_byte_and_holds_one_tensor_at_least(
     sizes: list[int], most: int, groups: list[int]
 ) -> None:
-    jobs = [TensorJob(Spec(f"t{i}", "F8_E4M3", (size,)), ()) for i, size in enumerate(sizes)]
+    jobs = [TensorJob(TensorSpec(f"t{i}", "F8_E4M3", (size,)), ()) for i, size in enumerate(sizes)]
     found = _shards(jobs, most)
     assert [len(group) for group in found.values()] == groups and [j for group in found.values() for j in group] == jobs
     n = len(groups)

@@ -170,9 +170,9 @@ def test_progress_counts_bytes_to_their_total(tmp_path: Path, direction: str) ->
 
 
 def joined(entry: NameEntry, parts: list[Tensor]) -> Tensor:
-    out = torch.empty(entry.shape([tuple(part.shape) for part in parts]), dtype=parts[0].dtype)
+    out = torch.empty(entry.internal_shape([tuple(part.shape) for part in parts]), dtype=parts[0].dtype)
     for index, part in enumerate(parts):
-        entry.piece(out, index).copy_(part)
+        entry.published_view(out, index).copy_(part)
     return out
 
 
@@ -188,9 +188,9 @@ def test_fp8_weights_are_dequantised_on_their_way(tmp_path: Path, dtype: str) ->
         if ours.dim() == 1 or entry.internal.endswith(("ffn.router.gate", "embed_tokens.weight", "lm_head.weight")):
             kept[entry.internal] = wide[entry.internal] = ours
             continue
-        pieces = [quantize_blocks(entry.piece(ours, index)) for index in range(len(entry.published))]
+        pieces = [quantize_blocks(entry.published_view(ours, index)) for index in range(len(entry.published))]
         kept[entry.internal] = joined(entry, [values for values, _ in pieces])
-        kept[entry.scales().internal] = joined(entry.scales(), [scales for _, scales in pieces])
+        kept[entry.scales_entry().internal] = joined(entry.scales_entry(), [scales for _, scales in pieces])
         wide[entry.internal] = joined(entry, [dequantize_blocks(*piece) for piece in pieces])
     for name, tensors in (("fp8", kept), ("wide", wide)):
         run = write_run(tmp_path / name, model, stored=tensors)

@@ -16,13 +16,13 @@ from rorqual.core.errors import CheckpointError
 from rorqual.core.records import RunDir
 from rorqual.model import ModelConfig
 from rorqual.model.load.run_directory import read_model_config
-from rorqual.ops.rope import Llama3, Rope
+from rorqual.ops.rope import Llama3Scaling, Rope
 
-REPORTED = Llama3(factor=4.0, low_freq_factor=1.0, high_freq_factor=3.0, original_max_position_embeddings=32)
+REPORTED = Llama3Scaling(factor=4.0, low_freq_factor=1.0, high_freq_factor=3.0, original_max_position_embeddings=32)
 """Issue 14."""
 
 
-def model(scaling: Llama3, theta: float = 5e5) -> ModelConfig:
+def model(scaling: Llama3Scaling, theta: float = 5e5) -> ModelConfig:
     config = configs()["llama-3.1"]
     (stage,) = config.stages
     attention = stage.attention.model_copy(update={"rope": Rope(theta=theta, llama3=scaling)})
@@ -44,7 +44,7 @@ def there_and_back(folder: Path, config: ModelConfig) -> ModelConfig:
         REPORTED.model_copy(update={"factor": 3.3, "high_freq_factor": 2.5, "original_max_position_embeddings": 40}),
     ],
 )
-def test_a_run_comes_back_with_its_very_numbers(tmp_path: Path, scaling: Llama3) -> None:
+def test_a_run_comes_back_with_its_very_numbers(tmp_path: Path, scaling: Llama3Scaling) -> None:
     config = model(scaling)
     assert there_and_back(tmp_path, config) == config
 
@@ -52,7 +52,7 @@ def test_a_run_comes_back_with_its_very_numbers(tmp_path: Path, scaling: Llama3)
 def test_the_tensor_counts_and_not_the_keys(tmp_path: Path) -> None:
     """A file whose keys say another scaling than its tensor is what llama.cpp computes: the tensor's."""
     there_and_back(tmp_path, model(REPORTED, theta=5e8))
-    other = Llama3(factor=8.0, original_max_position_embeddings=8192)
+    other = Llama3Scaling(factor=8.0, original_max_position_embeddings=8192)
     changed(tmp_path / "model.gguf", divisors(Rope(theta=5e8, llama3=other), 16).tolist())
     import_gguf(tmp_path / "model.gguf", tmp_path / "new", progress=silent)
     assert read_model_config(RunDir(tmp_path / "new")) == model(other, theta=5e8)
@@ -67,7 +67,7 @@ def test_the_tensor_counts_and_not_the_keys(tmp_path: Path) -> None:
 def test_the_published_scalings_are_read_from_the_tensor_alone(
     factor: float, dim: int, theta: float, told: bool
 ) -> None:
-    scaling = Llama3(factor=factor, original_max_position_embeddings=8192)
+    scaling = Llama3Scaling(factor=factor, original_max_position_embeddings=8192)
     factors = divisors(Rope(theta=theta, llama3=scaling), dim).tolist()
     keys = header_keys({"llama.rope.scaling.original_context_length": 8192} if told else {}, "llama", "there")
     found = scaling_from_keys(keys, theta, factors, latent=False)

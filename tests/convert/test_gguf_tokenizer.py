@@ -11,7 +11,7 @@ from gguf_models import ascii_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rorqual.convert.gguf_tokenizer import PRE_TOKENIZERS, pre_name, tokenizer_from_keys, tokenizer_keys
+from rorqual.convert.gguf_tokenizer import PRE_TOKENIZERS, pre_tokenizer_name, tokenizer_from_keys, tokenizer_keys
 from rorqual.core.errors import DataError
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 
@@ -44,7 +44,7 @@ def with_pre(name: str) -> Tokenizer:
 @settings(max_examples=30, deadline=None)
 def test_ids_are_the_same_after_a_trip(name: str, text: str) -> None:
     tokenizer = with_pre(name)
-    assert pre_name(tokenizer) == name
+    assert pre_tokenizer_name(tokenizer) == name
     back = tokenizer_from_keys(tokenizer_keys(tokenizer, tokenizer.vocab_size), "test")
     assert back.encode(text) == tokenizer.encode(text)
     assert back.special_names == tokenizer.special_names
@@ -93,7 +93,7 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
 def test_a_tokenizer_that_gguf_cannot_say_is_refused(name: str) -> None:
     change, match = REFUSED[name]
     with pytest.raises(DataError, match=match):
-        pre_name(changed(change))
+        pre_tokenizer_name(changed(change))
 
 
 @pytest.mark.parametrize(

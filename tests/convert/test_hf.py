@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from rorqual.convert.hf import export_hf, import_hf
 from rorqual.core.errors import ConfigError, NumericsError, RorqualError
 from rorqual.core.records import Message, RunDir
-from rorqual.data.chat import chat_format, read_chat
+from rorqual.data.chat import chat_format, read_chat_name
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Engine
 from rorqual.model import ModelConfig
@@ -320,13 +320,13 @@ def test_a_v32_checkpoint_without_a_template_speaks_dsml(tmp_path: Path) -> None
     """V3.2 published code instead of a template; V3.2-Exp, of the same type, came with V3.1's template."""
     folder = write_folder(tmp_path / "hub", deepseek(sparse=True), published(deepseek(sparse=True)))
     import_hf(folder, tmp_path / "run")
-    assert read_chat(RunDir(tmp_path / "run")) == "deepseek-v3.2"
+    assert read_chat_name(RunDir(tmp_path / "run")) == "deepseek-v3.2"
     again = tmp_path / "out"
     export_hf(RunDir(tmp_path / "run"), again)
     import_hf(again, tmp_path / "again")
-    assert read_chat(RunDir(tmp_path / "again")) == "deepseek-v3.2"
+    assert read_chat_name(RunDir(tmp_path / "again")) == "deepseek-v3.2"
     (folder / "chat_template.jinja").write_text(
         chat_format(Tokenizer.byte_level(), "deepseek").template or "", encoding="utf-8"
     )
     import_hf(folder, tmp_path / "exp")
-    assert read_chat(RunDir(tmp_path / "exp")) == "deepseek"
+    assert read_chat_name(RunDir(tmp_path / "exp")) == "deepseek"

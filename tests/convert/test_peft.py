@@ -19,8 +19,8 @@ from rorqual.core.config import to_yaml
 from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.core.records import MANIFEST_FILE, RunDir, write_json
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.model.adapter import ESFT, LoRA, Tune, trained
-from rorqual.model.adapter.files import Adapter, base_of
+from rorqual.model.adapter import ESFT, LoRA, Tune, trained_parameters
+from rorqual.model.adapter.files import Adapter, base_record
 from rorqual.model.attention import GQAConfig
 from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.ffn import DenseConfig
@@ -68,11 +68,13 @@ def an_adapter(path: Path, base: RunDir, tune: Tune, experts: Any = ()) -> RunDi
     model = load_run(base)
     tune.attach(model, seed=1, experts=experts)
     generator = torch.Generator().manual_seed(4)
-    for part in trained(model).values():
+    for part in trained_parameters(model).values():
         part.copy_(0.3 * torch.randn(part.shape, generator=generator))
     path.mkdir()
-    info = Adapter(base=base_of(base.checkpoint(), named=str(base.path), seen_from=path), tune=tune, experts=experts)
-    return a_run(path, model.config, 3, info.files(trained(model)))
+    info = Adapter(
+        base=base_record(base.checkpoint(), named=str(base.path), seen_from=path), tune=tune, experts=experts
+    )
+    return a_run(path, model.config, 3, info.files(trained_parameters(model)))
 
 
 def loaded(base: RunDir, folder: Path) -> Any:

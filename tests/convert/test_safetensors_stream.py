@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from rorqual.convert.stream import TYPES, Bytes, Spec, Stored, read_header, write_tensors
+from rorqual.convert.safetensors_slices import TYPES, Bytes, StoredTensor, TensorSpec, read_header, write_tensors
 from rorqual.core.errors import CheckpointError
 
 
@@ -21,7 +21,7 @@ def tensor(dtype: str, shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(TYPES[dtype])
 
 
-def slices(stored: Stored, size: int) -> list[Bytes]:
+def slices(stored: StoredTensor, size: int) -> list[Bytes]:
     return [stored.rows(*rows).flatten().view(torch.uint8).numpy() for rows in stored.slices(size)]
 
 
@@ -42,7 +42,7 @@ def test_equal_to_the_safetensors_library_both_ways(tmp_path_factory: Any, kinds
     assert {name: (stored.shape, b"".join(slices(stored, size))) for name, stored in found.items()} == {
         name: (tuple(value.shape), raw(value)) for name, value in state.items()
     }
-    specs = [Spec(stored.name, stored.dtype, stored.shape) for stored in found.values()]
+    specs = [TensorSpec(stored.name, stored.dtype, stored.shape) for stored in found.values()]
     total = write_tensors(folder / "ours.safetensors", specs, lambda spec: slices(found[spec.name], size))
     assert (folder / "ours.safetensors").stat().st_size == total
     again = load_file(folder / "ours.safetensors")
@@ -51,7 +51,7 @@ def test_equal_to_the_safetensors_library_both_ways(tmp_path_factory: Any, kinds
 
 def test_each_tensor_is_aligned_to_its_type(tmp_path: Path) -> None:
     state = {"a": tensor("F8_E4M3", (3,)), "b": tensor("BF16", (5,)), "c": tensor("F32", (7,))}
-    specs = [Spec("a", "F8_E4M3", (3,)), Spec("b", "BF16", (5,)), Spec("c", "F32", (7,))]
+    specs = [TensorSpec("a", "F8_E4M3", (3,)), TensorSpec("b", "BF16", (5,)), TensorSpec("c", "F32", (7,))]
     write_tensors(tmp_path / "x", specs, lambda spec: [state[spec.name].view(torch.uint8).numpy()])
     assert all(stored.begin % width == 0 for stored, width in zip(read_header(tmp_path / "x").values(), (4, 2, 1)))
 
@@ -61,7 +61,7 @@ def test_parts_are_the_rows_and_slices_cover_them(tmp_path: Path) -> None:
     save_file({"w": value}, tmp_path / "x")
     whole = read_header(tmp_path / "x")["w"]
     for index, part in enumerate(value.reshape(6, 2, 5)):
-        assert b"".join(slices(whole.part(index, 6, (2, 5)), 10)) == raw(part)
+        assert b"".join(slices(whole.equal_part(index, 6, (2, 5)), 10)) == raw(part)
     assert [*whole.slices(80)] == [(0, 2), (2, 3)] and [*whole.slices(1)] == [(0, 1), (1, 2), (2, 3)]
     assert [*whole.slices(1, multiple=2)] == [(0, 2), (2, 3)]
 
@@ -69,7 +69,7 @@ def test_parts_are_the_rows_and_slices_cover_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [3, 5])
 def test_a_tensor_of_another_size_is_not_written(tmp_path: Path, size: int) -> None:
     with pytest.raises(ValueError, match=f"{size} bytes written, 4 expected"):
-        write_tensors(tmp_path / "x", [Spec("w", "F32", (1,))], lambda spec: [torch.zeros(size).byte().numpy()])
+        write_tensors(tmp_path / "x", [TensorSpec("w", "F32", (1,))], lambda spec: [torch.zeros(size).byte().numpy()])
 
 
 GOOD = {

@@ -13,16 +13,16 @@ import pytest
 from pydantic import SerializeAsAny
 
 from rorqual.core import config as core
-from rorqual.core.config import Config, Kind, kinds, one_of, parse, parse_scalar, read_yaml, to_yaml
-from rorqual.core.errors import CheckpointError, ConfigError, RorqualError, nearest
+from rorqual.core.config import Config, KindConfig, kinds, one_of, parse, parse_scalar, read_yaml, to_yaml
+from rorqual.core.errors import CheckpointError, ConfigError, RorqualError, suggest_name
 from rorqual.core.journal import read_lines
-from rorqual.core.log import Progress, clock_text
+from rorqual.core.progress import Progress, clock_text
 from rorqual.core.records import RunDir, write_atomic, write_json
 
 # ---- configurations
 
 
-class Animal(Kind):
+class Animal(KindConfig):
     legs: core.Count = 4
 
 
@@ -122,8 +122,8 @@ def test_values_from_a_shell() -> None:
 
 
 def test_a_hint_is_the_nearest_name_or_all() -> None:
-    assert nearest("lrr", ["seed", "lr"]) == "Did you mean 'lr'?"
-    assert nearest("xyzzy", ["seed", "lr"]) == "Known: lr, seed." and nearest("a", []) == ""
+    assert suggest_name("lrr", ["seed", "lr"]) == "Did you mean 'lr'?"
+    assert suggest_name("xyzzy", ["seed", "lr"]) == "Known: lr, seed." and suggest_name("a", []) == ""
 
 
 # ---- run directories

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rorqual.core.errors import DataError, RorqualError
-from rorqual.core.journal import Journal, append_line, cut_lines, read_lines, scan_journal, to_line
+from rorqual.core.journal import Journal, append_line, read_lines, scan_journal, to_line, truncate_json_lines
 
 
 def lines(path: Path) -> list[int]:
@@ -107,11 +107,11 @@ def test_a_journal_is_synced_as_often_as_said(
 
 
 def test_a_file_of_lines_is_cut_to_a_size_and_not_made_for_nothing(tmp_path: Path) -> None:
-    cut_lines(tmp_path / "none", 0)
+    truncate_json_lines(tmp_path / "none", 0)
     assert not (tmp_path / "none").exists() and list(read_lines(tmp_path / "none")) == []
     path = tmp_path / "file"
     for size, left in ((0, []), (9, [1]), (12, [1]), (99, [1, 2])):
         path.write_bytes(b'{"n": 1}\n{"n": 2}\n')
-        cut_lines(path, size)
+        truncate_json_lines(path, size)
         append_line(path, {"n": 3})
         assert [line["n"] for line in read_lines(path)] == [*left, 3]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rorqual.core.errors import RorqualError
-from rorqual.core.ledger import CORE_HOUR, UNACCOUNTED, Ledger, LedgerEntry, read_ledger, total
+from rorqual.core.ledger import CORE_HOUR, UNACCOUNTED, Ledger, LedgerEntry, read_ledger, sum_entries
 
 
 def spend(seconds: float) -> None:
@@ -33,7 +33,7 @@ class Clock:
         """Close the ledger and check that its sum lies between the clocks read inside and outside of it."""
         inner = time.monotonic() - self.inner
         self.ledger.close()
-        assert inner <= total(read_ledger(self.path)).seconds <= time.monotonic() - self.outer
+        assert inner <= sum_entries(read_ledger(self.path)).seconds <= time.monotonic() - self.outer
 
 
 def by_stage(path: Path) -> dict[str, LedgerEntry]:
@@ -55,14 +55,16 @@ def test_entries_add_up_to_the_wall_clock_and_say_what_was_spent(tmp_path: Path)
         time.sleep(0.1)
     closing = time.monotonic()
     clock.close()
-    found, wall = by_stage(path), total(read_ledger(path)).seconds
+    found, wall = by_stage(path), sum_entries(read_ledger(path)).seconds
     assert list(found) == [UNACCOUNTED, "train", "measure"]
     assert (found["train"].tokens, found["train"].flops, found["measure"].solved) == (125, 7_300, 3)
     assert found["train"].solved == 4 and found["train"].core_seconds >= 0.09 and found["measure"].core_seconds < 0.05
-    assert found["measure"].money() == pytest.approx(0.25 + found["measure"].core_seconds / 3600 * CORE_HOUR)
-    assert LedgerEntry("x", core_seconds=7200).money(core_hour=1.5) == 3.0
+    assert found["measure"].cost_usd() == pytest.approx(0.25 + found["measure"].core_seconds / 3600 * CORE_HOUR)
+    assert LedgerEntry("x", core_seconds=7200).cost_usd(core_hour=1.5) == 3.0
     ledger.close()
-    assert total(read_ledger(path)).seconds - wall <= time.monotonic() - closing, "closing twice counts nothing twice"
+    assert sum_entries(read_ledger(path)).seconds - wall <= time.monotonic() - closing, (
+        "closing twice counts nothing twice"
+    )
 
 
 def test_a_stage_done_again_costs_both(tmp_path: Path) -> None:
@@ -121,7 +123,9 @@ def test_a_kill_loses_no_more_than_a_beat(tmp_path: Path) -> None:
     process.wait()
     found = by_stage(path)
     assert found["train"].tokens > 0
-    assert 0.5 * whole < total(found.values()).seconds < whole + 0.05, "start-up is counted, and all but the last beat"
+    assert 0.5 * whole < sum_entries(found.values()).seconds < whole + 0.05, (
+        "start-up is counted, and all but the last beat"
+    )
 
 
 def test_a_torn_line_spoils_no_other(tmp_path: Path) -> None:

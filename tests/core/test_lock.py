@@ -16,7 +16,7 @@ import pytest
 
 from rorqual.core.errors import RorqualError
 from rorqual.core.journal import Journal
-from rorqual.core.lock import RUN_LOCK, own, own_run
+from rorqual.core.lock import RUN_LOCK, acquire_lock, acquire_run_lock
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def hold(take: Callable[[Path], object], path: Path, taken: Path) -> None:
 
 
 def take_file(path: Path) -> object:
-    return own(path, "Wait for it.")
+    return acquire_lock(path, "Wait for it.")
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def held(context: ForkServerContext, take: Callable[[Path], object], path: Path,
         process.join()
 
 
-@pytest.mark.parametrize("take", [own_run, take_file, Journal], ids=["run", "file", "journal"])
+@pytest.mark.parametrize("take", [acquire_run_lock, take_file, Journal], ids=["run", "file", "journal"])
 def test_the_other_process_is_named_and_its_kill_frees_the_lock(
     take: Callable[[Path], object], tmp_path: Path, context: ForkServerContext
 ) -> None:
@@ -69,13 +69,16 @@ def test_the_other_process_is_named_and_its_kill_frees_the_lock(
 
 
 def test_a_folder_that_is_being_made_beside_its_place_is_no_place_to_train(tmp_path: Path) -> None:
-    with own(tmp_path / "run", ""), pytest.raises(RorqualError, match="another process is writing to this path"):
-        own_run(tmp_path / "run")
+    with (
+        acquire_lock(tmp_path / "run", ""),
+        pytest.raises(RorqualError, match="another process is writing to this path"),
+    ):
+        acquire_run_lock(tmp_path / "run")
     assert not list(tmp_path.iterdir())
 
 
 def test_another_machine_is_named_and_a_holder_that_has_not_said_its_name_is_not(tmp_path: Path) -> None:
-    with own_run(tmp_path / "run"):
+    with acquire_run_lock(tmp_path / "run"):
         file = tmp_path / "run" / RUN_LOCK
         told = json.loads(file.read_bytes())
         assert (told["process"], told["host"]) == (os.getpid(), platform.node())
@@ -86,14 +89,14 @@ def test_another_machine_is_named_and_a_holder_that_has_not_said_its_name_is_not
         ):
             file.write_text(raw, "utf-8")
             with pytest.raises(RorqualError, match=said):
-                own_run(tmp_path / "run")
+                acquire_run_lock(tmp_path / "run")
 
 
 def test_what_the_lock_made_goes_with_it_and_what_others_made_stays(tmp_path: Path) -> None:
-    with own_run(tmp_path / "a" / "b"):
+    with acquire_run_lock(tmp_path / "a" / "b"):
         assert (tmp_path / "a" / "b" / RUN_LOCK).exists()
     assert not (tmp_path / "a").exists()
-    with own_run(tmp_path / "a" / "b"):
+    with acquire_run_lock(tmp_path / "a" / "b"):
         (tmp_path / "a" / "mine").touch()
     assert [entry.name for entry in (tmp_path / "a").iterdir()] == ["mine"]
 
@@ -113,7 +116,7 @@ def come_and_go(run: Path, inside: Path, seen: Path) -> None:
     done = 0
     while done < 60:
         try:
-            with own_run(run):
+            with acquire_run_lock(run):
                 os.close(os.open(inside, os.O_CREAT | os.O_EXCL))  # two at once: it exists
                 with open(seen, "ab") as file:
                     file.write(b".")

@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field, SerializeAsAny
 
-from rorqual.core.config import Config, Kind, one_of, override
+from rorqual.core.config import Config, KindConfig, one_of, override
 from rorqual.core.errors import ConfigError
 
 
-class Shape(Kind):
+class Shape(KindConfig):
     colour: str = "red"
 
 

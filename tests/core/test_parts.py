@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rorqual.core.content_parts import ContentPart, ImagePart, ImageURL, TextPart, content_json, read_content
 from rorqual.core.errors import DataError
-from rorqual.core.parts import ContentPart, ImagePart, ImageURL, TextPart, content_json, read_content
-from rorqual.core.records import Message, says_nothing
+from rorqual.core.records import Message, is_blank_message
 from rorqual.data.chat import DeepSeekChat, TemplateChat
 from rorqual.data.chat.find import KINDS
 from rorqual.data.chat.turns import TEMPLATES
-from rorqual.data.distilled import Distilled, read_distilled, read_kept_messages, write_distilled
+from rorqual.data.distilled import TeacherSample, read_distilled, read_kept_messages, write_distilled
 from rorqual.data.source.conversations import read_conversations
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.generate.schema import RowParser, RowRequest, RowSampling
@@ -100,8 +100,8 @@ def test_a_label_tells_pictures_apart() -> None:
 
 
 def test_a_picture_says_something_and_blank_texts_do_not() -> None:
-    assert says_nothing(Message("user", parts(" ", "\n"))) and says_nothing(Message("user", []))
-    assert not says_nothing(Message("user", [PICTURE])) and not says_nothing(Message("user", parts("", "a")))
+    assert is_blank_message(Message("user", parts(" ", "\n"))) and is_blank_message(Message("user", []))
+    assert not is_blank_message(Message("user", [PICTURE])) and not is_blank_message(Message("user", parts("", "a")))
 
 
 # ---- chat formats
@@ -131,7 +131,7 @@ def test_text_parts_give_the_ids_of_their_text(
     texts, cuts = [text for text, _ in pairs], [parts for _, parts in pairs]
     assert chat.prompt(cuts) == chat.prompt(texts)
     assert chat.render(cuts[:3]) == chat.render(texts[:3])
-    assert chat.samples(cuts[:3]) == chat.samples(texts[:3])
+    assert chat.training_renderings(cuts[:3]) == chat.training_renderings(texts[:3])
 
 
 @pytest.mark.parametrize("name", [*FAMILY, "template"])
@@ -206,8 +206,8 @@ def test_a_fault_in_a_part_is_named_by_line_message_and_part(tmp_path: Path) -> 
         read_conversations(lines(tmp_path, [ROWS[0], broken]))
 
 
-def distilled(*messages: Message) -> Distilled:
-    return Distilled("k", "f", "1", "2+2?", messages, "right", "t", "{}", 0, 0)
+def distilled(*messages: Message) -> TeacherSample:
+    return TeacherSample("k", "f", "1", "2+2?", messages, "right", "t", "{}", 0, 0)
 
 
 def test_a_teachers_samples_hold_parts(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_a_teachers_samples_hold_parts(tmp_path: Path) -> None:
 
 def test_a_row_to_be_answered_holds_parts() -> None:
     def of(content: Any) -> Any:
-        return RowParser(RowSampling()).ask(1, {"messages": [{"role": "user", "content": content}]})
+        return RowParser(RowSampling()).parse_row(1, {"messages": [{"role": "user", "content": content}]})
 
     found = of(content_json(SHOWN.content))
     assert isinstance(found, RowRequest) and found.request.messages == (SHOWN,)

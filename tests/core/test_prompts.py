@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rorqual.core.prompts import FEW, LONGEST, MOST, choose_prompts, is_unlike
+from rorqual.core.example_prompts import FEW, LONGEST, MOST, choose_prompts, is_unlike_prompts
 from rorqual.core.records import RunDir
 from rorqual.recipes.sft import sft
 from rorqual.tasks.find import load_task
@@ -26,28 +26,32 @@ def problems(spec: str, seed: int, count: int) -> list[str]:
 @pytest.mark.parametrize("seed", range(3))
 def test_new_problems_of_the_same_families_look_like_them(seed: int) -> None:
     prompts = choose_prompts(problems(FAMILIES, seed, MOST))
-    assert [text for text in problems(FAMILIES, seed + 10, 300) if is_unlike(text, prompts)] == []
+    assert [text for text in problems(FAMILIES, seed + 10, 300) if is_unlike_prompts(text, prompts)] == []
 
 
 @pytest.mark.parametrize(
     "text", ["add 12 34", "12+34", "What is 12+34?", "multiply 3*4", "hello", "add 12+34?", "sub 5+3", "swap: abc"]
 )
 def test_another_form_looks_like_none_of_them(text: str) -> None:
-    assert is_unlike(text, choose_prompts(problems(FAMILIES, 0, MOST)))
+    assert is_unlike_prompts(text, choose_prompts(problems(FAMILIES, 0, MOST)))
 
 
 def test_running_text_is_compared_by_its_words() -> None:
     prompts = [problem.prompt for problem in Gsm8k().problems("test", 0)]
     assert len({prompt.split()[0] for prompt in prompts[:MOST]}) > FEW, "no fixed forms"
-    assert not is_unlike(prompts[-1], prompts[:-1])
-    assert not is_unlike("How many apples does she have if she sells 3 of them every day?", prompts)
-    assert is_unlike("Schreibe ein Gedicht über Wale, bitte!", prompts) and is_unlike(
+    assert not is_unlike_prompts(prompts[-1], prompts[:-1])
+    assert not is_unlike_prompts("How many apples does she have if she sells 3 of them every day?", prompts)
+    assert is_unlike_prompts("Schreibe ein Gedicht über Wale, bitte!", prompts) and is_unlike_prompts(
         "def f(x): return yield_curve", prompts
     )
 
 
 def test_without_prompts_or_words_nothing_is_said() -> None:
-    assert not is_unlike("anything", []) and not is_unlike("   ", ["add 1+2"]) and not is_unlike("", ["add 1+2"])
+    assert (
+        not is_unlike_prompts("anything", [])
+        and not is_unlike_prompts("   ", ["add 1+2"])
+        and not is_unlike_prompts("", ["add 1+2"])
+    )
 
 
 def test_the_first_are_of_different_kinds_and_the_long_are_left_out() -> None:

@@ -50,9 +50,9 @@ def test_the_masks_tokens_are_those_of_the_golden_file() -> None:
 
 
 def test_samples_of_single_answers_are_one_and_of_no_answer_none() -> None:
-    assert len(CHAT.samples([USER, AT_ONCE, USER, AT_ONCE])) == 1
-    assert len(CHAT.samples([USER, THINKS, USER, THINKS])) == 2
-    assert CHAT.samples([USER]) == []
+    assert len(CHAT.training_renderings([USER, AT_ONCE, USER, AT_ONCE])) == 1
+    assert len(CHAT.training_renderings([USER, THINKS, USER, THINKS])) == 2
+    assert CHAT.training_renderings([USER]) == []
     assert CHAT.render([USER]).n_trained == 0
 
 

@@ -15,7 +15,7 @@ import pytest
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message
 from rorqual.data.chat import DeepSeekChat
-from rorqual.data.distilled import Distilled, read_distilled, write_distilled
+from rorqual.data.distilled import TeacherSample, read_distilled, write_distilled
 from rorqual.data.pack import Sample, pack_rows
 from rorqual.data.source.conversations import read_conversations
 from rorqual.data.stream import ConversationStream, GeneratedStream, TextStream
@@ -29,10 +29,10 @@ CHAT = DeepSeekChat(Tokenizer.byte_level())
 # ---- files of several pieces
 
 
-def row(number: int, *, k: int = 2, **changes: Any) -> Distilled:
+def row(number: int, *, k: int = 2, **changes: Any) -> TeacherSample:
     messages = (Message("user", f"q{number}"), Message("assistant", f"a{number}", f"t{number}" if number % 2 else None))
     ids = [number, number + 1, number + 2][: 1 + number % 3]
-    made = Distilled("k", "f", "1", f"q{number}", messages, "right", "t", "{}", 7, number, prompt_ids=[1], token_ids=ids,
+    made = TeacherSample("k", "f", "1", f"q{number}", messages, "right", "t", "{}", 7, number, prompt_ids=[1], token_ids=ids,
                      top_ids=np.full((len(ids), k), number, np.int32), top_logprobs=np.full((len(ids), k), -number, np.float32))  # fmt: skip
     return replace(made, **changes)
 

@@ -16,18 +16,18 @@ from hypothesis import strategies as st
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message
 from rorqual.data.chat import chat_format
-from rorqual.data.distilled import SCHEMA, Distilled, is_distilled, read_distilled, write_distilled
+from rorqual.data.distilled import SCHEMA, TeacherSample, is_distilled, read_distilled, write_distilled
 from rorqual.data.source.conversations import read_conversations
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.model import build
 from rorqual.recipes.models import v3_like
-from rorqual.train.sources import ConversationsConfig, Materials
+from rorqual.train.sources import ConversationsConfig, SourceInputs
 
 
-def row(number: int = 0, *, dropped: str = "", tokens: int = 0, k: int = 0, **changes: Any) -> Distilled:
+def row(number: int = 0, *, dropped: str = "", tokens: int = 0, k: int = 0, **changes: Any) -> TeacherSample:
     rng = np.random.default_rng(number)
     messages = (Message("user", "2+2?"), Message("assistant", f"4 ({number})", "two\u2028and two"))
-    made = Distilled(
+    made = TeacherSample(
         "k", "add", "1", "2+2?", messages, "right", "run@step-000003", "{}", 7, number,
         dropped=dropped, prompt_ids=[1, 2], token_ids=list(range(tokens)), prompt_tokens=2, completion_tokens=tokens,
         core_seconds=0.25, money=0.5,
@@ -36,8 +36,8 @@ def row(number: int = 0, *, dropped: str = "", tokens: int = 0, k: int = 0, **ch
     return replace(made, **changes)
 
 
-def same(one: Distilled, other: Distilled) -> bool:
-    pairs = [(getattr(one, f.name), getattr(other, f.name)) for f in fields(Distilled)]
+def same(one: TeacherSample, other: TeacherSample) -> bool:
+    pairs = [(getattr(one, f.name), getattr(other, f.name)) for f in fields(TeacherSample)]
     return all(
         np.array_equal(a, b) and a.shape == b.shape and a.dtype == b.dtype if isinstance(a, np.ndarray) else a == b
         for a, b in pairs
@@ -65,7 +65,7 @@ def test_what_is_written_is_read(
     found = read_distilled(path)
     assert all(same(a, b) for a, b in zip(found.rows, rows, strict=True))
     assert (found.tokenizer, found.vocab) == ("abc", 263)
-    assert [r.number for r in found.kept] == [r.number for r in rows if not r.dropped]
+    assert [r.number for r in found.kept_samples] == [r.number for r in rows if not r.dropped]
 
 
 def test_the_same_rows_give_the_same_bytes_and_the_agreed_columns(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_fine_tuning_reads_what_was_kept(tmp_path: Path) -> None:
     assert loaded.conversations == [row(0).messages, row(2).messages] and loaded.skipped == 1
     tokenizer = Tokenizer.byte_level()
     model = build(v3_like("tiny", vocab_size=tokenizer.vocab_size, context=128), seed=0)
-    materials = Materials(model=model, tokenizer=tokenizer, chat=chat_format(tokenizer), seed=0, threads=1)
+    materials = SourceInputs(model=model, tokenizer=tokenizer, chat=chat_format(tokenizer), seed=0, threads=1)
     step = ConversationsConfig(data=str(path), rows=1, row=128).build(materials).step(0)
     text = tokenizer.decode(step.batches[0].tokens.flatten().tolist())
     assert "two\u2028and two" in text and "(1)" not in text

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rorqual.core.errors import DataError
 from rorqual.data.pack import Batch, Sample
-from rorqual.data.stream import ConversationStream, GeneratedStream, Stream, TextStream
+from rorqual.data.stream import BatchStream, ConversationStream, GeneratedStream, TextStream
 
 ROWS, T = 3, 16
 ARRAYS = ("tokens", "targets", "loss_mask", "segments", "positions")
@@ -34,7 +34,7 @@ def text(n: int = 1000) -> np.ndarray:
     return np.arange(n, dtype=np.int64)
 
 
-KINDS: dict[str, Callable[[int], Stream]] = {
+KINDS: dict[str, Callable[[int], BatchStream]] = {
     "conversations": lambda seed: ConversationStream(conversations(40), ROWS, T, seed),
     "chunks": lambda seed: TextStream(text(), ROWS, T, seed),
     "generated": lambda seed: GeneratedStream(make, ROWS, T, seed),
@@ -47,7 +47,7 @@ def same(a: Batch, b: Batch) -> bool:
 
 
 @EVERY
-def test_resumed_equals_straight(build: Callable[[int], Stream]) -> None:
+def test_resumed_equals_straight(build: Callable[[int], BatchStream]) -> None:
     one = build(7)
     straight = [one.batch(step) for step in range(40)]
     for start in (1, 13, 39):
@@ -58,7 +58,7 @@ def test_resumed_equals_straight(build: Callable[[int], Stream]) -> None:
 
 
 @EVERY
-def test_seeds_and_steps_differ(build: Callable[[int], Stream]) -> None:
+def test_seeds_and_steps_differ(build: Callable[[int], BatchStream]) -> None:
     assert not same(build(0).batch(0), build(1).batch(0))
     assert not same(build(0).batch(0), build(0).batch(1))
 

@@ -78,8 +78,12 @@ def test_no_text_has_fewer_tokens_than_its_bytes_say(text: str) -> None:
     longest = max(len(MERGED.token_bytes(id_)) for id_ in range(MERGED.vocab_size) if not MERGED.is_special(id_))
     for known in (PLAIN, MERGED, Tokenizer(composing)):
         for given_ in (text, unicodedata.normalize("NFD", text)):
-            assert len(known.encode(given_)) * known.longest >= len(given_.encode())
-    assert (PLAIN.longest, MERGED.longest, Tokenizer(composing).longest) == (1, longest, 4 * longest)
+            assert len(known.encode(given_)) * known.max_bytes_per_token >= len(given_.encode())
+    assert (PLAIN.max_bytes_per_token, MERGED.max_bytes_per_token, Tokenizer(composing).max_bytes_per_token) == (
+        1,
+        longest,
+        4 * longest,
+    )
 
 
 def test_half_a_character_and_unknown_ids_are_shown_not_fatal() -> None:

@@ -9,7 +9,7 @@ from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.attention.attention import AttentionConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
-from rorqual.ops.sampling import Settings, distribution
+from rorqual.ops.sampling import SamplingSettings, distribution
 
 ATTENTION: dict[str, AttentionConfig] = {
     "mla": MLAConfig(
@@ -45,7 +45,7 @@ def make_model(kind: str, *, experts: bool = True, seed: int = 0, context: int =
             parameter.data.copy_(0.7 + 0.6 * torch.rand(parameter.shape, generator=generator))
         if name in ("lm_head.weight",):
             parameter.data.mul_(0.6)
-    for router in model.routers():
+    for router in model.routing_ffns():
         router.router.e_score_correction_bias.copy_(
             0.2 * torch.randn(router.router.e_score_correction_bias.shape, generator=generator)
         )
@@ -64,7 +64,7 @@ def whole_forward(model: Decoder, completion: Completion) -> tuple[torch.Tensor,
     return logits, own
 
 
-def recomputed(model: Decoder, completion: Completion, settings: Settings) -> torch.Tensor:
+def recomputed(model: Decoder, completion: Completion, settings: SamplingSettings) -> torch.Tensor:
     """Log-probabilities of the new tokens under `settings`, from the whole forward."""
     logits, _ = whole_forward(model, completion)
     chosen = torch.tensor(completion.token_ids).unsqueeze(1)

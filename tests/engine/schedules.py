@@ -143,13 +143,13 @@ class Phase:
 
     def __post_init__(self) -> None:
         runner = self.engine._cores[0].runner
-        place = runner.place
+        place = runner.prepare_slot
 
         def counting(sequence: Sequence) -> None:
             self.placed[sequence.request_id, sequence.sample] += 1
             place(sequence)
 
-        runner.place = counting  # type: ignore[method-assign]
+        runner.prepare_slot = counting  # type: ignore[method-assign]
 
     def close(self) -> None:
         """Nobody is preempted but who then has a slot again; nor unless the engine says so, too."""

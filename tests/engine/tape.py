@@ -108,7 +108,7 @@ class Tape:
             self.notes[sequence.slot].append(token)
         for chunk in plan.chunks:
             self.kv_cache.cache_blocks(chunk.sequence, chunk.stop)
-        done = scheduler.advance(np.array(tokens, np.int64), STOPS)
+        done = scheduler.advance_rows(np.array(tokens, np.int64), STOPS)
         ended = []
         for row in done.tolist():
             sequence = scheduler.running[row]

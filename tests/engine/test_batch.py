@@ -11,12 +11,12 @@ from remote_server import Server, fault, remote, reply
 
 from rorqual.engine.remote.engine import RemoteError
 from rorqual.generate.batch import remote_answers
-from rorqual.generate.schema import Refused, RowParser, RowRequest, RowSampling
+from rorqual.generate.schema import RefusedRow, RowParser, RowRequest, RowSampling
 
 
-def rows() -> Iterator[RowRequest | Refused]:
+def rows() -> Iterator[RowRequest | RefusedRow]:
     for line in range(1, 61):
-        yield RowParser(RowSampling()).ask(line, {"prompt": f"q{line}"})
+        yield RowParser(RowSampling()).parse_row(line, {"prompt": f"q{line}"})
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])

@@ -74,7 +74,7 @@ class Play:
         elif pick < 0.9996:
             self.cancel()
         else:
-            self.pool.drop()
+            self.pool.drop_keys()
             self.oracle.names.clear()
         self.agree()
 
@@ -124,7 +124,7 @@ class Play:
             blocks, keys = self.random.choice(self.live)
             part = blocks[: self.random.randint(0, len(blocks))]
             for block in part:
-                self.pool.take(block)
+                self.pool.add_reference(block)
                 self.oracle.take(block)
             self.live.append((part, keys))
             self.counts["locks"] += 1
@@ -142,7 +142,7 @@ class Play:
     def agree(self) -> None:
         check_pool(self.pool, [blocks for blocks, _ in self.live])
         oracle = self.oracle
-        counts = (self.pool.free, self.pool.cached, self.pool.used)
+        counts = (self.pool.n_free, self.pool.n_cached, self.pool.n_used)
         assert counts == (oracle.free(), len(oracle.cached()), oracle.used())
         assert self.pool._known == {key: block for block, key in oracle.names.items()}, "what was evicted lost its name"
 
@@ -154,9 +154,9 @@ def play(seed: int, size: int, steps: int) -> Counter[str]:
     for blocks, _ in game.live:
         game.put_back(blocks)
     check_pool(game.pool, [])
-    assert game.pool.used == 0
-    game.pool.drop()
-    assert game.pool.free == size
+    assert game.pool.n_used == 0
+    game.pool.drop_keys()
+    assert game.pool.n_free == size
     return game.counts
 
 
@@ -179,7 +179,7 @@ def test_misuse_is_refused_at_once_and_changes_nothing() -> None:
     pool.register(held[0], b"name")
     for misuse, match in (
         (lambda: pool.release([free]), "no reference to release"),
-        (lambda: pool.take(free), "is free"),
+        (lambda: pool.add_reference(free), "is free"),
         (lambda: pool.register(free, b"k"), "no references and so"),
         (lambda: pool.register(held[0], b"other"), "another key"),
     ):

@@ -14,7 +14,7 @@ from rorqual.data.chat import ChatFormat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Completion, Engine, Request, SamplingParams
 from rorqual.engine.grammar.calculator import CalculatorConstraint, calculate
-from rorqual.engine.grammar.compiler import Grammars
+from rorqual.engine.grammar.compiler import GrammarCompiler
 from rorqual.engine.grammar.constraint import Unconstrained
 from rorqual.engine.request import Grammar
 from rorqual.model import Decoder
@@ -156,13 +156,13 @@ def test_a_grammar_takes_precedence(engine: Engine, sums: SamplingParams) -> Non
 
 
 def test_a_calculation_does_not_reach_over_the_end_of_the_thought(tokenizer: Tokenizer, chat: ChatFormat) -> None:
-    grammars = Grammars(tokenizer, tokenizer.vocab_size, chat.stop_ids)
+    grammars = GrammarCompiler(tokenizer, tokenizer.vocab_size, chat.stop_ids)
     for ids, expected in (
         (tokenizer.encode("7+1="), "8"),
         ([*tokenizer.encode("7"), tokenizer.special("</think>"), *tokenizer.encode("+1=")], None),
         ([*tokenizer.encode("7"), tokenizer.special("</think>"), *tokenizer.encode("8+1=")], "9"),
     ):
-        state = CalculatorConstraint(Unconstrained(), tokenizer, grammars.lexicon)
+        state = CalculatorConstraint(Unconstrained(), tokenizer, grammars.vocabulary_masks)
         for id_ in ids:
             assert state.mask() is None
             state.accept(id_)
@@ -171,7 +171,7 @@ def test_a_calculation_does_not_reach_over_the_end_of_the_thought(tokenizer: Tok
 
 
 def test_no_digit_follows_a_result_and_a_cut_result_reaches_nowhere(tokenizer: Tokenizer, chat: ChatFormat) -> None:
-    lexicon = Grammars(tokenizer, tokenizer.vocab_size, chat.stop_ids).lexicon
+    lexicon = GrammarCompiler(tokenizer, tokenizer.vocab_size, chat.stop_ids).vocabulary_masks
     state = CalculatorConstraint(Unconstrained(), tokenizer, lexicon)
     for id_ in tokenizer.encode("12*3=36"):
         state.accept(id_)
@@ -197,7 +197,7 @@ def test_the_tokens_of_a_result_are_those_of_the_text() -> None:
     trained.train_from_iterator([f"{n} + {n + 9} = {2 * n + 9}" for n in range(100)], vocab_size=400)
     tokenizer = Tokenizer(trained.to_str())
     assert len(tokenizer.encode(" 42")) < 3
-    lexicon = Grammars(tokenizer, tokenizer.vocab_size, [0]).lexicon
+    lexicon = GrammarCompiler(tokenizer, tokenizer.vocab_size, [0]).vocabulary_masks
     for text, whole in (("12 + 30 =", "12 + 30 = 42"), ("12+30=", "12+30=42")):
         state, head = CalculatorConstraint(Unconstrained(), tokenizer, lexicon), tokenizer.encode(text)
         for id_ in head:

@@ -85,7 +85,7 @@ def test_a_request_that_is_cancelled_in_the_middle_of_a_step_leaves_after_it(
 ) -> None:
     """As where the garbage collector closes a stream."""
     sampler, steps = engine._cores[0].runner.sampler, [0]
-    keep, cancelled = sampler.keep, engine.submit(ask(5, 200))
+    keep, cancelled = sampler.store_sampled_tokens, engine.submit(ask(5, 200))
 
     def cancelling(*given: object) -> object:
         drawn = keep(*given)  # type: ignore[arg-type]
@@ -94,7 +94,7 @@ def test_a_request_that_is_cancelled_in_the_middle_of_a_step_leaves_after_it(
             engine.cancel(cancelled)
         return drawn
 
-    monkeypatch.setattr(sampler, "keep", cancelling)
+    monkeypatch.setattr(sampler, "store_sampled_tokens", cancelling)
     numbers = {engine.submit(ask(number)): number for number in range(3)}
     found = {}
     while len(found) < 3:
@@ -111,7 +111,7 @@ def test_a_batch_of_one_thread_uses_one_of_torchs_and_leaves_the_callers_number(
     torch.set_num_threads(3)
     try:
         seen = list[int]()
-        CallLock().share([1, 2], lambda _: seen.append(torch.get_num_threads()), 1, threading.Event())
+        CallLock().run_in_helper_threads([1, 2], lambda _: seen.append(torch.get_num_threads()), 1, threading.Event())
         assert seen == [1, 1] and torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)

@@ -17,7 +17,7 @@ from rorqual.engine import Completion, Engine, Request, SamplingParams
 from rorqual.engine.engine import CORE_WORK
 from rorqual.engine.runner import Runner
 from rorqual.model import Decoder, account
-from rorqual.ops.sampling import Settings
+from rorqual.ops.sampling import SamplingSettings
 
 
 def requests(count: int, *, n: int = 3, seed: int = 0, max_tokens: int = 20, **params: float) -> list[Request]:
@@ -30,8 +30,8 @@ def requests(count: int, *, n: int = 3, seed: int = 0, max_tokens: int = 20, **p
     return out
 
 
-def settings_of(completion: Completion, params: SamplingParams) -> Settings:
-    return Settings.of([params] * len(completion.token_ids), "cpu")
+def settings_of(completion: Completion, params: SamplingParams) -> SamplingSettings:
+    return SamplingSettings.of([params] * len(completion.token_ids), "cpu")
 
 
 def flat(results: list[list[Completion]]) -> list[Completion]:
@@ -149,8 +149,8 @@ def test_a_further_lane_runs_where_its_work_pays_or_the_slots_are_too_few(
     pays = int(2 * CORE_WORK / flops) + 1  # samples
     for slots, samples, cores in ((4096, 100, 1), (4096, pays - 2, 1), (4096, pays, 2), (64, 64, 1), (64, 65, 2)):
         engine = Engine.of(mla, tokenizer, chat, threads=2, slots=slots, cache_bytes=1 << 20)
-        jobs = [engine._processor.job(request, "") for request in requests(samples, n=1)]
-        assert len(engine._divide(jobs)) == cores, (slots, samples)
+        jobs = [engine._processor.validate_request(request, "") for request in requests(samples, n=1)]
+        assert len(engine._distribute_jobs(jobs)) == cores, (slots, samples)
 
 
 # ---- step by step

@@ -208,7 +208,7 @@ def test_each_field_of_a_completion_is_its_own(mla: Decoder, tokenizer: Tokenize
         plain = mla.logits(mla(ids, replay=None).hidden)[0].log_softmax(-1)
     assert found.prompt_ids == PROMPT and len(found.token_ids) == len(found.logprobs) == 24
     assert found.finish_reason == "length" and found.error == found.model == ""
-    message = chat.parse(found.token_ids, chat.chosen(PROMPT))
+    message = chat.parse(found.token_ids, chat.thinking_mode_of(PROMPT))
     assert (found.text, found.reasoning) == (message.content, message.reasoning)
     assert found.experts.shape == (len(PROMPT) + 23, own.shape[1], 2) and found.kept.shape[0] == 24
     assert found.top_logprobs is not None and [len(some) for some in found.top_logprobs] == [3] * 24

@@ -24,7 +24,7 @@ def waits(tape: Tape, jobs: list[Job]) -> dict[int, int]:
     """Steps from the one a job comes in to the one that draws its first token; every answer is the one it has alone."""
     first: dict[int, int] = {}
     left = {one.sequence.request_id: one for one in jobs}
-    advance = tape.scheduler.advance
+    advance = tape.scheduler.advance_rows
     now = [0]
 
     def seen(*given_: object) -> object:
@@ -32,7 +32,7 @@ def waits(tape: Tape, jobs: list[Job]) -> dict[int, int]:
             first.setdefault(active.request_id, now[0] - left[active.request_id].at)
         return advance(*given_)  # type: ignore[arg-type]
 
-    tape.scheduler.advance = seen  # type: ignore[method-assign, assignment]
+    tape.scheduler.advance_rows = seen  # type: ignore[method-assign, assignment]
 
     def after(step: int) -> None:
         now[0] = step + 1

@@ -18,8 +18,14 @@ from hypothesis import settings as run_with
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.grammar import trial_process
-from rorqual.engine.grammar.check import MISMATCH
-from rorqual.engine.grammar.compiler import Compiled, Constraint, ConstraintAfterThinking, Grammars, Thought
+from rorqual.engine.grammar.compiler import (
+    CompiledGrammar,
+    Constraint,
+    ConstraintAfterThinking,
+    GrammarCompiler,
+    ReasoningFormat,
+)
+from rorqual.engine.grammar.schema_validator import MISMATCH
 from rorqual.engine.grammar.source import MAX_BYTES, MAX_CHOICES, MAX_PATTERN
 from rorqual.engine.request import Grammar
 
@@ -38,9 +44,9 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def grammars(tokenizer: Tokenizer) -> Grammars:
+def grammars(tokenizer: Tokenizer) -> GrammarCompiler:
     """Over a vocabulary with rows that no token has, as embeddings are padded."""
-    return Grammars(tokenizer, tokenizer.vocab_size + 9, [EOS, PAD])
+    return GrammarCompiler(tokenizer, tokenizer.vocab_size + 9, [EOS, PAD])
 
 
 def schema(**keys: Any) -> Grammar:
@@ -78,9 +84,9 @@ def sampled(constraint: Constraint, tokenizer: Tokenizer, seed: int, limit: int 
     return reply, False
 
 
-def walk(compiled: Compiled, ids: list[int]) -> Constraint:
+def walk(compiled: CompiledGrammar, ids: list[int]) -> Constraint:
     """The state after `ids`, each of which the mask must allow."""
-    constraint = compiled.start()
+    constraint = compiled.new_constraint()
     for place, token in enumerate(ids):
         mask = constraint.mask()
         assert mask is not None
@@ -89,8 +95,8 @@ def walk(compiled: Compiled, ids: list[int]) -> Constraint:
     return constraint
 
 
-def matches(compiled: Compiled, tokenizer: Tokenizer, text: str) -> bool:
-    constraint = compiled.start()
+def matches(compiled: CompiledGrammar, tokenizer: Tokenizer, text: str) -> bool:
+    constraint = compiled.new_constraint()
     for token in [*tokenizer.encode(text), EOS]:
         mask = constraint.mask()
         if mask is None or not mask[token]:
@@ -148,8 +154,10 @@ schemas = st.recursive(
 )
 
 
-def check_valid(asked: dict[str, Any], seed: int, grammars: Grammars, tokenizer: Tokenizer) -> None:
-    reply, ended = sampled(grammars.compile(Grammar("json_schema", json.dumps(asked))).start(), tokenizer, seed)
+def check_valid(asked: dict[str, Any], seed: int, grammars: GrammarCompiler, tokenizer: Tokenizer) -> None:
+    reply, ended = sampled(
+        grammars.compile(Grammar("json_schema", json.dumps(asked))).new_constraint(), tokenizer, seed
+    )
     if ended:
         instance = json.loads(tokenizer.decode(reply))
         jsonschema.validate(instance, asked, format_checker=jsonschema.FormatChecker())
@@ -158,11 +166,13 @@ def check_valid(asked: dict[str, Any], seed: int, grammars: Grammars, tokenizer:
 
 @run_with(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
 @given(asked=schemas, seed=st.integers(0, 999))
-def test_a_reply_that_ends_is_valid(asked: dict[str, Any], seed: int, grammars: Grammars, tokenizer: Tokenizer) -> None:
+def test_a_reply_that_ends_is_valid(
+    asked: dict[str, Any], seed: int, grammars: GrammarCompiler, tokenizer: Tokenizer
+) -> None:
     check_valid(asked, seed, grammars, tokenizer)
 
 
-def test_no_spelling_of_a_name_escapes_what_is_said_of_it(grammars: Grammars, tokenizer: Tokenizer) -> None:
+def test_no_spelling_of_a_name_escapes_what_is_said_of_it(grammars: GrammarCompiler, tokenizer: Tokenizer) -> None:
     compiled = grammars.compile(
         schema(properties={"a": {"type": "integer"}, "c": False}, patternProperties={"^x": False})
     )
@@ -178,7 +188,7 @@ def test_no_spelling_of_a_name_escapes_what_is_said_of_it(grammars: Grammars, to
         assert matches(grammars.compile(schema(const="a" + control)), tokenizer, text), text
 
 
-def test_json_is_any_object(grammars: Grammars, tokenizer: Tokenizer) -> None:
+def test_json_is_any_object(grammars: GrammarCompiler, tokenizer: Tokenizer) -> None:
     compiled = grammars.compile(Grammar("json"))
     for text in ("{}", '{"a": [1, {"b": null}], "c": "}"}', '{\n    "a": 1.5e3\n}'):
         assert walk(compiled, tokenizer.encode(text)).done
@@ -199,13 +209,13 @@ def test_json_is_any_object(grammars: Grammars, tokenizer: Tokenizer) -> None:
     ],
 )
 def test_a_pattern_holds_for_the_whole_reply(
-    pattern: str, yes: list[str], no: list[str], grammars: Grammars, tokenizer: Tokenizer
+    pattern: str, yes: list[str], no: list[str], grammars: GrammarCompiler, tokenizer: Tokenizer
 ) -> None:
     compiled = grammars.compile(Grammar("regex", pattern))
     assert [text for text in yes if not matches(compiled, tokenizer, text)] == []
     assert [text for text in no if matches(compiled, tokenizer, text)] == []
     for seed in range(5):
-        reply, ended = sampled(compiled.start(), tokenizer, seed, 100)
+        reply, ended = sampled(compiled.new_constraint(), tokenizer, seed, 100)
         assert not ended or re.fullmatch(pattern, tokenizer.decode(reply))
 
 
@@ -214,12 +224,12 @@ def test_a_pattern_holds_for_the_whole_reply(
     choices=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6), min_size=1, max_size=5)
 )
 def test_a_choice_is_one_of_its_texts_as_they_stand(
-    choices: list[str], grammars: Grammars, tokenizer: Tokenizer
+    choices: list[str], grammars: GrammarCompiler, tokenizer: Tokenizer
 ) -> None:
     compiled = grammars.compile(Grammar("choice", json.dumps(choices)))
     assert all(matches(compiled, tokenizer, choice) for choice in choices)
     for seed in range(3):
-        reply, ended = sampled(compiled.start(), tokenizer, seed)
+        reply, ended = sampled(compiled.new_constraint(), tokenizer, seed)
         assert ended
         assert tokenizer.decode(reply) in choices
 
@@ -258,7 +268,7 @@ KEYWORDS: dict[str, tuple[dict[str, Any], list[str], list[str], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", KEYWORDS)
-def test_a_keyword_is_enforced_or_checked(name: str, grammars: Grammars, tokenizer: Tokenizer) -> None:
+def test_a_keyword_is_enforced_or_checked(name: str, grammars: GrammarCompiler, tokenizer: Tokenizer) -> None:
     asked, takes, masked, faulty = KEYWORDS[name]
     compiled = grammars.compile(schema(**asked))
     for text in takes:
@@ -276,20 +286,20 @@ def test_a_keyword_is_enforced_or_checked(name: str, grammars: Grammars, tokeniz
 # ---- special tokens
 
 
-def test_special_tokens_are_never_part_of_a_reply(tokenizer: Tokenizer, grammars: Grammars) -> None:
+def test_special_tokens_are_never_part_of_a_reply(tokenizer: Tokenizer, grammars: GrammarCompiler) -> None:
     """Not even those that a file does not mark as special: their text is written letter by letter."""
     data = json.loads(tokenizer.source)
     for token in data["added_tokens"]:
         token["special"] = False
     unmarked = Tokenizer(json.dumps(data))
-    for each in (grammars, Grammars(unmarked, unmarked.vocab_size, [EOS])):
+    for each in (grammars, GrammarCompiler(unmarked, unmarked.vocab_size, [EOS])):
         compiled = each.compile(Grammar("choice", '["<think>", "</think>"]'))
-        constraint = compiled.start()
+        constraint = compiled.new_constraint()
         first = constraint.mask()
         assert first is not None
         assert not first[: len(data["added_tokens"])].any()
         assert walk(compiled, tokenizer.encode("<think>")).done
-        string = each.compile(schema(type="string")).start()
+        string = each.compile(schema(type="string")).new_constraint()
         string.accept(tokenizer.encode('"')[0])
         inside = string.mask()
         assert inside is not None
@@ -302,10 +312,10 @@ def test_special_tokens_are_never_part_of_a_reply(tokenizer: Tokenizer, grammars
 
 @pytest.mark.parametrize("marks", [(6,), (40, 41, 40, 42)])
 def test_a_reply_that_thinks_is_bound_from_the_end_of_its_reasoning(
-    marks: tuple[int, ...], grammars: Grammars, tokenizer: Tokenizer
+    marks: tuple[int, ...], grammars: GrammarCompiler, tokenizer: Tokenizer
 ) -> None:
     compiled = grammars.compile(Grammar("choice", '["yes"]'))
-    constraint = compiled.start(thought=Thought(marks))
+    constraint = compiled.new_constraint(thought=ReasoningFormat(marks))
     assert isinstance(constraint, ConstraintAfterThinking)
     for token in (40, 41, 41, 40, 41, 40, 41, 40, *([42] if len(marks) > 1 else [6])):  # marks begun, broken off, done
         mask = constraint.mask()
@@ -316,7 +326,7 @@ def test_a_reply_that_thinks_is_bound_from_the_end_of_its_reasoning(
         constraint.accept(token)
     started = constraint.mask()
     assert started is not None
-    assert np.array_equal(started, compiled.start().mask())  # type: ignore[arg-type]
+    assert np.array_equal(started, compiled.new_constraint().mask())  # type: ignore[arg-type]
     for token in tokenizer.encode("yes"):
         constraint.accept(token)
     assert constraint.done
@@ -352,23 +362,23 @@ def finishes(constraint: Constraint, ids: list[int]) -> bool:
     ],
 )
 def test_a_model_that_may_think_answers_at_once_or_after_its_thought(
-    before: str, between: str, well: bool, grammars: Grammars, tokenizer: Tokenizer
+    before: str, between: str, well: bool, grammars: GrammarCompiler, tokenizer: Tokenizer
 ) -> None:
-    thought = Thought((END,), open_ids=(THINK,), gap_ids=tokenizer.encode("\n\n"))
-    constraint = grammars.compile(Grammar("choice", '["yes"]')).start(thought=thought)
+    thought = ReasoningFormat((END,), open_ids=(THINK,), gap_ids=tokenizer.encode("\n\n"))
+    constraint = grammars.compile(Grammar("choice", '["yes"]')).new_constraint(thought=thought)
     assert finishes(constraint, tokenizer.encode_trusted(f"{before}{between}yes")) == well
 
 
 @pytest.mark.parametrize("between", ["</think>", "</think>\n\n", "\n</think>\n"])
 def test_a_mark_without_a_token_is_found_however_it_is_spelt(
-    between: str, grammars: Grammars, tokenizer: Tokenizer
+    between: str, grammars: GrammarCompiler, tokenizer: Tokenizer
 ) -> None:
-    thought = Thought(end_text="</think>", gap_ids=tokenizer.encode("\n\n"))
+    thought = ReasoningFormat(end_text="</think>", gap_ids=tokenizer.encode("\n\n"))
     compiled = grammars.compile(Grammar("choice", '["yes"]'))
-    assert finishes(compiled.start(thought), tokenizer.encode(f"so it is{between}yes"))
+    assert finishes(compiled.new_constraint(thought), tokenizer.encode(f"so it is{between}yes"))
     letters = [id_ for mark in f"so{between}yes" for id_ in tokenizer.encode(mark)]
-    assert finishes(compiled.start(thought), letters)
-    assert not finishes(compiled.start(thought), tokenizer.encode("so it is</thinkyes"))
+    assert finishes(compiled.new_constraint(thought), letters)
+    assert not finishes(compiled.new_constraint(thought), tokenizer.encode("so it is</thinkyes"))
 
 
 # ---- what is refused, and its nearest valid twin
@@ -483,7 +493,7 @@ POISONS: dict[str, tuple[Grammar, Grammar, str]] = {
 
 
 @pytest.mark.parametrize("name", POISONS)
-def test_a_poison_is_refused_by_name_and_its_twin_runs(name: str, grammars: Grammars) -> None:
+def test_a_poison_is_refused_by_name_and_its_twin_runs(name: str, grammars: GrammarCompiler) -> None:
     poison, twin, words = POISONS[name]
     start = time.process_time()
     with pytest.raises(DataError, match=words) as caught:
@@ -493,7 +503,7 @@ def test_a_poison_is_refused_by_name_and_its_twin_runs(name: str, grammars: Gram
     assert error.remedy
     assert len(str(error)) < 500
     str(error).encode()
-    mask = grammars.compile(twin).start().mask()
+    mask = grammars.compile(twin).new_constraint().mask()
     assert mask is not None
     assert mask.any()
     assert time.process_time() - start < 10
@@ -515,11 +525,11 @@ def test_a_poison_is_refused_by_name_and_its_twin_runs(name: str, grammars: Gram
     ids=lambda asked: asked.source[:40],
 )
 def test_what_backtracks_elsewhere_takes_its_time_here_or_gives_up(
-    asked: Grammar, grammars: Grammars, tokenizer: Tokenizer
+    asked: Grammar, grammars: GrammarCompiler, tokenizer: Tokenizer
 ) -> None:
     """It may be refused or end early with its reason; no token of it takes long."""
     try:
-        constraint = grammars.compile(asked).start()
+        constraint = grammars.compile(asked).new_constraint()
     except DataError:
         return
     rng = np.random.default_rng(0)
@@ -533,9 +543,11 @@ def test_what_backtracks_elsewhere_takes_its_time_here_or_gives_up(
             break
 
 
-def test_what_gives_up_while_it_runs_says_so_and_ends(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_gives_up_while_it_runs_says_so_and_ends(
+    grammars: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(trial_process, "LIMITS", {"max_lexer_states": 25, "verbose_errors": False})
-    constraint = grammars.compile(Grammar("regex", "[a-c]{4}d{40}")).start()
+    constraint = grammars.compile(Grammar("regex", "[a-c]{4}d{40}")).new_constraint()
     drawn = 0
     while not constraint.done:
         mask = constraint.mask()
@@ -555,4 +567,4 @@ def test_without_a_package_the_error_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=rf'need {package}.*\n.*pip install "rorqual\[serve\]"'):
-        Grammars(tokenizer, tokenizer.vocab_size, [EOS]).compile(Grammar("json"))
+        GrammarCompiler(tokenizer, tokenizer.vocab_size, [EOS]).compile(Grammar("json"))

@@ -22,9 +22,9 @@ from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Thinking, Tool, ToolCall
 from rorqual.data.chat import ChatFormat, TemplateChat
 from rorqual.data.chat.dsml import DSML_FRAME
-from rorqual.data.chat.special_tokens import raw
+from rorqual.data.chat.special_tokens import restore_token_names
 from rorqual.engine.grammar.calls import CallSyntax
-from rorqual.engine.grammar.compiler import Constraint, Grammars
+from rorqual.engine.grammar.compiler import Constraint, GrammarCompiler
 from rorqual.engine.processor import Processor
 from rorqual.engine.request import Grammar, Request, SamplingParams
 
@@ -59,10 +59,10 @@ FORMATS = dict(formats())
 
 
 @cache
-def grammars(name: str) -> Grammars:
+def grammars(name: str) -> GrammarCompiler:
     chat = FORMATS[name]
     size = chat.tokenizer.vocab_size + 3
-    return Grammars(chat.tokenizer, size, chat.stop_ids, CallSyntax(chat))
+    return GrammarCompiler(chat.tokenizer, size, chat.stop_ids, CallSyntax(chat))
 
 
 def sampled(constraint: Constraint, chat: ChatFormat, seed: int, begin: str = "") -> tuple[list[int], bool]:
@@ -106,7 +106,7 @@ def check(chat: ChatFormat, reply: Sequence[int], many: bool, thinking: Thinking
 def test_what_ends_is_calls_and_nothing_else(name: str, many: bool) -> None:
     chat, compiled, ended, seen = FORMATS[name], grammars(name).compile(calls(many)), 0, set[str]()
     for seed in range(12):
-        reply, whole = sampled(compiled.start(), chat, seed)
+        reply, whole = sampled(compiled.new_constraint(), chat, seed)
         if whole:
             ended += 1
             seen |= {call.name for call in check(chat, reply, many).tool_calls}
@@ -119,9 +119,9 @@ def test_what_the_family_writes_itself_is_allowed(name: str) -> None:
     chat = FORMATS[name]
     both = [("size", '{"a": 1, "b": "}"}'), ("now", "{}")]
     for some, many, fits in ((both, True, True), (both[:1], False, True), (both, False, False)):
-        assert allows(grammars(name).compile(calls(many)).start(), written(chat, *some)) == fits
-    assert not allows(grammars(name).compile(calls(size=SIZES)).start(), written(chat, both[1]))
-    assert not allows(grammars(name).compile(calls()).start(), [chat.stop_ids[0]])
+        assert allows(grammars(name).compile(calls(many)).new_constraint(), written(chat, *some)) == fits
+    assert not allows(grammars(name).compile(calls(size=SIZES)).new_constraint(), written(chat, both[1]))
+    assert not allows(grammars(name).compile(calls()).new_constraint(), [chat.stop_ids[0]])
 
 
 def written(chat: ChatFormat, *calls: tuple[str, str]) -> list[int]:
@@ -130,11 +130,11 @@ def written(chat: ChatFormat, *calls: tuple[str, str]) -> list[int]:
     assert frame is not None
     if frame is not DSML_FRAME:
         text = frame.begin + frame.gap.join(frame.call(*call) for call in calls) + frame.end
-        return [*chat.tokenizer.encode_trusted(raw(text)), chat.stop_ids[0]]
+        return [*chat.tokenizer.encode_trusted(restore_token_names(text)), chat.stop_ids[0]]
     made = tuple(ToolCall(f"call_{number}", *call) for number, call in enumerate(calls))
     results = [Message("tool", "", tool_call_id=call.id) for call in made]
     prompt = chat.prompt([Message("user", "?"), Message("assistant", "", tool_calls=made), *results], "off")
-    return prompt[prompt.index(chat.closing_ids[0]) + 1 : prompt.index(chat.stop_ids[0]) + 1]
+    return prompt[prompt.index(chat.end_think_ids[0]) + 1 : prompt.index(chat.stop_ids[0]) + 1]
 
 
 def allows(constraint: Constraint, ids: Sequence[int]) -> bool:
@@ -152,11 +152,11 @@ def test_a_thought_may_come_first_where_an_answer_with_a_grammar_may_have_one(na
     chat = FORMATS[name]
     desk = Processor(chat.tokenizer.vocab_size + 3, 8, 4096, 4096, chat.tokenizer, chat, reuse=False)
     prompt = tuple(chat.prompt([Message("user", "?")], thinking, OFFERED))
-    begins, ended, thought = chat.reply_form(thinking).begins, 0, 0
-    begin = "hm</think>" if begins == "thought" and chat.thought_ids is None else ""
+    begins, ended, thought = chat.reply_rules(thinking).begins, 0, 0
+    begin = "hm</think>" if begins == "thought" and chat.think_tag_ids is None else ""
     for seed in range(8):
         params = SamplingParams(max_tokens=2000, seed=seed, grammar=calls(False))
-        sample = desk.sequences(seed, desk.job(Request(params=params, prompt_ids=prompt), "request"))[0]
+        sample = desk.sequences(seed, desk.validate_request(Request(params=params, prompt_ids=prompt), "request"))[0]
         assert sample.constraint is not None
         reply, whole = sampled(sample.constraint, chat, seed, begin)
         if whole:
@@ -172,10 +172,10 @@ def test_a_call_that_cannot_be_read_is_an_error(name: str) -> None:
     chat, say = FORMATS[name], calls(say={"type": "object", "properties": {"text": {"type": "string"}}})
     frame, encode = chat.call_frame, chat.tokenizer.encode_trusted
     assert frame is not None
-    before, _, after = raw(frame.begin + frame.call("say", "\0") + frame.end).partition("\0")
+    before, _, after = restore_token_names(frame.begin + frame.call("say", "\0") + frame.end).partition("\0")
     for mark in ("<think>", "</think>", "</think >"):
         ids = [*encode(before), *chat.tokenizer.encode(f'{{"text": "a<{mark}"}}'), *encode(after)]
-        constraint = grammars(name).compile(say).start()
+        constraint = grammars(name).compile(say).new_constraint()
         assert allows(constraint, [*ids, chat.stop_ids[0]])
         called = chat.parse(ids, "off", [Tool("say")]).tool_calls
         assert bool(constraint.error) is not bool(called) and (called or mark != "</think >")
@@ -203,7 +203,7 @@ def starts_with_a_token(name: str) -> bool:
 
 def after_thought(chat: ChatFormat, reply: Sequence[int]) -> list[int]:
     """A whole reply, as it is where the prompt has opened a thought."""
-    opened = chat.reply_form("off").begins == "thought"
+    opened = chat.reply_rules("off").begins == "thought"
     return [*([chat.tokenizer.special("</think>")] if opened else []), *reply, chat.stop_ids[0]]
 
 
@@ -211,7 +211,7 @@ def after_thought(chat: ChatFormat, reply: Sequence[int]) -> list[int]:
 def test_json_instead_of_calls_is_the_whole_answer(name: str) -> None:
     chat, compiled, seen = FORMATS[name], grammars(name).compile(or_json(ANSWER)), set[bool]()
     for seed in range(40):
-        reply, whole = sampled(compiled.start(), chat, seed)
+        reply, whole = sampled(compiled.new_constraint(), chat, seed)
         if not whole:
             continue
         ids = after_thought(chat, reply)
@@ -233,7 +233,7 @@ def test_where_a_call_is_told_from_json_by_text_alone_both_at_once_are_refused(n
     assert name.startswith(("smollm2", "llama3.1", "deepseek"))
     with pytest.raises(DataError, match="without a special token"):
         grammars(name).compile(or_json(ANSWER))
-    assert grammars(name).compile(calls()).start().mask() is not None
+    assert grammars(name).compile(calls()).new_constraint().mask() is not None
 
 
 def source(**keys: Any) -> Grammar:
@@ -297,6 +297,6 @@ def test_a_poison_is_refused_by_name_and_its_twin_runs(name: str) -> None:
         grammars("qwen3").compile(poison, where="request")
     assert caught.value.where == "request"
     assert caught.value.remedy
-    mask = grammars("qwen3").compile(twin).start().mask()
+    mask = grammars("qwen3").compile(twin).new_constraint().mask()
     assert mask is not None
     assert mask.any()

@@ -11,8 +11,8 @@ from test_grammar_calls import FORMATS, allows, calls, grammars, written
 
 from rorqual.core.errors import DataError
 from rorqual.core.records import Tool
-from rorqual.data.chat.dsml import parameter
-from rorqual.data.chat.special_tokens import raw
+from rorqual.data.chat.dsml import format_parameter
+from rorqual.data.chat.special_tokens import restore_token_names
 
 NAMES = [name for name in FORMATS if name.startswith("deepseek-v3.2")]
 EITHER = pytest.mark.parametrize("name", NAMES)
@@ -61,12 +61,12 @@ def test_arguments_that_fit_are_allowed_and_others_are_not(name: str) -> None:
     for arguments in FIT:
         jsonschema.validate(arguments, WIDE)
         ids = said(name, arguments)
-        assert allows(compiled.start(), ids), arguments
+        assert allows(compiled.new_constraint(), ids), arguments
         assert json.loads(FORMATS[name].parse(ids, "off", [Tool("wide")]).tool_calls[0].arguments) == arguments
     for arguments in MISFIT:
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(arguments, WIDE)
-        assert not allows(compiled.start(), said(name, arguments)), arguments
+        assert not allows(compiled.new_constraint(), said(name, arguments)), arguments
 
 
 @EITHER
@@ -85,9 +85,9 @@ def test_json_is_spelled_as_the_format_spells_it(name: str) -> None:
     ):
         frame = chat.call_frame
         assert frame is not None
-        reply = frame.begin + frame.call("wide", parameter(key, text, "false")) + frame.end
-        ids = [*chat.tokenizer.encode_trusted(raw(reply)), chat.stop_ids[0]]
-        assert allows(compiled.start(), ids) == fits, text
+        reply = frame.begin + frame.call("wide", format_parameter(key, text, "false")) + frame.end
+        ids = [*chat.tokenizer.encode_trusted(restore_token_names(reply)), chat.stop_ids[0]]
+        assert allows(compiled.new_constraint(), ids) == fits, text
 
 
 def test_a_string_spells_tags_only_where_they_are_told_by_a_token() -> None:
@@ -95,12 +95,12 @@ def test_a_string_spells_tags_only_where_they_are_told_by_a_token() -> None:
         compiled = grammars(name).compile(
             calls(wide={"properties": {"text": {"type": "string"}, "what": {"const": "｜DSML｜"}}})
         )
-        assert allows(compiled.start(), said(name, {"text": "</｜DSML|parameter>"}))
+        assert allows(compiled.new_constraint(), said(name, {"text": "</｜DSML|parameter>"}))
         for arguments in ({"text": "a</｜DSML｜parameter>b"}, {"text": "｜DSML｜"}, {"what": "｜DSML｜"}):
             chat, ids = FORMATS[name], said(name, arguments)
             read = chat.parse(ids, "off", [Tool("wide")]).tool_calls
             exact = bool(read) and json.loads(read[0].arguments) == arguments
-            assert allows(compiled.start(), ids) == exact == ("text" not in name)
+            assert allows(compiled.new_constraint(), ids) == exact == ("text" not in name)
 
 
 @EITHER
@@ -114,9 +114,9 @@ def test_parameters_behind_references_and_alternatives_are_found(name: str) -> N
         {**args, "anyOf": [more, other]},
     ):  # fmt: skip
         compiled = grammars(name).compile(calls(wide=schema))
-        assert allows(compiled.start(), said(name, {"a": "x", "b": 1, "c": True}))
-        assert not allows(compiled.start(), said(name, {"b": 1, "c": True})), "a is required"
-        constraint = compiled.start()
+        assert allows(compiled.new_constraint(), said(name, {"a": "x", "b": 1, "c": True}))
+        assert not allows(compiled.new_constraint(), said(name, {"b": 1, "c": True})), "a is required"
+        constraint = compiled.new_constraint()
         assert not allows(constraint, said(name, {"a": "x"})) or "does not hold" in constraint.error
 
 
@@ -126,4 +126,4 @@ def test_arguments_that_cannot_be_are_refused_and_their_twin_runs(name: str) -> 
     with pytest.raises(DataError, match=r"the parameters of 'wide': .*no reply can match"):
         grammars(name).compile(calls(wide=poison))
     twin = {"required": ["b"], "properties": {"a": False}}
-    assert allows(grammars(name).compile(calls(wide=twin)).start(), said(name, {"b": [1]}))
+    assert allows(grammars(name).compile(calls(wide=twin)).new_constraint(), said(name, {"b": [1]}))

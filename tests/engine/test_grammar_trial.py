@@ -16,7 +16,7 @@ import pytest
 from rorqual.core.errors import DataError
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.grammar import compiler
-from rorqual.engine.grammar.compiler import Grammars
+from rorqual.engine.grammar.compiler import GrammarCompiler
 from rorqual.engine.grammar.queue import CompileQueue, CompileTask
 from rorqual.engine.request import Grammar
 
@@ -26,9 +26,9 @@ QUICK = Grammar("regex", "[a-c]+")
 
 
 @pytest.fixture
-def grammars() -> Iterator[Grammars]:
+def grammars() -> Iterator[GrammarCompiler]:
     tokenizer = Tokenizer.byte_level()
-    grammars = Grammars(tokenizer, tokenizer.vocab_size, [0])
+    grammars = GrammarCompiler(tokenizer, tokenizer.vocab_size, [0])
     yield grammars
     grammars.close()
 
@@ -56,7 +56,7 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_what_takes_too_long_is_refused_and_leaves_nothing(grammars: Grammars) -> None:
+def test_what_takes_too_long_is_refused_and_leaves_nothing(grammars: GrammarCompiler) -> None:
     grammars.compile(QUICK)
     before, threads = resident(), threading.active_count()
     for _ in range(2):
@@ -67,14 +67,14 @@ def test_what_takes_too_long_is_refused_and_leaves_nothing(grammars: Grammars) -
     assert resident() - before < 20 << 20
 
 
-def test_what_takes_too_much_memory_is_refused(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_takes_too_much_memory_is_refused(grammars: GrammarCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
     before = resident()
     with pytest.raises(DataError, match="48 MB of memory"):
         grammars.compile(Grammar("regex", "a{1000000}"))
     assert resident() - before < 48 << 20
 
 
-def test_another_tenant_compiles_meanwhile_and_a_cancelled_trial_is_killed(grammars: Grammars) -> None:
+def test_another_tenant_compiles_meanwhile_and_a_cancelled_trial_is_killed(grammars: GrammarCompiler) -> None:
     endless = [grammars.submit(ENDLESS, "a") for _ in range(4)]
     wait_for(1)  # and no second one of this tenant
     grammars.compile(Grammar("regex", "b+"), tenant="b")
@@ -87,14 +87,14 @@ def test_another_tenant_compiles_meanwhile_and_a_cancelled_trial_is_killed(gramm
     grammars.compile(Grammar("regex", "a+"), tenant="a")
 
 
-def test_a_tenant_does_not_get_the_grammar_of_another(grammars: Grammars) -> None:
+def test_a_tenant_does_not_get_the_grammar_of_another(grammars: GrammarCompiler) -> None:
     one = grammars.compile(QUICK, tenant="a")
     assert grammars.compile(QUICK, tenant="a") is one
     assert grammars.compile(QUICK, tenant="b") is not one
 
 
 def test_a_full_cache_evicts_the_oldest_grammar_of_the_largest_tenant(
-    grammars: Grammars, monkeypatch: pytest.MonkeyPatch
+    grammars: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiler, "CACHED", 3)
 
@@ -116,7 +116,7 @@ def test_a_full_cache_evicts_the_oldest_grammar_of_the_largest_tenant(
 def test_the_processes_end_with_the_engine() -> None:
     tokenizer = Tokenizer.byte_level()
     before = children(os.getpid())
-    grammars = Grammars(tokenizer, tokenizer.vocab_size, [0])
+    grammars = GrammarCompiler(tokenizer, tokenizer.vocab_size, [0])
     endless = grammars.submit(ENDLESS)
     wait_for(1)
     started = set(children(os.getpid())) - set(before)
@@ -126,7 +126,7 @@ def test_the_processes_end_with_the_engine() -> None:
     assert endless.exception(SECONDS) is not None
 
 
-def test_a_trial_process_that_dies_is_replaced(grammars: Grammars) -> None:
+def test_a_trial_process_that_dies_is_replaced(grammars: GrammarCompiler) -> None:
     before = set(children(os.getpid()))
     grammars.compile(QUICK)
     (process,) = set(children(os.getpid())) - before
@@ -136,7 +136,7 @@ def test_a_trial_process_that_dies_is_replaced(grammars: Grammars) -> None:
     assert grammars.compile(Grammar("regex", "b+"))
 
 
-def test_no_reference_of_a_schema_is_fetched(grammars: Grammars) -> None:
+def test_no_reference_of_a_schema_is_fetched(grammars: GrammarCompiler) -> None:
     asked = []
 
     class Web(http.server.BaseHTTPRequestHandler):

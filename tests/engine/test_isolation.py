@@ -17,7 +17,7 @@ from schedules import Wrong, differences
 from rorqual.data.chat import ChatFormat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Completion, Engine, Request, SamplingParams
-from rorqual.engine.weights import ROUNDING
+from rorqual.engine.weight_fingerprint import ROUNDING
 from rorqual.model import Decoder, build
 from rorqual.ops.paged import BLOCK
 from rorqual.ops.rope import Rope
@@ -110,7 +110,7 @@ def test_a_folder_filled_by_another_engine_is_a_miss(
     engine.close()
     model = make_model("mla", seed=1 if what == "weights" else 0)
     if what == "rounding":  # a later version of ours, which adds in another order
-        monkeypatch.setattr("rorqual.engine.weights.ROUNDING", ROUNDING + 1)
+        monkeypatch.setattr("rorqual.engine.weight_fingerprint.ROUNDING", ROUNDING + 1)
     if what == "type":
         model = model.to(torch.bfloat16)
     if what == "configuration":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rorqual.data.chat import ChatFormat
-from rorqual.data.chat.stops import Stops
+from rorqual.data.chat.stops import StopStringMatcher
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Completion, Engine, Request, SamplingParams
 from rorqual.engine.request import Grammar
@@ -52,8 +52,8 @@ def test_a_stream_shows_what_the_whole_does() -> None:
     for stops in (["aa"], ["ab", "xabc"], ["abc", "c"]):
         for text in ("aaaaaaa", "xabcabcxabxabcc", "cccabcab"):
             for unheard in range(len(text) + 1):
-                whole = Stops(stops, unheard).feed(text, last=True)
-                cutter = Stops(stops)
+                whole = StopStringMatcher(stops, unheard).feed(text, last=True)
+                cutter = StopStringMatcher(stops)
                 parts = [cutter.feed(letter, heard=place >= unheard) for place, letter in enumerate(text)]
                 assert "".join(parts) + cutter.feed("", last=True) == whole, (stops, text, unheard)
                 found = [

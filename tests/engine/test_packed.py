@@ -14,7 +14,7 @@ from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.ops.backends import TORCH, TORCH_INVARIANT
 from rorqual.ops.backends.reference import PreparedExperts
-from rorqual.ops.layout import prepack
+from rorqual.ops.prepacked import prepack
 
 STEPS = TORCH.fit(nn.Linear(1, 1), cache_shapes=(), threads=1).backend
 MLA = MLAConfig(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rorqual.engine.kv_cache.block_hash import extend, fingerprint_of, matchable, root
+from rorqual.engine.kv_cache.block_hash import fingerprint_of, hash_blocks, max_reusable_blocks, root_key
 
 SECRET = bytes(range(32))
 TOKENS = st.lists(st.integers(0, 3), max_size=24)
@@ -18,7 +18,7 @@ TENANT = st.text(st.characters(codec=None), max_size=8)  # lone surrogates inclu
 
 def chain(secret: bytes, fingerprint: bytes, tenant: str, tokens: Sequence[int], block: int) -> list[bytes]:
     """The keys of a prompt's full blocks."""
-    return extend(secret, root(secret, fingerprint, tenant, block), tokens, block)
+    return hash_blocks(secret, root_key(secret, fingerprint, tenant, block), tokens, block)
 
 
 def by_hand(secret: bytes, fingerprint: bytes, tenant: str, tokens: list[int], block: int) -> list[bytes]:
@@ -61,17 +61,17 @@ KEYS = st.lists(st.lists(st.binary(max_size=9), max_size=3), min_size=3, max_siz
 @given(KEYS, KEYS)
 def test_extra_keys_name_their_block_and_all_later_ones(one, two) -> None:
     """A block's own extra keys are among what it is hashed from, in one reading; those of earlier blocks through its parent."""
-    start, tokens = root(SECRET, b"f", "t", 2), [5, 6] * 3
-    keys, others = (extend(SECRET, start, tokens, 2, extra.__getitem__) for extra in (one, two))
+    start, tokens = root_key(SECRET, b"f", "t", 2), [5, 6] * 3
+    keys, others = (hash_blocks(SECRET, start, tokens, 2, extra.__getitem__) for extra in (one, two))
     for place in range(3):
         assert (keys[place] == others[place]) == (one[: place + 1] == two[: place + 1])
-    assert extend(SECRET, start, tokens, 2, [[], [], []].__getitem__) == chain(SECRET, b"f", "t", tokens, 2)
-    assert extend(SECRET, keys[0], tokens[2:], 2, one[1:].__getitem__) == keys[1:]
+    assert hash_blocks(SECRET, start, tokens, 2, [[], [], []].__getitem__) == chain(SECRET, b"f", "t", tokens, 2)
+    assert hash_blocks(SECRET, keys[0], tokens[2:], 2, one[1:].__getitem__) == keys[1:]
 
 
 @given(st.integers(0, 300), st.integers(1, 70))
 def test_one_token_at_least_remains_to_be_fed(length, block) -> None:
-    hits = matchable(length, block)
+    hits = max_reusable_blocks(length, block)
     assert hits >= 0 and (hits * block < length or length == 0 == hits)
     assert (hits + 1) * block >= length, "and no full block before it is left out"
 

@@ -15,9 +15,9 @@ from rorqual.model.adapter import LoRA
 from rorqual.model.adapter.lora import LoRALinear
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
-from rorqual.ops.backends.torch_invariant import CHOICES, TiledLinear, _is_invariant, products_of, rows_of
+from rorqual.ops.backends.torch_invariant import CHOICES, TiledLinear, _is_invariant, find_row_limits, products_of
 from rorqual.ops.paged import BLOCK
-from rorqual.ops.rows import WIDE, Rows
+from rorqual.ops.row_limits import WIDE, RowLimits
 
 
 def shapes(model: Decoder) -> list[tuple[int, int]]:
@@ -31,7 +31,7 @@ def test_heads_of_odd_widths_are_promised_nothing(head_dim: int, kept: bool) -> 
     attention = GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=head_dim)
     stage = Stage(layers=1, attention=attention, ffn=DenseConfig(intermediate_size=48))
     model = build(ModelConfig(vocab_size=264, hidden_size=32, stages=(stage,), max_position_embeddings=128), seed=1)
-    rows, found, _ = rows_of(model, shapes(model), 1)
+    rows, found, _ = find_row_limits(model, shapes(model), 1)
     assert found is kept and rows in CHOICES
 
 
@@ -71,7 +71,7 @@ def test_an_adapters_products_are_tried_and_what_is_promised_of_them_holds(
         if name.endswith("lora_B"):
             nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(len(name)))
     model = model.to(dtype)
-    rows, held, _ = rows_of(model, shapes(model), 1)
+    rows, held, _ = find_row_limits(model, shapes(model), 1)
     found = set(products_of(model, shapes(model)))
     assert {("map", 576, 192, dtype), ("map", 576, r, dtype), ("map", r, 192, dtype)} <= found
     assert held is all(_is_invariant(*product, rows, 1) for product in found)
@@ -115,13 +115,13 @@ def test_an_adapter_that_comes_and_goes_is_looked_at_anew(
     engine = Engine.of(model, tokenizer, chat, slots=4)
     assert engine.invariant
     looks: list[int] = []
-    found = rows_of(model, shapes(model), 1)
+    found = find_row_limits(model, shapes(model), 1)
 
-    def look(model: Decoder, shapes: list[tuple[int, int]], threads: int) -> tuple[Rows, bool, int]:
+    def look(model: Decoder, shapes: list[tuple[int, int]], threads: int) -> tuple[RowLimits, bool, int]:
         looks.append(sum(isinstance(module, LoRALinear) for module in model.modules()))
-        return (Rows(16, 16), False, 1) if looks[-1] else found
+        return (RowLimits(16, 16), False, 1) if looks[-1] else found
 
-    monkeypatch.setattr("rorqual.ops.backends.torch_invariant.rows_of", look)
+    monkeypatch.setattr("rorqual.ops.backends.torch_invariant.find_row_limits", look)
     engine.generate([(3, 4, 5)], SamplingParams(max_tokens=2))
     with torch.no_grad():
         model.embed_tokens.weight.mul_(1.0)
@@ -130,4 +130,4 @@ def test_an_adapter_that_comes_and_goes_is_looked_at_anew(
     LoRA(r=4).attach(model, seed=0)
     engine.generate([(3, 4, 5)], SamplingParams(max_tokens=2))
     assert looks == [0, 21] and not engine.invariant
-    assert {core.runner.backend.rows for core in engine._cores} == {Rows(16, 16)}
+    assert {core.runner.backend.rows for core in engine._cores} == {RowLimits(16, 16)}

@@ -23,7 +23,7 @@ class Till(BudgetGuard):
     def __init__(self, most: int = 10**6) -> None:
         self.most, self.events, self._lock = most, list[tuple[str, int]](), threading.Lock()
 
-    def enter(self, place: int) -> bool:
+    def may_send(self, place: int) -> bool:
         with self._lock:
             self.most -= 1
             self.events.append(("enter", place) if self.most >= 0 else ("turned away", place))
@@ -32,10 +32,10 @@ class Till(BudgetGuard):
     def count_unbilled_attempt(self, place: int) -> None:
         self.events.append(("refused", place))
 
-    def used(self, place: int, usage: Mapping[str, int]) -> None:
+    def charge_failed_attempt(self, place: int, usage: Mapping[str, int]) -> None:
         self.events.append((f"used {sum(usage.values())}", place))
 
-    def left(self, place: int) -> None:
+    def settle_request(self, place: int) -> None:
         self.events.append(("left", place))
 
 
@@ -63,7 +63,7 @@ def test_each_answer_is_handed_over_on_arrival_one_at_a_time(server: Server) -> 
         if len(came) == 5:
             slow.set()  # the first question is answered only after all others were handed over
 
-    assert remote(server, concurrency=3).collect(questions(6), arrived)
+    assert remote(server, concurrency=3).collect_completions(questions(6), arrived)
     assert sorted(came) == [(i, f"q{i}") for i in range(6)] and came[-1][0] == 0
 
 
@@ -92,7 +92,7 @@ def test_nothing_is_sent_once_the_receiver_has_raised(server: Server) -> None:
     threading.settrace(slowed)
     try:
         with pytest.raises(RemoteError):
-            remote(server, concurrency=4).collect(questions(40), lambda *_: None, refused=refused)
+            remote(server, concurrency=4).collect_completions(questions(40), lambda *_: None, refused=refused)
     finally:
         threading.settrace(None)  # type: ignore[arg-type]
     assert len(server.bodies) == 8
@@ -101,12 +101,12 @@ def test_nothing_is_sent_once_the_receiver_has_raised(server: Server) -> None:
 def test_the_toll_is_asked_before_each_try_and_told_of_each_refusal(server: Server) -> None:
     server.answer = lambda body, number: fault(429) if number < 2 else reply("x")
     till, came = Till(), list[int]()
-    assert remote(server, retries=3).collect(questions(1), lambda place, _: came.append(place), till)
+    assert remote(server, retries=3).collect_completions(questions(1), lambda place, _: came.append(place), till)
     assert till.events == [("enter", 0), ("refused", 0), ("enter", 0), ("refused", 0), ("enter", 0), ("left", 0)]
     server.answer = lambda *_: (200, b'{"choices"', {})
     till = Till()
     with pytest.raises(RemoteError, match=r"broke off after 10 bytes \(tried 2 times\)"):
-        remote(server, retries=1).collect(questions(1), lambda *_: None, till)
+        remote(server, retries=1).collect_completions(questions(1), lambda *_: None, till)
     assert till.events == [("enter", 0), ("enter", 0), ("left", 0)], "half an answer may have been billed"
 
 
@@ -116,7 +116,7 @@ def test_an_error_that_may_come_after_work_is_no_refusal(server: Server, status:
     server.answer = lambda *_: fault(status)
     till = Till()
     with pytest.raises(RemoteError):
-        remote(server, retries=0).collect(questions(1), lambda *_: None, till)
+        remote(server, retries=0).collect_completions(questions(1), lambda *_: None, till)
     assert till.events == [("enter", 0), *[("refused", 0)] * free, ("left", 0)]
 
 
@@ -126,7 +126,7 @@ def test_nobody_there_bills_nothing() -> None:
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     till = Till()
     with pytest.raises(RemoteError, match="refused") as caught:
-        RemoteEngine(url, "m", retries=1, backoff=0.01).collect(
+        RemoteEngine(url, "m", retries=1, backoff=0.01).collect_completions(
             questions(1), lambda *_: None, till, failed=lambda *_: None
         )
     assert not caught.value.alone
@@ -153,7 +153,9 @@ def test_a_request_that_fails_by_itself_is_told_and_the_others_go_on(server: Ser
     server.answer = lambda body, number: answer if "q1" in body["messages"][-1]["content"] else reply("fine")
     came, errors, till = list[int](), dict[int, RemoteError](), Till()
     engine = remote(server, retries=2, concurrency=1)
-    assert engine.collect(questions(4), lambda place, _: came.append(place), till, failed=errors.__setitem__)
+    assert engine.collect_completions(
+        questions(4), lambda place, _: came.append(place), till, failed=errors.__setitem__
+    )
     assert came == [0, 2, 3] and list(errors) == [1] and errors[1].alone and len(server.bodies) == 3 + tries
     assert re.search(said, errors[1].what)
     assert [event for event in till.events if event[0].startswith("used ")] == {
@@ -161,14 +163,16 @@ def test_a_request_that_fails_by_itself_is_told_and_the_others_go_on(server: Ser
         "HTML": [("used 0", 1)] * 3,
     }.get(name, [])
     with pytest.raises(RemoteError, match=said):
-        remote(server, retries=2, concurrency=1).collect(questions(4), lambda *_: None)
+        remote(server, retries=2, concurrency=1).collect_completions(questions(4), lambda *_: None)
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 429])
 def test_what_every_request_would_meet_stops_all(server: Server, status: int) -> None:
     server.answer = lambda *_: fault(status)
     with pytest.raises(RemoteError, match=f"HTTP {status}"):
-        remote(server, retries=1).collect(questions(9), lambda *_: None, failed=lambda *_: pytest.fail("it goes on"))
+        remote(server, retries=1).collect_completions(
+            questions(9), lambda *_: None, failed=lambda *_: pytest.fail("it goes on")
+        )
 
 
 @pytest.mark.parametrize("alone", [True, False])
@@ -184,7 +188,7 @@ def test_the_first_may_go_alone(server: Server, alone: bool) -> None:
         return reply("x", finish="length" if others.is_set() else "stop")
 
     server.answer, came = answer, dict[int, Completion]()
-    assert remote(server, concurrency=4).collect(questions(6), came.__setitem__, first_alone=alone)
+    assert remote(server, concurrency=4).collect_completions(questions(6), came.__setitem__, first_alone=alone)
     assert len(came) == 6 and [one.finish_reason == "stop" for one in came.values()].count(True) == alone
 
 
@@ -199,6 +203,6 @@ def test_the_name_of_the_model_that_answered(server: Server, said: Any, name: st
 def test_no_more_is_sent_than_the_toll_lets_through(server: Server, concurrency: int) -> None:
     till, came = Till(7), list[int]()
     engine = remote(server, concurrency=concurrency)
-    assert not engine.collect(questions(20), lambda place, _: came.append(place), till)
+    assert not engine.collect_completions(questions(20), lambda place, _: came.append(place), till)
     assert len(server.bodies) == len(came) == 7
-    assert engine.collect(questions(20), lambda place, _: came.append(place), Till(20))
+    assert engine.collect_completions(questions(20), lambda place, _: came.append(place), Till(20))

@@ -14,7 +14,7 @@ from rorqual.core.errors import NumericsError
 from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Completion, Engine, Request, SamplingParams
-from rorqual.engine.rollout_engine import TRIES, InlineRolloutEngine, RolloutEngine, gather
+from rorqual.engine.rollout_engine import TRIES, InlineRolloutEngine, RolloutEngine, gather_completions
 from rorqual.model import Decoder
 
 REQUESTS = [
@@ -91,9 +91,9 @@ def test_a_finished_sample_arrives_while_the_engine_works_on_others_and_closing_
 def test_what_is_lost_half_way_is_asked_for_again_and_is_the_same(
     inline: InlineRolloutEngine, lost: set[tuple[int, int]]
 ) -> None:
-    whole = gather(inline, REQUESTS, version=5)
+    whole = gather_completions(inline, REQUESTS, version=5)
     engine = Faulty(inline, lost, {(0, 0)})
-    rows = gather(engine, REQUESTS, version=5)
+    rows = gather_completions(engine, REQUESTS, version=5)
     assert [len(row) for row in rows] == [1, 3, 2]
     for row, expected in zip(rows, whole, strict=True):
         assert all(same(*pair) for pair in zip(row, expected, strict=True))
@@ -103,7 +103,7 @@ def test_what_is_lost_half_way_is_asked_for_again_and_is_the_same(
 def test_an_engine_that_always_loses_the_same_is_given_up(inline: InlineRolloutEngine) -> None:
     engine = Faulty(inline, {(1, 0)}, *[{(0, 0)}] * TRIES)
     with pytest.raises(NumericsError, match=rf"1 of 6 samples are missing after {TRIES} attempts"):
-        gather(engine, REQUESTS, version=5)
+        gather_completions(engine, REQUESTS, version=5)
     assert len(engine.calls) == TRIES
 
 
@@ -124,16 +124,16 @@ def test_samples_of_newer_weights_and_of_too_old_ones_are_refused(
     engine = Faulty(inline, policy_version=had)
     if refused:
         with pytest.raises(NumericsError, match=refused):
-            gather(engine, REQUESTS, version=5, max_age=max_age)
+            gather_completions(engine, REQUESTS, version=5, max_age=max_age)
     else:
-        rows = gather(engine, REQUESTS, version=5, max_age=max_age)
+        rows = gather_completions(engine, REQUESTS, version=5, max_age=max_age)
         assert {one.policy_version for row in rows for one in row} == {had}
 
 
 def test_a_sample_that_nobody_asked_for_is_refused(inline: InlineRolloutEngine) -> None:
     for change in ({"request": 3}, {"sample": 3}):
         with pytest.raises(NumericsError, match="which was not requested"):
-            gather(Faulty(inline, **change), REQUESTS, version=5)
+            gather_completions(Faulty(inline, **change), REQUESTS, version=5)
 
 
 def test_an_update_names_the_trained_tensors_anew_and_copies_others(model: Decoder) -> None:
@@ -142,14 +142,14 @@ def test_an_update_names_the_trained_tensors_anew_and_copies_others(model: Decod
     with torch.no_grad():
         other.embed_tokens.weight.mul_(-1.5)
     engine = InlineRolloutEngine(Engine.of(mine, tokenizer, chat_format(tokenizer, "deepseek")))
-    before = gather(engine, REQUESTS, version=0)
+    before = gather_completions(engine, REQUESTS, version=0)
     engine.update(mine, 1)
     assert engine.version == 1 and engine.engine.model is mine
-    assert [[one.token_ids for one in row] for row in gather(engine, REQUESTS, version=1)] == [
+    assert [[one.token_ids for one in row] for row in gather_completions(engine, REQUESTS, version=1)] == [
         [one.token_ids for one in row] for row in before
     ]
     engine.update(other, 2)
-    after = gather(engine, REQUESTS, version=2)
+    after = gather_completions(engine, REQUESTS, version=2)
     assert torch.equal(mine.embed_tokens.weight, other.embed_tokens.weight) and mine is engine.engine.model
     assert after[1][0].token_ids != before[1][0].token_ids
 

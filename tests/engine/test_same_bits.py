@@ -20,7 +20,7 @@ from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.ops.paged import BLOCK
-from rorqual.ops.rows import Rows
+from rorqual.ops.row_limits import RowLimits
 
 
 @pytest.fixture(scope="module", params=TESTED, ids="-".join)
@@ -96,8 +96,8 @@ def test_rows_in_tiles_change_no_bit(
     models: dict[str, Decoder], kind: str, pack: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What wide layers of bf16 need on processors with AMX, on any: here everything of 16 columns or more is wide."""
-    monkeypatch.setattr("rorqual.ops.rows.WIDE", 16)
-    monkeypatch.setattr("rorqual.ops.backends.torch_invariant.rows_of", lambda *_: (Rows(16, 16), True, 1))
+    monkeypatch.setattr("rorqual.ops.row_limits.WIDE", 16)
+    monkeypatch.setattr("rorqual.ops.backends.torch_invariant.find_row_limits", lambda *_: (RowLimits(16, 16), True, 1))
     cut: list[int] = []
     whole = torch.Tensor.split
     monkeypatch.setattr(torch.Tensor, "split", lambda x, size, dim=0: cut.append(1) or whole(x, size, dim))

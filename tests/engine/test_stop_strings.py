@@ -29,7 +29,7 @@ def test_a_stop_string_stops_however_its_tokens_split_it(
     request = Request(
         params=SamplingParams(max_tokens=900, stop=stops), prompt_ids=tuple(tokenizer.encode("hi " + STOP))
     )
-    (sample,) = desk.sequences(0, desk.job(request, "x"))
+    (sample,) = desk.sequences(0, desk.validate_request(request, "x"))
     assert sample.halts is not None
     ids = tokenizer.encode(STOP)
     assert len(ids) > 3

@@ -14,8 +14,8 @@ from rorqual.core.records import Message
 from rorqual.data.chat import ChatFormat, chat_format
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Completion, Engine, Request, SamplingParams
-from rorqual.engine.grammar.compiler import Grammars
-from rorqual.engine.grammar.constraint import ConstraintAfterThinking, Thought, Unconstrained
+from rorqual.engine.grammar.compiler import GrammarCompiler
+from rorqual.engine.grammar.constraint import ConstraintAfterThinking, ReasoningFormat, Unconstrained
 from rorqual.engine.request import Grammar
 
 ASKED = (Message("user", "2+2?"),)
@@ -100,9 +100,9 @@ def test_a_tag_of_several_tokens_is_written_whole(chat: ChatFormat, tokenizer: T
     """A tokenizer without the token. The tag is written whole, even behind a beginning of it."""
     ids = [first for letter in "</think>" for first in tokenizer.encode(letter)]
     assert len(ids) == 8
-    lexicon = Grammars(tokenizer, tokenizer.vocab_size, chat.stop_ids).lexicon
+    lexicon = GrammarCompiler(tokenizer, tokenizer.vocab_size, chat.stop_ids).vocabulary_masks
     constraint = ConstraintAfterThinking(
-        Unconstrained(), Thought(end_text="</think>", budget=7, closing_ids=ids, may_stop=True), lexicon
+        Unconstrained(), ReasoningFormat(end_text="</think>", budget=7, closing_ids=ids, may_stop=True), lexicon
     )
     said = [first for letter in beginning.ljust(7, "x") for first in tokenizer.encode(letter)]
     for token in said:

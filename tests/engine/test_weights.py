@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rorqual.data.chat import ChatFormat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Completion, Engine, Request, SamplingParams
-from rorqual.engine.weights import fingerprint
+from rorqual.engine.weight_fingerprint import fingerprint
 from rorqual.model import Decoder
 from rorqual.model.adapter import LoRA
 
@@ -48,7 +48,7 @@ SEEN: dict[str, Callable[[Decoder], Any]] = {
     "load_state_dict": lambda m: m.load_state_dict({n: t * 1.5 for n, t in m.state_dict().items()}),
     "another parameter": lambda m: setattr(m.layers[1].attention.o_proj, "weight", nn.Parameter(some(m) * 1.5)),
     "other .data": lambda m: setattr(some(m), "data", some(m).detach() * 1.5),
-    "a router's bias": lambda m: m.routers()[0].router.e_score_correction_bias.mul_(-1),
+    "a router's bias": lambda m: m.routing_ffns()[0].router.e_score_correction_bias.mul_(-1),
     "an adapter": adapted,
 }
 """Changes that the engine sees itself."""

@@ -19,8 +19,15 @@ from rorqual.engine.seeds import sample_seed
 from rorqual.evals.evaluating import CHECK, evaluate, pick_problems, with_problem_seed
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.stats import wilson
-from rorqual.evals.verify import question, with_verifier_scores, write_training_rows
-from rorqual.evals.votes import best_scored, refine_results, rule_results, samples_until, stop_rule, weighted_majority
+from rorqual.evals.trained_verifier import verifier_prompt, with_verifier_scores, write_training_rows
+from rorqual.evals.votes import (
+    best_scored_accuracy,
+    refine_results,
+    rule_results,
+    samples_until,
+    stop_rule,
+    weighted_majority_accuracy,
+)
 from rorqual.recipes import make_run
 from rorqual.tasks.find import load_task
 from rorqual.tasks.task import Problem, Split, Task, Verdict
@@ -183,16 +190,16 @@ def test_a_verifier_is_trained_on_graded_replies(graded: Evaluation, tmp_path: P
     ]
     for sample, row in zip(known, rows, strict=True):
         asked = row["messages"][0]["content"]
-        assert asked == question(sample) and asked.startswith(sample.prompt) and sample.reply.strip() in asked
+        assert asked == verifier_prompt(sample) and asked.startswith(sample.prompt) and sample.reply.strip() in asked
     thought = known[0].model_copy(update={"reasoning": " 2+2 = 4 ", "reply": "4"})
-    assert question(thought) == f"{thought.prompt}\n2+2 = 4\n4\nRight?"
+    assert verifier_prompt(thought) == f"{thought.prompt}\n2+2 = 4\n4\nRight?"
 
 
 def test_scores_are_the_log_odds_of_yes(graded: Evaluation, verifier: Engine) -> None:
     found = with_verifier_scores(graded, verifier)
     yes, no = (verifier.tokenizer.encode(word)[0] for word in ("yes", "no"))
     for sample in found.samples[:8]:
-        prompt = verifier.chat.prompt((Message("user", question(sample)),), "off")
+        prompt = verifier.chat.prompt((Message("user", verifier_prompt(sample)),), "off")
         with torch.no_grad():
             hidden = verifier.model(torch.tensor([prompt])).hidden[0, -1]
             logprobs = verifier.model.logits(hidden[None])[0].log_softmax(-1)
@@ -208,23 +215,29 @@ def test_rows_of_a_verifier_choose_by_score(graded: Evaluation, verifier: Engine
     found = with_verifier_scores(graded, verifier)
     rows = {(row.rule, row.samples): row for row in rule_results(found)}
     groups = [[s for s in found.samples if s.key == key] for key in found.keys]
-    for name, rule in (("best by verifier", best_scored), ("majority weighted by verifier", weighted_majority)):
+    for name, rule in (
+        ("best by verifier", best_scored_accuracy),
+        ("majority weighted by verifier", weighted_majority_accuracy),
+    ):
         values = [value for group in groups if (value := rule(group)) is not None]
         assert rows[name, 6].accuracy == pytest.approx(sum(values) / len(values))
         assert rows[name, 6].interval == wilson(sum(values), len(values))
     assert not any("verifier" in row.rule for row in rule_results(graded))
     one, two = (graded.samples[0].model_copy(update={"score": s, "answered": a, "verdict": v}) for s, a, v in
                 ((2.0, "a", Verdict.RIGHT), (-2.0, "b", Verdict.WRONG)))  # fmt: skip
-    assert best_scored([two, one]) == best_scored([one, two]) == 1
-    assert weighted_majority([two, one, two]) == 1, "0.88 against 2 * 0.12"
-    assert weighted_majority([two] * 8 + [one]) == 0, "0.88 against 8 * 0.12"
+    assert best_scored_accuracy([two, one]) == best_scored_accuracy([one, two]) == 1
+    assert weighted_majority_accuracy([two, one, two]) == 1, "0.88 against 2 * 0.12"
+    assert weighted_majority_accuracy([two] * 8 + [one]) == 0, "0.88 against 8 * 0.12"
     even = two.model_copy(update={"score": 2.0})
-    assert best_scored([one, even]) == 0.5, "equal scores count by their mean"
-    assert best_scored([one.model_copy(update={"score": None}), two]) == 0, "a score of -2 is better than none"
+    assert best_scored_accuracy([one, even]) == 0.5, "equal scores count by their mean"
+    assert best_scored_accuracy([one.model_copy(update={"score": None}), two]) == 0, "a score of -2 is better than none"
     wide = [one.model_copy(update={"score": -2000.0}), two.model_copy(update={"score": -1999.0})]
-    assert best_scored(wide) == 0 and weighted_majority(wide) == 0.5, "both probabilities are 0"
-    assert weighted_majority([one, even]) == 0.5, "equal weights count by their mean"
-    assert weighted_majority([one.model_copy(update={"score": None}), two.model_copy(update={"score": None})]) == 0.5
+    assert best_scored_accuracy(wide) == 0 and weighted_majority_accuracy(wide) == 0.5, "both probabilities are 0"
+    assert weighted_majority_accuracy([one, even]) == 0.5, "equal weights count by their mean"
+    assert (
+        weighted_majority_accuracy([one.model_copy(update={"score": None}), two.model_copy(update={"score": None})])
+        == 0.5
+    )
 
 
 def test_a_model_that_is_no_verifier_is_refused(graded: Evaluation, engine: Engine, verifier: Engine) -> None:

@@ -8,29 +8,29 @@ import re
 import pytest
 from sparse_model import BYTES, model_of
 
-from rorqual.evals.attention_page import FULL, attention_page, characters, colour_by_weight
-from rorqual.evals.missed import LowestQuery
-from rorqual.evals.missed_report import MissedReport, Named, measure_report
+from rorqual.evals.attention_page import FULL, attention_page, colour_by_weight, token_groups_of_characters
+from rorqual.evals.sparse_attention_misses import LeastCoveredQuery
+from rorqual.evals.sparse_attention_report import NamedText, SparseAttentionReport, measure_sparse_attention
 
 NASTY = "<script>alert(1)</script><img src=http://example.invalid/x.png> "
 
 
 @pytest.fixture(scope="module")
-def report() -> MissedReport:
-    texts = [Named(f"{NASTY}.txt", NASTY * 5), Named("海.txt", "海上的灯塔，浪从西边来。" * 20)]
+def report() -> SparseAttentionReport:
+    texts = [NamedText(f"{NASTY}.txt", NASTY * 5), NamedText("海.txt", "海上的灯塔，浪从西边来。" * 20)]
     settings = {"name": "runs/m", "length": 120, "windows": 1, "budgets": (6, 40)}
-    return measure_report(model_of(12, vocab=263), BYTES, texts, ["needle", "copy"], **settings)  # type: ignore[arg-type]
+    return measure_sparse_attention(model_of(12, vocab=263), BYTES, texts, ["needle", "copy"], **settings)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
-def page(report: MissedReport) -> str:
+def page(report: SparseAttentionReport) -> str:
     return attention_page(report, BYTES)
 
 
-def query_of(text: str, weights: dict[int, float], selected: set[int], missed: set[int]) -> LowestQuery:
+def query_of(text: str, weights: dict[int, float], selected: set[int], missed: set[int]) -> LeastCoveredQuery:
     tokens = tuple(BYTES.encode(text))
     values = tuple(weights.get(position, 0.0) for position in range(len(tokens)))
-    return LowestQuery(0, 0, 0.1, tokens, values, tuple(sorted(selected)), tuple(sorted(missed)))
+    return LeastCoveredQuery(0, 0, 0.1, tokens, values, tuple(sorted(selected)), tuple(sorted(missed)))
 
 
 def test_a_passage_shows_weight_selection_and_what_was_missed() -> None:
@@ -48,21 +48,21 @@ def test_the_bytes_of_a_character_are_joined_and_their_weights_added() -> None:
     parts = colour_by_weight(query_of("x海y", {1: 0.1, 2: 0.2, 3: 0.1, 4: 0.4}, {0, 4}, {2}), BYTES)
     assert parts[1] == ("海", "n m", round(100 * FULL), "40.00%")
     broken = (*BYTES.encode("海")[:2], *BYTES.encode("a"), 300, *BYTES.encode("é")[:1])
-    found = list(characters(broken, BYTES))
+    found = list(token_groups_of_characters(broken, BYTES))
     assert [position for positions, _ in found for position in positions] == list(range(len(broken)))
     assert "a" in found[0][1] and found[-1][1] == "\ufffd"
 
 
-def test_the_page_needs_nothing_but_itself_and_shows_each_text(page: str, report: MissedReport) -> None:
+def test_the_page_needs_nothing_but_itself_and_shows_each_text(page: str, report: SparseAttentionReport) -> None:
     assert "<script" not in page and "url(" not in page
     assert all(url.startswith("data:") for url in re.findall(r'<[^>]*?(?:src|srcset|href)="([^"]*)"', page))
     assert page.count("&lt;script&gt;") >= 2 and page.count("<picture>") == 1
     passages = re.findall(r'<pre class="marks">(.*?)</pre>', page, re.DOTALL)
-    queries = sorted((text.at(12).lowest for text in report.texts), key=lambda query: query.mass)
+    queries = sorted((text.misses_at_budget(12).lowest for text in report.texts), key=lambda query: query.mass)
     assert len(passages) == 2
     for passage, query in zip(passages, queries, strict=True):
         assert html.unescape(re.sub("<[^>]*>", "", passage)) == "".join(
-            text for _, text in characters(query.tokens, BYTES)
+            text for _, text in token_groups_of_characters(query.tokens, BYTES)
         )
     ascii_only = next(place for place, passage in enumerate(passages) if "海" not in passage)
     marks = re.findall(r'class="([snmq ]+)"', passages[ascii_only])

@@ -165,7 +165,7 @@ def test_a_task_without_a_train_split_has_no_baseline() -> None:
             return super().problems(split, seed)
 
     found = evaluate(Says("1"), Held(by_luck), count=5)
-    assert found.baselines == {} and isnan(found.rows("all")[0].best[1]) and " -  " in table(found)
+    assert found.baselines == {} and isnan(found.rows("all")[0].best_baseline[1]) and " -  " in table(found)
 
 
 def test_guesses_are_graded_as_replies_are() -> None:
@@ -194,7 +194,7 @@ def test_an_evaluation_measures_with_its_seed_and_names_the_best_baseline() -> N
     assert found.baselines == baselines(task, pick_problems(task, "test", 40, 3, False), 3)
     assert ("train", 3) in task.asked
     (row,) = found.rows("all")
-    assert row.best == ("length", 1.0) and "100.0 (length)" in table(found) and "chance" not in table(found)
+    assert row.best_baseline == ("length", 1.0) and "100.0 (length)" in table(found) and "chance" not in table(found)
 
 
 class Counted(Families):

@@ -12,7 +12,7 @@ import pytest
 
 from rorqual.core.errors import ConfigError, DataError, RorqualError
 from rorqual.engine.request import SamplingParams
-from rorqual.evals.calibration import CascadeRule, read_rule
+from rorqual.evals.calibration import CascadeRule, read_cascade_rule
 from rorqual.evals.cascade import Cascade, calibrate, signal_of
 from rorqual.evals.cascade_page import cascade_page, cascade_table, cost_chart
 from rorqual.evals.evaluation import Evaluation, GradedSample
@@ -140,7 +140,7 @@ def test_a_servers_rule_is_read_from_the_file_and_a_bad_file_is_named(tmp_path: 
     one.save(tmp_path / "c.json")
     text = (tmp_path / "c.json").read_text(encoding="utf-8")
     assert Cascade.model_validate_json(text) == one
-    assert read_rule(tmp_path / "c.json") == CascadeRule(
+    assert read_cascade_rule(tmp_path / "c.json") == CascadeRule(
         student="small",
         teacher="large",
         fingerprints=("ab", "cd"),
@@ -149,7 +149,7 @@ def test_a_servers_rule_is_read_from_the_file_and_a_bad_file_is_named(tmp_path: 
         sure=one.sure,
     )
     with pytest.raises(DataError, match=r"none.json: the file does not exist"):
-        read_rule(tmp_path / "none.json")
+        read_cascade_rule(tmp_path / "none.json")
     bad = {
         "torn": ("{", "the file is not valid JSON"),
         "list": ("[]", "the file is not the result of a cascade"),
@@ -159,13 +159,13 @@ def test_a_servers_rule_is_read_from_the_file_and_a_bad_file_is_named(tmp_path: 
     for name, (content, what) in bad.items():
         (tmp_path / f"{name}.json").write_text(content, encoding="utf-8")
         with pytest.raises(RorqualError, match=f"{name}.json: {what}"):
-            read_rule(tmp_path / f"{name}.json")
+            read_cascade_rule(tmp_path / f"{name}.json")
 
 
 def test_table_and_page_show_the_points() -> None:
     for flops in ((2.0, 10.0), None):
         one = cascade(0.7, flops)
-        text, page, chosen = cascade_table(one), cascade_page(one), one.point_at()
+        text, page, chosen = cascade_table(one), cascade_page(one), one.result_at_threshold()
         for cell in (f"{100 * chosen.asked:.1f}", f"{100 * chosen.accuracy:.1f}", f"{chosen.tokens:.1f}"):
             assert cell in text and cell in page
         assert "sure=0.7" in text and page.count("<figure") == 1
@@ -184,13 +184,13 @@ def test_failed_and_truncated_replies_go_to_the_teacher_and_ungraded_ones_are_co
     }
     samples = [s.model_copy(update=changed.get(s.key, {})) for s in one.student.samples]
     bad = one.model_copy(update={"student": one.student.model_copy(update={"samples": tuple(samples)})})
-    lowest = bad.choices()[:2]
+    lowest = bad.problems_by_confidence()[:2]
     assert {c.key for c in lowest} == {"p3", "p4"} and {c.confidence for c in lowest} == {0.0} and bad.ungraded == 0
     [failed] = [c for c in lowest if c.key == "p3"]
     assert failed.student == 0
     lost = [s.model_copy(update={"verdict": Verdict.UNGRADED}) if s.key == "p5" else s for s in one.teacher.samples]
     fewer = one.model_copy(update={"teacher": one.teacher.model_copy(update={"samples": tuple(lost)})})
-    assert fewer.ungraded == 1 and len(fewer.choices()) == 59
+    assert fewer.ungraded == 1 and len(fewer.problems_by_confidence()) == 59
     for text in (cascade_table(fewer), cascade_page(fewer)):
         assert "1 of 60 problems are left out" in text
     assert "left out" not in cascade_table(one)
@@ -204,7 +204,7 @@ def test_of_equal_confidences_none_is_first() -> None:
     one = cascade()
     equal = [s.model_copy(update={"logprob": -1.0 if i < 20 else -0.1}) for i, s in enumerate(one.student.samples)]
     tied = one.model_copy(update={"student": one.student.model_copy(update={"samples": tuple(equal)})})
-    curve, choices = tied.curve(), tied.choices()
+    curve, choices = tied.curve(), tied.problems_by_confidence()
     low = choices[:20]
     assert len({c.confidence for c in low}) == 1
     gain = sum(c.teacher - c.student for c in low)

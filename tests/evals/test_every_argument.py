@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 import torch
 
-from rorqual.core.parts import TextPart
+from rorqual.core.content_parts import TextPart
 from rorqual.core.records import Message
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.engine.embeds import Embeds
 from rorqual.engine.request import Completion, Grammar, Request, SamplingParams
-from rorqual.evals.answer_cache import AnswerCache, _name
+from rorqual.evals.answer_cache import AnswerCache, _cache_key
 from rorqual.evals.baselines import baselines
 from rorqual.evals.compare import Comparison, compare, did_think, is_right
 from rorqual.evals.evaluating import evaluate, pick_problems, with_problem_seed
-from rorqual.evals.evaluation import Evaluation, GradedSample, Row
+from rorqual.evals.evaluation import Evaluation, EvaluationRow, GradedSample
 from rorqual.evals.perplexity import TextLoss, text_loss
 from rorqual.evals.stats import (
     Difference,
@@ -32,7 +32,7 @@ from rorqual.evals.stats import (
     mcnemar,
     wilson,
 )
-from rorqual.evals.table import comparison_table, reading_note, table
+from rorqual.evals.table import comparison_table, table, unmarked_replies_note
 from rorqual.model.decoder import Decoder
 from rorqual.model.init import build
 from rorqual.recipes.models import v3_like
@@ -255,10 +255,12 @@ def test_a_row_has_each_of_its_figures() -> None:
         "truncated": 3,
     }
     found = of(MIXED, baselines=rules)
-    assert {f.name for f in fields(Row)} == expected.keys()
+    assert {f.name for f in fields(EvaluationRow)} == expected.keys()
     assert vars(found.rows("level", 0.8)[0]) == expected
     assert [row.baselines["rule"] for row in (found.rows("family")[0], found.rows("all")[0])] == [0.3, 0.1]
-    assert found.rows("family")[1].best[0] == "" and of(MIXED[1:2], baselines=rules).rows("family")[0].best == (
+    assert found.rows("family")[1].best_baseline[0] == "" and of(MIXED[1:2], baselines=rules).rows("family")[
+        0
+    ].best_baseline == (
         "rule",
         0.3,
     )
@@ -266,8 +268,8 @@ def test_a_row_has_each_of_its_figures() -> None:
 
 def test_the_readings_of_older_files_are_unknown() -> None:
     [row] = of(MIXED[4:5]).rows("all")
-    assert math.isnan(row.unmarked) and math.isnan(row.last) and reading_note({"old": of(MIXED[4:5])}) == ""
-    note = reading_note({"old": of(MIXED[4:5]), "new": of(MIXED[:5])})
+    assert math.isnan(row.unmarked) and math.isnan(row.last) and unmarked_replies_note({"old": of(MIXED[4:5])}) == ""
+    note = unmarked_replies_note({"old": of(MIXED[4:5]), "new": of(MIXED[:5])})
     assert "without a marked answer: old - %, new 25.0 %" in note and note.endswith("reply: old - %, new 66.7 %.")
 
 
@@ -456,9 +458,9 @@ def test_another_question_is_not_answered_from_what_is_kept(other: Request, tmp_
 
 def test_a_question_of_today_is_found_tomorrow() -> None:
     """What was paid for is found by its digest: another one would ask it all again."""
-    assert _name(PLAIN, 0) == "0a06270eb30d32a2ad3b5e5ccfdb07b4fc21f4b929f3ae4eaa48a5ffb6222208"
+    assert _cache_key(PLAIN, 0) == "0a06270eb30d32a2ad3b5e5ccfdb07b4fc21f4b929f3ae4eaa48a5ffb6222208"
     embeds = [replace(PLAIN, embeds=Embeds([[1.0, number]], (0,))) for number in (1.0, 2.0, 1.0)]
-    first, second, again = (_name(one, 0) for one in embeds)
+    first, second, again = (_cache_key(one, 0) for one in embeds)
     assert first == again != second
     asked = [
         PLAIN.messages[0].content,
@@ -466,9 +468,9 @@ def test_a_question_of_today_is_found_tomorrow() -> None:
         [TextPart(text="hi"), TextPart(text="")],
         [TextPart(text="ho")],
     ]
-    assert len({_name(replace(PLAIN, messages=(Message("user", content),)), 0) for content in asked}) == 4
+    assert len({_cache_key(replace(PLAIN, messages=(Message("user", content),)), 0) for content in asked}) == 4
     parts = replace(PLAIN, messages=(Message("user", asked[1]),))
-    assert _name(parts, 0) == _name(replace(parts, messages=(Message("user", (TextPart(text="hi"),)),)), 0)
+    assert _cache_key(parts, 0) == _cache_key(replace(parts, messages=(Message("user", (TextPart(text="hi"),)),)), 0)
 
 
 def test_no_field_of_a_question_is_forgotten_here() -> None:

@@ -9,7 +9,7 @@ from sparse_model import BUDGET, VOCAB, attention_inputs, dense_weights, model_o
 from torch import Tensor
 
 from rorqual.core.errors import ConfigError, DataError
-from rorqual.evals.missed import DISTANCES, measure_missed
+from rorqual.evals.sparse_attention_misses import DISTANCES, measure_selection_misses
 from rorqual.model.attention import DSA
 
 LENGTH = 90
@@ -22,7 +22,7 @@ def windows(count: int = 2, length: int = LENGTH) -> Tensor:
 @torch.no_grad()
 def test_it_equals_a_plain_computation() -> None:
     model, tokens = model_of(), windows()
-    found = measure_missed(model, tokens)
+    found = measure_selection_misses(model, tokens)
     assert (found.queries, found.dense, found.windows) == (2 * (LENGTH - BUDGET), 2 * BUDGET, 2)
     seen = [attention_inputs(model, window[:-1]) for window in tokens]
     inputs, outputs, selected = ([[parts[which][layer] for parts in seen] for layer in range(2)] for which in range(3))
@@ -85,18 +85,18 @@ def test_it_equals_a_plain_computation() -> None:
 @torch.no_grad()
 def test_a_tie_at_the_threshold_is_counted_and_others_are_not() -> None:
     model = model_of()
-    assert all(layer.tied == 0 for layer in measure_missed(model, windows()).layers)
+    assert all(layer.tied == 0 for layer in measure_selection_misses(model, windows()).layers)
     model.layers[1].attention.indexer.weights_proj.weight.zero_()  # type: ignore[union-attr]
-    first, second = measure_missed(model, windows()).layers
+    first, second = measure_selection_misses(model, windows()).layers
     assert (first.tied, second.tied) == (0, 1), "all scores of layer 1 are 0"
 
 
 def test_a_window_within_the_budget_and_a_model_without_selection_are_refused() -> None:
     with pytest.raises(DataError, match="windows of 8 tokens are not longer than index_topk=8"):
-        measure_missed(model_of(), windows(length=8))
-    measure_missed(model_of(), windows(length=9))
+        measure_selection_misses(model_of(), windows(length=8))
+    measure_selection_misses(model_of(), windows(length=9))
     with pytest.raises(ConfigError, match="its attention is of kind mla"):
-        measure_missed(model_of(kind="mla"), windows())
+        measure_selection_misses(model_of(kind="mla"), windows())
 
 
 @torch.no_grad()
@@ -112,11 +112,11 @@ def test_the_dense_weights_of_a_query_are_those_of_all_its_positions() -> None:
 def test_the_dense_reference_ignores_the_adaptive_budget() -> None:
     """The same weights with another `index_top_p` have the same dense loss, and miss more."""
     model, tokens = model_of(), windows()
-    fixed = measure_missed(model, tokens)
+    fixed = measure_selection_misses(model, tokens)
     for layer in model.layers:
         assert isinstance(layer.attention, DSA)
         layer.attention.config = layer.attention.config.model_copy(update={"index_top_p": 0.5})
-    adaptive = measure_missed(model, tokens)
+    adaptive = measure_selection_misses(model, tokens)
     assert adaptive.loss_dense == pytest.approx(fixed.loss_dense, rel=1e-6)
     assert all(a.mass < f.mass for a, f in zip(adaptive.layers, fixed.layers, strict=True))
     assert all(position >= 0 for position in adaptive.lowest.selected)

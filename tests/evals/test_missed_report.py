@@ -10,23 +10,23 @@ import torch
 from sparse_model import BYTES, model_of
 
 from rorqual.core.errors import DataError
-from rorqual.data.passages import passage
-from rorqual.evals.attention_tables import distances, missed_table, recall_by_layer
-from rorqual.evals.missed import measure_missed
-from rorqual.evals.missed_report import MissedReport, Named, measure_report
-from rorqual.evals.planted import DEPTHS, measure_planted, needles, plant
+from rorqual.data.passages import load_passage
+from rorqual.evals.attention_tables import distances, recall_by_layer, report_as_text
+from rorqual.evals.planted_passages import DEPTHS, measure_planted, needles, plant
+from rorqual.evals.sparse_attention_misses import measure_selection_misses
+from rorqual.evals.sparse_attention_report import NamedText, SparseAttentionReport, measure_sparse_attention
 
 BUDGET, LENGTH = 12, 100
 
 
-def report_of(texts: list[Named], planted: Any = (), **settings: Any) -> MissedReport:
+def report_of(texts: list[NamedText], planted: Any = (), **settings: Any) -> SparseAttentionReport:
     given = {"name": "m", "length": LENGTH, "windows": 1, "budgets": (BUDGET,)} | settings
-    return measure_report(model_of(BUDGET, vocab=263), BYTES, texts, planted, **given)
+    return measure_sparse_attention(model_of(BUDGET, vocab=263), BYTES, texts, planted, **given)
 
 
 @torch.no_grad()
 def test_each_text_is_measured_by_itself_at_each_budget() -> None:
-    texts = [Named(kind, passage(kind)) for kind in ("prose", "chinese")]
+    texts = [NamedText(kind, load_passage(kind)) for kind in ("prose", "chinese")]
     steps: list[tuple[int, int]] = []
     report = report_of(texts, budgets=(5, 30), windows=2, progress=lambda *step: steps.append(step))
     assert steps == [(done, 6) for done in range(1, 7)]
@@ -36,11 +36,11 @@ def test_each_text_is_measured_by_itself_at_each_budget() -> None:
         tokens = torch.tensor([ids[i * LENGTH : (i + 1) * LENGTH + 1] for i in range(2)])
         assert [missed.budget for missed in found.budgets] == [5, BUDGET, 30]
         for budget in (5, BUDGET, 30):
-            assert found.at(budget) == measure_missed(model_of(budget, vocab=263), tokens)
-    by_layer = [[text.at(30).layers[layer].recall for text in report.texts] for layer in range(2)]
+            assert found.misses_at_budget(budget) == measure_selection_misses(model_of(budget, vocab=263), tokens)
+    by_layer = [[text.misses_at_budget(30).layers[layer].recall for text in report.texts] for layer in range(2)]
     assert recall_by_layer(report, 30) == pytest.approx([sum(pair) / 2 for pair in by_layer])
-    assert report.weighted_recall == min(text.at(BUDGET).weighted_recall for text in report.texts)
-    layers = [layer for text in report.texts for layer in text.at(BUDGET).layers]
+    assert report.weighted_recall == min(text.misses_at_budget(BUDGET).weighted_recall for text in report.texts)
+    layers = [layer for text in report.texts for layer in text.misses_at_budget(BUDGET).layers]
     for index, part in enumerate(distances(report)):
         shares = [layer.distances[index].share for layer in layers]
         kept = [layer.distances[index].share * layer.distances[index].inside for layer in layers]
@@ -60,19 +60,19 @@ def test_needles_are_measured_at_each_depth_and_length_that_can_miss_any() -> No
     passages = plant(BYTES, needles(BYTES, 2), 150, 0.75)
     expected = measure_planted(model_of(80, vocab=263), "needle", passages, 0.75)
     assert next(one for one in report.planted if (one.budget, one.length, one.depth) == (80, 150, 0.75)) == expected
-    text = missed_table(report)
+    text = report_as_text(report)
     row = [one for one in report.planted if (one.budget, one.length) == (80, 150)]
-    assert re.search(r"\n +80 +150 +" + " +".join(f"{one.kept:.1%}" for one in row), text)
+    assert re.search(r"\n +80 +150 +" + " +".join(f"{one.selected_share:.1%}" for one in row), text)
 
 
 def test_a_budget_not_below_the_length_is_dense_and_said() -> None:
-    texts = [Named("prose", passage("prose"))]
+    texts = [NamedText("prose", load_passage("prose"))]
     report = report_of(texts, budgets=(LENGTH - 1, LENGTH))
     assert (report.budgets, report.dense) == ((BUDGET, LENGTH - 1), (LENGTH,))
-    assert f"At a budget of {LENGTH}, attention is dense" in missed_table(report)
-    assert "attention is dense:" not in missed_table(report_of(texts, budgets=(LENGTH - 1,)))
+    assert f"At a budget of {LENGTH}, attention is dense" in report_as_text(report)
+    assert "attention is dense:" not in report_as_text(report_of(texts, budgets=(LENGTH - 1,)))
     small = report_of(texts, budgets=(5,), length=BUDGET)
-    assert (small.budgets, small.dense, small.shown) == ((5,), (BUDGET,), 5)
+    assert (small.budgets, small.dense, small.shown_budget) == ((5,), (BUDGET,), 5)
     with pytest.raises(DataError, match=rf"a length of {BUDGET} tokens is not above index_topk={BUDGET}"):
         report_of(texts, budgets=(), length=BUDGET)
     with pytest.raises(DataError, match="is not above"):

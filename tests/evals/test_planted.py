@@ -6,13 +6,13 @@ import pytest
 import torch
 from sparse_model import BUDGET, BYTES, attention_inputs, dense_weights, model_of
 
-from rorqual.data.passages import passage
-from rorqual.evals.planted import COPIED, CUE, Planted, copies, measure_planted, needles, plant
+from rorqual.data.passages import load_passage
+from rorqual.evals.planted_passages import COPIED, CUE, PlantedPassage, copies, measure_planted, needles, plant
 
 VOCAB = BYTES.vocab_size
 
 
-def text(one: Planted, part: range | slice) -> str:
+def text(one: PlantedPassage, part: range | slice) -> str:
     at = slice(part.start, part.stop) if isinstance(part, range) else part
     return BYTES.decode(one.tokens[at])
 
@@ -31,7 +31,7 @@ def test_a_needle_stands_at_its_depth_and_the_passage_ends_with_question_and_ans
             filler = 301 - part.size
             assert one.planted.start == round(depth * filler)
             before, after = text(one, slice(one.planted.start)), text(one, slice(one.planted.stop, one.queries.start))
-            assert before + after in passage("prose") * 2 and len(before + after) == filler
+            assert before + after in load_passage("prose") * 2 and len(before + after) == filler
     assert len({one.tokens[:20] for one in plant(BYTES, parts, 300, 0.5)}) == 10, (
         "each starts at another place of the filler"
     )
@@ -41,7 +41,7 @@ def test_a_copied_line_comes_twice_and_its_first_tokens_are_given() -> None:
     parts = copies(BYTES, 70)
     for one in plant(BYTES, parts, 200, 0.25):
         line = text(one, one.planted)
-        assert len(one.planted) == COPIED and line.startswith("\n") and line[1:] in passage("names")
+        assert len(one.planted) == COPIED and line.startswith("\n") and line[1:] in load_passage("names")
         assert text(one, slice(one.queries.start, None)) == line
         assert len(one.answers) == COPIED - CUE and one.answers.stop == 200
         assert text(one, slice(one.answers.start + 1, None)) == line[CUE:]
@@ -75,12 +75,12 @@ def test_it_equals_a_plain_computation(build: type) -> None:
     mean = [[sum(values) / len(values) for values in pair] for pair in (attention, right, loss)]
     assert found.attention == pytest.approx(mean[0], rel=1e-4)
     assert found.inside == pytest.approx([sum(a) / sum(b) for a, b in zip(inside, attention, strict=True)], rel=1e-4)
-    assert found.kept == pytest.approx(sum(map(sum, inside)) / sum(map(sum, attention)), rel=1e-4)
+    assert found.selected_share == pytest.approx(sum(map(sum, inside)) / sum(map(sum, attention)), rel=1e-4)
     assert found.answers == len(right[0]) and (found.right_sparse, found.right_dense) == pytest.approx(mean[1])
     assert (found.loss_sparse, found.loss_dense) == pytest.approx(mean[2], rel=1e-4)
-    assert abs(found.loss_sparse - found.loss_dense) > 1e-4 and 0.001 < found.kept < 0.9
+    assert abs(found.loss_sparse - found.loss_dense) > 1e-4 and 0.001 < found.selected_share < 0.9
     starts = [one.queries.start - one.planted.start for one in passages]
     assert found.distance == round(sum(starts) / 3)
-    assert found.to_json()["kept"] == found.kept
+    assert found.to_json()["kept"] == found.selected_share
     wider = measure_planted(model, kind, passages, 0.3, 3 * BUDGET)  # type: ignore[arg-type]
     assert wider == measure_planted(model_of(3 * BUDGET, vocab=VOCAB), kind, passages, 0.3)  # type: ignore[arg-type]

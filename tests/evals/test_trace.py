@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rorqual.core.errors import CheckpointError, DataError
-from rorqual.evals.trace import build_trace, gather, spread_steps
+from rorqual.evals.trace_page import build_trace, rollouts_by_step, spread_steps
 
 NASTY = "</script><script>document.title='taken'</script><b>bold</b> & \"quoted\"\u2028"
 
@@ -76,7 +76,7 @@ def test_a_long_run_keeps_texts_of_steps_evenly_spaced() -> None:
     assert sorted(chosen) == [1, 251, 500, 750, 1000] or (len(chosen) == 5 and {1, 1000} <= chosen)
     assert spread_steps(steps[:5], 5) == set(steps[:5])
     lines = [group(step, "a", "rw", prompt="p", answer="a") for step in range(1, 31)]
-    made = gather(lines, [], 3)
+    made = rollouts_by_step(lines, [], 3)
     assert [s["step"] for s in made if "p" in s["groups"][0]] == sorted(spread_steps(range(1, 31), 3)) and len(
         made
     ) == 30

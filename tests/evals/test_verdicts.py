@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 
 from rorqual.engine.request import SamplingParams
+from rorqual.evals.compact_verdicts import CompactVerdicts, compact_verdicts
 from rorqual.evals.compare import did_think
 from rorqual.evals.evaluation import Evaluation, GradedSample
-from rorqual.evals.verdicts import Verdicts, compact_verdicts
 from rorqual.tasks.task import Verdict
 
 SEEDS = (3, 8)
@@ -35,9 +35,9 @@ def evaluation(seed: int, rate: float, *, tries: int = 1, ungraded: int = 0) -> 
 BEFORE, AFTER = ([evaluation(seed, rate, ungraded=u) for seed in SEEDS] for rate, u in ((0.3, 2), (0.8, 1)))
 
 
-def kept() -> Verdicts:
+def kept() -> CompactVerdicts:
     [found] = compact_verdicts({"before": BEFORE, "after": AFTER}, SEEDS)
-    return Verdicts.model_validate(found.model_dump(mode="json"))
+    return CompactVerdicts.model_validate(found.model_dump(mode="json"))
 
 
 def test_each_place_is_the_problem_that_the_order_says() -> None:
@@ -49,11 +49,11 @@ def test_each_place_is_the_problem_that_the_order_says() -> None:
         marks = {Verdict.RIGHT: "1", Verdict.WRONG: "0", Verdict.UNGRADED: "-"}
         assert found.right["after"][place] == "".join(marks[s.verdict] for s in by_order)
         assert found.thought["after"][place] == "".join(str(int(s.thought)) for s in by_order)
-        assert found.values("after", seed, thought=True) == [did_think(s) for s in by_order]
+        assert found.counts_per_problem("after", seed, thought=True) == [did_think(s) for s in by_order]
 
 
 def test_several_samples_are_counted() -> None:
     [found] = compact_verdicts({"tries": [evaluation(seed, 0.5, tries=8) for seed in SEEDS]}, SEEDS)
-    total = sum(sum(v or 0 for v in found.values("tries", seed)) for seed in SEEDS)
+    total = sum(sum(v or 0 for v in found.counts_per_problem("tries", seed)) for seed in SEEDS)
     assert total == sum(s.verdict is Verdict.RIGHT for seed in SEEDS for s in evaluation(seed, 0.5, tries=8).samples)
     assert max(map(int, "".join(found.right["tries"]))) > 1

@@ -24,9 +24,9 @@ from rorqual.evals.stats import wilson
 from rorqual.evals.votes import (
     any_right,
     likely_majority,
-    majority,
+    majority_accuracy,
     majority_is_known,
-    most_likely,
+    most_likely_accuracy,
     rule_results,
     samples_until,
 )
@@ -65,23 +65,23 @@ def evaluation(groups: Sequence[Sequence[GradedSample]]) -> Evaluation:
 def test_the_most_frequent_answer_counts_and_a_tie_counts_by_its_share(votes: str, right: float) -> None:
     """Whatever the order of the samples."""
     for order in set(itertools.permutations(votes)):
-        assert majority(group("".join(order))) == pytest.approx(right)
+        assert majority_accuracy(group("".join(order))) == pytest.approx(right)
 
 
 def test_what_cannot_be_graded_is_neither_right_nor_wrong() -> None:
     unknown = sample("a", verdict=UNGRADED)
-    assert majority([unknown, unknown, sample("r")]) is None
-    assert majority([unknown, sample("r"), sample("r")]) == 1
+    assert majority_accuracy([unknown, unknown, sample("r")]) is None
+    assert majority_accuracy([unknown, sample("r"), sample("r")]) == 1
     unread = sample(None, verdict=UNGRADED)
-    assert majority([unread, unread]) is None and majority([unread, sample(None)]) == 0
-    assert most_likely([sample("r", logprob=-2.0), unknown.model_copy(update={"logprob": -1.0})]) is None
+    assert majority_accuracy([unread, unread]) is None and majority_accuracy([unread, sample(None)]) == 0
+    assert most_likely_accuracy([sample("r", logprob=-2.0), unknown.model_copy(update={"logprob": -1.0})]) is None
     assert any_right([unknown, unknown]) is None and any_right([unknown, sample("a")]) == 0.0
 
 
 def test_the_most_likely_sample_has_the_highest_mean_log_probability() -> None:
     parts = [sample("a", logprob=-3.0), sample("r", logprob=-0.5), sample("b", logprob=-1.0)]
-    assert all(most_likely(list(order)) == 1 for order in itertools.permutations(parts))
-    assert most_likely([parts[0], parts[2]]) == 0
+    assert all(most_likely_accuracy(list(order)) == 1 for order in itertools.permutations(parts))
+    assert most_likely_accuracy([parts[0], parts[2]]) == 0
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 9])
@@ -125,18 +125,20 @@ def test_the_table_against_a_plain_count() -> None:
     single = [one.verdict is RIGHT for part in groups for one in part]
     assert found["one sample", 1].accuracy == pytest.approx(sum(single) / 96)
     assert found["one sample", 1].tokens == pytest.approx(sum(one.tokens for part in groups for one in part) / 96)
-    by_four = [majority(part[i : i + 4]) for part in groups for i in (0, 4)]
+    by_four = [majority_accuracy(part[i : i + 4]) for part in groups for i in (0, 4)]
     assert found["majority", 4].accuracy == pytest.approx(sum(x or 0.0 for x in by_four) / 24)
     assert found["majority", 4].tokens == pytest.approx(sum(one.tokens for part in groups for one in part) / 24)
     whole = found["majority", 8]
     assert whole.interval == wilson(whole.accuracy * 12, 12)
-    assert whole.accuracy == pytest.approx(sum(majority(part) or 0.0 for part in groups) / 12)
+    assert whole.accuracy == pytest.approx(sum(majority_accuracy(part) or 0.0 for part in groups) / 12)
     exact = found["majority, until settled", 8]
     assert exact.accuracy == pytest.approx(whole.accuracy) and exact.tokens < whole.tokens
     used = [samples_until(part, lambda answers: majority_is_known(answers, 8)) for part in groups]
     assert exact.tokens == pytest.approx(sum(one.tokens for part, n in zip(groups, used) for one in part[:n]) / 12)
     assert found["majority, until 95% sure", 8].tokens <= exact.tokens
-    assert found["most likely", 8].accuracy == pytest.approx(sum(most_likely(part) or 0.0 for part in groups) / 12)
+    assert found["most likely", 8].accuracy == pytest.approx(
+        sum(most_likely_accuracy(part) or 0.0 for part in groups) / 12
+    )
     bound = [pass_at_k(8, sum(one.verdict is RIGHT for one in part), 8) for part in groups]
     assert found["any right (bound)", 8].accuracy == pytest.approx(sum(bound) / 12)
     for (rule, size), one in found.items():

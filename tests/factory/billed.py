@@ -18,13 +18,13 @@ from sums_task import SUMS
 
 from rorqual.core.errors import RorqualError
 from rorqual.core.records import Message
-from rorqual.factory import Access, FactoryConfig, sample_teacher
-from rorqual.factory.budget import Budget, prompt_bound
-from rorqual.factory.entries import read_entry
+from rorqual.factory import FactoryConfig, RemoteAccess, sample_teacher
+from rorqual.factory.budget import Budget, max_prompt_tokens
+from rorqual.factory.stored_samples import parse_sample
 
 SERVER = Path(__file__).with_name("billing_server.py")
 PRICE_IN, PRICE_OUT, MAX_TOKENS = 1.0, 2.0, 20
-RESERVE = (prompt_bound([Message("user", "What is 39 + 40?")]) * PRICE_IN + MAX_TOKENS * PRICE_OUT) / 1e6
+RESERVE = (max_prompt_tokens([Message("user", "What is 39 + 40?")]) * PRICE_IN + MAX_TOKENS * PRICE_OUT) / 1e6
 """The most that a request costs which does what was asked for."""
 
 
@@ -73,8 +73,8 @@ def billed(bill: Path, kind: str) -> tuple[float, int]:
 def counted(out: Path) -> tuple[float, int]:
     """What the ledger and the samples add up to, and how many samples there are."""
     raw = (out / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-    entries = [read_entry(json.loads(line), "") for line in raw]
-    with Budget(out / "purse.jsonl", Access(), [], entries) as purse:
+    entries = [parse_sample(json.loads(line), "") for line in raw]
+    with Budget(out / "purse.jsonl", RemoteAccess(), [], entries) as purse:
         return purse.spending.total, len(entries)
 
 

@@ -12,14 +12,14 @@ import pytest
 
 from rorqual.core.records import Message
 from rorqual.engine.request import Completion, Request, SamplingParams
-from rorqual.factory import Access
-from rorqual.factory.budget import Budget, prompt_bound
-from rorqual.factory.entries import Entry
+from rorqual.factory import RemoteAccess
+from rorqual.factory.budget import Budget, max_prompt_tokens
+from rorqual.factory.stored_samples import StoredSample
 
 REQUEST = Request((Message("user", "2+2?"),), SamplingParams(max_tokens=100))
 ASKS = [(f"p{i}.0", REQUEST) for i in range(64)]
 PRICES: dict[str, Any] = {"price_in": 1e6, "price_out": 1e6}  # one a token
-MOST = prompt_bound(REQUEST.messages) + 100
+MOST = max_prompt_tokens(REQUEST.messages) + 100
 
 
 def completion(tokens: int | None) -> Completion:
@@ -27,17 +27,17 @@ def completion(tokens: int | None) -> Completion:
     return Completion((), [], [], "stop", "4", None, usage=usage)
 
 
-def bought(attempt: str, money: float) -> Entry:
-    return Entry("of", "k", 0, 0, "4", None, "stop", 4, 1, money=money, attempt=attempt)
+def bought(attempt: str, money: float) -> StoredSample:
+    return StoredSample("of", "k", 0, 0, "4", None, "stop", 4, 1, money=money, attempt=attempt)
 
 
 def test_64_at_once_never_overspend(tmp_path: Path) -> None:
     """What servers may bill, billed at the moment of sending, stays within the budget at every moment."""
     budget, rng, lock, billed, worst = MOST * 7.5, Random(0), threading.Lock(), [0.0], [0.0]
-    with Budget(tmp_path / "purse.jsonl", Access(budget=budget, **PRICES), ASKS, []) as purse:
+    with Budget(tmp_path / "purse.jsonl", RemoteAccess(budget=budget, **PRICES), ASKS, []) as purse:
 
         def one(place: int, fate: str, tokens: int) -> None:
-            if not purse.enter(place):
+            if not purse.may_send(place):
                 return
             with lock:
                 billed[0] += MOST  # under way: it may cost as much
@@ -46,10 +46,10 @@ def test_64_at_once_never_overspend(tmp_path: Path) -> None:
             with lock:
                 billed[0] -= {"answer": MOST - 4 - tokens, "refused": MOST, "lost": 0}[fate]
             if fate == "answer":
-                purse.settle(place, purse.bill(place, completion(tokens))[1])
+                purse.replace_reserve_with_cost(place, purse.cost_of_answer(place, completion(tokens))[1])
             elif fate == "refused":
                 purse.count_unbilled_attempt(place)
-            purse.left(place)
+            purse.settle_request(place)
 
         threads = [
             threading.Thread(
@@ -68,17 +68,17 @@ def test_64_at_once_never_overspend(tmp_path: Path) -> None:
 
 
 def test_what_was_under_way_at_a_kill_counts_in_full(tmp_path: Path) -> None:
-    path, access = tmp_path / "purse.jsonl", Access(budget=MOST * 10, **PRICES)
+    path, access = tmp_path / "purse.jsonl", RemoteAccess(budget=MOST * 10, **PRICES)
     with Budget(path, access, ASKS, []) as purse:
-        assert all(purse.enter(place) for place in range(3))
+        assert all(purse.may_send(place) for place in range(3))
         purse.count_unbilled_attempt(1)
-        attempt, money = purse.bill(0, completion(5))
-        purse.settle(0, money)
+        attempt, money = purse.cost_of_answer(0, completion(5))
+        purse.replace_reserve_with_cost(0, money)
     assert (attempt, money) == ("p0.0#1", 9)
     with Budget(path, access, ASKS[1:], [bought(attempt, money)]) as again:
         assert (again.spending.paid, again.spending.lost, again.spending.total) == (9, MOST, MOST + 9)
-        assert again.enter(1)  # p2 once more: another try, with a name of its own
-        assert again.bill(1, completion(1))[0] == "p2.0#2"
+        assert again.may_send(1)  # p2 once more: another try, with a name of its own
+        assert again.cost_of_answer(1, completion(1))[0] == "p2.0#2"
 
 
 def test_a_prompt_has_no_more_tokens_than_its_bound() -> None:
@@ -88,4 +88,4 @@ def test_a_prompt_has_no_more_tokens_than_its_bound() -> None:
     chat = chat_format(Tokenizer.byte_level())
     for text in ("", "2+2?", "é" * 30, "\U0001f40b" * 900, "答案" * 500):
         messages = (Message("system", text), Message("user", text))
-        assert len(chat.prompt(messages, "on")) <= prompt_bound(messages)
+        assert len(chat.prompt(messages, "on")) <= max_prompt_tokens(messages)

@@ -17,7 +17,7 @@ from rorqual.engine import Engine
 from rorqual.factory import sample_teacher
 from rorqual.model import build
 from rorqual.recipes import make_run
-from rorqual.train.sources import Materials
+from rorqual.train.sources import SourceInputs
 
 
 @pytest.mark.parametrize("thinking", ["auto", "on", "off"])
@@ -37,7 +37,7 @@ def test_the_choice_to_think_is_the_replys_first_token_and_is_trained(
     assert len(row.top_ids) == len(row.token_ids)
     trained = make_run("distil", {"data": str(data), "size": "tiny", "rows": "2"})
     model = build(trained.model, seed=0)
-    batch = trained.source.build(Materials(model, tokenizer, chat, 0, 1)).step(0).batches[0]
+    batch = trained.source.build(SourceInputs(model, tokenizer, chat, 0, 1)).step(0).batches[0]
     first = batch.targets[batch.loss_mask > 0]
     if forced:
         assert forced[0] in first.tolist()

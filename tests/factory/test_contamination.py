@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sums_task import SUMS, Make
 
 from rorqual.core.errors import ConfigError, DataError
-from rorqual.factory.contamination import EvalItem, Evaluations, bare_words, evaluation_items
+from rorqual.factory.contamination import EvalItem, EvalItemIndex, bare_words, evaluation_items
 from rorqual.factory.filters import words
 from rorqual.factory.problems import choose_problems
 
@@ -67,7 +67,7 @@ def test_what_is_no_evaluation_set_is_refused(tmp_path: Path) -> None:
 @given(st.lists(st.sampled_from("abcde"), min_size=2, max_size=30), st.lists(st.sampled_from("abcde"), max_size=30))
 def test_meeting_is_having_a_row_of_words_in_common(item: list[str], text: list[str]) -> None:
     """Against the definition, slowly, with two words in a row."""
-    evaluations = Evaluations([EvalItem(" ".join(item), "e")], 2)
+    evaluations = EvalItemIndex([EvalItem(" ".join(item), "e")], 2)
     pairs = {tuple(item[i : i + 2]) for i in range(len(item) - 1)}
     slow = any(tuple(text[i : i + 2]) in pairs for i in range(len(text) - 1))
     assert (evaluations.match_text(" ".join(text)) is not None) == slow

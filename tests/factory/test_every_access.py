@@ -15,9 +15,9 @@ from distil_server import PROMPT_TOKENS, Adder, Reply, answer, fault
 from sums_task import Make
 
 from rorqual.core.errors import RorqualError
-from rorqual.data.distilled import Distilled, read_distilled
+from rorqual.data.distilled import TeacherSample, read_distilled
 from rorqual.engine.remote.engine import RemoteError
-from rorqual.factory import Access, FactoryConfig, sample_teacher
+from rorqual.factory import FactoryConfig, RemoteAccess, sample_teacher
 from rorqual.factory.budget import MESSAGE_TOKENS, TEMPLATE_TOKENS
 
 TOKENS = 20
@@ -27,7 +27,7 @@ PROMPT_MOST = TEMPLATE_TOKENS + MESSAGE_TOKENS + len(QUESTION)
 COVERED = {"concurrency", "timeout", "retries", "backoff", "budget", "price_in", "price_out"}
 
 
-def made(config: FactoryConfig, out: Path, **options: Any) -> list[Distilled]:
+def made(config: FactoryConfig, out: Path, **options: Any) -> list[TeacherSample]:
     return read_distilled(sample_teacher(config, out, threads=1, quiet=True, **options)).rows
 
 
@@ -42,7 +42,7 @@ def bills(out: Path) -> list[dict[str, Any]]:
 
 
 def test_no_setting_is_forgotten_here() -> None:
-    assert set(Access.model_fields) == COVERED
+    assert set(RemoteAccess.model_fields) == COVERED
 
 
 @pytest.mark.parametrize(("access", "at_once"), [({"concurrency": 3}, 3), ({"concurrency": 1}, 1), ({}, 8)])
@@ -86,7 +86,7 @@ def test_before_it_is_asked_again_the_wait_is_as_said_and_doubles(server: Adder,
     made(plain(remote, {"backoff": 0.8}, problems=1, samples=1), tmp_path)
     first, second = times[1] - times[0], times[2] - times[1]
     assert first >= 0.79 and second >= 1.59
-    assert Access().backoff == 0.5
+    assert RemoteAccess().backoff == 0.5
 
 
 @pytest.mark.parametrize(("price_in", "price_out"), [(3.0, 0.0), (0.0, 7.0), (3.0, 7.0), (0.0, 0.0)])

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from rorqual.cli.main import app
 from rorqual.cli.verbs.distil import DistilCommand
 from rorqual.core.config import read_yaml
-from rorqual.factory import Access, FactoryConfig, FilterConfig
+from rorqual.factory import FactoryConfig, FilterConfig, RemoteAccess
 
 # key: what is typed, and the value
 REMOTE: dict[str, tuple[str, Any]] = {
@@ -81,7 +81,7 @@ def wanted(teacher: str, keys: dict[str, tuple[str, Any]]) -> FactoryConfig:
     tree: dict[str, Any] = {"teacher": teacher, "filters": {}, "access": {}}
     for key, (_, value) in keys.items():
         part, _, name = key.rpartition(".")
-        place = tree[part] if part else tree["access"] if key in Access.model_fields else tree
+        place = tree[part] if part else tree["access"] if key in RemoteAccess.model_fields else tree
         place[name] = value
     return FactoryConfig.model_validate(tree)
 
@@ -89,7 +89,7 @@ def wanted(teacher: str, keys: dict[str, tuple[str, Any]]) -> FactoryConfig:
 def test_no_key_is_forgotten_here() -> None:
     fields = {
         *FactoryConfig.model_fields,
-        *Access.model_fields,
+        *RemoteAccess.model_fields,
         *(f"filters.{name}" for name in FilterConfig.model_fields),
     }
     assert {key.removeprefix("access.") for key in {**REMOTE, **LOCAL}} == fields - {"teacher", "filters", "access"}
@@ -98,7 +98,7 @@ def test_no_key_is_forgotten_here() -> None:
     for config, keys in ((wanted("http://x/v1", REMOTE), REMOTE), (wanted("run", LOCAL), LOCAL)):
         for key in keys:
             name = key.rpartition(".")[2]
-            part = "filters" if key.startswith("filters.") else "access" if name in Access.model_fields else ""
+            part = "filters" if key.startswith("filters.") else "access" if name in RemoteAccess.model_fields else ""
             one, other = (getattr(c, part) if part else c for c in (config, plain))
             assert getattr(one, name) != getattr(other, name), f"{key} is typed as its default, which shows nothing"
 

@@ -10,7 +10,7 @@ import pytest
 from distil_server import Adder, says
 from sums_task import SUMS, Make
 
-from rorqual.data.distilled import Distilled, read_distilled
+from rorqual.data.distilled import TeacherSample, read_distilled
 from rorqual.engine import Engine
 from rorqual.engine.request import Request, SamplingParams
 from rorqual.engine.seeds import sample_seed
@@ -21,11 +21,11 @@ from rorqual.tasks.find import load_task
 DRAWN, LEAKY, MIXED, CRASHING = (SUMS.replace(":Sums", f":{name}") for name in ("Drawn", "Leaky", "Mixed", "Crashing"))
 
 
-def made(config: FactoryConfig, out: Path) -> list[Distilled]:
+def made(config: FactoryConfig, out: Path) -> list[TeacherSample]:
     return read_distilled(sample_teacher(config, out, threads=1, quiet=True)).rows
 
 
-def keys(rows: list[Distilled]) -> list[str]:
+def keys(rows: list[TeacherSample]) -> list[str]:
     return list(dict.fromkeys(row.key for row in rows))
 
 

@@ -11,16 +11,16 @@ from distil_server import Adder, Reply, fault, says
 from sums_task import Make
 
 from rorqual.core.errors import RorqualError
-from rorqual.core.lock import own_run
-from rorqual.data.distilled import Distilled, read_distilled
+from rorqual.core.lock import acquire_run_lock
+from rorqual.data.distilled import TeacherSample, read_distilled
 from rorqual.engine.remote.engine import RemoteError
 from rorqual.evals.answer_cache import IN_A_ROW
 from rorqual.factory import FactoryConfig, sample_teacher
-from rorqual.factory.entries import is_same_model
+from rorqual.factory.stored_samples import is_same_model
 from rorqual.factory.teacher import FAILURES_IN_A_ROW
 
 
-def made(config: FactoryConfig, out: Path) -> list[Distilled]:
+def made(config: FactoryConfig, out: Path) -> list[TeacherSample]:
     return read_distilled(sample_teacher(config, out, threads=1, quiet=True)).rows
 
 
@@ -82,7 +82,7 @@ def test_a_refused_second_factory_changes_nothing(server: Adder, remote: Make, t
             server.rule = lambda body, number: fault(401) if number == 5 else None
             with pytest.raises(RorqualError):
                 made(remote({"concurrency": 1}), out)
-        with own_run(out):
+        with acquire_run_lock(out):
             before, asked = state(), len(server.asked)
             with pytest.raises(
                 RorqualError, match=rf"another process is writing to this path: process {os.getpid()}, since"

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rorqual.core.records import Message
-from rorqual.data.distilled import Distilled
+from rorqual.data.distilled import TeacherSample
 from rorqual.factory import FilterConfig
 from rorqual.factory.filters import drop_reasons, duplicates, foreign_share, jaccard, shingles, words
 
@@ -19,13 +19,15 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 
 def row(
     reasoning: str = THOUGHT, content: str = "47", *, key: str = "k", tokens: int = 20, **changes: Any
-) -> Distilled:
+) -> TeacherSample:
     messages = (Message("user", "12+35?"), Message("assistant", content, reasoning))
     fields = {"verdict": "right", "completion_tokens": tokens, **changes}
-    return Distilled(key, "add", "", "12+35?", messages, teacher="t", params="{}", seed=0, number=0, **fields)
+    return TeacherSample(key, "add", "", "12+35?", messages, teacher="t", params="{}", seed=0, number=0, **fields)
 
 
-def reason(*rows: Distilled, cut: bool = False, met: bool = False, keep: Any = "right", **filters: Any) -> list[str]:
+def reason(
+    *rows: TeacherSample, cut: bool = False, met: bool = False, keep: Any = "right", **filters: Any
+) -> list[str]:
     return drop_reasons(rows, [cut] * len(rows), [met] * len(rows), FilterConfig(**filters), keep)
 
 

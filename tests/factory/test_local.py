@@ -11,7 +11,7 @@ from sums_task import Make
 
 from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.core.ledger import read_ledger
-from rorqual.data.distilled import Distilled, read_distilled
+from rorqual.data.distilled import TeacherSample, read_distilled
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Engine
 from rorqual.factory import FactoryConfig, sample_teacher
@@ -20,11 +20,11 @@ from rorqual.tasks.find import load_task, safe_grade
 HERE = Path(__file__).parent
 
 
-def made(config: FactoryConfig, out: Path, threads: int = 1) -> list[Distilled]:
+def made(config: FactoryConfig, out: Path, threads: int = 1) -> list[TeacherSample]:
     return read_distilled(sample_teacher(config, out, threads=threads, quiet=True)).rows
 
 
-def told(rows: list[Distilled]) -> list[str]:
+def told(rows: list[TeacherSample]) -> list[str]:
     """Everything but the clock."""
     plain = [replace(row, core_seconds=0.0) for row in rows]
     return [repr([getattr(row, f.name).tolist() if f.name.startswith("top") else getattr(row, f.name) for f in fields(row)])

@@ -13,13 +13,13 @@ from sums_task import SUMS, Make
 
 from rorqual.core.config import to_yaml
 from rorqual.core.errors import ConfigError, DataError, RorqualError
-from rorqual.data.distilled import Distilled, read_distilled
+from rorqual.data.distilled import TeacherSample, read_distilled
 from rorqual.factory import FactoryConfig, FilterConfig, sample_teacher
 
 MIXED = SUMS.replace(":Sums", ":Mixed")
 
 
-def made(config: FactoryConfig, out: Path, **options: Any) -> list[Distilled]:
+def made(config: FactoryConfig, out: Path, **options: Any) -> list[TeacherSample]:
     return read_distilled(sample_teacher(config, out, **{"threads": 1, "quiet": True, **options})).rows
 
 

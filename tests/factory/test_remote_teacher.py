@@ -14,18 +14,18 @@ from distil_server import PROMPT_TOKENS, Adder, Reply, answer, fault
 from sums_task import SUMS, Make
 
 from rorqual.core.errors import TaskError
-from rorqual.data.distilled import Distilled, read_distilled
+from rorqual.data.distilled import TeacherSample, read_distilled
 from rorqual.engine.remote.engine import RemoteError
 from rorqual.factory import BudgetReached, FactoryConfig, sample_teacher
-from rorqual.factory.budget import prompt_bound
+from rorqual.factory.budget import max_prompt_tokens
 from rorqual.tasks.find import load_task
 
 PRICES = {"price_in": 1.0, "price_out": 2.0}
-MOST = (prompt_bound(next(load_task(SUMS).problems("train", 0)).messages) + 1 + 2 * 20) / 1e6
+MOST = (max_prompt_tokens(next(load_task(SUMS).problems("train", 0)).messages) + 1 + 2 * 20) / 1e6
 """What one question of up to 20 tokens may cost (a byte more, for the longer numbers)."""
 
 
-def made(config: FactoryConfig, out: Path, **options: Any) -> list[Distilled]:
+def made(config: FactoryConfig, out: Path, **options: Any) -> list[TeacherSample]:
     return read_distilled(sample_teacher(config, out, threads=1, quiet=True, **options)).rows
 
 
@@ -34,7 +34,7 @@ def kept(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_bytes().split(b"\n")[:-1]] if file.is_file() else []
 
 
-def told(rows: list[Distilled]) -> list[str]:
+def told(rows: list[TeacherSample]) -> list[str]:
     """Everything but at which port the server was."""
     return [repr(replace(row, teacher="")) for row in rows]
 

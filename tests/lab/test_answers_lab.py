@@ -19,9 +19,9 @@ from rorqual.lab.answers import (
     VOTES,
     AnswersExperiment,
     cascade_of,
-    ways,
+    results_by_method,
 )
-from rorqual.lab.job import ExperimentJob, Train
+from rorqual.lab.job import ExperimentJob, TrainJob
 from rorqual.lab.page import page_text
 from rorqual.recipes.sft import sft
 from rorqual.train.run import Run
@@ -51,7 +51,7 @@ class Small(AnswersExperiment):
             "seed": seed,
         }
         return [
-            Train(name=name, estimate=1, make=partial(sft, size=size, **given))
+            TrainJob(name=name, estimate=1, make=partial(sft, size=size, **given))
             for name, size in ((BIG, "tiny"), (LITTLE, "tiny-student"))
         ]
 
@@ -68,8 +68,10 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 def test_a_cascade_asks_the_least_sure_first_and_pays_for_both(places: dict[int, Path]) -> None:
     for place in places.values():
-        found, cascade = ways(place, Small.budgets), cascade_of(place)
-        point = cascade.point(round(0.25 * len(cascade.choices())), cascade.choices())
+        found, cascade = results_by_method(place, Small.budgets), cascade_of(place)
+        point = cascade.result_with_teacher_on(
+            round(0.25 * len(cascade.problems_by_confidence())), cascade.problems_by_confidence()
+        )
         way = found["cascade, 25% to the large model"]
         assert fmean(way[0]) == pytest.approx(point.accuracy) and fmean(way[1]) == pytest.approx(point.tokens)
         assert fmean(found["cascade, 25% at random"][0]) == pytest.approx(point.at_random)
@@ -80,7 +82,7 @@ def test_the_conclusion_in_small(places: dict[int, Path]) -> None:
     text = json.dumps(finding.model_dump(mode="json"))
     assert finding.verdict == "open" and finding.title in page_text(finding) and "NaN" not in text
     saved, kept = finding.contrasts[:2]
-    by_seed = [ways(place, Small.budgets) for place in places.values()]
+    by_seed = [results_by_method(place, Small.budgets) for place in places.values()]
     assert saved.by_seed == tuple(
         (pytest.approx(1), pytest.approx(sum(one[STOP][1]) / sum(one[VOTES][1]))) for one in by_seed
     )

@@ -14,23 +14,29 @@ from small_run import run_small
 from rorqual.core.records import RunDir
 from rorqual.data.pack import Sample, pack, pack_rows
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
-from rorqual.lab.balance import BalanceExperiment, BalanceWorked, Balancing, excess_load, read_block
+from rorqual.lab.balance import (
+    BalanceExperiment,
+    BalanceWorked,
+    BalancingExperiment,
+    excess_load,
+    measure_loss_and_loads,
+)
 from rorqual.lab.balance_data import ORDER, SAMPLE, endless_text, text_windows
-from rorqual.lab.job import value
+from rorqual.lab.job import load_value
 from rorqual.model.decoder import Decoder
 from rorqual.model.init import build
 from rorqual.model.load.run_directory import load_run
 from rorqual.recipes.models import v3_like
 from rorqual.train.batch import TrainBatch
+from rorqual.train.gradient import gradient, open_workers
 from rorqual.train.objectives import AuxBalance, NextToken
 from rorqual.train.run import Run
-from rorqual.train.workers import gradient, workers
 
 
 def model() -> Decoder:
     made = build(v3_like("tiny", vocab_size=BASE_VOCAB, context=64), seed=0)
     with torch.no_grad():
-        for router in made.routers():
+        for router in made.routing_ffns():
             router.router.gate.normal_(
                 0.0, 1.0, generator=torch.Generator().manual_seed(1)
             )  # a router that prefers some experts
@@ -85,7 +91,7 @@ def test_the_router_feels_it_and_its_load_evens() -> None:
     router = names.index("layers.1.ffn.router.gate")
     parameter = dict(net.named_parameters())["layers.1.ffn.router.gate"]
     before = excess_load([slow_load(net)])
-    with workers(1) as pool:
+    with open_workers(1) as pool:
         alone = gradient(net, [NextToken()], batch, parts=1, pool=pool).grads[router]
         update = gradient(net, [NextToken(), AuxBalance(coefficient=1.0)], batch, parts=1, pool=pool)
         assert (update.grads[router] - alone).abs().max() > 1e-6
@@ -97,7 +103,7 @@ def test_the_router_feels_it_and_its_load_evens() -> None:
 
 
 def test_a_batch_in_parts_is_refused() -> None:
-    whole = BalanceWorked().arm("aux", Path(), 0, 0.01).model_dump()
+    whole = BalanceWorked().arm_run("aux", Path(), 0, 0.01).model_dump()
     Run.model_validate(whole)
     with pytest.raises(ValidationError, match="micro_batches=1"):
         Run.model_validate(whole | {"micro_batches": 2})
@@ -105,7 +111,7 @@ def test_a_batch_in_parts_is_refused() -> None:
 
 def test_load_and_loss_counted_again_from_outside() -> None:
     net = model()
-    nats, counts = read_block(net, documents())
+    nats, counts = measure_loss_and_loads(net, documents())
     assert counts[0].tolist() == slow_load(net)
     total = 0.0
     for sample in documents():
@@ -135,17 +141,17 @@ def test_the_endless_text_is_the_chain_that_it_says() -> None:
 
 
 @pytest.mark.parametrize("experiment", [BalanceExperiment(), BalanceWorked()], ids=lambda one: one.name)
-def test_the_whole_of_it_in_small(experiment: Balancing, tmp_path: Path) -> None:
+def test_the_whole_of_it_in_small(experiment: BalancingExperiment, tmp_path: Path) -> None:
     places = run_small(experiment, tmp_path, 0.003)
     finding = experiment.conclude(places)
     assert finding == experiment.conclude(places)
-    measured = value(places[1], experiment.measured)
+    measured = load_value(places[1], experiment.measure_job_name)
     assert measured["tokens"] >= 3000 and set(measured["load"]) == set(experiment.arms)
     assert {sum(layer) for layers in measured["load"].values() for layer in layers} == {2 * measured["tokens"]}
     biases = [
         any(
             bool(r.router.e_score_correction_bias.any())
-            for r in load_run(RunDir(places[1] / experiment.folder(arm))).routers()
+            for r in load_run(RunDir(places[1] / experiment.folder(arm))).routing_ffns()
         )
         for arm in experiment.arms
     ]

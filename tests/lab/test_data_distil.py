@@ -13,25 +13,25 @@ import numpy as np
 import pytest
 
 from rorqual.core.records import Message
-from rorqual.data.distilled import Distilled, DistilledFile, read_distilled
+from rorqual.data.distilled import DistilledFile, TeacherSample, read_distilled
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.lab.data_distil import ARMS, DataDistil, scores_by_problem
 from rorqual.lab.data_distil_sets import held_out, original_set, write_labelled, write_originals
-from rorqual.lab.job import value
+from rorqual.lab.job import load_value
 from rorqual.lab.page import page_text
-from rorqual.tasks.everyday import EVERYDAY_TASKS, Everyday
+from rorqual.tasks.everyday import EVERYDAY_TASKS, EverydayMixture
 from rorqual.tasks.task import Problem, Verdict
 
 CHORE = pytest.mark.parametrize("chore", EVERYDAY_TASKS)
 
 
 def asked(chore: str, seed: int, count: int) -> list[Problem]:
-    return list(islice(Everyday([chore], "original").problems("train", seed), count))
+    return list(islice(EverydayMixture([chore], "original").problems("train", seed), count))
 
 
-def said(problem: Problem, reply: str, dropped: str = "") -> Distilled:
-    return Distilled(
+def said(problem: Problem, reply: str, dropped: str = "") -> TeacherSample:
+    return TeacherSample(
         key=problem.key,
         family=problem.family,
         level="",
@@ -73,7 +73,7 @@ def test_sets_hold_the_same_questions_and_only_their_answers_differ(chore: str, 
 def test_nothing_that_is_asked_in_the_end_was_read_by_a_student_or_the_teacher(chore: str) -> None:
     tested = {p.key for p in held_out(chore, 7, 60, "test")}
     learned = {p.key for p in asked(chore, 7, 300)}
-    taught = {p.key for p in islice(Everyday(pool="teacher").problems("train", 7), 900)}
+    taught = {p.key for p in islice(EverydayMixture(pool="teacher").problems("train", 7), 900)}
     assert len(tested) == 60
     assert not tested & learned and not tested & taught and not learned & taught
 
@@ -91,10 +91,10 @@ def test_the_teachers_small_set_is_its_part_of_the_full_one(tmp_path: Path) -> N
     rows = [said(p, p.answer if i % 2 else "an owl", "" if i % 2 else "wrong") for i, p in enumerate(problems)]
     write_labelled(tmp_path, DistilledFile(rows), {p.key for p in problems[:6]})
     full, small = (read_distilled(tmp_path / f"{name}-teacher.parquet") for name in ("full", "small"))
-    assert [r.key for r in full.kept] == [p.key for p in problems[1::2]]
-    assert [r.key for r in small.kept] == [p.key for p in problems[1:6:2]]
+    assert [r.key for r in full.kept_samples] == [p.key for p in problems[1::2]]
+    assert [r.key for r in small.kept_samples] == [p.key for p in problems[1:6:2]]
     write_labelled(tmp_path, DistilledFile([replace(r, dropped="wrong") for r in rows]), {problems[0].key})
-    assert len(read_distilled(tmp_path / "full-teacher.parquet").kept) == 20, "nothing passed: all is taken"
+    assert len(read_distilled(tmp_path / "full-teacher.parquet").kept_samples) == 20, "nothing passed: all is taken"
 
 
 def evaluation(chore: str, answers: list[tuple[Problem, str]]) -> Evaluation:
@@ -141,7 +141,7 @@ def test_in_small_it_runs_and_says_everything(whole: Path) -> None:
     tables = {table.title: table.rows for table in found.tables}
     for title in ("reviews", "prices, R²", "sentences"):
         assert len(tables[title]) == len(ARMS) + 1
-    rows = value(whole, "data-prices-sets")["small-teacher"]
+    rows = load_value(whole, "data-prices-sets")["small-teacher"]
     [shown] = [row for row in tables["rows of the training set"] if row[0] == "a tenth, teacher"]
     assert shown[1:4][[*EVERYDAY_TASKS].index("prices")] == f"{rows:,}"
     assert "a tenth, teacher" in page_text(found)

@@ -9,9 +9,9 @@ import pytest
 from graded import save_graded
 
 from rorqual.core.records import write_json
-from rorqual.lab.distil_vs_rl import DISTIL, SAMPLES, DistilVsRl, budget
+from rorqual.lab.distil_vs_rl import DISTIL, SAMPLES, DistilVsRl, grpo_core_seconds
 from rorqual.lab.finding import Finding
-from rorqual.lab.job import Measure, SampleJob
+from rorqual.lab.job import EvaluationJob, SampleJob
 from rorqual.lab.student import BASE, EIGHT, RL
 from rorqual.lab.teacher import TEACHER
 
@@ -72,12 +72,12 @@ def test_without_room_in_the_base_there_is_no_verdict(tmp_path: Path) -> None:
 
 def test_the_budget_is_computed_from_counts_of_tokens(tmp_path: Path) -> None:
     run(tmp_path, RL, 7.0)
-    assert budget(tmp_path) == pytest.approx(1000 * 44e-6 + 500 * 28e-6)
+    assert grpo_core_seconds(tmp_path) == pytest.approx(1000 * 44e-6 + 500 * 28e-6)
 
 
 def test_the_teacher_is_measured_as_its_student_is(tmp_path: Path) -> None:
     """The student learns from samples of the teacher made to think: by own choice alone the comparison would not be fair."""
-    jobs = {job.name: job for job in DistilVsRl().jobs(100, tmp_path, 1.0) if isinstance(job, Measure)}
+    jobs = {job.name: job for job in DistilVsRl().jobs(100, tmp_path, 1.0) if isinstance(job, EvaluationJob)}
     for mode in ("auto", "on"):
         teacher, student = jobs[f"{TEACHER}-three-{mode}"], jobs[f"{DISTIL}-{mode}"]
         assert teacher.thinking == student.thinking == mode and teacher.model == TEACHER

@@ -9,11 +9,11 @@ import pytest
 from graded import save_graded
 
 from rorqual.data.source.conversations import read_conversations
-from rorqual.lab.effort import ROWS, EffortExperiment, write_rows
+from rorqual.lab.effort import ROWS, EffortExperiment, write_training_conversations
 
 
 def test_the_base_thinks_a_little_more_at_higher_efforts(tmp_path: Path) -> None:
-    assert write_rows(tmp_path, seed=5, count=3000) == 3000
+    assert write_training_conversations(tmp_path, seed=5, count=3000) == 3000
     asked, thought = Counter[str](), Counter[str]()
     for system, user, reply in read_conversations(tmp_path / ROWS).conversations:
         asked[system.text] += 1

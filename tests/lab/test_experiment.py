@@ -41,7 +41,7 @@ class Toy(Experiment):
         found: dict[str, Any] = json.loads((place / "readings.json").read_bytes())
         return {name: {arm: found[name][arm] for arm in self.arms} for name in self.quantities}
 
-    def objection(self, seeds: Sequence[Readings]) -> str:
+    def reason_for_no_verdict(self, seeds: Sequence[Readings]) -> str:
         return self.why
 
 

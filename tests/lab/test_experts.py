@@ -18,17 +18,17 @@ from rorqual.data.chat import chat_format
 from rorqual.data.pack import Sample
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.engine import Engine, Request, SamplingParams
-from rorqual.evals.experts import counts, dependence, lift, mutual_information, without_experts
+from rorqual.evals.experts import count_expert_use, expert_label_information, lift, mutual_information, without_experts
 from rorqual.lab.experts import (
     ExpertsExperiment,
     ablate_experts,
-    damage,
+    accuracy_losses,
     grade_greedy_answers,
     measure_mutual_information,
     pick_of_each_family,
     read_choices,
 )
-from rorqual.lab.held_out import mean_losses, solve
+from rorqual.lab.held_out import mean_losses, solution_samples
 from rorqual.lab.job import value_file
 from rorqual.lab.page import page_text
 from rorqual.lab.teacher import TEACHER
@@ -82,7 +82,7 @@ def bits(rule: str, within: str = "any") -> tuple[float, float]:
     """Bits, and mean bits of shuffled labels."""
     expert, document, label, token = corpus(rule)
     held = token if within == "token" else np.zeros_like(token)
-    return dependence(expert, document, label, held, n_experts=4, shuffles=199, seed=1)
+    return expert_label_information(expert, document, label, held, n_experts=4, shuffles=199, seed=1)
 
 
 def test_an_expert_for_each_family_says_all_and_a_random_one_nothing() -> None:
@@ -115,7 +115,9 @@ def test_within_is_the_weighted_sum_of_brute_forces() -> None:
         here = [i for i in range(300) if token[i] == one]
         pairs = [(int(label[document[i]]), int(e)) for i in here for e in experts[i]]
         slow += len(here) / 300 * brute(pairs)
-    assert dependence(experts, document, label, token, n_experts=5, shuffles=3, seed=0)[0] == pytest.approx(slow)
+    assert expert_label_information(experts, document, label, token, n_experts=5, shuffles=3, seed=0)[
+        0
+    ] == pytest.approx(slow)
 
 
 def test_choices_are_those_of_each_document_alone() -> None:
@@ -133,7 +135,7 @@ def test_choices_are_those_of_each_document_alone() -> None:
 
 def test_counts_and_lift() -> None:
     experts, group = np.array([[0, 1], [0, 2], [3, 1]]), np.array([0, 0, 1])
-    table = counts(experts, group, 4, 2)
+    table = count_expert_use(experts, group, 4, 2)
     assert table.tolist() == [[2, 1, 1, 0], [0, 1, 0, 1]]
     assert lift(table)[1].tolist() == pytest.approx([0, 0.5 / 0.375, 0, 2])
 
@@ -180,7 +182,7 @@ def test_the_whole_of_it_in_small(tmp_path: Path) -> None:
 def test_without_ablation_nothing_is_lost() -> None:
     net, chat = model(), chat_format(Tokenizer.byte_level())
     problems = pick_of_each_family("dev", 0, 1)
-    samples = solve(problems, chat)
+    samples = solution_samples(problems, chat)
     none = without_experts(net, [[]])
     assert mean_losses(none, samples) == mean_losses(net, samples)
     assert grade_greedy_answers(none, chat, problems[:4], 0, 1) == grade_greedy_answers(net, chat, problems[:4], 0, 1)
@@ -193,7 +195,7 @@ def test_damage_is_what_a_problem_loses_without_a_set_of_experts() -> None:
         "gone": {"x": [], "y": [], "random 1": [], "random 2": []},
         "right": {"none": [1, 1, 1], "x": [0, 1, 0], "y": [1, 0, 0], "random 1": [0, 0, 1], "random 2": [1, 0, 1]},
     }
-    found = damage(ablation)
+    found = accuracy_losses(ablation)
     assert found["its own"] == {"all": {0: 1, 2: 1, 1: 1}, "x": {0: 1, 2: 1}, "y": {1: 1}}
     assert found["another family's"] == {"all": {0: 0, 2: 1, 1: 0}, "x": {0: 0, 2: 1}, "y": {1: 0}}
     assert found["random"]["all"] == {0: 0.5, 2: 0, 1: 1}

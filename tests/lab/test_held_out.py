@@ -8,7 +8,7 @@ import torch
 from rorqual.data.chat import chat_format
 from rorqual.data.pack import Sample
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.lab.held_out import draw, mean_losses, run_blocks, solve
+from rorqual.lab.held_out import first_problems, mean_losses, run_blocks, solution_samples
 from rorqual.lab.long_scores import score_solutions
 from rorqual.lab.shapes import ARMS, MOE, MTP, OPTIONS, TASK
 from rorqual.model.decoder import Decoder
@@ -31,10 +31,10 @@ def slow(model: Decoder, sample: Sample) -> tuple[float, bool]:
 
 def test_losses_and_exactness_are_a_slow_recomputation() -> None:
     model = build(ARMS[MOE].model(), seed=1)
-    problems = draw(TASK, OPTIONS, "test", 5, 12)
-    assert problems == draw(TASK, OPTIONS, "test", 5, 12) != draw(TASK, OPTIONS, "test", 6, 12)
+    problems = first_problems(TASK, OPTIONS, "test", 5, 12)
+    assert problems == first_problems(TASK, OPTIONS, "test", 5, 12) != first_problems(TASK, OPTIONS, "test", 6, 12)
     assert all(split_of(problem.key) == "test" for problem in problems)
-    samples = sorted(solve(problems, CHAT), key=len)[:4]
+    samples = sorted(solution_samples(problems, CHAT), key=len)[:4]
     expected = [slow(model, sample)[0] for sample in samples]
     assert mean_losses(model, samples) == pytest.approx(expected, abs=1e-5)
     assert [x for block in run_blocks(model, samples[::-1], rows=3) for x in block.mean_losses()] == pytest.approx(
@@ -52,7 +52,7 @@ def test_losses_and_exactness_are_a_slow_recomputation() -> None:
 
 
 def test_mtp_is_dropped_for_the_loss() -> None:
-    samples = solve(draw(TASK, OPTIONS, "dev", 5, 4), CHAT)
+    samples = solution_samples(first_problems(TASK, OPTIONS, "dev", 5, 4), CHAT)
     model = build(ARMS[MTP].model(), seed=1)
     before = mean_losses(model, samples)
     with torch.no_grad():

@@ -12,7 +12,7 @@ import pytest
 
 from rorqual.core.records import RunDir
 from rorqual.lab.find import EXPERIMENTS
-from rorqual.lab.job import ExperimentJob, Measure, SampleJob, Train
+from rorqual.lab.job import EvaluationJob, ExperimentJob, SampleJob, TrainJob
 from rorqual.recipes.sft import sft
 from rorqual.train.loop import fit
 
@@ -33,11 +33,11 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(job: ExperimentJob, place: Path) -> str:
     """Return a digest of a job's settings. Paths are relative to the seed's folder."""
     found: dict[str, Any] = {"type": type(job).__name__, "estimate": job.estimate, "needs": sorted(job.needs)}
-    if isinstance(job, Train):
+    if isinstance(job, TrainJob):
         found["run"] = job.make().model_dump(mode="json", exclude_defaults=True)
     elif isinstance(job, SampleJob):
         found["config"] = job.config.model_dump(mode="json", exclude_defaults=True)
-    elif isinstance(job, Measure):
+    elif isinstance(job, EvaluationJob):
         found |= asdict(job) | {"needs": sorted(job.needs), "more": dict(job.more)}
     text = json.dumps(found, sort_keys=True, default=str).replace(str(place), "PLACE")
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -48,7 +48,7 @@ def test_settings_are_those_of_the_published_results(name: str, start: Path, tmp
     jobs = EXPERIMENTS[name].jobs(1, tmp_path, 1.0)
     for job in jobs:
         target = tmp_path / job.name
-        if isinstance(job, Train) or job.name in ("sparse-dsa", "data-read"):
+        if isinstance(job, TrainJob) or job.name in ("sparse-dsa", "data-read"):
             target.symlink_to(start)
     found = {job.name: settings(job, tmp_path) for job in jobs}
     assert found == json.loads(GOLDEN.read_bytes())[name]

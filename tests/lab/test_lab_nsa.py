@@ -12,7 +12,7 @@ from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.lab import long_training
-from rorqual.lab.job import value
+from rorqual.lab.job import load_value
 from rorqual.lab.long_scores import solutions
 from rorqual.lab.long_training import KINDS
 from rorqual.lab.nsa import ATTENTION, LENGTH, NSAExperiment, last_run
@@ -37,7 +37,7 @@ def test_the_sparse_model_attends_to_half() -> None:
 
 
 def test_both_arms_are_measured_on_the_same_held_out_problems(places: dict[int, Path]) -> None:
-    dense, native = (value(places[1], f"nsa-measure-{arm}") for arm in ATTENTION)
+    dense, native = (load_value(places[1], f"nsa-measure-{arm}") for arm in ATTENTION)
     assert set(dense) == set(native) == set(KINDS)
     assert all(len(dense[kind]["loss"]) == len(native[kind]["loss"]) >= 2 for kind in KINDS)
     assert dense["needle"]["loss"] != native["needle"]["loss"]

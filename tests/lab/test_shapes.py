@@ -12,7 +12,7 @@ import pytest
 from rorqual.core.records import RunDir
 from rorqual.lab.experiment_run import conclude_finding, plan_within_budget
 from rorqual.lab.finding import Finding
-from rorqual.lab.job import evaluation, value
+from rorqual.lab.job import load_evaluation, load_value
 from rorqual.lab.page import page_text
 from rorqual.lab.shape_experiment import LATENT_VS_FULL, MULTI_TOKEN_PREDICTION, ShapeExperiment
 from rorqual.lab.shapes import ARMS, CONTEXT, DENSE_CLOCK, DENSE_FLOPS, FULL, MOE, MTP, PLAIN_CLOCK, shape_run
@@ -40,7 +40,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for experiment in SHAPES:
         plan = replace(plan_within_budget(experiment, out, (3, 4), 0.0), share=SHARE, jobs={})
         for (seed, _), job in plan.jobs.items():
-            job.finish(plan.place(seed))
+            job.finish(plan.seed_folder(seed))
         finding = conclude_finding(plan, f"rorqual lab {experiment.name}")
         (out / f"{experiment.name}.json").write_text(json.dumps(finding.model_dump(mode="json")), encoding="utf-8")
     return out
@@ -53,7 +53,7 @@ def test_end_to_end(out: Path, experiment: ShapeExperiment) -> None:
     assert set(finding.costs) == {f"{arm}{job}" for arm in experiment.arms for job in ("", "-loss", "-on")}
     loss = finding.contrasts[0]
     for side, arm in enumerate(experiment.parts[0][1:]):
-        means = [np.mean(value(out / f"seed-{seed}", f"{arm}-loss")) for seed in finding.seeds]
+        means = [np.mean(load_value(out / f"seed-{seed}", f"{arm}-loss")) for seed in finding.seeds]
         assert [seed[side] for seed in loss.by_seed] == pytest.approx(means)
     rows = {
         table.title: dict(zip(experiment.arms, table.rows, strict=True))
@@ -74,8 +74,8 @@ def test_end_to_end(out: Path, experiment: ShapeExperiment) -> None:
     kept = finding.verdicts[0]
     for arm in experiment.arms:
         for seed in finding.seeds:
-            right = kept.values(f"{arm}-on", seed)
-            assert np.mean(right) == evaluation(out / f"seed-{seed}", f"{arm}-on").rows("all")[0].accuracy
+            right = kept.counts_per_problem(f"{arm}-on", seed)
+            assert np.mean(right) == load_evaluation(out / f"seed-{seed}", f"{arm}-on").rows("all")[0].accuracy
     assert finding.words[0][:40] in page_text(finding)
 
 

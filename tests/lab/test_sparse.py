@@ -14,12 +14,22 @@ from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.lab import long_training
-from rorqual.lab.job import JobCost, value
+from rorqual.lab.job import JobCost, load_value
 from rorqual.lab.long_scores import score_solutions, solutions
 from rorqual.lab.long_training import DENSE, KINDS, TrainUntilLearned, dense_model, training
 from rorqual.lab.page import page_text
 from rorqual.lab.random_selection import RandomSelection, RandomSelectionConfig
-from rorqual.lab.sparse import ARMS, BUDGETS, DSA, RUNS, SparseExperiment, load, matching_top_p, measured_by, selecting
+from rorqual.lab.sparse import (
+    ARMS,
+    BUDGETS,
+    DSA,
+    RUNS,
+    SparseExperiment,
+    load,
+    matching_top_p,
+    measure_job_name,
+    with_selection,
+)
 from rorqual.model.attention import AttentionContext, DSAConfig, MLAConfig
 from rorqual.model.init import build, init_weights
 from rorqual.model.training_cache import PackedBatchCache
@@ -91,20 +101,20 @@ def test_the_adaptive_budget_selects_as_many_positions_on_average() -> None:
     chat = chat_format(Tokenizer.byte_level())
     task = load_task("long:needle", options={"length": LENGTH})
     samples = [worked_sample(problem, chat, think=True) for problem, _ in zip(task.problems("dev", 0), range(3))]
-    capped = selecting("adaptive", sparse, 24)
+    capped = with_selection("adaptive", sparse, 24)
     assert {(a.index_topk, a.index_top_p) for a in capped.attentions if isinstance(a, DSAConfig)} == {(48, 1.0)}
     top_p = matching_top_p(build(capped, seed=1), samples, 24)
     assert 0 < top_p < 1
-    picked = score_solutions(build(selecting("adaptive", sparse, 24, top_p=top_p), seed=1), samples)["picked"]
-    fixed = score_solutions(build(selecting("dsa", sparse, 24), seed=1), samples)["picked"]
+    picked = score_solutions(build(with_selection("adaptive", sparse, 24, top_p=top_p), seed=1), samples)["picked"]
+    fixed = score_solutions(build(with_selection("dsa", sparse, 24), seed=1), samples)["picked"]
     assert picked == pytest.approx(fixed, rel=0.03)
     assert fixed == pytest.approx(sum(min(i + 1, 24) for s in samples for i in range(len(s))) / sum(map(len, samples)))
 
 
 def test_every_arm_has_its_own_attention_at_each_budget() -> None:
     dense = dense_model(LENGTH)
-    window, rand = (selecting(arm, dense, 64, seed=9).attentions for arm in ("window", "random"))
-    assert selecting("dense", dense, 64).attentions == dense.attentions
+    window, rand = (with_selection(arm, dense, 64, seed=9).attentions for arm in ("window", "random"))
+    assert with_selection("dense", dense, 64).attentions == dense.attentions
     assert [(a.kind, a.window + a.sinks) for a in window] == [("window", 64)] * 3  # type: ignore[attr-defined]
     assert [(a.topk, a.seed, a.layer) for a in rand] == [(64, 9, 0), (64, 9, 1), (64, 9, 2)]  # type: ignore[attr-defined]
 
@@ -119,7 +129,8 @@ def test_the_whole_of_it_in_small(places: dict[int, Path]) -> None:
     finding = experiment.conclude(places)
     assert finding.verdict == "open"
     picked = {
-        arm: {d: part["needle"]["picked"] for d, part in value(places[1], measured_by(arm)).items()} for arm in ARMS
+        arm: {d: part["needle"]["picked"] for d, part in load_value(places[1], measure_job_name(arm)).items()}
+        for arm in ARMS
     }
     assert picked["dense"] == {"1": 0} and set(picked["dsa"]) == {"2", "4", "8"}
     for arm in ("dsa", "random"):
@@ -128,15 +139,15 @@ def test_the_whole_of_it_in_small(places: dict[int, Path]) -> None:
     for divisor, most in picked["dsa"].items():
         assert picked["window"][divisor] == pytest.approx(most)
         assert picked["adaptive"][divisor] == pytest.approx(most, rel=0.1)
-    cuts = [value(places[1], measured_by("adaptive"))[str(divisor)]["top_p"] for divisor in BUDGETS.values()]
+    cuts = [load_value(places[1], measure_job_name("adaptive"))[str(divisor)]["top_p"] for divisor in BUDGETS.values()]
     assert all(0 < cut <= 1 for cut in cuts) and "needle" in page_text(finding)
-    stored = value(places[2], measured_by("adaptive"))["4"]["needle"]
+    stored = load_value(places[2], measure_job_name("adaptive"))["4"]["needle"]
     row = next(row for row in finding.tables[0].rows if row[0] == "indexer, adaptive budget, a quarter")
     assert row[5] == f"{100 * sum(stored['right']) / len(stored['right']):.1f}", "the second seed's needles"
     loss = {one.question: one for one in finding.contrasts}[
         "loss over that of dense attention, a quarter: dense, then window with sinks"
     ]
-    both = [value(places[1], measured_by(arm))[at] for arm, at in (("dense", "1"), ("window", "4"))]  # type: ignore[arg-type]
+    both = [load_value(places[1], measure_job_name(arm))[at] for arm, at in (("dense", "1"), ("window", "4"))]  # type: ignore[arg-type]
     means = [sum(sum(one[kind]["loss"][:2]) for kind in KINDS) for one in both]
     assert loss.by_seed[0] == pytest.approx((1.0, means[1] / means[0]))
 
@@ -152,7 +163,7 @@ def test_rivals_train_as_long_as_the_indexer_on_the_same_data(places: dict[int, 
         run = runs[RUNS[arm]]  # type: ignore[index]
         assert run.steps == warmup.steps + trained.steps and run.source == trained.source == warmup.source
         assert run.optim == trained.optim and run.start.run == str(places[1] / DENSE)
-        assert run.model == selecting(arm, dense_model(LENGTH), 64, seed=1)  # type: ignore[arg-type]
+        assert run.model == with_selection(arm, dense_model(LENGTH), 64, seed=1)  # type: ignore[arg-type]
     assert runs[DENSE].model == dense_model(LENGTH) and runs[DENSE].seed == 1
     assert runs[DENSE].source.options["length"] == LENGTH  # type: ignore[attr-defined]
 
@@ -195,7 +206,7 @@ def test_the_first_stage_begins_again_until_retrieval_is_learned(
 @torch.no_grad()
 def test_an_arm_is_measured_on_held_out_problems_at_each_budget(places: dict[int, Path]) -> None:
     for arm, divisors in (("dense", ["1"]), ("window", ["2", "4", "8"])):
-        stored = value(places[2], measured_by(arm))  # type: ignore[arg-type]
+        stored = load_value(places[2], measure_job_name(arm))  # type: ignore[arg-type]
         assert [*stored] == divisors
         for divisor, kinds in stored.items():
             model = load(arm, places[2], LENGTH // int(divisor), seed=2)  # type: ignore[arg-type]

@@ -117,7 +117,10 @@ def test_means_and_intervals_follow_from_the_verdict_of_each_problem(name: str) 
         for contrast in finding.contrasts:
             if (contrast.question, pair.quantity) == (pair.question, KEPT[name][0]):
                 arms = [f"{arm}{KEPT[name][1]}" for arm in (pair.a, pair.b)]
-                sides = [[np.asarray(kept.values(arm, seed, contrast.of)) for seed in finding.seeds] for arm in arms]
+                sides = [
+                    [np.asarray(kept.counts_per_problem(arm, seed, contrast.of)) for seed in finding.seeds]
+                    for arm in arms
+                ]
                 for side, values in enumerate(sides):
                     assert [seed[side] for seed in contrast.by_seed] == pytest.approx([one.mean() for one in values])
                 again = difference_over_seeds(*sides, 0.99, 20_000).interval

@@ -19,7 +19,7 @@ from rorqual.engine import Engine, Request, SamplingParams
 from rorqual.evals.evaluation import Evaluation
 from rorqual.model.load.run_directory import load_run
 from rorqual.recipes.quickstart.report import build_report
-from rorqual.serve.keys import Keys
+from rorqual.serve.keys import ApiKeys
 from rorqual.train.loop import fit
 from rorqual.train.run import Run
 
@@ -85,7 +85,7 @@ def test_a_gguf_file_of_then_is_the_run(place: Path) -> None:
 
 
 def test_keys_and_evaluations_of_then_are_read(place: Path) -> None:
-    keys = Keys.load(place / "keys.json")
+    keys = ApiKeys.load(place / "keys.json")
     assert keys.tenant(EXPECTED["key"]) == "tenant" and keys.tenant(EXPECTED["key"][:-1]) is None
     found = Evaluation.load(place / "run" / "evals" / "families-add-test-auto.json")
     assert len(found.samples) == 3

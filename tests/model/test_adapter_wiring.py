@@ -14,13 +14,23 @@ from written_run import write_run
 from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.core.records import RunDir
 from rorqual.model import Decoder, ModelConfig, Stage, build
-from rorqual.model.adapter import ESFT, Adapter, Full, LoRA, Tune, adapter_of, fingerprint, trained, unfold
-from rorqual.model.adapter.esft import select
+from rorqual.model.adapter import (
+    ESFT,
+    Adapter,
+    Full,
+    LoRA,
+    Tune,
+    adapter_of,
+    find_base_and_adapters,
+    fingerprint,
+    trained_parameters,
+)
+from rorqual.model.adapter.esft import select_experts
 from rorqual.model.adapter.files import (
     ADAPTER_FILE,
     ADAPTER_INFO,
     WEIGHTS_FILE,
-    base_of,
+    base_record,
 )
 from rorqual.model.attention import GQAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
@@ -56,7 +66,7 @@ def adapted(tune: Tune, experts: tuple[tuple[int, ...], ...] = ()) -> Decoder:
     """A model with what is trained of it moved."""
     model = build(CONFIG, seed=0)
     tune.attach(model, seed=0, experts=experts)
-    for seed, parameter in enumerate(trained(model).values()):
+    for seed, parameter in enumerate(trained_parameters(model).values()):
         parameter.add_(0.2 * normal(*parameter.shape, seed=seed))
     return model
 
@@ -75,14 +85,14 @@ def test_what_is_trained_has_the_names_and_shapes_that_were_told(name: str) -> N
     tune, experts = TUNES[name]
     shapes = tune.shapes(build(CONFIG, seed=0), experts)
     model = adapted(tune, experts)
-    found = trained(model)
+    found = trained_parameters(model)
     assert {n: tuple(p.shape) for n, p in found.items()} == shapes
     out = model(TOKENS)
     further = model.predict_further(out.hidden, TOKENS)[0].hidden
     (model.logits(out.hidden).square().sum() + model.logits(further).square().sum()).backward()
     assert all(p.grad is not None for p in found.values())
     assert all(p.grad is None for n, p in model.named_parameters() if n not in found)
-    assert tune.whole is (name == "full")
+    assert tune.trains_all is (name == "full")
 
 
 # ---- LoRA
@@ -102,16 +112,16 @@ def test_what_is_trained_has_the_names_and_shapes_that_were_told(name: str) -> N
 )  # fmt: skip
 def test_a_target_is_a_name_or_its_last_words(targets: tuple[str, ...] | str, found: list[str]) -> None:
     tune = LoRA.model_validate({"r": 2, "targets": targets})
-    assert sorted(tune.find(build(CONFIG, seed=0))) == sorted(found)
+    assert sorted(tune.find_targets(build(CONFIG, seed=0))) == sorted(found)
 
 
 @pytest.mark.parametrize(
     "target", ["proj", "_proj", "attention", "lm_head", "eh_proj", "mtp.0.block.attention.o_proj", "gate"]
 )
 def test_part_of_a_word_and_maps_elsewhere_are_no_targets(target: str) -> None:
-    LoRA(r=2, targets=("o_proj",)).find(build(CONFIG, seed=0))
+    LoRA(r=2, targets=("o_proj",)).find_targets(build(CONFIG, seed=0))
     with pytest.raises(ConfigError, match=f"'{target}'") as caught:
-        LoRA(r=2, targets=("o_proj", target)).find(build(CONFIG, seed=0))
+        LoRA(r=2, targets=("o_proj", target)).find_targets(build(CONFIG, seed=0))
     assert caught.value.where == "tune.targets"
 
 
@@ -120,7 +130,7 @@ def test_part_of_a_word_and_maps_elsewhere_are_no_targets(target: str) -> None:
 
 def test_a_sum_of_shares_that_is_rounded_takes_no_expert_more() -> None:
     """Eight times 0.1 is less than 0.8 in floating point."""
-    assert select([torch.ones(10).double()], 0.8) == (tuple(range(8)),)
+    assert select_experts([torch.ones(10).double()], 0.8) == (tuple(range(8)),)
 
 
 # ---- files
@@ -136,7 +146,7 @@ TUNE = LoRA(r=2, targets=("o_proj",))
 def adapter_run(folder: Path, base: Path, change: Callable[[dict[str, Tensor]], None] = lambda t: None) -> Path:
     tensors = {name: normal(*shape, seed=9) for name, shape in TUNE.shapes(build(CONFIG, seed=0)).items()}
     change(tensors)
-    adapter = Adapter(base=base_of(base, named="elsewhere/moved", seen_from=folder), tune=TUNE)
+    adapter = Adapter(base=base_record(base, named="elsewhere/moved", seen_from=folder), tune=TUNE)
     return write_run(folder, CONFIG, {}, adapter.files(tensors), step=12).step_dir(12)
 
 
@@ -145,12 +155,12 @@ def test_adapters_are_unfolded_from_the_innermost_on(tmp_path: Path) -> None:
     base = whole_run(tmp_path / "base")
     first = adapter_run(tmp_path / "first", base)
     second = adapter_run(tmp_path / "deep" / "second", first)
-    found, pieces = unfold(second)
+    found, pieces = find_base_and_adapters(second)
     assert found.resolve() == base.resolve() and [p.folder.resolve() for p in pieces] == [
         first.resolve(),
         second.resolve(),
     ]
-    assert unfold(base) == (base, []) and adapter_of(base) is None
+    assert find_base_and_adapters(base) == (base, []) and adapter_of(base) is None
     info = adapter_of(second)
     assert info is not None and (info.base.step, info.base.beside) == (12, "../../first")
     model = build(CONFIG, seed=0)

@@ -62,7 +62,7 @@ def loud(
     for _, tensor in sorted(model.state_dict().items()):
         noise = torch.randn(tensor.shape, generator=generator)
         tensor.copy_(noise / math.sqrt(tensor.shape[-1]) if tensor.dim() > 1 else 1 + 0.2 * noise)
-    for layer in model.routers():
+    for layer in model.routing_ffns():
         if router.router.score_bias:
             layer.router.e_score_correction_bias.normal_(std=0.05, generator=generator)
     return model
@@ -75,7 +75,7 @@ def some_tokens(rows: int = 16) -> Tensor:
 def watched(model: Decoder) -> list[Tensor]:
     """What each router reads, in the order in which they run."""
     read: list[Tensor] = []
-    for layer in model.routers():
+    for layer in model.routing_ffns():
         layer.register_forward_pre_hook(lambda _, given: read.append(given[0].detach()))
     return read
 
@@ -114,7 +114,7 @@ def test_the_router_is_computed_in_fp32(how: str, router: MoEConfig, ops: Backen
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=how == "autocast"):
         found = routing_of(model, tokens)
     assert len(found) == len(read) == 2, "the prediction module has a router"
-    for layer, x, routing in zip(model.routers(), read, found, strict=True):
+    for layer, x, routing in zip(model.routing_ffns(), read, found, strict=True):
         scores, chosen = exact(layer, x)
         assert routing.scores.dtype == routing.weights.dtype == torch.float32
         assert float((routing.scores - scores).abs().max()) < 1e-6
@@ -127,7 +127,7 @@ def test_the_router_is_computed_in_fp32(how: str, router: MoEConfig, ops: Backen
 @pytest.mark.parametrize("ops", [TORCH, REFERENCE], ids=lambda ops: ops.name)
 def test_the_gates_of_experts_have_a_gradient_in_fp32(ops: Backend) -> None:
     """Under autocast: a gate's gradient is its expert's answer times what is asked of it, and neither is rounded again."""
-    layer = loud(ROUTERS["sigmoid"]).routers()[0]
+    layer = loud(ROUTERS["sigmoid"]).routing_ffns()[0]
     x = torch.randn(60, HIDDEN, generator=torch.Generator().manual_seed(5))
     up, down = layer.experts.gate_up_proj, layer.experts.down_proj
     with torch.autocast("cpu", dtype=torch.bfloat16):

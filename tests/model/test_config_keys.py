@@ -10,9 +10,9 @@ from transformers import AutoConfig
 from rorqual.core.errors import ConfigError
 from rorqual.model import ModelConfig
 from rorqual.model.ffn import MoEConfig
+from rorqual.model.load.config_keys import MOST_LAYERS
 from rorqual.model.load.find import family_of
-from rorqual.model.load.keys import MOST_LAYERS
-from rorqual.ops.rope import Llama3, Rope, Yarn
+from rorqual.ops.rope import Llama3Scaling, Rope, Yarn
 
 SIZES = {
     "vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 20,
@@ -202,7 +202,7 @@ def test_the_same_extension_in_either_form_is_one() -> None:
     assert rope_of(rope_theta=500.0, rope_scaling=both, rope_parameters=both) == expected
     assert rope_of(rope_parameters={"rope_type": "default", "rope_theta": 500.0, "factor": None}) == Rope(theta=500.0)
     assert rope_of(rope_scaling={"type": "linear", "factor": 4.0}) == Rope(linear=4.0)
-    llama3 = Llama3(factor=8.0, original_max_position_embeddings=16)
+    llama3 = Llama3Scaling(factor=8.0, original_max_position_embeddings=16)
     assert rope_of(rope_scaling=LLAMA3) == Rope(llama3=llama3)
     assert rope_of(partial_rotary_factor=1.0, rope_parameters={"partial_rotary_factor": 1.0}) == Rope()
 

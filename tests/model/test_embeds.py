@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rorqual.model import Decoder, ModelConfig, Stage
-from rorqual.model.adapter import trained
+from rorqual.model.adapter import trained_parameters
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.init import init_weights
@@ -61,8 +61,8 @@ def test_embeddings_of_the_tokens_are_the_tokens(name: str, cut: bool) -> None:
         embeds = model.embed(TOKENS) if embedded else None
         logits = answers(model, TOKENS, embeds, cut=cut and model.ops is not TORCH_INVARIANT)
         sum((one * torch.linspace(-1, 1, VOCAB)).sum() for one in logits).backward()  # type: ignore[union-attr]
-        names = sorted(trained(model))
-        found.append((logits, [trained(model)[name].grad for name in names]))
+        names = sorted(trained_parameters(model))
+        found.append((logits, [trained_parameters(model)[name].grad for name in names]))
     for one, other in zip(found[0][0], found[1][0], strict=True):
         assert torch.equal(one, other)
     assert any(grad is not None and grad.any() for grad in found[0][1])

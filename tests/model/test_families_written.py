@@ -12,7 +12,7 @@ from rorqual.model import ModelConfig, Stage
 from rorqual.model.attention import AttentionConfig, GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, FFNConfig, MoEConfig
 from rorqual.model.load.find import family_for
-from rorqual.ops.rope import Llama3, Rope, Yarn
+from rorqual.ops.rope import Llama3Scaling, Rope, Yarn
 
 LAYERS = DenseConfig(intermediate_size=20)
 MOE = MoEConfig(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=8)
@@ -107,7 +107,7 @@ UNSAID: dict[str, ModelConfig] = {
     "two kinds of deepseek's experts": model((MLA, moe(num_experts_per_tok=1)), (MLA, MOE)),
     "two latents": model((MLA, LAYERS), (MLA.model_copy(update={"kv_lora_rank": 12}), MOE)),
     "another epsilon": model((MLA, MOE), rms_norm_eps=1e-5),
-    "latents scaled as llama3": model((turned(Rope(llama3=Llama3(factor=8.0, original_max_position_embeddings=16))), MOE)),
+    "latents scaled as llama3": model((turned(Rope(llama3=Llama3Scaling(factor=8.0, original_max_position_embeddings=16))), MOE)),
     "latents divided": model((turned(Rope(linear=2.0)), MOE)),
     "latents with an attention factor": model((turned(yarned(attention_factor=1.5)), MOE)),
     "v3's groups by their best": model((MLA, moe(n_group=2, group_score="max"))),

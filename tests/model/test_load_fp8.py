@@ -85,7 +85,7 @@ def test_a_run_loads_into_the_type_asked_for_and_the_bias_stays_fp32(
 ) -> None:
     """A bias in bf16 chooses other experts (transformers#42580, vllm#23640): through save, load and `.to`."""
     source = build(CONFIG, seed=3)
-    for layer in source.routers():
+    for layer in source.routing_ffns():
         layer.router.e_score_correction_bias.copy_(
             torch.tensor([1.0, 1.0 + 2**-12, 1.0 - 2**-13])
         )  # one number in bf16

@@ -15,7 +15,7 @@ from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.attention import AttentionConfig, GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, FFNConfig, MoEConfig
 from rorqual.model.init import init_weights
-from rorqual.model.skeleton import skeleton
+from rorqual.model.meta_device import build_on_meta_device
 from rorqual.model.training_cache import PackedBatchCache
 from rorqual.ops.backends import REFERENCE, TORCH_INVARIANT, Backend
 
@@ -68,7 +68,7 @@ def test_every_norm_has_the_epsilon_of_the_model(eps: float) -> None:
 @torch.no_grad()
 def test_a_tokens_affinities_have_bits_of_their_own() -> None:
     """However many tokens there are, in the operations that promise it: the exponential is theirs, too."""
-    (router,) = built(config((GQA, MOE)), TORCH_INVARIANT).routers()
+    (router,) = built(config((GQA, MOE)), TORCH_INVARIANT).routing_ffns()
     x = torch.randn(40, HIDDEN, generator=torch.Generator().manual_seed(4))
     whole = router(x, TORCH_INVARIANT, None)[1].scores  # type: ignore[union-attr]
     for count in range(16, 40):
@@ -144,7 +144,7 @@ def test_weights_follow_the_names_and_not_the_order_in_which_parts_were_made() -
     assert not one.a.bias.any() and one.a.weight.all()  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("make", [lambda c, o: build(c, seed=0, ops=o), skeleton], ids=["built", "empty"])
+@pytest.mark.parametrize("make", [lambda c, o: build(c, seed=0, ops=o), build_on_meta_device], ids=["built", "empty"])
 def test_a_model_runs_on_the_operations_that_it_was_given(make: Callable[[ModelConfig, Backend], Decoder]) -> None:
     assert [make(config((GQA, DENSE)), ops).ops for ops in (REFERENCE, TORCH_INVARIANT)] == [REFERENCE, TORCH_INVARIANT]
 
@@ -161,6 +161,6 @@ def test_a_router_without_a_bias_has_none_to_keep_or_to_move() -> None:
     for biased in (True, False):
         model = Decoder(config((GQA, moe(score_bias=biased))))
         assert any(name.endswith("correction_bias") for name in model.state_dict()) is biased
-        model.routers()[0].balance(torch.arange(6), 0.5)
+        model.routing_ffns()[0].balance(torch.arange(6), 0.5)
         moved = [(name, buffer) for name, buffer in model.named_buffers() if bool(buffer.any())]
         assert [name for name, _ in moved] == ["layers.0.ffn.router.e_score_correction_bias"] * biased

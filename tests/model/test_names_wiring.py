@@ -11,7 +11,7 @@ from written_run import write_run
 from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.model import ModelConfig, Stage, build
 from rorqual.model.attention import GQAConfig
-from rorqual.model.ffn import DenseConfig, older_names
+from rorqual.model.ffn import DenseConfig, map_older_names
 from rorqual.model.load.run_directory import check_names, load_run, read_section
 
 GQA = GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=8, attention_bias=True)
@@ -49,5 +49,7 @@ def test_a_run_of_other_weights_or_without_its_config_is_refused(tmp_path: Path)
 
 def test_only_a_routers_tensors_had_other_names() -> None:
     today = ["layers.1.ffn.router.gate", "layers.1.ffn.experts.down_proj", "layers.2.ffn.gate", "lm_head.weight"]
-    assert older_names(today) == {"layers.1.ffn.gate": "layers.1.ffn.router.gate"}
-    assert older_names([*today, "layers.2.ffn.router.gate"]) == older_names(today), "layer 2 has a gate of its own, too"
+    assert map_older_names(today) == {"layers.1.ffn.gate": "layers.1.ffn.router.gate"}
+    assert map_older_names([*today, "layers.2.ffn.router.gate"]) == map_older_names(today), (
+        "layer 2 has a gate of its own, too"
+    )

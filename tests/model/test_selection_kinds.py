@@ -52,7 +52,7 @@ def output(module: MLA, *, gradients: bool) -> tuple[Tensor, list[list[int]]]:
     """The output for `X` [positions, hidden], and the sorted positions that each query selected."""
     positions = torch.arange(LENGTH)[None]
     cache = PackedBatchCache(positions, None, [module.config.cache_layout()], REFERENCE.attention)
-    context = AttentionContext(positions, None, REFERENCE, cache.table, wanted=("selected",))
+    context = AttentionContext(positions, None, REFERENCE, cache.rope_cos_sin, wanted=("selected",))
     with torch.set_grad_enabled(gradients):
         out = module(X[None], context, cache.layer(0))[0]
     (rows,) = context.recorded["selected"]
@@ -97,7 +97,7 @@ def test_blocks_are_chosen_by_the_attention_to_their_mean(size: int, topk: int, 
     module = module_of(BlockSelectionConfig(**LATENT, block_size=size, block_topk=topk))
     context = AttentionContext(torch.arange(LENGTH)[None], None, REFERENCE)
     _, q_nope, q_rope, latent, k_rope = module.project(X[None], context)
-    rows, q = module.rows(latent, k_rope)[:, 0], module.latent_queries(q_nope, q_rope, REFERENCE)[:, 0]
+    rows, q = module.cache_rows(latent, k_rope)[:, 0], module.latent_queries(q_nope, q_rope, REFERENCE)[:, 0]
     seen = torch.zeros(LENGTH, LENGTH, dtype=torch.bool)
     for t in range(LENGTH):
         own, complete = t // size, list(range((t + 1) // size))

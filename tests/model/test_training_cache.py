@@ -88,7 +88,7 @@ def test_padding_fills_blocks_together() -> None:
     positions = torch.tensor([[*range(5), *[0] * 70, *range(3), *[0] * 2]])
     segments = torch.tensor([[0] * 5 + [-1] * 70 + [1] * 3 + [-1] * 2])
     packed = PackedBatchCache(positions, segments, [], TORCH_INVARIANT.attention)
-    blocks = packed.rows(1)[1]
+    blocks = packed.row_indices(1)[1]
     assert len(blocks) == 5 * BLOCK
     assert [int((one < 80).sum()) for one in blocks.split(BLOCK)] == [5, 64, 6, 3, 2]
     assert blocks.view(5, BLOCK)[3, :3].tolist() == [75, 76, 77]

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from rorqual.ops import moe, norm
 from rorqual.ops.invariant import LANES, experts, rms_norm, sigmoid, silu
-from rorqual.ops.layout import prepack
 from rorqual.ops.losses import token_logprobs
 from rorqual.ops.moe import Routing
+from rorqual.ops.prepacked import prepack
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 types = pytest.mark.parametrize("dtype", TYPES)

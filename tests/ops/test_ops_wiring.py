@@ -18,9 +18,9 @@ from rorqual.ops import grouped
 from rorqual.ops.backends import REFERENCE, TORCH, TORCH_INVARIANT, Backend, TorchInvariant, backend
 from rorqual.ops.backends.torch import Torch
 from rorqual.ops.devices import check_device
-from rorqual.ops.layout import plain, prepack, times
 from rorqual.ops.losses import keep_only
-from rorqual.ops.rope import Llama3, Rope, Yarn, inverse_frequencies, rope_table
+from rorqual.ops.prepacked import prepack, prepacked_linear, to_plain_layout
+from rorqual.ops.rope import Llama3Scaling, Rope, Yarn, inverse_frequencies, rope_table
 
 STEPS = TORCH.fit(nn.Linear(1, 1), cache_shapes=(), threads=1).backend
 """What an engine runs for `torch`."""
@@ -41,11 +41,11 @@ EXTENDED: dict[str, tuple[Rope, dict[str, Any]]] = {
     "none": (Rope(theta=500.0), {"rope_type": "default"}),
     "linear": (Rope(linear=4.0), {"rope_type": "linear", "factor": 4.0}),
     "llama3": (
-        Rope(theta=500000.0, llama3=Llama3(factor=8.0, original_max_position_embeddings=8192)),
+        Rope(theta=500000.0, llama3=Llama3Scaling(factor=8.0, original_max_position_embeddings=8192)),
         {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
     ),
     "llama3 with other bounds": (
-        Rope(llama3=Llama3(factor=32.0, low_freq_factor=2.0, high_freq_factor=9.0, original_max_position_embeddings=256)),
+        Rope(llama3=Llama3Scaling(factor=32.0, low_freq_factor=2.0, high_freq_factor=9.0, original_max_position_embeddings=256)),
         {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 2.0, "high_freq_factor": 9.0},
     ),
     "yarn": (Rope(yarn=Yarn(factor=4.0, original_max_position_embeddings=256)), {"rope_type": "yarn", "factor": 4.0}),
@@ -96,7 +96,7 @@ def test_angles_are_those_of_transformers(name: str) -> None:
 
 
 def test_extensions_that_contradict_each_other_are_refused() -> None:
-    yarn, llama3 = (kind(factor=4.0, original_max_position_embeddings=64) for kind in (Yarn, Llama3))
+    yarn, llama3 = (kind(factor=4.0, original_max_position_embeddings=64) for kind in (Yarn, Llama3Scaling))
     for alone in ({"yarn": yarn}, {"llama3": llama3}, {"linear": 2.0}, {"yarn": yarn, "linear": 1.0}):
         Rope(**alone)  # type: ignore[arg-type]
     for two in ({"yarn": yarn, "llama3": llama3}, {"yarn": yarn, "linear": 2.0}, {"llama3": llama3, "linear": 0.5}):
@@ -104,7 +104,7 @@ def test_extensions_that_contradict_each_other_are_refused() -> None:
             Rope(**two)  # type: ignore[arg-type]
     for high in (1.0, 0.5):
         with pytest.raises(ValidationError, match="must be below"):
-            Llama3(factor=4.0, original_max_position_embeddings=64, high_freq_factor=high)
+            Llama3Scaling(factor=4.0, original_max_position_embeddings=64, high_freq_factor=high)
     for theta in (1.0, math.inf, math.nan):
         with pytest.raises(ValidationError):
             Rope(theta=theta)
@@ -148,9 +148,9 @@ def test_a_kept_set_is_read_as_numpy_packs_it(vocab: int) -> None:
 def test_a_weight_laid_out_is_the_weight(bias: bool) -> None:
     weight, x, added = normal(24, 40), normal(2, 7, 40, seed=1), normal(24, seed=2)
     opaque = prepack(weight)
-    assert torch.equal(plain(opaque), weight)
+    assert torch.equal(to_plain_layout(opaque), weight)
     expected = x.double() @ weight.double().T + (added.double() if bias else 0)
-    assert relative(times(x, opaque, added if bias else None), expected) < 1e-6
+    assert relative(prepacked_linear(x, opaque, added if bias else None), expected) < 1e-6
 
 
 def test_backends_and_devices_by_name() -> None:
@@ -180,7 +180,7 @@ def test_grouped_products_take_only_rows_that_torch_can_align(monkeypatch: pytes
 
     def fits(width: int, intermediate: int, dtype: torch.dtype = torch.bfloat16, device: str = "meta") -> bool:
         x = torch.empty(3, width, dtype=dtype, device=device)
-        return grouped.fits(x, torch.empty(2, 2 * intermediate, width, dtype=dtype, device=device))
+        return grouped.supports_grouped_mm(x, torch.empty(2, 2 * intermediate, width, dtype=dtype, device=device))
 
     assert fits(16, 8) and fits(8, 16)
     assert not any((fits(12, 8), fits(16, 12), fits(16, 4), fits(16, 8, torch.float32), fits(16, 8, device="cpu")))

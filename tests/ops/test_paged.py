@@ -15,15 +15,15 @@ from rorqual.ops.paged import (
     QUERIES,
     Tiles,
     attend,
+    attend_masked,
     attend_selected,
-    attend_within,
     gather,
     merge_attention,
     select,
     selection_mask,
     tiles_of,
 )
-from rorqual.ops.rows import ENOUGH
+from rorqual.ops.row_limits import ENOUGH
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SHAPES = [(1, 3, 40, 24), (2, 3, 24, 24), (3, 1, 16, 16), (1, 6, 64, 48), (4, 5, 20, 12)]
@@ -134,7 +134,7 @@ class Sparse(Case):
             chosen = select(q, weights, keys, tiles, budget or 10**6)
             if budget is None or not self.gathers:
                 mask = selection_mask(tiles, every, window, None if budget is None else chosen.rows)
-                out, lse = attend_within(q, keys, values, tiles, self.d**-0.5, mask)
+                out, lse = attend_masked(q, keys, values, tiles, self.d**-0.5, mask)
             else:
                 out, lse = attend_selected(q, keys, values, tiles, self.d**-0.5, chosen.rows, window)
             dense = attend(q, keys, values, tiles, self.d**-0.5) if every == 1 else out
@@ -227,7 +227,7 @@ def test_what_selects_nothing_sees_nothing() -> None:
     tiles = tiles_of(np.array([0]), np.array([70]), np.array([[0, 1]]), QUERIES)
     rows = torch.full((70, 2), -1)
     rows[69, 0] = 5
-    masked = attend_within(q, k, k, tiles, 1.0, selection_mask(tiles, 1, None, rows))
+    masked = attend_masked(q, k, k, tiles, 1.0, selection_mask(tiles, 1, None, rows))
     for out, lse in (masked, attend_selected(q, k, k, tiles, 1.0, rows)):
         assert not out[:69].any() and (lse[:69] == float(HIDDEN)).all()
         assert out[69].tolist() == [[[1.0] * 4]] and lse[69].tolist() == [[4.0]]
@@ -237,7 +237,7 @@ def test_what_selects_nothing_has_no_gradient() -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(shape, requires_grad=True) for shape in ((70, 1, 1, 4), (2, 1, BLOCK, 4), (2, 1, BLOCK, 4)))
     tiles = tiles_of(np.array([0]), np.array([70]), np.array([[0, 1]]), QUERIES)
-    out, lse = attend_within(q, k, v, tiles, 1.0, selection_mask(tiles, 1, None, torch.full((70, 2), -1)))
+    out, lse = attend_masked(q, k, v, tiles, 1.0, selection_mask(tiles, 1, None, torch.full((70, 2), -1)))
     for grad in torch.autograd.grad(out.sum() + lse.clamp(max=0).sum(), (q, k, v)):
         assert not grad.any()
 
@@ -259,9 +259,9 @@ def test_gradients_of_a_part_of_the_keys_are_those_of_plain_attention(every: int
         padded = torch.cat((x, x.new_zeros(blocks * BLOCK - length, heads, d)))
         return padded.unflatten(0, (blocks, BLOCK))[:, every - 1 :: every].transpose(1, 2).contiguous()
 
-    near = attend_within(q, pool(k, 1), pool(v, 1), tiles, scale, selection_mask(tiles, 1, 30, None))
+    near = attend_masked(q, pool(k, 1), pool(v, 1), tiles, scale, selection_mask(tiles, 1, 30, None))
     chosen = select(q, weights, pool(k, every), tiles, BUDGET)
-    far = attend_within(
+    far = attend_masked(
         q, pool(k, every), pool(v, every), tiles, scale, selection_mask(tiles, every, None, chosen.rows)
     )
     outs, lses = zip(near, far)
@@ -304,7 +304,7 @@ def test_gradients_of_a_step_are_those_of_plain_attention_wherever_its_blocks_li
     tiles = tiles_of(np.array(lengths) - 1, np.ones(2, np.int64), np.array(table), 1)
     assert (tiles.span is None) == (table[0][2] == 30) and (tiles.back is None) == (table[0][0] != 2)
     mask = selection_mask(tiles, 1, window, None)
-    out, lse = attend_within(q.to(dtype), k.to(dtype), v.to(dtype), tiles, d**-0.5, mask)
+    out, lse = attend_masked(q.to(dtype), k.to(dtype), v.to(dtype), tiles, d**-0.5, mask)
     assert out.dtype == dtype and lse.dtype == torch.float32
     pulls = torch.randn(out.shape, generator=generator), torch.randn(lse.shape, generator=generator)
     got = torch.autograd.grad((out * pulls[0]).sum() + (lse * pulls[1]).sum(), (q, k, v))

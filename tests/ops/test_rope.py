@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rorqual.ops.attention import document_mask
-from rorqual.ops.rope import Rope, Yarn, inverse_frequencies, rope_table, rotate, softmax_factor, spread
+from rorqual.ops.rope import Rope, Yarn, expand_cos_sin, inverse_frequencies, rope_table, rotate, softmax_factor
 
 POSITIONS = [0, 1, 7, 1000, 100_000]
 V3 = Rope(yarn=Yarn(factor=40.0, original_max_position_embeddings=4096, mscale=1.0, mscale_all_dim=1.0))
@@ -26,7 +26,7 @@ def by_complex_numbers(x: list[float], position: int, theta: float, interleaved:
 
 
 def turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    return rotate(x, *spread(cos, sin, interleaved=interleaved), interleaved=interleaved)
+    return rotate(x, *expand_cos_sin(cos, sin, interleaved=interleaved), interleaved=interleaved)
 
 
 @pytest.mark.parametrize("interleaved", [True, False])

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rorqual.ops.rows import WIDE, bmm, cancelling_rows, in_tiles
+from rorqual.ops.row_limits import WIDE, apply_in_tiles, bmm, cancelling_rows
 
 
 def some(*shape: int) -> torch.Tensor:
@@ -23,12 +23,12 @@ def test_a_map_in_tiles_is_the_map(shape: tuple[int, ...], width: int) -> None:
         seen.append(rows.numel() // width)
         return F.linear(rows, w)
 
-    found = in_tiles(product, x, 32)
+    found = apply_in_tiles(product, x, 32)
     assert found.shape == (*shape, 24)
     torch.testing.assert_close(found, F.linear(x, w), rtol=1e-5, atol=1e-3)
     assert sum(seen) == x.numel() // width
     assert max(seen) <= 32 or width < WIDE
-    in_tiles(product, x, 0)
+    apply_in_tiles(product, x, 0)
     assert seen[-1] == x.numel() // width, "0 is all at once"
 
 

@@ -20,17 +20,17 @@ from transformers.generation.logits_process import (
 
 from rorqual.engine.request import SamplingParams
 from rorqual.engine.seeds import sample_key, uniform
-from rorqual.ops.sampling import SamplingMetadata, Settings, distribution, sample, top
+from rorqual.ops.sampling import SamplingMetadata, SamplingSettings, distribution, sample, top
 
 
 def settings(
     n: int, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, min_p: float = 0.0, min_p_first: bool = False
-) -> Settings:
+) -> SamplingSettings:
     params = SamplingParams(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, min_p_first=min_p_first)
-    return Settings.of([params] * n, "cpu")
+    return SamplingSettings.of([params] * n, "cpu")
 
 
-def draw(logits: Tensor, settings: Settings, u: npt.NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+def draw(logits: Tensor, settings: SamplingSettings, u: npt.NDArray[np.float64]) -> tuple[Tensor, Tensor]:
     drawn = sample(logits.clone(), SamplingMetadata(settings, u))
     assert torch.equal(drawn.distribution, distribution(logits, settings))
     return drawn.ids, drawn.logprobs
@@ -180,9 +180,9 @@ MIXED = [
 def test_a_row_does_not_depend_on_its_neighbours(rows: list[int], vocab: int, seed: int) -> None:
     """Any rows, in any order: the same bits as among all."""
     logits, u = random_logits(len(MIXED), vocab, seed), np.random.default_rng(seed).random(len(MIXED))
-    everyone = Settings.of(MIXED, "cpu")
+    everyone = SamplingSettings.of(MIXED, "cpu")
     tokens, logprobs = draw(logits, everyone, u)
-    some = Settings.of([MIXED[row] for row in rows], "cpu")
+    some = SamplingSettings.of([MIXED[row] for row in rows], "cpu")
     assert torch.equal(distribution(logits[rows], some), distribution(logits, everyone)[rows])
     token, logprob = draw(logits[rows], some, u[rows])
     assert torch.equal(token, tokens[rows])

@@ -18,7 +18,7 @@ from rorqual.model import Decoder, ModelConfig, Stage
 from rorqual.model.attention import DSAConfig, GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.ops.backends import REFERENCE, Backend
-from rorqual.ops.rope import Llama3, Rope, Yarn
+from rorqual.ops.rope import Llama3Scaling, Rope, Yarn
 
 BATCH, SEQ, LONG = 2, 24, 80
 PEAK = 5.0
@@ -170,7 +170,7 @@ def llama_config(seed: int) -> ModelConfig:
     rng = random.Random(4000 + seed)
     bias, theta = seed % 5 == 0, rng.choice([100.0, 10000.0])
     if seed % 2:
-        scaling = Llama3(factor=rng.choice([8.0, 32.0]), original_max_position_embeddings=64)
+        scaling = Llama3Scaling(factor=rng.choice([8.0, 32.0]), original_max_position_embeddings=64)
         rope = Rope(theta=theta, llama3=scaling)
     else:
         rope = Rope(theta=theta, linear=4.0 if seed % 4 else 1.0)

@@ -57,7 +57,7 @@ def attended(module: NSA, x: Tensor, ops: Backend, lengths: tuple[int, ...] = (L
     positions = torch.cat([torch.arange(n) for n in lengths]).unsqueeze(0)
     documents = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).unsqueeze(0)
     packed = PackedBatchCache(positions, documents, [module.config.cache_layout()], ops.attention)
-    context = AttentionContext(positions, None, ops, packed.table, ("selected_blocks",))
+    context = AttentionContext(positions, None, ops, packed.rope_cos_sin, ("selected_blocks",))
     out = module(x.unsqueeze(0), context, packed.layer(0))[0]
     [blocks] = context.recorded["selected_blocks"]
     return out, blocks
@@ -205,10 +205,10 @@ def test_costs_by_hand() -> None:
     for context, attended_keys in ((1, 0 + 1 + 1), (30, 7 + 7 + 30), (400, 100 + 7 + 48)):
         assert c.decode_flops(100, context) == 4 * 48 * attended_keys
         assert c.cost(100, context).flops - cost.flops == 4 * 48 * attended_keys
-    assert c.cache_width() == sum(part.values for part in c.cache_spec()) == 16 * (6 + 2 / 4)
+    assert c.cache_width() == sum(part.values_per_token for part in c.cache_spec()) == 16 * (6 + 2 / 4)
     saved = 5 * 48 + 18 + 16 * 6 + 8
-    assert c.saved_values(100, everything=False) == saved
-    assert c.saved_values(100, everything=True) == saved + 100 + 2 * 2 * (8 + 2 * 16 / 4)
+    assert c.saved_activations(100, everything=False) == saved
+    assert c.saved_activations(100, everything=True) == saved + 100 + 2 * 2 * (8 + 2 * 16 / 4)
     assert c.split_by_tp() == {"num_attention_heads": 6, "num_key_value_heads": 2}
 
 

@@ -19,10 +19,10 @@ from rorqual.model.presets import preset
 from rorqual.plan.hardware import DEVICES, device
 from rorqual.plan.layout import (
     RESERVE,
-    Room,
+    TrainingDevices,
     choose_layout,
+    invalid_layout_reasons,
     layouts_that_divide,
-    misfits,
 )
 from rorqual.plan.memory import PRECISIONS, Layout, device_memory, stage_sizes
 
@@ -92,7 +92,7 @@ def test_a_pipeline_has_every_layer_once_and_is_even(layers: int, pp: int) -> No
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_sharing_never_adds_and_recomputing_never_saves_more(data: st.DataObject) -> None:
-    layout = data.draw(st.sampled_from(sorted(layouts_that_divide(small(mtp=1), Room(16, 8, 1)), key=str)))
+    layout = data.draw(st.sampled_from(sorted(layouts_that_divide(small(mtp=1), TrainingDevices(16, 8, 1)), key=str)))
 
     def size(**changed: object) -> float:
         return device_memory(small(mtp=1), replace(layout, **changed), context=512, precision=BF16).total
@@ -105,14 +105,14 @@ def test_sharing_never_adds_and_recomputing_never_saves_more(data: st.DataObject
 def test_all_devices_together_hold_the_model_state_at_least_once() -> None:
     model = small(mtp=1)
     least = 8 * (account(model).total + account(model).mtp)  # AdamW's moments
-    for layout in layouts_that_divide(model, Room(8, 8, 1)):
+    for layout in layouts_that_divide(model, TrainingDevices(8, 8, 1)):
         assert device_memory(model, layout, context=16, precision=FP32).optimizer * 8 >= least * (1 - 1e-9)
 
 
 def test_deepseek_v3_fits_as_it_was_trained() -> None:
     """PP16 x EP64 x ZeRO-1, no tensor parallelism, on 2,048 cards of 80 GB (report, section 3.2)."""
     own = Layout(dp=128, tp=1, pp=16, ep=64, zero=1, recompute="selective")
-    assert misfits(V3, own, 2048) == []
+    assert invalid_layout_reasons(V3, own, 2048) == []
     memory = device_memory(V3, own, context=4096, precision=FP8)
     assert memory.total < H800.memory * (1 - RESERVE)
     assert device_memory(V3, replace(own, recompute="none"), context=4096, precision=BF16).total > H800.memory
@@ -120,27 +120,27 @@ def test_deepseek_v3_fits_as_it_was_trained() -> None:
 
 def test_a_layout_that_does_not_divide_is_told_why() -> None:
     wrong = Layout(dp=682, tp=3, pp=1, ep=7)
-    reasons = "; ".join(misfits(V3, wrong, 2048))
+    reasons = "; ".join(invalid_layout_reasons(V3, wrong, 2048))
     for said in (
         "is 2046, but n is 2048",
         "tp=3 does not divide num_attention_heads=128",
         "ep=7 does not divide n_routed_experts=256",
     ):
         assert said in reasons
-    assert "has no routed experts" in "; ".join(misfits(preset("qwen3-8b"), Layout(ep=2), 1))
-    assert "exceeds the model's 36 layers" in "; ".join(misfits(preset("qwen3-8b"), Layout(pp=64), 64))
+    assert "has no routed experts" in "; ".join(invalid_layout_reasons(preset("qwen3-8b"), Layout(ep=2), 1))
+    assert "exceeds the model's 36 layers" in "; ".join(invalid_layout_reasons(preset("qwen3-8b"), Layout(pp=64), 64))
 
 
 def test_what_is_chosen_divides_and_fits() -> None:
-    room = Room(2048, 8, H800.memory * (1 - RESERVE))
+    room = TrainingDevices(2048, 8, H800.memory * (1 - RESERVE))
     layout, memory = choose_layout(V3, room, 4096, BF16, microbatch=2)
-    assert misfits(V3, layout, 2048) == [] and memory.total <= room.usable and layout.microbatch == 2
+    assert invalid_layout_reasons(V3, layout, 2048) == [] and memory.total <= room.usable and layout.microbatch == 2
     assert memory == device_memory(V3, layout, context=4096, precision=BF16)
 
 
 def test_what_never_fits_is_refused_with_the_usable_memory() -> None:
     with pytest.raises(ConfigError, match=r"fits in no layout of 8 devices with 73.6 GB"):
-        choose_layout(V3, Room(8, 8, H800.memory * (1 - RESERVE)), 4096, BF16)
+        choose_layout(V3, TrainingDevices(8, 8, H800.memory * (1 - RESERVE)), 4096, BF16)
 
 
 def test_every_row_of_hardware_has_its_sources_and_sensible_figures() -> None:
@@ -183,5 +183,5 @@ def test_every_row_of_hardware_has_its_sources_and_sensible_figures() -> None:
     ids=lambda value: getattr(value, "kind", ""),
 )
 def test_what_a_layer_saves_by_hand(kind: AttentionConfig | FFNConfig, selective: int, everything: int) -> None:
-    assert kind.saved_values(100, everything=False) == selective
-    assert kind.saved_values(100, everything=True) == everything
+    assert kind.saved_activations(100, everything=False) == selective
+    assert kind.saved_activations(100, everything=True) == everything

@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 
 from rorqual.core.config import Config, parse
 from rorqual.core.errors import ConfigError
-from rorqual.plan.numbers import Amount, Count, Positions, amount, duration, gigabytes, money, short
+from rorqual.plan.numbers import (
+    Amount,
+    Count,
+    Positions,
+    format_bytes,
+    format_duration,
+    format_short,
+    format_usd,
+    parse_amount,
+)
 
 
 class Asked(Config):
@@ -18,7 +27,7 @@ class Asked(Config):
 
 
 def test_suffixes() -> None:
-    assert [amount(text) for text in ("14.8T", "2.788M", "4k", "1_000", "2,048", "3e8", "1.5B", "7")] == [
+    assert [parse_amount(text) for text in ("14.8T", "2.788M", "4k", "1_000", "2,048", "3e8", "1.5B", "7")] == [
         14.8e12, 2.788e6, 4000, 1000, 2048, 3e8, 1.5e9, 7,
     ]  # fmt: skip
     assert parse(Asked, {"tokens": "14.8T", "n": "2k", "context": "4k"}, where="here") == Asked(
@@ -40,16 +49,21 @@ def test_half_a_device_is_refused() -> None:
 @settings(deadline=None)
 @given(st.floats(1, 9e14))
 def test_what_is_written_short_reads_back(value: float) -> None:
-    assert amount(short(value)) == pytest.approx(value, rel=1e-3)
+    assert parse_amount(format_short(value)) == pytest.approx(value, rel=1e-3)
 
 
 def test_units() -> None:
-    assert [money(v) for v in (5.576e6, 1.3e9, 87072, 12.5, 0.14)] == [
+    assert [format_usd(v) for v in (5.576e6, 1.3e9, 87072, 12.5, 0.14)] == [
         "$5.576M",
         "$1.300B",
         "$87,072",
         "$12.50",
         "$0.14",
     ]
-    assert [duration(v) for v in (0.0015, 1.5, 600, 4.9e6)] == ["1.5 ms", "1.5 seconds", "10.0 minutes", "56.7 days"]
-    assert [gigabytes(v) for v in (512, 70272, 80e9, 1.5e12)] == ["512 bytes", "70.3 kB", "80 GB", "1.5 TB"]
+    assert [format_duration(v) for v in (0.0015, 1.5, 600, 4.9e6)] == [
+        "1.5 ms",
+        "1.5 seconds",
+        "10.0 minutes",
+        "56.7 days",
+    ]
+    assert [format_bytes(v) for v in (512, 70272, 80e9, 1.5e12)] == ["512 bytes", "70.3 kB", "80 GB", "1.5 TB"]

@@ -16,11 +16,11 @@ from rorqual.plan.price import PRICES, price
 from rorqual.plan.serve import (
     AverageRequest,
     Replica,
-    cache_copies,
+    cache_share_per_device,
     decode_flops,
     decode_step,
+    estimate_serving,
     largest_batch,
-    serving,
     smallest_replica,
     split_weights,
     token_prices,
@@ -74,34 +74,34 @@ def test_experts_touched_grow_to_all_of_them(tokens: float, more: float) -> None
 
 
 def test_a_latent_cache_is_copied_and_heads_are_divided() -> None:
-    assert [cache_copies(V3, tp) for tp in (1, 8)] == [1, 1]
-    assert [cache_copies(preset("llama-3.1-405b"), tp) for tp in (1, 4, 8, 16)] == [1, 1 / 4, 1 / 8, 1 / 8]
+    assert [cache_share_per_device(V3, tp) for tp in (1, 8)] == [1, 1]
+    assert [cache_share_per_device(preset("llama-3.1-405b"), tp) for tp in (1, 4, 8, 16)] == [1, 1 / 4, 1 / 8, 1 / 8]
 
 
 def test_the_largest_batch_fits_and_one_more_does_not() -> None:
     replica = replace(ONE, n=144, dtype="fp8")
     batch = largest_batch(V3, replica, MIX)
-    served = serving(V3, replica, MIX)
+    served = estimate_serving(V3, replica, MIX)
     assert served.batch == batch and batch * 70272 * 5000 <= served.free < (batch + 1) * 70272 * 5000
     with pytest.raises(ConfigError, match=rf"cache of batch={batch + 1} does not fit.*\n.*at most {batch} "):
-        serving(V3, replica, MIX, batch + 1)
+        estimate_serving(V3, replica, MIX, batch + 1)
 
 
 def test_what_does_not_fit_says_by_how_much_and_what_would() -> None:
     with pytest.raises(
         ConfigError, match=r"does not fit on .* in bf16.* exceed the usable memory by .* GB\n  It fits on n=32 tp=2"
     ):
-        serving(V3, replace(ONE, n=8), MIX)
+        estimate_serving(V3, replace(ONE, n=8), MIX)
     with pytest.raises(ConfigError, match=r"no replica of NVIDIA RTX 4090 can hold .* more than the usable"):
         smallest_replica(QWEN, replace(ONE, device=device("rtx4090")), AverageRequest(10**9, 1, 0))
     with pytest.raises(ConfigError, match=r"tp=3 does not divide n=8.*\n.*Use tp=2, the nearest valid value"):
-        serving(QWEN, replace(ONE, n=8, tp=3), MIX)
+        estimate_serving(QWEN, replace(ONE, n=8, tp=3), MIX)
     with pytest.raises(ConfigError, match="does not support fp8"):
-        serving(QWEN, Replica(device("a100"), 1, 1, "fp8"), MIX)
+        estimate_serving(QWEN, Replica(device("a100"), 1, 1, "fp8"), MIX)
 
 
 def test_the_margin_is_over_the_rent_of_exactly_the_time_used() -> None:
-    served = serving(V3, replace(ONE, n=144, dtype="fp8"), MIX)
+    served = estimate_serving(V3, replace(ONE, n=144, dtype="fp8"), MIX)
     at_cost, dear = token_prices(served, 2.0, 0.0), token_prices(served, 2.0, 0.5)
     hour = at_cost.bill(hit=0, miss=served.prefill_rate * 3600, output=0)
     assert hour == pytest.approx(2.0)

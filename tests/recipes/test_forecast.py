@@ -11,18 +11,18 @@ from rorqual.recipes.quickstart.forecast import (
     GOES_OVER,
     TEACHES,
     EvaluationSet,
-    Lengths,
     ShapeCost,
     StageForecast,
+    TokenLengths,
     count_solution_tokens,
-    mean,
-    over,
+    mean_lengths,
     solution_lengths,
     stages,
+    thinking_share_after_grpo,
 )
 from rorqual.recipes.quickstart.summary import PAID_FOR
 
-LENGTHS = Lengths(prompt=20, thinking=50, at_once=5)
+LENGTHS = TokenLengths(prompt=20, thinking=50, at_once=5)
 PACE = ShapeCost(step=0.1, tokens=4000, update=1e-5, rollout=1e-3, on=2e-3, off=5e-4, cores=2)
 EXAM = EvaluationSet(problems=100, lengths=LENGTHS, drawing=1.0)
 
@@ -60,7 +60,10 @@ def test_twice_the_steps_cost_twice() -> None:
 
 
 def test_thinking_is_what_is_asked_or_the_habit() -> None:
-    assert over(0.0, 1.0) == over(1.0) == 1.0 and 0.07 < over(0.07) < 1
+    assert (
+        thinking_share_after_grpo(0.0, 1.0) == thinking_share_after_grpo(1.0) == 1.0
+        and 0.07 < thinking_share_after_grpo(0.07) < 1
+    )
     measured = made()["measure the teacher"]
     before, after = (share * 2e-3 + (1 - share) * 5e-4 for share in (0.5, 1.0))
     assert measured.core_seconds == pytest.approx(100 * (before + after + 2 * (2e-3 + 5e-4)) + 2)
@@ -70,5 +73,5 @@ def test_lengths_are_those_of_the_worked_solutions() -> None:
     solutions = solution_lengths(STUDENT_TASK, 1.0, 0)
     assert all(one.thinking > one.at_once > 0 and one.prompt > 0 for _, one in solutions)
     assert count_solution_tokens([solutions[0][0]])[0] == solutions[0]
-    lengths = mean(solutions)
-    assert lengths.at_once < lengths.reply(0.5) < lengths.thinking == lengths.reply(1.0)
+    lengths = mean_lengths(solutions)
+    assert lengths.at_once < lengths.mean_reply_length(0.5) < lengths.thinking == lengths.mean_reply_length(1.0)

@@ -10,7 +10,7 @@ from rorqual.core.config import read_yaml, to_yaml
 from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.recipes import make_run
 from rorqual.train.objectives import MultiToken
-from rorqual.train.run import BFLOAT16, FLOAT32, Run, agreement
+from rorqual.train.run import BFLOAT16, FLOAT32, Run, agreement_limits
 
 LETTERS = {"task": "families:add", "size": "tiny", "rows": "2", "row": "96"}
 
@@ -32,13 +32,16 @@ def test_a_rate_given_means_adamw_at_that_rate(start: Path) -> None:
     tuned = make_run(
         "sft", {**LETTERS, "from": str(start), "lr": "1e-3", "tune.kind": "lora", "optim.schedule.warmup": "1"}
     )
-    assert tuned.optim.schedule.warmup == 1 and not tuned.tune.whole
+    assert tuned.optim.schedule.warmup == 1 and not tuned.tune.trains_all
 
 
 def test_a_deep_model_may_differ_by_what_its_layers_round() -> None:
-    assert agreement("float32", 3) == agreement("float32", 8) == FLOAT32
-    assert agreement("float32", 32).mean == 4 * FLOAT32.mean and agreement("float32", 32).most == 4 * FLOAT32.most
-    assert agreement("bfloat16", 32) == BFLOAT16
+    assert agreement_limits("float32", 3) == agreement_limits("float32", 8) == FLOAT32
+    assert (
+        agreement_limits("float32", 32).mean == 4 * FLOAT32.mean
+        and agreement_limits("float32", 32).most == 4 * FLOAT32.most
+    )
+    assert agreement_limits("bfloat16", 32) == BFLOAT16
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from rorqual.tasks.file_task import SAMPLES
 from rorqual.train.batch import TrainBatch
 from rorqual.train.loop import fit
 from rorqual.train.run import Run
-from rorqual.train.sources import Materials
+from rorqual.train.sources import SourceInputs
 from rorqual.train.state import make_tokenizer
 
 TASKS = {"gsm8k": "1.0", "knights": "1.0", "folio": "0.0"}
@@ -25,7 +25,7 @@ TASKS = {"gsm8k": "1.0", "knights": "1.0", "folio": "0.0"}
 def batch(run: Run, step: int = 0) -> TrainBatch:
     """What a run trains on in one step."""
     tokenizer = make_tokenizer(run)
-    source = run.source.build(Materials(build(run.model, seed=0), tokenizer, chat_format(tokenizer), run.seed, 1))
+    source = run.source.build(SourceInputs(build(run.model, seed=0), tokenizer, chat_format(tokenizer), run.seed, 1))
     return source.step(step).batches[0]
 
 

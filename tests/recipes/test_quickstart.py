@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rorqual.core.ledger import UNACCOUNTED, read_ledger, total
+from rorqual.core.ledger import UNACCOUNTED, read_ledger, sum_entries
 from rorqual.core.records import RunDir
 from rorqual.data.distilled import read_distilled
 from rorqual.recipes import quickstart
@@ -37,8 +37,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     report = run_quickstart(out, size="small", threads=1)
     whole = time.monotonic() - began
     assert report == out / "report.html"
-    assert total(read_ledger(out / "ledger.jsonl")).seconds <= whole
-    assert total(read_ledger(out / "ledger.jsonl")).seconds >= 0.8 * whole, (
+    assert sum_entries(read_ledger(out / "ledger.jsonl")).seconds <= whole
+    assert sum_entries(read_ledger(out / "ledger.jsonl")).seconds >= 0.8 * whole, (
         "a busy machine may stop us between two clocks"
     )
     return out
@@ -78,7 +78,7 @@ def test_branches_are_measured_on_the_same_problems_and_those_on_answers_alone_s
         for branch in BRANCHES
     ]
     assert all(one == keys[0] for one in keys)
-    kept = read_distilled(place / "samples" / "data.parquet").kept
+    kept = read_distilled(place / "samples" / "data.parquet").kept_samples
     lines = [json.loads(line) for line in (place / "answers.jsonl").read_bytes().split(b"\n") if line]
     assert [line["messages"][0]["content"] for line in lines] == [row.prompt for row in kept]
     assert all(set(message) == {"role", "content"} for line in lines for message in line["messages"])

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 from served import Server, start, stop
 
-from rorqual.serve.keys import Keys
+from rorqual.serve.keys import ApiKeys
 
 TENANTS = ("default", "other")
 PREFIX = "The whale takes in an ocean and keeps what matters. " * 4
@@ -76,7 +76,7 @@ def ask(client: httpx.Client, body: dict[str, Any]) -> tuple[list[str], str]:
 def torment(run: Path, folder: Path, *, kills: int, clients: int, requests: int, seed: int = 0) -> Outcome:
     """`clients` ask for `requests` over and over while the engine is killed `kills` times at random moments."""
     keys = folder / "keys.json"
-    secrets = {tenant: Keys.load(keys).ensure(tenant) or "" for tenant in TENANTS}
+    secrets = {tenant: ApiKeys.load(keys).ensure_key(tenant) or "" for tenant in TENANTS}
     asked = bodies(requests, seed)
     rng = random.Random(seed)
     outcome = Outcome()

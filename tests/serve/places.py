@@ -36,7 +36,7 @@ from rorqual.engine import Engine, Request
 from rorqual.engine.remote.engine import RemoteEngine
 from rorqual.generate.schema import RowParser, RowSampling
 from rorqual.generate.schema import RowRequest as RowAsk
-from rorqual.serve.wire import EngineRequest, pack, submit
+from rorqual.serve.wire import EngineRequest, pack, submit_message
 from rorqual.serve.worker import Worker
 
 MESSAGES = (Message("user", "hello"),)
@@ -69,7 +69,7 @@ def unlike(param: Param) -> Any:
 
 def in_json(given: dict[str, Any]) -> dict[str, Any]:
     return {
-        name: asdict(value) if isinstance(value, Grammar) else PARAMS[name].type.write(value)
+        name: asdict(value) if isinstance(value, Grammar) else PARAMS[name].type.to_json_value(value)
         for name, value in given.items()
     }
 
@@ -89,7 +89,7 @@ def by_row(given: dict[str, Any]) -> SamplingParams:
 
 
 def row_request(given: dict[str, Any]) -> Request:
-    found = RowParser(RowSampling()).ask(1, {"prompt": "hello", "seed": 0, **in_json(given)})
+    found = RowParser(RowSampling()).parse_row(1, {"prompt": "hello", "seed": 0, **in_json(given)})
     assert isinstance(found, RowAsk), found
     return found.request
 
@@ -100,11 +100,11 @@ def by_command(given: dict[str, Any]) -> SamplingParams:
 
 
 def by_chat(given: dict[str, Any]) -> SamplingParams:
-    return chat_of(**served(given, chat=True)).asks()[0].params
+    return chat_of(**served(given, chat=True)).engine_requests()[0].params
 
 
 def by_text(given: dict[str, Any]) -> SamplingParams:
-    return text_of(**served(given, chat=False)).asks()[0].params
+    return text_of(**served(given, chat=False)).engine_requests()[0].params
 
 
 def by_remote(given: dict[str, Any]) -> SamplingParams:
@@ -115,14 +115,14 @@ def by_body(request: Request) -> EngineRequest:
     """What our client sends, as our server reads it."""
     body = json.loads(json.dumps(NOBODY._body(request, 0)))
     del body["messages"], body["model"]
-    [ask] = chat_of(**body).asks()
+    [ask] = chat_of(**body).engine_requests()
     return ask
 
 
 def by_wire(engine: Engine, ask: EngineRequest) -> SamplingParams:
     """What the sampler will read of a request that crosses the pipe."""
     worker = Worker(engine, io.BytesIO(), io.BytesIO())
-    worker._handle_message(json.loads(b"".join(submit(7, pack(ask), "them"))))
+    worker._handle_message(json.loads(b"".join(submit_message(7, pack(ask), "them"))))
     waiting = engine._cores[0].scheduler.waiting
     while not waiting:
         worker._handle_message(worker.inbox.get(timeout=60) or {})

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 
-from rorqual.serve.bodies import BODY_SECONDS, Bodies, body_of
+from rorqual.serve.bodies import BODY_SECONDS, LargeBodyLimit, read_body
 from rorqual.serve.errors import ApiError
 from rorqual.serve.limits import SLICE
 
@@ -32,13 +32,13 @@ class ByHand(asyncio.SelectorEventLoop):
 
 async def read(loop: ByHand, waited: float, then: float) -> int:
     """Bytes of a large body that waits `waited` seconds for its place and whose last part comes `then` seconds later."""
-    bodies, parts = Bodies(most=1), asyncio.Queue[dict[str, Any]]()
+    bodies, parts = LargeBodyLimit(most=1), asyncio.Queue[dict[str, Any]]()
 
     async def body() -> int:
-        async with body_of(Request(SCOPE, parts.get), 2**20, bodies, "a") as found:
+        async with read_body(Request(SCOPE, parts.get), 2**20, bodies, "a") as found:
             return sum(map(len, found))
 
-    async with bodies.place("b"):
+    async with bodies.reserve_body_slot("b"):
         reader = loop.create_task(body())
         parts.put_nowait({"type": "http.request", "body": b"x" * (SLICE + 1), "more_body": True})
         await loop.pass_by(0)

@@ -8,12 +8,12 @@ from typing import Any
 
 from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.serve.bridge import Bridge
-from rorqual.serve.keys import Keys
-from rorqual.serve.routes.chat import ChatShape
-from rorqual.serve.schemas import ChatRequest, read
+from rorqual.serve.bridge import EngineBridge
+from rorqual.serve.keys import ApiKeys
+from rorqual.serve.routes.chat import ChatResponseBuilder
+from rorqual.serve.schemas import ChatRequest, parse_request
 from rorqual.serve.service import Service
-from rorqual.serve.wire import EngineArguments, Ready
+from rorqual.serve.wire import EngineArguments, EngineLimits
 
 CHAT = chat_format(Tokenizer.byte_level(), "deepseek-v3.2")
 CITY = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}
@@ -21,12 +21,12 @@ SPECS = [{"type": "function", "function": {"name": "get_weather", "description":
 ASKED: list[dict[str, Any]] = [{"role": "user", "content": "Zürich?"}]
 
 
-def shape(messages: list[dict[str, Any]] = ASKED, **fields: Any) -> ChatShape:
-    bridge = Bridge(EngineArguments("nowhere"))
-    bridge.info = Ready(16_384, CHAT.tokenizer.vocab_size)
-    service = Service("v32", 0, CHAT, bridge, Keys(Path("none"), {}), 2**20)
+def shape(messages: list[dict[str, Any]] = ASKED, **fields: Any) -> ChatResponseBuilder:
+    bridge = EngineBridge(EngineArguments("nowhere"))
+    bridge.info = EngineLimits(16_384, CHAT.tokenizer.vocab_size)
+    service = Service("v32", 0, CHAT, bridge, ApiKeys(Path("none"), {}), 2**20)
     body = {"model": "v32", "messages": messages, "tools": SPECS, "chat_template_kwargs": {"thinking": True}} | fields
-    return ChatShape(service, read(ChatRequest, json.dumps(body).encode())[0])
+    return ChatResponseBuilder(service, parse_request(ChatRequest, json.dumps(body).encode())[0])
 
 
 def test_the_schema_of_an_answer_stands_in_the_prompt() -> None:
@@ -34,7 +34,7 @@ def test_the_schema_of_an_answer_stands_in_the_prompt() -> None:
     wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
     for fields in ({}, {"tools": None}):
         prompts = [
-            CHAT.tokenizer.decode(shape(**fields, **more).asks()[0].prompt, specials=True)
+            CHAT.tokenizer.decode(shape(**fields, **more).engine_requests()[0].prompt, specials=True)
             for more in ({}, {"response_format": {"type": "json_object"}}, {"response_format": wanted})
         ]
         before, after = prompts[0].split("<｜User｜>")

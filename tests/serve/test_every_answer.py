@@ -17,13 +17,13 @@ from served import Server
 from shapes import CHAT, MAX_LEN, chat_of, service_of, text_of
 
 from rorqual.serve.app import create_app
-from rorqual.serve.bridge import TRIES, Bridge, ServerJob
+from rorqual.serve.bridge import TRIES, EngineBridge, ServerJob
 from rorqual.serve.errors import ApiError
-from rorqual.serve.keys import Keys
-from rorqual.serve.metrics import Metrics, Now
+from rorqual.serve.keys import ApiKeys
+from rorqual.serve.metrics import Metrics, ServerSnapshot
 from rorqual.serve.replies import Reply
 from rorqual.serve.service import Service
-from rorqual.serve.wire import EngineArguments, EngineRequest, Ready, SampledToken, Score, line, pack
+from rorqual.serve.wire import EngineArguments, EngineLimits, EngineRequest, SampledToken, Score, message_line, pack
 
 ONE, THREE = pack(EngineRequest((5,))), pack(EngineRequest((5, 6, 7)))
 TEXT, TALK = "/v1/completions", "/v1/chat/completions"
@@ -35,13 +35,13 @@ def letter(text: str) -> int:
 
 
 def reply_to(job: ServerJob, metrics: Metrics | None = None, **fields: Any) -> Reply:
-    return Reply(job, CHAT, text_of(**fields).new, metrics or Metrics())
+    return Reply(job, CHAT, text_of(**fields).new_choice, metrics or Metrics())
 
 
 # ---- between server and engine
 
 
-def written(bridge: Bridge) -> list[dict[str, Any]]:
+def written(bridge: EngineBridge) -> list[dict[str, Any]]:
     """What the engine was told since the last call."""
     parts = []
     while not bridge._outbox.empty():
@@ -49,36 +49,36 @@ def written(bridge: Bridge) -> list[dict[str, Any]]:
     return [json.loads(text) for text in b"".join(parts).splitlines()]
 
 
-async def says(bridge: Bridge, *messages: bytes) -> None:
+async def says(bridge: EngineBridge, *messages: bytes) -> None:
     """What an engine's process says, heard to its end."""
     process = await asyncio.create_subprocess_exec("cat", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE)
     assert process.stdin is not None
     process.stdin.write(b"".join(messages))
     process.stdin.close()
-    await bridge._listen(process)
+    await bridge._dispatch_messages(process)
     await process.wait()
 
 
-def alive(**fields: Any) -> Bridge:
-    bridge = Bridge(EngineArguments("nowhere"), **fields)
-    bridge._ready(Ready(MAX_LEN, 264))
+def alive(**fields: Any) -> EngineBridge:
+    bridge = EngineBridge(EngineArguments("nowhere"), **fields)
+    bridge._handle_ready(EngineLimits(MAX_LEN, 264))
     return bridge
 
 
-def told_of(bridge: Bridge) -> list[tuple[Any, ...]]:
+def told_of(bridge: EngineBridge) -> list[tuple[Any, ...]]:
     return [(one["kind"], one["number"], one.get("tenant"), len(one.get("prompt", ()))) for one in written(bridge)]
 
 
 def test_every_prompt_of_a_request_is_asked_once_and_cancelled_when_nobody_waits() -> None:
     async def act() -> None:
         bridge = alive()
-        with bridge.job([ONE, THREE], "a"), bridge.job([THREE, ONE, ONE], "b") as second:
+        with bridge.submitted_job([ONE, THREE], "a"), bridge.submitted_job([THREE, ONE, ONE], "b") as second:
             asked = told_of(bridge)
             assert asked == [
                 ("submit", 0, "a", 1), ("submit", 1, "a", 3), ("submit", 2, "b", 3), ("submit", 3, "b", 1), ("submit", 4, "b", 1),
             ]  # fmt: skip
             for number in second.numbers:
-                await says(bridge, line("drawn", rows=[[number, 0, letter("a"), "stop"]]))
+                await says(bridge, message_line("drawn", rows=[[number, 0, letter("a"), "stop"]]))
         assert told_of(bridge) == [("cancel", 0, None, 0), ("cancel", 1, None, 0)], "what has ended is not cancelled"
 
     asyncio.run(act())
@@ -87,7 +87,10 @@ def test_every_prompt_of_a_request_is_asked_once_and_cancelled_when_nobody_waits
 def test_what_the_engine_says_of_one_request_is_not_heard_by_another() -> None:
     async def act() -> None:
         bridge = alive()
-        with bridge.job([THREE, replace(ONE, n=2)], "a") as first, bridge.job([ONE, THREE], "b") as second:
+        with (
+            bridge.submitted_job([THREE, replace(ONE, n=2)], "a") as first,
+            bridge.submitted_job([ONE, THREE], "b") as second,
+        ):
             one, other = (reply_to(job, logprobs=1, echo=True) for job in (first, second))
             scores: list[list[Score]] = [[(-0.5 - n, [(n, -0.25)])] for n in range(4)]
             rows: list[list[Any]] = []
@@ -95,14 +98,14 @@ def test_what_the_engine_says_of_one_request_is_not_heard_by_another() -> None:
                 rows.append([number, sample, letter("abcde"[at]), "length", -float(at), [[at, -0.25]], at])
             await says(
                 bridge,
-                *(line("scored", number=number, scores=scores[number]) for number in (2, 1, 3, 0)),
-                line("drawn", rows=rows[:2]),
-                line("beat", stats={"slots": 4}),
-                line("drawn", rows=rows[2:]),
+                *(message_line("scored", number=number, scores=scores[number]) for number in (2, 1, 3, 0)),
+                message_line("drawn", rows=rows[:2]),
+                message_line("beat", stats={"slots": 4}),
+                message_line("drawn", rows=rows[2:]),
             )
             assert not bridge.jobs, "both have ended"
-            await one.whole()
-            await other.whole()
+            await one.run_to_end()
+            await other.run_to_end()
         assert [[choice.content for choice in reply.choices] for reply in (one, other)] == [["c", "e", "b"], ["d", "a"]]
         owners = [[choice.scores[0][0] for choice in reply.choices] for reply in (one, other)]
         assert owners == [[-0.5, -1.5, -1.5], [-2.5, -3.5]]
@@ -127,13 +130,16 @@ def test_a_refusal_of_one_prompt_ends_the_request_and_names_the_parameter(
 ) -> None:
     async def act() -> None:
         bridge = alive()
-        with bridge.job([ONE, ONE, ONE], "a", "guided_regex") as job, bridge.job([ONE], "b") as other:
+        with (
+            bridge.submitted_job([ONE, ONE, ONE], "a", "guided_regex") as job,
+            bridge.submitted_job([ONE], "b") as other,
+        ):
             written(bridge)
             reply = reply_to(job)
-            await says(bridge, line("refused", number=1, message="no", status=status))
+            await says(bridge, message_line("refused", number=1, message="no", status=status))
             assert [*bridge.jobs.values()] == [other] and other.events.empty()
             with pytest.raises(ApiError) as caught:
-                await reply.whole()
+                await reply.run_to_end()
             error = caught.value
             assert (error.status, error.message, error.param, error.code) == (status, "no", param, code)
             assert told_of(bridge) == [("cancel", number, None, 0) for number in job.numbers]
@@ -147,31 +153,35 @@ def test_a_request_begins_again_with_all_its_samples_and_ends_with_the_last(caps
 
     async def act() -> None:
         bridge = alive()
-        with bridge.job([replace(ONE, n=2)], "a") as job, bridge.job([ONE], "b") as begun:
+        with bridge.submitted_job([replace(ONE, n=2)], "a") as job, bridge.submitted_job([ONE], "b") as begun:
             begun.sent = True
             reply = reply_to(job)
-            await says(bridge, line("beat", stats={"slots": 4}), line("drawn", rows=[[0, 1, letter("x"), "stop"]]))
+            await says(
+                bridge,
+                message_line("beat", stats={"slots": 4}),
+                message_line("drawn", rows=[[0, 1, letter("x"), "stop"]]),
+            )
             written(bridge)
             bridge.alive = False
-            bridge._died(-9)
+            bridge._handle_engine_exit(-9)
             with pytest.raises(ApiError) as caught:
-                await begun.next(60)
+                await begun.next_event(60)
             assert (caught.value.status, caught.value.code) == (503, "engine_died")
             assert bridge.stats == {} and bridge.restarts == 1
             assert told_of(bridge) == [], "there is no engine to be told"
-            bridge._ready(Ready(MAX_LEN, 264))
+            bridge._handle_ready(EngineLimits(MAX_LEN, 264))
             assert told_of(bridge) == [("submit", 0, "a", 1)]
-            await says(bridge, line("drawn", rows=[[0, 0, letter("a"), "stop"]]))
+            await says(bridge, message_line("drawn", rows=[[0, 0, letter("a"), "stop"]]))
             assert [*bridge.jobs.values()] == [job]
-            await says(bridge, line("drawn", rows=[[0, 1, letter("b"), "stop"]]))
+            await says(bridge, message_line("drawn", rows=[[0, 1, letter("b"), "stop"]]))
             assert not bridge.jobs
-            await reply.whole()
+            await reply.run_to_end()
         assert [choice.content for choice in reply.choices] == ["a", "b"]
         assert reply.usage()["completion_tokens"] == 2
-        with bridge.job([ONE], "a") as unlucky:
+        with bridge.submitted_job([ONE], "a") as unlucky:
             for _ in range(TRIES):
                 assert bridge.jobs
-                bridge._died(1)
+                bridge._handle_engine_exit(1)
             assert not bridge.jobs and unlucky.tries == TRIES
 
     asyncio.run(act())
@@ -181,15 +191,15 @@ def test_a_request_begins_again_with_all_its_samples_and_ends_with_the_last(caps
 def test_a_request_on_its_way_takes_a_place_of_its_own_tenant() -> None:
     async def act() -> None:
         bridge = alive(queue=2, tenants=2)
-        with bridge.place("a"), bridge.place("a"):
-            with pytest.raises(ApiError) as caught, bridge.place("a"):
+        with bridge.reserve_queue_place("a"), bridge.reserve_queue_place("a"):
+            with pytest.raises(ApiError) as caught, bridge.reserve_queue_place("a"):
                 pass
             assert (caught.value.status, caught.value.code) == (429, "queue_full") and "the limit is 2" in str(
                 caught.value
             )
-            with bridge.place("b"), pytest.raises(ApiError), bridge.job([ONE], "b"):
+            with bridge.reserve_queue_place("b"), pytest.raises(ApiError), bridge.submitted_job([ONE], "b"):
                 pass
-        with bridge.place("a"), bridge.place("a"):  # all of them were given back
+        with bridge.reserve_queue_place("a"), bridge.reserve_queue_place("a"):  # all of them were given back
             pass
 
     asyncio.run(act())
@@ -204,14 +214,14 @@ def test_tokens_of_thoughts_are_counted_over_all_samples() -> None:
     bridge = alive()
 
     async def act() -> Reply:
-        with bridge.job([replace(THREE, n=3)], "a") as job:
-            reply = Reply(job, CHAT, shape.new, Metrics())
+        with bridge.submitted_job([replace(THREE, n=3)], "a") as job:
+            reply = Reply(job, CHAT, shape.new_choice, Metrics())
             for sample, text in enumerate(("abc", "abcde", "")):
                 ids = [*CHAT.tokenizer.encode(text), CHAT.tokenizer.special("</think>"), *CHAT.tokenizer.encode("so")]
                 for id_ in ids:
                     bridge._deliver(0, SampledToken(sample, id_))
                 bridge._deliver(0, SampledToken(sample, CHAT.stop_ids[0], "stop"))
-            await reply.whole()
+            await reply.run_to_end()
         return reply
 
     reply = asyncio.run(act())
@@ -226,7 +236,9 @@ def test_each_figure_of_the_page_is_its_own() -> None:
     metrics = Metrics(first_token_seconds=1.5, first_tokens=2, cancelled=3, failed=4)
     metrics.requests["/v1/models", 200] = 5
     metrics.requests["other", 401] = 6
-    text = metrics.text(Now(False, 7, Counter(a=8), Counter(b=9), {"blocks_free": 10.0, "waiting": 11.0}))
+    text = metrics.prometheus_text(
+        ServerSnapshot(False, 7, Counter(a=8), Counter(b=9), {"blocks_free": 10.0, "waiting": 11.0})
+    )
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     assert sorted(lines) == sorted([
         'rorqual_requests_total{route="/v1/models",status="200"} 5',
@@ -256,8 +268,8 @@ def within(folder: Path, act: Callable[[httpx.AsyncClient, Service], Awaitable[N
     """`act` with a client of tenant `a`, who shares the server with `b`; the engine never starts."""
 
     async def run() -> None:
-        keys = Keys.load(folder / "k")
-        key, _ = keys.ensure("a"), keys.ensure("b")
+        keys = ApiKeys.load(folder / "k")
+        key, _ = keys.ensure_key("a"), keys.ensure_key("b")
         service = replace(service_of(), keys=keys, operator="a", created=77)
         service.bridge.queue = service.bridge.share = queue
         transport = httpx.ASGITransport(create_app(service))
@@ -316,7 +328,7 @@ def test_a_server_says_whether_its_engine_is_ready(tmp_path: Path) -> None:
 def test_whoever_comes_when_the_queue_is_full_is_told_to_come_again(tmp_path: Path) -> None:
     async def act(client: httpx.AsyncClient, service: Service) -> None:
         body = {"model": "m", "prompt": "a", "max_tokens": 1}
-        with service.bridge.job([ONE], "a"):
+        with service.bridge.submitted_job([ONE], "a"):
             full = await client.post(TEXT, json=body)
             assert (full.status_code, full.headers.get("retry-after")) == (429, "1")
             assert full.json()["error"]["type"] == "rate_limit_error"

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from served import Server
 
-from rorqual.serve import fields
+from rorqual.serve import unsupported_fields as fields
 from rorqual.serve.errors import ApiError
-from rorqual.serve.schemas import ChatRequest, Sampling, TextRequest, read
+from rorqual.serve.schemas import ChatRequest, GenerationRequest, TextRequest, parse_request
 
 HELLO = [{"role": "user", "content": "hello"}]
-ROUTES: dict[str, tuple[type[Sampling], dict[str, Any]]] = {
+ROUTES: dict[str, tuple[type[GenerationRequest], dict[str, Any]]] = {
     "chat": (ChatRequest, {"model": "m", "messages": HELLO}),
     "completions": (TextRequest, {"model": "m", "prompt": "hello"}),
 }
@@ -62,9 +62,9 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-def asked(route: str, **given: Any) -> tuple[Sampling, list[str]]:
+def asked(route: str, **given: Any) -> tuple[GenerationRequest, list[str]]:
     cls, base = ROUTES[route]
-    return read(cls, json.dumps(base | given).encode())
+    return parse_request(cls, json.dumps(base | given).encode())
 
 
 @pytest.mark.parametrize("api", NOTHING)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from rorqual.core.errors import ConfigError, RorqualError
-from rorqual.core.lock import own
-from rorqual.serve.keys import Keys
+from rorqual.core.lock import acquire_lock
+from rorqual.serve.keys import ApiKeys
 
 DIGEST = "0123456789abcdef" * 4
 
@@ -44,26 +44,26 @@ def test_a_file_of_another_shape_is_named_with_what_is_wrong_and_the_remedy(tmp_
     file = tmp_path / "keys.json"
     file.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(ConfigError) as caught:
-        Keys.load(file)
+        ApiKeys.load(file)
     assert said in caught.value.what and caught.value.where == str(file)
     assert "Restore or remove the file" in caught.value.remedy
     file.write_text(rows({"sha256": DIGEST, "tenant": "a"}, {"sha256": DIGEST[::-1], "tenant": "a"}), encoding="utf-8")
-    assert Keys.load(file).tenants == {DIGEST: "a", DIGEST[::-1]: "a"}
+    assert ApiKeys.load(file).tenants == {DIGEST: "a", DIGEST[::-1]: "a"}
 
 
 def test_a_key_that_another_process_made_meanwhile_is_kept(tmp_path: Path) -> None:
     file = tmp_path / "new" / "keys.json"
-    first, second = Keys.load(file), Keys.load(file)
-    key = first.ensure("a")
-    other = second.ensure("b")
-    assert key and other and second.ensure("a") is None and Keys.load(file).ensure("b") is None
-    assert [Keys.load(file).tenant(one) for one in (key, other, "rq-")] == ["a", "b", None]
+    first, second = ApiKeys.load(file), ApiKeys.load(file)
+    key = first.ensure_key("a")
+    other = second.ensure_key("b")
+    assert key and other and second.ensure_key("a") is None and ApiKeys.load(file).ensure_key("b") is None
+    assert [ApiKeys.load(file).tenant(one) for one in (key, other, "rq-")] == ["a", "b", None]
     assert file.stat().st_mode & 0o777 == 0o600 and [path.name for path in file.parent.iterdir()] == ["keys.json"]
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x", encoding="utf-8")
     for file in (tmp_path / "file" / "keys.json", tmp_path / "keys.json"):
-        with own(tmp_path / "keys.json", ""), pytest.raises(RorqualError) as caught:
-            Keys(file, {}).ensure("a")
+        with acquire_lock(tmp_path / "keys.json", ""), pytest.raises(RorqualError) as caught:
+            ApiKeys(file, {}).ensure_key("a")
         assert caught.value.where == str(file)

@@ -14,7 +14,7 @@ import httpx
 from kills import torment
 from served import ENDLESS, start, stop, write_run
 
-from rorqual.serve.keys import Keys
+from rorqual.serve.keys import ApiKeys
 
 
 def test_kills_under_load_change_no_answer(run: Path, tmp_path: Path) -> None:
@@ -28,7 +28,7 @@ def test_kills_under_load_change_no_answer(run: Path, tmp_path: Path) -> None:
 def test_each_tenant_is_seen_running_and_waiting_and_hits_its_own_prompts_alone(tmp_path: Path) -> None:
     run = write_run(tmp_path / "tiny", context=ENDLESS)
     keys = tmp_path / "keys.json"
-    secrets = {tenant: Keys.load(keys).ensure(tenant) or "" for tenant in ("default", "other")}
+    secrets = {tenant: ApiKeys.load(keys).ensure_key(tenant) or "" for tenant in ("default", "other")}
     server = start(run, keys, tmp_path / "log", "port=0", "slots=1", "ui=false", "name=org/tiny")
     server.key = secrets["default"]
     body = {"model": "org/tiny", "prompt": "a", "stream": True, "ignore_eos": True}

@@ -17,10 +17,10 @@ import httpx
 import pytest
 from served import Server, start, stop
 
-from rorqual.serve.bodies import Bodies
+from rorqual.serve.bodies import LargeBodyLimit
 from rorqual.serve.errors import ApiError
-from rorqual.serve.limits import MAX_VALUES, check_values
-from rorqual.serve.schemas import ChatRequest, read
+from rorqual.serve.limits import MAX_VALUES, check_value_count
+from rorqual.serve.schemas import ChatRequest, parse_request
 
 WATCH = str(Path(__file__).parent / "watched.py")
 SMALL, LARGE = 250_000, 1_000_000
@@ -113,7 +113,7 @@ LIMITS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", LIMITS)
 def test_a_list_that_is_too_long_is_named(name: str) -> None:
     with pytest.raises(ApiError) as caught:
-        read(ChatRequest, json.dumps(chat(**LIMITS[name])).encode())
+        parse_request(ChatRequest, json.dumps(chat(**LIMITS[name])).encode())
     assert (caught.value.param, caught.value.code) == (name, "too_large")
 
 
@@ -122,9 +122,9 @@ def test_a_list_that_is_too_long_is_named(name: str) -> None:
 def test_commas_of_a_text_are_no_values_wherever_a_slice_ends(text: str, before: int) -> None:
     """What is within a string counts nothing: 400,000 commas, quotes and backslashes of a text are one value."""
     held = {"a": "x" * before + (text + ",") * 400_000}
-    check_values(json.dumps(held, ensure_ascii=False).encode())
+    check_value_count(json.dumps(held, ensure_ascii=False).encode())
     with pytest.raises(ApiError):
-        check_values(json.dumps({**held, "b": [0] * (MAX_VALUES + 1)}, ensure_ascii=False).encode())
+        check_value_count(json.dumps({**held, "b": [0] * (MAX_VALUES + 1)}, ensure_ascii=False).encode())
 
 
 # ---- connections
@@ -206,10 +206,10 @@ def test_large_bodies_are_few_at_a_time_and_all_are_answered(server: Server) -> 
 
 def test_a_tenant_holds_two_large_bodies_and_all_together_eight() -> None:
     async def told() -> list[str]:
-        bodies, found, leave = Bodies(), list[str](), asyncio.Event()
+        bodies, found, leave = LargeBodyLimit(), list[str](), asyncio.Event()
 
         async def come(tenant: str) -> None:
-            async with bodies.place(tenant):
+            async with bodies.reserve_body_slot(tenant):
                 found.append(tenant)
                 await leave.wait()
 

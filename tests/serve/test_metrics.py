@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 
-from rorqual.serve.metrics import Metrics, Now
+from rorqual.serve.metrics import Metrics, ServerSnapshot
 
 
 def test_a_tenant_sees_its_own_figures_alone() -> None:
     metrics = Metrics()
     metrics.count_tokens("mine", 1, 2, 3)
     metrics.count_tokens("theirs", 4, 5, 6)
-    now = Now(True, 2, Counter(mine=1, theirs=7), Counter(theirs=8), {"slots": 4.0})
-    own, everybody = metrics.text(now, "mine"), metrics.text(now)
+    now = ServerSnapshot(True, 2, Counter(mine=1, theirs=7), Counter(theirs=8), {"slots": 4.0})
+    own, everybody = metrics.prometheus_text(now, "mine"), metrics.prometheus_text(now)
     assert "theirs" not in own and "restarts" not in own and "slots" not in own
     for line in (
         'rorqual_tokens_total{tenant="mine",kind="prompt_hit"} 1',

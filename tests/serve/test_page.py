@@ -19,7 +19,7 @@ from served import Server, start, stop
 from taught import CODE, FOREIGN, LONG_QUESTION, PICTURE_QUESTION, QUESTION, THOUGHT, write_taught
 
 from rorqual.core.records import RunDir, write_json
-from rorqual.serve.keys import Keys
+from rorqual.serve.keys import ApiKeys
 
 WAIT = 120_000.0
 """Milliseconds: a machine with much else to do is slow, not wrong."""
@@ -80,7 +80,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def other_key(keys: Path) -> str:
-    return Keys.load(keys).ensure("other") or ""
+    return ApiKeys.load(keys).ensure_key("other") or ""
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ import pytest
 from rorqual.data.chat.find import chat_format
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.serve.app import create_app
-from rorqual.serve.bridge import Bridge
-from rorqual.serve.keys import Keys
-from rorqual.serve.page import FILES
+from rorqual.serve.bridge import EngineBridge
+from rorqual.serve.chat_page import FILES
+from rorqual.serve.keys import ApiKeys
 from rorqual.serve.service import Service
 from rorqual.serve.wire import EngineArguments
 
@@ -36,7 +36,7 @@ def answers(folder: Path, *requests: tuple[str, str], **options: Any) -> list[ht
     """The answers of routes whose engine never starts, to requests without a key."""
     service = Service(
         name="the-models-name", created=0, chat=chat_format(Tokenizer.byte_level(), "deepseek"),
-        bridge=Bridge(EngineArguments(run="nowhere")), keys=Keys.load(folder / "keys.json"), max_body=2**16,
+        bridge=EngineBridge(EngineArguments(run="nowhere")), keys=ApiKeys.load(folder / "keys.json"), max_body=2**16,
     )  # fmt: skip
 
     async def ask() -> list[httpx.Response]:

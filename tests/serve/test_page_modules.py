@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rorqual.serve.page import FILES
+from rorqual.serve.chat_page import FILES
 
 pytestmark = pytest.mark.browser
 SCRIPT = Path(__file__).parent / "clients" / "page_modules.mjs"

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from rorqual.core.records import Thinking
 from rorqual.data.chat import ChatFormat, TemplateChat, chat_format
-from rorqual.data.chat.stops import Stops
-from rorqual.data.chat.stream import Piece, Reader
+from rorqual.data.chat.stops import StopStringMatcher
+from rorqual.data.chat.stream import ReplyDelta, ReplyReader
 from rorqual.data.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.byte_level()
@@ -34,11 +34,11 @@ def said(text: str) -> list[int]:
     return TOKENIZER.encode(text)
 
 
-def fed(reader: Reader, ids: Sequence[int]) -> list[Piece]:
+def fed(reader: ReplyReader, ids: Sequence[int]) -> list[ReplyDelta]:
     return [*(reader.feed(id_) for id_ in ids), reader.finish()]
 
 
-def joined(pieces: list[Piece]) -> tuple[str, str]:
+def joined(pieces: list[ReplyDelta]) -> tuple[str, str]:
     return "".join(p.reasoning for p in pieces), "".join(p.content for p in pieces)
 
 
@@ -88,7 +88,7 @@ def test_any_stream_reads_as_the_format_says(
     ids = [id_ for part in parts for id_ in part]
     chat, message = CHATS[name], CHATS[name].parse(ids, mode)
     assert joined(fed(chat.reader(mode), ids)) == (message.reasoning or "", message.content)
-    reader, pieces = chat.reader(mode), list[Piece]()
+    reader, pieces = chat.reader(mode), list[ReplyDelta]()
     for start, end in pairwise([0, *sorted(min(cut, len(ids)) for cut in cuts), len(ids)]):
         pieces.append(reader.feed(*ids[start:end]))
     assert joined([*pieces, reader.finish()]) == (message.reasoning or "", message.content)
@@ -126,7 +126,7 @@ def test_plain_text_has_no_parts_and_ends_at_the_end() -> None:
 
 
 def cut_by(stops: list[str], pieces: list[str]) -> tuple[str, bool]:
-    cutter = Stops(stops)
+    cutter = StopStringMatcher(stops)
     shown = [cutter.feed(piece) for piece in pieces]
     return "".join([*shown, cutter.feed("", last=True)]), cutter.hit
 
@@ -147,6 +147,6 @@ def test_a_stop_string_cuts_at_the_same_place_however_the_text_came(text: str, s
 
 
 def test_text_that_cannot_become_a_stop_is_not_held_back() -> None:
-    cutter = Stops(["\n\n", "END"])
+    cutter = StopStringMatcher(["\n\n", "END"])
     assert [cutter.feed(piece) for piece in ("a", "b\n", "c EN", "D", "more")] == ["a", "b", "\nc ", "", ""]
     assert cutter.hit

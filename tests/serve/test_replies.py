@@ -15,13 +15,13 @@ import pytest
 
 from rorqual.core.records import Tool
 from rorqual.data.chat import chat_format
-from rorqual.data.chat.stops import Stops
+from rorqual.data.chat.stops import StopStringMatcher
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.request import SamplingParams
 from rorqual.serve import logprobs
-from rorqual.serve.bridge import BEHIND, Bridge, ServerJob
+from rorqual.serve.bridge import BEHIND, EngineBridge, ServerJob
 from rorqual.serve.errors import ApiError
-from rorqual.serve.keys import Keys
+from rorqual.serve.keys import ApiKeys
 from rorqual.serve.metrics import Metrics
 from rorqual.serve.replies import Choice, Reply
 from rorqual.serve.service import Service
@@ -33,14 +33,14 @@ PACKED = pack(ASK)
 
 
 def reply_to(job: ServerJob) -> Reply:
-    return Reply(job, CHAT, lambda: Choice(CHAT.reader("auto", plain=True), Stops([])), Metrics())
+    return Reply(job, CHAT, lambda: Choice(CHAT.reader("auto", plain=True), StopStringMatcher([])), Metrics())
 
 
 def test_silence_is_told_while_a_request_waits_and_changes_nothing() -> None:
     async def told() -> tuple[list[object], Reply]:
         job = ServerJob((PACKED,), "default")
         reply, found = reply_to(job), []
-        async for step in reply.pieces(0.01):
+        async for step in reply.stream_pieces(0.01):
             found.append(step if step is None else step[1].content)
             if len(found) == 2:
                 for token in CHAT.tokenizer.encode("ab"):
@@ -67,7 +67,7 @@ def test_silence_is_told_while_tokens_come_that_have_no_text() -> None:
 
         sampling = asyncio.create_task(sample())
         try:
-            async with aclosing(reply.pieces(0.05)) as pieces:
+            async with aclosing(reply.stream_pieces(0.05)) as pieces:
                 async with asyncio.timeout(60):
                     return await anext(pieces)
         except TimeoutError:
@@ -80,15 +80,15 @@ def test_silence_is_told_while_tokens_come_that_have_no_text() -> None:
 
 def test_a_tenant_that_floods_leaves_each_other_its_share() -> None:
     async def taken() -> list[str]:
-        bridge, found = Bridge(EngineArguments("nowhere"), queue=6, tenants=3), []
+        bridge, found = EngineBridge(EngineArguments("nowhere"), queue=6, tenants=3), []
         with ExitStack() as held:
             for tenant in [*["flood"] * 7, *["a"] * 3, *["b"] * 3]:  # alone, it may have every place
                 try:
-                    held.enter_context(bridge.job([PACKED], tenant))
+                    held.enter_context(bridge.submitted_job([PACKED], tenant))
                     found.append(tenant)
                 except ApiError as error:
                     found.append(f"{tenant}: {error.code}")
-        with bridge.job([PACKED], "flood"):
+        with bridge.submitted_job([PACKED], "flood"):
             return found
 
     full = "{}: queue_full".format
@@ -97,7 +97,7 @@ def test_a_tenant_that_floods_leaves_each_other_its_share() -> None:
 
 def test_long_texts_are_cut_beside_the_loop_and_none_for_who_has_left() -> None:
     """One after another for each tenant, and no tenant behind another."""
-    service = Service("m", 0, CHAT, Bridge(EngineArguments("nowhere")), Keys(Path("none"), {}), 1)
+    service = Service("m", 0, CHAT, EngineBridge(EngineArguments("nowhere")), ApiKeys(Path("none"), {}), 1)
     began, go = threading.Event(), threading.Event()
     done: list[str] = []
 
@@ -129,13 +129,13 @@ def test_long_texts_are_cut_beside_the_loop_and_none_for_who_has_left() -> None:
 
 def test_several_prompts_are_one_request_whose_samples_are_counted_through() -> None:
     async def told() -> tuple[Reply, int]:
-        bridge = Bridge(EngineArguments("nowhere"))
-        with bridge.job([replace(PACKED, n=2), PACKED], "a") as job:
+        bridge = EngineBridge(EngineArguments("nowhere"))
+        with bridge.submitted_job([replace(PACKED, n=2), PACKED], "a") as job:
             reply = reply_to(job)
             first, second = job.numbers
             for number, sample, letter, hit in ((second, 0, "c", 1), (first, 1, "b", 3), (first, 0, "a", 2)):
                 bridge._deliver(number, SampledToken(sample, *CHAT.tokenizer.encode(letter), "length", hit=hit))
-            await reply.whole()
+            await reply.run_to_end()
         return reply, len(bridge.jobs)
 
     reply, left = asyncio.run(told())
@@ -148,13 +148,13 @@ def test_several_prompts_are_one_request_whose_samples_are_counted_through() -> 
 
 def test_what_was_drawn_and_not_read_is_billed() -> None:
     async def told() -> Reply:
-        bridge = Bridge(EngineArguments("nowhere"))
-        with bridge.job([replace(PACKED, n=2)], "a", streamed=True) as job:
+        bridge = EngineBridge(EngineArguments("nowhere"))
+        with bridge.submitted_job([replace(PACKED, n=2)], "a", streamed=True) as job:
             reply = reply_to(job)
             [letter] = CHAT.tokenizer.encode("a")
             for sample in (0, 0, 1, 1, 1):
                 bridge._deliver(job.numbers[0], SampledToken(sample, letter, hit=2))
-            async with aclosing(reply.pieces()) as pieces:
+            async with aclosing(reply.stream_pieces()) as pieces:
                 assert (await anext(pieces)) is not None  # and then its client leaves
         return reply
 
@@ -168,15 +168,15 @@ def test_a_stream_whose_tokens_nobody_takes_ends(streamed: bool, top: int) -> No
     """A whole answer takes its tokens as they come, whether its client reads or not."""
 
     async def told() -> tuple[int, int]:
-        bridge = Bridge(EngineArguments("nowhere"))
-        with bridge.job([PACKED], "a", streamed=streamed) as job:
+        bridge = EngineBridge(EngineArguments("nowhere"))
+        with bridge.submitted_job([PACKED], "a", streamed=streamed) as job:
             most = BEHIND // (1 + top)
             for _ in range(2 * most):
                 bridge._deliver(job.numbers[0], SampledToken(0, 100, top=((1, 0.0),) * top))
             waiting = job.events.qsize()
             assert bool(bridge.jobs) != streamed, "a reply that nobody ends would be read without end"
             with pytest.raises(ApiError, match="too slowly") if streamed else nullcontext():
-                await reply_to(job).whole() if streamed else None
+                await reply_to(job).run_to_end() if streamed else None
         return waiting, most
 
     waiting, most = asyncio.run(told())
@@ -189,11 +189,13 @@ CALLED = "<｜tool▁call▁begin｜>add<｜tool▁sep｜>{}<｜tool▁call▁en
 @pytest.mark.parametrize(("one_call", "calls"), [(False, 2), (True, 1)])
 def test_calls_end_a_reply_at_the_first_where_one_is_allowed(one_call: bool, calls: int) -> None:
     reader = CHAT.reader("off", [Tool("add")], calls="c")
-    choice = Choice(reader, Stops(["add"]), one_call=one_call)  # which stands in the calls, where it is not looked for
+    choice = Choice(
+        reader, StopStringMatcher(["add"]), one_call=one_call
+    )  # which stands in the calls, where it is not looked for
     ids = CHAT.tokenizer.encode(f"so <｜tool▁calls▁begin｜>{CALLED * 2}<｜tool▁calls▁end｜>")
     for id_ in ids:
-        choice.add(SampledToken(0, id_))
-    choice.add(SampledToken(0, CHAT.stop_ids[0], "stop"))
+        choice.add_token(SampledToken(0, id_))
+    choice.add_token(SampledToken(0, CHAT.stop_ids[0], "stop"))
     assert (choice.content.strip(), choice.reason) == ("so", "tool_calls")
     assert [(call.name, call.arguments) for call in choice.calls] == [("add", "{}")] * calls
     assert len({call.id for call in choice.calls}) == calls
@@ -203,11 +205,11 @@ def test_calls_end_a_reply_at_the_first_where_one_is_allowed(one_call: bool, cal
 def test_log_probabilities_name_every_token_and_their_bytes_are_the_text() -> None:
     whale = CHAT.tokenizer.encode("a🐋")
     drawn = [SampledToken(0, id_, logprob=-0.5, top=((id_, -0.5), (7, -inf))) for id_ in whale]
-    told = logprobs.of_chat(CHAT.tokenizer, drawn)["content"]
+    told = logprobs.chat_logprobs(CHAT.tokenizer, drawn)["content"]
     assert b"".join(bytes(entry["bytes"]) for entry in told).decode() == "a🐋"
     assert [entry["top_logprobs"][1]["logprob"] for entry in told] == [-9999.0] * 5
     json.dumps(told, allow_nan=False)
-    text = logprobs.of_text(CHAT.tokenizer, drawn[:1], 3)
+    text = logprobs.text_logprobs(CHAT.tokenizer, drawn[:1], 3)
     assert text == {
         "tokens": ["a"],
         "token_logprobs": [-0.5],
@@ -220,4 +222,4 @@ def test_of_two_tokens_with_one_name_the_likelier_is_told() -> None:
     """Halves of characters are all called U+FFFD."""
     half, other = [id_ for id_ in range(CHAT.tokenizer.vocab_size) if CHAT.tokenizer.token(id_) == "\ufffd"][:2]
     drawn = SampledToken(0, half, logprob=-0.5, top=((half, -0.5), (other, -2.0)))
-    assert logprobs.of_text(CHAT.tokenizer, [drawn])["top_logprobs"] == [{"\ufffd": -0.5}]
+    assert logprobs.text_logprobs(CHAT.tokenizer, [drawn])["top_logprobs"] == [{"\ufffd": -0.5}]

@@ -10,16 +10,23 @@ import pytest
 from pydantic import BaseModel
 from shapes import CHAT, HELLO, MAX_LEN, chat_of, service_of, text_of
 
-from rorqual.core.parts import ImagePart, ImageURL, TextPart
+from rorqual.core.content_parts import ImagePart, ImageURL, TextPart
 from rorqual.core.records import Message, Thinking, Tool, ToolCall
 from rorqual.core.sampling import SERVER_DEFAULTS, Grammar, SamplingParams
-from rorqual.serve.answer import Shape, prepare
+from rorqual.serve.answer import ResponseBuilder, prepare
 from rorqual.serve.errors import ApiError
 from rorqual.serve.limits import MAX_VALUES
-from rorqual.serve.routes.completions import TextShape
+from rorqual.serve.message_schemas import (
+    CalledFunction,
+    ChatMessage,
+    FunctionSpec,
+    RequestToolCall,
+    ToolFields,
+    ToolSpec,
+)
+from rorqual.serve.routes.completions import TextResponseBuilder
 from rorqual.serve.schemas import ChatRequest, StreamOptions, TemplateOptions, TextRequest
 from rorqual.serve.service import GENERATION, MAX_SCORES, Service
-from rorqual.serve.turns import Call, CalledFunction, ChatMessage, Function, Tools, ToolSpec
 from rorqual.serve.wire import EngineRequest, PackedRequest, SampledToken
 
 SCHEMA: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer"}}}
@@ -76,8 +83,8 @@ OF_THE_ANSWER = {"model", "stream", "stream_options"}
 CASES = [(shape, name) for shape, more in ((chat_of, OF_CHAT), (text_of, OF_TEXT)) for name in {**SAMPLED, **more}]
 
 
-def asked(shape: Shape[Any]) -> EngineRequest:
-    [found] = shape.asks()
+def asked(shape: ResponseBuilder[Any]) -> EngineRequest:
+    [found] = shape.engine_requests()
     return found
 
 
@@ -171,7 +178,7 @@ def test_no_field_is_forgotten_here() -> None:
     assert known(TextRequest) == {*SAMPLED, *OF_TEXT} | OF_THE_ANSWER
     assert known(StreamOptions) == {"include_usage", "include_obfuscation"}
     assert known(TemplateOptions) == {"thinking", "enable_thinking"}
-    assert known(Tools) == {"tools", "tool_choice", "parallel_tool_calls"}
+    assert known(ToolFields) == {"tools", "tool_choice", "parallel_tool_calls"}
     values = [str(value) for value, _, _ in SAMPLED.values() if not isinstance(value, bool)]
     assert len(set(values)) == len(values), "a swap of two would not be seen"
 
@@ -242,8 +249,8 @@ CHANGES_NOTHING = {"name": "me", "parsed": {"a": 1}, "annotations": [], "audio":
 @pytest.mark.parametrize("name", TURNS)
 def test_a_turn_is_what_the_chat_format_gets(name: str) -> None:
     given, there = TURNS[name]
-    assert ChatMessage.model_validate(given).message() == there
-    assert ChatMessage.model_validate(given | CHANGES_NOTHING).message() == there
+    assert ChatMessage.model_validate(given).to_message() == there
+    assert ChatMessage.model_validate(given | CHANGES_NOTHING).to_message() == there
 
 
 def test_a_picture_is_for_the_chat_format_to_take() -> None:
@@ -259,18 +266,18 @@ def test_a_picture_is_for_the_chat_format_to_take() -> None:
 
 def test_no_field_of_a_turn_is_forgotten_here() -> None:
     assert known(ChatMessage) == {key for given, _ in TURNS.values() for key in given} | {*CHANGES_NOTHING}
-    assert (known(TextPart), known(ImagePart), known(Call), known(CalledFunction)) == (
+    assert (known(TextPart), known(ImagePart), known(RequestToolCall), known(CalledFunction)) == (
         {"type", "text"},
         {"type", "image_url"},
         {"id", "index", "type", "function"},
         {"name", "arguments", "parsed_arguments"},
     )
-    assert known(Function) == {"name", "description", "parameters", "strict"}
+    assert known(FunctionSpec) == {"name", "description", "parameters", "strict"}
 
 
 def test_a_function_is_what_the_chat_format_gets() -> None:
-    assert ToolSpec.model_validate(ADD).tool() == Tool("add", "a + b", SCHEMA)
-    assert ToolSpec.model_validate({"type": "function", "function": {"name": "f"}}).tool() == Tool("f", "", {})
+    assert ToolSpec.model_validate(ADD).to_tool() == Tool("add", "a + b", SCHEMA)
+    assert ToolSpec.model_validate({"type": "function", "function": {"name": "f"}}).to_tool() == Tool("f", "", {})
 
 
 @pytest.mark.parametrize(
@@ -313,9 +320,9 @@ def test_log_probabilities_come_where_they_were_asked_for(given: dict[str, Any],
     [a] = letters("a")
     for shape in (chat, text):
         assert asked(shape).params.top_logprobs == (tell or 0)
-        choice = shape.new()
-        choice.add(SampledToken(0, a, "length", -0.5, ((a, -0.5), (7, -2.0))[: tell or 0]))
-        found = shape.choice(0, choice)["logprobs"]
+        choice = shape.new_choice()
+        choice.add_token(SampledToken(0, a, "length", -0.5, ((a, -0.5), (7, -2.0))[: tell or 0]))
+        found = shape.complete_choice_json(0, choice)["logprobs"]
         if tell is None:
             assert found is None
         elif shape is chat:
@@ -327,7 +334,7 @@ def test_log_probabilities_come_where_they_were_asked_for(given: dict[str, Any],
 
 def test_calls_are_one_where_no_more_were_wanted() -> None:
     for parallel in (None, True, False):
-        assert chat_of(tools=[ADD], parallel_tool_calls=parallel).new().one_call == (parallel is False)
+        assert chat_of(tools=[ADD], parallel_tool_calls=parallel).new_choice().one_call == (parallel is False)
 
 
 # ---- limits, to the last one that is allowed
@@ -336,7 +343,7 @@ def test_calls_are_one_where_no_more_were_wanted() -> None:
 def prepared(service: Service, **given: Any) -> list[PackedRequest] | str | None:
     """What the engine is asked for a request of completions, or the parameter that is refused."""
     try:
-        return prepare(service, TextRequest, TextShape, json.dumps({"model": "m", **given}).encode()).asks
+        return prepare(service, TextRequest, TextResponseBuilder, json.dumps({"model": "m", **given}).encode()).asks
     except ApiError as error:
         return error.param
 
@@ -397,7 +404,9 @@ def test_a_request_to_a_model_that_is_not_served_is_refused() -> None:
 
 
 def test_what_was_ignored_is_named_in_order() -> None:
-    found = prepare(service_of(), TextRequest, TextShape, b'{"model":"m","prompt":"a","user":"x","store":true}')
+    found = prepare(
+        service_of(), TextRequest, TextResponseBuilder, b'{"model":"m","prompt":"a","user":"x","store":true}'
+    )
     assert found.headers == {"x-rorqual-ignored": "store,user"}
-    bound = prepare(service_of(), TextRequest, TextShape, b'{"model":"m","prompt":"a","guided_regex":"a+"}')
+    bound = prepare(service_of(), TextRequest, TextResponseBuilder, b'{"model":"m","prompt":"a","guided_regex":"a+"}')
     assert (bound.bound, bound.headers) == ("guided_regex", {})

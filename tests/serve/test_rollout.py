@@ -36,12 +36,12 @@ from rorqual.engine import Completion, Request, SamplingParams
 from rorqual.engine.remote.engine import RemoteError
 from rorqual.engine.remote.rollout import UNSUPPORTED, RemoteRolloutEngine
 from rorqual.engine.request import Grammar
-from rorqual.engine.rollout_engine import InlineRolloutEngine, gather
+from rorqual.engine.rollout_engine import InlineRolloutEngine, gather_completions
 from rorqual.model import Decoder
 from rorqual.model.adapter import LoRA
 from rorqual.model.load.run_directory import load_run
 from rorqual.recipes.distil import on_policy
-from rorqual.serve.keys import Keys
+from rorqual.serve.keys import ApiKeys
 from rorqual.train.loop import fit
 from rorqual.train.run import Run
 
@@ -264,11 +264,11 @@ def test_each_parameter_reaches_the_server(trained: tuple[Decoder, RemoteRollout
     request = replace(without, params=replace(without.params, **{name: OTHERS[name]}))
     here = inline(model, record_kept=True)
     here.version = engine.version
-    [plain], [[*samples]] = (gather(here, [one], version=engine.version) for one in (without, request))
+    [plain], [[*samples]] = (gather_completions(here, [one], version=engine.version) for one in (without, request))
     assert [one.token_ids for one in plain] != [one.token_ids for one in samples] or (
         plain[0].logprobs != samples[0].logprobs
     )
-    [there] = gather(engine, [request], version=engine.version)
+    [there] = gather_completions(engine, [request], version=engine.version)
     for one, other in zip(samples, there, strict=True):
         same(one, other)
         assert (other.kept == one.kept).all() and other.policy_version == engine.version
@@ -314,7 +314,7 @@ def test_the_key_for_rollouts_opens_these_routes_alone_and_no_tenants_key_does(r
         assert http.post("/v1/completions", json=asked()).status_code == 401
     assert rollout.key != rollout.rollout_key
     folder = rollout.log.parent / "weights"
-    assert [*Keys.load(folder / "rollout-key.json").tenants.values()] == ["rollout"]
+    assert [*ApiKeys.load(folder / "rollout-key.json").tenants.values()] == ["rollout"]
     assert rollout.rollout_key not in (folder / "rollout-key.json").read_text(encoding="utf-8")
 
 

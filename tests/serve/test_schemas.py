@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from rorqual.core.parts import TextPart
+from rorqual.core.content_parts import TextPart
 from rorqual.core.records import Message, Tool, ToolCall
 from rorqual.core.sampling import Grammar
 from rorqual.serve.errors import ApiError
-from rorqual.serve.schemas import ChatRequest, TextRequest, read
+from rorqual.serve.schemas import ChatRequest, TextRequest, parse_request
 
 HELLO = [{"role": "user", "content": "hello"}]
 BASE: dict[str, Any] = {"model": "m", "messages": HELLO}
@@ -214,9 +214,9 @@ POISONS: dict[str, tuple[bytes, bytes, str | None]] = {
 @pytest.mark.parametrize("name", POISONS)
 def test_a_poison_is_refused_and_its_twin_is_taken(name: str) -> None:
     poison, twin, param = POISONS[name]
-    read(ChatRequest, twin)
+    parse_request(ChatRequest, twin)
     with pytest.raises(ApiError) as caught:
-        read(ChatRequest, poison)
+        parse_request(ChatRequest, poison)
     error = caught.value.body()["error"]
     assert caught.value.status == 400
     assert error["type"] == "invalid_request_error"
@@ -251,19 +251,26 @@ def test_a_choice_that_forces_calls_becomes_a_grammar_of_them() -> None:
         ({"response_format": form, "tool_choice": "required"}, {"tools": [add, now], "many": True}),
     ]
     for given, expected in cases:
-        found = read(ChatRequest, body(tools=[TOOL, bare], **given))[0].grammar()
+        found = parse_request(ChatRequest, body(tools=[TOOL, bare], **given))[0].grammar()
         assert (found and (found.kind, json.loads(found.source))) == (expected and ("calls", expected)), given
-    hidden = read(ChatRequest, body(tools=[TOOL], tool_choice="none", response_format=form))[0]
+    hidden = parse_request(ChatRequest, body(tools=[TOOL], tool_choice="none", response_format=form))[0]
     assert hidden.grammar() == Grammar("json_schema", '{"title":"a"}')
-    assert hidden.bound == "response_format"
-    assert read(ChatRequest, body(tools=[TOOL], response_format=form))[0].bound is None  # the one or the other
-    assert read(ChatRequest, body(tools=[TOOL], response_format=form, tool_choice="required"))[0].bound == "tools"
+    assert hidden.constraining_field == "response_format"
+    assert (
+        parse_request(ChatRequest, body(tools=[TOOL], response_format=form))[0].constraining_field is None
+    )  # the one or the other
+    assert (
+        parse_request(ChatRequest, body(tools=[TOOL], response_format=form, tool_choice="required"))[
+            0
+        ].constraining_field
+        == "tools"
+    )
     for choice in ("auto", "required"):
         with pytest.raises(ApiError, match="combined with `guided_regex`"):
-            read(ChatRequest, body(tools=[TOOL], guided_regex="a+", tool_choice=choice))
+            parse_request(ChatRequest, body(tools=[TOOL], guided_regex="a+", tool_choice=choice))
     long = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"title": "a" * 65_536}}}
     with pytest.raises(ApiError) as caught:
-        read(ChatRequest, body(tools=[TOOL], response_format=long))
+        parse_request(ChatRequest, body(tools=[TOOL], response_format=long))
     assert caught.value.param == "response_format.json_schema.schema"
 
 
@@ -282,7 +289,7 @@ def test_a_choice_that_forces_calls_becomes_a_grammar_of_them() -> None:
     ],
 )
 def test_a_request_says_whether_to_think(given: dict[str, Any], mode: str | None) -> None:
-    assert read(ChatRequest, body(**given))[0].thinking == mode
+    assert parse_request(ChatRequest, body(**given))[0].thinking == mode
 
 
 def test_what_openais_client_adds_to_an_answer_may_come_back() -> None:
@@ -290,27 +297,27 @@ def test_what_openais_client_adds_to_an_answer_may_come_back() -> None:
     call = {**CALL, "index": 0, "function": {**CALL["function"], "parsed_arguments": {"a": [1]}}}
     said = {"role": "assistant", "content": None, "tool_calls": [call], "parsed": None, "refusal": None}
     other = {"role": "assistant", "content": '{"n": 1}', "parsed": {"n": 1}}
-    found, _ = read(ChatRequest, body(messages=[*HELLO, said, *HELLO, other, *HELLO]))
+    found, _ = parse_request(ChatRequest, body(messages=[*HELLO, said, *HELLO, other, *HELLO]))
     plain = {"role": "assistant", "content": None, "tool_calls": [CALL]}
     bare = {"role": "assistant", "content": '{"n": 1}'}
-    expected, _ = read(ChatRequest, body(messages=[*HELLO, plain, *HELLO, bare, *HELLO]))
-    assert [one.message() for one in found.messages] == [one.message() for one in expected.messages]
+    expected, _ = parse_request(ChatRequest, body(messages=[*HELLO, plain, *HELLO, bare, *HELLO]))
+    assert [one.to_message() for one in found.messages] == [one.to_message() for one in expected.messages]
     with pytest.raises(ApiError):
-        read(ChatRequest, body(messages=[*HELLO, {**said, "tool_calls": [{**call, "index": -1}]}]))
+        parse_request(ChatRequest, body(messages=[*HELLO, {**said, "tool_calls": [{**call, "index": -1}]}]))
 
 
 def test_more_answers_than_the_limit_are_refused_however_they_are_spread() -> None:
     def text(**fields: Any) -> bytes:
         return json.dumps({"model": "m", **fields}).encode()
 
-    assert read(TextRequest, text(prompt=["a"] * 2, n=64))[0].prompts == ["a", "a"]
-    assert read(TextRequest, text(prompt=[5, 6]))[0].prompts == [[5, 6]]
+    assert parse_request(TextRequest, text(prompt=["a"] * 2, n=64))[0].prompts == ["a", "a"]
+    assert parse_request(TextRequest, text(prompt=[5, 6]))[0].prompts == [[5, 6]]
     for fields, param in (
         ({"prompt": ["a"] * 2, "n": 65}, "n"),
         ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
     ):
         with pytest.raises(ApiError) as caught:
-            read(TextRequest, text(**fields))
+            parse_request(TextRequest, text(**fields))
         assert caught.value.body()["error"]["param"] == param
 
 
@@ -321,13 +328,13 @@ def test_an_answer_of_ours_can_stand_in_the_next_request() -> None:
         "tool_call_id": "c1",
         "content": [{"type": "text", "text": "4"}, {"type": "text", "text": "6"}],
     }
-    request, _ = read(ChatRequest, body(messages=[*HELLO, ours, result], tools=[TOOL]))
-    assert [turn.message() for turn in request.messages[1:]] == [
+    request, _ = parse_request(ChatRequest, body(messages=[*HELLO, ours, result], tools=[TOOL]))
+    assert [turn.to_message() for turn in request.messages[1:]] == [
         Message("assistant", "", "hm", (ToolCall("c1", "add", "{}"),)),
         Message("tool", [TextPart(text="4"), TextPart(text="6")], tool_call_id="c1"),
     ]
     assert request.offered_tools() == [Tool("add", "", {"type": "object"})]
-    assert read(ChatRequest, body(tools=[TOOL], tool_choice="none"))[0].offered_tools() == []
+    assert parse_request(ChatRequest, body(tools=[TOOL], tool_choice="none"))[0].offered_tools() == []
 
 
 @pytest.mark.parametrize(
@@ -348,8 +355,8 @@ def test_an_answer_of_ours_can_stand_in_the_next_request() -> None:
     ],
 )
 def test_prompts(poison: Any, twin: Any) -> None:
-    read(TextRequest, json.dumps({"model": "m", "prompt": twin}).encode())
+    parse_request(TextRequest, json.dumps({"model": "m", "prompt": twin}).encode())
     with pytest.raises(ApiError) as caught:
-        read(TextRequest, json.dumps({"model": "m", "prompt": poison}).encode())
+        parse_request(TextRequest, json.dumps({"model": "m", "prompt": poison}).encode())
     error = caught.value.body()["error"]
     assert (error["param"] or "").startswith("prompt") or "262,144 values" in error["message"]

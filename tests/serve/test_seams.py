@@ -23,14 +23,14 @@ from rorqual.core.records import Message
 from rorqual.core.sampling import PARAMS, SERVER_DEFAULTS, FloatRange, IntRange, check_params
 from rorqual.engine import Engine, Request, SamplingParams
 from rorqual.engine.remote.engine import RemoteEngine, RemoteError
-from rorqual.generate.batch import answers, record
-from rorqual.generate.prompts import Refused
+from rorqual.generate.batch import answers, output_record
+from rorqual.generate.prompts import RefusedRow
 from rorqual.generate.schema import RowParser, RowRequest, RowSampling
 from rorqual.serve.errors import ApiError
-from rorqual.serve.fields import IGNORED, TOP
-from rorqual.serve.schemas import ChatRequest, read
+from rorqual.serve.schemas import ChatRequest, parse_request
+from rorqual.serve.unsupported_fields import IGNORED, TOP
 from rorqual.serve.wire import EngineRequest as Asked
-from rorqual.serve.wire import ask_of, pack, submit
+from rorqual.serve.wire import pack, parse_submit_message, submit_message
 
 MARKS = ((5, -100.0), (6, -100.0))  # of thinking
 BASE = SamplingParams(max_tokens=24, temperature=1.5, top_p=0.6, min_p=0.08, seed=5, logit_bias=MARKS)
@@ -64,12 +64,12 @@ def test_a_key_does_the_same_at_every_seam(engine: Engine, server: Server, key: 
     }  # fmt: skip
     row = {"prompt": "hello", "seed": params.seed}
     asked = [
-        RowParser(RowSampling(**given, thinking="off")).ask(1, {**row, key: value}),
-        RowParser(RowSampling(**{**given, key: value}, thinking="off")).ask(1, row),
+        RowParser(RowSampling(**given, thinking="off")).parse_row(1, {**row, key: value}),
+        RowParser(RowSampling(**{**given, key: value}, thinking="off")).parse_row(1, row),
     ]
     for ask in asked:
         assert isinstance(ask, RowRequest) and ask.request.params == params
-    lines = [record(*one) for some in answers(engine, asked[:1], room=1) for one in some]
+    lines = [output_record(*one) for some in answers(engine, asked[:1], room=1) for one in some]
     assert lines[0]["choices"][0]["text"] == here.text and lines[0]["choices"][0]["tokens"] == said(here)[1]
     assert lines[0].get("prompt_logprobs") == here.prompt_logprobs
     best = here.prompt_top_logprobs
@@ -127,7 +127,7 @@ def test_a_parameter_that_is_written_into_the_schema_alone_arrives_everywhere(tm
 def test_what_nobody_says_is_as_each_place_has_it() -> None:
     assert RowSampling().params() == replace(SamplingParams(), max_tokens=1024)
     assert replace(SamplingParams(), temperature=1.0) == SERVER_DEFAULTS
-    assert text_of().asks()[0].params == replace(SERVER_DEFAULTS, seed=1, max_tokens=1000 - len("hello") - 1)
+    assert text_of().engine_requests()[0].params == replace(SERVER_DEFAULTS, seed=1, max_tokens=1000 - len("hello") - 1)
 
 
 RANGES = [name for name, param in PARAMS.items() if isinstance(param.type, IntRange | FloatRange)]
@@ -156,7 +156,7 @@ def test_the_engine_and_the_wire_and_the_client_hold_the_range(name: str) -> Non
             sent(put(name, value))
     for value in outside(kind):
         params = put(name, value)
-        crossed = ask_of(json.loads(b"".join(submit(1, pack(Asked((5,), params)), ""))))
+        crossed = parse_submit_message(json.loads(b"".join(submit_message(1, pack(Asked((5,), params)), ""))))
         assert crossed.params == params
         for refuse in (checked, sent):
             with pytest.raises(DataError) as caught:
@@ -167,8 +167,8 @@ def test_the_engine_and_the_wire_and_the_client_hold_the_range(name: str) -> Non
 
 @pytest.mark.parametrize("name", RANGES)
 def test_a_file_and_the_server_hold_their_ranges(name: str) -> None:
-    def row(value: Any) -> RowRequest | Refused:
-        return RowParser(RowSampling()).ask(1, {"prompt": "hello", name: value})
+    def row(value: Any) -> RowRequest | RefusedRow:
+        return RowParser(RowSampling()).parse_row(1, {"prompt": "hello", name: value})
 
     def body(value: Any) -> bytes:
         return json.dumps({"model": "m", "messages": [HELLO], **served({name: value}, chat=True)}).encode()
@@ -180,17 +180,17 @@ def test_a_file_and_the_server_hold_their_ranges(name: str) -> None:
         assert isinstance(found, RowRequest) and getattr(found.request.params, name) == value
     for value in outside(in_file):
         refused = row(value)
-        assert isinstance(refused, Refused)
+        assert isinstance(refused, RefusedRow)
         assert (refused.key, refused.remedy) == (
             name,
             f"Valid values: {in_file.range_text}.",
         ) and f"(got {value!r})" in refused.what
     for value in inside(in_request):
         if name != "top_logprobs":
-            assert getattr(read(ChatRequest, body(value))[0].params(), name) == value
+            assert getattr(parse_request(ChatRequest, body(value))[0].params(), name) == value
     for value in outside(in_request):
         with pytest.raises(ApiError) as caught:
-            read(ChatRequest, body(value))
+            parse_request(ChatRequest, body(value))
         error = caught.value
         low, high = in_request.low, in_request.high
         words = (f"or equal to {low}.", f"than {low}.") if value <= low else (f"or equal to {high}.", f"than {high}.")

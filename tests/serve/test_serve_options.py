@@ -24,9 +24,9 @@ from rorqual.cli.serving import ENGINE, ServeSettings
 from rorqual.cli.serving import start as start_here
 from rorqual.core.errors import ConfigError
 from rorqual.engine import EngineConfig
-from rorqual.serve.address import Address
-from rorqual.serve.app import Edge
+from rorqual.serve.app import ApiKeyMiddleware
 from rorqual.serve.descriptors import AT_ONCE
+from rorqual.serve.options import ServerOptions
 from rorqual.serve.wire import EngineArguments
 
 ORIGINS = ("https://app.example", "http://localhost:3000")
@@ -36,10 +36,10 @@ class Told(Exception):
     """Ends a start where uvicorn would take over; it carries the application and uvicorn's settings."""
 
 
-def told(run: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[Edge, dict[str, Any]]:
+def told(run: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[ApiKeyMiddleware, dict[str, Any]]:
     """The server that a command line makes, and what uvicorn is told."""
 
-    def config(app: Edge, **settings: Any) -> None:
+    def config(app: ApiKeyMiddleware, **settings: Any) -> None:
         raise Told(app, settings)
 
     monkeypatch.setattr(uvicorn, "Config", config)
@@ -54,24 +54,24 @@ def told(run: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[
     return app, settings
 
 
-def of_process(name: str) -> Callable[[Edge, dict[str, Any]], Any]:
+def of_process(name: str) -> Callable[[ApiKeyMiddleware, dict[str, Any]], Any]:
     return lambda app, _: getattr(app.service.bridge.arguments, name)
 
 
-def of_engine(name: str) -> Callable[[Edge, dict[str, Any]], Any]:
+def of_engine(name: str) -> Callable[[ApiKeyMiddleware, dict[str, Any]], Any]:
     return lambda app, _: getattr(EngineConfig(**app.service.bridge.arguments.engine), name)
 
 
-def of_bridge(name: str) -> Callable[[Edge, dict[str, Any]], Any]:
+def of_bridge(name: str) -> Callable[[ApiKeyMiddleware, dict[str, Any]], Any]:
     return lambda app, _: getattr(app.service.bridge, name)
 
 
-def of_service(name: str) -> Callable[[Edge, dict[str, Any]], Any]:
+def of_service(name: str) -> Callable[[ApiKeyMiddleware, dict[str, Any]], Any]:
     return lambda app, _: getattr(app.service, name)
 
 
 # option: another value than the default, where it arrives, what is there, and what is there by default
-OPTIONS: dict[str, tuple[str, Callable[[Edge, dict[str, Any]], Any], Any, Any]] = {
+OPTIONS: dict[str, tuple[str, Callable[[ApiKeyMiddleware, dict[str, Any]], Any], Any, Any]] = {
     "device": ("cuda:7", of_process("device"), "cuda:7", "cpu"),
     "dtype": ("bfloat16", of_process("dtype"), "bfloat16", "float32"),
     "slots": ("3", of_engine("slots"), 3, 16),
@@ -140,7 +140,7 @@ def test_a_budget_of_thinking_for_a_model_without_is_refused_before_anything_is_
 def test_no_option_is_forgotten_here() -> None:
     assert set(ServeSettings.model_fields) == {"host", "port", *OPTIONS, *CASCADE_OPTIONS}
     given = {field.name for field in fields(EngineArguments)} - {"run", "engine"}
-    assert given | {*Address.model_fields, *ENGINE, *CASCADE_OPTIONS} == set(ServeSettings.model_fields)
+    assert given | {*ServerOptions.model_fields, *ENGINE, *CASCADE_OPTIONS} == set(ServeSettings.model_fields)
     values = [str(there) for _, _, there, _ in OPTIONS.values() if not isinstance(there, bool)]
     assert len(set(values)) == len(values), "a swap of two would not be seen"
     assert all(there != default for _, _, there, default in OPTIONS.values())

@@ -18,10 +18,10 @@ from rorqual.core.errors import ConfigError
 from rorqual.core.records import Message, RunDir, TaskDefaults, Thinking
 from rorqual.data.chat import load_chat
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.serve.routes.chat import ChatShape
-from rorqual.serve.routes.state import _card
-from rorqual.serve.schemas import ChatRequest, read
-from rorqual.serve.wire import Ready
+from rorqual.serve.routes.chat import ChatResponseBuilder
+from rorqual.serve.routes.state import _model_card
+from rorqual.serve.schemas import ChatRequest, parse_request
+from rorqual.serve.wire import EngineLimits
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 CHOICES = ["card", "pin"]
@@ -142,16 +142,18 @@ def test_a_key_of_the_file_is_the_default(
     copy = write_run(tmp_path / "tiny")
     write_defaults(copy, **({} if value is None else {name: value}))
     service = told(copy, [f"keys={tmp_path / 'keys'}"], monkeypatch)[0].service
-    service.bridge.info = Ready(4096, service.chat.tokenizer.vocab_size)
+    service.bridge.info = EngineLimits(4096, service.chat.tokenizer.vocab_size)
     body: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": QUESTION}]}
     for own, there in requests:
-        [asked] = ChatShape(service, read(ChatRequest, json.dumps(body | own).encode())[0]).asks()
+        [asked] = ChatResponseBuilder(
+            service, parse_request(ChatRequest, json.dumps(body | own).encode())[0]
+        ).engine_requests()
         if name == "thinking":
             assert list(asked.prompt) == service.chat.prompt([Message("user", QUESTION)], there)
         else:
             assert getattr(asked.params, name) == there
     if name == "temperature":
-        assert _card(service)["temperature"] == requests[0][1], "the page shows it"
+        assert _model_card(service)["temperature"] == requests[0][1], "the page shows it"
 
 
 def test_an_invalid_file_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

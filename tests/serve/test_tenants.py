@@ -20,8 +20,8 @@ from served import Server, start, stop
 
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Grammar, SamplingParams
-from rorqual.serve.keys import Keys
-from rorqual.serve.wire import EngineRequest, line, pack, submit
+from rorqual.serve.keys import ApiKeys
+from rorqual.serve.wire import EngineRequest, message_line, pack, submit_message
 from rorqual.serve.worker import BEAT, Worker
 
 MANY = 80
@@ -81,7 +81,7 @@ class Crowd:
 def server(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Server]]:
     """One server, as two tenants see it."""
     folder = tmp_path_factory.mktemp("tenants")
-    keys = {tenant: Keys.load(folder / "keys.json").ensure(tenant) or "" for tenant in ("default", "other")}
+    keys = {tenant: ApiKeys.load(folder / "keys.json").ensure_key(tenant) or "" for tenant in ("default", "other")}
     running = start(run, folder / "keys.json", folder / "log", "port=0", "slots=4", "ui=false")
     running.key = keys["default"]
     yield running, replace(running, key=keys["other"])
@@ -136,14 +136,14 @@ def test_messages_without_end_do_not_keep_the_engine_from_a_sign_of_life(run: Pa
     sent = 0
     with os.fdopen(inlet, "wb", buffering=0) as asked:
         while not beats.is_set() and sent < 100 * BEAT / 0.01:
-            asked.write(line("cancel", number=7))
+            asked.write(message_line("cancel", number=7))
             time.sleep(0.01)
             sent += 1
         assert beats.is_set(), "none while messages came"
         beats.clear()
         grammar = Grammar("json_schema", json.dumps(heavy(0)))
         asked.writelines(
-            submit(0, pack(EngineRequest((65,), SamplingParams(max_tokens=4, grammar=grammar))), "default")
+            submit_message(0, pack(EngineRequest((65,), SamplingParams(max_tokens=4, grammar=grammar))), "default")
         )
         assert beats.wait(60)
     working.join(60)

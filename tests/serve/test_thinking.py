@@ -11,12 +11,12 @@ import pytest
 from rorqual.data.chat import KINDS, ChatFormat, TemplateChat, chat_format
 from rorqual.data.chat.find import NoChat
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.serve.bridge import Bridge
-from rorqual.serve.keys import Keys
-from rorqual.serve.routes.chat import ChatShape
-from rorqual.serve.schemas import ChatRequest, read
+from rorqual.serve.bridge import EngineBridge
+from rorqual.serve.keys import ApiKeys
+from rorqual.serve.routes.chat import ChatResponseBuilder
+from rorqual.serve.schemas import ChatRequest, parse_request
 from rorqual.serve.service import Service
-from rorqual.serve.wire import EngineArguments, Ready, SampledToken
+from rorqual.serve.wire import EngineArguments, EngineLimits, SampledToken
 
 TOKENIZERS = Path(__file__).parents[1] / "data" / "chat" / "golden"
 FAMILIES = {
@@ -58,24 +58,24 @@ def of_template(template: str) -> TemplateChat:
 FORMATS: dict[str, ChatFormat] = {name: chat_format(tokenizer(family), name) for name, family in FAMILIES.items()}
 
 
-def shape_of(chat: ChatFormat, **fields: Any) -> ChatShape:
-    bridge = Bridge(EngineArguments("nowhere"))
-    bridge.info = Ready(4096, chat.tokenizer.vocab_size)
-    service = Service("plain", 0, chat, bridge, Keys(Path("none"), {}), 2**20)
-    return ChatShape(service, read(ChatRequest, json.dumps(BODY | fields).encode())[0])
+def shape_of(chat: ChatFormat, **fields: Any) -> ChatResponseBuilder:
+    bridge = EngineBridge(EngineArguments("nowhere"))
+    bridge.info = EngineLimits(4096, chat.tokenizer.vocab_size)
+    service = Service("plain", 0, chat, bridge, ApiKeys(Path("none"), {}), 2**20)
+    return ChatResponseBuilder(service, parse_request(ChatRequest, json.dumps(BODY | fields).encode())[0])
 
 
-def answer(shape: ChatShape, text: str) -> tuple[dict[str, Any], str, str]:
+def answer(shape: ChatResponseBuilder, text: str) -> tuple[dict[str, Any], str, str]:
     """The message of a reply, and what of it was streamed as content and as reasoning."""
-    chat, choice, streamed = shape.service.chat, shape.new(), {"content": "", "reasoning_content": ""}
+    chat, choice, streamed = shape.service.chat, shape.new_choice(), {"content": "", "reasoning_content": ""}
     for drawn in [
         *(SampledToken(0, id_) for id_ in chat.tokenizer.encode_trusted(text)),
         SampledToken(0, chat.stop_ids[0], "stop"),
     ]:
-        for part in shape.parts(0, choice.add(drawn), choice):
+        for part in shape.streamed_choices(0, choice.add_token(drawn), choice):
             for name in streamed:
                 streamed[name] += part["delta"].get(name) or ""
-    return shape.choice(0, choice)["message"], streamed["content"], streamed["reasoning_content"]
+    return shape.complete_choice_json(0, choice)["message"], streamed["content"], streamed["reasoning_content"]
 
 
 def test_every_family_is_known_to_think_or_not() -> None:
@@ -92,7 +92,7 @@ def test_a_family_that_does_not_think_answers_in_content(name: str, fields: dict
     chat = FORMATS[name] if name != "template" else of_template(TEMPLATE)
     for tools in ({}, {"tools": [TOOL]} if chat.takes_tools else {}):
         shape, plain = shape_of(chat, **fields, **tools), shape_of(chat, **tools)
-        assert shape.asks()[0].prompt == plain.asks()[0].prompt
+        assert shape.engine_requests()[0].prompt == plain.engine_requests()[0].prompt
         message, content, reasoning = answer(shape, "It is 4.")
         assert (message["content"], content, reasoning) == ("It is 4.", "It is 4.", "")
         assert "reasoning_content" not in message and shape.ignored_fields() == [next(iter(fields))]

@@ -10,7 +10,7 @@ import pytest
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 from rorqual.serve.errors import ApiError
-from rorqual.serve.schemas import ChatRequest, Sampling, TextRequest, read
+from rorqual.serve.schemas import ChatRequest, GenerationRequest, TextRequest, parse_request
 from rorqual.serve.service import read_defaults
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -73,9 +73,9 @@ TEXTS: list[tuple[dict[str, Any], str, str]] = [
         *((TextRequest, *case) for case in TEXTS),
     ],
 )
-def test_a_refusal_names_the_field(cls: type[Sampling], body: dict[str, Any], path: str, words: str) -> None:
+def test_a_refusal_names_the_field(cls: type[GenerationRequest], body: dict[str, Any], path: str, words: str) -> None:
     with pytest.raises(ApiError) as caught:
-        read(cls, json.dumps({"model": "m", **body}).encode())
+        parse_request(cls, json.dumps({"model": "m", **body}).encode())
     error = caught.value
     assert (error.status, error.param) == (400, path), error.message
     assert f"`{path}`" in error.message and words in error.message and len(error.message) < 1000, error.message

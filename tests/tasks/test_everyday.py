@@ -9,7 +9,7 @@ from itertools import islice
 import pytest
 
 from rorqual.core.errors import ConfigError
-from rorqual.tasks.everyday import EVERYDAY_TASKS, Everyday, EverydayTask, price_of
+from rorqual.tasks.everyday import EVERYDAY_TASKS, EverydayMixture, EverydayTask, price_of
 from rorqual.tasks.find import check_gold, load_task
 from rorqual.tasks.task import Problem, Split, Verdict
 
@@ -20,7 +20,7 @@ PARTICIPLES = {"seen": "see", "found": "find", "liked": "like", "helped": "help"
 
 def drawn(chore: EverydayTask, n: int, seed: int = 0) -> list[Problem]:
     rng = random.Random(seed)
-    return [chore.with_original(chore.sample(rng)) for _ in range(n)]
+    return [chore.with_noisy_answer(chore.sample(rng)) for _ in range(n)]
 
 
 # Independent solvers: from the question alone.
@@ -70,7 +70,7 @@ def test_truths_agree_with_solvers_of_another_kind() -> None:
 
 @EACH
 def test_gold_is_right_and_replies_that_are_no_answer_are_wrong(chore: EverydayTask) -> None:
-    task = Everyday([chore.name])
+    task = EverydayMixture([chore.name])
     check_gold(task, list(islice(task.problems("train", 3), 50)))
     for problem in drawn(chore, 20):
         for reply in ("", "\n", "positive negative", "x" * 2000, problem.prompt, f"{problem.answer} {problem.answer}"):

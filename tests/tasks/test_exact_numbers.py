@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from rorqual.tasks.numbers import last_number, read_number, whole_number
+from rorqual.tasks.numbers import last_number, read_number, read_unitless_number
 
 SAME: list[tuple[str, list[str]]] = [
     ("18", ["18.", "18.0", "+18", "$18", r"\$18", "18$", "= 18", "x = 18", "18 eggs", "18 eggs per day", r"18\text{ cm}^2", "36/2", "1.8e1",
@@ -70,4 +70,4 @@ def test_the_last_number_of_a_text(text: str, number: Fraction | int | None) -> 
     ("text", "number"), [("1,234", 1234), (" $5 ", 5), ("5 apples", None), ("5%", None), ("", None)]
 )
 def test_whole_number_is_a_number_and_nothing_else(text: str, number: int | None) -> None:
-    assert whole_number(text) == number
+    assert read_unitless_number(text) == number

@@ -10,7 +10,7 @@ import pytest
 import rorqual
 from rorqual.core.errors import DataError, TaskError
 from rorqual.evals.evaluating import evaluate
-from rorqual.tasks.examples import Examples, canonical, load_function, openings, write_examples
+from rorqual.tasks.examples import ExamplesTask, canonical_form, list_test_readings, load_function, write_examples
 from rorqual.tasks.find import load_task, safe_grade
 from rorqual.tasks.task import Problem, Verdict
 
@@ -40,14 +40,14 @@ def test_each_split_has_its_rows_and_their_reasoning(tmp_path: Path) -> None:
 
 def test_each_reading_of_the_test_split_is_recorded(tmp_path: Path) -> None:
     data = folder(tmp_path)
-    task = Examples(data)
+    task = ExamplesTask(data)
     list(task.problems("train", 0)), list(task.problems("dev", 0))
-    assert openings(data) == []
+    assert list_test_readings(data) == []
     task.checkpoint = "abc"
     list(task.problems("test", 0)), list(task.problems("test", 1))
-    assert [(one.checkpoint, one.version) for one in openings(data)] == [("abc", rorqual.__version__)]
-    list(Examples(data).problems("test", 0))
-    first, second = openings(data)
+    assert [(one.checkpoint, one.version) for one in list_test_readings(data)] == [("abc", rorqual.__version__)]
+    list(ExamplesTask(data).problems("test", 0))
+    first, second = list_test_readings(data)
     assert second.checkpoint == "" and first.time <= second.time
 
 
@@ -56,7 +56,7 @@ def test_the_test_split_is_no_text_file(tmp_path: Path) -> None:
     assert not any(b"secret" in file.read_bytes() for file in data.iterdir())
     (data / "test.sealed").write_bytes(b"no gzip")
     with pytest.raises(DataError, match=r"test\.sealed.*cannot be read"):
-        list(Examples(data).problems("test", 0))
+        list(ExamplesTask(data).problems("test", 0))
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_the_test_split_is_no_text_file(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_answers_are_compared_by_kind(tmp_path: Path, kind: str, gold: str, right: list[str], wrong: list[str]) -> None:
-    task = Examples(folder(tmp_path, kind))
+    task = ExamplesTask(folder(tmp_path, kind))
     problem = Problem("k", "p", gold, "examples")
     assert {reply: task.grade(problem, reply).value for reply in right} == dict.fromkeys(right, "right")
     assert {reply: task.grade(problem, reply).value for reply in wrong} == dict.fromkeys(wrong, "wrong")
@@ -83,7 +83,7 @@ def test_answers_are_compared_by_kind(tmp_path: Path, kind: str, gold: str, righ
 def test_a_grader_of_the_users_own_gets_prompt_answer_and_reply(tmp_path: Path) -> None:
     mine = tmp_path / "mine.py"
     mine.write_text("def good(prompt, answer, reply):\n    return (prompt, answer, reply) == ('p', 'a', 'r')\nx = 1\n")
-    task = Examples(folder(tmp_path), grader=f"{mine}:good")
+    task = ExamplesTask(folder(tmp_path), grader=f"{mine}:good")
     assert task.grade(Problem("k", "p", "a", "examples"), "r") is Verdict.RIGHT
     assert task.grade(Problem("k", "p", "a", "examples"), "a") is Verdict.WRONG
     for spec, problem in (
@@ -113,7 +113,7 @@ def test_a_grader_returns_true_or_false_for_three_arguments(tmp_path: Path) -> N
     problem = Problem("some key", "p", "a", "examples", meta={"where": "rows.csv:7"})
 
     def graded(name: str) -> Verdict:
-        return safe_grade(Examples(folder(tmp_path), grader=f"{mine}:{name}"), problem, "b")
+        return safe_grade(ExamplesTask(folder(tmp_path), grader=f"{mine}:{name}"), problem, "b")
 
     assert (graded("array"), graded("more")) == (Verdict.RIGHT, Verdict.WRONG)
     for name, shown in (("text", "'no'"), ("number", "1"), ("nothing", "None")):
@@ -130,10 +130,12 @@ def test_a_grader_returns_true_or_false_for_three_arguments(tmp_path: Path) -> N
 
 
 def test_a_null_is_a_missing_key() -> None:
-    assert canonical('{"a": 1, "b": null, "c": {"d": null}}', "JSON") == canonical('{"a": 1, "c": {}}', "JSON")
-    assert canonical("[null]", "JSON") != canonical("[]", "JSON") and canonical('{"a": 0}', "JSON") != canonical(
-        "{}", "JSON"
+    assert canonical_form('{"a": 1, "b": null, "c": {"d": null}}', "JSON") == canonical_form(
+        '{"a": 1, "c": {}}', "JSON"
     )
+    assert canonical_form("[null]", "JSON") != canonical_form("[]", "JSON") and canonical_form(
+        '{"a": 0}', "JSON"
+    ) != canonical_form("{}", "JSON")
 
 
 @pytest.mark.parametrize(
@@ -143,12 +145,12 @@ def test_a_folder_without_facts_is_refused(tmp_path: Path, content: str | None, 
     if content is not None:
         (tmp_path / "task.json").write_text(content)
     with pytest.raises(DataError, match=problem):
-        Examples(tmp_path)
+        ExamplesTask(tmp_path)
 
 
 def test_json_of_any_form_has_a_canonical_form_or_none() -> None:
-    assert canonical("[" * 100_000, "JSON") is None and canonical("NaN", "JSON") is not None
-    assert canonical(json.dumps({"b": [True, None, "A"], "a": 1}), "JSON") == '{"a": 1.0, "b": [true, null, "a"]}'
+    assert canonical_form("[" * 100_000, "JSON") is None and canonical_form("NaN", "JSON") is not None
+    assert canonical_form(json.dumps({"b": [True, None, "A"], "a": 1}), "JSON") == '{"a": 1.0, "b": [true, null, "a"]}'
 
 
 USERS = """

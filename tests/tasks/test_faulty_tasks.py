@@ -10,7 +10,7 @@ import pytest
 from rorqual.core.errors import DataError, RorqualError, TaskError
 from rorqual.tasks.find import safe_problems
 from rorqual.tasks.task import Problem, Split, Task, Verdict
-from rorqual.train.sources.worked import opening, repeat
+from rorqual.train.sources.worked import endless_problems, first_problems
 
 
 class Made(Task):
@@ -50,13 +50,13 @@ def problem(n: int, **changes: object) -> Problem:
 )
 def test_a_generator_that_gives_too_little_is_named(how: str, said: str) -> None:
     with pytest.raises(RorqualError, match=said):
-        opening(Made(how), 0, 64)
+        first_problems(Made(how), 0, 64)
 
 
 def test_few_problems_begin_again_and_none_end() -> None:
-    assert [p.key for p in itertools.islice(repeat(Made("few"), 0), 5)][:3] == ["0", "1", "2"]
+    assert [p.key for p in itertools.islice(endless_problems(Made("few"), 0), 5)][:3] == ["0", "1", "2"]
     with pytest.raises(DataError, match="task made: the train split is empty for seed 7919"):
-        list(itertools.islice(repeat(Made("none after the first pass"), 0), 5))
+        list(itertools.islice(endless_problems(Made("none after the first pass"), 0), 5))
 
 
 class Wrong(Made):
@@ -83,8 +83,8 @@ def test_an_empty_prompt_and_to_learn_from_an_empty_answer_are_named() -> None:
         wrong = Wrong(answer=text)
         assert len(list(safe_problems(wrong, "test", 0))) == 2, "an evaluation counts it as ungraded"
         for learn in (
-            lambda wrong=wrong: opening(wrong, 0, 9),
-            lambda wrong=wrong: list(itertools.islice(repeat(wrong, 0), 4)),
+            lambda wrong=wrong: first_problems(wrong, 0, 9),
+            lambda wrong=wrong: list(itertools.islice(endless_problems(wrong, 0), 4)),
         ):
             with pytest.raises(DataError, match="task made: the problem '2' has an empty answer"):
                 learn()

@@ -180,7 +180,7 @@ def test_gym_scores_the_marked_answer_and_by_the_other_reading_the_last_line() -
     task = load_task("gym:leg_counting")
     problem = next(task.problems("test", 0))
     right, wrong = re.findall("[0-9]+", problem.answer)[0], "1"
-    assert problem.prompt.endswith(task.mark.write("ANSWER")) and task.versions == {task.name: 2}
+    assert problem.prompt.endswith(task.mark.mark_answer("ANSWER")) and task.versions == {task.name: 2}
     for text, verdict in ((right, Verdict.RIGHT), (wrong, Verdict.WRONG)):
         assert task.grade(problem, f"Let me see.\n<answer> {text} </answer>") is verdict
         assert task.grade_last(problem, f"<answer>2</answer>\n{text}") is verdict

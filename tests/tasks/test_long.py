@@ -12,12 +12,12 @@ import pytest
 from rorqual.core.errors import ConfigError
 from rorqual.tasks.families import Families
 from rorqual.tasks.find import check_gold
-from rorqual.tasks.long import Long
+from rorqual.tasks.long_text import LongTextTask
 from rorqual.tasks.task import Problem, Split, Verdict, split_of
 
 
 def drawn(n: int = 60, split: Split = "train", seed: int = 0, **options: Any) -> list[Problem]:
-    return list(islice(Long(**options).problems(split, seed), n))
+    return list(islice(LongTextTask(**options).problems(split, seed), n))
 
 
 def solve(prompt: str) -> str:
@@ -74,7 +74,7 @@ def test_lengths_vary_between_the_shortest_and_the_longest() -> None:
 
 
 def test_gold_is_right_and_others_are_wrong() -> None:
-    task = Long(length=128)
+    task = LongTextTask(length=128)
     problems = drawn(30, length=128)
     check_gold(task, problems)
     for problem in problems:
@@ -103,4 +103,4 @@ def test_bad_options_are_refused_beside_their_nearest_valid_ones(
 ) -> None:
     assert drawn(1, **good)
     with pytest.raises(ConfigError, match=part):
-        Long(**bad)
+        LongTextTask(**bad)

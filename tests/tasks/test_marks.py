@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from rorqual.tasks.marks import ALONE, ANSWER, BOXED, HASHES, TAG, Mark, last_line, last_mark
+from rorqual.tasks.answer_marks import ALONE, ANSWER, BOXED, HASHES, TAG, AnswerMark, last_line, last_mark
 
-KINDS: dict[str, Mark] = {"boxed": BOXED, "hashes": HASHES, "answer": ANSWER, "tag": TAG, "alone": ALONE}
+KINDS: dict[str, AnswerMark] = {"boxed": BOXED, "hashes": HASHES, "answer": ANSWER, "tag": TAG, "alone": ALONE}
 EXPLICIT = [name for name in KINDS if name != "alone"]
 
 
@@ -16,16 +16,16 @@ EXPLICIT = [name for name in KINDS if name != "alone"]
 def test_what_a_task_writes_in_its_mark_is_found_again(name: str) -> None:
     mark = KINDS[name]
     for answer in ("18", "-1,234.5", "True", r"\frac{1}{2}", r"\{1, 2\}", "Zoey is a knight. Max is a knave"):
-        assert mark.find(mark.write(answer)) == answer
-        assert mark.find(f"<think>{mark.write('7')}</think>\n {mark.write(answer)}\n") == answer
+        assert mark.find(mark.mark_answer(answer)) == answer
+        assert mark.find(f"<think>{mark.mark_answer('7')}</think>\n {mark.mark_answer(answer)}\n") == answer
     assert mark.prompt_for_mark("1 + 1?", "NUMBER").startswith("1 + 1?\n")
-    assert mark.prompt_for_mark("1 + 1?", "NUMBER").endswith(mark.write("NUMBER"))
-    assert mark.find("") is None and mark.find(mark.write("")) is None
+    assert mark.prompt_for_mark("1 + 1?", "NUMBER").endswith(mark.mark_answer("NUMBER"))
+    assert mark.find("") is None and mark.find(mark.mark_answer("")) is None
 
 
 @pytest.mark.parametrize("name", EXPLICIT)
 def test_the_last_mark_counts_and_contradictions_in_one_sentence_do_not(name: str) -> None:
-    write, find = KINDS[name].write, KINDS[name].find
+    write, find = KINDS[name].mark_answer, KINDS[name].find
     assert find(f"First {write('3')}\nThen {write('4')}\nbye") == "4"
     assert find(f"It is {write('3')}. No, it is {write('4')}") == "4"
     assert find(f"It is {write('3')} not {write('4')}") is None
@@ -78,7 +78,7 @@ PIECES = ("1", "{", "}", r"\boxed{", r"\boxed{1}", r"\boxed{1} and ", "#### ", "
 @pytest.mark.parametrize("name", KINDS)
 def test_a_long_reply_costs_little_time(name: str) -> None:
     for piece in PIECES:
-        for end in ("", KINDS[name].write("5")):
+        for end in ("", KINDS[name].mark_answer("5")):
             began = time.thread_time()
             KINDS[name].find(piece * (LENGTH // len(piece)) + end)
             assert time.thread_time() - began < 1, piece

@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rorqual.teach.answer_format import answer_grammar, calculates, derivation, in_key_order, instruction, schema_of
+from rorqual.teach.answer_format import (
+    answer_format_instruction,
+    answer_grammar,
+    derive_worked_solution,
+    in_key_order,
+    needs_calculator,
+    schema_of,
+)
 from rorqual.teach.examples import Example
 
 LEAVES = st.one_of(st.none(), st.booleans(), st.integers(-5, 5), st.floats(-5, 5), st.text("ab é", max_size=3))
@@ -64,9 +71,9 @@ def test_labels_become_a_choice_in_their_most_frequent_spelling() -> None:
     train = answers("Card", "card", "card", "PIN", "fee", "fee", "fee", "fee")
     grammar = answer_grammar(train, "label")
     assert grammar is not None and grammar.kind == "choice" and json.loads(grammar.source) == ["fee", "card", "PIN"]
-    assert instruction(train, "label") == "Answer with one of: fee, card, PIN."
+    assert answer_format_instruction(train, "label") == "Answer with one of: fee, card, PIN."
     many = answers(*(f"label {n}" for n in range(1001)))
-    assert answer_grammar(many, "label") is None and instruction(many, "label") == ""
+    assert answer_grammar(many, "label") is None and answer_format_instruction(many, "label") == ""
     assert answer_grammar(many[:1000], "label") is not None
 
 
@@ -75,9 +82,9 @@ def test_json_answers_have_a_schema_and_numbers_and_texts_have_none() -> None:
     grammar = answer_grammar(train, "JSON")
     assert grammar is not None and grammar.kind == "json_schema"
     assert json.loads(grammar.source) == schema_of([json.loads(one.answer) for one in train])
-    assert instruction(train, "JSON") == "Answer with JSON that has these keys: a (b), c."
+    assert answer_format_instruction(train, "JSON") == "Answer with JSON that has these keys: a (b), c."
     assert answer_grammar(train, "number") is None and answer_grammar(train, "text") is None
-    assert instruction(train, "number") and not instruction(train, "text")
+    assert answer_format_instruction(train, "number") and not answer_format_instruction(train, "text")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +106,7 @@ def test_json_answers_have_a_schema_and_numbers_and_texts_have_none() -> None:
     ],
 )
 def test_a_worked_solution_is_derived_if_exactly_one_calculation_fits(prompt: str, answer: str, steps: str) -> None:
-    assert derivation(Example(1, prompt, answer)) == steps
+    assert derive_worked_solution(Example(1, prompt, answer)) == steps
 
 
 @pytest.mark.parametrize(
@@ -123,4 +130,4 @@ def test_a_worked_solution_is_derived_if_exactly_one_calculation_fits(prompt: st
     ],
 )
 def test_the_engine_calculates_if_worked_solutions_do(solutions: list[str], expected: bool) -> None:
-    assert calculates([Example(n, "q", "5", text) for n, text in enumerate(solutions, 1)]) is expected
+    assert needs_calculator([Example(n, "q", "5", text) for n, text in enumerate(solutions, 1)]) is expected

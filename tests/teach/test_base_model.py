@@ -111,6 +111,6 @@ def test_the_memory_of_the_default_model_is_not_asked_for_another_base(
         (1, [f"base={tiny}"], "no such file"),
     )
     for free, base, problem in cases:
-        monkeypatch.setattr("rorqual.cli.verbs.teach.memory", lambda free=free: (8 * 10**9, free))
+        monkeypatch.setattr("rorqual.cli.verbs.teach.total_and_free_memory", lambda free=free: (8 * 10**9, free))
         done = CliRunner().invoke(app, [*words, *base])
         assert done.exit_code == 2 and problem in done.output

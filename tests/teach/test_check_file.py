@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 from rorqual.cli.main import app
 from rorqual.core.errors import ConfigError
 from rorqual.model.presets import preset
-from rorqual.teach.check import check_file, forecast, groups_of, split_of_group
+from rorqual.teach.check import check_file, near_duplicate_groups, split_of_group, training_cost_sentence
 from rorqual.teach.check_page import check_page, check_text, to_json
 from rorqual.teach.columns import Columns, find_columns
 from rorqual.teach.examples import Example, answer_kind
-from rorqual.teach.near import find_near, similar
+from rorqual.teach.near_duplicates import find_near_duplicates, similar
 
 WORDS = (
     "whale",
@@ -284,14 +284,14 @@ def test_other_numbers_make_another_problem() -> None:
         "A shop sells 12 pens for $3 each and 14 books, how much in all?",
         "A shop sells 12 pens for $4 each and 14 books, how much in all?",
     )
-    assert not similar(a, b) and similar(a, a.replace("how", "so how")) and find_near([a, b]).earlier == {}
-    assert find_near(["½ cup of cream, whipped", "¾ cup of cream, whipped"]).earlier == {}
-    assert find_near([]).earlier == {} and find_near(["", "a", "ab"]).earlier == {}
+    assert not similar(a, b) and similar(a, a.replace("how", "so how")) and find_near_duplicates([a, b]).earlier == {}
+    assert find_near_duplicates(["½ cup of cream, whipped", "¾ cup of cream, whipped"]).earlier == {}
+    assert find_near_duplicates([]).earlier == {} and find_near_duplicates(["", "a", "ab"]).earlier == {}
 
 
 def test_groups_stay_in_one_split_and_splits_do_not_depend_on_the_order() -> None:
     examples = [Example(n, question(n // 2) + ("" if n % 2 else " !"), "x") for n in range(600)]
-    groups = groups_of(examples)
+    groups = near_duplicate_groups(examples)
     for first, second in zip(groups[::2], groups[1::2], strict=True):
         assert split_of_group(first) == split_of_group(second)
     shares = [sum(split_of_group(group) == split for group in groups) / 600 for split in ("train", "dev", "test")]
@@ -354,7 +354,7 @@ def test_without_a_base_the_forecast_is_that_of_the_default_model(tmp_path: Path
     rows = [{"question": "word " * n, "answer": "yes"} for n in (1, 40, 200)]
     (tmp_path / "a.jsonl").write_bytes(lines(rows))
     lengths = check_file(tmp_path / "a.jsonl", len).lengths
-    words = forecast(preset("smollm2-135m"), [math.ceil(length / 4) for length in lengths])
+    words = training_cost_sentence(preset("smollm2-135m"), [math.ceil(length / 4) for length in lengths])
     assert said(str(tmp_path / "a.jsonl")).rstrip().endswith(f"at 4 bytes per token: {words}")
 
 

@@ -13,7 +13,7 @@ from example_files import Write, labelled, sums
 from rorqual.core.errors import DataError
 from rorqual.teach import dataset
 from rorqual.teach.check import check_file, split_of_group
-from rorqual.teach.dataset import Dataset, divide_examples, read_test, refuse_size
+from rorqual.teach.dataset import Dataset, divide_examples, read_test, refuse_too_large_file
 from rorqual.teach.examples import AnswerKind, Example
 
 
@@ -155,10 +155,10 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_read(
     path.write_text("\n".join(rows) if name == "a.jsonl" else f"[{','.join(rows)}]")
     size = 60 if limit == "MOST_ROWS" else path.stat().st_size
     monkeypatch.setattr(dataset, limit, size)
-    refuse_size(path)
+    refuse_too_large_file(path)
     monkeypatch.setattr(dataset, limit, size - 1)
     with pytest.raises(DataError, match=problem):
-        refuse_size(path)
+        refuse_too_large_file(path)
 
 
 @pytest.mark.parametrize(

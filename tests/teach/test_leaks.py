@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rorqual.teach.check import check_file, groups_of
+from rorqual.teach.check import check_file, near_duplicate_groups
 from rorqual.teach.examples import Example
-from rorqual.teach.near import find_near
+from rorqual.teach.near_duplicates import find_near_duplicates
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,7 +116,7 @@ def test_texts_of_one_template_with_other_numbers_hide_no_near_duplicate() -> No
     template = "A shop sells {} pens for {} dollars each and {} books, so how much does a customer pay for all of them?"
     texts = [template.format(*(rng.randint(2, 99) for _ in range(3))) for _ in range(400)]
     rng.shuffle(copies := [(text.replace("customer", "client"), n) for n, text in enumerate(texts[:200])])
-    assert find_near([*texts, *(copy for copy, _ in copies)]).earlier == {
+    assert find_near_duplicates([*texts, *(copy for copy, _ in copies)]).earlier == {
         400 + at: n for at, (_, n) in enumerate(copies)
     }
 
@@ -124,23 +124,25 @@ def test_texts_of_one_template_with_other_numbers_hide_no_near_duplicate() -> No
 def test_a_chain_of_near_duplicates_is_one_group(leaks: Any) -> None:
     first = "a long question of a customer about the missing card that never arrived in the post of last week, with all details"
     texts = [first, first.replace("long", "wide"), first.replace("long", "wide").replace("week", "year")]
-    assert find_near(texts).earlier == {1: 0, 2: 1}
+    assert find_near_duplicates(texts).earlier == {1: 0, 2: 1}
     for order in ((0, 1, 2), (0, 2, 1), (2, 0, 1), (1, 0, 2)):  # the last text connects the first two in some orders
         shuffled = [texts[place] for place in order]
-        assert find_near(shuffled).groups == [0] * 3
-        assert groups_of([Example(n, text, "x") for n, text in enumerate(shuffled)]) == [shuffled[0]] * 3
+        assert find_near_duplicates(shuffled).groups == [0] * 3
+        assert near_duplicate_groups([Example(n, text, "x") for n, text in enumerate(shuffled)]) == [shuffled[0]] * 3
 
 
 def test_an_instruction_that_all_prompts_share_makes_no_near_duplicates() -> None:
     opening = "read the message of a customer below and decide which of the departments of the bank must answer it. the message: "
     closing = ". now name the department that must answer, with one word and without an explanation"
     texts = [f"{opening}{one}{closing}" for one in ("my card is lost", "the fee is too high", "what is my pin")] * 7
-    assert find_near(texts).earlier == {} and find_near(texts).groups == [0, 1, 2] * 7
+    assert find_near_duplicates(texts).earlier == {} and find_near_duplicates(texts).groups == [0, 1, 2] * 7
     assert (
-        find_near([*texts, f"{opening}my card is  LOST{closing}", f"{opening}my card is lost!{closing}"]).groups[-2]
+        find_near_duplicates(
+            [*texts, f"{opening}my card is  LOST{closing}", f"{opening}my card is lost!{closing}"]
+        ).groups[-2]
         == 0
     )
-    assert find_near(texts[:3]).groups == [0, 1, 0], "of few texts nobody knows whether it is an instruction"
+    assert find_near_duplicates(texts[:3]).groups == [0, 1, 0], "of few texts nobody knows whether it is an instruction"
 
 
 WORDS = st.sampled_from(
@@ -162,7 +164,7 @@ def test_near_duplicates_are_those_of_the_plain_rule(
     rng.shuffle(words)
     shown = [" ".join(each) for each in words]
     plain = [leaks.Plain(text) for text in shown]
-    found = find_near(shown).earlier
+    found = find_near_duplicates(shown).earlier
     for later, one in found.items():
         assert one < later and plain[one].text != plain[later].text and plain[one].near(plain[later])
     normal = [text.text for text in plain]

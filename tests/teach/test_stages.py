@@ -19,19 +19,19 @@ from rorqual.engine.engine import Engine
 from rorqual.engine.request import Completion, SamplingParams
 from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.recipes.sft import sft
-from rorqual.tasks.examples import Examples, write_examples
+from rorqual.tasks.examples import ExamplesTask, write_examples
 from rorqual.tasks.task import Verdict
 from rorqual.teach import plan as plans
 from rorqual.teach import train as training
-from rorqual.teach.answer_format import instruction
+from rorqual.teach.answer_format import answer_format_instruction
 from rorqual.teach.config import TeachConfig
 from rorqual.teach.dataset import rows_of
 from rorqual.teach.examples import Example
 from rorqual.teach.failures import failures_text, groups, pairs_of
-from rorqual.teach.measure import base_prompts, evaluate_baseline, measure_base
+from rorqual.teach.measure import evaluate_baseline, few_shot_examples, measure_base
 from rorqual.teach.paths import AFTER, ALONE, BEFORE, TeachPaths
 from rorqual.teach.plan import ExampleLengths, TeachPlan, make_plan, sft_run
-from rorqual.teach.reasons import Reasons, factory_config
+from rorqual.teach.reasons import TeacherReasons, factory_config
 from rorqual.teach.results import TeachResults, load_results
 from rorqual.teach.train import DevResult, Training
 from rorqual.train.loop import fit
@@ -115,7 +115,7 @@ def test_the_run_trains_what_the_plan_says(tiny: Path, tmp_path: Path) -> None:
     plan = TeachPlan(steps=7, dev_steps=(7,), rows=3, row=64, max_tokens=5, epochs=1, step_seconds=1, train_seconds=7)
     assert sft_run(RunDir(tiny), data, plan, seed=5).dtype == "float32"
     run = sft_run(RunDir(tiny), data, plan.model_copy(update={"dtype": "bfloat16"}), seed=5)
-    assert run.dtype == "bfloat16" and run.chat == "deepseek" and plans.taught_chat("smollm2") == "chatml-plain"
+    assert run.dtype == "bfloat16" and run.chat == "deepseek" and plans.taught_chat_format("smollm2") == "chatml-plain"
     assert (run.steps, run.seed, run.source.row, run.optim.lr, run.start.run) == (7, 5, 64, plans.LR, str(tiny))  # type: ignore[attr-defined]
     source = run.source.model_dump()
     assert source["rows"] == 3 and source["longer"] == "skip" and source["data"] == str(data / "train.jsonl")
@@ -162,7 +162,7 @@ def trained(tiny: Path, tmp_path: Path, *, grader: str = "", steps: int = 4, **p
         steps=steps, dev_steps=(2, 3, steps), rows=2, row=96, max_tokens=8, epochs=1, step_seconds=0.1, **keys
     )  # type: ignore[arg-type]
     config = TeachConfig(file="x", grader=grader, seed=1, quiet=True)
-    task = Examples(paths.data, grader=grader)
+    task = ExamplesTask(paths.data, grader=grader)
     chat, params = chat_format(Tokenizer.byte_level()), SamplingParams(max_tokens=8)
     return Training(config, paths, plan, task, params, "off", chat, "no time is planned", 1, lambda _: None)
 
@@ -179,7 +179,7 @@ def test_slow_replies_shorten_the_dev_split_for_all_checkpoints(
     said: list[str] = []
     mine = tmp_path / "mine.py"
     mine.write_text(
-        f"DEV = {[one.prompt for one in whole.dev]!r}\ndef grade(prompt, answer, reply):\n    return prompt in DEV[:3]\n"
+        f"DEV = {[one.prompt for one in whole.dev_problems]!r}\ndef grade(prompt, answer, reply):\n    return prompt in DEV[:3]\n"
     )
     work = replace(trained(tiny, tmp_path, grader=f"{mine}:grade"), say=said.append)
     work.train_supervised(RunDir(tiny))
@@ -331,7 +331,7 @@ def test_examples_in_a_prompt_show_their_worked_solutions(
 
     monkeypatch.setattr(Engine, "generate", generate)
     train = [Example(n, f"8 less 3, {n}", "5", "8 - 3 = 5") for n in range(1, 6)]
-    task = Examples(data_of(tmp_path / "data", train, train[:2], kind))
+    task = ExamplesTask(data_of(tmp_path / "data", train, train[:2], kind))
     shots = train[:4]
     measure_base(
         RunDir(tiny),
@@ -377,7 +377,7 @@ def judged(name: str, right: int, *, first: int = 0, total: int = 200) -> Evalua
 def measured(tmp_path: Path, kind: str, rows: list[tuple[str, str, str]]) -> tuple[Evaluation, Evaluation]:
     """Return evaluations of replies before and after. A row is (gold, before, after)."""
     tests = [Example(n, f"prompt {n}", gold) for n, (gold, _, _) in enumerate(rows, 1)]
-    task = Examples(data_of(tmp_path / "data", tests, [], kind))
+    task = ExamplesTask(data_of(tmp_path / "data", tests, [], kind))
     problems = sorted(task.problems("train", 0), key=lambda one: int(one.key.split()[1]))
     before, after = ([row[place] for row in rows] for place in (1, 2))
     return evaluate_baseline("old", task, problems, before), evaluate_baseline("new", task, problems, after)
@@ -426,15 +426,15 @@ def test_json_answers_are_grouped_by_field(tmp_path: Path) -> None:
 
 def test_reasons_are_used_only_if_enough_examples_have_one() -> None:
     train = examples_of(labelled(10))
-    half = Reasons({one.key: "because" for one in train[:5]}, [train[2].key])
+    half = TeacherReasons({one.key: "because" for one in train[:5]}, [train[2].key])
     assert half.with_reasons(train) == [
         replace(one, reasoning="because", told=n == 2) for n, one in enumerate(train[:5])
     ]
-    few = Reasons({one.key: "because" for one in train[:4]})
+    few = TeacherReasons({one.key: "because" for one in train[:4]})
     assert few.with_reasons(train) == train
-    assert "5 examples without a reason are left out" in half.without_reason(train)
-    assert "6 of 10 examples have no reason, so the reasons are not used" in few.without_reason(train)
-    assert not Reasons({one.key: "because" for one in train}).without_reason(train)
+    assert "5 examples without a reason are left out" in half.missing_reasons_note(train)
+    assert "6 of 10 examples have no reason, so the reasons are not used" in few.missing_reasons_note(train)
+    assert not TeacherReasons({one.key: "because" for one in train}).missing_reasons_note(train)
 
 
 def test_a_server_is_asked_within_its_budget_with_the_users_settings(tmp_path: Path) -> None:
@@ -502,23 +502,23 @@ def test_the_report_leads_with_the_best_baseline_that_is_as_good(
     right: dict[str, int], first: str, second: str
 ) -> None:
     found = TeachResults({NAMES[key]: judged(NAMES[key], number) for key, number in right.items()})
-    said = found.sentences(2)
+    said = found.summary_sentences(2)
     assert said[0].startswith(first) and said[1].startswith(second) and len(said) == 3
     assert said[2].endswith("read twice, for the baselines and for the model.") and "90.0" not in "".join(said)
-    assert found.sentences(3)[2].endswith("read 3 times instead of twice.")
+    assert found.summary_sentences(3)[2].endswith("read 3 times instead of twice.")
 
 
 def test_the_base_is_asked_without_with_four_and_with_all_examples_that_fit() -> None:
     chat, train = chat_format(Tokenizer.byte_level()), examples_of(labelled(300))
-    none, four, many = base_prompts(train, chat, "label", context=3000, room=200, seed=0).items()
+    none, four, many = few_shot_examples(train, chat, "label", context=3000, room=200, seed=0).items()
     assert none == (BEFORE, []) and four == ("base, 4 examples", many[1][:4])
     assert many[0] == f"base, {len(many[1])} examples" and len(many[1]) > 30
-    turns = [Message("system", instruction(train, "label"))]
+    turns = [Message("system", answer_format_instruction(train, "label"))]
     for one in many[1]:
         turns += [Message("user", one.prompt), Message("assistant", one.answer)]
     assert 1950 < len(chat.prompt((*turns, Message("user", "?")), "auto")) <= 2048
-    *_, fewer = base_prompts(train, chat, "label", context=1000, room=200, seed=0).values()
-    assert 4 < len(fewer) < len(many[1]) and [*base_prompts(train, chat, "label", context=300, room=200, seed=0)] == [
-        BEFORE
-    ]
-    assert base_prompts(train, chat, "label", context=3000, room=200, seed=1)["base, 4 examples"] != four[1]
+    *_, fewer = few_shot_examples(train, chat, "label", context=1000, room=200, seed=0).values()
+    assert 4 < len(fewer) < len(many[1]) and [
+        *few_shot_examples(train, chat, "label", context=300, room=200, seed=0)
+    ] == [BEFORE]
+    assert few_shot_examples(train, chat, "label", context=3000, room=200, seed=1)["base, 4 examples"] != four[1]

@@ -25,15 +25,15 @@ from rorqual.core.records import RunDir, write_json
 from rorqual.data.fingerprint import fingerprint
 from rorqual.engine.engine import Engine
 from rorqual.evals.evaluation import Evaluation
-from rorqual.tasks.examples import openings
+from rorqual.tasks.examples import list_test_readings
 from rorqual.teach import stages as running
 from rorqual.teach.check import split_of_group
-from rorqual.teach.classical import classical
+from rorqual.teach.classical_baselines import predict_with_baselines
 from rorqual.teach.config import TeachConfig
 from rorqual.teach.examples import Example
 from rorqual.teach.paths import AFTER, ALONE, BEFORE, TeachPaths
 from rorqual.teach.plan import TeachPlan, sft_run
-from rorqual.teach.stages import TeachStages, counted_seconds, teach
+from rorqual.teach.stages import TeachStages, seconds_toward_limit, teach
 from rorqual.train.loop import fit
 
 ROWS = 150
@@ -105,7 +105,7 @@ def test_classical_predictions_stand_beside_their_own_examples(taught: tuple[Tea
     ]
     for name in ("nearest neighbour", "logistic regression"):
         samples = Evaluation.load(paths.evaluation(name)).samples
-        alone = classical(train, [Example(1, one.prompt, one.answer) for one in samples], "label")[name]
+        alone = predict_with_baselines(train, [Example(1, one.prompt, one.answer) for one in samples], "label")[name]
         assert [one.reply for one in samples] == alone
 
 
@@ -113,7 +113,7 @@ def test_the_test_split_is_opened_once_for_the_baselines_and_once_for_the_model(
     taught: tuple[TeachConfig, TeachPaths], tiny: Path
 ) -> None:
     _, paths = taught
-    first, second = openings(paths.data)
+    first, second = list_test_readings(paths.data)
     assert first.checkpoint == fingerprint(RunDir(tiny), RunDir(tiny).checkpoint())
     assert second.checkpoint == fingerprint(paths.model, paths.model.checkpoint())
 
@@ -252,9 +252,9 @@ def test_grpo_has_time_only_where_it_may_help(
     if keys.get("grader"):
         keys = keys | {"grader": f"{tmp_path}/mine.py:grade"}
     work = stages(settings(tiny, write("a.jsonl", rows), **keys), tmp_path / "out")
-    work.prepare()
-    assert reason in work.no_grpo and bool(reason) == bool(work.no_grpo)
-    work.find_base()
+    work.prepare_data()
+    assert reason in work.reason_to_skip_grpo and bool(reason) == bool(work.reason_to_skip_grpo)
+    work.find_base_and_plan()
     assert (work.plan.grpo_seconds > 0) == (not reason)
 
 
@@ -284,7 +284,7 @@ def test_examples_without_a_teachers_reason_are_counted(
     work = stages(config, tmp_path / "out")
     texts = {one.key: "because" for one in work.dataset.splits["train"][3:]}
     write_json(paths.reasons, {"texts": texts, "given": [], "stopped": "the budget is spent"})
-    work.prepare()
+    work.prepare_data()
     said = capsys.readouterr().out
     assert f"  {len(texts)} train, " in said
     assert "  3 examples without a reason are left out\n" in said and "  the budget is spent\n" in said
@@ -307,7 +307,7 @@ def test_columns_that_are_named_are_read_from_both_files(tiny: Path, write: Writ
     test = str(write("test.jsonl", rows[80:]))
     config = settings(tiny, write("a.jsonl", rows[:80]), test=test, **named)
     work = stages(config, tmp_path / "out")
-    work.prepare()
+    work.prepare_data()
     lines = [line for split in ("train", "dev") for line in read_lines(work.paths.data / f"{split}.jsonl")]
     assert {(line["prompt"], line["completion"], line.get("reasoning")) for line in lines} == {
         (row["subject"], row["team"], row["why"]) for row in rows[:80]
@@ -321,7 +321,7 @@ def test_more_minutes_allow_slower_baselines(
     monkeypatch.setattr(running, "BASELINE_SECONDS", 1e-3)
     config = settings(tiny, write("a.jsonl", labelled(ROWS)), minutes=10.0)
     work = stages(config, tmp_path / "out")
-    for stage in (work.check_settings, work.prepare, work.find_base, work.baselines):
+    for stage in (work.check_settings, work.prepare_data, work.find_base_and_plan, work.measure_baselines):
         stage()
     known = json.loads(work.paths.baselines.read_bytes())
     assert "base, 4 examples" in known["names"] and known["left_out"] == []
@@ -396,7 +396,7 @@ def test_only_the_stages_that_count_are_counted(tmp_path: Path) -> None:
     spent = {"check": 1, "train": 15, "measure the baselines": 100, "ask the teacher": 1000}
     for stage, seconds in spent.items():
         append_line(tmp_path / "ledger.jsonl", {"stage": stage, "seconds": seconds})
-    assert counted_seconds(tmp_path / "ledger.jsonl") == 16
+    assert seconds_toward_limit(tmp_path / "ledger.jsonl") == 16
 
 
 def test_a_folder_with_other_examples_is_refused(taught: tuple[TeachConfig, TeachPaths], tmp_path: Path) -> None:
@@ -417,9 +417,9 @@ def test_a_grader_decides_which_answers_are_usable(tiny: Path, write: Write, tmp
     ]
     plain = settings(tiny, write("a.jsonl", rows))
     with pytest.raises(DataError, match="only 49 usable examples"):
-        stages(plain, tmp_path / "plain").prepare()
+        stages(plain, tmp_path / "plain").prepare_data()
     work = stages(plain.model_copy(update={"grader": f"{tmp_path}/mine.py:grade"}), tmp_path / "graded")
-    work.prepare()
+    work.prepare_data()
     assert work.dataset.left_out == {}
 
 

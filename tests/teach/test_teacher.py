@@ -19,11 +19,11 @@ from distil_server import Adder, Reply, fault, says
 from rorqual.cli.main import app
 from rorqual.core.journal import read_lines
 from rorqual.core.ledger import Ledger
-from rorqual.tasks.examples import AnswerKind, Examples
+from rorqual.tasks.examples import AnswerKind, ExamplesTask
 from rorqual.tasks.task import Problem, Verdict
 from rorqual.teach.config import TeachConfig
 from rorqual.teach.paths import TeachPaths
-from rorqual.teach.reasons import Reasons
+from rorqual.teach.reasons import TeacherReasons
 from rorqual.teach.stages import TeachStages
 
 RIGHT = [
@@ -70,17 +70,17 @@ def server() -> Iterator[Adder]:
 def test_the_last_line_of_a_reply_with_reasons_is_its_answer(
     tmp_path: Path, kind: AnswerKind, gold: str, right: list[str], wrong: list[str]
 ) -> None:
-    task, problem = Examples(tmp_path, kind=kind, last_line=True), Problem("a", "a", gold, "examples")
+    task, problem = ExamplesTask(tmp_path, kind=kind, last_line=True), Problem("a", "a", gold, "examples")
     assert [task.grade(problem, reply) for reply in right] == [Verdict.RIGHT] * len(right)
     assert [task.grade(problem, reply) for reply in wrong] == [Verdict.WRONG] * len(wrong)
     if kind != "number":
-        assert Examples(tmp_path, kind=kind).grade(problem, right[-1]) is Verdict.WRONG, "a model answers alone"
+        assert ExamplesTask(tmp_path, kind=kind).grade(problem, right[-1]) is Verdict.WRONG, "a model answers alone"
 
 
 def prepared(config: TeachConfig, out: Path, api_key: str) -> TeachPaths:
     paths = TeachPaths(out)
     with closing(Ledger(out.with_suffix(".ledger"))) as ledger:
-        TeachStages(config, paths, 1, ledger, lambda *_: None, api_key).prepare()
+        TeachStages(config, paths, 1, ledger, lambda *_: None, api_key).prepare_data()
     return paths
 
 
@@ -110,7 +110,7 @@ def test_reasons_of_a_server_are_kept_if_right_and_marked_if_it_was_told_the_ans
     for row in train:
         assert row.get("reasoning") == f"I read: {row['prompt']}.\n{gold[row['prompt']]}"
         assert row.get("told", False) == bool(int(row["prompt"][-1]) % 2), row
-    reasons = Reasons(**json.loads(paths.reasons.read_bytes()))
+    reasons = TeacherReasons(**json.loads(paths.reasons.read_bytes()))
     assert {*reasons.given} == {row["key"] for row in train if row.get("told")} and len(reasons.texts) == len(train)
     assert {*server.keys} == {"Bearer secret"} and {body["model"] for body in server.asked} == {"large"}
 

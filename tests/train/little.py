@@ -23,16 +23,16 @@ from rorqual.recipes.models import v3_like
 from rorqual.recipes.sft import sft
 from rorqual.tasks.task import Verdict
 from rorqual.train.batch import TrainBatch
+from rorqual.train.gradient import UpdateResult, gradient, open_workers
 from rorqual.train.loop import _train
 from rorqual.train.objectives import Objective
 from rorqual.train.optim import AdamWConfig, MuonConfig
 from rorqual.train.run import Run
 from rorqual.train.schedule import Schedule
-from rorqual.train.sources import Materials, Source, SourceConfig, Step
+from rorqual.train.sources import Source, SourceConfig, SourceInputs, StepData
 from rorqual.train.sources.rollouts import pack_rollouts
-from rorqual.train.sources.sampler import Scored
-from rorqual.train.state import CLOCK_FIELDS, State, make_tokenizer, restore, write_start
-from rorqual.train.workers import Update, gradient, workers
+from rorqual.train.sources.sampler import ScoredCompletion
+from rorqual.train.state import CLOCK_FIELDS, State, make_tokenizer, restore, write_run_files
 
 ROW = 48
 TASK = f"{Path(__file__).parent / 'letters.py'}:Letters"
@@ -94,7 +94,7 @@ def engine_of(model: Decoder, **options: Any) -> Engine:
     return Engine.of(model, tokenizer(), chat_format(tokenizer(), "deepseek"), **options)
 
 
-def sampled(model: Decoder, *, temperature: float = 1.0, seed: int = 0) -> list[Scored]:
+def sampled(model: Decoder, *, temperature: float = 1.0, seed: int = 0) -> list[ScoredCompletion]:
     """Six samples of two prompts by the engine, with advantages of both signs."""
     prompts = [tuple(range(40, 45)), tuple(range(90, 99))]
     requests = [
@@ -103,10 +103,10 @@ def sampled(model: Decoder, *, temperature: float = 1.0, seed: int = 0) -> list[
     ]
     advantages = [1.0, -0.5, 0.75, -1.25, 0.3, -2.0]
     completions: list[Completion] = [one for group in engine_of(model).generate(requests) for one in group]
-    return [Scored(c, Verdict.RIGHT, a) for c, a in zip(completions, advantages, strict=True)]
+    return [ScoredCompletion(c, Verdict.RIGHT, a) for c, a in zip(completions, advantages, strict=True)]
 
 
-def samples_of(scored: Sequence[Scored]) -> list[Sample]:
+def samples_of(scored: Sequence[ScoredCompletion]) -> list[Sample]:
     return [
         Sample(
             [*s.completion.prompt_ids, *s.completion.token_ids],
@@ -116,7 +116,7 @@ def samples_of(scored: Sequence[Scored]) -> list[Sample]:
     ]
 
 
-def rollouts(scored: list[Scored], *, pad: bool = False, row: int = ROW) -> TrainBatch:
+def rollouts(scored: list[ScoredCompletion], *, pad: bool = False, row: int = ROW) -> TrainBatch:
     """The batch of these samples, packed, or one in a row."""
     samples = samples_of(scored)
     return pack_rollouts(
@@ -126,9 +126,9 @@ def rollouts(scored: list[Scored], *, pad: bool = False, row: int = ROW) -> Trai
 
 def update_of(
     model: Decoder, objectives: Sequence[Objective], batch: TrainBatch, *, parts: int = 1, threads: int = 1
-) -> Update:
+) -> UpdateResult:
     """One update's gradient."""
-    with workers(threads) as pool:
+    with open_workers(threads) as pool:
         return gradient(model, objectives, batch, parts=parts, pool=pool)
 
 
@@ -138,7 +138,7 @@ def relative(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max()) / top if top else float(b.abs().max())
 
 
-def same_gradient(model: Decoder, one: Update, other: Update, tolerance: float = 1e-5) -> None:
+def same_gradient(model: Decoder, one: UpdateResult, other: UpdateResult, tolerance: float = 1e-5) -> None:
     """Every tensor's gradient is the same, relative to its largest value."""
     for (name, _), a, b in zip(model.named_parameters(), one.grads, other.grads, strict=True):
         assert relative(a, b) <= tolerance, f"{name}: {relative(a, b):.1e}"
@@ -166,7 +166,7 @@ def records(path: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k not in CLOCK_FIELDS} for line in lines]
 
 
-Hook = Callable[[Source, Decoder, int], Step]
+Hook = Callable[[Source, Decoder, int], StepData]
 
 
 class Hooked(Source):
@@ -175,14 +175,14 @@ class Hooked(Source):
     def __init__(self, source: Source, model: Decoder, hook: Hook) -> None:
         self.source, self.model, self.hook = source, model, hook
 
-    def step(self, step: int) -> Step:
+    def step(self, step: int) -> StepData:
         return self.hook(self.source, self.model, step)
 
 
 def interrupted_at(at: int) -> Hook:
     """Ctrl-C at a step."""
 
-    def hook(source: Source, model: Decoder, step: int) -> Step:
+    def hook(source: Source, model: Decoder, step: int) -> StepData:
         if step == at:
             raise KeyboardInterrupt
         return source.step(step)
@@ -190,11 +190,11 @@ def interrupted_at(at: int) -> Hook:
     return hook
 
 
-def watch(run: Run, out: Path) -> list[Step]:
+def watch(run: Run, out: Path) -> list[StepData]:
     """Train, and return what each step gave."""
-    seen: list[Step] = []
+    seen: list[StepData] = []
 
-    def hook(source: Source, model: Decoder, step: int) -> Step:
+    def hook(source: Source, model: Decoder, step: int) -> StepData:
         seen.append(source.step(step))
         return seen[-1]
 
@@ -206,8 +206,8 @@ def train_with(run: Run, out: RunDir, hook: Hook) -> State:
     """`fit`, with the steps that `hook` gives."""
     ids = make_tokenizer(run)
     state = restore(run, out, ids)
-    source = run.source.build(Materials(state.model, ids, chat_format(ids, run.chat), run.seed, 1))
-    write_start(run, out, ids)
+    source = run.source.build(SourceInputs(state.model, ids, chat_format(ids, run.chat), run.seed, 1))
+    write_run_files(run, out, ids)
     _train(run, out, state, Hooked(source, state.model, hook), 1, True)
     return state
 
@@ -216,12 +216,12 @@ class Watched(SourceConfig):
     """A run's own source, with a copy of the weights and of what it gave at each step."""
 
     inner: SerializeAsAny[SourceConfig]
-    _seen: list[tuple[dict[str, Tensor], Step]] = PrivateAttr(default_factory=list)
+    _seen: list[tuple[dict[str, Tensor], StepData]] = PrivateAttr(default_factory=list)
 
-    def build(self, materials: Materials) -> Source:
+    def build(self, materials: SourceInputs) -> Source:
         return Hooked(self.inner.build(materials), materials.model, self._watch)
 
-    def _watch(self, source: Source, model: Decoder, step: int) -> Step:
+    def _watch(self, source: Source, model: Decoder, step: int) -> StepData:
         self._seen.append((weights_of(model), source.step(step)))
         return self._seen[-1][1]
 

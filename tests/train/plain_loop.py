@@ -319,9 +319,9 @@ def train(model: Decoder, updates: Callable[[int], list[Rows]], parts: Sequence[
                     p.copy_(updated(name, p, history[name], factor(step, plan), plan.optim))
                 loads = [
                     [int((one == e).sum()) for e in range(len(r.router.gate))]
-                    for r, one in zip(model.routers(), chosen)
+                    for r, one in zip(model.routing_ffns(), chosen)
                 ]
-                for router, load in zip(model.routers(), loads):
+                for router, load in zip(model.routing_ffns(), loads):
                     mean = sum(load) / len(load)
                     for expert, tokens in enumerate(load):
                         router.router.e_score_correction_bias[expert] += plan.gamma * (

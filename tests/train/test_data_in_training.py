@@ -20,7 +20,7 @@ from rorqual.train.batch import TrainBatch
 from rorqual.train.checkpoint import save_checkpoint
 from rorqual.train.loop import fit
 from rorqual.train.objectives import MultiToken, NextToken, Objective
-from rorqual.train.sources import Source, Step
+from rorqual.train.sources import Source, StepData
 from rorqual.train.sources.worked import worked_sample
 
 BOTH: tuple[Objective, ...] = (NextToken(), MultiToken())
@@ -35,7 +35,7 @@ def test_a_batch_without_a_trained_token_is_no_nan() -> None:
 
 
 @torch.no_grad()
-def poisoned(source: Source, model: Decoder, step: int) -> Step:
+def poisoned(source: Source, model: Decoder, step: int) -> StepData:
     """From step 3 on a weight is not a number."""
     if step == 2:
         model.layers[1].ffn.experts.down_proj[3, 2, 1] = math.nan

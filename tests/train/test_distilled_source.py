@@ -14,19 +14,19 @@ from little import ROW, tiny, tokenizer, update_of
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.core.records import Message
 from rorqual.data.chat import chat_format
-from rorqual.data.distilled import Distilled, write_distilled
+from rorqual.data.distilled import TeacherSample, write_distilled
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Engine, Request, SamplingParams
 from rorqual.engine.score import next_logprobs, score
 from rorqual.model import Decoder
 from rorqual.recipes import make_run
 from rorqual.train.objectives import Distil
-from rorqual.train.sources import DistilledConfig, Materials, Source
+from rorqual.train.sources import DistilledConfig, Source, SourceInputs
 
 TOP_K = 6
 
 
-def sampled(engine: Engine, *, n: int = 4, top_k: int = TOP_K, **changes: Any) -> list[Distilled]:
+def sampled(engine: Engine, *, n: int = 4, top_k: int = TOP_K, **changes: Any) -> list[TeacherSample]:
     """What a teacher answers to nine prompts, `n` times each, with its likeliest tokens."""
     prompts = [f"after {letter}" for letter in "abcdefghi"]
     params = SamplingParams(max_tokens=14, temperature=1.0, n=n)
@@ -38,7 +38,7 @@ def sampled(engine: Engine, *, n: int = 4, top_k: int = TOP_K, **changes: Any) -
             reply = Message(
                 "assistant", one.text if one.text.strip() else "-", one.reasoning
             )  # an empty answer is left out
-            row = Distilled(
+            row = TeacherSample(
                 key=prompt, family="letters", level="", prompt=prompt, messages=(Message("user", prompt), reply),
                 verdict="right", teacher="run", params="{}", seed=0, number=number, prompt_ids=one.prompt_ids,
                 token_ids=one.token_ids, top_ids=ids, top_logprobs=logprobs,
@@ -53,11 +53,11 @@ def teacher(base: Path) -> Engine:
 
 
 @pytest.fixture(scope="module")
-def rows(teacher: Engine) -> list[Distilled]:
+def rows(teacher: Engine) -> list[TeacherSample]:
     return sampled(teacher)
 
 
-def write(folder: Path, rows: Sequence[Distilled], *, ids: Tokenizer | None = None) -> str:
+def write(folder: Path, rows: Sequence[TeacherSample], *, ids: Tokenizer | None = None) -> str:
     ids = ids or tokenizer()
     write_distilled(folder / "data.parquet", rows, tokenizer=ids.fingerprint, vocab=ids.vocab_size)
     return str(folder / "data.parquet")
@@ -66,7 +66,7 @@ def write(folder: Path, rows: Sequence[Distilled], *, ids: Tokenizer | None = No
 def source(data: str, model: Decoder | None = None, *, seed: int = 0, **settings: Any) -> Source:
     config = DistilledConfig(data=data, **({"row": ROW, "rows": 3} | settings))
     ids = tokenizer()
-    return config.build(Materials(model or Decoder(tiny()), ids, chat_format(ids), seed, 1))
+    return config.build(SourceInputs(model or Decoder(tiny()), ids, chat_format(ids), seed, 1))
 
 
 def documents(source: Source, step: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -83,14 +83,14 @@ def documents(source: Source, step: int) -> list[tuple[tuple[int, ...], tuple[in
 
 @pytest.mark.parametrize("logits", [False, True])
 def test_it_trains_the_reply_as_it_was_drawn_and_nothing_else(
-    rows: list[Distilled], tmp_path: Path, logits: bool
+    rows: list[TeacherSample], tmp_path: Path, logits: bool
 ) -> None:
     known = {(*one.prompt_ids, *one.token_ids): tuple(one.token_ids) for one in rows}
     got = [one for step in range(3) for one in documents(source(write(tmp_path, rows), logits=logits), step)]
     assert len(got) > 12 and all(known[ids] == trained for ids, trained in got)
 
 
-def test_the_teachers_row_lies_where_it_predicts(teacher: Engine, rows: list[Distilled], tmp_path: Path) -> None:
+def test_the_teachers_row_lies_where_it_predicts(teacher: Engine, rows: list[TeacherSample], tmp_path: Path) -> None:
     """A student that is the teacher has nothing to learn from its own log-probabilities; one place off it would have."""
     (batch,) = source(write(tmp_path, rows), teacher.model, logits=True).step(0).batches
     assert batch.teacher_ids is not None and batch.teacher_logprobs is not None
@@ -106,7 +106,7 @@ def test_the_teachers_row_lies_where_it_predicts(teacher: Engine, rows: list[Dis
     assert update_of(teacher.model, (Distil(),), wrong).loss > 0.5
 
 
-def test_what_a_filter_dropped_is_never_seen(rows: list[Distilled], tmp_path: Path) -> None:
+def test_what_a_filter_dropped_is_never_seen(rows: list[TeacherSample], tmp_path: Path) -> None:
     marked = [replace(one, dropped="wrong" if number % 3 else "") for number, one in enumerate(rows)]
     kept = {(*one.prompt_ids, *one.token_ids) for one in marked if not one.dropped}
     one = source(write(tmp_path, marked))
@@ -119,7 +119,7 @@ def test_what_a_filter_dropped_is_never_seen(rows: list[Distilled], tmp_path: Pa
 
 @pytest.mark.parametrize("words", [False, True], ids=["ids", "words"])
 def test_empty_answers_are_left_out_and_counted_and_an_empty_prompt_is_refused(
-    words: bool, rows: list[Distilled], tmp_path: Path
+    words: bool, rows: list[TeacherSample], tmp_path: Path
 ) -> None:
     end = chat_format(tokenizer()).stop_ids[0]
     gone: dict[str, Any] = {"prompt_ids": (), "token_ids": ()} if words else {"token_ids": [end]}
@@ -134,14 +134,14 @@ def test_empty_answers_are_left_out_and_counted_and_an_empty_prompt_is_refused(
         source(write(tmp_path, [rows[0], asked]))
 
 
-def test_what_was_cut_off_in_a_thought_is_no_empty_answer(rows: list[Distilled], tmp_path: Path) -> None:
+def test_what_was_cut_off_in_a_thought_is_no_empty_answer(rows: list[TeacherSample], tmp_path: Path) -> None:
     """The filters judge it, and by `keep=all` a user wants it."""
     cut = replace(rows[0], messages=(rows[0].messages[0], Message("assistant", "", "thinking")), token_ids=[97, 98],
                   top_ids=rows[0].top_ids[:2], top_logprobs=rows[0].top_logprobs[:2])  # fmt: skip
     assert "1 samples" in source(write(tmp_path, [cut])).step(0).notes[0]
 
 
-def test_another_vocabulary_is_refused_with_what_to_do(rows: list[Distilled], tmp_path: Path) -> None:
+def test_another_vocabulary_is_refused_with_what_to_do(rows: list[TeacherSample], tmp_path: Path) -> None:
     other = Tokenizer.byte_level(["after after after"] * 9, vocab_size=270)
     for logits in (False, True):
         with pytest.raises(DataError, match=r"tokenizer=TEACHER/tokenizer.json, or .*train sft data=.*data.parquet"):
@@ -156,7 +156,7 @@ def test_another_vocabulary_is_refused_with_what_to_do(rows: list[Distilled], tm
     assert documents(source(write(tmp_path, words, ids=other)), 0)
 
 
-def test_a_teacher_whose_ids_we_do_not_hold_is_rendered(rows: list[Distilled], tmp_path: Path) -> None:
+def test_a_teacher_whose_ids_we_do_not_hold_is_rendered(rows: list[TeacherSample], tmp_path: Path) -> None:
     chat = chat_format(tokenizer())
     words = [replace(one, prompt_ids=(), token_ids=(), top_ids=rows[0].top_ids[:0, :0],
                      top_logprobs=rows[0].top_logprobs[:0, :0]) for one in rows]  # fmt: skip
@@ -166,14 +166,14 @@ def test_a_teacher_whose_ids_we_do_not_hold_is_rendered(rows: list[Distilled], t
         source(write(tmp_path, words), logits=True)
 
 
-def test_rows_with_distributions_of_two_widths_are_refused(rows: list[Distilled], tmp_path: Path) -> None:
+def test_rows_with_distributions_of_two_widths_are_refused(rows: list[TeacherSample], tmp_path: Path) -> None:
     wrong = replace(rows[4], top_ids=rows[4].top_ids[:, :3], top_logprobs=rows[4].top_logprobs[:, :3])
     with pytest.raises(DataError, match="stored: 3, 6 tokens"):
         source(write(tmp_path, [*rows[:4], wrong, *rows[5:]]), logits=True)
     source(write(tmp_path, [*rows[:4], replace(wrong, dropped="length"), *rows[5:]]), logits=True)
 
 
-def test_a_run_is_refused_whose_source_has_no_distributions(rows: list[Distilled], tmp_path: Path) -> None:
+def test_a_run_is_refused_whose_source_has_no_distributions(rows: list[TeacherSample], tmp_path: Path) -> None:
     given = {"data": write(tmp_path, rows), "size": "tiny-student", "row": str(ROW), "objective": "forward"}
     with pytest.raises(ConfigError, match="teacher_logprobs"):
         make_run("distil", given | {"source.logits": "false"})

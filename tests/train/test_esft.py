@@ -17,15 +17,15 @@ from test_lora import llama, logits, same, stopped_and_resumed
 from rorqual.core.errors import ConfigError, NumericsError
 from rorqual.core.records import RunDir
 from rorqual.model import Decoder
-from rorqual.model.adapter import ESFT, LoRA, adapter_of, trained
-from rorqual.model.adapter.esft import relevance, select
+from rorqual.model.adapter import ESFT, LoRA, adapter_of, trained_parameters
+from rorqual.model.adapter.esft import expert_relevance, select_experts
 from rorqual.model.adapter.files import ADAPTER_FILE
 from rorqual.model.load.run_directory import load_run
 from rorqual.ops.backends import REFERENCE, TORCH, Backend, backend
 from rorqual.ops.moe import route
 from rorqual.train.loop import fit
 from rorqual.train.objectives import MultiToken, NextToken, Objective
-from rorqual.train.run import Run, Start
+from rorqual.train.run import Run, StartConfig
 from rorqual.train.state import make_tokenizer, restore
 
 OBJECTIVES: tuple[Objective, ...] = (NextToken(), MultiToken())
@@ -40,7 +40,7 @@ def specialised(model: Decoder, chosen: tuple[tuple[int, ...], ...] = CHOSEN) ->
 
 def esft_run(base: Path, steps: int = 5, **changes: Any) -> Run:
     tune = ESFT(p=changes.pop("p", 0.3), score=changes.pop("score", "token"))
-    return sft_run(steps).model_copy(update={"start": Start(run=str(base)), "tune": tune} | changes)
+    return sft_run(steps).model_copy(update={"start": StartConfig(run=str(base)), "tune": tune} | changes)
 
 
 # ---- which experts
@@ -58,14 +58,14 @@ def test_relevance_is_the_papers_mean_over_documents_of_a_mean_over_tokens(score
         for i in places:
             for expert, gate in zip(routing.indices[i].tolist(), routing.weights[i].tolist()):
                 slow[expert] += (gate if score == "gate" else 1 / 2) / len(places)
-    (found,) = relevance([routing], document, score, 3)  # type: ignore[arg-type]
+    (found,) = expert_relevance([routing], document, score, 3)  # type: ignore[arg-type]
     assert found.tolist() == pytest.approx(slow.tolist(), rel=1e-6)
 
 
 @given(st.lists(st.floats(0.01, 1), min_size=2, max_size=12), st.floats(0.01, 1))
 @settings(max_examples=60, deadline=None)
 def test_the_chosen_reach_p_and_none_can_be_left_out(scores: list[float], p: float) -> None:
-    (chosen,) = select([torch.tensor(scores, dtype=torch.float64)], p)
+    (chosen,) = select_experts([torch.tensor(scores, dtype=torch.float64)], p)
     share = [score / sum(scores) for score in scores]
     total = sum(share[e] for e in chosen)
     assert total >= p - 1e-9
@@ -79,8 +79,8 @@ def test_the_chosen_reach_p_and_none_can_be_left_out(scores: list[float], p: flo
 def test_a_slice_has_the_gradient_that_it_has_in_full_training() -> None:
     batch = padded(documents(1))
     whole, some = loud(tiny()), specialised(loud(tiny()))
-    full = dict(zip(trained(whole), update_of(whole, OBJECTIVES, batch).grads, strict=True))
-    mine = dict(zip(trained(some), update_of(some, OBJECTIVES, batch, parts=2).grads, strict=True))
+    full = dict(zip(trained_parameters(whole), update_of(whole, OBJECTIVES, batch).grads, strict=True))
+    mine = dict(zip(trained_parameters(some), update_of(some, OBJECTIVES, batch, parts=2).grads, strict=True))
     assert set(mine) == {f"{EXPERTS}.{e}.{part}" for e in CHOSEN[0] for part in ("gate_up_proj", "down_proj")}
     assert any(float(g.abs().max()) > 0 for g in mine.values())
     for name, grad in mine.items():
@@ -145,6 +145,6 @@ def test_an_update_in_which_no_token_meets_a_trained_expert_is_legal(ops: Backen
     with suppress(NumericsError):
         update = update_of(ops.bind(model), (NextToken(),), packed(documents(0)), parts=2)
     assert update is not None, "the step was refused"
-    grads = dict(zip(trained(model), update.grads, strict=True))
+    grads = dict(zip(trained_parameters(model), update.grads, strict=True))
     assert any(grad.any() for name, grad in grads.items() if "lora" in name)
     assert not any(grad.any() for name, grad in grads.items() if "experts" in name)

@@ -21,12 +21,12 @@ from rorqual.train.loop import fit
 from rorqual.train.run import Run
 from rorqual.train.sources import (
     ConversationsConfig,
-    Materials,
     OnPolicyConfig,
     RolloutConfig,
     Source,
     SourceConfig,
-    Step,
+    SourceInputs,
+    StepData,
     TextConfig,
     WorkedConfig,
 )
@@ -40,15 +40,15 @@ def given(batch: TrainBatch) -> list[Any]:
     return [None if (value := getattr(batch, f.name)) is None else value.tolist() for f in fields(batch)]
 
 
-def told(step: Step) -> str:
+def told(step: StepData) -> str:
     """All that a step gives, as text."""
     return json.dumps([[given(b) for b in (*step.batches, *step.unlearned)], step.metrics, step.trace], default=str)
 
 
-def first_step(config: SourceConfig, base: Path, seed: int = 0) -> Step:
+def first_step(config: SourceConfig, base: Path, seed: int = 0) -> StepData:
     ids = tokenizer()
     model = load_run(RunDir(base))
-    return config.build(Materials(model, ids, chat_format(ids, "deepseek"), seed, 1)).step(0)
+    return config.build(SourceInputs(model, ids, chat_format(ids, "deepseek"), seed, 1)).step(0)
 
 
 # ---- sources
@@ -198,18 +198,18 @@ class Split(SourceConfig):
     inner: SerializeAsAny[SourceConfig]
     left_out: bool = False
 
-    def build(self, materials: Materials) -> Source:
+    def build(self, materials: SourceInputs) -> Source:
         return Splitting(self, materials)
 
 
 class Splitting(Source):
-    def __init__(self, config: Split, materials: Materials) -> None:
+    def __init__(self, config: Split, materials: SourceInputs) -> None:
         self.inner, self.left_out = config.inner.build(materials), config.left_out
 
-    def step(self, step: int) -> Step:
+    def step(self, step: int) -> StepData:
         work = self.inner.step(step)
         first, *rest = [part for batch in work.batches for part in batch.split(4)]
-        return Step([first], unlearned=[] if self.left_out else rest)
+        return StepData([first], unlearned=[] if self.left_out else rest)
 
 
 def test_esft_reads_what_was_sampled_and_teaches_nothing_too(base: Path) -> None:

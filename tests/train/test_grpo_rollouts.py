@@ -31,9 +31,9 @@ from rorqual.tasks.task import Verdict
 from rorqual.train.batch import TrainBatch
 from rorqual.train.loop import fit
 from rorqual.train.objectives import GRPO
-from rorqual.train.run import BFLOAT16, Agreement, Run
+from rorqual.train.run import BFLOAT16, Run, SamplerAgreement
 from rorqual.train.sources.reference import Reference
-from rorqual.train.sources.sampler import Scored
+from rorqual.train.sources.sampler import ScoredCompletion
 from rorqual.train.sources.shaping import group_advantages, overlong_penalty
 
 
@@ -85,7 +85,7 @@ def test_dynamic_sampling_draws_on_until_groups_have_both_rewards(base: Path, tm
 def test_dynamic_sampling_has_a_limit_and_says_so(base: Path, tmp_path: Path) -> None:
     """Greedy-like sampling never gives a group two rewards."""
     run = run_with(base, 1, temperature=1e-3, max_num_gen_batches=3, objective={"temperature": 1e-3})
-    run = run.model_copy(update={"agreement": Agreement(mean=1.0, most=1.0, gap=1.0)})
+    run = run.model_copy(update={"agreement": SamplerAgreement(mean=1.0, most=1.0, gap=1.0)})
     (step,) = watch(run, tmp_path / "run")
     assert step.metrics["gen_batches"] == 3 and len(step.trace) == 12 and not step.batches
     assert "every group has equal rewards, so the weights were not updated" in step.notes[0]
@@ -175,7 +175,7 @@ def test_a_token_that_was_cut_off_has_no_gradient() -> None:
     model = loud(tiny())
     params = SamplingParams(max_tokens=10, temperature=1.0, seed=5, n=3, top_k=5)
     (group,) = engine_of(model, record_kept=True).generate([Request(prompt_ids=(40, 41, 42), params=params)])
-    scored = [Scored(c, Verdict.RIGHT, a) for c, a in zip(group, (1.0, -1.0, 0.5))]
+    scored = [ScoredCompletion(c, Verdict.RIGHT, a) for c, a in zip(group, (1.0, -1.0, 0.5))]
     update = update_of(model, (GRPO(),), rollouts(scored))
     kept = np.any(np.concatenate([kept_bits(c, model.config.vocab_size) for c in group]), axis=0)
     names = [name for name, _ in model.named_parameters()]

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from rorqual.model import Decoder, ModelConfig, Stage
-from rorqual.model.adapter import TuneIndexer, trained
+from rorqual.model.adapter import TuneIndexer, trained_parameters
 from rorqual.model.attention import DSA, DSAConfig
 from rorqual.model.ffn import DenseConfig
 from rorqual.ops.backends import REFERENCE
 from rorqual.ops.rope import Rope
 from rorqual.train.batch import TrainBatch
-from rorqual.train.objectives import IndexerWarmup, Objective, Sparse
-from rorqual.train.workers import gradient, workers
+from rorqual.train.gradient import gradient, open_workers
+from rorqual.train.objectives import IndexerSparse, IndexerWarmup, Objective
 
 LENGTHS = ((70, 9), (30, 40))
 """Documents in two rows; the first is longer than a block of the cache. Row 1 ends in padding."""
@@ -139,7 +139,7 @@ def inputs_of(model: Decoder, batch: TrainBatch, objective: Objective) -> list[T
         layer.attention.register_forward_pre_hook(lambda _module, given: caught.append(given[0].detach()))
         for layer in model.layers
     ]
-    model(batch.tokens, batch.positions, segments=batch.segments, record=objective.records())
+    model(batch.tokens, batch.positions, segments=batch.segments, record=objective.recorded_tensors())
     for hook in hooks:
         hook.remove()
     return caught
@@ -148,8 +148,8 @@ def inputs_of(model: Decoder, batch: TrainBatch, objective: Objective) -> list[T
 @pytest.mark.parametrize(("dense", "index_dtype"), [(True, None), (False, None), (False, "float8_e4m3fn")])
 def test_value_and_gradient_equal_a_plain_loop(dense: bool, index_dtype: str | None) -> None:
     model, batch = model_of(index={"index_dtype": index_dtype}), batch_of()
-    objective: Objective = IndexerWarmup() if dense else Sparse()
-    output = model(batch.tokens, batch.positions, segments=batch.segments, record=objective.records())
+    objective: Objective = IndexerWarmup() if dense else IndexerSparse()
+    output = model(batch.tokens, batch.positions, segments=batch.segments, record=objective.recorded_tensors())
     ours = objective.term(model, batch, output).sum / objective.weight(batch)
     ours.backward()
     found = {name: p.grad for name, p in model.named_parameters()}
@@ -183,7 +183,7 @@ def test_prediction_modules_count_with_their_own_documents() -> None:
     caught: list[Tensor] = []
     attention = model.mtp[0].block.attention  # type: ignore[union-attr]
     hook = attention.register_forward_pre_hook(lambda _module, given: caught.append(given[0]))  # type: ignore[union-attr]
-    output = model(batch.tokens, batch.positions, segments=batch.segments, record=objective.records())
+    output = model(batch.tokens, batch.positions, segments=batch.segments, record=objective.recorded_tensors())
     found = objective.term(model, batch, output).sum
     hook.remove()
     expected = IndexerWarmup().term(model, batch, output).sum * len(model.layers)
@@ -197,10 +197,10 @@ def test_only_indexers_are_trained() -> None:
     model, batch = model_of(mtp=1), batch_of()
     TuneIndexer().attach(model, seed=0)
     assert (
-        set(trained(model))
+        set(trained_parameters(model))
         == set(TuneIndexer().shapes(model))
         == {n for n, _ in model.named_parameters() if ".indexer." in n}
     )
-    with workers(1) as pool:
+    with open_workers(1) as pool:
         update = gradient(model, (IndexerWarmup(depth=1),), batch, parts=2, pool=pool)
     assert all(bool(grad.any()) for grad in update.grads) and update.loss > 0.05

@@ -15,9 +15,9 @@ from rorqual.model.attention import GQAConfig
 from rorqual.model.ffn import DenseConfig
 from rorqual.ops.backends import REFERENCE, TORCH, Backend
 from rorqual.ops.backends.torch_invariant import TorchInvariant
-from rorqual.ops.rows import Rows
+from rorqual.ops.row_limits import RowLimits
+from rorqual.train.gradient import UpdateResult, compare_with_sampler, gradient, open_workers
 from rorqual.train.objectives import MultiToken, NextToken
-from rorqual.train.workers import Update, compare, gradient, workers
 
 GQA = GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=8, attention_bias=True)
 
@@ -56,8 +56,8 @@ def doubled(model: Decoder) -> Decoder:
     return model
 
 
-def update_of(model: Decoder, threads: int) -> Update:
-    with workers(threads) as pool:
+def update_of(model: Decoder, threads: int) -> UpdateResult:
+    with open_workers(threads) as pool:
         return gradient(model, (NextToken(), MultiToken()), packed(documents(3)), parts=2, pool=pool)
 
 
@@ -87,8 +87,8 @@ def test_it_trains_every_map_of_a_mixture_with_latents_and_mtp(threads: int) -> 
 
 def test_the_check_against_the_sampler_uses_it_too() -> None:
     model = by_twice(loud(tiny()))
-    with workers(1) as pool:
-        compare(model, (NextToken(),), [packed(documents(3))], parts=1, pool=pool)
+    with open_workers(1) as pool:
+        compare_with_sampler(model, (NextToken(),), [packed(documents(3))], parts=1, pool=pool)
     assert {pointer for name, pointer in maps(model).items() if not name.startswith("mtp")} == READ
 
 
@@ -104,7 +104,7 @@ def test_the_products_of_an_adapter_are_its_too() -> None:
 def test_it_is_called_in_tiles_where_a_processor_needs_them() -> None:
     """As on processors whose bf16 products depend on the number of rows; a tied head is a map of its own there."""
     model, ops = dense(tied=True), TwiceInvariant()
-    ops.rows = Rows(1, most=4)
+    ops.rows = RowLimits(1, most=4)
     READ.clear()
     bound = ops.bind(model)
     hidden = torch.randn(9, 32, generator=torch.Generator().manual_seed(1))

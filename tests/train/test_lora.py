@@ -23,12 +23,12 @@ from little import (
 from safetensors.torch import load_file, save_file
 
 from rorqual.convert.hf import export_hf
-from rorqual.convert.merge import merge_run, whole_weights
+from rorqual.convert.merge import full_weights_file, merge_run
 from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.core.records import RunDir
 from rorqual.engine.engine import Engine
 from rorqual.model import Decoder
-from rorqual.model.adapter import LoRA, adapter_of, trained
+from rorqual.model.adapter import LoRA, adapter_of, trained_parameters
 from rorqual.model.adapter.files import ADAPTER_FILE, ADAPTER_INFO
 from rorqual.model.attention import GQAConfig
 from rorqual.model.config import ModelConfig, Stage
@@ -36,7 +36,7 @@ from rorqual.model.ffn import DenseConfig
 from rorqual.model.load.run_directory import load_run
 from rorqual.recipes import make_run
 from rorqual.train.loop import fit
-from rorqual.train.run import Run, Start
+from rorqual.train.run import Run, StartConfig
 
 STEPS = 5
 TOKENS = torch.randint(0, 250, (2, 24), generator=torch.Generator().manual_seed(5))
@@ -54,7 +54,7 @@ def adapted(model: Decoder, tune: LoRA, size: float = 0.3, seed: int = 0) -> Dec
     """`model` with LoRA attached and its products far from zero."""
     tune.attach(model, seed=seed)
     generator = torch.Generator().manual_seed(seed)
-    for parameter in trained(model).values():
+    for parameter in trained_parameters(model).values():
         parameter.copy_(size * torch.randn(parameter.shape, generator=generator))
     return model
 
@@ -65,7 +65,7 @@ def logits(model: Decoder) -> torch.Tensor:
 
 
 def lora_run(base: Path, steps: int = STEPS, r: int = 4, **settings: Any) -> Run:
-    changes = {"start": Start(run=str(base)), "tune": LoRA(r=r, **settings), "steps": steps}
+    changes = {"start": StartConfig(run=str(base)), "tune": LoRA(r=r, **settings), "steps": steps}
     return sft_run(steps).model_copy(update=changes)
 
 
@@ -82,8 +82,8 @@ def test_at_the_start_no_logit_changes(config: ModelConfig) -> None:
     before = logits(model)
     LoRA(r=4).attach(model, seed=0)
     assert torch.equal(before, logits(model))
-    assert all(bool(p.any()) for name, p in trained(model).items() if name.endswith("lora_A"))
-    assert all(name.startswith("layers.") for name in trained(model)), "prediction modules have none"
+    assert all(bool(p.any()) for name, p in trained_parameters(model).items() if name.endswith("lora_A"))
+    assert all(name.startswith("layers.") for name in trained_parameters(model)), "prediction modules have none"
 
 
 @pytest.mark.parametrize("rslora", [False, True])
@@ -92,13 +92,13 @@ def test_merged_equals_attached(config: ModelConfig, rslora: bool) -> None:
     tune = LoRA(r=4, alpha=6.0, use_rslora=rslora)
     attached, plain = adapted(loud(config), tune), loud(config)
     before = logits(plain)
-    tune.merge(plain, {name: p.detach() for name, p in trained(attached).items()})
+    tune.merge(plain, {name: p.detach() for name, p in trained_parameters(attached).items()})
     assert relative(before, logits(plain)) > 0.1, "an adapter that changes nothing shows nothing"
     assert relative(logits(attached), logits(plain)) <= 1e-5
     scale = 6.0 / (math.sqrt(4) if rslora else 4)
     name = "layers.0.attention.o_proj"
     linear, was = plain.get_submodule(name), loud(config).get_submodule(name)
-    a, b = (trained(attached)[f"{name}.lora_{letter}"].double() for letter in "AB")
+    a, b = (trained_parameters(attached)[f"{name}.lora_{letter}"].double() for letter in "AB")
     slow = was.weight.double() + scale * b @ a
     assert relative(slow.detach(), linear.weight.detach().double()) <= 1e-6
 
@@ -120,19 +120,23 @@ def test_frozen_tensors_and_biases_of_routers_keep_their_bits(base: Path, straig
     assert now.keys() == start.keys()
     for name, tensor in start.items():
         assert torch.equal(tensor, now[name]), name
-    assert all(bool(p.any()) for n, p in trained(state.model).items() if n.endswith("lora_B"))
-    assert all(p.grad is None for p in trained(state.model).values()), "memory that nobody needs between steps"
+    assert all(bool(p.any()) for n, p in trained_parameters(state.model).items() if n.endswith("lora_B"))
+    assert all(p.grad is None for p in trained_parameters(state.model).values()), (
+        "memory that nobody needs between steps"
+    )
 
 
 def test_first_weights_follow_the_seed_of_the_run(base: Path, tmp_path: Path) -> None:
     run = lora_run(base, 1).model_copy(update={"seed": 3})
     found = {
-        n: p.detach() for n, p in trained(fit(run, RunDir(tmp_path / "run"), quiet=True).model).items() if "lora_A" in n
+        n: p.detach()
+        for n, p in trained_parameters(fit(run, RunDir(tmp_path / "run"), quiet=True).model).items()
+        if "lora_A" in n
     }
     for seed, near in ((3, True), (0, False)):
         model = load_run(RunDir(base))
         LoRA(r=4).attach(model, seed=seed)
-        for name, tensor in trained(model).items():
+        for name, tensor in trained_parameters(model).items():
             if name in found:  # one step has moved it a little
                 assert (relative(found[name], tensor.detach()) < 0.3) is near, name
 
@@ -210,7 +214,7 @@ def test_its_run_is_a_run_for_engine_training_and_merging(base: Path, straight: 
     merge_run(RunDir(straight), tmp_path / "merged")
     assert torch.equal(alone, logits(load_run(RunDir(tmp_path / "merged"))))
     assert relative(alone, logits(Engine(tmp_path / "merged", pack=False).model)) == 0
-    for refused in (lambda: export_hf(RunDir(straight), tmp_path / "hf"), lambda: whole_weights(RunDir(straight))):
+    for refused in (lambda: export_hf(RunDir(straight), tmp_path / "hf"), lambda: full_weights_file(RunDir(straight))):
         with pytest.raises(CheckpointError, match="holds an adapter") as error:
             refused()
         assert "rorqual merge" in error.value.remedy
@@ -219,7 +223,7 @@ def test_its_run_is_a_run_for_engine_training_and_merging(base: Path, straight: 
     # An adapter on an adapter, and all of a model from an adapter.
     second = fit(lora_run(straight, 2, targets=("o_proj",)), RunDir(tmp_path / "second"), quiet=True)
     assert relative(logits(second.model), logits(load_run(RunDir(tmp_path / "second")))) <= 1e-5
-    third = sft_run(1).model_copy(update={"start": Start(run=str(tmp_path / "second"))})
+    third = sft_run(1).model_copy(update={"start": StartConfig(run=str(tmp_path / "second"))})
     fit(third, RunDir(tmp_path / "third"), quiet=True)
     assert adapter_of(RunDir(tmp_path / "third").checkpoint()) is None
 
@@ -287,5 +291,5 @@ def test_targets_that_match_nothing_are_refused_with_the_nearest(base: Path, tmp
         fit(lora_run(base, targets=("o_proj", "oproj")), RunDir(tmp_path / "run"), quiet=True)
     assert "'o_proj'" in error.value.remedy and "kv_b_proj" in error.value.remedy
     assert not (tmp_path / "run").exists()
-    found = LoRA(targets=("ffn.gate_proj", "layers.1.attention.o_proj")).find(loud(tiny()))
+    found = LoRA(targets=("ffn.gate_proj", "layers.1.attention.o_proj")).find_targets(loud(tiny()))
     assert set(found) == {"layers.0.ffn.gate_proj", "layers.1.attention.o_proj"}

@@ -23,7 +23,7 @@ from rorqual.recipes.sft import sft
 from rorqual.train.loop import fit
 from rorqual.train.run import Run
 from rorqual.train.schedule import Schedule
-from rorqual.train.sources import Source, Step
+from rorqual.train.sources import Source, StepData
 
 STEPS = 8
 WEIGHTS, OPTIM = "model.safetensors", "optim.safetensors"
@@ -177,7 +177,7 @@ def test_a_full_disk_loses_nothing(limit: int, what: str, tmp_path: Path, straig
     out = RunDir(tmp_path / "run")
     soft = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def filling(source: Source, model: Decoder, step: int) -> Step:
+    def filling(source: Source, model: Decoder, step: int) -> StepData:
         """From step 5 on, no file may grow beyond `limit` bytes."""
         if step == 4:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, soft[1]))

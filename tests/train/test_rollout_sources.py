@@ -21,10 +21,10 @@ from rorqual.model import Decoder
 from rorqual.model.load.run_directory import load_run
 from rorqual.recipes.distil import on_policy
 from rorqual.train.batch import TrainBatch
+from rorqual.train.gradient import compare_with_sampler, open_workers
 from rorqual.train.loop import fit
 from rorqual.train.objectives import GRPO, Distil, Objective
 from rorqual.train.run import Run
-from rorqual.train.workers import compare, workers
 
 Change = Callable[[Completion], Completion]
 
@@ -164,8 +164,8 @@ def test_a_run_that_samples_nothing_takes_no_engine(tmp_path: Path) -> None:
 
 
 def seen(model: Decoder, objective: Objective, batch: TrainBatch) -> Any:
-    with workers(1) as pool:
-        return compare(model, [objective], [batch], parts=1, pool=pool, dtype=torch.float32)[0]
+    with open_workers(1) as pool:
+        return compare_with_sampler(model, [objective], [batch], parts=1, pool=pool, dtype=torch.float32)[0]
 
 
 def aged(ages: Sequence[int], off: Sequence[float]) -> tuple[Decoder, TrainBatch]:

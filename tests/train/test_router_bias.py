@@ -17,12 +17,12 @@ from rorqual.model import Decoder, ModelConfig
 from rorqual.model.ffn import MoEConfig
 from rorqual.model.ffn.router import ZeroExpertsConfig
 from rorqual.model.load.run_directory import load_run
-from rorqual.train.balance import move_bias
+from rorqual.train.balance import update_router_biases
 from rorqual.train.batch import TrainBatch
 from rorqual.train.loop import fit
 from rorqual.train.objectives import MultiToken, NextToken, Objective
 from rorqual.train.run import Run
-from rorqual.train.sources import Source, Step
+from rorqual.train.sources import Source, StepData
 
 BOTH: tuple[Objective, ...] = (NextToken(), MultiToken())
 GAMMA = 0.01
@@ -72,22 +72,22 @@ def slow_counts(model: Decoder, batch: TrainBatch) -> list[list[int]]:
 
 def test_ten_steps_against_a_slow_reference(config: ModelConfig) -> None:
     model = loud(config)
-    slow = [[float(b) for b in router.router.e_score_correction_bias] for router in model.routers()]
+    slow = [[float(b) for b in router.router.e_score_correction_bias] for router in model.routing_ffns()]
     assert len(slow) == 2, "the prediction module has a router of its own"
     for step in range(10):
         batch = padded(documents(100 + step, count=3, longest=12))
         expected = slow_counts(model, batch)
         counts = update_of(model, BOTH, batch, parts=2).counts
         assert [c.tolist() for c in counts] == expected
-        move_bias(model.routers(), counts, GAMMA)
-        for router, bias, served in zip(model.routers(), slow, expected):
+        update_router_biases(model.routing_ffns(), counts, GAMMA)
+        for router, bias, served in zip(model.routing_ffns(), slow, expected):
             for expert, load in enumerate(served):
                 if router.router.config == ZERO:  # 1.25 of a token's two choices are shared by 12 experts
                     bias[expert] += GAMMA * (1 - load / (sum(served) * 1.25 / 2 / 12)) if expert < 12 else 0.0
                 else:
                     mean = sum(served) / len(served)
                     bias[expert] += GAMMA if load < mean else -GAMMA if load > mean else 0.0
-        for router, bias in zip(model.routers(), slow):
+        for router, bias in zip(model.routing_ffns(), slow):
             assert router.router.e_score_correction_bias.tolist() == pytest.approx(bias, abs=1e-6)
 
 
@@ -95,7 +95,7 @@ def test_an_evaluation_between_two_steps_changes_nothing(run: Run, tmp_path: Pat
     """Steps 1-2, then an evaluation with the very model, then 3-4, against 1-4."""
     straight = fit(run, RunDir(tmp_path / "straight"), quiet=True).model
 
-    def with_evaluation(source: Source, model: Decoder, step: int) -> Step:
+    def with_evaluation(source: Source, model: Decoder, step: int) -> StepData:
         engine_of(model).generate([Request(prompt_ids=(5, 6), params=SamplingParams(max_tokens=6))])
         return source.step(step)
 

@@ -18,14 +18,14 @@ from torch.distributed.tensor import DTensor
 
 from rorqual.core.errors import NumericsError
 from rorqual.model import Decoder, Output
-from rorqual.model.adapter import LoRA, trained
+from rorqual.model.adapter import LoRA, trained_parameters
 from rorqual.model.attention import MLA
 from rorqual.ops.backends import backend
 from rorqual.train.batch import TrainBatch
+from rorqual.train.gradient import UpdateResult, gradient, open_workers
 from rorqual.train.loop import clip
 from rorqual.train.objectives import MultiToken, NextToken, Objective, SequenceBalance, Term
 from rorqual.train.optim import AdamWConfig
-from rorqual.train.workers import Update, gradient, workers
 
 OBJECTIVES: tuple[Objective, ...] = (NextToken(), MultiToken())
 
@@ -42,12 +42,12 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def two_steps(model: Decoder, threads: int) -> tuple[list[Update], list[float], list[Tensor]]:
+def two_steps(model: Decoder, threads: int) -> tuple[list[UpdateResult], list[float], list[Tensor]]:
     """Updates of two steps in two micro-batches, the norms of their gradients, and the weights after them."""
     params = dict(model.named_parameters())
     optimizer = AdamWConfig(lr=1e-2, clip=0.5).build(params)
     updates, norms = [], []
-    with workers(threads) as pool:
+    with open_workers(threads) as pool:
         for step in range(2):
             update = gradient(model, OBJECTIVES, packed(documents(step)), parts=2, pool=pool)
             updates.append(update)
@@ -150,7 +150,7 @@ def test_what_no_objective_asks_for_has_zeros_and_is_not_counted() -> None:
 def test_zero_gradients_are_legal_and_counted() -> None:
     model = loud(tiny())
     LoRA(r=2).attach(model, seed=0)
-    names = list(trained(model))
+    names = list(trained_parameters(model))
     update = update_of(model, (NextToken(),), packed(documents(0)), parts=2)
     assert (
         update.zeros == len([name for name in names if name.endswith("lora_A")]) > 0

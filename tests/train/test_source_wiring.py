@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from rorqual.core.errors import ConfigError, DataError, TaskError
 from rorqual.core.records import Message, RunDir
 from rorqual.data.chat import chat_format
-from rorqual.data.distilled import Distilled, write_distilled
+from rorqual.data.distilled import TeacherSample, write_distilled
 from rorqual.model import Decoder
 from rorqual.model.account import account
 from rorqual.model.load.run_directory import load_run
@@ -31,22 +31,22 @@ from rorqual.train.run import Run
 from rorqual.train.sources import (
     ConversationsConfig,
     DistilledConfig,
-    Materials,
     OnPolicyConfig,
     RolloutConfig,
     Source,
     SourceConfig,
+    SourceInputs,
     TextConfig,
     WorkedConfig,
 )
 from rorqual.train.sources.on_policy import OnPolicyTeacher
-from rorqual.train.sources.worked import opening, worked_sample
+from rorqual.train.sources.worked import first_problems, worked_sample
 
 CHAT = chat_format(tokenizer())
 
 
-def materials(model: Decoder | None = None) -> Materials:
-    return Materials(model or Decoder(tiny()), tokenizer(), CHAT, 0, 1)
+def materials(model: Decoder | None = None) -> SourceInputs:
+    return SourceInputs(model or Decoder(tiny()), tokenizer(), CHAT, 0, 1)
 
 
 def made(config: SourceConfig, model: Decoder | None = None) -> Source:
@@ -75,7 +75,7 @@ def asks(question: str, answer: str, **more: str) -> dict[str, Any]:
 
 
 def test_a_conversation_may_fill_its_row_and_what_does_not_fit_is_counted_once(tmp_path: Path) -> None:
-    size = len(CHAT.samples((Message("user", "q"), Message("assistant", "a" * 20)))[0].ids)
+    size = len(CHAT.training_renderings((Message("user", "q"), Message("assistant", "a" * 20)))[0].ids)
     data = chats(
         tmp_path,
         asks("q", "a" * 20),
@@ -195,11 +195,11 @@ class Rows(Task):
 
 def test_a_task_that_every_step_would_read_from_its_same_beginning_is_refused() -> None:
     for task in (Rows(100, shuffled=True), Rows(10, shuffled=False)):
-        assert len(opening(task, 0, 64)) == min(64, task.total)
+        assert len(first_problems(task, 0, 64)) == min(64, task.total)
     with pytest.raises(DataError, match="same for every seed"):
-        opening(Rows(100, shuffled=False), 0, 64)
+        first_problems(Rows(100, shuffled=False), 0, 64)
     with pytest.raises(TaskError, match=r"rows.*KeyError"):
-        opening(Rows(10, shuffled=True, raises=True), 0, 64)
+        first_problems(Rows(10, shuffled=True, raises=True), 0, 64)
 
 
 def test_thinking_needs_worked_steps_and_a_solution_may_fill_its_row() -> None:
@@ -207,7 +207,9 @@ def test_thinking_needs_worked_steps_and_a_solution_may_fill_its_row() -> None:
     with pytest.raises(DataError, match="none of the task's problems has worked steps"):
         made(WorkedConfig(task=numbers, think=0.1, row=ROW))
     made(WorkedConfig(task=numbers, think=0.0, row=ROW))
-    longest = max(len(worked_sample(p, CHAT, think=True)) for p in opening(WorkedConfig(task=TASK).load(), 0, 64))
+    longest = max(
+        len(worked_sample(p, CHAT, think=True)) for p in first_problems(WorkedConfig(task=TASK).load(), 0, 64)
+    )
     (batch,) = made(WorkedConfig(task=TASK, rows=2, row=longest)).step(0).batches
     assert bool((batch.segments >= 0).all()), "each row is full"
     with pytest.raises(DataError, match=f"a worked problem of {longest} tokens does not fit a row of {longest - 1}"):
@@ -235,10 +237,10 @@ def test_with_a_reference_all_that_was_graded_trains_and_nothing_else(masked: bo
 # ---- a teacher's samples
 
 
-def sampled(question: str, answer: str, *, thought: str | None = None, dropped: str = "") -> Distilled:
+def sampled(question: str, answer: str, *, thought: str | None = None, dropped: str = "") -> TeacherSample:
     """Of a teacher whose ids we do not hold."""
     messages = (Message("user", question), Message("assistant", answer, thought))
-    return Distilled("k", "f", "", question, messages, "right", "t", "{}", 0, 0, dropped=dropped)
+    return TeacherSample("k", "f", "", question, messages, "right", "t", "{}", 0, 0, dropped=dropped)
 
 
 # ---- on-policy distillation

@@ -35,25 +35,29 @@ from rorqual.model import Decoder
 from rorqual.model.account import account
 from rorqual.ops.moe import Routing
 from rorqual.tasks.task import Problem, Verdict
-from rorqual.train.loop import Totals, fit, step_flops
+from rorqual.train.gradient import UpdateResult, _record_replay_metrics
+from rorqual.train.loop import StepTotals, fit, step_flops
 from rorqual.train.objectives import NextToken
-from rorqual.train.run import Run, Start
-from rorqual.train.sources import Source, Step
+from rorqual.train.run import Run, StartConfig
+from rorqual.train.sources import Source, StepData
 from rorqual.train.sources.reference import Reference
-from rorqual.train.sources.rollouts import measure
-from rorqual.train.sources.sampler import Scored
+from rorqual.train.sources.rollouts import rollout_metrics
+from rorqual.train.sources.sampler import ScoredCompletion
 from rorqual.train.state import check_vocabulary
-from rorqual.train.tune import end_message
-from rorqual.train.workers import Update, _record_replay
+from rorqual.train.tune import tuning_end_message
 
 # ---- the fields of a step's record
 
 
 def test_a_record_is_of_all_updates_of_its_step() -> None:
     """Means are over all tokens, not over updates; maxima are the largest; loads are added up before they are compared."""
-    totals = Totals([], 0.0)
-    one = Update([], 2.0, {"entropy": (9.0, 3.0), "routing_flips": (1.0, 4.0)}, {"gap": 5.0}, [torch.tensor([4, 0])])
-    two = Update([], 4.0, {"entropy": (1.0, 1.0), "routing_flips": (2.0, 8.0)}, {"gap": 3.0}, [torch.tensor([2, 6])])
+    totals = StepTotals([], 0.0)
+    one = UpdateResult(
+        [], 2.0, {"entropy": (9.0, 3.0), "routing_flips": (1.0, 4.0)}, {"gap": 5.0}, [torch.tensor([4, 0])]
+    )
+    two = UpdateResult(
+        [], 4.0, {"entropy": (1.0, 1.0), "routing_flips": (2.0, 8.0)}, {"gap": 3.0}, [torch.tensor([2, 6])]
+    )
     one.zeros, two.zeros = 3, 2
     totals.add_update(one, 0.5, 30)
     totals.add_update(two, 0.25, 10)
@@ -63,14 +67,16 @@ def test_a_record_is_of_all_updates_of_its_step() -> None:
     }  # fmt: skip
 
 
-def answered(text: str, *, thought: str | None = None, verdict: Verdict = Verdict.RIGHT, cut: bool = False) -> Scored:
+def answered(
+    text: str, *, thought: str | None = None, verdict: Verdict = Verdict.RIGHT, cut: bool = False
+) -> ScoredCompletion:
     """An answer by the byte tokenizer, with the ids that say it."""
     ids = tokenizer()
     marks = [] if thought is None else [ids.special("<think>"), *ids.encode(thought)]
     end = [] if cut else [ids.special("<｜end▁of▁sentence｜>")]
     tokens = [*marks, ids.special("</think>"), *ids.encode(text), *end]
     completion = Completion((1, 2), tokens, [-1.0] * len(tokens), "length" if cut else "stop", text, thought)
-    return Scored(completion, verdict, 1.0 if verdict is Verdict.RIGHT else 0.0)
+    return ScoredCompletion(completion, verdict, 1.0 if verdict is Verdict.RIGHT else 0.0)
 
 
 GROUPS = [
@@ -84,7 +90,7 @@ PROBLEMS = [Problem("1", "p1", "a1", "add", level="2"), Problem("2", "p2", "a2",
 
 def test_what_rollouts_record() -> None:
     """Two samples of eight reasoned (an empty thought is none), with a length of their own; each family and level has its reward."""
-    found = measure(PROBLEMS, GROUPS, chat_format(tokenizer()))
+    found = rollout_metrics(PROBLEMS, GROUPS, chat_format(tokenizer()))
     every = [one.completion for group in GROUPS for one in group]
     lengths = [len(one.token_ids) for one in every]
     assert found == {
@@ -93,7 +99,7 @@ def test_what_rollouts_record() -> None:
         "right_when_thinking": 1.0, "right_at_once": 3 / 5, "right": 5,
         "reward/add/2": 2 / 3, "reward/add/3": 1 / 2, "reward/sub/2": 1.0,
     }  # fmt: skip
-    silent = measure(PROBLEMS[2:], GROUPS[2:], chat_format(tokenizer()))
+    silent = rollout_metrics(PROBLEMS[2:], GROUPS[2:], chat_format(tokenizer()))
     assert (silent["think_share"], silent["think_length"], silent["right_when_thinking"]) == (0, 0, 0)
 
 
@@ -145,7 +151,7 @@ def test_a_checkpoint_is_written_each_so_many_seconds_and_at_the_end(
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     out = RunDir(tmp_path / "run")
 
-    def hook(source: Source, model: Decoder, step: int) -> Step:
+    def hook(source: Source, model: Decoder, step: int) -> StepData:
         kept.update(out.steps())
         clock[0] += 4
         return source.step(step)
@@ -192,20 +198,20 @@ def test_a_vocabulary_must_hold_the_tokenizer_and_may_be_larger() -> None:
 
 def test_a_tokenizer_is_learned_from_the_source_and_kept_with_the_run(tmp_path: Path) -> None:
     out = RunDir(tmp_path / "run")
-    run = sft_run(1, start=Start(tokenizer="bpe:270"))
+    run = sft_run(1, start=StartConfig(tokenizer="bpe:270"))
     run = run.model_copy(update={"model": run.model.model_copy(update={"vocab_size": 270})})
     state = fit(run, out, quiet=True)
     learned = Tokenizer.load(out.tokenizer_file)
     assert learned == state.tokenizer == Tokenizer.byte_level(run.source.texts(), vocab_size=270)
     assert learned != Tokenizer.byte_level(["other words"] * 9, vocab_size=270)
-    given = run.model_copy(update={"start": Start(tokenizer=str(out.tokenizer_file))})
+    given = run.model_copy(update={"start": StartConfig(tokenizer=str(out.tokenizer_file))})
     assert fit(given, RunDir(tmp_path / "given"), quiet=True).tokenizer == learned
-    onward = run.model_copy(update={"start": Start(run=str(out.path))})
+    onward = run.model_copy(update={"start": StartConfig(run=str(out.path))})
     assert fit(onward, RunDir(tmp_path / "onward"), quiet=True).tokenizer == learned
 
 
 def test_the_last_line_of_an_adapter_says_its_memory_and_its_speed() -> None:
-    said = end_message({"optimizer_bytes": 12_345, "trained_parameters": 6_789}, seconds=3.0, steps=2)
+    said = tuning_end_message({"optimizer_bytes": 12_345, "trained_parameters": 6_789}, seconds=3.0, steps=2)
     assert said.startswith("optimizer state 12,345 bytes for 6,789 parameters; ") and said.endswith(
         "; 1.500 s per step"
     )
@@ -235,6 +241,6 @@ def test_the_gap_of_replayed_experts_is_the_largest_of_all_layers_and_tokens() -
         Routing(chosen, weights, torch.ones(3, 4), own, torch.tensor([0.0, 0.5, 9.0])),
         Routing(chosen, weights, torch.ones(3, 4), chosen, torch.tensor([0.1, 0.0, 9.0])),
     ]
-    update = Update([], 0.0)
-    _record_replay(update, layers, torch.tensor([True, True, False]))
+    update = UpdateResult([], 0.0)
+    _record_replay_metrics(update, layers, torch.tensor([True, True, False]))
     assert update.maxima["routing_gap"] == 0.5 and update.means["routing_flips"] == (1.0, 4.0)

@@ -16,8 +16,16 @@ from rorqual.model import Decoder
 from rorqual.model.load.run_directory import load_run
 from rorqual.tasks.find import load_task
 from rorqual.train.batch import TrainBatch
-from rorqual.train.sources import Materials, OnPolicyConfig, RolloutConfig, Source, SourceConfig, Step, WorkedConfig
-from rorqual.train.sources.worked import repeat
+from rorqual.train.sources import (
+    OnPolicyConfig,
+    RolloutConfig,
+    Source,
+    SourceConfig,
+    SourceInputs,
+    StepData,
+    WorkedConfig,
+)
+from rorqual.train.sources.worked import endless_problems
 
 NUMBERS = f"{Path(__file__).parent / 'numbers_task.py'}:Numbers"
 SINGLE = {"single": True}
@@ -28,7 +36,7 @@ Document = tuple[int, ...]
 
 def made(config: SourceConfig, *, seed: int = 0, model: Decoder | None = None) -> Source:
     ids = tokenizer()
-    return config.build(Materials(model or loud(tiny()), ids, chat_format(ids, "deepseek"), seed, 1))
+    return config.build(SourceInputs(model or loud(tiny()), ids, chat_format(ids, "deepseek"), seed, 1))
 
 
 def rollouts(**settings: Any) -> RolloutConfig:
@@ -58,15 +66,15 @@ def split(batch: TrainBatch) -> list[tuple[Document, Document]]:
     return out
 
 
-def drawn(step: Step) -> list[tuple[Document, Document]]:
+def drawn(step: StepData) -> list[tuple[Document, Document]]:
     return [one for batch in (*step.batches, *step.unlearned) for one in split(batch)]
 
 
-def prompts(step: Step) -> set[Document]:
+def prompts(step: StepData) -> set[Document]:
     return {prompt for prompt, _ in drawn(step)}
 
 
-def answers(step: Step) -> list[Document]:
+def answers(step: StepData) -> list[Document]:
     return [answer for _, answer in drawn(step)]
 
 
@@ -153,6 +161,6 @@ def test_what_was_cut_off_is_wrong_whatever_the_grader_says(base: Path) -> None:
 def test_a_file_begins_again_in_another_order() -> None:
     task = load_task("gsm8k")
     count = len(list(task.problems("train", 0)))
-    keys = [problem.key for problem in islice(repeat(task, 0), 2 * count)]
+    keys = [problem.key for problem in islice(endless_problems(task, 0), 2 * count)]
     first, second = keys[:count], keys[count:]
     assert sorted(first) == sorted(second) and first != second and len(set(first)) == count > 5

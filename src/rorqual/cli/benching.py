@@ -21,20 +21,20 @@ from rich.console import Console
 from rich.table import Table
 
 import rorqual
-from rorqual.cli.accounts import BYTES, count_text, memory_text
-from rorqual.cli.machine import cores, load, processor
-from rorqual.cli.measure import REMOTE
-from rorqual.cli.settings import Counts, Placement, check_device, read
+from rorqual.cli.eval_settings import REMOTE
+from rorqual.cli.inspecting import BYTES, count_text, memory_text
+from rorqual.cli.machine import cores, load_average, processor_name_and_flags
+from rorqual.cli.settings import Counts, DeviceSettings, check_device, parse_settings
 from rorqual.core.config import Natural, Seed
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import write_json
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Request, SamplingParams
-from rorqual.generate.output import check_place
+from rorqual.generate.output import check_writable_path
 from rorqual.model.account import account
 
 
-class BenchSettings(Placement):
+class BenchSettings(DeviceSettings):
     """Settings of `rorqual bench`."""
 
     batch: Counts = Field((1, 8, 32), description="numbers of concurrent requests, separated by commas")
@@ -62,12 +62,12 @@ class Timing:
 
 def bench_run(run: str, arguments: Sequence[str] | None) -> None:
     """Run the benchmark and print its table. If `out` is set, write the measurements of every repeat to the file `out`."""
-    chosen = read(BenchSettings, arguments)
+    chosen = parse_settings(BenchSettings, arguments)
     if run.startswith(REMOTE):
         raise ConfigError("bench cannot measure a server", where=run, remedy="Give a run's folder.")
     check_device(chosen.device)
     if chosen.out:
-        check_place(Path(chosen.out))
+        check_writable_path(Path(chosen.out))
     threads = chosen.threads or cores()
     torch.set_num_threads(threads)
     max_tokens = max(chosen.prompt) + chosen.new
@@ -108,11 +108,11 @@ def _measure_row(engine: Engine, chosen: BenchSettings, batch: int, prompt: int)
     return {
         "batch": batch,
         "prompt": prompt,
-        "prefill_tokens_per_second": _spread([t.prefill for t in timings]),
-        "decode_tokens_per_second": _spread([t.decode for t in timings]),
-        "first_token_seconds": _spread([t.first for t in timings]),
-        "between_tokens_seconds": _spread([statistics.median(t.gaps) for t in timings]),
-        "between_tokens_seconds_99": _spread([float(torch.tensor(t.gaps).quantile(0.99)) for t in timings]),
+        "prefill_tokens_per_second": _median_and_range([t.prefill for t in timings]),
+        "decode_tokens_per_second": _median_and_range([t.decode for t in timings]),
+        "first_token_seconds": _median_and_range([t.first for t in timings]),
+        "between_tokens_seconds": _median_and_range([statistics.median(t.gaps) for t in timings]),
+        "between_tokens_seconds_99": _median_and_range([float(torch.tensor(t.gaps).quantile(0.99)) for t in timings]),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "repeats": [asdict(t) | {"gaps": None} for t in timings],
     }
@@ -162,11 +162,11 @@ def _prompts(vocab_size: int, batch: int, length: int, seed: int) -> list[tuple[
 
 
 def _machine() -> dict[str, Any]:
-    name, _ = processor()
+    name, _ = processor_name_and_flags()
     return {
         "processor": name or platform.machine(),
         "cores": cores(),
-        "load": load(),
+        "load": load_average(),
         "torch": torch.__version__,
         "rorqual": rorqual.__version__,
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS", ""),
@@ -187,8 +187,8 @@ def describe_conditions(engine: Engine, chosen: BenchSettings, threads: int) -> 
         "request has its first token; the remaining time is decode. First: median time to first token. Between: median and 99th "
         "percentile of inter-token latency.",
     ]
-    if load() > cores() + 0.5:
-        notes.append(f"Other processes use the cores (load {load():.1f}): these figures are too low.")
+    if load_average() > cores() + 0.5:
+        notes.append(f"Other processes use the cores (load {load_average():.1f}): these figures are too low.")
     return notes
 
 
@@ -214,7 +214,7 @@ def _show(results: dict[str, Any]) -> None:
         ("between_tokens_seconds_99", 1000),
     )
     for row in results["rows"]:
-        cells = [_cell(row[name], unit) for name, unit in fields]
+        cells = [_spread_text(row[name], unit) for name, unit in fields]
         table.add_row(str(row["batch"]), str(row["prompt"]), *cells)
     console = Console(highlight=False, markup=False, emoji=False)
     console.print(f"{results['run']}, {results['settings']['new']} new tokens")
@@ -224,14 +224,14 @@ def _show(results: dict[str, Any]) -> None:
         console.print(line)
 
 
-def _cell(spread: dict[str, float], unit: float) -> str:
-    low, middle, high = (_digits(spread[key] * unit) for key in ("low", "median", "high"))
+def _spread_text(spread: dict[str, float], unit: float) -> str:
+    low, middle, high = (_format_number(spread[key] * unit) for key in ("low", "median", "high"))
     return f"{middle}\n{low}\n{high}"
 
 
-def _digits(value: float) -> str:
+def _format_number(value: float) -> str:
     return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
+def _median_and_range(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}

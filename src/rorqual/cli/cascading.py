@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from rorqual.cli.eval_settings import REMOTE, EvalSettings
 from rorqual.cli.evaluating import load_with_cached_answers
-from rorqual.cli.measure import REMOTE, EvalSettings
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 from rorqual.data.fingerprint import fingerprint

@@ -7,8 +7,8 @@ from itertools import chain
 
 from pydantic import Field
 
-from rorqual.cli.screen import Terminal
-from rorqual.cli.settings import Placement
+from rorqual.cli.settings import DeviceSettings
+from rorqual.cli.terminal import Terminal
 from rorqual.core.config import Count, Natural, NonNegative, Seed
 from rorqual.core.records import Message, TaskDefaults, Thinking
 from rorqual.data.chat import ChatFormat
@@ -20,7 +20,7 @@ ROOM = 8
 """Number of context tokens that are reserved for the reply."""
 
 
-class ChatSettings(Placement):
+class ChatSettings(DeviceSettings):
     """Settings of `rorqual chat`."""
 
     thinking: Thinking = Field("auto", description="whether the model thinks")
@@ -46,7 +46,7 @@ def reply_pieces(ids: Iterable[int], chat: ChatFormat, thinking: Thinking) -> It
             shown_early = ""
             yield True, piece.reasoning
         new_text = piece.content.removeprefix(shown_early)
-        if tentative := reader.tentative:
+        if tentative := reader.tentative_content:
             new_text = tentative.removeprefix(shown_early)
         shown_early = tentative
         if new_text:
@@ -79,18 +79,18 @@ class Conversation:
         request = Request(self._with_system(messages), params, self.settings.thinking)
         generated: list[Delta] = []
         for is_reasoning, piece in reply_pieces(
-            self._tokens(request, generated), self.engine.chat, self.settings.thinking
+            self._stream_tokens(request, generated), self.engine.chat, self.settings.thinking
         ):
-            (terminal.reasoning if is_reasoning else terminal.answer)(piece)
+            (terminal.print_reasoning if is_reasoning else terminal.print_answer)(piece)
         reply = self.engine.chat.parse((delta.token for delta in generated), self.settings.thinking)
         last = generated[-1].completion if generated else None
         if last is not None and last.finish_reason == "length":
-            terminal.note(f"reply cut off after {len(generated)} tokens")
+            terminal.print_note(f"reply cut off after {len(generated)} tokens")
         self.history = [*messages, reply]
         self.turns += 1
         return reply
 
-    def _tokens(self, request: Request, generated: list[Delta]) -> Iterator[int]:
+    def _stream_tokens(self, request: Request, generated: list[Delta]) -> Iterator[int]:
         for delta in self.engine.stream(request):
             generated.append(delta)
             yield delta.token
@@ -105,7 +105,7 @@ class Conversation:
         while len(kept) > 1 and len(self.engine.chat.prompt(self._with_system(kept), self.settings.thinking)) > room:
             kept = kept[2:]
         if len(kept) < len(messages):
-            terminal.note(
+            terminal.print_note(
                 f"dropped the oldest {(len(messages) - len(kept)) // 2} exchanges to fit the context of {room + ROOM} tokens"
             )
         return kept

@@ -11,21 +11,21 @@ from typing import Any, TypeVar
 import torch
 
 import rorqual
-from rorqual.cli.measure import REMOTE, EvalSettings, generator
+from rorqual.cli.eval_settings import REMOTE, EvalSettings, load_engine_or_client
 from rorqual.core.records import RunDir
 from rorqual.data.fingerprint import fingerprint
-from rorqual.engine.weights import ROUNDING
+from rorqual.engine.weight_fingerprint import ROUNDING
 from rorqual.evals import evaluating as run
 from rorqual.evals.answer_cache import AnswerCache
 from rorqual.evals.evaluation import Evaluation
-from rorqual.evals.verify import with_verifier_scores, write_training_rows
-from rorqual.ops.backends import arithmetic_of
+from rorqual.evals.trained_verifier import with_verifier_scores, write_training_rows
+from rorqual.ops.backends import backend_cache_id
 from rorqual.tasks.task import Task
 
 T = TypeVar("T")
 
 
-def measure(
+def evaluate_and_save(
     model: str, settings: EvalSettings, task: Task, file: Path | None, progress: Callable[[int, int], None]
 ) -> Evaluation:
     """Evaluate `model` on `task` and save the result in `file`.
@@ -33,7 +33,7 @@ def measure(
     During the evaluation, answers are saved in an answer cache next to `file`. After an interruption, the same command
     continues with the cached answers.
     """
-    judge = generator(settings.verifier, settings) if settings.verifier else None
+    judge = load_engine_or_client(settings.verifier, settings) if settings.verifier else None
     with load_with_cached_answers(model, settings, file) as cache:
         task.checkpoint = str(cache.made.get("run", ""))
         evaluation = run.evaluate(cache, task, progress=progress, model=model, **settings.evaluate_arguments())
@@ -52,7 +52,7 @@ def load_with_cached_answers(model: str, settings: EvalSettings, file: Path | No
     """Load `model` with an answer cache next to `file`. At the end of the `with` block, the cached answers are deleted
     if no request failed. If requests failed, the answers are kept, so that a repeated command retries only the failed
     requests. After an exception, the answers are kept, and the path of the cache is printed."""
-    engine, identity = _load(model, settings)
+    engine, identity = _load_engine(model, settings)
     with AnswerCache(engine, file, identity) as cache:
         if cache.count:
             _say(f"Reusing {cache.count:,} answers from {cache.path}. Remove this file to start over.")
@@ -70,27 +70,27 @@ def load_with_cached_answers(model: str, settings: EvalSettings, file: Path | No
                 f"{len(cache.refusals):,} requests failed and are ungraded.{retry_note} The first: {cache.refusals[0]}"
             )
         else:
-            cache.forget()
+            cache.drop_saved_answers()
 
 
 def _say(text: str) -> None:
     print(f"\n{text}", file=sys.stderr)
 
 
-def _load(model: str, settings: EvalSettings) -> tuple[Any, dict[str, Any]]:
+def _load_engine(model: str, settings: EvalSettings) -> tuple[Any, dict[str, Any]]:
     """Return the engine, and the fields that identify it in the answer cache.
 
     An answer depends only on its request and on the fields that identify the engine.
     """
     if model.startswith(REMOTE):
-        return generator(model, settings), {
+        return load_engine_or_client(model, settings), {
             "address": model,
             "model": settings.model,
             "seed_bits": settings.seed_bits,
         }
-    engine, fingerprint_ = load_with_fingerprint(RunDir(Path(model)), lambda: generator(model, settings))
-    settings_ = {"dtype": settings.dtype, "device": settings.device, "backend": arithmetic_of(settings.backend)}
-    return engine, {"run": fingerprint_, **settings_, **arithmetic()}
+    engine, fingerprint_ = load_with_fingerprint(RunDir(Path(model)), lambda: load_engine_or_client(model, settings))
+    settings_ = {"dtype": settings.dtype, "device": settings.device, "backend": backend_cache_id(settings.backend)}
+    return engine, {"run": fingerprint_, **settings_, **software_versions()}
 
 
 def load_with_fingerprint(run: RunDir, load: Callable[[], T]) -> tuple[T, str]:
@@ -106,6 +106,6 @@ def load_with_fingerprint(run: RunDir, load: Callable[[], T]) -> tuple[T, str]:
         del model  # free the model's memory before the next load
 
 
-def arithmetic() -> dict[str, Any]:
+def software_versions() -> dict[str, Any]:
     """Return the software versions that the exact results of a local engine depend on."""
     return {"rorqual": rorqual.__version__, "torch": torch.__version__, "rounding": ROUNDING}

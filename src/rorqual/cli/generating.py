@@ -15,29 +15,29 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from rorqual.cli.evaluating import arithmetic, load_with_fingerprint
+from rorqual.cli.eval_settings import REMOTE, SeedBits
+from rorqual.cli.evaluating import load_with_fingerprint, software_versions
 from rorqual.cli.machine import cores
-from rorqual.cli.measure import REMOTE, SeedBits
-from rorqual.cli.settings import WHERE, Placement, check_device, split_pairs
+from rorqual.cli.settings import WHERE, DeviceSettings, check_device, split_pairs
 from rorqual.core.config import Natural, parse, parse_scalar
-from rorqual.core.errors import ConfigError, DataError, RorqualError, nearest
-from rorqual.core.log import Progress, clock_text
+from rorqual.core.errors import ConfigError, DataError, RorqualError, suggest_name
+from rorqual.core.progress import Progress, clock_text
 from rorqual.core.records import NO_DEFAULTS, RunDir, TaskDefaults
 from rorqual.data.source.cells import named_columns
 from rorqual.engine.engine import Engine
 from rorqual.engine.remote.engine import RemoteEngine
-from rorqual.generate.batch import Answered, answers, fault_of, record, refuse_row, remote_answers
-from rorqual.generate.output import Partial, check_place
-from rorqual.generate.prompts import Prompts, Refused, read_prompts
+from rorqual.generate.batch import Answered, answers, first_sample_error, output_record, refuse_row, remote_answers
+from rorqual.generate.output import PartialOutput, check_writable_path
+from rorqual.generate.prompts import PromptFile, RefusedRow, read_prompts
 from rorqual.generate.schema import TEXTS, RowParser, RowRequest, RowSampling
-from rorqual.ops.backends import arithmetic_of, backend
+from rorqual.ops.backends import backend, backend_cache_id
 from rorqual.ops.backends.torch_invariant import NOT_HELD
 
 SHOWN = 3
 """The summary lists at most this many lines with errors."""
 
 
-class GenerateSettings(Placement):
+class GenerateSettings(DeviceSettings):
     """Settings of `rorqual generate` other than sampling parameters."""
 
     run: str = Field(min_length=1, description="run folder, or a server's http://... address")
@@ -74,7 +74,7 @@ def read_settings(arguments: Sequence[str] | None) -> tuple[GenerateSettings, Ro
             command_values[key] = value
         else:
             known = (*RowSampling.model_fields, *GenerateSettings.model_fields)
-            raise ConfigError(f"unknown key '{key}'", where=WHERE, remedy=nearest(key, known))
+            raise ConfigError(f"unknown key '{key}'", where=WHERE, remedy=suggest_name(key, known))
     chosen = parse(GenerateSettings, command_values, where=WHERE)
     return chosen, parse(RowSampling, sampling, where=WHERE)
 
@@ -86,27 +86,27 @@ def generate_file(file: Path, arguments: Sequence[str] | None) -> tuple[int, lis
     """
     chosen, sampling = read_settings(arguments)
     out = Path(chosen.out)
-    check_place(out)
+    check_writable_path(out)
     if out.exists() and file.exists() and out.samefile(file):
         raise ConfigError("out= is the prompt file itself", where="out", remedy="Choose another out=.")
-    prompts = Prompts.open(file)
+    prompts = PromptFile.open(file)
     columns = named_columns(chosen.prompt, prompts.columns(), "prompt") if chosen.prompt else ()
     plain = chosen.raw or chosen.run.startswith(REMOTE)
     task = NO_DEFAULTS if plain else RunDir(Path(chosen.run)).task_defaults()
     engine, model_identity = _engine(chosen)
     local = engine if isinstance(engine, Engine) else None
-    encode = _encoder(local) if chosen.raw and local else None
+    encode = _text_encoder(local) if chosen.raw and local else None
     request_schema = RowParser(sampling, encode, file.suffix.lower() in (".csv", ".tsv"), columns, task)
     if chosen.strict:
         _check_all(local, prompts, request_schema)
-    identity = _identity(chosen, sampling, prompts) | model_identity | _defaults_that_apply(task, sampling)
+    identity = _settings_of_replies(chosen, sampling, prompts) | model_identity | _defaults_that_apply(task, sampling)
     if columns:
         identity["prompt"] = ", ".join(columns)
-    with Partial(out, identity, rows=prompts.rows, last=prompts.last) as output:
+    with PartialOutput(out, identity, rows=prompts.rows, last=prompts.last) as output:
         news = ["  all lines were already complete"]
         if not output.whole:
-            new_rows = (row for row in read_prompts(prompts.path) if _is_new(output, prompts, row[0]))
-            requests = (request_schema.ask(*row) for row in new_rows)
+            new_rows = (row for row in read_prompts(prompts.path) if _is_unanswered(output, prompts, row[0]))
+            requests = (request_schema.parse_row(*row) for row in new_rows)
             if isinstance(engine, RemoteEngine):
                 answered = remote_answers(engine, requests, concurrency=chosen.concurrency)
             else:
@@ -123,17 +123,17 @@ def generate_file(file: Path, arguments: Sequence[str] | None) -> tuple[int, lis
     return errors, [f"{rows:,} lines: {rows - errors:,} answered, {errors:,} refused", *news, f"  {out}"]
 
 
-def _is_new(output: Partial, prompts: Prompts, line: int) -> bool:
+def _is_unanswered(output: PartialOutput, prompts: PromptFile, line: int) -> bool:
     if line > prompts.last:
         raise DataError(
             "the file grew while it was read",
             where=str(prompts.path),
             remedy="Do not change the file, and run the command again.",
         )
-    return not output.has(line)
+    return not output.has_answer(line)
 
 
-def _write(output: Partial, answered: Iterator[list[Answered]], chosen: GenerateSettings) -> list[str]:
+def _write(output: PartialOutput, answered: Iterator[list[Answered]], chosen: GenerateSettings) -> list[str]:
     """Write the answers as they arrive. Return lines for the summary: the generation speed, and the first rows with errors."""
     start, n_before, tokens = time.monotonic(), output.count, 0
     faults: list[str] = []
@@ -141,13 +141,13 @@ def _write(output: Partial, answered: Iterator[list[Answered]], chosen: Generate
     for batch in answered:
         lines = {}
         for request, samples in batch:
-            lines[request.line] = record(request, samples, token_ids=chosen.token_ids, logprobs=chosen.logprobs)
+            lines[request.line] = output_record(request, samples, token_ids=chosen.token_ids, logprobs=chosen.logprobs)
             tokens += sum(choice["tokens"] for choice in lines[request.line].get("choices", ()))
-            fault = request if isinstance(request, Refused) else fault_of(request, samples)
+            fault = request if isinstance(request, RefusedRow) else first_sample_error(request, samples)
             if fault is not None and len(faults) < SHOWN:
                 key = f"{fault.key}: " if fault.key else ""
                 faults.append(f"  line {fault.line}: {key}{fault.what}\n    {fault.remedy}")
-        output.add(lines)
+        output.append_records(lines)
         if bar is not None:
             speed = tokens / max(time.monotonic() - start, 1e-9)
             refusals = f", {output.errors:,} refused" if output.errors else ""
@@ -167,7 +167,7 @@ def _engine(chosen: GenerateSettings) -> tuple[Engine | RemoteEngine, dict[str, 
     """
     if not chosen.run.startswith(REMOTE):
         local, fingerprint_ = load_with_fingerprint(RunDir(Path(chosen.run)), lambda: _local_engine(chosen))
-        return local, {"run": fingerprint_, **arithmetic()}
+        return local, {"run": fingerprint_, **software_versions()}
     if not chosen.model:
         raise ConfigError(
             "model= is required, because a server may serve several models",
@@ -210,31 +210,31 @@ def _local_engine(chosen: GenerateSettings) -> Engine:
     return engine
 
 
-def _encoder(engine: Engine) -> Any:
+def _text_encoder(engine: Engine) -> Any:
     chat = engine.chat
     return lambda text: [*([] if chat.bos is None else [chat.bos]), *chat.tokenizer.encode(text)]
 
 
-def _check_all(engine: Engine | None, prompts: Prompts, request_schema: RowParser) -> None:
+def _check_all(engine: Engine | None, prompts: PromptFile, request_schema: RowParser) -> None:
     """Raise DataError if a row is invalid or the engine would refuse it."""
     for line, row in read_prompts(prompts.path):
-        request = request_schema.ask(line, row)
+        request = request_schema.parse_row(line, row)
         if isinstance(request, RowRequest) and engine is not None:
             try:
                 engine.check(request.request)
             except RorqualError as error:
                 request = refuse_row(request, error)
-        if isinstance(request, Refused):
+        if isinstance(request, RefusedRow):
             where = f"{prompts.path}:{request.line}" + (f": {request.key}" if request.key else "")
             raise DataError(request.what, where=where, remedy=request.remedy)
 
 
-def _identity(chosen: GenerateSettings, sampling: RowSampling, prompts: Prompts) -> dict[str, Any]:
+def _settings_of_replies(chosen: GenerateSettings, sampling: RowSampling, prompts: PromptFile) -> dict[str, Any]:
     """Return the settings that replies depend on, except for the model. Threads, slots and concurrency do not change replies."""
     values = {
         key: getattr(chosen, key) for key in ("raw", "token_ids", "logprobs", "dtype", "device", "max_len", "model")
     }
-    values["backend"] = arithmetic_of(chosen.backend)
+    values["backend"] = backend_cache_id(chosen.backend)
     return sampling.model_dump(mode="json") | values | {"file": prompts.sha256}
 
 

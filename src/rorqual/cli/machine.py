@@ -21,7 +21,7 @@ def _quota() -> float:
     return 0.0
 
 
-def memory() -> tuple[int, int]:
+def total_and_free_memory() -> tuple[int, int]:
     """Return (total, available) memory in bytes, limited by the memory limit of the container."""
     fields = {key: value.split()[0] for key, _, value in (x.partition(":") for x in _lines("/proc/meminfo")) if value}
     total, free = (int(fields.get(key, "0")) * 1024 for key in ("MemTotal", "MemAvailable"))
@@ -32,7 +32,7 @@ def memory() -> tuple[int, int]:
     return total, free
 
 
-def processor() -> tuple[str, frozenset[str]]:
+def processor_name_and_flags() -> tuple[str, frozenset[str]]:
     """Return the processor's name and feature flags from /proc/cpuinfo. The name or the flags are empty if the kernel
     does not list them."""
     info = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in _lines("/proc/cpuinfo"))}
@@ -40,7 +40,7 @@ def processor() -> tuple[str, frozenset[str]]:
     return info.get("model name", ""), frozenset(flags.split())
 
 
-def load() -> float:
+def load_average() -> float:
     """Return the load average of the last minute, or 0 if the system does not report one."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 

@@ -93,7 +93,7 @@ class Verbs(TyperGroup):
 app = typer.Typer(cls=Verbs, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
 
 
-def _version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         print(f"rorqual {rorqual.__version__}")
         raise typer.Exit
@@ -103,7 +103,7 @@ def _version(wanted: bool) -> None:
 def _root(
     ctx: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     """Build, train, evaluate and serve DeepSeek-style reasoning models."""
@@ -116,7 +116,7 @@ PAIRS = {"ignore_unknown_options": True}
 VERBS = "rorqual.cli.verbs"
 DISTIL_OPTIONS = {
     "Keys": "rorqual.factory.config:FactoryConfig",
-    "Keys for a server": "rorqual.factory.config:Access",
+    "Keys for a server": "rorqual.factory.config:RemoteAccess",
     "Keys of filters, such as filters.names=[]": "rorqual.factory.config:FilterConfig",
     "Keys of the command": f"{VERBS}.distil:DistilCommand",
 }
@@ -127,7 +127,7 @@ OPTIONS = {
     "train": {"Keys": f"{VERBS}.train:TrainCommand"},
     "distil": DISTIL_OPTIONS,
     "distill": DISTIL_OPTIONS,
-    "eval": {"Keys": "rorqual.cli.measure:EvalSettings"},
+    "eval": {"Keys": "rorqual.cli.eval_settings:EvalSettings"},
     "chat": {"Keys": "rorqual.cli.conversation:ChatSettings"},
     "generate": {
         "Keys": "rorqual.cli.generating:GenerateSettings",
@@ -145,7 +145,7 @@ OPTIONS = {
     "attention": {"Keys": f"{VERBS}.attention:AttentionSettings"},
     "compute": {"Keys": f"{VERBS}.compute:ComputeSettings"},
     "peft": {"Keys": f"{VERBS}.peft:PeftConfig"},
-    "inspect": {"Keys": "rorqual.cli.accounts:InspectSettings"},
+    "inspect": {"Keys": "rorqual.cli.inspecting:InspectSettings"},
     "plan": {
         "Keys with --train": "rorqual.cli.planning:TrainPlan",
         "Keys with --serve": "rorqual.cli.planning:ServePlan",
@@ -153,64 +153,64 @@ OPTIONS = {
         "Keys for quickstart": "rorqual.cli.planning:QuickstartPlan",
     },
     "compare": {"Keys": f"{VERBS}.compare:CompareSettings"},
-    "doctor": {"Keys": "rorqual.cli.settings:Placement"},
+    "doctor": {"Keys": "rorqual.cli.settings:DeviceSettings"},
 }
 """For each command with `key=value` options: the headings of its help, each with the settings class whose fields the
 help lists below the heading."""
 
 
-def _add(name: str, verb: Any, example: str, *, hidden: bool = False) -> None:
+def _add_command(name: str, verb: Any, example: str, *, hidden: bool = False) -> None:
     command = type(f"{name.capitalize()}Command", (VerbCommand,), {"options": OPTIONS.get(name, {})})
     settings = PAIRS if name in OPTIONS else None
     epilog = f"\b\nExample:\n  {example}"
     app.command(name, cls=command, epilog=epilog, hidden=hidden, context_settings=settings)(verb)
 
 
-_add("quickstart", quickstart, "rorqual quickstart --size small --out runs/small")
+_add_command("quickstart", quickstart, "rorqual quickstart --size small --out runs/small")
 CHECK = """printf 'text,label\\nWhere is my card?,card\\nI lost my PIN,pin\\n' > questions.csv && rorqual check questions.csv"""
-_add("check", check, CHECK)
+_add_command("check", check, CHECK)
 TEACH = (
     """for n in $(seq 60); do printf '{"text": "late parcel %s", "label": "delay"}\\n{"text": "lost parcel %s", "label": "loss"}\\n' $n $n; """
     "done > parcels.jsonl && rorqual teach parcels.jsonl base=runs/tiny minutes=0.2"
 )
-_add("teach", teach, TEACH)
-_add("failures", failures, "rorqual failures runs/parcels")
-_add("train", train, "rorqual train sft task=families size=tiny steps=20 out=runs/tiny")
+_add_command("teach", teach, TEACH)
+_add_command("failures", failures, "rorqual failures runs/parcels")
+_add_command("train", train, "rorqual train sft task=families size=tiny steps=20 out=runs/tiny")
 DISTIL = "rorqual distil runs/tiny task=families problems=20 samples=2 max_tokens=64 keep=all out=runs/sampled"
-_add("distil", distil, DISTIL)
-_add("distill", distil, DISTIL, hidden=True)
-_add("eval", evaluate, "rorqual eval runs/tiny task=families count=20")
-_add("lab", lab, "rorqual lab zero --seeds 1 --budget 1 --out runs/lab-short")
-_add("chat", chat, 'echo "add 12+34" | rorqual chat runs/tiny thinking=on')
+_add_command("distil", distil, DISTIL)
+_add_command("distill", distil, DISTIL, hidden=True)
+_add_command("eval", evaluate, "rorqual eval runs/tiny task=families count=20")
+_add_command("lab", lab, "rorqual lab zero --seeds 1 --budget 1 --out runs/lab-short")
+_add_command("chat", chat, 'echo "add 12+34" | rorqual chat runs/tiny thinking=on')
 GENERATE = (
     """printf '{"prompt": "add 12+34"}\\n{"prompt": "add 386+149", "max_tokens": 20}\\n' > prompts.jsonl && """
     "rorqual generate prompts.jsonl run=runs/tiny max_tokens=64 out=answers.jsonl"
 )
-_add("generate", generate, GENERATE)
-_add("bench", bench, "rorqual bench runs/tiny batch=1,4 prompt=32 new=16 repeats=2")
-_add("serve", serve, "rorqual serve runs/tiny port=8000")
-_add("export", export, "rorqual export runs/tiny exports/tiny")
-_add("import", import_, "rorqual import exports/tiny runs/imported")
+_add_command("generate", generate, GENERATE)
+_add_command("bench", bench, "rorqual bench runs/tiny batch=1,4 prompt=32 new=16 repeats=2")
+_add_command("serve", serve, "rorqual serve runs/tiny port=8000")
+_add_command("export", export, "rorqual export runs/tiny exports/tiny")
+_add_command("import", import_, "rorqual import exports/tiny runs/imported")
 MERGE = (
     'rorqual train sft task=families from=runs/tiny steps=5 tune.kind=lora "tune.targets=[q_b_proj, o_proj]" out=runs/lora && '
     "rorqual merge runs/lora runs/merged"
 )
-_add("merge", merge, MERGE)
-_add("sparsify", sparsify, "rorqual sparsify runs/tiny runs/tiny-sparse index_topk=16 warmup=5 steps=5")
-_add("attention", attention, "rorqual attention runs/tiny-sparse data=README.md length=64")
+_add_command("merge", merge, MERGE)
+_add_command("sparsify", sparsify, "rorqual sparsify runs/tiny runs/tiny-sparse index_topk=16 warmup=5 steps=5")
+_add_command("attention", attention, "rorqual attention runs/tiny-sparse data=README.md length=64")
 COMPUTE = (
     'rorqual train sft task=families size=tiny steps=5 "model.stages.1.ffn.router={kind: zero, n_routed_experts: 12, '
     'zero_expert_num: 4, num_experts_per_tok: 2, expected_experts: 1.5}" out=runs/zero && '
     "rorqual compute runs/zero task=families count=8 max_tokens=40"
 )
-_add("compute", compute, COMPUTE)
-_add("peft", peft, "rorqual peft runs/lora exports/lora")
-_add("inspect", inspect, "rorqual inspect deepseek-v3")
-_add("plan", plan, "rorqual plan deepseek-v3 --train tokens=14.8T hardware=h800 n=2048")
-_add("report", report, "rorqual report runs/small")
-_add("trace", trace, "rorqual trace runs/small/teacher")
-_add("compare", compare, "rorqual compare runs/small/evals/before-auto.json runs/small/evals/after-auto.json")
-_add("doctor", doctor, "rorqual doctor")
+_add_command("compute", compute, COMPUTE)
+_add_command("peft", peft, "rorqual peft runs/lora exports/lora")
+_add_command("inspect", inspect, "rorqual inspect deepseek-v3")
+_add_command("plan", plan, "rorqual plan deepseek-v3 --train tokens=14.8T hardware=h800 n=2048")
+_add_command("report", report, "rorqual report runs/small")
+_add_command("trace", trace, "rorqual trace runs/small/teacher")
+_add_command("compare", compare, "rorqual compare runs/small/evals/before-auto.json runs/small/evals/after-auto.json")
+_add_command("doctor", doctor, "rorqual doctor")
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rorqual.cli.accounts import columns, find_model
+from rorqual.cli.inspecting import align_columns, find_model
 from rorqual.cli.machine import cores
 from rorqual.cli.plan_page import serving_charts, training_charts, write_plan
 from rorqual.cli.planning import (
@@ -18,16 +18,16 @@ from rorqual.cli.planning import (
     serving_rows,
     training_rows,
 )
-from rorqual.cli.settings import WHERE, read
+from rorqual.cli.settings import WHERE, parse_settings
 from rorqual.core.errors import ConfigError
 from rorqual.core.ledger import CORE_HOUR
 from rorqual.core.records import RunDir
 from rorqual.model.load.run_directory import read_model_config
 from rorqual.plan.hardware import DEVICES
-from rorqual.plan.numbers import duration, gigabytes, money, short
+from rorqual.plan.numbers import format_bytes, format_duration, format_short, format_usd
 from rorqual.plan.price import PRICES
 from rorqual.plan.published import QUOTES, figures
-from rorqual.plan.run_speed import read_row, speed_of
+from rorqual.plan.run_speed import read_row_length, speed_of
 from rorqual.plan.time import training_flops
 from rorqual.recipes.quickstart import SCALES
 from rorqual.recipes.quickstart.forecast import forecast
@@ -39,7 +39,7 @@ QUICKSTART = "quickstart"
 V3_NAMES = ("deepseek-v3", "deepseek-r1", "deepseek-v3.1")
 
 
-def answer(
+def plan_text(
     model: str, settings: Sequence[str] | None, *, train: bool, serve: bool, published: bool, tables: bool
 ) -> str:
     """Return the text of the requested plan. Raises ConfigError unless exactly one plan is requested."""
@@ -55,19 +55,19 @@ def answer(
     if "=" in model or ((published or tables) and (model or settings)):
         raise ConfigError(f"'{model}' is not a model", where="plan", remedy=f"Write {ASK}")
     if published:
-        return published_text()
+        return published_figures_text()
     if tables:
-        return tables_text()
+        return hardware_and_prices_text()
     if not model:
         raise ConfigError("the model is missing", where="plan", remedy=f"Write {ASK}")
     if train:
-        return training_text(model, read(TrainPlan, settings))
+        return training_text(model, parse_settings(TrainPlan, settings))
     if serve:
-        return serving_text(model, read(ServePlan, settings))
+        return serving_text(model, parse_settings(ServePlan, settings))
     if model == QUICKSTART:
-        return quickstart_text(read(QuickstartPlan, settings))
+        return quickstart_text(parse_settings(QuickstartPlan, settings))
     if RunDir(Path(model)).metrics_file.is_file():
-        return run_text(model, read(RunPlan, settings))
+        return run_plan_text(model, parse_settings(RunPlan, settings))
     find_model(model)  # report an unknown model first
     raise ConfigError("the kind of plan is missing", where="plan", remedy=f"Write {ASK}")
 
@@ -78,9 +78,9 @@ def training_text(model: str, settings: TrainPlan) -> str:
     plan = plan_training(config, settings)
     rows = [("model", model), *training_rows(config, settings, plan)]
     if not settings.out:
-        return columns(rows)
+        return align_columns(rows)
     charts = training_charts(config, settings, plan, is_v3=model in V3_NAMES)
-    return f"{columns(rows)}\n\npage  {write_plan(Path(settings.out), f'{model}: what training costs', rows, charts, settings)}"
+    return f"{align_columns(rows)}\n\npage  {write_plan(Path(settings.out), f'{model}: what training costs', rows, charts, settings)}"
 
 
 def serving_text(model: str, settings: ServePlan) -> str:
@@ -89,27 +89,27 @@ def serving_text(model: str, settings: ServePlan) -> str:
     plan = plan_serving(config, settings)
     rows = [("model", model), *serving_rows(config, settings, plan)]
     if not settings.out:
-        return columns(rows)
+        return align_columns(rows)
     page = write_plan(
         Path(settings.out), f"{model}: what serving costs", rows, serving_charts(settings, plan), settings
     )
-    return f"{columns(rows)}\n\npage  {page}"
+    return f"{align_columns(rows)}\n\npage  {page}"
 
 
-def run_text(name: str, settings: RunPlan) -> str:
+def run_plan_text(name: str, settings: RunPlan) -> str:
     """Return the measured speed of a run, and the time and cost of further training steps."""
     run = RunDir(Path(name))
     speed = speed_of(run)
     core = f", {speed.core_seconds:.3g} core-seconds" if speed.core_seconds else ""
     rows = [
         ("run", name),
-        ("measured", f"{speed.done:,} of {speed.asked:,} steps: {duration(speed.seconds)} per step{core}, {speed.tokens:,.0f} tokens"),
-        ("speed", f"{speed.tokens / speed.seconds:,.0f} tokens/s, {short(speed.flops / speed.seconds)}FLOP/s"),
+        ("measured", f"{speed.done:,} of {speed.asked:,} steps: {format_duration(speed.seconds)} per step{core}, {speed.tokens:,.0f} tokens"),
+        ("speed", f"{speed.tokens / speed.seconds:,.0f} tokens/s, {format_short(speed.flops / speed.seconds)}FLOP/s"),
     ]  # fmt: skip
     if settings.steps and settings.tokens:
         raise ConfigError("steps and tokens are mutually exclusive", where=WHERE, remedy="Give steps= or tokens=.")
     steps = settings.steps or round(settings.tokens / speed.tokens)
-    label = f"{steps:,} steps, {short(steps * speed.tokens)} tokens"
+    label = f"{steps:,} steps, {format_short(steps * speed.tokens)} tokens"
     if not steps:
         steps, label = (
             (speed.asked - speed.done, "remaining steps")
@@ -119,20 +119,23 @@ def run_text(name: str, settings: RunPlan) -> str:
     flops_ratio, scaling_note = 1.0, ""
     if settings.model:
         larger_model = find_model(settings.model)
-        context = read_row(run)
+        context = read_row_length(run)
         flops_ratio = training_flops(larger_model, context, mtp=True) / training_flops(
             read_model_config(run), context, mtp=True
         )
         scaling_note = f" of {settings.model}, {flops_ratio:,.3g} times the FLOPs per token, at the same FLOP/s (a larger model reaches more)"
     low, high = (end * flops_ratio for end in speed.interval(steps))
     rows += [
-        (label, f"{duration(steps * speed.seconds * flops_ratio)}{scaling_note}"),
-        ("  95 % interval", f"{duration(low)} to {duration(high)}, on the same machine under the same load"),
+        (label, f"{format_duration(steps * speed.seconds * flops_ratio)}{scaling_note}"),
+        (
+            "  95 % interval",
+            f"{format_duration(low)} to {format_duration(high)}, on the same machine under the same load",
+        ),
     ]
     if speed.core_seconds:
         usd = steps * speed.core_seconds * flops_ratio / 3600 * settings.core_hour
-        rows.append(("  money", f"{money(usd)} at ${settings.core_hour:g} per core-hour"))
-    return columns(rows)
+        rows.append(("  money", f"{format_usd(usd)} at ${settings.core_hour:g} per core-hour"))
+    return align_columns(rows)
 
 
 def quickstart_text(settings: QuickstartPlan) -> str:
@@ -144,8 +147,8 @@ def quickstart_text(settings: QuickstartPlan) -> str:
             s.name,
             f"{s.seconds:,.1f}",
             f"{s.core_seconds:,.1f}",
-            short(s.tokens),
-            money(s.core_seconds / 3600 * CORE_HOUR),
+            format_short(s.tokens),
+            format_usd(s.core_seconds / 3600 * CORE_HOUR),
         )
         for s in stages
     ]
@@ -153,13 +156,19 @@ def quickstart_text(settings: QuickstartPlan) -> str:
         sum(getattr(s, name) for s in stages) for name in ("seconds", "core_seconds", "tokens")
     )
     rows.append(
-        ("all", f"{seconds:,.1f}", f"{core_seconds:,.1f}", short(tokens), money(core_seconds / 3600 * CORE_HOUR))
+        (
+            "all",
+            f"{seconds:,.1f}",
+            f"{core_seconds:,.1f}",
+            format_short(tokens),
+            format_usd(core_seconds / 3600 * CORE_HOUR),
+        )
     )
     note = "Excludes Python's start-up and the report. The time of reinforcement depends on reply lengths, which are not known in advance."
-    return f"{columns([head, *rows], frozenset({1, 2, 3, 4}))}\n\n{note}"
+    return f"{align_columns([head, *rows], frozenset({1, 2, 3, 4}))}\n\n{note}"
 
 
-def published_text() -> str:
+def published_figures_text() -> str:
     """Return a table of published and computed figures, with their difference, the tolerance and the source.
 
     Notes below the table explain the differences. A list at the end gives the published figures that cannot be computed.
@@ -178,28 +187,28 @@ def published_text() -> str:
         for f in compared
     ]
     whys = [f"{f.name}: {f.why}" for f in compared if f.why]
-    quoted = [f"{q.name}, {money(q.usd)} ({q.source}): {q.counts}" for q in QUOTES]
+    quoted = [f"{q.name}, {format_usd(q.usd)} ({q.source}): {q.counts}" for q in QUOTES]
     return "\n\n".join(
         [
-            columns([head, *rows], frozenset({1, 2, 3, 4})),
+            align_columns([head, *rows], frozenset({1, 2, 3, 4})),
             "\n".join(whys),
             "Quoted, not computed:\n" + "\n".join(quoted),
         ]
     )
 
 
-def tables_text() -> str:
+def hardware_and_prices_text() -> str:
     """Return the tables of hardware and of API prices, with sources."""
     hardware: list[tuple[str, ...]] = [
         ("hardware", "fp32", "bf16", "fp8", "memory", "bandwidth", "link", "USD/h", "sources")
     ]
     for d in DEVICES:
-        peaks = [short(d.peak[name]) if name in d.peak else "-" for name in ("fp32", "bf16", "fp8")]
-        rates = [f"{gigabytes(rate)}/s" for rate in (d.bandwidth, d.link)]
+        peaks = [format_short(d.peak[name]) if name in d.peak else "-" for name in ("fp32", "bf16", "fp8")]
+        rates = [f"{format_bytes(rate)}/s" for rate in (d.bandwidth, d.link)]
         rent = f"{d.price:.2f}" if d.price else "-"
         hardware.append(
-            (d.name, *peaks, gigabytes(d.memory), *rates, rent, f"{d.title}: {d.source}; rent: {d.price_source}")
+            (d.name, *peaks, format_bytes(d.memory), *rates, rent, f"{d.title}: {d.source}; rent: {d.price_source}")
         )
     prices = [("USD per million tokens", "hit", "miss", "reply", "date", "source")]
     prices += [(p.name, f"{p.hit:g}", f"{p.miss:g}", f"{p.output:g}", p.date, p.source) for p in PRICES]
-    return columns(hardware, frozenset(range(1, 8))) + "\n\n" + columns(prices, frozenset({1, 2, 3}))
+    return align_columns(hardware, frozenset(range(1, 8))) + "\n\n" + align_columns(prices, frozenset({1, 2, 3}))

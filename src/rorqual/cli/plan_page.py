@@ -8,7 +8,7 @@ from pathlib import Path
 from rorqual.cli.planning import PlannedServing, PlannedTraining, Rows, ServePlan, TrainPlan
 from rorqual.core.records import write_atomic
 from rorqual.model.config import ModelConfig
-from rorqual.plan.charts import Line, cost_chart, memory_chart, price_chart
+from rorqual.plan.charts import CostLine, cost_chart, memory_chart, price_chart
 from rorqual.plan.hardware import DEVICES, Device
 from rorqual.plan.memory import PRECISIONS, Layout, Memory, device_memory
 from rorqual.plan.price import PRICES
@@ -26,7 +26,7 @@ def training_charts(model: ModelConfig, settings: TrainPlan, plan: PlannedTraini
     """Return two charts: cost by number of training tokens, with one line per device with a known price, and memory per
     device, with one bar per layout."""
     lines = [
-        Line(card.title, _usd_per_token(card, settings, plan), card.name == settings.device().name)
+        CostLine(card.title, _usd_per_token(card, settings, plan), card.name == settings.device().name)
         for card in DEVICES
         if _rent(card, settings)
     ]
@@ -40,7 +40,7 @@ def training_charts(model: ModelConfig, settings: TrainPlan, plan: PlannedTraini
             (name, device_memory(model, changed, context=settings.context, precision=PRECISIONS[settings.precision]))
         )
     rented = [line for line in lines if line.usd_per_token]
-    return [cost_chart(rented, settings.tokens, marks), memory_chart(rows, settings.room().usable)]
+    return [cost_chart(rented, settings.tokens, marks), memory_chart(rows, settings.layout_limits().usable)]
 
 
 def _variants(layout: Layout) -> list[tuple[str, Layout]]:

@@ -7,23 +7,32 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from rorqual.cli.accounts import count_text
+from rorqual.cli.inspecting import count_text
 from rorqual.core.config import Config
 from rorqual.core.errors import ConfigError
 from rorqual.core.ledger import CORE_HOUR
 from rorqual.model.config import ModelConfig
 from rorqual.plan.hardware import REACHED, V3_USED, Device, Dtype, device
-from rorqual.plan.layout import RESERVE, Room, choose_layout, misfits
+from rorqual.plan.layout import RESERVE, TrainingDevices, choose_layout, invalid_layout_reasons
 from rorqual.plan.memory import PRECISIONS, Layout, Memory, PrecisionName, Recompute, device_memory
-from rorqual.plan.numbers import Amount, Count, Positions, duration, flops, gigabytes, money, short
+from rorqual.plan.numbers import (
+    Amount,
+    Count,
+    Positions,
+    format_bytes,
+    format_duration,
+    format_flops,
+    format_short,
+    format_usd,
+)
 from rorqual.plan.price import PRICES, Price
 from rorqual.plan.serve import (
     DAY_DECODE,
     DAY_PREFILL,
     AverageRequest,
     Replica,
-    Serving,
-    serving,
+    ServingEstimate,
+    estimate_serving,
     smallest_replica,
     split_weights,
     token_prices,
@@ -93,9 +102,9 @@ class TrainPlan(RentedDevices):
         dp = self.dp or max(1, self.n // (tp * pp))
         return Layout(dp, tp, pp, ep, self.zero, self.recompute, self.microbatch)
 
-    def room(self) -> Room:
+    def layout_limits(self) -> TrainingDevices:
         """Return the number of devices and the memory that a layout may use."""
-        return Room(self.n, self.device().node, self.device().memory * (1 - RESERVE))
+        return TrainingDevices(self.n, self.device().node, self.device().memory * (1 - RESERVE))
 
 
 class ServePlan(RentedDevices):
@@ -115,12 +124,12 @@ class ServePlan(RentedDevices):
     decode_used: float = Field(DAY_DECODE, gt=0, le=1, description="share of the roofline that decoding reaches")
 
     @model_validator(mode="after")
-    def _degrees(self) -> Self:
+    def _check_degrees(self) -> Self:
         if self.tp and not self.n:
             raise ValueError(f"tp={self.tp} also needs n=, the number of devices of a replica")
         return self
 
-    def mix(self) -> AverageRequest:
+    def average_request(self) -> AverageRequest:
         """Return the token counts of a typical request."""
         return AverageRequest(self.prompt, self.reply, self.hit_rate)
 
@@ -136,7 +145,7 @@ class ServePlan(RentedDevices):
         )
         if self.n:
             return minimal
-        size = smallest_replica(model, minimal, self.mix())
+        size = smallest_replica(model, minimal, self.average_request())
         return Replica(self.device(), *size, self.dtype, self.cache_bytes, self.prefill_used, self.decode_used)
 
 
@@ -183,12 +192,12 @@ def plan_training(model: ModelConfig, settings: TrainPlan) -> PlannedTraining:
         utilisation=settings.peak_share(),
         price=settings.rent(),
     )
-    precision, room, layout = PRECISIONS[settings.precision], settings.room(), settings.layout()
+    precision, room, layout = PRECISIONS[settings.precision], settings.layout_limits(), settings.layout()
     if layout is None:
         return PlannedTraining(
             cost, *choose_layout(model, room, settings.context, precision, settings.microbatch), None
         )
-    if reasons := misfits(model, layout, settings.n):
+    if reasons := invalid_layout_reasons(model, layout, settings.n):
         remedy = "Without degrees, the plan chooses a layout that fits."
         raise ConfigError("; ".join(reasons), where="layout", remedy=remedy)
     memory = device_memory(model, layout, context=settings.context, precision=precision)
@@ -205,13 +214,15 @@ def training_rows(model: ModelConfig, settings: TrainPlan, plan: PlannedTraining
     source = "as given" if settings.utilisation else "the table's; DeepSeek-V3 reached 0.389 on H800 (ISCA 2025)"
     rows = [
         ("hardware", f"{settings.n:,} x {card.title} ({card.source})"),
-        ("FLOPs per token", f"{flops(cost.flops_per_token)}: {attention}, rows of {settings.context:,}{', with MTP' if settings.mtp else ''}"),
-        ("FLOPs", f"{flops(cost.flops)} for {short(settings.tokens)} tokens"),
-        ("speed", f"{short(peak * settings.peak_share())}FLOP/s per device: {settings.peak_share():.3g} of {short(peak)} in bf16, {source}"),
-        ("device-hours", short(cost.hours)),
-        ("time", duration(cost.seconds)),
-        ("money", f"{money(cost.usd)} at {settings.rent_words()}"),
-        *([] if settings.utilisation or card.utilisation != V3_USED else [("upper estimate", range_words(settings, cost))]),
+        ("FLOPs per token", f"{format_flops(cost.flops_per_token)}: {attention}, rows of {settings.context:,}"
+                            f"{', with MTP' if settings.mtp else ''}"),
+        ("FLOPs", f"{format_flops(cost.flops)} for {format_short(settings.tokens)} tokens"),
+        ("speed", f"{format_short(peak * settings.peak_share())}FLOP/s per device: {settings.peak_share():.3g} of "
+                  f"{format_short(peak)} in bf16, {source}"),
+        ("device-hours", format_short(cost.hours)),
+        ("time", format_duration(cost.seconds)),
+        ("money", f"{format_usd(cost.usd)} at {settings.rent_words()}"),
+        *([] if settings.utilisation or card.utilisation != V3_USED else [("upper estimate", cost_range_text(settings, cost))]),
         ("", ""),
         ("layout", f"{plan.layout} ({'as given' if settings.layout() else 'chosen'}), "
                    f"{settings.precision}: {PRECISIONS[settings.precision].source}"),
@@ -222,7 +233,7 @@ def training_rows(model: ModelConfig, settings: TrainPlan, plan: PlannedTraining
     return rows
 
 
-def range_words(settings: TrainPlan, cost: TrainingCost) -> str:
+def cost_range_text(settings: TrainPlan, cost: TrainingCost) -> str:
     """Return a text with the cost at the lowest utilisation in `REACHED`.
 
     `REACHED` lists the utilisation of published training runs. The default utilisation is that of DeepSeek-V3, which is
@@ -230,7 +241,7 @@ def range_words(settings: TrainPlan, cost: TrainingCost) -> str:
     times = {name: settings.peak_share() / share for name, share in REACHED.items()}
     shares = ", ".join(f"{name} {share:.2f}" for name, share in REACHED.items())
     return (
-        f"up to {short(cost.hours * max(times.values()))} device-hours and {money(cost.usd * max(times.values()))}: published "
+        f"up to {format_short(cost.hours * max(times.values()))} device-hours and {format_usd(cost.usd * max(times.values()))}: published "
         f"hours of complete training runs imply a lower utilisation ({shares}). Give utilisation= if you know yours."
     )
 
@@ -238,12 +249,13 @@ def range_words(settings: TrainPlan, cost: TrainingCost) -> str:
 def memory_rows(memory: Memory, settings: TrainPlan) -> Rows:
     """Return one table row per part of a device's memory. The last row has the total, and states whether the total fits
     in the device's usable memory."""
-    card, usable = settings.device(), settings.room().usable
+    card, usable = settings.device(), settings.layout_limits().usable
     free = usable - memory.total
-    verdict = f"fits, {gigabytes(free)} free" if free >= 0 else f"does not fit, {gigabytes(-free)} too much"
+    verdict = f"fits, {format_bytes(free)} free" if free >= 0 else f"does not fit, {format_bytes(-free)} too much"
     where = f"pipeline stage {memory.stage + 1}, {memory.layers} layers"
-    total = f"{gigabytes(memory.total)} of {gigabytes(usable)} ({gigabytes(card.memory)} less {RESERVE:.0%} reserve): {verdict} ({where})"
-    return [*((f"  {name}", gigabytes(size)) for name, size in memory.parts()), ("  per device", total)]
+    limit = f"{format_bytes(usable)} ({format_bytes(card.memory)} less {RESERVE:.0%} reserve)"
+    total = f"{format_bytes(memory.total)} of {limit}: {verdict} ({where})"
+    return [*((f"  {name}", format_bytes(size)) for name, size in memory.named_parts()), ("  per device", total)]
 
 
 @dataclass(frozen=True)
@@ -251,20 +263,20 @@ class PlannedServing:
     """A serving plan: the replica, its throughput, and its token prices including the margin."""
 
     replica: Replica
-    serving: Serving
+    serving: ServingEstimate
     price: Price
 
 
 def plan_serving(model: ModelConfig, settings: ServePlan) -> PlannedServing:
     """Plan the serving of `model`: its replica, throughput and token prices."""
     replica = settings.replica(model)
-    serving_ = serving(model, replica, settings.mix(), settings.batch)
+    serving_ = estimate_serving(model, replica, settings.average_request(), settings.batch)
     return PlannedServing(replica, serving_, token_prices(serving_, settings.rent() / settings.busy, settings.margin))
 
 
 def serving_rows(model: ModelConfig, settings: ServePlan, plan: PlannedServing) -> Rows:
     """Return the table rows of a serving plan as (name, value)."""
-    replica, serving_, mix = plan.replica, plan.serving, settings.mix()
+    replica, serving_, mix = plan.replica, plan.serving, settings.average_request()
     group, step, price = replica.tp, serving_.step, plan.price
     where = "device" if group == 1 else f"{group} devices"
     blended = price.blended_price(mix.prompt, mix.reply, mix.hit_rate)
@@ -273,16 +285,17 @@ def serving_rows(model: ModelConfig, settings: ServePlan, plan: PlannedServing) 
     return [
         ("replica", f"{replica.n:,} x {replica.device.title}, tp={group}, "
                     f"{count_text(sum(split_weights(model)))} parameters in {replica.dtype}"),
-        ("KV cache", f"{serving_.cache_bytes:,} bytes per token, {gigabytes(serving_.cache_bytes * mix.longest)} for {mix.longest:,} tokens"),
-        ("memory per device", f"{gigabytes(serving_.weights)} of weights, {gigabytes(serving_.free)} for KV cache"),
+        ("KV cache", f"{serving_.cache_bytes:,} bytes per token, {format_bytes(serving_.cache_bytes * mix.sequence_length)} "
+                     f"for {mix.sequence_length:,} tokens"),
+        ("memory per device", f"{format_bytes(serving_.weights)} of weights, {format_bytes(serving_.free)} for KV cache"),
         ("batch", f"{serving_.batch:,} sequences on each {where}, {serving_.batch * replica.groups:,} in total"),
-        ("decode step", f"{duration(step.seconds)}, bound by {step.bound}: weights {duration(step.weights)}, KV cache {duration(step.cache)}, "
-                        f"compute {duration(step.compute)} at the roofline"),
+        ("decode step", f"{format_duration(step.seconds)}, bound by {step.bound}: weights {format_duration(step.weights)}, "
+                        f"KV cache {format_duration(step.cache)}, compute {format_duration(step.compute)} at the roofline"),
         ("decode", f"{serving_.decode_rate:,.0f} tokens/s per device, {serving_.per_sequence:.1f} tokens/s per sequence"),
         ("prefill", f"{serving_.prefill_rate:,.0f} tokens/s per device, not counting tokens found in the cache"),
         ("shares", shares + (", as DeepSeek's service did in February 2025" if is_default else ", as given")),
         ("cost", f"{settings.rent_words()}{'' if settings.busy == 1 else f', busy {settings.busy:.0%} of them'}; margin {settings.margin:.0%}"),
-        ("price per million", f"prompt {money(price.miss)}, found in the cache {money(price.hit)}, reply {money(price.output)}"),
-        ("  of this mix", f"{money(blended)}: {mix.prompt:,} prompt tokens, {mix.hit_rate:.0%} of them cached, {mix.reply:,} reply tokens"),
-        *((f"  {row.name}, {row.date}", money(row.blended_price(mix.prompt, mix.reply, mix.hit_rate))) for row in PRICES),
+        ("price per million", f"prompt {format_usd(price.miss)}, found in the cache {format_usd(price.hit)}, reply {format_usd(price.output)}"),
+        ("  of this mix", f"{format_usd(blended)}: {mix.prompt:,} prompt tokens, {mix.hit_rate:.0%} of them cached, {mix.reply:,} reply tokens"),
+        *((f"  {row.name}, {row.date}", format_usd(row.blended_price(mix.prompt, mix.reply, mix.hit_rate))) for row in PRICES),
     ]  # fmt: skip

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from rorqual.core.log import Progress
+from rorqual.core.progress import Progress
 
 MB = 1_000_000
 
 
-class BytesDone:
+class ByteProgressBar:
     """A callback `progress(done, total, name)` that shows a progress bar on standard error, unless `quiet`. `done` and
     `total` are in bytes."""
 

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from rorqual.cli.eval_settings import CASCADE, REMOTE, split_cascade_models
 from rorqual.cli.machine import cores
-from rorqual.cli.measure import CASCADE, REMOTE, models_of
-from rorqual.cli.settings import read
+from rorqual.cli.settings import parse_settings
 from rorqual.cli.verbs.serve import ServeSettings
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 from rorqual.data.fingerprint import fingerprint
-from rorqual.evals.calibration import CascadeRule, read_rule
+from rorqual.evals.calibration import CascadeRule, read_cascade_rule
 from rorqual.serve.server import CascadeArguments, serve
 from rorqual.serve.wire import EngineArguments
 
@@ -23,8 +23,8 @@ ENGINE = ("slots", "max_len", "record_kept", "cache_dir", "disk_bytes", "cache_b
 
 def start(model: str, arguments: Sequence[str] | None) -> None:
     """Serve a run, or cascade=STUDENT,TEACHER, until the process is stopped."""
-    chosen = read(ServeSettings, arguments)
-    student, *teacher = models_of(model.removeprefix(CASCADE)) if model.startswith(CASCADE) else (model,)
+    chosen = parse_settings(ServeSettings, arguments)
+    student, *teacher = split_cascade_models(model.removeprefix(CASCADE)) if model.startswith(CASCADE) else (model,)
     cascade = cascade_of(student, teacher[0], chosen) if teacher else None
     if cascade is None and (chosen.calibration or chosen.sure is not None):
         raise ConfigError(
@@ -68,7 +68,7 @@ def cascade_of(student: str, teacher: str, chosen: ServeSettings) -> CascadeRule
         )
     if chosen.rollout_dir:
         raise ConfigError("a cascade gives no rollouts", where="key 'rollout_dir'", remedy="Serve one run.")
-    cascade = read_rule(Path(chosen.calibration))
+    cascade = read_cascade_rule(Path(chosen.calibration))
     measured = [cascade.student, cascade.teacher]
     prints = tuple(fingerprint(run, run.checkpoint()) for run in (RunDir(Path(student)), RunDir(Path(teacher))))
     if prints != cascade.fingerprints:

@@ -19,15 +19,17 @@ Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", 
 DType = Literal["float32", "bfloat16"]
 
 
-def _split(value: Any) -> Any:
+def _split_commas(value: Any) -> Any:
     return tuple(value.split(",")) if isinstance(value, str) else value
 
 
-Counts = Annotated[tuple[Annotated[int, Field(ge=1, le=2**20)], ...], BeforeValidator(_split), Field(min_length=1)]
+Counts = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=2**20)], ...], BeforeValidator(_split_commas), Field(min_length=1)
+]
 """Positive integers, separated by commas on the command line."""
 
 
-class Placement(Config):
+class DeviceSettings(Config):
     """Settings that most commands accept: the device and the dtype of tensors."""
 
     device: str = Field("cpu", description="device of the tensors")
@@ -58,12 +60,12 @@ def split_pairs(arguments: Sequence[str] | None) -> dict[str, str]:
     return values
 
 
-def read(cls: type[P], arguments: Sequence[str] | None) -> P:
+def parse_settings(cls: type[P], arguments: Sequence[str] | None) -> P:
     """Parse arguments as settings of type `cls`. Raises ConfigError for an unknown key, and suggests the closest known key."""
     return parse(cls, split_pairs(arguments), where=WHERE)
 
 
-def take(cls: type[P], values: dict[str, str]) -> P:
+def pop_settings(cls: type[P], values: dict[str, str]) -> P:
     """Remove the fields of `cls` from `values`, and return the removed values as settings of type `cls`."""
     return parse(cls, {key: values.pop(key) for key in cls.model_fields if key in values}, where=WHERE)
 
@@ -91,7 +93,7 @@ class VerbCommand(TyperCommand):
 
 def option_rows(settings: type[Config]) -> list[tuple[str, str]]:
     """Return `key=default` and the description of each field that has a description. `device` and `dtype` come last."""
-    fields = sorted(settings.model_fields.items(), key=lambda item: item[0] in Placement.model_fields)
+    fields = sorted(settings.model_fields.items(), key=lambda item: item[0] in DeviceSettings.model_fields)
     return [(f"{name}={_default(field)}", field.description) for name, field in fields if field.description]
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rorqual.convert.stream import CHUNK, FP8, TYPES, Bytes, Stored
+from rorqual.convert.safetensors_slices import CHUNK, FP8, TYPES, Bytes, StoredTensor
 from rorqual.core.errors import CheckpointError, NumericsError
 from rorqual.ops.quant import BLOCK, blocks, dequantize_blocks, quantize_blocks
 
@@ -25,8 +25,8 @@ class TensorPiece:
     values are quantised to FP8, and only their block scales are written.
     """
 
-    tensor: Stored
-    scale: Stored | None = None
+    tensor: StoredTensor
+    scale: StoredTensor | None = None
     want: Literal["values", "scales"] = "values"
 
     def rows(self, start: int, stop: int) -> Tensor:
@@ -68,7 +68,7 @@ def is_finite(values: Tensor) -> bool:
     return bool(wide.isfinite().all())
 
 
-def _read_finite(stored: Stored, start: int, stop: int) -> Tensor:
+def _read_finite(stored: StoredTensor, start: int, stop: int) -> Tensor:
     values = stored.rows(start, stop)
     if not is_finite(values):
         raise NumericsError(
@@ -79,7 +79,7 @@ def _read_finite(stored: Stored, start: int, stop: int) -> Tensor:
     return values
 
 
-def check_scale(weight: Stored, scale: Stored) -> None:
+def check_scale(weight: StoredTensor, scale: StoredTensor) -> None:
     """Raise CheckpointError if `scale` does not hold one F32 or BF16 scale per block of the matrix `weight`."""
     if len(weight.shape) != 2 or scale.shape != blocks(weight.shape) or scale.dtype not in ("F32", "BF16"):
         raise CheckpointError(

@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
-from rorqual.convert.stream import Stored, read_header
+from rorqual.convert.safetensors_slices import StoredTensor, read_header
 from rorqual.core.errors import CheckpointError, RorqualError
-from rorqual.core.lock import own
+from rorqual.core.lock import acquire_lock
 from rorqual.core.records import CONFIG_FILE, MANIFEST_FILE, TOKENIZER_FILE, write_json
 from rorqual.model.load.names import list_first_names
 
@@ -74,7 +74,7 @@ def read_object(folder: Path, name: str) -> dict[str, Any] | None:
     return value
 
 
-def find_tensors(folder: Path) -> dict[str, Stored]:
+def find_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Return all tensors of a checkpoint folder by name, from `model.safetensors` or from all shards of the index.
 
     Only the headers are read. Raises CheckpointError if a file is missing, or if the index and the shards disagree.
@@ -111,7 +111,7 @@ def _no_weights(folder: Path) -> CheckpointError:
     )
 
 
-def _read_sharded(folder: Path, index: Mapping[str, Any]) -> dict[str, Stored]:
+def _read_sharded(folder: Path, index: Mapping[str, Any]) -> dict[str, StoredTensor]:
     where = str(folder / INDEX)
     places = index.get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()) or not places:
@@ -142,7 +142,7 @@ def _read_sharded(folder: Path, index: Mapping[str, Any]) -> dict[str, Stored]:
     return {tensor: stored for tensors in shards.values() for tensor, stored in tensors.items()}
 
 
-def refuse_target(final: Path) -> None:
+def check_target_unused(final: Path) -> None:
     """Raise CheckpointError if `final` exists and is not an empty folder."""
     if final.is_symlink() or (final.exists() and not final.is_dir()) or (final.is_dir() and any(final.iterdir())):
         raise CheckpointError(
@@ -158,11 +158,11 @@ def atomic_folder(final: Path, *, needs: int, resumes: bool = False) -> Iterator
     the temporary folder is also kept after an interruption or an OSError. Raises RorqualError before the block if less than
     `needs` bytes are free on the disk, or if another process writes to `final`. An OSError names `final`.
     """
-    refuse_target(final)
+    check_target_unused(final)
     final = final.absolute()
     temporary = final.with_name(f".{final.name}.part")
-    with own(final, "Wait for it, or choose another folder."):
-        refuse_target(final)
+    with acquire_lock(final, "Wait for it, or choose another folder."):
+        check_target_unused(final)
         if not resumes:
             shutil.rmtree(temporary, ignore_errors=True)
         _check_free_space(temporary, needs)

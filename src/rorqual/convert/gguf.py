@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from rorqual.convert.files import new_run, refuse_target
+from rorqual.convert.files import check_target_unused, new_run
 from rorqual.convert.gguf_export import export_gguf
 from rorqual.convert.gguf_keys import architecture_of, config_from_keys
 from rorqual.convert.gguf_names import RowRange, check_tensors, layout
@@ -19,10 +19,10 @@ from rorqual.convert.gguf_quant import PLAIN
 from rorqual.convert.gguf_read import GGUFFile, GGUFTensor, read_gguf
 from rorqual.convert.gguf_rope import FREQS
 from rorqual.convert.gguf_tokenizer import tokenizer_from_keys
-from rorqual.convert.stream import CHUNK, TYPES, Bytes, Progress, Spec, write_tensors
-from rorqual.convert.tensors import CountedChunks, TensorJob
+from rorqual.convert.safetensors_slices import CHUNK, TYPES, Bytes, Progress, TensorSpec, write_tensors
+from rorqual.convert.tensor_jobs import CountedChunks, TensorJob
 from rorqual.core.errors import ConfigError
-from rorqual.data.chat import TEMPLATE_FILE, guess_chat
+from rorqual.data.chat import TEMPLATE_FILE, guess_chat_name
 from rorqual.model.config import ModelConfig
 from rorqual.model.load.find import family_of
 from rorqual.model.load.run_directory import WEIGHTS_FILE
@@ -43,7 +43,7 @@ def import_gguf(src: Path, out: Path, *, progress: Progress, dtype: str = "float
     """
     if dtype not in _DTYPES:
         raise ConfigError(f"cannot dequantise to '{dtype}'", where="dtype", remedy="Use float32 or bfloat16.")
-    refuse_target(out)
+    check_target_unused(out)
     file = read_gguf(src)
     family, config, jobs = _plan(file, _DTYPES[dtype])
     tokenizer = tokenizer_from_keys(file.keys, file.where)
@@ -52,7 +52,7 @@ def import_gguf(src: Path, out: Path, *, progress: Progress, dtype: str = "float
     ids = {name: file.keys.get(f"tokenizer.ggml.{key}_token_id") for name, key in _IDS.items()}
     settings = {
         "recipe": "import",
-        "chat": guess_chat(family, tokenizer, template),
+        "chat": guess_chat_name(family, tokenizer, template),
         "model": config.model_dump(mode="json"),
         "imported": {
             "source": src.name,
@@ -81,13 +81,13 @@ def _plan(file: GGUFFile, dequantised: str) -> tuple[str, ModelConfig, list[Tens
     joined = any(name.endswith("attn_kv_b.weight") for name in shapes)
     layout_ = layout(config, family.name_map(config), architecture, joined_kv=joined)
     check_tensors(shapes, layout_.gguf, file.where)
-    ranges, jobs = layout_.of_published(), []
+    ranges, jobs = layout_.by_published_tensor(), []
     for entry in layout_.entries:
-        published = [entry.published[index] for index in entry.order()]
+        published = [entry.published[index] for index in entry.storage_order()]
         pieces = tuple(_GGUFPiece(rows, file.tensors[rows.gguf]) for name in published for rows in ranges[name])
         kinds = {piece.stored.kind.name for piece in pieces}
         kind = kinds.pop() if len(kinds) == 1 else dequantised
-        spec = Spec(entry.internal, kind if kind in PLAIN else dequantised, layout_.internal[entry.internal])
+        spec = TensorSpec(entry.internal, kind if kind in PLAIN else dequantised, layout_.internal[entry.internal])
         jobs.append(TensorJob(spec, pieces))
     return data["model_type"], config, jobs
 
@@ -102,7 +102,7 @@ class _GGUFPiece:
     def chunks(self, dtype: str) -> Iterator[Bytes]:
         """Yield the values as bytes of the dtype `dtype`."""
         rows, start = self.range, self.range.gguf_start
-        for begin, end in rows.steps(max(CHUNK // (4 * self.stored.columns), 1)):
+        for begin, end in rows.row_steps(max(CHUNK // (4 * self.stored.columns), 1)):
             stop = rows.gguf_rows if rows.form == "transposed" else end
             values = rows.from_gguf(self.stored.rows(start + begin, start + stop))
             yield values.to(TYPES[dtype]).contiguous().view(torch.uint8).numpy()

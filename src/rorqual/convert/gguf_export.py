@@ -17,10 +17,10 @@ from rorqual.convert.gguf_quant import block_size, encode, written_type
 from rorqual.convert.gguf_rope import FREQS, divisors
 from rorqual.convert.gguf_tokenizer import tokenizer_keys
 from rorqual.convert.gguf_write import PlannedTensor, write_gguf
-from rorqual.convert.merge import whole_weights
+from rorqual.convert.merge import full_weights_file
 from rorqual.convert.modelfile import modelfile_of, modelfile_text
-from rorqual.convert.stream import CHUNK, Bytes, Progress
-from rorqual.convert.tensors import our_tensors, published_pieces
+from rorqual.convert.safetensors_slices import CHUNK, Bytes, Progress
+from rorqual.convert.tensor_jobs import published_pieces, run_tensors
 from rorqual.core.errors import CheckpointError
 from rorqual.core.records import RunDir, write_atomic
 from rorqual.data.chat import ChatFormat, load_chat
@@ -54,7 +54,7 @@ def export_gguf(run: RunDir, dst: Path, *, dtype: str, progress: Progress) -> tu
     family = family_for(config)
     data, names = family.config_to_hf(config), family.name_map(config)
     architecture = architecture_for(data)
-    weights, where = our_tensors(whole_weights(run), config), str(whole_weights(run))
+    weights, where = run_tensors(full_weights_file(run), config), str(full_weights_file(run))
     stored = published_pieces(names, config, weights, where)
     layout_ = layout(config, names, architecture)
     chat = load_chat(run, tokenizer)
@@ -67,7 +67,7 @@ def export_gguf(run: RunDir, dst: Path, *, dtype: str, progress: Progress) -> tu
     }
     modelfile, left_out = modelfile_text(run, chat, dst.name, config.max_position_embeddings)
     kinds = {name: _kind(name, shape, kind) for name, shape in layout_.gguf.items()}
-    pieces = layout_.of_gguf()
+    pieces = layout_.by_gguf_tensor()
     tensors = [
         PlannedTensor(name, kinds[name], shape, partial(_encode_slices, stored, pieces[name], kinds[name]))
         for name, shape in layout_.gguf.items()
@@ -88,7 +88,7 @@ def _encode_slices(
     """Yield the encoded bytes of a GGUF tensor in slices."""
     for piece in pieces:
         source = stored[piece.published]
-        for begin, end in piece.steps(max(CHUNK // (4 * source.tensor.columns), 1)):
+        for begin, end in piece.row_steps(max(CHUNK // (4 * source.tensor.columns), 1)):
             values = piece.to_gguf(source.rows(piece.start + begin, piece.start + end))
             largest = float(values.abs().max())
             if largest > _LARGEST.get(kind.name, math.inf):

@@ -14,7 +14,7 @@ import numpy as np
 
 from rorqual.convert.gguf_rope import scaling_from_keys, scaling_keys
 from rorqual.core.errors import CheckpointError, ConfigError
-from rorqual.model.load.keys import ConfigKeys
+from rorqual.model.load.config_keys import ConfigKeys
 
 ARCHITECTURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -46,11 +46,11 @@ def header_keys(keys: Mapping[str, Any], architecture: str, where: str) -> Confi
     """Return a reader of the keys that begin with the name of the architecture. The reader takes each key without the
     architecture prefix."""
     prefix = f"{architecture}."
-    own = {name.removeprefix(prefix): _plain(value) for name, value in keys.items() if name.startswith(prefix)}
+    own = {name.removeprefix(prefix): _config_value(value) for name, value in keys.items() if name.startswith(prefix)}
     return ConfigKeys(own, where, harmless=_IGNORED)
 
 
-def _plain(value: Any) -> Any:
+def _config_value(value: Any) -> Any:
     """Convert a value of a GGUF header to the form that `config.json` uses.
 
     A float becomes the shortest decimal number with the same fp32 value: a header stores 1e-5 as 9.99999974e-6, for example.

@@ -22,7 +22,7 @@ from rorqual.core.errors import CheckpointError
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.config import ModelConfig
 from rorqual.model.load.names import NameEntry, NameMap, find_differences, list_first_names
-from rorqual.model.skeleton import skeleton
+from rorqual.model.meta_device import build_on_meta_device
 
 Shape = tuple[int, ...]
 Form = Literal["same", "permuted", "transposed"]
@@ -97,7 +97,7 @@ class RowRange:
             return values.unflatten(0, (-1, self.head // 2, 2)).transpose(1, 2).flatten(0, 2)
         return values
 
-    def steps(self, size: int) -> Iterator[tuple[int, int]]:
+    def row_steps(self, size: int) -> Iterator[tuple[int, int]]:
         """Yield ranges (start, stop) of about `size` Hugging Face rows that can be converted separately."""
         step = self.rows if self.form == "transposed" else max(size // self.head, 1) * self.head
         for begin in range(0, self.rows, step):
@@ -118,11 +118,11 @@ class GGUFLayout:
     pieces: tuple[RowRange, ...]
     gguf: Mapping[str, Shape]
 
-    def of_published(self) -> dict[str, list[RowRange]]:
+    def by_published_tensor(self) -> dict[str, list[RowRange]]:
         """Return the row ranges of each Hugging Face tensor, in row order."""
         return _group_by_tensor((piece.published, piece.start, piece) for piece in self.pieces)
 
-    def of_gguf(self) -> dict[str, list[RowRange]]:
+    def by_gguf_tensor(self) -> dict[str, list[RowRange]]:
         """Return the row ranges of each GGUF tensor, in row order."""
         return _group_by_tensor((piece.gguf, piece.gguf_start, piece) for piece in self.pieces)
 
@@ -139,17 +139,17 @@ def layout(config: ModelConfig, names: NameMap, architecture: str, *, joined_kv:
 
     `joined_kv` selects the layout of older `deepseek2` files, in which `kv_b_proj` is a single tensor.
     """
-    state = skeleton(config.model_copy(update={"num_nextn_predict_layers": 0})).state_dict()
+    state = build_on_meta_device(config.model_copy(update={"num_nextn_predict_layers": 0})).state_dict()
     ours = {name: tuple(tensor.shape) for name, tensor in state.items()}
     entries = tuple(entry for entry in names.entries if entry.internal in ours)
-    theirs = {name: entry.part_shape(ours[entry.internal]) for entry in entries for name in entry.published}
+    theirs = {name: entry.published_shape(ours[entry.internal]) for entry in entries for name in entry.published}
     pieces: list[RowRange] = []
     for name, shape in theirs.items():
-        pieces += _pieces(config, name, shape, architecture, joined_kv)
+        pieces += _row_ranges(config, name, shape, architecture, joined_kv)
     return GGUFLayout(entries, ours, theirs, tuple(pieces), _gguf_shapes(pieces, theirs))
 
 
-def _pieces(config: ModelConfig, name: str, shape: Shape, architecture: str, joined_kv: bool) -> Iterator[RowRange]:
+def _row_ranges(config: ModelConfig, name: str, shape: Shape, architecture: str, joined_kv: bool) -> Iterator[RowRange]:
     rows = shape[0]
     if name in _OUTSIDE:
         yield RowRange(name, 0, rows, _OUTSIDE[name], 0, rows)

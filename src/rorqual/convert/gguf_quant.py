@@ -11,8 +11,8 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 from torch import Tensor
 
-from rorqual.convert.stream import Bytes
-from rorqual.core.errors import CheckpointError, nearest
+from rorqual.convert.safetensors_slices import Bytes
+from rorqual.core.errors import CheckpointError, suggest_name
 
 PLAIN: Mapping[str, torch.dtype] = MappingProxyType(
     {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -29,7 +29,9 @@ def written_type(name: str) -> GGMLQuantizationType:
     """Return the tensor type with the GGUF or torch name `name`. Raises CheckpointError if export does not support the type."""
     upper = _SAME.get(name.lower(), name.upper())
     if upper not in WRITTEN:
-        raise CheckpointError(f"GGUF export does not support {name!r}", where="dtype", remedy=nearest(upper, WRITTEN))
+        raise CheckpointError(
+            f"GGUF export does not support {name!r}", where="dtype", remedy=suggest_name(upper, WRITTEN)
+        )
     return GGMLQuantizationType[upper]
 
 

@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType, GGUFReader
 from torch import Tensor
 
 from rorqual.convert.gguf_quant import READ, decode
-from rorqual.convert.stream import Bytes
+from rorqual.convert.safetensors_slices import Bytes
 from rorqual.core.errors import CheckpointError
 
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from rorqual.core.config import parse
 from rorqual.core.errors import CheckpointError, ConfigError
-from rorqual.model.load.keys import ConfigKeys
-from rorqual.ops.rope import Llama3, Rope, inverse_frequencies
+from rorqual.model.load.config_keys import ConfigKeys
+from rorqual.ops.rope import Llama3Scaling, Rope, inverse_frequencies
 
 FREQS = "rope_freqs.weight"
 LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor")
@@ -67,7 +67,7 @@ def _llama3(theta: float, factors: Sequence[float], stored: dict[str, Any], wher
     """
     for parameters in (stored, {}, {"factor": max(factors), **PUBLISHED}):
         if all(parameters.values()):
-            scaling = parse(Llama3, parameters, where=where) if parameters else None
+            scaling = parse(Llama3Scaling, parameters, where=where) if parameters else None
             found = divisors(Rope(theta=theta, llama3=scaling), 2 * len(factors))
             if torch.allclose(found, torch.tensor(factors), rtol=AGREE, atol=0):
                 return None if scaling is None else {"rope_type": "llama3", **scaling.model_dump()}

@@ -24,25 +24,25 @@ _SYMBOLS = "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\
 _DEEPSEEK = _SYMBOLS + "| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"
 
 
-def _split(regex: str) -> dict[str, Any]:
+def _split_step(regex: str) -> dict[str, Any]:
     return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
 
 
-def _bytes(*, words: bool) -> dict[str, Any]:
+def _byte_level_step(*, words: bool) -> dict[str, Any]:
     return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": words}
 
 
 PRE_TOKENIZERS: Mapping[str, tuple[dict[str, Any], ...]] = MappingProxyType(
     {
-        "smollm": ({"type": "Digits", "individual_digits": True}, _bytes(words=True)),
-        "gpt-2": (_bytes(words=True),),
-        "qwen2": (_split(_CONTRACTIONS + _WORDS % r"\p{N}"), _bytes(words=False)),
-        "llama-bpe": (_split(_CONTRACTIONS + _WORDS % r"\p{N}{1,3}"), _bytes(words=False)),
+        "smollm": ({"type": "Digits", "individual_digits": True}, _byte_level_step(words=True)),
+        "gpt-2": (_byte_level_step(words=True),),
+        "qwen2": (_split_step(_CONTRACTIONS + _WORDS % r"\p{N}"), _byte_level_step(words=False)),
+        "llama-bpe": (_split_step(_CONTRACTIONS + _WORDS % r"\p{N}{1,3}"), _byte_level_step(words=False)),
         "deepseek-v3": (
-            _split(r"\p{N}{1,3}"),
-            _split("[一-龥\u3040-ゟ゠-ヿ]+"),
-            _split(_DEEPSEEK),
-            _bytes(words=False),
+            _split_step(r"\p{N}{1,3}"),
+            _split_step("[一-龥\u3040-ゟ゠-ヿ]+"),
+            _split_step(_DEEPSEEK),
+            _byte_level_step(words=False),
         ),
     }
 )
@@ -55,12 +55,12 @@ _NFC = ("qwen2",)  # Qwen2's tokenizer.json normalises text to NFC; llama.cpp do
 _IGNORE_MERGES = ("llama-bpe",)  # llama.cpp encodes a word in the vocabulary as one token, without applying merges
 
 
-def pre_name(tokenizer: Tokenizer) -> str:
+def pre_tokenizer_name(tokenizer: Tokenizer) -> str:
     """Return GGUF's name for the pre-tokenizer of a tokenizer. Raises DataError if GGUF has no name for the pre-tokenizer."""
     data = json.loads(tokenizer.source)
     part = data.get("pre_tokenizer") or {}
     parts = _flatten(part, "pretokenizers")
-    name = next((name for name, known in PRE_TOKENIZERS.items() if list(map(_plain, known)) == parts), None)
+    name = next((name for name, known in PRE_TOKENIZERS.items() if list(map(_without_defaults, known)) == parts), None)
     normalizers = [str(item.get("type")) for item in _flatten(data.get("normalizer") or {}, "normalizers")]
     affixes = ("byte_fallback", "continuing_subword_prefix", "end_of_word_suffix")
     problems = {
@@ -86,10 +86,10 @@ def pre_name(tokenizer: Tokenizer) -> str:
 def _flatten(part: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     if part.get("type") == "Sequence":
         return [item for element in part[key] for item in _flatten(element, key)]
-    return [_plain(part)] if part else []
+    return [_without_defaults(part)] if part else []
 
 
-def _plain(part: Mapping[str, Any]) -> dict[str, Any]:
+def _without_defaults(part: Mapping[str, Any]) -> dict[str, Any]:
     # Leave out offset settings and default values, because they do not change token ids.
     defaults = {"behavior": "Isolated", "invert": False, "use_regex": True, "trim_offsets": True}
     return {key: value for key, value in part.items() if key != "trim_offsets" and value != defaults.get(key, part)}
@@ -101,7 +101,7 @@ def tokenizer_keys(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     Embedding rows without a token become unused tokens such as `[PAD7]`. Raises DataError if the tokenizer has more tokens than
     `vocab_size`.
     """
-    name = pre_name(tokenizer)
+    name = pre_tokenizer_name(tokenizer)
     data = json.loads(tokenizer.source)
     if tokenizer.vocab_size > vocab_size:
         raise DataError(

@@ -15,9 +15,9 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 from gguf.quants import quant_shape_to_byte_shape
 
-from rorqual.convert.stream import Bytes, Progress
+from rorqual.convert.safetensors_slices import Bytes, Progress
 from rorqual.core.errors import RorqualError
-from rorqual.core.lock import own
+from rorqual.core.lock import acquire_lock
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def write_gguf(
     for tensor in tensors:
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.size, tensor.kind)
     try:
-        with own(dst, "Wait for it, or choose another file."):
+        with acquire_lock(dst, "Wait for it, or choose another file."):
             for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_ti_data_to_file):
                 step()
             (file,) = writer.fout or []

@@ -13,21 +13,37 @@ from pathlib import Path
 from typing import Any, get_args
 
 import rorqual
-from rorqual.convert.files import INDEX, WEIGHTS, atomic_folder, find_tensors, new_run, refuse_target
-from rorqual.convert.merge import whole_weights
-from rorqual.convert.stream import FP8, TYPES, Progress, Spec, header_bytes, layout, write_tensors
-from rorqual.convert.tensors import (
+from rorqual.convert.files import INDEX, WEIGHTS, atomic_folder, check_target_unused, find_tensors, new_run
+from rorqual.convert.merge import full_weights_file
+from rorqual.convert.metadata_files import (
+    ORIGINALS,
+    TEMPLATE,
+    CheckpointMetadata,
+    exported_metadata_files,
+    fp8_config,
+    json_bytes,
+    read_checkpoint_metadata,
+)
+from rorqual.convert.safetensors_slices import (
+    FP8,
+    TYPES,
+    Progress,
+    TensorSpec,
+    header_bytes,
+    sort_by_item_size,
+    write_tensors,
+)
+from rorqual.convert.tensor_jobs import (
     CountedChunks,
     DType,
     TensorJob,
     check_copies,
     export_jobs,
     import_jobs,
-    our_tensors,
     published_pieces,
+    run_tensors,
 )
-from rorqual.convert.texts import ORIGINALS, TEMPLATE, StoredTexts, fp8_config, json_bytes, read_texts, written_texts
-from rorqual.core.errors import CheckpointError, ConfigError, nearest
+from rorqual.core.errors import CheckpointError, ConfigError, suggest_name
 from rorqual.core.records import RunDir, write_json
 from rorqual.model.load.find import family_for, family_of
 from rorqual.model.load.names import NameMap
@@ -56,14 +72,14 @@ def import_hf(src: Path, out: Path, *, dtype: DType = "keep", progress: Progress
     Raises NumericsError if a weight is not finite.
     """
     _check_dtype(dtype, ("keep", "float32", "bfloat16", "float16"))
-    refuse_target(out)
+    check_target_unused(out)
     if not src.is_dir():
         raise CheckpointError(
             "no such folder",
             where=str(src),
             remedy="Give a folder with config.json and safetensors, a .gguf file, or ORG/NAME on the hub.",
         )
-    texts = read_texts(src)
+    texts = read_checkpoint_metadata(src)
     tensors = {name: stored for name, stored in find_tensors(src).items() if not name.endswith(_DERIVED)}
     names = texts.family.name_map(texts.model)
     jobs = import_jobs(names, texts.model, tensors, dtype, str(src))
@@ -82,10 +98,10 @@ def import_hf(src: Path, out: Path, *, dtype: DType = "keep", progress: Progress
 
 def _check_dtype(dtype: str, allowed: Iterable[str]) -> None:
     if dtype not in allowed:
-        raise ConfigError(f"unknown type '{dtype}'", where="dtype", remedy=nearest(dtype, allowed))
+        raise ConfigError(f"unknown type '{dtype}'", where="dtype", remedy=suggest_name(dtype, allowed))
 
 
-def _settings(texts: StoredTexts, src: Path, dtype: DType, copies: list[str]) -> dict[str, Any]:
+def _settings(texts: CheckpointMetadata, src: Path, dtype: DType, copies: list[str]) -> dict[str, Any]:
     """Return the content of the `run.yaml` of the imported run."""
     imported: dict[str, Any] = {
         "source": str(src), "format": "hf", "family": texts.model_type, "dtype": dtype, "copies": copies,
@@ -108,16 +124,16 @@ def export_hf(
     bytes, unless a single tensor is larger. A repeated call resumes an interrupted export and keeps the complete shards.
     """
     _check_dtype(dtype, get_args(DType))
-    refuse_target(dst)
-    file = whole_weights(run)
+    check_target_unused(dst)
+    file = full_weights_file(run)
     model = read_model_config(run)
-    tensors = our_tensors(file, model)
+    tensors = run_tensors(file, model)
     imported = run.config().get("imported") or {}
     family = family_of(str(imported["family"]), str(run.config_file)) if "family" in imported else family_for(model)
     names = family.name_map(model)
     pieces = published_pieces(names, model, tensors, str(file))
     jobs = export_jobs(names, pieces, dtype, _copied_names(names, imported))
-    texts = written_texts(run, family, model, _main_dtype(jobs), _quantization(jobs, imported))
+    texts = exported_metadata_files(run, family, model, _main_dtype(jobs), _quantization(jobs, imported))
     shards = _shards(jobs, shard_bytes)
     counted = CountedChunks(jobs, progress)
     with atomic_folder(dst, needs=counted.total, resumes=True) as folder:
@@ -193,8 +209,8 @@ def _index(shards: Mapping[str, list[TensorJob]]) -> dict[str, Any]:
     return {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
 
 
-def _size(specs: list[Spec]) -> int:
-    return len(header_bytes(layout(specs))) + sum(spec.size for spec in specs)
+def _size(specs: list[TensorSpec]) -> int:
+    return len(header_bytes(sort_by_item_size(specs))) + sum(spec.size for spec in specs)
 
 
 def _identity(file: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save_file
 
-from rorqual.convert.files import new_run, refuse_target
+from rorqual.convert.files import check_target_unused, new_run
 from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.core.records import RunDir
 from rorqual.model.adapter import adapter_of
@@ -19,7 +19,7 @@ from rorqual.model.decoder import Decoder
 from rorqual.model.load.run_directory import load_run, read_section
 
 
-def whole_weights(run: RunDir) -> Path:
+def full_weights_file(run: RunDir) -> Path:
     """Return the weights file of the newest checkpoint of a run. Raises CheckpointError if the run holds only an adapter."""
     checkpoint = run.checkpoint()
     if adapter_of(checkpoint) is not None:
@@ -39,7 +39,7 @@ def merge_run(run: RunDir, dst: Path, *, dtype: Literal["float32", "bfloat16"] =
 
     Raises ConfigError if the run already holds a whole model, and CheckpointError if its base is missing or has changed.
     """
-    refuse_target(dst)
+    check_target_unused(dst)
     checkpoint = run.checkpoint()
     adapter = adapter_of(checkpoint)
     if adapter is None:

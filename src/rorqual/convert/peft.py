@@ -11,18 +11,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rorqual.convert.files import atomic_folder, new_run, path_inside, read_object, refuse_target
+from rorqual.convert.files import atomic_folder, check_target_unused, new_run, path_inside, read_object
 from rorqual.core.config import parse
 from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.core.records import RunDir, write_json
 from rorqual.model.adapter import Adapter, LoRA, adapter_of
-from rorqual.model.adapter.files import OpenedAdapter, base_of, check_trained
-from rorqual.model.adapter.lora import linears
+from rorqual.model.adapter.files import OpenedAdapter, base_record, check_trained_tensors
+from rorqual.model.adapter.lora import named_linear_maps
 from rorqual.model.decoder import Decoder
 from rorqual.model.load.find import family_for
 from rorqual.model.load.names import list_first_names
 from rorqual.model.load.run_directory import read_model_config, read_section
-from rorqual.model.skeleton import skeleton
+from rorqual.model.meta_device import build_on_meta_device
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
@@ -56,7 +56,7 @@ def write_peft(run: RunDir, dst: Path, *, base: str = "") -> Path:
     Raises ConfigError if the run is not a LoRA run, if its model fits no model family of Hugging Face, or if peft would not
     adapt the same modules.
     """
-    refuse_target(dst)
+    check_target_unused(dst)
     checkpoint = run.checkpoint()
     adapter = adapter_of(checkpoint)
     if adapter is None or not isinstance(adapter.tune, LoRA):
@@ -65,9 +65,9 @@ def write_peft(run: RunDir, dst: Path, *, base: str = "") -> Path:
             where=str(run.path),
             remedy="Export a whole model with `rorqual export`. If the run is an adapter, run `rorqual merge` first.",
         )
-    model, tune = skeleton(read_model_config(run)), adapter.tune
-    published_names, adapted = published_linear_names(model), tune.find(model)
-    refuse_beside_experts(model, adapted, str(run.path))
+    model, tune = build_on_meta_device(read_model_config(run)), adapter.tune
+    published_names, adapted = published_linear_names(model), tune.find_targets(model)
+    refuse_dense_ffn_adapters(model, adapted, str(run.path))
     adapter_tensors = OpenedAdapter(checkpoint, adapter).tensors(tune.shapes(model))
     tensors: dict[str, Tensor] = {}
     for name, tensor in adapter_tensors.items():
@@ -103,17 +103,17 @@ def read_peft(src: Path, base: RunDir, out: Path) -> Path:
     Raises a ConfigError that names unsupported LoRA options. Raises CheckpointError for tensors that do not fit the model, and
     for a pickle, which is never opened.
     """
-    refuse_target(out)
+    check_target_unused(out)
     settings = read_config(src)
     checkpoint, config = base.checkpoint(), read_model_config(base)
-    model = skeleton(config)
+    model = build_on_meta_device(config)
     tensors = internal_names(
         read_tensors(src), {t: o for o, t in published_linear_names(model).items()}, str(src / WEIGHTS)
     )
     modules = sorted({name.rpartition(".lora_")[0] for name in tensors})
-    tune = LoRA(targets=tuple(shortest_suffixes(modules, [name for name, _ in linears(model)])), **settings)
-    check_trained(tensors, tune.shapes(model), where=str(src / WEIGHTS))
-    adapter = Adapter(base=base_of(checkpoint, named=str(base.path), seen_from=out), tune=tune)
+    tune = LoRA(targets=tuple(shortest_suffixes(modules, [name for name, _ in named_linear_maps(model)])), **settings)
+    check_trained_tensors(tensors, tune.shapes(model), where=str(src / WEIGHTS))
+    adapter = Adapter(base=base_record(checkpoint, named=str(base.path), seen_from=out), tune=tune)
     files = adapter.files(tensors)
     data = {
         "recipe": "adapter",
@@ -131,19 +131,19 @@ def read_peft(src: Path, base: RunDir, out: Path) -> Path:
 def published_linear_names(model: Decoder) -> dict[str, str]:
     """Map the name of each linear module of the main layers (without MTP) to its name in the Hugging Face model."""
     names = {entry.internal: entry for entry in family_for(model.config).name_map(model.config).entries}
-    entries = {name: names[f"{name}.weight"] for name, _ in linears(model) if f"{name}.weight" in names}
+    entries = {name: names[f"{name}.weight"] for name, _ in named_linear_maps(model) if f"{name}.weight" in names}
     return {
         name: entry.published[0].removesuffix(".weight") for name, entry in entries.items() if entry.kind == "alone"
     }
 
 
-def refuse_beside_experts(model: Decoder, modules: Iterable[str], where: str) -> None:
+def refuse_dense_ffn_adapters(model: Decoder, modules: Iterable[str], where: str) -> None:
     """Raise ConfigError if dense FFNs or shared experts are adapted in a model with routed experts.
 
     transformers 5 stacks the routed experts. peft then treats every `gate_proj`, `up_proj` and `down_proj` of the model as a
     projection of the routed experts and adapts the routed experts instead.
     """
-    if model.routers() and (networks := [name for name in modules if ".ffn." in name]):
+    if model.routing_ffns() and (networks := [name for name in modules if ".ffn." in name]):
         raise ConfigError(
             f"peft would adapt the routed experts instead of {networks[0]}",
             where=where,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from rorqual.convert.files import refuse_target
+from rorqual.convert.files import check_target_unused
 from rorqual.convert.merge import write_model
 from rorqual.core.config import parse
 from rorqual.core.errors import ConfigError
@@ -30,7 +30,7 @@ def sparse_config(
     index = {"kind": "dsa", "index_n_heads": index_n_heads, "index_head_dim": index_head_dim, "index_topk": index_topk}
     index |= {"index_dtype": index_dtype}
 
-    def converted(attention: AttentionConfig) -> DSAConfig:
+    def with_indexer(attention: AttentionConfig) -> DSAConfig:
         if type(attention) is not MLAConfig or not attention.q_lora_rank:
             reason = "has no q_lora_rank" if isinstance(attention, MLAConfig) else f"is of kind {attention.kind}"
             raise ConfigError(
@@ -40,7 +40,7 @@ def sparse_config(
             )
         return parse(DSAConfig, {**attention.model_dump(mode="json"), **index}, where=where)
 
-    stages = tuple(s.model_copy(update={"attention": converted(s.attention)}) for s in model.stages)
+    stages = tuple(s.model_copy(update={"attention": with_indexer(s.attention)}) for s in model.stages)
     return parse(
         ModelConfig,
         {**model.model_dump(mode="json"), "stages": [s.model_dump(mode="json") for s in stages]},
@@ -55,7 +55,7 @@ def add_indexers(run: RunDir, dst: Path, config: ModelConfig, *, seed: int = 0) 
     Return the checkpoint folder of `dst`. `config` is the `sparse_config` of the model. While a sequence has at most
     `index_topk` tokens, the outputs equal the outputs of `run`'s model.
     """
-    refuse_target(dst)
+    check_target_unused(dst)
     dense, model = load_run(run), build(config, seed=seed)
     model.load_state_dict(dense.state_dict(), strict=False)  # `build` has initialized the indexers
     return write_model(dst, model, run, {"recipe": "sparsify", "dense": {"run": str(run.path), "seed": seed}})

@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
-from rorqual.core.errors import ConfigError, nearest
+from rorqual.core.errors import ConfigError, suggest_name
 
 
 def _reject_bool(value: Any) -> Any:
@@ -55,7 +55,7 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, validate_default=True)
 
 
-class Kind(Config):
+class KindConfig(Config):
     """Base class of configs that a `kind` key selects. Each subclass declares `kind: Literal["name"]`."""
 
     kind: str
@@ -75,14 +75,14 @@ def with_fields(fields: Mapping[str, Any]) -> Callable[[type[M]], type[M]]:
     return add
 
 
-def kinds(base: type[Kind]) -> dict[str, type[Kind]]:
+def kinds(base: type[KindConfig]) -> dict[str, type[KindConfig]]:
     """Return the subclasses of `base` in imported modules, keyed by `kind`.
 
     A subclass that does not declare `kind` again is left out. Raises ConfigError if two classes declare the same `kind`. If a
     class was defined again, as in a notebook, the newest definition is returned.
     """
-    by_kind: dict[str, type[Kind]] = {}
-    classes: list[type[Kind]] = [base]
+    by_kind: dict[str, type[KindConfig]] = {}
+    classes: list[type[KindConfig]] = [base]
     while classes:
         classes += (sub := classes.pop(0)).__subclasses__()
         name = sub.model_fields["kind"].default
@@ -105,7 +105,7 @@ def import_plugins() -> None:
         entry.load()
 
 
-def one_of(base: type[Kind]) -> BeforeValidator:
+def one_of(base: type[KindConfig]) -> BeforeValidator:
     """Return a validator that parses a mapping as a subclass of `base`. The key `kind` of the mapping selects the subclass.
 
     Use the validator in the type of a field: `Annotated[SerializeAsAny[Base], one_of(Base)]`.
@@ -120,7 +120,7 @@ def one_of(base: type[Kind]) -> BeforeValidator:
             import_plugins()
             known = kinds(base)
         if not isinstance(kind, str) or kind not in known:
-            raise ValueError(f"unknown kind {kind!r}. {nearest(str(kind), known)}")
+            raise ValueError(f"unknown kind {kind!r}. {suggest_name(str(kind), known)}")
         return known[kind].model_validate(value)
 
     return BeforeValidator(choose)
@@ -142,7 +142,7 @@ def _explain(cls: type[Config], error: ValidationError) -> Iterator[str]:
         key = ".".join(str(part) for part in item["loc"]) or "(whole)"
         if item["type"] == "extra_forbidden":
             fields = _fields_at(cls, item["loc"][:-1])
-            yield f"unknown key '{key}'. {nearest(str(item['loc'][-1]), fields)}".strip()
+            yield f"unknown key '{key}'. {suggest_name(str(item['loc'][-1]), fields)}".strip()
         else:
             message = item["msg"].removeprefix("Value error, ")
             got = "" if isinstance(item.get("input"), Mapping | list) else f" (got {item.get('input')!r})"
@@ -175,7 +175,7 @@ def override(config: C, assignments: Iterable[str], *, where: str = "command lin
     for key, value in sorted(pairs, key=lambda pair: not pair[0].endswith(".kind")):
         *path, last = key.split(".")
         current = _value_at(config, path) if last == "kind" else None
-        if isinstance(current, Kind) and value != current.kind:
+        if isinstance(current, KindConfig) and value != current.kind:
             node = _value_at(data, path)
             replacement = _fields_of_kind(value, current, key, where)
             node.clear()
@@ -192,15 +192,17 @@ class _Unset:
     """
 
 
-def _fields_of_kind(kind: Any, current: Kind, key: str, where: str) -> dict[str, Any]:
+def _fields_of_kind(kind: Any, current: KindConfig, key: str, where: str) -> dict[str, Any]:
     """Return the fields of a config of the kind `kind`.
 
     Fields that the base class of all kinds declares are copied from `current`.
     """
-    base: type[Kind] = next(cls for cls in type(current).__mro__ if issubclass(cls, Kind) and Kind in cls.__bases__)
+    base: type[KindConfig] = next(
+        cls for cls in type(current).__mro__ if issubclass(cls, KindConfig) and KindConfig in cls.__bases__
+    )
     known = kinds(base)
     if not isinstance(kind, str) or kind not in known:
-        raise ConfigError(f"key '{key}': unknown kind '{kind}'", where=where, remedy=nearest(str(kind), known))
+        raise ConfigError(f"key '{key}': unknown kind '{kind}'", where=where, remedy=suggest_name(str(kind), known))
     fields = {
         name: _Unset() if field.is_required() else field.get_default(call_default_factory=True)
         for name, field in known[kind].model_fields.items()
@@ -257,7 +259,7 @@ def _assign(data: dict[str, Any], key: str, value: Any, where: str) -> None:
             continue
         if not isinstance(node, dict) or part not in node:
             names = list(node) if isinstance(node, dict) else []
-            raise ConfigError(f"unknown key '{key}'", where=where, remedy=nearest(part, names))
+            raise ConfigError(f"unknown key '{key}'", where=where, remedy=suggest_name(part, names))
         if depth < len(path):
             if isinstance(node[part], tuple):
                 node[part] = list(node[part])

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from rorqual.core.errors import DataError, nearest
-from rorqual.core.parts import Content, read_content
-from rorqual.core.records import Message, Role, says_nothing
+from rorqual.core.content_parts import Content, read_content
+from rorqual.core.errors import DataError, suggest_name
+from rorqual.core.records import Message, Role, is_blank_message
 
 Conversation = tuple[Message, ...]
 
@@ -37,11 +37,11 @@ def _read(row: Mapping[str, Any], where: str) -> Conversation:
             reply = _assistant(_text(row, answer, where), _reasoning(row, where), where)
             return Message("user", _text(row, ask, where)), reply
     known = ["messages", *(key for pair in PAIRS for key in pair)]
-    misspelt = next((key for key in row if nearest(key, known).startswith("Did")), "")
+    misspelt = next((key for key in row if suggest_name(key, known).startswith("Did")), "")
     raise DataError(
         f"not a conversation: the keys are {', '.join(sorted(row))}" if row else "not a conversation: no keys",
         where=where,
-        remedy=f"{nearest(misspelt, known) if misspelt else ''} A row needs messages, prompt+completion or question+answer."
+        remedy=f"{suggest_name(misspelt, known) if misspelt else ''} A row needs messages, prompt+completion or question+answer."
         " If the file belongs to a task, add task=NAME.".strip(),
     )
 
@@ -67,7 +67,7 @@ def _message(message: Any, where: str) -> Message:
     role = next((known for known in roles if known == message.get("role")), None)
     if role is None:
         name = message.get("role")
-        raise DataError(f"unknown role {name!r}", where=where, remedy=nearest(str(name), roles))
+        raise DataError(f"unknown role {name!r}", where=where, remedy=suggest_name(str(name), roles))
     content, reasoning = _content(message, where), _reasoning(message, where)
     if role == "assistant":
         return _assistant(content, reasoning, where)
@@ -115,7 +115,7 @@ def _assistant(content: Content, reasoning: str | None, where: str) -> Message:
 def refuse_empty_prompt(conversation: Conversation, where: str) -> None:
     """Raise a DataError if a user turn is empty or only white space."""
     for number, message in enumerate(conversation, start=1):
-        if message.role == "user" and says_nothing(message):
+        if message.role == "user" and is_blank_message(message):
             raise DataError(
                 "an empty prompt",
                 where=f"{where}: message {number}",

@@ -42,7 +42,7 @@ class TaskError(RorqualError):
 
 
 @contextmanager
-def named_write_errors(path: Path) -> Iterator[None]:
+def name_file_in_write_errors(path: Path) -> Iterator[None]:
     """Convert an OSError in the `with` block, which writes the file `path`, to a RorqualError that names `path`."""
     try:
         yield
@@ -54,7 +54,7 @@ def named_write_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
+def suggest_name(name: str, names: Iterable[str]) -> str:
     """Return a hint such as `Did you mean 'lr'?`, or a list of all `names` if none resembles `name`."""
     known = sorted(names)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)

@@ -9,7 +9,7 @@ from rorqual.core.errors import ConfigError
 
 
 @contextmanager
-def extra(name: str, *modules: str) -> Iterator[None]:
+def require_extra(name: str, *modules: str) -> Iterator[None]:
     """Raise a ConfigError if an import in the `with` block fails because one of `modules` is not installed.
 
     The error names `name`, the pip extra that installs the modules.

@@ -18,8 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rorqual.core.errors import DataError, named_write_errors
-from rorqual.core.lock import own
+from rorqual.core.errors import DataError, name_file_in_write_errors
+from rorqual.core.lock import acquire_lock
 
 ESCAPED = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 """Characters that JSON allows in strings but some readers treat as line ends. `to_line` writes these characters as escapes."""
@@ -35,7 +35,7 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
 
     If the file ends with an incomplete line, a newline is written first.
     """
-    with named_write_errors(path):
+    with name_file_in_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "ab+", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
@@ -52,7 +52,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
         yield from (record for record in map(_parse_line, file) if record is not None)
 
 
-def cut_lines(path: Path, size: int) -> None:
+def truncate_json_lines(path: Path, size: int) -> None:
     """Remove the lines after the first `size` bytes. A missing file stays missing."""
     if path.is_file():
         os.truncate(path, min(size, path.stat().st_size))
@@ -73,8 +73,8 @@ class Journal:
         self._synced = time.monotonic()
         self._writing = threading.Lock()
         remedy = "Wait for that process, or write to another file: otherwise the same samples are paid for twice."
-        with ExitStack() as opened, named_write_errors(path):
-            opened.enter_context(own(path, remedy))
+        with ExitStack() as opened, name_file_in_write_errors(path):
+            opened.enter_context(acquire_lock(path, remedy))
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
             opened.callback(os.close, self._file)
             self._drop_torn_line()
@@ -100,7 +100,7 @@ class Journal:
         If the write fails, as on a full disk, the file is cut to its previous size.
         """
         lines = [to_line(record) for record in records]
-        with self._writing, named_write_errors(self.path):
+        with self._writing, name_file_in_write_errors(self.path):
             start = os.fstat(self._file).st_size
             try:
                 _write_all(self._file, b"".join(lines))

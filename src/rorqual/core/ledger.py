@@ -53,7 +53,7 @@ class LedgerEntry:
         self.flops += int(record["flops"])
         self.solved += int(record.get("right", 0))
 
-    def money(self, core_hour: float = CORE_HOUR) -> float:
+    def cost_usd(self, core_hour: float = CORE_HOUR) -> float:
         """Return the cost in USD: the core-seconds at `core_hour` USD per hour, plus `paid`."""
         return self.core_seconds / 3600 * core_hour + self.paid
 
@@ -86,26 +86,26 @@ class Ledger:
         """Count the time of the `with` body as part of `stage`, even if the body raises. Yields the `LedgerEntry` of this `with` body."""
         entry = LedgerEntry(stage)
         with self._lock:
-            self._count()
+            self._count_elapsed_time()
             self._used = True
             self._open.append(entry)
         ended = threading.Event()
-        writer = threading.Thread(target=self._write_until, args=(ended,), daemon=True)
+        writer = threading.Thread(target=self._write_periodically, args=(ended,), daemon=True)
         writer.start()
         try:
             yield entry
         except BaseException:
             with suppress(RorqualError):  # report the exception of the `with` body, not a ledger error
-                self._end(entry, ended, writer)
+                self._end_stage(entry, ended, writer)
             raise
-        self._end(entry, ended, writer)
+        self._end_stage(entry, ended, writer)
 
-    def _end(self, entry: LedgerEntry, ended: threading.Event, writer: threading.Thread) -> None:
+    def _end_stage(self, entry: LedgerEntry, ended: threading.Event, writer: threading.Thread) -> None:
         """Close a stage and write the resources that the stage used since its last ledger line."""
         ended.set()
         writer.join()
         with self._lock:
-            self._count()
+            self._count_elapsed_time()
             self._open.remove(entry)
             self._write(self._open[0])
             self._write(entry)
@@ -114,19 +114,19 @@ class Ledger:
     def close(self) -> None:
         """Write the unaccounted time since the last stage. Further calls write nothing."""
         with self._lock:
-            self._count()
+            self._count_elapsed_time()
             if self._used:
                 self._write(self._open[0])
 
-    def _write_until(self, ended: threading.Event) -> None:
+    def _write_periodically(self, ended: threading.Event) -> None:
         """Write a ledger line for each open stage every `every` seconds, until `ended` is set."""
         while not ended.wait(self.every):
             with self._lock, suppress(RorqualError):  # a full disk is reported when the stage ends
-                self._count()
+                self._count_elapsed_time()
                 for entry in list(self._open):
                     self._write(entry)
 
-    def _count(self) -> None:
+    def _count_elapsed_time(self) -> None:
         """Add the time since the last count to the innermost open stage."""
         now = (time.monotonic(), cpu_seconds())
         entry = self._open[-1]
@@ -174,6 +174,6 @@ def read_ledger(path: Path) -> list[LedgerEntry]:
     return list(stages.values())
 
 
-def total(entries: Iterable[LedgerEntry], name: str = "all") -> LedgerEntry:
+def sum_entries(entries: Iterable[LedgerEntry], name: str = "all") -> LedgerEntry:
     """Return the sum of `entries` as an entry named `name`. The sum includes the seconds of every parallel process."""
     return sum(entries, LedgerEntry(name))

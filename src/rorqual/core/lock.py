@@ -35,15 +35,15 @@ class Lock:
         self.path, self._created = path, list[Path]()
         try:
             self._created = [folder for folder in path.absolute().parents if not folder.exists()]
-            while not self._take(where, remedy):
+            while not self._try_lock(where, remedy):
                 pass
         except OSError as error:
-            self._remove_created()
+            self._remove_created_folders()
             raise RorqualError(
                 f"cannot write: {error.strerror}", where=str(where), remedy="Free disk space or choose another folder."
             ) from error
 
-    def _take(self, where: Path, remedy: str) -> bool:
+    def _try_lock(self, where: Path, remedy: str) -> bool:
         """Lock the file. Return False if the previous holder removed or replaced the file first; the caller then retries."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -82,15 +82,15 @@ class Lock:
         with suppress(OSError):
             self.path.unlink()
         os.close(self._file)
-        self._remove_created()
+        self._remove_created_folders()
 
-    def _remove_created(self) -> None:
+    def _remove_created_folders(self) -> None:
         with suppress(OSError):
             for folder in self._created:
                 folder.rmdir()
 
 
-def own(path: Path, remedy: str) -> Lock:
+def acquire_lock(path: Path, remedy: str) -> Lock:
     """Lock the file or folder `path` with a lock file in its parent folder.
 
     Use `own` for a folder that is built under a temporary name and then renamed, and `own_run` for other folders.
@@ -98,7 +98,7 @@ def own(path: Path, remedy: str) -> Lock:
     return Lock(_lock_path(path), path, remedy)
 
 
-def own_run(folder: Path) -> Lock:
+def acquire_run_lock(folder: Path) -> Lock:
     """Lock a run folder, or another folder that is written in place, with a lock file inside the folder.
 
     Raises RorqualError if another process writes to the folder or is building the folder under a temporary name.
@@ -109,7 +109,7 @@ def own_run(folder: Path) -> Lock:
     lock = Lock(folder / RUN_LOCK, folder, remedy)
     if _lock_path(folder).exists():
         try:
-            own(folder, remedy).close()
+            acquire_lock(folder, remedy).close()
         except BaseException:
             lock.close()
             raise

@@ -15,9 +15,9 @@ import yaml
 from pydantic import field_validator
 
 from rorqual.core.config import Config, Count, ReplyTemperature, load_yaml, parse
-from rorqual.core.errors import CheckpointError, ConfigError, DataError, named_write_errors
+from rorqual.core.content_parts import Content, TextPart, content_label, first_unsupported_part
+from rorqual.core.errors import CheckpointError, ConfigError, DataError, name_file_in_write_errors
 from rorqual.core.journal import read_lines
-from rorqual.core.parts import Content, TextPart, content_label, foreign_part
 from rorqual.core.sampling import Grammar
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -72,7 +72,7 @@ class Message:
         """The content as one string, with text parts concatenated. Raises DataError if a part is not text."""
         if isinstance(self.content, str):
             return self.content
-        number = foreign_part(self.content, (TextPart,))
+        number = first_unsupported_part(self.content, (TextPart,))
         if number is not None:
             raise DataError(
                 f"a part of type '{self.content[number].type}' where only text is accepted",
@@ -87,7 +87,7 @@ class Message:
         return content_label(self.content)
 
 
-def says_nothing(message: Message) -> bool:
+def is_blank_message(message: Message) -> bool:
     """Return whether the content of `message` is empty or only white space."""
     return not message.label.strip()
 
@@ -222,7 +222,7 @@ class RunDir:
             skipped.append(f"{self.step_dir(step)}: incomplete checkpoint skipped: {reason}")
         return None, skipped
 
-    def _no_run(self) -> CheckpointError:
+    def _not_a_run_error(self) -> CheckpointError:
         missing = f"it has no {CONFIG_FILE}" if self.path.is_dir() else "it does not exist"
         inner = RunDir(self.path / "model")
         hint = f" Did you mean {inner.path}?" if inner.config_file.is_file() else ""
@@ -238,7 +238,7 @@ class RunDir:
         Raises CheckpointError if the run has no complete checkpoint.
         """
         if not self.config_file.is_file():
-            raise self._no_run()
+            raise self._not_a_run_error()
         step, skipped = self.newest_complete()
         if step is None:
             raise CheckpointError(
@@ -257,7 +257,7 @@ class RunDir:
         try:
             data = load_yaml(self.config_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise self._no_run() from None
+            raise self._not_a_run_error() from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise CheckpointError(f"not YAML: {error}", where=where, remedy="Restore the file.") from None
         if not isinstance(data, dict):
@@ -281,7 +281,7 @@ def write_atomic(path: Path, data: bytes | Iterable[bytes]) -> None:
     """
     chunks = [data] if isinstance(data, bytes) else data
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with named_write_errors(path):
+    with name_file_in_write_errors(path):
         if path.exists() and not path.is_file() and not path.is_dir():
             path.write_bytes(b"".join(chunks))
             return

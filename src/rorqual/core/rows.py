@@ -94,7 +94,7 @@ def scan_rows(path: Path) -> Iterator[DataRow | BadRow]:
         problem = f"unknown file type {kind!r}" if kind else "the file has no extension"
         raise DataError(problem, where=str(path), remedy=f"Give a file that ends in {', '.join(READERS)}.")
     empty = True
-    with named_errors(path):
+    with name_file_in_read_errors(path):
         if kind != ".parquet":
             _refuse_binary(path)
         for row in READERS[kind](path):
@@ -105,7 +105,7 @@ def scan_rows(path: Path) -> Iterator[DataRow | BadRow]:
 
 
 @contextmanager
-def named_errors(path: Path) -> Iterator[None]:
+def name_file_in_read_errors(path: Path) -> Iterator[None]:
     """Convert an error of opening, reading or decoding the file `path` to a DataError that names `path`."""
     try:
         yield
@@ -114,10 +114,10 @@ def named_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         raise DataError(f"cannot read: {error.strerror or error}", where=str(path), remedy="Check the path.") from None
     except UnicodeDecodeError as error:
-        raise DataError(_not_utf8(error), where=str(path), remedy=TO_UTF8) from None
+        raise DataError(_utf8_error_text(error), where=str(path), remedy=TO_UTF8) from None
 
 
-def _not_utf8(error: UnicodeDecodeError) -> str:
+def _utf8_error_text(error: UnicodeDecodeError) -> str:
     return f"not UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start}"
 
 
@@ -148,7 +148,7 @@ def _parse_line(line: int, where: str, raw: bytes) -> DataRow | BadRow:
         raw.decode("utf-8")
         return _as_row(line, where, pydantic_core.from_json(raw))
     except UnicodeDecodeError as error:
-        return BadRow(line, where, "not UTF-8", _not_utf8(error), TO_UTF8)
+        return BadRow(line, where, "not UTF-8", _utf8_error_text(error), TO_UTF8)
     except ValueError as error:
         return BadRow(line, where, "not JSON", f"not JSON: {error}", ONE_OBJECT)
 
@@ -191,7 +191,7 @@ def _read_csv(path: Path) -> Iterator[DataRow | BadRow]:
                 if not names:
                     names = _column_names(path, cells)
                 elif any(cell.strip() for cell in cells):
-                    yield _as_record(line, f"{path}:{line}", names, cells)
+                    yield _row_from_cells(line, f"{path}:{line}", names, cells)
                 line = reader.line_num + 1
         except csv.Error as error:
             raise DataError(
@@ -209,7 +209,7 @@ def _column_names(path: Path, cells: list[str]) -> list[str]:
     return names
 
 
-def _as_record(line: int, where: str, names: list[str], cells: list[str]) -> DataRow | BadRow:
+def _row_from_cells(line: int, where: str, names: list[str], cells: list[str]) -> DataRow | BadRow:
     if len(cells) == len(names):
         return DataRow(line, where, dict(zip(names, cells, strict=True)))
     problem = f"{len(cells)} cells, but the header has {len(names)} columns"
@@ -217,7 +217,7 @@ def _as_record(line: int, where: str, names: list[str], cells: list[str]) -> Dat
 
 
 def _read_parquet(path: Path) -> Iterator[DataRow]:
-    with parquet_errors(path):
+    with name_file_in_parquet_errors(path):
         import pyarrow.parquet  # imported here because the import takes 0.3 s and other files do not need it
 
         number = 0
@@ -228,7 +228,7 @@ def _read_parquet(path: Path) -> Iterator[DataRow]:
 
 
 @contextmanager
-def parquet_errors(path: Path) -> Iterator[None]:
+def name_file_in_parquet_errors(path: Path) -> Iterator[None]:
     """Convert the error of a missing file, or of a file that is not Parquet, to a DataError that names `path`."""
     import pyarrow
 

@@ -81,13 +81,13 @@ class ParamType(ABC):
     @property
     def json_annotation(self) -> Any:
         """The pydantic type that reads a JSON value. The result is valid in `SamplingParams`."""
-        return Annotated[self.annotation, BeforeValidator(self.read)]
+        return Annotated[self.annotation, BeforeValidator(self.parse_json_value)]
 
-    def read(self, value: Any) -> Any:
+    def parse_json_value(self, value: Any) -> Any:
         """Convert a JSON value to its type in `SamplingParams`. A value that cannot be converted is returned unchanged."""
         return tuple(value) if isinstance(value, list) else value
 
-    def write(self, value: Any) -> Any:
+    def to_json_value(self, value: Any) -> Any:
         """Convert a value to its JSON form in OpenAI's API or in vLLM's extensions of that API."""
         return value
 
@@ -173,8 +173,8 @@ class TextList(ParamType):
     def range_text(self) -> str:
         return f"a list of up to {self.most} strings, each of 1 to {self.longest} characters"
 
-    def read(self, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else super().read(value)
+    def parse_json_value(self, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else super().parse_json_value(value)
 
 
 def _check_unicode(text: str) -> str:
@@ -222,7 +222,7 @@ class TokenBiases(ParamType):
     def range_text(self) -> str:
         return f"up to {self.most} token ids, each with a number from {-self.bound:g} to {self.bound:g}"
 
-    def read(self, value: Any) -> Any:
+    def parse_json_value(self, value: Any) -> Any:
         if isinstance(value, list):
             return tuple(tuple(pair) if isinstance(pair, list) else pair for pair in value)
         if not isinstance(value, Mapping):
@@ -232,7 +232,7 @@ class TokenBiases(ParamType):
         except (TypeError, ValueError):
             raise ValueError("all keys must be token ids") from None
 
-    def write(self, value: Any) -> Any:
+    def to_json_value(self, value: Any) -> Any:
         return {str(token): bias for token, bias in value}
 
 
@@ -256,7 +256,7 @@ class GrammarType(ParamType):
     def range_text(self) -> str:
         return f"kind ({', '.join(self.kinds)}) and source"
 
-    def read(self, value: Any) -> Any:
+    def parse_json_value(self, value: Any) -> Any:
         if not isinstance(value, Mapping):
             return value
         if "kind" not in value or value.keys() - {"kind", "source"}:
@@ -276,7 +276,7 @@ class GrammarType(ParamType):
 
 
 @dataclass(frozen=True)
-class InFile:
+class FileOverride:
     """A range or default that a parameter has in prompt files and on the command line, but not in the engine."""
 
     type: ParamType | None = None
@@ -284,7 +284,7 @@ class InFile:
 
 
 @dataclass(frozen=True)
-class OnServer:
+class ServerOverride:
     """A range or default that a parameter has in requests to the server, but not in the engine."""
 
     type: ParamType | None = None
@@ -302,14 +302,14 @@ class SamplingParams:
     max_tokens: Annotated[
         int,
         IntRange(1, INT32),
-        InFile(default=1024),
+        FileOverride(default=1024),
         "Maximum number of tokens in the reply, including the thinking.",
     ] = 64
     temperature: Annotated[
         float,
         FloatRange(0, LARGEST),
-        InFile(FloatRange(0, 100)),
-        OnServer(FloatRange(0, 2), default=1.0),
+        FileOverride(FloatRange(0, 100)),
+        ServerOverride(FloatRange(0, 2), default=1.0),
         "Divides the logits; 0 means greedy decoding.",
     ] = 0.0
     top_p: Annotated[
@@ -320,18 +320,18 @@ class SamplingParams:
     top_k: Annotated[
         int,
         IntRange(0, INT32),
-        OnServer(IntRange(-1, INT32)),
+        ServerOverride(IntRange(-1, INT32)),
         "Sample from this many of the most likely tokens; 0 disables the filter.",
     ] = 0
     seed: Annotated[
         int,
         IntRange(),
-        InFile(IntRange(0, SAFE)),
-        OnServer(IntRange(-INT64 - 1, INT64)),
+        FileOverride(IntRange(0, SAFE)),
+        ServerOverride(IntRange(-INT64 - 1, INT64)),
         "Random seed. The random numbers depend only on the seed, the sample index and the token position. Give requests "
         "that should be independent different seeds.",
     ] = 0
-    n: Annotated[int, IntRange(1, 4096), OnServer(IntRange(1, MAX_SERVED_N)), "Number of samples."] = 1
+    n: Annotated[int, IntRange(1, 4096), ServerOverride(IntRange(1, MAX_SERVED_N)), "Number of samples."] = 1
     ignore_eos: Annotated[
         bool, Flag(), "Do not stop at end-of-sequence tokens, so that a benchmark generates `max_tokens` tokens."
     ] = False
@@ -344,20 +344,20 @@ class SamplingParams:
         float,
         # A logit that is divided by a penalty below 0.01 can overflow.
         FloatRange(0.01, 100),
-        OnServer(FloatRange(0.01, 10)),
+        ServerOverride(FloatRange(0.01, 10)),
         "Divides the positive logits, and multiplies the negative logits, of tokens that occur in the prompt or the reply "
         "(CTRL, Keskar et al. 2019, section 4.1).",
     ] = 1.0
     presence_penalty: Annotated[
         float,
         FloatRange(-100, 100),
-        OnServer(FloatRange(-2, 2)),
+        ServerOverride(FloatRange(-2, 2)),
         "Subtracted from the logit of each token that occurs in the reply (OpenAI's API).",
     ] = 0.0
     frequency_penalty: Annotated[
         float,
         FloatRange(-100, 100),
-        OnServer(FloatRange(-2, 2)),
+        ServerOverride(FloatRange(-2, 2)),
         "Subtracted from the logit of a token for each occurrence of the token in the reply (OpenAI's API).",
     ] = 0.0
     logit_bias: Annotated[
@@ -373,8 +373,8 @@ class SamplingParams:
     stop_token_ids: Annotated[
         tuple[int, ...],
         TokenList(),
-        InFile(TokenList(1024)),
-        OnServer(TokenList(16)),
+        FileOverride(TokenList(1024)),
+        ServerOverride(TokenList(16)),
         "Additional tokens that end the reply. The stop token remains in `token_ids`.",
     ] = ()
     top_logprobs: Annotated[
@@ -385,7 +385,7 @@ class SamplingParams:
     grammar: Annotated[
         Grammar | None,
         GrammarType(),
-        InFile(GrammarType(("json_schema", "regex", "choice", "json"))),
+        FileOverride(GrammarType(("json_schema", "regex", "choice", "json"))),
         "Grammar that constrains the reply. If the model thinks, the grammar applies after `</think>`.",
     ] = None
     min_tokens: Annotated[
@@ -439,7 +439,7 @@ class Param:
     @property
     def file_field(self) -> tuple[Any, Any]:
         """The pydantic type and field of the parameter in prompt files and on the command line."""
-        type_ = _or_none(self.in_file.json_annotation, self.file_default)
+        type_ = _allow_none_default(self.in_file.json_annotation, self.file_default)
         return type_, Field(self.file_default, description=self.in_file.range_text)
 
     @property
@@ -451,7 +451,7 @@ class Param:
 def _param(name: str, annotation: Any, default: Any) -> Param:
     engine_type, *metadata = annotation.__metadata__
     places = {type(item): item for item in metadata if not isinstance(item, str)}
-    file, served = places.get(InFile, InFile()), places.get(OnServer, OnServer())
+    file, served = places.get(FileOverride, FileOverride()), places.get(ServerOverride, ServerOverride())
     return Param(
         name,
         metadata[-1],
@@ -464,7 +464,7 @@ def _param(name: str, annotation: Any, default: Any) -> Param:
     )
 
 
-def _or_none(annotation: Any, default: Any) -> Any:
+def _allow_none_default(annotation: Any, default: Any) -> Any:
     return annotation | None if default is None else annotation
 
 
@@ -477,8 +477,8 @@ PARAMS: Mapping[str, Param] = _params()
 SERVER_DEFAULTS = SamplingParams(**{name: param.served_default for name, param in PARAMS.items()})
 
 
-@with_fields({name: (_or_none(param.type.annotation, param.default), ...) for name, param in PARAMS.items()})
-class _Checked(BaseModel):
+@with_fields({name: (_allow_none_default(param.type.annotation, param.default), ...) for name, param in PARAMS.items()})
+class _CheckedParams(BaseModel):
     """The parameters as the engine accepts them."""
 
 
@@ -489,7 +489,7 @@ def check_params(params: SamplingParams, *, vocab_size: int, where: str) -> None
     a bool for a number, are invalid.
     """
     try:
-        _Checked.model_validate(vars(params), context={"vocab_size": vocab_size})
+        _CheckedParams.model_validate(vars(params), context={"vocab_size": vocab_size})
     except ValidationError as error:
         item = error.errors(include_url=False)[0]
         name, *rest = item["loc"]
@@ -506,7 +506,7 @@ def to_json(params: SamplingParams) -> dict[str, Any]:
 
 def from_json(data: Mapping[str, Any]) -> SamplingParams:
     """Build the parameters from the dict that `to_json` returned. JSON lists become tuples."""
-    return SamplingParams(**{name: PARAMS[name].type.read(value) for name, value in data.items()})
+    return SamplingParams(**{name: PARAMS[name].type.parse_json_value(value) for name, value in data.items()})
 
 
 def _shorten(value: Any) -> str:

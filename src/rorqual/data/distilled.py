@@ -29,10 +29,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rorqual.core.content_parts import Content, content_json, read_content
 from rorqual.core.errors import DataError
-from rorqual.core.parts import Content, content_json, read_content
 from rorqual.core.records import Message, Role, write_atomic
-from rorqual.core.rows import parquet_errors
+from rorqual.core.rows import name_file_in_parquet_errors
 
 FORMAT_KEY, TOKENIZER_KEY, VOCAB_KEY = b"rorqual.format", b"rorqual.tokenizer", b"rorqual.vocab"
 ROWS_AT_ONCE = 1024
@@ -74,18 +74,18 @@ SCHEMAS = {
 """The Parquet schema of each format."""
 
 
-def no_ids() -> Ids:
+def empty_top_ids() -> Ids:
     """Return an array of shape [0, 0]: the `top_ids` of a sample without stored top-k tokens."""
     return np.zeros((0, 0), np.int32)
 
 
-def no_logprobs() -> Logprobs:
+def empty_top_logprobs() -> Logprobs:
     """Return an array of shape [0, 0]: the `top_logprobs` of a sample without stored top-k tokens."""
     return np.zeros((0, 0), np.float32)
 
 
 @dataclass(frozen=True, eq=False)
-class Distilled:
+class TeacherSample:
     """One teacher sample. The last of `messages` is the teacher's reply.
 
     `dropped` is the name of the filter that dropped the sample, or "". `params` holds the sampling parameters as JSON, and
@@ -111,8 +111,8 @@ class Distilled:
     completion_tokens: int = 0
     core_seconds: float = 0.0
     money: float = 0.0
-    top_ids: Ids = field(default_factory=no_ids)
-    top_logprobs: Logprobs = field(default_factory=no_logprobs)
+    top_ids: Ids = field(default_factory=empty_top_ids)
+    top_logprobs: Logprobs = field(default_factory=empty_top_logprobs)
 
 
 @dataclass(frozen=True)
@@ -122,17 +122,17 @@ class DistilledFile:
     If the teacher returned no token ids, `tokenizer` is "" and `vocab` is 0.
     """
 
-    rows: list[Distilled]
+    rows: list[TeacherSample]
     tokenizer: str = ""
     vocab: int = 0
 
     @property
-    def kept(self) -> list[Distilled]:
+    def kept_samples(self) -> list[TeacherSample]:
         """The samples that no filter dropped."""
         return [row for row in self.rows if not row.dropped]
 
 
-def write_distilled(path: Path, rows: Iterable[Distilled], *, tokenizer: str = "", vocab: int = 0) -> None:
+def write_distilled(path: Path, rows: Iterable[TeacherSample], *, tokenizer: str = "", vocab: int = 0) -> None:
     """Write samples to a Parquet file atomically. Writing equal samples gives identical bytes."""
     sink, samples = io.BytesIO(), list(rows)
     format_ = "1" if all(isinstance(m.content, str) for row in samples for m in row.messages) else "2"
@@ -143,7 +143,7 @@ def write_distilled(path: Path, rows: Iterable[Distilled], *, tokenizer: str = "
     write_atomic(path, sink.getvalue())
 
 
-def _table(rows: Sequence[Distilled], schema: pa.Schema) -> pa.Table:
+def _table(rows: Sequence[TeacherSample], schema: pa.Schema) -> pa.Table:
     nested = {"messages", "top_ids", "top_logprobs"}
     columns: dict[str, Any] = {}
     for column in schema:
@@ -152,8 +152,8 @@ def _table(rows: Sequence[Distilled], schema: pa.Schema) -> pa.Table:
     columns["messages"] = pa.array(
         [[_message_row(message) for message in row.messages] for row in rows], schema.field("messages").type
     )
-    columns["top_ids"] = _lists([row.top_ids for row in rows], pa.int32())
-    columns["top_logprobs"] = _lists([row.top_logprobs for row in rows], pa.float32())
+    columns["top_ids"] = _nested_list_column([row.top_ids for row in rows], pa.int32())
+    columns["top_logprobs"] = _nested_list_column([row.top_logprobs for row in rows], pa.float32())
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
@@ -163,7 +163,7 @@ def _message_row(message: Message) -> dict[str, Any]:
     return {"role": message.role, "content": message.label, "reasoning": message.reasoning, "parts": parts}
 
 
-def _lists(arrays: Sequence[npt.NDArray[Any]], kind: pa.DataType) -> pa.Array:
+def _nested_list_column(arrays: Sequence[npt.NDArray[Any]], kind: pa.DataType) -> pa.Array:
     """Convert arrays of shape [tokens, k] to an Arrow column of nested lists, without a Python object for each
     number."""
     widths = np.concatenate([np.full(a.shape[0], a.shape[1], np.int32) for a in arrays] or [np.zeros(0, np.int32)])
@@ -191,7 +191,7 @@ def read_distilled(path: Path) -> DistilledFile:
     """
     table = _read_table(path, SCHEMA.names)
     metadata = table.schema.metadata
-    rows: list[Distilled] = []
+    rows: list[TeacherSample] = []
     for batch in table.to_batches(ROWS_AT_ONCE):
         rows += _rows(batch, path, len(rows) + 1)
     if not rows:
@@ -215,7 +215,7 @@ def read_kept_messages(path: Path) -> tuple[dict[int, tuple[Message, ...]], int]
 
 def _read_table(path: Path, columns: list[str]) -> pa.Table:
     """Read columns of a file. Raises DataError if the file does not have the columns of its format, or if a value is null."""
-    with parquet_errors(path):
+    with name_file_in_parquet_errors(path):
         format_ = (pq.read_schema(path).metadata or {}).get(FORMAT_KEY, b"none").decode("utf-8", "replace")
         if format_ not in SCHEMAS:
             raise DataError(
@@ -230,12 +230,12 @@ def _read_table(path: Path, columns: list[str]) -> pa.Table:
     return table
 
 
-def _rows(batch: pa.RecordBatch, path: Path, first: int) -> Iterator[Distilled]:
+def _rows(batch: pa.RecordBatch, path: Path, first: int) -> Iterator[TeacherSample]:
     plain = batch.drop_columns(["top_ids", "top_logprobs"]).to_pylist()
     top = zip(_arrays(batch.column("top_ids"), np.int32), _arrays(batch.column("top_logprobs"), np.float32))
     for number, (row, (top_ids, top_logprobs)) in enumerate(zip(plain, top, strict=True), start=first):
         row["messages"] = _messages(row["messages"], f"{path}:row {number}")
-        yield Distilled(**row, top_ids=top_ids, top_logprobs=top_logprobs)
+        yield TeacherSample(**row, top_ids=top_ids, top_logprobs=top_logprobs)
 
 
 def _messages(rows: list[dict[str, Any]], where: str) -> tuple[Message, ...]:

@@ -101,7 +101,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedSamples:
     """A packed batch. `places[i]` is the (row, start, length) of sample i in the batch."""
 
     batch: Batch
@@ -145,7 +145,7 @@ def check_lengths(samples: Sequence[Sample], row_length: int) -> None:
             raise DataError("no tokens", where=f"sample {number + 1}", remedy="Remove this sample.")
 
 
-def pack(samples: Sequence[Sample], row_length: int, *, pad: int = 0) -> Packed:
+def pack(samples: Sequence[Sample], row_length: int, *, pad: int = 0) -> PackedSamples:
     """Pack samples into rows of `row_length` tokens by first fit. `pad` is the token id at padding positions.
 
     Raises DataError for a sample that is empty or longer than `row_length`.
@@ -154,7 +154,9 @@ def pack(samples: Sequence[Sample], row_length: int, *, pad: int = 0) -> Packed:
     return pack_rows(samples, first_fit([len(s) for s in samples], row_length), row_length, pad=pad)
 
 
-def pack_rows(samples: Sequence[Sample], rows: Sequence[Sequence[int]], row_length: int, *, pad: int = 0) -> Packed:
+def pack_rows(
+    samples: Sequence[Sample], rows: Sequence[Sequence[int]], row_length: int, *, pad: int = 0
+) -> PackedSamples:
     """Build a batch from packed rows. `rows[r]` has the indices of the samples in
     row r, which must fit into `row_length` tokens together."""
     shape = (len(rows), row_length)
@@ -179,4 +181,4 @@ def pack_rows(samples: Sequence[Sample], rows: Sequence[Sequence[int]], row_leng
             batch.positions[row, start:end] = np.arange(len(sample))
             places[number] = (row, start, len(sample))
             start = end
-    return Packed(batch, [places[number] for number in sorted(places)])
+    return PackedSamples(batch, [places[number] for number in sorted(places)])

@@ -12,6 +12,6 @@ Kind = Literal["prose", "code", "tables", "repeats", "names", "chinese"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
-def passage(kind: Kind) -> str:
+def load_passage(kind: Kind) -> str:
     """Return the passage of a kind."""
     return (Path(__file__).parent / "samples" / "kinds" / f"{kind}.txt").read_text(encoding="utf-8")

@@ -18,7 +18,7 @@ from rorqual.core.errors import DataError
 from rorqual.data.pack import OPEN_ROWS, Batch, Ints, Sample, check_lengths, first_fit, pack_rows
 
 
-class Stream(ABC):
+class BatchStream(ABC):
     """An endless sequence of batches, one per step. Each batch has `rows` rows of `row_length` tokens."""
 
     def __init__(self, rows: int, row_length: int, seed: int) -> None:
@@ -29,7 +29,7 @@ class Stream(ABC):
         """Return the batch of `step`, counted from 0. The batch does not depend on earlier calls."""
 
 
-class ConversationStream(Stream):
+class ConversationStream(BatchStream):
     """A stream of packed samples. Each epoch contains every sample once, in a new random order.
 
     If an epoch ends within a batch, the batch is filled with the first rows of the next epoch. All batches thus have the same
@@ -89,7 +89,7 @@ class ConversationStream(Stream):
         return pack_rows(samples, rows, self.row_length, pad=self._pad).batch
 
 
-class TextStream(Stream):
+class TextStream(BatchStream):
     """A stream of adjacent windows of one long text, shuffled in each epoch. Each position in a window predicts the next token.
 
     `ids` is an array or a memory map. In an epoch, every token after the first is predicted exactly once.
@@ -138,7 +138,7 @@ class TextStream(Stream):
         )
 
 
-class GeneratedStream(Stream):
+class GeneratedStream(BatchStream):
     """A stream of samples that are generated on demand. The random state of a step depends only on the seed and the step.
 
     `make(rng)` returns a sample and must depend on `rng` only. Samples are packed by first fit. A sample that fits no row is

@@ -18,7 +18,7 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from rorqual.core.errors import DataError, nearest
+from rorqual.core.errors import DataError, suggest_name
 from rorqual.core.records import write_atomic
 
 
@@ -173,7 +173,7 @@ class Tokenizer:
         return bytes(map(_BYTE_OF.__getitem__, text)) if _BYTE_OF.keys() >= set(text) else text.encode()
 
     @cached_property
-    def longest(self) -> int:
+    def max_bytes_per_token(self) -> int:
         """Upper bound of the number of text bytes per token. A text of n bytes has at least n / `longest` tokens.
 
         The bound is the length of the longest ordinary token in bytes. If the tokenizer has a normalizer, the bound is
@@ -208,7 +208,7 @@ class Tokenizer:
             raise DataError(
                 f"the tokenizer has no special token {str(name)!r}",
                 where=self.where,
-                remedy=_hint(name, self._special_id),
+                remedy=_nearest_special_token(name, self._special_id),
             ) from None
 
     # ---- identity
@@ -226,9 +226,9 @@ class Tokenizer:
         return hash(self.fingerprint)
 
 
-def _hint(name: str, known: Iterable[str]) -> str:
+def _nearest_special_token(name: str, known: Iterable[str]) -> str:
     # Leave out DeepSeek's 800 placeholders, which would make the list unreadable.
-    return nearest(name, [text for text in known if "place▁holder" not in text])
+    return suggest_name(name, [text for text in known if "place▁holder" not in text])
 
 
 def _encode(built: tokenizers.Tokenizer, text: str, where: str) -> list[int]:
@@ -261,9 +261,9 @@ def _parse(source: str, where: str) -> dict[str, Any]:
     model = data.get("model") if isinstance(data, dict) else None
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
         raise DataError("not a tokenizer: key 'model.vocab' is missing", where=where, remedy=remedy)
-    if model.get("type") != "BPE" or "ByteLevel" not in _types(data.get("decoder")):
+    if model.get("type") != "BPE" or "ByteLevel" not in _decoder_types(data.get("decoder")):
         raise DataError(
-            f"not byte-level BPE: model {model.get('type')!r}, decoder {_types(data.get('decoder'))}",
+            f"not byte-level BPE: model {model.get('type')!r}, decoder {_decoder_types(data.get('decoder'))}",
             where=where,
             remedy="Use a byte-level BPE tokenizer, which encodes and decodes any text without loss.",
         )
@@ -275,12 +275,12 @@ def _parse(source: str, where: str) -> dict[str, Any]:
     return data
 
 
-def _types(part: Any) -> list[str]:
+def _decoder_types(part: Any) -> list[str]:
     """Return the type of a decoder. For a sequence of decoders, also return the types of the elements."""
     if not isinstance(part, dict):
         return []
     elements: Sequence[Any] = part.get("decoders") or ()
-    return [str(part.get("type")), *(kind for element in elements for kind in _types(element))]
+    return [str(part.get("type")), *(kind for element in elements for kind in _decoder_types(element))]
 
 
 def _without_specials(data: dict[str, Any], specials: Mapping[int, str]) -> dict[str, Any]:

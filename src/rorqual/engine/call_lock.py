@@ -43,7 +43,7 @@ class CallLock:
         return self.lock
 
     @contextmanager
-    def helping(self) -> Iterator[None]:
+    def register_helper_thread(self) -> Iterator[None]:
         """Register the calling thread as a helper of the call that holds the lock. Limit torch to one thread in the
         calling thread."""
         torch.set_num_threads(1)
@@ -53,7 +53,9 @@ class CallLock:
         finally:
             self.helpers.discard(threading.get_ident())
 
-    def share(self, items: Sequence[T], work: Callable[[T], None], threads: int, stop: threading.Event) -> None:
+    def run_in_helper_threads(
+        self, items: Sequence[T], work: Callable[[T], None], threads: int, stop: threading.Event
+    ) -> None:
         """Call `work` on each item in up to `threads` helper threads. With a single item or a single thread, the
         calling thread does the work.
 
@@ -66,13 +68,13 @@ class CallLock:
                     work(item)
             return
 
-        def help_with(item: T) -> None:
-            with self.helping():
+        def run_as_helper(item: T) -> None:
+            with self.register_helper_thread():
                 work(item)
 
         with ThreadPoolExecutor(threads, thread_name_prefix="engine") as pool:
             try:
-                for future in [pool.submit(help_with, item) for item in items]:
+                for future in [pool.submit(run_as_helper, item) for item in items]:
                     future.result()
             finally:
                 stop.set()
@@ -108,7 +110,7 @@ def divide_work(sizes: Sequence[int], cores: int) -> list[int]:
     return chosen
 
 
-class Results:
+class CompletionCollector:
     """Thread-safe collection of a batch's finished samples. Request i has `sizes[i]` samples."""
 
     def __init__(self, sizes: Sequence[int], progress: Progress | None, arrived: Arrived | None) -> None:
@@ -127,6 +129,6 @@ class Results:
             if self._progress is not None:
                 self._progress(self._done, self._total)
 
-    def rows(self) -> list[list[Completion]]:
+    def completions_by_request(self) -> list[list[Completion]]:
         """Return all samples in the order of the requests."""
         return [[completion for completion in row if completion is not None] for row in self._rows]

@@ -27,7 +27,7 @@ from rorqual.ops.paged import BLOCK
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedSequence:
     """A finished sequence and its sampled tokens."""
 
     sequence: Sequence
@@ -106,7 +106,7 @@ class EngineCore:
         self.scheduler.submit(sequences)
 
     @torch.inference_mode()
-    def step(self) -> list[Finished]:
+    def step(self) -> list[FinishedSequence]:
         """Run one step and return the sequences that finished.
 
         If `step` raises, including KeyboardInterrupt, the step is incomplete and the caller must `reset` the core.
@@ -115,7 +115,7 @@ class EngineCore:
         scheduler, runner = self.scheduler, self.runner
         plan = scheduler.schedule()
         for sequence in plan.admitted:
-            runner.place(sequence)
+            runner.prepare_slot(sequence)
         if plan.empty:
             return []
         tokens = runner.step(plan, scheduler)
@@ -125,9 +125,9 @@ class EngineCore:
             self.kv_cache.cache_blocks(chunk.sequence, chunk.stop)
         if not len(tokens):
             return []
-        done = scheduler.advance(tokens, self.stop_ids)
+        done = scheduler.advance_rows(tokens, self.stop_ids)
         lengths = (scheduler.rows.position[: len(tokens)] + 1).tolist()
-        logprobs, best = runner.histories.newest(scheduler.running, scheduler.rows)
+        logprobs, best = runner.histories.newest_logprobs(scheduler.running, scheduler.rows)
         for row, sequence in enumerate(scheduler.running):
             if sequence.scores is not None and sequence.scores.has_non_finite:
                 logprobs[row] = math.nan
@@ -141,7 +141,9 @@ class EngineCore:
         for row in done.tolist():
             sequence = scheduler.running[row]
             ends = sequence.halted or (not sequence.params.ignore_eos and int(tokens[row]) in self.stop_ids)
-            finished.append(Finished(sequence, runner.take(sequence, lengths[row]), bool(ends), row in lost))
+            finished.append(
+                FinishedSequence(sequence, runner.finished_reply(sequence, lengths[row]), bool(ends), row in lost)
+            )
         scheduler.release(done)
         return finished
 
@@ -157,15 +159,15 @@ class EngineCore:
         """Cancel the request `request_id` and free its slots and blocks immediately."""
         self.scheduler.cancel(request_id)
 
-    def renew(self, fingerprint: bytes, backend: Backend) -> None:
+    def apply_weight_change(self, fingerprint: bytes, backend: Backend) -> None:
         """Invalidate all cached blocks after a weight change, and use `backend` for all later steps.
 
         The disk cache is closed, because its folder belongs to the old weights.
         """
         self.close()
         self.kv_cache.store = None
-        self.scheduler.renew(fingerprint)
-        self.runner.renew(backend)
+        self.scheduler.invalidate_blocks(fingerprint)
+        self.runner.bind_backend(backend)
 
     def request_ids(self) -> set[int]:
         """Return the ids of all running and queued requests."""

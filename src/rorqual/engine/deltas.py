@@ -29,18 +29,18 @@ class Delta:
     """Log-probabilities of the prompt, if the request sets `prompt_logprobs`."""
 
 
-class Outbox:
+class DeltaQueues:
     """Queues of undelivered deltas: one per open stream, and a shared list for all other requests."""
 
     def __init__(self) -> None:
         self._streams: dict[int, deque[Delta]] = {}
         self._unstreamed: list[Delta] = []
 
-    def open(self, request_id: int) -> deque[Delta]:
+    def open_stream(self, request_id: int) -> deque[Delta]:
         """Return the queue that receives the deltas of `request_id` from now on."""
         return self._streams.setdefault(request_id, deque())
 
-    def close(self, request_id: int) -> None:
+    def drop_request(self, request_id: int) -> None:
         """Drop the queue and the pending deltas of `request_id`."""
         self._streams.pop(request_id, None)
         self._unstreamed = [delta for delta in self._unstreamed if delta.request_id != request_id]
@@ -51,7 +51,7 @@ class Outbox:
         for delta in deltas:
             self._streams.get(delta.request_id, self._unstreamed).append(delta)
 
-    def take(self) -> list[Delta]:
+    def take_unstreamed(self) -> list[Delta]:
         """Remove and return the deltas of all requests without a stream."""
         deltas, self._unstreamed = self._unstreamed, []
         return deltas

@@ -36,10 +36,10 @@ class Embeds:
             rows = np.array(given, np.float32, order="C")
             positions = tuple(operator.index(place) for place in self.positions)
         except (TypeError, ValueError) as error:
-            raise _refusal(str(error)) from None
+            raise _embeds_error(str(error)) from None
         ascending = all(previous < following for previous, following in pairwise((-1, *positions)))
         if rows.ndim != 2 or not len(rows) == len(positions) > 0 or not ascending or not np.isfinite(rows).all():
-            raise _refusal(f"rows of shape {list(rows.shape)} at the positions {str(positions)[:100]}")
+            raise _embeds_error(f"rows of shape {list(rows.shape)} at the positions {str(positions)[:100]}")
         rows.setflags(write=False)
         object.__setattr__(self, "rows", rows)
         object.__setattr__(self, "positions", positions)
@@ -47,26 +47,26 @@ class Embeds:
     @cached_property
     def digest(self) -> bytes:
         """A 32-byte hash of `rows` and `positions`."""
-        return _digest(self._places, self.rows)
+        return _digest(self._positions_array, self.rows)
 
-    def within(self, start: int, stop: int) -> tuple[npt.NDArray[np.int64], Rows]:
+    def embeddings_in_range(self, start: int, stop: int) -> tuple[npt.NDArray[np.int64], Rows]:
         """Return the positions in [start, stop) and the embeddings at these positions. The positions are relative to
         `start`."""
-        first, last = np.searchsorted(self._places, (start, stop))
-        return self._places[first:last] - start, self.rows[first:last]
+        first, last = np.searchsorted(self._positions_array, (start, stop))
+        return self._positions_array[first:last] - start, self.rows[first:last]
 
     def extra_keys(self, start: int, stop: int) -> tuple[bytes, ...]:
         """Return the extra keys for the block hash of positions [start, stop). The only extra key is a digest of the
         rows in this range. Return () if the range has no rows."""
-        places, rows = self.within(start, stop)
+        places, rows = self.embeddings_in_range(start, stop)
         return (_digest(places, rows),) if len(places) else ()
 
     @cached_property
-    def _places(self) -> npt.NDArray[np.int64]:
+    def _positions_array(self) -> npt.NDArray[np.int64]:
         return np.array(self.positions, np.int64)
 
 
-def _refusal(what: str) -> DataError:
+def _embeds_error(what: str) -> DataError:
     remedy = "Give finite rows [n, hidden], at least one, and n ascending positions from 0."
     return DataError(f"rows and positions are no embeddings: {what}", where="embeds", remedy=remedy)
 

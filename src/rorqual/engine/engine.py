@@ -22,17 +22,17 @@ from rorqual.core.memory import keep_freed_memory, return_freed_memory
 from rorqual.core.records import RunDir
 from rorqual.data.chat import ChatFormat, load_chat
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.engine.call_lock import CallLock, Progress, Results, divide_work, limit_threads
+from rorqual.engine.call_lock import CallLock, CompletionCollector, Progress, divide_work, limit_threads
 from rorqual.engine.config import EngineConfig
 from rorqual.engine.core import EngineCore
-from rorqual.engine.deltas import Delta, Outbox
-from rorqual.engine.grammar.compiler import Grammars
-from rorqual.engine.processor import Job, Processor, Prompt, request_of
+from rorqual.engine.deltas import Delta, DeltaQueues
+from rorqual.engine.grammar.compiler import GrammarCompiler
+from rorqual.engine.processor import Processor, Prompt, ValidatedRequest, request_of
 from rorqual.engine.request import Arrived, Completion, Request, SamplingParams
-from rorqual.engine.weights import fingerprint, tensor_versions
+from rorqual.engine.weight_fingerprint import fingerprint, tensor_versions
 from rorqual.model import Decoder, account
 from rorqual.model.load.run_directory import check_names, load_run
-from rorqual.ops.backends import Fit, arithmetic_of, backend
+from rorqual.ops.backends import FittedBackend, backend, backend_cache_id
 from rorqual.ops.paged import BLOCK
 
 NAN_REMEDY = "The weights contain NaN or infinity. Load an earlier checkpoint."
@@ -101,7 +101,7 @@ class Engine:
         self.threads = config.threads
         chosen = backend(config.backend)
         self._packed = pack = config.pack and chosen.prepares(model)
-        arithmetic = f"packed={pack} backend={arithmetic_of(config.backend)} experts={config.record_experts}"
+        arithmetic = f"packed={pack} backend={backend_cache_id(config.backend)} experts={config.record_experts}"
         caches_prefixes = config.reuse or config.cache_dir is not None
         self._name = secrets.token_bytes(32) if config.cache_dir is None else fingerprint(model, arithmetic=arithmetic)
         self.model = model = chosen.prepare(model, take=take) if pack else model
@@ -120,7 +120,7 @@ class Engine:
         room = first.kv_cache.capacity * BLOCK
         vocab_size, hidden_size = model.config.vocab_size, model.config.hidden_size
         self._processor = Processor(vocab_size, hidden_size, self.max_len, room, tokenizer, chat, reuse=caches_prefixes)
-        self._jobs, self._outbox, self._next_id = dict[int, Job](), Outbox(), 0
+        self._jobs, self._outbox, self._next_id = dict[int, ValidatedRequest](), DeltaQueues(), 0
         self._lock, self._cancelled = CallLock(), list[int]()
 
     def load_weights(self, weights: dict[str, Tensor] | Decoder) -> None:
@@ -138,19 +138,19 @@ class Engine:
         check_names(state, self.model.state_dict(), where="engine.load_weights")
         with self._lock("load_weights"):
             self.model.load_state_dict(state)
-            self._renew(changed=True)
+            self._invalidate_if_changed(changed=True)
 
-    def _renew(self, *, changed: bool = False) -> None:
+    def _invalidate_if_changed(self, *, changed: bool = False) -> None:
         """Invalidate the caches of all cores if the weights have changed."""
         versions = tensor_versions(self.model) if self._watches else []
         if changed or versions != self._versions:
             self._fit = self._fit_backend()
             name = secrets.token_bytes(32)
             for core in self._cores:
-                core.renew(name, self._fit.backend)
+                core.apply_weight_change(name, self._fit.backend)
             self._versions = versions  # set last: if `_renew` is interrupted, the next call starts again
 
-    def _fit_backend(self) -> Fit:
+    def _fit_backend(self) -> FittedBackend:
         """Configure the backend for the shapes of the model, which change if an adapter is attached."""
         specs = (attention.cache_spec() for attention in self.model.config.attentions)
         shapes = [(part.width, BLOCK // part.every) for spec in specs for part in spec]
@@ -164,7 +164,7 @@ class Engine:
         scale.
         """
         with self._lock("weights_changed"):
-            self._renew(changed=True)
+            self._invalidate_if_changed(changed=True)
 
     @property
     def scorer(self) -> Decoder:
@@ -214,9 +214,11 @@ class Engine:
                 where="engine",
                 remedy="Finish the submitted requests with step(), or cancel them.",
             )
-        self._renew()
-        jobs = [self._processor.job(request, f"request {number}") for number, request in enumerate(requests)]
-        results = Results([job.request.params.n for job in jobs], progress, arrived)
+        self._invalidate_if_changed()
+        jobs = [
+            self._processor.validate_request(request, f"request {number}") for number, request in enumerate(requests)
+        ]
+        results = CompletionCollector([job.request.params.n for job in jobs], progress, arrived)
         failed = threading.Event()
 
         def run(core: EngineCore) -> None:
@@ -233,7 +235,7 @@ class Engine:
                 raise
 
         try:
-            self._lock.share(self._divide(jobs), run, self.threads, failed)
+            self._lock.run_in_helper_threads(self._distribute_jobs(jobs), run, self.threads, failed)
         except BaseException:
             for core in self._cores:
                 core.reset()
@@ -241,9 +243,9 @@ class Engine:
         for core in self._cores:  # after `stop`
             for request_id in core.request_ids():
                 core.cancel(request_id)
-        return results.rows()
+        return results.completions_by_request()
 
-    def _divide(self, jobs: list[Job]) -> list[EngineCore]:
+    def _distribute_jobs(self, jobs: list[ValidatedRequest]) -> list[EngineCore]:
         """Distribute the requests over engine cores and return the cores that received requests.
 
         The number of cores grows with the work (`CORE_WORK`), and with the ratio of samples to slots per core.
@@ -263,9 +265,9 @@ class Engine:
         Raises DataError or ConfigError for a request that cannot run.
         """
         with self._lock("submit"):
-            self._renew()
+            self._invalidate_if_changed()
             request_id, self._next_id = self._next_id, self._next_id + 1  # ids are never reused, even after an error
-            job = self._processor.job(request, "request")
+            job = self._processor.validate_request(request, "request")
             try:
                 self._jobs[request_id] = job
                 self._cores[0].submit(self._processor.sequences(request_id, job))
@@ -280,25 +282,25 @@ class Engine:
 
         Requests that `stream` submitted are excluded: the iterator of `stream` yields their deltas.
         """
-        self._advance()
-        return self._outbox.take()
+        self._run_one_step()
+        return self._outbox.take_unstreamed()
 
-    def _advance(self) -> None:
+    def _run_one_step(self) -> None:
         with self._lock("step"):
             self._drop_cancelled()
-            self._renew()
+            self._invalidate_if_changed()
             try:
                 with limit_threads(self._fit.threads):
-                    self._outbox.put(self._deltas())
+                    self._outbox.put(self._deltas_of_step())
             except BaseException:
                 self._cores[0].reset()
                 self._jobs.clear()
-                self._outbox.take()
+                self._outbox.take_unstreamed()
                 raise
             finally:
                 self._drop_cancelled()
 
-    def _deltas(self) -> list[Delta]:
+    def _deltas_of_step(self) -> list[Delta]:
         core = self._cores[0]
         completed: dict[tuple[int, int], Completion] = {}
         for item in core.step():
@@ -332,7 +334,7 @@ class Engine:
     def _drop_cancelled(self) -> None:
         while self._cancelled:
             request_id = self._cancelled.pop()
-            self._outbox.close(request_id)
+            self._outbox.drop_request(request_id)
             if self._jobs.pop(request_id, None) is not None:
                 self._cores[0].cancel(request_id)
 
@@ -343,7 +345,7 @@ class Engine:
         Closing the iterator cancels its request.
         """
         request_id = self.submit(request)
-        deltas, unfinished = self._outbox.open(request_id), request.params.n
+        deltas, unfinished = self._outbox.open_stream(request_id), request.params.n
         try:
             while unfinished:
                 while not deltas:
@@ -351,7 +353,7 @@ class Engine:
                         raise RuntimeError(
                             "this request was dropped: another stream or step() ran an engine step that failed"
                         )
-                    self._advance()
+                    self._run_one_step()
                 unfinished -= deltas[0].completion is not None
                 yield deltas.popleft()
         finally:
@@ -359,10 +361,10 @@ class Engine:
 
     def check(self, request: Request, where: str = "request") -> None:
         """Validate a request without queueing it. Raises the same errors as `submit`."""
-        self._processor.job(request, where)
+        self._processor.validate_request(request, where)
 
     @property
-    def grammars(self) -> Grammars:
+    def grammars(self) -> GrammarCompiler:
         """The grammar compiler of this engine.
 
         `grammars.submit` compiles in the background and caches the result, so that a later `submit` does not wait.

@@ -36,7 +36,7 @@ class SavedHistory:
     top: list[list[tuple[int, float]]]
 
 
-class Histories:
+class SequenceHistories:
     """The token ids and the results of `slots` sequences of at most `max_len` tokens, indexed by slot and position.
 
     With `record_kept`, the tokens that pass top-k and top-p filtering are kept as one bit per vocabulary token.
@@ -50,7 +50,7 @@ class Histories:
         self.kept = np.zeros((slots, max_len, -(-vocab // 8) if record_kept else 0), np.uint8)
         self.top: dict[int, list[list[tuple[int, float]]]] = {}  # slot -> most likely tokens, if requested
 
-    def place(self, sequence: Sequence) -> None:
+    def load_sequence(self, sequence: Sequence) -> None:
         """Write the history of a newly admitted sequence into its slot."""
         slot, known = sequence.slot, len(sequence.tokens)
         self.ids[slot, :known] = sequence.tokens
@@ -73,7 +73,7 @@ class Histories:
         part = slice(start, length)
         return SavedHistory(self.logprobs[slot, part].copy(), self.kept[slot, part].copy(), self.top[slot])
 
-    def newest(
+    def newest_logprobs(
         self, running: list[Sequence], rows: InputBatch
     ) -> tuple[list[float], list[tuple[tuple[int, float], ...]]]:
         """Return two lists with one entry per row: the log-probability of the newest token, and the most likely tokens.

@@ -12,14 +12,14 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass
-class _History:
+class _SequenceCounts:
     places: dict[int, int]
     """The index of each distinct token in `ids` and `counts`."""
     ids: Ints
     counts: npt.NDArray[np.float32]
 
 
-class Counts:
+class TokenCounts:
     """Token histories of the sequences with penalties: the distinct tokens of prompt and reply, and the count of each
     token in the reply.
 
@@ -28,9 +28,9 @@ class Counts:
     """
 
     def __init__(self) -> None:
-        self._histories: dict[int, _History] = {}
+        self._histories: dict[int, _SequenceCounts] = {}
 
-    def add(self, row: int, prompt: Sequence[int], reply: Sequence[int] = ()) -> None:
+    def add_sequence(self, row: int, prompt: Sequence[int], reply: Sequence[int] = ()) -> None:
         """Create the history of `row` from the prompt (at least one token id) and the reply so far.
 
         Only rows whose parameters satisfy `needs_history` need a history.
@@ -39,9 +39,9 @@ class Counts:
         counts = np.zeros(len(places), np.float32)
         for token in reply:
             counts[places[token]] += 1
-        self._histories[row] = _History(places, np.array(list(places), np.int64), counts)
+        self._histories[row] = _SequenceCounts(places, np.array(list(places), np.int64), counts)
 
-    def tally(self, rows: Ints, tokens: Ints) -> None:
+    def add_tokens(self, rows: Ints, tokens: Ints) -> None:
         """For each row, add the new token to the row's history.
 
         `tokens` [n] are the new tokens of the distinct `rows` [n]. Rows without a history are skipped.
@@ -59,7 +59,7 @@ class Counts:
         """Delete the history of `row`, if it has one."""
         self._histories.pop(row, None)
 
-    def of(self, rows: Ints) -> tuple[Ints, npt.NDArray[np.float32]]:
+    def counts_of_rows(self, rows: Ints) -> tuple[Ints, npt.NDArray[np.float32]]:
         """Return two arrays [n, m] for `rows` [n]: the distinct tokens of each row, and the count of each token in the
         reply.
 

@@ -7,19 +7,19 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Integral
 
+from rorqual.core.content_parts import TextPart
 from rorqual.core.errors import DataError, RorqualError
-from rorqual.core.parts import TextPart
 from rorqual.core.records import Message, Thinking
 from rorqual.core.sampling import check_params
 from rorqual.data.chat import ChatFormat
-from rorqual.data.chat.stops import Stops
+from rorqual.data.chat.stops import StopStringMatcher
 from rorqual.data.tokenizer import Special, Tokenizer
-from rorqual.engine.core import Finished
+from rorqual.engine.core import FinishedSequence
 from rorqual.engine.embeds import Embeds
 from rorqual.engine.grammar.calculator import CalculatorConstraint
 from rorqual.engine.grammar.calls import CallSyntax
-from rorqual.engine.grammar.compiler import Compiled, Grammars
-from rorqual.engine.grammar.constraint import Constraint, ConstraintAfterThinking, Thought, Unconstrained
+from rorqual.engine.grammar.compiler import CompiledGrammar, GrammarCompiler
+from rorqual.engine.grammar.constraint import Constraint, ConstraintAfterThinking, ReasoningFormat, Unconstrained
 from rorqual.engine.prompt_scores import PromptScores
 from rorqual.engine.request import Completion, Request, SamplingParams
 from rorqual.engine.seeds import sample_key
@@ -44,7 +44,7 @@ def request_of(prompt: Request | Prompt, params: SamplingParams, number: int) ->
     return Request(params=params, prompt_ids=tuple(part for part in prompt if not isinstance(part, Message)))
 
 
-def _fault(finished: Finished) -> str:
+def _sample_error(finished: FinishedSequence) -> str:
     """Return the reason why a finished sample is invalid, or "" if it is valid."""
     sequence = finished.sequence
     if finished.has_non_finite:
@@ -53,13 +53,13 @@ def _fault(finished: Finished) -> str:
 
 
 @dataclass
-class Job:
+class ValidatedRequest:
     """A validated request with its prompt ids and its compiled grammar."""
 
     request: Request
     prompt: tuple[int, ...]
     thinking: Thinking
-    compiled: Compiled | None = None
+    compiled: CompiledGrammar | None = None
 
 
 def _non_text_parts(messages: Sequence[Message]) -> str:
@@ -84,20 +84,20 @@ class Processor:
     reuse: bool
     """Whether the engine has a prefix cache."""
 
-    def job(self, request: Request, where: str) -> Job:
+    def validate_request(self, request: Request, where: str) -> ValidatedRequest:
         """Validate a request, encode its prompt and compile its grammar.
 
         Raises a RorqualError if the request cannot run. The error's `where` starts with the argument `where`.
         """
         try:
-            return self._job(request, where)
+            return self._validate_request(request, where)
         except RorqualError as error:
             if error.where.startswith(where):
                 raise
             place = f"{where}, {error.where}" if error.where else where
             raise type(error)(error.what, where=place, remedy=error.remedy) from None
 
-    def _job(self, request: Request, where: str) -> Job:
+    def _validate_request(self, request: Request, where: str) -> ValidatedRequest:
         params, vocab = request.params, self.vocab_size
         check_params(params, vocab_size=vocab, where=where)
         prompt_ids = request.prompt_ids
@@ -131,12 +131,12 @@ class Processor:
                 where=where,
                 remedy="Lower max_tokens, or raise the engine's cache_bytes.",
             )
-        thinking = request.thinking if prompt_ids is None else self.chat.chosen(prompt)
+        thinking = request.thinking if prompt_ids is None else self.chat.thinking_mode_of(prompt)
         self._check_budget(params, thinking, longest - len(prompt), where)
         compiled = None
         if params.grammar is not None:
             compiled = self.grammars.compile(params.grammar, where=f"{where}, grammar", tenant=request.tenant)
-        return Job(request, prompt, thinking, compiled)
+        return ValidatedRequest(request, prompt, thinking, compiled)
 
     def _check_embeds(self, embeds: Embeds, length: int, where: str) -> None:
         width, last = embeds.rows.shape[1], embeds.positions[-1]
@@ -150,7 +150,7 @@ class Processor:
             return
         raise DataError(what, where=f"{where}, embeds", remedy=remedy)
 
-    def sequences(self, request_id: int, job: Job) -> list[Sample]:
+    def sequences(self, request_id: int, job: ValidatedRequest) -> list[Sample]:
         """Return one sequence for each of the request's `n` samples."""
         request, params = job.request, job.request.params
         limit = min(len(job.prompt) + params.max_tokens, self.max_len)
@@ -158,7 +158,7 @@ class Processor:
             Sample(
                 request_id, sample, job.prompt, params, sample_key(params.seed, sample), limit,
                 tenant=request.tenant, priority=request.priority, reuse=request.reuse and self.reuse,
-                halts=self._halts(job) if params.stop else None, constraint=self._constraint_with_calculator(job),
+                halts=self._stop_string_test(job) if params.stop else None, constraint=self._constraint_with_calculator(job),
                 barred=self._stop_ids_before_min_tokens(params),
                 embeds=request.embeds,
                 scores=None if params.prompt_logprobs is None else PromptScores(len(job.prompt), params.prompt_logprobs),
@@ -167,41 +167,41 @@ class Processor:
         ]  # fmt: skip
 
     @cached_property
-    def grammars(self) -> Grammars:
+    def grammars(self) -> GrammarCompiler:
         """The grammar compiler for this tokenizer."""
-        return Grammars(self.tokenizer, self.vocab_size, self.chat.stop_ids, CallSyntax(self.chat))
+        return GrammarCompiler(self.tokenizer, self.vocab_size, self.chat.stop_ids, CallSyntax(self.chat))
 
-    def _constraint_with_calculator(self, job: Job) -> Constraint | None:
+    def _constraint_with_calculator(self, job: ValidatedRequest) -> Constraint | None:
         """Return the constraint of one sample, with the results of its calculations if the request sets `calculator`."""
         constraint = self._constraint(job)
         if not job.request.params.calculator:
             return constraint
-        return CalculatorConstraint(constraint or Unconstrained(), self.tokenizer, self.grammars.lexicon)
+        return CalculatorConstraint(constraint or Unconstrained(), self.tokenizer, self.grammars.vocabulary_masks)
 
-    def _constraint(self, job: Job) -> Constraint | None:
+    def _constraint(self, job: ValidatedRequest) -> Constraint | None:
         """Return the constraint of one sample by its grammar and its thinking budget.
 
         The grammar applies only to the answer, and the budget only to the reasoning before the answer.
         """
-        compiled, form = job.compiled, self.chat.reply_form(job.thinking)
+        compiled, form = job.compiled, self.chat.reply_rules(job.thinking)
         budget = None if job.thinking == "off" else job.request.params.think_budget
         if compiled is None and budget is None:
             return None
         if compiled is not None and form.begins in ("answer", "mark"):
-            return compiled.start()
+            return compiled.new_constraint()
         separator = self.tokenizer.encode("\n\n") if "\n" in form.answer.lead else []
-        thought = Thought(
-            gap_ids=separator, budget=budget, closing_ids=self.chat.closing_ids, may_stop=compiled is None
+        thought = ReasoningFormat(
+            gap_ids=separator, budget=budget, closing_ids=self.chat.end_think_ids, may_stop=compiled is None
         )
-        thought_ids = self.chat.thought_ids
+        thought_ids = self.chat.think_tag_ids
         if thought_ids is None or self.chat.tags_as_text:
             thought = replace(thought, end_text=Special.END_THINK)
         if thought_ids is not None:
             opens = [] if form.begins == "thought" else [thought_ids[0]]
-            thought = replace(thought, end_ids=self.chat.closing_ids, open_ids=opens)
+            thought = replace(thought, end_ids=self.chat.end_think_ids, open_ids=opens)
         if compiled is None:
-            return ConstraintAfterThinking(Unconstrained(), thought, self.grammars.lexicon)
-        return compiled.start(thought=thought)
+            return ConstraintAfterThinking(Unconstrained(), thought, self.grammars.vocabulary_masks)
+        return compiled.new_constraint(thought=thought)
 
     def _check_budget(self, params: SamplingParams, thinking: Thinking, longest: int, where: str) -> None:
         """Raise DataError if `think_budget` has no effect, or leaves no token for the answer in a reply of `longest` tokens."""
@@ -217,13 +217,13 @@ class Processor:
             )
         if thinking == "off":
             return
-        if not self.chat.limits_thinking(thinking):
+        if not self.chat.can_limit_thinking(thinking):
             raise DataError(
                 "the tokenizer has no token for `<think>`, so the engine cannot see whether a reply thinks",
                 where=where,
                 remedy="Set thinking to on, or remove think_budget.",
             )
-        needed = budget + len(self.chat.closing_ids) + 1
+        needed = budget + len(self.chat.end_think_ids) + 1
         if needed > longest:
             raise DataError(
                 f"{budget} tokens of thinking, `</think>` and an answer take at least {needed} tokens, but the reply has at most {longest}",
@@ -236,7 +236,7 @@ class Processor:
         chat_stop_ids = () if params.ignore_eos else self.chat.stop_ids
         return tuple({*chat_stop_ids, *params.stop_token_ids}) if params.min_tokens else ()
 
-    def _halts(self, job: Job) -> Callable[[list[int]], bool]:
+    def _stop_string_test(self, job: ValidatedRequest) -> Callable[[list[int]], bool]:
         """Return a function that takes all ids of a sequence and returns whether the answer contains a stop string.
 
         A stop string counts only if it ends after the first `min_tokens` tokens.
@@ -245,29 +245,29 @@ class Processor:
         # Number of tokens to search: a character has at most 4 bytes, and a token has at least 1 byte.
         window = 4 * max(map(len, stops)) + 16
 
-        def halts(ids: list[int]) -> bool:
+        def contains_stop_string(ids: list[int]) -> bool:
             # Keep special tokens, as `chat.parse` does: a stop string may contain their text.
             tail = self.tokenizer.decode(ids[max(start, len(ids) - window) :], specials=True)
             if not any(stop in tail for stop in stops):
                 return False
             content = self.chat.parse(ids[start:], job.thinking).text
-            ignored_length = self._min_tokens_length(ids[start:], job)
+            ignored_length = self._ignored_text_length(ids[start:], job)
             return any(content.find(stop, max(0, ignored_length - len(stop) + 1)) >= 0 for stop in stops)
 
-        return halts
+        return contains_stop_string
 
-    def _min_tokens_length(self, reply: list[int], job: Job) -> int:
+    def _ignored_text_length(self, reply: list[int], job: ValidatedRequest) -> int:
         """Return the number of answer characters in the first `min_tokens` tokens. A stop string that ends within the
         returned number of characters is ignored."""
         least = job.request.params.min_tokens if job.request.params.stop else 0
         return len(self.chat.parse(reply[:least], job.thinking).text) if least else 0
 
-    def completion(self, job: Job, finished: Finished) -> Completion:
+    def completion(self, job: ValidatedRequest, finished: FinishedSequence) -> Completion:
         """Decode a finished sequence into a completion."""
         sampled, sequence = finished.sampled, finished.sequence
         message = self.chat.parse(sampled.token_ids, job.thinking)
         hit, scores = max(sequence.hit, 0), sequence.scores
-        stop_filter = Stops(job.request.params.stop, self._min_tokens_length(sampled.token_ids, job))
+        stop_filter = StopStringMatcher(job.request.params.stop, self._ignored_text_length(sampled.token_ids, job))
         return Completion(
             prompt_ids=job.prompt,
             token_ids=sampled.token_ids,
@@ -278,9 +278,9 @@ class Processor:
             experts=sampled.experts,
             kept=sampled.kept,
             top_logprobs=sampled.top,
-            prompt_logprobs=None if scores is None else scores.tokens(),
+            prompt_logprobs=None if scores is None else scores.logprobs_by_token(),
             prompt_top_logprobs=scores.likeliest() if scores and scores.top else None,
-            error=_fault(finished),
+            error=_sample_error(finished),
             usage={
                 "prompt_tokens": len(job.prompt),
                 "completion_tokens": len(sampled.token_ids),
@@ -293,8 +293,8 @@ class Processor:
     def _reasoning_tokens(self, reply: Sequence[int], message: Message) -> dict[str, int]:
         """Return {"reasoning_tokens": number of tokens of reasoning, without its tags}, or {} if the tokenizer has no such tags or
         the reply has no reasoning."""
-        if self.chat.thought_ids is None or message.reasoning is None:
+        if self.chat.think_tag_ids is None or message.reasoning is None:
             return {}
-        start, end = self.chat.thought_ids
+        start, end = self.chat.think_tag_ids
         length = reply.index(end) if end in reply else len(reply)
         return {"reasoning_tokens": length - (reply[0] == start)}

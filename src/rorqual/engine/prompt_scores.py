@@ -25,7 +25,7 @@ class PromptScores:
     best: list[Likeliest] = field(default_factory=list)
 
     @property
-    def reusable(self) -> int | None:
+    def n_reusable_positions(self) -> int | None:
         """Number of leading prompt positions that may come from the prefix cache, because they already have a
         log-probability. None means no limit.
         """
@@ -45,7 +45,7 @@ class PromptScores:
         """Whether a log-probability is NaN."""
         return any(math.isnan(value) for value in self.logprobs)
 
-    def tokens(self) -> list[float | None]:
+    def logprobs_by_token(self) -> list[float | None]:
         """Return a list [length] with the log-probability of each prompt token. The log-probability of the first token is None,
         because no token precedes the first token."""
         return [None, *self.logprobs]

@@ -55,13 +55,13 @@ class InlineRolloutEngine:
         """Yield samples as they finish. Closing the iterator stops the engine after its current step."""
         version = self.version  # the caller may update the weights between two samples
 
-        def collect(put: Put, closed: threading.Event) -> None:
+        def collect_samples(put: Put, closed: threading.Event) -> None:
             def arrived(number: int, sample: int, completion: Completion) -> None:
                 put(replace(completion, request=number, sample=sample, policy_version=version))
 
             self.engine.generate(requests, arrived=arrived, stop=closed)
 
-        return as_finished(collect)
+        return iterate_completions(collect_samples)
 
     def update(self, weights: Decoder, version: int) -> None:
         """Set the version of the weights. If `weights` is not the engine's own model, copy the tensors of `weights`
@@ -73,7 +73,7 @@ class InlineRolloutEngine:
         self.version = version
 
 
-def as_finished(collect: Callable[[Put, threading.Event], object]) -> Iterator[Completion]:
+def iterate_completions(collect: Callable[[Put, threading.Event], object]) -> Iterator[Completion]:
     """Run `collect(put, closed)` in a thread, and yield the samples that `collect` passes to `put`.
 
     If `collect` raises an error, the iterator raises this error after the last sample. Closing the iterator sets `closed` and
@@ -91,7 +91,7 @@ def as_finished(collect: Callable[[Put, threading.Event], object]) -> Iterator[C
             closed.set()
 
 
-def gather(
+def gather_completions(
     engine: RolloutEngine, requests: Sequence[Request], *, version: int, max_age: int = 0
 ) -> list[list[Completion]]:
     """Generate all samples of the requests, and return the samples in request order. Missing samples are requested again with

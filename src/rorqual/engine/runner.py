@@ -12,20 +12,20 @@ from torch import Tensor
 
 from rorqual.core.errors import ConfigError
 from rorqual.engine.eager_step import EagerStep, logits_of
-from rorqual.engine.histories import Histories, SampledReply
-from rorqual.engine.kv_cache.paged import PagedCache, StepCache, token_bytes
+from rorqual.engine.histories import SampledReply, SequenceHistories
+from rorqual.engine.kv_cache.paged import PagedCache, StepCache, cache_bytes_per_token
 from rorqual.engine.sampler import Sampler
 from rorqual.engine.scheduler import Scheduler, SchedulerOutput
 from rorqual.engine.sequence import Ints, Sequence
 from rorqual.model import Decoder
 from rorqual.ops.backends import Backend
-from rorqual.ops.backends.attention import PAD, AttentionMetadata, Plan
+from rorqual.ops.backends.attention import PAD, AttentionMetadata, AttentionPlan
 from rorqual.ops.backends.step import StepFunction, StepInput, StepOutput
 from rorqual.ops.paged import BLOCK
 from rorqual.ops.sampling import likeliest
 
 
-def routed_layers(model: Decoder) -> tuple[int, int, int]:
+def routing_sizes(model: Decoder) -> tuple[int, int, int]:
     """Return three counts: MoE layers, experts per token, and possible expert ids. All three counts are 0 for a dense
     model.
 
@@ -76,8 +76,8 @@ class Runner:
         record_kept: bool = False,
     ) -> None:
         self._source = model
-        self.renew(backend)
-        self.layers, self.k, self._choices = routed_layers(model) if record_experts else (0, 0, 0)
+        self.bind_backend(backend)
+        self.layers, self.k, self._choices = routing_sizes(model) if record_experts else (0, 0, 0)
         weight = model.embed_tokens.weight
         self.device, self.dtype = weight.device, weight.dtype
         expert_dtype = torch.int8 if self._choices <= 128 else torch.int16  # signed: -1 means that no expert was chosen
@@ -92,14 +92,14 @@ class Runner:
             expert_dtype,
         )
         vocab = model.config.vocab_size
-        self.histories = Histories(slots, max_len, vocab, record_kept=record_kept)
+        self.histories = SequenceHistories(slots, max_len, vocab, record_kept=record_kept)
         self.sampler = Sampler(self.histories, vocab, self.device)
         self.block_table = np.zeros((slots, -(-max_len // BLOCK)), np.int64)
-        self._plan: Plan | None = None
+        self._plan: AttentionPlan | None = None
         self.holds_non_finite = False
         """Whether a NaN or infinity was ever written to the KV cache."""
 
-    def renew(self, backend: Backend) -> None:
+    def bind_backend(self, backend: Backend) -> None:
         """Bind the model to `backend` again, after the model's modules or weights have changed."""
         self.backend, self.model = backend, backend.bind(self._source)
         self._step: StepFunction = backend.compile(self.model) or EagerStep(self.model)
@@ -107,16 +107,16 @@ class Runner:
     @staticmethod
     def block_bytes(model: Decoder) -> int:
         """Return the bytes of one KV-cache block."""
-        return round(token_bytes(model.config, model.embed_tokens.weight.dtype) * BLOCK)
+        return round(cache_bytes_per_token(model.config, model.embed_tokens.weight.dtype) * BLOCK)
 
     # ---- sequences
 
-    def place(self, sequence: Sequence) -> None:
+    def prepare_slot(self, sequence: Sequence) -> None:
         """Prepare the slot of a newly admitted sequence."""
-        self.histories.place(sequence)
-        self.sampler.place(sequence)
+        self.histories.load_sequence(sequence)
+        self.sampler.start_token_counts(sequence)
 
-    def take(self, sequence: Sequence, length: int) -> SampledReply:
+    def finished_reply(self, sequence: Sequence, length: int) -> SampledReply:
         """Return the reply of a finished sequence of `length` tokens, prompt and reply together."""
         experts = None
         if self.layers:
@@ -155,7 +155,7 @@ class Runner:
         metadata = self._metadata(plan, slot, position, slot_mapping)
         self._plan = self.backend.attention.plan(metadata, self.device, self._plan)
         cache = StepCache(self.cache, self._plan)
-        embeds = self._embeds(plan, ids, size)
+        embeds = self._input_embeddings(plan, ids, size)
         last = [*range(n), *(ends[chunk] for _, chunk in plan.joined)]
         sampling = self.sampler.metadata(scheduler, len(last)) if last else None
         step_input = StepInput(
@@ -172,11 +172,11 @@ class Runner:
         if output.experts is not None and self.layers:
             chosen = self._check_expert_ids(output.experts).to(self.cache.experts.dtype)
             self.cache.experts.flatten(0, 1).index_copy_(0, self._tensor(slot_mapping.clip(min=0)), chosen)
-        self._score(output.hidden, scored)
+        self._score_prompts(output.hidden, scored)
         new = (
             np.zeros(0, np.int64)
             if output.sampled is None
-            else self.sampler.keep(output.sampled, scheduler, self.backend.name)
+            else self.sampler.store_sampled_tokens(output.sampled, scheduler, self.backend.name)
         )
         if plan.copies:
             self.cache.copy(*zip(*plan.copies))
@@ -208,14 +208,14 @@ class Runner:
                 )
         return output
 
-    def _embeds(self, plan: SchedulerOutput, ids: Ints, size: int) -> Tensor | None:
+    def _input_embeddings(self, plan: SchedulerOutput, ids: Ints, size: int) -> Tensor | None:
         """Return the input embeddings [1, tokens, d] of a step with `size` tokens before padding. Return None if no
         request sets `embeds`."""
         places, rows = list[Ints](), list[npt.NDArray[np.float32]]()
         start = plan.decode
         for chunk in plan.chunks:
             if chunk.sequence.embeds is not None:
-                at, embeddings = chunk.sequence.embeds.within(chunk.start, chunk.stop)
+                at, embeddings = chunk.sequence.embeds.embeddings_in_range(chunk.start, chunk.stop)
                 places.append(start + at)
                 rows.append(embeddings)
             start += chunk.stop - chunk.start
@@ -228,7 +228,7 @@ class Runner:
         embedded[:, size:] = embedded[:, :1]  # padding tokens copy the first token, as in `step`
         return embedded
 
-    def _score(self, hidden: Tensor, scored: list[tuple[Sequence, int, range]]) -> None:
+    def _score_prompts(self, hidden: Tensor, scored: list[tuple[Sequence, int, range]]) -> None:
         """Compute prompt log-probabilities from the hidden states [tokens, d] of a step.
 
         `scored` lists (sequence, offset, positions to score). Position p of the sequence is token offset + p of the

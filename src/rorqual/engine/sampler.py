@@ -7,29 +7,29 @@ import torch
 from torch import Tensor
 
 from rorqual.engine.grammar.constraint import Bools, Constraint
-from rorqual.engine.histories import Histories
-from rorqual.engine.penalties import Counts
+from rorqual.engine.histories import SequenceHistories
+from rorqual.engine.penalties import TokenCounts
 from rorqual.engine.scheduler import Scheduler
 from rorqual.engine.seeds import uniform
 from rorqual.engine.sequence import Ints, Sequence
-from rorqual.ops.sampling import SamplerOutput, SamplingMetadata, Settings, likeliest, needs_history
+from rorqual.ops.sampling import SamplerOutput, SamplingMetadata, SamplingSettings, likeliest, needs_history
 
 
 class Sampler:
     """Builds the sampling inputs of the running rows, and stores the sampled tokens in `histories`."""
 
-    def __init__(self, histories: Histories, vocab: int, device: torch.device) -> None:
+    def __init__(self, histories: SequenceHistories, vocab: int, device: torch.device) -> None:
         self.histories, self.vocab, self.device = histories, vocab, device
-        self.counts = Counts()
-        self._settings: Settings | None = None
+        self.counts = TokenCounts()
+        self._settings: SamplingSettings | None = None
         self._constrained: list[tuple[int, Constraint]] = []
         self._with_min_tokens: list[int] = []
         self._version = -1
 
-    def place(self, sequence: Sequence) -> None:
+    def start_token_counts(self, sequence: Sequence) -> None:
         """Count the tokens of a newly admitted sequence, if its request has penalties."""
         if needs_history(sequence.params):
-            self.counts.add(sequence.slot, sequence.prompt, sequence.tokens[len(sequence.prompt) :])
+            self.counts.add_sequence(sequence.slot, sequence.prompt, sequence.tokens[len(sequence.prompt) :])
         else:
             self.counts.drop(sequence.slot)
 
@@ -37,13 +37,13 @@ class Sampler:
         """Return the sampling parameters and random numbers of the `n` rows."""
         rows, active = scheduler.rows, scheduler.running
         if self._version != scheduler.version or self._settings is None:
-            self._settings = Settings.of([s.params for s in active], self.device)
+            self._settings = SamplingSettings.of([s.params for s in active], self.device)
             self._constrained = [(row, s.constraint) for row, s in enumerate(active) if s.constraint]
             self._with_min_tokens = [row for row, s in enumerate(active) if s.barred]
             self._version = scheduler.version
         penalties, seen = self._settings.penalties, None
         if penalties is not None and len(penalties.rows):
-            seen = self.counts.of(rows.slot[:n][penalties.rows])
+            seen = self.counts.counts_of_rows(rows.slot[:n][penalties.rows])
         allowed = self._allowed_token_masks(active, rows.position[:n])
         return SamplingMetadata(self._settings, uniform(rows.key[:n], rows.position[:n]), seen, allowed)
 
@@ -63,7 +63,7 @@ class Sampler:
                     masks[row] = continuing
         return (np.array(list(masks)), np.stack(list(masks.values()))) if masks else None
 
-    def keep(self, drawn: SamplerOutput, scheduler: Scheduler, backend: str) -> Ints:
+    def store_sampled_tokens(self, drawn: SamplerOutput, scheduler: Scheduler, backend: str) -> Ints:
         """Store the sampled token of each row and return the tokens [rows]. Errors name the `backend`."""
         history, rows, n = self.histories, scheduler.rows, len(drawn.ids)
         slot, position = rows.slot[:n], rows.position[:n]
@@ -77,13 +77,13 @@ class Sampler:
         history.ids[slot, position + 1] = new
         history.logprobs[slot, position + 1] = drawn.logprobs.cpu().numpy()
         if self._settings is not None and self._settings.penalties is not None:
-            self.counts.tally(slot, new)
+            self.counts.add_tokens(slot, new)
         for row, constraint in self._constrained:
             constraint.accept(int(new[row]))
-        self._keep_top(drawn.distribution, scheduler.running)
+        self._store_top_logprobs(drawn.distribution, scheduler.running)
         return new
 
-    def _keep_top(self, logprobs: Tensor, active: list[Sequence]) -> None:
+    def _store_top_logprobs(self, logprobs: Tensor, active: list[Sequence]) -> None:
         requesting = [row for row, sequence in enumerate(active) if sequence.params.top_logprobs]
         if not requesting:
             return

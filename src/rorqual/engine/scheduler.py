@@ -30,7 +30,7 @@ make progress."""
 
 
 @dataclass(frozen=True)
-class Chunk:
+class PrefillChunk:
     """A prefill chunk: tokens [start, stop) of a sequence."""
 
     sequence: Sequence
@@ -44,7 +44,7 @@ class SchedulerOutput:
 
     decode: int
     """Number of rows that decode one token each."""
-    chunks: list[Chunk]
+    chunks: list[PrefillChunk]
     """Prefill chunks. Chunks that complete a prompt come last."""
     joined: list[tuple[Sequence, int]]
     """(Sequence, index of a chunk) for each sequence that starts to decode in this step, in row order. The chunk
@@ -60,7 +60,7 @@ class SchedulerOutput:
         return not self.decode and not self.chunks
 
 
-class History(Protocol):
+class HistoryAccess(Protocol):
     """Access to the token histories that the runner stores by slot."""
 
     def tokens(self, slot: int, length: int) -> list[int]:
@@ -77,7 +77,7 @@ class Scheduler:
     always gets at least `QUERIES` tokens.
     """
 
-    def __init__(self, slots: int, pages: KVCacheManager, history: History, *, step_tokens: int = 1024) -> None:
+    def __init__(self, slots: int, pages: KVCacheManager, history: HistoryAccess, *, step_tokens: int = 1024) -> None:
         self.slots, self.kv_cache, self.history = slots, pages, history
         self.step_tokens = step_tokens
         self.rows = InputBatch.empty(slots)
@@ -125,11 +125,11 @@ class Scheduler:
             sequence = self.running[row]
             length = int(self.rows.position[row]) + 1
             while sequence.slot >= 0 and not self.kv_cache.grow(sequence, length):
-                self._preempt(self._last(), plan)
+                self._preempt(self._lowest_ranked_sequence(), plan)
         self._remove_gaps()
         return self.preemptions == before
 
-    def _last(self) -> Sequence:
+    def _lowest_ranked_sequence(self) -> Sequence:
         """Return the sequence to preempt first: lowest priority, then the tenant with the most slots, then the latest
         arrival."""
         slots = self._slots_by_tenant()
@@ -171,7 +171,7 @@ class Scheduler:
         """Remove the rows of preempted sequences from the batch."""
         gone = [row for row, sequence in enumerate(self.running) if sequence.slot < 0]
         if gone:
-            self._compact(np.array(gone, np.int64))
+            self._remove_rows(np.array(gone, np.int64))
 
     def _admit(self, plan: SchedulerOutput) -> None:
         if not self.waiting:
@@ -189,21 +189,23 @@ class Scheduler:
                 self._give_slot(sequence, plan)
                 leader.followers.append(sequence)
                 continue
-            hit = self.kv_cache.match(sequence, None if sequence.scores is None else sequence.scores.reusable)
+            hit = self.kv_cache.match(
+                sequence, None if sequence.scores is None else sequence.scores.n_reusable_positions
+            )
             # Reserve one block per row, so that admitting a sequence does not force a preemption in the next step.
             needed = -(-len(sequence.tokens) // BLOCK) - len(sequence.blocks) + len(self.running) + len(self.prefilling)
-            if self.kv_cache.pool.available < needed and (self.running or self.prefilling):
+            if self.kv_cache.pool.n_available < needed and (self.running or self.prefilling):
                 self.kv_cache.release(sequence)
                 if not self._preempt_for(sequence, plan):
                     return
                 continue
             self._give_slot(sequence, plan)
             sequence.num_computed_tokens = hit
-            self._count(sequence, hit)
+            self._count_cache_hits(sequence, hit)
             self.prefilling.append(sequence)
             leaders[key] = sequence
 
-    def _count(self, sequence: Sequence, hit: int) -> None:
+    def _count_cache_hits(self, sequence: Sequence, hit: int) -> None:
         """Count the prefix-cache hits and misses of a sequence when it is first admitted."""
         if sequence.hit < 0:
             sequence.hit = hit
@@ -218,14 +220,14 @@ class Scheduler:
     def _preempt_for(self, sequence: Sequence, plan: SchedulerOutput) -> bool:
         """Preempt a running sequence in favour of the queued `sequence`. Returns False if no running sequence may be
         preempted."""
-        victim = self._victim(sequence)
+        victim = self._choose_victim(sequence)
         if victim is None:
             return False
         self._preempt(victim, plan)
         self._remove_gaps()
         return True
 
-    def _victim(self, sequence: Sequence) -> Sequence | None:
+    def _choose_victim(self, sequence: Sequence) -> Sequence | None:
         """Return the sequence to preempt in favour of the queued `sequence`, or None.
 
         If a sequence of lower priority has a slot, the victim is the sequence that `_last` returns. If no such sequence has a
@@ -234,7 +236,7 @@ class Scheduler:
         tenant has the most slots. Ties go to the candidate with the most decoded tokens.
         """
         if min(s.priority for s in (*self.running, *self.prefilling)) < sequence.priority:
-            return self._last()
+            return self._lowest_ranked_sequence()
         slots = self._slots_by_tenant()
         if slots.keys() == {sequence.tenant}:
             return None
@@ -258,24 +260,24 @@ class Scheduler:
         """Divide the step's remaining token budget among the sequences in prefill. Sequences with a completed prompt get their rows."""
         plan.decode = len(self.running)
         budget = max(self.step_tokens - plan.decode, QUERIES)
-        completed: list[Chunk] = []
+        completed: list[PrefillChunk] = []
         order = round_robin(self.prefilling)
         for index, sequence in enumerate(order):
             if sequence.slot < 0 or budget <= 0:
                 continue
             share = min(max(QUERIES, budget // (len(order) - index)), budget)
             stop = min(sequence.num_computed_tokens + share, len(sequence.tokens))
-            if not self._grow(sequence, stop, order[index + 1 :], plan):
+            if not self._allocate_for_chunk(sequence, stop, order[index + 1 :], plan):
                 continue
-            chunk = Chunk(sequence, sequence.num_computed_tokens, stop)
+            chunk = PrefillChunk(sequence, sequence.num_computed_tokens, stop)
             (completed if stop == len(sequence.tokens) else plan.chunks).append(chunk)
             sequence.num_computed_tokens = stop
             budget -= stop - chunk.start
         for chunk in completed:
             plan.chunks.append(chunk)
-            self._join(chunk.sequence, len(plan.chunks) - 1, plan)
+            self._start_decoding(chunk.sequence, len(plan.chunks) - 1, plan)
 
-    def _grow(self, sequence: Sequence, stop: int, later: list[Sequence], plan: SchedulerOutput) -> bool:
+    def _allocate_for_chunk(self, sequence: Sequence, stop: int, later: list[Sequence], plan: SchedulerOutput) -> bool:
         """Allocate the blocks of a chunk. Returns False if too few blocks are available.
 
         If sequences are decoding, the chunk waits for a decoding sequence to finish and free its blocks. If no sequence
@@ -288,12 +290,12 @@ class Scheduler:
             self._preempt(with_slot[-1], plan)
         return True
 
-    def _join(self, sequence: Sequence, chunk: int, plan: SchedulerOutput) -> None:
+    def _start_decoding(self, sequence: Sequence, chunk: int, plan: SchedulerOutput) -> None:
         """Give rows to a sequence whose prefill completes in this step, and to its `followers`, which share the
         prefill."""
         self.prefilling.remove(sequence)
         followers, sequence.followers = sequence.followers, []
-        self._row(sequence, chunk, plan)
+        self._add_row(sequence, chunk, plan)
         for follower in followers:
             follower.scores = sequence.scores  # one object for both: this step adds to it
             copied = self.kv_cache.fork(sequence, follower, len(sequence.tokens))
@@ -302,10 +304,10 @@ class Scheduler:
                 continue
             plan.copies += copied
             follower.num_computed_tokens = sequence.num_computed_tokens
-            self._count(follower, (len(follower.prompt) - 1) // BLOCK * BLOCK)
-            self._row(follower, chunk, plan)
+            self._count_cache_hits(follower, (len(follower.prompt) - 1) // BLOCK * BLOCK)
+            self._add_row(follower, chunk, plan)
 
-    def _row(self, sequence: Sequence, chunk: int, plan: SchedulerOutput) -> None:
+    def _add_row(self, sequence: Sequence, chunk: int, plan: SchedulerOutput) -> None:
         self.rows.fill(len(self.running), sequence)
         self.running.append(sequence)
         self.version += 1
@@ -313,7 +315,7 @@ class Scheduler:
 
     # ---- after a step
 
-    def advance(self, tokens: Ints, stops: Ints) -> Ints:
+    def advance_rows(self, tokens: Ints, stops: Ints) -> Ints:
         """Advance each running row by its new token [rows] and return the finished rows, ascending."""
         n, rows = len(self.running), self.rows
         rows.position[:n] += 1
@@ -322,11 +324,11 @@ class Scheduler:
             done |= (tokens == stop) & ~rows.ignore_eos[:n]
         for row in np.flatnonzero(rows.special[:n]).tolist():
             sequence = self.running[row]
-            sequence.halted = self._halts(sequence, int(tokens[row]), int(rows.position[row]) + 1)
+            sequence.halted = self._is_stopped(sequence, int(tokens[row]), int(rows.position[row]) + 1)
             done[row] |= sequence.halted
         return np.flatnonzero(done)
 
-    def _halts(self, sequence: Sequence, token: int, length: int) -> bool:
+    def _is_stopped(self, sequence: Sequence, token: int, length: int) -> bool:
         """Return whether a stop token, a stop string or a completed grammar ends a sequence of `length` tokens."""
         if token in sequence.params.stop_token_ids or (sequence.constraint is not None and sequence.constraint.done):
             return True
@@ -342,14 +344,14 @@ class Scheduler:
                 sequence.tokens = self.history.tokens(sequence.slot, computed)
                 self.kv_cache.cache_blocks(sequence, computed)
             self._free_slot(sequence)
-        self._compact(rows)
+        self._remove_rows(rows)
 
     def _free_slot(self, sequence: Sequence) -> None:
         self.kv_cache.release(sequence)
         self._free.append(sequence.slot)
         sequence.slot = -1
 
-    def _compact(self, rows: Ints) -> None:
+    def _remove_rows(self, rows: Ints) -> None:
         keep = len(self.running) - len(rows)
         self.version += 1
         holes = rows[rows < keep]
@@ -384,13 +386,13 @@ class Scheduler:
         if rows:
             self.release(np.array(rows, np.int64))
 
-    def renew(self, fingerprint: bytes) -> None:
+    def invalidate_blocks(self, fingerprint: bytes) -> None:
         """Invalidate all blocks cached under the old weights.
 
         Running sequences continue. The blocks of a running sequence mix keys and values of the old and the new weights. Blocks
         with mixed weights are not cached, so later requests do not share such blocks.
         """
-        self.kv_cache.renew(fingerprint)
+        self.kv_cache.invalidate_blocks(fingerprint)
         for sequence in self._sequences_with_slot():
             sequence.reuse, sequence.stale = False, True
         for sequence in self.waiting:

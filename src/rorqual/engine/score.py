@@ -56,7 +56,7 @@ def score(
         raise DataError(
             f"k={k} is out of range for a vocabulary of {vocab}", where="score", remedy=f"Set k from 1 to {vocab}."
         )
-    documents = _documents(samples, context)
+    documents = _packable_samples(samples, context)
     if not documents:
         return []
     packed = pack(documents, max(map(len, documents)))
@@ -89,7 +89,7 @@ def first_token_logprobs(model: Decoder, prompts: Sequence[Sequence[int]], ids: 
     Raises DataError if a prompt is empty or longer than the context minus one token.
     """
     context, device = model.config.max_position_embeddings, model.embed_tokens.weight.device
-    documents = _documents([(prompt, ids[:1]) for prompt in prompts], context)
+    documents = _packable_samples([(prompt, ids[:1]) for prompt in prompts], context)
     found = []
     for start in range(0, len(documents), ROWS):
         part = documents[start : start + ROWS]
@@ -102,7 +102,7 @@ def first_token_logprobs(model: Decoder, prompts: Sequence[Sequence[int]], ids: 
     return torch.cat(found).numpy() if found else np.zeros((0, len(ids)), np.float32)
 
 
-def _documents(samples: Sequence[tuple[Sequence[int], Sequence[int]]], context: int) -> list[Sample]:
+def _packable_samples(samples: Sequence[tuple[Sequence[int], Sequence[int]]], context: int) -> list[Sample]:
     for number, (prompt, reply) in enumerate(samples, start=1):
         if not len(prompt) or not len(reply) or len(prompt) + len(reply) > context:
             raise DataError(

@@ -20,7 +20,7 @@ Bits = Literal[31, 64]
 
 def sample_key(seed: int, sample: int) -> int:
     """Return the 64-bit key of the random stream of sample number `sample`."""
-    return _mix(_mix(seed & _MASK) ^ (sample & _MASK))
+    return _splitmix64(_splitmix64(seed & _MASK) ^ (sample & _MASK))
 
 
 def uniform(keys: npt.NDArray[np.uint64], positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
@@ -44,27 +44,27 @@ def sample_seed(seed: int, sample: int, bits: Bits = 64) -> int:
     `sample_key(result, 0)` equals `sample_key(seed, sample)`, so a Rorqual server draws the same sample as a local
     engine. With 31 bits the result is a non-negative hash of `seed` and `sample`.
     """
-    mixed = _mix(seed) ^ (sample & _MASK)
+    mixed = _splitmix64(seed) ^ (sample & _MASK)
     if bits == 31:
-        return _mix(mixed) >> 33
-    server_seed = _unmix(mixed)
+        return _splitmix64(mixed) >> 33
+    server_seed = _invert_splitmix64(mixed)
     return server_seed - (1 << 64) if server_seed >> 63 else server_seed
 
 
-def _mix(value: int) -> int:
+def _splitmix64(value: int) -> int:
     value = (value + _GOLDEN) & _MASK
     value = ((value ^ (value >> 30)) * _MIX1) & _MASK
     value = ((value ^ (value >> 27)) * _MIX2) & _MASK
     return value ^ (value >> 31)
 
 
-def _unmix(value: int) -> int:
+def _invert_splitmix64(value: int) -> int:
     """Return the number that `_mix` maps to `value`."""
-    value = _unshift(value, 31) * pow(_MIX2, -1, 1 << 64) & _MASK
-    value = _unshift(value, 27) * pow(_MIX1, -1, 1 << 64) & _MASK
-    return (_unshift(value, 30) - _GOLDEN) & _MASK
+    value = _invert_xor_shift(value, 31) * pow(_MIX2, -1, 1 << 64) & _MASK
+    value = _invert_xor_shift(value, 27) * pow(_MIX1, -1, 1 << 64) & _MASK
+    return (_invert_xor_shift(value, 30) - _GOLDEN) & _MASK
 
 
-def _unshift(value: int, by: int) -> int:
+def _invert_xor_shift(value: int, by: int) -> int:
     """Invert `value ^= value >> by`. The result is correct only if `by` is at least 22."""
     return value ^ (value >> by) ^ (value >> 2 * by)

@@ -12,9 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from rorqual.core.content_parts import ContentPart, content_json
 from rorqual.core.errors import DataError, RorqualError
 from rorqual.core.journal import Journal, to_line
-from rorqual.core.parts import ContentPart, content_json
 from rorqual.core.records import write_atomic
 from rorqual.engine.engine import Engine
 from rorqual.engine.remote.engine import RemoteEngine, RemoteError
@@ -90,7 +90,7 @@ class AnswerCache:
         """Number of answers in the cache."""
         return len(self._answers)
 
-    def forget(self) -> None:
+    def drop_saved_answers(self) -> None:
         """Drop the answers to this run's requests from the cache, because the saved
         result contains these answers. Answers to other requests stay.
         """
@@ -103,7 +103,7 @@ class AnswerCache:
     def generate(self, requests: Sequence[Request], *, progress: Progress | None = None) -> list[list[Completion]]:
         """Return the `n` samples of each request. Only samples that are not in the cache are generated."""
         names = {
-            (number, sample): _name(request, sample)
+            (number, sample): _cache_key(request, sample)
             for number, request in enumerate(requests)
             for sample in range(request.params.n)
         }
@@ -126,7 +126,7 @@ class AnswerCache:
             progress(len(found), len(names))
         missing = {place: name for place, name in names.items() if place not in found}
         if isinstance(self.generator, RemoteEngine):
-            self._ask_address(self.generator, requests, list(missing), arrived)
+            self._generate_on_server(self.generator, requests, list(missing), arrived)
             if self.refusals and not self.answered and all(completion.error for completion in found.values()):
                 raise self.refusals[0]
         elif missing:
@@ -144,7 +144,7 @@ class AnswerCache:
             [found[number, sample] for sample in range(request.params.n)] for number, request in enumerate(requests)
         ]
 
-    def _ask_address(
+    def _generate_on_server(
         self,
         engine: RemoteEngine,
         requests: Sequence[Request],
@@ -153,12 +153,12 @@ class AnswerCache:
     ) -> None:
         in_a_row = 0
 
-        def answer(place: int, completion: Completion) -> None:
+        def store_answer(place: int, completion: Completion) -> None:
             nonlocal in_a_row
             in_a_row = 0
             arrived(*places[place], completion)
 
-        def refused(place: int, error: RemoteError) -> None:
+        def record_rejection(place: int, error: RemoteError) -> None:
             nonlocal in_a_row
             in_a_row += 1
             self.refusals.append(error)
@@ -167,18 +167,20 @@ class AnswerCache:
             message = f"the server rejected the request: {error.what}"
             arrived(*places[place], Completion((), [], [], "stop", "", None, error=message))
 
-        engine.collect([(requests[number], sample) for number, sample in places], answer, refused=refused)
+        engine.collect_completions(
+            [(requests[number], sample) for number, sample in places], store_answer, refused=record_rejection
+        )
 
 
-def _name(request: Request, sample: int) -> str:
+def _cache_key(request: Request, sample: int) -> str:
     """Return the cache key of a sample: a digest of everything that determines the sample. The sample count `n` is excluded."""
     fields = asdict(replace(request, params=replace(request.params, n=1), embeds=None))
     if request.embeds is not None:
         fields["embeds"] = request.embeds.digest.hex()
-    return hashlib.sha256(json.dumps([fields, sample], sort_keys=True, default=_plain).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([fields, sample], sort_keys=True, default=_to_json_value).encode()).hexdigest()
 
 
-def _plain(value: object) -> object:
+def _to_json_value(value: object) -> object:
     return content_json([value]) if isinstance(value, ContentPart) else str(value)
 
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 
 from rorqual.evals.attention_tables import planted_misses_by_depth
-from rorqual.evals.missed_report import MissedReport
-from rorqual.evals.planted import DEPTHS
+from rorqual.evals.planted_passages import DEPTHS
+from rorqual.evals.sparse_attention_report import SparseAttentionReport
 from rorqual.report.chart import Chart, Panel, Series
 
 WIDTH = 4.6
 """Inches. At this width, the text of a chart is readable on a phone."""
 
 
-def needles_chart(report: MissedReport) -> Chart:
+def needles_chart(report: SparseAttentionReport) -> Chart:
     """Chart a heat map for each budget: how much of the dense attention to needles lies on selected positions, by depth
     and length."""
     cells = [one for one in report.planted if one.kind == "needle"]
     lengths = sorted({one.length for one in cells})
-    lowest = min(cells, key=lambda one: one.kept)
+    lowest = min(cells, key=lambda one: one.selected_share)
     return Chart(
         name="needles",
         width=WIDTH,
@@ -29,15 +29,15 @@ def needles_chart(report: MissedReport) -> Chart:
             for budget in report.budgets
             if planted_misses_by_depth(report, "needle", budget)
         ],
-        alt=f"Needles by depth and length. Lowest: {lowest.kept:.0%} at depth {lowest.depth:.0%}, length {lowest.length}, "
+        alt=f"Needles by depth and length. Lowest: {lowest.selected_share:.0%} at depth {lowest.depth:.0%}, length {lowest.length}, "
         f"{lowest.budget} positions.",
         caption="Share of the dense attention to the needle that lies on selected positions, over all layers. Queries are the tokens of "
         "question and answer. Depth: the share of the filler before the needle.",
     )
 
 
-def _needle_map(report: MissedReport, budget: int, lengths: list[int]) -> Panel:
-    kept = {(one.depth, one.length): one.kept for one in planted_misses_by_depth(report, "needle", budget)}
+def _needle_map(report: SparseAttentionReport, budget: int, lengths: list[int]) -> Panel:
+    kept = {(one.depth, one.length): one.selected_share for one in planted_misses_by_depth(report, "needle", budget)}
     rows = {depth: [kept.get((depth, length), math.nan) for length in lengths] for depth in DEPTHS}
     return Panel(
         kind="map",

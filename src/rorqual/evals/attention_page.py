@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.evals.attention_chart import needles_chart
 from rorqual.evals.attention_tables import notes, tables
-from rorqual.evals.missed import LowestQuery
-from rorqual.evals.missed_report import MissedReport
+from rorqual.evals.sparse_attention_misses import LeastCoveredQuery
+from rorqual.evals.sparse_attention_report import SparseAttentionReport
 from rorqual.report.chart import draw
 from rorqual.report.page import ColouredText, page
 
@@ -17,10 +17,11 @@ FULL = 0.75
 """Strength of the colour of the largest weight. The text must remain readable on this colour."""
 
 
-def attention_page(report: MissedReport, tokenizer: Tokenizer) -> str:
+def attention_page(report: SparseAttentionReport, tokenizer: Tokenizer) -> str:
     """Return the HTML page of `report`. The tokenizer decodes the text that each query on the page sees."""
     queries = sorted(
-        ((text.name, text.at(report.shown).lowest) for text in report.texts), key=lambda pair: pair[1].mass
+        ((text.name, text.misses_at_budget(report.shown_budget).lowest) for text in report.texts),
+        key=lambda pair: pair[1].mass,
     )
     return page(
         "attention",
@@ -32,18 +33,18 @@ def attention_page(report: MissedReport, tokenizer: Tokenizer) -> str:
     )
 
 
-def _summary(name: str, query: LowestQuery) -> str:
+def _summary(name: str, query: LeastCoveredQuery) -> str:
     return (
         f"{name}: {query.mass:.1%} of the attention is on selected positions "
         f"(layer {query.layer}, window {query.window}, position {len(query.tokens) - 1}, {len(query.missed)} missed)"
     )
 
 
-def colour_by_weight(query: LowestQuery, tokenizer: Tokenizer) -> ColouredText:
+def colour_by_weight(query: LeastCoveredQuery, tokenizer: Tokenizer) -> ColouredText:
     """Return the text that a query sees, coloured by the attention weight of each token. Tokens that share a character are joined."""
     selected, missed, largest = {*query.selected}, {*query.missed}, max(query.weights)
     parts = []
-    for positions, text in characters(query.tokens, tokenizer):
+    for positions, text in token_groups_of_characters(query.tokens, tokenizer):
         weight = sum(query.weights[position] for position in positions)
         kinds = ["s" if selected & {*positions} else "n"]
         kinds += ["m"] if missed & {*positions} else []
@@ -53,7 +54,7 @@ def colour_by_weight(query: LowestQuery, tokenizer: Tokenizer) -> ColouredText:
     return parts
 
 
-def characters(tokens: tuple[int, ...], tokenizer: Tokenizer) -> Iterator[tuple[list[int], str]]:
+def token_groups_of_characters(tokens: tuple[int, ...], tokenizer: Tokenizer) -> Iterator[tuple[list[int], str]]:
     """Yield (positions, text) for groups of consecutive tokens. Tokens are joined until their bytes end with a whole
     character."""
     positions, data = list[int](), b""

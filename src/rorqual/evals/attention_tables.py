@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from statistics import fmean as mean
 from typing import NamedTuple
 
-from rorqual.evals.missed import LayerMisses, Misses
-from rorqual.evals.missed_report import MissedReport
-from rorqual.evals.planted import DEPTHS, PlantedKind, PlantedMisses
+from rorqual.evals.planted_passages import DEPTHS, PlantedKind, PlantedMisses
+from rorqual.evals.sparse_attention_misses import LayerSelectionMisses, SelectionMisses
+from rorqual.evals.sparse_attention_report import SparseAttentionReport
 from rorqual.report.table import Table
 
 
-class Distance(NamedTuple):
+class AttentionAtDistance(NamedTuple):
     """A range of distances, the share of dense attention at these distances, and the fraction of this share that lies on selected positions."""
 
     name: str
@@ -20,17 +20,20 @@ class Distance(NamedTuple):
     inside: float
 
 
-def misses_at_shown_budget(report: MissedReport) -> list[Misses]:
+def misses_at_shown_budget(report: SparseAttentionReport) -> list[SelectionMisses]:
     """Return the measured values of each text at the budget `report.shown`."""
-    return [text.at(report.shown) for text in report.texts]
+    return [text.misses_at_budget(report.shown_budget) for text in report.texts]
 
 
-def recall_by_layer(report: MissedReport, budget: int) -> list[float]:
+def recall_by_layer(report: SparseAttentionReport, budget: int) -> list[float]:
     """Return the recall of each layer at a budget, averaged over texts."""
-    return [mean([layer.recall for layer in layers]) for layers in _layers([text.at(budget) for text in report.texts])]
+    return [
+        mean([layer.recall for layer in layers])
+        for layers in _layers([text.misses_at_budget(budget) for text in report.texts])
+    ]
 
 
-def distances(report: MissedReport) -> list[Distance]:
+def distances(report: SparseAttentionReport) -> list[AttentionAtDistance]:
     """Return the share of attention in each range of distance at the budget `report.shown`, averaged over texts and layers."""
     layers = [layer for missed in misses_at_shown_budget(report) for layer in missed.layers]
     found = []
@@ -38,30 +41,33 @@ def distances(report: MissedReport) -> list[Distance]:
         parts = [part for layer in layers for part in layer.distances if part.first == first]
         share, end = sum(part.share for part in parts), min(last, report.length - 1)
         name = f"{first:,}" if first == end else f"{first:,}-{end:,}"
-        found.append(Distance(name, share / len(layers), sum(part.share * part.inside for part in parts) / share))
+        found.append(
+            AttentionAtDistance(name, share / len(layers), sum(part.share * part.inside for part in parts) / share)
+        )
     return found
 
 
 def planted_misses_by_depth(
-    report: MissedReport, kind: PlantedKind, budget: int, length: int = 0
+    report: SparseAttentionReport, kind: PlantedKind, budget: int, length: int = 0
 ) -> list[PlantedMisses]:
     """Return the results for a planted kind at one budget and one length (0: all lengths), by depth."""
     return [one for one in report.planted if (one.kind, one.budget) == (kind, budget) and length in (0, one.length)]
 
 
-def tables(report: MissedReport) -> dict[str, Table]:
+def tables(report: SparseAttentionReport) -> dict[str, Table]:
     """Return all tables by name. Tables without rows are left out."""
     found = {**_text_tables(report), "needles": _needles(report), "copies": _copies(report)}
     return {name: table for name, table in found.items() if table.rows}
 
 
-def notes(report: MissedReport) -> list[str]:
+def notes(report: SparseAttentionReport) -> list[str]:
     """Return lines that explain the columns of the tables, and that name the untrained and the dense budgets."""
     found = []
     if report.texts:
         found += [
             "mass: share of dense attention on selected positions (p1: first percentile over queries)",
-            f"recall: share of the {report.shown} positions with the largest dense weights that are selected; by text, the lowest layer's",
+            f"recall: share of the {report.shown_budget} positions with the largest dense weights that are selected; "
+            "by text, the lowest layer's",
             "weighted: share of the dense attention on these positions that is on selected ones; by text, the lowest layer's",
             "output: |sparse - dense| / |dense|. tied: selected positions whose score equals the best that is not selected",
             "KL: KL(dense || sparse) of the next token in nats. changed: queries whose most likely token changes. loss: in nats",
@@ -80,9 +86,9 @@ def notes(report: MissedReport) -> list[str]:
     return found
 
 
-def heading(report: MissedReport) -> list[str]:
+def heading(report: SparseAttentionReport) -> list[str]:
     """Return lines with the model, its budget, and the numbers of windows and queries."""
-    lines = [f"{report.model}: index_topk={report.trained}, tables at {report.shown} positions per query."]
+    lines = [f"{report.model}: index_topk={report.trained}, tables at {report.shown_budget} positions per query."]
     if texts := misses_at_shown_budget(report):
         windows, queries, dense = (
             sum(values) for values in zip(*((t.windows, t.queries, t.dense) for t in texts), strict=True)
@@ -92,20 +98,20 @@ def heading(report: MissedReport) -> list[str]:
     return lines
 
 
-def missed_table(report: MissedReport) -> str:
+def report_as_text(report: SparseAttentionReport) -> str:
     """Return all tables and notes as text."""
     return "\n".join([*heading(report), *(table.text() for table in tables(report).values()), "", *notes(report)])
 
 
-def _layers(texts: Sequence[Misses]) -> list[tuple[LayerMisses, ...]]:
+def _layers(texts: Sequence[SelectionMisses]) -> list[tuple[LayerSelectionMisses, ...]]:
     """Return, for each layer, the values of all texts."""
     return list(zip(*(missed.layers for missed in texts), strict=True))
 
 
-def _text_tables(report: MissedReport) -> dict[str, Table]:
+def _text_tables(report: SparseAttentionReport) -> dict[str, Table]:
     texts = misses_at_shown_budget(report)
     by_text = [
-        [text.name, f"{m.windows}", f"{m.queries:,}", f"{m.mass:.3f}", f"{m.recall:.3f}", f"{m.weighted_recall:.3f}",
+        [text.name, f"{m.windows}", f"{m.queries:,}", f"{m.mean_mass:.3f}", f"{m.recall:.3f}", f"{m.weighted_recall:.3f}",
          f"{m.kl:.4f}", f"{m.flips:.1%}", f"{m.loss_sparse:.4f}", f"{m.loss_dense:.4f}"]
         for text, m in zip(report.texts, texts, strict=True)
     ]  # fmt: skip
@@ -146,23 +152,34 @@ LAYER = {
 """The columns of the table by layer: heading -> (field of `LayerMisses`, format)."""
 
 
-def _needles(report: MissedReport) -> Table:
+def _needles(report: SparseAttentionReport) -> Table:
     rows = []
     for budget in report.budgets:
         for length in sorted({one.length for one in planted_misses_by_depth(report, "needle", budget)}):
             cells = planted_misses_by_depth(report, "needle", budget, length)
             right = (mean([one.right_sparse for one in cells]), mean([one.right_dense for one in cells]))
             rows.append(
-                [f"{budget}", f"{length:,}", *(f"{one.kept:.1%}" for one in cells), *(f"{r:.1%}" for r in right)]
+                [
+                    f"{budget}",
+                    f"{length:,}",
+                    *(f"{one.selected_share:.1%}" for one in cells),
+                    *(f"{r:.1%}" for r in right),
+                ]
             )
     depths = [f"depth {depth:.0%}" for depth in DEPTHS]
     heads = ["budget", "length", *depths, "right sparse", "right dense"]
     return Table(title="needles: attention kept by depth, and right answers", heads=heads, rows=rows)
 
 
-def _copies(report: MissedReport) -> Table:
+def _copies(report: SparseAttentionReport) -> Table:
     rows = [
-        [f"{budget}", f"{one.distance:,}", f"{one.kept:.1%}", f"{one.right_sparse:.1%}", f"{one.right_dense:.1%}"]
+        [
+            f"{budget}",
+            f"{one.distance:,}",
+            f"{one.selected_share:.1%}",
+            f"{one.right_sparse:.1%}",
+            f"{one.right_dense:.1%}",
+        ]
         for budget in report.budgets
         for one in reversed(planted_misses_by_depth(report, "copy", budget))
     ]

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 
 from rorqual.core.errors import RorqualError
-from rorqual.evals.evaluation import ALL, cell_name
-from rorqual.evals.surface import grow_tree
+from rorqual.evals.decision_tree import grow_tree
+from rorqual.evals.evaluation import ALL, baseline_key
 from rorqual.tasks.find import safe_grade, safe_problems
 from rorqual.tasks.task import Problem, Task, Verdict
 
@@ -19,17 +19,17 @@ DRAWS = 4
 of this limit, rare families may get fewer than `FIT` problems."""
 UNIFORM = "uniform"
 
-Guess = Callable[[Problem], str]
-Cell = tuple[str, str]
+GuessingRule = Callable[[Problem], str]
+FamilyAndLevel = tuple[str, str]
 
 
-def majority(task: Task, train: Sequence[Problem]) -> Guess:
+def majority(task: Task, train: Sequence[Problem]) -> GuessingRule:
     """Return a rule that always guesses the most frequent label in `train`."""
     most = Counter(map(task.label, train)).most_common(1)[0][0]
     return lambda problem: most
 
 
-def by_length(task: Task, train: Sequence[Problem]) -> Guess:
+def by_length(task: Task, train: Sequence[Problem]) -> GuessingRule:
     """Return a rule that guesses the most frequent label among the train prompts with the same number of characters and
     words.
 
@@ -43,13 +43,13 @@ def by_length(task: Task, train: Sequence[Problem]) -> Guess:
     return lambda problem: most[_lengths(problem)] if _lengths(problem) in most else fallback(problem)
 
 
-def by_tree(task: Task, train: Sequence[Problem]) -> Guess:
-    """Return a rule that guesses with a small decision tree (see evals/surface.py)."""
+def by_tree(task: Task, train: Sequence[Problem]) -> GuessingRule:
+    """Return a rule that guesses with a small decision tree (see evals/decision_tree.py)."""
     tree = grow_tree([problem.prompt for problem in train], [task.label(problem) for problem in train])
     return lambda problem: tree.guess(problem.prompt)
 
 
-RULES: dict[str, Callable[[Task, Sequence[Problem]], Guess]] = {
+RULES: dict[str, Callable[[Task, Sequence[Problem]], GuessingRule]] = {
     "majority": majority,
     "length": by_length,
     "tree": by_tree,
@@ -64,14 +64,14 @@ def baselines(task: Task, problems: Sequence[Problem], seed: int, fit: int = FIT
     answers in the fitting set. A cell without train problems has no baselines. Pooled results that include a cell
     without train problems are left out.
     """
-    by_cell: dict[Cell, list[Problem]] = {}
+    by_cell: dict[FamilyAndLevel, list[Problem]] = {}
     for problem in problems:
         by_cell.setdefault((problem.family, problem.level), []).append(problem)
-    train_of = training(task, by_cell, seed, fit, {problem.key for problem in problems})
+    train_of = draw_train_problems(task, by_cell, seed, fit, {problem.key for problem in problems})
     shares_of: dict[str, dict[str, list[float]]] = {}
     lacking: set[str] = set()
     for (family, level), group in by_cell.items():
-        names = {cell_name(family, level), family, ALL}
+        names = {baseline_key(family, level), family, ALL}
         train = train_of[family, level]
         if not train:
             lacking |= names
@@ -86,11 +86,11 @@ def baselines(task: Task, problems: Sequence[Problem], seed: int, fit: int = FIT
     }
 
 
-def training(
-    task: Task, cells: Collection[Cell], seed: int, fit: int, held: Collection[str]
-) -> dict[Cell, list[Problem]]:
+def draw_train_problems(
+    task: Task, cells: Collection[FamilyAndLevel], seed: int, fit: int, held: Collection[str]
+) -> dict[FamilyAndLevel, list[Problem]]:
     """Return up to `fit` train problems for each of `cells`, excluding the problems whose key is in `held`."""
-    known: dict[Cell, list[Problem]] = {cell: [] for cell in cells}
+    known: dict[FamilyAndLevel, list[Problem]] = {cell: [] for cell in cells}
     lacking = set(known)
     try:
         for drawn, problem in enumerate(safe_problems(task, "train", seed), 1):

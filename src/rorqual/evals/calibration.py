@@ -47,7 +47,7 @@ class CascadeRule(Config):
     sure: float
 
 
-def read_rule(path: Path) -> CascadeRule:
+def read_cascade_rule(path: Path) -> CascadeRule:
     """Read the rule from the result file of a cascade. Raises DataError with path and key if the file is missing or invalid."""
     remedy = "Run `rorqual eval cascade=STUDENT,TEACHER out=FILE.json` to create it."
     data = read_json(path, "the file", remedy)

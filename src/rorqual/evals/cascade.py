@@ -20,7 +20,7 @@ from rorqual.core.records import write_json
 from rorqual.evals.calibration import Calibration, Signal
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.stats import Interval, wilson
-from rorqual.evals.votes import Group, majority
+from rorqual.evals.votes import SamplesOfProblem, majority_accuracy
 
 FEWEST = 10
 """Smallest number of graded answers on which a calibration can be fitted."""
@@ -31,7 +31,7 @@ BINS = 5
 
 
 @dataclass(frozen=True)
-class CascadeChoice:
+class ProblemInCascade:
     """One problem of a cascade: the student's confidence, whether student and teacher are right (a fraction if votes
     tie), and the tokens that each generated. The confidence is 0 if the student's reply
     failed, or if it was truncated and the signal is its log-probability."""
@@ -88,7 +88,7 @@ class Cascade(Config):
         """Write the cascade as JSON, atomically."""
         write_json(path, self.model_dump(mode="json"))
 
-    def choices(self) -> list[CascadeChoice]:
+    def problems_by_confidence(self) -> list[ProblemInCascade]:
         """Return the problems that are graded for both models, by rising confidence. Raises DataError if no problem is graded."""
         teacher = self.teacher.by_problem
         found = []
@@ -98,7 +98,7 @@ class Cascade(Config):
             if student is not None and other is not None:
                 unsure = failed or (self.calibration.signal == "logprob" and group[0].truncated)
                 confidence = 0.0 if unsure else self.calibration.probability(signal_of(group, self.calibration.signal))
-                found.append(CascadeChoice(key, confidence, student, other, _tokens(group), _tokens(teacher[key])))
+                found.append(ProblemInCascade(key, confidence, student, other, _tokens(group), _tokens(teacher[key])))
         if not found:
             raise DataError(
                 "no problem was graded for both models", where="cascade", remedy="Look at the errors of the replies."
@@ -108,13 +108,13 @@ class Cascade(Config):
     @property
     def ungraded(self) -> int:
         """Number of problems that are left out, because a reply of either model could not be graded."""
-        return len(self.student.keys) - len(self.choices())
+        return len(self.student.keys) - len(self.problems_by_confidence())
 
-    def point(self, asked: int, choices: Sequence[CascadeChoice]) -> CascadePoint:
+    def result_with_teacher_on(self, asked: int, choices: Sequence[ProblemInCascade]) -> CascadePoint:
         """Return the result if the teacher answers the `asked` problems of the lowest confidence. If only some problems with equal
         confidence go to the teacher, the result is the expectation over a random choice among them."""
         count, share = len(choices), asked / len(choices)
-        shares = asked_shares(asked, choices)
+        shares = teacher_probabilities(asked, choices)
         right = sum(part * c.teacher + (1 - part) * c.student for c, part in zip(choices, shares, strict=True))
         student, teacher = (sum(getattr(choice, name) for choice in choices) / count for name in ("student", "teacher"))
         tokens = (
@@ -128,19 +128,22 @@ class Cascade(Config):
     def curve(self) -> list[CascadePoint]:
         """Return one point for each number of problems that the teacher may answer, from 0 to all. If there are more than `CURVE`
         problems, evenly spaced numbers are used."""
-        choices = self.choices()
+        choices = self.problems_by_confidence()
         steps = min(len(choices), CURVE)
-        return [self.point(round(step * len(choices) / steps), choices) for step in range(steps + 1)]
+        return [self.result_with_teacher_on(round(step * len(choices) / steps), choices) for step in range(steps + 1)]
 
-    def point_at(self) -> CascadePoint:
+    def result_at_threshold(self) -> CascadePoint:
         """Return the point at the threshold `sure`."""
-        choices = self.choices()
-        return self.point(sum(choice.confidence < self.sure for choice in choices), choices)
+        choices = self.problems_by_confidence()
+        return self.result_with_teacher_on(sum(choice.confidence < self.sure for choice in choices), choices)
 
     def teacher_alone(self) -> CascadePoint:
         """Return the result if the teacher answers every problem alone. The cost does not include the student's tokens."""
-        choices = self.choices()
-        point, tokens = self.point(len(choices), choices), sum(c.teacher_tokens for c in choices) / len(choices)
+        choices = self.problems_by_confidence()
+        point, tokens = (
+            self.result_with_teacher_on(len(choices), choices),
+            sum(c.teacher_tokens for c in choices) / len(choices),
+        )
         return CascadePoint(
             1.0,
             point.accuracy,
@@ -152,7 +155,7 @@ class Cascade(Config):
 
     def bins(self) -> list[CalibrationBin]:
         """Return mean confidence and accuracy in `BINS` bins of equally many problems, by rising confidence."""
-        choices = self.choices()
+        choices = self.problems_by_confidence()
         parts = [choices[i * len(choices) // BINS : (i + 1) * len(choices) // BINS] for i in range(BINS)]
         return [
             CalibrationBin(
@@ -166,7 +169,7 @@ class Cascade(Config):
         ]
 
 
-def asked_shares(asked: int, choices: Sequence[CascadeChoice]) -> list[float]:
+def teacher_probabilities(asked: int, choices: Sequence[ProblemInCascade]) -> list[float]:
     """Return the probability that the teacher answers each problem, if it answers the `asked` problems of the lowest confidence."""
     if not asked:
         return [0.0] * len(choices)
@@ -176,12 +179,16 @@ def asked_shares(asked: int, choices: Sequence[CascadeChoice]) -> list[float]:
     return [1.0 if c.confidence < last else (asked - below) / level if c.confidence == last else 0.0 for c in choices]
 
 
-def accuracy(group: Group) -> float | None:
+def accuracy(group: SamplesOfProblem) -> float | None:
     """Return the probability that a problem's answer is right. With several samples, the answer is the majority answer."""
-    return majority(group) if len(group) > 1 else majority([group[0].model_copy(update={"answered": "-"})])
+    return (
+        majority_accuracy(group)
+        if len(group) > 1
+        else majority_accuracy([group[0].model_copy(update={"answered": "-"})])
+    )
 
 
-def signal_of(group: Group, signal: Signal) -> float:
+def signal_of(group: SamplesOfProblem, signal: Signal) -> float:
     """Return the share of votes for the leading answer (0 without answers), or the mean log-probability of the first sample.
 
     Raises ConfigError if the generator returned no log-probabilities.
@@ -247,5 +254,5 @@ def _logistic(x: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
     return float(weights[0]), float(weights[1])
 
 
-def _tokens(group: Group) -> int:
+def _tokens(group: SamplesOfProblem) -> int:
     return sum(sample.total_tokens for sample in group)

@@ -15,12 +15,12 @@ SIGNALS = {"votes": "share of votes", "logprob": "mean log-probability per token
 
 def points_table(cascade: Cascade) -> Table:
     """Return a table with the results of each model alone, of the cascade at its threshold, and of the cascade at the shares in `SHARES`."""
-    choices = cascade.choices()
+    choices = cascade.problems_by_confidence()
     points = [
-        ("student alone", cascade.point(0, choices)),
+        ("student alone", cascade.result_with_teacher_on(0, choices)),
         ("teacher alone", cascade.teacher_alone()),
-        (f"cascade, sure={cascade.sure:g}", cascade.point_at()),
-        *(("cascade", cascade.point(round(share * len(choices)), choices)) for share in SHARES),
+        (f"cascade, sure={cascade.sure:g}", cascade.result_at_threshold()),
+        *(("cascade", cascade.result_with_teacher_on(round(share * len(choices)), choices)) for share in SHARES),
     ]
     heads = (
         "",
@@ -79,7 +79,7 @@ def cascade_page(cascade: Cascade) -> str:
 
 def cost_chart(cascade: Cascade) -> Chart:
     """Chart accuracy over the mean cost per problem. The curve starts with the student alone, and ends with the teacher answering all."""
-    points, teacher, chosen = cascade.curve(), cascade.teacher_alone(), cascade.point_at()
+    points, teacher, chosen = cascade.curve(), cascade.teacher_alone(), cascade.result_at_threshold()
 
     def cost(point: CascadePoint) -> float:
         return point.flops / 1e6 if point.flops is not None else point.tokens

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from rorqual.core.errors import DataError
-from rorqual.evals.evaluation import Evaluation, GradedSample, Grain, cell, per_problem
+from rorqual.evals.evaluation import Evaluation, GradedSample, Grain, family_and_level, mean_per_problem
 from rorqual.evals.stats import Difference, Floats, difference_over_seeds, mcnemar
 from rorqual.tasks.task import Verdict
 
-Measure = Callable[[GradedSample], float]
+SampleMeasure = Callable[[GradedSample], float]
 
 
 def is_right(sample: GradedSample) -> float:
@@ -52,7 +52,7 @@ def compare(
     after: Evaluation,
     *,
     grain: Grain = "family",
-    measure: Measure = is_right,
+    measure: SampleMeasure = is_right,
     confidence: float = 0.95,
 ) -> list[Comparison]:
     """Return `after - before` for each cell of `grain`, with the score interval over problems.
@@ -69,7 +69,7 @@ def compare_seeds(
     after: Sequence[Evaluation],
     *,
     grain: Grain = "family",
-    measure: Measure = is_right,
+    measure: SampleMeasure = is_right,
     confidence: float = 0.95,
     samples: int = 4000,
 ) -> list[Comparison]:
@@ -85,13 +85,13 @@ def compare_seeds(
             remedy="Give one `before` and one `after` evaluation for each seed.",
         )
     for old, new in zip(before, after, strict=True):
-        _same_problems(old, new)
-    cells = dict.fromkeys(cell(sample, grain) for evaluation in before for sample in evaluation.samples)
+        _check_same_problems(old, new)
+    cells = dict.fromkeys(family_and_level(sample, grain) for evaluation in before for sample in evaluation.samples)
     compared = (_compare_cell(name, before, after, grain, measure, confidence, samples) for name in cells)
     return [row for row in compared if row is not None]
 
 
-def _same_problems(before: Evaluation, after: Evaluation) -> None:
+def _check_same_problems(before: Evaluation, after: Evaluation) -> None:
     for family in sorted({sample.family for sample in before.samples} & {sample.family for sample in after.samples}):
         old_version, new_version = (evaluation.versions.get(family, 1) for evaluation in (before, after))
         if old_version != new_version:
@@ -114,7 +114,7 @@ def _same_problems(before: Evaluation, after: Evaluation) -> None:
 
 
 def _pair_values(
-    before: Evaluation, after: Evaluation, name: tuple[str, str], grain: Grain, measure: Measure
+    before: Evaluation, after: Evaluation, name: tuple[str, str], grain: Grain, measure: SampleMeasure
 ) -> tuple[Floats, Floats, int, bool]:
     """Return (before values, after values, number of problems left out, whether each problem has one sample).
 
@@ -122,9 +122,9 @@ def _pair_values(
     """
     sides = []
     for evaluation in (before, after):
-        chosen = [sample for sample in evaluation.samples if cell(sample, grain) == name]
+        chosen = [sample for sample in evaluation.samples if family_and_level(sample, grain) == name]
         usable = [sample for sample in chosen if measure is not is_right or sample.verdict is not Verdict.UNGRADED]
-        sides.append((per_problem(usable, measure), len({s.key for s in chosen}), len(usable)))
+        sides.append((mean_per_problem(usable, measure), len({s.key for s in chosen}), len(usable)))
     (old, total, old_samples), (new, _, new_samples) = sides
     keys = [key for key in old if key in new]
     single = old_samples == len(old) and new_samples == len(new)
@@ -136,7 +136,7 @@ def _compare_cell(
     before: Sequence[Evaluation],
     after: Sequence[Evaluation],
     grain: Grain,
-    measure: Measure,
+    measure: SampleMeasure,
     confidence: float,
     samples: int,
 ) -> Comparison | None:

@@ -58,7 +58,7 @@ class CountedReply:
 
 
 @dataclass(frozen=True)
-class Group:
+class TokenGroup:
     """The mean number of `experts` per token and layer in a group of tokens.
 
     `interval` is its 95 % interval over problems (`ratio_interval`), or None if the group occurs in a single problem.
@@ -80,7 +80,7 @@ class ComputeReport:
     task: str
     layers: int
     chosen: int
-    groups: tuple[Group, ...]
+    groups: tuple[TokenGroup, ...]
     replies: tuple[CountedReply, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def _reply(engine: Engine, task: Task, problem: Problem, completion: Completion,
     used = experts_used(completion.experts, config)
     assert len(used) == len(tokens)
     start, reply = len(completion.prompt_ids), completion.token_ids
-    ids = engine.chat.thought_ids
+    ids = engine.chat.think_tag_ids
     thinking = 0 if completion.reasoning is None else len(reply)
     if thinking and ids is not None and ids[1] in reply:
         thinking = reply.index(ids[1]) + 1
@@ -154,7 +154,7 @@ def _reply(engine: Engine, task: Task, problem: Problem, completion: Completion,
     return CountedReply(problem, verdict, tokens, parts[:-1], tuple(used.tolist()))
 
 
-def _groups(replies: Sequence[CountedReply], engine: Engine) -> Iterator[Group]:
+def _groups(replies: Sequence[CountedReply], engine: Engine) -> Iterator[TokenGroup]:
     """Yield the groups of all kinds. Groups by family, level, verdict or position contain only
     reply tokens. Groups by part or token also contain prompt tokens."""
     found: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -179,16 +179,16 @@ def _groups(replies: Sequence[CountedReply], engine: Engine) -> Iterator[Group]:
     parts = (ALL, *get_args(Part))
     order = (*TITLES, "token")
 
-    def place_of(group: tuple[str, str]) -> tuple[int, int, str]:
+    def sort_key(group: tuple[str, str]) -> tuple[int, int, str]:
         kind, name = group
         return order.index(kind), parts.index(name) if kind == "part" else 0, name
 
-    for kind, name in sorted(found, key=place_of):
+    for kind, name in sorted(found, key=sort_key):
         by_problem = found[kind, name]
         values = [value for listed in by_problem.values() for value in listed]
         if kind != "token" or len(values) >= LEAST:
             interval = ratio_interval(list(by_problem.values())) if len(by_problem) > 1 else None
-            yield Group(kind, name, len(values), len(by_problem), float(np.mean(values)), interval)
+            yield TokenGroup(kind, name, len(values), len(by_problem), float(np.mean(values)), interval)
 
 
 def ratio_interval(problems: Sequence[Sequence[float]], confidence: float = 0.95) -> Interval:
@@ -222,10 +222,12 @@ def tables(report: ComputeReport) -> Iterator[Table]:
         yield _table("tokens with the fewest", tokens[:LISTED])
 
 
-def _table(title: str, groups: Sequence[Group]) -> Table:
-    rows = [(group.name, f"{group.tokens:,}", f"{group.experts:.3f}", _ends(group.interval)) for group in groups]
+def _table(title: str, groups: Sequence[TokenGroup]) -> Table:
+    rows = [
+        (group.name, f"{group.tokens:,}", f"{group.experts:.3f}", _interval_text(group.interval)) for group in groups
+    ]
     return Table(title=title.capitalize(), heads=("", "tokens", "experts", "95 % interval over problems"), rows=rows)
 
 
-def _ends(interval: Interval | None) -> str:
+def _interval_text(interval: Interval | None) -> str:
     return "" if interval is None else f"{interval.low:.3f} to {interval.high:.3f}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.evals.attention_page import characters
+from rorqual.evals.attention_page import token_groups_of_characters
 from rorqual.evals.compute import ComputeReport, CountedReply, tables
 from rorqual.report.page import ColouredText, page
 
@@ -45,7 +45,7 @@ def _summary(reply: CountedReply) -> str:
 def colour_by_expert(reply: CountedReply, chosen: int, tokenizer: Tokenizer) -> ColouredText:
     """Return the text of a reply, coloured by the number of experts of each token. Tokens that share a character are joined."""
     parts = []
-    for positions, text in characters(reply.tokens, tokenizer):
+    for positions, text in token_groups_of_characters(reply.tokens, tokenizer):
         used = sum(reply.experts[place] for place in positions) / len(positions)
         kind = "p" if reply.parts[positions[0]] == "prompt" else ""
         parts.append((text, kind, round(FULL * used / chosen), f"{used:.2f}"))

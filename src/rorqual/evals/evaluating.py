@@ -14,7 +14,7 @@ from rorqual.engine.request import Completion, Generator, Request, SamplingParam
 from rorqual.engine.seeds import sample_seed
 from rorqual.evals.baselines import baselines
 from rorqual.evals.evaluation import ALL, Evaluation, GradedSample
-from rorqual.evals.votes import Sure, stop_rule
+from rorqual.evals.votes import StopRule, stop_rule
 from rorqual.tasks.find import check_splits, load_task, safe_grade, safe_problems
 from rorqual.tasks.task import Problem, Split, Task, Verdict
 
@@ -48,7 +48,7 @@ def pick_problems(task: Task, split: Split, count: int, seed: int, per_family: b
         if taken[stratum] < count and problem.key not in chosen:
             chosen[problem.key] = problem
             taken[stratum] += 1
-            idle, patience = 0, _patience(taken, count, drawn)
+            idle, patience = 0, _max_idle_draws(taken, count, drawn)
             if not per_family and taken[stratum] == count:
                 break
         else:
@@ -67,7 +67,7 @@ def pick_problems(task: Task, split: Split, count: int, seed: int, per_family: b
     return list(chosen.values())
 
 
-def _patience(taken: Counter[tuple[str, str]], count: int, drawn: int) -> int:
+def _max_idle_draws(taken: Counter[tuple[str, str]], count: int, drawn: int) -> int:
     """Return how many consecutive draws without a new problem are allowed. The number is higher if
     there are more strata, or if an unfinished stratum is rarer."""
     rarest = min((number for number in taken.values() if number < count), default=drawn)
@@ -177,12 +177,12 @@ class _Sampler:
             range(len(self.problems)), self.requests, len(self.problems) * self.most * self.rounds
         )
 
-    def sample_until(self, sure: Sure) -> list[list[GradedSample]]:
+    def sample_until(self, sure: StopRule) -> list[list[GradedSample]]:
         """Return the samples of each problem, up to the first sample at which `sure` holds."""
         groups: list[list[GradedSample]] = [[] for _ in self.problems]
         unsure = list(range(len(groups)))
         for sample in range(self.most):
-            wave = [_one_of(self.requests[number], sample) for number in unsure]
+            wave = [_request_for_one_sample(self.requests[number], sample) for number in unsure]
             largest = (self._done + len(unsure) * (self.most - sample)) * self.rounds
             for number, group in zip(unsure, self._generate_and_grade(unsure, wave, largest), strict=True):
                 groups[number] += group
@@ -202,7 +202,7 @@ class _Sampler:
         places = [place for group in groups for place in range(len(group))]
         wave = []
         for number, place, sample in zip(numbers, places, before, strict=True):
-            request = _one_of(self.requests[number], place)
+            request = _request_for_one_sample(self.requests[number], place)
             request = replace(request, params=with_problem_seed(request.params, f"round {1 + len(sample.earlier)}"))
             talk = [*request.messages]
             for reply in (*sample.earlier, sample):
@@ -243,12 +243,12 @@ class _Sampler:
         for completion in (completion for group in answers for completion in group):
             self.usage.update(completion.usage)
         return [
-            [_sample(self.task, self.problems[number], completion, self.votes) for completion in group]
+            [_grade_completion(self.task, self.problems[number], completion, self.votes) for completion in group]
             for number, group in zip(numbers, answers, strict=True)
         ]
 
 
-def _one_of(request: Request, sample: int) -> Request:
+def _request_for_one_sample(request: Request, sample: int) -> Request:
     """Return the request that generates only sample number `sample` of `request`."""
     params = request.params
     return replace(request, params=replace(params, n=1, seed=sample_seed(params.seed, sample)))
@@ -270,7 +270,7 @@ def check_votes(task: Task) -> None:
         )
 
 
-def _sample(task: Task, problem: Problem, completion: Completion, votes: bool) -> GradedSample:
+def _grade_completion(task: Task, problem: Problem, completion: Completion, votes: bool) -> GradedSample:
     thought = completion.reasoning is not None and completion.reasoning.strip() != ""
     tokens = len(completion.token_ids) or completion.usage.get("completion_tokens", 0)
     return GradedSample(

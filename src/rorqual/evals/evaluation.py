@@ -58,7 +58,7 @@ class GradedSample(Config):
 
 
 @dataclass(frozen=True)
-class Row:
+class EvaluationRow:
     """The summary of the samples of one family and level. A pooled row has the family or level `all`.
 
     `accuracy` covers graded samples only. `unmarked` is the share of samples without a marked answer, and `last` is the accuracy if the
@@ -83,7 +83,7 @@ class Row:
     truncated: int
 
     @property
-    def best(self) -> tuple[str, float]:
+    def best_baseline(self) -> tuple[str, float]:
         """The name and accuracy of the best baseline, or ("", NaN) if there is none."""
         return max(self.baselines.items(), key=lambda item: item[1], default=("", math.nan))
 
@@ -127,23 +127,25 @@ class Evaluation(Config):
             groups.setdefault(sample.key, []).append(sample)
         return groups
 
-    def rows(self, grain: Grain = "level", confidence: float = 0.95) -> list[Row]:
+    def rows(self, grain: Grain = "level", confidence: float = 0.95) -> list[EvaluationRow]:
         """Return one summary per (family, level), per family, or for all samples, in order of first appearance."""
         groups: dict[tuple[str, str], list[GradedSample]] = {}
         for sample in self.samples:
-            groups.setdefault(cell(sample, grain), []).append(sample)
+            groups.setdefault(family_and_level(sample, grain), []).append(sample)
         if grain == "level":
             order = list(dict.fromkeys(family for family, _ in groups))
-            groups = dict(sorted(groups.items(), key=lambda item: (order.index(item[0][0]), natural(item[0][1]))))
+            groups = dict(
+                sorted(groups.items(), key=lambda item: (order.index(item[0][0]), level_sort_key(item[0][1])))
+            )
         return [self._row(name, group, confidence) for name, group in groups.items()]
 
-    def _row(self, name: tuple[str, str], group: list[GradedSample], confidence: float) -> Row:
+    def _row(self, name: tuple[str, str], group: list[GradedSample], confidence: float) -> EvaluationRow:
         graded = [sample for sample in group if sample.verdict is not Verdict.UNGRADED]
         right = sum(sample.verdict is Verdict.RIGHT for sample in graded)
         read = [sample for sample in group if sample.last is not None]
         lasts = [float(sample.last is Verdict.RIGHT) for sample in read if sample.last is not Verdict.UNGRADED]
         thinking = [sample.thinking_tokens for sample in group if sample.thought]
-        return Row(
+        return EvaluationRow(
             family=name[0],
             level=name[1],
             problems=len({sample.key for sample in group}),
@@ -154,7 +156,7 @@ class Evaluation(Config):
             unmarked=sum(sample.unmarked for sample in read) / len(read) if read else math.nan,
             last=_mean(lasts) if lasts else math.nan,
             interval=accuracy_interval(graded, confidence),
-            baselines=self.baselines.get(cell_name(*name), {}),
+            baselines=self.baselines.get(baseline_key(*name), {}),
             thought=len(thinking) / len(group),
             thinking_length=_mean(thinking),
             length=_mean(sample.tokens for sample in group),
@@ -172,17 +174,17 @@ class Evaluation(Config):
         return parse(cls, data, where=str(path))
 
 
-def cell(sample: GradedSample, grain: Grain) -> tuple[str, str]:
+def family_and_level(sample: GradedSample, grain: Grain) -> tuple[str, str]:
     """Return the (family, level) under which a sample is counted at `grain`."""
     return {"level": (sample.family, sample.level), "family": (sample.family, ALL), "all": (ALL, ALL)}[grain]
 
 
-def cell_name(family: str, level: str) -> str:
+def baseline_key(family: str, level: str) -> str:
     """Return the key of a cell in `baselines`."""
     return f"{family}/{level}" if level not in ("", ALL) else family
 
 
-def natural(level: str) -> tuple[int, float, str]:
+def level_sort_key(level: str) -> tuple[int, float, str]:
     """Return a sort key for levels: numeric levels first, in order of value, then all other levels, in order of name."""
     try:
         return (0, float(level), level)
@@ -197,11 +199,11 @@ def _mean(values: Iterable[float]) -> float:
 
 def accuracy_interval(graded: list[GradedSample], confidence: float) -> Interval:
     """Return Wilson's interval of the accuracy over problems. Several samples of a problem count as one problem."""
-    values = per_problem(graded, lambda sample: float(sample.verdict is Verdict.RIGHT))
+    values = mean_per_problem(graded, lambda sample: float(sample.verdict is Verdict.RIGHT))
     return wilson(min(math.fsum(values.values()), len(values)), len(values), confidence)
 
 
-def per_problem(samples: Iterable[GradedSample], value: Callable[[GradedSample], float]) -> dict[str, float]:
+def mean_per_problem(samples: Iterable[GradedSample], value: Callable[[GradedSample], float]) -> dict[str, float]:
     """Return, for each problem key, the mean of `value` over the problem's samples."""
     by_key: dict[str, list[float]] = {}
     for sample in samples:

@@ -14,7 +14,7 @@ from rorqual.evals.stats import Floats
 from rorqual.model.decoder import Decoder
 
 
-def counts(experts: Ints, group: Ints, n_experts: int, n_groups: int) -> Floats:
+def count_expert_use(experts: Ints, group: Ints, n_experts: int, n_groups: int) -> Floats:
     """Count how often the tokens of each group use each expert: experts [n, k], group [n] -> [groups, experts].
 
     A negative entry of `experts` means no expert.
@@ -39,7 +39,7 @@ def mutual_information(table: NDArray[Any]) -> Floats:
     return np.asarray((joint * np.log2(ratio)).sum((-2, -1)))
 
 
-def dependence(
+def expert_label_information(
     experts: Ints, document: Ints, label: Ints, within: Ints, *, n_experts: int, shuffles: int, seed: int
 ) -> tuple[float, float]:
     """Return the mutual information of expert and document label given `within`, and the mean of this value with shuffled labels, in bits.
@@ -57,7 +57,9 @@ def dependence(
     order = np.argsort(within, kind="stable")
     for rows in np.split(order, np.flatnonzero(np.diff(within[order])) + 1):
         documents, position = np.unique(document[rows], return_inverse=True)
-        each = counts(experts[rows], position, n_experts, len(documents))  # [documents that contain the value, experts]
+        each = count_expert_use(
+            experts[rows], position, n_experts, len(documents)
+        )  # [documents that contain the value, experts]
         labels = label[documents]
         weight = len(rows) / len(order)
         bits += weight * float(mutual_information(_by_label(labels[None], each, n_labels))[0])
@@ -94,6 +96,6 @@ def without_experts(model: Decoder, gone: Sequence[Sequence[int]]) -> Decoder:
     Raises ConfigError if a router cannot exclude experts, or if fewer experts remain than a token needs.
     """
     ablated = copy.deepcopy(model)
-    for router, experts in zip(ablated.routers(), gone, strict=False):
-        router.exclude(experts)
+    for router, experts in zip(ablated.routing_ffns(), gone, strict=False):
+        router.exclude_experts(experts)
     return ablated

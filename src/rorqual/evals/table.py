@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from rorqual.evals.compare import Comparison
-from rorqual.evals.evaluation import ALL, Evaluation, Row
+from rorqual.evals.evaluation import ALL, Evaluation, EvaluationRow
 from rorqual.evals.stats import Interval
 from rorqual.evals.votes import RuleResult
 from rorqual.report.table import Table
@@ -22,7 +22,7 @@ def percent_interval(interval: Interval) -> str:
     return f"[{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
-def p_text(p_value: float | None) -> str:
+def p_value_text(p_value: float | None) -> str:
     """Return a p-value with three decimals, or an upper bound if the value is below 0.001."""
     if p_value is None:
         return "-"
@@ -35,7 +35,7 @@ def table(evaluation: Evaluation) -> str:
     `unmarked %` is the share of replies without a marked answer, which are wrong. `last %` is the accuracy if the last number, label or
     line of each reply is read as its answer.
     """
-    rows: list[Row] = list(evaluation.rows("level"))
+    rows: list[EvaluationRow] = list(evaluation.rows("level"))
     if len(rows) > 1:
         families = evaluation.rows("family")
         rows += families if len(families) not in (1, len(rows)) else []
@@ -58,7 +58,7 @@ def table(evaluation: Evaluation) -> str:
     title = (
         f"{evaluation.model or evaluation.task}: {evaluation.task}, {evaluation.split}, thinking {evaluation.thinking}"
     )
-    drawn = Table(title=title, heads=heads, rows=[_cells(row) for row in rows], text_columns=2).text()
+    drawn = Table(title=title, heads=heads, rows=[_table_cells(row) for row in rows], text_columns=2).text()
     return "\n".join(filter(None, [drawn, ungraded_note(evaluation)]))
 
 
@@ -72,9 +72,9 @@ def rules_table(title: str, rules: Iterable[RuleResult]) -> str:
     return Table(title=title, heads=heads, rows=rows).text()
 
 
-def baseline(row: Row) -> str:
+def best_baseline_text(row: EvaluationRow) -> str:
     """Return the best baseline in percent and its name, such as `19.4 (tree)`, or `-` if there is none."""
-    name, value = row.best
+    name, value = row.best_baseline
     return f"{percent(value)} ({name})" if name else percent(value)
 
 
@@ -91,7 +91,7 @@ def ungraded_note(evaluation: Evaluation) -> str:
     )
 
 
-def reading_note(evaluations: Mapping[str, Evaluation]) -> str:
+def unmarked_replies_note(evaluations: Mapping[str, Evaluation]) -> str:
     """State the share of unmarked replies, and the accuracy by the last number, label or line of a reply. Return "" for older files."""
     rows = {name: evaluation.rows("all")[0] for name, evaluation in evaluations.items()}
     if all(math.isnan(row.last) for row in rows.values()):
@@ -103,7 +103,7 @@ def reading_note(evaluations: Mapping[str, Evaluation]) -> str:
     )
 
 
-def _cells(row: Row) -> list[str]:
+def _table_cells(row: EvaluationRow) -> list[str]:
     return [
         row.family,
         row.level,
@@ -112,7 +112,7 @@ def _cells(row: Row) -> list[str]:
         percent_interval(row.interval),
         percent(row.unmarked),
         percent(row.last),
-        baseline(row),
+        best_baseline_text(row),
         str(row.ungraded),
         percent(row.thought),
         f"{row.thinking_length:.1f}",
@@ -146,7 +146,7 @@ def comparison_table(rows: Sequence[Comparison], title: str = "after - before, p
             str(row.gained),
             str(row.lost),
             str(row.left_out),
-            p_text(row.p_value),
+            p_value_text(row.p_value),
         ]
         for row in rows
     )

@@ -20,7 +20,7 @@ from rorqual.tasks.task import Verdict
 
 SURE = 0.95
 """The probability above which `likely_majority` stops sampling."""
-Group = Sequence[GradedSample]
+SamplesOfProblem = Sequence[GradedSample]
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,13 @@ class RuleResult:
         return math.fsum(self.costs) / len(self.costs)
 
 
-def single(group: Group) -> float | None:
+def one_sample_accuracy(group: SamplesOfProblem) -> float | None:
     """Return the share of right samples, or None if all are ungraded."""
     graded = [sample for sample in group if sample.verdict is not Verdict.UNGRADED]
     return _right(graded) if graded else None
 
 
-def majority(group: Group) -> float | None:
+def majority_accuracy(group: SamplesOfProblem) -> float | None:
     """Return the probability that the majority answer is right, or None if the replies with this answer are ungraded.
 
     A tie is broken at random, so the result is the mean over the leading answers. Samples without an answer do not vote. Without any
@@ -84,17 +84,17 @@ def majority(group: Group) -> float | None:
     return math.fsum(shares) / len(shares)
 
 
-def most_likely(group: Group) -> float | None:
+def most_likely_accuracy(group: SamplesOfProblem) -> float | None:
     """Return 1 if the sample with the highest mean log-probability per token is right, 0 if it is wrong, and None if it is ungraded."""
-    return _best(group, [sample.logprob for sample in group])
+    return _best_valued_accuracy(group, [sample.logprob for sample in group])
 
 
-def best_scored(group: Group) -> float | None:
+def best_scored_accuracy(group: SamplesOfProblem) -> float | None:
     """Return 1 if the sample with the verifier's highest score is right, 0 if it is wrong, and None if it is ungraded."""
-    return _best(group, [sample.score for sample in group])
+    return _best_valued_accuracy(group, [sample.score for sample in group])
 
 
-def weighted_majority(group: Group) -> float | None:
+def weighted_majority_accuracy(group: SamplesOfProblem) -> float | None:
     """Return the probability that the answer with the highest sum of the verifier's probabilities is right, or None if the replies
     with this answer are ungraded (weighted self-consistency, Li et al. 2022, 2206.02336, section 3.3)."""
     weights: dict[str, float] = {}
@@ -102,22 +102,22 @@ def weighted_majority(group: Group) -> float | None:
         if sample.answered is not None and sample.score is not None:
             weights[sample.answered] = weights.get(sample.answered, 0.0) + sigmoid(sample.score)
     if not weights:
-        return majority(group)
+        return majority_accuracy(group)
     most = max(weights.values())
     answers = [answer for answer, weight in weights.items() if weight == most]
-    found = [majority([sample for sample in group if sample.answered == answer]) for answer in answers]
+    found = [majority_accuracy([sample for sample in group if sample.answered == answer]) for answer in answers]
     known = [value for value in found if value is not None]
     return math.fsum(known) / len(known) if known else None
 
 
-def _best(group: Group, values: Sequence[float | None]) -> float | None:
+def _best_valued_accuracy(group: SamplesOfProblem, values: Sequence[float | None]) -> float | None:
     """Return 1 if the sample with the highest value is right, 0 if it is wrong, and None if it is ungraded. If several samples have
     the highest value, the result is their mean."""
     known = [-math.inf if value is None else value for value in values]
-    return single([sample for sample, value in zip(group, known, strict=True) if value == max(known)])
+    return one_sample_accuracy([sample for sample, value in zip(group, known, strict=True) if value == max(known)])
 
 
-def any_right(group: Group) -> float | None:
+def any_right(group: SamplesOfProblem) -> float | None:
     """Return whether any sample is right, or None if all are ungraded. No rule that chooses among the samples can exceed this bound."""
     verdicts = {sample.verdict for sample in group}
     return None if verdicts == {Verdict.UNGRADED} else float(Verdict.RIGHT in verdicts)
@@ -125,7 +125,7 @@ def any_right(group: Group) -> float | None:
 
 def majority_is_known(answers: Sequence[str | None], most: int) -> bool:
     """Return whether the first votes `answers` already decide the majority of `most` votes."""
-    lead, second = _leading(answers)
+    lead, second = _two_highest_vote_counts(answers)
     return lead - second > most - len(answers)
 
 
@@ -136,23 +136,23 @@ def likely_majority(answers: Sequence[str | None], threshold: float = SURE) -> b
     two answers
     (the Beta rule of Adaptive-Consistency, Aggarwal et al. 2023, 2305.11860, section 3).
     """
-    lead, second = _leading(answers)
+    lead, second = _two_highest_vote_counts(answers)
     trials = lead + second + 1
     return sum(math.comb(trials, count) for count in range(lead + 1)) / 2**trials > threshold
 
 
-def _leading(answers: Sequence[str | None]) -> tuple[int, int]:
+def _two_highest_vote_counts(answers: Sequence[str | None]) -> tuple[int, int]:
     """Return the number of votes for the leading answer and for the second one."""
     counts = [count for _, count in Counter(answer for answer in answers if answer is not None).most_common(2)]
     lead, second, *_ = *counts, 0, 0
     return lead, second
 
 
-Sure = Callable[[Sequence[str | None]], bool]
+StopRule = Callable[[Sequence[str | None]], bool]
 """A rule that returns whether the votes so far are enough to stop sampling."""
 
 
-def stop_rule(stop_when: StopWhen, most: int) -> Sure:
+def stop_rule(stop_when: StopWhen, most: int) -> StopRule:
     """Return the rule by which sampling stops before `most` votes."""
     if stop_when == "settled":
         return lambda answers: majority_is_known(answers, most)
@@ -165,7 +165,7 @@ STOPPED: dict[StopWhen, str] = {"settled": "majority, until settled", "sure": f"
 """Names of the rules that stop sampling early, as shown in tables."""
 
 
-def samples_until(group: Group, sure: Sure) -> int:
+def samples_until(group: SamplesOfProblem, sure: StopRule) -> int:
     """Return the smallest number of samples at which `sure` holds, or the number of all samples if it never holds."""
     answers = [sample.answered for sample in group]
     return next((count for count in range(1, len(group)) if sure(answers[:count])), len(group))
@@ -181,24 +181,27 @@ def rule_results(evaluation: Evaluation) -> list[RuleResult]:
     problems, n = list(evaluation.by_problem.values()), evaluation.params.n
     if evaluation.stop_when != "never":
         first = [group[:1] for group in problems]
-        return [_row("one sample", 1, first, single), _by_rule(STOPPED[evaluation.stop_when], n, problems)]
+        return [
+            _rule_result("one sample", 1, first, one_sample_accuracy),
+            _majority_result(STOPPED[evaluation.stop_when], n, problems),
+        ]
     sizes = sorted({n, *(2**power for power in range(1, n.bit_length()) if 2**power <= n)})
     voted = any(sample.answered is not None for sample in evaluation.samples)
-    rules: list[tuple[str, Callable[[Group], float | None]]] = []
-    rows = [_row("one sample", 1, problems, single)]
+    rules: list[tuple[str, Callable[[SamplesOfProblem], float | None]]] = []
+    rows = [_rule_result("one sample", 1, problems, one_sample_accuracy)]
     if voted:
-        rows += [_row("majority", size, problems, majority) for size in sizes]
+        rows += [_rule_result("majority", size, problems, majority_accuracy) for size in sizes]
         for stop_when, name in STOPPED.items():
             sure = stop_rule(stop_when, n)
-            rows.append(_by_rule(name, n, [group[: samples_until(group, sure)] for group in problems]))
+            rows.append(_majority_result(name, n, [group[: samples_until(group, sure)] for group in problems]))
     if all(sample.logprob is not None for sample in evaluation.samples):
-        rules.append(("most likely", most_likely))
+        rules.append(("most likely", most_likely_accuracy))
     if any(sample.score is not None for sample in evaluation.samples):
-        rules.append(("best by verifier", best_scored))
+        rules.append(("best by verifier", best_scored_accuracy))
         if voted:
-            rules.append(("majority weighted by verifier", weighted_majority))
+            rules.append(("majority weighted by verifier", weighted_majority_accuracy))
     rules.append(("any right (bound)", any_right))
-    return [*rows, *(_row(name, size, problems, rule) for name, rule in rules for size in sizes)]
+    return [*rows, *(_rule_result(name, size, problems, rule) for name, rule in rules for size in sizes)]
 
 
 def refine_results(evaluation: Evaluation) -> list[RuleResult]:
@@ -208,15 +211,24 @@ def refine_results(evaluation: Evaluation) -> list[RuleResult]:
     for last in range(max(map(len, rounds))):
         shown = tuple(replies[last].model_copy(update={"earlier": replies[:last]}) for replies in rounds)
         problems = list(evaluation.model_copy(update={"samples": shown}).by_problem.values())
-        found.append(_row("first reply" if not last else f"refined {last} time{'s' * (last > 1)}", 1, problems, single))
+        found.append(
+            _rule_result(
+                "first reply" if not last else f"refined {last} time{'s' * (last > 1)}",
+                1,
+                problems,
+                one_sample_accuracy,
+            )
+        )
     return found
 
 
-def _by_rule(name: str, size: int, problems: Sequence[Group]) -> RuleResult:
-    return RuleResult(name, size, tuple(map(majority, problems)), tuple(map(_tokens, problems)))
+def _majority_result(name: str, size: int, problems: Sequence[SamplesOfProblem]) -> RuleResult:
+    return RuleResult(name, size, tuple(map(majority_accuracy, problems)), tuple(map(_tokens, problems)))
 
 
-def _row(name: str, size: int, problems: Sequence[Group], rule: Callable[[Group], float | None]) -> RuleResult:
+def _rule_result(
+    name: str, size: int, problems: Sequence[SamplesOfProblem], rule: Callable[[SamplesOfProblem], float | None]
+) -> RuleResult:
     values, tokens = [], []
     for group in problems:
         parts = [group[start : start + size] for start in range(0, len(group) - size + 1, size)]
@@ -226,9 +238,9 @@ def _row(name: str, size: int, problems: Sequence[Group], rule: Callable[[Group]
     return RuleResult(name, size, tuple(values), tuple(tokens))
 
 
-def _right(graded: Group) -> float:
+def _right(graded: SamplesOfProblem) -> float:
     return sum(sample.verdict is Verdict.RIGHT for sample in graded) / len(graded)
 
 
-def _tokens(group: Group) -> int:
+def _tokens(group: SamplesOfProblem) -> int:
     return sum(sample.total_tokens for sample in group)

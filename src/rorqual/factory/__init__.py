@@ -2,7 +2,7 @@
 samples."""
 
 from rorqual.factory.budget import BudgetReached
-from rorqual.factory.config import Access, FactoryConfig, FilterConfig
+from rorqual.factory.config import FactoryConfig, FilterConfig, RemoteAccess
 from rorqual.factory.sampling_run import sample_teacher
 
-__all__ = ["Access", "BudgetReached", "FactoryConfig", "FilterConfig", "sample_teacher"]
+__all__ = ["BudgetReached", "FactoryConfig", "FilterConfig", "RemoteAccess", "sample_teacher"]

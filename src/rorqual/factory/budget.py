@@ -34,8 +34,8 @@ from rorqual.core.journal import Journal
 from rorqual.core.records import Message
 from rorqual.engine.remote.engine import BudgetGuard
 from rorqual.engine.request import Completion, Request
-from rorqual.factory.config import Access
-from rorqual.factory.entries import Entry
+from rorqual.factory.config import RemoteAccess
+from rorqual.factory.stored_samples import StoredSample
 
 MESSAGE_TOKENS, TEMPLATE_TOKENS = 16, 64
 """Maximum number of tokens that a chat template adds per message and per prompt. Text has at most one token per byte."""
@@ -75,7 +75,7 @@ class Spending:
         """The money spent in excess of the budget, or 0 if there is no budget."""
         return max(0.0, self.total - self.budget) if self.budget else 0.0
 
-    def notes(self) -> dict[str, str]:
+    def warnings_by_kind(self) -> dict[str, str]:
         """Return the warnings by kind: exceeded budget, excess billing, impossible usage."""
         found = {}
         if self.overspent:
@@ -95,7 +95,7 @@ NOTHING = Spending()
 
 
 @dataclass
-class _Try:
+class _RequestInFlight:
     """A request in flight. `name`: the request's name in the ledger. `written`: the request's reserve in the ledger."""
 
     name: str
@@ -113,13 +113,13 @@ class Budget(BudgetGuard):
     def __init__(
         self,
         path: Path,
-        access: Access,
+        access: RemoteAccess,
         asks: Sequence[tuple[str, Request]],
-        bought: Sequence[Entry],
+        bought: Sequence[StoredSample],
     ) -> None:
         self.access, self._asks = access, asks
         self._condition = threading.Condition()
-        self._open: dict[int, _Try] = {}
+        self._open: dict[int, _RequestInFlight] = {}
         self._journal = Journal(path)
         lines = [line for _, _, line in self._journal.read()]
         arrived = {entry.attempt for entry in bought}
@@ -146,7 +146,7 @@ class Budget(BudgetGuard):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._journal.close()
 
-    def enter(self, place: int) -> bool:
+    def may_send(self, place: int) -> bool:
         """Reserve the maximum cost of a request. If the remaining budget does not cover the request's maximum cost,
         wait for requests in flight to finish.
 
@@ -160,7 +160,7 @@ class Budget(BudgetGuard):
                     return False
                 self._condition.wait()
             self._tries[identity] += 1
-            attempt = _Try(f"{identity}#{self._tries[identity]}", request, self._max_cost(request))
+            attempt = _RequestInFlight(f"{identity}#{self._tries[identity]}", request, self._max_cost(request))
             self._open[place] = attempt
         self._journal.append([{"sent": attempt.name, "most": attempt.written}])
         return True
@@ -172,18 +172,20 @@ class Budget(BudgetGuard):
             self._condition.notify_all()
         self._journal.append([{"refused": attempt.name}])
 
-    def used(self, place: int, usage: Mapping[str, int]) -> None:
+    def charge_failed_attempt(self, place: int, usage: Mapping[str, int]) -> None:
         """Handle a response that reports usage but has no completion: raise later reserves if the server billed more
         tokens than were reserved."""
         if "prompt_tokens" in usage and "completion_tokens" in usage:
-            self._learn(self._open[place].request, usage["prompt_tokens"], usage["completion_tokens"])
+            self._raise_reserves_if_exceeded(
+                self._open[place].request, usage["prompt_tokens"], usage["completion_tokens"]
+            )
 
-    def left(self, place: int) -> None:
+    def settle_request(self, place: int) -> None:
         """Count the request's reserve as spent. Call this method if the last attempt returned no answer, or if the answer could not be saved."""
         with self._condition:
             self._count_lost(place)
 
-    def bill(self, place: int, completion: Completion) -> tuple[str, float]:
+    def cost_of_answer(self, place: int, completion: Completion) -> tuple[str, float]:
         """Return the name of the attempt that returned the answer, and the cost of the answer.
 
         The cost is computed from the reported usage. If the usage is missing or not trusted, the cost is the reserve.
@@ -196,15 +198,15 @@ class Budget(BudgetGuard):
         if has_usage and (usage["prompt_tokens"] < least_prompt or usage["completion_tokens"] < least_reply):
             self._distrust_usage(attempt.name)
         if has_usage and self.spending.trusted:
-            self._learn(attempt.request, usage["prompt_tokens"], usage["completion_tokens"])
+            self._raise_reserves_if_exceeded(attempt.request, usage["prompt_tokens"], usage["completion_tokens"])
             return attempt.name, self.price(usage["prompt_tokens"], usage["completion_tokens"])
         if least_reply > max(
             attempt.request.params.max_tokens, self.spending.longest
         ):  # a text has at most one token per byte
-            self._learn(attempt.request, 0, len(text.encode("utf-8", "replace")))
+            self._raise_reserves_if_exceeded(attempt.request, 0, len(text.encode("utf-8", "replace")))
         return attempt.name, self._max_cost(attempt.request)
 
-    def settle(self, place: int, money: float) -> None:
+    def replace_reserve_with_cost(self, place: int, money: float) -> None:
         """Replace the reserve of a saved answer with the answer's cost."""
         with self._condition:
             self._open.pop(place)
@@ -218,7 +220,7 @@ class Budget(BudgetGuard):
     def _max_cost(self, request: Request) -> float:
         """Return the maximum cost of a request. If the server ever reported a higher usage than was reserved, the cost
         includes this excess."""
-        prompt = prompt_bound(request.messages) + self.spending.beyond
+        prompt = max_prompt_tokens(request.messages) + self.spending.beyond
         return self.price(prompt, max(request.params.max_tokens, self.spending.longest))
 
     def _exceeds(self, most: float) -> bool:
@@ -226,9 +228,9 @@ class Budget(BudgetGuard):
         reserved = sum(self._max_cost(attempt.request) for attempt in self._open.values())
         return self.spending.total + reserved + most > self.access.budget
 
-    def _learn(self, request: Request, prompt_tokens: int, completion_tokens: int) -> None:
+    def _raise_reserves_if_exceeded(self, request: Request, prompt_tokens: int, completion_tokens: int) -> None:
         """Raise later reserves if the server billed more tokens than were reserved."""
-        excess = prompt_tokens - prompt_bound(request.messages)
+        excess = prompt_tokens - max_prompt_tokens(request.messages)
         with self._condition:
             if excess > self.spending.beyond:
                 self._spend(beyond=excess)
@@ -260,7 +262,7 @@ class Budget(BudgetGuard):
             self._journal.append([{"passed": self.access.budget, "spent": self.spending.total}])
 
 
-def prompt_bound(messages: Sequence[Message]) -> int:
+def max_prompt_tokens(messages: Sequence[Message]) -> int:
     """Return an upper bound of the number of tokens of a prompt, for any tokenizer."""
     return TEMPLATE_TOKENS + sum(MESSAGE_TOKENS + len(m.text.encode("utf-8", "replace")) for m in messages)
 
@@ -273,7 +275,7 @@ def fewest_tokens(text: str) -> int:
 def budget_error(spending: Spending, have: int, total: int, out: Path) -> BudgetReached:
     """Return the error to raise when the budget is reached. The error states the money spent and how to continue."""
     state = f"is exceeded by {spending.overspent:.4g}" if spending.overspent else "is reached"
-    note = "".join(f" Note: {text}." for kind, text in spending.notes().items() if kind == "raised")
+    note = "".join(f" Note: {text}." for kind, text in spending.warnings_by_kind().items() if kind == "raised")
     return BudgetReached(
         f"the budget of {spending.budget:g} {state}: {spending.total:.6g} spent, {have} of {total} samples received",
         where=str(out),

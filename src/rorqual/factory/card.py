@@ -10,7 +10,7 @@ from pathlib import Path
 from rorqual.core.config import to_yaml
 from rorqual.core.ledger import LedgerEntry
 from rorqual.core.records import write_atomic
-from rorqual.data.distilled import Distilled
+from rorqual.data.distilled import TeacherSample
 from rorqual.factory.budget import NOTHING, Spending
 from rorqual.factory.card_charts import charts
 from rorqual.factory.config import FactoryConfig
@@ -42,7 +42,7 @@ class CardFindings:
     """
 
     config: FactoryConfig
-    rows: Sequence[Distilled]
+    rows: Sequence[TeacherSample]
     costs: Sequence[LedgerEntry]
     met: int
     notes: Sequence[str]
@@ -50,7 +50,7 @@ class CardFindings:
     missing: int | None = None
 
     @property
-    def kept(self) -> list[Distilled]:
+    def kept(self) -> list[TeacherSample]:
         """The rows that passed all filters."""
         return [row for row in self.rows if not row.dropped]
 
@@ -126,20 +126,20 @@ def _tables(findings: CardFindings) -> Iterator[Table]:
     money = findings.spending
     if money.total:
         spent = [
-            _spent_lines("paid, by our count", money.kept + money.lost_requests, money.total),
-            _spent_lines("kept: answer received", money.kept, money.paid),
-            _spent_lines("lost: no answer received, possibly billed", money.lost_requests, money.lost),
+            _money_row("paid, by our count", money.kept + money.lost_requests, money.total),
+            _money_row("kept: answer received", money.kept, money.paid),
+            _money_row("lost: no answer received, possibly billed", money.lost_requests, money.lost),
         ]
         yield Table(title="Money", heads=("Requests", "Number", "Money"), rows=spent)
     stages = [[cost.stage, f"{cost.seconds:.1f}", f"{cost.core_seconds:.1f}"] for cost in findings.costs]
     yield Table(title="Cost", heads=("Stage", "Seconds", "Core-seconds"), rows=stages)
 
 
-def _spent_lines(name: str, requests: int, money: float) -> list[str]:
+def _money_row(name: str, requests: int, money: float) -> list[str]:
     return [name, str(requests), f"{money:.6g}"]
 
 
-def _counts(rows: Sequence[Distilled]) -> list[str]:
+def _counts(rows: Sequence[TeacherSample]) -> list[str]:
     verdicts: Counter[str] = Counter(row.verdict for row in rows)
     kept = [row.completion_tokens for row in rows if not row.dropped]
     return [

@@ -12,7 +12,7 @@ from rorqual.engine.request import SamplingParams
 from rorqual.engine.seeds import Bits
 from rorqual.tasks.task import Split
 
-Keep = Literal["right", "graded", "all"]
+KeptSamples = Literal["right", "graded", "all"]
 FilterName = Literal["length", "repetition", "language", "contaminated", "duplicate"]
 ADDRESS = ("http://", "https://")
 
@@ -28,7 +28,7 @@ class FilterConfig(Config):
     )
 
 
-class Access(Config):
+class RemoteAccess(Config):
     """Settings for access to a remote server."""
 
     concurrency: Count = Field(8, description="maximum requests at a time")
@@ -64,18 +64,18 @@ class FactoryConfig(Config):
     seed: Seed = Field(0, description="seed of problems and samples")
     seed_bits: Bits = Field(64, description="for a server: size of its seeds")
     top_k: Natural = Field(0, description="most likely tokens to store at each position, to distil logits; 0: none")
-    keep: Keep = Field("right", description="samples to keep")
+    keep: KeptSamples = Field("right", description="samples to keep")
     batch: Count = Field(256, description="samples of a local teacher that are generated and saved together")
     decontaminate: tuple[str, ...] = Field(
         (), description="evaluation files or tasks, beside the task's own test split"
     )
     filters: FilterConfig = FilterConfig()
-    access: Access = Access()
+    access: RemoteAccess = RemoteAccess()
     device: str = Field("cpu", description="device of the tensors")
     dtype: str = Field("float32", description="type of the tensors")
 
     @model_validator(mode="after")
-    def _meant(self) -> Self:
+    def _check_teacher_settings(self) -> Self:
         if self.remote and not self.model:
             raise ValueError("a remote teacher needs model=NAME, because a server may have several models")
         if self.remote and self.top_k:

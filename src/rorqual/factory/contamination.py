@@ -21,8 +21,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rorqual.core.content_parts import content_label, read_content
 from rorqual.core.errors import DataError
-from rorqual.core.parts import content_label, read_content
 from rorqual.core.rows import read_rows
 from rorqual.factory.filters import words
 from rorqual.tasks.file_task import FileTask
@@ -67,7 +67,7 @@ class Match:
 
 
 @dataclass
-class Evaluations:
+class EvalItemIndex:
     """A search index of evaluation items. `overlap`: number of consecutive words that count as a match."""
 
     items: Sequence[EvalItem]
@@ -85,12 +85,12 @@ class Evaluations:
                 self._whole.setdefault(item_words, item)
             if item.by_words:
                 short = {item_words} if SHORT <= len(item_words) < self.overlap else set()
-                for gram in self._distinctive(item_words) | short:
+                for gram in self._overlap_grams(item_words) | short:
                     counts[gram] += 1
                     self._grams.setdefault(gram, item)
         self._drop_common(counts)
 
-    def _distinctive(self, text_words: Gram) -> set[Gram]:
+    def _overlap_grams(self, text_words: Gram) -> set[Gram]:
         """Return all sequences of `overlap` consecutive words of the text, and of the text without numbers and operators.
 
         An empty string at the start marks the sequences of the text without numbers and operators.
@@ -100,7 +100,7 @@ class Evaluations:
 
     def _all_grams(self, text: str) -> set[Gram]:
         text_words = bare_words(text)
-        return self._distinctive(text_words).union(*(grams(text_words, size) for size in range(SHORT, self.overlap)))
+        return self._overlap_grams(text_words).union(*(grams(text_words, size) for size in range(SHORT, self.overlap)))
 
     def leave_out_common(self, texts: Iterable[str]) -> None:
         """Remove from the index the sequences that occur in more than `COMMON` of `texts`."""
@@ -139,13 +139,18 @@ def bare_words(text: str) -> Gram:
     tokens = ["", *words(text), ""]
     kept = []
     for before, word, after in zip(tokens, tokens[1:], tokens[2:]):
-        is_operator = word in SIGNS and before[:1].isalnum() and after[:1].isalnum() and (_term(before) or _term(after))
+        is_operator = (
+            word in SIGNS
+            and before[:1].isalnum()
+            and after[:1].isalnum()
+            and (_is_number_or_letter(before) or _is_number_or_letter(after))
+        )
         if word[0].isalnum() or is_operator or (word == "-" and after[:1].isdigit()):
             kept.append(word)
     return tuple(kept)
 
 
-def _term(word: str) -> bool:
+def _is_number_or_letter(word: str) -> bool:
     return word[0].isdigit() or len(word) == 1
 
 
@@ -206,7 +211,7 @@ def _content_text(content: Any, where: str) -> str:
     return content_label(read_content(content, f"{where}: content")) if isinstance(content, list) else str(content)
 
 
-def own_test(task: Task, seed: int) -> tuple[list[EvalItem], str]:
+def own_test_items(task: Task, seed: int) -> tuple[list[EvalItem], str]:
     """Return the evaluation items of the task's own test split, and a note if the split cannot be read.
 
     Items of a finite split match by key, whole text and consecutive words. Items of a `Task.patterned` task or of an

@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
-from rorqual.data.distilled import Distilled
-from rorqual.factory.config import FilterConfig, Keep
+from rorqual.data.distilled import TeacherSample
+from rorqual.factory.config import FilterConfig, KeptSamples
 
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+|[^\w\s]|_")
 """Matches a word of letters and digits, a punctuation mark or symbol, or a character of a script without spaces."""
-EXCLUDED: Mapping[Keep, tuple[str, ...]] = {"right": ("wrong", "ungraded"), "graded": ("ungraded",), "all": ()}
+EXCLUDED: Mapping[KeptSamples, tuple[str, ...]] = {"right": ("wrong", "ungraded"), "graded": ("ungraded",), "all": ()}
 """For each value of `keep`: the verdicts of the samples that are dropped."""
 FEW_LINES = 4
 """Repeated lines are counted only in texts with at least this many lines."""
@@ -90,13 +90,15 @@ def duplicates(texts: Sequence[str], shingle: int, similar: float) -> list[bool]
     return flags
 
 
-def reply_text(row: Distilled) -> str:
+def reply_text(row: TeacherSample) -> str:
     """Return the text that the teacher generated: its reasoning and its answer."""
     reply = row.messages[-1]
     return f"{reply.reasoning or ''}\n{reply.text}".strip("\n")
 
 
-def reason_alone(row: Distilled, cut_off: bool, contaminated: bool, filters: FilterConfig, keep: Keep) -> str:
+def drop_reason_of_sample(
+    row: TeacherSample, cut_off: bool, contaminated: bool, filters: FilterConfig, keep: KeptSamples
+) -> str:
     """Return the first reason to drop a sample, or an empty string to keep the sample. Duplicates are checked separately, in `drop_reasons`."""
     text = reply_text(row)
     enabled = set(filters.names)
@@ -112,11 +114,11 @@ def reason_alone(row: Distilled, cut_off: bool, contaminated: bool, filters: Fil
 
 
 def drop_reasons(
-    rows: Sequence[Distilled],
+    rows: Sequence[TeacherSample],
     cut_off: Sequence[bool],
     contaminated: Sequence[bool],
     filters: FilterConfig,
-    keep: Keep,
+    keep: KeptSamples,
     failed: Sequence[bool] = (),
 ) -> list[str]:
     """Return for each row the reason to drop the row, or an empty string to keep the row.
@@ -126,7 +128,7 @@ def drop_reasons(
     regardless of `filters` and `keep`.
     """
     results = [
-        "error" if has_failed else reason_alone(row, is_cut, matches, filters, keep)
+        "error" if has_failed else drop_reason_of_sample(row, is_cut, matches, filters, keep)
         for row, is_cut, matches, has_failed in zip(
             rows, cut_off, contaminated, failed or [False] * len(rows), strict=True
         )

@@ -10,7 +10,7 @@ from typing import Any
 from rorqual.core.errors import DataError
 from rorqual.evals.evaluating import pick_problems
 from rorqual.factory.config import FactoryConfig
-from rorqual.factory.contamination import Evaluations, Match, evaluation_items, own_test
+from rorqual.factory.contamination import EvalItemIndex, Match, evaluation_items, own_test_items
 from rorqual.tasks.find import load_task
 from rorqual.tasks.task import Problem, Task
 
@@ -24,7 +24,7 @@ class ChosenProblems:
 
     task: Task
     problems: list[Problem]
-    evaluations: Evaluations
+    evaluations: EvalItemIndex
     met: list[tuple[Problem, Match]]
     notes: list[str]
 
@@ -48,13 +48,13 @@ def choose_problems(config: FactoryConfig) -> ChosenProblems:
     match.
     """
     task = load_task(config.task, data=Path(config.data) if config.data else None, options=config.options)
-    items, note = own_test(task, config.seed)
+    items, note = own_test_items(task, config.seed)
     for source in config.decontaminate:
         items += evaluation_items(source, config.seed)
     n_wanted, previous_size, enough = config.problems, -1, 0
     while True:
         pool = pick_problems(task, config.split, n_wanted, config.seed, per_family=False)
-        evaluations = Evaluations(items, config.filters.overlap)
+        evaluations = EvalItemIndex(items, config.filters.overlap)
         evaluations.leave_out_common(problem.prompt for problem in pool)
         matches = [(problem, evaluations.match_problem(problem.prompt, problem.key)) for problem in pool]
         met = [(problem, match) for problem, match in matches if match is not None]

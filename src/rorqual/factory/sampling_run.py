@@ -14,16 +14,16 @@ from rorqual.core.config import read_yaml, to_yaml
 from rorqual.core.errors import ConfigError, DataError, RorqualError
 from rorqual.core.journal import Journal, to_line
 from rorqual.core.ledger import Ledger, read_ledger
-from rorqual.core.lock import RUN_LOCK, own_run
-from rorqual.core.log import Progress
+from rorqual.core.lock import RUN_LOCK, acquire_run_lock
+from rorqual.core.progress import Progress
 from rorqual.core.records import write_atomic, write_json
-from rorqual.data.distilled import Distilled, Ids, Logprobs, VerdictName, write_distilled
+from rorqual.data.distilled import Ids, Logprobs, TeacherSample, VerdictName, write_distilled
 from rorqual.factory.budget import budget_error
 from rorqual.factory.card import CardFindings, write_card
 from rorqual.factory.config import FactoryConfig
-from rorqual.factory.entries import Entry, SampleId, read_entry, row_of
 from rorqual.factory.filters import drop_reasons, reply_text
 from rorqual.factory.problems import ChosenProblems, choose_problems
+from rorqual.factory.stored_samples import SampleId, StoredSample, parse_sample, row_of
 from rorqual.factory.teacher import LocalTeacher, RemoteTeacher, Teacher
 from rorqual.tasks.find import safe_grade
 from rorqual.tasks.task import Problem
@@ -51,27 +51,27 @@ def sample_teacher(config: FactoryConfig, out: Path, *, threads: int, quiet: boo
     _check_config(config, out)
     if (out / FINISHED).is_file() and (out / DATA).is_file():
         return out / DATA
-    with own_run(out):
+    with acquire_run_lock(out):
         _check_config(config, out)
         costs = Ledger(out / COSTS)  # writes nothing before the first stage
         chosen = choose_problems(config)
         teacher = _teacher(config, out, threads, api_key)
         write_atomic(out / CONFIG, to_yaml(config).encode())
         with Journal(out / SAMPLES) as journal, Journal(out / FAILED) as failures:
-            work = Work(config, chosen, teacher, journal, failures, quiet)
+            work = FactoryRun(config, chosen, teacher, journal, failures, quiet)
             with costs.record_stage("sampling"):
                 completed = work.sample()
-            _finish(work, out, completed, costs)
+            _write_dataset_and_card(work, out, completed, costs)
     return out / DATA
 
 
-def _finish(work: Work, out: Path, completed: bool, costs: Ledger) -> None:
+def _write_dataset_and_card(work: FactoryRun, out: Path, completed: bool, costs: Ledger) -> None:
     """Write the dataset and its card. Raises BudgetReached if the budget did not cover all samples."""
     config, chosen, teacher = work.config, work.chosen, work.teacher
     with costs.record_stage("finishing"):
         rows, contaminated = work.rows()
         if config.top_k and isinstance(teacher, LocalTeacher):
-            rows = with_top(rows, teacher, config.top_k)
+            rows = with_top_tokens(rows, teacher, config.top_k)
         write_distilled(out / DATA, rows, tokenizer=teacher.tokenizer, vocab=teacher.vocab)
         _write_lines(out / CONTAMINATED, [*chosen.contaminated_lines(), *contaminated])
     n_missing = None if completed else work.total - len(work.have) - len(work.failed)
@@ -85,7 +85,7 @@ def _finish(work: Work, out: Path, completed: bool, costs: Ledger) -> None:
 
 
 @dataclass
-class Work:
+class FactoryRun:
     """The state of a factory run: samples so far (`have`), failed requests, and verdicts of the grader."""
 
     config: FactoryConfig
@@ -94,19 +94,21 @@ class Work:
     journal: Journal
     failures: Journal
     quiet: bool
-    have: dict[SampleId, Entry] = field(default_factory=dict)
-    failed: dict[SampleId, Entry] = field(default_factory=dict)
+    have: dict[SampleId, StoredSample] = field(default_factory=dict)
+    failed: dict[SampleId, StoredSample] = field(default_factory=dict)
     verdicts: dict[SampleId, VerdictName] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.problems = {problem.key: problem for problem in self.chosen.problems}
-        for entry in self._entries(self.journal):
-            self.have.setdefault(entry.place, entry)
-        self.failed = {entry.place: entry for entry in self._entries(self.failures) if entry.place not in self.have}
+        for entry in self._read_samples(self.journal):
+            self.have.setdefault(entry.sample_id, entry)
+        self.failed = {
+            entry.sample_id: entry for entry in self._read_samples(self.failures) if entry.sample_id not in self.have
+        }
 
-    def _entries(self, journal: Journal) -> Iterator[Entry]:
+    def _read_samples(self, journal: Journal) -> Iterator[StoredSample]:
         for where, _, line in journal.read():
-            entry = read_entry(line, where)
+            entry = parse_sample(line, where)
             if entry.of != self.teacher.of:
                 raise ConfigError(
                     "this sample comes from another teacher or other settings: the teacher's run was changed after sampling",
@@ -129,19 +131,19 @@ class Work:
     def sample(self) -> bool:
         """Generate the missing samples and grade all samples. Return False if the budget was reached."""
         bar = Progress(f"distil {self.chosen.task.name}", self.total, unit="sample", start=len(self.have))
-        self.verify([*self.have.values(), *self.failed.values()])
+        self.grade_samples([*self.have.values(), *self.failed.values()])
         shown = set(self.warnings())
         if self.have and len(self.have) < self.total and not self.quiet:
             bar.say(f"distil: resuming with {len(self.have)} of {self.total} samples")
 
-        def keep(entries: Sequence[Entry], on_saved: Callable[[], None]) -> None:
+        def keep(entries: Sequence[StoredSample], on_saved: Callable[[], None]) -> None:
             self.journal.append(asdict(entry) for entry in entries if not entry.failed)
             self.failures.append(asdict(entry) for entry in entries if entry.failed)
             on_saved()
             for entry in entries:
-                self.failed.pop(entry.place, None)
-                (self.failed if entry.failed else self.have)[entry.place] = entry
-            self.verify(entries)
+                self.failed.pop(entry.sample_id, None)
+                (self.failed if entry.failed else self.have)[entry.sample_id] = entry
+            self.grade_samples(entries)
             warn()
             show(0)
 
@@ -153,7 +155,7 @@ class Work:
 
         def show(under_way: int) -> None:
             if not self.quiet:
-                bar.update(min(len(self.have) + len(self.failed) + under_way, self.total), self.note())
+                bar.update(min(len(self.have) + len(self.failed) + under_way, self.total), self.progress_note())
 
         try:
             completed = self.teacher.sample(list(self.problems.values()), dict(self.have), keep, show, set(self.failed))
@@ -165,7 +167,7 @@ class Work:
             )
             raise type(error)(error.what, where=error.where, remedy=f"{error.remedy} {saved}".strip()) from error
 
-    def note(self) -> str:
+    def progress_note(self) -> str:
         """Return the text next to the progress bar: share of right samples, failures and money."""
         verdicts, spending = list(self.verdicts.values()), self.teacher.spending
         right = f"right {verdicts.count('right') / len(verdicts):.0%}" if verdicts else ""
@@ -175,7 +177,7 @@ class Work:
 
     def warnings(self) -> dict[str, str]:
         """Return the current warnings by kind. Each kind is shown once during the run, and on the card."""
-        texts = self.teacher.spending.notes()
+        texts = self.teacher.spending.warnings_by_kind()
         names = Counter(entry.model for entry in self.have.values() if entry.model)
         if names:
             counts = ", ".join(f"'{name}' ({count} samples)" for name, count in sorted(names.items()))
@@ -188,7 +190,7 @@ class Work:
             )
         return texts
 
-    def verify(self, entries: Sequence[Entry]) -> None:
+    def grade_samples(self, entries: Sequence[StoredSample]) -> None:
         """Grade samples with the task's grader. A sample without an answer gets the verdict `ungraded`.
 
         Raises TaskError with the task's name if the grader raises an error. Saved samples are not lost if the grader
@@ -196,9 +198,9 @@ class Work:
         """
         for entry in entries:
             verdict = None if entry.error else safe_grade(self.chosen.task, self.problems[entry.key], entry.text)
-            self.verdicts[entry.place] = verdict.value if verdict else "ungraded"
+            self.verdicts[entry.sample_id] = verdict.value if verdict else "ungraded"
 
-    def rows(self) -> tuple[list[Distilled], list[dict[str, Any]]]:
+    def rows(self) -> tuple[list[TeacherSample], list[dict[str, Any]]]:
         """Return all samples as graded and filtered rows in the order of the problems, and a list of contaminated samples."""
         samples = self.failed | self.have
         entries = [
@@ -221,28 +223,30 @@ class Work:
         ]
         return [replace(row, dropped=reason) for row, reason in zip(rows, reasons, strict=True)], contaminated
 
-    def _row(self, entry: Entry, problem: Problem) -> Distilled:
-        return row_of(entry, problem, self.verdicts[entry.place], self.config, self.teacher.label, self.teacher.chosen)
+    def _row(self, entry: StoredSample, problem: Problem) -> TeacherSample:
+        return row_of(
+            entry, problem, self.verdicts[entry.sample_id], self.config, self.teacher.label, self.teacher.chosen
+        )
 
 
-def with_top(rows: Sequence[Distilled], teacher: LocalTeacher, k: int) -> list[Distilled]:
+def with_top_tokens(rows: Sequence[TeacherSample], teacher: LocalTeacher, k: int) -> list[TeacherSample]:
     """Add the teacher's `k` most likely tokens at each position to every row that was not dropped.
 
     The first `teacher.chosen` tokens of a reply were forced, not sampled, so the distribution at each of these
     positions has nearly all probability mass on the forced token.
     """
     indices = [index for index, row in enumerate(rows) if not row.dropped and row.token_ids]
-    top = dict(zip(indices, teacher.top([rows[index] for index in indices], k), strict=True))
+    top = dict(zip(indices, teacher.top_tokens([rows[index] for index in indices], k), strict=True))
     result = list(rows)
     for index, (ids, logprobs) in top.items():
         ids, logprobs = ids.copy(), logprobs.copy()
         for forced in range(teacher.chosen):
-            ids[forced], logprobs[forced] = certain(rows[index].token_ids[forced], ids[forced])
+            ids[forced], logprobs[forced] = one_token_distribution(rows[index].token_ids[forced], ids[forced])
         result[index] = replace(rows[index], top_ids=ids, top_logprobs=logprobs)
     return result
 
 
-def certain(token: int, others: Ids) -> tuple[Ids, Logprobs]:
+def one_token_distribution(token: int, others: Ids) -> tuple[Ids, Logprobs]:
     """Return a distribution with nearly all probability mass on `token`, as token ids [k] and log-probabilities [k].
     The remaining k - 1 ids come from `others` [k].
 

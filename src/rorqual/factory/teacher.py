@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rorqual.core.records import Message, RunDir, Thinking
-from rorqual.data.distilled import Distilled
+from rorqual.data.distilled import TeacherSample
 from rorqual.engine.engine import Engine
 from rorqual.engine.remote.engine import FREE, REFUSED, RemoteEngine, RemoteError
 from rorqual.engine.request import Completion, Request
@@ -18,13 +18,20 @@ from rorqual.evals.answer_cache import IN_A_ROW
 from rorqual.evals.evaluating import with_problem_seed
 from rorqual.factory.budget import NOTHING, Budget, Spending
 from rorqual.factory.config import FactoryConfig
-from rorqual.factory.entries import Entry, SampleId, entry_of, failure_of, identity, is_same_model
+from rorqual.factory.stored_samples import (
+    SampleId,
+    StoredSample,
+    failed_sample,
+    is_same_model,
+    sample_of_completion,
+    settings_hash,
+)
 from rorqual.model.adapter import fingerprint
 from rorqual.tasks.task import Problem
 
-Keep = Callable[[Sequence[Entry], Callable[[], None]], None]
+SaveSamples = Callable[[Sequence[StoredSample], Callable[[], None]], None]
 """A callback (samples, on_saved) that saves new samples, calls `on_saved` when the samples are on disk, and then grades the samples."""
-UnderWay = Callable[[int], None]
+ReportUnsavedCount = Callable[[int], None]
 """A progress callback that receives the number of samples that are generated but not saved yet."""
 FAILURES_IN_A_ROW = 5
 """Number of consecutive requests that may fail despite retries before sampling stops. `FAILURES_IN_A_ROW` failures in a
@@ -61,7 +68,7 @@ class LocalTeacher:
         run = RunDir(Path(config.teacher))
         folder = run.checkpoint()
         self.label = f"{config.teacher}@{folder.name}"
-        self.of = identity(config, fingerprint(folder))
+        self.of = settings_hash(config, fingerprint(folder))
         self._engine = Engine(run.path, device=config.device, dtype=config.dtype, threads=threads, record_experts=False)
         self.tokenizer, self.vocab = self._engine.tokenizer.fingerprint, self._engine.tokenizer.vocab_size
         modes: tuple[Thinking, Thinking] = (config.thinking, "auto")
@@ -71,9 +78,9 @@ class LocalTeacher:
     def sample(
         self,
         problems: Sequence[Problem],
-        have: Mapping[SampleId, Entry],
-        keep: Keep,
-        under_way: UnderWay,
+        have: Mapping[SampleId, StoredSample],
+        keep: SaveSamples,
+        under_way: ReportUnsavedCount,
         failed: Collection[SampleId] = (),
     ) -> bool:
         """Generate the samples that `have` does not contain, and pass them to `keep`. Return False if the budget was reached.
@@ -84,7 +91,7 @@ class LocalTeacher:
             missing = {(p.key, n) for p in batch for n in range(self.config.samples)} - have.keys()
             if missing:
                 entries = self._generate(batch, under_way)
-                keep([entry for entry in entries if entry.place in missing], do_nothing)
+                keep([entry for entry in entries if entry.sample_id in missing], do_nothing)
         return True
 
     def batches(self, problems: Sequence[Problem]) -> Iterator[Sequence[Problem]]:
@@ -92,14 +99,14 @@ class LocalTeacher:
         size = max(1, self.config.batch // self.config.samples)
         yield from (problems[start : start + size] for start in range(0, len(problems), size))
 
-    def _generate(self, problems: Sequence[Problem], under_way: UnderWay) -> list[Entry]:
+    def _generate(self, problems: Sequence[Problem], under_way: ReportUnsavedCount) -> list[StoredSample]:
         requests = [request_of(self.config, problem) for problem in problems]
         began = time.process_time()
         answers = self._engine.generate(requests, progress=lambda done, _: under_way(done))
         spent = time.process_time() - began
         tokens = sum(len(completion.token_ids) for group in answers for completion in group)
         return [
-            entry_of(
+            sample_of_completion(
                 self.of,
                 problem,
                 number,
@@ -111,7 +118,7 @@ class LocalTeacher:
             for number, completion in enumerate(group)
         ]
 
-    def top(self, rows: Sequence[Distilled], k: int) -> list[Scored]:
+    def top_tokens(self, rows: Sequence[TeacherSample], k: int) -> list[Scored]:
         """Return the teacher's `k` most likely tokens at each position of each row's reply."""
         pairs = [(row.prompt_ids, row.token_ids) for row in rows]
         return score(self._engine.scorer, pairs, k, threads=self.threads)
@@ -134,7 +141,7 @@ class RemoteTeacher:
         self.config, self.out = config, out
         access = config.access
         self.label = f"{config.model} at {config.teacher}"
-        self.of = identity(config, config.teacher)
+        self.of = settings_hash(config, config.teacher)
         self._budget: Budget | None = None
         self._engine = RemoteEngine(
             config.teacher,
@@ -155,9 +162,9 @@ class RemoteTeacher:
     def sample(
         self,
         problems: Sequence[Problem],
-        have: Mapping[SampleId, Entry],
-        keep: Keep,
-        under_way: UnderWay,
+        have: Mapping[SampleId, StoredSample],
+        keep: SaveSamples,
+        under_way: ReportUnsavedCount,
         failed: Collection[SampleId] = (),
     ) -> bool:
         """Generate the missing samples. Parameters and result are those of `LocalTeacher.sample`."""
@@ -184,7 +191,7 @@ class RemoteTeacher:
         self,
         asks: Sequence[EngineRequest],
         budget: Budget | None,
-        keep: Keep,
+        keep: SaveSamples,
         before: Collection[SampleId],
         answered: bool,
     ) -> bool:
@@ -196,17 +203,17 @@ class RemoteTeacher:
             answered = True
             consecutive.clear()
             problem, number, request = asks[place]
-            attempt, money = budget.bill(place, completion) if budget else ("", 0.0)
+            attempt, money = budget.cost_of_answer(place, completion) if budget else ("", 0.0)
             other_model = "" if is_same_model(self.config.model, completion.model) else completion.model
-            entry = entry_of(
+            entry = sample_of_completion(
                 self.of, problem, number, request.params, completion, money=money, attempt=attempt, model=other_model
             )
-            keep([entry], lambda: budget.settle(place, money) if budget else None)
+            keep([entry], lambda: budget.replace_reserve_with_cost(place, money) if budget else None)
 
         def failed(place: int, error: RemoteError) -> None:
             problem, number, request = asks[place]
             errors.append(error)
-            keep([failure_of(self.of, problem, number, request.params, error.what)], do_nothing)
+            keep([failed_sample(self.of, problem, number, request.params, error.what)], do_nothing)
             refused = error.status in REFUSED
             consecutive[refused] += (problem.key, number) not in before
             if consecutive[refused] == (IN_A_ROW if refused else FAILURES_IN_A_ROW):
@@ -214,7 +221,7 @@ class RemoteTeacher:
 
         numbered_requests = [(request, number) for _, number, request in asks]
         first_alone = bool(self.config.access.budget) and not answered  # the first answer shows how the server bills
-        completed = self._engine.collect(
+        completed = self._engine.collect_completions(
             numbered_requests, arrived, budget or FREE, failed=failed, first_alone=first_alone
         )
         if errors and not answered:

@@ -10,16 +10,16 @@ from typing import Any
 
 from rorqual.core.errors import DataError, RorqualError
 from rorqual.engine.engine import Engine
-from rorqual.engine.grammar.check import MISMATCH
+from rorqual.engine.grammar.schema_validator import MISMATCH
 from rorqual.engine.remote.engine import REFUSED, RemoteEngine, RemoteError
 from rorqual.engine.request import Completion
-from rorqual.generate.prompts import Refused
+from rorqual.generate.prompts import RefusedRow
 from rorqual.generate.schema import KEYS, RowRequest
 
 LEADING = re.compile(r"\w+")
 BURST = 256
 """Maximum number of rejected rows to collect before yielding them."""
-Answered = tuple[RowRequest | Refused, list[Completion]]
+Answered = tuple[RowRequest | RefusedRow, list[Completion]]
 """A row of the prompt file, and the samples that answer the row. A rejected row has no samples."""
 
 
@@ -36,7 +36,7 @@ REMEDIES = (
 """Rows of (part of a sample's error message, invalid key, remedy). The first row whose part occurs in the message applies."""
 
 
-def refuse_row(row: RowRequest, error: RorqualError) -> Refused:
+def refuse_row(row: RowRequest, error: RorqualError) -> RefusedRow:
     """Return a rejected row for an error that the engine raised for its request.
 
     The invalid key is the last part of `error.where` or the first word of the error message, if one of the two is a
@@ -45,10 +45,10 @@ def refuse_row(row: RowRequest, error: RorqualError) -> Refused:
     first_word = LEADING.match(error.what)
     candidates = (error.where.rpartition(", ")[2], first_word.group() if first_word else "")
     key = next((word for word in candidates if word in KEYS), row.key)
-    return Refused(row.line, key, error.what, error.remedy, row.carried)
+    return RefusedRow(row.line, key, error.what, error.remedy, row.carried)
 
 
-def answers(engine: Engine, rows: Iterable[RowRequest | Refused], *, room: int) -> Iterator[list[Answered]]:
+def answers(engine: Engine, rows: Iterable[RowRequest | RefusedRow], *, room: int) -> Iterator[list[Answered]]:
     """Answer all rows with a local engine. Yield the answered rows in small lists, in the order in which they finish.
 
     New rows are submitted while fewer than `room` samples are running. A row that the engine rejects is yielded as `Refused`.
@@ -63,7 +63,7 @@ def answers(engine: Engine, rows: Iterable[RowRequest | Refused], *, room: int) 
                 row = next(pending, None)
                 if row is None:
                     more = False
-                elif isinstance(row, Refused):
+                elif isinstance(row, RefusedRow):
                     ready.append((row, []))
                 else:
                     try:
@@ -88,7 +88,7 @@ def answers(engine: Engine, rows: Iterable[RowRequest | Refused], *, room: int) 
 
 
 def remote_answers(
-    engine: RemoteEngine, rows: Iterable[RowRequest | Refused], *, concurrency: int
+    engine: RemoteEngine, rows: Iterable[RowRequest | RefusedRow], *, concurrency: int
 ) -> Iterator[list[Answered]]:
     """Answer all rows with a remote endpoint, `concurrency` rows at a time. Yield the answered rows in the same form as
     `answers`.
@@ -105,7 +105,7 @@ def remote_answers(
                 row = next(pending, None)
                 if row is None:
                     more = False
-                elif isinstance(row, Refused):
+                elif isinstance(row, RefusedRow):
                     ready.append((row, []))
                 elif (fault := _remote_refusal(row)) is not None:
                     ready.append((refuse_row(row, fault), []))
@@ -144,15 +144,15 @@ def _remote_refusal(row: RowRequest) -> DataError | None:
 # ---- output lines
 
 
-def record(
-    row: RowRequest | Refused, samples: Sequence[Completion], *, token_ids: bool = False, logprobs: bool = False
+def output_record(
+    row: RowRequest | RefusedRow, samples: Sequence[Completion], *, token_ids: bool = False, logprobs: bool = False
 ) -> dict[str, Any]:
     """Return the output line of a row.
 
     The line is reproducible, because values that depend on the time or on other rows, such as cache hits, are left out.
     """
     head = {"line": row.line, **row.carried}
-    if isinstance(row, Refused):
+    if isinstance(row, RefusedRow):
         return {**head, "error": {"key": row.key, "what": row.what, "remedy": row.remedy}}
     counts = [_tokens(sample) for sample in samples]
     choices = [
@@ -165,19 +165,19 @@ def record(
         line["prompt_logprobs"] = _json_numbers(samples[0].prompt_logprobs)
     if samples[0].prompt_top_logprobs is not None:
         line["prompt_top_logprobs"] = _json_pairs(samples[0].prompt_top_logprobs)
-    if (fault := fault_of(row, samples)) is not None:
+    if (fault := first_sample_error(row, samples)) is not None:
         line["error"] = {"key": fault.key, "what": fault.what, "remedy": fault.remedy}
     return line
 
 
-def fault_of(row: RowRequest, samples: Sequence[Completion]) -> Refused | None:
+def first_sample_error(row: RowRequest, samples: Sequence[Completion]) -> RefusedRow | None:
     """Return the error of the first incomplete sample of a row, or None if all samples are complete."""
     errors = [(number, sample.error) for number, sample in enumerate(samples) if sample.error]
     if not errors:
         return None
     number, what = errors[0]
     key, remedy = next(rest for part, *rest in REMEDIES if part in what)
-    return Refused(row.line, key, f"sample {number} is incomplete: {what}", remedy, row.carried)
+    return RefusedRow(row.line, key, f"sample {number} is incomplete: {what}", remedy, row.carried)
 
 
 def _tokens(sample: Completion) -> int:

@@ -26,7 +26,7 @@ SYNC_SECONDS = 5.0
 NONE = -1
 
 
-class Partial:
+class PartialOutput:
     """An output file in progress. Only one process at a time may open the file.
 
     `made` holds all settings that the answers depend on. The complete output has `rows` lines. `last` is the line
@@ -44,14 +44,14 @@ class Partial:
         self.whole = False
         self._offsets = array("q", [NONE]) * (last + 1)
         self._journal: Journal | None = None
-        check_place(out)
+        check_writable_path(out)
         try:
-            self._begin(dict(made))
+            self._open_files(dict(made))
         except BaseException:
             self.close()
             raise
 
-    def __enter__(self) -> Partial:
+    def __enter__(self) -> PartialOutput:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -62,41 +62,41 @@ class Partial:
         if self._journal is not None:
             self._journal.close()
 
-    def has(self, line: int) -> bool:
+    def has_answer(self, line: int) -> bool:
         """Return whether the answer to the row `line` exists."""
         return self._offsets[line] != NONE
 
-    def add(self, lines: Mapping[int, Mapping[str, Any]]) -> None:
+    def append_records(self, lines: Mapping[int, Mapping[str, Any]]) -> None:
         """Append records in one write. `lines` maps line numbers to records. After `add` returns, the records are not
         lost if the process is killed."""
         assert self._journal is not None
         offsets = self._journal.append(lines.values())
         for offset, record in zip(offsets, lines.values(), strict=True):
-            self._note(offset, record)
+            self._index_record(offset, record)
 
     def finish(self) -> None:
         """Write the complete output in the order of the input, and remove `OUT.partial`."""
         assert self.count == self.rows
-        write_atomic(self.out, self._lines())
+        write_atomic(self.out, self._ordered_lines())
         self.path.unlink()
         self.whole = True
 
-    def _lines(self) -> Iterator[bytes]:
+    def _ordered_lines(self) -> Iterator[bytes]:
         with open(self.path, "rb") as file:
             for offset in self._offsets:
                 if offset != NONE:
                     file.seek(offset)
                     yield file.readline()
 
-    def _begin(self, made: dict[str, Any]) -> None:
+    def _open_files(self, made: dict[str, Any]) -> None:
         """Open or create the files, and index the lines that exist."""
         finished, begun = self.out.exists(), self.path.exists()
-        old = self._read_made()
+        old = self._read_settings_file()
         # A process that was killed while it created the files may leave an empty OUT.partial and no OUT.made. Ignore
         # such an empty OUT.partial.
         begun = begun and bool(old or self.path.stat().st_size)
         if finished or begun:
-            self._check(old, made)
+            self._check_same_settings(old, made)
         if finished and not begun:
             with suppress(DataError):
                 self._index(scan_journal(self.out))
@@ -112,23 +112,23 @@ class Partial:
     def _index(self, records: Iterable[tuple[str, int, Mapping[str, Any]]]) -> None:
         for where, offset, record in records:
             line = record.get("line")
-            if not isinstance(line, int) or not 0 < line < len(self._offsets) or self.has(line):
+            if not isinstance(line, int) or not 0 < line < len(self._offsets) or self.has_answer(line):
                 self._raise_changed(f"{where} is not the answer to a row")
-            self._note(offset, record)
+            self._index_record(offset, record)
 
-    def _note(self, offset: int, record: Mapping[str, Any]) -> None:
+    def _index_record(self, offset: int, record: Mapping[str, Any]) -> None:
         self._offsets[record["line"]] = offset
         self.count += 1
         self.errors += "error" in record
 
-    def _read_made(self) -> dict[str, Any]:
+    def _read_settings_file(self) -> dict[str, Any]:
         try:
             made = json.loads(self.made_file.read_bytes())
         except (OSError, ValueError):
             return {}
         return made if isinstance(made, dict) else {}
 
-    def _check(self, old: dict[str, Any], made: dict[str, Any]) -> None:
+    def _check_same_settings(self, old: dict[str, Any], made: dict[str, Any]) -> None:
         if not old:
             self._raise_changed(
                 f"the file exists, but {self.made_file.name}, which records its input and settings, is missing"
@@ -147,7 +147,7 @@ class Partial:
         )
 
 
-def check_place(out: Path) -> None:
+def check_writable_path(out: Path) -> None:
     """Raise ConfigError if the file `out` cannot be written. Call this function before loading a model; it writes nothing."""
     if out.is_dir():
         raise ConfigError("out is a folder", where=str(out), remedy="Give a file: out=FILE.jsonl.")

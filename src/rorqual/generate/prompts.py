@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from rorqual.core.errors import DataError
-from rorqual.core.rows import BadRow, named_errors, scan_rows
+from rorqual.core.rows import BadRow, name_file_in_read_errors, scan_rows
 
 TABLES = (".csv", ".tsv", ".parquet")
 
 
 @dataclass(frozen=True)
-class Refused:
+class RefusedRow:
     """A row that cannot be answered.
 
     `line` is the number of the line or table row, counted from 1, and `key` is the invalid key. `what` describes the problem,
@@ -30,7 +30,7 @@ class Refused:
 
 
 @dataclass(frozen=True)
-class Prompts:
+class PromptFile:
     """A prompt file. `rows` is the number of rows, `last` the line number of the last row, and `sha256` the hash of the file."""
 
     path: Path
@@ -39,9 +39,9 @@ class Prompts:
     sha256: str
 
     @classmethod
-    def open(cls, path: Path) -> Prompts:
+    def open(cls, path: Path) -> PromptFile:
         """Open a prompt file and count its rows. Raises DataError if the file cannot be read."""
-        with named_errors(path):
+        with name_file_in_read_errors(path):
             if path.exists() and not path.is_file():
                 what = "the prompts are read twice, so they must be in a regular file"
                 raise DataError(what, where=str(path), remedy="Save the prompts to a file.")
@@ -57,10 +57,10 @@ class Prompts:
         return [*dict.fromkeys(name for _, row in read_prompts(self.path) if isinstance(row, dict) for name in row)]
 
 
-def read_prompts(path: Path) -> Iterator[tuple[int, dict[str, Any] | Refused]]:
+def read_prompts(path: Path) -> Iterator[tuple[int, dict[str, Any] | RefusedRow]]:
     """Yield (number, row) for each row. In a table file (`TABLES`), the number counts rows, because a row may span
     several lines. In other files, the number is the line number."""
     is_table = path.suffix.lower() in TABLES
     for number, row in enumerate(scan_rows(path), start=1):
         line = number if is_table else row.line
-        yield line, Refused(line, "", row.what, row.remedy) if isinstance(row, BadRow) else row.values
+        yield line, RefusedRow(line, "", row.what, row.remedy) if isinstance(row, BadRow) else row.values

@@ -14,12 +14,12 @@ from pydantic import Field, ValidationError
 
 from rorqual.core.config import Config, parse_scalar, with_fields
 from rorqual.core.conversations import read_messages
-from rorqual.core.errors import DataError, RorqualError, nearest
+from rorqual.core.errors import DataError, RorqualError, suggest_name
 from rorqual.core.records import NO_DEFAULTS, Message, TaskDefaults, Thinking
 from rorqual.core.sampling import PARAMS, SAFE, TextList
 from rorqual.data.source.cells import joined_prompt
 from rorqual.engine.request import Request, SamplingParams
-from rorqual.generate.prompts import Refused
+from rorqual.generate.prompts import RefusedRow
 
 PROMPTS = ("prompt", "messages", "prompt_ids")
 TURN = frozenset({"role", "content", "reasoning", "reasoning_content", "name"})
@@ -110,9 +110,9 @@ class RowParser:
             task | {name: getattr(self.defaults, name) for name in self.defaults.model_fields_set}
         )
 
-    def ask(self, line: int, row: dict[str, Any] | Refused) -> RowRequest | Refused:
+    def parse_row(self, line: int, row: dict[str, Any] | RefusedRow) -> RowRequest | RefusedRow:
         """Convert a row to a request, or to `Refused` if the row is invalid."""
-        if isinstance(row, Refused):
+        if isinstance(row, RefusedRow):
             return row
         prompts = () if self.columns else PROMPTS
         keys = KEYS - {*self.columns}
@@ -121,14 +121,14 @@ class RowParser:
             row = {name: parse_scalar(text) if name in typed else text for name, text in row.items() if text}
         carried = {key: value for key, value in row.items() if key not in keys and key not in prompts}
         try:
-            _check_carried(carried, self.columns)
+            _check_extra_fields(carried, self.columns)
             given = {key: row[key] for key in keys & row.keys() if row[key] is not None}
             is_chat = self.encode is None and ("prompt_ids" not in prompts or row.get("prompt_ids") is None)
             sampling = _read_row_sampling(given, self._chat_defaults if is_chat else self.defaults)
             key, messages, ids = self._columns_prompt(row) if self.columns else self._prompt(row)
         except DataError as fault:
-            writable = {k: v for k, v in carried.items() if k not in RESERVED and _writable(v)}
-            return Refused(line, fault.where, fault.what, fault.remedy, writable)
+            writable = {k: v for k, v in carried.items() if k not in RESERVED and _is_json_writable(v)}
+            return RefusedRow(line, fault.where, fault.what, fault.remedy, writable)
         params = sampling.params()
         if "seed" not in given:
             params = replace(params, seed=line_seed(params.seed, line, carried.get("id")))
@@ -138,15 +138,15 @@ class RowParser:
         given = [key for key in PROMPTS if row.get(key) is not None]
         if len(given) != 1:
             what = f"the row has both {' and '.join(given)}" if given else "the row has no prompt"
-            hint = next((hint for key in row if (hint := nearest(key, PROMPTS)).startswith("Did")), "")
+            hint = next((hint for key in row if (hint := suggest_name(key, PROMPTS)).startswith("Did")), "")
             remedy = f"{hint} Give exactly one of {', '.join(PROMPTS)}.".strip()
             raise _fault(given[1] if given else "prompt", what, remedy)
         key, value = given[0], row[given[0]]
         if key == "prompt_ids":
-            return key, (), _ids(value)
+            return key, (), _check_token_ids(value)
         if key == "messages":
             return key, _messages(value), None
-        text = _text(value, key)
+        text = _check_text(value, key)
         if not text:
             raise _fault(key, "the prompt is empty", "Write a prompt, or delete the row.")
         return self._text_prompt(key, text)
@@ -157,7 +157,7 @@ class RowParser:
             text = joined_prompt(row, self.columns, strip=self.encode is None)
         except DataError as error:
             raise _fault(key, error.what, "Fill the columns of prompt=, or delete the row.") from None
-        return self._text_prompt(key, _text(text, key))
+        return self._text_prompt(key, _check_text(text, key))
 
     def _text_prompt(self, key: str, text: str) -> tuple[str, tuple[Message, ...], tuple[int, ...] | None]:
         if self.encode is None:
@@ -180,7 +180,7 @@ def _read_row_sampling(given: Mapping[str, Any], defaults: RowSampling) -> RowSa
         raise _fault(key, f"{what} (got {repr(given.get(key))[:80]})", f"Valid values: {valid}.") from None
 
 
-def _check_carried(carried: dict[str, Any], columns: Sequence[str]) -> None:
+def _check_extra_fields(carried: dict[str, Any], columns: Sequence[str]) -> None:
     """Raise DataError for an extra field that cannot be written as JSON, or whose name looks like a mistyped key and is not in `columns`."""
     name = carried.get("id")
     if name is not None and (isinstance(name, bool) or not isinstance(name, str | int)):
@@ -193,13 +193,13 @@ def _check_carried(carried: dict[str, Any], columns: Sequence[str]) -> None:
             raise _fault(key, f"unknown key '{key}'", f"Use '{ELSEWHERE[key]}'.")
         if key not in columns and (known := get_close_matches(key, KEYS, n=1, cutoff=ALIKE)):
             raise _fault(key, f"unknown key '{key}'", f"Did you mean '{known[0]}'? If not, rename the field.")
-        if not _writable(value):
+        if not _is_json_writable(value):
             raise _fault(
                 key, "the value cannot be written as JSON", "Remove this field, or write its value as a string."
             )
 
 
-def _writable(value: Any) -> bool:
+def _is_json_writable(value: Any) -> bool:
     try:
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, TypeError, RecursionError):
@@ -207,7 +207,7 @@ def _writable(value: Any) -> bool:
     return True
 
 
-def _text(value: Any, key: str) -> str:
+def _check_text(value: Any, key: str) -> str:
     if not isinstance(value, str):
         raise _fault(key, f"the value must be a string, but has the type {type(value).__name__}", "Give a string.")
     if "\0" in value:
@@ -215,7 +215,7 @@ def _text(value: Any, key: str) -> str:
     return value
 
 
-def _ids(value: Any) -> tuple[int, ...]:
+def _check_token_ids(value: Any) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(type(token) is int for token in value):
         raise _fault("prompt_ids", "prompt_ids must be a list of whole numbers", "Give a list of token ids.")
     if not value:
@@ -231,6 +231,6 @@ def _messages(value: Any) -> tuple[Message, ...]:
     extra = sorted({key for turn in value for key in turn} - TURN)
     if extra:
         raise _fault("messages", f"unknown key '{extra[0]}'", "Use only the keys role, content and reasoning.")
-    if not any(_text(message.label, "messages") for message in messages):
+    if not any(_check_text(message.label, "messages") for message in messages):
         raise _fault("messages", "the prompt is empty: all messages are empty", "Write a prompt, or delete the row.")
     return messages

@@ -16,12 +16,12 @@ from typing import Any, ClassVar
 from rorqual.core.records import RunDir
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
-from rorqual.evals.cascade import Cascade, asked_shares, calibrate
+from rorqual.evals.cascade import Cascade, calibrate, teacher_probabilities
 from rorqual.evals.evaluation import Evaluation
-from rorqual.evals.verify import with_verifier_scores, write_training_rows
+from rorqual.evals.trained_verifier import with_verifier_scores, write_training_rows
 from rorqual.evals.votes import SURE, RuleResult, refine_results, rule_results
-from rorqual.lab.experiment import ArmPair, Experiment, Quantity, Readings, amount
-from rorqual.lab.job import Compute, ExperimentJob, Measure, Train, evaluation, evaluation_file
+from rorqual.lab.experiment import ArmPair, Experiment, Quantity, Readings, scale_amount
+from rorqual.lab.job import ComputeJob, EvaluationJob, ExperimentJob, TrainJob, evaluation_file, load_evaluation
 from rorqual.recipes.models import Size
 from rorqual.recipes.quickstart import TASK
 from rorqual.recipes.sft import sft
@@ -44,7 +44,7 @@ Way = tuple[Sequence[float], Sequence[float]]
 probability that the answer is right, and the number of tokens."""
 
 
-def to_large(share: float, how: str = "to the large model") -> str:
+def cascade_arm_name(share: float, how: str = "to the large model") -> str:
     """Return the arm's name for a cascade whose teacher answers `share` of the problems."""
     return f"cascade, {share:.0%} {how}"
 
@@ -79,7 +79,7 @@ class AnswersExperiment(Experiment):
         rules = [rule for rule in RULES if self.verified or "verifier" not in rule]
         budgets = [f"thinking budget of {budget}" for budget in self.budgets]
         refined = [f"refined {round} time{'s' if round > 1 else ''}" for round in range(1, self.rounds + 1)]
-        cascades = [to_large(share, how) for share in SHARES for how in ("to the large model", "at random")]
+        cascades = [cascade_arm_name(share, how) for share in SHARES for how in ("to the large model", "at random")]
         sampled = [f"{rule} of {size}" for rule in rules for size in SIZES]
         stopped = [f"{VOTES}, until settled", STOP]
         names = ["one sample", *sampled, *stopped, *budgets, *refined, "small model", *cascades]
@@ -92,7 +92,7 @@ class AnswersExperiment(Experiment):
         self.pairs = (
             pair_of_arms(TOKENS, VOTES, STOP, relative=True, claimed=(STOP,), bound=-0.3, side="below"),
             pair_of_arms(RIGHT, VOTES, STOP, claimed=(STOP,), bound=-0.01),
-            *(pair_of_arms(RIGHT, to_large(share, "at random"), to_large(share)) for share in SHARES),
+            *(pair_of_arms(RIGHT, cascade_arm_name(share, "at random"), cascade_arm_name(share)) for share in SHARES),
             *(pair_of_arms(RIGHT, GREEDY, name) for name in names),
         )
 
@@ -102,12 +102,12 @@ class AnswersExperiment(Experiment):
         def run(size: Size, steps: int) -> Run:
             options = dict(self.options)
             return sft(
-                task=self.task, size=size, steps=amount(steps, share), rows=8, row=512, options=options, seed=seed
+                task=self.task, size=size, steps=scale_amount(steps, share), rows=8, row=512, options=options, seed=seed
             )
 
         return [
-            Train(name=BIG, estimate=150 * share, make=partial(run, "small", 400)),
-            Train(name=LITTLE, estimate=60 * share, make=partial(run, "student", 300)),
+            TrainJob(name=BIG, estimate=150 * share, make=partial(run, "small", 400)),
+            TrainJob(name=LITTLE, estimate=60 * share, make=partial(run, "student", 300)),
         ]
 
     def verifier(self, seed: int, place: Path, share: float) -> Run:
@@ -115,7 +115,7 @@ class AnswersExperiment(Experiment):
         return sft(
             data=str(place / VERIFIER_ROWS),
             start=str(place / BIG),
-            steps=amount(120, share),
+            steps=scale_amount(120, share),
             rows=8,
             row=512,
             lr=1e-3,
@@ -133,8 +133,8 @@ class AnswersExperiment(Experiment):
             params: SamplingParams = greedy,
             count: int = 0,
             **more: Any,
-        ) -> Measure:
-            return Measure(
+        ) -> EvaluationJob:
+            return EvaluationJob(
                 name=f"{model}-{name}",
                 estimate=self.seconds * params.n**0.7 * (1 + more.get("refine", 0)) * share,
                 needs=(model,),
@@ -142,7 +142,7 @@ class AnswersExperiment(Experiment):
                 seed=seed,
                 task=self.task,
                 options=dict(self.options),
-                count=amount(count or self.count, share, 1),
+                count=scale_amount(count or self.count, share, 1),
                 split=split,
                 params=params,
                 more=more,
@@ -165,14 +165,14 @@ class AnswersExperiment(Experiment):
         return [
             *jobs,
             evaluation_job(GRADED, split="train", params=replace(several, n=GRADED_SAMPLES), count=self.graded),
-            Compute(name=VERIFIER_ROWS, estimate=0.1, needs=(f"{BIG}-{GRADED}",), function=write_rows),
-            Train(name=VERIFIER, estimate=100 * share, needs=(VERIFIER_ROWS,),
+            ComputeJob(name=VERIFIER_ROWS, estimate=0.1, needs=(f"{BIG}-{GRADED}",), function=write_verifier_data),
+            TrainJob(name=VERIFIER, estimate=100 * share, needs=(VERIFIER_ROWS,),
                   make=partial(self.verifier, seed, place, share)),
-            Compute(name=SCORED, estimate=self.seconds * share, needs=(VERIFIER, SIXTEEN), function=score_samples),
+            ComputeJob(name=SCORED, estimate=self.seconds * share, needs=(VERIFIER, SIXTEEN), function=score_samples),
         ]  # fmt: skip
 
     def read(self, place: Path) -> Readings:
-        found, families = ways(place, self.budgets), _families(place)
+        found, families = results_by_method(place, self.budgets), _families(place)
         return {
             quantity: {
                 name: {group: {key: way[part][at] for at, key in items} for group, items in families.items()}
@@ -182,42 +182,42 @@ class AnswersExperiment(Experiment):
         }
 
 
-def write_rows(place: Path) -> int:
+def write_verifier_data(place: Path) -> int:
     """Write the verifier's training data, and return the number of rows."""
-    return write_training_rows(evaluation(place, f"{BIG}-{GRADED}"), place / VERIFIER_ROWS)
+    return write_training_rows(load_evaluation(place, f"{BIG}-{GRADED}"), place / VERIFIER_ROWS)
 
 
 def score_samples(place: Path) -> float:
     """Save the sixteen samples of each problem with the verifier's scores. Return the mean score."""
     verifier = Engine(RunDir(place / VERIFIER).path, threads=1, record_experts=False)
-    result = with_verifier_scores(evaluation(place, SIXTEEN), verifier, VERIFIER)
+    result = with_verifier_scores(load_evaluation(place, SIXTEEN), verifier, VERIFIER)
     result.save(evaluation_file(place, SCORED))
     scores = [sample.score or 0.0 for sample in result.samples]
     return sum(scores) / len(scores)
 
 
-def ways(place: Path, budgets: Sequence[int]) -> dict[str, Way]:
+def results_by_method(place: Path, budgets: Sequence[int]) -> dict[str, Way]:
     """Return the results of all methods on one seed, by name of the method. All results list the problems in the same order."""
     found = sixteen_samples(place)
 
-    def way(rule: RuleResult) -> Way:
+    def method_result(rule: RuleResult) -> Way:
         return [value or 0.0 for value in rule.values], rule.costs
 
-    def single(name: str) -> Way:
-        return way(rule_results(evaluation(place, f"{BIG}-{name}"))[0])
+    def single_sample_result(name: str) -> Way:
+        return method_result(rule_results(load_evaluation(place, f"{BIG}-{name}"))[0])
 
     return {
-        GREEDY: single(GREEDY),
-        **{_name(rule): way(rule) for rule in rule_results(found)},
-        **{f"thinking budget of {budget}": single(f"budget-{budget}") for budget in budgets},
-        **{rule.rule: way(rule) for rule in refine_results(evaluation(place, f"{BIG}-{REFINED}"))[1:]},
-        **cascade_ways(cascade_of(place), found.keys),
+        GREEDY: single_sample_result(GREEDY),
+        **{_name(rule): method_result(rule) for rule in rule_results(found)},
+        **{f"thinking budget of {budget}": single_sample_result(f"budget-{budget}") for budget in budgets},
+        **{rule.rule: method_result(rule) for rule in refine_results(load_evaluation(place, f"{BIG}-{REFINED}"))[1:]},
+        **cascade_results(cascade_of(place), found.keys),
     }
 
 
 def sixteen_samples(place: Path) -> Evaluation:
     """Return the evaluation with sixteen samples per problem, with the verifier's scores if there is a verifier."""
-    return evaluation(place, SCORED if evaluation_file(place, SCORED).is_file() else SIXTEEN)
+    return load_evaluation(place, SCORED if evaluation_file(place, SCORED).is_file() else SIXTEEN)
 
 
 def _families(place: Path) -> dict[str, list[tuple[int, str]]]:
@@ -240,29 +240,31 @@ def _name(rule: RuleResult) -> str:
 def cascade_of(place: Path) -> Cascade:
     """Return the cascade of the small and the large model of one seed."""
     return Cascade(
-        student=evaluation(place, f"{LITTLE}-{GREEDY}"),
-        teacher=evaluation(place, f"{BIG}-{GREEDY}"),
-        calibration=calibrate(evaluation(place, f"{LITTLE}-{GREEDY}-dev")),
+        student=load_evaluation(place, f"{LITTLE}-{GREEDY}"),
+        teacher=load_evaluation(place, f"{BIG}-{GREEDY}"),
+        calibration=calibrate(load_evaluation(place, f"{LITTLE}-{GREEDY}-dev")),
         sure=0.8,
     )
 
 
-def cascade_ways(cascade: Cascade, keys: Sequence[str]) -> dict[str, Way]:
+def cascade_results(cascade: Cascade, keys: Sequence[str]) -> dict[str, Way]:
     """Return the results of the small model alone, and of two cascades for each share in `SHARES`. In one cascade, the teacher answers
     the problems of lowest confidence. In the other cascade, the teacher answers problems chosen at random, and the result is the expectation."""
-    ranked = cascade.choices()
+    ranked = cascade.problems_by_confidence()
     choices = {choice.key: choice for choice in ranked}
 
-    def way(asked: Mapping[str, float]) -> Way:
+    def method_result(asked: Mapping[str, float]) -> Way:
         pairs = [(choices[key], asked.get(key, 0.0)) for key in keys]
         return (
             [(1 - share) * c.student + share * c.teacher for c, share in pairs],
             [c.student_tokens + share * c.teacher_tokens for c, share in pairs],
         )
 
-    found = {"small model": way({})}
+    found = {"small model": method_result({})}
     for share in SHARES:
         asked = round(share * len(keys))
-        found[to_large(share)] = way(dict(zip(choices, asked_shares(asked, ranked), strict=True)))
-        found[to_large(share, "at random")] = way(dict.fromkeys(choices, asked / len(keys)))
+        found[cascade_arm_name(share)] = method_result(
+            dict(zip(choices, teacher_probabilities(asked, ranked), strict=True))
+        )
+        found[cascade_arm_name(share, "at random")] = method_result(dict.fromkeys(choices, asked / len(keys)))
     return found

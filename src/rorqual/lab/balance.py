@@ -22,9 +22,9 @@ from rorqual.core.records import write_atomic
 from rorqual.data.chat import ChatFormat
 from rorqual.data.pack import Sample
 from rorqual.lab.balance_data import endless_text, text_windows, worked_samples
-from rorqual.lab.experiment import ArmPair, Experiment, Quantity, Readings, amount, in_order
+from rorqual.lab.experiment import ArmPair, Experiment, Quantity, Readings, items_by_index, scale_amount
 from rorqual.lab.held_out import load_trained, run_blocks
-from rorqual.lab.job import Compute, ExperimentJob, Train, value
+from rorqual.lab.job import ComputeJob, ExperimentJob, TrainJob, load_value
 from rorqual.model.decoder import Decoder
 from rorqual.recipes.pretrain import pretrain
 from rorqual.recipes.quickstart import FULL, TASK
@@ -41,7 +41,7 @@ EXCESS, LOSS, SCALED = "largest load over mean less one", "held-out loss, nats",
 HALF_PERCENT = 0.005
 
 
-class Balancing(Experiment):
+class BalancingExperiment(Experiment):
     """Base class of experiments that compare load balance and loss of three arms on held-out tokens.
 
     The model is the quickstart's model without its MTP module: two layers of 16 routed experts, with two experts per token.
@@ -79,22 +79,26 @@ class Balancing(Experiment):
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         arms: list[ExperimentJob] = [
-            Train(name=self.folder(arm), estimate=self.took[0] * share, make=partial(self.arm, arm, place, seed, share))
+            TrainJob(
+                name=self.folder(arm),
+                estimate=self.took[0] * share,
+                make=partial(self.arm_run, arm, place, seed, share),
+            )
             for arm in self.arms
         ]
-        return [*arms, Compute(name=self.measured, estimate=self.took[1] * share, needs=tuple(job.name for job in arms),
-                               function=partial(self.measure, seed=seed, tokens=amount(TOKENS, share)))]  # fmt: skip
+        return [*arms, ComputeJob(name=self.measure_job_name, estimate=self.took[1] * share, needs=tuple(job.name for job in arms),
+                               function=partial(self.measure, seed=seed, tokens=scale_amount(TOKENS, share)))]  # fmt: skip
 
     def folder(self, arm: str) -> str:
         """Return the name of an arm's run in the seed's folder."""
         return f"{self.name}-{arm}"
 
     @property
-    def measured(self) -> str:
+    def measure_job_name(self) -> str:
         """The name of the job that measures all arms."""
         return f"{self.name}-measure"
 
-    def arm(self, arm: str, place: Path, seed: int, share: float) -> Run:
+    def arm_run(self, arm: str, place: Path, seed: int, share: float) -> Run:
         """Return the training run of an arm, with its balancing method."""
         run = self.training(place, seed, share)
         objectives: tuple[Objective, ...] = (NextToken(),)
@@ -104,7 +108,7 @@ class Balancing(Experiment):
             update={
                 "model": run.model.model_copy(update={"num_nextn_predict_layers": 0}),
                 "objectives": objectives,
-                "balance": balance.Balance(gamma=self.gamma if arm == BIAS else 0.0),
+                "balance": balance.BalanceConfig(gamma=self.gamma if arm == BIAS else 0.0),
                 "micro_batches": 1,  # the auxiliary loss is per micro-batch, so a step has exactly one micro-batch
             }
         )
@@ -124,22 +128,22 @@ class Balancing(Experiment):
             seen += sum(map(len, part))
             trained.append(sum(sample.n_trained for sample in part))
             for arm, (model, _) in models.items():
-                nats, counts = read_block(model, part)
+                nats, counts = measure_loss_and_loads(model, part)
                 loss[arm].append(nats)
                 load[arm] = [a + b for a, b in zip(load[arm], counts, strict=True)] if arm in load else counts
         served = {arm: [layer.tolist() for layer in layers] for arm, layers in load.items()}
         return {"tokens": seen, "load": served, "loss": loss, "trained": trained}
 
     def read(self, place: Path) -> Readings:
-        measured = value(place, self.measured)
-        excess = {arm: in_order([excess_load(measured["load"][arm])]) for arm in self.arms}
-        excess[THIRD] = in_order([excess_load(measured["load"][NONE]) / 3])
+        measured = load_value(place, self.measure_job_name)
+        excess = {arm: items_by_index([excess_load(measured["load"][arm])]) for arm in self.arms}
+        excess[THIRD] = items_by_index([excess_load(measured["load"][NONE]) / 3])
         scale = len(measured["trained"]) / sum(measured["trained"])
-        losses = {arm: in_order([nats * scale for nats in measured["loss"][arm]]) for arm in self.arms}
+        losses = {arm: items_by_index([nats * scale for nats in measured["loss"][arm]]) for arm in self.arms}
         return {EXCESS: excess, LOSS: losses}
 
 
-class BalanceExperiment(Balancing):
+class BalanceExperiment(BalancingExperiment):
     """The balance experiment with pretraining on an endless text, in which every token
     is predicted. On seed 1, `gamma` of 0.003 was also tried."""
 
@@ -151,7 +155,7 @@ class BalanceExperiment(Balancing):
 
     def training(self, place: Path, seed: int, share: float) -> Run:
         file = place / f"{self.name}.txt"
-        steps = amount(self.steps, share)
+        steps = scale_amount(self.steps, share)
         if not file.is_file():  # the text depends only on seed and share, so any arm's job may write it
             needed = steps * ROWS * (FULL.row + 1) * 10 // 9 + 10_000  # the data source holds out a tenth of the text
             place.mkdir(parents=True, exist_ok=True)
@@ -162,7 +166,7 @@ class BalanceExperiment(Balancing):
         return text_windows(chat.tokenizer, endless_text(tokens + ROWS * FULL.row, 1_000_003 * (seed + 1)), FULL.row)
 
 
-class BalanceWorked(Balancing):
+class BalanceWorked(BalancingExperiment):
     """The balance experiment with SFT on worked solutions. Half of the solutions have no thinking, as in the
     training data of the quickstart's teacher. On seed 1, `gamma` of 0.01 and of 0.001, and `alpha` of 0.001 were also tried."""
 
@@ -173,14 +177,14 @@ class BalanceWorked(Balancing):
     steps: ClassVar[int] = 300
 
     def training(self, place: Path, seed: int, share: float) -> Run:
-        return sft(task=TASK, size=FULL.model, steps=amount(self.steps, share), rows=ROWS, row=FULL.row, think=FULL.think,
+        return sft(task=TASK, size=FULL.model, steps=scale_amount(self.steps, share), rows=ROWS, row=FULL.row, think=FULL.think,
                    options={"hard": FULL.sft_hard}, seed=seed)  # fmt: skip
 
     def held_out(self, chat: ChatFormat, seed: int, tokens: int) -> Iterator[Sample]:
         return worked_samples(chat, seed)
 
 
-def read_block(model: Decoder, samples: Sequence[Sample]) -> tuple[float, list[Tensor]]:
+def measure_loss_and_loads(model: Decoder, samples: Sequence[Sample]) -> tuple[float, list[Tensor]]:
     """Return two values: the loss in nats, summed over the tokens in the loss mask, and
     for each layer the number of tokens that each expert processed."""
     [block] = run_blocks(model, samples, len(samples))

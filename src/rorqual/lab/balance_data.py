@@ -51,7 +51,7 @@ def endless_text(characters: int, seed: int) -> str:
     after the same three characters in the sample. The text can be arbitrarily long and does not repeat itself, so a model cannot memorise it.
     The training loss falls smoothly.
     """
-    contexts, following = chain()
+    contexts, following = markov_chain()
     rng = np.random.default_rng(seed)
     state = contexts[rng.integers(0, len(contexts), LANES)]
     drawn = np.zeros((math.ceil(characters / LANES), LANES), np.uint8)
@@ -62,7 +62,7 @@ def endless_text(characters: int, seed: int) -> str:
     return drawn.T.tobytes().decode("ascii")[:characters]
 
 
-def chain() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def markov_chain() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return two arrays: the sorted three-byte contexts of the sample, each as one number, and the byte that follows
     each context.
 

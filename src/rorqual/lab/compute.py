@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from rorqual.data.pack import PADDING
 from rorqual.evals.compute import experts_used
-from rorqual.lab.experiment import ArmPair, Quantity, Readings, amount, in_order
-from rorqual.lab.held_out import draw, load_trained, run_blocks, solve
-from rorqual.lab.job import Compute, ExperimentJob, value
+from rorqual.lab.experiment import ArmPair, Quantity, Readings, items_by_index, scale_amount
+from rorqual.lab.held_out import first_problems, load_trained, run_blocks, solution_samples
+from rorqual.lab.job import ComputeJob, ExperimentJob, load_value
 from rorqual.lab.shape_experiment import ShapeExperiment
 from rorqual.lab.shapes import DOCUMENTS, FIXED, FIXED_CLOCK, HARD, TASK, ZERO
 
@@ -68,22 +68,22 @@ class ComputeExperiment(ShapeExperiment):
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         counted = [
-            Compute(
+            ComputeJob(
                 name=f"{name}-experts",
                 estimate=3 * share,
                 needs=tuple({name, FIXED}),
-                function=partial(measure_experts_spent, name=name, seed=seed, count=amount(DOCUMENTS, share)),
+                function=partial(measure_experts_spent, name=name, seed=seed, count=scale_amount(DOCUMENTS, share)),
             )
             for name in (ZERO, FIXED)
         ]
         return [*super().jobs(seed, place, share), *counted]
 
     def read(self, place: Path) -> Readings:
-        zero, fixed = (value(place, f"{name}-experts") for name in (ZERO, FIXED))
+        zero, fixed = (load_value(place, f"{name}-experts") for name in (ZERO, FIXED))
         return {
             **super().read(place),
-            "experts per token": {ZERO: in_order([zero["mean"]]), FIXED: in_order([fixed["mean"]])},
-            **{part: {side: in_order(zero[part][side]) for side in ("shuffled", "real")} for part in PARTS},
+            "experts per token": {ZERO: items_by_index([zero["mean"]]), FIXED: items_by_index([fixed["mean"]])},
+            **{part: {side: items_by_index(zero[part][side]) for side in ("shuffled", "real")} for part in PARTS},
         }
 
 
@@ -94,9 +94,9 @@ def measure_experts_spent(place: Path, *, name: str, seed: int, count: int) -> d
     and layer: `real`, and `shuffled` for permuted difficulties. A list has one difference per
     document, or one per pair of problems for the comparison "problems".
     """
-    problems = draw(TASK, HARD, "test", seed, count)
+    problems = first_problems(TASK, HARD, "test", seed, count)
     (model, chat), (rival, _) = (load_trained(place / run) for run in (name, FIXED))
-    samples = solve(problems, chat)
+    samples = solution_samples(problems, chat)
     everywhere, parts, start = [], [], 0
     for own, other in zip(run_blocks(model, samples), run_blocks(rival, samples), strict=True):
         chosen = torch.stack([layer.indices for layer in own.output.routing], dim=1)  # [tokens, layers, k]
@@ -110,11 +110,15 @@ def measure_experts_spent(place: Path, *, name: str, seed: int, count: int) -> d
     result: dict[str, Any] = {"mean": float(torch.cat(everywhere).mean())}
     same = _residuals(written, ids)
     for part, experts, groups in (("tokens", written, np.zeros_like(ids)), ("same token", same, ids)):
-        result[part] = _both(lambda d, e=experts, g=groups: by_document(e, hardest(d, g), document), loss, groups, rng)
+        result[part] = _real_and_shuffled(
+            lambda d, e=experts, g=groups: hard_minus_easy_by_document(e, hard_mask(d, g), document), loss, groups, rng
+        )
     replies = np.bincount(document, written, count) / np.bincount(document, minlength=count)
     levels = np.array([problem.level == "hard" for problem in problems], float)
     families = np.unique([problem.family for problem in problems], return_inverse=True)[1]
-    result["problems"] = _both(lambda d: by_pair(replies, d, families), levels, families, rng)
+    result["problems"] = _real_and_shuffled(
+        lambda d: hard_minus_easy_by_pair(replies, d, families), levels, families, rng
+    )
     return result
 
 
@@ -125,7 +129,7 @@ def _residuals(values: Array, ids: Array) -> Array:
     return np.where(counts[ids] >= LEAST, values - means[ids], np.nan)
 
 
-def hardest(difficulty: Array, groups: Array) -> NDArray[np.bool_]:
+def hard_mask(difficulty: Array, groups: Array) -> NDArray[np.bool_]:
     """Return for each value [n] whether it is among the highest `HARD_SHARE` of its group. Of equal values, the later ones count as higher."""
     hard = np.zeros(len(difficulty), bool)
     for group in np.unique(groups):
@@ -135,7 +139,7 @@ def hardest(difficulty: Array, groups: Array) -> NDArray[np.bool_]:
     return hard
 
 
-def by_document(values: Array, hard: NDArray[np.bool_], document: Array) -> Array:
+def hard_minus_easy_by_document(values: Array, hard: NDArray[np.bool_], document: Array) -> Array:
     """Return for each document the mean over hard tokens minus the mean over easy tokens, or NaN if the document lacks hard or easy
     tokens. Tokens with the value NaN are left out."""
     counted, length = ~np.isnan(values), int(document.max()) + 1
@@ -149,7 +153,7 @@ def by_document(values: Array, hard: NDArray[np.bool_], document: Array) -> Arra
     return means[0] - means[1]
 
 
-def by_pair(values: Array, hard: Array, families: Array) -> Array:
+def hard_minus_easy_by_pair(values: Array, hard: Array, families: Array) -> Array:
     """Return, family by family, the value of the i-th hard problem minus the value of the i-th easy problem.
     Permuting the difficulties within families does not change the number of pairs, so the results of permutations can be averaged by index.
     """
@@ -161,7 +165,9 @@ def by_pair(values: Array, hard: Array, families: Array) -> Array:
     return np.concatenate(differences)
 
 
-def _both(compare: Any, difficulty: Array, groups: Array, rng: np.random.Generator) -> dict[str, list[float]]:
+def _real_and_shuffled(
+    compare: Any, difficulty: Array, groups: Array, rng: np.random.Generator
+) -> dict[str, list[float]]:
     """Return the differences with the real difficulties, and the mean differences
     over `SHUFFLES` permutations of the difficulties within groups.
     """

@@ -26,12 +26,12 @@ from rorqual.lab.data_distil_sets import (
     answer_losses,
     held_out,
     original_set,
-    write_base,
+    write_base_training_data,
     write_labelled,
     write_originals,
 )
-from rorqual.lab.experiment import ArmPair, Experiment, Quantity, Readings, amount, in_order
-from rorqual.lab.job import Compute, ExperimentJob, Measure, SampleJob, Train, evaluation, value
+from rorqual.lab.experiment import ArmPair, Experiment, Quantity, Readings, items_by_index, scale_amount
+from rorqual.lab.job import ComputeJob, EvaluationJob, ExperimentJob, SampleJob, TrainJob, load_evaluation, load_value
 from rorqual.recipes.pretrain import pretrain
 from rorqual.recipes.sft import sft
 from rorqual.tasks.everyday import EVERYDAY_TASKS, price_of
@@ -75,7 +75,7 @@ into a row."""
 
 def scale_amounts(share: float) -> Amounts:
     """Return the amounts of work in `AMOUNTS`, scaled by `share`."""
-    return {name: amount(full, share, least) for name, (full, least) in AMOUNTS.items()}
+    return {name: scale_amount(full, share, least) for name, (full, least) in AMOUNTS.items()}
 
 
 MARGIN = 0.02
@@ -134,26 +134,26 @@ class DataDistil(Experiment):
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         work = scale_amounts(share)
         shared: list[ExperimentJob] = [
-            Compute(
+            ComputeJob(
                 name=READ,
                 estimate=0.3 * share,
-                function=lambda at: write_base(at / READ, seed, work["questions"]),
+                function=lambda at: write_base_training_data(at / READ, seed, work["questions"]),
             ),
-            Train(name=TEXT, estimate=7 * share, needs=(READ,), make=lambda: text_run(place, seed, work)),
-            Train(name=BASE, estimate=11 * share, needs=(TEXT,), make=lambda: base_run(place, seed, work)),
-            Train(name=TEACHER, estimate=37 * share, needs=(READ,), make=lambda: teacher_run(place, seed, work)),
+            TrainJob(name=TEXT, estimate=7 * share, needs=(READ,), make=lambda: text_run(place, seed, work)),
+            TrainJob(name=BASE, estimate=11 * share, needs=(TEXT,), make=lambda: base_run(place, seed, work)),
+            TrainJob(name=TEACHER, estimate=37 * share, needs=(READ,), make=lambda: teacher_run(place, seed, work)),
         ]
-        return [*shared, *(job for task in EVERYDAY_TASKS for job in chore_jobs(task, seed, place, work, share))]
+        return [*shared, *(job for task in EVERYDAY_TASKS for job in task_jobs(task, seed, place, work, share))]
 
     def read(self, place: Path) -> Readings:
         found: dict[str, Any] = {name: {} for name in self.quantities}
         for task in EVERYDAY_TASKS:
-            counts = value(place, f"data-{task}-sets")
+            counts = load_value(place, f"data-{task}-sets")
             for arm in (*ARMS, TEACHER):
                 name = measure_name(task, TEACHER if arm == TEACHER else f"data-{task}-{arm}")
-                found[score_name(task)][arm] = in_order(scores_by_problem(evaluation(place, name)))
+                found[score_name(task)][arm] = items_by_index(scores_by_problem(load_evaluation(place, name)))
                 if EVERYDAY_TASKS[task].form == "generation":
-                    found[LOSS][arm] = in_order(value(place, f"{name}-loss"))
+                    found[LOSS][arm] = items_by_index(load_value(place, f"{name}-loss"))
                 if arm != TEACHER:
                     found[ROWS_QUANTITY].setdefault(arm, {})[task] = {0: counts[arm]}
         return found
@@ -245,21 +245,21 @@ def factory(place: Path, task: str, seed: int, work: Amounts) -> FactoryConfig:
     )
 
 
-def chore_jobs(task: str, seed: int, place: Path, work: Amounts, share: float) -> list[ExperimentJob]:
+def task_jobs(task: str, seed: int, place: Path, work: Amounts, share: float) -> list[ExperimentJob]:
     """Return the jobs of a task: let the teacher label, write the training sets, train one student on each set, and evaluate all models."""
     labels, sets = f"data-{task}-labels", f"data-{task}-sets"
     jobs: list[ExperimentJob] = [
         SampleJob(name=labels, estimate=3 * share, needs=(TEACHER,), config=factory(place, task, seed, work)),
-        Compute(
+        ComputeJob(
             name=sets, estimate=0.8 * share, needs=(labels,), function=partial(make_sets, task, seed, work["small"])
         ),
     ]
     models = {arm: f"data-{task}-{arm}" for arm in ARMS}
     for arm, name in models.items():
         make = partial(student_run, place, task, arm, seed, work)
-        jobs.append(Train(name=name, estimate=8 * share, needs=(BASE, sets), make=make))
+        jobs.append(TrainJob(name=name, estimate=8 * share, needs=(BASE, sets), make=make))
     for model in (TEACHER, *models.values()):
-        jobs += measures(task, model, seed, work, share)
+        jobs += evaluation_jobs(task, model, seed, work, share)
     return jobs
 
 
@@ -278,7 +278,7 @@ def make_sets(task: str, seed: int, small: int, at: Path) -> dict[str, int]:
     return {arm: len(read_conversations(set_file(at, task, arm)).conversations) for arm in ARMS}
 
 
-def measures(task: str, model: str, seed: int, work: Amounts, share: float) -> list[ExperimentJob]:
+def evaluation_jobs(task: str, model: str, seed: int, work: Amounts, share: float) -> list[ExperimentJob]:
     """Return the jobs that evaluate a model's greedy answers to held-out questions of a task.
 
     For generation, a further job measures the loss on true sentences.
@@ -289,7 +289,7 @@ def measures(task: str, model: str, seed: int, work: Amounts, share: float) -> l
     }  # fmt: skip
     name = measure_name(task, model)
     jobs: list[ExperimentJob] = [
-        Measure(
+        EvaluationJob(
             name=name,
             estimate=0.15 * share,
             params=SamplingParams(max_tokens=LONGEST[EVERYDAY_TASKS[task].form]),
@@ -297,12 +297,12 @@ def measures(task: str, model: str, seed: int, work: Amounts, share: float) -> l
         )
     ]
     if EVERYDAY_TASKS[task].form == "generation":
-        loss = partial(losses_of, task, model, seed, work["count"])
-        jobs.append(Compute(name=f"{name}-loss", estimate=0.4 * share, needs=(model,), function=loss))
+        loss = partial(measure_answer_losses, task, model, seed, work["count"])
+        jobs.append(ComputeJob(name=f"{name}-loss", estimate=0.4 * share, needs=(model,), function=loss))
     return jobs
 
 
-def losses_of(task: str, model: str, seed: int, count: int, at: Path) -> list[float]:
+def measure_answer_losses(task: str, model: str, seed: int, count: int, at: Path) -> list[float]:
     """Return the model's loss on the true answer to each question of the evaluation, in nats per token."""
     return answer_losses(at / model, held_out(task, seed, count, "test"))
 

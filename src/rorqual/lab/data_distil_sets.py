@@ -10,23 +10,23 @@ from itertools import islice
 from pathlib import Path
 
 from rorqual.core.records import Message, write_atomic
-from rorqual.data.distilled import Distilled, DistilledFile, write_distilled
+from rorqual.data.distilled import DistilledFile, TeacherSample, write_distilled
 from rorqual.data.pack import Sample
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.evals.evaluating import pick_problems
 from rorqual.lab.held_out import load_trained, mean_losses
-from rorqual.tasks.everyday import EVERYDAY_TASKS, Everyday
+from rorqual.tasks.everyday import EVERYDAY_TASKS, EverydayMixture
 from rorqual.tasks.everyday.everyday_task import ORIGINAL
 from rorqual.tasks.task import Problem, Split
 
 VOCABULARY = 512
 
 
-def original_set(task: str, seed: int, rows: Sequence[Distilled]) -> list[Problem]:
+def original_set(task: str, seed: int, rows: Sequence[TeacherSample]) -> list[Problem]:
     """Return the problems that the teacher answered, in task order. These problems form the original set of the seed."""
     keys = {row.key for row in rows}
     problems: dict[str, Problem] = {}
-    for problem in Everyday([task], "original").problems("train", seed):
+    for problem in EverydayMixture([task], "original").problems("train", seed):
         if problem.key in keys:
             problems.setdefault(problem.key, problem)
         if len(problems) == len(keys):
@@ -36,20 +36,20 @@ def original_set(task: str, seed: int, rows: Sequence[Distilled]) -> list[Proble
 
 def held_out(task: str, seed: int, count: int, split: Split) -> list[Problem]:
     """Return the evaluation problems of a seed, in order."""
-    return pick_problems(Everyday([task]), split, count, seed, True)
+    return pick_problems(EverydayMixture([task]), split, count, seed, True)
 
 
-def write_base(folder: Path, seed: int, count: int) -> int:
+def write_base_training_data(folder: Path, seed: int, count: int) -> int:
     """Write `base.txt`, `words.jsonl`, and a `tokenizer.json` trained on both files and on the noisy original answers.
 
     The base student learns no task. A line of `base.txt` is a question without its answer or a sentence without its question, and
     `words.jsonl` teaches the meaning of single words. All texts come from the teacher's half of the problems, so no student trains on
     these problems. Return the vocabulary size of the tokenizer.
     """
-    problems = list(islice(Everyday(pool="teacher").problems("train", seed), count))
+    problems = list(islice(EverydayMixture(pool="teacher").problems("train", seed), count))
     lines = [problem.prompt for problem in problems]
     lines += [problem.answer for problem in problems if EVERYDAY_TASKS[problem.family].form == "generation"]
-    words = [primer for problem in problems if (primer := EVERYDAY_TASKS[problem.family].primer(problem))]
+    words = [primer for problem in problems if (primer := EVERYDAY_TASKS[problem.family].vocabulary_question(problem))]
     random.Random(seed).shuffle(lines)
     write_atomic(folder / "base.txt", "\n".join(lines).encode())
     write_pairs(folder / "words.jsonl", words)

@@ -15,8 +15,18 @@ from rorqual.evals.compare import did_think
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.passk import mean_pass_at_k
 from rorqual.factory.config import FactoryConfig
-from rorqual.lab.experiment import SHARE, ArmPair, Experiment, Quantity, Readings, amount, by_family, in_order, mean_of
-from rorqual.lab.job import ExperimentJob, SampleJob, Train, evaluation, run_cost
+from rorqual.lab.experiment import (
+    SHARE,
+    ArmPair,
+    Experiment,
+    Quantity,
+    Readings,
+    by_family,
+    items_by_index,
+    mean_of,
+    scale_amount,
+)
+from rorqual.lab.job import ExperimentJob, SampleJob, TrainJob, load_evaluation, run_cost
 from rorqual.lab.student import (
     BASE,
     EIGHT,
@@ -27,9 +37,9 @@ from rorqual.lab.student import (
     TRIES,
     base_jobs,
     evaluation_job,
-    fresh,
-    measures,
-    reinforced_job,
+    evaluation_jobs,
+    grpo_job,
+    student_seed,
 )
 from rorqual.lab.teacher import TEACHER, teacher_jobs
 from rorqual.recipes.distil import distil, on_policy
@@ -103,17 +113,21 @@ class DistilVsRl(Experiment):
         self.pairs = (replace(self.pairs[0], claimed=("all",), equal=EQUAL), *self.pairs[1:])
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
-        own = fresh(seed)
+        own = student_seed(seed)
         trained = [
-            reinforced_job(own, place, share),
-            SampleJob(name=SAMPLES, estimate=24 * share, config=_samples(place, own, share), needs=(TEACHER,)),
-            Train(name=DISTIL, estimate=58 * share, make=lambda: _distil_run(place, own), needs=(RL, SAMPLES)),
-            Train(name=GOLD, estimate=78 * share, make=lambda: _tune_run(place, own, 1.0), needs=(RL,)),
-            Train(name=MORE, estimate=78 * share, make=lambda: _tune_run(place, own, FULL.student_think), needs=(RL,)),
-            Train(name=ON_POLICY, estimate=78 * share, make=lambda: _on_policy(place, own), needs=(RL, TEACHER)),
+            grpo_job(own, place, share),
+            SampleJob(name=SAMPLES, estimate=24 * share, config=_sampling_config(place, own, share), needs=(TEACHER,)),
+            TrainJob(name=DISTIL, estimate=58 * share, make=lambda: _distil_run(place, own), needs=(RL, SAMPLES)),
+            TrainJob(name=GOLD, estimate=78 * share, make=lambda: _tune_run(place, own, 1.0), needs=(RL,)),
+            TrainJob(
+                name=MORE, estimate=78 * share, make=lambda: _tune_run(place, own, FULL.student_think), needs=(RL,)
+            ),
+            TrainJob(name=ON_POLICY, estimate=78 * share, make=lambda: _on_policy(place, own), needs=(RL, TEACHER)),
         ]
-        measuring = [job for branch in (DISTIL, RL) for job in measures(branch, own, share)]
-        measuring += [job for branch in (GOLD, MORE, ON_POLICY) for job in measures(branch, own, share, ("auto",))]
+        measuring = [job for branch in (DISTIL, RL) for job in evaluation_jobs(branch, own, share)]
+        measuring += [
+            job for branch in (GOLD, MORE, ON_POLICY) for job in evaluation_jobs(branch, own, share, ("auto",))
+        ]
         # The teacher is made to think when it writes the student's training samples, so it is measured in both modes.
         measuring += [
             evaluation_job(_evaluation_name(TEACHER, mode), TEACHER, own, share, thinking=mode)
@@ -122,9 +136,9 @@ class DistilVsRl(Experiment):
         return [*teacher_jobs(seed, place, share), *base_jobs(own, place, share), *trained, *measuring]
 
     def read(self, place: Path) -> Readings:
-        own = {arm: evaluation(place, _evaluation_name(arm, "auto")) for arm in self.arms}
-        forced = {arm: evaluation(place, _evaluation_name(arm, "on")) for arm in (BASE, RL, DISTIL, TEACHER)}
-        sampling = SampleJob(name=SAMPLES, estimate=0, config=_samples(place, 0, 1)).cost(place)
+        own = {arm: load_evaluation(place, _evaluation_name(arm, "auto")) for arm in self.arms}
+        forced = {arm: load_evaluation(place, _evaluation_name(arm, "on")) for arm in (BASE, RL, DISTIL, TEACHER)}
+        sampling = SampleJob(name=SAMPLES, estimate=0, config=_sampling_config(place, 0, 1)).cost(place)
         costs = {arm: run_cost(RunDir(place / arm)) for arm in self.arms if arm != BASE}
         costs[DISTIL] += sampling
         costs[TEACHER] += run_cost(RunDir(place / "teacher-base"))
@@ -133,12 +147,12 @@ class DistilVsRl(Experiment):
             FORCED: {arm: by_family(found) for arm, found in forced.items()},
             THINKS: {arm: by_family(found, did_think) for arm, found in own.items()},
             EIGHT_TRIES: {
-                BASE: {family: {0: rate} for family, rate in pass_at_eight(evaluation(place, EIGHT)).items()}
+                BASE: {family: {0: rate} for family, rate in pass_at_eight(load_evaluation(place, EIGHT)).items()}
             },
-            COST: {arm: in_order([cost.core_seconds]) for arm, cost in costs.items()},
+            COST: {arm: items_by_index([cost.core_seconds]) for arm, cost in costs.items()},
         }
 
-    def objection(self, seeds: Sequence[Readings]) -> str:
+    def reason_for_no_verdict(self, seeds: Sequence[Readings]) -> str:
         """Return why there is no verdict, or "" if the base student's pass@8 leaves room to improve (see `WINDOW`)."""
         rates = [[mean_of(one, EIGHT_TRIES, BASE, family) for family in one[EIGHT_TRIES][BASE]] for one in seeds]
         inside = [WINDOW[0] <= rate <= WINDOW[1] for of_seed in rates for rate in of_seed]
@@ -151,20 +165,20 @@ class DistilVsRl(Experiment):
         )
 
 
-def budget(place: Path) -> float:
+def grpo_core_seconds(place: Path) -> float:
     """Return the cost of GRPO in core-seconds. The cost is computed from the run's token counts and the costs per token
     in `RL_COST`, so it does not depend on other load on the machine."""
     records = list(RunDir(place / RL).metrics())
     return sum(price * record[kind] for record in records for kind, price in RL_COST.items())
 
 
-def _samples(place: Path, seed: int, share: float) -> FactoryConfig:
-    return FactoryConfig(teacher=str(place / TEACHER), task=TASK, options={"hard": HARD}, problems=amount(FULL.distil_problems, share, 24),
+def _sampling_config(place: Path, seed: int, share: float) -> FactoryConfig:
+    return FactoryConfig(teacher=str(place / TEACHER), task=TASK, options={"hard": HARD}, problems=scale_amount(FULL.distil_problems, share, 24),
                          samples=1, temperature=0.6, top_p=0.95, max_tokens=80, thinking="on", seed=seed)  # fmt: skip
 
 
 def _distil_run(place: Path, seed: int) -> Run:
-    steps = max(2, round((budget(place) - SAMPLING) / SUPERVISED))
+    steps = max(2, round((grpo_core_seconds(place) - SAMPLING) / SUPERVISED))
     run = distil(
         data=str(place / SAMPLES / "data.parquet"), start=str(place / BASE), steps=steps, rows=32, row=128, seed=seed
     )
@@ -172,14 +186,14 @@ def _distil_run(place: Path, seed: int) -> Run:
 
 
 def _tune_run(place: Path, seed: int, think: float) -> Run:
-    steps = max(2, round(budget(place) / SUPERVISED))
+    steps = max(2, round(grpo_core_seconds(place) / SUPERVISED))
     run = sft(task=TASK, start=str(place / BASE), steps=steps, rows=32, row=128, think=think, options={"hard": HARD},
               seed=seed + 50_000)  # fmt: skip
     return override(run, TUNING)
 
 
 def _on_policy(place: Path, seed: int) -> Run:
-    steps = max(2, round(budget(place) / SCORED))
+    steps = max(2, round(grpo_core_seconds(place) / SCORED))
     run = on_policy(teacher=str(place / TEACHER), task=TASK, start=str(place / BASE), steps=steps, problems=32, samples=4,
                     max_tokens=80, row=128, lr=3e-3, options={"hard": HARD}, seed=seed)  # fmt: skip
     return override(run, ROUNDING)

@@ -17,8 +17,8 @@ from pathlib import Path
 from rorqual.core.config import override
 from rorqual.core.records import write_atomic
 from rorqual.engine.request import SamplingParams
-from rorqual.lab.experiment import ArmPair, Experiment, Quantity, Readings, amount, by_family
-from rorqual.lab.job import Compute, ExperimentJob, Measure, Train, evaluation
+from rorqual.lab.experiment import ArmPair, Experiment, Quantity, Readings, by_family, scale_amount
+from rorqual.lab.job import ComputeJob, EvaluationJob, ExperimentJob, TrainJob, load_evaluation
 from rorqual.recipes.grpo import grpo
 from rorqual.recipes.sft import sft
 from rorqual.tasks.find import load_task, safe_problems
@@ -71,26 +71,28 @@ class EffortExperiment(Experiment):
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         def base() -> Run:
-            return sft(data=str(place / ROWS), size="student", steps=amount(600, share), rows=26, row=ROW, seed=seed)
+            return sft(
+                data=str(place / ROWS), size="student", steps=scale_amount(600, share), rows=26, row=ROW, seed=seed
+            )
 
         def grpo_run(strength: float) -> Run:
-            run = grpo(task=TASK, options=dict(OPTIONS), start=str(place / BASE), steps=amount(50, share), problems=10, samples=12,
+            run = grpo(task=TASK, options=dict(OPTIONS), start=str(place / BASE), steps=scale_amount(50, share), problems=10, samples=12,
                        max_tokens=MAX_TOKENS, row=ROW, lr=4e-4, seed=seed)  # fmt: skip
             penalty = LengthPenaltyConfig(efforts=EFFORTS, strength=strength, decay=30.0, limit=1.5, tokens=MAX_TOKENS)
             source = run.source.model_copy(update={"length_penalty": penalty})
             return override(run.model_copy(update={"source": source}), ["agreement.most=1e-3"])
 
-        rows = partial(write_rows, seed=seed, count=amount(20_000, share))
+        rows = partial(write_training_conversations, seed=seed, count=scale_amount(20_000, share))
         jobs: list[ExperimentJob] = [
-            Compute(name=ROWS, estimate=0.5 * share, function=rows),
-            Train(name=BASE, estimate=65 * share, needs=(ROWS,), make=base),
+            ComputeJob(name=ROWS, estimate=0.5 * share, function=rows),
+            TrainJob(name=BASE, estimate=65 * share, needs=(ROWS,), make=base),
         ]
         for name, strength in STRENGTHS.items():
-            jobs.append(Train(name=name, estimate=85 * share, needs=(BASE,), make=partial(grpo_run, strength)))
+            jobs.append(TrainJob(name=name, estimate=85 * share, needs=(BASE,), make=partial(grpo_run, strength)))
         return [*jobs, *(self._measure_job(name, effort, seed, share) for name in LABELS for effort in EFFORTS)]
 
-    def _measure_job(self, name: str, effort: int, seed: int, share: float) -> Measure:
-        return Measure(
+    def _measure_job(self, name: str, effort: int, seed: int, share: float) -> EvaluationJob:
+        return EvaluationJob(
             name=evaluation_name(name, effort),
             estimate=3 * share,
             needs=(name,),
@@ -98,20 +100,20 @@ class EffortExperiment(Experiment):
             seed=seed,
             task=TASK,
             options=dict(OPTIONS),
-            count=amount(60, share, 1),
+            count=scale_amount(60, share, 1),
             params=SamplingParams(max_tokens=MAX_TOKENS, temperature=0.6, seed=seed),
             more={"system": effort_message(effort).text},
         )
 
     def read(self, place: Path) -> Readings:
-        found = {arm: evaluation(place, arm) for arm in self.arms}
+        found = {arm: load_evaluation(place, arm) for arm in self.arms}
         return {
             RIGHT: {arm: by_family(one) for arm, one in found.items()},
             TOKENS: {arm: by_family(one, lambda sample: float(sample.tokens)) for arm, one in found.items()},
         }
 
 
-def write_rows(place: Path, *, seed: int, count: int) -> int:
+def write_training_conversations(place: Path, *, seed: int, count: int) -> int:
     """Write worked solutions as conversations, and return the number of conversations.
     `THINK` gives the probability that a solution has thinking at an effort."""
     rng = random.Random(seed)

@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rorqual.evals.compare import is_right
-from rorqual.evals.evaluation import Evaluation, GradedSample, per_problem
+from rorqual.evals.evaluation import Evaluation, GradedSample, mean_per_problem
 from rorqual.evals.verdict import SEEDS, Verdict, combine_verdicts
-from rorqual.lab.finding import Contrast, Finding, Side, Unit, contrast_of_values, number
+from rorqual.lab.finding import Contrast, Finding, Side, Unit, contrast_of_values, format_value
 from rorqual.lab.job import ExperimentJob
 from rorqual.report.table import Table
 from rorqual.tasks.task import Verdict as Graded
@@ -75,7 +75,7 @@ class ArmPair:
         old, new = (np.asarray([values[item] for item in items]) for values in (a, b))
         return (old / old.mean(), new / old.mean()) if self.relative else (old, new)
 
-    def unequal(self, seeds: Sequence[Readings]) -> str:
+    def describe_inequality(self, seeds: Sequence[Readings]) -> str:
         """Return a sentence about the first quantity of `equal` in which the arms differ by more than the tolerance.
 
         Return "" if there is no such quantity.
@@ -120,7 +120,7 @@ class Experiment(ABC):
     def read(self, place: Path) -> Readings:
         """Return what the finished jobs of one seed measured. The same files give the same readings."""
 
-    def objection(self, seeds: Sequence[Readings]) -> str:
+    def reason_for_no_verdict(self, seeds: Sequence[Readings]) -> str:
         """Return why no pair of arms can be compared, or "" if all pairs can be compared."""
         return ""
 
@@ -144,16 +144,16 @@ class Experiment(ABC):
         """Return the finding from the finished jobs of all seeds. The same files give the same finding."""
         seeds = [self.read(place) for place in places.values()]
         contrasts = [one for pair in self.pairs for one in pair.contrasts(seeds, self.quantities[pair.quantity])]
-        void = {pair.question: text for pair in self.pairs if (text := pair.unequal(seeds))}
+        void = {pair.question: text for pair in self.pairs if (text := pair.describe_inequality(seeds))}
         found = {(contrast.question, contrast.of) for contrast in contrasts}
         for pair in self.pairs:
             if any((pair.question, of) not in found for of in pair.claimed):
                 void[pair.question] = f"{pair.question}: nothing was measured in both arms, so there is no verdict."
-        if objection := self.objection(seeds):
+        if objection := self.reason_for_no_verdict(seeds):
             void = {pair.question: objection for pair in self.pairs}
         goals = [
             f"{contrast.question} ({contrast.of}): {contrast.text()}. "
-            f"Goal: {pair.side} {number(pair.bound, contrast.unit)}: {verdict}."
+            f"Goal: {pair.side} {format_value(pair.bound, contrast.unit)}: {verdict}."
             for pair, contrast, verdict in self._contrasts_with_verdicts(contrasts, [*void])
         ]
         return Finding(
@@ -179,7 +179,7 @@ class Experiment(ABC):
         for arm in arms:
             means = [float(np.mean([mean_of(one, name, arm, group) for one in seeds])) for group in groups]
             each = [mean_of(one, name, arm, groups[0]) for one in seeds]
-            rows.append((self.arms.get(arm, arm), *(number(value, unit) for value in (*means, *each))))
+            rows.append((self.arms.get(arm, arm), *(format_value(value, unit) for value in (*means, *each))))
         heads = (
             name,
             *(f"{group}, %" if unit == "points" else group for group in groups),
@@ -199,16 +199,17 @@ def by_family(found: Evaluation, value: Callable[[GradedSample], float] = is_rig
     """Return the mean value of each problem, for all problems and for each family. Ungraded samples are left out if `value` is `is_right`."""
     samples = [sample for sample in found.samples if value is not is_right or sample.verdict is not Graded.UNGRADED]
     families = dict.fromkeys(sample.family for sample in found.samples)
-    return {"all": per_problem(samples, value)} | {
-        family: per_problem((sample for sample in samples if sample.family == family), value) for family in families
+    return {"all": mean_per_problem(samples, value)} | {
+        family: mean_per_problem((sample for sample in samples if sample.family == family), value)
+        for family in families
     }
 
 
-def in_order(values: Sequence[float]) -> dict[str, dict[int, float]]:
+def items_by_index(values: Sequence[float]) -> dict[str, dict[int, float]]:
     """Return values as the items of the group `all`."""
     return {"all": dict(enumerate(values))}
 
 
-def amount(full: int, share: float, least: int = 2) -> int:
+def scale_amount(full: int, share: float, least: int = 2) -> int:
     """Scale an amount of work, such as steps or problems, by `share`. The result is at least `least`."""
     return max(least, round(full * share))

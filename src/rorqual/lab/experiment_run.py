@@ -26,13 +26,13 @@ import torch
 
 import rorqual
 from rorqual.core.errors import ConfigError, RorqualError
-from rorqual.core.log import clock_text
+from rorqual.core.progress import clock_text
 from rorqual.core.records import write_json
-from rorqual.evals.verdicts import compact_verdicts
+from rorqual.evals.compact_verdicts import compact_verdicts
 from rorqual.lab.experiment import Experiment
 from rorqual.lab.find import find_experiment
 from rorqual.lab.finding import Finding
-from rorqual.lab.job import ExperimentJob, Measure, evaluation
+from rorqual.lab.job import EvaluationJob, ExperimentJob, load_evaluation
 from rorqual.lab.page import write_page
 from rorqual.tasks.families import FAMILIES
 
@@ -52,7 +52,7 @@ class LabPlan:
 
     def __post_init__(self) -> None:
         for seed in self.seeds:
-            for job in self.experiment.jobs(seed, self.place(seed), self.share):
+            for job in self.experiment.jobs(seed, self.seed_folder(seed), self.share):
                 self.jobs[seed, job.name] = job
 
     @property
@@ -60,13 +60,13 @@ class LabPlan:
         """The expected core-seconds of all jobs."""
         return sum(job.estimate for job in self.jobs.values())
 
-    def place(self, seed: int) -> Path:
+    def seed_folder(self, seed: int) -> Path:
         """Return the folder of a seed. All experiments with the same `out` use this folder."""
         return self.out / f"seed-{seed}"
 
     def jobs_left(self) -> dict[JobKey, ExperimentJob]:
         """Return the jobs that are not done, in dependency order."""
-        return {key: job for key, job in self.jobs.items() if not job.job_is_done(self.place(key[0]), self.share)}
+        return {key: job for key, job in self.jobs.items() if not job.job_is_done(self.seed_folder(key[0]), self.share)}
 
 
 def run_lab(
@@ -121,10 +121,10 @@ def plan_within_budget(experiment: Experiment, out: Path, seeds: tuple[int, ...]
 
 def conclude_finding(plan: LabPlan, command: str) -> Finding:
     """Return the finding, with the cost of every job, the machine, the software versions, and the verdict on every problem."""
-    finding = plan.experiment.conclude({seed: plan.place(seed) for seed in plan.seeds})
+    finding = plan.experiment.conclude({seed: plan.seed_folder(seed) for seed in plan.seeds})
     names = list(dict.fromkeys(name for _, name in plan.jobs))
     costs = {
-        name: tuple(round(plan.jobs[seed, name].cost(plan.place(seed)).core_seconds, 2) for seed in plan.seeds)
+        name: tuple(round(plan.jobs[seed, name].cost(plan.seed_folder(seed)).core_seconds, 2) for seed in plan.seeds)
         for name in names
     }
     made = {
@@ -135,8 +135,8 @@ def conclude_finding(plan: LabPlan, command: str) -> Finding:
         "rorqual": rorqual.__version__,
         "families": ", ".join(f"{family.name} {family.version}" for family in FAMILIES),
     }
-    evaluated = [name for name in names if isinstance(plan.jobs[plan.seeds[0], name], Measure)]
-    evaluations = {name: [evaluation(plan.place(seed), name) for seed in plan.seeds] for name in evaluated}
+    evaluated = [name for name in names if isinstance(plan.jobs[plan.seeds[0], name], EvaluationJob)]
+    evaluations = {name: [load_evaluation(plan.seed_folder(seed), name) for seed in plan.seeds] for name in evaluated}
     verdicts = compact_verdicts(evaluations, plan.seeds)
     update = {"costs": costs, "command": command, "made": made, "share": plan.share, "verdicts": verdicts}
     return finding.model_copy(update=update)
@@ -159,7 +159,9 @@ def run_jobs(plan: LabPlan, todo: dict[JobKey, ExperimentJob], workers: int) -> 
             while ready and len(busy) < workers:
                 key = ready.pop(0)
                 process = context.Process(
-                    target=_work, args=(plan.experiment.name, plan.out, plan.seeds, plan.share, key), daemon=True
+                    target=_run_job_process,
+                    args=(plan.experiment.name, plan.out, plan.seeds, plan.share, key),
+                    daemon=True,
                 )
                 process.start()
                 busy[process.sentinel] = key, process, time.monotonic()
@@ -186,14 +188,14 @@ def run_jobs(plan: LabPlan, todo: dict[JobKey, ExperimentJob], workers: int) -> 
             worker.join()
 
 
-def _work(name: str, out: Path, seeds: tuple[int, ...], share: float, key: JobKey) -> None:
+def _run_job_process(name: str, out: Path, seeds: tuple[int, ...], share: float, key: JobKey) -> None:
     """Run one job. This function is the entry point of the job's process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which terminates its jobs
     threading.Thread(target=_die_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     plan = LabPlan(find_experiment(name), out, seeds, share)
     try:
-        plan.jobs[key].finish(plan.place(key[0]), share)
+        plan.jobs[key].finish(plan.seed_folder(key[0]), share)
     except RorqualError as error:
         sys.exit(str(error))
     except OSError as error:

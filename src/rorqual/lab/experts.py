@@ -18,11 +18,11 @@ from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.compare import is_right
 from rorqual.evals.evaluating import evaluate, pick_problems
-from rorqual.evals.evaluation import per_problem
-from rorqual.evals.experts import counts, dependence, lift, without_experts
-from rorqual.lab.experiment import ArmPair, Experiment, Quantity, Readings, amount
-from rorqual.lab.held_out import load_trained, run_blocks, solve
-from rorqual.lab.job import Compute, ExperimentJob, value
+from rorqual.evals.evaluation import mean_per_problem
+from rorqual.evals.experts import count_expert_use, expert_label_information, lift, without_experts
+from rorqual.lab.experiment import ArmPair, Experiment, Quantity, Readings, scale_amount
+from rorqual.lab.held_out import load_trained, run_blocks, solution_samples
+from rorqual.lab.job import ComputeJob, ExperimentJob, load_value
 from rorqual.lab.teacher import TEACHER, teacher_jobs
 from rorqual.model.decoder import Decoder
 from rorqual.recipes.quickstart import FULL, TASK
@@ -74,16 +74,16 @@ class ExpertsExperiment(Experiment):
     )
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
-        count, shuffles = amount(PROBLEMS, share), amount(SHUFFLES, share, 99)
+        count, shuffles = scale_amount(PROBLEMS, share), scale_amount(SHUFFLES, share, 99)
         return [
             *teacher_jobs(seed, place, share),
-            Compute(name=INFORMATION, estimate=4 * share, needs=(TEACHER,),
+            ComputeJob(name=INFORMATION, estimate=4 * share, needs=(TEACHER,),
                     function=partial(measure_mutual_information, seed=seed, count=count, shuffles=shuffles)),
-            Compute(name=ABLATION, estimate=48 * share, needs=(TEACHER,), function=partial(ablate_experts, seed=seed, count=count)),
+            ComputeJob(name=ABLATION, estimate=48 * share, needs=(TEACHER,), function=partial(ablate_experts, seed=seed, count=count)),
         ]  # fmt: skip
 
     def read(self, place: Path) -> Readings:
-        information, ablation = value(place, INFORMATION), value(place, ABLATION)
+        information, ablation = load_value(place, INFORMATION), load_value(place, ABLATION)
         bits = {
             f"{BITS}, {label}": {
                 arm: {f"layer {layer}": {0: one[arm]} for layer, one in enumerate(information[name], 1)}
@@ -91,10 +91,10 @@ class ExpertsExperiment(Experiment):
             }
             for name, label in WITHIN.items()
         }
-        return {ACCURACY: damage(ablation), **bits}
+        return {ACCURACY: accuracy_losses(ablation), **bits}
 
 
-def damage(ablation: dict[str, Any]) -> dict[str, dict[str, dict[int, float]]]:
+def accuracy_losses(ablation: dict[str, Any]) -> dict[str, dict[str, dict[int, float]]]:
     """Return the accuracy that each problem loses if experts are removed: those of the problem's family, those of another family (mean
     over the other families), and random experts (mean over the draws)."""
     families, family = ablation["families"], np.asarray(ablation["family"])
@@ -116,7 +116,7 @@ def damage(ablation: dict[str, Any]) -> dict[str, dict[str, dict[int, float]]]:
 
 
 @dataclass(frozen=True)
-class Choices:
+class RouterChoices:
     """The router's choices, one row for each of n tokens.
 
     `document` [n] is the index of the token's document, and `token` [n] is the token id. `experts` [n, MoE layers, k] are the experts
@@ -128,7 +128,7 @@ class Choices:
     experts: Ints
 
 
-def read_choices(model: Decoder, samples: Sequence[Sample]) -> Choices:
+def read_choices(model: Decoder, samples: Sequence[Sample]) -> RouterChoices:
     """Return the router's choices in a forward pass of `model` over `samples`. Padding is excluded."""
     parts, first = [], 0
     for block in run_blocks(model, samples):
@@ -136,7 +136,7 @@ def read_choices(model: Decoder, samples: Sequence[Sample]) -> Choices:
         chosen = torch.stack([layer.indices for layer in block.output.routing], dim=1)  # [tokens, layers, k]
         parts.append((read.nonzero()[:, 0] + first, block.batch.tokens[read], chosen[read.flatten()]))
         first += len(read)
-    return Choices(*(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
+    return RouterChoices(*(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
 
 
 def measure_mutual_information(place: Path, *, seed: int, count: int, shuffles: int) -> dict[str, Any]:
@@ -147,13 +147,13 @@ def measure_mutual_information(place: Path, *, seed: int, count: int, shuffles: 
     """
     model, chat = load_trained(place / TEACHER)
     problems = pick_of_each_family("test", seed, count)
-    read = read_choices(model, solve(problems, chat))
+    read = read_choices(model, solution_samples(problems, chat))
     label, _ = labels(problems)
     conditions = {"any": np.zeros_like(read.token), "token": read.token}
     result: dict[str, Any] = {"tokens": len(read.token), "problems": len(problems)}
     for name in WITHIN:
         measured = [
-            dependence(
+            expert_label_information(
                 chosen,
                 read.document,
                 label,
@@ -175,10 +175,10 @@ def ablate_experts(place: Path, *, seed: int, count: int) -> dict[str, Any]:
     """
     model, chat = load_trained(place / TEACHER)
     dev_problems = pick_of_each_family("dev", seed, count)
-    read = read_choices(model, solve(dev_problems, chat))
+    read = read_choices(model, solution_samples(dev_problems, chat))
     label, families = labels(dev_problems)
     lifts = [
-        lift(counts(chosen, label[read.document], routed_experts(model), len(families)))
+        lift(count_expert_use(chosen, label[read.document], routed_experts(model), len(families)))
         for chosen in np.moveaxis(read.experts, 1, 0)
     ]
     sets = {
@@ -233,5 +233,5 @@ def grade_greedy_answers(
         per_family=True,
         problems=problems,
     )
-    right = per_problem(result.samples, is_right)
+    right = mean_per_problem(result.samples, is_right)
     return [int(right[problem.key]) for problem in problems]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rorqual.core.errors import ConfigError, nearest
+from rorqual.core.errors import ConfigError, suggest_name
 from rorqual.lab.answers import AnswersExperiment
 from rorqual.lab.balance import BalanceExperiment, BalanceWorked
 from rorqual.lab.compute import ComputeExperiment
@@ -16,14 +16,14 @@ from rorqual.lab.experts import ExpertsExperiment
 from rorqual.lab.nsa import NSAExperiment
 from rorqual.lab.shape_experiment import LATENT_VS_FULL, MOE_VS_DENSE, MULTI_TOKEN_PREDICTION
 from rorqual.lab.sparse import SparseExperiment
-from rorqual.lab.zero import Zero, ZeroLong
+from rorqual.lab.zero import ZeroExperiment, ZeroLongExperiment
 
 EXPERIMENTS: Mapping[str, Experiment] = {
     experiment.name: experiment
     for experiment in (
         DistilVsRl(),
-        Zero(),
-        ZeroLong(),
+        ZeroExperiment(),
+        ZeroLongExperiment(),
         BalanceExperiment(),
         BalanceWorked(),
         ExpertsExperiment(),
@@ -46,6 +46,6 @@ def find_experiment(name: str) -> Experiment:
         raise ConfigError(
             f"'{name}' is not an experiment",
             where="lab",
-            remedy=f"{nearest(name, EXPERIMENTS)} Experiments: {', '.join(EXPERIMENTS)}.".strip(),
+            remedy=f"{suggest_name(name, EXPERIMENTS)} Experiments: {', '.join(EXPERIMENTS)}.".strip(),
         )
     return EXPERIMENTS[name]

@@ -12,9 +12,9 @@ from pydantic import model_validator
 
 from rorqual.core.config import Config, parse
 from rorqual.core.errors import DataError
+from rorqual.evals.compact_verdicts import CompactVerdicts
 from rorqual.evals.stats import Interval, difference_over_seeds, hierarchical_difference, t_interval
 from rorqual.evals.verdict import CONFIDENCE, SEEDS, Verdict, judge
-from rorqual.evals.verdicts import Verdicts
 from rorqual.report.chart import Chart
 from rorqual.report.table import Table
 
@@ -59,13 +59,13 @@ class Contrast(Config):
     def text(self) -> str:
         """Return a text with a, b, the difference, the bootstrap interval and Student's t interval. Shares are in percentage points."""
         a, b, d, low, high = (
-            number(value, self.unit, signed=place > 1)
+            format_value(value, self.unit, signed=place > 1)
             for place, value in enumerate((self.a, self.b, self.difference, self.low, self.high))
         )
         text = f"{a} against {b}, {d} {self.unit} ({self.confidence:.0%} interval {low} to {high}"
         if len(self.by_seed) > 1:
             student = t_interval(self.differences, self.confidence)
-            low, high = (number(value, self.unit, signed=True) for value in (student.low, student.high))
+            low, high = (format_value(value, self.unit, signed=True) for value in (student.low, student.high))
             text += f", by Student's t over the seeds {low} to {high}"
         return text + ")"
 
@@ -95,7 +95,7 @@ class Finding(Config):
     costs: dict[str, tuple[float, ...]] = {}
     command: str = ""
     made: dict[str, str] = {}
-    verdicts: tuple[Verdicts, ...] = ()
+    verdicts: tuple[CompactVerdicts, ...] = ()
 
     @model_validator(mode="before")
     @classmethod
@@ -146,7 +146,7 @@ def contrast_of_values(
     )
 
 
-def number(value: float, unit: Unit, *, signed: bool = False) -> str:
+def format_value(value: float, unit: Unit, *, signed: bool = False) -> str:
     """Format a value in its unit, or "" for NaN. A share (unit `points`) is formatted in percent."""
     if value != value:
         return ""

@@ -67,11 +67,11 @@ def load_trained(run: Path) -> tuple[Decoder, ChatFormat]:
     return load_run(out), chat_format(Tokenizer.load(out.tokenizer_file))
 
 
-def draw(task: str, options: Mapping[str, Any], split: Split, seed: int, count: int) -> list[Problem]:
+def first_problems(task: str, options: Mapping[str, Any], split: Split, seed: int, count: int) -> list[Problem]:
     """Return the first `count` problems of a split. The same arguments give the same problems."""
     return list(islice(safe_problems(load_task(task, options=dict(options)), split, seed), count))
 
 
-def solve(problems: Sequence[Problem], chat: ChatFormat) -> list[Sample]:
+def solution_samples(problems: Sequence[Problem], chat: ChatFormat) -> list[Sample]:
     """Return the worked solutions of `problems`, with thinking, as training samples."""
     return [worked_sample(problem, chat, think=True) for problem in problems]

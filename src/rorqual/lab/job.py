@@ -18,7 +18,7 @@ from typing import Any
 
 from rorqual.core.config import Config, parse
 from rorqual.core.errors import ConfigError
-from rorqual.core.ledger import read_ledger, total
+from rorqual.core.ledger import read_ledger, sum_entries
 from rorqual.core.records import RunDir, Thinking, write_json
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
@@ -104,7 +104,7 @@ class ExperimentJob(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(ExperimentJob):
+class TrainJob(ExperimentJob):
     """A training run, written to the folder `name` in the seed's folder. `make` is called only after the jobs in `needs` have
     finished, because a recipe reads the start checkpoint when it makes the run."""
 
@@ -135,12 +135,12 @@ class SampleJob(ExperimentJob):
 
     def work(self, place: Path) -> JobCost:
         sample_teacher(self.config, place / self.name, threads=1, quiet=True)
-        cost = total(read_ledger(place / self.name / COSTS))
+        cost = sum_entries(read_ledger(place / self.name / COSTS))
         return JobCost(seconds=cost.seconds, core_seconds=cost.core_seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measure(ExperimentJob):
+class EvaluationJob(ExperimentJob):
     """An evaluation of the run `model` in the seed's folder, on held-out problems. The
     result is written to `evals/<name>.json` in the seed's folder.
 
@@ -181,13 +181,13 @@ def evaluation_file(place: Path, name: str) -> Path:
     return place / "evals" / f"{name}.json"
 
 
-def evaluation(place: Path, name: str) -> Evaluation:
+def load_evaluation(place: Path, name: str) -> Evaluation:
     """Return the evaluation that the job `name` saved."""
     return Evaluation.load(evaluation_file(place, name))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compute(ExperimentJob):
+class ComputeJob(ExperimentJob):
     """A job that computes a JSON value and writes it to `values/<name>.json` in the seed's folder.
     `function` is called with the seed's folder, and its result must depend only on files in this folder.
     """
@@ -205,7 +205,7 @@ def value_file(place: Path, name: str) -> Path:
     return place / "values" / f"{name}.json"
 
 
-def value(place: Path, name: str) -> Any:
+def load_value(place: Path, name: str) -> Any:
     """Return the value that the job `name` computed."""
     return json.loads(value_file(place, name).read_bytes())
 

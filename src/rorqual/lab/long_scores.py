@@ -10,7 +10,7 @@ from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
 from rorqual.data.pack import Sample
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.lab.held_out import draw, run_blocks, solve
+from rorqual.lab.held_out import first_problems, run_blocks, solution_samples
 from rorqual.lab.long_training import DENSE, KINDS, LENGTH
 from rorqual.model.decoder import Decoder
 from rorqual.tasks.task import Split
@@ -26,7 +26,7 @@ def solutions(
 ) -> list[Sample]:
     """Return `count` worked solutions of one kind of problem. All arms of a seed use the same problems."""
     chat = chat_format(Tokenizer.load(RunDir(place / run).tokenizer_file))
-    return solve(draw("long", {"names": [kind], "length": length}, split, seed, count), chat)
+    return solution_samples(first_problems("long", {"names": [kind], "length": length}, split, seed, count), chat)
 
 
 def score_solutions(model: Decoder, samples: Sequence[Sample], record: Sequence[str] = ("selected",)) -> dict[str, Any]:

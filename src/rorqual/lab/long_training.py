@@ -12,14 +12,14 @@ from typing import Any
 
 from rorqual.core.records import RunDir
 from rorqual.data.tokenizer import BASE_VOCAB
-from rorqual.lab.experiment import amount
-from rorqual.lab.job import ExperimentJob, JobCost, Train, run_cost
+from rorqual.lab.experiment import scale_amount
+from rorqual.lab.job import ExperimentJob, JobCost, TrainJob, run_cost
 from rorqual.model.attention import MLAConfig
 from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.ffn import DenseConfig
 from rorqual.train.loop import fit
 from rorqual.train.optim import AdamWConfig, MuonConfig
-from rorqual.train.run import Run, Start
+from rorqual.train.run import Run, StartConfig
 from rorqual.train.schedule import Schedule
 from rorqual.train.sources import WorkedConfig
 
@@ -92,7 +92,7 @@ def dense_model(length: int) -> ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainUntilLearned(Train):
+class TrainUntilLearned(TrainJob):
     """A training run that is restarted from other initial weights until the model has learned the problems.
 
     From some initial weights, retrieval is learned within 500 to 750 steps; from others, it was not learned within 1,250
@@ -126,12 +126,12 @@ def training(
     """Return the training run of stage `number` of an arm. The run starts from the run
     of the previous stage. The default model is `dense_model`."""
     before, stage = stages(length)[number - 1], stages(length)[number]
-    steps = amount(stage.steps, share)
+    steps = scale_amount(stage.steps, share)
     return Run(
         recipe="sft",
         seed=seed,
         steps=steps,
-        start=Start(run=str(place / f"{arm}-{before.name}")) if number else Start(),
+        start=StartConfig(run=str(place / f"{arm}-{before.name}")) if number else StartConfig(),
         model=model or dense_model(length),
         source=WorkedConfig(
             task="long", options=dict(stage.options), think=float(number > 0), rows=stage.rows, row=stage.row
@@ -163,7 +163,7 @@ def training_jobs(
     for number, stage in enumerate(stages(length)[:upto]):
         needs = (jobs[-1].name,) if jobs else ()
         make = partial(training, number, place, seed, share, length, model, arm)
-        train = TrainUntilLearned if stage.name == PAIRS else Train
+        train = TrainUntilLearned if stage.name == PAIRS else TrainJob
         estimate = stage.core_seconds * slower * share
         jobs.append(train(name=f"{arm}-{stage.name}", estimate=estimate, needs=needs, make=make))
     return jobs

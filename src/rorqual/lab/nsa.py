@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from rorqual.core.records import RunDir
-from rorqual.lab.experiment import ArmPair, Experiment, Quantity, Readings, amount
-from rorqual.lab.job import Compute, ExperimentJob, value
+from rorqual.lab.experiment import ArmPair, Experiment, Quantity, Readings, scale_amount
+from rorqual.lab.job import ComputeJob, ExperimentJob, load_value
 from rorqual.lab.long_scores import EXACT, LOSS, NEEDLE, PERCENT, POINTS, readings_of, score_solutions, solutions
 from rorqual.lab.long_training import dense_model, training_jobs
 from rorqual.model.attention import AttentionConfig, GQAConfig, NSAConfig
@@ -61,7 +61,9 @@ def measure(place: Path, *, arm: str, seed: int, share: float) -> dict[str, Any]
     run = last_run(arm)
     model = load_run(RunDir(place / run))
     return {
-        kind: score_solutions(model, solutions(place, seed, kind, amount(count, share), "test", LENGTH, run), record=())
+        kind: score_solutions(
+            model, solutions(place, seed, kind, scale_amount(count, share), "test", LENGTH, run), record=()
+        )
         for kind, count in MEASURED.items()
     }
 
@@ -96,9 +98,9 @@ class NSAExperiment(Experiment):
             function = partial(measure, arm=arm, seed=seed, share=share)
             estimate = 5 * SLOWER[arm] * share
             jobs.append(
-                Compute(name=f"nsa-measure-{arm}", estimate=estimate, needs=(last_run(arm),), function=function)
+                ComputeJob(name=f"nsa-measure-{arm}", estimate=estimate, needs=(last_run(arm),), function=function)
             )
         return jobs
 
     def read(self, place: Path) -> Readings:
-        return readings_of({arm: value(place, f"nsa-measure-{arm}") for arm in ATTENTION})
+        return readings_of({arm: load_value(place, f"nsa-measure-{arm}") for arm in ATTENTION})

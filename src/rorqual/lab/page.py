@@ -7,7 +7,7 @@ from pathlib import Path
 from rorqual.core.records import write_atomic
 from rorqual.evals.stats import t_interval
 from rorqual.evals.verdict import SEEDS
-from rorqual.lab.finding import Contrast, Finding, number
+from rorqual.lab.finding import Contrast, Finding, format_value
 from rorqual.report.chart import draw
 from rorqual.report.page import page
 from rorqual.report.table import Table
@@ -57,14 +57,14 @@ def _contrast_row(contrast: Contrast) -> tuple[str, ...]:
     student = "one seed"
     if len(contrast.by_seed) > 1:
         interval = t_interval(contrast.differences, contrast.confidence)
-        student = f"[{number(interval.low, unit, signed=True)}, {number(interval.high, unit, signed=True)}]"
+        student = f"[{format_value(interval.low, unit, signed=True)}, {format_value(interval.high, unit, signed=True)}]"
     return (
         f"{contrast.of} ({unit})",
-        number(contrast.a, unit),
-        number(contrast.b, unit),
-        number(contrast.difference, unit, signed=True),
-        f"[{number(contrast.low, unit, signed=True)}, {number(contrast.high, unit, signed=True)}]",
+        format_value(contrast.a, unit),
+        format_value(contrast.b, unit),
+        format_value(contrast.difference, unit, signed=True),
+        f"[{format_value(contrast.low, unit, signed=True)}, {format_value(contrast.high, unit, signed=True)}]",
         SIGNS[contrast.sign],
         student,
-        ", ".join(f"{number(a, unit)} → {number(b, unit)}" for a, b in contrast.by_seed),
+        ", ".join(f"{format_value(a, unit)} → {format_value(b, unit)}" for a, b in contrast.by_seed),
     )

@@ -36,13 +36,15 @@ class RandomSelection(SelectingMLA):
         c = self.config
         queries, which = positions.unique(return_inverse=True)
         keys = torch.arange(int(queries.max()) + 1, device=positions.device)
-        ranks = _mixed(_mixed(queries.unsqueeze(1) + (c.seed * 1009 + c.layer) * 1_000_003) + keys).double()
+        ranks = _hash_integers(
+            _hash_integers(queries.unsqueeze(1) + (c.seed * 1009 + c.layer) * 1_000_003) + keys
+        ).double()
         ranks = ranks.masked_fill(keys == queries.unsqueeze(1), 2.0**32).masked_fill(keys > queries.unsqueeze(1), -1.0)
         best, rows = ranks.topk(min(c.topk, len(keys)), dim=1)
         return rows.masked_fill(best < 0, -1)[which]
 
 
-def _mixed(values: Tensor) -> Tensor:
+def _hash_integers(values: Tensor) -> Tensor:
     """Hash integers to 32 bits (the finalizer of MurmurHash3)."""
     x = values & 0xFFFFFFFF
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):

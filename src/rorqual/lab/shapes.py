@@ -13,9 +13,9 @@ from typing import Any
 
 from rorqual.data.tokenizer import BASE_VOCAB
 from rorqual.engine.request import SamplingParams
-from rorqual.lab.experiment import amount
-from rorqual.lab.held_out import draw, load_trained, mean_losses, solve
-from rorqual.lab.job import Compute, ExperimentJob, Measure, Train
+from rorqual.lab.experiment import scale_amount
+from rorqual.lab.held_out import first_problems, load_trained, mean_losses, solution_samples
+from rorqual.lab.job import ComputeJob, EvaluationJob, ExperimentJob, TrainJob
 from rorqual.model.account import account
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.config import ModelConfig, Stage
@@ -23,7 +23,7 @@ from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.ffn.router import GroupedTopKConfig, RouterConfig, ZeroExpertsConfig
 from rorqual.recipes.start import supervised_objectives
 from rorqual.tasks.task import Split
-from rorqual.train.balance import Balance
+from rorqual.train.balance import BalanceConfig
 from rorqual.train.optim import AdamWConfig, MuonConfig
 from rorqual.train.run import Run
 from rorqual.train.schedule import Schedule
@@ -75,7 +75,9 @@ def baseline() -> ModelConfig:
 
 def routed_by(model: ModelConfig, router: RouterConfig) -> ModelConfig:
     """Return `model` with another router in each MoE layer."""
-    return _stages(model, lambda s: {"ffn": s.ffn.model_copy(update={"router": router})} if s.ffn.kind == "moe" else {})
+    return _change_stages(
+        model, lambda s: {"ffn": s.ffn.model_copy(update={"router": router})} if s.ffn.kind == "moe" else {}
+    )
 
 
 def dense_like(model: ModelConfig) -> ModelConfig:
@@ -85,7 +87,9 @@ def dense_like(model: ModelConfig) -> ModelConfig:
     """
 
     def build(width: int) -> ModelConfig:
-        return _stages(model, lambda s: {"ffn": DenseConfig(intermediate_size=width)} if s.ffn.kind == "moe" else {})
+        return _change_stages(
+            model, lambda s: {"ffn": DenseConfig(intermediate_size=width)} if s.ffn.kind == "moe" else {}
+        )
 
     wanted = account(model, context=CONTEXT).flops
     return min(
@@ -93,12 +97,12 @@ def dense_like(model: ModelConfig) -> ModelConfig:
     )
 
 
-def full_like(model: ModelConfig, *, heads: int) -> ModelConfig:
+def multi_head_like(model: ModelConfig, *, heads: int) -> ModelConfig:
     """Return `model` with multi-head attention in place of MLA. The head size is chosen to preserve the parameter count."""
 
     def build(head_dim: int) -> ModelConfig:
         attention = GQAConfig(num_attention_heads=heads, num_key_value_heads=heads, head_dim=head_dim)
-        return _stages(model, lambda stage: {"attention": attention})
+        return _change_stages(model, lambda stage: {"attention": attention})
 
     wanted = account(model).total
     return min(map(build, range(2, 2 * model.hidden_size, 2)), key=lambda m: abs(account(m).total - wanted))
@@ -109,7 +113,7 @@ def with_mtp(model: ModelConfig) -> ModelConfig:
     return model.model_copy(update={"num_nextn_predict_layers": 1})
 
 
-def _stages(model: ModelConfig, change: Callable[[Stage], dict[str, Any]]) -> ModelConfig:
+def _change_stages(model: ModelConfig, change: Callable[[Stage], dict[str, Any]]) -> ModelConfig:
     return model.model_copy(update={"stages": tuple(s.model_copy(update=change(s)) for s in model.stages)})
 
 
@@ -158,7 +162,7 @@ ARMS: Mapping[str, Arm] = {
     MOE: Arm("experts + latent", baseline, STEPS, 25),
     DENSE_FLOPS: Arm("dense + latent", lambda: dense_like(baseline()), STEPS, 21),
     DENSE_CLOCK: Arm("dense + latent (more steps)", lambda: dense_like(baseline()), round(STEPS / DENSE_STEP), 24),
-    FULL: Arm("experts + full", lambda: full_like(baseline(), heads=2), STEPS, 24),
+    FULL: Arm("experts + full", lambda: multi_head_like(baseline(), heads=2), STEPS, 24),
     MTP: Arm("experts + latent + MTP", lambda: with_mtp(baseline()), STEPS, 33),
     ZERO: Arm("identity experts", lambda: routed_by(baseline(), ZERO_ROUTER), ROUTED_STEPS, 79, 0.5, HARD),
     FIXED: Arm("two experts", lambda: routed_by(baseline(), FIXED_ROUTER), ROUTED_STEPS, 75, 0.5, HARD),
@@ -181,7 +185,7 @@ def shape_run(name: str, seed: int, share: float = 1.0, factor: float = 0.0) -> 
     The learning rate warms up over the first tenth of the steps and decays over the last two fifths.
     """
     arm = ARMS[name]
-    model, steps, factor = arm.model(), amount(arm.steps, share), factor or arm.factor
+    model, steps, factor = arm.model(), scale_amount(arm.steps, share), factor or arm.factor
     schedule = Schedule(warmup=max(1, steps // 10), decay=0.4)
     return Run(
         recipe="shape",
@@ -195,7 +199,7 @@ def shape_run(name: str, seed: int, share: float = 1.0, factor: float = 0.0) -> 
             adamw=AdamWConfig(lr=ADAMW_RATE * factor, betas=(0.9, 0.98)),
             schedule=schedule,
         ),
-        balance=Balance(gamma=0.01),
+        balance=BalanceConfig(gamma=0.01),
         micro_batches=1,
         save_seconds=20.0,
     )
@@ -205,7 +209,7 @@ def shape_jobs(names: Iterable[str], seed: int, share: float) -> list[Experiment
     """Return each arm's jobs: train, measure the loss on held-out solutions, and evaluate answers with forced thinking."""
     jobs: list[ExperimentJob] = []
     for name in names:
-        measure = Measure(
+        measure = EvaluationJob(
             name=f"{name}-on",
             estimate=1 * share,
             needs=(name,),
@@ -213,22 +217,24 @@ def shape_jobs(names: Iterable[str], seed: int, share: float) -> list[Experiment
             seed=seed,
             task=TASK,
             options=dict(ARMS[name].options),
-            count=amount(PROBLEMS, share, 1),
+            count=scale_amount(PROBLEMS, share, 1),
             thinking="on",
             params=GREEDY,
         )
-        loss = Compute(
+        loss = ComputeJob(
             name=f"{name}-loss",
             estimate=1 * share,
             needs=(name,),
-            function=partial(held_out, name=name, seed=seed, count=amount(DOCUMENTS, share)),
+            function=partial(held_out_losses, name=name, seed=seed, count=scale_amount(DOCUMENTS, share)),
         )
-        train = Train(name=name, estimate=ARMS[name].core_seconds * share, make=partial(shape_run, name, seed, share))
+        train = TrainJob(
+            name=name, estimate=ARMS[name].core_seconds * share, make=partial(shape_run, name, seed, share)
+        )
         jobs += [train, loss, measure]
     return jobs
 
 
-def held_out(place: Path, *, name: str, seed: int, count: int, split: Split = "test") -> list[float]:
+def held_out_losses(place: Path, *, name: str, seed: int, count: int, split: Split = "test") -> list[float]:
     """Return the loss of the run `place/name` on each of `count` held-out solutions. All arms of a seed use the same solutions."""
     model, chat = load_trained(place / name)
-    return mean_losses(model, solve(draw(TASK, ARMS[name].options, split, seed, count), chat))
+    return mean_losses(model, solution_samples(first_problems(TASK, ARMS[name].options, split, seed, count), chat))

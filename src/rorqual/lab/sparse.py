@@ -17,8 +17,8 @@ import torch
 
 from rorqual.core.records import RunDir
 from rorqual.data.pack import Sample
-from rorqual.lab.experiment import ArmPair, Experiment, Quantity, Readings, amount
-from rorqual.lab.job import Compute, ExperimentJob, JobCost, Train, run_cost, value
+from rorqual.lab.experiment import ArmPair, Experiment, Quantity, Readings, scale_amount
+from rorqual.lab.job import ComputeJob, ExperimentJob, JobCost, TrainJob, load_value, run_cost
 from rorqual.lab.long_scores import (
     EXACT,
     LOSS,
@@ -44,7 +44,7 @@ from rorqual.model.init import build
 from rorqual.model.load.run_directory import load_run, read_model_config
 from rorqual.recipes.sparsify import SparsifyConfig, sparsify
 from rorqual.recipes.start import finetune_optim
-from rorqual.train.run import Run, Start
+from rorqual.train.run import Run, StartConfig
 from rorqual.train.sources import WorkedConfig
 
 Arm = Literal["dense", "dsa", "adaptive", "window", "random"]
@@ -84,7 +84,7 @@ RUNS: Mapping[Arm, str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sparsify(ExperimentJob):
+class SparsifyJob(ExperimentJob):
     """A job that applies the recipe `sparsify` to the dense run in the seed's folder. The
     resulting run is the folder `<name>/sparse` in the seed's folder."""
 
@@ -96,9 +96,9 @@ class Sparsify(ExperimentJob):
         source = long_problems(self.length)
         config = SparsifyConfig(
             index_topk=self.length // TRAINED,
-            warmup=amount(WARMUP, self.share),
+            warmup=scale_amount(WARMUP, self.share),
             warmup_lr=WARMUP_RATE,
-            steps=amount(SPARSE, self.share),
+            steps=scale_amount(SPARSE, self.share),
             lr=SPARSE_RATE,
             task=source.task,
             options=source.options,
@@ -129,16 +129,16 @@ def baseline(arm: Arm, place: Path, seed: int, share: float, length: int = LENGT
     return Run(
         recipe="sft",
         seed=seed,
-        steps=amount(WARMUP, share) + amount(SPARSE, share),
-        start=Start(run=str(dense.path)),
-        model=selecting(arm, read_model_config(dense), length // TRAINED, seed=seed),
+        steps=scale_amount(WARMUP, share) + scale_amount(SPARSE, share),
+        start=StartConfig(run=str(dense.path)),
+        model=with_selection(arm, read_model_config(dense), length // TRAINED, seed=seed),
         source=long_problems(length),
         optim=finetune_optim(SPARSE_RATE),
         save_seconds=20.0,
     )
 
 
-def selecting(arm: Arm, model: ModelConfig, budget: int, *, seed: int = 0, top_p: float = 1.0) -> ModelConfig:
+def with_selection(arm: Arm, model: ModelConfig, budget: int, *, seed: int = 0, top_p: float = 1.0) -> ModelConfig:
     """Return `model` with the attention of `arm`, in which each query attends to `budget` positions."""
 
     def attention(layer: int, given: AttentionConfig) -> AttentionConfig:
@@ -162,7 +162,7 @@ def load(arm: Arm, place: Path, budget: int, *, seed: int, top_p: float = 1.0) -
     """Return the trained model of `arm`, changed to `budget` positions per query. If the arm
     does not use an indexer, the weights of the indexer are left out."""
     trained = load_run(RunDir(place / RUNS[arm]))
-    model = build(selecting(arm, trained.config, budget, seed=seed, top_p=top_p), seed=0)
+    model = build(with_selection(arm, trained.config, budget, seed=seed, top_p=top_p), seed=0)
     weights = trained.state_dict()
     model.load_state_dict({name: weights[name] for name in model.state_dict()})
     return model
@@ -195,7 +195,8 @@ def measure(place: Path, *, arm: Arm, seed: int, share: float, length: int = LEN
     arm with an adaptive budget, `result[divisor]["top_p"]` is the `index_top_p`, which is chosen on problems of the dev split.
     """
     counts = {
-        kind: amount(count * (2 if arm in MORE and kind == "needle" else 1), share) for kind, count in MEASURED.items()
+        kind: scale_amount(count * (2 if arm in MORE and kind == "needle" else 1), share)
+        for kind, count in MEASURED.items()
     }
     problems = {kind: solutions(place, seed, kind, count, "test", length) for kind, count in counts.items()}
     results: dict[str, Any] = {}
@@ -210,12 +211,12 @@ def measure(place: Path, *, arm: Arm, seed: int, share: float, length: int = LEN
     return results
 
 
-def measured_by(arm: Arm) -> str:
+def measure_job_name(arm: Arm) -> str:
     """Return the name of the job that measures an arm."""
     return f"sparse-measure-{arm}"
 
 
-def at_budget(arm: Arm, divisor: int) -> str:
+def arm_name_at_budget(arm: Arm, divisor: int) -> str:
     """Return the name of an arm at a budget."""
     return f"{arm}/{divisor}"
 
@@ -228,8 +229,8 @@ def pair(a: Arm, b: Arm, quantity: str, divisor: int = TRAINED, **rule: Any) -> 
     return ArmPair(
         question=f"{what}, {label}: {ARMS[a]}, then {ARMS[b]}",
         quantity=quantity,
-        a=at_budget(a, divisor),
-        b=at_budget(b, divisor),
+        a=arm_name_at_budget(a, divisor),
+        b=arm_name_at_budget(b, divisor),
         relative=quantity == LOSS,
         **rule,
     )
@@ -247,7 +248,9 @@ class SparseExperiment(Experiment):
     source = "DeepSeek-V3.2-Exp, section 2.1"
     first_seed = 200
     arms = {
-        at_budget(arm, divisor): f"{text}, {label}" for label, divisor in BUDGETS.items() for arm, text in ARMS.items()
+        arm_name_at_budget(arm, divisor): f"{text}, {label}"
+        for label, divisor in BUDGETS.items()
+        for arm, text in ARMS.items()
     }
     quantities = {
         EXACT: Quantity("points"),
@@ -275,22 +278,22 @@ class SparseExperiment(Experiment):
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         jobs = training_jobs(seed, place, share, self.length, upto=4)
         jobs.append(
-            Sparsify(name=DSA, estimate=115 * share, needs=(DENSE,), seed=seed, share=share, length=self.length)
+            SparsifyJob(name=DSA, estimate=115 * share, needs=(DENSE,), seed=seed, share=share, length=self.length)
         )
         for arm in BASELINES:
             make = partial(baseline, arm, place, seed, share, self.length)
-            jobs.append(Train(name=RUNS[arm], estimate=95 * share, needs=(DENSE,), make=make))
+            jobs.append(TrainJob(name=RUNS[arm], estimate=95 * share, needs=(DENSE,), make=make))
         for arm in ARMS:
             function = partial(measure, arm=arm, seed=seed, share=share, length=self.length)
             needs = (RUNS[arm].split("/")[0],)
             estimate = (3 if arm == "dense" else 60) * share
-            jobs.append(Compute(name=measured_by(arm), estimate=estimate, needs=needs, function=function))
+            jobs.append(ComputeJob(name=measure_job_name(arm), estimate=estimate, needs=needs, function=function))
         return jobs
 
     def read(self, place: Path) -> Readings:
-        measured = {arm: value(place, measured_by(arm)) for arm in ARMS}
+        measured = {arm: load_value(place, measure_job_name(arm)) for arm in ARMS}
         found = {
-            at_budget(arm, at): one.get(str(at), one.get("1"))
+            arm_name_at_budget(arm, at): one.get(str(at), one.get("1"))
             for at in BUDGETS.values()
             for arm, one in measured.items()
         }

@@ -12,8 +12,8 @@ from pathlib import Path
 from rorqual.core.config import override
 from rorqual.core.records import Thinking
 from rorqual.engine.request import SamplingParams
-from rorqual.lab.experiment import amount
-from rorqual.lab.job import SAMPLED, ExperimentJob, Measure, Train
+from rorqual.lab.experiment import scale_amount
+from rorqual.lab.job import SAMPLED, EvaluationJob, ExperimentJob, TrainJob
 from rorqual.recipes.grpo import grpo
 from rorqual.recipes.quickstart import FULL, STUDENT_TASK
 from rorqual.recipes.sft import sft
@@ -42,7 +42,7 @@ EIGHT = f"{BASE}-eight-tries"
 RL = "student-rl"
 
 
-def fresh(seed: int) -> int:
+def student_seed(seed: int) -> int:
     """Return the seed of the student in an experiment whose teacher has the seed `seed`.
 
     Students with seeds below 1000 were inspected while settings were chosen.
@@ -54,34 +54,36 @@ def base_jobs(seed: int, place: Path, share: float) -> list[ExperimentJob]:
     """Return the jobs that train the base student and measure its pass@8."""
 
     def able() -> Run:
-        return sft(task=TASK, size="student", steps=amount(FULL.student_able_steps, share), rows=32, row=128, think=FULL.student_able_think,
+        steps = scale_amount(FULL.student_able_steps, share)
+        return sft(task=TASK, size="student", steps=steps, rows=32, row=128, think=FULL.student_able_think,
                    options={"hard": HARD}, seed=seed)  # fmt: skip
 
     def base() -> Run:
-        run = sft(task=TASK, start=str(place / ABLE), steps=amount(FULL.student_base_steps, share), rows=32, row=128, think=FULL.student_think,
+        steps = scale_amount(FULL.student_base_steps, share)
+        run = sft(task=TASK, start=str(place / ABLE), steps=steps, rows=32, row=128, think=FULL.student_think,
                   options={"hard": HARD}, seed=seed + 50)  # fmt: skip
         rate = FULL.student_base_lr
         return override(run, [f"optim.lr={rate}", f"optim.adamw.lr={rate / 3}", "optim.schedule.warmup=5"])
 
     tries = SamplingParams(max_tokens=80, temperature=1.0, n=TRIES)
     return [
-        Train(name=ABLE, estimate=60 * share, make=able),
-        Train(name=BASE, estimate=6 * share, make=base, needs=(ABLE,)),
+        TrainJob(name=ABLE, estimate=60 * share, make=able),
+        TrainJob(name=BASE, estimate=6 * share, make=base, needs=(ABLE,)),
         evaluation_job(EIGHT, BASE, seed, share, count=60, params=tries),
-        *measures(BASE, seed, share),
+        *evaluation_jobs(BASE, seed, share),
     ]
 
 
-def reinforced_job(seed: int, place: Path, share: float) -> Train:
+def grpo_job(seed: int, place: Path, share: float) -> TrainJob:
     """Return the job that trains the base student with GRPO, with correctness as the only reward."""
 
     def run() -> Run:
-        return reinforce(place / BASE, amount(FULL.rival_steps, share), seed)
+        return grpo_run(place / BASE, scale_amount(FULL.rival_steps, share), seed)
 
-    return Train(name=RL, estimate=78 * share, make=run, needs=(BASE,))
+    return TrainJob(name=RL, estimate=78 * share, make=run, needs=(BASE,))
 
 
-def reinforce(start: Path, steps: int, seed: int) -> Run:
+def grpo_run(start: Path, steps: int, seed: int) -> Run:
     """Return a GRPO run that starts from the run `start`."""
     run = grpo(task=TASK, start=str(start), steps=steps, problems=FULL.rival_problems, samples=FULL.rival_samples, max_tokens=80,
                row=128, lr=FULL.rival_lr,
@@ -89,7 +91,9 @@ def reinforce(start: Path, steps: int, seed: int) -> Run:
     return override(run, ROUNDING)
 
 
-def measures(model: str, seed: int, share: float, modes: tuple[Thinking, ...] = ("auto", "on")) -> list[ExperimentJob]:
+def evaluation_jobs(
+    model: str, seed: int, share: float, modes: tuple[Thinking, ...] = ("auto", "on")
+) -> list[ExperimentJob]:
     """Return the jobs that evaluate the run `model` on held-out problems, one for each thinking mode."""
     return [evaluation_job(f"{model}-{mode}", model, seed, share, thinking=mode) for mode in modes]
 
@@ -103,15 +107,15 @@ def evaluation_job(
     thinking: Thinking = "auto",
     count: int = PER_CELL,
     params: SamplingParams = SAMPLED,
-) -> Measure:
+) -> EvaluationJob:
     """Return the job that evaluates the run `model` on `count` problems per family and level. `share` scales `count`."""
-    return Measure(
+    return EvaluationJob(
         name=name,
         model=model,
         seed=seed,
         task=TASK,
         options={"hard": HARD},
-        count=amount(count, share),
+        count=scale_amount(count, share),
         thinking=thinking,
         params=replace(params, seed=seed),
         estimate=4 * share,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rorqual.lab.experiment import amount
-from rorqual.lab.job import ExperimentJob, Train
+from rorqual.lab.experiment import scale_amount
+from rorqual.lab.job import ExperimentJob, TrainJob
 from rorqual.recipes.grpo import grpo
 from rorqual.recipes.quickstart import FULL, TASK
 from rorqual.recipes.sft import sft
@@ -21,15 +21,15 @@ def teacher_jobs(seed: int, place: Path, share: float) -> list[ExperimentJob]:
     """
 
     def base() -> Run:
-        return sft(task=TASK, size=FULL.model, steps=amount(FULL.sft_steps, share), rows=FULL.sft_rows, row=FULL.row,
+        return sft(task=TASK, size=FULL.model, steps=scale_amount(FULL.sft_steps, share), rows=FULL.sft_rows, row=FULL.row,
                    think=FULL.think, options={"hard": FULL.sft_hard}, seed=seed)  # fmt: skip
 
     def grpo_run() -> Run:
-        return grpo(task=TASK, start=str(place / BASE), steps=amount(FULL.grpo_steps, share), problems=FULL.grpo_problems,
+        return grpo(task=TASK, start=str(place / BASE), steps=scale_amount(FULL.grpo_steps, share), problems=FULL.grpo_problems,
                     samples=FULL.grpo_samples, max_tokens=FULL.max_tokens, row=FULL.row, lr=FULL.lr,
                     options={"hard": FULL.grpo_hard}, seed=seed)  # fmt: skip
 
     return [
-        Train(name=BASE, estimate=370 * share, make=base),
-        Train(name=TEACHER, estimate=100 * share, make=grpo_run, needs=(BASE,)),
+        TrainJob(name=BASE, estimate=370 * share, make=base),
+        TrainJob(name=TEACHER, estimate=100 * share, make=grpo_run, needs=(BASE,)),
     ]

@@ -10,9 +10,18 @@ from pathlib import Path
 from typing import ClassVar
 
 from rorqual.evals.compare import did_think
-from rorqual.lab.experiment import SHARE, ArmPair, Experiment, Quantity, Readings, amount, by_family, in_order
-from rorqual.lab.job import ExperimentJob, Train, evaluation
-from rorqual.lab.student import BASE, RL, base_jobs, fresh, measures, reinforce, reinforced_job
+from rorqual.lab.experiment import (
+    SHARE,
+    ArmPair,
+    Experiment,
+    Quantity,
+    Readings,
+    by_family,
+    items_by_index,
+    scale_amount,
+)
+from rorqual.lab.job import ExperimentJob, TrainJob, load_evaluation
+from rorqual.lab.student import BASE, RL, base_jobs, evaluation_jobs, grpo_job, grpo_run, student_seed
 
 CHOICE, THINKS, ABLE, LENGTH = (
     "right, own choice",
@@ -25,7 +34,7 @@ LONG = tuple(f"zero-long-{part}" for part in range(1, 5))
 """The runs of the experiment `zero-long`, with `LONG_STEPS` steps each. Together they take about 25 core-minutes. Each run is evaluated."""
 
 
-class Zero(Experiment):
+class ZeroExperiment(Experiment):
     """The experiment that trains the base student of `distil-vs-rl` by RL alone."""
 
     name = "zero"
@@ -54,21 +63,21 @@ class Zero(Experiment):
         )
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
-        own = fresh(seed)
-        return [*base_jobs(own, place, share), reinforced_job(own, place, share), *measures(RL, own, share)]
+        own = student_seed(seed)
+        return [*base_jobs(own, place, share), grpo_job(own, place, share), *evaluation_jobs(RL, own, share)]
 
     def read(self, place: Path) -> Readings:
-        own, forced = ({arm: evaluation(place, f"{arm}-{mode}") for arm in self.arms} for mode in ("auto", "on"))
+        own, forced = ({arm: load_evaluation(place, f"{arm}-{mode}") for arm in self.arms} for mode in ("auto", "on"))
         lengths = {arm: [s.thinking_tokens for s in found.samples if s.thought] for arm, found in own.items()}
         return {
             CHOICE: {arm: by_family(found) for arm, found in own.items()},
             THINKS: {arm: by_family(found, did_think) for arm, found in own.items()},
             ABLE: {arm: by_family(found) for arm, found in forced.items()},
-            LENGTH: {arm: in_order(values) for arm, values in lengths.items()},
+            LENGTH: {arm: items_by_index(values) for arm, values in lengths.items()},
         }
 
 
-class ZeroLong(Zero):
+class ZeroLongExperiment(ZeroExperiment):
     """A much longer run of `zero` for one seed, in parts. Each part starts from the previous part with a fresh optimizer."""
 
     name = "zero-long"
@@ -77,18 +86,18 @@ class ZeroLong(Zero):
     runs = LONG
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
-        own = fresh(seed)
+        own = student_seed(seed)
         jobs = base_jobs(own, place, share)
         for part, (start, name) in enumerate(zip((BASE, *LONG), LONG, strict=False), 1):
-            jobs.append(_part(part, start, name, own, place, share))
-            jobs += measures(name, own, share)
+            jobs.append(_training_part_job(part, start, name, own, place, share))
+            jobs += evaluation_jobs(name, own, share)
         return jobs
 
 
-def _part(part: int, start: str, name: str, seed: int, place: Path, share: float) -> Train:
-    return Train(
+def _training_part_job(part: int, start: str, name: str, seed: int, place: Path, share: float) -> TrainJob:
+    return TrainJob(
         name=name,
         estimate=2.4 * LONG_STEPS * share,
-        make=lambda: reinforce(place / start, amount(LONG_STEPS, share), seed + 1000 * part),
+        make=lambda: grpo_run(place / start, scale_amount(LONG_STEPS, share), seed + 1000 * part),
         needs=(start,),
     )

@@ -44,7 +44,7 @@ def account(config: ModelConfig, *, context: int = 0, cache_value_bytes: int = 2
     d, v = config.hidden_size, config.vocab_size
     head = linear(d, v)
     embedding = Cost() if config.tie_word_embeddings else vector(v * d)
-    ends = config.ends.ends_cost(d)
+    ends = config.boundary_config.boundary_cost(d)
     main = embedding + head + vector(d) + ends
     for stage in config.stages:
         main += stage.cost(d, context) * stage.layers

@@ -32,7 +32,7 @@ class Stage(Config):
         return self.block.ffns(self.ffn)
 
     @property
-    def parts(self) -> tuple[AttentionConfig | FFNConfig, ...]:
+    def attention_and_ffn_configs(self) -> tuple[AttentionConfig | FFNConfig, ...]:
         """The attention and feed-forward configs of one block."""
         return (*self.attentions, *self.ffns)
 
@@ -90,7 +90,7 @@ class ModelConfig(Config):
         return tuple(ffn for stage in self.layers for ffn in stage.ffns)
 
     @property
-    def ends(self) -> BlockConfig:
+    def boundary_config(self) -> BlockConfig:
         """The block config that defines how the residual stream begins and ends, taken from the last stage."""
         return self.stages[-1].block
 
@@ -98,7 +98,7 @@ class ModelConfig(Config):
     def _check_fit(self) -> Self:
         for stage in self.stages:
             stage.block.check()
-            for part in stage.parts:
+            for part in stage.attention_and_ffn_configs:
                 part.check()
             for attention in stage.attentions:
                 attention.cache_layout()

@@ -29,7 +29,7 @@ class Cache(Protocol):
     def layer(self, index: int) -> LayerCache:
         """Return the cache of attention module `index`, in the order of `ModelConfig.attentions`."""
 
-    def table(self, rope: Rope, dim: int) -> tuple[Tensor, Tensor]:
+    def rope_cos_sin(self, rope: Rope, dim: int) -> tuple[Tensor, Tensor]:
         """Return the result of `rope_table`, cos and sin [positions, dim / 2], for positions 0 to the highest position in use."""
 
 
@@ -56,9 +56,9 @@ class Decoder(Layer):
         super().__init__()
         self.config, self.ops = config, ops
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.expand = config.ends.expand(config.hidden_size)
+        self.expand = config.boundary_config.expand(config.hidden_size)
         self.layers = nn.ModuleList(s.build(config.hidden_size, config.rms_norm_eps) for s in config.layers)
-        self.collapse = config.ends.collapse(config.hidden_size, config.rms_norm_eps)
+        self.collapse = config.boundary_config.collapse(config.hidden_size, config.rms_norm_eps)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.tied = {"lm_head": "embed_tokens"} if config.tie_word_embeddings else {}
         head = None if self.tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -102,8 +102,8 @@ class Decoder(Layer):
         if cache is None and (self.ops.in_blocks or self.needs_cache):
             cache = self._packed_cache(positions, segments, self.config.attentions)
         mask = document_mask(torch.zeros_like(tokens) if segments is None else segments) if cache is None else None
-        context = AttentionContext(positions, mask, self.ops, None if cache is None else cache.table, record)
-        x = self.expand(self._embedded(tokens, inputs_embeds), self.ops)
+        context = AttentionContext(positions, mask, self.ops, None if cache is None else cache.rope_cos_sin, record)
+        x = self.expand(self._input_embeddings(tokens, inputs_embeds), self.ops)
         caches = (None if cache is None else cache.layer(index) for index in count())
         choices = repeat(None) if replay is None else iter(replay.flatten(0, 1).unbind(1))
         routing: list[Routing] = []
@@ -144,9 +144,9 @@ class Decoder(Layer):
             caches: list[LayerCache | None] = [None] * len(attentions)
             if self.needs_cache:
                 packed = self._packed_cache(positions, segments, attentions)
-                context.mask, context.table = None, packed.table
+                context.mask, context.table = None, packed.rope_cos_sin
                 caches = [packed.layer(index) for index in range(len(attentions))]
-            hidden, routing = module(hidden, self._embedded(tokens, inputs_embeds), context, caches)
+            hidden, routing = module(hidden, self._input_embeddings(tokens, inputs_embeds), context, caches)
             recorded = {name: tuple(tensors) for name, tensors in context.recorded.items()}
             outputs.append(Output(hidden, tuple(entry for entry in routing if entry is not None), recorded))
         return outputs
@@ -158,7 +158,7 @@ class Decoder(Layer):
             positions, segments, [attention.cache_layout() for attention in attentions], self.ops.attention
         )
 
-    def _embedded(self, tokens: Tensor, inputs_embeds: Tensor | None) -> Tensor:
+    def _input_embeddings(self, tokens: Tensor, inputs_embeds: Tensor | None) -> Tensor:
         if inputs_embeds is None:
             return self.embed(tokens)
         if inputs_embeds.shape != (expected := (*tokens.shape, self.config.hidden_size)):
@@ -172,7 +172,7 @@ class Decoder(Layer):
         scores: Tensor = self.lm_head(hidden)
         return scores.float()
 
-    def routers(self) -> list[FFN]:
+    def routing_ffns(self) -> list[FFN]:
         """Return every feed-forward network that routes tokens, in layer order. Networks of the main model come first,
         and networks of the MTP modules last."""
         blocks = [*self.layers, *(module.block for module in self.mtp)]

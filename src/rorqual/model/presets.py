@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rorqual.core.errors import ConfigError, nearest
+from rorqual.core.errors import ConfigError, suggest_name
 from rorqual.model.config import ModelConfig
 from rorqual.model.load.find import family_of
 
 Keys = dict[str, Any]
 
 
-def _dense(hidden: int, intermediate: int, layers: int, heads: int, *, tied: bool = False, **more: Any) -> Keys:
+def _size_keys(hidden: int, intermediate: int, layers: int, heads: int, *, tied: bool = False, **more: Any) -> Keys:
     sizes = {"hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": layers}
     return sizes | {"num_attention_heads": heads, "tie_word_embeddings": tied} | more
 
@@ -73,33 +73,33 @@ _PUBLISHED: Mapping[str, Keys] = {
     "deepseek-r1": _V3,
     "deepseek-v3.1": _V3,
     "deepseek-v3.2": _V32,
-    "qwen3-0.6b": _QWEN3 | _dense(1024, 3072, 28, 16, tied=True),
-    "qwen3-1.7b": _QWEN3 | _dense(2048, 6144, 28, 16, tied=True),
-    "qwen3-4b": _QWEN3 | _dense(2560, 9728, 36, 32, tied=True),
-    "qwen3-8b": _QWEN3 | _dense(4096, 12288, 36, 32),
-    "qwen3-14b": _QWEN3 | _dense(5120, 17408, 40, 40),
-    "qwen3-32b": _QWEN3 | _dense(5120, 25600, 64, 64),
-    "qwen3-30b-a3b": _QWEN3_MOE | _dense(2048, 6144, 48, 32, moe_intermediate_size=768),
-    "qwen3-235b-a22b": _QWEN3_MOE | _dense(4096, 12288, 94, 64, moe_intermediate_size=1536),
-    "qwen2.5-0.5b": _qwen2(2, 151936) | _dense(896, 4864, 24, 14, tied=True),
-    "qwen2.5-1.5b": _qwen2(2, 151936) | _dense(1536, 8960, 28, 12, tied=True),
-    "qwen2.5-3b": _qwen2(2, 151936) | _dense(2048, 11008, 36, 16, tied=True),
-    "qwen2.5-7b": _qwen2(4) | _dense(3584, 18944, 28, 28),
-    "qwen2.5-14b": _qwen2(8) | _dense(5120, 13824, 48, 40),
-    "qwen2.5-32b": _qwen2(8) | _dense(5120, 27648, 64, 40),
-    "qwen2.5-72b": _qwen2(8) | _dense(8192, 29568, 80, 64),
-    "deepseek-r1-distill-qwen-1.5b": _qwen2(2, 151936, context=131072, theta=1e4) | _dense(1536, 8960, 28, 12),
-    "deepseek-r1-distill-qwen-7b": _qwen2(4, context=131072, theta=1e4) | _dense(3584, 18944, 28, 28),
-    "deepseek-r1-distill-qwen-14b": _qwen2(8, context=131072, eps=1e-5) | _dense(5120, 13824, 48, 40),
-    "deepseek-r1-distill-qwen-32b": _qwen2(8, context=131072, eps=1e-5) | _dense(5120, 27648, 64, 40),
-    "llama-3.1-8b": _llama3(8.0) | _dense(4096, 14336, 32, 32),
-    "llama-3.1-70b": _llama3(8.0) | _dense(8192, 28672, 80, 64),
-    "llama-3.1-405b": _llama3(8.0) | _dense(16384, 53248, 126, 128),
-    "llama-3.2-1b": _llama3(32.0) | _dense(2048, 8192, 16, 32, tied=True),
-    "llama-3.2-3b": _llama3(32.0) | _dense(3072, 8192, 28, 24, tied=True),
-    "deepseek-r1-distill-llama-8b": _llama3(8.0) | _dense(4096, 14336, 32, 32),
-    "deepseek-r1-distill-llama-70b": _llama3(8.0) | _dense(8192, 28672, 80, 64),
-    "smollm2-135m": _dense(576, 1536, 30, 9, tied=True) | {
+    "qwen3-0.6b": _QWEN3 | _size_keys(1024, 3072, 28, 16, tied=True),
+    "qwen3-1.7b": _QWEN3 | _size_keys(2048, 6144, 28, 16, tied=True),
+    "qwen3-4b": _QWEN3 | _size_keys(2560, 9728, 36, 32, tied=True),
+    "qwen3-8b": _QWEN3 | _size_keys(4096, 12288, 36, 32),
+    "qwen3-14b": _QWEN3 | _size_keys(5120, 17408, 40, 40),
+    "qwen3-32b": _QWEN3 | _size_keys(5120, 25600, 64, 64),
+    "qwen3-30b-a3b": _QWEN3_MOE | _size_keys(2048, 6144, 48, 32, moe_intermediate_size=768),
+    "qwen3-235b-a22b": _QWEN3_MOE | _size_keys(4096, 12288, 94, 64, moe_intermediate_size=1536),
+    "qwen2.5-0.5b": _qwen2(2, 151936) | _size_keys(896, 4864, 24, 14, tied=True),
+    "qwen2.5-1.5b": _qwen2(2, 151936) | _size_keys(1536, 8960, 28, 12, tied=True),
+    "qwen2.5-3b": _qwen2(2, 151936) | _size_keys(2048, 11008, 36, 16, tied=True),
+    "qwen2.5-7b": _qwen2(4) | _size_keys(3584, 18944, 28, 28),
+    "qwen2.5-14b": _qwen2(8) | _size_keys(5120, 13824, 48, 40),
+    "qwen2.5-32b": _qwen2(8) | _size_keys(5120, 27648, 64, 40),
+    "qwen2.5-72b": _qwen2(8) | _size_keys(8192, 29568, 80, 64),
+    "deepseek-r1-distill-qwen-1.5b": _qwen2(2, 151936, context=131072, theta=1e4) | _size_keys(1536, 8960, 28, 12),
+    "deepseek-r1-distill-qwen-7b": _qwen2(4, context=131072, theta=1e4) | _size_keys(3584, 18944, 28, 28),
+    "deepseek-r1-distill-qwen-14b": _qwen2(8, context=131072, eps=1e-5) | _size_keys(5120, 13824, 48, 40),
+    "deepseek-r1-distill-qwen-32b": _qwen2(8, context=131072, eps=1e-5) | _size_keys(5120, 27648, 64, 40),
+    "llama-3.1-8b": _llama3(8.0) | _size_keys(4096, 14336, 32, 32),
+    "llama-3.1-70b": _llama3(8.0) | _size_keys(8192, 28672, 80, 64),
+    "llama-3.1-405b": _llama3(8.0) | _size_keys(16384, 53248, 126, 128),
+    "llama-3.2-1b": _llama3(32.0) | _size_keys(2048, 8192, 16, 32, tied=True),
+    "llama-3.2-3b": _llama3(32.0) | _size_keys(3072, 8192, 28, 24, tied=True),
+    "deepseek-r1-distill-llama-8b": _llama3(8.0) | _size_keys(4096, 14336, 32, 32),
+    "deepseek-r1-distill-llama-70b": _llama3(8.0) | _size_keys(8192, 28672, 80, 64),
+    "smollm2-135m": _size_keys(576, 1536, 30, 9, tied=True) | {
         "model_type": "llama", "num_key_value_heads": 3, "vocab_size": 49152, "max_position_embeddings": 8192,
         "rms_norm_eps": 1e-5, "rope_theta": 1e5, "initializer_range": 1 / 24,
     },
@@ -114,6 +114,6 @@ def preset_names() -> tuple[str, ...]:
 def preset(name: str) -> ModelConfig:
     """Return the configuration called `name`. Raises ConfigError with the nearest name if `name` is unknown."""
     if name not in _PUBLISHED:
-        raise ConfigError(f"unknown model preset '{name}'", where="preset", remedy=nearest(name, preset_names()))
+        raise ConfigError(f"unknown model preset '{name}'", where="preset", remedy=suggest_name(name, preset_names()))
     keys = _PUBLISHED[name]
     return family_of(keys["model_type"], name).config_from_hf(keys, name)

@@ -16,8 +16,8 @@ from torch import Tensor
 from rorqual.core.errors import DataError
 from rorqual.model.attention import CacheLayout, CachePart, LayerCache
 from rorqual.ops.backends.attention import AttentionMetadata, PagedAttention
-from rorqual.ops.paged import BLOCK, Ints, fill
-from rorqual.ops.rope import Rope, angles
+from rorqual.ops.paged import BLOCK, Ints, round_up
+from rorqual.ops.rope import Rope, rope_angle_table
 
 PADDING = -1
 """Document number of padding tokens."""
@@ -36,7 +36,7 @@ class PackedBatchCache:
     ) -> None:
         rows = positions.cpu().numpy()
         documents = np.zeros_like(rows) if segments is None else segments.cpu().numpy()
-        rows = _with_padding(rows, documents == PADDING)
+        rows = _renumber_padding(rows, documents == PADDING)
         starts = np.ones(rows.shape, bool)  # the first token of each document
         starts[:, 1:] = (rows[:, 1:] != rows[:, :-1] + 1) | (documents[:, 1:] != documents[:, :-1])
         start = np.flatnonzero(starts)
@@ -62,11 +62,11 @@ class PackedBatchCache:
         """See `Cache`."""
         return _PackedLayerCache(self, self.layouts[index])
 
-    def table(self, rope: Rope, dim: int) -> tuple[Tensor, Tensor]:
+    def rope_cos_sin(self, rope: Rope, dim: int) -> tuple[Tensor, Tensor]:
         """See `Cache`."""
-        return angles(rope, dim, int(self._positions.max()) + 1, self.device)
+        return rope_angle_table(rope, dim, int(self._positions.max()) + 1, self.device)
 
-    def rows(self, every: int) -> tuple[Tensor, Tensor]:
+    def row_indices(self, every: int) -> tuple[Tensor, Tensor]:
         """Return two index tensors: the last token of each group of `every` tokens, and the group of each row of the blocks.
 
         The first tensor [groups] holds the last token of each group, with padding at the end (`ops.paged.fill`). The
@@ -75,7 +75,7 @@ class PackedBatchCache:
         """
         if every not in self._rows_by_every:
             ends = np.flatnonzero(self._positions % every == every - 1)
-            last = np.zeros(len(ends) if every == 1 else fill(len(ends), self.plan.rows.least), np.int64)
+            last = np.zeros(len(ends) if every == 1 else round_up(len(ends), self.plan.rows.least), np.int64)
             last[: len(ends)] = ends
             group = np.full(len(self._positions) + 1, len(last))
             group[ends] = np.arange(len(ends))
@@ -87,7 +87,7 @@ class PackedBatchCache:
         return self._rows_by_every[every]
 
 
-def _with_padding(positions: Ints, padding: npt.NDArray[np.bool_]) -> Ints:
+def _renumber_padding(positions: Ints, padding: npt.NDArray[np.bool_]) -> Ints:
     """Set the positions of padding tokens [batch, seq] to 0, 1, ..., BLOCK - 1, repeatedly, so that BLOCK padding tokens share a block.
 
     In a batch, all padding tokens have position 0. Each padding token would therefore be a separate document and use a whole block.
@@ -99,7 +99,7 @@ def _with_padding(positions: Ints, padding: npt.NDArray[np.bool_]) -> Ints:
     return np.where(padding, (column - first) % BLOCK, positions)
 
 
-class _Rounded(torch.autograd.Function):
+class _RoundToDtype(torch.autograd.Function):
     """Round values to another dtype, and convert them back to their original dtype. The backward pass does not round."""
 
     @staticmethod
@@ -119,10 +119,10 @@ class _PackedLayerCache(LayerCache):
         self._blocks: dict[str, Tensor] = {}
 
     def _store(self, part: CachePart, rows: Tensor) -> None:
-        self._rows[part.name] = rows if part.dtype is None else _Rounded.apply(rows, part.dtype)
+        self._rows[part.name] = rows if part.dtype is None else _RoundToDtype.apply(rows, part.dtype)
 
-    def _groups(self, name: str, every: int) -> tuple[Tensor, Tensor]:
-        last, _ = self._packed.rows(every)
+    def _read_completed_groups(self, name: str, every: int) -> tuple[Tensor, Tensor]:
+        last, _ = self._packed.row_indices(every)
         tokens = (last.unsqueeze(1) + torch.arange(1 - every, 1, device=last.device)).clamp(min=0)
         return self._rows[name].index_select(0, tokens.flatten()).unflatten(0, tokens.shape), last
 
@@ -131,6 +131,6 @@ class _PackedLayerCache(LayerCache):
         if name not in self._blocks:
             rows, every = self._rows[name], self._layout.parts[name].every
             padded = torch.cat((rows, rows.new_zeros(1, *rows.shape[1:])))
-            blocks = padded.index_select(0, self._packed.rows(every)[1]).unflatten(0, (-1, BLOCK // every))
+            blocks = padded.index_select(0, self._packed.row_indices(every)[1]).unflatten(0, (-1, BLOCK // every))
             self._blocks[name] = self._attention.prepack_blocks(blocks.transpose(1, 2).contiguous())
         return self._blocks[name]

@@ -16,7 +16,7 @@ ALIGNED = 8
 """Required alignment of matrix rows in `grouped_mm`, as a number of bf16 values."""
 
 
-def fits(x: Tensor, gate_up: Tensor) -> bool:
+def supports_grouped_mm(x: Tensor, gate_up: Tensor) -> bool:
     """Return whether `grouped_mm` supports these tensors: bf16, aligned, and not on the CPU."""
     return x.device.type != "cpu" and _is_aligned(_compute_dtype(x), gate_up)
 
@@ -39,12 +39,12 @@ def experts(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor) -> Tenso
     """
     tokens, k = routing.indices.shape
     x, gate_up, down = (tensor.to(_compute_dtype(x)) for tensor in (x, gate_up, down))
-    compute = _by_kernel if _is_aligned(x.dtype, gate_up) else _by_blocks
+    compute = _experts_by_grouped_mm if _is_aligned(x.dtype, gate_up) else _experts_by_blocks
     each = compute(x, routing.indices, gate_up.transpose(1, 2), down.transpose(1, 2)).view(tokens, k, down.shape[1])
     return torch.bmm(routing.weights.unsqueeze(1), each.to(routing.weights.dtype)).squeeze(1).to(x.dtype)
 
 
-def _by_kernel(x: Tensor, indices: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+def _experts_by_grouped_mm(x: Tensor, indices: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     """Return SwiGLU_expert(x) [tokens * k, d] of each token and each of its experts, with `grouped_mm`."""
     order, pairs = _sort_by_expert(indices)
     ends = _counts(indices, len(gate_up)).cumsum(0, dtype=torch.int32)
@@ -53,7 +53,7 @@ def _by_kernel(x: Tensor, indices: Tensor, gate_up: Tensor, down: Tensor) -> Ten
     return out.index_select(0, torch.empty_like(order).scatter(0, order, pairs))
 
 
-def _by_blocks(x: Tensor, indices: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+def _experts_by_blocks(x: Tensor, indices: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     """Compute the result of `_by_kernel` with batched products over blocks of rows that share an expert.
 
     The number of blocks is the largest number that any routing needs. The number of blocks is at most twice the number of

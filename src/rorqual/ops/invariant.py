@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rorqual.ops.layout import times
 from rorqual.ops.moe import Routing
-from rorqual.ops.rows import ENOUGH, Rows, bmm, in_tiles
+from rorqual.ops.prepacked import prepacked_linear
+from rorqual.ops.row_limits import ENOUGH, RowLimits, apply_in_tiles, bmm
 
 LANES = 32
 """Number of elements per iteration of torch's vectorized loops."""
@@ -43,12 +43,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Compute `ops.norm.rms_norm` with fewer operations: the mean square is computed from the vector norm."""
     wide = x.float()
     length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-    root = torch.addcmul(_number(eps, x.device), length, length, value=1 / x.shape[-1]).rsqrt()
+    root = torch.addcmul(_scalar_tensor(eps, x.device), length, length, value=1 / x.shape[-1]).rsqrt()
     return weight * (wide * root).to(x.dtype)
 
 
 @lru_cache
-def _number(value: float, device: torch.device) -> Tensor:
+def _scalar_tensor(value: float, device: torch.device) -> Tensor:
     """Return `value` as a zero-dimensional tensor that can be used inside and outside inference mode."""
     with torch.inference_mode(False):
         return torch.tensor(value, device=device)
@@ -82,12 +82,12 @@ Matrices = Tensor | Sequence[Tensor]
 """One matrix per expert: a stacked tensor, or a sequence of prepacked matrices (`ops.layout`)."""
 
 
-def loose_experts(x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices) -> Tensor:
+def unpadded_experts(x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices) -> Tensor:
     """Compute `experts` without padding. The results are not batch-invariant."""
-    return experts(x, routing, gate_up, down, Rows(1))
+    return experts(x, routing, gate_up, down, RowLimits(1))
 
 
-def experts(x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices, rows: Rows = ENOUGH) -> Tensor:
+def experts(x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices, rows: RowLimits = ENOUGH) -> Tensor:
     """Compute sum_k weight_k SwiGLU_k(x): x [tokens, d], gate_up [experts, 2 i, d], down [experts, d, i] -> [tokens, d].
 
     Tokens are sorted by expert, and the rows of each expert are padded. Gates multiply the hidden activation instead of the
@@ -98,8 +98,8 @@ def experts(x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices, rows
     if least <= len(x) < 2 * least and not torch.is_grad_enabled() and x.device.type == "cpu":
         used = sorted(set(routing.indices.view(-1).tolist()))
         if len(used) <= FEW:
-            return _few_experts(x, routing, gate_up, down, used, most)
-    sizes, order, slot = _sort_by_expert(routing.indices, len(gate_up), _row_counts(x.dtype, least))
+            return _run_few_experts(x, routing, gate_up, down, used, most)
+    sizes, order, slot = _sort_by_expert(routing.indices, len(gate_up), _padded_row_counts(x.dtype, least))
     used = np.flatnonzero(sizes).tolist()
     batched = _is_batched_cheaper(sizes, gate_up)
     if batched:  # pad every expert to the largest row count: two products instead of two per expert
@@ -116,27 +116,31 @@ def experts(x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices, rows
     sorted_x = x.index_select(0, at)
     grad = torch.is_grad_enabled()
 
-    def products(rows: Tensor, weights: Matrices) -> Tensor:
+    def expert_products(rows: Tensor, weights: Matrices) -> Tensor:
         if batched:
             assert isinstance(weights, Tensor)
             return bmm(rows.unflatten(0, (len(sizes), -1)), weights.transpose(1, 2), most).flatten(0, 1)
-        return _products(rows, sizes[used].tolist(), [weights[e] for e in used], most)
+        return _multiply_by_expert(rows, sizes[used].tolist(), [weights[e] for e in used], most)
 
-    gate, up = products(sorted_x, gate_up).chunk(2, dim=-1)
+    gate, up = expert_products(sorted_x, gate_up).chunk(2, dim=-1)
     h = silu(gate) * up * gates if grad else silu(gate).mul_(up).mul_(gates)
-    return x.new_zeros(x.shape).index_add(0, at, products(h, down).to(x.dtype))  # under autocast, products are bf16
+    return x.new_zeros(x.shape).index_add(
+        0, at, expert_products(h, down).to(x.dtype)
+    )  # under autocast, products are bf16
 
 
-def _few_experts(x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices, used: list[int], most: int) -> Tensor:
+def _run_few_experts(
+    x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices, used: list[int], most: int
+) -> Tensor:
     """Run each expert in `used` on all tokens. The gate is 0 for tokens that did not choose the expert."""
     # A token may have expert 0 several times, because `Routing.routed_only` changes `SKIP` and identity experts to expert 0 and
     # sets their gates to 0. scatter_add sums the gates.
     gates = x.new_zeros(len(x), len(gate_up)).scatter_add_(1, routing.indices, routing.weights.to(x.dtype))
     out = torch.zeros_like(x, dtype=torch.float32)  # add in fp32 and round once, like `index_add`
     for expert in used:
-        gate, up = _product(x, gate_up[expert], most).chunk(2, dim=-1)
+        gate, up = _multiply_rows(x, gate_up[expert], most).chunk(2, dim=-1)
         h = silu(gate).mul_(up).mul_(gates[:, expert : expert + 1])
-        out += _product(h, down[expert], most)
+        out += _multiply_rows(h, down[expert], most)
     return out.to(x.dtype)
 
 
@@ -147,7 +151,7 @@ SMALL = 1 << 20
 """Largest number of elements of the stacked gate_up matrices that is assumed to fit in the processor's cache."""
 
 
-def _row_counts(dtype: torch.dtype, least: int) -> tuple[int, ...]:
+def _padded_row_counts(dtype: torch.dtype, least: int) -> tuple[int, ...]:
     if dtype == torch.float32:
         return (least,)
     return tuple(rows for rows in ROWS.get(dtype, OTHER_ROWS) if rows >= least)
@@ -179,17 +183,17 @@ def _is_batched_cheaper(sizes: Ints, gate_up: Matrices) -> bool:
     return cached and (rows <= 1.6 * total_rows or (rows <= 256 and rows <= 4 * total_rows))
 
 
-def _product(rows: Tensor, weight: Tensor, most: int) -> Tensor:
-    return in_tiles(
-        partial(times, opaque=weight) if weight.is_mkldnn else partial(torch.mm, mat2=weight.t()), rows, most
+def _multiply_rows(rows: Tensor, weight: Tensor, most: int) -> Tensor:
+    return apply_in_tiles(
+        partial(prepacked_linear, opaque=weight) if weight.is_mkldnn else partial(torch.mm, mat2=weight.t()), rows, most
     )
 
 
-def _products(rows: Tensor, sizes: list[int], weights: list[Tensor], most: int) -> Tensor:
+def _multiply_by_expert(rows: Tensor, sizes: list[int], weights: list[Tensor], most: int) -> Tensor:
     """Split `rows` [sum(sizes), d] by `sizes` and multiply each part by its matrix [width, d]. Returns [sum(sizes), width]."""
     parts = rows.split(sizes)
     if torch.is_grad_enabled() or weights[0].is_mkldnn or most:
-        return torch.cat([_product(part, w, most) for part, w in zip(parts, weights)])
+        return torch.cat([_multiply_rows(part, w, most) for part, w in zip(parts, weights)])
     out = rows.new_empty(len(rows), weights[0].shape[0])
     for part, w, place in zip(parts, weights, out.split(sizes)):
         torch.mm(part, w.t(), out=place)

@@ -88,7 +88,7 @@ def choose(biased: Tensor, *, k: int, n_group: int, topk_group: int, group_by: L
     return biased.topk(k, dim=-1, sorted=False).indices
 
 
-def _shortfall(
+def _score_gap(
     biased: Tensor,
     own: Tensor,
     other: Tensor,
@@ -144,7 +144,7 @@ def route(
     indices, gap = own, torch.zeros_like(biased[:, 0])
     if replay is not None:
         indices = torch.where(replay >= 0, replay.long(), own)
-        gap = _shortfall(biased, own, indices, n_group=n_group, topk_group=topk_group, group_by=group_by)
+        gap = _score_gap(biased, own, indices, n_group=n_group, topk_group=topk_group, group_by=group_by)
     weights = scores.gather(-1, indices)
     if norm:
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
@@ -173,10 +173,10 @@ def experts_tuned(
     `parts` lists the matrices of each tuned expert: gate_up [2 i, d], then down [d, i]. The matrices in `parts` equal
     slices of the stacked tensors.
     """
-    return experts(x, routing, *with_tuned(gate_up, down, tuned, parts))
+    return experts(x, routing, *expert_matrices(gate_up, down, tuned, parts))
 
 
-def with_tuned(
+def expert_matrices(
     gate_up: Tensor, down: Tensor, tuned: Sequence[int], parts: Sequence[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return the gate_up and down matrices of each expert.

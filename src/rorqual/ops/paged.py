@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rorqual.ops.rows import ENOUGH, Rows, bmm
+from rorqual.ops.row_limits import ENOUGH, RowLimits, bmm
 
 BLOCK = 64
 """Number of keys per block. The block is the unit of KV-cache allocation, of prefix sharing and of sums over keys."""
@@ -64,7 +64,7 @@ class Tiles:
     mask: Tensor
     gather: Tensor | None
     slot: Tensor | None
-    rows: Rows
+    rows: RowLimits
     span: slice | None = None
     met: Tensor | None = None
     back: Tensor | None = None
@@ -72,7 +72,7 @@ class Tiles:
     position: Ints = field(kw_only=True)
     _masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
 
-    def move_on(self, position: Ints) -> None:
+    def advance_positions(self, position: Ints) -> None:
         """Update the positions and the mask for the next decode step. Each tile must have exactly one query.
 
         The new position of a tile, in `position` [tiles], must be in the same block as the tile's previous position.
@@ -96,18 +96,18 @@ class Tiles:
                 at = (at if self.gather is None else at[self.gather]).view(-1, self.queries)
                 key = self.place.unsqueeze(1) * BLOCK + torch.arange(BLOCK, device=mask.device)
                 outside = key.unsqueeze(1) <= at[self.tile].unsqueeze(2) - window  # [pairs, queries, BLOCK]
-                mask = mask.masked_fill(self.in_span(outside), float(HIDDEN))
+                mask = mask.masked_fill(self.pairs_to_mask_order(outside), float(HIDDEN))
             self._masks[every, window] = mask[:, :, every - 1 :: every].contiguous()
         return self._masks[every, window]
 
-    def in_span(self, pairs: Tensor) -> Tensor:
+    def pairs_to_mask_order(self, pairs: Tensor) -> Tensor:
         """Reorder values of pairs [pairs, ...] to the entries of `mask`. Entries without a pair get zeros."""
         if self.back is None:
             return pairs
         return pairs.new_zeros(len(self.mask), *pairs.shape[1:]).index_copy(0, self.back, pairs)
 
 
-def fill(groups: int, least: int) -> int:
+def round_up(groups: int, least: int) -> int:
     """Round `groups` up to a positive multiple of `least`."""
     return max(1, -(-groups // least)) * least
 
@@ -125,7 +125,7 @@ def tiles_of(
     block_table: npt.NDArray[np.integer],
     queries: int,
     device: torch.device | str = "cpu",
-    rows: Rows = ENOUGH,
+    rows: RowLimits = ENOUGH,
 ) -> Tiles:
     """Build the tiles of a forward pass. Sequence i has `count[i]` consecutive tokens at positions first[i], first[i] + 1, ...
 
@@ -225,17 +225,19 @@ def attend(q: Tensor, keys: Tensor, values: Tensor | int, tiles: Tiles, scale: f
     The result is differentiable.
     """
     if torch.is_grad_enabled():
-        return attend_within(q, keys, values, tiles, scale, tiles.mask)[0]
+        return attend_masked(q, keys, values, tiles, scale, tiles.mask)[0]
     q = q.to(_product_dtype(q))
     k, v = _keys_and_values(keys, values, tiles, q.dtype)
     scores, weights = _block_weights(_in_tiles(q, tiles), k, tiles, scale, tiles.mask)
     if len(tiles.counts) > 1:
-        share, _ = _shares(scores, weights, tiles)
-        weights = weights.float().mul_(tiles.in_span(share / _sum_blocks(share, tiles).index_select(0, tiles.tile)))
+        share, _ = _softmax_shares(scores, weights, tiles)
+        weights = weights.float().mul_(
+            tiles.pairs_to_mask_order(share / _sum_blocks(share, tiles).index_select(0, tiles.tile))
+        )
     return _in_tokens(_weight_values(weights, v, tiles), tiles, q.shape[2])
 
 
-def attend_within(
+def attend_masked(
     q: Tensor, keys: Tensor, values: Tensor | int, tiles: Tiles, scale: float, mask: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Attend to the keys that `mask` (from `selection_mask`) leaves visible.
@@ -259,9 +261,9 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float, mask: T
     Returns the output [tiles, heads, rows, d_v], the log-sum-exp [tiles, heads, rows, 1] and the weights [blocks, heads, rows, size].
     """
     scores, weights = _block_weights(q, k, tiles, scale, mask)
-    share, highest = _shares(scores, weights, tiles)
+    share, highest = _softmax_shares(scores, weights, tiles)
     total = _sum_blocks(share, tiles)
-    weights = weights.float().mul_(tiles.in_span(share / total.index_select(0, tiles.tile)))
+    weights = weights.float().mul_(tiles.pairs_to_mask_order(share / total.index_select(0, tiles.tile)))
     seen = highest > float(HIDDEN) / 2
     lse = torch.where(seen, highest + total.log(), float(HIDDEN))
     return torch.where(seen, _weight_values(weights, v, tiles), 0), lse, weights
@@ -290,7 +292,7 @@ class _Attend(torch.autograd.Function):
         seen = lse > float(HIDDEN) / 2  # other outputs are constant
         dout, dlse = (torch.where(seen, grad, 0) for grad in grads)
         both = (dout.float() * out.float()).sum(-1, keepdim=True) - dlse
-        queries, each, both = (_by_pair(t, tiles, 0, len(k), len(k)) for t in (q, dout, both))
+        queries, each, both = (_expand_to_mask_entries(t, tiles, 0, len(k), len(k)) for t in (q, dout, both))
         queries, each, keys = queries.flatten(0, 1), each.flatten(0, 1), k.flatten(0, 1)
         dv = torch.bmm(weights.to(v.dtype).flatten(0, 1).transpose(1, 2), each)
         dweights = torch.bmm(each, v.flatten(0, 1).transpose(1, 2)).view_as(weights)
@@ -346,7 +348,7 @@ def attend_selected(
     blocks, tokens = rows.shape[1] // size, max(1, CHUNK // (rows.shape[1] * heads * keys.shape[3]))
     pools = [t.reshape(-1, t.shape[3]) for t in (keys, values) if not isinstance(t, int)]  # no copy if contiguous
     token = torch.arange(len(rows), device=rows.device).unsqueeze(1)
-    block, offset = _locate(tiles, rows.clamp(max=end - 1), token, size)
+    block, offset = _locate_rows(tiles, rows.clamp(max=end - 1), token, size)
     first = (block.unsqueeze(1) * heads + torch.arange(heads, device=rows.device).view(1, -1, 1)) * size
     at = (first + offset.unsqueeze(1)).unflatten(2, (blocks, size)).permute(2, 0, 1, 3)  # [blocks, tokens, heads, size]
     hidden = (rows == end).view(-1, blocks, size).transpose(0, 1)
@@ -372,7 +374,7 @@ def attend_selected(
             position=tiles.position,
         )
         v = values if isinstance(values, int) else gathered[1]
-        outs.append(attend_within(q.index_select(0, part), gathered[0], v, own, scale, mask))
+        outs.append(attend_masked(q.index_select(0, part), gathered[0], v, own, scale, mask))
     out, lse = (torch.cat(each) for each in zip(*outs))
     return out, lse
 
@@ -391,7 +393,7 @@ def selection_mask(tiles: Tiles, every: int, window: int | None, selected: Tenso
     rows = rows.where(rows >= 0, places * size)
     chosen = torch.zeros(len(rows), places * size + 1, dtype=torch.bool, device=rows.device).scatter_(1, rows, True)
     chosen = chosen[:, :-1].view(-1, tiles.queries, places, size).transpose(1, 2)[tiles.tile, tiles.place]
-    return mask.masked_fill(~tiles.in_span(chosen), float(HIDDEN))
+    return mask.masked_fill(~tiles.pairs_to_mask_order(chosen), float(HIDDEN))
 
 
 def select(
@@ -411,7 +413,7 @@ def rank_rows(scores: Tensor, tiles: Tiles, budget: int) -> Selection:
     whole = scores.new_full((places * number, queries, size), -torch.inf)
     whole = whole.index_copy(0, tiles.place * number + tiles.tile, scores)
     whole = whole.view(places, number, queries, size).permute(1, 2, 0, 3).reshape(number * queries, places * size)
-    rows = _highest(whole.detach(), budget)
+    rows = _top_columns(whole.detach(), budget)
     scores = whole.gather(1, rows)
     scores, order = scores.sort(dim=-1, descending=True, stable=True)
     rows = rows.gather(1, order).masked_fill(scores == -torch.inf, -1)
@@ -420,7 +422,7 @@ def rank_rows(scores: Tensor, tiles: Tiles, budget: int) -> Selection:
     return Selection(rows, scores)
 
 
-def _highest(scores: Tensor, budget: int) -> Tensor:
+def _top_columns(scores: Tensor, budget: int) -> Tensor:
     """Return the columns of the `budget` highest scores of each row, in ascending order. Ties go to the earlier column."""
     columns = scores.shape[1]
     if budget >= columns:
@@ -444,12 +446,12 @@ def index_scores(q: Tensor, weights: Tensor, keys: Tensor, tiles: Tiles, scales:
     met = _in_tiles(q, tiles)
     gates = weights if tiles.gather is None else weights.index_select(0, tiles.gather)
     gates = gates.float().view(len(met), queries, heads * repeat, 1)
-    k = _blocks(keys, tiles).to(q.dtype)
-    k = k if scales is None else k * _blocks(scales, tiles).to(q.dtype)
+    k = _pool_blocks(keys, tiles).to(q.dtype)
+    k = k if scales is None else k * _pool_blocks(scales, tiles).to(q.dtype)
     each_pair, parts = met[0, ..., 0].numel() * size, []
     for start in range(0, len(k), step := max(1, CHUNK // each_pair)):
         here = k[start : start + step].flatten(0, 1).transpose(1, 2)
-        own, gate = (_by_pair(t, tiles, start, start + step, len(k)) for t in (met, gates))
+        own, gate = (_expand_to_mask_entries(t, tiles, start, start + step, len(k)) for t in (met, gates))
         products = bmm(own.flatten(0, 1), here, tiles.rows.most).float().relu_()
         each = products.view(len(own), heads, -1, size)[:, :, : queries * repeat].unflatten(2, (queries, repeat))
         each = each.transpose(1, 2).flatten(2, 3)  # [pairs, queries, heads * repeat, size]
@@ -468,9 +470,9 @@ def attention_mass(q: Tensor, keys: Tensor, tiles: Tiles, scale: float, mask: Te
     """
     _, heads, repeat, _ = q.shape
     queries, size = mask.shape[1:]
-    k = _blocks(keys, tiles).to(q.dtype)
+    k = _pool_blocks(keys, tiles).to(q.dtype)
     scores, weights = _block_weights(_in_tiles(q, tiles), k, tiles, scale, mask)
-    share, _ = _shares(scores, weights, tiles)
+    share, _ = _softmax_shares(scores, weights, tiles)
     share = share / _sum_blocks(share, tiles).index_select(0, tiles.tile)
     weights = weights if tiles.back is None else weights.index_select(0, tiles.back)
     each = (weights.float() * share)[:, :, : queries * repeat]
@@ -501,11 +503,11 @@ def gather(pool: Tensor, tiles: Tiles, rows: Tensor) -> Tensor:
     The result is [tokens, k, heads, width], with zeros for row -1 (no row).
     """
     token = torch.arange(len(rows), device=rows.device).unsqueeze(1)
-    values = pool.transpose(1, 2)[_locate(tiles, rows.clamp(min=0), token, pool.shape[2])]
+    values = pool.transpose(1, 2)[_locate_rows(tiles, rows.clamp(min=0), token, pool.shape[2])]
     return values.masked_fill((rows < 0).view(*rows.shape, 1, 1), 0)
 
 
-def _locate(tiles: Tiles, rows: Tensor, token: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def _locate_rows(tiles: Tiles, rows: Tensor, token: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Return the block number of each row, and the row's offset in the block.
 
     `rows` and `token` broadcast. Each entry of `rows` is a row number in the sequence of the corresponding token in `token`.
@@ -537,8 +539,8 @@ def _in_tokens(out: Tensor, tiles: Tiles, repeat: int) -> Tensor:
 
 def _keys_and_values(keys: Tensor, values: Tensor | int, tiles: Tiles, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return the keys and values of each block [blocks, heads, size, d], in the order of `mask`."""
-    k = _blocks(keys, tiles).to(dtype)
-    return k, k[..., :values] if isinstance(values, int) else _blocks(values, tiles).to(dtype)
+    k = _pool_blocks(keys, tiles).to(dtype)
+    return k, k[..., :values] if isinstance(values, int) else _pool_blocks(values, tiles).to(dtype)
 
 
 def _weight_values(weights: Tensor, v: Tensor, tiles: Tiles) -> Tensor:
@@ -555,7 +557,7 @@ def _block_weights(q: Tensor, k: Tensor, tiles: Tiles, scale: float, mask: Tenso
     """
     _, heads, rows, _ = q.shape
     queries, size = mask.shape[1:]
-    met = _by_pair(q, tiles, 0, len(k), len(k))
+    met = _expand_to_mask_entries(q, tiles, 0, len(k), len(k))
     scores = bmm(met.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), tiles.rows.most)
     wide = scores.view(len(k), heads, queries, -1, size)  # in decode, all rows of a tile belong to its single query
     scores = torch.add(mask.view(-1, 1, queries, 1, size), wide, alpha=scale).view(len(k), heads, rows, size)
@@ -571,7 +573,7 @@ def _logsumexp(scores: Tensor, weights: Tensor) -> Tensor:
     return scores.amax(-1, keepdim=True) - weights.amax(-1, keepdim=True).log()
 
 
-def _by_pair(of_tiles: Tensor, tiles: Tiles, start: int, stop: int, entries: int) -> Tensor:
+def _expand_to_mask_entries(of_tiles: Tensor, tiles: Tiles, start: int, stop: int, entries: int) -> Tensor:
     """Expand the values of all tiles [tiles, ...] to entries of `mask`: each entry gets the value of its tile.
 
     The result covers entries `start` to `stop` - 1 of `mask`. `entries` is the number of all entries.
@@ -581,7 +583,7 @@ def _by_pair(of_tiles: Tensor, tiles: Tiles, start: int, stop: int, entries: int
     return of_tiles[start:stop] if tiles.met is None else of_tiles.index_select(0, tiles.met[start:stop])
 
 
-def _shares(scores: Tensor, weights: Tensor, tiles: Tiles) -> tuple[Tensor, Tensor]:
+def _softmax_shares(scores: Tensor, weights: Tensor, tiles: Tiles) -> tuple[Tensor, Tensor]:
     """Return each block's share of each row's softmax [pairs, heads, rows, 1], and each row's highest score [tiles, heads,
     rows, 1].
 
@@ -599,7 +601,7 @@ def _shares(scores: Tensor, weights: Tensor, tiles: Tiles) -> tuple[Tensor, Tens
     return (top - highest.index_select(0, tiles.tile)).exp() / most, highest
 
 
-def _blocks(pool: Tensor, tiles: Tiles) -> Tensor:
+def _pool_blocks(pool: Tensor, tiles: Tiles) -> Tensor:
     return pool.index_select(0, tiles.block) if tiles.span is None else pool[tiles.span]
 
 

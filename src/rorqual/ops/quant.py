@@ -24,7 +24,7 @@ def blocks(shape: Sequence[int], block: int = BLOCK) -> tuple[int, int]:
 
 def dequantize_blocks(weight: Tensor, scale_inv: Tensor, block: int = BLOCK) -> Tensor:
     """Dequantize weight [rows, columns] (e4m3) with scale_inv [row blocks, column blocks] to fp32. Each value is rounded once."""
-    return weight.float().mul_(_spread(weight, scale_inv.float(), block))
+    return weight.float().mul_(_expand_scales(weight, scale_inv.float(), block))
 
 
 def quantize_blocks(weight: Tensor, block: int = BLOCK) -> tuple[Tensor, Tensor]:
@@ -35,9 +35,9 @@ def quantize_blocks(weight: Tensor, block: int = BLOCK) -> tuple[Tensor, Tensor]
     """
     wide = weight.float()
     largest = _pad(wide.abs(), block).amax((1, 3))
-    scale = _scale(largest)
+    scale = _scale_from_max(largest)
     # Rounding can push a quotient above 448, which e4m3 would turn into NaN.
-    values = (wide / _spread(wide, scale, block)).clamp_(-LARGEST, LARGEST)
+    values = (wide / _expand_scales(wide, scale, block)).clamp_(-LARGEST, LARGEST)
     return values.to(torch.float8_e4m3fn), scale
 
 
@@ -48,12 +48,12 @@ def row_scales(rows: Tensor) -> Tensor:
     V3.2 scales index keys in this way (ue8m0). Dividing a bf16 row by its scale and multiplying by the scale again is exact, so
     only the rounding to e4m3 changes the row. A row of zeros has scale 1.
     """
-    scale = _scale(rows.float().abs().amax(-1, keepdim=True))
+    scale = _scale_from_max(rows.float().abs().amax(-1, keepdim=True))
     mantissa, exponent = torch.frexp(scale)  # scale = mantissa 2^exponent, mantissa in [0.5, 1)
     return torch.ldexp(torch.ones_like(scale), exponent - (mantissa == 0.5).int())
 
 
-def _scale(largest: Tensor) -> Tensor:
+def _scale_from_max(largest: Tensor) -> Tensor:
     return torch.where(largest == 0, 1.0, largest / LARGEST)
 
 
@@ -65,7 +65,7 @@ def _pad(weight: Tensor, block: int) -> Tensor:
     return padded.view(rows, block, columns, block)
 
 
-def _spread(weight: Tensor, scale: Tensor, block: int) -> Tensor:
+def _expand_scales(weight: Tensor, scale: Tensor, block: int) -> Tensor:
     """Expand block scales to one scale per value of `weight`."""
     if tuple(scale.shape) != (expected := blocks(weight.shape, block)):
         raise ValueError(

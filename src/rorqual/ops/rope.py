@@ -39,7 +39,7 @@ class Yarn(Config):
     attention_factor: NonNegative = 0.0
 
 
-class Llama3(Config):
+class Llama3Scaling(Config):
     """Llama 3.1's context extension (`apply_scaling` in its reference code).
 
     Frequencies that complete fewer than `low_freq_factor` rotations over the original context are divided by `factor`.
@@ -67,7 +67,7 @@ class Rope(Config):
 
     theta: float = Field(default=10000.0, gt=1, le=LARGEST, allow_inf_nan=False)
     yarn: Yarn | None = None
-    llama3: Llama3 | None = None
+    llama3: Llama3Scaling | None = None
     linear: Positive = 1.0
 
     @model_validator(mode="after")
@@ -90,7 +90,7 @@ def softmax_factor(rope: Rope) -> float:
     return mscale(rope.yarn.factor, rope.yarn.mscale_all_dim) ** 2
 
 
-def _table_factor(yarn: Yarn) -> float:
+def _yarn_table_factor(yarn: Yarn) -> float:
     if yarn.attention_factor:
         return yarn.attention_factor
     if yarn.mscale and yarn.mscale_all_dim:
@@ -103,13 +103,13 @@ def inverse_frequencies(rope: Rope, dim: int, device: torch.device | None = None
     exponent = torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim
     plain = 1.0 / rope.theta**exponent
     if rope.yarn is not None:
-        return _by_yarn(rope.yarn, rope.theta, plain)
+        return _yarn_frequencies(rope.yarn, rope.theta, plain)
     if rope.llama3 is not None:
-        return _by_llama3(rope.llama3, plain)
+        return _llama3_frequencies(rope.llama3, plain)
     return plain / rope.linear
 
 
-def _by_yarn(yarn: Yarn, theta: float, plain: Tensor) -> Tensor:
+def _yarn_frequencies(yarn: Yarn, theta: float, plain: Tensor) -> Tensor:
     half = plain.shape[0]
 
     def dimension(rotations: float) -> float:
@@ -123,7 +123,7 @@ def _by_yarn(yarn: Yarn, theta: float, plain: Tensor) -> Tensor:
     return plain / yarn.factor * ramp + plain * (1 - ramp)
 
 
-def _by_llama3(scaling: Llama3, plain: Tensor) -> Tensor:
+def _llama3_frequencies(scaling: Llama3Scaling, plain: Tensor) -> Tensor:
     turns = (
         scaling.original_max_position_embeddings * plain / (2 * math.pi)
     )  # number of rotations over the original context
@@ -135,7 +135,7 @@ def _by_llama3(scaling: Llama3, plain: Tensor) -> Tensor:
 def rope_table(rope: Rope, dim: int, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Return cos and sin, each [*positions.shape, dim / 2] in fp32, for integer positions."""
     angles = positions.float().unsqueeze(-1) * inverse_frequencies(rope, dim, positions.device)
-    factor = 1.0 if rope.yarn is None else _table_factor(rope.yarn)
+    factor = 1.0 if rope.yarn is None else _yarn_table_factor(rope.yarn)
     return angles.cos() * factor, angles.sin() * factor
 
 
@@ -156,14 +156,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
     return rotated.to(x.dtype)
 
 
-def spread(cos: Tensor, sin: Tensor, *, interleaved: bool) -> tuple[Tensor, Tensor]:
+def expand_cos_sin(cos: Tensor, sin: Tensor, *, interleaved: bool) -> tuple[Tensor, Tensor]:
     """Expand cos and sin [..., dim / 2] to [..., dim] for `rotate`: each cosine twice, and each sine with both signs."""
     if interleaved:
         return cos.repeat_interleave(2, dim=-1), torch.stack((-sin, sin), dim=-1).flatten(-2)
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
-def angles(rope: Rope, dim: int, positions: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
+def rope_angle_table(rope: Rope, dim: int, positions: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
     """Return cos and sin of the RoPE angles of positions 0, 1, 2, ...
 
     Both tensors are [n, dim / 2], with n at least `positions`.

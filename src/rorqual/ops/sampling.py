@@ -96,7 +96,7 @@ def needs_history(params: SamplingParams) -> bool:
 
 
 @dataclass(frozen=True)
-class Cut:
+class Truncation:
     """The truncation settings `top_p`, `top_k`, `min_p` (as a logarithm) and `min_p_first`, each [truncated rows, 1].
 
     `rows` [truncated rows] are the indices of the rows with truncation, ascending.
@@ -110,7 +110,7 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Settings:
+class SamplingSettings:
     """The sampling settings of a batch.
 
     `temperature` and `greedy` are [rows, 1]. A greedy row has temperature 1 and no truncation. Settings that no row
@@ -122,11 +122,11 @@ class Settings:
     any_greedy: bool
     all_greedy: bool
     scaled: bool
-    cut: Cut | None
+    cut: Truncation | None
     penalties: Penalties | None
 
     @classmethod
-    def of(cls, params: Sequence[SamplingParams], device: torch.device | str) -> Settings:
+    def of(cls, params: Sequence[SamplingParams], device: torch.device | str) -> SamplingSettings:
         """Return the settings of a batch with one row per entry of `params`, which must have passed `check_params`."""
         greedy = np.array([p.temperature <= 0 for p in params], np.bool_)
         temperatures = np.array([p.temperature for p in params], np.float64)
@@ -137,12 +137,12 @@ class Settings:
             any_greedy=bool(greedy.any()),
             all_greedy=bool(greedy.all()),
             scaled=bool((temperature != 1).any()),
-            cut=_cut(params, device),
+            cut=_truncation_of_batch(params, device),
             penalties=Penalties.of(params, device),
         )
 
 
-def _cut(params: Sequence[SamplingParams], device: torch.device | str) -> Cut | None:
+def _truncation_of_batch(params: Sequence[SamplingParams], device: torch.device | str) -> Truncation | None:
     rows = [row for row, p in enumerate(params) if p.temperature > 0 and (p.top_p < 1 or p.top_k > 0 or p.min_p > 0)]
     if not rows:
         return None
@@ -153,7 +153,7 @@ def _cut(params: Sequence[SamplingParams], device: torch.device | str) -> Cut | 
         log_min_p = np.log(np.array([p.min_p for p in truncated], np.float64)).astype(np.float32)
     first = np.array([p.min_p_first for p in truncated], np.bool_)
     columns = (torch.from_numpy(column).unsqueeze(1).to(device) for column in (top_p, top_k, log_min_p, first))
-    return Cut(torch.tensor(rows, device=device), *columns)
+    return Truncation(torch.tensor(rows, device=device), *columns)
 
 
 def truncate(logprobs: Tensor, top_p: Tensor, top_k: Tensor, log_min_p: Tensor, min_p_first: Tensor) -> Tensor:
@@ -172,10 +172,12 @@ def truncate(logprobs: Tensor, top_p: Tensor, top_k: Tensor, log_min_p: Tensor, 
     vocab = logprobs.shape[-1]
     top_k = torch.where(top_k < vocab, top_k, 0)
     columns = (top_p, top_k, log_min_p, min_p_first)
-    last, room, tied, unresolved = _threshold(logprobs.topk(min(CANDIDATES, vocab), dim=-1).values, vocab, *columns)
+    last, room, tied, unresolved = _truncation_threshold(
+        logprobs.topk(min(CANDIDATES, vocab), dim=-1).values, vocab, *columns
+    )
     if bool(unresolved.any()):
         rows = unresolved.flatten().nonzero().flatten()
-        last[rows], room[rows], tied[rows], _ = _threshold(
+        last[rows], room[rows], tied[rows], _ = _truncation_threshold(
             _descending(logprobs[rows]), vocab, *(column[rows] for column in columns)
         )
     removed = logprobs < last
@@ -192,7 +194,7 @@ def _descending(logprobs: Tensor) -> Tensor:
     return torch.from_numpy(np.sort(logprobs.detach().numpy(), axis=-1)).flip(-1)
 
 
-def _threshold(
+def _truncation_threshold(
     ordered: Tensor, vocab: int, top_p: Tensor, top_k: Tensor, log_min_p: Tensor, min_p_first: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Find the truncation threshold of each row.
@@ -232,22 +234,22 @@ def _threshold(
     return last, room, tied, unresolved
 
 
-def distribution(logits: Tensor, settings: Settings) -> Tensor:
+def distribution(logits: Tensor, settings: SamplingSettings) -> Tensor:
     """Return the log-probabilities [rows, vocab] of the sampling distribution. For greedy rows, the log-probabilities are
     log_softmax(logits)."""
     cut, logprobs = settings.cut, torch.empty_like(logits, dtype=torch.float32)
-    for rows in _blocks(logits):
+    for rows in _row_slices(logits):
         block = logits[rows].float()
         logprobs[rows] = (block / settings.temperature[rows] if settings.scaled else block).log_softmax(-1)
     if cut is not None:
-        for block_cut in _blocks(logprobs[: len(cut.rows)]):
+        for block_cut in _row_slices(logprobs[: len(cut.rows)]):
             index = cut.rows[block_cut]
             columns = (column[block_cut] for column in (cut.top_p, cut.top_k, cut.log_min_p, cut.min_p_first))
             logprobs[index] = truncate(logprobs[index], *columns)
     return logprobs
 
 
-def _blocks(logits: Tensor) -> list[slice]:
+def _row_slices(logits: Tensor) -> list[slice]:
     """Split the rows into slices that are processed at once. On a CPU, a slice fits in the processor's cache; on a GPU,
     one slice contains all rows."""
     rows, vocab = logits.shape
@@ -265,7 +267,7 @@ class SamplingMetadata:
       row must allow at least one token.
     """
 
-    settings: Settings
+    settings: SamplingSettings
     uniform: npt.NDArray[np.float64]
     seen: TokenHistory | None = None
     allowed: tuple[Ints, npt.NDArray[np.bool_]] | None = None
@@ -295,7 +297,7 @@ def sample(logits: Tensor, metadata: SamplingMetadata) -> SamplerOutput:
 
 
 def sample_from(
-    logprobs: Tensor, logits: Tensor, settings: Settings, u: npt.NDArray[np.float64]
+    logprobs: Tensor, logits: Tensor, settings: SamplingSettings, u: npt.NDArray[np.float64]
 ) -> tuple[Tensor, Tensor]:
     """Sample by inverse transform sampling, and return the token ids [rows] and their log-probabilities [rows].
 
@@ -306,7 +308,7 @@ def sample_from(
         return best.squeeze(1), logprobs.gather(1, best).squeeze(1)
     target = torch.from_numpy(u).to(logits.device).unsqueeze(1)
     tokens = torch.empty_like(target, dtype=torch.int64)
-    blocks = _blocks(logprobs)
+    blocks = _row_slices(logprobs)
     probability = torch.empty_like(logprobs[blocks[0]])
     cumulative = torch.empty_like(probability, dtype=torch.float64)
     for rows in blocks:

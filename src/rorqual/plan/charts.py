@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rorqual.plan.memory import Memory
-from rorqual.plan.numbers import gigabytes, money, short
+from rorqual.plan.numbers import format_bytes, format_short, format_usd
 from rorqual.plan.price import Price
 from rorqual.report.chart import Chart, Series
 
 
 @dataclass(frozen=True)
-class Line:
+class CostLine:
     """The cost in USD per training token on one kind of hardware. `own` is True for the requested hardware."""
 
     name: str
@@ -21,7 +21,7 @@ class Line:
     own: bool = False
 
 
-def cost_chart(lines: Sequence[Line], tokens: float, marks: Sequence[tuple[str, float, float]] = ()) -> Chart:
+def cost_chart(lines: Sequence[CostLine], tokens: float, marks: Sequence[tuple[str, float, float]] = ()) -> Chart:
     """Chart training cost around `tokens` tokens, with one line per kind of hardware.
 
     `marks` holds published training runs as (name, tokens, USD). Hardware that costs ten times as much as the requested
@@ -30,18 +30,18 @@ def cost_chart(lines: Sequence[Line], tokens: float, marks: Sequence[tuple[str, 
     own = next(line for line in lines if line.own)
     ends = (tokens / 30, tokens * 10)
     shown = [line for line in lines if line.usd_per_token < 10 * own.usd_per_token]
-    dots = [("", tokens, own.usd_per_token * tokens, money(own.usd_per_token * tokens), "after")]
-    dots += [(name, at, usd, f"{name}: {money(usd)} published", "off") for name, at, usd in marks]
+    dots = [("", tokens, own.usd_per_token * tokens, format_usd(own.usd_per_token * tokens), "after")]
+    dots += [(name, at, usd, f"{name}: {format_usd(usd)} published", "off") for name, at, usd in marks]
     costs = [line.usd_per_token * end for line in shown for end in ends]
-    words = "; ".join(f"{line.name} {money(line.usd_per_token * tokens)}" for line in lines)
+    words = "; ".join(f"{line.name} {format_usd(line.usd_per_token * tokens)}" for line in lines)
     return Chart(
         name="plan-cost",
         title="Training cost",
         x="tokens",
         log="xy",
         ends=True,
-        x_ticks=[(at, short(at)) for at in _powers_of_ten(*ends)],
-        y_ticks=[(at, f"${short(at)}") for at in _powers_of_ten(min(costs), max(costs))],
+        x_ticks=[(at, format_short(at)) for at in _powers_of_ten(*ends)],
+        y_ticks=[(at, f"${format_short(at)}") for at in _powers_of_ten(min(costs), max(costs))],
         series=[
             *(
                 Series(
@@ -58,7 +58,7 @@ def cost_chart(lines: Sequence[Line], tokens: float, marks: Sequence[tuple[str, 
         ],
         alt=f"Training cost grows in proportion to tokens: {words}.",
         caption="Each line uses the table's rent and utilisation. The thick line is the requested hardware; the dot marks "
-        f"{short(tokens)} tokens on it.",
+        f"{format_short(tokens)} tokens on it.",
     )
 
 
@@ -68,19 +68,19 @@ def _powers_of_ten(low: float, high: float) -> list[float]:
 
 def memory_chart(rows: Sequence[tuple[str, Memory]], usable: float) -> Chart:
     """Chart the memory per device, divided into parts such as weights, with one bar per layout and a line at the `usable` bytes."""
-    names = [name for name, _ in rows[0][1].parts()]
-    sizes = [[size / 1e9 for _, size in memory.parts()] for _, memory in rows]
-    words = "; ".join(f"{name}: {gigabytes(memory.total)}" for name, memory in rows)
+    names = [name for name, _ in rows[0][1].named_parts()]
+    sizes = [[size / 1e9 for _, size in memory.named_parts()] for _, memory in rows]
+    words = "; ".join(f"{name}: {format_bytes(memory.total)}" for name, memory in rows)
     parts = [
         Series(
             label=name,
             points=[(place, own[part]) for place, own in enumerate(sizes)],
-            texts=[gigabytes(memory.total) for _, memory in rows] if part == len(names) - 1 else [],
+            texts=[format_bytes(memory.total) for _, memory in rows] if part == len(names) - 1 else [],
         )
         for part, name in enumerate(names)
     ]
     limit = Series(
-        label=f"{gigabytes(usable)} usable",
+        label=f"{format_bytes(usable)} usable",
         style="dashed",
         colour="ink",
         points=[(-0.5, usable / 1e9), (len(rows) - 0.5, usable / 1e9)],
@@ -95,8 +95,8 @@ def memory_chart(rows: Sequence[tuple[str, Memory]], usable: float) -> Chart:
         height=1.4 + 0.45 * len(rows),
         labels=[name for name, _ in rows],
         series=[*parts, limit],
-        alt=f"Memory of the fullest device: {words}, of {gigabytes(usable)} usable.",
-        caption=f"The fullest device of each layout. The line marks the {gigabytes(usable)} usable on a device.",
+        alt=f"Memory of the fullest device: {words}, of {format_bytes(usable)} usable.",
+        caption=f"The fullest device of each layout. The line marks the {format_bytes(usable)} usable on a device.",
     )
 
 
@@ -107,7 +107,7 @@ def price_chart(own: Price, others: Sequence[Price], prompt: int, reply: int, hi
     every = [row.blended_price(prompt, reply, rate) for row in rows for rate in (0.0, 1.0)]
     ticks = [step * power for power in _powers_of_ten(min(every) / 10, max(every)) for step in (1, 2, 5)]
     price = own.blended_price(prompt, reply, hit_rate)
-    words = "; ".join(f"{row.name} {money(row.blended_price(prompt, reply, hit_rate))}" for row in rows)
+    words = "; ".join(f"{row.name} {format_usd(row.blended_price(prompt, reply, hit_rate))}" for row in rows)
     lines = [
         Series(
             label="this plan" if row is own else f"{row.name}, {row.date}",
@@ -126,7 +126,7 @@ def price_chart(own: Price, others: Sequence[Price], prompt: int, reply: int, hi
         y_ticks=[(at, f"${at:.2g}") for at in ticks if min(every) <= at <= max(every)],
         series=[
             *lines,
-            Series(label="", style="points", points=[(hit_rate, price)], texts=[money(price)], colour="after"),
+            Series(label="", style="points", points=[(hit_rate, price)], texts=[format_usd(price)], colour="after"),
         ],
         alt=f"Price of a million tokens at a hit rate of {hit_rate:.0%}: {words}.",
         caption=f"Requests have {prompt:,} prompt and {reply:,} reply tokens, which count alike. Grey lines are API prices with "

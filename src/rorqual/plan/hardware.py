@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from rorqual.core.errors import ConfigError, nearest
+from rorqual.core.errors import ConfigError, suggest_name
 
 Dtype = Literal["fp32", "bf16", "fp8"]
 T, G = 1e12, 1e9
@@ -100,4 +100,4 @@ def device(name: str) -> Device:
     for row in DEVICES:
         if row.name == plain:
             return row
-    raise ConfigError(f"unknown hardware '{name}'", where="hardware", remedy=nearest(plain, device_names()))
+    raise ConfigError(f"unknown hardware '{name}'", where="hardware", remedy=suggest_name(plain, device_names()))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from rorqual.core.errors import ConfigError
 from rorqual.model.config import ModelConfig
 from rorqual.plan.memory import Layout, Memory, Precision, Recompute, device_memory
-from rorqual.plan.numbers import gigabytes
+from rorqual.plan.numbers import format_bytes
 
 RESERVE = 0.08
 """Share of device memory that a plan reserves for the framework, its buffers and fragmentation."""
@@ -18,7 +18,7 @@ MODES: tuple[Recompute, ...] = ("none", "selective", "full")
 
 
 @dataclass(frozen=True)
-class Room:
+class TrainingDevices:
     """The devices available for training: number of devices `n`, devices per machine `node`, and `usable` bytes per device."""
 
     n: int
@@ -26,7 +26,7 @@ class Room:
     usable: float
 
 
-def misfits(model: ModelConfig, layout: Layout, n: int) -> list[str]:
+def invalid_layout_reasons(model: ModelConfig, layout: Layout, n: int) -> list[str]:
     """Return the reasons why `layout` is not valid for the model's dimensions or the number of devices.
 
     For a valid layout, the list is empty.
@@ -36,10 +36,10 @@ def misfits(model: ModelConfig, layout: Layout, n: int) -> list[str]:
         problems.append(f"dp x tp x pp is {layout.devices}, but n is {n}")
     if layout.pp > len(model.layers):
         problems.append(f"pp={layout.pp} exceeds the model's {len(model.layers)} layers")
-    for name, size in _split_by_tp(model):
+    for name, size in _tensor_parallel_sizes(model):
         if size % layout.tp:
             problems.append(f"tp={layout.tp} does not divide {name}={size}")
-    experts = _experts(model)
+    experts = _expert_counts(model)
     if not experts and layout.ep > 1:
         problems.append(f"ep={layout.ep}, but the model has no routed experts")
     for size in experts:
@@ -50,16 +50,16 @@ def misfits(model: ModelConfig, layout: Layout, n: int) -> list[str]:
     return problems
 
 
-def _split_by_tp(model: ModelConfig) -> list[tuple[str, int]]:
+def _tensor_parallel_sizes(model: ModelConfig) -> list[tuple[str, int]]:
     """Return (name, size) of each distinct dimension that tensor parallelism divides."""
     dimensions: dict[tuple[str, int], None] = {}
     for stage in model.stages:
-        for part in stage.parts:
+        for part in stage.attention_and_ffn_configs:
             dimensions |= dict.fromkeys(part.split_by_tp().items())
     return list(dimensions)
 
 
-def _experts(model: ModelConfig) -> set[int]:
+def _expert_counts(model: ModelConfig) -> set[int]:
     return {ffn.n_experts() for stage in model.stages for ffn in stage.ffns if ffn.n_experts()}
 
 
@@ -69,11 +69,11 @@ def divisors(number: int) -> list[int]:
     return sorted({*small, *(number // d for d in small)})
 
 
-def layouts_that_divide(model: ModelConfig, room: Room, microbatch: int = 1) -> Iterator[Layout]:
+def layouts_that_divide(model: ModelConfig, room: TrainingDevices, microbatch: int = 1) -> Iterator[Layout]:
     """Yield every valid layout of `room.n` devices whose tensor parallelism stays within a machine."""
-    experts = _experts(model)
+    experts = _expert_counts(model)
     for tp in divisors(room.n):
-        if tp > room.node or any(size % tp for _, size in _split_by_tp(model)):
+        if tp > room.node or any(size % tp for _, size in _tensor_parallel_sizes(model)):
             continue
         for pp in divisors(room.n // tp):
             if pp > len(model.layers):
@@ -98,7 +98,7 @@ def layout_overhead(layout: Layout) -> float:
 
 
 def choose_layout(
-    model: ModelConfig, room: Room, context: int, precision: Precision, microbatch: int = 1
+    model: ModelConfig, room: TrainingDevices, context: int, precision: Precision, microbatch: int = 1
 ) -> tuple[Layout, Memory]:
     """Among the valid layouts that fit in memory, return the one with the lowest `layout_overhead`, and its memory use.
 
@@ -109,7 +109,7 @@ def choose_layout(
         if memory.total <= room.usable:
             return layout, memory
     raise ConfigError(
-        f"the training fits in no layout of {room.n} devices with {gigabytes(room.usable)} of usable memory each",
+        f"the training fits in no layout of {room.n} devices with {format_bytes(room.usable)} of usable memory each",
         where="n",
         remedy="Use more devices, devices with more memory, or shorter rows.",
     )

@@ -85,14 +85,14 @@ class Memory:
     def total(self) -> float:
         return self.weights + self.gradients + self.optimizer + self.activations
 
-    def parts(self) -> tuple[tuple[str, float], ...]:
+    def named_parts(self) -> tuple[tuple[str, float], ...]:
         """Return (name, size in bytes) of each part."""
         names = ("weights", "gradients", "optimizer", "activations")
         return tuple((name, float(getattr(self, name))) for name in names)
 
 
 @dataclass(frozen=True)
-class Values:
+class LayerSizes:
     """Sizes of one layer: numbers of parameters, and numbers of values that are saved for the backward pass.
 
     `shared` and `experts` are the numbers of parameters outside and inside routed experts. `residual` is the number of
@@ -107,14 +107,15 @@ class Values:
     whole: int
 
 
-def layer_values(stage: Stage, hidden: int, recompute: Recompute) -> Values:
+def layer_sizes(stage: Stage, hidden: int, recompute: Recompute) -> LayerSizes:
     """Return the sizes of one layer of `stage`."""
     routed = sum(ffn.routed_params(hidden) for ffn in stage.ffns)
     saved_values = {
-        mode: sum(part.saved_values(hidden, everything=mode) for part in stage.parts) for mode in (True, False)
+        mode: sum(part.saved_activations(hidden, everything=mode) for part in stage.attention_and_ffn_configs)
+        for mode in (True, False)
     }
     saved = {"none": saved_values[True], "selective": saved_values[False], "full": 0}[recompute]
-    return Values(
+    return LayerSizes(
         shared=stage.cost(hidden, 0).params - routed,
         experts=routed,
         residual=stage.block.streams() * hidden if recompute == "full" else stage.block.residual_values(hidden),
@@ -139,7 +140,7 @@ def device_memory(model: ModelConfig, layout: Layout, *, context: int, precision
 
 
 def _stages(model: ModelConfig, layout: Layout, context: int, precision: Precision) -> Iterator[Memory]:
-    by_stage = {id(stage): layer_values(stage, model.hidden_size, layout.recompute) for stage in model.stages}
+    by_stage = {id(stage): layer_sizes(stage, model.hidden_size, layout.recompute) for stage in model.stages}
     layers = [by_stage[id(stage)] for stage in model.layers]
     sums = {
         name: [0, *accumulate(getattr(layer, name) for layer in layers)]
@@ -156,21 +157,25 @@ def _stages(model: ModelConfig, layout: Layout, context: int, precision: Precisi
         if layout.recompute == "full" and size:  # the backward pass recomputes one whole layer at a time
             activations += max(layer.whole for layer in layers[begin : begin + size]) * precision.activation
         if place == layout.pp - 1:
-            activations += _end(model, layers[-1], part, alone=layout.pp == 1, precision=precision)
+            activations += _add_last_stage_parameters(
+                model, layers[-1], part, alone=layout.pp == 1, precision=precision
+            )
         begin += size
         yield _memory_of_shard(
             part["shared"], part["experts"], activations * tokens / layout.tp, layout, precision, place, size
         )
 
 
-def _end(model: ModelConfig, last: Values, part: dict[str, int], *, alone: bool, precision: Precision) -> int:
+def _add_last_stage_parameters(
+    model: ModelConfig, last: LayerSizes, part: dict[str, int], *, alone: bool, precision: Precision
+) -> int:
     """Add the last pipeline stage's extra parameters to `part`: norm, head, MTP modules.
 
     Returns the additional activation bytes per token of this stage: saved values of the MTP modules, and fp32 logits
     and their gradients for the main model and each MTP module.
     """
     n_mtp, hidden = model.num_nextn_predict_layers, model.hidden_size
-    ends = model.ends.ends_cost(hidden).params
+    ends = model.boundary_config.boundary_cost(hidden).params
     own_head = 0 if model.tie_word_embeddings and alone else model.vocab_size * hidden
     part["shared"] += own_head + hidden + ends + n_mtp * (last.shared + 2 * hidden * hidden + 3 * hidden + ends)
     part["experts"] += n_mtp * last.experts

@@ -11,7 +11,7 @@ WRITTEN = re.compile(r"([-+]?[0-9][0-9_,]*(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?)\s*(
 POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "b": 3, "t": 4}
 
 
-def amount(text: Any, *, thousand: int = 1000) -> float:
+def parse_amount(text: Any, *, thousand: int = 1000) -> float:
     """Parse `14.8T`, `2.788M`, `4k`, `1_000` or `3e8`; `B` and `G` both mean 10^9. Raises ValueError for text that is
     not such an amount."""
     if isinstance(text, int | float) and not isinstance(text, bool):
@@ -23,29 +23,29 @@ def amount(text: Any, *, thousand: int = 1000) -> float:
     return float(digits.replace(",", "").replace("_", "")) * thousand ** POWERS[suffix.lower()]
 
 
-def _whole(text: Any) -> int:
-    return _int(amount(text), text)
+def _parse_integer(text: Any) -> int:
+    return _require_integer(parse_amount(text), text)
 
 
-def _positions(text: Any) -> int:
-    return _int(amount(text, thousand=1024), text)
+def _parse_positions(text: Any) -> int:
+    return _require_integer(parse_amount(text, thousand=1024), text)
 
 
-def _int(value: float, text: Any) -> int:
+def _require_integer(value: float, text: Any) -> int:
     if abs(value - round(value)) > 1e-6 * max(1.0, abs(value)):
         raise ValueError(f"{text} is not an integer")
     return round(value)
 
 
-Amount = Annotated[float, BeforeValidator(amount)]
+Amount = Annotated[float, BeforeValidator(parse_amount)]
 """A number with an optional decimal suffix, such as `14.8T`."""
-Count = Annotated[int, BeforeValidator(_whole)]
+Count = Annotated[int, BeforeValidator(_parse_integer)]
 """An integer with an optional decimal suffix, such as `4k`."""
-Positions = Annotated[int, BeforeValidator(_positions)]
+Positions = Annotated[int, BeforeValidator(_parse_positions)]
 """A context length with an optional binary suffix: `4k` is 4,096, as is usual for context lengths."""
 
 
-def short(value: float) -> str:
+def format_short(value: float) -> str:
     """Format `14800000000000` as `14.8T`, with at most four digits."""
     for power, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= power * 0.99995:
@@ -53,12 +53,12 @@ def short(value: float) -> str:
     return f"{value:.4g}"
 
 
-def flops(value: float) -> str:
+def format_flops(value: float) -> str:
     """Format FLOPs in scientific notation."""
     return f"{value:.3e} FLOPs"
 
 
-def money(value: float) -> str:
+def format_usd(value: float) -> str:
     """Format USD, in millions or billions if large: `$5.576M`, `$87,072` or `$0.28`."""
     for power, unit in ((1e9, "B"), (1e6, "M")):
         if abs(value) >= power * 0.99995:
@@ -68,7 +68,7 @@ def money(value: float) -> str:
     return f"${value:,.2f}" if abs(value) >= 1 else f"${value:.4g}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Format a duration in the largest unit in which its value is at least 2, such as `54.2 days`."""
     for size, unit in ((365.25 * 86400, "years"), (86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * size:
@@ -76,7 +76,7 @@ def duration(seconds: float) -> str:
     return f"{seconds:,.1f} seconds" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
 
 
-def gigabytes(size: float) -> str:
+def format_bytes(size: float) -> str:
     """Format bytes in decimal units (1 GB = 10^9 bytes), as in data sheets of devices."""
     for power, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if abs(size) >= power:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rorqual.core.errors import ConfigError, nearest
+from rorqual.core.errors import ConfigError, suggest_name
 
 MILLION = 1e6
 
@@ -54,4 +54,4 @@ def price(name: str) -> Price:
     for row in PRICES:
         if row.name == name:
             return row
-    raise ConfigError(f"unknown price '{name}'", where="price", remedy=nearest(name, price_names()))
+    raise ConfigError(f"unknown price '{name}'", where="price", remedy=suggest_name(name, price_names()))

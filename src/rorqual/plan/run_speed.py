@@ -71,7 +71,7 @@ def speed_of(run: RunDir) -> Speed:
     )
 
 
-def read_row(run: RunDir) -> int:
+def read_row_length(run: RunDir) -> int:
     """Return the row length (in tokens) that a run trains on, or 4,096 if the run's data source has no row length."""
     return int(run.config()["source"].get("row", 4096))
 

@@ -16,7 +16,7 @@ from rorqual.model.account import account
 from rorqual.model.config import ModelConfig
 from rorqual.plan.hardware import Device, Dtype
 from rorqual.plan.layout import RESERVE
-from rorqual.plan.numbers import gigabytes
+from rorqual.plan.numbers import format_bytes
 from rorqual.plan.price import MILLION, Price
 
 BYTES: dict[Dtype, int] = {"fp32": 4, "bf16": 2, "fp8": 1}
@@ -36,12 +36,12 @@ class AverageRequest:
     hit_rate: float
 
     @property
-    def longest(self) -> int:
+    def sequence_length(self) -> int:
         """Number of tokens of the complete sequence, prompt and reply."""
         return self.prompt + self.reply
 
     @property
-    def attended(self) -> float:
+    def mean_attended_keys(self) -> float:
         """Mean number of keys that a reply token attends to."""
         return self.prompt + self.reply / 2
 
@@ -86,7 +86,7 @@ class DecodeStep:
 
 
 @dataclass(frozen=True)
-class Serving:
+class ServingEstimate:
     """The serving estimate of a replica.
 
     `weights` and `free` are the bytes of weights and of free memory per device. `batch` is the number of concurrent
@@ -117,7 +117,7 @@ def decode_flops(model: ModelConfig, keys: float) -> float:
     return account(model).flops + attention
 
 
-def cache_copies(model: ModelConfig, tp: int) -> float:
+def cache_share_per_device(model: ModelConfig, tp: int) -> float:
     """Return the share of a token's KV cache that each of `tp` devices stores.
 
     Key and value heads are split; MLA's latent is replicated.
@@ -125,7 +125,7 @@ def cache_copies(model: ModelConfig, tp: int) -> float:
     total = stored = 0.0
     for layers, attention in ((stage.layers, a) for stage in model.stages for a in stage.attentions):
         for part in attention.cache_spec():
-            size = part.values * layers
+            size = part.values_per_token * layers
             total, stored = total + size, stored + size / min(tp, part.heads)
     return stored / total
 
@@ -150,7 +150,9 @@ def decode_step(model: ModelConfig, replica: Replica, batch: float, keys: float)
     shared, experts = split_weights(model)
     device, size = replica.device, BYTES[replica.dtype]
     read = shared / replica.tp + experts / replica.n * touched_expert_share(model, batch * replica.groups)
-    cache = account(model, cache_value_bytes=replica.value_bytes).cache_bytes * cache_copies(model, replica.tp)
+    cache = account(model, cache_value_bytes=replica.value_bytes).cache_bytes * cache_share_per_device(
+        model, replica.tp
+    )
     weights, cache_seconds = read * size / device.bandwidth, batch * keys * cache / device.bandwidth
     compute = batch * decode_flops(model, keys) / replica.tp / device.flops(replica.dtype)
     return DecodeStep(weights, cache_seconds, compute, max(weights + cache_seconds, compute) / replica.decode_used)
@@ -178,8 +180,8 @@ def largest_batch(model: ModelConfig, replica: Replica, mix: AverageRequest) -> 
         n, tp = smallest_replica(model, replica, mix)
         raise ConfigError(
             f"the model does not fit on {replica.n} x {replica.device.title} (tp={replica.tp}) in {replica.dtype}: weights of "
-            f"{gigabytes(weights_per_device(model, replica))} per device and one sequence of {mix.longest:,} tokens "
-            f"({gigabytes(sequence_size)}) exceed the usable memory by {gigabytes(sequence_size - free)}",
+            f"{format_bytes(weights_per_device(model, replica))} per device and one sequence of {mix.sequence_length:,} tokens "
+            f"({format_bytes(sequence_size)}) exceed the usable memory by {format_bytes(sequence_size - free)}",
             where="n",
             remedy=f"It fits on n={n} tp={tp}.",
         )
@@ -189,7 +191,7 @@ def largest_batch(model: ModelConfig, replica: Replica, mix: AverageRequest) -> 
 def sequence_bytes(model: ModelConfig, replica: Replica, mix: AverageRequest) -> float:
     """Return the KV-cache bytes that a sequence of `mix.longest` tokens takes on each device of its tensor-parallel group."""
     size = account(model, cache_value_bytes=replica.value_bytes).cache_bytes
-    return size * cache_copies(model, replica.tp) * mix.longest
+    return size * cache_share_per_device(model, replica.tp) * mix.sequence_length
 
 
 def smallest_replica(model: ModelConfig, replica: Replica, mix: AverageRequest) -> tuple[int, int]:
@@ -215,7 +217,7 @@ def smallest_replica(model: ModelConfig, replica: Replica, mix: AverageRequest) 
                 return n, tp
     raise ConfigError(
         f"no replica of {replica.device.title} can hold the model in {replica.dtype}: the best replica needs "
-        f"{gigabytes(best)} per device, {gigabytes(best - usable)} more than the usable {gigabytes(usable)}",
+        f"{format_bytes(best)} per device, {format_bytes(best - usable)} more than the usable {format_bytes(usable)}",
         where="hardware",
         remedy="Use a smaller dtype=, fewer tokens (prompt=, reply=), or devices with more memory.",
     )
@@ -226,9 +228,9 @@ def query_heads(model: ModelConfig) -> set[int]:
     return {int(getattr(attention, "num_attention_heads", 1)) for attention in model.attentions}
 
 
-def serving(model: ModelConfig, replica: Replica, mix: AverageRequest, batch: int = 0) -> Serving:
+def estimate_serving(model: ModelConfig, replica: Replica, mix: AverageRequest, batch: int = 0) -> ServingEstimate:
     """Estimate the throughput of a replica. With `batch` 0, use the largest batch that fits in memory."""
-    check(model, replica)
+    check_tensor_parallel(model, replica)
     most = largest_batch(model, replica, mix)
     if batch > most:
         raise ConfigError(
@@ -237,9 +239,9 @@ def serving(model: ModelConfig, replica: Replica, mix: AverageRequest, batch: in
             remedy=f"Use at most {most} per group of {replica.tp} devices.",
         )
     chosen = batch or most
-    step = decode_step(model, replica, chosen, mix.attended)
+    step = decode_step(model, replica, chosen, mix.mean_attended_keys)
     weights = weights_per_device(model, replica)
-    return Serving(
+    return ServingEstimate(
         cache_bytes=account(model, cache_value_bytes=replica.value_bytes).cache_bytes,
         weights=weights,
         free=replica.device.memory * (1 - RESERVE) - weights,
@@ -251,7 +253,7 @@ def serving(model: ModelConfig, replica: Replica, mix: AverageRequest, batch: in
     )
 
 
-def check(model: ModelConfig, replica: Replica) -> None:
+def check_tensor_parallel(model: ModelConfig, replica: Replica) -> None:
     """Raise ConfigError unless the tensor-parallel degree divides the numbers of devices and of query heads.
 
     The error names the nearest valid degree.
@@ -267,7 +269,7 @@ def check(model: ModelConfig, replica: Replica) -> None:
         )
 
 
-def token_prices(served: Serving, price_hour: float, margin: float, name: str = "planned") -> Price:
+def token_prices(served: ServingEstimate, price_hour: float, margin: float, name: str = "planned") -> Price:
     """Return the prices in USD per million tokens. `margin` is added to the devices' rent (0.5 adds half of the rent).
 
     Cached prompt tokens are free in this plan: they need no compute, and the plan excludes the cost of the disk that

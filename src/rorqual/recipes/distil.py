@@ -14,10 +14,10 @@ from rorqual.recipes.start import (
     supervised_objectives,
     supervised_optimizer,
 )
-from rorqual.train.balance import Balance
+from rorqual.train.balance import BalanceConfig
 from rorqual.train.objectives import Distil, NextToken
 from rorqual.train.objectives.distil import Divergence
-from rorqual.train.run import Dtype, Run, agreement
+from rorqual.train.run import Dtype, Run, agreement_limits
 from rorqual.train.sources import DistilledConfig, OnPolicyConfig
 
 
@@ -59,7 +59,7 @@ def distil(
         source=DistilledConfig(data=data, rows=rows, row=row, longer=longer, logits=objective != "sequence"),
         objectives=objectives,
         optim=supervised_optimizer(lr),
-        balance=Balance(gamma=0.01),
+        balance=BalanceConfig(gamma=0.01),
     )
 
 
@@ -93,7 +93,7 @@ def on_policy(
     return Run(
         recipe="on_policy",
         dtype=dtype,
-        agreement=agreement(dtype, len(model.layers)),
+        agreement=agreement_limits(dtype, len(model.layers)),
         seed=seed,
         steps=steps,
         start=begin,
@@ -117,5 +117,5 @@ def on_policy(
             *indexer_objectives(model),
         ),
         optim=finetune_optim(lr),
-        balance=Balance(gamma=0.0),
+        balance=BalanceConfig(gamma=0.0),
     )

@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from rorqual.core.config import override, parse_scalar
-from rorqual.core.errors import ConfigError, nearest
+from rorqual.core.errors import ConfigError, suggest_name
 from rorqual.recipes.distil import distil, on_policy
 from rorqual.recipes.grpo import grpo
 from rorqual.recipes.pretrain import pretrain
@@ -41,7 +41,7 @@ def make_run(name: str, values: Mapping[str, str]) -> Run:
     such as `optim.lr`, overrides the value that the recipe chose.
     """
     if name not in RECIPES:
-        raise ConfigError(f"unknown recipe '{name}'", where="train", remedy=nearest(name, RECIPES))
+        raise ConfigError(f"unknown recipe '{name}'", where="train", remedy=suggest_name(name, RECIPES))
     recipe = RECIPES[name]
     takes, hints = inspect.signature(recipe).parameters, get_type_hints(recipe, include_extras=True)
     arguments: dict[str, Any] = {}
@@ -55,7 +55,7 @@ def make_run(name: str, values: Mapping[str, str]) -> Run:
         else:
             known = [*takes, *ALIASES, *SETTINGS]
             known.remove("start")
-            raise ConfigError(f"unknown key '{key}'", where=f"train {name}", remedy=nearest(key, known))
+            raise ConfigError(f"unknown key '{key}'", where=f"train {name}", remedy=suggest_name(key, known))
     missing = [p.name for p in takes.values() if p.default is inspect.Parameter.empty and p.name not in arguments]
     if missing:
         spelled = ", ".join(f"{'from' if m == 'start' else m}=" for m in missing)

@@ -8,9 +8,9 @@ from typing import Any, Literal
 from rorqual.core.config import Count, NonNegative, Positive, RowLength, Seed, Temperature
 from rorqual.core.records import Thinking
 from rorqual.recipes.start import finetune_optim, indexer_objectives, start_settings
-from rorqual.train.balance import Balance
+from rorqual.train.balance import BalanceConfig
 from rorqual.train.objectives import GRPO
-from rorqual.train.run import Dtype, Run, agreement
+from rorqual.train.run import Dtype, Run, agreement_limits
 from rorqual.train.sources import RolloutConfig
 
 Variant = Literal["none", "dapo", "dr_grpo", "gspo", "cispo", "v32"]
@@ -75,7 +75,7 @@ def grpo(
     return Run(
         recipe="grpo",
         dtype=dtype,
-        agreement=agreement(dtype, len(model.layers)),
+        agreement=agreement_limits(dtype, len(model.layers)),
         seed=seed,
         steps=steps,
         start=begin,
@@ -96,5 +96,5 @@ def grpo(
         ),
         objectives=(GRPO(temperature=temperature, tis_cap=tis_cap, **objective), *indexer_objectives(model)),
         optim=finetune_optim(lr),
-        balance=Balance(gamma=0.0),
+        balance=BalanceConfig(gamma=0.0),
     )

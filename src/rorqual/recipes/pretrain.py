@@ -5,7 +5,7 @@ from __future__ import annotations
 from rorqual.core.config import Count, NonNegative, RowLength, Rows, Seed
 from rorqual.recipes.models import Size
 from rorqual.recipes.start import start_settings, supervised_objectives
-from rorqual.train.balance import Balance
+from rorqual.train.balance import BalanceConfig
 from rorqual.train.optim import AdamWConfig, MuonConfig
 from rorqual.train.run import Run
 from rorqual.train.schedule import Schedule
@@ -37,5 +37,5 @@ def pretrain(
         optim=MuonConfig(
             lr=0.02, adamw=AdamWConfig(lr=2e-3, betas=(0.9, 0.98)), schedule=Schedule(warmup=50, decay=0.4)
         ),
-        balance=Balance(gamma=0.01),
+        balance=BalanceConfig(gamma=0.01),
     )

@@ -8,7 +8,7 @@ from rorqual.core.config import Count, NonNegative, RowLength, Rows, Seed, Share
 from rorqual.core.errors import ConfigError
 from rorqual.recipes.models import Size
 from rorqual.recipes.start import start_settings, supervised_objectives, supervised_optimizer
-from rorqual.train.balance import Balance
+from rorqual.train.balance import BalanceConfig
 from rorqual.train.run import Run
 from rorqual.train.sources import ConversationsConfig, SourceConfig, WorkedConfig
 
@@ -55,5 +55,5 @@ def sft(
         source=source,
         objectives=supervised_objectives(model, sequence_balance),
         optim=supervised_optimizer(lr),
-        balance=Balance(gamma=0.01),
+        balance=BalanceConfig(gamma=0.01),
     )

@@ -15,7 +15,7 @@ from rorqual.convert.sparse import add_indexers, sparse_config
 from rorqual.core.config import Config, Count, Natural, Positive, RowLength, Rows, Seed, read_yaml
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
-from rorqual.data.chat.find import read_chat
+from rorqual.data.chat.find import read_chat_name
 from rorqual.model.adapter import TuneIndexer
 from rorqual.model.load.run_directory import read_model_config
 from rorqual.recipes.sft import sft
@@ -23,7 +23,7 @@ from rorqual.recipes.start import finetune_optim, supervised_objectives
 from rorqual.train.loop import fit
 from rorqual.train.objectives import IndexerWarmup
 from rorqual.train.optim import AdamWConfig
-from rorqual.train.run import Dtype, Run, Start
+from rorqual.train.run import Dtype, Run, StartConfig
 from rorqual.train.schedule import Schedule
 from rorqual.train.sources import SourceConfig
 
@@ -77,7 +77,7 @@ def sparsify(start: RunDir, out: Path, config: SparsifyConfig, *, threads: int =
             where=str(added.config_file),
             remedy="Give another folder OUT, or use the settings of the first command.",
         )
-    chat = read_chat(added)
+    chat = read_chat_name(added)
     if not quiet and config.index_topk >= source.row:
         print(
             f"index_topk={config.index_topk} is not below the row length {source.row}: attention stays dense in training"
@@ -86,7 +86,7 @@ def sparsify(start: RunDir, out: Path, config: SparsifyConfig, *, threads: int =
     shared |= {name: getattr(config, name) for name in ("seed", "device", "dtype")}
     warmup = Run(
         steps=config.warmup,
-        start=Start(run=str(added.path)),
+        start=StartConfig(run=str(added.path)),
         objectives=(IndexerWarmup(depth=model.num_nextn_predict_layers),),
         optim=AdamWConfig(lr=config.warmup_lr, schedule=Schedule(warmup=min(10, config.warmup))),
         tune=TuneIndexer(),
@@ -94,7 +94,7 @@ def sparsify(start: RunDir, out: Path, config: SparsifyConfig, *, threads: int =
     )
     train = Run(
         steps=config.steps,
-        start=Start(run=str(warm.path)),
+        start=StartConfig(run=str(warm.path)),
         objectives=supervised_objectives(model),
         optim=finetune_optim(config.lr),
         **shared,
@@ -117,7 +117,7 @@ def source_of(start: RunDir, config: SparsifyConfig) -> SourceConfig:
             "the run does not state its training data", where=str(start.path), remedy="Add data=FILE or task=NAME."
         )
     source = read_yaml(Run, start.config_file).source
-    if source.samples_itself:
+    if source.uses_rollout_engine:
         raise ConfigError(
             f"the run was trained on samples that it generated (source {source.kind})",
             where=str(start.path),

@@ -5,19 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from rorqual.core.records import RunDir
-from rorqual.data.chat import guess_chat, read_chat
+from rorqual.data.chat import guess_chat_name, read_chat_name
 from rorqual.data.chat.find import DEFAULT
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.model.config import ModelConfig
 from rorqual.model.load.run_directory import read_model_config
 from rorqual.recipes.models import Size, model_of
-from rorqual.train.objectives import MultiToken, NextToken, Objective, SequenceBalance, Sparse
+from rorqual.train.objectives import IndexerSparse, MultiToken, NextToken, Objective, SequenceBalance
 from rorqual.train.optim import AdamWConfig, MuonConfig, OptimConfig
-from rorqual.train.run import Start
+from rorqual.train.run import StartConfig
 from rorqual.train.schedule import Schedule
 
 
-def start_settings(start: str, tokenizer: str, size: Size, context: int) -> tuple[Start, ModelConfig, str]:
+def start_settings(start: str, tokenizer: str, size: Size, context: int) -> tuple[StartConfig, ModelConfig, str]:
     """Return the settings `start`, `model` and `chat` of a run.
 
     If `start` is given, the model and the chat format are those of the run `start`. Otherwise the run starts from a new
@@ -27,7 +27,7 @@ def start_settings(start: str, tokenizer: str, size: Size, context: int) -> tupl
     if start:
         run = RunDir(Path(start))
         run.checkpoint()  # raise an error for a missing checkpoint before anything is written
-        return Start(run=start, tokenizer="bytes"), read_model_config(run), read_chat(run)
+        return StartConfig(run=start, tokenizer="bytes"), read_model_config(run), read_chat_name(run)
     chat = DEFAULT
     if tokenizer == "bytes":
         vocab = BASE_VOCAB
@@ -35,8 +35,8 @@ def start_settings(start: str, tokenizer: str, size: Size, context: int) -> tupl
         vocab = int(tokenizer[4:])
     else:
         loaded = Tokenizer.load(Path(tokenizer))
-        vocab, chat = loaded.vocab_size, guess_chat("", loaded, None)
-    return Start(tokenizer=tokenizer), model_of(size, vocab_size=vocab, context=context), chat
+        vocab, chat = loaded.vocab_size, guess_chat_name("", loaded, None)
+    return StartConfig(tokenizer=tokenizer), model_of(size, vocab_size=vocab, context=context), chat
 
 
 def supervised_objectives(model: ModelConfig, sequence_balance: float = 0.0) -> tuple[Objective, ...]:
@@ -58,7 +58,7 @@ def indexer_objectives(model: ModelConfig, depth: int = 0) -> tuple[Objective, .
 
     `depth` is the number of MTP modules that the run trains.
     """
-    return (Sparse(depth=depth),) if any(attention.has_indexer for attention in model.attentions) else ()
+    return (IndexerSparse(depth=depth),) if any(attention.has_indexer for attention in model.attentions) else ()
 
 
 def supervised_optimizer(lr: float = 0.0) -> OptimConfig:

@@ -102,7 +102,7 @@ class Chart(Panel):
         return self.alt or f"{self.title}. {ends}."
 
     @property
-    def inches(self) -> float:
+    def width_inches(self) -> float:
         """The width of the chart in inches."""
         crowd = len(self.labels) * max(1, len(self.series) * 0.45) if self.kind == "bars" and not self.flip else 0
         return self.width or (7.4 if self.panels else min(11, max(6.6, 0.9 * crowd)))
@@ -123,7 +123,7 @@ class DrawnChart:
 def draw(chart: Chart) -> DrawnChart:
     """Draw a chart in the light and the dark theme."""
     light, dark = (render_png(partial(figure_of, chart), theme) for theme in (LIGHT, DARK))
-    return DrawnChart(chart.name, chart.alternative_text, chart.caption, chart.inches <= NARROW, light, dark)
+    return DrawnChart(chart.name, chart.alternative_text, chart.caption, chart.width_inches <= NARROW, light, dark)
 
 
 def render_png(make: Callable[[Theme], Figure], theme: Theme) -> bytes:
@@ -131,7 +131,7 @@ def render_png(make: Callable[[Theme], Figure], theme: Theme) -> bytes:
     the same figure gives the same bytes."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(theme.settings)
+        matplotlib.rcParams.update(theme.matplotlib_settings)
         figure = make(theme)
         FigureCanvasAgg(figure)
         target = io.BytesIO()
@@ -147,16 +147,16 @@ def figure_of(chart: Chart, theme: Theme) -> Figure:
     lanes = max(len(panel.labels) if panel.flip else len(panel.series) if maps else 0 for panel in panels)
     height = chart.height or (0.9 + 0.28 * lanes if lanes else 2.9)
     rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(chart.inches, height * rows), layout="constrained")
+    figure = Figure(figsize=(chart.width_inches, height * rows), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False, sharey=_shares_y(panels)).flat)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     for axis, panel in zip(axes, panels, strict=False):
-        _draw_map(axis, panel, theme) if maps else _draw_panel(axis, panel, theme)
+        _draw_heat_map(axis, panel, theme) if maps else _draw_panel(axis, panel, theme)
     legends = [axis.get_legend_handles_labels() for axis in axes[: len(panels)]]
     if all(labels == legends[0][1] for _, labels in legends):
         if len(legends[0][1]) > 1 and not chart.ends:
-            figure.legend(*legends[0], loc="outside upper left", ncols=3 if chart.inches > NARROW else 2)
+            figure.legend(*legends[0], loc="outside upper left", ncols=3 if chart.width_inches > NARROW else 2)
     else:
         for axis, (_, labels) in zip(axes, legends, strict=False):
             if len(labels) > 1:
@@ -190,7 +190,7 @@ def _draw_panel(axis: Axes, panel: Panel, theme: Theme) -> None:
         axis.text(0.5, 0.5, "not recorded", ha="center", va="center", transform=axis.transAxes, color=theme.faint)
     _set_axes(axis, panel, theme)
     if panel.ends:
-        _label_ends(axis, panel, theme)
+        _label_line_ends(axis, panel, theme)
 
 
 def _bar_width(panel: Panel, xs: np.ndarray) -> float:
@@ -217,7 +217,7 @@ def _draw_bars(
     if series.low:
         lines(xs, series.low, series.high, color=theme.ink, linewidth=1.1)
     for line in series.by_seed:
-        axis.plot(*_across(panel, xs, [y for _, y in line]), ".", markersize=3, color=theme.ink, alpha=0.55)
+        axis.plot(*_plot_coordinates(panel, xs, [y for _, y in line]), ".", markersize=3, color=theme.ink, alpha=0.55)
     ends: list[Any] = [base + ys, series.high or ys, *([y for _, y in line] for line in series.by_seed)]
     _write_texts(axis, panel, place, xs, np.max(ends, axis=0), theme.ink)
 
@@ -233,7 +233,7 @@ def _draw_line(axis: Axes, panel: Panel, theme: Theme, place: int, xs: np.ndarra
         "dashed": {"linewidth": 1.2, "linestyle": "--"},
     }  # fmt: skip
     for line in series.by_seed:
-        axis.plot(*_across(panel, *zip(*line, strict=True)), color=colour, alpha=0.25, linewidth=0.8)
+        axis.plot(*_plot_coordinates(panel, *zip(*line, strict=True)), color=colour, alpha=0.25, linewidth=0.8)
     if style == "smooth":
         axis.plot(xs, ys, color=colour, alpha=0.28, linewidth=0.8)
         ys = running_mean(ys)
@@ -241,11 +241,11 @@ def _draw_line(axis: Axes, panel: Panel, theme: Theme, place: int, xs: np.ndarra
         (axis.hlines if panel.flip else axis.vlines)(xs, series.low, series.high, color=colour, linewidth=1.5)
     elif series.low:
         axis.fill_between(xs, series.low, series.high, color=colour, alpha=0.15, linewidth=0)
-    axis.plot(*_across(panel, xs, ys), color=colour, label=series.label, **looks[style])
+    axis.plot(*_plot_coordinates(panel, xs, ys), color=colour, label=series.label, **looks[style])
     _write_texts(axis, panel, place, xs, ys, colour)
 
 
-def _across(panel: Panel, xs: Any, ys: Any) -> tuple[Any, Any]:
+def _plot_coordinates(panel: Panel, xs: Any, ys: Any) -> tuple[Any, Any]:
     """Return (horizontal, vertical) coordinates. If the x axis of the panel runs downwards (`flip`), x and y are exchanged."""
     return (ys, xs) if panel.flip else (xs, ys)
 
@@ -255,7 +255,7 @@ def _write_texts(axis: Axes, panel: Panel, place: int, xs: np.ndarray, ys: np.nd
     lying, bars = panel.flip, (series.style or panel.kind) == "bars"
     offset = (5, -3) if lying else (0, 3) if bars else (7, -12 if place % 2 else 6)
     for x, y, text in zip(xs, ys, series.texts, strict=False):
-        axis.annotate(text, _across(panel, x, y), xytext=offset, textcoords="offset points", fontsize=8, color=colour,
+        axis.annotate(text, _plot_coordinates(panel, x, y), xytext=offset, textcoords="offset points", fontsize=8, color=colour,
                       ha="center" if bars and not lying else "left")  # fmt: skip
 
 
@@ -292,7 +292,7 @@ def _heat_map(theme: Theme) -> LinearSegmentedColormap:
     return LinearSegmentedColormap.from_list(f"rorqual-{theme.name}", [theme.ground, theme.after, theme.ink])
 
 
-def _draw_map(axis: Axes, panel: Panel, theme: Theme) -> None:
+def _draw_heat_map(axis: Axes, panel: Panel, theme: Theme) -> None:
     values = np.array([[y for _, y in series.points] for series in panel.series], float)
     top = panel.limits[1] if panel.limits else float(np.nanmax(values))
     axis.imshow(values, cmap=_heat_map(theme), vmin=0, vmax=top, aspect="auto", interpolation="nearest")
@@ -309,7 +309,7 @@ def _draw_map(axis: Axes, panel: Panel, theme: Theme) -> None:
     axis.spines[:].set_visible(False)
 
 
-def _label_ends(axis: Axes, panel: Panel, theme: Theme) -> None:
+def _label_line_ends(axis: Axes, panel: Panel, theme: Theme) -> None:
     """Label each line at its right end. A thin stroke connects a label to its line, because labels are moved apart if they overlap."""
     lines = sorted(
         (series for series in panel.series if len(series.points) > 1), key=lambda series: series.points[-1][1]
@@ -334,12 +334,14 @@ def spread_labels(wanted: Sequence[float], gap: float) -> list[float]:
     groups: list[list[float]] = []
     for height in wanted:
         groups.append([height])
-        while len(groups) > 1 and _bottom(groups[-1], gap) < _bottom(groups[-2], gap) + gap * len(groups[-2]):
+        while len(groups) > 1 and _lowest_label_height(groups[-1], gap) < _lowest_label_height(
+            groups[-2], gap
+        ) + gap * len(groups[-2]):
             groups[-2:] = [groups[-2] + groups[-1]]
-    return [_bottom(group, gap) + gap * place for group in groups for place in range(len(group))]
+    return [_lowest_label_height(group, gap) + gap * place for group in groups for place in range(len(group))]
 
 
-def _bottom(group: Sequence[float], gap: float) -> float:
+def _lowest_label_height(group: Sequence[float], gap: float) -> float:
     """Return the height of the lowest label in a group that is centred on the mean of its wanted heights."""
     return sum(group) / len(group) - gap * (len(group) - 1) / 2
 

@@ -43,12 +43,12 @@ def _environment() -> Environment:
     made.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
     made.filters |= {
         "base64": lambda data: base64.b64encode(data).decode("ascii"),
-        "mark": _mark,
+        "mark": _cell_mark_class,
         "share": "{:.1%}".format,
     }
     made.globals |= {"LIGHT": LIGHT, "DARK": DARK}
     return made
 
 
-def _mark(cell: str) -> str:
+def _cell_mark_class(cell: str) -> str:
     return next((kind for symbol, kind in MARKS.items() if symbol in cell), "")

@@ -21,7 +21,7 @@ class Theme:
     on: str
 
     @property
-    def settings(self) -> dict[Any, Any]:
+    def matplotlib_settings(self) -> dict[Any, Any]:
         """The matplotlib settings (rcParams) for charts with these colours."""
         return {
             "font.family": "DejaVu Sans",

@@ -18,30 +18,30 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from fastapi import Request, Response
 
-from rorqual.data.chat.stream import Piece, ToolDelta
-from rorqual.serve.bodies import body_of
-from rorqual.serve.exchange import (
+from rorqual.data.chat.stream import ReplyDelta, ToolDelta
+from rorqual.serve.bodies import read_body
+from rorqual.serve.http_responses import (
     COMMENT,
     DONE,
     EventStream,
-    Sliced,
+    SlicedJsonResponse,
     compact_json,
-    event,
-    header_of,
-    unless_gone,
+    ignored_fields_header,
+    run_unless_disconnected,
+    sse_event,
 )
 from rorqual.serve.limits import MAX_VALUES, too_large
 from rorqual.serve.replies import Choice, Reply
-from rorqual.serve.schemas import Sampling, read
+from rorqual.serve.schemas import GenerationRequest, parse_request
 from rorqual.serve.service import CascadeTeacher, Service
 from rorqual.serve.wire import EngineRequest, PackedRequest, pack
 
 MANY = 64
 """If more than this many log-probabilities of a choice wait to be sent, the next event of the choice counts as long."""
-W = TypeVar("W", bound=Sampling)
+W = TypeVar("W", bound=GenerationRequest)
 
 
-class Shape(ABC, Generic[W]):
+class ResponseBuilder(ABC, Generic[W]):
     """Builder of a route's response objects for one request.
 
     `prefix`: start of the response id. `whole`: the `object` type of a complete response. `part`: the `object` type of a stream
@@ -57,7 +57,7 @@ class Shape(ABC, Generic[W]):
         self.service, self.wanted = service, wanted
 
     @abstractmethod
-    def texts(self) -> Iterator[tuple[str, list[str]]]:
+    def texts_by_parameter(self) -> Iterator[tuple[str, list[str]]]:
         """Yield (parameter, texts) pairs for the size check. The texts of a pair must together fit in the model's
         context."""
 
@@ -65,40 +65,40 @@ class Shape(ABC, Generic[W]):
         """Return the names of request fields that have no effect with this model."""
         return []
 
-    def notes(self) -> dict[str, str]:
+    def prompt_headers(self) -> dict[str, str]:
         """Return the response headers that describe the prompt, such as `x-rorqual-unlike`."""
         return {}
 
     @abstractmethod
-    def asks(self) -> list[EngineRequest]:
+    def engine_requests(self) -> list[EngineRequest]:
         """Return one request to the engine for each prompt. Raises ApiError if the request is invalid."""
 
     @abstractmethod
-    def forget(self) -> None:
+    def free_prompt_data(self) -> None:
         """Free the data that was only needed to build the prompt, because generation may take long."""
 
     @abstractmethod
-    def new(self) -> Choice:
+    def new_choice(self) -> Choice:
         """Return an empty choice that collects generated tokens."""
 
     @abstractmethod
-    def choice(self, index: int, choice: Choice) -> dict[str, Any]:
+    def complete_choice_json(self, index: int, choice: Choice) -> dict[str, Any]:
         """Return the JSON object of a complete choice."""
 
-    def more(self, choices: list[Choice]) -> dict[str, Any]:
+    def extra_response_fields(self, choices: list[Choice]) -> dict[str, Any]:
         """Return additional top-level fields of a complete response."""
         return {}
 
     @abstractmethod
-    def parts(self, index: int, piece: Piece, choice: Choice) -> Iterator[dict[str, Any]]:
+    def streamed_choices(self, index: int, piece: ReplyDelta, choice: Choice) -> Iterator[dict[str, Any]]:
         """Yield the `choices` entries to stream for one piece of text. The last piece sets the choice's finish reason."""
 
-    def is_long(self, choice: Choice) -> bool:
+    def has_long_events(self, choice: Choice) -> bool:
         """Return whether the next events of a choice may be long. Long events are serialized in the tenant's thread
         instead of the event loop."""
         return len(choice.pending_logprobs) > MANY
 
-    def envelope(self, kind: str) -> dict[str, Any]:
+    def common_response_fields(self, kind: str) -> dict[str, Any]:
         """Return the response fields other than `choices`: id, object, created and model."""
         return {
             "id": f"{self.prefix}-{secrets.token_hex(12)}",
@@ -109,46 +109,46 @@ class Shape(ABC, Generic[W]):
 
 
 @dataclass(frozen=True)
-class Prepared(Generic[W]):
+class PreparedRequest(Generic[W]):
     """A parsed request, ready for the engine.
 
     `bound`: the request parameter that constrains the reply with a grammar, if any. `headers`: headers of the response.
     """
 
-    shape: Shape[W]
+    shape: ResponseBuilder[W]
     asks: list[PackedRequest]
     bound: str | None
     headers: dict[str, str]
 
 
-def prepare(service: Service, schema: type[W], kind: type[Shape[W]], body: bytes) -> Prepared[W]:
+def prepare(service: Service, schema: type[W], kind: type[ResponseBuilder[W]], body: bytes) -> PreparedRequest[W]:
     """Parse a request body, in the tenant's thread. Raises ApiError if the request is invalid."""
-    wanted, ignored = read(schema, body)
-    info = service.check_model(wanted.model)
+    wanted, ignored = parse_request(schema, body)
+    info = service.served_model_limits(wanted.model)
     shape = kind(service, wanted)
-    for param, texts in shape.texts():
-        service.check_size(texts, param, info)
-    asks = shape.asks()
-    service.check_total(asks, "prompt")
+    for param, texts in shape.texts_by_parameter():
+        service.check_text_length(texts, param, info)
+    asks = shape.engine_requests()
+    service.check_total_tokens(asks, "prompt")
     _check_logprobs(wanted, asks, held=service.teacher is not None)
-    headers = shape.notes() | header_of([*ignored, *shape.ignored_fields()])
-    prepared = Prepared(shape, [pack(ask) for ask in asks], wanted.bound, headers)
-    shape.forget()
+    headers = shape.prompt_headers() | ignored_fields_header([*ignored, *shape.ignored_fields()])
+    prepared = PreparedRequest(shape, [pack(ask) for ask in asks], wanted.constraining_field, headers)
+    shape.free_prompt_data()
     return prepared
 
 
-def _check_logprobs(wanted: Sampling, asks: list[EngineRequest], *, held: bool) -> None:
+def _check_logprobs(wanted: GenerationRequest, asks: list[EngineRequest], *, held: bool) -> None:
     """Raise ApiError if a response that is held in memory as a whole would have too many log-probabilities.
 
     `held`: whether even a streamed response is first held in memory, as in a cascade.
     """
-    count = sum(ask.params.n * ask.params.max_tokens for ask in asks) * (1 + (wanted.top or 0))
-    if wanted.top is not None and (held or not wanted.stream) and count > MAX_VALUES:
+    count = sum(ask.params.n * ask.params.max_tokens for ask in asks) * (1 + (wanted.n_top_logprobs or 0))
+    if wanted.n_top_logprobs is not None and (held or not wanted.stream) and count > MAX_VALUES:
         unit = "log-probabilities in one response (n * max_tokens * (1 + top_logprobs))"
         raise too_large("logprobs", count, unit, MAX_VALUES, "Lower max_tokens, or set stream: true.")
 
 
-async def answer(request: Request, schema: type[W], kind: type[Shape[W]]) -> Response:
+async def answer(request: Request, schema: type[W], kind: type[ResponseBuilder[W]]) -> Response:
     """Parse a request, generate, and return the response. All generating routes use this function."""
     tenant: str = request.state.tenant
     service: Service = request.app.state.service
@@ -156,70 +156,73 @@ async def answer(request: Request, schema: type[W], kind: type[Shape[W]]) -> Res
     services = [service] if teacher is None else [service, teacher.service]
     with ExitStack() as places:
         for one in services:
-            places.enter_context(one.bridge.place(tenant))
-        async with body_of(request, service.max_body, service.bodies, tenant) as parts:
+            places.enter_context(one.bridge.reserve_queue_place(tenant))
+        async with read_body(request, service.max_body, service.bodies, tenant) as parts:
             work = partial(_prepare_all, services, schema, kind, parts)
-            prepared = await unless_gone(request.receive, service.run_in_thread(tenant, work))
+            prepared = await run_unless_disconnected(request.receive, service.run_in_thread(tenant, work))
     headers = prepared[0].headers
-    source = _Source(prepared[0], tenant)
+    source = _GeneratedResponse(prepared[0], tenant)
     if teacher is not None:
-        source = _CascadeSource(prepared[0], prepared[1], tenant, teacher)
+        source = _CascadeResponse(prepared[0], prepared[1], tenant, teacher)
     if source.shape.wanted.stream:
         return EventStream(source.events(), headers)
-    return Sliced(await unless_gone(request.receive, source.complete()), headers=headers)
+    return SlicedJsonResponse(await run_unless_disconnected(request.receive, source.complete_json()), headers=headers)
 
 
 def _prepare_all(
-    services: Sequence[Service], schema: type[W], kind: type[Shape[W]], parts: list[bytes]
-) -> list[Prepared[W]]:
+    services: Sequence[Service], schema: type[W], kind: type[ResponseBuilder[W]], parts: list[bytes]
+) -> list[PreparedRequest[W]]:
     """Prepare the request for each service, because each model has its own chat format."""
     body = b"".join(parts)
     parts.clear()
     return [prepare(service, schema, kind, body) for service in services]
 
 
-class _Source(Generic[W]):
+class _GeneratedResponse(Generic[W]):
     """The response to one request, complete or as events. `_cascade`: the value of `cascade` in the usage, or None without a cascade."""
 
-    def __init__(self, prepared: Prepared[W], tenant: str) -> None:
+    def __init__(self, prepared: PreparedRequest[W], tenant: str) -> None:
         self.prepared, self.tenant = prepared, tenant
         self.shape = prepared.shape
         self._reply: Reply | None = None
         self._cascade: dict[str, Any] | None = None
 
-    async def complete(self) -> bytes:
+    async def complete_json(self) -> bytes:
         """Return the complete response as JSON."""
-        await self._run()
+        await self._run_job()
         return await self.shape.service.run_in_thread(self.tenant, self._body)
 
-    async def _run(self) -> None:
-        with self.shape.service.bridge.job(self.prepared.asks, self.tenant, self.prepared.bound) as job:
+    async def _run_job(self) -> None:
+        with self.shape.service.bridge.submitted_job(self.prepared.asks, self.tenant, self.prepared.bound) as job:
             self._reply = self._reply_of(job)
-            await self._reply.whole()
+            await self._reply.run_to_end()
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """Yield the response as server-sent events."""
         wanted, service = self.shape.wanted, self.shape.service
-        envelope = self.shape.envelope(self.shape.part)
+        envelope = self.shape.common_response_fields(self.shape.part)
         with_usage = wanted.stream_options is not None and wanted.stream_options.include_usage
         async with aclosing(self._chunks(envelope, {"usage": None} if with_usage else {})) as chunks:
             async for data in chunks:
                 yield data
         if with_usage:
             usage = await service.run_in_thread(self.tenant, self._usage)
-            yield event({**envelope, "choices": [], "usage": usage})
+            yield sse_event({**envelope, "choices": [], "usage": usage})
         yield DONE
 
     async def _chunks(self, envelope: dict[str, Any], usage_field: dict[str, Any]) -> AsyncGenerator[bytes, None]:
         """Yield events with the new text, and a comment after each `keep_alive` seconds without new text."""
         shape, service = self.shape, self.shape.service
 
-        def events(index: int, piece: Piece, choice: Choice) -> list[bytes]:
-            return [event({**envelope, "choices": [part], **usage_field}) for part in shape.parts(index, piece, choice)]
+        def events(index: int, piece: ReplyDelta, choice: Choice) -> list[bytes]:
+            return [
+                sse_event({**envelope, "choices": [part], **usage_field})
+                for part in shape.streamed_choices(index, piece, choice)
+            ]
 
-        with service.bridge.job(self.prepared.asks, self.tenant, self.prepared.bound, streamed=True) as job:
+        with service.bridge.submitted_job(self.prepared.asks, self.tenant, self.prepared.bound, streamed=True) as job:
             reply = self._reply = self._reply_of(job)
-            async with aclosing(reply.pieces(service.keep_alive)) as pieces:
+            async with aclosing(reply.stream_pieces(service.keep_alive)) as pieces:
                 async for step in pieces:
                     if step is None:
                         yield COMMENT
@@ -227,14 +230,14 @@ class _Source(Generic[W]):
                     index, piece = step
                     job.sent = True
                     work = partial(events, index, piece, reply.choices[index])
-                    long = shape.is_long(reply.choices[index])
+                    long = shape.has_long_events(reply.choices[index])
                     for data in await service.run_in_thread(self.tenant, work) if long else work():
                         yield data
 
     def _reply_of(self, job: Any) -> Reply:
         service = self.shape.service
         run_in_thread = partial(service.run_in_thread, job.tenant)
-        return Reply(job, service.chat, self.shape.new, service.metrics, run_in_thread=run_in_thread)
+        return Reply(job, service.chat, self.shape.new_choice, service.metrics, run_in_thread=run_in_thread)
 
     def _usage(self) -> dict[str, Any]:
         assert self._reply is not None
@@ -242,32 +245,37 @@ class _Source(Generic[W]):
 
     def _body(self) -> bytes:
         assert self._reply is not None
-        choices = [self.shape.choice(index, choice) for index, choice in enumerate(self._reply.choices)]
-        envelope, more = self.shape.envelope(self.shape.whole), self.shape.more(self._reply.choices)
+        choices = [self.shape.complete_choice_json(index, choice) for index, choice in enumerate(self._reply.choices)]
+        envelope, more = (
+            self.shape.common_response_fields(self.shape.whole),
+            self.shape.extra_response_fields(self._reply.choices),
+        )
         return compact_json({**envelope, "choices": choices, "usage": self._usage(), **more})
 
 
-class _CascadeSource(_Source[W]):
+class _CascadeResponse(_GeneratedResponse[W]):
     """The response of a cascade. The student's reply is held back until it is complete, because the teacher may replace it.
 
     While the student generates, a place in the teacher's queue is reserved, so that a full queue cannot prevent the teacher from answering.
     """
 
-    def __init__(self, student: Prepared[W], teacher: Prepared[W], tenant: str, rule: CascadeTeacher) -> None:
+    def __init__(
+        self, student: PreparedRequest[W], teacher: PreparedRequest[W], tenant: str, rule: CascadeTeacher
+    ) -> None:
         super().__init__(student, tenant)
         self._rule, self._teacher = rule, teacher
 
-    async def _run(self) -> None:
-        with self._rule.service.bridge.place(self.tenant):
-            await super()._run()
-            if self._is_sure():
+    async def _run_job(self) -> None:
+        with self._rule.service.bridge.reserve_queue_place(self.tenant):
+            await super()._run_job()
+            if self._student_is_confident():
                 return
             self._turn_to_teacher()
-        await super()._run()
+        await super()._run_job()
 
     async def _chunks(self, envelope: dict[str, Any], usage_field: dict[str, Any]) -> AsyncGenerator[bytes, None]:
-        with self._rule.service.bridge.place(self.tenant):
-            student = asyncio.ensure_future(super()._run())
+        with self._rule.service.bridge.reserve_queue_place(self.tenant):
+            student = asyncio.ensure_future(super()._run_job())
             try:
                 while not student.done():
                     await asyncio.wait((student,), timeout=self.shape.service.keep_alive)
@@ -277,9 +285,9 @@ class _CascadeSource(_Source[W]):
             finally:
                 student.cancel()
                 await asyncio.gather(student, return_exceptions=True)
-            if sure := self._is_sure():
+            if sure := self._student_is_confident():
                 for data in await self.shape.service.run_in_thread(
-                    self.tenant, partial(self._whole_events, envelope, usage_field)
+                    self.tenant, partial(self._complete_reply_events, envelope, usage_field)
                 ):
                     yield data
             else:
@@ -289,15 +297,18 @@ class _CascadeSource(_Source[W]):
                 async for data in chunks:
                     yield data
 
-    def _whole_events(self, envelope: dict[str, Any], usage_field: dict[str, Any]) -> list[bytes]:
+    def _complete_reply_events(self, envelope: dict[str, Any], usage_field: dict[str, Any]) -> list[bytes]:
         """Return the events of the student's complete reply."""
         assert self._reply is not None
         choice = self._reply.choices[0]
         calls = (ToolDelta(n, call.id, call.name, call.arguments) for n, call in enumerate(choice.calls))
-        piece = Piece(choice.reasoning, choice.content, tuple(calls))
-        return [event({**envelope, "choices": [part], **usage_field}) for part in self.shape.parts(0, piece, choice)]
+        piece = ReplyDelta(choice.reasoning, choice.content, tuple(calls))
+        return [
+            sse_event({**envelope, "choices": [part], **usage_field})
+            for part in self.shape.streamed_choices(0, piece, choice)
+        ]
 
-    def _is_sure(self) -> bool:
+    def _student_is_confident(self) -> bool:
         """Return whether the student's reply is confident enough to be sent. A truncated reply is never sent.
 
         Store the answering model and the confidence in `_cascade`.

@@ -10,11 +10,11 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rorqual.serve.chat_page import ChatPage
 from rorqual.serve.cors import with_cors
 from rorqual.serve.errors import ApiError
-from rorqual.serve.exchange import ClientDisconnected, request_id
+from rorqual.serve.http_responses import ClientDisconnected, request_id
 from rorqual.serve.logs import say
-from rorqual.serve.page import Page
 from rorqual.serve.routes import chat, completions, rollout, state
 from rorqual.serve.service import Service
 from rorqual.serve.wire import TENANT
@@ -32,13 +32,13 @@ ROLLOUT = "/rollout/"
 """Path prefix of the rollout routes. Rollout routes accept only the rollout key, and all other routes reject the rollout key."""
 
 
-class Edge:
+class ApiKeyMiddleware:
     """Middleware that checks the API key before routing, for all paths and methods, known or unknown.
 
     Only the files of the chat page and `LIVEZ` need no key. `page` is None if the chat page is off.
     """
 
-    def __init__(self, app: ASGIApp, service: Service, page: Page | None = None) -> None:
+    def __init__(self, app: ASGIApp, service: Service, page: ChatPage | None = None) -> None:
         self.app, self.service, self.page = app, service, page
         self._answer = with_cors(self._respond, service.cors)
 
@@ -55,12 +55,12 @@ class Edge:
             await send(message)
 
         try:
-            await (_two_lengths(scope) or self._answer)(scope, receive, count_requests)
+            await (_conflicting_length_error(scope) or self._answer)(scope, receive, count_requests)
         except Exception as error:
             say(f"request {req_id} raised {type(error).__name__}, a bug")  # uvicorn logs the re-raised error
             raise
         finally:
-            self.service.metrics.requests[_route(scope), status] += 1
+            self.service.metrics.requests[_route_path(scope), status] += 1
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request to the router or the chat page, or send an error response."""
@@ -69,14 +69,14 @@ class Edge:
     def _app_for(self, scope: Scope) -> ASGIApp:
         if scope["path"] == LIVEZ and scope["method"] in ("GET", "HEAD"):
             return Response()
-        if self.page is not None and self.page.has(scope):
+        if self.page is not None and self.page.has_file_for(scope):
             scope["route"] = self.page
             return self.page
         tenant = self._tenant(scope)
         if tenant is None:
             problem = "The API key is missing or unknown. Send the header Authorization: Bearer KEY."
             error = ApiError(401, problem, code="invalid_api_key")
-            return _answer(scope, error, {"www-authenticate": "Bearer"})
+            return _error_response(scope, error, {"www-authenticate": "Bearer"})
         scope["state"]["tenant"] = tenant
         return self.app
 
@@ -93,7 +93,7 @@ class Edge:
         return TENANT if uploads.keys.tenant(key.strip()) is not None else None
 
 
-def _two_lengths(scope: Scope) -> ASGIApp | None:
+def _conflicting_length_error(scope: Scope) -> ASGIApp | None:
     """Return the error response to a request that has both Content-Length and Transfer-Encoding, or None.
 
     If a proxy trusts one header and this server trusts the other, part of the body can pass as a second request
@@ -102,21 +102,21 @@ def _two_lengths(scope: Scope) -> ASGIApp | None:
     if not {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
         return None
     problem = "The request has both Content-Length and Transfer-Encoding. Send only one of them."
-    return _answer(scope, ApiError(400, problem, code="two_lengths"), {"connection": "close"})
+    return _error_response(scope, ApiError(400, problem, code="two_lengths"), {"connection": "close"})
 
 
-def _route(scope: Scope) -> str:
+def _route_path(scope: Scope) -> str:
     route: Any = scope.get("route")
     return getattr(route, "path", OTHER)
 
 
-def _answer(scope: Scope, error: ApiError, headers: dict[str, str] | None = None) -> JSONResponse:
+def _error_response(scope: Scope, error: ApiError, headers: dict[str, str] | None = None) -> JSONResponse:
     return JSONResponse({**error.body(), "request_id": request_id(scope)}, status_code=error.status, headers=headers)
 
 
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return _answer(request.scope, error, {"retry-after": "1"} if error.status in (429, 503) else None)
+    return _error_response(request.scope, error, {"retry-after": "1"} if error.status in (429, 503) else None)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -127,7 +127,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     else:
         problem = f"`{path}` is not a route. GET /openapi.json lists the routes."
         found = ApiError(error.status_code, problem, code="no_such_route")
-    return _answer(request.scope, found, dict(error.headers or {}))
+    return _error_response(request.scope, found, dict(error.headers or {}))
 
 
 async def _client_gone(request: Request, error: Exception) -> Response:
@@ -136,10 +136,12 @@ async def _client_gone(request: Request, error: Exception) -> Response:
 
 async def _internal_error(request: Request, error: Exception) -> Response:
     # Starlette re-raises the error after it sends this response. The traceback is logged and not sent to the client.
-    return _answer(request.scope, ApiError(500, "The server raised an unexpected error. Its log has the traceback."))
+    return _error_response(
+        request.scope, ApiError(500, "The server raised an unexpected error. Its log has the traceback.")
+    )
 
 
-def create_app(service: Service, *, with_page: bool = True) -> Edge:
+def create_app(service: Service, *, with_page: bool = True) -> ApiKeyMiddleware:
     """Build the ASGI application that serves `service`. `with_page`: whether to serve the chat page at `/`."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.service = service
@@ -149,4 +151,4 @@ def create_app(service: Service, *, with_page: bool = True) -> Edge:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientDisconnected, _client_gone)
     app.add_exception_handler(Exception, _internal_error)
-    return Edge(app, service, Page() if with_page else None)
+    return ApiKeyMiddleware(app, service, ChatPage() if with_page else None)

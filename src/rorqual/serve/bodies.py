@@ -12,7 +12,7 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from rorqual.serve.errors import ApiError
-from rorqual.serve.exchange import ClientDisconnected
+from rorqual.serve.http_responses import ClientDisconnected
 from rorqual.serve.limits import SLICE
 
 BODY_SECONDS = 60.0
@@ -25,7 +25,7 @@ LARGE_AT_ONCE, LARGE_OF_ONE = 8, 2
 per tenant."""
 
 
-class Bodies:
+class LargeBodyLimit:
     """A limit on the number of large bodies in memory. Requests beyond the limit wait, and the server does not read
     from their sockets."""
 
@@ -34,14 +34,14 @@ class Bodies:
         self._of_tenant = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(each))
 
     @asynccontextmanager
-    async def place(self, tenant: str) -> AsyncIterator[None]:
+    async def reserve_body_slot(self, tenant: str) -> AsyncIterator[None]:
         """Wait until the limits allow another large body of `tenant`, and count the body until the block ends."""
         async with self._of_tenant[tenant], self._all:
             yield
 
 
 @asynccontextmanager
-async def body_of(request: Request, limit: int, bodies: Bodies, tenant: str) -> AsyncIterator[list[bytes]]:
+async def read_body(request: Request, limit: int, bodies: LargeBodyLimit, tenant: str) -> AsyncIterator[list[bytes]]:
     """Read a request body and yield it as a list of parts, each of at most `SLICE` bytes.
 
     A large body counts toward the limits of `bodies` until the `async with` block ends. Raises ApiError if the body is
@@ -54,7 +54,7 @@ async def body_of(request: Request, limit: int, bodies: Bodies, tenant: str) -> 
                 async for part in request.stream():
                     if size <= SLICE < size + len(part):
                         is_waiting = True
-                        await stack.enter_async_context(bodies.place(tenant))
+                        await stack.enter_async_context(bodies.reserve_body_slot(tenant))
                         is_waiting = False
                         clock.reschedule(loop.time() + BODY_SECONDS)
                     size += len(part)

@@ -20,7 +20,7 @@ from rorqual.serve import wire
 from rorqual.serve.errors import ApiError
 from rorqual.serve.limits import SLICE
 from rorqual.serve.logs import say
-from rorqual.serve.wire import EngineArguments, PackedRequest, Ready, Recorded, SampledToken, ScoredPrompt
+from rorqual.serve.wire import EngineArguments, EngineLimits, PackedRequest, RolloutRecord, SampledToken, ScoredPrompt
 
 TRIES = 2
 """If the engine dies this many times during a request, the request fails, because the request may be the cause."""
@@ -33,7 +33,7 @@ BEHIND = 131_072
 client's request fails."""
 
 
-class Restarted:
+class EngineRestarted:
     """Event that the engine was restarted. The client has received no text yet, so the reply starts over."""
 
 
@@ -56,24 +56,26 @@ class ServerJob:
     sent: bool = False
     tries: int = 0
     left: int = 0
-    events: asyncio.Queue[SampledToken | Recorded | ScoredPrompt | Restarted | ApiError] = field(
+    events: asyncio.Queue[SampledToken | RolloutRecord | ScoredPrompt | EngineRestarted | ApiError] = field(
         default_factory=asyncio.Queue
     )
 
     def __post_init__(self) -> None:
-        self.left = self.samples
+        self.left = self.n_samples
 
     @property
-    def samples(self) -> int:
+    def n_samples(self) -> int:
         """The total number of samples of all prompts."""
         return sum(ask.n for ask in self.asks)
 
     @property
     def started(self) -> bool:
         """Whether the engine has sent a token or another event for the job."""
-        return self.left < self.samples or not self.events.empty() or self.sent
+        return self.left < self.n_samples or not self.events.empty() or self.sent
 
-    async def next(self, timeout: float | None = None) -> SampledToken | Recorded | ScoredPrompt | Restarted | None:
+    async def next_event(
+        self, timeout: float | None = None
+    ) -> SampledToken | RolloutRecord | ScoredPrompt | EngineRestarted | None:
         """Return the next event, or None if no event arrives within `timeout` seconds. Raises ApiError if the request failed."""
         try:
             # Before Python 3.12, `wait_for` swallows a cancellation that arrives together with an event.
@@ -86,7 +88,7 @@ class ServerJob:
         return event
 
 
-class Bridge:
+class EngineBridge:
     """Supervisor that starts and restarts the engine process, and passes requests to it.
 
     - `queue`: maximum number of running and waiting requests. When the queue is full, only tenants with
@@ -109,7 +111,7 @@ class Bridge:
     ) -> None:
         self.arguments, self.queue, self.hang, self.load = arguments, queue, hang, load
         self.share = max(1, queue // tenants)
-        self.info = Ready(0, 0)  # until the engine is ready
+        self.info = EngineLimits(0, 0)  # until the engine is ready
         self.alive = False
         self.restarts = 0
         self.jobs: dict[int, ServerJob] = {}  # keyed by the first request number of the job
@@ -134,7 +136,7 @@ class Bridge:
         """Start the engine and wait until it is ready. Raises RorqualError if the engine cannot load, for example
         because of a bad checkpoint."""
         self._up = asyncio.get_running_loop().create_future()
-        self._tasks = [asyncio.create_task(self._supervise()), asyncio.create_task(self._watch())]
+        self._tasks = [asyncio.create_task(self._supervise()), asyncio.create_task(self._kill_hanging_engine())]
         await self._up
 
     async def stop(self) -> None:
@@ -155,7 +157,7 @@ class Bridge:
             with suppress(asyncio.CancelledError):
                 await task
 
-    def check_room(self, tenant: str) -> None:
+    def check_queue_capacity(self, tenant: str) -> None:
         """Raise ApiError if the queue has no room for another request of `tenant`."""
         if self._closing:
             raise ApiError(503, "The server is stopping.", code="stopping")
@@ -168,9 +170,9 @@ class Bridge:
             )
 
     @contextmanager
-    def place(self, tenant: str) -> Iterator[None]:
+    def reserve_queue_place(self, tenant: str) -> Iterator[None]:
         """Reserve a place in the queue for a request whose body is still being read."""
-        self.check_room(tenant)
+        self.check_queue_capacity(tenant)
         self._incoming[tenant] += 1
         try:
             yield
@@ -178,7 +180,7 @@ class Bridge:
             self._incoming[tenant] -= 1
 
     @contextmanager
-    def job(
+    def submitted_job(
         self, asks: Sequence[PackedRequest], tenant: str, bound: str | None = None, *, streamed: bool = False
     ) -> Iterator[ServerJob]:
         """Submit a request. If the request is unfinished when the `with` block ends, cancel it.
@@ -186,7 +188,7 @@ class Bridge:
         `bound`: the request parameter that constrains the replies with a grammar, if any. Grammar errors name the
         parameter in `bound`.
         """
-        self.check_room(tenant)
+        self.check_queue_capacity(tenant)
         if not self.jobs:
             self._last_message = time.monotonic()  # an idle engine sends no heartbeats
         job = ServerJob(
@@ -202,10 +204,10 @@ class Bridge:
         try:
             yield job
         finally:
-            if self._forget(job):
+            if self._remove_job(job):
                 self._cancel(job)
 
-    async def update(self, file: Path, version: int) -> None:
+    async def update_weights(self, file: Path, version: int) -> None:
         """Load new weights into the engine, and return when the engine uses them.
 
         Raises ApiError if the engine refuses the new weights; the engine then keeps the old weights.
@@ -214,7 +216,7 @@ class Bridge:
             raise ApiError(503, "The engine is loading. Try again in a moment.", code="loading")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._updating = version, done
-        self._write(wire.line("update", file=str(file), version=version))
+        self._write(wire.message_line("update", file=str(file), version=version))
         try:
             await done
         finally:
@@ -234,14 +236,14 @@ class Bridge:
     def _submit(self, job: ServerJob) -> None:
         if self.alive:
             for number, ask in zip(job.numbers, job.asks):
-                self._write(*wire.submit(number, ask, job.tenant))
+                self._write(*wire.submit_message(number, ask, job.tenant))
 
     def _cancel(self, job: ServerJob) -> None:
         if self.alive:
             for number in job.numbers:
-                self._write(wire.line("cancel", number=number))
+                self._write(wire.message_line("cancel", number=number))
 
-    def _forget(self, job: ServerJob) -> bool:
+    def _remove_job(self, job: ServerJob) -> bool:
         """Remove a job. Return whether the job was unfinished."""
         for number in job.numbers:
             self._parts.pop(number, None)
@@ -270,7 +272,7 @@ class Bridge:
             was_ready = False
             writing = asyncio.create_task(_write_messages(self._outbox, process))
             try:
-                was_ready = await self._listen(process)
+                was_ready = await self._dispatch_messages(process)
                 await process.wait()
             except (ValueError, LookupError, TypeError) as error:  # an incomplete or malformed message
                 say(f"the engine sent an invalid message: {str(error)[:200]}")
@@ -282,11 +284,11 @@ class Bridge:
                     await process.wait()
             if self._closing or (self._up is not None and self._up.done() and self._up.exception()):
                 return
-            self._died(process.returncode or 0)
+            self._handle_engine_exit(process.returncode or 0)
             pause = 0.5 if was_ready else min(2 * pause, LONGEST_PAUSE)
             await asyncio.sleep(pause if not was_ready else 0)
 
-    async def _listen(self, process: asyncio.subprocess.Process) -> bool:
+    async def _dispatch_messages(self, process: asyncio.subprocess.Process) -> bool:
         """Dispatch the engine's messages until it exits. Return whether the engine became ready."""
         ready = False
         assert process.stdout is not None
@@ -298,14 +300,16 @@ class Bridge:
             match message.pop("kind"):
                 case "ready":
                     ready = True
-                    self._ready(Ready(**message))
+                    self._handle_ready(EngineLimits(**message))
                 case "fatal":
-                    self._fatal(RorqualError(message["what"], where=message["where"], remedy=message["remedy"]))
+                    self._fail_server_start(
+                        RorqualError(message["what"], where=message["where"], remedy=message["remedy"])
+                    )
                 case "refused":
                     if (part := self._parts.get(message["number"])) is not None:
                         status, param = message["status"], part[0].bound
                         param, code = param if status < 500 else None, "schema_mismatch" if status == 422 else None
-                        self._end(part[0], ApiError(status, message["message"], param=param, code=code))
+                        self._fail_job(part[0], ApiError(status, message["message"], param=param, code=code))
                 case "scored":
                     if (part := self._parts.get(number := message["number"])) is not None:
                         part[0].events.put_nowait(ScoredPrompt(part[0].numbers.index(number), message["scores"]))
@@ -313,7 +317,7 @@ class Bridge:
                     number = message.pop("number")
                     if (part := self._parts.get(number)) is not None:
                         message["sample"] += part[1]
-                        part[0].events.put_nowait(Recorded(**message))
+                        part[0].events.put_nowait(RolloutRecord(**message))
                 case "updated":
                     refusal = message["refusal"]
                     error = ApiError(422, refusal, code="wrong_weights") if refusal else None
@@ -325,22 +329,22 @@ class Bridge:
                         self._deliver(number, SampledToken(*row))
         return ready
 
-    def _ready(self, info: Ready) -> None:
+    def _handle_ready(self, info: EngineLimits) -> None:
         self.info, self.alive, self._loading = info, True, None
         self._last_message = time.monotonic()
         if self.weights is not None:
-            self._write(wire.line("update", file=str(self.weights[0]), version=self.weights[1]))
+            self._write(wire.message_line("update", file=str(self.weights[0]), version=self.weights[1]))
         for job in self.jobs.values():
             self._submit(job)
         if self._up is not None and not self._up.done():
             self._up.set_result(None)
 
-    def _fatal(self, error: RorqualError) -> None:
+    def _fail_server_start(self, error: RorqualError) -> None:
         """Fail the server's start with `error`. After a successful start, do nothing, because `_supervise` restarts the engine."""
         if self._up is not None and not self._up.done():
             self._up.set_exception(error)
 
-    def _died(self, code: int) -> None:
+    def _handle_engine_exit(self, code: int) -> None:
         cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         if self._late:
             cause = f"it was not ready within {self.load:g} seconds"
@@ -358,14 +362,14 @@ class Bridge:
         for job in list(self.jobs.values()):
             job.tries += 1
             if job.sent or job.tries >= TRIES:
-                self._end(job, ApiError(503, "The engine died during this request.", code="engine_died"))
+                self._fail_job(job, ApiError(503, "The engine died during this request.", code="engine_died"))
                 continue
-            job.left = job.samples
+            job.left = job.n_samples
             while not job.events.empty():
                 job.events.get_nowait()
-            job.events.put_nowait(Restarted())
+            job.events.put_nowait(EngineRestarted())
 
-    async def _watch(self) -> None:
+    async def _kill_hanging_engine(self) -> None:
         """Kill an engine that hangs or takes too long to load. `_supervise` then restarts the engine."""
         while True:
             await asyncio.sleep(min(1.0, self.hang / 4, self.load / 4))
@@ -389,19 +393,19 @@ class Bridge:
         job.events.put_nowait(replace(sampled, sample=sampled.sample + before))
         job.left -= sampled.reason is not None
         if not job.left:
-            self._forget(job)
+            self._remove_job(job)
         elif job.streamed and job.events.qsize() * (1 + len(sampled.top)) > BEHIND:
             problem = f"The client reads too slowly: {job.events.qsize():,} tokens are waiting for it."
-            self._end(job, ApiError(503, problem, code="reads_too_slowly"))
+            self._fail_job(job, ApiError(503, problem, code="reads_too_slowly"))
 
-    def _end(self, job: ServerJob, error: ApiError) -> None:
-        if self._forget(job):
+    def _fail_job(self, job: ServerJob, error: ApiError) -> None:
+        if self._remove_job(job):
             self._cancel(job)  # samples of the job's other prompts may still be running
             job.events.put_nowait(error)
 
     def _fail_all(self, message: str) -> None:
         for job in list(self.jobs.values()):
-            self._end(job, ApiError(503, message, code="stopping"))
+            self._fail_job(job, ApiError(503, message, code="stopping"))
 
     def _write(self, *parts: bytes) -> None:
         for data in parts:

@@ -25,7 +25,7 @@ class ConnectionLimit:
         self.most = most
         self.idle: OrderedDict[TimedProtocol, None] = OrderedDict()
 
-    def enter(self, connection: TimedProtocol) -> None:
+    def add_connection(self, connection: TimedProtocol) -> None:
         """Add a connection. If more than `most` connections are then open, close the connection that has been idle
         longest, so that new clients can connect."""
         self.idle[connection] = None
@@ -54,8 +54,8 @@ class TimedProtocol(H11Protocol):
         super().connection_made(transport)
         if hasattr(transport, "max_size"):  # asyncio's default is 256 KiB
             transport.max_size = RECEIVED
-        self._time_headers()
-        self._limit.enter(self)
+        self._limit_header_time()
+        self._limit.add_connection(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_header_timer()
@@ -66,7 +66,7 @@ class TimedProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        self._time_headers()
+        self._limit_header_time()
 
     def handle_events(self) -> None:
         super().handle_events()
@@ -83,7 +83,7 @@ class TimedProtocol(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._wait_for_reader()
+        self._start_stall_timer()
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -93,9 +93,9 @@ class TimedProtocol(H11Protocol):
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
-        self._wait_for_reader()
+        self._start_stall_timer()
 
-    def _wait_for_reader(self) -> None:
+    def _start_stall_timer(self) -> None:
         """Abort the connection if the client reads nothing for `stall` seconds.
 
         Without the limit `stall`, a closing transport would wait forever for the client to read the remaining data.
@@ -105,7 +105,7 @@ class TimedProtocol(H11Protocol):
 
     def eof_received(self) -> None:
         """Treat a client that closes its sending side as disconnected, and limit the time in which it may read the buffered data."""
-        self._wait_for_reader()
+        self._start_stall_timer()
 
     # ---- the request headers
 
@@ -113,20 +113,20 @@ class TimedProtocol(H11Protocol):
         cycle: Any = self.cycle  # None before the first request
         return cycle is not None and not cycle.response_complete
 
-    def _time_headers(self) -> None:
+    def _limit_header_time(self) -> None:
         """Start the time limit of the request headers. If a request is running, stop the time limit instead."""
         if self._busy():
             self._stop_header_timer()
             self._limit.idle.pop(self, None)
         elif self._header_timer is None and not self.transport.is_closing():
-            self._header_timer = self.loop.call_later(self.head_seconds, self._close_late)
+            self._header_timer = self.loop.call_later(self.head_seconds, self._close_on_header_timeout)
 
     def _stop_header_timer(self) -> None:
         if self._header_timer is not None:
             self._header_timer.cancel()
             self._header_timer = None
 
-    def _close_late(self) -> None:
+    def _close_on_header_timeout(self) -> None:
         if not self.transport.is_closing():
             self.transport.close()
-            self._wait_for_reader()
+            self._start_stall_timer()

@@ -14,7 +14,7 @@ The number of connections may exceed the connection limit by `AT_ONCE` until idl
 descriptor is free, `accept` fails `AT_ONCE` times per iteration."""
 
 
-def raise_limit() -> int:
+def raise_open_file_limit() -> int:
     """Set this process's open-file limit to `MOST_FILES` or the hard limit, whichever is lower, and return the new limit."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)

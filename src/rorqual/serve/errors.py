@@ -23,6 +23,6 @@ class ApiError(Exception):
         return {"error": error}
 
 
-def refuse(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
     """Return the ApiError for an invalid request (status 400)."""
     return ApiError(400, message, param=param, code=code)

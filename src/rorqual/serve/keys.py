@@ -12,9 +12,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rorqual.core.errors import ConfigError
-from rorqual.core.lock import own
+from rorqual.core.lock import acquire_lock
 from rorqual.core.records import write_atomic
-from rorqual.serve.words import join_path
+from rorqual.serve.validation_errors import join_path
 
 PREFIX = "rq-"
 NAME_LENGTH = 64
@@ -30,25 +30,25 @@ def _hash(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-class _Row(BaseModel):
+class _KeyRow(BaseModel):
     """A key in the key file: its hash, and its tenant."""
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     tenant: str = Field(pattern=rf"^[^\W\d]\w{{0,{NAME_LENGTH - 1}}}$")
 
 
-class _File(BaseModel):
+class _KeyFile(BaseModel):
     """The content of a key file."""
 
     model_config = ConfigDict(strict=True)
 
-    keys: list[_Row]
+    keys: list[_KeyRow]
 
 
-def _tenants(text: str) -> dict[str, str]:
+def _parse_key_tenants(text: str) -> dict[str, str]:
     """Return the tenant of each key hash in a key file. Raises ValueError if the file's structure is wrong."""
     try:
-        rows = _File.model_validate_json(text).keys
+        rows = _KeyFile.model_validate_json(text).keys
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise ValueError(f"{join_path(first['loc'])}: {first['msg']}") from None
@@ -60,7 +60,7 @@ def _tenants(text: str) -> dict[str, str]:
 
 
 @dataclass
-class Keys:
+class ApiKeys:
     """The hashes of API keys, each with its tenant.
 
     The keys themselves are not stored, so a lost key cannot be recovered. To replace a lost key, create
@@ -71,10 +71,10 @@ class Keys:
     tenants: dict[str, str]
 
     @classmethod
-    def load(cls, file: Path) -> Keys:
+    def load(cls, file: Path) -> ApiKeys:
         """Load a key file. A missing file means that there are no keys. Raises ConfigError if the file is invalid."""
         try:
-            return cls(file, _tenants(file.read_text(encoding="utf-8")))
+            return cls(file, _parse_key_tenants(file.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return cls(file, {})
         except (OSError, ValueError) as error:
@@ -85,7 +85,7 @@ class Keys:
                 "After removal, the next start creates a new key, and old keys become invalid.",
             ) from None
 
-    def ensure(self, tenant: str) -> str | None:
+    def ensure_key(self, tenant: str) -> str | None:
         """Create a key for `tenant`, add its hash to the file, and return the key. If the tenant has a key, return None.
 
         The file is first read again, because another process may have added keys. Raises RorqualError if another process
@@ -99,7 +99,7 @@ class Keys:
             )
         if tenant in self.tenants.values():
             return None
-        with own(self.file, "Start the servers one after another."):
+        with acquire_lock(self.file, "Start the servers one after another."):
             self.tenants = self.load(self.file).tenants
             if tenant in self.tenants.values():
                 return None

@@ -6,7 +6,7 @@ the call holds the GIL. Therefore the values of a body are counted in slices bef
 
 from __future__ import annotations
 
-from rorqual.serve.errors import ApiError, refuse
+from rorqual.serve.errors import ApiError, bad_request
 
 SLICE = 65_536
 """Maximum bytes of a body that one callback of the event loop handles. Bodies of at most `SLICE` bytes are exempt from
@@ -18,10 +18,10 @@ MAX_VALUES = 262_144
 def too_large(part: str, size: int, unit: str, limit: int, remedy: str) -> ApiError:
     """Return the error for an oversized part of a request."""
     part = part[:256]
-    return refuse(f"`{part}` has {size:,} {unit}; at most {limit:,} are allowed. {remedy}", part, "too_large")
+    return bad_request(f"`{part}` has {size:,} {unit}; at most {limit:,} are allowed. {remedy}", part, "too_large")
 
 
-def check_values(body: bytes) -> None:
+def check_value_count(body: bytes) -> None:
     """Raise ApiError if a body has more than `MAX_VALUES` values. Values are counted without parsing, so invalid JSON is allowed."""
     n_values, in_string, split_escape = 1, 0, b""
     for start in range(0, len(body), SLICE):
@@ -35,4 +35,4 @@ def check_values(body: bytes) -> None:
         n_values += outside.count(b",") + outside.count(b"[") + outside.count(b"{")
         if n_values > MAX_VALUES:
             problem = f"The body has more than {MAX_VALUES:,} values (strings, numbers, lists, objects), the limit"
-            raise refuse(f"{problem}. Send fewer values, for example text instead of token ids.", code="too_large")
+            raise bad_request(f"{problem}. Send fewer values, for example text instead of token ids.", code="too_large")

@@ -17,7 +17,7 @@ LEAST = -9999.0
 """Log-probability that stands for a probability of 0, because JSON cannot represent negative infinity."""
 
 
-def of_chat(tokenizer: Tokenizer, tokens: Sequence[SampledToken]) -> dict[str, Any]:
+def chat_logprobs(tokenizer: Tokenizer, tokens: Sequence[SampledToken]) -> dict[str, Any]:
     """Return the `logprobs` of a chat choice.
 
     The text of a token is not exact if the token ends inside a UTF-8 character. Clients can join the `bytes` of the
@@ -38,7 +38,7 @@ def of_chat(tokenizer: Tokenizer, tokens: Sequence[SampledToken]) -> dict[str, A
     return {"content": content, "refusal": None}
 
 
-def of_text(tokenizer: Tokenizer, sampled_tokens: Sequence[SampledToken], before: int = 0) -> dict[str, Any]:
+def text_logprobs(tokenizer: Tokenizer, sampled_tokens: Sequence[SampledToken], before: int = 0) -> dict[str, Any]:
     """Return the `logprobs` of a text choice. `before`: number of characters of the choice that were already sent;
     `text_offset` starts at this number."""
     tokens = [tokenizer.token(sampled.token) for sampled in sampled_tokens]
@@ -49,12 +49,14 @@ def of_text(tokenizer: Tokenizer, sampled_tokens: Sequence[SampledToken], before
     return {
         "tokens": tokens,
         "token_logprobs": [max(sampled.logprob, LEAST) for sampled in sampled_tokens],
-        "top_logprobs": [_by_text(tokenizer, sampled.top) for sampled in sampled_tokens],
+        "top_logprobs": [_top_logprobs_by_text(tokenizer, sampled.top) for sampled in sampled_tokens],
         "text_offset": offsets,
     }
 
 
-def of_echo(tokenizer: Tokenizer, ids: Sequence[int], scores: Sequence[Score], top: int, added: int) -> dict[str, Any]:
+def echo_logprobs(
+    tokenizer: Tokenizer, ids: Sequence[int], scores: Sequence[Score], top: int, added: int
+) -> dict[str, Any]:
     """Return the `logprobs` of a prompt that is echoed. The first token has no log-probability.
 
     `added`: number of leading tokens that are not in the echoed text: 1 if the server added a BOS token, else 0.
@@ -67,12 +69,12 @@ def of_echo(tokenizer: Tokenizer, ids: Sequence[int], scores: Sequence[Score], t
     return {
         "tokens": tokens,
         "token_logprobs": [None, *(max(logprob, LEAST) for logprob, _ in scores)],
-        "top_logprobs": [None, *(_by_text(tokenizer, best[:top]) for _, best in scores)],
+        "top_logprobs": [None, *(_top_logprobs_by_text(tokenizer, best[:top]) for _, best in scores)],
         "text_offset": offsets,
     }
 
 
-def of_prompt(
+def vllm_prompt_logprobs(
     tokenizer: Tokenizer, ids: Sequence[int], scores: Sequence[Score], top: int
 ) -> list[dict[str, Any] | None]:
     """Return vLLM's `prompt_logprobs`. Each position has an entry for the prompt's token, and one for each of the `top`
@@ -95,7 +97,7 @@ def of_prompt(
     return positions
 
 
-def _by_text(tokenizer: Tokenizer, top: Sequence[tuple[int, float]]) -> dict[str, float]:
+def _top_logprobs_by_text(tokenizer: Tokenizer, top: Sequence[tuple[int, float]]) -> dict[str, float]:
     # Different tokens that contain only a part of a UTF-8 character may have the same text. Such a text gets the
     # log-probability of the likeliest of these tokens.
     logprobs: dict[str, float] = {}

@@ -10,7 +10,7 @@ RUNNING, WAITING = "Requests that are generating tokens", "Requests that wait fo
 
 
 @dataclass(frozen=True)
-class Now:
+class ServerSnapshot:
     """A snapshot of the server: the numbers of running and waiting requests per tenant, and the engine's statistics."""
 
     alive: bool
@@ -36,17 +36,17 @@ class Metrics:
         for kind, count in (("prompt_hit", hit), ("prompt_miss", miss), ("completion", completion)):
             self.tokens[tenant, kind] += count
 
-    def first_token(self, seconds: float) -> None:
+    def record_first_token(self, seconds: float) -> None:
         """Record a request's time to first token."""
         self.first_token_seconds += seconds
         self.first_tokens += 1
 
-    def text(self, now: Now, only: str | None = None) -> str:
+    def prometheus_text(self, now: ServerSnapshot, only: str | None = None) -> str:
         """Return the metrics in Prometheus' text format 0.0.4. `only`: the tenant to report on; None reports on all tenants."""
-        parts = [*self._of_tenants(now, only), *([] if only else self._of_server(now))]
+        parts = [*self._tenant_metrics(now, only), *([] if only else self._server_metrics(now))]
         return "\n".join(line for part in parts for line in part) + "\n"
 
-    def _of_tenants(self, now: Now, only: str | None) -> Iterator[list[str]]:
+    def _tenant_metrics(self, now: ServerSnapshot, only: str | None) -> Iterator[list[str]]:
         tenants = [only] if only else sorted({*now.running, *now.waiting})
         counts = {
             f'{{tenant="{tenant}",kind="{kind}"}}': count
@@ -59,7 +59,7 @@ class Metrics:
             yield _metric(f"tenant_{name}", "gauge", f"{about}, by tenant.", by_tenant)
         yield _metric("engine_up", "gauge", "Whether the engine is ready.", {"": int(now.alive)})
 
-    def _of_server(self, now: Now) -> Iterator[list[str]]:
+    def _server_metrics(self, now: ServerSnapshot) -> Iterator[list[str]]:
         requests = {
             f'{{route="{route}",status="{status}"}}': count for (route, status), count in sorted(self.requests.items())
         }

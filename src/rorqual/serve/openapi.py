@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
-from rorqual.serve.fields import IGNORED
 from rorqual.serve.schemas import ChatRequest, TextRequest
+from rorqual.serve.unsupported_fields import IGNORED
 
 REF = "#/components/schemas/{model}"
 REQUESTS = (ChatRequest, TextRequest)
@@ -23,7 +23,7 @@ def document(model: str) -> dict[str, Any]:
     _, shared = models_json_schema([(schema, "validation") for schema in REQUESTS], ref_template=REF)
     schemas = shared["$defs"]
     for schema in REQUESTS:
-        _add_missing(schemas[schema.__name__], model)
+        _add_ignored_fields(schemas[schema.__name__], model)
     return {
         "openapi": "3.1.0",
         "info": {"title": "Rorqual", "version": "1", "description": "A model with an OpenAI-compatible API."},
@@ -33,48 +33,58 @@ def document(model: str) -> dict[str, Any]:
     }
 
 
-def _add_missing(schema: dict[str, Any], model: str) -> None:
+def _add_ignored_fields(schema: dict[str, Any], model: str) -> None:
     """Add the ignored fields and the model's name to a request schema, because the pydantic schemas lack both."""
     schema["properties"] |= {name: {"description": "Accepted and ignored."} for name in sorted(IGNORED)}
     schema["properties"]["model"] = {"type": "string", "const": model}
 
 
 def _paths(model: str) -> dict[str, Any]:
-    completion = _object("id", "object", "created", "model", "choices", "usage")
-    card = _object("id", "object", "created", "owned_by", "max_model_len", "thinks", "temperature", "examples")
+    completion = _object_schema("id", "object", "created", "model", "choices", "usage")
+    card = _object_schema("id", "object", "created", "owned_by", "max_model_len", "thinks", "temperature", "examples")
     name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "const": model}}
     text = {"type": "string"}
     return {
-        "/v1/chat/completions": {"post": _generating("ChatRequest", completion, "Continue a conversation.")},
-        "/v1/completions": {"post": _generating("TextRequest", completion, "Continue one or more prompts.")},
-        "/v1/models": {"get": _route(_object("object", "data"), "List the served model.")},
-        "/v1/models/{name}": {"get": _route(card, "Return the served model.") | {"parameters": [name]}},
-        "/livez": {"get": _route(text, "Return an empty body. This route needs no key.") | {"security": []}},
-        "/health": {"get": _route(_object("status"), "Return 200 if the engine is ready, else 503.", also=("503",))},
-        "/metrics": {"get": _route(text, "Return metrics for Prometheus.")},
-        "/openapi.json": {"get": _route(_object("openapi", "paths", "components"), "Return this document.")},
+        "/v1/chat/completions": {"post": _generation_route("ChatRequest", completion, "Continue a conversation.")},
+        "/v1/completions": {"post": _generation_route("TextRequest", completion, "Continue one or more prompts.")},
+        "/v1/models": {"get": _route_description(_object_schema("object", "data"), "List the served model.")},
+        "/v1/models/{name}": {"get": _route_description(card, "Return the served model.") | {"parameters": [name]}},
+        "/livez": {
+            "get": _route_description(text, "Return an empty body. This route needs no key.") | {"security": []}
+        },
+        "/health": {
+            "get": _route_description(
+                _object_schema("status"), "Return 200 if the engine is ready, else 503.", also=("503",)
+            )
+        },
+        "/metrics": {"get": _route_description(text, "Return metrics for Prometheus.")},
+        "/openapi.json": {
+            "get": _route_description(_object_schema("openapi", "paths", "components"), "Return this document.")
+        },
     }
 
 
-def _object(*names: str) -> dict[str, Any]:
+def _object_schema(*names: str) -> dict[str, Any]:
     """Return the schema of a JSON object with the fields `names`."""
     return {"type": "object", "required": list(names)}
 
 
-def _content(schema: dict[str, Any], description: str) -> dict[str, Any]:
+def _response_content(schema: dict[str, Any], description: str) -> dict[str, Any]:
     kind = "text/plain" if schema["type"] == "string" else JSON
     return {"description": description, "content": {kind: {"schema": schema}}}
 
 
-def _route(answer: dict[str, Any], summary: str, also: tuple[str, ...] = ()) -> dict[str, Any]:
+def _route_description(answer: dict[str, Any], summary: str, also: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return the description of a route. Status codes in `also` have the same response as 200; all other status codes are errors."""
-    responses = {code: _content(answer, summary) for code in ("200", *also)}
-    error = _content(_object("error", "request_id"), "An error in OpenAI's format; its `param` names the parameter.")
+    responses = {code: _response_content(answer, summary) for code in ("200", *also)}
+    error = _response_content(
+        _object_schema("error", "request_id"), "An error in OpenAI's format; its `param` names the parameter."
+    )
     return {"summary": summary, "responses": responses | {"default": error}}
 
 
-def _generating(request: str, answer: dict[str, Any], summary: str) -> dict[str, Any]:
-    route = _route(answer, summary)
+def _generation_route(request: str, answer: dict[str, Any], summary: str) -> dict[str, Any]:
+    route = _route_description(answer, summary)
     route["responses"]["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
     body = {"required": True, "content": {JSON: {"schema": {"$ref": REF.format(model=request)}}}}
     return route | {"requestBody": body}

@@ -11,12 +11,12 @@ from typing import Any
 
 from rorqual.core.records import ToolCall
 from rorqual.data.chat import ChatFormat
-from rorqual.data.chat.stops import Stops
-from rorqual.data.chat.stream import Piece, Reader, ToolDelta
+from rorqual.data.chat.stops import StopStringMatcher
+from rorqual.data.chat.stream import ReplyDelta, ReplyReader, ToolDelta
 from rorqual.serve.bridge import ServerJob
 from rorqual.serve.errors import ApiError
 from rorqual.serve.metrics import Metrics
-from rorqual.serve.wire import Recorded, SampledToken, Score, ScoredPrompt
+from rorqual.serve.wire import RolloutRecord, SampledToken, Score, ScoredPrompt
 
 SILENT = 256
 """After this many tokens without new text, parsing may be slow, so the next token is parsed outside of the event
@@ -40,8 +40,8 @@ class Choice:
     - `hit`: number of prompt tokens from the prefix cache.
     """
 
-    reader: Reader
-    stops: Stops
+    reader: ReplyReader
+    stops: StopStringMatcher
     ends: frozenset[int] = frozenset()
     one_call: bool = False
     least: int = 0
@@ -51,7 +51,7 @@ class Choice:
     reason: str | None = None
     calls: list[ToolCall] = field(default_factory=list)
     pending_logprobs: list[SampledToken] = field(default_factory=list)
-    recorded: Recorded | None = None
+    recorded: RolloutRecord | None = None
     n_sampled: int = 0
     logprob: float = 0.0
     hit: int = 0
@@ -70,37 +70,41 @@ class Choice:
         return "".join(self._content)
 
     @property
-    def heavy(self) -> bool:
+    def may_be_slow_to_parse(self) -> bool:
         """Whether the next token may be slow to parse, because many tokens are not decoded to text yet, as in a long tool call."""
         return self._n_without_text > SILENT
 
-    def count(self, sampled: SampledToken) -> None:
+    def count_token(self, sampled: SampledToken) -> None:
         """Count a generated token for billing. Tokens after the sample's end are ignored."""
         if self.reason is None:
             self.hit = self.hit if self.n_sampled else sampled.hit
             self.n_sampled += 1
             self.logprob += sampled.logprob
 
-    def add(self, sampled: SampledToken) -> Piece:
+    def add_token(self, sampled: SampledToken) -> ReplyDelta:
         """Add a generated token and return the new text. For a token after the sample's end, the returned piece is empty."""
         if self.reason is not None:
-            return Piece()
-        self.count(sampled)
+            return ReplyDelta()
+        self.count_token(sampled)
         if self.mute:
             self.reason = "length"
-            return Piece()
+            return ReplyDelta()
         if self.tell:
             self.pending_logprobs.append(sampled)
-        fresh = Piece() if sampled.token in self.ends else self._cut(self.reader.feed(sampled.token))
+        fresh = (
+            ReplyDelta() if sampled.token in self.ends else self._cut_at_stop_string(self.reader.feed(sampled.token))
+        )
         if sampled.reason is not None and not self.stops.hit:
-            last = self._cut(self.reader.finish(), last=True)
-            fresh = Piece(fresh.reasoning + last.reasoning, fresh.content + last.content, (*fresh.tools, *last.tools))
+            last = self._cut_at_stop_string(self.reader.finish(), last=True)
+            fresh = ReplyDelta(
+                fresh.reasoning + last.reasoning, fresh.content + last.content, (*fresh.tools, *last.tools)
+            )
         self.reason = "stop" if self.stops.hit else sampled.reason
         if self.one_call and any(delta.index for delta in fresh.tools):
             fresh = replace(fresh, tools=tuple(delta for delta in fresh.tools if not delta.index))
             self.reason = "stop"
         for delta in fresh.tools:
-            self._call(delta)
+            self._add_tool_call_delta(delta)
         if self.reason == "stop" and self.calls and not self.stops.hit:
             self.reason = "tool_calls"
         self._reasoning += [fresh.reasoning] if fresh.reasoning else []
@@ -108,16 +112,16 @@ class Choice:
         self._n_without_text = 0 if fresh else self._n_without_text + 1
         return fresh
 
-    def take(self) -> list[SampledToken]:
+    def take_pending_logprobs(self) -> list[SampledToken]:
         """Return the tokens that were added since the last call. Callers send the log-probabilities of these tokens."""
         fresh, self.pending_logprobs = self.pending_logprobs, []
         return fresh
 
-    def _cut(self, piece: Piece, *, last: bool = False) -> Piece:
+    def _cut_at_stop_string(self, piece: ReplyDelta, *, last: bool = False) -> ReplyDelta:
         shown = self.stops.feed(piece.content, last=last, heard=self.n_sampled > self.least)
-        return Piece(piece.reasoning, shown, () if self.stops.hit else piece.tools)
+        return ReplyDelta(piece.reasoning, shown, () if self.stops.hit else piece.tools)
 
-    def _call(self, delta: ToolDelta) -> None:
+    def _add_tool_call_delta(self, delta: ToolDelta) -> None:
         while len(self.calls) <= delta.index:
             self.calls.append(ToolCall("", "", ""))
         call = self.calls[delta.index]
@@ -136,7 +140,7 @@ class Reply:
     chat: ChatFormat
     new_choice: Callable[[], Choice]
     metrics: Metrics
-    run_in_thread: Callable[[Callable[[], Piece]], Awaitable[Piece]] | None = None
+    run_in_thread: Callable[[Callable[[], ReplyDelta]], Awaitable[ReplyDelta]] | None = None
     began: float = field(default_factory=time.monotonic)
     choices: list[Choice] = field(default_factory=list)
     _is_timed: bool = False
@@ -145,7 +149,7 @@ class Reply:
         self._reset()
 
     def _reset(self) -> None:
-        self.choices = [self.new_choice() for _ in range(self.job.samples)]
+        self.choices = [self.new_choice() for _ in range(self.job.n_samples)]
         self._scores: list[list[Score]] = [[] for _ in self.job.asks]
         owners = [scores for ask, scores in zip(self.job.asks, self._scores) for _ in range(ask.n)]
         for choice, scores in zip(self.choices, owners):
@@ -156,11 +160,15 @@ class Reply:
         """Whether all samples are finished."""
         return all(choice.reason is not None for choice in self.choices)
 
-    async def _add(self, choice: Choice, sampled: SampledToken) -> Piece:
-        add = partial(choice.add, sampled)
-        return await self.run_in_thread(add) if self.run_in_thread is not None and choice.heavy else add()
+    async def _add_token(self, choice: Choice, sampled: SampledToken) -> ReplyDelta:
+        add = partial(choice.add_token, sampled)
+        return (
+            await self.run_in_thread(add) if self.run_in_thread is not None and choice.may_be_slow_to_parse else add()
+        )
 
-    async def pieces(self, keep_alive: float | None = None) -> AsyncGenerator[tuple[int, Piece] | None, None]:
+    async def stream_pieces(
+        self, keep_alive: float | None = None
+    ) -> AsyncGenerator[tuple[int, ReplyDelta] | None, None]:
         """Yield (sample number, new text) as tokens arrive.
 
         None is yielded after `keep_alive` seconds without new text. The choice's finish reason is set before the last
@@ -169,7 +177,7 @@ class Reply:
         written = time.monotonic()
         try:
             while not self.done:
-                event = await self.job.next(keep_alive)
+                event = await self.job.next_event(keep_alive)
                 if event is None:
                     yield None
                     written = time.monotonic()
@@ -177,7 +185,7 @@ class Reply:
                     self._time_first_token()
                     choice = self.choices[event.sample]
                     was_done = choice.reason is not None
-                    piece = await self._add(choice, event)
+                    piece = await self._add_token(choice, event)
                     if piece or (choice.reason is not None and not was_done):
                         yield event.sample, piece
                         written = time.monotonic()
@@ -185,7 +193,7 @@ class Reply:
                         yield None  # tokens arrive, but have no text yet
                         written = time.monotonic()
                     await asyncio.sleep(0)
-                elif isinstance(event, Recorded):
+                elif isinstance(event, RolloutRecord):
                     self.choices[event.sample].recorded = event
                 elif isinstance(event, ScoredPrompt):
                     self._scores[event.prompt] += event.scores
@@ -198,25 +206,25 @@ class Reply:
             self.metrics.cancelled += not self.done
             raise
         finally:
-            self._count_unread()
+            self._count_queued_tokens()
             # A prompt without a generated token is not billed, because its prefill may be incomplete.
-            hit = self._hit()
+            hit = self._cached_prompt_tokens()
             self.metrics.count_tokens(self.job.tenant, hit, self._prefilled_tokens() - hit, self._generated_tokens())
 
-    def _count_unread(self) -> None:
+    def _count_queued_tokens(self) -> None:
         """Count the tokens that are still in the queue, because all tokens that the engine generated are billed."""
         while not self.job.events.empty():
             if isinstance(event := self.job.events.get_nowait(), SampledToken):
-                self.choices[event.sample].count(event)
+                self.choices[event.sample].count_token(event)
 
-    async def whole(self) -> None:
+    async def run_to_end(self) -> None:
         """Run the job until all samples are finished."""
-        async for _ in self.pieces():
+        async for _ in self.stream_pieces():
             pass
 
     def usage(self) -> dict[str, Any]:
         """Return the token counts with OpenAI's field names, and cache hits and misses with DeepSeek's field names."""
-        prompt, completion, hit = self._prompt(), self._generated_tokens(), self._hit()
+        prompt, completion, hit = self._n_prompt_tokens(), self._generated_tokens(), self._cached_prompt_tokens()
         return {
             "prompt_tokens": prompt,
             "completion_tokens": completion,
@@ -227,10 +235,10 @@ class Reply:
             "prompt_cache_miss_tokens": prompt - hit,
         }
 
-    def _prompt(self) -> int:
+    def _n_prompt_tokens(self) -> int:
         return sum(ask.prompt_tokens for ask in self.job.asks)
 
-    def _by_prompt(self) -> Iterator[tuple[int, list[Choice]]]:
+    def _samples_by_prompt(self) -> Iterator[tuple[int, list[Choice]]]:
         """Yield (number of prompt tokens, samples with at least one generated token) for each prompt."""
         before = 0
         for ask in self.job.asks:
@@ -239,15 +247,15 @@ class Reply:
 
     def _prefilled_tokens(self) -> int:
         """Return the total number of tokens of the prompts for which a token was generated."""
-        return sum(tokens for tokens, started in self._by_prompt() if started)
+        return sum(tokens for tokens, started in self._samples_by_prompt() if started)
 
-    def _hit(self) -> int:
+    def _cached_prompt_tokens(self) -> int:
         """Return the number of prompt tokens from the prefix cache.
 
         Later samples reuse the cached prompt of the first sample. Therefore the smallest number of cached tokens among
         a prompt's samples counts for this prompt.
         """
-        return sum(min((choice.hit for choice in started), default=0) for _, started in self._by_prompt())
+        return sum(min((choice.hit for choice in started), default=0) for _, started in self._samples_by_prompt())
 
     def _generated_tokens(self) -> int:
         return sum(choice.n_sampled for choice in self.choices if not choice.mute)
@@ -255,9 +263,11 @@ class Reply:
     def _reasoning_tokens(self, choice: Choice) -> int:
         ids = choice.reader.ids
         stops = self.chat.stop_ids
-        return self.chat.n_thought([id_ for id_ in ids if id_ not in stops]) if choice.reader.thought else 0
+        return (
+            self.chat.n_thinking_tokens([id_ for id_ in ids if id_ not in stops]) if choice.reader.has_reasoning else 0
+        )
 
     def _time_first_token(self) -> None:
         if not self._is_timed:
             self._is_timed = True
-            self.metrics.first_token(time.monotonic() - self.began)
+            self.metrics.record_first_token(time.monotonic() - self.began)

@@ -22,11 +22,11 @@ from rorqual.core.sampling import (
     SamplingParams,
 )
 from rorqual.serve import limits
-from rorqual.serve.errors import refuse
-from rorqual.serve.fields import OWN_NAMES, sift
-from rorqual.serve.formats import Guided, Schema, Text
-from rorqual.serve.turns import ChatMessage, Tools
-from rorqual.serve.words import describe_value, explain
+from rorqual.serve.errors import bad_request
+from rorqual.serve.message_schemas import ChatMessage, ToolFields
+from rorqual.serve.structured_output import RequestSchema, StructuredOutputFields, Text
+from rorqual.serve.unsupported_fields import OWN_NAMES, drop_ignored_fields
+from rorqual.serve.validation_errors import describe_value, explain
 
 MAX_MESSAGES, MAX_NAME, MAX_IDS, MAX_PROMPTS, MAX_KEYS = 4096, 256, 1_000_000, 128, 4096
 Id = Annotated[int, Field(ge=0, le=INT32)]
@@ -37,7 +37,7 @@ EFFORT: Mapping[str, float] = {"minimal": 0.25, "low": 0.25, "medium": 0.5}
 """Shares of the thinking budget, by `reasoning_effort`. With any other value of `reasoning_effort`, a reply may use the whole budget."""
 
 
-class StreamOptions(Schema):
+class StreamOptions(RequestSchema):
     """Options of a stream. `include_usage`: send a final chunk that contains the token usage and no choices.
     `include_obfuscation`: ignored."""
 
@@ -45,7 +45,7 @@ class StreamOptions(Schema):
     include_obfuscation: bool = False
 
 
-class TemplateOptions(Schema):
+class TemplateOptions(RequestSchema):
     """Chat template options that turn reasoning on or off. In published chat templates, the option is called `thinking`
     or `enable_thinking`. If the request sets neither option, the model decides whether to reason."""
 
@@ -53,20 +53,20 @@ class TemplateOptions(Schema):
     enable_thinking: bool | None = None
 
     @property
-    def mode(self) -> Thinking:
+    def reasoning_mode(self) -> Thinking:
         """The reasoning mode that these options set, or `auto`."""
         enabled = self.thinking if self.enable_thinking is None else self.enable_thinking
         return "auto" if enabled is None else "on" if enabled else "off"
 
 
-class ThinkingSwitch(Schema):
+class ThinkingSwitch(RequestSchema):
     """DeepSeek's `thinking` field: `enabled` or `disabled`."""
 
     type: Literal["enabled", "disabled"]
 
 
 @with_fields({name: param.request_field for name, param in PARAMS.items() if name not in OWN_NAMES})
-class Sampling(Guided):
+class GenerationRequest(StructuredOutputFields):
     """Fields that chat and text requests share: the sampling parameters and the fields below.
 
     `seed`: random if it is not set. `priority`: as in vLLM, the lowest number runs first. Negative priorities are not
@@ -88,17 +88,17 @@ class Sampling(Guided):
         return replace(defaults, **self.given_sampling())
 
     @property
-    def limit(self) -> int | None:
+    def max_reply_tokens(self) -> int | None:
         """The maximum number of reply tokens, or None if the request sets no limit."""
         return self.given_sampling().get("max_tokens")
 
     @property
-    def top(self) -> int | None:
+    def n_top_logprobs(self) -> int | None:
         """The number of top log-probabilities per reply token, or None if the request asks for no log-probabilities."""
         raise NotImplementedError
 
     @property
-    def scored(self) -> int | None:
+    def n_prompt_top_logprobs(self) -> int | None:
         """The number of top log-probabilities per prompt token, or None if the request does not ask for prompt log-probabilities."""
         return self.params().prompt_logprobs
 
@@ -106,14 +106,14 @@ class Sampling(Guided):
         """Raise ApiError if fields contradict each other, or if a field is set without the field that it requires."""
         self.grammar()
         if self.stream_options is not None and not self.stream:
-            raise refuse(
+            raise bad_request(
                 "`stream_options` needs stream: true. Set stream: true, or leave stream_options out.", "stream_options"
             )
         if self.params().prompt_logprobs is not None and self.stream:
-            raise refuse("`prompt_logprobs` cannot be streamed. Set stream: false.", "prompt_logprobs")
+            raise bad_request("`prompt_logprobs` cannot be streamed. Set stream: false.", "prompt_logprobs")
 
 
-class ChatRequest(Sampling, Tools):
+class ChatRequest(GenerationRequest, ToolFields):
     """Body of `POST /v1/chat/completions`.
 
     `reasoning_effort`: `none` turns reasoning off; any other value turns reasoning on. `minimal` and `low` limit the
@@ -133,19 +133,19 @@ class ChatRequest(Sampling, Tools):
     top_logprobs: Top | None = None
 
     @property
-    def limit(self) -> int | None:
-        return self.max_completion_tokens or super().limit
+    def max_reply_tokens(self) -> int | None:
+        return self.max_completion_tokens or super().max_reply_tokens
 
     @property
     def thinking(self) -> Thinking | None:
         """The reasoning mode that the request sets, or None."""
-        return next(iter(self.modes().values()), None)
+        return next(iter(self.reasoning_modes().values()), None)
 
-    def modes(self) -> dict[str, Thinking]:
+    def reasoning_modes(self) -> dict[str, Thinking]:
         """Return the request fields that set a reasoning mode, each with the mode."""
         modes: dict[str, Thinking] = {}
-        if self.chat_template_kwargs is not None and self.chat_template_kwargs.mode != "auto":
-            modes["chat_template_kwargs"] = self.chat_template_kwargs.mode
+        if self.chat_template_kwargs is not None and self.chat_template_kwargs.reasoning_mode != "auto":
+            modes["chat_template_kwargs"] = self.chat_template_kwargs.reasoning_mode
         if self.switch is not None:
             modes["thinking"] = "on" if self.switch.type == "enabled" else "off"
         if self.reasoning_effort is not None:
@@ -153,16 +153,16 @@ class ChatRequest(Sampling, Tools):
         return modes
 
     @property
-    def effort(self) -> float:
+    def thinking_budget_share(self) -> float:
         """The share of the thinking budget that the request may use."""
         return EFFORT.get(self.reasoning_effort or "high", 1.0)
 
     @property
-    def top(self) -> int | None:
+    def n_top_logprobs(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
-    def bound(self) -> str | None:
+    def constraining_field(self) -> str | None:
         """The request field that constrains the reply, or None. Grammar errors report the constraining field as
         `param`.
 
@@ -171,23 +171,23 @@ class ChatRequest(Sampling, Tools):
         """
         if self.required_calls_grammar() is not None:
             return "tools"
-        return None if self.offered_tools() else super().bound
+        return None if self.offered_tools() else super().constraining_field
 
     @property
-    def is_free(self) -> bool:
-        return super().is_free and not self.tools
+    def is_unconstrained(self) -> bool:
+        return super().is_unconstrained and not self.tools
 
     def grammar(self) -> Grammar | None:
         """Return the grammar of the reply: a response format, required tool calls, or a choice between the two."""
         answer = super().grammar()
         if answer is None or not self.offered_tools():
             return answer or self.required_calls_grammar()
-        if self.response_format is None or super().bound != "response_format":
-            raise refuse(
-                f"`tools` cannot be combined with `{super().bound}`. Use response_format, or set tool_choice: none.",
+        if self.response_format is None or super().constraining_field != "response_format":
+            raise bad_request(
+                f"`tools` cannot be combined with `{super().constraining_field}`. Use response_format, or set tool_choice: none.",
                 "tools",
             )
-        return self.required_calls_grammar() or self.called_or(self.response_format.schema_)
+        return self.required_calls_grammar() or self.calls_or_answer_grammar(self.response_format.schema_)
 
     def check(self) -> None:
         self.check_tools()
@@ -195,17 +195,17 @@ class ChatRequest(Sampling, Tools):
         for number, message in enumerate(self.messages):
             message.check(f"messages[{number}]")
         if self.top_logprobs and not self.logprobs:
-            raise refuse(
+            raise bad_request(
                 "`top_logprobs` needs logprobs: true. Set logprobs: true, or leave top_logprobs out.", "top_logprobs"
             )
-        modes = self.modes()
+        modes = self.reasoning_modes()
         if len(set(modes.values())) > 1:
             names = list(modes)
             problem = f"`{names[0]}` and `{names[-1]}` contradict each other: one turns reasoning on, the other off"
-            raise refuse(f"{problem}. Give one of them.", names[-1])
+            raise bad_request(f"{problem}. Give one of them.", names[-1])
 
 
-class TextRequest(Sampling):
+class TextRequest(GenerationRequest):
     """Body of `POST /v1/completions`: one or more prompts, each a text or a list of token ids.
 
     `echo`: each reply starts with its prompt, and `logprobs` starts with the prompt's log-probabilities. With
@@ -231,41 +231,43 @@ class TextRequest(Sampling):
         return prompts or [[item for item in self.prompt if isinstance(item, int)]]
 
     @property
-    def limit(self) -> int | None:
-        return 1 if self.mute else super().limit
+    def max_reply_tokens(self) -> int | None:
+        return 1 if self.is_prompt_only else super().max_reply_tokens
 
     @property
-    def mute(self) -> bool:
+    def is_prompt_only(self) -> bool:
         """Whether the client wants only the prompt or its log-probabilities, and no generated tokens."""
         return self.max_tokens == 0
 
     @property
-    def top(self) -> int | None:
+    def n_top_logprobs(self) -> int | None:
         return self.logprobs
 
     @property
-    def scored(self) -> int | None:
-        counts = (super().scored, self.logprobs if self.echo else None)
+    def n_prompt_top_logprobs(self) -> int | None:
+        counts = (super().n_prompt_top_logprobs, self.logprobs if self.echo else None)
         return max((top for top in counts if top is not None), default=None)
 
     def check(self) -> None:
         super().check()
-        if self.mute and not self.echo and self.scored is None:
-            raise refuse("`max_tokens` is 0. Give 1 or more, or set echo: true to get only the prompt.", "max_tokens")
+        if self.is_prompt_only and not self.echo and self.n_prompt_top_logprobs is None:
+            raise bad_request(
+                "`max_tokens` is 0. Give 1 or more, or set echo: true to get only the prompt.", "max_tokens"
+            )
         if len(self.prompts) * self.params().n > MAX_SERVED_N:
             problem = f"`n` is {self.params().n} for each of {len(self.prompts)} prompts"
-            raise refuse(f"{problem}. Request at most {MAX_SERVED_N} replies in total.", "n")
+            raise bad_request(f"{problem}. Request at most {MAX_SERVED_N} replies in total.", "n")
 
 
-S = TypeVar("S", bound=Sampling)
+S = TypeVar("S", bound=GenerationRequest)
 
 
-def read(cls: type[S], body: bytes) -> tuple[S, list[str]]:
+def parse_request(cls: type[S], body: bytes) -> tuple[S, list[str]]:
     """Parse a body as a request of type `cls`. Return the request and the names of ignored fields.
 
     Raises ApiError with status 400 if the body is invalid. The error's `param` names the invalid field.
     """
-    fields, ignored = sift(_parse_body(body), "chat" if issubclass(cls, ChatRequest) else "completions")
+    fields, ignored = drop_ignored_fields(_parse_body(body), "chat" if issubclass(cls, ChatRequest) else "completions")
     try:
         request = cls.model_validate(fields)
     except ValidationError as error:
@@ -276,21 +278,21 @@ def read(cls: type[S], body: bytes) -> tuple[S, list[str]]:
 
 
 def _parse_body(body: bytes) -> dict[str, Any]:
-    limits.check_values(body)
+    limits.check_value_count(body)
     try:
         # pydantic's parser limits the nesting depth, and rejects NaN and lone surrogates.
         data = pydantic_core.from_json(body, allow_inf_nan=False)
         # pydantic's parser accepts duplicate keys. `json.loads` with `_unique` refuses duplicate keys, because parsers
         # disagree on which value of a duplicate key to use.
-        json.loads(body, object_pairs_hook=_unique)
+        json.loads(body, object_pairs_hook=_check_unique_keys)
     except ValueError as error:
-        raise refuse(f"The body is not JSON: {str(error)[:200]}. Send one JSON object.") from None
+        raise bad_request(f"The body is not JSON: {str(error)[:200]}. Send one JSON object.") from None
     if not isinstance(data, dict):
-        raise refuse(f"The body is {describe_value(data)}. Send one JSON object.")
+        raise bad_request(f"The body is {describe_value(data)}. Send one JSON object.")
     return data
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> None:
+def _check_unique_keys(pairs: list[tuple[str, Any]]) -> None:
     if len(pairs) > MAX_KEYS:  # pydantic would create one error for each unknown key
         problem = f"an object has {len(pairs):,} keys, such as {pairs[0][0][:40]!r}"
         raise ValueError(f"{problem}; at most {MAX_KEYS:,} are allowed. Use fewer keys")

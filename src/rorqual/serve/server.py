@@ -23,13 +23,13 @@ from rorqual.core.sampling import SamplingParams
 from rorqual.data.chat import ChatFormat, load_chat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.evals.calibration import Calibration
-from rorqual.serve.address import Address
-from rorqual.serve.app import Edge, create_app
-from rorqual.serve.bridge import Bridge
+from rorqual.serve.app import ApiKeyMiddleware, create_app
+from rorqual.serve.bridge import EngineBridge
 from rorqual.serve.connections import ConnectionLimit, TimedProtocol
 from rorqual.serve.cors import origins
-from rorqual.serve.descriptors import AT_ONCE, raise_limit
-from rorqual.serve.keys import Keys, default_file
+from rorqual.serve.descriptors import AT_ONCE, raise_open_file_limit
+from rorqual.serve.keys import ApiKeys, default_file
+from rorqual.serve.options import ServerOptions
 from rorqual.serve.service import CascadeTeacher, Service, read_defaults
 from rorqual.serve.uploads import WeightUploads
 from rorqual.serve.wire import EngineArguments
@@ -82,7 +82,7 @@ class CascadeArguments:
     temperature: float
 
 
-def _chat_of(run: RunDir, address: Address) -> ChatFormat:
+def _chat_of(run: RunDir, address: ServerOptions) -> ChatFormat:
     chat = load_chat(run, Tokenizer.load(run.tokenizer_file))
     if address.think_budget and not chat.thinks:
         raise ConfigError(
@@ -93,7 +93,7 @@ def _chat_of(run: RunDir, address: Address) -> ChatFormat:
     return chat
 
 
-def serve(arguments: EngineArguments, address: Address, cascade: CascadeArguments | None = None) -> None:
+def serve(arguments: EngineArguments, address: ServerOptions, cascade: CascadeArguments | None = None) -> None:
     """Serve a run, or a cascade of two runs, until a signal stops the server. Raises RorqualError if the server cannot start."""
     run, cors = RunDir(Path(arguments.run)), origins(address.cors)
     checkpoint = run.checkpoint()
@@ -105,10 +105,10 @@ def serve(arguments: EngineArguments, address: Address, cascade: CascadeArgument
         second.checkpoint()
         second_chat = _chat_of(second, address)
     with listen(address.host, address.port) as sock:
-        keys = Keys.load(Path(address.keys) if address.keys else default_file())
-        key = keys.ensure(address.tenant)
+        keys = ApiKeys.load(Path(address.keys) if address.keys else default_file())
+        key = keys.ensure_key(address.tenant)
         uploads, rollout_key = (
-            WeightUploads.begin(Path(arguments.rollout_dir)) if arguments.rollout_dir else (None, None)
+            WeightUploads.open_folder(Path(arguments.rollout_dir)) if arguments.rollout_dir else (None, None)
         )
         service = Service(
             name=address.name or (run.path.resolve().name if cascade is None else CASCADE_NAME),
@@ -141,7 +141,7 @@ def serve(arguments: EngineArguments, address: Address, cascade: CascadeArgument
             _say(f"API key of tenant '{address.tenant}', shown only once: {key}")
         if rollout_key is not None:
             _say(f"rollout key, shown only once: {rollout_key}")
-        asyncio.run(_until_stopped(service, create_app(service, with_page=address.ui), sock, address))
+        asyncio.run(_serve_until_stopped(service, create_app(service, with_page=address.ui), sock, address))
 
 
 def _calibrated_sampling(defaults: SamplingParams, cascade: CascadeArguments) -> SamplingParams:
@@ -149,13 +149,15 @@ def _calibrated_sampling(defaults: SamplingParams, cascade: CascadeArguments) ->
     return replace(defaults, temperature=cascade.temperature, top_p=1.0, top_k=0, min_p=0.0)
 
 
-def _bridge(arguments: EngineArguments, address: Address, keys: Keys) -> Bridge:
+def _bridge(arguments: EngineArguments, address: ServerOptions, keys: ApiKeys) -> EngineBridge:
     tenants = len({*keys.tenants.values()})
-    return Bridge(arguments, queue=address.queue, tenants=tenants, hang=address.hang, load=address.load)
+    return EngineBridge(arguments, queue=address.queue, tenants=tenants, hang=address.hang, load=address.load)
 
 
-async def _until_stopped(service: Service, app: Edge, sock: socket.socket, address: Address) -> None:
-    limit = raise_limit()
+async def _serve_until_stopped(
+    service: Service, app: ApiKeyMiddleware, sock: socket.socket, address: ServerOptions
+) -> None:
+    limit = raise_open_file_limit()
     # Exclude permanent objects from garbage collection, because collection blocks the event loop.
     gc.freeze()
     config = uvicorn.Config(

@@ -16,17 +16,17 @@ from rorqual.core.records import NO_DEFAULTS, Message, RunDir, TaskDefaults, Thi
 from rorqual.core.sampling import INT32, SERVER_DEFAULTS, SamplingParams
 from rorqual.data.chat import ChatFormat
 from rorqual.evals.calibration import Calibration
-from rorqual.serve.bodies import Bodies
-from rorqual.serve.bridge import Bridge
-from rorqual.serve.errors import ApiError, refuse
-from rorqual.serve.fields import TEXT_ONLY, unsupported_type
-from rorqual.serve.keys import Keys
+from rorqual.serve.bodies import LargeBodyLimit
+from rorqual.serve.bridge import EngineBridge
+from rorqual.serve.errors import ApiError, bad_request
+from rorqual.serve.keys import ApiKeys
 from rorqual.serve.limits import MAX_VALUES, SLICE, too_large
 from rorqual.serve.metrics import Metrics
-from rorqual.serve.schemas import Sampling
+from rorqual.serve.schemas import GenerationRequest
+from rorqual.serve.unsupported_fields import TEXT_ONLY, unsupported_type
 from rorqual.serve.uploads import WeightUploads
-from rorqual.serve.wire import EngineRequest, Ready
-from rorqual.serve.words import describe_value, explain
+from rorqual.serve.validation_errors import describe_value, explain
+from rorqual.serve.wire import EngineLimits, EngineRequest
 
 T = TypeVar("T")
 MASK = 2**64 - 1
@@ -52,7 +52,7 @@ def read_defaults(run: RunDir) -> SamplingParams:
         raise ConfigError("`generation` is not a mapping", where=where, remedy="Restore the file.")
     known = {name: generation[name] for name in GENERATION if generation.get(name) is not None}
     try:
-        return Sampling.model_validate({"model": "-", **known}).params()
+        return GenerationRequest.model_validate({"model": "-", **known}).params()
     except ValidationError as error:
         problem = explain(error, known, known).message
         raise ConfigError(problem, where=where, remedy="Correct or remove the key.") from None
@@ -93,8 +93,8 @@ class Service:
     name: str
     created: int
     chat: ChatFormat
-    bridge: Bridge
-    keys: Keys
+    bridge: EngineBridge
+    keys: ApiKeys
     max_body: int
     keep_alive: float = 5.0
     defaults: SamplingParams = SERVER_DEFAULTS
@@ -106,11 +106,11 @@ class Service:
     think_budget: int = 0
     task: TaskDefaults = NO_DEFAULTS
     teacher: CascadeTeacher | None = None
-    bodies: Bodies = field(default_factory=Bodies)
+    bodies: LargeBodyLimit = field(default_factory=LargeBodyLimit)
     cutters: dict[str, ThreadPoolExecutor] = field(default_factory=dict)
 
     @property
-    def bridges(self) -> tuple[Bridge, ...]:
+    def bridges(self) -> tuple[EngineBridge, ...]:
         """The connections to the engines of all models."""
         return (self.bridge,) if self.teacher is None else (self.bridge, self.teacher.service.bridge)
 
@@ -131,7 +131,7 @@ class Service:
         if self.uploads is not None:
             self.uploads.close()
 
-    def check_total(self, asks: Sequence[EngineRequest], param: str) -> None:
+    def check_total_tokens(self, asks: Sequence[EngineRequest], param: str) -> None:
         """Raise ApiError if several prompts together have more than `MAX_VALUES` tokens. A single prompt may fill the context."""
         total = sum(len(ask.prompt) for ask in asks)
         if len(asks) > 1 and total > MAX_VALUES:
@@ -139,7 +139,7 @@ class Service:
                 param, total, "tokens in all prompts together", MAX_VALUES, "Send the prompts in several requests."
             )
 
-    def check_model(self, name: str) -> Ready:
+    def served_model_limits(self, name: str) -> EngineLimits:
         """Return the engine's limits. Raises ApiError if the model is not served."""
         if name != self.name:
             raise self.no_model(name)
@@ -150,14 +150,14 @@ class Service:
         problem = f"`model` is {describe_value(name)}, which is not served here"
         return ApiError(404, f"{problem}. Use '{self.name}'.", param="model", code="model_not_found")
 
-    def check_size(self, texts: Sequence[str], param: str, info: Ready) -> None:
+    def check_text_length(self, texts: Sequence[str], param: str, info: EngineLimits) -> None:
         """Raise ApiError if texts are too long for the context.
 
         The check runs before the texts are fully tokenized, because tokenizing one megabyte of text may take 150 MB of
         memory.
         """
         size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
-        least = -(-size // self.chat.tokenizer.longest)
+        least = -(-size // self.chat.tokenizer.max_bytes_per_token)
         if least < info.max_len and size > COUNTED:
             least = self._count_tokens(texts, info.max_len)
         if least >= info.max_len:
@@ -177,9 +177,9 @@ class Service:
                     return count - count // 16
         return count - count // 16
 
-    def check_parts(self, messages: Sequence[Message]) -> None:
+    def check_content_parts(self, messages: Sequence[Message]) -> None:
         """Raise ApiError if a message has a content part that the chat format does not support."""
-        if unsupported_part := self.chat.foreign_part(messages):
+        if unsupported_part := self.chat.find_unsupported_part(messages):
             number, place, part = unsupported_part
             path = f"messages[{number}].content[{place}]"
             raise unsupported_type(path, part.type, f"this model does not accept {part.plural}", TEXT_ONLY)
@@ -196,7 +196,7 @@ class Service:
         Raises ApiError if the chat format cannot represent the conversation.
         """
         if tools and not self.chat.takes_tools:
-            raise refuse(
+            raise bad_request(
                 f"`tools` is not supported by this model's chat format, '{self.chat.name}'. Leave `tools` out.",
                 "tools",
                 "no_tools_here",
@@ -206,7 +206,7 @@ class Service:
                 return self.chat.prompt_with_schema(messages, thinking, tools, schema)
             return self.chat.prompt(messages, thinking, tools)
         except RorqualError as error:
-            raise refuse(
+            raise bad_request(
                 f"`messages` cannot be converted to a prompt: {error.what}. {error.remedy}".strip(), "messages"
             ) from None
 
@@ -217,11 +217,11 @@ class Service:
         try:
             return [*([] if self.chat.bos is None else [self.chat.bos]), *self.chat.tokenizer.encode(prompt)]
         except RorqualError as error:
-            raise refuse(f"`prompt` cannot be tokenized: {error.what}. {error.remedy}".strip(), "prompt") from None
+            raise bad_request(f"`prompt` cannot be tokenized: {error.what}. {error.remedy}".strip(), "prompt") from None
 
-    def ask(
+    def build_engine_request(
         self,
-        request: Sampling,
+        request: GenerationRequest,
         prompt: Sequence[int],
         param: str,
         *,
@@ -234,27 +234,31 @@ class Service:
         `effort` is the share of the server's thinking budget that a chat request may use, or None for a text request.
         `task` holds the defaults of a chat request.
         """
-        info = self.check_model(request.model)
+        info = self.served_model_limits(request.model)
         self._check(prompt, param, info)
         defaults = self.defaults if task.temperature is None else replace(self.defaults, temperature=task.temperature)
         params, seed = request.params(defaults), request.given_sampling().get("seed")
         if out_of_range := [id_ for id_, _ in params.logit_bias if id_ >= info.vocab_size]:
-            raise refuse(
+            raise bad_request(
                 f"`logit_bias` contains token id {out_of_range[0]}. Give ids from 0 to {info.vocab_size - 1}.",
                 "logit_bias",
             )
-        limit, top = min(request.limit or task.max_tokens or INT32, info.max_len - len(prompt)), request.scored
+        limit, top = (
+            min(request.max_reply_tokens or task.max_tokens or INT32, info.max_len - len(prompt)),
+            request.n_prompt_top_logprobs,
+        )
         if params.min_tokens > limit:
-            raise refuse(
+            raise bad_request(
                 f"`min_tokens` is {params.min_tokens}, but the reply may have at most {limit} tokens. Lower `min_tokens`.",
                 "min_tokens",
             )
         params = replace(
-            params, think_budget=self._budget(params.think_budget, limit, self.chat.chosen(prompt), effort)
+            params,
+            think_budget=self._thinking_budget(params.think_budget, limit, self.chat.thinking_mode_of(prompt), effort),
         )
         if top is not None and len(prompt) * (1 + top) > MAX_SCORES:
             problem = f"`{param}` has {len(prompt)} tokens, each with {top} top log-probabilities: more than {MAX_SCORES} in total"
-            raise refuse(f"{problem}. Request fewer log-probabilities, or shorten the prompt.", param)
+            raise bad_request(f"{problem}. Request fewer log-probabilities, or shorten the prompt.", param)
         params = replace(
             params,
             max_tokens=limit,
@@ -262,8 +266,8 @@ class Service:
             seed=secrets.randbits(SEED_BITS) if seed is None else seed & MASK,
             # The engine would also match stop strings inside tool calls, where stop strings must not apply.
             stop=() if tools else params.stop,
-            top_logprobs=request.top or 0,
-            grammar=task.grammar if request.is_free else request.grammar(),
+            top_logprobs=request.n_top_logprobs or 0,
+            grammar=task.grammar if request.is_unconstrained else request.grammar(),
             prompt_logprobs=top,
             calculator=params.calculator or bool(task.calculator and "calculator" not in request.given_sampling()),
         )
@@ -271,16 +275,16 @@ class Service:
         # first.
         return EngineRequest(tuple(prompt), params, -(request.priority or 0))
 
-    def _budget(self, own: int | None, limit: int, thinking: Thinking, effort: float | None) -> int | None:
+    def _thinking_budget(self, own: int | None, limit: int, thinking: Thinking, effort: float | None) -> int | None:
         """Return the thinking budget in tokens of a reply of at most `limit` tokens, or None if thinking has no maximum.
 
         Raises ApiError if the request's `own` budget has no effect or leaves no token for the answer.
         """
-        room = limit - len(self.chat.closing_ids) - 1
-        limits = self.chat.thinks and self.chat.limits_thinking(thinking)
+        room = limit - len(self.chat.end_think_ids) - 1
+        limits = self.chat.thinks and self.chat.can_limit_thinking(thinking)
         if own is not None and thinking != "off":
             if not limits:
-                raise refuse(
+                raise bad_request(
                     "`think_budget` needs a model that thinks between tokens `<think>` and `</think>`. Leave `think_budget` out.",
                     "think_budget",
                 )
@@ -290,7 +294,7 @@ class Service:
                     if room > 0
                     else "Raise `max_tokens`."
                 )
-                raise refuse(
+                raise bad_request(
                     f"`think_budget` is {own}, but the reply has at most {limit} tokens, for thinking, `</think>` and answer. {lower}",
                     "think_budget",
                 )
@@ -301,19 +305,19 @@ class Service:
         return max(1, budget) if room > 0 else None
 
     @staticmethod
-    def _check(prompt: Sequence[int], param: str, info: Ready) -> None:
+    def _check(prompt: Sequence[int], param: str, info: EngineLimits) -> None:
         if not prompt or max(prompt) >= info.vocab_size:
             problem = (
                 f"contains token id {max(prompt)}. Give ids from 0 to {info.vocab_size - 1}"
                 if prompt
                 else "is empty. Give a non-empty prompt"
             )
-            raise refuse(f"`{param}` {problem}.", param)
+            raise bad_request(f"`{param}` {problem}.", param)
         if len(prompt) >= info.max_len:
             raise _too_long(param, len(prompt), info)
 
 
-def _too_long(param: str, tokens: int | str, info: Ready) -> ApiError:
+def _too_long(param: str, tokens: int | str, info: EngineLimits) -> ApiError:
     """Return the error for a text that leaves no room for a reply in the context."""
     problem = f"`{param}` has {tokens} tokens, but it and the reply must fit in the context of {info.max_len} tokens"
-    return refuse(f"{problem}. Shorten this field.", param, "context_length_exceeded")
+    return bad_request(f"{problem}. Shorten this field.", param, "context_length_exceeded")

@@ -14,12 +14,12 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from rorqual.core.errors import ConfigError
-from rorqual.core.lock import Lock, own
+from rorqual.core.lock import Lock, acquire_lock
 from rorqual.serve.bodies import BODY_SECONDS, DISCARDED
-from rorqual.serve.bridge import Bridge
+from rorqual.serve.bridge import EngineBridge
 from rorqual.serve.errors import ApiError
-from rorqual.serve.exchange import ClientDisconnected
-from rorqual.serve.keys import Keys
+from rorqual.serve.http_responses import ClientDisconnected
+from rorqual.serve.keys import ApiKeys
 
 CHUNK = 1 << 20
 """Bytes of a body that are buffered before a thread writes them to the file."""
@@ -36,21 +36,21 @@ class WeightUploads:
     """
 
     folder: Path
-    keys: Keys
+    keys: ApiKeys
     lock: Lock
     version: int = 0
     digest: bytes = b""
     busy: bool = False
 
     @classmethod
-    def begin(cls, folder: Path) -> tuple[WeightUploads, str | None]:
+    def open_folder(cls, folder: Path) -> tuple[WeightUploads, str | None]:
         """Lock `folder`, delete weights of an earlier server, and create a rollout key if the folder has none.
 
         Return (uploads, new key). The new key is None if the folder already has a key.
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = own(folder, "Give each server its own rollout_dir.")
+            lock = acquire_lock(folder, "Give each server its own rollout_dir.")
             for old in folder.glob("weights-*"):
                 old.unlink()
         except OSError as error:
@@ -59,8 +59,8 @@ class WeightUploads:
                 where=f"rollout_dir={folder}",
                 remedy="Give a folder that you may write to.",
             ) from None
-        keys = Keys.load(folder / KEYS)
-        key = keys.ensure(OWNER)
+        keys = ApiKeys.load(folder / KEYS)
+        key = keys.ensure_key(OWNER)
         return cls(folder, keys, lock), key
 
     def close(self) -> None:
@@ -69,7 +69,7 @@ class WeightUploads:
             file.unlink(missing_ok=True)
         self.lock.close()
 
-    async def take(self, request: Request, bridge: Bridge) -> None:
+    async def load_from_request(self, request: Request, bridge: EngineBridge) -> None:
         """Load the weights in a request body into the engine.
 
         If the body is invalid, raises ApiError, and the engine keeps its weights. The whole body is read first, because a
@@ -79,13 +79,13 @@ class WeightUploads:
         file, old = self.folder / f"weights-{secrets.token_hex(8)}.safetensors", bridge.weights
         stale: Path | None = file
         try:
-            sha256 = await self._stream(request, file, bridge.info.weights_bytes)
+            sha256 = await self._save_body(request, file, bridge.info.weights_bytes)
             version = self._checked_version(request, sha256)
             if version == self.version:  # a retry after a lost response
                 return
             self.busy = True
             try:
-                await bridge.update(file, version)
+                await bridge.update_weights(file, version)
             finally:
                 self.busy = False
             self.version, self.digest, stale = version, sha256, old and old[0]
@@ -108,7 +108,7 @@ class WeightUploads:
             raise ApiError(412, f"{problem}. Send a newer version, or read /rollout/weights first.", code="old_version")
         return version
 
-    async def _stream(self, request: Request, file: Path, limit: int) -> bytes:
+    async def _save_body(self, request: Request, file: Path, limit: int) -> bytes:
         """Write the request body to `file` and return its SHA-256. The server reads no further parts while it writes to
         disk, so only about `CHUNK` bytes are buffered."""
         loop, sha256, size, buffer = asyncio.get_running_loop(), hashlib.sha256(), 0, bytearray()

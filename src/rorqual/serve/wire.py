@@ -75,7 +75,7 @@ class SampledToken:
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RolloutRecord:
     """Data that a rollout returns in addition to its tokens. The engine sends the `Recorded` message of a sample before the sample's last token.
 
     `policy_version`: version of the weights that generated the rollout. `experts`: routed experts. `kept`: the tokens
@@ -90,7 +90,7 @@ class Recorded:
 
 
 @dataclass(frozen=True)
-class Ready:
+class EngineLimits:
     """The engine's limits. The engine sends a `Ready` message when it has loaded the model.
 
     `max_len`: maximum number of tokens in prompt and reply together. `weights_bytes`: maximum size of a weight update file.
@@ -101,7 +101,7 @@ class Ready:
     weights_bytes: int = 0
 
 
-def line(kind: str, **fields: Any) -> bytes:
+def message_line(kind: str, **fields: Any) -> bytes:
     """Serialize a message as one line of JSON."""
     return json.dumps({"kind": kind, **fields}, separators=(",", ":")).encode() + b"\n"
 
@@ -123,7 +123,7 @@ def pack(ask: EngineRequest) -> PackedRequest:
     return PackedRequest(text[:-1].encode(), ask.params.n, len(ask.prompt))
 
 
-def submit(number: int, ask: PackedRequest, tenant: str) -> tuple[bytes, bytes]:
+def submit_message(number: int, ask: PackedRequest, tenant: str) -> tuple[bytes, bytes]:
     """Return a `submit` message as two byte strings, to avoid copying the prompt, which may be long.
 
     `number`: identifies the request in the engine's replies.
@@ -138,9 +138,9 @@ def score_messages(
     step = max(1, SCORES // (1 + top))
     rows = list(zip(logprobs, best))
     for start in range(0, len(rows), step):
-        yield line("scored", number=number, scores=rows[start : start + step])
+        yield message_line("scored", number=number, scores=rows[start : start + step])
 
 
-def ask_of(message: dict[str, Any]) -> EngineRequest:
+def parse_submit_message(message: dict[str, Any]) -> EngineRequest:
     """Parse a `submit` message and return its `EngineRequest`."""
     return EngineRequest(tuple(message["prompt"]), from_json(message["params"]), message["priority"])

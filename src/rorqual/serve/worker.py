@@ -27,16 +27,16 @@ from torch import Tensor
 from rorqual.core.errors import CheckpointError, RorqualError
 from rorqual.engine.deltas import Delta
 from rorqual.engine.engine import Engine
-from rorqual.engine.grammar.check import MISMATCH
-from rorqual.engine.grammar.compiler import Compiled
+from rorqual.engine.grammar.compiler import CompiledGrammar
 from rorqual.engine.grammar.queue import CompileTask
+from rorqual.engine.grammar.schema_validator import MISMATCH
 from rorqual.engine.request import Request
 from rorqual.model.load.run_directory import check_names
 from rorqual.ops.backends import backend
 from rorqual.ops.backends.torch_invariant import NOT_HELD
 from rorqual.ops.devices import check_device
 from rorqual.ops.paged import BLOCK
-from rorqual.serve.wire import LONGEST_LINE, TENANT, EngineArguments, ask_of, line, score_messages
+from rorqual.serve.wire import LONGEST_LINE, TENANT, EngineArguments, message_line, parse_submit_message, score_messages
 
 BEAT = 0.5
 """Seconds between heartbeats. A heartbeat contains the engine's statistics."""
@@ -56,7 +56,7 @@ class Worker:
         self.scored: set[int] = set()  # request_ids for which the log-probabilities of the prompt were sent
         # The server's request number -> (request, its grammar). The grammar must live until the request is submitted, because
         # the grammar cache holds only weak references.
-        self.compiling: dict[int, tuple[dict[str, Any], CompileTask[Compiled]]] = {}
+        self.compiling: dict[int, tuple[dict[str, Any], CompileTask[CompiledGrammar]]] = {}
         self.recorded: set[int] = set()  # request_ids whose rollout data is recorded
         self.version = 0  # version of the current weights
         self.updates: list[tuple[Path, int]] = []  # (file, version) of weights to load
@@ -67,14 +67,14 @@ class Worker:
 
     def run(self) -> None:
         """Run the main loop until standard input closes."""
-        threading.Thread(target=self._listen, daemon=True).start()
+        threading.Thread(target=self._queue_input_messages, daemon=True).start()
         while self._read_messages():
             if self.numbers:
                 self._send_deltas(self.engine.step())
-            self._install()
-            self._live()
+            self._install_weights()
+            self._send_heartbeat()
 
-    def _listen(self) -> None:
+    def _queue_input_messages(self) -> None:
         for text in self.source:
             self.inbox.put(json.loads(text))
         self.inbox.put(None)
@@ -98,19 +98,19 @@ class Worker:
                 break
         return True
 
-    def _live(self) -> None:
+    def _send_heartbeat(self) -> None:
         """Send a heartbeat if it is due or the engine is idle."""
         now = time.monotonic()
         if now - self.beat > BEAT or not self.numbers:
             self.beat = now
-            self._send(line("beat", stats=self.engine.stats()))
+            self._send(message_line("beat", stats=self.engine.stats()))
 
     def _handle_message(self, message: dict[str, Any]) -> None:
         number = message.get("number", -1)
         match message["kind"]:
             case "update":
                 self.updates.append((Path(message["file"]), message["version"]))
-                self._install()
+                self._install_weights()
             case "cancel":
                 self.held.pop(number, None)
                 if (waiting := self.compiling.pop(number, None)) is not None:
@@ -122,23 +122,23 @@ class Worker:
                 if (waiting := self.compiling.pop(number, None)) is not None:
                     self._end_compilation(number, *waiting)
             case _ if message["params"]["grammar"] is not None:
-                self._compile(number, message)
+                self._compile_grammar(number, message)
             case _:
                 self._submit(number, message)
 
-    def _compile(self, number: int, message: dict[str, Any]) -> None:
+    def _compile_grammar(self, number: int, message: dict[str, Any]) -> None:
         """Compile a request's grammar in a thread, so that running requests continue.
 
         When compilation ends, the thread puts a `compiled` message in the inbox, and the main loop submits or refuses
         the request.
         """
-        grammar = ask_of(message).params.grammar
+        grammar = parse_submit_message(message).params.grammar
         assert grammar is not None
         ready = self.engine.grammars.submit(grammar, message["tenant"])
         self.compiling[number] = message, ready
         ready.add_done_callback(lambda _: self.inbox.put({"kind": "compiled", "number": number}))
 
-    def _end_compilation(self, number: int, message: dict[str, Any], ready: CompileTask[Compiled]) -> None:
+    def _end_compilation(self, number: int, message: dict[str, Any], ready: CompileTask[CompiledGrammar]) -> None:
         error = ready.exception()
         if error is None:
             self._submit(number, message)
@@ -147,7 +147,7 @@ class Worker:
         else:
             raise error
 
-    def _install(self) -> None:
+    def _install_weights(self) -> None:
         """Load new weights when no request is running. After the last update, submit the waiting requests."""
         while self.updates and not self.numbers:
             (file, version), refusal = self.updates.pop(0), ""
@@ -156,7 +156,7 @@ class Worker:
                 self.version = version
             except RorqualError as error:
                 refusal = message_of(error)
-            self._send(line("updated", version=version, refusal=refusal))
+            self._send(message_line("updated", version=version, refusal=refusal))
             if not self.updates:
                 held, self.held = self.held, {}
                 for message in held.values():
@@ -166,7 +166,7 @@ class Worker:
         if self.updates:
             self.held[number] = message
             return
-        ask = ask_of(message)
+        ask = parse_submit_message(message)
         request = Request(params=ask.params, prompt_ids=ask.prompt, tenant=message["tenant"], priority=ask.priority)
         try:
             request_id = self.engine.submit(request)
@@ -178,9 +178,9 @@ class Worker:
             self.recorded.add(request_id)
 
     def _refuse(self, number: int, message: str, status: int = 400) -> None:
-        self._send(line("refused", number=number, message=message, status=status))
+        self._send(message_line("refused", number=number, message=message, status=status))
 
-    def _broke_off(self, number: int, delta: Delta) -> None:
+    def _refuse_failed_sample(self, number: int, delta: Delta) -> None:
         assert delta.completion is not None
         if delta.completion.error.startswith(MISMATCH):
             self._refuse(number, f"{delta.completion.error}. Try another seed, or make the schema simpler.", 422)
@@ -196,7 +196,7 @@ class Worker:
                 continue  # the request was removed because another of its samples failed
             reason = None if delta.completion is None else delta.completion.finish_reason
             if delta.completion is not None and delta.completion.error:
-                self._broke_off(self.numbers[delta.request_id], delta)
+                self._refuse_failed_sample(self.numbers[delta.request_id], delta)
                 self.engine.cancel(delta.request_id)
                 self._forget(delta.request_id)
                 continue
@@ -205,7 +205,11 @@ class Worker:
                 number, scores = self.numbers[delta.request_id], delta.scores
                 for message in score_messages(number, scores.logprobs, scores.best, scores.top):
                     self._send(message)
-            if delta.completion is not None and delta.request_id in self.recorded and not self._record(delta):
+            if (
+                delta.completion is not None
+                and delta.request_id in self.recorded
+                and not self._send_rollout_record(delta)
+            ):
                 continue
             said = (delta.sample, delta.token, reason, delta.logprob, delta.top, delta.hit)
             rows.append([self.numbers[delta.request_id], *said])
@@ -214,14 +218,14 @@ class Worker:
                 if not self.left[delta.request_id]:
                     self._forget(delta.request_id)
         if rows:
-            self._send(line("drawn", rows=rows))
+            self._send(message_line("drawn", rows=rows))
 
-    def _record(self, delta: Delta) -> bool:
+    def _send_rollout_record(self, delta: Delta) -> bool:
         """Send a `recorded` message for a finished rollout. If the message is too long, refuse the request and return False."""
         number, found = self.numbers[delta.request_id], delta.completion
         assert found is not None
-        fields = {"experts": array_of(found.experts), "kept": array_of(found.kept)}
-        message = line("recorded", number=number, sample=delta.sample, policy_version=self.version, **fields)
+        fields = {"experts": encode_array(found.experts), "kept": encode_array(found.kept)}
+        message = message_line("recorded", number=number, sample=delta.sample, policy_version=self.version, **fields)
         if len(message) <= LONGEST_RECORD:
             self._send(message)
             return True
@@ -261,7 +265,7 @@ def weights_of(file: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def array_of(array: Any) -> dict[str, Any] | None:
+def encode_array(array: Any) -> dict[str, Any] | None:
     """Encode a tensor or array as a JSON object with its dtype, its shape and its bytes in base64. Return None for None."""
     if array is None:
         return None
@@ -295,7 +299,7 @@ def main() -> None:
             **arguments.engine,
         )
     except RorqualError as error:
-        sink.write(line("fatal", what=error.what, where=error.where, remedy=error.remedy))
+        sink.write(message_line("fatal", what=error.what, where=error.where, remedy=error.remedy))
         sink.flush()
         raise SystemExit(2) from None
     if backend(engine.config.backend).invariant and not engine.invariant:
@@ -304,7 +308,7 @@ def main() -> None:
     tensors = engine.model.state_dict().values()
     most = HEADER * (1 + len(tensors)) + sum(4 * tensor.numel() for tensor in tensors)
     vocab = engine.model.config.vocab_size
-    sink.write(line("ready", max_len=min(engine.max_len, room), vocab_size=vocab, weights_bytes=most))
+    sink.write(message_line("ready", max_len=min(engine.max_len, room), vocab_size=vocab, weights_bytes=most))
     sink.flush()
     try:
         Worker(engine, sys.stdin.buffer, sink).run()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+from rorqual.tasks.answer_marks import last_line, last_mark, unwrap_answer, without_thinking
 from rorqual.tasks.expressions import verify_latex
-from rorqual.tasks.marks import last_line, last_mark, unwrap_answer, without_thinking
-from rorqual.tasks.numbers import last_number, read_number, whole_number
+from rorqual.tasks.numbers import last_number, read_number, read_unitless_number
 from rorqual.tasks.task import Verdict
 
-__all__ = ["answer_number", "final_answer", "final_number", "last_mark", "math_equal", "whole_number"]
+__all__ = ["answer_number", "final_answer", "final_number", "last_mark", "math_equal", "read_unitless_number"]
 
 
 def final_answer(text: str) -> str:

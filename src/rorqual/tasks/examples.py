@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import rorqual
-from rorqual.core.errors import DataError, TaskError, nearest
+from rorqual.core.errors import DataError, TaskError, suggest_name
 from rorqual.core.journal import append_line, read_lines, to_line
 from rorqual.core.records import write_atomic, write_json
 from rorqual.core.user_code import import_file
 from rorqual.tasks.answer import answer_number, final_answer
+from rorqual.tasks.answer_marks import last_mark
 from rorqual.tasks.file_task import FileTask, normalize_text
-from rorqual.tasks.marks import last_mark
 from rorqual.tasks.task import Problem, Split, Verdict
 
 AnswerKind = Literal["label", "number", "JSON", "text"]
@@ -37,7 +37,7 @@ FACTS_FILE, OPENINGS_FILE, SEALED_FILE = "task.json", "openings.jsonl", "test.se
 
 
 @dataclass(frozen=True)
-class Opening:
+class SealedSplitReading:
     """A record of one reading of the test split. `checkpoint` is the digest of the checkpoint that was measured, or ""."""
 
     time: str
@@ -46,7 +46,7 @@ class Opening:
     checkpoint: str
 
 
-class Examples(FileTask):
+class ExamplesTask(FileTask):
     """Problems from a folder that `rorqual teach` wrote: `train.jsonl`, `dev.jsonl`, `test.sealed` and `task.json`.
 
     `grader` names a function of prompt, gold answer and reply, such as `./mine.py:function`. Without a grader, `kind` decides how answers
@@ -66,7 +66,7 @@ class Examples(FileTask):
     def __init__(self, data: Path, grader: str = "", kind: AnswerKind | None = None, last_line: bool = False) -> None:
         super().__init__(data)
         self.last_line = last_line
-        self.kind: AnswerKind = kind or read_facts(data)["kind"]
+        self.kind: AnswerKind = kind or read_task_json(data)["kind"]
         self.grader = grader
         self.judge = load_function(grader, "grader") if grader else None
 
@@ -74,8 +74,8 @@ class Examples(FileTask):
         if split != "test":
             lines = list(read_lines(self.data / f"{split}.jsonl"))
         else:
-            lines = [json.loads(line) for line in _sealed_lines(self.data)]
-            record_opening(self.data, self.checkpoint)
+            lines = [json.loads(line) for line in _read_sealed_test_lines(self.data)]
+            record_test_reading(self.data, self.checkpoint)
         return [
             Problem(
                 key=line["key"],
@@ -89,21 +89,21 @@ class Examples(FileTask):
         ]
 
     def grade(self, problem: Problem, reply: str) -> Verdict:
-        gold = canonical(problem.answer, self.kind)
-        for answer in self._answers(problem, reply):
+        gold = canonical_form(problem.answer, self.kind)
+        for answer in self._answer_candidates(problem, reply):
             if self.judge is None:
-                right = gold is not None and canonical(answer, self.kind) == gold
+                right = gold is not None and canonical_form(answer, self.kind) == gold
             else:
-                right = self._judged(problem, answer)
+                right = self._accepted_by_grader(problem, answer)
             if right:
                 return Verdict.RIGHT
         return Verdict.WRONG
 
     def is_marked(self, problem: Problem, reply: str) -> bool:
         """Return whether the reply has an answer of the task's kind. With a user's grader, every reply counts as marked."""
-        return self.judge is not None or canonical(reply, self.kind) is not None
+        return self.judge is not None or canonical_form(reply, self.kind) is not None
 
-    def _judged(self, problem: Problem, answer: str) -> bool:
+    def _accepted_by_grader(self, problem: Problem, answer: str) -> bool:
         assert self.judge is not None
         try:
             judged = self.judge(problem.prompt, problem.answer, answer)
@@ -120,9 +120,9 @@ class Examples(FileTask):
         return bool(judged)
 
     def canonical_answer(self, problem: Problem, reply: str) -> str | None:
-        return canonical(self._answers(problem, reply)[0], self.kind)
+        return canonical_form(self._answer_candidates(problem, reply)[0], self.kind)
 
-    def _answers(self, problem: Problem, reply: str) -> list[str]:
+    def _answer_candidates(self, problem: Problem, reply: str) -> list[str]:
         """Return the texts that may be the answer: the whole reply and, with `last_line`, as many last lines as the gold answer has."""
         if not self.last_line or (self.kind == "number" and self.judge is None and last_mark(reply) is not None):
             return [reply]
@@ -137,14 +137,14 @@ class Examples(FileTask):
         return [plain.rstrip(".").strip("*`\"' "), end, final_answer(end), reply]
 
 
-def canonical(text: str, kind: AnswerKind) -> str | None:
+def canonical_form(text: str, kind: AnswerKind) -> str | None:
     """Return the answer in `text` in the form that is compared with other answers, or None if `text` has no answer of the given kind."""
     if kind == "number":
         number = answer_number(text)
         return None if number is None else str(number)
     if kind == "JSON":
         try:
-            return json.dumps(_normal_json(json.loads(text, object_pairs_hook=_without_repeats)), sort_keys=True)
+            return json.dumps(_normalize_json(json.loads(text, object_pairs_hook=_dict_of_unique_keys)), sort_keys=True)
         except (ValueError, RecursionError):
             return None
     if kind == "text":
@@ -152,20 +152,20 @@ def canonical(text: str, kind: AnswerKind) -> str | None:
     return normalize_text(text).rstrip(".。") or None
 
 
-def _normal_json(value: Any) -> Any:
+def _normalize_json(value: Any) -> Any:
     if isinstance(value, str):
         return normalize_text(value)
     if isinstance(value, list):
-        return [_normal_json(item) for item in value]
+        return [_normalize_json(item) for item in value]
     if isinstance(value, dict):
-        return {name: _normal_json(item) for name, item in value.items() if item is not None}
+        return {name: _normalize_json(item) for name, item in value.items() if item is not None}
     exact = (
         isinstance(value, bool) or not isinstance(value, int) or abs(value) > 2**53
     )  # a float cannot hold larger integers
     return value if exact else float(value)
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _dict_of_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return a JSON object as a dict. Raises ValueError for a repeated key, because such a key has no single value."""
     if len(dict(pairs)) < len(pairs):
         raise ValueError("a key is repeated")
@@ -183,13 +183,13 @@ def write_examples(folder: Path, splits: Mapping[Split, Sequence[Mapping[str, An
     """
     for split, rows in splits.items():
         if split == "test":
-            write_atomic(folder / SEALED_FILE, gzip.compress(_as_lines(rows), mtime=0))
+            write_atomic(folder / SEALED_FILE, gzip.compress(_rows_to_jsonl(rows), mtime=0))
         else:
-            write_atomic(folder / f"{split}.jsonl", _as_lines(rows))
+            write_atomic(folder / f"{split}.jsonl", _rows_to_jsonl(rows))
     write_json(folder / FACTS_FILE, facts)
 
 
-def _as_lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
+def _rows_to_jsonl(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return b"".join(map(to_line, rows))
 
 
@@ -197,10 +197,10 @@ def holds_examples(folder: Path, *, dev: Sequence[Mapping[str, Any]], test: Sequ
     """Return whether `dev` and `test` are the rows of the folder's dev and test splits. The
     comparison is not recorded as a reading, because it returns no test rows."""
     sealed = gzip.decompress((folder / SEALED_FILE).read_bytes())
-    return sealed == _as_lines(test) and (folder / "dev.jsonl").read_bytes() == _as_lines(dev)
+    return sealed == _rows_to_jsonl(test) and (folder / "dev.jsonl").read_bytes() == _rows_to_jsonl(dev)
 
 
-def read_facts(folder: Path) -> dict[str, Any]:
+def read_task_json(folder: Path) -> dict[str, Any]:
     """Return the content of `task.json`. Raises DataError if the file is missing or invalid."""
     path = folder / FACTS_FILE
     try:
@@ -213,7 +213,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     raise DataError(problem, where=str(path), remedy="Give the folder `data` that `rorqual teach` wrote.")
 
 
-def _sealed_lines(folder: Path) -> list[bytes]:
+def _read_sealed_test_lines(folder: Path) -> list[bytes]:
     path = folder / SEALED_FILE
     try:
         return gzip.decompress(path.read_bytes()).splitlines()
@@ -223,7 +223,7 @@ def _sealed_lines(folder: Path) -> list[bytes]:
         ) from None
 
 
-def record_opening(folder: Path, checkpoint: str) -> None:
+def record_test_reading(folder: Path, checkpoint: str) -> None:
     """Append a record of a reading of the test split to `openings.jsonl`. `checkpoint` is the digest of the measured checkpoint, or ""."""
     command = (
         " ".join(["rorqual", *sys.argv[1:3]]) if sys.argv[0].endswith(("rorqual", "rorqual/__main__.py")) else "Python"
@@ -239,9 +239,9 @@ def record_opening(folder: Path, checkpoint: str) -> None:
     )
 
 
-def openings(folder: Path) -> list[Opening]:
+def list_test_readings(folder: Path) -> list[SealedSplitReading]:
     """Return all readings of the test split, oldest first."""
-    return [Opening(**line) for line in read_lines(folder / OPENINGS_FILE)]
+    return [SealedSplitReading(**line) for line in read_lines(folder / OPENINGS_FILE)]
 
 
 TAKES = {"grader": ("prompt", "answer", "reply"), "rule": ("prompt",)}
@@ -261,7 +261,7 @@ def load_function(spec: str, what: Literal["grader", "rule"]) -> Callable[..., A
     function = getattr(module, name, None)
     if not callable(function):
         known = [key for key, value in vars(module).items() if callable(value) and value.__module__ == module.__name__]
-        remedy = nearest(name, known) or "Define the function in this file."
+        remedy = suggest_name(name, known) or "Define the function in this file."
         raise TaskError(f"the file has no function '{name}'", where=path, remedy=remedy)
     with suppress(ValueError):  # a builtin function without a signature
         try:

@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from types import ModuleType
 from typing import Any
 
-from rorqual.core.extras import extra
+from rorqual.core.extras import require_extra
 from rorqual.tasks.numbers import read_number
 from rorqual.tasks.task import Verdict
 
@@ -45,9 +45,9 @@ _OPEN = re.compile(r"\\{|[\[(]")
 
 
 @cache
-def math_verify() -> ModuleType:
+def import_math_verify() -> ModuleType:
     """Import and return math-verify. Raises ConfigError if math-verify is not installed."""
-    with extra("math", "math_verify", "latex2sympy2_extended"):
+    with require_extra("math", "math_verify", "latex2sympy2_extended"):
         import math_verify
     for name in (
         "math_verify.parser",
@@ -62,7 +62,7 @@ def verify_latex(gold: str, answer: str, *, timeout: float) -> Verdict:
     if len(answer) > LONGER * len(gold) + LONGEST:
         answer = ""
     if (words := gold_words(gold)) is not None:
-        return _verdict(bare_words(answer) == words)
+        return _verdict(normalize_words(answer) == words)
     number, gold_number = read_number(answer), read_number(gold)
     if number is not None and gold_number is not None:
         return _verdict(number.equals(gold_number))
@@ -80,11 +80,13 @@ def gold_words(gold: str) -> str | None:
     if "\\" in inner or not re.search("[A-Za-z]", inner) or read_number(gold) is not None:
         return None
     return (
-        bare_words(inner) if inner != bare or re.fullmatch(r"(?:[A-Za-z]{2,}[ .-]?)+|\([A-Z]\)|[A-Z]", bare) else None
+        normalize_words(inner)
+        if inner != bare or re.fullmatch(r"(?:[A-Za-z]{2,}[ .-]?)+|\([A-Z]\)|[A-Z]", bare)
+        else None
     )
 
 
-def bare_words(text: str) -> str:
+def normalize_words(text: str) -> str:
     """Return the letters, digits and `:/+-` of `text` in lower case: `3:30pm` for `\\text{3:30 p.m.}`."""
     return re.sub(r"[^0-9a-z:/+-]", "", _TEXT.sub(r" \1 ", text).lower())
 
@@ -97,7 +99,7 @@ def compare_expressions(gold: str, answer: str) -> Verdict:
     based = [_BASED.fullmatch(text.replace(" ", "")) for text in (gold, answer)]
     if any(based):
         return _verdict(all(based) and len({(match[1].upper(), match[2]) for match in based if match}) == 1)
-    if _brackets(gold) | _brackets(answer) >= {"\\{", "("}:
+    if _opening_bracket(gold) | _opening_bracket(answer) >= {"\\{", "("}:
         return Verdict.WRONG
     sides = re.split(r"(?<![<>\\!])=", answer)
     if "=" in gold or "," in answer or any(re.search(r"(?<!\\)\b[A-Za-z]", side) for side in sides[:-1]):
@@ -107,15 +109,15 @@ def compare_expressions(gold: str, answer: str) -> Verdict:
 
 def _verify_equal(golds: list[Any], answers: list[Any]) -> bool:
     options: dict[str, Any] = {"timeout_seconds": None, "raise_on_error": True, "allow_set_relation_comp": True}
-    return bool(answers) and math_verify().verify(golds, answers, numeric_precision=DIGITS, **options)
+    return bool(answers) and import_math_verify().verify(golds, answers, numeric_precision=DIGITS, **options)
 
 
 def _parse_expression(text: str) -> list[Any]:
     """Parse `text` with math-verify. Each decimal becomes an exact fraction, and results that are strings are left out."""
     from sympy import Float, Rational
 
-    text = _REPEATING.sub(_as_fraction, _SPACING.sub(" ", text))
-    forms = math_verify().parse(f"\\boxed{{{text}}}", parsing_timeout=None)
+    text = _REPEATING.sub(_repeating_to_fraction, _SPACING.sub(" ", text))
+    forms = import_math_verify().parse(f"\\boxed{{{text}}}", parsing_timeout=None)
     return [
         form.xreplace({decimal: Rational(str(decimal)) for decimal in form.atoms(Float)})
         for form in forms
@@ -123,20 +125,20 @@ def _parse_expression(text: str) -> list[Any]:
     ]
 
 
-def _as_fraction(match: re.Match[str]) -> str:
+def _repeating_to_fraction(match: re.Match[str]) -> str:
     """Return a repeating decimal as a fraction: `\\frac{1}{3}` for `0.\\overline{3}`."""
     before, after, repeated = match.groups()
     nines, shift = 10 ** len(repeated) - 1, 10 ** len(after)
     return rf"\frac{{{int(before + after or 0) * nines + int(repeated)}}}{{{nines * shift}}}"
 
 
-def _brackets(text: str) -> set[str]:
+def _opening_bracket(text: str) -> set[str]:
     """Return a set with the bracket that opens `text`, or an empty set if `text` is not a list in brackets."""
     match = _OPEN.match(_SPACING.sub(" ", text).strip())
     return {match[0]} if match and "," in text else set()
 
 
-class Comparer:
+class ComparisonProcess:
     """A client of the process that compares expressions. The process starts with the first
     comparison, and is restarted after a comparison that took too long."""
 
@@ -160,7 +162,7 @@ class Comparer:
                 return Verdict.UNGRADED
 
     def _start(self) -> None:
-        command = [sys.executable, "-c", "from rorqual.tasks.expressions import answer_lines; answer_lines()"]
+        command = [sys.executable, "-c", "from rorqual.tasks.expressions import serve_comparisons; serve_comparisons()"]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8"
         )
@@ -176,13 +178,13 @@ def _read_lines(process: subprocess.Popen[str], lines: SimpleQueue[str]) -> None
     lines.put("")  # the process ended: no verdict
 
 
-COMPARER = Comparer()
+COMPARER = ComparisonProcess()
 
 
-def answer_lines() -> None:
+def serve_comparisons() -> None:
     """Read (gold, answer) pairs as JSON lines from standard input, and print a verdict for each pair. An exception that is not in `FAILURES`
     ends the process, and the parent process then returns UNGRADED."""
-    math_verify()
+    import_math_verify()
     print("ready", flush=True)
     for line in sys.stdin:
         try:

@@ -12,23 +12,23 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any, Literal
 
-from rorqual.core.errors import ConfigError, DataError, RorqualError, TaskError, nearest
+from rorqual.core.errors import ConfigError, DataError, RorqualError, TaskError, suggest_name
 from rorqual.core.user_code import USER_MODULE, import_file
-from rorqual.tasks.everyday import Everyday
-from rorqual.tasks.examples import Examples
+from rorqual.tasks.everyday import EverydayMixture
+from rorqual.tasks.examples import ExamplesTask
 from rorqual.tasks.families import Families
 from rorqual.tasks.folio import Folio
 from rorqual.tasks.gsm8k import Gsm8k
 from rorqual.tasks.gym import GymTask
 from rorqual.tasks.knights import Knights
-from rorqual.tasks.long import Long
+from rorqual.tasks.long_text import LongTextTask
 from rorqual.tasks.math500 import Math500
 from rorqual.tasks.messages import Messages
 from rorqual.tasks.task import Problem, Split, Task, Verdict
 
 NAMED: Mapping[str, Callable[..., Task]] = {
-    "families": Families, "long": Long, "gsm8k": Gsm8k, "math500": Math500, "folio": Folio, "knights": Knights,
-    "messages": Messages, "everyday": Everyday, "examples": Examples,
+    "families": Families, "long": LongTextTask, "gsm8k": Gsm8k, "math500": Math500, "folio": Folio, "knights": Knights,
+    "messages": Messages, "everyday": EverydayMixture, "examples": ExamplesTask,
 }  # fmt: skip
 SPLITS: tuple[Split, Split] = ("train", "test")
 
@@ -52,7 +52,7 @@ def load_task(spec: str, *, data: Path | None = None, options: Mapping[str, Any]
         raise ConfigError(
             f"unknown task '{spec}'",
             where="task",
-            remedy=nearest(kind, [*NAMED, "gym:NAME"]) + " Or give ./mine.py:Class.",
+            remedy=suggest_name(kind, [*NAMED, "gym:NAME"]) + " Or give ./mine.py:Class.",
         )
     if argument:
         given["names"] = tuple(name.strip() for name in argument.split(","))
@@ -70,13 +70,15 @@ def _build(make: Callable[..., Task], spec: str, options: dict[str, Any], data: 
         raise ConfigError(f"task '{spec}' needs a file", where="data", remedy="Give data=FILE.")
     for name in options:
         if name not in parameters and not takes_any:
-            raise ConfigError(f"task '{spec}' has no option '{name}'", where="task", remedy=nearest(name, parameters))
+            raise ConfigError(
+                f"task '{spec}' has no option '{name}'", where="task", remedy=suggest_name(name, parameters)
+            )
     try:
         task = make(**options)
     except RorqualError:
         raise
     except Exception as error:  # a user's constructor may raise any exception; the error names the task
-        raise name_user_error(error, f"task {spec}", "the constructor") from error
+        raise wrap_user_error(error, f"task {spec}", "the constructor") from error
     return task
 
 
@@ -90,7 +92,7 @@ def _class_in(path: Path, name: str) -> Callable[..., Task]:
             raise TaskError(
                 "the file does not define exactly one task",
                 where=str(path),
-                remedy=f"Name the class: {path}:Class. {nearest('', tasks)}".strip(),
+                remedy=f"Name the class: {path}:Class. {suggest_name('', tasks)}".strip(),
             )
         name = next(iter(tasks))
     cls = getattr(module, name, None)
@@ -98,9 +100,9 @@ def _class_in(path: Path, name: str) -> Callable[..., Task]:
         raise TaskError(
             f"the file has no class '{name}'",
             where=str(path),
-            remedy=nearest(name, tasks) or "Define the class in this file.",
+            remedy=suggest_name(name, tasks) or "Define the class in this file.",
         )
-    where = f"{path}:{_line_of(cls)}"
+    where = f"{path}:{_source_line(cls)}"
     if not _is_task(cls):
         raise TaskError(f"'{name}' is not a Task", where=where, remedy="Write `class Mine(rorqual.tasks.task.Task)`.")
     if missing := sorted(cls.__abstractmethods__):
@@ -115,14 +117,14 @@ def _is_task(value: object) -> bool:
     return isinstance(value, type) and issubclass(value, Task) and value is not Task
 
 
-def _line_of(value: Any) -> int:
+def _source_line(value: Any) -> int:
     try:
         return inspect.getsourcelines(value)[1]
     except (OSError, TypeError):
         return 1
 
 
-def name_user_error(error: Exception, where: str, doing: str) -> TaskError:
+def wrap_user_error(error: Exception, where: str, doing: str) -> TaskError:
     """Wrap an exception from a user's code in a TaskError that names the innermost file and line outside Python and its packages."""
     frames = traceback.extract_tb(error.__traceback__)
     installed = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
@@ -146,7 +148,7 @@ def safe_grade(task: Task, problem: Problem, reply: str, *, read: Literal["marke
         raise
     except Exception as error:  # a failing grader must stop the run, never score 0
         where = problem.meta.get("where") or f"problem {shorten(problem.key, 80, placeholder='...')!r}"
-        raise name_user_error(error, f"task {task.name}", f"the grader, on {where},") from error
+        raise wrap_user_error(error, f"task {task.name}", f"the grader, on {where},") from error
     if not isinstance(verdict, Verdict):
         raise TaskError(
             f"the grader returned {verdict!r:.40}, not a Verdict",
@@ -168,7 +170,7 @@ def safe_problems(task: Task, split: Split, seed: int) -> Iterator[Problem]:
     except RorqualError:
         raise
     except Exception as error:  # a user's generator may raise any exception
-        raise name_user_error(error, f"task {task.name}", f"problems({split!r}, {seed})") from error
+        raise wrap_user_error(error, f"task {task.name}", f"problems({split!r}, {seed})") from error
 
 
 KEYS, KEY_SECONDS = 1_000, 10.0
@@ -184,7 +186,7 @@ def check_splits(task: Task, seed: int) -> None:
     """
     if not type(task).__module__.startswith(USER_MODULE):
         return
-    train, test = (_some_keys(task, split, seed) for split in SPLITS)
+    train, test = (_first_problem_keys(task, split, seed) for split in SPLITS)
     if both := sorted(train & test):
         raise TaskError(
             f"{len(both):,} of the first {len(test):,} test problems are also in the train split, such as {both[0]!r:.60}",
@@ -194,7 +196,7 @@ def check_splits(task: Task, seed: int) -> None:
         )
 
 
-def _some_keys(task: Task, split: Split, seed: int) -> set[str]:
+def _first_problem_keys(task: Task, split: Split, seed: int) -> set[str]:
     began, keys = time.process_time(), set[str]()
     try:
         for problem in islice(safe_problems(task, split, seed), KEYS):
@@ -219,18 +221,18 @@ def _check(task: Task, problem: Problem) -> None:
         value = getattr(problem, wrong[0])
         raise TaskError(
             f"`{wrong[0]}` of the problem {problem.key!r:.60} is {value!r:.40}, not a string",
-            where=place(task, problem),
+            where=problem_location(task, problem),
             remedy=remedy,
         )
     if not problem.prompt.strip():
         raise TaskError(
             f"the problem {problem.key!r:.60} has an empty prompt",
-            where=place(task, problem),
+            where=problem_location(task, problem),
             remedy="Give the problem a prompt.",
         )
 
 
-def place(task: Task, problem: Problem) -> str:
+def problem_location(task: Task, problem: Problem) -> str:
     """Return where a problem comes from: its file and line, or the task's name."""
     return str(problem.meta.get("where", f"task {task.name}"))
 
@@ -240,7 +242,7 @@ def refuse_empty_answer(task: Task, problem: Problem) -> None:
     if not problem.answer.strip():
         raise DataError(
             f"the problem {problem.key!r:.60} has an empty answer",
-            where=place(task, problem),
+            where=problem_location(task, problem),
             remedy="Give the problem an answer.",
         )
 
@@ -253,6 +255,6 @@ def check_gold(task: Task, problems: Iterable[Problem]) -> None:
         if verdict is not Verdict.RIGHT:
             raise DataError(
                 f"the gold answer {problem.answer!r:.60} is graded {verdict.value} (problem {problem.key!r:.60})",
-                where=place(task, problem),
+                where=problem_location(task, problem),
                 remedy="Fix or remove the problem, or fix the grader.",
             )

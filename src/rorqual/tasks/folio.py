@@ -6,10 +6,10 @@ from pathlib import Path
 
 from rorqual.core.errors import DataError
 from rorqual.core.rows import DataRow, read_rows
-from rorqual.tasks.file_task import SAMPLES, FileTask, carve_dev_split, held_out, normalize_text
+from rorqual.tasks.answer_marks import ANSWER, first_sentence
+from rorqual.tasks.file_task import SAMPLES, FileTask, carve_dev_split, files_of_split, normalize_text
 from rorqual.tasks.labels import label_of, last_label
 from rorqual.tasks.marked_task import VERSION, MarkedTask
-from rorqual.tasks.marks import ANSWER, first_sentence
 from rorqual.tasks.task import Problem, Split
 
 LABELS = ("True", "False", "Uncertain")
@@ -34,7 +34,7 @@ class Folio(FileTask, MarkedTask):
         super().__init__(data or SAMPLES / "folio")
 
     def load(self, split: Split) -> list[Problem]:
-        paths = held_out(self.data, split, {"train": "train", "test": "validation"})
+        paths = files_of_split(self.data, split, {"train": "train", "test": "validation"})
         problems = [self._problem(row, split) for path in paths for row in read_rows(path)]
         return carve_dev_split([(str(p.meta["story"]), p) for p in problems], split)
 
@@ -49,16 +49,16 @@ class Folio(FileTask, MarkedTask):
             prompt=self.mark.prompt_for_mark(
                 f"Premises:\n{listed}\nConclusion: {conclusion.strip()}", "True, False or Uncertain"
             ),
-            answer=self.mark.write(gold),
+            answer=self.mark.mark_answer(gold),
             family="folio",
             meta={"where": row.where, "story": " ".join(sorted(map(normalize_text, premises)))},
             version=VERSION,
         )
 
-    def value(self, problem: Problem, text: str) -> str | None:
+    def parse_answer(self, problem: Problem, text: str) -> str | None:
         label = label_of(first_sentence(text), (*LABELS, *SAME))
         return SAME.get(label or "", label)
 
-    def last_value(self, problem: Problem, reply: str) -> str | None:
+    def parse_last_answer(self, problem: Problem, reply: str) -> str | None:
         label = last_label(reply, (*LABELS, *SAME))
         return SAME.get(label or "", label)

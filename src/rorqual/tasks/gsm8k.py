@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rorqual.core.errors import DataError
 from rorqual.core.rows import DataRow, read_rows
-from rorqual.tasks.file_task import SAMPLES, FileTask, carve_dev_split, held_out, normalize_text
+from rorqual.tasks.answer_marks import HASHES, first_sentence
+from rorqual.tasks.file_task import SAMPLES, FileTask, carve_dev_split, files_of_split, normalize_text
 from rorqual.tasks.marked_task import VERSION, MarkedTask
-from rorqual.tasks.marks import HASHES, first_sentence
-from rorqual.tasks.numbers import Number, last_number, read_number, whole_number
+from rorqual.tasks.numbers import Number, last_number, read_number, read_unitless_number
 from rorqual.tasks.task import Problem, Split, Verdict
 
 CALCULATOR = re.compile(r"<<[^>]*>>")
@@ -33,14 +33,14 @@ class Gsm8k(FileTask, MarkedTask):
         super().__init__(data or SAMPLES / "gsm8k")
 
     def load(self, split: Split) -> list[Problem]:
-        paths = held_out(self.data, split, {"train": "train", "test": "test"})
+        paths = files_of_split(self.data, split, {"train": "train", "test": "test"})
         problems = [self._problem(row, split) for path in paths for row in read_rows(path)]
         return carve_dev_split([(p.key, p) for p in problems], split)
 
     def _problem(self, row: DataRow, split: Split) -> Problem:
         question = row.get("question")
         steps, _, gold = row.get("answer").rpartition("####")
-        number = whole_number(gold)
+        number = read_unitless_number(gold)
         if number is None and split == "train":
             raise DataError(
                 f"no number after '####': {gold.strip()!r:.40}", where=row.where, remedy="Fix or remove the row."
@@ -48,18 +48,18 @@ class Gsm8k(FileTask, MarkedTask):
         return Problem(
             key=f"gsm8k {normalize_text(question)}",
             prompt=self.mark.prompt_for_mark(question, "NUMBER"),
-            answer=self.mark.write(gold.strip() if number is None else gold.strip().replace(",", "")),
+            answer=self.mark.mark_answer(gold.strip() if number is None else gold.strip().replace(",", "")),
             family="gsm8k",
             steps=CALCULATOR.sub("", steps).strip() or None,
             meta={"where": row.where},
             version=VERSION,
         )
 
-    def value(self, problem: Problem, text: str) -> Number | None:
+    def parse_answer(self, problem: Problem, text: str) -> Number | None:
         return read_number(first_sentence(text))
 
-    def last_value(self, problem: Problem, reply: str) -> Number | None:
+    def parse_last_answer(self, problem: Problem, reply: str) -> Number | None:
         return last_number(reply)
 
-    def same(self, problem: Problem, gold: Number, value: Number) -> Verdict:
+    def compare_with_gold(self, problem: Problem, gold: Number, value: Number) -> Verdict:
         return Verdict.RIGHT if value.equals(gold) else Verdict.WRONG

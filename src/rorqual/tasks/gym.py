@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from rorqual.core.errors import RorqualError, TaskError, nearest
+from rorqual.core.errors import RorqualError, TaskError, suggest_name
+from rorqual.tasks.answer_marks import TAG, last_line
 from rorqual.tasks.marked_task import VERSION, MarkedTask
-from rorqual.tasks.marks import TAG, last_line
 from rorqual.tasks.task import Problem, Split, Verdict, split_of
 
 BLOCK = 500
@@ -41,10 +41,10 @@ class GymTask(MarkedTask):
             ) from None
         if dataset not in DATASETS:
             raise TaskError(
-                f"reasoning-gym has no dataset '{dataset}'", where=self.name, remedy=nearest(dataset, DATASETS)
+                f"reasoning-gym has no dataset '{dataset}'", where=self.name, remedy=suggest_name(dataset, DATASETS)
             )
         self._create = create_dataset
-        self._scorer = self._block(0)
+        self._scorer = self._create_block(0)
         for entry in itertools.islice(self._scorer, PROBES):
             gold = entry["answer"]
             score = None if gold is None else self._scorer.score_answer(gold, entry)
@@ -55,7 +55,7 @@ class GymTask(MarkedTask):
                     remedy="Use another dataset.",
                 )
 
-    def _block(self, seed: int) -> Any:
+    def _create_block(self, seed: int) -> Any:
         try:
             return self._create(self.dataset, seed=seed, size=BLOCK, **self.options)
         except (TypeError, ValueError, AssertionError) as error:
@@ -67,7 +67,7 @@ class GymTask(MarkedTask):
         dry = 0
         for block in itertools.count():
             # In a block, reasoning-gym draws item i with the seed `seed + i`.
-            for entry in self._block((seed + 1) * 1_000_003 + block * BLOCK):
+            for entry in self._create_block((seed + 1) * 1_000_003 + block * BLOCK):
                 problem = self._problem(entry)
                 if split_of(problem.key) == split:
                     dry = 0
@@ -83,17 +83,17 @@ class GymTask(MarkedTask):
         return Problem(
             key=f"{self.name} {' '.join(entry['question'].split())}",
             prompt=self.mark.prompt_for_mark(entry["question"], "ANSWER"),
-            answer=self.mark.write(str(entry["answer"])),
+            answer=self.mark.mark_answer(str(entry["answer"])),
             family=self.dataset,
             meta={"entry": entry},
             version=VERSION,
         )
 
-    def value(self, problem: Problem, text: str) -> str:
+    def parse_answer(self, problem: Problem, text: str) -> str:
         return text
 
-    def last_value(self, problem: Problem, reply: str) -> str:
+    def parse_last_answer(self, problem: Problem, reply: str) -> str:
         return last_line(reply)
 
-    def same(self, problem: Problem, gold: str, value: str) -> Verdict:
+    def compare_with_gold(self, problem: Problem, gold: str, value: str) -> Verdict:
         return Verdict.RIGHT if self._scorer.score_answer(value, problem.meta["entry"]) >= 1 else Verdict.WRONG

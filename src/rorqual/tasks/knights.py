@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rorqual.core.errors import DataError
 from rorqual.core.rows import DataRow, read_rows
-from rorqual.tasks.file_task import SAMPLES, FileTask, carve_dev_split, held_out
+from rorqual.tasks.answer_marks import TAG
+from rorqual.tasks.file_task import SAMPLES, FileTask, carve_dev_split, files_of_split
 from rorqual.tasks.marked_task import VERSION, MarkedTask
-from rorqual.tasks.marks import TAG
 from rorqual.tasks.task import Problem, Split
 
 REST = re.compile(r"\band\b|\([0-9]\)|\b[0-9][.)]|[\s.,;:*|_-]")
@@ -37,7 +37,7 @@ class Knights(FileTask, MarkedTask):
         self.people = (people,) if isinstance(people, int) else tuple(people)
 
     def load(self, split: Split) -> list[Problem]:
-        paths = held_out(self.data, split, {"train": "train", "test": "test"})
+        paths = files_of_split(self.data, split, {"train": "train", "test": "test"})
         problems = [self._problem(row, split) for path in paths for row in read_rows(path)]
         selected = [(p.key, p) for p in problems if not self.people or len(p.meta["names"]) in self.people]
         return carve_dev_split(selected, split)
@@ -54,7 +54,7 @@ class Knights(FileTask, MarkedTask):
         return Problem(
             key=f"knights {row.get('statements')}",
             prompt=self.mark.prompt_for_mark(row.get("quiz"), "NAME is a knight. NAME is a knave."),
-            answer=self.mark.write(" ".join(facts) if usable else ""),
+            answer=self.mark.mark_answer(" ".join(facts) if usable else ""),
             family="knights",
             level=f"{len(names)} people",
             steps="\n".join(line.strip() for line in trace),
@@ -62,15 +62,15 @@ class Knights(FileTask, MarkedTask):
             version=VERSION,
         )
 
-    def value(self, problem: Problem, text: str) -> tuple[bool, ...] | None:
+    def parse_answer(self, problem: Problem, text: str) -> tuple[bool, ...] | None:
         """Return for each person whether they are a knight. Return None if the text does not state one role per person, or has further text."""
-        stated = roles(problem, text)
+        stated = stated_roles(problem, text)
         rest = _statement_pattern(problem).sub("", text)
         once = len(stated) == len(set(stated)) == len(problem.meta["names"])
-        return _truths(problem, stated) if once and not REST.sub("", rest) else None
+        return _last_role_per_person(problem, stated) if once and not REST.sub("", rest) else None
 
-    def last_value(self, problem: Problem, reply: str) -> tuple[bool, ...] | None:
-        return _truths(problem, roles(problem, reply))
+    def parse_last_answer(self, problem: Problem, reply: str) -> tuple[bool, ...] | None:
+        return _last_role_per_person(problem, stated_roles(problem, reply))
 
     def label(self, problem: Problem) -> str:
         """Return the roles without the names, because the names differ between problems."""
@@ -82,12 +82,12 @@ def _statement_pattern(problem: Problem) -> re.Pattern[str]:
     return re.compile(rf"(?<!\w)({names})[\s:=*|-]{{1,6}}(?:is )?(?:an? )?\*{{0,2}}(knight|knave)(?!\w)", re.IGNORECASE)
 
 
-def roles(problem: Problem, text: str) -> list[tuple[str, bool]]:
+def stated_roles(problem: Problem, text: str) -> list[tuple[str, bool]]:
     """Return each statement of a role in `text` as (name, whether a knight), such as ("zoey", True) for `Zoey is a knight` or `Zoey: knight`."""
     return [(match[1].lower(), match[2].lower() == "knight") for match in _statement_pattern(problem).finditer(text)]
 
 
-def _truths(problem: Problem, stated: Sequence[tuple[str, bool]]) -> tuple[bool, ...] | None:
+def _last_role_per_person(problem: Problem, stated: Sequence[tuple[str, bool]]) -> tuple[bool, ...] | None:
     """Return the last stated role of each person, in the order of the problem's names, or None if a person has no role."""
     last = dict(stated)
     names = [name.lower() for name in problem.meta["names"]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
-from rorqual.tasks.marks import without_thinking
+from rorqual.tasks.answer_marks import without_thinking
 from rorqual.tasks.task import Problem, Task, Verdict
 
 VERSION = 2
@@ -26,37 +26,37 @@ class MarkedTask(Task):
         return {self.name: VERSION}
 
     @abstractmethod
-    def value(self, problem: Problem, text: str) -> Any:
+    def parse_answer(self, problem: Problem, text: str) -> Any:
         """Return the value of a marked text, in a form that can be compared with `==`. Return None if the text is not exactly one value."""
 
     @abstractmethod
-    def last_value(self, problem: Problem, reply: str) -> Any:
+    def parse_last_answer(self, problem: Problem, reply: str) -> Any:
         """Return the last value in a reply, whether it is marked or not, or None if there is no value."""
 
-    def marked_value(self, problem: Problem, reply: str) -> Any:
+    def parse_marked_answer(self, problem: Problem, reply: str) -> Any:
         """Return the value of the marked answer of a reply, or None if the reply is unmarked."""
         text = self.mark.find(reply)
-        return None if text is None else self.value(problem, text)
+        return None if text is None else self.parse_answer(problem, text)
 
-    def same(self, problem: Problem, gold: Any, value: Any) -> Verdict:
+    def compare_with_gold(self, problem: Problem, gold: Any, value: Any) -> Verdict:
         """Compare `value`, the value of a reply, with `gold`, the value of the gold answer."""
         return Verdict.RIGHT if gold == value else Verdict.WRONG
 
     def grade(self, problem: Problem, reply: str) -> Verdict:
-        return self._judge(problem, self.marked_value(problem, reply))
+        return self._judge(problem, self.parse_marked_answer(problem, reply))
 
     def grade_last(self, problem: Problem, reply: str) -> Verdict:
-        return self._judge(problem, self.last_value(problem, without_thinking(reply)))
+        return self._judge(problem, self.parse_last_answer(problem, without_thinking(reply)))
 
     def is_marked(self, problem: Problem, reply: str) -> bool:
-        return self.marked_value(problem, reply) is not None
+        return self.parse_marked_answer(problem, reply) is not None
 
     def canonical_answer(self, problem: Problem, reply: str) -> str | None:
-        value = self.marked_value(problem, reply)
+        value = self.parse_marked_answer(problem, reply)
         return None if value is None else str(value)
 
     def _judge(self, problem: Problem, value: Any) -> Verdict:
-        gold = self.marked_value(problem, problem.answer)
+        gold = self.parse_marked_answer(problem, problem.answer)
         if gold is None:
             return Verdict.UNGRADED
-        return Verdict.WRONG if value is None else self.same(problem, gold, value)
+        return Verdict.WRONG if value is None else self.compare_with_gold(problem, gold, value)

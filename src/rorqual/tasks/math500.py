@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rorqual.core.errors import DataError
 from rorqual.core.rows import DataRow, read_rows
-from rorqual.tasks.expressions import math_verify, verify_latex
-from rorqual.tasks.file_task import SAMPLES, FileTask, files, normalize_text
+from rorqual.tasks.answer_marks import BOXED, last_line, unwrap_answer
+from rorqual.tasks.expressions import import_math_verify, verify_latex
+from rorqual.tasks.file_task import SAMPLES, FileTask, files_with_word, normalize_text
 from rorqual.tasks.marked_task import VERSION, MarkedTask
-from rorqual.tasks.marks import BOXED, last_line, unwrap_answer
 from rorqual.tasks.task import Problem, Split, Verdict
 
 FORMULA = re.compile(
@@ -38,7 +38,7 @@ class Math500(FileTask, MarkedTask):
 
     def __init__(self, data: Path | None = None, timeout: int = 5) -> None:
         super().__init__(data or SAMPLES / "math500")
-        math_verify()  # if math-verify is missing, raise before anything is generated
+        import_math_verify()  # if math-verify is missing, raise before anything is generated
         self.timeout = timeout
 
     def load(self, split: Split) -> list[Problem]:
@@ -48,13 +48,13 @@ class Math500(FileTask, MarkedTask):
                 where=str(self.data),
                 remedy="Use split=test, or train on another task.",
             )
-        return [self._problem(row) for path in files(self.data, "test") for row in read_rows(path)]
+        return [self._problem(row) for path in files_with_word(self.data, "test") for row in read_rows(path)]
 
     def _problem(self, row: DataRow) -> Problem:
         return Problem(
             key=f"math500 {normalize_text(row.get('problem'))}",
             prompt=self.mark.prompt_for_mark(row.get("problem"), "EXPRESSION"),
-            answer=self.mark.write(row.get("answer")),
+            answer=self.mark.mark_answer(row.get("answer")),
             family=row.get("subject") if "subject" in row.values else "math500",
             level=str(row.values.get("level", "")),
             steps=row.values.get("solution"),
@@ -62,14 +62,14 @@ class Math500(FileTask, MarkedTask):
             version=VERSION,
         )
 
-    def value(self, problem: Problem, text: str) -> str | None:
+    def parse_answer(self, problem: Problem, text: str) -> str | None:
         """Return the marked LaTeX with single spaces. Majority votes compare these texts, so 1/2 and 0.5 are different votes."""
         return " ".join(text.split()) or None
 
-    def last_value(self, problem: Problem, reply: str) -> str | None:
+    def parse_last_answer(self, problem: Problem, reply: str) -> str | None:
         found = [(match.end(), match[match.lastindex or 0]) for match in FORMULA.finditer(reply)]
         found += [(box.end, box.text) for box in self.mark.find_all(reply)]
-        return self.value(problem, unwrap_answer(max(found)[1] if found else last_line(reply)))
+        return self.parse_answer(problem, unwrap_answer(max(found)[1] if found else last_line(reply)))
 
-    def same(self, problem: Problem, gold: str, value: str) -> Verdict:
+    def compare_with_gold(self, problem: Problem, gold: str, value: str) -> Verdict:
         return verify_latex(gold, value, timeout=self.timeout)

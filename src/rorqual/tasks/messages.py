@@ -9,14 +9,14 @@ from rorqual.core.errors import DataError
 from rorqual.core.records import Message
 from rorqual.core.rows import DataRow, read_rows
 from rorqual.tasks.answer import answer_number, final_answer
-from rorqual.tasks.file_task import FileTask, carve_dev_split, held_out, normalize_text
+from rorqual.tasks.file_task import FileTask, carve_dev_split, files_of_split, normalize_text
 from rorqual.tasks.task import Problem, Split, Verdict
 
 VERSION = 2
 """Version of the problems. Since version 2, an answer such as "It is 18" is not read as a number."""
 
 
-class Asked(Problem):
+class ConversationProblem(Problem):
     """A problem whose prompt is the last turn of a longer conversation."""
 
     @property
@@ -45,7 +45,7 @@ class Messages(FileTask):
         return {self.name: VERSION}
 
     def load(self, split: Split) -> list[Problem]:
-        paths = held_out(self.data, split, {"train": "train", "test": "test"})
+        paths = files_of_split(self.data, split, {"train": "train", "test": "test"})
         problems = [self._problem(row) for path in paths for row in read_rows(path)]
         return carve_dev_split([(p.key, p) for p in problems], split)
 
@@ -57,7 +57,7 @@ class Messages(FileTask):
                 where=row.where,
                 remedy="Add a user turn and the assistant turn that is the gold answer.",
             )
-        return Asked(
+        return ConversationProblem(
             key="messages " + " | ".join(f"{m.role} {normalize_text(m.label)}" for m in before),
             prompt=before[-1].label,
             answer=reply.text.strip(),

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from rorqual.tasks.units import unit_of
+from rorqual.tasks.units import parse_unit
 
 LONGEST = 200
 """Maximum number of digits. A longer number is not read, because parsing it would take too long."""
@@ -61,7 +61,7 @@ class Number:
 
     def equals(self, other: Number) -> bool:
         """Return whether `self` and `other` are the same number. 50% equals both 1/2 and 50. Known units are converted: 5 km equals 5000 m."""
-        mine, others = unit_of(self.unit), unit_of(other.unit)
+        mine, others = parse_unit(self.unit), parse_unit(other.unit)
         if mine is not None and others is not None:
             return mine[0] == others[0] and self.value * mine[1] == other.value * others[1]
         if self.percent == other.percent:
@@ -83,15 +83,15 @@ def read_number(text: str) -> Number | None:
         return None
     unit = text[match.end() :].rstrip("$ ")
     number = _number(match, unit.strip(" .-"))
-    if unit and (_UNIT.fullmatch(unit) is None or _NO_UNIT.search(unit) or _multiplies(unit)):
+    if unit and (_UNIT.fullmatch(unit) is None or _NO_UNIT.search(unit) or _is_factor(unit)):
         return None
     return number
 
 
-def _multiplies(unit: str) -> bool:
+def _is_factor(unit: str) -> bool:
     """Return whether letters after a number look like a factor (`7x`, `2pi`) instead of a unit."""
     word = unit.strip(" .-")
-    return word in ("M", "B") or (word.isalpha() and unit_of(word) is None and (unit[0].isalpha() or len(word) == 1))
+    return word in ("M", "B") or (word.isalpha() and parse_unit(word) is None and (unit[0].isalpha() or len(word) == 1))
 
 
 def last_number(text: str) -> Number | None:
@@ -100,7 +100,7 @@ def last_number(text: str) -> Number | None:
     return found[-1] if found else None
 
 
-def whole_number(text: str) -> Fraction | None:
+def read_unitless_number(text: str) -> Fraction | None:
     """Return the value of `text` if it is a number without a unit. Return None for a percentage or other text."""
     number = read_number(text)
     return None if number is None or number.percent or number.unit else number.value

@@ -11,8 +11,8 @@ from enum import Enum
 from typing import Any, Literal
 
 from rorqual.core.records import Message
-from rorqual.tasks.marks import ALONE, Mark, last_line, last_mark
-from rorqual.tasks.numbers import last_number, whole_number
+from rorqual.tasks.answer_marks import ALONE, AnswerMark, last_line, last_mark
+from rorqual.tasks.numbers import last_number, read_unitless_number
 
 Split = Literal["train", "dev", "test"]
 """The splits of a task. Use `train` for training, `dev` for choosing hyperparameters, and `test` only for final results."""
@@ -60,7 +60,7 @@ class Task(ABC):
     name: str = "task"
     checkpoint: str = ""
     """Digest of the checkpoint that is being measured, or "". A task with a sealed test split records this digest when the split is read."""
-    mark: Mark = ALONE
+    mark: AnswerMark = ALONE
     """How the answer is marked in a reply. With `ALONE`, the whole reply is the answer."""
     patterned: bool = False
     """True if the problems share template sentences. Matching word sequences are then no evidence of contamination."""
@@ -90,7 +90,11 @@ class Task(ABC):
         verdict = self.grade(problem, reply)
         if verdict is not Verdict.WRONG:
             return verdict
-        number = last_number(reply) if whole_number(last_mark(problem.answer) or problem.answer) is not None else None
+        number = (
+            last_number(reply)
+            if read_unitless_number(last_mark(problem.answer) or problem.answer) is not None
+            else None
+        )
         return self.grade(problem, last_line(reply) if number is None else number.text)
 
     def is_marked(self, problem: Problem, reply: str) -> bool:

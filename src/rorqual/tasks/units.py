@@ -23,7 +23,7 @@ _POWER = re.compile(r"(square |sq\.? |cubic )?([A-Za-z]+)(?:\^\{?([23])\}?|([²�
 _POWERS = {"square ": 2, "sq ": 2, "sq. ": 2, "cubic ": 3, "2": 2, "3": 3, "²": 2, "³": 3}
 
 
-def unit_of(words: str) -> tuple[str, Fraction] | None:
+def parse_unit(words: str) -> tuple[str, Fraction] | None:
     """Return the base unit with its power, such as "m^1" or "m^2", and the size of the unit in base units. Return None for an unknown unit."""
     match = _POWER.fullmatch(words.lower())
     known = match and (_UNITS.get(match[2]) or _UNITS.get(match[2].removesuffix("s")))

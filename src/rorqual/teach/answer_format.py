@@ -31,7 +31,7 @@ results that the engine would write equals the result in the solution."""
 ANSWER_IS = {"number": "Answer with a number.", "text": ""}
 
 
-def spelling(examples: Sequence[Example]) -> dict[str, str]:
+def label_spellings(examples: Sequence[Example]) -> dict[str, str]:
     """Return a mapping from the normal form of each label to its most frequent spelling. The most frequent label comes first."""
     forms: dict[str, Counter[str]] = {}
     for one in examples:
@@ -44,7 +44,7 @@ def answer_grammar(train: Sequence[Example], kind: AnswerKind) -> Grammar | None
     """Return a grammar that the answers of `train` match: a choice of labels, or a JSON
     schema. Return None for numbers, texts and too many labels."""
     if kind == "label":
-        labels = list(spelling(train).values())
+        labels = list(label_spellings(train).values())
         return Grammar("choice", json.dumps(labels, ensure_ascii=False)) if len(labels) <= MOST_LABELS else None
     if kind == "JSON":
         return Grammar("json_schema", json.dumps(schema_of([json.loads(one.answer) for one in train])))
@@ -97,10 +97,10 @@ def _type_of(value: Any) -> str:
     return names[type(value)]
 
 
-def instruction(train: Sequence[Example], kind: AnswerKind) -> str:
+def answer_format_instruction(train: Sequence[Example], kind: AnswerKind) -> str:
     """Return a system message that describes the format of answers to a model that was not trained on the task, or "" for free text."""
     if kind == "label":
-        labels = list(spelling(train).values())
+        labels = list(label_spellings(train).values())
         return f"Answer with one of: {', '.join(labels)}." if len(labels) <= MOST_LABELS else ""
     if kind == "JSON":
         schema = schema_of([json.loads(one.answer) for one in train])
@@ -118,7 +118,7 @@ def _keys(schema: Mapping[str, Any]) -> str:
 # ---- worked solutions from numbers
 
 
-def derivation(example: Example) -> str:
+def derive_worked_solution(example: Example) -> str:
     """Return a worked solution such as `8 - 3 = 5`, or "" unless exactly one calculation with two numbers of the prompt gives the answer.
 
     A sum or a product counts as one calculation, with the numbers in the order of the prompt.
@@ -138,16 +138,16 @@ def derivation(example: Example) -> str:
 # ---- calculations
 
 
-def calculates(train: Sequence[Example]) -> bool:
+def needs_calculator(train: Sequence[Example]) -> bool:
     """Return whether the engine should write the results of calculations in replies, judged by the worked solutions (see `CALCULATES`)."""
-    counts = [_calculations_of(one.reasoning) for one in train if one.reasoning]
+    counts = [_count_calculations(one.reasoning) for one in train if one.reasoning]
     written, agree = sum(count for count, _ in counts), sum(agree for _, agree in counts)
     return (
         bool(counts) and sum(agree > 0 for _, agree in counts) >= CALCULATES * len(counts) and agree >= AGREES * written
     )
 
 
-def _calculations_of(reasoning: str) -> tuple[int, int]:
+def _count_calculations(reasoning: str) -> tuple[int, int]:
     """Return two counts: the calculations whose result the engine would write, and those of them with the same result in `reasoning`."""
     halves = ((reasoning[: match.end()], reasoning[match.end() :]) for match in re.finditer("=", reasoning))
     pairs = [(rest, written) for begun, rest in halves if (written := calculate(begun))]

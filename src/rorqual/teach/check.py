@@ -11,15 +11,15 @@ from pathlib import Path
 from rorqual.model.config import ModelConfig
 from rorqual.plan.hardware import device
 from rorqual.plan.memory import PRECISIONS, Layout, device_memory
-from rorqual.plan.numbers import gigabytes
+from rorqual.plan.numbers import format_bytes
 from rorqual.plan.time import training_cost, training_flops
 from rorqual.tasks.answer import final_answer
-from rorqual.tasks.examples import canonical
+from rorqual.tasks.examples import canonical_form
 from rorqual.tasks.task import Split, split_of
 from rorqual.teach.columns import Columns
-from rorqual.teach.examples import AnswerKind, Example, answer_kind, canonical_answer, short
-from rorqual.teach.near import find_near
-from rorqual.teach.table import ExampleTable, RowFault, read_table
+from rorqual.teach.example_table import ExampleTable, RowFault, read_table
+from rorqual.teach.examples import AnswerKind, Example, answer_kind, canonical_answer, truncate
+from rorqual.teach.near_duplicates import find_near_duplicates
 
 LEAK_SHARE = 0.9
 """If at least the share `LEAK_SHARE` of the prompts contains the right label and no other label, the prompts leak the answer."""
@@ -35,7 +35,7 @@ MARKED = r"(?:label|answer|category|class|intent|target|solution|output)"
 
 
 @dataclass(frozen=True)
-class Check:
+class FileCheck:
     """The result of a check.
 
     `rows` is the number of rows that were read. `lengths` has the number of tokens of each example: prompt, reasoning and answer together.
@@ -53,7 +53,7 @@ class Check:
     splits: Mapping[Split, int]
 
     @property
-    def longest(self) -> int:
+    def longest_example_line(self) -> int:
         """The line number of the longest example, or 0 if there are no examples."""
         return self.examples[max(range(len(self.lengths)), key=self.lengths.__getitem__)].line if self.lengths else 0
 
@@ -62,7 +62,7 @@ class Check:
         """Whether all faults are warnings."""
         return all(fault.kind in WARNINGS for fault in self.faults)
 
-    def counts(self) -> Mapping[str, int]:
+    def fault_counts(self) -> Mapping[str, int]:
         """Return the number of faults of each kind, most frequent first."""
         return dict(Counter(fault.kind for fault in self.faults).most_common())
 
@@ -75,7 +75,7 @@ def check_file(
     answer: str = "",
     reasoning: str = "",
     against: Path | None = None,
-) -> Check:
+) -> FileCheck:
     """Check the examples of the file `path`. `against` is a test file whose prompts must not occur in this file.
     Raises DataError if the file as a whole cannot be read, and ConfigError if the columns are not found.
     """
@@ -83,21 +83,21 @@ def check_file(
     table = read_table(path, **names)
     examples = table.examples
     kind = answer_kind(examples) if examples else "text"
-    near = find_near([one.prompt for one in examples])
+    near = find_near_duplicates([one.prompt for one in examples])
     faults = list(table.faults)
     if kind in ("number", "JSON"):
         faults += [
-            RowFault(one.line, f"no {kind}", f"the answer is no {kind}: {short(one.answer, 40)!r}")
+            RowFault(one.line, f"no {kind}", f"the answer is no {kind}: {truncate(one.answer, 40)!r}")
             for one in examples
-            if canonical(one.answer, kind) is None
+            if canonical_form(one.answer, kind) is None
         ]
     faults += _repeats(examples, kind, near.earlier)
     faults += _labels_in_prompts(examples, kind)
     if against is not None:
-        faults += _in_test(examples, read_table(against, **names, system=table.columns.system), against)
+        faults += _test_overlap_faults(examples, read_table(against, **names, system=table.columns.system), against)
     splits = Counter(split_of_group(examples[first].key) for first in near.groups)
     labels = Counter(one.answer for one in examples) if kind == "label" else Counter[str]()
-    return Check(
+    return FileCheck(
         path,
         table.columns,
         table.rows,
@@ -110,7 +110,7 @@ def check_file(
     )
 
 
-def forecast(model: ModelConfig, lengths: Sequence[int]) -> str:
+def training_cost_sentence(model: ModelConfig, lengths: Sequence[int]) -> str:
     """Return a sentence with the time of one epoch of full training on the device `cpu` of `rorqual plan`, and the memory of all tensors.
     The memory is for training in fp32 with one row at a time, which is as long as the longest example. With LoRA, only the weights and the
     activations count, because the gradients and the optimizer moments of the adapter are small.
@@ -122,14 +122,14 @@ def forecast(model: ModelConfig, lengths: Sequence[int]) -> str:
     return (
         f"an epoch has {tokens:,} tokens, {100 * max(lengths) / tokens:.1f} % of them in the longest example: "
         f"about {cost.seconds / 60:,.1f} minutes of training on {laptop.title}; "
-        f"the tensors take about {gigabytes(memory.total)}, or {gigabytes(memory.weights + memory.activations)} with LoRA"
+        f"the tensors take about {format_bytes(memory.total)}, or {format_bytes(memory.weights + memory.activations)} with LoRA"
     )
 
 
-def groups_of(examples: Sequence[Example]) -> list[str]:
+def near_duplicate_groups(examples: Sequence[Example]) -> list[str]:
     """Return the group of each example, named by the key of the group's first example. Examples that a chain of near-duplicates connects form
     one group, and stay in one split."""
-    return [examples[first].key for first in find_near([one.prompt for one in examples]).groups]
+    return [examples[first].key for first in find_near_duplicates([one.prompt for one in examples]).groups]
 
 
 def split_of_group(group: str) -> Split:
@@ -150,7 +150,7 @@ def _repeats(examples: Sequence[Example], kind: AnswerKind, earlier: Mapping[int
         problem = f"{'nearly ' * near}the same prompt as line {before.line}"
         same = kind == "text" or canonical_answer(before, kind) == canonical_answer(one, kind)
         if not same:
-            problem += f", but another answer: {short(one.answer, 40)!r}, not {short(before.answer, 40)!r}"
+            problem += f", but another answer: {truncate(one.answer, 40)!r}, not {truncate(before.answer, 40)!r}"
         name = "near-" * near + ("duplicate" if same else "contradiction")
         faults.append(RowFault(one.line, name, problem, before.line))
     return faults
@@ -176,16 +176,16 @@ def _labels_in_prompts(examples: Sequence[Example], kind: AnswerKind) -> list[Ro
         if alone >= LEAK_SHARE * len(examples):
             leaks = [one for one, found in zip(examples, stated, strict=True) if one.answer.lower() in found]
     return [
-        RowFault(one.line, "answer in prompt", f"the prompt states the answer {short(answers[one.line], 40)!r}")
+        RowFault(one.line, "answer in prompt", f"the prompt states the answer {truncate(answers[one.line], 40)!r}")
         for one in leaks
     ]
 
 
-def _in_test(examples: Sequence[Example], table: ExampleTable, file: Path) -> list[RowFault]:
+def _test_overlap_faults(examples: Sequence[Example], table: ExampleTable, file: Path) -> list[RowFault]:
     """Return a fault for each example whose prompt equals, or nearly equals, a prompt of the test file."""
     tests = table.examples
     known = {one.key: one for one in tests}
-    earlier = find_near([one.prompt for one in (*tests, *examples)]).earlier
+    earlier = find_near_duplicates([one.prompt for one in (*tests, *examples)]).earlier
     faults = []
     for number, one in enumerate(examples, len(tests)):
         near = earlier.get(number, number)

@@ -11,9 +11,9 @@ import numpy as np
 from rorqual.report.chart import Chart, Series, draw
 from rorqual.report.page import page
 from rorqual.report.table import Table
-from rorqual.teach.check import WARNINGS, Check
+from rorqual.teach.check import WARNINGS, FileCheck
 from rorqual.teach.dataset import FEWEST
-from rorqual.teach.examples import short
+from rorqual.teach.examples import truncate
 
 FIRST = 5
 """Number of lines that the text table shows for each kind of fault."""
@@ -33,7 +33,7 @@ WHAT: Mapping[str, str] = {
 }
 
 
-def check_text(check: Check, unit: str, *, splits: bool = True) -> str:
+def check_text(check: FileCheck, unit: str, *, splits: bool = True) -> str:
     """Return the result of a check as text. `unit` is the unit of the lengths, such as "bytes". With `splits`, the text has the split sizes."""
     kind = (
         f"{len(check.labels)} labels"
@@ -45,11 +45,11 @@ def check_text(check: Check, unit: str, *, splits: bool = True) -> str:
         f"  {check.columns.describe()} ({kind})" if check.examples else "",
     ]
     for one in check.examples[:1]:
-        lines.append(f"  line {one.line}: {short(one.prompt, 160)!r} -> {short(one.answer, 160)!r}")
+        lines.append(f"  line {one.line}: {truncate(one.prompt, 160)!r} -> {truncate(one.answer, 160)!r}")
     if check.faults:
         rows = [
-            (name, f"{count:,}", _lines(check, name), WHAT.get(name, "the row cannot be read"))
-            for name, count in check.counts().items()
+            (name, f"{count:,}", _fault_lines(check, name), WHAT.get(name, "the row cannot be read"))
+            for name, count in check.fault_counts().items()
         ]
         lines.append(Table(title="faults", heads=("", "rows", "lines", ""), rows=rows, text_columns=4).text())
     else:
@@ -57,7 +57,10 @@ def check_text(check: Check, unit: str, *, splits: bool = True) -> str:
     if check.labels:
         lines.append(Table(title="labels", heads=("", "examples"), rows=_labels(check.labels)).text())
     if check.lengths:
-        lines += ["", f"length in {unit}: {_quantiles(check.lengths)}; the longest is line {check.longest}"]
+        lines += [
+            "",
+            f"length in {unit}: {_quantiles(check.lengths)}; the longest is line {check.longest_example_line}",
+        ]
         if splits:
             sizes = ", ".join(f"{count:,} {split}" for split, count in check.splits.items())
             lines += ["", f"split by a hash of the prompt, near-duplicates together: {sizes}"]
@@ -66,7 +69,7 @@ def check_text(check: Check, unit: str, *, splits: bool = True) -> str:
     return "\n".join(line for line in lines if line is not None)
 
 
-def _lines(check: Check, kind: str) -> str:
+def _fault_lines(check: FileCheck, kind: str) -> str:
     lines = [str(fault.line) for fault in check.faults if fault.kind == kind]
     return ", ".join(lines[:FIRST]) + (f", and {len(lines) - FIRST:,} more" if len(lines) > FIRST else "")
 
@@ -74,7 +77,7 @@ def _lines(check: Check, kind: str) -> str:
 def _labels(labels: Mapping[str, int]) -> list[tuple[str, str]]:
     items = list(labels.items())
     shown = items if len(items) <= 12 else [*items[:6], ("...", ""), *items[-5:]]
-    return [(short(name, 60), f"{count:,}" if count else "") for name, count in shown]
+    return [(truncate(name, 60), f"{count:,}" if count else "") for name, count in shown]
 
 
 def _quantiles(lengths: Sequence[int]) -> str:
@@ -82,7 +85,7 @@ def _quantiles(lengths: Sequence[int]) -> str:
     return f"{low:,} to {top:,}, half at most {middle:,}, 95 % at most {high:,}"
 
 
-def to_json(check: Check) -> dict[str, Any]:
+def to_json(check: FileCheck) -> dict[str, Any]:
     """Return the result of a check as JSON values, without the texts of the examples."""
     return {
         "file": str(check.path),
@@ -92,14 +95,14 @@ def to_json(check: Check) -> dict[str, Any]:
         "kind": check.kind,
         "faults": [asdict(fault) for fault in check.faults],
         "labels": dict(check.labels),
-        "longest": check.longest,
+        "longest": check.longest_example_line,
         "splits": dict(check.splits),
     }
 
 
-def check_page(check: Check, unit: str) -> str:
+def check_page(check: FileCheck, unit: str) -> str:
     """Return the HTML page of a check."""
-    counts = check.counts()
+    counts = check.fault_counts()
     facts = [("rows", f"{check.rows:,}", ""), ("usable", f"{len(check.examples):,}", ""), ("answers", check.kind, "")]
     facts += [(kind, f"{count:,}", "warning" if kind in WARNINGS else "fault") for kind, count in counts.items()]
     tables = [_fault_table(check, kind) for kind in sorted(counts, key=lambda kind: kind in WARNINGS)]
@@ -110,13 +113,13 @@ def check_page(check: Check, unit: str) -> str:
     return page("check", check=check, facts=facts, picture=picture, tables=tables)
 
 
-def _fault_table(check: Check, kind: str) -> Table:
+def _fault_table(check: FileCheck, kind: str) -> Table:
     prompts = {one.line: one.prompt for one in check.examples}
     own = [fault for fault in check.faults if fault.kind == kind]
     return Table(
         title=f"{kind.capitalize()}: {len(own):,}",
         heads=("line", "fault", "prompt"),
-        rows=[(str(one.line), one.text, short(prompts.get(one.line, ""), 160)) for one in own[:SHOWN]],
+        rows=[(str(one.line), one.text, truncate(prompts.get(one.line, ""), 160)) for one in own[:SHOWN]],
         note=f"{len(own) - SHOWN:,} more rows are in the JSON file (out=)." if len(own) > SHOWN else "",
         text_columns=3,
     )

@@ -16,10 +16,10 @@ from rorqual.core.rows import scan_rows
 from rorqual.tasks.examples import AnswerKind
 from rorqual.tasks.file_task import normalize_text
 from rorqual.tasks.task import Split, split_of
-from rorqual.teach.answer_format import derivation, in_key_order, schema_of, spelling
-from rorqual.teach.check import DEV, NO_NUMBER, WARNINGS, Check, groups_of, split_of_group
+from rorqual.teach.answer_format import derive_worked_solution, in_key_order, label_spellings, schema_of
+from rorqual.teach.check import DEV, NO_NUMBER, WARNINGS, FileCheck, near_duplicate_groups, split_of_group
+from rorqual.teach.example_table import read_table
 from rorqual.teach.examples import Example, canonical_answer
-from rorqual.teach.table import read_table
 
 MOST_ROWS, MOST_BYTES = 200_000, 200_000_000
 """Maximum number of rows of a file, and maximum number of bytes of a JSON file. A JSON file is read as a whole."""
@@ -46,7 +46,7 @@ class Dataset:
     derived: int = 0
 
 
-def refuse_size(path: Path) -> None:
+def refuse_too_large_file(path: Path) -> None:
     """Raise DataError if the file cannot be read, or is too large for `teach`."""
     if path.suffix.lower() == ".json" and path.is_file() and path.stat().st_size > MOST_BYTES:
         raise DataError(f"more than {MOST_BYTES / 1e6:,.0f} MB of JSON", where=str(path), remedy=SAMPLE_ROWS)
@@ -54,7 +54,7 @@ def refuse_size(path: Path) -> None:
         raise DataError(f"more than {MOST_ROWS:,} rows", where=str(path), remedy=SAMPLE_ROWS)
 
 
-def usable_examples(check: Check, *, graded: bool = False) -> tuple[list[Example], dict[str, int]]:
+def usable_examples(check: FileCheck, *, graded: bool = False) -> tuple[list[Example], dict[str, int]]:
     """Return the examples to use, and the number of rows that are left out for each reason. Faulty rows, repeated rows, and all rows that
     contradict each other are left out.
 
@@ -76,7 +76,7 @@ def usable_examples(check: Check, *, graded: bool = False) -> tuple[list[Example
     return list(kept.values()), dict(left_out)
 
 
-def _refuse_faulty(check: Check, left_out: Mapping[str, int], kept: int) -> None:
+def _refuse_faulty(check: FileCheck, left_out: Mapping[str, int], kept: int) -> None:
     faulty = Counter({reason: number for reason, number in left_out.items() if reason not in WARNINGS})
     if faulty.total() > MOST_FAULTY * check.rows:
         most = ", ".join(f"{number:,} {reason}" for reason, number in faulty.most_common())
@@ -90,7 +90,7 @@ def _refuse_faulty(check: Check, left_out: Mapping[str, int], kept: int) -> None
 
 
 def divide_examples(
-    check: Check,
+    check: FileCheck,
     test: Sequence[Example] | None,
     *,
     count: int,
@@ -105,7 +105,7 @@ def divide_examples(
     """
     kept, left_out = usable_examples(check, graded=graded)
     if check.kind == "label":  # the grammar allows one spelling of each label
-        forms = spelling(kept)
+        forms = label_spellings(kept)
         kept = _respell_answers(kept, forms)
         test = None if test is None else _respell_answers(test, forms)
     against = {one.line: reason for one in kept if (reason := reason_against(one))}
@@ -123,7 +123,7 @@ def divide_examples(
         left_out["unusable test row"] = len(unusable)
         test = [one for one in test if not reason_against(one)]
     splits: dict[Split, list[Example]] = {"train": [], "dev": [], "test": list(test or ())}
-    for one, group in zip(kept, groups_of(kept), strict=True):
+    for one, group in zip(kept, near_duplicate_groups(kept), strict=True):
         split = split_of_group(group) if test is None else split_of(group, dev=DEV, test=0.0)
         splits[split].append(one)
     splits["test"] = sorted(splits["test"], key=lambda one: hashlib.sha256(one.key.encode()).digest())[:count]
@@ -133,7 +133,7 @@ def divide_examples(
         splits["train"] = [replace(one, answer=_order_keys(one.answer, schema)) for one in splits["train"]]
     train = splits["train"]
     derivable = check.kind == "number" and not any(one.reasoning for one in kept)
-    solutions = [derivation(one) for one in train if derivable]
+    solutions = [derive_worked_solution(one) for one in train if derivable]
     derived = sum(map(bool, solutions))
     if not derived or derived < DERIVED * len(train):
         return Dataset(splits, check.kind, train, left_out)
@@ -152,7 +152,7 @@ def _order_keys(answer: str, schema: Mapping[str, Any]) -> str:
     return json.dumps(in_key_order(json.loads(answer), schema), ensure_ascii=False, separators=(",", ":"))
 
 
-def _refuse_small_splits(check: Check, splits: Mapping[Split, Sequence[Example]], *, has_test_file: bool) -> None:
+def _refuse_small_splits(check: FileCheck, splits: Mapping[Split, Sequence[Example]], *, has_test_file: bool) -> None:
     if has_test_file and len(splits["test"]) < FEWEST_HELD_OUT["test"]:
         raise DataError(
             f"the test file has only {len(splits['test'])} usable examples",

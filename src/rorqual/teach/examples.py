@@ -14,7 +14,7 @@ from rorqual.core.errors import DataError
 from rorqual.core.rows import DataRow
 from rorqual.data.source.cells import cell_text, joined_prompt
 from rorqual.tasks.answer import final_answer
-from rorqual.tasks.examples import AnswerKind, canonical
+from rorqual.tasks.examples import AnswerKind, canonical_form
 from rorqual.tasks.file_task import normalize_text
 from rorqual.teach.columns import MESSAGES, Columns
 
@@ -44,7 +44,7 @@ class Example:
         return normalize_text(self.prompt)
 
 
-def common_system(rows: Sequence[DataRow], column: str) -> str:
+def common_system_message(rows: Sequence[DataRow], column: str) -> str:
     """Return the system message with which all conversations begin, or "". A common system message
     is left out of the prompts, because it is the same for every example."""
     turns = (row.values.get(column) for row in rows)
@@ -129,9 +129,9 @@ def answer_kind(examples: Sequence[Example]) -> AnswerKind:
 
 def canonical_answer(example: Example, kind: AnswerKind) -> str:
     """Return the answer of an example in a canonical form. Answers that count as equal for this kind of answers have the same form."""
-    return canonical(example.answer, kind) or normalize_text(example.answer)
+    return canonical_form(example.answer, kind) or normalize_text(example.answer)
 
 
-def short(text: str, most: int) -> str:
+def truncate(text: str, most: int) -> str:
     """Return the text, cut to `most` characters."""
     return text if len(text) <= most else text[: most - 3] + "..."

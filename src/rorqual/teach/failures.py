@@ -11,10 +11,10 @@ from typing import Any
 from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.evals.table import percent
 from rorqual.report.table import Table
-from rorqual.tasks.examples import AnswerKind, canonical
+from rorqual.tasks.examples import AnswerKind, canonical_form
 from rorqual.tasks.file_task import normalize_text
 from rorqual.tasks.task import Verdict
-from rorqual.teach.examples import short
+from rorqual.teach.examples import truncate
 
 SHOWN_GROUPS = 15
 CHANGES = ("gained", "lost", "still wrong", "still right")
@@ -24,7 +24,7 @@ LONG = 300
 
 
 @dataclass(frozen=True)
-class Pair:
+class ReplyPair:
     """The replies to one example in two evaluations, such as before and after training."""
 
     before: GradedSample
@@ -59,23 +59,23 @@ class FailureGroup:
     answers: Mapping[str, int]
 
 
-def pairs_of(before: Evaluation, after: Evaluation) -> list[Pair]:
+def pairs_of(before: Evaluation, after: Evaluation) -> list[ReplyPair]:
     """Return the pairs of replies to the same example, in the order of `before`."""
     by_key = {one.key: one for one in after.samples}
-    return [Pair(one, by_key[one.key]) for one in before.samples if one.key in by_key]
+    return [ReplyPair(one, by_key[one.key]) for one in before.samples if one.key in by_key]
 
 
-def by_change(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
+def by_change(pairs: Sequence[ReplyPair]) -> dict[str, list[ReplyPair]]:
     """Return the pairs with each kind of change (see `CHANGES`)."""
     return {change: [pair for pair in pairs if pair.change == change] for change in CHANGES}
 
 
-def groups(pairs: Sequence[Pair], kind: AnswerKind) -> list[FailureGroup]:
+def groups(pairs: Sequence[ReplyPair], kind: AnswerKind) -> list[FailureGroup]:
     """Return the groups of examples. The group with the most failures in the second evaluation comes first. Labels are grouped by the
     right label, and JSON answers by field."""
     members: dict[str, list[tuple[bool, bool, str]]] = {}
     for pair in pairs:
-        for name, was, is_, answer in _parts(pair, kind):
+        for name, was, is_, answer in _graded_groups_of_pair(pair, kind):
             members.setdefault(name, []).append((was, is_, answer))
     found = [
         FailureGroup(
@@ -92,7 +92,7 @@ def groups(pairs: Sequence[Pair], kind: AnswerKind) -> list[FailureGroup]:
     return sorted(found, key=lambda group: (group.after - group.count, group.name))
 
 
-def _parts(pair: Pair, kind: AnswerKind) -> Iterator[tuple[str, bool, bool, str]]:
+def _graded_groups_of_pair(pair: ReplyPair, kind: AnswerKind) -> Iterator[tuple[str, bool, bool, str]]:
     """Yield (group, right before, right after, answer after) for a pair. A JSON answer yields one tuple for each of its fields."""
     was, is_ = (one.verdict is Verdict.RIGHT for one in (pair.before, pair.after))
     if kind != "JSON":
@@ -100,7 +100,7 @@ def _parts(pair: Pair, kind: AnswerKind) -> Iterator[tuple[str, bool, bool, str]
             pair.after.answer
             if kind == "label"
             else "no answer"
-            if canonical(pair.after.reply, kind) is None
+            if canonical_form(pair.after.reply, kind) is None
             else "all"
         )
         yield name, was, is_, pair.after.reply.strip()
@@ -140,8 +140,8 @@ def failures_text(before: Evaluation, after: Evaluation, kind: AnswerKind, *, co
     width = max(map(len, names := (before.model, after.model, "right answer")))
     for change in SHOWN_CHANGES:
         for pair in changes[change][:count]:
-            lines += ["", f"{change}: {short(pair.after.prompt, 400)}"]
-            texts = show_reply(pair.before), show_reply(pair.after), short(pair.after.answer, LONG)
+            lines += ["", f"{change}: {truncate(pair.after.prompt, 400)}"]
+            texts = show_reply(pair.before), show_reply(pair.after), truncate(pair.after.answer, LONG)
             lines += [f"  {name:<{width}}  {text}" for name, text in zip(names, texts, strict=True)]
     sizes = [len(changes[change]) for change in SHOWN_CHANGES]
     if hidden := sum(max(0, size - count) for size in sizes):
@@ -155,7 +155,7 @@ def failures_table(found: Sequence[FailureGroup], kind: AnswerKind, before: str,
     heads = (group, "most frequent wrong answers", "examples", f"{before} %", f"{after} %", "gained", "lost")
     rows = [
         (
-            short(one.name, 60),
+            truncate(one.name, 60),
             wrong_answers(one),
             str(one.count),
             percent(one.before / one.count),
@@ -170,10 +170,10 @@ def failures_table(found: Sequence[FailureGroup], kind: AnswerKind, before: str,
 
 def wrong_answers(group: FailureGroup) -> str:
     """Return a text with the two most frequent wrong answers of a group and their counts."""
-    return ", ".join(f"{short(answer, 30)} ({count})" for answer, count in list(group.answers.items())[:2])
+    return ", ".join(f"{truncate(answer, 30)} ({count})" for answer, count in list(group.answers.items())[:2])
 
 
 def show_reply(sample: GradedSample) -> str:
     """Return a reply as one line of text, with its reasoning."""
-    thought = f"{short(' '.join((sample.reasoning or '').split()), 70)} => " if sample.reasoning else ""
-    return thought + (short(" ".join(sample.reply.split()), LONG) or "(nothing)")
+    thought = f"{truncate(' '.join((sample.reasoning or '').split()), 70)} => " if sample.reasoning else ""
+    return thought + (truncate(" ".join(sample.reply.split()), LONG) or "(nothing)")

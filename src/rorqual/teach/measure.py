@@ -14,11 +14,11 @@ from rorqual.engine.engine import Engine
 from rorqual.engine.request import Request, SamplingParams
 from rorqual.evals.evaluating import evaluate
 from rorqual.evals.evaluation import Evaluation, GradedSample
-from rorqual.tasks.examples import AnswerKind, Examples
+from rorqual.tasks.examples import AnswerKind, ExamplesTask
 from rorqual.tasks.find import safe_grade
-from rorqual.tasks.messages import Asked
+from rorqual.tasks.messages import ConversationProblem
 from rorqual.tasks.task import Problem, Verdict
-from rorqual.teach.answer_format import instruction
+from rorqual.teach.answer_format import answer_format_instruction
 from rorqual.teach.examples import Example
 from rorqual.teach.paths import BEFORE
 from rorqual.teach.train import engine_of
@@ -30,10 +30,10 @@ TRIED = 16
 """Number of problems that are answered to forecast the time of a baseline."""
 BASE_TOKENS = 192
 """If there is no grammar, the token limit of the base model's replies is at least `BASE_TOKENS`."""
-Show = Callable[[int, int], None]
+ReportProgress = Callable[[int, int], None]
 
 
-def base_prompts(
+def few_shot_examples(
     train: Sequence[Example], chat: ChatFormat, kind: AnswerKind, *, context: int, room: int, seed: int
 ) -> dict[str, Sequence[Example]]:
     """Return the examples in the base model's prompt for each baseline, by name. The
@@ -43,7 +43,7 @@ def base_prompts(
     """
     drawn = list(train)
     random.Random(seed).shuffle(drawn)
-    opening = _opening(train, kind)
+    opening = _instruction_message(train, kind)
     most: list[Example] = []
     for one in drawn[:MOST_SHOTS]:
         turns = _turns([*most, one], kind)
@@ -53,8 +53,8 @@ def base_prompts(
     return {BEFORE: []} | {f"base, {count} examples": most[:count] for count in counts}
 
 
-def _opening(train: Sequence[Example], kind: AnswerKind) -> tuple[Message, ...]:
-    text = instruction(train, kind)
+def _instruction_message(train: Sequence[Example], kind: AnswerKind) -> tuple[Message, ...]:
+    text = answer_format_instruction(train, kind)
     return (Message("system", text),) if text else ()
 
 
@@ -90,23 +90,23 @@ class TooSlow(Exception):
 
 def measure_base(
     run: RunDir,
-    task: Examples,
+    task: ExamplesTask,
     name: str,
     shots: Sequence[Example],
     train: Sequence[Example],
     params: SamplingParams,
     *,
     most_seconds: float,
-    show: Show,
+    show: ReportProgress,
 ) -> Evaluation:
     """Measure the base model on the test split. All prompts begin with the same
     examples, so a single engine core, with one prefix cache, is fastest.
 
     Raises TooSlow if the base model with examples would take longer than `most_seconds`, judged by its first replies.
     """
-    opening = (*_opening(train, task.kind), *_turns(shots, task.kind))
+    opening = (*_instruction_message(train, task.kind), *_turns(shots, task.kind))
     problems = [
-        Asked(
+        ConversationProblem(
             key=one.key,
             prompt=one.prompt,
             answer=one.answer,
@@ -137,13 +137,13 @@ def base_params(params: SamplingParams) -> SamplingParams:
 
 def measure_model(
     engine: Engine,
-    task: Examples,
+    task: ExamplesTask,
     problems: Sequence[Problem],
     name: str,
     params: SamplingParams,
     thinking: Thinking,
     *,
-    show: Show,
+    show: ReportProgress,
 ) -> Evaluation:
     """Evaluate the model of `engine` on `problems`."""
     return evaluate(
@@ -159,12 +159,12 @@ def measure_model(
     )
 
 
-def test_problems(task: Examples) -> list[Problem]:
+def test_problems(task: ExamplesTask) -> list[Problem]:
     """Return the test problems, sorted by key."""
     return sorted(task.problems("test", 0), key=lambda problem: problem.key)
 
 
-def opened_for(task: Examples, run: RunDir) -> Examples:
+def record_measured_checkpoint(task: ExamplesTask, run: RunDir) -> ExamplesTask:
     """Return `task` after setting `task.checkpoint` to the fingerprint of `run`. The
     record of the reading of the test split contains this fingerprint.
     """
@@ -172,7 +172,7 @@ def opened_for(task: Examples, run: RunDir) -> Examples:
     return task
 
 
-def evaluate_baseline(name: str, task: Examples, problems: Sequence[Problem], replies: Sequence[str]) -> Evaluation:
+def evaluate_baseline(name: str, task: ExamplesTask, problems: Sequence[Problem], replies: Sequence[str]) -> Evaluation:
     """Return the evaluation of `replies`, which a baseline that is not a language model gives to `problems`."""
     return Evaluation(
         task=task.name,

@@ -87,7 +87,7 @@ def lengths_of(examples: Sequence[Example], chat: ChatFormat) -> list[ExampleLen
     return result
 
 
-def taught_chat(name: str) -> str:
+def taught_chat_format(name: str) -> str:
     """Return the name of the taught model's chat format. `name` is the chat format of the base model."""
     return PLAIN if name in WITH_SYSTEM else name
 
@@ -107,7 +107,7 @@ def sft_run(base: RunDir, data: Path, plan: TeachPlan, *, seed: int) -> Run:
         update={
             "dtype": plan.dtype,
             "tune": LoRA(r=R, alpha=ALPHA),
-            "chat": taught_chat(run.chat),
+            "chat": taught_chat_format(run.chat),
             "source": run.source.model_copy(update={"longer": "skip"}),
             "micro_batches": min(2, plan.rows),
             "save_seconds": 30.0,

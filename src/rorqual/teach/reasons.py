@@ -17,9 +17,9 @@ from rorqual.core.records import write_json
 from rorqual.data.distilled import read_distilled
 from rorqual.factory import FactoryConfig, FilterConfig, sample_teacher
 from rorqual.factory.budget import BudgetReached
-from rorqual.factory.config import Access
+from rorqual.factory.config import RemoteAccess
 from rorqual.tasks.examples import AnswerKind, write_examples
-from rorqual.teach.answer_format import instruction
+from rorqual.teach.answer_format import answer_format_instruction
 from rorqual.teach.config import TeachConfig
 from rorqual.teach.dataset import rows_of
 from rorqual.teach.examples import Example
@@ -36,7 +36,7 @@ GIVEN = "The right answer is {answer}. Explain step by step how to find it, then
 
 
 @dataclass(frozen=True)
-class Reasons:
+class TeacherReasons:
     """The reasons that a teacher wrote. `texts` maps the key of an example to its reason. `given` has the keys of the examples whose answer the
     teacher was told. `stopped` says why the teacher stopped early, or is ""."""
 
@@ -51,23 +51,23 @@ class Reasons:
             for one in train
             if one.key in self.texts
         ]
-        return found if self.enough(train) else list(train)
+        return found if self.has_enough_reasons(train) else list(train)
 
-    def enough(self, train: Sequence[Example]) -> bool:
+    def has_enough_reasons(self, train: Sequence[Example]) -> bool:
         """Return whether enough of the examples have a reason."""
         return len(self.texts) >= ENOUGH * len(train)
 
-    def without_reason(self, train: Sequence[Example]) -> str:
+    def missing_reasons_note(self, train: Sequence[Example]) -> str:
         """Return a sentence that says what happens to examples without a reason, or "" if all examples have a reason."""
         missing = len(train) - len(self.texts)
-        if not self.enough(train):
+        if not self.has_enough_reasons(train):
             return f"{missing:,} of {len(train):,} examples have no reason, so the reasons are not used, and the model learns only the answers"
         return f"{missing:,} examples without a reason are left out" if missing else ""
 
 
-def read_reasons(path: Path) -> Reasons:
+def read_reasons(path: Path) -> TeacherReasons:
     """Read `reasons.json`."""
-    return Reasons(**json.loads(path.read_bytes()))
+    return TeacherReasons(**json.loads(path.read_bytes()))
 
 
 def teacher_reasons(
@@ -79,12 +79,12 @@ def teacher_reasons(
     threads: int,
     api_key: str,
     say: Callable[[str], None],
-) -> Reasons:
+) -> TeacherReasons:
     """Sample the teacher within its budget, and return the reasons. An interrupted call resumes from the samples in `folder`."""
     known = folder / "reasons.json"
     if known.is_file():
         return read_reasons(known)
-    opening = instruction(train, kind)
+    opening = answer_format_instruction(train, kind)
     texts: dict[str, str] = {}
     given, stopped = list[str](), ""
     for name, note in (("solved", STEPS), ("given", GIVEN)):
@@ -99,7 +99,7 @@ def teacher_reasons(
             left_over = (
                 config.model_copy(update={"budget": max(config.budget - paid, SMALLEST)}) if config.budget else config
             )
-            stopped = _sample(left_over, rows, kind, folder / name, threads=threads, api_key=api_key)
+            stopped = _sample_teacher_on_rows(left_over, rows, kind, folder / name, threads=threads, api_key=api_key)
             found = _right_replies(folder / name)
         texts |= found
         given += found if name == "given" else []
@@ -107,12 +107,12 @@ def teacher_reasons(
             f"  the teacher wrote reasons for {len(found):,} of {len(left):,} examples"
             + " that it did not solve" * (name == "given")
         )
-    reasons = Reasons(texts, given, stopped)
+    reasons = TeacherReasons(texts, given, stopped)
     write_json(known, vars(reasons))
     return reasons
 
 
-def _sample(
+def _sample_teacher_on_rows(
     config: TeachConfig,
     rows: Sequence[Mapping[str, Any]],
     kind: AnswerKind,
@@ -147,7 +147,7 @@ def factory_config(config: TeachConfig, data: Path, count: int) -> FactoryConfig
         seed=config.seed,
         keep="right",
         filters=FilterConfig(names=("length", "repetition")),
-        access=Access(budget=config.budget, price_in=config.price_in, price_out=config.price_out),
+        access=RemoteAccess(budget=config.budget, price_in=config.price_in, price_out=config.price_out),
     )
 
 
@@ -160,7 +160,7 @@ def _samples_cost(config: TeachConfig, folder: Path) -> float:
 def _right_replies(folder: Path) -> dict[str, str]:
     """Return the reasoning of the shortest right reply to each example, by key."""
     found: dict[str, str] = {}
-    for row in read_distilled(folder / "data.parquet").kept:
+    for row in read_distilled(folder / "data.parquet").kept_samples:
         reply = row.messages[-1]
         text = (reply.reasoning or reply.text).strip()
         if text and (row.key not in found or len(text) < len(found[row.key])):

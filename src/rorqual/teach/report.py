@@ -7,18 +7,18 @@ from collections.abc import Iterator, Sequence
 
 from rorqual.core.journal import read_lines
 from rorqual.core.ledger import UNACCOUNTED, read_ledger
-from rorqual.core.log import clock_text
+from rorqual.core.progress import clock_text
 from rorqual.core.records import write_json
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.table import percent
 from rorqual.report.chart import Chart, Series, draw
 from rorqual.report.page import write_page
 from rorqual.report.table import Table
-from rorqual.tasks.examples import openings
+from rorqual.tasks.examples import list_test_readings
 from rorqual.teach.config import TeachConfig
 from rorqual.teach.dataset import Dataset
-from rorqual.teach.examples import short
-from rorqual.teach.failures import SHOWN_CHANGES, Pair, by_change, failures_table, groups, pairs_of, show_reply
+from rorqual.teach.examples import truncate
+from rorqual.teach.failures import SHOWN_CHANGES, ReplyPair, by_change, failures_table, groups, pairs_of, show_reply
 from rorqual.teach.paths import AFTER, ALONE, BEFORE, TeachPaths
 from rorqual.teach.plan import TeachPlan
 from rorqual.teach.reasons import read_reasons
@@ -33,8 +33,8 @@ def write_report(paths: TeachPaths, config: TeachConfig, dataset: Dataset, plan:
     stored = json.loads(paths.baselines.read_bytes())
     alone = [ALONE] if paths.evaluation(ALONE).is_file() else []
     found = TeachResults({name: Evaluation.load(paths.evaluation(name)) for name in (*stored["names"], *alone, AFTER)})
-    opened = openings(paths.data)
-    sentences, table, missing = found.sentences(len(opened)), results_table(found), stored.get("left_out", [])
+    opened = list_test_readings(paths.data)
+    sentences, table, missing = found.summary_sentences(len(opened)), results_table(found), stored.get("left_out", [])
     pairs = pairs_of(found.evaluations[BEFORE], found.evaluations[AFTER])
     changes = by_change(pairs)
     write_page(
@@ -43,7 +43,7 @@ def write_report(paths: TeachPaths, config: TeachConfig, dataset: Dataset, plan:
         file=config.file.rpartition("/")[2],
         sentences=sentences,
         picture=draw(results_chart(found)),
-        examples=[transcript(pair) for pair in two_examples(pairs)],
+        examples=[transcript(pair) for pair in choose_two_pairs(pairs)],
         results=table,
         left_out=missing,
         failures=failures_table(groups(pairs, dataset.kind), dataset.kind, "before", "after"),
@@ -92,20 +92,20 @@ def results_chart(found: TeachResults) -> Chart:
     )
 
 
-def two_examples(pairs: Sequence[Pair]) -> list[Pair]:
+def choose_two_pairs(pairs: Sequence[ReplyPair]) -> list[ReplyPair]:
     """Return at most two examples: if possible, one that the model learned to solve, and one that the taught model gets wrong."""
     changes = by_change(pairs)
     gained, wrong = changes["gained"], [pair for pair in pairs if pair.change in ("lost", "still wrong")]
     return [*gained[:1], *wrong, *gained[1:]][:2]
 
 
-def transcript(pair: Pair) -> list[tuple[str, str, str]]:
+def transcript(pair: ReplyPair) -> list[tuple[str, str, str]]:
     """Return an example with both replies as lines of (name, text, "right", "wrong" or "")."""
     replies = [
         (name, show_reply(sample), "right" if sample.verdict.value == "right" else "wrong")
         for name, sample in (("before", pair.before), ("after", pair.after))
     ]
-    return [("example", short(pair.after.prompt, 400), ""), ("right answer", pair.after.answer, ""), *replies]
+    return [("example", truncate(pair.after.prompt, 400), ""), ("right answer", pair.after.answer, ""), *replies]
 
 
 def training_sentences(paths: TeachPaths, plan: TeachPlan, base: str) -> Iterator[str]:
@@ -159,6 +159,6 @@ def data_tables(paths: TeachPaths, dataset: Dataset) -> Iterator[Table]:
     if dataset.derived:
         rows.append(("worked solutions derived from the numbers of the prompt", f"{dataset.derived:,}"))
     yield Table(title="Examples", heads=("", "examples"), rows=rows)
-    opened = [(one.time, one.command, one.version, one.checkpoint[:12]) for one in openings(paths.data)]
+    opened = [(one.time, one.command, one.version, one.checkpoint[:12]) for one in list_test_readings(paths.data)]
     heads = ("the test split was opened", "by", "version", "checkpoint")
     yield Table(title="Openings of the test split", heads=heads, rows=opened, text_columns=4)

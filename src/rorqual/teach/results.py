@@ -9,23 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rorqual.core.errors import ConfigError, DataError, nearest
+from rorqual.core.errors import ConfigError, DataError, suggest_name
 from rorqual.evals.compare import Comparison, compare
-from rorqual.evals.evaluation import Evaluation, Row
+from rorqual.evals.evaluation import Evaluation, EvaluationRow
 from rorqual.evals.stats import Interval
-from rorqual.evals.table import p_text, percent, percent_interval
+from rorqual.evals.table import p_value_text, percent, percent_interval
 from rorqual.report.table import Table
-from rorqual.tasks.examples import AnswerKind, read_facts
+from rorqual.tasks.examples import AnswerKind, read_task_json
 from rorqual.teach.paths import AFTER, ALONE, BEFORE, TeachPaths
 
 
 @dataclass(frozen=True)
-class Result:
+class ModelResult:
     """The result of a model or baseline on the test split. `ahead` is the comparison of the taught
     model with this model or baseline, or None for the taught model itself."""
 
     name: str
-    row: Row
+    row: EvaluationRow
     ahead: Comparison | None
 
     @property
@@ -54,20 +54,20 @@ class TeachResults:
     evaluations: Mapping[str, Evaluation]
 
     @property
-    def results(self) -> list[Result]:
+    def results(self) -> list[ModelResult]:
         after = self.evaluations[AFTER]
         return [
-            Result(name, one.rows("all")[0], None if name == AFTER else compare(one, after, grain="all")[0])
+            ModelResult(name, one.rows("all")[0], None if name == AFTER else compare(one, after, grain="all")[0])
             for name, one in self.evaluations.items()
         ]
 
     @property
-    def by_accuracy(self) -> list[Result]:
+    def by_accuracy(self) -> list[ModelResult]:
         """All results by rising accuracy of the baselines. The taught model comes last."""
         *others, taught = self.results
         return [*sorted(others, key=lambda one: one.row.accuracy), taught]
 
-    def sentences(self, openings: int) -> list[str]:
+    def summary_sentences(self, openings: int) -> list[str]:
         """Return sentences on the gains over the base model and the best baseline, with
         intervals. `openings` is the number of readings of the test split."""
         *others, taught = [one for one in self.results if one.name != ALONE]
@@ -107,11 +107,11 @@ class TeachResults:
         return [*sentences, third]
 
 
-def gain(result: Result) -> str:
+def gain(result: ModelResult) -> str:
     """Return a text with the taught model's gain over a baseline in percentage points, its interval, and the p-value."""
     assert result.ahead is not None
     ahead = result.ahead
-    p = p_text(ahead.p_value)
+    p = p_value_text(ahead.p_value)
     return f"{100 * ahead.difference.mean:+.1f} points {percent_interval(ahead.difference.interval)}, p {p if p.startswith('<') else f'= {p}'}"
 
 
@@ -129,8 +129,8 @@ def load_results(out: Path, than: str = "") -> tuple[AnswerKind, Evaluation, Eva
     after = Evaluation.load(paths.evaluation(AFTER))
     names: list[str] = json.loads(paths.baselines.read_bytes())["names"]
     if than and than not in names:
-        raise ConfigError(f"no baseline '{than}'", where="key 'than'", remedy=nearest(than, names))
-    return read_facts(paths.data)["kind"], Evaluation.load(paths.evaluation(than or BEFORE)), after
+        raise ConfigError(f"no baseline '{than}'", where="key 'than'", remedy=suggest_name(than, names))
+    return read_task_json(paths.data)["kind"], Evaluation.load(paths.evaluation(than or BEFORE)), after
 
 
 def results_json(found: TeachResults, sentences: Sequence[str], opened: int) -> dict[str, Any]:
@@ -168,14 +168,14 @@ def results_table(found: TeachResults) -> Table:
         "gained",
         "lost",
     )
-    return Table(title="on the test split", heads=heads, rows=[_cells(one) for one in found.by_accuracy])
+    return Table(title="on the test split", heads=heads, rows=[_result_cells(one) for one in found.by_accuracy])
 
 
-def _cells(one: Result) -> tuple[str, ...]:
+def _result_cells(one: ModelResult) -> tuple[str, ...]:
     accuracy = (percent(one.row.accuracy), percent_interval(one.row.interval))
     start = (one.name, *accuracy, percent(one.row.unmarked), percent(one.row.last))
     if one.ahead is None:
         return (*start, "", "", "", "", "")
     ahead = one.ahead
     difference = (f"{100 * ahead.difference.mean:+.1f}", percent_interval(ahead.difference.interval))
-    return (*start, *difference, p_text(ahead.p_value), str(ahead.gained), str(ahead.lost))
+    return (*start, *difference, p_value_text(ahead.p_value), str(ahead.gained), str(ahead.lost))

@@ -16,42 +16,49 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from rorqual.convert.merge import merge_run
-from rorqual.convert.stream import Progress as BytesProgress
+from rorqual.convert.safetensors_slices import Progress as BytesProgress
 from rorqual.core.errors import ConfigError
 from rorqual.core.ledger import Ledger, read_ledger
-from rorqual.core.lock import own_run
-from rorqual.core.log import Progress, clock_text
+from rorqual.core.lock import acquire_run_lock
+from rorqual.core.progress import Progress, clock_text
 from rorqual.core.records import TaskDefaults, Thinking, write_atomic, write_json
-from rorqual.data.chat import ChatFormat, chat_format, load_chat, read_chat
+from rorqual.data.chat import ChatFormat, chat_format, load_chat, read_chat_name
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.table import percent
 from rorqual.model.load.run_directory import read_model_config
-from rorqual.tasks.examples import FACTS_FILE, Examples, holds_examples, load_function, read_facts, write_examples
+from rorqual.tasks.examples import (
+    FACTS_FILE,
+    ExamplesTask,
+    holds_examples,
+    load_function,
+    read_task_json,
+    write_examples,
+)
 from rorqual.tasks.find import safe_grade
 from rorqual.tasks.task import Problem, Verdict
-from rorqual.teach.answer_format import answer_grammar, calculates
+from rorqual.teach.answer_format import answer_grammar, needs_calculator
 from rorqual.teach.base_model import BaseChoice, find_base
-from rorqual.teach.check import Check, check_file
+from rorqual.teach.check import FileCheck, check_file
 from rorqual.teach.check_page import check_page, check_text, to_json
-from rorqual.teach.classical import Rule, apply_rule, classical
+from rorqual.teach.classical_baselines import Rule, apply_rule, predict_with_baselines
 from rorqual.teach.config import TeachConfig, refuse_other_settings, settings_text
-from rorqual.teach.dataset import Dataset, divide_examples, read_test, refuse_size, rows_of, usable_examples
+from rorqual.teach.dataset import Dataset, divide_examples, read_test, refuse_too_large_file, rows_of, usable_examples
 from rorqual.teach.examples import Example
 from rorqual.teach.measure import (
     Baseline,
     TooSlow,
     base_params,
-    base_prompts,
     evaluate_baseline,
+    few_shot_examples,
     measure_base,
     measure_model,
-    opened_for,
+    record_measured_checkpoint,
     test_problems,
 )
 from rorqual.teach.paths import AFTER, ALONE, TeachPaths
-from rorqual.teach.plan import LONGEST_ROW, TeachPlan, lengths_of, make_plan, taught_chat
+from rorqual.teach.plan import LONGEST_ROW, TeachPlan, lengths_of, make_plan, taught_chat_format
 from rorqual.teach.reasons import teacher_reasons
 from rorqual.teach.report import write_report
 from rorqual.teach.train import Training, engine_of
@@ -78,17 +85,17 @@ def teach(config: TeachConfig, out: Path, *, threads: int, import_progress: Byte
     Raises DataError if the file cannot be used, and ConfigError if `out` was written with other settings or another file.
     """
     for path in filter(None, (config.file, config.test)):
-        refuse_size(Path(path))
-    with own_run(out), closing(Ledger(TeachPaths(out).ledger, whole_process=True)) as ledger:
+        refuse_too_large_file(Path(path))
+    with acquire_run_lock(out), closing(Ledger(TeachPaths(out).ledger, whole_process=True)) as ledger:
         work = TeachStages(config, TeachPaths(out), threads, ledger, import_progress, api_key)
         work.check_settings()
-        work.announce()
-        work.prepare()
-        work.find_base()
-        work.baselines()
+        work.print_what_will_be_done()
+        work.prepare_data()
+        work.find_base_and_plan()
+        work.measure_baselines()
         work.train()
         work.reinforce()
-        work.measure()
+        work.measure_taught_model()
         work.report()
     model, report = work.paths.model.path, work.paths.report
     seconds = sum(entry.seconds for entry in read_ledger(work.paths.ledger))
@@ -99,7 +106,7 @@ def teach(config: TeachConfig, out: Path, *, threads: int, import_progress: Byte
     return report
 
 
-def counted_seconds(ledger: Path) -> float:
+def seconds_toward_limit(ledger: Path) -> float:
     """Return the seconds spent so far in stages that count toward `minutes`."""
     return sum(entry.seconds for entry in read_ledger(ledger) if entry.stage not in UNCOUNTED)
 
@@ -123,7 +130,7 @@ class TeachStages:
                 load_function(spec, what)
         check_trackers(self.config.trackers)
 
-    def announce(self) -> None:
+    def print_what_will_be_done(self) -> None:
         """Print what the command will do, and the time, disk space and money that it needs."""
         c = self.config
         self._say(
@@ -138,7 +145,7 @@ class TeachStages:
     # ---- data
 
     @cached_property
-    def check(self) -> Check:
+    def check(self) -> FileCheck:
         """The result of checking the file."""
         c = self.config
         return check_file(
@@ -156,13 +163,13 @@ class TeachStages:
         c = self.config
         named = {"prompt": c.prompt, "answer": c.answer, "reasoning": c.reasoning, "system": self.check.columns.system}
         test = read_test(Path(c.test), self.check.kind, **named) if c.test else None
-        task = Examples(self.paths.data, grader=c.grader, kind=self.check.kind)
+        task = ExamplesTask(self.paths.data, grader=c.grader, kind=self.check.kind)
         most = min(LONGEST_ROW, read_model_config(self.base.run).max_position_embeddings)
 
         def reason_against(example: Example) -> str:
             """Return why an example cannot be used, or "". An error of a user's grader names the example's line."""
             meta = {"where": f"{c.file}:{example.line}"}
-            problem = Problem(example.key, example.prompt, example.answer, Examples.name, meta=meta)
+            problem = Problem(example.key, example.prompt, example.answer, ExamplesTask.name, meta=meta)
             if safe_grade(task, problem, example.answer) is not Verdict.RIGHT:
                 return "the grader rejects the answer" if c.grader else f"the answer is no {self.check.kind}"
             [length] = lengths_of([example], self.chat)
@@ -170,7 +177,7 @@ class TeachStages:
 
         return divide_examples(self.check, test, count=c.count, reason_against=reason_against, graded=bool(c.grader))
 
-    def prepare(self) -> None:
+    def prepare_data(self) -> None:
         """Check the file, divide the examples, and write the splits. The splits are written only if the settings and the file have no error."""
         self._begin(1, "check and divide the examples")
         with self.ledger.record_stage("check"):
@@ -189,7 +196,7 @@ class TeachStages:
                 f"  {data.derived:,} worked solutions derived: one calculation with two numbers of the prompt gives the answer"
             )
         if self.config.teacher:
-            write_examples(self.paths.data, {"train": rows_of(self.train_examples)}, read_facts(self.paths.data))
+            write_examples(self.paths.data, {"train": rows_of(self.train_examples)}, read_task_json(self.paths.data))
         counts = {split: len(rows) for split, rows in data.splits.items()} | {"train": len(self.train_examples)}
         splits = ", ".join(f"{count:,} {split}" for split, count in counts.items())
         self._say(f"  {splits}; the test split stays sealed until a model is measured")
@@ -235,7 +242,7 @@ class TeachStages:
                 api_key=self.api_key,
                 say=self._say,
             )
-        for note in filter(None, (reasons.stopped, reasons.without_reason(train))):
+        for note in filter(None, (reasons.stopped, reasons.missing_reasons_note(train))):
             self._say(f"  {note}")
         return reasons.with_reasons(train)
 
@@ -244,13 +251,13 @@ class TeachStages:
         """The thinking mode of the taught model: whether replies have reasoning before the answer."""
         return "auto" if any(one.reasoning for one in self.train_examples) else "off"
 
-    def task(self) -> Examples:
+    def task(self) -> ExamplesTask:
         """Return the task of the data folder. Each task object reads the test split at most once."""
-        return Examples(self.paths.data, grader=self.config.grader)
+        return ExamplesTask(self.paths.data, grader=self.config.grader)
 
     # ---- base and plan
 
-    def find_base(self) -> None:
+    def find_base_and_plan(self) -> None:
         """Find or import the base model, and plan the number of training steps."""
         self._begin(2, "choose the base model, and plan")
         with self.ledger.record_stage("base"):
@@ -260,8 +267,8 @@ class TeachStages:
                     self.base.run,
                     self.paths.data,
                     lengths_of(self.train_examples, self.chat),
-                    seconds=60 * self.config.minutes - counted_seconds(self.paths.ledger),
-                    reinforce=0.0 if self.no_grpo else GRPO_SHARE,
+                    seconds=60 * self.config.minutes - seconds_toward_limit(self.paths.ledger),
+                    reinforce=0.0 if self.reason_to_skip_grpo else GRPO_SHARE,
                     seed=self.config.seed,
                     threads=self.threads,
                 )
@@ -295,7 +302,7 @@ class TeachStages:
     def chat(self) -> ChatFormat:
         """The chat format of the taught model."""
         tokenizer = Tokenizer.load(self.base.run.tokenizer_file)
-        return chat_format(tokenizer, taught_chat(read_chat(self.base.run)))
+        return chat_format(tokenizer, taught_chat_format(read_chat_name(self.base.run)))
 
     @cached_property
     def params(self) -> SamplingParams:
@@ -304,11 +311,11 @@ class TeachStages:
         return SamplingParams(
             max_tokens=self.plan.max_tokens,
             grammar=answer_grammar(self.train_examples, self.dataset.kind),
-            calculator=calculates(self.train_examples),
+            calculator=needs_calculator(self.train_examples),
         )
 
     @property
-    def no_grpo(self) -> str:
+    def reason_to_skip_grpo(self) -> str:
         """A sentence that says why no time is planned for GRPO, or ""."""
         if self.thinking == "off" and not self.config.grader:
             return "GRPO is skipped: replies have no reasoning, and training on the answers already optimizes them"
@@ -318,16 +325,16 @@ class TeachStages:
 
     # ---- baselines, training, measurement
 
-    def baselines(self) -> None:
+    def measure_baselines(self) -> None:
         """Measure the classical baselines and the base model on the test split. Baselines that would take too long are left out."""
         self._begin(3, "measure the baselines (not counted in the minutes)")
         if self.paths.baselines.is_file():
             return
         shots, too_slow = dict[str, list[int]](), list[str]()
         with self.ledger.record_stage(BASELINES):
-            for one in self._ways_to_answer():
+            for one in self._baseline_methods():
                 try:
-                    self._save(one.name, one.measure)
+                    self._measure_and_save(one.name, one.measure)
                 except TooSlow as error:
                     too_slow.append(f"{one.name}: it would take about {clock_text(error.seconds)}")
                     self._say(f"  left out: {too_slow[-1]}")
@@ -335,13 +342,13 @@ class TeachStages:
                     shots[one.name] = [example.line for example in one.shots]
             write_json(self.paths.baselines, {"names": [*shots], "shots": shots, "left_out": too_slow})
 
-    def _ways_to_answer(self) -> Iterator[Baseline]:
+    def _baseline_methods(self) -> Iterator[Baseline]:
         """Yield the classical baselines, then the base model with different numbers of examples in its prompt."""
         base, kind, tests = self.base.run, self.dataset.kind, self.dataset.splits["test"]
-        task = opened_for(self.task(), base)
+        task = record_measured_checkpoint(self.task(), base)
         problems = test_problems(task)
         ordered = sorted(tests, key=lambda one: one.key)
-        for name, replies in classical(self.dataset.all_train, ordered, kind, rule=self.rule).items():
+        for name, replies in predict_with_baselines(self.dataset.all_train, ordered, kind, rule=self.rule).items():
             yield Baseline(name, partial(evaluate_baseline, name, task, problems, replies))
         chat = load_chat(base, Tokenizer.load(base.tokenizer_file))
         context = read_model_config(base).max_position_embeddings
@@ -349,7 +356,7 @@ class TeachStages:
         room = max(one.prompt for one in lengths) + base_params(self.params).max_tokens
         most_seconds = max(BASELINE_SECONDS, 60 * self.config.minutes)
         train = self.train_examples
-        prompts = base_prompts(train, chat, kind, context=context, room=room, seed=self.config.seed)
+        prompts = few_shot_examples(train, chat, kind, context=context, room=room, seed=self.config.seed)
         for name, shots in prompts.items():
             show = self._bar(name, len(problems))
             measure = partial(
@@ -357,7 +364,7 @@ class TeachStages:
             )
             yield Baseline(name, measure, shots)
 
-    def _save(self, name: str, measure: Callable[[], Evaluation]) -> None:
+    def _measure_and_save(self, name: str, measure: Callable[[], Evaluation]) -> None:
         """Measure a model or baseline, unless its result file exists, and print the accuracy."""
         path = self.paths.evaluation(name)
         if not path.is_file():
@@ -376,7 +383,7 @@ class TeachStages:
             self.params,
             self.thinking,
             self.chat,
-            self.no_grpo,
+            self.reason_to_skip_grpo,
             self.threads,
             self._say,
         )
@@ -404,19 +411,21 @@ class TeachStages:
             )
             write_json(self.paths.model.defaults_file, defaults.model_dump(mode="json", exclude_none=True))
 
-    def measure(self) -> None:
+    def measure_taught_model(self) -> None:
         """Measure the taught model on the test split."""
         self._begin(6, "measure the taught model")
         if self.paths.evaluation(AFTER).is_file():
             return
         with self.ledger.record_stage("measure"):
-            task = opened_for(self.task(), self.paths.model)
+            task = record_measured_checkpoint(self.task(), self.paths.model)
             problems = test_problems(task)
             engine = engine_of(self.paths.model, self.threads)
             ways = {ALONE: replace(self.params, calculator=False)} if self.params.calculator else {}
             for name, params in (ways | {AFTER: self.params}).items():
                 bar = self._bar(name, len(problems))
-                self._save(name, partial(measure_model, engine, task, problems, name, params, self.thinking, show=bar))
+                self._measure_and_save(
+                    name, partial(measure_model, engine, task, problems, name, params, self.thinking, show=bar)
+                )
 
     def report(self) -> None:
         """Write the report, and print its first sentences."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from rorqual.core.errors import NumericsError
 from rorqual.core.journal import append_line, read_lines
-from rorqual.core.log import Progress
+from rorqual.core.progress import Progress
 from rorqual.core.records import RunDir, Thinking, write_json
 from rorqual.data.chat import ChatFormat
 from rorqual.engine.engine import Engine
@@ -83,7 +83,7 @@ class Training:
     say: Callable[[str], None]
 
     @cached_property
-    def dev(self) -> Sequence[Problem]:
+    def dev_problems(self) -> Sequence[Problem]:
         """The problems of the dev split, at most `MOST_DEV`."""
         return list(islice(self.task.problems("dev", 0), MOST_DEV))
 
@@ -160,15 +160,15 @@ class Training:
 
         first = next(iter(read_lines(self.paths.dev)), None)
         if first is not None:
-            return DevResult(name, step, count_right(self.dev[: first["total"]]), first["total"])
+            return DevResult(name, step, count_right(self.dev_problems[: first["total"]]), first["total"])
         began = time.monotonic()
-        right = count_right(self.dev[:DEV_FIRST])
+        right = count_right(self.dev_problems[:DEV_FIRST])
         seconds = time.monotonic() - began
-        total = min(len(self.dev), DEV_FIRST + int(DEV_FIRST * max(0.0, DEV_SECONDS - seconds) / seconds))
+        total = min(len(self.dev_problems), DEV_FIRST + int(DEV_FIRST * max(0.0, DEV_SECONDS - seconds) / seconds))
         if total > DEV_FIRST:
-            right += count_right(self.dev[DEV_FIRST:total])
-        if total < len(self.dev):
-            self.say(f"  dev is measured on {total} of {len(self.dev)} problems, because replies take long")
+            right += count_right(self.dev_problems[DEV_FIRST:total])
+        if total < len(self.dev_problems):
+            self.say(f"  dev is measured on {total} of {len(self.dev_problems)} problems, because replies take long")
         return DevResult(name, step, right, total)
 
     def _answers(self, engine: Engine, problems: Sequence[Problem], params: SamplingParams) -> Sequence[GradedSample]:
@@ -183,11 +183,11 @@ class Training:
         """Train the best checkpoint with GRPO, if it solves some training problem in some samples and not in others, and if there is time."""
         known = self.paths.grpo_result
         if not known.is_file():
-            run, reason = self._grpo_planned()
-            write_json(known, vars(GRPOResult(used=False, text=reason) if run is None else self._grpo(run, reason)))
+            run, reason = self._stored_grpo_decision()
+            write_json(known, vars(GRPOResult(used=False, text=reason) if run is None else self._run_grpo(run, reason)))
         return GRPOResult(**json.loads(known.read_bytes()))
 
-    def _grpo(self, run: Run, reason: str) -> GRPOResult:
+    def _run_grpo(self, run: Run, reason: str) -> GRPOResult:
         """Train with GRPO, and compare the trained model with the best checkpoint on the dev split."""
         self.say(f"  {reason}")
         try:
@@ -202,18 +202,18 @@ class Training:
         text = f"{reached} of {run.steps} steps of GRPO changed the accuracy on dev from {before:.0%} to {after.accuracy:.0%}"
         return GRPOResult(used, f"{text}, so its model {'is' if used else 'is not'} used")
 
-    def _grpo_planned(self) -> tuple[Run | None, str]:
+    def _stored_grpo_decision(self) -> tuple[Run | None, str]:
         """Return the GRPO run, or None if GRPO is skipped, and the reason. Both
         depend on measured time, so they are computed once and stored.
         """
         known = self.paths.grpo_plan
         if not known.is_file():
-            run, reason = self._grpo_run()
+            run, reason = self._decide_on_grpo()
             write_json(known, {"run": None if run is None else run.model_dump(mode="json"), "text": reason})
         plan = json.loads(known.read_bytes())
         return (None if plan["run"] is None else Run(**plan["run"])), plan["text"]
 
-    def _grpo_run(self) -> tuple[Run | None, str]:
+    def _decide_on_grpo(self) -> tuple[Run | None, str]:
         """Return the GRPO run, or None if GRPO is skipped, and the reason. The decision depends
         on sampled answers to training problems (see `GATE_PROBLEMS`)."""
         if not self.plan.grpo_seconds:

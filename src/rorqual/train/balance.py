@@ -12,7 +12,7 @@ from rorqual.model.ffn import FFN
 from rorqual.ops.moe import Routing, expected_load
 
 
-class Balance(Config):
+class BalanceConfig(Config):
     """Settings of load balancing. Each update changes a bias by `gamma`: down for overloaded experts, up for underloaded experts."""
 
     gamma: NonNegative = 0.001
@@ -25,7 +25,7 @@ def count_choices(routing: Routing, valid: Tensor, n_choices: int) -> Tensor:
     return counts.scatter_add_(0, served.flatten(), valid.long().unsqueeze(-1).expand_as(served).flatten())[1:]
 
 
-def move_bias(routers: Sequence[FFN], counts: Sequence[Tensor], gamma: float) -> None:
+def update_router_biases(routers: Sequence[FFN], counts: Sequence[Tensor], gamma: float) -> None:
     """Update the bias of every router once. For each router, `counts` holds the number of tokens per expert in the
     update."""
     for router, load in zip(routers, counts, strict=True):

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from rorqual.core.errors import CheckpointError, NumericsError, RorqualError
 from rorqual.core.records import MANIFEST_FILE, RunDir, write_atomic, write_json
-from rorqual.model.adapter import Adapter, trained
+from rorqual.model.adapter import Adapter, trained_parameters
 from rorqual.model.adapter.files import OpenedAdapter
 from rorqual.model.decoder import Decoder
-from rorqual.model.ffn import older_names
+from rorqual.model.ffn import map_older_names
 from rorqual.model.load.run_directory import WEIGHTS_FILE, load_weights
 from rorqual.train.optim import Optimizer
 
@@ -45,7 +45,9 @@ def save_checkpoint(
     check_finite(model, step)
     final, temporary = run.step_dir(step), run.path / f".step-{step:06d}.{os.getpid()}"
     weights = (
-        {WEIGHTS_FILE: save(_contiguous(model.state_dict()))} if adapter is None else adapter.files(trained(model))
+        {WEIGHTS_FILE: save(_contiguous(model.state_dict()))}
+        if adapter is None
+        else adapter.files(trained_parameters(model))
     )
     sizes = [file.stat().st_size if file.is_file() else 0 for file in (run.metrics_file, run.rollouts_file)]
     files = weights | {
@@ -95,9 +97,9 @@ def load_checkpoint(
     if adapter is None:
         load_weights(model, folder)
     else:
-        load_trained(model, OpenedAdapter(folder, adapter))
+        load_adapter_tensors(model, OpenedAdapter(folder, adapter))
     try:
-        optimizer.load(_rename_state(load_file(folder / OPTIM_FILE), model))
+        optimizer.load(_rename_old_state_keys(load_file(folder / OPTIM_FILE), model))
         state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
         return int(state["metrics_bytes"]), int(state.get("rollouts_bytes", 0))
     except (OSError, SafetensorError, KeyError, ValueError, CheckpointError) as error:
@@ -108,20 +110,20 @@ def load_checkpoint(
         ) from error
 
 
-def _rename_state(state: dict[str, Tensor], model: Decoder) -> dict[str, Tensor]:
+def _rename_old_state_keys(state: dict[str, Tensor], model: Decoder) -> dict[str, Tensor]:
     """Convert an optimizer state of an older Rorqual version: replace the old parameter names in its keys.
 
     Each key of an optimizer state ends in a parameter name.
     """
-    older = older_names(trained(model))
+    older = map_older_names(trained_parameters(model))
     parts = {key: key.rpartition("/") for key in state}
     return {f"{head}{slash}{older.get(name, name)}": state[key] for key, (head, slash, name) in parts.items()}
 
 
 @torch.no_grad()
-def load_trained(model: Decoder, adapter: OpenedAdapter) -> None:
+def load_adapter_tensors(model: Decoder, adapter: OpenedAdapter) -> None:
     """Load the trained tensors of `adapter` into `model`. The adapter must already be attached to `model`."""
-    parts = trained(model)
+    parts = trained_parameters(model)
     tensors = adapter.tensors({name: tuple(part.shape) for name, part in parts.items()})
     for name, part in parts.items():
         part.copy_(tensors[name])

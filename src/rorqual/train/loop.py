@@ -14,18 +14,19 @@ import torch
 from torch import Tensor
 
 from rorqual.core.errors import ConfigError, NumericsError
-from rorqual.core.journal import append_line, cut_lines
-from rorqual.core.lock import own_run
-from rorqual.core.log import Progress
+from rorqual.core.journal import append_line, truncate_json_lines
+from rorqual.core.lock import acquire_run_lock
+from rorqual.core.progress import Progress
 from rorqual.core.records import RunDir
 from rorqual.data.chat import ChatFormat, chat_format
 from rorqual.engine.rollout_engine import RolloutEngine
 from rorqual.model.account import account
-from rorqual.model.adapter import trained
-from rorqual.train.balance import load_ratio, move_bias
+from rorqual.model.adapter import trained_parameters
+from rorqual.train.balance import load_ratio, update_router_biases
 from rorqual.train.checkpoint import save_checkpoint
+from rorqual.train.gradient import UpdateResult, compare_with_sampler, gradient, open_workers
 from rorqual.train.run import Run
-from rorqual.train.sources import Materials, Source, Step
+from rorqual.train.sources import Source, SourceInputs, StepData
 from rorqual.train.state import (
     State,
     check_context,
@@ -34,17 +35,16 @@ from rorqual.train.state import (
     restore,
     with_extensions,
     with_problem_versions,
-    write_start,
+    write_run_files,
 )
-from rorqual.train.tune import begin_message, end_message, tuning_cost
-from rorqual.train.workers import Update, compare, gradient, workers
+from rorqual.train.tune import tuning_cost, tuning_end_message, tuning_start_message
 
 Record = dict[str, Any]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass
-class Totals(Update):
+class StepTotals(UpdateResult):
     """The sum of a step's optimizer updates: losses, metrics and loads are added up. `grad_norm` and `zeros` are the largest
     values of all updates. `targets` holds the `target_load` of each router."""
 
@@ -54,7 +54,7 @@ class Totals(Update):
     checked: int = 0
     targets: list[Tensor | None] = field(default_factory=list)
 
-    def add_update(self, update: Update, norm: float, tokens: int) -> None:
+    def add_update(self, update: UpdateResult, norm: float, tokens: int) -> None:
         """Add the metrics of one update."""
         self.add(update)
         self.grad_norm = max(self.grad_norm, norm)
@@ -104,7 +104,7 @@ def fit(
     tensors directly. The engine is not a setting of the run, because every engine gives the same samples for equal weights and
     seeds.
     """
-    if rollout_engine is not None and not run.source.samples_itself:
+    if rollout_engine is not None and not run.source.uses_rollout_engine:
         raise ConfigError(
             f"source {run.source.kind} does not use a rollout engine",
             where="rollout",
@@ -112,7 +112,7 @@ def fit(
         )
     if not isinstance(out, RunDir):
         out = RunDir(Path(out))
-    with own_run(out.path):
+    with acquire_run_lock(out.path):
         run = with_extensions(run, out) if extend else run
         tokenizer = make_tokenizer(run)
         check_vocabulary(run, tokenizer)
@@ -120,11 +120,11 @@ def fit(
         state = restore(run, out, tokenizer, threads=threads)
         chat = chat_format(tokenizer, run.chat)
         sampler = None if rollout_engine is None else rollout_engine(chat)
-        source = run.source.build(Materials(state.model, tokenizer, chat, run.seed, threads, sampler))
+        source = run.source.build(SourceInputs(state.model, tokenizer, chat, run.seed, threads, sampler))
         run = with_problem_versions(run, out, source.versions)
-        write_start(run, out, tokenizer, source.prompts)
+        write_run_files(run, out, tokenizer, source.prompts)
         messages = [*state.notes, *extension_messages(run, state.step)] + (
-            [begin_message(state.model, state.adapter)] if state.adapter is not None else []
+            [tuning_start_message(state.model, state.adapter)] if state.adapter is not None else []
         )
         for message in [] if quiet else messages:
             print(message)
@@ -146,18 +146,18 @@ def _train(
     progress = None if quiet else Progress(f"{run.recipe}", run.steps, start=state.step)
     first, start, costs = time.monotonic(), state.step, tuning_cost(state.model, state.optimizer)
     saved = time.monotonic()
-    cut_lines(out.metrics_file, state.metrics_bytes)  # a resumed run repeats the steps that wrote later lines
-    cut_lines(out.rollouts_file, state.rollouts_bytes)
-    with workers(threads) as pool:
+    truncate_json_lines(out.metrics_file, state.metrics_bytes)  # a resumed run repeats the steps that wrote later lines
+    truncate_json_lines(out.rollouts_file, state.rollouts_bytes)
+    with open_workers(threads) as pool:
         while state.step < run.steps:
             began, cpu = time.monotonic(), time.process_time()
             work = source.step(state.step)
-            totals = _iterate(run, state, work, pool, f"{out.path}, step {state.step + 1}")
+            totals = _run_step(run, state, work, pool, f"{out.path}, step {state.step + 1}")
             state.step += 1
             spent = time.monotonic() - began
             record = {"step": state.step, "recipe": run.recipe} | totals.record() | work.metrics
             costs = tuning_cost(state.model, state.optimizer)
-            record |= {"flops": step_flops(run, record)} | costs | extension_at(run, state.step - 1)
+            record |= {"flops": step_flops(run, record)} | costs | extension_metrics(run, state.step - 1)
             record["seconds"], record["core_seconds"] = spent, time.process_time() - cpu
             record["tokens_per_second"] = totals.tokens / spent
             for line in work.trace:
@@ -170,16 +170,16 @@ def _train(
                 save_checkpoint(out, state.step, state.model, state.optimizer, state.adapter)
                 saved = time.monotonic()
             if progress is not None:
-                progress.update(state.step, _note(record))
+                progress.update(state.step, _progress_text(record))
                 for note in work.notes:
                     progress.say(note)
             if stopped:
                 break
     if state.adapter is not None and not quiet:
-        print(end_message(costs, time.monotonic() - first, state.step - start))
+        print(tuning_end_message(costs, time.monotonic() - first, state.step - start))
 
 
-def extension_at(run: Run, done: int) -> dict[str, int]:
+def extension_metrics(run: Run, done: int) -> dict[str, int]:
     """Return the metrics fields that mark the first step after an extension, or {}. `done` is the number of finished steps."""
     return next((e.model_dump() for e in run.extensions if e.from_step == done), {})
 
@@ -214,16 +214,16 @@ def step_flops(run: Run, record: dict[str, Any]) -> int:
 CHECKED = ("logprob_diff", "routing_flips", "routing_gap", "stale_logprob_diff", "policy_age")
 
 
-def _iterate(run: Run, state: State, work: Step, pool: ThreadPoolExecutor, where: str) -> Totals:
+def _run_step(run: Run, state: State, work: StepData, pool: ThreadPoolExecutor, where: str) -> StepTotals:
     """Run one step: compare trainer and sampler on all new samples, then make one optimizer update per batch."""
-    totals = Totals([], 0.0)
-    parameters = trained(state.model)
+    totals = StepTotals([], 0.0)
+    parameters = trained_parameters(state.model)
     factor = run.optim.schedule.at(state.step, run.steps)
     options: Any = {"parts": run.micro_batches, "pool": pool, "dtype": DTYPES[run.dtype]}
     batches = [batch.to(run.device) for batch in work.batches]
     if work.fresh:
         all_batches = [*batches, *(batch.to(run.device) for batch in work.unlearned)]
-        compared, old = compare(state.model, run.objectives, all_batches, **options)
+        compared, old = compare_with_sampler(state.model, run.objectives, all_batches, **options)
         check_sampler(run, compared, where)
         totals.means = {name: value for name, value in compared.means.items() if name in CHECKED}
         totals.maxima = {name: value for name, value in compared.maxima.items() if name in CHECKED}
@@ -236,10 +236,10 @@ def _iterate(run: Run, state: State, work: Step, pool: ThreadPoolExecutor, where
         update.grads = []
         for parameter in parameters.values():  # free the memory before the next batch is sampled
             parameter.grad = None
-        routers = state.model.routers()[: len(update.counts)]
+        routers = state.model.routing_ffns()[: len(update.counts)]
         totals.targets = [router.target_load() for router in routers]
-        if update.counts and run.tune.whole:
-            move_bias(routers, update.counts, run.balance.gamma)
+        if update.counts and run.tune.trains_all:
+            update_router_biases(routers, update.counts, run.balance.gamma)
         if work.fresh:  # drop the sampler comparisons: after an update the trainer's weights differ from the sampler's
             update.means = {name: value for name, value in update.means.items() if name not in CHECKED}
             update.maxima = {name: value for name, value in update.maxima.items() if name not in CHECKED}
@@ -261,7 +261,7 @@ def clip(grads: Sequence[Tensor], limit: float, where: str = "") -> float:
     return norm
 
 
-def check_sampler(run: Run, update: Update, where: str) -> None:
+def check_sampler(run: Run, update: UpdateResult, where: str) -> None:
     """Raise NumericsError if trainer and sampler differ by more than `run.agreement` on samples from the trainer's current weights.
 
     Compares log-probabilities and expert scores.
@@ -280,7 +280,7 @@ def check_sampler(run: Run, update: Update, where: str) -> None:
         )
 
 
-def _note(record: dict[str, Any]) -> str:
+def _progress_text(record: dict[str, Any]) -> str:
     shown = {"loss": "loss", "reward": "reward", "think_share": "thinks", "reply_length": "length"}
     text = "  ".join(f"{label} {record[key]:.3g}" for key, label in shown.items() if key in record)
     if record.get("groups_equal"):

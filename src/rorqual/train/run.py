@@ -10,13 +10,13 @@ from rorqual.core.config import Config, Count, Natural, NonNegative, Positive, S
 from rorqual.model.adapter import Full, Tune
 from rorqual.model.config import ModelConfig
 from rorqual.ops.backends import absolute_backend_name, backend
-from rorqual.train.balance import Balance
+from rorqual.train.balance import BalanceConfig
 from rorqual.train.objectives import AuxBalance, IndexerWarmup, MultiToken, NextToken, Objective
 from rorqual.train.optim import AdamWConfig, OptimConfig
 from rorqual.train.sources import SourceConfig
 
 
-class Start(Config):
+class StartConfig(Config):
     """The initial weights and the tokenizer of a run.
 
     `run` is a run directory whose weights and tokenizer are used. If `run` is empty, weights are newly initialized, and
@@ -30,7 +30,7 @@ class Start(Config):
 Dtype = Literal["float32", "bfloat16"]
 
 
-class Agreement(Config):
+class SamplerAgreement(Config):
     """Limits on the difference between trainer and sampler. Trainer and sampler use the same weights and the sampler's expert choices.
 
     `mean` and `most` limit the average and the largest absolute difference of log-probabilities, in nats. `gap` limits
@@ -42,8 +42,8 @@ class Agreement(Config):
     gap: NonNegative
 
 
-FLOAT32 = Agreement(mean=1e-6, most=1e-4, gap=1e-4)
-BFLOAT16 = Agreement(mean=1e-2, most=1.0, gap=0.05)
+FLOAT32 = SamplerAgreement(mean=1e-6, most=1e-4, gap=1e-4)
+BFLOAT16 = SamplerAgreement(mean=1e-2, most=1.0, gap=0.05)
 """Limits for a bf16 trainer and an fp32 sampler.
 
 On the quickstart's model, the measured `mean` was 3e-3 nats, `most` 0.21 nats and `gap` 0.009
@@ -53,7 +53,7 @@ SHALLOW = 8
 """Largest number of layers for which the `FLOAT32` limits are used unscaled."""
 
 
-def agreement(dtype: Dtype, layers: int) -> Agreement:
+def agreement_limits(dtype: Dtype, layers: int) -> SamplerAgreement:
     """Return the limits for a model with `layers` layers. In fp32 the limits grow with depth, because rounding errors add up.
 
     For SmolLM2 with 30 layers, trainer and sampler differ by 1.4e-6 nats on average and by at most 4e-5 nats
@@ -62,7 +62,7 @@ def agreement(dtype: Dtype, layers: int) -> Agreement:
     if dtype != "float32":
         return BFLOAT16
     scale = max(1.0, layers / SHALLOW)
-    return Agreement(mean=scale * FLOAT32.mean, most=scale * FLOAT32.most, gap=scale * FLOAT32.gap)
+    return SamplerAgreement(mean=scale * FLOAT32.mean, most=scale * FLOAT32.most, gap=scale * FLOAT32.gap)
 
 
 class Extension(Config):
@@ -98,20 +98,20 @@ class Run(Config):
     recipe: str
     seed: Seed = 0
     steps: Count
-    start: Start = Start()
+    start: StartConfig = StartConfig()
     chat: str = "deepseek"
     model: ModelConfig
     source: Annotated[SerializeAsAny[SourceConfig], one_of(SourceConfig)]
     objectives: tuple[Annotated[SerializeAsAny[Objective], one_of(Objective)], ...] = (NextToken(),)
     optim: Annotated[SerializeAsAny[OptimConfig], one_of(OptimConfig)] = AdamWConfig()
-    balance: Balance = Balance()
+    balance: BalanceConfig = BalanceConfig()
     tune: Annotated[SerializeAsAny[Tune], one_of(Tune)] = Full()
     micro_batches: Count = 2
     save_seconds: Positive = 5.0
     device: str = "cpu"
     dtype: Dtype = "float32"
     backend: str = "torch"
-    agreement: Agreement = FLOAT32
+    agreement: SamplerAgreement = FLOAT32
     extensions: tuple[Extension, ...] = ()
     versions: dict[str, int] = {}
 
@@ -130,7 +130,7 @@ class Run(Config):
     def _check(self) -> Self:
         backend(self.backend)
         modules = self.model.num_nextn_predict_layers
-        if not self.tune.whole and not self.start.run:
+        if not self.tune.trains_all and not self.start.run:
             raise ValueError(
                 f"tune.kind={self.tune.kind} trains a part of an existing model; name the run of that model (from=RUN)"
             )
@@ -152,7 +152,7 @@ class Run(Config):
                 raise ValueError(
                     f"objective {objective.kind} has depth {objective.depth}, but the run trains {modules if mtp else 0} prediction modules"
                 )
-            if missing := objective.needs() - self.source.gives():
+            if missing := objective.required_batch_fields() - self.source.provided_batch_fields():
                 raise ValueError(
                     f"objective {objective.kind} needs {', '.join(sorted(missing))}, which source {self.source.kind} does not "
                     "provide (a KL term needs source.reference=RUN)"

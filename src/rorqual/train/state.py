@@ -11,10 +11,10 @@ import torch
 
 from rorqual.core.config import read_yaml, to_yaml
 from rorqual.core.errors import ConfigError
-from rorqual.core.prompts import choose_prompts
+from rorqual.core.example_prompts import choose_prompts
 from rorqual.core.records import RunDir, write_atomic
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.model.adapter import Adapter, adapter_of, trained
+from rorqual.model.adapter import Adapter, adapter_of, trained_parameters
 from rorqual.model.adapter.files import find_base
 from rorqual.model.decoder import Decoder
 from rorqual.model.init import build
@@ -95,17 +95,17 @@ def restore(run: Run, out: RunDir, tokenizer: Tokenizer, ops: Backend | None = N
         raise ConfigError(
             f"{ops.name} cannot train this model: {reason}", where="backend", remedy="Use another backend."
         )
-    adapter = None if step is None or run.tune.whole else adapter_of(out.step_dir(step))
+    adapter = None if step is None or run.tune.trains_all else adapter_of(out.step_dir(step))
     if run.start.run:
         base = RunDir(Path(run.start.run)).checkpoint()
         if step is not None and adapter is not None:
             base = find_base(out.step_dir(step), adapter.base)
         load_weights(model, base)
     model = model.to(run.device)
-    if not run.tune.whole:
+    if not run.tune.trains_all:
         adapter = adapter or begin_tuning(run, out, base, model, tokenizer, threads)
         run.tune.attach(model, seed=run.seed, experts=adapter.experts)
-    optimizer = run.optim.build(trained(model))
+    optimizer = run.optim.build(trained_parameters(model))
     metrics, rollouts = (0, 0) if step is None else load_checkpoint(out, step, model, optimizer, adapter)
     return State(model, tokenizer, optimizer, step or 0, metrics, rollouts, notes, adapter)
 
@@ -192,7 +192,7 @@ def difference(stored: object, new: object) -> str:
     return f"{stored!r} in the folder, {new!r} now"
 
 
-def write_start(run: Run, out: RunDir, tokenizer: Tokenizer, prompts: Sequence[str] = ()) -> None:
+def write_run_files(run: Run, out: RunDir, tokenizer: Tokenizer, prompts: Sequence[str] = ()) -> None:
     """Write the run's config, tokenizer and example prompts before the first step; write the config again after an extension."""
     if not out.config_file.is_file() or run.extensions != read_yaml(Run, out.config_file).extensions:
         write_atomic(out.config_file, to_yaml(run).encode())

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from rorqual.core.errors import ConfigError
-from rorqual.core.extras import extra
-from rorqual.core.lock import own_run
+from rorqual.core.extras import require_extra
+from rorqual.core.lock import acquire_run_lock
 from rorqual.core.records import RunDir
 
 Record = dict[str, Any]
@@ -34,7 +34,7 @@ def check_trackers(names: Sequence[str]) -> None:
                 where="track",
                 remedy=f"Give one or several of {', '.join(TRACKERS)}, separated by commas.",
             )
-        with extra(name, name):
+        with require_extra(name, name):
             if find_spec(name) is None:
                 raise ModuleNotFoundError(f"No module named '{name}'", name=name)
 
@@ -51,7 +51,7 @@ def track(names: Sequence[str], out: RunDir) -> Iterator[Callable[[Record], None
     folder = out.path.absolute()
     check_trackers(names)
     for name in names:
-        with extra(name, name):
+        with require_extra(name, name):
             import_module(name)
     with ExitStack() as stack:
         logs: list[Log] = []
@@ -74,7 +74,7 @@ def track(names: Sequence[str], out: RunDir) -> Iterator[Callable[[Record], None
 
         yield observe if names else None
         if names and not logs:
-            with own_run(out.path):
+            with acquire_run_lock(out.path):
                 start()
 
 

@@ -13,15 +13,15 @@ from torch import Tensor
 from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.model.adapter import ESFT, Adapter, Selection, trained
-from rorqual.model.adapter.esft import n_stacked, relevance, routing_networks, select
-from rorqual.model.adapter.files import base_of
+from rorqual.model.adapter import ESFT, Adapter, Selection, trained_parameters
+from rorqual.model.adapter.esft import expert_relevance, n_stacked_experts, routing_networks, select_experts
+from rorqual.model.adapter.files import base_record
 from rorqual.model.decoder import Decoder
 from rorqual.train.batch import TrainBatch
+from rorqual.train.gradient import open_workers
 from rorqual.train.optim import Optimizer
 from rorqual.train.run import Run
-from rorqual.train.sources import Materials
-from rorqual.train.workers import workers
+from rorqual.train.sources import SourceInputs
 
 ROWS = 16
 """Rows per forward pass. The number of rows is fixed because it affects rounding, and rounding can change the selected experts."""
@@ -30,7 +30,7 @@ ROWS = 16
 def begin_tuning(run: Run, out: RunDir, base: Path, model: Decoder, tokenizer: Tokenizer, threads: int) -> Adapter:
     """Create the adapter record of a new run. `model` holds the weights of the checkpoint `base`."""
     experts = find_experts(run, model, tokenizer, threads)
-    return Adapter(base=base_of(base, named=run.start.run, seen_from=out.path), tune=run.tune, experts=experts)
+    return Adapter(base=base_record(base, named=run.start.run, seen_from=out.path), tune=run.tune, experts=experts)
 
 
 def find_experts(run: Run, model: Decoder, tokenizer: Tokenizer, threads: int) -> Selection:
@@ -44,20 +44,20 @@ def find_experts(run: Run, model: Decoder, tokenizer: Tokenizer, threads: int) -
         return ()
     layers = routing_networks(model)
     chat = chat_format(tokenizer, run.chat)
-    source = run.source.build(Materials(model, tokenizer, chat, run.seed, threads))
-    experts = [n_stacked(ffn) for ffn in layers.values()]
+    source = run.source.build(SourceInputs(model, tokenizer, chat, run.seed, threads))
+    experts = [n_stacked_experts(ffn) for ffn in layers.values()]
     totals = [torch.zeros(n, dtype=torch.float64) for n in experts]
-    with workers(threads) as pool:
+    with open_workers(threads) as pool:
         for step in range(tune.sample):
             work = source.step(step)
-            parts = [part for batch in (*work.batches, *work.unlearned) for part in _parts(batch)]
+            parts = [part for batch in (*work.batches, *work.unlearned) for part in _split_batch(batch)]
             for scores in pool.map(lambda part: _relevance(model, part, tune, run.device), parts):
                 # `[:n]` leaves out the identity experts, which come last and have no weights to train.
                 totals = [total + score[:n] for total, score, n in zip(totals, scores, experts, strict=True)]
-    return select(totals, tune.p)
+    return select_experts(totals, tune.p)
 
 
-def _parts(batch: TrainBatch) -> list[TrainBatch]:
+def _split_batch(batch: TrainBatch) -> list[TrainBatch]:
     return batch.split(-(-len(batch.tokens) // ROWS))
 
 
@@ -68,7 +68,7 @@ def _relevance(model: Decoder, part: TrainBatch, tune: ESFT, device: str) -> Seq
     documents, number = batch.documents.flatten().unique(return_inverse=True)
     if int(documents[0]) < 0:
         number = number - 1  # padding sorts first and gets -1
-    return relevance(routing, number, tune.score, int(number.max()) + 1)
+    return expert_relevance(routing, number, tune.score, int(number.max()) + 1)
 
 
 # ---- cost
@@ -78,25 +78,25 @@ def tuning_cost(model: Decoder, optimizer: Optimizer) -> dict[str, int]:
     """Return the number of trained parameters and the size of the optimizer state in bytes."""
     state = optimizer.state().values()
     return {
-        "trained_parameters": sum(p.numel() for p in trained(model).values()),
+        "trained_parameters": sum(p.numel() for p in trained_parameters(model).values()),
         "optimizer_bytes": sum(t.numel() * t.element_size() for t in state),
     }
 
 
-def begin_message(model: Decoder, adapter: Adapter) -> str:
+def tuning_start_message(model: Decoder, adapter: Adapter) -> str:
     """Return a message with the share of trained parameters and the number of trained experts per layer."""
-    part = sum(p.numel() for p in trained(model).values())
+    part = sum(p.numel() for p in trained_parameters(model).values())
     added = part if not adapter.experts else 0
     total = sum(p.numel() for p in model.parameters()) - added
     line = f"{adapter.tune.kind}: {part:,} trained parameters added to {total:,} ({part / total:.2%})"
     if adapter.experts:
         layers = routing_networks(model).values()
-        counts = ", ".join(f"{len(chosen)} of {n_stacked(ffn)}" for ffn, chosen in zip(layers, adapter.experts))
+        counts = ", ".join(f"{len(chosen)} of {n_stacked_experts(ffn)}" for ffn, chosen in zip(layers, adapter.experts))
         line = f"esft: {part:,} of {total:,} parameters trained ({part / total:.2%}); experts, layer by layer: {counts}"
     return line
 
 
-def end_message(costs: dict[str, int], seconds: float, steps: int) -> str:
+def tuning_end_message(costs: dict[str, int], seconds: float, steps: int) -> str:
     """Return a message with the size of the optimizer state, the peak memory of the process and the time per step."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return (

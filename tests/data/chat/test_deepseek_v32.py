@@ -15,9 +15,9 @@ from v32_golden import CASES, FILE, SCHEMA, SHORT, WITH_SCHEMA, Row
 
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Tool, ToolCall
-from rorqual.data.chat import ChatFormat, guess_chat
-from rorqual.data.chat.dsml import CLOSE, OPEN, invoke, parameter
-from rorqual.data.chat.special_tokens import raw
+from rorqual.data.chat import ChatFormat, guess_chat_name
+from rorqual.data.chat.dsml import CLOSE, OPEN, format_invoke, format_parameter
+from rorqual.data.chat.special_tokens import restore_token_names
 
 NAME = "deepseek-v3.2"
 GOLD = json.loads(FILE.read_text(encoding="utf-8"))
@@ -149,8 +149,8 @@ def test_any_calls_read_back(
 def test_a_parameter_that_is_written_twice_is_no_call() -> None:
     chat = with_marks(NAME)
     for keys, count in ((("a", "b"), 1), (("a", "a"), 0)):
-        given = "\n".join(parameter(key, "1", "false") for key in keys)
-        ids = chat.tokenizer.encode_trusted(raw(f"{OPEN}\n{invoke('add', given)}\n{CLOSE}"))
+        given = "\n".join(format_parameter(key, "1", "false") for key in keys)
+        ids = chat.tokenizer.encode_trusted(restore_token_names(f"{OPEN}\n{format_invoke('add', given)}\n{CLOSE}"))
         message = chat.parse(ids, "off", TOOLS)
         assert len(message.tool_calls) == count and bool(message.content) == (not count)
 
@@ -198,13 +198,15 @@ def test_arguments_that_cannot_be_written_are_refused(poison: str, what: str) ->
 
 def test_the_token_of_calls_tells_the_format_of_a_checkpoint_without_a_template() -> None:
     tokenizer = with_marks(NAME).tokenizer
-    assert guess_chat("deepseek_v3", tokenizer, None) == NAME
-    assert guess_chat("deepseek_v3", made("deepseek").tokenizer, None) == "deepseek"
-    assert guess_chat("deepseek_v32", made("smollm2").tokenizer, None) == "chatml-plain", "marks of turns come first"
+    assert guess_chat_name("deepseek_v3", tokenizer, None) == NAME
+    assert guess_chat_name("deepseek_v3", made("deepseek").tokenizer, None) == "deepseek"
+    assert guess_chat_name("deepseek_v32", made("smollm2").tokenizer, None) == "chatml-plain", (
+        "marks of turns come first"
+    )
 
 
 def test_v32_exp_keeps_the_template_that_it_came_with() -> None:
     """Its model type is V3.2's, and its template V3.1's."""
     tokenizer = made("deepseek").tokenizer
-    assert guess_chat("deepseek_v32", tokenizer, made("deepseek").template) == "deepseek"
-    assert guess_chat("deepseek_v32", tokenizer, made(NAME).template) == NAME
+    assert guess_chat_name("deepseek_v32", tokenizer, made("deepseek").template) == "deepseek"
+    assert guess_chat_name("deepseek_v32", tokenizer, made(NAME).template) == NAME

@@ -10,7 +10,7 @@ from chat_families import FAMILY, TEMPLATES, made, tokenizer
 
 from rorqual.core.errors import CheckpointError, DataError
 from rorqual.core.records import Message, RunDir
-from rorqual.data.chat import KINDS, TEMPLATE_FILE, chat_format, guess_chat, load_chat, read_chat
+from rorqual.data.chat import KINDS, TEMPLATE_FILE, chat_format, guess_chat_name, load_chat, read_chat_name
 from rorqual.data.tokenizer import Tokenizer
 
 USER = Message("user", "Hello?")
@@ -34,17 +34,17 @@ UNKNOWN = (
 )
 def test_a_published_template_is_recognised_by_what_it_writes(file: str, family: str, name: str) -> None:
     template = (TEMPLATES / f"{file}.jinja").read_text(encoding="utf-8")
-    assert guess_chat("", tokenizer(family), template) == name
+    assert guess_chat_name("", tokenizer(family), template) == name
     other = template.replace("assistant", "model").replace("Assistant", "User")
-    assert guess_chat("", tokenizer(family), other) == "template", "changed in what it writes, it is another's"
-    assert guess_chat("", tokenizer(family), "{# a comment #}" + template) == name, (
+    assert guess_chat_name("", tokenizer(family), other) == "template", "changed in what it writes, it is another's"
+    assert guess_chat_name("", tokenizer(family), "{# a comment #}" + template) == name, (
         "changed in how it says it, it is not"
     )
 
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_what_we_export_is_recognised_when_it_comes_back(name: str) -> None:
-    assert guess_chat("", made(name).tokenizer, made(name).template) == name
+    assert guess_chat_name("", made(name).tokenizer, made(name).template) == name
 
 
 @pytest.mark.parametrize(
@@ -60,16 +60,16 @@ def test_what_we_export_is_recognised_when_it_comes_back(name: str) -> None:
     ],
 )
 def test_without_a_template_the_special_tokens_say_it(model_type: str, family: str, name: str) -> None:
-    assert guess_chat(model_type, tokenizer(family), None) == name
+    assert guess_chat_name(model_type, tokenizer(family), None) == name
 
 
 def test_our_own_tokenizer_speaks_our_own_format() -> None:
-    assert guess_chat("deepseek_v3", Tokenizer.byte_level(), None) == "deepseek"
+    assert guess_chat_name("deepseek_v3", Tokenizer.byte_level(), None) == "deepseek"
 
 
 def test_a_tokenizer_that_knows_no_turns_is_a_base_models() -> None:
     base = without_marks()
-    assert guess_chat("llama", base, None) == "none"
+    assert guess_chat_name("llama", base, None) == "none"
     chat = chat_format(base, "none")
     for call in (chat.prompt, chat.render):
         with pytest.raises(DataError, match="chat=none: this is a base model"):
@@ -88,9 +88,9 @@ def without_marks() -> Tokenizer:
 
 def test_a_broken_or_hostile_template_is_nobodys() -> None:
     for template in ("{{ messages[9].content + 1 }}", "{{ ''.__class__.__mro__ }}", "{{ raise_exception('no') }}"):
-        assert guess_chat("qwen3", tokenizer("qwen"), template) == "template"
+        assert guess_chat_name("qwen3", tokenizer("qwen"), template) == "template"
     with pytest.raises(DataError, match="not a valid jinja2 template"):
-        guess_chat("qwen3", tokenizer("qwen"), "{% for %}")
+        guess_chat_name("qwen3", tokenizer("qwen"), "{% for %}")
 
 
 # ---- a run's own
@@ -105,7 +105,7 @@ def run(tmp_path: Path, text: str) -> RunDir:
 def test_a_run_is_read_with_the_format_that_it_names(name: str, tmp_path: Path) -> None:
     there = run(tmp_path, f"recipe: import\nchat: {name}\n")
     chat = load_chat(there, made(name).tokenizer)
-    assert chat.name == read_chat(there) == name
+    assert chat.name == read_chat_name(there) == name
     assert chat.prompt([USER]) == made(name).prompt([USER])
 
 
@@ -115,7 +115,7 @@ def test_a_run_that_names_none_is_ours(tmp_path: Path) -> None:
 
 def test_an_unknown_template_travels_with_its_run_and_never_trains(tmp_path: Path) -> None:
     ids = tokenizer("qwen")
-    assert guess_chat("llama", ids, UNKNOWN) == "template"
+    assert guess_chat_name("llama", ids, UNKNOWN) == "template"
     end, other = ids.special("<|im_end|>"), ids.special("<|im_start|>")
     there = run(tmp_path, f"chat: template\ngeneration: {{eos_token_id: [{end}, {other}]}}\n")
     (tmp_path / TEMPLATE_FILE).write_text(UNKNOWN, encoding="utf-8")

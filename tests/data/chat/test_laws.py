@@ -61,7 +61,9 @@ def test_a_prompt_is_a_prefix_and_the_mask_is_the_rest(
     assert rendered.ids == [*prompt, *reply]
     assert rendered.mask == [False] * len(prompt) + [True] * len(reply)
     assert rendered.ids[-1] == chat.stop_ids[0] and not set(reply[:-1]) & set(chat.stop_ids)
-    assert chat.chosen(prompt) == ("on" if name == "deepseek-r1" and thinking == "auto" else _told(chat, thinking))
+    assert chat.thinking_mode_of(prompt) == (
+        "on" if name == "deepseek-r1" and thinking == "auto" else _told(chat, thinking)
+    )
 
 
 def _told(chat: ChatFormat, thinking: Thinking) -> Thinking:
@@ -117,7 +119,7 @@ def test_whatever_a_model_draws_can_be_read(name: str, data: st.DataObject, thin
     drawn = data.draw(st.lists(st.integers(0, chat.tokenizer.vocab_size - 1), max_size=12))
     message = chat.parse(drawn, thinking)
     assert message.role == "assistant"
-    assert 0 <= chat.n_thought(drawn) <= len(drawn)
+    assert 0 <= chat.n_thinking_tokens(drawn) <= len(drawn)
 
 
 @EVERY
@@ -140,7 +142,7 @@ def test_what_is_typed_never_becomes_a_special_token(name: str, text: str) -> No
 def test_samples_train_every_reply_once_as_it_was_written(name: str, messages: list[Message], last: Message) -> None:
     chat = made(name)
     try:
-        samples = chat.samples([*messages, last])
+        samples = chat.training_renderings([*messages, last])
     except DataError as error:
         assume("as text" not in str(error))
         raise
@@ -156,7 +158,7 @@ def test_an_earlier_turn_is_not_trained_where_its_block_is_missing(name: str) ->
     rendered = chat.render(messages)
     trained = [id_ for id_, on in zip(rendered.ids, rendered.mask) if on]
     assert "one" not in chat.tokenizer.decode(trained) and "two" in chat.tokenizer.decode(trained)
-    assert len(chat.samples(messages)) == 2
+    assert len(chat.training_renderings(messages)) == 2
 
 
 @pytest.mark.parametrize("name", ["qwen3", "deepseek-r1", "chatml"])
@@ -179,9 +181,9 @@ def turns(ids: list[int], mask: list[bool]) -> list[list[int]]:
 def test_the_tokens_that_thinking_took_are_counted(name: str) -> None:
     chat = made(name)
     reply = reply_of(chat, [USER], Message("assistant", "four", "two and two"), "on")
-    n = chat.n_thought(reply)
+    n = chat.n_thinking_tokens(reply)
     assert "two and two" in chat.tokenizer.decode(reply[:n]) and "four" in chat.tokenizer.decode(reply[n:])
-    assert chat.n_thought(reply[: n - 1]) == n - 1, "cut off, all of it is thought"
+    assert chat.n_thinking_tokens(reply[: n - 1]) == n - 1, "cut off, all of it is thought"
 
 
 @EVERY

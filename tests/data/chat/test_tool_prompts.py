@@ -163,9 +163,12 @@ def test_a_template_that_speaks_of_tools_writes_them(file: str, name: str) -> No
 def test_after_a_tools_turn_deepseek_answers_at_once() -> None:
     for name in ("deepseek", "deepseek-r1", "deepseek-v3"):
         for chat in (with_marks(name), without_marks(name)):
-            assert chat.mode([ASKED, CALLED, SAID], "on") == "off"
-            assert chat.chosen(chat.prompt([ASKED, CALLED, SAID], "on")) == "off"
-            assert chat.mode([ASKED], "on") == "on" and chat.chosen(chat.prompt([ASKED], "on", TOOLS)) == "on"
+            assert chat.effective_thinking([ASKED, CALLED, SAID], "on") == "off"
+            assert chat.thinking_mode_of(chat.prompt([ASKED, CALLED, SAID], "on")) == "off"
+            assert (
+                chat.effective_thinking([ASKED], "on") == "on"
+                and chat.thinking_mode_of(chat.prompt([ASKED], "on", TOOLS)) == "on"
+            )
     for name in ("qwen3", "deepseek-v3.2"):
-        assert with_marks(name).mode([ASKED, CALLED, SAID], "on") == "on"
-        assert with_marks(name).chosen(with_marks(name).prompt([ASKED, CALLED, SAID], "on")) == "on"
+        assert with_marks(name).effective_thinking([ASKED, CALLED, SAID], "on") == "on"
+        assert with_marks(name).thinking_mode_of(with_marks(name).prompt([ASKED, CALLED, SAID], "on")) == "on"

@@ -16,9 +16,9 @@ from tool_families import TOOLS, with_marks, without_marks
 
 from rorqual.core.records import Message, Thinking, Tool, ToolCall
 from rorqual.data.chat import ChatFormat, TemplateChat
-from rorqual.data.chat.reply import Part
+from rorqual.data.chat.reply import ReplyPart
 from rorqual.data.chat.special_tokens import CHARS
-from rorqual.data.chat.stream import Piece, Reader
+from rorqual.data.chat.stream import ReplyDelta, ReplyReader
 
 FIXTURES = files()
 EACH = [(name, case["case"]) for name, cases in FIXTURES.items() for case in cases]
@@ -41,13 +41,15 @@ def by_characters(chat: ChatFormat, text: str) -> list[int]:
 
 def read(
     chat: ChatFormat, ids: list[int], mode: Thinking, tools: tuple[Tool, ...] = TOOLS
-) -> tuple[str, str, list[ToolCall], list[Part]]:
+) -> tuple[str, str, list[ToolCall], list[ReplyPart]]:
     """A stream read, with its laws checked."""
     reader = chat.reader(mode, tools)
     return finished(chat, reader, [reader.feed(id_) for id_ in ids])
 
 
-def finished(chat: ChatFormat, reader: Reader, pieces: list[Piece]) -> tuple[str, str, list[ToolCall], list[Part]]:
+def finished(
+    chat: ChatFormat, reader: ReplyReader, pieces: list[ReplyDelta]
+) -> tuple[str, str, list[ToolCall], list[ReplyPart]]:
     """What a reader that was fed has read when nothing more comes, and its laws."""
     ids, pieces = reader.ids, [piece for piece in (*pieces, reader.finish()) if piece]
     calls = joined_calls(pieces)
@@ -61,7 +63,7 @@ def finished(chat: ChatFormat, reader: Reader, pieces: list[Piece]) -> tuple[str
     return reasoning, content, calls, reader.parts
 
 
-def joined_calls(pieces: list[Piece]) -> list[ToolCall]:
+def joined_calls(pieces: list[ReplyDelta]) -> list[ToolCall]:
     calls: list[ToolCall] = []
     for delta in (delta for piece in pieces for delta in piece.tools):
         if delta.index == len(calls):
@@ -76,7 +78,7 @@ def joined_calls(pieces: list[Piece]) -> list[ToolCall]:
 
 def check(chat: ChatFormat, ids: list[int], mode: Thinking, tools: tuple[Tool, ...] = TOOLS) -> Message:
     """The stream gives what the whole gives, however it is cut, and every part of the reply is somewhere; what was read."""
-    rng, reader, pieces = random.Random(len(ids)), chat.reader(mode, tools), list[Piece]()
+    rng, reader, pieces = random.Random(len(ids)), chat.reader(mode, tools), list[ReplyDelta]()
     while len(reader.ids) < len(ids):
         pieces.append(reader.feed(*ids[len(reader.ids) :][: rng.choice((1, 2, 3, 7, 30))]))
     agrees(chat, ids, mode, tools, finished(chat, reader, pieces))
@@ -88,7 +90,7 @@ def agrees(
     ids: list[int],
     mode: Thinking,
     tools: tuple[Tool, ...],
-    streamed: tuple[str, str, list[ToolCall], list[Part]],
+    streamed: tuple[str, str, list[ToolCall], list[ReplyPart]],
 ) -> Message:
     reasoning, content, calls, parts = streamed
     message = chat.parse(ids, mode, tools)
@@ -120,7 +122,7 @@ def test_a_reply_is_read_as_its_rule_says(name: str, case: str) -> None:
 def check_cuts(chat: ChatFormat, ids: list[int], cuts: range) -> None:
     """The laws, for a reply cut off at each of `cuts`. One reader is fed; a copy of it is told at each cut that this was all."""
     reader = chat.reader("auto", TOOLS)
-    pieces: list[Piece] = []
+    pieces: list[ReplyDelta] = []
     for cut in range(len(ids)):
         if cut in cuts:
             known: dict[int, Any] = {id(each): each for each in (chat, chat.tokenizer, chat.call_form)}

@@ -8,7 +8,7 @@ MUTANTS = (
     one(
         "an export narrows the router's bias",
         "transformers#42580, vllm#23640 #47777, Automodel#2553",
-        "convert/tensors.py",
+        "convert/tensor_jobs.py",
         "    if name.endswith(ALWAYS_FP32):\n",
         "    if False:\n",
         "tests/convert/test_hf.py::test_fp8_is_dequantised_to_the_bit_and_the_bias_is_never_narrowed",
@@ -16,8 +16,8 @@ MUTANTS = (
     one(
         "an export confuses the two halves of stacked experts",
         "Pai#451 #640, litgpt#1871",
-        "convert/tensors.py",
-        "        for place, index in enumerate(entry.order()):\n",
+        "convert/tensor_jobs.py",
+        "        for place, index in enumerate(entry.storage_order()):\n",
         "        for place, index in enumerate(range(len(entry.published))):\n",
         "tests/convert/test_hf.py::test_three_trips_change_nothing",
         "tests/convert/test_hf.py::test_what_transformers_saves_comes_back_with_the_same_bytes_and_the_same_logits",

@@ -40,7 +40,7 @@ MUTANTS = (
     one(
         "a picture is written as text by a format that cannot see it",
         "issue 16: content parts",
-        "core/parts.py",
+        "core/content_parts.py",
         "if not isinstance(part, tuple(accepted))",
         "if False",
         "tests/core/test_parts.py::test_a_format_of_text_refuses_a_picture_by_name_and_place",
@@ -48,7 +48,7 @@ MUTANTS = (
     one(
         "text parts are joined with spaces",
         "issue 16: content parts",
-        "core/parts.py",
+        "core/content_parts.py",
         '"".join(part.label() for part in content)',
         '" ".join(part.label() for part in content)',
         "tests/core/test_parts.py::test_the_text_is_that_of_the_parts_in_order_and_a_picture_has_none",

@@ -17,8 +17,8 @@ MUTANTS = (
         "a baseline of sparse attention trains only as long as the warm-up",
         "issue 18: sparse attention",
         "lab/sparse.py",
-        "steps=amount(WARMUP, share) + amount(SPARSE, share),",
-        "steps=amount(WARMUP, share),",
+        "steps=scale_amount(WARMUP, share) + scale_amount(SPARSE, share),",
+        "steps=scale_amount(WARMUP, share),",
         "tests/lab/test_sparse.py::test_rivals_train_as_long_as_the_indexer_on_the_same_data",
     ),
     one(
@@ -49,8 +49,8 @@ MUTANTS = (
         "an arm of the sparse experiment keeps the budget that it was trained at",
         "issue 18: sparse attention",
         "lab/sparse.py",
-        "model = build(selecting(arm, trained.config, budget, seed=seed, top_p=top_p), seed=0)",
-        "model = build(selecting(arm, trained.config, LENGTH // TRAINED, seed=seed, top_p=top_p), seed=0)",
+        "model = build(with_selection(arm, trained.config, budget, seed=seed, top_p=top_p), seed=0)",
+        "model = build(with_selection(arm, trained.config, LENGTH // TRAINED, seed=seed, top_p=top_p), seed=0)",
         "tests/lab/test_sparse.py::test_the_whole_of_it_in_small",
     ),
     one(
@@ -88,7 +88,7 @@ MUTANTS = (
     one(
         "the pairs of an answer are in the order of the text",
         "issue 18: sparse attention",
-        "tasks/long.py",
+        "tasks/long_text.py",
         'answer="".join(pairs[number] for number in asked),',
         'answer="".join(pairs[number] for number in sorted(asked)),',
         "tests/tasks/test_long.py::test_pairs_are_spread_over_the_text_and_answered_in_the_order_of_the_question",

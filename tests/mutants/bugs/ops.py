@@ -49,7 +49,7 @@ MUTANTS = (
         "Llama 3's scaling of positions is ignored",
         "loaders that read rope_theta alone; the first 8,192 positions look right",
         "ops/rope.py",
-        "        return _by_llama3(rope.llama3, plain)\n",
+        "        return _llama3_frequencies(rope.llama3, plain)\n",
         "        return plain\n",
         "tests/parity/test_family_parity.py::test_logits_equal_transformers",
     ),
@@ -73,7 +73,7 @@ MUTANTS = (
     one(
         "products are probed with numbers whose rounding to bf16 hides the order of a sum",
         "a review on an Intel Xeon, 2026-11-26: invariant was said, and 7 of 1,189 answers were others",
-        "ops/rows.py",
+        "ops/row_limits.py",
         "torch.cat((b, -b), 1)",
         "torch.cat((b, b), 1)",
         "tests/ops/test_rows.py::test_a_sum_that_is_cut_elsewhere_is_another",
@@ -81,7 +81,7 @@ MUTANTS = (
     one(
         "rows that were cut into tiles are not put together in their order",
         "a tile of the wrong place",
-        "ops/rows.py",
+        "ops/row_limits.py",
         "    return torch.cat([product(part) for part in parts]).unflatten(0, x.shape[:-1])\n",
         "    return torch.cat([product(part) for part in parts[::-1]]).unflatten(0, x.shape[:-1])\n",
         "tests/ops/test_rows.py::test_a_map_in_tiles_is_the_map",
@@ -118,10 +118,11 @@ MUTANTS = (
         "blocks are divided by the sum of their shares after they are added",
         "seen in our own second version: a query that meets a block in vain is rounded twice",
         "ops/paged.py",
-        "        weights = weights.float().mul_(tiles.in_span(share / _sum_blocks(share, tiles).index_select(0, tiles.tile)))\n"
+        "        weights = weights.float().mul_(\n"
+        "            tiles.pairs_to_mask_order(share / _sum_blocks(share, tiles).index_select(0, tiles.tile))\n        )\n"
         "    return _in_tokens(_weight_values(weights, v, tiles), tiles, q.shape[2])\n",
         "        total = _sum_blocks(share, tiles)\n"
-        "        weights = weights.float().mul_(tiles.in_span(share))\n"
+        "        weights = weights.float().mul_(tiles.pairs_to_mask_order(share))\n"
         "        return _in_tokens(_weight_values(weights, v, tiles) / total, tiles, q.shape[2])\n"
         "    return _in_tokens(_weight_values(weights, v, tiles), tiles, q.shape[2])\n",
         "tests/ops/test_paged.py::test_each_query_has_a_selection_and_bits_of_its_own",
@@ -129,7 +130,7 @@ MUTANTS = (
     one(
         "LoRA's products are not cut into tiles",
         "12 of 12 answers differed on a processor with AMX",
-        "ops/rows.py",
+        "ops/row_limits.py",
         "max(within, x.shape[-1]) < WIDE",
         "x.shape[-1] < WIDE",
         "tests/engine/test_probe.py::test_an_adapted_map_is_cut_where_anything_in_it_is_wide",
@@ -180,8 +181,8 @@ MUTANTS = (
         "the replay gap is compared with itself",
         "issue 14: first bug trial",
         "ops/moe.py",
-        "gap = _shortfall(biased, own, indices,",
-        "gap = _shortfall(biased, own, own,",
+        "gap = _score_gap(biased, own, indices,",
+        "gap = _score_gap(biased, own, own,",
         "tests/ops/test_moe.py::test_gap_is_the_score_that_the_replayed_choice_gives_away",
     ),
     one(

@@ -10,13 +10,13 @@ from pydantic import Field
 
 from rorqual.cli.machine import cores
 from rorqual.cli.progress import show_progress
-from rorqual.cli.settings import WHERE, Counts, Placement, Settings, check_device, read
+from rorqual.cli.settings import WHERE, Counts, DeviceSettings, Settings, check_device, parse_settings
 from rorqual.core.config import Count, Natural, Share
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir, write_atomic, write_json
 
 
-class AttentionSettings(Placement):
+class AttentionSettings(DeviceSettings):
     """Settings of `rorqual attention`."""
 
     data: str = Field(min_length=1, description="text files, kinds, needle and copy, separated by commas")
@@ -49,22 +49,22 @@ def attention(
     reads passages of prose, code, tables, repeats, names and Chinese. With 'needle', a key and its value are planted at several
     depths and lengths. With 'copy', a line is repeated at several distances.
     """
-    chosen = read(AttentionSettings, settings)
+    chosen = parse_settings(AttentionSettings, settings)
     check_device(chosen.device)
 
     import torch
 
-    from rorqual.cli.measure import held_out_text
-    from rorqual.data.passages import KINDS, passage
+    from rorqual.cli.eval_settings import held_out_text
+    from rorqual.data.passages import KINDS, load_passage
     from rorqual.data.tokenizer import Tokenizer
-    from rorqual.evals.attention_tables import missed_table
-    from rorqual.evals.missed_report import Named, measure_report
-    from rorqual.evals.planted import PLANTED
+    from rorqual.evals.attention_tables import report_as_text
+    from rorqual.evals.planted_passages import PLANTED
+    from rorqual.evals.sparse_attention_report import NamedText, measure_sparse_attention
     from rorqual.model.load.run_directory import load_run
 
     names = chosen.data.split(",")
-    texts = [Named(name, held_out_text(name)) for name in names if name not in ("kinds", *PLANTED)]
-    texts += [Named(kind, passage(kind)) for kind in KINDS if "kinds" in names]
+    texts = [NamedText(name, held_out_text(name)) for name in names if name not in ("kinds", *PLANTED)]
+    texts += [NamedText(kind, load_passage(kind)) for kind in KINDS if "kinds" in names]
     torch.set_num_threads(chosen.threads or cores())
     model = load_run(RunDir(run), device=chosen.device, dtype=getattr(torch, chosen.dtype))
     context = model.config.max_position_embeddings
@@ -74,7 +74,7 @@ def attention(
             where=WHERE,
             remedy=f"Use length={context} or less.",
         )
-    report = measure_report(
+    report = measure_sparse_attention(
         model,
         Tokenizer.load(RunDir(run).tokenizer_file),
         texts,
@@ -85,7 +85,7 @@ def attention(
         budgets=chosen.budgets or (),
         progress=show_progress("attention", "measurement"),
     )
-    print(missed_table(report))
+    print(report_as_text(report))
     if chosen.out:
         write_json(Path(chosen.out), report.to_json())
         print(f"{chosen.out}: all values, by layer, head and distance")

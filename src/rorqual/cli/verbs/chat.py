@@ -12,7 +12,7 @@ from rorqual.cli.machine import cores
 from rorqual.cli.settings import WHERE, Settings, check_device, split_pairs
 from rorqual.core.config import parse
 from rorqual.core.errors import DataError
-from rorqual.core.prompts import is_unlike
+from rorqual.core.example_prompts import is_unlike_prompts
 from rorqual.core.records import RunDir, TaskDefaults
 
 
@@ -31,7 +31,7 @@ def chat(
     import torch
 
     from rorqual.cli.conversation import ChatSettings, Conversation
-    from rorqual.cli.screen import Terminal, lines_typed
+    from rorqual.cli.terminal import Terminal, lines_typed
     from rorqual.engine.engine import Engine
 
     task = RunDir(run).task_defaults()
@@ -45,26 +45,30 @@ def chat(
     prompts, alone = RunDir(run).prompts(), task != TaskDefaults()
     if sys.stdin.isatty():
         if prompts:
-            terminal.note(f"examples of what this run was trained on: {'; '.join(prompts[:2])}")
+            terminal.print_note(f"examples of what this run was trained on: {'; '.join(prompts[:2])}")
         if alone:
-            terminal.note("this run was trained for one task: each message is answered alone; /quit exits")
+            terminal.print_note("this run was trained for one task: each message is answered alone; /quit exits")
         elif prompts:
-            terminal.note("/new starts a new conversation, /quit exits")
+            terminal.print_note("/new starts a new conversation, /quit exits")
     warned = not prompts
     for text in lines_typed():
         if text == "/new" or alone:
             conversation.history = []
         if text == "/new":
             continue
-        if not conversation.history and is_unlike(text, prompts):
-            terminal.note(f"this looks like nothing that the run was trained on, such as: {'; '.join(prompts[:2])}")
+        if not conversation.history and is_unlike_prompts(text, prompts):
+            terminal.print_note(
+                f"this looks like nothing that the run was trained on, such as: {'; '.join(prompts[:2])}"
+            )
         if conversation.history and not warned:
-            terminal.note("this run was trained on conversations with one question: send /new before the next question")
+            terminal.print_note(
+                "this run was trained on conversations with one question: send /new before the next question"
+            )
             warned = True
         try:
             conversation.say(text, terminal)
         except DataError as error:
             if not sys.stdin.isatty():
                 raise
-            terminal.note(str(error))
-        terminal.end()
+            terminal.print_note(str(error))
+        terminal.end_reply()

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from pydantic import Field
 
-from rorqual.cli.settings import Settings, read
+from rorqual.cli.settings import Settings, parse_settings
 from rorqual.core.config import Config
 from rorqual.core.records import RunDir, write_atomic, write_json
 
@@ -42,15 +42,15 @@ def check(
     contradictions. Further faults are answers that the prompt states, and rows of a test file. The command also shows the kind of
     answers, the lengths, and how the rows would be split. It exits with status 1 if there are faults other than duplicates and their near forms.
     """
-    chosen = read(CheckSettings, settings)
+    chosen = parse_settings(CheckSettings, settings)
 
-    from rorqual.generate.output import check_place
+    from rorqual.generate.output import check_writable_path
     from rorqual.teach.check import check_file
     from rorqual.teach.check_page import check_page, check_text, to_json
 
     for place in filter(None, (chosen.page, chosen.out)):
-        check_place(Path(place))
-    count, unit = _counter(chosen.base)
+        check_writable_path(Path(place))
+    count, unit = _length_counter(chosen.base)
     result = check_file(
         file,
         count,
@@ -63,14 +63,14 @@ def check(
     if result.lengths:
         from rorqual.model.load.run_directory import read_model_config
         from rorqual.model.presets import preset
-        from rorqual.teach.check import BYTES_PER_TOKEN, DEFAULT_MODEL, forecast
+        from rorqual.teach.check import BYTES_PER_TOKEN, DEFAULT_MODEL, training_cost_sentence
 
         if chosen.base:
-            print(f"  {forecast(read_model_config(RunDir(Path(chosen.base))), result.lengths)}")
+            print(f"  {training_cost_sentence(read_model_config(RunDir(Path(chosen.base))), result.lengths)}")
         else:
             tokens = [-(-length // BYTES_PER_TOKEN) for length in result.lengths]
             print(
-                f"  with SmolLM2-135M, at {BYTES_PER_TOKEN} bytes per token: {forecast(preset(DEFAULT_MODEL), tokens)}"
+                f"  with SmolLM2-135M, at {BYTES_PER_TOKEN} bytes per token: {training_cost_sentence(preset(DEFAULT_MODEL), tokens)}"
             )
     if chosen.out:
         write_json(Path(chosen.out), to_json(result))
@@ -82,7 +82,7 @@ def check(
         raise typer.Exit(1)
 
 
-def _counter(base: str) -> tuple[Callable[[str], int], str]:
+def _length_counter(base: str) -> tuple[Callable[[str], int], str]:
     """Return a function that measures the length of a text, and the unit of the length: tokens of the run `base`, or
     bytes if `base` is empty."""
     if not base:

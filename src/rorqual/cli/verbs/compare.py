@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 from pydantic import Field
 
-from rorqual.cli.settings import Settings, read
+from rorqual.cli.settings import Settings, parse_settings
 from rorqual.core.config import Config
 from rorqual.core.errors import DataError
 
@@ -29,17 +29,17 @@ def compare(
     Shows paired differences with 95 % intervals and exact p-values. Two runs are compared on every evaluation that both contain.
     `rorqual eval` writes evaluations.
     """
-    chosen = read(CompareSettings, settings)
+    chosen = parse_settings(CompareSettings, settings)
 
     from rorqual.evals import compare as paired
     from rorqual.evals.evaluation import Evaluation
-    from rorqual.evals.table import comparison_table, reading_note
+    from rorqual.evals.table import comparison_table, unmarked_replies_note
 
     for old, new in evaluation_pairs(before, after):
         first, second = Evaluation.load(old), Evaluation.load(new)
         rows = paired.compare(first, second, grain=chosen.grain)
         print(comparison_table(rows, title=f"{new} - {old}, paired").text())
-        if note := reading_note({"before": first, "after": second}):
+        if note := unmarked_replies_note({"before": first, "after": second}):
             print(note)
 
 

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 from pydantic import Field
 
+from rorqual.cli.eval_settings import ProblemSettings
 from rorqual.cli.machine import cores
-from rorqual.cli.measure import ProblemSettings
 from rorqual.cli.progress import show_progress
-from rorqual.cli.settings import Settings, check_device, read
+from rorqual.cli.settings import Settings, check_device, parse_settings
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import write_atomic, write_json
 
@@ -33,7 +33,7 @@ def compute(
     For models whose router chooses a different number of experts for each token (kind zero). The command answers problems of a
     task, and prints the experts per token by part of the text, family, difficulty, verdict, position and token.
     """
-    chosen = read(ComputeSettings, settings)
+    chosen = parse_settings(ComputeSettings, settings)
     check_device(chosen.device)
     if not chosen.task:
         raise ConfigError(

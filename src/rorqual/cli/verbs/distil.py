@@ -11,9 +11,9 @@ import typer
 from pydantic import Field
 
 from rorqual.cli.machine import cores
-from rorqual.cli.settings import WHERE, Settings, check_device, split_pairs, take
+from rorqual.cli.settings import WHERE, Settings, check_device, pop_settings, split_pairs
 from rorqual.core.config import Config, Natural, parse, parse_scalar
-from rorqual.core.errors import ConfigError, nearest
+from rorqual.core.errors import ConfigError, suggest_name
 
 ROW, TURN_BYTES = 128, 32
 """Default row length in tokens, and an upper bound on the number of special tokens per turn."""
@@ -40,7 +40,7 @@ def distil(
     it is complete. After an interruption, the same command resumes and requests only missing samples.
     """
     values = split_pairs(settings)
-    command = take(DistilCommand, values)
+    command = pop_settings(DistilCommand, values)
 
     from rorqual.factory import FactoryConfig, sample_teacher
 
@@ -51,15 +51,15 @@ def distil(
         config, Path(command.out), threads=command.threads or cores(), quiet=command.quiet, api_key=key
     )
     if not command.quiet:
-        print(f"{dataset}\n  Card: {dataset.parent / 'card.html'}\n  Next: {_next(dataset)}")
+        print(f"{dataset}\n  Card: {dataset.parent / 'card.html'}\n  Next: {_next_command(dataset)}")
 
 
-def _next(dataset: Path) -> str:
+def _next_command(dataset: Path) -> str:
     """Return a command that trains a student on the kept samples, with a row length that fits the longest sample."""
-    from rorqual.core.records import says_nothing
+    from rorqual.core.records import is_blank_message
     from rorqual.data.distilled import read_kept_messages
 
-    kept = [messages for messages in read_kept_messages(dataset)[0].values() if not says_nothing(messages[-1])]
+    kept = [messages for messages in read_kept_messages(dataset)[0].values() if not is_blank_message(messages[-1])]
     if not kept:
         return "no sample passed; the card says why. To keep more, use keep=all, filters.names=[] and another out="
     longest = max(sum(TURN_BYTES + len(f"{m.reasoning or ''}{m.text}".encode()) for m in messages) for messages in kept)
@@ -72,17 +72,17 @@ def _nest_dotted_keys(values: dict[str, str]) -> dict[str, Any]:
 
     Fields of `access` may be given without the prefix `access.`. Comma-separated values of tuple fields become lists.
     """
-    from rorqual.factory import Access, FactoryConfig, FilterConfig
+    from rorqual.factory import FactoryConfig, FilterConfig, RemoteAccess
 
-    parts: dict[str, type[Config]] = {"": FactoryConfig, "access": Access, "filters": FilterConfig}
+    parts: dict[str, type[Config]] = {"": FactoryConfig, "access": RemoteAccess, "filters": FilterConfig}
     tree: dict[str, Any] = {}
     for key, raw in values.items():
         part, _, name = key.rpartition(".")
-        part = "access" if not part and key in Access.model_fields else part
+        part = "access" if not part and key in RemoteAccess.model_fields else part
         if part not in parts or name not in parts[part].model_fields or name in parts:
-            known = [*FactoryConfig.model_fields, *Access.model_fields, *DistilCommand.model_fields]
+            known = [*FactoryConfig.model_fields, *RemoteAccess.model_fields, *DistilCommand.model_fields]
             known += [f"filters.{name}" for name in FilterConfig.model_fields]
-            remedy = nearest(key, sorted({*known} - {"teacher", "access", "filters"}))
+            remedy = suggest_name(key, sorted({*known} - {"teacher", "access", "filters"}))
             raise ConfigError(f"unknown key '{key}'", where=WHERE, remedy=remedy)
         kind = parts[part].model_fields[name].annotation
         value = raw if kind is str else parse_scalar(raw)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rorqual.cli.settings import Placement, Settings, check_device, read
+from rorqual.cli.settings import DeviceSettings, Settings, check_device, parse_settings
 
 
 def doctor(settings: Settings = None) -> None:
@@ -10,13 +10,13 @@ def doctor(settings: Settings = None) -> None:
 
     Shows cores, memory, package versions, torch's build and the speed of a matrix product.
     """
-    chosen = read(Placement, settings)
+    chosen = parse_settings(DeviceSettings, settings)
     check_device(chosen.device)
 
-    from rorqual.cli.accounts import columns
-    from rorqual.cli.checkup import machine_facts, setup_advice
+    from rorqual.cli.doctor_report import machine_facts, setup_advice
+    from rorqual.cli.inspecting import align_columns
 
-    print(columns(machine_facts(chosen.device, chosen.dtype)))
+    print(align_columns(machine_facts(chosen.device, chosen.dtype)))
     print("\nHow to make it faster:")
     for line in setup_advice() or ["nothing found"]:
         print(f"- {line}")

@@ -8,9 +8,16 @@ from typing import Annotated
 
 import typer
 
-from rorqual.cli.measure import CASCADE, EvalSettings, evaluation_file, loss_on_text, models_of, was_trained_on
+from rorqual.cli.eval_settings import (
+    CASCADE,
+    EvalSettings,
+    evaluation_file,
+    loss_on_text,
+    split_cascade_models,
+    was_trained_on,
+)
 from rorqual.cli.progress import show_progress
-from rorqual.cli.settings import Settings, read
+from rorqual.cli.settings import Settings, parse_settings
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir, write_atomic
 
@@ -29,7 +36,7 @@ def evaluate(
     Without a task, data=FILE.txt names a plain text file, and the command reports the loss per token and per character. The loss
     covers the last tenth of the text, in windows of window= tokens (default: the model's context length).
     """
-    chosen = read(EvalSettings, settings)
+    chosen = parse_settings(EvalSettings, settings)
     if not chosen.task and not chosen.data:
         raise ConfigError("no task and no data", where="command line", remedy="Give task=NAME or data=FILE.txt.")
     if not chosen.task and model.startswith(CASCADE):
@@ -39,11 +46,11 @@ def evaluate(
         return
 
     from rorqual.cli.cascading import measure_cascade
-    from rorqual.cli.evaluating import measure
+    from rorqual.cli.evaluating import evaluate_and_save
     from rorqual.evals import table
     from rorqual.evals.cascade_page import cascade_page, cascade_table
     from rorqual.evals.votes import refine_results, rule_results
-    from rorqual.generate.output import check_place
+    from rorqual.generate.output import check_writable_path
     from rorqual.tasks.find import load_task
 
     for name in ("page", "sure"):
@@ -53,10 +60,10 @@ def evaluate(
                 where="command line",
                 remedy="Leave it out, or evaluate cascade=STUDENT,TEACHER.",
             )
-    models = models_of(model.removeprefix(CASCADE)) if model.startswith(CASCADE) else (model,)
+    models = split_cascade_models(model.removeprefix(CASCADE)) if model.startswith(CASCADE) else (model,)
     file = evaluation_file(model, chosen)
     for place in (*filter(None, [file]), *(Path(name) for name in (chosen.page, chosen.verifier_data) if name)):
-        check_place(place)
+        check_writable_path(place)
     task = load_task(chosen.task, data=Path(chosen.data) if chosen.data else None, options=chosen.options)
     show = show_progress(f"eval {task.name}", "answer")
     if len(models) == 2:
@@ -66,7 +73,7 @@ def evaluate(
             write_atomic(Path(chosen.page), cascade_page(cascade).encode())
             print(f"  {chosen.page}: accuracy over cost, and the calibration")
     else:
-        evaluation = measure(model, chosen, task, file, show)
+        evaluation = evaluate_and_save(model, chosen, task, file, show)
         if chosen.stop_when == "never":  # a mean over samples would count hard problems more often
             print(table.table(evaluation))
         if chosen.votes or chosen.best_of:

@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 import typer
 from pydantic import Field
 
-from rorqual.cli.settings import WHERE, Settings, read
+from rorqual.cli.settings import WHERE, Settings, parse_settings
 from rorqual.core.config import Config, Positive
 from rorqual.core.errors import ConfigError
-from rorqual.core.extras import extra
+from rorqual.core.extras import require_extra
 from rorqual.core.records import RunDir
 
 HF = ("keep", "float32", "bfloat16", "float16", "fp8")
@@ -40,18 +40,18 @@ def export(
     The run's newest checkpoint becomes a Hugging Face folder or a GGUF file. Beside a GGUF file DST.gguf, the command writes
     DST.Modelfile for Ollama. With format=hf, the same command resumes after an interruption.
     """
-    config = read(ExportConfig, settings)
+    config = parse_settings(ExportConfig, settings)
     dtype = config.dtype or ("keep" if config.format == "hf" else "float32")
     if dtype not in (known := HF if config.format == "hf" else GGUF):
         raise ConfigError(
             f"format={config.format} does not support dtype={dtype}", where=WHERE, remedy=f"Use {', '.join(known)}."
         )
 
-    from rorqual.cli.progress import BytesDone
+    from rorqual.cli.progress import ByteProgressBar
 
-    progress = BytesDone("export", quiet=config.quiet)
+    progress = ByteProgressBar("export", quiet=config.quiet)
     if config.format == "gguf":
-        with extra("gguf", "gguf"):
+        with require_extra("gguf", "gguf"):
             from rorqual.convert.gguf import export_gguf
 
         progress.say(export_gguf(RunDir(run), dst, dtype=dtype, progress=progress))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from pydantic import Field
 
-from rorqual.cli.settings import Settings, read
+from rorqual.cli.settings import Settings, parse_settings
 from rorqual.core.config import Config, Natural
 
 
@@ -27,7 +27,7 @@ def failures(
 
     Labels are grouped by the right answer, JSON answers by field. Examples follow: lost, still wrong, gained.
     """
-    chosen = read(FailuresSettings, settings)
+    chosen = parse_settings(FailuresSettings, settings)
 
     from rorqual.teach.failures import failures_text
     from rorqual.teach.results import load_results

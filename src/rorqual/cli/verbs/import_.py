@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 import typer
 from pydantic import Field
 
-from rorqual.cli.settings import WHERE, Settings, read
+from rorqual.cli.settings import WHERE, Settings, parse_settings
 from rorqual.core.config import Config
 from rorqual.core.errors import ConfigError
-from rorqual.core.extras import extra
+from rorqual.core.extras import require_extra
 
 
 class ImportConfig(Config):
@@ -34,18 +34,18 @@ def import_(
     code from the checkpoint is executed, and pickle files are never opened. Quantized tensors of a GGUF file are dequantized, to
     float32 or bfloat16.
     """
-    config = read(ImportConfig, settings)
+    config = parse_settings(ImportConfig, settings)
 
-    from rorqual.cli.progress import BytesDone
+    from rorqual.cli.progress import ByteProgressBar
     from rorqual.convert.hub import fetch, is_hub_id
 
-    progress = BytesDone("import", quiet=config.quiet)
+    progress = ByteProgressBar("import", quiet=config.quiet)
     if src.endswith(".gguf"):
         if config.dtype == "float16":
             raise ConfigError(
                 "a GGUF file cannot be imported as float16", where=WHERE, remedy="Use dtype=float32 or dtype=bfloat16."
             )
-        with extra("gguf", "gguf"):
+        with require_extra("gguf", "gguf"):
             from rorqual.convert.gguf import import_gguf
 
         dtype = "float32" if config.dtype == "keep" else config.dtype

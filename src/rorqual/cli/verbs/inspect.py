@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from rorqual.cli.machine import memory
-from rorqual.cli.settings import Settings, check_device, read
+from rorqual.cli.machine import total_and_free_memory
+from rorqual.cli.settings import Settings, check_device, parse_settings
 
 
 def inspect(
@@ -18,11 +18,11 @@ def inspect(
 
     Published models: deepseek-v3, deepseek-v2-lite, qwen3-8b, ...
     """
-    from rorqual.cli.accounts import CONVENTION, InspectSettings, account_rows, columns, find_model
+    from rorqual.cli.inspecting import CONVENTION, InspectSettings, align_columns, find_model, model_size_rows
 
-    chosen = read(InspectSettings, settings)
+    chosen = parse_settings(InspectSettings, settings)
     check_device(chosen.device)
     config = find_model(model)
-    free = memory()[1] if chosen.device == "cpu" else 0
-    print(columns([("model", model), *account_rows(config, chosen, free)]))
+    free = total_and_free_memory()[1] if chosen.device == "cpu" else 0
+    print(align_columns([("model", model), *model_size_rows(config, chosen, free)]))
     print(f"\n{CONVENTION}")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from pydantic import Field
 
-from rorqual.cli.settings import DType, Settings, read
+from rorqual.cli.settings import DType, Settings, parse_settings
 from rorqual.core.config import Config
 from rorqual.core.records import RunDir
 
@@ -30,7 +30,7 @@ def merge(
     The new run needs neither the adapter nor the base. Other commands also accept the unmerged adapter run. Weights are
     added in fp32 and rounded once. There is no device= key.
     """
-    config = read(MergeConfig, settings)
+    config = parse_settings(MergeConfig, settings)
 
     from rorqual.convert.merge import merge_run
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from pydantic import Field
 
-from rorqual.cli.settings import Settings, read
+from rorqual.cli.settings import Settings, parse_settings
 from rorqual.core.config import Config
 from rorqual.core.records import RunDir
 
@@ -31,7 +31,7 @@ def peft(
     With base=RUN, a PEFT folder is imported as an adapter run. Pickle files are not read. A PEFT option that Rorqual cannot
     represent is an error.
     """
-    config = read(PeftConfig, settings)
+    config = parse_settings(PeftConfig, settings)
 
     from rorqual.convert.peft import read_peft, write_peft
 

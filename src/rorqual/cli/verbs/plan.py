@@ -31,6 +31,6 @@ def plan(
 
     For a run, the command shows the run's measured speed and the cost of further training.
     """
-    from rorqual.cli.plan_answer import answer
+    from rorqual.cli.plan_answer import plan_text
 
-    print(answer(model, settings, train=train, serve=serve, published=published, tables=tables))
+    print(plan_text(model, settings, train=train, serve=serve, published=published, tables=tables))

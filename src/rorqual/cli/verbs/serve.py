@@ -7,13 +7,13 @@ from typing import Annotated
 import typer
 from pydantic import Field
 
-from rorqual.cli.settings import Placement, Settings
+from rorqual.cli.settings import DeviceSettings, Settings
 from rorqual.core.config import Bytes, Natural, Share
-from rorqual.core.extras import extra
-from rorqual.serve.address import Address
+from rorqual.core.extras import require_extra
+from rorqual.serve.options import ServerOptions
 
 
-class ServeSettings(Address, Placement):
+class ServeSettings(ServerOptions, DeviceSettings):
     """Settings of `rorqual serve`."""
 
     slots: int = Field(16, ge=1, le=4096, description="maximum sequences in a batch")
@@ -48,6 +48,6 @@ def serve(
     The API has chat and text completions, with streaming and separate reasoning content. The first start creates an API key and
     prints it once. Every API route requires a key. Ctrl-C shuts the server down gracefully.
     """
-    with extra("serve", "fastapi", "uvicorn", "starlette"):
+    with require_extra("serve", "fastapi", "uvicorn", "starlette"):
         from rorqual.cli.serving import start
     start(model, settings)

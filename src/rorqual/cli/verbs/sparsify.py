@@ -9,7 +9,7 @@ import typer
 from pydantic import Field
 
 from rorqual.cli.machine import cores
-from rorqual.cli.settings import WHERE, Settings, check_device, split_pairs, take
+from rorqual.cli.settings import WHERE, Settings, check_device, pop_settings, split_pairs
 from rorqual.core.config import Config, Natural, parse, parse_scalar
 from rorqual.core.records import RunDir
 
@@ -32,7 +32,7 @@ def sparsify(
     sparse attention (OUT/sparse). After an interruption, the same command resumes.
     """
     values = split_pairs(settings)
-    command = take(SparsifyCommand, values)
+    command = pop_settings(SparsifyCommand, values)
 
     from rorqual.recipes.sparsify import SparsifyConfig
     from rorqual.recipes.sparsify import sparsify as run_stages

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 from pydantic import Field
 
-from rorqual.cli.machine import cores, memory
-from rorqual.cli.settings import WHERE, Settings, split_pairs, take
+from rorqual.cli.machine import cores, total_and_free_memory
+from rorqual.cli.settings import WHERE, Settings, pop_settings, split_pairs
 from rorqual.core.config import Config, parse
 
 
@@ -31,20 +31,20 @@ def teach(
     can help, measures the model on the test split, and writes a report. After an interruption, the same command resumes.
     """
     values = split_pairs(settings)
-    command = take(TeachCommand, values)
+    command = pop_settings(TeachCommand, values)
 
-    from rorqual.cli.progress import BytesDone
-    from rorqual.teach.base_model import refuse_memory
+    from rorqual.cli.progress import ByteProgressBar
+    from rorqual.teach.base_model import refuse_too_little_memory
     from rorqual.teach.config import TeachConfig
     from rorqual.teach.stages import teach as run
 
     config = parse(TeachConfig, {"file": str(file), **values}, where=WHERE)
     if not config.base:
-        refuse_memory(memory()[1])
+        refuse_too_little_memory(total_and_free_memory()[1])
     run(
         config,
         Path(command.out or Path("runs") / file.stem),
         threads=config.threads or cores(),
-        import_progress=BytesDone("import", quiet=config.quiet),
+        import_progress=ByteProgressBar("import", quiet=config.quiet),
         api_key=command.api_key or os.environ.get("RORQUAL_API_KEY", ""),
     )

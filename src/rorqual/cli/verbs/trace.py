@@ -16,6 +16,6 @@ def trace(
     The page is one self-contained file. For each step, the page shows groups, samples, rewards, advantages and
     lengths. It also lists the problems whose result differs from the result at their previous occurrence.
     """
-    from rorqual.evals.trace import build_trace
+    from rorqual.evals.trace_page import build_trace
 
     print(build_trace(folder))

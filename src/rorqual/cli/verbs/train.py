@@ -11,7 +11,7 @@ import typer
 from pydantic import Field
 
 from rorqual.cli.machine import cores
-from rorqual.cli.settings import Settings, check_device, split_pairs, take
+from rorqual.cli.settings import Settings, check_device, pop_settings, split_pairs
 from rorqual.core.config import Config, Natural
 from rorqual.core.records import RunDir
 
@@ -37,7 +37,7 @@ def train(
     The key of a server that samples rollouts is read from RORQUAL_ROLLOUT_KEY.
     """
     values = split_pairs(settings)
-    command = take(TrainCommand, values)
+    command = pop_settings(TrainCommand, values)
 
     from rorqual.engine.remote.rollout import RemoteRolloutEngine
     from rorqual.recipes import make_run

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from rorqual.data.chat.chat_format import ChatFormat, Rendered
+from rorqual.data.chat.chat_format import ChatFormat, RenderedConversation
 from rorqual.data.chat.deepseek import DeepSeekChat
-from rorqual.data.chat.find import KINDS, TEMPLATE_FILE, chat_format, guess_chat, load_chat, read_chat
+from rorqual.data.chat.find import KINDS, TEMPLATE_FILE, chat_format, guess_chat_name, load_chat, read_chat_name
 from rorqual.data.chat.template import TemplateChat
 
 __all__ = [
@@ -12,10 +12,10 @@ __all__ = [
     "TEMPLATE_FILE",
     "ChatFormat",
     "DeepSeekChat",
-    "Rendered",
+    "RenderedConversation",
     "TemplateChat",
     "chat_format",
-    "guess_chat",
+    "guess_chat_name",
     "load_chat",
-    "read_chat",
+    "read_chat_name",
 ]

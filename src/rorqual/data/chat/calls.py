@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rorqual.data.chat.special_tokens import CHARS, END_THINK, NAME_OF, THINK, raw
+from rorqual.data.chat.special_tokens import CHARS, END_THINK, NAME_OF, THINK, restore_token_names
 
 WHITE = "".join(char for char in map(chr, range(0x3001)) if char.isspace())
 MAX_HEAD = 256
@@ -28,7 +28,7 @@ State = Literal["open", "complete", "broken"]
 
 
 @dataclass(frozen=True)
-class Item:
+class LexerItem:
     """A lexical item of a reply: text, a thinking tag, the begin or end token of the list of calls, or a call.
 
     `text` is the source of the item as marked text (see `special_tokens.py`).
@@ -41,7 +41,7 @@ class Item:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CallForm(ABC):
+class ToolCallSyntax(ABC):
     """The tool-call syntax of a model family. Special tokens are written as in marked text (see `special_tokens.py`).
 
     `before` is the text that models of the family write between the content and the first call. `around` holds the begin and
@@ -52,18 +52,18 @@ class CallForm(ABC):
     around: tuple[str, str] | None = None
 
     @property
-    def gap(self) -> str:
+    def separator_chars(self) -> str:
         """Characters that may separate calls."""
         return WHITE
 
     @property
     @abstractmethod
-    def marks(self) -> tuple[str, ...]:
+    def special_token_names(self) -> tuple[str, ...]:
         """The names of all special tokens that the syntax uses."""
 
 
 @dataclass(frozen=True)
-class JsonForm(CallForm):
+class JsonCallSyntax(ToolCallSyntax):
     """A syntax in which the arguments of a call are one JSON object.
 
     `begin` opens a call. If `bare` is true, an answer that begins with `{` is a call even without `begin`. `named` parses the
@@ -80,20 +80,20 @@ class JsonForm(CallForm):
     bare: bool = False
 
     @property
-    def gap(self) -> str:
+    def separator_chars(self) -> str:
         return WHITE + (";" if self.bare else "")
 
     @property
-    def marks(self) -> tuple[str, ...]:
+    def special_token_names(self) -> tuple[str, ...]:
         chars = self.begin + (self.end or "") + self.inside + "".join(self.around or ())
         return tuple(NAME_OF[char] for char in chars)
 
-    def read(self, head: str, body: str, names: Collection[str]) -> tuple[str, str] | None:
+    def parse_call(self, head: str, body: str, names: Collection[str]) -> tuple[str, str] | None:
         """Return (name, arguments) of a call to a tool in `names`, or None if the text is not a valid call.
 
         `head` is the text between `begin` and the JSON object, and `body` is the JSON object.
         """
-        name, text = self.named(head), raw(body)
+        name, text = self.named(head), restore_token_names(body)
         if name is None or THINK in body or END_THINK in body:
             return None
         if name:
@@ -102,13 +102,15 @@ class JsonForm(CallForm):
         if members is None or "name" not in members:
             return None
         key = "parameters" if "parameters" in members and "arguments" not in members else "arguments"
-        name, arguments = _string(members["name"]), members.get(key, "{}")
+        name, arguments = _decode_json_string(members["name"]), members.get(key, "{}")
         if json_object(arguments) is None:
-            arguments = _string(arguments)  # some models write the arguments as a JSON string that contains JSON
+            arguments = _decode_json_string(
+                arguments
+            )  # some models write the arguments as a JSON string that contains JSON
         return (name, arguments) if name in names and json_object(arguments) is not None else None
 
 
-def _no_head(head: str) -> str | None:
+def _parse_empty_head(head: str) -> str | None:
     return "" if not head.strip(WHITE) else None
 
 
@@ -117,20 +119,20 @@ _HEAD = re.compile(
 )
 
 
-def _deepseek_head(head: str) -> str | None:
+def _parse_deepseek_head(head: str) -> str | None:
     """Return the tool name in `name<sep>` (V3.1) or in `function<sep>name` before a code fence (V3), or None."""
     match = _HEAD.fullmatch(head) if len(head) <= MAX_HEAD else None
     return (match.group(2) or match.group(1)) if match else None
 
 
-HERMES = JsonForm(CHARS["<tool_call>"], CHARS["</tool_call>"], _no_head, before="\n")
+HERMES = JsonCallSyntax(CHARS["<tool_call>"], CHARS["</tool_call>"], _parse_empty_head, before="\n")
 """The syntax of Hermes and Qwen: `<tool_call>\\n{"name": ..., "arguments": {...}}\\n</tool_call>`."""
-LLAMA = JsonForm(CHARS["<|python_tag|>"], None, _no_head, bare=True)
+LLAMA = JsonCallSyntax(CHARS["<|python_tag|>"], None, _parse_empty_head, bare=True)
 """The syntax of Llama: a reply that consists of `{"name": ..., "parameters": {...}}`."""
-DEEPSEEK = JsonForm(
+DEEPSEEK = JsonCallSyntax(
     CHARS["<｜tool▁call▁begin｜>"],
     CHARS["<｜tool▁call▁end｜>"],
-    _deepseek_head,
+    _parse_deepseek_head,
     inside=CHARS["<｜tool▁sep｜>"],
     around=(CHARS["<｜tool▁calls▁begin｜>"], CHARS["<｜tool▁calls▁end｜>"]),
     tail=r"\s*(?:```\s*)?",
@@ -142,7 +144,7 @@ DEEPSEEK = JsonForm(
 
 
 @dataclass(frozen=True)
-class CallFrame:
+class ToolCallTemplate:
     """The template of a reply that consists of tool calls, as marked text.
 
     `call(name, arguments)` formats one call; `arguments` is a JSON object, or in DSML the
@@ -156,39 +158,39 @@ class CallFrame:
     end: str = ""
 
 
-def _hermes(name: str, arguments: str) -> str:
+def _format_hermes_call(name: str, arguments: str) -> str:
     return f'{HERMES.begin}\n{{"name": "{name}", "arguments": {arguments}}}\n{HERMES.end}'
 
 
-def _llama(name: str, arguments: str) -> str:
+def _format_llama_call(name: str, arguments: str) -> str:
     return f'{{"name": "{name}", "parameters": {arguments}}}'
 
 
-def _deepseek(name: str, arguments: str) -> str:
+def _format_deepseek_call(name: str, arguments: str) -> str:
     return f"{DEEPSEEK.begin}{name}{DEEPSEEK.inside}{arguments}{DEEPSEEK.end}"
 
 
-def _text_in_fence(name: str, arguments: str) -> str:
+def _format_fenced_call(name: str, arguments: str) -> str:
     return f"{DEEPSEEK.begin}function{DEEPSEEK.inside}{name}\n```json\n{arguments}\n```{DEEPSEEK.end}"
 
 
 _BEGIN, _END = CHARS["<｜tool▁calls▁begin｜>"], CHARS["<｜tool▁calls▁end｜>"]
-HERMES_FRAME = CallFrame(_hermes, "\n")
-LLAMA_FRAME = CallFrame(_llama, "; ")
-DEEPSEEK_FRAME = CallFrame(_deepseek, "", _BEGIN, _END)
+HERMES_FRAME = ToolCallTemplate(_format_hermes_call, "\n")
+LLAMA_FRAME = ToolCallTemplate(_format_llama_call, "; ")
+DEEPSEEK_FRAME = ToolCallTemplate(_format_deepseek_call, "", _BEGIN, _END)
 """The call template of DeepSeek-V3.1."""
-FENCED_FRAME = CallFrame(_text_in_fence, "\n", _BEGIN, _END)
+FENCED_FRAME = ToolCallTemplate(_format_fenced_call, "\n", _BEGIN, _END)
 """The call template of DeepSeek-V3 and R1, with the arguments in a code fence."""
 
 
 # ---- the arguments
 
 
-def _refuse(constant: str) -> Any:
+def _refuse_json_constant(constant: str) -> Any:
     raise ValueError(f"{constant} is not JSON")
 
 
-_JSON = json.JSONDecoder(parse_constant=_refuse)
+_JSON = json.JSONDecoder(parse_constant=_refuse_json_constant)
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -199,27 +201,27 @@ def json_object(text: str) -> dict[str, str] | None:
     """
     try:
         text.encode()
-        if not isinstance(_JSON.decode(text), dict) or too_deep(text):
+        if not isinstance(_JSON.decode(text), dict) or nested_too_deep(text):
             return None
-        return dict(_members(text))
+        return dict(_json_members(text))
     except (ValueError, RecursionError):
         return None
 
 
-def _members(text: str) -> Iterator[tuple[str, str]]:
+def _json_members(text: str) -> Iterator[tuple[str, str]]:
     """Yield (key, JSON text of the value) for each member. `text` must be a valid JSON object."""
-    at = _space(text, text.index("{") + 1)
+    at = _skip_whitespace(text, text.index("{") + 1)
     while text[at] != "}":
         key, at = _JSON.raw_decode(text, at)
-        start = _space(text, _space(text, at) + 1)
+        start = _skip_whitespace(text, _skip_whitespace(text, at) + 1)
         _, at = _JSON.raw_decode(text, start)
         yield key, text[start:at]
-        at = _space(text, at)
+        at = _skip_whitespace(text, at)
         if text[at] == ",":
-            at = _space(text, at + 1)
+            at = _skip_whitespace(text, at + 1)
 
 
-def _space(text: str, at: int) -> int:
+def _skip_whitespace(text: str, at: int) -> int:
     match = _SPACE.match(text, at)
     return match.end() if match else at
 
@@ -231,10 +233,10 @@ def is_json(text: str) -> bool:
         _JSON.decode(text)
     except (ValueError, RecursionError):
         return False
-    return not too_deep(text)
+    return not nested_too_deep(text)
 
 
-def too_deep(text: str) -> bool:
+def nested_too_deep(text: str) -> bool:
     """Return whether the JSON in `text` is nested deeper than `MAX_DEPTH`."""
     depth = deepest = 0
     for char in re.findall(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', text):
@@ -243,7 +245,7 @@ def too_deep(text: str) -> bool:
     return deepest > MAX_DEPTH
 
 
-def _string(text: str) -> str:
+def _decode_json_string(text: str) -> str:
     """Decode a JSON string. Return "" for a JSON value of another type."""
     value = _JSON.decode(text)
     return value if isinstance(value, str) else ""
@@ -252,7 +254,7 @@ def _string(text: str) -> str:
 # ---- parts of a text
 
 
-def kind_of(char: str, form: CallForm | None) -> Kind:
+def item_kind_of_char(char: str, form: ToolCallSyntax | None) -> Kind:
     """Return the item kind of one character of marked text outside tool calls."""
     if char in (THINK, END_THINK):
         return "think" if char == THINK else "end"
@@ -261,7 +263,7 @@ def kind_of(char: str, form: CallForm | None) -> Kind:
     return "text"
 
 
-def call_end(text: str, form: JsonForm) -> int | None:
+def call_end_length(text: str, form: JsonCallSyntax) -> int | None:
     """Return the length of the text that closes a call, or None if the call is not closed. `text` is the reply after
     the arguments.
 

@@ -8,18 +8,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from rorqual.core.content_parts import ContentPart, TextPart, first_unsupported_part
 from rorqual.core.errors import DataError
-from rorqual.core.parts import ContentPart, TextPart, foreign_part
 from rorqual.core.records import Message, Thinking, Tool
-from rorqual.data.chat.calls import CallForm, CallFrame
-from rorqual.data.chat.reply import ReplyForm
-from rorqual.data.chat.special_tokens import SpecialTokenText
-from rorqual.data.chat.stream import Reader
+from rorqual.data.chat.calls import ToolCallSyntax, ToolCallTemplate
+from rorqual.data.chat.reply import ReplyRules
+from rorqual.data.chat.special_tokens import ReplySpecialTokens
+from rorqual.data.chat.stream import ReplyReader
 from rorqual.data.tokenizer import Special, Tokenizer
 
 
 @dataclass(frozen=True)
-class Rendered:
+class RenderedConversation:
     """The token ids of a conversation, and the loss mask. `mask[i]` is true if the assistant wrote `ids[i]`."""
 
     ids: list[int]
@@ -49,9 +49,9 @@ class ChatFormat(ABC):
     """The id of the first token of every conversation, or None."""
     template: str | None = None
     """An equivalent jinja2 chat template for exported checkpoints, or None if the format has no template."""
-    call_form: CallForm | None = None
+    call_form: ToolCallSyntax | None = None
     """The syntax of tool calls in replies, or None if the format has no tool calls."""
-    call_frame: CallFrame | None = None
+    call_frame: ToolCallTemplate | None = None
     """The template of a reply that consists of tool calls, or None if the format has no tool calls. `parse` reads replies in
     this template."""
     thinks: bool = True
@@ -70,7 +70,7 @@ class ChatFormat(ABC):
         thinking: Thinking = "auto",
         continue_: bool = False,
         train_from: int = 0,
-    ) -> Rendered:
+    ) -> RenderedConversation:
         """Return the token ids and the loss mask of a whole conversation.
 
         `prompt(messages[:-1], thinking)` is always a prefix of `render(messages, thinking=thinking)`. The mask of the last turn
@@ -96,20 +96,20 @@ class ChatFormat(ABC):
         return self.prompt(messages, thinking, tools)
 
     @abstractmethod
-    def reply_form(self, thinking: Thinking) -> ReplyForm:
+    def reply_rules(self, thinking: Thinking) -> ReplyRules:
         """Return the rules for parsing a reply to `prompt(..., thinking)`."""
 
-    def foreign_part(self, messages: Sequence[Message]) -> tuple[int, int, ContentPart] | None:
+    def find_unsupported_part(self, messages: Sequence[Message]) -> tuple[int, int, ContentPart] | None:
         """Return (message index, part index, part) of the first unsupported content part, or None. Indices start at 0."""
         for number, message in enumerate(messages):
-            place = foreign_part(message.content, self.parts)
+            place = first_unsupported_part(message.content, self.parts)
             if place is not None and not isinstance(message.content, str):
                 return number, place, message.content[place]
         return None
 
     def check_parts(self, messages: Sequence[Message]) -> None:
         """Raise a DataError that names the first unsupported content part and its position."""
-        if unsupported := self.foreign_part(messages):
+        if unsupported := self.find_unsupported_part(messages):
             number, place, part = unsupported
             raise DataError(
                 f"a part of type '{part.type}': chat format '{self.name}' does not accept {part.plural}",
@@ -120,15 +120,15 @@ class ChatFormat(ABC):
 
     def reader(
         self, thinking: Thinking, tools: Sequence[Tool] = (), *, calls: str = "call_", plain: bool = False
-    ) -> Reader:
+    ) -> ReplyReader:
         """Return a streaming parser for a reply to `prompt(..., thinking, tools)`.
 
         The id of a tool call consists of the prefix `calls` and the index of the call. Without `tools`, text in the syntax of
         a call is content. With `plain`, the whole reply is content.
         """
         syntax = self.call_form if tools and not plain else None
-        form = ReplyForm("answer") if plain else self.reply_form(thinking)
-        return Reader(self.reply_marks(syntax, plain=plain), form, syntax, tools, self.stop_ids, calls)
+        form = ReplyRules("answer") if plain else self.reply_rules(thinking)
+        return ReplyReader(self.reply_special_tokens(syntax, plain=plain), form, syntax, tools, self.stop_ids, calls)
 
     def parse(self, ids: Iterable[int], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> Message:
         """Parse the token ids of a complete or truncated reply to `prompt(..., thinking, tools)`.
@@ -140,17 +140,17 @@ class ChatFormat(ABC):
         reader.finish()
         return reader.message()
 
-    def reply_marks(self, calls: CallForm | None, *, plain: bool = False) -> SpecialTokenText:
+    def reply_special_tokens(self, calls: ToolCallSyntax | None, *, plain: bool = False) -> ReplySpecialTokens:
         """Return the special tokens to recognise in a reply: the thinking tags and the tokens of the call syntax `calls`."""
-        names = [] if plain else ["<think>", "</think>", *(calls.marks if calls else ())]
-        return SpecialTokenText(self.tokenizer, names, spoken=names if self.tags_as_text else ())
+        names = [] if plain else ["<think>", "</think>", *(calls.special_token_names if calls else ())]
+        return ReplySpecialTokens(self.tokenizer, names, spoken=names if self.tags_as_text else ())
 
     @property
     def takes_tools(self) -> bool:
         """Whether the format supports tools. Without tool support, `prompt` raises an error for tools and tool calls."""
         return self.call_form is not None
 
-    def mode(self, messages: Sequence[Message], thinking: Thinking) -> Thinking:
+    def effective_thinking(self, messages: Sequence[Message], thinking: Thinking) -> Thinking:
         """Return the thinking mode for parsing a reply to `prompt(messages, thinking)`.
 
         The mode differs from `thinking` for formats that cannot think after a tool turn.
@@ -164,10 +164,10 @@ class ChatFormat(ABC):
         The result differs from `message` if the template strips newlines or white space.
         """
 
-    def n_thought(self, ids: Sequence[int]) -> int:
+    def n_thinking_tokens(self, ids: Sequence[int]) -> int:
         """Return the number of ids before the id that completes `</think>`, or the number of all ids if the tag is missing."""
-        if self.thought_ids is not None and not self.tags_as_text:
-            return ids.index(self.thought_ids[1]) if self.thought_ids[1] in ids else len(ids)
+        if self.think_tag_ids is not None and not self.tags_as_text:
+            return ids.index(self.think_tag_ids[1]) if self.think_tag_ids[1] in ids else len(ids)
         # Binary search, because decoding every prefix of an 8,000-token reply would take a minute.
         decode = self.tokenizer.decode
         return bisect_left(
@@ -179,26 +179,26 @@ class ChatFormat(ABC):
         return []
 
     @property
-    def thought_ids(self) -> tuple[int, int] | None:
+    def think_tag_ids(self) -> tuple[int, int] | None:
         """The ids of `<think>` and `</think>`, or None if the tokenizer lacks either token."""
         if not {Special.THINK, Special.END_THINK} <= self.tokenizer.special_names:
             return None
         return self.tokenizer.special(Special.THINK), self.tokenizer.special(Special.END_THINK)
 
     @property
-    def closing_ids(self) -> list[int]:
+    def end_think_ids(self) -> list[int]:
         """The ids of `</think>`, the tag that ends the reasoning: one id, or the tag's characters."""
-        return self.tokenizer.encode(Special.END_THINK) if self.thought_ids is None else [self.thought_ids[1]]
+        return self.tokenizer.encode(Special.END_THINK) if self.think_tag_ids is None else [self.think_tag_ids[1]]
 
-    def limits_thinking(self, thinking: Thinking) -> bool:
+    def can_limit_thinking(self, thinking: Thinking) -> bool:
         """Return whether an engine can end the reasoning of a reply in mode `thinking` after a number of tokens.
 
         The engine must see where reasoning begins: in the prompt, or at a `<think>` token.
         """
-        begins = self.reply_form(thinking).begins
-        return begins == "thought" or (begins != "answer" and self.thought_ids is not None)
+        begins = self.reply_rules(thinking).begins
+        return begins == "thought" or (begins != "answer" and self.think_tag_ids is not None)
 
-    def chosen(self, prompt: Sequence[int]) -> Thinking:
+    def thinking_mode_of(self, prompt: Sequence[int]) -> Thinking:
         """Return the thinking mode of a prompt, given its last ids: `on`, `off`, or `auto` if the model chooses."""
         modes: tuple[Thinking, Thinking] = ("off", "on")
         for mode in modes:
@@ -207,11 +207,11 @@ class ChatFormat(ABC):
                 return mode
         return "auto"
 
-    def as_written(self, message: Message) -> bool:
+    def renders_as_written(self, message: Message) -> bool:
         """Return whether an earlier turn is rendered exactly as the assistant wrote it. Only such a turn may be trained on."""
         return message.reasoning is None
 
-    def samples(self, messages: Sequence[Message]) -> list[Rendered]:
+    def training_renderings(self, messages: Sequence[Message]) -> list[RenderedConversation]:
         """Return renderings in which each assistant turn is in the loss exactly once, as the assistant wrote it.
 
         A format may render an earlier assistant turn differently from the last turn, for example without its reasoning. Each
@@ -219,6 +219,6 @@ class ChatFormat(ABC):
         `as_written` is true for all turns gets one rendering. A conversation without an assistant turn gets no rendering.
         """
         turns = [number for number, message in enumerate(messages) if message.role == "assistant"]
-        ends = [number for number in turns if not self.as_written(messages[number]) or number == turns[-1]]
+        ends = [number for number in turns if not self.renders_as_written(messages[number]) or number == turns[-1]]
         starts = [0, *(end + 1 for end in ends)]
         return [self.render(messages[: end + 1], train_from=start) for start, end in zip(starts, ends)]

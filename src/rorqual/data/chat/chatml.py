@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from rorqual.data.chat.block import MarkedBlock, SpokenBlock
 from rorqual.data.chat.calls import HERMES, HERMES_FRAME
+from rorqual.data.chat.thinking_block import SpecialTokenThinking, TextTagThinking
 from rorqual.data.chat.turns import TurnChat
 
 START, END, TEXT_END = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
@@ -33,7 +33,7 @@ class ImTurns(TurnChat):
     call_frame = HERMES_FRAME
 
 
-class PlainChatML(ImTurns, SpokenBlock):
+class PlainChatML(ImTurns, TextTagThinking):
     """ChatML without a default system turn."""
 
     name = "chatml-plain"
@@ -67,7 +67,7 @@ class SmolLM2Chat(PlainChatML):
     pads: ClassVar[tuple[str, ...]] = (END,)
 
 
-class Qwen3Chat(ImTurns, MarkedBlock):
+class Qwen3Chat(ImTurns, SpecialTokenThinking):
     """The format of Qwen3. With `auto`, the prompt does not open a thinking block, and the model writes `<think>`. After a tool call,
     the reasoning before the call stays in the prompt.
 

@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from rorqual.core.records import Message, Thinking
-from rorqual.data.chat.block import MarkedBlock, SpokenBlock
-from rorqual.data.chat.calls import DEEPSEEK, DEEPSEEK_FRAME, FENCED_FRAME, CallForm, CallFrame
-from rorqual.data.chat.reply import Begins, ReplyForm
+from rorqual.data.chat.calls import DEEPSEEK, DEEPSEEK_FRAME, FENCED_FRAME, ToolCallSyntax, ToolCallTemplate
+from rorqual.data.chat.reply import Begins, ReplyRules
+from rorqual.data.chat.thinking_block import SpecialTokenThinking, TextTagThinking
 from rorqual.data.chat.turns import TurnChat
 from rorqual.data.tokenizer import Special, Tokenizer
 
@@ -35,26 +35,26 @@ class DeepSeekTurns(TurnChat):
     results_end: ClassVar[str] = "<｜tool▁outputs▁end｜>"
     """The text at the end of a turn with tool results."""
     bos: int
-    call_form: CallForm = DEEPSEEK
-    call_frame: CallFrame = FENCED_FRAME
+    call_form: ToolCallSyntax = DEEPSEEK
+    call_frame: ToolCallTemplate = FENCED_FRAME
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer)
         self.bos = tokenizer.special(Special.BOS)
 
-    def mode(self, messages: Sequence[Message], thinking: Thinking) -> Thinking:
+    def effective_thinking(self, messages: Sequence[Message], thinking: Thinking) -> Thinking:
         """Return `off` after a tool turn, and `thinking` otherwise.
 
         After a tool turn, the published templates write no assistant header, so the model does not think.
         """
         return "off" if messages and messages[-1].role == "tool" else thinking
 
-    def chosen(self, prompt: Sequence[int]) -> Thinking:
+    def thinking_mode_of(self, prompt: Sequence[int]) -> Thinking:
         after = self.tokenizer.encode_trusted(self.results_end)
-        return "off" if list(prompt[-len(after) :]) == after else super().chosen(prompt)
+        return "off" if list(prompt[-len(after) :]) == after else super().thinking_mode_of(prompt)
 
 
-class DeepSeekV3Chat(DeepSeekTurns, SpokenBlock):
+class DeepSeekV3Chat(DeepSeekTurns, TextTagThinking):
     """The format of DeepSeek-V3, which has no thinking tokens."""
 
     name = "deepseek-v3"
@@ -66,7 +66,7 @@ class DeepSeekV3Chat(DeepSeekTurns, SpokenBlock):
     }
 
 
-class DeepSeekR1Chat(DeepSeekTurns, MarkedBlock):
+class DeepSeekR1Chat(DeepSeekTurns, SpecialTokenThinking):
     """The format of DeepSeek-R1 and its distilled models. The prompt opens the thinking block, so `auto` equals `on`.
 
     `off` adds an empty thinking block to the prompt, which is the method "NoThinking" of arXiv 2504.09858. The published
@@ -111,7 +111,7 @@ class DeepSeekChat(DeepSeekTurns):
             return reasoning  # no `</think>` yet
         return [*reasoning, self._end_think, *encode(message.text)]
 
-    def reply_form(self, thinking: Thinking) -> ReplyForm:
+    def reply_rules(self, thinking: Thinking) -> ReplyRules:
         """Return rules that strip no white space. The rules split a reply as follows:
 
         - If the reply begins with `<think>`, or `thinking` is `on`, the text up to `</think>` is reasoning and the text after it
@@ -122,4 +122,4 @@ class DeepSeekChat(DeepSeekTurns):
           thinking tag is content.
         """
         begins: dict[Thinking, Begins] = {"auto": "late", "on": "thought", "off": "answer"}
-        return ReplyForm(begins[thinking], empty="marked")
+        return ReplyRules(begins[thinking], empty="marked")

@@ -50,12 +50,12 @@ class DeepSeekV32Chat(DeepSeekChat):
         """Return the token ids of a prompt whose system turn ends with the schema."""
         return list(chain.from_iterable(self._segments(messages, thinking, tools, schema=schema)))
 
-    def mode(self, messages: Sequence[Message], thinking: Thinking) -> Thinking:
+    def effective_thinking(self, messages: Sequence[Message], thinking: Thinking) -> Thinking:
         """Return `thinking`, because this model also thinks after a tool turn."""
         return thinking
 
-    def chosen(self, prompt: Sequence[int]) -> Thinking:
-        return ChatFormat.chosen(self, prompt)
+    def thinking_mode_of(self, prompt: Sequence[int]) -> Thinking:
+        return ChatFormat.thinking_mode_of(self, prompt)
 
     def _segments(
         self,

@@ -21,9 +21,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rorqual.data.chat.calls import MAX_HEAD, WHITE, CallForm, CallFrame, Item, State, is_json, json_object
+from rorqual.data.chat.calls import (
+    MAX_HEAD,
+    WHITE,
+    LexerItem,
+    State,
+    ToolCallSyntax,
+    ToolCallTemplate,
+    is_json,
+    json_object,
+)
 from rorqual.data.chat.special_tokens import CHARS
-from rorqual.data.chat.tools import spelt
+from rorqual.data.chat.tools import template_json
 
 DSML = CHARS["｜DSML｜"]
 OPEN, CLOSE = f"<{DSML}function_calls>", f"</{DSML}function_calls>"
@@ -37,35 +46,35 @@ _TAG = {tag: re.compile(tag + _REST.get(tag, "")) for tag in (OPEN, CLOSE, CALL,
 
 
 @dataclass(frozen=True)
-class DsmlForm(CallForm):
+class DsmlCallSyntax(ToolCallSyntax):
     """The syntax of DSML calls."""
 
     @property
-    def marks(self) -> tuple[str, ...]:
+    def special_token_names(self) -> tuple[str, ...]:
         return ("｜DSML｜",)
 
 
-DSML_FORM = DsmlForm(before="\n\n", around=(OPEN, CLOSE))
+DSML_FORM = DsmlCallSyntax(before="\n\n", around=(OPEN, CLOSE))
 
 
 # ---- how a call is written
 
 
-def parameter(key: str, value: str, string: str) -> str:
+def format_parameter(key: str, value: str, string: str) -> str:
     """Return one argument as marked text. `value` is plain text if `string` is "true", and JSON if `string` is "false"."""
     return f'{PARAMETER}{key}" string="{string}">{value}{END_PARAMETER}'
 
 
-def invoke(name: str, parameters: str) -> str:
+def format_invoke(name: str, parameters: str) -> str:
     """Return a call as marked text. `parameters` are the arguments, joined by newlines."""
     return f'{CALL}{name}">\n{parameters}\n{END_CALL}'
 
 
-def _call_on_a_line(name: str, parameters: str) -> str:
-    return "\n" + invoke(name, parameters)
+def _format_call_on_new_line(name: str, parameters: str) -> str:
+    return "\n" + format_invoke(name, parameters)
 
 
-DSML_FRAME = CallFrame(_call_on_a_line, "", f"\n\n{OPEN}", f"\n{CLOSE}")
+DSML_FRAME = ToolCallTemplate(_format_call_on_new_line, "", f"\n\n{OPEN}", f"\n{CLOSE}")
 """The template of a reply with tool calls, whose arguments are DSML parameters."""
 
 
@@ -81,7 +90,7 @@ _ALLOWED: Mapping[Phase, Sequence[str]] = {
 """The tags that may come next, by phase. In the phase `value`, the text up to the next special token is an argument."""
 
 
-class DsmlItem:
+class DsmlItemParser:
     """An item that begins with `<` and is being read: the begin or end tag of a list of calls, or a call.
 
     White space may separate the tags of a call. The tags themselves must be exact, as the published parser requires. A call
@@ -111,13 +120,13 @@ class DsmlItem:
         """Return the state of the item at the end of the reply: an incomplete item is broken."""
         return "broken"
 
-    def item(self) -> Item | None:
+    def item(self) -> LexerItem | None:
         """Return the complete item, or None if its arguments are nested too deep."""
         text = "".join(self.parts)[: self._length]
         if self._kind != "call":
-            return Item(self._kind, text)
-        arguments = "{" + ", ".join(f"{spelt(key)}: {value}" for key, value in self._arguments.items()) + "}"
-        return None if json_object(arguments) is None else Item("call", text, self._name, arguments)
+            return LexerItem(self._kind, text)
+        arguments = "{" + ", ".join(f"{template_json(key)}: {value}" for key, value in self._arguments.items()) + "}"
+        return None if json_object(arguments) is None else LexerItem("call", text, self._name, arguments)
 
     def _read_value(self, text: str) -> tuple[State | None, str]:
         """Read the text of an argument up to the next special token. Return the new state, if any, and the unread text."""
@@ -131,7 +140,7 @@ class DsmlItem:
         value = value.removesuffix("</")
         if not self._string and not is_json(value):
             return "broken", ""
-        self._arguments[self._key] = spelt(value) if self._string else value
+        self._arguments[self._key] = template_json(value) if self._string else value
         self._phase, self._tag = "end", "</"
         return None, text[mark.start() :]
 
@@ -144,17 +153,17 @@ class DsmlItem:
             match = _TAG[tag].match(self._tag)
             if match and match.end() <= MAX_TAG:
                 rest, self._tag = self._tag[match.end() :], ""
-                return self._enter(tag, match), rest
-        return "open" if any(map(self._begins, _ALLOWED[self._phase])) else "broken", ""
+                return self._apply_tag(tag, match), rest
+        return "open" if any(map(self._may_become_tag, _ALLOWED[self._phase])) else "broken", ""
 
-    def _begins(self, tag: str) -> bool:
+    def _may_become_tag(self, tag: str) -> bool:
         """Return whether the text read so far may become `tag`."""
         text = self._tag
         if len(text) < len(tag):
             return tag.startswith(text)
         return tag in _REST and text.startswith(tag) and len(text) < MAX_TAG and not _MARK.search(text, len(tag))
 
-    def _enter(self, tag: str, match: re.Match[str]) -> State | None:
+    def _apply_tag(self, tag: str, match: re.Match[str]) -> State | None:
         """Change the phase after a complete tag. Return the new state, or None if the item continues."""
         if tag in (OPEN, CLOSE, END_CALL):
             self._kind = "open" if tag == OPEN else "close" if tag == CLOSE else "call"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rorqual.core.errors import CheckpointError, DataError, nearest
+from rorqual.core.errors import CheckpointError, DataError, suggest_name
 from rorqual.core.records import Message, RunDir
 from rorqual.data.chat.chat_format import ChatFormat
 from rorqual.data.chat.chatml import START, ChatML, PlainChatML, Qwen2Chat, Qwen3Chat, SmolLM2Chat
@@ -59,11 +59,11 @@ def chat_format(tokenizer: Tokenizer, name: str = DEFAULT) -> ChatFormat:
     if name == NoChat.name:
         return NoChat(tokenizer)
     if name not in known:
-        raise DataError(f"unknown chat format {name!r}", where="chat", remedy=nearest(name, [*known, NoChat.name]))
+        raise DataError(f"unknown chat format {name!r}", where="chat", remedy=suggest_name(name, [*known, NoChat.name]))
     return known[name](tokenizer)
 
 
-def guess_chat(model_type: str, tokenizer: Tokenizer, template: str | None) -> str:
+def guess_chat_name(model_type: str, tokenizer: Tokenizer, template: str | None) -> str:
     """Return the name of the chat format that a checkpoint was trained with.
 
     If the checkpoint has a template, return the format that writes the same prompts, or `template` if no format does. Without a
@@ -71,11 +71,11 @@ def guess_chat(model_type: str, tokenizer: Tokenizer, template: str | None) -> s
     special tokens that delimit chat turns.
     """
     if template is None:
-        return _without_template(model_type, tokenizer)
+        return _guess_without_template(model_type, tokenizer)
     names = tokenizer.special_names
     published = TemplateChat(tokenizer, template, bos=_bos(tokenizer), stop=())
     for kind in KINDS:
-        if names.issuperset(kind.marks) and _equal(kind(tokenizer), published):
+        if names.issuperset(kind.marks) and _writes_same_prompts(kind(tokenizer), published):
             return kind.name
     return TemplateChat.name
 
@@ -83,7 +83,7 @@ def guess_chat(model_type: str, tokenizer: Tokenizer, template: str | None) -> s
 def load_chat(run: RunDir, tokenizer: Tokenizer) -> ChatFormat:
     """Return the chat format that `chat` in `run.yaml` names. For `template`, read the template file of the run directory."""
     data = run.config()
-    if (name := _name(data, run)) != TemplateChat.name:
+    if (name := _chat_name(data, run)) != TemplateChat.name:
         return chat_format(tokenizer, name)
     file = run.path / TEMPLATE_FILE
     try:
@@ -100,16 +100,16 @@ def load_chat(run: RunDir, tokenizer: Tokenizer) -> ChatFormat:
         template,
         where=str(file),
         bos=_bos(tokenizer),
-        stop=_stops(tokenizer, generation.get("eos_token_id"), str(run.config_file)),
+        stop=_end_token_names(tokenizer, generation.get("eos_token_id"), str(run.config_file)),
     )
 
 
-def read_chat(run: RunDir) -> str:
+def read_chat_name(run: RunDir) -> str:
     """Return the name of the chat format that a run directory uses."""
-    return _name(run.config(), run)
+    return _chat_name(run.config(), run)
 
 
-def _name(data: Mapping[str, Any], run: RunDir) -> str:
+def _chat_name(data: Mapping[str, Any], run: RunDir) -> str:
     name = data.get("chat", DEFAULT)
     if not isinstance(name, str):
         raise CheckpointError(
@@ -118,7 +118,7 @@ def _name(data: Mapping[str, Any], run: RunDir) -> str:
     return name
 
 
-def _without_template(model_type: str, tokenizer: Tokenizer) -> str:
+def _guess_without_template(model_type: str, tokenizer: Tokenizer) -> str:
     names = tokenizer.special_names
     thinks = {Special.THINK, Special.END_THINK} <= names
     if Special.USER in names:
@@ -132,7 +132,7 @@ def _without_template(model_type: str, tokenizer: Tokenizer) -> str:
     return Llama3Chat.name if START_HEADER in names else NoChat.name
 
 
-def _equal(chat: TurnChat, published: TemplateChat) -> bool:
+def _writes_same_prompts(chat: TurnChat, published: TemplateChat) -> bool:
     """Return whether a template writes the same prompts as `chat` in all thinking modes.
 
     Three differences are accepted. In mode `auto`, the template may write the prompt that `chat` writes in any mode; for
@@ -157,7 +157,7 @@ def _bos(tokenizer: Tokenizer) -> str:
     return next((name for name in known if name in tokenizer.special_names), "")
 
 
-def _stops(tokenizer: Tokenizer, ids: Any, where: str) -> Sequence[str]:
+def _end_token_names(tokenizer: Tokenizer, ids: Any, where: str) -> Sequence[str]:
     """Return the names of the end tokens, given the `eos_token_id` of a generation config, which is an id or a list of ids."""
     id_list = ids if isinstance(ids, list) else [ids]
     if not id_list or not all(isinstance(id_, int) and tokenizer.is_special(id_) for id_ in id_list):

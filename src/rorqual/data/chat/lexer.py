@@ -10,8 +10,16 @@ from collections.abc import Sequence
 from typing import Literal
 
 from rorqual.core.records import Tool
-from rorqual.data.chat.calls import MAX_HEAD, CallForm, Item, JsonForm, State, call_end, kind_of
-from rorqual.data.chat.dsml import DSML, DsmlForm, DsmlItem
+from rorqual.data.chat.calls import (
+    MAX_HEAD,
+    JsonCallSyntax,
+    LexerItem,
+    State,
+    ToolCallSyntax,
+    call_end_length,
+    item_kind_of_char,
+)
+from rorqual.data.chat.dsml import DSML, DsmlCallSyntax, DsmlItemParser
 from rorqual.data.chat.special_tokens import END_THINK, NAME_OF, THINK
 
 _CANDIDATE = re.compile("[{\ud800-\udfff]")
@@ -27,21 +35,21 @@ class Lexer:
     returned immediately.
     """
 
-    def __init__(self, form: CallForm | None, tools: Sequence[Tool]) -> None:
+    def __init__(self, form: ToolCallSyntax | None, tools: Sequence[Tool]) -> None:
         self._form = form
         self._names = frozenset(tool.name for tool in tools)
-        self._candidate = _DSML_CANDIDATE if isinstance(form, DsmlForm) else _CANDIDATE
-        self._call: _Call | DsmlItem | None = None
+        self._candidate = _DSML_CANDIDATE if isinstance(form, DsmlCallSyntax) else _CANDIDATE
+        self._call: _Call | DsmlItemParser | None = None
         self._at_start = True
 
-    def feed(self, text: str, *, last: bool = False) -> list[Item]:
+    def feed(self, text: str, *, last: bool = False) -> list[LexerItem]:
         """Read the next chunk of text and return the items that are complete. `last` is true for the last chunk."""
-        items: list[Item] = []
+        items: list[LexerItem] = []
         pending = [text]
         while pending:
             text = pending.pop()
             if self._call is None:
-                text = self._plain(text, items)
+                text = self._lex_plain_text(text, items)
             if self._call is None:
                 continue
             state = self._call.feed(text)
@@ -53,7 +61,7 @@ class Lexer:
                 pending.append(self._finish_call(call, state, items))
         return items
 
-    def _plain(self, text: str, items: list[Item]) -> str:
+    def _lex_plain_text(self, text: str, items: list[LexerItem]) -> str:
         """Append the items before the next possible tool call.
 
         If `text` contains the first character of a possible call, open the call and return the text after this
@@ -61,36 +69,36 @@ class Lexer:
         """
         form, at, start = self._form, 0, 0
         while match := self._candidate.search(text, at):
-            self._skip(text[at : match.start()])
+            self._update_at_start(text[at : match.start()])
             at, char = match.start(), match.group()
             self._call = self._open_call(char)
             if self._call is not None:
-                items += [Item("text", text[start:at])] if start < at else []
+                items += [LexerItem("text", text[start:at])] if start < at else []
                 return text[at + 1 :]
-            kind = kind_of(char, form)
+            kind = item_kind_of_char(char, form)
             self._at_start = kind in ("think", "end")
             if kind != "text":
-                items += [Item("text", text[start:at])] if start < at else []
-                items.append(Item(kind, char))
+                items += [LexerItem("text", text[start:at])] if start < at else []
+                items.append(LexerItem(kind, char))
                 start = at + 1
             at += 1
-        self._skip(text[at:])
-        items += [Item("text", text[start:])] if start < len(text) else []
+        self._update_at_start(text[at:])
+        items += [LexerItem("text", text[start:])] if start < len(text) else []
         return ""
 
-    def _open_call(self, char: str) -> _Call | DsmlItem | None:
+    def _open_call(self, char: str) -> _Call | DsmlItemParser | None:
         """Return a new call object if a call may begin with `char`, else None."""
         form = self._form
-        if isinstance(form, DsmlForm):
-            return DsmlItem(self._names) if char == "<" else None
-        if isinstance(form, JsonForm) and (char == form.begin or (form.bare and self._at_start and char == "{")):
+        if isinstance(form, DsmlCallSyntax):
+            return DsmlItemParser(self._names) if char == "<" else None
+        if isinstance(form, JsonCallSyntax) and (char == form.begin or (form.bare and self._at_start and char == "{")):
             return _Call(form, self._names, char)
         return None
 
-    def _skip(self, text: str) -> None:
-        self._at_start = self._at_start and self._form is not None and not text.strip(self._form.gap)
+    def _update_at_start(self, text: str) -> None:
+        self._at_start = self._at_start and self._form is not None and not text.strip(self._form.separator_chars)
 
-    def _finish_call(self, call: _Call | DsmlItem, state: State, items: list[Item]) -> str:
+    def _finish_call(self, call: _Call | DsmlItemParser, state: State, items: list[LexerItem]) -> str:
         """If the call is valid, append its item. Otherwise append only the first character of the call, as text. Return
         the remaining text."""
         text = "".join(call.parts)
@@ -98,7 +106,7 @@ class Lexer:
             items.append(item)
             self._at_start = True
             return text[len(item.text) :]
-        items.append(Item("text", text[0]))
+        items.append(LexerItem("text", text[0]))
         self._at_start = False
         return text[1:]
 
@@ -106,7 +114,7 @@ class Lexer:
 class _Call:
     """A tool call that is being read. A call consists of a head, a JSON object and a tail."""
 
-    def __init__(self, form: JsonForm, names: frozenset[str], first: str) -> None:
+    def __init__(self, form: JsonCallSyntax, names: frozenset[str], first: str) -> None:
         self.parts = [first]
         self._length = 0
         self._form, self._names = form, names
@@ -125,7 +133,7 @@ class _Call:
                 return "open" if self._may_be_head() else "broken"
             self._phase, text = "json", text[brace:]
         if self._phase == "json":
-            end = self._scan(text)
+            end = self._scan_json_object(text)
             if end is None:
                 self._json.append(text)
                 return "open"
@@ -134,18 +142,18 @@ class _Call:
             self._json.append(text[:end])
             self._phase, text = "tail", text[end:]
         self._tail += text
-        return self._end()
+        return self._end_state()
 
     def close(self) -> State:
         """Return the state of the call at the end of the reply."""
         if self._phase != "tail":
             return "broken"
-        return self._complete(call_end(self._tail, self._form))
+        return self._complete_call(call_end_length(self._tail, self._form))
 
-    def item(self) -> Item | None:
+    def item(self) -> LexerItem | None:
         """Return the complete call, or None if its name or its arguments are not valid."""
-        read = self._form.read(self._head, "".join(self._json), self._names)
-        return None if read is None else Item("call", "".join(self.parts)[: self._length], *read)
+        read = self._form.parse_call(self._head, "".join(self._json), self._names)
+        return None if read is None else LexerItem("call", "".join(self.parts)[: self._length], *read)
 
     def _may_be_head(self) -> bool:
         head = self._head
@@ -155,7 +163,7 @@ class _Call:
             return not head.strip()
         return not any(char in NAME_OF and char not in self._form.inside for char in head)
 
-    def _scan(self, text: str) -> int | None:
+    def _scan_json_object(self, text: str) -> int | None:
         """Return the index in `text` at which the JSON object ends, None if the object
         continues in the next chunk, or -1 if the object is invalid."""
         at, self._offset = self._offset, 0
@@ -174,18 +182,18 @@ class _Call:
                     return at
         return None
 
-    def _end(self) -> State:
+    def _end_state(self) -> State:
         form, tail = self._form, self._tail
         if form.end is None:
-            return self._complete(0)
+            return self._complete_call(0)
         match = re.match(form.tail, tail)
         after = tail[match.end() if match else 0 :]
         if after[:1] in NAME_OF:
-            return self._complete(call_end(tail, form))
+            return self._complete_call(call_end_length(tail, form))
         incomplete = NAME_OF[form.end].startswith(after) or ("`" in form.tail and "```".startswith(after))
         return "open" if incomplete else "broken"
 
-    def _complete(self, tail: int | None) -> State:
+    def _complete_call(self, tail: int | None) -> State:
         if tail is None:
             return "broken"
         self._length = sum(map(len, self.parts)) - len(self._tail) + tail

@@ -15,15 +15,15 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from rorqual.core.records import Message, Thinking
-from rorqual.data.chat.block import SpokenBlock
 from rorqual.data.chat.calls import LLAMA, LLAMA_FRAME, WHITE
-from rorqual.data.chat.reply import ReplyForm, Trim
+from rorqual.data.chat.reply import ReplyRules, Trim
+from rorqual.data.chat.thinking_block import TextTagThinking
 from rorqual.data.tokenizer import Tokenizer
 
 BOS, START_HEADER, END_HEADER, END = "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
 
 
-class Llama3Chat(SpokenBlock):
+class Llama3Chat(TextTagThinking):
     """The format of Llama 3, which has no default system turn."""
 
     name = "llama3"
@@ -45,9 +45,9 @@ class Llama3Chat(SpokenBlock):
     def normalized(self, message: Message, thinking: Thinking = "auto") -> Message:
         return super().normalized(replace(message, content=message.text.strip()), thinking)
 
-    def reply_form(self, thinking: Thinking) -> ReplyForm:
+    def reply_rules(self, thinking: Thinking) -> ReplyRules:
         trim = Trim(WHITE, WHITE)
-        return replace(super().reply_form(thinking), answer=trim, plain=trim)
+        return replace(super().reply_rules(thinking), answer=trim, plain=trim)
 
 
 class Llama31Chat(Llama3Chat):

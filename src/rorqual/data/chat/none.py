@@ -10,8 +10,8 @@ from typing import NoReturn
 
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Thinking, Tool
-from rorqual.data.chat.chat_format import ChatFormat, Rendered
-from rorqual.data.chat.reply import ReplyForm
+from rorqual.data.chat.chat_format import ChatFormat, RenderedConversation
+from rorqual.data.chat.reply import ReplyRules
 from rorqual.data.tokenizer import Special, Tokenizer
 
 ENDS = (Special.EOS, "<|endoftext|>", "<|end_of_text|>", "</s>")
@@ -41,21 +41,21 @@ class NoChat(ChatFormat):
         thinking: Thinking = "auto",
         continue_: bool = False,
         train_from: int = 0,
-    ) -> Rendered:
+    ) -> RenderedConversation:
         """Raise a DataError, because a base model has no chat turns."""
-        self._refuse()
+        self._raise_no_chat_turns()
 
     def prompt(self, messages: Sequence[Message], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> list[int]:
         """Raise a DataError, because a base model has no chat turns."""
-        self._refuse()
+        self._raise_no_chat_turns()
 
-    def reply_form(self, thinking: Thinking) -> ReplyForm:
-        return ReplyForm("answer")
+    def reply_rules(self, thinking: Thinking) -> ReplyRules:
+        return ReplyRules("answer")
 
     def normalized(self, message: Message, thinking: Thinking = "auto") -> Message:
         return Message("assistant", message.text)
 
-    def _refuse(self) -> NoReturn:
+    def _raise_no_chat_turns(self) -> NoReturn:
         raise DataError(
             "chat=none: this is a base model, whose tokenizer has no special tokens for turns",
             where="chat",

@@ -14,10 +14,10 @@ from typing import Any, NoReturn
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from rorqual.core.content_parts import TextPart, content_json, first_unsupported_part
 from rorqual.core.errors import DataError
-from rorqual.core.parts import TextPart, content_json, foreign_part
 from rorqual.core.records import Message, Thinking, Tool
-from rorqual.data.chat.tools import spelt
+from rorqual.data.chat.tools import template_json
 from rorqual.data.tokenizer import Tokenizer
 
 MAX_OUTPUT = 4_000_000
@@ -40,7 +40,7 @@ def _compile(source: str, trusted: bool) -> jinja2.Template:
     environment = kind(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     environment.globals["raise_exception"] = _raise
     # jinja2's `tojson` escapes HTML, but transformers' `tojson`, which models were trained with, does not.
-    environment.filters["tojson"] = spelt
+    environment.filters["tojson"] = template_json
     return environment.from_string(source)
 
 
@@ -65,7 +65,7 @@ class PromptTemplate:
         `typed` has the variables that hold the text of users, such as `messages` and `tools`. Raises DataError if the template fails.
         """
         hidden: dict[str, str] = {}
-        variables = self._hide(typed, hidden) | dict(settings)
+        variables = self._hide_special_tokens(typed, hidden) | dict(settings)
         by_char = {char: name for name, char in hidden.items()}
         return [self._encode(part, by_char) for part in self._render(variables).split(REPLY_MARK)]
 
@@ -84,16 +84,19 @@ class PromptTemplate:
             ) from None
         return "".join(parts)
 
-    def _hide(self, value: Any, hidden: dict[str, str]) -> Any:
+    def _hide_special_tokens(self, value: Any, hidden: dict[str, str]) -> Any:
         """Return `value` with each name of a special token replaced by a lone surrogate. `hidden` maps each replaced name to its surrogate."""
         if isinstance(value, str):
-            check_text(value)
+            check_no_surrogates(value)
             return self._names.sub(
                 lambda match: hidden.setdefault(match.group(), chr(FIRST_HIDDEN + len(hidden))), value
             )
         if isinstance(value, dict):
-            return {self._hide(key, hidden): self._hide(item, hidden) for key, item in value.items()}
-        return [self._hide(item, hidden) for item in value] if isinstance(value, list | tuple) else value
+            return {
+                self._hide_special_tokens(key, hidden): self._hide_special_tokens(item, hidden)
+                for key, item in value.items()
+            }
+        return [self._hide_special_tokens(item, hidden) for item in value] if isinstance(value, list | tuple) else value
 
     def _encode(self, text: str, by_char: Mapping[str, str]) -> list[int]:
         ids: list[int] = []
@@ -105,7 +108,7 @@ class PromptTemplate:
         return ids + self._tokenizer.encode_trusted(text[start:])
 
 
-def check_text(text: str) -> None:
+def check_no_surrogates(text: str) -> None:
     """Raise DataError if a text contains a lone surrogate."""
     if match := _SURROGATE.search(text):
         raise DataError(
@@ -130,7 +133,7 @@ def message_rows(messages: Sequence[Message], *, as_text: bool) -> list[dict[str
 
 
 def _message_row(message: Message, as_text: bool) -> dict[str, Any]:
-    only_text = foreign_part(message.content, (TextPart,)) is None
+    only_text = first_unsupported_part(message.content, (TextPart,)) is None
     row: dict[str, Any] = {
         "role": str(message.role),
         "content": message.text if only_text else content_json(message.content),
@@ -142,14 +145,14 @@ def _message_row(message: Message, as_text: bool) -> dict[str, Any]:
             {
                 "type": "function",
                 "id": call.id,
-                "function": {"name": call.name, "arguments": _arguments(call.arguments, as_text)},
+                "function": {"name": call.name, "arguments": _template_arguments(call.arguments, as_text)},
             }
             for call in message.tool_calls
         ]
     return row | ({} if message.tool_call_id is None else {"tool_call_id": message.tool_call_id})
 
 
-def _arguments(text: str, as_text: bool) -> Any:
+def _template_arguments(text: str, as_text: bool) -> Any:
     if as_text:
         return text
     try:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rorqual.data.chat.calls import WHITE, CallForm, Item
-from rorqual.data.chat.special_tokens import raw
+from rorqual.data.chat.calls import WHITE, LexerItem, ToolCallSyntax
+from rorqual.data.chat.special_tokens import restore_token_names
 
 Begins = Literal["thought", "answer", "mark", "late"]
 """Whether a reply begins with thinking or with the answer:
@@ -34,7 +34,7 @@ class Trim:
 
 
 @dataclass(frozen=True)
-class ReplyForm:
+class ReplyRules:
     """The rules by which a format parses a reply.
 
     - `begins`: whether the reply begins with thinking or with the answer.
@@ -58,7 +58,7 @@ class ReplyForm:
 
 
 @dataclass(frozen=True)
-class Part:
+class ReplyPart:
     """A part of a reply. A part of kind `mark` is a special token or white
     space that belongs to no field of the message."""
 
@@ -66,7 +66,7 @@ class Part:
     text: str
 
 
-class Answer:
+class AnswerParser:
     """A streaming parser of the answer after the thinking. The parser splits items into content and calls.
 
     White space next to calls is not part of the content. Before the first call, the parser removes only the white space that
@@ -75,88 +75,92 @@ class Answer:
     next item shows whether they belong to the content or to a call.
     """
 
-    def __init__(self, trim: Trim, calls: CallForm | None) -> None:
-        self.calls: list[Item] = []
+    def __init__(self, trim: Trim, calls: ToolCallSyntax | None) -> None:
+        self.calls: list[LexerItem] = []
         self._trim, self._form = trim, calls
-        self._gap = calls.gap if calls else WHITE
-        self._pending: list[Item] = []
+        self._gap = calls.separator_chars if calls else WHITE
+        self._pending: list[LexerItem] = []
         self._begun = self._after_call = False
 
-    def feed(self, item: Item) -> list[Part]:
+    def feed(self, item: LexerItem) -> list[ReplyPart]:
         """Read the next item and return the parts that are complete.
 
         A `</think>` directly after tool calls ends thinking. Any other thinking tag in the answer is plain text.
         """
         if item.kind == "call":
-            return self._call(item)
+            return self._feed_call(item)
         if item.kind == "open":
-            parts = self._flush() if self._has("open") else []
+            parts = self._flush_as_content() if self._has_pending("open") else []
             self._pending.append(item)
             return parts
-        if item.kind == "close" and self._after_call and not self._has("open", "close"):
+        if item.kind == "close" and self._after_call and not self._has_pending("open", "close"):
             self._pending.append(item)
             return []
         if item.kind == "end" and item.name == LATE:
             self._pending.append(item)
             return []
-        text = raw(item.text)
+        text = restore_token_names(item.text)
         core = text.rstrip(self._gap) if item.kind == "text" else text
         if not core:
             self._pending.append(item)
             return []
         ahead = len(core) - len(core.lstrip(self._gap))
-        self._pending.append(Item("text", core[:ahead]))
-        parts = [*self._flush(), *self._content(core[ahead:])]
+        self._pending.append(LexerItem("text", core[:ahead]))
+        parts = [*self._flush_as_content(), *self._content_parts(core[ahead:])]
         self._after_call = False
-        self._pending = [Item("text", text[len(core) :])]
+        self._pending = [LexerItem("text", text[len(core) :])]
         return parts
 
-    def finish(self) -> list[Part]:
+    def finish(self) -> list[ReplyPart]:
         """Return the buffered parts after the last item."""
-        if self._after_call and not self._has("open"):
-            return self._flush_as_marks()
-        if self._has("open"):
-            return self._flush()
-        text = "".join(raw(item.text) for item in self._pending)
+        if self._after_call and not self._has_pending("open"):
+            return self._flush_as_separators()
+        if self._has_pending("open"):
+            return self._flush_as_content()
+        text = "".join(restore_token_names(item.text) for item in self._pending)
         self._pending = []
         content = text.rstrip(self._trim.trail)
-        return [*self._content(content), Part("mark", text[len(content) :])]
+        return [*self._content_parts(content), ReplyPart("mark", text[len(content) :])]
 
-    def _call(self, item: Item) -> list[Part]:
-        parts: list[Part] = []
+    def _feed_call(self, item: LexerItem) -> list[ReplyPart]:
+        parts: list[ReplyPart] = []
         if self._begun and not self._after_call:
             place = next((n for n, pending in enumerate(self._pending) if pending.kind == "open"), len(self._pending))
-            text = "".join(raw(pending.text) for pending in self._pending[:place])
+            text = "".join(restore_token_names(pending.text) for pending in self._pending[:place])
             content = (text.removesuffix(self._form.before) if self._form else text).rstrip(self._trim.trail)
-            parts = [*self._content(content), Part("mark", text[len(content) :])]
+            parts = [*self._content_parts(content), ReplyPart("mark", text[len(content) :])]
             self._pending = self._pending[place:]
-        parts += [*self._flush_as_marks(), Part("call", raw(item.text))]
+        parts += [*self._flush_as_separators(), ReplyPart("call", restore_token_names(item.text))]
         self.calls.append(item)
         self._after_call = True
         return parts
 
-    def _has(self, *kinds: str) -> bool:
+    def _has_pending(self, *kinds: str) -> bool:
         return any(item.kind in kinds for item in self._pending)
 
-    def _flush_as_marks(self) -> list[Part]:
+    def _flush_as_separators(self) -> list[ReplyPart]:
         """Return the buffered items as separators."""
         pending, self._pending = self._pending, []
-        return [Part("mark", raw(item.text)) for item in pending]
+        return [ReplyPart("mark", restore_token_names(item.text)) for item in pending]
 
-    def _flush(self) -> list[Part]:
+    def _flush_as_content(self) -> list[ReplyPart]:
         """Return the buffered items as content.
 
         Tokens that close the preceding calls, and white space before these tokens, are returned as separators.
         """
         pending, self._pending = self._pending, []
-        parts: list[Part] = []
+        parts: list[ReplyPart] = []
         closed = max((number for number, item in enumerate(pending) if item.kind == "close"), default=-1)
         for number, item in enumerate(pending):
             closes = number <= closed or (item.kind == "end" and item.name == LATE)
-            parts += [Part("mark", raw(item.text))] if closes else self._content(raw(item.text))
+            parts += (
+                [ReplyPart("mark", restore_token_names(item.text))]
+                if closes
+                else self._content_parts(restore_token_names(item.text))
+            )
         return parts
 
-    def _content(self, text: str) -> list[Part]:
+    def _content_parts(self, text: str) -> list[ReplyPart]:
         content = text if self._begun else text.lstrip(self._trim.lead)
         self._begun = self._begun or bool(content)
-        return [Part("mark", text[: len(text) - len(content)]), Part("content", content)]
+        return [ReplyPart("mark", text[: len(text) - len(content)]), ReplyPart("content", content)]

@@ -39,12 +39,12 @@ THINK, END_THINK = CHARS["<think>"], CHARS["</think>"]
 _MARK = re.compile(f"[{CHARS[NAMES[0]]}-{CHARS[NAMES[-1]]}]")
 
 
-def raw(text: str) -> str:
+def restore_token_names(text: str) -> str:
     """Replace each special-token character of a marked text by the name of the token, as `decode` writes it."""
     return _MARK.sub(lambda match: NAME_OF[match.group()], text)
 
 
-class SpecialTokenText:
+class ReplySpecialTokens:
     """The special tokens that the parser recognises in the replies of one tokenizer.
 
     If the tokenizer has a token in `names`, the parser
@@ -66,7 +66,7 @@ class SpecialTokenText:
         """Return `text` with the names in `by_text` replaced by their marked-text characters."""
         return self._texts.sub(lambda match: CHARS[match.group()], text) if self._texts else text
 
-    def unfinished_length(self, text: str) -> int:
+    def unfinished_name_length(self, text: str) -> int:
         """Return the length of the incomplete special-token name at the end of `text`, or 0.
 
         An incomplete name begins with `<` or `｜` and does not repeat this character. Therefore
@@ -79,7 +79,7 @@ class SpecialTokenText:
 class IncrementalDecoder:
     """A streaming decoder from token ids to marked text. The decoder buffers incomplete characters and special-token names."""
 
-    def __init__(self, marks: SpecialTokenText) -> None:
+    def __init__(self, marks: ReplySpecialTokens) -> None:
         self._marks = marks
         self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
         self._pending = ""
@@ -109,6 +109,6 @@ class IncrementalDecoder:
         if not text:
             return ""
         text = self._marks.mark_special_tokens(self._pending + text)
-        incomplete = self._marks.unfinished_length(text)
+        incomplete = self._marks.unfinished_name_length(text)
         self._pending = text[len(text) - incomplete :]
         return text[: len(text) - incomplete]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-class Stops:
+class StopStringMatcher:
     """A streaming matcher that truncates text before the first stop string.
 
     If two stop strings overlap, the match that ends first is used. Stop strings that end within the first `unheard` characters

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rorqual.core.records import Message, Tool, ToolCall
-from rorqual.data.chat.calls import CallForm
+from rorqual.data.chat.calls import ToolCallSyntax
 from rorqual.data.chat.lexer import Lexer
-from rorqual.data.chat.reply import Part, ReplyForm
-from rorqual.data.chat.special_tokens import IncrementalDecoder, SpecialTokenText
-from rorqual.data.chat.thoughts import Thoughts
+from rorqual.data.chat.reply import ReplyPart, ReplyRules
+from rorqual.data.chat.special_tokens import IncrementalDecoder, ReplySpecialTokens
+from rorqual.data.chat.thinking_parser import ThinkingParser
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class ToolDelta:
 
 
 @dataclass(frozen=True)
-class Piece:
+class ReplyDelta:
     """The text that one call of `Reader.feed` or `Reader.finish` adds to a reply."""
 
     reasoning: str = ""
@@ -39,7 +39,7 @@ class Piece:
         return bool(self.reasoning or self.content or self.tools)
 
 
-class Reader:
+class ReplyReader:
     """A streaming parser of one reply. `ChatFormat.reader` creates a reader.
 
     Joining all pieces gives the fields of `message()`. A tool call is returned once it is complete. `stops` are the token ids
@@ -49,25 +49,25 @@ class Reader:
 
     def __init__(
         self,
-        marks: SpecialTokenText,
-        form: ReplyForm,
-        calls: CallForm | None,
+        marks: ReplySpecialTokens,
+        form: ReplyRules,
+        calls: ToolCallSyntax | None,
         tools: Sequence[Tool],
         stops: Iterable[int],
         prefix: str,
     ) -> None:
         self.ids: list[int] = []
-        self.parts: list[Part] = []
+        self.parts: list[ReplyPart] = []
         """The parts of the reply so far. After `finish`, the joined texts of the parts equal the text that the model generated."""
         self._stops, self._prefix = frozenset(stops), prefix
         self._ended = False
         self._marks, self._halves = marks, form.halves
         self._text = IncrementalDecoder(marks)
         self._lexer = Lexer(calls, tools)
-        self._thought = Thoughts(form, calls)
+        self._thought = ThinkingParser(form, calls)
         self._calls: list[ToolCall] = []
 
-    def feed(self, *ids: int) -> Piece:
+    def feed(self, *ids: int) -> ReplyDelta:
         """Read the next token ids.
 
         Return the text that later tokens cannot reclassify, split into reasoning, content and tool calls.
@@ -79,39 +79,39 @@ class Reader:
             if self._ended:
                 break
             text += self._text.feed(id_)
-        return self._read(text, last=False)
+        return self._parse_text(text, last=False)
 
-    def finish(self) -> Piece:
+    def finish(self) -> ReplyDelta:
         """Return the buffered text after the last id.
 
         With `ReplyForm.halves`, an incomplete tag that ends the thinking of a truncated reply is dropped.
         """
         text = self._text.finish()
-        drops = self._halves and not (self._ended or self._thought.answering)
-        partial = text[len(text) - self._marks.unfinished_length(text) :] if drops else ""
-        piece = self._read(text.removesuffix(partial), last=True)
-        self.parts += [Part("mark", partial)] if partial else []
+        drops = self._halves and not (self._ended or self._thought.in_answer)
+        partial = text[len(text) - self._marks.unfinished_name_length(text) :] if drops else ""
+        piece = self._parse_text(text.removesuffix(partial), last=True)
+        self.parts += [ReplyPart("mark", partial)] if partial else []
         return piece
 
     def message(self) -> Message:
         """Return the message parsed so far. After `finish`, the message is complete."""
         content = _join_texts(self.parts, "content")
-        reasoning = _join_texts(self.parts, "reasoning") if self.thought else None
+        reasoning = _join_texts(self.parts, "reasoning") if self.has_reasoning else None
         return Message("assistant", content, reasoning, tuple(self._calls))
 
     @property
-    def thought(self) -> bool:
+    def has_reasoning(self) -> bool:
         """Whether the reply has reasoning."""
-        return self._thought.thought
+        return self._thought.has_reasoning
 
     @property
-    def tentative(self) -> str:
+    def tentative_content(self) -> str:
         """The buffered text that is content unless a later `</think>` turns it into reasoning."""
-        return self._thought.tentative
+        return self._thought.tentative_content
 
-    def _read(self, text: str, *, last: bool) -> Piece:
+    def _parse_text(self, text: str, *, last: bool) -> ReplyDelta:
         if not text and not last:
-            return Piece()
+            return ReplyDelta()
         thought = self._thought
         parts = [part for item in self._lexer.feed(text, last=last) for part in thought.feed(item)]
         parts += thought.finish() if last else []
@@ -125,8 +125,8 @@ class Reader:
             ToolDelta(place, call.id, call.name, call.arguments)
             for place, call in enumerate(self._calls[first:], start=first)
         )
-        return Piece(_join_texts(parts, "reasoning"), _join_texts(parts, "content"), tools)
+        return ReplyDelta(_join_texts(parts, "reasoning"), _join_texts(parts, "content"), tools)
 
 
-def _join_texts(parts: Sequence[Part], kind: str) -> str:
+def _join_texts(parts: Sequence[ReplyPart], kind: str) -> str:
     return "".join(part.text for part in parts if part.kind == kind)

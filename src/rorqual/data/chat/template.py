@@ -18,12 +18,12 @@ from rorqual.data.chat.calls import (
     HERMES,
     HERMES_FRAME,
     WHITE,
-    CallForm,
-    CallFrame,
+    ToolCallSyntax,
+    ToolCallTemplate,
 )
-from rorqual.data.chat.chat_format import ChatFormat, Rendered
+from rorqual.data.chat.chat_format import ChatFormat, RenderedConversation
 from rorqual.data.chat.prompt_template import PromptTemplate, message_rows, thinking_variables, tool_rows
-from rorqual.data.chat.reply import Begins, ReplyForm, Trim
+from rorqual.data.chat.reply import Begins, ReplyRules, Trim
 from rorqual.data.chat.special_tokens import NAME_OF
 from rorqual.data.chat.tools import check_tools, has_tools, turns
 from rorqual.data.tokenizer import Special, Tokenizer
@@ -67,7 +67,7 @@ class TemplateChat(ChatFormat):
         thinking: Thinking = "auto",
         continue_: bool = False,
         train_from: int = 0,
-    ) -> Rendered:
+    ) -> RenderedConversation:
         """Raise a DataError, because a template gives no loss mask."""
         raise DataError(
             "a chat template does not show which tokens the assistant wrote, so there is no loss mask for training",
@@ -87,13 +87,13 @@ class TemplateChat(ChatFormat):
         """Render the template and encode its output. Message text is encoded as plain text, even if it spells a special token."""
         self.check_parts(messages)
         if tools or has_tools(messages):
-            self._check(messages, tools)
+            self._check_tools(messages, tools)
         rows = message_rows(messages, as_text=self.call_form is DEEPSEEK)
         settings = {"add_generation_prompt": True, **self._tokens, **thinking_variables(thinking)}
         [ids] = self._prompts.segments({"messages": rows, "tools": tool_rows(tools) or None}, settings)
         return ids
 
-    def reply_form(self, thinking: Thinking) -> ReplyForm:
+    def reply_rules(self, thinking: Thinking) -> ReplyRules:
         """Return rules that parse the text before the first `</think>` as reasoning.
 
         If the template and the tokenizer both lack a `</think>` tag, a reply has reasoning only if it begins with
@@ -102,9 +102,9 @@ class TemplateChat(ChatFormat):
         """
         known = Special.END_THINK in self.template or Special.END_THINK in self.tokenizer.special_names
         begins: Begins = "thought" if self._opens_thinking(thinking) else "late" if known else "mark"
-        return ReplyForm(begins, WHITE, Trim(WHITE, WHITE), indented=True, empty="kept")
+        return ReplyRules(begins, WHITE, Trim(WHITE, WHITE), indented=True, empty="kept")
 
-    def _check(self, messages: Sequence[Message], tools: Sequence[Tool]) -> None:
+    def _check_tools(self, messages: Sequence[Message], tools: Sequence[Tool]) -> None:
         if not self.takes_tools:
             raise DataError(
                 "the chat template does not support tools in a known syntax",
@@ -121,7 +121,7 @@ class TemplateChat(ChatFormat):
         return self._opens[thinking]
 
 
-def _call_syntax(template: str) -> tuple[CallForm | None, CallFrame | None]:
+def _call_syntax(template: str) -> tuple[ToolCallSyntax | None, ToolCallTemplate | None]:
     """Return the call syntax whose begin token occurs in `template`, and the call frame for writing a reply with calls.
     Both are None if `template` has no begin token or does not mention `tools`. If the template contains a code fence,
     calls in DeepSeek's syntax have a code fence around their arguments.

@@ -8,7 +8,7 @@ from typing import Any
 
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Tool
-from rorqual.data.chat.calls import MAX_DEPTH, too_deep
+from rorqual.data.chat.calls import MAX_DEPTH, nested_too_deep
 
 
 def has_tools(messages: Sequence[Message]) -> bool:
@@ -55,7 +55,7 @@ def turns(messages: Sequence[Message]) -> list[list[Message]]:
     if before not in ("user", "tool"):
         what = "the last turn is an assistant turn" if before else "the conversation has no user turn"
         raise DataError(what, where="messages", remedy="End with a user turn or a tool turn.")
-    return [_in_order(turn, earlier) for earlier, turn in zip([[], *grouped], grouped)]
+    return [_sort_tool_results(turn, earlier) for earlier, turn in zip([[], *grouped], grouped)]
 
 
 def _check_result(message: Message, grouped: Sequence[Sequence[Message]], where: str) -> None:
@@ -82,7 +82,7 @@ def _check_result(message: Message, grouped: Sequence[Sequence[Message]], where:
         )
 
 
-def _in_order(turn: list[Message], earlier: Sequence[Message]) -> list[Message]:
+def _sort_tool_results(turn: list[Message], earlier: Sequence[Message]) -> list[Message]:
     if turn[0].role != "tool" or any(message.tool_call_id is None for message in turn):
         return turn
     place = {call.id: number for number, call in enumerate(earlier[-1].tool_calls)}
@@ -95,14 +95,14 @@ def check_tools(tools: Sequence[Tool]) -> None:
     for number, tool in enumerate(tools, start=1):
         where = f"tool {number}"
         try:
-            parameters = spelt(dict(tool.parameters))
+            parameters = template_json(dict(tool.parameters))
         except (RecursionError, ValueError, TypeError) as error:
             raise DataError(
                 f"the parameters cannot be written as JSON: {type(error).__name__}",
                 where=where,
                 remedy="Give a JSON schema.",
             ) from None
-        if too_deep(parameters):
+        if nested_too_deep(parameters):
             raise DataError(
                 f"the parameters are nested deeper than {MAX_DEPTH} levels",
                 where=where,
@@ -117,6 +117,6 @@ def check_tools(tools: Sequence[Tool]) -> None:
         seen.add(tool.name)
 
 
-def spelt(value: Any, indent: int | None = None) -> str:
+def template_json(value: Any, indent: int | None = None) -> str:
     """Serialise `value` as JSON exactly as the `tojson` filter of transformers' chat templates does."""
     return json.dumps(value, ensure_ascii=False, indent=indent)

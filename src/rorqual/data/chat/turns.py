@@ -13,7 +13,7 @@ from typing import Any, ClassVar, get_args
 
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Thinking, Tool
-from rorqual.data.chat.chat_format import ChatFormat, Rendered
+from rorqual.data.chat.chat_format import ChatFormat, RenderedConversation
 from rorqual.data.chat.prompt_template import REPLY_MARK, PromptTemplate, message_rows, thinking_variables, tool_rows
 from rorqual.data.chat.tools import check_tools, has_tools, turns
 from rorqual.data.tokenizer import Tokenizer
@@ -95,7 +95,7 @@ class TurnChat(ChatFormat):
         thinking: Thinking = "auto",
         continue_: bool = False,
         train_from: int = 0,
-    ) -> Rendered:
+    ) -> RenderedConversation:
         """Return the token ids and the loss mask of a whole conversation (see `ChatFormat.render`).
 
         Earlier turns that are rendered without their reasoning get no loss, because a loss would teach the model to answer
@@ -109,14 +109,14 @@ class TurnChat(ChatFormat):
                 remedy="Remove conversations with tools from the data.",
             )
         trained = [
-            number >= train_from and (number == len(messages) - 1 or self.as_written(message))
+            number >= train_from and (number == len(messages) - 1 or self.renders_as_written(message))
             for number, message in enumerate(messages)
             if message.role == "assistant"
         ]
         if not messages or messages[-1].role != "assistant":
             if continue_:
                 raise DataError("no assistant turn to continue", where="messages", remedy="End with an assistant turn.")
-            return _masked(self._segments(messages, thinking, opens_reply=False), trained)
+            return _join_with_loss_mask(self._segments(messages, thinking, opens_reply=False), trained)
         last = messages[-1]
         self.check_parts(messages)
         if (thinking == "on" and last.reasoning is None) or (thinking == "off" and last.reasoning is not None):
@@ -127,7 +127,7 @@ class TurnChat(ChatFormat):
         *segments, header, suffix = self._segments(messages[:-1], thinking)
         reply = self._reply(last, thinking, closed=not continue_)[len(suffix) :]
         reply += [] if continue_ else self.stop_ids[:1]
-        return _masked([*segments, [*header, *suffix], reply], trained)
+        return _join_with_loss_mask([*segments, [*header, *suffix], reply], trained)
 
     def _segments(
         self,
@@ -161,9 +161,9 @@ class TurnChat(ChatFormat):
         return self._prompts.segments(typed, settings)
 
 
-def _masked(segments: Sequence[Sequence[int]], trained: Sequence[bool]) -> Rendered:
+def _join_with_loss_mask(segments: Sequence[Sequence[int]], trained: Sequence[bool]) -> RenderedConversation:
     """Return the joined segments with a loss mask. Every second segment is a reply. The i-th reply is in the loss if `trained[i]` is true."""
     mask: list[bool] = []
     for number, segment in enumerate(segments):
         mask += [number % 2 == 1 and trained[number // 2]] * len(segment)
-    return Rendered(list(chain.from_iterable(segments)), mask)
+    return RenderedConversation(list(chain.from_iterable(segments)), mask)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rorqual.core.errors import ConfigError, DataError, nearest
+from rorqual.core.errors import ConfigError, DataError, suggest_name
 
 
 def cell_text(values: Mapping[str, Any], name: str, *, optional: bool = False, strip: bool = True) -> str:
@@ -50,7 +50,7 @@ def named_columns(names: str, columns: Iterable[str], key: str) -> tuple[str, ..
     for name in (part.strip() for part in names.split(",")):
         if name.lower() not in by_name:
             raise ConfigError(
-                f"the file has no column '{name}'", where=f"key '{key}'", remedy=nearest(name, by_name.values())
+                f"the file has no column '{name}'", where=f"key '{key}'", remedy=suggest_name(name, by_name.values())
             )
         found.append(by_name[name.lower()])
     return tuple(found)

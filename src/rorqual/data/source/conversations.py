@@ -7,13 +7,13 @@ from pathlib import Path
 
 from rorqual.core.conversations import Conversation, read_conversation, refuse_empty_prompt
 from rorqual.core.errors import DataError
-from rorqual.core.records import says_nothing
+from rorqual.core.records import is_blank_message
 from rorqual.core.rows import read_rows
 from rorqual.data.distilled import is_distilled, read_kept_messages
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedConversations:
     """Conversations in file order. `skipped` counts the conversations that cannot be trained on.
 
     A conversation is skipped if it has no assistant turn, if an assistant turn is empty, or if a filter dropped it.
@@ -23,7 +23,7 @@ class Loaded:
     skipped: int = 0
 
 
-def read_conversations(path: Path) -> Loaded:
+def read_conversations(path: Path) -> LoadedConversations:
     """Read conversations from a file of rows (`core.rows`).
 
     A conversation is skipped and counted if it has no assistant turn, or if an assistant turn is empty or only white
@@ -39,7 +39,7 @@ def read_conversations(path: Path) -> Loaded:
     skipped = 0
     for row in read_rows(path):
         conversation = read_conversation(row.values, row.where)
-        if teaches(conversation):
+        if is_trainable(conversation):
             conversations.append(conversation)
         else:
             skipped += 1
@@ -49,21 +49,21 @@ def read_conversations(path: Path) -> Loaded:
             where=str(path),
             remedy="Each conversation needs a message with role 'assistant' that has text.",
         )
-    return Loaded(conversations, skipped)
+    return LoadedConversations(conversations, skipped)
 
 
-def teaches(conversation: Conversation) -> bool:
+def is_trainable(conversation: Conversation) -> bool:
     """Return whether the conversation has assistant turns and all of them have text.
     An empty turn would teach the model to give empty replies."""
     replies = [message for message in conversation if message.role == "assistant"]
-    return bool(replies) and not any(map(says_nothing, replies))
+    return bool(replies) and not any(map(is_blank_message, replies))
 
 
-def _read_teacher_samples(path: Path) -> Loaded:
+def _read_teacher_samples(path: Path) -> LoadedConversations:
     by_row, skipped = read_kept_messages(path)
     for number, conversation in by_row.items():
         refuse_empty_prompt(conversation, f"{path}:row {number}")
-    conversations = [conversation for conversation in by_row.values() if teaches(conversation)]
+    conversations = [conversation for conversation in by_row.values() if is_trainable(conversation)]
     skipped += len(by_row) - len(conversations)
     if not conversations:
         raise DataError(
@@ -72,4 +72,4 @@ def _read_teacher_samples(path: Path) -> Loaded:
             remedy="`card.md` in the same folder counts the samples that each filter dropped. Sample more, use a better "
             "teacher, or change the filters.",
         )
-    return Loaded(conversations, skipped)
+    return LoadedConversations(conversations, skipped)

@@ -6,24 +6,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rorqual.core.errors import DataError
-from rorqual.core.rows import named_errors
+from rorqual.core.rows import name_file_in_read_errors
 
 TRAINED = 0.9
 """Share of the characters in the training part."""
 
 
 @dataclass(frozen=True)
-class Text:
+class TextSplit:
     """A text, divided into a training part and a validation part."""
 
     train: str
     validation: str
 
 
-def read_text(path: Path) -> Text:
+def read_text(path: Path) -> TextSplit:
     """Read UTF-8 text and hold out the last tenth of the characters for validation, as nanoGPT does."""
     path = Path(path)
-    with named_errors(path):
+    with name_file_in_read_errors(path):
         text = path.read_bytes().decode("utf-8-sig")
     if not text.strip():
         raise DataError("the file is empty", where=str(path), remedy="Give a file that contains data.")
@@ -34,4 +34,4 @@ def read_text(path: Path) -> Text:
             where=str(path),
             remedy="Give a longer text.",
         )
-    return Text(text[:cut], text[cut:])
+    return TextSplit(text[:cut], text[cut:])

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.engine.grammar.constraint import Bools, Constraint, Lexicon
+from rorqual.engine.grammar.constraint import Bools, Constraint, VocabularyMasks
 
 LONGEST = 60
 """Maximum number of characters of a calculation."""
@@ -79,7 +79,7 @@ def _format_decimal(value: Fraction) -> str:
 class CalculatorConstraint:
     """A wrapper of a constraint that also writes the result of each calculation, if the constraint allows it."""
 
-    def __init__(self, constraint: Constraint, tokenizer: Tokenizer, lexicon: Lexicon) -> None:
+    def __init__(self, constraint: Constraint, tokenizer: Tokenizer, lexicon: VocabularyMasks) -> None:
         self._constraint, self._tokenizer, self._lexicon = constraint, tokenizer, lexicon
         self._reply: tuple[int, ...] = ()  # its last tokens
         self._result: Sequence[int] = ()  # the tokens of the result that are not written yet
@@ -90,7 +90,11 @@ class CalculatorConstraint:
         if self._result and (allowed is None or allowed[self._result[0]]):
             return self._lexicon.only_token(self._result[0])
         if self._ends:
-            further = self._lexicon.not_digits if allowed is None else allowed & self._lexicon.not_digits
+            further = (
+                self._lexicon.not_starting_with_digit
+                if allowed is None
+                else allowed & self._lexicon.not_starting_with_digit
+            )
             return further if further.any() else allowed
         return allowed
 
@@ -105,9 +109,9 @@ class CalculatorConstraint:
         elif not was and self._lexicon.decode((token,)).endswith("="):
             text = self._lexicon.decode(self._reply)
             if written := calculate(text):
-                self._result = self._ids(text[-2:], written)
+                self._result = self._result_token_ids(text[-2:], written)
 
-    def _ids(self, before: str, written: str) -> Sequence[int]:
+    def _result_token_ids(self, before: str, written: str) -> Sequence[int]:
         """Tokenize the result `written` as the tokenizer would split it directly after the text `before`."""
         head, whole = (self._tokenizer.encode(f"1{text}") for text in (before, before + written))
         return whole[len(head) :] if whole[: len(head)] == head else self._tokenizer.encode(written)

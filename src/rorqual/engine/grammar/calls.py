@@ -17,12 +17,12 @@ from typing import Any
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Tool
 from rorqual.data.chat import ChatFormat
-from rorqual.data.chat.calls import CallFrame
+from rorqual.data.chat.calls import ToolCallTemplate
 from rorqual.data.chat.dsml import DSML_FRAME
 from rorqual.data.chat.special_tokens import NAME_OF
-from rorqual.engine.grammar.check import SchemaValidator
 from rorqual.engine.grammar.dsml import DsmlRules
-from rorqual.engine.grammar.source import Calls
+from rorqual.engine.grammar.schema_validator import SchemaValidator
+from rorqual.engine.grammar.source import AllowedCalls
 
 NO_CALL = "no call can be read in the reply, because its arguments contain a tag of the reasoning"
 """Error message for a reply whose call arguments contain `</think>`, if the chat format also recognises this tag in plain text."""
@@ -41,7 +41,7 @@ class CallSyntax:
         self._chat, self._tokenizer = chat, chat.tokenizer
 
     @cached_property
-    def frame(self) -> CallFrame:
+    def frame(self) -> ToolCallTemplate:
         """The template for tool calls in the chat format.
 
         Raises DataError if the chat format has no tool calls.
@@ -55,15 +55,15 @@ class CallSyntax:
         return frame
 
     @cached_property
-    def marks(self) -> list[int]:
+    def special_token_ids(self) -> list[int]:
         """Ids of the special tokens in calls."""
         frame = self.frame
         names = {NAME_OF[char] for char in frame.begin + frame.end + frame.call("", "{}") if char in NAME_OF}
         return [self._tokenizer.special(name) for name in names if name in self._tokenizer.special_names]
 
-    def lark(self, calls: Calls, options: Mapping[str, Any]) -> str:
+    def lark_grammar(self, calls: AllowedCalls, options: Mapping[str, Any]) -> str:
         """Return the grammar of a reply in llguidance's Lark dialect. `options` are llguidance's options for JSON."""
-        frame, names = self.frame, [f"call_{number}" for number in range(len(calls.functions))]
+        frame, names = self.frame, [f"call_{number}" for number in range(len(calls.parameter_schemas))]
         more_calls = f" ({self._call_grammar(frame.gap)} call)*" if calls.many else ""
         rules = [
             f"start: calls{'' if calls.answer is None else ' | answer'}",
@@ -71,20 +71,22 @@ class CallSyntax:
             f"call: {' | '.join(names)}",
         ]
         if calls.answer is not None:
-            self._check_apart(frame)
-            rules.append(f"answer: %json {_json(calls.answer, options)}")
-        for name, (function, schema) in zip(names, calls.functions.items(), strict=True):
+            self._check_special_token_start(frame)
+            rules.append(f"answer: %json {_schema_grammar(calls.answer, options)}")
+        for name, (function, schema) in zip(names, calls.parameter_schemas.items(), strict=True):
             if frame is DSML_FRAME:
-                rules += DsmlRules(self._lark_terminals, options, bool(self.marks)).call(name, function, schema)
+                rules += DsmlRules(self._lark_terminals, options, bool(self.special_token_ids)).call_rules(
+                    name, function, schema
+                )
                 continue
             before, _, after = frame.call(function, _HOLE).partition(_HOLE)
             rules += [
                 f"{name}: {self._call_grammar(before)} arguments_{name} {self._call_grammar(after)}",
-                f"arguments_{name}: %json {_json(schema, options)}",
+                f"arguments_{name}: %json {_schema_grammar(schema, options)}",
             ]
         return "\n".join(rules)
 
-    def _check_apart(self, frame: CallFrame) -> None:
+    def _check_special_token_start(self, frame: ToolCallTemplate) -> None:
         """Raise DataError if calls do not start with a special token, because a string in a JSON answer could then look
         like a call."""
         first = next((char for char in frame.begin + frame.call("", "{}") if char in NAME_OF), "")
@@ -108,17 +110,17 @@ class CallSyntax:
         for part in _MARK.split(text):
             name = NAME_OF.get(part, "")
             if name in self._tokenizer.special_names:
-                parts += [*([_string(plain)] if plain else []), f"<[{self._tokenizer.special(name)}]>"]
+                parts += [*([_lark_string(plain)] if plain else []), f"<[{self._tokenizer.special(name)}]>"]
                 plain = ""
             else:
                 plain += name or part
-        return [*parts, *([_string(plain)] if plain else [])]
+        return [*parts, *([_lark_string(plain)] if plain else [])]
 
-    def read(self, reply: Sequence[int], names: Iterable[str]) -> Message:
+    def parse_reply(self, reply: Sequence[int], names: Iterable[str]) -> Message:
         """Parse a reply from which the reasoning was removed. The reply is text or has calls of the functions
         `names`."""
-        opened = self._chat.reply_form("off").begins == "thought"
-        ids = [*self._chat.closing_ids, *reply] if opened else reply
+        opened = self._chat.reply_rules("off").begins == "thought"
+        ids = [*self._chat.end_think_ids, *reply] if opened else reply
         return self._chat.parse(ids, thinking="off", tools=[Tool(name, "", {}) for name in names])
 
 
@@ -131,21 +133,21 @@ class CallsValidator:
     ) -> None:
         self._spelling, self._functions, self._answer = spelling, functions, answer
 
-    def fault(self, reply: Sequence[int]) -> str:
+    def find_error(self, reply: Sequence[int]) -> str:
         """Return the error of the first call that violates its schema. For a reply without calls, return the error of a
         JSON answer that violates `answer`. Return "" if the reply is valid."""
-        message = self._spelling.read(reply, self._functions)
+        message = self._spelling.parse_reply(reply, self._functions)
         if not message.tool_calls:
-            return NO_CALL if self._answer is None else self._answer.fault(message.text)
+            return NO_CALL if self._answer is None else self._answer.find_error(message.text)
         for call in message.tool_calls:
-            if error := self._functions[call.name].fault(call.arguments):
+            if error := self._functions[call.name].find_error(call.arguments):
                 return f"{error} (the parameters of {call.name!r})"
         return ""
 
 
-def _json(schema: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+def _schema_grammar(schema: Mapping[str, Any], options: Mapping[str, Any]) -> str:
     return json.dumps({**schema, "x-guidance": dict(options)})
 
 
-def _string(text: str) -> str:
+def _lark_string(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)

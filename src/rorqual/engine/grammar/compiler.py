@@ -26,20 +26,20 @@ import numpy as np
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.grammar.calls import CallsValidator, CallSyntax
-from rorqual.engine.grammar.check import SchemaValidator
 from rorqual.engine.grammar.constraint import (
-    CheckedAtEnd,
     Constraint,
     ConstraintAfterThinking,
-    Lexicon,
     MatcherConstraint,
-    Thought,
+    ReasoningFormat,
+    ValidatedConstraint,
+    VocabularyMasks,
 )
+from rorqual.engine.grammar.error_messages import grammar_error
 from rorqual.engine.grammar.queue import CompileQueue, CompileTask
-from rorqual.engine.grammar.refusal import refusal
+from rorqual.engine.grammar.schema_validator import SchemaValidator
 from rorqual.engine.grammar.source import check_pattern, choice_pattern, parse_calls, parse_schema
 from rorqual.engine.grammar.trial import TrialGrammar, TrialProcess
-from rorqual.engine.grammar.trial_process import Unusable, build_matcher, build_vocabulary
+from rorqual.engine.grammar.trial_process import UnusableGrammar, build_matcher, build_vocabulary
 from rorqual.engine.request import Grammar
 
 WHITESPACE = r"\n[ ]{0,16}|[ ]"
@@ -56,22 +56,22 @@ NEED_NO_TRIAL = ("json", "choice")
 """Kinds of grammars that compile within milliseconds, whatever their source is."""
 
 
-def options_of(*schemas: str) -> dict[str, Any]:
+def json_options(*schemas: str) -> dict[str, Any]:
     """Return llguidance's options for JSON. `\\u` escapes are allowed only if a schema contains a control character
     that cannot be written without a `\\u` escape."""
     return dict(JSON) if any(map(CONTROL.search, schemas)) else {**JSON, "json_allowed_escapes": ESCAPES}
 
 
-def schema_text(library: Any, schema: Mapping[str, Any]) -> str:
+def schema_to_grammar(library: Any, schema: Mapping[str, Any]) -> str:
     """Return a JSON schema as a grammar in llguidance's format. Raises Unusable if llguidance rejects the schema."""
     try:
-        options = options_of(json.dumps(schema))
+        options = json_options(json.dumps(schema))
         return str(library.LLMatcher.grammar_from_json_schema(json.dumps({**schema, "x-guidance": options})))
     except ValueError as error:  # raised, for example, if the schema has an integer of 400 digits
-        raise Unusable(str(error)) from None
+        raise UnusableGrammar(str(error)) from None
 
 
-class Compiled:
+class CompiledGrammar:
     """A compiled grammar. `start` returns a `Constraint` for one sample.
 
     `fault` takes the ids of a finished reply and returns its error or "". `fault` is set if the grammar has a JSON schema.
@@ -80,25 +80,25 @@ class Compiled:
     def __init__(
         self,
         matcher: Any,
-        lexicon: Lexicon,
+        lexicon: VocabularyMasks,
         *,
         fault: Callable[[Sequence[int]], str] | None = None,
     ) -> None:
         self._matcher, self._lexicon, self.fault = matcher, lexicon, fault
         self._lock = threading.Lock()
 
-    def start(self, thought: Thought | None = None) -> Constraint:
+    def new_constraint(self, thought: ReasoningFormat | None = None) -> Constraint:
         """Return the constraint of a new reply. Pass `thought` if the reply may start with reasoning."""
         with self._lock:
             constraint: Constraint = MatcherConstraint(self._matcher.deep_copy(), self._lexicon)
         if self.fault is not None:
-            constraint = CheckedAtEnd(constraint, self.fault, self._lexicon)
+            constraint = ValidatedConstraint(constraint, self.fault, self._lexicon)
         if thought is not None:
             constraint = ConstraintAfterThinking(constraint, thought, self._lexicon)
         return constraint
 
 
-class Grammars:
+class GrammarCompiler:
     """Compiles grammars for one tokenizer in background threads, and caches `CACHED` grammars. A tenant never gets the cached
     grammar of another tenant, because short response times would reveal the grammars of other tenants.
 
@@ -113,14 +113,14 @@ class Grammars:
         self._spelling = spelling
         self._tokenizer, self._vocab_size, self._stop_ids = tokenizer, vocab_size, sorted(set(stop_ids))
         # All compiled grammars that a caller or `_cached` still references.
-        self._known: weakref.WeakValueDictionary[tuple[str, Grammar], Compiled] = weakref.WeakValueDictionary()
-        self._cached: OrderedDict[tuple[str, Grammar], Compiled] = OrderedDict()
+        self._known: weakref.WeakValueDictionary[tuple[str, Grammar], CompiledGrammar] = weakref.WeakValueDictionary()
+        self._cached: OrderedDict[tuple[str, Grammar], CompiledGrammar] = OrderedDict()
         self._lock, self._building = threading.Lock(), threading.Lock()
-        self._queue: CompileQueue[Compiled] = CompileQueue(WORKERS)
+        self._queue: CompileQueue[CompiledGrammar] = CompileQueue(WORKERS)
         self.close = weakref.finalize(self, self._queue.close)
         """Cancel all compilations, and end the trial processes."""
 
-    def compile(self, grammar: Grammar, *, where: str = "grammar", tenant: str = "") -> Compiled:
+    def compile(self, grammar: Grammar, *, where: str = "grammar", tenant: str = "") -> CompiledGrammar:
         """Compile a grammar and wait for the result.
 
         Raises DataError, with `where` as the location, if the grammar is invalid or exceeds a limit.
@@ -130,34 +130,36 @@ class Grammars:
         except DataError as error:
             raise DataError(error.what, where=where, remedy=error.remedy) from None
 
-    def submit(self, grammar: Grammar, tenant: str = "") -> CompileTask[Compiled]:
+    def submit(self, grammar: Grammar, tenant: str = "") -> CompileTask[CompiledGrammar]:
         """Queue a grammar for compilation in the background, and return a future. The future raises the same errors as `compile`.
 
         As long as the caller references the compiled grammar, `compile` returns the same object to this tenant, even if the
         cache has evicted the grammar.
         """
-        task = CompileTask[Compiled](tenant, lambda trial, stopped: self._compile(tenant, grammar, trial, stopped))
+        task = CompileTask[CompiledGrammar](
+            tenant, lambda trial, stopped: self._compile(tenant, grammar, trial, stopped)
+        )
         with self._lock:
             compiled = self._known.get((tenant, grammar))
         if compiled is None:
             self._queue.add(task)
         else:
-            self._keep(tenant, grammar, compiled)
+            self._add_to_cache(tenant, grammar, compiled)
             task.set_result(compiled)
         return task
 
-    def _compile(self, tenant: str, grammar: Grammar, trial: TrialProcess, stopped: threading.Event) -> Compiled:
+    def _compile(self, tenant: str, grammar: Grammar, trial: TrialProcess, stopped: threading.Event) -> CompiledGrammar:
         with self._lock:
             compiled = self._known.get((tenant, grammar))
         if compiled is None:
             try:
                 compiled = self._build(grammar, trial, stopped)
-            except Unusable as error:
-                raise refusal(grammar.kind, str(error)) from None
-        self._keep(tenant, grammar, compiled)
+            except UnusableGrammar as error:
+                raise grammar_error(grammar.kind, str(error)) from None
+        self._add_to_cache(tenant, grammar, compiled)
         return compiled
 
-    def _keep(self, tenant: str, grammar: Grammar, compiled: Compiled) -> None:
+    def _add_to_cache(self, tenant: str, grammar: Grammar, compiled: CompiledGrammar) -> None:
         with self._lock:
             self._known[tenant, grammar] = self._cached[tenant, grammar] = compiled
             self._cached.move_to_end((tenant, grammar))
@@ -166,17 +168,17 @@ class Grammars:
                 del self._cached[next(key for key in self._cached if key[0] == largest)]
 
     @cached_property
-    def lexicon(self) -> Lexicon:
+    def vocabulary_masks(self) -> VocabularyMasks:
         """The token ids that end a reply, and the token ids that a matching reply may contain."""
         ids = range(self._vocab_size)
         stops = np.zeros(self._vocab_size, np.bool_)
         stops[self._stop_ids] = True
         special = np.array([self._tokenizer.is_special(id_) for id_ in ids], np.bool_)
         stops.flags.writeable = False
-        return Lexicon(stops, ~stops, ~special | stops, self._tokenizer.decode)
+        return VocabularyMasks(stops, ~stops, ~special | stops, self._tokenizer.decode)
 
     @cached_property
-    def _library(self) -> Any:
+    def _llguidance(self) -> Any:
         try:
             import jsonschema_rs  # noqa: F401  # for the validators
             import llguidance
@@ -189,43 +191,45 @@ class Grammars:
         return llguidance
 
     @cached_property
-    def _source(self) -> Mapping[str, Any]:
+    def _vocabulary_arguments(self) -> Mapping[str, Any]:
         """The arguments of `build_vocabulary`."""
         size = max(self._vocab_size, self._tokenizer.vocab_size)
         return {"tokenizer": self._tokenizer.source, "size": size, "stop_ids": self._stop_ids}
 
     @cached_property
     def _vocabulary(self) -> Any:
-        return build_vocabulary(**self._source)
+        return build_vocabulary(**self._vocabulary_arguments)
 
-    def _build(self, grammar: Grammar, trial: TrialProcess, stopped: threading.Event) -> Compiled:
+    def _build(self, grammar: Grammar, trial: TrialProcess, stopped: threading.Event) -> CompiledGrammar:
         with self._building:  # the first thread computes the cached properties, and other threads wait
-            library, lexicon, _ = self._library, self.lexicon, self._vocabulary
+            library, lexicon, _ = self._llguidance, self.vocabulary_masks, self._vocabulary
 
-        def check(*parts: TrialGrammar) -> None:
-            found = trial.find_error(parts, self._source, stopped)
+        def run_trial(*parts: TrialGrammar) -> None:
+            found = trial.find_error(parts, self._vocabulary_arguments, stopped)
             if found:
-                raise refusal(grammar.kind, found["error"], found["name"])
+                raise grammar_error(grammar.kind, found["error"], found["name"])
 
         if grammar.kind == "calls":
-            return self._build_calls(grammar, library, lexicon, check)
+            return self._build_calls(grammar, library, lexicon, run_trial)
         if grammar.kind == "json_schema":
             schema = parse_schema(grammar.source)
-            text = schema_text(library, schema)
-            check(TrialGrammar(text, schema))
+            text = schema_to_grammar(library, schema)
+            run_trial(TrialGrammar(text, schema))
             validator = SchemaValidator(schema)
-            fault = lambda ids: validator.fault(self._tokenizer.decode(ids))  # noqa: E731
-            return Compiled(build_matcher(self._vocabulary, text), lexicon, fault=fault)
+            fault = lambda ids: validator.find_error(self._tokenizer.decode(ids))  # noqa: E731
+            return CompiledGrammar(build_matcher(self._vocabulary, text), lexicon, fault=fault)
         if grammar.kind == "json":
-            text = schema_text(library, {"type": "object"})
+            text = schema_to_grammar(library, {"type": "object"})
         else:
             pattern = choice_pattern(grammar.source) if grammar.kind == "choice" else check_pattern(grammar.source)
             text = str(library.LLMatcher.grammar_from_regex(pattern))
         if grammar.kind not in NEED_NO_TRIAL:
-            check(TrialGrammar(text))
-        return Compiled(build_matcher(self._vocabulary, text), lexicon)
+            run_trial(TrialGrammar(text))
+        return CompiledGrammar(build_matcher(self._vocabulary, text), lexicon)
 
-    def _build_calls(self, grammar: Grammar, library: Any, lexicon: Lexicon, check: Callable[..., None]) -> Compiled:
+    def _build_calls(
+        self, grammar: Grammar, library: Any, lexicon: VocabularyMasks, check: Callable[..., None]
+    ) -> CompiledGrammar:
         spelling = self._spelling
         if spelling is None:
             raise DataError(
@@ -234,16 +238,19 @@ class Grammars:
             )
         calls = parse_calls(grammar.source)
         # Each schema is tried alone, so that an error names its function.
-        alone = [TrialGrammar(schema_text(library, schema), schema, name) for name, schema in calls.functions.items()]
-        alone += [] if calls.answer is None else [TrialGrammar(schema_text(library, calls.answer), calls.answer)]
+        alone = [
+            TrialGrammar(schema_to_grammar(library, schema), schema, name)
+            for name, schema in calls.parameter_schemas.items()
+        ]
+        alone += [] if calls.answer is None else [TrialGrammar(schema_to_grammar(library, calls.answer), calls.answer)]
         check(*alone)
         usable = lexicon.usable.copy()
-        usable[spelling.marks] = True
-        options = options_of(*(json.dumps(part.schema) for part in alone))
-        text = str(library.LLMatcher.grammar_from_lark(spelling.lark(calls, options)))
+        usable[spelling.special_token_ids] = True
+        options = json_options(*(json.dumps(part.schema) for part in alone))
+        text = str(library.LLMatcher.grammar_from_lark(spelling.lark_grammar(calls, options)))
         check(TrialGrammar(text))
-        validators = {name: SchemaValidator(schema) for name, schema in calls.functions.items()}
+        validators = {name: SchemaValidator(schema) for name, schema in calls.parameter_schemas.items()}
         answers = None if calls.answer is None else SchemaValidator(calls.answer)
-        fault = CallsValidator(spelling, validators, answers).fault
+        fault = CallsValidator(spelling, validators, answers).find_error
         matcher = build_matcher(self._vocabulary, text)
-        return Compiled(matcher, replace(lexicon, usable=usable), fault=fault)
+        return CompiledGrammar(matcher, replace(lexicon, usable=usable), fault=fault)

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from rorqual.engine.grammar.refusal import first_line
+from rorqual.engine.grammar.error_messages import clean_library_error
 from rorqual.engine.grammar.trial_process import NOTHING
 
 Bools = npt.NDArray[np.bool_]
@@ -55,7 +55,7 @@ class Unconstrained:
 class MatcherConstraint:
     """The constraint of a reply that must match the grammar from its first token."""
 
-    def __init__(self, matcher: Any, lexicon: Lexicon) -> None:
+    def __init__(self, matcher: Any, lexicon: VocabularyMasks) -> None:
         self._matcher, self._lexicon = matcher, lexicon
         self.done, self.error = False, ""
 
@@ -66,7 +66,7 @@ class MatcherConstraint:
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         allowed = np.unpackbits(bits, count=lexicon.vocab_size, bitorder="little").view(np.bool_) & lexicon.usable
         if self._matcher.is_error() or not allowed.any():
-            self._give_up()
+            self._mark_failed()
             return lexicon.stops
         return allowed
 
@@ -74,16 +74,16 @@ class MatcherConstraint:
         if self.done or self._lexicon.stops[token]:
             self.done = True
         elif not self._matcher.consume_token(token):
-            self._give_up()
+            self._mark_failed()
         else:
             self.done = bool(self._matcher.is_stopped())
 
-    def _give_up(self) -> None:
-        self.error, self.done = first_line(self._matcher.get_error()) or NOTHING, True
+    def _mark_failed(self) -> None:
+        self.error, self.done = clean_library_error(self._matcher.get_error()) or NOTHING, True
 
 
 @dataclass(frozen=True)
-class Thought:
+class ReasoningFormat:
     """Token ids and text that delimit the reasoning at the start of a reply."""
 
     end_ids: Sequence[int] = ()
@@ -115,7 +115,7 @@ class ConstraintAfterThinking:
     Without `may_stop`, a reply therefore either matches the constraint or is cut off by its length limit.
     """
 
-    def __init__(self, constraint: Constraint, thought: Thought, lexicon: Lexicon) -> None:
+    def __init__(self, constraint: Constraint, thought: ReasoningFormat, lexicon: VocabularyMasks) -> None:
         if not thought.end_ids and not thought.end_text:
             raise ValueError("a Thought needs end_ids or end_text")
         self._constraint, self._thought, self._lexicon = constraint, thought, lexicon
@@ -128,8 +128,8 @@ class ConstraintAfterThinking:
         if self._state == "bound":
             return self._constraint.mask()
         if self._state == "thinking":
-            if self._closing is not None:
-                return self._lexicon.only_token(self._closing)
+            if self._forced_closing_token is not None:
+                return self._lexicon.only_token(self._forced_closing_token)
             if self._thought.may_stop:
                 return None
             return self._lexicon.not_stops
@@ -137,39 +137,41 @@ class ConstraintAfterThinking:
         if allowed is None:
             return None
         allowed = allowed.copy()
-        allowed[[*self._thought.open_ids, *self._thought.end_ids[:1]] if self._state == "opening" else self._next()] = (
-            True
-        )
+        allowed[
+            [*self._thought.open_ids, *self._thought.end_ids[:1]]
+            if self._state == "opening"
+            else self._next_separator_ids()
+        ] = True
         return allowed
 
     def accept(self, token: int) -> None:
         if self._state == "opening":
-            self._open(token)
+            self._accept_opening_token(token)
         elif self._state == "thinking":
-            self._think(token)
-        elif self._state == "gap" and [token] == self._next():
+            self._accept_reasoning_token(token)
+        elif self._state == "gap" and [token] == self._next_separator_ids():
             self._gap += 1
         else:
             self._state = "bound"
             self._constraint.accept(token)
 
-    def _open(self, token: int) -> None:
+    def _accept_opening_token(self, token: int) -> None:
         if token in self._thought.open_ids:
             self._state = "thinking"
         elif token in self._thought.end_ids[:1]:  # `</think>` without `<think>` means that the reasoning is empty
             self._state = "thinking"
-            self._think(token)
+            self._accept_reasoning_token(token)
         else:
             self._state = "bound"
             self._constraint.accept(token)
 
     @property
-    def _closing(self) -> int | None:
+    def _forced_closing_token(self) -> int | None:
         """The token that must come next because the budget is used up, or None."""
         budget = self._thought.budget
         return None if budget is None or self._thoughts < budget else self._thought.closing_ids[self._thoughts - budget]
 
-    def _think(self, token: int) -> None:
+    def _accept_reasoning_token(self, token: int) -> None:
         self._thoughts += 1
         ids, text = tuple(self._thought.end_ids), self._thought.end_text
         # A token has at least one byte, so the end text has at most as many tokens as bytes.
@@ -177,7 +179,7 @@ class ConstraintAfterThinking:
         if (ids and self._last[-len(ids) :] == ids) or (text and text in self._lexicon.decode(self._last)):
             self._state = "gap"
 
-    def _next(self) -> list[int]:
+    def _next_separator_ids(self) -> list[int]:
         return list(self._thought.gap_ids[self._gap : self._gap + 1])
 
     @property
@@ -190,7 +192,7 @@ class ConstraintAfterThinking:
 
 
 @dataclass(frozen=True)
-class Lexicon:
+class VocabularyMasks:
     """Properties of each token id, as arrays [vocab]."""
 
     stops: Bools
@@ -207,7 +209,7 @@ class Lexicon:
         return len(self.stops)
 
     @cached_property
-    def not_digits(self) -> Bools:
+    def not_starting_with_digit(self) -> Bools:
         """Whether the text of each token id does not begin with a digit."""
         return np.array([not self.decode((id_,))[:1].isdigit() for id_ in range(self.vocab_size)], np.bool_)
 
@@ -218,11 +220,11 @@ class Lexicon:
         return mask
 
 
-class CheckedAtEnd:
+class ValidatedConstraint:
     """A wrapper of a constraint that also validates the complete reply with `fault`, for keywords that the grammar
     cannot enforce."""
 
-    def __init__(self, constraint: Constraint, fault: Callable[[Sequence[int]], str], lexicon: Lexicon) -> None:
+    def __init__(self, constraint: Constraint, fault: Callable[[Sequence[int]], str], lexicon: VocabularyMasks) -> None:
         self._constraint, self._fault, self._lexicon = constraint, fault, lexicon
         self._reply = list[int]()
         self._error: str | None = None

@@ -57,7 +57,7 @@ class CompileQueue(Generic[T]):
         """Queue a task."""
         with self._lock:
             self._waiting.setdefault(task.tenant, deque()).append(task)
-        self._threads.submit(self._run)
+        self._threads.submit(self._run_next_task)
 
     def close(self) -> None:
         """Cancel all tasks and end the trial processes."""
@@ -70,7 +70,7 @@ class CompileQueue(Generic[T]):
         for trial in self._trials:
             trial.close()
 
-    def _run(self) -> None:
+    def _run_next_task(self) -> None:
         if (task := self._next()) is None:
             return
         trial = self._idle.pop()
@@ -80,7 +80,7 @@ class CompileQueue(Generic[T]):
             with self._lock:
                 self._idle.append(trial)
                 self._busy.discard(task.tenant)
-            self._threads.submit(self._run)  # the tenant may have a further task
+            self._threads.submit(self._run_next_task)  # the tenant may have a further task
 
     def _next(self) -> CompileTask[T] | None:
         """Claim the next task of a tenant that has no running task."""

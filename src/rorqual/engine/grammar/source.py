@@ -15,11 +15,11 @@ MAX_DEPTH = 64
 MAX_CHOICES = 1024
 
 
-class _Source(BaseModel):
+class _StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class FunctionSchema(_Source):
+class FunctionSchema(_StrictModel):
     """A function that may be called. `parameters` is the JSON schema of the function's arguments, which are always a JSON object."""
 
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
@@ -34,7 +34,7 @@ class FunctionSchema(_Source):
         return {**schema, "type": "object"}
 
 
-class Calls(_Source):
+class AllowedCalls(_StrictModel):
     """The tool calls that a reply may contain. If `many` is True, a reply may contain several calls; if False, only one.
 
     `answer` is a JSON schema: instead of tool calls, a reply may be a JSON answer that matches this schema. If `answer` is
@@ -46,14 +46,14 @@ class Calls(_Source):
     answer: dict[str, Any] | None = None
 
     @property
-    def functions(self) -> dict[str, dict[str, Any]]:
+    def parameter_schemas(self) -> dict[str, dict[str, Any]]:
         """The schema of each function's arguments."""
         return {tool.name: tool.parameters for tool in self.tools}
 
 
 def parse_schema(source: str) -> dict[str, Any]:
     """Parse a JSON schema. `true` becomes {}. Raises DataError if the source is not a schema or too large."""
-    schema = _parse(source, "JSON schema", "{}")
+    schema = _parse_json(source, "JSON schema", "{}")
     if schema is False:
         raise DataError("no reply can match the JSON schema 'false'", remedy="Allow at least one reply.")
     if schema is not True and not isinstance(schema, dict):
@@ -63,14 +63,14 @@ def parse_schema(source: str) -> dict[str, Any]:
 
 def choice_pattern(source: str) -> str:
     """Return a regular expression that matches exactly the strings in a JSON list."""
-    choices = _parse(source, "list of choices", '["yes", "no"]')
+    choices = _parse_json(source, "list of choices", '["yes", "no"]')
     if not isinstance(choices, list) or not choices or not all(isinstance(c, str) and c for c in choices):
         raise DataError("the choices are not a list of non-empty strings", remedy='Give a list such as ["yes", "no"].')
     if len(choices) > MAX_CHOICES:
         raise DataError(
             f"the list has too many choices ({len(choices)} choices)", remedy=f"Give at most {MAX_CHOICES}."
         )
-    return "(" + "|".join("".join(map(_literal, choice)) for choice in choices) + ")"
+    return "(" + "|".join("".join(map(_escape_for_regex, choice)) for choice in choices) + ")"
 
 
 def check_pattern(source: str) -> str:
@@ -79,11 +79,11 @@ def check_pattern(source: str) -> str:
     return source
 
 
-def parse_calls(source: str) -> Calls:
+def parse_calls(source: str) -> AllowedCalls:
     """Parse the source of a grammar of kind `calls` (see `core.sampling.Grammar`). Raises DataError if the source is invalid."""
     example = '{"tools": [{"name": "add", "parameters": {}}], "many": true}'
     try:
-        return Calls.model_validate(_parse(source, "set of functions", example))
+        return AllowedCalls.model_validate(_parse_json(source, "set of functions", example))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
@@ -99,7 +99,7 @@ def nesting_depth(value: Any) -> int:
     return 1 + max(map(nesting_depth, below), default=0)
 
 
-def _parse(source: str, kind: str, example: str) -> Any:
+def _parse_json(source: str, kind: str, example: str) -> Any:
     _check_text(source, kind, example, MAX_BYTES)
     try:
         parsed = json.loads(source)
@@ -128,5 +128,5 @@ def _check_text(source: str, kind: str, example: str, most: int) -> None:
         raise DataError(f"the {kind} is longer than {most} bytes", remedy="Shorten the text.")
 
 
-def _literal(character: str) -> str:
+def _escape_for_regex(character: str) -> str:
     return f"\\x{{{ord(character):x}}}" if character.isascii() and not character.isalnum() else character

@@ -43,7 +43,7 @@ REHEARSED = 4
 NOTHING = "no token can follow"
 
 
-class Unusable(ValueError):
+class UnusableGrammar(ValueError):
     """Raised if a library rejects a grammar. The exception has the library's own message."""
 
 
@@ -71,7 +71,7 @@ def build_matcher(vocabulary: Any, text: str) -> Any:
     for _ in range(REHEARSED):
         allowed = int.from_bytes(trial.compute_bitmask(), "little")
         if trial.is_error() or not allowed:
-            raise Unusable(trial.get_error() or NOTHING)
+            raise UnusableGrammar(trial.get_error() or NOTHING)
         if not trial.consume_token((allowed & -allowed).bit_length() - 1) or trial.is_stopped():
             break
     return matcher
@@ -86,7 +86,7 @@ def build_validator(schema: dict[str, Any]) -> Any:
         return jsonschema_rs.validator_for(schema, offline=True, validate_formats=True, pattern_options=options)
     except ValueError as error:
         place = "/".join(["#", *map(str, getattr(error, "instance_path", ()))])
-        raise Unusable(f"at {place}: {str(error).splitlines()[0]}") from None
+        raise UnusableGrammar(f"at {place}: {str(error).splitlines()[0]}") from None
 
 
 def find_error(vocabulary: Any, parts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -99,9 +99,9 @@ def find_error(vocabulary: Any, parts: Sequence[Mapping[str, Any]]) -> dict[str,
                 build_validator(part["schema"])
                 left -= time.process_time() - began
                 if left < 0:
-                    raise Unusable("its regular expressions take too long to compile")
+                    raise UnusableGrammar("its regular expressions take too long to compile")
             build_matcher(vocabulary, part["text"])
-        except Unusable as error:
+        except UnusableGrammar as error:
             return {"name": part["name"], "error": str(error)[:2000]}
     return {}
 

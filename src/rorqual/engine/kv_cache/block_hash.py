@@ -20,7 +20,7 @@ import numpy as np
 KEY_BYTES = 32
 
 
-def root(secret: bytes, fingerprint: bytes, tenant: str, block: int) -> bytes:
+def root_key(secret: bytes, fingerprint: bytes, tenant: str, block: int) -> bytes:
     """Return the root key of a tenant, which is the parent key of the first block of every prompt.
 
     `secret` has 16 to 64 random bytes; `fingerprint` comes from `fingerprint_of`. A different secret, fingerprint,
@@ -31,7 +31,7 @@ def root(secret: bytes, fingerprint: bytes, tenant: str, block: int) -> bytes:
     return _hash_key(secret, b"rorqual root", b"".join(map(_prefix_with_length, fields)))
 
 
-def extend(
+def hash_blocks(
     secret: bytes,
     parent: bytes,
     tokens: Sequence[int] | Any,
@@ -64,7 +64,7 @@ def block_hash(secret: bytes, parent: bytes, tokens: bytes, extra_keys: Sequence
     return _hash_key(secret, b"rorqual block", b"".join((parent, tokens, *map(_prefix_with_length, extra_keys))))
 
 
-def matchable(length: int, block: int) -> int:
+def max_reusable_blocks(length: int, block: int) -> int:
     """Return how many blocks of a prompt of `length` tokens may be reused from the prefix cache.
 
     At least one token must be computed, because sampling needs its logits.

@@ -37,22 +37,22 @@ class BlockPool:
         self._used = 0
 
     @property
-    def free(self) -> int:
+    def n_free(self) -> int:
         """Number of free blocks."""
         return len(self._free)
 
     @property
-    def cached(self) -> int:
+    def n_cached(self) -> int:
         """Number of cached blocks."""
         return len(self._cached)
 
     @property
-    def used(self) -> int:
+    def n_used(self) -> int:
         """Number of used blocks."""
         return self._used
 
     @property
-    def available(self) -> int:
+    def n_available(self) -> int:
         """Number of blocks that `allocate` can return: all free and all cached blocks."""
         return len(self._free) + len(self._cached)
 
@@ -65,7 +65,7 @@ class BlockPool:
             return None
         while len(self._free) < count:
             block, _ = self._cached.popitem(last=False)
-            self._forget(block)
+            self._remove_key(block)
             heappush(self._free, block)
             self.evictions += 1
         ids = [heappop(self._free) for _ in range(count)]
@@ -78,10 +78,10 @@ class BlockPool:
         """Add a reference to the block with `key` and return the block, or None if no block has this key."""
         block = self._known.get(key)
         if block is not None:
-            self.take(block)
+            self.add_reference(block)
         return block
 
-    def take(self, block: int) -> None:
+    def add_reference(self, block: int) -> None:
         """Add a reference to a used or cached block."""
         if self._references[block] == 0:
             if block not in self._cached:
@@ -126,18 +126,18 @@ class BlockPool:
         self._keys[block] = key
         return True
 
-    def drop(self) -> None:
+    def drop_keys(self) -> None:
         """Remove all keys, because the cached keys and values are out of date.
 
         Cached blocks become free. Used blocks lose their keys and stay used.
         """
         for block in list(self._known.values()):
-            self._forget(block)
+            self._remove_key(block)
             if self._references[block] == 0:
                 del self._cached[block]
                 heappush(self._free, block)
 
-    def _forget(self, block: int) -> None:
+    def _remove_key(self, block: int) -> None:
         key = self._keys[block]
         assert key is not None
         del self._known[key]

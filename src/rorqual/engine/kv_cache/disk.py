@@ -68,8 +68,8 @@ class DiskStore:
         try:
             _make_private(folder)
             self._lock = Lock(folder / LOCK_FILE, folder, "Stop that process, or give each engine its own folder.")
-            self.secret = _secret_of(folder / SECRET_FILE)
-            self._scan()
+            self.secret = _read_or_create_secret(folder / SECRET_FILE)
+            self._build_index()
         except OSError as error:
             raise ConfigError(
                 f"cannot use this folder for the disk cache: {error.strerror}",
@@ -77,7 +77,7 @@ class DiskStore:
                 remedy="Make the folder writable and free disk space, choose another folder, or leave out cache_dir.",
             ) from error
         self._mac_key = blake2b(fingerprint, key=self.secret, digest_size=32, person=b"rorqual store").digest()
-        self._writer = threading.Thread(target=self._write_all, name="rorqual cache writer", daemon=True)
+        self._writer = threading.Thread(target=self._write_queued_payloads, name="rorqual cache writer", daemon=True)
         self._writer.start()
 
     def __enter__(self) -> Self:
@@ -106,7 +106,7 @@ class DiskStore:
         Returns False if the payload is dropped because the queue is full, the budget is too small or the store is
         closed.
         """
-        size = _on_disk(memoryview(payload).nbytes + _OVERHEAD)
+        size = _size_on_disk(memoryview(payload).nbytes + _OVERHEAD)
         with self._changed:
             if not self._closing and (key in self._sizes or key in self._pending):
                 return True
@@ -143,7 +143,7 @@ class DiskStore:
                 return None
             self._counts["read"] += 1
         with suppress(OSError):  # keep serving if the disk was remounted read-only
-            os.utime(file, ns=self._now())
+            os.utime(file, ns=self._next_file_times())
         return payload
 
     def flush(self) -> None:
@@ -178,7 +178,7 @@ class DiskStore:
             self._remove_entry(next(iter(self._sizes)), damaged=False)
             self._counts["evicted"] += 1
 
-    def _scan(self) -> None:
+    def _build_index(self) -> None:
         """Build the index from the files in the folder, least recently used first.
 
         A file is indexed if its name and size can be those of a block. Any other file with the suffix `SUFFIX` is a leftover
@@ -187,7 +187,7 @@ class DiskStore:
         blocks: list[tuple[int, bytes, int]] = []
         for file in self.folder.glob(f"*{SUFFIX}"):
             status = file.lstat()
-            size = _on_disk(status.st_size)
+            size = _size_on_disk(status.st_size)
             if _BLOCK_FILE.fullmatch(file.name) and status.st_size >= _OVERHEAD and size <= self.budget:
                 blocks.append((status.st_mtime_ns, bytes.fromhex(file.name.removesuffix(SUFFIX)), size))
             elif not file.is_dir():
@@ -197,7 +197,7 @@ class DiskStore:
             self._total += size
         self._evict(0)
 
-    def _write_all(self) -> None:
+    def _write_queued_payloads(self) -> None:
         while True:
             with self._changed:
                 while not self._pending and not self._closing:
@@ -205,7 +205,7 @@ class DiskStore:
                 if not self._pending:
                     return
                 key, payload = next(iter(self._pending.items()))
-                size = _on_disk(len(payload) + _OVERHEAD)
+                size = _size_on_disk(len(payload) + _OVERHEAD)
                 self._evict(size)
             error = self._write(key, payload)
             with self._changed:
@@ -226,10 +226,10 @@ class DiskStore:
         """Write a file under a temporary name and rename it. The file is not synced to disk. A file that a power failure left
         incomplete has a wrong authentication code and is therefore a cache miss."""
         temporary = self.folder / f"{key.hex()}.{os.getpid()}.part{SUFFIX}"
-        head = _head(key, len(payload))
+        head = _file_header(key, len(payload))
         try:
-            temporary.write_bytes(head + self._code(head, payload) + payload)
-            os.utime(temporary, ns=self._now())
+            temporary.write_bytes(head + self._auth_code(head, payload) + payload)
+            os.utime(temporary, ns=self._next_file_times())
             temporary.replace(self._file(key))
         except OSError as error:
             with suppress(OSError):
@@ -240,10 +240,10 @@ class DiskStore:
     def _verify_payload(self, key: bytes, raw: bytes) -> bytes | None:
         """Return the payload of a file's contents, or None if the file is damaged or was changed."""
         head, code, payload = raw[: _HEAD.size], raw[_HEAD.size : _OVERHEAD], raw[_OVERHEAD:]
-        expected = _head(key, len(payload))
-        return payload if head == expected and hmac.compare_digest(code, self._code(expected, payload)) else None
+        expected = _file_header(key, len(payload))
+        return payload if head == expected and hmac.compare_digest(code, self._auth_code(expected, payload)) else None
 
-    def _code(self, head: bytes, payload: bytes) -> bytes:
+    def _auth_code(self, head: bytes, payload: bytes) -> bytes:
         code = blake2b(head, key=self._mac_key, digest_size=_MAC_BYTES)
         code.update(payload)
         return code.digest()
@@ -251,7 +251,7 @@ class DiskStore:
     def _file(self, key: bytes) -> Path:
         return self.folder / (key.hex() + SUFFIX)
 
-    def _now(self) -> tuple[int, int]:
+    def _next_file_times(self) -> tuple[int, int]:
         """Return new access and modification times for a file, in ns.
 
         The times increase strictly, because after a restart the LRU order is read from the file times.
@@ -273,7 +273,7 @@ def _make_private(folder: Path) -> None:
     folder.chmod(0o700)
 
 
-def _secret_of(file: Path) -> bytes:
+def _read_or_create_secret(file: Path) -> bytes:
     """Return the secret of a folder. If the secret is missing or incomplete, a new secret is created, and all existing files
     become cache misses."""
     if not file.is_file() or len(file.read_bytes()) != SECRET_BYTES:
@@ -281,9 +281,9 @@ def _secret_of(file: Path) -> bytes:
     return file.read_bytes()
 
 
-def _head(key: bytes, length: int) -> bytes:
+def _file_header(key: bytes, length: int) -> bytes:
     return _HEAD.pack(b"rorqualB", VERSION, length, key)
 
 
-def _on_disk(size: int) -> int:
+def _size_on_disk(size: int) -> int:
     return -(-size // _PAGE) * _PAGE

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from rorqual.engine.kv_cache.block_hash import extend, matchable, root
+from rorqual.engine.kv_cache.block_hash import hash_blocks, max_reusable_blocks, root_key
 from rorqual.engine.kv_cache.block_pool import BlockPool
 from rorqual.engine.kv_cache.disk import DiskStore
 from rorqual.engine.sequence import Sequence
@@ -52,11 +52,11 @@ class KVCacheManager:
         """Number of blocks that sequences can use."""
         return self.n_blocks - 1
 
-    def renew(self, fingerprint: bytes) -> None:
+    def invalidate_blocks(self, fingerprint: bytes) -> None:
         """Invalidate all cached blocks, in memory and on disk, because the weights have changed."""
         self.fingerprint = fingerprint
         self.roots.clear()
-        self.pool.drop()
+        self.pool.drop_keys()
 
     def match(self, owner: Sequence, most: int | None = None) -> int:
         """Assign the blocks of the longest cached prefix to `owner`, and return the number of tokens in these blocks.
@@ -68,20 +68,20 @@ class KVCacheManager:
             return 0
         usable = len(owner.tokens) if most is None else min(most, len(owner.tokens))
         keys = self._keys(owner, len(owner.tokens) // BLOCK)[
-            : min(usable // BLOCK, matchable(len(owner.tokens), BLOCK))
+            : min(usable // BLOCK, max_reusable_blocks(len(owner.tokens), BLOCK))
         ]
         owner.blocks = []
         for key in keys:
             block = self.pool.share(key)
             if block is None:
-                block = self._restore(owner, key)
+                block = self._restore_from_disk(owner, key)
             if block is None:
                 break
             owner.blocks.append(block)
         owner.num_cached_blocks = len(owner.blocks)
         return owner.num_cached_blocks * BLOCK
 
-    def _restore(self, owner: Sequence, key: bytes) -> int | None:
+    def _restore_from_disk(self, owner: Sequence, key: bytes) -> int | None:
         if self.store is None or not self.store.has(key):
             return None
         allocated = self.pool.allocate(1)
@@ -140,7 +140,7 @@ class KVCacheManager:
         if new_blocks is None:
             return None
         for block in owner.blocks[:full]:
-            self.pool.take(block)
+            self.pool.add_reference(block)
         other.blocks, other.num_cached_blocks = owner.blocks[:full] + new_blocks, min(owner.num_cached_blocks, full)
         other.keys = list(owner.keys)
         return [(new_blocks[0], owner.blocks[full])] if partial else []
@@ -150,7 +150,7 @@ class KVCacheManager:
         n_known = len(owner.keys)
         if n_known < blocks:
             if owner.tenant not in self.roots:
-                self.roots[owner.tenant] = root(self.secret, self.fingerprint, owner.tenant, BLOCK)
+                self.roots[owner.tenant] = root_key(self.secret, self.fingerprint, owner.tenant, BLOCK)
             parent = owner.keys[-1] if n_known else self.roots[owner.tenant]
             tokens, embeds = owner.tokens[n_known * BLOCK : blocks * BLOCK], owner.embeds
 
@@ -158,7 +158,7 @@ class KVCacheManager:
                 start = (n_known + number) * BLOCK
                 return () if embeds is None else embeds.extra_keys(start, start + BLOCK)
 
-            owner.keys += extend(self.secret, parent, tokens, BLOCK, extra_keys)
+            owner.keys += hash_blocks(self.secret, parent, tokens, BLOCK, extra_keys)
         return owner.keys[:blocks]
 
     def stats(self) -> dict[str, float]:
@@ -166,9 +166,9 @@ class KVCacheManager:
         prefix cache."""
         return {
             "blocks_total": self.capacity,
-            "blocks_used": self.pool.used - 1,
-            "blocks_cached": self.pool.cached,
-            "blocks_free": self.pool.free,
+            "blocks_used": self.pool.n_used - 1,
+            "blocks_cached": self.pool.n_cached,
+            "blocks_free": self.pool.n_free,
             "hit_tokens": self.hit_tokens,
             "miss_tokens": self.miss_tokens,
             "blocks_restored": self.restored,

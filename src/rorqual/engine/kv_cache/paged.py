@@ -17,9 +17,9 @@ from torch import Tensor
 
 from rorqual.model import ModelConfig
 from rorqual.model.attention import CacheLayout, CachePart, LayerCache
-from rorqual.ops.backends.attention import PagedAttention, Plan
+from rorqual.ops.backends.attention import AttentionPlan, PagedAttention
 from rorqual.ops.paged import BLOCK
-from rorqual.ops.rope import Rope, angles
+from rorqual.ops.rope import Rope, rope_angle_table
 
 
 def zeros(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -35,7 +35,7 @@ def _as_bytes(tensor: Tensor) -> Tensor:
     return tensor.view(torch.uint8) if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
 
 
-def token_bytes(config: ModelConfig, dtype: torch.dtype) -> float:
+def cache_bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> float:
     """Return the number of KV-cache bytes per token position, summed over all layers.
 
     The size is fractional if attention caches one row per group of tokens. The number of bytes of a whole block is an integer.
@@ -123,10 +123,10 @@ class PagedCache:
         if self.experts.numel():
             self.experts.index_copy_(0, index, contents[-1])
 
-    def table(self, rope: Rope, dim: int) -> tuple[Tensor, Tensor]:
+    def rope_cos_sin(self, rope: Rope, dim: int) -> tuple[Tensor, Tensor]:
         """Return the RoPE cosines and sines of all positions up to `max_len`."""
         if (rope, dim) not in self._angles:
-            self._angles[rope, dim] = angles(rope, dim, self._positions, self.device)
+            self._angles[rope, dim] = rope_angle_table(rope, dim, self._positions, self.device)
         return self._angles[rope, dim]
 
 
@@ -134,19 +134,19 @@ class StepCache:
     """The `rorqual.model.Cache` of one forward pass. `plan` gives the cache slot of each token, and the positions to
     which the token attends."""
 
-    def __init__(self, cache: PagedCache, plan: Plan) -> None:
+    def __init__(self, cache: PagedCache, plan: AttentionPlan) -> None:
         self.cache, self.plan, self.pools = cache, plan, cache.layers
 
     def layer(self, index: int) -> LayerCache:
         """Return the cache of the attention module with the index `index` in the whole model."""
-        return _Layer(self, self.cache.layouts[index], self.cache.layers[index])
+        return _StepLayerCache(self, self.cache.layouts[index], self.cache.layers[index])
 
-    def table(self, rope: Rope, dim: int) -> tuple[Tensor, Tensor]:
+    def rope_cos_sin(self, rope: Rope, dim: int) -> tuple[Tensor, Tensor]:
         """See `PagedCache.table`."""
-        return self.cache.table(rope, dim)
+        return self.cache.rope_cos_sin(rope, dim)
 
 
-class _Layer(LayerCache):
+class _StepLayerCache(LayerCache):
     def __init__(self, step: StepCache, layout: CacheLayout, pools: dict[str, Tensor]) -> None:
         super().__init__(layout, step.cache.attention, step.plan)
         self._tensors = pools
@@ -155,7 +155,7 @@ class _Layer(LayerCache):
         pool = self._tensors[part.name]
         self._attention.write(_as_bytes(pool), _as_bytes(rows.to(pool.dtype)), self._plan)
 
-    def _groups(self, name: str, every: int) -> tuple[Tensor, Tensor]:
+    def _read_completed_groups(self, name: str, every: int) -> tuple[Tensor, Tensor]:
         return self._attention.groups(self._tensors[name], self._plan, every)
 
     def _pool(self, name: str) -> Tensor:

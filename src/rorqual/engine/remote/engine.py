@@ -24,8 +24,8 @@ from http.client import HTTPException
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from rorqual.core.content_parts import content_json
 from rorqual.core.errors import ConfigError, DataError, RorqualError
-from rorqual.core.parts import content_json
 from rorqual.core.sampling import INT32, PARAMS, check_params
 from rorqual.engine.request import Completion, Grammar, Request, SamplingParams
 from rorqual.engine.seeds import Bits, sample_seed
@@ -48,13 +48,13 @@ def fields_of(params: SamplingParams) -> dict[str, Any]:
     for name, param in PARAMS.items():
         value = getattr(params, name)
         if name in ALWAYS or (name not in OWN_FORMS and value != param.default):
-            fields[name] = param.type.write(value)
+            fields[name] = param.type.to_json_value(value)
     if params.top_logprobs:
         fields |= {"logprobs": True, "top_logprobs": params.top_logprobs}
-    return fields | (_grammar(params.grammar) if params.grammar else {})
+    return fields | (_grammar_fields(params.grammar) if params.grammar else {})
 
 
-def _grammar(grammar: Grammar) -> dict[str, Any]:
+def _grammar_fields(grammar: Grammar) -> dict[str, Any]:
     if grammar.kind == "calls":
         raise DataError(
             "kind 'calls' is not supported: a request to a remote endpoint carries no tools",
@@ -114,7 +114,7 @@ class BudgetGuard:
     """Charges requests to a budget. Several threads call its methods concurrently. `BudgetGuard` sets no limit; subclasses
     override its methods."""
 
-    def enter(self, place: int) -> bool:
+    def may_send(self, place: int) -> bool:
         """Return whether request number `place` may be sent.
 
         The client calls `enter` before each attempt. `enter` may block until other requests finish.
@@ -126,13 +126,13 @@ class BudgetGuard:
         status that is not in `UNSURE`.
         """
 
-    def used(self, place: int, usage: Mapping[str, int]) -> None:
+    def charge_failed_attempt(self, place: int, usage: Mapping[str, int]) -> None:
         """Record an attempt whose reply has no completion.
 
         `usage` is the token usage that the server reports for this attempt.
         """
 
-    def left(self, place: int) -> None:
+    def settle_request(self, place: int) -> None:
         """Record that the request has finished, with or without success.
 
         Attempts whose cost is unknown are charged to the budget.
@@ -142,12 +142,12 @@ class BudgetGuard:
 FREE = BudgetGuard()
 
 
-class _OverBudget(RorqualError):
+class _BudgetExhausted(RorqualError):
     """Raised if the budget does not allow another request."""
 
 
 @contextmanager
-def _recording(faults: list[BaseException], stop: threading.Event) -> Iterator[None]:
+def _stop_on_error(faults: list[BaseException], stop: threading.Event) -> Iterator[None]:
     """Record an exception in `faults` and tell the other threads to stop.
 
     Exceptions that other threads raise after the stop are only consequences of the stop.
@@ -213,10 +213,10 @@ class RemoteClient(ABC):
         """Extract the completion from the JSON of a reply. Raises NoCompletion if the reply has no completion."""
 
     @abstractmethod
-    def _check(self, wanted: Sequence[tuple[Request, int]]) -> None:
+    def _check_supported(self, wanted: Sequence[tuple[Request, int]]) -> None:
         """Raise DataError for a request that the endpoint does not support, before anything is sent."""
 
-    def collect(
+    def collect_completions(
         self,
         wanted: Sequence[tuple[Request, int]],
         arrived: Callable[[int, Completion], None],
@@ -237,14 +237,14 @@ class RemoteClient(ABC):
         errors with `RemoteError.alone`. With `first_alone`, the first request must finish before any other request is
         sent.
         """
-        self._check(wanted)
+        self._check_supported(wanted)
         lock, stop = threading.Lock(), threading.Event()
         faults: list[BaseException] = []
 
         def handler_of(error: RemoteError) -> Callable[[int, RemoteError], None] | None:
             return refused if refused is not None and error.status in REFUSED else failed if error.alone else None
 
-        def answer(place: int) -> Completion | RemoteError:
+        def request_completion(place: int) -> Completion | RemoteError:
             try:
                 return self._complete(*wanted[place], toll, place, stop)
             except RemoteError as error:
@@ -252,31 +252,31 @@ class RemoteClient(ABC):
                     raise
                 return error
 
-        def run_one(place: int) -> None:
+        def request_and_deliver(place: int) -> None:
             if stop.is_set():
                 return
             try:
-                with _recording(faults, stop):
-                    outcome = answer(place)
+                with _stop_on_error(faults, stop):
+                    outcome = request_completion(place)
                 # If a callback raises, `stop` is set before another thread gets the lock.
-                with lock, _recording(faults, stop):
+                with lock, _stop_on_error(faults, stop):
                     if isinstance(outcome, Completion):
                         arrived(place, outcome)
                     elif handler := handler_of(outcome):
                         handler(place, outcome)
             finally:
-                toll.left(place)
+                toll.settle_request(place)
 
         with ThreadPoolExecutor(self.concurrency, thread_name_prefix="remote") as pool:
             try:
                 for part in (range(first_alone), range(first_alone, len(wanted))):
-                    for future in [pool.submit(run_one, place) for place in part]:
+                    for future in [pool.submit(request_and_deliver, place) for place in part]:
                         future.result()
             except BaseException as error:
                 stop.set()
                 pool.shutdown(wait=True, cancel_futures=True)
                 if faults and isinstance(error, RorqualError):
-                    if isinstance(faults[0], _OverBudget):
+                    if isinstance(faults[0], _BudgetExhausted):
                         return False
                     raise faults[0] from None
                 raise
@@ -290,7 +290,7 @@ class RemoteClient(ABC):
         body = json.dumps(self._body(request, sample)).encode()
         return self._with_retries(self.url, lambda: self._read(self._send(self.url, body), request), toll, place, stop)
 
-    def exchange(self, url: str, body: bytes | None = None, extra_headers: Mapping[str, str] | None = None) -> Any:
+    def request_json(self, url: str, body: bytes | None = None, extra_headers: Mapping[str, str] | None = None) -> Any:
         """Send an auxiliary request with retries, and return the JSON of the reply.
 
         The method is POST if `body` is given, else GET.
@@ -309,8 +309,8 @@ class RemoteClient(ABC):
             remedy = "Check that the server runs and accepts this many concurrent requests, or lower concurrency."
             if stop.is_set():
                 break
-            if not toll.enter(place):
-                raise _OverBudget("the budget does not allow another request", where=url)
+            if not toll.may_send(place):
+                raise _BudgetExhausted("the budget does not allow another request", where=url)
             try:
                 return attempt_once()
             except urllib.error.HTTPError as error:
@@ -322,7 +322,7 @@ class RemoteClient(ABC):
                     raise RemoteError(fault, where=url, remedy=remedy, status=error.code) from None
                 alone = error.code != 429
             except NoCompletion as error:
-                toll.used(place, error.usage)
+                toll.charge_failed_attempt(place, error.usage)
                 fault, remedy, alone = str(error), error.remedy, True
             except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
                 reason = getattr(error, "reason", error)
@@ -352,7 +352,7 @@ class RemoteClient(ABC):
         call = urllib.request.Request(url, body, {**headers, **(extra_headers or {})})
         end = time.monotonic() + self.timeout
         with self._opener.open(call, timeout=self.timeout) as reply:
-            raw = read_until(reply, end)
+            raw = read_reply_body(reply, end)
             promised = reply.headers.get("Content-Length", "")
         try:
             return json.loads(raw)
@@ -397,7 +397,7 @@ class RemoteEngine(RemoteClient):
         Raises the first error that persists after all retries.
         """
         # Validate before `wanted` is built, because an invalid `n` may be huge.
-        self._check([(request, 0) for request in requests])
+        self._check_supported([(request, 0) for request in requests])
         wanted = [(request, sample) for request in requests for sample in range(request.params.n)]
         completions: dict[int, Completion] = {}
 
@@ -406,7 +406,7 @@ class RemoteEngine(RemoteClient):
             if progress is not None:
                 progress(len(completions), len(wanted))
 
-        self.collect(wanted, arrived)
+        self.collect_completions(wanted, arrived)
         flat = iter([completions[place] for place in range(len(wanted))])
         return [[next(flat) for _ in range(request.params.n)] for request in requests]
 
@@ -426,7 +426,7 @@ class RemoteEngine(RemoteClient):
     def _read(self, data: Any, request: Request) -> Completion:
         return completion_of(data, request.params.prompt_logprobs)
 
-    def _check(self, wanted: Sequence[tuple[Request, int]]) -> None:
+    def _check_supported(self, wanted: Sequence[tuple[Request, int]]) -> None:
         requests = [request for request, _ in wanted]
         check_requests(requests)
         for number, request in enumerate(requests):
@@ -497,7 +497,7 @@ def completion_of(data: Any, prompt_logprobs: int | None) -> Completion:
         content = text_of(message.get("content"))
         separate_reasoning = message.get("reasoning_content") or message.get("reasoning")
         ended, refusal = choice.get("finish_reason"), message.get("refusal")
-        scores = prompt_scores(data.get("prompt_logprobs"), prompt_logprobs)
+        scores = parse_prompt_logprobs(data.get("prompt_logprobs"), prompt_logprobs)
     except (KeyError, IndexError, TypeError, AttributeError, ValueError):
         raise NoCompletion(
             f"the reply has no choices[0].message: {shorten(json.dumps(data))}", usage_of(data)
@@ -516,13 +516,13 @@ def completion_of(data: Any, prompt_logprobs: int | None) -> Completion:
         token_ids=[],
         logprobs=[],
         finish_reason="length" if ended == "length" else "stop",
-        text=writable(text),
-        reasoning=None if reasoning is None else writable(reasoning),
+        text=replace_lone_surrogates(text),
+        reasoning=None if reasoning is None else replace_lone_surrogates(reasoning),
         usage=usage_of(data),
         error=fault,
         prompt_logprobs=scores and scores[0],
         prompt_top_logprobs=scores and scores[1],
-        model=writable(name) if isinstance(name := data.get("model"), str) else "",
+        model=replace_lone_surrogates(name) if isinstance(name := data.get("model"), str) else "",
     )
 
 
@@ -541,7 +541,7 @@ def shorten(text: str) -> str:
     return text if len(text) <= 300 else text[:300] + "..."
 
 
-def read_until(reply: Any, end: float) -> bytes:
+def read_reply_body(reply: Any, end: float) -> bytes:
     """Read a reply body until it ends, or until it has at least `LARGEST_REPLY` bytes.
 
     Raises TimeoutError after the monotonic time `end`. A socket timeout would limit the time per read, not the total time.
@@ -554,7 +554,7 @@ def read_until(reply: Any, end: float) -> bytes:
     return bytes(raw)
 
 
-def writable(text: str) -> str:
+def replace_lone_surrogates(text: str) -> str:
     """Replace lone surrogates, which UTF-8 cannot encode, by U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
@@ -571,7 +571,7 @@ def text_of(content: Any) -> str:
 Scores = tuple[list[float | None], list[list[tuple[int, float]]] | None]
 
 
-def prompt_scores(data: Any, top: int | None) -> Scores | None:
+def parse_prompt_logprobs(data: Any, top: int | None) -> Scores | None:
     """Parse vLLM's `prompt_logprobs` into the log-probability of each prompt token and the `top` most likely tokens at
     its position.
 

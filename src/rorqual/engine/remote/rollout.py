@@ -19,10 +19,10 @@ from rorqual.core.sampling import PARAMS
 from rorqual.data.chat import ChatFormat
 from rorqual.engine.remote.engine import NoCompletion, RemoteClient, check_requests, usage_of
 from rorqual.engine.request import Completion, Request, SamplingParams
-from rorqual.engine.rollout_engine import Put, as_finished
+from rorqual.engine.rollout_engine import Put, iterate_completions
 from rorqual.engine.seeds import sample_seed
 from rorqual.model import Decoder
-from rorqual.model.adapter import whole_weights
+from rorqual.model.adapter import merged_weights
 
 UNSUPPORTED = ("stop", "grammar", "top_logprobs", "prompt_logprobs")
 SERVER_REMEDY = "Give the address of a `rorqual serve` of this version."
@@ -40,7 +40,7 @@ class RemoteRolloutEngine(RemoteClient):
         super().__init__(address.rstrip("/").removesuffix("/v1"), "/rollout/generate", api_key=api_key, **settings)
         self.chat = chat
         self.weights_url = self.url.removesuffix("generate") + "weights"
-        state = self.exchange(self.weights_url)
+        state = self.request_json(self.weights_url)
         try:
             self.model, self.version, self.concurrency = state["model"], int(state["version"]), int(state["slots"])
             server_formats = (state["tokenizer"], state["chat"])
@@ -65,26 +65,26 @@ class RemoteRolloutEngine(RemoteClient):
         """
         places = [(number, sample) for number, request in enumerate(requests) for sample in range(request.params.n)]
 
-        def collect(put: Put, closed: threading.Event) -> None:
+        def collect_samples(put: Put, closed: threading.Event) -> None:
             def arrived(place: int, completion: Completion) -> None:
                 if closed.is_set():
                     raise ConfigError("the caller stopped waiting for these samples", where=self.url)
                 completion.request, completion.sample = places[place]
                 put(completion)
 
-            self.collect([(requests[number], sample) for number, sample in places], arrived)
+            self.collect_completions([(requests[number], sample) for number, sample in places], arrived)
 
-        return as_finished(collect)
+        return iterate_completions(collect_samples)
 
     def update(self, weights: Decoder, version: int) -> None:
         """Upload the weights, with any adapter merged, and wait until the server samples with the new weights."""
-        data = save({name: tensor.cpu().contiguous() for name, tensor in whole_weights(weights).items()})
+        data = save({name: tensor.cpu().contiguous() for name, tensor in merged_weights(weights).items()})
         digest = base64.b64encode(hashlib.sha256(data).digest()).decode()
         headers = {"Content-Type": "application/octet-stream", "Content-Digest": f"sha-256=:{digest}:"}
-        self.exchange(f"{self.weights_url}?version={version}", data, headers)
+        self.request_json(f"{self.weights_url}?version={version}", data, headers)
         self.version = version
 
-    def _check(self, wanted: Sequence[tuple[Request, int]]) -> None:
+    def _check_supported(self, wanted: Sequence[tuple[Request, int]]) -> None:
         default = SamplingParams()
         check_requests([request for request, _ in wanted])
         for request, _ in wanted:
@@ -102,7 +102,7 @@ class RemoteRolloutEngine(RemoteClient):
         params = request.params
         # Send all parameters, because the server has its own defaults.
         sent_params = {name: param for name, param in PARAMS.items() if name not in (*UNSUPPORTED, "n", "seed")}
-        return {name: param.type.write(getattr(params, name)) for name, param in sent_params.items()} | {
+        return {name: param.type.to_json_value(getattr(params, name)) for name, param in sent_params.items()} | {
             "model": self.model,
             "prompt": self._prompt(request),
             "seed": sample_seed(params.seed, sample),
@@ -129,7 +129,7 @@ class RemoteRolloutEngine(RemoteClient):
                 "some log-probabilities are not finite, or the record of experts or kept tokens has the wrong length"
             )
             raise NoCompletion(f"the reply is not a rollout: {what}", usage_of(data), SERVER_REMEDY)
-        thinking = request.thinking if request.prompt_ids is None else self.chat.chosen(prompt)
+        thinking = request.thinking if request.prompt_ids is None else self.chat.thinking_mode_of(prompt)
         message = self.chat.parse(token_ids, thinking)
         return Completion(
             prompt_ids=prompt,

@@ -4,23 +4,23 @@ The kind of fine-tuning decides which parameters a run trains. Importing this pa
 """
 
 from rorqual.model.adapter.esft import ESFT
-from rorqual.model.adapter.files import Adapter, adapter_of, fingerprint, unfold
+from rorqual.model.adapter.files import Adapter, adapter_of, find_base_and_adapters, fingerprint
 from rorqual.model.adapter.indexer import TuneIndexer
-from rorqual.model.adapter.lora import LoRA, whole_weights
-from rorqual.model.adapter.tuning import Full, HoldsParts, Selection, Tune, trained
+from rorqual.model.adapter.lora import LoRA, merged_weights
+from rorqual.model.adapter.tuning import Full, HasTrainedSlices, Selection, Tune, trained_parameters
 
 __all__ = [
     "ESFT",
     "Adapter",
     "Full",
-    "HoldsParts",
+    "HasTrainedSlices",
     "LoRA",
     "Selection",
     "Tune",
     "TuneIndexer",
     "adapter_of",
+    "find_base_and_adapters",
     "fingerprint",
-    "trained",
-    "unfold",
-    "whole_weights",
+    "merged_weights",
+    "trained_parameters",
 ]

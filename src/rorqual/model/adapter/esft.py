@@ -71,7 +71,7 @@ def routing_networks(model: Decoder) -> dict[str, FFN]:
     Raises ConfigError if the model has no stacked experts.
     """
     names = {module: name for name, module in model.named_modules()}
-    found = {names[ffn]: ffn for ffn in model.routers() if names[ffn].startswith("layers.")}
+    found = {names[ffn]: ffn for ffn in model.routing_ffns() if names[ffn].startswith("layers.")}
     if not found or not all(isinstance(getattr(ffn, "experts", None), Experts) for ffn in found.values()):
         raise ConfigError(
             "the model has no routed experts", where="tune.kind=esft", remedy="Use tune.kind=lora or tune.kind=full."
@@ -85,7 +85,7 @@ def experts_of(ffn: FFN) -> Experts:
     return ffn.experts
 
 
-def n_stacked(ffn: FFN) -> int:
+def n_stacked_experts(ffn: FFN) -> int:
     """Return the number of stacked experts of a feed-forward network from `routing_networks`."""
     return len(experts_of(ffn).down_proj)
 
@@ -106,7 +106,7 @@ class TunedExperts(Experts):
             nn.Parameter(stack.detach()[e]) for e in self.chosen for stack in (experts.gate_up_proj, experts.down_proj)
         )
 
-    def parts(self) -> Iterator[tuple[str, nn.Parameter]]:
+    def trained_slices(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield names and parameters of each chosen expert: `EXPERT.gate_up_proj` [2 i, d] and `EXPERT.down_proj` [d, i]."""
         names = (f"{expert}.{part}" for expert in self.chosen for part in PARTS)
         yield from zip(names, self._parts, strict=True)
@@ -121,7 +121,7 @@ class TunedExperts(Experts):
 
 
 @torch.no_grad()
-def relevance(
+def expert_relevance(
     routing: Sequence[Routing], document: Tensor, score: Literal["gate", "token"], documents: int
 ) -> list[Tensor]:
     """For each layer, return the relevance of each expert [experts] in fp64, summed over documents.
@@ -148,7 +148,7 @@ def relevance(
     return relevances
 
 
-def select(scores: Sequence[Tensor], p: float) -> Selection:
+def select_experts(scores: Sequence[Tensor], p: float) -> Selection:
     """Select the fewest experts of each layer whose shares of the layer's relevance sum to at least p.
 
     Experts are selected by descending relevance. Ties go to the lower expert number.

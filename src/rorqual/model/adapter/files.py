@@ -32,7 +32,7 @@ WEIGHTS_FILE = "model.safetensors"
 ADAPTER_FILE, ADAPTER_INFO = "adapter.safetensors", "adapter.json"
 
 
-class Base(Config):
+class BaseCheckpoint(Config):
     """The base checkpoint of an adapter.
 
     `run` is the run directory of the base as the user wrote it. `beside` is the path of this directory relative to the
@@ -48,7 +48,7 @@ class Base(Config):
 class Adapter(Config):
     """The contents of `adapter.json`: the base checkpoint, the kind of fine-tuning, and the experts that ESFT trains."""
 
-    base: Base
+    base: BaseCheckpoint
     tune: Annotated[SerializeAsAny[Tune], one_of(Tune)]
     experts: Selection = ()
 
@@ -73,7 +73,7 @@ class OpenedAdapter:
             tensors = load_file(file)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"cannot read: {error}", where=str(file), remedy="Use another checkpoint.") from None
-        check_trained(tensors, shapes, where=str(file))
+        check_trained_tensors(tensors, shapes, where=str(file))
         return tensors
 
     def merge_into(self, model: Decoder) -> None:
@@ -82,7 +82,7 @@ class OpenedAdapter:
         tune.merge(model, self.tensors(tune.shapes(model, experts)))
 
 
-def check_trained(found: Mapping[str, Tensor], shapes: Shapes, *, where: str) -> None:
+def check_trained_tensors(found: Mapping[str, Tensor], shapes: Shapes, *, where: str) -> None:
     """Check that adapter tensors have the expected names and shapes, and contain no NaN or infinity.
 
     Raises CheckpointError listing up to twelve problems.
@@ -126,7 +126,7 @@ def fingerprint(checkpoint: Path) -> str:
     return digest.hexdigest()
 
 
-def base_of(checkpoint: Path, *, named: str, seen_from: Path) -> Base:
+def base_record(checkpoint: Path, *, named: str, seen_from: Path) -> BaseCheckpoint:
     """Return the `Base` record of an adapter that was trained on `checkpoint`.
 
     `named` is the run directory of the base as the user wrote it. `seen_from` is the adapter's run directory.
@@ -134,10 +134,10 @@ def base_of(checkpoint: Path, *, named: str, seen_from: Path) -> Base:
     run = checkpoint.parent.resolve()
     beside = Path(os.path.relpath(run, seen_from.resolve())).as_posix()
     step = int(checkpoint.name.rpartition("-")[2])
-    return Base(run=named, beside=beside, step=step, sha256=fingerprint(checkpoint))
+    return BaseCheckpoint(run=named, beside=beside, step=step, sha256=fingerprint(checkpoint))
 
 
-def find_base(checkpoint: Path, base: Base) -> Path:
+def find_base(checkpoint: Path, base: BaseCheckpoint) -> Path:
     """Find an adapter's base checkpoint at `base.run` or `base.beside`. Raises CheckpointError if the base is missing or has changed."""
     places = [Path(base.run), checkpoint.parent / base.beside]
     existing = [place for place in places if RunDir(place).config_file.is_file()]
@@ -158,7 +158,7 @@ def find_base(checkpoint: Path, base: Base) -> Path:
     )
 
 
-def unfold(checkpoint: Path) -> tuple[Path, list[OpenedAdapter]]:
+def find_base_and_adapters(checkpoint: Path) -> tuple[Path, list[OpenedAdapter]]:
     """Return the checkpoint of the complete base model, and the adapters stacked on this checkpoint, in the order of merging."""
     adapters: list[OpenedAdapter] = []
     while (info := adapter_of(checkpoint)) is not None:

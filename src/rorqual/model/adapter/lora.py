@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from rorqual.core.config import Count, Positive
-from rorqual.core.errors import ConfigError, nearest
+from rorqual.core.errors import ConfigError, suggest_name
 from rorqual.model.adapter.tuning import Selection, Shapes, Tune
 from rorqual.model.decoder import Decoder
 from rorqual.ops.layer import LinearMap
@@ -49,42 +49,42 @@ class LoRA(Tune):
         return self.alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
     def attach(self, model: Decoder, *, seed: int, experts: Selection = ()) -> None:
-        found = self.find(model)
+        found = self.find_targets(model)
         model.requires_grad_(False)
         generator = torch.Generator().manual_seed(seed)
         for name, linear in sorted(found.items()):
             parent, _, last = name.rpartition(".")
             setattr(model.get_submodule(parent), last, LoRALinear(linear, self.r, self.scale, generator))
 
-    def find(self, model: Decoder) -> dict[str, nn.Linear]:
+    def find_targets(self, model: Decoder) -> dict[str, nn.Linear]:
         """Return the linear maps that match `targets`, by name. Raises ConfigError if a target matches no linear map."""
-        known = dict(linears(model))
+        known = dict(named_linear_maps(model))
         unmatched = [t for t in self.targets if t != ALL_LINEAR and not any(_matches(name, t) for name in known)]
         if unmatched:
             last = {name.rpartition(".")[2] for name in known}
             raise ConfigError(
                 f"target '{unmatched[0]}' matches no linear map of this model",
                 where="tune.targets",
-                remedy=f"{nearest(unmatched[0], last)} Valid targets: {', '.join(sorted(last))}, {ALL_LINEAR}.",
+                remedy=f"{suggest_name(unmatched[0], last)} Valid targets: {', '.join(sorted(last))}, {ALL_LINEAR}.",
             )
         return {n: m for n, m in known.items() if any(t == ALL_LINEAR or _matches(n, t) for t in self.targets)}
 
     def shapes(self, model: Decoder, experts: Selection = ()) -> Shapes:
         found: Shapes = {}
-        for name, linear in self.find(model).items():
+        for name, linear in self.find_targets(model).items():
             found[f"{name}.lora_A"] = (self.r, linear.in_features)
             found[f"{name}.lora_B"] = (linear.out_features, self.r)
         return found
 
     @torch.no_grad()
     def merge(self, model: Decoder, tensors: Mapping[str, Tensor]) -> None:
-        for name, linear in self.find(model).items():
+        for name, linear in self.find_targets(model).items():
             a, b = (tensors[f"{name}.lora_{letter}"].to(linear.weight.device, torch.float32) for letter in "AB")
             linear.weight.copy_(merge_weight(linear.weight, a, b, self.scale))
 
 
 @torch.no_grad()
-def whole_weights(model: Decoder) -> dict[str, Tensor]:
+def merged_weights(model: Decoder) -> dict[str, Tensor]:
     """Return the state_dict of `model` with its LoRA adapter merged, under the tensor names of the base model."""
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith((".lora_A", ".lora_B"))}
     for name, module in model.named_modules():
@@ -93,7 +93,7 @@ def whole_weights(model: Decoder) -> dict[str, Tensor]:
     return state
 
 
-def linears(model: Decoder) -> Iterator[tuple[str, nn.Linear]]:
+def named_linear_maps(model: Decoder) -> Iterator[tuple[str, nn.Linear]]:
     """Yield the linear maps in the layers of the main model, with their names."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and name.startswith("layers."):

@@ -7,7 +7,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from rorqual.core.config import Kind
+from rorqual.core.config import KindConfig
 from rorqual.model.decoder import Decoder
 
 Selection = tuple[tuple[int, ...], ...]
@@ -15,7 +15,7 @@ Selection = tuple[tuple[int, ...], ...]
 Shapes = dict[str, tuple[int, ...]]
 
 
-class Tune(Kind):
+class Tune(KindConfig):
     """Base class of the kinds of fine-tuning.
 
     If `whole` is True, a checkpoint holds the complete model. If `whole` is False, a checkpoint holds only the trained
@@ -23,7 +23,7 @@ class Tune(Kind):
     """
 
     @property
-    def whole(self) -> bool:
+    def trains_all(self) -> bool:
         """True if all parameters are trained. Otherwise load balancing leaves the router biases unchanged."""
         return False
 
@@ -52,7 +52,7 @@ class Full(Tune):
     kind: Literal["full"] = "full"
 
     @property
-    def whole(self) -> bool:
+    def trains_all(self) -> bool:
         return True
 
     def attach(self, model: Decoder, *, seed: int, experts: Selection = ()) -> None:
@@ -63,20 +63,20 @@ class Full(Tune):
 
 
 @runtime_checkable
-class HoldsParts(Protocol):
+class HasTrainedSlices(Protocol):
     """A module that trains slices of its tensors.
 
     `parts` yields the slices as parameters. The yielded parameters share memory with the module's tensors and are not
     registered in the module.
     """
 
-    def parts(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+    def trained_slices(self) -> Iterator[tuple[str, nn.Parameter]]: ...
 
 
-def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the trained parameters by name. Only trained parameters have gradients and optimizer state."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for prefix, module in model.named_modules():
-        if isinstance(module, HoldsParts):
-            parameters |= {f"{prefix}.{name}": part for name, part in module.parts()}
+        if isinstance(module, HasTrainedSlices):
+            parameters |= {f"{prefix}.{name}": part for name, part in module.trained_slices()}
     return parameters

@@ -1,7 +1,7 @@
 """The attention kinds, one module per kind. Importing this package registers all kinds."""
 
 from rorqual.model.attention.attention import Attention, AttentionConfig, AttentionContext, RMSNorm
-from rorqual.model.attention.block import BlockSelectionConfig
+from rorqual.model.attention.block_selection import BlockSelectionConfig
 from rorqual.model.attention.cache import CacheLayout, CachePart, LayerCache, Selection
 from rorqual.model.attention.dsa import DSA, DSAConfig
 from rorqual.model.attention.gqa import GQAConfig

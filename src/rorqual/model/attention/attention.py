@@ -10,13 +10,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from rorqual.core.config import Kind
+from rorqual.core.config import KindConfig
 from rorqual.core.errors import ConfigError
 from rorqual.model.attention.cache import CacheLayout, CachePart, LayerCache
 from rorqual.model.cost import Cost
 from rorqual.ops.backends import Backend
 from rorqual.ops.layer import Layer
-from rorqual.ops.rope import Rope, rope_table, spread
+from rorqual.ops.rope import Rope, expand_cos_sin, rope_table
 
 
 @dataclass
@@ -45,7 +45,7 @@ class AttentionContext:
                 cos, sin = rope_table(rope, dim, self.positions)
             else:
                 cos, sin = (t[self.positions] for t in self.table(rope, dim))
-            self._angles[key] = spread(cos.unsqueeze(2), sin.unsqueeze(2), interleaved=interleaved)
+            self._angles[key] = expand_cos_sin(cos.unsqueeze(2), sin.unsqueeze(2), interleaved=interleaved)
         return self._angles[key]
 
     def record(self, name: str, tensor: Tensor) -> None:
@@ -71,7 +71,7 @@ class Attention(Layer, ABC):
     def forward(self, x: Tensor, context: AttentionContext, cache: LayerCache | None) -> Tensor: ...
 
 
-class AttentionConfig(Kind):
+class AttentionConfig(KindConfig):
     """Base class of the attention kinds' configs.
 
     The objectives `sparse` and `indexer_warmup`, and `tune.kind=indexer`, train kinds with `has_indexer`. The module of such a
@@ -93,7 +93,7 @@ class AttentionConfig(Kind):
         """Return the FLOPs of attending to `context` cached keys when one token is decoded."""
         return self.cost(hidden_size, round(context)).flops - self.cost(hidden_size, 0).flops
 
-    def saved_values(self, hidden_size: int, *, everything: bool) -> int:
+    def saved_activations(self, hidden_size: int, *, everything: bool) -> int:
         """Return the number of activations per token that training saves for the backward pass, excluding the residual stream.
 
         With selective recomputation, training saves the inputs and the output of attention. `everything` counts the
@@ -120,14 +120,16 @@ class AttentionConfig(Kind):
 
     def cache_width(self) -> float:
         """Return the number of values that one attention module caches per token."""
-        return sum(part.values for part in self.cache_spec())
+        return sum(part.values_per_token for part in self.cache_spec())
 
     def cache_bytes(self, value_bytes: float) -> float:
         """Return the bytes that one attention module caches per token.
 
         Values of parts without a dtype take `value_bytes` bytes.
         """
-        return sum(p.values * (value_bytes if p.dtype is None else p.dtype.itemsize) for p in self.cache_spec())
+        return sum(
+            p.values_per_token * (value_bytes if p.dtype is None else p.dtype.itemsize) for p in self.cache_spec()
+        )
 
     def check(self) -> None:
         """Raise ValueError if fields of the config contradict each other."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rorqual.ops.backends.attention import PagedAttention, Plan
+from rorqual.ops.backends.attention import AttentionPlan, PagedAttention
 from rorqual.ops.paged import BLOCK, Selection
 
 
@@ -31,7 +31,7 @@ class CachePart:
     every: int = 1
 
     @property
-    def values(self) -> float:
+    def values_per_token(self) -> float:
         """Number of cached values per token. The float is exact, because `every` is a power of two."""
         return self.heads * self.width / self.every
 
@@ -90,7 +90,7 @@ class LayerCache:
     a block pool in the layout of the backend's `attention`, and `_groups` returns the rows of completed groups.
     """
 
-    def __init__(self, layout: CacheLayout, attention: PagedAttention, plan: Plan) -> None:
+    def __init__(self, layout: CacheLayout, attention: PagedAttention, plan: AttentionPlan) -> None:
         self._layout, self._attention, self._plan = layout, attention, plan
         self._written = dict[str, torch.dtype]()  # dtype of the rows passed to `write`, by part name
 
@@ -100,7 +100,7 @@ class LayerCache:
     def _pool(self, name: str) -> Tensor:
         raise NotImplementedError
 
-    def _groups(self, name: str, every: int) -> tuple[Tensor, Tensor]:
+    def _read_completed_groups(self, name: str, every: int) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
     def write(self, parts: Mapping[str, Tensor]) -> None:
@@ -130,7 +130,7 @@ class LayerCache:
                 f"attention kind '{self._layout.kind}' requests groups of {every} rows of the cached part '{part}': the part must have one row "
                 f"per token, and the group size must divide {BLOCK}"
             )
-        rows, last = self._groups(part, every)
+        rows, last = self._read_completed_groups(part, every)
         return rows.to(self._written[part]), last
 
     def attend(
@@ -155,7 +155,7 @@ class LayerCache:
         without visible rows gets 0.
         """
         if selected is None and window is None and self._written_part(keys).every == 1:
-            pools, width = self._pools(keys, values, value_width)
+            pools, width = self._key_value_pools(keys, values, value_width)
             return self._attention.attend(q, *pools, self._plan, scale, width)
         return self.attend_with_lse(q, keys, values, scale, value_width=value_width, selected=selected, window=window)[
             0
@@ -177,7 +177,7 @@ class LayerCache:
         The log-sum-exp of a token without visible rows is -1e30. `rorqual.ops.paged.merge_attention` combines results over
         disjoint sets of keys.
         """
-        pools, width = self._pools(keys, values, value_width)
+        pools, width = self._key_value_pools(keys, values, value_width)
         rows = None if selected is None else selected.rows
         return self._attention.attend_with_lse(q, *pools, self._plan, scale, width, selected=rows, window=window)
 
@@ -190,7 +190,7 @@ class LayerCache:
         selection of rows has no gradient.
         """
         self._written_part(part)
-        return self._attention.select(q, weights, self._pool(part), self._plan, budget, self._scales(scales))
+        return self._attention.select(q, weights, self._pool(part), self._plan, budget, self._scales_pool(scales))
 
     def select_by_attention(self, q: Tensor, keys: str, scale: float, budget: int) -> Selection:
         """Select the `budget` rows with the largest attention weights, averaged over heads. A perfect lightning indexer would
@@ -224,7 +224,7 @@ class LayerCache:
         rows = None if selected is None else selected.rows
         pools = self._pool(keys), self._pool(index_keys)
         return self._attention.index_kl(
-            q, pools[0], scale, index_q, weights, pools[1], self._plan, rows, self._scales(scales)
+            q, pools[0], scale, index_q, weights, pools[1], self._plan, rows, self._scales_pool(scales)
         )
 
     def gather(self, part: str, selected: Selection) -> Tensor:
@@ -232,7 +232,7 @@ class LayerCache:
         self._written_part(part)
         return self._attention.gather(self._pool(part), self._plan, selected.rows).to(self._written[part])
 
-    def _scales(self, name: str | None) -> Tensor | None:
+    def _scales_pool(self, name: str | None) -> Tensor | None:
         return self._pool(name) if name is not None and self._written_part(name) else None
 
     def _written_part(self, name: str) -> CachePart:
@@ -241,7 +241,7 @@ class LayerCache:
             raise ValueError(f"attention kind '{kind}' reads the cached part '{name}' before writing it")
         return self._layout.parts[name]
 
-    def _pools(self, keys: str, values: str, value_width: int | None) -> tuple[tuple[Tensor, Tensor], int]:
+    def _key_value_pools(self, keys: str, values: str, value_width: int | None) -> tuple[tuple[Tensor, Tensor], int]:
         """Return the pools of keys and values, and the number of value columns to use."""
         if self._written_part(keys).every != self._written_part(values).every:
             raise ValueError(

@@ -65,10 +65,10 @@ class DSAConfig(MLAConfig):
         scored = 2 * self.index_n_heads * self.index_head_dim * context
         return scored + super().decode_flops(hidden_size, min(context, self.index_topk))
 
-    def saved_values(self, hidden_size: int, *, everything: bool) -> int:
+    def saved_activations(self, hidden_size: int, *, everything: bool) -> int:
         queries, keys = self.index_n_heads * self.index_head_dim, self.index_head_dim
         index = queries + keys + self.index_n_heads if everything else 0
-        return super().saved_values(hidden_size, everything=everything) + index
+        return super().saved_activations(hidden_size, everything=everything) + index
 
     def cache_spec(self) -> tuple[CachePart, ...]:
         if self.index_dtype is None:
@@ -139,7 +139,7 @@ class DSA(MLA):
         assert cache is not None
         q_latent, q_nope, q_rope, latent, k_rope = self.project(x, context)
         query, key, weights = self.indexer(x.detach(), q_latent.detach(), context)
-        parts, scales = {"latent": self.rows(latent, k_rope), "index_key": key}, None
+        parts, scales = {"latent": self.cache_rows(latent, k_rope), "index_key": key}, None
         if self.config.index_dtype is not None:
             scale, scales = row_scales(key.detach()), "index_scale"
             parts |= {"index_key": key / scale.to(key.dtype), scales: scale}
@@ -159,10 +159,10 @@ class DSA(MLA):
         out = self.attend_absorbed(q, cache, context, selected)
         if MISSED & {*context.wanted}:
             further = cache.select(query, weights, "index_key", self.config.index_topk + 1, scales)
-            self.record_misses(q, cache, context, selected, further, out)
+            self.record_attention_error(q, cache, context, selected, further, out)
         return out
 
-    def record_misses(
+    def record_attention_error(
         self,
         q: Tensor,
         cache: LayerCache,

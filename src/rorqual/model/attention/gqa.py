@@ -39,7 +39,7 @@ class GQAConfig(AttentionConfig):
         cost += linear(q, hidden_size, bias=self.output_bias) + Cost(flops=4 * q * context)
         return cost + vector(2 * self.head_dim) if self.qk_norm else cost
 
-    def saved_values(self, hidden_size: int, *, everything: bool) -> int:
+    def saved_activations(self, hidden_size: int, *, everything: bool) -> int:
         heads = 2 * self.num_attention_heads + 2 * self.num_key_value_heads
         return heads * self.head_dim + (hidden_size if everything else 0)
 

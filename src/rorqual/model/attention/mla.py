@@ -58,7 +58,7 @@ class MLAConfig(AttentionConfig):
         # Absorbed form: queries attend to the latents directly.
         return 2 * self.num_attention_heads * (2 * self.kv_lora_rank + self.qk_rope_head_dim) * context
 
-    def saved_values(self, hidden_size: int, *, everything: bool) -> int:
+    def saved_activations(self, hidden_size: int, *, everything: bool) -> int:
         heads = self.num_attention_heads
         latents = self.q_lora_rank + self.kv_lora_rank + self.qk_rope_head_dim
         expanded = heads * (2 * self.qk_head_dim + self.v_head_dim)
@@ -102,8 +102,8 @@ class MLA(Attention):
     def forward(self, x: Tensor, context: AttentionContext, cache: LayerCache | None) -> Tensor:
         _, q_nope, q_rope, latent, k_rope = self.project(x, context)
         if cache is None:
-            return self._naive(q_nope, q_rope, latent, k_rope, context)
-        cache.write({"latent": self.rows(latent, k_rope)})
+            return self._attend_naive(q_nope, q_rope, latent, k_rope, context)
+        cache.write({"latent": self.cache_rows(latent, k_rope)})
         return self.attend_absorbed(self.latent_queries(q_nope, q_rope, context.ops), cache, context)
 
     def project(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -127,11 +127,11 @@ class MLA(Attention):
         return q_input, q_nope, rotated[:, :, :-1], latent, rotated[:, :, -1]
 
     @staticmethod
-    def rows(latent: Tensor, k_rope: Tensor) -> Tensor:
+    def cache_rows(latent: Tensor, k_rope: Tensor) -> Tensor:
         """Return the rows of the cached part `latent` [tokens, 1, kv_lora_rank + rope]."""
         return torch.cat((latent, k_rope), dim=-1).flatten(0, 1).unsqueeze(1)
 
-    def _naive(
+    def _attend_naive(
         self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, context: AttentionContext
     ) -> Tensor:
         c = self.config
@@ -186,7 +186,7 @@ class SelectingMLA(MLA):
     def forward(self, x: Tensor, context: AttentionContext, cache: LayerCache | None) -> Tensor:
         assert cache is not None
         _, q_nope, q_rope, latent, k_rope = self.project(x, context)
-        cache.write({"latent": self.rows(latent, k_rope)})
+        cache.write({"latent": self.cache_rows(latent, k_rope)})
         q = self.latent_queries(q_nope, q_rope, context.ops)
         rows = self.select(q.detach(), context.positions.flatten(), cache)
         context.record("selected", rows)

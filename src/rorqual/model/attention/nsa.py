@@ -75,7 +75,7 @@ class NSAConfig(AttentionConfig):
         attended += min(context, self.num_selected_blocks * self.select_block)
         return cost + Cost(flops=4 * q * attended)
 
-    def saved_values(self, hidden_size: int, *, everything: bool) -> int:
+    def saved_activations(self, hidden_size: int, *, everything: bool) -> int:
         # The query, the output of each branch and their weighted sum.
         saved = self.num_attention_heads * ((2 + len(BRANCHES)) * self.head_dim + len(BRANCHES)) + self.cache_width()
         if everything:

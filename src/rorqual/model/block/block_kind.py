@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from rorqual.core.config import Kind
+from rorqual.core.config import KindConfig
 from rorqual.core.errors import ConfigError
 from rorqual.model.attention import AttentionConfig, AttentionContext, LayerCache
 from rorqual.model.cost import Cost
@@ -42,7 +42,7 @@ class Block(nn.Module, ABC):
     ) -> tuple[Tensor, tuple[Routing | None, ...]]: ...
 
 
-class StreamEnd(nn.Module):
+class ResidualBoundary(nn.Module):
     """A module at the start or end of the residual stream.
 
     The base class `StreamEnd` is the identity, for blocks whose residual stream has the width of the hidden state.
@@ -53,7 +53,7 @@ class StreamEnd(nn.Module):
         return x
 
 
-class BlockConfig(Kind):
+class BlockConfig(KindConfig):
     """Base class of the block kinds' configs.
 
     A kind with several attention modules or feed-forward networks per block overrides `attentions` or `ffns`.
@@ -98,15 +98,15 @@ class BlockConfig(Kind):
         """Return the number of residual streams of width `hidden_size` between blocks."""
         return 1
 
-    def expand(self, hidden_size: int) -> StreamEnd:
+    def expand(self, hidden_size: int) -> ResidualBoundary:
         """Build the module that maps the embedding [batch, seq, hidden] to the residual stream."""
-        return StreamEnd()
+        return ResidualBoundary()
 
-    def collapse(self, hidden_size: int, eps: float) -> StreamEnd:
+    def collapse(self, hidden_size: int, eps: float) -> ResidualBoundary:
         """Build the module that maps the residual stream to the hidden state [batch, seq, hidden]."""
-        return StreamEnd()
+        return ResidualBoundary()
 
-    def ends_cost(self, hidden_size: int) -> Cost:
+    def boundary_cost(self, hidden_size: int) -> Cost:
         """Return the parameter count and the forward FLOPs per token of `expand` and `collapse`."""
         return Cost()
 

@@ -3,6 +3,6 @@
 from rorqual.model.ffn.dense import DenseConfig
 from rorqual.model.ffn.feed_forward import FFN, FFNConfig
 from rorqual.model.ffn.moe import MoE, MoEConfig
-from rorqual.model.ffn.older import older_names
+from rorqual.model.ffn.older_versions import map_older_names
 
-__all__ = ["FFN", "DenseConfig", "FFNConfig", "MoE", "MoEConfig", "older_names"]
+__all__ = ["FFN", "DenseConfig", "FFNConfig", "MoE", "MoEConfig", "map_older_names"]

@@ -22,7 +22,7 @@ class DenseConfig(FFNConfig):
     def build(self, hidden_size: int) -> FFN:
         return Dense(hidden_size, self.intermediate_size)
 
-    def saved_values(self, hidden_size: int, *, everything: bool) -> int:
+    def saved_activations(self, hidden_size: int, *, everything: bool) -> int:
         return (3 if everything else 2) * self.intermediate_size + (hidden_size if everything else 0)
 
     def split_by_tp(self) -> dict[str, int]:

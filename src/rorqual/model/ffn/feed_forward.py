@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from rorqual.core.config import Kind
+from rorqual.core.config import KindConfig
 from rorqual.core.errors import ConfigError
 from rorqual.model.cost import Cost
 from rorqual.ops.backends import Backend
@@ -34,7 +34,7 @@ class FFN(Layer, ABC):
         `load` [choices] is the number of tokens per choice in this optimizer step.
         """
 
-    def exclude(self, choices: Sequence[int]) -> None:
+    def exclude_experts(self, choices: Sequence[int]) -> None:
         """Stop routing tokens to the experts `choices`. Raises ConfigError if the kind cannot exclude experts."""
         raise ConfigError(
             "this kind of feed-forward network cannot exclude experts",
@@ -46,7 +46,7 @@ class FFN(Layer, ABC):
     def forward(self, x: Tensor, ops: Backend, replay: Tensor | None) -> tuple[Tensor, Routing | None]: ...
 
 
-class FFNConfig(Kind):
+class FFNConfig(KindConfig):
     """Base class of the feed-forward kinds' configs."""
 
     def build(self, hidden_size: int) -> FFN:
@@ -77,7 +77,7 @@ class FFNConfig(Kind):
         """Return the parameter count of all routed experts together."""
         return 0
 
-    def saved_values(self, hidden_size: int, *, everything: bool) -> int:
+    def saved_activations(self, hidden_size: int, *, everything: bool) -> int:
         """Return the number of activations per token that training saves for the backward pass, excluding the residual stream.
 
         With selective recomputation, training saves the outputs of the gate and up projections. `everything` counts the

@@ -12,7 +12,7 @@ from rorqual.core.config import Count, Natural, one_of
 from rorqual.model.cost import Cost, linear
 from rorqual.model.ffn.dense import Dense
 from rorqual.model.ffn.feed_forward import FFN, FFNConfig
-from rorqual.model.ffn.older import nest_router_fields
+from rorqual.model.ffn.older_versions import nest_router_fields
 from rorqual.model.ffn.router import RouterConfig
 from rorqual.ops.backends import Backend, Experts
 from rorqual.ops.moe import Routing
@@ -58,7 +58,7 @@ class MoEConfig(FFNConfig):
     def routed_params(self, hidden_size: int) -> int:
         return 3 * hidden_size * self.moe_intermediate_size * self.n_experts()
 
-    def saved_values(self, hidden_size: int, *, everything: bool) -> int:
+    def saved_activations(self, hidden_size: int, *, everything: bool) -> int:
         """See `FFNConfig`. The count includes one copy of the input per chosen expert."""
         inner, normed = (3, hidden_size) if everything else (2, 0)
         chosen = round(self.active_experts() * (hidden_size + inner * self.moe_intermediate_size + normed))
@@ -86,8 +86,8 @@ class MoE(FFN):
     def balance(self, load: Tensor, gamma: float) -> None:
         self.router.balance(load, gamma)
 
-    def exclude(self, choices: Sequence[int]) -> None:
-        self.router.exclude(choices)
+    def exclude_experts(self, choices: Sequence[int]) -> None:
+        self.router.exclude_experts(choices)
 
     def forward(self, x: Tensor, ops: Backend, replay: Tensor | None) -> tuple[Tensor, Routing | None]:
         routing: Routing = self.router(x, ops, replay)

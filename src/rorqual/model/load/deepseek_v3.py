@@ -14,9 +14,15 @@ from rorqual.model.block import PreNormConfig
 from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.ffn.router import GroupedTopKConfig
-from rorqual.model.load.keys import ConfigKeys, rope_to_hf
-from rorqual.model.load.layers import ends, norms, routed_expert_entries, swiglu, tied_head
+from rorqual.model.load.config_keys import ConfigKeys, rope_to_hf
 from rorqual.model.load.names import NameEntry, NameMap
+from rorqual.model.load.shared_entries import (
+    embedding_and_head_entries,
+    norms,
+    routed_expert_entries,
+    swiglu,
+    tied_head,
+)
 
 EPSILON = 1e-6
 _CLASSES = {
@@ -42,8 +48,8 @@ def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> Model
     model_type = keys.take("model_type")
     model_type = model_type if model_type in _CLASSES else "deepseek_v3"
     v3, sparse = model_type != "deepseek_v2", model_type == "deepseek_v32"
-    keys.family(model_type, _CLASSES[model_type])
-    heads, hidden, layers = keys.integer("num_attention_heads"), keys.integer("hidden_size"), keys.layers()
+    keys.expect_family(model_type, _CLASSES[model_type])
+    heads, hidden, layers = keys.integer("num_attention_heads"), keys.integer("hidden_size"), keys.layer_count()
     rope_dim = keys.integer("qk_rope_head_dim")
     keys.expect("hidden_act", "silu")
     keys.expect("attention_bias", False)
@@ -136,7 +142,7 @@ def _moe_from_hf(keys: ConfigKeys, *, v3: bool) -> MoEConfig:
     )
 
 
-def _parts(config: ModelConfig) -> tuple[MLAConfig, DenseConfig | None, MoEConfig, GroupedTopKConfig, int]:
+def _exportable_configs(config: ModelConfig) -> tuple[MLAConfig, DenseConfig | None, MoEConfig, GroupedTopKConfig, int]:
     """Return the configs of attention, dense network, experts and router, and the number of leading dense layers.
 
     The config of the dense network is None if no layer is dense.
@@ -181,7 +187,7 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
 
     Raises ConfigError if the `config.json` cannot express the model.
     """
-    attention, wide, moe, router, dense = _parts(config)
+    attention, wide, moe, router, dense = _exportable_configs(config)
     v3 = router.score_bias
     method = "noaux_tc" if v3 else "group_limited_greedy" if router.n_group > 1 else "greedy"
     if (router.n_group > 1 and _METHODS[method][0] != router.group_score) or (v3 != (router.scoring_func == "sigmoid")):
@@ -227,7 +233,7 @@ def name_map(config: ModelConfig) -> NameMap:
     Each expert has separate published tensors. MTP modules become extra layers at the end.
     """
     layers = len(config.layers)
-    entries, copies = list(ends(config)), tied_head(config)
+    entries, copies = list(embedding_and_head_entries(config)), tied_head(config)
     head = "embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
     for index, stage in enumerate(config.layers):
         entries += _block(stage, f"layers.{index}", f"model.layers.{index}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from rorqual.core.errors import ConfigError, nearest
+from rorqual.core.errors import ConfigError, suggest_name
 from rorqual.model.config import ModelConfig
 from rorqual.model.load import deepseek_v3, llama, qwen2, qwen3, qwen3_moe
 from rorqual.model.load.names import NameMap
@@ -43,7 +43,7 @@ def family_of(model_type: str, where: str) -> CheckpointFamily:
     for family in FAMILIES:
         if model_type in family.model_types:
             return family
-    near = nearest(model_type, known_types())
+    near = suggest_name(model_type, known_types())
     names = ", ".join(known_types())
     raise ConfigError(
         f"unknown model_type '{model_type}'; supported: {names}",

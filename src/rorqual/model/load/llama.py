@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rorqual.model.load.grouped import DenseFamily
+from rorqual.model.load.gqa_family import DenseFamily
 
 FAMILY = DenseFamily(
     model_type="llama",

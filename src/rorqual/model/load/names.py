@@ -38,14 +38,14 @@ class NameEntry:
     published: tuple[str, ...]
     kind: Literal["alone", "stack", "pairs"] = "alone"
 
-    def order(self) -> tuple[int, ...]:
+    def storage_order(self) -> tuple[int, ...]:
         """Return the indices of the published tensors, in the order in which `internal` stores their bytes."""
         if self.kind != "pairs":
             return tuple(range(len(self.published)))
         n = len(self.published) // 2
         return tuple(index + half for index in range(n) for half in (0, n))
 
-    def piece(self, tensor: Tensor, index: int) -> Tensor:
+    def published_view(self, tensor: Tensor, index: int) -> Tensor:
         """Return the view of Rorqual's `tensor` that equals the published tensor `published[index]`."""
         if self.kind == "alone":
             return tensor
@@ -54,7 +54,7 @@ class NameEntry:
         half, row = divmod(index, len(self.published) // 2)
         return tensor[row].chunk(2, dim=0)[half]
 
-    def shape(self, published: Sequence[Shape]) -> Shape:
+    def internal_shape(self, published: Sequence[Shape]) -> Shape:
         """Return the shape of `internal`, given the shapes of `published`. Raises CheckpointError if the shapes of
         `published` differ."""
         first = tuple(published[0])
@@ -74,13 +74,13 @@ class NameEntry:
             return (len(self.published), *first)
         return (len(self.published) // 2, 2 * first[0], *first[1:])
 
-    def part_shape(self, internal: Shape) -> Shape:
+    def published_shape(self, internal: Shape) -> Shape:
         """Return the shape of each published tensor, given the shape of `internal`."""
         if self.kind == "alone":
             return internal
         return internal[1:] if self.kind == "stack" else (internal[1] // 2, *internal[2:])
 
-    def scales(self) -> NameEntry:
+    def scales_entry(self) -> NameEntry:
         """Return the `NameEntry` of the FP8 scales of `internal` and `published`.
 
         In kind "pairs", the two tensors of a pair have separate scales.
@@ -96,7 +96,7 @@ class NameEntry:
             )
         rows, columns = shape[-2:]
         rows = rows // 2 if self.kind == "pairs" else rows
-        return self.scales().shape([blocks((rows, columns))] * len(self.published))
+        return self.scales_entry().internal_shape([blocks((rows, columns))] * len(self.published))
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class NameMap:
         FP8 scales are optional, but if one tensor of an entry has scales, all tensors of the entry must have them.
         """
         present = set(names)
-        scaled = [entry.scales() for entry in self.entries]
+        scaled = [entry.scales_entry() for entry in self.entries]
         optional = [name for entry in scaled if present.intersection(entry.published) for name in entry.published]
         required = [name for entry in self.entries for name in entry.published] + optional
         found = dict.fromkeys(present.difference(self.copies), ())
@@ -130,7 +130,7 @@ class NameMap:
     def to_hf(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Convert Rorqual's tensors to published tensors that share no memory."""
         pieces = ((entry, index, name) for entry in self.entries for index, name in enumerate(entry.published))
-        published = {name: entry.piece(state[entry.internal], index).clone() for entry, index, name in pieces}
+        published = {name: entry.published_view(state[entry.internal], index).clone() for entry, index, name in pieces}
         return published | {name: state[internal].clone() for name, internal in self.copies.items()}
 
 

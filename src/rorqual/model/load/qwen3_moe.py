@@ -14,11 +14,11 @@ from rorqual.model.attention import GQAConfig
 from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.ffn.router import GroupedTopKConfig
-from rorqual.model.load import grouped
-from rorqual.model.load.keys import ConfigKeys
-from rorqual.model.load.layers import routed_expert_entries, swiglu
+from rorqual.model.load import gqa_family
+from rorqual.model.load.config_keys import ConfigKeys
 from rorqual.model.load.names import NameEntry, NameMap
-from rorqual.model.load.qwen3 import fits
+from rorqual.model.load.qwen3 import is_qwen3_attention
+from rorqual.model.load.shared_entries import routed_expert_entries, swiglu
 
 model_types = ("qwen3_moe",)
 LAYOUT = (
@@ -30,12 +30,12 @@ LAYOUT = (
 def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
     """Convert a `config.json` to a ModelConfig. Raises ConfigError naming the first unsupported key."""
     keys = ConfigKeys(data, where)
-    keys.family("qwen3_moe", "Qwen3MoeForCausalLM")
+    keys.expect_family("qwen3_moe", "Qwen3MoeForCausalLM")
     keys.expect("hidden_act", "silu")
     keys.expect("attention_bias", False)
-    layers = keys.layers()
-    grouped.no_sliding_window(keys, layers)
-    attention = grouped.attention_from_hf(keys, qk_norm=True)
+    layers = keys.layer_count()
+    gqa_family.refuse_sliding_window(keys, layers)
+    attention = gqa_family.attention_from_hf(keys, qk_norm=True)
     experts = keys.take("num_experts", None)
     local = keys.take("num_local_experts", None)  # transformers 5 writes num_local_experts instead of num_experts
     if None not in (experts, local) and experts != local:
@@ -51,7 +51,7 @@ def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> Model
     moe = keys.build(MoEConfig, router=router, moe_intermediate_size=keys.take("moe_intermediate_size"))
     wide = keys.build(DenseConfig, intermediate_size=keys.take("intermediate_size", 6144))
     stages = _stages(keys, attention, moe, wide, layers)
-    return grouped.model_from_hf(keys, stages)
+    return gqa_family.model_from_hf(keys, stages)
 
 
 def _stages(keys: ConfigKeys, attention: GQAConfig, moe: MoEConfig, wide: DenseConfig, layers: int) -> list[Stage]:
@@ -73,12 +73,12 @@ def _stages(keys: ConfigKeys, attention: GQAConfig, moe: MoEConfig, wide: DenseC
     ]
 
 
-def _parts(
+def _exportable_configs(
     config: ModelConfig,
 ) -> tuple[GQAConfig, MoEConfig, GroupedTopKConfig, DenseConfig | None, Sequence[int]]:
     """Return the configs of attention, MoE, router and dense network (None if no layer is dense), and the indices of
     dense layers."""
-    attention = grouped.attention_of(config, LAYOUT, fits)
+    attention = gqa_family.shared_attention(config, LAYOUT, is_qwen3_attention)
     kinds = [stage.ffn for stage in config.layers]
     dense = [index for index, ffn in enumerate(kinds) if isinstance(ffn, DenseConfig)]
     moe = next((ffn for ffn in kinds if isinstance(ffn, MoEConfig)), None)
@@ -102,8 +102,8 @@ def _parts(
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     """Convert a ModelConfig to the `config.json` of transformers. Raises ConfigError if transformers cannot express the model."""
-    attention, moe, router, wide, dense = _parts(config)
-    common = grouped.common_to_hf(config, attention, "qwen3_moe", "Qwen3MoeForCausalLM")
+    attention, moe, router, wide, dense = _exportable_configs(config)
+    common = gqa_family.common_to_hf(config, attention, "qwen3_moe", "Qwen3MoeForCausalLM")
     return common | {
         "intermediate_size": moe.moe_intermediate_size if wide is None else wide.intermediate_size,
         "num_experts": router.n_routed_experts,
@@ -118,8 +118,8 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
 
 def name_map(config: ModelConfig) -> NameMap:
     """Map the name of every tensor of a model to its name in published checkpoints of this family."""
-    _parts(config)
-    return grouped.name_map(config, _feed_forward)
+    _exportable_configs(config)
+    return gqa_family.name_map(config, _feed_forward)
 
 
 def _feed_forward(stage: Stage, prefix: str, hf_prefix: str) -> Iterator[NameEntry]:

@@ -16,14 +16,14 @@ from torch import Tensor
 from rorqual.core.config import parse
 from rorqual.core.errors import CheckpointError
 from rorqual.core.records import RunDir
-from rorqual.model.adapter.files import WEIGHTS_FILE, adapter_of, unfold
+from rorqual.model.adapter.files import WEIGHTS_FILE, adapter_of, find_base_and_adapters
 from rorqual.model.adapter.tuning import Shapes
 from rorqual.model.config import ModelConfig
 from rorqual.model.decoder import Decoder
-from rorqual.model.ffn import older_names
+from rorqual.model.ffn import map_older_names
 from rorqual.model.load.find import family_for
 from rorqual.model.load.names import INDEXER, SCALE, NameEntry, find_differences, list_first_names
-from rorqual.model.skeleton import skeleton
+from rorqual.model.meta_device import build_on_meta_device
 from rorqual.ops.backends import TORCH, Backend
 from rorqual.ops.quant import dequantize_blocks
 
@@ -54,12 +54,12 @@ def load_weights(model: Decoder, checkpoint: Path) -> None:
     listing missing names, unexpected names and wrong shapes. If `checkpoint` is an adapter, the base is loaded and the adapter
     is merged into the base.
     """
-    whole, adapters = unfold(checkpoint)
+    whole, adapters = find_base_and_adapters(checkpoint)
     file = whole / WEIGHTS_FILE
     wanted = model.state_dict()
     try:
         with safe_open(file, framework="pt") as stored:
-            older = older_names(wanted)
+            older = map_older_names(wanted)
             names = stored.keys()
             stored_names = {older.get(name, name): name for name in names}  # current name -> name in the file
             entries = _check_headers(stored, stored_names, wanted, model.config, str(file))
@@ -104,10 +104,10 @@ def _check_headers(
 
 
 def _dequantize(entry: NameEntry, weight: Tensor, scale: Tensor, out: Tensor) -> None:
-    scales = entry.scales()
+    scales = entry.scales_entry()
     for index in range(len(entry.published)):
-        values = dequantize_blocks(entry.piece(weight, index), scales.piece(scale, index))
-        entry.piece(out, index).copy_(values)
+        values = dequantize_blocks(entry.published_view(weight, index), scales.published_view(scale, index))
+        entry.published_view(out, index).copy_(values)
 
 
 def check_names(state: dict[str, Tensor], wanted: dict[str, Tensor], *, where: str) -> None:
@@ -133,7 +133,7 @@ def load_run(run: RunDir, *, device: str = "cpu", dtype: torch.dtype = torch.flo
     The model is returned in `dtype`, whatever the dtype of the stored weights.
     """
     checkpoint = run.checkpoint()
-    model = skeleton(read_model_config(run), ops)
+    model = build_on_meta_device(read_model_config(run), ops)
     load_dtype = dtype if adapter_of(checkpoint) is None else torch.float32  # merge an adapter in fp32, before rounding
     model = model.to(dtype=load_dtype).to_empty(device=device)
     load_weights(model, checkpoint)

@@ -9,11 +9,11 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
-from rorqual.core.errors import ConfigError, nearest
+from rorqual.core.errors import ConfigError, suggest_name
 from rorqual.core.user_code import import_file
 from rorqual.ops.backends.attention import PagedAttention
-from rorqual.ops.backends.layout import fault_of
-from rorqual.ops.backends.reference import Backend, Experts, Fit
+from rorqual.ops.backends.layout_check import find_layout_error
+from rorqual.ops.backends.reference import Backend, Experts, FittedBackend
 from rorqual.ops.backends.torch import Torch
 from rorqual.ops.backends.torch_invariant import TorchInvariant
 
@@ -23,10 +23,10 @@ __all__ = [
     "TORCH_INVARIANT",
     "Backend",
     "Experts",
-    "Fit",
+    "FittedBackend",
     "absolute_backend_name",
-    "arithmetic_of",
     "backend",
+    "backend_cache_id",
 ]
 
 REFERENCE, TORCH, TORCH_INVARIANT = Backend(), Torch(), TorchInvariant()
@@ -41,15 +41,15 @@ def backend(name: str) -> Backend:
     Raises ConfigError if no class or more than one class has this name, or if the methods of the backend use different block
     layouts.
     """
-    if (location := in_file(name)) is not None:
+    if (location := parse_file_name(name)) is not None:
         cls = _load_file(*location)
     else:
         known = _backends_by_name()
         if name not in known:
-            remedy = nearest(name, known) + " Load your own backend with ./mine.py:Class."
+            remedy = suggest_name(name, known) + " Load your own backend with ./mine.py:Class."
             raise ConfigError(f"unknown backend '{name}'", where="backend", remedy=remedy)
         cls = known[name]
-    if (fault := _fault(cls)) is not None:  # type: ignore[arg-type]  # mypy does not treat a class as hashable
+    if (fault := _layout_error(cls)) is not None:  # type: ignore[arg-type]  # mypy does not treat a class as hashable
         raise ConfigError(
             f"the attention methods of {cls.__qualname__} disagree about the block layout: {fault}",
             where=f"backend={name}",
@@ -58,7 +58,7 @@ def backend(name: str) -> Backend:
     return cls()
 
 
-def in_file(name: str) -> tuple[Path, str] | None:
+def parse_file_name(name: str) -> tuple[Path, str] | None:
     """Parse a name of the form `./mine.py:Class`. Return the absolute path and the class name, or None for a backend
     name without a file."""
     path, _, cls = name.rpartition(":")
@@ -67,13 +67,13 @@ def in_file(name: str) -> tuple[Path, str] | None:
 
 def absolute_backend_name(name: str) -> str:
     """Make the path in a name such as `./mine.py:Class` absolute, so that the name is valid in any working directory."""
-    location = in_file(name)
+    location = parse_file_name(name)
     return name if location is None else f"{location[0]}:{location[1]}"
 
 
-def arithmetic_of(name: str) -> str:
+def backend_cache_id(name: str) -> str:
     """Return the string that identifies a backend in cache keys: its name, or its class name and the digest of its file."""
-    location = in_file(name)
+    location = parse_file_name(name)
     return name if location is None else f"{location[1]} {hashlib.sha256(location[0].read_bytes()).hexdigest()}"
 
 
@@ -110,6 +110,6 @@ def _load_file(path: Path, name: str) -> type[Backend]:
 
 
 @lru_cache
-def _fault(cls: type[Backend]) -> str | None:
+def _layout_error(cls: type[Backend]) -> str | None:
     attention = cls().attention
-    return None if type(attention) is PagedAttention else fault_of(attention)
+    return None if type(attention) is PagedAttention else find_layout_error(attention)

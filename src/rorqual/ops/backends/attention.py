@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rorqual.ops import paged
 from rorqual.ops.paged import BLOCK, QUERIES, Ints, Selection, Tiles, tiles_of
-from rorqual.ops.rows import LOOSE, Rows
+from rorqual.ops.row_limits import LOOSE, RowLimits
 
 PAD = -1
 """Slot number of padding tokens. Rows of padding tokens are written to block `NOBODY`."""
@@ -51,7 +51,7 @@ class AttentionMetadata:
 
 
 @dataclass(frozen=True)
-class Plan:
+class AttentionPlan:
     """Index tensors that `PagedAttention` computes once per forward pass for all layers.
 
     A subclass of `PagedAttention` may use its own plan type.
@@ -66,12 +66,12 @@ class Plan:
     device: torch.device
     pieces: Sequence[tuple[slice, Tiles]]
     decode: Ints | None
-    rows: Rows
+    rows: RowLimits
     _ends: dict[int, tuple[Ints, Ints]] = field(default_factory=dict)
     _places: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     _groups: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
-    def places(self, heads: int, every: int = 1) -> Tensor:
+    def write_indices(self, heads: int, every: int = 1) -> Tensor:
         """Return the indices [rows * heads] at which the new rows of a cache part are written.
 
         The indices refer to the first dimension of a pool viewed as [blocks * heads * BLOCK / every, width].
@@ -104,7 +104,7 @@ class Plan:
         if every not in self._ends:
             slot = self.metadata.slot_mapping
             tokens = np.flatnonzero((slot % every == every - 1) & (slot != PAD))
-            last = np.zeros(paged.fill(len(tokens), self.rows.least), np.int64)
+            last = np.zeros(paged.round_up(len(tokens), self.rows.least), np.int64)
             ends = np.full_like(last, NOBODY * BLOCK + every - 1)
             last[: len(tokens)], ends[: len(tokens)] = tokens, slot[tokens]
             self._ends[every] = last, ends
@@ -132,10 +132,12 @@ class PagedAttention:
     methods use different layouts.
     """
 
-    def __init__(self, rows: Rows = LOOSE) -> None:
+    def __init__(self, rows: RowLimits = LOOSE) -> None:
         self.rows = rows
 
-    def plan(self, metadata: AttentionMetadata, device: torch.device, last: Plan | None = None) -> Plan:
+    def plan(
+        self, metadata: AttentionMetadata, device: torch.device, last: AttentionPlan | None = None
+    ) -> AttentionPlan:
         """Build the plan of a forward pass, which all layers share.
 
         `last` is the plan of the previous step. The caller must not use `last` again: the new plan may reuse and modify
@@ -156,10 +158,10 @@ class PagedAttention:
             stop = begin + int(size.sum())
             pieces.append((slice(begin, stop), tiles_of(at, size, blocks, QUERIES, device, self.rows)))
             begin = stop
-        return Plan(metadata, device, pieces, table, self.rows)
+        return AttentionPlan(metadata, device, pieces, table, self.rows)
 
     def _decode_tiles(
-        self, metadata: AttentionMetadata, n: int, device: torch.device, last: Plan | None
+        self, metadata: AttentionMetadata, n: int, device: torch.device, last: AttentionPlan | None
     ) -> tuple[Tiles, Ints]:
         """Return the tiles of the first `n` sequences, which have one token each.
 
@@ -170,7 +172,7 @@ class PagedAttention:
         if last is not None and last.decode is not None and last.rows == self.rows and (position % BLOCK).all():
             tiles = last.pieces[0][1]
             if np.array_equal(tiles.position + 1, position) and np.array_equal(last.decode, table):
-                tiles.move_on(position)
+                tiles.advance_positions(position)
                 return tiles, table
         return tiles_of(position, np.ones(n, np.int64), table, 1, device, self.rows), table
 
@@ -207,7 +209,7 @@ class PagedAttention:
 
     # ---- operations of a layer
 
-    def write(self, pool: Tensor, rows: Tensor, plan: Plan) -> None:
+    def write(self, pool: Tensor, rows: Tensor, plan: AttentionPlan) -> None:
         """Store rows [tokens, heads, width] at the slots of their tokens.
 
         `rows` has the dtype of the pool, which is uint8 if the part is cached in FP8.
@@ -216,10 +218,10 @@ class PagedAttention:
         every)` gives the indices of the rows in a pool viewed as [blocks * heads * rows per block, width].
         """
         flat = pool.view(-1, pool.shape[-1])
-        places = plan.places(pool.shape[1], BLOCK // pool.shape[2])
+        places = plan.write_indices(pool.shape[1], BLOCK // pool.shape[2])
         flat.index_copy_(0, places, rows.reshape(-1, pool.shape[-1]))
 
-    def groups(self, pool: Tensor, plan: Plan, every: int) -> tuple[Tensor, Tensor]:
+    def groups(self, pool: Tensor, plan: AttentionPlan, every: int) -> tuple[Tensor, Tensor]:
         """Return the cached rows of each group of `every` tokens that this forward pass completes, and the last token of each group.
 
         The rows are [groups, every, heads, width], and the tokens are [groups]. Rows and tokens may end with padding groups.
@@ -227,13 +229,13 @@ class PagedAttention:
         block, offset, last = plan.groups(every)
         return self.as_blocks(pool).transpose(1, 2)[block, offset], last
 
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor, plan: Plan, scale: float, width: int) -> Tensor:
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, plan: AttentionPlan, scale: float, width: int) -> Tensor:
         """Compute causal attention softmax(scale q k^T) v within each sequence.
 
         q [tokens, heads, repeat, d] -> [tokens, heads, repeat, width]. `keys` and `values` are pools and may be the
         same pool. Only the first `width` columns of the values are used.
         """
-        k, v = self._both(keys, values, width)
+        k, v = self._key_value_blocks(keys, values, width)
         outs = [paged.attend(q[tokens], k, v, tiles, scale) for tokens, tiles in plan.pieces]
         return _join_slices(outs, len(q))
 
@@ -242,7 +244,7 @@ class PagedAttention:
         q: Tensor,
         keys: Tensor,
         values: Tensor,
-        plan: Plan,
+        plan: AttentionPlan,
         scale: float,
         width: int,
         *,
@@ -254,7 +256,7 @@ class PagedAttention:
         `window` restricts attention to rows of the last `window` tokens. `selected` [tokens, k] restricts attention to the
         listed rows (-1: no row). A token without visible rows has output 0 and log-sum-exp -1e30.
         """
-        k, v = self._both(keys, values, width)
+        k, v = self._key_value_blocks(keys, values, width)
         outs, lses = [], []
         for tokens, tiles in plan.pieces:
             if selected is not None and not torch.is_grad_enabled():  # `attend_selected` has no gradient
@@ -262,12 +264,12 @@ class PagedAttention:
             else:
                 rows = None if selected is None else selected[tokens]
                 mask = paged.selection_mask(tiles, BLOCK // k.shape[2], window, rows)
-                out, lse = paged.attend_within(q[tokens], k, v, tiles, scale, mask)
+                out, lse = paged.attend_masked(q[tokens], k, v, tiles, scale, mask)
             outs.append(out)
             lses.append(lse)
         return _join_slices(outs, len(q)), _join_slices(lses, len(q))
 
-    def _both(self, keys: Tensor, values: Tensor, width: int) -> tuple[Tensor, Tensor | int]:
+    def _key_value_blocks(self, keys: Tensor, values: Tensor, width: int) -> tuple[Tensor, Tensor | int]:
         """Convert pools to the arguments `keys` and `values` of `ops.paged.attend`.
 
         If keys and values are the same pool, the second argument is `width`.
@@ -276,14 +278,14 @@ class PagedAttention:
         return (k, width) if values is keys else (k, self.as_blocks(values)[..., :width])
 
     def select(
-        self, q: Tensor, weights: Tensor, keys: Tensor, plan: Plan, budget: int, scales: Tensor | None = None
+        self, q: Tensor, weights: Tensor, keys: Tensor, plan: AttentionPlan, budget: int, scales: Tensor | None = None
     ) -> Selection:
         """See `ops.paged.select`. `scales` is the pool of the keys' scales."""
         k, s = self.as_blocks(keys), None if scales is None else self.as_blocks(scales)
         parts = [paged.select(q[tokens], weights[tokens], k, tiles, budget, s) for tokens, tiles in plan.pieces]
-        return _selection(parts, len(q))
+        return _join_selections(parts, len(q))
 
-    def select_by_attention(self, q: Tensor, keys: Tensor, plan: Plan, scale: float, budget: int) -> Selection:
+    def select_by_attention(self, q: Tensor, keys: Tensor, plan: AttentionPlan, scale: float, budget: int) -> Selection:
         """Select the `budget` rows with the largest attention weights, averaged over heads. `Selection.scores` are the
         averaged attention weights."""
         k, parts = self.as_blocks(keys), []
@@ -292,7 +294,7 @@ class PagedAttention:
             mass = paged.attention_mass(q[tokens], k, tiles, scale, mask)
             hidden = (mask if tiles.back is None else mask.index_select(0, tiles.back)) < 0
             parts.append(paged.rank_rows(mass.masked_fill(hidden, -torch.inf), tiles, budget))
-        return _selection(parts, len(q))
+        return _join_selections(parts, len(q))
 
     def index_kl(
         self,
@@ -302,7 +304,7 @@ class PagedAttention:
         index_q: Tensor,
         weights: Tensor,
         index_keys: Tensor,
-        plan: Plan,
+        plan: AttentionPlan,
         selected: Tensor | None = None,
         scales: Tensor | None = None,
     ) -> Tensor:
@@ -323,7 +325,7 @@ class PagedAttention:
             parts.append(paged.index_kl(scores, mass, tiles, mask))
         return _join_slices(parts, len(q))
 
-    def gather(self, pool: Tensor, plan: Plan, rows: Tensor) -> Tensor:
+    def gather(self, pool: Tensor, plan: AttentionPlan, rows: Tensor) -> Tensor:
         """Return cached rows [tokens, k, heads, width], given row numbers [tokens, k] in each token's sequence.
 
         For row -1 (no row), the result is zeros.
@@ -353,16 +355,16 @@ def _split_by_pairs(first: Ints, count: Ints, most: int) -> Iterator[Ints]:
         yield np.array(group).T
 
 
-def _selection(parts: list[Selection], tokens: int) -> Selection:
+def _join_selections(parts: list[Selection], tokens: int) -> Selection:
     """Concatenate the selections of all slices. Selections with fewer rows per token are padded with -1 (no row)."""
     most = max(part.rows.shape[1] for part in parts)
     return Selection(
-        _join_slices([_widened(part.rows, most, -1) for part in parts], tokens),
-        _join_slices([_widened(part.scores, most, -torch.inf) for part in parts], tokens),
+        _join_slices([_pad_columns(part.rows, most, -1) for part in parts], tokens),
+        _join_slices([_pad_columns(part.scores, most, -torch.inf) for part in parts], tokens),
     )
 
 
-def _widened(rows: Tensor, most: int, value: float) -> Tensor:
+def _pad_columns(rows: Tensor, most: int, value: float) -> Tensor:
     return F.pad(rows, (0, most - rows.shape[1]), value=value)
 
 

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from rorqual.ops.backends.reference import Backend, Matrices
 from rorqual.ops.layer import LinearMap
-from rorqual.ops.layout import plain, prepack, times
-from rorqual.ops.rows import in_tiles
+from rorqual.ops.prepacked import prepack, prepacked_linear, to_plain_layout
+from rorqual.ops.row_limits import apply_in_tiles
 
 SMALLEST = 1 << 16
 """Smallest number of elements of a weight for which prepacking is faster."""
 
 
-class Packing(Backend):
+class PrepackingBackend(Backend):
     """Base class of backends that prepack weights if torch and the machine support oneDNN's blocked layout."""
 
     def prepares(self, model: nn.Module) -> bool:
@@ -61,8 +61,8 @@ class PackedLinear(LinearMap):
     @property
     def weight(self) -> Tensor:
         """A copy of the weight [out, in] in the plain layout."""
-        return plain(self._packed)
+        return to_plain_layout(self._packed)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., in] to [..., out]."""
-        return in_tiles(partial(times, opaque=self._packed, bias=self._bias), x, self.most)
+        return apply_in_tiles(partial(prepacked_linear, opaque=self._packed, bias=self._bias), x, self.most)

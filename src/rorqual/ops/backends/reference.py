@@ -17,7 +17,7 @@ from rorqual.ops.backends.step import StepFunction
 from rorqual.ops.layer import Layer, LinearMap
 from rorqual.ops.moe import Routing
 from rorqual.ops.rope import rotate
-from rorqual.ops.rows import LOOSE, Rows
+from rorqual.ops.row_limits import LOOSE, RowLimits
 from rorqual.ops.sampling import SamplerOutput, SamplingMetadata
 
 M = TypeVar("M", bound=nn.Module)
@@ -26,7 +26,7 @@ Matrices = Tensor | Sequence[Tensor]
 
 
 @dataclass(frozen=True)
-class Fit:
+class FittedBackend:
     """A backend that is configured for one model on this machine.
 
     `is_invariant` is True if results are guaranteed to be batch-invariant with at most `threads` threads.
@@ -50,7 +50,7 @@ class Backend:
     """True if results are batch-invariant: the bits of a row do not depend on other rows in the batch."""
     in_blocks = False
     """True if forward passes without a cache, as in training, also use paged attention (`ops.paged`)."""
-    rows: Rows = LOOSE
+    rows: RowLimits = LOOSE
     """Limits on the number of rows of matrix products (`ops.rows`)."""
     lanes = 1
     """The number of columns of logits is padded to a multiple of `lanes`."""
@@ -142,11 +142,11 @@ class Backend:
         at most one layer at a time is in memory twice. A tied embedding stays in memory twice, for lookup and for the head.
         """
         with torch.inference_mode(False), torch.no_grad():
-            clone = self._prepared(model, take)
+            clone = self._prepare_module(model, take)
         assert type(clone) is type(model)
         return clone
 
-    def _prepared(self, module: nn.Module, take: bool) -> nn.Module:
+    def _prepare_module(self, module: nn.Module, take: bool) -> nn.Module:
         if type(module) is nn.Linear:
             return self.prepare_linear(module.weight, module.bias) or module
         if isinstance(module, Experts):
@@ -162,16 +162,16 @@ class Backend:
         for key in children:
             if (child := children[key]) is not None:
                 children[key] = None
-                children[key] = self._prepared(child, take)
+                children[key] = self._prepare_module(child, take)
                 del child
         if isinstance(clone, Layer):
-            self._untie(clone)
+            self._add_untied_maps(clone)
         return clone
 
     def _precompute(self, layer: Layer) -> None:
         """Precompute the derived tensors of `layer` and fuse its linear maps that share an input, in place."""
         layer.known = {name: tuple(t.detach() for t in layer.tensors(name)) for name in layer.derived}
-        layer.known = {name: tuple(map(_dense, tensors)) for name, tensors in layer.known.items()}
+        layer.known = {name: tuple(map(_close_memory_gaps, tensors)) for name, tensors in layer.known.items()}
         children = layer._modules
         names = [name for group in layer.shared_input for name in group]
         maps = [child for name in names if type(child := children[name]) is nn.Linear]
@@ -183,7 +183,7 @@ class Backend:
             children.pop(name, None)
             layer._parameters.pop(name, None)
 
-    def _untie(self, layer: Layer) -> None:
+    def _add_untied_maps(self, layer: Layer) -> None:
         for name, source in layer.tied.items():
             weight = getattr(layer, source).weight
             head = self.prepare_linear(weight, None)
@@ -192,12 +192,12 @@ class Backend:
 
     # ---- running
 
-    def fit(self, model: nn.Module, *, cache_shapes: Iterable[tuple[int, int]], threads: int) -> Fit:
+    def fit(self, model: nn.Module, *, cache_shapes: Iterable[tuple[int, int]], threads: int) -> FittedBackend:
         """Configure this backend to run `model` with up to `threads` threads on this machine.
 
         `cache_shapes` lists (columns, rows per block) of each cached part of attention.
         """
-        return Fit(self, self.invariant, threads)
+        return FittedBackend(self, self.invariant, threads)
 
     def compile(self, model: nn.Module) -> StepFunction | None:
         """Return a function that runs a complete engine step, or None if the engine should call the model and `sample`.
@@ -209,23 +209,23 @@ class Backend:
 
     def bind(self, model: M) -> M:
         """Return a module tree that shares all parameters with `model` and computes with this backend."""
-        clone = copy.copy(self.route(model))  # the copy shares the parameter and module dictionaries
+        clone = copy.copy(self.route_linears(model))  # the copy shares the parameter and module dictionaries
         clone.ops = self  # type: ignore[assignment]
         return clone
 
-    def route(self, model: M) -> M:
+    def route_linears(self, model: M) -> M:
         """Return a module tree that shares all parameters with `model` and whose linear maps call `linear`.
 
         Return `model` itself if this class does not override `linear`.
         """
         if type(self).linear is Backend.linear:
             return model
-        routed = _fuse_router(model, self)
+        routed = _route_module(model, self)
         assert isinstance(routed, type(model))
         return routed
 
 
-class RoutedLinear(nn.Linear):
+class BackendLinear(nn.Linear):
     """A linear map that shares the parameters of another linear map and computes with a backend."""
 
     def __init__(self, other: nn.Linear, ops: Backend) -> None:
@@ -237,14 +237,14 @@ class RoutedLinear(nn.Linear):
         return self.ops.linear(input, self.weight, self.bias)
 
 
-def _fuse_router(module: nn.Module, ops: Backend) -> nn.Module:
+def _route_module(module: nn.Module, ops: Backend) -> nn.Module:
     if type(module) is nn.Linear:
-        return RoutedLinear(module, ops)
+        return BackendLinear(module, ops)
     clone = copy.copy(module)
     if isinstance(clone, LinearMap):
         clone.linear = ops.linear
     clone._modules = {
-        name: child if child is None else _fuse_router(child, ops) for name, child in module._modules.items()
+        name: child if child is None else _route_module(child, ops) for name, child in module._modules.items()
     }
     return clone
 
@@ -278,7 +278,7 @@ class PreparedExperts(nn.Module):
         return ops.experts(x, routing, self.gate_up, self.down)
 
 
-def _dense(tensor: Tensor) -> Tensor:
+def _close_memory_gaps(tensor: Tensor) -> Tensor:
     """Make a tensor contiguous but keep the memory order of its last two dimensions.
 
     bf16 matrix products would copy a tensor with gaps in memory in every call.

@@ -8,14 +8,14 @@ from typing import Protocol
 
 from torch import Tensor
 
-from rorqual.ops.backends.attention import Plan
+from rorqual.ops.backends.attention import AttentionPlan
 from rorqual.ops.sampling import SamplerOutput, SamplingMetadata
 
 
-class Pools(Protocol):
+class StepPools(Protocol):
     """The KV cache of a step: the attention plan, and the pools of each attention module by part name."""
 
-    plan: Plan
+    plan: AttentionPlan
 
     @property
     def pools(self) -> Sequence[Mapping[str, Tensor]]: ...
@@ -38,7 +38,7 @@ class StepInput:
 
     ids: Tensor
     positions: Tensor
-    cache: Pools
+    cache: StepPools
     last: Tensor
     sampling: SamplingMetadata | None
     embeds: Tensor | None = None

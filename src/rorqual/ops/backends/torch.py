@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from rorqual.ops import grouped, invariant
 from rorqual.ops.backends import training
-from rorqual.ops.backends.packed import Packing
-from rorqual.ops.backends.reference import Backend, Fit, Matrices
-from rorqual.ops.moe import Routing, with_tuned
+from rorqual.ops.backends.packed import PrepackingBackend
+from rorqual.ops.backends.reference import Backend, FittedBackend, Matrices
+from rorqual.ops.moe import Routing, expert_matrices
 
 
-class Torch(Packing):
+class Torch(PrepackingBackend):
     """The `torch` backend: fused attention, experts over expert-sorted tokens, hand-written backward passes (`ops.backends.training`)."""
 
     name = "torch"
@@ -30,21 +30,21 @@ class Torch(Packing):
 
     def experts(self, x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices) -> Tensor:
         if isinstance(gate_up, Tensor) and isinstance(down, Tensor):
-            return (grouped if grouped.fits(x, gate_up) else training).experts(x, routing, gate_up, down)
+            return (grouped if grouped.supports_grouped_mm(x, gate_up) else training).experts(x, routing, gate_up, down)
         return invariant.experts(x, routing, gate_up, down)
 
     def experts_tuned(
         self, x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor, tuned: Sequence[int], parts: Sequence[Tensor]
     ) -> Tensor:
-        if grouped.fits(x, gate_up):
-            return grouped.experts(x, routing, *map(torch.stack, with_tuned(gate_up, down, tuned, parts)))
+        if grouped.supports_grouped_mm(x, gate_up):
+            return grouped.experts(x, routing, *map(torch.stack, expert_matrices(gate_up, down, tuned, parts)))
         return training.experts_tuned(x, routing, gate_up, down, tuned, parts)
 
-    def fit(self, model: nn.Module, *, cache_shapes: Iterable[tuple[int, int]], threads: int) -> Fit:
-        return Fit(_Steps(), False, threads)
+    def fit(self, model: nn.Module, *, cache_shapes: Iterable[tuple[int, int]], threads: int) -> FittedBackend:
+        return FittedBackend(_TorchStepBackend(), False, threads)
 
 
-class _Steps(Torch):
+class _TorchStepBackend(Torch):
     """The `torch` backend for engine steps, which need no gradients. Rows are not padded, and attention is paged."""
 
     in_blocks = True
@@ -59,7 +59,7 @@ class _Steps(Torch):
     def experts(self, x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices) -> Tensor:
         if isinstance(gate_up, Tensor) and isinstance(down, Tensor) and x.device.type != "cpu":
             return grouped.experts(x, routing, gate_up, down)
-        return invariant.loose_experts(x, routing, gate_up, down)
+        return invariant.unpadded_experts(x, routing, gate_up, down)
 
     def experts_tuned(
         self, x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor, tuned: Sequence[int], parts: Sequence[Tensor]

@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rorqual.ops import grouped, invariant
-from rorqual.ops.backends.packed import PackedLinear, Packing
-from rorqual.ops.backends.reference import Fit, M, Matrices, PreparedExperts
+from rorqual.ops.backends.packed import PackedLinear, PrepackingBackend
+from rorqual.ops.backends.reference import FittedBackend, M, Matrices, PreparedExperts
 from rorqual.ops.invariant import LANES
 from rorqual.ops.layer import Layer, LinearMap
-from rorqual.ops.layout import prepack, times
 from rorqual.ops.moe import Routing
-from rorqual.ops.rows import ENOUGH, Rows, bmm, cancelling_rows, in_tiles
+from rorqual.ops.prepacked import prepack, prepacked_linear
+from rorqual.ops.row_limits import ENOUGH, RowLimits, apply_in_tiles, bmm, cancelling_rows
 
 Kind = Literal["map", "packed", "transposed", "straight"]
 """The kind of matrix product: `map` (plain), `packed` (prepacked), or batched (`transposed` or `straight`).
@@ -32,7 +32,7 @@ The right-hand matrices of a batched product are stored as [out, width] (`transp
 """
 Product = tuple[Kind, int, int, torch.dtype]
 """A matrix product: kind, number of input columns (width), number of output columns (out) and dtype."""
-CHOICES = (Rows(4), ENOUGH, Rows(16, 32), Rows(16, 16))
+CHOICES = (RowLimits(4), ENOUGH, RowLimits(16, 32), RowLimits(16, 16))
 """Row limits that `rows_of` tries, in this order.
 
 MKL needs less padding in the generic x86 code path than in the Intel code path. Bf16 products of oneDNN on AMX also need
@@ -59,7 +59,7 @@ NOT_HELD = (
 """Warning shown if batch-invariant results were requested but cannot be guaranteed."""
 
 
-class TorchInvariant(Packing):
+class TorchInvariant(PrepackingBackend):
     """The batch-invariant backend. The backend pads the inputs of matrix products and elementwise operations, and uses paged attention."""
 
     name = "torch-invariant"
@@ -67,7 +67,7 @@ class TorchInvariant(Packing):
     in_blocks = True
     lanes = LANES
 
-    def __init__(self, rows: Rows = ENOUGH) -> None:
+    def __init__(self, rows: RowLimits = ENOUGH) -> None:
         self.rows = rows
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -80,7 +80,7 @@ class TorchInvariant(Packing):
         return invariant.sigmoid(x)
 
     def experts(self, x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices) -> Tensor:
-        if isinstance(gate_up, Tensor) and isinstance(down, Tensor) and grouped.fits(x, gate_up):
+        if isinstance(gate_up, Tensor) and isinstance(down, Tensor) and grouped.supports_grouped_mm(x, gate_up):
             return grouped.experts(
                 x, routing, gate_up, down
             )  # results are not guaranteed to be invariant on this device
@@ -89,12 +89,12 @@ class TorchInvariant(Packing):
     def bmm(self, a: Tensor, b: Tensor) -> Tensor:
         return bmm(a, b, self.rows.most)
 
-    def fit(self, model: nn.Module, *, cache_shapes: Iterable[tuple[int, int]], threads: int) -> Fit:
+    def fit(self, model: nn.Module, *, cache_shapes: Iterable[tuple[int, int]], threads: int) -> FittedBackend:
         """Find row limits and a number of threads for which all products of `model` are invariant on this machine."""
-        rows, is_invariant, threads = rows_of(model, cache_shapes, threads)
+        rows, is_invariant, threads = find_row_limits(model, cache_shapes, threads)
         fitted = copy.copy(self)
         fitted.rows = rows
-        return Fit(fitted, is_invariant, threads)
+        return FittedBackend(fitted, is_invariant, threads)
 
     def bind(self, model: M) -> M:
         clone = super().bind(model)
@@ -115,7 +115,7 @@ def _tile_wide_linears(module: M, ops: TorchInvariant) -> M:
     if isinstance(clone, Layer):
         for name, source in clone.tied.items():
             if clone._modules.get(name) is None:
-                clone._modules[name] = ops.route(_linear(getattr(clone, source).weight))
+                clone._modules[name] = ops.route_linears(_linear_with_weight(getattr(clone, source).weight))
     for key, child in clone._modules.items():
         if isinstance(child, nn.Linear) or (isinstance(child, LinearMap) and not isinstance(child, PackedLinear)):
             clone._modules[key] = TiledLinear(child, most)
@@ -124,7 +124,7 @@ def _tile_wide_linears(module: M, ops: TorchInvariant) -> M:
     return clone
 
 
-def _linear(weight: nn.Parameter) -> nn.Linear:
+def _linear_with_weight(weight: nn.Parameter) -> nn.Linear:
     """Return a linear map that shares `weight`."""
     with torch.device("meta"):
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
@@ -147,10 +147,12 @@ class TiledLinear(LinearMap):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., in] to [..., out]."""
-        return in_tiles(self._wrapped[0].forward, x, self.most, self.inner)
+        return apply_in_tiles(self._wrapped[0].forward, x, self.most, self.inner)
 
 
-def rows_of(model: nn.Module, cache_shapes: Iterable[tuple[int, int]], threads: int) -> tuple[Rows, bool, int]:
+def find_row_limits(
+    model: nn.Module, cache_shapes: Iterable[tuple[int, int]], threads: int
+) -> tuple[RowLimits, bool, int]:
     """Return row limits for the model's matrix products, whether the products are invariant with these limits, and the number of threads.
 
     The limits are the first entry of `CHOICES` that makes products of every shape invariant: a row's bits then do not
@@ -159,7 +161,7 @@ def rows_of(model: nn.Module, cache_shapes: Iterable[tuple[int, int]], threads: 
     shapes = sorted(set(cache_shapes))
     weight = next(model.parameters())
     if weight.device.type != "cpu":
-        return Rows(4), False, threads  # invariance was measured only on CPUs
+        return RowLimits(4), False, threads  # invariance was measured only on CPUs
     if any(width % EVEN for width, _ in shapes):
         # Attention with keys of width 18 and values of width 10 is not invariant, although each of its products is.
         return ENOUGH, False, threads
@@ -204,7 +206,7 @@ def products_of(model: nn.Module, cache_shapes: Iterable[tuple[int, int]]) -> It
 
 
 @lru_cache(maxsize=1024)
-def _is_invariant(kind: Kind, width: int, out: int, dtype: torch.dtype, rows: Rows, threads: int) -> bool:
+def _is_invariant(kind: Kind, width: int, out: int, dtype: torch.dtype, rows: RowLimits, threads: int) -> bool:
     before = torch.get_num_threads()
     try:
         with torch.inference_mode(False), torch.no_grad():
@@ -223,8 +225,8 @@ def _is_invariant(kind: Kind, width: int, out: int, dtype: torch.dtype, rows: Ro
 
 def _product(kind: Kind, matrix: Tensor, most: int) -> Callable[[Tensor], Tensor]:
     if kind == "map":
-        return partial(in_tiles, partial(F.linear, weight=matrix), most=most)
+        return partial(apply_in_tiles, partial(F.linear, weight=matrix), most=most)
     if kind == "packed":
-        return partial(in_tiles, partial(times, opaque=prepack(matrix)), most=most)
+        return partial(apply_in_tiles, partial(prepacked_linear, opaque=prepack(matrix)), most=most)
     right = matrix.t() if kind == "transposed" else matrix.t().contiguous()
     return lambda x: bmm(x[None], right[None], most)[0]

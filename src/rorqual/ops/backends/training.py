@@ -96,7 +96,7 @@ def experts_tuned(
     return out
 
 
-class _Slices:
+class _ExpertSlices:
     """(token, expert) pairs, sorted by expert.
 
     `slot[j]` is the row of pair j. Token t and its i-th expert form pair t * k + i. `bounds` lists (expert, start,
@@ -124,7 +124,7 @@ class _Slices:
         self.slot = torch.empty_like(order)
         self.slot[order] = row
 
-    def spread(self, pairs: Tensor) -> Tensor:
+    def to_expert_order(self, pairs: Tensor) -> Tensor:
         """Reorder the values of (token, expert) pairs [pairs, d] from token order to expert order [rows, d]. Padding rows are zero."""
         allocate = pairs.new_empty if self.rows == len(pairs) else pairs.new_zeros
         return allocate(self.rows, pairs.shape[1]).index_copy_(0, self.slot, pairs)
@@ -143,8 +143,8 @@ class _Experts(torch.autograd.Function):
         *parts: Tensor,
     ) -> Tensor:
         (n, d), k = x.shape, indices.shape[1]
-        at = _Slices(indices, gate_up.shape[0], BF16_ROWS if x.dtype == torch.bfloat16 else 1)
-        xs = at.spread(x.unsqueeze(1).expand(n, k, d).reshape(n * k, d))
+        at = _ExpertSlices(indices, gate_up.shape[0], BF16_ROWS if x.dtype == torch.bfloat16 else 1)
+        xs = at.to_expert_order(x.unsqueeze(1).expand(n, k, d).reshape(n * k, d))
         gu = x.new_empty(at.rows, gate_up.shape[1])
         for e, i, j in at.bounds:
             torch.mm(xs[i:j], gate_up[e].t(), out=gu[i:j])
@@ -162,10 +162,10 @@ class _Experts(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (dout,) = grads
         weights, gate_up, down, xs, gu, h, y = ctx.saved_tensors
-        at: _Slices = ctx.at
+        at: _ExpertSlices = ctx.at
         n, k, d = y.shape
         dweights = torch.bmm(y.to(weights.dtype), dout.to(weights.dtype).unsqueeze(-1)).squeeze(-1)
-        dys = at.spread((weights.unsqueeze(-1) * dout.unsqueeze(1)).to(y.dtype).view(n * k, d))
+        dys = at.to_expert_order((weights.unsqueeze(-1) * dout.unsqueeze(1)).to(y.dtype).view(n * k, d))
         dstacked = [torch.zeros_like(t) if ctx.needs_input_grad[3] else None for t in (gate_up, down)]
         dparts = [torch.zeros_like(t[e]) for e in ctx.tuned for t in (gate_up, down)]
         trained = {e: (dparts[2 * place], dparts[2 * place + 1]) for place, e in enumerate(ctx.tuned)}

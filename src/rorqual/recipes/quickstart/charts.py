@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rorqual.core.records import Thinking
-from rorqual.evals.evaluation import ALL, Evaluation, Row
+from rorqual.evals.evaluation import ALL, Evaluation, EvaluationRow
 from rorqual.recipes.quickstart.findings import Branch, Findings, series
 from rorqual.report.chart import Chart, Colour, Panel, Series
 
@@ -62,7 +62,7 @@ def overview_chart(findings: Findings) -> Chart:
     )
 
 
-def rows_by_family(evaluation: Evaluation) -> dict[str, Row]:
+def rows_by_family(evaluation: Evaluation) -> dict[str, EvaluationRow]:
     """Return the result row of each family, by the name of the family."""
     return {row.family: row for row in evaluation.rows("family")}
 
@@ -96,12 +96,13 @@ def learning_chart(findings: Findings) -> Chart:
                 series=[Series(label="", style="smooth", points=reward)],
             ),
         ),
-        alt=f"Two learning curves. Fine-tuning loss went from {describe_ends(loss)}; GRPO reward went from {describe_ends(reward)}.",
+        alt=f"Two learning curves. Fine-tuning loss went from {describe_first_and_last(loss)}; "
+        f"GRPO reward went from {describe_first_and_last(reward)}.",
         caption="Faint lines: each step. Strong lines: a running mean over a twentieth of the run.",
     )
 
 
-def describe_ends(points: Sequence[tuple[float, float]]) -> str:
+def describe_first_and_last(points: Sequence[tuple[float, float]]) -> str:
     """Return a phrase with the means of the first and the last twentieth of a metric."""
     if not points:
         return "not recorded"
@@ -121,7 +122,7 @@ def accuracy_chart(findings: Findings) -> Chart:
         accuracy_points(label, [table[family] for family in families], colour, hollow=when == "before")
         for (when, _, label, colour), table in zip(SETTINGS, tables, strict=True)
     ]
-    best = [(place, tables[1][family].best[1]) for place, family in enumerate(families)]
+    best = [(place, tables[1][family].best_baseline[1]) for place, family in enumerate(families)]
     return Chart(
         name="accuracy",
         kind="points",
@@ -135,7 +136,7 @@ def accuracy_chart(findings: Findings) -> Chart:
     )
 
 
-def accuracy_points(label: str, rows: Sequence[Row], colour: Colour, *, hollow: bool) -> Series:
+def accuracy_points(label: str, rows: Sequence[EvaluationRow], colour: Colour, *, hollow: bool) -> Series:
     """Return a chart series with the accuracy and the 95 % interval of each row."""
     return Series(
         label=label,
@@ -147,7 +148,7 @@ def accuracy_points(label: str, rows: Sequence[Row], colour: Colour, *, hollow: 
     )
 
 
-def branch_rows(findings: Findings, branch: Branch) -> dict[str, Row]:
+def branch_rows(findings: Findings, branch: Branch) -> dict[str, EvaluationRow]:
     """Return the result rows of a branch in the thinking mode `auto`, by family. The first row covers all families together."""
     evaluation = findings.students[branch.name, "auto"]
     rows = [*evaluation.rows("all"), *evaluation.rows("family")]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rorqual.core.records import Thinking
-from rorqual.evals.compare import Comparison, Measure, compare, did_think, is_right
+from rorqual.evals.compare import Comparison, SampleMeasure, compare, did_think, is_right
 from rorqual.evals.evaluation import Evaluation, Grain
 from rorqual.evals.stats import Interval
 from rorqual.evals.table import comparison_table
@@ -27,7 +27,7 @@ class ReportComparison:
     title: str
     before: tuple[str, Thinking]
     after: tuple[str, Thinking]
-    measure: Measure = is_right
+    measure: SampleMeasure = is_right
 
     def rows(self, evaluations: Evaluations, grain: Grain) -> list[Comparison]:
         """Return the paired differences, over all families or for each family, as `grain` selects."""

@@ -11,7 +11,7 @@ from pydantic import field_validator
 
 from rorqual.core.config import Config, parse
 from rorqual.core.errors import DataError
-from rorqual.core.ledger import AMOUNTS, CORE_HOUR, LedgerEntry, total
+from rorqual.core.ledger import AMOUNTS, CORE_HOUR, LedgerEntry, sum_entries
 from rorqual.core.records import RunDir, Thinking, read_json
 from rorqual.evals.evaluation import Evaluation
 from rorqual.recipes.quickstart.paths import MODES, WHEN, QuickstartPaths
@@ -57,7 +57,7 @@ class Summary(Config):
 
     def cost_of(self, branch: Branch) -> LedgerEntry:
         """Return the total cost of the stages in `branch.stages`, as an entry that is named by the branch's title."""
-        return total((cost for cost in self.stages if cost.stage in branch.stages), branch.title)
+        return sum_entries((cost for cost in self.stages if cost.stage in branch.stages), branch.title)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Findings:
     summary: Summary
     students: dict[tuple[str, Thinking], Evaluation] = field(default_factory=dict)
 
-    def right(self, when: str, mode: Thinking = "auto") -> float:
+    def teacher_accuracy(self, when: str, mode: Thinking = "auto") -> float:
         """Return the teacher's accuracy over all families, before or after GRPO (`when`)."""
         return self.evaluations[when, mode].rows("all")[0].accuracy
 
@@ -82,7 +82,7 @@ class Findings:
         """Return the share of problems on which the teacher chose to think, before or after GRPO (`when`)."""
         return self.evaluations[when, "auto"].rows("all")[0].thought
 
-    def share(self, branch: str, mode: Thinking = "auto") -> float | None:
+    def branch_accuracy(self, branch: str, mode: Thinking = "auto") -> float | None:
         """Return the accuracy of a branch over all families, or None if it was not measured."""
         evaluation = self.students.get((branch, mode))
         return evaluation.rows("all")[0].accuracy if evaluation else None

@@ -56,7 +56,7 @@ difference between the second and the third run gives the cost per sample."""
 
 
 @dataclass(frozen=True)
-class Lengths:
+class TokenLengths:
     """Token counts of a prompt, of the reply with thinking, and of the reply without thinking (`at_once`). The counts
     may be means over problems."""
 
@@ -64,12 +64,12 @@ class Lengths:
     thinking: float
     at_once: float
 
-    def reply(self, share: float) -> float:
+    def mean_reply_length(self, share: float) -> float:
         """Return the mean reply length if the model thinks on `share` of the problems."""
         return share * self.thinking + (1 - share) * self.at_once
 
 
-Solution = tuple[Problem, Lengths]
+Solution = tuple[Problem, TokenLengths]
 """A problem, and the lengths of its prompt and of its worked solution."""
 
 
@@ -90,7 +90,7 @@ class ShapeCost:
     off: float
     cores: float
 
-    def answer(self, share: float) -> float:
+    def mean_answer_cost(self, share: float) -> float:
         """Return the mean cost of an answer if the model thinks on `share` of the problems."""
         return share * self.on + (1 - share) * self.off
 
@@ -101,7 +101,7 @@ class EvaluationSet:
     problems. The evaluation of each model generates the problems again."""
 
     problems: int
-    lengths: Lengths
+    lengths: TokenLengths
     drawing: float
 
 
@@ -131,22 +131,22 @@ def forecast(scale: Scale, *, seed: int = 0, threads: int = 2) -> list[StageFore
         solution_lengths(TASK, scale.grpo_hard, seed),
         solution_lengths(STUDENT_TASK, scale.student_hard, seed),
     )
-    teacher = probe(teacher_run, teaching, over(scale.think), scale, threads)
-    student = probe(student_run, studying, over(scale.student_think), scale, threads)
+    teacher = measure_shape_cost(teacher_run, teaching, thinking_share_after_grpo(scale.think), scale, threads)
+    student = measure_shape_cost(student_run, studying, thinking_share_after_grpo(scale.student_think), scale, threads)
     wide, narrow = (
-        exam(TASK, 0.5, scale.per_cell, seed),
-        exam(STUDENT_TASK, scale.student_hard, scale.student_per_cell, seed),
+        make_evaluation_set(TASK, 0.5, scale.per_cell, seed),
+        make_evaluation_set(STUDENT_TASK, scale.student_hard, scale.student_per_cell, seed),
     )
-    factory = factory_pace(teacher_run, scale, mean(studying), threads)
-    return stages(scale, teacher, student, mean(teaching), mean(studying), wide, narrow, factory)
+    factory = measure_factory_cost(teacher_run, scale, mean_lengths(studying), threads)
+    return stages(scale, teacher, student, mean_lengths(teaching), mean_lengths(studying), wide, narrow, factory)
 
 
 def stages(
     s: Scale,
     teacher: ShapeCost,
     student: ShapeCost,
-    teaching: Lengths,
-    studying: Lengths,
+    teaching: TokenLengths,
+    studying: TokenLengths,
     wide: EvaluationSet,
     narrow: EvaluationSet,
     factory: tuple[float, float],
@@ -156,8 +156,8 @@ def stages(
     `wide` has problems of the teacher's task, and `narrow` has problems of the student's task. `factory` is the result of
     `factory_pace`.
     """
-    habits = {"before": s.think, "after": over(s.think, 1.0)}
-    first = [thinks(mode, habits[when]) for when in WHEN for mode in MODES]
+    habits = {"before": s.think, "after": thinking_share_after_grpo(s.think, 1.0)}
+    first = [thinking_share_in_mode(mode, habits[when]) for when in WHEN for mode in MODES]
     able = s.student_able_steps + s.student_base_steps
     base = StageForecast("train the base student", able * student.step, able * student.tokens, student.cores)
     further = (s.distil_steps * student.step, s.distil_steps * student.tokens, student.cores)
@@ -171,16 +171,22 @@ def stages(
         StageForecast("distil the student", *further),
         StageForecast("train on answers alone", *further),
         forecast_grpo("reinforce the rival", s.rival_steps, s.rival_problems * s.rival_samples, student, studying, s.student_think),
-        forecast_evaluation("measure the students", branches(s, teacher, student), narrow),
+        forecast_evaluation("measure the students", branch_evaluation_costs(s, teacher, student), narrow),
     ]  # fmt: skip
 
 
-def branches(s: Scale, teacher: ShapeCost, student: ShapeCost) -> list[tuple[ShapeCost, list[float], int]]:
+def branch_evaluation_costs(
+    s: Scale, teacher: ShapeCost, student: ShapeCost
+) -> list[tuple[ShapeCost, list[float], int]]:
     """Return one entry for each branch: the costs of its model, the fractions of thinking replies in its evaluations,
     and the number of models (1)."""
-    habits = {"teacher": over(s.think, 1.0), "student-base": s.student_think, "answers-only": 0.0}
+    habits = {"teacher": thinking_share_after_grpo(s.think, 1.0), "student-base": s.student_think, "answers-only": 0.0}
     return [
-        (teacher if name == "teacher" else student, [thinks(mode, habits.get(name, 1.0)) for mode in modes], 1)
+        (
+            teacher if name == "teacher" else student,
+            [thinking_share_in_mode(mode, habits.get(name, 1.0)) for mode in modes],
+            1,
+        )
         for name, modes in BRANCHES.items()
     ]
 
@@ -189,31 +195,33 @@ def forecast_evaluation(
     name: str, models: Sequence[tuple[ShapeCost, list[float], int]], exam: EvaluationSet
 ) -> StageForecast:
     """Return the forecast of an evaluation stage, which generates the problems and each model's answers."""
-    core = sum(exam.problems * pace.answer(share) for pace, shares, _ in models for share in shares)
+    core = sum(exam.problems * pace.mean_answer_cost(share) for pace, shares, _ in models for share in shares)
     tokens = sum(
-        exam.problems * (exam.lengths.prompt + exam.lengths.reply(share)) for _, shares, _ in models for share in shares
+        exam.problems * (exam.lengths.prompt + exam.lengths.mean_reply_length(share))
+        for _, shares, _ in models
+        for share in shares
     )
     drawing = exam.drawing * sum(count for _, _, count in models)
     return StageForecast(name, core + drawing, tokens, models[-1][0].cores)
 
 
 def forecast_grpo(
-    name: str, steps: int, samples: int, pace: ShapeCost, lengths: Lengths, share: float
+    name: str, steps: int, samples: int, pace: ShapeCost, lengths: TokenLengths, share: float
 ) -> StageForecast:
     """Return the forecast of a GRPO stage. Each step generates samples, recomputes their log-probabilities with one
     forward pass, and trains on the groups that give a gradient."""
-    reply = lengths.reply(over(share))
+    reply = lengths.mean_reply_length(thinking_share_after_grpo(share))
     seen = samples * (lengths.prompt + reply)
     cost = samples * pace.rollout + seen * pace.update * (1 / 3 + TEACHES)
     return StageForecast(name, steps * cost, steps * (samples * reply + seen * TEACHES), pace.cores)
 
 
-def thinks(mode: str, habit: float) -> float:
+def thinking_share_in_mode(mode: str, habit: float) -> float:
     """Return the share of thinking replies in the thinking mode `mode`. `habit` is the share in the mode `auto`."""
     return {"on": 1.0, "off": 0.0}.get(mode, habit)
 
 
-def over(share: float, goes: float = GOES_OVER) -> float:
+def thinking_share_after_grpo(share: float, goes: float = GOES_OVER) -> float:
     """Return the share of thinking replies after GRPO. GRPO closes the fraction `goes` of the gap from `share` to 1."""
     return share + (1 - share) * goes
 
@@ -232,26 +240,26 @@ def count_solution_tokens(problems: Sequence[Problem]) -> list[Solution]:
             chat.render((*problem.messages, Message("assistant", problem.answer, steps))).mask
             for steps in (problem.steps, None)
         )
-        lengths.append((problem, Lengths(len(long) - sum(long), sum(long), sum(short))))
+        lengths.append((problem, TokenLengths(len(long) - sum(long), sum(long), sum(short))))
     return lengths
 
 
-def mean(solutions: Sequence[Solution]) -> Lengths:
+def mean_lengths(solutions: Sequence[Solution]) -> TokenLengths:
     """Return the mean lengths of `solutions`."""
-    return Lengths(*map(fmean, zip(*(astuple(lengths) for _, lengths in solutions), strict=True)))
+    return TokenLengths(*map(fmean, zip(*(astuple(lengths) for _, lengths in solutions), strict=True)))
 
 
-def exam(task: str, hard: float, count: int, seed: int) -> EvaluationSet:
+def make_evaluation_set(task: str, hard: float, count: int, seed: int) -> EvaluationSet:
     """Generate the problems of an evaluation, and measure the core-seconds of the generation."""
     began = time.process_time()
     problems = pick_problems(load_task(task, options={"hard": hard}), "test", count, seed, per_family=True)
     drawing = time.process_time() - began
     return EvaluationSet(
-        len(problems), mean(count_solution_tokens(problems[:: max(1, len(problems) // DRAWN)])), drawing
+        len(problems), mean_lengths(count_solution_tokens(problems[:: max(1, len(problems) // DRAWN)])), drawing
     )
 
 
-def probe(run: Run, solutions: Sequence[Solution], share: float, scale: Scale, threads: int) -> ShapeCost:
+def measure_shape_cost(run: Run, solutions: Sequence[Solution], share: float, scale: Scale, threads: int) -> ShapeCost:
     """Measure the costs of a model shape with a few fine-tuning steps, GRPO-like updates, rollouts and answers."""
     state, step, wall, tokens = time_few_steps(run, threads)
     adam = run.model_copy(
@@ -265,9 +273,9 @@ def probe(run: Run, solutions: Sequence[Solution], share: float, scale: Scale, t
         step=step,
         tokens=tokens,
         update=update / learned,
-        rollout=sampling(state, rollout_problems, share, rollout_params, threads),
-        on=sampling(state, solutions, 1.0, eval_params, threads),
-        off=sampling(state, solutions, 0.0, eval_params, threads),
+        rollout=measure_sampling_cost(state, rollout_problems, share, rollout_params, threads),
+        on=measure_sampling_cost(state, solutions, 1.0, eval_params, threads),
+        off=measure_sampling_cost(state, solutions, 0.0, eval_params, threads),
         cores=step / wall,
     )
 
@@ -286,7 +294,7 @@ def time_few_steps(run: Run, threads: int) -> tuple[State, float, float, float]:
     return state, core, wall, tokens
 
 
-def factory_pace(run: Run, scale: Scale, lengths: Lengths, threads: int) -> tuple[float, float]:
+def measure_factory_cost(run: Run, scale: Scale, lengths: TokenLengths, threads: int) -> tuple[float, float]:
     """Return the data factory's costs in core-seconds: a fixed cost for the data card, and the cost per verified and saved sample."""
     spent = []
     # An untrained model samples all tokens with about equal probability, including the EOS token. Choose max_tokens so
@@ -307,7 +315,9 @@ def factory_pace(run: Run, scale: Scale, lengths: Lengths, threads: int) -> tupl
     return max(0.0, spent[1] - FACTORY[1] * per_sample), per_sample
 
 
-def sampling(state: State, solutions: Sequence[Solution], share: float, params: SamplingParams, threads: int) -> float:
+def measure_sampling_cost(
+    state: State, solutions: Sequence[Solution], share: float, params: SamplingParams, threads: int
+) -> float:
     """Measure the core-seconds per sample if the model thinks on the fraction `share` of the problems.
 
     A sample has the token count of the problem's solution, with or without thinking.
@@ -319,7 +329,7 @@ def sampling(state: State, solutions: Sequence[Solution], share: float, params: 
     requests = []
     for index, (problem, lengths) in enumerate(solutions):
         thinking = int((index + 1) * share) > int(index * share)
-        length = min(int(lengths.reply(thinking)), engine.max_len - int(lengths.prompt) - 8)
+        length = min(int(lengths.mean_reply_length(thinking)), engine.max_len - int(lengths.prompt) - 8)
         requests.append(Request(problem.messages, replace(params, max_tokens=length, seed=index), "auto"))
     engine.generate(requests[:2])
     began = time.process_time()

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rorqual.core.ledger import LedgerEntry, total
+from rorqual.core.ledger import LedgerEntry, sum_entries
 from rorqual.core.records import write_atomic
-from rorqual.evals.evaluation import GradedSample, Row, natural
-from rorqual.evals.table import baseline, percent, percent_interval, reading_note
+from rorqual.evals.evaluation import EvaluationRow, GradedSample, level_sort_key
+from rorqual.evals.table import best_baseline_text, percent, percent_interval, unmarked_replies_note
 from rorqual.recipes.quickstart.charts import SETTINGS, charts, rows_by_family
 from rorqual.recipes.quickstart.comparisons import OF_TEACHER, OWN_CHOICE, sign_of
 from rorqual.recipes.quickstart.findings import Findings, read_findings, series
@@ -63,7 +63,7 @@ def report_text(findings: Findings, pictures: Mapping[str, DrawnChart]) -> str:
         ungraded=sum(
             row.ungraded for when, mode, _, _ in SETTINGS for row in findings.evaluations[when, mode].rows("all")
         ),
-        readings=reading_note({f"{when}, {mode}": one for (when, mode), one in findings.evaluations.items()}),
+        readings=unmarked_replies_note({f"{when}, {mode}": one for (when, mode), one in findings.evaluations.items()}),
         accuracy=accuracy_table(findings),
         costs=costs_table(stages, findings.summary.core_hour),
         transcripts={family: transcripts(findings, family) for family in findings.families},
@@ -109,9 +109,9 @@ def accuracy_table(findings: Findings) -> Table:
     return Table(title="accuracy", heads=heads, rows=rows)
 
 
-def _accuracy_row(level: str, rows: Sequence[Row]) -> tuple[str, ...]:
+def _accuracy_row(level: str, rows: Sequence[EvaluationRow]) -> tuple[str, ...]:
     cells = (f"{percent(row.accuracy)} {percent_interval(row.interval)}" for row in rows)
-    return (level, str(rows[0].problems), baseline(rows[0]), *cells)
+    return (level, str(rows[0].problems), best_baseline_text(rows[0]), *cells)
 
 
 def costs_table(stages: Sequence[LedgerEntry], core_hour: float) -> Table:
@@ -133,11 +133,11 @@ def costs_table(stages: Sequence[LedgerEntry], core_hour: float) -> Table:
             scientific(stage.flops),
             f"{stage.core_seconds:,.1f}",
             f"{stage.seconds:,.1f}",
-            f"{100 * stage.money(core_hour):,.3f}",
+            f"{100 * stage.cost_usd(core_hour):,.3f}",
             f"{stage.solved:,.0f}" if stage.solved else "",
-            f"{1e6 * stage.money(core_hour) / stage.solved:,.2f}" if stage.solved else "",
+            f"{1e6 * stage.cost_usd(core_hour) / stage.solved:,.2f}" if stage.solved else "",
         )
-        for stage in (*stages, total(stages))
+        for stage in (*stages, sum_entries(stages))
     ]
     return Table(title="cost by stage", heads=heads, rows=rows)
 
@@ -167,7 +167,7 @@ def transcripts(findings: Findings, family: str) -> list[list[tuple[str, str, st
 
 def hardest(samples: list[GradedSample]) -> GradedSample | None:
     """Return the first sample of the highest level. Numeric levels compare as numbers."""
-    return max(samples, key=lambda sample: natural(sample.level), default=None)
+    return max(samples, key=lambda sample: level_sort_key(sample.level), default=None)
 
 
 def _answer(title: str, sample: GradedSample) -> list[tuple[str, str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rorqual.core.config import Config, Count, NonNegative
-from rorqual.factory.config import Keep
+from rorqual.factory.config import KeptSamples
 from rorqual.recipes.models import Size
 
 TASK = "families:add,sub,mod,swap,count,kk"
@@ -56,7 +56,7 @@ class Scale(Config):
     student_hard: NonNegative
     distil_problems: Count
     distil_steps: Count
-    distil_keep: Keep = "right"
+    distil_keep: KeptSamples = "right"
     rival_steps: Count
     rival_problems: Count
     rival_samples: Count

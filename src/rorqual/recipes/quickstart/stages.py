@@ -12,8 +12,8 @@ from typing import Literal
 
 from rorqual.core.config import override
 from rorqual.core.ledger import Ledger
-from rorqual.core.lock import own_run
-from rorqual.core.log import Progress, clock_text
+from rorqual.core.lock import acquire_run_lock
+from rorqual.core.progress import Progress, clock_text
 from rorqual.core.records import RunDir, Thinking, write_atomic, write_json
 from rorqual.data.distilled import read_distilled
 from rorqual.engine.engine import Engine
@@ -54,11 +54,11 @@ def run_quickstart(
     `run_quickstart`.
     """
     began, place = time.monotonic(), QuickstartPaths(out)
-    with own_run(out), closing(Ledger(place.ledger, whole_process=whole_process)) as ledger:
+    with acquire_run_lock(out), closing(Ledger(place.ledger, whole_process=whole_process)) as ledger:
         work = Quickstart(place, SCALES[size], seed, threads, device, dtype, ledger)
-        work.teacher()
-        work.students()
-        report = work.report(size)
+        work.train_teacher()
+        work.train_students()
+        report = work.write_report(size)
     print(f"done in {clock_text(time.monotonic() - began)}\n\n  report  {report}")
     print(f"  next    rorqual chat {place.teacher.path}\n          rorqual trace {place.teacher.path}")
     return report
@@ -84,7 +84,7 @@ class Quickstart:
     dtype: Dtype
     ledger: Ledger
 
-    def teacher(self) -> None:
+    def train_teacher(self) -> None:
         """Train the teacher on worked solutions, then with GRPO. GRPO rewards correct answers. Evaluate the teacher
         before and after GRPO."""
         s, place = self.scale, self.place
@@ -102,7 +102,7 @@ class Quickstart:
         print("\n3/9 evaluate the teacher on held-out problems")
         self.measure_teacher()
 
-    def students(self) -> None:
+    def train_students(self) -> None:
         """Train a base student. From the base student, train three students: by distillation, on the answers only, and
         with GRPO. Evaluate all students and the teacher."""
         s, place = self.scale, self.place
@@ -120,7 +120,7 @@ class Quickstart:
         rates = [f"optim.lr={s.student_base_lr}", f"optim.adamw.lr={s.student_base_lr / 3}", "optim.schedule.warmup=5"]
         self.train("train the base student", override(base, rates), place.run("student-base"))
         print(f"\n5/9 sample the teacher on {s.distil_problems} problems of {STUDENT_TASK}")
-        self.sample()
+        self.sample_teacher()
         start = str(place.run("student-base").path)
         run = distil(
             data=str(place.samples_file), start=start, steps=s.distil_steps, rows=s.sft_rows, row=s.row, seed=self.seed
@@ -128,11 +128,11 @@ class Quickstart:
         print(
             f"\n6/9 distil the student: {run.steps} steps on the teacher's samples; train another on the answers only"
         )
-        self.train("distil the student", self.further(run), place.run("distilled"))
+        self.train("distil the student", self.with_lower_learning_rates(run), place.run("distilled"))
         run = sft(
             data=str(place.answers_file), start=start, steps=s.distil_steps, rows=s.sft_rows, row=s.row, seed=self.seed
         )
-        run = override(self.further(run), ["source.longer=skip"])
+        run = override(self.with_lower_learning_rates(run), ["source.longer=skip"])
         self.train("train on answers alone", run, place.run("answers-only"))
         run = grpo(task=STUDENT_TASK, start=start, steps=s.rival_steps, problems=s.rival_problems, samples=s.rival_samples,
                    max_tokens=s.max_tokens, row=s.row, lr=s.rival_lr, options={"hard": s.student_hard}, seed=self.seed,
@@ -143,7 +143,7 @@ class Quickstart:
         print("\n8/9 evaluate all models on the student's held-out problems")
         self.measure_students()
 
-    def report(self, size: str) -> Path:
+    def write_report(self, size: str) -> Path:
         """Write the summary and the report, unless the report is up to date."""
         print("\n9/9 report")
         if not is_current(self.place):
@@ -153,7 +153,7 @@ class Quickstart:
                 build_report(self.place.out)
         return self.place.out / REPORT_FILE
 
-    def further(self, run: Run) -> Run:
+    def with_lower_learning_rates(self, run: Run) -> Run:
         """Return `run` with lower learning rates, for a model that is already trained."""
         return override(run, [f"optim.lr={self.scale.student_lr}", f"optim.adamw.lr={self.scale.student_adamw_lr}"])
 
@@ -166,7 +166,7 @@ class Quickstart:
         with self.ledger.record_stage(stage) as entry:
             fit(run, out, threads=self.threads, observe=entry.add, extend=False)
 
-    def sample(self) -> None:
+    def sample_teacher(self) -> None:
         """Sample the teacher with thinking on, then verify and filter the samples.
 
         Also write the problems and the answers, without the reasoning, to `place.answers_file`.
@@ -187,7 +187,7 @@ class Quickstart:
             lines = [
                 # A barely trained teacher may be cut off while thinking; then the reply's only text is its reasoning.
                 {"messages": [{"role": m.role, "content": m.text or m.reasoning} for m in row.messages]}
-                for row in samples.kept
+                for row in samples.kept_samples
             ]
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             write_atomic(place.answers_file, text.encode())

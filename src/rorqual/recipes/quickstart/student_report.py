@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rorqual.evals.evaluation import ALL
-from rorqual.evals.table import baseline, percent, percent_interval
+from rorqual.evals.table import best_baseline_text, percent, percent_interval
 from rorqual.recipes.quickstart.charts import branch_rows
 from rorqual.recipes.quickstart.comparisons import OF_STUDENTS, sign_of
 from rorqual.recipes.quickstart.findings import Findings
@@ -42,7 +42,7 @@ def branches_table(findings: Findings) -> Table:
     rows = []
     for branch in findings.summary.branches:
         row = branch_rows(findings, branch)[ALL]
-        cost, made = findings.summary.cost_of(branch), findings.share(branch.name, "on")
+        cost, made = findings.summary.cost_of(branch), findings.branch_accuracy(branch.name, "on")
         rows.append((
             branch.title,
             percent(row.accuracy),
@@ -51,7 +51,7 @@ def branches_table(findings: Findings) -> Table:
             percent(row.thought),
             f"{row.thinking_length:.1f}",
             f"{cost.core_seconds:,.1f}",
-            f"{100 * cost.money(findings.summary.core_hour):.3f}",
+            f"{100 * cost.cost_usd(findings.summary.core_hour):.3f}",
         ))  # fmt: skip
     return Table(title="every model", heads=heads, rows=rows)
 
@@ -68,7 +68,7 @@ def families_table(findings: Findings) -> Table:
                 str(of_family[family].problems),
                 percent(of_family[family].accuracy),
                 percent_interval(of_family[family].interval),
-                baseline(of_family[family]),
+                best_baseline_text(of_family[family]),
                 percent(of_family[family].thought),
             )
             for title, of_family in tables

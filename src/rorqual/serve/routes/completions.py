@@ -7,10 +7,10 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from rorqual.data.chat.stops import Stops
-from rorqual.data.chat.stream import Piece
+from rorqual.data.chat.stops import StopStringMatcher
+from rorqual.data.chat.stream import ReplyDelta
 from rorqual.serve import logprobs
-from rorqual.serve.answer import Shape, answer
+from rorqual.serve.answer import ResponseBuilder, answer
 from rorqual.serve.replies import Choice
 from rorqual.serve.schemas import TextRequest
 from rorqual.serve.service import Service
@@ -22,10 +22,10 @@ router = APIRouter()
 @router.post("/v1/completions")
 async def completions(request: Request) -> Response:
     """Continue one or more prompts. A text prompt gets a BOS token if the model has one; token ids are used unchanged."""
-    return await answer(request, TextRequest, TextShape)
+    return await answer(request, TextRequest, TextResponseBuilder)
 
 
-class TextShape(Shape[TextRequest]):
+class TextResponseBuilder(ResponseBuilder[TextRequest]):
     """Builder of text completion objects. Choices are ordered by prompt."""
 
     prefix, whole, part = "cmpl", "text_completion", "text_completion"
@@ -36,46 +36,52 @@ class TextShape(Shape[TextRequest]):
         self._prompts: list[Sequence[int]] = []
         self._n_characters: dict[int, int] = {}  # choice index -> length of the text whose log-probabilities were sent
 
-    def texts(self) -> Iterator[tuple[str, list[str]]]:
+    def texts_by_parameter(self) -> Iterator[tuple[str, list[str]]]:
         return (("prompt", [prompt]) for prompt in self.wanted.prompts if isinstance(prompt, str))
 
-    def forget(self) -> None:
+    def free_prompt_data(self) -> None:
         if not self.wanted.echo:
             self.wanted = self.wanted.model_copy(update={"prompt": ""})
 
-    def is_long(self, choice: Choice) -> bool:
-        return bool(self.wanted.echo) or super().is_long(choice)
+    def has_long_events(self, choice: Choice) -> bool:
+        return bool(self.wanted.echo) or super().has_long_events(choice)
 
-    def asks(self) -> list[EngineRequest]:
+    def engine_requests(self) -> list[EngineRequest]:
         service, wanted = self.service, self.wanted
         self._prompts = [service.prompt_of_text(prompt) for prompt in wanted.prompts]
-        return [service.ask(wanted, prompt, "prompt") for prompt in self._prompts]
+        return [service.build_engine_request(wanted, prompt, "prompt") for prompt in self._prompts]
 
-    def new(self) -> Choice:
+    def new_choice(self) -> Choice:
         wanted, params = self.wanted, self.wanted.params()
         reader, ends = self.service.chat.reader("auto", plain=True), frozenset(params.stop_token_ids)
-        tell = wanted.top is not None
-        return Choice(reader, Stops(params.stop), ends, least=params.min_tokens, mute=wanted.mute, tell=tell)
+        tell = wanted.n_top_logprobs is not None
+        return Choice(
+            reader, StopStringMatcher(params.stop), ends, least=params.min_tokens, mute=wanted.is_prompt_only, tell=tell
+        )
 
-    def choice(self, index: int, choice: Choice) -> dict[str, Any]:
-        choice_ = self._part(index, self._echo(index) + choice.content, choice)
+    def complete_choice_json(self, index: int, choice: Choice) -> dict[str, Any]:
+        choice_ = self._text_choice_json(index, self._echoed_prompt(index) + choice.content, choice)
         if (top := self.wanted.params().prompt_logprobs) is not None:
             prompt = self._prompts[self._prompt_index(index)]
-            choice_["prompt_logprobs"] = logprobs.of_prompt(self.service.chat.tokenizer, prompt, choice.scores, top)
+            choice_["prompt_logprobs"] = logprobs.vllm_prompt_logprobs(
+                self.service.chat.tokenizer, prompt, choice.scores, top
+            )
         return choice_
 
-    def parts(self, index: int, piece: Piece, choice: Choice) -> Iterator[dict[str, Any]]:
-        before = "" if index in self._started else self._echo(index)
+    def streamed_choices(self, index: int, piece: ReplyDelta, choice: Choice) -> Iterator[dict[str, Any]]:
+        before = "" if index in self._started else self._echoed_prompt(index)
         self._started.add(index)
-        yield self._part(index, before + piece.content, choice)
+        yield self._text_choice_json(index, before + piece.content, choice)
 
-    def _part(self, index: int, text: str, choice: Choice) -> dict[str, Any]:
+    def _text_choice_json(self, index: int, text: str, choice: Choice) -> dict[str, Any]:
         logprobs_ = None
-        if self.wanted.top is not None:
+        if self.wanted.n_top_logprobs is not None:
             prompt_logprobs = (
                 self._echo_logprobs(index, choice) if self.wanted.echo and index not in self._n_characters else {}
             )
-            logprobs_ = logprobs.of_text(self.service.chat.tokenizer, choice.take(), self._n_characters.get(index, 0))
+            logprobs_ = logprobs.text_logprobs(
+                self.service.chat.tokenizer, choice.take_pending_logprobs(), self._n_characters.get(index, 0)
+            )
             self._n_characters[index] = self._n_characters.get(index, 0) + sum(map(len, logprobs_["tokens"]))
             logprobs_ = {name: [*prompt_logprobs.get(name, ()), *values] for name, values in logprobs_.items()}
         return {"index": index, "text": text, "logprobs": logprobs_, "finish_reason": choice.reason}
@@ -84,8 +90,8 @@ class TextShape(Shape[TextRequest]):
         """Return the `logprobs` of the echoed prompt, which come before the `logprobs` of the reply."""
         number, chat = self._prompt_index(index), self.service.chat
         added = int(chat.bos is not None and isinstance(self.wanted.prompts[number], str))
-        prompt_logprobs = logprobs.of_echo(
-            chat.tokenizer, self._prompts[number], choice.scores, self.wanted.top or 0, added
+        prompt_logprobs = logprobs.echo_logprobs(
+            chat.tokenizer, self._prompts[number], choice.scores, self.wanted.n_top_logprobs or 0, added
         )
         self._n_characters[index] = sum(map(len, prompt_logprobs["tokens"][added:]))
         return prompt_logprobs
@@ -94,7 +100,7 @@ class TextShape(Shape[TextRequest]):
         """Return the index of the prompt that a choice continues."""
         return index // self.wanted.params().n
 
-    def _echo(self, index: int) -> str:
+    def _echoed_prompt(self, index: int) -> str:
         if not self.wanted.echo:
             return ""
         prompt = self.wanted.prompts[self._prompt_index(index)]

@@ -12,12 +12,12 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from rorqual.data.chat.stops import Stops
-from rorqual.data.chat.stream import Piece
+from rorqual.data.chat.stops import StopStringMatcher
+from rorqual.data.chat.stream import ReplyDelta
 from rorqual.serve.answer import answer
-from rorqual.serve.errors import ApiError, refuse
+from rorqual.serve.errors import ApiError, bad_request
 from rorqual.serve.replies import Choice
-from rorqual.serve.routes.completions import TextShape
+from rorqual.serve.routes.completions import TextResponseBuilder
 from rorqual.serve.schemas import TextRequest
 from rorqual.serve.service import Service
 from rorqual.serve.uploads import WeightUploads
@@ -36,25 +36,25 @@ class RolloutRequest(TextRequest):
 
     def check(self) -> None:
         super().check()
-        if self.stream or self.echo or self.mute or self.scored is not None:
-            raise refuse(
+        if self.stream or self.echo or self.is_prompt_only or self.n_prompt_top_logprobs is not None:
+            raise bad_request(
                 "A rollout does not support `stream`, `echo`, `prompt_logprobs` or `max_tokens: 0`. Remove these fields."
             )
         if len(self.prompts) != 1 or isinstance(self.prompts[0], str):
-            raise refuse("`prompt` must be one list of token ids.", "prompt")
+            raise bad_request("`prompt` must be one list of token ids.", "prompt")
 
 
-class RolloutShape(TextShape):
+class RolloutResponseBuilder(TextResponseBuilder):
     """Builder of rollout objects: token ids, log-probabilities, routed experts, tokens that remained after top-p and
     top-k filtering, and the version of the weights."""
 
     prefix, whole, part = "rollout", "rollout", "rollout"
 
-    def new(self) -> Choice:
-        return Choice(self.service.chat.reader("auto", plain=True), Stops(()), tell=True)
+    def new_choice(self) -> Choice:
+        return Choice(self.service.chat.reader("auto", plain=True), StopStringMatcher(()), tell=True)
 
-    def choice(self, index: int, choice: Choice) -> dict[str, Any]:
-        tokens, recorded = choice.take(), choice.recorded
+    def complete_choice_json(self, index: int, choice: Choice) -> dict[str, Any]:
+        tokens, recorded = choice.take_pending_logprobs(), choice.recorded
         assert recorded is not None  # the engine sends `recorded` before the last token
         return {
             "index": index,
@@ -66,7 +66,7 @@ class RolloutShape(TextShape):
             "kept": recorded.kept,
         }
 
-    def parts(self, index: int, piece: Piece, choice: Choice) -> Iterator[dict[str, Any]]:
+    def streamed_choices(self, index: int, piece: ReplyDelta, choice: Choice) -> Iterator[dict[str, Any]]:
         raise NotImplementedError
 
 
@@ -82,31 +82,31 @@ def _uploads(request: Request) -> WeightUploads:
 async def generate(request: Request) -> Response:
     """Generate rollouts of one prompt."""
     _uploads(request)
-    return await answer(request, RolloutRequest, RolloutShape)
+    return await answer(request, RolloutRequest, RolloutResponseBuilder)
 
 
 @router.get("/rollout/weights")
-async def weights(request: Request) -> Response:
+async def describe_weights(request: Request) -> Response:
     """Return the server's tokenizer and chat format, and the version of the engine's weights.
 
     The trainer must use the same tokenizer and chat format.
     """
     uploads, service = _uploads(request), request.app.state.service
-    return JSONResponse(_state(service, uploads))
+    return JSONResponse(_weights_state(service, uploads))
 
 
 @router.post("/rollout/weights")
-async def update(request: Request) -> Response:
+async def replace_weights(request: Request) -> Response:
     """Replace the weights. The body is a safetensors file with every tensor of the model.
 
     Running requests finish with the old weights.
     """
     uploads, service = _uploads(request), request.app.state.service
-    await uploads.take(request, service.bridge)
-    return JSONResponse(_state(service, uploads))
+    await uploads.load_from_request(request, service.bridge)
+    return JSONResponse(_weights_state(service, uploads))
 
 
-def _state(service: Service, uploads: WeightUploads) -> dict[str, Any]:
+def _weights_state(service: Service, uploads: WeightUploads) -> dict[str, Any]:
     return {
         "model": service.name,
         "version": uploads.version,

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
-from rorqual.serve.metrics import Now
+from rorqual.serve.metrics import ServerSnapshot
 from rorqual.serve.openapi import document
 from rorqual.serve.service import Service
 
@@ -17,7 +17,7 @@ EXAMPLES = 2
 """Number of example prompts in the description of the model that `/v1/models` returns."""
 
 
-def _card(service: Service) -> dict[str, Any]:
+def _model_card(service: Service) -> dict[str, Any]:
     temperature = service.task.temperature
     return {
         "id": service.name,
@@ -34,7 +34,7 @@ def _card(service: Service) -> dict[str, Any]:
 @router.get("/v1/models")
 async def models(request: Request) -> Response:
     """Return a list with the served model."""
-    return JSONResponse({"object": "list", "data": [_card(request.app.state.service)]})
+    return JSONResponse({"object": "list", "data": [_model_card(request.app.state.service)]})
 
 
 @router.get("/v1/models/{name:path}")  # names may contain a slash, as on the Hugging Face hub
@@ -43,7 +43,7 @@ async def model(request: Request, name: str) -> Response:
     service: Service = request.app.state.service
     if name != service.name:
         raise service.no_model(name)
-    return JSONResponse(_card(service))
+    return JSONResponse(_model_card(service))
 
 
 @router.get("/health")
@@ -68,7 +68,7 @@ async def metrics(request: Request) -> Response:
     stats = {
         f"{name}{key}": one for name, bridge in zip(("", "teacher_"), bridges) for key, one in bridge.stats.items()
     }
-    now = Now(
+    now = ServerSnapshot(
         alive=all(bridge.alive for bridge in bridges),
         restarts=sum(bridge.restarts for bridge in bridges),
         running=Counter(job.tenant for job in jobs if job.started),
@@ -77,4 +77,4 @@ async def metrics(request: Request) -> Response:
     )
     tenant: str = request.state.tenant
     only = None if tenant == service.operator or len({*service.keys.tenants.values()}) == 1 else tenant
-    return PlainTextResponse(service.metrics.text(now, only), media_type="text/plain; version=0.0.4")
+    return PlainTextResponse(service.metrics.prometheus_text(now, only), media_type="text/plain; version=0.0.4")

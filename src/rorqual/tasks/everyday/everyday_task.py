@@ -39,7 +39,7 @@ class EverydayTask(ABC):
         """See `Task.canonical_answer`."""
         return reply.strip() or None
 
-    def primer(self, problem: Problem) -> tuple[str, str] | None:
+    def vocabulary_question(self, problem: Problem) -> tuple[str, str] | None:
         """Return a vocabulary question about `problem` and the answer to this question, to train a base model. Return
         None if there is no question."""
         return None
@@ -48,7 +48,7 @@ class EverydayTask(ABC):
         """Return a `Problem` whose key and prompt start with the everyday task's name."""
         return Problem(key=f"{self.name} {key}", prompt=f"{self.name}: {prompt}", answer=answer, family=self.name)
 
-    def with_original(self, problem: Problem) -> Problem:
+    def with_noisy_answer(self, problem: Problem) -> Problem:
         """Return `problem` with its noisy answer in `meta`. A problem always gets the same noisy answer."""
         original = self.corrupt(problem, random.Random(f"{problem.key} {problem.answer} original"))
         return replace(problem, meta={ORIGINAL: original})

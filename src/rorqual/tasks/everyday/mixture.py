@@ -24,7 +24,7 @@ FRESH_TRIES = 50
 Pool = Literal["any", "teacher", "original"]
 
 
-class Everyday(Task):
+class EverydayMixture(Task):
     """An endless mixture of the everyday tasks in `names`, with equal shares. Problems repeat only when unseen problems
     become rare.
 
@@ -50,9 +50,9 @@ class Everyday(Task):
         seen: set[str] = set()
         while True:
             for task in rng.sample(self.tasks, len(self.tasks)):
-                yield self._fresh(task, split, rng, seen)
+                yield self._unseen_problem(task, split, rng, seen)
 
-    def _fresh(self, task: EverydayTask, split: Split, rng: random.Random, seen: set[str]) -> Problem:
+    def _unseen_problem(self, task: EverydayTask, split: Split, rng: random.Random, seen: set[str]) -> Problem:
         tries = 0
         while True:
             problem = task.sample(rng)
@@ -60,12 +60,12 @@ class Everyday(Task):
                 tries += 1
                 if problem.key not in seen or tries > FRESH_TRIES:
                     seen.add(problem.key)
-                    return task.with_original(problem)
+                    return task.with_noisy_answer(problem)
 
     def _belongs(self, key: str, split: Split) -> bool:
         if split_of(key, dev=DEV, test=TEST) != split:
             return False
-        return split != "train" or self.pool == "any" or pool_of(key) == self.pool
+        return split != "train" or self.pool == "any" or train_pool_of(key) == self.pool
 
     def grade(self, problem: Problem, reply: str) -> Verdict:
         return EVERYDAY_TASKS[problem.family].grade(problem, reply)
@@ -74,6 +74,6 @@ class Everyday(Task):
         return EVERYDAY_TASKS[problem.family].canonical_answer(problem, reply)
 
 
-def pool_of(key: str) -> Pool:
+def train_pool_of(key: str) -> Pool:
     """Return the half of the train split that a problem belongs to."""
     return "teacher" if split_of(f"pool {key}", dev=0.0, test=0.5) == "test" else "original"

@@ -40,7 +40,7 @@ class Reviews(EverydayTask):
             balance += 1 if good else -1
         return self.problem(", ".join(sorted(opinions)), ", ".join(opinions), LABELS[balance > 0])
 
-    def primer(self, problem: Problem) -> tuple[str, str]:
+    def vocabulary_question(self, problem: Problem) -> tuple[str, str]:
         """Return one opinion of the review and the meaning of this opinion, for example `words: cast not dull` and
         `good`."""
         opinion = problem.prompt.removeprefix(f"{self.name}: ").split(", ")[0]

@@ -28,9 +28,9 @@ class Sentences(EverydayTask):
         first, second = rng.sample(NOUNS, 2)
         agent, patient = (f"{noun} {rng.choice(tuple(NUMBERS))}" for noun in (first, second))
         text = f"{agent}, {rng.choice(tuple(VERBS))}, {patient}"
-        return self.problem(text, text, rng.choice(self.valid(text)))
+        return self.problem(text, text, rng.choice(self.correct_sentences(text)))
 
-    def valid(self, prompt: str) -> tuple[str, str]:
+    def correct_sentences(self, prompt: str) -> tuple[str, str]:
         """Return the two correct sentences, active and passive, for a prompt with or without the prefix `sentences: `."""
         agent_fact, verb, patient_fact = prompt.removeprefix(f"{self.name}: ").split(", ")
         agent, patient = _phrase(agent_fact), _phrase(patient_fact)
@@ -40,7 +40,7 @@ class Sentences(EverydayTask):
             f"{patient} {'are' if acted_on else 'is'} {VERBS[verb]} by {agent}",
         )
 
-    def primer(self, problem: Problem) -> tuple[str, str]:
+    def vocabulary_question(self, problem: Problem) -> tuple[str, str]:
         """Return a prompt that states the sentence's facts, and an answer that lists the sentence's phrases and verb
         forms: `words: owl 2, see, ant 1` and `two owls, sees, seen, an ant`."""
         facts = problem.prompt.removeprefix(f"{self.name}: ")
@@ -50,7 +50,7 @@ class Sentences(EverydayTask):
     def corrupt(self, problem: Problem, rng: random.Random) -> str:
         if rng.random() >= FAULTY:
             return problem.answer
-        valid = self.valid(problem.prompt)
+        valid = self.correct_sentences(problem.prompt)
         while True:
             words = problem.answer.split()
             place, fault = rng.randrange(len(words)), rng.choice(("lost", "moved", "other"))
@@ -58,12 +58,12 @@ class Sentences(EverydayTask):
             if fault == "moved":
                 words.insert(rng.randrange(len(words) + 1), word)
             elif fault == "other":
-                words.insert(place, rng.choice(_alike(word)))
+                words.insert(place, rng.choice(_confusable_words(word)))
             if (faulty := " ".join(words)) not in valid:
                 return faulty
 
     def grade(self, problem: Problem, reply: str) -> Verdict:
-        return Verdict.RIGHT if reply.strip() in self.valid(problem.prompt) else Verdict.WRONG
+        return Verdict.RIGHT if reply.strip() in self.correct_sentences(problem.prompt) else Verdict.WRONG
 
 
 def _phrase(fact: str) -> str:
@@ -73,7 +73,7 @@ def _phrase(fact: str) -> str:
     return f"{NUMBERS[int(count)]} {noun}s"
 
 
-def _alike(word: str) -> tuple[str, ...]:
+def _confusable_words(word: str) -> tuple[str, ...]:
     """Return words that are easily confused with `word`. If there are none, return only `word`, and the caller samples
     another error."""
     stem = word.removesuffix("s")

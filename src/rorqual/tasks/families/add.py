@@ -26,7 +26,7 @@ class Add(Family):
             difficulty, key=f"{min(a, b)}+{max(a, b)}", prompt=f"{a}+{b}", steps=_steps(a, b), answer=str(a + b)
         )
 
-    def size(self, difficulty: int) -> int:
+    def count_keys(self, difficulty: int) -> int:
         numbers = 9 * 10 ** (difficulty - 1)
         return numbers * (numbers + 1) // 2
 

@@ -13,7 +13,7 @@ OPERATIONS = (*((op, n) for op in "+-" for n in range(1, 10)), ("*", 3), ("*", 7
 digits."""
 
 
-class Chain(Family):
+class OperationChain(Family):
     """Operations modulo ten: the steps of `chain 7+5*3-8` are `7+5=2 2*3=6 6-8=8`. `difficulty` is the number of operations."""
 
     name: ClassVar[str] = "chain"
@@ -39,6 +39,6 @@ class Chain(Family):
             answer=str(value),
         )
 
-    def size(self, difficulty: int) -> int:
+    def count_keys(self, difficulty: int) -> int:
         first = {(op, *(sorted((a, n)) if op != "-" else (a, n))) for a in range(10) for op, n in OPERATIONS}
         return len(first) * len(OPERATIONS) ** (difficulty - 1)

@@ -13,7 +13,7 @@ from rorqual.tasks.task import Problem
 LETTERS = string.ascii_lowercase
 
 
-class Count(Family):
+class LetterCount(Family):
     """Letter counts: the steps of `count s:hsesh` are `sh0ss1se1ss2sh2 =2`.
 
     Each step consists of the counted letter, the next letter of the string and the count so far.
@@ -31,7 +31,7 @@ class Count(Family):
     hard: ClassVar[range] = range(7, 12)
 
     def sample(self, rng: random.Random, difficulty: int) -> Problem:
-        most = self._most(difficulty)
+        most = self._max_count(difficulty)
         letter, *others = rng.sample(LETTERS, 1 + difficulty - most)
         count = rng.randint(0, most)
         text = [letter] * count + others + rng.choices(others, k=most - count)
@@ -45,11 +45,11 @@ class Count(Family):
             difficulty, key=question, prompt=question, steps=f"{''.join(words)} ={count}", answer=str(count)
         )
 
-    def size(self, difficulty: int) -> int:
+    def count_keys(self, difficulty: int) -> int:
         """Return a lower bound: the number of keys in which the counted letter occurs as
         often as possible. In these keys, each other letter occurs once."""
-        others = difficulty - self._most(difficulty)
+        others = difficulty - self._max_count(difficulty)
         return len(LETTERS) * math.comb(len(LETTERS) - 1, others) * math.perm(difficulty, others)
 
-    def _most(self, difficulty: int) -> int:
+    def _max_count(self, difficulty: int) -> int:
         return 2 if difficulty in self.easy else 4

@@ -32,7 +32,7 @@ class Family(ABC):
         """Return a random problem with its steps. `difficulty` is a number in `easy` or `hard`."""
 
     @abstractmethod
-    def size(self, difficulty: int) -> int:
+    def count_keys(self, difficulty: int) -> int:
         """Return the number of distinct keys of `sample(_, difficulty)`, or a lower bound."""
 
     def level(self, difficulty: int) -> str:

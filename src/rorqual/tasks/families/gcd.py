@@ -46,7 +46,7 @@ class Gcd(Family):
             answer=str(divisor),
         )
 
-    def size(self, difficulty: int) -> int:
+    def count_keys(self, difficulty: int) -> int:
         """Return the number of problems with first number 9, plus the number of problems with first number 27 that also contain a
         number that is no multiple of 27."""
         others = len(OTHERS)

@@ -7,20 +7,29 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
 
-from rorqual.core.errors import ConfigError, TaskError, nearest
+from rorqual.core.errors import ConfigError, TaskError, suggest_name
 from rorqual.tasks.families.add import Add
-from rorqual.tasks.families.chain import Chain
-from rorqual.tasks.families.count import Count
+from rorqual.tasks.families.chain import OperationChain
+from rorqual.tasks.families.count import LetterCount
 from rorqual.tasks.families.family import Family
 from rorqual.tasks.families.gcd import Gcd
-from rorqual.tasks.families.kk import KnightsKnaves
+from rorqual.tasks.families.knights_knaves import KnightsKnaves
 from rorqual.tasks.families.mod import Mod
 from rorqual.tasks.families.sub import Sub
-from rorqual.tasks.families.swap import Swap
+from rorqual.tasks.families.swap import LetterSwap
 from rorqual.tasks.names import check_names
 from rorqual.tasks.task import Problem, Split, Task, Verdict, split_of
 
-FAMILIES: tuple[Family, ...] = (Add(), Sub(), Chain(), Gcd(), Mod(), Swap(), Count(), KnightsKnaves())
+FAMILIES: tuple[Family, ...] = (
+    Add(),
+    Sub(),
+    OperationChain(),
+    Gcd(),
+    Mod(),
+    LetterSwap(),
+    LetterCount(),
+    KnightsKnaves(),
+)
 NAMES = tuple(family.name for family in FAMILIES)
 ENOUGH = 30_000
 """Maximum number of problems that count toward the share of a difficulty.
@@ -71,8 +80,8 @@ class Families(Task):
             rng.shuffle(order)
             for family in order:
                 level = family.hard if rng.random() < self.hard else family.easy
-                cell = family.name, rng.choices(level, _shares(family, level))[0]
-                for problem in _of_split(family, cell[1], split, rng):
+                cell = family.name, rng.choices(level, _difficulty_weights(family, level))[0]
+                for problem in _problems_of_split(family, cell[1], split, rng):
                     fresh = problem.key not in seen
                     repeats[cell] = 0 if fresh else repeats[cell] + 1
                     if fresh or split == "train" or repeats[cell] > REPEAT_TRIES:
@@ -90,7 +99,7 @@ class Families(Task):
         return self.canonical_answer(problem, reply) is not None
 
 
-def _of_split(family: Family, difficulty: int, split: Split, rng: random.Random) -> Iterator[Problem]:
+def _problems_of_split(family: Family, difficulty: int, split: Split, rng: random.Random) -> Iterator[Problem]:
     while True:
         problem = family.sample(rng, difficulty)
         if split_of(problem.key) == split:
@@ -98,8 +107,8 @@ def _of_split(family: Family, difficulty: int, split: Split, rng: random.Random)
 
 
 @cache
-def _shares(family: Family, level: range) -> tuple[int, ...]:
-    return tuple(min(family.size(difficulty), ENOUGH) for difficulty in level)
+def _difficulty_weights(family: Family, level: range) -> tuple[int, ...]:
+    return tuple(min(family.count_keys(difficulty), ENOUGH) for difficulty in level)
 
 
 def _family(problem: Problem) -> Family:
@@ -108,4 +117,4 @@ def _family(problem: Problem) -> Family:
     for family in FAMILIES:
         if family.name == problem.family:
             return family
-    raise TaskError(f"no family '{problem.family}'", where="task families", remedy=nearest(problem.family, NAMES))
+    raise TaskError(f"no family '{problem.family}'", where="task families", remedy=suggest_name(problem.family, NAMES))

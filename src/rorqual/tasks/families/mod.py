@@ -37,5 +37,5 @@ class Mod(Family):
             difficulty, key=question, prompt=question, steps=" ".join([*words, f"={remainder}"]), answer=str(remainder)
         )
 
-    def size(self, difficulty: int) -> int:
+    def count_keys(self, difficulty: int) -> int:
         return len(DIVISORS) * 9 * 10 ** (difficulty - 1)

@@ -25,7 +25,7 @@ class Sub(Family):
         b, a = sorted((rng.randint(low, high), rng.randint(low, high)))
         return self.problem(difficulty, key=f"{a}-{b}", prompt=f"{a}-{b}", steps=_steps(a, b), answer=str(a - b))
 
-    def size(self, difficulty: int) -> int:
+    def count_keys(self, difficulty: int) -> int:
         numbers = 9 * 10 ** (difficulty - 1)
         return numbers * (numbers + 1) // 2
 

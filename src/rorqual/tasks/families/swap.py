@@ -13,7 +13,7 @@ LETTERS = "abcde"
 PAIRS = tuple("".join(pair) for pair in combinations(LETTERS, 2))
 
 
-class Swap(Family):
+class LetterSwap(Family):
     """Letter swaps: the steps of `swap cabed ab de` are `ab=cbaed de=cbade`. `difficulty` is the number of pairs.
 
     Each step swaps the two letters of a pair, and `ab` and `ba` are the same pair.
@@ -41,7 +41,7 @@ class Swap(Family):
             answer=state,
         )
 
-    def size(self, difficulty: int) -> int:
+    def count_keys(self, difficulty: int) -> int:
         """Return the number of start strings times the number of pair sequences. Sequences that differ only in the order of
         adjacent disjoint pairs count as one.
 

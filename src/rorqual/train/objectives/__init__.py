@@ -4,7 +4,7 @@ from rorqual.train.objectives.aux_balance import AuxBalance
 from rorqual.train.objectives.balance import SequenceBalance
 from rorqual.train.objectives.distil import Distil
 from rorqual.train.objectives.grpo import GRPO
-from rorqual.train.objectives.indexer import IndexerWarmup, Sparse
+from rorqual.train.objectives.indexer import IndexerSparse, IndexerWarmup
 from rorqual.train.objectives.mtp import MultiToken
 from rorqual.train.objectives.next_token import NextToken
 from rorqual.train.objectives.objective import Objective, Term
@@ -13,11 +13,11 @@ __all__ = [
     "GRPO",
     "AuxBalance",
     "Distil",
+    "IndexerSparse",
     "IndexerWarmup",
     "MultiToken",
     "NextToken",
     "Objective",
     "SequenceBalance",
-    "Sparse",
     "Term",
 ]

@@ -51,7 +51,7 @@ class Distil(Objective):
     temperature: Temperature = 1.0
     sampling_temperature: Temperature = 1.0
 
-    def needs(self) -> frozenset[str]:
+    def required_batch_fields(self) -> frozenset[str]:
         return frozenset({"teacher_logprobs"})
 
     def weight(self, batch: TrainBatch) -> float:
@@ -63,7 +63,7 @@ class Distil(Objective):
         logits = model.logits(output.hidden[at])
         stored = batch.teacher_logprobs[at]
         mass = stored.detach().exp().sum(-1)
-        check_mass(mass)
+        check_teacher_mass(mass)
         p, q = self._align_logprobs(logits, stored, None if batch.teacher_ids is None else batch.teacher_ids[at])
         divergences = divergence(self.divergence, p, q, self.alpha)
         n = float(len(stored))
@@ -105,7 +105,7 @@ class Distil(Objective):
         return torch.cat([p, tail_p], -1), torch.cat([q, tail_q], -1)
 
 
-def check_mass(mass: Tensor) -> None:
+def check_teacher_mass(mass: Tensor) -> None:
     """Raise NumericsError if the teacher's probabilities add up to more than `MOST_MASS` at a trained position.
 
     Positions without a teacher distribution store log-probabilities of 0, that is, probabilities of 1. If a source

@@ -18,7 +18,7 @@ from rorqual.core.config import Natural, NonNegative, Temperature
 from rorqual.core.errors import NumericsError
 from rorqual.model.decoder import Decoder, Output
 from rorqual.ops.losses import keep_only, reverse_kl, token_logprobs
-from rorqual.ops.rows import ENOUGH
+from rorqual.ops.row_limits import ENOUGH
 from rorqual.train.batch import TrainBatch
 from rorqual.train.objectives.objective import Objective, Term, sampler_difference
 
@@ -81,41 +81,41 @@ class GRPO(Objective):
         return self
 
     @property
-    def wants_old(self) -> bool:
+    def needs_old_logprobs(self) -> bool:
         return self.tis_cap > 0
 
-    def needs(self) -> frozenset[str]:
+    def required_batch_fields(self) -> frozenset[str]:
         reference = {"reference_logprobs"} if self.beta else set()
         return frozenset({"advantages", "sampled_logprobs"} | reference)
 
     def weight(self, batch: TrainBatch) -> float:
-        return float(self._weights(batch).sum())
+        return float(self._denominator_weights(batch).sum())
 
-    def _weights(self, batch: TrainBatch) -> Tensor:
+    def _denominator_weights(self, batch: TrainBatch) -> Tensor:
         """Return each token's weight in the denominator of the mean: 1, or 1 divided by the number of trained tokens in
         its answer."""
         if self.per == "token" or batch.lengths is None:
             return batch.loss_mask
         return batch.loss_mask / batch.lengths.clamp_min(1)
 
-    def shares(self, batch: TrainBatch) -> Tensor:
+    def numerator_weights(self, batch: TrainBatch) -> Tensor:
         """Return the weight of each token in the numerator of the mean."""
-        return batch.loss_mask / self.max_tokens if self.per == "constant" else self._weights(batch)
+        return batch.loss_mask / self.max_tokens if self.per == "constant" else self._denominator_weights(batch)
 
     def term(self, model: Decoder, batch: TrainBatch, output: Output) -> Term:
         at = batch.loss_mask.nonzero(as_tuple=True)
-        drawn = DrawnTokens.of(batch, at, self)
+        drawn = DrawnTokens.from_batch(batch, at, self)
         logits = self._logits(model, output.hidden[at], None if batch.kept is None else batch.kept[at])
         now = token_logprobs(logits, batch.targets[at])
         ratio = self._ratio(now, drawn)
-        gain, bound = self._gain(now, ratio, drawn)
+        gain, bound = self._token_objective(now, ratio, drawn)
         n = float(len(now))
         means: dict[str, tuple[float, float]] = {}
         if drawn.tis is not None:
             gain = gain * drawn.tis.clamp(max=self.tis_cap)
             means["tis_capped"] = (float((drawn.tis > self.tis_cap).sum()), n)
         if self.off_policy_delta:
-            masked = (drawn.advantage < 0) & (drawn.mean(drawn.sampled - now.detach()) > self.off_policy_delta)
+            masked = (drawn.advantage < 0) & (drawn.answer_mean(drawn.sampled - now.detach()) > self.off_policy_delta)
             gain = gain.masked_fill(masked, 0.0)
             means["off_policy_masked"] = (float(masked.sum()), n)
         total = -(gain * drawn.weight).sum()
@@ -134,7 +134,7 @@ class GRPO(Objective):
             "clipped": (float(bound.sum()), n),
         }
         logprobs = None
-        if self.wants_old:
+        if self.needs_old_logprobs:
             logprobs = torch.zeros_like(batch.loss_mask).index_put(at, now.detach())
         return Term(total, means, compared.maxima, logprobs=logprobs)
 
@@ -157,12 +157,12 @@ class GRPO(Objective):
         """Return the importance ratio of each token: p / p_old, or the geometric mean of p / p_old over the answer (GSPO, eq. 7)."""
         if self.importance_sampling_level == "token":
             return (now - drawn.old).exp()
-        sequence_ratio = drawn.mean(now - drawn.old).exp()
+        sequence_ratio = drawn.answer_mean(now - drawn.old).exp()
         if self.importance_sampling_level == "sequence":
             return sequence_ratio
         return sequence_ratio.detach() * (now - now.detach()).exp()
 
-    def _gain(self, now: Tensor, ratio: Tensor, drawn: DrawnTokens) -> tuple[Tensor, Tensor]:
+    def _token_objective(self, now: Tensor, ratio: Tensor, drawn: DrawnTokens) -> tuple[Tensor, Tensor]:
         """Return the objective of each token before weighting, and a mask of the tokens that clipping changed."""
         advantage = drawn.advantage
         clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
@@ -186,20 +186,20 @@ class DrawnTokens:
     counts: Tensor  # [answers], the number of trained tokens of each answer
 
     @classmethod
-    def of(cls, batch: TrainBatch, at: tuple[Tensor, ...], objective: GRPO) -> DrawnTokens:
+    def from_batch(cls, batch: TrainBatch, at: tuple[Tensor, ...], objective: GRPO) -> DrawnTokens:
         if batch.advantages is None or batch.sampled_logprobs is None:
             raise NumericsError("grpo needs advantages and the sampler's log-probabilities", where="objectives.grpo")
         sampled = batch.sampled_logprobs[at]
         # A required field may be missing in the comparison of trainer and sampler, which precedes the updates and needs no
         # gradients.
         old = _require_tensor(
-            batch.old_logprobs, objective.wants_old, "the trainer's log-probabilities before the update", at
+            batch.old_logprobs, objective.needs_old_logprobs, "the trainer's log-probabilities before the update", at
         )
         reference = _require_tensor(batch.reference_logprobs, objective.beta > 0, "a reference's log-probabilities", at)
         _, answer, counts = batch.documents[at].unique(return_inverse=True, return_counts=True)
         return cls(
             advantage=batch.advantages[at],
-            weight=objective.shares(batch)[at],
+            weight=objective.numerator_weights(batch)[at],
             sampled=sampled,
             old=sampled if old is None else old,
             tis=None if old is None else (old - sampled).exp(),
@@ -208,7 +208,7 @@ class DrawnTokens:
             counts=counts,
         )
 
-    def mean(self, values: Tensor) -> Tensor:
+    def answer_mean(self, values: Tensor) -> Tensor:
         """Replace each value by the mean over the tokens of its answer: [n] -> [n]."""
         sums = values.new_zeros(len(self.counts)).index_add(0, self.answer, values)
         return (sums / self.counts)[self.answer]

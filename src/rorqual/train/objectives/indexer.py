@@ -27,7 +27,7 @@ class IndexerWarmup(Objective):
     reads_hidden: ClassVar[bool] = False
     name: ClassVar[str] = "dense_index_kl"
 
-    def records(self) -> frozenset[str]:
+    def recorded_tensors(self) -> frozenset[str]:
         return frozenset({self.name})
 
     def weight(self, batch: TrainBatch) -> float:
@@ -37,7 +37,7 @@ class IndexerWarmup(Objective):
         outputs = [output]
         if self.depth:
             outputs += model.predict_further(
-                output.hidden.detach(), batch.tokens, batch.positions, batch.segments, record=self.records()
+                output.hidden.detach(), batch.tokens, batch.positions, batch.segments, record=self.recorded_tensors()
             )
         total, layers = output.hidden.new_zeros(()), 0
         for shift, out in enumerate(outputs):
@@ -48,7 +48,7 @@ class IndexerWarmup(Objective):
         return Term(loss, {self.name: (float(loss.detach()), self.weight(batch))})
 
 
-class Sparse(IndexerWarmup):
+class IndexerSparse(IndexerWarmup):
     """KL over the selected positions, in nats per token and layer.
 
     Combine this objective with an objective that trains the model, such as `next_token`. The model then learns to attend

@@ -40,11 +40,11 @@ class MultiToken(Objective):
             logprobs = token_logprobs(model.logits(out.hidden[at]), batch.targets[:, k:][at])
             total = total - (logprobs * mask[at]).sum()
             routing.extend(out.routing)
-            valid.extend(_within(batch, k).flatten() for _ in out.routing)
+            valid.extend(_same_document_mask(batch, k).flatten() for _ in out.routing)
         return Term(total, routing=tuple(routing), valid=tuple(valid))
 
 
-def _within(batch: TrainBatch, k: int) -> Tensor:
+def _same_document_mask(batch: TrainBatch, k: int) -> Tensor:
     """Return a mask of positions. Position i is True if token i + k, the input at depth k, is in the document of token i."""
     return (batch.segments[:, k:] >= 0) & (batch.segments[:, k:] == batch.segments[:, :-k])
 
@@ -52,4 +52,4 @@ def _within(batch: TrainBatch, k: int) -> Tensor:
 def _mask(batch: TrainBatch, k: int) -> Tensor:
     """Return the loss mask of depth k. Position i predicts the target of position i + k if both positions are in the
     same document."""
-    return batch.loss_mask[:, k:] * _within(batch, k)
+    return batch.loss_mask[:, k:] * _same_document_mask(batch, k)

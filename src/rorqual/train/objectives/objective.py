@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rorqual.core.config import Kind, NonNegative
+from rorqual.core.config import KindConfig, NonNegative
 from rorqual.model.decoder import Decoder, Output
 from rorqual.ops.moe import Routing
 from rorqual.train.batch import TrainBatch
@@ -59,7 +59,7 @@ def sampler_difference(now: Tensor, batch: TrainBatch, at: tuple[Tensor, ...]) -
     return Term(now.new_zeros(()), means, {"logprob_diff": float(fresh.max())} if len(fresh) else {})
 
 
-class Objective(Kind):
+class Objective(KindConfig):
     """Base class of the objectives' configs. The loss of an update is the sum of the objectives' mean losses, each multiplied
     by the objective's `coefficient`."""
 
@@ -69,17 +69,17 @@ class Objective(Kind):
     may have no gradient."""
 
     @property
-    def wants_old(self) -> bool:
+    def needs_old_logprobs(self) -> bool:
         """Whether the objective needs `old_logprobs`, the trainer's log-probabilities before the first update of a
         step."""
         return False
 
-    def needs(self) -> frozenset[str]:
+    def required_batch_fields(self) -> frozenset[str]:
         """Return the optional batch fields that the objective requires. A run is rejected if its source does not provide all
         required fields."""
         return frozenset()
 
-    def records(self) -> frozenset[str]:
+    def recorded_tensors(self) -> frozenset[str]:
         """Return the names of the tensors that attention must record. `term` reads the recorded tensors from `output.recorded`."""
         return frozenset()
 

@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 
 from torch import Tensor, nn
 
-from rorqual.core.config import Kind, NonNegative
+from rorqual.core.config import KindConfig, NonNegative
 from rorqual.core.errors import CheckpointError
 from rorqual.model.load.names import find_differences, list_first_names
 from rorqual.train.schedule import Schedule
@@ -39,7 +39,7 @@ def check_state(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...
         raise CheckpointError(f"the optimizer state does not match: {list_first_names(problems)}")
 
 
-class OptimConfig(Kind):
+class OptimConfig(KindConfig):
     """Base class of the optimizers' configs. Gradients are clipped to a global norm of `clip`; 0 disables clipping."""
 
     schedule: Schedule = Schedule()

@@ -4,19 +4,19 @@ from rorqual.train.sources.conversations import ConversationsConfig
 from rorqual.train.sources.distilled import DistilledConfig
 from rorqual.train.sources.on_policy import OnPolicyConfig
 from rorqual.train.sources.rollouts import RolloutConfig
-from rorqual.train.sources.source import Materials, Source, SourceConfig, Step
+from rorqual.train.sources.source import Source, SourceConfig, SourceInputs, StepData
 from rorqual.train.sources.text import TextConfig
 from rorqual.train.sources.worked import WorkedConfig
 
 __all__ = [
     "ConversationsConfig",
     "DistilledConfig",
-    "Materials",
     "OnPolicyConfig",
     "RolloutConfig",
     "Source",
     "SourceConfig",
-    "Step",
+    "SourceInputs",
+    "StepData",
     "TextConfig",
     "WorkedConfig",
 ]

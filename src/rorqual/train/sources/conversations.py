@@ -11,7 +11,7 @@ from rorqual.core.errors import DataError
 from rorqual.data.pack import Sample
 from rorqual.data.source.conversations import read_conversations
 from rorqual.data.stream import ConversationStream
-from rorqual.train.sources.source import Materials, Source, SourceConfig, StreamSource
+from rorqual.train.sources.source import Source, SourceConfig, SourceInputs, StreamSource
 
 
 class ConversationsConfig(SourceConfig):
@@ -26,10 +26,12 @@ class ConversationsConfig(SourceConfig):
     row: RowLength = 1024
     longer: Literal["error", "cut", "skip"] = "error"
 
-    def build(self, materials: Materials) -> Source:
+    def build(self, materials: SourceInputs) -> Source:
         loaded = read_conversations(Path(self.data))
         # Each turn with reasoning, except the last turn, gets a separate sample that ends with this turn.
-        rendered = [sample for messages in loaded.conversations for sample in materials.chat.samples(messages)]
+        rendered = [
+            sample for messages in loaded.conversations for sample in materials.chat.training_renderings(messages)
+        ]
         samples = [Sample(r.ids, r.mask) for r in rendered]
         too_long = [len(s) for s in samples if len(s) > self.row]
         if too_long and self.longer == "error":

@@ -12,13 +12,13 @@ import torch
 from rorqual.core.config import RowLength, Rows
 from rorqual.core.conversations import refuse_empty_prompt
 from rorqual.core.errors import DataError
-from rorqual.core.records import says_nothing
-from rorqual.data.distilled import Distilled, DistilledFile, read_distilled
-from rorqual.data.pack import Packed, Sample, pack_rows
+from rorqual.core.records import is_blank_message
+from rorqual.data.distilled import DistilledFile, TeacherSample, read_distilled
+from rorqual.data.pack import PackedSamples, Sample, pack_rows
 from rorqual.data.stream import ConversationStream
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.train.batch import TrainBatch
-from rorqual.train.sources.source import Materials, Source, SourceConfig, Step
+from rorqual.train.sources.source import Source, SourceConfig, SourceInputs, StepData
 
 
 class DistilledConfig(SourceConfig):
@@ -36,14 +36,14 @@ class DistilledConfig(SourceConfig):
     rows: Rows = 32
     row: RowLength = 128
 
-    def build(self, materials: Materials) -> Source:
+    def build(self, materials: SourceInputs) -> Source:
         return DistilledSamples(self, materials)
 
-    def gives(self) -> frozenset[str]:
+    def provided_batch_fields(self) -> frozenset[str]:
         return frozenset({"teacher_ids", "teacher_logprobs"} if self.logits else ())
 
     def texts(self) -> Iterator[str]:
-        for one in read_distilled(Path(self.data)).kept:
+        for one in read_distilled(Path(self.data)).kept_samples:
             for message in one.messages:
                 yield f"{message.reasoning or ''} {message.text}"
 
@@ -54,20 +54,20 @@ class DistilledSamples(Source):
     If the file has no token ids, its messages are rendered and tokenized.
     """
 
-    def __init__(self, config: DistilledConfig, materials: Materials) -> None:
+    def __init__(self, config: DistilledConfig, materials: SourceInputs) -> None:
         self.config, self.pad = config, materials.chat.pad
         file = read_distilled(Path(config.data))
         for number, one in enumerate(file.rows, start=1):
             if not one.dropped:
                 refuse_empty_prompt(one.messages, f"{config.data}:row {number}")
-        kept = [one for one in file.kept if not empty(one, materials.chat.stop_ids)]
+        kept = [one for one in file.kept_samples if not is_empty_answer(one, materials.chat.stop_ids)]
         if not kept:
             raise DataError(
                 f"all {len(file.rows)} samples were dropped or have an empty answer",
                 where=config.data,
                 remedy="Sample more, or filter less. Column 'dropped' names the filter that dropped each sample.",
             )
-        check_teacher(file, materials.tokenizer, config)
+        check_teacher_file(file, materials.tokenizer, config)
         pairs = [pair for one in kept for pair in _samples(one, materials)]
         fit = [(sample, one) for sample, one in pairs if len(sample) <= config.row]
         longest = max(len(sample) for sample, _ in pairs)
@@ -79,14 +79,14 @@ class DistilledSamples(Source):
             )
         self.samples, self.rows = [sample for sample, _ in fit], [one for _, one in fit]
         self.stream = ConversationStream(self.samples, config.rows, config.row, materials.seed, pad=self.pad)
-        filtered, longer = len(file.rows) - len(file.kept), len(pairs) - len(fit)
-        silent = len(file.kept) - len(kept)
+        filtered, longer = len(file.rows) - len(file.kept_samples), len(pairs) - len(fit)
+        silent = len(file.kept_samples) - len(kept)
         self.notes = [
             f"{config.data}: {len(fit)} samples, {filtered} dropped by filters, {longer} longer than a row"
             + f", {silent} with an empty answer" * bool(silent)
         ]
 
-    def step(self, step: int) -> Step:
+    def step(self, step: int) -> StepData:
         numbers = self.stream.sample_rows(step)
         flat = [number for row in numbers for number in row]
         rows, begun = [], 0
@@ -96,20 +96,20 @@ class DistilledSamples(Source):
         packed = pack_rows([self.samples[n] for n in flat], rows, self.config.row, pad=self.pad)
         notes, self.notes = self.notes, []
         if self.config.logits:
-            return Step([pack_teacher(packed, [self.rows[n] for n in flat])], notes=notes)
-        return Step([TrainBatch.from_packed(packed.batch)], notes=notes)
+            return StepData([pack_teacher_batch(packed, [self.rows[n] for n in flat])], notes=notes)
+        return StepData([TrainBatch.from_packed(packed.batch)], notes=notes)
 
 
-def empty(one: Distilled, stops: Collection[int]) -> bool:
+def is_empty_answer(one: TeacherSample, stops: Collection[int]) -> bool:
     """Return whether the teacher's answer is empty.
 
     A sample that was truncated while thinking does not count as empty, because filters handle truncated samples.
     """
     cut_off = len(one.token_ids) and one.token_ids[-1] not in stops and one.messages[-1].reasoning
-    return says_nothing(one.messages[-1]) and not cut_off
+    return is_blank_message(one.messages[-1]) and not cut_off
 
 
-def pack_teacher(packed: Packed, rows: Sequence[Distilled]) -> TrainBatch:
+def pack_teacher_batch(packed: PackedSamples, rows: Sequence[TeacherSample]) -> TrainBatch:
     """Build a training batch with the teacher's most likely tokens and their log-probabilities.
 
     Row i of `top_ids` is the distribution of reply token i. The distribution of reply token i is stored at the position
@@ -133,14 +133,14 @@ def pack_teacher(packed: Packed, rows: Sequence[Distilled]) -> TrainBatch:
     )
 
 
-def check_teacher(file: DistilledFile, tokenizer: Tokenizer, config: DistilledConfig) -> None:
+def check_teacher_file(file: DistilledFile, tokenizer: Tokenizer, config: DistilledConfig) -> None:
     """Raise DataError if the token ids belong to another tokenizer, or if required log-probabilities are missing."""
-    has_ids = any(len(one.token_ids) for one in file.kept)
+    has_ids = any(len(one.token_ids) for one in file.kept_samples)
     if has_ids and (file.tokenizer != tokenizer.fingerprint or file.vocab != tokenizer.vocab_size):
-        raise another_vocabulary(config.data, file.vocab, tokenizer.vocab_size, config.data)
+        raise vocabulary_mismatch_error(config.data, file.vocab, tokenizer.vocab_size, config.data)
     if not config.logits:
         return
-    widths = {one.top_ids.shape[1] if len(one.token_ids) else 0 for one in file.kept}
+    widths = {one.top_ids.shape[1] if len(one.token_ids) else 0 for one in file.kept_samples}
     if widths == {0} or len(widths) > 1 or not has_ids:
         stored = "none" if widths == {0} else f"{', '.join(map(str, sorted(widths)))} tokens, depending on the sample"
         raise DataError(
@@ -150,7 +150,7 @@ def check_teacher(file: DistilledFile, tokenizer: Tokenizer, config: DistilledCo
         )
 
 
-def another_vocabulary(where: str, teacher: int, student: int, data: str = "FILE.parquet") -> DataError:
+def vocabulary_mismatch_error(where: str, teacher: int, student: int, data: str = "FILE.parquet") -> DataError:
     """Return the error for a teacher and a student with different vocabularies."""
     return DataError(
         f"the teacher's tokenizer ({teacher} tokens) differs from the student's ({student} tokens), so its token ids stand for"
@@ -161,10 +161,10 @@ def another_vocabulary(where: str, teacher: int, student: int, data: str = "FILE
     )
 
 
-def _samples(one: Distilled, materials: Materials) -> Iterator[tuple[Sample, Distilled]]:
+def _samples(one: TeacherSample, materials: SourceInputs) -> Iterator[tuple[Sample, TeacherSample]]:
     if len(one.token_ids):
         mask = [False] * len(one.prompt_ids) + [True] * len(one.token_ids)
         yield Sample([*one.prompt_ids, *one.token_ids], mask), one
         return
-    for rendered in materials.chat.samples(one.messages):
+    for rendered in materials.chat.training_renderings(one.messages):
         yield Sample(rendered.ids, rendered.mask), one

@@ -22,12 +22,12 @@ from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.score import next_logprobs
 from rorqual.model.account import account
 from rorqual.train.batch import TrainBatch
-from rorqual.train.sources.distilled import another_vocabulary
+from rorqual.train.sources.distilled import vocabulary_mismatch_error
 from rorqual.train.sources.reference import load_frozen, map_rows
-from rorqual.train.sources.rollouts import batch_of, measure
-from rorqual.train.sources.sampler import SampledConfig, SampledSource, Scored, graded_as
-from rorqual.train.sources.source import Materials, Source, Step
-from rorqual.train.sources.worked import repeat
+from rorqual.train.sources.rollouts import batch_of, rollout_metrics
+from rorqual.train.sources.sampler import SampledConfig, SampledSource, ScoredCompletion, grade_completion
+from rorqual.train.sources.source import Source, SourceInputs, StepData
+from rorqual.train.sources.worked import endless_problems
 
 
 class OnPolicyConfig(SampledConfig):
@@ -44,37 +44,40 @@ class OnPolicyConfig(SampledConfig):
     teacher: str
     top_k: Natural = 0
 
-    def build(self, materials: Materials) -> Source:
+    def build(self, materials: SourceInputs) -> Source:
         return OnPolicy(self, materials)
 
-    def gives(self) -> frozenset[str]:
+    def provided_batch_fields(self) -> frozenset[str]:
         return frozenset({"teacher_logprobs", "sampled_logprobs"} | ({"teacher_ids"} if self.top_k else set()))
 
 
 class OnPolicy(SampledSource):
     """A source of answers sampled from the student and scored by a frozen teacher."""
 
-    def __init__(self, config: OnPolicyConfig, materials: Materials) -> None:
+    def __init__(self, config: OnPolicyConfig, materials: SourceInputs) -> None:
         self.config = config
         self.teacher = OnPolicyTeacher(config.teacher, materials, config.row, config.top_k)
         super().__init__(config, materials)
 
-    def step(self, step: int) -> Step:
-        self.sampler.update()
-        problems = list(islice(repeat(self.task, self.seed * 1_000_003 + step), self.config.problems))
+    def step(self, step: int) -> StepData:
+        self.sampler.send_weights()
+        problems = list(islice(endless_problems(self.task, self.seed * 1_000_003 + step), self.config.problems))
         groups = [
-            [Scored(answer, graded_as(self.task, p, answer), 0.0, self.sampler.age(answer)) for answer in completions]
+            [
+                ScoredCompletion(answer, grade_completion(self.task, p, answer), 0.0, self.sampler.age(answer))
+                for answer in completions
+            ]
             for p, completions in zip(problems, self.sample([p.messages for p in problems], step))
         ]
         every = [scored for group in groups for scored in group]
-        batches = [self._batch(part) for part in self.share_out(every, step)]
+        batches = [self._batch(part) for part in self.split_into_updates(every, step)]
         read = sum(batch.n_tokens for batch in batches)
         metrics: dict[str, Any] = {"teacher_tokens": read, "teacher_flops": read * self.teacher.flops}
-        measured = measure(problems, groups, self.chat)
+        measured = rollout_metrics(problems, groups, self.chat)
         metrics |= {name: value for name, value in measured.items() if not name.startswith("groups_")}
-        return Step(batches, metrics, fresh=True)
+        return StepData(batches, metrics, fresh=True)
 
-    def _batch(self, scored: list[Scored]) -> TrainBatch:
+    def _batch(self, scored: list[ScoredCompletion]) -> TrainBatch:
         batch = batch_of(scored, self.config.row, self.chat.pad)
         return self.teacher.add_distributions(replace(batch, advantages=None, lengths=None))
 
@@ -86,14 +89,14 @@ class OnPolicyTeacher:
     context.
     """
 
-    def __init__(self, path: str, materials: Materials, row: int, top_k: int) -> None:
+    def __init__(self, path: str, materials: SourceInputs, row: int, top_k: int) -> None:
         run, student = RunDir(Path(path)), materials.model
         self.device = str(student.embed_tokens.weight.device)
         self.model = load_frozen(run, self.device, student.ops)
         config = self.model.config
         tokenizer = Tokenizer.load(run.tokenizer_file)
         if tokenizer != materials.tokenizer or config.vocab_size != student.config.vocab_size:
-            raise another_vocabulary(f"teacher {path}", config.vocab_size, student.config.vocab_size)
+            raise vocabulary_mismatch_error(f"teacher {path}", config.vocab_size, student.config.vocab_size)
         if row > config.max_position_embeddings:
             raise ConfigError(
                 f"rows have {row} tokens, but the teacher's context is {config.max_position_embeddings}",

@@ -15,16 +15,16 @@ from torch import Tensor
 
 from rorqual.core.config import MOST, Config, Count, Natural, NonNegative, Part, Positive
 from rorqual.data.chat import ChatFormat
-from rorqual.data.pack import Packed, Sample, pack
+from rorqual.data.pack import PackedSamples, Sample, pack
 from rorqual.engine.request import Completion
 from rorqual.ops.moe import CHOOSE
 from rorqual.tasks.task import Problem, Verdict
 from rorqual.train.batch import TrainBatch
 from rorqual.train.sources.reference import Reference
-from rorqual.train.sources.sampler import SampledConfig, SampledSource, Scored, graded_as, prompt_of
+from rorqual.train.sources.sampler import SampledConfig, SampledSource, ScoredCompletion, grade_completion, prompt_of
 from rorqual.train.sources.shaping import group_advantages, overlong_penalty
-from rorqual.train.sources.source import Materials, Source, Step
-from rorqual.train.sources.worked import repeat
+from rorqual.train.sources.source import Source, SourceInputs, StepData
+from rorqual.train.sources.worked import endless_problems
 
 
 class LengthPenaltyConfig(Config):
@@ -114,18 +114,18 @@ class RolloutConfig(SampledConfig):
             )
         return self
 
-    def gives(self) -> frozenset[str]:
+    def provided_batch_fields(self) -> frozenset[str]:
         reference = {"reference_logprobs"} if self.reference else set()
         return frozenset({"advantages", "sampled_logprobs"} | reference)
 
-    def build(self, materials: Materials) -> Source:
+    def build(self, materials: SourceInputs) -> Source:
         return Rollouts(self, materials)
 
 
 class Rollouts(SampledSource):
     """A source of graded answers, sampled from the trained model with the run's rollout engine."""
 
-    def __init__(self, config: RolloutConfig, materials: Materials) -> None:
+    def __init__(self, config: RolloutConfig, materials: SourceInputs) -> None:
         self.config = config
         record_kept = config.top_p < 1 or config.top_k > 0 or config.calculator
         super().__init__(config, materials, record_kept=record_kept)
@@ -136,14 +136,14 @@ class Rollouts(SampledSource):
             else None
         )
 
-    def step(self, step: int) -> Step:
+    def step(self, step: int) -> StepData:
         c = self.config
-        self.sampler.update()
-        problems, groups = self._draw(step)
+        self.sampler.send_weights()
+        problems, groups = self._sample_groups(step)
         chosen = [g for g in groups if has_right_and_wrong(g)][: c.problems] if c.max_num_gen_batches > 1 else groups
-        learn = [one for group in chosen for one in group if self._trains(one)]
-        metrics = measure(problems, groups, self.chat) | self._measure_options(groups, chosen)
-        batches = [self._batch(part, learned=True) for part in self.share_out(learn, step)]
+        learn = [one for group in chosen for one in group if self._is_trained_on(one)]
+        metrics = rollout_metrics(problems, groups, self.chat) | self._option_metrics(groups, chosen)
+        batches = [self._batch(part, learned=True) for part in self.split_into_updates(learn, step)]
         learned = {id(one) for one in learn}
         untrained = [one for group in groups for one in group if id(one) not in learned]
         unlearned = [self._batch(untrained)] if untrained else []
@@ -151,14 +151,14 @@ class Rollouts(SampledSource):
             metrics["reference_tokens"] = sum(batch.n_tokens for batch in batches)
         notes = list(self._notes(step, learn, groups, chosen))
         trace = trace_lines(problems, groups, c.trace, self.chat)
-        return Step(batches, metrics, fresh=True, unlearned=unlearned, notes=notes, trace=trace)
+        return StepData(batches, metrics, fresh=True, unlearned=unlearned, notes=notes, trace=trace)
 
-    def _draw(self, step: int) -> tuple[list[Problem], list[list[Scored]]]:
+    def _sample_groups(self, step: int) -> tuple[list[Problem], list[list[ScoredCompletion]]]:
         """Draw problems and sample answers: once, or until enough groups have both right and wrong answers (DAPO's dynamic sampling)."""
         c = self.config
-        stream = repeat(self.task, self.seed * 1_000_003 + step)
+        stream = endless_problems(self.task, self.seed * 1_000_003 + step)
         problems: list[Problem] = []
-        groups: list[list[Scored]] = []
+        groups: list[list[ScoredCompletion]] = []
         for draw in range(c.max_num_gen_batches):
             fresh = [(problem, effort) for problem in islice(stream, c.problems) for effort in c.efforts]
             problems += [problem for problem, _ in fresh]
@@ -168,12 +168,14 @@ class Rollouts(SampledSource):
                 break
         return problems, groups
 
-    def _trains(self, one: Scored) -> bool:
+    def _is_trained_on(self, one: ScoredCompletion) -> bool:
         if one.verdict is Verdict.UNGRADED or (self.config.mask_truncated and one.cut_off):
             return False
         return one.advantage != 0.0 or self.reference is not None
 
-    def _measure_options(self, groups: list[list[Scored]], chosen: list[list[Scored]]) -> dict[str, Any]:
+    def _option_metrics(
+        self, groups: list[list[ScoredCompletion]], chosen: list[list[ScoredCompletion]]
+    ) -> dict[str, Any]:
         """Return the metrics of dynamic sampling and of the length penalty, if these options are used."""
         c = self.config
         every = [one.completion for group in groups for one in group]
@@ -185,12 +187,16 @@ class Rollouts(SampledSource):
             out["overlong_penalty"] = float(np.mean([self._penalty(length, None) for length in lengths]))
         for effort in c.efforts if c.length_penalty is not None else ():
             own = [one for group in groups for one in group if one.effort == effort]
-            out[f"reward/effort {effort}"] = share(own)
+            out[f"reward/effort {effort}"] = graded_accuracy(own)
             out[f"reply_length/effort {effort}"] = float(np.mean([len(one.completion.token_ids) for one in own]))
         return out
 
     def _notes(
-        self, step: int, learn: list[Scored], groups: list[list[Scored]], chosen: list[list[Scored]]
+        self,
+        step: int,
+        learn: list[ScoredCompletion],
+        groups: list[list[ScoredCompletion]],
+        chosen: list[list[ScoredCompletion]],
     ) -> Iterable[str]:
         c = self.config
         if not learn:
@@ -208,29 +214,32 @@ class Rollouts(SampledSource):
             penalty += c.length_penalty.reward(length, effort)
         return penalty
 
-    def _score(self, problem: Problem, effort: int | None, completions: list[Completion]) -> list[Scored]:
+    def _score(self, problem: Problem, effort: int | None, completions: list[Completion]) -> list[ScoredCompletion]:
         """Grade the answers of a group and compute their advantages (`group_advantages`)."""
-        verdicts = [graded_as(self.task, problem, c) for c in completions]
+        verdicts = [grade_completion(self.task, problem, c) for c in completions]
         graded = [v is not Verdict.UNGRADED for v in verdicts]
         penalties = [self._penalty(len(c.token_ids), effort) for c in completions]
         rewards = [float(v is Verdict.RIGHT) + penalty for v, penalty in zip(verdicts, penalties)]
         advantages = group_advantages(rewards, graded, std=self.config.std)
         ages = map(self.sampler.age, completions)
-        return [Scored(c, v, float(a), age, effort) for c, v, a, age in zip(completions, verdicts, advantages, ages)]
+        return [
+            ScoredCompletion(c, v, float(a), age, effort)
+            for c, v, a, age in zip(completions, verdicts, advantages, ages)
+        ]
 
-    def _batch(self, scored: list[Scored], *, learned: bool = False) -> TrainBatch:
+    def _batch(self, scored: list[ScoredCompletion], *, learned: bool = False) -> TrainBatch:
         batch = batch_of(scored, self.config.row, self.chat.pad)
         if self.reference is not None and learned:
             batch = replace(batch, reference_logprobs=self.reference.logprobs(batch))
         return batch
 
 
-def has_right_and_wrong(group: list[Scored]) -> bool:
+def has_right_and_wrong(group: list[ScoredCompletion]) -> bool:
     """Return whether a group has both right and wrong answers."""
     return {Verdict.RIGHT, Verdict.WRONG} <= {one.verdict for one in group}
 
 
-def batch_of(scored: list[Scored], width: int, pad: int) -> TrainBatch:
+def batch_of(scored: list[ScoredCompletion], width: int, pad: int) -> TrainBatch:
     """Pack samples into a training batch with rows of `width` tokens. The loss covers the sampled tokens."""
     samples = [
         Sample(
@@ -242,7 +251,7 @@ def batch_of(scored: list[Scored], width: int, pad: int) -> TrainBatch:
     return pack_rollouts(pack(samples, width, pad=pad), scored)
 
 
-def pack_rollouts(packed: Packed, scored: list[Scored]) -> TrainBatch:
+def pack_rollouts(packed: PackedSamples, scored: list[ScoredCompletion]) -> TrainBatch:
     """Build a training batch from packed rows.
 
     For each sample, the batch includes the advantage, the log-probabilities, the expert choices and `kept` (the tokens
@@ -287,7 +296,7 @@ def pack_rollouts(packed: Packed, scored: list[Scored]) -> TrainBatch:
     )
 
 
-def measure(problems: list[Problem], groups: list[list[Scored]], chat: ChatFormat) -> dict[str, Any]:
+def rollout_metrics(problems: list[Problem], groups: list[list[ScoredCompletion]], chat: ChatFormat) -> dict[str, Any]:
     """Return the metrics of a step: rewards, lengths, how often the model thinks, and accuracy with and without
     thinking."""
     every = [s for group in groups for s in group]
@@ -298,9 +307,9 @@ def measure(problems: list[Problem], groups: list[list[Scored]], chat: ChatForma
     by_level: dict[str, float] = {}
     for family, level in levels:
         of_level = [s for p, group in zip(problems, groups) for s in group if (p.family, p.level) == (family, level)]
-        by_level[f"reward/{family}/{level}"] = share(of_level)
+        by_level[f"reward/{family}/{level}"] = graded_accuracy(of_level)
     return {
-        "reward": share(every),
+        "reward": graded_accuracy(every),
         "groups_total": len(groups),
         "groups_equal": sum(all(s.advantage == 0.0 for s in group) for group in groups),
         "groups_all_right": sum(all(s.verdict is Verdict.RIGHT for s in group) for group in groups),
@@ -308,18 +317,18 @@ def measure(problems: list[Problem], groups: list[list[Scored]], chat: ChatForma
         "truncated": sum(s.cut_off for s in every),
         "sampled_tokens": sum(len(s.completion.token_ids) for s in every),
         "think_share": len(with_thinking) / len(every),
-        "think_length": float(np.mean([chat.n_thought(s.completion.token_ids) for s in with_thinking]))
+        "think_length": float(np.mean([chat.n_thinking_tokens(s.completion.token_ids) for s in with_thinking]))
         if with_thinking
         else 0.0,
         "reply_length": float(np.mean([len(s.completion.token_ids) for s in every])),
-        "right_when_thinking": share(with_thinking),
-        "right_at_once": share(without_thinking),
+        "right_when_thinking": graded_accuracy(with_thinking),
+        "right_at_once": graded_accuracy(without_thinking),
         "right": len(right),
     } | by_level
 
 
 def trace_lines(
-    problems: list[Problem], groups: list[list[Scored]], count: int, chat: ChatFormat
+    problems: list[Problem], groups: list[list[ScoredCompletion]], count: int, chat: ChatFormat
 ) -> list[dict[str, Any]]:
     """Return one record per group for `rollouts.jsonl`, with the verdict, advantage and lengths of each sample.
 
@@ -328,7 +337,7 @@ def trace_lines(
     """
     if not count:
         return []
-    distances = [abs(share(group) - 0.5) for group in groups]
+    distances = [abs(graded_accuracy(group) - 0.5) for group in groups]
     with_texts = set(sorted(range(len(groups)), key=distances.__getitem__)[:count])
     lines = []
     for number, (problem, group) in enumerate(zip(problems, groups)):
@@ -338,7 +347,7 @@ def trace_lines(
         samples = []
         for s in group:
             c = s.completion
-            thinking = chat.n_thought(c.token_ids) if c.reasoning else 0
+            thinking = chat.n_thinking_tokens(c.token_ids) if c.reasoning else 0
             sample: dict[str, Any] = {"verdict": s.verdict.value, "advantage": s.advantage, "finish": c.finish_reason}
             sample |= {"tokens": len(c.token_ids), "thinking": thinking}
             samples.append(sample | ({"reasoning": c.reasoning, "text": c.text} if number in with_texts else {}))
@@ -346,7 +355,7 @@ def trace_lines(
     return lines
 
 
-def share(scored: list[Scored]) -> float:
+def graded_accuracy(scored: list[ScoredCompletion]) -> float:
     """Return the share of right answers among the graded answers, or 0 if no answer was graded."""
     graded = [s for s in scored if s.verdict is not Verdict.UNGRADED]
     return sum(s.verdict is Verdict.RIGHT for s in graded) / len(graded) if graded else 0.0

@@ -12,12 +12,12 @@ from rorqual.core.errors import ConfigError, DataError
 from rorqual.core.records import Message, Thinking
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Completion, Request, SamplingParams
-from rorqual.engine.rollout_engine import InlineRolloutEngine, RolloutEngine, gather
+from rorqual.engine.rollout_engine import InlineRolloutEngine, RolloutEngine, gather_completions
 from rorqual.ops.backends import REFERENCE, TORCH, TORCH_INVARIANT, Backend
 from rorqual.tasks.find import safe_grade
 from rorqual.tasks.task import Problem, Task, Verdict
-from rorqual.train.sources.source import Materials, Source
-from rorqual.train.sources.worked import TaskConfig, opening
+from rorqual.train.sources.source import Source, SourceInputs
+from rorqual.train.sources.worked import TaskConfig, first_problems
 
 GOLD_PROBE = 256
 
@@ -42,7 +42,7 @@ class SampledConfig(TaskConfig):
     max_age: Natural = 0
 
     @property
-    def samples_itself(self) -> bool:
+    def uses_rollout_engine(self) -> bool:
         return True
 
     @property
@@ -52,7 +52,7 @@ class SampledConfig(TaskConfig):
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredCompletion:
     """A graded completion. `age` is the trainer's policy version minus the version that sampled the completion. `effort` is the
     reasoning effort that the prompt sets, or None."""
 
@@ -74,18 +74,18 @@ class SampledSource(Source):
     With `record_kept`, the samples must contain the tokens that top-p and top-k allowed.
     """
 
-    def __init__(self, config: SampledConfig, materials: Materials, *, record_kept: bool = False) -> None:
+    def __init__(self, config: SampledConfig, materials: SourceInputs, *, record_kept: bool = False) -> None:
         self.chat, self.seed, self.thinking = materials.chat, materials.seed, config.thinking
         self.minibatches = config.minibatches
         self.task = config.load()
         self.versions = self.task.versions
         self.params = SamplingParams(max_tokens=config.max_tokens, temperature=config.temperature, n=config.samples)
         self.sampler = RolloutSampler(materials, max_age=config.max_age, record_kept=record_kept)
-        probe = opening(self.task, self.seed, GOLD_PROBE)
+        probe = first_problems(self.task, self.seed, GOLD_PROBE)
         self.prompts = [] if config.data else [problem.prompt for problem in probe]
         asked = [prompt_of(problem, effort) for problem in probe for effort in config.efforts]
         longest = max(len(self.chat.prompt(messages, config.thinking)) for messages in asked)
-        check_room(longest, config.max_tokens, config.row)
+        check_row_length(longest, config.max_tokens, config.row)
 
     def sample(self, prompts: Sequence[tuple[Message, ...]], step: int, draw: int = 0) -> list[list[Completion]]:
         """Sample answers to each prompt. The run's seed, `step` and `draw` determine the seed of each prompt."""
@@ -94,7 +94,7 @@ class SampledSource(Source):
         requests = [Request(p, replace(self.params, seed=seed), self.thinking) for p, seed in zip(prompts, seeds)]
         return self.sampler.generate(requests)
 
-    def share_out(self, scored: Sequence[Scored], step: int) -> list[list[Scored]]:
+    def split_into_updates(self, scored: Sequence[ScoredCompletion], step: int) -> list[list[ScoredCompletion]]:
         """Divide the answers of a step among the step's optimizer updates, in random order. Updates without an answer are left out."""
         order = np.random.default_rng([self.seed, step, 1]).permutation(len(scored))
         return [[scored[i] for i in part] for part in np.array_split(order, self.minibatches) if len(part)]
@@ -110,7 +110,7 @@ def effort_message(effort: int) -> Message:
     return Message("system", f"Reasoning effort: {effort}")
 
 
-def check_room(longest: int, max_tokens: int, row: int) -> None:
+def check_row_length(longest: int, max_tokens: int, row: int) -> None:
     """Raise DataError if a prompt of `longest` tokens and an answer of `max_tokens` tokens do not fit into a row."""
     if longest + max_tokens > row:
         raise DataError(
@@ -120,7 +120,7 @@ def check_room(longest: int, max_tokens: int, row: int) -> None:
         )
 
 
-def graded_as(task: Task, problem: Problem, completion: Completion) -> Verdict:
+def grade_completion(task: Task, problem: Problem, completion: Completion) -> Verdict:
     """Grade an answer with the task's grader. A truncated answer counts as wrong."""
     return safe_grade(task, problem, completion.text) if completion.finish_reason == "stop" else Verdict.WRONG
 
@@ -137,7 +137,7 @@ class RolloutSampler:
     contain the tokens that top-p and top-k allowed at each position.
     """
 
-    def __init__(self, materials: Materials, *, max_age: int = 0, record_kept: bool = False) -> None:
+    def __init__(self, materials: SourceInputs, *, max_age: int = 0, record_kept: bool = False) -> None:
         self.model, self.max_age, self.record_kept = materials.model, max_age, record_kept
         self.engine: RolloutEngine = materials.rollout_engine or InlineRolloutEngine(
             Engine.of(
@@ -152,7 +152,7 @@ class RolloutSampler:
         self.version = self.engine.version
         """The policy version of the trainer's current weights."""
 
-    def update(self) -> None:
+    def send_weights(self) -> None:
         """Increment the policy version and send the trainer's current weights to the engine."""
         self.version += 1
         self.engine.update(self.model, self.version)
@@ -163,7 +163,7 @@ class RolloutSampler:
         Raises ConfigError if training needs expert choices or `kept` (the tokens that top-p and top-k allowed), and a
         completion has none.
         """
-        rows = gather(self.engine, requests, version=self.version, max_age=self.max_age)
+        rows = gather_completions(self.engine, requests, version=self.version, max_age=self.max_age)
         routes = any(ffn.experts_per_token() for ffn in self.model.config.ffns)
         for completion in (completion for row in rows for completion in row):
             for name, missing in (

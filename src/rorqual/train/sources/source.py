@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rorqual.core.config import Kind, RowLength
+from rorqual.core.config import KindConfig, RowLength
 from rorqual.data.chat import ChatFormat
-from rorqual.data.stream import Stream
+from rorqual.data.stream import BatchStream
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.rollout_engine import RolloutEngine
 from rorqual.model.decoder import Decoder
@@ -17,7 +17,7 @@ from rorqual.train.batch import TrainBatch
 
 
 @dataclass(frozen=True)
-class Materials:
+class SourceInputs:
     """The objects from which a source is built.
 
     `model` is the trained model, and `threads` the number of worker threads. `rollout_engine` samples completions. If
@@ -33,7 +33,7 @@ class Materials:
 
 
 @dataclass
-class Step:
+class StepData:
     """The data of one step: one batch per optimizer update, and metrics.
 
     `fresh` is True if the batches were sampled for this step. Before the first update of a fresh step, the loop checks that
@@ -59,36 +59,36 @@ class Source(ABC):
     file may be private."""
 
     @abstractmethod
-    def step(self, step: int) -> Step:
+    def step(self, step: int) -> StepData:
         """Return the batches of step `step`, counted from 0."""
 
 
 class StreamSource(Source):
     """A source that reads its batches from a stream. `notes` are returned with the first step."""
 
-    def __init__(self, stream: Stream, notes: Sequence[str] = ()) -> None:
+    def __init__(self, stream: BatchStream, notes: Sequence[str] = ()) -> None:
         self.stream, self.notes = stream, list(notes)
 
-    def step(self, step: int) -> Step:
+    def step(self, step: int) -> StepData:
         notes, self.notes = self.notes, []
-        return Step([TrainBatch.from_packed(self.stream.batch(step))], notes=notes)
+        return StepData([TrainBatch.from_packed(self.stream.batch(step))], notes=notes)
 
 
-class SourceConfig(Kind):
+class SourceConfig(KindConfig):
     """Base class of the sources' configs. `row` is the number of tokens per row of a batch."""
 
     row: RowLength
 
     @property
-    def samples_itself(self) -> bool:
+    def uses_rollout_engine(self) -> bool:
         """Whether the source samples from the trained model through a rollout engine."""
         return False
 
-    def build(self, materials: Materials) -> Source:
+    def build(self, materials: SourceInputs) -> Source:
         """Build the source. Raises an error for bad data, before the run writes anything."""
         raise NotImplementedError
 
-    def gives(self) -> frozenset[str]:
+    def provided_batch_fields(self) -> frozenset[str]:
         """Return the optional fields of `TrainBatch` that the batches contain."""
         return frozenset()
 

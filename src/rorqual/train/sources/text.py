@@ -11,7 +11,7 @@ import numpy as np
 from rorqual.core.config import RowLength, Rows
 from rorqual.data.source.text import read_text
 from rorqual.data.stream import TextStream
-from rorqual.train.sources.source import Materials, Source, SourceConfig, StreamSource
+from rorqual.train.sources.source import Source, SourceConfig, SourceInputs, StreamSource
 
 
 class TextConfig(SourceConfig):
@@ -22,7 +22,7 @@ class TextConfig(SourceConfig):
     rows: Rows = 12
     row: RowLength = 64
 
-    def build(self, materials: Materials) -> Source:
+    def build(self, materials: SourceInputs) -> Source:
         ids = np.asarray(materials.tokenizer.encode(read_text(Path(self.data)).train), dtype=np.int64)
         return StreamSource(TextStream(ids, self.rows, self.row, materials.seed))
 

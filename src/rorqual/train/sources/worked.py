@@ -14,10 +14,10 @@ from rorqual.core.records import Message
 from rorqual.data.chat import ChatFormat
 from rorqual.data.pack import Sample
 from rorqual.data.stream import GeneratedStream
-from rorqual.tasks.find import check_gold, check_splits, load_task, place, refuse_empty_answer, safe_problems
+from rorqual.tasks.find import check_gold, check_splits, load_task, problem_location, refuse_empty_answer, safe_problems
 from rorqual.tasks.task import Problem, Task
 from rorqual.train.batch import TrainBatch
-from rorqual.train.sources.source import Materials, Source, SourceConfig, Step
+from rorqual.train.sources.source import Source, SourceConfig, SourceInputs, StepData
 
 PROBE = 64
 DRY = 10_000
@@ -54,18 +54,18 @@ class WorkedConfig(TaskConfig):
     rows: Rows = 32
     row: RowLength = 128
 
-    def build(self, materials: Materials) -> Source:
-        return Worked(self, materials)
+    def build(self, materials: SourceInputs) -> Source:
+        return WorkedSolutions(self, materials)
 
 
-class Worked(Source):
+class WorkedSolutions(Source):
     """A source that draws problems from the train split. Seed and step determine the problems."""
 
-    def __init__(self, config: WorkedConfig, materials: Materials) -> None:
+    def __init__(self, config: WorkedConfig, materials: SourceInputs) -> None:
         self.config, self.chat, self.seed = config, materials.chat, materials.seed
         self.task = config.load()
         self.versions = self.task.versions
-        probe = opening(self.task, self.seed, PROBE)
+        probe = first_problems(self.task, self.seed, PROBE)
         self.prompts = [] if config.data else [problem.prompt for problem in probe]
         if config.think and all(problem.steps is None for problem in probe):
             raise DataError(
@@ -77,8 +77,8 @@ class Worked(Source):
         if all(sample is None for sample in fit):
             raise self._too_long(probe[0])
 
-    def step(self, step: int) -> Step:
-        problems = repeat(self.task, self.seed * 1_000_003 + step)
+    def step(self, step: int) -> StepData:
+        problems = endless_problems(self.task, self.seed * 1_000_003 + step)
 
         def make(rng: random.Random) -> Sample:
             think = rng.random() < self.config.think
@@ -92,7 +92,7 @@ class Worked(Source):
             )
 
         stream = GeneratedStream(make, self.config.rows, self.config.row, self.seed, pad=self.chat.pad)
-        return Step([TrainBatch.from_packed(stream.batch(step))])
+        return StepData([TrainBatch.from_packed(stream.batch(step))])
 
     def _sample(self, problem: Problem, *, think: bool) -> Sample | None:
         """Return the rendered solution, or None if the solution is longer than a row and must be skipped."""
@@ -107,12 +107,12 @@ class Worked(Source):
         length = len(worked_sample(problem, self.chat, think=self.config.think > 0))
         return DataError(
             f"a worked problem of {length} tokens does not fit a row of {self.config.row}",
-            where=place(self.task, problem),
+            where=problem_location(self.task, problem),
             remedy=f"Set row={length} or more, source.longer=skip, or tokenizer=bpe:1024 for shorter rows.",
         )
 
 
-def opening(task: Task, seed: int, count: int) -> list[Problem]:
+def first_problems(task: Task, seed: int, count: int) -> list[Problem]:
     """Return the first `count` problems of the train split, after checking them.
 
     Raises TaskError if a problem of a user's task is in both the train and the test split. Raises DataError if the train split
@@ -141,7 +141,7 @@ def opening(task: Task, seed: int, count: int) -> list[Problem]:
     return probe
 
 
-def repeat(task: Task, seed: int) -> Iterator[Problem]:
+def endless_problems(task: Task, seed: int) -> Iterator[Problem]:
     """Yield problems of the train split without end. A finite task is repeated with another seed."""
     while True:
         found = False

@@ -2,6 +2,6 @@
 
 from rorqual.model.ffn.router.grouped_topk import GroupedTopK, GroupedTopKConfig
 from rorqual.model.ffn.router.router import Router, RouterConfig
-from rorqual.model.ffn.router.zero import ZeroExperts, ZeroExpertsConfig
+from rorqual.model.ffn.router.zero_experts import ZeroExperts, ZeroExpertsConfig
 
 __all__ = ["GroupedTopK", "GroupedTopKConfig", "Router", "RouterConfig", "ZeroExperts", "ZeroExpertsConfig"]

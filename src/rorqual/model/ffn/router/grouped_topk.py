@@ -88,7 +88,7 @@ class GroupedTopK(Router):
         if (bias := self.e_score_correction_bias) is not None:
             bias.add_(gamma * self.load_error(load).sign().to(bias))
 
-    def exclude(self, choices: Sequence[int]) -> None:
+    def exclude_experts(self, choices: Sequence[int]) -> None:
         """Set the bias of the experts `choices` to minus infinity, so tokens are routed to their next best experts.
 
         Raises ConfigError if fewer than `num_experts_per_tok` experts remain.

@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from rorqual.core.config import Kind
+from rorqual.core.config import KindConfig
 from rorqual.core.errors import ConfigError
 from rorqual.model.cost import Cost
 from rorqual.ops.backends import Backend
@@ -18,7 +18,7 @@ from rorqual.ops.layer import Layer
 from rorqual.ops.moe import Routing, expected_load
 
 
-class RouterConfig(Kind):
+class RouterConfig(KindConfig):
     """Base class of the router kinds' configs.
 
     Choices 0 to `n_experts()` - 1 are experts with weights. The next `n_identity()` choices are identity experts, which return
@@ -94,7 +94,7 @@ class Router(Layer, ABC):
         `load` [choices] is the number of tokens per choice in this optimizer step.
         """
 
-    def exclude(self, choices: Sequence[int]) -> None:
+    def exclude_experts(self, choices: Sequence[int]) -> None:
         """Stop routing tokens to the experts `choices`. Raises ConfigError if the kind cannot exclude experts."""
         raise ConfigError(
             f"router kind '{self.config.kind}' cannot exclude experts",

@@ -1,0 +1,154 @@
+"""Tensors in safetensors files, read and written in slices of rows.
+
+The safetensors library validates a header, but the library reads and writes only whole tensors. A file starts with the length n
+of the header (eight bytes, little-endian) and n bytes of JSON, `{name: {dtype, shape, data_offsets}}`. The bytes of all tensors
+follow without gaps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from rorqual.core.errors import CheckpointError
+
+CHUNK = 8 << 20
+"""Size of a slice in bytes. A conversion holds only a few slices in memory."""
+FP8 = "F8_E4M3"
+TYPES: Mapping[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    FP8: torch.float8_e4m3fn,
+}
+"""The supported dtypes of weights: the safetensors name mapped to the torch dtype."""
+METADATA = "__metadata__"
+Bytes = NDArray[np.uint8]
+Progress = Callable[[int, int, str], None]
+"""A progress callback. The arguments are the bytes done, the total bytes, and the name of the current tensor."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor to write. `dtype` is the safetensors name of the dtype, such as `BF16`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def item_bytes(self) -> int:
+        """Size of one value in bytes."""
+        return TYPES[self.dtype].itemsize
+
+    @property
+    def size(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * self.item_bytes
+
+
+@dataclass(frozen=True)
+class StoredTensor(TensorSpec):
+    """A tensor in a file, or a part of a tensor. The bytes begin at the offset `begin` of `file`."""
+
+    file: Path
+    begin: int
+
+    @property
+    def n_rows(self) -> int:
+        """Size of the first dimension. A scalar is one row, and a vector has rows of one value."""
+        return self.shape[0] if self.shape else 1
+
+    @property
+    def columns(self) -> int:
+        """Number of values in a row."""
+        return math.prod(self.shape[1:])
+
+    def equal_part(self, index: int, count: int, shape: tuple[int, ...]) -> StoredTensor:
+        """Split the bytes into `count` equal parts and return the part `index` as a tensor of the shape `shape`."""
+        return replace(self, shape=shape, begin=self.begin + index * (self.size // count))
+
+    def slices(self, size: int = CHUNK, multiple: int = 1) -> Iterator[tuple[int, int]]:
+        """Yield row ranges (start, stop) of at most `size` bytes.
+
+        Except for the last range, the number of rows is divisible by `multiple`. A range has at least `multiple` rows.
+        """
+        step = max(size // max(self.columns * self.item_bytes, 1) // multiple, 1) * multiple
+        for start in range(0, self.n_rows if self.columns else 0, step):
+            yield start, min(start + step, self.n_rows)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Read the rows `start` to `stop - 1` as [rows, columns]."""
+        row = self.columns * self.item_bytes
+        data = np.fromfile(self.file, np.uint8, (stop - start) * row, offset=self.begin + start * row)
+        return torch.from_numpy(data).view(TYPES[self.dtype]).view(stop - start, self.columns)
+
+
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """Return the tensors of a safetensors file by name, in the order of their bytes. Only the header is read.
+
+    Raises CheckpointError if the safetensors library refuses the header: for example, if tensors overlap or leave gaps, if a
+    size does not match its shape, or if the file is truncated.
+    """
+    try:
+        with safe_open(file, "np"), open(file, "rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"cannot read: {error}",
+            where=str(file),
+            remedy="Check the path. If the file is there, download it again: it is damaged or not a safetensors file.",
+        ) from None
+    header.pop(METADATA, None)
+    tensors = [
+        StoredTensor(name, entry["dtype"], tuple(entry["shape"]), file, 8 + length + entry["data_offsets"][0])
+        for name, entry in header.items()
+    ]
+    return {tensor.name: tensor for tensor in sorted(tensors, key=lambda tensor: tensor.begin)}
+
+
+def sort_by_item_size(specs: Iterable[TensorSpec]) -> list[TensorSpec]:
+    """Sort tensors by item size, largest first, so that each tensor starts at a multiple of its item size."""
+    return sorted(specs, key=lambda spec: -spec.item_bytes)
+
+
+def header_bytes(specs: Sequence[TensorSpec]) -> bytes:
+    """Return the first bytes of a file with the tensors `specs`: the length and the header, padded to a multiple of 8."""
+    header: dict[str, Any] = {METADATA: {"format": "pt"}}
+    at = 0
+    for spec in specs:
+        header[spec.name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [at, at + spec.size]}
+        at += spec.size
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def write_tensors(file: Path, specs: Iterable[TensorSpec], chunks: Callable[[TensorSpec], Iterable[Bytes]]) -> int:
+    """Write a safetensors file, sync it to disk, and return its size in bytes.
+
+    `chunks(spec)` yields the bytes of a tensor in order. Raises ValueError if the number of bytes differs from the tensor's size.
+    """
+    specs = sort_by_item_size(specs)
+    with open(file, "wb") as stream:
+        stream.write(header_bytes(specs))
+        for spec in specs:
+            written = sum(stream.write(chunk.data) for chunk in chunks(spec))
+            if written != spec.size:
+                raise ValueError(f"{spec.name}: {written} bytes written, {spec.size} expected")
+        stream.flush()
+        os.fsync(stream.fileno())
+        return stream.tell()

@@ -1,0 +1,50 @@
+"""Example prompts of a run, chosen from its training problems. The examples are shown to the user and compared with new prompts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+MOST, LONGEST = 64, 200
+"""Maximum number of example prompts of a run, and maximum number of characters in each prompt."""
+FEW = 16
+"""If the prompts of a run have at most `FEW` different first words, the prompts are assumed to have fixed forms, such as `add 12+34`."""
+_WORD = re.compile(r"[^\W\d_]+|\d+|[^\w\s]")
+
+
+def choose_prompts(prompts: Sequence[str]) -> list[str]:
+    """Return up to `MOST` example prompts of a run: one prompt for each distinct first word, and then the remaining prompts."""
+    short = [prompt for prompt in dict.fromkeys(prompts) if prompt.strip() and len(prompt) <= LONGEST][:MOST]
+    first = {prompt.split()[0]: prompt for prompt in reversed(short)}
+    leading = [prompt for prompt in short if first[prompt.split()[0]] == prompt]
+    return [*leading, *(prompt for prompt in short if prompt not in leading)]
+
+
+def is_unlike_prompts(text: str, prompts: Sequence[str]) -> bool:
+    """Return whether `text` is unlike all `prompts` that a run was trained on.
+
+    If the prompts have fixed forms (`add 12+34`), a text is similar if all three conditions hold:
+
+    - Some prompts have the same first word as the text.
+    - The text contains the punctuation characters that all of these prompts share.
+    - Each punctuation character of the text occurs in at least one of these prompts.
+
+    If the prompts have no fixed forms, a text is similar if at least half of its words occur in the prompts.
+    """
+    words = _words(text)
+    known = [found for found in map(_words, prompts) if found]
+    if not known or not words:
+        return False
+    if len({found[0] for found in known}) <= FEW:
+        marks = [_punctuation(found) for found in known if found[0] == words[0]]
+        return not marks or not frozenset.intersection(*marks) <= _punctuation(words) <= frozenset.union(*marks)
+    seen = {word for found in known for word in found}
+    return sum(word in seen for word in words) < len(words) / 2
+
+
+def _words(text: str) -> list[str]:
+    return ["0" if word.isdigit() else word.lower() for word in _WORD.findall(text)]
+
+
+def _punctuation(words: Sequence[str]) -> frozenset[str]:
+    return frozenset(word for word in words if not word[0].isalnum())

@@ -1,0 +1,129 @@
+"""Send HTTP responses as event streams or as slices of JSON, and detect clients that disconnect."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import secrets
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping
+from contextlib import aclosing, suppress
+from typing import Any, TypeVar
+
+from fastapi import Response
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from rorqual.serve.errors import ApiError
+from rorqual.serve.limits import SLICE
+
+T = TypeVar("T")
+DONE = b"data: [DONE]\n\n"
+COMMENT = b": still here\n\n"
+BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
+"""Escapes for characters that `str.splitlines` treats as line ends; httpx's `iter_lines` uses `splitlines`. By the
+standard for server-sent events, these characters do not end a line."""
+HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+class ClientDisconnected(Exception):
+    """The client disconnected."""
+
+
+def request_id(scope: Scope) -> str:
+    """Return the request id for responses and logs: the client's `x-request-id` if it is valid, else a new id."""
+    state: dict[str, Any] = scope.setdefault("state", {})
+    if "request_id" not in state:
+        client_ids = [value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"]
+        valid = len(client_ids) == 1 and SANE_ID.fullmatch(client_ids[0])
+        state["request_id"] = client_ids[0] if valid else f"req-{secrets.token_hex(12)}"
+    id_: str = state["request_id"]
+    return id_
+
+
+def compact_json(value: Any) -> bytes:
+    """Serialize a value as compact JSON."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def sse_event(value: Any) -> bytes:
+    """Serialize a value as a server-sent event."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return f"data: {text if text.isascii() else text.translate(BREAKS)}\n\n".encode()
+
+
+async def _wait_for_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def run_unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` and return its result. If the client disconnects first, cancel `work` and raise ClientDisconnected."""
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_wait_for_disconnect(receive))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnected
+        return working.result()
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+def _slices(data: bytes) -> Iterator[bytes]:
+    for start in range(0, len(data), SLICE):
+        yield data[start : start + SLICE]
+
+
+class SlicedJsonResponse(Response):
+    """A JSON response that is sent in slices, as fast as the client reads."""
+
+    media_type = "application/json"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        for part in _slices(bytes(self.body)):
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class EventStream(StreamingResponse):
+    """A response of server-sent events. `events` is closed at the end, so an unfinished engine request is cancelled.
+
+    The HTTP status is sent with the first event. An error before the first event becomes an error response with the
+    status of the error.
+    """
+
+    def __init__(self, events: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
+        super().__init__(events, headers={**headers, **HEADERS}, media_type="text/event-stream")
+        self.events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with suppress(ClientDisconnected):  # the client disconnected, so no response is possible
+            await run_unless_disconnected(receive, self._send(send, request_id(scope)))
+
+    async def _send(self, send: Send, name: str) -> None:
+        async with aclosing(self.events) as events:
+            data = await anext(events, b"")
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            try:
+                while data:
+                    for part in _slices(data):
+                        await send({"type": "http.response.body", "body": part, "more_body": True})
+                    data = await anext(events, b"")
+            except ApiError as error:
+                await send(
+                    {
+                        "type": "http.response.body",
+                        "body": sse_event({**error.body(), "request_id": name}),
+                        "more_body": True,
+                    }
+                )
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def ignored_fields_header(ignored: list[str]) -> dict[str, str]:
+    """Return the response header that lists ignored request fields. If no field is ignored, return no header."""
+    return {"x-rorqual-ignored": ",".join(ignored)} if ignored else {}

@@ -128,6 +128,15 @@ def test_a_kill_loses_no_more_than_a_beat(tmp_path: Path) -> None:
     )
 
 
+def test_the_processor_time_of_the_start_is_counted(tmp_path: Path) -> None:
+    used = time.process_time()
+    ledger = Ledger(tmp_path / "ledger.jsonl", whole_process=True)
+    with ledger.record_stage("train"):
+        pass
+    ledger.close()
+    assert by_stage(tmp_path / "ledger.jsonl")["unaccounted"].core_seconds >= used > 0
+
+
 def test_a_torn_line_spoils_no_other(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     path.write_bytes(b'{"stage": "train", "tokens": 5}\n[]\n{"tokens": 4}\n{"stage": "tra')

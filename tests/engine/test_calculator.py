@@ -171,8 +171,8 @@ def test_a_calculation_does_not_reach_over_the_end_of_the_thought(tokenizer: Tok
 
 
 def test_no_digit_follows_a_result_and_a_cut_result_reaches_nowhere(tokenizer: Tokenizer, chat: ChatFormat) -> None:
-    lexicon = GrammarCompiler(tokenizer, tokenizer.vocab_size, chat.stop_ids).vocabulary_masks
-    state = CalculatorConstraint(Unconstrained(), tokenizer, lexicon)
+    masks = GrammarCompiler(tokenizer, tokenizer.vocab_size, chat.stop_ids).vocabulary_masks
+    state = CalculatorConstraint(Unconstrained(), tokenizer, masks)
     for id_ in tokenizer.encode("12*3=36"):
         state.accept(id_)
     mask = state.mask()
@@ -180,7 +180,7 @@ def test_no_digit_follows_a_result_and_a_cut_result_reaches_nowhere(tokenizer: T
     assert mask.sum() == len(mask) - 10 and all(mask[id_] for id_ in tokenizer.encode(" .-a"))
     state.accept(tokenizer.encode(" ")[0])
     assert state.mask() is None
-    cut = CalculatorConstraint(Unconstrained(), tokenizer, lexicon)
+    cut = CalculatorConstraint(Unconstrained(), tokenizer, masks)
     for id_ in [*tokenizer.encode("12 + 3 = 1"), tokenizer.special("</think>"), *tokenizer.encode("5 + 2 =")]:
         cut.accept(id_)
     said = []
@@ -197,9 +197,9 @@ def test_the_tokens_of_a_result_are_those_of_the_text() -> None:
     trained.train_from_iterator([f"{n} + {n + 9} = {2 * n + 9}" for n in range(100)], vocab_size=400)
     tokenizer = Tokenizer(trained.to_str())
     assert len(tokenizer.encode(" 42")) < 3
-    lexicon = GrammarCompiler(tokenizer, tokenizer.vocab_size, [0]).vocabulary_masks
+    masks = GrammarCompiler(tokenizer, tokenizer.vocab_size, [0]).vocabulary_masks
     for text, whole in (("12 + 30 =", "12 + 30 = 42"), ("12+30=", "12+30=42")):
-        state, head = CalculatorConstraint(Unconstrained(), tokenizer, lexicon), tokenizer.encode(text)
+        state, head = CalculatorConstraint(Unconstrained(), tokenizer, masks), tokenizer.encode(text)
         for id_ in head:
             state.accept(id_)
         said = []

@@ -30,7 +30,7 @@ def test_a_stop_string_stops_however_its_tokens_split_it(
         params=SamplingParams(max_tokens=900, stop=stops), prompt_ids=tuple(tokenizer.encode("hi " + STOP))
     )
     (sample,) = desk.sequences(0, desk.validate_request(request, "x"))
-    assert sample.halts is not None
+    assert sample.is_stopped is not None
     ids = tokenizer.encode(STOP)
     assert len(ids) > 3
     for before in ("", "a" * 300, "##E" * 3):
@@ -39,4 +39,4 @@ def test_a_stop_string_stops_however_its_tokens_split_it(
             known = list(start)
             for number, part in enumerate(parts, start=1):
                 known += part
-                assert sample.halts(known) == (number == len(parts)), (before, parts)
+                assert sample.is_stopped(known) == (number == len(parts)), (before, parts)

@@ -100,9 +100,9 @@ def test_a_tag_of_several_tokens_is_written_whole(chat: ChatFormat, tokenizer: T
     """A tokenizer without the token. The tag is written whole, even behind a beginning of it."""
     ids = [first for letter in "</think>" for first in tokenizer.encode(letter)]
     assert len(ids) == 8
-    lexicon = GrammarCompiler(tokenizer, tokenizer.vocab_size, chat.stop_ids).vocabulary_masks
+    masks = GrammarCompiler(tokenizer, tokenizer.vocab_size, chat.stop_ids).vocabulary_masks
     constraint = ConstraintAfterThinking(
-        Unconstrained(), ReasoningFormat(end_text="</think>", budget=7, closing_ids=ids, may_stop=True), lexicon
+        Unconstrained(), ReasoningFormat(end_text="</think>", budget=7, closing_ids=ids, may_stop=True), masks
     )
     said = [first for letter in beginning.ljust(7, "x") for first in tokenizer.encode(letter)]
     for token in said:

@@ -207,8 +207,8 @@ def test_costs_by_hand() -> None:
         assert c.cost(100, context).flops - cost.flops == 4 * 48 * attended_keys
     assert c.cache_width() == sum(part.values_per_token for part in c.cache_spec()) == 16 * (6 + 2 / 4)
     saved = 5 * 48 + 18 + 16 * 6 + 8
-    assert c.saved_activations(100, everything=False) == saved
-    assert c.saved_activations(100, everything=True) == saved + 100 + 2 * 2 * (8 + 2 * 16 / 4)
+    assert c.saved_activations(100, without_recomputation=False) == saved
+    assert c.saved_activations(100, without_recomputation=True) == saved + 100 + 2 * 2 * (8 + 2 * 16 / 4)
     assert c.split_by_tp() == {"num_attention_heads": 6, "num_key_value_heads": 2}
 
 

@@ -147,10 +147,13 @@ def test_the_cost_of_a_decoded_token_counts_the_indexer_and_the_selected_positio
     assert added == 1536 * 64 * 128 + 7168 * 128 + 2 * 128 + 7168 * 64
     assert sparse.cache_width() == 576 + 128 and sparse.split_by_tp() == {"num_attention_heads": 128}
     assert (
-        sparse.saved_activations(7168, everything=True) - dense.saved_activations(7168, everything=True)
+        sparse.saved_activations(7168, without_recomputation=True)
+        - dense.saved_activations(7168, without_recomputation=True)
         == 64 * 128 + 128 + 64
     )
-    assert sparse.saved_activations(7168, everything=False) == dense.saved_activations(7168, everything=False)
+    assert sparse.saved_activations(7168, without_recomputation=False) == dense.saved_activations(
+        7168, without_recomputation=False
+    )
 
 
 def test_v2_has_no_indexer() -> None:

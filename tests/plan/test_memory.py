@@ -183,5 +183,5 @@ def test_every_row_of_hardware_has_its_sources_and_sensible_figures() -> None:
     ids=lambda value: getattr(value, "kind", ""),
 )
 def test_what_a_layer_saves_by_hand(kind: AttentionConfig | FFNConfig, selective: int, everything: int) -> None:
-    assert kind.saved_activations(100, everything=False) == selective
-    assert kind.saved_activations(100, everything=True) == everything
+    assert kind.saved_activations(100, without_recomputation=False) == selective
+    assert kind.saved_activations(100, without_recomputation=True) == everything

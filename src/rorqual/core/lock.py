@@ -93,7 +93,7 @@ class Lock:
 def acquire_lock(path: Path, remedy: str) -> Lock:
     """Lock the file or folder `path` with a lock file in its parent folder.
 
-    Use `own` for a folder that is built under a temporary name and then renamed, and `own_run` for other folders.
+    Use `acquire_lock` for a folder that is built under a temporary name and then renamed, and `acquire_run_lock` for other folders.
     """
     return Lock(_lock_path(path), path, remedy)
 

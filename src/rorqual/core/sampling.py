@@ -295,7 +295,7 @@ class ServerOverride:
 class SamplingParams:
     """The sampling parameters of a request. Repeating a request with the same `seed` gives the same reply.
 
-    Each annotation holds the type, the range in the engine, and the description. `InFile` and `OnServer` give other ranges or
+    Each annotation holds the type, the range in the engine, and the description. `FileOverride` and `ServerOverride` give other ranges or
     defaults for prompt files and for the server. The filters apply in the order top_k, top_p, min_p, as in transformers.
     """
 

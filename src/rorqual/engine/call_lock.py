@@ -59,7 +59,7 @@ class CallLock:
         """Call `work` on each item in up to `threads` helper threads. With a single item or a single thread, the
         calling thread does the work.
 
-        After an error or KeyboardInterrupt, `share` sets `stop`, waits for the running helpers, and raises the first
+        After an error or KeyboardInterrupt, `run_in_helper_threads` sets `stop`, waits for the running helpers, and raises the first
         error.
         """
         if min(threads, len(items)) <= 1:

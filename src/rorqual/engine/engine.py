@@ -148,7 +148,8 @@ class Engine:
             name = secrets.token_bytes(32)
             for core in self._cores:
                 core.apply_weight_change(name, self._fit.backend)
-            self._versions = versions  # set last: if `_renew` is interrupted, the next call starts again
+            # Set last: if `_invalidate_if_changed` is interrupted, the next call starts again.
+            self._versions = versions
 
     def _fit_backend(self) -> FittedBackend:
         """Configure the backend for the shapes of the model, which change if an adapter is attached."""

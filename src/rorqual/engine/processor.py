@@ -158,7 +158,7 @@ class Processor:
             Sample(
                 request_id, sample, job.prompt, params, sample_key(params.seed, sample), limit,
                 tenant=request.tenant, priority=request.priority, reuse=request.reuse and self.reuse,
-                halts=self._stop_string_test(job) if params.stop else None, constraint=self._constraint_with_calculator(job),
+                is_stopped=self._stop_string_test(job) if params.stop else None, constraint=self._constraint_with_calculator(job),
                 barred=self._stop_ids_before_min_tokens(params),
                 embeds=request.embeds,
                 scores=None if params.prompt_logprobs is None else PromptScores(len(job.prompt), params.prompt_logprobs),

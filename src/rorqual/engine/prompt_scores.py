@@ -16,7 +16,7 @@ class PromptScores:
     position. `logprobs` and `best` are filled in prompt order, and are kept when the sequence is preempted.
 
     The prefix cache stores keys and values but no logits. A prefill may therefore reuse cached blocks only for positions that
-    already have a log-probability (`reusable`).
+    already have a log-probability (`n_reusable_positions`).
     """
 
     length: int

@@ -8,7 +8,7 @@ stores the state of a sequence under its slot. A sequence keeps its slot until i
 
 Keys and values are stored in blocks (`KVCacheManager`). When no block is available, the scheduler preempts the sequence that
 ranks last. The preempted sequence releases its blocks and is queued again. When the preempted sequence resumes, tokens whose
-blocks are no longer cached are prefilled again. The scheduler also preempts for fairness (`_victim`).
+blocks are no longer cached are prefilled again. The scheduler also preempts for fairness (`_choose_victim`).
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ class Scheduler:
     def _choose_victim(self, sequence: Sequence) -> Sequence | None:
         """Return the sequence to preempt in favour of the queued `sequence`, or None.
 
-        If a sequence of lower priority has a slot, the victim is the sequence that `_last` returns. If no such sequence has a
+        If a sequence of lower priority has a slot, the victim is the sequence that `_lowest_ranked_sequence` returns. If no such sequence has a
         slot, the candidates belong to tenants that may lose a slot (`RequestQueue.tenants_to_preempt`). A candidate has the
         same priority as `sequence` and has decoded at least `QUANTUM` tokens in its row. The victim is the candidate whose
         tenant has the most slots. Ties go to the candidate with the most decoded tokens.
@@ -332,7 +332,7 @@ class Scheduler:
         """Return whether a stop token, a stop string or a completed grammar ends a sequence of `length` tokens."""
         if token in sequence.params.stop_token_ids or (sequence.constraint is not None and sequence.constraint.done):
             return True
-        return sequence.halts is not None and sequence.halts(self.history.tokens(sequence.slot, length))
+        return sequence.is_stopped is not None and sequence.is_stopped(self.history.tokens(sequence.slot, length))
 
     def release(self, rows: Ints) -> None:
         """Remove the sequences in `rows` (ascending), free their slots and blocks, and close the gaps."""

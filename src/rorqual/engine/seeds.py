@@ -59,7 +59,7 @@ def _splitmix64(value: int) -> int:
 
 
 def _invert_splitmix64(value: int) -> int:
-    """Return the number that `_mix` maps to `value`."""
+    """Return the number that `_splitmix64` maps to `value`."""
     value = _invert_xor_shift(value, 31) * pow(_MIX2, -1, 1 << 64) & _MASK
     value = _invert_xor_shift(value, 27) * pow(_MIX1, -1, 1 << 64) & _MASK
     return (_invert_xor_shift(value, 30) - _GOLDEN) & _MASK

@@ -47,8 +47,8 @@ class Sequence:
     followers: list[Sequence] = field(default_factory=list)
     """Sequences with the same tokens to prefill. Followers wait for the prefill of this sequence and then share the prefilled blocks."""
     saved: object = None
-    """Per-token results that the runner restores after a preemption (`Histories.save`)."""
-    halts: Callable[[list[int]], bool] | None = None
+    """Per-token results that the runner restores after a preemption (`SequenceHistories.save`)."""
+    is_stopped: Callable[[list[int]], bool] | None = None
     """Callable that takes all token ids and returns whether a stop string ends the sequence."""
     halted: bool = False
     """Whether a stop token of the request, a stop string or the grammar ended the sequence."""

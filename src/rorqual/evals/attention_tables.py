@@ -21,7 +21,7 @@ class AttentionAtDistance(NamedTuple):
 
 
 def misses_at_shown_budget(report: SparseAttentionReport) -> list[SelectionMisses]:
-    """Return the measured values of each text at the budget `report.shown`."""
+    """Return the measured values of each text at the budget `report.shown_budget`."""
     return [text.misses_at_budget(report.shown_budget) for text in report.texts]
 
 
@@ -34,7 +34,7 @@ def recall_by_layer(report: SparseAttentionReport, budget: int) -> list[float]:
 
 
 def distances(report: SparseAttentionReport) -> list[AttentionAtDistance]:
-    """Return the share of attention in each range of distance at the budget `report.shown`, averaged over texts and layers."""
+    """Return the share of attention in each range of distance at the budget `report.shown_budget`, averaged over texts and layers."""
     layers = [layer for missed in misses_at_shown_budget(report) for layer in missed.layers]
     found = []
     for first, last in sorted({(part.first, part.last) for layer in layers for part in layer.distances}):
@@ -149,7 +149,7 @@ LAYER = {
     "output": ("difference", ".3f"),
     "tied": ("tied", ".1%"),
 }
-"""The columns of the table by layer: heading -> (field of `LayerMisses`, format)."""
+"""The columns of the table by layer: heading -> (field of `LayerSelectionMisses`, format)."""
 
 
 def _needles(report: SparseAttentionReport) -> Table:

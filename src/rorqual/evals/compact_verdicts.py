@@ -44,7 +44,7 @@ class CompactVerdicts(Config):
 def compact_verdicts(by_name: Mapping[str, Sequence[Evaluation]], seeds: Sequence[int]) -> tuple[CompactVerdicts, ...]:
     """Return the compact verdicts of the evaluations in `by_name`. Each name has one evaluation per seed.
 
-    Evaluations with the same groups of problems share one `Verdicts`.
+    Evaluations with the same groups of problems share one `CompactVerdicts`.
     """
     shared: dict[tuple[str, tuple[str, ...]], CompactVerdicts] = {}
     for name, evaluations in by_name.items():

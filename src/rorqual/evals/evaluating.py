@@ -23,7 +23,7 @@ CHECK = "Check your answer. If it is wrong, give the right one."
 """The message that asks a model to refine its reply."""
 PATIENCE = 20
 """`pick_problems` stops after too many consecutive draws without a new problem. The limit is at least `PATIENCE` times
-the mean number of draws per problem in the rarest unfinished stratum (`_patience`)."""
+the mean number of draws per problem in the rarest unfinished stratum (`_max_idle_draws`)."""
 
 
 def pick_problems(task: Task, split: Split, count: int, seed: int, per_family: bool) -> list[Problem]:

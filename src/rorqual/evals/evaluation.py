@@ -26,7 +26,7 @@ class GradedSample(Config):
 
     `answered` is the reply's answer in canonical form (`Task.canonical_answer`), if the evaluation counts votes. `logprob` is the mean
     log-probability of the reply's tokens, if the generator returns it. `score` is a verifier's log-odds that the reply is right
-    (`evals.verify`). `earlier` are the earlier replies of the conversation, which the model was asked to check, oldest first
+    (`evals.trained_verifier`). `earlier` are the earlier replies of the conversation, which the model was asked to check, oldest first
     (`refine`). `error` is the reason why there is no reply. `chance` occurs only in older files, and is ignored.
     """
 

@@ -2,7 +2,7 @@
 of the attention module changes.
 
 At each layer, dense attention is computed on the same inputs as sparse attention. A query that sees at most `index_topk`
-positions selects all of them, so it misses nothing. `Misses.dense` counts such queries, but no average includes them.
+positions selects all of them, so it misses nothing. `SelectionMisses.dense` counts such queries, but no average includes them.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Spending:
 
     - `paid`, `kept`: total cost and number of the requests that returned an answer.
     - `lost`, `lost_requests`: total reserve and number of the requests without an answer, which the server may have billed.
-    - `beyond`: the largest number of prompt tokens that were billed in excess of `prompt_bound`. `longest`: the largest
+    - `beyond`: the largest number of prompt tokens that were billed in excess of `max_prompt_tokens`. `longest`: the largest
       number of reply tokens that were billed for a request with a lower `max_tokens`.
     - `trusted`: whether the server never reported fewer tokens than a prompt or an answer must have.
     """
@@ -104,7 +104,7 @@ class _RequestInFlight:
 
 
 class Budget(BudgetGuard):
-    """The account of paid and reserved money. The remote engine calls `enter` before each request, and other methods after the response.
+    """The account of paid and reserved money. The remote engine calls `may_send` before each request, and other methods after the response.
 
     `asks`: (name in the ledger, request) for each request index. `bought`: the paid samples of earlier calls. As a
     context manager, a `Budget` owns the ledger file.

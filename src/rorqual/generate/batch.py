@@ -51,7 +51,7 @@ def refuse_row(row: RowRequest, error: RorqualError) -> RefusedRow:
 def answers(engine: Engine, rows: Iterable[RowRequest | RefusedRow], *, room: int) -> Iterator[list[Answered]]:
     """Answer all rows with a local engine. Yield the answered rows in small lists, in the order in which they finish.
 
-    New rows are submitted while fewer than `room` samples are running. A row that the engine rejects is yielded as `Refused`.
+    New rows are submitted while fewer than `room` samples are running. A row that the engine rejects is yielded as `RefusedRow`.
     An engine error other than a rejection is raised after the running requests are cancelled.
     """
     pending, running = iter(rows), dict[int, tuple[RowRequest, dict[int, Completion]]]()
@@ -93,7 +93,7 @@ def remote_answers(
     """Answer all rows with a remote endpoint, `concurrency` rows at a time. Yield the answered rows in the same form as
     `answers`.
 
-    If the server rejects a row with a status in `REFUSED`, the row is yielded as `Refused`. An error other than a
+    If the server rejects a row with a status in `REFUSED`, the row is yielded as `RefusedRow`. An error other than a
     rejection is raised after the running requests have finished.
     """
     pending, running = iter(rows), dict[Future[list[list[Completion]]], RowRequest]()

@@ -67,7 +67,7 @@ class PartialOutput:
         return self._offsets[line] != NONE
 
     def append_records(self, lines: Mapping[int, Mapping[str, Any]]) -> None:
-        """Append records in one write. `lines` maps line numbers to records. After `add` returns, the records are not
+        """Append records in one write. `lines` maps line numbers to records. After `append_records` returns, the records are not
         lost if the process is killed."""
         assert self._journal is not None
         offsets = self._journal.append(lines.values())

@@ -111,7 +111,7 @@ class RowParser:
         )
 
     def parse_row(self, line: int, row: dict[str, Any] | RefusedRow) -> RowRequest | RefusedRow:
-        """Convert a row to a request, or to `Refused` if the row is invalid."""
+        """Convert a row to a request, or to `RefusedRow` if the row is invalid."""
         if isinstance(row, RefusedRow):
             return row
         prompts = () if self.columns else PROMPTS

@@ -71,7 +71,7 @@ class BalancingExperiment(Experiment):
 
     @abstractmethod
     def training(self, place: Path, seed: int, share: float) -> Run:
-        """Return a training run on the experiment's data, without load balancing. `Balancing.arm` adds the balancing method."""
+        """Return a training run on the experiment's data, without load balancing. `BalancingExperiment.arm_run` adds the balancing method."""
 
     @abstractmethod
     def held_out(self, chat: ChatFormat, seed: int, tokens: int) -> Iterator[Sample]:

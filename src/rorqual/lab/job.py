@@ -177,7 +177,7 @@ class EvaluationJob(ExperimentJob):
 
 
 def evaluation_file(place: Path, name: str) -> Path:
-    """Return the path where `Measure` saves its evaluation."""
+    """Return the path where `EvaluationJob` saves its evaluation."""
     return place / "evals" / f"{name}.json"
 
 
@@ -201,7 +201,7 @@ class ComputeJob(ExperimentJob):
 
 
 def value_file(place: Path, name: str) -> Path:
-    """Return the path where `Compute` saves its value."""
+    """Return the path where `ComputeJob` saves its value."""
     return place / "values" / f"{name}.json"
 
 

@@ -69,7 +69,7 @@ class PackedBatchCache:
     def row_indices(self, every: int) -> tuple[Tensor, Tensor]:
         """Return two index tensors: the last token of each group of `every` tokens, and the group of each row of the blocks.
 
-        The first tensor [groups] holds the last token of each group, with padding at the end (`ops.paged.fill`). The
+        The first tensor [groups] holds the last token of each group, with padding at the end (`ops.paged.round_up`). The
         second tensor [blocks * BLOCK / every] holds the group index of each row. The index of an empty row is the length
         of the first tensor.
         """

@@ -54,7 +54,7 @@ def _experts_by_grouped_mm(x: Tensor, indices: Tensor, gate_up: Tensor, down: Te
 
 
 def _experts_by_blocks(x: Tensor, indices: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """Compute the result of `_by_kernel` with batched products over blocks of rows that share an expert.
+    """Compute the result of `_experts_by_grouped_mm` with batched products over blocks of rows that share an expert.
 
     The number of blocks is the largest number that any routing needs. The number of blocks is at most twice the number of
     experts, so the products use at most twice the rows and two copies of all matrices.

@@ -33,7 +33,7 @@ ROWS = {torch.bfloat16: (4, 8, 16)}
 The rows are padded to the smallest sufficient count, or else to a multiple of the largest count.
 
 The list of row counts is short because oneDNN builds a new primitive for every row count. Matrix products in fp32 do not use
-oneDNN, so their rows are padded to a multiple of `Rows.least`.
+oneDNN, so their rows are padded to a multiple of `RowLimits.least`.
 """
 OTHER_ROWS = (64,)
 """Row counts to which an expert's rows are padded for dtypes that were not measured."""
@@ -79,7 +79,7 @@ def _elementwise(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 Matrices = Tensor | Sequence[Tensor]
-"""One matrix per expert: a stacked tensor, or a sequence of prepacked matrices (`ops.layout`)."""
+"""One matrix per expert: a stacked tensor, or a sequence of prepacked matrices (`ops.prepacked`)."""
 
 
 def unpadded_experts(x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices) -> Tensor:
@@ -145,7 +145,7 @@ def _run_few_experts(
 
 
 FEW = 4
-"""Largest number of used experts for which a small batch is computed by `_few_experts`."""
+"""Largest number of used experts for which a small batch is computed by `_run_few_experts`."""
 Ints = npt.NDArray[np.int64]
 SMALL = 1 << 20
 """Largest number of elements of the stacked gate_up matrices that is assumed to fit in the processor's cache."""

@@ -57,7 +57,7 @@ class LinearMap(nn.Module):
 
     inner = 0
     linear: Callable[..., Tensor] = staticmethod(F.linear)
-    """Computes a product x @ weight^T + bias. `Backend.route` replaces this function by the backend's `linear`."""
+    """Computes a product x @ weight^T + bias. `Backend.route_linears` replaces this function by the backend's `linear`."""
 
     @property
     def weight(self) -> Tensor:

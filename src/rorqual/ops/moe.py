@@ -25,7 +25,7 @@ class Routing:
     - `weights` [tokens, k]: the gates of the chosen experts, with gradient.
     - `scores` [tokens, choices]: the affinities, without bias.
     - `own` [tokens, k]: the router's own choice. `own` differs from `indices` only if choices are replayed.
-    - `gap` [tokens]: the biased score of the router's own choice minus the biased score of the replayed choice (`_shortfall`).
+    - `gap` [tokens]: the biased score of the router's own choice minus the biased score of the replayed choice (`_score_gap`).
       `gap` is 0 without replay.
     """
 

@@ -330,7 +330,7 @@ def attend_selected(
 ) -> tuple[Tensor, Tensor]:
     """Attend from each token to its rows [tokens, k] (-1: no row). The work is proportional to k, not to the sequence length.
 
-    Arguments and results are the same as in `attend_within` with a mask from `selection_mask`, but results may differ in
+    Arguments and results are the same as in `attend_masked` with a mask from `selection_mask`, but results may differ in
     rounding. The rows of each token are gathered in ascending order and form blocks of `BLOCK / every` rows. Results therefore
     do not depend on other tokens, and a token that selects all visible rows gets the same bits as from `attend`.
     """
@@ -380,7 +380,7 @@ def attend_selected(
 
 
 def selection_mask(tiles: Tiles, every: int, window: int | None, selected: Tensor | None) -> Tensor:
-    """Return the mask [pairs, queries, BLOCK / every] for `attend_within`.
+    """Return the mask [pairs, queries, BLOCK / every] for `attend_masked`.
 
     `window` limits visible rows to the token's last `window` tokens. `selected` [tokens, k] limits visible rows to the listed
     rows; the entry -1 means no row. An argument that is None sets no limit.
@@ -466,7 +466,7 @@ def index_scores(q: Tensor, weights: Tensor, keys: Tensor, tiles: Tiles, scales:
 def attention_mass(q: Tensor, keys: Tensor, tiles: Tiles, scale: float, mask: Tensor) -> Tensor:
     """Return the attention weights, averaged over all heads, of each pair of tile and block [pairs, queries, BLOCK / every].
 
-    The arguments are the same as in `attend_within`. The weights of a query add up to 1 over the rows that `mask` leaves visible.
+    The arguments are the same as in `attend_masked`. The weights of a query add up to 1 over the rows that `mask` leaves visible.
     """
     _, heads, repeat, _ = q.shape
     queries, size = mask.shape[1:]

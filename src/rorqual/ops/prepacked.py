@@ -1,4 +1,4 @@
-"""Prepack weights in oneDNN's blocked layout. Prepacked tensors are opaque: only `times` and `plain` can read them."""
+"""Prepack weights in oneDNN's blocked layout. Prepacked tensors are opaque: only `prepacked_linear` and `to_plain_layout` can read them."""
 
 from __future__ import annotations
 

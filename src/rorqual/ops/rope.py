@@ -142,7 +142,7 @@ def rope_table(rope: Rope, dim: int, positions: Tensor) -> tuple[Tensor, Tensor]
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
     """Apply RoPE to x [..., dim].
 
-    `cos` and `sin` [..., dim] must come from `spread`. The result has the same dimension order as x.
+    `cos` and `sin` [..., dim] must come from `expand_cos_sin`. The result has the same dimension order as x.
 
     Products are computed in fp32, as in DeepSeek's code, because cosines in bf16 could not distinguish adjacent
     positions.

@@ -111,7 +111,9 @@ def layer_sizes(stage: Stage, hidden: int, recompute: Recompute) -> LayerSizes:
     """Return the sizes of one layer of `stage`."""
     routed = sum(ffn.routed_params(hidden) for ffn in stage.ffns)
     saved_values = {
-        mode: sum(part.saved_activations(hidden, everything=mode) for part in stage.attention_and_ffn_configs)
+        mode: sum(
+            part.saved_activations(hidden, without_recomputation=mode) for part in stage.attention_and_ffn_configs
+        )
         for mode in (True, False)
     }
     saved = {"none": saved_values[True], "selective": saved_values[False], "full": 0}[recompute]

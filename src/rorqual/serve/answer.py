@@ -1,6 +1,6 @@
 """The request path that all generating routes share: parse the body, submit prompts, return one JSON object or an event stream.
 
-A route supplies a `Shape`, which builds its response objects. Work whose duration grows with the length of the request
+A route supplies a `ResponseBuilder`, which builds its response objects. Work whose duration grows with the length of the request
 or the reply runs in the tenant's thread, because all streams share the event loop.
 """
 

@@ -416,7 +416,7 @@ async def _write_messages(outbox: asyncio.Queue[bytes], process: asyncio.subproc
     """Write messages to the engine in slices. A long prompt then neither blocks the event loop nor is copied as a
     whole."""
     assert process.stdin is not None
-    with suppress(ConnectionError):  # the engine exited, which `_listen` handles
+    with suppress(ConnectionError):  # the engine exited, which `_dispatch_messages` handles
         while True:
             data = memoryview(await outbox.get())
             for start in range(0, len(data), SLICE):

@@ -38,7 +38,7 @@ class TimedProtocol(H11Protocol):
 
     The first request's headers must be complete within `head_seconds` after the connection opened. Headers of later
     requests must be complete within `head_seconds` after their first byte. Further header bytes do not extend the time
-    limit. `body_of` limits the time that the body takes to arrive. Uvicorn's `timeout_keep_alive` limits the time
+    limit. `read_body` limits the time that the body takes to arrive. Uvicorn's `timeout_keep_alive` limits the time
     between requests. A connection is aborted if the client reads nothing for `stall` seconds.
     """
 

@@ -32,7 +32,7 @@ class Choice:
     - `least`: minimum number of tokens before a stop string takes effect.
     - `mute`: the client wants only the prompt. With `mute`, the first generated token ends the sample and is neither
       returned nor billed.
-    - `tell`: collect tokens in `pending_logprobs` until `take` returns them.
+    - `tell`: collect tokens in `pending_logprobs` until `take_pending_logprobs` returns them.
     - `scores`: log-probabilities of the prompt's tokens, starting with the second token.
     - `recorded`: data that a rollout returns in addition to its tokens.
     - `n_sampled`: number of generated tokens, including the token that ended the sample.
@@ -131,7 +131,7 @@ class Choice:
 
 @dataclass
 class Reply:
-    """The samples of a request. After `pieces` has run the job, `choices` and `usage()` are complete.
+    """The samples of a request. After `stream_pieces` has run the job, `choices` and `usage()` are complete.
 
     `run_in_thread`: a function that runs slow work outside of the event loop.
     """

@@ -282,7 +282,7 @@ def _parse_body(body: bytes) -> dict[str, Any]:
     try:
         # pydantic's parser limits the nesting depth, and rejects NaN and lone surrogates.
         data = pydantic_core.from_json(body, allow_inf_nan=False)
-        # pydantic's parser accepts duplicate keys. `json.loads` with `_unique` refuses duplicate keys, because parsers
+        # pydantic's parser accepts duplicate keys. `json.loads` with `_check_unique_keys` refuses duplicate keys, because parsers
         # disagree on which value of a duplicate key to use.
         json.loads(body, object_pairs_hook=_check_unique_keys)
     except ValueError as error:

@@ -43,7 +43,7 @@ UNREAD = 131_072
 class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Do not install uvicorn's signal handlers, because `_until_stopped` already handles signals while the engine
+        """Do not install uvicorn's signal handlers, because `_serve_until_stopped` already handles signals while the engine
         loads."""
         yield
 

@@ -76,10 +76,12 @@ class SampledToken:
 
 @dataclass(frozen=True)
 class RolloutRecord:
-    """Data that a rollout returns in addition to its tokens. The engine sends the `Recorded` message of a sample before the sample's last token.
+    """Data that a rollout returns in addition to its tokens.
+
+    The engine sends the `RolloutRecord` message of a sample before the sample's last token.
 
     `policy_version`: version of the weights that generated the rollout. `experts`: routed experts. `kept`: the tokens
-    that remained after top-p and top-k filtering. `array_of` encodes `experts` and `kept`. An array that was not
+    that remained after top-p and top-k filtering. `encode_array` encodes `experts` and `kept`. An array that was not
     recorded is None.
     """
 
@@ -91,7 +93,7 @@ class RolloutRecord:
 
 @dataclass(frozen=True)
 class EngineLimits:
-    """The engine's limits. The engine sends a `Ready` message when it has loaded the model.
+    """The engine's limits. The engine sends a `EngineLimits` message when it has loaded the model.
 
     `max_len`: maximum number of tokens in prompt and reply together. `weights_bytes`: maximum size of a weight update file.
     """
@@ -124,7 +126,7 @@ def pack(ask: EngineRequest) -> PackedRequest:
 
 
 def submit_message(number: int, ask: PackedRequest, tenant: str) -> tuple[bytes, bytes]:
-    """Return a `submit` message as two byte strings, to avoid copying the prompt, which may be long.
+    """Return a `submit_message` message as two byte strings, to avoid copying the prompt, which may be long.
 
     `number`: identifies the request in the engine's replies.
     """
@@ -142,5 +144,5 @@ def score_messages(
 
 
 def parse_submit_message(message: dict[str, Any]) -> EngineRequest:
-    """Parse a `submit` message and return its `EngineRequest`."""
+    """Parse a `submit_message` message and return its `EngineRequest`."""
     return EngineRequest(tuple(message["prompt"]), from_json(message["params"]), message["priority"])

@@ -176,7 +176,7 @@ def _dict_of_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def write_examples(folder: Path, splits: Mapping[Split, Sequence[Mapping[str, Any]]], facts: Mapping[str, Any]) -> None:
-    """Write the folder of an `Examples` task. `splits` has the rows of each split. A
+    """Write the folder of an `ExamplesTask` task. `splits` has the rows of each split. A
     row has a key, line, prompt, completion, and optional reasoning.
 
     `facts` needs the key `kind`.

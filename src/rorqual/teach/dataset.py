@@ -30,7 +30,7 @@ FEWEST_HELD_OUT: Mapping[Split, int] = {"dev": 3, "test": 5}
 MOST_FAULTY = 0.2
 """`teach` stops if more than the share `MOST_FAULTY` of the rows has faults."""
 DERIVED = 0.5
-"""Derived worked solutions are used if at least the share `DERIVED` of the training examples has one (see `derivation`)."""
+"""Derived worked solutions are used if at least the share `DERIVED` of the training examples has one (see `derive_worked_solution`)."""
 
 
 @dataclass(frozen=True)

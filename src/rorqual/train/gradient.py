@@ -161,7 +161,7 @@ def check_gradients(
     """Return the gradient of each parameter of `modules`, and the number of computed gradients that are all zeros.
 
     A missing gradient is an error if the parameter's module is in `ran`. If the module is not in `ran`, the missing
-    gradient is replaced by zeros, which are not counted. For parameters of `HoldsParts` modules, a missing gradient is
+    gradient is replaced by zeros, which are not counted. For parameters of `HasTrainedSlices` modules, a missing gradient is
     never an error, because the router decides which experts run.
     """
     grads, computed, missing = list[Tensor](), list[Tensor](), list[str]()
@@ -199,7 +199,7 @@ def compare_with_sampler(
 ) -> tuple[UpdateResult, list[Tensor | None]]:
     """Compare trainer and sampler on new samples, before any update and without gradients. Return the metrics.
 
-    If an objective sets `wants_old`, also return the trainer's log-probabilities of the targets [rows, seq] for each
+    If an objective sets `needs_old_logprobs`, also return the trainer's log-probabilities of the targets [rows, seq] for each
     batch. Otherwise, return None for each batch.
     """
     model = model.ops.route_linears(model)

@@ -195,7 +195,7 @@ MUTANTS = (
         "a reply that thinks may end without its answer",
         "a JSON mode that answers nothing",
         "engine/grammar/constraint.py",
-        "            return self._lexicon.not_stops\n",
+        "            return self._masks.not_stops\n",
         "            return None\n",
         "tests/engine/test_grammar.py::test_a_reply_that_thinks_is_bound_from_the_end_of_its_reasoning",
     ),

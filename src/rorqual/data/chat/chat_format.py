@@ -215,8 +215,8 @@ class ChatFormat(ABC):
         """Return renderings in which each assistant turn is in the loss exactly once, as the assistant wrote it.
 
         A format may render an earlier assistant turn differently from the last turn, for example without its reasoning. Each
-        earlier turn for which `as_written` is false gets a separate rendering that ends with this turn. A conversation in which
-        `as_written` is true for all turns gets one rendering. A conversation without an assistant turn gets no rendering.
+        earlier turn for which `renders_as_written` is false gets a separate rendering that ends with this turn. A conversation in which
+        `renders_as_written` is true for all turns gets one rendering. A conversation without an assistant turn gets no rendering.
         """
         turns = [number for number, message in enumerate(messages) if message.role == "assistant"]
         ends = [number for number in turns if not self.renders_as_written(messages[number]) or number == turns[-1]]

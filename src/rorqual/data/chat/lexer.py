@@ -29,7 +29,7 @@ _OUTSIDE = re.compile('["{}\\[\\]\ud800-\udfff]')
 
 
 class Lexer:
-    """A streaming lexer that converts the marked text of a reply (see `special_tokens.py`) to a list of `calls.Item`.
+    """A streaming lexer that converts the marked text of a reply (see `special_tokens.py`) to a list of `calls.LexerItem`.
 
     Text that may become a call is buffered until the call is complete or impossible. Text that cannot become a call is
     returned immediately.

@@ -29,7 +29,7 @@ class ToolDelta:
 
 @dataclass(frozen=True)
 class ReplyDelta:
-    """The text that one call of `Reader.feed` or `Reader.finish` adds to a reply."""
+    """The text that one call of `ReplyReader.feed` or `ReplyReader.finish` adds to a reply."""
 
     reasoning: str = ""
     content: str = ""
@@ -84,7 +84,7 @@ class ReplyReader:
     def finish(self) -> ReplyDelta:
         """Return the buffered text after the last id.
 
-        With `ReplyForm.halves`, an incomplete tag that ends the thinking of a truncated reply is dropped.
+        With `ReplyRules.halves`, an incomplete tag that ends the thinking of a truncated reply is dropped.
         """
         text = self._text.finish()
         drops = self._halves and not (self._ended or self._thought.in_answer)

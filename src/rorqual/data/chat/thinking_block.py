@@ -1,6 +1,6 @@
 r"""Replies with a thinking block, `<think>\n{reasoning}\n</think>\n\n{content}`, as in Qwen3 and DeepSeek-R1.
 
-`MarkedBlock` requires that the thinking tags are special tokens. `SpokenBlock` also accepts tags that are spelled with
+`SpecialTokenThinking` requires that the thinking tags are special tokens. `TextTagThinking` also accepts tags that are spelled with
 ordinary tokens, so that a model without thinking tokens can be taught to think. As in the published templates, rendering and
 parsing strip the newlines around the reasoning and before the content.
 """

@@ -99,7 +99,7 @@ class TurnChat(ChatFormat):
         """Return the token ids and the loss mask of a whole conversation (see `ChatFormat.render`).
 
         Earlier turns that are rendered without their reasoning get no loss, because a loss would teach the model to answer
-        without thinking. For each such turn, `samples` adds a rendering that ends
+        without thinking. For each such turn, `training_renderings` adds a rendering that ends
         with this turn. In this rendering, the turn gets a loss.
         """
         if has_tools(messages):

@@ -79,8 +79,8 @@ def _format_decimal(value: Fraction) -> str:
 class CalculatorConstraint:
     """A wrapper of a constraint that also writes the result of each calculation, if the constraint allows it."""
 
-    def __init__(self, constraint: Constraint, tokenizer: Tokenizer, lexicon: VocabularyMasks) -> None:
-        self._constraint, self._tokenizer, self._lexicon = constraint, tokenizer, lexicon
+    def __init__(self, constraint: Constraint, tokenizer: Tokenizer, masks: VocabularyMasks) -> None:
+        self._constraint, self._tokenizer, self._masks = constraint, tokenizer, masks
         self._reply: tuple[int, ...] = ()  # its last tokens
         self._result: Sequence[int] = ()  # the tokens of the result that are not written yet
         self._ends = False  # whether a result has just ended, so that no further digit may follow
@@ -88,12 +88,12 @@ class CalculatorConstraint:
     def mask(self) -> Bools | None:
         allowed = self._constraint.mask()
         if self._result and (allowed is None or allowed[self._result[0]]):
-            return self._lexicon.only_token(self._result[0])
+            return self._masks.only_token(self._result[0])
         if self._ends:
             further = (
-                self._lexicon.not_starting_with_digit
+                self._masks.not_starting_with_digit
                 if allowed is None
-                else allowed & self._lexicon.not_starting_with_digit
+                else allowed & self._masks.not_starting_with_digit
             )
             return further if further.any() else allowed
         return allowed
@@ -104,10 +104,10 @@ class CalculatorConstraint:
         was = self._result
         self._result = was[1:] if was and token == was[0] else ()
         self._ends = [*was] == [token]
-        if not self._lexicon.usable[token]:
+        if not self._masks.usable[token]:
             self._reply = ()  # a calculation cannot continue across `</think>`
-        elif not was and self._lexicon.decode((token,)).endswith("="):
-            text = self._lexicon.decode(self._reply)
+        elif not was and self._masks.decode((token,)).endswith("="):
+            text = self._masks.decode(self._reply)
             if written := calculate(text):
                 self._result = self._result_token_ids(text[-2:], written)
 

@@ -34,7 +34,7 @@ _MARK = re.compile("([\ud800-\udfff])")
 class CallSyntax:
     """The syntax of tool calls in one chat format.
 
-    `marks` are the ids of the special tokens in calls.
+    `special_token_ids` are the ids of the special tokens in calls.
     """
 
     def __init__(self, chat: ChatFormat) -> None:

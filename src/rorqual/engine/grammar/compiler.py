@@ -1,7 +1,7 @@
 """Compile grammars with the optional package llguidance. A grammar is a JSON schema, a regular expression, a choice, any
 JSON object or tool calls.
 
-`Grammars.compile` first builds a grammar in a trial process with limits of CPU time and memory (`grammar.trial`), and then
+`GrammarCompiler.compile` first builds a grammar in a trial process with limits of CPU time and memory (`grammar.trial`), and then
 in a background thread. Each sample has its own copy of the compiled grammar. A sample's copy masks tokens before each
 sampling step, and advances its state with each sampled token.
 
@@ -72,7 +72,7 @@ def schema_to_grammar(library: Any, schema: Mapping[str, Any]) -> str:
 
 
 class CompiledGrammar:
-    """A compiled grammar. `start` returns a `Constraint` for one sample.
+    """A compiled grammar. `new_constraint` returns a `Constraint` for one sample.
 
     `fault` takes the ids of a finished reply and returns its error or "". `fault` is set if the grammar has a JSON schema.
     """
@@ -80,21 +80,21 @@ class CompiledGrammar:
     def __init__(
         self,
         matcher: Any,
-        lexicon: VocabularyMasks,
+        masks: VocabularyMasks,
         *,
         fault: Callable[[Sequence[int]], str] | None = None,
     ) -> None:
-        self._matcher, self._lexicon, self.fault = matcher, lexicon, fault
+        self._matcher, self._masks, self.fault = matcher, masks, fault
         self._lock = threading.Lock()
 
     def new_constraint(self, thought: ReasoningFormat | None = None) -> Constraint:
         """Return the constraint of a new reply. Pass `thought` if the reply may start with reasoning."""
         with self._lock:
-            constraint: Constraint = MatcherConstraint(self._matcher.deep_copy(), self._lexicon)
+            constraint: Constraint = MatcherConstraint(self._matcher.deep_copy(), self._masks)
         if self.fault is not None:
-            constraint = ValidatedConstraint(constraint, self.fault, self._lexicon)
+            constraint = ValidatedConstraint(constraint, self.fault, self._masks)
         if thought is not None:
-            constraint = ConstraintAfterThinking(constraint, thought, self._lexicon)
+            constraint = ConstraintAfterThinking(constraint, thought, self._masks)
         return constraint
 
 
@@ -202,7 +202,7 @@ class GrammarCompiler:
 
     def _build(self, grammar: Grammar, trial: TrialProcess, stopped: threading.Event) -> CompiledGrammar:
         with self._building:  # the first thread computes the cached properties, and other threads wait
-            library, lexicon, _ = self._llguidance, self.vocabulary_masks, self._vocabulary
+            library, masks, _ = self._llguidance, self.vocabulary_masks, self._vocabulary
 
         def run_trial(*parts: TrialGrammar) -> None:
             found = trial.find_error(parts, self._vocabulary_arguments, stopped)
@@ -210,14 +210,14 @@ class GrammarCompiler:
                 raise grammar_error(grammar.kind, found["error"], found["name"])
 
         if grammar.kind == "calls":
-            return self._build_calls(grammar, library, lexicon, run_trial)
+            return self._build_calls(grammar, library, masks, run_trial)
         if grammar.kind == "json_schema":
             schema = parse_schema(grammar.source)
             text = schema_to_grammar(library, schema)
             run_trial(TrialGrammar(text, schema))
             validator = SchemaValidator(schema)
             fault = lambda ids: validator.find_error(self._tokenizer.decode(ids))  # noqa: E731
-            return CompiledGrammar(build_matcher(self._vocabulary, text), lexicon, fault=fault)
+            return CompiledGrammar(build_matcher(self._vocabulary, text), masks, fault=fault)
         if grammar.kind == "json":
             text = schema_to_grammar(library, {"type": "object"})
         else:
@@ -225,10 +225,10 @@ class GrammarCompiler:
             text = str(library.LLMatcher.grammar_from_regex(pattern))
         if grammar.kind not in NEED_NO_TRIAL:
             run_trial(TrialGrammar(text))
-        return CompiledGrammar(build_matcher(self._vocabulary, text), lexicon)
+        return CompiledGrammar(build_matcher(self._vocabulary, text), masks)
 
     def _build_calls(
-        self, grammar: Grammar, library: Any, lexicon: VocabularyMasks, check: Callable[..., None]
+        self, grammar: Grammar, library: Any, masks: VocabularyMasks, check: Callable[..., None]
     ) -> CompiledGrammar:
         spelling = self._spelling
         if spelling is None:
@@ -244,7 +244,7 @@ class GrammarCompiler:
         ]
         alone += [] if calls.answer is None else [TrialGrammar(schema_to_grammar(library, calls.answer), calls.answer)]
         check(*alone)
-        usable = lexicon.usable.copy()
+        usable = masks.usable.copy()
         usable[spelling.special_token_ids] = True
         options = json_options(*(json.dumps(part.schema) for part in alone))
         text = str(library.LLMatcher.grammar_from_lark(spelling.lark_grammar(calls, options)))
@@ -253,4 +253,4 @@ class GrammarCompiler:
         answers = None if calls.answer is None else SchemaValidator(calls.answer)
         fault = CallsValidator(spelling, validators, answers).find_error
         matcher = build_matcher(self._vocabulary, text)
-        return CompiledGrammar(matcher, replace(lexicon, usable=usable), fault=fault)
+        return CompiledGrammar(matcher, replace(masks, usable=usable), fault=fault)

@@ -55,23 +55,23 @@ class Unconstrained:
 class MatcherConstraint:
     """The constraint of a reply that must match the grammar from its first token."""
 
-    def __init__(self, matcher: Any, lexicon: VocabularyMasks) -> None:
-        self._matcher, self._lexicon = matcher, lexicon
+    def __init__(self, matcher: Any, masks: VocabularyMasks) -> None:
+        self._matcher, self._masks = matcher, masks
         self.done, self.error = False, ""
 
     def mask(self) -> Bools:
-        lexicon = self._lexicon
+        masks = self._masks
         if self.done:
-            return lexicon.stops
+            return masks.stops
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        allowed = np.unpackbits(bits, count=lexicon.vocab_size, bitorder="little").view(np.bool_) & lexicon.usable
+        allowed = np.unpackbits(bits, count=masks.vocab_size, bitorder="little").view(np.bool_) & masks.usable
         if self._matcher.is_error() or not allowed.any():
             self._mark_failed()
-            return lexicon.stops
+            return masks.stops
         return allowed
 
     def accept(self, token: int) -> None:
-        if self.done or self._lexicon.stops[token]:
+        if self.done or self._masks.stops[token]:
             self.done = True
         elif not self._matcher.consume_token(token):
             self._mark_failed()
@@ -110,15 +110,15 @@ class ReasoningFormat:
 
 class ConstraintAfterThinking:
     """A constraint that applies after the reasoning. Until the budget is used up, the reasoning may contain any token, but stop
-    ids only if `Thought.may_stop` is True.
+    ids only if `ReasoningFormat.may_stop` is True.
 
     Without `may_stop`, a reply therefore either matches the constraint or is cut off by its length limit.
     """
 
-    def __init__(self, constraint: Constraint, thought: ReasoningFormat, lexicon: VocabularyMasks) -> None:
+    def __init__(self, constraint: Constraint, thought: ReasoningFormat, masks: VocabularyMasks) -> None:
         if not thought.end_ids and not thought.end_text:
-            raise ValueError("a Thought needs end_ids or end_text")
-        self._constraint, self._thought, self._lexicon = constraint, thought, lexicon
+            raise ValueError("a ReasoningFormat needs end_ids or end_text")
+        self._constraint, self._thought, self._masks = constraint, thought, masks
         self._last: tuple[int, ...] = ()
         self._gap = 0  # number of tokens of `gap_ids` that were sampled so far
         self._thoughts = 0  # number of tokens of reasoning that were sampled so far
@@ -129,10 +129,10 @@ class ConstraintAfterThinking:
             return self._constraint.mask()
         if self._state == "thinking":
             if self._forced_closing_token is not None:
-                return self._lexicon.only_token(self._forced_closing_token)
+                return self._masks.only_token(self._forced_closing_token)
             if self._thought.may_stop:
                 return None
-            return self._lexicon.not_stops
+            return self._masks.not_stops
         allowed = self._constraint.mask()
         if allowed is None:
             return None
@@ -176,7 +176,7 @@ class ConstraintAfterThinking:
         ids, text = tuple(self._thought.end_ids), self._thought.end_text
         # A token has at least one byte, so the end text has at most as many tokens as bytes.
         self._last = (*self._last, token)[-max(len(ids), len(text.encode()) + 1) :]
-        if (ids and self._last[-len(ids) :] == ids) or (text and text in self._lexicon.decode(self._last)):
+        if (ids and self._last[-len(ids) :] == ids) or (text and text in self._masks.decode(self._last)):
             self._state = "gap"
 
     def _next_separator_ids(self) -> list[int]:
@@ -224,8 +224,8 @@ class ValidatedConstraint:
     """A wrapper of a constraint that also validates the complete reply with `fault`, for keywords that the grammar
     cannot enforce."""
 
-    def __init__(self, constraint: Constraint, fault: Callable[[Sequence[int]], str], lexicon: VocabularyMasks) -> None:
-        self._constraint, self._fault, self._lexicon = constraint, fault, lexicon
+    def __init__(self, constraint: Constraint, fault: Callable[[Sequence[int]], str], masks: VocabularyMasks) -> None:
+        self._constraint, self._fault, self._masks = constraint, fault, masks
         self._reply = list[int]()
         self._error: str | None = None
 
@@ -234,7 +234,7 @@ class ValidatedConstraint:
 
     def accept(self, token: int) -> None:
         self._constraint.accept(token)
-        if not self._lexicon.stops[token]:
+        if not self._masks.stops[token]:
             self._reply.append(token)
         if self._constraint.done and self._error is None:
             self._error = self._constraint.error or self._fault(self._reply)

@@ -142,7 +142,7 @@ class StepCache:
         return _StepLayerCache(self, self.cache.layouts[index], self.cache.layers[index])
 
     def rope_cos_sin(self, rope: Rope, dim: int) -> tuple[Tensor, Tensor]:
-        """See `PagedCache.table`."""
+        """See `PagedCache.rope_cos_sin`."""
         return self.cache.rope_cos_sin(rope, dim)
 
 

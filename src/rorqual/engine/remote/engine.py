@@ -117,7 +117,7 @@ class BudgetGuard:
     def may_send(self, place: int) -> bool:
         """Return whether request number `place` may be sent.
 
-        The client calls `enter` before each attempt. `enter` may block until other requests finish.
+        The client calls `may_send` before each attempt. `may_send` may block until other requests finish.
         """
         return True
 
@@ -220,7 +220,7 @@ class RemoteClient(ABC):
         self,
         wanted: Sequence[tuple[Request, int]],
         arrived: Callable[[int, Completion], None],
-        toll: BudgetGuard = FREE,
+        guard: BudgetGuard = FREE,
         refused: Callable[[int, RemoteError], None] | None = None,
         failed: Callable[[int, RemoteError], None] | None = None,
         first_alone: bool = False,
@@ -229,10 +229,10 @@ class RemoteClient(ABC):
         completion.
 
         Calls of `arrived` are serialized. If a request or a call of `arrived` fails, no further request is sent. Requests
-        in flight are completed and delivered, then the first error is raised. `toll.enter` reserves money for each
-        attempt before the attempt. If `toll.enter` returns False, no further request is sent, and `collect` returns False.
+        in flight are completed and delivered, then the first error is raised. `guard.may_send` reserves money for each
+        attempt before the attempt. If `guard.may_send` returns False, no further request is sent, and `collect_completions` returns False.
 
-        If `refused` is given, it handles requests that the server rejects for their content (`REFUSED`): `collect` calls
+        If `refused` is given, it handles requests that the server rejects for their content (`REFUSED`): `collect_completions` calls
         `refused(place, error)` and continues with the other requests. In the same way, `failed` handles all remaining
         errors with `RemoteError.alone`. With `first_alone`, the first request must finish before any other request is
         sent.
@@ -246,7 +246,7 @@ class RemoteClient(ABC):
 
         def request_completion(place: int) -> Completion | RemoteError:
             try:
-                return self._complete(*wanted[place], toll, place, stop)
+                return self._complete(*wanted[place], guard, place, stop)
             except RemoteError as error:
                 if handler_of(error) is None:
                     raise
@@ -265,7 +265,7 @@ class RemoteClient(ABC):
                     elif handler := handler_of(outcome):
                         handler(place, outcome)
             finally:
-                toll.settle_request(place)
+                guard.settle_request(place)
 
         with ThreadPoolExecutor(self.concurrency, thread_name_prefix="remote") as pool:
             try:
@@ -285,10 +285,10 @@ class RemoteClient(ABC):
     # ---- one sample
 
     def _complete(
-        self, request: Request, sample: int, toll: BudgetGuard, place: int, stop: threading.Event
+        self, request: Request, sample: int, guard: BudgetGuard, place: int, stop: threading.Event
     ) -> Completion:
         body = json.dumps(self._body(request, sample)).encode()
-        return self._with_retries(self.url, lambda: self._read(self._send(self.url, body), request), toll, place, stop)
+        return self._with_retries(self.url, lambda: self._read(self._send(self.url, body), request), guard, place, stop)
 
     def request_json(self, url: str, body: bytes | None = None, extra_headers: Mapping[str, str] | None = None) -> Any:
         """Send an auxiliary request with retries, and return the JSON of the reply.
@@ -298,37 +298,37 @@ class RemoteClient(ABC):
         return self._with_retries(url, lambda: self._send(url, body, extra_headers), FREE, 0, threading.Event())
 
     def _with_retries(
-        self, url: str, attempt_once: Callable[[], T], toll: BudgetGuard, place: int, stop: threading.Event
+        self, url: str, attempt_once: Callable[[], T], guard: BudgetGuard, place: int, stop: threading.Event
     ) -> T:
         """Return the result of `attempt_once()`, with up to `retries` retries.
 
-        Each attempt of request number `place` is charged to `toll`. Setting `stop` ends the retries.
+        Each attempt of request number `place` is charged to `guard`. Setting `stop` ends the retries.
         """
         for attempt in range(self.retries + 1):
             fault, wait, alone = "stopped because another request failed", 0.0, False
             remedy = "Check that the server runs and accepts this many concurrent requests, or lower concurrency."
             if stop.is_set():
                 break
-            if not toll.may_send(place):
+            if not guard.may_send(place):
                 raise _BudgetExhausted("the budget does not allow another request", where=url)
             try:
                 return attempt_once()
             except urllib.error.HTTPError as error:
                 if error.code < 500 and error.code not in UNSURE:
-                    toll.count_unbilled_attempt(place)
+                    guard.count_unbilled_attempt(place)
                 fault, wait = f"HTTP {error.code}: {_message_of(error)}", _retry_after(error.headers)
                 if error.code not in RETRIED and (error.code < 500 or error.code in FINAL):
                     remedy = self._remedy(error.code)
                     raise RemoteError(fault, where=url, remedy=remedy, status=error.code) from None
                 alone = error.code != 429
             except NoCompletion as error:
-                toll.charge_failed_attempt(place, error.usage)
+                guard.charge_failed_attempt(place, error.usage)
                 fault, remedy, alone = str(error), error.remedy, True
             except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
                 reason = getattr(error, "reason", error)
                 alone = not isinstance(reason, UNSENT)
                 if not alone:
-                    toll.count_unbilled_attempt(place)
+                    guard.count_unbilled_attempt(place)
                 fault = str(reason) or type(error).__name__
             if attempt < self.retries:
                 stop.wait(min(max(wait, self.backoff * 2**attempt), LONGEST_WAIT))

@@ -127,7 +127,7 @@ def fingerprint(checkpoint: Path) -> str:
 
 
 def base_record(checkpoint: Path, *, named: str, seen_from: Path) -> BaseCheckpoint:
-    """Return the `Base` record of an adapter that was trained on `checkpoint`.
+    """Return the `BaseCheckpoint` record of an adapter that was trained on `checkpoint`.
 
     `named` is the run directory of the base as the user wrote it. `seen_from` is the adapter's run directory.
     """

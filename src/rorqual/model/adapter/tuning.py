@@ -18,7 +18,7 @@ Shapes = dict[str, tuple[int, ...]]
 class Tune(KindConfig):
     """Base class of the kinds of fine-tuning.
 
-    If `whole` is True, a checkpoint holds the complete model. If `whole` is False, a checkpoint holds only the trained
+    If `trains_all` is True, a checkpoint holds the complete model. If `trains_all` is False, a checkpoint holds only the trained
     tensors and refers to its base model.
     """
 
@@ -66,7 +66,7 @@ class Full(Tune):
 class HasTrainedSlices(Protocol):
     """A module that trains slices of its tensors.
 
-    `parts` yields the slices as parameters. The yielded parameters share memory with the module's tensors and are not
+    `trained_slices` yields the slices as parameters. The yielded parameters share memory with the module's tensors and are not
     registered in the module.
     """
 

@@ -93,10 +93,10 @@ class AttentionConfig(KindConfig):
         """Return the FLOPs of attending to `context` cached keys when one token is decoded."""
         return self.cost(hidden_size, round(context)).flops - self.cost(hidden_size, 0).flops
 
-    def saved_activations(self, hidden_size: int, *, everything: bool) -> int:
+    def saved_activations(self, hidden_size: int, *, without_recomputation: bool) -> int:
         """Return the number of activations per token that training saves for the backward pass, excluding the residual stream.
 
-        With selective recomputation, training saves the inputs and the output of attention. `everything` counts the
+        With selective recomputation, training saves the inputs and the output of attention. `without_recomputation` counts the
         values saved without recomputation, which include the normed input. Raises ConfigError if the kind does not
         count saved values.
         """

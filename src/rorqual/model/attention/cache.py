@@ -87,7 +87,7 @@ class LayerCache:
     for a part that the kind's `cache_spec` does not declare.
 
     In a subclass, `_store` rounds new rows of a part to the part's dtype and stores the rounded rows. `_pool` returns a part as
-    a block pool in the layout of the backend's `attention`, and `_groups` returns the rows of completed groups.
+    a block pool in the layout of the backend's `attention`, and `_read_completed_groups` returns the rows of completed groups.
     """
 
     def __init__(self, layout: CacheLayout, attention: PagedAttention, plan: AttentionPlan) -> None:

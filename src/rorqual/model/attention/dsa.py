@@ -30,7 +30,7 @@ from rorqual.ops.quant import row_scales
 
 NORM_EPS = 1e-6
 MISSED = frozenset({"mass_inside", "attention_rows", "attention_mass", "output_difference", "tied"})
-"""The names of the tensors that `DSA.record_misses` records."""
+"""The names of the tensors that `DSA.record_attention_error` records."""
 
 
 class DSAConfig(MLAConfig):
@@ -65,10 +65,10 @@ class DSAConfig(MLAConfig):
         scored = 2 * self.index_n_heads * self.index_head_dim * context
         return scored + super().decode_flops(hidden_size, min(context, self.index_topk))
 
-    def saved_activations(self, hidden_size: int, *, everything: bool) -> int:
+    def saved_activations(self, hidden_size: int, *, without_recomputation: bool) -> int:
         queries, keys = self.index_n_heads * self.index_head_dim, self.index_head_dim
-        index = queries + keys + self.index_n_heads if everything else 0
-        return super().saved_activations(hidden_size, everything=everything) + index
+        index = queries + keys + self.index_n_heads if without_recomputation else 0
+        return super().saved_activations(hidden_size, without_recomputation=without_recomputation) + index
 
     def cache_spec(self) -> tuple[CachePart, ...]:
         if self.index_dtype is None:
@@ -125,7 +125,7 @@ class DSA(MLA):
     `index_kl` and `dense_index_kl` [tokens] (see `LayerCache.index_kl`). `index_kl` is the loss over the selected
     positions. `dense_index_kl` is the loss over all positions. Attention is dense while `dense_index_kl` is recorded.
 
-    If a caller requests names in `MISSED`, `record_misses` compares sparse with dense attention.
+    If a caller requests names in `MISSED`, `record_attention_error` compares sparse with dense attention.
     """
 
     config: DSAConfig

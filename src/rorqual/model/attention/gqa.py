@@ -39,9 +39,9 @@ class GQAConfig(AttentionConfig):
         cost += linear(q, hidden_size, bias=self.output_bias) + Cost(flops=4 * q * context)
         return cost + vector(2 * self.head_dim) if self.qk_norm else cost
 
-    def saved_activations(self, hidden_size: int, *, everything: bool) -> int:
+    def saved_activations(self, hidden_size: int, *, without_recomputation: bool) -> int:
         heads = 2 * self.num_attention_heads + 2 * self.num_key_value_heads
-        return heads * self.head_dim + (hidden_size if everything else 0)
+        return heads * self.head_dim + (hidden_size if without_recomputation else 0)
 
     def split_by_tp(self) -> dict[str, int]:
         return {"num_attention_heads": self.num_attention_heads, "num_key_value_heads": self.num_key_value_heads}

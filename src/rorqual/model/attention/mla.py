@@ -58,11 +58,11 @@ class MLAConfig(AttentionConfig):
         # Absorbed form: queries attend to the latents directly.
         return 2 * self.num_attention_heads * (2 * self.kv_lora_rank + self.qk_rope_head_dim) * context
 
-    def saved_activations(self, hidden_size: int, *, everything: bool) -> int:
+    def saved_activations(self, hidden_size: int, *, without_recomputation: bool) -> int:
         heads = self.num_attention_heads
         latents = self.q_lora_rank + self.kv_lora_rank + self.qk_rope_head_dim
         expanded = heads * (2 * self.qk_head_dim + self.v_head_dim)
-        return latents + heads * self.v_head_dim + ((hidden_size + expanded) if everything else 0)
+        return latents + heads * self.v_head_dim + ((hidden_size + expanded) if without_recomputation else 0)
 
     def split_by_tp(self) -> dict[str, int]:
         return {"num_attention_heads": self.num_attention_heads}

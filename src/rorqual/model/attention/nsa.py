@@ -75,10 +75,10 @@ class NSAConfig(AttentionConfig):
         attended += min(context, self.num_selected_blocks * self.select_block)
         return cost + Cost(flops=4 * q * attended)
 
-    def saved_activations(self, hidden_size: int, *, everything: bool) -> int:
+    def saved_activations(self, hidden_size: int, *, without_recomputation: bool) -> int:
         # The query, the output of each branch and their weighted sum.
         saved = self.num_attention_heads * ((2 + len(BRANCHES)) * self.head_dim + len(BRANCHES)) + self.cache_width()
-        if everything:
+        if without_recomputation:
             saved += hidden_size
             saved += 2 * self.num_key_value_heads * (self.head_dim + 2 * self.mlp_width / self.compress_block)
         return round(saved)

@@ -45,7 +45,7 @@ class Block(nn.Module, ABC):
 class ResidualBoundary(nn.Module):
     """A module at the start or end of the residual stream.
 
-    The base class `StreamEnd` is the identity, for blocks whose residual stream has the width of the hidden state.
+    The base class `ResidualBoundary` is the identity, for blocks whose residual stream has the width of the hidden state.
     """
 
     def forward(self, x: Tensor, ops: Backend) -> Tensor:

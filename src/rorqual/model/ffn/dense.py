@@ -22,8 +22,10 @@ class DenseConfig(FFNConfig):
     def build(self, hidden_size: int) -> FFN:
         return Dense(hidden_size, self.intermediate_size)
 
-    def saved_activations(self, hidden_size: int, *, everything: bool) -> int:
-        return (3 if everything else 2) * self.intermediate_size + (hidden_size if everything else 0)
+    def saved_activations(self, hidden_size: int, *, without_recomputation: bool) -> int:
+        return (3 if without_recomputation else 2) * self.intermediate_size + (
+            hidden_size if without_recomputation else 0
+        )
 
     def split_by_tp(self) -> dict[str, int]:
         return {"intermediate_size": self.intermediate_size}

@@ -77,10 +77,10 @@ class FFNConfig(KindConfig):
         """Return the parameter count of all routed experts together."""
         return 0
 
-    def saved_activations(self, hidden_size: int, *, everything: bool) -> int:
+    def saved_activations(self, hidden_size: int, *, without_recomputation: bool) -> int:
         """Return the number of activations per token that training saves for the backward pass, excluding the residual stream.
 
-        With selective recomputation, training saves the outputs of the gate and up projections. `everything` counts the
+        With selective recomputation, training saves the outputs of the gate and up projections. `without_recomputation` counts the
         values saved without recomputation, which include the normed input and the product silu(gate) * up. Raises
         ConfigError if the kind does not count saved values.
         """

@@ -50,7 +50,7 @@ def read_model_config(run: RunDir) -> ModelConfig:
 def load_weights(model: Decoder, checkpoint: Path) -> None:
     """Fill `model` from a checkpoint folder, one tensor at a time. Each tensor is cast to the model's dtype.
 
-    FP8 tensors are dequantized. Tensor names of older Rorqual versions are accepted (`older_names`). Raises CheckpointError
+    FP8 tensors are dequantized. Tensor names of older Rorqual versions are accepted (`map_older_names`). Raises CheckpointError
     listing missing names, unexpected names and wrong shapes. If `checkpoint` is an adapter, the base is loaded and the adapter
     is merged into the base.
     """

@@ -49,7 +49,7 @@ class PackedLinear(LinearMap):
 
     The linear map does not support gradients.
 
-    `most` is the limit on rows per product (`ops.rows.Rows.most`).
+    `most` is the limit on rows per product (`ops.row_limits.RowLimits.most`).
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:

@@ -1,7 +1,7 @@
 """The batch-invariant backend, and the test that finds the row limits that batch invariance needs on this machine.
 
 Libraries choose kernels by the number of rows, and their choices differ between processors (`ops.rows`,
-docs/explanation/engine.md). The engine can therefore guarantee bit-identical results only if `rows_of` finds row limits for which
+docs/explanation/engine.md). The engine can therefore guarantee bit-identical results only if `find_row_limits` finds row limits for which
 every product of the model is invariant.
 """
 
@@ -33,19 +33,19 @@ The right-hand matrices of a batched product are stored as [out, width] (`transp
 Product = tuple[Kind, int, int, torch.dtype]
 """A matrix product: kind, number of input columns (width), number of output columns (out) and dtype."""
 CHOICES = (RowLimits(4), ENOUGH, RowLimits(16, 32), RowLimits(16, 16))
-"""Row limits that `rows_of` tries, in this order.
+"""Row limits that `find_row_limits` tries, in this order.
 
 MKL needs less padding in the generic x86 code path than in the Intel code path. Bf16 products of oneDNN on AMX also need
-`Rows.most`.
+`RowLimits.most`.
 """
 EVEN = 4
 """Results are batch-invariant only if the widths of keys and values are multiples of `EVEN` (docs/explanation/engine.md)."""
 STEPS = {torch.float32: (1, 2, 4)}
-"""Row counts that are tested, as multiples of `Rows.least`, by dtype."""
+"""Row counts that are tested, as multiples of `RowLimits.least`, by dtype."""
 MORE_STEPS = (1, 2, 3, 4, 6, 16)
-"""Row counts that are tested for dtypes not in `STEPS`, as multiples of `Rows.least`."""
+"""Row counts that are tested for dtypes not in `STEPS`, as multiples of `RowLimits.least`."""
 WHOLE = 20
-"""Largest row count that is tested, as a multiple of `Rows.least`."""
+"""Largest row count that is tested, as a multiple of `RowLimits.least`."""
 WIDEST = 16384
 """Largest number of output columns that is tested.
 

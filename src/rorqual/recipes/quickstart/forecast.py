@@ -154,7 +154,7 @@ def stages(
     """Return the forecast of each stage: the amount of work, multiplied by the measured costs.
 
     `wide` has problems of the teacher's task, and `narrow` has problems of the student's task. `factory` is the result of
-    `factory_pace`.
+    `measure_factory_cost`.
     """
     habits = {"before": s.think, "after": thinking_share_after_grpo(s.think, 1.0)}
     first = [thinking_share_in_mode(mode, habits[when]) for when in WHEN for mode in MODES]

@@ -24,7 +24,7 @@ class Term:
 
     `means` maps metric names to (sum, weight), and `maxima` maps metric names to maxima. `routing` holds the router outputs of
     the layers that the objective itself runs. `valid` holds a mask of non-padding tokens for each layer in `routing`.
-    `logprobs` [rows, seq] are the log-probabilities of the targets if the objective sets `wants_old`.
+    `logprobs` [rows, seq] are the log-probabilities of the targets if the objective sets `needs_old_logprobs`.
     """
 
     sum: Tensor

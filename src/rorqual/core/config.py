@@ -195,7 +195,7 @@ class _Unset:
 def _fields_of_kind(kind: Any, current: KindConfig, key: str, where: str) -> dict[str, Any]:
     """Return the fields of a config of the kind `kind`.
 
-    Fields that the base class of all kinds declares are copied from `current`.
+    Fields declared by the kinds' common base class keep their values from `current`.
     """
     base: type[KindConfig] = next(
         cls for cls in type(current).__mro__ if issubclass(cls, KindConfig) and KindConfig in cls.__bases__

@@ -70,7 +70,7 @@ class ParamType(ABC):
     @property
     @abstractmethod
     def annotation(self) -> Any:
-        """The pydantic type of valid values in `SamplingParams`. With the number of token ids of the
+        """The pydantic type of the parameter in `SamplingParams`, with its range. With the number of token ids of the
         model as `vocab_size` in the validation context, the ranges in `IntRange.within` and the token ids are checked."""
 
     @property

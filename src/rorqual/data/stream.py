@@ -145,7 +145,8 @@ class GeneratedStream(BatchStream):
     dropped. The batch is complete when all rows are full, or when `misses` samples were dropped. With a larger `misses`,
     rows have less padding, but short samples are favoured. In a test with rows of 96 tokens, `make` returned samples of 8 to
     60 tokens, with a mean of 34.0 tokens. With `misses=1`, 94.7 % of the positions were filled, and the packed samples
-    had 34.1 tokens on average. With `misses=16`, 96.3 % were filled, and the packed samples had 33.6 tokens on average.
+    had 34.1 tokens on average. With `misses=16`, 96.3 % of the row positions were filled, and the packed samples had
+    33.6 tokens on average.
     """
 
     def __init__(

@@ -71,7 +71,8 @@ class Sequence:
 
 @dataclass
 class InputBatch:
-    """State of the running sequences as arrays [slots], one entry per row, for the hot loop.
+    """State of the running sequences, for the hot loop: arrays of length `slots`, in which entry i belongs to row i of
+    the batch.
 
     `position` is the position of the next token to compute.
     """

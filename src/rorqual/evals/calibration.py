@@ -1,5 +1,5 @@
-"""The rule of a cascade: the smallest confidence at which the student's answer is kept. The server imports this module, so it does not
-import torch. `evals.cascade` fits the calibration.
+"""The rule of a cascade: the smallest confidence at which the student's answer is kept. This module does not import
+torch, because the server imports this module. `evals.cascade` fits the calibration.
 """
 
 from __future__ import annotations

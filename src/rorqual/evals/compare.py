@@ -31,9 +31,9 @@ class Comparison:
     same problems.
 
     `gained` counts the problems whose value rose, and `lost` the problems whose value fell. `left_out` counts problems
-    that are ungraded in either evaluation. For one seed, `p_value` is the p-value of McNemar's exact test. `p_value` is
-    None for several seeds, because the pairs are then not independent. `p_value` is also None if a problem has several
-    samples, because the mean of a problem's samples is not binary.
+    that are ungraded in either evaluation. For one seed, `p_value` is the p-value of McNemar's exact test. If the
+    comparison has more than one seed, `p_value` is None, because the pairs are then not independent. `p_value` is also None if
+    a problem has several samples, because the mean of a problem's samples is not binary.
     """
 
     family: str

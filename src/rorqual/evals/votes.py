@@ -1,6 +1,7 @@
 """Rules that choose one answer from several samples of a problem: the majority answer,
 the most likely sample, or the sample that a verifier scores highest.
-The majority rule is self-consistency (Wang et al. 2022, 2203.11171). The upper bound of all rules is whether any sample is right.
+The majority rule is self-consistency (Wang et al. 2022, 2203.11171). No rule is right on a problem without a right
+sample, so the share of problems with a right sample is an upper bound.
 All rules reuse the samples of one evaluation. If a rule uses fewer samples than the evaluation has, its result is averaged over
 disjoint groups of consecutive samples.
 """
@@ -111,8 +112,8 @@ def weighted_majority_accuracy(group: SamplesOfProblem) -> float | None:
 
 
 def _best_valued_accuracy(group: SamplesOfProblem, values: Sequence[float | None]) -> float | None:
-    """Return 1 if the sample with the highest value is right, 0 if it is wrong, and None if it is ungraded. If several samples have
-    the highest value, the result is their mean."""
+    """Return 1 if the sample with the highest value is right, 0 if it is wrong, and None if it is ungraded. If several
+    samples have the highest value, the result is the mean of their correctness."""
     known = [-math.inf if value is None else value for value in values]
     return one_sample_accuracy([sample for sample, value in zip(group, known, strict=True) if value == max(known)])
 

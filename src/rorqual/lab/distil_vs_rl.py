@@ -153,7 +153,7 @@ class DistilVsRl(Experiment):
         }
 
     def reason_for_no_verdict(self, seeds: Sequence[Readings]) -> str:
-        """Return why there is no verdict, or "" if the base student's pass@8 leaves room to improve (see `WINDOW`)."""
+        """Return "" if the base student's pass@8 lies in `WINDOW`, and otherwise why the experiment gives no verdict."""
         rates = [[mean_of(one, EIGHT_TRIES, BASE, family) for family in one[EIGHT_TRIES][BASE]] for one in seeds]
         inside = [WINDOW[0] <= rate <= WINDOW[1] for of_seed in rates for rate in of_seed]
         means = [sum(of_family) / len(seeds) for of_family in zip(*rates, strict=True)]

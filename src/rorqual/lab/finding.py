@@ -57,7 +57,10 @@ class Contrast(Config):
         return judge(self.bootstrap, self.differences, bound, side)
 
     def text(self) -> str:
-        """Return a text with a, b, the difference, the bootstrap interval and Student's t interval. Shares are in percentage points."""
+        """Return a text with `a`, `b`, their difference, its bootstrap interval and its Student's t interval.
+
+        Shares are in percentage points.
+        """
         a, b, d, low, high = (
             format_value(value, self.unit, signed=place > 1)
             for place, value in enumerate((self.a, self.b, self.difference, self.low, self.high))

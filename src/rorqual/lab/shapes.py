@@ -180,7 +180,8 @@ DEV_SEEDS = (7, 8)
 
 
 def shape_run(name: str, seed: int, share: float = 1.0, factor: float = 0.0) -> Run:
-    """Return the training run of an arm. With `factor=0`, the learning rates are multiplied by the `factor` of the arm.
+    """Return the training run of an arm. If the argument `factor` is 0, the learning rates are multiplied by the arm's
+    own `factor`.
 
     The learning rate warms up over the first tenth of the steps and decays over the last two fifths.
     """

@@ -2,7 +2,8 @@
 
 Each seed trains one dense model with latent attention in stages of growing length. The recipe `sparsify` turns the dense model into a
 model with an indexer. Two baselines select positions without an indexer: a window with sinks, and random positions. The baselines train for
-as many steps as the indexer and the sparse model together. All sparse models train at one budget and are measured at three budgets.
+as many steps as the indexer and the sparse model together. All sparse models train with the same number of selected
+keys, and are measured with three numbers.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class Tiles:
     - `mask` [pairs, queries, BLOCK]: added to scores; `HIDDEN` for an invisible key, otherwise 0.
     - `gather` [tiles * queries]: the token of each query. A partial tile repeats its last token.
     - `slot` [tokens]: the query of each token. `gather` and `slot` are None if query i is token i.
-    - `rows`: limits on the number of rows of matrix products (`ops.rows`).
+    - `rows`: limits on the number of rows of matrix products (`ops.row_limits`).
     - `span`: a slice of the pool that contains all blocks, or None if the blocks are far apart. With `span`, attention reads
       the slice instead of gathering blocks, and `met` and `mask` have one entry per block of the slice, in pool order.
     - `met`: the tile of each entry of `mask`, or None if entry i belongs to tile i.
@@ -567,8 +567,8 @@ def _block_weights(q: Tensor, k: Tensor, tiles: Tiles, scale: float, mask: Tenso
 def _logsumexp(scores: Tensor, weights: Tensor) -> Tensor:
     """Return the log-sum-exp over the last dimension, given `weights = scores.softmax(-1)`. The dimension is kept, with size 1.
 
-    `Tensor.logsumexp` calls torch's `exp`, which takes 15 to 100 times as long if its result underflows. The result underflows
-    for invisible keys (`HIDDEN`).
+    `Tensor.logsumexp` calls torch's `exp`, which takes 15 to 100 times as long if its result underflows. For an
+    invisible key, whose score contains `HIDDEN`, the exponential underflows.
     """
     return scores.amax(-1, keepdim=True) - weights.amax(-1, keepdim=True).log()
 

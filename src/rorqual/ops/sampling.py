@@ -165,8 +165,8 @@ def truncate(logprobs: Tensor, top_p: Tensor, top_k: Tensor, log_min_p: Tensor, 
     remaining tokens. Removed tokens get -inf. Among tokens with equal probability, the tokens with the lowest ids stay. The
     most likely token always stays.
 
-    If the cumulative probability equals `top_p` up to rounding, slightly different logits may keep one token more or less. Such
-    a difference occurs for about one token in a thousand. Policy gradients therefore use the recorded set of kept tokens
+    If the cumulative probability equals `top_p` up to rounding, slightly different logits may keep one token more or less. The
+    kept set differs for about one token in a thousand. Policy gradients therefore use the recorded set of kept tokens
     (`Completion.kept`).
     """
     vocab = logprobs.shape[-1]

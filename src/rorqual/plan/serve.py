@@ -170,7 +170,7 @@ def prefill_rate(model: ModelConfig, replica: Replica, prompt: float, hit_rate: 
 
 
 def largest_batch(model: ModelConfig, replica: Replica, mix: AverageRequest) -> int:
-    """Return how many sequences of `mix.longest` tokens fit in the memory of a tensor-parallel group, in addition to the weights.
+    """Return how many sequences of `mix.sequence_length` tokens fit in the memory of a tensor-parallel group, in addition to the weights.
 
     If no sequence fits, raises ConfigError stating how much memory is missing.
     """
@@ -189,7 +189,7 @@ def largest_batch(model: ModelConfig, replica: Replica, mix: AverageRequest) -> 
 
 
 def sequence_bytes(model: ModelConfig, replica: Replica, mix: AverageRequest) -> float:
-    """Return the KV-cache bytes that a sequence of `mix.longest` tokens takes on each device of its tensor-parallel group."""
+    """Return the KV-cache bytes that a sequence of `mix.sequence_length` tokens takes on each device of its tensor-parallel group."""
     size = account(model, cache_value_bytes=replica.value_bytes).cache_bytes
     return size * cache_share_per_device(model, replica.tp) * mix.sequence_length
 

@@ -114,7 +114,7 @@ class TimedProtocol(H11Protocol):
         return cycle is not None and not cycle.response_complete
 
     def _limit_header_time(self) -> None:
-        """Start the time limit of the request headers. If a request is running, stop the time limit instead."""
+        """Start the time limit of the request headers. If a request is running, stop the time limit of the headers."""
         if self._busy():
             self._stop_header_timer()
             self._limit.idle.pop(self, None)

@@ -153,7 +153,7 @@ def training_tables(paths: TeachPaths) -> Iterator[Table]:
 
 
 def data_tables(paths: TeachPaths, dataset: Dataset) -> Iterator[Table]:
-    """Yield two tables: the sizes of the splits, and the readings of the test split."""
+    """Yield two tables: the sizes of the splits, and when the test split was read."""
     rows = [(str(split), f"{len(examples):,}") for split, examples in dataset.splits.items()]
     rows += [(f"left out: {reason}", f"{count:,}") for reason, count in dataset.left_out.items()]
     if dataset.derived:

@@ -33,7 +33,8 @@ larger expression."""
 def calculate(text: str) -> str:
     """Return the result that the engine writes after a text that ends with a calculation and `=`, or "" if the engine writes no result.
 
-    A calculation has two or more numbers and the four operators, and follows a word, a sentence mark, an equals sign or a line break.
+    A calculation joins two or more numbers with any of + - * /. It follows a word, a punctuation mark, an equals sign
+    or a line break.
 
     >>> calculate("First, 12 + 3 * 2 =")
     ' 18'

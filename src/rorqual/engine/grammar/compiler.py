@@ -6,7 +6,7 @@ in a background thread. Each sample has its own copy of the compiled grammar. A 
 sampling step, and advances its state with each sampled token.
 
 llguidance ignores the keywords of JSON Schema that it does not support. Every finished answer is therefore validated against
-its schema (`grammar.check`).
+its schema (`grammar.schema_validator`).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def json_options(*schemas: str) -> dict[str, Any]:
 
 
 def schema_to_grammar(library: Any, schema: Mapping[str, Any]) -> str:
-    """Return a JSON schema as a grammar in llguidance's format. Raises Unusable if llguidance rejects the schema."""
+    """Return a JSON schema as a grammar in llguidance's format. Raises UnusableGrammar if llguidance rejects the schema."""
     try:
         options = json_options(json.dumps(schema))
         return str(library.LLMatcher.grammar_from_json_schema(json.dumps({**schema, "x-guidance": options})))

@@ -62,7 +62,7 @@ def build_vocabulary(tokenizer: str, size: int, stop_ids: Sequence[int]) -> Any:
 
 
 def build_matcher(vocabulary: Any, text: str) -> Any:
-    """Compile a grammar in llguidance's format, and test the first `REHEARSED` tokens. Raises Unusable."""
+    """Compile a grammar in llguidance's format, and test the first `REHEARSED` tokens. Raises UnusableGrammar."""
     import llguidance
 
     limits = llguidance.LLParserLimits(**LIMITS)
@@ -78,7 +78,7 @@ def build_matcher(vocabulary: Any, text: str) -> Any:
 
 
 def build_validator(schema: dict[str, Any]) -> Any:
-    """Return jsonschema-rs's validator of a schema. Remote references are not downloaded. Raises Unusable."""
+    """Return jsonschema-rs's validator of a schema. Remote references are not downloaded. Raises UnusableGrammar."""
     import jsonschema_rs
 
     options = jsonschema_rs.FancyRegexOptions(backtrack_limit=BACKTRACKS)

@@ -123,7 +123,7 @@ class LayerCache:
         second tensor [groups] holds the index of each group's last token among the tokens of this forward pass.
 
         The returned tensors may end with padding groups, so that a row's rounding does not depend on other rows
-        (`ops.rows`). `write` ignores padding groups.
+        (`ops.row_limits`). `write` ignores padding groups.
         """
         if self._written_part(part).every > 1 or every < 1 or BLOCK % every:
             raise ValueError(

@@ -82,7 +82,7 @@ class FFNConfig(KindConfig):
 
         With selective recomputation, training saves the outputs of the gate and up projections. `without_recomputation` counts the
         values saved without recomputation, which include the normed input and the product silu(gate) * up. Raises
-        ConfigError if the kind does not count saved values.
+        ConfigError if the kind does not report how many values it saves.
         """
         raise ConfigError(
             f"feed-forward kind '{self.kind}' does not report the values it saves for the backward pass",

@@ -59,7 +59,7 @@ class AttentionPlan:
     - `pieces`: consecutive slices of the tokens, with the query tiles of each slice. Tokens after the last slice are
       padding.
     - `decode`: the block table of the decode slice, whose sequences have one token each, or None if no sequence decodes.
-    - `rows`: limits on the number of rows of matrix products (`ops.rows`).
+    - `rows`: limits on the number of rows of matrix products (`ops.row_limits`).
     """
 
     metadata: AttentionMetadata

@@ -51,7 +51,7 @@ class Backend:
     in_blocks = False
     """True if forward passes without a cache, as in training, also use paged attention (`ops.paged`)."""
     rows: RowLimits = LOOSE
-    """Limits on the number of rows of matrix products (`ops.rows`)."""
+    """Limits on the number of rows of matrix products (`ops.row_limits`)."""
     lanes = 1
     """The number of columns of logits is padded to a multiple of `lanes`."""
 

@@ -1,6 +1,6 @@
 """The batch-invariant backend, and the test that finds the row limits that batch invariance needs on this machine.
 
-Libraries choose kernels by the number of rows, and their choices differ between processors (`ops.rows`,
+Libraries choose kernels by the number of rows, and their choices differ between processors (`ops.row_limits`,
 docs/explanation/engine.md). The engine can therefore guarantee bit-identical results only if `find_row_limits` finds row limits for which
 every product of the model is invariant.
 """
@@ -133,7 +133,7 @@ def _linear_with_weight(weight: nn.Parameter) -> nn.Linear:
 
 
 class TiledLinear(LinearMap):
-    """A wrapper that applies a linear map to at most `most` rows at once if the map is wide (`ops.rows`)."""
+    """A wrapper that applies a linear map to at most `most` rows at once if the map is wide (`ops.row_limits`)."""
 
     def __init__(self, wrapped: nn.Linear | LinearMap, most: int) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ def find_row_limits(
 ) -> tuple[RowLimits, bool, int]:
     """Return row limits for the model's matrix products, whether the products are invariant with these limits, and the number of threads.
 
-    The limits are the first entry of `CHOICES` that makes products of every shape invariant: a row's bits then do not
+    The row limits come from the first entry of `CHOICES` with which products of every shape are invariant: a row's bits then do not
     depend on the number of rows or threads. If no choice passes with `threads` threads, all choices are tested with one thread.
     """
     shapes = sorted(set(cache_shapes))

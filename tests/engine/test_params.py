@@ -65,10 +65,11 @@ POISONS: dict[str, tuple[list[Any], list[Any]]] = {
             (None,),
             (b"x",),
             ("a\ud800",),
+            ("a\0",),
             None,
             ("x",) * 10**6,
         ],
-        [(), ("a" * 256,), tuple(f"{i}" for i in range(16)), ("\0",), ("\U0001f40b",)],
+        [(), ("a" * 256,), tuple(f"{i}" for i in range(16)), ("\U0001f40b",)],
     ),
     "stop_token_ids": ([(VOCAB,), (-1,), (True,), (1.0,), ("1",), 5, None], [(), (0, VOCAB - 1)]),
     "grammar": (

@@ -18,6 +18,8 @@ from rorqual.train.loop import fit
 
 GOLDEN = Path(__file__).parent / "job_settings.json"
 """For each job of seed 1 with the full work, a digest of all settings that differ from their defaults."""
+TYPES = {"TrainJob": "Train", "EvaluationJob": "Measure", "ComputeJob": "Compute", "SparsifyJob": "Sparsify"}
+"""The names of the classes when the digests were made."""
 METRICS = [{"step": step, "tokens": 5000, "sampled_tokens": 4000} for step in range(1, 101)]
 
 
@@ -32,7 +34,11 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings(job: ExperimentJob, place: Path) -> str:
     """Return a digest of a job's settings. Paths are relative to the seed's folder."""
-    found: dict[str, Any] = {"type": type(job).__name__, "estimate": job.estimate, "needs": sorted(job.needs)}
+    found: dict[str, Any] = {
+        "type": TYPES.get(type(job).__name__, type(job).__name__),
+        "estimate": job.estimate,
+        "needs": sorted(job.needs),
+    }
     if isinstance(job, TrainJob):
         found["run"] = job.make().model_dump(mode="json", exclude_defaults=True)
     elif isinstance(job, SampleJob):

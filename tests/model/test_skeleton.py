@@ -12,10 +12,10 @@ from rorqual.recipes.models import student_like, v3_like
 
 BUILD = """
 import sys
-from rorqual.model.meta_device import skeleton
+from rorqual.model.meta_device import build_on_meta_device
 from rorqual.recipes.models import v3_like
 before = len(sys.modules)
-skeleton(v3_like("tiny", vocab_size=300, context=64))
+build_on_meta_device(v3_like("tiny", vocab_size=300, context=64))
 print(len(sys.modules) - before)
 """
 

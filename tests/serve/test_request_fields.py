@@ -300,10 +300,10 @@ def letters(text: str) -> list[int]:
 def test_what_ends_an_answer_reaches_its_reader(shape: Any) -> None:
     def said(text: str, **fields: Any) -> tuple[str, str | None]:
         options = {"chat_template_kwargs": {"thinking": False}} if shape is chat_of else {}
-        choice = shape(**options, **fields).new()
+        choice = shape(**options, **fields).new_choice()
         for id_ in letters(text):
-            choice.add(SampledToken(0, id_))
-        choice.add(SampledToken(0, CHAT.stop_ids[0], "stop"))
+            choice.add_token(SampledToken(0, id_))
+        choice.add_token(SampledToken(0, CHAT.stop_ids[0], "stop"))
         return choice.content, choice.reason
 
     [b] = letters("b")

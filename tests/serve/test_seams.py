@@ -94,7 +94,7 @@ def test_a_parameter_arrives_alone_and_whole_wherever_it_is_given(engine: Engine
 
 
 NEW = """
-    nudge: Annotated[float, FloatRange(-5, 5), OnServer(FloatRange(0, 4)), "Added to every logit."] = 0.0
+    nudge: Annotated[float, FloatRange(-5, 5), ServerOverride(FloatRange(0, 4)), "Added to every logit."] = 0.0
 
     shoves: Annotated[tuple[int, ...], TokenList(8), "Tokens that are shoved."] = ()
 

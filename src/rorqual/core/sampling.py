@@ -179,6 +179,8 @@ class TextList(ParamType):
 
 def _check_unicode(text: str) -> str:
     text.encode()  # raises a ValueError for lone surrogates, which no reply contains
+    if "\0" in text:
+        raise ValueError("strings without NUL")
     return text
 
 
@@ -215,22 +217,28 @@ class TokenBiases(ParamType):
 
     @property
     def annotation(self) -> Any:
-        pair: Any = tuple[TokenId, Annotated[float, Field(strict=True, ge=-self.bound, le=self.bound)]]
+        bias: Any = self._bias
+        pair: Any = tuple[TokenId, bias]
         return Annotated[tuple[pair, ...], Field(max_length=self.most, fail_fast=True), AfterValidator(_check_distinct)]
+
+    @property
+    def json_annotation(self) -> Any:
+        token: Any = Annotated[int, Field(strict=False, ge=0, le=INT32)]
+        bias: Any = self._bias
+        biases: Any = Annotated[dict[token, bias], Field(max_length=self.most)]
+        return self.annotation | Annotated[biases, AfterValidator(self.parse_json_value)]
+
+    @property
+    def _bias(self) -> Any:
+        return Annotated[float, Field(strict=True, ge=-self.bound, le=self.bound)]
 
     @property
     def range_text(self) -> str:
         return f"up to {self.most} token ids, each with a number from {-self.bound:g} to {self.bound:g}"
 
     def parse_json_value(self, value: Any) -> Any:
-        if isinstance(value, list):
-            return tuple(tuple(pair) if isinstance(pair, list) else pair for pair in value)
-        if not isinstance(value, Mapping):
-            return value
-        try:
-            return tuple((int(token), bias) for token, bias in value.items())
-        except (TypeError, ValueError):
-            raise ValueError("all keys must be token ids") from None
+        pairs = value.items() if isinstance(value, Mapping) else value
+        return tuple((int(token), bias) for token, bias in pairs)
 
     def to_json_value(self, value: Any) -> Any:
         return {str(token): bias for token, bias in value}
@@ -254,21 +262,19 @@ class GrammarType(ParamType):
 
     @property
     def range_text(self) -> str:
-        return f"kind ({', '.join(self.kinds)}) and source"
+        return f"a grammar with kind ({', '.join(self.kinds)}) and source"
 
     def parse_json_value(self, value: Any) -> Any:
         if not isinstance(value, Mapping):
             return value
         if "kind" not in value or value.keys() - {"kind", "source"}:
-            raise ValueError("a grammar is an object with kind and source")
+            raise ValueError(self.range_text)
         source = value.get("source", "")
         return Grammar(value["kind"], source if isinstance(source, str) else json.dumps(source))
 
     def _check(self, value: Any) -> Any:
-        if not isinstance(value, Grammar) or not isinstance(value.source, str):
-            raise ValueError("a Grammar whose source is a string")
-        if value.kind not in self.kinds:
-            raise ValueError(f"one of the kinds {', '.join(self.kinds)}")
+        if not isinstance(value, Grammar) or value.kind not in self.kinds or not isinstance(value.source, str):
+            raise ValueError(self.range_text)
         return value
 
 

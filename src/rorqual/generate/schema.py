@@ -173,7 +173,7 @@ def _read_row_sampling(given: Mapping[str, Any], defaults: RowSampling) -> RowSa
     try:
         return RowSampling.model_validate({**dict(defaults), **given}) if given else defaults
     except ValidationError as error:
-        item = error.errors(include_url=False)[0]
+        item = max(error.errors(include_url=False), key=lambda one: len(one["loc"]))
         key = str(item["loc"][0])
         what = item["msg"].removeprefix("Value error, ")
         valid = RowSampling.model_fields[key].description

@@ -22,6 +22,7 @@ from outside import (
     ZeroComputationConfig,
 )
 from torch import Tensor
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from transposed import Transposed
 
 from rorqual.core.config import kinds, parse
@@ -291,6 +292,35 @@ def test_packed_documents_equal_themselves_alone(stage: Stage) -> None:
     near(packed[:, cut:], hidden(model, tokens[:, cut:]), coarse(stage))
     leaking = hidden(model, tokens)
     assert not torch.allclose(leaking[:, cut:], packed[:, cut:], atol=1e-2)
+
+
+def gradients(model: Decoder, tokens: Tensor) -> list[Tensor]:
+    """Of a sum that weighs each output otherwise."""
+    output = model(tokens).hidden
+    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(3))
+    grads = torch.autograd.grad((output * weights).sum(), tuple(model.parameters()), allow_unused=True)
+    return [torch.zeros(()) if grad is None else grad for grad in grads]
+
+
+@every_stage
+@pytest.mark.parametrize("ops", [TORCH, TORCH_INVARIANT], ids=lambda ops: ops.name)
+def test_a_checkpointed_block_has_the_same_gradients(stage: Stage, ops: Backend) -> None:
+    model, tokens = model_of(stage), some_tokens()
+    model.ops = ops
+    expected = gradients(model, tokens)
+    assert sum(bool(grad.any()) for grad in expected) > 3
+    for index, block in enumerate(model.layers):
+        model.layers[index] = checkpoint_wrapper(block)
+    for grad, whole in zip(gradients(model, tokens), expected, strict=True):
+        near(grad, whole)
+
+
+def test_a_compiled_block_computes_the_same() -> None:
+    model, tokens = model_of(STAGES[3]), some_tokens()
+    expected = hidden(model, tokens)
+    for index, block in enumerate(model.layers):
+        model.layers[index] = torch.compile(block, backend="eager")
+    near(hidden(model, tokens), expected)
 
 
 @every_stage

@@ -11,6 +11,7 @@ import pytest
 import torch
 from outside import ShortcutConfig, SkippingConfig, StreamsConfig, TwoKeysConfig, ZeroComputationConfig
 from torch import Tensor
+from torch.nn.functional import dropout
 
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
@@ -22,7 +23,7 @@ from rorqual.engine.kv_cache.paged import PagedCache, StepCache
 from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.attention import MLAConfig
 from rorqual.model.block import BlockConfig
-from rorqual.model.ffn import MoEConfig
+from rorqual.model.ffn import FFN, MoEConfig
 from rorqual.model.load.find import family_for
 from rorqual.ops.backends import TORCH_INVARIANT
 from rorqual.ops.backends.attention import AttentionMetadata
@@ -152,6 +153,30 @@ def test_numbers_of_experts_survive_the_record(experts: int) -> None:
             layer.gate[experts - 2 :].mul_(20)
     recorded = torch.cat([c.experts.flatten() for c in answers(model)])
     assert {SKIP, experts - 1} <= set(recorded.tolist()) <= {SKIP, *range(experts)}
+
+
+def noisy(model: Decoder) -> Decoder:
+    """With dropout behind each feed-forward network, as a plug-in may have it."""
+    for module in model.modules():
+        if isinstance(module, FFN):
+            module.register_forward_hook(lambda ffn, _, out: (dropout(out[0], 0.5, ffn.training), out[1]))
+    return model
+
+
+@every_model
+def test_dropout_acts_in_the_gradient_alone(name: str, tmp_path: Path) -> None:
+    plain = answers(build(MODELS[name], seed=1))
+    model = noisy(build(MODELS[name], seed=1))
+    found = answers(model.train())
+    assert [(c.token_ids, c.logprobs) for c in found] == [(c.token_ids, c.logprobs) for c in plain]
+    model = noisy(build(MODELS[name], seed=1))  # with an engine elsewhere
+    batch = batch_of(plain)
+    with open_workers(1) as pool:
+        seen, _ = compare_with_sampler(model, [GRPO()], [batch], parts=1, pool=pool)
+        assert seen.maxima["logprob_diff"] < 1e-4
+        losses = {gradient(model, [NextToken()], batch, parts=1, pool=pool).loss for _ in range(2)}
+        seen, _ = compare_with_sampler(model, [GRPO()], [batch], parts=1, pool=pool)
+    assert len(losses) == 2 and seen.maxima["logprob_diff"] < 1e-4
 
 
 @every_model

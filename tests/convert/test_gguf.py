@@ -223,6 +223,16 @@ def test_weights_that_are_not_numbers_are_refused_by_name_and_leave_nothing(tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+def test_a_qwen2_whose_heads_are_not_as_wide_as_its_hidden_state_is_refused(tmp_path: Path) -> None:
+    """llama.cpp has no key for it; a Qwen3 of the same widths is written."""
+    wide = CONFIGS["qwen2"].stages[0].attention.model_copy(update={"head_dim": 32})
+    stages = tuple(stage.model_copy(update={"attention": wide}) for stage in CONFIGS["qwen2"].stages)
+    run = write_run(tmp_path / "run", filled(CONFIGS["qwen2"].model_copy(update={"stages": stages})))
+    with pytest.raises(CheckpointError, match=r"4 heads of width 32 differ from hidden_size 64"):
+        export_gguf(run, tmp_path / "model.gguf", dtype="f32", progress=silent)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 def test_a_value_beyond_half_precision_is_refused_where_it_would_become_infinite(tmp_path: Path) -> None:
     model = filled(CONFIGS["qwen3"])
     with torch.no_grad():

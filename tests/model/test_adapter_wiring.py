@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from written_run import write_run
 
 from rorqual.core.errors import CheckpointError, ConfigError
@@ -32,9 +32,37 @@ from rorqual.model.adapter.files import (
     WEIGHTS_FILE,
     base_record,
 )
-from rorqual.model.attention import GQAConfig
+from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.load.run_directory import load_run
+from rorqual.ops.backends import TORCH_INVARIANT
+
+LATENT = MLAConfig(num_attention_heads=2, kv_lora_rank=8, qk_nope_head_dim=4, qk_rope_head_dim=4, v_head_dim=4)
+
+
+class Wrapped(nn.Module):
+    """A linear map with an adapter, as peft puts it in the map's place."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base_layer, self.weight = base, base.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * self.base_layer(x)
+
+
+def test_a_wrapper_whose_weight_is_read_without_it_is_refused() -> None:
+    stage = Stage(layers=1, attention=LATENT, ffn=DenseConfig(intermediate_size=8))
+    model = build(ModelConfig(vocab_size=20, hidden_size=16, stages=(stage,)), seed=0, ops=TORCH_INVARIANT)
+    tokens = torch.arange(6).unsqueeze(0)
+    attention = model.layers[0].attention
+    before = model(tokens).hidden
+    attention.o_proj = Wrapped(attention.o_proj)
+    assert not torch.equal(model(tokens).hidden, before)
+    attention.kv_b_proj = Wrapped(attention.kv_b_proj)
+    with pytest.raises(ConfigError, match="kv_b_proj is a Wrapped"):
+        model(tokens)
+
 
 ATTENTION = GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=8, attention_bias=True)
 MOE = MoEConfig(n_routed_experts=5, num_experts_per_tok=2, moe_intermediate_size=12, n_shared_experts=1)

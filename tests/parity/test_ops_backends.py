@@ -60,6 +60,30 @@ def test_experts(dtype: torch.dtype, tokens: int, banned: int) -> None:
         compare(found, results[-1], dtype)
 
 
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_experts_that_are_frozen_in_part(frozen: int) -> None:
+    """One stack of matrices has no gradient, and the other has its own."""
+    generator = torch.Generator().manual_seed(1)
+    x, weights = torch.randn(9, 6, generator=generator), [torch.randn(4, 10, 6), torch.randn(4, 6, 5)]
+    routing = route(torch.randn(9, 4, generator=generator), None, k=2)
+    weights[1 - frozen].requires_grad_()
+    found, expected = (
+        torch.autograd.grad(ops.experts(x, routing, *weights).square().sum(), weights[1 - frozen])[0]
+        for ops in (TORCH, REFERENCE)
+    )
+    assert relative(found, expected) < 1e-5
+
+
+def test_a_second_derivative_is_refused_and_not_wrong() -> None:
+    x, weight = torch.randn(3, 8, requires_grad=True), torch.ones(8, requires_grad=True)
+    routing = route(torch.randn(3, 4), None, k=2)
+    stacks = torch.randn(4, 10, 8), torch.randn(4, 8, 5)
+    for output in (TORCH.rms_norm(x, weight, 1e-6), TORCH.experts(x, routing, *stacks)):
+        [grad] = torch.autograd.grad(output.square().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            grad.sum().backward()
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_experts_in_blocks_for_any_routing(seed: int) -> None:
     """Even, skewed, and all tokens at one expert; one expert of one, and all experts for each token. On the CPU, an index out of

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from rorqual.core.errors import NumericsError
+from rorqual.core.errors import ConfigError, NumericsError
 from rorqual.model import Decoder, Output
 from rorqual.model.adapter import LoRA, trained_parameters
 from rorqual.model.attention import MLA
@@ -86,6 +86,15 @@ def broken(model: Decoder) -> Decoder:
     linear = model.layers[1].attention.o_proj
     linear.forward = lambda x: nn.functional.linear(x, linear.weight.detach())  # type: ignore[method-assign]
     return model
+
+
+def test_several_ranks_are_refused() -> None:
+    dist.init_process_group("fake", store=dist.HashStore(), rank=0, world_size=2)
+    try:
+        with pytest.raises(ConfigError, match="2 processes train together"):
+            update_of(loud(tiny()), (NextToken(),), packed(documents(0)), parts=2, threads=1)
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -230,6 +230,13 @@ def keys_for(data: Mapping[str, Any], architecture: str) -> dict[str, Any]:
         keys |= _latent_keys(data) | _expert_keys(data)
     else:
         head_dim = data.get("head_dim") or data["hidden_size"] // data["num_attention_heads"]
+        if architecture == "qwen2" and head_dim * data["num_attention_heads"] != data["hidden_size"]:
+            raise CheckpointError(
+                f"{data['num_attention_heads']} heads of width {head_dim} differ from hidden_size {data['hidden_size']}, which "
+                "llama.cpp refuses for qwen2",
+                where="config",
+                remedy="Export to Hugging Face instead.",
+            )
         keys |= {
             "attention.head_count_kv": data["num_key_value_heads"],
             "attention.key_length": head_dim,

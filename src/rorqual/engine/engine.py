@@ -83,8 +83,8 @@ class Engine:
 
     @classmethod
     def of(cls, model: Decoder, tokenizer: Tokenizer, chat: ChatFormat, **settings: Any) -> Engine:
-        """Create an engine for a model that other code owns, such as a trainer's. `reuse` and `pack` default to
-        False."""
+        """Create an engine for a model that other code owns, such as a trainer's, and put the model into evaluation mode. `reuse`
+        and `pack` default to False."""
         engine = cls.__new__(cls)
         config = parse(EngineConfig, {"reuse": False, "pack": False, **settings}, where="engine")
         engine._create_cores(model, tokenizer, chat, config)
@@ -96,6 +96,7 @@ class Engine:
         """Create the engine cores. With `take`, the engine owns the model, and packing frees the original weights."""
         keep_freed_memory()
         config.check(model, tokenizer)
+        model.eval()
         self.tokenizer, self.chat, self.config = tokenizer, chat, config
         self.max_len = config.max_len or model.config.max_position_embeddings
         self.threads = config.threads

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice, repeat
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -107,8 +107,7 @@ class Decoder(Layer):
         caches = (None if cache is None else cache.layer(index) for index in count())
         choices = repeat(None) if replay is None else iter(replay.flatten(0, 1).unbind(1))
         routing: list[Routing] = []
-        for block in self.layers:
-            assert isinstance(block, Block)
+        for block in cast("Iterable[Block]", self.layers):  # a wrapped block, as for checkpointing, is no `Block`
             chosen = [next(choices) if ffn.experts_per_token else None for ffn in block.ffns]
             x, block_routing = block(x, context, list(islice(caches, block.attentions)), chosen)
             routing += [entry for entry in block_routing if entry is not None]

@@ -29,7 +29,7 @@ def init_weights(model: nn.Module, std: float, seed: int) -> None:
 
 
 def build(config: ModelConfig, *, seed: int, ops: Backend = TORCH) -> Decoder:
-    """Return a model with newly initialized fp32 weights on the CPU."""
+    """Return a model with newly initialized fp32 weights on the CPU, in evaluation mode."""
     model = Decoder(config, ops)
     init_weights(model, config.initializer_range, seed)
-    return model
+    return model.eval()

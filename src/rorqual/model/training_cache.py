@@ -120,6 +120,7 @@ class _PackedLayerCache(LayerCache):
 
     def _store(self, part: CachePart, rows: Tensor) -> None:
         self._rows[part.name] = rows if part.dtype is None else _RoundToDtype.apply(rows, part.dtype)
+        self._blocks.pop(part.name, None)  # activation checkpointing writes the rows a second time
 
     def _read_completed_groups(self, name: str, every: int) -> tuple[Tensor, Tensor]:
         last, _ = self._packed.row_indices(every)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rorqual.core.errors import ConfigError
+
 
 class Layer(nn.Module):
     """A module that describes its matrix products to `Backend.prepare`. Training does not use the description.
@@ -45,6 +47,13 @@ class Layer(nn.Module):
         """Return the tensors of the method `name` in `derived`. Each call computes the tensors unless a backend has precomputed them."""
         if name in self.known:
             return self.known[name]
+        source = getattr(self, self.derived[name])
+        if isinstance(source, nn.Module) and not isinstance(source, nn.Linear | LinearMap):
+            raise ConfigError(
+                f"{self.derived[name]} is a {type(source).__name__}, but {type(self).__name__} reads its weight without calling it",
+                where=type(self).__name__,
+                remedy="Merge the adapter into the weight, or train with tune.kind=lora.",
+            )
         computed: tuple[Tensor, ...] = getattr(self, name)()
         return computed
 

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rorqual.core.errors import NumericsError
+from rorqual.core.errors import ConfigError, NumericsError
 from rorqual.core.memory import keep_freed_memory
 from rorqual.model.adapter import HasTrainedSlices, trained_parameters
 from rorqual.model.decoder import Decoder, Output
@@ -97,8 +97,15 @@ def gradient(
     """Compute the gradient of the loss on `batch` with respect to the trained parameters, in `parts` micro-batches.
 
     Raises NumericsError if the loss is not finite, if no trained parameter has a gradient, or if a parameter has no
-    gradient although its module ran.
+    gradient although its module ran. Raises ConfigError in a process group of several processes.
     """
+    processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 0
+    if processes > 1:
+        raise ConfigError(
+            f"{processes} processes train together, but the loss is divided by the tokens of one process",
+            where="torch.distributed",
+            remedy="Train in one process.",
+        )
     model = model.ops.route_linears(model)
     totals = [max(objective.weight(batch), 1e-20) for objective in objectives]
     micro = batch.split(parts)
@@ -106,8 +113,8 @@ def gradient(
     for parameter in params.values():
         parameter.grad = None
     modules = dict(model.named_modules())
-    with modules_that_run(modules.values()) as ran:
-        if pool.threads == 1 or (dist.is_available() and dist.is_initialized()):
+    with training_mode(model), modules_that_run(modules.values()) as ran:
+        if pool.threads == 1 or processes:
             # Use a pool thread here too, because a pool thread does not inherit the caller's grad mode.
             results = (pool.submit(_gradient, model, objectives, part, totals, dtype, None).result() for part in micro)
             first, *others = [update for update, _ in results]
@@ -132,6 +139,16 @@ def gradient(
         ran.clear()
     first.grads, first.zeros = check_gradients(modules, params, ran, where)
     return first
+
+
+@contextmanager
+def training_mode(model: nn.Module) -> Iterator[None]:
+    """Put `model` into training mode inside the `with` block, and into evaluation mode after it."""
+    model.train()
+    try:
+        yield
+    finally:
+        model.eval()
 
 
 @contextmanager

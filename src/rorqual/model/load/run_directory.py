@@ -130,11 +130,11 @@ def _check_shapes(shapes: Shapes, wanted: Shapes, where: str) -> None:
 def load_run(run: RunDir, *, device: str = "cpu", dtype: torch.dtype = torch.float32, ops: Backend = TORCH) -> Decoder:
     """Load the model of a run's newest complete checkpoint.
 
-    The model is returned in `dtype`, whatever the dtype of the stored weights.
+    The model is returned in `dtype`, whatever the dtype of the stored weights, and in evaluation mode.
     """
     checkpoint = run.checkpoint()
     model = build_on_meta_device(read_model_config(run), ops)
     load_dtype = dtype if adapter_of(checkpoint) is None else torch.float32  # merge an adapter in fp32, before rounding
     model = model.to(dtype=load_dtype).to_empty(device=device)
     load_weights(model, checkpoint)
-    return model.to(dtype=dtype)
+    return model.to(dtype=dtype).eval()

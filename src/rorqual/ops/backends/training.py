@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from rorqual.ops.moe import Routing
 
@@ -43,6 +44,7 @@ class _RMSNorm(torch.autograd.Function):
         return weight * normed
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         normed, weight, root = ctx.saved_tensors
         n, g = normed.float(), grads[0].float()
@@ -159,6 +161,7 @@ class _Experts(torch.autograd.Function):
         return torch.bmm(weights.unsqueeze(1), y.to(weights.dtype)).squeeze(1).to(x.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (dout,) = grads
         weights, gate_up, down, xs, gu, h, y = ctx.saved_tensors
@@ -166,23 +169,27 @@ class _Experts(torch.autograd.Function):
         n, k, d = y.shape
         dweights = torch.bmm(y.to(weights.dtype), dout.to(weights.dtype).unsqueeze(-1)).squeeze(-1)
         dys = at.to_expert_order((weights.unsqueeze(-1) * dout.unsqueeze(1)).to(y.dtype).view(n * k, d))
-        dstacked = [torch.zeros_like(t) if ctx.needs_input_grad[3] else None for t in (gate_up, down)]
+        needed = ctx.needs_input_grad[3:5]
+        dstacked = [torch.zeros_like(t) if need else None for need, t in zip(needed, (gate_up, down))]
         dparts = [torch.zeros_like(t[e]) for e in ctx.tuned for t in (gate_up, down)]
-        trained = {e: (dparts[2 * place], dparts[2 * place + 1]) for place, e in enumerate(ctx.tuned)}
-        if dstacked[0] is not None and dstacked[1] is not None:
-            trained = dict(enumerate(zip(*dstacked)))
+        # For each expert, the tensors that receive the gradients of its gate and up matrix and of its down matrix.
+        trained: dict[int, Sequence[Tensor | None]] = {
+            e: dparts[2 * place : 2 * place + 2] for place, e in enumerate(ctx.tuned)
+        }
+        if any(needed):
+            trained = {e: [None if grad is None else grad[e] for grad in dstacked] for e, _, _ in at.bounds}
         dh = torch.empty_like(h)
         for e, i, j in at.bounds:
             torch.mm(dys[i:j], down[e], out=dh[i:j])
-            if e in trained:
-                torch.mm(dys[i:j].t(), h[i:j], out=trained[e][1])
+            if (grad := trained.get(e, (None, None))[1]) is not None:
+                torch.mm(dys[i:j].t(), h[i:j], out=grad)
         gate, up = gu.chunk(2, dim=-1)
         s = torch.sigmoid(gate)
         dgu = torch.cat((dh * up * (s * (1 + gate * (1 - s))), dh * gate * s), dim=-1)
         dxs = torch.empty_like(xs)
         for e, i, j in at.bounds:
             torch.mm(dgu[i:j], gate_up[e], out=dxs[i:j])
-            if e in trained:
-                torch.mm(dgu[i:j].t(), xs[i:j], out=trained[e][0])
+            if (grad := trained.get(e, (None, None))[0]) is not None:
+                torch.mm(dgu[i:j].t(), xs[i:j], out=grad)
         dx = dxs.index_select(0, at.slot).view(n, k, d).sum(1)
         return dx, dweights, None, *dstacked, None, *dparts

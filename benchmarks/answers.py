@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import torch
 from record import ROOT, made_by
 
-from rorqual.core.config import override
+from rorqual.core.config import override_fields
 from rorqual.core.records import write_json
 from rorqual.engine import Engine, SamplingParams
 from rorqual.evals.evaluating import evaluate
@@ -57,7 +57,7 @@ class OrdersExperiment(AnswersExperiment):
 
     def training_jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         def big() -> Run:
-            return override(
+            return override_fields(
                 sft(task=self.task, start=str(self.base), lr=1e-3, steps=24, rows=4, row=288, seed=seed), LORA
             )
 

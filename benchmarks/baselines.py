@@ -15,7 +15,7 @@ from typing import Any
 from record import made_by
 
 from rorqual.core.records import write_json
-from rorqual.evals.baselines import RULES, UNIFORM, baselines
+from rorqual.evals.baselines import RULES, UNIFORM, baseline_accuracies
 from rorqual.evals.evaluating import pick_problems
 from rorqual.evals.evaluation import baseline_key
 from rorqual.tasks.everyday import EverydayMixture
@@ -28,7 +28,7 @@ FIT, JUDGED, MOST = 2000, 1000, 0.1
 def measured(task: Task, seed: int) -> list[dict[str, Any]]:
     """Return a row for each family and level of a task, with shares of 1."""
     problems = pick_problems(task, "test", JUDGED, seed, per_family=True)
-    found = baselines(task, problems, seed, FIT)
+    found = baseline_accuracies(task, problems, seed, FIT)
     rows = []
     for family, level in dict.fromkeys((problem.family, problem.level) for problem in problems):
         own = [problem for problem in problems if (problem.family, problem.level) == (family, level)]

@@ -117,7 +117,7 @@ def make(folder: Path, config: ModelConfig) -> int:
         specs += [TensorSpec(name, kind, entry.published_shape(ours[entry.internal])) for name in entry.published]
     shards: list[list[TensorSpec]] = [[]]
     for spec in specs:
-        if sum(other.size for other in shards[-1]) + spec.size > SHARD_BYTES / 4:
+        if sum(other.n_bytes for other in shards[-1]) + spec.size > SHARD_BYTES / 4:
             shards.append([])
         shards[-1].append(spec)
     values = torch.randn(CHUNK // 2, generator=torch.Generator().manual_seed(0)).mul_(0.02)
@@ -136,7 +136,7 @@ def make(folder: Path, config: ModelConfig) -> int:
 def repeated(noise: Bytes, spec: TensorSpec) -> Iterator[Bytes]:
     """Yield the tensor's bytes from the noise. The offset depends on its name, so that similar tensors differ."""
     start = sum(spec.name.encode()) * 4096 % len(noise)
-    left = spec.size
+    left = spec.n_bytes
     while left:
         piece = noise[start : start + left]
         left -= len(piece)

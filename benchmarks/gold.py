@@ -15,7 +15,7 @@ from typing import Any
 from record import made_by
 
 from rorqual.core.records import write_json
-from rorqual.evals.baselines import baselines
+from rorqual.evals.baselines import baseline_accuracies
 from rorqual.evals.evaluation import ALL
 from rorqual.tasks.find import load_task
 from rorqual.tasks.task import Problem, Split, Task, Verdict
@@ -81,7 +81,7 @@ def grade(name: str, folder: Path, split: Split) -> dict[str, Any]:
         "gold answers": dict(gold),
         "mismatched answers": dict(wrong),
         "worked solutions": dict(solved),
-        "baselines": baselines(task, problems, 0).get(ALL, {}),
+        "baselines": baseline_accuracies(task, problems, 0).get(ALL, {}),
         "not as it must be": odd,
     }
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from record import core_seconds
 
-from rorqual.core.config import Config, override
+from rorqual.core.config import Config, override_fields
 from rorqual.core.records import RunDir, write_json
 from rorqual.data.chat import ChatFormat, chat_format
 from rorqual.data.tokenizer import Tokenizer
@@ -88,7 +88,7 @@ class Job(Config):
             "options": {"hard": self.hard}, "seed": self.seed,
         }  # fmt: skip
         made = grpo(**given) if self.what == "grpo" else on_policy(teacher=self.teacher, **given)
-        return override(made, [f"source.minibatches={self.updates}"])
+        return override_fields(made, [f"source.minibatches={self.updates}"])
 
 
 class Outcome(Config):

@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--result", type=Path, default=Path("docs/results/routing.json"))
     a = parser.parse_args()
-    experts = max(ffn.n_choices() for ffn in read_model_config(RunDir(a.run)).ffns)
+    experts = max(ffn.n_router_choices() for ffn in read_model_config(RunDir(a.run)).ffns)
     if not experts:
         raise SystemExit(f"{a.run}: the model has no experts")
     problems = pick_problems(load_task(a.task), "dev", a.count, 0, False)

@@ -30,7 +30,7 @@ import torch
 from record import commit, core_seconds, made_by
 
 from rorqual.core.records import RunDir, write_json
-from rorqual.data.source.text import read_text
+from rorqual.data.source.text import read_text_split
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.evals.perplexity import text_loss
 from rorqual.model.account import account
@@ -137,7 +137,7 @@ def ours(name: str, data: Path, out: Path, seed: int, threads: int) -> dict[str,
     cost = account(run.model, context=WINDOW)
     records = list(folder.metrics())
     found = text_loss(
-        load_run(folder), Tokenizer.load(folder.tokenizer_file), read_text(data).validation, window=WINDOW
+        load_run(folder), Tokenizer.load(folder.tokenizer_file), read_text_split(data).validation, window=WINDOW
     )
     summary = {
         "model": name,

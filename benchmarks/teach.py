@@ -117,7 +117,7 @@ def run(case: str, seed: int, data: Path, base: str, minutes: float, folder: Pat
     stages = {entry.stage: [round(entry.seconds), round(entry.core_seconds)] for entry in read_ledger(paths.ledger)}
     names = [
         *json.loads(paths.baselines.read_bytes())["names"],
-        *([ALONE] if paths.evaluation(ALONE).is_file() else []),
+        *([ALONE] if paths.evaluation_file(ALONE).is_file() else []),
         AFTER,
     ]
     return {
@@ -126,7 +126,7 @@ def run(case: str, seed: int, data: Path, base: str, minutes: float, folder: Pat
         "minutes": minutes,
         "began": time.strftime("%Y-%m-%d %H:%M", time.gmtime(began)),
         "rorqual": rorqual.__version__,
-        "right": {name: bits(Evaluation.load(paths.evaluation(name))) for name in names},
+        "right": {name: bits(Evaluation.load(paths.evaluation_file(name))) for name in names},
         "stages": stages,
         "plan": json.loads(paths.plan.read_bytes()),
         "grpo": json.loads(paths.grpo_result.read_bytes())["text"],

@@ -83,7 +83,7 @@ def ending(paths: TeachPaths) -> dict[str, Any]:
     names = [
         *json.loads(paths.baselines.read_bytes())["names"],
         AFTER,
-        *([ALONE] if paths.evaluation(ALONE).is_file() else []),
+        *([ALONE] if paths.evaluation_file(ALONE).is_file() else []),
     ]
     weights = sorted(paths.model.checkpoint().glob("*.safetensors"))
     return {
@@ -91,7 +91,7 @@ def ending(paths: TeachPaths) -> dict[str, Any]:
         "dev": [json.loads(line) for line in paths.dev.read_text().splitlines()],
         "grpo": json.loads(paths.grpo_result.read_bytes()),
         "replies": {
-            name: hashlib.sha256(repr(Evaluation.load(paths.evaluation(name)).samples).encode()).hexdigest()
+            name: hashlib.sha256(repr(Evaluation.load(paths.evaluation_file(name)).samples).encode()).hexdigest()
             for name in names
         },
         "sentences": json.loads(paths.results.read_bytes())["sentences"][:-1],

@@ -34,7 +34,7 @@ def runs_of(folders: Sequence[Path], case: str) -> dict[str, Run]:
     found = {}
     for path in (path for folder in folders for path in folder.glob(f"{case}-*-10/run")):
         paths = TeachPaths(path)
-        found[path.parent.name] = paths, Evaluation.load(paths.evaluation(AFTER)).samples
+        found[path.parent.name] = paths, Evaluation.load(paths.evaluation_file(AFTER)).samples
     return dict(sorted(found.items()))
 
 

@@ -178,7 +178,7 @@ class Peers:
             keys = ("test", "base", "minutes", "count", "seed")
             words = [config.file, *(f"{key}={getattr(config, key)}" for key in keys), "threads=1", f"out={paths.out}"]
             run([sys.executable, "-m", "rorqual", "teach", *words], paths.out / "output.txt")
-        samples = Evaluation.load(paths.evaluation(AFTER)).samples
+        samples = Evaluation.load(paths.evaluation_file(AFTER)).samples
         return spent(paths) | {"right": {sample.key: sample.verdict is Grade.RIGHT for sample in samples}}
 
     def theirs(self, seed: int, setting: Setting, name: str, *, least: float = 0.0, test: bool) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from trl import DistillationConfig, DistillationTrainer, GRPOConfig, GRPOTrainer
 
 from rorqual.core.records import RunDir
 from rorqual.data.chat import ChatFormat
-from rorqual.data.tokenizer import Special
+from rorqual.data.tokenizer import SpecialToken
 from rorqual.model import Decoder
 from rorqual.model.load import deepseek_v3, qwen3
 from rorqual.model.load.run_directory import load_run
@@ -89,14 +89,14 @@ def check_model(ours: Decoder, theirs: Any, ids: list[int]) -> None:
 def tokenizer_of(start: RunDir, chat: ChatFormat) -> PreTrainedTokenizerFast:
     made = PreTrainedTokenizerFast(
         tokenizer_file=str(start.tokenizer_file),
-        bos_token=str(Special.BOS),
-        eos_token=str(Special.EOS),
-        pad_token=str(Special.PAD),
+        bos_token=str(SpecialToken.BOS),
+        eos_token=str(SpecialToken.EOS),
+        pad_token=str(SpecialToken.PAD),
         padding_side="left",
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
     )
-    if (made.eos_token_id,) != chat.stop_ids or made.pad_token_id != chat.tokenizer.special("<｜▁pad▁｜>"):
+    if (made.eos_token_id,) != chat.stop_ids or made.pad_token_id != chat.tokenizer.special_id("<｜▁pad▁｜>"):
         sys.exit("the special tokens have other ids in transformers' tokenizer")
     return made
 

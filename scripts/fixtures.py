@@ -19,7 +19,7 @@ import torch
 
 from rorqual.convert.hf import export_hf, import_hf
 from rorqual.core.records import RunDir, write_json
-from rorqual.data.source.text import read_text
+from rorqual.data.source.text import read_text_split
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.evals.perplexity import text_loss
 from rorqual.evals.sparse_attention_misses import measure_selection_misses
@@ -35,7 +35,7 @@ from rorqual.train.balance import BalanceConfig
 from rorqual.train.loop import fit
 from rorqual.train.optim import AdamWConfig, MuonConfig
 from rorqual.train.run import Run
-from rorqual.train.schedule import Schedule
+from rorqual.train.schedule import LearningRateSchedule
 from rorqual.train.sources import TextConfig
 
 ROOT = Path(__file__).parent.parent
@@ -106,7 +106,7 @@ def train(work: Path, seed: int, steps: int, sparse_steps: int) -> RunDir:
         source=TextConfig(data=str(TEXT), rows=ROWS, row=ROW),
         objectives=supervised_objectives(model),
         optim=MuonConfig(
-            lr=0.02, adamw=AdamWConfig(lr=2e-3, betas=(0.9, 0.98)), schedule=Schedule(warmup=30, decay=0.4)
+            lr=0.02, adamw=AdamWConfig(lr=2e-3, betas=(0.9, 0.98)), schedule=LearningRateSchedule(warmup=30, decay=0.4)
         ),
         balance=BalanceConfig(gamma=0.01),
     )
@@ -162,7 +162,7 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
     export_hf(run, exported)
     import_hf(exported, imported)
-    text = read_text(TEXT).validation
+    text = read_text_split(TEXT).validation
     model = load_run(RunDir(imported))
     tokenizer = Tokenizer.load(RunDir(imported).tokenizer_file)
     ids = tokenizer.encode(text)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from rorqual.core.records import RunDir, write_json
-from rorqual.data.source.text import read_text
+from rorqual.data.source.text import read_text_split
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.evals.sparse_attention_misses import measure_selection_misses
 from rorqual.model import Decoder, build
@@ -48,7 +48,7 @@ def recalls(run: RunDir) -> dict[str, float]:
 
     Index keys are cached in FP8.
     """
-    model, ids = in_fp8(load_run(run)), Tokenizer.load(run.tokenizer_file).encode(read_text(TEXT).validation)
+    model, ids = in_fp8(load_run(run)), Tokenizer.load(run.tokenizer_file).encode(read_text_split(TEXT).validation)
     windows = torch.tensor([ids[i * LENGTH : (i + 1) * LENGTH + 1] for i in range(WINDOWS)])
     found = {"sound, keys not in FP8": round(measure_selection_misses(load_run(run), windows).weighted_recall, 4)}
     for name, fault in {"sound": nullcontext, **FAULTS}.items():

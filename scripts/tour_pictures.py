@@ -38,7 +38,7 @@ from rorqual.ops.paged import BLOCK
 from rorqual.recipes.models import v3_like
 from rorqual.report.chart import render_png
 from rorqual.report.theme import LIGHT, Theme
-from rorqual.train.balance import count_choices
+from rorqual.train.balance import count_tokens_per_expert
 from rorqual.train.objectives import GRPO
 from rorqual.train.objectives.distil import divergence
 from rorqual.train.objectives.grpo import DrawnTokens
@@ -218,7 +218,7 @@ def loads(gamma: float) -> Tensor:
     for _ in range(STEPS):
         x = common + torch.randn(TOKENS, 32, generator=generator)
         with torch.no_grad():
-            load = count_choices(router(x, TORCH, None), torch.ones(TOKENS, dtype=torch.bool), EXPERTS)
+            load = count_tokens_per_expert(router(x, TORCH, None), torch.ones(TOKENS, dtype=torch.bool), EXPERTS)
         router.balance(load, gamma)
         ratios.append(load / load.float().mean())
     return torch.stack(ratios)
@@ -391,7 +391,7 @@ def block_tables() -> tuple[KVCacheManager, dict[str, Sequence], dict[str, int]]
         tokens = [*system, *[500 + number] * extra]
         requests[name] = request = Sequence(number, 0, tuple(tokens), SamplingParams(), key=0, limit=512, tokens=tokens)
         hits[name] = manager.match(request)
-        manager.grow(request, len(tokens))
+        manager.allocate_up_to(request, len(tokens))
         manager.cache_blocks(request, len(tokens))
     return manager, requests, hits
 

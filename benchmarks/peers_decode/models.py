@@ -18,7 +18,7 @@ from rorqual.model import ModelConfig
 from rorqual.model.account import account
 from rorqual.model.attention import MLAConfig
 from rorqual.model.config import Stage
-from rorqual.model.cost import linear
+from rorqual.model.cost import linear_cost
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.load import deepseek_v3
 from rorqual.model.load.run_directory import read_model_config
@@ -113,12 +113,12 @@ def step_bytes(config: ModelConfig, batch: int, context: float, size: int) -> fl
         if isinstance(stage.ffn, MoEConfig):
             moe = stage.ffn
             missed = (1 - moe.experts_per_token() / moe.n_experts()) ** batch
-            expert = 3 * linear(config.hidden_size, moe.moe_intermediate_size).params
+            expert = 3 * linear_cost(config.hidden_size, moe.moe_intermediate_size).params
             weights -= stage.layers * moe.n_experts() * expert * missed
     return weights * size + batch * context * found.cache_bytes
 
 
 def prompt_flops(config: ModelConfig, length: int) -> float:
     """Return the FLOPs of a prompt of `length` tokens, with causal attention and the head only for the last token."""
-    head = linear(config.hidden_size, config.vocab_size).flops
+    head = linear_cost(config.hidden_size, config.vocab_size).flops
     return length * float(account(config, context=length // 2).flops - head) + head

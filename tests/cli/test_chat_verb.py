@@ -23,7 +23,7 @@ from rorqual.engine.request import Grammar
 
 CHAT = DeepSeekChat(Tokenizer.byte_level())
 MARKS = ("<think>", "</think>", "<｜end▁of▁sentence｜>", "<｜User｜>")
-SPECIAL = st.sampled_from([CHAT.tokenizer.special(name) for name in MARKS])
+SPECIAL = st.sampled_from([CHAT.tokenizer.special_id(name) for name in MARKS])
 MODES = st.sampled_from(["auto", "on", "off"])
 
 

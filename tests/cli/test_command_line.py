@@ -77,7 +77,7 @@ def test_stopped_it_says_so_and_the_same_command_goes_on_where_it_was(polite: si
     assert process.returncode == 130, err
     assert err.endswith("stopped; the same command resumes\n")
     assert "Traceback" not in err
-    reached, _ = run.newest_complete()
+    reached, _ = run.newest_complete_step()
     assert reached is not None
     again = typed(tmp_path, *words)
     assert again.code == 0, again.err

@@ -69,7 +69,7 @@ def test_a_training_is_read_while_it_goes_on_and_a_kill_gives_the_folder_back(
         words = [str(door / "rorqual"), *TRAIN, "steps=100000", "save_seconds=0.001", "threads=1"]
         with subprocess.Popen(words, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as training:
             try:
-                while run.newest_complete()[0] in (None, 3):
+                while run.newest_complete_step()[0] in (None, 3):
                     assert training.poll() is None
                     time.sleep(0.01)
                 refused = typed(place, *TRAIN, "steps=100000")

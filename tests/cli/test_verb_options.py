@@ -22,7 +22,7 @@ from rorqual.cli.conversation import ChatSettings
 from rorqual.cli.eval_settings import EvalSettings
 from rorqual.cli.generating import GenerateSettings
 from rorqual.cli.main import OPTIONS, app
-from rorqual.cli.planning import ServePlan, TrainPlan
+from rorqual.cli.planning import ServePlanSettings, TrainPlanSettings
 from rorqual.core.config import Config, read_yaml
 from rorqual.core.records import Message, RunDir
 from rorqual.engine.engine import Engine
@@ -156,7 +156,7 @@ def test_eval_asks_and_records_what_it_was_told() -> None:
     assert (found.per_family, found.params, found.model) == (True, params, "run")
     task = load_task("families:add,sub", options={"hard": 0.5})
     problems = pick_problems(task, "dev", 3, 7, True)
-    assert found.keys == [problem.key for problem in problems]
+    assert found.problem_keys == [problem.key for problem in problems]
     system = Message("system", "Be brief.")
     requests = [
         Request((system, *problem.messages), with_problem_seed(params, problem.key), "on") for problem in problems
@@ -695,8 +695,8 @@ def test_the_help_explains_each_option_and_a_test_gives_it(verb: str) -> None:
 
 
 def test_a_plan_lists_its_options() -> None:
-    assert set(TrainPlan.model_fields) == {*PLANNED["train"], "out"}
-    assert set(ServePlan.model_fields) == {*PLANNED["serve"], "out"}
+    assert set(TrainPlanSettings.model_fields) == {*PLANNED["train"], "out"}
+    assert set(ServePlanSettings.model_fields) == {*PLANNED["serve"], "out"}
     assert set(EvalSettings.model_fields) == {*EVALUATED, *EVAL_ALONE}
     assert {*GenerateSettings.model_fields, *RowSampling.model_fields} == {*GENERATED, *GENERATE_ALONE}
     assert set(ChatSettings.model_fields) == {*CHATTED, *CHAT_ALONE}

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from rorqual.model.attention import Attention, AttentionConfig, AttentionContext, CachePart, LayerCache, RMSNorm
 from rorqual.model.block import Block, BlockConfig, ResidualBoundary
-from rorqual.model.cost import Cost, linear, vector
-from rorqual.model.decoder import Decoder, Output
+from rorqual.model.cost import Cost, linear_cost, vector_cost
+from rorqual.model.decoder import Decoder, DecoderOutput
 from rorqual.model.ffn import FFN, DenseConfig, FFNConfig
 from rorqual.model.ffn.router import Router, ZeroExperts, ZeroExpertsConfig
 from rorqual.ops.backends import Backend, Experts
@@ -22,7 +22,7 @@ from rorqual.ops.moe import CHOOSE, SKIP, Routing
 from rorqual.ops.paged import merge_attention
 from rorqual.ops.rope import Rope, rotate
 from rorqual.train.batch import TrainBatch
-from rorqual.train.objectives.objective import Objective, Term
+from rorqual.train.objectives.objective import LossTerm, Objective
 
 WIDTH = 8
 
@@ -36,7 +36,11 @@ class TwoKeysConfig(AttentionConfig):
         return TwoKeys(hidden_size)
 
     def cost(self, hidden_size: int, context: int) -> Cost:
-        maps = linear(hidden_size, 4 * WIDTH) + linear(hidden_size, 6 * WIDTH) + linear(4 * WIDTH, hidden_size)
+        maps = (
+            linear_cost(hidden_size, 4 * WIDTH)
+            + linear_cost(hidden_size, 6 * WIDTH)
+            + linear_cost(4 * WIDTH, hidden_size)
+        )
         return maps + Cost(flops=4 * 4 * WIDTH * context)
 
     def cache_spec(self) -> tuple[CachePart, ...]:
@@ -88,8 +92,8 @@ class IndexedConfig(AttentionConfig):
         return Indexed(self, hidden_size)
 
     def cost(self, hidden_size: int, context: int) -> Cost:
-        maps = linear(hidden_size, 4 * WIDTH) * 2 + linear(4 * WIDTH, hidden_size)
-        index = linear(hidden_size, 3 * WIDTH) + linear(hidden_size, WIDTH) + linear(hidden_size, 3)
+        maps = linear_cost(hidden_size, 4 * WIDTH) * 2 + linear_cost(4 * WIDTH, hidden_size)
+        index = linear_cost(hidden_size, 3 * WIDTH) + linear_cost(hidden_size, WIDTH) + linear_cost(hidden_size, 3)
         attended = 4 * 4 * WIDTH * min(context, self.budget)
         return maps + index + Cost(flops=2 * 3 * WIDTH * context + attended)
 
@@ -146,14 +150,14 @@ class IndexKL(Objective):
     def weight(self, batch: TrainBatch) -> float:
         return float((batch.segments >= 0).sum())
 
-    def term(self, model: Decoder, batch: TrainBatch, output: Output) -> Term:
+    def term(self, model: Decoder, batch: TrainBatch, output: DecoderOutput) -> LossTerm:
         valid = batch.segments.flatten() >= 0
         total = output.hidden.new_zeros(())
         for scores, attended in zip(output.recorded["index_scores"], output.recorded["attended"], strict=True):
             scores, attended = scores[valid], attended[valid].detach()
             log_q = scores.log_softmax(-1).masked_fill(scores == -torch.inf, 0)
             total = total + (torch.special.xlogy(attended, attended) - attended * log_q).sum()
-        return Term(total)
+        return LossTerm(total)
 
 
 class CompressedConfig(AttentionConfig):
@@ -166,8 +170,10 @@ class CompressedConfig(AttentionConfig):
         return Compressed(self, hidden_size)
 
     def cost(self, hidden_size: int, context: int) -> Cost:
-        maps = linear(hidden_size, 4 * WIDTH) * 2 + linear(4 * WIDTH, hidden_size) + linear(hidden_size, 4)
-        entries = linear(2 * WIDTH, 2 * WIDTH) + vector(4)
+        maps = (
+            linear_cost(hidden_size, 4 * WIDTH) * 2 + linear_cost(4 * WIDTH, hidden_size) + linear_cost(hidden_size, 4)
+        )
+        entries = linear_cost(2 * WIDTH, 2 * WIDTH) + vector_cost(4)
         return maps + entries + Cost(flops=4 * 4 * WIDTH * (min(context, self.window) + context // 4))
 
     def cache_spec(self) -> tuple[CachePart, ...]:
@@ -252,8 +258,10 @@ class SkippingConfig(FFNConfig):
         return Skipping(self, hidden_size)
 
     def cost(self, hidden_size: int) -> Cost:
-        expert = linear(hidden_size, WIDTH) * 3
-        return Cost(expert.params * self.experts, expert.active, expert.flops) + linear(hidden_size, self.experts + 1)
+        expert = linear_cost(hidden_size, WIDTH) * 3
+        return Cost(expert.params * self.experts, expert.active, expert.flops) + linear_cost(
+            hidden_size, self.experts + 1
+        )
 
     def experts_per_token(self) -> int:
         return 1
@@ -322,7 +330,7 @@ class ShortcutConfig(BlockConfig):
         return (ffn, self.dense, self.dense)
 
     def cost(self, hidden_size: int) -> Cost:
-        return vector(4 * hidden_size)
+        return vector_cost(4 * hidden_size)
 
     def residual_values(self, hidden_size: int) -> int:
         return 4 * hidden_size
@@ -375,7 +383,7 @@ class StreamsConfig(BlockConfig):
 
     def cost(self, hidden_size: int) -> Cost:
         mixing = Cost(flops=2 * 2 * STREAMS * (STREAMS + 1) * hidden_size)  # of each of two turns: read, and mix
-        return vector(2 * hidden_size + 2 * STREAMS * (STREAMS + 2)) + mixing
+        return vector_cost(2 * hidden_size + 2 * STREAMS * (STREAMS + 2)) + mixing
 
     def residual_values(self, hidden_size: int) -> int:
         return 2 * STREAMS * hidden_size
@@ -390,7 +398,7 @@ class StreamsConfig(BlockConfig):
         return Joined()
 
     def boundary_cost(self, hidden_size: int) -> Cost:
-        return vector(STREAMS) + Cost(flops=2 * STREAMS * hidden_size)
+        return vector_cost(STREAMS) + Cost(flops=2 * STREAMS * hidden_size)
 
 
 class Copies(ResidualBoundary):

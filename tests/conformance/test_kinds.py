@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from transposed import Transposed
 
-from rorqual.core.config import kinds, parse
+from rorqual.core.config import kinds, parse_config
 from rorqual.engine.kv_cache.paged import PagedCache, StepCache
 from rorqual.model import Decoder, ModelConfig, Stage, account, build
 from rorqual.model.attention import (
@@ -35,7 +35,7 @@ from rorqual.model.attention import (
     GQAConfig,
     MLAConfig,
     NSAConfig,
-    WindowConfig,
+    SlidingWindowConfig,
 )
 from rorqual.model.block import BlockConfig, PreNormConfig
 from rorqual.model.ffn import DenseConfig, FFNConfig, MoEConfig
@@ -68,7 +68,7 @@ ATTENTION: list[AttentionConfig] = [
     DSAConfig(**LATENT, index_n_heads=3, index_head_dim=10, index_topk=7, rope=YARN),
     DSAConfig(**LATENT, index_n_heads=3, index_head_dim=10, index_topk=9, index_top_p=0.9),
     DSAConfig(**LATENT, index_n_heads=3, index_head_dim=10, index_topk=7, index_dtype="float8_e4m3fn"),
-    WindowConfig(**LATENT, window=5, sinks=2),
+    SlidingWindowConfig(**LATENT, window=5, sinks=2),
     BlockSelectionConfig(**LATENT, block_size=4, block_topk=2),
     NSAConfig(
         num_attention_heads=4,
@@ -213,9 +213,9 @@ def test_a_router_builds_as_it_accounts_and_aims_at_all_of_the_load(config: Rout
     module, cost = config.build(HIDDEN), config.cost(HIDDEN)
     assert cost.params == cost.active == sum(t.numel() for t in module.state_dict().values())
     target = config.target_load()
-    assert target.shape == (config.n_choices(),) and target.dtype == torch.float64
+    assert target.shape == (config.n_router_choices(),) and target.dtype == torch.float64
     assert float(target.sum()) == pytest.approx(1) and float(target.min()) > 0
-    assert 0 < config.active_experts() <= config.experts_per_token() <= config.n_choices()
+    assert 0 < config.active_experts() <= config.experts_per_token() <= config.n_router_choices()
     assert not module.load_error((target * 36_000).round().long()).any()
 
 
@@ -228,7 +228,7 @@ def test_a_router_brings_its_load_to_what_it_aims_at(config: RouterConfig) -> No
     aimed = config.target_load()[: config.n_experts()]
 
     def miss() -> float:
-        load = torch.bincount(module(x, TORCH, None).indices.flatten(), minlength=config.n_choices())
+        load = torch.bincount(module(x, TORCH, None).indices.flatten(), minlength=config.n_router_choices())
         module.balance(load, 0.01 if config.kind == "zero" else 0.002)  # `zero` moves in proportion to its error
         return float((load / load.sum() - config.target_load())[: config.n_experts()].abs().max() / aimed.max())
 
@@ -387,7 +387,7 @@ def test_each_backend_trains_as_the_reference_does(stage: Stage, ops: Backend) -
 def test_gradients_reach_every_parameter(stage: Stage) -> None:
     model, tokens = model_of(stage, mtp=1), some_tokens()
     output = model(tokens)
-    further = model.predict_further(output.hidden, tokens)
+    further = model.predict_with_mtp(output.hidden, tokens)
     weights = torch.Generator().manual_seed(0)
     terms = [model.logits(x) for x in (output.hidden, further[0].hidden)]
     sum((t * torch.randn(t.shape, generator=weights)).sum() for t in terms).backward()
@@ -398,4 +398,4 @@ def test_gradients_reach_every_parameter(stage: Stage) -> None:
 @every_stage
 def test_the_config_survives_being_written(stage: Stage) -> None:
     config = model_of(stage).config
-    assert parse(ModelConfig, config.model_dump(mode="json"), where="test") == config
+    assert parse_config(ModelConfig, config.model_dump(mode="json"), where="test") == config

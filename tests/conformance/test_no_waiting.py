@@ -16,7 +16,7 @@ from rorqual.ops.backends import TORCH, TORCH_INVARIANT, Backend
 from rorqual.ops.backends.attention import AttentionMetadata
 from rorqual.ops.moe import SKIP, Routing
 from rorqual.ops.paged import BLOCK
-from rorqual.train.balance import count_choices
+from rorqual.train.balance import count_tokens_per_expert
 from rorqual.train.gradient import compare_replayed_experts
 
 META = torch.device("meta")
@@ -81,7 +81,7 @@ def test_load_and_replayed_choices_are_counted_without_reading_a_value() -> None
     one = torch.zeros(6, 2, device=META)
     routing = Routing(one.long(), one, torch.zeros(6, 5, device=META), one.long(), one[:, 0])
     valid = one[:, 0].bool()
-    assert what_was_read(lambda: count_choices(routing, valid, 5)) == ""
+    assert what_was_read(lambda: count_tokens_per_expert(routing, valid, 5)) == ""
     assert what_was_read(lambda: compare_replayed_experts([routing, routing], valid)) == ""
 
 

@@ -16,7 +16,7 @@ from torch.nn.functional import dropout
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
-from rorqual.data.pack import Sample, pack
+from rorqual.data.pack import TrainingSample, pack
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.engine import Completion, Engine, Request, SamplingParams
 from rorqual.engine.kv_cache.paged import PagedCache, StepCache
@@ -90,7 +90,8 @@ def answers(model: Decoder, **settings: bool) -> list[Completion]:
 
 def batch_of(found: list[Completion]) -> TrainBatch:
     samples = [
-        Sample([*c.prompt_ids, *c.token_ids], [False] * len(c.prompt_ids) + [True] * len(c.token_ids)) for c in found
+        TrainingSample([*c.prompt_ids, *c.token_ids], [False] * len(c.prompt_ids) + [True] * len(c.token_ids))
+        for c in found
     ]
     return pack_rollouts(pack(samples, 128), [ScoredCompletion(c, Verdict.RIGHT, 1.0) for c in found])
 
@@ -119,7 +120,7 @@ def test_choices_are_recorded_and_replayed(name: str) -> None:
     model = build(MODELS[name], seed=1)
     found = answers(model)
     recorded = torch.cat([c.experts.flatten() for c in found])
-    choices = range(model.config.ffns[0].n_choices())
+    choices = range(model.config.ffns[0].n_router_choices())
     assert len(set(recorded.tolist())) > 4 and set(recorded.tolist()) <= {SKIP, *choices}
     assert max(recorded.tolist()) >= 5 or SKIP in recorded, "there are five experts with weights"
     batch = batch_of(found)
@@ -182,12 +183,12 @@ def test_dropout_acts_in_the_gradient_alone(name: str, tmp_path: Path) -> None:
 @every_model
 def test_all_of_it_trains_and_the_load_is_counted(name: str) -> None:
     model = build(MODELS[name], seed=1)
-    sample = Sample(list(range(60)), [True] * 60)
+    sample = TrainingSample(list(range(60)), [True] * 60)
     with open_workers(1) as pool:
         batch = TrainBatch.from_packed(pack([sample], 60).batch)
         update = gradient(model, [NextToken()], batch, parts=1, pool=pool)
     chosen = [routing.indices for routing in model(batch.tokens).routing]
-    choices = range(model.config.ffns[0].n_choices())
+    choices = range(model.config.ffns[0].n_router_choices())
     assert [count.tolist() for count in update.counts] == [[int((c == e).sum()) for e in choices] for c in chosen]
     assert all(int(((c == SKIP) | (c >= 5)).sum()) > 0 for c in chosen) and update.zeros == 0
 

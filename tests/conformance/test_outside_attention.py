@@ -27,15 +27,15 @@ from torch import Tensor
 from rorqual.core.errors import NumericsError
 from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
-from rorqual.data.pack import Sample, pack
+from rorqual.data.pack import TrainingSample, pack
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.engine import Completion, Engine, Request, SamplingParams
 from rorqual.engine.kv_cache.paged import PagedCache, StepCache
-from rorqual.engine.runner import Runner
+from rorqual.engine.runner import ModelRunner
 from rorqual.engine.weight_fingerprint import fingerprint
 from rorqual.model import Decoder, ModelConfig, Stage, build
-from rorqual.model.adapter import TuneIndexer
-from rorqual.model.attention import AttentionConfig, AttentionContext, CachePart, LayerCache, Selection
+from rorqual.model.adapter import IndexerTuning
+from rorqual.model.attention import AttentionConfig, AttentionContext, CachePart, LayerCache, SelectedRows
 from rorqual.model.ffn import DenseConfig
 from rorqual.model.init import init_weights
 from rorqual.model.load.run_directory import load_run
@@ -130,7 +130,7 @@ def test_the_bits_are_the_same_however_a_sequence_was_computed(attention: Attent
     assert answers(engine_of(model, reuse=False), asked) == expected
     for step_tokens in (33, 50, 101):
         assert answers(engine_of(model, reuse=False, step_tokens=step_tokens), asked) == expected
-    tight = engine_of(model, reuse=False, cache_bytes=6 * Runner.block_bytes(model))
+    tight = engine_of(model, reuse=False, cache_bytes=6 * ModelRunner.block_bytes(model))
     assert answers(tight, asked) == expected and tight.stats()["preemptions"] > 0
     kept = engine_of(model, cache_dir=tmp_path)
     assert answers(kept, asked[:1]) == expected[:1]
@@ -167,7 +167,7 @@ def test_blocks_on_disk_are_of_one_layout(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_trainers_log_probabilities_are_the_samplers(attention: AttentionConfig) -> None:
     model = build(config(attention), seed=1, ops=TORCH_INVARIANT)
     done: list[Completion] = [c for group in engine_of(model).generate(requests()) for c in group]
-    samples = [Sample(ids, [True] * len(ids)) for c in done if (ids := [*c.prompt_ids, *c.token_ids])]
+    samples = [TrainingSample(ids, [True] * len(ids)) for c in done if (ids := [*c.prompt_ids, *c.token_ids])]
     packed = pack(samples, 256)
     tokens, positions, segments = (
         torch.from_numpy(x) for x in (packed.batch.tokens, packed.batch.positions, packed.batch.segments)
@@ -184,7 +184,7 @@ def test_a_trainers_log_probabilities_are_the_samplers(attention: AttentionConfi
 def batch_of(length: int) -> TrainBatch:
     ids = np.random.default_rng(1).integers(0, BASE_VOCAB, length).tolist()
     return TrainBatch.from_packed(
-        pack([Sample(ids[:30], [True] * 30), Sample(ids[30:], [True] * (length - 30))], 160).batch
+        pack([TrainingSample(ids[:30], [True] * 30), TrainingSample(ids[30:], [True] * (length - 30))], 160).batch
     )
 
 
@@ -226,7 +226,7 @@ def test_the_stages_of_sparsify_train_an_indexer_of_a_users_own(tmp_path: Path) 
         trained("none", objectives=[NextToken()])
     first = trained("sparse", objectives=[NextToken(), IndexerSparse()])
     second = trained(
-        "warmup", objectives=[IndexerWarmup()], start=StartConfig(run=str(tmp_path / "sparse")), tune=TuneIndexer()
+        "warmup", objectives=[IndexerWarmup()], start=StartConfig(run=str(tmp_path / "sparse")), tune=IndexerTuning()
     )
     assert {name.split(".")[3] for name in first if not torch.equal(first[name], second[name])} == {"indexer"}
     assert {name for name in first if ".indexer." in name and torch.equal(first[name], second[name])} == set()
@@ -274,7 +274,7 @@ def test_a_part_that_the_kind_has_not_is_refused_by_name(layer_of: Callable[[Att
     layer = layer_of(CompressedConfig())
     q, part, gate = torch.ones(4, 2, 2, WIDTH), torch.ones(4, 2, WIDTH), torch.ones(4, 1, 4)
     rows = {"key": part, "value": part, "gate": gate}
-    some = Selection(torch.zeros(4, 1, dtype=torch.long), torch.zeros(4, 1))
+    some = SelectedRows(torch.zeros(4, 1, dtype=torch.long), torch.zeros(4, 1))
     with pytest.raises(ValueError, match="'compressed' reads the cached part 'key' before writing it"):
         layer.attend(q, "key", "value", 1.0)
     for wrong in (

@@ -29,7 +29,7 @@ from rorqual.recipes.pretrain import pretrain
 from rorqual.train.loop import fit
 from rorqual.train.sources import SourceInputs
 from rorqual.train.sources.on_policy import OnPolicyTeacher
-from rorqual.train.sources.reference import Reference, load_frozen
+from rorqual.train.sources.reference import ReferenceModel, load_frozen
 
 TOKENIZER = Tokenizer.byte_level()
 
@@ -123,7 +123,7 @@ def test_an_expert_beyond_the_number_that_was_said_is_refused() -> None:
         engine = Engine.of(build(model_config(ffn=ffn), seed=1), TOKENIZER, chat_format(TOKENIZER, "deepseek"))
         if isinstance(ffn, Modest):
             with pytest.raises(
-                ValueError, match=r"a feed-forward network chose expert 1\d\d, but its `n_choices\(\)` is 100"
+                ValueError, match=r"a feed-forward network chose expert 1\d\d, but its `n_router_choices\(\)` is 100"
             ):
                 engine.generate([request])
         else:
@@ -154,5 +154,5 @@ def test_references_and_teachers_are_computed_by_the_trainers_backend(tmp_path: 
         load_frozen(run, "cpu", _Picky())
     trained, tokenizer = load_frozen(run, "cpu", _Loud()), Tokenizer.load(run.tokenizer_file)
     given = SourceInputs(trained, tokenizer, chat_format(tokenizer, "deepseek"), 0, 1)
-    assert type(Reference(str(run.path), trained, temperature=1.0, threads=1).model.ops) is _Loud
+    assert type(ReferenceModel(str(run.path), trained, temperature=1.0, threads=1).model.ops) is _Loud
     assert type(OnPolicyTeacher(str(run.path), given, 16, 0).model.ops) is _Loud

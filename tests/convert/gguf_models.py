@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rorqual.core.records import MANIFEST_FILE, RunDir, write_json
-from rorqual.data.tokenizer import N_BYTES, Special, Tokenizer
+from rorqual.data.tokenizer import N_BYTES, SpecialToken, Tokenizer
 from rorqual.model import Decoder, ModelConfig, Stage
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
@@ -91,10 +91,12 @@ def ascii_tokenizer(size: int) -> Tokenizer:
     """Our special tokens, letters and digits, and pairs of them: whatever a random model says is text."""
     data = json.loads(Tokenizer.byte_level().source)
     first = list(data["model"]["vocab"])
-    letters = [text for text in first[len(Special) : len(Special) + N_BYTES] if text.isascii() and text.isalnum()]
+    letters = [
+        text for text in first[len(SpecialToken) : len(SpecialToken) + N_BYTES] if text.isascii() and text.isalnum()
+    ]
     pairs = [(a, b) for a in letters for b in letters]
-    merges = pairs[: size - len(Special) - len(letters)]
-    tokens = [*first[: len(Special)], *letters, *(a + b for a, b in merges)]
+    merges = pairs[: size - len(SpecialToken) - len(letters)]
+    tokens = [*first[: len(SpecialToken)], *letters, *(a + b for a, b in merges)]
     data["model"]["vocab"] = {text: id_ for id_, text in enumerate(tokens)}
     data["model"]["merges"] = [list(pair) for pair in merges]
     return Tokenizer(json.dumps(data))

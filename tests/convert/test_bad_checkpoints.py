@@ -23,7 +23,7 @@ from rorqual.convert.files import atomic_folder
 from rorqual.convert.hf import export_hf, import_hf
 from rorqual.core.errors import CheckpointError, RorqualError
 from rorqual.core.records import RunDir
-from rorqual.model.load.find import known_types
+from rorqual.model.load.find import known_model_types
 from rorqual.model.load.run_directory import read_model_config
 
 INDEX, FIRST, SECOND = (
@@ -125,7 +125,7 @@ POISONS: dict[str, tuple[Spoil, str]] = {
     "an index whose map holds numbers": (edit(INDEX, weight_map={NORM: 1}), "'weight_map'"),
     "weights and an index": (lambda f: shutil.copy(f / FIRST, f / "model.safetensors"), "both model.safetensors and"),
     "a config that is not JSON": (text("config.json", lambda t: t[:-1]), "config.json: invalid JSON"),
-    "an unknown architecture": (edit("config.json", model_type="mamba"), "'mamba'.*" + ".*".join(known_types())),
+    "an unknown architecture": (edit("config.json", model_type="mamba"), "'mamba'.*" + ".*".join(known_model_types())),
     "no architecture": (edit("config.json", model_type=None), "'model_type' is None"),
     "more layers than weights": (edit("config.json", num_hidden_layers=3), r"missing model\.layers\.2\."),
     "fewer layers than weights": (edit("config.json", num_hidden_layers=1), r"unexpected model\.layers\.1\."),

@@ -6,8 +6,14 @@ from typing import Any
 
 import pytest
 
-from rorqual.convert.gguf_keys import ARCHITECTURES, architecture_for, config_from_keys, header_keys, keys_for
-from rorqual.convert.gguf_names import RowRange as Rows
+from rorqual.convert.gguf_keys import (
+    ARCHITECTURES,
+    architecture_keys,
+    config_architecture,
+    config_from_keys,
+    keys_from_config,
+)
+from rorqual.convert.gguf_names import RowRangeMapping as Rows
 from rorqual.convert.gguf_names import layout as gguf_layout
 from rorqual.convert.hf import _shards
 from rorqual.convert.safetensors_slices import TensorSpec
@@ -71,8 +77,8 @@ def test_the_keys_of_a_header_say_the_model_both_ways(name: str) -> None:
     config, architecture = MODELS[name], name.split(",")[0]
     family = family_for(config)
     data = family.config_to_hf(config)
-    assert architecture_for(data) == architecture and data["model_type"] in ARCHITECTURES[architecture]
-    keys = {f"{architecture}.{key}": value for key, value in keys_for(data, architecture).items()}
+    assert config_architecture(data) == architecture and data["model_type"] in ARCHITECTURES[architecture]
+    keys = {f"{architecture}.{key}": value for key, value in keys_from_config(data, architecture).items()}
     shapes = gguf_layout(config, family.name_map(config), architecture).gguf
     back = config_from_keys(keys, architecture, shapes, "there")
     assert family_of(back["model_type"], "there").config_from_hf(back, "there") == config.model_copy(
@@ -102,7 +108,7 @@ def test_the_keys_of_a_header_say_the_model_both_ways(name: str) -> None:
 def test_a_header_of_another_function_is_refused_by_its_key(name: str, change: dict[str, Any], message: str) -> None:
     config, architecture = MODELS[name], name.split(",")[0]
     family = family_for(config)
-    keys = {f"{architecture}.{k}": v for k, v in keys_for(family.config_to_hf(config), architecture).items()}
+    keys = {f"{architecture}.{k}": v for k, v in keys_from_config(family.config_to_hf(config), architecture).items()}
     shapes = gguf_layout(config, family.name_map(config), architecture).gguf
     config_from_keys(keys, architecture, shapes, "there")
     with pytest.raises((CheckpointError, ConfigError), match=message):
@@ -122,11 +128,11 @@ def test_a_header_of_another_function_is_refused_by_its_key(name: str, change: d
 )
 def test_what_llama_cpp_would_compute_otherwise_is_not_written(config: ModelConfig, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        architecture_for(family_for(config).config_to_hf(config))
+        config_architecture(family_for(config).config_to_hf(config))
 
 
 def test_one_count_for_each_layer_is_a_count() -> None:
-    keys = header_keys(
+    keys = architecture_keys(
         {"llama.a": [3, 3, 3], "llama.eps": 9.999999747378752e-06, "llama.vocab_size": 4, "qwen2.c": 1},
         "llama",
         "there",
@@ -134,7 +140,7 @@ def test_one_count_for_each_layer_is_a_count() -> None:
     assert keys.integer("a") == 3 and keys.take("eps") == 1e-5 and keys.integer("c", 7) == 7
     keys.refuse_unknown_keys()
     with pytest.raises(ConfigError, match="there: key 'a'"):
-        header_keys({"llama.a": [3, 4]}, "llama", "there").integer("a")
+        architecture_keys({"llama.a": [3, 4]}, "llama", "there").integer("a")
 
 
 @pytest.mark.parametrize(

@@ -258,7 +258,7 @@ def test_an_import_never_touches_what_is_there(tmp_path: Path) -> None:
         import_gguf(file, tmp_path, progress=silent)
     (tmp_path / "empty").mkdir()
     import_gguf(file, tmp_path / "empty", progress=silent)
-    assert RunDir(tmp_path / "empty").newest_complete() == (0, [])
+    assert RunDir(tmp_path / "empty").newest_complete_step() == (0, [])
 
 
 @pytest.mark.parametrize(("dtype", "value"), [("f32", np.float32(np.inf)), ("q8_0", np.float16(np.nan))])

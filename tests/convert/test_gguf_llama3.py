@@ -10,8 +10,8 @@ import pytest
 from gguf_models import configs, filled, silent, write_run
 
 from rorqual.convert.gguf import export_gguf, import_gguf
-from rorqual.convert.gguf_keys import header_keys
-from rorqual.convert.gguf_rope import divisors, scaling_from_keys
+from rorqual.convert.gguf_keys import architecture_keys
+from rorqual.convert.gguf_rope import frequency_divisors, scaling_from_keys
 from rorqual.core.errors import CheckpointError
 from rorqual.core.records import RunDir
 from rorqual.model import ModelConfig
@@ -53,7 +53,7 @@ def test_the_tensor_counts_and_not_the_keys(tmp_path: Path) -> None:
     """A file whose keys say another scaling than its tensor is what llama.cpp computes: the tensor's."""
     there_and_back(tmp_path, model(REPORTED, theta=5e8))
     other = Llama3Scaling(factor=8.0, original_max_position_embeddings=8192)
-    changed(tmp_path / "model.gguf", divisors(Rope(theta=5e8, llama3=other), 16).tolist())
+    changed(tmp_path / "model.gguf", frequency_divisors(Rope(theta=5e8, llama3=other), 16).tolist())
     import_gguf(tmp_path / "model.gguf", tmp_path / "new", progress=silent)
     assert read_model_config(RunDir(tmp_path / "new")) == model(other, theta=5e8)
     changed(tmp_path / "model.gguf", [1.0] * 8)
@@ -68,8 +68,8 @@ def test_the_published_scalings_are_read_from_the_tensor_alone(
     factor: float, dim: int, theta: float, told: bool
 ) -> None:
     scaling = Llama3Scaling(factor=factor, original_max_position_embeddings=8192)
-    factors = divisors(Rope(theta=theta, llama3=scaling), dim).tolist()
-    keys = header_keys({"llama.rope.scaling.original_context_length": 8192} if told else {}, "llama", "there")
+    factors = frequency_divisors(Rope(theta=theta, llama3=scaling), dim).tolist()
+    keys = architecture_keys({"llama.rope.scaling.original_context_length": 8192} if told else {}, "llama", "there")
     found = scaling_from_keys(keys, theta, factors, latent=False)
     assert found == {"rope_type": "llama3", **scaling.model_dump()}
 
@@ -87,7 +87,7 @@ def test_divisors_of_another_kind_are_refused_by_name(tmp_path: Path, how: str) 
     config = model(REPORTED)
     there_and_back(tmp_path, config)
     attention = config.stages[0].attention
-    right = divisors(attention.rope, attention.head_dim).tolist()  # type: ignore[attr-defined]
+    right = frequency_divisors(attention.rope, attention.head_dim).tolist()  # type: ignore[attr-defined]
     wrong = {
         "backwards": right[::-1],
         "one off": [*right[:2], right[2] * 1.001, *right[3:]],

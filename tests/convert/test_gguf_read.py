@@ -101,7 +101,7 @@ def test_a_poison_is_refused_by_name_and_nothing_is_written(good: Path, tmp_path
 
 def test_the_file_that_the_poisons_are_made_of_is_read(good: Path, tmp_path: Path) -> None:
     import_gguf(good, tmp_path / "out", progress=silent)
-    assert RunDir(tmp_path / "out").newest_complete() == (0, [])
+    assert RunDir(tmp_path / "out").newest_complete_step() == (0, [])
 
 
 def test_one_part_of_a_split_file_is_refused(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from rorqual.data.chat import chat_format, read_chat_name
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Engine
 from rorqual.model import ModelConfig
-from rorqual.model.load.find import known_types
+from rorqual.model.load.find import known_model_types
 from rorqual.model.load.run_directory import load_run, read_model_config
 from rorqual.recipes import make_run
 from rorqual.train.loop import fit
@@ -117,7 +117,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("case", PUBLISHED)
 def test_what_transformers_saves_comes_back_with_the_same_bytes_and_the_same_logits(case: str, tmp_path: Path) -> None:
     kind = case.partition(",")[0]
-    if kind not in known_types():
+    if kind not in known_model_types():
         pytest.skip(f"{kind} is not read yet")
     theirs = _theirs(kind, PUBLISHED[case])
     theirs.save_pretrained(tmp_path / "hub", max_shard_size="40KB")
@@ -313,7 +313,7 @@ def test_a_target_that_exists_is_refused_and_left_alone(there: str, trained: Run
 def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     import_hf(write_folder(tmp_path / "hub", qwen3(), published(qwen3())), tmp_path / "run")
-    assert RunDir(tmp_path / "run").newest_complete() == (0, [])
+    assert RunDir(tmp_path / "run").newest_complete_step() == (0, [])
 
 
 def test_a_v32_checkpoint_without_a_template_speaks_dsml(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hub_folders import published, qwen3, stored, write_folder
 
-from rorqual.convert.hub import fetch, is_hub_id
+from rorqual.convert.hub import download_repository, is_hub_id
 from rorqual.core.errors import ConfigError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -105,7 +105,7 @@ def test_import_of_a_name_fetches_what_is_needed_and_neither_code_nor_pickles(hu
 def test_without_the_package_a_name_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ConfigError, match=r"no local folder 'org/name'(?s:.*)pip install huggingface_hub"):
-        fetch("org/name")
+        download_repository("org/name")
 
 
 def test_what_reads_as_a_name() -> None:

@@ -88,7 +88,7 @@ def exported(path: Path, chat: str, name: str = "model.gguf", **defaults: Any) -
     settings = yaml.safe_load(run.config_file.read_text(encoding="utf-8")) | {"chat": chat}
     run.config_file.write_text(yaml.safe_dump(settings), encoding="utf-8")
     if defaults:
-        run.defaults_file.write_text(json.dumps(defaults), encoding="utf-8")
+        run.task_defaults_file.write_text(json.dumps(defaults), encoding="utf-8")
     return run, path / name, export_gguf(run, path / name, dtype="f32", progress=silent)
 
 
@@ -120,7 +120,7 @@ def test_the_file_names_the_model_its_stops_and_its_context(tmp_path: Path) -> N
     assert source.startswith("./") and (tmp_path / source).resolve() == file.resolve() and file.is_file()
     chat = load_chat(run, Tokenizer.load(run.tokenizer_file))
     stops = [value for name, value in found if name == "parameter stop"]
-    assert stops == ["<|im_end|>", "<|endoftext|>"] and [chat.tokenizer.special(stop) for stop in stops] == [
+    assert stops == ["<|im_end|>", "<|endoftext|>"] and [chat.tokenizer.special_id(stop) for stop in stops] == [
         *chat.stop_ids
     ]
     assert dict(found)["parameter num_ctx"] == "384"
@@ -171,10 +171,10 @@ def test_a_modelfile_that_exists_and_invalid_defaults_are_refused_before_anythin
     with pytest.raises(CheckpointError, match=r"other\.Modelfile: the file already exists"):
         export_gguf(run, tmp_path / "other.gguf", dtype="f32", progress=silent)
     assert other.read_text(encoding="utf-8") == "FROM x\n"
-    run.defaults_file.write_text('{"max_tokens": 0}', encoding="utf-8")
+    run.task_defaults_file.write_text('{"max_tokens": 0}', encoding="utf-8")
     with pytest.raises(ConfigError, match=r"defaults\.json"):
         export_gguf(run, tmp_path / "third.gguf", dtype="f32", progress=silent)
     assert not any(tmp_path.glob("other.gguf*")) and not any(tmp_path.glob("third*"))
-    run.defaults_file.write_text('{"max_tokens": 1}', encoding="utf-8")
+    run.task_defaults_file.write_text('{"max_tokens": 1}', encoding="utf-8")
     export_gguf(run, tmp_path / "third.gguf", dtype="f32", progress=silent)
     assert (tmp_path / "third.Modelfile").is_file() and file.is_file()

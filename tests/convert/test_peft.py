@@ -74,7 +74,7 @@ def an_adapter(path: Path, base: RunDir, tune: Tune, experts: Any = ()) -> RunDi
     info = Adapter(
         base=base_record(base.checkpoint(), named=str(base.path), seen_from=path), tune=tune, experts=experts
     )
-    return a_run(path, model.config, 3, info.files(trained_parameters(model)))
+    return a_run(path, model.config, 3, info.file_contents(trained_parameters(model)))
 
 
 def loaded(base: RunDir, folder: Path) -> Any:

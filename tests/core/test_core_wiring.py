@@ -13,7 +13,7 @@ import pytest
 from pydantic import SerializeAsAny
 
 from rorqual.core import config as core
-from rorqual.core.config import Config, KindConfig, kinds, one_of, parse, parse_scalar, read_yaml, to_yaml
+from rorqual.core.config import Config, KindConfig, kinds, one_of, parse_config, parse_scalar, read_yaml, to_yaml
 from rorqual.core.errors import CheckpointError, ConfigError, RorqualError, suggest_name
 from rorqual.core.journal import read_lines
 from rorqual.core.progress import Progress, clock_text
@@ -67,10 +67,10 @@ def test_a_number_keeps_its_bounds(name: str, good: list[Any], bad: list[Any]) -
     """A truth value is no number, though Python counts with it."""
     kind = type("One", (Config,), {"__annotations__": {"value": getattr(core, name)}, "__module__": __name__})
     for value in good:
-        assert parse(kind, {"value": value}, where="there").model_dump() == {"value": value}
+        assert parse_config(kind, {"value": value}, where="there").model_dump() == {"value": value}
     for value in bad:
         with pytest.raises(ConfigError, match="there: key 'value'"):
-            parse(kind, {"value": value}, where="there")
+            parse_config(kind, {"value": value}, where="there")
 
 
 def test_a_kind_is_known_at_any_depth_and_survives_yaml(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_kind_is_known_at_any_depth_and_survives_yaml(tmp_path: Path) -> None:
 )
 def test_an_error_names_the_place_and_the_key(data: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        parse(House, data, where="there")
+        parse_config(House, data, where="there")
     assert str(caught.value).startswith("there: ")
 
 
@@ -145,14 +145,14 @@ def checkpoint(run: RunDir, step: int, *, torn: str = "") -> None:
 
 def test_the_newest_whole_checkpoint_is_found_and_torn_ones_are_told(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    assert run.steps() == [] and run.newest_complete() == (None, [])
+    assert run.steps() == [] and run.newest_complete_step() == (None, [])
     for step, torn in ((5, ""), (20, ""), (300, "size"), (1_000_000, "unfinished"), (2_000_000, "json"), (999, "last")):
         checkpoint(run, step, torn=torn)
     (run.path / "step-000777").write_bytes(b"a file")
     (run.path / "step-00888").mkdir()
     (run.path / "step-000021.part").mkdir()
     assert run.steps() == [5, 20, 300, 999, 1_000_000, 2_000_000]
-    step, skipped = run.newest_complete()
+    step, skipped = run.newest_complete_step()
     assert step == 20 and len(skipped) == 4
     assert [line.split(":")[0].rpartition("/")[2] for line in skipped] == [
         "step-2000000", "step-1000000", "step-000999", "step-000300",

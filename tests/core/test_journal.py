@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rorqual.core.errors import DataError, RorqualError
-from rorqual.core.journal import Journal, append_line, read_lines, scan_journal, to_line, truncate_json_lines
+from rorqual.core.journal import Journal, append_line, json_line, read_lines, scan_journal, truncate_json_lines
 
 
 def lines(path: Path) -> list[int]:
@@ -80,7 +80,7 @@ def test_a_limit_of_the_file_size_is_told_and_leaves_whole_lines(tmp_path: Path)
 
 def test_a_line_is_one_line_for_every_reader() -> None:
     text = "".join(chr(code) for code in (*range(1, 256), 0x2028, 0x2029, 0xD83D, 0x1F600))
-    raw = to_line({"text": text})
+    raw = json_line({"text": text})
     assert len(raw.decode().splitlines()) == 1 and json.loads(raw) == {"text": text}
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field, SerializeAsAny
 
-from rorqual.core.config import Config, KindConfig, one_of, override
+from rorqual.core.config import Config, KindConfig, one_of, override_fields
 from rorqual.core.errors import ConfigError
 
 
@@ -35,27 +35,29 @@ class Drawing(Config):
 
 def test_another_kind_keeps_what_all_kinds_have_and_begins_the_rest_anew() -> None:
     drawing = Drawing(shape=Circle(colour="blue", radius=7.0))
-    made = override(drawing, ["shape.kind=square", "shape.side=3"])
+    made = override_fields(drawing, ["shape.kind=square", "shape.side=3"])
     assert made == Drawing(shape=Square(colour="blue", side=3.0))
-    back = override(made, ["shape.kind=circle"])
+    back = override_fields(made, ["shape.kind=circle"])
     assert back == Drawing(shape=Circle(colour="blue", radius=1.0))
     assert drawing.shape == Circle(colour="blue", radius=7.0)
 
 
 def test_the_order_of_the_words_is_free() -> None:
     words = ["shape.side=3", "shape.kind=square", "width=4", "shape.corners=[round, cut]"]
-    made = {override(Drawing(), order).model_dump_json() for order in permutations(words)}
+    made = {override_fields(Drawing(), order).model_dump_json() for order in permutations(words)}
     assert len(made) == 1
-    assert override(Drawing(), words).shape == Square(side=3, corners=("round", "cut"))
+    assert override_fields(Drawing(), words).shape == Square(side=3, corners=("round", "cut"))
 
 
 def test_the_kind_that_is_there_changes_nothing() -> None:
     drawing = Drawing(shape=Circle(radius=7.0))
-    assert override(drawing, ["shape.kind=circle", "shape.colour=green"]).shape == Circle(colour="green", radius=7.0)
+    assert override_fields(drawing, ["shape.kind=circle", "shape.colour=green"]).shape == Circle(
+        colour="green", radius=7.0
+    )
 
 
 def test_in_a_list() -> None:
-    made = override(Drawing(), ["more.1.kind=square", "more.1.side=5", "more.0.radius=3"])
+    made = override_fields(Drawing(), ["more.1.kind=square", "more.1.side=5", "more.0.radius=3"])
     assert made.more == (Circle(radius=3.0), Square(side=5.0))
 
 
@@ -71,4 +73,4 @@ def test_in_a_list() -> None:
 )
 def test_what_cannot_be_meant_is_refused(words: list[str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        override(Drawing(), words)
+        override_fields(Drawing(), words)

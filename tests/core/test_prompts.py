@@ -64,7 +64,7 @@ def test_the_first_are_of_different_kinds_and_the_long_are_left_out() -> None:
 def test_a_run_keeps_the_problems_of_its_task_and_none_of_a_file(tmp_path: Path) -> None:
     """Prompts of a file may be private, and the page shows examples to every tenant."""
     fit(sft(task="families:add,sub", size="tiny", steps=1, rows=2), tmp_path / "run", quiet=True)
-    prompts = RunDir(tmp_path / "run").prompts()
+    prompts = RunDir(tmp_path / "run").example_prompts()
     assert len(prompts) == MOST and {prompt.split()[0] for prompt in prompts[:2]} == {"add", "sub"}
     rows = [{"prompt": f"Question {n}?", "completion": "Answer."} for n in range(3)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -74,10 +74,10 @@ def test_a_run_keeps_the_problems_of_its_task_and_none_of_a_file(tmp_path: Path)
     sums = sft(task="gsm8k", data=str(tmp_path / "train.jsonl"), size="tiny", steps=1, rows=2)
     fit(sums, tmp_path / "sums", quiet=True)
     for name in ("own", "sums"):
-        assert RunDir(tmp_path / name).prompts() == [] and not RunDir(tmp_path / name).prompts_file.exists()
+        assert RunDir(tmp_path / name).example_prompts() == [] and not RunDir(tmp_path / name).prompts_file.exists()
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"a": 1}', "[1, null]"])
 def test_a_file_that_is_none_gives_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "prompts.json").write_text(text)
-    assert RunDir(tmp_path).prompts() == [] == RunDir(tmp_path / "nowhere").prompts()
+    assert RunDir(tmp_path).example_prompts() == [] == RunDir(tmp_path / "nowhere").example_prompts()

@@ -13,7 +13,7 @@ from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Thinking
 from rorqual.data.chat import DeepSeekChat
 from rorqual.data.chat.template import TemplateChat
-from rorqual.data.tokenizer import Special, Tokenizer
+from rorqual.data.tokenizer import SpecialToken, Tokenizer
 
 GOLDEN = Path(__file__).parent / "golden" / "deepseek_mask.json"
 TOKENIZER = Tokenizer.byte_level()
@@ -21,7 +21,7 @@ CHAT = DeepSeekChat(TOKENIZER)
 USER = Message("user", "2+2?")
 THINKS, AT_ONCE = Message("assistant", "4", reasoning="2+2 is 4"), Message("assistant", "4")
 
-TEXT = st.one_of(st.text(max_size=20), st.sampled_from([name.value for name in Special]))
+TEXT = st.one_of(st.text(max_size=20), st.sampled_from([name.value for name in SpecialToken]))
 # ---- the text of the format
 
 
@@ -53,7 +53,7 @@ def test_samples_of_single_answers_are_one_and_of_no_answer_none() -> None:
     assert len(CHAT.training_renderings([USER, AT_ONCE, USER, AT_ONCE])) == 1
     assert len(CHAT.training_renderings([USER, THINKS, USER, THINKS])) == 2
     assert CHAT.training_renderings([USER]) == []
-    assert CHAT.render([USER]).n_trained == 0
+    assert CHAT.render([USER]).n_trained_tokens == 0
 
 
 # ---- reading a reply
@@ -82,7 +82,7 @@ def test_samples_of_single_answers_are_one_and_of_no_answer_none() -> None:
 def test_every_form_of_a_reply_has_one_reading(
     reply: str, thinking: Thinking, content: str, reasoning: str | None
 ) -> None:
-    ids = TOKENIZER.encode_trusted(reply.replace("<eos>", Special.EOS))
+    ids = TOKENIZER.encode_trusted(reply.replace("<eos>", SpecialToken.EOS))
     assert CHAT.parse(ids, thinking) == Message("assistant", content, reasoning)
 
 
@@ -126,13 +126,13 @@ def test_a_template_without_a_loss_mask_is_refused_for_training() -> None:
     with pytest.raises(DataError, match="no loss mask") as caught:
         TemplateChat(TOKENIZER, V31, where="tokenizer_config.json").render([USER, AT_ONCE])
     assert caught.value.where == "tokenizer_config.json" and "chat=deepseek" in caught.value.remedy
-    assert CHAT.render([USER, AT_ONCE]).n_trained == 3  # its twin, of a known family
+    assert CHAT.render([USER, AT_ONCE]).n_trained_tokens == 3  # its twin, of a known family
 
 
 @given(text=st.lists(TEXT).map("".join))
 def test_text_in_a_template_stays_text(text: str) -> None:
     prompt = TemplateChat(TOKENIZER, "{{ messages[0].content }}<｜Assistant｜>").prompt([Message("user", text)])
-    assert prompt[-1] == TOKENIZER.special("<｜Assistant｜>") and not any(
+    assert prompt[-1] == TOKENIZER.special_id("<｜Assistant｜>") and not any(
         TOKENIZER.is_special(id_) for id_ in prompt[:-1]
     )
     assert TOKENIZER.decode(prompt) == text
@@ -163,7 +163,7 @@ def test_a_template_that_is_not_jinja_is_refused() -> None:
 
 def test_a_templates_reply_is_read_like_ours() -> None:
     chat = TemplateChat(TOKENIZER, V31)
-    reply = TOKENIZER.encode_trusted("<think>\na\n</think>\n\nb" + Special.EOS)
+    reply = TOKENIZER.encode_trusted("<think>\na\n</think>\n\nb" + SpecialToken.EOS)
     assert chat.parse(reply) == Message("assistant", "b", reasoning="a")
     assert chat.parse(TOKENIZER.encode("b")) == Message("assistant", "b")
     assert chat.parse(TOKENIZER.encode("<think>a")) == Message("assistant", "", reasoning="a")

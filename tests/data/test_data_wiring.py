@@ -16,7 +16,7 @@ from rorqual.core.errors import DataError
 from rorqual.core.records import Message
 from rorqual.data.chat import DeepSeekChat
 from rorqual.data.distilled import TeacherSample, read_distilled, write_distilled
-from rorqual.data.pack import Sample, pack_rows
+from rorqual.data.pack import TrainingSample, pack_rows
 from rorqual.data.source.conversations import read_conversations
 from rorqual.data.stream import ConversationStream, GeneratedStream, TextStream
 from rorqual.data.tokenizer import Tokenizer
@@ -119,7 +119,7 @@ def test_the_thought_of_an_answer_is_its_first_block_and_white_space_beside_the_
 
 @pytest.mark.parametrize("pad", [0, 9])
 def test_streams_pad_with_what_they_are_told(pad: int) -> None:
-    samples = [Sample([3] * 5, [True] * 5), Sample([4] * 4, [True] * 4)]
+    samples = [TrainingSample([3] * 5, [True] * 5), TrainingSample([4] * 4, [True] * 4)]
     streams = [
         ConversationStream(samples, 2, 16, 0, pad=pad),
         GeneratedStream(lambda rng: samples[0], 2, 16, 0, pad=pad),
@@ -132,17 +132,17 @@ def test_streams_pad_with_what_they_are_told(pad: int) -> None:
 def test_a_finished_epoch_is_counted_in_whole_steps() -> None:
     ids = np.arange(33, dtype=np.int64)
     stream = TextStream(ids, 3, 8, 0)
-    assert (stream.n_chunks, [stream.steps(n) for n in range(4)]) == (4, [0, 2, 3, 4])
+    assert (stream.n_chunks, [stream.steps_for_epochs(n) for n in range(4)]) == (4, [0, 2, 3, 4])
     assert TextStream(np.arange(34, dtype=np.int64), 3, 8, 0).n_chunks == 5
-    talk = ConversationStream([Sample([1] * 8, [True] * 8)] * 4, 3, 8, 0)
-    assert [talk.steps(n) for n in range(4)] == [0, 2, 3, 4]
+    talk = ConversationStream([TrainingSample([1] * 8, [True] * 8)] * 4, 3, 8, 0)
+    assert [talk.steps_for_epochs(n) for n in range(4)] == [0, 2, 3, 4]
 
 
 def test_one_sample_twice_in_a_batch_lies_in_each_of_its_places() -> None:
     """Two epochs may meet in a batch; `pack_rows` knows samples by their number."""
-    stream = ConversationStream([Sample([7, 8, 9], [True] * 3)], 4, 3, 0)
+    stream = ConversationStream([TrainingSample([7, 8, 9], [True] * 3)], 4, 3, 0)
     assert stream.batch(0).tokens.tolist() == [[7, 8, 9]] * 4 == stream.batch(5).tokens.tolist()
-    packed = pack_rows([Sample([1, 2], [True] * 2), Sample([3, 4, 5], [True] * 3)], [[1], [0]], 4)
+    packed = pack_rows([TrainingSample([1, 2], [True] * 2), TrainingSample([3, 4, 5], [True] * 3)], [[1], [0]], 4)
     assert packed.places == [(1, 0, 2), (0, 0, 3)]
 
 
@@ -150,9 +150,9 @@ def test_two_misses_end_a_generated_batch() -> None:
     """A sample that finds no room is dropped, and the one after it may still find some."""
     lengths: list[int] = []
 
-    def make(rng: Any) -> Sample:
+    def make(rng: Any) -> TrainingSample:
         lengths.append(8 if len(lengths) in (1, 3) else 3)
-        return Sample([len(lengths)] * lengths[-1], [True] * lengths[-1])
+        return TrainingSample([len(lengths)] * lengths[-1], [True] * lengths[-1])
 
     batch = GeneratedStream(make, 1, 10, 0).batch(0)
     assert lengths == [3, 8, 3, 8] and batch.tokens[0].tolist() == [1, 1, 1, 3, 3, 3, 0, 0, 0, 0]
@@ -175,4 +175,4 @@ def test_turns_from_the_one_named_on_are_trained_where_they_stand_as_they_were_w
         said = CHAT.tokenizer.decode([id_ for id_, on in zip(one.ids, one.mask) if on])
         assert said == "a0" * (start <= 1) + "a2" * (start <= 5), "a1 stands there without its reasoning"
         assert len(one.mask) == len(one.ids) and one.ids == CHAT.render(messages).ids
-        assert one.n_trained == sum(one.mask[1:])
+        assert one.n_trained_tokens == sum(one.mask[1:])

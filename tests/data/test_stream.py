@@ -12,22 +12,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rorqual.core.errors import DataError
-from rorqual.data.pack import Batch, Sample
+from rorqual.data.pack import Batch, TrainingSample
 from rorqual.data.stream import BatchStream, ConversationStream, GeneratedStream, TextStream
 
 ROWS, T = 3, 16
 ARRAYS = ("tokens", "targets", "loss_mask", "segments", "positions")
 
 
-def conversations(n: int) -> list[Sample]:
+def conversations(n: int) -> list[TrainingSample]:
     """Each sample is full of its own number, so that a token says where it came from."""
     rng = random.Random(n)
-    return [Sample([number + 1] * length, [True] * length) for number in range(n) for length in [rng.randint(2, T)]]
+    return [
+        TrainingSample([number + 1] * length, [True] * length) for number in range(n) for length in [rng.randint(2, T)]
+    ]
 
 
-def make(rng: random.Random) -> Sample:
+def make(rng: random.Random) -> TrainingSample:
     length = rng.randint(2, 10)
-    return Sample([rng.randint(1, 9) for _ in range(length)], [False] + [True] * (length - 1))
+    return TrainingSample([rng.randint(1, 9) for _ in range(length)], [False] + [True] * (length - 1))
 
 
 def text(n: int = 1000) -> np.ndarray:
@@ -67,12 +69,12 @@ def test_seeds_and_steps_differ(build: Callable[[int], BatchStream]) -> None:
 def test_every_conversation_is_there_once_in_each_epoch(n: int, rows: int, seed: int) -> None:
     samples = conversations(n)
     stream = ConversationStream(samples, rows, T, seed)
-    order = [numbers for step in range(stream.steps(3)) for numbers in stream.sample_rows(step)]
+    order = [numbers for step in range(stream.steps_for_epochs(3)) for numbers in stream.sample_rows(step)]
     seen = [number for numbers in order for number in numbers]
     for epoch in range(3):
         assert sorted(seen[epoch * n : (epoch + 1) * n]) == list(range(n))
     tokens: Counter[int] = Counter()
-    for step in range(stream.steps(1)):
+    for step in range(stream.steps_for_epochs(1)):
         tokens.update(stream.batch(step).tokens[stream.batch(step).segments >= 0].tolist())
     assert all(tokens[number + 1] >= len(sample) for number, sample in enumerate(samples))
 
@@ -81,7 +83,7 @@ def test_every_conversation_is_there_once_in_each_epoch(n: int, rows: int, seed:
 def test_chunks_predict_each_token_once_in_each_epoch(n: int, rows: int, seed: int) -> None:
     stream = TextStream(text(n), rows, T, seed)
     predicted: list[int] = []
-    for step in range(stream.steps(2)):
+    for step in range(stream.steps_for_epochs(2)):
         batch = stream.batch(step)
         assert (batch.targets == batch.tokens + 1).all() and (batch.positions == np.arange(T)).all()
         for targets, weights in zip(batch.targets, batch.loss_mask):
@@ -92,22 +94,22 @@ def test_chunks_predict_each_token_once_in_each_epoch(n: int, rows: int, seed: i
 
 def test_a_generated_sample_that_fits_no_row_is_refused_and_one_that_just_fits_is_not() -> None:
     with pytest.raises(DataError, match="17 tokens do not fit a row of 16"):
-        GeneratedStream(lambda rng: Sample([1] * 17, [True] * 17), ROWS, T, 0).batch(0)
-    assert GeneratedStream(lambda rng: Sample([1] * 16, [True] * 16), ROWS, T, 0).batch(0).fill == 1
+        GeneratedStream(lambda rng: TrainingSample([1] * 17, [True] * 17), ROWS, T, 0).batch(0)
+    assert GeneratedStream(lambda rng: TrainingSample([1] * 16, [True] * 16), ROWS, T, 0).batch(0).fill_share == 1
 
 
 def test_a_set_with_nothing_to_train_on_is_refused_and_one_trained_token_is_enough() -> None:
-    masked = Sample([1, 2], [True, False])
+    masked = TrainingSample([1, 2], [True, False])
     for samples in ([], [masked, masked]):
         with pytest.raises(DataError, match="nothing to train on"):
             ConversationStream(samples, ROWS, T, 0)
-    stream = ConversationStream([masked, Sample([1, 2], [False, True])], ROWS, T, 0)
+    stream = ConversationStream([masked, TrainingSample([1, 2], [False, True])], ROWS, T, 0)
     assert stream.skipped == 1 and all(stream.batch(step).loss_mask.any(axis=1).all() for step in range(5))
 
 
 def test_what_does_not_fit_is_refused_by_name() -> None:
     with pytest.raises(DataError, match="sample 2: 17 tokens"):
-        ConversationStream([Sample([1, 2], [True, True]), Sample([1] * 17, [True] * 17)], ROWS, T, 0)
+        ConversationStream([TrainingSample([1, 2], [True, True]), TrainingSample([1] * 17, [True] * 17)], ROWS, T, 0)
     with pytest.raises(DataError, match="a text of 16 tokens"):
         TextStream(text(16), ROWS, T, 0)
     assert TextStream(text(17), ROWS, T, 0).batch(0).n_tokens == ROWS * T

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rorqual.core.errors import DataError
-from rorqual.data.tokenizer import Special, Tokenizer
+from rorqual.data.tokenizer import SpecialToken, Tokenizer
 
 PLAIN = Tokenizer.byte_level()
 CORPUS = ["the cat sat on the mat, and the hat sat on the cat", "x = 12 + 345; thethethe the the"] * 4
@@ -32,7 +32,7 @@ def test_any_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
 
 
 @BOTH
-@given(parts=st.lists(st.one_of(st.sampled_from([name.value for name in Special]), st.text(max_size=5))))
+@given(parts=st.lists(st.one_of(st.sampled_from([name.value for name in SpecialToken]), st.text(max_size=5))))
 def test_text_never_becomes_a_special_token(tokenizer: Tokenizer, parts: list[str]) -> None:
     text = "".join(parts)
     ids = tokenizer.encode(text)
@@ -60,14 +60,14 @@ def test_a_long_text_has_the_ids_of_the_library_and_holds_up_no_other_thread(tok
         beside, ids = time.thread_time() - began, coming.result()
     assert beside > spent[0] / 10
     assert ids == tokenizer._plain.encode(text, add_special_tokens=False).ids
-    assert tokenizer.count(text) == len(ids)
+    assert tokenizer.count_tokens(text) == len(ids)
 
 
 def test_a_trusted_template_does_reach_them() -> None:
     assert PLAIN.encode_trusted("<｜User｜>a<think>") == [
-        PLAIN.special("<｜User｜>"),
+        PLAIN.special_id("<｜User｜>"),
         *PLAIN.encode("a"),
-        PLAIN.special("<think>"),
+        PLAIN.special_id("<think>"),
     ]
 
 
@@ -90,7 +90,7 @@ def test_half_a_character_and_unknown_ids_are_shown_not_fatal() -> None:
     half = PLAIN.encode("é")[:1]
     assert PLAIN.decode(half) == "\ufffd"
     assert (
-        PLAIN.decode([*half, PLAIN.special("<｜end▁of▁sentence｜>"), *PLAIN.encode("é")[1:]]) == "\ufffd\ufffd"
+        PLAIN.decode([*half, PLAIN.special_id("<｜end▁of▁sentence｜>"), *PLAIN.encode("é")[1:]]) == "\ufffd\ufffd"
     )  # the halves do not join
     assert PLAIN.decode([*PLAIN.encode("a"), 10_000, -1]) == "a\ufffd\ufffd"
 
@@ -136,8 +136,8 @@ def _foreign(**changes: object) -> str:
     """A tokenizer file like DeepSeek-V3's: `<｜User｜>` not marked special, no think marks, cutting and padding on."""
     data = json.loads(MERGED.source)
     for token in data["added_tokens"]:
-        token["special"] = token["content"] != Special.USER
-        if token["content"] in (Special.THINK, Special.END_THINK):
+        token["special"] = token["content"] != SpecialToken.USER
+        if token["content"] in (SpecialToken.THINK, SpecialToken.END_THINK):
             new = f"<｜place▁holder▁no▁{token['id']}｜>"
             data["model"]["vocab"][new] = data["model"]["vocab"].pop(token["content"])
             token["content"] = new
@@ -147,7 +147,7 @@ def _foreign(**changes: object) -> str:
 
 def test_a_foreign_tokenizer_is_as_safe() -> None:
     foreign = Tokenizer(_foreign())
-    text = "<｜User｜> the cat " + Special.EOS
+    text = "<｜User｜> the cat " + SpecialToken.EOS
     assert not any(foreign.is_special(id_) for id_ in foreign.encode(text))
     assert foreign.decode(foreign.encode(text)) == text  # and nothing was cut
 

@@ -16,7 +16,7 @@ def check_pool(pool: BlockPool, held: Iterable[Sequence[int]]) -> None:
     used, cached = set(counts), set(pool._cached)
     assert sorted([*used, *cached, *pool._free]) == list(range(pool.n_blocks)), "each block is in one state"
     assert pool._known == {key: block for block, key in enumerate(pool._keys) if key is not None}
-    assert cached <= set(pool._known.values()) <= used | cached and pool.n_used == len(used)
+    assert cached <= set(pool._known.values()) <= used | cached and pool.n_used_blocks == len(used)
 
 
 def check_scheduler(scheduler: Scheduler) -> None:

@@ -15,7 +15,7 @@ from trained import CONTEXT, text
 from rorqual.data.chat import ChatFormat, chat_format
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Completion, Engine, Request, SamplingParams
-from rorqual.engine.runner import Runner
+from rorqual.engine.runner import ModelRunner
 from rorqual.model import Decoder
 from rorqual.ops.paged import BLOCK
 
@@ -70,7 +70,7 @@ def converse(model: Decoder, count: int, seed: int, *, at_once: int = 12, blocks
     chat = chat_format(Tokenizer.byte_level())
     rng, counts = random.Random(seed), Counter[str]()
     engine = engine_for(
-        model, chat, slots=6, step_tokens=100, reuse=True, cache_bytes=blocks * Runner.block_bytes(model)
+        model, chat, slots=6, step_tokens=100, reuse=True, cache_bytes=blocks * ModelRunner.block_bytes(model)
     )
     waiting, live = make_talks(count, seed, chat.tokenizer), dict[int, tuple[Talk, Request]]()
     idle: list[Talk] = []

@@ -23,7 +23,7 @@ from trained import CONTEXT, text
 from rorqual.data.chat import ChatFormat, chat_format
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Completion, Engine, Request, SamplingParams
-from rorqual.engine.runner import Runner
+from rorqual.engine.runner import ModelRunner
 from rorqual.engine.sequence import Sequence
 from rorqual.model import Decoder
 from rorqual.ops.paged import BLOCK
@@ -264,7 +264,7 @@ def _engine(pool: Pool, rng: random.Random, numbers: set[int], folder: Path) -> 
     return pool.engine(
         slots=min(rng.choice((1, 2, 3, 3, 4)), (blocks + 1) // 2),  # so that all can be taken
         step_tokens=rng.choice((32, 48, 77, 150, 2048)),
-        cache_bytes=blocks * Runner.block_bytes(pool.model),
+        cache_bytes=blocks * ModelRunner.block_bytes(pool.model),
         cache_dir=folder,
     )
 

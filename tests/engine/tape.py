@@ -115,7 +115,7 @@ class Tape:
             ids = list(self.ids[sequence.slot])
             assert self.notes[sequence.slot] == ids[len(sequence.prompt) :], "what was kept of each token"
             ended.append((sequence, ids))
-        scheduler.release(done)
+        scheduler.release_rows(done)
         return ended
 
     def _run(self, plan: SchedulerOutput) -> None:

@@ -81,8 +81,8 @@ class Play:
     def insert(self) -> None:
         keys = self.keys()
         expected = list(takewhile(lambda block: block is not None, map(self.oracle.find, keys)))
-        hits = [self.pool.share(key) for key in keys[: len(expected)]]
-        assert hits == expected and (len(expected) == len(keys) or self.pool.share(keys[len(expected)]) is None)
+        hits = [self.pool.share_block(key) for key in keys[: len(expected)]]
+        assert hits == expected and (len(expected) == len(keys) or self.pool.share_block(keys[len(expected)]) is None)
         for block in expected:
             self.oracle.take(block)
         self.counts["hits"] += len(hits)
@@ -98,7 +98,7 @@ class Play:
         if self.live:
             for block, key in zip(*self.random.choice(self.live), strict=False):
                 if block not in self.oracle.names:
-                    assert self.pool.register(block, key) == (self.oracle.find(key) is None)
+                    assert self.pool.register_key(block, key) == (self.oracle.find(key) is None)
                     if self.oracle.find(key) is None:
                         self.oracle.names[block] = key
 
@@ -142,7 +142,7 @@ class Play:
     def agree(self) -> None:
         check_pool(self.pool, [blocks for blocks, _ in self.live])
         oracle = self.oracle
-        counts = (self.pool.n_free, self.pool.n_cached, self.pool.n_used)
+        counts = (self.pool.n_free_blocks, self.pool.n_cached_blocks, self.pool.n_used_blocks)
         assert counts == (oracle.free(), len(oracle.cached()), oracle.used())
         assert self.pool._known == {key: block for block, key in oracle.names.items()}, "what was evicted lost its name"
 
@@ -154,9 +154,9 @@ def play(seed: int, size: int, steps: int) -> Counter[str]:
     for blocks, _ in game.live:
         game.put_back(blocks)
     check_pool(game.pool, [])
-    assert game.pool.n_used == 0
+    assert game.pool.n_used_blocks == 0
     game.pool.drop_keys()
-    assert game.pool.n_free == size
+    assert game.pool.n_free_blocks == size
     return game.counts
 
 
@@ -176,14 +176,14 @@ def test_misuse_is_refused_at_once_and_changes_nothing() -> None:
     pool = BlockPool(3)
     held = pool.allocate(1) or []
     free = next(block for block in range(3) if block not in held)
-    pool.register(held[0], b"name")
+    pool.register_key(held[0], b"name")
     for misuse, match in (
         (lambda: pool.release([free]), "no reference to release"),
         (lambda: pool.add_reference(free), "is free"),
-        (lambda: pool.register(free, b"k"), "no references and so"),
-        (lambda: pool.register(held[0], b"other"), "another key"),
+        (lambda: pool.register_key(free, b"k"), "no references and so"),
+        (lambda: pool.register_key(held[0], b"other"), "another key"),
     ):
         with pytest.raises(RuntimeError, match=match):
             misuse()
         check_pool(pool, [held])
-    assert pool.register(held[0], b"name"), "the same name again is no harm"
+    assert pool.register_key(held[0], b"name"), "the same name again is no harm"

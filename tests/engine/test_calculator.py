@@ -159,8 +159,8 @@ def test_a_calculation_does_not_reach_over_the_end_of_the_thought(tokenizer: Tok
     grammars = GrammarCompiler(tokenizer, tokenizer.vocab_size, chat.stop_ids)
     for ids, expected in (
         (tokenizer.encode("7+1="), "8"),
-        ([*tokenizer.encode("7"), tokenizer.special("</think>"), *tokenizer.encode("+1=")], None),
-        ([*tokenizer.encode("7"), tokenizer.special("</think>"), *tokenizer.encode("8+1=")], "9"),
+        ([*tokenizer.encode("7"), tokenizer.special_id("</think>"), *tokenizer.encode("+1=")], None),
+        ([*tokenizer.encode("7"), tokenizer.special_id("</think>"), *tokenizer.encode("8+1=")], "9"),
     ):
         state = CalculatorConstraint(Unconstrained(), tokenizer, grammars.vocabulary_masks)
         for id_ in ids:
@@ -181,7 +181,7 @@ def test_no_digit_follows_a_result_and_a_cut_result_reaches_nowhere(tokenizer: T
     state.accept(tokenizer.encode(" ")[0])
     assert state.mask() is None
     cut = CalculatorConstraint(Unconstrained(), tokenizer, masks)
-    for id_ in [*tokenizer.encode("12 + 3 = 1"), tokenizer.special("</think>"), *tokenizer.encode("5 + 2 =")]:
+    for id_ in [*tokenizer.encode("12 + 3 = 1"), tokenizer.special_id("</think>"), *tokenizer.encode("5 + 2 =")]:
         cut.accept(id_)
     said = []
     for _ in range(2):

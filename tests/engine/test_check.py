@@ -59,5 +59,5 @@ def test_a_checked_grammar_is_compiled_for_its_tenant(engine: Engine) -> None:
     engine.check(replace(request, tenant="a"))
     grammar = request.params.grammar
     assert grammar is not None
-    assert engine.grammars.submit(grammar, "a").done()
-    assert not engine.grammars.submit(grammar, "b").done()
+    assert engine.grammar_compiler.submit(grammar, "a").done()
+    assert not engine.grammar_compiler.submit(grammar, "b").done()

@@ -15,7 +15,7 @@ from rorqual.data.chat import ChatFormat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Completion, Engine, Request, SamplingParams
 from rorqual.engine.engine import CORE_WORK
-from rorqual.engine.runner import Runner
+from rorqual.engine.runner import ModelRunner
 from rorqual.model import Decoder, account
 from rorqual.ops.sampling import SamplingSettings
 
@@ -176,7 +176,7 @@ def test_the_cache_stays_within_its_memory_and_the_answers_are_the_same(
     """Fewer blocks than all rows need in the end: some step back, nothing waits for ever, and nobody's answer is another's."""
     asked = requests(4, n=2, temperature=1.0, max_tokens=70)
     whole = flat(Engine.of(model, tokenizer, chat, slots=16, engine_cores=1).generate(asked))
-    block = Runner.block_bytes(model)
+    block = ModelRunner.block_bytes(model)
     for blocks in (2, 5):
         engine = Engine.of(model, tokenizer, chat, slots=16, engine_cores=1, cache_bytes=blocks * block)
         compare(flat(engine.generate(asked)), whole)
@@ -190,7 +190,7 @@ def test_the_cache_stays_within_its_memory_and_the_answers_are_the_same(
 
 
 def test_what_the_cache_could_never_hold_is_refused(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
-    engine = Engine.of(mla, tokenizer, chat, cache_bytes=Runner.block_bytes(mla))
+    engine = Engine.of(mla, tokenizer, chat, cache_bytes=ModelRunner.block_bytes(mla))
     asked = Request(prompt_ids=(5,) * 60, params=SamplingParams(max_tokens=5, ignore_eos=True))
     with pytest.raises(DataError, match=r"(?s)65 tokens.*holds 64.*cache_bytes"):
         engine.generate([asked])
@@ -239,7 +239,7 @@ def test_the_stop_that_ends_first_ends_the_text(
 ) -> None:
     """In whatever order they were given, as in a stream; also in the name of a special token, by which an answer has it."""
     name = "<｜User｜>"
-    asked = SamplingParams(max_tokens=3, stop=stops, logit_bias=((tokenizer.special(name), 100.0),))
+    asked = SamplingParams(max_tokens=3, stop=stops, logit_bias=((tokenizer.special_id(name), 100.0),))
     found = Engine.of(mla, tokenizer, chat).generate([Request((Message("user", "hi"),), asked, "off")])[0][0]
     first = min((name.find(stop) + len(stop), name.find(stop)) for stop in stops)[1]
     assert found.text == name[:first] and len(found.token_ids) == 1 and found.finish_reason == "stop"

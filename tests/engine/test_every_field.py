@@ -21,7 +21,7 @@ from rorqual.data.chat import ChatFormat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Completion, Engine, EngineConfig, Request, SamplingParams
 from rorqual.engine.request import Grammar
-from rorqual.engine.runner import Runner
+from rorqual.engine.runner import ModelRunner
 from rorqual.model import Decoder
 from rorqual.ops.paged import BLOCK
 
@@ -138,7 +138,7 @@ def test_penalties_go_on_counting_after_a_preemption(mla: Decoder, tokenizer: To
         asked(**{"max_tokens": 80, "ignore_eos": True, "seed": n} | params) for n, params in enumerate(PENALISED)
     ]
     expected = Engine.of(mla, tokenizer, chat).generate(requests)
-    engine = Engine.of(mla, tokenizer, chat, slots=4, engine_cores=1, cache_bytes=4 * Runner.block_bytes(mla))
+    engine = Engine.of(mla, tokenizer, chat, slots=4, engine_cores=1, cache_bytes=4 * ModelRunner.block_bytes(mla))
     found = engine.generate(requests)
     assert engine.stats()["preemptions"] > 0
     assert [[(c.token_ids, c.logprobs) for c in group] for group in found] == [

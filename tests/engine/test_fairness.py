@@ -118,7 +118,7 @@ def test_what_was_drawn_before_a_preemption_is_charged() -> None:
     tape = Tape(1, 100, step_tokens=600)
     waits(tape, [job(t, "ab"[t], prompt=20, new=50) for t in (0, 1)])
     assert tape.scheduler.preemptions >= 2
-    assert [tape.scheduler.waiting.usage(tenant, {}) for tenant in "ab"] == [20 + DRAWN * 50] * 2
+    assert [tape.scheduler.waiting.tenant_usage(tenant, {}) for tenant in "ab"] == [20 + DRAWN * 50] * 2
 
 
 def test_prompts_of_several_tenants_are_fed_in_turn() -> None:

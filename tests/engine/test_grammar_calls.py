@@ -25,7 +25,7 @@ from rorqual.data.chat.dsml import DSML_FRAME
 from rorqual.data.chat.special_tokens import restore_token_names
 from rorqual.engine.grammar.calls import CallSyntax
 from rorqual.engine.grammar.compiler import Constraint, GrammarCompiler
-from rorqual.engine.processor import Processor
+from rorqual.engine.processor import RequestProcessor
 from rorqual.engine.request import Grammar, Request, SamplingParams
 
 SIZES: dict[str, Any] = {
@@ -71,7 +71,7 @@ def sampled(constraint: Constraint, chat: ChatFormat, seed: int, begin: str = ""
     assert allows(constraint, reply)
     closing = [*chat.stop_ids, *(id_ for mark in ('"', "}", "</") for id_ in chat.tokenizer.encode(mark))]
     closing += [id_ for id_ in chat.tokenizer.encode_trusted("｜DSML｜") if chat.tokenizer.is_special(id_)]
-    closing += [chat.tokenizer.special("</think>")] if "</think>" in chat.tokenizer.special_names else []
+    closing += [chat.tokenizer.special_id("</think>")] if "</think>" in chat.tokenizer.special_names else []
     while len(reply) < 400:
         mask = constraint.mask()
         weight = np.ones(chat.tokenizer.vocab_size + 3) if mask is None else mask.astype(np.float64)
@@ -150,13 +150,15 @@ def allows(constraint: Constraint, ids: Sequence[int]) -> bool:
 @pytest.mark.parametrize("name", [name for name in FORMATS if not name.startswith("template")])
 def test_a_thought_may_come_first_where_an_answer_with_a_grammar_may_have_one(name: str, thinking: Thinking) -> None:
     chat = FORMATS[name]
-    desk = Processor(chat.tokenizer.vocab_size + 3, 8, 4096, 4096, chat.tokenizer, chat, reuse=False)
+    desk = RequestProcessor(chat.tokenizer.vocab_size + 3, 8, 4096, 4096, chat.tokenizer, chat, reuse=False)
     prompt = tuple(chat.prompt([Message("user", "?")], thinking, OFFERED))
     begins, ended, thought = chat.reply_rules(thinking).begins, 0, 0
     begin = "hm</think>" if begins == "thought" and chat.think_tag_ids is None else ""
     for seed in range(8):
         params = SamplingParams(max_tokens=2000, seed=seed, grammar=calls(False))
-        sample = desk.sequences(seed, desk.validate_request(Request(params=params, prompt_ids=prompt), "request"))[0]
+        sample = desk.create_sequences(
+            seed, desk.validate_request(Request(params=params, prompt_ids=prompt), "request")
+        )[0]
         assert sample.constraint is not None
         reply, whole = sampled(sample.constraint, chat, seed, begin)
         if whole:
@@ -204,7 +206,7 @@ def starts_with_a_token(name: str) -> bool:
 def after_thought(chat: ChatFormat, reply: Sequence[int]) -> list[int]:
     """A whole reply, as it is where the prompt has opened a thought."""
     opened = chat.reply_rules("off").begins == "thought"
-    return [*([chat.tokenizer.special("</think>")] if opened else []), *reply, chat.stop_ids[0]]
+    return [*([chat.tokenizer.special_id("</think>")] if opened else []), *reply, chat.stop_ids[0]]
 
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if starts_with_a_token(name)])

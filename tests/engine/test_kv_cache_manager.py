@@ -33,7 +33,7 @@ def owner(request_id: int = 0, tokens: tuple[int, ...] = PROMPT, tenant: str = "
 
 
 def fill(pages: KVCacheManager, one: Sequence) -> None:
-    assert pages.grow(one, len(one.tokens))
+    assert pages.allocate_up_to(one, len(one.tokens))
     pages.cache_blocks(one, len(one.tokens))
 
 
@@ -65,7 +65,7 @@ def test_samples_of_one_prompt_name_their_own_replies() -> None:
     """They share the names of the prompt's blocks, and a block of one reply is not found by the other's."""
     pages, first, second = pages_of(20), owner(), owner(1)
     fill(pages, first)
-    pages.fork(first, second, len(PROMPT))
+    pages.fork_blocks(first, second, len(PROMPT))
     replies = some_ids(1, 2 * BLOCK), some_ids(2, 2 * BLOCK)
     for one, reply in zip((first, second), replies):
         one.tokens = [*PROMPT, *reply]

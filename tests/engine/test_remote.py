@@ -14,7 +14,7 @@ from remote_server import Server, ask, fault, remote, reply
 
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.engine import SamplingParams
-from rorqual.engine.remote.engine import RemoteEngine, RemoteError, fields_of
+from rorqual.engine.remote.engine import RemoteEngine, RemoteError, openai_fields
 from rorqual.engine.request import Grammar
 from rorqual.engine.seeds import sample_key, sample_seed
 
@@ -117,7 +117,7 @@ def test_every_sampling_parameter_is_sent(server: Server) -> None:
     plain = server.bodies[0]
     for (name, (_, change)), body in zip(SENT.items(), server.bodies[1:], strict=True):
         assert body == plain | change, name
-    always = fields_of(SamplingParams())
+    always = openai_fields(SamplingParams())
     assert always == {"max_tokens": 64, "temperature": 0, "top_p": 1}
     kinds: dict[Grammar, dict[str, Any]] = {
         Grammar("json", ""): {"response_format": {"type": "json_object"}},
@@ -130,7 +130,7 @@ def test_every_sampling_parameter_is_sent(server: Server) -> None:
         },
     }
     for grammar, asked in kinds.items():
-        assert fields_of(SamplingParams(grammar=grammar)) == always | asked
+        assert openai_fields(SamplingParams(grammar=grammar)) == always | asked
 
 
 @pytest.mark.parametrize(

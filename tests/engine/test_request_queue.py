@@ -20,7 +20,7 @@ def one_of(
 
 
 def serve(waiting: RequestQueue) -> Sequence:
-    one = waiting.next({})
+    one = waiting.next_sequence({})
     waiting.pop(one)
     waiting.charge(one.tenant, len(one.prompt), one.params.max_tokens)
     return one
@@ -61,7 +61,7 @@ def test_a_tenant_that_comes_back_is_forgiven_nothing_and_given_nothing() -> Non
     waiting.push(one_of(0, "some"))
     waiting.push(one_of(1, "much"))
     waiting.push(one_of(2, "new"))
-    assert [waiting.usage(tenant, {}) for tenant in ("much", "some", "new")] == [1000, 10, 10]
+    assert [waiting.tenant_usage(tenant, {}) for tenant in ("much", "some", "new")] == [1000, 10, 10]
 
 
 @settings(deadline=None)

@@ -75,7 +75,7 @@ def test_a_finished_sample_arrives_while_the_engine_works_on_others_and_closing_
         for n in (1, 6000, 5999)
     ]
     steps: list[object] = []
-    engine.scorer.register_forward_pre_hook(lambda *_: steps.append(None))
+    engine.scoring_model.register_forward_pre_hook(lambda *_: steps.append(None))
     arriving = InlineRolloutEngine(engine).generate([long[0], short, long[1]])
     first = next(arriving)
     assert (first.request, first.sample, len(first.token_ids)) == (1, 0, 1)

@@ -49,7 +49,7 @@ def random_drive(seed: int) -> tuple[Tape, int, int]:
         ids = seen.ended.get(job.sequence.request_id)
         assert ids is not None or job.leaves is not None, "lost"
         assert ids is None or ids == answer(job.sequence)
-    assert tape.scheduler.idle and tape.kv_cache.pool.n_used == 1  # nobody's block
+    assert tape.scheduler.idle and tape.kv_cache.pool.n_used_blocks == 1  # nobody's block
     assert len(tape.scheduler._free) == tape.scheduler.slots
     return tape, seen.stepped_back, seen.cancelled_while_running
 

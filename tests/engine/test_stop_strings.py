@@ -9,7 +9,7 @@ import pytest
 from rorqual.data.chat import ChatFormat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Request, SamplingParams
-from rorqual.engine.processor import Processor
+from rorqual.engine.processor import RequestProcessor
 
 STOP = "##E\u00e9"
 
@@ -25,11 +25,11 @@ def test_a_stop_string_stops_however_its_tokens_split_it(
     tokenizer: Tokenizer, chat: ChatFormat, stops: tuple[str, ...]
 ) -> None:
     """Bytes come one by one or several in a step; it stops at the last of them and not before, also far into a reply."""
-    desk = Processor(tokenizer.vocab_size, 8, 4096, 4096, tokenizer, chat, reuse=False)
+    desk = RequestProcessor(tokenizer.vocab_size, 8, 4096, 4096, tokenizer, chat, reuse=False)
     request = Request(
         params=SamplingParams(max_tokens=900, stop=stops), prompt_ids=tuple(tokenizer.encode("hi " + STOP))
     )
-    (sample,) = desk.sequences(0, desk.validate_request(request, "x"))
+    (sample,) = desk.create_sequences(0, desk.validate_request(request, "x"))
     assert sample.is_stopped is not None
     ids = tokenizer.encode(STOP)
     assert len(ids) > 3

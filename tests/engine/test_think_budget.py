@@ -32,12 +32,12 @@ def test_it_is_the_reply_without_a_budget_up_to_there_and_then_the_answer_to_tha
     engine: Engine, tokenizer: Tokenizer, chat: ChatFormat, temperature: float, budget: int
 ) -> None:
     params = SamplingParams(
-        max_tokens=40, temperature=temperature, seed=3, logit_bias=((tokenizer.special("</think>"), -100.0),)
+        max_tokens=40, temperature=temperature, seed=3, logit_bias=((tokenizer.special_id("</think>"), -100.0),)
     )
     [free] = ask(engine, params)
     [bound] = ask(engine, replace(params, think_budget=budget))
     assert free.text == "" and len(free.token_ids) == 40, "without a budget, this model never ends its thought"
-    assert bound.token_ids[:budget] == free.token_ids[:budget] and bound.token_ids[budget] == tokenizer.special(
+    assert bound.token_ids[:budget] == free.token_ids[:budget] and bound.token_ids[budget] == tokenizer.special_id(
         "</think>"
     )
     assert bound.logprobs[:budget] == free.logprobs[:budget] and bound.logprobs[budget] == 0.0
@@ -60,13 +60,13 @@ def test_a_reply_may_still_end_within_its_thought(engine: Engine, chat: ChatForm
 def test_the_model_may_still_answer_at_once(engine: Engine, tokenizer: Tokenizer, chat: ChatFormat) -> None:
     """In mode `auto`, the first token decides; a reply that does not think has no budget."""
     [letter] = tokenizer.encode("a")
-    for first, budget in ((letter, 3), (tokenizer.special("<think>"), 3)):
+    for first, budget in ((letter, 3), (tokenizer.special_id("<think>"), 3)):
         params = SamplingParams(max_tokens=12, seed=1, logit_bias=((first, 100.0),), think_budget=budget)
         [one] = ask(engine, params, "auto")
         if first == letter:
             assert one.token_ids == [letter] * 12 and one.reasoning is None
         else:
-            assert one.token_ids[:5] == [tokenizer.special("<think>")] * 4 + [tokenizer.special("</think>")]
+            assert one.token_ids[:5] == [tokenizer.special_id("<think>")] * 4 + [tokenizer.special_id("</think>")]
 
 
 def test_every_sample_has_its_own_budget_and_neighbours_change_nothing(engine: Engine, tokenizer: Tokenizer) -> None:
@@ -76,23 +76,23 @@ def test_every_sample_has_its_own_budget_and_neighbours_change_nothing(engine: E
         seed=5,
         n=4,
         think_budget=6,
-        logit_bias=((tokenizer.special("</think>"), -100.0),),
+        logit_bias=((tokenizer.special_id("</think>"), -100.0),),
     )
     group = ask(engine, params)
     assert len({tuple(one.token_ids) for one in group}) == 4
-    assert all(one.token_ids[6] == tokenizer.special("</think>") for one in group)
+    assert all(one.token_ids[6] == tokenizer.special_id("</think>") for one in group)
     beside = engine.generate(
         [Request(ASKED, replace(params, think_budget=budget, seed=5), "on") for budget in (6, 2, None)]
     )
     assert [one.token_ids for one in beside[0]] == [one.token_ids for one in group]
-    assert all(one.token_ids[2] == tokenizer.special("</think>") for one in beside[1])
-    assert all(tokenizer.special("</think>") not in one.token_ids for one in beside[2])
+    assert all(one.token_ids[2] == tokenizer.special_id("</think>") for one in beside[1])
+    assert all(tokenizer.special_id("</think>") not in one.token_ids for one in beside[2])
 
 
 def test_a_grammar_applies_to_the_answer(engine: Engine, tokenizer: Tokenizer) -> None:
     grammar = Grammar("regex", "[0-9]{3}")
     [one] = ask(engine, SamplingParams(max_tokens=30, grammar=grammar, think_budget=5), "on")
-    assert tokenizer.special("</think>") in one.token_ids[:6] and one.text.isdecimal() and len(one.text) == 3
+    assert tokenizer.special_id("</think>") in one.token_ids[:6] and one.text.isdecimal() and len(one.text) == 3
 
 
 @pytest.mark.parametrize("beginning", ["", "abc</th"])

@@ -11,7 +11,14 @@ import torch.nn.functional as F
 
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.model import Decoder, ModelConfig, Stage, build
-from rorqual.model.attention import BlockSelectionConfig, DSAConfig, GQAConfig, MLAConfig, NSAConfig, WindowConfig
+from rorqual.model.attention import (
+    BlockSelectionConfig,
+    DSAConfig,
+    GQAConfig,
+    MLAConfig,
+    NSAConfig,
+    SlidingWindowConfig,
+)
 from rorqual.model.ffn import DenseConfig, MoEConfig
 
 CONTEXT = 512
@@ -28,7 +35,7 @@ _MLA = MLAConfig(
     num_attention_heads=4, q_lora_rank=40, kv_lora_rank=48, qk_nope_head_dim=24, qk_rope_head_dim=16, v_head_dim=24
 )
 _DSA = DSAConfig(**dict(_MLA) | {"kind": "dsa", "index_n_heads": 5, "index_head_dim": 24, "index_topk": 40})
-_WINDOW = WindowConfig(**dict(_MLA) | {"kind": "window", "window": 30, "sinks": 3})
+_WINDOW = SlidingWindowConfig(**dict(_MLA) | {"kind": "window", "window": 30, "sinks": 3})
 _BLOCK = BlockSelectionConfig(**dict(_MLA) | {"kind": "block", "block_size": 8, "block_topk": 4})
 _GQA = GQAConfig(
     num_attention_heads=6, num_key_value_heads=2, head_dim=24, qk_norm=True, attention_bias=True, output_bias=True

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rorqual.model.attention.dsa import Indexer
 from rorqual.ops import paged
-from rorqual.ops.paged import BLOCK, Tiles
+from rorqual.ops.paged import BLOCK, QueryTiles
 
 CHUNK = 128
 """Tokens of a prefill chunk, for the fault that forgets earlier chunks."""
@@ -50,7 +50,7 @@ def scores(change: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Iterator[None]
     """Change index scores. `change` gets scores, query positions and key positions, [pairs, queries, rows] each."""
     original = paged.index_scores
 
-    def wrong(q: Tensor, weights: Tensor, keys: Tensor, tiles: Tiles, scales: Tensor | None) -> Tensor:
+    def wrong(q: Tensor, weights: Tensor, keys: Tensor, tiles: QueryTiles, scales: Tensor | None) -> Tensor:
         found = original(q, weights, keys, tiles, scales)
         at = torch.from_numpy(tiles.position)
         at = (at if tiles.gather is None else at[tiles.gather]).view(-1, tiles.queries)[tiles.tile].unsqueeze(2)

@@ -73,7 +73,7 @@ def test_stopped_samples_are_the_first_of_all_samples(engine: Engine, votes: Eva
     found = evaluate(engine, Digits(), count=12, thinking="off", params=PARAMS, stop_when=stop_when)  # type: ignore[arg-type]
     sure = stop_rule(stop_when, 6)  # type: ignore[arg-type]
     lengths = set()
-    for key in votes.keys:
+    for key in votes.problem_keys:
         whole, part = ([s for s in one.samples if s.key == key] for one in (votes, found))
         assert part == whole[: samples_until(whole, sure)]
         lengths.add(len(part))
@@ -140,7 +140,7 @@ class Rejecting:
 def test_a_problem_that_is_rejected_is_not_asked_for_again() -> None:
     server = Rejecting()
     found = evaluate(server, Digits(), count=5, params=PARAMS, stop_when="settled")
-    rejected = found.keys[0]
+    rejected = found.problem_keys[0]
     assert [s.key for s in found.samples].count(rejected) == 1 and len(server.asked) > 2
     assert all(len(wave) <= 4 for wave in server.asked[1:])
 
@@ -214,7 +214,7 @@ def test_scores_are_the_log_odds_of_yes(graded: Evaluation, verifier: Engine) ->
 def test_rows_of_a_verifier_choose_by_score(graded: Evaluation, verifier: Engine) -> None:
     found = with_verifier_scores(graded, verifier)
     rows = {(row.rule, row.samples): row for row in rule_results(found)}
-    groups = [[s for s in found.samples if s.key == key] for key in found.keys]
+    groups = [[s for s in found.samples if s.key == key] for key in found.problem_keys]
     for name, rule in (
         ("best by verifier", best_scored_accuracy),
         ("majority weighted by verifier", weighted_majority_accuracy),

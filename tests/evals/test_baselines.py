@@ -13,7 +13,7 @@ import pytest
 
 from rorqual.core.errors import DataError
 from rorqual.engine.request import Completion
-from rorqual.evals.baselines import RULES, UNIFORM, baselines, scores
+from rorqual.evals.baselines import RULES, UNIFORM, baseline_accuracies, rule_scores
 from rorqual.evals.compare import compare
 from rorqual.evals.evaluating import evaluate, pick_problems
 from rorqual.evals.table import table
@@ -41,7 +41,7 @@ class Made(Task):
 
 
 def measured(task: Task, count: int = 400, **more: Any) -> dict[str, dict[str, float]]:
-    return baselines(task, pick_problems(task, "test", count, 0, True), 0, **more)
+    return baseline_accuracies(task, pick_problems(task, "test", count, 0, True), 0, **more)
 
 
 def words(rng: random.Random, count: int) -> str:
@@ -104,7 +104,7 @@ def test_hard_problems_give_at_most_ten_points_over_uniform_guessing(name: str) 
     task = Families((name,), hard=1.0)
     train, asked = (list(islice(task.problems("train", seed), 1000)) for seed in (0, 1))
     known = {problem.key for problem in train}
-    found = scores(task, train, [problem for problem in asked if problem.key not in known])
+    found = rule_scores(task, train, [problem for problem in asked if problem.key not in known])
     assert over({rule: sum(values) / len(values) for rule, values in found.items()}) < 0.1
 
 
@@ -119,7 +119,7 @@ def test_rules_are_fitted_on_the_train_split_and_judged_on_what_is_asked() -> No
     task = Made(make)
     problems = pick_problems(task, "test", 50, 0, True)
     task.asked.clear()
-    assert baselines(task, problems, 7) == {
+    assert baseline_accuracies(task, problems, 7) == {
         name: {UNIFORM: 1.0, "majority": 0.0, "length": 0.0, "tree": 0.0} for name in ("all", "f", "f/1")
     }
     assert task.asked == [("train", 7)]
@@ -135,8 +135,8 @@ def test_what_is_asked_is_not_fitted_on() -> None:
 
     task = Finite(by_luck)
     asked = list(islice(task.problems("train", 0), 30))
-    assert baselines(task, asked, 0)["all"]["length"] < 0.3
-    assert baselines(task, list(task.problems("train", 0)), 0) == {}  # nothing is left to fit on
+    assert baseline_accuracies(task, asked, 0)["all"]["length"] < 0.3
+    assert baseline_accuracies(task, list(task.problems("train", 0)), 0) == {}  # nothing is left to fit on
 
 
 def test_each_level_has_rules_of_its_own_and_pools_are_means_over_problems() -> None:
@@ -148,7 +148,7 @@ def test_each_level_has_rules_of_its_own_and_pools_are_means_over_problems() -> 
 
     task = Made(make)
     problems = pick_problems(task, "test", 200, 0, False)
-    found = baselines(task, problems, 0)
+    found = baseline_accuracies(task, problems, 0)
     assert set(found) == {"a/1", "a/2", "a", "b/1", "b", "all"}
     assert found["a/1"]["majority"] == found["a/2"]["majority"] == found["a"]["majority"] == 1.0
     assert found["b/1"][UNIFORM] == 0.5 and found["b"] == found["b/1"]
@@ -191,7 +191,7 @@ class Says:
 def test_an_evaluation_measures_with_its_seed_and_names_the_best_baseline() -> None:
     task = Made(by_length)
     found = evaluate(Says("7"), task, count=40, seed=3)
-    assert found.baselines == baselines(task, pick_problems(task, "test", 40, 3, False), 3)
+    assert found.baselines == baseline_accuracies(task, pick_problems(task, "test", 40, 3, False), 3)
     assert ("train", 3) in task.asked
     (row,) = found.rows("all")
     assert row.best_baseline == ("length", 1.0) and "100.0 (length)" in table(found) and "chance" not in table(found)
@@ -211,7 +211,7 @@ def test_versions_are_recorded_and_evaluations_of_two_are_not_compared() -> None
     new = evaluate(Says("1"), Families(("count", "kk")), count=6)
     old = evaluate(Says("1"), Counted(("count", "kk")), count=6)
     assert new.versions == {family.name: family.version for family in FAMILIES if family.name in ("count", "kk")}
-    assert old.versions == {"count": 1, "kk": 1} and new.keys == old.keys
+    assert old.versions == {"count": 1, "kk": 1} and new.problem_keys == old.problem_keys
     for one, other in ((old, new), (new, old)):
         with pytest.raises(
             DataError, match=r"has version [12] of the problems of '(count|kk)', the other has version [12]"

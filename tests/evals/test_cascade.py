@@ -185,12 +185,14 @@ def test_failed_and_truncated_replies_go_to_the_teacher_and_ungraded_ones_are_co
     samples = [s.model_copy(update=changed.get(s.key, {})) for s in one.student.samples]
     bad = one.model_copy(update={"student": one.student.model_copy(update={"samples": tuple(samples)})})
     lowest = bad.problems_by_confidence()[:2]
-    assert {c.key for c in lowest} == {"p3", "p4"} and {c.confidence for c in lowest} == {0.0} and bad.ungraded == 0
+    assert (
+        {c.key for c in lowest} == {"p3", "p4"} and {c.confidence for c in lowest} == {0.0} and bad.ungraded_count == 0
+    )
     [failed] = [c for c in lowest if c.key == "p3"]
     assert failed.student == 0
     lost = [s.model_copy(update={"verdict": Verdict.UNGRADED}) if s.key == "p5" else s for s in one.teacher.samples]
     fewer = one.model_copy(update={"teacher": one.teacher.model_copy(update={"samples": tuple(lost)})})
-    assert fewer.ungraded == 1 and len(fewer.problems_by_confidence()) == 59
+    assert fewer.ungraded_count == 1 and len(fewer.problems_by_confidence()) == 59
     for text in (cascade_table(fewer), cascade_page(fewer)):
         assert "1 of 60 problems are left out" in text
     assert "left out" not in cascade_table(one)

@@ -101,7 +101,7 @@ def test_identity_experts_and_no_expert_do_not_count() -> None:
 
 
 def test_parts_are_prompt_thinking_and_answer(report: ComputeReport) -> None:
-    think, end = TOKENIZER.special("<think>"), TOKENIZER.special("</think>")
+    think, end = TOKENIZER.special_id("<think>"), TOKENIZER.special_id("</think>")
     for reply in report.replies:
         start = reply.parts.count("prompt")
         assert reply.parts[:start] == ("prompt",) * start and "prompt" not in reply.parts[start:]

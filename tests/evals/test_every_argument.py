@@ -20,7 +20,7 @@ from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.engine.embeds import Embeds
 from rorqual.engine.request import Completion, Grammar, Request, SamplingParams
 from rorqual.evals.answer_cache import AnswerCache, _cache_key
-from rorqual.evals.baselines import baselines
+from rorqual.evals.baselines import baseline_accuracies
 from rorqual.evals.compare import Comparison, compare, did_think, is_right
 from rorqual.evals.evaluating import evaluate, pick_problems, with_problem_seed
 from rorqual.evals.evaluation import Evaluation, EvaluationRow, GradedSample
@@ -140,11 +140,11 @@ def test_an_evaluation_records_its_settings_each_under_its_name() -> None:
     generator.progress(5, 24)
     assert len(picked) == 12 and shown == [(5, 24)]
     assert (found.system, found.stop_when) == ("Be brief.", "never")
-    assert found.keys == [problem.key for problem in picked]
+    assert found.problem_keys == [problem.key for problem in picked]
     assert generator.seen == [
         Request((Message("system", "Be brief."), *p.messages), with_problem_seed(params, p.key), "off") for p in picked
     ]
-    assert found.baselines == baselines(Words(), picked, 7)
+    assert found.baselines == baseline_accuracies(Words(), picked, 7)
 
 
 def test_a_problems_seed_is_of_the_evaluations_and_its_key_and_nothing_else_changes() -> None:

@@ -11,7 +11,7 @@ from sparse_model import BYTES, model_of
 
 from rorqual.core.errors import DataError
 from rorqual.data.passages import load_passage
-from rorqual.evals.attention_tables import distances, recall_by_layer, report_as_text
+from rorqual.evals.attention_tables import attention_by_distance, recall_by_layer, report_as_text
 from rorqual.evals.planted_passages import DEPTHS, measure_planted, needles, plant
 from rorqual.evals.sparse_attention_misses import measure_selection_misses
 from rorqual.evals.sparse_attention_report import NamedText, SparseAttentionReport, measure_sparse_attention
@@ -41,11 +41,11 @@ def test_each_text_is_measured_by_itself_at_each_budget() -> None:
     assert recall_by_layer(report, 30) == pytest.approx([sum(pair) / 2 for pair in by_layer])
     assert report.weighted_recall == min(text.misses_at_budget(BUDGET).weighted_recall for text in report.texts)
     layers = [layer for text in report.texts for layer in text.misses_at_budget(BUDGET).layers]
-    for index, part in enumerate(distances(report)):
+    for index, part in enumerate(attention_by_distance(report)):
         shares = [layer.distances[index].share for layer in layers]
         kept = [layer.distances[index].share * layer.distances[index].inside for layer in layers]
         assert (part.share, part.inside) == (pytest.approx(sum(shares) / 4), pytest.approx(sum(kept) / sum(shares)))
-    assert [part.name for part in distances(report)] == ["0", "1-15", "16-63", "64-99"]
+    assert [part.name for part in attention_by_distance(report)] == ["0", "1-15", "16-63", "64-99"]
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ def test_a_needle_stands_at_its_depth_and_the_passage_ends_with_question_and_ans
             assert key.endswith("'s key") and value.isdigit() and len(value) == 4
             assert text(one, slice(one.queries.start, None)) == f"\nWhat is {key}? {key}={value}"
             assert [one.tokens[position + 1] for position in one.answers] == BYTES.encode(value)
-            filler = 301 - part.size
+            filler = 301 - part.total_tokens
             assert one.planted.start == round(depth * filler)
             before, after = text(one, slice(one.planted.start)), text(one, slice(one.planted.stop, one.queries.start))
             assert before + after in load_passage("prose") * 2 and len(before + after) == filler

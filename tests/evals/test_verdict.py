@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from rorqual.evals.stats import Interval, t_interval
 from rorqual.evals.verdict import Verdict, combine_verdicts, judge, wider_interval
-from rorqual.lab.experiment_run import judge_again
+from rorqual.lab.experiment_run import judge_finding_again
 from rorqual.lab.finding import TOO_FEW, Finding
 from rorqual.lab.page import page_text
 
@@ -80,19 +80,19 @@ def test_no_finding_of_fewer_than_five_seeds_says_more_than_its_rows(seeds: int)
     found = Finding.model_validate(finding(seeds))
     assert found.verdict == "open" and found.words == ("w", TOO_FEW)
     assert Finding.model_validate(found.model_dump(mode="json")) == found, "said once"
-    assert found.contrasts[0].sign == "open"
+    assert found.contrasts[0].verdict_on_sign == "open"
     page = page_text(found)
     assert "open" in page and ">holds<" not in page and ">higher<" not in page
     enough = Finding.model_validate(finding(5))
-    assert enough.verdict == "holds" and enough.words == ("w",) and enough.contrasts[0].sign == "holds"
+    assert enough.verdict == "holds" and enough.words == ("w",) and enough.contrasts[0].verdict_on_sign == "holds"
 
 
 def test_a_stored_finding_is_judged_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "x.json"
     file.write_text(json.dumps(finding(3)), encoding="utf-8")
-    page = judge_again(file)
+    page = judge_finding_again(file)
     assert json.loads(file.read_bytes())["verdict"] == "open" and "x: open" in capsys.readouterr().out
     assert page == tmp_path / "x.html" and "at least 5 seeds" in page.read_text(encoding="utf-8")
     before = file.read_bytes()
-    judge_again(file)
+    judge_finding_again(file)
     assert file.read_bytes() == before

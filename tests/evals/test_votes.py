@@ -22,10 +22,10 @@ from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.evals.passk import pass_at_k
 from rorqual.evals.stats import wilson
 from rorqual.evals.votes import (
-    any_right,
-    likely_majority,
+    any_sample_right,
     majority_accuracy,
     majority_is_known,
+    majority_is_likely,
     most_likely_accuracy,
     rule_results,
     samples_until,
@@ -75,7 +75,7 @@ def test_what_cannot_be_graded_is_neither_right_nor_wrong() -> None:
     unread = sample(None, verdict=UNGRADED)
     assert majority_accuracy([unread, unread]) is None and majority_accuracy([unread, sample(None)]) == 0
     assert most_likely_accuracy([sample("r", logprob=-2.0), unknown.model_copy(update={"logprob": -1.0})]) is None
-    assert any_right([unknown, unknown]) is None and any_right([unknown, sample("a")]) == 0.0
+    assert any_sample_right([unknown, unknown]) is None and any_sample_right([unknown, sample("a")]) == 0.0
 
 
 def test_the_most_likely_sample_has_the_highest_mean_log_probability() -> None:
@@ -111,7 +111,7 @@ def test_the_beta_rule_is_an_integral() -> None:
         probability = sum(density[steps // 2 :]) / sum(density)
         votes = ["r"] * lead + ["a"] * second + [None]
         for threshold in (probability - 1e-4, probability + 1e-4):
-            assert likely_majority(votes, threshold) == (probability > threshold)
+            assert majority_is_likely(votes, threshold) == (probability > threshold)
 
 
 def test_the_table_against_a_plain_count() -> None:

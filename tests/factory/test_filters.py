@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rorqual.core.records import Message
 from rorqual.data.distilled import TeacherSample
 from rorqual.factory import FilterConfig
-from rorqual.factory.filters import drop_reasons, duplicates, foreign_share, jaccard, shingles, words
+from rorqual.factory.filters import drop_reasons, foreign_share, jaccard, mark_duplicates, shingles, words
 
 THOUGHT = "First I add the ones, which gives seven, and then the tens, which gives forty, so it is forty-seven."
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
@@ -90,12 +90,12 @@ def test_duplicates_are_of_one_problem_and_the_first_stays() -> None:
 
 def test_a_text_is_compared_with_those_that_are_kept() -> None:
     """Like a duplicate is not like what is kept: the chain from one to the other drops nothing."""
-    assert duplicates(["one two three four", "one two three five", "two three five six"], 1, 0.5) == [
+    assert mark_duplicates(["one two three four", "one two three five", "two three five six"], 1, 0.5) == [
         False,
         True,
         False,
     ]
-    assert duplicates(["one two three four", "two three five six", "one two three five"], 1, 0.5) == [
+    assert mark_duplicates(["one two three four", "two three five six", "one two three five"], 1, 0.5) == [
         False,
         False,
         True,
@@ -104,7 +104,7 @@ def test_a_text_is_compared_with_those_that_are_kept() -> None:
 
 @given(st.lists(texts, max_size=6), st.integers(1, 4), st.floats(0.1, 1))
 def test_the_law_of_duplicates(given_texts: list[str], size: int, similar: float) -> None:
-    found = duplicates(given_texts, size, similar)
+    found = mark_duplicates(given_texts, size, similar)
     kept = [text for text, again in zip(given_texts, found) if not again]
     assert len(set(kept)) == len(kept), "identical texts are always duplicates"
     sets = [shingles(text, size) for text in kept]

@@ -55,7 +55,7 @@ class Small(AnswersExperiment):
             for name, size in ((BIG, "tiny"), (LITTLE, "tiny-student"))
         ]
 
-    def verifier(self, seed: int, place: Path, share: float) -> Run:
+    def verifier_run(self, seed: int, place: Path, share: float) -> Run:
         return sft(
             data=str(place / VERIFIER_ROWS), start=str(place / BIG), steps=60, rows=4, row=128, lr=1e-2, seed=seed
         )

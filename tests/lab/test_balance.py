@@ -12,12 +12,12 @@ from pydantic import ValidationError
 from small_run import run_small
 
 from rorqual.core.records import RunDir
-from rorqual.data.pack import Sample, pack, pack_rows
+from rorqual.data.pack import TrainingSample, pack, pack_rows
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.lab.balance import (
-    BalanceExperiment,
-    BalanceWorked,
     BalancingExperiment,
+    SolutionBalanceExperiment,
+    TextBalanceExperiment,
     excess_load,
     measure_loss_and_loads,
 )
@@ -43,11 +43,11 @@ def model() -> Decoder:
     return made
 
 
-def documents() -> list[Sample]:
+def documents() -> list[TrainingSample]:
     generator = torch.Generator().manual_seed(3)
     lengths = (9, 17, 5, 12)
     return [
-        Sample(torch.randint(BASE_VOCAB, (n,), generator=generator).tolist(), [False] * 2 + [True] * (n - 2))
+        TrainingSample(torch.randint(BASE_VOCAB, (n,), generator=generator).tolist(), [False] * 2 + [True] * (n - 2))
         for n in lengths
     ]
 
@@ -103,7 +103,7 @@ def test_the_router_feels_it_and_its_load_evens() -> None:
 
 
 def test_a_batch_in_parts_is_refused() -> None:
-    whole = BalanceWorked().arm_run("aux", Path(), 0, 0.01).model_dump()
+    whole = SolutionBalanceExperiment().arm_run("aux", Path(), 0, 0.01).model_dump()
     Run.model_validate(whole)
     with pytest.raises(ValidationError, match="micro_batches=1"):
         Run.model_validate(whole | {"micro_batches": 2})
@@ -140,7 +140,7 @@ def test_the_endless_text_is_the_chain_that_it_says() -> None:
         assert drawn[four] / len(text) == pytest.approx(n / len(sample), rel=0.15)
 
 
-@pytest.mark.parametrize("experiment", [BalanceExperiment(), BalanceWorked()], ids=lambda one: one.name)
+@pytest.mark.parametrize("experiment", [TextBalanceExperiment(), SolutionBalanceExperiment()], ids=lambda one: one.name)
 def test_the_whole_of_it_in_small(experiment: BalancingExperiment, tmp_path: Path) -> None:
     places = run_small(experiment, tmp_path, 0.003)
     finding = experiment.conclude(places)
@@ -151,7 +151,7 @@ def test_the_whole_of_it_in_small(experiment: BalancingExperiment, tmp_path: Pat
     biases = [
         any(
             bool(r.router.e_score_correction_bias.any())
-            for r in load_run(RunDir(places[1] / experiment.folder(arm))).routing_ffns()
+            for r in load_run(RunDir(places[1] / experiment.arm_run_name(arm))).routing_ffns()
         )
         for arm in experiment.arms
     ]

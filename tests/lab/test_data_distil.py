@@ -17,7 +17,7 @@ from rorqual.data.distilled import DistilledFile, TeacherSample, read_distilled
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.lab.data_distil import ARMS, DataDistil, scores_by_problem
-from rorqual.lab.data_distil_sets import held_out, original_set, write_labelled, write_originals
+from rorqual.lab.data_distil_sets import held_out_problems, original_set, write_original_sets, write_teacher_sets
 from rorqual.lab.job import load_value
 from rorqual.lab.page import page_text
 from rorqual.tasks.everyday import EVERYDAY_TASKS, EverydayMixture
@@ -55,7 +55,7 @@ def pairs(path: Path) -> list[tuple[str, str]]:
 @CHORE
 def test_sets_hold_the_same_questions_and_only_their_answers_differ(chore: str, tmp_path: Path) -> None:
     problems = asked(chore, 7, 120)
-    write_originals(tmp_path, problems, 30)
+    write_original_sets(tmp_path, problems, 30)
     full, small, true = (
         pairs(tmp_path / f"{name}.jsonl") for name in ("full-original", "small-original", "small-true")
     )
@@ -71,7 +71,7 @@ def test_sets_hold_the_same_questions_and_only_their_answers_differ(chore: str, 
 
 @CHORE
 def test_nothing_that_is_asked_in_the_end_was_read_by_a_student_or_the_teacher(chore: str) -> None:
-    tested = {p.key for p in held_out(chore, 7, 60, "test")}
+    tested = {p.key for p in held_out_problems(chore, 7, 60, "test")}
     learned = {p.key for p in asked(chore, 7, 300)}
     taught = {p.key for p in islice(EverydayMixture(pool="teacher").problems("train", 7), 900)}
     assert len(tested) == 60
@@ -89,11 +89,11 @@ def test_the_original_set_is_found_again_from_what_the_teacher_was_asked() -> No
 def test_the_teachers_small_set_is_its_part_of_the_full_one(tmp_path: Path) -> None:
     problems = asked("sentences", 3, 20)
     rows = [said(p, p.answer if i % 2 else "an owl", "" if i % 2 else "wrong") for i, p in enumerate(problems)]
-    write_labelled(tmp_path, DistilledFile(rows), {p.key for p in problems[:6]})
+    write_teacher_sets(tmp_path, DistilledFile(rows), {p.key for p in problems[:6]})
     full, small = (read_distilled(tmp_path / f"{name}-teacher.parquet") for name in ("full", "small"))
     assert [r.key for r in full.kept_samples] == [p.key for p in problems[1::2]]
     assert [r.key for r in small.kept_samples] == [p.key for p in problems[1:6:2]]
-    write_labelled(tmp_path, DistilledFile([replace(r, dropped="wrong") for r in rows]), {problems[0].key})
+    write_teacher_sets(tmp_path, DistilledFile([replace(r, dropped="wrong") for r in rows]), {problems[0].key})
     assert len(read_distilled(tmp_path / "full-teacher.parquet").kept_samples) == 20, "nothing passed: all is taken"
 
 

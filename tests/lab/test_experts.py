@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir, write_json
 from rorqual.data.chat import chat_format
-from rorqual.data.pack import Sample
+from rorqual.data.pack import TrainingSample
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.engine import Engine, Request, SamplingParams
 from rorqual.evals.experts import count_expert_use, expert_label_information, lift, mutual_information, without_experts
@@ -124,7 +124,7 @@ def test_choices_are_those_of_each_document_alone() -> None:
     net = model()
     generator = torch.Generator().manual_seed(4)
     ids = [torch.randint(BASE_VOCAB, (n,), generator=generator).tolist() for n in (7, 20, 3, 31, 12)]
-    read = read_choices(net, [Sample(x, [True] * len(x)) for x in ids])
+    read = read_choices(net, [TrainingSample(x, [True] * len(x)) for x in ids])
     assert len(read.token) == sum(map(len, ids))
     for number, alone in enumerate(ids):
         here = read.document == number

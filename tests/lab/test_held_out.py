@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from rorqual.data.chat import chat_format
-from rorqual.data.pack import Sample
+from rorqual.data.pack import TrainingSample
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.lab.held_out import first_problems, mean_losses, run_blocks, solution_samples
+from rorqual.lab.held_out import first_problems, mean_losses, run_on_sample_blocks, solution_samples
 from rorqual.lab.long_scores import score_solutions
 from rorqual.lab.shapes import ARMS, MOE, MTP, OPTIONS, TASK
 from rorqual.model.decoder import Decoder
@@ -19,7 +19,7 @@ CHAT = chat_format(Tokenizer.byte_level())
 
 
 @torch.no_grad()
-def slow(model: Decoder, sample: Sample) -> tuple[float, bool]:
+def slow(model: Decoder, sample: TrainingSample) -> tuple[float, bool]:
     """The mean loss of a sample, and whether each token in its mask is the most likely one."""
     losses, right = [], True
     for at in [at for at in range(1, len(sample)) if sample.mask[at]]:
@@ -37,15 +37,15 @@ def test_losses_and_exactness_are_a_slow_recomputation() -> None:
     samples = sorted(solution_samples(problems, CHAT), key=len)[:4]
     expected = [slow(model, sample)[0] for sample in samples]
     assert mean_losses(model, samples) == pytest.approx(expected, abs=1e-5)
-    assert [x for block in run_blocks(model, samples[::-1], rows=3) for x in block.mean_losses()] == pytest.approx(
-        expected[::-1], abs=1e-5
-    )
+    assert [
+        x for block in run_on_sample_blocks(model, samples[::-1], rows=3) for x in block.mean_losses()
+    ] == pytest.approx(expected[::-1], abs=1e-5)
     ids = list(samples[0].ids[:8])
     for _ in range(3):  # a solution of the model's own most likely tokens is exact
         ids.append(int(model.logits(model(torch.tensor([ids])).hidden)[0, -1].argmax()))
-    own = Sample(ids, [False] * 8 + [True] * 3)
+    own = TrainingSample(ids, [False] * 8 + [True] * 3)
     for wrong in (8, 9, 10):
-        other = Sample([*ids[:wrong], (ids[wrong] + 1) % 263, *ids[wrong + 1 :]], own.mask)
+        other = TrainingSample([*ids[:wrong], (ids[wrong] + 1) % 263, *ids[wrong + 1 :]], own.mask)
         found = score_solutions(model, [own, other, samples[0]], record=())
         assert found["right"] == [True, False, slow(model, samples[0])[1]] and found["picked"] == 0
         assert found["loss"] == pytest.approx([slow(model, one)[0] for one in (own, other, samples[0])], abs=1e-5)

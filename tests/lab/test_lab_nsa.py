@@ -15,7 +15,7 @@ from rorqual.lab import long_training
 from rorqual.lab.job import load_value
 from rorqual.lab.long_scores import solutions
 from rorqual.lab.long_training import KINDS
-from rorqual.lab.nsa import ATTENTION, LENGTH, NSAExperiment, last_run
+from rorqual.lab.nsa import ATTENTION, LENGTH, NSAExperiment, last_run_name
 from rorqual.tasks.find import load_task, safe_problems
 from rorqual.tasks.task import split_of
 from rorqual.train.sources.worked import worked_sample
@@ -43,11 +43,11 @@ def test_both_arms_are_measured_on_the_same_held_out_problems(places: dict[int, 
     assert dense["needle"]["loss"] != native["needle"]["loss"]
     task = load_task("long", options={"names": ["needle"], "length": LENGTH})
     problem = next(iter(safe_problems(task, "test", 1)))
-    [sample] = solutions(places[1], 1, "needle", 1, "test", LENGTH, last_run("nsa"))
-    chat = chat_format(Tokenizer.load(RunDir(places[1] / last_run("dense")).tokenizer_file))
+    [sample] = solutions(places[1], 1, "needle", 1, "test", LENGTH, last_run_name("nsa"))
+    chat = chat_format(Tokenizer.load(RunDir(places[1] / last_run_name("dense")).tokenizer_file))
     assert sample == worked_sample(problem, chat, think=True) and split_of(problem.key) == "test"
     assert LENGTH < len(sample.ids) < 2 * LENGTH
     finding = NSAExperiment().conclude(places)
     assert len(finding.contrasts) == 4 and len(finding.tables[0].rows) == 2
-    metrics = [[record["tokens"] for record in RunDir(places[1] / last_run(arm)).metrics()] for arm in ATTENTION]
+    metrics = [[record["tokens"] for record in RunDir(places[1] / last_run_name(arm)).metrics()] for arm in ATTENTION]
     assert metrics[0] == metrics[1] != [], "the same tokens"

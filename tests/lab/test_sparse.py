@@ -16,7 +16,7 @@ from rorqual.data.tokenizer import Tokenizer
 from rorqual.lab import long_training
 from rorqual.lab.job import JobCost, load_value
 from rorqual.lab.long_scores import score_solutions, solutions
-from rorqual.lab.long_training import DENSE, KINDS, TrainUntilLearned, dense_model, training
+from rorqual.lab.long_training import DENSE, KINDS, TrainUntilLearned, dense_model, stage_run
 from rorqual.lab.page import page_text
 from rorqual.lab.random_selection import RandomSelection, RandomSelectionConfig
 from rorqual.lab.sparse import (
@@ -177,9 +177,9 @@ def test_the_first_stage_begins_again_until_retrieval_is_learned(
     def job(place: Path) -> tuple[list[Path], JobCost]:
         def make() -> Run:
             made.append(1)
-            return training(0, place, 3, 0.004, LENGTH)
+            return stage_run(0, place, 3, 0.004, LENGTH)
 
-        cost = TrainUntilLearned(name="pairs", estimate=1, make=make).work(place)
+        cost = TrainUntilLearned(name="pairs", estimate=1, make=make).do_job(place)
         return sorted(place.glob("pairs*")), cost
 
     def losses(run: Path) -> list[float]:

@@ -124,7 +124,7 @@ def counted_flops(config: ModelConfig, ops: Backend, *, further: bool, backward:
         hidden = model(tokens).hidden
         total = model.logits(hidden).sum()
         if further:
-            for output in model.predict_further(hidden, tokens):
+            for output in model.predict_with_mtp(hidden, tokens):
                 total = total + model.logits(output.hidden).sum()
         if backward:
             total.backward()

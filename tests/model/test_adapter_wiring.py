@@ -17,12 +17,12 @@ from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.adapter import (
     ESFT,
     Adapter,
-    Full,
+    FullTuning,
     LoRA,
     Tune,
-    adapter_of,
     find_base_and_adapters,
     fingerprint,
+    read_adapter_info,
     trained_parameters,
 )
 from rorqual.model.adapter.esft import select_experts
@@ -100,7 +100,7 @@ def adapted(tune: Tune, experts: tuple[tuple[int, ...], ...] = ()) -> Decoder:
 
 
 TUNES: dict[str, tuple[Tune, tuple[tuple[int, ...], ...]]] = {
-    "full": (Full(), ()),
+    "full": (FullTuning(), ()),
     "lora": (LoRA(r=3, alpha=5.0), ()),
     "rank-stabilised lora": (LoRA(r=4, alpha=5.0, use_rslora=True, targets=("o_proj", "ffn.up_proj")), ()),
     "esft": (ESFT(), EXPERTS),
@@ -111,12 +111,12 @@ TUNES: dict[str, tuple[Tune, tuple[tuple[int, ...], ...]]] = {
 def test_what_is_trained_has_the_names_and_shapes_that_were_told(name: str) -> None:
     """And it alone has gradients, each of them."""
     tune, experts = TUNES[name]
-    shapes = tune.shapes(build(CONFIG, seed=0), experts)
+    shapes = tune.trained_shapes(build(CONFIG, seed=0), experts)
     model = adapted(tune, experts)
     found = trained_parameters(model)
     assert {n: tuple(p.shape) for n, p in found.items()} == shapes
     out = model(TOKENS)
-    further = model.predict_further(out.hidden, TOKENS)[0].hidden
+    further = model.predict_with_mtp(out.hidden, TOKENS)[0].hidden
     (model.logits(out.hidden).square().sum() + model.logits(further).square().sum()).backward()
     assert all(p.grad is not None for p in found.values())
     assert all(p.grad is None for n, p in model.named_parameters() if n not in found)
@@ -172,10 +172,10 @@ TUNE = LoRA(r=2, targets=("o_proj",))
 
 
 def adapter_run(folder: Path, base: Path, change: Callable[[dict[str, Tensor]], None] = lambda t: None) -> Path:
-    tensors = {name: normal(*shape, seed=9) for name, shape in TUNE.shapes(build(CONFIG, seed=0)).items()}
+    tensors = {name: normal(*shape, seed=9) for name, shape in TUNE.trained_shapes(build(CONFIG, seed=0)).items()}
     change(tensors)
     adapter = Adapter(base=base_record(base, named="elsewhere/moved", seen_from=folder), tune=TUNE)
-    return write_run(folder, CONFIG, {}, adapter.files(tensors), step=12).step_dir(12)
+    return write_run(folder, CONFIG, {}, adapter.file_contents(tensors), step=12).step_dir(12)
 
 
 def test_adapters_are_unfolded_from_the_innermost_on(tmp_path: Path) -> None:
@@ -188,8 +188,8 @@ def test_adapters_are_unfolded_from_the_innermost_on(tmp_path: Path) -> None:
         first.resolve(),
         second.resolve(),
     ]
-    assert find_base_and_adapters(base) == (base, []) and adapter_of(base) is None
-    info = adapter_of(second)
+    assert find_base_and_adapters(base) == (base, []) and read_adapter_info(base) is None
+    info = read_adapter_info(second)
     assert info is not None and (info.base.step, info.base.beside) == (12, "../../first")
     model = build(CONFIG, seed=0)
     for piece in pieces:

@@ -98,7 +98,7 @@ def exact(layer: MoE, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def routing_of(model: Decoder, tokens: Tensor) -> list[Routing]:
     output = model(tokens)
-    further = [one for out in model.predict_further(output.hidden, tokens) for one in out.routing]
+    further = [one for out in model.predict_with_mtp(output.hidden, tokens) for one in out.routing]
     return [*output.routing, *further]
 
 
@@ -157,7 +157,7 @@ def test_the_stream_between_blocks_is_fp32_under_autocast(attention: MLAConfig |
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         tokens = some_tokens()
         hidden = model(tokens).hidden
-        further = model.predict_further(hidden, tokens)[0].hidden
+        further = model.predict_with_mtp(hidden, tokens)[0].hidden
     assert seen == [torch.float32] * 6 and hidden.dtype == further.dtype == torch.float32
 
 

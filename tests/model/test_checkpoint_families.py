@@ -8,7 +8,7 @@ import pytest
 
 from rorqual.core.errors import ConfigError
 from rorqual.model import ModelConfig
-from rorqual.model.load.find import FAMILIES, family_for, family_of, known_types
+from rorqual.model.load.find import FAMILIES, family_for, family_of, known_model_types
 from rorqual.model.presets import preset
 from rorqual.ops.rope import Yarn
 
@@ -161,4 +161,4 @@ def test_an_unknown_architecture_names_the_known_ones() -> None:
         ConfigError, match="supported: deepseek_v2, deepseek_v3, deepseek_v32, llama, qwen2, qwen3, qwen3_moe"
     ):
         family_of("mamba", "there")
-    assert set(known_types()) == {name for family in FAMILIES for name in family.model_types}
+    assert set(known_model_types()) == {name for family in FAMILIES for name in family.model_types}

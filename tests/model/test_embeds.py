@@ -40,7 +40,7 @@ def answers(model: Decoder, tokens: Tensor, embeds: Tensor | None, *, cut: bool)
     """Logits of the main model and of every module that predicts further."""
     segments = SEGMENTS if cut else None
     hidden = model(tokens, segments=segments, inputs_embeds=embeds).hidden
-    further = model.predict_further(hidden, tokens, segments=segments, inputs_embeds=embeds)
+    further = model.predict_with_mtp(hidden, tokens, segments=segments, inputs_embeds=embeds)
     return [model.logits(hidden), *(model.logits(one.hidden) for one in further)]
 
 

@@ -51,7 +51,9 @@ def test_scores_are_those_of_the_scaled_keys_wherever_they_are_read(monkeypatch:
     calls: list[tuple[Tensor, Tensor]] = []
     original = paged.index_scores
 
-    def noted(q: Tensor, weights: Tensor, keys: Tensor, tiles: paged.Tiles, scales: Tensor | None = None) -> Tensor:
+    def noted(
+        q: Tensor, weights: Tensor, keys: Tensor, tiles: paged.QueryTiles, scales: Tensor | None = None
+    ) -> Tensor:
         assert scales is not None
         calls.append((keys, scales))
         return original(q, weights, keys, tiles, scales)

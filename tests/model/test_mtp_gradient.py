@@ -52,7 +52,7 @@ def test_against_differences_of_the_loss(name: str, modules: int) -> None:
 
     def loss() -> Tensor:
         total = torch.zeros((), dtype=torch.float64)
-        outputs = model.predict_further(model(tokens, replay=replay).hidden, tokens)
+        outputs = model.predict_with_mtp(model(tokens, replay=replay).hidden, tokens)
         for depth, output in enumerate(outputs):
             logprobs = model.logits(output.hidden[0, :-1]).log_softmax(-1)
             total = total - logprobs.gather(-1, tokens[0, 2 + depth :, None]).double().mean()
@@ -75,7 +75,7 @@ def test_against_differences_of_the_loss(name: str, modules: int) -> None:
 def test_a_second_module_continues_the_first() -> None:
     """It reads what the first one gave, and the tokens from the next one on."""
     model, tokens = made(2), some_tokens()
-    first, second = model.predict_further(model(tokens).hidden, tokens)
+    first, second = model.predict_with_mtp(model(tokens).hidden, tokens)
     model.mtp = model.mtp[1:]
-    (alone,) = model.predict_further(first.hidden, tokens[:, 1:])
+    (alone,) = model.predict_with_mtp(first.hidden, tokens[:, 1:])
     torch.testing.assert_close(alone.hidden, second.hidden)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rorqual.core.config import parse
+from rorqual.core.config import parse_config
 from rorqual.core.errors import ConfigError
 from rorqual.model import ModelConfig
 from rorqual.model.attention import (
@@ -17,8 +17,8 @@ from rorqual.model.attention import (
     BlockSelectionConfig,
     DSAConfig,
     MLAConfig,
-    Selection,
-    WindowConfig,
+    SelectedRows,
+    SlidingWindowConfig,
 )
 from rorqual.model.training_cache import PackedBatchCache
 from rorqual.ops.backends import REFERENCE
@@ -81,7 +81,7 @@ GRADIENTS = pytest.mark.parametrize("gradients", [False, True], ids=["gathered",
 @pytest.mark.parametrize(("window", "sinks"), [(1, 0), (7, 0), (7, 3), (64, 70), (200, 4)])
 @GRADIENTS
 def test_a_window_sees_the_last_and_the_first_positions(window: int, sinks: int, gradients: bool) -> None:
-    module = module_of(WindowConfig(**LATENT, window=window, sinks=sinks))
+    module = module_of(SlidingWindowConfig(**LATENT, window=window, sinks=sinks))
     seen = torch.zeros(LENGTH, LENGTH, dtype=torch.bool)
     for t in range(LENGTH):
         for s in range(t + 1):
@@ -118,7 +118,7 @@ def test_the_adaptive_budget_is_the_fewest_rows_that_reach_p() -> None:
     rows = torch.rand(200, 12, generator=generator).argsort(1)
     rows[:50, 8:], scores[:50, 8:] = -1, -torch.inf
     for p in (0.05, 0.5, 0.9, 1.0):
-        found = Selection(rows, scores).top_p(p)
+        found = SelectedRows(rows, scores).keep_top_p(p)
         for t in range(200):
             wanted, total, reached = [], sum(s.exp().double() for s in scores[t]), 0.0
             for row, score in zip(rows[t].tolist(), scores[t]):
@@ -164,7 +164,7 @@ def test_budgets_out_of_range_are_refused(kind: str, fields: dict[str, Any], wor
     def read(chosen: dict[str, Any]) -> ModelConfig:
         attention = {"kind": kind, **LATENT, **chosen}
         stage = {"layers": 1, "attention": attention, "ffn": {"kind": "dense", "intermediate_size": 8}}
-        return parse(ModelConfig, {"vocab_size": 9, "hidden_size": 8, "stages": [stage]}, where="model.yaml")
+        return parse_config(ModelConfig, {"vocab_size": 9, "hidden_size": 8, "stages": [stage]}, where="model.yaml")
 
     with pytest.raises(ConfigError, match=words):
         read(fields)

@@ -18,7 +18,7 @@ from rorqual.ops import grouped
 from rorqual.ops.backends import REFERENCE, TORCH, TORCH_INVARIANT, Backend, TorchInvariant, backend
 from rorqual.ops.backends.torch import Torch
 from rorqual.ops.devices import check_device
-from rorqual.ops.losses import keep_only
+from rorqual.ops.losses import mask_tokens_not_kept
 from rorqual.ops.prepacked import prepack, prepacked_linear, to_plain_layout
 from rorqual.ops.rope import Llama3Scaling, Rope, Yarn, inverse_frequencies, rope_table
 
@@ -136,7 +136,7 @@ def test_a_kept_set_is_read_as_numpy_packs_it(vocab: int) -> None:
     kept[:, 0], kept[0], kept[1, :-1] = True, True, False
     kept[1, -1] = True
     logits = normal(6, vocab)
-    found = keep_only(logits, torch.from_numpy(np.packbits(kept, axis=-1)))
+    found = mask_tokens_not_kept(logits, torch.from_numpy(np.packbits(kept, axis=-1)))
     assert torch.equal(found, torch.where(torch.from_numpy(kept), logits, -torch.inf))
 
 

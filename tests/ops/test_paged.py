@@ -13,15 +13,15 @@ from rorqual.ops.paged import (
     BLOCK,
     HIDDEN,
     QUERIES,
-    Tiles,
+    QueryTiles,
     attend,
     attend_masked,
     attend_selected,
+    build_tiles,
     gather,
     merge_attention,
     select,
     selection_mask,
-    tiles_of,
 )
 from rorqual.ops.row_limits import ENOUGH
 
@@ -58,7 +58,7 @@ class Case:
 
     def laid(
         self, who: list[int], first: list[int], count: list[int], queries: int, shared: int = 0
-    ) -> tuple[Tensor, Tensor, Tensor | int, Tiles]:
+    ) -> tuple[Tensor, Tensor, Tensor | int, QueryTiles]:
         need = [-(-self.lengths[i] // BLOCK) for i in who]
         order = self.rng.permutation(sum(need) + int(self.rng.integers(0, 40)))[: sum(need)]
         pool = int(order.max()) + 1
@@ -73,7 +73,7 @@ class Case:
                 values[order[at + place], :, :length] = self.v[i][part].transpose(0, 1)
             at += n
         tables[:, :shared] = tables[0, :shared]
-        tiles = tiles_of(np.array(first), np.array(count), tables, queries)
+        tiles = build_tiles(np.array(first), np.array(count), tables, queries)
         q = torch.cat([self.q[i][f : f + c] for i, f, c in zip(who, first, count)])
         return q, keys, self.d_v if self.heads == 1 else values, tiles
 
@@ -213,7 +213,7 @@ def test_of_equal_scores_the_earlier_row_is_taken() -> None:
     """Also where a score is the negative of nothing."""
     keys = torch.zeros(3, 1, BLOCK, 4)
     keys[1, 0, 7] = 1.0
-    tiles = tiles_of(np.array([0]), np.array([150]), np.array([[2, 0, 1]]), QUERIES)
+    tiles = build_tiles(np.array([0]), np.array([150]), np.array([[2, 0, 1]]), QUERIES)
     q, weights = torch.ones(150, 1, 2, 4), torch.ones(150, 1, 2)
     weights[:, :, 1] = -0.5
     rows = select(q, weights, keys, tiles, 5).rows
@@ -224,7 +224,7 @@ def test_of_equal_scores_the_earlier_row_is_taken() -> None:
 
 def test_what_selects_nothing_sees_nothing() -> None:
     q, k = torch.ones(70, 1, 1, 4), torch.ones(2, 1, BLOCK, 4)
-    tiles = tiles_of(np.array([0]), np.array([70]), np.array([[0, 1]]), QUERIES)
+    tiles = build_tiles(np.array([0]), np.array([70]), np.array([[0, 1]]), QUERIES)
     rows = torch.full((70, 2), -1)
     rows[69, 0] = 5
     masked = attend_masked(q, k, k, tiles, 1.0, selection_mask(tiles, 1, None, rows))
@@ -236,7 +236,7 @@ def test_what_selects_nothing_sees_nothing() -> None:
 def test_what_selects_nothing_has_no_gradient() -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(shape, requires_grad=True) for shape in ((70, 1, 1, 4), (2, 1, BLOCK, 4), (2, 1, BLOCK, 4)))
-    tiles = tiles_of(np.array([0]), np.array([70]), np.array([[0, 1]]), QUERIES)
+    tiles = build_tiles(np.array([0]), np.array([70]), np.array([[0, 1]]), QUERIES)
     out, lse = attend_masked(q, k, v, tiles, 1.0, selection_mask(tiles, 1, None, torch.full((70, 2), -1)))
     for grad in torch.autograd.grad(out.sum() + lse.clamp(max=0).sum(), (q, k, v)):
         assert not grad.any()
@@ -253,7 +253,7 @@ def test_gradients_of_a_part_of_the_keys_are_those_of_plain_attention(every: int
         torch.randn(length, heads, repeat, requires_grad=True),
     )
     blocks, scale = -(-length // BLOCK), d**-0.5
-    tiles = tiles_of(np.array([0]), np.array([length]), np.arange(blocks)[None], QUERIES)
+    tiles = build_tiles(np.array([0]), np.array([length]), np.arange(blocks)[None], QUERIES)
 
     def pool(x: Tensor, every: int) -> Tensor:
         padded = torch.cat((x, x.new_zeros(blocks * BLOCK - length, heads, d)))
@@ -301,7 +301,7 @@ def test_gradients_of_a_step_are_those_of_plain_attention_wherever_its_blocks_li
         torch.randn(*shape, generator=generator).to(dtype).float().requires_grad_()
         for shape in ((2, heads, repeat, d), (32, heads, BLOCK, d), (32, heads, BLOCK, d))
     )
-    tiles = tiles_of(np.array(lengths) - 1, np.ones(2, np.int64), np.array(table), 1)
+    tiles = build_tiles(np.array(lengths) - 1, np.ones(2, np.int64), np.array(table), 1)
     assert (tiles.span is None) == (table[0][2] == 30) and (tiles.back is None) == (table[0][0] != 2)
     mask = selection_mask(tiles, 1, window, None)
     out, lse = attend_masked(q.to(dtype), k.to(dtype), v.to(dtype), tiles, d**-0.5, mask)
@@ -365,7 +365,7 @@ def test_sequences_of_different_lengths_select_and_lose_as_alone(monkeypatch: py
         selection = attention.select(iq[tokens], weights[tokens], index, plan, 150)
         assert torch.equal(selection.rows >= 0, selection.scores > -torch.inf)
         loss = attention.index_kl(q[tokens], pool, 0.3, iq[tokens], weights[tokens], index, plan, selection.rows)
-        return loss, (selection.rows >= 0).sum(1), (selection.top_p(0.5).rows >= 0).sum(1)
+        return loss, (selection.rows >= 0).sum(1), (selection.keep_top_p(0.5).rows >= 0).sum(1)
 
     whole = found([0, 1, 2, 3], slice(0, 112))
     for which, tokens in ((0, slice(0, 1)), (1, slice(1, 2)), (2, slice(2, 72)), (3, slice(72, 112))):

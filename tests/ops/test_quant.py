@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rorqual.ops.quant import blocks, dequantize_blocks, quantize_blocks, row_scales
+from rorqual.ops.quant import block_counts, dequantize_blocks, quantize_blocks, row_scales
 
 SHAPES = [(128, 128), (1, 1), (130, 257), (256, 128), (127, 129), (300, 50)]
 
@@ -40,7 +40,7 @@ def test_dequantised_bit_for_bit(shape: tuple[int, int]) -> None:
     bits = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
     bits[(bits & 127) == 127] = 0  # NaN
     weight = bits.view(torch.float8_e4m3fn)
-    scale = torch.rand(blocks(shape), generator=generator) * 1e-2
+    scale = torch.rand(block_counts(shape), generator=generator) * 1e-2
     assert torch.equal(dequantize_blocks(weight, scale), by_hand(weight, scale, 128))
 
 
@@ -48,7 +48,7 @@ def test_dequantised_bit_for_bit(shape: tuple[int, int]) -> None:
 def test_quantised_is_near_and_uses_the_range(shape: tuple[int, int]) -> None:
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     values, scale = quantize_blocks(weight)
-    assert values.dtype == torch.float8_e4m3fn and scale.dtype == torch.float32 and scale.shape == blocks(shape)
+    assert values.dtype == torch.float8_e4m3fn and scale.dtype == torch.float32 and scale.shape == block_counts(shape)
     back = dequantize_blocks(values, scale)
     largest = weight.abs().max()
     # Half a step of three bits of mantissa; below 2^-6 of the scale steps are even: 2^-10 of it.

@@ -20,7 +20,7 @@ from transformers.generation.logits_process import (
 
 from rorqual.engine.request import SamplingParams
 from rorqual.engine.seeds import sample_key, uniform
-from rorqual.ops.sampling import SamplingMetadata, SamplingSettings, distribution, sample, top
+from rorqual.ops.sampling import SamplingMetadata, SamplingSettings, distribution, sample, top_k_logprobs
 
 
 def settings(
@@ -215,7 +215,7 @@ def test_tokens_that_a_grammar_forbids_are_never_drawn() -> None:
 )
 def test_the_likeliest_come_in_order_and_the_lowest_id_first_among_equals(values: list[float], k: int) -> None:
     k = min(k, len(values))
-    ids, logprobs = top(torch.tensor([values, values[::-1]]), k)
+    ids, logprobs = top_k_logprobs(torch.tensor([values, values[::-1]]), k)
     for row, given_values in enumerate((values, values[::-1])):
         expected = sorted(range(len(values)), key=lambda i: (-given_values[i], i))[:k]
         assert ids[row].tolist() == expected

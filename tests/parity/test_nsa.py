@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rorqual.core.config import parse
+from rorqual.core.config import parse_config
 from rorqual.core.errors import ConfigError
 from rorqual.data.tokenizer import BASE_VOCAB
 from rorqual.model import ModelConfig, Stage, build
@@ -239,10 +239,10 @@ def test_bad_fields_are_refused_beside_valid_twins(bad: dict[str, Any], twin: di
     data = model_config(config()).model_dump(mode="json")
     valid = data["stages"][0]["attention"]
     data["stages"][0]["attention"] = valid | twin
-    build(parse(ModelConfig, data, where="config"), seed=0)(torch.arange(40, 60).unsqueeze(0))
+    build(parse_config(ModelConfig, data, where="config"), seed=0)(torch.arange(40, 60).unsqueeze(0))
     data["stages"][0]["attention"] = valid | bad
     with pytest.raises(ConfigError, match=message):
-        parse(ModelConfig, data, where="config")
+        parse_config(ModelConfig, data, where="config")
 
 
 def test_no_published_family_has_it() -> None:

@@ -16,7 +16,14 @@ from torch import Tensor
 
 from rorqual.core.errors import ConfigError
 from rorqual.model import Decoder
-from rorqual.model.attention import DSA, AttentionConfig, BlockSelectionConfig, DSAConfig, MLAConfig, WindowConfig
+from rorqual.model.attention import (
+    DSA,
+    AttentionConfig,
+    BlockSelectionConfig,
+    DSAConfig,
+    MLAConfig,
+    SlidingWindowConfig,
+)
 from rorqual.model.load import deepseek_v3
 from rorqual.model.load.find import family_for
 from rorqual.model.presets import preset
@@ -186,7 +193,7 @@ def test_kinds_that_share_the_weights_of_mla_are_not_written_as_mla() -> None:
         return str(deepseek_v3.config_to_hf(config.model_copy(update={"stages": stages}))["model_type"])
 
     assert exported(mla) == "deepseek_v3" and exported(sparse) == "deepseek_v32"
-    for attention in (WindowConfig(**fields, window=4), BlockSelectionConfig(**fields, block_topk=1)):
+    for attention in (SlidingWindowConfig(**fields, window=4), BlockSelectionConfig(**fields, block_topk=1)):
         with pytest.raises(ConfigError, match="does not have DeepSeek-V3's layout"):
             exported(attention)
     with pytest.raises(ConfigError, match="deepseek_v32 has no index_top_p"):

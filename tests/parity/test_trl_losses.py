@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rorqual.data.pack import Sample, pack, pack_rows
+from rorqual.data.pack import TrainingSample, pack, pack_rows
 from rorqual.model import Decoder
-from rorqual.model.decoder import Output
+from rorqual.model.decoder import DecoderOutput
 from rorqual.recipes.models import v3_like
 from rorqual.train.batch import TrainBatch
 from rorqual.train.objectives import GRPO
@@ -57,7 +57,9 @@ def arranged(answers: list[int], layout: str) -> tuple[TrainBatch, Tensor, list[
     """The batch of these answers behind prompts of one token, its logits, and where each answer's predictions lie."""
     numbers = {name: torch.tensor(value) for name, value in GOLDEN["numbers"].items()}
     lengths = [GOLDEN["lengths"][i] for i in answers]
-    samples = [Sample([0, *numbers["targets"][i, :n].tolist()], [False] + [True] * n) for i, n in zip(answers, lengths)]
+    samples = [
+        TrainingSample([0, *numbers["targets"][i, :n].tolist()], [False] + [True] * n) for i, n in zip(answers, lengths)
+    ]
     packed = pack(samples, 16) if layout == "packed" else pack_rows(samples, [[i] for i in range(len(samples))], 16)
     batch = TrainBatch.from_packed(packed.batch)
     shape = batch.tokens.shape
@@ -84,7 +86,7 @@ def test_loss_and_gradient(name: str, layout: str) -> None:
     answers = [i for i in range(len(GOLDEN["lengths"])) if i not in cut_off]
     batch, logits, places = arranged(answers, layout)
     objective = GRPO(**OURS[name])
-    loss = objective.term(speller(), batch, Output(logits, ())).sum / objective.weight(batch)
+    loss = objective.term(speller(), batch, DecoderOutput(logits, ())).sum / objective.weight(batch)
     assert float(loss.detach()) == pytest.approx(case["loss"], abs=1e-6)
     (gradient,) = torch.autograd.grad(loss, logits)
     wanted = torch.tensor(case["gradient"])

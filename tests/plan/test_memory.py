@@ -22,7 +22,7 @@ from rorqual.plan.layout import (
     TrainingDevices,
     choose_layout,
     invalid_layout_reasons,
-    layouts_that_divide,
+    valid_layouts,
 )
 from rorqual.plan.memory import PRECISIONS, Layout, device_memory, stage_sizes
 
@@ -92,10 +92,10 @@ def test_a_pipeline_has_every_layer_once_and_is_even(layers: int, pp: int) -> No
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_sharing_never_adds_and_recomputing_never_saves_more(data: st.DataObject) -> None:
-    layout = data.draw(st.sampled_from(sorted(layouts_that_divide(small(mtp=1), TrainingDevices(16, 8, 1)), key=str)))
+    layout = data.draw(st.sampled_from(sorted(valid_layouts(small(mtp=1), TrainingDevices(16, 8, 1)), key=str)))
 
     def size(**changed: object) -> float:
-        return device_memory(small(mtp=1), replace(layout, **changed), context=512, precision=BF16).total
+        return device_memory(small(mtp=1), replace(layout, **changed), context=512, precision=BF16).total_bytes
 
     assert size(zero=0) >= size(zero=1) >= size(zero=2)
     assert size(recompute="none") >= size(recompute="selective")
@@ -105,7 +105,7 @@ def test_sharing_never_adds_and_recomputing_never_saves_more(data: st.DataObject
 def test_all_devices_together_hold_the_model_state_at_least_once() -> None:
     model = small(mtp=1)
     least = 8 * (account(model).total + account(model).mtp)  # AdamW's moments
-    for layout in layouts_that_divide(model, TrainingDevices(8, 8, 1)):
+    for layout in valid_layouts(model, TrainingDevices(8, 8, 1)):
         assert device_memory(model, layout, context=16, precision=FP32).optimizer * 8 >= least * (1 - 1e-9)
 
 
@@ -114,8 +114,8 @@ def test_deepseek_v3_fits_as_it_was_trained() -> None:
     own = Layout(dp=128, tp=1, pp=16, ep=64, zero=1, recompute="selective")
     assert invalid_layout_reasons(V3, own, 2048) == []
     memory = device_memory(V3, own, context=4096, precision=FP8)
-    assert memory.total < H800.memory * (1 - RESERVE)
-    assert device_memory(V3, replace(own, recompute="none"), context=4096, precision=BF16).total > H800.memory
+    assert memory.total_bytes < H800.memory * (1 - RESERVE)
+    assert device_memory(V3, replace(own, recompute="none"), context=4096, precision=BF16).total_bytes > H800.memory
 
 
 def test_a_layout_that_does_not_divide_is_told_why() -> None:
@@ -134,7 +134,9 @@ def test_a_layout_that_does_not_divide_is_told_why() -> None:
 def test_what_is_chosen_divides_and_fits() -> None:
     room = TrainingDevices(2048, 8, H800.memory * (1 - RESERVE))
     layout, memory = choose_layout(V3, room, 4096, BF16, microbatch=2)
-    assert invalid_layout_reasons(V3, layout, 2048) == [] and memory.total <= room.usable and layout.microbatch == 2
+    assert (
+        invalid_layout_reasons(V3, layout, 2048) == [] and memory.total_bytes <= room.usable and layout.microbatch == 2
+    )
     assert memory == device_memory(V3, layout, context=4096, precision=BF16)
 
 

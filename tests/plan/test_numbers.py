@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rorqual.core.config import Config, parse
+from rorqual.core.config import Config, parse_config
 from rorqual.core.errors import ConfigError
 from rorqual.plan.numbers import (
     Amount,
@@ -30,7 +30,7 @@ def test_suffixes() -> None:
     assert [parse_amount(text) for text in ("14.8T", "2.788M", "4k", "1_000", "2,048", "3e8", "1.5B", "7")] == [
         14.8e12, 2.788e6, 4000, 1000, 2048, 3e8, 1.5e9, 7,
     ]  # fmt: skip
-    assert parse(Asked, {"tokens": "14.8T", "n": "2k", "context": "4k"}, where="here") == Asked(
+    assert parse_config(Asked, {"tokens": "14.8T", "n": "2k", "context": "4k"}, where="here") == Asked(
         tokens=14.8e12, n=2000, context=4096
     )
 
@@ -38,12 +38,12 @@ def test_suffixes() -> None:
 @pytest.mark.parametrize("text", ["", "many", "14.8X", "T", "1..2", "0x10", "nan", "inf", "1 2"])
 def test_what_is_no_number_is_refused_by_its_key(text: str) -> None:
     with pytest.raises(ConfigError, match="key 'tokens': write a number such as"):
-        parse(Asked, {"tokens": text}, where="here")
+        parse_config(Asked, {"tokens": text}, where="here")
 
 
 def test_half_a_device_is_refused() -> None:
     with pytest.raises(ConfigError, match="not an integer"):
-        parse(Asked, {"n": "2.5"}, where="here")
+        parse_config(Asked, {"n": "2.5"}, where="here")
 
 
 @settings(deadline=None)

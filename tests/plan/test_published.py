@@ -21,12 +21,12 @@ from rorqual.plan.published import (
     LLAMA_HOURS,
     QUOTES,
     FigureComparison,
-    figures,
+    compare_figures,
     reached_peak_share,
 )
 from rorqual.plan.serve import DAY_DECODE, DAY_PREFILL, Replica, decode_step, prefill_rate
 
-FIGURES = {figure.name: figure for figure in figures()}
+FIGURES = {figure.name: figure for figure in compare_figures()}
 PUBLISHED = {
     "DeepSeek-V3, pretraining, H800-hours": (2.664e6, 0.01),
     "DeepSeek-V3, TFLOPS per card in pretraining": (385, 0.01),

@@ -27,7 +27,7 @@ def test_a_steady_run_is_extrapolated_exactly_and_its_first_steps_do_not_count(t
     speed = speed_of(run_of(tmp_path, [9.0] * WARM + [0.5] * 100, asked=500))
     assert (speed.seconds, speed.core_seconds, speed.tokens, speed.flops) == (0.5, 1.0, 100, 1000)
     assert (speed.done, speed.asked) == (102, 500)
-    assert speed.interval(1000) == (500.0, 500.0)
+    assert speed.seconds_interval(1000) == (500.0, 500.0)
 
 
 def test_the_interval_holds_as_often_as_it_says(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_the_interval_holds_as_often_as_it_says(tmp_path: Path) -> None:
         folder = tmp_path / str(trial)
         folder.mkdir()
         draw = [rng.lognormvariate(0, 0.3) for _ in range(WARM + 100 + 300)]
-        low, high = speed_of(run_of(folder, draw[: WARM + 100])).interval(300)
+        low, high = speed_of(run_of(folder, draw[: WARM + 100])).seconds_interval(300)
         held += low <= sum(draw[WARM + 100 :]) <= high
     assert 0.90 <= held / 200 <= 0.99
 
@@ -47,8 +47,8 @@ def test_what_comes_in_bursts_widens_the_interval(tmp_path: Path) -> None:
     for folder in (steady, bursts):
         folder.mkdir()
     mixed = [0.4, 0.6] * 100
-    wide = speed_of(run_of(bursts, [0.5] * WARM + sorted(mixed))).interval(100)
-    narrow = speed_of(run_of(steady, [0.5] * WARM + mixed)).interval(100)
+    wide = speed_of(run_of(bursts, [0.5] * WARM + sorted(mixed))).seconds_interval(100)
+    narrow = speed_of(run_of(steady, [0.5] * WARM + mixed)).seconds_interval(100)
     assert fmean(wide) == pytest.approx(fmean(narrow)) and wide[1] - wide[0] > 5 * (narrow[1] - narrow[0])
 
 

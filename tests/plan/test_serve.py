@@ -22,7 +22,7 @@ from rorqual.plan.serve import (
     estimate_serving,
     largest_batch,
     smallest_replica,
-    split_weights,
+    split_parameter_count,
     token_prices,
     touched_expert_share,
 )
@@ -37,15 +37,15 @@ def test_a_dense_model_on_one_card_by_hand() -> None:
     """Batch 1: 8.19B weights of two bytes and the cache, over 3.35 TB/s."""
     step = decode_step(QWEN, ONE, 1, 1000)
     weights, cache = 2 * account(QWEN).total / 3.35e12, 1000 * 147456 / 3.35e12
-    assert step.bound == "memory"
+    assert step.bottleneck == "memory"
     assert step.seconds == pytest.approx(weights + cache, rel=1e-12)
     assert 2 * account(QWEN).total / 1e9 == pytest.approx(16.4, abs=0.1)
 
 
 def test_weights_are_all_parameters_but_the_prediction_modules() -> None:
     for model in (V3, QWEN):
-        assert sum(split_weights(model)) == account(model).total
-    assert split_weights(V3)[1] == 58 * 256 * 3 * 7168 * 2048
+        assert sum(split_parameter_count(model)) == account(model).total
+    assert split_parameter_count(V3)[1] == 58 * 256 * 3 * 7168 * 2048
 
 
 def test_absorbed_attention_costs_more_flops_and_less_memory_than_heads_would() -> None:
@@ -103,9 +103,9 @@ def test_what_does_not_fit_says_by_how_much_and_what_would() -> None:
 def test_the_margin_is_over_the_rent_of_exactly_the_time_used() -> None:
     served = estimate_serving(V3, replace(ONE, n=144, dtype="fp8"), MIX)
     at_cost, dear = token_prices(served, 2.0, 0.0), token_prices(served, 2.0, 0.5)
-    hour = at_cost.bill(hit=0, miss=served.prefill_rate * 3600, output=0)
+    hour = at_cost.cost_usd(hit=0, miss=served.prefill_rate * 3600, output=0)
     assert hour == pytest.approx(2.0)
-    assert at_cost.bill(hit=0, miss=0, output=served.decode_rate * 3600) == pytest.approx(2.0)
+    assert at_cost.cost_usd(hit=0, miss=0, output=served.decode_rate * 3600) == pytest.approx(2.0)
     assert dear.miss == pytest.approx(1.5 * at_cost.miss) and dear.output == pytest.approx(1.5 * at_cost.output)
 
 

@@ -15,9 +15,9 @@ from rorqual.recipes.quickstart.forecast import (
     StageForecast,
     TokenLengths,
     count_solution_tokens,
+    draw_solutions,
     mean_lengths,
-    solution_lengths,
-    stages,
+    stage_forecasts,
     thinking_share_after_grpo,
 )
 from rorqual.recipes.quickstart.summary import PAID_FOR
@@ -29,7 +29,7 @@ EXAM = EvaluationSet(problems=100, lengths=LENGTHS, drawing=1.0)
 
 def made(**changed: int) -> dict[str, StageForecast]:
     scale = FULL.model_copy(update=changed)
-    found = stages(scale, PACE, replace(PACE, step=0.05), LENGTHS, LENGTHS, EXAM, EXAM, (1.5, 3e-3))
+    found = stage_forecasts(scale, PACE, replace(PACE, step=0.05), LENGTHS, LENGTHS, EXAM, EXAM, (1.5, 3e-3))
     return {stage.name: stage for stage in found}
 
 
@@ -70,7 +70,7 @@ def test_thinking_is_what_is_asked_or_the_habit() -> None:
 
 
 def test_lengths_are_those_of_the_worked_solutions() -> None:
-    solutions = solution_lengths(STUDENT_TASK, 1.0, 0)
+    solutions = draw_solutions(STUDENT_TASK, 1.0, 0)
     assert all(one.thinking > one.at_once > 0 and one.prompt > 0 for _, one in solutions)
     assert count_solution_tokens([solutions[0][0]])[0] == solutions[0]
     lengths = mean_lengths(solutions)

@@ -49,11 +49,13 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 def test_every_stage_left_its_files(place: Path) -> None:
-    assert RunDir(place / "base").newest_complete() == (3, []) and RunDir(place / "teacher").newest_complete() == (
+    assert RunDir(place / "base").newest_complete_step() == (3, []) and RunDir(
+        place / "teacher"
+    ).newest_complete_step() == (
         1,
         [],
     )
-    assert [RunDir(place / name).newest_complete()[0] for name in ("student-base", "distilled", "answers-only", "reinforced")] == [
+    assert [RunDir(place / name).newest_complete_step()[0] for name in ("student-base", "distilled", "answers-only", "reinforced")] == [
         2, 2, 2, 1,
     ]  # fmt: skip
     names = {path.stem for path in (place / "evals").glob("*.json")}

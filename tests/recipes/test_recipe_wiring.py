@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from rorqual.core.config import override
+from rorqual.core.config import override_fields
 from rorqual.core.records import RunDir
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.recipes import make_run
 from rorqual.recipes.quickstart import QuickstartPaths
 from rorqual.recipes.quickstart.report import REPORT_FILE
-from rorqual.recipes.quickstart.summary import is_current
+from rorqual.recipes.quickstart.summary import is_report_current
 from rorqual.recipes.start import start_settings
 from rorqual.train.loop import fit
 from rorqual.train.run import FLOAT32, Run
@@ -27,7 +27,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of another chat format than the default, and of 18 layers."""
     out = tmp_path_factory.mktemp("wired") / "run"
     run = make_run("sft", LITTLE)
-    deep = override(run, ["model.stages.1.layers=17", "chat=deepseek-r1"])
+    deep = override_fields(run, ["model.stages.1.layers=17", "chat=deepseek-r1"])
     fit(deep, RunDir(out), quiet=True)
     return out
 
@@ -116,10 +116,10 @@ def test_a_report_is_drawn_again_where_a_file_that_it_shows_is_newer(tmp_path: P
         file.parent.mkdir(exist_ok=True)
         file.write_text("{}", encoding="utf-8")
         os.utime(file, ns=(then, then))
-    assert is_current(place)
+    assert is_report_current(place)
     for file in files[:-1]:
         os.utime(file, ns=(then + 1, then + 1))
-        assert not is_current(place), file.name
+        assert not is_report_current(place), file.name
         os.utime(file, ns=(then, then))
     (tmp_path / REPORT_FILE).unlink()
-    assert not is_current(place)
+    assert not is_report_current(place)

@@ -11,7 +11,7 @@ from jinja2 import UndefinedError
 
 import rorqual.report
 from rorqual.report.chart import Chart, Series, draw
-from rorqual.report.page import page, write_page
+from rorqual.report.page import render_page, write_page
 from rorqual.report.table import Table
 
 SLY = "</script><script>alert(1)</script><b>&"
@@ -22,7 +22,7 @@ def plan(**more: object) -> str:
     table = Table(title=SLY, heads=("what", SLY), rows=((SLY,), (SLY, "● yes"), ("x" * 41, "○ open")), note=SLY)
     chart = Chart(name="c", caption=SLY, alt=SLY, series=(Series(label=SLY, points=((0, 1),)),), width=4)
     given = {"title": SLY, "plan": table, "pictures": [draw(chart)], "hardware": SLY}
-    return page("plan", **given | more)
+    return render_page("plan", **given | more)
 
 
 def test_all_text_is_escaped() -> None:
@@ -36,13 +36,13 @@ def test_all_text_is_escaped() -> None:
 def test_a_transcript_and_coloured_text_are_escaped_and_show_line_ends() -> None:
     report = SimpleNamespace(model="m", chosen=2, layers=1)
     parts = [("a\n<b", "p", 30, "0.50")]
-    text = page("compute", report=report, facts=[(SLY, SLY, SLY)], legend=[], replies=[(SLY, parts)], tables=[])
+    text = render_page("compute", report=report, facts=[(SLY, SLY, SLY)], legend=[], replies=[(SLY, parts)], tables=[])
     line = '<i class="p" style="--w:30%" title="0.50">a<span class="e">↵</span>\n&lt;b</i>'
     assert line in text and "<script" not in text
 
 
 def test_data_of_a_script_cannot_end_it() -> None:
-    text = page("trace", name="r", data={"steps": SLY})
+    text = render_page("trace", name="r", data={"steps": SLY})
     assert text.count("<script") == 2 and text.count("</script>") == 2 and "\\u003c/script" in text
 
 
@@ -57,7 +57,7 @@ def test_a_page_is_written_with_the_same_bytes_and_needs_no_network(tmp_path: Pa
 
 def test_a_name_that_a_template_lacks_is_an_error() -> None:
     with pytest.raises(UndefinedError, match="'hardware' is undefined"):
-        page("plan", title="t", plan=Table(title="t", heads=(), rows=()), pictures=[])
+        render_page("plan", title="t", plan=Table(title="t", heads=(), rows=()), pictures=[])
 
 
 @pytest.mark.parametrize("template", sorted(path.name for path in TEMPLATES.glob("*.html")))

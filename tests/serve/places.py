@@ -17,7 +17,7 @@ from typing import Any
 from served import write_run
 from shapes import chat_of, text_of
 
-from rorqual.cli.generating import read_settings
+from rorqual.cli.generating import read_generate_settings
 from rorqual.core.records import Message
 from rorqual.core.sampling import (
     PARAMS,
@@ -26,7 +26,7 @@ from rorqual.core.sampling import (
     Grammar,
     GrammarType,
     IntRange,
-    Param,
+    SamplingParam,
     SamplingParams,
     TextList,
     TokenBiases,
@@ -37,14 +37,14 @@ from rorqual.engine.remote.engine import RemoteEngine
 from rorqual.generate.schema import RowParser, RowSampling
 from rorqual.generate.schema import RowRequest as RowAsk
 from rorqual.serve.wire import EngineRequest, pack, submit_message
-from rorqual.serve.worker import Worker
+from rorqual.serve.worker import EngineWorker
 
 MESSAGES = (Message("user", "hello"),)
 NOBODY = RemoteEngine("http://127.0.0.1:9/v1", "m", retries=0)
-QuickstartPaths = Callable[[dict[str, Any]], SamplingParams]
+Place = Callable[[dict[str, Any]], SamplingParams]
 
 
-def unlike(param: Param) -> Any:
+def unlike(param: SamplingParam) -> Any:
     """A value that every place takes, which is neither the default nor another parameter's value."""
     number = 1 + list(PARAMS).index(param.name)
     match param.type:
@@ -96,7 +96,7 @@ def row_request(given: dict[str, Any]) -> Request:
 
 def by_command(given: dict[str, Any]) -> SamplingParams:
     words = [f"{name}={json.dumps(value)}" for name, value in in_json(given).items()]
-    return read_settings(["run=r", "out=o.jsonl", *words])[1].params()
+    return read_generate_settings(["run=r", "out=o.jsonl", *words])[1].params()
 
 
 def by_chat(given: dict[str, Any]) -> SamplingParams:
@@ -113,7 +113,7 @@ def by_remote(given: dict[str, Any]) -> SamplingParams:
 
 def by_body(request: Request) -> EngineRequest:
     """What our client sends, as our server reads it."""
-    body = json.loads(json.dumps(NOBODY._body(request, 0)))
+    body = json.loads(json.dumps(NOBODY._request_body(request, 0)))
     del body["messages"], body["model"]
     [ask] = chat_of(**body).engine_requests()
     return ask
@@ -121,7 +121,7 @@ def by_body(request: Request) -> EngineRequest:
 
 def by_wire(engine: Engine, ask: EngineRequest) -> SamplingParams:
     """What the sampler will read of a request that crosses the pipe."""
-    worker = Worker(engine, io.BytesIO(), io.BytesIO())
+    worker = EngineWorker(engine, io.BytesIO(), io.BytesIO())
     worker._handle_message(json.loads(b"".join(submit_message(7, pack(ask), "them"))))
     waiting = engine._cores[0].scheduler.waiting
     while not waiting:
@@ -134,7 +134,7 @@ def by_wire(engine: Engine, ask: EngineRequest) -> SamplingParams:
     return found[0]
 
 
-def places(engine: Engine) -> dict[str, QuickstartPaths]:
+def places(engine: Engine) -> dict[str, Place]:
     return {
         "a row of a file": by_row,
         "the command line": by_command,

@@ -16,7 +16,7 @@ import pytest
 from served import Server, start, stop, write_run
 from test_serve_options import told
 
-from rorqual.cli.serving import start as start_here
+from rorqual.cli.serving import start_server as start_here
 from rorqual.core.errors import RorqualError
 from rorqual.core.records import Message, RunDir
 from rorqual.data.fingerprint import fingerprint

@@ -12,7 +12,7 @@ from rorqual.serve.bridge import EngineBridge
 from rorqual.serve.keys import ApiKeys
 from rorqual.serve.routes.chat import ChatResponseBuilder
 from rorqual.serve.schemas import ChatRequest, parse_request
-from rorqual.serve.service import Service
+from rorqual.serve.service import ModelService
 from rorqual.serve.wire import EngineArguments, EngineLimits
 
 CHAT = chat_format(Tokenizer.byte_level(), "deepseek-v3.2")
@@ -24,7 +24,7 @@ ASKED: list[dict[str, Any]] = [{"role": "user", "content": "Zürich?"}]
 def shape(messages: list[dict[str, Any]] = ASKED, **fields: Any) -> ChatResponseBuilder:
     bridge = EngineBridge(EngineArguments("nowhere"))
     bridge.info = EngineLimits(16_384, CHAT.tokenizer.vocab_size)
-    service = Service("v32", 0, CHAT, bridge, ApiKeys(Path("none"), {}), 2**20)
+    service = ModelService("v32", 0, CHAT, bridge, ApiKeys(Path("none"), {}), 2**20)
     body = {"model": "v32", "messages": messages, "tools": SPECS, "chat_template_kwargs": {"thinking": True}} | fields
     return ChatResponseBuilder(service, parse_request(ChatRequest, json.dumps(body).encode())[0])
 

@@ -20,9 +20,9 @@ from rorqual.serve.app import create_app
 from rorqual.serve.bridge import TRIES, EngineBridge, ServerJob
 from rorqual.serve.errors import ApiError
 from rorqual.serve.keys import ApiKeys
-from rorqual.serve.metrics import Metrics, ServerSnapshot
+from rorqual.serve.metrics import ServerMetrics, ServerSnapshot
 from rorqual.serve.replies import Reply
-from rorqual.serve.service import Service
+from rorqual.serve.service import ModelService
 from rorqual.serve.wire import EngineArguments, EngineLimits, EngineRequest, SampledToken, Score, message_line, pack
 
 ONE, THREE = pack(EngineRequest((5,))), pack(EngineRequest((5, 6, 7)))
@@ -34,8 +34,8 @@ def letter(text: str) -> int:
     return found
 
 
-def reply_to(job: ServerJob, metrics: Metrics | None = None, **fields: Any) -> Reply:
-    return Reply(job, CHAT, text_of(**fields).new_choice, metrics or Metrics())
+def reply_to(job: ServerJob, metrics: ServerMetrics | None = None, **fields: Any) -> Reply:
+    return Reply(job, CHAT, text_of(**fields).new_choice, metrics or ServerMetrics())
 
 
 # ---- between server and engine
@@ -215,9 +215,13 @@ def test_tokens_of_thoughts_are_counted_over_all_samples() -> None:
 
     async def act() -> Reply:
         with bridge.submitted_job([replace(THREE, n=3)], "a") as job:
-            reply = Reply(job, CHAT, shape.new_choice, Metrics())
+            reply = Reply(job, CHAT, shape.new_choice, ServerMetrics())
             for sample, text in enumerate(("abc", "abcde", "")):
-                ids = [*CHAT.tokenizer.encode(text), CHAT.tokenizer.special("</think>"), *CHAT.tokenizer.encode("so")]
+                ids = [
+                    *CHAT.tokenizer.encode(text),
+                    CHAT.tokenizer.special_id("</think>"),
+                    *CHAT.tokenizer.encode("so"),
+                ]
                 for id_ in ids:
                     bridge._deliver(0, SampledToken(sample, id_))
                 bridge._deliver(0, SampledToken(sample, CHAT.stop_ids[0], "stop"))
@@ -233,7 +237,7 @@ def test_tokens_of_thoughts_are_counted_over_all_samples() -> None:
 
 
 def test_each_figure_of_the_page_is_its_own() -> None:
-    metrics = Metrics(first_token_seconds=1.5, first_tokens=2, cancelled=3, failed=4)
+    metrics = ServerMetrics(first_token_seconds=1.5, first_tokens=2, cancelled=3, failed=4)
     metrics.requests["/v1/models", 200] = 5
     metrics.requests["other", 401] = 6
     text = metrics.prometheus_text(
@@ -264,7 +268,9 @@ def test_each_figure_of_the_page_is_its_own() -> None:
 # ---- HTTP, where no engine is needed
 
 
-def within(folder: Path, act: Callable[[httpx.AsyncClient, Service], Awaitable[None]], *, queue: int = 256) -> None:
+def within(
+    folder: Path, act: Callable[[httpx.AsyncClient, ModelService], Awaitable[None]], *, queue: int = 256
+) -> None:
     """`act` with a client of tenant `a`, who shares the server with `b`; the engine never starts."""
 
     async def run() -> None:
@@ -282,7 +288,7 @@ def within(folder: Path, act: Callable[[httpx.AsyncClient, Service], Awaitable[N
 
 
 def test_every_request_is_counted_by_its_route_and_how_it_ended(tmp_path: Path) -> None:
-    async def act(client: httpx.AsyncClient, service: Service) -> None:
+    async def act(client: httpx.AsyncClient, service: ModelService) -> None:
         ended = [
             await client.get("/health"), await client.get("/v1/models"), await client.get("/v1/models"), await client.get("/v1/models/no"),
             await client.get("/nothing"), await client.get("/health", headers={"authorization": "x"}), await client.get(TALK),
@@ -305,7 +311,7 @@ def test_every_request_is_counted_by_its_route_and_how_it_ended(tmp_path: Path) 
 
 
 def test_a_server_says_whether_its_engine_is_ready(tmp_path: Path) -> None:
-    async def act(client: httpx.AsyncClient, service: Service) -> None:
+    async def act(client: httpx.AsyncClient, service: ModelService) -> None:
         for ready in (False, True):
             service.bridge.alive = ready
             health = await client.get("/health")
@@ -326,7 +332,7 @@ def test_a_server_says_whether_its_engine_is_ready(tmp_path: Path) -> None:
 
 
 def test_whoever_comes_when_the_queue_is_full_is_told_to_come_again(tmp_path: Path) -> None:
-    async def act(client: httpx.AsyncClient, service: Service) -> None:
+    async def act(client: httpx.AsyncClient, service: ModelService) -> None:
         body = {"model": "m", "prompt": "a", "max_tokens": 1}
         with service.bridge.submitted_job([ONE], "a"):
             full = await client.post(TEXT, json=body)

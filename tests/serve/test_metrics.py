@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-from rorqual.serve.metrics import Metrics, ServerSnapshot
+from rorqual.serve.metrics import ServerMetrics, ServerSnapshot
 
 
 def test_a_tenant_sees_its_own_figures_alone() -> None:
-    metrics = Metrics()
+    metrics = ServerMetrics()
     metrics.count_tokens("mine", 1, 2, 3)
     metrics.count_tokens("theirs", 4, 5, 6)
     now = ServerSnapshot(True, 2, Counter(mine=1, theirs=7), Counter(theirs=8), {"slots": 4.0})

@@ -16,7 +16,7 @@ from rorqual.serve.app import create_app
 from rorqual.serve.bridge import EngineBridge
 from rorqual.serve.chat_page import FILES
 from rorqual.serve.keys import ApiKeys
-from rorqual.serve.service import Service
+from rorqual.serve.service import ModelService
 from rorqual.serve.wire import EngineArguments
 
 PATHS = ["/", *(f"/{file.relative_to(FILES).as_posix()}" for file in FILES.rglob("*") if file.is_file())]
@@ -34,7 +34,7 @@ CLOSED = (
 
 def answers(folder: Path, *requests: tuple[str, str], **options: Any) -> list[httpx.Response]:
     """The answers of routes whose engine never starts, to requests without a key."""
-    service = Service(
+    service = ModelService(
         name="the-models-name", created=0, chat=chat_format(Tokenizer.byte_level(), "deepseek"),
         bridge=EngineBridge(EngineArguments(run="nowhere")), keys=ApiKeys.load(folder / "keys.json"), max_body=2**16,
     )  # fmt: skip

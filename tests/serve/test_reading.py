@@ -26,7 +26,7 @@ CHATS: dict[str, ChatFormat] = {
 CHATS["template"] = TemplateChat(TOKENIZER, TEMPLATE)
 MODES: tuple[Thinking, ...] = ("auto", "on", "off")
 THINK, END, EOS, USER = (
-    TOKENIZER.special(name) for name in ("<think>", "</think>", "<｜end▁of▁sentence｜>", "<｜User｜>")
+    TOKENIZER.special_id(name) for name in ("<think>", "</think>", "<｜end▁of▁sentence｜>", "<｜User｜>")
 )
 
 

@@ -22,9 +22,9 @@ from rorqual.serve import logprobs
 from rorqual.serve.bridge import BEHIND, EngineBridge, ServerJob
 from rorqual.serve.errors import ApiError
 from rorqual.serve.keys import ApiKeys
-from rorqual.serve.metrics import Metrics
+from rorqual.serve.metrics import ServerMetrics
 from rorqual.serve.replies import Choice, Reply
-from rorqual.serve.service import Service
+from rorqual.serve.service import ModelService
 from rorqual.serve.wire import EngineArguments, EngineRequest, SampledToken, pack
 
 CHAT = chat_format(Tokenizer.byte_level())
@@ -33,7 +33,7 @@ PACKED = pack(ASK)
 
 
 def reply_to(job: ServerJob) -> Reply:
-    return Reply(job, CHAT, lambda: Choice(CHAT.reader("auto", plain=True), StopStringMatcher([])), Metrics())
+    return Reply(job, CHAT, lambda: Choice(CHAT.reader("auto", plain=True), StopStringMatcher([])), ServerMetrics())
 
 
 def test_silence_is_told_while_a_request_waits_and_changes_nothing() -> None:
@@ -97,7 +97,7 @@ def test_a_tenant_that_floods_leaves_each_other_its_share() -> None:
 
 def test_long_texts_are_cut_beside_the_loop_and_none_for_who_has_left() -> None:
     """One after another for each tenant, and no tenant behind another."""
-    service = Service("m", 0, CHAT, EngineBridge(EngineArguments("nowhere")), ApiKeys(Path("none"), {}), 1)
+    service = ModelService("m", 0, CHAT, EngineBridge(EngineArguments("nowhere")), ApiKeys(Path("none"), {}), 1)
     began, go = threading.Event(), threading.Event()
     done: list[str] = []
 

@@ -26,7 +26,7 @@ from rorqual.serve.message_schemas import (
 )
 from rorqual.serve.routes.completions import TextResponseBuilder
 from rorqual.serve.schemas import ChatRequest, StreamOptions, TemplateOptions, TextRequest
-from rorqual.serve.service import GENERATION, MAX_SCORES, Service
+from rorqual.serve.service import GENERATION, MAX_SCORES, ModelService
 from rorqual.serve.wire import EngineRequest, PackedRequest, SampledToken
 
 SCHEMA: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer"}}}
@@ -340,7 +340,7 @@ def test_calls_are_one_where_no_more_were_wanted() -> None:
 # ---- limits, to the last one that is allowed
 
 
-def prepared(service: Service, **given: Any) -> list[PackedRequest] | str | None:
+def prepared(service: ModelService, **given: Any) -> list[PackedRequest] | str | None:
     """What the engine is asked for a request of completions, or the parameter that is refused."""
     try:
         return prepare(service, TextRequest, TextResponseBuilder, json.dumps({"model": "m", **given}).encode()).asks
@@ -348,7 +348,7 @@ def prepared(service: Service, **given: Any) -> list[PackedRequest] | str | None
         return error.param
 
 
-def asks_of(count: int, service: Service | None = None, **given: Any) -> bool:
+def asks_of(count: int, service: ModelService | None = None, **given: Any) -> bool:
     """Whether a request is taken, which then has so many prompts."""
     found = prepared(service or service_of(), **given)
     return isinstance(found, list) and len(found) == count

@@ -23,7 +23,7 @@ from rorqual.core.records import Message
 from rorqual.core.sampling import PARAMS, SERVER_DEFAULTS, FloatRange, IntRange, check_params
 from rorqual.engine import Engine, Request, SamplingParams
 from rorqual.engine.remote.engine import RemoteEngine, RemoteError
-from rorqual.generate.batch import answers, output_record
+from rorqual.generate.batch import generate_answers, output_record
 from rorqual.generate.prompts import RefusedRow
 from rorqual.generate.schema import RowParser, RowRequest, RowSampling
 from rorqual.serve.errors import ApiError
@@ -69,7 +69,7 @@ def test_a_key_does_the_same_at_every_seam(engine: Engine, server: Server, key: 
     ]
     for ask in asked:
         assert isinstance(ask, RowRequest) and ask.request.params == params
-    lines = [output_record(*one) for some in answers(engine, asked[:1], room=1) for one in some]
+    lines = [output_record(*one) for some in generate_answers(engine, asked[:1], room=1) for one in some]
     assert lines[0]["choices"][0]["text"] == here.text and lines[0]["choices"][0]["tokens"] == said(here)[1]
     assert lines[0].get("prompt_logprobs") == here.prompt_logprobs
     best = here.prompt_top_logprobs
@@ -104,7 +104,7 @@ NEW = """
 
 
 @dataclass(frozen=True)
-class Param:"""
+class SamplingParam:"""
 
 
 def test_a_parameter_that_is_written_into_the_schema_alone_arrives_everywhere(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_parameter_that_is_written_into_the_schema_alone_arrives_everywhere(tm
     shutil.copytree(Path(rorqual.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
     schema = copy / "core" / "sampling.py"
     text = schema.read_text(encoding="utf-8")
-    end = "\n\n@dataclass(frozen=True)\nclass Param:"
+    end = "\n\n@dataclass(frozen=True)\nclass SamplingParam:"
     assert text.count(end) == 1
     schema.write_text(text.replace(end, NEW), encoding="utf-8")
     names = ["nudge", "shoves", "length_penalty", "typical_p"]

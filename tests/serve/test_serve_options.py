@@ -19,9 +19,9 @@ import pytest
 import uvicorn
 from served import start, stop
 
-from rorqual.cli.machine import cores
+from rorqual.cli.machine import available_cores
 from rorqual.cli.serving import ENGINE, ServeSettings
-from rorqual.cli.serving import start as start_here
+from rorqual.cli.serving import start_server as start_here
 from rorqual.core.errors import ConfigError
 from rorqual.engine import EngineConfig
 from rorqual.serve.app import ApiKeyMiddleware
@@ -75,7 +75,7 @@ OPTIONS: dict[str, tuple[str, Callable[[ApiKeyMiddleware, dict[str, Any]], Any],
     "device": ("cuda:7", of_process("device"), "cuda:7", "cpu"),
     "dtype": ("bfloat16", of_process("dtype"), "bfloat16", "float32"),
     "slots": ("3", of_engine("slots"), 3, 16),
-    "threads": ("5", of_process("threads"), 5, cores()),
+    "threads": ("5", of_process("threads"), 5, available_cores()),
     "max_len": ("1500", of_engine("max_len"), 1500, None),
     "cache_dir": ("CACHE", of_engine("cache_dir"), "CACHE", None),
     "cache_bytes": ("3000001", of_engine("cache_bytes"), 3000001, 1 << 30),

@@ -13,7 +13,7 @@ from served import Server, start, stop, write_run
 from test_cascade_server import calibration_file
 from test_serve_options import told
 
-from rorqual.cli.serving import start as start_here
+from rorqual.cli.serving import start_server as start_here
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import Message, RunDir, TaskDefaults, Thinking
 from rorqual.data.chat import load_chat
@@ -32,7 +32,7 @@ QUESTION = "where is my card"
 
 
 def write_defaults(run: Path, **data: Any) -> None:
-    RunDir(run).defaults_file.write_text(json.dumps(data), encoding="utf-8")
+    RunDir(run).task_defaults_file.write_text(json.dumps(data), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

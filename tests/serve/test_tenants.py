@@ -22,7 +22,7 @@ from rorqual.engine.engine import Engine
 from rorqual.engine.request import Grammar, SamplingParams
 from rorqual.serve.keys import ApiKeys
 from rorqual.serve.wire import EngineRequest, message_line, pack, submit_message
-from rorqual.serve.worker import BEAT, Worker
+from rorqual.serve.worker import BEAT, EngineWorker
 
 MANY = 80
 TINY = {"guided_choice": ["yes", "no"]}
@@ -121,7 +121,7 @@ def test_messages_without_end_do_not_keep_the_engine_from_a_sign_of_life(run: Pa
     """An engine that has said nothing for long is killed as one that hangs."""
     source, inlet = os.pipe()
     outlet, sink = os.pipe()
-    worker = Worker(Engine(run, record_experts=False, slots=1), os.fdopen(source, "rb"), os.fdopen(sink, "wb"))
+    worker = EngineWorker(Engine(run, record_experts=False, slots=1), os.fdopen(source, "rb"), os.fdopen(sink, "wb"))
     working = threading.Thread(target=worker.run, daemon=True)
     working.start()
     beats = threading.Event()

@@ -15,7 +15,7 @@ from rorqual.serve.bridge import EngineBridge
 from rorqual.serve.keys import ApiKeys
 from rorqual.serve.routes.chat import ChatResponseBuilder
 from rorqual.serve.schemas import ChatRequest, parse_request
-from rorqual.serve.service import Service
+from rorqual.serve.service import ModelService
 from rorqual.serve.wire import EngineArguments, EngineLimits, SampledToken
 
 TOKENIZERS = Path(__file__).parents[1] / "data" / "chat" / "golden"
@@ -61,7 +61,7 @@ FORMATS: dict[str, ChatFormat] = {name: chat_format(tokenizer(family), name) for
 def shape_of(chat: ChatFormat, **fields: Any) -> ChatResponseBuilder:
     bridge = EngineBridge(EngineArguments("nowhere"))
     bridge.info = EngineLimits(4096, chat.tokenizer.vocab_size)
-    service = Service("plain", 0, chat, bridge, ApiKeys(Path("none"), {}), 2**20)
+    service = ModelService("plain", 0, chat, bridge, ApiKeys(Path("none"), {}), 2**20)
     return ChatResponseBuilder(service, parse_request(ChatRequest, json.dumps(BODY | fields).encode())[0])
 
 

@@ -23,7 +23,7 @@ MOST = 65_536
 TICK = 0.005
 PASS_ON = {
     # They hand on what is as long as a body or a reply, and do not look at it: asyncio's own, and ours.
-    "put_nowait", "_put", "_get", "set_result", "_write", "_slices", "_write_messages", "Sliced", "__init__", "init_headers", "render",
+    "put_nowait", "_put", "_get", "set_result", "_queue_output", "_slices", "_write_messages", "Sliced", "__init__", "init_headers", "render",
     "write", "pause_reading",
 }  # fmt: skip
 

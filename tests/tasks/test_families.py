@@ -156,9 +156,9 @@ def test_size_is_the_number_of_keys_that_ever_come(name: str, difficulty: int, d
 
 def test_sizes_of_swap_and_kk_against_enumeration() -> None:
     swap = Families(names=("swap",)).families["swap"]
-    from rorqual.tasks.families.swap import PAIRS, _canonical
+    from rorqual.tasks.families.swap import PAIRS, _canonical_pair_order
 
-    words = {tuple(_canonical(list(word))) for word in itertools.product(PAIRS, repeat=3)}
+    words = {tuple(_canonical_pair_order(list(word))) for word in itertools.product(PAIRS, repeat=3)}
     assert swap.count_keys(3) == 120 * len(words)
     kk = Families(names=("kk",)).families["kk"]
     keys = {p.key for p in samples(kk, 8000, difficulty=1)}

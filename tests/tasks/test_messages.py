@@ -11,7 +11,7 @@ import pytest
 from rorqual.core.errors import ConfigError, DataError, TaskError
 from rorqual.core.records import Message
 from rorqual.core.rows import read_rows
-from rorqual.tasks.file_task import SAMPLES, files_with_word
+from rorqual.tasks.file_task import SAMPLES, files_whose_name_contains
 from rorqual.tasks.find import check_gold, load_task, safe_problems
 from rorqual.tasks.task import Verdict
 
@@ -90,7 +90,9 @@ def test_a_gold_answer_that_says_nothing_is_ungraded(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [None, 3, "", " ", [1], {"a": 1}, [None]])
 def test_any_field_of_a_files_row_may_be_anything(tmp_path: Path, name: str, value: Any) -> None:
     """A column at a time: the row is read, or named."""
-    row = next(read_rows(files_with_word(SAMPLES / name, "validation" if name == "folio" else "test")[0])).values
+    row = next(
+        read_rows(files_whose_name_contains(SAMPLES / name, "validation" if name == "folio" else "test")[0])
+    ).values
     for column in row:
         file = written(tmp_path / f"{column}-test.jsonl", [row | {column: value}])
         try:

@@ -166,7 +166,7 @@ def test_an_everyday_chore_holds_out_a_twentieth_and_a_tenth_and_halves_the_rest
     rng = random.Random(5)
     drawn = {EVERYDAY_TASKS[name].sample(rng).key for _ in range(6000)}
     places = {
-        place: EverydayMixture([name], pool)._belongs
+        place: EverydayMixture([name], pool)._key_is_in_split
         for place, pool in (("dev", "any"), ("test", "any"), ("train", "any"), ("train teacher", "teacher"), ("train original", "original"))
     }  # fmt: skip
     held = {place: {key for key in drawn if belongs(key, place.split()[0])} for place, belongs in places.items()}  # type: ignore[arg-type]

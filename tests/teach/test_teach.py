@@ -72,10 +72,10 @@ def test_every_model_and_baseline_is_measured_on_the_same_test_examples(
     _, paths = taught
     names = json.loads(paths.baselines.read_bytes())["names"]
     assert {"majority", "nearest neighbour", "logistic regression", BEFORE, "base, 4 examples"} < {*names}
-    evaluations = [Evaluation.load(paths.evaluation(name)) for name in (*names, AFTER)]
-    assert len({tuple(sorted(one.keys)) for one in evaluations}) == 1 and len(evaluations[0].keys) > 20
+    evaluations = [Evaluation.load(paths.evaluation_file(name)) for name in (*names, AFTER)]
+    assert len({tuple(sorted(one.problem_keys)) for one in evaluations}) == 1 and len(evaluations[0].problem_keys) > 20
     train, dev = (list(read_lines(paths.data / f"{split}.jsonl")) for split in ("train", "dev"))
-    assert {line["key"] for line in (*train, *dev)}.isdisjoint(evaluations[0].keys)
+    assert {line["key"] for line in (*train, *dev)}.isdisjoint(evaluations[0].problem_keys)
     shots = json.loads(paths.baselines.read_bytes())["shots"]
     assert {*shots} == {*names} and len(shots["base, 4 examples"]) == 4 and shots[BEFORE] == []
     assert all(set(lines) <= {line["line"] for line in train} for lines in shots.values())
@@ -91,7 +91,7 @@ def test_the_model_is_a_run_of_its_own_with_defaults(taught: tuple[TeachConfig, 
     assert set(json.loads(defaults.grammar.source)) == {"card", "pin", "fee"}
     plan = json.loads(paths.plan.read_bytes())
     assert defaults.max_tokens == plan["max_tokens"]
-    assert Evaluation.load(paths.evaluation(AFTER)).thinking == "off"
+    assert Evaluation.load(paths.evaluation_file(AFTER)).thinking == "off"
     assert paths.sft.config()["steps"] == plan["steps"] == max(plan["dev_steps"])
     shutil.move(paths.out / "sft", paths.out / "sft-away")  # the model needs no other folder
     Engine(paths.model.path)
@@ -104,7 +104,7 @@ def test_classical_predictions_stand_beside_their_own_examples(taught: tuple[Tea
         Example(line["line"], line["prompt"], line["completion"]) for line in read_lines(paths.data / "train.jsonl")
     ]
     for name in ("nearest neighbour", "logistic regression"):
-        samples = Evaluation.load(paths.evaluation(name)).samples
+        samples = Evaluation.load(paths.evaluation_file(name)).samples
         alone = predict_with_baselines(train, [Example(1, one.prompt, one.answer) for one in samples], "label")[name]
         assert [one.reply for one in samples] == alone
 
@@ -163,7 +163,7 @@ def test_long_rows_and_answers_of_another_kind_are_left_out(
     file, test = write("a.jsonl", [*sums(100), long | {"question": f"9 {long['question']}"}]), write("b.jsonl", tests)
     out = TeachPaths(tmp_path / "out")
     run(settings(tiny, file, test=str(test), quiet=False), out.out)
-    assert len(Evaluation.load(out.evaluation(AFTER)).samples) == 20
+    assert len(Evaluation.load(out.evaluation_file(AFTER)).samples) == 20
     said = capsys.readouterr().out
     assert "1 rows are left out: longer than 256 tokens" in said and "2 rows are left out: unusable test row" in said
 
@@ -200,7 +200,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_model_and_results(
     assert weights[0] == weights[1]
     assert again.dev.read_bytes() == paths.dev.read_bytes()
     for name in (*json.loads(paths.baselines.read_bytes())["names"], AFTER):
-        samples = [Evaluation.load(one.evaluation(name)).samples for one in (again, paths)]
+        samples = [Evaluation.load(one.evaluation_file(name)).samples for one in (again, paths)]
         assert samples[0] == samples[1], name
 
 
@@ -213,7 +213,7 @@ def test_the_model_is_made_of_the_best_checkpoint_and_not_of_the_last(
     shutil.copytree(paths.out, out.out)
     for gone in (out.model.path, out.best.path):
         shutil.rmtree(gone)
-    out.evaluation(AFTER).unlink()
+    out.evaluation_file(AFTER).unlink()
     plan = TeachPlan(**json.loads(paths.plan.read_bytes())).model_copy(update={"steps": 1})
     fit(sft_run(RunDir(Path(config.base)), out.data, plan, seed=99), out.best, quiet=True)
     run(config, out.out)
@@ -229,7 +229,7 @@ def test_a_test_file_is_measured_and_nothing_of_it_is_trained_on(tiny: Path, wri
     file, test = write("a.jsonl", [*labelled(80), *tests[:3]]), write("b.jsonl", tests)
     out = TeachPaths(tmp_path / "out")
     run(settings(tiny, file, test=str(test), count=25), out.out)
-    measured = {one.prompt for one in Evaluation.load(out.evaluation(AFTER)).samples}
+    measured = {one.prompt for one in Evaluation.load(out.evaluation_file(AFTER)).samples}
     assert len(measured) == 25 and measured < {row["text"] for row in tests}
     trained = {line["prompt"] for split in ("train", "dev") for line in read_lines(out.data / f"{split}.jsonl")}
     assert trained.isdisjoint(row["text"] for row in tests) and len(trained) > 70
@@ -263,11 +263,11 @@ def test_words_become_numbers_with_derived_solutions_and_reasoning(tiny: Path, w
     run(settings(tiny, write("sums.jsonl", sums(110)), count=10), out.out)
     rows = list(read_lines(out.data / "train.jsonl"))
     assert all(re.fullmatch(r"\d+ \+ \d+ = \d+", row["reasoning"]) for row in rows)
-    assert Evaluation.load(out.evaluation(AFTER)).thinking == "auto"
+    assert Evaluation.load(out.evaluation_file(AFTER)).thinking == "auto"
     assert out.model.task_defaults().thinking == "auto" and out.model.task_defaults().grammar is None
     assert out.model.task_defaults().calculator is True and out.model.task_defaults().temperature == 0
     names = json.loads(out.baselines.read_bytes())["names"]
-    calculated = {name: Evaluation.load(out.evaluation(name)).params.calculator for name in (*names, ALONE, AFTER)}
+    calculated = {name: Evaluation.load(out.evaluation_file(name)).params.calculator for name in (*names, ALONE, AFTER)}
     assert calculated == {name: name == AFTER or name.startswith("base, ") for name in calculated}
     shown = json.loads(out.results.read_bytes())
     assert [row["name"] for row in shown["results"]] == [*names, ALONE, AFTER]
@@ -355,10 +355,10 @@ def test_a_rule_and_a_grader_of_the_users_own_are_used(tiny: Path, write: Write,
     out = TeachPaths(tmp_path / "out")
     config = settings(tiny, write("a.jsonl", labelled(ROWS)), rule=f"{mine}:rule", grader=f"{mine}:grade", count=20)
     run(config, out.out)
-    rule = Evaluation.load(out.evaluation("rule"))
+    rule = Evaluation.load(out.evaluation_file("rule"))
     assert {one.reply for one in rule.samples} == {"card", "pin"}
     for name in ("majority", "rule", AFTER):
-        samples = Evaluation.load(out.evaluation(name)).samples
+        samples = Evaluation.load(out.evaluation_file(name)).samples
         assert all((one.verdict.value == "right") == (one.reply in (one.answer, "fee")) for one in samples)
     mine.write_text("def grade(prompt, answer, reply):\n    return 1 / 0\n")
     with pytest.raises(TaskError, match=r"the grader, on .*b\.jsonl:1, raised ZeroDivisionError.*mine\.py:2"):
@@ -428,7 +428,7 @@ def test_the_report_says_what_the_results_say(taught: tuple[TeachConfig, TeachPa
     page, results = paths.report.read_text(), json.loads(paths.results.read_bytes())
     after = results["results"][-1]
     for row in results["results"]:
-        samples = Evaluation.load(paths.evaluation(row["name"])).samples
+        samples = Evaluation.load(paths.evaluation_file(row["name"])).samples
         right = sum(one.verdict.value == "right" for one in samples)
         assert (row["right"], row["of"]) == (right, len(samples)) and row["name"] in page
         assert f"{100 * right / len(samples):.1f}" in page

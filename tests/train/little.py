@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
-from rorqual.data.pack import Sample, pack, pack_rows
+from rorqual.data.pack import TrainingSample, pack, pack_rows
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.engine import Completion, Engine, Request, SamplingParams
 from rorqual.model import Decoder, ModelConfig
@@ -28,8 +28,8 @@ from rorqual.train.loop import _train
 from rorqual.train.objectives import Objective
 from rorqual.train.optim import AdamWConfig, MuonConfig
 from rorqual.train.run import Run
-from rorqual.train.schedule import Schedule
-from rorqual.train.sources import Source, SourceConfig, SourceInputs, StepData
+from rorqual.train.schedule import LearningRateSchedule
+from rorqual.train.sources import Source, SourceConfig, SourceInputs, StepBatches
 from rorqual.train.sources.rollouts import pack_rollouts
 from rorqual.train.sources.sampler import ScoredCompletion
 from rorqual.train.state import CLOCK_FIELDS, State, make_tokenizer, restore, write_run_files
@@ -64,7 +64,7 @@ def loud(config: ModelConfig, seed: int = 0) -> Decoder:
     return model
 
 
-def documents(seed: int, count: int = 7, longest: int = 20) -> list[Sample]:
+def documents(seed: int, count: int = 7, longest: int = 20) -> list[TrainingSample]:
     """Random documents; about half of each is trained."""
     generator = torch.Generator().manual_seed(seed)
     samples = []
@@ -72,16 +72,16 @@ def documents(seed: int, count: int = 7, longest: int = 20) -> list[Sample]:
         length = int(torch.randint(3, longest, (), generator=generator))
         ids = torch.randint(BASE_VOCAB, (length,), generator=generator).tolist()
         mask = (torch.rand(length, generator=generator) < 0.5).tolist()
-        samples.append(Sample(ids, [*mask[:-1], True]))
+        samples.append(TrainingSample(ids, [*mask[:-1], True]))
     return samples
 
 
-def packed(samples: Sequence[Sample], row: int = ROW) -> TrainBatch:
+def packed(samples: Sequence[TrainingSample], row: int = ROW) -> TrainBatch:
     """Several documents in a row."""
     return TrainBatch.from_packed(pack(samples, row).batch)
 
 
-def padded(samples: Sequence[Sample], row: int = ROW) -> TrainBatch:
+def padded(samples: Sequence[TrainingSample], row: int = ROW) -> TrainBatch:
     """One document in a row, the rest of it padding."""
     return TrainBatch.from_packed(pack_rows(samples, [[i] for i in range(len(samples))], row).batch)
 
@@ -106,9 +106,9 @@ def sampled(model: Decoder, *, temperature: float = 1.0, seed: int = 0) -> list[
     return [ScoredCompletion(c, Verdict.RIGHT, a) for c, a in zip(completions, advantages, strict=True)]
 
 
-def samples_of(scored: Sequence[ScoredCompletion]) -> list[Sample]:
+def samples_of(scored: Sequence[ScoredCompletion]) -> list[TrainingSample]:
     return [
-        Sample(
+        TrainingSample(
             [*s.completion.prompt_ids, *s.completion.token_ids],
             [False] * len(s.completion.prompt_ids) + [True] * len(s.completion.token_ids),
         )
@@ -147,7 +147,9 @@ def same_gradient(model: Decoder, one: UpdateResult, other: UpdateResult, tolera
 def sft_run(steps: int = 6, **changes: Any) -> Run:
     """A fine-tuning that takes a fraction of a second; checkpoints after every step."""
     run = sft(task=TASK, size="tiny", steps=steps, rows=4, row=ROW, think=0.5)
-    optim = MuonConfig(lr=0.02, adamw=AdamWConfig(lr=2e-3, betas=(0.9, 0.98)), schedule=Schedule(warmup=5, decay=0.4))
+    optim = MuonConfig(
+        lr=0.02, adamw=AdamWConfig(lr=2e-3, betas=(0.9, 0.98)), schedule=LearningRateSchedule(warmup=5, decay=0.4)
+    )
     return run.model_copy(update={"save_seconds": 1e-9, "optim": optim} | changes)
 
 
@@ -166,7 +168,7 @@ def records(path: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k not in CLOCK_FIELDS} for line in lines]
 
 
-Hook = Callable[[Source, Decoder, int], StepData]
+Hook = Callable[[Source, Decoder, int], StepBatches]
 
 
 class Hooked(Source):
@@ -175,14 +177,14 @@ class Hooked(Source):
     def __init__(self, source: Source, model: Decoder, hook: Hook) -> None:
         self.source, self.model, self.hook = source, model, hook
 
-    def step(self, step: int) -> StepData:
+    def step(self, step: int) -> StepBatches:
         return self.hook(self.source, self.model, step)
 
 
 def interrupted_at(at: int) -> Hook:
     """Ctrl-C at a step."""
 
-    def hook(source: Source, model: Decoder, step: int) -> StepData:
+    def hook(source: Source, model: Decoder, step: int) -> StepBatches:
         if step == at:
             raise KeyboardInterrupt
         return source.step(step)
@@ -190,11 +192,11 @@ def interrupted_at(at: int) -> Hook:
     return hook
 
 
-def watch(run: Run, out: Path) -> list[StepData]:
+def watch(run: Run, out: Path) -> list[StepBatches]:
     """Train, and return what each step gave."""
-    seen: list[StepData] = []
+    seen: list[StepBatches] = []
 
-    def hook(source: Source, model: Decoder, step: int) -> StepData:
+    def hook(source: Source, model: Decoder, step: int) -> StepBatches:
         seen.append(source.step(step))
         return seen[-1]
 
@@ -216,12 +218,12 @@ class Watched(SourceConfig):
     """A run's own source, with a copy of the weights and of what it gave at each step."""
 
     inner: SerializeAsAny[SourceConfig]
-    _seen: list[tuple[dict[str, Tensor], StepData]] = PrivateAttr(default_factory=list)
+    _seen: list[tuple[dict[str, Tensor], StepBatches]] = PrivateAttr(default_factory=list)
 
     def build(self, materials: SourceInputs) -> Source:
         return Hooked(self.inner.build(materials), materials.model, self._watch)
 
-    def _watch(self, source: Source, model: Decoder, step: int) -> StepData:
+    def _watch(self, source: Source, model: Decoder, step: int) -> StepBatches:
         self._seen.append((weights_of(model), source.step(step)))
         return self._seen[-1][1]
 

@@ -12,7 +12,7 @@ from little import ROW, TASK, documents, loud, packed, sft_run, tiny, tokenizer,
 from rorqual.core.errors import DataError, NumericsError
 from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
-from rorqual.data.pack import Sample, pack_rows
+from rorqual.data.pack import TrainingSample, pack_rows
 from rorqual.model import Decoder
 from rorqual.recipes.sft import sft
 from rorqual.tasks.find import load_task
@@ -20,7 +20,7 @@ from rorqual.train.batch import TrainBatch
 from rorqual.train.checkpoint import save_checkpoint
 from rorqual.train.loop import fit
 from rorqual.train.objectives import MultiToken, NextToken, Objective
-from rorqual.train.sources import Source, StepData
+from rorqual.train.sources import Source, StepBatches
 from rorqual.train.sources.worked import worked_sample
 
 BOTH: tuple[Objective, ...] = (NextToken(), MultiToken())
@@ -28,14 +28,14 @@ BOTH: tuple[Objective, ...] = (NextToken(), MultiToken())
 
 def test_a_batch_without_a_trained_token_is_no_nan() -> None:
     model = loud(tiny())
-    silent = [Sample(s.ids, [False] * len(s)) for s in documents(13, count=3)]
+    silent = [TrainingSample(s.ids, [False] * len(s)) for s in documents(13, count=3)]
     update = update_of(model, BOTH, packed(silent))
     assert update.loss == 0.0
     assert all(bool((g == 0).all()) for g in update.grads)
 
 
 @torch.no_grad()
-def poisoned(source: Source, model: Decoder, step: int) -> StepData:
+def poisoned(source: Source, model: Decoder, step: int) -> StepBatches:
     """From step 3 on a weight is not a number."""
     if step == 2:
         model.layers[1].ffn.experts.down_proj[3, 2, 1] = math.nan
@@ -46,7 +46,7 @@ def test_a_nan_stops_the_run_and_the_older_checkpoint_is_still_there(tmp_path: P
     out = RunDir(tmp_path / "run")
     with pytest.raises(NumericsError, match="nan"):
         train_with(sft_run(5), out, poisoned)
-    assert out.steps() == [1, 2] and out.newest_complete()[0] == 2
+    assert out.steps() == [1, 2] and out.newest_complete_step()[0] == 2
     straight = RunDir(tmp_path / "straight")
     fit(sft_run(5), straight, quiet=True)
     fit(sft_run(5), out, quiet=True)
@@ -74,11 +74,11 @@ def test_the_end_of_the_turn_is_trained(think: bool) -> None:
     sample = worked_sample(problem, chat_format(ids, "deepseek"), think=think)
     batch = TrainBatch.from_packed(pack_rows([sample], [[0]], ROW).batch)
     trained = batch.targets[0][batch.loss_mask[0] > 0].tolist()
-    assert trained[-1] == ids.special("<｜end▁of▁sentence｜>"), "a model that never learns to stop"
-    assert trained[0] == (ids.special("<think>") if think else ids.special("</think>")), (
+    assert trained[-1] == ids.special_id("<｜end▁of▁sentence｜>"), "a model that never learns to stop"
+    assert trained[0] == (ids.special_id("<think>") if think else ids.special_id("</think>")), (
         "the choice to think is the model's own"
     )
-    assert trained.count(ids.special("</think>")) == 1
+    assert trained.count(ids.special_id("</think>")) == 1
 
 
 def test_a_set_of_nothing_to_train_on_is_refused_before_anything_is_written(tmp_path: Path) -> None:

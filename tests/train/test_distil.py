@@ -11,7 +11,7 @@ from little import documents, loud, packed, padded, relative, same_gradient, tin
 from torch import Tensor
 
 from rorqual.core.errors import ConfigError, NumericsError
-from rorqual.data.pack import Sample
+from rorqual.data.pack import TrainingSample
 from rorqual.engine.score import next_logprobs
 from rorqual.model import Decoder
 from rorqual.recipes.models import student_like
@@ -62,7 +62,7 @@ def slow_divergence(kind: str, p: Tensor, q: Tensor, alpha: float) -> Tensor:
     return (a * torch.log(a / b)).sum()
 
 
-def slow_loss(student: Decoder, teacher: Decoder, samples: Sequence[Sample], o: Distil, k: int) -> Tensor:
+def slow_loss(student: Decoder, teacher: Decoder, samples: Sequence[TrainingSample], o: Distil, k: int) -> Tensor:
     """A document at a time, a position at a time; of the stored distributions at temperature 1 alone."""
     found = []
     for sample in samples:

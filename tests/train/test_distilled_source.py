@@ -34,7 +34,7 @@ def sampled(engine: Engine, *, n: int = 4, top_k: int = TOP_K, **changes: Any) -
     rows = []
     for prompt, group in zip(prompts, engine.generate(asked)):
         pairs = [(one.prompt_ids, one.token_ids) for one in group]
-        for number, (one, (ids, logprobs)) in enumerate(zip(group, score(engine.scorer, pairs, top_k))):
+        for number, (one, (ids, logprobs)) in enumerate(zip(group, score(engine.scoring_model, pairs, top_k))):
             reply = Message(
                 "assistant", one.text if one.text.strip() else "-", one.reasoning
             )  # an empty answer is left out

@@ -17,7 +17,7 @@ from test_lora import llama, logits, same, stopped_and_resumed
 from rorqual.core.errors import ConfigError, NumericsError
 from rorqual.core.records import RunDir
 from rorqual.model import Decoder
-from rorqual.model.adapter import ESFT, LoRA, adapter_of, trained_parameters
+from rorqual.model.adapter import ESFT, LoRA, read_adapter_info, trained_parameters
 from rorqual.model.adapter.esft import expert_relevance, select_experts
 from rorqual.model.adapter.files import ADAPTER_FILE
 from rorqual.model.load.run_directory import load_run
@@ -97,7 +97,7 @@ def test_a_run_keeps_the_slices_resumes_and_is_read_back(base: Path, tmp_path: P
     state = fit(run, RunDir(straight), quiet=True, threads=2)
     stopped_and_resumed(run, resumed, 3)
     same(straight, resumed)
-    info = adapter_of(RunDir(straight).checkpoint())
+    info = read_adapter_info(RunDir(straight).checkpoint())
     assert info is not None and 1 <= len(info.experts[0]) < 16
     kept = load_file(RunDir(straight).checkpoint() / ADAPTER_FILE)
     assert set(kept) == {f"{EXPERTS}.{e}.{part}" for e in info.experts[0] for part in ("gate_up_proj", "down_proj")}

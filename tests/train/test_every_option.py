@@ -26,7 +26,7 @@ from rorqual.train.sources import (
     Source,
     SourceConfig,
     SourceInputs,
-    StepData,
+    StepBatches,
     TextConfig,
     WorkedConfig,
 )
@@ -40,12 +40,12 @@ def given(batch: TrainBatch) -> list[Any]:
     return [None if (value := getattr(batch, f.name)) is None else value.tolist() for f in fields(batch)]
 
 
-def told(step: StepData) -> str:
+def told(step: StepBatches) -> str:
     """All that a step gives, as text."""
     return json.dumps([[given(b) for b in (*step.batches, *step.unlearned)], step.metrics, step.trace], default=str)
 
 
-def first_step(config: SourceConfig, base: Path, seed: int = 0) -> StepData:
+def first_step(config: SourceConfig, base: Path, seed: int = 0) -> StepBatches:
     ids = tokenizer()
     model = load_run(RunDir(base))
     return config.build(SourceInputs(model, ids, chat_format(ids, "deepseek"), seed, 1)).step(0)
@@ -206,10 +206,10 @@ class Splitting(Source):
     def __init__(self, config: Split, materials: SourceInputs) -> None:
         self.inner, self.left_out = config.inner.build(materials), config.left_out
 
-    def step(self, step: int) -> StepData:
+    def step(self, step: int) -> StepBatches:
         work = self.inner.step(step)
         first, *rest = [part for batch in work.batches for part in batch.split(4)]
-        return StepData([first], unlearned=[] if self.left_out else rest)
+        return StepBatches([first], unlearned=[] if self.left_out else rest)
 
 
 def test_esft_reads_what_was_sampled_and_teaches_nothing_too(base: Path) -> None:

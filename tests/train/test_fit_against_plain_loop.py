@@ -19,7 +19,7 @@ from rorqual.recipes import make_run
 from rorqual.train.batch import TrainBatch
 from rorqual.train.loop import fit
 from rorqual.train.run import Run
-from rorqual.train.sources import StepData
+from rorqual.train.sources import StepBatches
 
 STEPS = 5
 LIMIT = {"float32": 1e-3, "bfloat16": 1.5e-2}
@@ -48,7 +48,7 @@ def optim(kind: str) -> tuple[dict[str, Any], AdamW | Muon]:
 
 def hold(
     run: Run, parts: Sequence[Part], out: Path, *, kind: str, dtype: str, ran: int = 1, base: Decoder | None = None
-) -> list[StepData]:
+) -> list[StepBatches]:
     """Train both; no tensor may differ, after any step, by more than `LIMIT` of its largest change. `ran`: routers that an update
     runs. What the source gave is returned."""
     settings, numbers = optim(kind)

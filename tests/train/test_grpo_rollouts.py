@@ -31,8 +31,8 @@ from rorqual.tasks.task import Verdict
 from rorqual.train.batch import TrainBatch
 from rorqual.train.loop import fit
 from rorqual.train.objectives import GRPO
-from rorqual.train.run import BFLOAT16, Run, SamplerAgreement
-from rorqual.train.sources.reference import Reference
+from rorqual.train.run import BFLOAT16, Run, SamplerAgreementLimits
+from rorqual.train.sources.reference import ReferenceModel
 from rorqual.train.sources.sampler import ScoredCompletion
 from rorqual.train.sources.shaping import group_advantages, overlong_penalty
 
@@ -85,7 +85,7 @@ def test_dynamic_sampling_draws_on_until_groups_have_both_rewards(base: Path, tm
 def test_dynamic_sampling_has_a_limit_and_says_so(base: Path, tmp_path: Path) -> None:
     """Greedy-like sampling never gives a group two rewards."""
     run = run_with(base, 1, temperature=1e-3, max_num_gen_batches=3, objective={"temperature": 1e-3})
-    run = run.model_copy(update={"agreement": SamplerAgreement(mean=1.0, most=1.0, gap=1.0)})
+    run = run.model_copy(update={"agreement": SamplerAgreementLimits(mean=1.0, most=1.0, gap=1.0)})
     (step,) = watch(run, tmp_path / "run")
     assert step.metrics["gen_batches"] == 3 and len(step.trace) == 12 and not step.batches
     assert "every group has equal rewards, so the weights were not updated" in step.notes[0]
@@ -190,12 +190,12 @@ def test_a_token_that_was_cut_off_has_no_gradient() -> None:
 
 def test_the_reference_scores_as_the_model_that_it_is(base: Path) -> None:
     """The start's own samples: its log-probabilities of them are those that its sampler recorded."""
-    from_start = Reference(str(base), loud(tiny()), temperature=1.0, threads=2)
+    from_start = ReferenceModel(str(base), loud(tiny()), temperature=1.0, threads=2)
     scored = sampled(from_start.model)
     batch = rollouts(scored)
     assert batch.sampled_logprobs is not None
     assert torch.allclose(from_start.logprobs(batch), batch.sampled_logprobs, atol=1e-5)
-    colder = Reference(str(base), loud(tiny()), temperature=0.7, threads=1)
+    colder = ReferenceModel(str(base), loud(tiny()), temperature=0.7, threads=1)
     wanted = rollouts(sampled(from_start.model, temperature=0.7)).sampled_logprobs
     assert torch.allclose(colder.logprobs(rollouts(sampled(from_start.model, temperature=0.7))), wanted, atol=1e-5)
 
@@ -213,7 +213,7 @@ def test_a_kl_without_a_reference_and_a_foreign_reference_are_refused(base: Path
         make_run("grpo", values)
     other = tiny().model_copy(update={"vocab_size": 300})
     with pytest.raises(ConfigError, match="the reference's vocabulary has"):
-        Reference(str(base), Decoder(other), temperature=1.0, threads=1)
+        ReferenceModel(str(base), Decoder(other), temperature=1.0, threads=1)
 
 
 # ---- truncated importance correction

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rorqual.model import Decoder, ModelConfig, Stage
-from rorqual.model.adapter import TuneIndexer, trained_parameters
+from rorqual.model.adapter import IndexerTuning, trained_parameters
 from rorqual.model.attention import DSA, DSAConfig
 from rorqual.model.ffn import DenseConfig
 from rorqual.ops.backends import REFERENCE
@@ -195,10 +195,10 @@ def test_prediction_modules_count_with_their_own_documents() -> None:
 
 def test_only_indexers_are_trained() -> None:
     model, batch = model_of(mtp=1), batch_of()
-    TuneIndexer().attach(model, seed=0)
+    IndexerTuning().attach(model, seed=0)
     assert (
         set(trained_parameters(model))
-        == set(TuneIndexer().shapes(model))
+        == set(IndexerTuning().trained_shapes(model))
         == {n for n, _ in model.named_parameters() if ".indexer." in n}
     )
     with open_workers(1) as pool:

@@ -28,7 +28,7 @@ from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.core.records import RunDir
 from rorqual.engine.engine import Engine
 from rorqual.model import Decoder
-from rorqual.model.adapter import LoRA, adapter_of, trained_parameters
+from rorqual.model.adapter import LoRA, read_adapter_info, trained_parameters
 from rorqual.model.adapter.files import ADAPTER_FILE, ADAPTER_INFO
 from rorqual.model.attention import GQAConfig
 from rorqual.model.config import ModelConfig, Stage
@@ -225,7 +225,7 @@ def test_its_run_is_a_run_for_engine_training_and_merging(base: Path, straight: 
     assert relative(logits(second.model), logits(load_run(RunDir(tmp_path / "second")))) <= 1e-5
     third = sft_run(1).model_copy(update={"start": StartConfig(run=str(tmp_path / "second"))})
     fit(third, RunDir(tmp_path / "third"), quiet=True)
-    assert adapter_of(RunDir(tmp_path / "third").checkpoint()) is None
+    assert read_adapter_info(RunDir(tmp_path / "third").checkpoint()) is None
 
 
 # ---- the base

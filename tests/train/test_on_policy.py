@@ -18,7 +18,7 @@ from rorqual.recipes.distil import on_policy
 from rorqual.recipes.sft import sft
 from rorqual.train.loop import fit
 from rorqual.train.run import Run
-from rorqual.train.sources import SourceInputs, StepData
+from rorqual.train.sources import SourceInputs, StepBatches
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def own_run(teacher: Path, start: Path, steps: int = 2, **settings: Any) -> Run:
     return run.model_copy(update={"save_seconds": 1e-9})
 
 
-def first_step(run: Run) -> StepData:
+def first_step(run: Run) -> StepBatches:
     model = load_run(RunDir(Path(run.start.run)))
     ids = tokenizer()
     source = run.source.build(SourceInputs(model, ids, chat_format(ids), run.seed, 1))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rorqual.core.errors import CheckpointError, NumericsError
 from rorqual.train.loop import clip
 from rorqual.train.optim import AdamWConfig, MuonConfig, OptimConfig, Optimizer
-from rorqual.train.schedule import Schedule
+from rorqual.train.schedule import LearningRateSchedule
 
 SHAPES = {
     "embed_tokens.weight": (11, 6),
@@ -70,13 +70,13 @@ def test_a_state_before_the_first_step_is_empty_and_loads() -> None:
 
 
 def test_schedule() -> None:
-    schedule = Schedule(warmup=4, decay=0.5, final=0.2)
-    factors = [schedule.at(step, 20) for step in range(20)]
+    schedule = LearningRateSchedule(warmup=4, decay=0.5, final=0.2)
+    factors = [schedule.factor_at(step, 20) for step in range(20)]
     assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
     assert factors[4:10] == [1.0] * 6
     assert factors[10:] == pytest.approx([1 - 0.08 * (i + 1) for i in range(10)])
-    assert [Schedule().at(step, 3) for step in range(3)] == [1.0, 1.0, 1.0]
-    assert Schedule(decay=1.0).at(0, 4) == 0.75
+    assert [LearningRateSchedule().factor_at(step, 3) for step in range(3)] == [1.0, 1.0, 1.0]
+    assert LearningRateSchedule(decay=1.0).factor_at(0, 4) == 0.75
 
 
 def test_clip_scales_all_to_one_norm_and_leaves_small_ones() -> None:

@@ -22,8 +22,8 @@ from rorqual.recipes.grpo import grpo
 from rorqual.recipes.sft import sft
 from rorqual.train.loop import fit
 from rorqual.train.run import Run
-from rorqual.train.schedule import Schedule
-from rorqual.train.sources import Source, StepData
+from rorqual.train.schedule import LearningRateSchedule
+from rorqual.train.sources import Source, StepBatches
 
 STEPS = 8
 WEIGHTS, OPTIM = "model.safetensors", "optim.safetensors"
@@ -177,7 +177,7 @@ def test_a_full_disk_loses_nothing(limit: int, what: str, tmp_path: Path, straig
     out = RunDir(tmp_path / "run")
     soft = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def filling(source: Source, model: Decoder, step: int) -> StepData:
+    def filling(source: Source, model: Decoder, step: int) -> StepBatches:
         """From step 5 on, no file may grow beyond `limit` bytes."""
         if step == 4:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, soft[1]))
@@ -188,7 +188,7 @@ def test_a_full_disk_loses_nothing(limit: int, what: str, tmp_path: Path, straig
             train_with(sft_run(STEPS), out, filling)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, soft)
-    assert out.newest_complete() == (4, []) and not list(out.path.glob(".*"))
+    assert out.newest_complete_step() == (4, []) and not list(out.path.glob(".*"))
     fit(sft_run(STEPS), out, quiet=True)
     same(straight["sft"], out.path)
 
@@ -281,10 +281,10 @@ def test_the_schedule_is_of_the_new_total_from_the_checkpoint_on(
     """A run that stands at step 4 of 8 takes its other steps as one of 13 that had its first four at the rates of 8."""
     run, factors = sft_run(LONGER), []
 
-    class Seen(Schedule):
-        def at(self, step: int, steps: int) -> float:
+    class Seen(LearningRateSchedule):
+        def factor_at(self, step: int, steps: int) -> float:
             factors.append((step, steps))
-            return super().at(step, steps)
+            return super().factor_at(step, steps)
 
     schedule = Seen(**run.optim.schedule.model_dump())
     fit(run.model_copy(update={"optim": run.optim.model_copy(update={"schedule": schedule})}), RunDir(half))

@@ -144,7 +144,7 @@ def test_what_an_engine_gets_wrong_stops_the_run(base: Path, tmp_path: Path, cha
         another(grpo_run(base, 2), tmp_path / "run", base, change=change)
     out = RunDir(tmp_path / "run")
     assert not out.metrics_file.is_file() or not records(out.path)
-    assert out.newest_complete()[0] is None
+    assert out.newest_complete_step()[0] is None
 
 
 def test_kept_sets_that_are_missing_stop_the_run(base: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from rorqual.train.batch import TrainBatch
 from rorqual.train.loop import fit
 from rorqual.train.objectives import MultiToken, NextToken, Objective
 from rorqual.train.run import Run
-from rorqual.train.sources import Source, StepData
+from rorqual.train.sources import Source, StepBatches
 
 BOTH: tuple[Objective, ...] = (NextToken(), MultiToken())
 GAMMA = 0.01
@@ -62,7 +62,7 @@ def slow_counts(model: Decoder, batch: TrainBatch) -> list[list[int]]:
             output = model(tokens)
             choices = [output.routing[0].indices.tolist()]
             if tokens.shape[1] > 1:
-                choices.append(model.predict_further(output.hidden, tokens)[0].routing[0].indices.tolist())
+                choices.append(model.predict_with_mtp(output.hidden, tokens)[0].routing[0].indices.tolist())
             for count, tokens_of_layer in zip(counts, choices):
                 for experts in tokens_of_layer:
                     for expert in experts:
@@ -95,7 +95,7 @@ def test_an_evaluation_between_two_steps_changes_nothing(run: Run, tmp_path: Pat
     """Steps 1-2, then an evaluation with the very model, then 3-4, against 1-4."""
     straight = fit(run, RunDir(tmp_path / "straight"), quiet=True).model
 
-    def with_evaluation(source: Source, model: Decoder, step: int) -> StepData:
+    def with_evaluation(source: Source, model: Decoder, step: int) -> StepBatches:
         engine_of(model).generate([Request(prompt_ids=(5, 6), params=SamplingParams(max_tokens=6))])
         return source.step(step)
 

@@ -14,9 +14,9 @@ from rorqual.core.errors import DataError, NumericsError, TaskError
 from rorqual.core.records import RunDir
 from rorqual.model.load.run_directory import load_run
 from rorqual.train.gradient import UpdateResult
-from rorqual.train.loop import check_sampler, fit
+from rorqual.train.loop import check_sampler_agreement, fit
 from rorqual.train.objectives import GRPO
-from rorqual.train.run import SamplerAgreement
+from rorqual.train.run import SamplerAgreementLimits
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_with_the_samplers_arithmetic_they_agree_to_the_last_bit(
     options: dict[str, float], base: Path, tmp_path: Path
 ) -> None:
     run = grpo_run(base, 2, **options)
-    exact = SamplerAgreement(mean=0.0, most=0.0, gap=0.0)
+    exact = SamplerAgreementLimits(mean=0.0, most=0.0, gap=0.0)
     out = RunDir(tmp_path / "run")
     fit(run.model_copy(update={"backend": "torch-invariant", "agreement": exact}), out, quiet=True)
     assert len(records(out.path)) == 2
@@ -47,7 +47,7 @@ def test_a_replayed_expert_far_below_the_routers_own_is_a_bug(
     """Each limit alone stops the run, and a number that is not one too."""
     update = UpdateResult([], 0.0, {"logprob_diff": (mean * 50, 50.0)}, {"logprob_diff": most, "routing_gap": gap})
     with pytest.raises(NumericsError, match="step 8: trainer and sampler disagree") if stops else nullcontext():
-        check_sampler(grpo_run(base), update, "run, step 8")
+        check_sampler_agreement(grpo_run(base), update, "run, step 8")
 
 
 def test_groups_with_one_reward_are_counted_and_said(
@@ -55,7 +55,7 @@ def test_groups_with_one_reward_are_counted_and_said(
 ) -> None:
     """With greedy-like sampling every answer of a group is the same."""
     run = grpo_run(base, 2, temperature=1e-3)
-    run = run.model_copy(update={"agreement": SamplerAgreement(mean=1.0, most=1.0, gap=1.0)})
+    run = run.model_copy(update={"agreement": SamplerAgreementLimits(mean=1.0, most=1.0, gap=1.0)})
     state = fit(run, RunDir(tmp_path / "run"))
     assert all(step["groups_equal"] == step["groups_total"] == 4 for step in records(tmp_path / "run"))
     assert all(step["updates"] == 0 and step["loss"] == 0.0 for step in records(tmp_path / "run"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from little import documents, loud, packed, padded, relative, same_gradient, tiny, update_of
 
-from rorqual.ops.moe import route, sequence_balance
+from rorqual.ops.moe import route, sequence_balance_loss
 from rorqual.train.objectives import NextToken, SequenceBalance
 
 
@@ -42,7 +42,7 @@ def test_value_and_gradient_are_those_of_the_equations() -> None:
     logits = torch.randn(sum(lengths), experts, generator=generator, requires_grad=True)
     routing = route(logits, torch.zeros(experts), k=2)
     sequence = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))
-    loss = sequence_balance(routing.scores, routing.indices, sequence, 3)
+    loss = sequence_balance_loss(routing.scores, routing.indices, sequence, 3)
     rows = list(zip(routing.scores.detach().split(lengths), routing.indices.split(lengths)))
     expected = sum(balance_of_a_sequence(s.double().tolist(), i.tolist()) for s, i in rows)
     assert abs(float(loss.detach()) - expected) < 1e-5

@@ -17,14 +17,14 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from rorqual.core.errors import ConfigError, NumericsError
-from rorqual.model import Decoder, Output
+from rorqual.model import Decoder, DecoderOutput
 from rorqual.model.adapter import LoRA, trained_parameters
 from rorqual.model.attention import MLA
 from rorqual.ops.backends import backend
 from rorqual.train.batch import TrainBatch
 from rorqual.train.gradient import UpdateResult, gradient, open_workers
 from rorqual.train.loop import clip
-from rorqual.train.objectives import MultiToken, NextToken, Objective, SequenceBalance, Term
+from rorqual.train.objectives import LossTerm, MultiToken, NextToken, Objective, SequenceBalance
 from rorqual.train.optim import AdamWConfig
 
 OBJECTIVES: tuple[Objective, ...] = (NextToken(), MultiToken())
@@ -109,7 +109,7 @@ def cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the loss on the next token read a detached output of the model."""
     term = NextToken.term
 
-    def detached(self: NextToken, model: Decoder, batch: TrainBatch, output: Output) -> Term:
+    def detached(self: NextToken, model: Decoder, batch: TrainBatch, output: DecoderOutput) -> LossTerm:
         return term(self, model, batch, replace(output, hidden=output.hidden.detach()))
 
     monkeypatch.setattr(NextToken, "term", detached)

@@ -20,14 +20,14 @@ from rorqual.core.records import RunDir
 from rorqual.train.loop import fit
 from rorqual.train.run import Run
 from rorqual.train.state import CLOCK_FIELDS
-from rorqual.train.track import track
+from rorqual.train.track import open_trackers
 
 Series = dict[str, list[tuple[int, float]]]
 WEIGHTS, OPTIM = "model.safetensors", "optim.safetensors"
 
 
 def tracked(run: Run, out: Path) -> None:
-    with track(["tensorboard"], RunDir(out)) as observe:
+    with open_trackers(["tensorboard"], RunDir(out)) as observe:
         fit(run, RunDir(out), quiet=True, observe=observe)
 
 
@@ -81,7 +81,7 @@ def test_a_tracker_that_is_added_later_gets_the_earlier_steps(tmp_path: Path) ->
 
 def child(run: Run, out: Path, last: int) -> None:
     """Train with a tracker, and be killed right after step `last`."""
-    with track(["tensorboard"], RunDir(out)) as observe:
+    with open_trackers(["tensorboard"], RunDir(out)) as observe:
 
         def killed(record: dict[str, Any]) -> None:
             assert observe is not None

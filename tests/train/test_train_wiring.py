@@ -39,8 +39,8 @@ from rorqual.train.gradient import UpdateResult, _record_replay_metrics
 from rorqual.train.loop import StepTotals, fit, step_flops
 from rorqual.train.objectives import NextToken
 from rorqual.train.run import Run, StartConfig
-from rorqual.train.sources import Source, StepData
-from rorqual.train.sources.reference import Reference
+from rorqual.train.sources import Source, StepBatches
+from rorqual.train.sources.reference import ReferenceModel
 from rorqual.train.sources.rollouts import rollout_metrics
 from rorqual.train.sources.sampler import ScoredCompletion
 from rorqual.train.state import check_vocabulary
@@ -61,7 +61,7 @@ def test_a_record_is_of_all_updates_of_its_step() -> None:
     one.zeros, two.zeros = 3, 2
     totals.add_update(one, 0.5, 30)
     totals.add_update(two, 0.25, 10)
-    assert totals.record() == {
+    assert totals.metrics_record() == {
         "loss": 3.0, "grad_norm": 0.5, "entropy": 2.5, "routing_flips": 3.0, "routing_flip_share": 0.25, "gap_max": 5.0,
         "load_max_over_mean": 1.0, "updates": 2, "tokens": 40, "zero_gradients": 3,
     }  # fmt: skip
@@ -72,9 +72,9 @@ def answered(
 ) -> ScoredCompletion:
     """An answer by the byte tokenizer, with the ids that say it."""
     ids = tokenizer()
-    marks = [] if thought is None else [ids.special("<think>"), *ids.encode(thought)]
-    end = [] if cut else [ids.special("<｜end▁of▁sentence｜>")]
-    tokens = [*marks, ids.special("</think>"), *ids.encode(text), *end]
+    marks = [] if thought is None else [ids.special_id("<think>"), *ids.encode(thought)]
+    end = [] if cut else [ids.special_id("<｜end▁of▁sentence｜>")]
+    tokens = [*marks, ids.special_id("</think>"), *ids.encode(text), *end]
     completion = Completion((1, 2), tokens, [-1.0] * len(tokens), "length" if cut else "stop", text, thought)
     return ScoredCompletion(completion, verdict, 1.0 if verdict is Verdict.RIGHT else 0.0)
 
@@ -132,7 +132,7 @@ def test_the_flops_of_each_token_that_was_only_read_are_counted_once(name: str) 
 
 def test_a_reference_scores_each_row_of_a_large_batch(base: Path) -> None:
     """More rows than one forward takes: each row's log-probabilities are those that it has alone."""
-    reference = Reference(str(base), loud(tiny()), temperature=0.7, threads=2)
+    reference = ReferenceModel(str(base), loud(tiny()), temperature=0.7, threads=2)
     batch = padded(documents(8, count=37))
     whole = reference.logprobs(batch)
     alone = torch.cat([reference.logprobs(row) for row in batch.split(37)])
@@ -151,7 +151,7 @@ def test_a_checkpoint_is_written_each_so_many_seconds_and_at_the_end(
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     out = RunDir(tmp_path / "run")
 
-    def hook(source: Source, model: Decoder, step: int) -> StepData:
+    def hook(source: Source, model: Decoder, step: int) -> StepBatches:
         kept.update(out.steps())
         clock[0] += 4
         return source.step(step)

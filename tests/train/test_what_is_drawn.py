@@ -22,7 +22,7 @@ from rorqual.train.sources import (
     Source,
     SourceConfig,
     SourceInputs,
-    StepData,
+    StepBatches,
     WorkedConfig,
 )
 from rorqual.train.sources.worked import endless_problems
@@ -66,15 +66,15 @@ def split(batch: TrainBatch) -> list[tuple[Document, Document]]:
     return out
 
 
-def drawn(step: StepData) -> list[tuple[Document, Document]]:
+def drawn(step: StepBatches) -> list[tuple[Document, Document]]:
     return [one for batch in (*step.batches, *step.unlearned) for one in split(batch)]
 
 
-def prompts(step: StepData) -> set[Document]:
+def prompts(step: StepBatches) -> set[Document]:
     return {prompt for prompt, _ in drawn(step)}
 
 
-def answers(step: StepData) -> list[Document]:
+def answers(step: StepBatches) -> list[Document]:
     return [answer for _, answer in drawn(step)]
 
 

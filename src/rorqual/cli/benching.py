@@ -23,7 +23,7 @@ from rich.table import Table
 import rorqual
 from rorqual.cli.eval_settings import REMOTE
 from rorqual.cli.inspecting import BYTES, count_text, memory_text
-from rorqual.cli.machine import cores, load_average, processor_name_and_flags
+from rorqual.cli.machine import available_cores, load_average, processor_name_and_flags
 from rorqual.cli.settings import Counts, DeviceSettings, check_device, parse_settings
 from rorqual.core.config import Natural, Seed
 from rorqual.core.errors import ConfigError
@@ -47,7 +47,7 @@ class BenchSettings(DeviceSettings):
 
 
 @dataclass(frozen=True)
-class Timing:
+class RepeatTiming:
     """The measurements of one repeat of the benchmark.
 
     `prefill`, `decode`: throughput in tokens per second. `first`: median time to first token in seconds. `gaps`: all
@@ -68,7 +68,7 @@ def bench_run(run: str, arguments: Sequence[str] | None) -> None:
     check_device(chosen.device)
     if chosen.out:
         check_writable_path(Path(chosen.out))
-    threads = chosen.threads or cores()
+    threads = chosen.threads or available_cores()
     torch.set_num_threads(threads)
     max_tokens = max(chosen.prompt) + chosen.new
     engine = Engine(
@@ -90,7 +90,7 @@ def bench_run(run: str, arguments: Sequence[str] | None) -> None:
         for prompt in chosen.prompt:
             print(f"batch {batch}, prompt {prompt}: {chosen.repeats} repeats", file=sys.stderr, flush=True)
             rows.append(_measure_row(engine, chosen, batch, prompt))
-    results = {"run": run, "settings": chosen.model_dump(mode="json"), "threads": threads, "machine": _machine(),
+    results = {"run": run, "settings": chosen.model_dump(mode="json"), "threads": threads, "machine": _machine_info(),
              "how": describe_conditions(engine, chosen, threads), "rows": rows}  # fmt: skip
     _show(results)
     if chosen.out:
@@ -102,7 +102,7 @@ def bench_run(run: str, arguments: Sequence[str] | None) -> None:
 
 
 def _measure_row(engine: Engine, chosen: BenchSettings, batch: int, prompt: int) -> dict[str, Any]:
-    prompts = _prompts(engine.model.config.vocab_size, batch, prompt, chosen.seed)
+    prompts = _random_prompts(engine.model.config.vocab_size, batch, prompt, chosen.seed)
     repeats = chosen.repeats + 1  # the first repeat is a warm-up and is dropped
     timings = [time_generation(engine, prompts, chosen.new) for _ in range(repeats)][1:]
     return {
@@ -118,7 +118,7 @@ def _measure_row(engine: Engine, chosen: BenchSettings, batch: int, prompt: int)
     }
 
 
-def time_generation(engine: Engine, prompts: Sequence[tuple[int, ...]], new: int) -> Timing:
+def time_generation(engine: Engine, prompts: Sequence[tuple[int, ...]], new: int) -> RepeatTiming:
     """Submit all prompts together, generate `new` tokens for each, and return the measurements.
 
     Prefill ends when every request has its first token. The time after prefill counts as decode.
@@ -144,7 +144,7 @@ def time_generation(engine: Engine, prompts: Sequence[tuple[int, ...]], new: int
         if not prefill_seconds and len(first_times) == len(prompts):
             prefill_seconds = now
     tokens = sum(map(len, prompts))
-    return Timing(
+    return RepeatTiming(
         prefill=tokens / prefill_seconds,
         decode=n_decoded / max(now - prefill_seconds, 1e-9),
         first=statistics.median(first_times.values()),
@@ -152,7 +152,7 @@ def time_generation(engine: Engine, prompts: Sequence[tuple[int, ...]], new: int
     )
 
 
-def _prompts(vocab_size: int, batch: int, length: int, seed: int) -> list[tuple[int, ...]]:
+def _random_prompts(vocab_size: int, batch: int, length: int, seed: int) -> list[tuple[int, ...]]:
     """Return `batch` different prompts of `length` random token ids, so that the prefix cache has no hits."""
     rng = random.Random(f"{seed} {batch} {length}")
     return [tuple(rng.choices(range(vocab_size), k=length)) for _ in range(batch)]
@@ -161,11 +161,11 @@ def _prompts(vocab_size: int, batch: int, length: int, seed: int) -> list[tuple[
 # ---- this machine
 
 
-def _machine() -> dict[str, Any]:
+def _machine_info() -> dict[str, Any]:
     name, _ = processor_name_and_flags()
     return {
         "processor": name or platform.machine(),
-        "cores": cores(),
+        "cores": available_cores(),
         "load": load_average(),
         "torch": torch.__version__,
         "rorqual": rorqual.__version__,
@@ -187,7 +187,7 @@ def describe_conditions(engine: Engine, chosen: BenchSettings, threads: int) -> 
         "request has its first token; the remaining time is decode. First: median time to first token. Between: median and 99th "
         "percentile of inter-token latency.",
     ]
-    if load_average() > cores() + 0.5:
+    if load_average() > available_cores() + 0.5:
         notes.append(f"Other processes use the cores (load {load_average():.1f}): these figures are too low.")
     return notes
 

@@ -33,16 +33,20 @@ def measure_cascade(
     `settings.split`. The teacher answers only the problems of `settings.split`. If the student votes over several
     samples, the teacher generates one greedy sample per problem.
     """
-    _check(models, settings)
+    _check_models(models, settings)
     # Raise an error for an empty dev split before the first answer is generated.
     pick_problems(task, "dev", settings.count, settings.seed, settings.per_family)
     student, teacher = models
     asked = settings.evaluate_arguments()
     once = replace(asked["params"], n=1, temperature=0.0) if settings.votes else asked["params"]
-    prints = [fingerprint(RunDir(Path(one)), RunDir(Path(one)).checkpoint()) if is_run(one) else "" for one in models]
+    prints = [
+        fingerprint(RunDir(Path(one)), RunDir(Path(one)).checkpoint()) if is_run_folder(one) else "" for one in models
+    ]
     with ExitStack() as caches:
         little = caches.enter_context(load_with_cached_answers(student, settings, file))
-        equal = is_run(student) and prints[0] == prints[1]  # two caches of the same model would use the same file
+        equal = (
+            is_run_folder(student) and prints[0] == prints[1]
+        )  # two caches of the same model would use the same file
         large = little if equal else caches.enter_context(load_with_cached_answers(teacher, settings, file))
         dev = evaluate(little, task, progress=progress, model=student, **asked | {"split": "dev"})
         result = Cascade(
@@ -50,7 +54,7 @@ def measure_cascade(
             student=evaluate(little, task, progress=progress, model=student, **asked),
             teacher=evaluate(large, task, progress=progress, model=teacher, **asked | {"votes": False, "params": once}),
             sure=DEFAULT_SURE if settings.sure is None else settings.sure,
-            flops=(_flops(student), _flops(teacher)) if all(map(is_run, models)) else None,
+            flops=(_flops_per_token(student), _flops_per_token(teacher)) if all(map(is_run_folder, models)) else None,
             fingerprints=(prints[0], prints[1]),
         )
         if file is not None:
@@ -58,12 +62,12 @@ def measure_cascade(
     return result
 
 
-def is_run(model: str) -> bool:
+def is_run_folder(model: str) -> bool:
     """Return whether `model` is the folder of a run instead of the address of a server."""
     return not model.startswith(REMOTE)
 
 
-def _check(models: tuple[str, str], settings: EvalSettings) -> None:
+def _check_models(models: tuple[str, str], settings: EvalSettings) -> None:
     """Raise ConfigError if a cascade does not support the settings or the pair of models, or if a run has no checkpoint."""
     if settings.split == "dev":
         raise ConfigError(
@@ -76,13 +80,13 @@ def _check(models: tuple[str, str], settings: EvalSettings) -> None:
             where="command line",
             remedy="Leave it out. votes=N gives the student's confidence by votes.",
         )
-    if not any(map(is_run, models)):
+    if not any(map(is_run_folder, models)):
         raise ConfigError(
             "only one of the two models may be a server, because model= and the API key are for one server",
             where=models[1],
             remedy="Give a run's folder for the other.",
         )
-    if not is_run(models[0]) and not settings.votes:
+    if not is_run_folder(models[0]) and not settings.votes:
         raise ConfigError(
             "a server returns no log-probabilities, so there is no confidence",
             where=models[0],
@@ -94,10 +98,10 @@ def _check(models: tuple[str, str], settings: EvalSettings) -> None:
             where="key 'count'",
             remedy=f"Give count={FEWEST} or more.",
         )
-    for model in filter(is_run, models):
+    for model in filter(is_run_folder, models):
         RunDir(Path(model)).checkpoint()
 
 
-def _flops(run: str) -> float:
+def _flops_per_token(run: str) -> float:
     """Return the FLOPs of one generated token, without attention to earlier tokens."""
     return float(account(read_model_config(RunDir(Path(run)))).flops)

@@ -12,7 +12,7 @@ import torch
 
 from rorqual import __version__
 from rorqual.cli.inspecting import memory_text
-from rorqual.cli.machine import cores, load_average, processor_name_and_flags, total_and_free_memory
+from rorqual.cli.machine import available_cores, load_average, processor_name_and_flags, total_and_free_memory
 from rorqual.ops.backends import REFERENCE, TORCH
 
 VECTORS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve", "bf16")
@@ -33,7 +33,7 @@ def machine_facts(device: str, dtype: str) -> list[tuple[str, str]]:
         ("processor", name or platform.machine()),
         ("vector instructions", ", ".join(flag for flag in VECTORS if flag in flags) or "none known"),
         ("bf16 in hardware", "yes" if flags & BF16_FLAGS else "no"),
-        ("cores", f"{cores()} for this process, {os.cpu_count()} in the machine"),
+        ("cores", f"{available_cores()} for this process, {os.cpu_count()} in the machine"),
         ("load", f"{load_average():.1f} runnable processes, mean of the last minute"),
         ("memory", f"{memory_text(total)}, {memory_text(free)} free"),
         ("torch", f"{torch.__version__}, {f'built for CUDA {cuda}' if cuda else 'CPU build'}"),
@@ -84,7 +84,7 @@ def measure_matmul_speed(device: str, dtype: str) -> float:
 def setup_advice() -> list[str]:
     """Return suggestions for changes that make Rorqual faster on this machine."""
     _, flags = processor_name_and_flags()
-    allowed, machine, free = cores(), os.cpu_count() or 1, total_and_free_memory()[1]
+    allowed, machine, free = available_cores(), os.cpu_count() or 1, total_and_free_memory()[1]
     suggestions = []
     if allowed < machine:
         suggestions.append(

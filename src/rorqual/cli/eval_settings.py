@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from rorqual.cli.machine import cores
+from rorqual.cli.machine import available_cores
 from rorqual.cli.settings import DeviceSettings, check_device
 from rorqual.core.config import Count, Natural, NonNegative, Seed, Share, parse_scalar
 from rorqual.core.errors import ConfigError
@@ -159,7 +159,7 @@ def load_engine_or_client(model: str, settings: EvalSettings) -> Any:
         Path(model),
         device=settings.device,
         dtype=settings.dtype,
-        threads=settings.threads or cores(),
+        threads=settings.threads or available_cores(),
         record_experts=False,
         backend=settings.backend,
     )
@@ -201,7 +201,7 @@ If row data were read as plain text, the loss would include keys and braces.
 
 def held_out_text(path: str) -> str:
     """Return the held-out last tenth of a text file. Raises ConfigError for a file of row data, such as JSONL or Parquet."""
-    from rorqual.data.source.text import read_text
+    from rorqual.data.source.text import read_text_split
 
     if Path(path).suffix.lower() in ROWS:
         raise ConfigError(
@@ -209,7 +209,7 @@ def held_out_text(path: str) -> str:
             where=path,
             remedy="Give a text file. For rows of questions and answers, add task=messages or task=./mine.py:Class.",
         )
-    return read_text(Path(path)).validation
+    return read_text_split(Path(path)).validation
 
 
 def loss_on_text(model: str, settings: EvalSettings) -> str:
@@ -237,7 +237,7 @@ def loss_on_text(model: str, settings: EvalSettings) -> str:
             where="command line",
             remedy=f"Use window={engine.max_len} or less.",
         )
-    loss = text_loss(engine.scorer, engine.tokenizer, text, window=settings.window or engine.max_len)
+    loss = text_loss(engine.scoring_model, engine.tokenizer, text, window=settings.window or engine.max_len)
     return "\n".join(
         [
             f"{model} on the last tenth of {settings.data}: {loss.tokens:,} tokens, {loss.characters:,} characters,",

@@ -17,16 +17,23 @@ from pydantic import Field
 
 from rorqual.cli.eval_settings import REMOTE, SeedBits
 from rorqual.cli.evaluating import load_with_fingerprint, software_versions
-from rorqual.cli.machine import cores
+from rorqual.cli.machine import available_cores
 from rorqual.cli.settings import WHERE, DeviceSettings, check_device, split_pairs
-from rorqual.core.config import Natural, parse, parse_scalar
+from rorqual.core.config import Natural, parse_config, parse_scalar
 from rorqual.core.errors import ConfigError, DataError, RorqualError, suggest_name
 from rorqual.core.progress import Progress, clock_text
 from rorqual.core.records import NO_DEFAULTS, RunDir, TaskDefaults
 from rorqual.data.source.cells import named_columns
 from rorqual.engine.engine import Engine
 from rorqual.engine.remote.engine import RemoteEngine
-from rorqual.generate.batch import Answered, answers, first_sample_error, output_record, refuse_row, remote_answers
+from rorqual.generate.batch import (
+    AnsweredRow,
+    first_sample_error,
+    generate_answers,
+    output_record,
+    refuse_row,
+    remote_answers,
+)
 from rorqual.generate.output import PartialOutput, check_writable_path
 from rorqual.generate.prompts import PromptFile, RefusedRow, read_prompts
 from rorqual.generate.schema import TEXTS, RowParser, RowRequest, RowSampling
@@ -59,7 +66,7 @@ class GenerateSettings(DeviceSettings):
     backend: str = Field("torch-invariant", description="torch-invariant, torch or ./mine.py:Class")
 
 
-def read_settings(arguments: Sequence[str] | None) -> tuple[GenerateSettings, RowSampling]:
+def read_generate_settings(arguments: Sequence[str] | None) -> tuple[GenerateSettings, RowSampling]:
     """Split arguments into command settings and sampling parameters. A row of the prompt file may override sampling parameters.
 
     Raises ConfigError if a key is unknown, or if `run` or `out` is missing.
@@ -75,8 +82,8 @@ def read_settings(arguments: Sequence[str] | None) -> tuple[GenerateSettings, Ro
         else:
             known = (*RowSampling.model_fields, *GenerateSettings.model_fields)
             raise ConfigError(f"unknown key '{key}'", where=WHERE, remedy=suggest_name(key, known))
-    chosen = parse(GenerateSettings, command_values, where=WHERE)
-    return chosen, parse(RowSampling, sampling, where=WHERE)
+    chosen = parse_config(GenerateSettings, command_values, where=WHERE)
+    return chosen, parse_config(RowSampling, sampling, where=WHERE)
 
 
 def generate_file(file: Path, arguments: Sequence[str] | None) -> tuple[int, list[str]]:
@@ -84,7 +91,7 @@ def generate_file(file: Path, arguments: Sequence[str] | None) -> tuple[int, lis
 
     Return the number of rows with an error, and the lines of the summary that the command prints.
     """
-    chosen, sampling = read_settings(arguments)
+    chosen, sampling = read_generate_settings(arguments)
     out = Path(chosen.out)
     check_writable_path(out)
     if out.exists() and file.exists() and out.samefile(file):
@@ -93,12 +100,12 @@ def generate_file(file: Path, arguments: Sequence[str] | None) -> tuple[int, lis
     columns = named_columns(chosen.prompt, prompts.columns(), "prompt") if chosen.prompt else ()
     plain = chosen.raw or chosen.run.startswith(REMOTE)
     task = NO_DEFAULTS if plain else RunDir(Path(chosen.run)).task_defaults()
-    engine, model_identity = _engine(chosen)
+    engine, model_identity = _engine_and_identity(chosen)
     local = engine if isinstance(engine, Engine) else None
     encode = _text_encoder(local) if chosen.raw and local else None
     request_schema = RowParser(sampling, encode, file.suffix.lower() in (".csv", ".tsv"), columns, task)
     if chosen.strict:
-        _check_all(local, prompts, request_schema)
+        _check_all_rows(local, prompts, request_schema)
     identity = _settings_of_replies(chosen, sampling, prompts) | model_identity | _defaults_that_apply(task, sampling)
     if columns:
         identity["prompt"] = ", ".join(columns)
@@ -110,8 +117,8 @@ def generate_file(file: Path, arguments: Sequence[str] | None) -> tuple[int, lis
             if isinstance(engine, RemoteEngine):
                 answered = remote_answers(engine, requests, concurrency=chosen.concurrency)
             else:
-                answered = answers(engine, requests, room=2 * chosen.slots)
-            news = _write(output, answered, chosen)
+                answered = generate_answers(engine, requests, room=2 * chosen.slots)
+            news = _write_answers(output, answered, chosen)
             if output.count != prompts.rows:
                 raise DataError(
                     "the file changed while it was read",
@@ -133,7 +140,7 @@ def _is_unanswered(output: PartialOutput, prompts: PromptFile, line: int) -> boo
     return not output.has_answer(line)
 
 
-def _write(output: PartialOutput, answered: Iterator[list[Answered]], chosen: GenerateSettings) -> list[str]:
+def _write_answers(output: PartialOutput, answered: Iterator[list[AnsweredRow]], chosen: GenerateSettings) -> list[str]:
     """Write the answers as they arrive. Return lines for the summary: the generation speed, and the first rows with errors."""
     start, n_before, tokens = time.monotonic(), output.count, 0
     faults: list[str] = []
@@ -160,7 +167,7 @@ def _write(output: PartialOutput, answered: Iterator[list[Answered]], chosen: Ge
 # ---- the model
 
 
-def _engine(chosen: GenerateSettings) -> tuple[Engine | RemoteEngine, dict[str, Any]]:
+def _engine_and_identity(chosen: GenerateSettings) -> tuple[Engine | RemoteEngine, dict[str, Any]]:
     """Return the engine, and the fields that identify its model.
 
     A command resumes only if the fields that identify the model are unchanged.
@@ -189,7 +196,7 @@ def _engine(chosen: GenerateSettings) -> tuple[Engine | RemoteEngine, dict[str, 
 
 def _local_engine(chosen: GenerateSettings) -> Engine:
     check_device(chosen.device)
-    threads = chosen.threads or cores()
+    threads = chosen.threads or available_cores()
     torch.set_num_threads(threads)
     engine = Engine(
         Path(chosen.run),
@@ -215,7 +222,7 @@ def _text_encoder(engine: Engine) -> Any:
     return lambda text: [*([] if chat.bos is None else [chat.bos]), *chat.tokenizer.encode(text)]
 
 
-def _check_all(engine: Engine | None, prompts: PromptFile, request_schema: RowParser) -> None:
+def _check_all_rows(engine: Engine | None, prompts: PromptFile, request_schema: RowParser) -> None:
     """Raise DataError if a row is invalid or the engine would refuse it."""
     for line, row in read_prompts(prompts.path):
         request = request_schema.parse_row(line, row)

@@ -10,7 +10,7 @@ import yaml
 from pydantic import Field
 
 from rorqual.cli.settings import DeviceSettings, DType
-from rorqual.core.config import Natural, parse
+from rorqual.core.config import Natural, parse_config
 from rorqual.core.errors import ConfigError, suggest_name
 from rorqual.core.records import RunDir
 from rorqual.model.account import account
@@ -65,7 +65,7 @@ def _from_yaml(path: Path) -> ModelConfig:
             f"not valid YAML: {error}", where=str(path), remedy="Give the YAML file of a model or of a run."
         ) from None
     whole_run = isinstance(data, dict) and "model" in data
-    return parse(ModelConfig, data["model"] if whole_run else data, where=str(path))
+    return parse_config(ModelConfig, data["model"] if whole_run else data, where=str(path))
 
 
 def _from_json(path: Path) -> ModelConfig:

@@ -6,14 +6,14 @@ import os
 from pathlib import Path
 
 
-def cores() -> int:
+def available_cores() -> int:
     """Return the number of cores that this process may use, limited by its CPU affinity and its cgroup's CPU quota."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _quota()
+    quota = _cpu_quota()
     return max(1, min(allowed, round(quota))) if quota else allowed
 
 
-def _quota() -> float:
+def _cpu_quota() -> float:
     """Return the CPU quota of this process's cgroup in cores, or 0 if there is no limit."""
     text = _text("/sys/fs/cgroup/cpu.max").split()
     if len(text) == 2 and text[0].isdigit():

@@ -60,10 +60,10 @@ def report_errors(verb: Callable[[], str | None]) -> Iterator[None]:
     try:
         yield
     except RorqualError as error:
-        _stop(f"rorqual: {error}", REFUSED)
+        _exit_with_error(f"rorqual: {error}", REFUSED)
     except KeyboardInterrupt:
         resumes = verb() in RESUMES
-        _stop("\nstopped; the same command resumes" if resumes else "\nstopped", INTERRUPTED)
+        _exit_with_error("\nstopped; the same command resumes" if resumes else "\nstopped", INTERRUPTED)
     except BrokenPipeError:
         # The reader of standard output closed the pipe. Python would fail to flush standard output at exit.
         sys.stdout = None
@@ -71,15 +71,15 @@ def report_errors(verb: Callable[[], str | None]) -> Iterator[None]:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         remedy = WRITE_REMEDY.get(error.errno or 0, "Check the path and its permissions, or choose another folder.")
-        _stop(f"rorqual: {where}{error.strerror or error}\n  {remedy}", REFUSED)
+        _exit_with_error(f"rorqual: {where}{error.strerror or error}\n  {remedy}", REFUSED)
 
 
-def _stop(message: str, code: int) -> NoReturn:
+def _exit_with_error(message: str, code: int) -> NoReturn:
     print(message, file=sys.stderr, flush=True)
     raise typer.Exit(code) from None
 
 
-class Verbs(TyperGroup):
+class VerbGroup(TyperGroup):
     """The command group. `--help` lists the commands in the order in which a new user needs them."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -90,7 +90,7 @@ class Verbs(TyperGroup):
         return list(self.commands)
 
 
-app = typer.Typer(cls=Verbs, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
+app = typer.Typer(cls=VerbGroup, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
 
 
 def _print_version(wanted: bool) -> None:
@@ -147,10 +147,10 @@ OPTIONS = {
     "peft": {"Keys": f"{VERBS}.peft:PeftConfig"},
     "inspect": {"Keys": "rorqual.cli.inspecting:InspectSettings"},
     "plan": {
-        "Keys with --train": "rorqual.cli.planning:TrainPlan",
-        "Keys with --serve": "rorqual.cli.planning:ServePlan",
-        "Keys for a run": "rorqual.cli.planning:RunPlan",
-        "Keys for quickstart": "rorqual.cli.planning:QuickstartPlan",
+        "Keys with --train": "rorqual.cli.planning:TrainPlanSettings",
+        "Keys with --serve": "rorqual.cli.planning:ServePlanSettings",
+        "Keys for a run": "rorqual.cli.planning:RunPlanSettings",
+        "Keys for quickstart": "rorqual.cli.planning:QuickstartPlanSettings",
     },
     "compare": {"Keys": f"{VERBS}.compare:CompareSettings"},
     "doctor": {"Keys": "rorqual.cli.settings:DeviceSettings"},
@@ -213,11 +213,11 @@ _add_command("compare", compare, "rorqual compare runs/small/evals/before-auto.j
 _add_command("doctor", doctor, "rorqual doctor")
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+def _exit_on_sigterm(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
 def main() -> None:
     """Run the command line. SIGTERM is handled like Ctrl-C."""
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, _exit_on_sigterm)
     app(prog_name="rorqual")

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rorqual.cli.inspecting import align_columns, find_model
-from rorqual.cli.machine import cores
+from rorqual.cli.machine import available_cores
 from rorqual.cli.plan_page import serving_charts, training_charts, write_plan
 from rorqual.cli.planning import (
-    QuickstartPlan,
-    RunPlan,
-    ServePlan,
-    TrainPlan,
+    QuickstartPlanSettings,
+    RunPlanSettings,
+    ServePlanSettings,
+    TrainPlanSettings,
     plan_serving,
     plan_training,
     serving_rows,
@@ -26,7 +26,7 @@ from rorqual.model.load.run_directory import read_model_config
 from rorqual.plan.hardware import DEVICES
 from rorqual.plan.numbers import format_bytes, format_duration, format_short, format_usd
 from rorqual.plan.price import PRICES
-from rorqual.plan.published import QUOTES, figures
+from rorqual.plan.published import QUOTES, compare_figures
 from rorqual.plan.run_speed import read_row_length, speed_of
 from rorqual.plan.time import training_flops
 from rorqual.recipes.quickstart import SCALES
@@ -61,18 +61,18 @@ def plan_text(
     if not model:
         raise ConfigError("the model is missing", where="plan", remedy=f"Write {ASK}")
     if train:
-        return training_text(model, parse_settings(TrainPlan, settings))
+        return training_text(model, parse_settings(TrainPlanSettings, settings))
     if serve:
-        return serving_text(model, parse_settings(ServePlan, settings))
+        return serving_text(model, parse_settings(ServePlanSettings, settings))
     if model == QUICKSTART:
-        return quickstart_text(parse_settings(QuickstartPlan, settings))
+        return quickstart_text(parse_settings(QuickstartPlanSettings, settings))
     if RunDir(Path(model)).metrics_file.is_file():
-        return run_plan_text(model, parse_settings(RunPlan, settings))
+        return run_plan_text(model, parse_settings(RunPlanSettings, settings))
     find_model(model)  # report an unknown model first
     raise ConfigError("the kind of plan is missing", where="plan", remedy=f"Write {ASK}")
 
 
-def training_text(model: str, settings: TrainPlan) -> str:
+def training_text(model: str, settings: TrainPlanSettings) -> str:
     """Return the text of a training plan, and write an HTML page if `out` is set."""
     config = find_model(model)
     plan = plan_training(config, settings)
@@ -83,7 +83,7 @@ def training_text(model: str, settings: TrainPlan) -> str:
     return f"{align_columns(rows)}\n\npage  {write_plan(Path(settings.out), f'{model}: what training costs', rows, charts, settings)}"
 
 
-def serving_text(model: str, settings: ServePlan) -> str:
+def serving_text(model: str, settings: ServePlanSettings) -> str:
     """Return the text of a serving plan, and write an HTML page if `out` is set."""
     config = find_model(model)
     plan = plan_serving(config, settings)
@@ -96,7 +96,7 @@ def serving_text(model: str, settings: ServePlan) -> str:
     return f"{align_columns(rows)}\n\npage  {page}"
 
 
-def run_plan_text(name: str, settings: RunPlan) -> str:
+def run_plan_text(name: str, settings: RunPlanSettings) -> str:
     """Return the measured speed of a run, and the time and cost of further training steps."""
     run = RunDir(Path(name))
     speed = speed_of(run)
@@ -124,7 +124,7 @@ def run_plan_text(name: str, settings: RunPlan) -> str:
             read_model_config(run), context, mtp=True
         )
         scaling_note = f" of {settings.model}, {flops_ratio:,.3g} times the FLOPs per token, at the same FLOP/s (a larger model reaches more)"
-    low, high = (end * flops_ratio for end in speed.interval(steps))
+    low, high = (end * flops_ratio for end in speed.seconds_interval(steps))
     rows += [
         (label, f"{format_duration(steps * speed.seconds * flops_ratio)}{scaling_note}"),
         (
@@ -138,9 +138,9 @@ def run_plan_text(name: str, settings: RunPlan) -> str:
     return align_columns(rows)
 
 
-def quickstart_text(settings: QuickstartPlan) -> str:
+def quickstart_text(settings: QuickstartPlanSettings) -> str:
     """Return the expected time and cost of each quickstart stage on this machine, based on a benchmark of a few seconds."""
-    stages = forecast(SCALES[settings.size], seed=settings.seed, threads=settings.threads or cores())
+    stages = forecast(SCALES[settings.size], seed=settings.seed, threads=settings.threads or available_cores())
     head = ("stage", "seconds", "core-seconds", "tokens", "USD")
     rows = [
         (
@@ -173,7 +173,7 @@ def published_figures_text() -> str:
 
     Notes below the table explain the differences. A list at the end gives the published figures that cannot be computed.
     """
-    compared = figures()
+    compared = compare_figures()
     head = ("figure", "published", "ours", "difference", "tolerance", "source")
     rows = [
         (

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rorqual.cli.planning import PlannedServing, PlannedTraining, Rows, ServePlan, TrainPlan
+from rorqual.cli.planning import PlannedServing, PlannedTraining, Rows, ServePlanSettings, TrainPlanSettings
 from rorqual.core.records import write_atomic
 from rorqual.model.config import ModelConfig
 from rorqual.plan.charts import CostLine, cost_chart, memory_chart, price_chart
 from rorqual.plan.hardware import DEVICES, Device
-from rorqual.plan.memory import PRECISIONS, Layout, Memory, device_memory
+from rorqual.plan.memory import PRECISIONS, DeviceMemory, Layout, device_memory
 from rorqual.plan.price import PRICES
 from rorqual.report.chart import Chart, draw
 from rorqual.report.page import write_page
@@ -22,16 +22,18 @@ V3_MARK = ("DeepSeek-V3", 14.8e12, 2.664e6 * 2.0)
 2.664M GPU hours at $2 per hour."""
 
 
-def training_charts(model: ModelConfig, settings: TrainPlan, plan: PlannedTraining, *, is_v3: bool) -> list[Chart]:
+def training_charts(
+    model: ModelConfig, settings: TrainPlanSettings, plan: PlannedTraining, *, is_v3: bool
+) -> list[Chart]:
     """Return two charts: cost by number of training tokens, with one line per device with a known price, and memory per
     device, with one bar per layout."""
     lines = [
         CostLine(card.title, _usd_per_token(card, settings, plan), card.name == settings.device().name)
         for card in DEVICES
-        if _rent(card, settings)
+        if _usd_per_device_hour(card, settings)
     ]
     marks = [V3_MARK] if is_v3 and settings.device().name == "h800" else []
-    rows: list[tuple[str, Memory]] = [("as asked" if plan.chosen else "this layout", plan.memory)]
+    rows: list[tuple[str, DeviceMemory]] = [("as asked" if plan.chosen else "this layout", plan.memory)]
     if plan.chosen:
         rows.append(("layout that fits", plan.chosen[1]))
     base = plan.chosen[0] if plan.chosen else plan.layout
@@ -56,21 +58,23 @@ def _variants(layout: Layout) -> list[tuple[str, Layout]]:
     return variants
 
 
-def _rent(card: Device, settings: TrainPlan) -> float:
-    return settings.rent() if card.name == settings.device().name else card.price or 0.0
+def _usd_per_device_hour(card: Device, settings: TrainPlanSettings) -> float:
+    return settings.usd_per_device_hour() if card.name == settings.device().name else card.price or 0.0
 
 
-def _usd_per_token(card: Device, settings: TrainPlan, plan: PlannedTraining) -> float:
+def _usd_per_token(card: Device, settings: TrainPlanSettings, plan: PlannedTraining) -> float:
     used = settings.peak_share() if card.name == settings.device().name else card.utilisation
-    return plan.cost.flops_per_token / (card.flops("bf16") * used) / 3600 * _rent(card, settings)
+    return plan.cost.flops_per_token / (card.flops("bf16") * used) / 3600 * _usd_per_device_hour(card, settings)
 
 
-def serving_charts(settings: ServePlan, plan: PlannedServing) -> list[Chart]:
+def serving_charts(settings: ServePlanSettings, plan: PlannedServing) -> list[Chart]:
     """Return a list with one chart: the price per million tokens by cache hit rate, for this plan and for the API prices in `PRICES`."""
     return [price_chart(plan.price, PRICES, settings.prompt, settings.reply, settings.hit_rate)]
 
 
-def write_plan(folder: Path, title: str, rows: Rows, charts: Sequence[Chart], settings: TrainPlan | ServePlan) -> Path:
+def write_plan(
+    folder: Path, title: str, rows: Rows, charts: Sequence[Chart], settings: TrainPlanSettings | ServePlanSettings
+) -> Path:
     """Write a self-contained HTML page to `folder`, and the charts as PNG files next to it. Return the page's path."""
     pictures = [draw(chart) for chart in charts]
     for picture in pictures:
@@ -85,5 +89,5 @@ def write_plan(folder: Path, title: str, rows: Rows, charts: Sequence[Chart], se
         title=title,
         plan=table,
         pictures=pictures,
-        hardware=f"{hardware}Rent: {settings.rent_words()}.",
+        hardware=f"{hardware}Rent: {settings.price_text()}.",
     )

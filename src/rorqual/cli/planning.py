@@ -14,7 +14,7 @@ from rorqual.core.ledger import CORE_HOUR
 from rorqual.model.config import ModelConfig
 from rorqual.plan.hardware import REACHED, V3_USED, Device, Dtype, device
 from rorqual.plan.layout import RESERVE, TrainingDevices, choose_layout, invalid_layout_reasons
-from rorqual.plan.memory import PRECISIONS, Layout, Memory, PrecisionName, Recompute, device_memory
+from rorqual.plan.memory import PRECISIONS, DeviceMemory, Layout, PrecisionName, Recompute, device_memory
 from rorqual.plan.numbers import (
     Amount,
     Count,
@@ -34,7 +34,7 @@ from rorqual.plan.serve import (
     ServingEstimate,
     estimate_serving,
     smallest_replica,
-    split_weights,
+    split_parameter_count,
     token_prices,
 )
 from rorqual.plan.time import TrainingCost, training_cost, training_flops
@@ -53,7 +53,7 @@ class RentedDevices(Config):
         """Return the row of the hardware table for `hardware`."""
         return device(self.hardware)
 
-    def rent(self) -> float:
+    def usd_per_device_hour(self) -> float:
         """Return the rental price in USD per device-hour.
 
         Raises ConfigError if neither the settings nor the hardware table has a rental price.
@@ -67,12 +67,12 @@ class RentedDevices(Config):
             )
         return price
 
-    def rent_words(self) -> str:
+    def price_text(self) -> str:
         """Return the rental price and its source as text."""
-        return f"${self.rent():.2f} per hour, {'as given' if self.price else self.device().price_source}"
+        return f"${self.usd_per_device_hour():.2f} per hour, {'as given' if self.price else self.device().price_source}"
 
 
-class TrainPlan(RentedDevices):
+class TrainPlanSettings(RentedDevices):
     """Settings of a training plan."""
 
     tokens: Amount = Field(gt=0, description="training tokens, such as 14.8T")
@@ -107,7 +107,7 @@ class TrainPlan(RentedDevices):
         return TrainingDevices(self.n, self.device().node, self.device().memory * (1 - RESERVE))
 
 
-class ServePlan(RentedDevices):
+class ServePlanSettings(RentedDevices):
     """Settings of a serving plan."""
 
     n: Count = Field(0, ge=0, description="devices per replica; 0: the fewest whose memory suffices")
@@ -149,7 +149,7 @@ class ServePlan(RentedDevices):
         return Replica(self.device(), *size, self.dtype, self.cache_bytes, self.prefill_used, self.decode_used)
 
 
-class RunPlan(Config):
+class RunPlanSettings(Config):
     """Settings of a plan for a run."""
 
     steps: Count = Field(0, ge=0, description="further steps; default: those that remain, or ten times the run's")
@@ -158,7 +158,7 @@ class RunPlan(Config):
     core_hour: float = Field(CORE_HOUR, ge=0, description="USD per core-hour")
 
 
-class QuickstartPlan(Config):
+class QuickstartPlanSettings(Config):
     """Settings of a quickstart forecast."""
 
     size: Literal["small", "full"] = Field("full", description="amount of training")
@@ -175,11 +175,11 @@ class PlannedTraining:
 
     cost: TrainingCost
     layout: Layout
-    memory: Memory
-    chosen: tuple[Layout, Memory] | None
+    memory: DeviceMemory
+    chosen: tuple[Layout, DeviceMemory] | None
 
 
-def plan_training(model: ModelConfig, settings: TrainPlan) -> PlannedTraining:
+def plan_training(model: ModelConfig, settings: TrainPlanSettings) -> PlannedTraining:
     """Plan the training of `model`.
 
     Raises ConfigError if the requested degrees of parallelism do not match the model's dimensions or the number of devices."""
@@ -190,7 +190,7 @@ def plan_training(model: ModelConfig, settings: TrainPlan) -> PlannedTraining:
         n=settings.n,
         peak=settings.device().flops("bf16"),
         utilisation=settings.peak_share(),
-        price=settings.rent(),
+        price=settings.usd_per_device_hour(),
     )
     precision, room, layout = PRECISIONS[settings.precision], settings.layout_limits(), settings.layout()
     if layout is None:
@@ -201,12 +201,12 @@ def plan_training(model: ModelConfig, settings: TrainPlan) -> PlannedTraining:
         remedy = "Without degrees, the plan chooses a layout that fits."
         raise ConfigError("; ".join(reasons), where="layout", remedy=remedy)
     memory = device_memory(model, layout, context=settings.context, precision=precision)
-    fits = memory.total <= room.usable
+    fits = memory.total_bytes <= room.usable
     chosen = None if fits else choose_layout(model, room, settings.context, precision, settings.microbatch)
     return PlannedTraining(cost, layout, memory, chosen)
 
 
-def training_rows(model: ModelConfig, settings: TrainPlan, plan: PlannedTraining) -> Rows:
+def training_rows(model: ModelConfig, settings: TrainPlanSettings, plan: PlannedTraining) -> Rows:
     """Return the table rows of a training plan as (name, value)."""
     card, cost = settings.device(), plan.cost
     attention = "attention over whole rows" if settings.full_attention else "causal attention, half a row on average"
@@ -221,7 +221,7 @@ def training_rows(model: ModelConfig, settings: TrainPlan, plan: PlannedTraining
                   f"{format_short(peak)} in bf16, {source}"),
         ("device-hours", format_short(cost.hours)),
         ("time", format_duration(cost.seconds)),
-        ("money", f"{format_usd(cost.usd)} at {settings.rent_words()}"),
+        ("money", f"{format_usd(cost.usd)} at {settings.price_text()}"),
         *([] if settings.utilisation or card.utilisation != V3_USED else [("upper estimate", cost_range_text(settings, cost))]),
         ("", ""),
         ("layout", f"{plan.layout} ({'as given' if settings.layout() else 'chosen'}), "
@@ -233,7 +233,7 @@ def training_rows(model: ModelConfig, settings: TrainPlan, plan: PlannedTraining
     return rows
 
 
-def cost_range_text(settings: TrainPlan, cost: TrainingCost) -> str:
+def cost_range_text(settings: TrainPlanSettings, cost: TrainingCost) -> str:
     """Return a text with the cost at the lowest utilisation in `REACHED`.
 
     `REACHED` lists the utilisation of published training runs. The default utilisation is that of DeepSeek-V3, which is
@@ -246,15 +246,15 @@ def cost_range_text(settings: TrainPlan, cost: TrainingCost) -> str:
     )
 
 
-def memory_rows(memory: Memory, settings: TrainPlan) -> Rows:
+def memory_rows(memory: DeviceMemory, settings: TrainPlanSettings) -> Rows:
     """Return one table row per part of a device's memory. The last row has the total, and states whether the total fits
     in the device's usable memory."""
     card, usable = settings.device(), settings.layout_limits().usable
-    free = usable - memory.total
+    free = usable - memory.total_bytes
     verdict = f"fits, {format_bytes(free)} free" if free >= 0 else f"does not fit, {format_bytes(-free)} too much"
     where = f"pipeline stage {memory.stage + 1}, {memory.layers} layers"
     limit = f"{format_bytes(usable)} ({format_bytes(card.memory)} less {RESERVE:.0%} reserve)"
-    total = f"{format_bytes(memory.total)} of {limit}: {verdict} ({where})"
+    total = f"{format_bytes(memory.total_bytes)} of {limit}: {verdict} ({where})"
     return [*((f"  {name}", format_bytes(size)) for name, size in memory.named_parts()), ("  per device", total)]
 
 
@@ -267,14 +267,16 @@ class PlannedServing:
     price: Price
 
 
-def plan_serving(model: ModelConfig, settings: ServePlan) -> PlannedServing:
+def plan_serving(model: ModelConfig, settings: ServePlanSettings) -> PlannedServing:
     """Plan the serving of `model`: its replica, throughput and token prices."""
     replica = settings.replica(model)
     serving_ = estimate_serving(model, replica, settings.average_request(), settings.batch)
-    return PlannedServing(replica, serving_, token_prices(serving_, settings.rent() / settings.busy, settings.margin))
+    return PlannedServing(
+        replica, serving_, token_prices(serving_, settings.usd_per_device_hour() / settings.busy, settings.margin)
+    )
 
 
-def serving_rows(model: ModelConfig, settings: ServePlan, plan: PlannedServing) -> Rows:
+def serving_rows(model: ModelConfig, settings: ServePlanSettings, plan: PlannedServing) -> Rows:
     """Return the table rows of a serving plan as (name, value)."""
     replica, serving_, mix = plan.replica, plan.serving, settings.average_request()
     group, step, price = replica.tp, serving_.step, plan.price
@@ -284,17 +286,17 @@ def serving_rows(model: ModelConfig, settings: ServePlan, plan: PlannedServing) 
     is_default = settings.prefill_used == DAY_PREFILL and settings.decode_used == DAY_DECODE
     return [
         ("replica", f"{replica.n:,} x {replica.device.title}, tp={group}, "
-                    f"{count_text(sum(split_weights(model)))} parameters in {replica.dtype}"),
+                    f"{count_text(sum(split_parameter_count(model)))} parameters in {replica.dtype}"),
         ("KV cache", f"{serving_.cache_bytes:,} bytes per token, {format_bytes(serving_.cache_bytes * mix.sequence_length)} "
                      f"for {mix.sequence_length:,} tokens"),
         ("memory per device", f"{format_bytes(serving_.weights)} of weights, {format_bytes(serving_.free)} for KV cache"),
-        ("batch", f"{serving_.batch:,} sequences on each {where}, {serving_.batch * replica.groups:,} in total"),
-        ("decode step", f"{format_duration(step.seconds)}, bound by {step.bound}: weights {format_duration(step.weights)}, "
+        ("batch", f"{serving_.batch:,} sequences on each {where}, {serving_.batch * replica.n_groups:,} in total"),
+        ("decode step", f"{format_duration(step.seconds)}, bound by {step.bottleneck}: weights {format_duration(step.weights)}, "
                         f"KV cache {format_duration(step.cache)}, compute {format_duration(step.compute)} at the roofline"),
         ("decode", f"{serving_.decode_rate:,.0f} tokens/s per device, {serving_.per_sequence:.1f} tokens/s per sequence"),
         ("prefill", f"{serving_.prefill_rate:,.0f} tokens/s per device, not counting tokens found in the cache"),
         ("shares", shares + (", as DeepSeek's service did in February 2025" if is_default else ", as given")),
-        ("cost", f"{settings.rent_words()}{'' if settings.busy == 1 else f', busy {settings.busy:.0%} of them'}; margin {settings.margin:.0%}"),
+        ("cost", f"{settings.price_text()}{'' if settings.busy == 1 else f', busy {settings.busy:.0%} of them'}; margin {settings.margin:.0%}"),
         ("price per million", f"prompt {format_usd(price.miss)}, found in the cache {format_usd(price.hit)}, reply {format_usd(price.output)}"),
         ("  of this mix", f"{format_usd(blended)}: {mix.prompt:,} prompt tokens, {mix.hit_rate:.0%} of them cached, {mix.reply:,} reply tokens"),
         *((f"  {row.name}, {row.date}", format_usd(row.blended_price(mix.prompt, mix.reply, mix.hit_rate))) for row in PRICES),

@@ -30,7 +30,7 @@ class ByteProgressBar:
             (self._bar or Progress(self.label, 1)).say(note)
 
 
-def show_progress(label: str, unit: str) -> Callable[[int, int], None]:
+def progress_bar_callback(label: str, unit: str) -> Callable[[int, int], None]:
     """Return a callback `progress(done, total)` that shows a progress bar on standard error."""
     bar = Progress(label, 1, unit=unit)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rorqual.cli.eval_settings import CASCADE, REMOTE, split_cascade_models
-from rorqual.cli.machine import cores
+from rorqual.cli.machine import available_cores
 from rorqual.cli.settings import parse_settings
 from rorqual.cli.verbs.serve import ServeSettings
 from rorqual.core.errors import ConfigError
@@ -21,11 +21,11 @@ ENGINE = ("slots", "max_len", "record_kept", "cache_dir", "disk_bytes", "cache_b
 """Settings that are passed to the engine under the same name. A value of 0 or an empty string selects the engine's default."""
 
 
-def start(model: str, arguments: Sequence[str] | None) -> None:
+def start_server(model: str, arguments: Sequence[str] | None) -> None:
     """Serve a run, or cascade=STUDENT,TEACHER, until the process is stopped."""
     chosen = parse_settings(ServeSettings, arguments)
     student, *teacher = split_cascade_models(model.removeprefix(CASCADE)) if model.startswith(CASCADE) else (model,)
-    cascade = cascade_of(student, teacher[0], chosen) if teacher else None
+    cascade = calibrated_cascade_rule(student, teacher[0], chosen) if teacher else None
     if cascade is None and (chosen.calibration or chosen.sure is not None):
         raise ConfigError(
             "only a cascade has a calibration",
@@ -36,7 +36,7 @@ def start(model: str, arguments: Sequence[str] | None) -> None:
         run=student,
         device=chosen.device,
         dtype=chosen.dtype,
-        threads=chosen.threads or cores(),
+        threads=chosen.threads or available_cores(),
         rollout_dir=chosen.rollout_dir,
         engine={name: value for name in ENGINE if (value := getattr(chosen, name))},
     )
@@ -54,7 +54,7 @@ def start(model: str, arguments: Sequence[str] | None) -> None:
     )
 
 
-def cascade_of(student: str, teacher: str, chosen: ServeSettings) -> CascadeRule:
+def calibrated_cascade_rule(student: str, teacher: str, chosen: ServeSettings) -> CascadeRule:
     """Read the calibrated rule of a cascade. Raises ConfigError if the calibration is missing, was measured on other
     checkpoints, or does not use log-probabilities as confidence."""
     remedy = f"Run rorqual eval {CASCADE}{student},{teacher} task=... out=FILE.json, and give calibration=FILE.json."

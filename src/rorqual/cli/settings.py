@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field
 from pydantic.fields import FieldInfo
 from typer.core import TyperCommand
 
-from rorqual.core.config import Config, parse
+from rorqual.core.config import Config, parse_config
 from rorqual.core.errors import ConfigError
 
 WHERE = "command line"
@@ -62,12 +62,12 @@ def split_pairs(arguments: Sequence[str] | None) -> dict[str, str]:
 
 def parse_settings(cls: type[P], arguments: Sequence[str] | None) -> P:
     """Parse arguments as settings of type `cls`. Raises ConfigError for an unknown key, and suggests the closest known key."""
-    return parse(cls, split_pairs(arguments), where=WHERE)
+    return parse_config(cls, split_pairs(arguments), where=WHERE)
 
 
 def pop_settings(cls: type[P], values: dict[str, str]) -> P:
     """Remove the fields of `cls` from `values`, and return the removed values as settings of type `cls`."""
-    return parse(cls, {key: values.pop(key) for key in cls.model_fields if key in values}, where=WHERE)
+    return parse_config(cls, {key: values.pop(key) for key in cls.model_fields if key in values}, where=WHERE)
 
 
 def check_device(name: str) -> None:
@@ -94,10 +94,10 @@ class VerbCommand(TyperCommand):
 def option_rows(settings: type[Config]) -> list[tuple[str, str]]:
     """Return `key=default` and the description of each field that has a description. `device` and `dtype` come last."""
     fields = sorted(settings.model_fields.items(), key=lambda item: item[0] in DeviceSettings.model_fields)
-    return [(f"{name}={_default(field)}", field.description) for name, field in fields if field.description]
+    return [(f"{name}={_default_text(field)}", field.description) for name, field in fields if field.description]
 
 
-def _default(field: FieldInfo) -> str:
+def _default_text(field: FieldInfo) -> str:
     """Return a field's default as typed on the command line, followed by the other choices of a `Literal`."""
     choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
     if field.is_required() or field.default in (None, {}, ()):

@@ -48,7 +48,7 @@ class Terminal:
         self.console.file.flush()
 
 
-def lines_typed() -> Iterator[str]:
+def read_input_lines() -> Iterator[str]:
     """Yield non-empty lines of standard input until it ends or a line is `/quit`. In a terminal, show a prompt."""
     is_interactive = sys.stdin.isatty() and sys.stdout.isatty()
     if is_interactive:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rorqual.convert.safetensors_slices import CHUNK, FP8, TYPES, Bytes, StoredTensor
 from rorqual.core.errors import CheckpointError, NumericsError
-from rorqual.ops.quant import BLOCK, blocks, dequantize_blocks, quantize_blocks
+from rorqual.ops.quant import BLOCK, block_counts, dequantize_blocks, quantize_blocks
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def _read_finite(stored: StoredTensor, start: int, stop: int) -> Tensor:
 
 def check_scale(weight: StoredTensor, scale: StoredTensor) -> None:
     """Raise CheckpointError if `scale` does not hold one F32 or BF16 scale per block of the matrix `weight`."""
-    if len(weight.shape) != 2 or scale.shape != blocks(weight.shape) or scale.dtype not in ("F32", "BF16"):
+    if len(weight.shape) != 2 or scale.shape != block_counts(weight.shape) or scale.dtype not in ("F32", "BF16"):
         raise CheckpointError(
             f"{scale.name} is {scale.dtype} {scale.shape} and {weight.name} is {weight.shape}, but each "
             f"{BLOCK} x {BLOCK} block needs one scale",

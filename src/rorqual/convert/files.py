@@ -90,11 +90,11 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
     if index is not None:
         return _read_sharded(folder, index)
     if not single.exists() and not single.is_symlink():
-        raise _no_weights(folder)
+        raise _no_weights_error(folder)
     return read_header(path_inside(folder, WEIGHTS, str(folder)))
 
 
-def _no_weights(folder: Path) -> CheckpointError:
+def _no_weights_error(folder: Path) -> CheckpointError:
     names = sorted(entry.name for entry in folder.iterdir())
     pickles = [name for name in names if name.endswith(PICKLES)]
     if pickles:
@@ -190,7 +190,7 @@ def _check_free_space(folder: Path, needs: int) -> None:
 
 
 @contextmanager
-def new_run(
+def new_run_folder(
     out: Path, settings: Mapping[str, Any], tokenizer: bytes, *, needs: int, step: str = FIRST
 ) -> Iterator[Path]:
     """Yield the folder of the checkpoint `step` in a new run directory, which becomes `out` at the end of the `with` block.

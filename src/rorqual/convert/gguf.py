@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from rorqual.convert.files import check_target_unused, new_run
+from rorqual.convert.files import check_target_unused, new_run_folder
 from rorqual.convert.gguf_export import export_gguf
-from rorqual.convert.gguf_keys import architecture_of, config_from_keys
-from rorqual.convert.gguf_names import RowRange, check_tensors, layout
+from rorqual.convert.gguf_keys import config_from_keys, header_architecture
+from rorqual.convert.gguf_names import RowRangeMapping, check_tensors, layout
 from rorqual.convert.gguf_quant import PLAIN
 from rorqual.convert.gguf_read import GGUFFile, GGUFTensor, read_gguf
 from rorqual.convert.gguf_rope import FREQS
@@ -45,7 +45,7 @@ def import_gguf(src: Path, out: Path, *, progress: Progress, dtype: str = "float
         raise ConfigError(f"cannot dequantise to '{dtype}'", where="dtype", remedy="Use float32 or bfloat16.")
     check_target_unused(out)
     file = read_gguf(src)
-    family, config, jobs = _plan(file, _DTYPES[dtype])
+    family, config, jobs = _plan_import(file, _DTYPES[dtype])
     tokenizer = tokenizer_from_keys(file.keys, file.where)
     template = file.keys.get("tokenizer.chat_template")
     template = template if isinstance(template, str) else None
@@ -64,15 +64,15 @@ def import_gguf(src: Path, out: Path, *, progress: Progress, dtype: str = "float
         "generation": {name: value for name, value in ids.items() if isinstance(value, int)},
     }
     counted = CountedChunks(jobs, progress)
-    with new_run(out, settings, tokenizer.source.encode(), needs=counted.total) as step:
+    with new_run_folder(out, settings, tokenizer.source.encode(), needs=counted.total) as step:
         write_tensors(step / WEIGHTS_FILE, [job.spec for job in jobs], counted)
         if template is not None:
             (step.parent / TEMPLATE_FILE).write_bytes(template.encode())
 
 
-def _plan(file: GGUFFile, dequantised: str) -> tuple[str, ModelConfig, list[TensorJob]]:
+def _plan_import(file: GGUFFile, dequantised: str) -> tuple[str, ModelConfig, list[TensorJob]]:
     """Return the `model_type`, the model config, and the jobs that write the run's tensors. Only the header is read."""
-    architecture = architecture_of(file.keys, file.where)
+    architecture = header_architecture(file.keys, file.where)
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
     factors = file.tensors[FREQS].rows(0, shapes.pop(FREQS)[0]).flatten().tolist() if FREQS in shapes else []
     data = config_from_keys(file.keys, architecture, shapes, file.where, factors)
@@ -96,7 +96,7 @@ def _plan(file: GGUFFile, dequantised: str) -> tuple[str, ModelConfig, list[Tens
 class _GGUFPiece:
     """A range of rows of a GGUF tensor that becomes a part of a tensor of the run."""
 
-    range: RowRange
+    range: RowRangeMapping
     stored: GGUFTensor
 
     def chunks(self, dtype: str) -> Iterator[Bytes]:

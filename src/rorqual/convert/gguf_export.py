@@ -11,16 +11,16 @@ from typing import Any
 from gguf import GGMLQuantizationType
 
 from rorqual.convert.cast import TensorPiece
-from rorqual.convert.gguf_keys import architecture_for, keys_for
-from rorqual.convert.gguf_names import RowRange, Shape, layout
+from rorqual.convert.gguf_keys import config_architecture, keys_from_config
+from rorqual.convert.gguf_names import RowRangeMapping, Shape, layout
 from rorqual.convert.gguf_quant import block_size, encode, written_type
-from rorqual.convert.gguf_rope import FREQS, divisors
+from rorqual.convert.gguf_rope import FREQS, frequency_divisors
 from rorqual.convert.gguf_tokenizer import tokenizer_keys
 from rorqual.convert.gguf_write import PlannedTensor, write_gguf
 from rorqual.convert.merge import full_weights_file
 from rorqual.convert.modelfile import modelfile_of, modelfile_text
 from rorqual.convert.safetensors_slices import CHUNK, Bytes, Progress
-from rorqual.convert.tensor_jobs import published_pieces, run_tensors
+from rorqual.convert.tensor_jobs import published_pieces, read_run_tensors
 from rorqual.core.errors import CheckpointError
 from rorqual.core.records import RunDir, write_atomic
 from rorqual.data.chat import ChatFormat, load_chat
@@ -53,12 +53,12 @@ def export_gguf(run: RunDir, dst: Path, *, dtype: str, progress: Progress) -> tu
     config, tokenizer = read_model_config(run), Tokenizer.load(run.tokenizer_file)
     family = family_for(config)
     data, names = family.config_to_hf(config), family.name_map(config)
-    architecture = architecture_for(data)
-    weights, where = run_tensors(full_weights_file(run), config), str(full_weights_file(run))
+    architecture = config_architecture(data)
+    weights, where = read_run_tensors(full_weights_file(run), config), str(full_weights_file(run))
     stored = published_pieces(names, config, weights, where)
     layout_ = layout(config, names, architecture)
     chat = load_chat(run, tokenizer)
-    header = {f"{architecture}.{name}": value for name, value in keys_for(data, architecture).items()}
+    header = {f"{architecture}.{name}": value for name, value in keys_from_config(data, architecture).items()}
     header |= tokenizer_keys(tokenizer, config.vocab_size) | _special_keys(chat)
     header |= {
         "general.name": run.path.resolve().name,
@@ -66,7 +66,7 @@ def export_gguf(run: RunDir, dst: Path, *, dtype: str, progress: Progress) -> tu
         "general.quantization_version": 2,
     }
     modelfile, left_out = modelfile_text(run, chat, dst.name, config.max_position_embeddings)
-    kinds = {name: _kind(name, shape, kind) for name, shape in layout_.gguf.items()}
+    kinds = {name: _tensor_type(name, shape, kind) for name, shape in layout_.gguf.items()}
     pieces = layout_.by_gguf_tensor()
     tensors = [
         PlannedTensor(name, kinds[name], shape, partial(_encode_slices, stored, pieces[name], kinds[name]))
@@ -74,16 +74,16 @@ def export_gguf(run: RunDir, dst: Path, *, dtype: str, progress: Progress) -> tu
     ]
     attention = config.stages[0].attention
     if isinstance(attention, GQAConfig) and attention.rope.llama3 is not None:
-        freqs = divisors(attention.rope, attention.head_dim)
+        freqs = frequency_divisors(attention.rope, attention.head_dim)
         f32 = GGMLQuantizationType.F32
         tensors.append(PlannedTensor(FREQS, f32, tuple(freqs.shape), lambda: [encode(freqs, f32)]))
     write_gguf(dst, architecture, header, tensors, progress)
     write_atomic(modelfile_of(dst), modelfile.encode())
-    return _notes(config.num_nextn_predict_layers, kinds, layout_.gguf, kind) + left_out
+    return _export_notes(config.num_nextn_predict_layers, kinds, layout_.gguf, kind) + left_out
 
 
 def _encode_slices(
-    stored: Mapping[str, TensorPiece], pieces: Sequence[RowRange], kind: GGMLQuantizationType
+    stored: Mapping[str, TensorPiece], pieces: Sequence[RowRangeMapping], kind: GGMLQuantizationType
 ) -> Iterator[Bytes]:
     """Yield the encoded bytes of a GGUF tensor in slices."""
     for piece in pieces:
@@ -100,7 +100,7 @@ def _encode_slices(
             yield encode(values, kind)
 
 
-def _notes(
+def _export_notes(
     modules: int, kinds: Mapping[str, GGMLQuantizationType], shapes: Mapping[str, Shape], wanted: GGMLQuantizationType
 ) -> tuple[str, ...]:
     block = block_size(wanted)
@@ -116,7 +116,7 @@ def _notes(
     return tuple(notes)
 
 
-def _kind(name: str, shape: Shape, wanted: GGMLQuantizationType) -> GGMLQuantizationType:
+def _tensor_type(name: str, shape: Shape, wanted: GGMLQuantizationType) -> GGMLQuantizationType:
     """Return the GGUF type of an exported tensor, given the requested type `wanted`."""
     if len(shape) == 1 or name.endswith("ffn_gate_inp.weight") or shape[-1] % block_size(wanted):
         return GGMLQuantizationType.F32

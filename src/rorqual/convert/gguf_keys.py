@@ -32,7 +32,7 @@ _IGNORED = ("vocab_size", "rope.scaling.finetuned", "attention.causal", "nextn_p
 _SOFTMAX, _SIGMOID = 1, 2  # values of `expert_gating_func` in llama.cpp
 
 
-def architecture_of(keys: Mapping[str, Any], where: str) -> str:
+def header_architecture(keys: Mapping[str, Any], where: str) -> str:
     """Return the architecture of a GGUF header. Raises CheckpointError if the architecture is not supported."""
     name = keys.get("general.architecture")
     if name not in ARCHITECTURES:
@@ -42,7 +42,7 @@ def architecture_of(keys: Mapping[str, Any], where: str) -> str:
     return str(name)
 
 
-def header_keys(keys: Mapping[str, Any], architecture: str, where: str) -> ConfigKeys:
+def architecture_keys(keys: Mapping[str, Any], architecture: str, where: str) -> ConfigKeys:
     """Return a reader of the keys that begin with the name of the architecture. The reader takes each key without the
     architecture prefix."""
     prefix = f"{architecture}."
@@ -73,7 +73,7 @@ def config_from_keys(
     `shapes` maps tensor names to shapes. Settings without a GGUF key, such as tied embeddings and a router bias, follow from
     the shapes. `factors` holds the values of the tensor `rope_freqs.weight`, if the file has it.
     """
-    k = header_keys(keys, architecture, where)
+    k = architecture_keys(keys, architecture, where)
     heads, hidden = k.integer("attention.head_count"), k.integer("embedding_length")
     if "token_embd.weight" not in shapes or not heads:
         raise CheckpointError(
@@ -93,13 +93,13 @@ def config_from_keys(
         "rope_theta": k.take("rope.freq_base", 10000.0),
     }
     if architecture == "deepseek2":
-        data |= _latent_attention(k, shapes) | _deepseek_experts(k, shapes)
+        data |= _latent_attention_config(k, shapes) | _deepseek_expert_config(k, shapes)
     else:
-        data |= _grouped_attention(k, architecture, hidden // heads, heads)
+        data |= _grouped_attention_config(k, architecture, hidden // heads, heads)
     if architecture == "llama":
         data["attention_bias"] = "blk.0.attn_q.bias" in shapes
     if architecture == "qwen3moe":
-        data |= _qwen_experts(k)
+        data |= _qwen_expert_config(k)
     # Qwen3 MoE has no dense layers, but some GGUF writers store a width for dense FFNs anyway.
     data["intermediate_size"] = k.integer("feed_forward_length", *(() if architecture != "qwen3moe" else (0,)))
     if architecture == "qwen3moe" and not data["intermediate_size"]:
@@ -109,13 +109,13 @@ def config_from_keys(
     return data
 
 
-def _grouped_attention(k: ConfigKeys, architecture: str, even: int, heads: int) -> dict[str, Any]:
+def _grouped_attention_config(k: ConfigKeys, architecture: str, even: int, heads: int) -> dict[str, Any]:
     head_dim = k.integer("attention.key_length", even)
-    k.expect("attention.value_length", head_dim)
-    k.expect("rope.dimension_count", head_dim)
+    k.expect_value("attention.value_length", head_dim)
+    k.expect_value("rope.dimension_count", head_dim)
     if architecture == "llama":
-        k.expect("expert_count", 0)  # Mixtral has the architecture llama, too, but is not supported
-        k.expect("expert_used_count", 0)
+        k.expect_value("expert_count", 0)  # Mixtral has the architecture llama, too, but is not supported
+        k.expect_value("expert_used_count", 0)
     data = {
         "model_type": ARCHITECTURES[architecture][0],
         "num_key_value_heads": k.integer("attention.head_count_kv", heads),
@@ -129,7 +129,7 @@ def _grouped_attention(k: ConfigKeys, architecture: str, even: int, heads: int) 
     return data | {"head_dim": head_dim}
 
 
-def _qwen_experts(k: ConfigKeys) -> dict[str, Any]:
+def _qwen_expert_config(k: ConfigKeys) -> dict[str, Any]:
     return {
         "num_experts": k.integer("expert_count"),
         "num_experts_per_tok": k.integer("expert_used_count"),
@@ -138,7 +138,7 @@ def _qwen_experts(k: ConfigKeys) -> dict[str, Any]:
     }
 
 
-def _latent_attention(k: ConfigKeys, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def _latent_attention_config(k: ConfigKeys, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     rank, rope = k.integer("attention.kv_lora_rank"), k.integer("rope.dimension_count")
     split = "blk.0.attn_k_b.weight" in shapes
     key, value = k.integer("attention.key_length"), k.integer("attention.value_length")
@@ -154,8 +154,8 @@ def _latent_attention(k: ConfigKeys, shapes: Mapping[str, tuple[int, ...]]) -> d
     }
 
 
-def _deepseek_experts(k: ConfigKeys, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    k.expect("expert_gating_func", _SOFTMAX, _SIGMOID)
+def _deepseek_expert_config(k: ConfigKeys, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    k.expect_value("expert_gating_func", _SOFTMAX, _SIGMOID)
     bias = any(name.endswith("exp_probs_b.bias") for name in shapes)
     groups = k.integer("expert_group_count", 1) or 1
     return {
@@ -174,7 +174,7 @@ def _deepseek_experts(k: ConfigKeys, shapes: Mapping[str, tuple[int, ...]]) -> d
     }
 
 
-def architecture_for(data: Mapping[str, Any]) -> str:
+def config_architecture(data: Mapping[str, Any]) -> str:
     """Return the GGUF architecture of a model, given its Hugging Face `config.json`.
 
     Raises ConfigError if llama.cpp cannot reproduce the model's outputs.
@@ -211,7 +211,7 @@ def architecture_for(data: Mapping[str, Any]) -> str:
     return name
 
 
-def keys_for(data: Mapping[str, Any], architecture: str) -> dict[str, Any]:
+def keys_from_config(data: Mapping[str, Any], architecture: str) -> dict[str, Any]:
     """Convert a Hugging Face `config.json` to GGUF header keys, without the prefix of the architecture.
 
     Values must have the types that llama.cpp expects: int for uint32 keys, float for fp32 keys, and bool for flags.

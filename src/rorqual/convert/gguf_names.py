@@ -63,7 +63,7 @@ _EXPERT_NAME = re.compile(r"mlp\.experts\.(\d+)\.(gate|up|down)_proj\.weight")
 
 
 @dataclass(frozen=True)
-class RowRange:
+class RowRangeMapping:
     """A mapping between a range of rows of a Hugging Face tensor and a range of rows of a GGUF tensor.
 
     Rows `start` to `start + rows - 1` of the Hugging Face tensor `published` correspond to `gguf_rows` rows of the tensor
@@ -115,20 +115,20 @@ class GGUFLayout:
     entries: tuple[NameEntry, ...]
     internal: Mapping[str, Shape]
     published: Mapping[str, Shape]
-    pieces: tuple[RowRange, ...]
+    pieces: tuple[RowRangeMapping, ...]
     gguf: Mapping[str, Shape]
 
-    def by_published_tensor(self) -> dict[str, list[RowRange]]:
+    def by_published_tensor(self) -> dict[str, list[RowRangeMapping]]:
         """Return the row ranges of each Hugging Face tensor, in row order."""
         return _group_by_tensor((piece.published, piece.start, piece) for piece in self.pieces)
 
-    def by_gguf_tensor(self) -> dict[str, list[RowRange]]:
+    def by_gguf_tensor(self) -> dict[str, list[RowRangeMapping]]:
         """Return the row ranges of each GGUF tensor, in row order."""
         return _group_by_tensor((piece.gguf, piece.gguf_start, piece) for piece in self.pieces)
 
 
-def _group_by_tensor(items: Iterator[tuple[str, int, RowRange]]) -> dict[str, list[RowRange]]:
-    groups: dict[str, list[RowRange]] = {}
+def _group_by_tensor(items: Iterator[tuple[str, int, RowRangeMapping]]) -> dict[str, list[RowRangeMapping]]:
+    groups: dict[str, list[RowRangeMapping]] = {}
     for name, _, piece in sorted(items, key=lambda item: item[:2]):
         groups.setdefault(name, []).append(piece)
     return groups
@@ -143,16 +143,18 @@ def layout(config: ModelConfig, names: NameMap, architecture: str, *, joined_kv:
     ours = {name: tuple(tensor.shape) for name, tensor in state.items()}
     entries = tuple(entry for entry in names.entries if entry.internal in ours)
     theirs = {name: entry.published_shape(ours[entry.internal]) for entry in entries for name in entry.published}
-    pieces: list[RowRange] = []
+    pieces: list[RowRangeMapping] = []
     for name, shape in theirs.items():
         pieces += _row_ranges(config, name, shape, architecture, joined_kv)
     return GGUFLayout(entries, ours, theirs, tuple(pieces), _gguf_shapes(pieces, theirs))
 
 
-def _row_ranges(config: ModelConfig, name: str, shape: Shape, architecture: str, joined_kv: bool) -> Iterator[RowRange]:
+def _row_ranges(
+    config: ModelConfig, name: str, shape: Shape, architecture: str, joined_kv: bool
+) -> Iterator[RowRangeMapping]:
     rows = shape[0]
     if name in _OUTSIDE:
-        yield RowRange(name, 0, rows, _OUTSIDE[name], 0, rows)
+        yield RowRangeMapping(name, 0, rows, _OUTSIDE[name], 0, rows)
         return
     match = _LAYER_NAME.fullmatch(name)
     if match is None:
@@ -161,12 +163,12 @@ def _row_ranges(config: ModelConfig, name: str, shape: Shape, architecture: str,
     attention = config.layers[int(match[1])].attention
     expert = _EXPERT_NAME.fullmatch(suffix)
     if expert is not None:
-        yield RowRange(name, 0, rows, f"{block}.ffn_{expert[2]}_exps.weight", int(expert[1]) * rows, rows)
+        yield RowRangeMapping(name, 0, rows, f"{block}.ffn_{expert[2]}_exps.weight", int(expert[1]) * rows, rows)
     elif suffix == "mlp.gate.e_score_correction_bias":
-        yield RowRange(name, 0, rows, f"{block}.exp_probs_b.bias", 0, rows)
+        yield RowRangeMapping(name, 0, rows, f"{block}.exp_probs_b.bias", 0, rows)
     elif suffix == "self_attn.kv_b_proj.weight" and isinstance(attention, MLAConfig):
         if joined_kv:
-            yield RowRange(name, 0, rows, f"{block}.attn_kv_b.weight", 0, rows)
+            yield RowRangeMapping(name, 0, rows, f"{block}.attn_kv_b.weight", 0, rows)
         else:
             yield from _split_kv(name, block, attention)
     else:
@@ -176,18 +178,18 @@ def _row_ranges(config: ModelConfig, name: str, shape: Shape, architecture: str,
         permuted = architecture == "llama" and base in ("self_attn.q_proj", "self_attn.k_proj")
         form: Form = "permuted" if permuted else "same"
         head = attention.head_dim if permuted and isinstance(attention, GQAConfig) else 1
-        yield RowRange(name, 0, rows, f"{block}.{_LAYER[base]}.{kind}", 0, rows, form, head)
+        yield RowRangeMapping(name, 0, rows, f"{block}.{_LAYER[base]}.{kind}", 0, rows, form, head)
 
 
-def _split_kv(name: str, block: str, attention: MLAConfig) -> Iterator[RowRange]:
+def _split_kv(name: str, block: str, attention: MLAConfig) -> Iterator[RowRangeMapping]:
     nope, value, rank = attention.qk_nope_head_dim, attention.v_head_dim, attention.kv_lora_rank
     for head in range(attention.num_attention_heads):
         at = head * (nope + value)
-        yield RowRange(name, at, nope, f"{block}.attn_k_b.weight", head * rank, rank, "transposed")
-        yield RowRange(name, at + nope, value, f"{block}.attn_v_b.weight", head * value, value)
+        yield RowRangeMapping(name, at, nope, f"{block}.attn_k_b.weight", head * rank, rank, "transposed")
+        yield RowRangeMapping(name, at + nope, value, f"{block}.attn_v_b.weight", head * value, value)
 
 
-def _gguf_shapes(pieces: list[RowRange], theirs: Mapping[str, Shape]) -> dict[str, Shape]:
+def _gguf_shapes(pieces: list[RowRangeMapping], theirs: Mapping[str, Shape]) -> dict[str, Shape]:
     """Return the shapes of the GGUF tensors, outermost dimension first. Stacks are [experts or heads, rows, columns]."""
     shapes: dict[str, Shape] = {}
     for piece in pieces:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rorqual.core.config import parse
+from rorqual.core.config import parse_config
 from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.model.load.config_keys import ConfigKeys
 from rorqual.ops.rope import Llama3Scaling, Rope, inverse_frequencies
@@ -39,16 +39,16 @@ def scaling_from_keys(k: ConfigKeys, theta: float, factors: Sequence[float], *, 
     log_multiplier = k.take("rope.scaling.yarn_log_multiplier", 0.0)
     factor, original = k.take("rope.scaling.factor", 1.0), k.take("rope.scaling.original_context_length", 0)
     for name in ("attn_factor", "yarn_attn_factor", "yarn_ext_factor"):
-        k.expect(f"rope.scaling.{name}", 1.0)
+        k.expect_value(f"rope.scaling.{name}", 1.0)
     fast, slow = k.take("rope.scaling.yarn_beta_fast", 32.0), k.take("rope.scaling.yarn_beta_slow", 1.0)
     stored = {name: k.take(f"rope.scaling.llama3_{name}", 0.0) for name in LLAMA3}
     if factors:
-        return _llama3(theta, factors, stored | {"original_max_position_embeddings": original}, k.where)
+        return _llama3_scaling(theta, factors, stored | {"original_max_position_embeddings": original}, k.where)
     if kind == "none" or factor == 1.0:
         return None
     if kind == "linear":
         return {"type": "linear", "factor": factor}
-    k.expect("rope.scaling.type", "none", "linear", "yarn")
+    k.expect_value("rope.scaling.type", "none", "linear", "yarn")
     scaling = {"type": "yarn", "factor": factor, "original_max_position_embeddings": original}
     scaling |= {"beta_fast": fast, "beta_slow": slow}
     if latent:
@@ -59,7 +59,9 @@ def scaling_from_keys(k: ConfigKeys, theta: float, factors: Sequence[float], *, 
     return scaling
 
 
-def _llama3(theta: float, factors: Sequence[float], stored: dict[str, Any], where: str) -> dict[str, Any] | None:
+def _llama3_scaling(
+    theta: float, factors: Sequence[float], stored: dict[str, Any], where: str
+) -> dict[str, Any] | None:
     """Return the `rope_scaling` whose divisors are `factors`, or None if all divisors are 1.
 
     The parameters in `stored` are tried first, then no scaling, then the parameters of the published models. Raises
@@ -67,8 +69,8 @@ def _llama3(theta: float, factors: Sequence[float], stored: dict[str, Any], wher
     """
     for parameters in (stored, {}, {"factor": max(factors), **PUBLISHED}):
         if all(parameters.values()):
-            scaling = parse(Llama3Scaling, parameters, where=where) if parameters else None
-            found = divisors(Rope(theta=theta, llama3=scaling), 2 * len(factors))
+            scaling = parse_config(Llama3Scaling, parameters, where=where) if parameters else None
+            found = frequency_divisors(Rope(theta=theta, llama3=scaling), 2 * len(factors))
             if torch.allclose(found, torch.tensor(factors), rtol=AGREE, atol=0):
                 return None if scaling is None else {"rope_type": "llama3", **scaling.model_dump()}
     raise CheckpointError(
@@ -78,7 +80,7 @@ def _llama3(theta: float, factors: Sequence[float], stored: dict[str, Any], wher
     )
 
 
-def divisors(rope: Rope, dim: int) -> Tensor:
+def frequency_divisors(rope: Rope, dim: int) -> Tensor:
     """Return the divisor of each RoPE frequency, shape [dim / 2]: the content of the tensor `rope_freqs.weight`."""
     return inverse_frequencies(Rope(theta=rope.theta), dim) / inverse_frequencies(rope, dim)
 

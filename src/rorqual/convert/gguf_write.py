@@ -30,7 +30,7 @@ class PlannedTensor:
     chunks: Callable[[], Iterable[Bytes]]
 
     @property
-    def size(self) -> int:
+    def n_bytes(self) -> int:
         """Size in bytes, without padding."""
         return math.prod(quant_shape_to_byte_shape(self.shape, self.kind))
 
@@ -51,14 +51,14 @@ def write_gguf(
 
     The file `dst` appears only when all tensors are written.
     """
-    done, total = 0, sum(tensor.size for tensor in tensors)
+    done, total = 0, sum(tensor.n_bytes for tensor in tensors)
     temporary = dst.with_name(f".{dst.name}.part")
     writer = _Writer(temporary, architecture)
     for key, value in keys.items():
         kind = GGUFValueType.UINT32 if type(value) is int else GGUFValueType.get_type(value)
         writer.add_key_value(key, value, kind)
     for tensor in tensors:
-        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.size, tensor.kind)
+        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.n_bytes, tensor.kind)
     try:
         with acquire_lock(dst, "Wait for it, or choose another file."):
             for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_ti_data_to_file):
@@ -69,8 +69,8 @@ def write_gguf(
                 progress(done, total, tensor.name)
                 for chunk in tensor.chunks():
                     file.write(chunk.data)
-                writer.write_padding(file, tensor.size)
-                done += tensor.size
+                writer.write_padding(file, tensor.n_bytes)
+                done += tensor.n_bytes
             progress(done, total, "")
             file.flush()
             os.fsync(file.fileno())

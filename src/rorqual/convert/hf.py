@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import rorqual
-from rorqual.convert.files import INDEX, WEIGHTS, atomic_folder, check_target_unused, find_tensors, new_run
+from rorqual.convert.files import INDEX, WEIGHTS, atomic_folder, check_target_unused, find_tensors, new_run_folder
 from rorqual.convert.merge import full_weights_file
 from rorqual.convert.metadata_files import (
     ORIGINALS,
@@ -37,11 +37,11 @@ from rorqual.convert.tensor_jobs import (
     CountedChunks,
     DType,
     TensorJob,
-    check_copies,
     export_jobs,
+    find_copied_tensors,
     import_jobs,
     published_pieces,
-    run_tensors,
+    read_run_tensors,
 )
 from rorqual.core.errors import CheckpointError, ConfigError, suggest_name
 from rorqual.core.records import RunDir, write_json
@@ -84,9 +84,9 @@ def import_hf(src: Path, out: Path, *, dtype: DType = "keep", progress: Progress
     names = texts.family.name_map(texts.model)
     jobs = import_jobs(names, texts.model, tensors, dtype, str(src))
     counted = CountedChunks(jobs, progress)
-    copies = check_copies(names, tensors, str(src))
+    copies = find_copied_tensors(names, tensors, str(src))
     settings = _settings(texts, src, dtype, copies)
-    with new_run(out, settings, texts.tokenizer.source.encode(), needs=counted.total) as step:
+    with new_run_folder(out, settings, texts.tokenizer.source.encode(), needs=counted.total) as step:
         write_tensors(step / WEIGHTS_FILE, [job.spec for job in jobs], counted)
         if texts.template is not None:
             (step.parent / TEMPLATE).write_bytes(texts.template.encode())
@@ -127,7 +127,7 @@ def export_hf(
     check_target_unused(dst)
     file = full_weights_file(run)
     model = read_model_config(run)
-    tensors = run_tensors(file, model)
+    tensors = read_run_tensors(file, model)
     imported = run.config().get("imported") or {}
     family = family_of(str(imported["family"]), str(run.config_file)) if "family" in imported else family_for(model)
     names = family.name_map(model)
@@ -138,16 +138,17 @@ def export_hf(
     counted = CountedChunks(jobs, progress)
     with atomic_folder(dst, needs=counted.total, resumes=True) as folder:
         _begin_export(
-            folder, {"source": _identity(file), "dtype": dtype, "shard_bytes": shard_bytes, "by": rorqual.__version__}
+            folder,
+            {"source": _source_identity(file), "dtype": dtype, "shard_bytes": shard_bytes, "by": rorqual.__version__},
         )
         for name, shard_jobs in shards.items():
             specs = [job.spec for job in shard_jobs]
-            if (folder / name).is_file() and (folder / name).stat().st_size == _size(specs):
-                counted.add(sum(spec.size for spec in specs), name)
+            if (folder / name).is_file() and (folder / name).stat().st_size == _total_bytes(specs):
+                counted.add(sum(spec.n_bytes for spec in specs), name)
             else:
                 write_tensors(folder / name, specs, counted)
         if len(shards) > 1:
-            (folder / INDEX).write_bytes(json_bytes(_index(shards)))
+            (folder / INDEX).write_bytes(json_bytes(_shard_index(shards)))
         for name, data in texts.items():
             (folder / name).write_bytes(data)
         (folder / STATE_FILE).unlink()
@@ -168,7 +169,7 @@ def _main_dtype(jobs: Iterable[TensorJob]) -> str:
     """Return the torch name of the dtype, other than FP8, whose tensors have the largest total size."""
     bytes_of: Counter[str] = Counter()
     for job in jobs:
-        bytes_of[job.spec.dtype] += job.spec.size if job.spec.dtype != FP8 else 0
+        bytes_of[job.spec.dtype] += job.spec.n_bytes if job.spec.dtype != FP8 else 0
     return str(TYPES[bytes_of.most_common(1)[0][0]]).removeprefix("torch.")
 
 
@@ -193,27 +194,27 @@ def _shards(jobs: Iterable[TensorJob], shard_bytes: float) -> dict[str, list[Ten
     groups: list[list[TensorJob]] = []
     room = 0.0
     for job in jobs:
-        if not groups or job.spec.size > room:
+        if not groups or job.spec.n_bytes > room:
             groups.append([])
             room = shard_bytes
         groups[-1].append(job)
-        room -= job.spec.size
+        room -= job.spec.n_bytes
     if len(groups) == 1:
         return {WEIGHTS: groups[0]}
     return {f"model-{n:05d}-of-{len(groups):05d}.safetensors": group for n, group in enumerate(groups, start=1)}
 
 
-def _index(shards: Mapping[str, list[TensorJob]]) -> dict[str, Any]:
+def _shard_index(shards: Mapping[str, list[TensorJob]]) -> dict[str, Any]:
     places = {job.spec.name: name for name, jobs in shards.items() for job in jobs}
-    total = sum(job.spec.size for jobs in shards.values() for job in jobs)
+    total = sum(job.spec.n_bytes for jobs in shards.values() for job in jobs)
     return {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
 
 
-def _size(specs: list[TensorSpec]) -> int:
-    return len(header_bytes(sort_by_item_size(specs))) + sum(spec.size for spec in specs)
+def _total_bytes(specs: list[TensorSpec]) -> int:
+    return len(header_bytes(sort_by_item_size(specs))) + sum(spec.n_bytes for spec in specs)
 
 
-def _identity(file: Path) -> dict[str, Any]:
+def _source_identity(file: Path) -> dict[str, Any]:
     """Return the values that identify an export's source file: path, size and modification time."""
     status = file.stat()
     return {"file": str(file.resolve()), "size": status.st_size, "time": status.st_mtime_ns}

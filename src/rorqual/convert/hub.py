@@ -27,7 +27,7 @@ def is_hub_id(name: str) -> bool:
     return _ID.fullmatch(name) is not None
 
 
-def fetch(name: str) -> Path:
+def download_repository(name: str) -> Path:
     """Download the files that an import needs from the hub repository `name` (ORG/NAME).
 
     Return the folder of the files in the hub cache. Files in the cache are not downloaded again. Raises ConfigError if

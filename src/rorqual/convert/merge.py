@@ -10,10 +10,10 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save_file
 
-from rorqual.convert.files import check_target_unused, new_run
+from rorqual.convert.files import check_target_unused, new_run_folder
 from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.core.records import RunDir
-from rorqual.model.adapter import adapter_of
+from rorqual.model.adapter import read_adapter_info
 from rorqual.model.adapter.files import WEIGHTS_FILE
 from rorqual.model.decoder import Decoder
 from rorqual.model.load.run_directory import load_run, read_section
@@ -22,7 +22,7 @@ from rorqual.model.load.run_directory import load_run, read_section
 def full_weights_file(run: RunDir) -> Path:
     """Return the weights file of the newest checkpoint of a run. Raises CheckpointError if the run holds only an adapter."""
     checkpoint = run.checkpoint()
-    if adapter_of(checkpoint) is not None:
+    if read_adapter_info(checkpoint) is not None:
         raise CheckpointError(
             "this run holds an adapter, not a whole model",
             where=str(checkpoint),
@@ -41,7 +41,7 @@ def merge_run(run: RunDir, dst: Path, *, dtype: Literal["float32", "bfloat16"] =
     """
     check_target_unused(dst)
     checkpoint = run.checkpoint()
-    adapter = adapter_of(checkpoint)
+    adapter = read_adapter_info(checkpoint)
     if adapter is None:
         raise ConfigError(
             "this run holds a whole model, so there is nothing to merge",
@@ -62,8 +62,8 @@ def write_model(dst: Path, model: Decoder, source: RunDir, data: Mapping[str, An
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     size = sum(tensor.nbytes for tensor in state.values())
     name = source.checkpoint().name
-    with new_run(dst, config, source.tokenizer_file.read_bytes(), needs=size, step=name) as step:
+    with new_run_folder(dst, config, source.tokenizer_file.read_bytes(), needs=size, step=name) as step:
         save_file(state, step / WEIGHTS_FILE)
-        if source.defaults_file.is_file():
-            shutil.copyfile(source.defaults_file, RunDir(step.parent).defaults_file)
+        if source.task_defaults_file.is_file():
+            shutil.copyfile(source.task_defaults_file, RunDir(step.parent).task_defaults_file)
     return dst / name

@@ -82,7 +82,7 @@ def read_checkpoint_metadata(folder: Path) -> CheckpointMetadata:
         originals[TEMPLATE] = text.encode()
     return CheckpointMetadata(
         family, kind, model, tokenizer, guess_chat_name(kind, tokenizer, template), template, generation, quantization,
-        originals, tuple(_notes(folder, [config, *objects.values()], kind)),
+        originals, tuple(_import_notes(folder, [config, *objects.values()], kind)),
     )  # fmt: skip
 
 
@@ -122,7 +122,7 @@ def _drop_code_key(value: Mapping[str, Any]) -> bytes:
     return json_bytes({key: item for key, item in value.items() if key != CODE})
 
 
-def _notes(folder: Path, objects: list[dict[str, Any] | None], kind: str) -> list[str]:
+def _import_notes(folder: Path, objects: list[dict[str, Any] | None], kind: str) -> list[str]:
     code = sorted(entry.name for entry in folder.iterdir() if entry.suffix == ".py")
     code += [f"the key {CODE}"] if any(CODE in value for value in objects if value) else []
     return [f"code in the checkpoint ({', '.join(code)}) was not run: Rorqual uses its own {kind}"] if code else []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rorqual.core.records import RunDir, Thinking
 from rorqual.data.chat import ChatFormat
-from rorqual.data.chat.chatml import ImTurns
+from rorqual.data.chat.chatml import ChatMLBase
 
 CHATML = """{{ range $i, $_ := .Messages }}FIRST<|im_start|>{{ .Role }}
 {{ .Content }}<|im_end|>
@@ -73,7 +73,7 @@ def modelfile_text(run: RunDir, chat: ChatFormat, name: str, context: int) -> tu
 def go_template(chat: ChatFormat, thinking: Thinking) -> str | None:
     """Return the prompt of a chat format as a Go template, without BOS. Return None if no Go template is known for the format."""
     turns = OTHERS.get(chat.name)
-    if isinstance(chat, ImTurns):
+    if isinstance(chat, ChatMLBase):
         system = chat.settings["default_system"]
         turns = CHATML.replace("FIRST", FIRST.replace("SYSTEM", system) if system else "")
     return None if turns is None else turns + chat.tokenizer.decode(chat.thinking_suffix(thinking), specials=True)

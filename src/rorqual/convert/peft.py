@@ -11,11 +11,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rorqual.convert.files import atomic_folder, check_target_unused, new_run, path_inside, read_object
-from rorqual.core.config import parse
+from rorqual.convert.files import atomic_folder, check_target_unused, new_run_folder, path_inside, read_object
+from rorqual.core.config import parse_config
 from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.core.records import RunDir, write_json
-from rorqual.model.adapter import Adapter, LoRA, adapter_of
+from rorqual.model.adapter import Adapter, LoRA, read_adapter_info
 from rorqual.model.adapter.files import OpenedAdapter, base_record, check_trained_tensors
 from rorqual.model.adapter.lora import named_linear_maps
 from rorqual.model.decoder import Decoder
@@ -58,7 +58,7 @@ def write_peft(run: RunDir, dst: Path, *, base: str = "") -> Path:
     """
     check_target_unused(dst)
     checkpoint = run.checkpoint()
-    adapter = adapter_of(checkpoint)
+    adapter = read_adapter_info(checkpoint)
     if adapter is None or not isinstance(adapter.tune, LoRA):
         raise ConfigError(
             "this run is not a LoRA run, and export in PEFT's format supports only LoRA",
@@ -68,7 +68,7 @@ def write_peft(run: RunDir, dst: Path, *, base: str = "") -> Path:
     model, tune = build_on_meta_device(read_model_config(run)), adapter.tune
     published_names, adapted = published_linear_names(model), tune.find_targets(model)
     refuse_dense_ffn_adapters(model, adapted, str(run.path))
-    adapter_tensors = OpenedAdapter(checkpoint, adapter).tensors(tune.shapes(model))
+    adapter_tensors = OpenedAdapter(checkpoint, adapter).tensors(tune.trained_shapes(model))
     tensors: dict[str, Tensor] = {}
     for name, tensor in adapter_tensors.items():
         module, _, letter = name.rpartition(".lora_")
@@ -107,14 +107,14 @@ def read_peft(src: Path, base: RunDir, out: Path) -> Path:
     settings = read_config(src)
     checkpoint, config = base.checkpoint(), read_model_config(base)
     model = build_on_meta_device(config)
-    tensors = internal_names(
+    tensors = rename_to_internal(
         read_tensors(src), {t: o for o, t in published_linear_names(model).items()}, str(src / WEIGHTS)
     )
     modules = sorted({name.rpartition(".lora_")[0] for name in tensors})
     tune = LoRA(targets=tuple(shortest_suffixes(modules, [name for name, _ in named_linear_maps(model)])), **settings)
-    check_trained_tensors(tensors, tune.shapes(model), where=str(src / WEIGHTS))
+    check_trained_tensors(tensors, tune.trained_shapes(model), where=str(src / WEIGHTS))
     adapter = Adapter(base=base_record(checkpoint, named=str(base.path), seen_from=out), tune=tune)
-    files = adapter.files(tensors)
+    files = adapter.file_contents(tensors)
     data = {
         "recipe": "adapter",
         "chat": read_section(base, "chat"),
@@ -122,7 +122,7 @@ def read_peft(src: Path, base: RunDir, out: Path) -> Path:
         "start": {"run": str(base.path), "tokenizer": "bytes"},
         "tune": tune.model_dump(mode="json"),
     }
-    with new_run(out, data, base.tokenizer_file.read_bytes(), needs=sum(map(len, files.values()))) as step:
+    with new_run_folder(out, data, base.tokenizer_file.read_bytes(), needs=sum(map(len, files.values()))) as step:
         for name, content in files.items():
             (step / name).write_bytes(content)
     return out
@@ -183,7 +183,7 @@ def read_config(src: Path) -> dict[str, Any]:
     if missing := [key for key in ("r", "lora_alpha") if key not in data]:
         raise ConfigError(f"missing keys: {', '.join(missing)}", where=where, remedy="Download the file again.")
     settings = {"r": data["r"], "alpha": data["lora_alpha"], "use_rslora": data.get("use_rslora", False)}
-    parse(LoRA, settings, where=where)
+    parse_config(LoRA, settings, where=where)
     return settings
 
 
@@ -203,7 +203,7 @@ def read_tensors(src: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"cannot read: {error}", where=str(file), remedy="Download the file again.") from None
 
 
-def internal_names(tensors: Mapping[str, Tensor], ours: Mapping[str, str], where: str) -> dict[str, Tensor]:
+def rename_to_internal(tensors: Mapping[str, Tensor], ours: Mapping[str, str], where: str) -> dict[str, Tensor]:
     """Rename PEFT tensors to the names of a run. `ours` maps published module names to module names of the run.
 
     Raises a CheckpointError that lists the tensors that adapt no linear module.

@@ -54,7 +54,7 @@ class TensorSpec:
         return TYPES[self.dtype].itemsize
 
     @property
-    def size(self) -> int:
+    def n_bytes(self) -> int:
         """Size in bytes."""
         return math.prod(self.shape) * self.item_bytes
 
@@ -78,7 +78,7 @@ class StoredTensor(TensorSpec):
 
     def equal_part(self, index: int, count: int, shape: tuple[int, ...]) -> StoredTensor:
         """Split the bytes into `count` equal parts and return the part `index` as a tensor of the shape `shape`."""
-        return replace(self, shape=shape, begin=self.begin + index * (self.size // count))
+        return replace(self, shape=shape, begin=self.begin + index * (self.n_bytes // count))
 
     def slices(self, size: int = CHUNK, multiple: int = 1) -> Iterator[tuple[int, int]]:
         """Yield row ranges (start, stop) of at most `size` bytes.
@@ -130,8 +130,8 @@ def header_bytes(specs: Sequence[TensorSpec]) -> bytes:
     header: dict[str, Any] = {METADATA: {"format": "pt"}}
     at = 0
     for spec in specs:
-        header[spec.name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [at, at + spec.size]}
-        at += spec.size
+        header[spec.name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [at, at + spec.n_bytes]}
+        at += spec.n_bytes
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
@@ -147,8 +147,8 @@ def write_tensors(file: Path, specs: Iterable[TensorSpec], chunks: Callable[[Ten
         stream.write(header_bytes(specs))
         for spec in specs:
             written = sum(stream.write(chunk.data) for chunk in chunks(spec))
-            if written != spec.size:
-                raise ValueError(f"{spec.name}: {written} bytes written, {spec.size} expected")
+            if written != spec.n_bytes:
+                raise ValueError(f"{spec.name}: {written} bytes written, {spec.n_bytes} expected")
         stream.flush()
         os.fsync(stream.fileno())
         return stream.tell()

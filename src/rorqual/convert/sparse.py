@@ -8,7 +8,7 @@ import torch
 
 from rorqual.convert.files import check_target_unused
 from rorqual.convert.merge import write_model
-from rorqual.core.config import parse
+from rorqual.core.config import parse_config
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 from rorqual.model.attention import AttentionConfig, DSAConfig, MLAConfig
@@ -38,10 +38,10 @@ def sparse_config(
                 where=where,
                 remedy="Start from a model with mla, such as a teacher of `rorqual quickstart` or an imported DeepSeek-V3.",
             )
-        return parse(DSAConfig, {**attention.model_dump(mode="json"), **index}, where=where)
+        return parse_config(DSAConfig, {**attention.model_dump(mode="json"), **index}, where=where)
 
     stages = tuple(s.model_copy(update={"attention": with_indexer(s.attention)}) for s in model.stages)
-    return parse(
+    return parse_config(
         ModelConfig,
         {**model.model_dump(mode="json"), "stages": [s.model_dump(mode="json") for s in stages]},
         where=where,

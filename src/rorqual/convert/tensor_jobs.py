@@ -20,7 +20,7 @@ from rorqual.model.config import ModelConfig
 from rorqual.model.ffn import map_older_names
 from rorqual.model.load.names import INDEXER, SCALE, NameEntry, NameMap, find_differences, list_first_names
 from rorqual.model.meta_device import build_on_meta_device
-from rorqual.ops.quant import blocks
+from rorqual.ops.quant import block_counts
 
 DType = Literal["keep", "float32", "bfloat16", "float16", "fp8"]
 STORED_AS: Mapping[str, str] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -66,7 +66,7 @@ class CountedChunks:
     def __init__(self, jobs: Sequence[TensorJob], progress: Progress) -> None:
         self._jobs = {job.spec.name: job for job in jobs}
         self._progress = progress
-        self.done, self.total = 0, sum(job.spec.size for job in jobs)
+        self.done, self.total = 0, sum(job.spec.n_bytes for job in jobs)
 
     def __call__(self, spec: TensorSpec) -> Iterator[Bytes]:
         for chunk in self._jobs[spec.name].chunks():
@@ -93,7 +93,7 @@ def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in build_on_meta_device(config).state_dict().items()}
 
 
-def run_tensors(file: Path, config: ModelConfig) -> dict[str, StoredTensor]:
+def read_run_tensors(file: Path, config: ModelConfig) -> dict[str, StoredTensor]:
     """Return the tensors of the weights file of a run by name. Names that older versions of Rorqual wrote are translated."""
     older = map_older_names(shapes_of(config))
     return {older.get(name, name): tensor for name, tensor in read_header(file).items()}
@@ -196,7 +196,7 @@ def _import_entry(
     )
 
 
-def check_copies(names: NameMap, tensors: Mapping[str, StoredTensor], where: str) -> list[str]:
+def find_copied_tensors(names: NameMap, tensors: Mapping[str, StoredTensor], where: str) -> list[str]:
     """Return the names of tensors in a checkpoint that are copies of other tensors, such as a tied head.
 
     All copies are read and compared with their originals. Raises CheckpointError if a copy differs from its original.
@@ -272,6 +272,6 @@ def _export_tensor(name: str, piece: TensorPiece, dtype: DType) -> Iterator[Tens
         yield TensorJob(TensorSpec(name + SCALE, scale.dtype, scale.shape), (TensorPiece(scale),))
     elif dtype == "fp8" and len(shape) == 2 and _PROJECTION.search(name):
         yield TensorJob(TensorSpec(name, FP8, shape), (TensorPiece(part),))
-        yield TensorJob(TensorSpec(name + SCALE, "F32", blocks(shape)), (TensorPiece(part, want="scales"),))
+        yield TensorJob(TensorSpec(name + SCALE, "F32", block_counts(shape)), (TensorPiece(part, want="scales"),))
     else:
         yield TensorJob(TensorSpec(name, target_dtype(name, dtype, part.dtype), shape), (piece,))

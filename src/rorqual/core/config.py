@@ -126,7 +126,7 @@ def one_of(base: type[KindConfig]) -> BeforeValidator:
     return BeforeValidator(choose)
 
 
-def parse(cls: type[C], data: Any, *, where: str) -> C:
+def parse_config(cls: type[C], data: Any, *, where: str) -> C:
     """Parse `data` as the config class `cls`.
 
     Raises a ConfigError that names `where`, the invalid key and, if the key is unknown, the closest valid key.
@@ -134,10 +134,10 @@ def parse(cls: type[C], data: Any, *, where: str) -> C:
     try:
         return cls.model_validate(data)
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(cls, error)), where=where) from None
+        raise ConfigError("; ".join(_error_messages(cls, error)), where=where) from None
 
 
-def _explain(cls: type[Config], error: ValidationError) -> Iterator[str]:
+def _error_messages(cls: type[Config], error: ValidationError) -> Iterator[str]:
     for item in error.errors(include_url=False):
         key = ".".join(str(part) for part in item["loc"]) or "(whole)"
         if item["type"] == "extra_forbidden":
@@ -158,7 +158,7 @@ def _fields_at(cls: Any, path: Iterable[Any]) -> list[str]:
     return list(getattr(cls, "model_fields", {}))
 
 
-def override(config: C, assignments: Iterable[str], *, where: str = "command line") -> C:
+def override_fields(config: C, assignments: Iterable[str], *, where: str = "command line") -> C:
     """Apply dotted assignments such as `optim.lr=3e-4` to a copy of `config`. Values are YAML scalars or lists.
 
     `tune.kind=lora` replaces `tune` with a config of the kind `lora`. Fields that the old and the new kind inherit
@@ -182,13 +182,13 @@ def override(config: C, assignments: Iterable[str], *, where: str = "command lin
             node.update(replacement)
         else:
             _assign(data, key, value, where)
-    return parse(type(config), _drop_unset(data), where=where)
+    return parse_config(type(config), _drop_unset(data), where=where)
 
 
 class _Unset:
     """Placeholder for a required field that has no value after an assignment changed `kind`.
 
-    `parse` reports the field unless an assignment sets it.
+    `parse_config` reports the field unless an assignment sets it.
     """
 
 
@@ -291,7 +291,7 @@ def read_yaml(cls: type[C], path: Path) -> C:
         raise ConfigError("no such file", where=str(path), remedy="Check the path.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"not YAML: {error}", where=str(path), remedy="Restore the file or repeat the run.") from None
-    return parse(cls, data, where=str(path))
+    return parse_config(cls, data, where=str(path))
 
 
 def to_yaml(config: Config, exclude: set[str] | None = None) -> str:

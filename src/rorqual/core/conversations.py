@@ -24,18 +24,18 @@ OPEN, CLOSE = "<think>", "</think>"
 
 def read_conversation(row: Mapping[str, Any], where: str) -> Conversation:
     """Return the conversation of a row. Raises DataError if the row is invalid or its prompt is empty."""
-    conversation = _read(row, where)
+    conversation = _conversation_from_row(row, where)
     refuse_empty_prompt(conversation, where)
     return conversation
 
 
-def _read(row: Mapping[str, Any], where: str) -> Conversation:
+def _conversation_from_row(row: Mapping[str, Any], where: str) -> Conversation:
     if row.get("messages") is not None:
         return read_messages(row["messages"], f"{where}: ")
     for ask, answer in PAIRS:
         if ask in row and answer in row and (row[ask] is not None or row[answer] is not None):
-            reply = _assistant(_text(row, answer, where), _reasoning(row, where), where)
-            return Message("user", _text(row, ask, where)), reply
+            reply = _assistant_message(_text_field(row, answer, where), _reasoning(row, where), where)
+            return Message("user", _text_field(row, ask, where)), reply
     known = ["messages", *(key for pair in PAIRS for key in pair)]
     misspelt = next((key for key in row if suggest_name(key, known).startswith("Did")), "")
     raise DataError(
@@ -70,7 +70,7 @@ def _message(message: Any, where: str) -> Message:
         raise DataError(f"unknown role {name!r}", where=where, remedy=suggest_name(str(name), roles))
     content, reasoning = _content(message, where), _reasoning(message, where)
     if role == "assistant":
-        return _assistant(content, reasoning, where)
+        return _assistant_message(content, reasoning, where)
     if reasoning is not None:
         raise DataError(f"a {role} turn has reasoning", where=where, remedy="Only assistant turns may have reasoning.")
     return Message(role, content)
@@ -79,10 +79,10 @@ def _message(message: Any, where: str) -> Message:
 def _content(message: Mapping[str, Any], where: str) -> Content:
     if isinstance(message.get("content"), list):
         return read_content(message["content"], f"{where}: content")
-    return _text(message, "content", where)
+    return _text_field(message, "content", where)
 
 
-def _text(row: Mapping[str, Any], key: str, where: str) -> str:
+def _text_field(row: Mapping[str, Any], key: str, where: str) -> str:
     value = row.get(key)
     if not isinstance(value, str):
         fault = f"is a {type(value).__name__}, not text"
@@ -93,10 +93,10 @@ def _text(row: Mapping[str, Any], key: str, where: str) -> str:
 
 def _reasoning(row: Mapping[str, Any], where: str) -> str | None:
     keys = [key for key in REASONING if row.get(key) is not None]
-    return _text(row, keys[0], where) if keys else None
+    return _text_field(row, keys[0], where) if keys else None
 
 
-def _assistant(content: Content, reasoning: str | None, where: str) -> Message:
+def _assistant_message(content: Content, reasoning: str | None, where: str) -> Message:
     message = Message("assistant", content, reasoning)
     if not message.label.lstrip().startswith(OPEN):
         return message

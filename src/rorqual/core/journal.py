@@ -22,10 +22,10 @@ from rorqual.core.errors import DataError, name_file_in_write_errors
 from rorqual.core.lock import acquire_lock
 
 ESCAPED = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
-"""Characters that JSON allows in strings but some readers treat as line ends. `to_line` writes these characters as escapes."""
+"""Characters that JSON allows in strings but some readers treat as line ends. `json_line` writes these characters as escapes."""
 
 
-def to_line(record: Mapping[str, Any]) -> bytes:
+def json_line(record: Mapping[str, Any]) -> bytes:
     """Serialise a record as one line of JSON in UTF-8. Lone surrogates become escapes."""
     return json.dumps(record, ensure_ascii=False).translate(ESCAPED).encode("utf-8", "backslashreplace") + b"\n"
 
@@ -40,7 +40,7 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
         with open(path, "ab+", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 1))
-            _write_all(file.fileno(), b"\n" * (file.read(1) not in (b"", b"\n")) + to_line(record))
+            _write_all(file.fileno(), b"\n" * (file.read(1) not in (b"", b"\n")) + json_line(record))
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -99,7 +99,7 @@ class Journal:
 
         If the write fails, as on a full disk, the file is cut to its previous size.
         """
-        lines = [to_line(record) for record in records]
+        lines = [json_line(record) for record in records]
         with self._writing, name_file_in_write_errors(self.path):
             start = os.fstat(self._file).st_size
             try:

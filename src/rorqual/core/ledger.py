@@ -78,7 +78,7 @@ class Ledger:
         self._open = [LedgerEntry(UNACCOUNTED)]
         self._written: dict[int, LedgerEntry] = {}
         self._lock = threading.RLock()
-        self._mark = (process_began(), 0.0) if whole_process else (time.monotonic(), cpu_seconds())
+        self._mark = (process_start_time(), 0.0) if whole_process else (time.monotonic(), cpu_seconds())
         self._used = False
 
     @contextmanager
@@ -151,7 +151,7 @@ def cpu_seconds() -> float:
     return time.process_time() + times.children_user + times.children_system
 
 
-def process_began() -> float:
+def process_start_time() -> float:
     """Return the start time of this process on the clock of `time.monotonic`, or the current time if the start time is unknown."""
     try:
         fields_after_name = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()

@@ -68,7 +68,7 @@ class Lock:
             return False
         with suppress(OSError):  # on a full disk the lock is held, but its file does not name the process
             os.ftruncate(self._file, 0)
-            os.pwrite(self._file, json.dumps(_this_process()).encode(), 0)
+            os.pwrite(self._file, json.dumps(_process_identity()).encode(), 0)
         return True
 
     def __enter__(self) -> Self:
@@ -121,7 +121,7 @@ def _lock_path(path: Path) -> Path:
     return absolute.parent / f".{absolute.name}.lock"
 
 
-def _this_process() -> dict[str, object]:
+def _process_identity() -> dict[str, object]:
     # The command line is left out: it may contain an API key.
     began = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
     return {"process": os.getpid(), "host": platform.node(), "since": began}

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import field_validator
 
-from rorqual.core.config import Config, Count, ReplyTemperature, load_yaml, parse
+from rorqual.core.config import Config, Count, ReplyTemperature, load_yaml, parse_config
 from rorqual.core.content_parts import Content, TextPart, content_label, first_unsupported_part
 from rorqual.core.errors import CheckpointError, ConfigError, DataError, name_file_in_write_errors
 from rorqual.core.journal import read_lines
@@ -113,7 +113,7 @@ class TaskDefaults(Config):
 
     @field_validator("grammar")
     @classmethod
-    def _check_source(cls, grammar: Grammar | None) -> Grammar | None:
+    def _check_grammar_source(cls, grammar: Grammar | None) -> Grammar | None:
         if grammar is not None and grammar.kind in ("json_schema", "choice", "calls"):
             try:
                 json.loads(grammar.source)
@@ -154,7 +154,7 @@ class RunDir:
     def prompts_file(self) -> Path:
         return self.path / PROMPTS_FILE
 
-    def prompts(self) -> list[str]:
+    def example_prompts(self) -> list[str]:
         """Return example prompts from the problems that the run was trained on.
 
         Runs trained on files, and imported runs, have no examples.
@@ -166,7 +166,7 @@ class RunDir:
         return [prompt for prompt in found if isinstance(prompt, str)] if isinstance(found, list) else []
 
     @property
-    def defaults_file(self) -> Path:
+    def task_defaults_file(self) -> Path:
         return self.path / DEFAULTS_FILE
 
     def task_defaults(self) -> TaskDefaults:
@@ -174,9 +174,11 @@ class RunDir:
 
         Raises a ConfigError that names the file and the invalid key.
         """
-        where = str(self.defaults_file)
+        where = str(self.task_defaults_file)
         try:
-            return parse(TaskDefaults, json.loads(self.defaults_file.read_text(encoding="utf-8")), where=where)
+            return parse_config(
+                TaskDefaults, json.loads(self.task_defaults_file.read_text(encoding="utf-8")), where=where
+            )
         except (FileNotFoundError, NotADirectoryError):
             return TaskDefaults()
         except (OSError, ValueError) as error:
@@ -209,7 +211,7 @@ class RunDir:
                 return f"{name} is not {size} bytes long"
         return None
 
-    def newest_complete(self) -> tuple[int | None, list[str]]:
+    def newest_complete_step(self) -> tuple[int | None, list[str]]:
         """Return (step, messages). `step` is the step of the newest complete checkpoint, or None if no checkpoint is complete.
 
         `messages` has one message for each newer checkpoint that is incomplete.
@@ -239,7 +241,7 @@ class RunDir:
         """
         if not self.config_file.is_file():
             raise self._not_a_run_error()
-        step, skipped = self.newest_complete()
+        step, skipped = self.newest_complete_step()
         if step is None:
             raise CheckpointError(
                 "no complete checkpoint" + ("; " + "; ".join(skipped) if skipped else ""),

@@ -146,14 +146,14 @@ def _read_lines(path: Path) -> Iterator[DataRow | BadRow]:
 def _parse_line(line: int, where: str, raw: bytes) -> DataRow | BadRow:
     try:
         raw.decode("utf-8")
-        return _as_row(line, where, pydantic_core.from_json(raw))
+        return _row_from_json(line, where, pydantic_core.from_json(raw))
     except UnicodeDecodeError as error:
         return BadRow(line, where, "not UTF-8", _utf8_error_text(error), TO_UTF8)
     except ValueError as error:
         return BadRow(line, where, "not JSON", f"not JSON: {error}", ONE_OBJECT)
 
 
-def _as_row(line: int, where: str, value: Any) -> DataRow | BadRow:
+def _row_from_json(line: int, where: str, value: Any) -> DataRow | BadRow:
     if isinstance(value, dict):
         return DataRow(line, where, value)
     return BadRow(line, where, "not an object", f"a JSON {type(value).__name__}, not an object", ONE_OBJECT)
@@ -174,7 +174,7 @@ def _read_json(path: Path) -> Iterator[DataRow | BadRow]:
     if not isinstance(whole, list):
         problem = f"a JSON {type(whole).__name__}, not a list of objects"
         raise DataError(problem, where=str(path), remedy="Give a list of objects.")
-    yield from (_as_row(number, f"{path}:row {number}", value) for number, value in enumerate(whole, start=1))
+    yield from (_row_from_json(number, f"{path}:row {number}", value) for number, value in enumerate(whole, start=1))
 
 
 def _read_csv(path: Path) -> Iterator[DataRow | BadRow]:

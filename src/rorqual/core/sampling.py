@@ -105,13 +105,15 @@ class IntRange(ParamType):
 
     @property
     def annotation(self) -> Any:
-        return Annotated[int, Field(strict=True, ge=self.low, le=self.high), AfterValidator(self._check_context)]
+        return Annotated[
+            int, Field(strict=True, ge=self.low, le=self.high), AfterValidator(self._check_context_maximum)
+        ]
 
     @property
     def range_text(self) -> str:
         return "a whole number" if self.low is None else f"a whole number from {self.low} to {self.high}"
 
-    def _check_context(self, value: int, info: ValidationInfo) -> int:
+    def _check_context_maximum(self, value: int, info: ValidationInfo) -> int:
         if not info.context:
             return value
         high = (info.context | info.data).get(self.within, value)
@@ -184,13 +186,13 @@ def _check_unicode(text: str) -> str:
     return text
 
 
-def _check_token(value: int, info: ValidationInfo) -> int:
+def _check_token_id(value: int, info: ValidationInfo) -> int:
     if info.context and value >= (vocab_size := info.context["vocab_size"]):
         raise ValueError(f"a token id below {vocab_size}, the model's vocab_size")
     return value
 
 
-TokenId = Annotated[int, Field(strict=True, ge=0, le=INT32), AfterValidator(_check_token)]
+TokenId = Annotated[int, Field(strict=True, ge=0, le=INT32), AfterValidator(_check_token_id)]
 
 
 @dataclass(frozen=True)
@@ -258,7 +260,7 @@ class GrammarType(ParamType):
 
     @property
     def annotation(self) -> Any:
-        return Annotated[Any, AfterValidator(self._check)]
+        return Annotated[Any, AfterValidator(self._check_grammar)]
 
     @property
     def range_text(self) -> str:
@@ -272,7 +274,7 @@ class GrammarType(ParamType):
         source = value.get("source", "")
         return Grammar(value["kind"], source if isinstance(source, str) else json.dumps(source))
 
-    def _check(self, value: Any) -> Any:
+    def _check_grammar(self, value: Any) -> Any:
         if not isinstance(value, Grammar) or value.kind not in self.kinds or not isinstance(value.source, str):
             raise ValueError(self.range_text)
         return value
@@ -426,7 +428,7 @@ class SamplingParams:
 
 
 @dataclass(frozen=True)
-class Param:
+class SamplingParam:
     """The definition of one sampling parameter.
 
     `type` is the range in the engine, `in_file` is the range in prompt files, and `served` is the range in requests to the
@@ -443,22 +445,22 @@ class Param:
     served_default: Any
 
     @property
-    def file_field(self) -> tuple[Any, Any]:
+    def file_field_definition(self) -> tuple[Any, Any]:
         """The pydantic type and field of the parameter in prompt files and on the command line."""
         type_ = _allow_none_default(self.in_file.json_annotation, self.file_default)
         return type_, Field(self.file_default, description=self.in_file.range_text)
 
     @property
-    def request_field(self) -> tuple[Any, Any]:
+    def request_field_definition(self) -> tuple[Any, Any]:
         """The pydantic type and field of the optional parameter in requests to the server."""
         return self.served.json_annotation | None, Field(None, description=self.doc)
 
 
-def _param(name: str, annotation: Any, default: Any) -> Param:
+def _param(name: str, annotation: Any, default: Any) -> SamplingParam:
     engine_type, *metadata = annotation.__metadata__
     places = {type(item): item for item in metadata if not isinstance(item, str)}
     file, served = places.get(FileOverride, FileOverride()), places.get(ServerOverride, ServerOverride())
-    return Param(
+    return SamplingParam(
         name,
         metadata[-1],
         engine_type,
@@ -474,12 +476,12 @@ def _allow_none_default(annotation: Any, default: Any) -> Any:
     return annotation | None if default is None else annotation
 
 
-def _params() -> dict[str, Param]:
+def _build_params() -> dict[str, SamplingParam]:
     hints = get_type_hints(SamplingParams, include_extras=True)
     return {field.name: _param(field.name, hints[field.name], field.default) for field in fields(SamplingParams)}
 
 
-PARAMS: Mapping[str, Param] = _params()
+PARAMS: Mapping[str, SamplingParam] = _build_params()
 SERVER_DEFAULTS = SamplingParams(**{name: param.served_default for name, param in PARAMS.items()})
 
 
@@ -505,13 +507,13 @@ def check_params(params: SamplingParams, *, vocab_size: int, where: str) -> None
         raise DataError(f"{place} is {_shorten(item['input'])}", where=where, remedy=remedy) from None
 
 
-def to_json(params: SamplingParams) -> dict[str, Any]:
-    """Return the parameters as a dict, keyed by name. `from_json` restores equal parameters, even if the dict was sent as JSON."""
+def params_to_json(params: SamplingParams) -> dict[str, Any]:
+    """Return the parameters as a dict, keyed by name. `params_from_json` restores equal parameters, even if the dict was sent as JSON."""
     return asdict(params)
 
 
-def from_json(data: Mapping[str, Any]) -> SamplingParams:
-    """Build the parameters from the dict that `to_json` returned. JSON lists become tuples."""
+def params_from_json(data: Mapping[str, Any]) -> SamplingParams:
+    """Build the parameters from the dict that `params_to_json` returned. JSON lists become tuples."""
     return SamplingParams(**{name: PARAMS[name].type.parse_json_value(value) for name, value in data.items()})
 
 

@@ -168,11 +168,11 @@ def _nested_list_column(arrays: Sequence[npt.NDArray[Any]], kind: pa.DataType) -
     number."""
     widths = np.concatenate([np.full(a.shape[0], a.shape[1], np.int32) for a in arrays] or [np.zeros(0, np.int32)])
     values = np.concatenate([a.reshape(-1) for a in arrays] or [np.zeros(0)])
-    inner = pa.ListArray.from_arrays(_offsets(widths), pa.array(values, kind))
-    return pa.ListArray.from_arrays(_offsets([a.shape[0] for a in arrays]), inner)
+    inner = pa.ListArray.from_arrays(_list_offsets(widths), pa.array(values, kind))
+    return pa.ListArray.from_arrays(_list_offsets([a.shape[0] for a in arrays]), inner)
 
 
-def _offsets(lengths: Any) -> pa.Array:
+def _list_offsets(lengths: Any) -> pa.Array:
     return pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32), pa.int32())
 
 
@@ -193,7 +193,7 @@ def read_distilled(path: Path) -> DistilledFile:
     metadata = table.schema.metadata
     rows: list[TeacherSample] = []
     for batch in table.to_batches(ROWS_AT_ONCE):
-        rows += _rows(batch, path, len(rows) + 1)
+        rows += _samples_of_batch(batch, path, len(rows) + 1)
     if not rows:
         raise DataError("the file has no samples", where=str(path), remedy=AGAIN)
     return DistilledFile(rows, metadata[TOKENIZER_KEY].decode(), int(metadata[VOCAB_KEY]))
@@ -206,7 +206,7 @@ def read_kept_messages(path: Path) -> tuple[dict[int, tuple[Message, ...]], int]
     """
     rows = _read_table(path, ["messages", "dropped"]).to_pylist()
     kept = {
-        number: _messages(row["messages"], f"{path}:row {number}")
+        number: _parse_messages(row["messages"], f"{path}:row {number}")
         for number, row in enumerate(rows, start=1)
         if not row["dropped"]
     }
@@ -230,15 +230,17 @@ def _read_table(path: Path, columns: list[str]) -> pa.Table:
     return table
 
 
-def _rows(batch: pa.RecordBatch, path: Path, first: int) -> Iterator[TeacherSample]:
+def _samples_of_batch(batch: pa.RecordBatch, path: Path, first: int) -> Iterator[TeacherSample]:
     plain = batch.drop_columns(["top_ids", "top_logprobs"]).to_pylist()
-    top = zip(_arrays(batch.column("top_ids"), np.int32), _arrays(batch.column("top_logprobs"), np.float32))
+    top = zip(
+        _column_arrays(batch.column("top_ids"), np.int32), _column_arrays(batch.column("top_logprobs"), np.float32)
+    )
     for number, (row, (top_ids, top_logprobs)) in enumerate(zip(plain, top, strict=True), start=first):
-        row["messages"] = _messages(row["messages"], f"{path}:row {number}")
+        row["messages"] = _parse_messages(row["messages"], f"{path}:row {number}")
         yield TeacherSample(**row, top_ids=top_ids, top_logprobs=top_logprobs)
 
 
-def _messages(rows: list[dict[str, Any]], where: str) -> tuple[Message, ...]:
+def _parse_messages(rows: list[dict[str, Any]], where: str) -> tuple[Message, ...]:
     """Read the messages of a sample. Raises DataError if the last message is not an assistant turn."""
     messages = tuple(Message(row["role"], _content(row, where), row["reasoning"]) for row in rows)
     if not messages or messages[-1].role != "assistant" or any(m.role not in get_args(Role) for m in messages):
@@ -251,7 +253,7 @@ def _content(row: dict[str, Any], where: str) -> Content:
     return row["content"] or "" if parts is None else read_content(json.loads(parts), f"{where}: parts")
 
 
-def _arrays(column: pa.ListArray, kind: Any) -> Iterator[npt.NDArray[Any]]:
+def _column_arrays(column: pa.ListArray, kind: Any) -> Iterator[npt.NDArray[Any]]:
     for scalar in column:
         tokens = scalar.values
         if not len(tokens):

@@ -21,7 +21,7 @@ PADDING = -1
 
 
 @dataclass(frozen=True)
-class Sample:
+class TrainingSample:
     """A document: its token ids, a mask that selects the tokens with a loss, and one loss weight for the document."""
 
     ids: Sequence[int]
@@ -40,13 +40,13 @@ class Sample:
         return len(self.ids)
 
     @property
-    def n_trained(self) -> int:
+    def n_trained_tokens(self) -> int:
         """Number of tokens that get a loss. The first token of a document is not predicted, so it does not count."""
         return int(np.count_nonzero(np.asarray(self.mask, dtype=bool)[1:])) if self.weight else 0
 
-    def truncate(self, length: int) -> Sample:
+    def truncate(self, length: int) -> TrainingSample:
         """Return a sample with the first `length` tokens."""
-        return Sample(self.ids[:length], self.mask[:length], self.weight)
+        return TrainingSample(self.ids[:length], self.mask[:length], self.weight)
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,12 @@ class Batch:
         return int(np.count_nonzero(self.segments != PADDING))
 
     @property
-    def n_trained(self) -> int:
+    def n_trained_tokens(self) -> int:
         """Number of predictions that get a loss."""
         return int(np.count_nonzero(self.loss_mask))
 
     @property
-    def fill(self) -> float:
+    def fill_share(self) -> float:
         """Share of positions that hold document tokens."""
         return self.n_tokens / max(self.tokens.size, 1)
 
@@ -132,7 +132,7 @@ def first_fit(lengths: Sequence[int], row_length: int, *, open_rows: int = OPEN_
     return rows
 
 
-def check_lengths(samples: Sequence[Sample], row_length: int) -> None:
+def check_lengths(samples: Sequence[TrainingSample], row_length: int) -> None:
     """Raise a DataError that names the first sample that is empty or longer than `row_length`."""
     for number, sample in enumerate(samples):
         if len(sample) > row_length:
@@ -145,7 +145,7 @@ def check_lengths(samples: Sequence[Sample], row_length: int) -> None:
             raise DataError("no tokens", where=f"sample {number + 1}", remedy="Remove this sample.")
 
 
-def pack(samples: Sequence[Sample], row_length: int, *, pad: int = 0) -> PackedSamples:
+def pack(samples: Sequence[TrainingSample], row_length: int, *, pad: int = 0) -> PackedSamples:
     """Pack samples into rows of `row_length` tokens by first fit. `pad` is the token id at padding positions.
 
     Raises DataError for a sample that is empty or longer than `row_length`.
@@ -155,7 +155,7 @@ def pack(samples: Sequence[Sample], row_length: int, *, pad: int = 0) -> PackedS
 
 
 def pack_rows(
-    samples: Sequence[Sample], rows: Sequence[Sequence[int]], row_length: int, *, pad: int = 0
+    samples: Sequence[TrainingSample], rows: Sequence[Sequence[int]], row_length: int, *, pad: int = 0
 ) -> PackedSamples:
     """Build a batch from packed rows. `rows[r]` has the indices of the samples in
     row r, which must fit into `row_length` tokens together."""

@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 
 from rorqual.core.errors import DataError
-from rorqual.data.pack import OPEN_ROWS, Batch, Ints, Sample, check_lengths, first_fit, pack_rows
+from rorqual.data.pack import OPEN_ROWS, Batch, Ints, TrainingSample, check_lengths, first_fit, pack_rows
 
 
 class BatchStream(ABC):
@@ -36,16 +36,18 @@ class ConversationStream(BatchStream):
     size, and no sample is dropped. Samples in which no token gets a loss are left out and counted in `skipped`.
     """
 
-    def __init__(self, samples: Sequence[Sample], rows: int, row_length: int, seed: int, *, pad: int = 0) -> None:
+    def __init__(
+        self, samples: Sequence[TrainingSample], rows: int, row_length: int, seed: int, *, pad: int = 0
+    ) -> None:
         super().__init__(rows, row_length, seed)
         check_lengths(samples, row_length)
-        if not any(sample.n_trained for sample in samples):
+        if not any(sample.n_trained_tokens for sample in samples):
             raise DataError(
                 f"nothing to train on in {len(samples)} samples",
                 where="stream",
                 remedy="At least one sample needs an assistant turn that fits the context.",
             )
-        self._samples, self._pad = [sample for sample in samples if sample.n_trained], pad
+        self._samples, self._pad = [sample for sample in samples if sample.n_trained_tokens], pad
         self.skipped = len(samples) - len(self._samples)
         self._lengths = [len(sample) for sample in self._samples]
         self._ends: list[int] = []  # cumulative number of rows at the end of each epoch
@@ -64,7 +66,7 @@ class ConversationStream(BatchStream):
         epoch = bisect_right(self._ends, row)
         return epoch, self._ends[epoch - 1] if epoch else 0
 
-    def steps(self, epochs: int) -> int:
+    def steps_for_epochs(self, epochs: int) -> int:
         """Return the number of steps for `epochs` epochs. The last batch may contain rows of the next epoch."""
         while len(self._ends) < epochs:
             self._epoch_of_row(self._ends[-1] if self._ends else 0)
@@ -79,7 +81,7 @@ class ConversationStream(BatchStream):
         return indices
 
     def batch(self, step: int) -> Batch:
-        samples: list[Sample] = []
+        samples: list[TrainingSample] = []
         rows: list[list[int]] = []
         for numbers in self.sample_rows(
             step
@@ -105,12 +107,12 @@ class TextStream(BatchStream):
             )
         self._ids = ids
         self.n_chunks = -(-(len(ids) - 1) // row_length)
-        self._order = lru_cache(maxsize=2)(self._shuffle)
+        self._order = lru_cache(maxsize=2)(self._shuffled_windows)
 
-    def _shuffle(self, epoch: int) -> Ints:
+    def _shuffled_windows(self, epoch: int) -> Ints:
         return np.random.default_rng([self.seed, epoch]).permutation(self.n_chunks)
 
-    def steps(self, epochs: int) -> int:
+    def steps_for_epochs(self, epochs: int) -> int:
         """Return the number of steps for `epochs` epochs."""
         return -(-self.n_chunks * epochs // self.rows)
 
@@ -151,7 +153,7 @@ class GeneratedStream(BatchStream):
 
     def __init__(
         self,
-        make: Callable[[random.Random], Sample],
+        make: Callable[[random.Random], TrainingSample],
         rows: int,
         row_length: int,
         seed: int,
@@ -164,14 +166,14 @@ class GeneratedStream(BatchStream):
 
     def batch(self, step: int) -> Batch:
         rng = random.Random(f"{self.seed}/{step}")
-        samples: list[Sample] = []
+        samples: list[TrainingSample] = []
         rows: list[list[int]] = [[] for _ in range(self.rows)]
         room = [self.row_length] * self.rows
         missed = 0
         while missed < self._misses and any(room):
             sample = self._make(rng)
             check_lengths([sample], self.row_length)
-            if not sample.n_trained:
+            if not sample.n_trained_tokens:
                 raise DataError(
                     "a generated sample has nothing to train on",
                     where="stream",

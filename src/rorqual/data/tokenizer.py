@@ -22,7 +22,7 @@ from rorqual.core.errors import DataError, suggest_name
 from rorqual.core.records import write_atomic
 
 
-class Special(StrEnum):
+class SpecialToken(StrEnum):
     """The special tokens of a tokenizer that `Tokenizer.byte_level`
     trains. DeepSeek's tokenizer has the same names."""
 
@@ -36,7 +36,7 @@ class Special(StrEnum):
 
 
 N_BYTES = 256
-BASE_VOCAB = len(Special) + N_BYTES
+BASE_VOCAB = len(SpecialToken) + N_BYTES
 """Vocabulary size without merges: the special tokens with ids 0 to 6, then one token per byte value."""
 
 REPLACEMENT = "\ufffd"
@@ -65,7 +65,7 @@ class Tokenizer:
 
     def __init__(self, source: str, *, where: str = "tokenizer") -> None:
         self.source, self.where = source, where
-        data = _parse(source, where)
+        data = _parse_tokenizer_json(source, where)
         self._with_specials = _build(data, where)
         self._special_text: dict[int, str] = {
             int(token["id"]): str(token["content"]) for token in data.get("added_tokens") or ()
@@ -87,7 +87,7 @@ class Tokenizer:
         """
         if vocab_size < BASE_VOCAB:
             raise DataError(
-                f"vocab_size={vocab_size} is too small for {len(Special)} special tokens and {N_BYTES} bytes",
+                f"vocab_size={vocab_size} is too small for {len(SpecialToken)} special tokens and {N_BYTES} bytes",
                 where="tokenizer",
                 remedy=f"Set vocab_size to {BASE_VOCAB} or more.",
             )
@@ -99,7 +99,7 @@ class Tokenizer:
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
             show_progress=False,
-            special_tokens=[tokenizers.AddedToken(name.value, special=True, normalized=False) for name in Special],
+            special_tokens=[tokenizers.AddedToken(name.value, special=True, normalized=False) for name in SpecialToken],
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         )
         built.train_from_iterator(merges_from, trainer)
@@ -127,7 +127,7 @@ class Tokenizer:
         """Encode plain text. The name of a special token in `text` is encoded as ordinary characters."""
         return _encode(self._plain, text, self.where)
 
-    def count(self, text: str) -> int:
+    def count_tokens(self, text: str) -> int:
         """Return the number of tokens that `encode(text)` returns, without building the list."""
         return len(_encoding(self._plain, text))
 
@@ -197,7 +197,7 @@ class Tokenizer:
         """Return whether `id_` is the id of a special token."""
         return id_ in self._special_text
 
-    def special(self, name: str) -> int:
+    def special_id(self, name: str) -> int:
         """Return the id of the special token `name`.
 
         If the token does not exist, raises a DataError that suggests the closest name.
@@ -250,7 +250,7 @@ def _encoding(built: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
     return built.encode_batch_fast([text], add_special_tokens=False)[0]
 
 
-def _parse(source: str, where: str) -> dict[str, Any]:
+def _parse_tokenizer_json(source: str, where: str) -> dict[str, Any]:
     """Parse the `tokenizer.json` of a byte-level BPE tokenizer. Raises DataError if `source` is not the JSON of a
     byte-level BPE tokenizer."""
     remedy = "Give a tokenizer.json of the `tokenizers` library."

@@ -98,7 +98,7 @@ def limit_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def divide_work(sizes: Sequence[int], cores: int) -> list[int]:
+def assign_items_to_cores(sizes: Sequence[int], cores: int) -> list[int]:
     """Assign items of the given sizes to engine cores, and return the core index of each item.
 
     Each item goes to the engine core with the smallest total size so far.

@@ -18,7 +18,7 @@ from rorqual.engine.config import EngineConfig
 from rorqual.engine.histories import SampledReply
 from rorqual.engine.kv_cache.disk import SECRET_BYTES, DiskStore
 from rorqual.engine.kv_cache.manager import KVCacheManager
-from rorqual.engine.runner import Runner
+from rorqual.engine.runner import ModelRunner
 from rorqual.engine.scheduler import Scheduler
 from rorqual.engine.sequence import Sequence
 from rorqual.model import Decoder
@@ -79,8 +79,8 @@ class EngineCore:
         *,
         reuse: bool = False,
     ) -> None:
-        blocks = number_of_blocks(config, max_len, Runner.block_bytes(model), reuse=reuse)
-        self.runner = Runner(
+        blocks = number_of_blocks(config, max_len, ModelRunner.block_bytes(model), reuse=reuse)
+        self.runner = ModelRunner(
             model, config.slots, max_len, blocks, backend,
             record_experts=config.record_experts, record_kept=config.record_kept,
         )  # fmt: skip
@@ -144,7 +144,7 @@ class EngineCore:
             finished.append(
                 FinishedSequence(sequence, runner.finished_reply(sequence, lengths[row]), bool(ends), row in lost)
             )
-        scheduler.release(done)
+        scheduler.release_rows(done)
         return finished
 
     def reset(self) -> None:

@@ -24,11 +24,11 @@ class EagerStep:
         experts = torch.stack([one.indices for one in routing], dim=1) if recorded else None
         if given.sampling is None:
             return StepOutput(hidden, experts, None)
-        drawn = self._model.ops.sample(logits_of(self._model, hidden, given.last), given.sampling)
+        drawn = self._model.ops.sample(logits_at_positions(self._model, hidden, given.last), given.sampling)
         return StepOutput(hidden, experts, drawn)
 
 
-def logits_of(model: Decoder, hidden: Tensor, places: Tensor) -> Tensor:
+def logits_at_positions(model: Decoder, hidden: Tensor, places: Tensor) -> Tensor:
     """Return the logits [places, padded vocab] of the tokens at indices `places`, from hidden states [tokens, d].
 
     The backend decides the padding of rows and columns. Padding columns hold -inf; padding rows are removed.

@@ -16,18 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rorqual.core.config import parse
+from rorqual.core.config import parse_config
 from rorqual.core.errors import ConfigError, NumericsError
 from rorqual.core.memory import keep_freed_memory, return_freed_memory
 from rorqual.core.records import RunDir
 from rorqual.data.chat import ChatFormat, load_chat
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.engine.call_lock import CallLock, CompletionCollector, Progress, divide_work, limit_threads
+from rorqual.engine.call_lock import CallLock, CompletionCollector, Progress, assign_items_to_cores, limit_threads
 from rorqual.engine.config import EngineConfig
 from rorqual.engine.core import EngineCore
 from rorqual.engine.deltas import Delta, DeltaQueues
 from rorqual.engine.grammar.compiler import GrammarCompiler
-from rorqual.engine.processor import Processor, Prompt, ValidatedRequest, request_of
+from rorqual.engine.processor import Prompt, RequestProcessor, ValidatedRequest, request_of
 from rorqual.engine.request import Arrived, Completion, Request, SamplingParams
 from rorqual.engine.weight_fingerprint import fingerprint, tensor_versions
 from rorqual.model import Decoder, account
@@ -73,7 +73,7 @@ class Engine:
             raise ConfigError(
                 f"'{dtype}' is not a floating-point type", where="dtype", remedy="Use float32 or bfloat16."
             )
-        config = parse(EngineConfig, settings, where="engine")
+        config = parse_config(EngineConfig, settings, where="engine")
         model = load_run(folder, device=device, dtype=kind)
         tokenizer = Tokenizer.load(folder.tokenizer_file)
         self._create_cores(model, tokenizer, load_chat(folder, tokenizer), config, take=True)
@@ -86,7 +86,7 @@ class Engine:
         """Create an engine for a model that other code owns, such as a trainer's, and put the model into evaluation mode. `reuse`
         and `pack` default to False."""
         engine = cls.__new__(cls)
-        config = parse(EngineConfig, {"reuse": False, "pack": False, **settings}, where="engine")
+        config = parse_config(EngineConfig, {"reuse": False, "pack": False, **settings}, where="engine")
         engine._create_cores(model, tokenizer, chat, config)
         return engine
 
@@ -118,9 +118,11 @@ class Engine:
         self._cores += [EngineCore(*settings) for _ in range(config.engine_cores - 1)]
         self._slots = config.slots
         self._row_work = account(model.config).flops / 2 / len(model.config.layers)
-        room = first.kv_cache.capacity * BLOCK
+        room = first.kv_cache.n_usable_blocks * BLOCK
         vocab_size, hidden_size = model.config.vocab_size, model.config.hidden_size
-        self._processor = Processor(vocab_size, hidden_size, self.max_len, room, tokenizer, chat, reuse=caches_prefixes)
+        self._processor = RequestProcessor(
+            vocab_size, hidden_size, self.max_len, room, tokenizer, chat, reuse=caches_prefixes
+        )
         self._jobs, self._outbox, self._next_id = dict[int, ValidatedRequest](), DeltaQueues(), 0
         self._lock, self._cancelled = CallLock(), list[int]()
 
@@ -169,8 +171,8 @@ class Engine:
             self._invalidate_if_changed(changed=True)
 
     @property
-    def scorer(self) -> Decoder:
-        """The model bound to the engine's backend. Pass `scorer` to `score` and `text_loss`."""
+    def scoring_model(self) -> Decoder:
+        """The model bound to the engine's backend. Pass `scoring_model` to `score` and `text_loss`."""
         return self._cores[0].runner.model
 
     @property
@@ -254,9 +256,9 @@ class Engine:
         """
         total = sum(job.request.params.n for job in jobs)
         cores = self._cores[: max(1, int(total * self._row_work) // CORE_WORK, -(-total // self._slots))]
-        chosen = divide_work([job.request.params.n for job in jobs], len(cores))
+        chosen = assign_items_to_cores([job.request.params.n for job in jobs], len(cores))
         for request_id, (job, core) in enumerate(zip(jobs, chosen)):
-            cores[core].submit(self._processor.sequences(request_id, job))
+            cores[core].submit(self._processor.create_sequences(request_id, job))
         return [core for number, core in enumerate(cores) if number in chosen]
 
     # ---- step by step
@@ -272,7 +274,7 @@ class Engine:
             job = self._processor.validate_request(request, "request")
             try:
                 self._jobs[request_id] = job
-                self._cores[0].submit(self._processor.sequences(request_id, job))
+                self._cores[0].submit(self._processor.create_sequences(request_id, job))
             except BaseException:
                 self._jobs.pop(request_id, None)
                 self._cores[0].cancel(request_id)
@@ -366,12 +368,12 @@ class Engine:
         self._processor.validate_request(request, where)
 
     @property
-    def grammars(self) -> GrammarCompiler:
+    def grammar_compiler(self) -> GrammarCompiler:
         """The grammar compiler of this engine.
 
-        `grammars.submit` compiles in the background and caches the result, so that a later `submit` does not wait.
+        `grammar_compiler.submit` compiles in the background and caches the result, so that a later `submit` does not wait.
         """
-        return self._processor.grammars
+        return self._processor.grammar_compiler
 
     def stats(self) -> dict[str, float]:
         """Return statistics of the first engine core: running and queued sequences, preemptions, KV-cache blocks by

@@ -85,7 +85,7 @@ class SequenceHistories:
         best = [tuple(self.top[s.slot][-1]) if s.params.top_logprobs else () for s in running]
         return logprobs, best
 
-    def reply(self, sequence: Sequence, length: int, experts: Tensor | None) -> SampledReply:
+    def sampled_reply(self, sequence: Sequence, length: int, experts: Tensor | None) -> SampledReply:
         """Return the reply of a finished sequence. `length` is the sequence's number of tokens, prompt and reply
         together. `experts` [length - 1, routers, k] are the experts of its tokens."""
         slot, part = sequence.slot, slice(len(sequence.prompt), length)

@@ -13,7 +13,7 @@ from rorqual.core.records import Message, Thinking
 from rorqual.core.sampling import check_params
 from rorqual.data.chat import ChatFormat
 from rorqual.data.chat.stops import StopStringMatcher
-from rorqual.data.tokenizer import Special, Tokenizer
+from rorqual.data.tokenizer import SpecialToken, Tokenizer
 from rorqual.engine.core import FinishedSequence
 from rorqual.engine.embeds import Embeds
 from rorqual.engine.grammar.calculator import CalculatorConstraint
@@ -62,7 +62,7 @@ class ValidatedRequest:
     compiled: CompiledGrammar | None = None
 
 
-def _non_text_parts(messages: Sequence[Message]) -> str:
+def _non_text_part_names(messages: Sequence[Message]) -> str:
     """Return the plural names of the non-text parts in the messages, such as "images". Token ids cannot represent
     non-text parts."""
     parts = (part for message in messages if not isinstance(message.content, str) for part in message.content)
@@ -70,7 +70,7 @@ def _non_text_parts(messages: Sequence[Message]) -> str:
 
 
 @dataclass
-class Processor:
+class RequestProcessor:
     """Converts requests to sequences, and finished sequences to completions."""
 
     vocab_size: int
@@ -109,7 +109,7 @@ class Processor:
         ):
             what = "the prompt has a token id outside the vocabulary" if prompt else "the prompt is empty"
             raise DataError(what, where=where, remedy=f"Give token ids from 0 to {vocab - 1}.")
-        if prompt_ids is None and request.embeds is None and (non_text := _non_text_parts(request.messages)):
+        if prompt_ids is None and request.embeds is None and (non_text := _non_text_part_names(request.messages)):
             raise DataError(
                 f"the messages contain {non_text}, but the request has no embeddings for these parts",
                 where=where,
@@ -132,10 +132,10 @@ class Processor:
                 remedy="Lower max_tokens, or raise the engine's cache_bytes.",
             )
         thinking = request.thinking if prompt_ids is None else self.chat.thinking_mode_of(prompt)
-        self._check_budget(params, thinking, longest - len(prompt), where)
+        self._check_thinking_budget(params, thinking, longest - len(prompt), where)
         compiled = None
         if params.grammar is not None:
-            compiled = self.grammars.compile(params.grammar, where=f"{where}, grammar", tenant=request.tenant)
+            compiled = self.grammar_compiler.compile(params.grammar, where=f"{where}, grammar", tenant=request.tenant)
         return ValidatedRequest(request, prompt, thinking, compiled)
 
     def _check_embeds(self, embeds: Embeds, length: int, where: str) -> None:
@@ -150,7 +150,7 @@ class Processor:
             return
         raise DataError(what, where=f"{where}, embeds", remedy=remedy)
 
-    def sequences(self, request_id: int, job: ValidatedRequest) -> list[Sample]:
+    def create_sequences(self, request_id: int, job: ValidatedRequest) -> list[Sample]:
         """Return one sequence for each of the request's `n` samples."""
         request, params = job.request, job.request.params
         limit = min(len(job.prompt) + params.max_tokens, self.max_len)
@@ -167,18 +167,20 @@ class Processor:
         ]  # fmt: skip
 
     @cached_property
-    def grammars(self) -> GrammarCompiler:
+    def grammar_compiler(self) -> GrammarCompiler:
         """The grammar compiler for this tokenizer."""
         return GrammarCompiler(self.tokenizer, self.vocab_size, self.chat.stop_ids, CallSyntax(self.chat))
 
     def _constraint_with_calculator(self, job: ValidatedRequest) -> Constraint | None:
         """Return the constraint of one sample, with the results of its calculations if the request sets `calculator`."""
-        constraint = self._constraint(job)
+        constraint = self._base_constraint(job)
         if not job.request.params.calculator:
             return constraint
-        return CalculatorConstraint(constraint or Unconstrained(), self.tokenizer, self.grammars.vocabulary_masks)
+        return CalculatorConstraint(
+            constraint or Unconstrained(), self.tokenizer, self.grammar_compiler.vocabulary_masks
+        )
 
-    def _constraint(self, job: ValidatedRequest) -> Constraint | None:
+    def _base_constraint(self, job: ValidatedRequest) -> Constraint | None:
         """Return the constraint of one sample by its grammar and its thinking budget.
 
         The grammar applies only to the answer, and the budget only to the reasoning before the answer.
@@ -195,15 +197,15 @@ class Processor:
         )
         thought_ids = self.chat.think_tag_ids
         if thought_ids is None or self.chat.tags_as_text:
-            thought = replace(thought, end_text=Special.END_THINK)
+            thought = replace(thought, end_text=SpecialToken.END_THINK)
         if thought_ids is not None:
             opens = [] if form.begins == "thought" else [thought_ids[0]]
             thought = replace(thought, end_ids=self.chat.end_think_ids, open_ids=opens)
         if compiled is None:
-            return ConstraintAfterThinking(Unconstrained(), thought, self.grammars.vocabulary_masks)
+            return ConstraintAfterThinking(Unconstrained(), thought, self.grammar_compiler.vocabulary_masks)
         return compiled.new_constraint(thought=thought)
 
-    def _check_budget(self, params: SamplingParams, thinking: Thinking, longest: int, where: str) -> None:
+    def _check_thinking_budget(self, params: SamplingParams, thinking: Thinking, longest: int, where: str) -> None:
         """Raise DataError if `think_budget` has no effect, or leaves no token for the answer in a reply of `longest` tokens."""
         budget = params.think_budget
         if budget is None:
@@ -279,18 +281,18 @@ class Processor:
             kept=sampled.kept,
             top_logprobs=sampled.top,
             prompt_logprobs=None if scores is None else scores.logprobs_by_token(),
-            prompt_top_logprobs=scores.likeliest() if scores and scores.top else None,
+            prompt_top_logprobs=scores.likeliest_by_position() if scores and scores.top else None,
             error=_sample_error(finished),
             usage={
                 "prompt_tokens": len(job.prompt),
                 "completion_tokens": len(sampled.token_ids),
                 "prompt_cache_hit_tokens": hit,
                 "prompt_cache_miss_tokens": len(job.prompt) - hit,
-                **self._reasoning_tokens(sampled.token_ids, message),
+                **self._reasoning_usage(sampled.token_ids, message),
             },
         )
 
-    def _reasoning_tokens(self, reply: Sequence[int], message: Message) -> dict[str, int]:
+    def _reasoning_usage(self, reply: Sequence[int], message: Message) -> dict[str, int]:
         """Return {"reasoning_tokens": number of tokens of reasoning, without its tags}, or {} if the tokenizer has no such tags or
         the reply has no reasoning."""
         if self.chat.think_tag_ids is None or message.reasoning is None:

@@ -50,7 +50,7 @@ class PromptScores:
         because no token precedes the first token."""
         return [None, *self.logprobs]
 
-    def likeliest(self) -> list[Likeliest]:
+    def likeliest_by_position(self) -> list[Likeliest]:
         """Return a list [length] with the most likely tokens at each prompt position. The list of the first position is empty,
         because no token precedes the first token."""
         return [[], *self.best]

@@ -51,52 +51,52 @@ class RequestQueue:
         if tenant not in active:
             least = min((self._counters.get(name, 0.0) for name in active), default=0.0)
             self._counters[tenant] = max(self._counters.get(tenant, 0.0), least)
-        self.push_back(sequence)
+        self.requeue(sequence)
 
-    def push_back(self, sequence: Sequence) -> None:
+    def requeue(self, sequence: Sequence) -> None:
         """Requeue a preempted sequence. The queue is ordered by priority, then by time of arrival."""
         queue = self._queues.setdefault(sequence.tenant, [])
         heapq.heappush(queue, (-sequence.priority, sequence.arrival, sequence))
         self._length += 1
 
-    def next(self, running: Mapping[str, float]) -> Sequence:
+    def next_sequence(self, running: Mapping[str, float]) -> Sequence:
         """Return the sequence to run next, without removing it.
 
         `running` has one entry per tenant with running sequences: the number of sampled tokens that are not yet charged to the tenant.
         """
         best = min(
-            (queue[0][0], tenant in running, self.usage(tenant, running), queue[0][1], tenant)
+            (queue[0][0], tenant in running, self.tenant_usage(tenant, running), queue[0][1], tenant)
             for tenant, queue in self._queues.items()
             if queue
         )
         return self._queues[best[4]][0][2]
 
-    def usage(self, tenant: str, running: Mapping[str, float]) -> float:
+    def tenant_usage(self, tenant: str, running: Mapping[str, float]) -> float:
         """Return the service that a tenant has received, in units of one prefill token. `running` has the same meaning
-        as in `next`."""
+        as in `next_sequence`."""
         return self._counters.get(tenant, 0.0) + DRAWN * running.get(tenant, 0.0)
 
     def tenants_to_preempt(self, tenant: str, held: Mapping[str, int], running: Mapping[str, float]) -> set[str]:
         """Return the tenants that may lose a slot to `tenant`. `held` counts slots per tenant; `running` has the same
-        meaning as in `next`.
+        meaning as in `next_sequence`.
 
         If `tenant` has no slot, `tenant` can take a slot from any tenant that has several slots or received more service. If
         `tenant` has slots, `tenant` can take a slot only from a tenant that received more service and has at least two more
         slots than `tenant`.
         """
-        own_slots, own_usage = held.get(tenant, 0), self.usage(tenant, running)
+        own_slots, own_usage = held.get(tenant, 0), self.tenant_usage(tenant, running)
         return {
             other
             for other, slots in held.items()
             if other != tenant
             and (
                 (slots > 1 and not own_slots)
-                or ((slots > own_slots + 1 or not own_slots) and self.usage(other, running) > own_usage)
+                or ((slots > own_slots + 1 or not own_slots) and self.tenant_usage(other, running) > own_usage)
             )
         }
 
     def pop(self, sequence: Sequence) -> None:
-        """Remove the sequence that `next` returned. The caller must later `charge` the sequence's prompt to its
+        """Remove the sequence that `next_sequence` returned. The caller must later `charge` the sequence's prompt to its
         tenant."""
         queue = self._queues[sequence.tenant]
         if queue[0][2] is not sequence:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rorqual.core.errors import ConfigError
-from rorqual.engine.eager_step import EagerStep, logits_of
+from rorqual.engine.eager_step import EagerStep, logits_at_positions
 from rorqual.engine.histories import SampledReply, SequenceHistories
 from rorqual.engine.kv_cache.paged import PagedCache, StepCache, cache_bytes_per_token
 from rorqual.engine.sampler import Sampler
@@ -22,10 +22,10 @@ from rorqual.ops.backends import Backend
 from rorqual.ops.backends.attention import PAD, AttentionMetadata, AttentionPlan
 from rorqual.ops.backends.step import StepFunction, StepInput, StepOutput
 from rorqual.ops.paged import BLOCK
-from rorqual.ops.sampling import likeliest
+from rorqual.ops.sampling import likeliest_tokens
 
 
-def routing_sizes(model: Decoder) -> tuple[int, int, int]:
+def moe_layer_and_expert_counts(model: Decoder) -> tuple[int, int, int]:
     """Return three counts: MoE layers, experts per token, and possible expert ids. All three counts are 0 for a dense
     model.
 
@@ -41,7 +41,7 @@ def routing_sizes(model: Decoder) -> tuple[int, int, int]:
             where="engine",
             remedy="Set record_experts=False.",
         )
-    return len(ffns), widths.pop(), max(ffn.n_choices() for ffn in ffns)
+    return len(ffns), widths.pop(), max(ffn.n_router_choices() for ffn in ffns)
 
 
 SCORED = 64
@@ -60,7 +60,7 @@ def pad_row_count(tokens: int, rows: int) -> int:
     return -(-tokens // multiple) * multiple
 
 
-class Runner:
+class ModelRunner:
     """Runs the model on a batch. The runner has a KV cache with `blocks` blocks, and the histories of `slots` sequences of at most
     `max_len` tokens."""
 
@@ -77,7 +77,7 @@ class Runner:
     ) -> None:
         self._source = model
         self.bind_backend(backend)
-        self.layers, self.k, self._choices = routing_sizes(model) if record_experts else (0, 0, 0)
+        self.layers, self.k, self._choices = moe_layer_and_expert_counts(model) if record_experts else (0, 0, 0)
         weight = model.embed_tokens.weight
         self.device, self.dtype = weight.device, weight.dtype
         expert_dtype = torch.int8 if self._choices <= 128 else torch.int16  # signed: -1 means that no expert was chosen
@@ -122,7 +122,7 @@ class Runner:
         if self.layers:
             blocks = torch.tensor(sequence.blocks, device=self.device)
             experts = self.cache.experts.index_select(0, blocks).flatten(0, 1)[: length - 1].cpu()
-        return self.histories.reply(sequence, length, experts)
+        return self.histories.sampled_reply(sequence, length, experts)
 
     # ---- a step
 
@@ -179,14 +179,16 @@ class Runner:
             else self.sampler.store_sampled_tokens(output.sampled, scheduler, self.backend.name)
         )
         if plan.copies:
-            self.cache.copy(*zip(*plan.copies))
+            self.cache.copy_blocks(*zip(*plan.copies))
         return new
 
     def _check_expert_ids(self, experts: Tensor) -> Tensor:
-        """Return the expert ids. Raises ValueError if an id is `n_choices()` or higher, because such an id may be too
+        """Return the expert ids. Raises ValueError if an id is `n_router_choices()` or higher, because such an id may be too
         large for the dtype of `PagedCache.experts`."""
         if (highest := int(experts.max())) >= self._choices:
-            raise ValueError(f"a feed-forward network chose expert {highest}, but its `n_choices()` is {self._choices}")
+            raise ValueError(
+                f"a feed-forward network chose expert {highest}, but its `n_router_choices()` is {self._choices}"
+            )
         return experts
 
     def _check_output(self, output: StepOutput, step_input: StepInput) -> StepOutput:
@@ -239,9 +241,9 @@ class Runner:
             for start in range(positions.start, positions.stop, SCORED):
                 some = range(start, min(start + SCORED, positions.stop))
                 places = self._tensor(first + np.arange(some.start, some.stop))
-                logprobs = logits_of(self.model, hidden, places).float().log_softmax(-1)
+                logprobs = logits_at_positions(self.model, hidden, places).float().log_softmax(-1)
                 following = self._tensor(np.array(sequence.tokens[some.start + 1 : some.stop + 1])).unsqueeze(1)
-                best = likeliest(logprobs, sequence.scores.top) if sequence.scores.top else [[]] * len(some)
+                best = likeliest_tokens(logprobs, sequence.scores.top) if sequence.scores.top else [[]] * len(some)
                 sequence.scores.add(logprobs.gather(1, following).squeeze(1).tolist(), best)
 
     def _update_block_table(self, plan: SchedulerOutput, scheduler: Scheduler) -> None:

@@ -12,7 +12,7 @@ from rorqual.engine.penalties import TokenCounts
 from rorqual.engine.scheduler import Scheduler
 from rorqual.engine.seeds import uniform
 from rorqual.engine.sequence import Ints, Sequence
-from rorqual.ops.sampling import SamplerOutput, SamplingMetadata, SamplingSettings, likeliest, needs_history
+from rorqual.ops.sampling import SamplerOutput, SamplingMetadata, SamplingSettings, likeliest_tokens, needs_history
 
 
 class Sampler:
@@ -88,5 +88,5 @@ class Sampler:
         if not requesting:
             return
         most = max(active[row].params.top_logprobs for row in requesting)
-        for row, best in zip(requesting, likeliest(logprobs[requesting], most)):
+        for row, best in zip(requesting, likeliest_tokens(logprobs[requesting], most)):
             self.histories.top[active[row].slot].append(best[: active[row].params.top_logprobs])

@@ -110,8 +110,8 @@ class Scheduler:
         """Plan the next step, and assign the slots, blocks and rows that the step needs."""
         plan = SchedulerOutput(0, [], [], [], [])
         if self._allocate_for_decode(plan):
-            self._admit(plan)
-        self._prefill(plan)
+            self._admit_waiting(plan)
+        self._schedule_prefill(plan)
         return plan
 
     def _allocate_for_decode(self, plan: SchedulerOutput) -> bool:
@@ -124,7 +124,7 @@ class Scheduler:
         for row in np.flatnonzero(self.rows.position[:n] % BLOCK == 0).tolist():
             sequence = self.running[row]
             length = int(self.rows.position[row]) + 1
-            while sequence.slot >= 0 and not self.kv_cache.grow(sequence, length):
+            while sequence.slot >= 0 and not self.kv_cache.allocate_up_to(sequence, length):
                 self._preempt(self._lowest_ranked_sequence(), plan)
         self._remove_gaps()
         return self.preemptions == before
@@ -151,7 +151,7 @@ class Scheduler:
         else:
             row = self.running.index(sequence)
             length = int(self.rows.position[row]) + 1
-            self.waiting.charge(sequence.tenant, 0, self._n_sampled(row))
+            self.waiting.charge(sequence.tenant, 0, self._n_sampled_tokens(row))
             sequence.tokens, sequence.num_computed_tokens = self.history.tokens(sequence.slot, length), length - 1
             sequence.saved = self.history.save(sequence.slot, len(sequence.prompt), length)
         # Cache the blocks before releasing them: if they are not evicted, resuming costs almost nothing.
@@ -165,7 +165,7 @@ class Scheduler:
             sequence.slot, sequence.num_computed_tokens = -1, 0
             if plan is not None and sequence in plan.admitted:
                 plan.admitted.remove(sequence)
-            self.waiting.push_back(sequence)
+            self.waiting.requeue(sequence)
 
     def _remove_gaps(self) -> None:
         """Remove the rows of preempted sequences from the batch."""
@@ -173,12 +173,12 @@ class Scheduler:
         if gone:
             self._remove_rows(np.array(gone, np.int64))
 
-    def _admit(self, plan: SchedulerOutput) -> None:
+    def _admit_waiting(self, plan: SchedulerOutput) -> None:
         if not self.waiting:
             return
         leaders = {s.prefill_key: s for s in self.prefilling}
         while self.waiting:
-            sequence = self.waiting.next(self._sampled_by_tenant())
+            sequence = self.waiting.next_sequence(self._sampled_tokens_by_tenant())
             if not self._free:
                 if not self._preempt_for(sequence, plan):
                     return
@@ -194,7 +194,7 @@ class Scheduler:
             )
             # Reserve one block per row, so that admitting a sequence does not force a preemption in the next step.
             needed = -(-len(sequence.tokens) // BLOCK) - len(sequence.blocks) + len(self.running) + len(self.prefilling)
-            if self.kv_cache.pool.n_available < needed and (self.running or self.prefilling):
+            if self.kv_cache.pool.n_available_blocks < needed and (self.running or self.prefilling):
                 self.kv_cache.release(sequence)
                 if not self._preempt_for(sequence, plan):
                     return
@@ -240,23 +240,23 @@ class Scheduler:
         slots = self._slots_by_tenant()
         if slots.keys() == {sequence.tenant}:
             return None
-        tenants = self.waiting.tenants_to_preempt(sequence.tenant, slots, self._sampled_by_tenant())
+        tenants = self.waiting.tenants_to_preempt(sequence.tenant, slots, self._sampled_tokens_by_tenant())
         candidates = [
-            (slots[s.tenant], self._n_sampled(row), row)
+            (slots[s.tenant], self._n_sampled_tokens(row), row)
             for row, s in enumerate(self.running)
-            if s.tenant in tenants and s.priority == sequence.priority and self._n_sampled(row) >= QUANTUM
+            if s.tenant in tenants and s.priority == sequence.priority and self._n_sampled_tokens(row) >= QUANTUM
         ]
         return self.running[max(candidates)[2]] if candidates else None
 
-    def _sampled_by_tenant(self) -> dict[str, float]:
+    def _sampled_tokens_by_tenant(self) -> dict[str, float]:
         """Return, for each tenant with a slot, the number of tokens that its sequences have decoded in their current
         rows."""
         served = dict.fromkeys((s.tenant for s in self._sequences_with_slot()), 0.0)
         for row, sequence in enumerate(self.running):
-            served[sequence.tenant] += self._n_sampled(row)
+            served[sequence.tenant] += self._n_sampled_tokens(row)
         return served
 
-    def _prefill(self, plan: SchedulerOutput) -> None:
+    def _schedule_prefill(self, plan: SchedulerOutput) -> None:
         """Divide the step's remaining token budget among the sequences in prefill. Sequences with a completed prompt get their rows."""
         plan.decode = len(self.running)
         budget = max(self.step_tokens - plan.decode, QUERIES)
@@ -283,7 +283,7 @@ class Scheduler:
         If sequences are decoding, the chunk waits for a decoding sequence to finish and free its blocks. If no sequence
         is decoding, sequences in `later` are preempted, starting from the end.
         """
-        while not self.kv_cache.grow(sequence, stop):
+        while not self.kv_cache.allocate_up_to(sequence, stop):
             with_slot = [other for other in later if other.slot >= 0]
             if self.running or not with_slot:
                 return False
@@ -298,7 +298,7 @@ class Scheduler:
         self._add_row(sequence, chunk, plan)
         for follower in followers:
             follower.scores = sequence.scores  # one object for both: this step adds to it
-            copied = self.kv_cache.fork(sequence, follower, len(sequence.tokens))
+            copied = self.kv_cache.fork_blocks(sequence, follower, len(sequence.tokens))
             if copied is None:
                 self._requeue([follower], plan)
                 continue
@@ -308,7 +308,7 @@ class Scheduler:
             self._add_row(follower, chunk, plan)
 
     def _add_row(self, sequence: Sequence, chunk: int, plan: SchedulerOutput) -> None:
-        self.rows.fill(len(self.running), sequence)
+        self.rows.fill_row(len(self.running), sequence)
         self.running.append(sequence)
         self.version += 1
         plan.joined.append((sequence, chunk))
@@ -334,12 +334,12 @@ class Scheduler:
             return True
         return sequence.is_stopped is not None and sequence.is_stopped(self.history.tokens(sequence.slot, length))
 
-    def release(self, rows: Ints) -> None:
+    def release_rows(self, rows: Ints) -> None:
         """Remove the sequences in `rows` (ascending), free their slots and blocks, and close the gaps."""
         for row in rows.tolist():
             sequence = self.running[row]
             computed = int(self.rows.position[row])
-            self.waiting.charge(sequence.tenant, len(sequence.prompt) - sequence.hit, self._n_sampled(row))
+            self.waiting.charge(sequence.tenant, len(sequence.prompt) - sequence.hit, self._n_sampled_tokens(row))
             if sequence.reuse:
                 sequence.tokens = self.history.tokens(sequence.slot, computed)
                 self.kv_cache.cache_blocks(sequence, computed)
@@ -357,12 +357,12 @@ class Scheduler:
         holes = rows[rows < keep]
         tail = np.arange(keep, len(self.running))
         movers = tail[~np.isin(tail, rows)]
-        self.rows.move(holes, movers)
+        self.rows.move_rows(holes, movers)
         for hole, mover in zip(holes.tolist(), movers.tolist()):
             self.running[hole] = self.running[mover]
         del self.running[keep:]
 
-    def _n_sampled(self, row: int) -> int:
+    def _n_sampled_tokens(self, row: int) -> int:
         """Return the number of tokens that a sequence has decoded in its current row."""
         return int(self.rows.position[row]) + 1 - len(self.running[row].tokens)
 
@@ -384,7 +384,7 @@ class Scheduler:
                 leader.followers = []
         rows = [row for row, s in enumerate(self.running) if s.request_id == request_id]
         if rows:
-            self.release(np.array(rows, np.int64))
+            self.release_rows(np.array(rows, np.int64))
 
     def invalidate_blocks(self, fingerprint: bytes) -> None:
         """Invalidate all blocks cached under the old weights.

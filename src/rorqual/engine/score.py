@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rorqual.core.errors import DataError, NumericsError
-from rorqual.data.pack import Sample, pack, pack_rows
+from rorqual.data.pack import TrainingSample, pack, pack_rows
 from rorqual.model import Decoder
 
 ROWS = 16
@@ -19,7 +19,7 @@ ROWS = 16
 
 Ids = npt.NDArray[np.int32]
 Logprobs = npt.NDArray[np.float32]
-Scored = tuple[Ids, Logprobs]
+TopLogprobs = tuple[Ids, Logprobs]
 
 
 @torch.no_grad()
@@ -42,7 +42,7 @@ def next_logprobs(model: Decoder, tokens: Tensor, positions: Tensor, segments: T
 
 def score(
     model: Decoder, samples: Sequence[tuple[Sequence[int], Sequence[int]]], k: int, *, threads: int = 1
-) -> list[Scored]:
+) -> list[TopLogprobs]:
     """Return the `k` most likely tokens, with log-probabilities, at each reply position of each sample.
 
     A sample is (prompt ids, reply ids). Each result is a pair: token ids [len(reply), k] int32, most likely first, and
@@ -75,7 +75,7 @@ def score(
     ids, logprobs = (torch.cat(parts).numpy() for parts in zip(*top_parts))
     # For each scored position of the batch: its index in `ids` and `logprobs`.
     flat_index = np.cumsum(batch.loss_mask.reshape(-1) > 0).reshape(batch.loss_mask.shape) - 1
-    scored: list[Scored] = []
+    scored: list[TopLogprobs] = []
     for (packed_row, start, _), (prompt, reply) in zip(packed.places, samples, strict=True):
         first = int(flat_index[packed_row, start + len(prompt) - 1])
         scored.append((ids[first : first + len(reply)], logprobs[first : first + len(reply)]))
@@ -102,7 +102,7 @@ def first_token_logprobs(model: Decoder, prompts: Sequence[Sequence[int]], ids: 
     return torch.cat(found).numpy() if found else np.zeros((0, len(ids)), np.float32)
 
 
-def _packable_samples(samples: Sequence[tuple[Sequence[int], Sequence[int]]], context: int) -> list[Sample]:
+def _packable_samples(samples: Sequence[tuple[Sequence[int], Sequence[int]]], context: int) -> list[TrainingSample]:
     for number, (prompt, reply) in enumerate(samples, start=1):
         if not len(prompt) or not len(reply) or len(prompt) + len(reply) > context:
             raise DataError(
@@ -110,4 +110,4 @@ def _packable_samples(samples: Sequence[tuple[Sequence[int], Sequence[int]]], co
                 where=f"sample {number}",
                 remedy="Remove the sample.",
             )
-    return [Sample([*prompt, *reply], [False] * len(prompt) + [True] * len(reply)) for prompt, reply in samples]
+    return [TrainingSample([*prompt, *reply], [False] * len(prompt) + [True] * len(reply)) for prompt, reply in samples]

@@ -91,7 +91,7 @@ class InputBatch:
         ignore_eos, special = (np.zeros(slots, np.bool_) for _ in range(2))
         return cls(position, limit, slot, np.zeros(slots, np.uint64), ignore_eos, special)
 
-    def fill(self, row: int, sequence: Sequence) -> None:
+    def fill_row(self, row: int, sequence: Sequence) -> None:
         """Set `row` to the state of a sequence that starts to decode."""
         self.position[row], self.limit[row] = len(sequence.tokens) - 1, sequence.limit
         self.slot[row], self.key[row] = sequence.slot, sequence.key
@@ -99,7 +99,7 @@ class InputBatch:
         special = sequence.params.stop or sequence.params.stop_token_ids or sequence.constraint
         self.special[row] = bool(special)
 
-    def move(self, to: Ints, from_: Ints) -> None:
+    def move_rows(self, to: Ints, from_: Ints) -> None:
         """Copy rows `from_` to rows `to`."""
         for array in vars(self).values():
             array[to] = array[from_]

@@ -14,7 +14,7 @@ from typing import Any
 
 from rorqual.core.content_parts import ContentPart, content_json
 from rorqual.core.errors import DataError, RorqualError
-from rorqual.core.journal import Journal, to_line
+from rorqual.core.journal import Journal, json_line
 from rorqual.core.records import write_atomic
 from rorqual.engine.engine import Engine
 from rorqual.engine.remote.engine import RemoteEngine, RemoteError
@@ -70,7 +70,7 @@ class AnswerCache:
     def _load(self, journal: Journal) -> None:
         for where, _, line in journal.read():
             try:
-                self._answers[line["asked"]] = _read(line["answer"])
+                self._answers[line["asked"]] = _parse_answer(line["answer"])
             except (KeyError, TypeError, ValueError):
                 remedy = "Delete the line; its answer is generated again."
                 raise DataError("this line is not a cached answer", where=where, remedy=remedy) from None
@@ -96,9 +96,9 @@ class AnswerCache:
         """
         self._answers = {name: answer for name, answer in self._answers.items() if name not in self._asked}
         if self.path is not None and self._answers:
-            lines = [_line(name, answer) for name, answer in self._answers.items()]
+            lines = [_answer_line(name, answer) for name, answer in self._answers.items()]
             with suppress(RorqualError):  # on a full disk the file keeps lines that are no longer needed
-                write_atomic(self.path, map(to_line, lines))
+                write_atomic(self.path, map(json_line, lines))
 
     def generate(self, requests: Sequence[Request], *, progress: Progress | None = None) -> list[list[Completion]]:
         """Return the `n` samples of each request. Only samples that are not in the cache are generated."""
@@ -110,14 +110,14 @@ class AnswerCache:
         self._asked |= set(names.values())
         found = {place: self._answers[name] for place, name in names.items() if name in self._answers}
 
-        def arrived(number: int, sample: int, completion: Completion) -> None:
+        def add_answer(number: int, sample: int, completion: Completion) -> None:
             if not completion.error:
                 self.answered += 1
                 name = names[number, sample]
                 if name not in self._answers:
                     self._answers[name] = completion
                     if self._journal is not None:
-                        self._journal.append([_line(name, completion)])
+                        self._journal.append([_answer_line(name, completion)])
             found[number, sample] = completion
             if progress is not None:
                 progress(len(found), len(names))
@@ -126,7 +126,7 @@ class AnswerCache:
             progress(len(found), len(names))
         missing = {place: name for place, name in names.items() if place not in found}
         if isinstance(self.generator, RemoteEngine):
-            self._generate_on_server(self.generator, requests, list(missing), arrived)
+            self._generate_on_server(self.generator, requests, list(missing), add_answer)
             if self.refusals and not self.answered and all(completion.error for completion in found.values()):
                 raise self.refusals[0]
         elif missing:
@@ -138,7 +138,7 @@ class AnswerCache:
                     found.pop((number, sample), None)
             self.generator.generate(
                 [requests[number] for number in numbers],
-                arrived=lambda place, sample, completion: arrived(numbers[place], sample, completion),
+                arrived=lambda place, sample, completion: add_answer(numbers[place], sample, completion),
             )
         return [
             [found[number, sample] for sample in range(request.params.n)] for number, request in enumerate(requests)
@@ -184,12 +184,12 @@ def _to_json_value(value: object) -> object:
     return content_json([value]) if isinstance(value, ContentPart) else str(value)
 
 
-def _line(name: str, completion: Completion) -> dict[str, Any]:
+def _answer_line(name: str, completion: Completion) -> dict[str, Any]:
     answer = {key: getattr(completion, key) for key in ("text", "reasoning", "finish_reason", "usage", "logprobs")}
     return {"asked": name, "answer": answer}
 
 
-def _read(answer: Mapping[str, Any]) -> Completion:
+def _parse_answer(answer: Mapping[str, Any]) -> Completion:
     return Completion(
         prompt_ids=(),
         token_ids=[],

@@ -11,7 +11,7 @@ from rorqual.evals.attention_tables import notes, tables
 from rorqual.evals.sparse_attention_misses import LeastCoveredQuery
 from rorqual.evals.sparse_attention_report import SparseAttentionReport
 from rorqual.report.chart import draw
-from rorqual.report.page import ColouredText, page
+from rorqual.report.page import ColouredText, render_page
 
 FULL = 0.75
 """Strength of the colour of the largest weight. The text must remain readable on this colour."""
@@ -23,7 +23,7 @@ def attention_page(report: SparseAttentionReport, tokenizer: Tokenizer) -> str:
         ((text.name, text.misses_at_budget(report.shown_budget).lowest) for text in report.texts),
         key=lambda pair: pair[1].mass,
     )
-    return page(
+    return render_page(
         "attention",
         report=report,
         needles=draw(needles_chart(report)) if any(one.kind == "needle" for one in report.planted) else None,

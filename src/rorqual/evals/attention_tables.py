@@ -29,11 +29,11 @@ def recall_by_layer(report: SparseAttentionReport, budget: int) -> list[float]:
     """Return the recall of each layer at a budget, averaged over texts."""
     return [
         mean([layer.recall for layer in layers])
-        for layers in _layers([text.misses_at_budget(budget) for text in report.texts])
+        for layers in _misses_by_layer([text.misses_at_budget(budget) for text in report.texts])
     ]
 
 
-def distances(report: SparseAttentionReport) -> list[AttentionAtDistance]:
+def attention_by_distance(report: SparseAttentionReport) -> list[AttentionAtDistance]:
     """Return the share of attention in each range of distance at the budget `report.shown_budget`, averaged over texts and layers."""
     layers = [layer for missed in misses_at_shown_budget(report) for layer in missed.layers]
     found = []
@@ -56,7 +56,7 @@ def planted_misses_by_depth(
 
 def tables(report: SparseAttentionReport) -> dict[str, Table]:
     """Return all tables by name. Tables without rows are left out."""
-    found = {**_text_tables(report), "needles": _needles(report), "copies": _copies(report)}
+    found = {**_text_tables(report), "needles": _needles_table(report), "copies": _copies_table(report)}
     return {name: table for name, table in found.items() if table.rows}
 
 
@@ -103,7 +103,7 @@ def report_as_text(report: SparseAttentionReport) -> str:
     return "\n".join([*heading(report), *(table.text() for table in tables(report).values()), "", *notes(report)])
 
 
-def _layers(texts: Sequence[SelectionMisses]) -> list[tuple[LayerSelectionMisses, ...]]:
+def _misses_by_layer(texts: Sequence[SelectionMisses]) -> list[tuple[LayerSelectionMisses, ...]]:
     """Return, for each layer, the values of all texts."""
     return list(zip(*(missed.layers for missed in texts), strict=True))
 
@@ -111,13 +111,13 @@ def _layers(texts: Sequence[SelectionMisses]) -> list[tuple[LayerSelectionMisses
 def _text_tables(report: SparseAttentionReport) -> dict[str, Table]:
     texts = misses_at_shown_budget(report)
     by_text = [
-        [text.name, f"{m.windows}", f"{m.queries:,}", f"{m.mean_mass:.3f}", f"{m.recall:.3f}", f"{m.weighted_recall:.3f}",
+        [text.name, f"{m.windows}", f"{m.queries:,}", f"{m.mean_selected_mass:.3f}", f"{m.recall:.3f}", f"{m.weighted_recall:.3f}",
          f"{m.kl:.4f}", f"{m.flips:.1%}", f"{m.loss_sparse:.4f}", f"{m.loss_dense:.4f}"]
         for text, m in zip(report.texts, texts, strict=True)
     ]  # fmt: skip
     by_layer = [
         [f"{parts[0].layer}", *(f"{mean([getattr(part, name) for part in parts]):{form}}" for name, form in LAYER.values())]
-        for parts in _layers(texts)
+        for parts in _misses_by_layer(texts)
     ]  # fmt: skip
     recalls = (
         [recall_by_layer(report, budget) for budget in report.budgets] if len(report.budgets) > 1 and texts else []
@@ -126,7 +126,7 @@ def _text_tables(report: SparseAttentionReport) -> dict[str, Table]:
         [f"{layer}", *(f"{value:.3f}" for value in row)] for layer, row in enumerate(zip(*recalls, strict=True))
     ]
     names = [f"{budget}" + (" (trained)" if budget == report.trained else "") for budget in report.budgets]
-    far = [[part.name, f"{part.share:.1%}", f"{part.inside:.1%}"] for part in distances(report)]
+    far = [[part.name, f"{part.share:.1%}", f"{part.inside:.1%}"] for part in attention_by_distance(report)]
     several = ", mean of all texts" if len(texts) > 1 else ""
     heads = ("text", "windows", "queries", "mass", "recall", "weighted", "KL", "changed", "loss sparse", "loss dense")
     return {
@@ -152,7 +152,7 @@ LAYER = {
 """The columns of the table by layer: heading -> (field of `LayerSelectionMisses`, format)."""
 
 
-def _needles(report: SparseAttentionReport) -> Table:
+def _needles_table(report: SparseAttentionReport) -> Table:
     rows = []
     for budget in report.budgets:
         for length in sorted({one.length for one in planted_misses_by_depth(report, "needle", budget)}):
@@ -171,7 +171,7 @@ def _needles(report: SparseAttentionReport) -> Table:
     return Table(title="needles: attention kept by depth, and right answers", heads=heads, rows=rows)
 
 
-def _copies(report: SparseAttentionReport) -> Table:
+def _copies_table(report: SparseAttentionReport) -> Table:
     rows = [
         [
             f"{budget}",

@@ -37,10 +37,10 @@ def by_length(task: Task, train: Sequence[Problem]) -> GuessingRule:
     """
     labels: dict[tuple[int, int], Counter[str]] = {}
     for problem in train:
-        labels.setdefault(_lengths(problem), Counter())[task.label(problem)] += 1
+        labels.setdefault(_prompt_lengths(problem), Counter())[task.label(problem)] += 1
     most = {lengths: counts.most_common(1)[0][0] for lengths, counts in labels.items()}
     fallback = majority(task, train)
-    return lambda problem: most[_lengths(problem)] if _lengths(problem) in most else fallback(problem)
+    return lambda problem: most[_prompt_lengths(problem)] if _prompt_lengths(problem) in most else fallback(problem)
 
 
 def by_tree(task: Task, train: Sequence[Problem]) -> GuessingRule:
@@ -56,7 +56,9 @@ RULES: dict[str, Callable[[Task, Sequence[Problem]], GuessingRule]] = {
 }
 
 
-def baselines(task: Task, problems: Sequence[Problem], seed: int, fit: int = FIT) -> dict[str, dict[str, float]]:
+def baseline_accuracies(
+    task: Task, problems: Sequence[Problem], seed: int, fit: int = FIT
+) -> dict[str, dict[str, float]]:
     """Return the share of `problems` that each rule gets right, keyed by `family`, `family/level` or `all`, then by rule.
 
     A cell is a family and level. The rules of a cell are fitted on up to `fit` train problems of the cell. These train
@@ -76,7 +78,7 @@ def baselines(task: Task, problems: Sequence[Problem], seed: int, fit: int = FIT
         if not train:
             lacking |= names
             continue
-        for rule, shares in scores(task, train, group).items():
+        for rule, shares in rule_scores(task, train, group).items():
             for name in names:
                 shares_of.setdefault(name, {}).setdefault(rule, []).extend(shares)
     return {
@@ -106,19 +108,19 @@ def draw_train_problems(
     return known
 
 
-def scores(task: Task, train: Sequence[Problem], problems: Sequence[Problem]) -> dict[str, list[float]]:
+def rule_scores(task: Task, train: Sequence[Problem], problems: Sequence[Problem]) -> dict[str, list[float]]:
     """Return the score of each rule, and of `uniform`, on each problem. A rule scores 1 on a problem that it answers
     correctly, else 0."""
     result = {UNIFORM: [1 / len(set(map(task.label, train)))] * len(problems)}
     for rule, fitted in RULES.items():
         guess = fitted(task, train)
-        result[rule] = [float(_right(task, problem, guess(problem))) for problem in problems]
+        result[rule] = [float(_is_right_guess(task, problem, guess(problem))) for problem in problems]
     return result
 
 
-def _right(task: Task, problem: Problem, guess: str) -> bool:
+def _is_right_guess(task: Task, problem: Problem, guess: str) -> bool:
     return guess == task.label(problem) or safe_grade(task, problem, guess) is Verdict.RIGHT
 
 
-def _lengths(problem: Problem) -> tuple[int, int]:
+def _prompt_lengths(problem: Problem) -> tuple[int, int]:
     return len(problem.prompt), len(problem.prompt.split())

@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Literal
 
-from rorqual.core.config import Config, parse
+from rorqual.core.config import Config, parse_config
 from rorqual.core.errors import DataError
 from rorqual.core.records import read_json
 
@@ -57,4 +57,4 @@ def read_cascade_rule(path: Path) -> CascadeRule:
         rule["temperature"] = data["student"]["params"]["temperature"]
     except (KeyError, TypeError, IndexError):
         raise DataError("the file is not the result of a cascade", where=str(path), remedy=remedy) from None
-    return parse(CascadeRule, rule, where=str(path))
+    return parse_config(CascadeRule, rule, where=str(path))

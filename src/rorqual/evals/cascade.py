@@ -90,15 +90,17 @@ class Cascade(Config):
 
     def problems_by_confidence(self) -> list[ProblemInCascade]:
         """Return the problems that are graded for both models, by rising confidence. Raises DataError if no problem is graded."""
-        teacher = self.teacher.by_problem
+        teacher = self.teacher.samples_by_problem
         found = []
-        for key, group in self.student.by_problem.items():
+        for key, group in self.student.samples_by_problem.items():
             failed = bool(group[0].error)
             student, other = 0.0 if failed else accuracy(group), accuracy(teacher[key])
             if student is not None and other is not None:
                 unsure = failed or (self.calibration.signal == "logprob" and group[0].truncated)
                 confidence = 0.0 if unsure else self.calibration.probability(signal_of(group, self.calibration.signal))
-                found.append(ProblemInCascade(key, confidence, student, other, _tokens(group), _tokens(teacher[key])))
+                found.append(
+                    ProblemInCascade(key, confidence, student, other, _total_tokens(group), _total_tokens(teacher[key]))
+                )
         if not found:
             raise DataError(
                 "no problem was graded for both models", where="cascade", remedy="Look at the errors of the replies."
@@ -106,9 +108,9 @@ class Cascade(Config):
         return sorted(found, key=lambda choice: choice.confidence)
 
     @property
-    def ungraded(self) -> int:
+    def ungraded_count(self) -> int:
         """Number of problems that are left out, because a reply of either model could not be graded."""
-        return len(self.student.keys) - len(self.problems_by_confidence())
+        return len(self.student.problem_keys) - len(self.problems_by_confidence())
 
     def result_with_teacher_on(self, asked: int, choices: Sequence[ProblemInCascade]) -> CascadePoint:
         """Return the result if the teacher answers the `asked` problems of the lowest confidence. If only some problems with equal
@@ -153,7 +155,7 @@ class Cascade(Config):
             None if self.flops is None else tokens * self.flops[1],
         )
 
-    def bins(self) -> list[CalibrationBin]:
+    def calibration_bins(self) -> list[CalibrationBin]:
         """Return mean confidence and accuracy in `BINS` bins of equally many problems, by rising confidence."""
         choices = self.problems_by_confidence()
         parts = [choices[i * len(choices) // BINS : (i + 1) * len(choices) // BINS] for i in range(BINS)]
@@ -213,7 +215,7 @@ def calibrate(evaluation: Evaluation) -> Calibration:
     signal: Signal = "votes" if evaluation.params.n > 1 else "logprob"
     pairs = [
         (signal_of(group, signal), right)
-        for group in evaluation.by_problem.values()
+        for group in evaluation.samples_by_problem.values()
         if (right := accuracy(group)) is not None
         and not group[0].error
         and not (signal == "logprob" and group[0].truncated)
@@ -228,11 +230,11 @@ def calibrate(evaluation: Evaluation) -> Calibration:
     positive = y.sum()
     targets = y * (positive + 1) / (positive + 2) + (1 - y) / (len(y) - positive + 2)
     mean, scale = x.mean(), x.std()
-    slope, intercept = _logistic((x - mean) / scale, targets)
+    slope, intercept = _fit_logistic((x - mean) / scale, targets)
     return Calibration(signal=signal, slope=slope / scale, intercept=intercept - slope * mean / scale)
 
 
-def _logistic(x: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
+def _fit_logistic(x: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
     """Return slope and intercept of the logistic regression, by Newton's method with halved steps."""
 
     def loss(w: np.ndarray) -> float:
@@ -254,5 +256,5 @@ def _logistic(x: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
     return float(weights[0]), float(weights[1])
 
 
-def _tokens(group: SamplesOfProblem) -> int:
+def _total_tokens(group: SamplesOfProblem) -> int:
     return sum(sample.total_tokens for sample in group)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rorqual.evals.cascade import Cascade, CascadePoint
 from rorqual.evals.table import percent, percent_interval
 from rorqual.report.chart import Chart, Series, draw
-from rorqual.report.page import page
+from rorqual.report.page import render_page
 from rorqual.report.table import Table
 
 SHARES = (0.1, 0.25, 0.5, 0.75)
@@ -44,7 +44,7 @@ def calibration_table(cascade: Cascade) -> Table:
     """Return a table with the student's mean confidence and accuracy in each fifth of the problems, ordered by confidence."""
     rows = [
         (str(one.problems), percent(one.confidence), percent(one.accuracy), percent_interval(one.interval))
-        for one in cascade.bins()
+        for one in cascade.calibration_bins()
     ]
     title = f"confidence of the student, calibrated on the dev split by its {SIGNALS[cascade.calibration.signal]}"
     heads = ("problems", "confidence %", "right %", "95 % interval")
@@ -53,10 +53,8 @@ def calibration_table(cascade: Cascade) -> Table:
 
 def ungraded_note(cascade: Cascade) -> str:
     """State how many problems are left out because a reply is ungraded, or return "" if there are none."""
-    left_out = (
-        f"{cascade.ungraded} of {len(cascade.student.keys)} problems are left out, because a reply could not be graded."
-    )
-    return left_out if cascade.ungraded else ""
+    left_out = f"{cascade.ungraded_count} of {len(cascade.student.problem_keys)} problems are left out, because a reply could not be graded."
+    return left_out if cascade.ungraded_count else ""
 
 
 def cascade_table(cascade: Cascade) -> str:
@@ -67,7 +65,7 @@ def cascade_table(cascade: Cascade) -> str:
 
 def cascade_page(cascade: Cascade) -> str:
     """Return the HTML page of a cascade."""
-    return page(
+    return render_page(
         "cascade",
         cascade=cascade,
         picture=draw(cost_chart(cascade)),

@@ -100,7 +100,7 @@ def _check_same_problems(before: Evaluation, after: Evaluation) -> None:
                 where="compare",
                 remedy="Repeat both evaluations with this version of Rorqual.",
             )
-    old, new = set(before.keys), set(after.keys)
+    old, new = set(before.problem_keys), set(after.problem_keys)
     if old == new and before.task == after.task:
         return
     odd = sorted(old ^ new)[:1]

@@ -125,7 +125,7 @@ def measure_compute(
     requests = [Request(problem.messages, with_problem_seed(params, problem.key), thinking) for problem in problems]
     answers = engine.generate(requests, progress=progress)
     replies = tuple(
-        _reply(engine, task, problem, group[0], config) for problem, group in zip(problems, answers, strict=True)
+        _count_reply(engine, task, problem, group[0], config) for problem, group in zip(problems, answers, strict=True)
     )
     values = {value for reply in replies for value in reply.experts}
     if len(values) == 1:
@@ -134,7 +134,9 @@ def measure_compute(
     return ComputeReport(model, task.name, len(routed), chosen, tuple(_groups(replies, engine)), replies)
 
 
-def _reply(engine: Engine, task: Task, problem: Problem, completion: Completion, config: ModelConfig) -> CountedReply:
+def _count_reply(
+    engine: Engine, task: Task, problem: Problem, completion: Completion, config: ModelConfig
+) -> CountedReply:
     assert completion.experts is not None
     tokens = (*completion.prompt_ids, *completion.token_ids)[:-1]
     used = experts_used(completion.experts, config)

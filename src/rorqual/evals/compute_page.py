@@ -5,7 +5,7 @@ from __future__ import annotations
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.evals.attention_page import token_groups_of_characters
 from rorqual.evals.compute import ComputeReport, CountedReply, tables
-from rorqual.report.page import ColouredText, page
+from rorqual.report.page import ColouredText, render_page
 
 FULL = 75
 """Strength of the colour, in percent, of a token all of whose choices are experts with weights."""
@@ -16,7 +16,7 @@ SHOWN = 12
 def compute_page(report: ComputeReport, tokenizer: Tokenizer) -> str:
     """Return the HTML page of `report`. The page shows the first replies of each family in turn."""
     parts = [group for group in report.groups if group.kind == "part"]
-    return page(
+    return render_page(
         "compute",
         report=report,
         facts=[(group.name, f"{group.experts:.2f}", f"{group.tokens:,} tokens") for group in parts],

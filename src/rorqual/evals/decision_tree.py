@@ -49,14 +49,14 @@ def surface_features(prompt: str) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Node:
+class TreeNode:
     """A tree node: a leaf with `label`, or a split that goes to `below` if `feature` is at most `cut`, else to `above`."""
 
     label: str
     feature: str = ""
     cut: float = 0.0
-    below: Node | None = None
-    above: Node | None = None
+    below: TreeNode | None = None
+    above: TreeNode | None = None
 
     def guess(self, prompt: str) -> str:
         """Return the label of the leaf that the prompt reaches."""
@@ -66,7 +66,7 @@ class Node:
         return node.label
 
 
-def grow_tree(prompts: Sequence[str], labels: Sequence[str]) -> Node:
+def grow_tree(prompts: Sequence[str], labels: Sequence[str]) -> TreeNode:
     """Fit a tree (CART, Breiman et al. 1984) in which each split minimises the Gini impurity.
 
     Ties go to the first feature by name and to the lowest cut. The cuts of a feature are its quantiles. The tree
@@ -82,27 +82,27 @@ def grow_tree(prompts: Sequence[str], labels: Sequence[str]) -> Node:
     common = [label for label, _ in Counter(labels).most_common(LABELS)]
     place = {label: number for number, label in enumerate(common)}
     codes = np.array([place.get(label, len(common)) for label in labels])
-    return _grow(names, cuts, common, bins, codes, DEPTH)
+    return _grow_node(names, cuts, common, bins, codes, DEPTH)
 
 
-def _grow(
+def _grow_node(
     names: Sequence[str], cuts: Sequence[Floats], common: Sequence[str], bins: Integers, codes: Integers, depth: int
-) -> Node:
+) -> TreeNode:
     counts = np.bincount(codes, minlength=len(common) + 1)
     label = common[int(counts[:-1].argmax())]
     best, feature, at = round(float((counts**2).sum() / len(codes)), 9), -1, -1
     for number in range(len(names)) if depth else ():
-        scores = _purity(bins[:, number], codes, counts, len(cuts[number]))
+        scores = _purity_of_cuts(bins[:, number], codes, counts, len(cuts[number]))
         if len(scores) and scores.max() > best:
             best, feature, at = float(scores.max()), number, int(scores.argmax())
     if feature < 0:
-        return Node(label)
+        return TreeNode(label)
     side = bins[:, feature] <= at
-    parts = [_grow(names, cuts, common, bins[own], codes[own], depth - 1) for own in (side, ~side)]
-    return Node(label, names[feature], float(cuts[feature][at]), *parts)
+    parts = [_grow_node(names, cuts, common, bins[own], codes[own], depth - 1) for own in (side, ~side)]
+    return TreeNode(label, names[feature], float(cuts[feature][at]), *parts)
 
 
-def _purity(bins: Integers, codes: Integers, counts: Integers, cuts: int) -> Floats:
+def _purity_of_cuts(bins: Integers, codes: Integers, counts: Integers, cuts: int) -> Floats:
     """Return the purity of each cut [cuts].
 
     For each side of a cut, divide the sum of squared label counts by the number of problems on that side. The

@@ -12,7 +12,7 @@ from rorqual.core.errors import ConfigError, DataError, RorqualError
 from rorqual.core.records import Message, StopWhen, Thinking
 from rorqual.engine.request import Completion, Generator, Request, SamplingParams
 from rorqual.engine.seeds import sample_seed
-from rorqual.evals.baselines import baselines
+from rorqual.evals.baselines import baseline_accuracies
 from rorqual.evals.evaluation import ALL, Evaluation, GradedSample
 from rorqual.evals.votes import StopRule, stop_rule
 from rorqual.tasks.find import check_splits, load_task, safe_grade, safe_problems
@@ -113,7 +113,7 @@ def evaluate(
     if isinstance(task, str):
         task = load_task(task)
     if votes or stop_when != "never":
-        check_votes(task)
+        check_votes_possible(task)
         votes = True
     if problems is None:
         check_splits(task, seed)
@@ -140,7 +140,7 @@ def evaluate(
         stop_when=stop_when,
         system=system,
         samples=tuple(sample for group in groups for sample in group),
-        baselines=baselines(task, problems, seed) if measured is None else measured,
+        baselines=baseline_accuracies(task, problems, seed) if measured is None else measured,
         versions={problem.family: problem.version for problem in problems},
         usage=dict(sampler.usage),
         seconds=seconds,
@@ -260,7 +260,7 @@ def with_problem_seed(params: SamplingParams, key: str) -> SamplingParams:
     return replace(params, seed=int.from_bytes(digest[:4], "big") >> 1)
 
 
-def check_votes(task: Task) -> None:
+def check_votes_possible(task: Task) -> None:
     """Raise ConfigError if the task does not define `canonical_answer`, so that votes cannot be counted."""
     if type(task).canonical_answer is Task.canonical_answer:
         raise ConfigError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rorqual.core.config import Config, parse
+from rorqual.core.config import Config, parse_config
 from rorqual.core.records import StopWhen, Thinking, read_json, write_json
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.stats import Interval, wilson
@@ -115,12 +115,12 @@ class Evaluation(Config):
     seconds: float = 0.0
 
     @property
-    def keys(self) -> list[str]:
+    def problem_keys(self) -> list[str]:
         """The distinct problem keys, in order."""
         return list(dict.fromkeys(sample.key for sample in self.samples))
 
     @property
-    def by_problem(self) -> dict[str, list[GradedSample]]:
+    def samples_by_problem(self) -> dict[str, list[GradedSample]]:
         """The samples of each problem, by key."""
         groups: dict[str, list[GradedSample]] = {}
         for sample in self.samples:
@@ -171,7 +171,7 @@ class Evaluation(Config):
     def load(cls, path: Path) -> Evaluation:
         """Read a file written by `save`. Raises DataError with path and key if the file is missing or invalid."""
         data = read_json(path, "the evaluation", "Run `rorqual eval` again to create it.")
-        return parse(cls, data, where=str(path))
+        return parse_config(cls, data, where=str(path))
 
 
 def family_and_level(sample: GradedSample, grain: Grain) -> tuple[str, str]:

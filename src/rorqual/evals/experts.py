@@ -62,13 +62,13 @@ def expert_label_information(
         )  # [documents that contain the value, experts]
         labels = label[documents]
         weight = len(rows) / len(order)
-        bits += weight * float(mutual_information(_by_label(labels[None], each, n_labels))[0])
+        bits += weight * float(mutual_information(_sum_by_label(labels[None], each, n_labels))[0])
         drawn = rng.permuted(np.broadcast_to(labels, (shuffles, len(labels))), axis=1)
-        shuffled += weight * mutual_information(_by_label(drawn, each, n_labels))
+        shuffled += weight * mutual_information(_sum_by_label(drawn, each, n_labels))
     return bits, float(shuffled.mean())
 
 
-def _by_label(labels: Ints, each: Floats, n_labels: int) -> Floats:
+def _sum_by_label(labels: Ints, each: Floats, n_labels: int) -> Floats:
     """Sum the expert counts by label.
 
     Shapes: `labels` [shuffles, documents], `each` [documents, experts], and the result [shuffles, labels, experts].

@@ -45,7 +45,7 @@ class PlantedTokens:
     answer: tuple[int, ...]
 
     @property
-    def size(self) -> int:
+    def total_tokens(self) -> int:
         """The total number of tokens of planted text, question and answer."""
         return len(self.planted) + len(self.question) + len(self.answer)
 
@@ -134,7 +134,7 @@ def plant(tokenizer: Tokenizer, parts: Sequence[PlantedTokens], length: int, dep
     text = tokenizer.encode(load_passage("prose"))
     found = []
     for index, part in enumerate(parts):
-        room = length + 1 - part.size
+        room = length + 1 - part.total_tokens
         start, before = index * len(text) // len(parts), round(depth * room)
         filler = [text[(start + place) % len(text)] for place in range(room)]
         tokens = (*filler[:before], *part.planted, *filler[before:], *part.question, *part.answer)

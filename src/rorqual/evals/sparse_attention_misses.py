@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rorqual.core.errors import ConfigError, DataError
-from rorqual.model.attention.dsa import DSA, MISSED
+from rorqual.model.attention.dsa import ATTENTION_ERROR_NAMES, DSA
 from rorqual.model.decoder import Decoder
 from rorqual.ops.losses import token_logprobs
 
@@ -102,7 +102,7 @@ class SelectionMisses:
     lowest: LeastCoveredQuery
 
     @property
-    def mean_mass(self) -> float:
+    def mean_selected_mass(self) -> float:
         """The mean `mass` of the layers."""
         return sum(layer.mass for layer in self.layers) / len(self.layers)
 
@@ -168,7 +168,7 @@ def run_sparse_and_dense(
     """Run tokens [1, length] with sparse and with dense attention. Return the records of
     the sparse run, its hidden states, and the dense hidden states."""
     with temporary_budget(layers, budget):
-        sparse = model(tokens, record=(*MISSED, "selected"))
+        sparse = model(tokens, record=(*ATTENTION_ERROR_NAMES, "selected"))
     with temporary_budget(layers, tokens.shape[1], dense=True):
         return sparse.recorded, sparse.hidden[0], model(tokens).hidden[0]
 
@@ -212,7 +212,7 @@ def measure_selection_misses(model: Decoder, tokens: Tensor, where: str = "", bu
         loss_dense=float(losses[0]) / queries,
         loss_sparse=float(losses[1]) / queries,
         layers=tuple(found.layer_misses(index) for index, found in enumerate(collected)),
-        lowest=_lowest(collected, tokens),
+        lowest=_least_covered_query(collected, tokens),
     )
 
 
@@ -227,7 +227,7 @@ def weights_and_selection(recorded: Mapping[str, Tensor], queries: slice) -> tup
     return weights[:, :length], chosen[:, :length]
 
 
-def _lowest(collected: Sequence[_LayerSums], tokens: Tensor) -> LeastCoveredQuery:
+def _least_covered_query(collected: Sequence[_LayerSums], tokens: Tensor) -> LeastCoveredQuery:
     """Return the query with the lowest `mass` of all layers and windows. `tokens` are the windows [windows, length + 1]."""
     layer = min(range(len(collected)), key=lambda index: collected[index].lowest.mass)
     found = collected[layer].lowest

@@ -175,7 +175,7 @@ def _planted_passages(
     """
     make, shares = KINDS[kind]
     parts = make(tokenizer, number)
-    needed = max(part.size for part in parts)
+    needed = max(part.total_tokens for part in parts)
     sizes = [size for share in shares if (size := round(share * length)) >= needed]
     found: list[PassagesAtDepth] = [
         (kind, depth, plant(tokenizer, parts, size, depth)) for size in sizes for depth in DEPTHS

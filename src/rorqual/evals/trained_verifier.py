@@ -56,7 +56,7 @@ def with_verifier_scores(evaluation: Evaluation, verifier: Engine, name: str = "
         )
     asked = [sample for sample in evaluation.samples if not sample.error]
     prompts = [verifier.chat.prompt((Message("user", verifier_prompt(sample)),), "off") for sample in asked]
-    logprobs = first_token_logprobs(verifier.scorer, prompts, first)
+    logprobs = first_token_logprobs(verifier.scoring_model, prompts, first)
     if len(logprobs) and (known := float(np.exp(logprobs).sum(1).mean())) < KNOWN:
         raise ConfigError(
             f"this run answers 'yes' or 'no' with a probability of {known:.0%} only, so it is not a verifier",

@@ -20,7 +20,7 @@ from rorqual.evals.stats import Interval, wilson
 from rorqual.tasks.task import Verdict
 
 SURE = 0.95
-"""The probability above which `likely_majority` stops sampling."""
+"""The probability above which `majority_is_likely` stops sampling."""
 SamplesOfProblem = Sequence[GradedSample]
 
 
@@ -118,7 +118,7 @@ def _best_valued_accuracy(group: SamplesOfProblem, values: Sequence[float | None
     return one_sample_accuracy([sample for sample, value in zip(group, known, strict=True) if value == max(known)])
 
 
-def any_right(group: SamplesOfProblem) -> float | None:
+def any_sample_right(group: SamplesOfProblem) -> float | None:
     """Return whether any sample is right, or None if all are ungraded. No rule that chooses among the samples can exceed this bound."""
     verdicts = {sample.verdict for sample in group}
     return None if verdicts == {Verdict.UNGRADED} else float(Verdict.RIGHT in verdicts)
@@ -130,7 +130,7 @@ def majority_is_known(answers: Sequence[str | None], most: int) -> bool:
     return lead - second > most - len(answers)
 
 
-def likely_majority(answers: Sequence[str | None], threshold: float = SURE) -> bool:
+def majority_is_likely(answers: Sequence[str | None], threshold: float = SURE) -> bool:
     """Return whether the leading answer is more frequent than the second one with a probability above `threshold`.
 
     The probability is the posterior probability, under a uniform prior, that the leading answer gets more than half of all votes for the
@@ -158,7 +158,7 @@ def stop_rule(stop_when: StopWhen, most: int) -> StopRule:
     if stop_when == "settled":
         return lambda answers: majority_is_known(answers, most)
     if stop_when == "sure":
-        return lambda answers: majority_is_known(answers, most) or likely_majority(answers)
+        return lambda answers: majority_is_known(answers, most) or majority_is_likely(answers)
     return lambda answers: False
 
 
@@ -179,7 +179,7 @@ def rule_results(evaluation: Evaluation) -> list[RuleResult]:
     need scores. A rule is left out if the samples lack the data that it needs. If sampling may have stopped early, the only results are those of
     the first sample and of the majority.
     """
-    problems, n = list(evaluation.by_problem.values()), evaluation.params.n
+    problems, n = list(evaluation.samples_by_problem.values()), evaluation.params.n
     if evaluation.stop_when != "never":
         first = [group[:1] for group in problems]
         return [
@@ -201,7 +201,7 @@ def rule_results(evaluation: Evaluation) -> list[RuleResult]:
         rules.append(("best by verifier", best_scored_accuracy))
         if voted:
             rules.append(("majority weighted by verifier", weighted_majority_accuracy))
-    rules.append(("any right (bound)", any_right))
+    rules.append(("any right (bound)", any_sample_right))
     return [*rows, *(_rule_result(name, size, problems, rule) for name, rule in rules for size in sizes)]
 
 
@@ -211,7 +211,7 @@ def refine_results(evaluation: Evaluation) -> list[RuleResult]:
     found = []
     for last in range(max(map(len, rounds))):
         shown = tuple(replies[last].model_copy(update={"earlier": replies[:last]}) for replies in rounds)
-        problems = list(evaluation.model_copy(update={"samples": shown}).by_problem.values())
+        problems = list(evaluation.model_copy(update={"samples": shown}).samples_by_problem.values())
         found.append(
             _rule_result(
                 "first reply" if not last else f"refined {last} time{'s' * (last > 1)}",

@@ -154,8 +154,8 @@ class Budget(BudgetGuard):
         """
         identity, request = self._asks[place]
         with self._condition:
-            self._count_lost(place)  # if an earlier attempt is still open, it got no answer
-            while self.access.budget and self._exceeds(self._max_cost(request)):
+            self._count_lost_request(place)  # if an earlier attempt is still open, it got no answer
+            while self.access.budget and self._would_exceed_budget(self._max_cost(request)):
                 if not self._open:
                     return False
                 self._condition.wait()
@@ -183,7 +183,7 @@ class Budget(BudgetGuard):
     def settle_request(self, place: int) -> None:
         """Count the request's reserve as spent. Call this method if the last attempt returned no answer, or if the answer could not be saved."""
         with self._condition:
-            self._count_lost(place)
+            self._count_lost_request(place)
 
     def cost_of_answer(self, place: int, completion: Completion) -> tuple[str, float]:
         """Return the name of the attempt that returned the answer, and the cost of the answer.
@@ -192,9 +192,9 @@ class Budget(BudgetGuard):
         """
         attempt, usage = self._open[place], completion.usage
         text = f"{completion.text} {completion.reasoning or ''}"
-        least_reply = fewest_tokens(text)
+        least_reply = min_text_tokens(text)
         has_usage = "prompt_tokens" in usage and "completion_tokens" in usage
-        least_prompt = max(1, sum(fewest_tokens(m.text) for m in attempt.request.messages))
+        least_prompt = max(1, sum(min_text_tokens(m.text) for m in attempt.request.messages))
         if has_usage and (usage["prompt_tokens"] < least_prompt or usage["completion_tokens"] < least_reply):
             self._distrust_usage(attempt.name)
         if has_usage and self.spending.trusted:
@@ -210,7 +210,7 @@ class Budget(BudgetGuard):
         """Replace the reserve of a saved answer with the answer's cost."""
         with self._condition:
             self._open.pop(place)
-            self._spend(paid=self.spending.paid + money, kept=self.spending.kept + 1)
+            self._update_spending(paid=self.spending.paid + money, kept=self.spending.kept + 1)
             self._condition.notify_all()
 
     def price(self, prompt_tokens: int, completion_tokens: int) -> float:
@@ -223,7 +223,7 @@ class Budget(BudgetGuard):
         prompt = max_prompt_tokens(request.messages) + self.spending.beyond
         return self.price(prompt, max(request.params.max_tokens, self.spending.longest))
 
-    def _exceeds(self, most: float) -> bool:
+    def _would_exceed_budget(self, most: float) -> bool:
         """Return whether another request with the maximum cost `most` could exceed the budget."""
         reserved = sum(self._max_cost(attempt.request) for attempt in self._open.values())
         return self.spending.total + reserved + most > self.access.budget
@@ -233,28 +233,28 @@ class Budget(BudgetGuard):
         excess = prompt_tokens - max_prompt_tokens(request.messages)
         with self._condition:
             if excess > self.spending.beyond:
-                self._spend(beyond=excess)
+                self._update_spending(beyond=excess)
                 self._journal.append([{"beyond_prompt": excess}])
             if completion_tokens > max(request.params.max_tokens, self.spending.longest):
-                self._spend(longest=completion_tokens)
+                self._update_spending(longest=completion_tokens)
                 self._journal.append([{"longest_reply": completion_tokens}])
 
     def _distrust_usage(self, name: str) -> None:
         with self._condition:
             if self.spending.trusted:
-                self._spend(trusted=False)
+                self._update_spending(trusted=False)
                 self._journal.append([{"unbelieved": name}])
 
-    def _count_lost(self, place: int) -> None:
+    def _count_lost_request(self, place: int) -> None:
         if place in self._open:
             attempt = self._open.pop(place)
             money = max(attempt.written, self._max_cost(attempt.request))
             if money > attempt.written:
                 self._journal.append([{"sent": attempt.name, "most": money}])
-            self._spend(lost=self.spending.lost + money, lost_requests=self.spending.lost_requests + 1)
+            self._update_spending(lost=self.spending.lost + money, lost_requests=self.spending.lost_requests + 1)
             self._condition.notify_all()
 
-    def _spend(self, **changes: Any) -> None:
+    def _update_spending(self, **changes: Any) -> None:
         """Update `spending` with `changes`. When the budget is exceeded for the first time, write a line to the ledger."""
         self.spending = replace(self.spending, **changes)
         if self.spending.overspent and not self._excess_recorded:
@@ -267,7 +267,7 @@ def max_prompt_tokens(messages: Sequence[Message]) -> int:
     return TEMPLATE_TOKENS + sum(MESSAGE_TOKENS + len(m.text.encode("utf-8", "replace")) for m in messages)
 
 
-def fewest_tokens(text: str) -> int:
+def min_text_tokens(text: str) -> int:
     """Return a lower bound of the number of tokens of a text for common tokenizers: half its words, rounded up."""
     return (len(text.split()) + 1) // 2
 

@@ -50,7 +50,7 @@ class CardFindings:
     missing: int | None = None
 
     @property
-    def kept(self) -> list[TeacherSample]:
+    def kept_samples(self) -> list[TeacherSample]:
         """The rows that passed all filters."""
         return [row for row in self.rows if not row.dropped]
 
@@ -63,7 +63,7 @@ class CardFindings:
 def write_card(out: Path, findings: CardFindings) -> None:
     """Write the dataset card to the folder `out`, as `card.md`, and as `card.html` with charts. Each file is self-contained."""
     tables, summary = list(_tables(findings)), _summary(findings)
-    text = [f"# Samples of {_teacher(findings)}", summary, *findings.notes]
+    text = [f"# Samples of {_teacher_description(findings)}", summary, *findings.notes]
     for table in tables:
         text += [f"## {table.title}", table.markdown()]
     text += ["## Settings", f"```yaml\n{to_yaml(findings.config)}```"]
@@ -71,7 +71,7 @@ def write_card(out: Path, findings: CardFindings) -> None:
     write_page(
         out / "card.html",
         "card",
-        title=f"Samples of {_teacher(findings)}",
+        title=f"Samples of {_teacher_description(findings)}",
         summary=summary,
         facts=list(_facts(findings)),
         notes=findings.notes,
@@ -81,12 +81,12 @@ def write_card(out: Path, findings: CardFindings) -> None:
     )
 
 
-def _teacher(findings: CardFindings) -> str:
+def _teacher_description(findings: CardFindings) -> str:
     return findings.rows[0].teacher if findings.rows else findings.config.teacher
 
 
 def _summary(findings: CardFindings) -> str:
-    config, rows, kept = findings.config, findings.rows, findings.kept
+    config, rows, kept = findings.config, findings.rows, findings.kept_samples
     text = (
         f"{len(rows)} samples of {len({row.key for row in rows})} problems of {config.task}. The filters kept {len(kept)} samples of"
         f" {len({row.key for row in kept})} problems."
@@ -99,7 +99,7 @@ def _summary(findings: CardFindings) -> str:
 
 
 def _facts(findings: CardFindings) -> Iterator[tuple[str, str, str]]:
-    rows, kept = findings.rows, findings.kept
+    rows, kept = findings.rows, findings.kept_samples
     yield "kept", f"{len(kept)}", f"of {len(rows)} samples"
     right = sum(row.verdict == "right" for row in rows)
     yield "right", _share(right, len(rows)), f"{right} samples"
@@ -121,7 +121,7 @@ def _tables(findings: CardFindings) -> Iterator[Table]:
     yield Table(title="Families", heads=heads, rows=families)
     dropped = Counter(row.dropped for row in findings.rows if row.dropped)
     reasons = [[name, meaning, str(dropped[name])] for name, meaning in REASONS.items() if dropped[name]]
-    reasons.append(["kept", "", str(len(findings.kept))])
+    reasons.append(["kept", "", str(len(findings.kept_samples))])
     yield Table(title="Filters", heads=("Reason", "Meaning", "Samples"), rows=reasons, text_columns=2)
     money = findings.spending
     if money.total:

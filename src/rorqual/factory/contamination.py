@@ -59,7 +59,7 @@ class EvalItem:
 
 
 @dataclass(frozen=True)
-class Match:
+class EvalMatch:
     """A match with an evaluation item. `where`: location of the item. `how`: "key", "whole prompt" or the matching words."""
 
     where: str
@@ -96,13 +96,15 @@ class EvalItemIndex:
         An empty string at the start marks the sequences of the text without numbers and operators.
         """
         words_only = tuple(word for word in text_words if word[0].isalpha())
-        return grams(text_words, self.overlap) | {("", *gram) for gram in grams(words_only, self.overlap)}
+        return word_grams(text_words, self.overlap) | {("", *gram) for gram in word_grams(words_only, self.overlap)}
 
     def _all_grams(self, text: str) -> set[Gram]:
         text_words = bare_words(text)
-        return self._overlap_grams(text_words).union(*(grams(text_words, size) for size in range(SHORT, self.overlap)))
+        return self._overlap_grams(text_words).union(
+            *(word_grams(text_words, size) for size in range(SHORT, self.overlap))
+        )
 
-    def leave_out_common(self, texts: Iterable[str]) -> None:
+    def drop_common_grams(self, texts: Iterable[str]) -> None:
         """Remove from the index the sequences that occur in more than `COMMON` of `texts`."""
         counts: Counter[Gram] = Counter()
         for text in texts:
@@ -114,19 +116,19 @@ class EvalItemIndex:
             if count > COMMON:
                 self._grams.pop(gram, None)
 
-    def match_problem(self, text: str, key: str = "") -> Match | None:
+    def match_problem(self, text: str, key: str = "") -> EvalMatch | None:
         """Return how a problem with this prompt and key matches an evaluation item (by key, whole prompt or consecutive words), or None."""
         if key and key in self._keys:
-            return Match(self._keys[key].where, "key")
+            return EvalMatch(self._keys[key].where, "key")
         text_words = bare_words(text)
         if text_words in self._whole:
-            return Match(self._whole[text_words].where, "whole prompt")
+            return EvalMatch(self._whole[text_words].where, "whole prompt")
         return self.match_text(text)
 
-    def match_text(self, text: str) -> Match | None:
+    def match_text(self, text: str) -> EvalMatch | None:
         """Return how a text, such as a sample, matches an evaluation item by consecutive words, or None."""
         for gram in sorted(self._all_grams(text) & self._grams.keys()):
-            return Match(self._grams[gram].where, " ".join(gram).strip())
+            return EvalMatch(self._grams[gram].where, " ".join(gram).strip())
         return None
 
 
@@ -154,7 +156,7 @@ def _is_number_or_letter(word: str) -> bool:
     return word[0].isdigit() or len(word) == 1
 
 
-def grams(text_words: Gram, size: int) -> set[Gram]:
+def word_grams(text_words: Gram, size: int) -> set[Gram]:
     """Return the set of all sequences of `size` consecutive words. The set is empty for a text with fewer than `size`
     words."""
     return {text_words[i : i + size] for i in range(len(text_words) - size + 1)}
@@ -171,7 +173,7 @@ def evaluation_items(source: str, seed: int) -> list[EvalItem]:
         return list(_items_in(path))
     task = load_task(source)
     problems, _ = _test_problems(task, seed)
-    return [item_of(problem, source, by_words=not task.patterned) for problem in problems]
+    return [eval_item_of_problem(problem, source, by_words=not task.patterned) for problem in problems]
 
 
 def _test_problems(task: Task, seed: int) -> tuple[list[Problem], bool]:
@@ -184,7 +186,7 @@ def _test_problems(task: Task, seed: int) -> tuple[list[Problem], bool]:
     return problems, len(problems) < most
 
 
-def item_of(problem: Problem, task: str, *, by_words: bool = True) -> EvalItem:
+def eval_item_of_problem(problem: Problem, task: str, *, by_words: bool = True) -> EvalItem:
     """Convert a problem of a task to an evaluation item."""
     place = problem.meta.get("where")
     where = f"task {task}: {problem.key!r:.80}" + (f" ({place})" if place else "")
@@ -224,4 +226,4 @@ def own_test_items(task: Task, seed: int) -> tuple[list[EvalItem], str]:
     except DataError as error:
         return [], f"the task has no test split for the contamination check: {error.what}"
     by_words = is_whole and not task.patterned
-    return [item_of(problem, task.name, by_words=by_words) for problem in problems], ""
+    return [eval_item_of_problem(problem, task.name, by_words=by_words) for problem in problems], ""

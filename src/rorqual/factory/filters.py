@@ -72,7 +72,7 @@ def jaccard(first: frozenset[tuple[str, ...]], second: frozenset[tuple[str, ...]
     return len(first & second) / union if union else 1.0
 
 
-def duplicates(texts: Sequence[str], shingle: int, similar: float) -> list[bool]:
+def mark_duplicates(texts: Sequence[str], shingle: int, similar: float) -> list[bool]:
     """Return for each text whether it duplicates an earlier text. A text is compared only with earlier texts that are not
     duplicates.
 
@@ -141,7 +141,7 @@ def drop_reasons(
             groups.setdefault(row.key, []).append(index)
     for indices in groups.values():
         texts = [reply_text(rows[index]) for index in indices]
-        for index, is_duplicate in zip(indices, duplicates(texts, SHINGLE, SIMILAR), strict=True):
+        for index, is_duplicate in zip(indices, mark_duplicates(texts, SHINGLE, SIMILAR), strict=True):
             if is_duplicate:
                 results[index] = "duplicate"
     return results

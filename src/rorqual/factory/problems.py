@@ -10,7 +10,7 @@ from typing import Any
 from rorqual.core.errors import DataError
 from rorqual.evals.evaluating import pick_problems
 from rorqual.factory.config import FactoryConfig
-from rorqual.factory.contamination import EvalItemIndex, Match, evaluation_items, own_test_items
+from rorqual.factory.contamination import EvalItemIndex, EvalMatch, evaluation_items, own_test_items
 from rorqual.tasks.find import load_task
 from rorqual.tasks.task import Problem, Task
 
@@ -25,7 +25,7 @@ class ChosenProblems:
     task: Task
     problems: list[Problem]
     evaluations: EvalItemIndex
-    met: list[tuple[Problem, Match]]
+    met: list[tuple[Problem, EvalMatch]]
     notes: list[str]
 
     def contaminated_lines(self) -> Iterator[dict[str, Any]]:
@@ -55,7 +55,7 @@ def choose_problems(config: FactoryConfig) -> ChosenProblems:
     while True:
         pool = pick_problems(task, config.split, n_wanted, config.seed, per_family=False)
         evaluations = EvalItemIndex(items, config.filters.overlap)
-        evaluations.leave_out_common(problem.prompt for problem in pool)
+        evaluations.drop_common_grams(problem.prompt for problem in pool)
         matches = [(problem, evaluations.match_problem(problem.prompt, problem.key)) for problem in pool]
         met = [(problem, match) for problem, match in matches if match is not None]
         excluded = {problem.key for problem, _ in met}

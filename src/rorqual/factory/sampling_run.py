@@ -12,7 +12,7 @@ import numpy as np
 
 from rorqual.core.config import read_yaml, to_yaml
 from rorqual.core.errors import ConfigError, DataError, RorqualError
-from rorqual.core.journal import Journal, to_line
+from rorqual.core.journal import Journal, json_line
 from rorqual.core.ledger import Ledger, read_ledger
 from rorqual.core.lock import RUN_LOCK, acquire_run_lock
 from rorqual.core.progress import Progress
@@ -284,4 +284,4 @@ def _check_config(config: FactoryConfig, out: Path) -> None:
 
 
 def _write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    write_atomic(path, (to_line(dict(sorted(line.items()))) for line in lines))
+    write_atomic(path, (json_line(dict(sorted(line.items()))) for line in lines))

@@ -13,7 +13,7 @@ from rorqual.data.distilled import TeacherSample
 from rorqual.engine.engine import Engine
 from rorqual.engine.remote.engine import FREE, REFUSED, RemoteEngine, RemoteError
 from rorqual.engine.request import Completion, Request
-from rorqual.engine.score import Scored, score
+from rorqual.engine.score import TopLogprobs, score
 from rorqual.evals.answer_cache import IN_A_ROW
 from rorqual.evals.evaluating import with_problem_seed
 from rorqual.factory.budget import NOTHING, Budget, Spending
@@ -118,10 +118,10 @@ class LocalTeacher:
             for number, completion in enumerate(group)
         ]
 
-    def top_tokens(self, rows: Sequence[TeacherSample], k: int) -> list[Scored]:
+    def top_tokens(self, rows: Sequence[TeacherSample], k: int) -> list[TopLogprobs]:
         """Return the teacher's `k` most likely tokens at each position of each row's reply."""
         pairs = [(row.prompt_ids, row.token_ids) for row in rows]
-        return score(self._engine.scorer, pairs, k, threads=self.threads)
+        return score(self._engine.scoring_model, pairs, k, threads=self.threads)
 
 
 class RemoteTeacher:
@@ -180,14 +180,14 @@ class RemoteTeacher:
         access = self.config.access
         ledger = self.out / "purse.jsonl"
         if not access.price_in and not access.price_out and not ledger.is_file():
-            return self._collect(asks, None, keep, failed, bool(have))
+            return self._collect_answers(asks, None, keep, failed, bool(have))
         names = [
             (f"{hashlib.sha256(p.key.encode()).hexdigest()[:12]}.{number}", request) for p, number, request in asks
         ]
         with Budget(ledger, access, names, list(have.values())) as self._budget:
-            return self._collect(asks, self._budget, keep, failed, bool(have))
+            return self._collect_answers(asks, self._budget, keep, failed, bool(have))
 
-    def _collect(
+    def _collect_answers(
         self,
         asks: Sequence[EngineRequest],
         budget: Budget | None,
@@ -198,7 +198,7 @@ class RemoteTeacher:
         consecutive: Counter[bool] = Counter()
         errors: list[RemoteError] = []
 
-        def arrived(place: int, completion: Completion) -> None:
+        def save_answer(place: int, completion: Completion) -> None:
             nonlocal answered
             answered = True
             consecutive.clear()
@@ -222,7 +222,7 @@ class RemoteTeacher:
         numbered_requests = [(request, number) for _, number, request in asks]
         first_alone = bool(self.config.access.budget) and not answered  # the first answer shows how the server bills
         completed = self._engine.collect_completions(
-            numbered_requests, arrived, budget or FREE, failed=failed, first_alone=first_alone
+            numbered_requests, save_answer, budget or FREE, failed=failed, first_alone=first_alone
         )
         if errors and not answered:
             raise errors[0]

@@ -19,7 +19,7 @@ from rorqual.generate.schema import KEYS, RowRequest
 LEADING = re.compile(r"\w+")
 BURST = 256
 """Maximum number of rejected rows to collect before yielding them."""
-Answered = tuple[RowRequest | RefusedRow, list[Completion]]
+AnsweredRow = tuple[RowRequest | RefusedRow, list[Completion]]
 """A row of the prompt file, and the samples that answer the row. A rejected row has no samples."""
 
 
@@ -48,7 +48,9 @@ def refuse_row(row: RowRequest, error: RorqualError) -> RefusedRow:
     return RefusedRow(row.line, key, error.what, error.remedy, row.carried)
 
 
-def answers(engine: Engine, rows: Iterable[RowRequest | RefusedRow], *, room: int) -> Iterator[list[Answered]]:
+def generate_answers(
+    engine: Engine, rows: Iterable[RowRequest | RefusedRow], *, room: int
+) -> Iterator[list[AnsweredRow]]:
     """Answer all rows with a local engine. Yield the answered rows in small lists, in the order in which they finish.
 
     New rows are submitted while fewer than `room` samples are running. A row that the engine rejects is yielded as `RefusedRow`.
@@ -58,7 +60,7 @@ def answers(engine: Engine, rows: Iterable[RowRequest | RefusedRow], *, room: in
     samples, more = 0, True
     try:
         while more or running:
-            ready: list[Answered] = []
+            ready: list[AnsweredRow] = []
             while more and samples < room and len(ready) < BURST:
                 row = next(pending, None)
                 if row is None:
@@ -89,7 +91,7 @@ def answers(engine: Engine, rows: Iterable[RowRequest | RefusedRow], *, room: in
 
 def remote_answers(
     engine: RemoteEngine, rows: Iterable[RowRequest | RefusedRow], *, concurrency: int
-) -> Iterator[list[Answered]]:
+) -> Iterator[list[AnsweredRow]]:
     """Answer all rows with a remote endpoint, `concurrency` rows at a time. Yield the answered rows in the same form as
     `answers`.
 
@@ -100,7 +102,7 @@ def remote_answers(
     more, fatal = True, list[RorqualError]()
     with ThreadPoolExecutor(concurrency, thread_name_prefix="generate") as pool:
         while more or running:
-            ready: list[Answered] = []
+            ready: list[AnsweredRow] = []
             while more and len(running) < concurrency and len(ready) < BURST:
                 row = next(pending, None)
                 if row is None:
@@ -154,9 +156,9 @@ def output_record(
     head = {"line": row.line, **row.carried}
     if isinstance(row, RefusedRow):
         return {**head, "error": {"key": row.key, "what": row.what, "remedy": row.remedy}}
-    counts = [_tokens(sample) for sample in samples]
+    counts = [_n_tokens(sample) for sample in samples]
     choices = [
-        _choice(number, sample, count, token_ids, logprobs)
+        _choice_json(number, sample, count, token_ids, logprobs)
         for number, (sample, count) in enumerate(zip(samples, counts))
     ]
     usage = {"prompt_tokens": samples[0].usage.get("prompt_tokens", 0), "completion_tokens": sum(counts)}
@@ -180,11 +182,11 @@ def first_sample_error(row: RowRequest, samples: Sequence[Completion]) -> Refuse
     return RefusedRow(row.line, key, f"sample {number} is incomplete: {what}", remedy, row.carried)
 
 
-def _tokens(sample: Completion) -> int:
+def _n_tokens(sample: Completion) -> int:
     return sample.usage.get("completion_tokens", len(sample.token_ids))
 
 
-def _choice(number: int, sample: Completion, count: int, token_ids: bool, logprobs: bool) -> dict[str, Any]:
+def _choice_json(number: int, sample: Completion, count: int, token_ids: bool, logprobs: bool) -> dict[str, Any]:
     choice: dict[str, Any] = {
         "index": number,
         "text": sample.text,

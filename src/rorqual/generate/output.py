@@ -101,7 +101,9 @@ class PartialOutput:
             with suppress(DataError):
                 self._index(scan_journal(self.out))
             if self.count != self.rows:
-                self._raise_changed(f"the complete output was changed: {self.count} of {self.rows} lines are valid")
+                self._raise_settings_changed(
+                    f"the complete output was changed: {self.count} of {self.rows} lines are valid"
+                )
             self.whole = True
             return
         self._journal = Journal(self.path, patience=SYNC_SECONDS)
@@ -113,7 +115,7 @@ class PartialOutput:
         for where, offset, record in records:
             line = record.get("line")
             if not isinstance(line, int) or not 0 < line < len(self._offsets) or self.has_answer(line):
-                self._raise_changed(f"{where} is not the answer to a row")
+                self._raise_settings_changed(f"{where} is not the answer to a row")
             self._index_record(offset, record)
 
     def _index_record(self, offset: int, record: Mapping[str, Any]) -> None:
@@ -130,15 +132,15 @@ class PartialOutput:
 
     def _check_same_settings(self, old: dict[str, Any], made: dict[str, Any]) -> None:
         if not old:
-            self._raise_changed(
+            self._raise_settings_changed(
                 f"the file exists, but {self.made_file.name}, which records its input and settings, is missing"
             )
         differs = sorted(key for key in old.keys() | made.keys() if old.get(key) != made.get(key))
         if differs:
             shown = ", ".join(f"{key} was {_short(old.get(key))} and is {_short(made.get(key))}" for key in differs[:4])
-            self._raise_changed(f"the output was started with a different input or settings: {shown}")
+            self._raise_settings_changed(f"the output was started with a different input or settings: {shown}")
 
-    def _raise_changed(self, what: str) -> NoReturn:
+    def _raise_settings_changed(self, what: str) -> NoReturn:
         names = f"{self.out.name}, {self.path.name} and {self.made_file.name}"
         raise ConfigError(
             what,

@@ -41,7 +41,7 @@ ALIKE = 0.9
 `speed` is not."""
 
 
-@with_fields({name: param.file_field for name, param in PARAMS.items()})
+@with_fields({name: param.file_field_definition for name, param in PARAMS.items()})
 class RowSampling(Config):
     """The sampling keys of a row or of the command line: `thinking` and all fields of `SamplingParams`."""
 
@@ -77,7 +77,7 @@ class RowRequest:
     carried: dict[str, Any]
 
 
-def _fault(key: str, what: str, remedy: str) -> DataError:
+def _row_error(key: str, what: str, remedy: str) -> DataError:
     """Return the error of a row. The field `where` of the error names the invalid key."""
     return DataError(what, where=key, remedy=remedy)
 
@@ -125,7 +125,7 @@ class RowParser:
             given = {key: row[key] for key in keys & row.keys() if row[key] is not None}
             is_chat = self.encode is None and ("prompt_ids" not in prompts or row.get("prompt_ids") is None)
             sampling = _read_row_sampling(given, self._chat_defaults if is_chat else self.defaults)
-            key, messages, ids = self._columns_prompt(row) if self.columns else self._prompt(row)
+            key, messages, ids = self._columns_prompt(row) if self.columns else self._read_prompt(row)
         except DataError as fault:
             writable = {k: v for k, v in carried.items() if k not in RESERVED and _is_json_writable(v)}
             return RefusedRow(line, fault.where, fault.what, fault.remedy, writable)
@@ -134,13 +134,13 @@ class RowParser:
             params = replace(params, seed=line_seed(params.seed, line, carried.get("id")))
         return RowRequest(line, key, Request(messages, params, sampling.thinking, ids), carried)
 
-    def _prompt(self, row: dict[str, Any]) -> tuple[str, tuple[Message, ...], tuple[int, ...] | None]:
+    def _read_prompt(self, row: dict[str, Any]) -> tuple[str, tuple[Message, ...], tuple[int, ...] | None]:
         given = [key for key in PROMPTS if row.get(key) is not None]
         if len(given) != 1:
             what = f"the row has both {' and '.join(given)}" if given else "the row has no prompt"
             hint = next((hint for key in row if (hint := suggest_name(key, PROMPTS)).startswith("Did")), "")
             remedy = f"{hint} Give exactly one of {', '.join(PROMPTS)}.".strip()
-            raise _fault(given[1] if given else "prompt", what, remedy)
+            raise _row_error(given[1] if given else "prompt", what, remedy)
         key, value = given[0], row[given[0]]
         if key == "prompt_ids":
             return key, (), _check_token_ids(value)
@@ -148,7 +148,7 @@ class RowParser:
             return key, _messages(value), None
         text = _check_text(value, key)
         if not text:
-            raise _fault(key, "the prompt is empty", "Write a prompt, or delete the row.")
+            raise _row_error(key, "the prompt is empty", "Write a prompt, or delete the row.")
         return self._text_prompt(key, text)
 
     def _columns_prompt(self, row: dict[str, Any]) -> tuple[str, tuple[Message, ...], tuple[int, ...] | None]:
@@ -156,7 +156,7 @@ class RowParser:
         try:
             text = joined_prompt(row, self.columns, strip=self.encode is None)
         except DataError as error:
-            raise _fault(key, error.what, "Fill the columns of prompt=, or delete the row.") from None
+            raise _row_error(key, error.what, "Fill the columns of prompt=, or delete the row.") from None
         return self._text_prompt(key, _check_text(text, key))
 
     def _text_prompt(self, key: str, text: str) -> tuple[str, tuple[Message, ...], tuple[int, ...] | None]:
@@ -165,7 +165,7 @@ class RowParser:
         try:
             return key, (), tuple(self.encode(text))
         except RorqualError as error:
-            raise _fault(key, error.what, error.remedy) from None
+            raise _row_error(key, error.what, error.remedy) from None
 
 
 def _read_row_sampling(given: Mapping[str, Any], defaults: RowSampling) -> RowSampling:
@@ -177,7 +177,7 @@ def _read_row_sampling(given: Mapping[str, Any], defaults: RowSampling) -> RowSa
         key = str(item["loc"][0])
         what = item["msg"].removeprefix("Value error, ")
         valid = RowSampling.model_fields[key].description
-        raise _fault(key, f"{what} (got {repr(given.get(key))[:80]})", f"Valid values: {valid}.") from None
+        raise _row_error(key, f"{what} (got {repr(given.get(key))[:80]})", f"Valid values: {valid}.") from None
 
 
 def _check_extra_fields(carried: dict[str, Any], columns: Sequence[str]) -> None:
@@ -185,16 +185,16 @@ def _check_extra_fields(carried: dict[str, Any], columns: Sequence[str]) -> None
     name = carried.get("id")
     if name is not None and (isinstance(name, bool) or not isinstance(name, str | int)):
         what = f"the id must be a string or a whole number, but has the type {type(name).__name__}"
-        raise _fault("id", what, "Change the type, or remove the id.")
+        raise _row_error("id", what, "Change the type, or remove the id.")
     for key, value in carried.items():
         if key in RESERVED:
-            raise _fault(key, f"'{key}' is reserved for the output", "Rename the field.")
+            raise _row_error(key, f"'{key}' is reserved for the output", "Rename the field.")
         if key in ELSEWHERE and key not in columns:
-            raise _fault(key, f"unknown key '{key}'", f"Use '{ELSEWHERE[key]}'.")
+            raise _row_error(key, f"unknown key '{key}'", f"Use '{ELSEWHERE[key]}'.")
         if key not in columns and (known := get_close_matches(key, KEYS, n=1, cutoff=ALIKE)):
-            raise _fault(key, f"unknown key '{key}'", f"Did you mean '{known[0]}'? If not, rename the field.")
+            raise _row_error(key, f"unknown key '{key}'", f"Did you mean '{known[0]}'? If not, rename the field.")
         if not _is_json_writable(value):
-            raise _fault(
+            raise _row_error(
                 key, "the value cannot be written as JSON", "Remove this field, or write its value as a string."
             )
 
@@ -209,17 +209,17 @@ def _is_json_writable(value: Any) -> bool:
 
 def _check_text(value: Any, key: str) -> str:
     if not isinstance(value, str):
-        raise _fault(key, f"the value must be a string, but has the type {type(value).__name__}", "Give a string.")
+        raise _row_error(key, f"the value must be a string, but has the type {type(value).__name__}", "Give a string.")
     if "\0" in value:
-        raise _fault(key, "the string contains a NUL character", "Remove the NUL character.")
+        raise _row_error(key, "the string contains a NUL character", "Remove the NUL character.")
     return value
 
 
 def _check_token_ids(value: Any) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(type(token) is int for token in value):
-        raise _fault("prompt_ids", "prompt_ids must be a list of whole numbers", "Give a list of token ids.")
+        raise _row_error("prompt_ids", "prompt_ids must be a list of whole numbers", "Give a list of token ids.")
     if not value:
-        raise _fault("prompt_ids", "the prompt is empty", "Give at least one id, or delete the row.")
+        raise _row_error("prompt_ids", "the prompt is empty", "Give at least one id, or delete the row.")
     return tuple(value)
 
 
@@ -227,10 +227,12 @@ def _messages(value: Any) -> tuple[Message, ...]:
     try:
         messages = read_messages(value)
     except DataError as error:
-        raise _fault("messages", f"{error.where}: {error.what}".removeprefix(": "), error.remedy) from None
+        raise _row_error("messages", f"{error.where}: {error.what}".removeprefix(": "), error.remedy) from None
     extra = sorted({key for turn in value for key in turn} - TURN)
     if extra:
-        raise _fault("messages", f"unknown key '{extra[0]}'", "Use only the keys role, content and reasoning.")
+        raise _row_error("messages", f"unknown key '{extra[0]}'", "Use only the keys role, content and reasoning.")
     if not any(_check_text(message.label, "messages") for message in messages):
-        raise _fault("messages", "the prompt is empty: all messages are empty", "Write a prompt, or delete the row.")
+        raise _row_error(
+            "messages", "the prompt is empty: all messages are empty", "Write a prompt, or delete the row."
+        )
     return messages

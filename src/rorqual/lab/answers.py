@@ -39,7 +39,7 @@ SHARES = (0.25, 0.5)
 RIGHT, TOKENS = "accuracy", "tokens"
 SIZES = (2, 4, 8, 16)
 RULES = ("majority", "most likely", "best by verifier", "majority weighted by verifier", BOUND)
-Way = tuple[Sequence[float], Sequence[float]]
+MethodResult = tuple[Sequence[float], Sequence[float]]
 """The result of one method on the problems of one seed: for each problem, the
 probability that the answer is right, and the number of tokens."""
 
@@ -110,7 +110,7 @@ class AnswersExperiment(Experiment):
             TrainJob(name=LITTLE, estimate=60 * share, make=partial(run, "student", 300)),
         ]
 
-    def verifier(self, seed: int, place: Path, share: float) -> Run:
+    def verifier_run(self, seed: int, place: Path, share: float) -> Run:
         """Return the run that trains the verifier on graded samples, starting from the main model."""
         return sft(
             data=str(place / VERIFIER_ROWS),
@@ -167,12 +167,12 @@ class AnswersExperiment(Experiment):
             evaluation_job(GRADED, split="train", params=replace(several, n=GRADED_SAMPLES), count=self.graded),
             ComputeJob(name=VERIFIER_ROWS, estimate=0.1, needs=(f"{BIG}-{GRADED}",), function=write_verifier_data),
             TrainJob(name=VERIFIER, estimate=100 * share, needs=(VERIFIER_ROWS,),
-                  make=partial(self.verifier, seed, place, share)),
+                  make=partial(self.verifier_run, seed, place, share)),
             ComputeJob(name=SCORED, estimate=self.seconds * share, needs=(VERIFIER, SIXTEEN), function=score_samples),
         ]  # fmt: skip
 
     def read(self, place: Path) -> Readings:
-        found, families = results_by_method(place, self.budgets), _families(place)
+        found, families = results_by_method(place, self.budgets), _problems_by_family(place)
         return {
             quantity: {
                 name: {group: {key: way[part][at] for at, key in items} for group, items in families.items()}
@@ -196,22 +196,22 @@ def score_samples(place: Path) -> float:
     return sum(scores) / len(scores)
 
 
-def results_by_method(place: Path, budgets: Sequence[int]) -> dict[str, Way]:
+def results_by_method(place: Path, budgets: Sequence[int]) -> dict[str, MethodResult]:
     """Return the results of all methods on one seed, by name of the method. All results list the problems in the same order."""
     found = sixteen_samples(place)
 
-    def method_result(rule: RuleResult) -> Way:
+    def method_result(rule: RuleResult) -> MethodResult:
         return [value or 0.0 for value in rule.values], rule.costs
 
-    def single_sample_result(name: str) -> Way:
+    def single_sample_result(name: str) -> MethodResult:
         return method_result(rule_results(load_evaluation(place, f"{BIG}-{name}"))[0])
 
     return {
         GREEDY: single_sample_result(GREEDY),
-        **{_name(rule): method_result(rule) for rule in rule_results(found)},
+        **{_method_name(rule): method_result(rule) for rule in rule_results(found)},
         **{f"thinking budget of {budget}": single_sample_result(f"budget-{budget}") for budget in budgets},
         **{rule.rule: method_result(rule) for rule in refine_results(load_evaluation(place, f"{BIG}-{REFINED}"))[1:]},
-        **cascade_results(cascade_of(place), found.keys),
+        **cascade_results(cascade_of(place), found.problem_keys),
     }
 
 
@@ -220,17 +220,17 @@ def sixteen_samples(place: Path) -> Evaluation:
     return load_evaluation(place, SCORED if evaluation_file(place, SCORED).is_file() else SIXTEEN)
 
 
-def _families(place: Path) -> dict[str, list[tuple[int, str]]]:
+def _problems_by_family(place: Path) -> dict[str, list[tuple[int, str]]]:
     """Return (index, key) of each problem, for all problems and for each family."""
     found = sixteen_samples(place)
     family = {sample.key: sample.family for sample in found.samples}
-    items = [*enumerate(found.keys)]
+    items = [*enumerate(found.problem_keys)]
     return {"all": items} | {
         own: [item for item in items if family[item[1]] == own] for own in dict.fromkeys(family.values())
     }
 
 
-def _name(rule: RuleResult) -> str:
+def _method_name(rule: RuleResult) -> str:
     if rule.samples == 1:
         return "one sample"
     name, comma, rest = rule.rule.removesuffix(" (bound)").partition(",")
@@ -247,13 +247,13 @@ def cascade_of(place: Path) -> Cascade:
     )
 
 
-def cascade_results(cascade: Cascade, keys: Sequence[str]) -> dict[str, Way]:
+def cascade_results(cascade: Cascade, keys: Sequence[str]) -> dict[str, MethodResult]:
     """Return the results of the small model alone, and of two cascades for each share in `SHARES`. In one cascade, the teacher answers
     the problems of lowest confidence. In the other cascade, the teacher answers problems chosen at random, and the result is the expectation."""
     ranked = cascade.problems_by_confidence()
     choices = {choice.key: choice for choice in ranked}
 
-    def method_result(asked: Mapping[str, float]) -> Way:
+    def method_result(asked: Mapping[str, float]) -> MethodResult:
         pairs = [(choices[key], asked.get(key, 0.0)) for key in keys]
         return (
             [(1 - share) * c.student + share * c.teacher for c, share in pairs],

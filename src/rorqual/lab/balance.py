@@ -20,10 +20,10 @@ from torch import Tensor
 
 from rorqual.core.records import write_atomic
 from rorqual.data.chat import ChatFormat
-from rorqual.data.pack import Sample
+from rorqual.data.pack import TrainingSample
 from rorqual.lab.balance_data import endless_text, text_windows, worked_samples
-from rorqual.lab.experiment import ArmPair, Experiment, Quantity, Readings, items_by_index, scale_amount
-from rorqual.lab.held_out import load_trained, run_blocks
+from rorqual.lab.experiment import ArmPair, Experiment, Quantity, Readings, scale_amount, values_in_group_all
+from rorqual.lab.held_out import load_trained, run_on_sample_blocks
 from rorqual.lab.job import ComputeJob, ExperimentJob, TrainJob, load_value
 from rorqual.model.decoder import Decoder
 from rorqual.recipes.pretrain import pretrain
@@ -70,26 +70,26 @@ class BalancingExperiment(Experiment):
     """Estimated core-seconds of one training run, and of measuring all three runs."""
 
     @abstractmethod
-    def training(self, place: Path, seed: int, share: float) -> Run:
+    def training_run(self, place: Path, seed: int, share: float) -> Run:
         """Return a training run on the experiment's data, without load balancing. `BalancingExperiment.arm_run` adds the balancing method."""
 
     @abstractmethod
-    def held_out(self, chat: ChatFormat, seed: int, tokens: int) -> Iterator[Sample]:
+    def held_out_samples(self, chat: ChatFormat, seed: int, tokens: int) -> Iterator[TrainingSample]:
         """Yield held-out samples with at least about `tokens` tokens in total."""
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         arms: list[ExperimentJob] = [
             TrainJob(
-                name=self.folder(arm),
+                name=self.arm_run_name(arm),
                 estimate=self.took[0] * share,
                 make=partial(self.arm_run, arm, place, seed, share),
             )
             for arm in self.arms
         ]
         return [*arms, ComputeJob(name=self.measure_job_name, estimate=self.took[1] * share, needs=tuple(job.name for job in arms),
-                               function=partial(self.measure, seed=seed, tokens=scale_amount(TOKENS, share)))]  # fmt: skip
+                               function=partial(self.measure_arms, seed=seed, tokens=scale_amount(TOKENS, share)))]  # fmt: skip
 
-    def folder(self, arm: str) -> str:
+    def arm_run_name(self, arm: str) -> str:
         """Return the name of an arm's run in the seed's folder."""
         return f"{self.name}-{arm}"
 
@@ -100,7 +100,7 @@ class BalancingExperiment(Experiment):
 
     def arm_run(self, arm: str, place: Path, seed: int, share: float) -> Run:
         """Return the training run of an arm, with its balancing method."""
-        run = self.training(place, seed, share)
+        run = self.training_run(place, seed, share)
         objectives: tuple[Objective, ...] = (NextToken(),)
         if arm == AUX:
             objectives = (*objectives, AuxBalance(coefficient=self.alpha))
@@ -113,20 +113,20 @@ class BalancingExperiment(Experiment):
             }
         )
 
-    def measure(self, place: Path, *, seed: int, tokens: int) -> dict[str, Any]:
+    def measure_arms(self, place: Path, *, seed: int, tokens: int) -> dict[str, Any]:
         """Measure all arms on the same held-out tokens. The router biases are not updated.
 
         `load` [arm][layer][expert] counts the tokens that the expert processed. `loss` [arm][block] is summed over the
         block's tokens in the loss mask, in nats. `trained` [block] is the number of tokens in the block's loss mask.
         """
-        models = {arm: load_trained(place / self.folder(arm)) for arm in self.arms}
+        models = {arm: load_trained(place / self.arm_run_name(arm)) for arm in self.arms}
         load: dict[str, list[Tensor]] = {}
         loss: dict[str, list[float]] = {arm: [] for arm in models}
         trained: list[int] = []
-        seen, samples = 0, self.held_out(models[NONE][1], seed, tokens)
+        seen, samples = 0, self.held_out_samples(models[NONE][1], seed, tokens)
         while seen < tokens and (part := list(islice(samples, ROWS))):
             seen += sum(map(len, part))
-            trained.append(sum(sample.n_trained for sample in part))
+            trained.append(sum(sample.n_trained_tokens for sample in part))
             for arm, (model, _) in models.items():
                 nats, counts = measure_loss_and_loads(model, part)
                 loss[arm].append(nats)
@@ -136,14 +136,14 @@ class BalancingExperiment(Experiment):
 
     def read(self, place: Path) -> Readings:
         measured = load_value(place, self.measure_job_name)
-        excess = {arm: items_by_index([excess_load(measured["load"][arm])]) for arm in self.arms}
-        excess[THIRD] = items_by_index([excess_load(measured["load"][NONE]) / 3])
+        excess = {arm: values_in_group_all([excess_load(measured["load"][arm])]) for arm in self.arms}
+        excess[THIRD] = values_in_group_all([excess_load(measured["load"][NONE]) / 3])
         scale = len(measured["trained"]) / sum(measured["trained"])
-        losses = {arm: items_by_index([nats * scale for nats in measured["loss"][arm]]) for arm in self.arms}
+        losses = {arm: values_in_group_all([nats * scale for nats in measured["loss"][arm]]) for arm in self.arms}
         return {EXCESS: excess, LOSS: losses}
 
 
-class BalanceExperiment(BalancingExperiment):
+class TextBalanceExperiment(BalancingExperiment):
     """The balance experiment with pretraining on an endless text, in which every token
     is predicted. On seed 1, `gamma` of 0.003 was also tried."""
 
@@ -153,7 +153,7 @@ class BalanceExperiment(BalancingExperiment):
     took = (54.0, 53.0)
     steps: ClassVar[int] = 250
 
-    def training(self, place: Path, seed: int, share: float) -> Run:
+    def training_run(self, place: Path, seed: int, share: float) -> Run:
         file = place / f"{self.name}.txt"
         steps = scale_amount(self.steps, share)
         if not file.is_file():  # the text depends only on seed and share, so any arm's job may write it
@@ -162,11 +162,11 @@ class BalanceExperiment(BalancingExperiment):
             write_atomic(file, endless_text(needed, seed).encode())
         return pretrain(data=str(file), steps=steps, rows=ROWS, row=FULL.row, seed=seed)
 
-    def held_out(self, chat: ChatFormat, seed: int, tokens: int) -> Iterator[Sample]:
+    def held_out_samples(self, chat: ChatFormat, seed: int, tokens: int) -> Iterator[TrainingSample]:
         return text_windows(chat.tokenizer, endless_text(tokens + ROWS * FULL.row, 1_000_003 * (seed + 1)), FULL.row)
 
 
-class BalanceWorked(BalancingExperiment):
+class SolutionBalanceExperiment(BalancingExperiment):
     """The balance experiment with SFT on worked solutions. Half of the solutions have no thinking, as in the
     training data of the quickstart's teacher. On seed 1, `gamma` of 0.01 and of 0.001, and `alpha` of 0.001 were also tried."""
 
@@ -176,20 +176,22 @@ class BalanceWorked(BalancingExperiment):
     took = (66.0, 96.0)
     steps: ClassVar[int] = 300
 
-    def training(self, place: Path, seed: int, share: float) -> Run:
+    def training_run(self, place: Path, seed: int, share: float) -> Run:
         return sft(task=TASK, size=FULL.model, steps=scale_amount(self.steps, share), rows=ROWS, row=FULL.row, think=FULL.think,
                    options={"hard": FULL.sft_hard}, seed=seed)  # fmt: skip
 
-    def held_out(self, chat: ChatFormat, seed: int, tokens: int) -> Iterator[Sample]:
+    def held_out_samples(self, chat: ChatFormat, seed: int, tokens: int) -> Iterator[TrainingSample]:
         return worked_samples(chat, seed)
 
 
-def measure_loss_and_loads(model: Decoder, samples: Sequence[Sample]) -> tuple[float, list[Tensor]]:
+def measure_loss_and_loads(model: Decoder, samples: Sequence[TrainingSample]) -> tuple[float, list[Tensor]]:
     """Return two values: the loss in nats, summed over the tokens in the loss mask, and
     for each layer the number of tokens that each expert processed."""
-    [block] = run_blocks(model, samples, len(samples))
+    [block] = run_on_sample_blocks(model, samples, len(samples))
     valid = block.batch.segments.flatten() >= 0
-    counts = [balance.count_choices(routing, valid, routing.scores.shape[-1]) for routing in block.output.routing]
+    counts = [
+        balance.count_tokens_per_expert(routing, valid, routing.scores.shape[-1]) for routing in block.output.routing
+    ]
     return float(block.losses.sum()), counts
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rorqual.data.chat import ChatFormat
-from rorqual.data.pack import Sample
+from rorqual.data.pack import TrainingSample
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.recipes.quickstart import FULL, TASK
 from rorqual.tasks.find import load_task, safe_problems
@@ -24,7 +24,7 @@ LANES = 10_000
 """Number of texts that are generated in parallel and then concatenated."""
 
 
-def worked_samples(chat: ChatFormat, seed: int, problems: int = 500) -> Iterator[Sample]:
+def worked_samples(chat: ChatFormat, seed: int, problems: int = 500) -> Iterator[TrainingSample]:
     """Yield worked solutions of the test split without end, mixed as in training.
 
     The problem generator restarts with a new seed after `problems` problems,
@@ -37,11 +37,11 @@ def worked_samples(chat: ChatFormat, seed: int, problems: int = 500) -> Iterator
             yield worked_sample(problem, chat, think=rng.random() < FULL.think)
 
 
-def text_windows(tokenizer: Tokenizer, text: str, row: int) -> Iterator[Sample]:
+def text_windows(tokenizer: Tokenizer, text: str, row: int) -> Iterator[TrainingSample]:
     """Yield windows of `row` tokens that do not overlap. Tokens that do not fill a window are dropped."""
     ids = tokenizer.encode(text)
     for start in range(0, len(ids) - row + 1, row):
-        yield Sample(ids[start : start + row], [True] * row)
+        yield TrainingSample(ids[start : start + row], [True] * row)
 
 
 def endless_text(characters: int, seed: int) -> str:

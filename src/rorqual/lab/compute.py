@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from rorqual.data.pack import PADDING
 from rorqual.evals.compute import experts_used
-from rorqual.lab.experiment import ArmPair, Quantity, Readings, items_by_index, scale_amount
-from rorqual.lab.held_out import first_problems, load_trained, run_blocks, solution_samples
+from rorqual.lab.experiment import ArmPair, Quantity, Readings, scale_amount, values_in_group_all
+from rorqual.lab.held_out import first_problems, load_trained, run_on_sample_blocks, solution_samples
 from rorqual.lab.job import ComputeJob, ExperimentJob, load_value
 from rorqual.lab.shape_experiment import ShapeExperiment
 from rorqual.lab.shapes import DOCUMENTS, FIXED, FIXED_CLOCK, HARD, TASK, ZERO
@@ -82,8 +82,11 @@ class ComputeExperiment(ShapeExperiment):
         zero, fixed = (load_value(place, f"{name}-experts") for name in (ZERO, FIXED))
         return {
             **super().read(place),
-            "experts per token": {ZERO: items_by_index([zero["mean"]]), FIXED: items_by_index([fixed["mean"]])},
-            **{part: {side: items_by_index(zero[part][side]) for side in ("shuffled", "real")} for part in PARTS},
+            "experts per token": {
+                ZERO: values_in_group_all([zero["mean"]]),
+                FIXED: values_in_group_all([fixed["mean"]]),
+            },
+            **{part: {side: values_in_group_all(zero[part][side]) for side in ("shuffled", "real")} for part in PARTS},
         }
 
 
@@ -98,7 +101,7 @@ def measure_experts_spent(place: Path, *, name: str, seed: int, count: int) -> d
     (model, chat), (rival, _) = (load_trained(place / run) for run in (name, FIXED))
     samples = solution_samples(problems, chat)
     everywhere, parts, start = [], [], 0
-    for own, other in zip(run_blocks(model, samples), run_blocks(rival, samples), strict=True):
+    for own, other in zip(run_on_sample_blocks(model, samples), run_on_sample_blocks(rival, samples), strict=True):
         chosen = torch.stack([layer.indices for layer in own.output.routing], dim=1)  # [tokens, layers, k]
         used = experts_used(chosen, model.config).view(own.losses.shape)
         row, at = own.batch.loss_mask.nonzero(as_tuple=True)

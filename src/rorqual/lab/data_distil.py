@@ -24,13 +24,13 @@ from rorqual.evals.evaluation import Evaluation
 from rorqual.factory.config import FactoryConfig, FilterConfig
 from rorqual.lab.data_distil_sets import (
     answer_losses,
-    held_out,
+    held_out_problems,
     original_set,
     write_base_training_data,
-    write_labelled,
-    write_originals,
+    write_original_sets,
+    write_teacher_sets,
 )
-from rorqual.lab.experiment import ArmPair, Experiment, Quantity, Readings, items_by_index, scale_amount
+from rorqual.lab.experiment import ArmPair, Experiment, Quantity, Readings, scale_amount, values_in_group_all
 from rorqual.lab.job import ComputeJob, EvaluationJob, ExperimentJob, SampleJob, TrainJob, load_evaluation, load_value
 from rorqual.recipes.pretrain import pretrain
 from rorqual.recipes.sft import sft
@@ -66,14 +66,14 @@ Short training favours the small set, and long training the full set (docs/LOG.m
 is the maximum that fits into twenty core-minutes. If the number of steps is too small, the result is biased in
 favour of the claim.
 """
-Amounts = Mapping[str, int]
+WorkAmounts = Mapping[str, int]
 TEACHER_ROWS, ROWS, ROW = 16, 8, 64
 LONGEST: Mapping[Form, int] = {"classification": 8, "regression": 8, "generation": 24}
 """Maximum tokens of a reply. True answers need at most half of the maximum, and question and reply together always fit
 into a row."""
 
 
-def scale_amounts(share: float) -> Amounts:
+def scale_amounts(share: float) -> WorkAmounts:
     """Return the amounts of work in `AMOUNTS`, scaled by `share`."""
     return {name: scale_amount(full, share, least) for name, (full, least) in AMOUNTS.items()}
 
@@ -150,10 +150,10 @@ class DataDistil(Experiment):
         for task in EVERYDAY_TASKS:
             counts = load_value(place, f"data-{task}-sets")
             for arm in (*ARMS, TEACHER):
-                name = measure_name(task, TEACHER if arm == TEACHER else f"data-{task}-{arm}")
-                found[score_name(task)][arm] = items_by_index(scores_by_problem(load_evaluation(place, name)))
+                name = task_evaluation_name(task, TEACHER if arm == TEACHER else f"data-{task}-{arm}")
+                found[score_name(task)][arm] = values_in_group_all(scores_by_problem(load_evaluation(place, name)))
                 if EVERYDAY_TASKS[task].form == "generation":
-                    found[LOSS][arm] = items_by_index(load_value(place, f"{name}-loss"))
+                    found[LOSS][arm] = values_in_group_all(load_value(place, f"{name}-loss"))
                 if arm != TEACHER:
                     found[ROWS_QUANTITY].setdefault(arm, {})[task] = {0: counts[arm]}
         return found
@@ -176,7 +176,7 @@ def scores_by_problem(result: Evaluation) -> list[float]:
     return [1 - error**2 / variance for error in errors]
 
 
-def text_run(place: Path, seed: int, work: Amounts) -> Run:
+def text_run(place: Path, seed: int, work: WorkAmounts) -> Run:
     """Return the run that pretrains the students' base on lines that are either a
     question without an answer, or an answer sentence without a question."""
     return pretrain(
@@ -190,7 +190,7 @@ def text_run(place: Path, seed: int, work: Amounts) -> Run:
     )
 
 
-def base_run(place: Path, seed: int, work: Amounts) -> Run:
+def base_run(place: Path, seed: int, work: WorkAmounts) -> Run:
     """Return the run that trains the students' base on the meaning of single words.
 
     Without this stage, the base cannot copy from a question, and all answers of a student are wrong after 300 steps.
@@ -199,7 +199,7 @@ def base_run(place: Path, seed: int, work: Amounts) -> Run:
     return sft(data=words, start=str(place / TEXT), steps=work["words_steps"], rows=ROWS, row=ROW, seed=seed)
 
 
-def teacher_run(place: Path, seed: int, work: Amounts) -> Run:
+def teacher_run(place: Path, seed: int, work: WorkAmounts) -> Run:
     """Return the run that trains the teacher on true answers to half of the problems of all tasks. The teacher is four
     times as large as a student."""
     return sft(
@@ -215,15 +215,15 @@ def teacher_run(place: Path, seed: int, work: Amounts) -> Run:
     )
 
 
-def student_run(place: Path, task: str, arm: str, seed: int, work: Amounts) -> Run:
+def student_run(place: Path, task: str, arm: str, seed: int, work: WorkAmounts) -> Run:
     """Return the run of a student on the training set `arm`. Steps, rows and tokens per row are the same for all sets."""
-    data = str(set_file(place, task, arm))
+    data = str(training_set_file(place, task, arm))
     run = sft(data=data, start=str(place / BASE), steps=work["student_steps"], rows=ROWS, row=ROW, seed=seed)
     # At a tiny budget, tokenizing the teacher's text again can give more tokens than the teacher sampled.
     return run.model_copy(update={"source": run.source.model_copy(update={"longer": "cut"})})
 
 
-def factory(place: Path, task: str, seed: int, work: Amounts) -> FactoryConfig:
+def distil_factory_config(place: Path, task: str, seed: int, work: WorkAmounts) -> FactoryConfig:
     """Return the factory config of a task.
 
     For classification and regression, the teacher labels with greedy decoding, and every label is kept. For generation,
@@ -245,13 +245,18 @@ def factory(place: Path, task: str, seed: int, work: Amounts) -> FactoryConfig:
     )
 
 
-def task_jobs(task: str, seed: int, place: Path, work: Amounts, share: float) -> list[ExperimentJob]:
+def task_jobs(task: str, seed: int, place: Path, work: WorkAmounts, share: float) -> list[ExperimentJob]:
     """Return the jobs of a task: let the teacher label, write the training sets, train one student on each set, and evaluate all models."""
     labels, sets = f"data-{task}-labels", f"data-{task}-sets"
     jobs: list[ExperimentJob] = [
-        SampleJob(name=labels, estimate=3 * share, needs=(TEACHER,), config=factory(place, task, seed, work)),
+        SampleJob(
+            name=labels, estimate=3 * share, needs=(TEACHER,), config=distil_factory_config(place, task, seed, work)
+        ),
         ComputeJob(
-            name=sets, estimate=0.8 * share, needs=(labels,), function=partial(make_sets, task, seed, work["small"])
+            name=sets,
+            estimate=0.8 * share,
+            needs=(labels,),
+            function=partial(write_training_sets, task, seed, work["small"]),
         ),
     ]
     models = {arm: f"data-{task}-{arm}" for arm in ARMS}
@@ -263,22 +268,22 @@ def task_jobs(task: str, seed: int, place: Path, work: Amounts, share: float) ->
     return jobs
 
 
-def set_file(place: Path, task: str, arm: str) -> Path:
+def training_set_file(place: Path, task: str, arm: str) -> Path:
     """Return the file with the training set of an arm."""
     return place / f"data-{task}-sets" / f"{arm}.{'parquet' if arm.endswith('teacher') else 'jsonl'}"
 
 
-def make_sets(task: str, seed: int, small: int, at: Path) -> dict[str, int]:
+def write_training_sets(task: str, seed: int, small: int, at: Path) -> dict[str, int]:
     """Write all training sets of a task, and return the number of rows of each set."""
     labelled = read_distilled(at / f"data-{task}-labels" / "data.parquet")
     problems = original_set(task, seed, labelled.rows)
     folder = at / f"data-{task}-sets"
-    write_originals(folder, problems, small)
-    write_labelled(folder, labelled, {problem.key for problem in problems[:small]})
-    return {arm: len(read_conversations(set_file(at, task, arm)).conversations) for arm in ARMS}
+    write_original_sets(folder, problems, small)
+    write_teacher_sets(folder, labelled, {problem.key for problem in problems[:small]})
+    return {arm: len(read_conversations(training_set_file(at, task, arm)).conversations) for arm in ARMS}
 
 
-def evaluation_jobs(task: str, model: str, seed: int, work: Amounts, share: float) -> list[ExperimentJob]:
+def evaluation_jobs(task: str, model: str, seed: int, work: WorkAmounts, share: float) -> list[ExperimentJob]:
     """Return the jobs that evaluate a model's greedy answers to held-out questions of a task.
 
     For generation, a further job measures the loss on true sentences.
@@ -287,7 +292,7 @@ def evaluation_jobs(task: str, model: str, seed: int, work: Amounts, share: floa
         "model": model, "seed": seed, "task": "everyday", "options": {"names": [task]}, "count": work["count"],
         "thinking": "off", "needs": (model,),
     }  # fmt: skip
-    name = measure_name(task, model)
+    name = task_evaluation_name(task, model)
     jobs: list[ExperimentJob] = [
         EvaluationJob(
             name=name,
@@ -304,9 +309,9 @@ def evaluation_jobs(task: str, model: str, seed: int, work: Amounts, share: floa
 
 def measure_answer_losses(task: str, model: str, seed: int, count: int, at: Path) -> list[float]:
     """Return the model's loss on the true answer to each question of the evaluation, in nats per token."""
-    return answer_losses(at / model, held_out(task, seed, count, "test"))
+    return answer_losses(at / model, held_out_problems(task, seed, count, "test"))
 
 
-def measure_name(task: str, model: str) -> str:
+def task_evaluation_name(task: str, model: str) -> str:
     """Return the name of the evaluation of a model on a task."""
     return f"{model}-on-{task}" if model == TEACHER else model + "-test"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rorqual.core.records import Message, write_atomic
 from rorqual.data.distilled import DistilledFile, TeacherSample, write_distilled
-from rorqual.data.pack import Sample
+from rorqual.data.pack import TrainingSample
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.evals.evaluating import pick_problems
 from rorqual.lab.held_out import load_trained, mean_losses
@@ -34,7 +34,7 @@ def original_set(task: str, seed: int, rows: Sequence[TeacherSample]) -> list[Pr
     return list(problems.values())
 
 
-def held_out(task: str, seed: int, count: int, split: Split) -> list[Problem]:
+def held_out_problems(task: str, seed: int, count: int, split: Split) -> list[Problem]:
     """Return the evaluation problems of a seed, in order."""
     return pick_problems(EverydayMixture([task]), split, count, seed, True)
 
@@ -59,7 +59,7 @@ def write_base_training_data(folder: Path, seed: int, count: int) -> int:
     return tokenizer.vocab_size
 
 
-def write_originals(folder: Path, problems: Sequence[Problem], small: int) -> None:
+def write_original_sets(folder: Path, problems: Sequence[Problem], small: int) -> None:
     """Write `full-original.jsonl`, `small-original.jsonl` (the first `small` rows) and `small-true.jsonl` (true answers)."""
     originals = [(problem.prompt, str(problem.meta[ORIGINAL])) for problem in problems]
     truths = [(problem.prompt, problem.answer) for problem in problems[:small]]
@@ -74,7 +74,7 @@ def write_pairs(path: Path, rows: Iterable[tuple[str, str]]) -> None:
     write_atomic(path, "".join(lines).encode())
 
 
-def write_labelled(folder: Path, labelled: DistilledFile, few: Collection[str]) -> None:
+def write_teacher_sets(folder: Path, labelled: DistilledFile, few: Collection[str]) -> None:
     """Write all samples of the teacher to `full-teacher.parquet`, and the samples with keys in `few` to
     `small-teacher.parquet`.
 
@@ -93,4 +93,4 @@ def answer_losses(run: Path, problems: Sequence[Problem]) -> list[float]:
     rendered = [
         chat.render((*problem.messages, Message("assistant", problem.answer)), thinking="off") for problem in problems
     ]
-    return mean_losses(model, [Sample(one.ids, one.mask) for one in rendered])
+    return mean_losses(model, [TrainingSample(one.ids, one.mask) for one in rendered])

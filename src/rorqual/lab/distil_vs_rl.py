@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rorqual.core.config import override
+from rorqual.core.config import override_fields
 from rorqual.core.records import RunDir
 from rorqual.evals.compare import did_think
 from rorqual.evals.evaluation import Evaluation
@@ -22,9 +22,9 @@ from rorqual.lab.experiment import (
     Quantity,
     Readings,
     by_family,
-    items_by_index,
     mean_of,
     scale_amount,
+    values_in_group_all,
 )
 from rorqual.lab.job import ExperimentJob, SampleJob, TrainJob, load_evaluation, run_cost
 from rorqual.lab.student import (
@@ -122,7 +122,7 @@ class DistilVsRl(Experiment):
             TrainJob(
                 name=MORE, estimate=78 * share, make=lambda: _tune_run(place, own, FULL.student_think), needs=(RL,)
             ),
-            TrainJob(name=ON_POLICY, estimate=78 * share, make=lambda: _on_policy(place, own), needs=(RL, TEACHER)),
+            TrainJob(name=ON_POLICY, estimate=78 * share, make=lambda: _on_policy_run(place, own), needs=(RL, TEACHER)),
         ]
         measuring = [job for branch in (DISTIL, RL) for job in evaluation_jobs(branch, own, share)]
         measuring += [
@@ -149,7 +149,7 @@ class DistilVsRl(Experiment):
             EIGHT_TRIES: {
                 BASE: {family: {0: rate} for family, rate in pass_at_eight(load_evaluation(place, EIGHT)).items()}
             },
-            COST: {arm: items_by_index([cost.core_seconds]) for arm, cost in costs.items()},
+            COST: {arm: values_in_group_all([cost.core_seconds]) for arm, cost in costs.items()},
         }
 
     def reason_for_no_verdict(self, seeds: Sequence[Readings]) -> str:
@@ -182,21 +182,21 @@ def _distil_run(place: Path, seed: int) -> Run:
     run = distil(
         data=str(place / SAMPLES / "data.parquet"), start=str(place / BASE), steps=steps, rows=32, row=128, seed=seed
     )
-    return override(run, TUNING)
+    return override_fields(run, TUNING)
 
 
 def _tune_run(place: Path, seed: int, think: float) -> Run:
     steps = max(2, round(grpo_core_seconds(place) / SUPERVISED))
     run = sft(task=TASK, start=str(place / BASE), steps=steps, rows=32, row=128, think=think, options={"hard": HARD},
               seed=seed + 50_000)  # fmt: skip
-    return override(run, TUNING)
+    return override_fields(run, TUNING)
 
 
-def _on_policy(place: Path, seed: int) -> Run:
+def _on_policy_run(place: Path, seed: int) -> Run:
     steps = max(2, round(grpo_core_seconds(place) / SCORED))
     run = on_policy(teacher=str(place / TEACHER), task=TASK, start=str(place / BASE), steps=steps, problems=32, samples=4,
                     max_tokens=80, row=128, lr=3e-3, options={"hard": HARD}, seed=seed)  # fmt: skip
-    return override(run, ROUNDING)
+    return override_fields(run, ROUNDING)
 
 
 def _evaluation_name(arm: str, mode: str) -> str:

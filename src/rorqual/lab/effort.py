@@ -14,7 +14,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from rorqual.core.config import override
+from rorqual.core.config import override_fields
 from rorqual.core.records import write_atomic
 from rorqual.engine.request import SamplingParams
 from rorqual.lab.experiment import ArmPair, Experiment, Quantity, Readings, by_family, scale_amount
@@ -80,7 +80,7 @@ class EffortExperiment(Experiment):
                        max_tokens=MAX_TOKENS, row=ROW, lr=4e-4, seed=seed)  # fmt: skip
             penalty = LengthPenaltyConfig(efforts=EFFORTS, strength=strength, decay=30.0, limit=1.5, tokens=MAX_TOKENS)
             source = run.source.model_copy(update={"length_penalty": penalty})
-            return override(run.model_copy(update={"source": source}), ["agreement.most=1e-3"])
+            return override_fields(run.model_copy(update={"source": source}), ["agreement.most=1e-3"])
 
         rows = partial(write_training_conversations, seed=seed, count=scale_amount(20_000, share))
         jobs: list[ExperimentJob] = [

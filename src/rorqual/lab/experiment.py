@@ -205,7 +205,7 @@ def by_family(found: Evaluation, value: Callable[[GradedSample], float] = is_rig
     }
 
 
-def items_by_index(values: Sequence[float]) -> dict[str, dict[int, float]]:
+def values_in_group_all(values: Sequence[float]) -> dict[str, dict[int, float]]:
     """Return values as the items of the group `all`."""
     return {"all": dict(enumerate(values))}
 

@@ -56,7 +56,7 @@ class LabPlan:
                 self.jobs[seed, job.name] = job
 
     @property
-    def estimate(self) -> float:
+    def estimated_core_seconds(self) -> float:
         """The expected core-seconds of all jobs."""
         return sum(job.estimate for job in self.jobs.values())
 
@@ -82,7 +82,8 @@ def run_lab(
     remaining = sum(job.estimate for job in todo.values())
     print(f"{plan.experiment.title}\n  claim: {plan.experiment.claim} ({plan.experiment.source})")
     print(
-        f"  {len(seeds)} seeds, {len(plan.jobs)} jobs, about {plan.estimate / 60:.1f} core-minutes, {remaining / 60:.1f} of them left: "
+        f"  {len(seeds)} seeds, {len(plan.jobs)} jobs, about {plan.estimated_core_seconds / 60:.1f} core-minutes, "
+        f"{remaining / 60:.1f} of them left: "
         f"{clock_text(remaining / workers)} on {workers} cores"
     )
     run_jobs(plan, todo, workers)
@@ -93,7 +94,7 @@ def run_lab(
     return page
 
 
-def judge_again(file: Path) -> Path:
+def judge_finding_again(file: Path) -> Path:
     """Apply the current verdict rule to a stored finding: rewrite the finding's JSON file and page, and return the page's path."""
     finding = Finding.load(file)
     write_json(file, finding.model_dump(mode="json"))
@@ -105,7 +106,7 @@ def plan_within_budget(experiment: Experiment, out: Path, seeds: tuple[int, ...]
     """Return the plan, with the share of the work that fits `budget` (core-minutes; 0:
     no limit). Raises ConfigError if the budget is too small."""
     full = LabPlan(experiment, out, seeds, 1.0)
-    estimate = full.estimate / 60
+    estimate = full.estimated_core_seconds / 60
     if not budget or budget >= estimate:
         return full
     share = budget / estimate

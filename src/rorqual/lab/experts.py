@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from rorqual.data.chat import ChatFormat
-from rorqual.data.pack import PADDING, Ints, Sample
+from rorqual.data.pack import PADDING, Ints, TrainingSample
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.compare import is_right
@@ -21,7 +21,7 @@ from rorqual.evals.evaluating import evaluate, pick_problems
 from rorqual.evals.evaluation import mean_per_problem
 from rorqual.evals.experts import count_expert_use, expert_label_information, lift, without_experts
 from rorqual.lab.experiment import ArmPair, Experiment, Quantity, Readings, scale_amount
-from rorqual.lab.held_out import load_trained, run_blocks, solution_samples
+from rorqual.lab.held_out import load_trained, run_on_sample_blocks, solution_samples
 from rorqual.lab.job import ComputeJob, ExperimentJob, load_value
 from rorqual.lab.teacher import TEACHER, teacher_jobs
 from rorqual.model.decoder import Decoder
@@ -128,10 +128,10 @@ class RouterChoices:
     experts: Ints
 
 
-def read_choices(model: Decoder, samples: Sequence[Sample]) -> RouterChoices:
+def read_choices(model: Decoder, samples: Sequence[TrainingSample]) -> RouterChoices:
     """Return the router's choices in a forward pass of `model` over `samples`. Padding is excluded."""
     parts, first = [], 0
-    for block in run_blocks(model, samples):
+    for block in run_on_sample_blocks(model, samples):
         read = block.batch.segments != PADDING
         chosen = torch.stack([layer.indices for layer in block.output.routing], dim=1)  # [tokens, layers, k]
         parts.append((read.nonzero()[:, 0] + first, block.batch.tokens[read], chosen[read.flatten()]))
@@ -148,7 +148,7 @@ def measure_mutual_information(place: Path, *, seed: int, count: int, shuffles: 
     model, chat = load_trained(place / TEACHER)
     problems = pick_of_each_family("test", seed, count)
     read = read_choices(model, solution_samples(problems, chat))
-    label, _ = labels(problems)
+    label, _ = family_labels(problems)
     conditions = {"any": np.zeros_like(read.token), "token": read.token}
     result: dict[str, Any] = {"tokens": len(read.token), "problems": len(problems)}
     for name in WITHIN:
@@ -158,7 +158,7 @@ def measure_mutual_information(place: Path, *, seed: int, count: int, shuffles: 
                 read.document,
                 label,
                 conditions[name],
-                n_experts=routed_experts(model),
+                n_experts=max_routed_expert_count(model),
                 shuffles=shuffles,
                 seed=seed,
             )
@@ -176,9 +176,9 @@ def ablate_experts(place: Path, *, seed: int, count: int) -> dict[str, Any]:
     model, chat = load_trained(place / TEACHER)
     dev_problems = pick_of_each_family("dev", seed, count)
     read = read_choices(model, solution_samples(dev_problems, chat))
-    label, families = labels(dev_problems)
+    label, families = family_labels(dev_problems)
     lifts = [
-        lift(count_expert_use(chosen, label[read.document], routed_experts(model), len(families)))
+        lift(count_expert_use(chosen, label[read.document], max_routed_expert_count(model), len(families)))
         for chosen in np.moveaxis(read.experts, 1, 0)
     ]
     sets = {
@@ -202,9 +202,9 @@ def ablate_experts(place: Path, *, seed: int, count: int) -> dict[str, Any]:
     return result
 
 
-def routed_experts(model: Decoder) -> int:
+def max_routed_expert_count(model: Decoder) -> int:
     """Return the number of routed experts in the largest MoE layer."""
-    return max(ffn.n_choices() for ffn in model.config.ffns)
+    return max(ffn.n_router_choices() for ffn in model.config.ffns)
 
 
 def pick_of_each_family(split: Split, seed: int, count: int) -> list[Problem]:
@@ -212,7 +212,7 @@ def pick_of_each_family(split: Split, seed: int, count: int) -> list[Problem]:
     return pick_problems(load_task(TASK, options=OPTIONS), split, count, seed, True)
 
 
-def labels(problems: Sequence[Problem]) -> tuple[np.ndarray, list[str]]:
+def family_labels(problems: Sequence[Problem]) -> tuple[np.ndarray, list[str]]:
     """Return the family index of each problem, and the list of families."""
     families = list(dict.fromkeys(problem.family for problem in problems))
     return np.asarray([families.index(problem.family) for problem in problems]), families

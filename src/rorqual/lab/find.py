@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from rorqual.core.errors import ConfigError, suggest_name
 from rorqual.lab.answers import AnswersExperiment
-from rorqual.lab.balance import BalanceExperiment, BalanceWorked
+from rorqual.lab.balance import SolutionBalanceExperiment, TextBalanceExperiment
 from rorqual.lab.compute import ComputeExperiment
 from rorqual.lab.data_distil import DataDistil
 from rorqual.lab.distil_vs_rl import DistilVsRl
@@ -24,8 +24,8 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         DistilVsRl(),
         ZeroExperiment(),
         ZeroLongExperiment(),
-        BalanceExperiment(),
-        BalanceWorked(),
+        TextBalanceExperiment(),
+        SolutionBalanceExperiment(),
         ExpertsExperiment(),
         DataDistil(),
         MOE_VS_DENSE,

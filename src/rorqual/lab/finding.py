@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import model_validator
 
-from rorqual.core.config import Config, parse
+from rorqual.core.config import Config, parse_config
 from rorqual.core.errors import DataError
 from rorqual.evals.compact_verdicts import CompactVerdicts
 from rorqual.evals.stats import Interval, difference_over_seeds, hierarchical_difference, t_interval
@@ -48,7 +48,7 @@ class Contrast(Config):
         return [b - a for a, b in self.by_seed]
 
     @property
-    def sign(self) -> Verdict:
+    def verdict_on_sign(self) -> Verdict:
         """Whether b is above a, by the rule of `rorqual.evals.verdict`."""
         return self.judge()
 
@@ -102,7 +102,7 @@ class Finding(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _enough_seeds(cls, given: Any) -> Any:
+    def _open_with_too_few_seeds(cls, given: Any) -> Any:
         if not isinstance(given, dict) or len(given.get("seeds", ())) >= SEEDS:
             return given
         words = tuple(given.get("words", ()))
@@ -118,7 +118,7 @@ class Finding(Config):
             raise DataError("the finding does not exist", where=str(path), remedy=remedy) from None
         except ValueError as error:
             raise DataError(f"the file is not valid JSON: {error}", where=str(path), remedy=remedy) from None
-        return parse(cls, data, where=str(path))
+        return parse_config(cls, data, where=str(path))
 
 
 def contrast_of_values(

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from rorqual.core.records import RunDir
 from rorqual.data.chat import ChatFormat, chat_format
-from rorqual.data.pack import Sample, pack_rows
+from rorqual.data.pack import TrainingSample, pack_rows
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.model.decoder import Decoder, Output
+from rorqual.model.decoder import Decoder, DecoderOutput
 from rorqual.model.load.run_directory import load_run
 from rorqual.ops.losses import token_logprobs
 from rorqual.tasks.find import load_task, safe_problems
@@ -30,7 +30,7 @@ class ScoredBlock:
     whether the target is the most likely token."""
 
     batch: TrainBatch
-    output: Output
+    output: DecoderOutput
     losses: Tensor
     right: Tensor
 
@@ -40,8 +40,8 @@ class ScoredBlock:
 
 
 @torch.no_grad()
-def run_blocks(
-    model: Decoder, samples: Sequence[Sample], rows: int = 32, record: Sequence[str] = ()
+def run_on_sample_blocks(
+    model: Decoder, samples: Sequence[TrainingSample], rows: int = 32, record: Sequence[str] = ()
 ) -> Iterator[ScoredBlock]:
     """Yield one forward pass for every `rows` samples. `record` names the tensors that the attention records."""
     for start in range(0, len(samples), rows):
@@ -56,9 +56,9 @@ def run_blocks(
         yield ScoredBlock(batch, output, losses, right)
 
 
-def mean_losses(model: Decoder, samples: Sequence[Sample]) -> list[float]:
+def mean_losses(model: Decoder, samples: Sequence[TrainingSample]) -> list[float]:
     """Return the mean loss of each sample, in nats per token in its loss mask. MTP losses are not included."""
-    return [loss for block in run_blocks(model, samples) for loss in block.mean_losses()]
+    return [loss for block in run_on_sample_blocks(model, samples) for loss in block.mean_losses()]
 
 
 def load_trained(run: Path) -> tuple[Decoder, ChatFormat]:
@@ -72,6 +72,6 @@ def first_problems(task: str, options: Mapping[str, Any], split: Split, seed: in
     return list(islice(safe_problems(load_task(task, options=dict(options)), split, seed), count))
 
 
-def solution_samples(problems: Sequence[Problem], chat: ChatFormat) -> list[Sample]:
+def solution_samples(problems: Sequence[Problem], chat: ChatFormat) -> list[TrainingSample]:
     """Return the worked solutions of `problems`, with thinking, as training samples."""
     return [worked_sample(problem, chat, think=True) for problem in problems]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rorqual.core.config import Config, parse
+from rorqual.core.config import Config, parse_config
 from rorqual.core.errors import ConfigError
 from rorqual.core.ledger import read_ledger, sum_entries
 from rorqual.core.records import RunDir, Thinking, write_json
@@ -64,7 +64,7 @@ class ExperimentJob(ABC):
     needs: tuple[str, ...] = ()
 
     @abstractmethod
-    def work(self, place: Path) -> JobCost:
+    def do_job(self, place: Path) -> JobCost:
         """Do the work in the seed's folder `place`, resume unfinished work there, and return the cost.
 
         The cost includes killed attempts if their cost is known.
@@ -90,7 +90,7 @@ class ExperimentJob(ABC):
     def cost(self, place: Path) -> JobCost:
         """Return the cost of the finished job."""
         file = self.cost_file(place)
-        return parse(JobCost, json.loads(file.read_bytes()), where=str(file))
+        return parse_config(JobCost, json.loads(file.read_bytes()), where=str(file))
 
     def finish(self, place: Path, share: float = 1.0) -> JobCost:
         """Do the job if it is not done, save the cost, and return it. A lock makes other experiments wait while the job runs."""
@@ -99,7 +99,7 @@ class ExperimentJob(ABC):
         with open(file.with_name(f".{self.name}.lock"), "ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not self.job_is_done(place, share):
-                write_json(file, self.work(place).model_copy(update={"share": share}).model_dump(mode="json"))
+                write_json(file, self.do_job(place).model_copy(update={"share": share}).model_dump(mode="json"))
         return self.cost(place)
 
 
@@ -110,7 +110,7 @@ class TrainJob(ExperimentJob):
 
     make: Callable[[], Run]
 
-    def work(self, place: Path) -> JobCost:
+    def do_job(self, place: Path) -> JobCost:
         out = RunDir(place / self.name)
         fit(self.make(), out, threads=1, quiet=True, extend=False)
         return run_cost(out)
@@ -133,7 +133,7 @@ class SampleJob(ExperimentJob):
 
     config: FactoryConfig
 
-    def work(self, place: Path) -> JobCost:
+    def do_job(self, place: Path) -> JobCost:
         sample_teacher(self.config, place / self.name, threads=1, quiet=True)
         cost = sum_entries(read_ledger(place / self.name / COSTS))
         return JobCost(seconds=cost.seconds, core_seconds=cost.core_seconds)
@@ -158,7 +158,7 @@ class EvaluationJob(ExperimentJob):
     params: SamplingParams = SAMPLED
     more: Mapping[str, Any] = field(default_factory=dict)
 
-    def work(self, place: Path) -> JobCost:
+    def do_job(self, place: Path) -> JobCost:
         with measure_cost() as cost:
             result = evaluate(
                 Engine(RunDir(place / self.model).path, threads=1),
@@ -194,7 +194,7 @@ class ComputeJob(ExperimentJob):
 
     function: Callable[[Path], Any]
 
-    def work(self, place: Path) -> JobCost:
+    def do_job(self, place: Path) -> JobCost:
         with measure_cost() as cost:
             write_json(value_file(place, self.name), self.function(place))
         return cost[0]

@@ -8,9 +8,9 @@ from typing import Any
 
 from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
-from rorqual.data.pack import Sample
+from rorqual.data.pack import TrainingSample
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.lab.held_out import first_problems, run_blocks, solution_samples
+from rorqual.lab.held_out import first_problems, run_on_sample_blocks, solution_samples
 from rorqual.lab.long_training import DENSE, KINDS, LENGTH
 from rorqual.model.decoder import Decoder
 from rorqual.tasks.task import Split
@@ -23,13 +23,15 @@ PERCENT, POINTS = 0.01, 0.02
 
 def solutions(
     place: Path, seed: int, kind: str, count: int, split: Split, length: int = LENGTH, run: str = DENSE
-) -> list[Sample]:
+) -> list[TrainingSample]:
     """Return `count` worked solutions of one kind of problem. All arms of a seed use the same problems."""
     chat = chat_format(Tokenizer.load(RunDir(place / run).tokenizer_file))
     return solution_samples(first_problems("long", {"names": [kind], "length": length}, split, seed, count), chat)
 
 
-def score_solutions(model: Decoder, samples: Sequence[Sample], record: Sequence[str] = ("selected",)) -> dict[str, Any]:
+def score_solutions(
+    model: Decoder, samples: Sequence[TrainingSample], record: Sequence[str] = ("selected",)
+) -> dict[str, Any]:
     """Return, for each solution, the mean loss over the tokens in the loss mask, and whether all these tokens are the most likely ones.
     If all tokens are the most likely ones, the model writes exactly this solution at temperature 0. `picked` is the mean
     number of selected positions per query and layer, or 0 for dense attention.
@@ -38,7 +40,7 @@ def score_solutions(model: Decoder, samples: Sequence[Sample], record: Sequence[
     losses: list[float] = []
     right: list[bool] = []
     picked, queries = 0, 0
-    for block in run_blocks(model, samples, 8, record if model.needs_cache else ()):
+    for block in run_on_sample_blocks(model, samples, 8, record if model.needs_cache else ()):
         losses += block.mean_losses()
         right += (block.right | (block.batch.loss_mask == 0)).all(1).tolist()
         valid = (block.batch.segments >= 0).flatten()
@@ -48,7 +50,7 @@ def score_solutions(model: Decoder, samples: Sequence[Sample], record: Sequence[
     return {"loss": losses, "right": right, "picked": picked / max(queries, 1)}
 
 
-def readings_of(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def score_readings(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return the readings of an experiment. `found` holds the results of
     `score_solutions` by arm and kind. In the loss, each kind has the same weight."""
     fewest = min(len(kinds[kind]["loss"]) for kinds in found.values() for kind in KINDS)

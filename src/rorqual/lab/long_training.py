@@ -20,7 +20,7 @@ from rorqual.model.ffn import DenseConfig
 from rorqual.train.loop import fit
 from rorqual.train.optim import AdamWConfig, MuonConfig
 from rorqual.train.run import Run, StartConfig
-from rorqual.train.schedule import Schedule
+from rorqual.train.schedule import LearningRateSchedule
 from rorqual.train.sources import WorkedConfig
 
 KINDS: Mapping[str, str] = {"needle": "needle", "copy": "copied number", "count": "counting after the text"}
@@ -100,7 +100,7 @@ class TrainUntilLearned(TrainJob):
     cost of the job includes all starts.
     """
 
-    def work(self, place: Path) -> JobCost:
+    def do_job(self, place: Path) -> JobCost:
         run, out = self.make(), RunDir(place / self.name)
         cost = JobCost(seconds=0, core_seconds=0)
         for start in range(STARTS):
@@ -114,7 +114,7 @@ class TrainUntilLearned(TrainJob):
         return cost + run_cost(out)
 
 
-def training(
+def stage_run(
     number: int,
     place: Path,
     seed: int,
@@ -139,7 +139,7 @@ def training(
         optim=MuonConfig(
             lr=MUON_RATE,
             adamw=AdamWConfig(lr=ADAMW_RATE, betas=(0.9, 0.98)),
-            schedule=Schedule(warmup=max(1, min(20, steps // 10)), decay=stage.decay),
+            schedule=LearningRateSchedule(warmup=max(1, min(20, steps // 10)), decay=stage.decay),
         ),
         micro_batches=1,
         save_seconds=20.0,
@@ -162,7 +162,7 @@ def training_jobs(
     jobs: list[ExperimentJob] = []
     for number, stage in enumerate(stages(length)[:upto]):
         needs = (jobs[-1].name,) if jobs else ()
-        make = partial(training, number, place, seed, share, length, model, arm)
+        make = partial(stage_run, number, place, seed, share, length, model, arm)
         train = TrainUntilLearned if stage.name == PAIRS else TrainJob
         estimate = stage.core_seconds * slower * share
         jobs.append(train(name=f"{arm}-{stage.name}", estimate=estimate, needs=needs, make=make))

@@ -16,7 +16,7 @@ from typing import Any
 from rorqual.core.records import RunDir
 from rorqual.lab.experiment import ArmPair, Experiment, Quantity, Readings, scale_amount
 from rorqual.lab.job import ComputeJob, ExperimentJob, load_value
-from rorqual.lab.long_scores import EXACT, LOSS, NEEDLE, PERCENT, POINTS, readings_of, score_solutions, solutions
+from rorqual.lab.long_scores import EXACT, LOSS, NEEDLE, PERCENT, POINTS, score_readings, score_solutions, solutions
 from rorqual.lab.long_training import dense_model, training_jobs
 from rorqual.model.attention import AttentionConfig, GQAConfig, NSAConfig
 from rorqual.model.config import ModelConfig
@@ -44,7 +44,7 @@ SLOWER = {"dense": 0.7, "nsa": 1.5}
 """Estimated core-seconds of a training step, divided by those of a step of the dense model of the experiment `sparse`."""
 
 
-def last_run(arm: str) -> str:
+def last_run_name(arm: str) -> str:
     """Return the name of the last run of an arm, which is the run that is measured."""
     return f"nsa-{arm}-short"
 
@@ -56,9 +56,9 @@ def model_of(arm: str) -> ModelConfig:
     return model.model_copy(update={"stages": stages})
 
 
-def measure(place: Path, *, arm: str, seed: int, share: float) -> dict[str, Any]:
+def measure_arm(place: Path, *, arm: str, seed: int, share: float) -> dict[str, Any]:
     """Measure an arm's trained model on held-out problems. `result[kind]` is the result of `score_solutions` on one kind of problem."""
-    run = last_run(arm)
+    run = last_run_name(arm)
     model = load_run(RunDir(place / run))
     return {
         kind: score_solutions(
@@ -95,12 +95,12 @@ class NSAExperiment(Experiment):
             jobs += training_jobs(
                 seed, place, share, 4 * LENGTH, upto=3, model=model_of(arm), arm=f"nsa-{arm}", slower=SLOWER[arm]
             )
-            function = partial(measure, arm=arm, seed=seed, share=share)
+            function = partial(measure_arm, arm=arm, seed=seed, share=share)
             estimate = 5 * SLOWER[arm] * share
             jobs.append(
-                ComputeJob(name=f"nsa-measure-{arm}", estimate=estimate, needs=(last_run(arm),), function=function)
+                ComputeJob(name=f"nsa-measure-{arm}", estimate=estimate, needs=(last_run_name(arm),), function=function)
             )
         return jobs
 
     def read(self, place: Path) -> Readings:
-        return readings_of({arm: load_value(place, f"nsa-measure-{arm}") for arm in ATTENTION})
+        return score_readings({arm: load_value(place, f"nsa-measure-{arm}") for arm in ATTENTION})

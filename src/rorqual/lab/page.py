@@ -9,7 +9,7 @@ from rorqual.evals.stats import t_interval
 from rorqual.evals.verdict import SEEDS
 from rorqual.lab.finding import Contrast, Finding, format_value
 from rorqual.report.chart import draw
-from rorqual.report.page import page
+from rorqual.report.page import render_page
 from rorqual.report.table import Table
 
 SIGNS = {"holds": "● higher", "does not hold": "✕ lower", "open": "○ open"}
@@ -26,7 +26,7 @@ def page_text(finding: Finding) -> str:
     """Return the HTML page of a finding."""
     seeds = " ".join(map(str, finding.seeds))
     share = "" if finding.share == 1 else f"; at {finding.share:.2%} of the full work"
-    return page(
+    return render_page(
         "finding",
         finding=finding,
         contrasts=contrasts_table(finding),
@@ -64,7 +64,7 @@ def _contrast_row(contrast: Contrast) -> tuple[str, ...]:
         format_value(contrast.b, unit),
         format_value(contrast.difference, unit, signed=True),
         f"[{format_value(contrast.low, unit, signed=True)}, {format_value(contrast.high, unit, signed=True)}]",
-        SIGNS[contrast.sign],
+        SIGNS[contrast.verdict_on_sign],
         student,
         ", ".join(f"{format_value(a, unit)} → {format_value(b, unit)}" for a, b in contrast.by_seed),
     )

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rorqual.core.records import RunDir
-from rorqual.lab.experiment import SHARE, ArmPair, Experiment, Quantity, Readings, by_family, items_by_index
+from rorqual.lab.experiment import SHARE, ArmPair, Experiment, Quantity, Readings, by_family, values_in_group_all
 from rorqual.lab.job import ExperimentJob, load_evaluation, load_value, run_cost
 from rorqual.lab.shapes import ARMS, CONTEXT, DENSE_CLOCK, DENSE_FLOPS, FULL, MOE, MTP, PLAIN_CLOCK, shape_jobs
 from rorqual.model.account import account
@@ -73,9 +73,9 @@ class ShapeExperiment(Experiment):
             CACHE: {name: size.cache_bytes for name, size in sizes.items()},
         }
         return {
-            LOSS: {name: items_by_index(load_value(place, f"{name}-loss")) for name in runs},
+            LOSS: {name: values_in_group_all(load_value(place, f"{name}-loss")) for name in runs},
             RIGHT: {name: by_family(load_evaluation(place, f"{name}-on")) for name in runs},
-            **{what: {name: items_by_index([one]) for name, one in ones.items()} for what, ones in single.items()},
+            **{what: {name: values_in_group_all([one]) for name, one in ones.items()} for what, ones in single.items()},
         }
 
 

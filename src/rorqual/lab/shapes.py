@@ -26,7 +26,7 @@ from rorqual.tasks.task import Split
 from rorqual.train.balance import BalanceConfig
 from rorqual.train.optim import AdamWConfig, MuonConfig
 from rorqual.train.run import Run
-from rorqual.train.schedule import Schedule
+from rorqual.train.schedule import LearningRateSchedule
 from rorqual.train.sources import WorkedConfig
 
 TASK = "families:add,sub,mod,swap,count,kk"
@@ -73,14 +73,14 @@ def baseline() -> ModelConfig:
     )
 
 
-def routed_by(model: ModelConfig, router: RouterConfig) -> ModelConfig:
+def with_router(model: ModelConfig, router: RouterConfig) -> ModelConfig:
     """Return `model` with another router in each MoE layer."""
     return _change_stages(
         model, lambda s: {"ffn": s.ffn.model_copy(update={"router": router})} if s.ffn.kind == "moe" else {}
     )
 
 
-def dense_like(model: ModelConfig) -> ModelConfig:
+def with_dense_ffn(model: ModelConfig) -> ModelConfig:
     """Return `model` with a dense feed-forward network in place of each MoE.
 
     The width of the dense network is chosen to preserve the FLOPs per token.
@@ -97,7 +97,7 @@ def dense_like(model: ModelConfig) -> ModelConfig:
     )
 
 
-def multi_head_like(model: ModelConfig, *, heads: int) -> ModelConfig:
+def with_multi_head_attention(model: ModelConfig, *, heads: int) -> ModelConfig:
     """Return `model` with multi-head attention in place of MLA. The head size is chosen to preserve the parameter count."""
 
     def build(head_dim: int) -> ModelConfig:
@@ -118,7 +118,7 @@ def _change_stages(model: ModelConfig, change: Callable[[Stage], dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Arm:
+class TrainingArm:
     """One training run of a comparison. `core_seconds` is the time of the full run on the reference machine.
 
     `factor` multiplies the learning rates of Muon and AdamW. The candidates were 0.5, 1 and 2, or 0.25, 0.5 and 1 for the arms that
@@ -158,23 +158,25 @@ FIXED_ROUTER = GroupedTopKConfig(
     norm_topk_prob=False,
     routed_scaling_factor=3.0,
 )
-ARMS: Mapping[str, Arm] = {
-    MOE: Arm("experts + latent", baseline, STEPS, 25),
-    DENSE_FLOPS: Arm("dense + latent", lambda: dense_like(baseline()), STEPS, 21),
-    DENSE_CLOCK: Arm("dense + latent (more steps)", lambda: dense_like(baseline()), round(STEPS / DENSE_STEP), 24),
-    FULL: Arm("experts + full", lambda: multi_head_like(baseline(), heads=2), STEPS, 24),
-    MTP: Arm("experts + latent + MTP", lambda: with_mtp(baseline()), STEPS, 33),
-    ZERO: Arm("identity experts", lambda: routed_by(baseline(), ZERO_ROUTER), ROUTED_STEPS, 79, 0.5, HARD),
-    FIXED: Arm("two experts", lambda: routed_by(baseline(), FIXED_ROUTER), ROUTED_STEPS, 75, 0.5, HARD),
-    FIXED_CLOCK: Arm(
+ARMS: Mapping[str, TrainingArm] = {
+    MOE: TrainingArm("experts + latent", baseline, STEPS, 25),
+    DENSE_FLOPS: TrainingArm("dense + latent", lambda: with_dense_ffn(baseline()), STEPS, 21),
+    DENSE_CLOCK: TrainingArm(
+        "dense + latent (more steps)", lambda: with_dense_ffn(baseline()), round(STEPS / DENSE_STEP), 24
+    ),
+    FULL: TrainingArm("experts + full", lambda: with_multi_head_attention(baseline(), heads=2), STEPS, 24),
+    MTP: TrainingArm("experts + latent + MTP", lambda: with_mtp(baseline()), STEPS, 33),
+    ZERO: TrainingArm("identity experts", lambda: with_router(baseline(), ZERO_ROUTER), ROUTED_STEPS, 79, 0.5, HARD),
+    FIXED: TrainingArm("two experts", lambda: with_router(baseline(), FIXED_ROUTER), ROUTED_STEPS, 75, 0.5, HARD),
+    FIXED_CLOCK: TrainingArm(
         "two experts (more steps)",
-        lambda: routed_by(baseline(), FIXED_ROUTER),
+        lambda: with_router(baseline(), FIXED_ROUTER),
         round(ROUTED_STEPS * ZERO_STEP),
         79,
         0.5,
         HARD,
     ),
-    PLAIN_CLOCK: Arm("experts + latent (more steps)", baseline, round(STEPS * MTP_STEP), 34),
+    PLAIN_CLOCK: TrainingArm("experts + latent (more steps)", baseline, round(STEPS * MTP_STEP), 34),
 }
 DEV_SEEDS = (7, 8)
 
@@ -187,7 +189,7 @@ def shape_run(name: str, seed: int, share: float = 1.0, factor: float = 0.0) -> 
     """
     arm = ARMS[name]
     model, steps, factor = arm.model(), scale_amount(arm.steps, share), factor or arm.factor
-    schedule = Schedule(warmup=max(1, steps // 10), decay=0.4)
+    schedule = LearningRateSchedule(warmup=max(1, steps // 10), decay=0.4)
     return Run(
         recipe="shape",
         seed=seed,

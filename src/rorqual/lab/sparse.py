@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 
 from rorqual.core.records import RunDir
-from rorqual.data.pack import Sample
+from rorqual.data.pack import TrainingSample
 from rorqual.lab.experiment import ArmPair, Experiment, Quantity, Readings, scale_amount
 from rorqual.lab.job import ComputeJob, ExperimentJob, JobCost, TrainJob, load_value, run_cost
 from rorqual.lab.long_scores import (
@@ -27,7 +27,7 @@ from rorqual.lab.long_scores import (
     PERCENT,
     PICKED,
     POINTS,
-    readings_of,
+    score_readings,
     score_solutions,
     solutions,
 )
@@ -36,8 +36,8 @@ from rorqual.lab.random_selection import RandomSelectionConfig
 from rorqual.model.attention import (
     AttentionConfig,
     MLAConfig,
-    Selection,
-    WindowConfig,
+    SelectedRows,
+    SlidingWindowConfig,
 )
 from rorqual.model.config import ModelConfig
 from rorqual.model.decoder import Decoder
@@ -93,7 +93,7 @@ class SparsifyJob(ExperimentJob):
     share: float
     length: int
 
-    def work(self, place: Path) -> JobCost:
+    def do_job(self, place: Path) -> JobCost:
         source = long_problems(self.length)
         config = SparsifyConfig(
             index_topk=self.length // TRAINED,
@@ -122,7 +122,7 @@ def long_problems(length: int) -> WorkedConfig:
     return WorkedConfig(task="long", options=options, rows=ROWS, row=length + REPLY)
 
 
-def baseline(arm: Arm, place: Path, seed: int, share: float, length: int = LENGTH) -> Run:
+def baseline_run(arm: Arm, place: Path, seed: int, share: float, length: int = LENGTH) -> Run:
     """Return the training run of a baseline. A baseline trains for as many steps as
     the indexer and the sparse model together, on the same data.
     """
@@ -149,7 +149,7 @@ def with_selection(arm: Arm, model: ModelConfig, budget: int, *, seed: int = 0, 
             cap = budget if arm == "dsa" else CAP * budget
             return given.model_copy(update={"index_topk": cap, "index_top_p": top_p})
         if arm == "window":
-            return WindowConfig(**mla, window=budget - SINKS, sinks=SINKS)
+            return SlidingWindowConfig(**mla, window=budget - SINKS, sinks=SINKS)
         return RandomSelectionConfig(**mla, topk=budget, seed=seed, layer=layer) if arm == "random" else given
 
     layers = tuple(
@@ -170,26 +170,26 @@ def load(arm: Arm, place: Path, budget: int, *, seed: int, top_p: float = 1.0) -
 
 
 @torch.no_grad()
-def matching_top_p(model: Decoder, samples: Sequence[Sample], budget: int) -> float:
+def matching_top_p(model: Decoder, samples: Sequence[TrainingSample], budget: int) -> float:
     """Return the `index_top_p` at which `model` selects as many positions on average as with `index_topk=budget`.
 
     The model runs once per sample, without `index_top_p`, and each candidate value is applied to the recorded scores. Deeper
     layers therefore receive inputs to which no `index_top_p` was applied.
     """
-    found: list[Selection] = []
+    found: list[SelectedRows] = []
     for sample in samples:
         output = model(torch.tensor([sample.ids]), record=("selected", "index_scores"))
-        found += map(Selection, output.recorded["selected"], output.recorded["index_scores"])
+        found += map(SelectedRows, output.recorded["selected"], output.recorded["index_scores"])
     wanted = sum(int((selection.rows[:, :budget] >= 0).sum()) for selection in found)
     low, high = 0.0, 1.0
     for _ in range(20):
         middle = (low + high) / 2
-        picked = sum(int((selection.top_p(middle).rows >= 0).sum()) for selection in found)
+        picked = sum(int((selection.keep_top_p(middle).rows >= 0).sum()) for selection in found)
         low, high = (middle, high) if picked < wanted else (low, middle)
     return high
 
 
-def measure(place: Path, *, arm: Arm, seed: int, share: float, length: int = LENGTH) -> dict[str, Any]:
+def measure_arm(place: Path, *, arm: Arm, seed: int, share: float, length: int = LENGTH) -> dict[str, Any]:
     """Measure `arm` on held-out problems: at every budget, or only once for the dense arm.
 
     `result[divisor][kind]` is the result of `score_solutions` on one kind of problem, at a budget of `length` / `divisor`. For the
@@ -282,10 +282,10 @@ class SparseExperiment(Experiment):
             SparsifyJob(name=DSA, estimate=115 * share, needs=(DENSE,), seed=seed, share=share, length=self.length)
         )
         for arm in BASELINES:
-            make = partial(baseline, arm, place, seed, share, self.length)
+            make = partial(baseline_run, arm, place, seed, share, self.length)
             jobs.append(TrainJob(name=RUNS[arm], estimate=95 * share, needs=(DENSE,), make=make))
         for arm in ARMS:
-            function = partial(measure, arm=arm, seed=seed, share=share, length=self.length)
+            function = partial(measure_arm, arm=arm, seed=seed, share=share, length=self.length)
             needs = (RUNS[arm].split("/")[0],)
             estimate = (3 if arm == "dense" else 60) * share
             jobs.append(ComputeJob(name=measure_job_name(arm), estimate=estimate, needs=needs, function=function))
@@ -298,4 +298,4 @@ class SparseExperiment(Experiment):
             for at in BUDGETS.values()
             for arm, one in measured.items()
         }
-        return readings_of(found)
+        return score_readings(found)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from rorqual.core.config import override
+from rorqual.core.config import override_fields
 from rorqual.core.records import Thinking
 from rorqual.engine.request import SamplingParams
 from rorqual.lab.experiment import scale_amount
@@ -63,7 +63,7 @@ def base_jobs(seed: int, place: Path, share: float) -> list[ExperimentJob]:
         run = sft(task=TASK, start=str(place / ABLE), steps=steps, rows=32, row=128, think=FULL.student_think,
                   options={"hard": HARD}, seed=seed + 50)  # fmt: skip
         rate = FULL.student_base_lr
-        return override(run, [f"optim.lr={rate}", f"optim.adamw.lr={rate / 3}", "optim.schedule.warmup=5"])
+        return override_fields(run, [f"optim.lr={rate}", f"optim.adamw.lr={rate / 3}", "optim.schedule.warmup=5"])
 
     tries = SamplingParams(max_tokens=80, temperature=1.0, n=TRIES)
     return [
@@ -88,7 +88,7 @@ def grpo_run(start: Path, steps: int, seed: int) -> Run:
     run = grpo(task=TASK, start=str(start), steps=steps, problems=FULL.rival_problems, samples=FULL.rival_samples, max_tokens=80,
                row=128, lr=FULL.rival_lr,
                 options={"hard": HARD}, seed=seed)  # fmt: skip
-    return override(run, ROUNDING)
+    return override_fields(run, ROUNDING)
 
 
 def evaluation_jobs(

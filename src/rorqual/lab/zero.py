@@ -17,8 +17,8 @@ from rorqual.lab.experiment import (
     Quantity,
     Readings,
     by_family,
-    items_by_index,
     scale_amount,
+    values_in_group_all,
 )
 from rorqual.lab.job import ExperimentJob, TrainJob, load_evaluation
 from rorqual.lab.student import BASE, RL, base_jobs, evaluation_jobs, grpo_job, grpo_run, student_seed
@@ -73,7 +73,7 @@ class ZeroExperiment(Experiment):
             CHOICE: {arm: by_family(found) for arm, found in own.items()},
             THINKS: {arm: by_family(found, did_think) for arm, found in own.items()},
             ABLE: {arm: by_family(found) for arm, found in forced.items()},
-            LENGTH: {arm: items_by_index(values) for arm, values in lengths.items()},
+            LENGTH: {arm: values_in_group_all(values) for arm, values in lengths.items()},
         }
 
 

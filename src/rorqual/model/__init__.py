@@ -2,7 +2,7 @@
 
 from rorqual.model.account import Account, account
 from rorqual.model.config import ModelConfig, Stage
-from rorqual.model.decoder import Cache, Decoder, Output
+from rorqual.model.decoder import Cache, Decoder, DecoderOutput
 from rorqual.model.init import build
 
-__all__ = ["Account", "Cache", "Decoder", "ModelConfig", "Output", "Stage", "account", "build"]
+__all__ = ["Account", "Cache", "Decoder", "DecoderOutput", "ModelConfig", "Stage", "account", "build"]

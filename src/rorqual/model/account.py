@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from rorqual.model.config import ModelConfig
-from rorqual.model.cost import Cost, linear, vector
+from rorqual.model.cost import Cost, linear_cost, vector_cost
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ def account(config: ModelConfig, *, context: int = 0, cache_value_bytes: int = 2
     The counts are exact: tests compare them with real modules on the meta device and with torch's FLOP counter.
     """
     d, v = config.hidden_size, config.vocab_size
-    head = linear(d, v)
-    embedding = Cost() if config.tie_word_embeddings else vector(v * d)
+    head = linear_cost(d, v)
+    embedding = Cost() if config.tie_word_embeddings else vector_cost(v * d)
     ends = config.boundary_config.boundary_cost(d)
-    main = embedding + head + vector(d) + ends
+    main = embedding + head + vector_cost(d) + ends
     for stage in config.stages:
         main += stage.cost(d, context) * stage.layers
-    mtp = linear(2 * d, d) + vector(3 * d) + config.stages[-1].cost(d, context) + ends
+    mtp = linear_cost(2 * d, d) + vector_cost(3 * d) + config.stages[-1].cost(d, context) + ends
     n_mtp = config.num_nextn_predict_layers
     cached = sum(attention.cache_bytes(cache_value_bytes) for attention in config.attentions)
     return Account(

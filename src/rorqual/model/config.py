@@ -95,7 +95,7 @@ class ModelConfig(Config):
         return self.stages[-1].block
 
     @model_validator(mode="after")
-    def _check_fit(self) -> Self:
+    def _check_stages(self) -> Self:
         for stage in self.stages:
             stage.block.check()
             for part in stage.attention_and_ffn_configs:
@@ -103,7 +103,7 @@ class ModelConfig(Config):
             for attention in stage.attentions:
                 attention.cache_layout()
             for ffn in stage.ffns:
-                if ffn.experts_per_token() and not ffn.n_choices():
+                if ffn.experts_per_token() and not ffn.n_router_choices():
                     raise ValueError(
                         f"feed-forward kind '{ffn.kind}' routes tokens, but its `n_experts()` returns 0; return the number of experts"
                     )

@@ -25,12 +25,12 @@ class Cost:
         return Cost(self.params * times, self.active * times, self.flops * times)
 
 
-def linear(inputs: int, outputs: int, *, bias: bool = False) -> Cost:
+def linear_cost(inputs: int, outputs: int, *, bias: bool = False) -> Cost:
     """Return the cost of a linear map from `inputs` to `outputs` values."""
     params = inputs * outputs + (outputs if bias else 0)
     return Cost(params, params, 2 * inputs * outputs)
 
 
-def vector(size: int) -> Cost:
+def vector_cost(size: int) -> Cost:
     """Return the cost of `size` parameters outside matrix products, such as the weight of a norm."""
     return Cost(size, size, 0)

@@ -34,7 +34,7 @@ class Cache(Protocol):
 
 
 @dataclass(frozen=True)
-class Output:
+class DecoderOutput:
     """The result of a forward pass.
 
     `hidden` [batch, seq, d] is the hidden state after the final norm. `routing` has one entry per feed-forward network
@@ -84,7 +84,7 @@ class Decoder(Layer):
         replay: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         record: Collection[str] = (),
-    ) -> Output:
+    ) -> DecoderOutput:
         """Run the model on `tokens` [batch, seq].
 
         - `positions` [batch, seq]: 0, 1, ... in each row by default.
@@ -92,7 +92,7 @@ class Decoder(Layer):
         - `cache`: each token attends to the cached positions of its sequence, up to the position of the token.
         - `replay` [batch, seq, routers, k] fixes the experts of each token instead of letting the routers choose.
         - `inputs_embeds` [batch, seq, d] replaces `embed(tokens)`.
-        - `record` lists the tensors to return in `Output.recorded` (see `AttentionContext.record`).
+        - `record` lists the tensors to return in `DecoderOutput.recorded` (see `AttentionContext.record`).
 
         Raises ValueError if no layer records a name in `record`.
         """
@@ -107,16 +107,17 @@ class Decoder(Layer):
         caches = (None if cache is None else cache.layer(index) for index in count())
         choices = repeat(None) if replay is None else iter(replay.flatten(0, 1).unbind(1))
         routing: list[Routing] = []
-        for block in cast("Iterable[Block]", self.layers):  # a wrapped block, as for checkpointing, is no `Block`
+        blocks = cast("Iterable[Block]", self.layers)  # a wrapped block, as for checkpointing, is no `Block`
+        for block in blocks:
             chosen = [next(choices) if ffn.experts_per_token else None for ffn in block.ffns]
             x, block_routing = block(x, context, list(islice(caches, block.attentions)), chosen)
             routing += [entry for entry in block_routing if entry is not None]
         if unknown := set(record) - set(context.recorded):
             raise ValueError(f"record={sorted(unknown)}: no layer of this model records these names")
         recorded = {name: tuple(tensors) for name, tensors in context.recorded.items()}
-        return Output(self.norm(self.collapse(x, self.ops), self.ops), tuple(routing), recorded)
+        return DecoderOutput(self.norm(self.collapse(x, self.ops), self.ops), tuple(routing), recorded)
 
-    def predict_further(
+    def predict_with_mtp(
         self,
         hidden: Tensor,
         tokens: Tensor,
@@ -124,13 +125,13 @@ class Decoder(Layer):
         segments: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         record: Collection[str] = (),
-    ) -> list[Output]:
+    ) -> list[DecoderOutput]:
         """Run the MTP modules over whole sequences. The hidden state at position i of module k predicts token t_{i+2+k}.
 
         `hidden` [batch, seq, d] is the output of `forward`, and the other arguments are as in `forward`. Module k returns
         hidden states [batch, seq - 1 - k, d]. The caller must mask positions whose predicted token belongs to another document.
         """
-        outputs: list[Output] = []
+        outputs: list[DecoderOutput] = []
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         segments = torch.zeros_like(tokens) if segments is None else segments
@@ -147,7 +148,7 @@ class Decoder(Layer):
                 caches = [packed.layer(index) for index in range(len(attentions))]
             hidden, routing = module(hidden, self._input_embeddings(tokens, inputs_embeds), context, caches)
             recorded = {name: tuple(tensors) for name, tensors in context.recorded.items()}
-            outputs.append(Output(hidden, tuple(entry for entry in routing if entry is not None), recorded))
+            outputs.append(DecoderOutput(hidden, tuple(entry for entry in routing if entry is not None), recorded))
         return outputs
 
     def _packed_cache(

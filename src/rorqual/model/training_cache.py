@@ -16,7 +16,7 @@ from torch import Tensor
 from rorqual.core.errors import DataError
 from rorqual.model.attention import CacheLayout, CachePart, LayerCache
 from rorqual.ops.backends.attention import AttentionMetadata, PagedAttention
-from rorqual.ops.paged import BLOCK, Ints, round_up
+from rorqual.ops.paged import BLOCK, Ints, round_up_group_count
 from rorqual.ops.rope import Rope, rope_angle_table
 
 PADDING = -1
@@ -69,13 +69,15 @@ class PackedBatchCache:
     def row_indices(self, every: int) -> tuple[Tensor, Tensor]:
         """Return two index tensors: the last token of each group of `every` tokens, and the group of each row of the blocks.
 
-        The first tensor [groups] holds the last token of each group, with padding at the end (`ops.paged.round_up`). The
+        The first tensor [groups] holds the last token of each group, with padding at the end (`ops.paged.round_up_group_count`). The
         second tensor [blocks * BLOCK / every] holds the group index of each row. The index of an empty row is the length
         of the first tensor.
         """
         if every not in self._rows_by_every:
             ends = np.flatnonzero(self._positions % every == every - 1)
-            last = np.zeros(len(ends) if every == 1 else round_up(len(ends), self.plan.rows.least), np.int64)
+            last = np.zeros(
+                len(ends) if every == 1 else round_up_group_count(len(ends), self.plan.rows.least), np.int64
+            )
             last[: len(ends)] = ends
             group = np.full(len(self._positions) + 1, len(last))
             group[ends] = np.arange(len(ends))

@@ -47,7 +47,7 @@ def experts(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor) -> Tenso
 def _experts_by_grouped_mm(x: Tensor, indices: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     """Return SwiGLU_expert(x) [tokens * k, d] of each token and each of its experts, with `grouped_mm`."""
     order, pairs = _sort_by_expert(indices)
-    ends = _counts(indices, len(gate_up)).cumsum(0, dtype=torch.int32)
+    ends = _expert_counts(indices, len(gate_up)).cumsum(0, dtype=torch.int32)
     gate, up = F.grouped_mm(x.index_select(0, order // indices.shape[1]), gate_up, offs=ends).chunk(2, dim=-1)
     out = F.grouped_mm(F.silu(gate) * up, down, offs=ends)
     return out.index_select(0, torch.empty_like(order).scatter(0, order, pairs))
@@ -63,7 +63,7 @@ def _experts_by_blocks(x: Tensor, indices: Tensor, gate_up: Tensor, down: Tensor
     n, n_experts = len(pairs), len(gate_up)
     rows = max(1, -(-n // n_experts))
     blocks = (n + min(n, n_experts) * (rows - 1)) // rows
-    counts = _counts(indices, n_experts)
+    counts = _expert_counts(indices, n_experts)
     needed = (counts + rows - 1) // rows
     block_ends = needed.cumsum(0)
     shift = (block_ends - needed) * rows - (
@@ -83,6 +83,6 @@ def _sort_by_expert(indices: Tensor) -> tuple[Tensor, Tensor]:
     return order, torch.arange(len(order), device=order.device)
 
 
-def _counts(indices: Tensor, n_experts: int) -> Tensor:
+def _expert_counts(indices: Tensor, n_experts: int) -> Tensor:
     flat = indices.reshape(-1)
     return torch.zeros(n_experts, dtype=torch.int64, device=flat.device).scatter_add(0, flat, torch.ones_like(flat))

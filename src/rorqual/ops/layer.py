@@ -17,7 +17,7 @@ class Layer(nn.Module):
     - `shared_input`: groups of names of linear maps that have the same input. `apply_shared_input(x)` applies all maps in `shared_input`.
     - `derived`: maps the name of a method to the name of a submodule or parameter. `Backend.prepare` stores the method's result
       and removes the submodule or parameter. The method in `derived` has no arguments and computes tensors [.., in, out] or
-      [out, in] from weights. `tensors(name)` returns the tensors of the method `name`.
+      [out, in] from weights. `derived_tensors(name)` returns the tensors of the method `name`.
     - `tied`: maps the name of a linear map to the submodule that provides its `weight` [out, in].
     """
 
@@ -43,7 +43,7 @@ class Layer(nn.Module):
         outputs = [[getattr(self, name)(x) for name in group] for group in self.shared_input]
         return tuple(group[0] if len(group) == 1 else torch.cat(group, dim=-1) for group in outputs)
 
-    def tensors(self, name: str) -> tuple[Tensor, ...]:
+    def derived_tensors(self, name: str) -> tuple[Tensor, ...]:
         """Return the tensors of the method `name` in `derived`. Each call computes the tensors unless a backend has precomputed them."""
         if name in self.known:
             return self.known[name]

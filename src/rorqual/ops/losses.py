@@ -11,7 +11,7 @@ def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
     return logits.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
 
-def keep_only(logits: Tensor, kept: Tensor) -> Tensor:
+def mask_tokens_not_kept(logits: Tensor, kept: Tensor) -> Tensor:
     """Set the logits [n, vocab] of tokens that are not in `kept` to -inf.
 
     `kept` [n, ceil(vocab / 8)] is uint8 in the format of `numpy.packbits`: the first token is the highest bit of the

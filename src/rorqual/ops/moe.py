@@ -202,7 +202,7 @@ def expected_load(load: Tensor, target: Tensor | None) -> Tensor:
     )  # n shares of 1 / n give exactly 1 in float64, but not in float32
 
 
-def sequence_balance(scores: Tensor, indices: Tensor, sequence: Tensor, n_sequences: int) -> Tensor:
+def sequence_balance_loss(scores: Tensor, indices: Tensor, sequence: Tensor, n_sequences: int) -> Tensor:
     """Compute V3's sequence-wise balance loss without the factor alpha (eq. 17-20), summed over sequences.
 
     - `scores` [tokens, experts]: affinities without bias.

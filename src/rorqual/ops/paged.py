@@ -34,7 +34,7 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Tiles:
+class QueryTiles:
     """The query tiles of a forward pass, and the (tile, key block) pairs that attention computes.
 
     A tile has `queries` queries of one sequence. Tiles are sorted by descending number of blocks. Pairs are sorted by the
@@ -83,7 +83,7 @@ class Tiles:
         self.position[:] = position
         self._masks.clear()
 
-    def mask_of(self, every: int, window: int | None) -> Tensor:
+    def visibility_mask(self, every: int, window: int | None) -> Tensor:
         """Return `mask` for a part with one row per `every` tokens: [pairs, queries, BLOCK / every].
 
         A row is visible to queries at or after the last token of its group. With `window`, the row is visible only if the last
@@ -107,7 +107,7 @@ class Tiles:
         return pairs.new_zeros(len(self.mask), *pairs.shape[1:]).index_copy(0, self.back, pairs)
 
 
-def round_up(groups: int, least: int) -> int:
+def round_up_group_count(groups: int, least: int) -> int:
     """Round `groups` up to a positive multiple of `least`."""
     return max(1, -(-groups // least)) * least
 
@@ -119,14 +119,14 @@ Up to this ratio, attention reads one slice of the pool instead of gathering blo
 """
 
 
-def tiles_of(
+def build_tiles(
     first: Ints,
     count: Ints,
     block_table: npt.NDArray[np.integer],
     queries: int,
     device: torch.device | str = "cpu",
     rows: RowLimits = ENOUGH,
-) -> Tiles:
+) -> QueryTiles:
     """Build the tiles of a forward pass. Sequence i has `count[i]` consecutive tokens at positions first[i], first[i] + 1, ...
 
     first and count are [sequences]; block_table [sequences, blocks] holds each sequence's block numbers in the pool.
@@ -165,7 +165,7 @@ def tiles_of(
     if queries == 1:
         ends = place == blocks[tile] - 1
         last[sequence[tile[ends]]] = entry[ends]
-    return Tiles(
+    return QueryTiles(
         queries=queries,
         tile=to_tensor(tile),
         block=to_tensor(block),
@@ -193,7 +193,7 @@ def _pool_slice(block: Ints) -> slice | None:
 
 
 @dataclass(frozen=True)
-class Selection:
+class SelectedRows:
     """The rows of a cached part that were selected for each token.
 
     `rows` [tokens, k] are row numbers within the token's sequence, best first. A token's rows do not repeat. Row -1 means
@@ -203,7 +203,7 @@ class Selection:
     rows: Tensor
     scores: Tensor
 
-    def top_p(self, p: float) -> Selection:
+    def keep_top_p(self, p: float) -> SelectedRows:
         """Keep the fewest best rows whose weights add up to at least `p` (0 to 1).
 
         The weights are the softmax over the scores of all selected rows. Twilight (2502.02770) prunes a top-k selection in this
@@ -212,10 +212,10 @@ class Selection:
         share = (self.scores.detach() - self.scores.detach()[:, :1]).double().exp().cumsum(1)
         before = F.pad(share[:, :-1], (1, 0))
         kept = (before < p * share[:, -1:]) & (self.rows >= 0)
-        return Selection(self.rows.where(kept, -1), self.scores.where(kept, -torch.inf))
+        return SelectedRows(self.rows.where(kept, -1), self.scores.where(kept, -torch.inf))
 
 
-def attend(q: Tensor, keys: Tensor, values: Tensor | int, tiles: Tiles, scale: float) -> Tensor:
+def attend(q: Tensor, keys: Tensor, values: Tensor | int, tiles: QueryTiles, scale: float) -> Tensor:
     """Compute causal attention softmax(scale q k^T) v within each sequence. Returns [tokens, heads, repeat, d_v].
 
     - `q` [tokens, heads, repeat, d], with `repeat` query heads per key head.
@@ -228,17 +228,17 @@ def attend(q: Tensor, keys: Tensor, values: Tensor | int, tiles: Tiles, scale: f
         return attend_masked(q, keys, values, tiles, scale, tiles.mask)[0]
     q = q.to(_product_dtype(q))
     k, v = _keys_and_values(keys, values, tiles, q.dtype)
-    scores, weights = _block_weights(_in_tiles(q, tiles), k, tiles, scale, tiles.mask)
+    scores, weights = _block_weights(_tokens_to_tiles(q, tiles), k, tiles, scale, tiles.mask)
     if len(tiles.counts) > 1:
         share, _ = _softmax_shares(scores, weights, tiles)
         weights = weights.float().mul_(
             tiles.pairs_to_mask_order(share / _sum_blocks(share, tiles).index_select(0, tiles.tile))
         )
-    return _in_tokens(_weight_values(weights, v, tiles), tiles, q.shape[2])
+    return _tiles_to_tokens(_weight_values(weights, v, tiles), tiles, q.shape[2])
 
 
 def attend_masked(
-    q: Tensor, keys: Tensor, values: Tensor | int, tiles: Tiles, scale: float, mask: Tensor
+    q: Tensor, keys: Tensor, values: Tensor | int, tiles: QueryTiles, scale: float, mask: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Attend to the keys that `mask` (from `selection_mask`) leaves visible.
 
@@ -249,13 +249,15 @@ def attend_masked(
     q = q.to(_product_dtype(q))
     k, v = _keys_and_values(keys, values, tiles, q.dtype)
     if torch.is_grad_enabled():
-        out, lse = _Attend.apply(_in_tiles(q, tiles), k, v, tiles, scale, mask)
+        out, lse = _Attend.apply(_tokens_to_tiles(q, tiles), k, v, tiles, scale, mask)
     else:
-        out, lse, _ = _attend(_in_tiles(q, tiles), k, v, tiles, scale, mask)
-    return _in_tokens(out, tiles, q.shape[2]), _in_tokens(lse, tiles, q.shape[2]).squeeze(-1)
+        out, lse, _ = _attend(_tokens_to_tiles(q, tiles), k, v, tiles, scale, mask)
+    return _tiles_to_tokens(out, tiles, q.shape[2]), _tiles_to_tokens(lse, tiles, q.shape[2]).squeeze(-1)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, tiles: QueryTiles, scale: float, mask: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Attend from tiles [tiles, heads, rows, d] to blocks [blocks, heads, size, d or d_v] in the order of `mask`.
 
     Returns the output [tiles, heads, rows, d_v], the log-sum-exp [tiles, heads, rows, 1] and the weights [blocks, heads, rows, size].
@@ -277,7 +279,7 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float, mask: Tensor
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, tiles: QueryTiles, scale: float, mask: Tensor
     ) -> tuple[Tensor, Tensor]:
         out, lse, weights = _attend(q, k, v, tiles, scale, mask)
         ctx.save_for_backward(q, k, v, weights, out, lse)
@@ -288,7 +290,7 @@ class _Attend(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, weights, out, lse = ctx.saved_tensors
-        tiles: Tiles = ctx.tiles
+        tiles: QueryTiles = ctx.tiles
         seen = lse > float(HIDDEN) / 2  # other outputs are constant
         dout, dlse = (torch.where(seen, grad, 0) for grad in grads)
         both = (dout.float() * out.float()).sum(-1, keepdim=True) - dlse
@@ -326,7 +328,13 @@ def merge_attention(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def attend_selected(
-    q: Tensor, keys: Tensor, values: Tensor | int, tiles: Tiles, scale: float, rows: Tensor, window: int | None = None
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor | int,
+    tiles: QueryTiles,
+    scale: float,
+    rows: Tensor,
+    window: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attend from each token to its rows [tokens, k] (-1: no row). The work is proportional to k, not to the sequence length.
 
@@ -359,7 +367,7 @@ def attend_selected(
         ]
         pairs = torch.arange(blocks * len(part), device=rows.device)
         mask = torch.where(hidden[:, part].reshape(-1, 1, size), float(HIDDEN), 0.0)
-        own = Tiles(
+        own = QueryTiles(
             queries=1,
             tile=pairs % len(part),
             block=pairs,
@@ -379,13 +387,13 @@ def attend_selected(
     return out, lse
 
 
-def selection_mask(tiles: Tiles, every: int, window: int | None, selected: Tensor | None) -> Tensor:
+def selection_mask(tiles: QueryTiles, every: int, window: int | None, selected: Tensor | None) -> Tensor:
     """Return the mask [pairs, queries, BLOCK / every] for `attend_masked`.
 
     `window` limits visible rows to the token's last `window` tokens. `selected` [tokens, k] limits visible rows to the listed
     rows; the entry -1 means no row. An argument that is None sets no limit.
     """
-    mask = tiles.mask_of(every, window)
+    mask = tiles.visibility_mask(every, window)
     if selected is None:
         return mask
     rows = selected if tiles.gather is None else selected.index_select(0, tiles.gather)
@@ -397,13 +405,13 @@ def selection_mask(tiles: Tiles, every: int, window: int | None, selected: Tenso
 
 
 def select(
-    q: Tensor, weights: Tensor, keys: Tensor, tiles: Tiles, budget: int, scales: Tensor | None = None
-) -> Selection:
+    q: Tensor, weights: Tensor, keys: Tensor, tiles: QueryTiles, budget: int, scales: Tensor | None = None
+) -> SelectedRows:
     """Select the `budget` visible rows with the highest `index_scores` for each token. Ties go to the earlier row."""
     return rank_rows(index_scores(q, weights, keys, tiles, scales), tiles, budget)
 
 
-def rank_rows(scores: Tensor, tiles: Tiles, budget: int) -> Selection:
+def rank_rows(scores: Tensor, tiles: QueryTiles, budget: int) -> SelectedRows:
     """Return the `budget` rows with the highest scores for each token, given scores [pairs, queries, BLOCK / every].
 
     Ties go to the earlier row. A score of -inf means that the row is not visible.
@@ -419,7 +427,7 @@ def rank_rows(scores: Tensor, tiles: Tiles, budget: int) -> Selection:
     rows = rows.gather(1, order).masked_fill(scores == -torch.inf, -1)
     if tiles.slot is not None:
         scores, rows = scores.index_select(0, tiles.slot), rows.index_select(0, tiles.slot)
-    return Selection(rows, scores)
+    return SelectedRows(rows, scores)
 
 
 def _top_columns(scores: Tensor, budget: int) -> Tensor:
@@ -434,7 +442,7 @@ def _top_columns(scores: Tensor, budget: int) -> Tensor:
     return columns - torch.where(chosen, backwards, 1).topk(budget).values.long()
 
 
-def index_scores(q: Tensor, weights: Tensor, keys: Tensor, tiles: Tiles, scales: Tensor | None = None) -> Tensor:
+def index_scores(q: Tensor, weights: Tensor, keys: Tensor, tiles: QueryTiles, scales: Tensor | None = None) -> Tensor:
     """Return sum_j w_{t,j} ReLU(q_{t,j} . k_s) for each pair of tile and block [pairs, queries, BLOCK / every], in fp32.
 
     The formula is the lightning indexer (DeepSeek-V3.2-Exp, eq. 1). The score of an invisible row is -inf. `q` is [tokens,
@@ -443,7 +451,7 @@ def index_scores(q: Tensor, weights: Tensor, keys: Tensor, tiles: Tiles, scales:
     """
     _, heads, repeat, _ = q.shape
     queries, size = tiles.queries, keys.shape[2]
-    met = _in_tiles(q, tiles)
+    met = _tokens_to_tiles(q, tiles)
     gates = weights if tiles.gather is None else weights.index_select(0, tiles.gather)
     gates = gates.float().view(len(met), queries, heads * repeat, 1)
     k = _pool_blocks(keys, tiles).to(q.dtype)
@@ -458,12 +466,12 @@ def index_scores(q: Tensor, weights: Tensor, keys: Tensor, tiles: Tiles, scales:
         each = each.float() * gate if torch.is_grad_enabled() else each.float().mul_(gate)
         parts.append(each.sum(2))
     scores = torch.cat(parts) + 0.0  # turn -0 into 0, because some sorts place -0 after 0
-    scores = scores.masked_fill(tiles.mask_of(BLOCK // size, None) < 0, -torch.inf)
+    scores = scores.masked_fill(tiles.visibility_mask(BLOCK // size, None) < 0, -torch.inf)
     return scores if tiles.back is None else scores.index_select(0, tiles.back)
 
 
 @torch.no_grad()
-def attention_mass(q: Tensor, keys: Tensor, tiles: Tiles, scale: float, mask: Tensor) -> Tensor:
+def attention_mass(q: Tensor, keys: Tensor, tiles: QueryTiles, scale: float, mask: Tensor) -> Tensor:
     """Return the attention weights, averaged over all heads, of each pair of tile and block [pairs, queries, BLOCK / every].
 
     The arguments are the same as in `attend_masked`. The weights of a query add up to 1 over the rows that `mask` leaves visible.
@@ -471,7 +479,7 @@ def attention_mass(q: Tensor, keys: Tensor, tiles: Tiles, scale: float, mask: Te
     _, heads, repeat, _ = q.shape
     queries, size = mask.shape[1:]
     k = _pool_blocks(keys, tiles).to(q.dtype)
-    scores, weights = _block_weights(_in_tiles(q, tiles), k, tiles, scale, mask)
+    scores, weights = _block_weights(_tokens_to_tiles(q, tiles), k, tiles, scale, mask)
     share, _ = _softmax_shares(scores, weights, tiles)
     share = share / _sum_blocks(share, tiles).index_select(0, tiles.tile)
     weights = weights if tiles.back is None else weights.index_select(0, tiles.back)
@@ -479,7 +487,7 @@ def attention_mass(q: Tensor, keys: Tensor, tiles: Tiles, scale: float, mask: Te
     return each.view(-1, heads, queries, repeat, size).mean((1, 3))
 
 
-def index_kl(scores: Tensor, mass: Tensor, tiles: Tiles, mask: Tensor) -> Tensor:
+def index_kl(scores: Tensor, mass: Tensor, tiles: QueryTiles, mask: Tensor) -> Tensor:
     """Return KL(p || softmax(I)) of each token [tokens], over the rows that `mask` leaves visible, in nats.
 
     The divergence is the loss of the lightning indexer (DeepSeek-V3.2-Exp, eq. 3 and 4). `scores` are I, from `index_scores`,
@@ -497,7 +505,7 @@ def index_kl(scores: Tensor, mass: Tensor, tiles: Tiles, mask: Tensor) -> Tensor
     return kl if tiles.slot is None else kl.index_select(0, tiles.slot)
 
 
-def gather(pool: Tensor, tiles: Tiles, rows: Tensor) -> Tensor:
+def gather(pool: Tensor, tiles: QueryTiles, rows: Tensor) -> Tensor:
     """Return cached rows of each token's sequence, given row numbers [tokens, k] and a pool [blocks, heads, BLOCK / every, width].
 
     The result is [tokens, k, heads, width], with zeros for row -1 (no row).
@@ -507,7 +515,7 @@ def gather(pool: Tensor, tiles: Tiles, rows: Tensor) -> Tensor:
     return values.masked_fill((rows < 0).view(*rows.shape, 1, 1), 0)
 
 
-def _locate_rows(tiles: Tiles, rows: Tensor, token: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def _locate_rows(tiles: QueryTiles, rows: Tensor, token: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Return the block number of each row, and the row's offset in the block.
 
     `rows` and `token` broadcast. Each entry of `rows` is a row number in the sequence of the corresponding token in `token`.
@@ -519,7 +527,7 @@ def _locate_rows(tiles: Tiles, rows: Tensor, token: Tensor, size: int) -> tuple[
     return table.view(places, number)[rows // size, query // tiles.queries], rows % size
 
 
-def _in_tiles(q: Tensor, tiles: Tiles) -> Tensor:
+def _tokens_to_tiles(q: Tensor, tiles: QueryTiles) -> Tensor:
     """Reshape [tokens, heads, repeat, d] to [tiles, heads, rows, d]. Rows are padded to `tiles.rows.least`."""
     if tiles.gather is not None:
         q = q.index_select(0, tiles.gather)
@@ -529,7 +537,7 @@ def _in_tiles(q: Tensor, tiles: Tiles) -> Tensor:
     return F.pad(q, (0, 0, 0, tiles.rows.least - rows)) if rows < tiles.rows.least else q
 
 
-def _in_tokens(out: Tensor, tiles: Tiles, repeat: int) -> Tensor:
+def _tiles_to_tokens(out: Tensor, tiles: QueryTiles, repeat: int) -> Tensor:
     """Reshape [tiles, heads, rows, d] to [tokens, heads, repeat, d]."""
     out = out[:, :, : tiles.queries * repeat]
     if tiles.queries > 1:
@@ -537,20 +545,22 @@ def _in_tokens(out: Tensor, tiles: Tiles, repeat: int) -> Tensor:
     return out if tiles.slot is None else out.index_select(0, tiles.slot)
 
 
-def _keys_and_values(keys: Tensor, values: Tensor | int, tiles: Tiles, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _keys_and_values(
+    keys: Tensor, values: Tensor | int, tiles: QueryTiles, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """Return the keys and values of each block [blocks, heads, size, d], in the order of `mask`."""
     k = _pool_blocks(keys, tiles).to(dtype)
     return k, k[..., :values] if isinstance(values, int) else _pool_blocks(values, tiles).to(dtype)
 
 
-def _weight_values(weights: Tensor, v: Tensor, tiles: Tiles) -> Tensor:
+def _weight_values(weights: Tensor, v: Tensor, tiles: QueryTiles) -> Tensor:
     """Return the weighted sums of the values [tiles, heads, rows, d_v]: one product per block, added from first to last block."""
     mixed = torch.bmm(weights.to(v.dtype).flatten(0, 1), v.flatten(0, 1)).view(*weights.shape[:3], -1)
     mixed = mixed if tiles.back is None else mixed.index_select(0, tiles.back)
     return mixed if len(tiles.counts) == 1 else _sum_blocks(mixed.float(), tiles).to(v.dtype)
 
 
-def _block_weights(q: Tensor, k: Tensor, tiles: Tiles, scale: float, mask: Tensor) -> tuple[Tensor, Tensor]:
+def _block_weights(q: Tensor, k: Tensor, tiles: QueryTiles, scale: float, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Return scores and softmax weights [blocks, heads, rows, keys] in the order of `mask`, given the keys of each block.
 
     Each block has its own softmax.
@@ -573,7 +583,7 @@ def _logsumexp(scores: Tensor, weights: Tensor) -> Tensor:
     return scores.amax(-1, keepdim=True) - weights.amax(-1, keepdim=True).log()
 
 
-def _expand_to_mask_entries(of_tiles: Tensor, tiles: Tiles, start: int, stop: int, entries: int) -> Tensor:
+def _expand_to_mask_entries(of_tiles: Tensor, tiles: QueryTiles, start: int, stop: int, entries: int) -> Tensor:
     """Expand the values of all tiles [tiles, ...] to entries of `mask`: each entry gets the value of its tile.
 
     The result covers entries `start` to `stop` - 1 of `mask`. `entries` is the number of all entries.
@@ -583,7 +593,7 @@ def _expand_to_mask_entries(of_tiles: Tensor, tiles: Tiles, start: int, stop: in
     return of_tiles[start:stop] if tiles.met is None else of_tiles.index_select(0, tiles.met[start:stop])
 
 
-def _softmax_shares(scores: Tensor, weights: Tensor, tiles: Tiles) -> tuple[Tensor, Tensor]:
+def _softmax_shares(scores: Tensor, weights: Tensor, tiles: QueryTiles) -> tuple[Tensor, Tensor]:
     """Return each block's share of each row's softmax [pairs, heads, rows, 1], and each row's highest score [tiles, heads,
     rows, 1].
 
@@ -601,18 +611,18 @@ def _softmax_shares(scores: Tensor, weights: Tensor, tiles: Tiles) -> tuple[Tens
     return (top - highest.index_select(0, tiles.tile)).exp() / most, highest
 
 
-def _pool_blocks(pool: Tensor, tiles: Tiles) -> Tensor:
+def _pool_blocks(pool: Tensor, tiles: QueryTiles) -> Tensor:
     return pool.index_select(0, tiles.block) if tiles.span is None else pool[tiles.span]
 
 
-def _max_blocks(parts: Tensor, tiles: Tiles) -> Tensor:
+def _max_blocks(parts: Tensor, tiles: QueryTiles) -> Tensor:
     """Return the maximum over the blocks of each tile: parts [pairs, heads, rows, 1] -> [tiles, heads, rows, 1]."""
     first, further = parts.split((tiles.counts[0], len(parts) - tiles.counts[0]))
     index = tiles.tile[len(first) :].view(-1, 1, 1, 1).expand_as(further)
     return first.scatter_reduce(0, index, further, "amax")
 
 
-def _sum_blocks(parts: Tensor, tiles: Tiles) -> Tensor:
+def _sum_blocks(parts: Tensor, tiles: QueryTiles) -> Tensor:
     """Return the sum over the blocks of each tile: parts [pairs, ...] -> [tiles, ...]. A CPU adds from first to last block."""
     first = tiles.counts[0]
     return parts[:first].index_add(0, tiles.tile[first:], parts[first:])

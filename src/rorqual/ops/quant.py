@@ -16,7 +16,7 @@ LARGEST = 448.0
 """Largest finite value of e4m3."""
 
 
-def blocks(shape: Sequence[int], block: int = BLOCK) -> tuple[int, int]:
+def block_counts(shape: Sequence[int], block: int = BLOCK) -> tuple[int, int]:
     """Return the number of row and column blocks of a weight of `shape` [rows, columns]."""
     rows, columns = shape
     return -(-rows // block), -(-columns // block)
@@ -59,7 +59,7 @@ def _scale_from_max(largest: Tensor) -> Tensor:
 
 def _pad(weight: Tensor, block: int) -> Tensor:
     """Pad a weight with zeros and reshape it to [row blocks, block, column blocks, block]."""
-    rows, columns = blocks(weight.shape, block)
+    rows, columns = block_counts(weight.shape, block)
     padded = weight.new_zeros(rows * block, columns * block)
     padded[: weight.shape[0], : weight.shape[1]] = weight
     return padded.view(rows, block, columns, block)
@@ -67,7 +67,7 @@ def _pad(weight: Tensor, block: int) -> Tensor:
 
 def _expand_scales(weight: Tensor, scale: Tensor, block: int) -> Tensor:
     """Expand block scales to one scale per value of `weight`."""
-    if tuple(scale.shape) != (expected := blocks(weight.shape, block)):
+    if tuple(scale.shape) != (expected := block_counts(weight.shape, block)):
         raise ValueError(
             f"weight {tuple(weight.shape)} needs scales {expected} for blocks of {block}, but got {tuple(scale.shape)}"
         )

@@ -71,7 +71,7 @@ class Rope(Config):
     linear: Positive = 1.0
 
     @model_validator(mode="after")
-    def _check_single(self) -> Self:
+    def _check_one_extension(self) -> Self:
         if (self.yarn is not None) + (self.llama3 is not None) + (self.linear != 1.0) > 1:
             raise ValueError("at most one of yarn, llama3 and linear may be set")
         return self

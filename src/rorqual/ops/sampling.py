@@ -178,7 +178,7 @@ def truncate(logprobs: Tensor, top_p: Tensor, top_k: Tensor, log_min_p: Tensor, 
     if bool(unresolved.any()):
         rows = unresolved.flatten().nonzero().flatten()
         last[rows], room[rows], tied[rows], _ = _truncation_threshold(
-            _descending(logprobs[rows]), vocab, *(column[rows] for column in columns)
+            _sort_descending(logprobs[rows]), vocab, *(column[rows] for column in columns)
         )
     removed = logprobs < last
     if bool(tied.any()):
@@ -187,7 +187,7 @@ def truncate(logprobs: Tensor, top_p: Tensor, top_k: Tensor, log_min_p: Tensor, 
     return logprobs.masked_fill(removed, float("-inf")).log_softmax(-1)
 
 
-def _descending(logprobs: Tensor) -> Tensor:
+def _sort_descending(logprobs: Tensor) -> Tensor:
     if logprobs.device.type != "cpu":
         return logprobs.sort(dim=-1, descending=True).values
     # numpy's sort is five times as fast as torch's, which sorts indices too.
@@ -323,7 +323,7 @@ def sample_from(
     return tokens.squeeze(1), logprobs.gather(1, tokens).squeeze(1)
 
 
-def top(logprobs: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def top_k_logprobs(logprobs: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the `k` most likely tokens of each row in descending order: ids [rows, k] and log-probabilities [rows, k].
 
     Tokens with equal log-probability are sorted by id. Truncated tokens have log-probability -inf.
@@ -337,7 +337,7 @@ def top(logprobs: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return ids.gather(1, order), values
 
 
-def likeliest(logprobs: Tensor, k: int) -> list[list[tuple[int, float]]]:
+def likeliest_tokens(logprobs: Tensor, k: int) -> list[list[tuple[int, float]]]:
     """Return the `k` most likely tokens of each row as (id, log-probability) pairs. NaN is treated as -inf."""
-    ids, values = (t.tolist() for t in top(logprobs.masked_fill(logprobs.isnan(), -torch.inf), k))
+    ids, values = (t.tolist() for t in top_k_logprobs(logprobs.masked_fill(logprobs.isnan(), -torch.inf), k))
     return [list(zip(row_ids, row_values)) for row_ids, row_values in zip(ids, values)]

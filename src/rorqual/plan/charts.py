@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rorqual.plan.memory import Memory
+from rorqual.plan.memory import DeviceMemory
 from rorqual.plan.numbers import format_bytes, format_short, format_usd
 from rorqual.plan.price import Price
 from rorqual.report.chart import Chart, Series
@@ -66,16 +66,16 @@ def _powers_of_ten(low: float, high: float) -> list[float]:
     return [10.0**power for power in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)]
 
 
-def memory_chart(rows: Sequence[tuple[str, Memory]], usable: float) -> Chart:
+def memory_chart(rows: Sequence[tuple[str, DeviceMemory]], usable: float) -> Chart:
     """Chart the memory per device, divided into parts such as weights, with one bar per layout and a line at the `usable` bytes."""
     names = [name for name, _ in rows[0][1].named_parts()]
     sizes = [[size / 1e9 for _, size in memory.named_parts()] for _, memory in rows]
-    words = "; ".join(f"{name}: {format_bytes(memory.total)}" for name, memory in rows)
+    words = "; ".join(f"{name}: {format_bytes(memory.total_bytes)}" for name, memory in rows)
     parts = [
         Series(
             label=name,
             points=[(place, own[part]) for place, own in enumerate(sizes)],
-            texts=[format_bytes(memory.total) for _, memory in rows] if part == len(names) - 1 else [],
+            texts=[format_bytes(memory.total_bytes) for _, memory in rows] if part == len(names) - 1 else [],
         )
         for part, name in enumerate(names)
     ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from rorqual.core.errors import ConfigError
 from rorqual.model.config import ModelConfig
-from rorqual.plan.memory import Layout, Memory, Precision, Recompute, device_memory
+from rorqual.plan.memory import DeviceMemory, Layout, Precision, Recompute, device_memory
 from rorqual.plan.numbers import format_bytes
 
 RESERVE = 0.08
@@ -32,8 +32,8 @@ def invalid_layout_reasons(model: ModelConfig, layout: Layout, n: int) -> list[s
     For a valid layout, the list is empty.
     """
     problems = []
-    if layout.devices != n:
-        problems.append(f"dp x tp x pp is {layout.devices}, but n is {n}")
+    if layout.n_devices != n:
+        problems.append(f"dp x tp x pp is {layout.n_devices}, but n is {n}")
     if layout.pp > len(model.layers):
         problems.append(f"pp={layout.pp} exceeds the model's {len(model.layers)} layers")
     for name, size in _tensor_parallel_sizes(model):
@@ -69,7 +69,7 @@ def divisors(number: int) -> list[int]:
     return sorted({*small, *(number // d for d in small)})
 
 
-def layouts_that_divide(model: ModelConfig, room: TrainingDevices, microbatch: int = 1) -> Iterator[Layout]:
+def valid_layouts(model: ModelConfig, room: TrainingDevices, microbatch: int = 1) -> Iterator[Layout]:
     """Yield every valid layout of `room.n` devices whose tensor parallelism stays within a machine."""
     experts = _expert_counts(model)
     for tp in divisors(room.n):
@@ -99,14 +99,14 @@ def layout_overhead(layout: Layout) -> float:
 
 def choose_layout(
     model: ModelConfig, room: TrainingDevices, context: int, precision: Precision, microbatch: int = 1
-) -> tuple[Layout, Memory]:
+) -> tuple[Layout, DeviceMemory]:
     """Among the valid layouts that fit in memory, return the one with the lowest `layout_overhead`, and its memory use.
 
     Raises ConfigError if no layout fits.
     """
-    for layout in sorted(layouts_that_divide(model, room, microbatch), key=layout_overhead):
+    for layout in sorted(valid_layouts(model, room, microbatch), key=layout_overhead):
         memory = device_memory(model, layout, context=context, precision=precision)
-        if memory.total <= room.usable:
+        if memory.total_bytes <= room.usable:
             return layout, memory
     raise ConfigError(
         f"the training fits in no layout of {room.n} devices with {format_bytes(room.usable)} of usable memory each",

@@ -60,7 +60,7 @@ class Layout:
     microbatch: int = 1
 
     @property
-    def devices(self) -> int:
+    def n_devices(self) -> int:
         return self.dp * self.tp * self.pp
 
     def __str__(self) -> str:
@@ -71,7 +71,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Memory:
+class DeviceMemory:
     """Training memory of one device, in bytes. The device holds the pipeline stage `stage` with `layers` layers."""
 
     weights: float
@@ -82,7 +82,7 @@ class Memory:
     layers: int = 0
 
     @property
-    def total(self) -> float:
+    def total_bytes(self) -> float:
         return self.weights + self.gradients + self.optimizer + self.activations
 
     def named_parts(self) -> tuple[tuple[str, float], ...]:
@@ -136,12 +136,12 @@ def stage_sizes(layers: int, pp: int) -> list[int]:
     return [base + (1 if 1 <= index <= remainder else 0) for index in range(pp)]
 
 
-def device_memory(model: ModelConfig, layout: Layout, *, context: int, precision: Precision) -> Memory:
+def device_memory(model: ModelConfig, layout: Layout, *, context: int, precision: Precision) -> DeviceMemory:
     """Return the memory of the device that needs the most memory, for training on rows of `context` tokens."""
-    return max(_stages(model, layout, context, precision), key=lambda memory: memory.total)
+    return max(_stage_memories(model, layout, context, precision), key=lambda memory: memory.total_bytes)
 
 
-def _stages(model: ModelConfig, layout: Layout, context: int, precision: Precision) -> Iterator[Memory]:
+def _stage_memories(model: ModelConfig, layout: Layout, context: int, precision: Precision) -> Iterator[DeviceMemory]:
     by_stage = {id(stage): layer_sizes(stage, model.hidden_size, layout.recompute) for stage in model.stages}
     layers = [by_stage[id(stage)] for stage in model.layers]
     sums = {
@@ -187,7 +187,7 @@ def _add_last_stage_parameters(
 
 def _memory_of_shard(
     shared: int, experts: int, activations: float, layout: Layout, precision: Precision, place: int, layers: int
-) -> Memory:
+) -> DeviceMemory:
     """Return the memory of a device.
 
     Tensor or expert parallelism divides the parameters over devices. ZeRO then shards weights, gradients and optimizer
@@ -198,4 +198,4 @@ def _memory_of_shard(
         sum(count / (copies if layout.zero >= level else 1) for count, copies in groups) * size
         for level, size in ((3, precision.weights), (2, precision.gradients), (1, precision.optimizer))
     )
-    return Memory(weights, gradients, optimizer, activations, place, layers)
+    return DeviceMemory(weights, gradients, optimizer, activations, place, layers)

@@ -21,14 +21,14 @@ class Price:
     date: str
     source: str
 
-    def bill(self, *, hit: float, miss: float, output: float) -> float:
+    def cost_usd(self, *, hit: float, miss: float, output: float) -> float:
         """Return the cost in USD of the given numbers of tokens."""
         return (hit * self.hit + miss * self.miss + output * self.output) / MILLION
 
     def blended_price(self, prompt: float, reply: float, hit_rate: float) -> float:
         """Return the mean price in USD per million tokens over prompt and reply, if a share `hit_rate` of the prompt is
         in the cache."""
-        bill = self.bill(hit=prompt * hit_rate, miss=prompt * (1 - hit_rate), output=reply)
+        bill = self.cost_usd(hit=prompt * hit_rate, miss=prompt * (1 - hit_rate), output=reply)
         return bill / (prompt + reply) * MILLION
 
 

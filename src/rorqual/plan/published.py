@@ -87,7 +87,7 @@ QUOTES = (
 )  # fmt: skip
 
 
-def figures() -> list[FigureComparison]:
+def compare_figures() -> list[FigureComparison]:
     """Return all comparisons of published figures, beginning with training runs."""
     return [*_v3_training_figures(), *_llama_training_figures(), *_per_token_figures(), *_serving_day_figures()]
 
@@ -192,7 +192,7 @@ def _explain_token_difference(model: ModelConfig, gflops: float) -> str:
 
 def _serving_day_figures() -> list[FigureComparison]:
     r1 = price("deepseek-r1")
-    revenue, cost = r1.bill(hit=DAY_HIT, miss=DAY_MISS, output=DAY_REPLY), DAY_NODES * 8 * 24 * V3_RENT
+    revenue, cost = r1.cost_usd(hit=DAY_HIT, miss=DAY_MISS, output=DAY_REPLY), DAY_NODES * 8 * 24 * V3_RENT
     nodes = (DAY_HIT + DAY_MISS) / 86400 / DAY_NODE_IN + DAY_REPLY / 86400 / DAY_NODE_OUT
     return [
         FigureComparison("A day of serving, revenue at R1's prices, USD", 562027, revenue, 0.001,

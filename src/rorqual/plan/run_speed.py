@@ -16,7 +16,7 @@ steps, each step is a block."""
 
 
 @dataclass(frozen=True)
-class Speed:
+class StepSpeed:
     """Mean cost per step of a run.
 
     `tokens` counts training tokens and sampled tokens. The steps are
@@ -34,7 +34,7 @@ class Speed:
     done: int
     asked: int
 
-    def interval(self, steps: float, level: float = 0.95) -> tuple[float, float]:
+    def seconds_interval(self, steps: float, level: float = 0.95) -> tuple[float, float]:
         """Return the lower and upper bound of the seconds that the next `steps` steps will take.
 
         The bounds account for the uncertainty of the mean and the spread of future steps. The bounds assume that the
@@ -46,7 +46,7 @@ class Speed:
         return steps * max(self.seconds - reach, 0.0), steps * (self.seconds + reach)
 
 
-def speed_of(run: RunDir) -> Speed:
+def speed_of(run: RunDir) -> StepSpeed:
     """Return the speed recorded in `metrics.jsonl`. Raises DataError if the run has too few steps."""
     records = list(run.metrics())
     if len(records) < FEWEST:
@@ -59,7 +59,7 @@ def speed_of(run: RunDir) -> Speed:
     seconds = [record["seconds"] for record in measured_steps]
     block = max(1, len(measured_steps) // BLOCKS)
     block_means = [fmean(seconds[at : at + block]) for at in range(0, len(measured_steps) - block + 1, block)]
-    return Speed(
+    return StepSpeed(
         seconds=fmean(seconds),
         core_seconds=fmean(record["core_seconds"] for record in measured_steps),
         tokens=fmean(record["tokens"] + record.get("sampled_tokens", 0) for record in measured_steps),

@@ -64,7 +64,7 @@ class Replica:
     decode_used: float = DAY_DECODE
 
     @property
-    def groups(self) -> int:
+    def n_groups(self) -> int:
         """Number of tensor-parallel groups."""
         return self.n // self.tp
 
@@ -80,7 +80,7 @@ class DecodeStep:
     seconds: float
 
     @property
-    def bound(self) -> Literal["memory", "compute"]:
+    def bottleneck(self) -> Literal["memory", "compute"]:
         """The resource that limits the step: memory bandwidth or compute."""
         return "memory" if self.weights + self.cache >= self.compute else "compute"
 
@@ -104,7 +104,7 @@ class ServingEstimate:
     per_sequence: float
 
 
-def split_weights(model: ModelConfig) -> tuple[int, int]:
+def split_parameter_count(model: ModelConfig) -> tuple[int, int]:
     """Return the numbers of parameters outside and inside routed experts, without MTP modules."""
     experts = sum(ffn.routed_params(model.hidden_size) * s.layers for s in model.stages for ffn in s.ffns)
     return account(model).total - experts, experts
@@ -130,9 +130,9 @@ def cache_share_per_device(model: ModelConfig, tp: int) -> float:
     return stored / total
 
 
-def weights_per_device(model: ModelConfig, replica: Replica) -> float:
+def weight_bytes_per_device(model: ModelConfig, replica: Replica) -> float:
     """Return the number of bytes of weights on each device of the replica."""
-    shared, experts = split_weights(model)
+    shared, experts = split_parameter_count(model)
     return (shared / replica.tp + experts / replica.n) * BYTES[replica.dtype]
 
 
@@ -147,9 +147,9 @@ def touched_expert_share(model: ModelConfig, tokens: float) -> float:
 
 def decode_step(model: ModelConfig, replica: Replica, batch: float, keys: float) -> DecodeStep:
     """Estimate the time of a decode step with `batch` sequences per group, each attending to `keys` keys."""
-    shared, experts = split_weights(model)
+    shared, experts = split_parameter_count(model)
     device, size = replica.device, BYTES[replica.dtype]
-    read = shared / replica.tp + experts / replica.n * touched_expert_share(model, batch * replica.groups)
+    read = shared / replica.tp + experts / replica.n * touched_expert_share(model, batch * replica.n_groups)
     cache = account(model, cache_value_bytes=replica.value_bytes).cache_bytes * cache_share_per_device(
         model, replica.tp
     )
@@ -163,7 +163,7 @@ def prefill_rate(model: ModelConfig, replica: Replica, prompt: float, hit_rate: 
     including cached tokens."""
     keys = prompt * (1 + hit_rate) / 2
     flops = account(model, context=round(keys)).flops
-    shared, experts = split_weights(model)
+    shared, experts = split_parameter_count(model)
     read = (shared / replica.tp + experts / replica.n) * BYTES[replica.dtype] / replica.device.bandwidth
     compute = CHUNK * flops / replica.tp / replica.device.flops(replica.dtype)
     return CHUNK / replica.tp / max(read, compute) * replica.prefill_used
@@ -174,13 +174,13 @@ def largest_batch(model: ModelConfig, replica: Replica, mix: AverageRequest) -> 
 
     If no sequence fits, raises ConfigError stating how much memory is missing.
     """
-    free = replica.device.memory * (1 - RESERVE) - weights_per_device(model, replica)
+    free = replica.device.memory * (1 - RESERVE) - weight_bytes_per_device(model, replica)
     sequence_size = sequence_bytes(model, replica, mix)
     if free < sequence_size:
         n, tp = smallest_replica(model, replica, mix)
         raise ConfigError(
             f"the model does not fit on {replica.n} x {replica.device.title} (tp={replica.tp}) in {replica.dtype}: weights of "
-            f"{format_bytes(weights_per_device(model, replica))} per device and one sequence of {mix.sequence_length:,} tokens "
+            f"{format_bytes(weight_bytes_per_device(model, replica))} per device and one sequence of {mix.sequence_length:,} tokens "
             f"({format_bytes(sequence_size)}) exceed the usable memory by {format_bytes(sequence_size - free)}",
             where="n",
             remedy=f"It fits on n={n} tp={tp}.",
@@ -199,7 +199,7 @@ def smallest_replica(model: ModelConfig, replica: Replica, mix: AverageRequest) 
 
     Raises ConfigError if no allowed replica of up to 4,096 devices is large enough.
     """
-    dense = split_weights(model)[1] == 0
+    dense = split_parameter_count(model)[1] == 0
     usable = replica.device.memory * (1 - RESERVE)
     best = float("inf")
     for n in (2**power for power in range(13)):
@@ -211,7 +211,7 @@ def smallest_replica(model: ModelConfig, replica: Replica, mix: AverageRequest) 
                 or (dense and tp < n)
             ):
                 continue
-            needed = weights_per_device(model, candidate) + sequence_bytes(model, candidate, mix)
+            needed = weight_bytes_per_device(model, candidate) + sequence_bytes(model, candidate, mix)
             best = min(best, needed)
             if needed <= usable:
                 return n, tp
@@ -240,7 +240,7 @@ def estimate_serving(model: ModelConfig, replica: Replica, mix: AverageRequest, 
         )
     chosen = batch or most
     step = decode_step(model, replica, chosen, mix.mean_attended_keys)
-    weights = weights_per_device(model, replica)
+    weights = weight_bytes_per_device(model, replica)
     return ServingEstimate(
         cache_bytes=account(model, cache_value_bytes=replica.value_bytes).cache_bytes,
         weights=weights,

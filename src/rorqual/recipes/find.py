@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from rorqual.core.config import override, parse_scalar
+from rorqual.core.config import override_fields, parse_scalar
 from rorqual.core.errors import ConfigError, suggest_name
 from rorqual.recipes.distil import distil, on_policy
 from rorqual.recipes.grpo import grpo
@@ -49,7 +49,7 @@ def make_run(name: str, values: Mapping[str, str]) -> Run:
     for key, raw in values.items():
         parameter = ALIASES.get(key, key)
         if parameter in takes:
-            arguments[parameter] = _convert(key, raw, hints[parameter])
+            arguments[parameter] = _parse_setting(key, raw, hints[parameter])
         elif key in SETTINGS or ("." in key and not key.startswith("extensions.")):
             overrides.append(f"{key}={raw}")
         else:
@@ -65,19 +65,19 @@ def make_run(name: str, values: Mapping[str, str]) -> Run:
     try:
         run = recipe(**arguments)
     except ValidationError as error:
-        raise _refusal(error, ".".join(str(part) for part in error.errors()[0]["loc"]), f"train {name}") from None
-    return override(run, overrides, where=f"train {name}")
+        raise _setting_error(error, ".".join(str(part) for part in error.errors()[0]["loc"]), f"train {name}") from None
+    return override_fields(run, overrides, where=f"train {name}")
 
 
-def _convert(key: str, raw: str, kind: Any) -> Any:
+def _parse_setting(key: str, raw: str, kind: Any) -> Any:
     value = raw if kind is str else parse_scalar(raw)
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
-        raise _refusal(error, key, "command line") from None
+        raise _setting_error(error, key, "command line") from None
 
 
-def _refusal(error: ValidationError, key: str, where: str) -> ConfigError:
+def _setting_error(error: ValidationError, key: str, where: str) -> ConfigError:
     details = error.errors()[0]
     return ConfigError(
         f"key '{key}': {details['msg']} (got {details['input']!r})", where=where, remedy="Correct the value."

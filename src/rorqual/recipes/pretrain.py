@@ -8,7 +8,7 @@ from rorqual.recipes.start import start_settings, supervised_objectives
 from rorqual.train.balance import BalanceConfig
 from rorqual.train.optim import AdamWConfig, MuonConfig
 from rorqual.train.run import Run
-from rorqual.train.schedule import Schedule
+from rorqual.train.schedule import LearningRateSchedule
 from rorqual.train.sources import TextConfig
 
 
@@ -35,7 +35,7 @@ def pretrain(
         source=TextConfig(data=data, rows=rows, row=row),
         objectives=supervised_objectives(model, sequence_balance),
         optim=MuonConfig(
-            lr=0.02, adamw=AdamWConfig(lr=2e-3, betas=(0.9, 0.98)), schedule=Schedule(warmup=50, decay=0.4)
+            lr=0.02, adamw=AdamWConfig(lr=2e-3, betas=(0.9, 0.98)), schedule=LearningRateSchedule(warmup=50, decay=0.4)
         ),
         balance=BalanceConfig(gamma=0.01),
     )

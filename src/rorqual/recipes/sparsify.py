@@ -16,7 +16,7 @@ from rorqual.core.config import Config, Count, Natural, Positive, RowLength, Row
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 from rorqual.data.chat.find import read_chat_name
-from rorqual.model.adapter import TuneIndexer
+from rorqual.model.adapter import IndexerTuning
 from rorqual.model.load.run_directory import read_model_config
 from rorqual.recipes.sft import sft
 from rorqual.recipes.start import finetune_optim, supervised_objectives
@@ -24,7 +24,7 @@ from rorqual.train.loop import fit
 from rorqual.train.objectives import IndexerWarmup
 from rorqual.train.optim import AdamWConfig
 from rorqual.train.run import Dtype, Run, StartConfig
-from rorqual.train.schedule import Schedule
+from rorqual.train.schedule import LearningRateSchedule
 from rorqual.train.sources import SourceConfig
 
 
@@ -88,8 +88,8 @@ def sparsify(start: RunDir, out: Path, config: SparsifyConfig, *, threads: int =
         steps=config.warmup,
         start=StartConfig(run=str(added.path)),
         objectives=(IndexerWarmup(depth=model.num_nextn_predict_layers),),
-        optim=AdamWConfig(lr=config.warmup_lr, schedule=Schedule(warmup=min(10, config.warmup))),
-        tune=TuneIndexer(),
+        optim=AdamWConfig(lr=config.warmup_lr, schedule=LearningRateSchedule(warmup=min(10, config.warmup))),
+        tune=IndexerTuning(),
         **shared,
     )
     train = Run(

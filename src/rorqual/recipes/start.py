@@ -14,7 +14,7 @@ from rorqual.recipes.models import Size, model_of
 from rorqual.train.objectives import IndexerSparse, MultiToken, NextToken, Objective, SequenceBalance
 from rorqual.train.optim import AdamWConfig, MuonConfig, OptimConfig
 from rorqual.train.run import StartConfig
-from rorqual.train.schedule import Schedule
+from rorqual.train.schedule import LearningRateSchedule
 
 
 def start_settings(start: str, tokenizer: str, size: Size, context: int) -> tuple[StartConfig, ModelConfig, str]:
@@ -70,9 +70,11 @@ def supervised_optimizer(lr: float = 0.0) -> OptimConfig:
     """
     if lr:
         return finetune_optim(lr)
-    return MuonConfig(lr=0.012, adamw=AdamWConfig(lr=4e-3, betas=(0.9, 0.98)), schedule=Schedule(warmup=50, decay=0.4))
+    return MuonConfig(
+        lr=0.012, adamw=AdamWConfig(lr=4e-3, betas=(0.9, 0.98)), schedule=LearningRateSchedule(warmup=50, decay=0.4)
+    )
 
 
 def finetune_optim(lr: float) -> AdamWConfig:
     """Return AdamW with the learning rate `lr`, for a model that is already trained."""
-    return AdamWConfig(lr=lr, betas=(0.9, 0.95), schedule=Schedule(warmup=3, decay=0.5, final=0.1))
+    return AdamWConfig(lr=lr, betas=(0.9, 0.95), schedule=LearningRateSchedule(warmup=3, decay=0.5, final=0.1))

@@ -148,7 +148,7 @@ def figure_of(chart: Chart, theme: Theme) -> Figure:
     height = chart.height or (0.9 + 0.28 * lanes if lanes else 2.9)
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(chart.width_inches, height * rows), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False, sharey=_shares_y(panels)).flat)
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharey=_can_share_y_axis(panels)).flat)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     for axis, panel in zip(axes, panels, strict=False):
@@ -164,7 +164,7 @@ def figure_of(chart: Chart, theme: Theme) -> Figure:
     return figure
 
 
-def _shares_y(panels: Sequence[Panel]) -> bool:
+def _can_share_y_axis(panels: Sequence[Panel]) -> bool:
     """Return whether all panels can share one y axis, because they have the same categories (horizontal bars and heat
     maps) or the same limits."""
     lying = panels[0].flip or panels[0].kind == "map"

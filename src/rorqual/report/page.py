@@ -19,7 +19,7 @@ ColouredText = list[tuple[str, str, int, str]]
 """A text in coloured parts: (text of the part, CSS classes, strength of the colour in percent, tooltip) of each part."""
 
 
-def page(template: str, **data: Any) -> str:
+def render_page(template: str, **data: Any) -> str:
     """Return the HTML page that `templates/TEMPLATE.html` renders from `data`, where TEMPLATE is the value of
     `template`. Raises an error if the template uses a name that `data` lacks."""
     return _environment().get_template(f"{template}.html").render(data)
@@ -27,7 +27,7 @@ def page(template: str, **data: Any) -> str:
 
 def write_page(path: Path, template: str, **data: Any) -> Path:
     """Write the HTML page to `path`, and return `path`."""
-    write_atomic(path, page(template, **data).encode())
+    write_atomic(path, render_page(template, **data).encode())
     return path
 
 

@@ -33,7 +33,7 @@ from rorqual.serve.http_responses import (
 from rorqual.serve.limits import MAX_VALUES, too_large
 from rorqual.serve.replies import Choice, Reply
 from rorqual.serve.schemas import GenerationRequest, parse_request
-from rorqual.serve.service import CascadeTeacher, Service
+from rorqual.serve.service import CascadeTeacher, ModelService
 from rorqual.serve.wire import EngineRequest, PackedRequest, pack
 
 MANY = 64
@@ -53,7 +53,7 @@ class ResponseBuilder(ABC, Generic[W]):
     part: ClassVar[str]
     cascades: ClassVar[bool] = False
 
-    def __init__(self, service: Service, wanted: W) -> None:
+    def __init__(self, service: ModelService, wanted: W) -> None:
         self.service, self.wanted = service, wanted
 
     @abstractmethod
@@ -65,7 +65,7 @@ class ResponseBuilder(ABC, Generic[W]):
         """Return the names of request fields that have no effect with this model."""
         return []
 
-    def prompt_headers(self) -> dict[str, str]:
+    def unlike_prompt_header(self) -> dict[str, str]:
         """Return the response headers that describe the prompt, such as `x-rorqual-unlike`."""
         return {}
 
@@ -121,7 +121,7 @@ class PreparedRequest(Generic[W]):
     headers: dict[str, str]
 
 
-def prepare(service: Service, schema: type[W], kind: type[ResponseBuilder[W]], body: bytes) -> PreparedRequest[W]:
+def prepare(service: ModelService, schema: type[W], kind: type[ResponseBuilder[W]], body: bytes) -> PreparedRequest[W]:
     """Parse a request body, in the tenant's thread. Raises ApiError if the request is invalid."""
     wanted, ignored = parse_request(schema, body)
     info = service.served_model_limits(wanted.model)
@@ -131,7 +131,7 @@ def prepare(service: Service, schema: type[W], kind: type[ResponseBuilder[W]], b
     asks = shape.engine_requests()
     service.check_total_tokens(asks, "prompt")
     _check_logprobs(wanted, asks, held=service.teacher is not None)
-    headers = shape.prompt_headers() | ignored_fields_header([*ignored, *shape.ignored_fields()])
+    headers = shape.unlike_prompt_header() | ignored_fields_header([*ignored, *shape.ignored_fields()])
     prepared = PreparedRequest(shape, [pack(ask) for ask in asks], wanted.constraining_field, headers)
     shape.free_prompt_data()
     return prepared
@@ -148,17 +148,17 @@ def _check_logprobs(wanted: GenerationRequest, asks: list[EngineRequest], *, hel
         raise too_large("logprobs", count, unit, MAX_VALUES, "Lower max_tokens, or set stream: true.")
 
 
-async def answer(request: Request, schema: type[W], kind: type[ResponseBuilder[W]]) -> Response:
+async def answer_request(request: Request, schema: type[W], kind: type[ResponseBuilder[W]]) -> Response:
     """Parse a request, generate, and return the response. All generating routes use this function."""
     tenant: str = request.state.tenant
-    service: Service = request.app.state.service
+    service: ModelService = request.app.state.service
     teacher = service.teacher if kind.cascades else None
     services = [service] if teacher is None else [service, teacher.service]
     with ExitStack() as places:
         for one in services:
             places.enter_context(one.bridge.reserve_queue_place(tenant))
         async with read_body(request, service.max_body, service.bodies, tenant) as parts:
-            work = partial(_prepare_all, services, schema, kind, parts)
+            work = partial(_prepare_for_services, services, schema, kind, parts)
             prepared = await run_unless_disconnected(request.receive, service.run_in_thread(tenant, work))
     headers = prepared[0].headers
     source = _GeneratedResponse(prepared[0], tenant)
@@ -169,8 +169,8 @@ async def answer(request: Request, schema: type[W], kind: type[ResponseBuilder[W
     return SlicedJsonResponse(await run_unless_disconnected(request.receive, source.complete_json()), headers=headers)
 
 
-def _prepare_all(
-    services: Sequence[Service], schema: type[W], kind: type[ResponseBuilder[W]], parts: list[bytes]
+def _prepare_for_services(
+    services: Sequence[ModelService], schema: type[W], kind: type[ResponseBuilder[W]], parts: list[bytes]
 ) -> list[PreparedRequest[W]]:
     """Prepare the request for each service, because each model has its own chat format."""
     body = b"".join(parts)
@@ -190,11 +190,11 @@ class _GeneratedResponse(Generic[W]):
     async def complete_json(self) -> bytes:
         """Return the complete response as JSON."""
         await self._run_job()
-        return await self.shape.service.run_in_thread(self.tenant, self._body)
+        return await self.shape.service.run_in_thread(self.tenant, self._body_json)
 
     async def _run_job(self) -> None:
         with self.shape.service.bridge.submitted_job(self.prepared.asks, self.tenant, self.prepared.bound) as job:
-            self._reply = self._reply_of(job)
+            self._reply = self._new_reply(job)
             await self._reply.run_to_end()
 
     async def events(self) -> AsyncGenerator[bytes, None]:
@@ -221,7 +221,7 @@ class _GeneratedResponse(Generic[W]):
             ]
 
         with service.bridge.submitted_job(self.prepared.asks, self.tenant, self.prepared.bound, streamed=True) as job:
-            reply = self._reply = self._reply_of(job)
+            reply = self._reply = self._new_reply(job)
             async with aclosing(reply.stream_pieces(service.keep_alive)) as pieces:
                 async for step in pieces:
                     if step is None:
@@ -234,7 +234,7 @@ class _GeneratedResponse(Generic[W]):
                     for data in await service.run_in_thread(self.tenant, work) if long else work():
                         yield data
 
-    def _reply_of(self, job: Any) -> Reply:
+    def _new_reply(self, job: Any) -> Reply:
         service = self.shape.service
         run_in_thread = partial(service.run_in_thread, job.tenant)
         return Reply(job, service.chat, self.shape.new_choice, service.metrics, run_in_thread=run_in_thread)
@@ -243,7 +243,7 @@ class _GeneratedResponse(Generic[W]):
         assert self._reply is not None
         return self._reply.usage() | ({} if self._cascade is None else {"cascade": self._cascade})
 
-    def _body(self) -> bytes:
+    def _body_json(self) -> bytes:
         assert self._reply is not None
         choices = [self.shape.complete_choice_json(index, choice) for index, choice in enumerate(self._reply.choices)]
         envelope, more = (
@@ -270,7 +270,7 @@ class _CascadeResponse(_GeneratedResponse[W]):
             await super()._run_job()
             if self._student_is_confident():
                 return
-            self._turn_to_teacher()
+            self._switch_to_teacher()
         await super()._run_job()
 
     async def _chunks(self, envelope: dict[str, Any], usage_field: dict[str, Any]) -> AsyncGenerator[bytes, None]:
@@ -291,7 +291,7 @@ class _CascadeResponse(_GeneratedResponse[W]):
                 ):
                     yield data
             else:
-                self._turn_to_teacher()
+                self._switch_to_teacher()
         if not sure:
             async with aclosing(super()._chunks(envelope, usage_field)) as chunks:
                 async for data in chunks:
@@ -322,5 +322,5 @@ class _CascadeResponse(_GeneratedResponse[W]):
             self._cascade["student_usage"] = self._reply.usage()
         return sure
 
-    def _turn_to_teacher(self) -> None:
+    def _switch_to_teacher(self) -> None:
         self.prepared, self.shape = self._teacher, self._teacher.shape

@@ -16,7 +16,7 @@ from rorqual.serve.errors import ApiError
 from rorqual.serve.http_responses import ClientDisconnected, request_id
 from rorqual.serve.logs import say
 from rorqual.serve.routes import chat, completions, rollout, state
-from rorqual.serve.service import Service
+from rorqual.serve.service import ModelService
 from rorqual.serve.wire import TENANT
 
 LONGEST_PATH = 200
@@ -38,7 +38,7 @@ class ApiKeyMiddleware:
     Only the files of the chat page and `LIVEZ` need no key. `page` is None if the chat page is off.
     """
 
-    def __init__(self, app: ASGIApp, service: Service, page: ChatPage | None = None) -> None:
+    def __init__(self, app: ASGIApp, service: ModelService, page: ChatPage | None = None) -> None:
         self.app, self.service, self.page = app, service, page
         self._answer = with_cors(self._respond, service.cors)
 
@@ -141,7 +141,7 @@ async def _internal_error(request: Request, error: Exception) -> Response:
     )
 
 
-def create_app(service: Service, *, with_page: bool = True) -> ApiKeyMiddleware:
+def create_app(service: ModelService, *, with_page: bool = True) -> ApiKeyMiddleware:
     """Build the ASGI application that serves `service`. `with_page`: whether to serve the chat page at `/`."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.service = service

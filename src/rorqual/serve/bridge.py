@@ -142,7 +142,7 @@ class EngineBridge:
     async def stop(self) -> None:
         """Fail all unfinished requests, and stop the engine."""
         self._closing = True
-        self._fail_all("The server is stopping.")
+        self._fail_all_jobs("The server is stopping.")
         self._finish_update(None, ApiError(503, "The server is stopping.", code="stopping"))
         process = self._process
         if process is not None and process.returncode is None:
@@ -216,7 +216,7 @@ class EngineBridge:
             raise ApiError(503, "The engine is loading. Try again in a moment.", code="loading")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._updating = version, done
-        self._write(wire.message_line("update", file=str(file), version=version))
+        self._queue_output(wire.message_line("update", file=str(file), version=version))
         try:
             await done
         finally:
@@ -236,12 +236,12 @@ class EngineBridge:
     def _submit(self, job: ServerJob) -> None:
         if self.alive:
             for number, ask in zip(job.numbers, job.asks):
-                self._write(*wire.submit_message(number, ask, job.tenant))
+                self._queue_output(*wire.submit_message(number, ask, job.tenant))
 
     def _cancel(self, job: ServerJob) -> None:
         if self.alive:
             for number in job.numbers:
-                self._write(wire.message_line("cancel", number=number))
+                self._queue_output(wire.message_line("cancel", number=number))
 
     def _remove_job(self, job: ServerJob) -> bool:
         """Remove a job. Return whether the job was unfinished."""
@@ -333,7 +333,7 @@ class EngineBridge:
         self.info, self.alive, self._loading = info, True, None
         self._last_message = time.monotonic()
         if self.weights is not None:
-            self._write(wire.message_line("update", file=str(self.weights[0]), version=self.weights[1]))
+            self._queue_output(wire.message_line("update", file=str(self.weights[0]), version=self.weights[1]))
         for job in self.jobs.values():
             self._submit(job)
         if self._up is not None and not self._up.done():
@@ -403,11 +403,11 @@ class EngineBridge:
             self._cancel(job)  # samples of the job's other prompts may still be running
             job.events.put_nowait(error)
 
-    def _fail_all(self, message: str) -> None:
+    def _fail_all_jobs(self, message: str) -> None:
         for job in list(self.jobs.values()):
             self._fail_job(job, ApiError(503, message, code="stopping"))
 
-    def _write(self, *parts: bytes) -> None:
+    def _queue_output(self, *parts: bytes) -> None:
         for data in parts:
             self._outbox.put_nowait(data)
 

@@ -71,12 +71,12 @@ class TimedProtocol(H11Protocol):
     def handle_events(self) -> None:
         super().handle_events()
         cycle: Any = self.cycle
-        if self._busy() and cycle.body and cycle.more_body:
+        if self._has_running_request() and cycle.body and cycle.more_body:
             self.flow.pause_reading()  # until the application has consumed the buffered body
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if not self._busy() and not self.transport.is_closing():
+        if not self._has_running_request() and not self.transport.is_closing():
             self._limit.idle[self] = None
 
     # ---- a client that does not read
@@ -109,13 +109,13 @@ class TimedProtocol(H11Protocol):
 
     # ---- the request headers
 
-    def _busy(self) -> bool:
+    def _has_running_request(self) -> bool:
         cycle: Any = self.cycle  # None before the first request
         return cycle is not None and not cycle.response_complete
 
     def _limit_header_time(self) -> None:
         """Start the time limit of the request headers. If a request is running, stop the time limit of the headers."""
-        if self._busy():
+        if self._has_running_request():
             self._stop_header_timer()
             self._limit.idle.pop(self, None)
         elif self._header_timer is None and not self.transport.is_closing():

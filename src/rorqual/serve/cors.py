@@ -19,7 +19,7 @@ ORIGIN = re.compile(r"https?://[^\s/,?#@*]+")
 EXPOSED = ("x-request-id", "x-rorqual-ignored", "x-rorqual-unlike", "retry-after")
 
 
-def origins(text: str) -> frozenset[str]:
+def parse_origins(text: str) -> frozenset[str]:
     """Parse a comma-separated list of origins. Raises ConfigError if an entry is not an origin; `*` is not allowed."""
     parsed = [origin.strip().lower() for origin in text.split(",") if origin.strip()]
     for origin in parsed:

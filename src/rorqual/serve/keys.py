@@ -20,7 +20,7 @@ PREFIX = "rq-"
 NAME_LENGTH = 64
 
 
-def default_file() -> Path:
+def default_key_file() -> Path:
     """Return the default key file, `rorqual/keys.json` in the user's configuration folder."""
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "rorqual" / "keys.json"
 

@@ -79,7 +79,7 @@ class ChatMessage(RequestSchema):
             case _:
                 return Message("system", content)
 
-    def check(self, place: str) -> None:
+    def check_role_fields(self, place: str) -> None:
         """Raise ApiError if the message has a field that its role does not allow. `place`: the message's path in the request."""
         for name in ("tool_calls", "reasoning_content"):
             if getattr(self, name) and self.role != "assistant":
@@ -152,16 +152,16 @@ class ToolFields(RequestSchema):
         """
         if self.tool_choice in (None, "none", "auto"):
             return None
-        return Grammar("calls", grammar_source(self._allowed_calls(), "tools"))
+        return Grammar("calls", grammar_source(self._allowed_calls_source(), "tools"))
 
     def calls_or_answer_grammar(self, answer: dict[str, Any]) -> Grammar:
         """Return the grammar of a reply: either tool calls, or JSON that follows the schema `answer`."""
         # This call checks the size of `answer` first. If `answer` is too large, the error then names the schema instead
         # of `tools`.
         grammar_source(answer, "response_format.json_schema.schema")
-        return Grammar("calls", grammar_source({**self._allowed_calls(), "answer": answer}, "tools"))
+        return Grammar("calls", grammar_source({**self._allowed_calls_source(), "answer": answer}, "tools"))
 
-    def _allowed_calls(self) -> dict[str, Any]:
+    def _allowed_calls_source(self) -> dict[str, Any]:
         choice = self.tool_choice
         named = choice.function.name if isinstance(choice, NamedTool) else None
         functions = [spec.function for spec in self.tools or () if named in (None, spec.function.name)]

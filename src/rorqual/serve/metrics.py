@@ -21,7 +21,7 @@ class ServerSnapshot:
 
 
 @dataclass
-class Metrics:
+class ServerMetrics:
     """Counters since the server's start. Label values come from fixed sets, so clients cannot create unlimited time series."""
 
     requests: Counter[tuple[str, int]] = field(default_factory=Counter)

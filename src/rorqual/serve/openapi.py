@@ -18,7 +18,7 @@ REQUESTS = (ChatRequest, TextRequest)
 JSON = "application/json"
 
 
-def document(model: str) -> dict[str, Any]:
+def openapi_document(model: str) -> dict[str, Any]:
     """Return the OpenAPI document of a server that serves the model named `model`."""
     _, shared = models_json_schema([(schema, "validation") for schema in REQUESTS], ref_template=REF)
     schemas = shared["$defs"]

@@ -15,7 +15,7 @@ from rorqual.data.chat.stops import StopStringMatcher
 from rorqual.data.chat.stream import ReplyDelta, ReplyReader, ToolDelta
 from rorqual.serve.bridge import ServerJob
 from rorqual.serve.errors import ApiError
-from rorqual.serve.metrics import Metrics
+from rorqual.serve.metrics import ServerMetrics
 from rorqual.serve.wire import RolloutRecord, SampledToken, Score, ScoredPrompt
 
 SILENT = 256
@@ -139,7 +139,7 @@ class Reply:
     job: ServerJob
     chat: ChatFormat
     new_choice: Callable[[], Choice]
-    metrics: Metrics
+    metrics: ServerMetrics
     run_in_thread: Callable[[Callable[[], ReplyDelta]], Awaitable[ReplyDelta]] | None = None
     began: float = field(default_factory=time.monotonic)
     choices: list[Choice] = field(default_factory=list)
@@ -156,7 +156,7 @@ class Reply:
             choice.scores = scores
 
     @property
-    def done(self) -> bool:
+    def all_samples_done(self) -> bool:
         """Whether all samples are finished."""
         return all(choice.reason is not None for choice in self.choices)
 
@@ -176,7 +176,7 @@ class Reply:
         """
         written = time.monotonic()
         try:
-            while not self.done:
+            while not self.all_samples_done:
                 event = await self.job.next_event(keep_alive)
                 if event is None:
                     yield None
@@ -203,13 +203,15 @@ class Reply:
             self.metrics.failed += 1
             raise
         except (asyncio.CancelledError, GeneratorExit):
-            self.metrics.cancelled += not self.done
+            self.metrics.cancelled += not self.all_samples_done
             raise
         finally:
             self._count_queued_tokens()
             # A prompt without a generated token is not billed, because its prefill may be incomplete.
-            hit = self._cached_prompt_tokens()
-            self.metrics.count_tokens(self.job.tenant, hit, self._prefilled_tokens() - hit, self._generated_tokens())
+            hit = self._n_cached_prompt_tokens()
+            self.metrics.count_tokens(
+                self.job.tenant, hit, self._n_prefilled_tokens() - hit, self._n_generated_tokens()
+            )
 
     def _count_queued_tokens(self) -> None:
         """Count the tokens that are still in the queue, because all tokens that the engine generated are billed."""
@@ -224,13 +226,13 @@ class Reply:
 
     def usage(self) -> dict[str, Any]:
         """Return the token counts with OpenAI's field names, and cache hits and misses with DeepSeek's field names."""
-        prompt, completion, hit = self._n_prompt_tokens(), self._generated_tokens(), self._cached_prompt_tokens()
+        prompt, completion, hit = self._n_prompt_tokens(), self._n_generated_tokens(), self._n_cached_prompt_tokens()
         return {
             "prompt_tokens": prompt,
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
             "prompt_tokens_details": {"cached_tokens": hit},
-            "completion_tokens_details": {"reasoning_tokens": sum(map(self._reasoning_tokens, self.choices))},
+            "completion_tokens_details": {"reasoning_tokens": sum(map(self._n_reasoning_tokens, self.choices))},
             "prompt_cache_hit_tokens": hit,
             "prompt_cache_miss_tokens": prompt - hit,
         }
@@ -245,11 +247,11 @@ class Reply:
             yield ask.prompt_tokens, [choice for choice in self.choices[before : before + ask.n] if choice.n_sampled]
             before += ask.n
 
-    def _prefilled_tokens(self) -> int:
+    def _n_prefilled_tokens(self) -> int:
         """Return the total number of tokens of the prompts for which a token was generated."""
         return sum(tokens for tokens, started in self._samples_by_prompt() if started)
 
-    def _cached_prompt_tokens(self) -> int:
+    def _n_cached_prompt_tokens(self) -> int:
         """Return the number of prompt tokens from the prefix cache.
 
         Later samples reuse the cached prompt of the first sample. Therefore the smallest number of cached tokens among
@@ -257,10 +259,10 @@ class Reply:
         """
         return sum(min((choice.hit for choice in started), default=0) for _, started in self._samples_by_prompt())
 
-    def _generated_tokens(self) -> int:
+    def _n_generated_tokens(self) -> int:
         return sum(choice.n_sampled for choice in self.choices if not choice.mute)
 
-    def _reasoning_tokens(self, choice: Choice) -> int:
+    def _n_reasoning_tokens(self, choice: Choice) -> int:
         ids = choice.reader.ids
         stops = self.chat.stop_ids
         return (

@@ -26,7 +26,7 @@ from rorqual.serve.errors import bad_request
 from rorqual.serve.message_schemas import ChatMessage, ToolFields
 from rorqual.serve.structured_output import RequestSchema, StructuredOutputFields, Text
 from rorqual.serve.unsupported_fields import OWN_NAMES, drop_ignored_fields
-from rorqual.serve.validation_errors import describe_value, explain
+from rorqual.serve.validation_errors import api_error_from_pydantic, describe_value
 
 MAX_MESSAGES, MAX_NAME, MAX_IDS, MAX_PROMPTS, MAX_KEYS = 4096, 256, 1_000_000, 128, 4096
 Id = Annotated[int, Field(ge=0, le=INT32)]
@@ -65,7 +65,7 @@ class ThinkingSwitch(RequestSchema):
     type: Literal["enabled", "disabled"]
 
 
-@with_fields({name: param.request_field for name, param in PARAMS.items() if name not in OWN_NAMES})
+@with_fields({name: param.request_field_definition for name, param in PARAMS.items() if name not in OWN_NAMES})
 class GenerationRequest(StructuredOutputFields):
     """Fields that chat and text requests share: the sampling parameters and the fields below.
 
@@ -78,19 +78,19 @@ class GenerationRequest(StructuredOutputFields):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
-    def given_sampling(self) -> dict[str, Any]:
+    def given_sampling_params(self) -> dict[str, Any]:
         """Return the sampling parameters that the request sets, as values for `SamplingParams`."""
         values = {name: getattr(self, name) for name in PARAMS if name not in OWN_NAMES}
         return {name: value for name, value in values.items() if value is not None}
 
     def params(self, defaults: SamplingParams = SERVER_DEFAULTS) -> SamplingParams:
         """Return `defaults` updated by the parameters that the request sets. Parameters in `OWN_NAMES` are not updated here."""
-        return replace(defaults, **self.given_sampling())
+        return replace(defaults, **self.given_sampling_params())
 
     @property
     def max_reply_tokens(self) -> int | None:
         """The maximum number of reply tokens, or None if the request sets no limit."""
-        return self.given_sampling().get("max_tokens")
+        return self.given_sampling_params().get("max_tokens")
 
     @property
     def n_top_logprobs(self) -> int | None:
@@ -174,8 +174,8 @@ class ChatRequest(GenerationRequest, ToolFields):
         return None if self.offered_tools() else super().constraining_field
 
     @property
-    def is_unconstrained(self) -> bool:
-        return super().is_unconstrained and not self.tools
+    def is_reply_unconstrained(self) -> bool:
+        return super().is_reply_unconstrained and not self.tools
 
     def grammar(self) -> Grammar | None:
         """Return the grammar of the reply: a response format, required tool calls, or a choice between the two."""
@@ -193,7 +193,7 @@ class ChatRequest(GenerationRequest, ToolFields):
         self.check_tools()
         super().check()
         for number, message in enumerate(self.messages):
-            message.check(f"messages[{number}]")
+            message.check_role_fields(f"messages[{number}]")
         if self.top_logprobs and not self.logprobs:
             raise bad_request(
                 "`top_logprobs` needs logprobs: true. Set logprobs: true, or leave top_logprobs out.", "top_logprobs"
@@ -272,7 +272,7 @@ def parse_request(cls: type[S], body: bytes) -> tuple[S, list[str]]:
         request = cls.model_validate(fields)
     except ValidationError as error:
         names = {field.alias or name for name, field in cls.model_fields.items()}
-        raise explain(error, fields, names) from None
+        raise api_error_from_pydantic(error, fields, names) from None
     request.check()
     return request, sorted(ignored)
 

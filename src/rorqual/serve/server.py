@@ -26,11 +26,11 @@ from rorqual.evals.calibration import Calibration
 from rorqual.serve.app import ApiKeyMiddleware, create_app
 from rorqual.serve.bridge import EngineBridge
 from rorqual.serve.connections import ConnectionLimit, TimedProtocol
-from rorqual.serve.cors import origins
+from rorqual.serve.cors import parse_origins
 from rorqual.serve.descriptors import AT_ONCE, raise_open_file_limit
-from rorqual.serve.keys import ApiKeys, default_file
+from rorqual.serve.keys import ApiKeys, default_key_file
 from rorqual.serve.options import ServerOptions
-from rorqual.serve.service import CascadeTeacher, Service, read_defaults
+from rorqual.serve.service import CascadeTeacher, ModelService, read_defaults
 from rorqual.serve.uploads import WeightUploads
 from rorqual.serve.wire import EngineArguments
 
@@ -40,7 +40,7 @@ UNREAD = 131_072
 """Size of a socket's send buffer in bytes. For a client that does not read, uvicorn buffers another 64 KiB."""
 
 
-class _Server(uvicorn.Server):
+class _UvicornServer(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Do not install uvicorn's signal handlers, because `_serve_until_stopped` already handles signals while the engine
@@ -82,7 +82,7 @@ class CascadeArguments:
     temperature: float
 
 
-def _chat_of(run: RunDir, address: ServerOptions) -> ChatFormat:
+def _load_chat_format(run: RunDir, address: ServerOptions) -> ChatFormat:
     chat = load_chat(run, Tokenizer.load(run.tokenizer_file))
     if address.think_budget and not chat.thinks:
         raise ConfigError(
@@ -95,33 +95,33 @@ def _chat_of(run: RunDir, address: ServerOptions) -> ChatFormat:
 
 def serve(arguments: EngineArguments, address: ServerOptions, cascade: CascadeArguments | None = None) -> None:
     """Serve a run, or a cascade of two runs, until a signal stops the server. Raises RorqualError if the server cannot start."""
-    run, cors = RunDir(Path(arguments.run)), origins(address.cors)
+    run, cors = RunDir(Path(arguments.run)), parse_origins(address.cors)
     checkpoint = run.checkpoint()
-    chat = _chat_of(run, address)
+    chat = _load_chat_format(run, address)
     task = TaskDefaults() if cascade else run.task_defaults()
     second = None
     if cascade is not None:
         second = RunDir(Path(cascade.teacher.run))
         second.checkpoint()
-        second_chat = _chat_of(second, address)
+        second_chat = _load_chat_format(second, address)
     with listen(address.host, address.port) as sock:
-        keys = ApiKeys.load(Path(address.keys) if address.keys else default_file())
+        keys = ApiKeys.load(Path(address.keys) if address.keys else default_key_file())
         key = keys.ensure_key(address.tenant)
         uploads, rollout_key = (
             WeightUploads.open_folder(Path(arguments.rollout_dir)) if arguments.rollout_dir else (None, None)
         )
-        service = Service(
+        service = ModelService(
             name=address.name or (run.path.resolve().name if cascade is None else CASCADE_NAME),
             created=int(checkpoint.stat().st_mtime),
             chat=chat,
-            bridge=_bridge(arguments, address, keys),
+            bridge=_create_bridge(arguments, address, keys),
             keys=keys,
             operator=address.operator,
             max_body=address.max_body,
             defaults=read_defaults(run),
             cors=cors,
             uploads=uploads,
-            prompts=run.prompts(),
+            prompts=run.example_prompts(),
             think_budget=address.think_budget,
             task=task,
         )
@@ -129,7 +129,7 @@ def serve(arguments: EngineArguments, address: ServerOptions, cascade: CascadeAr
             other = replace(
                 service,
                 chat=second_chat,
-                bridge=_bridge(cascade.teacher, address, keys),
+                bridge=_create_bridge(cascade.teacher, address, keys),
                 defaults=_calibrated_sampling(read_defaults(second), cascade),
             )
             names = second.path.resolve().name, run.path.resolve().name
@@ -149,13 +149,13 @@ def _calibrated_sampling(defaults: SamplingParams, cascade: CascadeArguments) ->
     return replace(defaults, temperature=cascade.temperature, top_p=1.0, top_k=0, min_p=0.0)
 
 
-def _bridge(arguments: EngineArguments, address: ServerOptions, keys: ApiKeys) -> EngineBridge:
+def _create_bridge(arguments: EngineArguments, address: ServerOptions, keys: ApiKeys) -> EngineBridge:
     tenants = len({*keys.tenants.values()})
     return EngineBridge(arguments, queue=address.queue, tenants=tenants, hang=address.hang, load=address.load)
 
 
 async def _serve_until_stopped(
-    service: Service, app: ApiKeyMiddleware, sock: socket.socket, address: ServerOptions
+    service: ModelService, app: ApiKeyMiddleware, sock: socket.socket, address: ServerOptions
 ) -> None:
     limit = raise_open_file_limit()
     # Exclude permanent objects from garbage collection, because collection blocks the event loop.
@@ -170,7 +170,7 @@ async def _serve_until_stopped(
         ws="none", lifespan="off", log_level="error", access_log=False, server_header=False,
         timeout_graceful_shutdown=max(1, round(address.grace)),
     )  # fmt: skip
-    server = _Server(config)
+    server = _UvicornServer(config)
     stopped = asyncio.Event()
 
     def stop() -> None:

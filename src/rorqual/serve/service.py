@@ -21,11 +21,11 @@ from rorqual.serve.bridge import EngineBridge
 from rorqual.serve.errors import ApiError, bad_request
 from rorqual.serve.keys import ApiKeys
 from rorqual.serve.limits import MAX_VALUES, SLICE, too_large
-from rorqual.serve.metrics import Metrics
+from rorqual.serve.metrics import ServerMetrics
 from rorqual.serve.schemas import GenerationRequest
 from rorqual.serve.unsupported_fields import TEXT_ONLY, unsupported_type
 from rorqual.serve.uploads import WeightUploads
-from rorqual.serve.validation_errors import describe_value, explain
+from rorqual.serve.validation_errors import api_error_from_pydantic, describe_value
 from rorqual.serve.wire import EngineLimits, EngineRequest
 
 T = TypeVar("T")
@@ -54,7 +54,7 @@ def read_defaults(run: RunDir) -> SamplingParams:
     try:
         return GenerationRequest.model_validate({"model": "-", **known}).params()
     except ValidationError as error:
-        problem = explain(error, known, known).message
+        problem = api_error_from_pydantic(error, known, known).message
         raise ConfigError(problem, where=where, remedy="Correct or remove the key.") from None
 
 
@@ -65,7 +65,7 @@ class CascadeTeacher:
     The student's answer is kept if its calibrated confidence is at least `sure` (`evals.cascade`).
     """
 
-    service: Service
+    service: ModelService
     name: str
     student: str
     calibration: Calibration
@@ -78,7 +78,7 @@ class CascadeTeacher:
 
 
 @dataclass(frozen=True)
-class Service:
+class ModelService:
     """The server's shared state, created once at the start.
 
     `created`: Unix time of the checkpoint in seconds. `keep_alive`: a stream sends a comment after this many seconds
@@ -98,7 +98,7 @@ class Service:
     max_body: int
     keep_alive: float = 5.0
     defaults: SamplingParams = SERVER_DEFAULTS
-    metrics: Metrics = field(default_factory=Metrics)
+    metrics: ServerMetrics = field(default_factory=ServerMetrics)
     operator: str = ""
     cors: frozenset[str] = frozenset()
     uploads: WeightUploads | None = None
@@ -142,10 +142,10 @@ class Service:
     def served_model_limits(self, name: str) -> EngineLimits:
         """Return the engine's limits. Raises ApiError if the model is not served."""
         if name != self.name:
-            raise self.no_model(name)
+            raise self.unknown_model_error(name)
         return self.bridge.info
 
-    def no_model(self, name: str) -> ApiError:
+    def unknown_model_error(self, name: str) -> ApiError:
         """Return the error for a request to a model that is not served."""
         problem = f"`model` is {describe_value(name)}, which is not served here"
         return ApiError(404, f"{problem}. Use '{self.name}'.", param="model", code="model_not_found")
@@ -172,7 +172,7 @@ class Service:
         count = 0
         for text in texts:
             for start in range(0, len(text), SLICE):
-                count += self.chat.tokenizer.count(text[start : start + SLICE])
+                count += self.chat.tokenizer.count_tokens(text[start : start + SLICE])
                 if count - count // 16 >= most:
                     return count - count // 16
         return count - count // 16
@@ -184,7 +184,7 @@ class Service:
             path = f"messages[{number}].content[{place}]"
             raise unsupported_type(path, part.type, f"this model does not accept {part.plural}", TEXT_ONLY)
 
-    def prompt_of(
+    def chat_prompt_ids(
         self,
         messages: Sequence[Message],
         thinking: Thinking,
@@ -210,7 +210,7 @@ class Service:
                 f"`messages` cannot be converted to a prompt: {error.what}. {error.remedy}".strip(), "messages"
             ) from None
 
-    def prompt_of_text(self, prompt: str | Sequence[int]) -> Sequence[int]:
+    def text_prompt_ids(self, prompt: str | Sequence[int]) -> Sequence[int]:
         """Tokenize a text prompt, with BOS first if the model has a BOS token. A prompt of token ids is returned unchanged."""
         if not isinstance(prompt, str):
             return prompt
@@ -235,9 +235,9 @@ class Service:
         `task` holds the defaults of a chat request.
         """
         info = self.served_model_limits(request.model)
-        self._check(prompt, param, info)
+        self._check_prompt_ids(prompt, param, info)
         defaults = self.defaults if task.temperature is None else replace(self.defaults, temperature=task.temperature)
-        params, seed = request.params(defaults), request.given_sampling().get("seed")
+        params, seed = request.params(defaults), request.given_sampling_params().get("seed")
         if out_of_range := [id_ for id_, _ in params.logit_bias if id_ >= info.vocab_size]:
             raise bad_request(
                 f"`logit_bias` contains token id {out_of_range[0]}. Give ids from 0 to {info.vocab_size - 1}.",
@@ -267,9 +267,10 @@ class Service:
             # The engine would also match stop strings inside tool calls, where stop strings must not apply.
             stop=() if tools else params.stop,
             top_logprobs=request.n_top_logprobs or 0,
-            grammar=task.grammar if request.is_unconstrained else request.grammar(),
+            grammar=task.grammar if request.is_reply_unconstrained else request.grammar(),
             prompt_logprobs=top,
-            calculator=params.calculator or bool(task.calculator and "calculator" not in request.given_sampling()),
+            calculator=params.calculator
+            or bool(task.calculator and "calculator" not in request.given_sampling_params()),
         )
         # In vLLM's API, the request with the lowest priority number runs first. In the engine, the highest number runs
         # first.
@@ -305,7 +306,7 @@ class Service:
         return max(1, budget) if room > 0 else None
 
     @staticmethod
-    def _check(prompt: Sequence[int], param: str, info: EngineLimits) -> None:
+    def _check_prompt_ids(prompt: Sequence[int], param: str, info: EngineLimits) -> None:
         if not prompt or max(prompt) >= info.vocab_size:
             problem = (
                 f"contains token id {max(prompt)}. Give ids from 0 to {info.vocab_size - 1}"

@@ -100,7 +100,7 @@ class StructuredOutputFields(RequestSchema):
         return next((name for name, set_ in is_set.items() if set_), None)
 
     @property
-    def is_unconstrained(self) -> bool:
+    def is_reply_unconstrained(self) -> bool:
         """Whether the request sets no structured-output field, so that the default grammar of the run applies."""
         return self.response_format is None and self.constraining_field is None
 

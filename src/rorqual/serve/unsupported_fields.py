@@ -169,7 +169,7 @@ ROUTES: Mapping[Route, Mapping[str, Rule]] = {
 
 _CITED = "citations of earlier replies are not supported"
 _ANY: tuple[Any, ...] = (Ellipsis,)
-INSIDE: Mapping[str, Mapping[str, Rule]] = {
+NESTED_FIELD_RULES: Mapping[str, Mapping[str, Rule]] = {
     "messages[]": {
         "name": ("", _ANY),
         "parsed": ("", _ANY),
@@ -197,10 +197,13 @@ INSIDE: Mapping[str, Mapping[str, Rule]] = {
 }
 """Rules of nested fields, by the path of the enclosing object. A rule with an empty reason only lists values to ignore;
 the request schema checks all other values."""
-PASSAGES = frozenset(
-    place[:end] for place in INSIDE for end in range(1, len(place) + 1) if place[end : end + 1] in ("", ".", "[")
+PATHS_TO_RULES = frozenset(
+    place[:end]
+    for place in NESTED_FIELD_RULES
+    for end in range(1, len(place) + 1)
+    if place[end : end + 1] in ("", ".", "[")
 )
-"""All prefixes of the paths in `INSIDE`. Only objects and lists at the paths in `PASSAGES` can
+"""All prefixes of the paths in `NESTED_FIELD_RULES`. Only objects and lists at the paths in `PATHS_TO_RULES` can
 contain fields with rules."""
 
 TEXT_ONLY = "Send parts of type text."
@@ -253,7 +256,7 @@ def _drop_in_object(
 ) -> dict[str, Any]:
     """Remove ignored fields from one object. `place`: the object's path without list indices. `path`: the object's path
     with list indices."""
-    _check_kind(data, place, path)
+    _check_type_field(data, place, path)
     remaining: dict[str, Any] = {}
     for name, value in data.items():
         reason, neutral = ("", _ANY) if not place and name in IGNORED else rules.get(name, ("", ()))
@@ -261,7 +264,7 @@ def _drop_in_object(
         known = name in rules or (not place and name in IGNORED)
         if known and value is None:
             continue
-        if known and neutral != _ANY and not is_one_of(value, neutral):
+        if known and neutral != _ANY and not is_neutral_value(value, neutral):
             if not reason:  # the request schema will report the wrong type
                 remaining[name] = value
                 continue
@@ -277,14 +280,14 @@ def _drop_in_object(
 
 def _drop_in_value(value: Any, place: str, path: str, ignored: set[str]) -> Any:
     """Remove ignored fields from the objects inside a value, if rules exist for these objects."""
-    if isinstance(value, dict) and place in PASSAGES | KINDS.keys():
-        return _drop_in_object(value, place, path, INSIDE.get(place, {}), ignored)
-    if isinstance(value, list) and f"{place}[]" in PASSAGES:
+    if isinstance(value, dict) and place in PATHS_TO_RULES | KINDS.keys():
+        return _drop_in_object(value, place, path, NESTED_FIELD_RULES.get(place, {}), ignored)
+    if isinstance(value, list) and f"{place}[]" in PATHS_TO_RULES:
         return [_drop_in_value(item, f"{place}[]", f"{path}[{number}]", ignored) for number, item in enumerate(value)]
     return value
 
 
-def _check_kind(data: Mapping[str, Any], place: str, path: str) -> None:
+def _check_type_field(data: Mapping[str, Any], place: str, path: str) -> None:
     remedy, kinds = KINDS.get(place, ("", {}))
     kind = data.get("type")
     if isinstance(kind, str) and kind in kinds:
@@ -300,6 +303,6 @@ def _unsupported_field_error(path: str, reason: str) -> ApiError:
     return bad_request(f"`{path}` is not supported: {reason}. Leave this field out.", path, "unsupported_parameter")
 
 
-def is_one_of(value: Any, neutral: Iterable[Any]) -> bool:
+def is_neutral_value(value: Any, neutral: Iterable[Any]) -> bool:
     """Return whether `value` is in `neutral`. Here True and 1 differ, but 0 and 0.0 are equal."""
     return any(value == known and isinstance(value, bool) == isinstance(known, bool) for known in neutral)

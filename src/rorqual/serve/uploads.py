@@ -123,9 +123,9 @@ class WeightUploads:
                             break
                         buffer += part if size <= limit else b""
                         if len(buffer) >= CHUNK:
-                            await asyncio.to_thread(_write, out, sha256, bytes(buffer))
+                            await asyncio.to_thread(_write_and_hash, out, sha256, bytes(buffer))
                             buffer.clear()
-                await asyncio.to_thread(_write, out, sha256, bytes(buffer))
+                await asyncio.to_thread(_write_and_hash, out, sha256, bytes(buffer))
         except ClientDisconnect:
             raise ClientDisconnected from None
         except TimeoutError:
@@ -138,7 +138,7 @@ class WeightUploads:
         return sha256.digest()
 
 
-def _write(out: BinaryIO, sha256: hashlib._Hash, data: bytes) -> None:
+def _write_and_hash(out: BinaryIO, sha256: hashlib._Hash, data: bytes) -> None:
     out.write(data)
     sha256.update(data)
 

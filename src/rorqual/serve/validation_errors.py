@@ -15,7 +15,7 @@ SHOWN, LONGEST = 40, 256
 """Maximum number of characters of a value and of a field's path in an error."""
 
 
-def explain(error: ValidationError, data: Any, names: Collection[str]) -> ApiError:
+def api_error_from_pydantic(error: ValidationError, data: Any, names: Collection[str]) -> ApiError:
     """Return the API error for the most deeply nested error that pydantic found in `data`. `names`: the known top-level fields.
 
     pydantic reports an error for each alternative of a union. The errors of one field are joined into one message.

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from rorqual.core.sampling import SamplingParams, from_json, to_json
+from rorqual.core.sampling import SamplingParams, params_from_json, params_to_json
 
 LONGEST_LINE = 64 * 2**20
 TENANT = "rollout-key"
@@ -120,7 +120,7 @@ class PackedRequest:
 
 def pack(ask: EngineRequest) -> PackedRequest:
     """Serialize an `EngineRequest`. Serializing a long prompt takes time, so do not call this function in the event loop."""
-    fields = {"prompt": ask.prompt, "params": to_json(ask.params), "priority": ask.priority}
+    fields = {"prompt": ask.prompt, "params": params_to_json(ask.params), "priority": ask.priority}
     text = json.dumps({"kind": "submit", **fields}, separators=(",", ":"))
     return PackedRequest(text[:-1].encode(), ask.params.n, len(ask.prompt))
 
@@ -145,4 +145,4 @@ def score_messages(
 
 def parse_submit_message(message: dict[str, Any]) -> EngineRequest:
     """Parse a `submit_message` message and return its `EngineRequest`."""
-    return EngineRequest(tuple(message["prompt"]), from_json(message["params"]), message["priority"])
+    return EngineRequest(tuple(message["prompt"]), params_from_json(message["params"]), message["priority"])

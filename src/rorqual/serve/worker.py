@@ -45,7 +45,7 @@ HEADER = 1024
 LONGEST_RECORD = LONGEST_LINE // 2
 
 
-class Worker:
+class EngineWorker:
     """The engine's main loop, which reads requests from one pipe and writes tokens to another."""
 
     def __init__(self, engine: Engine, source: BinaryIO, sink: BinaryIO) -> None:
@@ -134,7 +134,7 @@ class Worker:
         """
         grammar = parse_submit_message(message).params.grammar
         assert grammar is not None
-        ready = self.engine.grammars.submit(grammar, message["tenant"])
+        ready = self.engine.grammar_compiler.submit(grammar, message["tenant"])
         self.compiling[number] = message, ready
         ready.add_done_callback(lambda _: self.inbox.put({"kind": "compiled", "number": number}))
 
@@ -143,7 +143,7 @@ class Worker:
         if error is None:
             self._submit(number, message)
         elif isinstance(error, RorqualError):  # `_submit` would compile the grammar again and block all requests
-            self._refuse(number, message_of(error))
+            self._refuse_request(number, message_of(error))
         else:
             raise error
 
@@ -152,7 +152,7 @@ class Worker:
         while self.updates and not self.numbers:
             (file, version), refusal = self.updates.pop(0), ""
             try:
-                self.engine.load_weights(weights_of(file, self.engine.model.state_dict()))
+                self.engine.load_weights(load_checked_weights(file, self.engine.model.state_dict()))
                 self.version = version
             except RorqualError as error:
                 refusal = message_of(error)
@@ -171,23 +171,25 @@ class Worker:
         try:
             request_id = self.engine.submit(request)
         except RorqualError as error:
-            self._refuse(number, message_of(error))
+            self._refuse_request(number, message_of(error))
             return
         self.numbers[request_id], self.left[request_id] = number, ask.params.n
         if message["tenant"] == TENANT:
             self.recorded.add(request_id)
 
-    def _refuse(self, number: int, message: str, status: int = 400) -> None:
+    def _refuse_request(self, number: int, message: str, status: int = 400) -> None:
         self._send(message_line("refused", number=number, message=message, status=status))
 
     def _refuse_failed_sample(self, number: int, delta: Delta) -> None:
         assert delta.completion is not None
         if delta.completion.error.startswith(MISMATCH):
-            self._refuse(number, f"{delta.completion.error}. Try another seed, or make the schema simpler.", 422)
+            self._refuse_request(
+                number, f"{delta.completion.error}. Try another seed, or make the schema simpler.", 422
+            )
         elif math.isfinite(delta.logprob):
-            self._refuse(number, f"The grammar failed during generation: {delta.completion.error}")
+            self._refuse_request(number, f"The grammar failed during generation: {delta.completion.error}")
         else:
-            self._refuse(number, delta.completion.error, 500)
+            self._refuse_request(number, delta.completion.error, 500)
 
     def _send_deltas(self, deltas: list[Delta]) -> None:
         rows = []
@@ -229,7 +231,7 @@ class Worker:
         if len(message) <= LONGEST_RECORD:
             self._send(message)
             return True
-        self._refuse(number, f"The recorded experts take more than {LONGEST_RECORD:,} bytes. Lower max_tokens.")
+        self._refuse_request(number, f"The recorded experts take more than {LONGEST_RECORD:,} bytes. Lower max_tokens.")
         self.engine.cancel(delta.request_id)
         self._forget(delta.request_id)
         return False
@@ -244,7 +246,7 @@ class Worker:
         self.sink.flush()
 
 
-def weights_of(file: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+def load_checked_weights(file: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
     """Load the tensors of a safetensors file.
 
     Raises RorqualError if names or shapes differ from those in `wanted`, or if a value is not finite.
@@ -311,7 +313,7 @@ def main() -> None:
     sink.write(message_line("ready", max_len=min(engine.max_len, room), vocab_size=vocab, weights_bytes=most))
     sink.flush()
     try:
-        Worker(engine, sys.stdin.buffer, sink).run()
+        EngineWorker(engine, sys.stdin.buffer, sink).run()
         engine.close()
     except BrokenPipeError:  # the server exited
         os._exit(1)

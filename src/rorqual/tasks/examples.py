@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import rorqual
 from rorqual.core.errors import DataError, TaskError, suggest_name
-from rorqual.core.journal import append_line, read_lines, to_line
+from rorqual.core.journal import append_line, json_line, read_lines
 from rorqual.core.records import write_atomic, write_json
 from rorqual.core.user_code import import_file
 from rorqual.tasks.answer import answer_number, final_answer
@@ -190,10 +190,10 @@ def write_examples(folder: Path, splits: Mapping[Split, Sequence[Mapping[str, An
 
 
 def _rows_to_jsonl(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    return b"".join(map(to_line, rows))
+    return b"".join(map(json_line, rows))
 
 
-def holds_examples(folder: Path, *, dev: Sequence[Mapping[str, Any]], test: Sequence[Mapping[str, Any]]) -> bool:
+def folder_has_splits(folder: Path, *, dev: Sequence[Mapping[str, Any]], test: Sequence[Mapping[str, Any]]) -> bool:
     """Return whether `dev` and `test` are the rows of the folder's dev and test splits. The
     comparison is not recorded as a reading, because it returns no test rows."""
     sealed = gzip.decompress((folder / SEALED_FILE).read_bytes())

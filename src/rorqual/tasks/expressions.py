@@ -66,7 +66,7 @@ def verify_latex(gold: str, answer: str, *, timeout: float) -> Verdict:
     number, gold_number = read_number(answer), read_number(gold)
     if number is not None and gold_number is not None:
         return _verdict(number.equals(gold_number))
-    return COMPARER.ask(gold, answer, timeout)
+    return COMPARER.compare_in_process(gold, answer, timeout)
 
 
 def _verdict(right: bool) -> Verdict:
@@ -99,7 +99,7 @@ def compare_expressions(gold: str, answer: str) -> Verdict:
     based = [_BASED.fullmatch(text.replace(" ", "")) for text in (gold, answer)]
     if any(based):
         return _verdict(all(based) and len({(match[1].upper(), match[2]) for match in based if match}) == 1)
-    if _opening_bracket(gold) | _opening_bracket(answer) >= {"\\{", "("}:
+    if _opening_brackets(gold) | _opening_brackets(answer) >= {"\\{", "("}:
         return Verdict.WRONG
     sides = re.split(r"(?<![<>\\!])=", answer)
     if "=" in gold or "," in answer or any(re.search(r"(?<!\\)\b[A-Za-z]", side) for side in sides[:-1]):
@@ -132,7 +132,7 @@ def _repeating_to_fraction(match: re.Match[str]) -> str:
     return rf"\frac{{{int(before + after or 0) * nines + int(repeated)}}}{{{nines * shift}}}"
 
 
-def _opening_bracket(text: str) -> set[str]:
+def _opening_brackets(text: str) -> set[str]:
     """Return a set with the bracket that opens `text`, or an empty set if `text` is not a list in brackets."""
     match = _OPEN.match(_SPACING.sub(" ", text).strip())
     return {match[0]} if match and "," in text else set()
@@ -147,7 +147,7 @@ class ComparisonProcess:
         self.process: subprocess.Popen[str] | None = None
         self.lines: SimpleQueue[str] = SimpleQueue()
 
-    def ask(self, gold: str, answer: str, timeout: float) -> Verdict:
+    def compare_in_process(self, gold: str, answer: str, timeout: float) -> Verdict:
         """Return the verdict on `answer`, or UNGRADED after `timeout` seconds. A lock allows one comparison at a time."""
         with self.lock:
             if self.process is None or self.process.poll() is not None:

@@ -13,7 +13,7 @@ from rorqual.tasks.task import Problem, Split, Task, split_of
 SAMPLES = Path(__file__).parent / "samples"
 
 
-def files_with_word(data: Path, name: str) -> list[Path]:
+def files_whose_name_contains(data: Path, name: str) -> list[Path]:
     """Return the sorted files of folder `data` whose name contains `name`. If `data` is a file, return only this file.
 
     Raises DataError if no file matches.
@@ -49,7 +49,7 @@ def files_of_split(data: Path, split: Split, names: dict[str, str]) -> list[Path
                 where=str(data),
                 remedy=f"Give a folder with *{names[source]}* files, or name a training file '{names['train']}.jsonl'.",
             )
-    return files_with_word(data, names[source])
+    return files_whose_name_contains(data, names[source])
 
 
 def carve_dev_split(problems: list[tuple[str, Problem]], split: Split) -> list[Problem]:

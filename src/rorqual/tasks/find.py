@@ -26,7 +26,7 @@ from rorqual.tasks.math500 import Math500
 from rorqual.tasks.messages import Messages
 from rorqual.tasks.task import Problem, Split, Task, Verdict
 
-NAMED: Mapping[str, Callable[..., Task]] = {
+TASKS_BY_NAME: Mapping[str, Callable[..., Task]] = {
     "families": Families, "long": LongTextTask, "gsm8k": Gsm8k, "math500": Math500, "folio": Folio, "knights": Knights,
     "messages": Messages, "everyday": EverydayMixture, "examples": ExamplesTask,
 }  # fmt: skip
@@ -44,19 +44,19 @@ def load_task(spec: str, *, data: Path | None = None, options: Mapping[str, Any]
     given: dict[str, Any] = dict(options or {})
     path, _, name = spec.rpartition(":") if ".py:" in spec else (spec, "", "")
     if path.endswith(".py"):
-        return _build(_class_in(Path(path), name), spec, given, data)
+        return _build(_load_class(Path(path), name), spec, given, data)
     kind, _, argument = spec.partition(":")
     if kind == "gym" and argument:
         return _build(GymTask, spec, {"dataset": argument, **given}, data)
-    if kind not in NAMED or (argument and kind not in ("families", "long")):
+    if kind not in TASKS_BY_NAME or (argument and kind not in ("families", "long")):
         raise ConfigError(
             f"unknown task '{spec}'",
             where="task",
-            remedy=suggest_name(kind, [*NAMED, "gym:NAME"]) + " Or give ./mine.py:Class.",
+            remedy=suggest_name(kind, [*TASKS_BY_NAME, "gym:NAME"]) + " Or give ./mine.py:Class.",
         )
     if argument:
         given["names"] = tuple(name.strip() for name in argument.split(","))
-    return _build(NAMED[kind], spec, given, data)
+    return _build(TASKS_BY_NAME[kind], spec, given, data)
 
 
 def _build(make: Callable[..., Task], spec: str, options: dict[str, Any], data: Path | None) -> Task:
@@ -82,7 +82,7 @@ def _build(make: Callable[..., Task], spec: str, options: dict[str, Any], data: 
     return task
 
 
-def _class_in(path: Path, name: str) -> Callable[..., Task]:
+def _load_class(path: Path, name: str) -> Callable[..., Task]:
     module = import_file(path, TaskError)
     tasks = {
         key: value for key, value in vars(module).items() if _is_task(value) and value.__module__ == module.__name__
@@ -165,7 +165,7 @@ def safe_problems(task: Task, split: Split, seed: int) -> Iterator[Problem]:
     """
     try:
         for problem in task.problems(split, seed):
-            _check(task, problem)
+            _check_problem(task, problem)
             yield problem
     except RorqualError:
         raise
@@ -211,7 +211,7 @@ def _first_problem_keys(task: Task, split: Split, seed: int) -> set[str]:
 TEXTS = ("key", "prompt", "answer", "family", "level")
 
 
-def _check(task: Task, problem: Problem) -> None:
+def _check_problem(task: Task, problem: Problem) -> None:
     where, remedy = f"task {task.name}", "Yield Problem(...)."
     if not isinstance(problem, Problem):
         raise TaskError(f"the generator yielded {problem!r:.40}, not a Problem", where=where, remedy=remedy)

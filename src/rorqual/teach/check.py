@@ -91,7 +91,7 @@ def check_file(
             for one in examples
             if canonical_form(one.answer, kind) is None
         ]
-    faults += _repeats(examples, kind, near.earlier)
+    faults += _repeat_faults(examples, kind, near.earlier)
     faults += _labels_in_prompts(examples, kind)
     if against is not None:
         faults += _test_overlap_faults(examples, read_table(against, **names, system=table.columns.system), against)
@@ -122,7 +122,7 @@ def training_cost_sentence(model: ModelConfig, lengths: Sequence[int]) -> str:
     return (
         f"an epoch has {tokens:,} tokens, {100 * max(lengths) / tokens:.1f} % of them in the longest example: "
         f"about {cost.seconds / 60:,.1f} minutes of training on {laptop.title}; "
-        f"the tensors take about {format_bytes(memory.total)}, or {format_bytes(memory.weights + memory.activations)} with LoRA"
+        f"the tensors take about {format_bytes(memory.total_bytes)}, or {format_bytes(memory.weights + memory.activations)} with LoRA"
     )
 
 
@@ -137,7 +137,7 @@ def split_of_group(group: str) -> Split:
     return split_of(group, dev=DEV, test=TEST)
 
 
-def _repeats(examples: Sequence[Example], kind: AnswerKind, earlier: Mapping[int, int]) -> list[RowFault]:
+def _repeat_faults(examples: Sequence[Example], kind: AnswerKind, earlier: Mapping[int, int]) -> list[RowFault]:
     """Return the duplicates, contradictions, near-duplicates and near-contradictions. If answers are free text, there are no contradictions."""
     first: dict[str, Example] = {}
     faults = []

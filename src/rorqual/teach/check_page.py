@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rorqual.report.chart import Chart, Series, draw
-from rorqual.report.page import page
+from rorqual.report.page import render_page
 from rorqual.report.table import Table
 from rorqual.teach.check import WARNINGS, FileCheck
 from rorqual.teach.dataset import FEWEST
@@ -55,11 +55,11 @@ def check_text(check: FileCheck, unit: str, *, splits: bool = True) -> str:
     else:
         lines.append("  no faults")
     if check.labels:
-        lines.append(Table(title="labels", heads=("", "examples"), rows=_labels(check.labels)).text())
+        lines.append(Table(title="labels", heads=("", "examples"), rows=_label_count_rows(check.labels)).text())
     if check.lengths:
         lines += [
             "",
-            f"length in {unit}: {_quantiles(check.lengths)}; the longest is line {check.longest_example_line}",
+            f"length in {unit}: {_length_quantiles_text(check.lengths)}; the longest is line {check.longest_example_line}",
         ]
         if splits:
             sizes = ", ".join(f"{count:,} {split}" for split, count in check.splits.items())
@@ -74,13 +74,13 @@ def _fault_lines(check: FileCheck, kind: str) -> str:
     return ", ".join(lines[:FIRST]) + (f", and {len(lines) - FIRST:,} more" if len(lines) > FIRST else "")
 
 
-def _labels(labels: Mapping[str, int]) -> list[tuple[str, str]]:
+def _label_count_rows(labels: Mapping[str, int]) -> list[tuple[str, str]]:
     items = list(labels.items())
     shown = items if len(items) <= 12 else [*items[:6], ("...", ""), *items[-5:]]
     return [(truncate(name, 60), f"{count:,}" if count else "") for name, count in shown]
 
 
-def _quantiles(lengths: Sequence[int]) -> str:
+def _length_quantiles_text(lengths: Sequence[int]) -> str:
     low, middle, high, top = np.quantile(lengths, [0, 0.5, 0.95, 1]).astype(int).tolist()
     return f"{low:,} to {top:,}, half at most {middle:,}, 95 % at most {high:,}"
 
@@ -110,7 +110,7 @@ def check_page(check: FileCheck, unit: str) -> str:
         labels = [(name, f"{count:,}") for name, count in check.labels.items()]
         tables.append(Table(title="Labels", heads=("label", "examples"), rows=labels))
     picture = draw(lengths_chart(check.lengths, unit)) if check.lengths else None
-    return page("check", check=check, facts=facts, picture=picture, tables=tables)
+    return render_page("check", check=check, facts=facts, picture=picture, tables=tables)
 
 
 def _fault_table(check: FileCheck, kind: str) -> Table:
@@ -134,7 +134,7 @@ def lengths_chart(lengths: Sequence[int], unit: str) -> Chart:
     return Chart(
         name="lengths",
         width=4.6,
-        alt=f"Histogram of lengths in {unit}: {_quantiles(lengths)}.",
+        alt=f"Histogram of lengths in {unit}: {_length_quantiles_text(lengths)}.",
         caption=f"Length of prompt, reasoning and answer together, in {unit}. Dashed: 95 % of the examples are at most so long.",
         x=unit,
         y="examples",

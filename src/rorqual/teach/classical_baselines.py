@@ -51,9 +51,9 @@ def predict_with_baselines(
     answers = list(spelling.values())
     prompts = [one.prompt for one in train], [one.prompt for one in test]
     features = _features(*prompts)
-    predicted = {"nearest neighbour": _nearest(*features["words and characters"], classes)}
+    predicted = {"nearest neighbour": _nearest_prompt_classes(*features["words and characters"], classes)}
     if kind == "label":
-        predicted["logistic regression"] = _logistic(features, classes)
+        predicted["logistic regression"] = _logistic_classes(features, classes)
     result = {"majority": [answers[Counter(classes.tolist()).most_common(1)[0][0]]] * len(test)}
     result |= {name: [answers[place] for place in places] for name, places in predicted.items()}
     if kind == "text":
@@ -97,14 +97,14 @@ def _features(train: list[str], test: list[str]) -> dict[str, tuple[Any, Any]]:
     return {name: (choice.fit_transform(train).tocsr(), choice.transform(test).tocsr()) for name, choice in choices.items()}  # fmt: skip
 
 
-def _nearest(train: Any, test: Any, classes: Integers) -> list[int]:
+def _nearest_prompt_classes(train: Any, test: Any, classes: Integers) -> list[int]:
     """Return for each test row the class of the most similar train row. All train rows have
     the same norm, so the largest inner product has the largest cosine."""
     products = (test[start : start + CHUNK] @ train.T for start in range(0, test.shape[0], CHUNK))
     return [int(classes[place]) for part in products for place in part.toarray().argmax(1)]
 
 
-def _logistic(features: dict[str, tuple[Any, Any]], classes: Integers) -> list[int]:
+def _logistic_classes(features: dict[str, tuple[Any, Any]], classes: Integers) -> list[int]:
     """Return the classes that logistic regression predicts for the test rows. Cross-validation chooses the features and the value of C."""
     order = np.argsort(classes, kind="stable")
     order = order[:: -(-len(order) // CHOICE_ROWS)]  # each class keeps its share
@@ -116,10 +116,10 @@ def _logistic(features: dict[str, tuple[Any, Any]], classes: Integers) -> list[i
             right[name, penalty] = 0
             for fold in range(FOLDS if len(order) >= FOLDS else 0):
                 held = folds == fold
-                predicted = _fit(compact[~held], known[~held], compact[held], penalty)
+                predicted = _fit_and_predict(compact[~held], known[~held], compact[held], penalty)
                 right[name, penalty] += int((predicted == known[held]).sum())
     name, penalty = max(right, key=right.__getitem__)
-    return [int(place) for place in _fit(features[name][0], classes, features[name][1], penalty)]
+    return [int(place) for place in _fit_and_predict(features[name][0], classes, features[name][1], penalty)]
 
 
 def _compact_features(rows: Any) -> Any:
@@ -129,7 +129,7 @@ def _compact_features(rows: Any) -> Any:
     return vectors * np.sqrt(values.clip(0))
 
 
-def _fit(train: Any, classes: Integers, test: Any, penalty: float) -> Integers:
+def _fit_and_predict(train: Any, classes: Integers, test: Any, penalty: float) -> Integers:
     """Return the predicted class of each row of `test`. If there is only one class,
     predict this class, because logistic regression needs two classes."""
     if (classes == classes[0]).all():

@@ -16,7 +16,7 @@ from rorqual.core.rows import scan_rows
 from rorqual.tasks.examples import AnswerKind
 from rorqual.tasks.file_task import normalize_text
 from rorqual.tasks.task import Split, split_of
-from rorqual.teach.answer_format import derive_worked_solution, in_key_order, label_spellings, schema_of
+from rorqual.teach.answer_format import derive_worked_solution, infer_json_schema, label_spellings, sort_keys_by_schema
 from rorqual.teach.check import DEV, NO_NUMBER, WARNINGS, FileCheck, near_duplicate_groups, split_of_group
 from rorqual.teach.example_table import read_table
 from rorqual.teach.examples import Example, canonical_answer
@@ -129,7 +129,7 @@ def divide_examples(
     splits["test"] = sorted(splits["test"], key=lambda one: hashlib.sha256(one.key.encode()).digest())[:count]
     _refuse_small_splits(check, splits, has_test_file=test is not None)
     if check.kind == "JSON":
-        schema = schema_of([json.loads(one.answer) for one in splits["train"]])
+        schema = infer_json_schema([json.loads(one.answer) for one in splits["train"]])
         splits["train"] = [replace(one, answer=_order_keys(one.answer, schema)) for one in splits["train"]]
     train = splits["train"]
     derivable = check.kind == "number" and not any(one.reasoning for one in kept)
@@ -149,7 +149,7 @@ def _respell_answers(examples: Sequence[Example], forms: Mapping[str, str]) -> l
 
 def _order_keys(answer: str, schema: Mapping[str, Any]) -> str:
     """Return a JSON answer with keys in the order of the schema. Spaces are left out, because a model then needs fewer tokens."""
-    return json.dumps(in_key_order(json.loads(answer), schema), ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(sort_keys_by_schema(json.loads(answer), schema), ensure_ascii=False, separators=(",", ":"))
 
 
 def _refuse_small_splits(check: FileCheck, splits: Mapping[Split, Sequence[Example]], *, has_test_file: bool) -> None:
@@ -174,7 +174,7 @@ def _refuse_small_splits(check: FileCheck, splits: Mapping[Split, Sequence[Examp
         )
 
 
-def read_test(
+def read_test_file(
     path: Path, kind: AnswerKind, *, prompt: str, answer: str, reasoning: str, system: str = ""
 ) -> list[Example]:
     """Return the usable examples of a test file, one for each prompt. `kind` is the kind of answers of the training file, and

@@ -59,7 +59,7 @@ def example_of_row(row: DataRow, columns: Columns) -> Example:
     if columns.messages:
         return _from_conversation(row, columns)
     prompt = joined_prompt(row.values, columns.prompt)
-    answer = _answer(row.values, columns.answer)
+    answer = _answer_of_row(row.values, columns.answer)
     if not answer:
         raise DataError("the answer is empty")
     return Example(
@@ -67,7 +67,7 @@ def example_of_row(row: DataRow, columns: Columns) -> Example:
     )
 
 
-def _answer(values: Mapping[str, Any], names: Sequence[str]) -> str:
+def _answer_of_row(values: Mapping[str, Any], names: Sequence[str]) -> str:
     """Return the answer of a row. Several columns become one JSON object. In this object, empty cells are left out, and a cell with a JSON
     object or list keeps its structure."""
     if len(names) == 1:

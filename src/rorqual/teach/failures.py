@@ -59,7 +59,7 @@ class FailureGroup:
     answers: Mapping[str, int]
 
 
-def pairs_of(before: Evaluation, after: Evaluation) -> list[ReplyPair]:
+def pair_replies(before: Evaluation, after: Evaluation) -> list[ReplyPair]:
     """Return the pairs of replies to the same example, in the order of `before`."""
     by_key = {one.key: one for one in after.samples}
     return [ReplyPair(one, by_key[one.key]) for one in before.samples if one.key in by_key]
@@ -70,7 +70,7 @@ def by_change(pairs: Sequence[ReplyPair]) -> dict[str, list[ReplyPair]]:
     return {change: [pair for pair in pairs if pair.change == change] for change in CHANGES}
 
 
-def groups(pairs: Sequence[ReplyPair], kind: AnswerKind) -> list[FailureGroup]:
+def failure_groups(pairs: Sequence[ReplyPair], kind: AnswerKind) -> list[FailureGroup]:
     """Return the groups of examples. The group with the most failures in the second evaluation comes first. Labels are grouped by the
     right label, and JSON answers by field."""
     members: dict[str, list[tuple[bool, bool, str]]] = {}
@@ -105,37 +105,37 @@ def _graded_groups_of_pair(pair: ReplyPair, kind: AnswerKind) -> Iterator[tuple[
         )
         yield name, was, is_, pair.after.reply.strip()
         return
-    gold, old, new = (_fields(text) for text in (pair.after.answer, pair.before.reply, pair.after.reply))
+    gold, old, new = (_json_fields(text) for text in (pair.after.answer, pair.before.reply, pair.after.reply))
     for name in {**gold, **new}:
         value = gold.get(name)
         yield name, old.get(name) == value, new.get(name) == value, new.get(name, "(missing)")
 
 
-def _fields(text: str) -> dict[str, str]:
+def _json_fields(text: str) -> dict[str, str]:
     """Return the values of a JSON answer, by dotted key. The result is empty if the text is not JSON."""
     try:
-        return dict(_leaves("", json.loads(text)))
+        return dict(_json_leaves("", json.loads(text)))
     except (ValueError, RecursionError):
         return {}
 
 
-def _leaves(name: str, value: Any) -> Iterator[tuple[str, str]]:
+def _json_leaves(name: str, value: Any) -> Iterator[tuple[str, str]]:
     if isinstance(value, dict):
         for key, inner in value.items():
             if inner is None:
                 continue  # the same as a missing key
-            yield from _leaves(f"{name}.{key}" if name else key, inner)
+            yield from _json_leaves(f"{name}.{key}" if name else key, inner)
     else:
         yield name, normalize_text(value if isinstance(value, str) else json.dumps(value))
 
 
 def failures_text(before: Evaluation, after: Evaluation, kind: AnswerKind, *, count: int) -> str:
     """Return a table of the groups, and up to `count` examples of each kind of change, as text."""
-    pairs = pairs_of(before, after)
+    pairs = pair_replies(before, after)
     changes = by_change(pairs)
     counts = ", ".join(f"{len(rows):,} {change}" for change, rows in changes.items())
     lines = [f"{len(pairs):,} examples, {before.model} and {after.model}: {counts}"]
-    table = failures_table(groups(pairs, kind)[:SHOWN_GROUPS], kind, before.model, after.model)
+    table = failures_table(failure_groups(pairs, kind)[:SHOWN_GROUPS], kind, before.model, after.model)
     lines.append(table.text())
     width = max(map(len, names := (before.model, after.model, "right answer")))
     for change in SHOWN_CHANGES:

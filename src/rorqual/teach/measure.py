@@ -80,7 +80,7 @@ class Baseline:
     shots: Sequence[Example] = ()
 
 
-class TooSlow(Exception):
+class BaselineTooSlow(Exception):
     """Raised if measuring a baseline would take too long. `seconds` is the estimated time."""
 
     def __init__(self, seconds: float) -> None:
@@ -125,7 +125,7 @@ def measure_base(
         engine.generate([Request(one.messages, params) for one in problems[:TRIED]])
         seconds = (time.monotonic() - began) / TRIED * len(problems)
         if seconds > most_seconds:
-            raise TooSlow(seconds)
+            raise BaselineTooSlow(seconds)
     return measure_model(engine, task, problems, name, params, "auto", show=show)
 
 

@@ -95,19 +95,19 @@ def _similar_pairs(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
         signatures = np.stack([_signature(text) for text in texts])
         numbers = np.array([crc32(" ".join(NUMBER.findall(text)).encode()) for text in texts], np.uint64)
         for one, later in _candidates(signatures, numbers).tolist():
-            if similar(texts[one], texts[later]):
+            if are_near_duplicates(texts[one], texts[later]):
                 yield one, later
 
 
-def similar(a: str, b: str) -> bool:
+def are_near_duplicates(a: str, b: str) -> bool:
     """Return whether two normalised texts are near-duplicates."""
     if NUMBER.findall(a) != NUMBER.findall(b):
         return False
-    one, two = _grams(a), _grams(b)
+    one, two = _character_grams(a), _character_grams(b)
     return len(one & two) >= SIMILAR * len(one | two)
 
 
-def _grams(text: str) -> set[str]:
+def _character_grams(text: str) -> set[str]:
     return {text[i : i + WIDTH] for i in range(max(1, len(text) - WIDTH + 1))}
 
 

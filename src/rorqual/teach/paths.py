@@ -46,6 +46,6 @@ class TeachPaths:
         self.results = out / "results.json"
         self.report = out / "report.html"
 
-    def evaluation(self, name: str) -> Path:
+    def evaluation_file(self, name: str) -> Path:
         """Return the result file of a model or baseline on the test split."""
         return self.out / "evals" / f"{name.replace(',', '').replace(' ', '-')}.json"

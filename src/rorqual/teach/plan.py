@@ -74,7 +74,7 @@ class ExampleLengths:
     reply: int
 
     @property
-    def total(self) -> int:
+    def total_tokens(self) -> int:
         return self.prompt + self.reply
 
 
@@ -131,14 +131,14 @@ def make_plan(
     """
     context = read_model_config(base).max_position_embeddings
     most = min(LONGEST_ROW, context)
-    fit_lengths = [one for one in lengths if one.total <= most]
+    fit_lengths = [one for one in lengths if one.total_tokens <= most]
     if not fit_lengths:
         raise DataError(
             f"all examples are longer than {most} tokens",
             where=str(data),
             remedy="Shorten the prompts: a small model on a laptop cannot train on so long texts.",
         )
-    totals = [one.total for one in fit_lengths]
+    totals = [one.total_tokens for one in fit_lengths]
     row = min(8 * math.ceil(max(*totals, min(STEP_TOKENS // 4, sum(totals))) / 8), most)
     rows = max(2, STEP_TOKENS // row)
     replies = max(one.reply for one in fit_lengths)

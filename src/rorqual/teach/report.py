@@ -18,7 +18,15 @@ from rorqual.tasks.examples import list_test_readings
 from rorqual.teach.config import TeachConfig
 from rorqual.teach.dataset import Dataset
 from rorqual.teach.examples import truncate
-from rorqual.teach.failures import SHOWN_CHANGES, ReplyPair, by_change, failures_table, groups, pairs_of, show_reply
+from rorqual.teach.failures import (
+    SHOWN_CHANGES,
+    ReplyPair,
+    by_change,
+    failure_groups,
+    failures_table,
+    pair_replies,
+    show_reply,
+)
 from rorqual.teach.paths import AFTER, ALONE, BEFORE, TeachPaths
 from rorqual.teach.plan import TeachPlan
 from rorqual.teach.reasons import read_reasons
@@ -31,11 +39,13 @@ SHOWN = 30
 def write_report(paths: TeachPaths, config: TeachConfig, dataset: Dataset, plan: TeachPlan, base: str) -> str:
     """Write the HTML page and the JSON file of the results. Return the page's first sentences and the table of results as text."""
     stored = json.loads(paths.baselines.read_bytes())
-    alone = [ALONE] if paths.evaluation(ALONE).is_file() else []
-    found = TeachResults({name: Evaluation.load(paths.evaluation(name)) for name in (*stored["names"], *alone, AFTER)})
+    alone = [ALONE] if paths.evaluation_file(ALONE).is_file() else []
+    found = TeachResults(
+        {name: Evaluation.load(paths.evaluation_file(name)) for name in (*stored["names"], *alone, AFTER)}
+    )
     opened = list_test_readings(paths.data)
     sentences, table, missing = found.summary_sentences(len(opened)), results_table(found), stored.get("left_out", [])
-    pairs = pairs_of(found.evaluations[BEFORE], found.evaluations[AFTER])
+    pairs = pair_replies(found.evaluations[BEFORE], found.evaluations[AFTER])
     changes = by_change(pairs)
     write_page(
         paths.report,
@@ -46,7 +56,7 @@ def write_report(paths: TeachPaths, config: TeachConfig, dataset: Dataset, plan:
         examples=[transcript(pair) for pair in choose_two_pairs(pairs)],
         results=table,
         left_out=missing,
-        failures=failures_table(groups(pairs, dataset.kind), dataset.kind, "before", "after"),
+        failures=failures_table(failure_groups(pairs, dataset.kind), dataset.kind, "before", "after"),
         changes=[
             (
                 f"{len(own):,} {change}" + (f", the first {SHOWN}" if len(own) > SHOWN else ""),
@@ -65,7 +75,7 @@ def write_report(paths: TeachPaths, config: TeachConfig, dataset: Dataset, plan:
 
 def results_chart(found: TeachResults) -> Chart:
     """Chart the accuracy of the taught model and of each baseline, with 95 % intervals."""
-    ordered = found.by_accuracy[::-1]
+    ordered = found.results_by_accuracy[::-1]
     bars = [
         Series(
             label="",
@@ -124,7 +134,7 @@ def training_sentences(paths: TeachPaths, plan: TeachPlan, base: str) -> Iterato
         + (f", ended early after {early['step']}, because it took too long." if early else ".")
         + f" {json.loads(paths.grpo_result.read_bytes())['text']}."
     )
-    if paths.evaluation(ALONE).is_file():
+    if paths.evaluation_file(ALONE).is_file():
         yield (
             "The engine writes the result of each calculation in a reply, for the base model as well (calculator). Other programs that read "
             f"an exported model have no calculator: there it is the row '{ALONE}'."

@@ -62,7 +62,7 @@ class TeachResults:
         ]
 
     @property
-    def by_accuracy(self) -> list[ModelResult]:
+    def results_by_accuracy(self) -> list[ModelResult]:
         """All results by rising accuracy of the baselines. The taught model comes last."""
         *others, taught = self.results
         return [*sorted(others, key=lambda one: one.row.accuracy), taught]
@@ -120,17 +120,17 @@ def load_results(out: Path, than: str = "") -> tuple[AnswerKind, Evaluation, Eva
     Raises DataError if the folder has no results, and ConfigError if there is no baseline `than`.
     """
     paths = TeachPaths(out)
-    if not paths.evaluation(AFTER).is_file():
+    if not paths.evaluation_file(AFTER).is_file():
         raise DataError(
             "no results of a taught model",
             where=str(out),
             remedy="Give the folder that `rorqual teach` wrote, or finish that command.",
         )
-    after = Evaluation.load(paths.evaluation(AFTER))
+    after = Evaluation.load(paths.evaluation_file(AFTER))
     names: list[str] = json.loads(paths.baselines.read_bytes())["names"]
     if than and than not in names:
         raise ConfigError(f"no baseline '{than}'", where="key 'than'", remedy=suggest_name(than, names))
-    return read_task_json(paths.data)["kind"], Evaluation.load(paths.evaluation(than or BEFORE)), after
+    return read_task_json(paths.data)["kind"], Evaluation.load(paths.evaluation_file(than or BEFORE)), after
 
 
 def results_json(found: TeachResults, sentences: Sequence[str], opened: int) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def results_table(found: TeachResults) -> Table:
         "gained",
         "lost",
     )
-    return Table(title="on the test split", heads=heads, rows=[_result_cells(one) for one in found.by_accuracy])
+    return Table(title="on the test split", heads=heads, rows=[_result_cells(one) for one in found.results_by_accuracy])
 
 
 def _result_cells(one: ModelResult) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ from rorqual.model.load.run_directory import read_model_config
 from rorqual.tasks.examples import (
     FACTS_FILE,
     ExamplesTask,
-    holds_examples,
+    folder_has_splits,
     load_function,
     read_task_json,
     write_examples,
@@ -39,16 +39,23 @@ from rorqual.tasks.examples import (
 from rorqual.tasks.find import safe_grade
 from rorqual.tasks.task import Problem, Verdict
 from rorqual.teach.answer_format import answer_grammar, needs_calculator
-from rorqual.teach.base_model import BaseChoice, find_base
+from rorqual.teach.base_model import ChosenBaseModel, find_base_model
 from rorqual.teach.check import FileCheck, check_file
 from rorqual.teach.check_page import check_page, check_text, to_json
 from rorqual.teach.classical_baselines import Rule, apply_rule, predict_with_baselines
 from rorqual.teach.config import TeachConfig, refuse_other_settings, settings_text
-from rorqual.teach.dataset import Dataset, divide_examples, read_test, refuse_too_large_file, rows_of, usable_examples
+from rorqual.teach.dataset import (
+    Dataset,
+    divide_examples,
+    read_test_file,
+    refuse_too_large_file,
+    rows_of,
+    usable_examples,
+)
 from rorqual.teach.examples import Example
 from rorqual.teach.measure import (
     Baseline,
-    TooSlow,
+    BaselineTooSlow,
     base_params,
     evaluate_baseline,
     few_shot_examples,
@@ -61,8 +68,8 @@ from rorqual.teach.paths import AFTER, ALONE, TeachPaths
 from rorqual.teach.plan import LONGEST_ROW, TeachPlan, lengths_of, make_plan, taught_chat_format
 from rorqual.teach.reasons import teacher_reasons
 from rorqual.teach.report import write_report
-from rorqual.teach.train import Training, engine_of
-from rorqual.train.track import check_trackers, track
+from rorqual.teach.train import TeachTraining, engine_of
+from rorqual.train.track import check_trackers, open_trackers
 
 ENOUGH = 2
 """If training has fewer than `ENOUGH` epochs, `teach` suggests more minutes."""
@@ -94,9 +101,9 @@ def teach(config: TeachConfig, out: Path, *, threads: int, import_progress: Byte
         work.find_base_and_plan()
         work.measure_baselines()
         work.train()
-        work.reinforce()
+        work.train_with_grpo()
         work.measure_taught_model()
-        work.report()
+        work.write_and_show_report()
     model, report = work.paths.model.path, work.paths.report
     seconds = sum(entry.seconds for entry in read_ledger(work.paths.ledger))
     print(f"\ndone in {clock_text(seconds)}; the report is {report}")
@@ -162,7 +169,7 @@ class TeachStages:
         """The examples of each split."""
         c = self.config
         named = {"prompt": c.prompt, "answer": c.answer, "reasoning": c.reasoning, "system": self.check.columns.system}
-        test = read_test(Path(c.test), self.check.kind, **named) if c.test else None
+        test = read_test_file(Path(c.test), self.check.kind, **named) if c.test else None
         task = ExamplesTask(self.paths.data, grader=c.grader, kind=self.check.kind)
         most = min(LONGEST_ROW, read_model_config(self.base.run).max_position_embeddings)
 
@@ -173,13 +180,13 @@ class TeachStages:
             if safe_grade(task, problem, example.answer) is not Verdict.RIGHT:
                 return "the grader rejects the answer" if c.grader else f"the answer is no {self.check.kind}"
             [length] = lengths_of([example], self.chat)
-            return f"longer than {most:,} tokens" if length.total > most else ""
+            return f"longer than {most:,} tokens" if length.total_tokens > most else ""
 
         return divide_examples(self.check, test, count=c.count, reason_against=reason_against, graded=bool(c.grader))
 
     def prepare_data(self) -> None:
         """Check the file, divide the examples, and write the splits. The splits are written only if the settings and the file have no error."""
-        self._begin(1, "check and divide the examples")
+        self._begin_stage(1, "check and divide the examples")
         with self.ledger.record_stage("check"):
             self._say(check_text(self.check, "bytes", splits=False))
             usable_examples(
@@ -211,7 +218,7 @@ class TeachStages:
             write_atomic(self.paths.out / "check.html", check_page(self.check, "bytes").encode())
             facts = {"kind": data.kind, "labels": dict(self.check.labels), "left_out": dict(data.left_out)}
             write_examples(folder, rows, facts)
-        elif not holds_examples(folder, dev=rows["dev"], test=rows["test"]):
+        elif not folder_has_splits(folder, dev=rows["dev"], test=rows["test"]):
             raise ConfigError(
                 "the folder has other examples, so another version of Rorqual wrote it",
                 where=str(folder),
@@ -259,7 +266,7 @@ class TeachStages:
 
     def find_base_and_plan(self) -> None:
         """Find or import the base model, and plan the number of training steps."""
-        self._begin(2, "choose the base model, and plan")
+        self._begin_stage(2, "choose the base model, and plan")
         with self.ledger.record_stage("base"):
             self._say(f"  {self.base.reason}")
             if not self.paths.plan.is_file():
@@ -289,9 +296,9 @@ class TeachStages:
             )
 
     @cached_property
-    def base(self) -> BaseChoice:
+    def base(self) -> ChosenBaseModel:
         """The base model and the reason for the choice."""
-        return find_base(self.config.base, self.paths.base, self.import_progress)
+        return find_base_model(self.config.base, self.paths.base, self.import_progress)
 
     @cached_property
     def plan(self) -> TeachPlan:
@@ -327,7 +334,7 @@ class TeachStages:
 
     def measure_baselines(self) -> None:
         """Measure the classical baselines and the base model on the test split. Baselines that would take too long are left out."""
-        self._begin(3, "measure the baselines (not counted in the minutes)")
+        self._begin_stage(3, "measure the baselines (not counted in the minutes)")
         if self.paths.baselines.is_file():
             return
         shots, too_slow = dict[str, list[int]](), list[str]()
@@ -335,7 +342,7 @@ class TeachStages:
             for one in self._baseline_methods():
                 try:
                     self._measure_and_save(one.name, one.measure)
-                except TooSlow as error:
+                except BaselineTooSlow as error:
                     too_slow.append(f"{one.name}: it would take about {clock_text(error.seconds)}")
                     self._say(f"  left out: {too_slow[-1]}")
                 else:
@@ -358,7 +365,7 @@ class TeachStages:
         train = self.train_examples
         prompts = few_shot_examples(train, chat, kind, context=context, room=room, seed=self.config.seed)
         for name, shots in prompts.items():
-            show = self._bar(name, len(problems))
+            show = self._progress_bar(name, len(problems))
             measure = partial(
                 measure_base, base, task, name, shots, train, self.params, most_seconds=most_seconds, show=show
             )
@@ -366,16 +373,16 @@ class TeachStages:
 
     def _measure_and_save(self, name: str, measure: Callable[[], Evaluation]) -> None:
         """Measure a model or baseline, unless its result file exists, and print the accuracy."""
-        path = self.paths.evaluation(name)
+        path = self.paths.evaluation_file(name)
         if not path.is_file():
             measure().save(path)
         [row] = Evaluation.load(path).rows("all")
         self._say(f"  {name}: {percent(row.accuracy)} % right")
 
     @cached_property
-    def training(self) -> Training:
+    def training(self) -> TeachTraining:
         """The object that trains the model and measures checkpoints on the dev split."""
-        return Training(
+        return TeachTraining(
             self.config,
             self.paths,
             self.plan,
@@ -390,13 +397,13 @@ class TeachStages:
 
     def train(self) -> None:
         """Fine-tune the base model on the training examples."""
-        self._begin(4, f"train on {len(self.train_examples):,} examples")
-        with self.ledger.record_stage("train"), track(self.config.trackers, self.paths.sft) as observe:
+        self._begin_stage(4, f"train on {len(self.train_examples):,} examples")
+        with self.ledger.record_stage("train"), open_trackers(self.config.trackers, self.paths.sft) as observe:
             self.training.train_supervised(self.base.run, observe)
 
-    def reinforce(self) -> None:
+    def train_with_grpo(self) -> None:
         """Train with GRPO if GRPO can help, and write the taught model."""
-        self._begin(5, "reinforce")
+        self._begin_stage(5, "reinforce")
         with self.ledger.record_stage("reinforce"):
             result = self.training.train_grpo()
             self._say(f"  {result.text}")
@@ -409,12 +416,12 @@ class TeachStages:
                 grammar=self.params.grammar,
                 calculator=self.params.calculator or None,
             )
-            write_json(self.paths.model.defaults_file, defaults.model_dump(mode="json", exclude_none=True))
+            write_json(self.paths.model.task_defaults_file, defaults.model_dump(mode="json", exclude_none=True))
 
     def measure_taught_model(self) -> None:
         """Measure the taught model on the test split."""
-        self._begin(6, "measure the taught model")
-        if self.paths.evaluation(AFTER).is_file():
+        self._begin_stage(6, "measure the taught model")
+        if self.paths.evaluation_file(AFTER).is_file():
             return
         with self.ledger.record_stage("measure"):
             task = record_measured_checkpoint(self.task(), self.paths.model)
@@ -422,21 +429,21 @@ class TeachStages:
             engine = engine_of(self.paths.model, self.threads)
             ways = {ALONE: replace(self.params, calculator=False)} if self.params.calculator else {}
             for name, params in (ways | {AFTER: self.params}).items():
-                bar = self._bar(name, len(problems))
+                bar = self._progress_bar(name, len(problems))
                 self._measure_and_save(
                     name, partial(measure_model, engine, task, problems, name, params, self.thinking, show=bar)
                 )
 
-    def report(self) -> None:
+    def write_and_show_report(self) -> None:
         """Write the report, and print its first sentences."""
-        self._begin(7, "report")
+        self._begin_stage(7, "report")
         with self.ledger.record_stage("report"):
             text = write_report(self.paths, self.config, self.dataset, self.plan, self.base.reason)
         print(f"\n{text}")
 
     # ---- output
 
-    def _begin(self, number: int, title: str) -> None:
+    def _begin_stage(self, number: int, title: str) -> None:
         """Print which stage begins, and store the largest memory of the process so far."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         known = json.loads(self.paths.memory.read_bytes())["peak_bytes"] if self.paths.memory.exists() else 0
@@ -447,6 +454,6 @@ class TeachStages:
         if not self.config.quiet:
             print(text, flush=True)
 
-    def _bar(self, name: str, total: int) -> Callable[[int, int], None]:
+    def _progress_bar(self, name: str, total: int) -> Callable[[int, int], None]:
         bar = None if self.config.quiet else Progress(name, total, unit="answer")
         return lambda done, _: None if bar is None else bar.update(done)

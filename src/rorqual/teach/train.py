@@ -67,7 +67,7 @@ class GRPOResult:
 
 
 @dataclass(frozen=True)
-class Training:
+class TeachTraining:
     """The training of a model, and its measurement on the dev split. `params` are the sampling parameters of replies, `no_grpo` says why
     no time is planned for GRPO, and `say` prints a line."""
 
@@ -101,7 +101,7 @@ class Training:
             done = {result.step for result in self.dev_results("sft")}
             if step in done or self.paths.ended_early.exists():
                 continue
-            reached = self._fit(run, out, step, self.plan.train_seconds, track)
+            reached = self._train_to_step(run, out, step, self.plan.train_seconds, track)
             if reached not in done:
                 result = self.measure_on_dev(out, "sft", reached)
                 if result.accuracy >= max((one.accuracy for one in self.dev_results("sft")), default=0.0):
@@ -112,7 +112,7 @@ class Training:
                 write_json(self.paths.ended_early, {"step": reached, "of": run.steps})
                 self.say(f"  ended after {reached} of {run.steps} steps, because training took too long")
 
-    def _fit(
+    def _train_to_step(
         self,
         run: Run,
         out: RunDir,
@@ -123,7 +123,7 @@ class Training:
         """Train up to `step`, or until training has taken too long compared with `planned` seconds (see `OVERTIME`). Return the last step."""
         spent = sum(float(record["seconds"]) for record in out.metrics())
         most = max(OVERTIME * planned, planned + SLACK)
-        reached = out.newest_complete()[0] or 0
+        reached = out.newest_complete_step()[0] or 0
         if reached >= step or (reached and spent > most):
             return reached
 
@@ -191,7 +191,7 @@ class Training:
         """Train with GRPO, and compare the trained model with the best checkpoint on the dev split."""
         self.say(f"  {reason}")
         try:
-            reached = self._fit(run, self.paths.grpo, run.steps, self.plan.grpo_seconds)
+            reached = self._train_to_step(run, self.paths.grpo, run.steps, self.plan.grpo_seconds)
         except NumericsError as error:
             return GRPOResult(used=False, text=f"GRPO was stopped, and its model is not used: {error.what}")
         if not self.dev_results("grpo"):

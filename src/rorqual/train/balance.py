@@ -18,7 +18,7 @@ class BalanceConfig(Config):
     gamma: NonNegative = 0.001
 
 
-def count_choices(routing: Routing, valid: Tensor, n_choices: int) -> Tensor:
+def count_tokens_per_expert(routing: Routing, valid: Tensor, n_choices: int) -> Tensor:
     """Return the number of tokens routed to each expert [n_choices]. `valid` [tokens] is False for padding."""
     served = routing.indices + 1  # index 0 counts SKIP (-1); `[1:]` drops this count
     counts = valid.new_zeros(n_choices + 1, dtype=torch.long)

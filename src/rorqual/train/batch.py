@@ -25,7 +25,7 @@ class TrainBatch:
     - `replay` [rows, seq, moe layers, k], the sampler's expert choices.
     - `old_logprobs`, the trainer's log-probabilities of the targets before the first update of the step.
     - `reference_logprobs`, the reference model's log-probabilities of the targets.
-    - `kept` [rows, seq, ceil(vocab / 8)], the tokens that top-p and top-k allowed, as bits (`ops.losses.keep_only`).
+    - `kept` [rows, seq, ceil(vocab / 8)], the tokens that top-p and top-k allowed, as bits (`ops.losses.mask_tokens_not_kept`).
     - `ages`, the policy age: the trainer's policy version minus the version that sampled the document. `ages` is None
       if all ages are 0.
 
@@ -75,7 +75,7 @@ class TrainBatch:
         return replace(self, **{name: value.to(device) for name, value in present.items()})
 
     @property
-    def documents(self) -> Tensor:
+    def document_indices(self) -> Tensor:
         """The index of each token's document in the whole batch [rows, seq], or -1 for padding."""
         rows, width = self.segments.shape
         row = torch.arange(rows, device=self.segments.device).unsqueeze(-1)

@@ -47,7 +47,7 @@ def save_checkpoint(
     weights = (
         {WEIGHTS_FILE: save(_contiguous(model.state_dict()))}
         if adapter is None
-        else adapter.files(trained_parameters(model))
+        else adapter.file_contents(trained_parameters(model))
     )
     sizes = [file.stat().st_size if file.is_file() else 0 for file in (run.metrics_file, run.rollouts_file)]
     files = weights | {

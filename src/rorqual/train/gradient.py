@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from rorqual.core.errors import ConfigError, NumericsError
 from rorqual.core.memory import keep_freed_memory
 from rorqual.model.adapter import HasTrainedSlices, trained_parameters
-from rorqual.model.decoder import Decoder, Output
+from rorqual.model.decoder import Decoder, DecoderOutput
 from rorqual.ops.layer import Layer
 from rorqual.ops.moe import Routing
-from rorqual.train.balance import count_choices
+from rorqual.train.balance import count_tokens_per_expert
 from rorqual.train.batch import TrainBatch
 from rorqual.train.objectives import Objective
 
@@ -63,7 +63,7 @@ class UpdateResult:
             self.counts = other.counts
 
 
-class Workers(ThreadPoolExecutor):
+class TorchThreadPool(ThreadPoolExecutor):
     """A pool of `threads` threads, each of which runs torch operations on one core."""
 
     def __init__(self, threads: int) -> None:
@@ -72,13 +72,13 @@ class Workers(ThreadPoolExecutor):
 
 
 @contextmanager
-def open_workers(threads: int) -> Iterator[Workers]:
+def open_workers(threads: int) -> Iterator[TorchThreadPool]:
     """Open a thread pool. Inside the block, each pool thread and the calling thread run torch operations on one core."""
     keep_freed_memory()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with Workers(threads) as pool:
+        with TorchThreadPool(threads) as pool:
             yield pool
     finally:
         torch.set_num_threads(before)
@@ -90,7 +90,7 @@ def gradient(
     batch: TrainBatch,
     *,
     parts: int,
-    pool: Workers,
+    pool: TorchThreadPool,
     dtype: torch.dtype = torch.float32,
     where: str = "",
 ) -> UpdateResult:
@@ -137,7 +137,7 @@ def gradient(
         )
     if not any(objective.reads_hidden for objective in objectives):
         ran.clear()
-    first.grads, first.zeros = check_gradients(modules, params, ran, where)
+    first.grads, first.zeros = checked_gradients(modules, params, ran, where)
     return first
 
 
@@ -172,7 +172,7 @@ def modules_that_run(modules: Iterable[nn.Module]) -> Iterator[set[nn.Module]]:
         ran |= {source for source in sources if isinstance(source, nn.Module)}
 
 
-def check_gradients(
+def checked_gradients(
     modules: Mapping[str, nn.Module], params: Mapping[str, nn.Parameter], ran: set[nn.Module], where: str = ""
 ) -> tuple[list[Tensor], int]:
     """Return the gradient of each parameter of `modules`, and the number of computed gradients that are all zeros.
@@ -211,7 +211,7 @@ def compare_with_sampler(
     batches: Sequence[TrainBatch],
     *,
     parts: int,
-    pool: Workers,
+    pool: TorchThreadPool,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[UpdateResult, list[Tensor | None]]:
     """Compare trainer and sampler on new samples, before any update and without gradients. Return the metrics.
@@ -272,7 +272,7 @@ def _gradient(
     grads: Sequence[Tensor | None] = [None] * len(leaves or ())
     if loss.requires_grad and leaves is not None:
         grads = torch.autograd.grad(loss, leaves, allow_unused=True)
-    elif loss.requires_grad:  # otherwise no parameter gets a gradient; `check_gradients` reports this
+    elif loss.requires_grad:  # otherwise no parameter gets a gradient; `checked_gradients` reports this
         loss.backward()
     valid = batch.segments.flatten() >= 0
     update = UpdateResult([], float(loss.detach()))
@@ -285,13 +285,15 @@ def _gradient(
         routed += zip(term.routing, term.valid, strict=True)
     if batch.replay is not None:
         _record_replay_metrics(update, output.routing, valid)
-    update.counts = [count_choices(routing, ok, routing.scores.shape[-1]) for routing, ok in routed]
+    update.counts = [count_tokens_per_expert(routing, ok, routing.scores.shape[-1]) for routing, ok in routed]
     return update, grads
 
 
-def _forward(model: Decoder, objectives: Sequence[Objective], batch: TrainBatch) -> Output:
+def _forward(model: Decoder, objectives: Sequence[Objective], batch: TrainBatch) -> DecoderOutput:
     record = frozenset[str]().union(*(objective.recorded_tensors() for objective in objectives))
-    output: Output = model(batch.tokens, batch.positions, segments=batch.segments, replay=batch.replay, record=record)
+    output: DecoderOutput = model(
+        batch.tokens, batch.positions, segments=batch.segments, replay=batch.replay, record=record
+    )
     return output
 
 

@@ -26,10 +26,10 @@ from rorqual.train.balance import load_ratio, update_router_biases
 from rorqual.train.checkpoint import save_checkpoint
 from rorqual.train.gradient import UpdateResult, compare_with_sampler, gradient, open_workers
 from rorqual.train.run import Run
-from rorqual.train.sources import Source, SourceInputs, StepData
+from rorqual.train.sources import Source, SourceInputs, StepBatches
 from rorqual.train.state import (
     State,
-    check_context,
+    check_row_fits_context,
     check_vocabulary,
     make_tokenizer,
     restore,
@@ -60,7 +60,7 @@ class StepTotals(UpdateResult):
         self.grad_norm = max(self.grad_norm, norm)
         self.updates, self.tokens = self.updates + 1, self.tokens + tokens
 
-    def record(self) -> dict[str, Any]:
+    def metrics_record(self) -> dict[str, Any]:
         """Return the step's fields of `metrics.jsonl`."""
         out: dict[str, Any] = {"loss": self.loss / max(self.updates, 1), "grad_norm": self.grad_norm}
         out |= {name: total / weight for name, (total, weight) in self.means.items() if weight}
@@ -116,7 +116,7 @@ def fit(
         run = with_extensions(run, out) if extend else run
         tokenizer = make_tokenizer(run)
         check_vocabulary(run, tokenizer)
-        check_context(run)
+        check_row_fits_context(run)
         state = restore(run, out, tokenizer, threads=threads)
         chat = chat_format(tokenizer, run.chat)
         sampler = None if rollout_engine is None else rollout_engine(chat)
@@ -155,7 +155,7 @@ def _train(
             totals = _run_step(run, state, work, pool, f"{out.path}, step {state.step + 1}")
             state.step += 1
             spent = time.monotonic() - began
-            record = {"step": state.step, "recipe": run.recipe} | totals.record() | work.metrics
+            record = {"step": state.step, "recipe": run.recipe} | totals.metrics_record() | work.metrics
             costs = tuning_cost(state.model, state.optimizer)
             record |= {"flops": step_flops(run, record)} | costs | extension_metrics(run, state.step - 1)
             record["seconds"], record["core_seconds"] = spent, time.process_time() - cpu
@@ -214,17 +214,17 @@ def step_flops(run: Run, record: dict[str, Any]) -> int:
 CHECKED = ("logprob_diff", "routing_flips", "routing_gap", "stale_logprob_diff", "policy_age")
 
 
-def _run_step(run: Run, state: State, work: StepData, pool: ThreadPoolExecutor, where: str) -> StepTotals:
+def _run_step(run: Run, state: State, work: StepBatches, pool: ThreadPoolExecutor, where: str) -> StepTotals:
     """Run one step: compare trainer and sampler on all new samples, then make one optimizer update per batch."""
     totals = StepTotals([], 0.0)
     parameters = trained_parameters(state.model)
-    factor = run.optim.schedule.at(state.step, run.steps)
+    factor = run.optim.schedule.factor_at(state.step, run.steps)
     options: Any = {"parts": run.micro_batches, "pool": pool, "dtype": DTYPES[run.dtype]}
     batches = [batch.to(run.device) for batch in work.batches]
     if work.fresh:
         all_batches = [*batches, *(batch.to(run.device) for batch in work.unlearned)]
         compared, old = compare_with_sampler(state.model, run.objectives, all_batches, **options)
-        check_sampler(run, compared, where)
+        check_sampler_agreement(run, compared, where)
         totals.means = {name: value for name, value in compared.means.items() if name in CHECKED}
         totals.maxima = {name: value for name, value in compared.maxima.items() if name in CHECKED}
         totals.checked = sum(batch.n_tokens for batch in all_batches)
@@ -261,7 +261,7 @@ def clip(grads: Sequence[Tensor], limit: float, where: str = "") -> float:
     return norm
 
 
-def check_sampler(run: Run, update: UpdateResult, where: str) -> None:
+def check_sampler_agreement(run: Run, update: UpdateResult, where: str) -> None:
     """Raise NumericsError if trainer and sampler differ by more than `run.agreement` on samples from the trainer's current weights.
 
     Compares log-probabilities and expert scores.

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import SerializeAsAny, model_validator
 
 from rorqual.core.config import Config, Count, Natural, NonNegative, Positive, Seed, one_of
-from rorqual.model.adapter import Full, Tune
+from rorqual.model.adapter import FullTuning, Tune
 from rorqual.model.config import ModelConfig
 from rorqual.ops.backends import absolute_backend_name, backend
 from rorqual.train.balance import BalanceConfig
@@ -30,7 +30,7 @@ class StartConfig(Config):
 Dtype = Literal["float32", "bfloat16"]
 
 
-class SamplerAgreement(Config):
+class SamplerAgreementLimits(Config):
     """Limits on the difference between trainer and sampler. Trainer and sampler use the same weights and the sampler's expert choices.
 
     `mean` and `most` limit the average and the largest absolute difference of log-probabilities, in nats. `gap` limits
@@ -42,8 +42,8 @@ class SamplerAgreement(Config):
     gap: NonNegative
 
 
-FLOAT32 = SamplerAgreement(mean=1e-6, most=1e-4, gap=1e-4)
-BFLOAT16 = SamplerAgreement(mean=1e-2, most=1.0, gap=0.05)
+FLOAT32 = SamplerAgreementLimits(mean=1e-6, most=1e-4, gap=1e-4)
+BFLOAT16 = SamplerAgreementLimits(mean=1e-2, most=1.0, gap=0.05)
 """Limits for a bf16 trainer and an fp32 sampler.
 
 On the quickstart's model, the measured `mean` was 3e-3 nats, `most` 0.21 nats and `gap` 0.009
@@ -53,7 +53,7 @@ SHALLOW = 8
 """Largest number of layers for which the `FLOAT32` limits are used unscaled."""
 
 
-def agreement_limits(dtype: Dtype, layers: int) -> SamplerAgreement:
+def agreement_limits(dtype: Dtype, layers: int) -> SamplerAgreementLimits:
     """Return the limits for a model with `layers` layers. In fp32 the limits grow with depth, because rounding errors add up.
 
     For SmolLM2 with 30 layers, trainer and sampler differ by 1.4e-6 nats on average and by at most 4e-5 nats
@@ -62,10 +62,10 @@ def agreement_limits(dtype: Dtype, layers: int) -> SamplerAgreement:
     if dtype != "float32":
         return BFLOAT16
     scale = max(1.0, layers / SHALLOW)
-    return SamplerAgreement(mean=scale * FLOAT32.mean, most=scale * FLOAT32.most, gap=scale * FLOAT32.gap)
+    return SamplerAgreementLimits(mean=scale * FLOAT32.mean, most=scale * FLOAT32.most, gap=scale * FLOAT32.gap)
 
 
-class Extension(Config):
+class RunExtension(Config):
     """A record that a run was extended. After step `from_step`, the schedule spans `new_steps` instead of `old_steps`."""
 
     from_step: Natural
@@ -105,14 +105,14 @@ class Run(Config):
     objectives: tuple[Annotated[SerializeAsAny[Objective], one_of(Objective)], ...] = (NextToken(),)
     optim: Annotated[SerializeAsAny[OptimConfig], one_of(OptimConfig)] = AdamWConfig()
     balance: BalanceConfig = BalanceConfig()
-    tune: Annotated[SerializeAsAny[Tune], one_of(Tune)] = Full()
+    tune: Annotated[SerializeAsAny[Tune], one_of(Tune)] = FullTuning()
     micro_batches: Count = 2
     save_seconds: Positive = 5.0
     device: str = "cpu"
     dtype: Dtype = "float32"
     backend: str = "torch"
-    agreement: SamplerAgreement = FLOAT32
-    extensions: tuple[Extension, ...] = ()
+    agreement: SamplerAgreementLimits = FLOAT32
+    extensions: tuple[RunExtension, ...] = ()
     versions: dict[str, int] = {}
 
     @model_validator(mode="before")
@@ -127,7 +127,7 @@ class Run(Config):
         return value
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check_settings(self) -> Self:
         backend(self.backend)
         modules = self.model.num_nextn_predict_layers
         if not self.tune.trains_all and not self.start.run:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rorqual.core.config import Config, Natural, NonNegative, Share
 
 
-class Schedule(Config):
+class LearningRateSchedule(Config):
     """The schedule of the learning-rate factor.
 
     The factor rises to 1 over `warmup` steps. In the last part of the run, a fraction `decay` of all steps, the factor falls
@@ -16,7 +16,7 @@ class Schedule(Config):
     decay: Share = 0.0
     final: NonNegative = 0.0
 
-    def at(self, step: int, steps: int) -> float:
+    def factor_at(self, step: int, steps: int) -> float:
         """Return the learning-rate factor at `step` (counted from 0) in a run of `steps` steps."""
         factor = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         start = steps * (1 - self.decay)

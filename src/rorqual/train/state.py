@@ -14,7 +14,7 @@ from rorqual.core.errors import ConfigError
 from rorqual.core.example_prompts import choose_prompts
 from rorqual.core.records import RunDir, write_atomic
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.model.adapter import Adapter, adapter_of, trained_parameters
+from rorqual.model.adapter import Adapter, read_adapter_info, trained_parameters
 from rorqual.model.adapter.files import find_base
 from rorqual.model.decoder import Decoder
 from rorqual.model.init import build
@@ -22,7 +22,7 @@ from rorqual.model.load.run_directory import load_weights
 from rorqual.ops.backends import Backend, backend
 from rorqual.train.checkpoint import load_checkpoint
 from rorqual.train.optim import Optimizer
-from rorqual.train.run import Extension, Run
+from rorqual.train.run import Run, RunExtension
 from rorqual.train.tune import begin_tuning
 
 CLOCK_FIELDS = ("seconds", "core_seconds", "tokens_per_second")
@@ -71,7 +71,7 @@ def check_vocabulary(run: Run, tokenizer: Tokenizer) -> None:
         )
 
 
-def check_context(run: Run) -> None:
+def check_row_fits_context(run: Run) -> None:
     """Raise ConfigError if rows are longer than the model's context, because the model cannot use later positions."""
     context = run.model.max_position_embeddings
     if run.source.row > context:
@@ -88,14 +88,14 @@ def restore(run: Run, out: RunDir, tokenizer: Tokenizer, ops: Backend | None = N
     `ops` replaces the run's backend. Raises ConfigError if the folder holds another run.
     """
     check_same_run(run, out)
-    step, notes = out.newest_complete()
+    step, notes = out.newest_complete_step()
     ops = ops or backend(run.backend)
     model = build(run.model, seed=run.seed, ops=ops)
     if (reason := ops.supports(torch.device(run.device), getattr(torch, run.dtype), model, training=True)) is not None:
         raise ConfigError(
             f"{ops.name} cannot train this model: {reason}", where="backend", remedy="Use another backend."
         )
-    adapter = None if step is None or run.tune.trains_all else adapter_of(out.step_dir(step))
+    adapter = None if step is None or run.tune.trains_all else read_adapter_info(out.step_dir(step))
     if run.start.run:
         base = RunDir(Path(run.start.run)).checkpoint()
         if step is not None and adapter is not None:
@@ -127,7 +127,9 @@ def check_same_run(run: Run, out: RunDir) -> None:
     allowed = {"steps"} if len(run.extensions) and run.extensions != stored.extensions else set()
     keys = differing_keys(stored, run) - allowed
     if keys:
-        detail = "; ".join(f"{key}: {difference(stored_values[key], values[key])}" for key in values if key in keys)
+        detail = "; ".join(
+            f"{key}: {describe_difference(stored_values[key], values[key])}" for key in values if key in keys
+        )
         raise ConfigError(
             f"this folder holds another run: {detail}",
             where=str(out.config_file),
@@ -157,7 +159,7 @@ def with_extensions(run: Run, out: RunDir) -> Run:
             where=str(out.config_file),
             remedy=f"Set steps={stored.steps} to resume the run, set a larger number to extend it, or give another out=.",
         )
-    extension = Extension(from_step=out.newest_complete()[0] or 0, old_steps=stored.steps, new_steps=run.steps)
+    extension = RunExtension(from_step=out.newest_complete_step()[0] or 0, old_steps=stored.steps, new_steps=run.steps)
     earlier = stored.extensions
     # If no step was trained since the last extension, merge the new extension into the last one.
     if earlier and earlier[-1].from_step == extension.from_step:
@@ -182,13 +184,13 @@ def with_problem_versions(run: Run, out: RunDir, versions: dict[str, int]) -> Ru
     return run.model_copy(update={"versions": versions})
 
 
-def difference(stored: object, new: object) -> str:
+def describe_difference(stored: object, new: object) -> str:
     """Describe how the stored and the new value of a setting differ, down to the innermost key."""
     if isinstance(stored, dict) and isinstance(new, dict):
         keys = [k for k in {**stored, **new} if stored.get(k) != new.get(k)]
-        return ", ".join(f"{k}: {difference(stored.get(k), new.get(k))}" for k in keys)
+        return ", ".join(f"{k}: {describe_difference(stored.get(k), new.get(k))}" for k in keys)
     if isinstance(stored, list) and isinstance(new, list) and len(stored) == len(new):
-        return ", ".join(f"[{i}] {difference(a, b)}" for i, (a, b) in enumerate(zip(stored, new)) if a != b)
+        return ", ".join(f"[{i}] {describe_difference(a, b)}" for i, (a, b) in enumerate(zip(stored, new)) if a != b)
     return f"{stored!r} in the folder, {new!r} now"
 
 

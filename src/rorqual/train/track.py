@@ -40,7 +40,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 @contextmanager
-def track(names: Sequence[str], out: RunDir) -> Iterator[Callable[[Record], None] | None]:
+def open_trackers(names: Sequence[str], out: RunDir) -> Iterator[Callable[[Record], None] | None]:
     """Yield a function for `fit(observe=...)` that writes the numbers of each record to the trackers `names`.
 
     Yields None if `names` is empty. Each tracker writes to the subfolder of `out` with the tracker's name, and also stores the

@@ -13,7 +13,7 @@ from torch import Tensor
 from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.model.adapter import ESFT, Adapter, Selection, trained_parameters
+from rorqual.model.adapter import ESFT, Adapter, SelectedExperts, trained_parameters
 from rorqual.model.adapter.esft import expert_relevance, n_stacked_experts, routing_networks, select_experts
 from rorqual.model.adapter.files import base_record
 from rorqual.model.decoder import Decoder
@@ -33,7 +33,7 @@ def begin_tuning(run: Run, out: RunDir, base: Path, model: Decoder, tokenizer: T
     return Adapter(base=base_record(base, named=run.start.run, seen_from=out.path), tune=run.tune, experts=experts)
 
 
-def find_experts(run: Run, model: Decoder, tokenizer: Tokenizer, threads: int) -> Selection:
+def find_experts(run: Run, model: Decoder, tokenizer: Tokenizer, threads: int) -> SelectedExperts:
     """Select the experts that ESFT trains. The selection depends on how `model` routes the batches of the first steps. If the
     run does not use ESFT, return ().
 
@@ -65,7 +65,7 @@ def _split_batch(batch: TrainBatch) -> list[TrainBatch]:
 def _relevance(model: Decoder, part: TrainBatch, tune: ESFT, device: str) -> Sequence[Tensor]:
     batch = part.to(device)
     routing = model(batch.tokens, batch.positions, segments=batch.segments).routing
-    documents, number = batch.documents.flatten().unique(return_inverse=True)
+    documents, number = batch.document_indices.flatten().unique(return_inverse=True)
     if int(documents[0]) < 0:
         number = number - 1  # padding sorts first and gets -1
     return expert_relevance(routing, number, tune.score, int(number.max()) + 1)

@@ -162,7 +162,7 @@ def test_a_tag_that_a_string_spells_ends_nothing_where_the_mark_is_a_token() -> 
     for chat, reads in ((with_marks(NAME), True), (without_marks(NAME), False)):
         before = [ASKED, Message("assistant", "", tool_calls=(call,)), replace(SAID, tool_call_id="call_0")]
         prompt = chat.prompt(before, "off")
-        ids = prompt[prompt.index(chat.tokenizer.special("</think>")) + 1 : prompt.index(chat.stop_ids[0])]
+        ids = prompt[prompt.index(chat.tokenizer.special_id("</think>")) + 1 : prompt.index(chat.stop_ids[0])]
         written = chat.tokenizer.decode(ids, specials=True)
         message = chat.parse(ids, "off", TOOLS)
         assert message.tool_calls == (call if reads else replace(call, arguments='{"a": "a"}'),)

@@ -77,7 +77,7 @@ def test_a_tokenizer_that_knows_no_turns_is_a_base_models() -> None:
     assert chat.parse(base.encode("so it goes on")) == Message("assistant", "so it goes on")
     assert chat.stop_ids == () and chat.pad == 0
     ends = chat_format(tokenizer("qwen"), "none")
-    assert ends.stop_ids == (tokenizer("qwen").special("<|endoftext|>"),)
+    assert ends.stop_ids == (tokenizer("qwen").special_id("<|endoftext|>"),)
     assert ends.parse([*base.encode("a"), *ends.stop_ids, *base.encode("b")]).content == "a"
 
 
@@ -116,7 +116,7 @@ def test_a_run_that_names_none_is_ours(tmp_path: Path) -> None:
 def test_an_unknown_template_travels_with_its_run_and_never_trains(tmp_path: Path) -> None:
     ids = tokenizer("qwen")
     assert guess_chat_name("llama", ids, UNKNOWN) == "template"
-    end, other = ids.special("<|im_end|>"), ids.special("<|im_start|>")
+    end, other = ids.special_id("<|im_end|>"), ids.special_id("<|im_start|>")
     there = run(tmp_path, f"chat: template\ngeneration: {{eos_token_id: [{end}, {other}]}}\n")
     (tmp_path / TEMPLATE_FILE).write_text(UNKNOWN, encoding="utf-8")
     chat = load_chat(there, ids)
@@ -132,12 +132,12 @@ def test_an_unknown_template_travels_with_its_run_and_never_trains(tmp_path: Pat
 
 def test_a_template_that_opens_the_thinking_is_read_from_inside(tmp_path: Path) -> None:
     ids = tokenizer("qwen")
-    there = run(tmp_path, f"chat: template\ngeneration: {{eos_token_id: {ids.special('<|im_end|>')}}}\n")
+    there = run(tmp_path, f"chat: template\ngeneration: {{eos_token_id: {ids.special_id('<|im_end|>')}}}\n")
     opening = UNKNOWN.replace("assistant:'", "assistant:<think>'")
     (tmp_path / TEMPLATE_FILE).write_text(opening, encoding="utf-8")
     chat = load_chat(there, ids)
     assert chat.parse(ids.encode("so")) == Message("assistant", "", "so"), "cut off, all of it is thought"
-    closed = [*ids.encode("so"), ids.special("</think>"), *ids.encode("4"), *chat.stop_ids]
+    closed = [*ids.encode("so"), ids.special_id("</think>"), *ids.encode("4"), *chat.stop_ids]
     assert chat.parse(closed) == Message("assistant", "4", "so")
 
 

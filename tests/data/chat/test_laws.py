@@ -220,7 +220,7 @@ def test_what_a_text_format_could_not_tell_apart_is_refused(name: str) -> None:
     for message in (Message("assistant", "<think>a"), Message("assistant", "b", "a</think>")):
         with pytest.raises(DataError, match=r"is ambiguous, because .* as text"):
             made(name).render([USER, message])
-    assert made(name).render([USER, Message("assistant", "a <think>", "b")]).n_trained
+    assert made(name).render([USER, Message("assistant", "a <think>", "b")]).n_trained_tokens
 
 
 @EVERY

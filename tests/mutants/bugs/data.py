@@ -129,8 +129,8 @@ MUTANTS = (
         "later pieces of a file overwrite earlier ones",
         "issue 14: fourth bug trial",
         "data/distilled.py",
-        "rows += _rows(batch, path, len(rows) + 1)",
-        "rows = [*_rows(batch, path, len(rows) + 1)]",
+        "rows += _samples_of_batch(batch, path, len(rows) + 1)",
+        "rows = [*_samples_of_batch(batch, path, len(rows) + 1)]",
         "tests/data/test_data_wiring.py::test_a_file_of_samples_keeps_each_with_its_own_alternatives_and_number",
     ),
     one(

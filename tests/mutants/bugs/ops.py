@@ -120,11 +120,11 @@ MUTANTS = (
         "ops/paged.py",
         "        weights = weights.float().mul_(\n"
         "            tiles.pairs_to_mask_order(share / _sum_blocks(share, tiles).index_select(0, tiles.tile))\n        )\n"
-        "    return _in_tokens(_weight_values(weights, v, tiles), tiles, q.shape[2])\n",
+        "    return _tiles_to_tokens(_weight_values(weights, v, tiles), tiles, q.shape[2])\n",
         "        total = _sum_blocks(share, tiles)\n"
         "        weights = weights.float().mul_(tiles.pairs_to_mask_order(share))\n"
-        "        return _in_tokens(_weight_values(weights, v, tiles) / total, tiles, q.shape[2])\n"
-        "    return _in_tokens(_weight_values(weights, v, tiles), tiles, q.shape[2])\n",
+        "        return _tiles_to_tokens(_weight_values(weights, v, tiles) / total, tiles, q.shape[2])\n"
+        "    return _tiles_to_tokens(_weight_values(weights, v, tiles), tiles, q.shape[2])\n",
         "tests/ops/test_paged.py::test_each_query_has_a_selection_and_bits_of_its_own",
     ),
     one(

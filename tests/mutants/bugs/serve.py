@@ -193,8 +193,8 @@ MUTANTS = (
         "prompts never computed are counted as used",
         "issue 14: first bug trial",
         "serve/replies.py",
-        "self.metrics.count_tokens(self.job.tenant, hit, self._prefilled_tokens() - hit, self._generated_tokens())",
-        "self.metrics.count_tokens(self.job.tenant, hit, self._n_prompt_tokens() - hit, self._generated_tokens())",
+        "self.job.tenant, hit, self._n_prefilled_tokens() - hit,",
+        "self.job.tenant, hit, self._n_prompt_tokens() - hit,",
         "tests/serve/test_server.py::test_what_was_refused_or_had_no_token_yet_is_not_billed",
     ),
     one(
@@ -241,8 +241,8 @@ MUTANTS = (
         "a field that changes nothing is ignored at every value",
         "issue 14",
         "serve/unsupported_fields.py",
-        "if known and neutral != _ANY and not is_one_of(value, neutral):",
-        "if known and neutral != _ANY and not reason and not is_one_of(value, neutral):",
+        "if known and neutral != _ANY and not is_neutral_value(value, neutral):",
+        "if known and neutral != _ANY and not reason and not is_neutral_value(value, neutral):",
         "tests/serve/test_fields.py::test_what_would_change_the_answer_is_refused_with_a_reason",
     ),
     one(
@@ -313,8 +313,8 @@ MUTANTS = (
         "a whole reply is written in the event loop",
         "issue 14",
         "serve/answer.py",
-        "        return await self.shape.service.run_in_thread(self.tenant, self._body)\n",
-        "        return self._body()\n",
+        "        return await self.shape.service.run_in_thread(self.tenant, self._body_json)\n",
+        "        return self._body_json()\n",
         "tests/serve/test_load.py::test_no_callback_of_the_loop_does_work_that_grows_with_a_request_or_a_reply",
     ),
     one(

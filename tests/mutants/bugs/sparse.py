@@ -129,8 +129,8 @@ MUTANTS = (
         "the command sparsify does not pass quiet= to the stages",
         "issue 18: sparse attention",
         "cli/verbs/sparsify.py",
-        "threads=command.threads or cores(), quiet=command.quiet)",
-        "threads=command.threads or cores())",
+        "threads=command.threads or available_cores(), quiet=command.quiet)",
+        "threads=command.threads or available_cores())",
         "tests/cli/test_verb_options.py::test_sparsify_gives_each_option_to_its_stage",
     ),
     one(

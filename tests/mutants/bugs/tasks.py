@@ -129,7 +129,7 @@ MUTANTS = (
         "a set is a tuple",
         "issue 15",
         "tasks/expressions.py",
-        '    if _opening_bracket(gold) | _opening_bracket(answer) >= {"\\\\{", "("}:\n        return Verdict.WRONG\n',
+        '    if _opening_brackets(gold) | _opening_brackets(answer) >= {"\\\\{", "("}:\n        return Verdict.WRONG\n',
         "",
         "tests/tasks/test_pairs.py::test_every_pair_is_judged_as_it_is_labelled",
     ),

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from pydantic import Field
 
-from rorqual.cli.machine import cores
-from rorqual.cli.progress import show_progress
+from rorqual.cli.machine import available_cores
+from rorqual.cli.progress import progress_bar_callback
 from rorqual.cli.settings import WHERE, Counts, DeviceSettings, Settings, check_device, parse_settings
 from rorqual.core.config import Count, Natural, Share
 from rorqual.core.errors import ConfigError
@@ -65,7 +65,7 @@ def attention(
     names = chosen.data.split(",")
     texts = [NamedText(name, held_out_text(name)) for name in names if name not in ("kinds", *PLANTED)]
     texts += [NamedText(kind, load_passage(kind)) for kind in KINDS if "kinds" in names]
-    torch.set_num_threads(chosen.threads or cores())
+    torch.set_num_threads(chosen.threads or available_cores())
     model = load_run(RunDir(run), device=chosen.device, dtype=getattr(torch, chosen.dtype))
     context = model.config.max_position_embeddings
     if chosen.length > context:
@@ -83,7 +83,7 @@ def attention(
         length=chosen.length or min(context, MOST),
         windows=chosen.windows,
         budgets=chosen.budgets or (),
-        progress=show_progress("attention", "measurement"),
+        progress=progress_bar_callback("attention", "measurement"),
     )
     print(report_as_text(report))
     if chosen.out:

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from rorqual.cli.machine import cores
+from rorqual.cli.machine import available_cores
 from rorqual.cli.settings import WHERE, Settings, check_device, split_pairs
-from rorqual.core.config import parse
+from rorqual.core.config import parse_config
 from rorqual.core.errors import DataError
 from rorqual.core.example_prompts import is_unlike_prompts
 from rorqual.core.records import RunDir, TaskDefaults
@@ -31,18 +31,18 @@ def chat(
     import torch
 
     from rorqual.cli.conversation import ChatSettings, Conversation
-    from rorqual.cli.terminal import Terminal, lines_typed
+    from rorqual.cli.terminal import Terminal, read_input_lines
     from rorqual.engine.engine import Engine
 
     task = RunDir(run).task_defaults()
     defaults = task.model_dump(include={"thinking", "max_tokens", "temperature"}, exclude_none=True)
-    chosen = parse(ChatSettings, defaults | split_pairs(settings), where=WHERE)
+    chosen = parse_config(ChatSettings, defaults | split_pairs(settings), where=WHERE)
     check_device(chosen.device)
     if chosen.threads:  # the engine runs in this thread, so it uses torch's thread count
         torch.set_num_threads(chosen.threads)
-    engine = Engine(run, device=chosen.device, dtype=chosen.dtype, slots=1, threads=chosen.threads or cores())
+    engine = Engine(run, device=chosen.device, dtype=chosen.dtype, slots=1, threads=chosen.threads or available_cores())
     conversation, terminal = Conversation(engine, chosen, task), Terminal()
-    prompts, alone = RunDir(run).prompts(), task != TaskDefaults()
+    prompts, alone = RunDir(run).example_prompts(), task != TaskDefaults()
     if sys.stdin.isatty():
         if prompts:
             terminal.print_note(f"examples of what this run was trained on: {'; '.join(prompts[:2])}")
@@ -51,7 +51,7 @@ def chat(
         elif prompts:
             terminal.print_note("/new starts a new conversation, /quit exits")
     warned = not prompts
-    for text in lines_typed():
+    for text in read_input_lines():
         if text == "/new" or alone:
             conversation.history = []
         if text == "/new":

@@ -91,4 +91,4 @@ def _length_counter(base: str) -> tuple[Callable[[str], int], str]:
 
     run = RunDir(Path(base))
     run.checkpoint()
-    return Tokenizer.load(run.tokenizer_file).count, "tokens"
+    return Tokenizer.load(run.tokenizer_file).count_tokens, "tokens"

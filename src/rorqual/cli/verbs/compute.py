@@ -9,8 +9,8 @@ import typer
 from pydantic import Field
 
 from rorqual.cli.eval_settings import ProblemSettings
-from rorqual.cli.machine import cores
-from rorqual.cli.progress import show_progress
+from rorqual.cli.machine import available_cores
+from rorqual.cli.progress import progress_bar_callback
 from rorqual.cli.settings import Settings, check_device, parse_settings
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import write_atomic, write_json
@@ -49,7 +49,7 @@ def compute(
     task = load_task(chosen.task, data=Path(chosen.data) if chosen.data else None, options=chosen.options)
     problems = pick_problems(task, chosen.split, chosen.count, chosen.seed, chosen.per_family)
     engine = Engine(
-        run, device=chosen.device, dtype=chosen.dtype, threads=chosen.threads or cores(), record_experts=True
+        run, device=chosen.device, dtype=chosen.dtype, threads=chosen.threads or available_cores(), record_experts=True
     )
     report = measure_compute(
         engine,
@@ -58,7 +58,7 @@ def compute(
         model=str(run),
         thinking=chosen.thinking,
         params=SamplingParams(max_tokens=chosen.max_tokens, temperature=chosen.temperature, seed=chosen.seed),
-        progress=show_progress(f"compute {task.name}", "answer"),
+        progress=progress_bar_callback(f"compute {task.name}", "answer"),
     )
     print(compute_table(report))
     if chosen.out:

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 from pydantic import Field
 
-from rorqual.cli.machine import cores
+from rorqual.cli.machine import available_cores
 from rorqual.cli.settings import WHERE, Settings, check_device, pop_settings, split_pairs
-from rorqual.core.config import Config, Natural, parse, parse_scalar
+from rorqual.core.config import Config, Natural, parse_config, parse_scalar
 from rorqual.core.errors import ConfigError, suggest_name
 
 ROW, TURN_BYTES = 128, 32
@@ -44,17 +44,17 @@ def distil(
 
     from rorqual.factory import FactoryConfig, sample_teacher
 
-    config = parse(FactoryConfig, _nest_dotted_keys({"teacher": teacher, **values}), where=WHERE)
+    config = parse_config(FactoryConfig, _nest_dotted_keys({"teacher": teacher, **values}), where=WHERE)
     check_device(config.device)
     key = command.api_key or os.environ.get("RORQUAL_API_KEY", "")
     dataset = sample_teacher(
-        config, Path(command.out), threads=command.threads or cores(), quiet=command.quiet, api_key=key
+        config, Path(command.out), threads=command.threads or available_cores(), quiet=command.quiet, api_key=key
     )
     if not command.quiet:
-        print(f"{dataset}\n  Card: {dataset.parent / 'card.html'}\n  Next: {_next_command(dataset)}")
+        print(f"{dataset}\n  Card: {dataset.parent / 'card.html'}\n  Next: {_student_training_command(dataset)}")
 
 
-def _next_command(dataset: Path) -> str:
+def _student_training_command(dataset: Path) -> str:
     """Return a command that trains a student on the kept samples, with a row length that fits the longest sample."""
     from rorqual.core.records import is_blank_message
     from rorqual.data.distilled import read_kept_messages

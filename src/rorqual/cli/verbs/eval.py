@@ -16,7 +16,7 @@ from rorqual.cli.eval_settings import (
     split_cascade_models,
     was_trained_on,
 )
-from rorqual.cli.progress import show_progress
+from rorqual.cli.progress import progress_bar_callback
 from rorqual.cli.settings import Settings, parse_settings
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir, write_atomic
@@ -65,7 +65,7 @@ def evaluate(
     for place in (*filter(None, [file]), *(Path(name) for name in (chosen.page, chosen.verifier_data) if name)):
         check_writable_path(place)
     task = load_task(chosen.task, data=Path(chosen.data) if chosen.data else None, options=chosen.options)
-    show = show_progress(f"eval {task.name}", "answer")
+    show = progress_bar_callback(f"eval {task.name}", "answer")
     if len(models) == 2:
         cascade = measure_cascade(models, chosen, task, file, show)
         print(cascade_table(cascade))

@@ -37,7 +37,7 @@ def import_(
     config = parse_settings(ImportConfig, settings)
 
     from rorqual.cli.progress import ByteProgressBar
-    from rorqual.convert.hub import fetch, is_hub_id
+    from rorqual.convert.hub import download_repository, is_hub_id
 
     progress = ByteProgressBar("import", quiet=config.quiet)
     if src.endswith(".gguf"):
@@ -53,7 +53,7 @@ def import_(
     else:
         from rorqual.convert.hf import import_hf
 
-        folder = Path(src) if Path(src).exists() or not is_hub_id(src) else fetch(src)
+        folder = Path(src) if Path(src).exists() or not is_hub_id(src) else download_repository(src)
         progress.say(import_hf(folder, run, dtype=config.dtype, progress=progress))
     if not config.quiet:
         print(f"{run}\n  Next: rorqual chat {run}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rorqual.cli.machine import cores
+from rorqual.cli.machine import available_cores
 
 
 def lab(
@@ -40,4 +40,4 @@ def lab(
     words = ["rorqual lab", name, f"--seeds {count}"]
     words += [f"--first-seed {first}"] * (first != experiment.first_seed) + [f"--budget {budget:g}"] * bool(budget)
     chosen = tuple(range(first, first + count))
-    run_lab(name, out, seeds=chosen, budget=budget, workers=workers or cores(), command=" ".join(words))
+    run_lab(name, out, seeds=chosen, budget=budget, workers=workers or available_cores(), command=" ".join(words))

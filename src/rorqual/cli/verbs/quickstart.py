@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from rorqual.cli.machine import cores
+from rorqual.cli.machine import available_cores
 from rorqual.cli.settings import DType, check_device
 
 
@@ -34,7 +34,7 @@ def quickstart(
         out,
         seed=seed,
         size=size,
-        threads=threads or cores(),
+        threads=threads or available_cores(),
         device=device,
         dtype=dtype,
         whole_process=True,

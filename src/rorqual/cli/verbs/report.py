@@ -23,9 +23,9 @@ def report(
     applies the current verdict rule to the stored results, and rewrites the file and its page.
     """
     if folder.suffix == ".json":
-        from rorqual.lab.experiment_run import judge_again
+        from rorqual.lab.experiment_run import judge_finding_again
 
-        print(judge_again(folder))
+        print(judge_finding_again(folder))
     elif (taught := TeachPaths(folder)).settings.is_file():
         raise ConfigError(
             "this is a folder of rorqual teach",

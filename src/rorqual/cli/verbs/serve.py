@@ -49,5 +49,5 @@ def serve(
     prints it once. Every API route requires a key. Ctrl-C shuts the server down gracefully.
     """
     with require_extra("serve", "fastapi", "uvicorn", "starlette"):
-        from rorqual.cli.serving import start
-    start(model, settings)
+        from rorqual.cli.serving import start_server
+    start_server(model, settings)

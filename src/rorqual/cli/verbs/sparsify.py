@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 from pydantic import Field
 
-from rorqual.cli.machine import cores
+from rorqual.cli.machine import available_cores
 from rorqual.cli.settings import WHERE, Settings, check_device, pop_settings, split_pairs
-from rorqual.core.config import Config, Natural, parse, parse_scalar
+from rorqual.core.config import Config, Natural, parse_config, parse_scalar
 from rorqual.core.records import RunDir
 
 
@@ -37,8 +37,8 @@ def sparsify(
     from rorqual.recipes.sparsify import SparsifyConfig
     from rorqual.recipes.sparsify import sparsify as run_stages
 
-    config = parse(SparsifyConfig, {key: parse_scalar(value) for key, value in values.items()}, where=WHERE)
+    config = parse_config(SparsifyConfig, {key: parse_scalar(value) for key, value in values.items()}, where=WHERE)
     check_device(config.device)
-    sparse = run_stages(RunDir(run), out, config, threads=command.threads or cores(), quiet=command.quiet)
+    sparse = run_stages(RunDir(run), out, config, threads=command.threads or available_cores(), quiet=command.quiet)
     if not command.quiet:
         print(f"{sparse.path}\n  Next: rorqual chat {sparse.path}")

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 from pydantic import Field
 
-from rorqual.cli.machine import cores, total_and_free_memory
+from rorqual.cli.machine import available_cores, total_and_free_memory
 from rorqual.cli.settings import WHERE, Settings, pop_settings, split_pairs
-from rorqual.core.config import Config, parse
+from rorqual.core.config import Config, parse_config
 
 
 class TeachCommand(Config):
@@ -38,13 +38,13 @@ def teach(
     from rorqual.teach.config import TeachConfig
     from rorqual.teach.stages import teach as run
 
-    config = parse(TeachConfig, {"file": str(file), **values}, where=WHERE)
+    config = parse_config(TeachConfig, {"file": str(file), **values}, where=WHERE)
     if not config.base:
         refuse_too_little_memory(total_and_free_memory()[1])
     run(
         config,
         Path(command.out or Path("runs") / file.stem),
-        threads=config.threads or cores(),
+        threads=config.threads or available_cores(),
         import_progress=ByteProgressBar("import", quiet=config.quiet),
         api_key=command.api_key or os.environ.get("RORQUAL_API_KEY", ""),
     )

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from pydantic import Field
 
-from rorqual.cli.machine import cores
+from rorqual.cli.machine import available_cores
 from rorqual.cli.settings import Settings, check_device, pop_settings, split_pairs
 from rorqual.core.config import Config, Natural
 from rorqual.core.records import RunDir
@@ -42,17 +42,17 @@ def train(
     from rorqual.engine.remote.rollout import RemoteRolloutEngine
     from rorqual.recipes import make_run
     from rorqual.train.loop import fit
-    from rorqual.train.track import track
+    from rorqual.train.track import open_trackers
 
     run = make_run(recipe, values)
     check_device(run.device)
     out = RunDir(Path(command.out or f"runs/{recipe}"))
     engine = partial(RemoteRolloutEngine, command.rollout, api_key=os.environ.get("RORQUAL_ROLLOUT_KEY", ""))
-    with track(command.track.split(",") if command.track else [], out) as observe:
+    with open_trackers(command.track.split(",") if command.track else [], out) as observe:
         fit(
             run,
             out,
-            threads=command.threads or cores(),
+            threads=command.threads or available_cores(),
             quiet=command.quiet,
             observe=observe,
             rollout_engine=engine if command.rollout else None,

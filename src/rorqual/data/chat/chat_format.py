@@ -15,7 +15,7 @@ from rorqual.data.chat.calls import ToolCallSyntax, ToolCallTemplate
 from rorqual.data.chat.reply import ReplyRules
 from rorqual.data.chat.special_tokens import ReplySpecialTokens
 from rorqual.data.chat.stream import ReplyReader
-from rorqual.data.tokenizer import Special, Tokenizer
+from rorqual.data.tokenizer import SpecialToken, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class RenderedConversation:
     mask: list[bool]
 
     @property
-    def n_trained(self) -> int:
+    def n_trained_tokens(self) -> int:
         """Number of tokens in the loss. The first token of a sequence is excluded, because it is not predicted."""
         return sum(self.mask[1:])
 
@@ -171,7 +171,7 @@ class ChatFormat(ABC):
         # Binary search, because decoding every prefix of an 8,000-token reply would take a minute.
         decode = self.tokenizer.decode
         return bisect_left(
-            range(len(ids)), True, key=lambda n: Special.END_THINK in decode(ids[: n + 1], specials=True)
+            range(len(ids)), True, key=lambda n: SpecialToken.END_THINK in decode(ids[: n + 1], specials=True)
         )
 
     def thinking_suffix(self, thinking: Thinking) -> list[int]:
@@ -181,14 +181,14 @@ class ChatFormat(ABC):
     @property
     def think_tag_ids(self) -> tuple[int, int] | None:
         """The ids of `<think>` and `</think>`, or None if the tokenizer lacks either token."""
-        if not {Special.THINK, Special.END_THINK} <= self.tokenizer.special_names:
+        if not {SpecialToken.THINK, SpecialToken.END_THINK} <= self.tokenizer.special_names:
             return None
-        return self.tokenizer.special(Special.THINK), self.tokenizer.special(Special.END_THINK)
+        return self.tokenizer.special_id(SpecialToken.THINK), self.tokenizer.special_id(SpecialToken.END_THINK)
 
     @property
     def end_think_ids(self) -> list[int]:
         """The ids of `</think>`, the tag that ends the reasoning: one id, or the tag's characters."""
-        return self.tokenizer.encode(Special.END_THINK) if self.think_tag_ids is None else [self.think_tag_ids[1]]
+        return self.tokenizer.encode(SpecialToken.END_THINK) if self.think_tag_ids is None else [self.think_tag_ids[1]]
 
     def can_limit_thinking(self, thinking: Thinking) -> bool:
         """Return whether an engine can end the reasoning of a reply in mode `thinking` after a number of tokens.

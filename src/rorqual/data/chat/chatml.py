@@ -13,12 +13,12 @@ from typing import Any, ClassVar
 
 from rorqual.data.chat.calls import HERMES, HERMES_FRAME
 from rorqual.data.chat.thinking_block import SpecialTokenThinking, TextTagThinking
-from rorqual.data.chat.turns import TurnChat
+from rorqual.data.chat.turns import BuiltinChatFormat
 
 START, END, TEXT_END = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 
 
-class ImTurns(TurnChat):
+class ChatMLBase(BuiltinChatFormat):
     """Base class of formats with turns between `<|im_start|>` and `<|im_end|>`.
 
     A conversation without a system turn gets a system turn with the text `default_system`, unless this text is empty.
@@ -33,7 +33,7 @@ class ImTurns(TurnChat):
     call_frame = HERMES_FRAME
 
 
-class PlainChatML(ImTurns, TextTagThinking):
+class PlainChatML(ChatMLBase, TextTagThinking):
     """ChatML without a default system turn."""
 
     name = "chatml-plain"
@@ -67,7 +67,7 @@ class SmolLM2Chat(PlainChatML):
     pads: ClassVar[tuple[str, ...]] = (END,)
 
 
-class Qwen3Chat(ImTurns, SpecialTokenThinking):
+class Qwen3Chat(ChatMLBase, SpecialTokenThinking):
     """The format of Qwen3. With `auto`, the prompt does not open a thinking block, and the model writes `<think>`. After a tool call,
     the reasoning before the call stays in the prompt.
 

@@ -19,18 +19,18 @@ from rorqual.core.records import Message, Thinking
 from rorqual.data.chat.calls import DEEPSEEK, DEEPSEEK_FRAME, FENCED_FRAME, ToolCallSyntax, ToolCallTemplate
 from rorqual.data.chat.reply import Begins, ReplyRules
 from rorqual.data.chat.thinking_block import SpecialTokenThinking, TextTagThinking
-from rorqual.data.chat.turns import TurnChat
-from rorqual.data.tokenizer import Special, Tokenizer
+from rorqual.data.chat.turns import BuiltinChatFormat
+from rorqual.data.tokenizer import SpecialToken, Tokenizer
 
-MARKS = (Special.BOS, Special.EOS, Special.USER, Special.ASSISTANT)
+MARKS = (SpecialToken.BOS, SpecialToken.EOS, SpecialToken.USER, SpecialToken.ASSISTANT)
 
 
-class DeepSeekTurns(TurnChat):
+class DeepSeekChatBase(BuiltinChatFormat):
     """Base class of DeepSeek's three formats."""
 
     marks: ClassVar[tuple[str, ...]] = MARKS
-    ends: ClassVar[tuple[str, ...]] = (Special.EOS,)
-    pads: ClassVar[tuple[str, ...]] = (Special.PAD, Special.EOS)
+    ends: ClassVar[tuple[str, ...]] = (SpecialToken.EOS,)
+    pads: ClassVar[tuple[str, ...]] = (SpecialToken.PAD, SpecialToken.EOS)
     template_file = "deepseek.jinja"
     results_end: ClassVar[str] = "<｜tool▁outputs▁end｜>"
     """The text at the end of a turn with tool results."""
@@ -40,7 +40,7 @@ class DeepSeekTurns(TurnChat):
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer)
-        self.bos = tokenizer.special(Special.BOS)
+        self.bos = tokenizer.special_id(SpecialToken.BOS)
 
     def effective_thinking(self, messages: Sequence[Message], thinking: Thinking) -> Thinking:
         """Return `off` after a tool turn, and `thinking` otherwise.
@@ -54,7 +54,7 @@ class DeepSeekTurns(TurnChat):
         return "off" if list(prompt[-len(after) :]) == after else super().thinking_mode_of(prompt)
 
 
-class DeepSeekV3Chat(DeepSeekTurns, TextTagThinking):
+class DeepSeekV3Chat(DeepSeekChatBase, TextTagThinking):
     """The format of DeepSeek-V3, which has no thinking tokens."""
 
     name = "deepseek-v3"
@@ -66,7 +66,7 @@ class DeepSeekV3Chat(DeepSeekTurns, TextTagThinking):
     }
 
 
-class DeepSeekR1Chat(DeepSeekTurns, SpecialTokenThinking):
+class DeepSeekR1Chat(DeepSeekChatBase, SpecialTokenThinking):
     """The format of DeepSeek-R1 and its distilled models. The prompt opens the thinking block, so `auto` equals `on`.
 
     `off` adds an empty thinking block to the prompt, which is the method "NoThinking" of arXiv 2504.09858. The published
@@ -74,7 +74,7 @@ class DeepSeekR1Chat(DeepSeekTurns, SpecialTokenThinking):
     """
 
     name = "deepseek-r1"
-    marks: ClassVar[tuple[str, ...]] = (*MARKS, Special.THINK, Special.END_THINK)
+    marks: ClassVar[tuple[str, ...]] = (*MARKS, SpecialToken.THINK, SpecialToken.END_THINK)
     settings: ClassVar[Mapping[str, Any]] = {
         "answer_begins": "",
         "fenced": True,
@@ -83,7 +83,7 @@ class DeepSeekR1Chat(DeepSeekTurns, SpecialTokenThinking):
     }
 
 
-class DeepSeekChat(DeepSeekTurns):
+class DeepSeekChat(DeepSeekChatBase):
     """The format of DeepSeek-V3.1. The format strips no white space, so `parse` restores a rendered message exactly."""
 
     name = "deepseek"
@@ -95,16 +95,19 @@ class DeepSeekChat(DeepSeekTurns):
         "results_gap": "",
         "openings": {"auto": "", "on": "<think>", "off": "</think>"},
     }
-    marks: ClassVar[tuple[str, ...]] = (*MARKS, Special.THINK, Special.END_THINK)
+    marks: ClassVar[tuple[str, ...]] = (*MARKS, SpecialToken.THINK, SpecialToken.END_THINK)
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer)
-        self._think, self._end_think = tokenizer.special(Special.THINK), tokenizer.special(Special.END_THINK)
+        self._think, self._end_think = (
+            tokenizer.special_id(SpecialToken.THINK),
+            tokenizer.special_id(SpecialToken.END_THINK),
+        )
 
     def normalized(self, message: Message, thinking: Thinking = "auto") -> Message:
         return message
 
-    def _reply(self, message: Message, thinking: Thinking, *, closed: bool) -> list[int]:
+    def _reply_ids(self, message: Message, thinking: Thinking, *, closed: bool) -> list[int]:
         encode = self.tokenizer.encode
         reasoning = [] if message.reasoning is None else [self._think, *encode(message.reasoning)]
         if not closed and message.reasoning is not None and not message.text:

@@ -14,10 +14,10 @@ from rorqual.data.chat.deepseek_v32 import DeepSeekV32Chat
 from rorqual.data.chat.llama3 import START_HEADER, Llama3Chat, Llama31Chat
 from rorqual.data.chat.none import NoChat
 from rorqual.data.chat.template import TemplateChat
-from rorqual.data.chat.turns import TurnChat
-from rorqual.data.tokenizer import Special, Tokenizer
+from rorqual.data.chat.turns import BuiltinChatFormat
+from rorqual.data.tokenizer import SpecialToken, Tokenizer
 
-KINDS: tuple[type[TurnChat], ...] = (
+KINDS: tuple[type[BuiltinChatFormat], ...] = (
     DeepSeekV32Chat,
     DeepSeekChat,
     DeepSeekR1Chat,
@@ -49,7 +49,7 @@ def chat_format(tokenizer: Tokenizer, name: str = DEFAULT) -> ChatFormat:
 
     Raises DataError if the name is unknown, or if the tokenizer lacks special tokens of the format.
     """
-    known: dict[str, type[TurnChat]] = {kind.name: kind for kind in KINDS}
+    known: dict[str, type[BuiltinChatFormat]] = {kind.name: kind for kind in KINDS}
     if name == TemplateChat.name:
         raise DataError(
             "the run's chat template belongs to an unknown model family, so there is no loss mask for training",
@@ -120,8 +120,8 @@ def _chat_name(data: Mapping[str, Any], run: RunDir) -> str:
 
 def _guess_without_template(model_type: str, tokenizer: Tokenizer) -> str:
     names = tokenizer.special_names
-    thinks = {Special.THINK, Special.END_THINK} <= names
-    if Special.USER in names:
+    thinks = {SpecialToken.THINK, SpecialToken.END_THINK} <= names
+    if SpecialToken.USER in names:
         if thinks and (model_type == "deepseek_v32" or DSML_TOKEN in names):
             return DeepSeekV32Chat.name
         return DeepSeekChat.name if thinks else DeepSeekV3Chat.name
@@ -132,7 +132,7 @@ def _guess_without_template(model_type: str, tokenizer: Tokenizer) -> str:
     return Llama3Chat.name if START_HEADER in names else NoChat.name
 
 
-def _writes_same_prompts(chat: TurnChat, published: TemplateChat) -> bool:
+def _writes_same_prompts(chat: BuiltinChatFormat, published: TemplateChat) -> bool:
     """Return whether a template writes the same prompts as `chat` in all thinking modes.
 
     Three differences are accepted. In mode `auto`, the template may write the prompt that `chat` writes in any mode; for
@@ -153,7 +153,7 @@ def _writes_same_prompts(chat: TurnChat, published: TemplateChat) -> bool:
 
 def _bos(tokenizer: Tokenizer) -> str:
     """Return the `bos_token` to pass to a template, or "" if the tokenizer has none."""
-    known = (Special.BOS, "<|begin_of_text|>", "<s>")
+    known = (SpecialToken.BOS, "<|begin_of_text|>", "<s>")
     return next((name for name in known if name in tokenizer.special_names), "")
 
 

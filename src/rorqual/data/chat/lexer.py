@@ -39,7 +39,7 @@ class Lexer:
         self._form = form
         self._names = frozenset(tool.name for tool in tools)
         self._candidate = _DSML_CANDIDATE if isinstance(form, DsmlCallSyntax) else _CANDIDATE
-        self._call: _Call | DsmlItemParser | None = None
+        self._call: _PartialCall | DsmlItemParser | None = None
         self._at_start = True
 
     def feed(self, text: str, *, last: bool = False) -> list[LexerItem]:
@@ -86,19 +86,19 @@ class Lexer:
         items += [LexerItem("text", text[start:])] if start < len(text) else []
         return ""
 
-    def _open_call(self, char: str) -> _Call | DsmlItemParser | None:
+    def _open_call(self, char: str) -> _PartialCall | DsmlItemParser | None:
         """Return a new call object if a call may begin with `char`, else None."""
         form = self._form
         if isinstance(form, DsmlCallSyntax):
             return DsmlItemParser(self._names) if char == "<" else None
         if isinstance(form, JsonCallSyntax) and (char == form.begin or (form.bare and self._at_start and char == "{")):
-            return _Call(form, self._names, char)
+            return _PartialCall(form, self._names, char)
         return None
 
     def _update_at_start(self, text: str) -> None:
         self._at_start = self._at_start and self._form is not None and not text.strip(self._form.separator_chars)
 
-    def _finish_call(self, call: _Call | DsmlItemParser, state: State, items: list[LexerItem]) -> str:
+    def _finish_call(self, call: _PartialCall | DsmlItemParser, state: State, items: list[LexerItem]) -> str:
         """If the call is valid, append its item. Otherwise append only the first character of the call, as text. Return
         the remaining text."""
         text = "".join(call.parts)
@@ -111,7 +111,7 @@ class Lexer:
         return text[1:]
 
 
-class _Call:
+class _PartialCall:
     """A tool call that is being read. A call consists of a head, a JSON object and a tail."""
 
     def __init__(self, form: JsonCallSyntax, names: frozenset[str], first: str) -> None:
@@ -129,8 +129,8 @@ class _Call:
         if self._phase == "head":
             brace = text.find("{")
             self._head += text if brace < 0 else text[:brace]
-            if brace < 0 or not self._may_be_head():
-                return "open" if self._may_be_head() else "broken"
+            if brace < 0 or not self._may_be_call_head():
+                return "open" if self._may_be_call_head() else "broken"
             self._phase, text = "json", text[brace:]
         if self._phase == "json":
             end = self._scan_json_object(text)
@@ -155,7 +155,7 @@ class _Call:
         read = self._form.parse_call(self._head, "".join(self._json), self._names)
         return None if read is None else LexerItem("call", "".join(self.parts)[: self._length], *read)
 
-    def _may_be_head(self) -> bool:
+    def _may_be_call_head(self) -> bool:
         head = self._head
         if len(head) > MAX_HEAD:
             return False

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from rorqual.core.records import Message, Thinking
 from rorqual.data.chat.calls import LLAMA, LLAMA_FRAME, WHITE
-from rorqual.data.chat.reply import ReplyRules, Trim
+from rorqual.data.chat.reply import ReplyRules, StripChars
 from rorqual.data.chat.thinking_block import TextTagThinking
 from rorqual.data.tokenizer import Tokenizer
 
@@ -36,17 +36,17 @@ class Llama3Chat(TextTagThinking):
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer)
-        self.bos = tokenizer.special(BOS)
+        self.bos = tokenizer.special_id(BOS)
 
-    def _reply(self, message: Message, thinking: Thinking, *, closed: bool) -> list[int]:
+    def _reply_ids(self, message: Message, thinking: Thinking, *, closed: bool) -> list[int]:
         content = message.text.strip() if closed else message.text.lstrip()
-        return super()._reply(replace(message, content=content), thinking, closed=closed)
+        return super()._reply_ids(replace(message, content=content), thinking, closed=closed)
 
     def normalized(self, message: Message, thinking: Thinking = "auto") -> Message:
         return super().normalized(replace(message, content=message.text.strip()), thinking)
 
     def reply_rules(self, thinking: Thinking) -> ReplyRules:
-        trim = Trim(WHITE, WHITE)
+        trim = StripChars(WHITE, WHITE)
         return replace(super().reply_rules(thinking), answer=trim, plain=trim)
 
 

@@ -12,9 +12,9 @@ from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Thinking, Tool
 from rorqual.data.chat.chat_format import ChatFormat, RenderedConversation
 from rorqual.data.chat.reply import ReplyRules
-from rorqual.data.tokenizer import Special, Tokenizer
+from rorqual.data.tokenizer import SpecialToken, Tokenizer
 
-ENDS = (Special.EOS, "<|endoftext|>", "<|end_of_text|>", "</s>")
+ENDS = (SpecialToken.EOS, "<|endoftext|>", "<|end_of_text|>", "</s>")
 """End-of-text tokens of base models."""
 
 
@@ -31,7 +31,7 @@ class NoChat(ChatFormat):
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer)
         names = tokenizer.special_names
-        self.stop_ids = tuple(tokenizer.special(name) for name in ENDS if name in names)
+        self.stop_ids = tuple(tokenizer.special_id(name) for name in ENDS if name in names)
         self.pad = self.stop_ids[0] if self.stop_ids else 0
 
     def render(

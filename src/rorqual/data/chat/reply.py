@@ -26,7 +26,7 @@ LATE = "late"
 
 
 @dataclass(frozen=True)
-class Trim:
+class StripChars:
     """The characters to strip at the beginning (`lead`) and at the end (`trail`) of a text."""
 
     lead: str = ""
@@ -50,8 +50,8 @@ class ReplyRules:
 
     begins: Begins
     trim: str = ""
-    answer: Trim = field(default_factory=Trim)
-    plain: Trim = field(default_factory=Trim)
+    answer: StripChars = field(default_factory=StripChars)
+    plain: StripChars = field(default_factory=StripChars)
     indented: bool = False
     empty: Literal["kept", "none", "marked"] = "none"
     halves: bool = False
@@ -75,7 +75,7 @@ class AnswerParser:
     next item shows whether they belong to the content or to a call.
     """
 
-    def __init__(self, trim: Trim, calls: ToolCallSyntax | None) -> None:
+    def __init__(self, trim: StripChars, calls: ToolCallSyntax | None) -> None:
         self.calls: list[LexerItem] = []
         self._trim, self._form = trim, calls
         self._gap = calls.separator_chars if calls else WHITE

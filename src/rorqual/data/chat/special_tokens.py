@@ -57,7 +57,7 @@ class ReplySpecialTokens:
         known, as_text = tokenizer.special_names, frozenset(spoken)
         names = [*dict.fromkeys([*names, *as_text])]
         self.by_id: Mapping[int, str] = {
-            tokenizer.special(name): CHARS[name] for name in names if name in known and name not in as_text
+            tokenizer.special_id(name): CHARS[name] for name in names if name in known and name not in as_text
         }
         self.by_text: Sequence[str] = [name for name in names if name not in known or name in as_text]
         self._texts = re.compile("|".join(map(re.escape, self.by_text))) if self.by_text else None

@@ -28,11 +28,11 @@ class StopStringMatcher:
         self._pending += text
         if not heard:
             self._ignored = max(self._ignored, len(self._pending))
-        matches = [(at + len(stop), at) for stop in self._stops if (at := self._find(stop)) >= 0]
+        matches = [(at + len(stop), at) for stop in self._stops if (at := self._find_stop(stop)) >= 0]
         if matches:
             self.hit = True
             return self._pending[: min(matches)[1]]
-        overlap = 0 if last else max(self._overlap(stop) for stop in self._stops)
+        overlap = 0 if last else max(self._stop_overlap_length(stop) for stop in self._stops)
         complete, self._pending = (
             self._pending[: len(self._pending) - overlap],
             self._pending[len(self._pending) - overlap :],
@@ -40,10 +40,10 @@ class StopStringMatcher:
         self._ignored = max(0, self._ignored - len(complete))
         return complete
 
-    def _find(self, stop: str) -> int:
+    def _find_stop(self, stop: str) -> int:
         return self._pending.find(stop, max(0, self._ignored - len(stop) + 1))
 
-    def _overlap(self, stop: str) -> int:
+    def _stop_overlap_length(self, stop: str) -> int:
         """Return the length of the longest suffix of the buffered text that is a prefix of `stop`."""
         longest = min(len(stop) - 1, len(self._pending))
         return next((n for n in range(longest, 0, -1) if self._pending.endswith(stop[:n])), 0)

@@ -23,10 +23,10 @@ from rorqual.data.chat.calls import (
 )
 from rorqual.data.chat.chat_format import ChatFormat, RenderedConversation
 from rorqual.data.chat.prompt_template import PromptTemplate, message_rows, thinking_variables, tool_rows
-from rorqual.data.chat.reply import Begins, ReplyRules, Trim
+from rorqual.data.chat.reply import Begins, ReplyRules, StripChars
 from rorqual.data.chat.special_tokens import NAME_OF
-from rorqual.data.chat.tools import check_tools, has_tools, turns
-from rorqual.data.tokenizer import Special, Tokenizer
+from rorqual.data.chat.tools import check_tools, group_into_turns, has_tools
+from rorqual.data.tokenizer import SpecialToken, Tokenizer
 
 
 class TemplateChat(ChatFormat):
@@ -46,16 +46,16 @@ class TemplateChat(ChatFormat):
         template: str,
         *,
         where: str = "chat template",
-        bos: str = Special.BOS,
-        stop: Sequence[str] = (Special.EOS,),
+        bos: str = SpecialToken.BOS,
+        stop: Sequence[str] = (SpecialToken.EOS,),
     ) -> None:
         super().__init__(tokenizer)
         self._opens: dict[Thinking, bool] = {}
         self.where, self.template = where, template
         self._tokens = {"bos_token": str(bos), "eos_token": str(stop[0]) if stop else ""}
-        self.stop_ids = tuple(tokenizer.special(name) for name in stop)
+        self.stop_ids = tuple(tokenizer.special_id(name) for name in stop)
         self.pad = self.stop_ids[0] if stop else 0  # never used, because templates are not used for training
-        self.bos = tokenizer.special(bos) if bos else None
+        self.bos = tokenizer.special_id(bos) if bos else None
         self.thinks = re.search(r"\b(enable_)?thinking\b", template) is not None
         self.call_form, self.call_frame = _call_syntax(template)
         self._prompts = PromptTemplate(tokenizer, template, where)
@@ -100,9 +100,9 @@ class TemplateChat(ChatFormat):
         `<think>`. All other replies are then streamed without buffering. If the prompt opened thinking and the reply
         has no `</think>`, the whole reply is reasoning and the content is empty.
         """
-        known = Special.END_THINK in self.template or Special.END_THINK in self.tokenizer.special_names
+        known = SpecialToken.END_THINK in self.template or SpecialToken.END_THINK in self.tokenizer.special_names
         begins: Begins = "thought" if self._opens_thinking(thinking) else "late" if known else "mark"
-        return ReplyRules(begins, WHITE, Trim(WHITE, WHITE), indented=True, empty="kept")
+        return ReplyRules(begins, WHITE, StripChars(WHITE, WHITE), indented=True, empty="kept")
 
     def _check_tools(self, messages: Sequence[Message], tools: Sequence[Tool]) -> None:
         if not self.takes_tools:
@@ -112,12 +112,12 @@ class TemplateChat(ChatFormat):
                 remedy="Remove the tools, or use a model of a family that was trained with tools.",
             )
         check_tools(tools)
-        turns(messages)
+        group_into_turns(messages)
 
     def _opens_thinking(self, thinking: Thinking) -> bool:
         if thinking not in self._opens:
             prompt = self.tokenizer.decode(self.prompt([Message("user", "?")], thinking), specials=True)
-            self._opens[thinking] = prompt.rstrip().endswith(Special.THINK)
+            self._opens[thinking] = prompt.rstrip().endswith(SpecialToken.THINK)
         return self._opens[thinking]
 
 

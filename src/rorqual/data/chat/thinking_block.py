@@ -11,14 +11,14 @@ from typing import Literal
 
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Thinking
-from rorqual.data.chat.reply import Begins, ReplyRules, Trim
-from rorqual.data.chat.turns import TurnChat
+from rorqual.data.chat.reply import Begins, ReplyRules, StripChars
+from rorqual.data.chat.turns import BuiltinChatFormat
 from rorqual.data.tokenizer import Tokenizer
 
 THINK, END_THINK = "<think>", "</think>"
 
 
-class SpecialTokenThinking(TurnChat):
+class SpecialTokenThinking(BuiltinChatFormat):
     """A thinking block whose tags are special tokens. With `auto`, the model writes an empty block if it does not think.
 
     Earlier turns are rendered without their thinking block. A turn is therefore in the loss only in the rendering that
@@ -27,7 +27,7 @@ class SpecialTokenThinking(TurnChat):
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer)
-        self._think, self._end_think = tokenizer.special(THINK), tokenizer.special(END_THINK)
+        self._think, self._end_think = tokenizer.special_id(THINK), tokenizer.special_id(END_THINK)
         self._newline, self._blank_line = tokenizer.encode("\n"), tokenizer.encode("\n\n")
 
     def renders_as_written(self, message: Message) -> bool:
@@ -38,7 +38,7 @@ class SpecialTokenThinking(TurnChat):
         content = message.text.lstrip("\n")
         return Message("assistant", content, reasoning if reasoning or thinking == "on" else None)
 
-    def _reply(self, message: Message, thinking: Thinking, *, closed: bool) -> list[int]:
+    def _reply_ids(self, message: Message, thinking: Thinking, *, closed: bool) -> list[int]:
         encode, kept = self.tokenizer.encode, self.normalized(message, thinking)
         if thinking == "off":
             return [*self.thinking_suffix("off"), *encode(kept.text)]
@@ -58,10 +58,10 @@ class SpecialTokenThinking(TurnChat):
         """
         begins: Begins = "answer" if thinking == "off" else "thought" if self.thinking_suffix(thinking) else "late"
         empty: Literal["kept", "none"] = "kept" if thinking == "on" else "none"
-        return ReplyRules(begins, "\n", Trim("\n"), Trim("\n"), empty=empty)
+        return ReplyRules(begins, "\n", StripChars("\n"), StripChars("\n"), empty=empty)
 
 
-class TextTagThinking(TurnChat):
+class TextTagThinking(BuiltinChatFormat):
     """A thinking block for families that were not trained to think.
 
     The tags are written as special tokens if the tokenizer has them, else as text. Parsing recognises tags in the text of the
@@ -77,7 +77,7 @@ class TextTagThinking(TurnChat):
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer)
         known = {THINK, END_THINK} <= tokenizer.special_names
-        self._marks = (tokenizer.special(THINK), tokenizer.special(END_THINK)) if known else None
+        self._marks = (tokenizer.special_id(THINK), tokenizer.special_id(END_THINK)) if known else None
 
     def renders_as_written(self, message: Message) -> bool:
         """Return whether an earlier turn may be in the loss.
@@ -93,7 +93,7 @@ class TextTagThinking(TurnChat):
         reasoning = message.reasoning.strip("\n")
         return Message("assistant", message.text.lstrip("\n"), reasoning if reasoning or thinking == "on" else None)
 
-    def _reply(self, message: Message, thinking: Thinking, *, closed: bool) -> list[int]:
+    def _reply_ids(self, message: Message, thinking: Thinking, *, closed: bool) -> list[int]:
         encode = self.tokenizer.encode
         if message.reasoning is None:
             self._refuse_ambiguous_tag(THINK, message.text.startswith(THINK), "content that begins with")
@@ -122,4 +122,4 @@ class TextTagThinking(TurnChat):
         content. An incomplete tag at the end of a truncated reply is dropped.
         """
         empty: Literal["kept", "none"] = "kept" if thinking == "on" else "none"
-        return ReplyRules("thought" if thinking == "on" else "mark", "\n", Trim("\n"), empty=empty, halves=True)
+        return ReplyRules("thought" if thinking == "on" else "mark", "\n", StripChars("\n"), empty=empty, halves=True)

@@ -55,7 +55,7 @@ class ThinkingParser:
         if self._state != "late":
             return ""
         trim = self._form.plain
-        return restore_token_names(_text(self._pending)).lstrip(trim.lead).rstrip(trim.trail)
+        return restore_token_names(_joined_text(self._pending)).lstrip(trim.lead).rstrip(trim.trail)
 
     def feed(self, item: LexerItem) -> list[ReplyPart]:
         """Read the next item. Return the parts that later items cannot reclassify."""
@@ -81,7 +81,7 @@ class ThinkingParser:
         if self._state == "out":
             return self.answer.finish()
         if not _has_call(pending):
-            return [*self._reasoning_parts(_text(pending)), *self._drop_trailing()]
+            return [*self._reasoning_parts(_joined_text(pending)), *self._drop_trailing()]
         late = [] if self._after_end is None else [LexerItem("end", END_THINK, LATE), *self._after_end]
         return [*self._end_thinking(), *self._feed_all([*pending, *late]), *self.answer.finish()]
 
@@ -93,7 +93,7 @@ class ThinkingParser:
         pending, self._pending = self._pending, []
         if item.kind == "think":
             self._state, self._opened = "in", True
-            return [ReplyPart("mark", restore_token_names(_text([*pending, item])))]
+            return [ReplyPart("mark", restore_token_names(_joined_text([*pending, item])))]
         self._state = "in" if form.begins == "thought" else "late" if form.begins == "late" else "out"
         return self._feed_all([*pending, item])
 
@@ -139,7 +139,7 @@ class ThinkingParser:
     def _flush_as_reasoning(self) -> list[ReplyPart]:
         """Return the buffered items as reasoning."""
         pending, self._pending = self._pending, []
-        return self._reasoning_parts(_text(pending))
+        return self._reasoning_parts(_joined_text(pending))
 
     def _reasoning_parts(self, text: str) -> list[ReplyPart]:
         """Return `text` as reasoning. White space at the end of the text is buffered."""
@@ -168,5 +168,5 @@ def _has_call(items: Sequence[LexerItem]) -> bool:
     return any(item.kind == "call" for item in items)
 
 
-def _text(items: Sequence[LexerItem]) -> str:
+def _joined_text(items: Sequence[LexerItem]) -> str:
     return "".join(item.text for item in items)

@@ -16,7 +16,7 @@ def has_tools(messages: Sequence[Message]) -> bool:
     return any(message.role == "tool" or message.tool_calls for message in messages)
 
 
-def turns(messages: Sequence[Message]) -> list[list[Message]]:
+def group_into_turns(messages: Sequence[Message]) -> list[list[Message]]:
     """Group the messages of a conversation into turns.
 
     The tool results that follow an assistant turn form one turn, sorted in the order of the calls. The order of the results

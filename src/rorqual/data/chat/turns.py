@@ -15,7 +15,7 @@ from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Thinking, Tool
 from rorqual.data.chat.chat_format import ChatFormat, RenderedConversation
 from rorqual.data.chat.prompt_template import REPLY_MARK, PromptTemplate, message_rows, thinking_variables, tool_rows
-from rorqual.data.chat.tools import check_tools, has_tools, turns
+from rorqual.data.chat.tools import check_tools, group_into_turns, has_tools
 from rorqual.data.tokenizer import Tokenizer
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -28,7 +28,7 @@ def _template_code(file: str) -> str:
     return (TEMPLATES / file).read_text(encoding="utf-8")
 
 
-class TurnChat(ChatFormat):
+class BuiltinChatFormat(ChatFormat):
     """Base class of chat formats that Rorqual knows.
 
     A prompt consists of an opening, such as the BOS token, and turns. An assistant turn consists of a header, the ids that
@@ -63,8 +63,8 @@ class TurnChat(ChatFormat):
                 where=tokenizer.where,
                 remedy="Use the tokenizer that the model was trained with, or set `chat` to the format of this tokenizer.",
             )
-        self.stop_ids = tuple(tokenizer.special(mark) for mark in self.ends if mark in known)
-        self.pad = next(tokenizer.special(mark) for mark in self.pads if mark in known)
+        self.stop_ids = tuple(tokenizer.special_id(mark) for mark in self.ends if mark in known)
+        self.pad = next(tokenizer.special_id(mark) for mark in self.pads if mark in known)
         given = (
             f"{{%- set {name} = {json.dumps(value, ensure_ascii=False)} -%}}\n" for name, value in self.settings.items()
         )
@@ -75,7 +75,7 @@ class TurnChat(ChatFormat):
         self._suffixes = {mode: self._segments(question, mode)[-1] for mode in get_args(Thinking)}
 
     @abstractmethod
-    def _reply(self, message: Message, thinking: Thinking, *, closed: bool) -> list[int]:
+    def _reply_ids(self, message: Message, thinking: Thinking, *, closed: bool) -> list[int]:
         """Return the ids of the last reply, including the ids of `thinking_suffix`, without the end token.
 
         If `closed` is false, the model continues the reply, which may be incomplete.
@@ -125,7 +125,7 @@ class TurnChat(ChatFormat):
                 f"the last turn {fault} with thinking={thinking}", where="messages", remedy="Use thinking='auto'."
             )
         *segments, header, suffix = self._segments(messages[:-1], thinking)
-        reply = self._reply(last, thinking, closed=not continue_)[len(suffix) :]
+        reply = self._reply_ids(last, thinking, closed=not continue_)[len(suffix) :]
         reply += [] if continue_ else self.stop_ids[:1]
         return _join_with_loss_mask([*segments, [*header, *suffix], reply], trained)
 
@@ -151,7 +151,7 @@ class TurnChat(ChatFormat):
                     remedy="Remove the tools, or use a model of a family that was trained with tools.",
                 )
             check_tools(tools)
-        messages = list(chain.from_iterable(turns(messages)))
+        messages = list(chain.from_iterable(group_into_turns(messages)))
         typed: dict[str, Any] = {
             "messages": message_rows(messages, as_text=self.arguments_as_text),
             "tools": tool_rows(tools),

@@ -20,7 +20,7 @@ class TextSplit:
     validation: str
 
 
-def read_text(path: Path) -> TextSplit:
+def read_text_split(path: Path) -> TextSplit:
     """Read UTF-8 text and hold out the last tenth of the characters for validation, as nanoGPT does."""
     path = Path(path)
     with name_file_in_read_errors(path):

@@ -42,12 +42,12 @@ def calculate(text: str) -> str:
     found = CALCULATION.search(text, max(0, len(text) - LONGEST))
     if found is None or not PRECEDES.search(text[: found.start()]):
         return ""
-    value = _value(found.group())
+    value = _evaluate_calculation(found.group())
     written = "" if value is None else _format_decimal(value)
     return " " + written if written and text[-2].isspace() else written
 
 
-def _value(calculation: str) -> Fraction | None:
+def _evaluate_calculation(calculation: str) -> Fraction | None:
     """Return the value of a calculation without brackets, or None for a division by zero."""
     first, *rest = re.findall(rf"{NUMBER}|[{OPERATORS}]", calculation)
     terms = [_number(first)]

@@ -41,7 +41,7 @@ class CallSyntax:
         self._chat, self._tokenizer = chat, chat.tokenizer
 
     @cached_property
-    def frame(self) -> ToolCallTemplate:
+    def call_template(self) -> ToolCallTemplate:
         """The template for tool calls in the chat format.
 
         Raises DataError if the chat format has no tool calls.
@@ -57,13 +57,13 @@ class CallSyntax:
     @cached_property
     def special_token_ids(self) -> list[int]:
         """Ids of the special tokens in calls."""
-        frame = self.frame
+        frame = self.call_template
         names = {NAME_OF[char] for char in frame.begin + frame.end + frame.call("", "{}") if char in NAME_OF}
-        return [self._tokenizer.special(name) for name in names if name in self._tokenizer.special_names]
+        return [self._tokenizer.special_id(name) for name in names if name in self._tokenizer.special_names]
 
     def lark_grammar(self, calls: AllowedCalls, options: Mapping[str, Any]) -> str:
         """Return the grammar of a reply in llguidance's Lark dialect. `options` are llguidance's options for JSON."""
-        frame, names = self.frame, [f"call_{number}" for number in range(len(calls.parameter_schemas))]
+        frame, names = self.call_template, [f"call_{number}" for number in range(len(calls.parameter_schemas))]
         more_calls = f" ({self._call_grammar(frame.gap)} call)*" if calls.many else ""
         rules = [
             f"start: calls{'' if calls.answer is None else ' | answer'}",
@@ -110,7 +110,7 @@ class CallSyntax:
         for part in _MARK.split(text):
             name = NAME_OF.get(part, "")
             if name in self._tokenizer.special_names:
-                parts += [*([_lark_string(plain)] if plain else []), f"<[{self._tokenizer.special(name)}]>"]
+                parts += [*([_lark_string(plain)] if plain else []), f"<[{self._tokenizer.special_id(name)}]>"]
                 plain = ""
             else:
                 plain += name or part

@@ -38,7 +38,7 @@ from rorqual.engine.grammar.error_messages import grammar_error
 from rorqual.engine.grammar.queue import CompileQueue, CompileTask
 from rorqual.engine.grammar.schema_validator import SchemaValidator
 from rorqual.engine.grammar.source import check_pattern, choice_pattern, parse_calls, parse_schema
-from rorqual.engine.grammar.trial import TrialGrammar, TrialProcess
+from rorqual.engine.grammar.trial import LlguidanceGrammar, TrialProcess
 from rorqual.engine.grammar.trial_process import UnusableGrammar, build_matcher, build_vocabulary
 from rorqual.engine.request import Grammar
 
@@ -153,7 +153,7 @@ class GrammarCompiler:
             compiled = self._known.get((tenant, grammar))
         if compiled is None:
             try:
-                compiled = self._build(grammar, trial, stopped)
+                compiled = self._build_grammar(grammar, trial, stopped)
             except UnusableGrammar as error:
                 raise grammar_error(grammar.kind, str(error)) from None
         self._add_to_cache(tenant, grammar, compiled)
@@ -197,37 +197,37 @@ class GrammarCompiler:
         return {"tokenizer": self._tokenizer.source, "size": size, "stop_ids": self._stop_ids}
 
     @cached_property
-    def _vocabulary(self) -> Any:
+    def _llguidance_vocabulary(self) -> Any:
         return build_vocabulary(**self._vocabulary_arguments)
 
-    def _build(self, grammar: Grammar, trial: TrialProcess, stopped: threading.Event) -> CompiledGrammar:
+    def _build_grammar(self, grammar: Grammar, trial: TrialProcess, stopped: threading.Event) -> CompiledGrammar:
         with self._building:  # the first thread computes the cached properties, and other threads wait
-            library, masks, _ = self._llguidance, self.vocabulary_masks, self._vocabulary
+            library, masks, _ = self._llguidance, self.vocabulary_masks, self._llguidance_vocabulary
 
-        def run_trial(*parts: TrialGrammar) -> None:
-            found = trial.find_error(parts, self._vocabulary_arguments, stopped)
+        def run_trial(*parts: LlguidanceGrammar) -> None:
+            found = trial.find_first_error(parts, self._vocabulary_arguments, stopped)
             if found:
                 raise grammar_error(grammar.kind, found["error"], found["name"])
 
         if grammar.kind == "calls":
-            return self._build_calls(grammar, library, masks, run_trial)
+            return self._build_calls_grammar(grammar, library, masks, run_trial)
         if grammar.kind == "json_schema":
             schema = parse_schema(grammar.source)
             text = schema_to_grammar(library, schema)
-            run_trial(TrialGrammar(text, schema))
+            run_trial(LlguidanceGrammar(text, schema))
             validator = SchemaValidator(schema)
             fault = lambda ids: validator.find_error(self._tokenizer.decode(ids))  # noqa: E731
-            return CompiledGrammar(build_matcher(self._vocabulary, text), masks, fault=fault)
+            return CompiledGrammar(build_matcher(self._llguidance_vocabulary, text), masks, fault=fault)
         if grammar.kind == "json":
             text = schema_to_grammar(library, {"type": "object"})
         else:
             pattern = choice_pattern(grammar.source) if grammar.kind == "choice" else check_pattern(grammar.source)
             text = str(library.LLMatcher.grammar_from_regex(pattern))
         if grammar.kind not in NEED_NO_TRIAL:
-            run_trial(TrialGrammar(text))
-        return CompiledGrammar(build_matcher(self._vocabulary, text), masks)
+            run_trial(LlguidanceGrammar(text))
+        return CompiledGrammar(build_matcher(self._llguidance_vocabulary, text), masks)
 
-    def _build_calls(
+    def _build_calls_grammar(
         self, grammar: Grammar, library: Any, masks: VocabularyMasks, check: Callable[..., None]
     ) -> CompiledGrammar:
         spelling = self._spelling
@@ -239,18 +239,20 @@ class GrammarCompiler:
         calls = parse_calls(grammar.source)
         # Each schema is tried alone, so that an error names its function.
         alone = [
-            TrialGrammar(schema_to_grammar(library, schema), schema, name)
+            LlguidanceGrammar(schema_to_grammar(library, schema), schema, name)
             for name, schema in calls.parameter_schemas.items()
         ]
-        alone += [] if calls.answer is None else [TrialGrammar(schema_to_grammar(library, calls.answer), calls.answer)]
+        alone += (
+            [] if calls.answer is None else [LlguidanceGrammar(schema_to_grammar(library, calls.answer), calls.answer)]
+        )
         check(*alone)
         usable = masks.usable.copy()
         usable[spelling.special_token_ids] = True
         options = json_options(*(json.dumps(part.schema) for part in alone))
         text = str(library.LLMatcher.grammar_from_lark(spelling.lark_grammar(calls, options)))
-        check(TrialGrammar(text))
+        check(LlguidanceGrammar(text))
         validators = {name: SchemaValidator(schema) for name, schema in calls.parameter_schemas.items()}
         answers = None if calls.answer is None else SchemaValidator(calls.answer)
         fault = CallsValidator(spelling, validators, answers).find_error
-        matcher = build_matcher(self._vocabulary, text)
+        matcher = build_matcher(self._llguidance_vocabulary, text)
         return CompiledGrammar(matcher, replace(masks, usable=usable), fault=fault)

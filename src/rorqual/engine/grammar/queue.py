@@ -71,7 +71,7 @@ class CompileQueue(Generic[T]):
             trial.close()
 
     def _run_next_task(self) -> None:
-        if (task := self._next()) is None:
+        if (task := self._take_next_task()) is None:
             return
         trial = self._idle.pop()
         try:
@@ -82,7 +82,7 @@ class CompileQueue(Generic[T]):
                 self._busy.discard(task.tenant)
             self._threads.submit(self._run_next_task)  # the tenant may have a further task
 
-    def _next(self) -> CompileTask[T] | None:
+    def _take_next_task(self) -> CompileTask[T] | None:
         """Claim the next task of a tenant that has no running task."""
         with self._lock:
             while (tenant := next((one for one in self._waiting if one not in self._busy), None)) is not None:

@@ -27,7 +27,7 @@ class FunctionSchema(_StrictModel):
 
     @field_validator("parameters")
     @classmethod
-    def _read_parameters(cls, schema: dict[str, Any]) -> dict[str, Any]:
+    def _set_object_type(cls, schema: dict[str, Any]) -> dict[str, Any]:
         kind = schema.get("type", "object")
         if kind != "object" and not (isinstance(kind, list) and "object" in kind):
             raise ValueError(f"the type of the arguments is {str(kind)[:100]!r}, but must be 'object'")
@@ -75,7 +75,7 @@ def choice_pattern(source: str) -> str:
 
 def check_pattern(source: str) -> str:
     """Return a regular expression unchanged. Raises DataError if the expression is empty or too long."""
-    _check_text(source, "regular expression", "[0-9]+", MAX_PATTERN)
+    _check_source_text(source, "regular expression", "[0-9]+", MAX_PATTERN)
     return source
 
 
@@ -100,7 +100,7 @@ def nesting_depth(value: Any) -> int:
 
 
 def _parse_json(source: str, kind: str, example: str) -> Any:
-    _check_text(source, kind, example, MAX_BYTES)
+    _check_source_text(source, kind, example, MAX_BYTES)
     try:
         parsed = json.loads(source)
         json.dumps(parsed, ensure_ascii=False, allow_nan=False).encode()
@@ -116,7 +116,7 @@ def _parse_json(source: str, kind: str, example: str) -> Any:
     return parsed
 
 
-def _check_text(source: str, kind: str, example: str, most: int) -> None:
+def _check_source_text(source: str, kind: str, example: str, most: int) -> None:
     if not source:
         raise DataError(f"the {kind} is empty", remedy=f"For example, give {example}.")
     try:

@@ -19,7 +19,7 @@ EXCEEDED = f"compiling it takes more than {SECONDS} s of CPU time or {MEMORY >> 
 
 
 @dataclass(frozen=True)
-class TrialGrammar:
+class LlguidanceGrammar:
     """A grammar in llguidance's format. `schema` is the JSON schema that finished answers are validated against, if any."""
 
     text: str
@@ -36,8 +36,8 @@ class TrialProcess:
         self._running: threading.Event | None = None  # stops the trial that runs
         self._lock = threading.Lock()
 
-    def find_error(
-        self, parts: Sequence[TrialGrammar], tokenizer: Mapping[str, Any], stopped: threading.Event
+    def find_first_error(
+        self, parts: Sequence[LlguidanceGrammar], tokenizer: Mapping[str, Any], stopped: threading.Event
     ) -> dict[str, str]:
         """Return the name and the error of the first part that cannot be used, or {}.
 

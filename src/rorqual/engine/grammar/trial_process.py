@@ -89,7 +89,7 @@ def build_validator(schema: dict[str, Any]) -> Any:
         raise UnusableGrammar(f"at {place}: {str(error).splitlines()[0]}") from None
 
 
-def find_error(vocabulary: Any, parts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def find_first_error(vocabulary: Any, parts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Build the grammar and the validator of each part. Return the name and the error of the first part that fails, or {}."""
     left = CHECK_SECONDS
     for part in parts:
@@ -120,13 +120,13 @@ def _limit_resources() -> None:
 
 
 def _run_trial(vocabulary: Any, parts: Sequence[Mapping[str, Any]], source: FileIO) -> bytes:
-    """Run `find_error` in a fork, and return its result as JSON, or b"" if the fork was killed."""
+    """Run `find_first_error` in a fork, and return its result as JSON, or b"" if the fork was killed."""
     read, write = os.pipe()
     child = os.fork()
     if not child:
         try:
             _limit_resources()
-            os.write(write, json.dumps(find_error(vocabulary, parts)).encode())
+            os.write(write, json.dumps(find_first_error(vocabulary, parts)).encode())
         finally:
             os._exit(0)  # never return into the loop of `main`
     os.close(write)

@@ -37,22 +37,22 @@ class BlockPool:
         self._used = 0
 
     @property
-    def n_free(self) -> int:
+    def n_free_blocks(self) -> int:
         """Number of free blocks."""
         return len(self._free)
 
     @property
-    def n_cached(self) -> int:
+    def n_cached_blocks(self) -> int:
         """Number of cached blocks."""
         return len(self._cached)
 
     @property
-    def n_used(self) -> int:
+    def n_used_blocks(self) -> int:
         """Number of used blocks."""
         return self._used
 
     @property
-    def n_available(self) -> int:
+    def n_available_blocks(self) -> int:
         """Number of blocks that `allocate` can return: all free and all cached blocks."""
         return len(self._free) + len(self._cached)
 
@@ -74,7 +74,7 @@ class BlockPool:
         self._used += count
         return ids
 
-    def share(self, key: bytes) -> int | None:
+    def share_block(self, key: bytes) -> int | None:
         """Add a reference to the block with `key` and return the block, or None if no block has this key."""
         block = self._known.get(key)
         if block is not None:
@@ -108,11 +108,11 @@ class BlockPool:
                 else:
                     self._cached[block] = None
 
-    def register(self, block: int, key: bytes) -> bool:
-        """Give a key to a full block that the caller references. Other sequences can `share` a block with a key, so the
+    def register_key(self, block: int, key: bytes) -> bool:
+        """Give a key to a full block that the caller references. Other sequences can `share_block` a block with a key, so the
         block must not be written again.
 
-        If another block already has the key, `register` returns False. `block` then gets no key, so `block` becomes free when
+        If another block already has the key, `register_key` returns False. `block` then gets no key, so `block` becomes free when
         its last reference is released.
         """
         if self._references[block] == 0:

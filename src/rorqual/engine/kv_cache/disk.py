@@ -207,7 +207,7 @@ class DiskStore:
                 key, payload = next(iter(self._pending.items()))
                 size = _size_on_disk(len(payload) + _OVERHEAD)
                 self._evict(size)
-            error = self._write(key, payload)
+            error = self._write_block_file(key, payload)
             with self._changed:
                 del self._pending[key]
                 self._pending_bytes -= size
@@ -222,7 +222,7 @@ class DiskStore:
                 self._error_reported = True
                 print(f"{self.folder}: cannot write to the disk cache: {error.strerror}", file=sys.stderr)
 
-    def _write(self, key: bytes, payload: bytes) -> OSError | None:
+    def _write_block_file(self, key: bytes, payload: bytes) -> OSError | None:
         """Write a file under a temporary name and rename it. The file is not synced to disk. A file that a power failure left
         incomplete has a wrong authentication code and is therefore a cache miss."""
         temporary = self.folder / f"{key.hex()}.{os.getpid()}.part{SUFFIX}"

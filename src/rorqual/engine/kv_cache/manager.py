@@ -48,7 +48,7 @@ class KVCacheManager:
         self.pool.allocate(1)
 
     @property
-    def capacity(self) -> int:
+    def n_usable_blocks(self) -> int:
         """Number of blocks that sequences can use."""
         return self.n_blocks - 1
 
@@ -67,12 +67,12 @@ class KVCacheManager:
         if not owner.reuse:
             return 0
         usable = len(owner.tokens) if most is None else min(most, len(owner.tokens))
-        keys = self._keys(owner, len(owner.tokens) // BLOCK)[
+        keys = self._block_keys(owner, len(owner.tokens) // BLOCK)[
             : min(usable // BLOCK, max_reusable_blocks(len(owner.tokens), BLOCK))
         ]
         owner.blocks = []
         for key in keys:
-            block = self.pool.share(key)
+            block = self.pool.share_block(key)
             if block is None:
                 block = self._restore_from_disk(owner, key)
             if block is None:
@@ -91,11 +91,11 @@ class KVCacheManager:
         if contents is None or not self.write(allocated[0], contents):
             self.pool.release(allocated)
             return None
-        self.pool.register(allocated[0], key)
+        self.pool.register_key(allocated[0], key)
         self.restored += 1
         return allocated[0]
 
-    def grow(self, owner: Sequence, length: int) -> bool:
+    def allocate_up_to(self, owner: Sequence, length: int) -> bool:
         """Allocate blocks until `owner` has enough blocks for `length` positions.
 
         Returns False and changes nothing if too few blocks are available.
@@ -117,9 +117,9 @@ class KVCacheManager:
         full = length // BLOCK
         if not owner.reuse or full <= owner.num_cached_blocks:
             return
-        keys = self._keys(owner, full)
+        keys = self._block_keys(owner, full)
         for index in range(owner.num_cached_blocks, full):
-            fresh = self.pool.register(owner.blocks[index], keys[index])
+            fresh = self.pool.register_key(owner.blocks[index], keys[index])
             if fresh and self.store is not None and not self.store.has(keys[index]):
                 self.store.put(keys[index], self.read(owner.blocks[index]))
         owner.num_cached_blocks = full
@@ -129,7 +129,7 @@ class KVCacheManager:
         self.pool.release(owner.blocks)
         owner.blocks, owner.num_cached_blocks = [], 0
 
-    def fork(self, owner: Sequence, other: Sequence, length: int) -> list[tuple[int, int]] | None:
+    def fork_blocks(self, owner: Sequence, other: Sequence, length: int) -> list[tuple[int, int]] | None:
         """Give `other` the first `length` positions of `owner`. Full blocks are shared. If the last block is partial,
         `other` gets a new block, and the caller must copy the contents of the partial block into the new block.
 
@@ -145,7 +145,7 @@ class KVCacheManager:
         other.keys = list(owner.keys)
         return [(new_blocks[0], owner.blocks[full])] if partial else []
 
-    def _keys(self, owner: Sequence, blocks: int) -> list[bytes]:
+    def _block_keys(self, owner: Sequence, blocks: int) -> list[bytes]:
         """Return the keys of the first `blocks` blocks of `owner`. Keys that `owner` already has are not recomputed."""
         n_known = len(owner.keys)
         if n_known < blocks:
@@ -165,10 +165,10 @@ class KVCacheManager:
         """Return the number of blocks by state, and the numbers of prompt tokens that were found and not found in the
         prefix cache."""
         return {
-            "blocks_total": self.capacity,
-            "blocks_used": self.pool.n_used - 1,
-            "blocks_cached": self.pool.n_cached,
-            "blocks_free": self.pool.n_free,
+            "blocks_total": self.n_usable_blocks,
+            "blocks_used": self.pool.n_used_blocks - 1,
+            "blocks_cached": self.pool.n_cached_blocks,
+            "blocks_free": self.pool.n_free_blocks,
             "hit_tokens": self.hit_tokens,
             "miss_tokens": self.miss_tokens,
             "blocks_restored": self.restored,

@@ -74,7 +74,7 @@ class PagedCache:
         self.experts = zeros((blocks, BLOCK, *experts), device, expert_dtype)
         self._angles: dict[tuple[Rope, int], tuple[Tensor, Tensor]] = {}
         self._positions = max_len
-        contents = self._contents([0])
+        contents = self._block_contents([0])
         self._sizes = [tensor.numel() * tensor.element_size() for tensor in contents]
         self._kinds = [(tensor.dtype, tensor.shape) for tensor in contents]
 
@@ -83,20 +83,21 @@ class PagedCache:
         for layer in self.layers:
             yield from layer.values()
 
-    def copy(self, to: Sequence[int], from_: Sequence[int]) -> None:
+    def copy_blocks(self, to: Sequence[int], from_: Sequence[int]) -> None:
         """Copy blocks `from_` to blocks `to`."""
-        self._fill(to, self._contents(from_))
+        self._fill_blocks(to, self._block_contents(from_))
 
     def clear(self, blocks: Sequence[int]) -> None:
         """Fill `blocks` with zeros."""
         empty = (torch.zeros(len(blocks), *shape[1:], dtype=dtype, device=self.device) for dtype, shape in self._kinds)
-        self._fill(blocks, list(empty))
+        self._fill_blocks(blocks, list(empty))
 
     def read(self, block: int) -> bytes:
         """Return the contents of a block as bytes, for `write`. The bytes do not depend on the memory layout of the
         pools."""
         return b"".join(
-            tensor.contiguous().cpu().view(-1).view(torch.uint8).numpy().tobytes() for tensor in self._contents([block])
+            tensor.contiguous().cpu().view(-1).view(torch.uint8).numpy().tobytes()
+            for tensor in self._block_contents([block])
         )
 
     def write(self, block: int, contents: bytes) -> bool:
@@ -106,17 +107,17 @@ class PagedCache:
             return False
         parts = torch.frombuffer(bytearray(contents), dtype=torch.uint8).split(self._sizes)
         tensors = [part.clone().view(dtype).view(shape) for part, (dtype, shape) in zip(parts, self._kinds)]
-        self._fill([block], [tensor.to(self.device) for tensor in tensors])
+        self._fill_blocks([block], [tensor.to(self.device) for tensor in tensors])
         return True
 
-    def _contents(self, blocks: Sequence[int]) -> list[Tensor]:
+    def _block_contents(self, blocks: Sequence[int]) -> list[Tensor]:
         """Return the contents of n `blocks`: one tensor [n, heads, rows per block, width] per pool, then `experts` for
         an MoE model."""
         index = torch.tensor(blocks, device=self.device)
         contents = [self.attention.read(pool, index) for pool in self.pools()]
         return [*contents, self.experts.index_select(0, index)] if self.experts.numel() else contents
 
-    def _fill(self, blocks: Sequence[int], contents: Sequence[Tensor]) -> None:
+    def _fill_blocks(self, blocks: Sequence[int], contents: Sequence[Tensor]) -> None:
         index = torch.tensor(blocks, device=self.device)
         for pool, tensor in zip(self.pools(), contents):
             self.attention.fill(_as_bytes(pool), index, _as_bytes(tensor))

@@ -33,13 +33,13 @@ from rorqual.engine.seeds import Bits, sample_seed
 ALWAYS = ("max_tokens", "temperature", "top_p")
 """Parameters that are always sent, because servers have different defaults."""
 OWN_FORMS = ("seed", "n", "top_logprobs", "grammar")
-"""Parameters that `fields_of` does not copy unchanged to a field of the same name.
+"""Parameters that `openai_fields` does not copy unchanged to a field of the same name.
 
 A request with `n` samples becomes n HTTP requests, each with its own seed.
 """
 
 
-def fields_of(params: SamplingParams) -> dict[str, Any]:
+def openai_fields(params: SamplingParams) -> dict[str, Any]:
     """Return sampling parameters as fields of OpenAI's API, or of the extensions in vLLM and SGLang.
 
     Parameters at their default value are left out, except the parameters in `ALWAYS`.
@@ -205,11 +205,11 @@ class RemoteClient(ABC):
         self._opener = urllib.request.build_opener(*handlers)
 
     @abstractmethod
-    def _body(self, request: Request, sample: int) -> dict[str, Any]:
+    def _request_body(self, request: Request, sample: int) -> dict[str, Any]:
         """Return the JSON body of the HTTP request for one sample."""
 
     @abstractmethod
-    def _read(self, data: Any, request: Request) -> Completion:
+    def _parse_completion(self, data: Any, request: Request) -> Completion:
         """Extract the completion from the JSON of a reply. Raises NoCompletion if the reply has no completion."""
 
     @abstractmethod
@@ -246,7 +246,7 @@ class RemoteClient(ABC):
 
         def request_completion(place: int) -> Completion | RemoteError:
             try:
-                return self._complete(*wanted[place], guard, place, stop)
+                return self._request_one_sample(*wanted[place], guard, place, stop)
             except RemoteError as error:
                 if handler_of(error) is None:
                     raise
@@ -284,18 +284,20 @@ class RemoteClient(ABC):
 
     # ---- one sample
 
-    def _complete(
+    def _request_one_sample(
         self, request: Request, sample: int, guard: BudgetGuard, place: int, stop: threading.Event
     ) -> Completion:
-        body = json.dumps(self._body(request, sample)).encode()
-        return self._with_retries(self.url, lambda: self._read(self._send(self.url, body), request), guard, place, stop)
+        body = json.dumps(self._request_body(request, sample)).encode()
+        return self._with_retries(
+            self.url, lambda: self._parse_completion(self._send_request(self.url, body), request), guard, place, stop
+        )
 
     def request_json(self, url: str, body: bytes | None = None, extra_headers: Mapping[str, str] | None = None) -> Any:
         """Send an auxiliary request with retries, and return the JSON of the reply.
 
         The method is POST if `body` is given, else GET.
         """
-        return self._with_retries(url, lambda: self._send(url, body, extra_headers), FREE, 0, threading.Event())
+        return self._with_retries(url, lambda: self._send_request(url, body, extra_headers), FREE, 0, threading.Event())
 
     def _with_retries(
         self, url: str, attempt_once: Callable[[], T], guard: BudgetGuard, place: int, stop: threading.Event
@@ -318,7 +320,7 @@ class RemoteClient(ABC):
                     guard.count_unbilled_attempt(place)
                 fault, wait = f"HTTP {error.code}: {_message_of(error)}", _retry_after(error.headers)
                 if error.code not in RETRIED and (error.code < 500 or error.code in FINAL):
-                    remedy = self._remedy(error.code)
+                    remedy = self._remedy_for_status(error.code)
                     raise RemoteError(fault, where=url, remedy=remedy, status=error.code) from None
                 alone = error.code != 429
             except NoCompletion as error:
@@ -334,7 +336,7 @@ class RemoteClient(ABC):
                 stop.wait(min(max(wait, self.backoff * 2**attempt), LONGEST_WAIT))
         raise RemoteError(f"{fault} (tried {attempt + 1} times)", where=url, remedy=remedy, alone=alone)
 
-    def _remedy(self, code: int) -> str:
+    def _remedy_for_status(self, code: int) -> str:
         """Return what to do about an HTTP status."""
         known = {
             401: "Give the server's API key as api_key.",
@@ -344,7 +346,7 @@ class RemoteClient(ABC):
         refused = "The server rejected this request: see its message. If it takes only shorter seeds, set seed_bits=31."
         return known.get(code, refused)
 
-    def _send(self, url: str, body: bytes | None, extra_headers: Mapping[str, str] | None = None) -> Any:
+    def _send_request(self, url: str, body: bytes | None, extra_headers: Mapping[str, str] | None = None) -> Any:
         """Send one HTTP request and return the JSON of the reply. The method is POST if `body` is given, else GET."""
         headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "rorqual"}
         if self._key:
@@ -410,21 +412,21 @@ class RemoteEngine(RemoteClient):
         flat = iter([completions[place] for place in range(len(wanted))])
         return [[next(flat) for _ in range(request.params.n)] for request in requests]
 
-    def _body(self, request: Request, sample: int) -> dict[str, Any]:
+    def _request_body(self, request: Request, sample: int) -> dict[str, Any]:
         params = request.params
         body: dict[str, Any] = {
             "model": self.model,
             "messages": [{"role": m.role, "content": content_json(m.content)} for m in request.messages],
             "seed": sample_seed(params.seed, sample, self.seed_bits),
         }
-        body |= fields_of(params)
+        body |= openai_fields(params)
         if request.thinking != "auto":
             on = request.thinking == "on"
             body["chat_template_kwargs"] = {"thinking": on, "enable_thinking": on}
         return body
 
-    def _read(self, data: Any, request: Request) -> Completion:
-        return completion_of(data, request.params.prompt_logprobs)
+    def _parse_completion(self, data: Any, request: Request) -> Completion:
+        return parse_completion(data, request.params.prompt_logprobs)
 
     def _check_supported(self, wanted: Sequence[tuple[Request, int]]) -> None:
         requests = [request for request, _ in wanted]
@@ -488,7 +490,7 @@ class NoCompletion(Exception):
         self.usage, self.remedy = usage, remedy
 
 
-def completion_of(data: Any, prompt_logprobs: int | None) -> Completion:
+def parse_completion(data: Any, prompt_logprobs: int | None) -> Completion:
     """Return the first choice of a reply's JSON as a completion. Raises NoCompletion if the reply has no choice with a
     message."""
     try:
@@ -568,10 +570,10 @@ def text_of(content: Any) -> str:
     raise TypeError("content is neither a string nor a list of parts")
 
 
-Scores = tuple[list[float | None], list[list[tuple[int, float]]] | None]
+PromptLogprobs = tuple[list[float | None], list[list[tuple[int, float]]] | None]
 
 
-def parse_prompt_logprobs(data: Any, top: int | None) -> Scores | None:
+def parse_prompt_logprobs(data: Any, top: int | None) -> PromptLogprobs | None:
     """Parse vLLM's `prompt_logprobs` into the log-probability of each prompt token and the `top` most likely tokens at
     its position.
 

@@ -94,23 +94,23 @@ class RemoteRolloutEngine(RemoteClient):
                         f"'{name}' is not supported by remote rollouts", where=self.url, remedy="Remove this parameter."
                     )
 
-    def _prompt(self, request: Request) -> list[int]:
+    def _prompt_token_ids(self, request: Request) -> list[int]:
         given = request.prompt_ids
         return self.chat.prompt(request.messages, request.thinking) if given is None else list(given)
 
-    def _body(self, request: Request, sample: int) -> dict[str, Any]:
+    def _request_body(self, request: Request, sample: int) -> dict[str, Any]:
         params = request.params
         # Send all parameters, because the server has its own defaults.
         sent_params = {name: param for name, param in PARAMS.items() if name not in (*UNSUPPORTED, "n", "seed")}
         return {name: param.type.to_json_value(getattr(params, name)) for name, param in sent_params.items()} | {
             "model": self.model,
-            "prompt": self._prompt(request),
+            "prompt": self._prompt_token_ids(request),
             "seed": sample_seed(params.seed, sample),
             "logprobs": 0,
         }
 
-    def _read(self, data: Any, request: Request) -> Completion:
-        prompt = tuple(self._prompt(request))
+    def _parse_completion(self, data: Any, request: Request) -> Completion:
+        prompt = tuple(self._prompt_token_ids(request))
         try:
             choice = data["choices"][0]
             token_ids = [int(token) for token in choice["token_ids"]]
@@ -145,12 +145,12 @@ class RemoteRolloutEngine(RemoteClient):
             policy_version=version,
         )
 
-    def _remedy(self, code: int) -> str:
+    def _remedy_for_status(self, code: int) -> str:
         known = {
             401: "Give the rollout key (RORQUAL_ROLLOUT_KEY), which the server printed at its first start with rollout_dir=FOLDER.",
             404: "Start the server with rollout_dir=FOLDER, and give its address.",
         }
-        return known.get(code) or super()._remedy(code)
+        return known.get(code) or super()._remedy_for_status(code)
 
 
 def _array(encoded: Mapping[str, Any] | None) -> np.ndarray[Any, Any] | None:

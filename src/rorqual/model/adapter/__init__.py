@@ -4,23 +4,23 @@ The kind of fine-tuning decides which parameters a run trains. Importing this pa
 """
 
 from rorqual.model.adapter.esft import ESFT
-from rorqual.model.adapter.files import Adapter, adapter_of, find_base_and_adapters, fingerprint
-from rorqual.model.adapter.indexer import TuneIndexer
+from rorqual.model.adapter.files import Adapter, find_base_and_adapters, fingerprint, read_adapter_info
+from rorqual.model.adapter.indexer import IndexerTuning
 from rorqual.model.adapter.lora import LoRA, merged_weights
-from rorqual.model.adapter.tuning import Full, HasTrainedSlices, Selection, Tune, trained_parameters
+from rorqual.model.adapter.tuning import FullTuning, HasTrainedSlices, SelectedExperts, Tune, trained_parameters
 
 __all__ = [
     "ESFT",
     "Adapter",
-    "Full",
+    "FullTuning",
     "HasTrainedSlices",
+    "IndexerTuning",
     "LoRA",
-    "Selection",
+    "SelectedExperts",
     "Tune",
-    "TuneIndexer",
-    "adapter_of",
     "find_base_and_adapters",
     "fingerprint",
     "merged_weights",
+    "read_adapter_info",
     "trained_parameters",
 ]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rorqual.core.config import Count, Part
 from rorqual.core.errors import ConfigError
-from rorqual.model.adapter.tuning import Selection, Shapes, Tune
+from rorqual.model.adapter.tuning import SelectedExperts, Shapes, Tune
 from rorqual.model.decoder import Decoder
 from rorqual.model.ffn import FFN
 from rorqual.ops.backends import Backend, Experts
@@ -38,13 +38,13 @@ class ESFT(Tune):
     p: Part = 0.2
     sample: Count = 4
 
-    def attach(self, model: Decoder, *, seed: int, experts: Selection = ()) -> None:
+    def attach(self, model: Decoder, *, seed: int, experts: SelectedExperts = ()) -> None:
         layers = routing_networks(model)
         model.requires_grad_(False)
         for ffn, chosen in zip(layers.values(), experts, strict=True):
             ffn.experts = TunedExperts(experts_of(ffn), chosen)
 
-    def shapes(self, model: Decoder, experts: Selection = ()) -> Shapes:
+    def trained_shapes(self, model: Decoder, experts: SelectedExperts = ()) -> Shapes:
         layers = routing_networks(model)
         return {
             f"{name}.experts.{expert}.{part}": tuple(getattr(experts_of(ffn), part).shape[1:])
@@ -66,7 +66,7 @@ PARTS = ("gate_up_proj", "down_proj")
 
 
 def routing_networks(model: Decoder) -> dict[str, FFN]:
-    """Return the feed-forward networks of the main model that route tokens, by name, in the order of `Output.routing`.
+    """Return the feed-forward networks of the main model that route tokens, by name, in the order of `DecoderOutput.routing`.
 
     Raises ConfigError if the model has no stacked experts.
     """
@@ -148,7 +148,7 @@ def expert_relevance(
     return relevances
 
 
-def select_experts(scores: Sequence[Tensor], p: float) -> Selection:
+def select_experts(scores: Sequence[Tensor], p: float) -> SelectedExperts:
     """Select the fewest experts of each layer whose shares of the layer's relevance sum to at least p.
 
     Experts are selected by descending relevance. Ties go to the lower expert number.

@@ -21,10 +21,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from rorqual.core.config import Config, one_of, parse
+from rorqual.core.config import Config, one_of, parse_config
 from rorqual.core.errors import CheckpointError
 from rorqual.core.records import RunDir
-from rorqual.model.adapter.tuning import Selection, Shapes, Tune
+from rorqual.model.adapter.tuning import SelectedExperts, Shapes, Tune
 from rorqual.model.decoder import Decoder
 from rorqual.model.load.names import find_differences, list_first_names
 
@@ -50,9 +50,9 @@ class Adapter(Config):
 
     base: BaseCheckpoint
     tune: Annotated[SerializeAsAny[Tune], one_of(Tune)]
-    experts: Selection = ()
+    experts: SelectedExperts = ()
 
-    def files(self, tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
+    def file_contents(self, tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
         """Return the contents of the two files of an adapter checkpoint, by file name."""
         info = json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -79,7 +79,7 @@ class OpenedAdapter:
     def merge_into(self, model: Decoder) -> None:
         """Merge the adapter into `model`, which must already have the weights of the base."""
         tune, experts = self.info.tune, self.info.experts
-        tune.merge(model, self.tensors(tune.shapes(model, experts)))
+        tune.merge(model, self.tensors(tune.trained_shapes(model, experts)))
 
 
 def check_trained_tensors(found: Mapping[str, Tensor], shapes: Shapes, *, where: str) -> None:
@@ -97,7 +97,7 @@ def check_trained_tensors(found: Mapping[str, Tensor], shapes: Shapes, *, where:
         )
 
 
-def adapter_of(checkpoint: Path) -> Adapter | None:
+def read_adapter_info(checkpoint: Path) -> Adapter | None:
     """Read the `adapter.json` of a checkpoint. Return None if the checkpoint is a complete model."""
     file = checkpoint / ADAPTER_INFO
     if not file.is_file():
@@ -106,7 +106,7 @@ def adapter_of(checkpoint: Path) -> Adapter | None:
         data = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"not JSON: {error}", where=str(file), remedy="Use another checkpoint.") from None
-    return parse(Adapter, data, where=str(file))
+    return parse_config(Adapter, data, where=str(file))
 
 
 def fingerprint(checkpoint: Path) -> str:
@@ -161,7 +161,7 @@ def find_base(checkpoint: Path, base: BaseCheckpoint) -> Path:
 def find_base_and_adapters(checkpoint: Path) -> tuple[Path, list[OpenedAdapter]]:
     """Return the checkpoint of the complete base model, and the adapters stacked on this checkpoint, in the order of merging."""
     adapters: list[OpenedAdapter] = []
-    while (info := adapter_of(checkpoint)) is not None:
+    while (info := read_adapter_info(checkpoint)) is not None:
         adapters.insert(0, OpenedAdapter(checkpoint, info))
         checkpoint = find_base(checkpoint, info.base)
     return checkpoint, adapters

@@ -9,22 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from rorqual.core.errors import ConfigError
-from rorqual.model.adapter.tuning import Selection, Shapes, Tune
+from rorqual.model.adapter.tuning import SelectedExperts, Shapes, Tune
 from rorqual.model.decoder import Decoder
 
 
-class TuneIndexer(Tune):
+class IndexerTuning(Tune):
     """Train the indexers of all attention layers, including the attention layers of MTP modules. All other weights are frozen."""
 
     kind: Literal["indexer"] = "indexer"
 
-    def attach(self, model: Decoder, *, seed: int, experts: Selection = ()) -> None:
+    def attach(self, model: Decoder, *, seed: int, experts: SelectedExperts = ()) -> None:
         found = indexers(model)
         model.requires_grad_(False)
         for indexer in found.values():
             indexer.requires_grad_(True)
 
-    def shapes(self, model: Decoder, experts: Selection = ()) -> Shapes:
+    def trained_shapes(self, model: Decoder, experts: SelectedExperts = ()) -> Shapes:
         return {
             f"{name}.{part}": tuple(p.shape)
             for name, indexer in indexers(model).items()

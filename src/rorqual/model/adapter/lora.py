@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rorqual.core.config import Count, Positive
 from rorqual.core.errors import ConfigError, suggest_name
-from rorqual.model.adapter.tuning import Selection, Shapes, Tune
+from rorqual.model.adapter.tuning import SelectedExperts, Shapes, Tune
 from rorqual.model.decoder import Decoder
 from rorqual.ops.layer import LinearMap
 
@@ -48,7 +48,7 @@ class LoRA(Tune):
         """The factor s of the low-rank product B A."""
         return self.alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
-    def attach(self, model: Decoder, *, seed: int, experts: Selection = ()) -> None:
+    def attach(self, model: Decoder, *, seed: int, experts: SelectedExperts = ()) -> None:
         found = self.find_targets(model)
         model.requires_grad_(False)
         generator = torch.Generator().manual_seed(seed)
@@ -69,7 +69,7 @@ class LoRA(Tune):
             )
         return {n: m for n, m in known.items() if any(t == ALL_LINEAR or _matches(n, t) for t in self.targets)}
 
-    def shapes(self, model: Decoder, experts: Selection = ()) -> Shapes:
+    def trained_shapes(self, model: Decoder, experts: SelectedExperts = ()) -> Shapes:
         found: Shapes = {}
         for name, linear in self.find_targets(model).items():
             found[f"{name}.lora_A"] = (self.r, linear.in_features)

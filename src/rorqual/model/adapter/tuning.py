@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rorqual.core.config import KindConfig
 from rorqual.model.decoder import Decoder
 
-Selection = tuple[tuple[int, ...], ...]
+SelectedExperts = tuple[tuple[int, ...], ...]
 """The indices of the selected experts of each MoE layer of the main model, in ascending order."""
 Shapes = dict[str, tuple[int, ...]]
 
@@ -27,7 +27,7 @@ class Tune(KindConfig):
         """True if all parameters are trained. Otherwise load balancing leaves the router biases unchanged."""
         return False
 
-    def attach(self, model: Decoder, *, seed: int, experts: Selection = ()) -> None:
+    def attach(self, model: Decoder, *, seed: int, experts: SelectedExperts = ()) -> None:
         """Freeze the parameters of `model` that are not trained, in place, and add the adapter.
 
         Attaching does not change the logits.
@@ -37,16 +37,16 @@ class Tune(KindConfig):
         """
         raise NotImplementedError
 
-    def shapes(self, model: Decoder, experts: Selection = ()) -> Shapes:
+    def trained_shapes(self, model: Decoder, experts: SelectedExperts = ()) -> Shapes:
         """Return the shape of every trained tensor by name. No adapter may be attached to `model`."""
         raise NotImplementedError
 
     def merge(self, model: Decoder, tensors: Mapping[str, Tensor]) -> None:
-        """Merge trained tensors into the weights of `model`. `tensors` has the names that `shapes` returns."""
+        """Merge trained tensors into the weights of `model`. `tensors` has the names that `trained_shapes` returns."""
         raise NotImplementedError
 
 
-class Full(Tune):
+class FullTuning(Tune):
     """Full fine-tuning: train all parameters."""
 
     kind: Literal["full"] = "full"
@@ -55,10 +55,10 @@ class Full(Tune):
     def trains_all(self) -> bool:
         return True
 
-    def attach(self, model: Decoder, *, seed: int, experts: Selection = ()) -> None:
+    def attach(self, model: Decoder, *, seed: int, experts: SelectedExperts = ()) -> None:
         return None
 
-    def shapes(self, model: Decoder, experts: Selection = ()) -> Shapes:
+    def trained_shapes(self, model: Decoder, experts: SelectedExperts = ()) -> Shapes:
         return {name: tuple(p.shape) for name, p in model.named_parameters()}
 
 

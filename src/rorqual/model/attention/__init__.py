@@ -2,12 +2,12 @@
 
 from rorqual.model.attention.attention import Attention, AttentionConfig, AttentionContext, RMSNorm
 from rorqual.model.attention.block_selection import BlockSelectionConfig
-from rorqual.model.attention.cache import CacheLayout, CachePart, LayerCache, Selection
+from rorqual.model.attention.cache import CacheLayout, CachePart, LayerCache, SelectedRows
 from rorqual.model.attention.dsa import DSA, DSAConfig
 from rorqual.model.attention.gqa import GQAConfig
 from rorqual.model.attention.mla import MLA, MLAConfig, SelectingMLA
 from rorqual.model.attention.nsa import NSA, NSAConfig
-from rorqual.model.attention.window import WindowConfig
+from rorqual.model.attention.window import SlidingWindowConfig
 
 __all__ = [
     "DSA",
@@ -25,7 +25,7 @@ __all__ = [
     "MLAConfig",
     "NSAConfig",
     "RMSNorm",
+    "SelectedRows",
     "SelectingMLA",
-    "Selection",
-    "WindowConfig",
+    "SlidingWindowConfig",
 ]

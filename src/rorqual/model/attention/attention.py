@@ -49,7 +49,7 @@ class AttentionContext:
         return self._angles[key]
 
     def record(self, name: str, tensor: Tensor) -> None:
-        """Append `tensor` to `Output.recorded[name]` if the caller of `forward` requested `name`."""
+        """Append `tensor` to `DecoderOutput.recorded[name]` if the caller of `forward` requested `name`."""
         if name in self.wanted:
             self.recorded.setdefault(name, []).append(tensor)
 

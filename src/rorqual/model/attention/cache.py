@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rorqual.ops.backends.attention import AttentionPlan, PagedAttention
-from rorqual.ops.paged import BLOCK, Selection
+from rorqual.ops.paged import BLOCK, SelectedRows
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class LayerCache:
         The returned tensors may end with padding groups, so that a row's rounding does not depend on other rows
         (`ops.row_limits`). `write` ignores padding groups.
         """
-        if self._written_part(part).every > 1 or every < 1 or BLOCK % every:
+        if self._require_written_part(part).every > 1 or every < 1 or BLOCK % every:
             raise ValueError(
                 f"attention kind '{self._layout.kind}' requests groups of {every} rows of the cached part '{part}': the part must have one row "
                 f"per token, and the group size must divide {BLOCK}"
@@ -141,7 +141,7 @@ class LayerCache:
         scale: float,
         *,
         value_width: int | None = None,
-        selected: Selection | None = None,
+        selected: SelectedRows | None = None,
         window: int | None = None,
     ) -> Tensor:
         """Compute causal attention from every token to the cached rows of its sequence.
@@ -154,7 +154,7 @@ class LayerCache:
         `window` tokens, including the current token. Returns [tokens, heads, queries per head, value_width]. A token
         without visible rows gets 0.
         """
-        if selected is None and window is None and self._written_part(keys).every == 1:
+        if selected is None and window is None and self._require_written_part(keys).every == 1:
             pools, width = self._key_value_pools(keys, values, value_width)
             return self._attention.attend(q, *pools, self._plan, scale, width)
         return self.attend_with_lse(q, keys, values, scale, value_width=value_width, selected=selected, window=window)[
@@ -169,7 +169,7 @@ class LayerCache:
         scale: float,
         *,
         value_width: int | None = None,
-        selected: Selection | None = None,
+        selected: SelectedRows | None = None,
         window: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the result of `attend` and the log-sum-exp of each softmax [tokens, heads, queries per head] in fp32.
@@ -181,7 +181,7 @@ class LayerCache:
         rows = None if selected is None else selected.rows
         return self._attention.attend_with_lse(q, *pools, self._plan, scale, width, selected=rows, window=window)
 
-    def select(self, q: Tensor, weights: Tensor, part: str, budget: int, scales: str | None = None) -> Selection:
+    def select(self, q: Tensor, weights: Tensor, part: str, budget: int, scales: str | None = None) -> SelectedRows:
         """Select for each token t the `budget` visible rows s of `part` with the highest sum_j w_{t,j} ReLU(q_{t,j} . k_s).
 
         The sum is the index score of DeepSeek-V3.2-Exp's lightning indexer. Ties go to the earlier row. `q` is [tokens, heads,
@@ -189,17 +189,17 @@ class LayerCache:
         `scales` names a part of width 1 by which the rows of `part` are multiplied. The returned scores have gradients, but the
         selection of rows has no gradient.
         """
-        self._written_part(part)
+        self._require_written_part(part)
         return self._attention.select(q, weights, self._pool(part), self._plan, budget, self._scales_pool(scales))
 
-    def select_by_attention(self, q: Tensor, keys: str, scale: float, budget: int) -> Selection:
+    def select_by_attention(self, q: Tensor, keys: str, scale: float, budget: int) -> SelectedRows:
         """Select the `budget` rows with the largest attention weights, averaged over heads. A perfect lightning indexer would
         select the same rows.
 
         `q`, `keys` and `scale` are as in `attend`. The returned scores are the averaged attention weights, without gradients.
         Ties go to the earlier row.
         """
-        self._written_part(keys)
+        self._require_written_part(keys)
         return self._attention.select_by_attention(q, self._pool(keys), self._plan, scale, budget)
 
     def index_kl(
@@ -210,7 +210,7 @@ class LayerCache:
         index_q: Tensor,
         weights: Tensor,
         index_keys: str,
-        selected: Selection | None = None,
+        selected: SelectedRows | None = None,
         scales: str | None = None,
     ) -> Tensor:
         """Return KL(attention weights || softmax of the index scores) of each token [tokens], in nats.
@@ -220,22 +220,22 @@ class LayerCache:
         `select`. Attention weights are averaged over heads and receive no gradient. `selected` restricts attention and index
         scores to the selected rows.
         """
-        self._written_part(keys), self._written_part(index_keys)
+        self._require_written_part(keys), self._require_written_part(index_keys)
         rows = None if selected is None else selected.rows
         pools = self._pool(keys), self._pool(index_keys)
         return self._attention.index_kl(
             q, pools[0], scale, index_q, weights, pools[1], self._plan, rows, self._scales_pool(scales)
         )
 
-    def gather(self, part: str, selected: Selection) -> Tensor:
+    def gather(self, part: str, selected: SelectedRows) -> Tensor:
         """Return the selected rows of `part` [tokens, k, heads, width], with gradients. Row -1 (no row) gives zeros."""
-        self._written_part(part)
+        self._require_written_part(part)
         return self._attention.gather(self._pool(part), self._plan, selected.rows).to(self._written[part])
 
     def _scales_pool(self, name: str | None) -> Tensor | None:
-        return self._pool(name) if name is not None and self._written_part(name) else None
+        return self._pool(name) if name is not None and self._require_written_part(name) else None
 
-    def _written_part(self, name: str) -> CachePart:
+    def _require_written_part(self, name: str) -> CachePart:
         if name not in self._written:
             kind, name = self._layout.kind, self._layout.part(name).name
             raise ValueError(f"attention kind '{kind}' reads the cached part '{name}' before writing it")
@@ -243,7 +243,7 @@ class LayerCache:
 
     def _key_value_pools(self, keys: str, values: str, value_width: int | None) -> tuple[tuple[Tensor, Tensor], int]:
         """Return the pools of keys and values, and the number of value columns to use."""
-        if self._written_part(keys).every != self._written_part(values).every:
+        if self._require_written_part(keys).every != self._require_written_part(values).every:
             raise ValueError(
                 f"attention kind '{self._layout.kind}' attends with keys '{keys}' and values '{values}', which must have the same `every`"
             )

@@ -24,12 +24,12 @@ from rorqual.core.config import Count, Part
 from rorqual.model.attention.attention import Attention, AttentionContext
 from rorqual.model.attention.cache import CachePart, LayerCache
 from rorqual.model.attention.mla import MLA, MLAConfig
-from rorqual.model.cost import Cost, linear, vector
-from rorqual.ops.paged import Selection
+from rorqual.model.cost import Cost, linear_cost, vector_cost
+from rorqual.ops.paged import SelectedRows
 from rorqual.ops.quant import row_scales
 
 NORM_EPS = 1e-6
-MISSED = frozenset({"mass_inside", "attention_rows", "attention_mass", "output_difference", "tied"})
+ATTENTION_ERROR_NAMES = frozenset({"mass_inside", "attention_rows", "attention_mass", "output_difference", "tied"})
 """The names of the tensors that `DSA.record_attention_error` records."""
 
 
@@ -56,8 +56,8 @@ class DSAConfig(MLAConfig):
 
     def cost(self, hidden_size: int, context: int) -> Cost:
         width = self.index_n_heads * self.index_head_dim
-        index = linear(self.q_lora_rank, width) + linear(hidden_size, self.index_head_dim)
-        index += vector(2 * self.index_head_dim) + linear(hidden_size, self.index_n_heads)
+        index = linear_cost(self.q_lora_rank, width) + linear_cost(hidden_size, self.index_head_dim)
+        index += vector_cost(2 * self.index_head_dim) + linear_cost(hidden_size, self.index_n_heads)
         attended = self.decode_flops(hidden_size, context)
         return super().cost(hidden_size, 0) + index + Cost(flops=round(attended))
 
@@ -125,7 +125,7 @@ class DSA(MLA):
     `index_kl` and `dense_index_kl` [tokens] (see `LayerCache.index_kl`). `index_kl` is the loss over the selected
     positions. `dense_index_kl` is the loss over all positions. Attention is dense while `dense_index_kl` is recorded.
 
-    If a caller requests names in `MISSED`, `record_attention_error` compares sparse with dense attention.
+    If a caller requests names in `ATTENTION_ERROR_NAMES`, `record_attention_error` compares sparse with dense attention.
     """
 
     config: DSAConfig
@@ -151,13 +151,13 @@ class DSA(MLA):
             return self.attend_absorbed(q, cache, context)
         selected = cache.select(query, weights, "index_key", self.config.index_topk, scales)
         if self.config.index_top_p < 1:
-            selected = selected.top_p(self.config.index_top_p)
+            selected = selected.keep_top_p(self.config.index_top_p)
         context.record("selected", selected.rows)
         context.record("index_scores", selected.scores)
         if "index_kl" in context.wanted:
             context.record("index_kl", cache.index_kl(*index, selected, scales))
         out = self.attend_absorbed(q, cache, context, selected)
-        if MISSED & {*context.wanted}:
+        if ATTENTION_ERROR_NAMES & {*context.wanted}:
             further = cache.select(query, weights, "index_key", self.config.index_topk + 1, scales)
             self.record_attention_error(q, cache, context, selected, further, out)
         return out
@@ -167,8 +167,8 @@ class DSA(MLA):
         q: Tensor,
         cache: LayerCache,
         context: AttentionContext,
-        selected: Selection,
-        further: Selection,
+        selected: SelectedRows,
+        further: SelectedRows,
         out: Tensor,
     ) -> None:
         """Record how attention to the selected positions differs from dense attention.

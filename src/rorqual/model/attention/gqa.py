@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rorqual.core.config import MOST, Count
 from rorqual.model.attention.attention import Attention, AttentionConfig, AttentionContext, RMSNorm
 from rorqual.model.attention.cache import CachePart, LayerCache
-from rorqual.model.cost import Cost, linear, vector
+from rorqual.model.cost import Cost, linear_cost, vector_cost
 from rorqual.ops.rope import Rope, softmax_factor
 
 
@@ -35,9 +35,12 @@ class GQAConfig(AttentionConfig):
 
     def cost(self, hidden_size: int, context: int) -> Cost:
         q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
-        cost = linear(hidden_size, q, bias=self.attention_bias) + linear(hidden_size, kv, bias=self.attention_bias) * 2
-        cost += linear(q, hidden_size, bias=self.output_bias) + Cost(flops=4 * q * context)
-        return cost + vector(2 * self.head_dim) if self.qk_norm else cost
+        cost = (
+            linear_cost(hidden_size, q, bias=self.attention_bias)
+            + linear_cost(hidden_size, kv, bias=self.attention_bias) * 2
+        )
+        cost += linear_cost(q, hidden_size, bias=self.output_bias) + Cost(flops=4 * q * context)
+        return cost + vector_cost(2 * self.head_dim) if self.qk_norm else cost
 
     def saved_activations(self, hidden_size: int, *, without_recomputation: bool) -> int:
         heads = 2 * self.num_attention_heads + 2 * self.num_key_value_heads

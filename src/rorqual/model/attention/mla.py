@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from rorqual.core.config import MOST, Count, Natural
 from rorqual.model.attention.attention import Attention, AttentionConfig, AttentionContext, RMSNorm
 from rorqual.model.attention.cache import CachePart, LayerCache
-from rorqual.model.cost import Cost, linear, vector
+from rorqual.model.cost import Cost, linear_cost, vector_cost
 from rorqual.ops.backends import Backend
-from rorqual.ops.paged import Selection
+from rorqual.ops.paged import SelectedRows
 from rorqual.ops.rope import Rope, softmax_factor
 
 
@@ -46,13 +46,17 @@ class MLAConfig(AttentionConfig):
     def cost(self, hidden_size: int, context: int) -> Cost:
         heads, q_out = self.num_attention_heads, self.num_attention_heads * self.qk_head_dim
         if self.q_lora_rank:
-            cost = linear(hidden_size, self.q_lora_rank) + vector(self.q_lora_rank) + linear(self.q_lora_rank, q_out)
+            cost = (
+                linear_cost(hidden_size, self.q_lora_rank)
+                + vector_cost(self.q_lora_rank)
+                + linear_cost(self.q_lora_rank, q_out)
+            )
         else:
-            cost = linear(hidden_size, q_out)
-        cost += linear(hidden_size, self.kv_lora_rank + self.qk_rope_head_dim) + vector(self.kv_lora_rank)
-        cost += linear(self.kv_lora_rank, heads * (self.qk_nope_head_dim + self.v_head_dim))
+            cost = linear_cost(hidden_size, q_out)
+        cost += linear_cost(hidden_size, self.kv_lora_rank + self.qk_rope_head_dim) + vector_cost(self.kv_lora_rank)
+        cost += linear_cost(self.kv_lora_rank, heads * (self.qk_nope_head_dim + self.v_head_dim))
         cost += Cost(flops=2 * heads * (self.qk_head_dim + self.v_head_dim) * context)
-        return cost + linear(heads * self.v_head_dim, hidden_size)
+        return cost + linear_cost(heads * self.v_head_dim, hidden_size)
 
     def decode_flops(self, hidden_size: int, context: float) -> float:
         # Absorbed form: queries attend to the latents directly.
@@ -159,17 +163,17 @@ class MLA(Attention):
 
         W^UK is applied to the part of the queries without RoPE.
         """
-        w_uk, _ = self.tensors("up_maps")
+        w_uk, _ = self.derived_tensors("up_maps")
         flat = q_nope.flatten(0, 1).transpose(0, 1)  # [heads, tokens, nope]
         q_latent = ops.bmm(flat, w_uk).transpose(0, 1)
         return torch.cat((q_latent, q_rope.flatten(0, 1)), dim=-1).unsqueeze(1)
 
     def attend_absorbed(
-        self, q: Tensor, cache: LayerCache, context: AttentionContext, selected: Selection | None = None
+        self, q: Tensor, cache: LayerCache, context: AttentionContext, selected: SelectedRows | None = None
     ) -> Tensor:
         """Attend from `latent_queries` to the cached latents, or only to the selected rows. Returns [batch, seq, hidden]."""
         c = self.config
-        _, w_uv = self.tensors("up_maps")
+        _, w_uv = self.derived_tensors("up_maps")
         mixed = cache.attend(q, "latent", "latent", self.scale, value_width=c.kv_lora_rank, selected=selected)
         out = context.ops.bmm(mixed.squeeze(1).transpose(0, 1), w_uv).transpose(0, 1)  # [tokens, heads, v_head_dim]
         return self.o_proj(out.flatten(1).view(*context.positions.shape, -1))
@@ -190,7 +194,7 @@ class SelectingMLA(MLA):
         q = self.latent_queries(q_nope, q_rope, context.ops)
         rows = self.select(q.detach(), context.positions.flatten(), cache)
         context.record("selected", rows)
-        return self.attend_absorbed(q, cache, context, Selection(rows, torch.zeros_like(rows, dtype=torch.float32)))
+        return self.attend_absorbed(q, cache, context, SelectedRows(rows, torch.zeros_like(rows, dtype=torch.float32)))
 
     @abstractmethod
     def select(self, q: Tensor, positions: Tensor, cache: LayerCache) -> Tensor:

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from rorqual.core.config import MOST, Count, Natural
 from rorqual.model.attention.attention import Attention, AttentionConfig, AttentionContext
 from rorqual.model.attention.cache import CachePart, LayerCache
-from rorqual.model.cost import Cost, linear
+from rorqual.model.cost import Cost, linear_cost
 from rorqual.ops.backends import Backend
-from rorqual.ops.paged import BLOCK, Selection
+from rorqual.ops.paged import BLOCK, SelectedRows
 from rorqual.ops.rope import Rope, softmax_factor
 
 BRANCHES = ("cmp", "slc", "win")
@@ -66,10 +66,10 @@ class NSAConfig(AttentionConfig):
 
     def cost(self, hidden_size: int, context: int) -> Cost:
         q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
-        cost = linear(hidden_size, q) + linear(hidden_size, kv * len(BRANCHES)) * 2
-        cost += linear(hidden_size, len(BRANCHES) * self.num_attention_heads) + linear(q, hidden_size)
-        mlp = linear(self.compress_block * self.head_dim, self.mlp_width, bias=True)
-        mlp = (mlp + linear(self.mlp_width, self.head_dim)) * 2
+        cost = linear_cost(hidden_size, q) + linear_cost(hidden_size, kv * len(BRANCHES)) * 2
+        cost += linear_cost(hidden_size, len(BRANCHES) * self.num_attention_heads) + linear_cost(q, hidden_size)
+        mlp = linear_cost(self.compress_block * self.head_dim, self.mlp_width, bias=True)
+        mlp = (mlp + linear_cost(self.mlp_width, self.head_dim)) * 2
         cost += Cost(mlp.params, mlp.active, mlp.flops * self.num_key_value_heads // self.compress_block)
         attended = context // self.compress_block + min(context, self.window_size)
         attended += min(context, self.num_selected_blocks * self.select_block)
@@ -160,8 +160,8 @@ class NSA(Attention):
         cos, sin = context.rope(c.rope, c.head_dim, interleaved=False)
         rotated = context.ops.rope(qk, cos, sin, interleaved=False).flatten(0, 1)
         raw, q, k = qk.flatten(0, 1)[:, heads:], rotated[:, :heads], rotated[:, heads:]
-        self._write(cache, raw, k, v)
-        self._compress(cache, context)
+        self._write_keys_and_values(cache, raw, k, v)
+        self._write_compressed_blocks(cache, context)
 
         q = q.unflatten(1, (kv_heads, -1))  # [tokens, kv heads, repeat, head_dim]
         gate = context.ops.sigmoid(gate.float()).to(x.dtype).view(len(q), kv_heads, -1, len(BRANCHES), 1)
@@ -169,7 +169,7 @@ class NSA(Attention):
         outs, chosen = [], []
         for h in range(kv_heads):
             query, keys = q[:, h : h + 1], f"block_key.{h}"
-            selected, blocks = self._select(cache.select_by_attention(query, keys, self.scale, MOST), positions)
+            selected, blocks = self._select_blocks(cache.select_by_attention(query, keys, self.scale, MOST), positions)
             chosen.append(blocks)
             branches = (
                 cache.attend(query, keys, f"block_value.{h}", self.scale),
@@ -181,7 +181,7 @@ class NSA(Attention):
         context.record("selected_blocks", torch.stack(chosen, dim=1))
         return self.o_proj(torch.cat(outs, dim=1).flatten(1).view(*x.shape[:2], -1))
 
-    def _write(self, cache: LayerCache, raw: Tensor, k: Tensor, v: Tensor) -> None:
+    def _write_keys_and_values(self, cache: LayerCache, raw: Tensor, k: Tensor, v: Tensor) -> None:
         """Store the new keys and values [tokens, 3 * kv heads, head_dim]. `raw` are the keys without RoPE."""
         n = self.config.num_key_value_heads
         parts: dict[str, Tensor] = {}
@@ -191,7 +191,7 @@ class NSA(Attention):
                 parts |= {f"{branch}_{name}.{h}": row for h, row in enumerate(rows.split(1, dim=1))}
         cache.write(parts)
 
-    def _compress(self, cache: LayerCache, context: AttentionContext) -> None:
+    def _write_compressed_blocks(self, cache: LayerCache, context: AttentionContext) -> None:
         """Store a key and a value for each block of `compress_block` tokens that this forward pass completes."""
         c = self.config
         found = [
@@ -206,7 +206,7 @@ class NSA(Attention):
         both = {"block_key": keys, "block_value": values}
         cache.write({f"{name}.{h}": row for name, rows in both.items() for h, row in enumerate(rows.split(1, dim=1))})
 
-    def _select(self, weights: Selection, positions: Tensor) -> tuple[Selection, Tensor]:
+    def _select_blocks(self, weights: SelectedRows, positions: Tensor) -> tuple[SelectedRows, Tensor]:
         """Select blocks for each token, given the attention weights of the compressed blocks and the positions [tokens].
 
         Returns the tokens of the selected blocks up to the query's position, and the numbers of the selected blocks
@@ -229,4 +229,4 @@ class NSA(Attention):
         rows = blocks.unsqueeze(-1) * c.select_block + torch.arange(c.select_block, device=mass.device)
         unseen = (rows < 0) | (rows > positions.view(-1, 1, 1))
         scores = mass.unsqueeze(-1).masked_fill(unseen, -torch.inf)
-        return Selection(rows.masked_fill(unseen, -1).flatten(1), scores.flatten(1)), blocks
+        return SelectedRows(rows.masked_fill(unseen, -1).flatten(1), scores.flatten(1)), blocks

@@ -14,7 +14,7 @@ from rorqual.model.attention.mla import MLAConfig, SelectingMLA
 from rorqual.model.cost import Cost
 
 
-class WindowConfig(MLAConfig):
+class SlidingWindowConfig(MLAConfig):
     """MLA over the last `window` positions, including the position of the query, and over the first `sinks` positions of the sequence.
 
     The kind has the same weights as the kind `mla`. The cache keeps all positions.
@@ -25,7 +25,7 @@ class WindowConfig(MLAConfig):
     sinks: Natural = 4
 
     def build(self, hidden_size: int, eps: float) -> Attention:
-        return Window(self, hidden_size, eps)
+        return SlidingWindowMLA(self, hidden_size, eps)
 
     def cost(self, hidden_size: int, context: int) -> Cost:
         return super().cost(hidden_size, 0) + Cost(flops=round(self.decode_flops(hidden_size, context)))
@@ -34,10 +34,10 @@ class WindowConfig(MLAConfig):
         return super().decode_flops(hidden_size, min(context, self.window + self.sinks))
 
 
-class Window(SelectingMLA):
+class SlidingWindowMLA(SelectingMLA):
     """MLA over a window and sinks."""
 
-    config: WindowConfig
+    config: SlidingWindowConfig
 
     def select(self, q: Tensor, positions: Tensor, cache: LayerCache) -> Tensor:
         """Return the positions [tokens, window + sinks] that each query sees, or -1 for none."""

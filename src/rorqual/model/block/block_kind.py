@@ -75,7 +75,7 @@ class BlockConfig(KindConfig):
         return (attention,)
 
     def ffns(self, ffn: FFNConfig) -> tuple[FFNConfig, ...]:
-        """Return the configs of the block's feed-forward networks, in the order of `Output.routing`.
+        """Return the configs of the block's feed-forward networks, in the order of `DecoderOutput.routing`.
 
         `ffn` is the stage's feed-forward config.
         """

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rorqual.model.attention import AttentionConfig, AttentionContext, LayerCache, RMSNorm
 from rorqual.model.block.block_kind import Block, BlockConfig
-from rorqual.model.cost import Cost, vector
+from rorqual.model.cost import Cost, vector_cost
 from rorqual.model.ffn import FFN, FFNConfig
 from rorqual.ops.moe import Routing
 
@@ -23,7 +23,7 @@ class PreNormConfig(BlockConfig):
         return PreNorm(attention, ffn, hidden_size, eps)
 
     def cost(self, hidden_size: int) -> Cost:
-        return vector(2 * hidden_size)
+        return vector_cost(2 * hidden_size)
 
     def residual_values(self, hidden_size: int) -> int:
         return 2 * hidden_size

@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from rorqual.core.config import Count
-from rorqual.model.cost import Cost, linear
+from rorqual.model.cost import Cost, linear_cost
 from rorqual.model.ffn.feed_forward import FFN, FFNConfig
 from rorqual.ops.backends import Backend
 from rorqual.ops.moe import Routing
@@ -31,7 +31,7 @@ class DenseConfig(FFNConfig):
         return {"intermediate_size": self.intermediate_size}
 
     def cost(self, hidden_size: int) -> Cost:
-        return linear(hidden_size, self.intermediate_size) * 3
+        return linear_cost(hidden_size, self.intermediate_size) * 3
 
 
 class Dense(FFN):

@@ -65,7 +65,7 @@ class FFNConfig(KindConfig):
         """Return the number of routed experts that have weights, or 0 for a network without a router."""
         return 0
 
-    def n_choices(self) -> int:
+    def n_router_choices(self) -> int:
         """Return how many choices the router has: experts with weights plus identity experts, without `SKIP`."""
         return self.n_experts()
 

@@ -9,7 +9,7 @@ from pydantic import SerializeAsAny, model_validator
 from torch import Tensor
 
 from rorqual.core.config import Count, Natural, one_of
-from rorqual.model.cost import Cost, linear
+from rorqual.model.cost import Cost, linear_cost
 from rorqual.model.ffn.dense import Dense
 from rorqual.model.ffn.feed_forward import FFN, FFNConfig
 from rorqual.model.ffn.older_versions import nest_router_fields
@@ -35,12 +35,12 @@ class MoEConfig(FFNConfig):
         return MoE(self, hidden_size)
 
     def cost(self, hidden_size: int) -> Cost:
-        expert = linear(hidden_size, self.moe_intermediate_size) * 3
+        expert = linear_cost(hidden_size, self.moe_intermediate_size) * 3
         chosen = self.active_experts()
         experts = Cost(
             expert.params * self.n_experts(), round(expert.active * chosen), round(expert.flops * chosen)
         )  # a token may be routed to identity experts, which have no parameters
-        shared = linear(hidden_size, self.moe_intermediate_size * self.n_shared_experts) * 3
+        shared = linear_cost(hidden_size, self.moe_intermediate_size * self.n_shared_experts) * 3
         return experts + shared + self.router.cost(hidden_size)
 
     def experts_per_token(self) -> int:
@@ -49,8 +49,8 @@ class MoEConfig(FFNConfig):
     def n_experts(self) -> int:
         return self.router.n_experts()
 
-    def n_choices(self) -> int:
-        return self.router.n_choices()
+    def n_router_choices(self) -> int:
+        return self.router.n_router_choices()
 
     def active_experts(self) -> float:
         return self.router.active_experts()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
-from rorqual.core.config import Config, parse
+from rorqual.core.config import Config, parse_config
 from rorqual.core.errors import ConfigError, suggest_name
 from rorqual.ops.rope import Rope
 
@@ -102,9 +102,9 @@ class ConfigKeys:
 
     def build(self, cls: type[C], **fields: Any) -> C:
         """Build a config object of class `cls`. Raises ConfigError naming the `config.json` if a value is invalid."""
-        return parse(cls, fields, where=self.where)
+        return parse_config(cls, fields, where=self.where)
 
-    def expect(self, key: str, *allowed: Any) -> None:
+    def expect_value(self, key: str, *allowed: Any) -> None:
         """Check that the value of `key` is in `allowed`. The key may be absent."""
         value = self.take(key, allowed[0])
         if value not in allowed:
@@ -114,7 +114,7 @@ class ConfigKeys:
 
     def expect_family(self, model_type: str, architecture: str) -> None:
         """Check that `model_type` and `architectures` name this family, and that weights are unquantized or FP8 in 128 x 128 blocks."""
-        self.expect("model_type", model_type)
+        self.expect_value("model_type", model_type)
         names = self.take("architectures", None) or [architecture]
         if names != [architecture]:
             raise ConfigError(
@@ -135,7 +135,7 @@ class ConfigKeys:
         `allowed` lists the kinds of RoPE scaling that the family supports. `without` lists the scaling keys that the
         family does not support.
         """
-        self.expect("partial_rotary_factor", 1.0, None)
+        self.expect_value("partial_rotary_factor", 1.0, None)
         scaling: dict[str, Any] = {}
         for source in ("rope_scaling", "rope_parameters"):
             for key, value in self.mapping(source).items():

@@ -18,10 +18,10 @@ from rorqual.model.load.config_keys import ConfigKeys, rope_to_hf
 from rorqual.model.load.names import NameEntry, NameMap
 from rorqual.model.load.shared_entries import (
     embedding_and_head_entries,
-    norms,
+    norm_entries,
     routed_expert_entries,
-    swiglu,
-    tied_head,
+    swiglu_entries,
+    tied_head_copies,
 )
 
 EPSILON = 1e-6
@@ -51,18 +51,18 @@ def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> Model
     keys.expect_family(model_type, _CLASSES[model_type])
     heads, hidden, layers = keys.integer("num_attention_heads"), keys.integer("hidden_size"), keys.layer_count()
     rope_dim = keys.integer("qk_rope_head_dim")
-    keys.expect("hidden_act", "silu")
-    keys.expect("attention_bias", False)
-    keys.expect("mlp_bias", False)
-    keys.expect("moe_layer_freq", 1)
-    keys.expect("rope_interleave", True)
-    keys.expect("num_key_value_heads", heads, None)
-    keys.expect("head_dim", rope_dim, None)
+    keys.expect_value("hidden_act", "silu")
+    keys.expect_value("attention_bias", False)
+    keys.expect_value("mlp_bias", False)
+    keys.expect_value("moe_layer_freq", 1)
+    keys.expect_value("rope_interleave", True)
+    keys.expect_value("num_key_value_heads", heads, None)
+    keys.expect_value("head_dim", rope_dim, None)
     # DeepSeek's code and transformers normalize the latents with an epsilon of 1e-6, whatever rms_norm_eps is. Rorqual
     # has one epsilon for all norms, so it refuses an rms_norm_eps other than 1e-6.
-    keys.expect("rms_norm_eps", EPSILON)
+    keys.expect_value("rms_norm_eps", EPSILON)
     nope = keys.integer("qk_nope_head_dim")
-    keys.expect("qk_head_dim", nope + rope_dim, None)
+    keys.expect_value("qk_head_dim", nope + rope_dim, None)
     # Only Rorqual has the key `index_dtype`. Other software ignores it.
     index = (
         {name: keys.take(name) for name in _INDEX} | {"index_dtype": keys.take("index_dtype", None)} if sparse else {}
@@ -79,8 +79,8 @@ def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> Model
         **index,
     )
     if sparse:
-        keys.expect("indexer_rope_interleave", False)  # GLM's indexers interleave RoPE
-        keys.expect("layer_types", ["indexed_attention"] * layers, None)
+        keys.expect_value("indexer_rope_interleave", False)  # GLM's indexers interleave RoPE
+        keys.expect_value("layer_types", ["indexed_attention"] * layers, None)
     config = keys.build(
         ModelConfig,
         vocab_size=keys.take("vocab_size"),
@@ -101,7 +101,7 @@ def _stages(keys: ConfigKeys, attention: MLAConfig, layers: int, *, v3: bool) ->
         raise ConfigError(
             f"key 'first_k_dense_replace' is {dense}, but the model has {layers} layers", where=keys.where
         )
-    keys.expect("mlp_layer_types", ["dense"] * dense + ["sparse"] * (layers - dense), None)
+    keys.expect_value("mlp_layer_types", ["dense"] * dense + ["sparse"] * (layers - dense), None)
     wide, moe = keys.build(DenseConfig, intermediate_size=keys.take("intermediate_size")), _moe_from_hf(keys, v3=v3)
     parts = ((dense, wide), (layers - dense, moe))
     return tuple(keys.build(Stage, layers=count, attention=attention, ffn=ffn) for count, ffn in parts if count)
@@ -233,13 +233,13 @@ def name_map(config: ModelConfig) -> NameMap:
     Each expert has separate published tensors. MTP modules become extra layers at the end.
     """
     layers = len(config.layers)
-    entries, copies = list(embedding_and_head_entries(config)), tied_head(config)
+    entries, copies = list(embedding_and_head_entries(config)), tied_head_copies(config)
     head = "embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
     for index, stage in enumerate(config.layers):
-        entries += _block(stage, f"layers.{index}", f"model.layers.{index}")
+        entries += _block_entries(stage, f"layers.{index}", f"model.layers.{index}")
     for index in range(config.num_nextn_predict_layers):
         prefix, hf_prefix = f"mtp.{index}", f"model.layers.{layers + index}"
-        entries += _block(config.stages[-1], f"{prefix}.block", hf_prefix)
+        entries += _block_entries(config.stages[-1], f"{prefix}.block", hf_prefix)
         entries += [
             NameEntry(f"{prefix}.{n}.weight", (f"{hf_prefix}.{n}.weight",)) for n in ("enorm", "hnorm", "eh_proj")
         ]
@@ -251,7 +251,7 @@ def name_map(config: ModelConfig) -> NameMap:
     return NameMap(tuple(entries), copies)
 
 
-def _block(stage: Stage, prefix: str, hf_prefix: str) -> Iterator[NameEntry]:
+def _block_entries(stage: Stage, prefix: str, hf_prefix: str) -> Iterator[NameEntry]:
     attention, ffn = stage.attention, stage.ffn
     if (
         not isinstance(attention, MLAConfig)
@@ -266,7 +266,7 @@ def _block(stage: Stage, prefix: str, hf_prefix: str) -> Iterator[NameEntry]:
         raise ConfigError(
             f"{prefix} has block kind '{stage.block.kind}', which DeepSeek's layout does not have", where="config"
         )
-    yield from norms(prefix, hf_prefix)
+    yield from norm_entries(prefix, hf_prefix)
     query = ["q_a_proj", "q_a_layernorm", "q_b_proj"] if attention.q_lora_rank else ["q_proj"]
     for name in [*query, "kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj", "o_proj"]:
         yield NameEntry(f"{prefix}.attention.{name}.weight", (f"{hf_prefix}.self_attn.{name}.weight",))
@@ -274,7 +274,7 @@ def _block(stage: Stage, prefix: str, hf_prefix: str) -> Iterator[NameEntry]:
         for name in ("wq_b.weight", "wk.weight", "k_norm.weight", "k_norm.bias", "weights_proj.weight"):
             yield NameEntry(f"{prefix}.attention.indexer.{name}", (f"{hf_prefix}.self_attn.indexer.{name}",))
     if isinstance(ffn, DenseConfig):
-        yield from swiglu(f"{prefix}.ffn", f"{hf_prefix}.mlp")
+        yield from swiglu_entries(f"{prefix}.ffn", f"{hf_prefix}.mlp")
         return
     if not isinstance(ffn.router, GroupedTopKConfig):
         raise ConfigError(
@@ -285,4 +285,4 @@ def _block(stage: Stage, prefix: str, hf_prefix: str) -> Iterator[NameEntry]:
         yield NameEntry(f"{prefix}.ffn.router.{name}", (f"{hf_prefix}.mlp.gate.{name}",))
     yield from routed_expert_entries(ffn, f"{prefix}.ffn", f"{hf_prefix}.mlp")
     if ffn.n_shared_experts:
-        yield from swiglu(f"{prefix}.ffn.shared_experts", f"{hf_prefix}.mlp.shared_experts")
+        yield from swiglu_entries(f"{prefix}.ffn.shared_experts", f"{hf_prefix}.mlp.shared_experts")

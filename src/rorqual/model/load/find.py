@@ -33,7 +33,7 @@ FAMILIES: tuple[CheckpointFamily, ...] = (deepseek_v3, qwen3.FAMILY, qwen3_moe, 
 """All checkpoint families, in the order in which `family_for` tries them."""
 
 
-def known_types() -> tuple[str, ...]:
+def known_model_types() -> tuple[str, ...]:
     """Return every supported `model_type`, sorted."""
     return tuple(sorted(name for family in FAMILIES for name in family.model_types))
 
@@ -43,8 +43,8 @@ def family_of(model_type: str, where: str) -> CheckpointFamily:
     for family in FAMILIES:
         if model_type in family.model_types:
             return family
-    near = suggest_name(model_type, known_types())
-    names = ", ".join(known_types())
+    near = suggest_name(model_type, known_model_types())
+    names = ", ".join(known_model_types())
     raise ConfigError(
         f"unknown model_type '{model_type}'; supported: {names}",
         where=where,

@@ -13,7 +13,7 @@ from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.ffn import DenseConfig
 from rorqual.model.load.config_keys import ConfigKeys, rope_to_hf
 from rorqual.model.load.names import NameEntry, NameMap
-from rorqual.model.load.shared_entries import embedding_and_head_entries, norms, swiglu, tied_head
+from rorqual.model.load.shared_entries import embedding_and_head_entries, norm_entries, swiglu_entries, tied_head_copies
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class DenseFamily:
         keys = ConfigKeys(data, where)
         keys.expect_family(self.model_type, self.architecture)
         for key, value in self.expected.items():
-            keys.expect(key, value)
+            keys.expect_value(key, value)
         layers = keys.layer_count()
         if self.windows:
             refuse_sliding_window(keys, layers)
@@ -72,7 +72,7 @@ class DenseFamily:
         """Map the name of every tensor of a model to its name in published checkpoints of this family."""
         shared_attention(config, self.layout, self.fits)
         shared_dense_config(config, self.layout)
-        return name_map(config, lambda _, prefix, hf_prefix: swiglu(prefix, hf_prefix))
+        return name_map(config, lambda _, prefix, hf_prefix: swiglu_entries(prefix, hf_prefix))
 
 
 def attention_from_hf(keys: ConfigKeys, *, head_dim: int = 0, **kind: bool) -> GQAConfig:
@@ -118,11 +118,11 @@ def refuse_sliding_window(keys: ConfigKeys, layers: int) -> None:
 
     The published Qwen models do not enable sliding windows.
     """
-    keys.expect("use_sliding_window", False)
+    keys.expect_value("use_sliding_window", False)
     # transformers ignores sliding_window and max_window_layers if use_sliding_window is false.
     keys.take("sliding_window", None)
     keys.take("max_window_layers", None)
-    keys.expect("layer_types", None, ["full_attention"] * layers)
+    keys.expect_value("layer_types", None, ["full_attention"] * layers)
 
 
 def model_from_hf(keys: ConfigKeys, stages: Sequence[Stage]) -> ModelConfig:
@@ -199,14 +199,14 @@ def name_map(config: ModelConfig, feed_forward: Callable[[Stage, str, str], Iter
     entries = list(embedding_and_head_entries(config))
     for index, stage in enumerate(config.layers):
         prefix, hf_prefix = f"layers.{index}", f"model.layers.{index}"
-        entries += norms(prefix, hf_prefix)
+        entries += norm_entries(prefix, hf_prefix)
         assert isinstance(stage.attention, GQAConfig)
-        entries += _attention(stage.attention, f"{prefix}.attention", f"{hf_prefix}.self_attn")
+        entries += _attention_entries(stage.attention, f"{prefix}.attention", f"{hf_prefix}.self_attn")
         entries += feed_forward(stage, f"{prefix}.ffn", f"{hf_prefix}.mlp")
-    return NameMap(tuple(entries), tied_head(config))
+    return NameMap(tuple(entries), tied_head_copies(config))
 
 
-def _attention(attention: GQAConfig, prefix: str, hf_prefix: str) -> Iterator[NameEntry]:
+def _attention_entries(attention: GQAConfig, prefix: str, hf_prefix: str) -> Iterator[NameEntry]:
     names = [f"{part}_proj.weight" for part in "qkvo"]
     names += [f"{part}_norm.weight" for part in "qk" if attention.qk_norm]
     names += [f"{part}_proj.bias" for part in "qkv" if attention.attention_bias]

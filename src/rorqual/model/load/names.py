@@ -12,7 +12,7 @@ from typing import Literal
 from torch import Tensor
 
 from rorqual.core.errors import CheckpointError
-from rorqual.ops.quant import blocks
+from rorqual.ops.quant import block_counts
 
 SCALE = "_scale_inv"
 """Name suffix of the scales of an FP8 tensor, which has one scale per 128 x 128 block."""
@@ -96,7 +96,7 @@ class NameEntry:
             )
         rows, columns = shape[-2:]
         rows = rows // 2 if self.kind == "pairs" else rows
-        return self.scales_entry().internal_shape([blocks((rows, columns))] * len(self.published))
+        return self.scales_entry().internal_shape([block_counts((rows, columns))] * len(self.published))
 
 
 @dataclass(frozen=True)

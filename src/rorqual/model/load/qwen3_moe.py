@@ -18,7 +18,7 @@ from rorqual.model.load import gqa_family
 from rorqual.model.load.config_keys import ConfigKeys
 from rorqual.model.load.names import NameEntry, NameMap
 from rorqual.model.load.qwen3 import is_qwen3_attention
-from rorqual.model.load.shared_entries import routed_expert_entries, swiglu
+from rorqual.model.load.shared_entries import routed_expert_entries, swiglu_entries
 
 model_types = ("qwen3_moe",)
 LAYOUT = (
@@ -31,8 +31,8 @@ def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> Model
     """Convert a `config.json` to a ModelConfig. Raises ConfigError naming the first unsupported key."""
     keys = ConfigKeys(data, where)
     keys.expect_family("qwen3_moe", "Qwen3MoeForCausalLM")
-    keys.expect("hidden_act", "silu")
-    keys.expect("attention_bias", False)
+    keys.expect_value("hidden_act", "silu")
+    keys.expect_value("attention_bias", False)
     layers = keys.layer_count()
     gqa_family.refuse_sliding_window(keys, layers)
     attention = gqa_family.attention_from_hf(keys, qk_norm=True)
@@ -119,10 +119,10 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
 def name_map(config: ModelConfig) -> NameMap:
     """Map the name of every tensor of a model to its name in published checkpoints of this family."""
     _exportable_configs(config)
-    return gqa_family.name_map(config, _feed_forward)
+    return gqa_family.name_map(config, _ffn_entries)
 
 
-def _feed_forward(stage: Stage, prefix: str, hf_prefix: str) -> Iterator[NameEntry]:
+def _ffn_entries(stage: Stage, prefix: str, hf_prefix: str) -> Iterator[NameEntry]:
     if isinstance(stage.ffn, MoEConfig):
         return routed_expert_entries(stage.ffn, prefix, hf_prefix)
-    return swiglu(prefix, hf_prefix)
+    return swiglu_entries(prefix, hf_prefix)

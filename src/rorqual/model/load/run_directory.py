@@ -13,10 +13,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from rorqual.core.config import parse
+from rorqual.core.config import parse_config
 from rorqual.core.errors import CheckpointError
 from rorqual.core.records import RunDir
-from rorqual.model.adapter.files import WEIGHTS_FILE, adapter_of, find_base_and_adapters
+from rorqual.model.adapter.files import WEIGHTS_FILE, find_base_and_adapters, read_adapter_info
 from rorqual.model.adapter.tuning import Shapes
 from rorqual.model.config import ModelConfig
 from rorqual.model.decoder import Decoder
@@ -43,7 +43,7 @@ def read_section(run: RunDir, key: str) -> Any:
 
 def read_model_config(run: RunDir) -> ModelConfig:
     """Return the config of the model in a run directory."""
-    return parse(ModelConfig, read_section(run, "model"), where=f"{run.config_file} (model)")
+    return parse_config(ModelConfig, read_section(run, "model"), where=f"{run.config_file} (model)")
 
 
 @torch.no_grad()
@@ -134,7 +134,8 @@ def load_run(run: RunDir, *, device: str = "cpu", dtype: torch.dtype = torch.flo
     """
     checkpoint = run.checkpoint()
     model = build_on_meta_device(read_model_config(run), ops)
-    load_dtype = dtype if adapter_of(checkpoint) is None else torch.float32  # merge an adapter in fp32, before rounding
+    # An adapter is merged in fp32, before rounding.
+    load_dtype = dtype if read_adapter_info(checkpoint) is None else torch.float32
     model = model.to(dtype=load_dtype).to_empty(device=device)
     load_weights(model, checkpoint)
     return model.to(dtype=dtype).eval()

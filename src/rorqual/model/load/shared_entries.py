@@ -17,7 +17,7 @@ def embedding_and_head_entries(config: ModelConfig) -> Iterator[NameEntry]:
         yield NameEntry("lm_head.weight", ("lm_head.weight",))
 
 
-def tied_head(config: ModelConfig) -> dict[str, str]:
+def tied_head_copies(config: ModelConfig) -> dict[str, str]:
     """Map the name of a tied head to the name of the embedding, because some checkpoints store the head as a copy.
 
     Return {} if the head is not tied.
@@ -25,13 +25,13 @@ def tied_head(config: ModelConfig) -> dict[str, str]:
     return {"lm_head.weight": "embed_tokens.weight"} if config.tie_word_embeddings else {}
 
 
-def norms(prefix: str, hf_prefix: str) -> Iterator[NameEntry]:
+def norm_entries(prefix: str, hf_prefix: str) -> Iterator[NameEntry]:
     """Yield the `NameEntry` of each of the two norms of a block."""
     for name in ("input_layernorm", "post_attention_layernorm"):
         yield NameEntry(f"{prefix}.{name}.weight", (f"{hf_prefix}.{name}.weight",))
 
 
-def swiglu(prefix: str, hf_prefix: str) -> Iterator[NameEntry]:
+def swiglu_entries(prefix: str, hf_prefix: str) -> Iterator[NameEntry]:
     """Yield each `NameEntry` of a SwiGLU network (gate, up and down projections)."""
     for name in ("gate_proj", "up_proj", "down_proj"):
         yield NameEntry(f"{prefix}.{name}.weight", (f"{hf_prefix}.{name}.weight",))

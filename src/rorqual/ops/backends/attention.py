@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rorqual.ops import paged
-from rorqual.ops.paged import BLOCK, QUERIES, Ints, Selection, Tiles, tiles_of
+from rorqual.ops.paged import BLOCK, QUERIES, Ints, QueryTiles, SelectedRows, build_tiles
 from rorqual.ops.row_limits import LOOSE, RowLimits
 
 PAD = -1
@@ -64,7 +64,7 @@ class AttentionPlan:
 
     metadata: AttentionMetadata
     device: torch.device
-    pieces: Sequence[tuple[slice, Tiles]]
+    pieces: Sequence[tuple[slice, QueryTiles]]
     decode: Ints | None
     rows: RowLimits
     _ends: dict[int, tuple[Ints, Ints]] = field(default_factory=dict)
@@ -104,7 +104,7 @@ class AttentionPlan:
         if every not in self._ends:
             slot = self.metadata.slot_mapping
             tokens = np.flatnonzero((slot % every == every - 1) & (slot != PAD))
-            last = np.zeros(paged.round_up(len(tokens), self.rows.least), np.int64)
+            last = np.zeros(paged.round_up_group_count(len(tokens), self.rows.least), np.int64)
             ends = np.full_like(last, NOBODY * BLOCK + every - 1)
             last[: len(tokens)], ends[: len(tokens)] = tokens, slot[tokens]
             self._ends[every] = last, ends
@@ -148,7 +148,7 @@ class PagedAttention:
         most = (
             sys.maxsize if torch.is_grad_enabled() else PAIRS
         )  # in training, use one slice, because each slice would allocate a gradient for the whole pool
-        pieces, table = list[tuple[slice, Tiles]](), None
+        pieces, table = list[tuple[slice, QueryTiles]](), None
         if decoding:
             tiles, table = self._decode_tiles(metadata, decoding, device, last)
             pieces.append((slice(0, decoding), tiles))
@@ -156,13 +156,13 @@ class PagedAttention:
         for which, at, size in _split_by_pairs(first[decoding:], count[decoding:], most):
             blocks = metadata.block_table[which + decoding, : int((at + size - 1).max()) // BLOCK + 1]
             stop = begin + int(size.sum())
-            pieces.append((slice(begin, stop), tiles_of(at, size, blocks, QUERIES, device, self.rows)))
+            pieces.append((slice(begin, stop), build_tiles(at, size, blocks, QUERIES, device, self.rows)))
             begin = stop
         return AttentionPlan(metadata, device, pieces, table, self.rows)
 
     def _decode_tiles(
         self, metadata: AttentionMetadata, n: int, device: torch.device, last: AttentionPlan | None
-    ) -> tuple[Tiles, Ints]:
+    ) -> tuple[QueryTiles, Ints]:
         """Return the tiles of the first `n` sequences, which have one token each.
 
         If only positions changed since the last step, reuse the tiles of `last`.
@@ -174,7 +174,7 @@ class PagedAttention:
             if np.array_equal(tiles.position + 1, position) and np.array_equal(last.decode, table):
                 tiles.advance_positions(position)
                 return tiles, table
-        return tiles_of(position, np.ones(n, np.int64), table, 1, device, self.rows), table
+        return build_tiles(position, np.ones(n, np.int64), table, 1, device, self.rows), table
 
     # ---- block layout
 
@@ -279,14 +279,16 @@ class PagedAttention:
 
     def select(
         self, q: Tensor, weights: Tensor, keys: Tensor, plan: AttentionPlan, budget: int, scales: Tensor | None = None
-    ) -> Selection:
+    ) -> SelectedRows:
         """See `ops.paged.select`. `scales` is the pool of the keys' scales."""
         k, s = self.as_blocks(keys), None if scales is None else self.as_blocks(scales)
         parts = [paged.select(q[tokens], weights[tokens], k, tiles, budget, s) for tokens, tiles in plan.pieces]
         return _join_selections(parts, len(q))
 
-    def select_by_attention(self, q: Tensor, keys: Tensor, plan: AttentionPlan, scale: float, budget: int) -> Selection:
-        """Select the `budget` rows with the largest attention weights, averaged over heads. `Selection.scores` are the
+    def select_by_attention(
+        self, q: Tensor, keys: Tensor, plan: AttentionPlan, scale: float, budget: int
+    ) -> SelectedRows:
+        """Select the `budget` rows with the largest attention weights, averaged over heads. `SelectedRows.scores` are the
         averaged attention weights."""
         k, parts = self.as_blocks(keys), []
         for tokens, tiles in plan.pieces:
@@ -355,10 +357,10 @@ def _split_by_pairs(first: Ints, count: Ints, most: int) -> Iterator[Ints]:
         yield np.array(group).T
 
 
-def _join_selections(parts: list[Selection], tokens: int) -> Selection:
+def _join_selections(parts: list[SelectedRows], tokens: int) -> SelectedRows:
     """Concatenate the selections of all slices. Selections with fewer rows per token are padded with -1 (no row)."""
     most = max(part.rows.shape[1] for part in parts)
-    return Selection(
+    return SelectedRows(
         _join_slices([_pad_columns(part.rows, most, -1) for part in parts], tokens),
         _join_slices([_pad_columns(part.scores, most, -torch.inf) for part in parts], tokens),
     )

@@ -155,7 +155,7 @@ class Backend:
         clone = copy.copy(module)
         clone._modules, clone._parameters = dict(module._modules), dict(module._parameters)
         if isinstance(clone, Layer):
-            self._precompute(clone)
+            self._precompute_derived(clone)
         if take:
             module._modules = {}
         children = clone._modules
@@ -168,9 +168,9 @@ class Backend:
             self._add_untied_maps(clone)
         return clone
 
-    def _precompute(self, layer: Layer) -> None:
+    def _precompute_derived(self, layer: Layer) -> None:
         """Precompute the derived tensors of `layer` and fuse its linear maps that share an input, in place."""
-        layer.known = {name: tuple(t.detach() for t in layer.tensors(name)) for name in layer.derived}
+        layer.known = {name: tuple(t.detach() for t in layer.derived_tensors(name)) for name in layer.derived}
         layer.known = {name: tuple(map(_close_memory_gaps, tensors)) for name, tensors in layer.known.items()}
         children = layer._modules
         names = [name for group in layer.shared_input for name in group]

@@ -50,7 +50,7 @@ class StepOutput:
     """The output of a step.
 
     - `hidden` [tokens, hidden]: the hidden states after the final norm. Prompt log-probabilities are computed from `hidden`.
-    - `experts` [tokens, routers, k]: the chosen experts, in the order of `Output.routing`, or None for models without routing.
+    - `experts` [tokens, routers, k]: the chosen experts, in the order of `DecoderOutput.routing`, or None for models without routing.
     - `sampled`: the sampled tokens, one per row, or None if `StepInput.sampling` is None.
     """
 

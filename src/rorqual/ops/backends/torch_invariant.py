@@ -25,12 +25,12 @@ from rorqual.ops.moe import Routing
 from rorqual.ops.prepacked import prepack, prepacked_linear
 from rorqual.ops.row_limits import ENOUGH, RowLimits, apply_in_tiles, bmm, cancelling_rows
 
-Kind = Literal["map", "packed", "transposed", "straight"]
+ProductKind = Literal["map", "packed", "transposed", "straight"]
 """The kind of matrix product: `map` (plain), `packed` (prepacked), or batched (`transposed` or `straight`).
 
 The right-hand matrices of a batched product are stored as [out, width] (`transposed`) or [width, out] (`straight`).
 """
-Product = tuple[Kind, int, int, torch.dtype]
+MatrixProduct = tuple[ProductKind, int, int, torch.dtype]
 """A matrix product: kind, number of input columns (width), number of output columns (out) and dtype."""
 CHOICES = (RowLimits(4), ENOUGH, RowLimits(16, 32), RowLimits(16, 16))
 """Row limits that `find_row_limits` tries, in this order.
@@ -176,7 +176,7 @@ def find_row_limits(
     return ENOUGH, False, threads
 
 
-def products_of(model: nn.Module, cache_shapes: Iterable[tuple[int, int]]) -> Iterator[Product]:
+def products_of(model: nn.Module, cache_shapes: Iterable[tuple[int, int]]) -> Iterator[MatrixProduct]:
     """Yield the matrix products of a model: products with parameters, prepacked weights, derived tensors, and cached keys and values."""
     dtype = next(model.parameters()).dtype
     for width, keys in cache_shapes:  # for one block: the scores, then the weighted sums of values
@@ -187,11 +187,11 @@ def products_of(model: nn.Module, cache_shapes: Iterable[tuple[int, int]]) -> It
         if isinstance(module, Layer):
             replaced = set(module.derived.values())
             for name in module.derived:
-                for tensor in module.tensors(name):
+                for tensor in module.derived_tensors(name):
                     if tensor.ndim == 2:
                         yield "map", tensor.shape[1], tensor.shape[0], tensor.dtype
                     else:
-                        kind: Kind = "straight" if tensor.stride(-1) <= tensor.stride(-2) else "transposed"
+                        kind: ProductKind = "straight" if tensor.stride(-1) <= tensor.stride(-2) else "transposed"
                         yield kind, tensor.shape[1], tensor.shape[2], tensor.dtype
         if isinstance(module, PackedLinear):
             yield "packed", module.shape[1], module.shape[0], module.dtype
@@ -209,13 +209,13 @@ def products_of(model: nn.Module, cache_shapes: Iterable[tuple[int, int]]) -> It
 
 
 @lru_cache(maxsize=1024)
-def _is_invariant(kind: Kind, width: int, out: int, dtype: torch.dtype, rows: RowLimits, threads: int) -> bool:
+def _is_invariant(kind: ProductKind, width: int, out: int, dtype: torch.dtype, rows: RowLimits, threads: int) -> bool:
     before = torch.get_num_threads()
     try:
         with torch.inference_mode(False), torch.no_grad():
             steps = range(1, WHOLE + 1) if out < NARROW else STEPS.get(dtype, MORE_STEPS)
             x, matrix = cancelling_rows(rows.least * min(WHOLE, 2 * steps[-1]), min(out, WIDEST), width, dtype)
-            product = _product(kind, matrix, rows.most)
+            product = _product_function(kind, matrix, rows.most)
             del matrix
             torch.set_num_threads(1)
             expected = product(x)
@@ -227,7 +227,7 @@ def _is_invariant(kind: Kind, width: int, out: int, dtype: torch.dtype, rows: Ro
         torch.set_num_threads(before)
 
 
-def _product(kind: Kind, matrix: Tensor, most: int) -> Callable[[Tensor], Tensor]:
+def _product_function(kind: ProductKind, matrix: Tensor, most: int) -> Callable[[Tensor], Tensor]:
     if kind == "map":
         return partial(apply_in_tiles, partial(F.linear, weight=matrix), most=most)
     if kind == "packed":

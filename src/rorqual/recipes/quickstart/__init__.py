@@ -6,7 +6,7 @@ output files of a stage show whether the stage is complete, so running the same 
 """
 
 from rorqual.recipes.quickstart.paths import BRANCHES, MODES, WHEN, QuickstartPaths
-from rorqual.recipes.quickstart.scale import FULL, SCALES, SMALL, STUDENT_TASK, TASK, Scale
+from rorqual.recipes.quickstart.scale import FULL, SCALES, SMALL, STUDENT_TASK, TASK, QuickstartScale
 from rorqual.recipes.quickstart.stages import run_quickstart
 
 __all__ = [
@@ -19,6 +19,6 @@ __all__ = [
     "TASK",
     "WHEN",
     "QuickstartPaths",
-    "Scale",
+    "QuickstartScale",
     "run_quickstart",
 ]

@@ -8,7 +8,7 @@ import numpy as np
 
 from rorqual.core.records import Thinking
 from rorqual.evals.evaluation import ALL, Evaluation, EvaluationRow
-from rorqual.recipes.quickstart.findings import Branch, Findings, series
+from rorqual.recipes.quickstart.findings import Branch, Findings, metric_points
 from rorqual.report.chart import Chart, Colour, Panel, Series
 
 SETTINGS: tuple[tuple[str, Thinking, str, Colour], ...] = (
@@ -69,8 +69,8 @@ def rows_by_family(evaluation: Evaluation) -> dict[str, EvaluationRow]:
 
 def learning_chart(findings: Findings) -> Chart:
     """Chart the SFT loss and the GRPO reward over steps."""
-    loss, reward = series(findings.sft, "loss/next_token"), series(findings.grpo, "reward")
-    mtp = series(findings.sft, "loss/mtp")
+    loss, reward = metric_points(findings.sft, "loss/next_token"), metric_points(findings.grpo, "reward")
+    mtp = metric_points(findings.sft, "loss/mtp")
     losses: list[tuple[str, Colour, list[tuple[float, float]]]] = [
         ("next token", "after", loss),
         ("token after it (MTP)", "off", mtp),

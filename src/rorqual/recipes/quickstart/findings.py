@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import field_validator
 
-from rorqual.core.config import Config, parse
+from rorqual.core.config import Config, parse_config
 from rorqual.core.errors import DataError
 from rorqual.core.ledger import AMOUNTS, CORE_HOUR, LedgerEntry, sum_entries
 from rorqual.core.records import RunDir, Thinking, read_json
@@ -33,7 +33,7 @@ class Branch(Config):
     stages: tuple[str, ...] = ()
 
 
-class Summary(Config):
+class QuickstartSummary(Config):
     """Sizes of teacher (`model`) and `student`, the cost of each stage by the ledger, and the `command` and `seed` with which the run
     can be repeated.
 
@@ -52,7 +52,7 @@ class Summary(Config):
 
     @field_validator("stages", mode="before")
     @classmethod
-    def _as_entries(cls, stages: list[dict[str, Any]]) -> list[LedgerEntry]:
+    def _parse_stage_costs(cls, stages: list[dict[str, Any]]) -> list[LedgerEntry]:
         return [LedgerEntry(one["name"], **{name: one.get(name, 0) for name in AMOUNTS}) for one in stages]
 
     def cost_of(self, branch: Branch) -> LedgerEntry:
@@ -71,7 +71,7 @@ class Findings:
     sft: Sequence[Record]
     grpo: Sequence[Record]
     evaluations: dict[tuple[str, Thinking], Evaluation]
-    summary: Summary
+    summary: QuickstartSummary
     students: dict[tuple[str, Thinking], Evaluation] = field(default_factory=dict)
 
     def teacher_accuracy(self, when: str, mode: Thinking = "auto") -> float:
@@ -93,7 +93,7 @@ class Findings:
         return list(dict.fromkeys(sample.family for sample in self.evaluations["before", "auto"].samples))
 
 
-def series(records: Sequence[Record], *names: str) -> list[tuple[float, float]]:
+def metric_points(records: Sequence[Record], *names: str) -> list[tuple[float, float]]:
     """Return the (step, value) points of a metric. If a record has several of `names`, the value of the first of these names is used.
 
     Records without any of `names` are skipped.
@@ -105,10 +105,10 @@ def series(records: Sequence[Record], *names: str) -> list[tuple[float, float]]:
 def read_findings(folder: Path) -> Findings:
     """Read a folder with the layout that `build_report` describes. Raises DataError with the name of a missing or invalid file."""
     paths = QuickstartPaths(folder)
-    summary = parse(Summary, read_json(paths.summary, "the summary", REMEDY), where=str(paths.summary))
+    summary = parse_config(QuickstartSummary, read_json(paths.summary, "the summary", REMEDY), where=str(paths.summary))
     return Findings(
-        sft=_records(paths.base),
-        grpo=_records(paths.teacher),
+        sft=_read_metrics(paths.base),
+        grpo=_read_metrics(paths.teacher),
         evaluations={(when, mode): _evaluation(paths.evaluation(f"{when}-{mode}")) for when in WHEN for mode in MODES},
         summary=summary,
         students={
@@ -119,11 +119,11 @@ def read_findings(folder: Path) -> Findings:
     )
 
 
-def _records(run: RunDir) -> list[Record]:
+def _read_metrics(run: RunDir) -> list[Record]:
     if records := list(run.metrics()):
         return records
     raise DataError("the report needs this file, but it has no records", where=str(run.metrics_file), remedy=REMEDY)
 
 
 def _evaluation(path: Path) -> Evaluation:
-    return parse(Evaluation, read_json(path, "the evaluation", REMEDY), where=str(path))
+    return parse_config(Evaluation, read_json(path, "the evaluation", REMEDY), where=str(path))

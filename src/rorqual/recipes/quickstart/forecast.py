@@ -29,7 +29,7 @@ from rorqual.engine.request import Request, SamplingParams
 from rorqual.evals.evaluating import pick_problems
 from rorqual.factory import FactoryConfig, FilterConfig, sample_teacher
 from rorqual.recipes.quickstart.paths import BRANCHES, MODES, WHEN
-from rorqual.recipes.quickstart.scale import STUDENT_TASK, TASK, Scale
+from rorqual.recipes.quickstart.scale import STUDENT_TASK, TASK, QuickstartScale
 from rorqual.recipes.sft import sft
 from rorqual.recipes.start import finetune_optim
 from rorqual.tasks.find import load_task
@@ -120,7 +120,7 @@ class StageForecast:
         return self.core_seconds / self.cores
 
 
-def forecast(scale: Scale, *, seed: int = 0, threads: int = 2) -> list[StageForecast]:
+def forecast(scale: QuickstartScale, *, seed: int = 0, threads: int = 2) -> list[StageForecast]:
     """Measure the speed of teacher and student, and forecast the cost of each stage. For the full-size quickstart,
     these measurements take about twenty core-seconds."""
     teacher_run = sft(task=TASK, size=scale.model, think=scale.think, options={"hard": scale.sft_hard},
@@ -128,8 +128,8 @@ def forecast(scale: Scale, *, seed: int = 0, threads: int = 2) -> list[StageFore
     student_run = sft(task=STUDENT_TASK, size=scale.student, think=scale.student_able_think, options={"hard": scale.student_hard},
                       rows=scale.sft_rows, row=scale.row, seed=seed)  # fmt: skip
     teaching, studying = (
-        solution_lengths(TASK, scale.grpo_hard, seed),
-        solution_lengths(STUDENT_TASK, scale.student_hard, seed),
+        draw_solutions(TASK, scale.grpo_hard, seed),
+        draw_solutions(STUDENT_TASK, scale.student_hard, seed),
     )
     teacher = measure_shape_cost(teacher_run, teaching, thinking_share_after_grpo(scale.think), scale, threads)
     student = measure_shape_cost(student_run, studying, thinking_share_after_grpo(scale.student_think), scale, threads)
@@ -138,11 +138,13 @@ def forecast(scale: Scale, *, seed: int = 0, threads: int = 2) -> list[StageFore
         make_evaluation_set(STUDENT_TASK, scale.student_hard, scale.student_per_cell, seed),
     )
     factory = measure_factory_cost(teacher_run, scale, mean_lengths(studying), threads)
-    return stages(scale, teacher, student, mean_lengths(teaching), mean_lengths(studying), wide, narrow, factory)
+    return stage_forecasts(
+        scale, teacher, student, mean_lengths(teaching), mean_lengths(studying), wide, narrow, factory
+    )
 
 
-def stages(
-    s: Scale,
+def stage_forecasts(
+    s: QuickstartScale,
     teacher: ShapeCost,
     student: ShapeCost,
     teaching: TokenLengths,
@@ -176,7 +178,7 @@ def stages(
 
 
 def branch_evaluation_costs(
-    s: Scale, teacher: ShapeCost, student: ShapeCost
+    s: QuickstartScale, teacher: ShapeCost, student: ShapeCost
 ) -> list[tuple[ShapeCost, list[float], int]]:
     """Return one entry for each branch: the costs of its model, the fractions of thinking replies in its evaluations,
     and the number of models (1)."""
@@ -226,7 +228,7 @@ def thinking_share_after_grpo(share: float, goes: float = GOES_OVER) -> float:
     return share + (1 - share) * goes
 
 
-def solution_lengths(task: str, hard: float, seed: int) -> list[Solution]:
+def draw_solutions(task: str, hard: float, seed: int) -> list[Solution]:
     """Return the first `DRAWN` problems of the task's train split, each with the token counts of its prompt and solution."""
     return count_solution_tokens(list(islice(load_task(task, options={"hard": hard}).problems("train", seed), DRAWN)))
 
@@ -259,7 +261,9 @@ def make_evaluation_set(task: str, hard: float, count: int, seed: int) -> Evalua
     )
 
 
-def measure_shape_cost(run: Run, solutions: Sequence[Solution], share: float, scale: Scale, threads: int) -> ShapeCost:
+def measure_shape_cost(
+    run: Run, solutions: Sequence[Solution], share: float, scale: QuickstartScale, threads: int
+) -> ShapeCost:
     """Measure the costs of a model shape with a few fine-tuning steps, GRPO-like updates, rollouts and answers."""
     state, step, wall, tokens = time_few_steps(run, threads)
     adam = run.model_copy(
@@ -294,7 +298,7 @@ def time_few_steps(run: Run, threads: int) -> tuple[State, float, float, float]:
     return state, core, wall, tokens
 
 
-def measure_factory_cost(run: Run, scale: Scale, lengths: TokenLengths, threads: int) -> tuple[float, float]:
+def measure_factory_cost(run: Run, scale: QuickstartScale, lengths: TokenLengths, threads: int) -> tuple[float, float]:
     """Return the data factory's costs in core-seconds: a fixed cost for the data card, and the cost per verified and saved sample."""
     spent = []
     # An untrained model samples all tokens with about equal probability, including the EOS token. Choose max_tokens so

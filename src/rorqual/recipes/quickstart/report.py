@@ -12,10 +12,10 @@ from rorqual.evals.evaluation import EvaluationRow, GradedSample, level_sort_key
 from rorqual.evals.table import best_baseline_text, percent, percent_interval, unmarked_replies_note
 from rorqual.recipes.quickstart.charts import SETTINGS, charts, rows_by_family
 from rorqual.recipes.quickstart.comparisons import OF_TEACHER, OWN_CHOICE, sign_of
-from rorqual.recipes.quickstart.findings import Findings, read_findings, series
+from rorqual.recipes.quickstart.findings import Findings, metric_points, read_findings
 from rorqual.recipes.quickstart.student_report import student_contents
 from rorqual.report.chart import DrawnChart, draw
-from rorqual.report.page import page
+from rorqual.report.page import render_page
 from rorqual.report.table import Table
 from rorqual.tasks.task import Verdict
 
@@ -52,14 +52,14 @@ def report_text(findings: Findings, pictures: Mapping[str, DrawnChart]) -> str:
     """Return the report's HTML. A picture that is not in `pictures` is left out."""
     auto, stages = findings.evaluations["after", "auto"], findings.summary.stages
     counts = Counter(sample.family for sample in auto.samples)
-    return page(
+    return render_page(
         "quickstart",
         pictures=pictures,
         findings=findings,
         signs=[sign_of(row.difference.interval) for row in OWN_CHOICE.rows(findings.evaluations, "family")],
         comparisons=[one.table(findings.evaluations) for one in OF_TEACHER],
         models=[(model_facts(model), model) for model in (findings.summary.model, findings.summary.student) if model],
-        grpo={name: [value for _, value in series(findings.grpo, *keys)] for name, keys in AGREEMENT.items()},
+        grpo={name: [value for _, value in metric_points(findings.grpo, *keys)] for name, keys in AGREEMENT.items()},
         ungraded=sum(
             row.ungraded for when, mode, _, _ in SETTINGS for row in findings.evaluations[when, mode].rows("all")
         ),
@@ -157,20 +157,26 @@ def transcripts(findings: Findings, family: str) -> list[list[tuple[str, str, st
     own = [sample for sample in findings.evaluations["after", "auto"].samples if sample.family == family]
     found = []
     for verdict in (Verdict.RIGHT, Verdict.WRONG):
-        sample = hardest([sample for sample in own if sample.verdict is verdict])
+        sample = hardest_sample([sample for sample in own if sample.verdict is verdict])
         if sample is not None:
             level = f"level {sample.level}" if sample.level else "problem"
-            lines = [(level, sample.prompt, ""), ("right answer", sample.answer, ""), *_answer("after GRPO", sample)]
-            found.append(lines + (_answer("before GRPO", before[sample.key]) if sample.key in before else []))
+            lines = [
+                (level, sample.prompt, ""),
+                ("right answer", sample.answer, ""),
+                *_answer_transcript("after GRPO", sample),
+            ]
+            found.append(
+                lines + (_answer_transcript("before GRPO", before[sample.key]) if sample.key in before else [])
+            )
     return found
 
 
-def hardest(samples: list[GradedSample]) -> GradedSample | None:
+def hardest_sample(samples: list[GradedSample]) -> GradedSample | None:
     """Return the first sample of the highest level. Numeric levels compare as numbers."""
     return max(samples, key=lambda sample: level_sort_key(sample.level), default=None)
 
 
-def _answer(title: str, sample: GradedSample) -> list[tuple[str, str, str]]:
+def _answer_transcript(title: str, sample: GradedSample) -> list[tuple[str, str, str]]:
     verdict = "not graded" if sample.verdict is Verdict.UNGRADED else sample.verdict.value
     cut = ", cut off at the limit" if sample.truncated else ""
     how = "" if sample.thought else ", answered at once"

@@ -14,7 +14,7 @@ STUDENT_TASK = "families:add,sub,swap"
 show learning."""
 
 
-class Scale(Config):
+class QuickstartScale(Config):
     """The numbers of steps and samples of a quickstart, chosen on the dev split with seeds other than the default 0.
 
     Evaluations sample at temperature 0.6 and top-p 0.95, as for DeepSeek-R1 (R1, section 3). With greedy decoding, a
@@ -73,7 +73,7 @@ class Scale(Config):
     per_cell: Count
 
 
-FULL = Scale(
+FULL = QuickstartScale(
     model="small",
     sft_steps=1000,
     sft_rows=32,
@@ -99,7 +99,7 @@ FULL = Scale(
     student_per_cell=120,
     per_cell=80,
 )
-SMALL = Scale(
+SMALL = QuickstartScale(
     model="tiny",
     sft_steps=30,
     sft_rows=8,

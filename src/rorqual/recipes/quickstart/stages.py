@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rorqual.core.config import override
+from rorqual.core.config import override_fields
 from rorqual.core.ledger import Ledger
 from rorqual.core.lock import acquire_run_lock
 from rorqual.core.progress import Progress, clock_text
@@ -18,7 +18,7 @@ from rorqual.core.records import RunDir, Thinking, write_atomic, write_json
 from rorqual.data.distilled import read_distilled
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
-from rorqual.evals.baselines import baselines
+from rorqual.evals.baselines import baseline_accuracies
 from rorqual.evals.evaluating import evaluate, pick_problems
 from rorqual.factory import FactoryConfig, FilterConfig, sample_teacher
 from rorqual.model.account import account
@@ -27,8 +27,8 @@ from rorqual.recipes.distil import distil
 from rorqual.recipes.grpo import grpo
 from rorqual.recipes.quickstart.paths import BRANCHES, MODES, WHEN, QuickstartPaths
 from rorqual.recipes.quickstart.report import REPORT_FILE, build_report
-from rorqual.recipes.quickstart.scale import SCALES, STUDENT_TASK, TASK, Scale
-from rorqual.recipes.quickstart.summary import REPORT_STAGE, forward_flops, is_current, summary
+from rorqual.recipes.quickstart.scale import SCALES, STUDENT_TASK, TASK, QuickstartScale
+from rorqual.recipes.quickstart.summary import REPORT_STAGE, build_summary, forward_flops, is_report_current
 from rorqual.recipes.sft import sft
 from rorqual.tasks.find import load_task
 from rorqual.tasks.task import Task, Verdict
@@ -77,7 +77,7 @@ class Quickstart:
     """The stages of the quickstart, and the settings that they share."""
 
     place: QuickstartPaths
-    scale: Scale
+    scale: QuickstartScale
     seed: int
     threads: int
     device: str
@@ -118,7 +118,7 @@ class Quickstart:
         base = sft(task=STUDENT_TASK, start=str(place.run("student-able").path), steps=s.student_base_steps, rows=s.sft_rows,
                    row=s.row, think=s.student_think, options={"hard": s.student_hard}, seed=self.seed + 50)  # fmt: skip
         rates = [f"optim.lr={s.student_base_lr}", f"optim.adamw.lr={s.student_base_lr / 3}", "optim.schedule.warmup=5"]
-        self.train("train the base student", override(base, rates), place.run("student-base"))
+        self.train("train the base student", override_fields(base, rates), place.run("student-base"))
         print(f"\n5/9 sample the teacher on {s.distil_problems} problems of {STUDENT_TASK}")
         self.sample_teacher()
         start = str(place.run("student-base").path)
@@ -132,12 +132,12 @@ class Quickstart:
         run = sft(
             data=str(place.answers_file), start=start, steps=s.distil_steps, rows=s.sft_rows, row=s.row, seed=self.seed
         )
-        run = override(self.with_lower_learning_rates(run), ["source.longer=skip"])
+        run = override_fields(self.with_lower_learning_rates(run), ["source.longer=skip"])
         self.train("train on answers alone", run, place.run("answers-only"))
         run = grpo(task=STUDENT_TASK, start=start, steps=s.rival_steps, problems=s.rival_problems, samples=s.rival_samples,
                    max_tokens=s.max_tokens, row=s.row, lr=s.rival_lr, options={"hard": s.student_hard}, seed=self.seed,
                    dtype=self.dtype)  # fmt: skip
-        run = override(run, [f"agreement.most={max(run.agreement.most, s.rival_agreement)}"])
+        run = override_fields(run, [f"agreement.most={max(run.agreement.most, s.rival_agreement)}"])
         print(f"\n7/9 train another student with GRPO: {run.steps} steps from the same base")
         self.train("reinforce the rival", run, place.run("reinforced"))
         print("\n8/9 evaluate all models on the student's held-out problems")
@@ -146,8 +146,8 @@ class Quickstart:
     def write_report(self, size: str) -> Path:
         """Write the summary and the report, unless the report is up to date."""
         print("\n9/9 report")
-        if not is_current(self.place):
-            facts = summary(self.place, self.seed, size)
+        if not is_report_current(self.place):
+            facts = build_summary(self.place, self.seed, size)
             with self.ledger.record_stage(REPORT_STAGE):
                 write_json(self.place.summary, facts)
                 build_report(self.place.out)
@@ -155,12 +155,14 @@ class Quickstart:
 
     def with_lower_learning_rates(self, run: Run) -> Run:
         """Return `run` with lower learning rates, for a model that is already trained."""
-        return override(run, [f"optim.lr={self.scale.student_lr}", f"optim.adamw.lr={self.scale.student_adamw_lr}"])
+        return override_fields(
+            run, [f"optim.lr={self.scale.student_lr}", f"optim.adamw.lr={self.scale.student_adamw_lr}"]
+        )
 
     def train(self, stage: str, run: Run, out: RunDir) -> None:
         """Train a run in the folder `out` and record the cost in the ledger. A completed run is not trained again."""
-        run = override(run, [f"device={self.device}", f"dtype={self.dtype}"])
-        if out.newest_complete()[0] == run.steps:
+        run = override_fields(run, [f"device={self.device}", f"dtype={self.dtype}"])
+        if out.newest_complete_step()[0] == run.steps:
             fit(run, out, threads=self.threads, extend=False)  # raises if the folder belongs to another run
             return
         with self.ledger.record_stage(stage) as entry:
@@ -197,18 +199,18 @@ class Quickstart:
         task, place = load_task(TASK, options={"hard": 0.5}), self.place
         for when, run in zip(WHEN, (place.base, place.teacher)):
             paths = [(mode, place.evaluation(f"{when}-{mode}")) for mode in MODES]
-            self.measure("measure the teacher", when, run, task, self.scale.per_cell, paths)
+            self.evaluate_model("measure the teacher", when, run, task, self.scale.per_cell, paths)
 
     def measure_students(self) -> None:
         """Evaluate every branch on the same problems."""
         task = load_task(STUDENT_TASK, options={"hard": self.scale.student_hard})
         for branch, modes in BRANCHES.items():
             paths = [(mode, self.place.evaluation_file(branch, mode)) for mode in modes]
-            self.measure(
+            self.evaluate_model(
                 "measure the students", branch, self.place.run(branch), task, self.scale.student_per_cell, paths
             )
 
-    def measure(
+    def evaluate_model(
         self, stage: str, label: str, run: RunDir, task: Task, count: int, paths: Sequence[tuple[Thinking, Path]]
     ) -> None:
         """Run the missing evaluations of one model, and record the cost of each evaluation in the ledger."""
@@ -218,7 +220,7 @@ class Quickstart:
         with self.ledger.record_stage(stage):
             engine, flops_per_token = self.engine(run), forward_flops(run)
             problems = pick_problems(task, "test", count, self.seed, per_family=True)
-            measured = baselines(task, problems, self.seed)
+            measured = baseline_accuracies(task, problems, self.seed)
         for mode, path in wanted:
             with self.ledger.record_stage(stage) as entry:
                 evaluation = evaluate(engine, task, count=count, seed=self.seed, thinking=mode, params=self.params(), per_family=True,

@@ -32,7 +32,7 @@ PAID_FOR = {
 cost counts only for the branch `student-base`."""
 
 
-def summary(place: QuickstartPaths, seed: int, size: str) -> dict[str, Any]:
+def build_summary(place: QuickstartPaths, seed: int, size: str) -> dict[str, Any]:
     """Return the report's data about models and costs."""
     facts = {name: model_facts(place.run(name)) for name in ("teacher", "student-base")}
     command = f"rorqual quickstart --seed {seed}" + ("" if size == "full" else f" --size {size}")
@@ -78,7 +78,7 @@ def forward_flops(run: RunDir) -> int:
     return account(model, context=model.max_position_embeddings).flops
 
 
-def is_current(place: QuickstartPaths) -> bool:
+def is_report_current(place: QuickstartPaths) -> bool:
     """Return whether the report and its summary exist, and none of the report's inputs is newer."""
     report = place.out / REPORT_FILE
     if not report.is_file() or not place.summary.is_file():

@@ -14,11 +14,11 @@ from rorqual.data.chat.stops import StopStringMatcher
 from rorqual.data.chat.stream import ReplyDelta
 from rorqual.data.chat.tools import template_json
 from rorqual.serve import logprobs
-from rorqual.serve.answer import ResponseBuilder, answer
+from rorqual.serve.answer import ResponseBuilder, answer_request
 from rorqual.serve.errors import bad_request
 from rorqual.serve.replies import Choice
 from rorqual.serve.schemas import ChatRequest
-from rorqual.serve.service import Service
+from rorqual.serve.service import ModelService
 from rorqual.serve.wire import EngineRequest
 
 router = APIRouter()
@@ -27,7 +27,7 @@ router = APIRouter()
 @router.post("/v1/chat/completions")
 async def chat_completions(request: Request) -> Response:
     """Continue a conversation."""
-    return await answer(request, ChatRequest, ChatResponseBuilder)
+    return await answer_request(request, ChatRequest, ChatResponseBuilder)
 
 
 class ChatResponseBuilder(ResponseBuilder[ChatRequest]):
@@ -35,7 +35,7 @@ class ChatResponseBuilder(ResponseBuilder[ChatRequest]):
 
     prefix, whole, part, cascades = "chatcmpl", "chat.completion", "chat.completion.chunk", True
 
-    def __init__(self, service: Service, wanted: ChatRequest) -> None:
+    def __init__(self, service: ModelService, wanted: ChatRequest) -> None:
         super().__init__(service, wanted)
         if service.teacher is not None and wanted.params().n > 1:
             raise bad_request("`n` is above 1, but a cascade gives one reply. Leave `n` out.", "n")
@@ -51,7 +51,7 @@ class ChatResponseBuilder(ResponseBuilder[ChatRequest]):
     def ignored_fields(self) -> list[str]:
         return [] if self.service.chat.thinks else list(self.wanted.reasoning_modes())
 
-    def prompt_headers(self) -> dict[str, str]:
+    def unlike_prompt_header(self) -> dict[str, str]:
         [first, *more] = self._messages
         return {"x-rorqual-unlike": "1"} if not more and is_unlike_prompts(first.label, self.service.prompts) else {}
 
@@ -75,7 +75,7 @@ class ChatResponseBuilder(ResponseBuilder[ChatRequest]):
     def engine_requests(self) -> list[EngineRequest]:
         answer = self.wanted.response_format.json_schema if self.wanted.response_format else None
         schema = None if answer is None else answer.schema_
-        prompt = self._prompt = self.service.prompt_of(self._messages, self._thinking, self._tools, schema)
+        prompt = self._prompt = self.service.chat_prompt_ids(self._messages, self._thinking, self._tools, schema)
         wanted, service = self.wanted, self.service
         tools = bool(self._tools)
         return [

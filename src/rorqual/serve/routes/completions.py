@@ -10,10 +10,10 @@ from fastapi import APIRouter, Request, Response
 from rorqual.data.chat.stops import StopStringMatcher
 from rorqual.data.chat.stream import ReplyDelta
 from rorqual.serve import logprobs
-from rorqual.serve.answer import ResponseBuilder, answer
+from rorqual.serve.answer import ResponseBuilder, answer_request
 from rorqual.serve.replies import Choice
 from rorqual.serve.schemas import TextRequest
-from rorqual.serve.service import Service
+from rorqual.serve.service import ModelService
 from rorqual.serve.wire import EngineRequest
 
 router = APIRouter()
@@ -22,7 +22,7 @@ router = APIRouter()
 @router.post("/v1/completions")
 async def completions(request: Request) -> Response:
     """Continue one or more prompts. A text prompt gets a BOS token if the model has one; token ids are used unchanged."""
-    return await answer(request, TextRequest, TextResponseBuilder)
+    return await answer_request(request, TextRequest, TextResponseBuilder)
 
 
 class TextResponseBuilder(ResponseBuilder[TextRequest]):
@@ -30,7 +30,7 @@ class TextResponseBuilder(ResponseBuilder[TextRequest]):
 
     prefix, whole, part = "cmpl", "text_completion", "text_completion"
 
-    def __init__(self, service: Service, wanted: TextRequest) -> None:
+    def __init__(self, service: ModelService, wanted: TextRequest) -> None:
         super().__init__(service, wanted)
         self._started: set[int] = set()
         self._prompts: list[Sequence[int]] = []
@@ -48,7 +48,7 @@ class TextResponseBuilder(ResponseBuilder[TextRequest]):
 
     def engine_requests(self) -> list[EngineRequest]:
         service, wanted = self.service, self.wanted
-        self._prompts = [service.prompt_of_text(prompt) for prompt in wanted.prompts]
+        self._prompts = [service.text_prompt_ids(prompt) for prompt in wanted.prompts]
         return [service.build_engine_request(wanted, prompt, "prompt") for prompt in self._prompts]
 
     def new_choice(self) -> Choice:

@@ -14,12 +14,12 @@ from pydantic import Field
 
 from rorqual.data.chat.stops import StopStringMatcher
 from rorqual.data.chat.stream import ReplyDelta
-from rorqual.serve.answer import answer
+from rorqual.serve.answer import answer_request
 from rorqual.serve.errors import ApiError, bad_request
 from rorqual.serve.replies import Choice
 from rorqual.serve.routes.completions import TextResponseBuilder
 from rorqual.serve.schemas import TextRequest
-from rorqual.serve.service import Service
+from rorqual.serve.service import ModelService
 from rorqual.serve.uploads import WeightUploads
 from rorqual.serve.wire import TENANT
 
@@ -82,7 +82,7 @@ def _uploads(request: Request) -> WeightUploads:
 async def generate(request: Request) -> Response:
     """Generate rollouts of one prompt."""
     _uploads(request)
-    return await answer(request, RolloutRequest, RolloutResponseBuilder)
+    return await answer_request(request, RolloutRequest, RolloutResponseBuilder)
 
 
 @router.get("/rollout/weights")
@@ -106,7 +106,7 @@ async def replace_weights(request: Request) -> Response:
     return JSONResponse(_weights_state(service, uploads))
 
 
-def _weights_state(service: Service, uploads: WeightUploads) -> dict[str, Any]:
+def _weights_state(service: ModelService, uploads: WeightUploads) -> dict[str, Any]:
     return {
         "model": service.name,
         "version": uploads.version,

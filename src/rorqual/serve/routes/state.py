@@ -9,15 +9,15 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from rorqual.serve.metrics import ServerSnapshot
-from rorqual.serve.openapi import document
-from rorqual.serve.service import Service
+from rorqual.serve.openapi import openapi_document
+from rorqual.serve.service import ModelService
 
 router = APIRouter()
 EXAMPLES = 2
 """Number of example prompts in the description of the model that `/v1/models` returns."""
 
 
-def _model_card(service: Service) -> dict[str, Any]:
+def _model_card(service: ModelService) -> dict[str, Any]:
     temperature = service.task.temperature
     return {
         "id": service.name,
@@ -40,9 +40,9 @@ async def models(request: Request) -> Response:
 @router.get("/v1/models/{name:path}")  # names may contain a slash, as on the Hugging Face hub
 async def model(request: Request, name: str) -> Response:
     """Return the served model if its name is the requested name, else a 404 error."""
-    service: Service = request.app.state.service
+    service: ModelService = request.app.state.service
     if name != service.name:
-        raise service.no_model(name)
+        raise service.unknown_model_error(name)
     return JSONResponse(_model_card(service))
 
 
@@ -56,13 +56,13 @@ async def health(request: Request) -> Response:
 @router.get("/openapi.json")
 async def openapi(request: Request) -> Response:
     """Return the OpenAPI document of this server."""
-    return JSONResponse(document(request.app.state.service.name))
+    return JSONResponse(openapi_document(request.app.state.service.name))
 
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
     """Return metrics for Prometheus. A tenant sees its own metrics; the operator sees the metrics of all tenants."""
-    service: Service = request.app.state.service
+    service: ModelService = request.app.state.service
     bridges = service.bridges
     jobs = [job for bridge in bridges for job in bridge.jobs.values()]
     stats = {

@@ -56,13 +56,13 @@ class EverydayMixture(Task):
         tries = 0
         while True:
             problem = task.sample(rng)
-            if self._belongs(problem.key, split):
+            if self._key_is_in_split(problem.key, split):
                 tries += 1
                 if problem.key not in seen or tries > FRESH_TRIES:
                     seen.add(problem.key)
                     return task.with_noisy_answer(problem)
 
-    def _belongs(self, key: str, split: Split) -> bool:
+    def _key_is_in_split(self, key: str, split: Split) -> bool:
         if split_of(key, dev=DEV, test=TEST) != split:
             return False
         return split != "train" or self.pool == "any" or train_pool_of(key) == self.pool

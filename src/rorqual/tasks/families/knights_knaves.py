@@ -16,13 +16,13 @@ MIXED = tuple(case for case in CASES if 0 < sum(case) < 3)
 """Cases with both knights and knaves. Only these cases can be solutions."""
 
 
-class Literal(NamedTuple):
+class RoleLiteral(NamedTuple):
     """An atomic statement: `A` states that A is a knight, and `-A` states that A is a knave."""
 
     person: int
     knight: bool
 
-    def holds(self, case: tuple[int, ...]) -> bool:
+    def is_true_in(self, case: tuple[int, ...]) -> bool:
         """Return whether the literal is true in `case`."""
         return bool(case[self.person]) == self.knight
 
@@ -32,17 +32,17 @@ class SpeakerStatement(NamedTuple):
 
     speaker: int
     op: str
-    parts: tuple[Literal, ...]
+    parts: tuple[RoleLiteral, ...]
 
-    def holds(self, case: tuple[int, ...]) -> bool:
+    def is_true_in(self, case: tuple[int, ...]) -> bool:
         """Return whether the statement is true in `case`."""
-        truth = [part.holds(case) for part in self.parts]
+        truth = [part.is_true_in(case) for part in self.parts]
         return any(truth) if self.op == "|" else truth[0] == truth[-1] if self.op == "=" else all(truth)
 
     def can_be_made_in(self, case: tuple[int, ...]) -> bool:
         """Return whether the speaker can make the statement in `case`. Knights make true statements, and knaves make
         false statements."""
-        return self.holds(case) == bool(case[self.speaker])
+        return self.is_true_in(case) == bool(case[self.speaker])
 
     def text(self, names: str = PEOPLE) -> str:
         """Return the statement in the notation of the prompt, such as `A:B&-C`."""
@@ -50,13 +50,13 @@ class SpeakerStatement(NamedTuple):
 
     def rename_people(self, order: tuple[int, ...]) -> SpeakerStatement:
         """Rename each person p to `order[p]`, and sort the parts of the statement, because A&B equals B&A."""
-        parts = sorted(Literal(order[part.person], part.knight) for part in self.parts)
+        parts = sorted(RoleLiteral(order[part.person], part.knight) for part in self.parts)
         return SpeakerStatement(order[self.speaker], self.op, tuple(parts))
 
 
-SIMPLE = tuple(("", (Literal(p, k),)) for p in range(3) for k in (True, False))
+SIMPLE = tuple(("", (RoleLiteral(p, k),)) for p in range(3) for k in (True, False))
 PAIRED = tuple(
-    (op, (Literal(p, j), Literal(q, k)))
+    (op, (RoleLiteral(p, j), RoleLiteral(q, k)))
     for op in "&|="
     for p, q in combinations(range(3), 2)
     for j in (True, False)
@@ -98,7 +98,9 @@ class KnightsKnaves(Family):
     def sample(self, rng: random.Random, difficulty: int) -> Problem:
         solution = rng.choice(MIXED)
         statements = _random_statements(rng, difficulty, solution)
-        while len(statements) != len(set(map(_canonical_one, statements))) or _solutions(statements) != [solution]:
+        while len(statements) != len(set(map(_sort_statement_parts, statements))) or _solutions(statements) != [
+            solution
+        ]:
             statements = _random_statements(rng, difficulty, solution)
         rng.shuffle(statements)
         answer = "".join(map(str, solution))
@@ -137,7 +139,7 @@ def _solutions(statements: list[SpeakerStatement]) -> list[tuple[int, ...]]:
     return [case for case in CASES if all(s.can_be_made_in(case) for s in statements)]
 
 
-def _canonical_one(statement: SpeakerStatement) -> SpeakerStatement:
+def _sort_statement_parts(statement: SpeakerStatement) -> SpeakerStatement:
     return statement.rename_people((0, 1, 2))
 
 
@@ -152,7 +154,7 @@ def _steps(statements: list[SpeakerStatement]) -> str:
     for case in CASES:
         out += "".join(map(str, case)) + ":"
         for s in statements:
-            out += str(int(s.holds(case)))
+            out += str(int(s.is_true_in(case)))
             if not s.can_be_made_in(case):
                 out += "x"
                 break

@@ -35,7 +35,7 @@ class LetterSwap(Family):
             words.append(f"{pair}={state}")
         return self.problem(
             difficulty,
-            key=" ".join([start, *_canonical(pairs)]),
+            key=" ".join([start, *_canonical_pair_order(pairs)]),
             prompt=" ".join([start, *shown]),
             steps=" ".join(words),
             answer=state,
@@ -54,7 +54,7 @@ class LetterSwap(Family):
         return 120 * words
 
 
-def _canonical(pairs: list[str]) -> list[str]:
+def _canonical_pair_order(pairs: list[str]) -> list[str]:
     """Return the lexicographically smallest order of `pairs` that can be reached by exchanging adjacent pairs without a common letter.
     The loop repeatedly takes the smallest pair that such exchanges can move to the front.
     """

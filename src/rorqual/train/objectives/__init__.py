@@ -7,7 +7,7 @@ from rorqual.train.objectives.grpo import GRPO
 from rorqual.train.objectives.indexer import IndexerSparse, IndexerWarmup
 from rorqual.train.objectives.mtp import MultiToken
 from rorqual.train.objectives.next_token import NextToken
-from rorqual.train.objectives.objective import Objective, Term
+from rorqual.train.objectives.objective import LossTerm, Objective
 
 __all__ = [
     "GRPO",
@@ -15,9 +15,9 @@ __all__ = [
     "Distil",
     "IndexerSparse",
     "IndexerWarmup",
+    "LossTerm",
     "MultiToken",
     "NextToken",
     "Objective",
     "SequenceBalance",
-    "Term",
 ]

@@ -7,10 +7,10 @@ from typing import ClassVar, Literal
 import torch
 
 from rorqual.core.config import NonNegative
-from rorqual.model.decoder import Decoder, Output
-from rorqual.ops.moe import sequence_balance
+from rorqual.model.decoder import Decoder, DecoderOutput
+from rorqual.ops.moe import sequence_balance_loss
 from rorqual.train.batch import TrainBatch
-from rorqual.train.objectives.objective import Objective, Term
+from rorqual.train.objectives.objective import LossTerm, Objective
 
 
 class AuxBalance(Objective):
@@ -30,10 +30,10 @@ class AuxBalance(Objective):
     def weight(self, batch: TrainBatch) -> float:
         return float(batch.n_tokens)
 
-    def term(self, model: Decoder, batch: TrainBatch, output: Output) -> Term:
+    def term(self, model: Decoder, batch: TrainBatch, output: DecoderOutput) -> LossTerm:
         valid = batch.segments.flatten() >= 0
         sequence = torch.zeros(batch.n_tokens, dtype=torch.long, device=valid.device)  # treat the batch as one sequence
         total = output.hidden.new_zeros((), dtype=torch.float32)
         for routing in output.routing:
-            total = total + sequence_balance(routing.scores[valid], routing.indices[valid], sequence, 1)
-        return Term(total * batch.n_tokens)
+            total = total + sequence_balance_loss(routing.scores[valid], routing.indices[valid], sequence, 1)
+        return LossTerm(total * batch.n_tokens)

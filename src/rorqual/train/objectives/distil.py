@@ -10,10 +10,10 @@ from torch import Tensor
 
 from rorqual.core.config import Temperature
 from rorqual.core.errors import ConfigError, NumericsError
-from rorqual.model.decoder import Decoder, Output
+from rorqual.model.decoder import Decoder, DecoderOutput
 from rorqual.ops.losses import token_logprobs
 from rorqual.train.batch import TrainBatch
-from rorqual.train.objectives.objective import Objective, Term, sampler_difference
+from rorqual.train.objectives.objective import LossTerm, Objective, sampler_difference
 
 Divergence = Literal["forward", "reverse", "skewed", "skewed_reverse"]
 MOST_MASS = 1.001
@@ -57,7 +57,7 @@ class Distil(Objective):
     def weight(self, batch: TrainBatch) -> float:
         return float(batch.loss_mask.sum())
 
-    def term(self, model: Decoder, batch: TrainBatch, output: Output) -> Term:
+    def term(self, model: Decoder, batch: TrainBatch, output: DecoderOutput) -> LossTerm:
         assert batch.teacher_logprobs is not None
         at = batch.loss_mask.nonzero(as_tuple=True)
         logits = model.logits(output.hidden[at])
@@ -79,7 +79,7 @@ class Distil(Objective):
                 now = token_logprobs(logits / self.sampling_temperature, batch.targets[at])
                 compared = sampler_difference(now, batch, at)
                 means, maxima = means | compared.means, compared.maxima
-        return Term((divergences * batch.loss_mask[at]).sum() * self.temperature**2, means, maxima)
+        return LossTerm((divergences * batch.loss_mask[at]).sum() * self.temperature**2, means, maxima)
 
     def _align_logprobs(self, logits: Tensor, stored: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the log-probabilities of teacher and student. Both tensors are [n, k], or [n, k + 1] with a bucket for all other tokens.

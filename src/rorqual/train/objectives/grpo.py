@@ -16,11 +16,11 @@ from torch import Tensor
 
 from rorqual.core.config import Natural, NonNegative, Temperature
 from rorqual.core.errors import NumericsError
-from rorqual.model.decoder import Decoder, Output
-from rorqual.ops.losses import keep_only, reverse_kl, token_logprobs
+from rorqual.model.decoder import Decoder, DecoderOutput
+from rorqual.ops.losses import mask_tokens_not_kept, reverse_kl, token_logprobs
 from rorqual.ops.row_limits import ENOUGH
 from rorqual.train.batch import TrainBatch
-from rorqual.train.objectives.objective import Objective, Term, sampler_difference
+from rorqual.train.objectives.objective import LossTerm, Objective, sampler_difference
 
 
 class GRPO(Objective):
@@ -102,7 +102,7 @@ class GRPO(Objective):
         """Return the weight of each token in the numerator of the mean."""
         return batch.loss_mask / self.max_tokens if self.per == "constant" else self._denominator_weights(batch)
 
-    def term(self, model: Decoder, batch: TrainBatch, output: Output) -> Term:
+    def term(self, model: Decoder, batch: TrainBatch, output: DecoderOutput) -> LossTerm:
         at = batch.loss_mask.nonzero(as_tuple=True)
         drawn = DrawnTokens.from_batch(batch, at, self)
         logits = self._logits(model, output.hidden[at], None if batch.kept is None else batch.kept[at])
@@ -136,7 +136,7 @@ class GRPO(Objective):
         logprobs = None
         if self.needs_old_logprobs:
             logprobs = torch.zeros_like(batch.loss_mask).index_put(at, now.detach())
-        return Term(total, means, compared.maxima, logprobs=logprobs)
+        return LossTerm(total, means, compared.maxima, logprobs=logprobs)
 
     def _logits(self, model: Decoder, hidden: Tensor, kept: Tensor | None) -> Tensor:
         """Return the logits at the sampling temperature. If `kept` is given, mask all tokens that are not in `kept`.
@@ -146,12 +146,12 @@ class GRPO(Objective):
         """
         if not model.ops.in_blocks:
             logits = model.logits(hidden) / self.temperature
-            return logits if kept is None else keep_only(logits, kept)
+            return logits if kept is None else mask_tokens_not_kept(logits, kept)
         n = len(hidden)
         rows = F.pad(hidden, (0, 0, 0, max(0, ENOUGH.least - n)))
         logits = model.logits(rows)[:n]
         logits = logits / self.temperature
-        return logits if kept is None else keep_only(logits.log_softmax(-1), kept)
+        return logits if kept is None else mask_tokens_not_kept(logits.log_softmax(-1), kept)
 
     def _ratio(self, now: Tensor, drawn: DrawnTokens) -> Tensor:
         """Return the importance ratio of each token: p / p_old, or the geometric mean of p / p_old over the answer (GSPO, eq. 7)."""
@@ -196,7 +196,7 @@ class DrawnTokens:
             batch.old_logprobs, objective.needs_old_logprobs, "the trainer's log-probabilities before the update", at
         )
         reference = _require_tensor(batch.reference_logprobs, objective.beta > 0, "a reference's log-probabilities", at)
-        _, answer, counts = batch.documents[at].unique(return_inverse=True, return_counts=True)
+        _, answer, counts = batch.document_indices[at].unique(return_inverse=True, return_counts=True)
         return cls(
             advantage=batch.advantages[at],
             weight=objective.numerator_weights(batch)[at],

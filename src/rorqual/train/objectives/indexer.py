@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from rorqual.core.config import Natural
-from rorqual.model.decoder import Decoder, Output
+from rorqual.model.decoder import Decoder, DecoderOutput
 from rorqual.train.batch import TrainBatch
-from rorqual.train.objectives.objective import Objective, Term
+from rorqual.train.objectives.objective import LossTerm, Objective
 
 
 class IndexerWarmup(Objective):
@@ -33,10 +33,10 @@ class IndexerWarmup(Objective):
     def weight(self, batch: TrainBatch) -> float:
         return float((batch.segments >= 0).sum())
 
-    def term(self, model: Decoder, batch: TrainBatch, output: Output) -> Term:
+    def term(self, model: Decoder, batch: TrainBatch, output: DecoderOutput) -> LossTerm:
         outputs = [output]
         if self.depth:
-            outputs += model.predict_further(
+            outputs += model.predict_with_mtp(
                 output.hidden.detach(), batch.tokens, batch.positions, batch.segments, record=self.recorded_tensors()
             )
         total, layers = output.hidden.new_zeros(()), 0
@@ -45,7 +45,7 @@ class IndexerWarmup(Objective):
             for loss in out.recorded[self.name]:
                 total, layers = total + loss[valid].sum(), layers + 1
         loss = total / layers
-        return Term(loss, {self.name: (float(loss.detach()), self.weight(batch))})
+        return LossTerm(loss, {self.name: (float(loss.detach()), self.weight(batch))})
 
 
 class IndexerSparse(IndexerWarmup):

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from rorqual.core.config import Count, NonNegative
-from rorqual.model.decoder import Decoder, Output
+from rorqual.model.decoder import Decoder, DecoderOutput
 from rorqual.ops.losses import token_logprobs
 from rorqual.ops.moe import Routing
 from rorqual.train.batch import TrainBatch
-from rorqual.train.objectives.objective import Objective, Term
+from rorqual.train.objectives.objective import LossTerm, Objective
 
 
 class MultiToken(Objective):
@@ -27,21 +27,21 @@ class MultiToken(Objective):
     depth: Count = 1
 
     def weight(self, batch: TrainBatch) -> float:
-        return sum(float(_mask(batch, k).sum()) for k in range(1, self.depth + 1))
+        return sum(float(_loss_mask(batch, k).sum()) for k in range(1, self.depth + 1))
 
-    def term(self, model: Decoder, batch: TrainBatch, output: Output) -> Term:
-        outputs = model.predict_further(output.hidden, batch.tokens, batch.positions, batch.segments)
+    def term(self, model: Decoder, batch: TrainBatch, output: DecoderOutput) -> LossTerm:
+        outputs = model.predict_with_mtp(output.hidden, batch.tokens, batch.positions, batch.segments)
         total = output.hidden.new_zeros((), dtype=torch.float32)
         routing: list[Routing] = []
         valid: list[Tensor] = []
         for k, out in enumerate(outputs, start=1):
-            mask = _mask(batch, k)
+            mask = _loss_mask(batch, k)
             at = mask.nonzero(as_tuple=True)
             logprobs = token_logprobs(model.logits(out.hidden[at]), batch.targets[:, k:][at])
             total = total - (logprobs * mask[at]).sum()
             routing.extend(out.routing)
             valid.extend(_same_document_mask(batch, k).flatten() for _ in out.routing)
-        return Term(total, routing=tuple(routing), valid=tuple(valid))
+        return LossTerm(total, routing=tuple(routing), valid=tuple(valid))
 
 
 def _same_document_mask(batch: TrainBatch, k: int) -> Tensor:
@@ -49,7 +49,7 @@ def _same_document_mask(batch: TrainBatch, k: int) -> Tensor:
     return (batch.segments[:, k:] >= 0) & (batch.segments[:, k:] == batch.segments[:, :-k])
 
 
-def _mask(batch: TrainBatch, k: int) -> Tensor:
+def _loss_mask(batch: TrainBatch, k: int) -> Tensor:
     """Return the loss mask of depth k. Position i predicts the target of position i + k if both positions are in the
     same document."""
     return batch.loss_mask[:, k:] * _same_document_mask(batch, k)

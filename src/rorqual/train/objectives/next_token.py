@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from rorqual.model.decoder import Decoder, Output
+from rorqual.model.decoder import Decoder, DecoderOutput
 from rorqual.ops.losses import token_logprobs
 from rorqual.train.batch import TrainBatch
-from rorqual.train.objectives.objective import Objective, Term
+from rorqual.train.objectives.objective import LossTerm, Objective
 
 
 class NextToken(Objective):
@@ -18,7 +18,7 @@ class NextToken(Objective):
     def weight(self, batch: TrainBatch) -> float:
         return float(batch.loss_mask.sum())
 
-    def term(self, model: Decoder, batch: TrainBatch, output: Output) -> Term:
+    def term(self, model: Decoder, batch: TrainBatch, output: DecoderOutput) -> LossTerm:
         at = batch.loss_mask.nonzero(as_tuple=True)
         logprobs = token_logprobs(model.logits(output.hidden[at]), batch.targets[at])
-        return Term(-(logprobs * batch.loss_mask[at]).sum())
+        return LossTerm(-(logprobs * batch.loss_mask[at]).sum())

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from rorqual.core.config import KindConfig, NonNegative
-from rorqual.model.decoder import Decoder, Output
+from rorqual.model.decoder import Decoder, DecoderOutput
 from rorqual.ops.moe import Routing
 from rorqual.train.batch import TrainBatch
 
 
 @dataclass
-class Term:
+class LossTerm:
     """The loss and the metrics of one objective on a batch. `sum` is the loss before division by the weight.
 
     `means` maps metric names to (sum, weight), and `maxima` maps metric names to maxima. `routing` holds the router outputs of
@@ -36,7 +36,7 @@ class Term:
 
 
 @torch.no_grad()
-def sampler_difference(now: Tensor, batch: TrainBatch, at: tuple[Tensor, ...]) -> Term:
+def sampler_difference(now: Tensor, batch: TrainBatch, at: tuple[Tensor, ...]) -> LossTerm:
     """Return a Term that has only metrics: the difference between the trainer's log-probabilities `now` [n] and the sampler's.
 
     `at` holds the indices of the n tokens in the batch. `logprob_diff` covers tokens sampled with the trainer's current
@@ -46,7 +46,7 @@ def sampler_difference(now: Tensor, batch: TrainBatch, at: tuple[Tensor, ...]) -
     difference = (now - batch.sampled_logprobs[at]).abs().double()
     if batch.ages is None:
         largest = float(difference.max()) if len(now) else 0.0
-        return Term(
+        return LossTerm(
             now.new_zeros(()), {"logprob_diff": (float(difference.sum()), float(len(now)))}, {"logprob_diff": largest}
         )
     ages = batch.ages[at]
@@ -56,7 +56,7 @@ def sampler_difference(now: Tensor, batch: TrainBatch, at: tuple[Tensor, ...]) -
         "stale_logprob_diff": (float(difference[ages > 0].sum()), n_stale),
         "policy_age": (float(ages.sum()), float(len(ages))),
     }
-    return Term(now.new_zeros(()), means, {"logprob_diff": float(fresh.max())} if len(fresh) else {})
+    return LossTerm(now.new_zeros(()), means, {"logprob_diff": float(fresh.max())} if len(fresh) else {})
 
 
 class Objective(KindConfig):
@@ -90,6 +90,6 @@ class Objective(KindConfig):
         """
         raise NotImplementedError
 
-    def term(self, model: Decoder, batch: TrainBatch, output: Output) -> Term:
+    def term(self, model: Decoder, batch: TrainBatch, output: DecoderOutput) -> LossTerm:
         """Compute the loss and the metrics of the batch from the output of the forward pass."""
         raise NotImplementedError

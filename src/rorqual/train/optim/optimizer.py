@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rorqual.core.config import KindConfig, NonNegative
 from rorqual.core.errors import CheckpointError
 from rorqual.model.load.names import find_differences, list_first_names
-from rorqual.train.schedule import Schedule
+from rorqual.train.schedule import LearningRateSchedule
 
 
 class Optimizer(ABC):
@@ -42,7 +42,7 @@ def check_state(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...
 class OptimConfig(KindConfig):
     """Base class of the optimizers' configs. Gradients are clipped to a global norm of `clip`; 0 disables clipping."""
 
-    schedule: Schedule = Schedule()
+    schedule: LearningRateSchedule = LearningRateSchedule()
     clip: NonNegative = 1.0
 
     def build(self, params: dict[str, nn.Parameter]) -> Optimizer:

@@ -4,7 +4,7 @@ from rorqual.train.sources.conversations import ConversationsConfig
 from rorqual.train.sources.distilled import DistilledConfig
 from rorqual.train.sources.on_policy import OnPolicyConfig
 from rorqual.train.sources.rollouts import RolloutConfig
-from rorqual.train.sources.source import Source, SourceConfig, SourceInputs, StepData
+from rorqual.train.sources.source import Source, SourceConfig, SourceInputs, StepBatches
 from rorqual.train.sources.text import TextConfig
 from rorqual.train.sources.worked import WorkedConfig
 
@@ -16,7 +16,7 @@ __all__ = [
     "Source",
     "SourceConfig",
     "SourceInputs",
-    "StepData",
+    "StepBatches",
     "TextConfig",
     "WorkedConfig",
 ]

@@ -8,7 +8,7 @@ from typing import Literal
 
 from rorqual.core.config import RowLength, Rows
 from rorqual.core.errors import DataError
-from rorqual.data.pack import Sample
+from rorqual.data.pack import TrainingSample
 from rorqual.data.source.conversations import read_conversations
 from rorqual.data.stream import ConversationStream
 from rorqual.train.sources.source import Source, SourceConfig, SourceInputs, StreamSource
@@ -32,7 +32,7 @@ class ConversationsConfig(SourceConfig):
         rendered = [
             sample for messages in loaded.conversations for sample in materials.chat.training_renderings(messages)
         ]
-        samples = [Sample(r.ids, r.mask) for r in rendered]
+        samples = [TrainingSample(r.ids, r.mask) for r in rendered]
         too_long = [len(s) for s in samples if len(s) > self.row]
         if too_long and self.longer == "error":
             raise DataError(
@@ -41,7 +41,7 @@ class ConversationsConfig(SourceConfig):
                 remedy=f"Set row={max(too_long)}, or source.longer=cut or skip.",
             )
         usable = [s.truncate(self.row) for s in samples if self.longer == "cut" or len(s) <= self.row]
-        empty = sum(not s.n_trained for s in usable)  # cutting may leave only the prompt
+        empty = sum(not s.n_trained_tokens for s in usable)  # cutting may leave only the prompt
         stream = ConversationStream(usable, self.rows, self.row, materials.seed, pad=materials.chat.pad)
         skipped, silent = len(samples) - len(usable), loaded.skipped + empty
         note = f"{self.data}: skipped {silent} with nothing to train on, {skipped} longer than a row"

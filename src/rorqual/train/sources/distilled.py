@@ -14,11 +14,11 @@ from rorqual.core.conversations import refuse_empty_prompt
 from rorqual.core.errors import DataError
 from rorqual.core.records import is_blank_message
 from rorqual.data.distilled import DistilledFile, TeacherSample, read_distilled
-from rorqual.data.pack import PackedSamples, Sample, pack_rows
+from rorqual.data.pack import PackedSamples, TrainingSample, pack_rows
 from rorqual.data.stream import ConversationStream
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.train.batch import TrainBatch
-from rorqual.train.sources.source import Source, SourceConfig, SourceInputs, StepData
+from rorqual.train.sources.source import Source, SourceConfig, SourceInputs, StepBatches
 
 
 class DistilledConfig(SourceConfig):
@@ -86,7 +86,7 @@ class DistilledSamples(Source):
             + f", {silent} with an empty answer" * bool(silent)
         ]
 
-    def step(self, step: int) -> StepData:
+    def step(self, step: int) -> StepBatches:
         numbers = self.stream.sample_rows(step)
         flat = [number for row in numbers for number in row]
         rows, begun = [], 0
@@ -96,8 +96,8 @@ class DistilledSamples(Source):
         packed = pack_rows([self.samples[n] for n in flat], rows, self.config.row, pad=self.pad)
         notes, self.notes = self.notes, []
         if self.config.logits:
-            return StepData([pack_teacher_batch(packed, [self.rows[n] for n in flat])], notes=notes)
-        return StepData([TrainBatch.from_packed(packed.batch)], notes=notes)
+            return StepBatches([pack_teacher_batch(packed, [self.rows[n] for n in flat])], notes=notes)
+        return StepBatches([TrainBatch.from_packed(packed.batch)], notes=notes)
 
 
 def is_empty_answer(one: TeacherSample, stops: Collection[int]) -> bool:
@@ -161,10 +161,10 @@ def vocabulary_mismatch_error(where: str, teacher: int, student: int, data: str 
     )
 
 
-def _samples(one: TeacherSample, materials: SourceInputs) -> Iterator[tuple[Sample, TeacherSample]]:
+def _samples(one: TeacherSample, materials: SourceInputs) -> Iterator[tuple[TrainingSample, TeacherSample]]:
     if len(one.token_ids):
         mask = [False] * len(one.prompt_ids) + [True] * len(one.token_ids)
-        yield Sample([*one.prompt_ids, *one.token_ids], mask), one
+        yield TrainingSample([*one.prompt_ids, *one.token_ids], mask), one
         return
     for rendered in materials.chat.training_renderings(one.messages):
-        yield Sample(rendered.ids, rendered.mask), one
+        yield TrainingSample(rendered.ids, rendered.mask), one

@@ -25,12 +25,12 @@ from rorqual.train.batch import TrainBatch
 from rorqual.train.sources.distilled import vocabulary_mismatch_error
 from rorqual.train.sources.reference import load_frozen, map_rows
 from rorqual.train.sources.rollouts import batch_of, rollout_metrics
-from rorqual.train.sources.sampler import SampledConfig, SampledSource, ScoredCompletion, grade_completion
-from rorqual.train.sources.source import Source, SourceInputs, StepData
+from rorqual.train.sources.sampler import SampledSource, SampledSourceConfig, ScoredCompletion, grade_completion
+from rorqual.train.sources.source import Source, SourceInputs, StepBatches
 from rorqual.train.sources.worked import endless_problems
 
 
-class OnPolicyConfig(SampledConfig):
+class OnPolicyConfig(SampledSourceConfig):
     """Train on answers sampled from the student.
 
     `teacher` is the run directory of the teacher. `top_k` keeps the teacher's most likely tokens at each position; 0
@@ -59,7 +59,7 @@ class OnPolicy(SampledSource):
         self.teacher = OnPolicyTeacher(config.teacher, materials, config.row, config.top_k)
         super().__init__(config, materials)
 
-    def step(self, step: int) -> StepData:
+    def step(self, step: int) -> StepBatches:
         self.sampler.send_weights()
         problems = list(islice(endless_problems(self.task, self.seed * 1_000_003 + step), self.config.problems))
         groups = [
@@ -75,7 +75,7 @@ class OnPolicy(SampledSource):
         metrics: dict[str, Any] = {"teacher_tokens": read, "teacher_flops": read * self.teacher.flops}
         measured = rollout_metrics(problems, groups, self.chat)
         metrics |= {name: value for name, value in measured.items() if not name.startswith("groups_")}
-        return StepData(batches, metrics, fresh=True)
+        return StepBatches(batches, metrics, fresh=True)
 
     def _batch(self, scored: list[ScoredCompletion]) -> TrainBatch:
         batch = batch_of(scored, self.config.row, self.chat.pad)
@@ -114,13 +114,13 @@ class OnPolicyTeacher:
 
     def add_distributions(self, batch: TrainBatch) -> TrainBatch:
         """Add the teacher's distribution at each trained position of the batch."""
-        scored = map_rows(batch, self._score, self.threads)
+        scored = map_rows(batch, self._teacher_logprobs, self.threads)
         logprobs = torch.cat([part for part, _ in scored])
         if not self.top_k:
             return replace(batch, teacher_logprobs=logprobs)
         return replace(batch, teacher_logprobs=logprobs, teacher_ids=torch.cat([ids for _, ids in scored]))
 
-    def _score(self, part: TrainBatch) -> tuple[Tensor, Tensor]:
+    def _teacher_logprobs(self, part: TrainBatch) -> tuple[Tensor, Tensor]:
         """Return the teacher's log-probabilities and token ids, both [rows, seq, k]. Untrained positions are 0.
 
         If `top_k` is 0 (the whole vocabulary), the ids are empty.

@@ -16,7 +16,7 @@ from rorqual.engine.score import ROWS
 from rorqual.model.decoder import Decoder
 from rorqual.model.load.run_directory import load_run
 from rorqual.ops.backends import Backend
-from rorqual.ops.losses import keep_only, token_logprobs
+from rorqual.ops.losses import mask_tokens_not_kept, token_logprobs
 from rorqual.train.batch import TrainBatch
 
 R = TypeVar("R")
@@ -41,7 +41,7 @@ def map_rows(batch: TrainBatch, score: Callable[[TrainBatch], R], threads: int) 
         return list(pool.map(score, batch.split(-(-len(batch.tokens) // ROWS))))
 
 
-class Reference:
+class ReferenceModel:
     """A reference model: the newest checkpoint of the run directory `path`, in fp32 on the device of the `trained` model.
 
     The reference model's own routers choose its experts. The reference distribution is computed like the sampler's
@@ -62,14 +62,14 @@ class Reference:
 
     def logprobs(self, batch: TrainBatch) -> Tensor:
         """Return the reference model's log-probabilities of the targets [rows, seq]. Untrained positions are 0."""
-        return torch.cat(map_rows(batch, self._score, self.threads)).to(batch.tokens.device)
+        return torch.cat(map_rows(batch, self._target_logprobs, self.threads)).to(batch.tokens.device)
 
     @torch.no_grad()
-    def _score(self, part: TrainBatch) -> Tensor:
+    def _target_logprobs(self, part: TrainBatch) -> Tensor:
         batch = part.to(self.device)
         at = batch.loss_mask.nonzero(as_tuple=True)
         output = self.model(batch.tokens, batch.positions, segments=batch.segments)
         logits = self.model.logits(output.hidden[at]) / self.temperature
         if batch.kept is not None:
-            logits = keep_only(logits, batch.kept[at])
+            logits = mask_tokens_not_kept(logits, batch.kept[at])
         return torch.zeros_like(batch.loss_mask).index_put(at, token_logprobs(logits, batch.targets[at]))

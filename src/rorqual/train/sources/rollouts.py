@@ -15,15 +15,21 @@ from torch import Tensor
 
 from rorqual.core.config import MOST, Config, Count, Natural, NonNegative, Part, Positive
 from rorqual.data.chat import ChatFormat
-from rorqual.data.pack import PackedSamples, Sample, pack
+from rorqual.data.pack import PackedSamples, TrainingSample, pack
 from rorqual.engine.request import Completion
 from rorqual.ops.moe import CHOOSE
 from rorqual.tasks.task import Problem, Verdict
 from rorqual.train.batch import TrainBatch
-from rorqual.train.sources.reference import Reference
-from rorqual.train.sources.sampler import SampledConfig, SampledSource, ScoredCompletion, grade_completion, prompt_of
+from rorqual.train.sources.reference import ReferenceModel
+from rorqual.train.sources.sampler import (
+    SampledSource,
+    SampledSourceConfig,
+    ScoredCompletion,
+    grade_completion,
+    prompt_of,
+)
 from rorqual.train.sources.shaping import group_advantages, overlong_penalty
-from rorqual.train.sources.source import Source, SourceInputs, StepData
+from rorqual.train.sources.source import Source, SourceInputs, StepBatches
 from rorqual.train.sources.worked import endless_problems
 
 
@@ -55,7 +61,7 @@ class LengthPenaltyConfig(Config):
         return -min(self.limit, cost * length / self.tokens)
 
 
-class RolloutConfig(SampledConfig):
+class RolloutConfig(SampledSourceConfig):
     """Train on answers sampled from the model. The `samples` answers to a prompt are a group.
 
     `std` divides advantages by the group's standard deviation (R1). `trace` is the number of groups per step whose texts
@@ -131,12 +137,12 @@ class Rollouts(SampledSource):
         super().__init__(config, materials, record_kept=record_kept)
         self.params = replace(self.params, top_p=config.top_p, top_k=config.top_k, calculator=config.calculator)
         self.reference = (
-            Reference(config.reference, materials.model, temperature=config.temperature, threads=materials.threads)
+            ReferenceModel(config.reference, materials.model, temperature=config.temperature, threads=materials.threads)
             if config.reference
             else None
         )
 
-    def step(self, step: int) -> StepData:
+    def step(self, step: int) -> StepBatches:
         c = self.config
         self.sampler.send_weights()
         problems, groups = self._sample_groups(step)
@@ -149,9 +155,9 @@ class Rollouts(SampledSource):
         unlearned = [self._batch(untrained)] if untrained else []
         if self.reference is not None:
             metrics["reference_tokens"] = sum(batch.n_tokens for batch in batches)
-        notes = list(self._notes(step, learn, groups, chosen))
-        trace = trace_lines(problems, groups, c.trace, self.chat)
-        return StepData(batches, metrics, fresh=True, unlearned=unlearned, notes=notes, trace=trace)
+        notes = list(self._step_notes(step, learn, groups, chosen))
+        trace = trace_records(problems, groups, c.trace, self.chat)
+        return StepBatches(batches, metrics, fresh=True, unlearned=unlearned, notes=notes, trace=trace)
 
     def _sample_groups(self, step: int) -> tuple[list[Problem], list[list[ScoredCompletion]]]:
         """Draw problems and sample answers: once, or until enough groups have both right and wrong answers (DAPO's dynamic sampling)."""
@@ -191,7 +197,7 @@ class Rollouts(SampledSource):
             out[f"reply_length/effort {effort}"] = float(np.mean([len(one.completion.token_ids) for one in own]))
         return out
 
-    def _notes(
+    def _step_notes(
         self,
         step: int,
         learn: list[ScoredCompletion],
@@ -242,7 +248,7 @@ def has_right_and_wrong(group: list[ScoredCompletion]) -> bool:
 def batch_of(scored: list[ScoredCompletion], width: int, pad: int) -> TrainBatch:
     """Pack samples into a training batch with rows of `width` tokens. The loss covers the sampled tokens."""
     samples = [
-        Sample(
+        TrainingSample(
             [*s.completion.prompt_ids, *s.completion.token_ids],
             [False] * len(s.completion.prompt_ids) + [True] * len(s.completion.token_ids),
         )
@@ -327,7 +333,7 @@ def rollout_metrics(problems: list[Problem], groups: list[list[ScoredCompletion]
     } | by_level
 
 
-def trace_lines(
+def trace_records(
     problems: list[Problem], groups: list[list[ScoredCompletion]], count: int, chat: ChatFormat
 ) -> list[dict[str, Any]]:
     """Return one record per group for `rollouts.jsonl`, with the verdict, advantage and lengths of each sample.

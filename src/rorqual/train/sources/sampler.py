@@ -17,12 +17,12 @@ from rorqual.ops.backends import REFERENCE, TORCH, TORCH_INVARIANT, Backend
 from rorqual.tasks.find import safe_grade
 from rorqual.tasks.task import Problem, Task, Verdict
 from rorqual.train.sources.source import Source, SourceInputs
-from rorqual.train.sources.worked import TaskConfig, first_problems
+from rorqual.train.sources.worked import TaskSourceConfig, first_problems
 
 GOLD_PROBE = 256
 
 
-class SampledConfig(TaskConfig):
+class SampledSourceConfig(TaskSourceConfig):
     """Settings of a source of sampled answers. A step has `problems` prompts with `samples` answers each.
 
     `minibatches` is the number of optimizer updates per step. `row` is the number of tokens per training row; prompt
@@ -74,7 +74,7 @@ class SampledSource(Source):
     With `record_kept`, the samples must contain the tokens that top-p and top-k allowed.
     """
 
-    def __init__(self, config: SampledConfig, materials: SourceInputs, *, record_kept: bool = False) -> None:
+    def __init__(self, config: SampledSourceConfig, materials: SourceInputs, *, record_kept: bool = False) -> None:
         self.chat, self.seed, self.thinking = materials.chat, materials.seed, config.thinking
         self.minibatches = config.minibatches
         self.task = config.load()

@@ -33,7 +33,7 @@ class SourceInputs:
 
 
 @dataclass
-class StepData:
+class StepBatches:
     """The data of one step: one batch per optimizer update, and metrics.
 
     `fresh` is True if the batches were sampled for this step. Before the first update of a fresh step, the loop checks that
@@ -59,7 +59,7 @@ class Source(ABC):
     file may be private."""
 
     @abstractmethod
-    def step(self, step: int) -> StepData:
+    def step(self, step: int) -> StepBatches:
         """Return the batches of step `step`, counted from 0."""
 
 
@@ -69,9 +69,9 @@ class StreamSource(Source):
     def __init__(self, stream: BatchStream, notes: Sequence[str] = ()) -> None:
         self.stream, self.notes = stream, list(notes)
 
-    def step(self, step: int) -> StepData:
+    def step(self, step: int) -> StepBatches:
         notes, self.notes = self.notes, []
-        return StepData([TrainBatch.from_packed(self.stream.batch(step))], notes=notes)
+        return StepBatches([TrainBatch.from_packed(self.stream.batch(step))], notes=notes)
 
 
 class SourceConfig(KindConfig):

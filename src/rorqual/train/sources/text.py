@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from rorqual.core.config import RowLength, Rows
-from rorqual.data.source.text import read_text
+from rorqual.data.source.text import read_text_split
 from rorqual.data.stream import TextStream
 from rorqual.train.sources.source import Source, SourceConfig, SourceInputs, StreamSource
 
@@ -23,8 +23,8 @@ class TextConfig(SourceConfig):
     row: RowLength = 64
 
     def build(self, materials: SourceInputs) -> Source:
-        ids = np.asarray(materials.tokenizer.encode(read_text(Path(self.data)).train), dtype=np.int64)
+        ids = np.asarray(materials.tokenizer.encode(read_text_split(Path(self.data)).train), dtype=np.int64)
         return StreamSource(TextStream(ids, self.rows, self.row, materials.seed))
 
     def texts(self) -> Iterator[str]:
-        yield read_text(Path(self.data)).train
+        yield read_text_split(Path(self.data)).train

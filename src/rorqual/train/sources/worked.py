@@ -12,19 +12,19 @@ from rorqual.core.config import RowLength, Rows, Share
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message
 from rorqual.data.chat import ChatFormat
-from rorqual.data.pack import Sample
+from rorqual.data.pack import TrainingSample
 from rorqual.data.stream import GeneratedStream
 from rorqual.tasks.find import check_gold, check_splits, load_task, problem_location, refuse_empty_answer, safe_problems
 from rorqual.tasks.task import Problem, Task
 from rorqual.train.batch import TrainBatch
-from rorqual.train.sources.source import Source, SourceConfig, SourceInputs, StepData
+from rorqual.train.sources.source import Source, SourceConfig, SourceInputs, StepBatches
 
 PROBE = 64
 DRY = 10_000
 """If this many consecutive problems are longer than a row, the source raises an error."""
 
 
-class TaskConfig(SourceConfig):
+class TaskSourceConfig(SourceConfig):
     """Base class of the sources that draw a task's problems. `data` is the file or folder for tasks that read files."""
 
     task: str
@@ -40,7 +40,7 @@ class TaskConfig(SourceConfig):
             yield f"{problem.prompt} {problem.steps or ''} {problem.answer}"
 
 
-class WorkedConfig(TaskConfig):
+class WorkedConfig(TaskSourceConfig):
     """Train on worked solutions of a task.
 
     `think` is the share of solutions that include the worked steps. All other solutions consist of only the answer. A step has
@@ -73,17 +73,17 @@ class WorkedSolutions(Source):
                 where=f"task {self.task.name}",
                 remedy="Set source.think=0, or use `rorqual train grpo`.",
             )
-        fit = [self._sample(problem, think=config.think > 0) for problem in probe]
+        fit = [self._render_sample(problem, think=config.think > 0) for problem in probe]
         if all(sample is None for sample in fit):
             raise self._too_long(probe[0])
 
-    def step(self, step: int) -> StepData:
+    def step(self, step: int) -> StepBatches:
         problems = endless_problems(self.task, self.seed * 1_000_003 + step)
 
-        def make(rng: random.Random) -> Sample:
+        def make(rng: random.Random) -> TrainingSample:
             think = rng.random() < self.config.think
             for problem in islice(problems, DRY):
-                if (sample := self._sample(problem, think=think)) is not None:
+                if (sample := self._render_sample(problem, think=think)) is not None:
                     return sample
             raise DataError(
                 f"{DRY} consecutive problems are longer than a row of {self.config.row} tokens",
@@ -92,9 +92,9 @@ class WorkedSolutions(Source):
             )
 
         stream = GeneratedStream(make, self.config.rows, self.config.row, self.seed, pad=self.chat.pad)
-        return StepData([TrainBatch.from_packed(stream.batch(step))])
+        return StepBatches([TrainBatch.from_packed(stream.batch(step))])
 
-    def _sample(self, problem: Problem, *, think: bool) -> Sample | None:
+    def _render_sample(self, problem: Problem, *, think: bool) -> TrainingSample | None:
         """Return the rendered solution, or None if the solution is longer than a row and must be skipped."""
         sample = worked_sample(problem, self.chat, think=think)
         if len(sample) <= self.config.row:
@@ -158,9 +158,9 @@ def endless_problems(task: Task, seed: int) -> Iterator[Problem]:
         seed += 7_919
 
 
-def worked_sample(problem: Problem, chat: ChatFormat, *, think: bool) -> Sample:
+def worked_sample(problem: Problem, chat: ChatFormat, *, think: bool) -> TrainingSample:
     """Render a problem and its solution to token ids with a loss mask. `think` includes the worked steps."""
     has_steps = think and problem.steps is not None and problem.steps.strip()
     reply = Message("assistant", problem.answer, problem.steps if has_steps else None)
     rendered = chat.render((*problem.messages, reply))
-    return Sample(rendered.ids, rendered.mask)
+    return TrainingSample(rendered.ids, rendered.mask)

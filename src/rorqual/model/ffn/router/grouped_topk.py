@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rorqual.core.config import MOST, Count, Positive
 from rorqual.core.errors import ConfigError
-from rorqual.model.cost import Cost, linear, vector
+from rorqual.model.cost import Cost, linear_cost, vector_cost
 from rorqual.model.ffn.router.router import Router, RouterConfig
 from rorqual.ops.backends import Backend
 from rorqual.ops.moe import Routing, route, router_logits
@@ -40,8 +40,8 @@ class GroupedTopKConfig(RouterConfig):
         return GroupedTopK(self, hidden_size)
 
     def cost(self, hidden_size: int) -> Cost:
-        bias = vector(self.n_routed_experts) if self.score_bias else Cost()
-        return linear(hidden_size, self.n_routed_experts) + bias
+        bias = vector_cost(self.n_routed_experts) if self.score_bias else Cost()
+        return linear_cost(hidden_size, self.n_routed_experts) + bias
 
     def experts_per_token(self) -> int:
         return self.num_experts_per_tok
@@ -107,7 +107,7 @@ class GroupedTopK(Router):
     def forward(self, x: Tensor, ops: Backend, replay: Tensor | None) -> Routing:
         c = self.config
         return route(
-            router_logits(x, *self.tensors("wide_gate")),
+            router_logits(x, *self.derived_tensors("wide_gate")),
             self.e_score_correction_bias,
             k=c.num_experts_per_tok,
             n_group=c.n_group,

@@ -21,7 +21,7 @@ from rorqual.ops.moe import Routing, expected_load
 class RouterConfig(KindConfig):
     """Base class of the router kinds' configs.
 
-    Choices 0 to `n_experts()` - 1 are experts with weights. The next `n_identity()` choices are identity experts, which return
+    Choices 0 to `n_experts()` - 1 are experts with weights. The next `n_identity_experts()` choices are identity experts, which return
     their input. LongCat-Flash (2509.01322) calls them zero-computation experts. The choice `SKIP` stands for no expert.
     """
 
@@ -41,17 +41,17 @@ class RouterConfig(KindConfig):
         """Return the number of experts with weights."""
         raise NotImplementedError
 
-    def n_identity(self) -> int:
+    def n_identity_experts(self) -> int:
         """Return the number of identity experts."""
         return 0
 
-    def n_choices(self) -> int:
+    def n_router_choices(self) -> int:
         """Return how many choices the router has: experts with weights plus identity experts, without `SKIP`."""
-        return self.n_experts() + self.n_identity()
+        return self.n_experts() + self.n_identity_experts()
 
     def target_load(self) -> Tensor:
         """Return the target load share of each choice [choices] in float64. The default is an even load."""
-        return torch.full((self.n_choices(),), 1 / self.n_choices(), dtype=torch.float64)
+        return torch.full((self.n_router_choices(),), 1 / self.n_router_choices(), dtype=torch.float64)
 
     def active_experts(self) -> float:
         """Return the mean number of experts with weights that a token uses, if the load equals `target_load`."""

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rorqual.core.config import MOST, Count, Positive
-from rorqual.model.cost import Cost, linear, vector
+from rorqual.model.cost import Cost, linear_cost, vector_cost
 from rorqual.model.ffn.router.router import Router, RouterConfig
 from rorqual.ops.backends import Backend
 from rorqual.ops.moe import Routing, expected_load, route, router_logits
@@ -36,7 +36,7 @@ class ZeroExpertsConfig(RouterConfig):
         return ZeroExperts(self, hidden_size)
 
     def cost(self, hidden_size: int) -> Cost:
-        return linear(hidden_size, self.n_choices()) + vector(self.n_choices())
+        return linear_cost(hidden_size, self.n_router_choices()) + vector_cost(self.n_router_choices())
 
     def experts_per_token(self) -> int:
         return self.num_experts_per_tok
@@ -44,7 +44,7 @@ class ZeroExpertsConfig(RouterConfig):
     def n_experts(self) -> int:
         return self.n_routed_experts
 
-    def n_identity(self) -> int:
+    def n_identity_experts(self) -> int:
         return self.zero_expert_num
 
     def target_load(self) -> Tensor:
@@ -54,7 +54,7 @@ class ZeroExpertsConfig(RouterConfig):
         return torch.tensor([share / n] * n + [(1 - share) / zero] * zero, dtype=torch.float64)
 
     def check(self) -> None:
-        if self.num_experts_per_tok > self.n_choices():
+        if self.num_experts_per_tok > self.n_router_choices():
             raise ValueError("num_experts_per_tok must be at most n_routed_experts + zero_expert_num")
         if not self.expected_experts < self.num_experts_per_tok:
             raise ValueError(
@@ -78,8 +78,8 @@ class ZeroExperts(Router):
     def __init__(self, config: ZeroExpertsConfig, hidden_size: int) -> None:
         super().__init__(config)
         self.config: ZeroExpertsConfig = config
-        self.gate = nn.Parameter(torch.empty(config.n_choices(), hidden_size))
-        self.register_buffer("e_score_correction_bias", torch.zeros(config.n_choices()))
+        self.gate = nn.Parameter(torch.empty(config.n_router_choices(), hidden_size))
+        self.register_buffer("e_score_correction_bias", torch.zeros(config.n_router_choices()))
 
     def wide_gate(self) -> tuple[Tensor]:
         """Return the weight [choices, hidden] in fp32, because logits are computed in fp32."""
@@ -100,7 +100,7 @@ class ZeroExperts(Router):
     def forward(self, x: Tensor, ops: Backend, replay: Tensor | None) -> Routing:
         c = self.config
         routing = route(
-            router_logits(x, *self.tensors("wide_gate")),
+            router_logits(x, *self.derived_tensors("wide_gate")),
             self.e_score_correction_bias,
             k=c.num_experts_per_tok,
             score="softmax",

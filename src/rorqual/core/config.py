@@ -1,8 +1,9 @@
 """Configuration: frozen pydantic models, strict parsing, dotted overrides, and YAML that round-trips.
 
 Each component defines a config class, and a parent config contains the component's config instead of repeating the fields. A
-field that accepts several classes, such as the attention variants, is declared with `one_of(Base)`. In the value of a field
-with `one_of(Base)`, the key `kind` selects the subclass of `Base`. A new kind takes one new file and no registry entry.
+field that accepts several config classes, such as the attention variants, is declared with `one_of(Base)`. In the value of a
+field with `one_of(Base)`, the key `kind` selects the subclass of `Base`. A new subclass of `Base` takes one new file and no
+registry entry.
 """
 
 from __future__ import annotations
@@ -32,21 +33,21 @@ _NUMBER = BeforeValidator(_reject_bool)
 Count = Annotated[int, _NUMBER, Field(ge=1, le=MOST)]
 Natural = Annotated[int, _NUMBER, Field(ge=0, le=MOST)]
 Rows = Annotated[int, _NUMBER, Field(ge=1, le=2**16)]
-"""Number of rows per batch."""
+"""Number of rows in a training batch."""
 RowLength = Annotated[int, _NUMBER, Field(ge=8, le=2**22)]
-"""Number of tokens per row of a batch."""
+"""Number of tokens in each row of a training batch."""
 Seed = Annotated[int, _NUMBER, Field(ge=0, lt=2**63)]
 Bytes = Annotated[int, _NUMBER, Field(ge=0, lt=2**63)]
 Positive = Annotated[float, _NUMBER, Field(gt=0, le=LARGEST, allow_inf_nan=False)]
 NonNegative = Annotated[float, _NUMBER, Field(ge=0, le=LARGEST, allow_inf_nan=False)]
 Share = Annotated[float, _NUMBER, Field(ge=0, le=1, allow_inf_nan=False)]
 Part = Annotated[float, _NUMBER, Field(gt=0, le=1, allow_inf_nan=False)]
-"""A share that must be above zero."""
+"""A share from 0 to 1 that must be above 0."""
 Momentum = Annotated[float, _NUMBER, Field(ge=0, lt=1, allow_inf_nan=False)]
 Temperature = Annotated[float, _NUMBER, Field(ge=1e-3, le=1e3, allow_inf_nan=False)]
-"""A temperature that divides logits or log-probabilities, so it must not be 0."""
+"""A temperature that divides logits or log-probabilities, so the temperature must not be 0."""
 ReplyTemperature = Annotated[float, _NUMBER, Field(ge=0, le=2, allow_inf_nan=False)]
-"""The temperature of a request's reply. 0 means greedy decoding."""
+"""The sampling temperature of a reply. The temperature 0 means greedy decoding."""
 
 
 class Config(BaseModel):
@@ -78,8 +79,8 @@ def with_fields(fields: Mapping[str, Any]) -> Callable[[type[M]], type[M]]:
 def kinds(base: type[KindConfig]) -> dict[str, type[KindConfig]]:
     """Return the subclasses of `base` in imported modules, keyed by `kind`.
 
-    A subclass that does not declare `kind` again is left out. Raises ConfigError if two classes declare the same `kind`. If a
-    class was defined again, as in a notebook, the newest definition is returned.
+    A subclass that inherits `kind` instead of declaring it is left out. Raises ConfigError if two classes declare the same
+    `kind`. If a class was defined more than once, as in a notebook, the newest definition is returned.
     """
     by_kind: dict[str, type[KindConfig]] = {}
     classes: list[type[KindConfig]] = [base]
@@ -100,7 +101,8 @@ def kinds(base: type[KindConfig]) -> dict[str, type[KindConfig]]:
 
 @cache
 def import_plugins() -> None:
-    """Import the modules that installed packages list in the entry point group `rorqual.plugins`. Later calls do nothing."""
+    """Import the modules that installed packages list in the entry point group `rorqual.plugins`. Calls after the first do
+    nothing."""
     for entry in entry_points(group="rorqual.plugins"):
         entry.load()
 
@@ -159,11 +161,11 @@ def _fields_at(cls: Any, path: Iterable[Any]) -> list[str]:
 
 
 def override_fields(config: C, assignments: Iterable[str], *, where: str = "command line") -> C:
-    """Apply dotted assignments such as `optim.lr=3e-4` to a copy of `config`. Values are YAML scalars or lists.
+    """Apply dotted assignments such as `optim.lr=3e-4` to a copy of `config`. The assigned values are YAML scalars or lists.
 
-    `tune.kind=lora` replaces `tune` with a config of the kind `lora`. Fields that the old and the new kind inherit
-    keep their values, and all other fields take their defaults. Assignments to a `kind` are applied before all other
-    assignments.
+    `tune.kind=lora` replaces `tune` with a config of the kind `lora`. Fields that the old and the new config class inherit
+    from a common base keep their values, and all other fields take their defaults. Assignments to a `kind` are applied before
+    all other assignments.
     """
     data = config.model_dump(mode="python")
     pairs: list[tuple[str, Any]] = []
@@ -188,14 +190,14 @@ def override_fields(config: C, assignments: Iterable[str], *, where: str = "comm
 class _Unset:
     """Placeholder for a required field that has no value after an assignment changed `kind`.
 
-    `parse_config` reports the field unless an assignment sets it.
+    `parse_config` reports the required field as missing unless another assignment sets the field.
     """
 
 
 def _fields_of_kind(kind: Any, current: KindConfig, key: str, where: str) -> dict[str, Any]:
     """Return the fields of a config of the kind `kind`.
 
-    Fields declared by the kinds' common base class keep their values from `current`.
+    Fields that a common base class of the new config and `current` declares keep their values from `current`.
     """
     base: type[KindConfig] = next(
         cls for cls in type(current).__mro__ if issubclass(cls, KindConfig) and KindConfig in cls.__bases__
@@ -231,10 +233,11 @@ def _drop_unset(data: Any) -> Any:
 
 
 def parse_scalar(raw: str) -> Any:
-    """Parse the value of a `key=value` argument as YAML. Numbers such as `3e-4`, which YAML reads as strings, become floats.
+    """Parse the value of a `key=value` argument as YAML. Numbers such as `3e-4`, which PyYAML reads as strings, become
+    floats.
 
-    `on` and `off` stay strings because they are values of `thinking`; YAML would read them as booleans. For boolean fields,
-    pydantic converts `on` and `off` to booleans.
+    `on` and `off` stay strings, because `on` and `off` are values of `thinking`; YAML would read both as booleans. For
+    boolean fields, pydantic converts `on` and `off` to booleans.
     """
     if raw.strip().lower() in ("on", "off"):
         return raw.strip()
@@ -275,7 +278,7 @@ def _assign(data: dict[str, Any], key: str, value: Any, where: str) -> None:
 def load_yaml(text: str) -> Any:
     """Parse YAML with PyYAML's C loader, or with the Python loader if the C loader is missing.
 
-    The C loader parses a run.yaml eight times as fast as the Python loader.
+    PyYAML's C loader parses a `run.yaml` eight times as fast as the Python loader.
     """
     return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 

@@ -1,6 +1,6 @@
 """Content parts of a message (text and images) in the format of OpenAI's API.
 
-To add a type of part, define its class here and add the class to `AnyPart`.
+To add a type of content part, define a class for the type here and add the class to `AnyPart`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class ContentPart(BaseModel):
     type: str
 
     def label(self) -> str:
-        """Return a short text for display, cache keys and word counts. Two parts have the same label only if they are equal."""
+        """Return a short text for display, cache keys and word counts. Two parts have the same label only if the parts are
+        equal."""
         return f"[{self.type} {blake2b(self.model_dump_json().encode(), digest_size=8).hexdigest()}]"
 
 
@@ -68,7 +69,7 @@ class ImagePart(ContentPart):
 
 
 AnyPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
-"""Union of all content parts. The key `type` selects the class."""
+"""Union of all classes of content parts. The key `type` of a part selects the class."""
 KINDS: tuple[type[ContentPart], ...] = get_args(get_args(AnyPart)[0])
 TYPES = frozenset(kind.model_fields["type"].default for kind in KINDS)
 Content = str | Sequence[ContentPart]
@@ -77,9 +78,11 @@ _READER: TypeAdapter[Any] = TypeAdapter(AnyPart)
 
 
 def read_content(value: Any, where: str) -> Content:
-    """Parse the content of a message from JSON or Parquet. A string is returned as is, and a list becomes a tuple of parts.
+    """Parse the content of a message from JSON or Parquet. If `value` is a string, return the string; if `value` is a list,
+    return a tuple of content parts.
 
-    Raises DataError if the value is invalid. The error names `where`, or `where[1]` if the part with index 1 is invalid.
+    Raises DataError if `value` is invalid. The error names `where`, or `where[1]` if the content part with index 1 is
+    invalid.
     """
     if isinstance(value, str):
         return value
@@ -105,7 +108,7 @@ def _read_part(value: Any, where: str) -> ContentPart:
 def _without_none(value: Any) -> Any:
     """Return `value` without the keys whose value is None.
 
-    Parquet adds keys with the value None, because all rows of a file have the same keys.
+    Parquet adds keys with the value None, because all rows of a Parquet file have the same keys.
     """
     if isinstance(value, dict):
         return {key: _without_none(item) for key, item in value.items() if item is not None}
@@ -113,7 +116,7 @@ def _without_none(value: Any) -> Any:
 
 
 def content_label(content: Content) -> str:
-    """Return content as text for display, cache keys and word counts. An image appears as a label in brackets."""
+    """Return content as text for display, cache keys and word counts. An image is represented by a label in brackets."""
     return content if isinstance(content, str) else "".join(part.label() for part in content)
 
 
@@ -123,7 +126,8 @@ def content_json(content: Content) -> str | list[dict[str, Any]]:
 
 
 def first_unsupported_part(content: Content, accepted: Sequence[type[ContentPart]]) -> int | None:
-    """Return the index of the first part whose class is not in `accepted`, or None if all parts are accepted."""
+    """Return the index of the first part whose class is not in `accepted`, or None if the class of every part is in
+    `accepted`."""
     if isinstance(content, str):
         return None
     return next((number for number, part in enumerate(content) if not isinstance(part, tuple(accepted))), None)

@@ -1,9 +1,10 @@
 """Read conversations from the rows of a user's file, for training, tasks, `rorqual teach` and `rorqual generate`.
 
-A row is `{"messages": [{"role", "content", "reasoning"?}, ...]}`, or a pair `{"prompt", "completion", "reasoning"?}` or
-`{"question", "answer", "reasoning"?}`. `content` is text or a list of parts (`core.parts`). `reasoning_content`, the field name
-in DeepSeek's API, is an alias of `reasoning`. If assistant content begins with `<think>...</think>`, the text between the tags
-becomes the reasoning, and white space around the tags is removed.
+A row is `{"messages": [{"role", "content", "reasoning"?}, ...]}`, or a prompt and its answer,
+`{"prompt", "completion", "reasoning"?}` or `{"question", "answer", "reasoning"?}`. `content` is text or a list of content
+parts (`core.content_parts`). `reasoning_content`, the field name in DeepSeek's API, is an alias of `reasoning`. If the
+`content` of an assistant message begins with `<think>...</think>`, the text between the tags becomes the reasoning, and white
+space around the tags is removed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ OPEN, CLOSE = "<think>", "</think>"
 
 
 def read_conversation(row: Mapping[str, Any], where: str) -> Conversation:
-    """Return the conversation of a row. Raises DataError if the row is invalid or its prompt is empty."""
+    """Return the conversation of a row. Raises DataError if the row is invalid or the row's prompt is empty."""
     conversation = _conversation_from_row(row, where)
     refuse_empty_prompt(conversation, where)
     return conversation
@@ -47,7 +48,8 @@ def _conversation_from_row(row: Mapping[str, Any], where: str) -> Conversation:
 
 
 def read_messages(messages: Any, prefix: str = "") -> Conversation:
-    """Parse a JSON list of messages. Each location in an error message begins with `prefix`, such as `file:line: `."""
+    """Parse a JSON list of messages. In error messages, the location of a fault begins with `prefix`, such as
+    `file:line: `."""
     if not isinstance(messages, list) or not messages:
         fault = "an empty list" if isinstance(messages, list) else f"a {type(messages).__name__}, not a list"
         raise DataError(
@@ -113,7 +115,7 @@ def _assistant_message(content: Content, reasoning: str | None, where: str) -> M
 
 
 def refuse_empty_prompt(conversation: Conversation, where: str) -> None:
-    """Raise a DataError if a user turn is empty or only white space."""
+    """Raise a DataError if a user message of `conversation` is empty or only white space."""
     for number, message in enumerate(conversation, start=1):
         if message.role == "user" and is_blank_message(message):
             raise DataError(

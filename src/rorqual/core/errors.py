@@ -1,4 +1,4 @@
-"""Errors that a user can fix. Each error says where the problem is, what is wrong, and what to do."""
+"""Errors that a user can fix. Each error says where the problem is, what is wrong, and what the user can do."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 class RorqualError(Exception):
     """Base class of errors that a user can fix.
 
-    `where` names the file, line or key, `what` describes the problem, and `remedy` says what to do.
-    The command line prints the message without a traceback and exits with status 2.
+    `where` names the file, line or key, `what` describes the problem, and `remedy` says what to do. The command line prints
+    the error message without a traceback and exits with status 2.
     """
 
     def __init__(self, what: str, *, where: str = "", remedy: str = "") -> None:
@@ -26,7 +26,7 @@ class ConfigError(RorqualError):
 
 
 class DataError(RorqualError):
-    """Unusable data: a line that is not JSON, or a conversation with nothing to train on."""
+    """Unusable data, such as a line that is not JSON, or a conversation with nothing to train on."""
 
 
 class CheckpointError(RorqualError):
@@ -34,7 +34,8 @@ class CheckpointError(RorqualError):
 
 
 class NumericsError(RorqualError):
-    """A numerical fault that must stop the run: a NaN loss, or a sampler that disagrees with the trainer."""
+    """A numerical fault that must stop the run, such as a NaN loss, or sampler log-probabilities that differ from the
+    trainer's."""
 
 
 class TaskError(RorqualError):

@@ -1,4 +1,5 @@
-"""Example prompts of a run, chosen from its training problems. The examples are shown to the user and compared with new prompts."""
+"""Example prompts of a run, chosen from its training problems. The example prompts are shown to the user and compared with
+new prompts."""
 
 from __future__ import annotations
 
@@ -23,13 +24,14 @@ def choose_prompts(prompts: Sequence[str]) -> list[str]:
 def is_unlike_prompts(text: str, prompts: Sequence[str]) -> bool:
     """Return whether `text` is unlike all `prompts` that a run was trained on.
 
-    If the prompts have fixed forms (`add 12+34`), a text is similar if all three conditions hold:
+    If the prompts have fixed forms (`add 12+34`), `text` is like the prompts if all three conditions hold:
 
-    - Some prompts have the same first word as the text.
-    - The text contains the punctuation characters that all of these prompts share.
-    - Each punctuation character of the text occurs in at least one of these prompts.
+    - At least one prompt has the same first word as `text`.
+    - `text` contains the punctuation characters that all prompts with this first word share.
+    - Each punctuation character of `text` occurs in at least one prompt with this first word.
 
-    If the prompts have no fixed forms, a text is similar if at least half of its words occur in the prompts.
+    If the prompts have no fixed forms, `text` is like the prompts if at least half of the words of `text` occur in the
+    prompts.
     """
     words = _words(text)
     known = [found for found in map(_words, prompts) if found]

@@ -1,8 +1,8 @@
 """Append-only files of JSON lines, for all records that must survive if the process is killed.
 
 Each line is written with a single write, and an incomplete line is never read as a record. `append_line` is for files that
-several processes write, such as ledgers, and for the metrics of a run. A `Journal` has one writing process and calls `fsync`. A
-`Journal` can reserve disk space, so that paid answers are saved even if the disk is full.
+several processes write, such as ledgers, and for the metrics of a run. A `Journal` is for a file that only one process
+writes, and calls `fsync`. A `Journal` can reserve disk space, so that paid answers are saved even if the disk is full.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ from rorqual.core.errors import DataError, name_file_in_write_errors
 from rorqual.core.lock import acquire_lock
 
 ESCAPED = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
-"""Characters that JSON allows in strings but some readers treat as line ends. `json_line` writes these characters as escapes."""
+"""Characters that JSON allows in strings but some readers treat as line ends. `json_line` writes the characters in `ESCAPED`
+as JSON escapes."""
 
 
 def json_line(record: Mapping[str, Any]) -> bytes:
-    """Serialise a record as one line of JSON in UTF-8. Lone surrogates become escapes."""
+    """Serialise a record as one line of JSON in UTF-8. Lone surrogates are written as JSON escapes."""
     return json.dumps(record, ensure_ascii=False).translate(ESCAPED).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Append one line with a single write, so that lines of parallel processes do not interleave.
+    """Append `record` as one line with a single write, so that lines of parallel processes do not interleave.
 
-    If the file ends with an incomplete line, a newline is written first.
+    If the file ends with an incomplete line, a newline is written before the line of `record`.
     """
     with name_file_in_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,16 +45,17 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the JSON object of each line of a file, even while another process writes to the file. Lines without an object are skipped.
+    """Yield the JSON object of each line of a file, even while another process writes to the file. Lines that are not JSON
+    objects are skipped.
 
-    A missing file yields nothing.
+    If the file is missing, nothing is yielded.
     """
     with suppress(FileNotFoundError), open(path, "rb") as file:
         yield from (record for record in map(_parse_line, file) if record is not None)
 
 
 def truncate_json_lines(path: Path, size: int) -> None:
-    """Remove the lines after the first `size` bytes. A missing file stays missing."""
+    """Remove the lines after the first `size` bytes. If the file is missing, do nothing."""
     if path.is_file():
         os.truncate(path, min(size, path.stat().st_size))
 
@@ -64,8 +66,8 @@ class Journal:
     `append` writes complete lines and then calls `fsync`, unless the last `fsync` was less than `patience` seconds ago. Lines that are
     not yet synced survive a killed process, but not a power failure.
 
-    Opening the file removes an incomplete last line, which a killed process can leave behind. Raises RorqualError if another
-    process has locked the file.
+    When a `Journal` opens the file, it removes an incomplete last line, which a killed process can leave behind. Raises
+    RorqualError if another process has locked the file.
     """
 
     def __init__(self, path: Path, *, patience: float = 0.0) -> None:
@@ -87,7 +89,7 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Close the file and release its lock. Further calls do nothing."""
+        """Close the file and release its lock. Calls after the first do nothing."""
         self._opened.close()
 
     def read(self) -> Iterator[tuple[str, int, dict[str, Any]]]:
@@ -95,9 +97,9 @@ class Journal:
         return scan_journal(self.path)
 
     def append(self, records: Iterable[Mapping[str, Any]]) -> list[int]:
-        """Append one line per record, all in one write, and return their offsets in bytes.
+        """Append one line per record, all lines in one write, and return the offset of each line in bytes.
 
-        If the write fails, as on a full disk, the file is cut to its previous size.
+        If the write fails, as on a full disk, the file is truncated to its previous size.
         """
         lines = [json_line(record) for record in records]
         with self._writing, name_file_in_write_errors(self.path):
@@ -113,7 +115,8 @@ class Journal:
         return list(accumulate(map(len, lines), initial=start))[:-1]
 
     def _drop_torn_line(self) -> None:
-        """Remove an incomplete last line. After a power failure, the last line may end with a newline and still lack earlier bytes."""
+        """Remove an incomplete last line of the file. After a power failure, the last line may end with a newline and still
+        lack bytes before the newline."""
         start = end = 0
         last = b"{}"
         with open(self.path, "rb") as file:

@@ -1,10 +1,10 @@
 """The cost ledger: the tokens, FLOPs, core-seconds, seconds and money that each stage of a job used.
 
-The ledger is an append-only file of JSON lines. Each line holds the resources that a stage used since its previous
-line. The cost of a stage is the sum of its lines. If a stage was killed and repeated, its cost therefore includes both
-attempts. Several processes may append to the same file. A running stage writes a line every `BEAT` seconds, so a kill
-loses at most the last `BEAT` seconds. Time between stages is counted as `unaccounted`, so the seconds of all entries
-add up to the wall-clock time of the job.
+The ledger is an append-only file of JSON lines. Each line holds the resources that a stage used since the stage's previous
+line. The cost of a stage is the sum of its lines. If a stage was killed and repeated, the cost of the stage therefore
+includes both attempts. Several processes may append to the same ledger. A running stage writes a line every `BEAT` seconds,
+so a kill loses at most the last `BEAT` seconds. Time between stages is counted as `unaccounted`, so the seconds of all ledger
+entries add up to the wall-clock time of the job.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rorqual.core.errors import RorqualError
 from rorqual.core.journal import append_line, read_lines
 
 UNACCOUNTED = "unaccounted"
-"""Name of the stage that collects the time outside all other stages, such as start-up and imports."""
+"""Name of the ledger entry that collects the time outside all stages, such as the time of start-up and imports."""
 CORE_HOUR = 0.05
 """Default price of one core-hour in USD, close to the prices of cloud providers."""
 BEAT = 2.0
@@ -33,10 +33,9 @@ BEAT = 2.0
 class LedgerEntry:
     """The resources that a stage used.
 
-    `Ledger` measures the wall-clock time (`seconds`) and the CPU time (`core_seconds`). The CPU time includes child processes
-    that this process waited for.
-    The caller adds the processed tokens and FLOPs (`tokens`, `flops`), the number of solved problems (`solved`), and the USD
-    paid to remote providers (`paid`).
+    `Ledger` measures the wall-clock time (`seconds`) and the CPU time (`core_seconds`). The CPU time includes that of child
+    processes for which this process has waited. The caller adds the processed tokens and FLOPs (`tokens`, `flops`), the
+    number of solved problems (`solved`), and the USD paid to remote providers (`paid`).
     """
 
     stage: str
@@ -48,13 +47,14 @@ class LedgerEntry:
     core_seconds: float = 0.0
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Add the metrics record of one training step: trained tokens, sampled tokens, FLOPs and correct samples."""
+        """Add the metrics record of one training step: trained tokens, sampled tokens, FLOPs and correct samples are added to
+        this entry."""
         self.tokens += int(record["tokens"]) + int(record.get("sampled_tokens", 0))
         self.flops += int(record["flops"])
         self.solved += int(record.get("right", 0))
 
     def cost_usd(self, core_hour: float = CORE_HOUR) -> float:
-        """Return the cost in USD: the core-seconds at `core_hour` USD per hour, plus `paid`."""
+        """Return the cost in USD: the core-seconds at `core_hour` USD per core-hour, plus `paid`."""
         return self.core_seconds / 3600 * core_hour + self.paid
 
     def __add__(self, other: LedgerEntry) -> LedgerEntry:
@@ -68,9 +68,9 @@ class Ledger:
     """Writer of the ledger file `path` for one process. Use `with ledger.record_stage("stage") as entry: ...` for each stage,
     then call `close`.
 
-    With `whole_process`, the time before this object was created (start of Python, imports) counts as unaccounted. The file is
-    written only if a stage was opened. Stages may be nested. Time counts only for the innermost open stage. `every` is the
-    number of seconds between two lines of a running stage.
+    With `whole_process`, the time before this object was created (start of Python, imports) counts as unaccounted. The ledger
+    file is written only if a stage was opened. Stages may be nested. Elapsed time counts only for the innermost open stage.
+    `every` is the number of seconds between two lines of a running stage.
     """
 
     def __init__(self, path: Path, *, whole_process: bool = False, every: float = BEAT) -> None:
@@ -112,7 +112,7 @@ class Ledger:
             self._written.pop(id(entry), None)
 
     def close(self) -> None:
-        """Write the unaccounted time since the last stage. Further calls write nothing."""
+        """Write the unaccounted time since the last stage. Calls after the first write nothing."""
         with self._lock:
             self._count_elapsed_time()
             if self._used:
@@ -135,7 +135,7 @@ class Ledger:
         self._mark = now
 
     def _write(self, entry: LedgerEntry) -> None:
-        """Append a ledger line with the resources that the stage of `entry` used since its last line."""
+        """Append a ledger line with the resources that the stage of `entry` used since the stage's last line."""
         written = self._written.get(id(entry), LedgerEntry(entry.stage))
         now = LedgerEntry(entry.stage, *(getattr(entry, name) for name in AMOUNTS))
         line = {name: getattr(now, name) - getattr(written, name) for name in AMOUNTS}
@@ -162,9 +162,9 @@ def process_start_time() -> float:
 
 
 def read_ledger(path: Path) -> list[LedgerEntry]:
-    """Return one entry per stage, in the order of their first lines. Incomplete lines are skipped.
+    """Return one entry per stage, in the order of the stages' first lines. Incomplete lines are skipped.
 
-    Returns an empty list if the file does not exist.
+    Returns an empty list if the ledger file does not exist.
     """
     stages: dict[str, LedgerEntry] = {}
     for line in read_lines(path):
@@ -175,5 +175,6 @@ def read_ledger(path: Path) -> list[LedgerEntry]:
 
 
 def sum_entries(entries: Iterable[LedgerEntry], name: str = "all") -> LedgerEntry:
-    """Return the sum of `entries` as an entry named `name`. The sum includes the seconds of every parallel process."""
+    """Return the sum of `entries` as an entry named `name`. The seconds of parallel processes are added, so the sum may
+    exceed the elapsed time."""
     return sum(entries, LedgerEntry(name))

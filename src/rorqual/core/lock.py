@@ -26,9 +26,9 @@ class Lock:
     The kernel holds the lock (`flock`) and releases it when the process ends, even if the process is killed. On a file system
     without locks, taking a lock always succeeds.
 
-    Missing parent folders are created; `close` removes each of these folders that is still empty.
+    Missing parent folders are created; `close` removes each created folder that is still empty.
 
-    If another process holds the lock, raises a RorqualError that names `where` and this process.
+    If another process holds the lock, raises a RorqualError that names `where` and the other process.
     """
 
     def __init__(self, path: Path, where: Path, remedy: str) -> None:
@@ -44,7 +44,8 @@ class Lock:
             ) from error
 
     def _try_lock(self, where: Path, remedy: str) -> bool:
-        """Lock the file. Return False if the previous holder removed or replaced the file first; the caller then retries."""
+        """Lock the lock file. Return False if the previous holder of the lock removed or replaced the file first; the caller
+        then retries."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -93,7 +94,8 @@ class Lock:
 def acquire_lock(path: Path, remedy: str) -> Lock:
     """Lock the file or folder `path` with a lock file in its parent folder.
 
-    Use `acquire_lock` for a folder that is built under a temporary name and then renamed, and `acquire_run_lock` for other folders.
+    Use `acquire_lock` for a folder that is built under a temporary name and then renamed, and `acquire_run_lock` for all
+    other folders.
     """
     return Lock(_lock_path(path), path, remedy)
 
@@ -101,7 +103,7 @@ def acquire_lock(path: Path, remedy: str) -> Lock:
 def acquire_run_lock(folder: Path) -> Lock:
     """Lock a run folder, or another folder that is written in place, with a lock file inside the folder.
 
-    Raises RorqualError if another process writes to the folder or is building the folder under a temporary name.
+    Raises RorqualError if another process is writing to `folder` or is building `folder` under a temporary name.
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError("not a folder", where=str(folder), remedy="Give another out=.")

@@ -22,16 +22,17 @@ def clock_text(seconds: float) -> str:
 
 
 EARLY, SLOW = 0.02, 0.2
-"""Until the share `EARLY` of the units is done, a report shows no remaining time. Below `SLOW` units per second, a report shows
-seconds per unit."""
+"""Until the share `EARLY` of the work units is done, a progress report shows no remaining time. If the speed is below `SLOW`
+units per second, a report shows seconds per unit."""
 
 
 @dataclass
 class Progress:
     """A progress report, printed to `stream` as `label  done/total  note  speed  left m:ss`.
 
-    `every` is the minimum number of seconds between two lines; on a terminal the line is rewritten at most every 0.2 s. `start`
-    is the number of units that an earlier process completed; the speed excludes these units.
+    `every` is the minimum number of seconds between two lines; on a terminal, the line is instead rewritten at most every 0.2
+    s. `start` is the number of units that an earlier process completed; the reported speed excludes units of earlier
+    processes.
     """
 
     label: str

@@ -24,8 +24,8 @@ Role = Literal["system", "user", "assistant", "tool"]
 Thinking = Literal["auto", "on", "off"]
 """Thinking mode: the model decides (`auto`), must think first (`on`), or must answer without thinking (`off`)."""
 StopWhen = Literal["never", "settled", "sure"]
-"""When to stop sampling votes early: never, when further votes cannot change the majority (`settled`), or when a change is
-improbable (`sure`)."""
+"""When to stop sampling votes early: never (`never`), when further votes cannot change the majority (`settled`), or when
+further votes are unlikely to change the majority (`sure`)."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Tool:
 class ToolCall:
     """A tool call in a reply. `arguments` is a JSON object as text, exactly as the model generated it.
 
-    For a call in DSML, `arguments` is built from the parameters of the call.
+    If the model writes the call in DSML, `arguments` is built from the parameters of the call.
     """
 
     id: str
@@ -53,8 +53,8 @@ class ToolCall:
 class Message:
     """One turn of a conversation. `reasoning` is the text between `<think>` and `</think>`, or None if the turn has no reasoning.
 
-    `content` is text, or a sequence of parts in prompt order. Only assistant turns have `tool_calls`. `tool_call_id` names the
-    call whose result a tool turn contains.
+    `content` is text, or a sequence of content parts in prompt order. Only assistant turns have `tool_calls`. In a tool turn,
+    `tool_call_id` names the tool call whose result the turn contains.
     """
 
     role: Role
@@ -69,7 +69,7 @@ class Message:
 
     @property
     def text(self) -> str:
-        """The content as one string, with text parts concatenated. Raises DataError if a part is not text."""
+        """The content as one string, with the text parts concatenated. Raises DataError if a content part is not text."""
         if isinstance(self.content, str):
             return self.content
         number = first_unsupported_part(self.content, (TextPart,))
@@ -83,7 +83,7 @@ class Message:
 
     @property
     def label(self) -> str:
-        """The content as text for display, cache keys and word counts. An image appears as a label in brackets."""
+        """The content as text for display, cache keys and word counts. An image is represented by a label in brackets."""
         return content_label(self.content)
 
 
@@ -98,12 +98,13 @@ ROLLOUTS_FILE, PROMPTS_FILE, DEFAULTS_FILE = "rollouts.jsonl", "prompts.json", "
 MANIFEST_FILE = "whole.json"
 """Name of the file that lists the size of every file of a checkpoint.
 
-The list of sizes is written last. A checkpoint is incomplete if the list is missing, or if a file does not have the listed size.
+The list of file sizes is written last. A checkpoint is incomplete if the list is missing, or if a file does not have the
+listed size.
 """
 
 
 class TaskDefaults(Config):
-    """Defaults of chat requests to a model that was trained for one task. A field that is None has no default."""
+    """Defaults of chat requests to a model that was trained for one task. A field that is None sets no default."""
 
     thinking: Thinking | None = None
     max_tokens: Count | None = None
@@ -129,7 +130,7 @@ NO_DEFAULTS = TaskDefaults()
 class RunDir:
     """A run directory with `run.yaml`, `metrics.jsonl`, `tokenizer.json` and checkpoints such as `step-000200/`.
 
-    The run directory that one command writes is the input of the next command.
+    The run directory that one command writes is the input of later commands.
     """
 
     path: Path
@@ -157,7 +158,7 @@ class RunDir:
     def example_prompts(self) -> list[str]:
         """Return example prompts from the problems that the run was trained on.
 
-        Runs trained on files, and imported runs, have no examples.
+        Runs trained on files, and imported runs, have no example prompts.
         """
         try:
             found = json.loads(self.prompts_file.read_text(encoding="utf-8"))
@@ -170,7 +171,7 @@ class RunDir:
         return self.path / DEFAULTS_FILE
 
     def task_defaults(self) -> TaskDefaults:
-        """Return the content of `defaults.json`, or empty defaults if the file is missing.
+        """Return the content of the run's `defaults.json`, or `TaskDefaults` without values if the file is missing.
 
         Raises a ConfigError that names the file and the invalid key.
         """
@@ -199,7 +200,7 @@ class RunDir:
         return sorted(int(match.group(1)) for match in matches if match)
 
     def incomplete_reason(self, step: int) -> str | None:
-        """Return the reason why the checkpoint of `step` is incomplete, or None if it is complete."""
+        """Return the reason why the checkpoint of `step` is incomplete, or None if the checkpoint is complete."""
         folder = self.step_dir(step)
         try:
             sizes = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
@@ -214,7 +215,7 @@ class RunDir:
     def newest_complete_step(self) -> tuple[int | None, list[str]]:
         """Return (step, messages). `step` is the step of the newest complete checkpoint, or None if no checkpoint is complete.
 
-        `messages` has one message for each newer checkpoint that is incomplete.
+        `messages` has one message for each incomplete checkpoint after `step`.
         """
         skipped: list[str] = []
         for step in reversed(self.steps()):
@@ -251,7 +252,7 @@ class RunDir:
         return self.step_dir(step)
 
     def config(self) -> dict[str, Any]:
-        """Return the content of `run.yaml`.
+        """Return the content of the run's `run.yaml`.
 
         Raises a CheckpointError that names the file if the file is missing or is not a YAML mapping.
         """
@@ -271,12 +272,14 @@ class RunDir:
         return read_lines(self.metrics_file)
 
     def rollouts(self) -> Iterator[dict[str, Any]]:
-        """Yield the records of `rollouts.jsonl`, one per step and group of samples. Yields nothing if the file is missing."""
+        """Yield the records of `rollouts.jsonl`. Each training step has one record per group of samples. If the file is
+        missing, nothing is yielded."""
         return read_lines(self.rollouts_file)
 
 
 def write_atomic(path: Path, data: bytes | Iterable[bytes]) -> None:
-    """Write a file atomically. Readers see either the old or the new file, even if the process is killed during the write.
+    """Write the file `path` atomically. Readers see either the old or the new file, even if the process is killed during the
+    write.
 
     A device or a pipe, such as /dev/null, is written directly instead of being replaced. Raises RorqualError if the write
     fails.
@@ -302,7 +305,7 @@ def write_atomic(path: Path, data: bytes | Iterable[bytes]) -> None:
 
 def read_json(path: Path, what: str, remedy: str) -> Any:
     """Return the content of a JSON file. Raises DataError with `path` and `remedy` if the file does not exist or is not valid
-    JSON. The error calls the file `what`."""
+    JSON. The error message calls the file `what`."""
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:

@@ -1,4 +1,5 @@
-"""Read the rows of a file: JSON lines, JSON, CSV, TSV or Parquet. Every error names the file, and the line or row if it is known."""
+"""Read the rows of a file: JSON lines, JSON, CSV, TSV or Parquet. Every error names the file, and also the line or row if the
+line or row is known."""
 
 from __future__ import annotations
 
@@ -15,10 +16,11 @@ from rorqual.core.errors import DataError
 
 BOM = b"\xef\xbb\xbf"
 BINARY = (b"\x1f\x8b", b"PK\x03\x04", b"\x28\xb5\x2f\xfd", b"PAR1", b"\xff\xfe", b"\xfe\xff")
-"""First bytes of gzip, zip, Zstandard, Parquet and UTF-16."""
+"""First bytes of gzip, zip, Zstandard and Parquet files, and of UTF-16 text."""
 HEAD = 4096
 CONTROL_AT_MOST = 0.05
-"""A file counts as binary if more than this share of its first `HEAD` bytes are control characters."""
+"""If more than the share `CONTROL_AT_MOST` of a file's first `HEAD` bytes are control characters, the file counts as
+binary."""
 ROWS_AT_ONCE = 256
 TO_UTF8 = "Convert the file to UTF-8, such as: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW."
 ONE_OBJECT = "Write one JSON object on each line."
@@ -26,15 +28,16 @@ ONE_OBJECT = "Write one JSON object on each line."
 
 @dataclass(frozen=True)
 class DataRow:
-    """A row of a data file. `line` is the first line of the row, or the row number in Parquet and JSON lists. `where` names the
-    row in errors."""
+    """A row of a data file. `line` is the number of the row's first line, or the row's number in Parquet files and JSON
+    lists. `where` names the row in error messages."""
 
     line: int
     where: str
     values: dict[str, Any]
 
     def get(self, name: str, *types: type) -> Any:
-        """Return the value of column `name`. The value must have one of `types`; without `types`, the value must be a string.
+        """Return the row's value of column `name`. The value must have one of the `types`; without `types`, the value must be
+        a string.
 
         Raises DataError, with file, line and column, for a missing column or a value of another type.
         """
@@ -49,7 +52,7 @@ class DataRow:
         return value
 
     def text_values(self, name: str) -> list[str]:
-        """Return the value of column `name`. Raises DataError if the value is not a list of strings."""
+        """Return the row's value of column `name`. Raises DataError if the value is not a list of strings."""
         value: list[str] = self.get(name, list)
         for item in value:
             if not isinstance(item, str):
@@ -63,7 +66,7 @@ class DataRow:
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that cannot be read. `kind` is a short name of the fault."""
+    """A row that cannot be read. `kind` is a short name for the type of fault."""
 
     line: int
     where: str
@@ -84,10 +87,11 @@ def scan_rows(path: Path) -> Iterator[DataRow | BadRow]:
     """Yield the rows of a file, and a `BadRow` for each row that cannot be read.
 
     A .json file is a list of objects, an object with one list of objects, or JSON lines. The cells of a CSV file are strings.
-    Null fields of a Parquet file are left out, because every row of a Parquet file has every column. Blank lines are skipped.
+    Null fields of a Parquet file are left out of its rows, because every row of a Parquet file has every column. Blank lines
+    are skipped.
 
-    Raises DataError if the file is missing, empty, binary or of an unknown type, or if the content does not have the format of
-    the file extension.
+    Raises DataError if the file is missing, empty, binary or of an unknown type, or if the content does not have the format
+    that the file extension names.
     """
     kind = path.suffix.lower()
     if kind not in READERS:
@@ -178,7 +182,8 @@ def _read_json(path: Path) -> Iterator[DataRow | BadRow]:
 
 
 def _read_csv(path: Path) -> Iterator[DataRow | BadRow]:
-    """Read a CSV or TSV file. TSV cells are separated by tabs; CSV cells by the most frequent of comma, semicolon and tab in the header."""
+    """Read a CSV or TSV file. TSV cells are separated by tabs; CSV cells are separated by the most frequent of comma,
+    semicolon and tab in the header."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         header = file.readline()
         file.seek(0)
@@ -254,4 +259,4 @@ READERS: dict[str, Callable[[Path], Iterator[DataRow | BadRow]]] = {
     ".tsv": _read_csv,
     ".parquet": _read_parquet,
 }
-"""The reader of each file type, keyed by file extension."""
+"""The function that reads each file type, keyed by file extension."""

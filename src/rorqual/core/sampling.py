@@ -1,8 +1,8 @@
 """The sampling parameters.
 
-Each field of `SamplingParams` defines the name, type, range, default and description of one parameter.
+Each field of `SamplingParams` defines the name, type, range, default and description of one sampling parameter.
 
-`PARAMS` collects the definitions of all parameters. The following code is derived from `PARAMS`:
+`PARAMS` collects the definitions of all sampling parameters. The following code is derived from `PARAMS`:
 
 - the engine's checks (`check_params`)
 - the keys of prompt files (`generate/schema.py`)
@@ -10,7 +10,7 @@ Each field of `SamplingParams` defines the name, type, range, default and descri
 - the messages to the engine's process (`serve/wire.py`)
 - requests to a remote endpoint (`engine/remote/engine.py`)
 
-To add a parameter, add a field to `SamplingParams` and implement its effect in the sampler.
+To add a sampling parameter, add a field to `SamplingParams` and implement its effect in the sampler.
 """
 
 from __future__ import annotations
@@ -65,38 +65,41 @@ class Grammar:
 
 
 class ParamType(ABC):
-    """Base class of parameter types. A type states the valid range, and converts values from and to JSON."""
+    """Base class of the types of sampling parameters. A type states the valid range of a parameter, and converts the
+    parameter's values from and to JSON."""
 
     @property
     @abstractmethod
     def annotation(self) -> Any:
-        """The pydantic type of the parameter in `SamplingParams`, with its range. With the number of token ids of the
-        model as `vocab_size` in the validation context, the ranges in `IntRange.within` and the token ids are checked."""
+        """The pydantic type of the parameter in `SamplingParams`, with the parameter's range. If the validation context has
+        `vocab_size` (the model's number of token ids), token ids and the bounds `IntRange.within` are also checked."""
 
     @property
     @abstractmethod
     def range_text(self) -> str:
-        """The valid range as text that completes the remedy "Give ...", for example "a number from 0 to 1"."""
+        """The parameter's valid range as text that completes the remedy "Give ...", for example "a number from 0 to 1"."""
 
     @property
     def json_annotation(self) -> Any:
-        """The pydantic type that reads a JSON value. The result is valid in `SamplingParams`."""
+        """The pydantic type that parses the parameter's value in JSON to a valid value in `SamplingParams`."""
         return Annotated[self.annotation, BeforeValidator(self.parse_json_value)]
 
     def parse_json_value(self, value: Any) -> Any:
-        """Convert a JSON value to its type in `SamplingParams`. A value that cannot be converted is returned unchanged."""
+        """Convert a JSON value to the parameter's type in `SamplingParams`. A JSON value that cannot be converted is returned
+        unchanged."""
         return tuple(value) if isinstance(value, list) else value
 
     def to_json_value(self, value: Any) -> Any:
-        """Convert a value to its JSON form in OpenAI's API or in vLLM's extensions of that API."""
+        """Convert a parameter's value to the JSON form of OpenAI's API or of vLLM's extensions of that API."""
         return value
 
 
 @dataclass(frozen=True)
 class IntRange(ParamType):
-    """An integer from `low` to `high`, inclusive, or any integer if both bounds are None.
+    """An integer from `low` to `high`, inclusive, or any integer if `low` and `high` are None.
 
-    `within` names a value that can lower the upper bound: `vocab_size` of the validation context, or the field `max_tokens`.
+    `within` names a number that the integer must also not exceed: `vocab_size` of the validation context, or the field
+    `max_tokens`.
     """
 
     low: int | None = None
@@ -124,7 +127,8 @@ class IntRange(ParamType):
 
 @dataclass(frozen=True)
 class FloatRange(ParamType):
-    """A number from `low` to `high`. `above` excludes `low`, and `below` excludes `high`."""
+    """A number from `low` to `high`. If `above` is set, `low` itself is invalid; if `below` is set, `high` itself is
+    invalid."""
 
     low: float
     high: float
@@ -211,7 +215,7 @@ class TokenList(ParamType):
 class TokenBiases(ParamType):
     """Up to `most` pairs of a token id and a bias from `-bound` to `bound`.
 
-    In JSON, the pairs are an object {token id: bias}.
+    In JSON, the pairs are one object `{token id: bias}`.
     """
 
     most: int
@@ -285,7 +289,7 @@ class GrammarType(ParamType):
 
 @dataclass(frozen=True)
 class FileOverride:
-    """A range or default that a parameter has in prompt files and on the command line, but not in the engine."""
+    """A range or default that a sampling parameter has in prompt files and on the command line, but not in the engine."""
 
     type: ParamType | None = None
     default: Any = ...
@@ -293,7 +297,7 @@ class FileOverride:
 
 @dataclass(frozen=True)
 class ServerOverride:
-    """A range or default that a parameter has in requests to the server, but not in the engine."""
+    """A range or default that a sampling parameter has in requests to the server, but not in the engine."""
 
     type: ParamType | None = None
     default: Any = ...
@@ -301,10 +305,11 @@ class ServerOverride:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """The sampling parameters of a request. Repeating a request with the same `seed` gives the same reply.
+    """The sampling parameters of a request. If a request is repeated with the same `seed`, the reply is the same.
 
-    Each annotation holds the type, the range in the engine, and the description. `FileOverride` and `ServerOverride` give other ranges or
-    defaults for prompt files and for the server. The filters apply in the order top_k, top_p, min_p, as in transformers.
+    The annotation of each parameter holds its type, its range in the engine, and its description. `FileOverride` and
+    `ServerOverride` give other ranges or defaults for prompt files and for the server. The sampling filters apply in the
+    order `top_k`, `top_p`, `min_p`, as in transformers.
     """
 
     max_tokens: Annotated[
@@ -431,8 +436,8 @@ class SamplingParams:
 class SamplingParam:
     """The definition of one sampling parameter.
 
-    `type` is the range in the engine, `in_file` is the range in prompt files, and `served` is the range in requests to the
-    server.
+    `type` holds the parameter's range in the engine, `in_file` its range in prompt files, and `served` its range in requests
+    to the server.
     """
 
     name: str
@@ -487,11 +492,12 @@ SERVER_DEFAULTS = SamplingParams(**{name: param.served_default for name, param i
 
 @with_fields({name: (_allow_none_default(param.type.annotation, param.default), ...) for name, param in PARAMS.items()})
 class _CheckedParams(BaseModel):
-    """The parameters as the engine accepts them."""
+    """The sampling parameters, with the ranges that the engine accepts."""
 
 
 def check_params(params: SamplingParams, *, vocab_size: int, where: str) -> None:
-    """Check all parameters. `vocab_size` is the number of token ids of the model; `where` names the request in errors.
+    """Check all sampling parameters. `vocab_size` is the number of token ids of the model; `where` names the request in error
+    messages.
 
     Raises a DataError that names the first invalid parameter, its value and its range. NaN and values of a wrong type, such as
     a bool for a number, are invalid.
@@ -508,12 +514,13 @@ def check_params(params: SamplingParams, *, vocab_size: int, where: str) -> None
 
 
 def params_to_json(params: SamplingParams) -> dict[str, Any]:
-    """Return the parameters as a dict, keyed by name. `params_from_json` restores equal parameters, even if the dict was sent as JSON."""
+    """Return the sampling parameters as a dict, keyed by name. `params_from_json` restores equal parameters from the dict,
+    even if the dict was sent as JSON."""
     return asdict(params)
 
 
 def params_from_json(data: Mapping[str, Any]) -> SamplingParams:
-    """Build the parameters from the dict that `params_to_json` returned. JSON lists become tuples."""
+    """Build the sampling parameters from the dict that `params_to_json` returned. Lists in the dict become tuples."""
     return SamplingParams(**{name: PARAMS[name].type.parse_json_value(value) for name, value in data.items()})
 
 

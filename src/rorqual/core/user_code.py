@@ -16,9 +16,9 @@ USER_MODULE = "rorqual_user_"
 
 
 def import_file(path: Path, error: type[RorqualError]) -> ModuleType:
-    """Import the Python file `path` as a module. Each call executes the file again; no bytecode is written.
+    """Import the Python file `path` as a module. Each call of `import_file` executes the file again; no bytecode is written.
 
-    Raises `error` if the file does not exist, or if importing it raises an exception. The error names the file and,
+    Raises `error` if the file does not exist, or if the import of the file raises an exception. The error names the file and,
     if known, the line.
     """
     if not path.is_file():

@@ -37,7 +37,7 @@ from rorqual.serve.service import CascadeTeacher, ModelService
 from rorqual.serve.wire import EngineRequest, PackedRequest, pack
 
 MANY = 64
-"""If more than this many log-probabilities of a choice wait to be sent, the next event of the choice counts as long."""
+"""If more than `MANY` log-probabilities of a choice wait to be sent, the next stream event of the choice counts as long."""
 W = TypeVar("W", bound=GenerationRequest)
 
 
@@ -58,8 +58,8 @@ class ResponseBuilder(ABC, Generic[W]):
 
     @abstractmethod
     def texts_by_parameter(self) -> Iterator[tuple[str, list[str]]]:
-        """Yield (parameter, texts) pairs for the size check. The texts of a pair must together fit in the model's
-        context."""
+        """Yield (request parameter, texts) pairs for the check of prompt lengths. The texts of one pair must together fit in
+        the model's context."""
 
     def ignored_fields(self) -> list[str]:
         """Return the names of request fields that have no effect with this model."""
@@ -91,10 +91,11 @@ class ResponseBuilder(ABC, Generic[W]):
 
     @abstractmethod
     def streamed_choices(self, index: int, piece: ReplyDelta, choice: Choice) -> Iterator[dict[str, Any]]:
-        """Yield the `choices` entries to stream for one piece of text. The last piece sets the choice's finish reason."""
+        """Yield the `choices` entries to stream for one piece of text. The entry of the last piece has the choice's finish
+        reason."""
 
     def has_long_events(self, choice: Choice) -> bool:
-        """Return whether the next events of a choice may be long. Long events are serialized in the tenant's thread
+        """Return whether the next stream events of a choice may be long. Long events are serialized in the tenant's thread
         instead of the event loop."""
         return len(choice.pending_logprobs) > MANY
 
@@ -149,7 +150,7 @@ def _check_logprobs(wanted: GenerationRequest, asks: list[EngineRequest], *, hel
 
 
 async def answer_request(request: Request, schema: type[W], kind: type[ResponseBuilder[W]]) -> Response:
-    """Parse a request, generate, and return the response. All generating routes use this function."""
+    """Parse a request, generate the reply, and return the response. All generating routes use this function."""
     tenant: str = request.state.tenant
     service: ModelService = request.app.state.service
     teacher = service.teacher if kind.cascades else None
@@ -172,14 +173,15 @@ async def answer_request(request: Request, schema: type[W], kind: type[ResponseB
 def _prepare_for_services(
     services: Sequence[ModelService], schema: type[W], kind: type[ResponseBuilder[W]], parts: list[bytes]
 ) -> list[PreparedRequest[W]]:
-    """Prepare the request for each service, because each model has its own chat format."""
+    """Prepare the request for each model's service, because each model has its own chat format."""
     body = b"".join(parts)
     parts.clear()
     return [prepare(service, schema, kind, body) for service in services]
 
 
 class _GeneratedResponse(Generic[W]):
-    """The response to one request, complete or as events. `_cascade`: the value of `cascade` in the usage, or None without a cascade."""
+    """The response to one request, as one JSON object or as an event stream. `_cascade`: the field `cascade` of the
+    response's `usage`, or None without a cascade."""
 
     def __init__(self, prepared: PreparedRequest[W], tenant: str) -> None:
         self.prepared, self.tenant = prepared, tenant
@@ -309,9 +311,10 @@ class _CascadeResponse(_GeneratedResponse[W]):
         ]
 
     def _student_is_confident(self) -> bool:
-        """Return whether the student's reply is confident enough to be sent. A truncated reply is never sent.
+        """Return whether the student's confidence in its reply is high enough to send the reply. A truncated reply of the
+        student is never sent.
 
-        Store the answering model and the confidence in `_cascade`.
+        Store the answering model and the student's confidence in `_cascade`.
         """
         assert self._reply is not None
         choice, rule = self._reply.choices[0], self._rule

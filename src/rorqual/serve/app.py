@@ -35,7 +35,7 @@ ROLLOUT = "/rollout/"
 class ApiKeyMiddleware:
     """Middleware that checks the API key before routing, for all paths and methods, known or unknown.
 
-    Only the files of the chat page and `LIVEZ` need no key. `page` is None if the chat page is off.
+    Only the files of the chat page and the route `LIVEZ` need no API key. `page` is None if the chat page is off.
     """
 
     def __init__(self, app: ASGIApp, service: ModelService, page: ChatPage | None = None) -> None:
@@ -96,7 +96,7 @@ class ApiKeyMiddleware:
 def _conflicting_length_error(scope: Scope) -> ASGIApp | None:
     """Return the error response to a request that has both Content-Length and Transfer-Encoding, or None.
 
-    If a proxy trusts one header and this server trusts the other, part of the body can pass as a second request
+    If a proxy trusts one header and this server trusts the other header, part of the body can pass as a second request
     (request smuggling; RFC 9112, section 6.1). After the error response, the connection is closed.
     """
     if not {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:

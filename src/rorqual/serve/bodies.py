@@ -16,18 +16,18 @@ from rorqual.serve.http_responses import ClientDisconnected
 from rorqual.serve.limits import SLICE
 
 BODY_SECONDS = 60.0
-"""Maximum seconds that a body may take to arrive."""
+"""Maximum seconds that a request body may take to arrive."""
 DISCARDED = 2**28
-"""If a body exceeds the size limit, up to this many bytes are read and discarded, so that the client finishes sending
-and reads the error."""
+"""If a request body exceeds the size limit, up to `DISCARDED` bytes are read and discarded, so that the client finishes
+sending and reads the error."""
 LARGE_AT_ONCE, LARGE_OF_ONE = 8, 2
-"""Maximum number of bodies above `SLICE` bytes that are received, parsed or tokenized at the same time: in total, and
-per tenant."""
+"""Maximum number of request bodies above `SLICE` bytes that are received, parsed or tokenized at the same time: of all
+tenants together, and of one tenant."""
 
 
 class LargeBodyLimit:
-    """A limit on the number of large bodies in memory. Requests beyond the limit wait, and the server does not read
-    from their sockets."""
+    """A limit on the number of large request bodies in memory. Requests beyond the limit wait, and the server does not read
+    from the sockets of waiting requests."""
 
     def __init__(self, most: int = LARGE_AT_ONCE, each: int = LARGE_OF_ONE) -> None:
         self._all = asyncio.Semaphore(most)
@@ -35,7 +35,8 @@ class LargeBodyLimit:
 
     @asynccontextmanager
     async def reserve_body_slot(self, tenant: str) -> AsyncIterator[None]:
-        """Wait until the limits allow another large body of `tenant`, and count the body until the block ends."""
+        """Wait until the limits allow another large body of `tenant`, and count the body until the `async with` block
+        ends."""
         async with self._of_tenant[tenant], self._all:
             yield
 
@@ -44,8 +45,8 @@ class LargeBodyLimit:
 async def read_body(request: Request, limit: int, bodies: LargeBodyLimit, tenant: str) -> AsyncIterator[list[bytes]]:
     """Read a request body and yield it as a list of parts, each of at most `SLICE` bytes.
 
-    A large body counts toward the limits of `bodies` until the `async with` block ends. Raises ApiError if the body is
-    longer than `limit`, or takes more than `BODY_SECONDS` seconds.
+    A large body counts toward the limits of `bodies` until the `async with` block ends. Raises ApiError if the body is longer
+    than `limit` bytes, or takes more than `BODY_SECONDS` seconds to arrive.
     """
     loop, parts, size, is_waiting = asyncio.get_running_loop(), list[bytes](), 0, False
     async with AsyncExitStack() as stack:

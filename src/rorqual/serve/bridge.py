@@ -23,13 +23,13 @@ from rorqual.serve.logs import say
 from rorqual.serve.wire import EngineArguments, EngineLimits, PackedRequest, RolloutRecord, SampledToken, ScoredPrompt
 
 TRIES = 2
-"""If the engine dies this many times during a request, the request fails, because the request may be the cause."""
+"""If the engine dies `TRIES` times during a request, the request fails, because the request may be the cause."""
 LAST_WORDS = 5.0
-"""Seconds that the engine may take to exit before it is killed."""
+"""Seconds that the engine process may take to exit before the server kills the process."""
 LONGEST_PAUSE = 30.0
 """Maximum seconds between two starts of an engine that fails to load."""
 BEHIND = 131_072
-"""Maximum number of tokens and top log-probabilities that are queued for a slow streaming client. Beyond this number, the
+"""Maximum number of tokens and top log-probabilities that are queued for a slow streaming client. If more are queued, the
 client's request fails."""
 
 
@@ -39,7 +39,7 @@ class EngineRestarted:
 
 @dataclass(eq=False)
 class ServerJob:
-    """A submitted request with one or more prompts.
+    """A request with one or more prompts that was submitted to the engine.
 
     - `numbers`: the engine's request number of each prompt. Samples are numbered across all prompts of the job.
     - `sent`: whether text was sent to the client; the caller sets this field. If text was sent, the job fails when the engine dies.
@@ -93,11 +93,11 @@ class EngineBridge:
 
     - `queue`: maximum number of running and waiting requests. When the queue is full, only tenants with
       fewer than `share` requests can add a request. Therefore one tenant cannot block other tenants.
-    - `hang`: kill a busy engine after this many seconds without a heartbeat.
-    - `load`: kill an engine that is not ready after this many seconds.
+    - `hang`: kill a busy engine after `hang` seconds without a heartbeat.
+    - `load`: kill an engine that is not ready after `load` seconds.
     - `stats`: the latest statistics of the engine.
-    - `weights`: file and version of the latest weight update, or None. A restarted engine first loads the file in
-      `weights`.
+    - `weights`: file and version of the latest weight update, or None before the first update. A restarted engine first loads
+      the file in `weights`.
     """
 
     def __init__(
@@ -185,8 +185,8 @@ class EngineBridge:
     ) -> Iterator[ServerJob]:
         """Submit a request. If the request is unfinished when the `with` block ends, cancel it.
 
-        `bound`: the request parameter that constrains the replies with a grammar, if any. Grammar errors name the
-        parameter in `bound`.
+        `bound`: the request parameter that constrains the replies with a grammar, if any. If the grammar is invalid, the
+        error names the parameter in `bound`.
         """
         self.check_queue_capacity(tenant)
         if not self.jobs:
@@ -224,8 +224,8 @@ class EngineBridge:
         self.weights = file, version
 
     def _finish_update(self, version: int | None, error: ApiError | None) -> None:
-        """Complete the running weight update, with `error` if the update failed. `version`: the update to complete, or None for
-        any version."""
+        """Complete the running weight update, with `error` if the update failed. `version`: the version of the update to
+        complete, or None for any version."""
         if self._updating is None or self._updating[1].done() or version not in (None, self._updating[0]):
             return
         if error is None:
@@ -244,7 +244,7 @@ class EngineBridge:
                 self._queue_output(wire.message_line("cancel", number=number))
 
     def _remove_job(self, job: ServerJob) -> bool:
-        """Remove a job. Return whether the job was unfinished."""
+        """Remove a job from the bridge. Return whether the job was unfinished."""
         for number in job.numbers:
             self._parts.pop(number, None)
         return self.jobs.pop(job.numbers[0], None) is not None
@@ -289,7 +289,7 @@ class EngineBridge:
             await asyncio.sleep(pause if not was_ready else 0)
 
     async def _dispatch_messages(self, process: asyncio.subprocess.Process) -> bool:
-        """Dispatch the engine's messages until it exits. Return whether the engine became ready."""
+        """Dispatch the engine's messages until the engine exits. Return whether the engine became ready."""
         ready = False
         assert process.stdout is not None
         while text := await process.stdout.readline():

@@ -1,6 +1,7 @@
 """Limits on connections: their number, the time to send the request headers, and the time to read a response.
 
-Uvicorn itself limits neither of these times, and reads up to 256 KiB from a socket at a time.
+Uvicorn itself does not limit the time to send headers or the time to read a response. Uvicorn reads up to 256 KiB from a
+socket at a time.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_SECONDS = 20.0
 RECEIVED = 8192
-"""Maximum bytes per read from a socket. If a body arrives in one-byte chunks, one read contains 1,400 h11 events, which
-take about 20 ms to process."""
+"""Maximum bytes per read from a socket. If a request body arrives in one-byte chunks, one read of `RECEIVED` bytes contains
+1,400 h11 events, which take about 20 ms to process."""
 
 
 class ConnectionLimit:
@@ -36,9 +37,9 @@ class ConnectionLimit:
 class TimedProtocol(H11Protocol):
     """Uvicorn's HTTP/1.1 protocol with time limits.
 
-    The first request's headers must be complete within `head_seconds` after the connection opened. Headers of later
-    requests must be complete within `head_seconds` after their first byte. Further header bytes do not extend the time
-    limit. `read_body` limits the time that the body takes to arrive. Uvicorn's `timeout_keep_alive` limits the time
+    The first request's headers must be complete within `head_seconds` after the connection opened. Headers of later requests
+    must be complete within `head_seconds` after their first byte. Further header bytes do not extend the time limit of the
+    headers. `read_body` limits the time that a request body takes to arrive. Uvicorn's `timeout_keep_alive` limits the time
     between requests. A connection is aborted if the client reads nothing for `stall` seconds.
     """
 
@@ -104,7 +105,8 @@ class TimedProtocol(H11Protocol):
             self._stall_timer = self.loop.call_later(self._stall, self.transport.abort)
 
     def eof_received(self) -> None:
-        """Treat a client that closes its sending side as disconnected, and limit the time in which it may read the buffered data."""
+        """Treat a client that closes its sending side as disconnected, and limit the time in which the client may read the
+        buffered data."""
         self._start_stall_timer()
 
     # ---- the request headers
@@ -114,7 +116,8 @@ class TimedProtocol(H11Protocol):
         return cycle is not None and not cycle.response_complete
 
     def _limit_header_time(self) -> None:
-        """Start the time limit of the request headers. If a request is running, stop the time limit of the headers."""
+        """If a request is running, stop the time limit of the request headers. Otherwise, start the time limit of the request
+        headers."""
         if self._has_running_request():
             self._stop_header_timer()
             self._limit.idle.pop(self, None)

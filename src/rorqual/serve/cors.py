@@ -1,8 +1,8 @@
 """CORS: let scripts from allowed origins call the API. Starlette's middleware answers the preflight requests and sets the headers.
 
-Browsers send preflight requests without an API key, as the standard demands. The response to a preflight request
-depends only on the request's headers and the allowed origins, so the response reveals nothing about the server. The
-actual request, which follows, needs a key. Cookies are not used.
+Browsers send preflight requests without an API key, as the standard demands. The response to a preflight request depends only
+on the request's headers and the allowed origins, so the response reveals nothing about the server. The request that follows a
+preflight request needs an API key. The API uses no cookies.
 """
 
 from __future__ import annotations

@@ -5,13 +5,13 @@ from __future__ import annotations
 import resource
 
 MOST_FILES = 8192
-"""The highest limit on open files that the server sets. More descriptors would allow more idle connections, and each
-idle connection takes memory."""
+"""The highest limit on open files that the server sets. More open files would allow more idle connections, and each idle
+connection takes memory."""
 AT_ONCE = 128
 """Maximum number of connections that asyncio accepts in one iteration of the event loop.
 
-The number of connections may exceed the connection limit by `AT_ONCE` until idle connections are closed. If no
-descriptor is free, `accept` fails `AT_ONCE` times per iteration."""
+The number of connections may exceed the connection limit by `AT_ONCE` until idle connections are closed. If no file
+descriptor is free, `accept` fails `AT_ONCE` times per iteration of the event loop."""
 
 
 def raise_open_file_limit() -> int:

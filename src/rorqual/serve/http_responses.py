@@ -21,8 +21,8 @@ T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
 COMMENT = b": still here\n\n"
 BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
-"""Escapes for characters that `str.splitlines` treats as line ends; httpx's `iter_lines` uses `splitlines`. By the
-standard for server-sent events, these characters do not end a line."""
+"""JSON escapes of characters that `str.splitlines`, and therefore httpx's `iter_lines`, treats as line ends. By the standard
+for server-sent events, the characters in `BREAKS` do not end a line."""
 HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -32,7 +32,8 @@ class ClientDisconnected(Exception):
 
 
 def request_id(scope: Scope) -> str:
-    """Return the request id for responses and logs: the client's `x-request-id` if it is valid, else a new id."""
+    """Return the request id for responses and logs: the client's header `x-request-id` if its value is valid, else a new
+    id."""
     state: dict[str, Any] = scope.setdefault("state", {})
     if "request_id" not in state:
         client_ids = [value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"]
@@ -90,7 +91,8 @@ class SlicedJsonResponse(Response):
 
 
 class EventStream(StreamingResponse):
-    """A response of server-sent events. `events` is closed at the end, so an unfinished engine request is cancelled.
+    """A response of server-sent events. When the response ends, `events` is closed, which cancels an unfinished engine
+    request.
 
     The HTTP status is sent with the first event. An error before the first event becomes an error response with the
     status of the error.

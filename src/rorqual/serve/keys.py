@@ -31,7 +31,7 @@ def _hash(key: str) -> str:
 
 
 class _KeyRow(BaseModel):
-    """A key in the key file: its hash, and its tenant."""
+    """One API key in the key file: the key's hash, and the key's tenant."""
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     tenant: str = Field(pattern=rf"^[^\W\d]\w{{0,{NAME_LENGTH - 1}}}$")
@@ -86,9 +86,10 @@ class ApiKeys:
             ) from None
 
     def ensure_key(self, tenant: str) -> str | None:
-        """Create a key for `tenant`, add its hash to the file, and return the key. If the tenant has a key, return None.
+        """Create a key for `tenant`, add its hash to the file, and return the key. If the tenant already has a key, return
+        None.
 
-        The file is first read again, because another process may have added keys. Raises RorqualError if another process
+        The key file is first read again, because another process may have added keys. Raises RorqualError if another process
         is adding a key.
         """
         if not tenant.isidentifier() or len(tenant) > NAME_LENGTH:
@@ -111,5 +112,6 @@ class ApiKeys:
         return key
 
     def tenant(self, key: str) -> str | None:
-        """Return the tenant of a key, or None if the key is unknown. The lookup is by hash, so the duration of the lookup reveals no key."""
+        """Return the tenant of a key, or None if the key is unknown. The key is looked up by its hash, so the duration of the
+        lookup reveals no key."""
         return self.tenants.get(_hash(key))

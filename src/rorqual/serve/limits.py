@@ -1,7 +1,8 @@
-"""The limit on the number of values in a request body. The limit bounds the memory and the time that parsing a body takes.
+"""The limit on the number of JSON values in a request body. The limit bounds the memory and the time that parsing a body
+takes.
 
-The check runs in the tenant's thread. A long C call in the tenant's thread would still block the event loop, because
-the call holds the GIL. Therefore the values of a body are counted in slices before the body is parsed.
+The check of the limit runs in the tenant's thread. A long C call in the tenant's thread would still block the event loop,
+because the call holds the GIL. Therefore the values of a body are counted slice by slice before the body is parsed.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from __future__ import annotations
 from rorqual.serve.errors import ApiError, bad_request
 
 SLICE = 65_536
-"""Maximum bytes of a body that one callback of the event loop handles. Bodies of at most `SLICE` bytes are exempt from
-the limits on the number of large bodies."""
+"""Maximum bytes of a request body that one callback of the event loop handles. Bodies of at most `SLICE` bytes are exempt
+from the limits on the number of large bodies."""
 MAX_VALUES = 262_144
-"""Maximum number of values in a body: strings, numbers (including token ids), lists and objects."""
+"""Maximum number of JSON values in a request body: strings, numbers (including token ids), lists and objects."""
 
 
 def too_large(part: str, size: int, unit: str, limit: int, remedy: str) -> ApiError:
@@ -22,7 +23,8 @@ def too_large(part: str, size: int, unit: str, limit: int, remedy: str) -> ApiEr
 
 
 def check_value_count(body: bytes) -> None:
-    """Raise ApiError if a body has more than `MAX_VALUES` values. Values are counted without parsing, so invalid JSON is allowed."""
+    """Raise ApiError if a body has more than `MAX_VALUES` values. Values are counted without parsing the body, so invalid
+    JSON raises no error here."""
     n_values, in_string, split_escape = 1, 0, b""
     for start in range(0, len(body), SLICE):
         chunk = split_escape + body[start : start + SLICE]

@@ -20,8 +20,8 @@ LEAST = -9999.0
 def chat_logprobs(tokenizer: Tokenizer, tokens: Sequence[SampledToken]) -> dict[str, Any]:
     """Return the `logprobs` of a chat choice.
 
-    The text of a token is not exact if the token ends inside a UTF-8 character. Clients can join the `bytes` of the
-    entries to get the exact text.
+    The text of a token is not exact if the token ends inside a UTF-8 character. Clients can join the `bytes` of all tokens to
+    get the exact text.
     """
 
     def entry(id_: int, logprob: float) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def text_logprobs(tokenizer: Tokenizer, sampled_tokens: Sequence[SampledToken], 
 def echo_logprobs(
     tokenizer: Tokenizer, ids: Sequence[int], scores: Sequence[Score], top: int, added: int
 ) -> dict[str, Any]:
-    """Return the `logprobs` of a prompt that is echoed. The first token has no log-probability.
+    """Return the `logprobs` of a prompt that is echoed. The prompt's first token has no log-probability.
 
     `added`: number of leading tokens that are not in the echoed text: 1 if the server added a BOS token, else 0.
     """
@@ -77,11 +77,11 @@ def echo_logprobs(
 def vllm_prompt_logprobs(
     tokenizer: Tokenizer, ids: Sequence[int], scores: Sequence[Score], top: int
 ) -> list[dict[str, Any] | None]:
-    """Return vLLM's `prompt_logprobs`. Each position has an entry for the prompt's token, and one for each of the `top`
-    likeliest tokens.
+    """Return vLLM's `prompt_logprobs`. Each prompt position has an entry for the prompt's token, and an entry for each of the
+    `top` likeliest tokens.
 
-    Entries are keyed by token id. The first position is None. `rank` is 1 for the likeliest token, and null if the
-    token is not among the likeliest tokens that the engine returned.
+    Entries are keyed by token id. The value for the first prompt position is None. `rank` is 1 for the likeliest token, and
+    null if the token is not among the likeliest tokens that the engine returned.
     """
 
     def entry(id_: int, logprob: float, rank: int | None) -> dict[str, Any]:

@@ -134,7 +134,8 @@ class NamedTool(RequestSchema):
 
 
 class ToolFields(RequestSchema):
-    """The request fields that concern tools. With `tool_choice: none`, the prompt has no tools, and calls are not parsed."""
+    """The request fields that concern tools. With `tool_choice: none`, the prompt describes no tools, and tool calls in the
+    reply are not parsed."""
 
     tools: Annotated[list[ToolSpec], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
@@ -145,10 +146,10 @@ class ToolFields(RequestSchema):
         return [] if self.tool_choice == "none" else [spec.to_tool() for spec in self.tools or ()]
 
     def required_calls_grammar(self) -> Grammar | None:
-        """Return the grammar of required tool calls, or None if calls are optional.
+        """Return the grammar of required tool calls, or None if tool calls are optional.
 
-        With `tool_choice: required`, the reply has one or more calls, or exactly one call if `parallel_tool_calls` is
-        false. A named function must be called exactly once. A function without `parameters` takes no arguments.
+        With `tool_choice: required`, the reply has one or more calls, or exactly one call if `parallel_tool_calls` is false.
+        A function that `tool_choice` names must be called exactly once. A function without `parameters` takes no arguments.
         """
         if self.tool_choice in (None, "none", "auto"):
             return None

@@ -1,4 +1,4 @@
-"""Counters of the server, and their Prometheus text format."""
+"""Counters of the server's requests and tokens, and the Prometheus text format of the counters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class ServerSnapshot:
 
 @dataclass
 class ServerMetrics:
-    """Counters since the server's start. Label values come from fixed sets, so clients cannot create unlimited time series."""
+    """Counters of requests and tokens since the server's start. Label values come from fixed sets, so clients cannot create
+    unlimited time series."""
 
     requests: Counter[tuple[str, int]] = field(default_factory=Counter)
     tokens: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -32,7 +33,8 @@ class ServerMetrics:
     failed: int = 0
 
     def count_tokens(self, tenant: str, hit: int, miss: int, completion: int) -> None:
-        """Count a request's tokens: prompt tokens from the prefix cache, other prompt tokens, and generated tokens."""
+        """Count a request's tokens: `hit` prompt tokens from the prefix cache, `miss` other prompt tokens, and `completion`
+        generated tokens."""
         for kind, count in (("prompt_hit", hit), ("prompt_miss", miss), ("completion", completion)):
             self.tokens[tenant, kind] += count
 
@@ -42,7 +44,8 @@ class ServerMetrics:
         self.first_tokens += 1
 
     def prometheus_text(self, now: ServerSnapshot, only: str | None = None) -> str:
-        """Return the metrics in Prometheus' text format 0.0.4. `only`: the tenant to report on; None reports on all tenants."""
+        """Return the metrics in Prometheus' text format 0.0.4. `only`: the tenant whose metrics are returned, or None for all
+        tenants."""
         parts = [*self._tenant_metrics(now, only), *([] if only else self._server_metrics(now))]
         return "\n".join(line for part in parts for line in part) + "\n"
 

@@ -1,7 +1,7 @@
 """The OpenAPI 3.1 document of the API.
 
-The document describes requests by their schemas. It describes responses only by the names of their fields, because
-responses have the format of OpenAI's API.
+The document describes requests by their schemas. The document gives only the field names of responses, because responses have
+the format of OpenAI's API.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def openapi_document(model: str) -> dict[str, Any]:
 
 
 def _add_ignored_fields(schema: dict[str, Any], model: str) -> None:
-    """Add the ignored fields and the model's name to a request schema, because the pydantic schemas lack both."""
+    """Add the ignored fields and the model's name, which pydantic's schema lacks, to a request schema."""
     schema["properties"] |= {name: {"description": "Accepted and ignored."} for name in sorted(IGNORED)}
     schema["properties"]["model"] = {"type": "string", "const": model}
 
@@ -75,7 +75,8 @@ def _response_content(schema: dict[str, Any], description: str) -> dict[str, Any
 
 
 def _route_description(answer: dict[str, Any], summary: str, also: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return the description of a route. Status codes in `also` have the same response as 200; all other status codes are errors."""
+    """Return the description of a route. Status codes in `also` have the same response schema as status 200; all other status
+    codes are errors."""
     responses = {code: _response_content(answer, summary) for code in ("200", *also)}
     error = _response_content(
         _object_schema("error", "request_id"), "An error in OpenAI's format; its `param` names the parameter."

@@ -19,15 +19,14 @@ from rorqual.serve.metrics import ServerMetrics
 from rorqual.serve.wire import RolloutRecord, SampledToken, Score, ScoredPrompt
 
 SILENT = 256
-"""After this many tokens without new text, parsing may be slow, so the next token is parsed outside of the event
-loop."""
+"""After `SILENT` tokens without new text, parsing may be slow, so the next token is parsed outside of the event loop."""
 
 
 @dataclass
 class Choice:
     """A sample that is being generated. Stop strings apply only to the answer, not to reasoning and tool calls.
 
-    - `ends`: stop token ids, whose text is omitted.
+    - `ends`: ids of stop tokens, whose text is left out of the reply.
     - `one_call`: end the sample before a second tool call.
     - `least`: minimum number of tokens before a stop string takes effect.
     - `mute`: the client wants only the prompt. With `mute`, the first generated token ends the sample and is neither
@@ -82,7 +81,7 @@ class Choice:
             self.logprob += sampled.logprob
 
     def add_token(self, sampled: SampledToken) -> ReplyDelta:
-        """Add a generated token and return the new text. For a token after the sample's end, the returned piece is empty."""
+        """Add a generated token and return the new text. For a token after the sample's end, the returned text is empty."""
         if self.reason is not None:
             return ReplyDelta()
         self.count_token(sampled)
@@ -131,7 +130,7 @@ class Choice:
 
 @dataclass
 class Reply:
-    """The samples of a request. After `stream_pieces` has run the job, `choices` and `usage()` are complete.
+    """The samples of a request. After `stream_pieces` has ended, `choices` and `usage()` are complete.
 
     `run_in_thread`: a function that runs slow work outside of the event loop.
     """
@@ -171,8 +170,8 @@ class Reply:
     ) -> AsyncGenerator[tuple[int, ReplyDelta] | None, None]:
         """Yield (sample number, new text) as tokens arrive.
 
-        None is yielded after `keep_alive` seconds without new text. The choice's finish reason is set before the last
-        piece of a sample is yielded. The last piece may be empty. Other tasks can run after each token.
+        None is yielded after `keep_alive` seconds without new text. The choice's finish reason is set before the last piece
+        of a sample is yielded. The last piece may be empty. The event loop can run other tasks after each token.
         """
         written = time.monotonic()
         try:
@@ -220,12 +219,13 @@ class Reply:
                 self.choices[event.sample].count_token(event)
 
     async def run_to_end(self) -> None:
-        """Run the job until all samples are finished."""
+        """Run the request until all samples are finished."""
         async for _ in self.stream_pieces():
             pass
 
     def usage(self) -> dict[str, Any]:
-        """Return the token counts with OpenAI's field names, and cache hits and misses with DeepSeek's field names."""
+        """Return the request's token counts with OpenAI's field names, and its prefix-cache hits and misses with DeepSeek's
+        field names."""
         prompt, completion, hit = self._n_prompt_tokens(), self._n_generated_tokens(), self._n_cached_prompt_tokens()
         return {
             "prompt_tokens": prompt,
@@ -254,8 +254,8 @@ class Reply:
     def _n_cached_prompt_tokens(self) -> int:
         """Return the number of prompt tokens from the prefix cache.
 
-        Later samples reuse the cached prompt of the first sample. Therefore the smallest number of cached tokens among
-        a prompt's samples counts for this prompt.
+        Later samples of a prompt reuse the cached prompt of the first sample. Therefore the number of cached tokens of a
+        prompt is the smallest number among the prompt's samples.
         """
         return sum(min((choice.hit for choice in started), default=0) for _, started in self._samples_by_prompt())
 

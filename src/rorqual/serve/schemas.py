@@ -1,4 +1,4 @@
-"""Schemas of the API requests. Every number and size has a limit, and unknown fields are errors."""
+"""Schemas of the API requests. Every number and every length in a request has a limit, and unknown fields are errors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ Top = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
 Ids = Annotated[list[Id], Field(min_length=1, max_length=MAX_IDS, fail_fast=True)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 EFFORT: Mapping[str, float] = {"minimal": 0.25, "low": 0.25, "medium": 0.5}
-"""Shares of the thinking budget, by `reasoning_effort`. With any other value of `reasoning_effort`, a reply may use the whole budget."""
+"""Share of the thinking budget that a reply may use, by `reasoning_effort`. With any other `reasoning_effort`, a reply may
+use the whole thinking budget."""
 
 
 class StreamOptions(RequestSchema):
@@ -46,15 +47,15 @@ class StreamOptions(RequestSchema):
 
 
 class TemplateOptions(RequestSchema):
-    """Chat template options that turn reasoning on or off. In published chat templates, the option is called `thinking`
-    or `enable_thinking`. If the request sets neither option, the model decides whether to reason."""
+    """Chat template options that turn reasoning on or off. In published chat templates, the option is called `thinking` or
+    `enable_thinking`. If a request sets neither `thinking` nor `enable_thinking`, the model decides whether to reason."""
 
     thinking: bool | None = None
     enable_thinking: bool | None = None
 
     @property
     def reasoning_mode(self) -> Thinking:
-        """The reasoning mode that these options set, or `auto`."""
+        """The reasoning mode that `enable_thinking` or `thinking` sets, or `auto` if neither is set."""
         enabled = self.thinking if self.enable_thinking is None else self.enable_thinking
         return "auto" if enabled is None else "on" if enabled else "off"
 
@@ -69,8 +70,8 @@ class ThinkingSwitch(RequestSchema):
 class GenerationRequest(StructuredOutputFields):
     """Fields that chat and text requests share: the sampling parameters and the fields below.
 
-    `seed`: random if it is not set. `priority`: as in vLLM, the lowest number runs first. Negative priorities are not
-    allowed, because a tenant could use them to delay the requests of other tenants.
+    `seed`: a random seed if the request sets none. `priority`: as in vLLM, the lowest number runs first. Negative priorities
+    are not allowed, because a tenant could use negative priorities to delay the requests of other tenants.
     """
 
     model: Annotated[Text, Field(min_length=1, max_length=MAX_NAME)]
@@ -84,7 +85,8 @@ class GenerationRequest(StructuredOutputFields):
         return {name: value for name, value in values.items() if value is not None}
 
     def params(self, defaults: SamplingParams = SERVER_DEFAULTS) -> SamplingParams:
-        """Return `defaults` updated by the parameters that the request sets. Parameters in `OWN_NAMES` are not updated here."""
+        """Return `defaults` updated by the parameters that the request sets. This method does not update the parameters in
+        `OWN_NAMES`."""
         return replace(defaults, **self.given_sampling_params())
 
     @property
@@ -103,7 +105,8 @@ class GenerationRequest(StructuredOutputFields):
         return self.params().prompt_logprobs
 
     def check(self) -> None:
-        """Raise ApiError if fields contradict each other, or if a field is set without the field that it requires."""
+        """Raise ApiError if request fields contradict each other, or if a request sets a field without the field that it
+        requires."""
         self.grammar()
         if self.stream_options is not None and not self.stream:
             raise bad_request(
@@ -117,11 +120,10 @@ class ChatRequest(GenerationRequest, ToolFields):
     """Body of `POST /v1/chat/completions`.
 
     `reasoning_effort`: `none` turns reasoning off; any other value turns reasoning on. `minimal` and `low` limit the
-    reasoning to 25 % of the server's `think_budget`, and `medium` to 50 %. If the server has no `think_budget`, the
-    limits are 25 % and 50 % of the maximum reply length. A `think_budget` in the request takes precedence over
-    `reasoning_effort`. `thinking` (DeepSeek's API) and `chat_template_kwargs` (vLLM's API) also turn reasoning on or
-    off. `reasoning_effort`, `thinking` and `chat_template_kwargs` are ignored if the model's chat format has no
-    reasoning.
+    reasoning to 25 % of the server's `think_budget`, and `medium` to 50 %. If the server has no `think_budget`, the limits of
+    the reasoning are 25 % and 50 % of the maximum reply length. A `think_budget` in the request takes precedence over
+    `reasoning_effort`. `thinking` (DeepSeek's API) and `chat_template_kwargs` (vLLM's API) also turn reasoning on or off.
+    `reasoning_effort`, `thinking` and `chat_template_kwargs` are ignored if the model's chat format has no reasoning.
     """
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
@@ -166,8 +168,8 @@ class ChatRequest(GenerationRequest, ToolFields):
         """The request field that constrains the reply, or None. Grammar errors report the constraining field as
         `param`.
 
-        The value is None if tools are optional, because the grammar may then combine tools and `response_format`. If
-        tools are optional, the message of a grammar error names the field.
+        `constraining_field` is None if tools are optional, because the grammar may then combine tools and `response_format`.
+        If tools are optional, the message of a grammar error names the invalid field.
         """
         if self.required_calls_grammar() is not None:
             return "tools"
@@ -178,7 +180,8 @@ class ChatRequest(GenerationRequest, ToolFields):
         return super().is_reply_unconstrained and not self.tools
 
     def grammar(self) -> Grammar | None:
-        """Return the grammar of the reply: a response format, required tool calls, or a choice between the two."""
+        """Return the grammar of the reply: a response format, required tool calls, or a choice between response format and
+        tool calls."""
         answer = super().grammar()
         if answer is None or not self.offered_tools():
             return answer or self.required_calls_grammar()
@@ -263,9 +266,9 @@ S = TypeVar("S", bound=GenerationRequest)
 
 
 def parse_request(cls: type[S], body: bytes) -> tuple[S, list[str]]:
-    """Parse a body as a request of type `cls`. Return the request and the names of ignored fields.
+    """Parse a request body as a request of type `cls`. Return the request and the names of its ignored fields.
 
-    Raises ApiError with status 400 if the body is invalid. The error's `param` names the invalid field.
+    Raises ApiError with status 400 if the request body is invalid. The error's `param` names the invalid field.
     """
     fields, ignored = drop_ignored_fields(_parse_body(body), "chat" if issubclass(cls, ChatRequest) else "completions")
     try:

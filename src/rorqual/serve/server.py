@@ -70,10 +70,10 @@ def listen(host: str, port: int) -> socket.socket:
 
 @dataclass(frozen=True)
 class CascadeArguments:
-    """The teacher's engine, and the rule by which the teacher answers (`CascadeTeacher`).
+    """Arguments of a cascade: the teacher's engine, and the rule that decides when the teacher answers (`CascadeTeacher`).
 
-    `temperature` is the sampling temperature of the evaluation that gave the calibration. Requests use `temperature` by
-    default, because the calibration is valid at no other temperature.
+    `temperature` is the sampling temperature of the evaluation that calibrated the student's confidence. Requests use
+    `temperature` by default, because the calibration is valid at no other temperature.
     """
 
     teacher: EngineArguments
@@ -145,7 +145,8 @@ def serve(arguments: EngineArguments, address: ServerOptions, cascade: CascadeAr
 
 
 def _calibrated_sampling(defaults: SamplingParams, cascade: CascadeArguments) -> SamplingParams:
-    """Return the defaults of a cascade's requests: the sampling of the evaluation that gave the calibration."""
+    """Return the default sampling parameters of a cascade's requests: those of the evaluation that calibrated the student's
+    confidence."""
     return replace(defaults, temperature=cascade.temperature, top_p=1.0, top_k=0, min_p=0.0)
 
 

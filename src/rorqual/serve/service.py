@@ -34,10 +34,11 @@ SEED_BITS = 63
 GENERATION = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 """Keys of a published model's generation config whose values the server uses as default sampling parameters."""
 MAX_SCORES = 1 << 18
-"""Maximum number of prompt log-probabilities in a response. A response of this size takes about 20 MB."""
+"""Maximum number of prompt log-probabilities in a response. A response with `MAX_SCORES` log-probabilities takes about 20
+MB."""
 COUNTED = 200_000
-"""Texts longer than this many bytes are first tokenized in slices, so that the server can refuse a text early if the
-text exceeds the context."""
+"""Texts of more than `COUNTED` bytes are first tokenized in slices, so that the server can refuse a text early if the text
+exceeds the model's context."""
 
 
 def read_defaults(run: RunDir) -> SamplingParams:
@@ -62,7 +63,7 @@ def read_defaults(run: RunDir) -> SamplingParams:
 class CascadeTeacher:
     """The second model of a cascade. `name` and `student` are the names of the teacher and the student in the usage of a response.
 
-    The student's answer is kept if its calibrated confidence is at least `sure` (`evals.cascade`).
+    The student's answer is kept if the student's calibrated confidence is at least `sure` (`evals.cascade`).
     """
 
     service: ModelService
@@ -81,12 +82,12 @@ class CascadeTeacher:
 class ModelService:
     """The server's shared state, created once at the start.
 
-    `created`: Unix time of the checkpoint in seconds. `keep_alive`: a stream sends a comment after this many seconds
-    without a token. `operator`: the tenant that may read the metrics of all tenants. `cors`: allowed origins.
-    `uploads`: weight updates from a trainer, or None if they are turned off. `prompts`: example prompts from the
-    problems that the model was trained on. `think_budget`: maximum thinking tokens of a chat reply, unless the request sets
-    its own; 0 sets no maximum. `task`: defaults of chat requests, from the run's `defaults.json`. `teacher`: the second
-    model of a cascade, which answers chat requests if the first model is not sure, or None. `cutters`: one worker
+    `created`: Unix time of the checkpoint in seconds. `keep_alive`: a stream sends a comment after this many seconds without
+    a token. `operator`: the tenant that may read the metrics of all tenants. `cors`: allowed origins. `uploads`: weight
+    updates from a trainer, or None if weight updates are turned off. `prompts`: example prompts from the problems that the
+    model was trained on. `think_budget`: maximum thinking tokens of a chat reply, unless the request sets its own
+    `think_budget`; 0 sets no maximum. `task`: defaults of chat requests, from the run's `defaults.json`. `teacher`: the
+    second model of a cascade, which answers chat requests if the first model is not sure, or None. `cutters`: one worker
     thread per tenant.
     """
 
@@ -151,7 +152,7 @@ class ModelService:
         return ApiError(404, f"{problem}. Use '{self.name}'.", param="model", code="model_not_found")
 
     def check_text_length(self, texts: Sequence[str], param: str, info: EngineLimits) -> None:
-        """Raise ApiError if texts are too long for the context.
+        """Raise ApiError if the `texts` together are too long for the model's context.
 
         The check runs before the texts are fully tokenized, because tokenizing one megabyte of text may take 150 MB of
         memory.
@@ -164,7 +165,7 @@ class ModelService:
             raise _too_long(param, f"at least {least}", info)
 
     def _count_tokens(self, texts: Sequence[str], most: int) -> int:
-        """Return a lower bound of the number of tokens. Counting stops when the bound reaches `most`.
+        """Return a lower bound of the number of tokens in `texts`. Counting stops when the lower bound reaches `most`.
 
         Texts are tokenized in slices. Splitting a text adds tokens at the cuts, so a sixteenth of the count is
         subtracted.

@@ -1,7 +1,7 @@
 """Structured output: convert OpenAI's `response_format` and vLLM's `guided_*` fields to a grammar.
 
-This module checks sizes, and whether a request sets more than one structured-output field. The engine checks whether a
-schema or a regular expression compiles.
+This module checks the sizes of grammars, and whether a request sets more than one structured-output field. The engine checks
+whether a schema or a regular expression compiles.
 """
 
 from __future__ import annotations

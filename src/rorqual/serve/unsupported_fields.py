@@ -1,8 +1,8 @@
 """Fields of the APIs of OpenAI, vLLM and llama.cpp that this server does not implement.
 
-A field is ignored if its value would not change the reply; otherwise it is refused with a reason. Fields are identified by
-paths without list indices. `messages[].content[]` stands for the content parts of every message, and
-"" stands for the request itself.
+A field is ignored if its value would not change the reply; otherwise the field is refused with a reason. Fields are
+identified by paths without list indices. `messages[].content[]` stands for the content parts of every message, and "" stands
+for the request itself.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rorqual.core.sampling import PARAMS
 from rorqual.serve.errors import ApiError, bad_request
 
 Rule = tuple[str, tuple[Any, ...]]
-"""(reason, values): why the field is refused, and the values for which it is ignored instead."""
+"""(reason, values): why a request field is refused, and the values for which the field is ignored instead."""
 Route = Literal["chat", "completions"]
 
 OWN_NAMES = ("top_logprobs", "grammar")
@@ -48,7 +48,7 @@ IGNORED = frozenset(
     | {"xtc_threshold", "dynatemp_exponent", "mirostat_tau", "mirostat_eta", "adaptive_decay"}
     | {"dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers"}
 ) - {*OUR_OWN}
-"""Top-level fields that are always ignored, because they never change a reply."""
+"""Top-level request fields that are always ignored, because they never change a reply."""
 
 _MODEL_TEMPLATE = "the server always uses the model's own chat template"
 _NO_IMAGES = "this model reads and writes only text"
@@ -195,8 +195,8 @@ NESTED_FIELD_RULES: Mapping[str, Mapping[str, Rule]] = {
     "chat_template_kwargs": {"add_generation_prompt": (_MODEL_TEMPLATE, (True,))},
     "thinking": {"budget_tokens": ("reasoning has no separate budget; use max_tokens", ())},
 }
-"""Rules of nested fields, by the path of the enclosing object. A rule with an empty reason only lists values to ignore;
-the request schema checks all other values."""
+"""Rules of nested fields, by the path of the enclosing object. A rule with an empty reason only lists values to ignore; the
+request schema checks all other values of the field."""
 PATHS_TO_RULES = frozenset(
     place[:end]
     for place in NESTED_FIELD_RULES
@@ -236,8 +236,8 @@ KINDS: Mapping[str, tuple[str, Mapping[str, str]]] = {
         },
     ),
 }
-"""(remedy, reasons), by the path of an object. `reasons` has the `type` values that only other servers accept, each
-with the reason why this server refuses it."""
+"""(remedy, reasons) for unsupported types of an object, by the object's path. `reasons` has the `type` values that only other
+servers accept, each with the reason why this server refuses it."""
 
 
 def drop_ignored_fields(data: Mapping[str, Any], route: Route) -> tuple[dict[str, Any], set[str]]:
@@ -304,5 +304,5 @@ def _unsupported_field_error(path: str, reason: str) -> ApiError:
 
 
 def is_neutral_value(value: Any, neutral: Iterable[Any]) -> bool:
-    """Return whether `value` is in `neutral`. Here True and 1 differ, but 0 and 0.0 are equal."""
+    """Return whether `value` is in `neutral`. Unlike with `==`, True and 1 differ; 0 and 0.0 are equal."""
     return any(value == known and isinstance(value, bool) == isinstance(known, bool) for known in neutral)

@@ -22,7 +22,7 @@ from rorqual.serve.http_responses import ClientDisconnected
 from rorqual.serve.keys import ApiKeys
 
 CHUNK = 1 << 20
-"""Bytes of a body that are buffered before a thread writes them to the file."""
+"""Number of bytes of a request body that are buffered before a thread writes the buffer to the file."""
 KEYS, OWNER = "rollout-key.json", "rollout"
 """Name of the rollout key's file, and the tenant name under which the key is stored."""
 
@@ -72,9 +72,9 @@ class WeightUploads:
     async def load_from_request(self, request: Request, bridge: EngineBridge) -> None:
         """Load the weights in a request body into the engine.
 
-        If the body is invalid, raises ApiError, and the engine keeps its weights. The whole body is read first, because a
-        client reads an error only after it has sent the body. A trainer may repeat an update with the same version and
-        weights, for example after a lost response.
+        Raises ApiError if the body is invalid; the engine then keeps its weights. The whole body is read before an error is
+        raised, because a client reads an error only after it has sent the body. A trainer may repeat an update with the same
+        version and weights, for example after a lost response.
         """
         file, old = self.folder / f"weights-{secrets.token_hex(8)}.safetensors", bridge.weights
         stale: Path | None = file
@@ -94,7 +94,7 @@ class WeightUploads:
                 stale.unlink(missing_ok=True)
 
     def _checked_version(self, request: Request, sha256: bytes) -> int:
-        """Return the version of an upload. Raises ApiError if the upload must not become the engine's weights."""
+        """Return the weight version of an upload. Raises ApiError if the upload must not become the engine's weights."""
         if self.busy:
             raise ApiError(409, "Another update is running. Try again later.", code="update_under_way")
         text = request.query_params.get("version", "")

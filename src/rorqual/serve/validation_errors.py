@@ -12,13 +12,13 @@ from rorqual.core.errors import suggest_name
 from rorqual.serve.errors import ApiError, bad_request
 
 SHOWN, LONGEST = 40, 256
-"""Maximum number of characters of a value and of a field's path in an error."""
+"""Maximum number of characters in an error message of a value (`SHOWN`), and of a field's path (`LONGEST`)."""
 
 
 def api_error_from_pydantic(error: ValidationError, data: Any, names: Collection[str]) -> ApiError:
     """Return the API error for the most deeply nested error that pydantic found in `data`. `names`: the known top-level fields.
 
-    pydantic reports an error for each alternative of a union. The errors of one field are joined into one message.
+    pydantic reports an error for each alternative of a union. The errors for one field are joined into one message.
     """
     places = [(_invalid_value_path(item, data), item) for item in error.errors(include_url=False)]
     place = max((place for place, _ in places), key=_depth_sort_key)
@@ -48,7 +48,8 @@ def describe_value(value: Any) -> str:
 
 
 def _depth_sort_key(place: list[str | int]) -> tuple[int, list[int]]:
-    """Return a sort key. The most deeply nested path has the largest key; among equally deep paths, the path with the largest list indices."""
+    """Return the sort key of a field's path. The most deeply nested path has the largest key; among equally deep paths, the
+    path with the largest list indices."""
     return len(place), [part for part in place if isinstance(part, int)]
 
 

@@ -32,8 +32,8 @@ class EngineArguments:
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """A request to the engine: prompt ids and sampling parameters. `priority`: the engine starts requests with higher
-    values first."""
+    """A request to the engine: prompt ids and sampling parameters. `priority`: the engine starts requests with a higher
+    `priority` first."""
 
     prompt: tuple[int, ...]
     params: SamplingParams = field(default_factory=SamplingParams)
@@ -41,10 +41,11 @@ class EngineRequest:
 
 
 Score = tuple[float, list[tuple[int, float]]]
-"""(logprob, top): the log-probability of a prompt token, and the likeliest tokens at this position as (id,
+"""(logprob, top): the log-probability of a prompt token, and the likeliest tokens at the token's position as (id,
 log-probability)."""
 SCORES = 2048
-"""Maximum number of log-probabilities in one message. Without this limit, a long prompt would block the event loop."""
+"""Maximum number of log-probabilities in one message. Without the limit `SCORES`, a long prompt would block the event
+loop."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,8 @@ def message_line(kind: str, **fields: Any) -> bytes:
 
 @dataclass(frozen=True)
 class PackedRequest:
-    """A serialized `EngineRequest`, and the fields that the server needs later. A `PackedRequest` takes a fifth of the
-    memory of an `EngineRequest`."""
+    """A serialized `EngineRequest`, and the fields of the request that the server needs later. A `PackedRequest` takes a
+    fifth of the memory of an `EngineRequest`."""
 
     data: bytes
     n: int

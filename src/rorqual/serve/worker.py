@@ -80,7 +80,8 @@ class EngineWorker:
         self.inbox.put(None)
 
     def _read_messages(self) -> bool:
-        """Handle incoming messages, and wait for a message if no request is running. Return False when standard input closes.
+        """Handle messages from the server, and wait for a message if no request is running. Return False when standard input
+        closes.
 
         The call returns when the next heartbeat is due, even if more messages are queued.
         """
@@ -99,7 +100,7 @@ class EngineWorker:
         return True
 
     def _send_heartbeat(self) -> None:
-        """Send a heartbeat if it is due or the engine is idle."""
+        """Send a heartbeat if the next heartbeat is due or the engine is idle."""
         now = time.monotonic()
         if now - self.beat > BEAT or not self.numbers:
             self.beat = now
@@ -249,7 +250,7 @@ class EngineWorker:
 def load_checked_weights(file: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
     """Load the tensors of a safetensors file.
 
-    Raises RorqualError if names or shapes differ from those in `wanted`, or if a value is not finite.
+    Raises RorqualError if the tensors' names or shapes differ from those in `wanted`, or if a weight is not finite.
     """
     try:
         found = load_file(file)

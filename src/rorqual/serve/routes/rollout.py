@@ -29,7 +29,8 @@ router = APIRouter()
 class RolloutRequest(TextRequest):
     """Body of `POST /rollout/generate`: one prompt as token ids, and sampling parameters.
 
-    Rollouts accept temperatures up to 1,000, the maximum in training; all other routes accept temperatures up to 2.
+    `POST /rollout/generate` accepts temperatures up to 1,000, the maximum in training; all other routes accept temperatures
+    up to 2.
     """
 
     temperature: Annotated[float, Field(ge=0, le=1e3)] | None = None
@@ -97,7 +98,7 @@ async def describe_weights(request: Request) -> Response:
 
 @router.post("/rollout/weights")
 async def replace_weights(request: Request) -> Response:
-    """Replace the weights. The body is a safetensors file with every tensor of the model.
+    """Replace the engine's weights. The request body is a safetensors file with every tensor of the model.
 
     Running requests finish with the old weights.
     """

@@ -33,13 +33,13 @@ def _model_card(service: ModelService) -> dict[str, Any]:
 
 @router.get("/v1/models")
 async def models(request: Request) -> Response:
-    """Return a list with the served model."""
+    """Return a list whose only entry describes the served model."""
     return JSONResponse({"object": "list", "data": [_model_card(request.app.state.service)]})
 
 
 @router.get("/v1/models/{name:path}")  # names may contain a slash, as on the Hugging Face hub
 async def model(request: Request, name: str) -> Response:
-    """Return the served model if its name is the requested name, else a 404 error."""
+    """Return the description of the served model, or a 404 error if the served model is not called `name`."""
     service: ModelService = request.app.state.service
     if name != service.name:
         raise service.unknown_model_error(name)
@@ -48,7 +48,7 @@ async def model(request: Request, name: str) -> Response:
 
 @router.get("/health")
 async def health(request: Request) -> Response:
-    """Return status 200 if the engine is ready, or 503 while it is loading or restarting."""
+    """Return status 200 if the engine is ready, or 503 while the engine is loading or restarting."""
     alive = all(bridge.alive for bridge in request.app.state.service.bridges)
     return JSONResponse({"status": "ok" if alive else "loading"}, status_code=200 if alive else 503)
 
@@ -61,7 +61,8 @@ async def openapi(request: Request) -> Response:
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
-    """Return metrics for Prometheus. A tenant sees its own metrics; the operator sees the metrics of all tenants."""
+    """Return metrics for Prometheus. A tenant gets only the tenant's own metrics; the operator gets the metrics of all
+    tenants."""
     service: ModelService = request.app.state.service
     bridges = service.bridges
     jobs = [job for bridge in bridges for job in bridge.jobs.values()]

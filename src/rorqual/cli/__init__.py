@@ -1,1 +1,2 @@
-"""The command line. Each command (verb) has its own file in `verbs`. Only commands that need torch import torch."""
+"""The command line of Rorqual. Each command (verb) has its own file in `verbs`. Only commands that need torch import
+torch."""

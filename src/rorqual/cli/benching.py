@@ -61,7 +61,8 @@ class RepeatTiming:
 
 
 def bench_run(run: str, arguments: Sequence[str] | None) -> None:
-    """Run the benchmark and print its table. If `out` is set, write the measurements of every repeat to the file `out`."""
+    """Run the benchmark and print a table of the measurements. If `out` is set, write the measurements of every repeat to the
+    file `out`."""
     chosen = parse_settings(BenchSettings, arguments)
     if run.startswith(REMOTE):
         raise ConfigError("bench cannot measure a server", where=run, remedy="Give a run's folder.")
@@ -119,9 +120,9 @@ def _measure_row(engine: Engine, chosen: BenchSettings, batch: int, prompt: int)
 
 
 def time_generation(engine: Engine, prompts: Sequence[tuple[int, ...]], new: int) -> RepeatTiming:
-    """Submit all prompts together, generate `new` tokens for each, and return the measurements.
+    """Submit all prompts together, generate `new` tokens for each prompt, and return the measured throughput and latencies.
 
-    Prefill ends when every request has its first token. The time after prefill counts as decode.
+    Prefill ends when every request has its first token. The time after prefill counts as decode time.
     """
     params = SamplingParams(max_tokens=new, ignore_eos=True)
     began = time.perf_counter()
@@ -177,7 +178,7 @@ def _machine_info() -> dict[str, Any]:
 
 
 def describe_conditions(engine: Engine, chosen: BenchSettings, threads: int) -> list[str]:
-    """Return notes on the method of measurement, and on conditions that may distort the results."""
+    """Return notes on how throughput and latency were measured, and on conditions that may distort the measurements."""
     total = account(engine.model.config).total
     size = memory_text(total * BYTES[chosen.dtype])
     notes = [

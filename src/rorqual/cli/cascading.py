@@ -1,4 +1,5 @@
-"""`rorqual eval cascade=STUDENT,TEACHER`: evaluate both models on the same problems, and calibrate the student's confidence."""
+"""`rorqual eval cascade=STUDENT,TEACHER`: evaluate the student and the teacher on the same problems, and calibrate the
+student's confidence."""
 
 from __future__ import annotations
 
@@ -20,14 +21,14 @@ from rorqual.tasks.task import Task
 
 DEFAULT_SURE = 0.8
 OTHER_WAYS = ("best_of", "verifier", "verifier_data", "refine")
-"""Settings of other ways to compute an answer, which a cascade does not support."""
+"""Settings of `rorqual eval` that change how an answer is computed, and that a cascade does not support."""
 
 
 def measure_cascade(
     models: tuple[str, str], settings: EvalSettings, task: Task, file: Path | None, progress: Callable[[int, int], None]
 ) -> Cascade:
-    """Evaluate a cascade of (student, teacher), and save the result in `file`. Until the result is saved, answers are
-    cached next to `file`, so the same command resumes.
+    """Evaluate a cascade of (student, teacher), and save the result in `file`. Until the result is saved, answers are cached
+    next to `file`, so an interrupted command can be repeated and resumes.
 
     The student answers `settings.count` problems of the dev split for the calibration, and then the problems of
     `settings.split`. The teacher answers only the problems of `settings.split`. If the student votes over several
@@ -63,7 +64,7 @@ def measure_cascade(
 
 
 def is_run_folder(model: str) -> bool:
-    """Return whether `model` is the folder of a run instead of the address of a server."""
+    """Return whether `model` is the folder of a run rather than the address of a server."""
     return not model.startswith(REMOTE)
 
 
@@ -103,5 +104,5 @@ def _check_models(models: tuple[str, str], settings: EvalSettings) -> None:
 
 
 def _flops_per_token(run: str) -> float:
-    """Return the FLOPs of one generated token, without attention to earlier tokens."""
+    """Return the FLOPs that the run's model needs for one generated token, without attention to earlier tokens."""
     return float(account(read_model_config(RunDir(Path(run)))).flops)

@@ -1,4 +1,5 @@
-"""A conversation in the terminal. Replies are streamed, and the oldest turns are dropped when the context is full."""
+"""A conversation with a model in the terminal. Replies are streamed, and the oldest turns are dropped when the context is
+full."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ class ChatSettings(DeviceSettings):
 
 
 def reply_pieces(ids: Iterable[int], chat: ChatFormat, thinking: Thinking) -> Iterator[tuple[bool, str]]:
-    """Yield (is_reasoning, new text) as tokens arrive.
+    """Yield (is_reasoning, new text) as the reply's tokens arrive.
 
     The joined texts equal the reasoning and the answer that `chat.parse` returns for all tokens, with one exception. If the
     model closes a reasoning section that it never opened, text that was already yielded as answer is yielded again as
@@ -63,9 +64,9 @@ class Conversation:
         self.turns = 0
 
     def say(self, text: str, terminal: Terminal) -> Message:
-        """Send a user message, stream the reply to `terminal`, add both to the history, and return the reply.
+        """Send a user message, stream the reply to `terminal`, add message and reply to the history, and return the reply.
 
-        Raises DataError if the message alone does not fit in the context.
+        Raises DataError if the user message alone does not fit in the context.
         """
         messages = self._truncate([*self.history, Message("user", text)], terminal)
         params = SamplingParams(
@@ -100,7 +101,8 @@ class Conversation:
         return (*system, *messages)
 
     def _truncate(self, messages: list[Message], terminal: Terminal) -> list[Message]:
-        """Drop the oldest exchanges until `messages` fit in the context. A note gives the number of dropped exchanges."""
+        """Drop the oldest exchanges until `messages` fit in the context. A note on `terminal` gives the number of dropped
+        exchanges."""
         kept, room = messages, self.engine.max_len - ROOM
         while len(kept) > 1 and len(self.engine.chat.prompt(self._with_system(kept), self.settings.thinking)) > room:
             kept = kept[2:]

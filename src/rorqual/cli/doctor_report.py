@@ -70,7 +70,7 @@ def versions() -> list[tuple[str, str]]:
 
 
 def measure_matmul_speed(device: str, dtype: str) -> float:
-    """Measure the FLOP/s of a square matrix product. The result is the speed of the fastest of six products."""
+    """Measure the FLOP/s of a product of square matrices. Return the speed of the fastest of six matrix products."""
     kind = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     matrix = torch.ones(PROBE, PROBE, device=device, dtype=kind)
     best = float("inf")

@@ -1,5 +1,5 @@
-"""Functions of `rorqual eval`: read its settings, load the engine or client, choose the path of the result, and compute
-the loss on a text file."""
+"""Functions of `rorqual eval`: read the command's settings, load the engine or client, choose the path of the result, and
+compute the loss on a text file."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from rorqual.tasks.task import Split
 
 REMOTE = ("http://", "https://")
 CASCADE = "cascade="
-"""Prefix of the name of a cascade: cascade=STUDENT,TEACHER."""
+"""Prefix of the name of a cascade, as in `cascade=STUDENT,TEACHER`."""
 NEED_TASK = ("votes", "best_of", "refine", "verifier", "verifier_data", "system")
-"""Settings that need a task, and have no meaning for the loss on a text."""
+"""Settings of `rorqual eval` that need a task, and have no meaning for the loss on a text."""
 Typed = BeforeValidator(lambda raw: parse_scalar(raw) if isinstance(raw, str) else raw)
 SeedBits = Annotated[Literal[31, 64], Typed]
 """Number of bits of the random seeds that are sent to a server."""
 
 
 class ProblemSettings(DeviceSettings):
-    """Settings of commands that answer problems of a task."""
+    """Settings of commands in which a model answers problems of a task."""
 
     task: str = Field(
         "",
@@ -166,10 +166,10 @@ def load_engine_or_client(model: str, settings: EvalSettings) -> Any:
 
 
 def evaluation_file(model: str, settings: EvalSettings) -> Path | None:
-    """Return the path of the evaluation's result. If `out` is set, the path is `out`.
+    """Return the path at which the evaluation's result is saved. If the setting `out` is given, the path is `out`.
 
-    The default for a run is a file in the run's `evals/` folder, named by task, split and thinking mode. The default for a
-    server or a cascade is None.
+    The default path for a run is a file in the run's `evals/` folder, named by task, split and thinking mode. The default for
+    a server or a cascade is None.
     """
     if settings.out:
         return Path(settings.out)
@@ -180,7 +180,8 @@ def evaluation_file(model: str, settings: EvalSettings) -> Path | None:
 
 
 def was_trained_on(run: RunDir, data: Path) -> bool:
-    """Return whether `data` is the training data of `run`, of the run that `run` started from, or of any earlier run in this chain."""
+    """Return whether `data` is the training data of `run`, of the run that `run` started from, or of any earlier run from
+    which that run descends."""
     seen = set[Path]()
     while run.config_file.is_file() and run.path.resolve() not in seen:
         seen.add(run.path.resolve())
@@ -195,7 +196,7 @@ def was_trained_on(run: RunDir, data: Path) -> bool:
 ROWS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv")
 """File extensions of row data, such as conversations.
 
-If row data were read as plain text, the loss would include keys and braces.
+If row data were read as plain text, the loss would include the JSON keys and braces.
 """
 
 
@@ -213,7 +214,8 @@ def held_out_text(path: str) -> str:
 
 
 def loss_on_text(model: str, settings: EvalSettings) -> str:
-    """Compute the model's loss on the held-out last tenth of a text file. Return the results as text.
+    """Compute the model's loss on the held-out last tenth of a text file. Return the loss per token and per character as
+    text.
 
     The text is split into windows of `window` tokens (default: the model's context length).
     """

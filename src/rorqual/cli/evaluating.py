@@ -49,9 +49,9 @@ def evaluate_and_save(
 
 @contextmanager
 def load_with_cached_answers(model: str, settings: EvalSettings, file: Path | None) -> Iterator[AnswerCache]:
-    """Load `model` with an answer cache next to `file`. At the end of the `with` block, the cached answers are deleted
-    if no request failed. If requests failed, the answers are kept, so that a repeated command retries only the failed
-    requests. After an exception, the answers are kept, and the path of the cache is printed."""
+    """Load `model` with an answer cache next to `file`. At the end of the `with` block, the cached answers are deleted if no
+    request failed. If requests failed, the cached answers are kept, so that a repeated command retries only the failed
+    requests. After an exception, the cached answers are kept, and the path of the answer cache is printed."""
     engine, identity = _load_engine(model, settings)
     with AnswerCache(engine, file, identity) as cache:
         if cache.count:
@@ -78,7 +78,7 @@ def _say(text: str) -> None:
 
 
 def _load_engine(model: str, settings: EvalSettings) -> tuple[Any, dict[str, Any]]:
-    """Return the engine, and the fields that identify it in the answer cache.
+    """Return the engine, and the fields that identify the engine in the answer cache.
 
     An answer depends only on its request and on the fields that identify the engine.
     """
@@ -96,7 +96,8 @@ def _load_engine(model: str, settings: EvalSettings) -> tuple[Any, dict[str, Any
 def load_with_fingerprint(run: RunDir, load: Callable[[], T]) -> tuple[T, str]:
     """Return the result of `load` and the fingerprint of the checkpoint that it loaded.
 
-    `load` reads the latest checkpoint of `run`. If training saved a newer checkpoint during the call, `load` is called again.
+    `load` reads the latest checkpoint of `run`. If training saved a newer checkpoint while `load` was running, `load` is
+    called again.
     """
     while True:
         checkpoint = run.checkpoint()
@@ -107,5 +108,5 @@ def load_with_fingerprint(run: RunDir, load: Callable[[], T]) -> tuple[T, str]:
 
 
 def software_versions() -> dict[str, Any]:
-    """Return the software versions that the exact results of a local engine depend on."""
+    """Return the software versions on which the exact answers of a local engine depend."""
     return {"rorqual": rorqual.__version__, "torch": torch.__version__, "rounding": ROUNDING}

@@ -41,7 +41,7 @@ from rorqual.ops.backends import backend, backend_cache_id
 from rorqual.ops.backends.torch_invariant import NOT_HELD
 
 SHOWN = 3
-"""The summary lists at most this many lines with errors."""
+"""The summary that `rorqual generate` prints lists at most `SHOWN` rows with errors."""
 
 
 class GenerateSettings(DeviceSettings):
@@ -67,7 +67,8 @@ class GenerateSettings(DeviceSettings):
 
 
 def read_generate_settings(arguments: Sequence[str] | None) -> tuple[GenerateSettings, RowSampling]:
-    """Split arguments into command settings and sampling parameters. A row of the prompt file may override sampling parameters.
+    """Split the command's arguments into settings and sampling parameters. A row of the prompt file may override sampling
+    parameters.
 
     Raises ConfigError if a key is unknown, or if `run` or `out` is missing.
     """
@@ -141,7 +142,8 @@ def _is_unanswered(output: PartialOutput, prompts: PromptFile, line: int) -> boo
 
 
 def _write_answers(output: PartialOutput, answered: Iterator[list[AnsweredRow]], chosen: GenerateSettings) -> list[str]:
-    """Write the answers as they arrive. Return lines for the summary: the generation speed, and the first rows with errors."""
+    """Write the answers to the output as they arrive. Return lines for the summary: the generation speed, and the first rows
+    with errors."""
     start, n_before, tokens = time.monotonic(), output.count, 0
     faults: list[str] = []
     bar = None if chosen.quiet else Progress("generate", output.rows, unit="line", start=n_before)
@@ -170,7 +172,7 @@ def _write_answers(output: PartialOutput, answered: Iterator[list[AnsweredRow]],
 def _engine_and_identity(chosen: GenerateSettings) -> tuple[Engine | RemoteEngine, dict[str, Any]]:
     """Return the engine, and the fields that identify its model.
 
-    A command resumes only if the fields that identify the model are unchanged.
+    An interrupted command resumes only if the fields that identify the model are unchanged.
     """
     if not chosen.run.startswith(REMOTE):
         local, fingerprint_ = load_with_fingerprint(RunDir(Path(chosen.run)), lambda: _local_engine(chosen))
@@ -223,7 +225,7 @@ def _text_encoder(engine: Engine) -> Any:
 
 
 def _check_all_rows(engine: Engine | None, prompts: PromptFile, request_schema: RowParser) -> None:
-    """Raise DataError if a row is invalid or the engine would refuse it."""
+    """Raise DataError if a row of the prompt file is invalid or would be refused by the engine."""
     for line, row in read_prompts(prompts.path):
         request = request_schema.parse_row(line, row)
         if isinstance(request, RowRequest) and engine is not None:
@@ -237,7 +239,8 @@ def _check_all_rows(engine: Engine | None, prompts: PromptFile, request_schema: 
 
 
 def _settings_of_replies(chosen: GenerateSettings, sampling: RowSampling, prompts: PromptFile) -> dict[str, Any]:
-    """Return the settings that replies depend on, except for the model. Threads, slots and concurrency do not change replies."""
+    """Return the settings that replies depend on, except for the model. The settings `threads`, `slots` and `concurrency` are
+    left out, because they do not change replies."""
     values = {
         key: getattr(chosen, key) for key in ("raw", "token_ids", "logprobs", "dtype", "device", "max_len", "model")
     }
@@ -246,6 +249,6 @@ def _settings_of_replies(chosen: GenerateSettings, sampling: RowSampling, prompt
 
 
 def _defaults_that_apply(task: TaskDefaults, sampling: RowSampling) -> dict[str, Any]:
-    """Return the task's defaults, except those whose keys the command line sets."""
+    """Return the task's defaults, except the defaults of keys that the command line sets."""
     defaults = task.model_dump(mode="json", exclude_none=True)
     return {f"defaults.{key}": value for key, value in defaults.items() if key not in sampling.model_fields_set}

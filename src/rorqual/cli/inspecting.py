@@ -22,7 +22,7 @@ from rorqual.model.presets import preset, preset_names
 
 BYTES: Mapping[DType, int] = {"float32": 4, "bfloat16": 2}
 TRAINING_BYTES = 16
-"""Bytes per parameter during training: the weight, its gradient and AdamW's two moments, each in fp32."""
+"""Bytes per parameter during training: the weight, the weight's gradient and AdamW's two moments, each in fp32."""
 CONVENTION = (
     "FLOPs count a multiply-add as two. They include matrix products and attention, not norms, softmax or gates."
 )
@@ -80,15 +80,16 @@ def _from_json(path: Path) -> ModelConfig:
 
 
 def _describe_stage(stage: Stage) -> str:
-    """Describe a stage (a group of layers with the same config) by its kinds of attention and FFN.
+    """Describe a stage (a group of layers with the same config) by the stage's kinds of attention and FFN.
 
-    The description starts with the kind of block, unless that kind is `pre_norm`."""
+    The description starts with the kind of the stage's blocks, unless that kind is `pre_norm`."""
     block = [] if stage.block == PreNormConfig() else [stage.block.kind]
     return ", ".join((*block, stage.attention.kind, stage.ffn.kind))
 
 
 def model_size_rows(config: ModelConfig, settings: InspectSettings, free_memory: int) -> list[tuple[str, str]]:
-    """Return the rows of the table as (name, value with unit). `free_memory`: the machine's free memory in bytes, or 0 if it is unknown."""
+    """Return the rows of the table as (name, value with unit). `free_memory`: the machine's free memory in bytes, or 0 if the
+    free memory is unknown."""
     size = BYTES[settings.dtype]
     context = min(settings.context, config.max_position_embeddings)
     no_attention, with_attention = (account(config, context=keys, cache_value_bytes=size) for keys in (0, context))
@@ -133,7 +134,7 @@ def count_text(parameters: int) -> str:
 
 
 def memory_text(size: float) -> str:
-    """Format a number of bytes with a binary unit, from bytes to TiB."""
+    """Format a number of bytes with the fitting binary unit, from bytes to TiB."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:,.4g} {unit}"
@@ -148,7 +149,7 @@ def _free_memory_note(size: int, free: int) -> str:
 
 
 def align_columns(rows: Iterable[Sequence[str]], right: frozenset[int] = frozenset()) -> str:
-    """Format rows as aligned columns. Columns whose index is in `right` are right-aligned."""
+    """Format the rows of a table as aligned columns. Columns whose index is in `right` are right-aligned."""
     table = [tuple(row) for row in rows]
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     lines = []

@@ -14,7 +14,7 @@ def available_cores() -> int:
 
 
 def _cpu_quota() -> float:
-    """Return the CPU quota of this process's cgroup in cores, or 0 if there is no limit."""
+    """Return the CPU quota of this process's cgroup in cores, or 0 if the cgroup has no quota."""
     text = _text("/sys/fs/cgroup/cpu.max").split()
     if len(text) == 2 and text[0].isdigit():
         return int(text[0]) / int(text[1])
@@ -22,7 +22,7 @@ def _cpu_quota() -> float:
 
 
 def total_and_free_memory() -> tuple[int, int]:
-    """Return (total, available) memory in bytes, limited by the memory limit of the container."""
+    """Return (total, available) memory in bytes of this machine, or of the container if the container has a memory limit."""
     fields = {key: value.split()[0] for key, _, value in (x.partition(":") for x in _lines("/proc/meminfo")) if value}
     total, free = (int(fields.get(key, "0")) * 1024 for key in ("MemTotal", "MemAvailable"))
     limit = _text("/sys/fs/cgroup/memory.max")
@@ -33,15 +33,15 @@ def total_and_free_memory() -> tuple[int, int]:
 
 
 def processor_name_and_flags() -> tuple[str, frozenset[str]]:
-    """Return the processor's name and feature flags from /proc/cpuinfo. The name or the flags are empty if the kernel
-    does not list them."""
+    """Return the processor's name and feature flags from /proc/cpuinfo. If the kernel lists no name, the name is empty; if
+    the kernel lists no flags, the set of flags is empty."""
     info = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in _lines("/proc/cpuinfo"))}
     flags = info.get("flags", "") or info.get("Features", "")
     return info.get("model name", ""), frozenset(flags.split())
 
 
 def load_average() -> float:
-    """Return the load average of the last minute, or 0 if the system does not report one."""
+    """Return the system's load average of the last minute, or 0 if the system reports no load average."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 

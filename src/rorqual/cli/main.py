@@ -1,4 +1,4 @@
-"""The `rorqual` command. Errors that the user can fix are printed with a remedy and without a traceback."""
+"""The `rorqual` command. Errors that a user can fix are printed with a remedy and without a traceback."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from rorqual.cli.verbs.train import train
 from rorqual.core.errors import RorqualError
 
 RESUMES = ("quickstart", "teach", "train", "distil", "distill", "lab", "export", "generate")
-"""Commands that resume their interrupted work when they are run again."""
+"""Commands that resume interrupted work when they are run again."""
 WRITE_REMEDY = {
     errno.ENOSPC: "Free disk space and repeat the command. Files that were written completely are kept.",
     errno.EDQUOT: "Free some of your quota and repeat the command. Files that were written completely are kept.",
@@ -55,7 +55,7 @@ INTERRUPTED, REFUSED = 130, 2
 def report_errors(verb: Callable[[], str | None]) -> Iterator[None]:
     """Print user-fixable errors to standard error, and exit with an error code.
 
-    Exceptions that a user cannot fix are bugs, so they propagate and show a traceback.
+    Exceptions that a user cannot fix are bugs, so such exceptions propagate and show a traceback.
     """
     try:
         yield
@@ -155,8 +155,8 @@ OPTIONS = {
     "compare": {"Keys": f"{VERBS}.compare:CompareSettings"},
     "doctor": {"Keys": "rorqual.cli.settings:DeviceSettings"},
 }
-"""For each command with `key=value` options: the headings of its help, each with the settings class whose fields the
-help lists below the heading."""
+"""For each command with `key=value` options: the headings in the command's help, each with the settings class whose fields
+the help lists below the heading."""
 
 
 def _add_command(name: str, verb: Any, example: str, *, hidden: bool = False) -> None:
@@ -218,6 +218,6 @@ def _exit_on_sigterm(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def main() -> None:
-    """Run the command line. SIGTERM is handled like Ctrl-C."""
+    """Run the command line. The signal SIGTERM is handled like Ctrl-C."""
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
     app(prog_name="rorqual")

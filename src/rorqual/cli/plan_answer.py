@@ -33,7 +33,7 @@ from rorqual.recipes.quickstart import SCALES
 from rorqual.recipes.quickstart.forecast import forecast
 
 ASK = "rorqual plan deepseek-v3 --train tokens=14.8T hardware=h800 n=2048, or --serve, or rorqual plan --published."
-"""Example commands, shown in errors."""
+"""Example commands of `rorqual plan`, shown in error messages."""
 
 QUICKSTART = "quickstart"
 V3_NAMES = ("deepseek-v3", "deepseek-r1", "deepseek-v3.1")
@@ -169,7 +169,8 @@ def quickstart_text(settings: QuickstartPlanSettings) -> str:
 
 
 def published_figures_text() -> str:
-    """Return a table of published and computed figures, with their difference, the tolerance and the source.
+    """Return a table that compares published figures with computed figures. Each row has the difference, the tolerance and
+    the source.
 
     Notes below the table explain the differences. A list at the end gives the published figures that cannot be computed.
     """

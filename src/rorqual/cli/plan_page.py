@@ -1,4 +1,4 @@
-"""The HTML page of `rorqual plan ... out=DIR`, with the plan, plots, and the sources of its inputs."""
+"""The HTML page of `rorqual plan ... out=DIR`, with the plan, plots, and the sources of the plan's inputs."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from rorqual.report.table import Table
 
 PAGE = "plan.html"
 V3_MARK = ("DeepSeek-V3", 14.8e12, 2.664e6 * 2.0)
-"""A point in the cost plot: label, training tokens and USD of DeepSeek-V3's pretraining. The technical report counts
-2.664M GPU hours at $2 per hour."""
+"""A point in the cost plot: label, training tokens and USD of DeepSeek-V3's pretraining. DeepSeek-V3's technical report
+counts 2.664M GPU hours at $2 per hour."""
 
 
 def training_charts(
     model: ModelConfig, settings: TrainPlanSettings, plan: PlannedTraining, *, is_v3: bool
 ) -> list[Chart]:
-    """Return two charts: cost by number of training tokens, with one line per device with a known price, and memory per
-    device, with one bar per layout."""
+    """Return two charts. The first has the cost by number of training tokens, with one line per device type with a known
+    price. The second has the memory per device, with one bar per layout."""
     lines = [
         CostLine(card.title, _usd_per_token(card, settings, plan), card.name == settings.device().name)
         for card in DEVICES
@@ -75,7 +75,7 @@ def serving_charts(settings: ServePlanSettings, plan: PlannedServing) -> list[Ch
 def write_plan(
     folder: Path, title: str, rows: Rows, charts: Sequence[Chart], settings: TrainPlanSettings | ServePlanSettings
 ) -> Path:
-    """Write a self-contained HTML page to `folder`, and the charts as PNG files next to it. Return the page's path."""
+    """Write a self-contained HTML page to `folder`, and the charts as PNG files next to the page. Return the page's path."""
     pictures = [draw(chart) for chart in charts]
     for picture in pictures:
         write_atomic(folder / f"{picture.name}.png", picture.light)

@@ -1,4 +1,4 @@
-"""Settings of `rorqual plan`, the computation of plans, and the rows of its tables."""
+"""Settings of `rorqual plan`, the computation of training and serving plans, and the rows of the plans' tables."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Rows = list[tuple[str, str]]
 
 
 class RentedDevices(Config):
-    """Settings that training and serving plans share."""
+    """The device settings that training plans and serving plans share."""
 
     hardware: str = Field("h800", description="row of the hardware table (--tables)")
     price: Amount = Field(0.0, ge=0, description="USD per device-hour; 0: the table's")
@@ -91,11 +91,11 @@ class TrainPlanSettings(RentedDevices):
     mtp: bool = Field(False, description="count the multi-token prediction modules")
 
     def peak_share(self) -> float:
-        """Return the share of the bf16 peak FLOP/s that training reaches."""
+        """Return the share of the device's bf16 peak FLOP/s that training is assumed to reach."""
         return self.utilisation or self.device().utilisation
 
     def layout(self) -> Layout | None:
-        """Return the requested layout, or None if all degrees are 0."""
+        """Return the requested parallel layout, or None if all degrees of parallelism are 0."""
         if not (self.dp or self.tp or self.pp or self.ep):
             return None
         tp, pp, ep = self.tp or 1, self.pp or 1, self.ep or 1
@@ -103,7 +103,7 @@ class TrainPlanSettings(RentedDevices):
         return Layout(dp, tp, pp, ep, self.zero, self.recompute, self.microbatch)
 
     def layout_limits(self) -> TrainingDevices:
-        """Return the number of devices and the memory that a layout may use."""
+        """Return the number of devices and the memory per device that a parallel layout may use."""
         return TrainingDevices(self.n, self.device().node, self.device().memory * (1 - RESERVE))
 
 
@@ -134,7 +134,7 @@ class ServePlanSettings(RentedDevices):
         return AverageRequest(self.prompt, self.reply, self.hit_rate)
 
     def replica(self, model: ModelConfig) -> Replica:
-        """Return the requested replica, or the smallest one that has memory for the model and one sequence.
+        """Return the requested replica, or the smallest replica that has memory for the model and one sequence.
 
         Unless `tp` is set, a dense model is split over all devices by tensor parallelism.
         """
@@ -150,7 +150,7 @@ class ServePlanSettings(RentedDevices):
 
 
 class RunPlanSettings(Config):
-    """Settings of a plan for a run."""
+    """Settings of a plan for further training of a run."""
 
     steps: Count = Field(0, ge=0, description="further steps; default: those that remain, or ten times the run's")
     tokens: Amount = Field(0.0, ge=0, description="the same in tokens")
@@ -168,9 +168,10 @@ class QuickstartPlanSettings(Config):
 
 @dataclass(frozen=True)
 class PlannedTraining:
-    """A training plan: cost, layout and memory per device.
+    """A training plan: the cost, the parallel layout, and the memory per device.
 
-    `chosen`: if `layout` does not fit in memory, the layout that the planner chooses, and its memory use; else None.
+    `chosen`: if `layout` does not fit in memory, the layout that the planner chooses instead, with the memory use of this
+    layout; else None.
     """
 
     cost: TrainingCost
@@ -234,10 +235,10 @@ def training_rows(model: ModelConfig, settings: TrainPlanSettings, plan: Planned
 
 
 def cost_range_text(settings: TrainPlanSettings, cost: TrainingCost) -> str:
-    """Return a text with the cost at the lowest utilisation in `REACHED`.
+    """Return a text with the training cost at the lowest utilisation in `REACHED`.
 
-    `REACHED` lists the utilisation of published training runs. The default utilisation is that of DeepSeek-V3, which is
-    higher than all values in `REACHED`."""
+    `REACHED` lists the utilisation of published training runs. The default utilisation is that of DeepSeek-V3's training,
+    which is higher than all utilisations in `REACHED`."""
     times = {name: settings.peak_share() / share for name, share in REACHED.items()}
     shares = ", ".join(f"{name} {share:.2f}" for name, share in REACHED.items())
     return (
@@ -260,7 +261,7 @@ def memory_rows(memory: DeviceMemory, settings: TrainPlanSettings) -> Rows:
 
 @dataclass(frozen=True)
 class PlannedServing:
-    """A serving plan: the replica, its throughput, and its token prices including the margin."""
+    """A serving plan: the replica, the replica's throughput, and the token prices including the margin."""
 
     replica: Replica
     serving: ServingEstimate
@@ -268,7 +269,7 @@ class PlannedServing:
 
 
 def plan_serving(model: ModelConfig, settings: ServePlanSettings) -> PlannedServing:
-    """Plan the serving of `model`: its replica, throughput and token prices."""
+    """Plan the serving of `model`: the replica, the replica's throughput, and the token prices."""
     replica = settings.replica(model)
     serving_ = estimate_serving(model, replica, settings.average_request(), settings.batch)
     return PlannedServing(

@@ -1,4 +1,5 @@
-"""Progress bars of commands: one for checkpoint conversions, in megabytes, and one for work that is counted in other units."""
+"""Progress bars of commands: `ByteProgressBar` for checkpoint conversions, in megabytes, and `progress_bar_callback` for work
+that is counted in other units."""
 
 from __future__ import annotations
 

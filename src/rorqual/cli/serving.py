@@ -18,11 +18,12 @@ from rorqual.serve.server import CascadeArguments, serve
 from rorqual.serve.wire import EngineArguments
 
 ENGINE = ("slots", "max_len", "record_kept", "cache_dir", "disk_bytes", "cache_bytes", "step_tokens", "backend")
-"""Settings that are passed to the engine under the same name. A value of 0 or an empty string selects the engine's default."""
+"""Settings of `rorqual serve` that are passed to the engine under the same name. If a setting is 0 or an empty string, the
+engine's default applies."""
 
 
 def start_server(model: str, arguments: Sequence[str] | None) -> None:
-    """Serve a run, or cascade=STUDENT,TEACHER, until the process is stopped."""
+    """Serve a run, or a cascade (`cascade=STUDENT,TEACHER`), until the process is stopped."""
     chosen = parse_settings(ServeSettings, arguments)
     student, *teacher = split_cascade_models(model.removeprefix(CASCADE)) if model.startswith(CASCADE) else (model,)
     cascade = calibrated_cascade_rule(student, teacher[0], chosen) if teacher else None
@@ -56,7 +57,7 @@ def start_server(model: str, arguments: Sequence[str] | None) -> None:
 
 def calibrated_cascade_rule(student: str, teacher: str, chosen: ServeSettings) -> CascadeRule:
     """Read the calibrated rule of a cascade. Raises ConfigError if the calibration is missing, was measured on other
-    checkpoints, or does not use log-probabilities as confidence."""
+    checkpoints of the two runs, or does not use log-probabilities as confidence."""
     remedy = f"Run rorqual eval {CASCADE}{student},{teacher} task=... out=FILE.json, and give calibration=FILE.json."
     if not chosen.calibration:
         raise ConfigError("a cascade needs a calibration", where="key 'calibration'", remedy=remedy)

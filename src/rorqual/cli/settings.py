@@ -1,4 +1,4 @@
-"""Parsing of a command's `key=value` options, and the list of options in the command's help. Unknown keys are errors."""
+"""Parsing of a command's `key=value` options, and the list of options in the command's help. An unknown key is an error."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ def split_pairs(arguments: Sequence[str] | None) -> dict[str, str]:
 
 
 def parse_settings(cls: type[P], arguments: Sequence[str] | None) -> P:
-    """Parse arguments as settings of type `cls`. Raises ConfigError for an unknown key, and suggests the closest known key."""
+    """Parse `key=value` arguments as settings of type `cls`. For an unknown key, raises ConfigError that suggests the closest
+    known key."""
     return parse_config(cls, split_pairs(arguments), where=WHERE)
 
 
@@ -71,7 +72,7 @@ def pop_settings(cls: type[P], values: dict[str, str]) -> P:
 
 
 def check_device(name: str) -> None:
-    """Raise ConfigError if torch cannot create tensors on the device."""
+    """Raise ConfigError if torch cannot create tensors on the device called `name`."""
     from rorqual.ops import devices  # a local import, because `devices` loads torch
 
     devices.check_device(name)
@@ -81,7 +82,8 @@ class VerbCommand(TyperCommand):
     """A command whose help lists its `key=value` options."""
 
     options: Mapping[str, str] = {}
-    """The options in the help: heading -> settings class, written as `module:Class`. The modules are imported when the help is shown."""
+    """The options that the command's help lists: heading -> settings class, written as `module:Class`. The modules are
+    imported when the help is shown."""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         for heading, place in self.options.items():
@@ -92,13 +94,14 @@ class VerbCommand(TyperCommand):
 
 
 def option_rows(settings: type[Config]) -> list[tuple[str, str]]:
-    """Return `key=default` and the description of each field that has a description. `device` and `dtype` come last."""
+    """Return `key=default` and the description of each field that has a description. The fields `device` and `dtype` come
+    last."""
     fields = sorted(settings.model_fields.items(), key=lambda item: item[0] in DeviceSettings.model_fields)
     return [(f"{name}={_default_text(field)}", field.description) for name, field in fields if field.description]
 
 
 def _default_text(field: FieldInfo) -> str:
-    """Return a field's default as typed on the command line, followed by the other choices of a `Literal`."""
+    """Return a field's default as typed on the command line. For a `Literal`, the other choices follow the default."""
     choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
     if field.is_required() or field.default in (None, {}, ()):
         return "|".join(map(str, choices))

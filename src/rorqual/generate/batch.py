@@ -1,4 +1,5 @@
-"""Generation for the rows of a prompt file with continuous batching. The answer to a row does not depend on the other rows."""
+"""Generation of answers to the rows of a prompt file, with continuous batching. The answer to a row does not depend on other
+rows."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from rorqual.generate.schema import KEYS, RowRequest
 
 LEADING = re.compile(r"\w+")
 BURST = 256
-"""Maximum number of rejected rows to collect before yielding them."""
+"""Maximum number of rejected rows that are collected before they are yielded."""
 AnsweredRow = tuple[RowRequest | RefusedRow, list[Completion]]
 """A row of the prompt file, and the samples that answer the row. A rejected row has no samples."""
 
@@ -33,14 +34,15 @@ REMEDIES = (
     ("NaN or infinite logit", "", "The weights are damaged, or the dtype overflows: try dtype=float32."),
     ("", "grammar", "Simplify the grammar, or change it so that every prefix of a reply can be completed."),
 )
-"""Rows of (part of a sample's error message, invalid key, remedy). The first row whose part occurs in the message applies."""
+"""Remedies for failed samples: (part of the sample's error message, invalid key, remedy). The first entry whose part occurs
+in the error message applies."""
 
 
 def refuse_row(row: RowRequest, error: RorqualError) -> RefusedRow:
     """Return a rejected row for an error that the engine raised for its request.
 
-    The invalid key is the last part of `error.where` or the first word of the error message, if one of the two is a
-    sampling key. Otherwise, the invalid key is the key of the prompt, such as `messages`.
+    The invalid key is the last part of `error.where` or the first word of the error message, whichever is a sampling key. If
+    neither is a sampling key, the invalid key is the key of the prompt, such as `messages`.
     """
     first_word = LEADING.match(error.what)
     candidates = (error.where.rpartition(", ")[2], first_word.group() if first_word else "")
@@ -53,8 +55,9 @@ def generate_answers(
 ) -> Iterator[list[AnsweredRow]]:
     """Answer all rows with a local engine. Yield the answered rows in small lists, in the order in which they finish.
 
-    New rows are submitted while fewer than `room` samples are running. A row that the engine rejects is yielded as `RefusedRow`.
-    An engine error other than a rejection is raised after the running requests are cancelled.
+    New rows are submitted while fewer than `room` samples are running. A row that the engine rejects is yielded as
+    `RefusedRow`. If the engine raises an error other than a rejection, the running requests are cancelled and the error is
+    raised.
     """
     pending, running = iter(rows), dict[int, tuple[RowRequest, dict[int, Completion]]]()
     samples, more = 0, True
@@ -93,10 +96,10 @@ def remote_answers(
     engine: RemoteEngine, rows: Iterable[RowRequest | RefusedRow], *, concurrency: int
 ) -> Iterator[list[AnsweredRow]]:
     """Answer all rows with a remote endpoint, `concurrency` rows at a time. Yield the answered rows in the same form as
-    `answers`.
+    `generate_answers`.
 
-    If the server rejects a row with a status in `REFUSED`, the row is yielded as `RefusedRow`. An error other than a
-    rejection is raised after the running requests have finished.
+    If the server rejects a row with a status in `REFUSED`, the row is yielded as `RefusedRow`. If another error occurs, it is
+    raised after the running requests have finished.
     """
     pending, running = iter(rows), dict[Future[list[list[Completion]]], RowRequest]()
     more, fatal = True, list[RorqualError]()
@@ -151,7 +154,8 @@ def output_record(
 ) -> dict[str, Any]:
     """Return the output line of a row.
 
-    The line is reproducible, because values that depend on the time or on other rows, such as cache hits, are left out.
+    The output line is reproducible, because values that depend on the time or on other rows, such as cache hits, are left
+    out.
     """
     head = {"line": row.line, **row.carried}
     if isinstance(row, RefusedRow):
@@ -206,7 +210,7 @@ def _choice_json(number: int, sample: Completion, count: int, token_ids: bool, l
 
 
 def _json_numbers(values: Sequence[float | None]) -> list[float | None]:
-    """Return the values, with None in place of NaN and infinity, which JSON cannot represent."""
+    """Return `values` with None in place of NaN and infinity, which JSON cannot represent."""
     return [None if value is None or not math.isfinite(value) else value for value in values]
 
 

@@ -1,9 +1,9 @@
-"""A resumable JSONL output file. A killed process loses no answers.
+"""A resumable JSONL output file of answers. If the process is killed, no written answer is lost.
 
-There are three files, where OUT is the name of the output file. `OUT.partial` is a journal: it has the output lines in
-the order in which the answers finish. `OUT.made` records the input and the settings. When all lines exist, they are
-written to `OUT` in the order of the input. A command that is repeated with the same input and settings resumes after
-the last complete line. With a different input or settings, the command raises an error.
+An output file `OUT` has two companion files. The journal `OUT.partial` has the output lines in the order in which the answers
+finish. `OUT.made` records the input and the settings. When all output lines exist, the lines are written to `OUT` in the
+order of the input. A command that is repeated with the same input and settings resumes with the missing lines. If the input
+or the settings differ, the command raises an error.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ from rorqual.core.journal import Journal, scan_journal
 from rorqual.core.records import write_atomic, write_json
 
 SYNC_SECONDS = 5.0
-"""Minimum number of seconds between two `fsync` calls."""
+"""Minimum number of seconds between two `fsync` calls for the journal of answers."""
 NONE = -1
 
 
 class PartialOutput:
-    """An output file in progress. Only one process at a time may open the file.
+    """An unfinished output file of `rorqual generate`. Only one process at a time may open the file.
 
-    `made` holds all settings that the answers depend on. The complete output has `rows` lines. `last` is the line
-    number of the last row in the prompt file. `count` is the number of lines written so far, `errors` is the number of
-    these lines with an error, and `whole` tells whether the complete output exists. If a killed process or a full disk
-    left an incomplete line, opening removes this line.
+    `made` holds the input and all settings on which the answers depend. The complete output has `rows` lines. `last` is the
+    line number of the last row in the prompt file. `count` is the number of output lines written so far, `errors` is the
+    number of written lines with an error, and `whole` tells whether the complete output exists. If a killed process or a full
+    disk left an incomplete line, the line is removed when the file is opened.
 
-    Raises ConfigError if the existing files were written with a different input or settings, or if the output was changed.
+    Raises ConfigError if the existing files were written with a different input or different settings, or if the output was
+    changed.
     """
 
     def __init__(self, out: Path, made: Mapping[str, Any], *, rows: int, last: int) -> None:
@@ -58,17 +59,17 @@ class PartialOutput:
         self.close()
 
     def close(self) -> None:
-        """Close the file and release the lock. The lines remain in `OUT.partial`."""
+        """Close the journal and release its lock. The written lines remain in `OUT.partial`."""
         if self._journal is not None:
             self._journal.close()
 
     def has_answer(self, line: int) -> bool:
-        """Return whether the answer to the row `line` exists."""
+        """Return whether the answer to the row with the number `line` has been written."""
         return self._offsets[line] != NONE
 
     def append_records(self, lines: Mapping[int, Mapping[str, Any]]) -> None:
-        """Append records in one write. `lines` maps line numbers to records. After `append_records` returns, the records are not
-        lost if the process is killed."""
+        """Append output records in one write. `lines` maps the line numbers of rows to output records. After `append_records`
+        returns, the records are not lost if the process is killed."""
         assert self._journal is not None
         offsets = self._journal.append(lines.values())
         for offset, record in zip(offsets, lines.values(), strict=True):
@@ -89,7 +90,7 @@ class PartialOutput:
                     yield file.readline()
 
     def _open_files(self, made: dict[str, Any]) -> None:
-        """Open or create the files, and index the lines that exist."""
+        """Open or create the output files, and index the output lines that exist."""
         finished, begun = self.out.exists(), self.path.exists()
         old = self._read_settings_file()
         # A process that was killed while it created the files may leave an empty OUT.partial and no OUT.made. Ignore
@@ -150,7 +151,7 @@ class PartialOutput:
 
 
 def check_writable_path(out: Path) -> None:
-    """Raise ConfigError if the file `out` cannot be written. Call this function before loading a model; it writes nothing."""
+    """Raise ConfigError if the file `out` cannot be written. This function writes nothing; call it before loading a model."""
     if out.is_dir():
         raise ConfigError("out is a folder", where=str(out), remedy="Give a file: out=FILE.jsonl.")
     parent = out.absolute().parent

@@ -18,8 +18,9 @@ TABLES = (".csv", ".tsv", ".parquet")
 class RefusedRow:
     """A row that cannot be answered.
 
-    `line` is the number of the line or table row, counted from 1, and `key` is the invalid key. `what` describes the problem,
-    and `remedy` describes how to fix it. `carried` holds the extra fields of the row, which the output repeats.
+    `line` is the number of the row's line or table row, counted from 1, and `key` is the row's invalid key. `what` describes
+    the problem, and `remedy` describes how to fix the problem. `carried` holds the extra fields of the row, which the output
+    repeats.
     """
 
     line: int
@@ -31,7 +32,8 @@ class RefusedRow:
 
 @dataclass(frozen=True)
 class PromptFile:
-    """A prompt file. `rows` is the number of rows, `last` the line number of the last row, and `sha256` the hash of the file."""
+    """A prompt file. `rows` is the file's number of rows, `last` the line number of the last row, and `sha256` the hash of
+    the file."""
 
     path: Path
     rows: int
@@ -53,13 +55,13 @@ class PromptFile:
         return cls(path, rows, last, digest)
 
     def columns(self) -> list[str]:
-        """Return the names of all fields of the rows, in order of first appearance."""
+        """Return the names of all fields of the file's rows, in order of first appearance."""
         return [*dict.fromkeys(name for _, row in read_prompts(self.path) if isinstance(row, dict) for name in row)]
 
 
 def read_prompts(path: Path) -> Iterator[tuple[int, dict[str, Any] | RefusedRow]]:
-    """Yield (number, row) for each row. In a table file (`TABLES`), the number counts rows, because a row may span
-    several lines. In other files, the number is the line number."""
+    """Yield (number, row) for each row of a prompt file. In a table file (`TABLES`), the number counts rows, because a row
+    may span several lines. In all other files, the number is the row's line number."""
     is_table = path.suffix.lower() in TABLES
     for number, row in enumerate(scan_rows(path), start=1):
         line = number if is_table else row.line

@@ -1,4 +1,5 @@
-"""The request schema of prompt files. Each row becomes a request with its own sampling parameters and seed."""
+"""The request schema of prompt files. Each row of a prompt file becomes a request with its own sampling parameters and
+seed."""
 
 from __future__ import annotations
 
@@ -25,9 +26,9 @@ PROMPTS = ("prompt", "messages", "prompt_ids")
 TURN = frozenset({"role", "content", "reasoning", "reasoning_content", "name"})
 """The allowed keys of a message in `messages`."""
 TEXTS = frozenset({"prompt", *(name for name, param in PARAMS.items() if isinstance(param.type, TextList))})
-"""Columns of a CSV file that stay text even if their values look like numbers."""
+"""Columns of a CSV prompt file whose values stay text even if they look like numbers."""
 RESERVED = frozenset({"line", "choices", "usage", "error"})
-"""Keys of the output lines, which a row must not contain."""
+"""Keys of the output lines. A row of a prompt file must not contain these keys."""
 ELSEWHERE: Mapping[str, str] = {
     "max_completion_tokens": "max_tokens",
     "max_new_tokens": "max_tokens",
@@ -37,8 +38,8 @@ ELSEWHERE: Mapping[str, str] = {
 }
 """Sampling keys of other programs, mapped to the Rorqual keys that error messages suggest."""
 ALIKE = 0.9
-"""If an extra field is at least this similar to a known key, it is reported as misspelt: `temprature` is reported,
-`speed` is not."""
+"""If the similarity of an extra field to a known key is at least `ALIKE`, the field is reported as misspelt: `temprature` is
+reported, `speed` is not."""
 
 
 @with_fields({name: param.file_field_definition for name, param in PARAMS.items()})
@@ -58,7 +59,7 @@ KEYS = frozenset(RowSampling.model_fields)
 def line_seed(seed: int, line: int, name: str | int | None) -> int:
     """Derive the seed of a row from the command's `seed` and the row's id `name`. For a row without an id, use the line number instead.
 
-    Therefore a row with an id has the same answer after rows are reordered or removed.
+    Therefore a row with an id gets the same answer after rows are reordered or removed.
     """
     key = json.dumps([seed, "line", line] if name is None else [seed, "id", name])
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") & SAFE
@@ -66,7 +67,7 @@ def line_seed(seed: int, line: int, name: str | int | None) -> int:
 
 @dataclass(frozen=True)
 class RowRequest:
-    """A valid row and its request.
+    """A valid row of a prompt file, and the request that the row became.
 
     `key` is the key of the prompt, such as `messages`. `carried` holds the extra fields of the row, which the output repeats.
     """
@@ -78,23 +79,23 @@ class RowRequest:
 
 
 def _row_error(key: str, what: str, remedy: str) -> DataError:
-    """Return the error of a row. The field `where` of the error names the invalid key."""
+    """Return the error for an invalid row. The field `where` of the error names the row's invalid key."""
     return DataError(what, where=key, remedy=remedy)
 
 
 @dataclass(frozen=True)
 class RowParser:
-    """A converter from rows to requests.
+    """A converter from the rows of a prompt file to requests.
 
-    If `encode` is given, `prompt` is a text that the model continues; otherwise `prompt` is a user message. `cells` is
-    true for the rows of a CSV file, whose values are all text.
+    If `encode` is given, `prompt` is a text that the model continues; otherwise `prompt` is a user message. `cells` is true
+    if the rows are from a CSV file, in which all values are text.
 
     If `columns` are given, the texts of these columns form the prompt, as in `rorqual teach`, and `prompt`, `messages`
     and `prompt_ids` are extra fields. White space around the texts of the columns is removed, unless the model
     continues the prompt.
 
-    `task` has the defaults of chat requests. A default applies if neither `defaults` nor the row sets its key. The
-    defaults do not apply to `prompt_ids` or to texts that the model continues.
+    `task` has the defaults of chat requests. A default in `task` applies if neither `defaults` nor the row sets the default's
+    key. The defaults in `task` do not apply to `prompt_ids` or to texts that the model continues.
     """
 
     defaults: RowSampling

@@ -1,4 +1,5 @@
-"""The three charts of a plan: cost against tokens, memory by part, and price against cache hit rate."""
+"""The three charts of `rorqual plan`: training cost against tokens, memory by part, and serving price against cache hit
+rate."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from rorqual.report.chart import Chart, Series
 
 @dataclass(frozen=True)
 class CostLine:
-    """The cost in USD per training token on one kind of hardware. `own` is True for the requested hardware."""
+    """A line of the cost chart: the cost in USD per training token on one kind of hardware. `own` is True for the requested
+    hardware."""
 
     name: str
     usd_per_token: float
@@ -67,7 +69,8 @@ def _powers_of_ten(low: float, high: float) -> list[float]:
 
 
 def memory_chart(rows: Sequence[tuple[str, DeviceMemory]], usable: float) -> Chart:
-    """Chart the memory per device, divided into parts such as weights, with one bar per layout and a line at the `usable` bytes."""
+    """Chart the memory per device, divided into parts such as weights. The chart has one bar per layout, and a line at the
+    `usable` bytes."""
     names = [name for name, _ in rows[0][1].named_parts()]
     sizes = [[size / 1e9 for _, size in memory.named_parts()] for _, memory in rows]
     words = "; ".join(f"{name}: {format_bytes(memory.total_bytes)}" for name, memory in rows)

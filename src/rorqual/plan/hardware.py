@@ -1,9 +1,9 @@
-"""The table of hardware, one row per device, with sources. To add a device, add a row.
+"""The table of hardware, one row per type of device, with sources. To add a device type, add a row.
 
-Peak FLOP/s are for dense matrix products. Data sheets often give twice the dense peak, because they assume structured
-sparsity. Memory is in decimal bytes, as in data sheets. `link` is a device's one-way bandwidth to the other devices of
-the same machine. Prices are rental prices on the given date. Providers differ by a factor of two for the same card, so
-pass `price=` if you know your price.
+Peak FLOP/s are for dense matrix products. Data sheets often give twice the dense peak, because data sheets assume structured
+sparsity. Memory sizes are in decimal units (1 GB = 10^9 bytes), as in data sheets. `link` is a device's one-way bandwidth to
+the other devices of the same machine. Prices are rental prices on the given date. The prices of providers differ by a factor
+of two for the same device, so pass `price=` if you know your price.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from rorqual.core.errors import ConfigError, suggest_name
 Dtype = Literal["fp32", "bf16", "fp8"]
 T, G = 1e12, 1e9
 V3_USED = 0.39
-"""Share of the bf16 peak that DeepSeek-V3's training reached on 2,048 H800: 38.94 % (ISCA 2025, table 4, causal MFU)."""
+"""Share of the bf16 peak FLOP/s that DeepSeek-V3's training reached on 2,048 H800: 38.94 % (ISCA 2025, table 4, causal
+MFU)."""
 REACHED: Mapping[str, float] = {"Llama-3.1-405B": 0.36, "Llama-3.1-70B": 0.27, "Llama-3.1-8B": 0.15}
-"""Share of the H100's bf16 peak that complete training runs reached.
+"""Share of the H100's bf16 peak FLOP/s that each complete training run of Llama 3.1 reached.
 
-The shares are computed from the hours in Llama 3.1's model card. The computation uses 15.6T training tokens for the
-405B model, and 15T for the other two models, because the card gives only "15T+" for the other two.
+The shares are computed from the H100-hours in Llama 3.1's model card. The computation uses 15.6T training tokens for the 405B
+model, and 15T training tokens for the 70B and 8B models, because the model card gives only "15T+".
 
-The published hours include restarts, evaluations, training on long rows and later training stages. A plan that assumes
-V3's share of the peak (`V3_USED`) therefore underestimates the published hours. A test recomputes the shares.
+The H100-hours in the model card include restarts, evaluations, training on long rows and later training stages. A plan that
+assumes V3's share of the peak (`V3_USED`) therefore gives fewer hours than the model card. A test recomputes the shares in
+`REACHED`.
 """
 MARKET = "middle of specialist clouds' prices, mercatus-ai.com/blog/cloud-gpu-pricing, May 2026"
 
@@ -34,9 +36,9 @@ MARKET = "middle of specialist clouds' prices, mercatus-ai.com/blog/cloud-gpu-pr
 class Device:
     """A row of the hardware table.
 
-    `peak` is FLOP/s by dtype. `bandwidth` and `link` are bytes per second. `node` is the number of devices per machine.
-    `price` is USD per hour, or None if no rental price is known. `utilisation` is the default share of the bf16 peak
-    for training plans.
+    `peak` is the peak FLOP/s by dtype. `bandwidth` and `link` are in bytes per second. `node` is the number of devices per
+    machine. `price` is the rental price in USD per device-hour, or None if no rental price is known. `utilisation` is the
+    share of the bf16 peak that training plans assume by default.
     """
 
     name: str
@@ -95,7 +97,8 @@ def device_names() -> tuple[str, ...]:
 
 
 def device(name: str) -> Device:
-    """Return the row called `name`, ignoring case. Raises ConfigError with the nearest name if no row has this name."""
+    """Return the row of the hardware table called `name`, ignoring case. If no row has this name, raises ConfigError with the
+    nearest name."""
     plain = name.lower().replace("-", "").replace("_", "").replace(" ", "")
     for row in DEVICES:
         if row.name == plain:

@@ -1,4 +1,4 @@
-"""Search parallel layouts whose degrees divide the model's dimensions and the device count, and select those that fit
+"""Search the parallel layouts whose degrees divide the model's dimensions and the device count, and select a layout that fits
 in memory."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from rorqual.plan.memory import DeviceMemory, Layout, Precision, Recompute, devi
 from rorqual.plan.numbers import format_bytes
 
 RESERVE = 0.08
-"""Share of device memory that a plan reserves for the framework, its buffers and fragmentation."""
+"""Share of a device's memory that a plan reserves for the framework, the framework's buffers, and fragmentation."""
 MODES: tuple[Recompute, ...] = ("none", "selective", "full")
 
 
@@ -29,7 +29,7 @@ class TrainingDevices:
 def invalid_layout_reasons(model: ModelConfig, layout: Layout, n: int) -> list[str]:
     """Return the reasons why `layout` is not valid for the model's dimensions or the number of devices.
 
-    For a valid layout, the list is empty.
+    If `layout` is valid, return an empty list.
     """
     problems = []
     if layout.n_devices != n:
@@ -51,7 +51,7 @@ def invalid_layout_reasons(model: ModelConfig, layout: Layout, n: int) -> list[s
 
 
 def _tensor_parallel_sizes(model: ModelConfig) -> list[tuple[str, int]]:
-    """Return (name, size) of each distinct dimension that tensor parallelism divides."""
+    """Return (name, size) of each distinct model dimension that tensor parallelism divides."""
     dimensions: dict[tuple[str, int], None] = {}
     for stage in model.stages:
         for part in stage.attention_and_ffn_configs:
@@ -88,9 +88,9 @@ def valid_layouts(model: ModelConfig, room: TrainingDevices, microbatch: int = 1
 def layout_overhead(layout: Layout) -> float:
     """Return a rough score of a layout's overhead, to rank the layouts that fit in memory. The score is not a time.
 
-    Tensor parallelism communicates in every layer. Full recomputation adds a third of the FLOPs. ZeRO 3 fetches weights
-    for every micro-batch. A pipeline has bubbles at the start and the end of a step. Expert parallelism needs an
-    all-to-all exchange.
+    Tensor parallelism communicates in every layer. Full recomputation of activations adds a third of the FLOPs. ZeRO 3
+    fetches weights for every micro-batch. A pipeline has bubbles at the start and the end of a training step. Expert
+    parallelism needs an all-to-all exchange.
     """
     recompute_score = (0.0, 0.3, 3.0)[MODES.index(layout.recompute)]
     zero_score = (0.0, 0.1, 1.5, 8.0)[layout.zero]
@@ -100,9 +100,10 @@ def layout_overhead(layout: Layout) -> float:
 def choose_layout(
     model: ModelConfig, room: TrainingDevices, context: int, precision: Precision, microbatch: int = 1
 ) -> tuple[Layout, DeviceMemory]:
-    """Among the valid layouts that fit in memory, return the one with the lowest `layout_overhead`, and its memory use.
+    """Return the layout with the lowest `layout_overhead` of all valid layouts that fit in memory, and the memory that this
+    layout uses per device.
 
-    Raises ConfigError if no layout fits.
+    Raises ConfigError if no valid layout fits in memory.
     """
     for layout in sorted(valid_layouts(model, room, microbatch), key=layout_overhead):
         memory = device_memory(model, layout, context=context, precision=precision)

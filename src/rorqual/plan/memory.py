@@ -17,7 +17,7 @@ PrecisionName = Literal["fp32", "bf16", "fp8"]
 class Precision:
     """The bytes per parameter of weights, gradients and optimizer state, and the bytes per saved activation.
 
-    A saved value of the residual stream takes `residual` bytes.
+    A value of the residual stream that is saved for the backward pass takes `residual` bytes.
     """
 
     weights: int
@@ -37,18 +37,19 @@ PRECISIONS: dict[PrecisionName, Precision] = {
 
 @dataclass(frozen=True)
 class Layout:
-    """A parallel layout: `dp` x `tp` x `pp` devices, with experts sharded over `ep` of the `dp` x `tp` devices of a pipeline stage.
+    """A parallel layout: `dp` x `tp` x `pp` devices, with routed experts sharded over `ep` of the `dp` x `tp` devices of a
+    pipeline stage.
 
-    `tp` splits attention, dense networks and embeddings, and also saved activations (sequence parallelism). An expert
-    is not split across devices.
+    Tensor parallelism (`tp`) splits attention, dense networks and embeddings, and also saved activations (sequence
+    parallelism). The weights of one expert are not split across devices.
 
-    `zero` is the ZeRO stage (Rajbhandari et al. 2020). Stage 1 shards the optimizer state over data-parallel devices,
-    stage 2 also the gradients, and stage 3 also the weights. ZeRO 3 fetches a temporary copy of one layer's weights at
-    a time, which the estimate leaves out.
+    `zero` is the ZeRO stage (Rajbhandari et al. 2020). ZeRO 1 shards the optimizer state over data-parallel devices, ZeRO 2
+    also the gradients, and ZeRO 3 also the weights. ZeRO 3 fetches a temporary copy of one layer's weights at a time. The
+    memory estimate leaves out the temporary copy.
 
     `recompute="selective"` recomputes norms, MLA's up-projections and SwiGLU's product (V3, section 3.2.3).
-    `recompute="full"` saves only the input of each layer. `microbatch` is the number of rows per micro-batch. The
-    pipeline schedule is 1F1B: stage s of `pp` holds `pp` - s micro-batches.
+    `recompute="full"` saves only the input of each layer. `microbatch` is the number of rows per micro-batch. The pipeline
+    schedule is 1F1B: stage s of the `pp` pipeline stages (counted from 0) holds the activations of `pp` - s micro-batches.
     """
 
     dp: int = 1
@@ -86,18 +87,19 @@ class DeviceMemory:
         return self.weights + self.gradients + self.optimizer + self.activations
 
     def named_parts(self) -> tuple[tuple[str, float], ...]:
-        """Return (name, size in bytes) of each part."""
+        """Return (name, size in bytes) of each part of the device's memory."""
         names = ("weights", "gradients", "optimizer", "activations")
         return tuple((name, float(getattr(self, name))) for name in names)
 
 
 @dataclass(frozen=True)
 class LayerSizes:
-    """Sizes of one layer: numbers of parameters, and numbers of values that are saved for the backward pass.
+    """Sizes of one layer: the numbers of parameters, and the numbers of values that are saved per token for the backward
+    pass.
 
-    `shared` and `experts` are the numbers of parameters outside and inside routed experts. `residual` is the number of
-    values of the residual stream that are saved per token for the backward pass. `saved` is the number of all other
-    values that are saved per token. `whole` is the value of `saved` without recomputation.
+    `shared` and `experts` are the numbers of parameters outside and inside routed experts. `residual` is the number of saved
+    values of the residual stream. `saved` is the number of all other saved values. `whole` is the number that `saved` would
+    be without recomputation.
     """
 
     shared: int
@@ -127,10 +129,10 @@ def layer_sizes(stage: Stage, hidden: int, recompute: Recompute) -> LayerSizes:
 
 
 def stage_sizes(layers: int, pp: int) -> list[int]:
-    """Return the number of layers of each pipeline stage, as even as possible.
+    """Return the number of layers of each of the `pp` pipeline stages. The numbers are as equal as possible.
 
-    If the layers do not divide evenly, the stages directly after the first take one extra layer each, because the first
-    stage holds the most micro-batches.
+    If `layers` is not divisible by `pp`, the pipeline stages directly after the first take one extra layer each, because the
+    first stage holds the most micro-batches.
     """
     base, remainder = divmod(layers, pp)
     return [base + (1 if 1 <= index <= remainder else 0) for index in range(pp)]
@@ -173,8 +175,8 @@ def _add_last_stage_parameters(
 ) -> int:
     """Add the last pipeline stage's extra parameters to `part`: norm, head, MTP modules.
 
-    Returns the additional activation bytes per token of this stage: saved values of the MTP modules, and fp32 logits
-    and their gradients for the main model and each MTP module.
+    Returns the additional activation bytes per token of the last stage: saved values of the MTP modules, and, for the main
+    model and each MTP module, the logits and their gradients in fp32.
     """
     n_mtp, hidden = model.num_nextn_predict_layers, model.hidden_size
     ends = model.boundary_config.boundary_cost(hidden).params
@@ -188,7 +190,7 @@ def _add_last_stage_parameters(
 def _memory_of_shard(
     shared: int, experts: int, activations: float, layout: Layout, precision: Precision, place: int, layers: int
 ) -> DeviceMemory:
-    """Return the memory of a device.
+    """Return the memory of a device that holds a shard of the pipeline stage `place`.
 
     Tensor or expert parallelism divides the parameters over devices. ZeRO then shards weights, gradients and optimizer
     state over the devices that would hold copies of the same parameters.

@@ -12,8 +12,8 @@ POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "b": 3, "t": 4}
 
 
 def parse_amount(text: Any, *, thousand: int = 1000) -> float:
-    """Parse `14.8T`, `2.788M`, `4k`, `1_000` or `3e8`; `B` and `G` both mean 10^9. Raises ValueError for text that is
-    not such an amount."""
+    """Parse an amount such as `14.8T`, `2.788M`, `4k`, `1_000` or `3e8`. The suffixes `B` and `G` both mean 10^9. Raises
+    ValueError if `text` is not an amount."""
     if isinstance(text, int | float) and not isinstance(text, bool):
         return float(text)
     match = WRITTEN.fullmatch(str(text).strip())
@@ -46,7 +46,7 @@ Positions = Annotated[int, BeforeValidator(_parse_positions)]
 
 
 def format_short(value: float) -> str:
-    """Format `14800000000000` as `14.8T`, with at most four digits."""
+    """Format a number with a decimal suffix and at most four digits: `14800000000000` becomes `14.8T`."""
     for power, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= power * 0.99995:
             return f"{value / power:.4g}{unit}"
@@ -59,7 +59,7 @@ def format_flops(value: float) -> str:
 
 
 def format_usd(value: float) -> str:
-    """Format USD, in millions or billions if large: `$5.576M`, `$87,072` or `$0.28`."""
+    """Format an amount in USD: `$0.28`, `$87,072` or, for millions and billions, `$5.576M`."""
     for power, unit in ((1e9, "B"), (1e6, "M")):
         if abs(value) >= power * 0.99995:
             return f"${value / power:,.3f}{unit}"
@@ -69,7 +69,7 @@ def format_usd(value: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Format a duration in the largest unit in which its value is at least 2, such as `54.2 days`."""
+    """Format a duration in the largest unit of which the duration has at least 2, such as `54.2 days`."""
     for size, unit in ((365.25 * 86400, "years"), (86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * size:
             return f"{seconds / size:,.1f} {unit}"
@@ -77,7 +77,7 @@ def format_duration(seconds: float) -> str:
 
 
 def format_bytes(size: float) -> str:
-    """Format bytes in decimal units (1 GB = 10^9 bytes), as in data sheets of devices."""
+    """Format a number of bytes in decimal units (1 GB = 10^9 bytes), as in data sheets of devices."""
     for power, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if abs(size) >= power:
             return f"{size / power:,.3g} {unit}" if abs(size) < power * 100 else f"{size / power:,.0f} {unit}"

@@ -1,4 +1,4 @@
-"""The table of API prices: USD per million tokens, with date and source. To add a price, add a row."""
+"""The table of API prices in USD per million tokens, each with date and source. To add a price, add a row."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Price:
     source: str
 
     def cost_usd(self, *, hit: float, miss: float, output: float) -> float:
-        """Return the cost in USD of the given numbers of tokens."""
+        """Return the cost in USD of `hit` cached prompt tokens, `miss` other prompt tokens and `output` reply tokens."""
         return (hit * self.hit + miss * self.miss + output * self.output) / MILLION
 
     def blended_price(self, prompt: float, reply: float, hit_rate: float) -> float:
-        """Return the mean price in USD per million tokens over prompt and reply, if a share `hit_rate` of the prompt is
-        in the cache."""
+        """Return the mean price in USD per million tokens of prompt and reply, if the share `hit_rate` of the prompt tokens
+        is in the cache."""
         bill = self.cost_usd(hit=prompt * hit_rate, miss=prompt * (1 - hit_rate), output=reply)
         return bill / (prompt + reply) * MILLION
 
@@ -50,7 +50,7 @@ def price_names() -> tuple[str, ...]:
 
 
 def price(name: str) -> Price:
-    """Return the row called `name`. Raises ConfigError with the nearest name if no row has this name."""
+    """Return the row of the price table called `name`. If no row has this name, raises ConfigError with the nearest name."""
     for row in PRICES:
         if row.name == name:
             return row

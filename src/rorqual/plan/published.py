@@ -1,7 +1,8 @@
-"""Compare published figures with the planner's estimates from the same inputs, to check the figures and the planner.
+"""Compare published figures with the planner's estimates from the same inputs, to check the published figures and the
+planner.
 
-Each row gives the published figure, its source, the computation and the tolerance. If the published figure and the
-estimate differ for a known reason, the row states the reason.
+Each comparison gives the published figure, its source, the computation and the tolerance. If the published figure and the
+estimate differ for a known reason, the comparison states the reason.
 """
 
 from __future__ import annotations
@@ -22,18 +23,20 @@ DAY = "DeepSeek, open-infra-index, 202502OpenSourceWeek, day 6"
 STORY = "as commonly told"
 V3_TOKENS, V3_CARDS, V3_USED, V3_RENT = 14.8e12, 2048, 0.3894, 2.0
 V3_PRETRAINING, V3_EXTENSION, V3_AFTER = 2.664e6, 119e3, 5e3
-"""H800-hours of V3's pretraining, context extension and post-training (report, table 1)."""
+"""H800-hours of DeepSeek-V3's pretraining, context extension and post-training (technical report, table 1)."""
 LLAMA_TOKENS, LLAMA_CARDS, LLAMA_FLOPS = 15.6e12, 16384, 400e12
-"""Llama 3.1 405B's training tokens, number of cards, and FLOP/s per card.
+"""Llama 3.1 405B's number of training tokens, number of H100s, and FLOP/s per H100.
 
-The number of cards and the FLOP/s apply to the part of the training with rows of 8,192 tokens, which is most of the training (table 4).
+The number of H100s and the FLOP/s apply to the part of the training with rows of 8,192 tokens, which is most of the training
+(table 4).
 """
 LLAMA_HOURS = {
     "Llama-3.1-405B": (LLAMA_TOKENS, 30.84e6),
     "Llama-3.1-70B": (15e12, 7.0e6),
     "Llama-3.1-8B": (15e12, 1.46e6),
 }
-"""(training tokens, H100-hours) of each model, from the model card. The card gives "15T+" tokens for the two smaller models."""
+"""(training tokens, H100-hours) of each Llama 3.1 model, from the model card. The model card gives "15T+" training tokens for
+the two smaller models."""
 DAY_HIT, DAY_MISS, DAY_REPLY = 342e9, 266e9, 168e9
 DAY_NODES, DAY_NODE_IN, DAY_NODE_OUT, DAY_KEYS, DAY_SPEED = 226.75, 73.7e3, 14.8e3, 4989, 21.0
 
@@ -42,7 +45,8 @@ DAY_NODES, DAY_NODE_IN, DAY_NODE_OUT, DAY_KEYS, DAY_SPEED = 226.75, 73.7e3, 14.8
 class FigureComparison:
     """A published figure and this planner's estimate.
 
-    `tolerance` is the allowed relative difference. `form` is the format string for `published` and `ours`.
+    `tolerance` is the allowed relative difference between the two figures. `form` is the format string for `published` and
+    `ours`.
     """
 
     name: str
@@ -56,18 +60,19 @@ class FigureComparison:
 
     @property
     def difference(self) -> float:
-        """Relative difference of the estimate from the published figure."""
+        """The relative difference of the planner's estimate from the published figure."""
         return self.ours / self.published - 1
 
     @property
     def within_tolerance(self) -> bool:
-        """Whether the difference is within the tolerance."""
+        """Whether the estimate differs from the published figure by at most the tolerance."""
         return abs(self.difference) <= self.tolerance
 
 
 @dataclass(frozen=True)
 class UncomputableFigure:
-    """A published figure that cannot be computed from public information. `counts` states what the figure includes."""
+    """A published figure that cannot be computed from public information. `counts` states what the published figure
+    includes."""
 
     name: str
     usd: float
@@ -159,8 +164,8 @@ def _whole_training(name: str, tokens: float, hours: float) -> FigureComparison:
 
 
 def reached_peak_share(name: str) -> float:
-    """Return the share of the H100's bf16 peak that a whole Llama 3.1 training run reached, according to its published
-    hours."""
+    """Return the share of the H100's bf16 peak FLOP/s that a whole Llama 3.1 training run reached, according to the published
+    hours of the run."""
     tokens, hours = LLAMA_HOURS[name]
     return training_flops(preset(name.lower()), 8192) * tokens / (hours * 3600 * device("h100").flops("bf16"))
 

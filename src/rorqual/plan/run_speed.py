@@ -1,4 +1,4 @@
-"""Read the measured speed of a run, and forecast the time of further steps with an interval."""
+"""Read the measured speed of a run, and forecast the time of further training steps, with a confidence interval."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from rorqual.core.errors import DataError
 from rorqual.core.records import RunDir
 
 WARM, FEWEST, BLOCKS = 2, 12, 20
-"""The first `WARM` steps are skipped, because buffers and kernels warm up. A run needs at least `FEWEST` steps. The
-steps after the first `WARM` steps are divided into at least `BLOCKS` blocks. If there are fewer than `BLOCKS` such
-steps, each step is a block."""
+"""The speed of a run is measured without the first `WARM` steps, because buffers and kernels warm up. A run needs at least
+`FEWEST` steps. The steps after the first `WARM` steps are divided into at least `BLOCKS` blocks. If there are fewer than
+`BLOCKS` such steps, each step is a block."""
 
 
 @dataclass(frozen=True)
 class StepSpeed:
-    """Mean cost per step of a run.
+    """The mean time, core-seconds, tokens and FLOPs of a training step of a run.
 
-    `tokens` counts training tokens and sampled tokens. The steps are
-    divided into blocks of `block` consecutive steps, and `blocks` has the mean seconds per step of each block. The
-    spread of `blocks` reflects slow drift and short bursts of load. The run has completed `done` of the `asked`
-    requested steps.
+    `tokens` counts training tokens and sampled tokens. The run's steps are divided into blocks of `block` consecutive steps,
+    and `blocks` has the mean seconds per step of each block. The spread of `blocks` reflects slow drift and short bursts of
+    load. The run has completed `done` of the `asked` requested steps.
     """
 
     seconds: float
@@ -37,8 +36,8 @@ class StepSpeed:
     def seconds_interval(self, steps: float, level: float = 0.95) -> tuple[float, float]:
         """Return the lower and upper bound of the seconds that the next `steps` steps will take.
 
-        The bounds account for the uncertainty of the mean and the spread of future steps. The bounds assume that the
-        blocks are independent. Changes of the machine's load and of the answer lengths are not taken into account.
+        The bounds account for the uncertainty of the mean time per step and for the spread of future steps. The bounds assume
+        that the blocks are independent. The bounds do not account for changes of the machine's load or of the answer lengths.
         """
         count = len(self.blocks)
         spread = stdev(self.blocks) * math.sqrt(1 / count + self.block / steps)
@@ -47,7 +46,7 @@ class StepSpeed:
 
 
 def speed_of(run: RunDir) -> StepSpeed:
-    """Return the speed recorded in `metrics.jsonl`. Raises DataError if the run has too few steps."""
+    """Return the run's speed as recorded in its `metrics.jsonl`. Raises DataError if the run has too few steps."""
     records = list(run.metrics())
     if len(records) < FEWEST:
         raise DataError(
@@ -77,10 +76,11 @@ def read_row_length(run: RunDir) -> int:
 
 
 def student_t(freedom: int, level: float) -> float:
-    """Return the two-sided quantile of Student's t.
+    """Return the two-sided quantile of Student's t distribution with `freedom` degrees of freedom at the confidence level
+    `level`.
 
-    The function uses Hill's expansion of the normal quantile (Abramowitz and Stegun 26.7.5). With four or more degrees
-    of freedom, the error is below half a percent.
+    The function uses Hill's expansion of the normal quantile (Abramowitz and Stegun 26.7.5). With four or more degrees of
+    freedom, the relative error of the quantile is below half a percent.
     """
     z = NormalDist().inv_cdf(0.5 + level / 2)
     terms = (

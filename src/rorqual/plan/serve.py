@@ -1,9 +1,9 @@
 """Estimate the cost of serving: KV-cache size, batch size, tokens per second by a roofline model, and the price of a
 million tokens.
 
-Prefill and decode run on separate machines, as in DeepSeek's service. Prefill computes prompts. A decode step generates
-one token for each sequence of a batch. The time of a prefill or a decode step is the larger of its memory time and its
-compute time (the roofline), divided by the utilisation. Network time is part of the utilisation.
+Prefill and decode run on separate machines, as in DeepSeek's service. Prefill computes prompts. A decode step generates one
+token for each sequence of a batch. The time of a prefill or a decode step is the larger of its memory time and its compute
+time (the roofline), divided by the utilisation. Time for network transfers is included as a lower utilisation.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ BYTES: dict[Dtype, int] = {"fp32": 4, "bf16": 2, "fp8": 1}
 CHUNK = 8192
 """Number of prompt tokens that prefill computes each time it reads the weights."""
 DAY_PREFILL, DAY_DECODE = 0.19, 0.33
-"""Shares of this module's roofline that DeepSeek's service reached on H800 in February 2025, for prefill and decode.
-A test derives them from the figures in `published.py`."""
+"""Shares of this module's roofline that DeepSeek's service reached on H800 in February 2025, for prefill and decode. A test
+derives the two shares from the figures in `published.py`."""
 
 
 @dataclass(frozen=True)
 class AverageRequest:
-    """An average request: prompt tokens, reply tokens, and the share of the prompt that is in the cache."""
+    """An average request: the numbers of prompt tokens and reply tokens, and the share of the prompt tokens that is in the
+    cache."""
 
     prompt: int
     reply: int
@@ -37,12 +38,12 @@ class AverageRequest:
 
     @property
     def sequence_length(self) -> int:
-        """Number of tokens of the complete sequence, prompt and reply."""
+        """Number of tokens of prompt and reply together."""
         return self.prompt + self.reply
 
     @property
     def mean_attended_keys(self) -> float:
-        """Mean number of keys that a reply token attends to."""
+        """Mean number of keys to which a reply token attends."""
         return self.prompt + self.reply / 2
 
 
@@ -50,9 +51,9 @@ class AverageRequest:
 class Replica:
     """`n` devices that hold one copy of a model.
 
-    Experts are sharded over all devices, and all other weights over each group of `tp` devices. Each tensor-parallel
-    group serves its own sequences. `value_bytes` is the size of a cached value. `prefill_used` and `decode_used` are
-    the assumed utilisations: achieved shares of the roofline.
+    Experts are sharded over all devices, and all other weights over each group of `tp` devices. Each tensor-parallel group
+    serves its own sequences. `value_bytes` is the size of one value in the KV cache. `prefill_used` and `decode_used` are the
+    assumed utilisations of prefill and decode: the achieved shares of the roofline.
     """
 
     device: Device
@@ -71,8 +72,8 @@ class Replica:
 
 @dataclass(frozen=True)
 class DecodeStep:
-    """The estimated time of a decode step: seconds to read the `weights` and the `cache`, seconds to `compute`, and
-    total `seconds`."""
+    """The estimated time of a decode step in seconds: to read the `weights`, to read the KV `cache`, to `compute`, and in
+    total (`seconds`)."""
 
     weights: float
     cache: float
@@ -81,7 +82,7 @@ class DecodeStep:
 
     @property
     def bottleneck(self) -> Literal["memory", "compute"]:
-        """The resource that limits the step: memory bandwidth or compute."""
+        """The resource that limits the speed of the decode step: memory bandwidth or compute."""
         return "memory" if self.weights + self.cache >= self.compute else "compute"
 
 
@@ -89,9 +90,9 @@ class DecodeStep:
 class ServingEstimate:
     """The serving estimate of a replica.
 
-    `weights` and `free` are the bytes of weights and of free memory per device. `batch` is the number of concurrent
-    sequences per tensor-parallel group. Rates are tokens per second per device. `per_sequence` is the decode rate that
-    one user sees, in tokens per second.
+    `weights` and `free` are the bytes of weights and of free memory per device. `batch` is the number of concurrent sequences
+    per tensor-parallel group. The prefill and decode rates are in tokens per second per device. `per_sequence` is the decode
+    rate that one user sees, in tokens per second.
     """
 
     cache_bytes: int
@@ -111,8 +112,8 @@ def split_parameter_count(model: ModelConfig) -> tuple[int, int]:
 
 
 def decode_flops(model: ModelConfig, keys: float) -> float:
-    """Return the FLOPs of one decoded token that attends to `keys` keys. MLA is computed in its absorbed form, on the
-    cached latents."""
+    """Return the FLOPs of one decoded token that attends to `keys` keys. MLA is assumed to be computed in its absorbed form,
+    on the cached latents."""
     attention = sum(a.decode_flops(model.hidden_size, keys) * s.layers for s in model.stages for a in s.attentions)
     return account(model).flops + attention
 
@@ -120,7 +121,7 @@ def decode_flops(model: ModelConfig, keys: float) -> float:
 def cache_share_per_device(model: ModelConfig, tp: int) -> float:
     """Return the share of a token's KV cache that each of `tp` devices stores.
 
-    Key and value heads are split; MLA's latent is replicated.
+    Key and value heads are split over the devices; MLA's latent is replicated on each device.
     """
     total = stored = 0.0
     for layers, attention in ((stage.layers, a) for stage in model.stages for a in stage.attentions):
@@ -139,14 +140,14 @@ def weight_bytes_per_device(model: ModelConfig, replica: Replica) -> float:
 def touched_expert_share(model: ModelConfig, tokens: float) -> float:
     """Return the expected share of routed experts that `tokens` tokens select.
 
-    The share is 1 - (1 - k / n)^tokens if each token selects k of n experts and all experts are equally likely.
+    If each token selects k of n experts and all experts are equally likely, the expected share is 1 - (1 - k / n)^tokens.
     """
     ffn = next((ffn for ffn in model.ffns if ffn.n_experts()), None)
     return 1.0 if ffn is None else 1 - (1 - ffn.active_experts() / ffn.n_experts()) ** tokens
 
 
 def decode_step(model: ModelConfig, replica: Replica, batch: float, keys: float) -> DecodeStep:
-    """Estimate the time of a decode step with `batch` sequences per group, each attending to `keys` keys."""
+    """Estimate the time of a decode step with `batch` sequences per tensor-parallel group, each attending to `keys` keys."""
     shared, experts = split_parameter_count(model)
     device, size = replica.device, BYTES[replica.dtype]
     read = shared / replica.tp + experts / replica.n * touched_expert_share(model, batch * replica.n_groups)
@@ -172,7 +173,7 @@ def prefill_rate(model: ModelConfig, replica: Replica, prompt: float, hit_rate: 
 def largest_batch(model: ModelConfig, replica: Replica, mix: AverageRequest) -> int:
     """Return how many sequences of `mix.sequence_length` tokens fit in the memory of a tensor-parallel group, in addition to the weights.
 
-    If no sequence fits, raises ConfigError stating how much memory is missing.
+    Raises ConfigError, stating how much memory is missing, if not even one sequence fits.
     """
     free = replica.device.memory * (1 - RESERVE) - weight_bytes_per_device(model, replica)
     sequence_size = sequence_bytes(model, replica, mix)
@@ -197,7 +198,7 @@ def sequence_bytes(model: ModelConfig, replica: Replica, mix: AverageRequest) ->
 def smallest_replica(model: ModelConfig, replica: Replica, mix: AverageRequest) -> tuple[int, int]:
     """Return the smallest `n` and `tp`, both powers of two, for which the model and one sequence fit in memory.
 
-    Raises ConfigError if no allowed replica of up to 4,096 devices is large enough.
+    Raises ConfigError if no valid replica of up to 4,096 devices has enough memory.
     """
     dense = split_parameter_count(model)[1] == 0
     usable = replica.device.memory * (1 - RESERVE)
@@ -224,12 +225,12 @@ def smallest_replica(model: ModelConfig, replica: Replica, mix: AverageRequest) 
 
 
 def query_heads(model: ModelConfig) -> set[int]:
-    """Return the query-head counts of the attention layers. The tensor-parallel degree must divide each count."""
+    """Return the query-head counts of the attention layers. The tensor-parallel degree must divide each head count."""
     return {int(getattr(attention, "num_attention_heads", 1)) for attention in model.attentions}
 
 
 def estimate_serving(model: ModelConfig, replica: Replica, mix: AverageRequest, batch: int = 0) -> ServingEstimate:
-    """Estimate the throughput of a replica. With `batch` 0, use the largest batch that fits in memory."""
+    """Estimate the throughput of a replica. If `batch` is 0, the batch is the largest batch that fits in memory."""
     check_tensor_parallel(model, replica)
     most = largest_batch(model, replica, mix)
     if batch > most:
@@ -256,7 +257,7 @@ def estimate_serving(model: ModelConfig, replica: Replica, mix: AverageRequest, 
 def check_tensor_parallel(model: ModelConfig, replica: Replica) -> None:
     """Raise ConfigError unless the tensor-parallel degree divides the numbers of devices and of query heads.
 
-    The error names the nearest valid degree.
+    The error names the nearest valid tensor-parallel degree.
     """
     heads = query_heads(model)
     good = [tp for tp in range(1, replica.n + 1) if replica.n % tp == 0 and all(h % tp == 0 for h in heads)]
@@ -270,10 +271,10 @@ def check_tensor_parallel(model: ModelConfig, replica: Replica) -> None:
 
 
 def token_prices(served: ServingEstimate, price_hour: float, margin: float, name: str = "planned") -> Price:
-    """Return the prices in USD per million tokens. `margin` is added to the devices' rent (0.5 adds half of the rent).
+    """Return the serving prices in USD per million tokens. `margin` is added to the devices' rent (a margin of 0.5 adds half
+    of the rent).
 
-    Cached prompt tokens are free in this plan: they need no compute, and the plan excludes the cost of the disk that
-    stores the cache.
+    Cached prompt tokens are free: they need no compute, and the prices exclude the cost of the disk that stores the cache.
     """
     second = price_hour / 3600 * (1 + margin)
     return Price(

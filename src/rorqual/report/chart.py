@@ -1,4 +1,5 @@
-"""Charts as data, and functions that draw them as PNG files for light and dark pages. The same data gives the same bytes."""
+"""Charts as data, and functions that draw charts as PNG files for light and dark pages. The same data gives the same PNG
+bytes."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ from rorqual.report.theme import DARK, LIGHT, Theme
 Colour = Literal["after", "off", "on", "before", "ink", "faint"]
 COLOURS: tuple[Colour, ...] = get_args(Colour)
 MARKERS = ("o", "s", "^", "D", "v", "P")
-"""The markers of consecutive series. Series differ by marker as well as by colour, for readers who cannot distinguish the colours."""
+"""The markers of consecutive series in a chart. Series differ by marker as well as by colour, for readers who cannot
+distinguish the colours."""
 NARROW = 5.0
 """Largest width in inches of a chart that fits on a phone's screen. A wider chart scrolls on a phone."""
 
@@ -32,11 +34,11 @@ class Series(Config):
     """One series of a panel: points (x, y), with optional bounds `low` and `high` of y.
 
     - `by_seed` has one line per seed, drawn in a faint colour behind the series.
-    - `style` selects how the series is drawn; the default is the panel's `kind`. `smooth` draws the points in a faint
-      colour, and on top their running mean over a twentieth of the series. `dashed` draws a dashed reference line.
-    - `texts` are written beside the points.
-    - `colour` is the name of a colour of the theme. By default, series take the colours in the order of `COLOURS`. A
-      `hollow` marker is not filled.
+    - `style` selects how the series is drawn; the default style is the panel's `kind`. `smooth` draws the points in a faint
+      colour, and on top the points' running mean over a twentieth of the series. `dashed` draws a dashed reference line.
+    - `texts` are written beside the points of the series.
+    - `colour` is the name of a colour of the theme. By default, series take the colours in the order of `COLOURS`. If
+      `hollow` is set, the markers are not filled.
     """
 
     label: str
@@ -51,15 +53,15 @@ class Series(Config):
 
 
 class Panel(Config):
-    """One pair of axes. With `labels`, the x values are indices into `labels`, counted from 0.
+    """One pair of axes with its series. With `labels`, the x values are indices into `labels`, counted from 0.
 
     - With `labels`, bars or points of different series with the same x are drawn side by side, unless `stacked` is set.
     - The kind `map` is a heat map. Each series is a row, each point is a cell, and y determines the shade of the cell.
       A cell with y = NaN is empty.
     - `flip`: the x axis runs downwards, so that bars are horizontal. `stacked` stacks bars with the same x.
-    - `percent`: y is a share, shown in percent. `log` names the axes with a logarithmic scale.
-    - `x_ticks` and `y_ticks` are (value, text) pairs. `limits` is the (lowest, highest) y of the axis.
-    - `ends`: each line has its label at its right end instead of in the legend.
+    - `percent`: y is a share, shown in percent. `log` names the axes that have a logarithmic scale.
+    - `x_ticks` and `y_ticks` are (value, text) pairs. `limits` is the (lowest, highest) y value of the y axis.
+    - `ends`: each line has its label at the line's right end instead of in the legend.
     """
 
     title: str = ""
@@ -79,10 +81,11 @@ class Panel(Config):
 
 
 class Chart(Panel):
-    """A chart of one panel, or of several `panels` in `columns` columns. If all panels have the same series, they share one legend.
+    """A chart of one panel, or of several `panels` in `columns` columns. If all panels have the same series, the panels share
+    one legend.
 
-    `alt` describes the chart in words, and `caption` is printed below the chart. `width` is the width of the chart and
-    `height` the height of a panel, in inches.
+    `alt` describes the chart in words, and `caption` is printed below the chart. `width` is the width of the chart in inches,
+    and `height` is the height of one panel in inches.
     """
 
     name: str
@@ -95,7 +98,8 @@ class Chart(Panel):
 
     @property
     def alternative_text(self) -> str:
-        """The description of the chart in words. The default states the first and last value of each series."""
+        """The description of the chart in words. Without `alt`, the description states the first and last value of each
+        series."""
         ends = "; ".join(
             f"{s.label}: {s.points[0][1]:.3g} to {s.points[-1][1]:.3g}" for s in self.series if s.points and s.label
         )
@@ -127,7 +131,7 @@ def draw(chart: Chart) -> DrawnChart:
 
 
 def render_png(make: Callable[[Theme], Figure], theme: Theme) -> bytes:
-    """Return the PNG file of the matplotlib figure `make(theme)`. The metadata contains no date and no version, so that
+    """Return the PNG file of the matplotlib figure `make(theme)`. The PNG metadata contains no date and no version, so that
     the same figure gives the same bytes."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
@@ -165,8 +169,8 @@ def figure_of(chart: Chart, theme: Theme) -> Figure:
 
 
 def _can_share_y_axis(panels: Sequence[Panel]) -> bool:
-    """Return whether all panels can share one y axis, because they have the same categories (horizontal bars and heat
-    maps) or the same limits."""
+    """Return whether all panels can share one y axis. Panels can share a y axis if they have the same categories (horizontal
+    bars and heat maps) or the same y limits."""
     lying = panels[0].flip or panels[0].kind == "map"
     names = {panel.labels if panel.flip else tuple(series.label for series in panel.series) for panel in panels}
     return len(names if lying else {panel.limits for panel in panels}) == 1 and (lying or panels[0].limits is not None)
@@ -246,7 +250,8 @@ def _draw_line(axis: Axes, panel: Panel, theme: Theme, place: int, xs: np.ndarra
 
 
 def _plot_coordinates(panel: Panel, xs: Any, ys: Any) -> tuple[Any, Any]:
-    """Return (horizontal, vertical) coordinates. If the x axis of the panel runs downwards (`flip`), x and y are exchanged."""
+    """Return the (horizontal, vertical) coordinates of the points (`xs`, `ys`). If the x axis of the panel runs downwards
+    (`flip`), x and y are exchanged."""
     return (ys, xs) if panel.flip else (xs, ys)
 
 
@@ -288,7 +293,7 @@ def _set_axes(axis: Axes, panel: Panel, theme: Theme) -> None:
 
 
 def _heat_map(theme: Theme) -> LinearSegmentedColormap:
-    """Return a colour map from the page background (zero) to the text colour."""
+    """Return a heat map's colour map, from the page background (zero) to the text colour."""
     return LinearSegmentedColormap.from_list(f"rorqual-{theme.name}", [theme.ground, theme.after, theme.ink])
 
 
@@ -310,7 +315,8 @@ def _draw_heat_map(axis: Axes, panel: Panel, theme: Theme) -> None:
 
 
 def _label_line_ends(axis: Axes, panel: Panel, theme: Theme) -> None:
-    """Label each line at its right end. A thin stroke connects a label to its line, because labels are moved apart if they overlap."""
+    """Label each line at its right end. A thin stroke connects a label to its line, because overlapping labels are moved
+    apart."""
     lines = sorted(
         (series for series in panel.series if len(series.points) > 1), key=lambda series: series.points[-1][1]
     )
@@ -347,7 +353,8 @@ def _lowest_label_height(group: Sequence[float], gap: float) -> float:
 
 
 def running_mean(values: np.ndarray) -> np.ndarray:
-    """Return a centred running mean over a twentieth of the series. The window is truncated at both ends."""
+    """Return the centred running mean of `values` over a twentieth of the series. At both ends of the series, the window is
+    truncated."""
     window = max(1, len(values) // 20) | 1
     kernel = np.ones(window)
     return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")

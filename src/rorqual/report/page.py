@@ -1,5 +1,5 @@
-"""Self-contained HTML pages from the templates in this package. A page loads nothing from the network, and all data is
-escaped. The same data gives the same bytes."""
+"""Self-contained HTML pages from the templates in this package. A page loads nothing from the network, and all data in a page
+is HTML-escaped. The same data gives the same bytes of HTML."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from rorqual.core.records import write_atomic
 from rorqual.report.theme import DARK, LIGHT
 
 MARKS = {"●": "yes", "✕": "no", "○": "open"}
-"""Symbols that colour the table cell that contains them, each with the suffix of the cell's CSS class."""
+"""Symbols by which a table cell is coloured, each with the suffix of the cell's CSS class."""
 
 ColouredText = list[tuple[str, str, int, str]]
-"""A text in coloured parts: (text of the part, CSS classes, strength of the colour in percent, tooltip) of each part."""
+"""A text in coloured parts. Each part is (text, CSS classes, strength of the colour in percent, tooltip)."""
 
 
 def render_page(template: str, **data: Any) -> str:

@@ -12,7 +12,7 @@ from rorqual.core.config import Config
 
 
 class Table(Config):
-    """A table of text. The first `text_columns` columns are aligned to the left, all others to the right.
+    """A table whose cells are text. The first `text_columns` columns are aligned to the left, all other columns to the right.
 
     A row with only one cell is a heading for the rows below. On a page, a cell that contains ●, ✕ or ○ is coloured as
     good, bad or open.
@@ -25,7 +25,7 @@ class Table(Config):
     text_columns: int = 1
 
     def text(self) -> str:
-        """Return the table for a terminal, with its title."""
+        """Return the table as text for a terminal, with the table's title."""
         drawn = table.Table(title=Text(self.title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
         for place, head in enumerate(self.heads):
             drawn.add_column(Text(head), justify="left" if place < self.text_columns else "right", no_wrap=True)
@@ -36,6 +36,6 @@ class Table(Config):
         return "\n".join(line.rstrip() for line in target.getvalue().splitlines())
 
     def markdown(self) -> str:
-        """Return the table in Markdown, without its title."""
+        """Return the table in Markdown, without the table's title."""
         lines = (self.heads, ("---",) * len(self.heads), *self.rows)
         return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

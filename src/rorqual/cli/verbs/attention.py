@@ -39,15 +39,15 @@ def attention(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run of a model with sparse attention (kind dsa).")],
     settings: Settings = None,
 ) -> None:
-    """Measure what sparse attention misses.
+    """Measure which part of dense attention a run's sparse attention misses.
 
     At each layer, dense attention is computed on the same inputs as sparse attention. The tables show how much of the dense
     attention is on the selected positions, the recall of the positions with the largest weights, and how much the output
     changes.
 
-    data= lists what is read, separated by commas. FILE is a text file, and its last tenth is read. With 'kinds', the command
-    reads passages of prose, code, tables, repeats, names and Chinese. With 'needle', a key and its value are planted at several
-    depths and lengths. With 'copy', a line is repeated at several distances.
+    data= lists the texts to read, separated by commas. For FILE, the last tenth of the text file is read. With 'kinds', the
+    command reads passages of prose, code, tables, repeats, names and Chinese. With 'needle', a key and its value are planted
+    at several depths and lengths. With 'copy', a line is repeated at several distances.
     """
     chosen = parse_settings(AttentionSettings, settings)
     check_device(chosen.device)

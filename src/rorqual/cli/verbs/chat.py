@@ -22,11 +22,12 @@ def chat(
 ) -> None:
     """Chat with a run's model in the terminal. Reasoning is dimmed.
 
-    A run that was trained for one task may have a file defaults.json. The replies then follow its grammar, the engine calculates
-    if it says so, and its thinking, max_tokens and temperature replace the defaults below.
+    A run that was trained for one task may have a file defaults.json. The replies then follow the file's grammar, and the
+    file's thinking, max_tokens and temperature replace the defaults below. If the file sets calculator, the engine
+    calculates.
 
-    Such a run answers each message alone, as in its training. For other runs, /new starts a new conversation. /quit exits. With piped
-    input, each line is one message.
+    A run with defaults.json answers each message alone, as in its training. For all other runs, /new starts a new
+    conversation. /quit exits. With piped input, each line is one message.
     """
     import torch
 

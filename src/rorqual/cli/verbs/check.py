@@ -38,9 +38,10 @@ def check(
 ) -> None:
     """Check a file of examples before training.
 
-    All faults are listed with their lines: rows that cannot be read, empty prompts and answers, duplicates, near-duplicates, and
-    contradictions. Further faults are answers that the prompt states, and rows of a test file. The command also shows the kind of
-    answers, the lengths, and how the rows would be split. It exits with status 1 if there are faults other than duplicates and their near forms.
+    All faults of the file are listed with their lines: rows that cannot be read, empty prompts and answers, duplicates,
+    near-duplicates, and contradictions. Further faults are answers that the prompt states, and rows that also occur in a test
+    file. The command also shows the kind of answers, the lengths of prompts and answers, and how the rows would be split. The
+    command exits with status 1 if the file has faults other than duplicates and near-duplicates.
     """
     chosen = parse_settings(CheckSettings, settings)
 

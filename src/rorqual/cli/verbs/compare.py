@@ -26,8 +26,8 @@ def compare(
 ) -> None:
     """Compare two models on the same problems.
 
-    Shows paired differences with 95 % intervals and exact p-values. Two runs are compared on every evaluation that both contain.
-    `rorqual eval` writes evaluations.
+    Shows paired differences between A and B with 95 % intervals and exact p-values. Two runs are compared on every evaluation
+    that both runs contain. `rorqual eval` writes evaluations.
     """
     chosen = parse_settings(CompareSettings, settings)
 

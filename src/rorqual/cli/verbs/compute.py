@@ -30,8 +30,9 @@ def compute(
 ) -> None:
     """Show how much computation each token takes.
 
-    For models whose router chooses a different number of experts for each token (kind zero). The command answers problems of a
-    task, and prints the experts per token by part of the text, family, difficulty, verdict, position and token.
+    The command is for models whose router chooses a different number of experts for each token (kind zero). The model answers
+    problems of a task, and the command prints the experts per token by part of the text, family, difficulty, verdict,
+    position and token.
     """
     chosen = parse_settings(ComputeSettings, settings)
     check_device(chosen.device)

@@ -34,10 +34,10 @@ def distil(
     ],
     settings: Settings = None,
 ) -> None:
-    """Sample a teacher model on a task, and keep the good samples.
+    """Sample a teacher model's replies to the problems of a task, and keep the good samples.
 
-    Samples are graded and filtered. The kept samples are written as Parquet with a dataset card. Every sample is stored as soon as
-    it is complete. After an interruption, the same command resumes and requests only missing samples.
+    Samples are graded and filtered. The kept samples are written as Parquet with a dataset card. Every sample is stored as
+    soon as it is complete. After an interruption, the same command resumes and requests only the missing samples.
     """
     values = split_pairs(settings)
     command = pop_settings(DistilCommand, values)
@@ -70,7 +70,7 @@ def _student_training_command(dataset: Path) -> str:
 def _nest_dotted_keys(values: dict[str, str]) -> dict[str, Any]:
     """Convert dotted keys to nested dictionaries.
 
-    Fields of `access` may be given without the prefix `access.`. Comma-separated values of tuple fields become lists.
+    The keys of `access` fields may lack the prefix `access.`. Comma-separated values of tuple fields become lists.
     """
     from rorqual.factory import FactoryConfig, FilterConfig, RemoteAccess
 

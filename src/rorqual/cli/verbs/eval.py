@@ -31,10 +31,11 @@ def evaluate(
 ) -> None:
     """Evaluate a model on a task.
 
-    Shows the accuracy with its 95 % interval, and the accuracy of the best baseline. After an interruption, the same command resumes.
+    Shows the model's accuracy with its 95 % interval, and the accuracy of the best baseline. After an interruption, the same
+    command resumes.
 
-    Without a task, data=FILE.txt names a plain text file, and the command reports the loss per token and per character. The loss
-    covers the last tenth of the text, in windows of window= tokens (default: the model's context length).
+    Without a task, data=FILE.txt names a plain text file, and the command reports the loss per token and per character. The
+    loss is computed on the last tenth of the text, in windows of window= tokens (default: the model's context length).
     """
     chosen = parse_settings(EvalSettings, settings)
     if not chosen.task and not chosen.data:

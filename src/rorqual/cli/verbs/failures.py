@@ -23,9 +23,10 @@ def failures(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `rorqual teach` wrote.")],
     settings: Settings = None,
 ) -> None:
-    """Show what a taught model still gets wrong, and what changed sides.
+    """Show which examples a taught model still gets wrong, and which examples it gained or lost against a baseline.
 
-    Labels are grouped by the right answer, JSON answers by field. Examples follow: lost, still wrong, gained.
+    Errors in labels are grouped by the right answer, and errors in JSON answers by field. Lost, still wrong and gained
+    examples follow.
     """
     chosen = parse_settings(FailuresSettings, settings)
 

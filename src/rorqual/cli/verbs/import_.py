@@ -31,8 +31,8 @@ def import_(
     """Import a Hugging Face checkpoint or a GGUF file as a run.
 
     All other commands accept the imported run. Tensors are copied slice by slice, so the model may be larger than memory. No
-    code from the checkpoint is executed, and pickle files are never opened. Quantized tensors of a GGUF file are dequantized, to
-    float32 or bfloat16.
+    code from the checkpoint is executed, and pickle files are never opened. Quantized tensors of a GGUF file are dequantized
+    to float32 or bfloat16.
     """
     config = parse_settings(ImportConfig, settings)
 

@@ -16,7 +16,7 @@ def inspect(
 ) -> None:
     """Show a model's parameters, FLOPs, KV cache and memory.
 
-    Published models: deepseek-v3, deepseek-v2-lite, qwen3-8b, ...
+    Published models are, for example, deepseek-v3, deepseek-v2-lite and qwen3-8b.
     """
     from rorqual.cli.inspecting import CONVENTION, InspectSettings, align_columns, find_model, model_size_rows
 

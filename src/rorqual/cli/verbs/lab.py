@@ -29,8 +29,8 @@ def lab(
 ) -> None:
     """Repeat an experiment with several seeds and controls.
 
-    Each experiment tests a claim about DeepSeek-style training. The command prints the expected cost before it starts. After an
-    interruption, the same command resumes.
+    Each experiment tests a claim about DeepSeek-style training. The command prints the expected cost before the experiment
+    starts. After an interruption, the same command resumes.
     """
     from rorqual.lab.experiment_run import run_lab
     from rorqual.lab.find import find_experiment

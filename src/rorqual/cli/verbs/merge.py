@@ -27,8 +27,8 @@ def merge(
 ) -> None:
     """Merge an adapter into its base model, as a new run.
 
-    The new run needs neither the adapter nor the base. Other commands also accept the unmerged adapter run. Weights are
-    added in fp32 and rounded once. There is no device= key.
+    The merged run needs neither the adapter run nor the base run. Other commands also accept the unmerged adapter run. The
+    adapter's weights are added to the base's weights in fp32, and each sum is rounded once. The command has no device= key.
     """
     config = parse_settings(MergeConfig, settings)
 

@@ -28,8 +28,8 @@ def peft(
 ) -> None:
     """Export a LoRA run as a PEFT adapter folder, or import a PEFT adapter.
 
-    With base=RUN, a PEFT folder is imported as an adapter run. Pickle files are not read. A PEFT option that Rorqual cannot
-    represent is an error.
+    With base=RUN, a PEFT folder is imported as an adapter run. Pickle files are not read. If the PEFT adapter has an option
+    that Rorqual cannot represent, the import fails with an error.
     """
     config = parse_settings(PeftConfig, settings)
 

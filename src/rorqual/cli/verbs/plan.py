@@ -26,8 +26,8 @@ def plan(
 ) -> None:
     """Estimate the cost of training or serving a model.
 
-    A training plan shows FLOPs, time, money and memory. A serving plan shows KV cache, batch size, speed and price. Numbers may
-    have a suffix: 14.8T, 2.788M, 4k. out=DIR writes an HTML page with plots.
+    A training plan shows FLOPs, time, money and memory. A serving plan shows KV cache, batch size, speed and price. Numbers
+    may have a suffix, as in 14.8T, 2.788M and 4k. out=DIR writes an HTML page with plots.
 
     For a run, the command shows the run's measured speed and the cost of further training.
     """

@@ -20,7 +20,7 @@ def report(
     """Rewrite the report of a quickstart or an experiment.
 
     The report is a self-contained HTML file, with its plots as separate files. For a JSON file of `rorqual lab`, the command
-    applies the current verdict rule to the stored results, and rewrites the file and its page.
+    applies the current verdict rule to the stored results, and rewrites the JSON file and its HTML page.
     """
     if folder.suffix == ".json":
         from rorqual.lab.experiment_run import judge_finding_again

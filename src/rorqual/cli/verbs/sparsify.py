@@ -26,7 +26,7 @@ def sparsify(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder. The sparse model is in OUT/sparse.")],
     settings: Settings = None,
 ) -> None:
-    """Turn a model with latent attention into one with DeepSeek Sparse Attention.
+    """Turn a model with latent attention into a model with DeepSeek Sparse Attention.
 
     The stages are: add an indexer to each attention layer, train only the indexers (OUT/warmup), and train the whole model with
     sparse attention (OUT/sparse). After an interruption, the same command resumes.

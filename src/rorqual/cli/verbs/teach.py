@@ -15,7 +15,7 @@ from rorqual.core.config import Config, parse_config
 
 
 class TeachCommand(Config):
-    """Settings of `rorqual teach` that are not stored."""
+    """Settings of `rorqual teach` that are not stored in the run."""
 
     out: str = Field("", description="output folder; default: runs/NAME")
     api_key: str = Field("", description="for a teacher's server: its key; default: RORQUAL_API_KEY")
@@ -27,8 +27,9 @@ def teach(
 ) -> None:
     """Teach a small pretrained model the task of a file of examples.
 
-    The file is checked and divided into train, dev and test. The command measures baselines, trains with LoRA, reinforces where that
-    can help, measures the model on the test split, and writes a report. After an interruption, the same command resumes.
+    The examples are checked and divided into the splits train, dev and test. The command measures baselines, trains the model
+    with LoRA, continues with reinforcement learning where that can help, measures the model on the test split, and writes a
+    report. After an interruption, the same command resumes.
     """
     values = split_pairs(settings)
     command = pop_settings(TeachCommand, values)

@@ -13,8 +13,8 @@ def trace(
 ) -> None:
     """Write an HTML page of a GRPO run's rollouts.
 
-    The page is one self-contained file. For each step, the page shows groups, samples, rewards, advantages and
-    lengths. It also lists the problems whose result differs from the result at their previous occurrence.
+    The page is one self-contained file. For each step, the page shows groups, samples, rewards, advantages and lengths. The
+    page also lists the problems whose result differs from the result at the previous occurrence of the same problem.
     """
     from rorqual.evals.trace_page import build_trace
 

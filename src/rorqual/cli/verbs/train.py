@@ -32,9 +32,10 @@ def train(
 ) -> None:
     """Train a model with a recipe. After an interruption, the same command resumes.
 
-    Further keys are the arguments of the recipe (data=FILE, task=NAME, from=RUN, seed=, steps=, size=, device=, dtype=, ...), and every
-    field of the run by its dotted name, such as optim.lr=3e-4. tune.kind=lora or tune.kind=esft trains a part of the model from=RUN.
-    The key of a server that samples rollouts is read from RORQUAL_ROLLOUT_KEY.
+    Further keys are the arguments of the recipe (data=FILE, task=NAME, from=RUN, seed=, steps=, size=, device=, dtype=, ...),
+    and every field of the run's configuration by its dotted name, such as optim.lr=3e-4. tune.kind=lora or tune.kind=esft
+    trains a part of the model from=RUN. If a server samples the rollouts, the server's rollout key is read from
+    RORQUAL_ROLLOUT_KEY.
     """
     values = split_pairs(settings)
     command = pop_settings(TrainCommand, values)

@@ -28,7 +28,7 @@ def measure_cascade(
     models: tuple[str, str], settings: EvalSettings, task: Task, file: Path | None, progress: Callable[[int, int], None]
 ) -> Cascade:
     """Evaluate a cascade of (student, teacher), and save the result in `file`. Until the result is saved, answers are cached
-    next to `file`, so an interrupted command can be repeated and resumes.
+    next to `file`, so an interrupted command resumes when it is repeated.
 
     The student answers `settings.count` problems of the dev split for the calibration, and then the problems of
     `settings.split`. The teacher answers only the problems of `settings.split`. If the student votes over several

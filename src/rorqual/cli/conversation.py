@@ -38,7 +38,7 @@ def reply_pieces(ids: Iterable[int], chat: ChatFormat, thinking: Thinking) -> It
 
     The joined texts equal the reasoning and the answer that `chat.parse` returns for all tokens, with one exception. If the
     model closes a reasoning section that it never opened, text that was already yielded as answer is yielded again as
-    reasoning. A UTF-8 character is yielded when all its bytes have arrived.
+    reasoning. A UTF-8 character is yielded when all bytes of the character have arrived.
     """
     reader, shown_early = chat.reader(thinking), ""  # shown_early: yielded answer text that may still become reasoning
     for id_ in chain(ids, (None,)):

@@ -80,7 +80,7 @@ def _say(text: str) -> None:
 def _load_engine(model: str, settings: EvalSettings) -> tuple[Any, dict[str, Any]]:
     """Return the engine, and the fields that identify the engine in the answer cache.
 
-    An answer depends only on its request and on the fields that identify the engine.
+    An answer depends only on the request and on the fields that identify the engine.
     """
     if model.startswith(REMOTE):
         return load_engine_or_client(model, settings), {
@@ -94,7 +94,7 @@ def _load_engine(model: str, settings: EvalSettings) -> tuple[Any, dict[str, Any
 
 
 def load_with_fingerprint(run: RunDir, load: Callable[[], T]) -> tuple[T, str]:
-    """Return the result of `load` and the fingerprint of the checkpoint that it loaded.
+    """Return the result of `load` and the fingerprint of the checkpoint that `load` read.
 
     `load` reads the latest checkpoint of `run`. If training saved a newer checkpoint while `load` was running, `load` is
     called again.

@@ -170,7 +170,7 @@ def _write_answers(output: PartialOutput, answered: Iterator[list[AnsweredRow]],
 
 
 def _engine_and_identity(chosen: GenerateSettings) -> tuple[Engine | RemoteEngine, dict[str, Any]]:
-    """Return the engine, and the fields that identify its model.
+    """Return the engine, and the fields that identify the engine's model.
 
     An interrupted command resumes only if the fields that identify the model are unchanged.
     """

@@ -88,8 +88,8 @@ def _describe_stage(stage: Stage) -> str:
 
 
 def model_size_rows(config: ModelConfig, settings: InspectSettings, free_memory: int) -> list[tuple[str, str]]:
-    """Return the rows of the table as (name, value with unit). `free_memory`: the machine's free memory in bytes, or 0 if the
-    free memory is unknown."""
+    """Return the rows of `rorqual inspect`'s table as (name of a quantity, quantity with unit). `free_memory`: the machine's
+    free memory in bytes, or 0 if the free memory is unknown."""
     size = BYTES[settings.dtype]
     context = min(settings.context, config.max_position_embeddings)
     no_attention, with_attention = (account(config, context=keys, cache_value_bytes=size) for keys in (0, context))

@@ -1,4 +1,4 @@
-"""The output of `rorqual plan`: choose the plan that the arguments request, and format it as text."""
+"""The output of `rorqual plan`: choose the plan that the arguments request, and format the plan as text."""
 
 from __future__ import annotations
 

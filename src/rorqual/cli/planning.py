@@ -50,7 +50,7 @@ class RentedDevices(Config):
     out: str = Field("", description="folder of an HTML page")
 
     def device(self) -> Device:
-        """Return the row of the hardware table for `hardware`."""
+        """Return the row of the hardware table for the setting `hardware`."""
         return device(self.hardware)
 
     def usd_per_device_hour(self) -> float:
@@ -68,7 +68,7 @@ class RentedDevices(Config):
         return price
 
     def price_text(self) -> str:
-        """Return the rental price and its source as text."""
+        """Return the rental price and the price's source as text."""
         return f"${self.usd_per_device_hour():.2f} per hour, {'as given' if self.price else self.device().price_source}"
 
 

@@ -79,8 +79,8 @@ def with_fields(fields: Mapping[str, Any]) -> Callable[[type[M]], type[M]]:
 def kinds(base: type[KindConfig]) -> dict[str, type[KindConfig]]:
     """Return the subclasses of `base` in imported modules, keyed by `kind`.
 
-    A subclass that inherits `kind` instead of declaring it is left out. Raises ConfigError if two classes declare the same
-    `kind`. If a class was defined more than once, as in a notebook, the newest definition is returned.
+    A subclass that only inherits `kind`, without a declaration of its own, is left out. Raises ConfigError if two classes
+    declare the same `kind`. If a class was defined more than once, as in a notebook, the newest definition is returned.
     """
     by_kind: dict[str, type[KindConfig]] = {}
     classes: list[type[KindConfig]] = [base]
@@ -215,7 +215,7 @@ def _fields_of_kind(kind: Any, current: KindConfig, key: str, where: str) -> dic
 
 
 def _value_at(node: Any, path: Iterable[str]) -> Any:
-    """Return the value at `path` in a config or in its dump, or None if the path does not exist."""
+    """Return the value at `path` in a config or in a config's dump, or None if `path` does not exist."""
     for part in path:
         if isinstance(node, tuple | list) and part.isdigit() and int(part) < len(node):
             node = node[int(part)]
@@ -236,8 +236,8 @@ def parse_scalar(raw: str) -> Any:
     """Parse the value of a `key=value` argument as YAML. Numbers such as `3e-4`, which PyYAML reads as strings, become
     floats.
 
-    `on` and `off` stay strings, because `on` and `off` are values of `thinking`; YAML would read both as booleans. For
-    boolean fields, pydantic converts `on` and `off` to booleans.
+    `on` and `off` stay strings, because `on` and `off` are values of `thinking`; YAML would read `on` and `off` as booleans.
+    For boolean fields, pydantic converts `on` and `off` to booleans.
     """
     if raw.strip().lower() in ("on", "off"):
         return raw.strip()

@@ -39,7 +39,7 @@ class NumericsError(RorqualError):
 
 
 class TaskError(RorqualError):
-    """An exception in the code of a task: in its problem generator or its grader."""
+    """An exception in the code of a task, which is either in the task's problem generator or in its grader."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Optional dependencies."""
+"""Errors for optional dependencies that are not installed."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class Journal:
     `append` writes complete lines and then calls `fsync`, unless the last `fsync` was less than `patience` seconds ago. Lines that are
     not yet synced survive a killed process, but not a power failure.
 
-    When a `Journal` opens the file, it removes an incomplete last line, which a killed process can leave behind. Raises
+    Opening a `Journal` removes an incomplete last line of the file, which a killed process can leave behind. Raises
     RorqualError if another process has locked the file.
     """
 

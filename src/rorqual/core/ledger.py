@@ -101,7 +101,7 @@ class Ledger:
         self._end_stage(entry, ended, writer)
 
     def _end_stage(self, entry: LedgerEntry, ended: threading.Event, writer: threading.Thread) -> None:
-        """Close a stage and write the resources that the stage used since its last ledger line."""
+        """Close a stage and write the resources that the stage used since the stage's last ledger line."""
         ended.set()
         writer.join()
         with self._lock:

@@ -23,8 +23,8 @@ BUSY = frozenset({errno.EWOULDBLOCK, errno.EACCES})
 class Lock:
     """An exclusive lock on the lock file `path`, held until `close`. Readers need no lock.
 
-    The kernel holds the lock (`flock`) and releases it when the process ends, even if the process is killed. On a file system
-    without locks, taking a lock always succeeds.
+    The kernel holds the lock (`flock`), and releases the lock when the process ends, even if the process is killed. On a file
+    system without locks, taking a lock always succeeds.
 
     Missing parent folders are created; `close` removes each created folder that is still empty.
 
@@ -92,7 +92,7 @@ class Lock:
 
 
 def acquire_lock(path: Path, remedy: str) -> Lock:
-    """Lock the file or folder `path` with a lock file in its parent folder.
+    """Lock the file or folder `path` with a lock file in the parent folder of `path`.
 
     Use `acquire_lock` for a folder that is built under a temporary name and then renamed, and `acquire_run_lock` for all
     other folders.
@@ -130,7 +130,8 @@ def _process_identity() -> dict[str, object]:
 
 
 def describe_holder(raw: bytes) -> str:
-    """Describe the process that holds a lock: process id, host (unless it is this host), and the time when the lock was taken.
+    """Describe the process that holds a lock: process id, host (unless the process is on this host), and the time when the
+    lock was taken.
 
     `raw` is the content of the lock file.
     """

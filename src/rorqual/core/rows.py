@@ -138,8 +138,8 @@ def _refuse_binary(path: Path) -> None:
 
 
 def _read_lines(path: Path) -> Iterator[DataRow | BadRow]:
-    """Read JSON lines. Only a newline byte ends a line. Characters such as U+2028, which `str.splitlines` treats as line ends,
-    are part of a line."""
+    """Read JSON lines. Only a newline byte ends a line. Characters such as U+2028, which `str.splitlines` treats as line
+    ends, do not end a line here."""
     with open(path, "rb") as file:
         for line, raw in enumerate(file, start=1):
             text = raw.removeprefix(BOM) if line == 1 else raw

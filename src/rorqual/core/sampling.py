@@ -52,9 +52,9 @@ class Grammar:
     - "regex": a regular expression that the whole reply must match.
     - "choice": a JSON list of strings; the reply must be one of these strings.
     - "json": empty; any JSON object matches.
-    - "calls": `{"tools": [{"name": ..., "parameters": schema}], "many": bool}`. The reply must contain
-      exactly one call of the listed tools, or at least one call if `many` is true, in the syntax of the chat format. With
-      `"answer": schema`, the reply may be JSON that matches this schema instead of a call.
+    - "calls": `{"tools": [{"name": ..., "parameters": schema}], "many": bool}`. The reply must contain exactly one call of
+      the listed tools, or at least one call if `many` is true, in the syntax of the chat format. With `"answer": schema`, the
+      reply may also be JSON that matches the schema `answer`, instead of a call.
     """
 
     kind: GrammarKind
@@ -156,7 +156,7 @@ class FloatRange(ParamType):
 
 @dataclass(frozen=True)
 class Flag(ParamType):
-    """A boolean."""
+    """A parameter that is true or false."""
 
     annotation = Annotated[bool, Field(strict=True)]
     range_text = "true or false"
@@ -499,8 +499,8 @@ def check_params(params: SamplingParams, *, vocab_size: int, where: str) -> None
     """Check all sampling parameters. `vocab_size` is the number of token ids of the model; `where` names the request in error
     messages.
 
-    Raises a DataError that names the first invalid parameter, its value and its range. NaN and values of a wrong type, such as
-    a bool for a number, are invalid.
+    Raises a DataError that names the first invalid parameter, the parameter's value and the valid range. NaN and values of a
+    wrong type, such as a bool for a number, are invalid.
     """
     try:
         _CheckedParams.model_validate(vars(params), context={"vocab_size": vocab_size})

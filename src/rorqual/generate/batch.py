@@ -19,7 +19,7 @@ from rorqual.generate.schema import KEYS, RowRequest
 
 LEADING = re.compile(r"\w+")
 BURST = 256
-"""Maximum number of rejected rows that are collected before they are yielded."""
+"""Maximum number of rejected rows that are collected before the rejected rows are yielded."""
 AnsweredRow = tuple[RowRequest | RefusedRow, list[Completion]]
 """A row of the prompt file, and the samples that answer the row. A rejected row has no samples."""
 
@@ -53,7 +53,8 @@ def refuse_row(row: RowRequest, error: RorqualError) -> RefusedRow:
 def generate_answers(
     engine: Engine, rows: Iterable[RowRequest | RefusedRow], *, room: int
 ) -> Iterator[list[AnsweredRow]]:
-    """Answer all rows with a local engine. Yield the answered rows in small lists, in the order in which they finish.
+    """Answer all rows with a local engine. Yield the answered rows in small lists, in the order in which the rows are
+    finished.
 
     New rows are submitted while fewer than `room` samples are running. A row that the engine rejects is yielded as
     `RefusedRow`. If the engine raises an error other than a rejection, the running requests are cancelled and the error is
@@ -98,8 +99,8 @@ def remote_answers(
     """Answer all rows with a remote endpoint, `concurrency` rows at a time. Yield the answered rows in the same form as
     `generate_answers`.
 
-    If the server rejects a row with a status in `REFUSED`, the row is yielded as `RefusedRow`. If another error occurs, it is
-    raised after the running requests have finished.
+    If the server rejects a row with a status in `REFUSED`, the row is yielded as `RefusedRow`. An error other than a
+    rejection is raised after the running requests have finished.
     """
     pending, running = iter(rows), dict[Future[list[list[Completion]]], RowRequest]()
     more, fatal = True, list[RorqualError]()

@@ -151,7 +151,8 @@ class PartialOutput:
 
 
 def check_writable_path(out: Path) -> None:
-    """Raise ConfigError if the file `out` cannot be written. This function writes nothing; call it before loading a model."""
+    """Raise ConfigError if the file `out` cannot be written. Call this function, which writes nothing, before loading a
+    model."""
     if out.is_dir():
         raise ConfigError("out is a folder", where=str(out), remedy="Give a file: out=FILE.jsonl.")
     parent = out.absolute().parent

@@ -26,9 +26,9 @@ PROMPTS = ("prompt", "messages", "prompt_ids")
 TURN = frozenset({"role", "content", "reasoning", "reasoning_content", "name"})
 """The allowed keys of a message in `messages`."""
 TEXTS = frozenset({"prompt", *(name for name, param in PARAMS.items() if isinstance(param.type, TextList))})
-"""Columns of a CSV prompt file whose values stay text even if they look like numbers."""
+"""Columns of a CSV prompt file whose values stay text even if the values look like numbers."""
 RESERVED = frozenset({"line", "choices", "usage", "error"})
-"""Keys of the output lines. A row of a prompt file must not contain these keys."""
+"""Keys of the output lines. A row of a prompt file must not contain keys in `RESERVED`."""
 ELSEWHERE: Mapping[str, str] = {
     "max_completion_tokens": "max_tokens",
     "max_new_tokens": "max_tokens",

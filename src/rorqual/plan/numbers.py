@@ -69,7 +69,7 @@ def format_usd(value: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Format a duration in the largest unit of which the duration has at least 2, such as `54.2 days`."""
+    """Format a duration, such as `54.2 days`. The unit is the largest unit in which the duration is at least 2."""
     for size, unit in ((365.25 * 86400, "years"), (86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * size:
             return f"{seconds / size:,.1f} {unit}"

@@ -43,7 +43,7 @@ DAY_NODES, DAY_NODE_IN, DAY_NODE_OUT, DAY_KEYS, DAY_SPEED = 226.75, 73.7e3, 14.8
 
 @dataclass(frozen=True)
 class FigureComparison:
-    """A published figure and this planner's estimate.
+    """A published figure and the planner's estimate of the figure.
 
     `tolerance` is the allowed relative difference between the two figures. `form` is the format string for `published` and
     `ours`.

@@ -11,8 +11,8 @@ from rorqual.core.records import RunDir
 
 WARM, FEWEST, BLOCKS = 2, 12, 20
 """The speed of a run is measured without the first `WARM` steps, because buffers and kernels warm up. A run needs at least
-`FEWEST` steps. The steps after the first `WARM` steps are divided into at least `BLOCKS` blocks. If there are fewer than
-`BLOCKS` such steps, each step is a block."""
+`FEWEST` steps. The steps after the first `WARM` steps are divided into at least `BLOCKS` blocks. If the run has fewer than
+`BLOCKS` steps after the first `WARM` steps, each step is a block."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from rorqual.plan.price import MILLION, Price
 
 BYTES: dict[Dtype, int] = {"fp32": 4, "bf16": 2, "fp8": 1}
 CHUNK = 8192
-"""Number of prompt tokens that prefill computes each time it reads the weights."""
+"""Number of prompt tokens for which prefill reads the weights once."""
 DAY_PREFILL, DAY_DECODE = 0.19, 0.33
 """Shares of this module's roofline that DeepSeek's service reached on H800 in February 2025, for prefill and decode. A test
 derives the two shares from the figures in `published.py`."""
@@ -51,9 +51,9 @@ class AverageRequest:
 class Replica:
     """`n` devices that hold one copy of a model.
 
-    Experts are sharded over all devices, and all other weights over each group of `tp` devices. Each tensor-parallel group
-    serves its own sequences. `value_bytes` is the size of one value in the KV cache. `prefill_used` and `decode_used` are the
-    assumed utilisations of prefill and decode: the achieved shares of the roofline.
+    Experts are sharded over all devices, and all other weights over each group of `tp` devices. Each group of `tp` devices
+    serves different sequences. `value_bytes` is the size of one value in the KV cache. `prefill_used` and `decode_used` are
+    the assumed utilisations of prefill and decode: the achieved shares of the roofline.
     """
 
     device: Device
@@ -274,7 +274,8 @@ def token_prices(served: ServingEstimate, price_hour: float, margin: float, name
     """Return the serving prices in USD per million tokens. `margin` is added to the devices' rent (a margin of 0.5 adds half
     of the rent).
 
-    Cached prompt tokens are free: they need no compute, and the prices exclude the cost of the disk that stores the cache.
+    Cached prompt tokens are free: cached tokens need no compute, and the prices exclude the cost of the disk that stores the
+    cache.
     """
     second = price_hour / 3600 * (1 + margin)
     return Price(

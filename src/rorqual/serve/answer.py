@@ -1,7 +1,7 @@
 """The request path that all generating routes share: parse the body, submit prompts, return one JSON object or an event stream.
 
-A route supplies a `ResponseBuilder`, which builds its response objects. Work whose duration grows with the length of the request
-or the reply runs in the tenant's thread, because all streams share the event loop.
+Each route supplies a `ResponseBuilder`, which builds the route's response objects. Work whose duration grows with the length
+of the request or the reply runs in the tenant's thread, because all streams share the event loop.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ class ResponseBuilder(ABC, Generic[W]):
 
     @abstractmethod
     def engine_requests(self) -> list[EngineRequest]:
-        """Return one request to the engine for each prompt. Raises ApiError if the request is invalid."""
+        """Return one engine request for each prompt of the client's request. Raises ApiError if the client's request is
+        invalid."""
 
     @abstractmethod
     def free_prompt_data(self) -> None:
@@ -256,7 +257,8 @@ class _GeneratedResponse(Generic[W]):
 
 
 class _CascadeResponse(_GeneratedResponse[W]):
-    """The response of a cascade. The student's reply is held back until it is complete, because the teacher may replace it.
+    """The response of a cascade. The student's reply is held back until the reply is complete, because the teacher may
+    replace the student's reply.
 
     While the student generates, a place in the teacher's queue is reserved, so that a full queue cannot prevent the teacher from answering.
     """

@@ -22,7 +22,7 @@ from rorqual.serve.wire import TENANT
 LONGEST_PATH = 200
 """Maximum length of a path in an error message."""
 GONE = 499
-"""HTTP status that the metrics record if a client disconnects before the response. nginx uses the same code."""
+"""HTTP status that the metrics record if a client disconnects before the response. nginx uses the same status code."""
 OTHER = "other"
 """Metrics label of requests to unknown routes."""
 LIVEZ = "/livez"

@@ -1,5 +1,5 @@
-"""Reading of request bodies, with limits on their size, on the time they take to arrive, and on the number of large
-bodies in memory."""
+"""Reading of request bodies, with limits on the size of a body, on the time that a body takes to arrive, and on the number of
+large bodies in memory."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class LargeBodyLimit:
 
 @asynccontextmanager
 async def read_body(request: Request, limit: int, bodies: LargeBodyLimit, tenant: str) -> AsyncIterator[list[bytes]]:
-    """Read a request body and yield it as a list of parts, each of at most `SLICE` bytes.
+    """Read a request body and yield the body as a list of byte strings, each of at most `SLICE` bytes.
 
     A large body counts toward the limits of `bodies` until the `async with` block ends. Raises ApiError if the body is longer
     than `limit` bytes, or takes more than `BODY_SECONDS` seconds to arrive.

@@ -34,7 +34,7 @@ client's request fails."""
 
 
 class EngineRestarted:
-    """Event that the engine was restarted. The client has received no text yet, so the reply starts over."""
+    """Event that the engine was restarted. The client has received no text yet, so generation of the reply starts over."""
 
 
 @dataclass(eq=False)
@@ -65,7 +65,7 @@ class ServerJob:
 
     @property
     def n_samples(self) -> int:
-        """The total number of samples of all prompts."""
+        """The total number of samples of all prompts of the job."""
         return sum(ask.n for ask in self.asks)
 
     @property
@@ -89,7 +89,7 @@ class ServerJob:
 
 
 class EngineBridge:
-    """Supervisor that starts and restarts the engine process, and passes requests to it.
+    """Supervisor that starts and restarts the engine process, and passes requests to the engine.
 
     - `queue`: maximum number of running and waiting requests. When the queue is full, only tenants with
       fewer than `share` requests can add a request. Therefore one tenant cannot block other tenants.
@@ -133,7 +133,7 @@ class EngineBridge:
         self._up: asyncio.Future[None] | None = None
 
     async def start(self) -> None:
-        """Start the engine and wait until it is ready. Raises RorqualError if the engine cannot load, for example
+        """Start the engine and wait until the engine is ready. Raises RorqualError if the engine cannot load, for example
         because of a bad checkpoint."""
         self._up = asyncio.get_running_loop().create_future()
         self._tasks = [asyncio.create_task(self._supervise()), asyncio.create_task(self._kill_hanging_engine())]
@@ -183,7 +183,7 @@ class EngineBridge:
     def submitted_job(
         self, asks: Sequence[PackedRequest], tenant: str, bound: str | None = None, *, streamed: bool = False
     ) -> Iterator[ServerJob]:
-        """Submit a request. If the request is unfinished when the `with` block ends, cancel it.
+        """Submit a request. If the request is unfinished when the `with` block ends, cancel the request.
 
         `bound`: the request parameter that constrains the replies with a grammar, if any. If the grammar is invalid, the
         error names the parameter in `bound`.
@@ -413,7 +413,7 @@ class EngineBridge:
 
 
 async def _write_messages(outbox: asyncio.Queue[bytes], process: asyncio.subprocess.Process) -> None:
-    """Write messages to the engine in slices. A long prompt then neither blocks the event loop nor is copied as a
+    """Write messages to the engine in slices. Therefore a long prompt does not block the event loop, and is not copied as a
     whole."""
     assert process.stdin is not None
     with suppress(ConnectionError):  # the engine exited, which `_dispatch_messages` handles

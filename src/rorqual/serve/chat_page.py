@@ -1,6 +1,7 @@
 """The chat page: static files at `/`, which need no key. The page's scripts call the API with the key that the user enters.
 
-The files are the same for every server and reveal nothing about the model. The server stores no data for the page.
+The files of the chat page are the same for every server and reveal nothing about the model. The server stores no data for the
+page.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ HEADERS = {
 
 
 class ChatPage:
-    """ASGI application that serves the files of the chat page. `path` is the label of requests for these files in the metrics."""
+    """ASGI application that serves the files of the chat page. `path` is the metrics label of requests for files of the chat
+    page."""
 
     path = "page"
 
@@ -36,7 +38,7 @@ class ChatPage:
         self._paths = {"/", *(f"/{file.relative_to(FILES).as_posix()}" for file in FILES.rglob("*") if file.is_file())}
 
     def has_file_for(self, scope: Scope) -> bool:
-        """Return whether a request is for a file of the page."""
+        """Return whether a request is for a file of the chat page."""
         return scope["method"] in ("GET", "HEAD") and scope["path"] in self._paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,4 +1,5 @@
-"""Limits on connections: their number, the time to send the request headers, and the time to read a response.
+"""Limits on the number of connections, on the time that a client takes to send the request headers, and on the time that it
+takes to read a response.
 
 Uvicorn itself does not limit the time to send headers or the time to read a response. Uvicorn reads up to 256 KiB from a
 socket at a time.
@@ -37,10 +38,10 @@ class ConnectionLimit:
 class TimedProtocol(H11Protocol):
     """Uvicorn's HTTP/1.1 protocol with time limits.
 
-    The first request's headers must be complete within `head_seconds` after the connection opened. Headers of later requests
-    must be complete within `head_seconds` after their first byte. Further header bytes do not extend the time limit of the
-    headers. `read_body` limits the time that a request body takes to arrive. Uvicorn's `timeout_keep_alive` limits the time
-    between requests. A connection is aborted if the client reads nothing for `stall` seconds.
+    The first request's headers must be complete within `head_seconds` after the connection opened. The headers of each later
+    request must be complete within `head_seconds` after the request's first byte. Further header bytes do not extend the time
+    limit of the headers. `read_body` limits the time that a request body takes to arrive. Uvicorn's `timeout_keep_alive`
+    limits the time between requests. A connection is aborted if the client reads nothing for `stall` seconds.
     """
 
     head_seconds = HEAD_SECONDS

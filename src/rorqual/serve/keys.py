@@ -72,7 +72,7 @@ class ApiKeys:
 
     @classmethod
     def load(cls, file: Path) -> ApiKeys:
-        """Load a key file. A missing file means that there are no keys. Raises ConfigError if the file is invalid."""
+        """Load a key file. If the file is missing, no keys exist. Raises ConfigError if the file is invalid."""
         try:
             return cls(file, _parse_key_tenants(file.read_text(encoding="utf-8")))
         except FileNotFoundError:

@@ -40,7 +40,7 @@ def chat_logprobs(tokenizer: Tokenizer, tokens: Sequence[SampledToken]) -> dict[
 
 def text_logprobs(tokenizer: Tokenizer, sampled_tokens: Sequence[SampledToken], before: int = 0) -> dict[str, Any]:
     """Return the `logprobs` of a text choice. `before`: number of characters of the choice that were already sent;
-    `text_offset` starts at this number."""
+    `text_offset` starts at `before`."""
     tokens = [tokenizer.token(sampled.token) for sampled in sampled_tokens]
     offsets, place = [], before
     for text in tokens:

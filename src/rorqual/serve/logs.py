@@ -1,4 +1,4 @@
-"""Messages of the server to its operator."""
+"""Messages of the server to the server's operator."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import sys
 
 
 def say(text: str) -> None:
-    """Write one line to the log, which is standard error."""
+    """Write one line to the server's log, which is standard error."""
     print(f"rorqual serve: {text}", file=sys.stderr, flush=True)

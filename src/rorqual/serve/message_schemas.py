@@ -39,7 +39,7 @@ class RequestToolCall(RequestSchema):
     function: CalledFunction
 
     def to_tool_call(self) -> ToolCall:
-        """Return this call as the `ToolCall` that chat formats use."""
+        """Convert this tool call to the `ToolCall` that chat formats use."""
         return ToolCall(self.id, self.function.name, self.function.arguments)
 
 
@@ -64,7 +64,7 @@ class ChatMessage(RequestSchema):
     function_call: None = None
 
     def to_message(self) -> Message:
-        """Return this message as the `Message` that chat formats use."""
+        """Convert this request message to the `Message` that chat formats use."""
         content: Content = self.content or ""
         if not content_label(content):
             content = self.refusal or ""
@@ -80,7 +80,8 @@ class ChatMessage(RequestSchema):
                 return Message("system", content)
 
     def check_role_fields(self, place: str) -> None:
-        """Raise ApiError if the message has a field that its role does not allow. `place`: the message's path in the request."""
+        """Raise ApiError if the message has a field that the message's role does not allow. `place`: the message's path in
+        the request."""
         for name in ("tool_calls", "reasoning_content"):
             if getattr(self, name) and self.role != "assistant":
                 problem = f"`{place}.{name}` is set in a message of role '{self.role}'"
@@ -115,7 +116,7 @@ class ToolSpec(RequestSchema):
     function: FunctionSpec
 
     def to_tool(self) -> Tool:
-        """Return this tool as the `Tool` that chat formats use."""
+        """Convert this tool of the request to the `Tool` that chat formats use."""
         function = self.function
         return Tool(function.name, function.description or "", function.parameters or {})
 
@@ -148,8 +149,9 @@ class ToolFields(RequestSchema):
     def required_calls_grammar(self) -> Grammar | None:
         """Return the grammar of required tool calls, or None if tool calls are optional.
 
-        With `tool_choice: required`, the reply has one or more calls, or exactly one call if `parallel_tool_calls` is false.
-        A function that `tool_choice` names must be called exactly once. A function without `parameters` takes no arguments.
+        With `tool_choice: required`, the reply has one or more tool calls, or exactly one tool call if `parallel_tool_calls`
+        is false. A function that `tool_choice` names must be called exactly once. A function without `parameters` takes no
+        arguments.
         """
         if self.tool_choice in (None, "none", "auto"):
             return None

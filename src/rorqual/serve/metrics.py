@@ -85,6 +85,7 @@ class ServerMetrics:
 
 
 def _metric(name: str, kind: str, description: str, values: Mapping[str, float | str]) -> list[str]:
-    """Return the lines of one metric. Each key of `values` is a suffix of the metric's name, such as `_sum` or the labels in braces."""
+    """Return the lines of one metric. Each key of `values` is a suffix that is appended to the metric's name, such as `_sum`
+    or labels in braces."""
     head = [f"# HELP rorqual_{name} {description}", f"# TYPE rorqual_{name} {kind}"]
     return head + [f"rorqual_{name}{suffix} {value}" for suffix, value in values.items()]

@@ -1,4 +1,5 @@
-"""Conversion of generated tokens into replies: the choices of a request, complete or streamed, and their token usage."""
+"""Conversion of generated tokens into replies: the choices of a request, complete or streamed, and the request's token
+usage."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ class Choice:
     - `least`: minimum number of tokens before a stop string takes effect.
     - `mute`: the client wants only the prompt. With `mute`, the first generated token ends the sample and is neither
       returned nor billed.
-    - `tell`: collect tokens in `pending_logprobs` until `take_pending_logprobs` returns them.
+    - `tell`: collect generated tokens in `pending_logprobs` until `take_pending_logprobs` returns the tokens.
     - `scores`: log-probabilities of the prompt's tokens, starting with the second token.
     - `recorded`: data that a rollout returns in addition to its tokens.
     - `n_sampled`: number of generated tokens, including the token that ended the sample.
@@ -112,7 +113,8 @@ class Choice:
         return fresh
 
     def take_pending_logprobs(self) -> list[SampledToken]:
-        """Return the tokens that were added since the last call. Callers send the log-probabilities of these tokens."""
+        """Return the tokens that were added since the last call of this method. Callers send the tokens'
+        log-probabilities."""
         fresh, self.pending_logprobs = self.pending_logprobs, []
         return fresh
 

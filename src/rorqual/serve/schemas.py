@@ -105,8 +105,8 @@ class GenerationRequest(StructuredOutputFields):
         return self.params().prompt_logprobs
 
     def check(self) -> None:
-        """Raise ApiError if request fields contradict each other, or if a request sets a field without the field that it
-        requires."""
+        """Raise ApiError if fields of the request contradict each other, or if a field that requires another field is set
+        alone."""
         self.grammar()
         if self.stream_options is not None and not self.stream:
             raise bad_request(
@@ -227,7 +227,7 @@ class TextRequest(GenerationRequest):
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """The prompts of the request as a list, even if there is only one."""
+        """The prompts of the request as a list, even if the request has only one prompt."""
         if isinstance(self.prompt, str):
             return [self.prompt]
         prompts: list[str | list[int]] = [item for item in self.prompt if not isinstance(item, int)]
@@ -239,7 +239,7 @@ class TextRequest(GenerationRequest):
 
     @property
     def is_prompt_only(self) -> bool:
-        """Whether the client wants only the prompt or its log-probabilities, and no generated tokens."""
+        """Whether the client wants only the prompt or the prompt's log-probabilities, and no generated tokens."""
         return self.max_tokens == 0
 
     @property

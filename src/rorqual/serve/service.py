@@ -45,7 +45,7 @@ def read_defaults(run: RunDir) -> SamplingParams:
     """Return the default sampling parameters: the values of `generation` in the run's configuration, and OpenAI's
     defaults for missing keys.
 
-    Raises ConfigError if a value would be invalid in a request.
+    Raises ConfigError if a default would be invalid as a parameter of a request.
     """
     generation = run.config().get("generation") or {}
     where = f"{run.config_file} (generation)"

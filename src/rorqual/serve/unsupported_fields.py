@@ -48,7 +48,7 @@ IGNORED = frozenset(
     | {"xtc_threshold", "dynatemp_exponent", "mirostat_tau", "mirostat_eta", "adaptive_decay"}
     | {"dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers"}
 ) - {*OUR_OWN}
-"""Top-level request fields that are always ignored, because they never change a reply."""
+"""Top-level request fields that are always ignored, because these fields never change a reply."""
 
 _MODEL_TEMPLATE = "the server always uses the model's own chat template"
 _NO_IMAGES = "this model reads and writes only text"
@@ -254,8 +254,8 @@ def drop_ignored_fields(data: Mapping[str, Any], route: Route) -> tuple[dict[str
 def _drop_in_object(
     data: Mapping[str, Any], place: str, path: str, rules: Mapping[str, Rule], ignored: set[str]
 ) -> dict[str, Any]:
-    """Remove ignored fields from one object. `place`: the object's path without list indices. `path`: the object's path
-    with list indices."""
+    """Remove ignored fields from one object in a request. `place`: the object's path without list indices. `path`: the
+    object's path with list indices."""
     _check_type_field(data, place, path)
     remaining: dict[str, Any] = {}
     for name, value in data.items():
@@ -279,7 +279,7 @@ def _drop_in_object(
 
 
 def _drop_in_value(value: Any, place: str, path: str, ignored: set[str]) -> Any:
-    """Remove ignored fields from the objects inside a value, if rules exist for these objects."""
+    """Remove ignored fields from all objects inside `value` for which rules exist."""
     if isinstance(value, dict) and place in PATHS_TO_RULES | KINDS.keys():
         return _drop_in_object(value, place, path, NESTED_FIELD_RULES.get(place, {}), ignored)
     if isinstance(value, list) and f"{place}[]" in PATHS_TO_RULES:

@@ -109,8 +109,8 @@ class WeightUploads:
         return version
 
     async def _save_body(self, request: Request, file: Path, limit: int) -> bytes:
-        """Write the request body to `file` and return its SHA-256. The server reads no further parts while it writes to
-        disk, so only about `CHUNK` bytes are buffered."""
+        """Write the request body to `file` and return its SHA-256. While the server writes to disk, the server reads nothing
+        from the client, so only about `CHUNK` bytes are buffered."""
         loop, sha256, size, buffer = asyncio.get_running_loop(), hashlib.sha256(), 0, bytearray()
         try:
             with file.open("wb") as out:

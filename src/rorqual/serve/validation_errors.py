@@ -40,7 +40,7 @@ def join_path(place: Collection[str | int]) -> str:
 
 
 def describe_value(value: Any) -> str:
-    """Describe a JSON value briefly for an error message."""
+    """Describe a JSON value in a few characters, for an error message."""
     if isinstance(value, list | dict):
         return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
     text = json.dumps(value, ensure_ascii=False)

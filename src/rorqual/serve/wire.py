@@ -11,7 +11,8 @@ from rorqual.core.sampling import SamplingParams, params_from_json, params_to_js
 
 LONGEST_LINE = 64 * 2**20
 TENANT = "rollout-key"
-"""Tenant name of requests with the rollout key. No other tenant can have this name, because tenant names must not contain a hyphen."""
+"""Tenant name of requests with the rollout key. No other tenant can be called `TENANT`, because tenant names must not contain
+a hyphen."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class SampledToken:
 class RolloutRecord:
     """Data that a rollout returns in addition to its tokens.
 
-    The engine sends the `RolloutRecord` message of a sample before the sample's last token.
+    The engine sends a sample's `RolloutRecord` before the sample's last token.
 
     `policy_version`: version of the weights that generated the rollout. `experts`: routed experts. `kept`: the tokens
     that remained after top-p and top-k filtering. `encode_array` encodes `experts` and `kept`. An array that was not
@@ -94,7 +95,7 @@ class RolloutRecord:
 
 @dataclass(frozen=True)
 class EngineLimits:
-    """The engine's limits. The engine sends a `EngineLimits` message when it has loaded the model.
+    """The engine's limits. The engine process sends `EngineLimits` in its `ready` message, when the model is loaded.
 
     `max_len`: maximum number of tokens in prompt and reply together. `weights_bytes`: maximum size of a weight update file.
     """
@@ -127,7 +128,7 @@ def pack(ask: EngineRequest) -> PackedRequest:
 
 
 def submit_message(number: int, ask: PackedRequest, tenant: str) -> tuple[bytes, bytes]:
-    """Return a `submit_message` message as two byte strings, to avoid copying the prompt, which may be long.
+    """Return a `submit` message as two byte strings, to avoid copying the prompt, which may be long.
 
     `number`: identifies the request in the engine's replies.
     """
@@ -137,7 +138,7 @@ def submit_message(number: int, ask: PackedRequest, tenant: str) -> tuple[bytes,
 def score_messages(
     number: int, logprobs: list[float], best: list[list[tuple[int, float]]], top: int
 ) -> Iterator[bytes]:
-    """Yield messages with the log-probabilities of a prompt's tokens. Each message has at most `SCORES` values."""
+    """Yield messages with the log-probabilities of a prompt's tokens. Each message has at most `SCORES` log-probabilities."""
     step = max(1, SCORES // (1 + top))
     rows = list(zip(logprobs, best))
     for start in range(0, len(rows), step):
@@ -145,5 +146,5 @@ def score_messages(
 
 
 def parse_submit_message(message: dict[str, Any]) -> EngineRequest:
-    """Parse a `submit_message` message and return its `EngineRequest`."""
+    """Parse a `submit` message and return the `EngineRequest` in the message."""
     return EngineRequest(tuple(message["prompt"]), params_from_json(message["params"]), message["priority"])

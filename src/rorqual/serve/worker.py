@@ -39,14 +39,14 @@ from rorqual.ops.paged import BLOCK
 from rorqual.serve.wire import LONGEST_LINE, TENANT, EngineArguments, message_line, parse_submit_message, score_messages
 
 BEAT = 0.5
-"""Seconds between heartbeats. A heartbeat contains the engine's statistics."""
+"""Seconds between two heartbeats of the engine process. A heartbeat contains the engine's statistics."""
 HEADER = 1024
 """Maximum bytes of one tensor's entry in a safetensors header."""
 LONGEST_RECORD = LONGEST_LINE // 2
 
 
 class EngineWorker:
-    """The engine's main loop, which reads requests from one pipe and writes tokens to another."""
+    """The engine's main loop, which reads requests from one pipe and writes tokens to another pipe."""
 
     def __init__(self, engine: Engine, source: BinaryIO, sink: BinaryIO) -> None:
         self.engine, self.source, self.sink = engine, source, sink
@@ -269,7 +269,8 @@ def load_checked_weights(file: Path, wanted: dict[str, Tensor]) -> dict[str, Ten
 
 
 def encode_array(array: Any) -> dict[str, Any] | None:
-    """Encode a tensor or array as a JSON object with its dtype, its shape and its bytes in base64. Return None for None."""
+    """Encode a tensor or array as a JSON object with the array's dtype, shape and bytes (in base64). If `array` is None,
+    return None."""
     if array is None:
         return None
     found = np.ascontiguousarray(array)

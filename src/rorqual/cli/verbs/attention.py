@@ -39,7 +39,7 @@ def attention(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run of a model with sparse attention (kind dsa).")],
     settings: Settings = None,
 ) -> None:
-    """Measure which part of dense attention a run's sparse attention misses.
+    """Measure what sparse attention misses of dense attention.
 
     At each layer, dense attention is computed on the same inputs as sparse attention. The tables show how much of the dense
     attention is on the selected positions, the recall of the positions with the largest weights, and how much the output

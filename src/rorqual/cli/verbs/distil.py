@@ -34,10 +34,10 @@ def distil(
     ],
     settings: Settings = None,
 ) -> None:
-    """Sample a teacher model's replies to the problems of a task, and keep the good samples.
+    """Sample a teacher model's answers to a task, and keep the good samples.
 
     Samples are graded and filtered. The kept samples are written as Parquet with a dataset card. Every sample is stored as
-    soon as it is complete. After an interruption, the same command resumes and requests only the missing samples.
+    soon as the sample is complete. After an interruption, the same command resumes and requests only the missing samples.
     """
     values = split_pairs(settings)
     command = pop_settings(DistilCommand, values)

@@ -23,10 +23,10 @@ def failures(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `rorqual teach` wrote.")],
     settings: Settings = None,
 ) -> None:
-    """Show which examples a taught model still gets wrong, and which examples it gained or lost against a baseline.
+    """Show which examples a taught model gets wrong, and which it gained or lost.
 
-    Errors in labels are grouped by the right answer, and errors in JSON answers by field. Lost, still wrong and gained
-    examples follow.
+    Labels are grouped by the right label, and JSON answers by field. Then come examples that the model lost against a
+    baseline, still gets wrong, or gained.
     """
     chosen = parse_settings(FailuresSettings, settings)
 

@@ -28,7 +28,7 @@ def merge(
     """Merge an adapter into its base model, as a new run.
 
     The merged run needs neither the adapter run nor the base run. Other commands also accept the unmerged adapter run. The
-    adapter's weights are added to the base's weights in fp32, and each sum is rounded once. The command has no device= key.
+    adapter's changes are added to the base's weights in fp32, and each sum is rounded once. The command has no device= key.
     """
     config = parse_settings(MergeConfig, settings)
 

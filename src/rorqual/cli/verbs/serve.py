@@ -45,8 +45,8 @@ def serve(
 ) -> None:
     """Serve a run through an OpenAI-compatible API.
 
-    The API has chat and text completions, with streaming and separate reasoning content. The first start creates an API key and
-    prints it once. Every API route requires a key. Ctrl-C shuts the server down gracefully.
+    The API has chat and text completions, with streaming and separate reasoning content. The first start creates an API key
+    and prints the key once. Every API route requires a key. Ctrl-C shuts the server down gracefully.
     """
     with require_extra("serve", "fastapi", "uvicorn", "starlette"):
         from rorqual.cli.serving import start_server

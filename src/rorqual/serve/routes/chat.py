@@ -121,8 +121,8 @@ class ChatResponseBuilder(ResponseBuilder[ChatRequest]):
             yield _chunk_choice_json(index, {}, logprobs_, choice.reason)
 
     def _logprobs(self, choice: Choice) -> dict[str, Any] | None:
-        """Return the `logprobs` of the tokens that were generated since the last call. Return None if the request does
-        not set `logprobs`, or if there are no new tokens."""
+        """Return the `logprobs` of the tokens that were generated since the last call of this method. Return None if the
+        request does not set `logprobs`, or if no new tokens were generated."""
         if self.wanted.n_top_logprobs is None:
             return None
         fresh = choice.take_pending_logprobs()

@@ -21,7 +21,8 @@ router = APIRouter()
 
 @router.post("/v1/completions")
 async def completions(request: Request) -> Response:
-    """Continue one or more prompts. A text prompt gets a BOS token if the model has one; token ids are used unchanged."""
+    """Continue one or more prompts. A text prompt starts with a BOS token if the model has a BOS token; a prompt of token ids
+    is used unchanged."""
     return await answer_request(request, TextRequest, TextResponseBuilder)
 
 

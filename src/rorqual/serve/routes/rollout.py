@@ -90,7 +90,7 @@ async def generate(request: Request) -> Response:
 async def describe_weights(request: Request) -> Response:
     """Return the server's tokenizer and chat format, and the version of the engine's weights.
 
-    The trainer must use the same tokenizer and chat format.
+    The trainer must use the tokenizer and the chat format of the server.
     """
     uploads, service = _uploads(request), request.app.state.service
     return JSONResponse(_weights_state(service, uploads))

@@ -339,7 +339,7 @@ class RemoteClient(ABC):
     def _remedy_for_status(self, code: int) -> str:
         """Return what to do about an HTTP status."""
         known = {
-            401: "Give the server's API key as api_key.",
+            401: "Give the server's API key: api_key= in Python, RORQUAL_API_KEY on the command line.",
             403: "Give an API key that may use this model.",
             404: "Check the address, which often ends in /v1, and the name of the model.",
         }

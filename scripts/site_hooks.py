@@ -72,7 +72,9 @@ def with_formulas(markdown: str) -> str:
         code, display, inline = found.groups()
         if code:
             return code
-        return convert(display or inline, display="block" if display else "inline")
+        if display:
+            return convert(display, display="block")
+        return f"<span>{convert(inline)}</span>"  # Markdown takes a line that begins with <math> for a block of HTML
 
     return FORMULA.sub(drawn, markdown)
 

@@ -51,6 +51,7 @@ CASES = [
     Case("no such folder", ("import", "nowhere", "new"), ("nowhere", "no such folder")),
     Case("a run for a checkpoint", ("import", "run", "new"), ("run: this folder is already a run", "rorqual chat")),
     Case("no such file", ("import", "nowhere.gguf", "new"), ("nowhere.gguf",)),
+    Case("a key for the folder", ("import", "hf", "out=new"), ("RUN is 'out=new'", "rorqual import SRC RUN")),
     Case("a target that exists", ("import", "hf", "run"), ("run: the target already exists", "Choose a new folder")),
     Case("an export to what exists", ("export", "run", "hf"), ("hf: the target already exists",)),
     Case("not a run", ("export", "hf", "new"), ("hf: not a run directory",)),

@@ -132,6 +132,14 @@ def test_a_prompt_longer_than_the_context_is_refused_before_anything_runs(engine
     assert c.finish_reason == "length"
 
 
+def test_a_single_prompt_is_not_taken_for_a_list_of_characters(engine: Engine) -> None:
+    params = SamplingParams(max_tokens=2)
+    for prompt in ("add 1+2", Request((Message("user", "add 1+2"),), params)):
+        with pytest.raises(DataError, match="prompts is a single prompt"):
+            engine.generate(prompt, params)  # type: ignore[arg-type]
+        assert len(engine.generate([prompt], params)) == 1
+
+
 def test_an_engine_that_cannot_be_meant_is_refused(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
     for wrong in ({"slots": 0}, {"threads": 0}, {"max_len": 97}, {"max_len": 1}):
         with pytest.raises(ConfigError):

@@ -15,9 +15,17 @@ from rorqual.model.adapter import LoRA
 from rorqual.model.adapter.lora import LoRALinear
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
-from rorqual.ops.backends.torch_invariant import CHOICES, TiledLinear, _is_invariant, find_row_limits, products_of
+from rorqual.ops.backends.torch_invariant import (
+    CHOICES,
+    ProductKind,
+    TiledLinear,
+    _is_invariant,
+    _product_function,
+    find_row_limits,
+    products_of,
+)
 from rorqual.ops.paged import BLOCK
-from rorqual.ops.row_limits import WIDE, RowLimits
+from rorqual.ops.row_limits import WIDE, RowLimits, cancelling_rows
 
 
 def shapes(model: Decoder) -> list[tuple[int, int]]:
@@ -33,6 +41,26 @@ def test_heads_of_odd_widths_are_promised_nothing(head_dim: int, kept: bool) -> 
     model = build(ModelConfig(vocab_size=264, hidden_size=32, stages=(stage,), max_position_embeddings=128), seed=1)
     rows, found, _ = find_row_limits(model, shapes(model), 1)
     assert found is kept and rows in CHOICES
+
+
+@pytest.mark.parametrize("kind", ["map", "packed", "transposed", "straight"])
+def test_narrow_products_agree_wherever_their_rows_stand(kind: ProductKind) -> None:
+    """Where the probe promises it: 200 placements of a random number of rows."""
+    generator, promised = torch.Generator().manual_seed(0), 0
+    for width in (7, 12, 14, 24, 64):
+        for out in (1, 2, 5, 6, 9, 11, 16, 33):
+            rows = next((r for r in CHOICES if _is_invariant(kind, width, out, torch.float32, r, 1)), None)
+            if rows is None:
+                continue
+            promised += 1
+            x, matrix = cancelling_rows(20 * rows.least, out, width, torch.float32)
+            product = _product_function(kind, matrix, rows.most)
+            expected = product(x)
+            for _ in range(200):
+                count = rows.least * int(torch.randint(1, 21, (1,), generator=generator))
+                place = torch.randperm(len(x), generator=generator)[:count]
+                assert torch.equal(product(x[place]), expected[place]), (width, out, rows)
+    assert promised > 10
 
 
 def test_every_width_of_a_model_is_tried() -> None:

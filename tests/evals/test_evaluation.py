@@ -76,6 +76,12 @@ class Adder:
         return Completion((1,), ids, [0.0] * len(ids), "stop", reply, reasoning, usage={"completion_tokens": len(ids)})
 
 
+def test_a_split_that_does_not_exist_is_refused():
+    with pytest.raises(ConfigError, match="unknown split 'tset'") as caught:
+        evaluate(Adder(), Sums(), split="tset", count=2)  # type: ignore[arg-type]
+    assert "'test'" in caught.value.remedy
+
+
 def test_every_model_gets_the_same_problems():
     for per_family in (False, True):
         first, again = (pick_problems(Sums(), "test", 8, 3, per_family) for _ in range(2))

@@ -30,6 +30,7 @@ EVERY_OTHER = (
 )  # fmt: skip
 ALWAYS = (
     "honest", "ignores max_tokens", "adds a system prompt", "no usage", "usage too low", "negative usage", "another model",
+    "usage in floats", "usage in texts", "usage beyond 31 bits",
     "400 for some", "always 504",
 )  # fmt: skip
 KINDS = (*ALWAYS, *EVERY_OTHER)
@@ -43,7 +44,8 @@ def tokens_of(kind: str) -> tuple[int, int]:
 def usage_of(kind: str) -> dict[str, Any]:
     """What the server says of it."""
     prompt, reply = tokens_of(kind)
-    said = {"usage too low": 1, "negative usage": -50}.get(kind, reply)
+    odd = {"usage too low": 1, "negative usage": -50, "usage in floats": float(reply), "usage in texts": str(reply)}
+    said = (odd | {"usage beyond 31 bits": 2**31}).get(kind, reply)
     return {} if kind == "no usage" else {"usage": {"prompt_tokens": prompt, "completion_tokens": said}}
 
 

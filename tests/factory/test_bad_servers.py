@@ -33,6 +33,9 @@ def test_what_is_billed_outside_stays_within_the_promise(server: tuple[str, Path
     assert found.billed <= found.budget + found.beyond + 1e-12, found
     assert found.counted >= found.billed - 1e-12, found
     assert found.requests > 0 and (found.kept or kind == "always 504")
+    rows = read_distilled(tmp_path / "data.parquet").rows if found.kept else []
+    asked = [row for row in rows if kind != "400 for some" or "3" not in row.prompt]
+    assert all((row.verdict, row.dropped) == ("right", "") for row in asked), "what is paid is kept"
     if found.ended.startswith("BudgetReached"):
         again = run(server, tmp_path, kind)
         assert again.requests == 0 and again.counted == pytest.approx(found.counted)

@@ -17,6 +17,7 @@ from urllib.parse import unquote
 
 import playwright.sync_api as playwright
 import pytest
+from markdown import markdown
 from test_figures import script
 
 import rorqual
@@ -140,6 +141,12 @@ def search(site: Path, word: str) -> tuple[int, list[str]]:
     return found, [
         address for address in asked if outside(address) and not address.startswith(("file:", "data:", "blob:"))
     ]
+
+
+def test_a_line_that_begins_with_a_formula_stays_in_its_paragraph() -> None:
+    text = hooks.with_formulas("A layer has\n$N_r$ routed experts, *each* of them small.\n$x$ is its input.")
+    html = markdown(text)
+    assert html.startswith("<p>") and html.count("<p>") == 1 and "<em>each</em>" in html and html.count("<math") == 2
 
 
 @pytest.fixture(scope="module")

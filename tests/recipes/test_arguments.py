@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from rorqual.core.errors import ConfigError
 from rorqual.recipes import make_run
 from rorqual.recipes.find import RECIPES
 
@@ -188,3 +189,21 @@ def test_reinforcement_is_nudged_and_leaves_the_bias_alone(start: Path) -> None:
         schedule = run.optim.schedule
         assert (run.optim.kind, run.optim.lr, run.optim.betas) == ("adamw", lr, (0.9, 0.95))  # type: ignore[attr-defined]
         assert (schedule.warmup, schedule.decay, schedule.final) == (3, 0.5, 0.1) and run.balance.gamma == 0.0
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_wrong_argument_in_python_is_refused_by_name(recipe: str) -> None:
+    makes = RECIPES[recipe]
+    needed = {p.name: "x" for p in inspect.signature(makes).parameters.values() if p.default is inspect.Parameter.empty}
+    for argument, value in (("steps", 0), ("steps", "many"), ("seed", -1), ("stepz", 3)):
+        with pytest.raises(ConfigError, match=f"argument '{argument}'") as caught:
+            makes(**needed | {argument: value})
+        assert caught.value.where == recipe
+
+
+def test_a_wrong_size_or_variant_names_the_right_ones() -> None:
+    assert RECIPES["sft"](task="families:add", size="tiny").model.hidden_size == 32
+    with pytest.raises(ConfigError, match="argument 'size': Input should be 'tiny', 'small'"):
+        RECIPES["sft"](task="families:add", size="tinny")
+    with pytest.raises(ConfigError, match="argument 'variant': Input should be"):
+        RECIPES["grpo"]("families:add", "runs/none", variant="dapoo")

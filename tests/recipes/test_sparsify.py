@@ -165,3 +165,11 @@ def test_a_model_that_sampled_its_own_data_needs_other_data(dense: RunDir, tmp_p
     with pytest.raises(ConfigError, match="samples that it generated"):
         sparsify(RunDir(tmp_path / "rl"), tmp_path / "out", SparsifyConfig(index_topk=4), quiet=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_indexer_that_would_select_every_position_is_refused(dense: RunDir, tmp_path: Path) -> None:
+    row = int(dense.config()["source"]["row"])
+    for topk in (row, 100_000):
+        with pytest.raises(ConfigError, match=f"index_topk={topk} is not below the row length {row}"):
+            sparsify(dense, tmp_path / "out", SparsifyConfig(index_topk=topk), quiet=True)
+    assert not (tmp_path / "out").exists()

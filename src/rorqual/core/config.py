@@ -9,14 +9,14 @@ registry entry.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
+from functools import cache, wraps
 from importlib.metadata import entry_points
 from inspect import get_annotations
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, validate_call
 
 from rorqual.core.errors import ConfigError, suggest_name
 
@@ -74,6 +74,29 @@ def with_fields(fields: Mapping[str, Any]) -> Callable[[type[M]], type[M]]:
         return create_model(name, __base__=model, __doc__=doc, __module__=module, **fields)
 
     return add
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def check_arguments(function: Callable[P, R]) -> Callable[P, R]:
+    """Return `function` with arguments that are checked against their annotations. Raises ConfigError for an invalid argument."""
+    checked = validate_call(function)
+
+    @wraps(function)
+    def call(*args: P.args, **keywords: P.kwargs) -> R:
+        try:
+            return checked(*args, **keywords)
+        except ValidationError as error:
+            if error.title != function.__name__:
+                raise
+            item = error.errors(include_url=False)[0]
+            got = "" if item["type"].startswith("missing") else f" (got {item['input']!r})"
+            what = f"argument '{item['loc'][0]}': {item['msg']}{got}"
+            raise ConfigError(what, where=function.__name__, remedy="Correct the argument.") from None
+
+    return call
 
 
 def kinds(base: type[KindConfig]) -> dict[str, type[KindConfig]]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rorqual.core.config import parse_config
-from rorqual.core.errors import ConfigError, NumericsError
+from rorqual.core.errors import ConfigError, DataError, NumericsError
 from rorqual.core.memory import keep_freed_memory, return_freed_memory
 from rorqual.core.records import RunDir
 from rorqual.data.chat import ChatFormat, load_chat
@@ -204,6 +204,8 @@ class Engine:
 
         Raises DataError or ConfigError for a request that cannot run, and NumericsError if a logit is NaN or infinite.
         """
+        if isinstance(prompts, str | Request):
+            raise DataError("prompts is a single prompt", where="engine.generate", remedy="Pass a list of prompts.")
         requests = [request_of(prompt, params or SamplingParams(), number) for number, prompt in enumerate(prompts)]
         with self._lock("generate"):
             return self._generate(requests, progress, arrived, stop or threading.Event())

@@ -84,6 +84,6 @@ class Generator(Protocol):
     """The interface that `Engine` and `RemoteEngine` share."""
 
     def generate(
-        self, requests: Sequence[Request], *, progress: Callable[[int, int], None] | None = None
+        self, requests: Sequence[Request], /, *, progress: Callable[[int, int], None] | None = None
     ) -> list[list[Completion]]:
         """Return the `n` samples of each request, in the order of the requests. `progress(done, total)` counts samples."""

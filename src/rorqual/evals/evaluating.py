@@ -7,8 +7,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import get_args
 
-from rorqual.core.errors import ConfigError, DataError, RorqualError
+from rorqual.core.errors import ConfigError, DataError, RorqualError, suggest_name
 from rorqual.core.records import Message, StopWhen, Thinking
 from rorqual.engine.request import Completion, Generator, Request, SamplingParams
 from rorqual.engine.seeds import sample_seed
@@ -110,6 +111,8 @@ def evaluate(
     Raises ConfigError if `votes` or `stop_when` is set and the task has no canonical answers. Raises RorqualError if the generator
     does not return all samples of each request.
     """
+    if split not in get_args(Split):
+        raise ConfigError(f"unknown split '{split}'", where="evaluate", remedy=suggest_name(split, get_args(Split)))
     if isinstance(task, str):
         task = load_task(task)
     if votes or stop_when != "never":

@@ -102,7 +102,7 @@ def drop_reason_of_sample(
     """Return the first reason to drop a sample, or an empty string to keep the sample. Duplicates are checked separately, in `drop_reasons`."""
     text = reply_text(row)
     enabled = set(filters.names)
-    if "length" in enabled and (cut_off or not row.completion_tokens):
+    if "length" in enabled and (cut_off or not text):
         return "length"
     if row.verdict in EXCLUDED[keep]:
         return row.verdict

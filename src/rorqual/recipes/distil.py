@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from rorqual.core.config import Count, Natural, NonNegative, Positive, RowLength, Rows, Seed, Share, Temperature
+from rorqual.core.config import (
+    Count,
+    Natural,
+    NonNegative,
+    Positive,
+    RowLength,
+    Rows,
+    Seed,
+    Share,
+    Temperature,
+    check_arguments,
+)
 from rorqual.core.records import Thinking
 from rorqual.recipes.models import Size
 from rorqual.recipes.start import (
@@ -21,6 +32,7 @@ from rorqual.train.run import Dtype, Run, agreement_limits
 from rorqual.train.sources import DistilledConfig, OnPolicyConfig
 
 
+@check_arguments
 def distil(
     data: str,
     start: str = "",
@@ -63,6 +75,7 @@ def distil(
     )
 
 
+@check_arguments
 def on_policy(
     teacher: str,
     start: str,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from rorqual.core.config import Count, NonNegative, Positive, RowLength, Seed, Temperature
+from rorqual.core.config import Count, NonNegative, Positive, RowLength, Seed, Temperature, check_arguments
 from rorqual.core.records import Thinking
 from rorqual.recipes.start import finetune_optim, indexer_objectives, start_settings
 from rorqual.train.balance import BalanceConfig
@@ -38,6 +38,7 @@ def variant_settings(name: Variant, max_tokens: int) -> tuple[Mapping[str, Any],
     return presets[name]
 
 
+@check_arguments
 def grpo(
     task: str,
     start: str,

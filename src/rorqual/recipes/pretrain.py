@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rorqual.core.config import Count, NonNegative, RowLength, Rows, Seed
+from rorqual.core.config import Count, NonNegative, RowLength, Rows, Seed, check_arguments
 from rorqual.recipes.models import Size
 from rorqual.recipes.start import start_settings, supervised_objectives
 from rorqual.train.balance import BalanceConfig
@@ -12,6 +12,7 @@ from rorqual.train.schedule import LearningRateSchedule
 from rorqual.train.sources import TextConfig
 
 
+@check_arguments
 def pretrain(
     data: str,
     start: str = "",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rorqual.core.config import Count, NonNegative, RowLength, Rows, Seed, Share
+from rorqual.core.config import Count, NonNegative, RowLength, Rows, Seed, Share, check_arguments
 from rorqual.core.errors import ConfigError
 from rorqual.recipes.models import Size
 from rorqual.recipes.start import start_settings, supervised_objectives, supervised_optimizer
@@ -13,6 +13,7 @@ from rorqual.train.run import Run
 from rorqual.train.sources import ConversationsConfig, SourceConfig, WorkedConfig
 
 
+@check_arguments
 def sft(
     data: str = "",
     task: str = "",

@@ -52,9 +52,16 @@ class SparsifyConfig(Config):
 def sparsify(start: RunDir, out: Path, config: SparsifyConfig, *, threads: int = 1, quiet: bool = False) -> RunDir:
     """Run all stages in the folder `out`, skip complete stages, and return the run with sparse attention.
 
-    Raises ConfigError if the attention of `start` cannot have an indexer, or if neither `config` nor `start` states the training data.
+    Raises ConfigError if the attention of `start` cannot have an indexer, if a training row has at most `index_topk` positions, or if
+    neither `config` nor `start` states the training data.
     """
     source, dense = source_of(start, config), read_model_config(start)
+    if config.index_topk >= source.row:
+        raise ConfigError(
+            f"index_topk={config.index_topk} is not below the row length {source.row}, so attention would stay dense in training",
+            where="sparsify",
+            remedy="Lower index_topk, or raise row.",
+        )
     added, warm, sparse = RunDir(out / "indexers"), RunDir(out / "warmup"), RunDir(out / "sparse")
     rope = max(getattr(stage.attention, "qk_rope_head_dim", 0) for stage in dense.stages)
     width = config.index_head_dim or max(rope, 32)
@@ -78,10 +85,6 @@ def sparsify(start: RunDir, out: Path, config: SparsifyConfig, *, threads: int =
             remedy="Give another folder OUT, or use the settings of the first command.",
         )
     chat = read_chat_name(added)
-    if not quiet and config.index_topk >= source.row:
-        print(
-            f"index_topk={config.index_topk} is not below the row length {source.row}: attention stays dense in training"
-        )
     shared: dict[str, Any] = {"recipe": "sparsify", "chat": chat, "model": model, "source": source}
     shared |= {name: getattr(config, name) for name in ("seed", "device", "dtype")}
     warmup = Run(

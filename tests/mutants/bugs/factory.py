@@ -301,4 +301,20 @@ MUTANTS = (
         'f"{sum(kept) / len(rows):.1f}" if kept else "-"',
         "tests/factory/test_passed_on.py::test_the_card_counts_each_family_and_each_reason",
     ),
+    one(
+        "a reply whose tokens are not reported is dropped as too short",
+        "issue 39: paid rows that vanish",
+        "factory/filters.py",
+        "(cut_off or not text)",
+        "(cut_off or not row.completion_tokens)",
+        "tests/factory/test_bad_servers.py::test_what_is_billed_outside_stays_within_the_promise",
+    ),
+    one(
+        "a usage beyond 31 bits is stored",
+        "issue 39: paid rows that vanish",
+        "engine/remote/engine.py",
+        "type(value) is int and abs(value) <= INT32",
+        "type(value) is int",
+        "tests/factory/test_bad_servers.py::test_what_is_billed_outside_stays_within_the_promise",
+    ),
 )

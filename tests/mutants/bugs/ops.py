@@ -298,4 +298,20 @@ MUTANTS = (
         "grad for grad in grads",
         "tests/ops/test_paged.py::test_what_selects_nothing_has_no_gradient",
     ),
+    one(
+        "a stack of experts whose other stack is frozen gets no gradient",
+        "issue 39: silent numbers",
+        "ops/backends/training.py",
+        "        if any(needed):",
+        "        if all(needed):",
+        "tests/parity/test_ops_backends.py::test_experts_that_are_frozen_in_part",
+    ),
+    one(
+        "the probe looks at rows at their own places",
+        "issue 39: silent numbers",
+        "ops/backends/torch_invariant.py",
+        "torch.randperm(len(x), generator=generator)[: rows.least * n]",
+        "torch.arange(len(x))[: rows.least * n]",
+        "tests/engine/test_probe.py::test_narrow_products_agree_wherever_their_rows_stand",
+    ),
 )

@@ -833,4 +833,20 @@ MUTANTS = (
         "(effort - self.efforts[0])",
         "tests/train/test_grpo_rollouts.py::test_each_effort_has_its_own_groups_its_own_penalty_and_its_own_prompt",
     ),
+    one(
+        "a gradient is computed in evaluation mode",
+        "issue 39: silent numbers",
+        "train/gradient.py",
+        "    model.train()\n    try:",
+        "    model.eval()\n    try:",
+        "tests/conformance/test_outside.py::test_dropout_acts_in_the_gradient_alone",
+    ),
+    one(
+        "two ranks train with the loss of one",
+        "issue 39: silent numbers",
+        "train/gradient.py",
+        "    if processes > 1:",
+        "    if processes > 2:",
+        "tests/train/test_sharded.py::test_several_ranks_are_refused",
+    ),
 )

@@ -35,6 +35,10 @@ def import_(
     to float32 or bfloat16.
     """
     config = parse_settings(ImportConfig, settings)
+    if "=" in str(run):
+        raise ConfigError(
+            f"RUN is '{run}'", where=WHERE, remedy="Write the folder without a key: rorqual import SRC RUN."
+        )
 
     from rorqual.cli.progress import ByteProgressBar
     from rorqual.convert.hub import download_repository, is_hub_id

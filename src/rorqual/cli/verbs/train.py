@@ -59,4 +59,5 @@ def train(
             rollout_engine=engine if command.rollout else None,
         )
     if not command.quiet:
-        print(f"{out.path}\n  Next: rorqual chat {out.path}")
+        verb = "generate PROMPTS run=" if run.recipe == "pretrain" else "chat "
+        print(f"{out.path}\n  Next: rorqual {verb}{out.path}")

@@ -339,7 +339,7 @@ class RemoteClient(ABC):
     def _remedy_for_status(self, code: int) -> str:
         """Return what to do about an HTTP status."""
         known = {
-            401: "Give the server's API key as api_key.",
+            401: "Give the server's API key: api_key= in Python, RORQUAL_API_KEY on the command line.",
             403: "Give an API key that may use this model.",
             404: "Check the address, which often ends in /v1, and the name of the model.",
         }
@@ -529,9 +529,10 @@ def parse_completion(data: Any, prompt_logprobs: int | None) -> Completion:
 
 
 def usage_of(data: Any) -> dict[str, int]:
-    """Return the integers in a reply's `usage`, or {} if the reply has no `usage`."""
+    """Return the token counts in a reply's `usage`: the integers of at most 31 bits. Return {} if the reply has no `usage`."""
     usage = data.get("usage") if isinstance(data, dict) else None
-    return {name: value for name, value in usage.items() if type(value) is int} if isinstance(usage, dict) else {}
+    counts = usage.items() if isinstance(usage, dict) else ()
+    return {name: value for name, value in counts if type(value) is int and abs(value) <= INT32}
 
 
 def shorten(text: str) -> str:

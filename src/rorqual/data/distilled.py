@@ -1,11 +1,11 @@
 """The Parquet format of teacher samples, with one row per sample.
 
-A row holds the problem, the teacher's reply, the grader's verdict on the reply, and the name of the filter that dropped
-the sample, if any.
+A row holds the problem, the teacher's reply and the grader's verdict on the reply. If a filter dropped the sample, the row also
+holds the filter's name.
 
-If any message has content parts, the file has format 2. In format 2, each message has a key `parts` with its content as
-JSON. `content` in format 2 is the text of the message, with a label in place of each non-text part. A file without
-content parts has format 1.
+If any message has content parts, the file has format 2. In format 2, each message has a key `parts` with the message's content
+as JSON. `content` in format 2 is the text of the message, with a label in place of each non-text part. A file without content
+parts has format 1.
 
 The file metadata has the keys `rorqual.format`, `rorqual.tokenizer` and `rorqual.vocab` (vocabulary size).
 `rorqual.tokenizer` is the SHA-256 of the teacher's tokenizer.json.
@@ -71,7 +71,7 @@ SCHEMAS = {
     "1": SCHEMA,
     "2": SCHEMA.set(SCHEMA.get_field_index("messages"), pa.field("messages", pa.list_(_message_of_parts))),
 }
-"""The Parquet schema of each format."""
+"""The Parquet schema of each file format."""
 
 
 def empty_top_ids() -> Ids:
@@ -117,7 +117,7 @@ class TeacherSample:
 
 @dataclass(frozen=True)
 class DistilledFile:
-    """All samples of a file, and the fingerprint and vocabulary size of the teacher's tokenizer.
+    """All teacher samples of a file, and the fingerprint and vocabulary size of the teacher's tokenizer.
 
     If the teacher returned no token ids, `tokenizer` is "" and `vocab` is 0.
     """
@@ -133,7 +133,7 @@ class DistilledFile:
 
 
 def write_distilled(path: Path, rows: Iterable[TeacherSample], *, tokenizer: str = "", vocab: int = 0) -> None:
-    """Write samples to a Parquet file atomically. Writing equal samples gives identical bytes."""
+    """Write samples to a Parquet file atomically. Files with equal samples have identical bytes."""
     sink, samples = io.BytesIO(), list(rows)
     format_ = "1" if all(isinstance(m.content, str) for row in samples for m in row.messages) else "2"
     schema = SCHEMAS[format_].with_metadata({FORMAT_KEY: format_, TOKENIZER_KEY: tokenizer, VOCAB_KEY: str(vocab)})
@@ -177,7 +177,7 @@ def _list_offsets(lengths: Any) -> pa.Array:
 
 
 def is_distilled(path: Path) -> bool:
-    """Return whether `path` is a Parquet file that `write_distilled` wrote. Return False for a missing file."""
+    """Return whether `path` is a Parquet file that `write_distilled` wrote. If the file is missing, return False."""
     try:
         return FORMAT_KEY in (pq.read_schema(path).metadata or {})
     except (OSError, pa.ArrowException):
@@ -187,7 +187,7 @@ def is_distilled(path: Path) -> bool:
 def read_distilled(path: Path) -> DistilledFile:
     """Read all samples of a file that `write_distilled` wrote.
 
-    If the file is missing, corrupt or empty, or has an unknown format, raises a DataError that names the file.
+    Raises a DataError that names the file if the file is missing, corrupt or empty, or has an unknown format.
     """
     table = _read_table(path, SCHEMA.names)
     metadata = table.schema.metadata
@@ -202,7 +202,7 @@ def read_distilled(path: Path) -> DistilledFile:
 def read_kept_messages(path: Path) -> tuple[dict[int, tuple[Message, ...]], int]:
     """Return the samples that no filter dropped, as a dictionary from row number to messages.
 
-    Also return the number of dropped samples.
+    Also return the number of samples that a filter dropped.
     """
     rows = _read_table(path, ["messages", "dropped"]).to_pylist()
     kept = {
@@ -214,7 +214,8 @@ def read_kept_messages(path: Path) -> tuple[dict[int, tuple[Message, ...]], int]
 
 
 def _read_table(path: Path, columns: list[str]) -> pa.Table:
-    """Read columns of a file. Raises DataError if the file does not have the columns of its format, or if a value is null."""
+    """Read columns of a file of teacher samples. Raises DataError if the file does not have the columns of its format, or if a
+    value is null."""
     with name_file_in_parquet_errors(path):
         format_ = (pq.read_schema(path).metadata or {}).get(FORMAT_KEY, b"none").decode("utf-8", "replace")
         if format_ not in SCHEMAS:

@@ -1,4 +1,4 @@
-"""The fingerprint of a run's checkpoint. The server imports this module, so it does not import torch."""
+"""The fingerprint of a run's checkpoint. This module does not import torch, because the server imports this module."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rorqual.core.records import RunDir
 from rorqual.data.chat.find import TEMPLATE_FILE
 
 NO_WEIGHTS = frozenset({"optim.safetensors", "state.json"})
-"""Checkpoint files that only training reads. The files contain no model weights, so the fingerprint ignores them."""
+"""Checkpoint files that only training reads. These files contain no model weights, so the fingerprint ignores these files."""
 
 
 def fingerprint(run: RunDir, checkpoint: Path) -> str:

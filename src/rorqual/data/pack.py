@@ -22,7 +22,7 @@ PADDING = -1
 
 @dataclass(frozen=True)
 class TrainingSample:
-    """A document: its token ids, a mask that selects the tokens with a loss, and one loss weight for the document."""
+    """A document: the token ids, a mask that selects the tokens with a loss, and one loss weight for the whole document."""
 
     ids: Sequence[int]
     mask: Sequence[bool]
@@ -41,11 +41,11 @@ class TrainingSample:
 
     @property
     def n_trained_tokens(self) -> int:
-        """Number of tokens that get a loss. The first token of a document is not predicted, so it does not count."""
+        """Number of tokens that get a loss. The first token of a document is not predicted and therefore not counted."""
         return int(np.count_nonzero(np.asarray(self.mask, dtype=bool)[1:])) if self.weight else 0
 
     def truncate(self, length: int) -> TrainingSample:
-        """Return a sample with the first `length` tokens."""
+        """Return a sample with the first `length` tokens of this sample."""
         return TrainingSample(self.ids[:length], self.mask[:length], self.weight)
 
 
@@ -54,8 +54,8 @@ class Batch:
     """A training batch of packed rows. Every array has the shape [rows, T].
 
     `targets[:, t]` is the token that position t predicts, and `loss_mask[:, t]` is the weight of that prediction in the loss.
-    `targets` and `loss_mask` are already shifted; the last position of a document has weight 0. `segments` is the index of the
-    document in its row, or -1 for padding. `positions` restarts at 0 in each document.
+    `targets` and `loss_mask` are already shifted. The last position of a document has weight 0. `segments` holds, for each
+    position, the index of the document in its row, or -1 for padding. `positions` restarts at 0 in each document.
     """
 
     tokens: Ints
@@ -66,22 +66,22 @@ class Batch:
 
     @property
     def n_rows(self) -> int:
-        """Number of rows."""
+        """Number of rows in the batch."""
         return int(self.tokens.shape[0])
 
     @property
     def n_tokens(self) -> int:
-        """Number of document tokens, without padding."""
+        """Number of document tokens in the batch, without padding."""
         return int(np.count_nonzero(self.segments != PADDING))
 
     @property
     def n_trained_tokens(self) -> int:
-        """Number of predictions that get a loss."""
+        """Number of predictions in the batch that get a loss."""
         return int(np.count_nonzero(self.loss_mask))
 
     @property
     def fill_share(self) -> float:
-        """Share of positions that hold document tokens."""
+        """Share of the batch's positions that hold document tokens."""
         return self.n_tokens / max(self.tokens.size, 1)
 
     def split(self, n: int) -> list[Batch]:
@@ -102,7 +102,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class PackedSamples:
-    """A packed batch. `places[i]` is the (row, start, length) of sample i in the batch."""
+    """A batch of packed samples. `places[i]` is the (row, start, length) of sample i in the batch."""
 
     batch: Batch
     places: list[tuple[int, int, int]]
@@ -113,7 +113,7 @@ def first_fit(lengths: Sequence[int], row_length: int, *, open_rows: int = OPEN_
 
     A sample goes into the first open row with enough free tokens, or into a new row if no open row has enough. If `open_rows`
     rows are open, the row with the fewest free tokens is closed before a new row is
-    opened. The result does not depend on the contents of the samples.
+    opened. The packing does not depend on the contents of the samples, only on `lengths`.
     """
     rows: list[list[int]] = []
     room: dict[int, int] = {}  # open row -> free tokens, in row order

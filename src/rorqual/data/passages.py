@@ -1,4 +1,4 @@
-"""Passages of different kinds that come with the package: prose, code, tables, repeats, names and Chinese.
+"""Sample passages of different kinds that come with the package: prose, code, tables, repeats, names and Chinese.
 
 `samples/README.md` states the origin of each passage.
 """
@@ -13,5 +13,5 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 def load_passage(kind: Kind) -> str:
-    """Return the passage of a kind."""
+    """Return the sample passage of a kind."""
     return (Path(__file__).parent / "samples" / "kinds" / f"{kind}.txt").read_text(encoding="utf-8")

@@ -32,8 +32,8 @@ class BatchStream(ABC):
 class ConversationStream(BatchStream):
     """A stream of packed samples. Each epoch contains every sample once, in a new random order.
 
-    If an epoch ends within a batch, the batch is filled with the first rows of the next epoch. All batches thus have the same
-    size, and no sample is dropped. Samples in which no token gets a loss are left out and counted in `skipped`.
+    If an epoch ends within a batch, the batch is filled with the first rows of the next epoch. All batches therefore have the
+    same number of rows, and no sample is dropped. Samples in which no token gets a loss are left out and counted in `skipped`.
     """
 
     def __init__(
@@ -67,13 +67,13 @@ class ConversationStream(BatchStream):
         return epoch, self._ends[epoch - 1] if epoch else 0
 
     def steps_for_epochs(self, epochs: int) -> int:
-        """Return the number of steps for `epochs` epochs. The last batch may contain rows of the next epoch."""
+        """Return the number of steps for `epochs` epochs. The last step's batch may contain rows of the next epoch."""
         while len(self._ends) < epochs:
             self._epoch_of_row(self._ends[-1] if self._ends else 0)
         return -(-self._ends[epochs - 1] // self.rows) if epochs else 0
 
     def sample_rows(self, step: int) -> list[list[int]]:
-        """Return the indices of the samples in each row of the batch of `step`."""
+        """Return, for each row of the batch of `step`, the indices of the row's samples."""
         indices = []
         for row in range(step * self.rows, (step + 1) * self.rows):
             epoch, first = self._epoch_of_row(row)
@@ -94,7 +94,7 @@ class ConversationStream(BatchStream):
 class TextStream(BatchStream):
     """A stream of adjacent windows of one long text, shuffled in each epoch. Each position in a window predicts the next token.
 
-    `ids` is an array or a memory map. In an epoch, every token after the first is predicted exactly once.
+    `ids` is an array or a memory map. In an epoch, every token of the text after the first token is predicted exactly once.
     """
 
     def __init__(self, ids: Ints, rows: int, row_length: int, seed: int) -> None:
@@ -143,12 +143,12 @@ class TextStream(BatchStream):
 class GeneratedStream(BatchStream):
     """A stream of samples that are generated on demand. The random state of a step depends only on the seed and the step.
 
-    `make(rng)` returns a sample and must depend on `rng` only. Samples are packed by first fit. A sample that fits no row is
-    dropped. The batch is complete when all rows are full, or when `misses` samples were dropped. With a larger `misses`,
-    rows have less padding, but short samples are favoured. In a test with rows of 96 tokens, `make` returned samples of 8 to
-    60 tokens, with a mean of 34.0 tokens. With `misses=1`, 94.7 % of the positions were filled, and the packed samples
-    had 34.1 tokens on average. With `misses=16`, 96.3 % of the row positions were filled, and the packed samples had
-    33.6 tokens on average.
+    `make(rng)` returns a sample and must depend on `rng` only. The generated samples are packed by first fit. A generated
+    sample that fits no row is dropped. A batch is complete when all rows are full, or when `misses` samples were dropped. With
+    a larger `misses`, rows have less padding, but more of the packed samples are short. In a test with rows of 96 tokens,
+    `make` returned samples of 8 to 60 tokens, with a mean of 34.0 tokens. With `misses=1`, 94.7 % of the row positions held
+    sample tokens, and the packed samples had 34.1 tokens on average. With `misses=16`, 96.3 % of the row positions held sample
+    tokens, and the packed samples had 33.6 tokens on average.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ from rorqual.core.records import write_atomic
 
 class SpecialToken(StrEnum):
     """The special tokens of a tokenizer that `Tokenizer.byte_level`
-    trains. DeepSeek's tokenizer has the same names."""
+    trains. The special tokens of DeepSeek's tokenizer have these names."""
 
     BOS = "<｜begin▁of▁sentence｜>"
     EOS = "<｜end▁of▁sentence｜>"
@@ -37,11 +37,12 @@ class SpecialToken(StrEnum):
 
 N_BYTES = 256
 BASE_VOCAB = len(SpecialToken) + N_BYTES
-"""Vocabulary size without merges: the special tokens with ids 0 to 6, then one token per byte value."""
+"""Size of a vocabulary without merges: the special tokens with ids 0 to 6, then one token per byte value."""
 
 REPLACEMENT = "\ufffd"
 LONG = 4096
-"""Minimum text length, in characters, for which encoding releases the GIL. Releasing the GIL costs a little time per call."""
+"""Minimum text length, in characters, for which encoding releases the GIL. Releasing the GIL costs a little time at each
+encoding."""
 
 _PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
 _UNPRINTABLE = [byte for byte in range(N_BYTES) if byte not in set(_PRINTABLE)]
@@ -132,14 +133,15 @@ class Tokenizer:
         return len(_encoding(self._plain, text))
 
     def encode_trusted(self, text: str) -> list[int]:
-        """Encode the output of a chat template. Names of special tokens become their ids, so never pass user text."""
+        """Encode the output of a chat template. Names of special tokens become the ids of these tokens, so never pass user
+        text."""
         return _encode(self._with_specials, text, self.where)
 
     def decode(self, ids: Iterable[int], *, specials: bool = False) -> str:
         """Decode `ids`. Invalid UTF-8 and unknown ids become U+FFFD.
 
-        Special tokens are omitted, or written by name if `specials` is true. Bytes before and after a special token are decoded
-        separately, so they never combine into one character.
+        If `specials` is true, special tokens are written by name. If `specials` is false, special tokens are omitted. Bytes
+        before and after a special token are decoded separately, so these bytes never combine into one character.
         """
         parts: list[str] = []
         run: list[int] = []
@@ -174,9 +176,10 @@ class Tokenizer:
 
     @cached_property
     def max_bytes_per_token(self) -> int:
-        """Upper bound of the number of text bytes per token. A text of n bytes has at least n / `longest` tokens.
+        """Upper bound on the number of text bytes that one token encodes. A text of n bytes has at least n /
+        `max_bytes_per_token` tokens.
 
-        The bound is the length of the longest ordinary token in bytes. If the tokenizer has a normalizer, the bound is
+        The upper bound is the length of the longest ordinary token in bytes. If the tokenizer has a normalizer, this length is
         multiplied by four, because normalization can shorten the text. NFC can shorten a text to a third of its bytes.
         """
         # In byte-level BPE, each byte is one character of the vocabulary entry.
@@ -185,7 +188,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """The largest token id plus one. The embedding matrix needs at least this number of rows."""
+        """The largest token id of the tokenizer plus one. The embedding matrix needs at least this number of rows."""
         return self._vocab_size
 
     @property
@@ -276,7 +279,7 @@ def _parse_tokenizer_json(source: str, where: str) -> dict[str, Any]:
 
 
 def _decoder_types(part: Any) -> list[str]:
-    """Return the type of a decoder. For a sequence of decoders, also return the types of the elements."""
+    """Return the type of a tokenizer's decoder. For a sequence of decoders, also return the types of the elements."""
     if not isinstance(part, dict):
         return []
     elements: Sequence[Any] = part.get("decoders") or ()

@@ -22,7 +22,7 @@ from rorqual.engine.request import Completion, Request
 
 SYNC_SECONDS = 5.0
 IN_A_ROW = 32
-"""Number of consecutive rejections after which the evaluation stops."""
+"""Number of consecutive requests rejected by the server after which the evaluation stops."""
 Progress = Callable[[int, int], None]
 SamplePlace = tuple[int, int]
 """(Index of a request, index of a sample of that request)."""
@@ -31,27 +31,28 @@ SamplePlace = tuple[int, int]
 class AnswerCache:
     """A `Generator` that caches answers on disk and generates only the missing answers with `generator`.
 
-    The cache file is `OUT.xxxxxxxx.kept` next to `out`, with one JSON line per sample. Each model has its own file, because
-    the file name contains a digest of `made`. `made` describes the model: the weights and the arithmetic of an engine, or the
-    address and the model name of a server. The cache key of a sample consists of the whole request and the sample's index, so a larger
-    evaluation generates only the samples that are not cached. One process at a time may use the file. If `out` is None, nothing is written.
+    The cache file is `OUT.xxxxxxxx.kept` next to `out`, with one JSON line per sample. Each model has its own cache file,
+    because the file name contains a digest of `made`. `made` describes the model: the weights and the arithmetic of an engine,
+    or the address and the model name of a server. The cache key of a sample consists of the whole request and the sample's
+    index, so a larger evaluation generates only the samples that are not cached. One process at a time may use the cache file.
+    If `out` is None, nothing is written.
 
     A request that the server rejects (HTTP 400, 413, 422) yields a completion with an `error`, and the other requests
-    continue. A rejection is raised as an error in two cases: the server rejects every request, or it rejects `IN_A_ROW`
-    consecutive requests. The second case may mean that the account is out of credit. `refusals` lists the rejections.
-    Completions with an `error` are not cached, so a later run retries them. Cached completions have text, reasoning, finish
-    reason, usage and log-probabilities, but no token ids.
+    continue. A rejection is raised as an error if the server rejects every request, or if it rejects `IN_A_ROW` consecutive
+    requests. `IN_A_ROW` consecutive rejections may mean that the account is out of credit. `refusals` lists the requests that
+    the server rejected. Completions with an `error` are not cached, so a later run retries them. Cached completions have text,
+    reasoning, finish reason, usage and log-probabilities, but no token ids.
 
-    A server may charge for answers. Therefore each answer of a server is synced to disk before the next answer is added. Answers of an
-    engine are flushed to the operating system at once, so they survive if this process is killed, but they are synced at most once in
-    `SYNC_SECONDS` seconds.
+    A server may charge for answers. Therefore each answer of a server is synced to disk before the next answer is added.
+    Answers of an engine are flushed to the operating system at once, so these answers survive if this process is killed. For an
+    engine, the cache file is synced to disk at most once in `SYNC_SECONDS` seconds.
     """
 
     def __init__(self, generator: Engine | RemoteEngine, out: Path | None, made: Mapping[str, Any]) -> None:
         self.generator, self.made = generator, made
         self.refusals: list[RemoteError] = []
         self.answered = 0
-        """Number of answers generated in this run. Cached answers do not count."""
+        """Number of answers generated in this run. Answers from the cache are not counted."""
         self._asked: set[str] = set()
         self._answers: dict[str, Completion] = {}
         self.path: Path | None = None
@@ -92,7 +93,7 @@ class AnswerCache:
 
     def drop_saved_answers(self) -> None:
         """Drop the answers to this run's requests from the cache, because the saved
-        result contains these answers. Answers to other requests stay.
+        result contains these answers. Answers to other requests stay in the cache.
         """
         self._answers = {name: answer for name, answer in self._answers.items() if name not in self._asked}
         if self.path is not None and self._answers:
@@ -173,7 +174,8 @@ class AnswerCache:
 
 
 def _cache_key(request: Request, sample: int) -> str:
-    """Return the cache key of a sample: a digest of everything that determines the sample. The sample count `n` is excluded."""
+    """Return the cache key of a sample: a digest of everything that determines the sample. The digest excludes the request's
+    number of samples `n`."""
     fields = asdict(replace(request, params=replace(request.params, n=1), embeds=None))
     if request.embeds is not None:
         fields["embeds"] = request.embeds.digest.hex()

@@ -10,12 +10,12 @@ from rorqual.evals.sparse_attention_report import SparseAttentionReport
 from rorqual.report.chart import Chart, Panel, Series
 
 WIDTH = 4.6
-"""Inches. At this width, the text of a chart is readable on a phone."""
+"""Width of the chart in inches. At this width, the text of a chart is readable on a phone."""
 
 
 def needles_chart(report: SparseAttentionReport) -> Chart:
-    """Chart a heat map for each budget: how much of the dense attention to needles lies on selected positions, by depth
-    and length."""
+    """Chart a heat map for each budget of selected positions: how much of the dense attention to needles lies on selected
+    positions, by depth and length."""
     cells = [one for one in report.planted if one.kind == "needle"]
     lengths = sorted({one.length for one in cells})
     lowest = min(cells, key=lambda one: one.selected_share)

@@ -14,7 +14,7 @@ from rorqual.report.chart import draw
 from rorqual.report.page import ColouredText, render_page
 
 FULL = 0.75
-"""Strength of the colour of the largest weight. The text must remain readable on this colour."""
+"""Strength of the colour of the token with the largest attention weight. Text must remain readable on this colour."""
 
 
 def attention_page(report: SparseAttentionReport, tokenizer: Tokenizer) -> str:

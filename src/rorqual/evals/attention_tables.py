@@ -21,12 +21,12 @@ class AttentionAtDistance(NamedTuple):
 
 
 def misses_at_shown_budget(report: SparseAttentionReport) -> list[SelectionMisses]:
-    """Return the measured values of each text at the budget `report.shown_budget`."""
+    """Return what sparse attention misses on each text at the budget `report.shown_budget`."""
     return [text.misses_at_budget(report.shown_budget) for text in report.texts]
 
 
 def recall_by_layer(report: SparseAttentionReport, budget: int) -> list[float]:
-    """Return the recall of each layer at a budget, averaged over texts."""
+    """Return the recall of each layer at a budget of selected positions, averaged over texts."""
     return [
         mean([layer.recall for layer in layers])
         for layers in _misses_by_layer([text.misses_at_budget(budget) for text in report.texts])
@@ -34,7 +34,8 @@ def recall_by_layer(report: SparseAttentionReport, budget: int) -> list[float]:
 
 
 def attention_by_distance(report: SparseAttentionReport) -> list[AttentionAtDistance]:
-    """Return the share of attention in each range of distance at the budget `report.shown_budget`, averaged over texts and layers."""
+    """Return the share of dense attention in each range of distances at the budget `report.shown_budget`, averaged over texts
+    and layers."""
     layers = [layer for missed in misses_at_shown_budget(report) for layer in missed.layers]
     found = []
     for first, last in sorted({(part.first, part.last) for layer in layers for part in layer.distances}):
@@ -50,18 +51,19 @@ def attention_by_distance(report: SparseAttentionReport) -> list[AttentionAtDist
 def planted_misses_by_depth(
     report: SparseAttentionReport, kind: PlantedKind, budget: int, length: int = 0
 ) -> list[PlantedMisses]:
-    """Return the results for a planted kind at one budget and one length (0: all lengths), by depth."""
+    """Return the results for one kind of planted text at one budget and one passage length (0: all lengths), by depth."""
     return [one for one in report.planted if (one.kind, one.budget) == (kind, budget) and length in (0, one.length)]
 
 
 def tables(report: SparseAttentionReport) -> dict[str, Table]:
-    """Return all tables by name. Tables without rows are left out."""
+    """Return all tables of `report` by name. Tables without rows are left out."""
     found = {**_text_tables(report), "needles": _needles_table(report), "copies": _copies_table(report)}
     return {name: table for name, table in found.items() if table.rows}
 
 
 def notes(report: SparseAttentionReport) -> list[str]:
-    """Return lines that explain the columns of the tables, and that name the untrained and the dense budgets."""
+    """Return lines that explain the tables' columns and name the budgets that are untrained and the budgets at which attention
+    is dense."""
     found = []
     if report.texts:
         found += [
@@ -87,7 +89,7 @@ def notes(report: SparseAttentionReport) -> list[str]:
 
 
 def heading(report: SparseAttentionReport) -> list[str]:
-    """Return lines with the model, its budget, and the numbers of windows and queries."""
+    """Return lines with the model, its trained budget, and the numbers of windows and queries."""
     lines = [f"{report.model}: index_topk={report.trained}, tables at {report.shown_budget} positions per query."]
     if texts := misses_at_shown_budget(report):
         windows, queries, dense = (
@@ -104,7 +106,7 @@ def report_as_text(report: SparseAttentionReport) -> str:
 
 
 def _misses_by_layer(texts: Sequence[SelectionMisses]) -> list[tuple[LayerSelectionMisses, ...]]:
-    """Return, for each layer, the values of all texts."""
+    """Return, for each layer, what the layer misses on each text."""
     return list(zip(*(missed.layers for missed in texts), strict=True))
 
 

@@ -15,8 +15,8 @@ from rorqual.tasks.task import Problem, Task, Verdict
 FIT = 500
 """Maximum number of train problems per family and level on which the rules are fitted."""
 DRAWS = 4
-"""At most `DRAWS` train problems are drawn for each problem that is needed. Because
-of this limit, rare families may get fewer than `FIT` problems."""
+"""At most `DRAWS` train problems are drawn for each train problem that is needed. Because of this limit, rare families may get
+fewer than `FIT` train problems."""
 UNIFORM = "uniform"
 
 GuessingRule = Callable[[Problem], str]
@@ -30,10 +30,10 @@ def majority(task: Task, train: Sequence[Problem]) -> GuessingRule:
 
 
 def by_length(task: Task, train: Sequence[Problem]) -> GuessingRule:
-    """Return a rule that guesses the most frequent label among the train prompts with the same number of characters and
+    """Return a rule that guesses the most frequent label among the train prompts with the prompt's numbers of characters and
     words.
 
-    If no train prompt has the same numbers of characters and words, the rule guesses the majority label.
+    If no train prompt has these numbers of characters and words, the rule guesses the most frequent label in `train`.
     """
     labels: dict[tuple[int, int], Counter[str]] = {}
     for problem in train:
@@ -44,7 +44,7 @@ def by_length(task: Task, train: Sequence[Problem]) -> GuessingRule:
 
 
 def by_tree(task: Task, train: Sequence[Problem]) -> GuessingRule:
-    """Return a rule that guesses with a small decision tree (see evals/decision_tree.py)."""
+    """Return a rule that guesses labels with a small decision tree (see evals/decision_tree.py)."""
     tree = grow_tree([problem.prompt for problem in train], [task.label(problem) for problem in train])
     return lambda problem: tree.guess(problem.prompt)
 
@@ -63,8 +63,8 @@ def baseline_accuracies(
 
     A cell is a family and level. The rules of a cell are fitted on up to `fit` train problems of the cell. These train
     problems are drawn with `seed` and are not among `problems`. `uniform` is one divided by the number of distinct
-    answers in the fitting set. A cell without train problems has no baselines. Pooled results that include a cell
-    without train problems are left out.
+    answers in the fitting set. A cell without train problems has no baselines. Pooled baselines that include a cell without
+    train problems are left out.
     """
     by_cell: dict[FamilyAndLevel, list[Problem]] = {}
     for problem in problems:

@@ -1,5 +1,5 @@
-"""The rule of a cascade: the smallest confidence at which the student's answer is kept. This module does not import
-torch, because the server imports this module. `evals.cascade` fits the calibration.
+"""The rule of a cascade: the smallest confidence at which the student's answer is kept. `evals.cascade` fits the calibration.
+This module does not import torch, because the server imports this module.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ class Calibration(Config):
     intercept: float
 
     def probability(self, x: float) -> float:
-        """Return the probability that an answer with signal `x` is right."""
+        """Return the probability that a student's answer with signal `x` is right."""
         return sigmoid(self.slope * x + self.intercept)
 
 
 class CascadeRule(Config):
-    """The parts of a cascade's result that a server needs: the names and fingerprints of both models, and the calibration.
+    """The parts of a cascade's result that a server needs: the names and fingerprints of student and teacher, and the
+    calibration.
 
     `sure` is the smallest confidence at which the student's answer is kept.
     `temperature` is the sampling temperature of the student's evaluation.
@@ -48,7 +49,8 @@ class CascadeRule(Config):
 
 
 def read_cascade_rule(path: Path) -> CascadeRule:
-    """Read the rule from the result file of a cascade. Raises DataError with path and key if the file is missing or invalid."""
+    """Read the cascade rule from the result file of a cascade. Raises DataError with path and key if the file is missing or
+    invalid."""
     remedy = "Run `rorqual eval cascade=STUDENT,TEACHER out=FILE.json` to create it."
     data = read_json(path, "the file", remedy)
     try:

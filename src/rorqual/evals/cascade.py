@@ -1,9 +1,9 @@
-"""A cascade of two models: a small student answers, and a teacher answers if the student's confidence is too low (FrugalGPT, Chen et
-al. 2023, 2305.05176, section 3).
+"""A cascade of two models: a small student answers, and a teacher answers if the student's confidence is too low (FrugalGPT,
+Chen et al. 2023, 2305.05176, section 3).
 
-The confidence is the calibrated probability that the student's answer is right. The probability depends on a signal: the share of votes for the
-student's majority answer, or the mean log-probability of the reply's tokens. The calibration is a logistic regression on problems of the dev
-split (Platt 1999).
+The student's confidence is the calibrated probability that the student's answer is right. The calibration maps a signal to this
+probability. The signal is the share of votes for the student's majority answer, or the mean log-probability of the reply's
+tokens. The calibration is a logistic regression on problems of the dev split (Platt 1999).
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from rorqual.evals.votes import SamplesOfProblem, majority_accuracy
 FEWEST = 10
 """Smallest number of graded answers on which a calibration can be fitted."""
 CURVE = 200
-"""Largest number of steps of a curve."""
+"""Largest number of steps of a cascade's curve."""
 BINS = 5
 """Number of bins of a calibration table, with equally many problems each."""
 
 
 @dataclass(frozen=True)
 class ProblemInCascade:
-    """One problem of a cascade: the student's confidence, whether student and teacher are right (a fraction if votes
-    tie), and the tokens that each generated. The confidence is 0 if the student's reply
-    failed, or if it was truncated and the signal is its log-probability."""
+    """One problem of a cascade: the student's confidence, whether student and teacher are right (a fraction if votes tie), and
+    the number of tokens that each model generated. The confidence is 0 if the student's reply failed, or if the reply was
+    truncated and the signal is a log-probability."""
 
     key: str
     confidence: float
@@ -46,11 +46,11 @@ class ProblemInCascade:
 
 @dataclass(frozen=True)
 class CascadePoint:
-    """The cascade at one threshold. `asked` is the share of problems that the teacher answers.
+    """The result of a cascade at one threshold of confidence. `asked` is the share of problems that the teacher answers.
 
-    `tokens` is the mean number of generated tokens per problem, of both models together. `flops` is the mean number of FLOPs per
-    problem, or None if they are unknown. `at_random` is the expected accuracy if the
-    same number of problems, chosen at random, went to the teacher.
+    `tokens` is the mean number of tokens per problem that student and teacher together generated. `flops` is the mean number of
+    FLOPs per problem, or None if the models' FLOPs are unknown. `at_random` is the expected accuracy if the teacher answered
+    the same number of problems, chosen at random.
     """
 
     asked: float
@@ -63,7 +63,8 @@ class CascadePoint:
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """Problems of similar confidence: their mean confidence, and the share of right answers with its interval."""
+    """Problems of similar confidence: the student's mean confidence on these problems, and the share of right answers with its
+    interval."""
 
     problems: int
     confidence: float
@@ -73,8 +74,9 @@ class CalibrationBin:
 
 class Cascade(Config):
     """The evaluations of student and teacher on the same problems, and the calibration. `sure` is the smallest confidence at
-    which the student's answer is kept. `flops` holds the FLOPs per generated token of student and teacher, if both are known.
-    `fingerprints` identify the checkpoints of student and teacher; a model behind a server has "".
+    which the student's answer is kept. `flops` holds the FLOPs per generated token of student and teacher, if the FLOPs of both
+    models are known. `fingerprints` identify the checkpoints of student and teacher. The fingerprint of a model behind a server
+    is "".
     """
 
     student: Evaluation
@@ -109,12 +111,13 @@ class Cascade(Config):
 
     @property
     def ungraded_count(self) -> int:
-        """Number of problems that are left out, because a reply of either model could not be graded."""
+        """Number of problems that are left out, because the reply of student or teacher could not be graded."""
         return len(self.student.problem_keys) - len(self.problems_by_confidence())
 
     def result_with_teacher_on(self, asked: int, choices: Sequence[ProblemInCascade]) -> CascadePoint:
-        """Return the result if the teacher answers the `asked` problems of the lowest confidence. If only some problems with equal
-        confidence go to the teacher, the result is the expectation over a random choice among them."""
+        """Return the cascade's result if the teacher answers the `asked` problems of the lowest confidence. If only some
+        problems with equal confidence go to the teacher, the point is the expectation over a random choice among these
+        problems."""
         count, share = len(choices), asked / len(choices)
         shares = teacher_probabilities(asked, choices)
         right = sum(part * c.teacher + (1 - part) * c.student for c, part in zip(choices, shares, strict=True))
@@ -128,8 +131,8 @@ class Cascade(Config):
         return CascadePoint(share, right / count, wilson(min(right, count), count), at_random, sum(tokens), flops)
 
     def curve(self) -> list[CascadePoint]:
-        """Return one point for each number of problems that the teacher may answer, from 0 to all. If there are more than `CURVE`
-        problems, evenly spaced numbers are used."""
+        """Return one point for each number of problems that the teacher may answer, from 0 to all. If there are more than
+        `CURVE` problems, the curve has points at evenly spaced numbers."""
         choices = self.problems_by_confidence()
         steps = min(len(choices), CURVE)
         return [self.result_with_teacher_on(round(step * len(choices) / steps), choices) for step in range(steps + 1)]
@@ -140,7 +143,8 @@ class Cascade(Config):
         return self.result_with_teacher_on(sum(choice.confidence < self.sure for choice in choices), choices)
 
     def teacher_alone(self) -> CascadePoint:
-        """Return the result if the teacher answers every problem alone. The cost does not include the student's tokens."""
+        """Return the result if the teacher answers every problem without the student. The cost does not include the student's
+        tokens."""
         choices = self.problems_by_confidence()
         point, tokens = (
             self.result_with_teacher_on(len(choices), choices),
@@ -172,7 +176,8 @@ class Cascade(Config):
 
 
 def teacher_probabilities(asked: int, choices: Sequence[ProblemInCascade]) -> list[float]:
-    """Return the probability that the teacher answers each problem, if it answers the `asked` problems of the lowest confidence."""
+    """Return, for each problem, the probability that the teacher answers it, if the teacher answers the `asked` problems of the
+    lowest confidence."""
     if not asked:
         return [0.0] * len(choices)
     last = choices[asked - 1].confidence
@@ -191,7 +196,8 @@ def accuracy(group: SamplesOfProblem) -> float | None:
 
 
 def signal_of(group: SamplesOfProblem, signal: Signal) -> float:
-    """Return the share of votes for the leading answer (0 without answers), or the mean log-probability of the first sample.
+    """Return the signal of a problem: the share of votes for the leading answer (0 without answers), or the mean
+    log-probability of the first sample's tokens.
 
     Raises ConfigError if the generator returned no log-probabilities.
     """
@@ -210,7 +216,7 @@ def signal_of(group: SamplesOfProblem, signal: Signal) -> float:
 def calibrate(evaluation: Evaluation) -> Calibration:
     """Fit the calibration on the student's graded answers, with Platt's targets (N+ + 1) / (N+ + 2) and 1 / (N- + 2).
 
-    Raises ConfigError if there are fewer than `FEWEST` graded answers, or if all signals are equal.
+    Raises ConfigError if there are fewer than `FEWEST` graded answers, or if the signals of all answers are equal.
     """
     signal: Signal = "votes" if evaluation.params.n > 1 else "logprob"
     pairs = [

@@ -9,7 +9,8 @@ from rorqual.report.page import render_page
 from rorqual.report.table import Table
 
 SHARES = (0.1, 0.25, 0.5, 0.75)
-"""Shares of problems that go to the teacher, with one table row each. A further row shows the cascade at its threshold."""
+"""Shares of problems that go to the teacher. The table has a row for each of these shares, and a row for the cascade at its
+threshold."""
 SIGNALS = {"votes": "share of votes", "logprob": "mean log-probability per token"}
 
 
@@ -52,7 +53,8 @@ def calibration_table(cascade: Cascade) -> Table:
 
 
 def ungraded_note(cascade: Cascade) -> str:
-    """State how many problems are left out because a reply is ungraded, or return "" if there are none."""
+    """Return a sentence with the number of problems that are left out because a reply is ungraded, or "" if none is left
+    out."""
     left_out = f"{cascade.ungraded_count} of {len(cascade.student.problem_keys)} problems are left out, because a reply could not be graded."
     return left_out if cascade.ungraded_count else ""
 
@@ -76,7 +78,8 @@ def cascade_page(cascade: Cascade) -> str:
 
 
 def cost_chart(cascade: Cascade) -> Chart:
-    """Chart accuracy over the mean cost per problem. The curve starts with the student alone, and ends with the teacher answering all."""
+    """Chart accuracy over the mean cost per problem. The curve starts with the student alone, and ends where the teacher
+    answers every problem."""
     points, teacher, chosen = cascade.curve(), cascade.teacher_alone(), cascade.result_at_threshold()
 
     def cost(point: CascadePoint) -> float:

@@ -1,4 +1,5 @@
-"""Compact verdicts with one character per problem. The verdicts are stored with a result, so that any interval can be recomputed."""
+"""Compact verdicts with one character per problem. The verdicts are stored with an experiment's result, so that any interval of
+the result can be recomputed."""
 
 from __future__ import annotations
 
@@ -31,8 +32,8 @@ class CompactVerdicts(Config):
     def counts_per_problem(
         self, name: str, seed: int, family: str = "all", *, thought: bool = False
     ) -> list[float | None]:
-        """Return one number for each problem of a family: the number of correct samples. With `thought`, the number is that
-        of samples with thinking. None means ungraded."""
+        """Return, for each problem of a family, the number of correct samples. With `thought`, return the number of samples
+        with thinking. None stands for an ungraded problem."""
         place = self.seeds.index(seed)
         line = (self.thought if thought else self.right)[name][place]
         groups = [group.rpartition(": ") for group in self.groups[place].split(" | ")]
@@ -44,7 +45,7 @@ class CompactVerdicts(Config):
 def compact_verdicts(by_name: Mapping[str, Sequence[Evaluation]], seeds: Sequence[int]) -> tuple[CompactVerdicts, ...]:
     """Return the compact verdicts of the evaluations in `by_name`. Each name has one evaluation per seed.
 
-    Evaluations with the same groups of problems share one `CompactVerdicts`.
+    Evaluations with the same problems in the same groups share one `CompactVerdicts`.
     """
     shared: dict[tuple[str, tuple[str, ...]], CompactVerdicts] = {}
     for name, evaluations in by_name.items():
@@ -67,7 +68,7 @@ def compact_verdicts(by_name: Mapping[str, Sequence[Evaluation]], seeds: Sequenc
 
 
 def _group_samples(evaluation: Evaluation) -> dict[tuple[str, str], dict[str, Samples]]:
-    """Return the samples by (family, level), then by problem key. The (family, level) pairs are sorted."""
+    """Return the samples of an evaluation by (family, level), then by problem key. The (family, level) pairs are sorted."""
     groups: dict[tuple[str, str], dict[str, Samples]] = {}
     for sample in evaluation.samples:
         groups.setdefault(family_and_level(sample, "level"), {}).setdefault(sample.key, []).append(sample)

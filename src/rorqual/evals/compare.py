@@ -16,24 +16,24 @@ SampleMeasure = Callable[[GradedSample], float]
 
 
 def is_right(sample: GradedSample) -> float:
-    """Return 1.0 if the answer is correct, else 0.0."""
+    """Return 1.0 if the sample's answer is correct, else 0.0."""
     return float(sample.verdict is Verdict.RIGHT)
 
 
 def did_think(sample: GradedSample) -> float:
-    """Return 1.0 if the model thought, else 0.0."""
+    """Return 1.0 if the model thought before it answered, else 0.0."""
     return float(sample.thought)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The difference between two evaluations in one cell (family and level). `before` and `after` are means over the
-    same problems.
+    """The difference between two evaluations in one cell (family and level). `before` and `after` are the evaluations' means
+    over the same problems.
 
     `gained` counts the problems whose value rose, and `lost` the problems whose value fell. `left_out` counts problems
-    that are ungraded in either evaluation. For one seed, `p_value` is the p-value of McNemar's exact test. If the
-    comparison has more than one seed, `p_value` is None, because the pairs are then not independent. `p_value` is also None if
-    a problem has several samples, because the mean of a problem's samples is not binary.
+    that are ungraded in either evaluation. For one seed, `p_value` is the p-value of McNemar's exact test. For several seeds,
+    `p_value` is None, because pairs of different seeds are not independent. `p_value` is also None if a problem has several
+    samples, because the mean of a problem's samples is not binary.
     """
 
     family: str
@@ -75,9 +75,9 @@ def compare_seeds(
 ) -> list[Comparison]:
     """Compare several runs that differ in their seed: `before[s]` is paired with `after[s]`.
 
-    With several seeds, two intervals are computed: the bootstrap interval over seeds and problems, and the score
-    interval over all problems. The interval in the result is the smallest interval that contains both. The coverage of the bootstrap
-    interval is below nominal (see `hierarchical_difference`).
+    With several seeds, the interval of a comparison is the smallest interval that contains both the bootstrap interval over
+    seeds and problems and the score interval over all problems. The coverage of the bootstrap interval is below nominal (see
+    `hierarchical_difference`).
     """
     if len(before) != len(after) or not before:
         raise DataError(
@@ -118,7 +118,7 @@ def _pair_values(
 ) -> tuple[Floats, Floats, int, bool]:
     """Return (before values, after values, number of problems left out, whether each problem has one sample).
 
-    Both arrays contain the problems that are graded in both evaluations, in the same order.
+    The before values and the after values belong to the problems that are graded in both evaluations, in the same order.
     """
     sides = []
     for evaluation in (before, after):

@@ -1,7 +1,7 @@
 """How much computation each token takes in a model whose router chooses a different number of experts for each token.
 
-The unit is the number of experts with weights that a token uses in a layer, averaged over the layers with a router. Identity experts
-and `SKIP` do not count (LongCat-Flash, 2509.01322, section 2.1).
+The computation of a token is measured as the number of experts with weights that the token uses in a layer, averaged over the
+layers with a router. Identity experts and `SKIP` do not count (LongCat-Flash, 2509.01322, section 2.1).
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ TITLES = {
     "verdict": "replies by verdict",
     "position": "replies by position",
 }
-"""Titles of the tables, by kind of group."""
+"""Titles of the tables, by kind of token group."""
 LEAST = 10
-"""A token of the vocabulary is listed if it occurs at least `LEAST` times."""
+"""The tables list a token of the vocabulary only if the token occurs at least `LEAST` times."""
 LISTED = 12
-"""Number of rows in the table of the tokens with the most experts, and in the table of the tokens with the fewest."""
+"""Number of rows in the table of the tokens with the most experts, and in the table of the tokens with the fewest experts."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ class CountedReply:
 class TokenGroup:
     """The mean number of `experts` per token and layer in a group of tokens.
 
-    `interval` is its 95 % interval over problems (`ratio_interval`), or None if the group occurs in a single problem.
+    `interval` is the 95 % interval of this mean over problems (`ratio_interval`), or None if the group occurs in a single
+    problem.
     """
 
     kind: str
@@ -74,7 +75,8 @@ class TokenGroup:
 
 @dataclass(frozen=True)
 class ComputeReport:
-    """The result of `rorqual compute`. `chosen` is the number of choices per token and layer, identity experts included."""
+    """The result of `rorqual compute`. `chosen` is the number of experts that the router chooses per token and layer, identity
+    experts included."""
 
     model: str
     task: str
@@ -84,7 +86,7 @@ class ComputeReport:
     replies: tuple[CountedReply, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return all values as JSON, without the texts."""
+        """Return all values of the report as JSON, without the texts of the replies."""
         return {
             "model": self.model,
             "task": self.task,
@@ -111,7 +113,7 @@ def measure_compute(
     params: SamplingParams | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ComputeReport:
-    """Answer `problems` and count the experts of each token. The engine must record experts.
+    """Answer `problems` and count the experts of each token. The engine must record which experts each token uses.
 
     Raises ConfigError if the model has no router, or if all tokens use the same number of experts.
     """
@@ -157,7 +159,7 @@ def _count_reply(
 
 
 def _groups(replies: Sequence[CountedReply], engine: Engine) -> Iterator[TokenGroup]:
-    """Yield the groups of all kinds. Groups by family, level, verdict or position contain only
+    """Yield the token groups of all kinds. Groups by family, level, verdict or position contain only
     reply tokens. Groups by part or token also contain prompt tokens."""
     found: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for number, reply in enumerate(replies):
@@ -196,7 +198,7 @@ def _groups(replies: Sequence[CountedReply], engine: Engine) -> Iterator[TokenGr
 def ratio_interval(problems: Sequence[Sequence[float]], confidence: float = 0.95) -> Interval:
     """Return Student's interval of the mean over all tokens, with problems as the independent units.
 
-    This is the ratio estimator for clusters of unequal size (Cochran, Sampling Techniques, 1977, section 6.3).
+    The mean is the ratio estimator for clusters of unequal size (Cochran, Sampling Techniques, 1977, section 6.3).
     """
     sizes = np.array([len(values) for values in problems])
     sums = np.array([sum(values) for values in problems])
@@ -207,13 +209,14 @@ def ratio_interval(problems: Sequence[Sequence[float]], confidence: float = 0.95
 
 
 def compute_table(report: ComputeReport) -> str:
-    """Return the groups as text tables."""
+    """Return the token groups of `report` as text tables."""
     title = f"{report.model}: experts with weights per token and layer, of {report.chosen} choices in {report.layers} layers"
     return "\n".join([f"{title} ({report.task})", *(table.text() for table in tables(report))])
 
 
 def tables(report: ComputeReport) -> Iterator[Table]:
-    """Yield one table for each kind of group that occurs. Tokens have two tables: those with the most experts, and those with the fewest."""
+    """Yield one table for each kind of group that occurs. Groups by token have two tables: the tokens with the most experts,
+    and the tokens with the fewest experts."""
     for kind, title in TITLES.items():
         if groups := [group for group in report.groups if group.kind == kind]:
             yield _table(title, groups)

@@ -10,7 +10,7 @@ from rorqual.report.page import ColouredText, render_page
 FULL = 75
 """Strength of the colour, in percent, of a token all of whose choices are experts with weights."""
 SHOWN = 12
-"""Number of replies on the page."""
+"""Number of replies on the HTML page."""
 
 
 def compute_page(report: ComputeReport, tokenizer: Tokenizer) -> str:

@@ -1,4 +1,4 @@
-"""A small decision tree on surface features of a prompt. These features can be computed without solving the problem."""
+"""A small decision tree on surface features of a prompt. Surface features can be computed without solving the problem."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 DEPTH, LEAF, CUTS, LABELS = 4, 20, 31, 32
-"""Depth of the tree, minimum problems per leaf, thresholds per feature, and maximum number of labels that the tree can guess."""
+"""Depth of the tree, minimum number of problems per leaf, number of cuts per feature, and maximum number of labels that the
+tree can guess."""
 NUMBER = re.compile(r"[0-9]+")
 NUMBER_DIGITS = 15
 
@@ -22,9 +23,10 @@ Integers = np.ndarray[Any, np.dtype[np.int64]]
 def surface_features(prompt: str) -> dict[str, float]:
     """Return the features of a prompt: lengths, character counts, and features of two words and of two numbers.
 
-    The words are the second and the last word, and the numbers are the first and the last number. The features of a word
-    are its length and the code points of its first and last character. A number feature is -1 if the prompt has no number.
-    A prompt of a built-in family starts with the family's name, so the second word is the first word of the problem.
+    The two words are the second and the last word of the prompt. The two numbers are the first and the last number of the
+    prompt. The features of a word are its length and the code points of its first and last character. A number feature is -1 if
+    the prompt has no number. A prompt of a built-in family starts with the family's name, so the second word is the first word
+    of the problem.
     """
     words, numbers, counts = prompt.split(), NUMBER.findall(prompt), Counter(prompt)
     second, last = words[min(1, len(words) - 1)], words[-1]
@@ -50,7 +52,8 @@ def surface_features(prompt: str) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class TreeNode:
-    """A tree node: a leaf with `label`, or a split that goes to `below` if `feature` is at most `cut`, else to `above`."""
+    """A node of a decision tree: a leaf with `label`, or a split that goes to `below` if `feature` is at most `cut`, else to
+    `above`."""
 
     label: str
     feature: str = ""
@@ -69,8 +72,8 @@ class TreeNode:
 def grow_tree(prompts: Sequence[str], labels: Sequence[str]) -> TreeNode:
     """Fit a tree (CART, Breiman et al. 1984) in which each split minimises the Gini impurity.
 
-    Ties go to the first feature by name and to the lowest cut. The cuts of a feature are its quantiles. The tree
-    guesses only the `LABELS` most frequent labels; all other labels count as one label.
+    Of equally good splits, the first feature by name and the lowest cut are used. The cuts of a feature are its quantiles. The
+    tree guesses only the `LABELS` most frequent labels. During fitting, all less frequent labels count as one label.
     """
     rows = [surface_features(prompt) for prompt in prompts]
     names = sorted({name for row in rows for name in row})
@@ -103,12 +106,12 @@ def _grow_node(
 
 
 def _purity_of_cuts(bins: Integers, codes: Integers, counts: Integers, cuts: int) -> Floats:
-    """Return the purity of each cut [cuts].
+    """Return the purity of each cut of a feature [cuts].
 
-    For each side of a cut, divide the sum of squared label counts by the number of problems on that side. The
-    purity is the sum of the two quotients.
+    For each side of a cut, divide the sum of squared label counts by the number of problems on that side. The purity of a cut
+    is the sum of the two sides' quotients.
 
-    A cut that leaves fewer than `LEAF` problems on a side scores -1.
+    A cut that leaves fewer than `LEAF` problems on a side has the purity -1.
     """
     width = len(counts)
     table = np.bincount(bins * width + codes, minlength=(cuts + 1) * width).reshape(cuts + 1, width)

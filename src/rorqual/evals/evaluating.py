@@ -23,17 +23,17 @@ GREEDY = SamplingParams()
 CHECK = "Check your answer. If it is wrong, give the right one."
 """The message that asks a model to refine its reply."""
 PATIENCE = 20
-"""`pick_problems` stops after too many consecutive draws without a new problem. The limit is at least `PATIENCE` times
-the mean number of draws per problem in the rarest unfinished stratum (`_max_idle_draws`)."""
+"""`pick_problems` stops after too many consecutive draws without a new problem. The maximum number of such draws is at least
+`PATIENCE` times the mean number of draws per problem in the rarest unfinished stratum (`_max_idle_draws`)."""
 
 
 def pick_problems(task: Task, split: Split, count: int, seed: int, per_family: bool) -> list[Problem]:
     """Return the evaluation problems: the same arguments give the same problems, and no key occurs twice.
 
-    With `per_family` the result has `count` problems of each stratum (family, level), otherwise `count` problems in
-    total. A task may generate problems endlessly, and its strata are not known in advance. Drawing therefore stops
-    after many draws that add no problem. The limit on draws without a new problem is higher if an unfinished stratum is
-    rare. A stratum with fewer than `count` distinct problems gets every distinct problem that was drawn.
+    With `per_family`, return `count` problems of each stratum (family, level), otherwise `count` problems in total. A task
+    may generate problems endlessly, and its strata are not known in advance. Drawing therefore stops after many draws that add
+    no problem. The limit on draws without a new problem is higher if an unfinished stratum is rare. A stratum with fewer than
+    `count` distinct problems gets every distinct problem that was drawn.
 
     Raises DataError if `count` is below 1 or the split contains no problems.
     """
@@ -69,8 +69,8 @@ def pick_problems(task: Task, split: Split, count: int, seed: int, per_family: b
 
 
 def _max_idle_draws(taken: Counter[tuple[str, str]], count: int, drawn: int) -> int:
-    """Return how many consecutive draws without a new problem are allowed. The number is higher if
-    there are more strata, or if an unfinished stratum is rarer."""
+    """Return how many consecutive draws without a new problem are allowed. More draws are allowed if there are more strata, or
+    if an unfinished stratum is rarer."""
     rarest = min((number for number in taken.values() if number < count), default=drawn)
     return PATIENCE * max(5, len(taken), drawn // rarest)
 
@@ -99,17 +99,18 @@ def evaluate(
     `task` is a task object or a task name such as `families:add`.
 
     `params.n` is the number of samples per problem. The seed of a problem is derived from `params.seed` and the
-    problem's key, so an answer does not depend on the other problems in the evaluation. `model` is a label for tables.
-    Several evaluations can share `problems` (from `pick_problems` with the same settings) and `measured` (the baselines of these
-    problems). With `votes`, the canonical answer of each sample is stored, so that `evals.votes` can count votes.
+    problem's key, so an answer does not depend on the other problems in the evaluation. `model` is the name of the model in
+    tables. Several evaluations can share `problems` (from `pick_problems` with the same settings) and `measured` (the baselines
+    of these problems). With `votes`, the canonical answer of each sample is stored, so that `evals.votes` can count votes.
 
-    With `stop_when`, the samples of a problem are generated one after another, until the rule holds or there are `params.n` samples.
-    These samples equal the first samples of an evaluation without `stop_when`. The model is asked `refine` times to check its reply, in the same
-    conversation. A sample's earlier replies are in `GradedSample.earlier`. `system` is the system message, if any.
+    With `stop_when`, the samples of a problem are generated one after another, until the rule `stop_when` holds or there are
+    `params.n` samples. The samples of a problem equal the first samples of an evaluation without `stop_when`. The model is
+    asked `refine` times to check its reply, each time in the same conversation. A sample's earlier replies are in
+    `GradedSample.earlier`. `system` is the system message, if any.
 
     Raises TaskError if a user's task has the same problems in its train and test split.
-    Raises ConfigError if `votes` or `stop_when` is set and the task has no canonical answers. Raises RorqualError if the generator
-    does not return all samples of each request.
+    Raises ConfigError if `votes` or `stop_when` is set and the task has no canonical answers. Raises RorqualError if the
+    generator does not return all samples of each request.
     """
     if split not in get_args(Split):
         raise ConfigError(f"unknown split '{split}'", where="evaluate", remedy=suggest_name(split, get_args(Split)))
@@ -175,13 +176,13 @@ class _Sampler:
         self._done = 0
 
     def all_samples(self) -> list[list[GradedSample]]:
-        """Return all samples of each problem."""
+        """Generate and return all samples of each problem."""
         return self._generate_and_grade(
             range(len(self.problems)), self.requests, len(self.problems) * self.most * self.rounds
         )
 
     def sample_until(self, sure: StopRule) -> list[list[GradedSample]]:
-        """Return the samples of each problem, up to the first sample at which `sure` holds."""
+        """Generate the samples of each problem, up to the first sample at which `sure` holds, and return the samples."""
         groups: list[list[GradedSample]] = [[] for _ in self.problems]
         unsure = list(range(len(groups)))
         for sample in range(self.most):
@@ -300,9 +301,10 @@ def _grade_completion(task: Task, problem: Problem, completion: Completion, vote
 def thinking_tokens(completion: Completion, tokens: int) -> int:
     """Return the number of tokens of `completion` before `</think>`.
 
-    The generator may report the number of thinking tokens as `usage["reasoning_tokens"]`. Otherwise, the number is
-    estimated, because evaluations have no tokenizer. The estimate is `tokens` times the fraction of characters before
-    `</think>`, rounded. The estimate is exact for a character tokenizer, and if the whole completion is thinking.
+    The generator may report the number of thinking tokens as `usage["reasoning_tokens"]`. If the generator does not report this
+    number, the number is estimated, because evaluations have no tokenizer. The estimate is `tokens` times the fraction of
+    characters before `</think>`, rounded. The estimate is exact if each token is one character, or if the whole completion is
+    thinking.
     """
     counted = completion.usage.get("reasoning_tokens")
     if counted is not None:

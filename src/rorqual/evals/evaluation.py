@@ -1,4 +1,4 @@
-"""The result of an evaluation: every graded sample, and summaries computed from the samples alone."""
+"""The result of an evaluation: every graded sample, and summaries that are computed only from the samples."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ ALL = "all"
 
 
 class GradedSample(Config):
-    """A graded reply to a problem. `answer` is the gold answer. Lengths are in tokens.
+    """A graded reply to a problem. `answer` is the gold answer. Lengths of the reply are in tokens.
 
-    `verdict` grades the marked answer (`Task.grade`). `last` grades the last number, label or line of the reply (`Task.grade_last`). An
-    `unmarked` reply has no marked answer, so it is wrong. Older files lack `last` and `unmarked`.
+    `verdict` grades the marked answer (`Task.grade`). `last` grades the last number, label or line of the reply
+    (`Task.grade_last`). An `unmarked` reply has no marked answer and is therefore wrong. Files of older Rorqual versions lack
+    `last` and `unmarked`.
 
-    `answered` is the reply's answer in canonical form (`Task.canonical_answer`), if the evaluation counts votes. `logprob` is the mean
-    log-probability of the reply's tokens, if the generator returns it. `score` is a verifier's log-odds that the reply is right
-    (`evals.trained_verifier`). `earlier` are the earlier replies of the conversation, which the model was asked to check, oldest first
-    (`refine`). `error` is the reason why there is no reply. `chance` occurs only in older files, and is ignored.
+    `answered` is the reply's answer in canonical form (`Task.canonical_answer`), if the evaluation counts votes. `logprob` is
+    the mean log-probability of the reply's tokens, if the generator returns it. `score` is a verifier's log-odds that the reply
+    is right (`evals.trained_verifier`). `earlier` are the earlier replies of the conversation, which the model was asked to
+    check, oldest first (`refine`). `error` is the reason why the sample has no reply. `chance` occurs only in older files, and
+    is ignored.
     """
 
     key: str
@@ -61,9 +63,10 @@ class GradedSample(Config):
 class EvaluationRow:
     """The summary of the samples of one family and level. A pooled row has the family or level `all`.
 
-    `accuracy` covers graded samples only. `unmarked` is the share of samples without a marked answer, and `last` is the accuracy if the
-    last number, label or line of each reply is its answer. Both are NaN for older files. `interval` is the Wilson interval over
-    problems, because samples of one problem are not independent. `thinking_length` is the mean over samples with thinking, in tokens.
+    `accuracy` covers graded samples only. `unmarked` is the share of samples without a marked answer, and `last` is the
+    accuracy if the last number, label or line of each reply is its answer. For older files, `unmarked` and `last` are NaN.
+    `interval` is the Wilson interval of `accuracy` over problems, because samples of one problem are not independent.
+    `thinking_length` is the mean length of the thinking in tokens, over samples with thinking.
     """
 
     family: str
@@ -84,18 +87,18 @@ class EvaluationRow:
 
     @property
     def best_baseline(self) -> tuple[str, float]:
-        """The name and accuracy of the best baseline, or ("", NaN) if there is none."""
+        """The name and accuracy of the best baseline, or ("", NaN) if the row has no baselines."""
         return max(self.baselines.items(), key=lambda item: item[1], default=("", math.nan))
 
 
 class Evaluation(Config):
-    """Graded samples with the settings that produced them. One evaluation is one JSON file.
+    """Graded samples with the evaluation settings that produced the samples. One evaluation is saved as one JSON file.
 
     `baselines` maps `family`, `family/level` and `all` to the accuracy of rules that use only surface features of a
-    prompt (evals/baselines.py). `versions` maps each family to the version of its problems; a family that is not in
-    `versions` has version 1. If `stop_when` is not "never", sampling ended
-    early where `evals.votes.stop_rule` allowed it. `usage` sums the generator's token counts. `seconds` is the wall-clock time. For a resumed
-    evaluation, `seconds` covers only the time since the last resumption.
+    prompt (evals/baselines.py). `versions` maps each family to the version of its problems. A family that is not in `versions`
+    has version 1. If `stop_when` is not "never", sampling ended early where `evals.votes.stop_rule` allowed it. `usage` sums
+    the generator's token counts. `seconds` is the wall-clock time. For a resumed evaluation, `seconds` covers only the time
+    since the last resumption.
     """
 
     task: str
@@ -116,7 +119,7 @@ class Evaluation(Config):
 
     @property
     def problem_keys(self) -> list[str]:
-        """The distinct problem keys, in order."""
+        """The distinct problem keys, in order of first appearance."""
         return list(dict.fromkeys(sample.key for sample in self.samples))
 
     @property
@@ -180,7 +183,7 @@ def family_and_level(sample: GradedSample, grain: Grain) -> tuple[str, str]:
 
 
 def baseline_key(family: str, level: str) -> str:
-    """Return the key of a cell in `baselines`."""
+    """Return the key in `Evaluation.baselines` of a cell (family and level)."""
     return f"{family}/{level}" if level not in ("", ALL) else family
 
 

@@ -29,7 +29,7 @@ def count_expert_use(experts: Ints, group: Ints, n_experts: int, n_groups: int) 
 def mutual_information(table: NDArray[Any]) -> Floats:
     """Return the plug-in estimate of mutual information, in bits, from a table of counts [..., a, b].
 
-    The estimate is 0 if all rows have the same distribution.
+    The estimate is 0 if all rows of the table have the same distribution.
     """
     table = np.asarray(table, float)
     total = np.maximum(table.sum((-2, -1), keepdims=True), 1e-300)
@@ -42,14 +42,15 @@ def mutual_information(table: NDArray[Any]) -> Floats:
 def expert_label_information(
     experts: Ints, document: Ints, label: Ints, within: Ints, *, n_experts: int, shuffles: int, seed: int
 ) -> tuple[float, float]:
-    """Return the mutual information of expert and document label given `within`, and the mean of this value with shuffled labels, in bits.
+    """Return the mutual information of expert and document label given `within`, and the mean of this mutual information with
+    shuffled labels, in bits.
 
-    The mutual information is the sum of p(w) I(expert; label | w) over the values w of `within`. The plug-in estimate is usually above 0 even if
-    expert and label are independent.
+    The mutual information is the sum of p(w) I(expert; label | w) over the values w of `within`. The plug-in estimate is
+    usually above 0 even if expert and label are independent.
 
-    experts [n, k], document [n], within [n]; label [documents]. Labels are shuffled among documents, not among tokens,
-    because the tokens of one document tend to choose the same experts. For each w, labels are shuffled only among the
-    documents with a token whose `within` is w. This restriction preserves the joint distribution of labels and w.
+    Shapes: `experts` [n, k], `document` [n], `within` [n] and `label` [documents]. Labels are shuffled among documents, not
+    among tokens, because the tokens of one document tend to choose the same experts. For each w, labels are shuffled only among
+    the documents with a token whose `within` is w. This restriction preserves the joint distribution of labels and `within`.
     """
     rng = np.random.default_rng(seed)
     n_labels = int(label.max()) + 1
@@ -71,7 +72,7 @@ def expert_label_information(
 def _sum_by_label(labels: Ints, each: Floats, n_labels: int) -> Floats:
     """Sum the expert counts by label.
 
-    Shapes: `labels` [shuffles, documents], `each` [documents, experts], and the result [shuffles, labels, experts].
+    Shapes: `labels` [shuffles, documents], `each` [documents, experts], and the returned sums [shuffles, labels, experts].
     """
     return np.stack([(labels == value).astype(float) @ each for value in range(n_labels)], axis=1)
 
@@ -82,7 +83,7 @@ def _sum_by_label(labels: Ints, each: Floats, n_labels: int) -> Floats:
 def lift(table: NDArray[Any]) -> Floats:
     """Return each expert's share of a family's tokens, divided by the expert's mean share over all families.
 
-    table [families, experts] holds token counts.
+    `table` [families, experts] holds token counts.
     """
     share = table / table.sum(-1, keepdims=True)
     return np.asarray(share / np.maximum(share.mean(0, keepdims=True), 1e-12))
@@ -91,7 +92,8 @@ def lift(table: NDArray[Any]) -> Floats:
 def without_experts(model: Decoder, gone: Sequence[Sequence[int]]) -> Decoder:
     """Return a copy of `model` whose routers never choose the experts in `gone`.
 
-    `gone` has one list for each MoE layer outside the MTP modules. Each token goes to the experts with the highest scores among the others.
+    `gone` has one list of expert indices for each MoE layer outside the MTP modules. Each token goes to the highest-scoring
+    experts that are not in `gone`.
 
     Raises ConfigError if a router cannot exclude experts, or if fewer experts remain than a token needs.
     """

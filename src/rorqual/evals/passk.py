@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
-    """Return the probability that at least one of `k` samples, drawn without replacement, is correct.
+    """Return the estimated probability that at least one of `k` samples, drawn without replacement, is correct.
 
-    `samples` is the number of available samples, and `right` is the number of correct samples among them. The estimate
-    is 1 - C(n-c, k) / C(n, k), equation 1 of Chen et al. 2021 (Evaluating Large Language Models Trained on Code).
-    Integer arithmetic avoids rounding. Raises ValueError if `k` exceeds `samples`.
+    `samples` is the number of available samples, and `right` is the number of correct samples among them. With n = `samples`
+    and c = `right`, the estimate is 1 - C(n-c, k) / C(n, k), equation 1 of Chen et al. 2021 (Evaluating Large Language Models
+    Trained on Code). Integer arithmetic avoids rounding. Raises ValueError if `k` exceeds `samples`.
     """
     if not 0 <= right <= samples or not 1 <= k <= samples:
         raise ValueError(f"pass@{k} of {samples} samples, {right} of them right, is impossible")

@@ -14,8 +14,8 @@ from rorqual.model.decoder import Decoder
 from rorqual.ops.losses import token_logprobs
 
 FORWARD_TOKENS, LOGIT_TOKENS = 8192, 1024
-"""Maximum tokens per forward pass and per logits computation. Both are limited, because the logits of a whole context
-may need gigabytes."""
+"""Maximum number of tokens per forward pass, and per computation of logits. Each of these numbers is limited, because the
+logits of a whole context may need gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class TextLoss:
 
 @torch.no_grad()
 def text_loss(model: Decoder, tokenizer: Tokenizer, text: str, *, window: int, windows: int = 0) -> TextLoss:
-    """Return the mean loss over non-overlapping windows of `window` predictions.
+    """Return the mean loss on `text` over non-overlapping windows of `window` predictions.
 
-    The first prediction of a window sees a single token, as in training. Only the first `windows` windows are
-    evaluated; 0 means all windows. Raises DataError if the text is shorter than one window.
+    The first prediction of a window is made from a single token, as in training. Only the first `windows` windows are
+    evaluated, or all windows if `windows` is 0. Raises DataError if the text is shorter than one window.
     """
     ids = np.asarray(tokenizer.encode(text), dtype=np.int64)
     count = (len(ids) - 1) // window

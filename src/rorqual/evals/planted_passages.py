@@ -1,8 +1,8 @@
 """Passages with a planted text to which later tokens should attend: a key with its value (needle), or a line that is copied.
 
-The tokens of question and answer attend to the planted text. The module measures how much of this dense attention lies
-on selected positions. This measure is meaningful even if the model cannot answer. The module also counts the answer
-tokens that the model predicts correctly.
+The tokens of question and answer attend to the planted text. The module measures how much of the dense attention to the planted
+text lies on selected positions. The share on selected positions is meaningful even if the model cannot answer. The module also
+counts the answer tokens that the model predicts correctly.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from rorqual.model.decoder import Decoder
 PlantedKind = Literal["needle", "copy"]
 PLANTED: tuple[PlantedKind, ...] = get_args(PlantedKind)
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""Shares of the filler that precede the planted text."""
+"""Depths of the planted text: the share of the filler that precedes the planted text."""
 LENGTHS = (0.25, 0.5, 0.75, 1.0)
-"""Lengths of needle passages, as shares of the whole length."""
+"""Lengths of needle passages, as shares of the largest passage length."""
 OWNERS = ("Ada", "Bo", "Cem", "Dora", "Eli", "Fay", "Gus", "Hal")
 COPIED, CUE = 24, 6
-"""A copied line has `COPIED` tokens. Its first `CUE` tokens form the question and are not scored."""
+"""A copied line has `COPIED` tokens. The first `CUE` tokens of the line form the question and are not scored."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class PlantedTokens:
 class PlantedPassage:
     """A passage of n tokens that ends with an answer, as n + 1 ids: the last id is only a target.
 
-    `planted` are the positions of the planted text. `queries` are the positions of the question and of the answer; their
-    tokens should attend to the planted text. `answers` are the queries whose next token is part of the answer.
+    `planted` are the positions of the planted text. `queries` are the positions of the question and of the answer, whose tokens
+    should attend to the planted text. `answers` are the queries whose next token is part of the answer.
     """
 
     tokens: tuple[int, ...]
@@ -66,16 +66,17 @@ class PlantedPassage:
 
 @dataclass(frozen=True)
 class PlantedMisses:
-    """How much of the dense attention to a planted text lies outside the selected positions, at `budget` positions per query, over
-    `passages` passages of `length` tokens.
+    """How much of the dense attention to a planted text lies outside the selected positions, at `budget` positions per query,
+    over `passages` passages of `length` tokens.
 
     - `depth`: share of the filler before the planted text.
     - `distance`: mean number of tokens from the start of the planted text to the start of the question. The question of
       a copied line is the start of the second copy.
-    - `attention`, one value per layer: share of the dense attention weights on planted positions, averaged over queries and heads.
-    - `inside`, per layer: share of `attention` that lies on selected positions.
-    - `right_sparse`, `right_dense`: share of answer tokens that the model ranks first. There are `answers` answer
-      tokens in all.
+    - `attention`, one value per layer: share of the dense attention weights on planted positions, averaged over queries and
+      heads.
+    - `inside`, one value per layer: share of `attention` that lies on selected positions.
+    - `right_sparse`, `right_dense`: share of answer tokens that the model ranks first. `answers` is the number of answer
+      tokens.
     - `loss_sparse`, `loss_dense`: loss per answer token, in nats.
     """
 
@@ -95,12 +96,12 @@ class PlantedMisses:
 
     @property
     def selected_share(self) -> float:
-        """Share of the attention to the planted text that lies on selected positions, over all layers."""
+        """Share of the dense attention to the planted text that lies on selected positions, over all layers."""
         total = sum(self.attention)
         return sum(a * b for a, b in zip(self.attention, self.inside, strict=True)) / total if total else 1.0
 
     def to_json(self) -> dict[str, Any]:
-        """Return all values as JSON."""
+        """Return all measured values as JSON."""
         return asdict(self) | {"kept": self.selected_share}
 
 
@@ -117,9 +118,9 @@ def needles(tokenizer: Tokenizer, count: int) -> list[PlantedTokens]:
 
 
 def copies(tokenizer: Tokenizer, count: int) -> list[PlantedTokens]:
-    """Return `count` lines to copy. Each is the first `COPIED` tokens of a line from the passage "names".
+    """Return `count` lines to copy. Each copied line is the first `COPIED` tokens of a line from the sample passage "names".
 
-    The first `CUE` tokens of a line are the question, and its other tokens are the answer.
+    The first `CUE` tokens of a copied line are the question, and the later tokens are the answer.
     """
     lines = [line for line in load_passage("names").splitlines() if ";" in line]
     cut = [tokenizer.encode("\n" + lines[index % len(lines)])[:COPIED] for index in range(count)]
@@ -129,7 +130,7 @@ def copies(tokenizer: Tokenizer, count: int) -> list[PlantedTokens]:
 def plant(tokenizer: Tokenizer, parts: Sequence[PlantedTokens], length: int, depth: float) -> list[PlantedPassage]:
     """Return a passage of `length` tokens for each of `parts`, with the planted text at `depth` and the answer at the end.
 
-    The filler is the passage "prose", repeated as needed. Each passage starts at a different place in the filler.
+    The filler is the sample passage "prose", repeated as needed. Each passage starts at a different place in the filler.
     """
     text = tokenizer.encode(load_passage("prose"))
     found = []
@@ -148,11 +149,11 @@ def plant(tokenizer: Tokenizer, parts: Sequence[PlantedTokens], length: int, dep
 def measure_planted(
     model: Decoder, kind: PlantedKind, passages: Sequence[PlantedPassage], depth: float, budget: int = 0
 ) -> PlantedMisses | None:
-    """Measure how much of the dense attention to the planted texts lies outside the selected positions, at `budget` positions per
-    query (0: the model's index_topk).
+    """Measure how much of the dense attention to the planted texts lies outside the selected positions, at `budget` positions
+    per query (0: the model's index_topk).
 
-    Returns None if a query sees at most `budget` positions, because its attention is then dense. The passages must have equal
-    lengths. Raises ConfigError if the model has no sparse attention.
+    Returns None if a query sees at most `budget` positions, because the attention of such a query is dense. The passages must
+    have equal lengths. Raises ConfigError if the model has no sparse attention.
     """
     layers = sparse_layers(model)
     budget = budget or trained_budget(layers)

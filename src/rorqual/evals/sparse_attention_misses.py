@@ -2,7 +2,8 @@
 of the attention module changes.
 
 At each layer, dense attention is computed on the same inputs as sparse attention. A query that sees at most `index_topk`
-positions selects all of them, so it misses nothing. `SelectionMisses.dense` counts such queries, but no average includes them.
+positions selects all these positions and misses nothing. `SelectionMisses.dense` counts the queries that select all their
+positions, but no average includes these queries.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from rorqual.model.decoder import Decoder
 from rorqual.ops.losses import token_logprobs
 
 DISTANCES = (0, 1, 16, 64, 256, 1024, 4096, 16384, 65536, 1 << 20)
-"""Lower ends of the ranges of distance between a query and a position, in tokens. Distance 0 is the query's own position."""
+"""Smallest distance of each range of distances between a query and a position, in tokens. Distance 0 is the query's own
+position."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,11 @@ class LayerSelectionMisses:
     - `mass`: share of the dense attention that lies on selected positions, averaged over heads. `mass_p1` is the first
       percentile of `mass` over queries. `heads` is the mean `mass` of each head.
     - `recall`: fraction of the top `index_topk` positions (by dense attention weight) that sparse attention selects.
-    - `weighted_recall`: fraction of the dense attention on these top positions that lies on selected positions. This is
-      `mass` divided by the `mass` of the best selection, except that the weights are averaged over heads first.
+    - `weighted_recall`: fraction of the dense attention on the top `index_topk` positions that lies on selected positions. For
+      one head, `weighted_recall` equals `mass` divided by the `mass` of the best selection. For several heads, the attention
+      weights are averaged over heads first.
     - `difference`: |sparse - dense| / |dense|, where sparse and dense are the outputs of the attention module.
-    - `tied`: share of the selected positions with the same score as the best unselected position.
+    - `tied`: share of the selected positions with the same index score as the best unselected position.
     """
 
     layer: int
@@ -64,10 +67,10 @@ class LayerSelectionMisses:
 class LeastCoveredQuery:
     """The query with the lowest share of dense attention on selected positions (`mass`, averaged over heads).
 
-    `layer` and `window` are indices. `tokens` are the token ids at the positions that the query sees; the last one is
-    the query's own token. `weights` are the dense attention weights of these positions, averaged over heads. `selected`
-    are the selected positions. `missed` are the positions that are not selected although their weights are among the
-    `index_topk` largest.
+    `layer` and `window` are indices. `tokens` are the token ids at the positions that the query sees. The last token is the
+    query's own token. `weights` are the dense attention weights of these positions, averaged over heads. `selected` are the
+    selected positions. `missed` are the positions that are not selected although their weights are among the `index_topk`
+    largest weights.
     """
 
     layer: int
@@ -83,10 +86,10 @@ class LeastCoveredQuery:
 class SelectionMisses:
     """What a model with sparse attention misses on some windows of tokens, at a budget of `budget` positions.
 
-    `queries` is the number of queries that see more than `budget` positions, and `dense` the number of all other
-    queries. `kl` is KL(dense || sparse) of the next-token distribution, in nats. `flips` is the share of queries whose
-    most likely next token changes. `loss_dense` and `loss_sparse` are the next-token losses with dense and with sparse
-    attention, in nats.
+    `queries` is the number of queries that see more than `budget` positions, and `dense` is the number of queries that see at
+    most `budget` positions. `kl` is KL(dense || sparse) of the next-token distribution, in nats. `flips` is the share of
+    queries whose most likely next token changes. `loss_dense` and `loss_sparse` are the next-token losses with dense and with
+    sparse attention, in nats.
     """
 
     budget: int
@@ -103,7 +106,7 @@ class SelectionMisses:
 
     @property
     def mean_selected_mass(self) -> float:
-        """The mean `mass` of the layers."""
+        """The mean of `mass` over the layers."""
         return sum(layer.mass for layer in self.layers) / len(self.layers)
 
     @property
@@ -117,12 +120,12 @@ class SelectionMisses:
         return min(layer.weighted_recall for layer in self.layers)
 
     def to_json(self) -> dict[str, Any]:
-        """Return all values as JSON."""
+        """Return all measured values as JSON."""
         return asdict(self) | {"recall": self.recall, "weighted_recall": self.weighted_recall}
 
 
 def sparse_layers(model: Decoder, where: str = "") -> list[DSA]:
-    """Return the DSA modules of the main model, but not of MTP modules. Raises ConfigError if there are none."""
+    """Return the DSA modules of the main model, but not of MTP modules. Raises ConfigError if the model has no DSA modules."""
     found = [module for module in model.layers.modules() if isinstance(module, DSA)]
     if not found:
         kinds = ", ".join(sorted({attention.kind for attention in model.config.attentions}))
@@ -135,7 +138,7 @@ def sparse_layers(model: Decoder, where: str = "") -> list[DSA]:
 
 
 def trained_budget(layers: Sequence[DSA]) -> int:
-    """Return the `index_topk` that all DSA modules share. Raises ConfigError if the modules have different values."""
+    """Return the `index_topk` that all DSA modules share. Raises ConfigError if `index_topk` differs between the modules."""
     budgets = sorted({layer.config.index_topk for layer in layers})
     if len(budgets) > 1:
         raise ConfigError(
@@ -165,8 +168,8 @@ def temporary_budget(layers: Sequence[DSA], budget: int, *, dense: bool = False)
 def run_sparse_and_dense(
     model: Decoder, layers: Sequence[DSA], tokens: Tensor, budget: int
 ) -> tuple[Mapping[str, Sequence[Tensor]], Tensor, Tensor]:
-    """Run tokens [1, length] with sparse and with dense attention. Return the records of
-    the sparse run, its hidden states, and the dense hidden states."""
+    """Run tokens [1, length] with sparse and with dense attention. Return the records and the hidden states of the sparse run,
+    and the hidden states of the dense run."""
     with temporary_budget(layers, budget):
         sparse = model(tokens, record=(*ATTENTION_ERROR_NAMES, "selected"))
     with temporary_budget(layers, tokens.shape[1], dense=True):
@@ -177,7 +180,7 @@ def run_sparse_and_dense(
 def measure_selection_misses(model: Decoder, tokens: Tensor, where: str = "", budget: int = 0) -> SelectionMisses:
     """Measure what sparse attention misses on `tokens` [windows, length + 1] at `budget` positions (0: the model's index_topk).
 
-    Each window is one sequence. Memory grows with the square of `length`. Raises ConfigError if the model has no sparse
+    Each window is run as one sequence. Memory grows with the square of `length`. Raises ConfigError if the model has no sparse
     attention, and DataError if the windows are not longer than the budget.
     """
     layers, length = sparse_layers(model, where), tokens.shape[1] - 1
@@ -269,7 +272,7 @@ class _LayerSums:
         self.windows += 1
 
     def layer_misses(self, layer: int) -> LayerSelectionMisses:
-        """Return the averages over all added windows. `layer` is the index of the layer."""
+        """Return what the layer misses, averaged over all added windows. `layer` is the index of the layer."""
         mass, recall, weighted_recall, difference = (
             torch.cat(part).float().numpy() for part in (self.mass, self.recall, self.weighted_recall, self.difference)
         )

@@ -33,7 +33,7 @@ from rorqual.model.decoder import Decoder
 
 
 class NamedText(NamedTuple):
-    """A text and its name, such as its file."""
+    """A text and its name, such as the name of the text's file."""
 
     name: str
     text: str
@@ -41,7 +41,7 @@ class NamedText(NamedTuple):
 
 @dataclass(frozen=True)
 class TextSelectionMisses:
-    """What sparse attention misses on one text, with one entry per budget in ascending order."""
+    """What sparse attention misses on one text, for each budget of selected positions in ascending order."""
 
     name: str
     budgets: tuple[SelectionMisses, ...]
@@ -56,7 +56,7 @@ class SparseAttentionReport:
     """What a model's sparse attention misses on windows and passages of at most `length` tokens.
 
     `trained` is the model's index_topk. All other budgets are untrained: index_topk is changed for the measurement only.
-    `budgets` are the measured budgets. At the budgets in `dense`, attention is dense.
+    `budgets` are the measured budgets of selected positions. At the budgets in `dense`, attention is dense.
     """
 
     model: str
@@ -76,7 +76,7 @@ class SparseAttentionReport:
     @property
     def weighted_recall(self) -> float:
         """The lowest weighted recall over all layers and texts, at the trained budget. Raises ConfigError if no text was
-        measured at this budget."""
+        measured at the trained budget."""
         if not self.texts or self.trained not in self.budgets:
             reason = "data= names no text" if not self.texts else f"attention is dense at index_topk={self.trained}"
             raise ConfigError(
@@ -86,7 +86,7 @@ class SparseAttentionReport:
         return min(text.misses_at_budget(self.trained).weighted_recall for text in self.texts)
 
     def to_json(self) -> dict[str, Any]:
-        """Return all values as JSON, with one entry in `texts` per text and budget."""
+        """Return all measured values as JSON, with one entry in `texts` per text and budget."""
         return {
             "model": self.model,
             "length": self.length,
@@ -161,17 +161,17 @@ KINDS: dict[PlantedKind, tuple[Callable[[Tokenizer, int], list[PlantedTokens]], 
     "needle": (needles, LENGTHS),
     "copy": (copies, (1.0,)),
 }
-"""For each kind: the function that makes the planted texts, and the passage lengths as fractions of the largest
-length."""
+"""For each kind of planted text: the function that makes the planted texts, and the passage lengths as fractions of the largest
+passage length."""
 
 
 def _planted_passages(
     tokenizer: Tokenizer, kind: PlantedKind, length: int, number: int, budget: int
 ) -> list[PassagesAtDepth]:
-    """Return the passages for each length and depth. A pair of length and depth is left out if a query in its passages
+    """Return the passages for each passage length and depth. A pair of length and depth is left out if a query in its passages
     sees at most `budget` positions.
 
-    The queries are the tokens of question and answer.
+    The queries of a passage are the tokens of its question and its answer.
     """
     make, shares = KINDS[kind]
     parts = make(tokenizer, number)

@@ -1,6 +1,6 @@
 """Statistics for comparing evaluations: intervals, exact paired tests and bootstraps.
 
-Every random draw is seeded. Tests are exact where an exact computation is cheap.
+Every random draw is seeded. A test is exact if the exact computation is cheap.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 EDWARDS = 1.0
-"""Size of Edwards' continuity correction, as a number of pairs. Without this correction, the nominal 95 % score
-interval covers only 86 to 94 % for 3 to 100 pairs."""
+"""Size of Edwards' continuity correction, as a number of pairs. Without Edwards' correction, the nominal 95 % score interval
+covers only 86 to 94 % for 3 to 100 pairs."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class Difference:
 
 
 def wilson(right: float, total: int, confidence: float = 0.95) -> Interval:
-    """Return the score interval of a proportion (Wilson 1927). The interval stays within [0, 1] and is also valid if
+    """Return the score interval of a proportion (Wilson 1927). The score interval stays within [0, 1] and is also valid if
     `right` is 0 or `total`.
 
-    `right` may also be a sum of shares, with one share between 0 and 1 for each problem. The interval is then still valid, because
-    shares vary at most as much as 0s and 1s with the same mean. The coverage is nominal on average over rates, but lower at
-    rates below 1 / `total` (docs/results/coverage.json).
+    `right` may also be a sum of shares, with one share between 0 and 1 for each problem. The interval of a mean share is still
+    valid, because shares vary at most as much as 0s and 1s with the same mean. The interval's coverage is nominal on average
+    over true proportions, but lower at proportions below 1 / `total` (docs/results/coverage.json).
     """
     if not 0 <= right <= total:
         raise ValueError(f"{right} right out of {total} is impossible")
@@ -68,7 +68,7 @@ def wilson(right: float, total: int, confidence: float = 0.95) -> Interval:
 def mcnemar(before: Sequence[bool] | NDArray[Any], after: Sequence[bool] | NDArray[Any]) -> float:
     """Return the p-value of the exact two-sided McNemar test of paired verdicts (McNemar 1947).
 
-    Under the null hypothesis, each pair that differs is a fair coin flip. The result is 1 if no pair differs.
+    Under the null hypothesis, each pair that differs is a fair coin flip. The p-value is 1 if no pair differs.
     """
     old, new = np.asarray(before, bool), np.asarray(after, bool)
     if old.shape != new.shape:
@@ -112,12 +112,12 @@ def difference_over_seeds(
     """Return the paired difference of shares over runs: `before[s][i]` and `after[s][i]` are the values of seed `s` on
     problem `i`.
 
-    Shares may be fractional, such as the mean of several samples. Fractional shares have at most the variance of 0s and
-    1s with the same mean, so their interval is wider than necessary.
+    A value may be a fraction between 0 and 1, such as the mean of several samples. Fractions have at most the variance of 0s
+    and 1s with the same mean, so the interval of fractions is wider than necessary.
 
-    For one seed the interval is the score interval over problems. For several seeds the interval spans
-    both the interval of `hierarchical_difference` and the score interval over all problems. Seeds that agree exactly therefore do not
-    give an interval of zero width.
+    For one seed the interval is the score interval over problems. For several seeds, the interval spans the interval of
+    `hierarchical_difference` and the score interval over all problems. Seeds that agree exactly therefore do not give an
+    interval of zero width.
     """
     changes = _changes(before, after)
     if any(np.abs(change).max() > 1 for change in changes):
@@ -144,7 +144,7 @@ def hierarchical_difference(
 
     Each resample draws seeds with replacement, then items within each drawn seed.
 
-    `before[s][i]` and `after[s][i]` are the values of seed `s` on item `i`. The mean gives all seeds equal weight.
+    `before[s][i]` and `after[s][i]` are the values of seed `s` on item `i`. The mean difference gives all seeds equal weight.
     Resampling only items would understate the spread between runs.
 
     The interval of a percentile bootstrap (Efron 1979) over few seeds is too narrow. For 5 seeds with a standard
@@ -161,7 +161,8 @@ def hierarchical_difference(
 
 
 def _changes(before: Sequence[NDArray[Any]], after: Sequence[NDArray[Any]]) -> list[Floats]:
-    """Return `after - before` for every seed. Raises ValueError if the values cannot be paired."""
+    """Return `after - before` for every seed. Raises ValueError if `before` and `after` have different shapes, or if values are
+    missing."""
     shapes = [[np.shape(values) for values in side] for side in (before, after)]
     if shapes[0] != shapes[1] or not before or any(len(shape) != 1 or not shape[0] for shape in shapes[0]):
         raise ValueError(f"values of these shapes cannot be paired: {shapes[0]} and {shapes[1]}")

@@ -23,17 +23,17 @@ def percent_interval(interval: Interval) -> str:
 
 
 def p_value_text(p_value: float | None) -> str:
-    """Return a p-value with three decimals, or an upper bound if the value is below 0.001."""
+    """Return a p-value with three decimals, or an upper bound if the p-value is below 0.001."""
     if p_value is None:
         return "-"
     return f"{p_value:.3f}" if p_value >= 0.001 else "<0.001" if p_value >= 1e-6 else "<1e-6"
 
 
 def table(evaluation: Evaluation) -> str:
-    """Return accuracy in percent by family and level, with 95 % intervals, the best baseline and answer lengths.
+    """Return a table of accuracy in percent by family and level, with 95 % intervals, the best baseline and answer lengths.
 
-    `unmarked %` is the share of replies without a marked answer, which are wrong. `last %` is the accuracy if the last number, label or
-    line of each reply is read as its answer.
+    `unmarked %` is the share of replies without a marked answer, which are wrong. `last %` is the accuracy if the last number,
+    label or line of each reply is read as its answer.
     """
     rows: list[EvaluationRow] = list(evaluation.rows("level"))
     if len(rows) > 1:
@@ -79,7 +79,8 @@ def best_baseline_text(row: EvaluationRow) -> str:
 
 
 def ungraded_note(evaluation: Evaluation) -> str:
-    """State how many answers are ungraded, and what the accuracy would be if all these answers were wrong, or all correct."""
+    """Return a sentence with the number of ungraded answers, and with the accuracy if all ungraded answers were wrong, and if
+    all were correct."""
     [row] = evaluation.rows("all")
     if not row.ungraded:
         return ""
@@ -92,7 +93,8 @@ def ungraded_note(evaluation: Evaluation) -> str:
 
 
 def unmarked_replies_note(evaluations: Mapping[str, Evaluation]) -> str:
-    """State the share of unmarked replies, and the accuracy by the last number, label or line of a reply. Return "" for older files."""
+    """State the share of unmarked replies, and the accuracy by the last number, label or line of a reply. For files of older
+    Rorqual versions, return ""."""
     rows = {name: evaluation.rows("all")[0] for name, evaluation in evaluations.items()}
     if all(math.isnan(row.last) for row in rows.values()):
         return ""

@@ -39,7 +39,7 @@ def build_trace(folder: Path, *, text_steps: int = TEXT_STEPS) -> Path:
 
 
 def run_facts(config: Mapping[str, Any], folder: Path) -> list[str]:
-    """Summarise the run as a list of short phrases. `config` is the content of `run.yaml`."""
+    """Summarise a run as a list of short phrases. `config` is the content of `run.yaml`."""
     source = config.get("source") or {}
     words = [f"{config.get('recipe', '?')}, seed {config.get('seed', 0)}", f"task {source.get('task', '?')}"]
     if "problems" in source and "samples" in source:
@@ -77,10 +77,11 @@ def spread_steps(steps: Sequence[int], count: int) -> set[int]:
 
 
 def compact_rollout_group(line: dict[str, Any], spoken: bool) -> dict[str, Any]:
-    """Return a group of rollouts as a dictionary with one-letter keys: k (key), f (family), l (level), p (prompt), a (answer), s (samples).
+    """Return a group of rollouts as a dictionary with one-letter keys: k (key), f (family), l (level), p (prompt), a (answer),
+    s (samples).
 
-    A sample is [verdict, advantage, tokens, thinking tokens, cut off, thinking, reply]. The last two fields
-    exist only for steps whose texts are on the page.
+    A sample is [verdict, advantage, tokens, thinking tokens, cut off, thinking, reply]. The last two fields, thinking and
+    reply, exist only for steps whose texts are on the page.
     """
     short: dict[str, Any] = {"k": line["key"], "f": line["family"], "l": line["level"]}
     texts = spoken and "prompt" in line

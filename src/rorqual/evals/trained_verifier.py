@@ -21,7 +21,8 @@ from rorqual.tasks.task import Verdict
 
 ANSWERS = ("yes", "no")
 KNOWN = 0.5
-"""Smallest mean of P(yes) + P(no) for a verifier. A run with a smaller mean was not trained as a verifier, and is rejected."""
+"""Smallest mean of P(yes) + P(no) over replies for a verifier. A run with a smaller mean was not trained as a verifier, and is
+rejected."""
 
 
 def verifier_prompt(sample: GradedSample) -> str:
@@ -46,7 +47,7 @@ def with_verifier_scores(evaluation: Evaluation, verifier: Engine, name: str = "
     """Return the evaluation with the verifier's log-odds log P(yes) - log P(no) as each sample's `score`.
 
     Samples without a reply have no score. Raises ConfigError if "yes" and "no" have the same first token, or if the verifier
-    rarely answers with one of them. Raises DataError if a question does not fit into the verifier's context.
+    rarely answers "yes" or "no". Raises DataError if a verifier's prompt does not fit into the verifier's context.
     """
     first = [verifier.tokenizer.encode(answer)[0] for answer in ANSWERS]
     remedy = "Train a verifier on graded replies: eval ... split=train verifier_data=FILE.jsonl, then train sft data=FILE.jsonl."

@@ -1,4 +1,4 @@
-"""The rule for a verdict on a method: at least five seeds, and two 99 % intervals that agree.
+"""The rule for a verdict on a training method: at least five seeds, and two 99 % intervals that agree.
 
 The bootstrap over seeds is too narrow for few seeds, and Student's t interval ignores the problems within each seed
 (docs/results/coverage.json). A verdict therefore needs the bootstrap interval and Student's t interval.
@@ -19,9 +19,10 @@ CONFIDENCE = 0.99
 
 
 def wider_interval(bootstrap: Interval, differences: Sequence[float]) -> Interval:
-    """Return the smallest interval that contains the bootstrap interval and Student's t interval over `differences` (one per seed).
+    """Return the smallest interval that contains the bootstrap interval and Student's t interval over `differences` (one per
+    seed).
 
-    With fewer than two differences the interval is unbounded.
+    With fewer than two differences, the returned interval is unbounded.
     """
     if len(differences) < 2:
         return Interval(-math.inf, math.inf, bootstrap.confidence)
@@ -50,7 +51,8 @@ def judge(
 
 
 def combine_verdicts(verdicts: Sequence[Verdict]) -> Verdict:
-    """Return the verdict of a claim with several parts. The claim holds if all parts hold, and fails if one part fails."""
+    """Return the verdict on a claim with several parts. The claim holds if all its parts hold, and fails if one of its parts
+    fails."""
     if "does not hold" in verdicts:
         return "does not hold"
     return "holds" if verdicts and all(verdict == "holds" for verdict in verdicts) else "open"

@@ -1,9 +1,8 @@
 """Rules that choose one answer from several samples of a problem: the majority answer,
 the most likely sample, or the sample that a verifier scores highest.
-The majority rule is self-consistency (Wang et al. 2022, 2203.11171). No rule is right on a problem without a right
-sample, so the share of problems with a right sample is an upper bound.
-All rules reuse the samples of one evaluation. If a rule uses fewer samples than the evaluation has, its result is averaged over
-disjoint groups of consecutive samples.
+The majority rule is self-consistency (Wang et al. 2022, 2203.11171). No rule is right on a problem without a right sample, so
+the share of problems with a right sample is an upper bound of a rule's accuracy. All rules reuse the samples of one evaluation.
+If a rule uses fewer samples than the evaluation has, the rule's result is averaged over disjoint groups of consecutive samples.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from rorqual.evals.stats import Interval, wilson
 from rorqual.tasks.task import Verdict
 
 SURE = 0.95
-"""The probability above which `majority_is_likely` stops sampling."""
+"""The probability of the leading answer above which `majority_is_likely` stops sampling."""
 SamplesOfProblem = Sequence[GradedSample]
 
 
@@ -28,9 +27,9 @@ SamplesOfProblem = Sequence[GradedSample]
 class RuleResult:
     """The result of one rule on all problems.
 
-    - `samples`: number of samples per problem; for rules that stop early, the largest number.
-    - `values`: for each problem, the probability that the answer is right (None:
-    ungraded). `costs`: for each problem, the number of generated tokens.
+    - `samples`: number of samples per problem, or the largest number for rules that stop early.
+    - `values`: for each problem, the probability that the rule's answer is right (None: ungraded). `costs`: for each problem,
+      the number of generated tokens.
     """
 
     rule: str
@@ -56,12 +55,12 @@ class RuleResult:
 
     @property
     def tokens(self) -> float:
-        """The mean number of tokens per problem."""
+        """The mean number of generated tokens per problem."""
         return math.fsum(self.costs) / len(self.costs)
 
 
 def one_sample_accuracy(group: SamplesOfProblem) -> float | None:
-    """Return the share of right samples, or None if all are ungraded."""
+    """Return the share of right samples, or None if all samples are ungraded."""
     graded = [sample for sample in group if sample.verdict is not Verdict.UNGRADED]
     return _right(graded) if graded else None
 
@@ -69,8 +68,8 @@ def one_sample_accuracy(group: SamplesOfProblem) -> float | None:
 def majority_accuracy(group: SamplesOfProblem) -> float | None:
     """Return the probability that the majority answer is right, or None if the replies with this answer are ungraded.
 
-    A tie is broken at random, so the result is the mean over the leading answers. Samples without an answer do not vote. Without any
-    vote, the result is 0, or None if all replies are ungraded.
+    A tie is broken at random, so the probability is the mean over the leading answers. Samples without an answer do not vote.
+    If no sample votes, return 0, or None if all replies are ungraded.
     """
     counts = Counter(sample.answered for sample in group if sample.answered is not None)
     if not counts:
@@ -86,12 +85,14 @@ def majority_accuracy(group: SamplesOfProblem) -> float | None:
 
 
 def most_likely_accuracy(group: SamplesOfProblem) -> float | None:
-    """Return 1 if the sample with the highest mean log-probability per token is right, 0 if it is wrong, and None if it is ungraded."""
+    """Return 1 if the sample with the highest mean log-probability per token is right, 0 if this sample is wrong, and None if
+    it is ungraded."""
     return _best_valued_accuracy(group, [sample.logprob for sample in group])
 
 
 def best_scored_accuracy(group: SamplesOfProblem) -> float | None:
-    """Return 1 if the sample with the verifier's highest score is right, 0 if it is wrong, and None if it is ungraded."""
+    """Return 1 if the sample with the verifier's highest score is right, 0 if this sample is wrong, and None if it is
+    ungraded."""
     return _best_valued_accuracy(group, [sample.score for sample in group])
 
 
@@ -112,14 +113,15 @@ def weighted_majority_accuracy(group: SamplesOfProblem) -> float | None:
 
 
 def _best_valued_accuracy(group: SamplesOfProblem, values: Sequence[float | None]) -> float | None:
-    """Return 1 if the sample with the highest value is right, 0 if it is wrong, and None if it is ungraded. If several
-    samples have the highest value, the result is the mean of their correctness."""
+    """Return 1 if the sample with the highest value is right, 0 if this sample is wrong, and None if it is ungraded. If several
+    samples have the highest value, return the share of right samples among them."""
     known = [-math.inf if value is None else value for value in values]
     return one_sample_accuracy([sample for sample, value in zip(group, known, strict=True) if value == max(known)])
 
 
 def any_sample_right(group: SamplesOfProblem) -> float | None:
-    """Return whether any sample is right, or None if all are ungraded. No rule that chooses among the samples can exceed this bound."""
+    """Return 1 if any sample is right, else 0, or None if all samples are ungraded. No rule that chooses among the samples can
+    exceed this number."""
     verdicts = {sample.verdict for sample in group}
     return None if verdicts == {Verdict.UNGRADED} else float(Verdict.RIGHT in verdicts)
 
@@ -131,11 +133,10 @@ def majority_is_known(answers: Sequence[str | None], most: int) -> bool:
 
 
 def majority_is_likely(answers: Sequence[str | None], threshold: float = SURE) -> bool:
-    """Return whether the leading answer is more frequent than the second one with a probability above `threshold`.
+    """Return whether the leading answer is more frequent than the second answer with a probability above `threshold`.
 
-    The probability is the posterior probability, under a uniform prior, that the leading answer gets more than half of all votes for the
-    two answers
-    (the Beta rule of Adaptive-Consistency, Aggarwal et al. 2023, 2305.11860, section 3).
+    The probability is the posterior probability, under a uniform prior, that the leading answer gets more than half of all
+    votes for the two answers (the Beta rule of Adaptive-Consistency, Aggarwal et al. 2023, 2305.11860, section 3).
     """
     lead, second = _two_highest_vote_counts(answers)
     trials = lead + second + 1
@@ -143,7 +144,7 @@ def majority_is_likely(answers: Sequence[str | None], threshold: float = SURE) -
 
 
 def _two_highest_vote_counts(answers: Sequence[str | None]) -> tuple[int, int]:
-    """Return the number of votes for the leading answer and for the second one."""
+    """Return the number of votes for the leading answer and for the second answer."""
     counts = [count for _, count in Counter(answer for answer in answers if answer is not None).most_common(2)]
     lead, second, *_ = *counts, 0, 0
     return lead, second
@@ -167,7 +168,8 @@ STOPPED: dict[StopWhen, str] = {"settled": "majority, until settled", "sure": f"
 
 
 def samples_until(group: SamplesOfProblem, sure: StopRule) -> int:
-    """Return the smallest number of samples at which `sure` holds, or the number of all samples if it never holds."""
+    """Return the smallest number of samples at which the rule `sure` holds, or the number of all samples if `sure` never
+    holds."""
     answers = [sample.answered for sample in group]
     return next((count for count in range(1, len(group)) if sure(answers[:count])), len(group))
 
@@ -175,9 +177,9 @@ def samples_until(group: SamplesOfProblem, sure: StopRule) -> int:
 def rule_results(evaluation: Evaluation) -> list[RuleResult]:
     """Return the results of all rules, for 1, 2, 4, ... samples and for all samples of each problem.
 
-    Rules of the majority need canonical answers, the rule of the most likely sample needs log-probabilities, and rules of the verifier
-    need scores. A rule is left out if the samples lack the data that it needs. If sampling may have stopped early, the only results are those of
-    the first sample and of the majority.
+    Rules of the majority need canonical answers, the rule of the most likely sample needs log-probabilities, and rules of the
+    verifier need scores. A rule is left out if the samples lack the data that it needs. If sampling may have stopped early,
+    only the results of the first sample and of the majority are returned.
     """
     problems, n = list(evaluation.samples_by_problem.values()), evaluation.params.n
     if evaluation.stop_when != "never":

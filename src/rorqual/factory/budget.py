@@ -7,16 +7,16 @@ if the server rejected the request (HTTP 3xx or 4xx).
 
 The reserve counts as spent if the answer never arrived (server error, timeout, broken connection, no completion),
 because the server may have billed the request. The reserve counts as spent if the server reports no token usage, or
-fewer tokens than the answer's text must have. After a report of too few tokens, later usage reports of that server are
-not trusted.
+fewer tokens than the answer's text must have. Once the server has reported too few tokens, later usage reports of the server
+are not trusted.
 
 The guarantee: if a server bills no request more than its reserve, the total bill never exceeds the budget. A server may
 bill and report more tokens than were reserved, because it ignores `max_tokens` or adds its own prompt. If a server
 reports more tokens than were reserved, the budget may be exceeded, but by at most the excess cost of the requests that
 were in flight when the first report of excess tokens arrived. Once the budget is exceeded, no further request is sent.
-With a budget, the first request must finish before other requests are sent. Therefore, if the server treats all
-requests alike, only one request can exceed its reserve. In any case, at most `concurrency` requests can exceed their
-reserves. If a server bills more tokens than it reports, the budget may be exceeded by any amount.
+With a budget, the first request must finish before other requests are sent. If the server treats all requests alike, then only
+one request can exceed its reserve. In any case, at most `concurrency` requests can exceed their reserves. If a server bills
+more tokens than it reports, the budget may be exceeded by any amount.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ from rorqual.factory.config import RemoteAccess
 from rorqual.factory.stored_samples import StoredSample
 
 MESSAGE_TOKENS, TEMPLATE_TOKENS = 16, 64
-"""Maximum number of tokens that a chat template adds per message and per prompt. Text has at most one token per byte."""
+"""Maximum number of tokens that a chat template adds per message and per prompt. The text of a message has at most one token
+per byte."""
 
 
 class BudgetReached(RorqualError):
@@ -47,12 +48,12 @@ class BudgetReached(RorqualError):
 
 @dataclass(frozen=True)
 class Spending:
-    """The money spent so far, and the number of requests.
+    """The money spent on a remote teacher so far, and the number of requests.
 
     - `paid`, `kept`: total cost and number of the requests that returned an answer.
     - `lost`, `lost_requests`: total reserve and number of the requests without an answer, which the server may have billed.
     - `beyond`: the largest number of prompt tokens that were billed in excess of `max_prompt_tokens`. `longest`: the largest
-      number of reply tokens that were billed for a request with a lower `max_tokens`.
+      number of reply tokens that the server billed for a request with a lower `max_tokens`.
     - `trusted`: whether the server never reported fewer tokens than a prompt or an answer must have.
     """
 
@@ -72,11 +73,11 @@ class Spending:
 
     @property
     def overspent(self) -> float:
-        """The money spent in excess of the budget, or 0 if there is no budget."""
+        """The money spent in excess of the budget, or 0 if no budget is set."""
         return max(0.0, self.total - self.budget) if self.budget else 0.0
 
     def warnings_by_kind(self) -> dict[str, str]:
-        """Return the warnings by kind: exceeded budget, excess billing, impossible usage."""
+        """Return the warnings on spending by kind: exceeded budget, excess billing, impossible usage."""
         found = {}
         if self.overspent:
             found["passed"] = (
@@ -96,7 +97,7 @@ NOTHING = Spending()
 
 @dataclass
 class _RequestInFlight:
-    """A request in flight. `name`: the request's name in the ledger. `written`: the request's reserve in the ledger."""
+    """A request in flight. `name` is the request's name in the ledger, and `written` is the request's reserve in the ledger."""
 
     name: str
     request: Request
@@ -104,9 +105,10 @@ class _RequestInFlight:
 
 
 class Budget(BudgetGuard):
-    """The account of paid and reserved money. The remote engine calls `may_send` before each request, and other methods after the response.
+    """The account of paid and reserved money. The remote engine calls `may_send` before each request, and the methods that book
+    the cost after the response.
 
-    `asks`: (name in the ledger, request) for each request index. `bought`: the paid samples of earlier calls. As a
+    `asks` holds (name in the ledger, request) for each request index. `bought` holds the paid samples of earlier calls. As a
     context manager, a `Budget` owns the ledger file.
     """
 
@@ -137,7 +139,7 @@ class Budget(BudgetGuard):
             longest=max((int(line["longest_reply"]) for line in lines if "longest_reply" in line), default=0),
             trusted=not any("unbelieved" in line for line in lines),
         )
-        """The money spent so far. A change replaces the whole object, which is immutable."""
+        """The money spent so far. Each change replaces the whole `Spending` object, which is immutable."""
         self._excess_recorded = any("passed" in line for line in lines)
 
     def __enter__(self) -> Budget:
@@ -188,7 +190,8 @@ class Budget(BudgetGuard):
     def cost_of_answer(self, place: int, completion: Completion) -> tuple[str, float]:
         """Return the name of the attempt that returned the answer, and the cost of the answer.
 
-        The cost is computed from the reported usage. If the usage is missing or not trusted, the cost is the reserve.
+        The cost is computed from the reported usage. If the usage is missing or not trusted, the cost equals the request's
+        reserve.
         """
         attempt, usage = self._open[place], completion.usage
         text = f"{completion.text} {completion.reasoning or ''}"
@@ -214,11 +217,11 @@ class Budget(BudgetGuard):
             self._condition.notify_all()
 
     def price(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Return the price of prompt and reply tokens."""
+        """Return the price of the given numbers of prompt and reply tokens."""
         return (prompt_tokens * self.access.price_in + completion_tokens * self.access.price_out) / 1e6
 
     def _max_cost(self, request: Request) -> float:
-        """Return the maximum cost of a request. If the server ever reported a higher usage than was reserved, the cost
+        """Return the maximum cost of a request. If the server ever reported more tokens than were reserved, the maximum cost
         includes this excess."""
         prompt = max_prompt_tokens(request.messages) + self.spending.beyond
         return self.price(prompt, max(request.params.max_tokens, self.spending.longest))

@@ -1,4 +1,4 @@
-"""The dataset card of a teacher's samples: kept and dropped samples, cost and settings."""
+"""The dataset card of a teacher's samples: kept and dropped samples, cost and settings of the sampling."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ VERDICTS = ("right", "wrong", "ungraded")
 class CardFindings:
     """The contents of a dataset card.
 
-    - `costs`: seconds and core-seconds of each stage, over all calls. The stage `unaccounted` covers the choice of
-      problems and the loading of the teacher.
+    - `costs`: seconds and core-seconds of each stage of the factory, over all calls. The stage `unaccounted` covers the choice
+      of problems and the loading of the teacher.
     - `met`: number of problems that were excluded because they match an evaluation set.
     - `missing`: number of samples that the budget did not cover, or None if the dataset is complete.
     """
@@ -51,7 +51,7 @@ class CardFindings:
 
     @property
     def kept_samples(self) -> list[TeacherSample]:
-        """The rows that passed all filters."""
+        """The samples that passed all filters."""
         return [row for row in self.rows if not row.dropped]
 
     @property
@@ -61,7 +61,8 @@ class CardFindings:
 
 
 def write_card(out: Path, findings: CardFindings) -> None:
-    """Write the dataset card to the folder `out`, as `card.md`, and as `card.html` with charts. Each file is self-contained."""
+    """Write the dataset card to the folder `out`, as `card.md`, and as `card.html` with charts. Each of the two files is
+    self-contained."""
     tables, summary = list(_tables(findings)), _summary(findings)
     text = [f"# Samples of {_teacher_description(findings)}", summary, *findings.notes]
     for table in tables:

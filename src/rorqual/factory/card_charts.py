@@ -19,7 +19,7 @@ GROUPS: dict[str, tuple[Colour, Callable[[TeacherSample], bool]]] = {
 
 
 def charts(rows: Sequence[TeacherSample]) -> list[Chart]:
-    """Return the charts, each named after its section of the card. Without samples, there are no charts."""
+    """Return the charts of a dataset card, each named after its section of the card. Return no charts if `rows` is empty."""
     return [families_chart(rows), lengths_chart(rows)] if rows else []
 
 
@@ -54,7 +54,7 @@ def lengths_chart(rows: Sequence[TeacherSample]) -> Chart:
 
 
 def families_chart(rows: Sequence[TeacherSample]) -> Chart:
-    """Return a chart with one bar for each family."""
+    """Return a chart of kept and dropped samples with one bar for each family."""
     names = list(dict.fromkeys(row.family for row in rows))
     words = "; ".join(
         f"{name}: {sum(r.family == name for r in rows)} samples, {sum(r.family == name and not r.dropped for r in rows)} kept"

@@ -18,7 +18,7 @@ ADDRESS = ("http://", "https://")
 
 
 class FilterConfig(Config):
-    """The filters that run on samples. Their limits are constants of `rorqual.factory.filters`."""
+    """The filters that run on samples. The limits of the filters are constants of `rorqual.factory.filters`."""
 
     names: tuple[FilterName, ...] = Field(
         ("length", "repetition", "language", "contaminated", "duplicate"), description="filters to run"

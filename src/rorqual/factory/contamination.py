@@ -1,9 +1,10 @@
-"""Contamination check: find problems and samples that equal an evaluation item or share consecutive words with it.
+"""Contamination check: find problems and samples that equal an evaluation item or share consecutive words with an evaluation
+item.
 
 Matching ignores case and punctuation. Each text is compared twice: once with numbers and operators, and once with only
 its words. The comparison by words finds problems whose numbers were changed. `overlap` consecutive words count as a
-match. `overlap` is 8 by default; GPT-3 used 8 to 13 (Brown et al. 2020, appendix C). An item with fewer than `overlap`
-words, but at least `SHORT` words, matches if a text contains the whole item. An item with fewer than `SHORT` words
+match. `overlap` is 8 by default; GPT-3 used 8 to 13 (Brown et al. 2020, appendix C). An evaluation item with fewer than
+`overlap` words, but at least `SHORT` words, matches if a text contains the whole item. An item with fewer than `SHORT` words
 matches only a text that equals the item.
 
 As in GPT-3, common sequences such as instructions do not count as matches. A sequence is common if it occurs in more
@@ -36,8 +37,8 @@ FROM_FILES, FROM_ENDLESS = 100_000, 250
 """Maximum number of test problems to compare with. `FROM_FILES` applies to tasks that read files, and `FROM_ENDLESS` to
 endless tasks, which generate their problems.
 
-In endless tasks, a hash of the key assigns each problem to a split, and the test split gets only few problems. Finding
-a test problem may therefore take milliseconds, so the limit for endless tasks is low.
+In endless tasks, a hash of the key assigns each problem to a split, and few problems fall into the test split. Finding a test
+problem may therefore take milliseconds, so the maximum number for endless tasks is low.
 """
 TEXT_COLUMNS = ("prompt", "question", "problem", "text")
 
@@ -60,7 +61,8 @@ class EvalItem:
 
 @dataclass(frozen=True)
 class EvalMatch:
-    """A match with an evaluation item. `where`: location of the item. `how`: "key", "whole prompt" or the matching words."""
+    """A match with an evaluation item. `where`: location of the evaluation item. `how`: "key", "whole prompt" or the matching
+    words."""
 
     where: str
     how: str
@@ -93,7 +95,7 @@ class EvalItemIndex:
     def _overlap_grams(self, text_words: Gram) -> set[Gram]:
         """Return all sequences of `overlap` consecutive words of the text, and of the text without numbers and operators.
 
-        An empty string at the start marks the sequences of the text without numbers and operators.
+        A sequence of the text without numbers and operators starts with an empty string as a mark.
         """
         words_only = tuple(word for word in text_words if word[0].isalpha())
         return word_grams(text_words, self.overlap) | {("", *gram) for gram in word_grams(words_only, self.overlap)}
@@ -117,7 +119,8 @@ class EvalItemIndex:
                 self._grams.pop(gram, None)
 
     def match_problem(self, text: str, key: str = "") -> EvalMatch | None:
-        """Return how a problem with this prompt and key matches an evaluation item (by key, whole prompt or consecutive words), or None."""
+        """Return how a problem with prompt `text` and key `key` matches an evaluation item (by key, whole prompt or consecutive
+        words), or None."""
         if key and key in self._keys:
             return EvalMatch(self._keys[key].where, "key")
         text_words = bare_words(text)
@@ -157,7 +160,7 @@ def _is_number_or_letter(word: str) -> bool:
 
 
 def word_grams(text_words: Gram, size: int) -> set[Gram]:
-    """Return the set of all sequences of `size` consecutive words. The set is empty for a text with fewer than `size`
+    """Return the set of all sequences of `size` consecutive words. Return an empty set for a text with fewer than `size`
     words."""
     return {text_words[i : i + size] for i in range(len(text_words) - size + 1)}
 
@@ -177,8 +180,8 @@ def evaluation_items(source: str, seed: int) -> list[EvalItem]:
 
 
 def _test_problems(task: Task, seed: int) -> tuple[list[Problem], bool]:
-    """Return (problems, is_complete): the problems of the test split, up to the maximum number to compare with, and
-    whether the list contains the whole split."""
+    """Return (problems, is_complete): the problems of the test split, up to the maximum number to compare with, and whether
+    `problems` contains the whole split."""
     most = FROM_FILES if isinstance(task, FileTask) else FROM_ENDLESS
     problems = list(islice(safe_problems(task, "test", seed), most))
     if not problems:
@@ -214,7 +217,7 @@ def _content_text(content: Any, where: str) -> str:
 
 
 def own_test_items(task: Task, seed: int) -> tuple[list[EvalItem], str]:
-    """Return the evaluation items of the task's own test split, and a note if the split cannot be read.
+    """Return the evaluation items of the task's own test split, and a note if this split cannot be read, else "".
 
     Items of a finite split match by key, whole text and consecutive words. Items of a `Task.patterned` task or of an
     endless split match only by key and whole text. All problems of a patterned or endless task share a few sentence

@@ -14,15 +14,16 @@ from rorqual.factory.config import FilterConfig, KeptSamples
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+|[^\w\s]|_")
 """Matches a word of letters and digits, a punctuation mark or symbol, or a character of a script without spaces."""
 EXCLUDED: Mapping[KeptSamples, tuple[str, ...]] = {"right": ("wrong", "ungraded"), "graded": ("ungraded",), "all": ()}
-"""For each value of `keep`: the verdicts of the samples that are dropped."""
+"""For each value of the setting `keep`: the verdicts of the samples that are dropped."""
 FEW_LINES = 4
-"""Repeated lines are counted only in texts with at least this many lines."""
+"""Smallest number of lines of a text in which repeated lines are counted."""
 NGRAM, REPEATED = 8, 0.6
-"""Words of the n-grams of repetition, and the largest share of repeated lines, and of words in repeated n-grams."""
+"""Number of words of an n-gram when repetition is measured, and the largest allowed share of repeated lines and of words in
+repeated n-grams."""
 FOREIGN = 0.2
-"""The largest share of letters outside the sample's main script."""
+"""The largest allowed share of letters outside the sample's most frequent script."""
 SHINGLE, SIMILAR = 3, 0.8
-"""Consecutive words of the texts that are compared, and the Jaccard similarity from which two samples of a problem are duplicates."""
+"""Number of consecutive words of a shingle, and the Jaccard similarity from which two samples of a problem are duplicates."""
 
 
 def words(text: str) -> list[str]:
@@ -67,7 +68,7 @@ def shingles(text: str, size: int) -> frozenset[tuple[str, ...]]:
 
 
 def jaccard(first: frozenset[tuple[str, ...]], second: frozenset[tuple[str, ...]]) -> float:
-    """Return the Jaccard similarity (0 to 1) of two sets. Two empty sets have similarity 1."""
+    """Return the Jaccard similarity (0 to 1) of two sets. The similarity of two empty sets is 1."""
     union = len(first | second)
     return len(first & second) / union if union else 1.0
 
@@ -123,9 +124,9 @@ def drop_reasons(
 ) -> list[str]:
     """Return for each row the reason to drop the row, or an empty string to keep the row.
 
-    A row can be a duplicate only of a row of the same problem that no other filter drops. `failed` tells for each row
-    whether it lacks an answer; an empty sequence means that all rows have answers. Failed rows are dropped as `error`,
-    regardless of `filters` and `keep`.
+    A row can be a duplicate only of a row of the same problem that no other filter drops. `failed` tells for each row whether
+    the row lacks an answer. If `failed` is empty, all rows have answers. Failed rows are dropped as `error`, regardless of
+    `filters` and `keep`.
     """
     results = [
         "error" if has_failed else drop_reason_of_sample(row, is_cut, matches, filters, keep)

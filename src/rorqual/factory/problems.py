@@ -19,7 +19,7 @@ from rorqual.tasks.task import Problem, Task
 class ChosenProblems:
     """The selected problems, and the problems that were excluded because they match an evaluation set.
 
-    `met`: (problem, match) of each problem that was excluded. `notes`: remarks for the dataset card.
+    `met` has (problem, match) for each excluded problem. `notes` are remarks for the dataset card.
     """
 
     task: Task

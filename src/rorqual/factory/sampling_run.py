@@ -31,8 +31,8 @@ from rorqual.tasks.task import Problem
 CONFIG, SAMPLES, FAILED, DATA = "factory.yaml", "samples.jsonl", "failed.jsonl", "data.parquet"
 CONTAMINATED, COSTS, FINISHED = "contaminated.jsonl", "costs.jsonl", "finished.json"
 TAIL_FLOOR = 1e-7
-"""Minimum total probability of all tokens outside the teacher's top k. The objective `distil` assumes the same
-minimum."""
+"""Minimum total probability of all tokens outside the teacher's top k. The objective `distil` assumes this minimum
+probability."""
 
 
 def sample_teacher(config: FactoryConfig, out: Path, *, threads: int, quiet: bool, api_key: str = "") -> Path:
@@ -43,9 +43,9 @@ def sample_teacher(config: FactoryConfig, out: Path, *, threads: int, quiet: boo
     or the server or the grader fails, the same call can be repeated. The repeated call resumes without requesting saved
     samples again. `data.distilled` reads the Parquet file.
 
-    Raises ConfigError without changing any file if the folder has samples of another config (`access` may differ).
-    Raises RorqualError if another process uses the folder. Raises BudgetReached if the budget is reached; the dataset
-    and its card then contain the samples so far.
+    If `out` has samples of another config, raises ConfigError without changing any file. The setting `access` may differ.
+    Raises RorqualError if another process uses the folder. If the budget is reached, raises BudgetReached after writing the
+    dataset and its card with the samples so far.
     """
     out = Path(out)
     _check_config(config, out)
@@ -86,7 +86,7 @@ def _write_dataset_and_card(work: FactoryRun, out: Path, completed: bool, costs:
 
 @dataclass
 class FactoryRun:
-    """The state of a factory run: samples so far (`have`), failed requests, and verdicts of the grader."""
+    """The state of a factory run: the samples so far (`have`), the failed requests, and the grader's verdicts."""
 
     config: FactoryConfig
     chosen: ChosenProblems
@@ -168,7 +168,7 @@ class FactoryRun:
             raise type(error)(error.what, where=error.where, remedy=f"{error.remedy} {saved}".strip()) from error
 
     def progress_note(self) -> str:
-        """Return the text next to the progress bar: share of right samples, failures and money."""
+        """Return the text next to the progress bar: share of right samples, number of failures and money spent."""
         verdicts, spending = list(self.verdicts.values()), self.teacher.spending
         right = f"right {verdicts.count('right') / len(verdicts):.0%}" if verdicts else ""
         failed = f"  failed {len(self.failed)}" * bool(self.failed)
@@ -176,7 +176,7 @@ class FactoryRun:
         return f"{right}{failed}" + f"  paid {spending.paid:.4g}{lost}" * bool(spending.total)
 
     def warnings(self) -> dict[str, str]:
-        """Return the current warnings by kind. Each kind is shown once during the run, and on the card."""
+        """Return the current warnings by kind. Each kind of warning is shown once during the run, and on the dataset card."""
         texts = self.teacher.spending.warnings_by_kind()
         names = Counter(entry.model for entry in self.have.values() if entry.model)
         if names:
@@ -193,7 +193,7 @@ class FactoryRun:
     def grade_samples(self, entries: Sequence[StoredSample]) -> None:
         """Grade samples with the task's grader. A sample without an answer gets the verdict `ungraded`.
 
-        Raises TaskError with the task's name if the grader raises an error. Saved samples are not lost if the grader
+        Raises TaskError with the task's name if the grader raises an error. Samples that were saved are not lost if the grader
         raises an error.
         """
         for entry in entries:
@@ -248,7 +248,7 @@ def with_top_tokens(rows: Sequence[TeacherSample], teacher: LocalTeacher, k: int
 
 def one_token_distribution(token: int, others: Ids) -> tuple[Ids, Logprobs]:
     """Return a distribution with nearly all probability mass on `token`, as token ids [k] and log-probabilities [k].
-    The remaining k - 1 ids come from `others` [k].
+    The k - 1 ids besides `token` come from `others` [k].
 
     Each id other than `token` has probability `TAIL_FLOOR`, because the logarithm of 0 is not finite.
     """

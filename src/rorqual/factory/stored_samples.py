@@ -26,10 +26,10 @@ class StoredSample:
     """A sample of a teacher.
 
     - `of`: hash of teacher, settings and seed.
-    - `core_seconds`: the sample's part of the processor time of its batch, in proportion to its number of tokens.
+    - `core_seconds`: the sample's share of its batch's processor time, in proportion to the sample's number of tokens.
     - `attempt`: ledger name of the paid request that returned the sample.
     - `error`: why the sample has no answer, as in `Completion`.
-    - `failed`: whether no completion arrived; a later call retries the request.
+    - `failed`: whether no completion arrived. A later call retries a failed request.
     - `model`: name of the model that answered, if it is not the requested model.
     """
 
@@ -60,7 +60,7 @@ class StoredSample:
 def sample_of_completion(
     of: str, problem: Problem, number: int, params: SamplingParams, completion: Completion, **cost: Any
 ) -> StoredSample:
-    """Convert a completion to an entry."""
+    """Convert a completion to a stored sample."""
     usage = completion.usage
     return StoredSample(
         of=of,
@@ -80,7 +80,7 @@ def sample_of_completion(
 
 
 def failed_sample(of: str, problem: Problem, number: int, params: SamplingParams, error: str) -> StoredSample:
-    """Return the entry of a sample whose request failed."""
+    """Return the stored sample for a request that failed."""
     return StoredSample(
         of, problem.key, number, params.seed, "", None, "stop", 0, 0, error=replace_lone_surrogates(error), failed=True
     )
@@ -107,7 +107,7 @@ def is_same_model(requested: str, answered: str) -> bool:
 
 
 def parse_sample(line: Mapping[str, Any], where: str) -> StoredSample:
-    """Parse a line of the journal as a sample. Raises DataError if the line is not a sample."""
+    """Parse a line of `samples.jsonl` as a sample. Raises DataError if the line is not a sample."""
     try:
         return StoredSample(
             **{**line, "prompt_ids": tuple(line["prompt_ids"]), "token_ids": tuple(line["token_ids"])},
@@ -133,10 +133,10 @@ def settings_hash(config: FactoryConfig, teacher: str) -> str:
 def row_of(
     entry: StoredSample, problem: Problem, verdict: VerdictName, config: FactoryConfig, teacher: str, chosen: int = 0
 ) -> TeacherSample:
-    """Convert a sample to a row of the dataset, before filtering.
+    """Convert a stored sample to a row of the dataset, before filtering.
 
-    `chosen`: number of tokens at the prompt's end that forced the teacher to think or not to think. The row moves the
-    `chosen` tokens to the start of the reply, so that a student learns to generate `<think>` itself.
+    `chosen`: number of tokens at the prompt's end that forced the teacher to think or not to think. In the row, the `chosen`
+    tokens are at the start of the reply, so that a student learns to generate `<think>` itself.
     """
     n_prompt = len(entry.prompt_ids) - chosen if entry.prompt_ids else 0
     return TeacherSample(

@@ -45,7 +45,7 @@ ANY = (Message("user", "?"),)
 
 
 def do_nothing() -> None:
-    """Do nothing: the `on_saved` callback for samples that cost no money."""
+    """Do nothing. This function is the `on_saved` callback for samples that cost no money."""
 
 
 class LocalTeacher:
@@ -125,14 +125,15 @@ class LocalTeacher:
 
 
 class RemoteTeacher:
-    """A teacher behind an OpenAI-compatible server. Each answer is saved on arrival. The fields have the same meaning as in `LocalTeacher`.
+    """A teacher behind an OpenAI-compatible server. Each answer of the server is saved on arrival. The fields have the meaning
+    that they have in `LocalTeacher`.
 
-    If there are prices or a ledger of an earlier call, the cost of each answer is recorded in the ledger.
+    If prices are set, or if an earlier call left a ledger, the cost of each answer is recorded in the ledger.
 
-    A request that fails despite retries is saved as a failure, and the other requests continue. An error is raised in
-    three cases: the server never answered a request, the server rejected `IN_A_ROW` requests in a row, or
-    `FAILURES_IN_A_ROW` requests in a row failed for another reason. Requests that failed in an earlier call are sent
-    last and are not counted, so that a repeated call makes progress.
+    A request that fails despite retries is saved as a failure, and the other requests continue. An error is raised in three
+    cases: the server never answered a request, the server rejected `IN_A_ROW` requests in a row, or `FAILURES_IN_A_ROW`
+    requests in a row failed for another reason. Requests that failed in an earlier call are sent last, and their failures are
+    not counted, so that a repeated call makes progress.
     """
 
     tokenizer, vocab, chosen = "", 0, 0
@@ -156,7 +157,7 @@ class RemoteTeacher:
 
     @property
     def spending(self) -> Spending:
-        """The money spent so far."""
+        """The money spent on the teacher so far."""
         return self._budget.spending if self._budget else NOTHING
 
     def sample(
@@ -167,7 +168,7 @@ class RemoteTeacher:
         under_way: ReportUnsavedCount,
         failed: Collection[SampleId] = (),
     ) -> bool:
-        """Generate the missing samples. Parameters and result are those of `LocalTeacher.sample`."""
+        """Generate the missing samples. The parameters and the returned value are those of `LocalTeacher.sample`."""
         asks = [
             (problem, number, request_of(self.config, problem))
             for number in range(
@@ -230,7 +231,7 @@ class RemoteTeacher:
 
 
 def request_of(config: FactoryConfig, problem: Problem) -> Request:
-    """Return the request for a problem. The seed depends on the problem's key."""
+    """Return the request for a problem. The seed of the request depends on the problem's key."""
     return Request(problem.messages, with_problem_seed(config.params, problem.key), config.thinking)
 
 

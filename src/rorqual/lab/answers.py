@@ -35,7 +35,7 @@ SAMPLES, GRADED_SAMPLES = 16, 4
 """Number of samples per problem for votes, and for the verifier's training data."""
 GREEDY, VOTES, STOP, BOUND = "greedy", "majority of 16", f"majority of 16, until {SURE:.0%} sure", "any right"
 SHARES = (0.25, 0.5)
-"""Shares of problems that the cascade's teacher answers."""
+"""Shares of the problems that the teacher answers in the compared cascades."""
 RIGHT, TOKENS = "accuracy", "tokens"
 SIZES = (2, 4, 8, 16)
 RULES = ("majority", "most likely", "best by verifier", "majority weighted by verifier", BOUND)
@@ -73,7 +73,7 @@ class AnswersExperiment(Experiment):
     rounds: ClassVar[int] = 2
     budgets: ClassVar[tuple[int, ...]] = (10, 20, 30, 40)
     seconds: ClassVar[float] = 3.0
-    """Estimated core-seconds to answer all problems once."""
+    """Estimated core-seconds in which one model answers all problems once."""
 
     def __init__(self) -> None:
         rules = [rule for rule in RULES if self.verified or "verifier" not in rule]
@@ -188,7 +188,7 @@ def write_verifier_data(place: Path) -> int:
 
 
 def score_samples(place: Path) -> float:
-    """Save the sixteen samples of each problem with the verifier's scores. Return the mean score."""
+    """Save the sixteen samples of each problem with the verifier's scores. Return the mean verifier score."""
     verifier = Engine(RunDir(place / VERIFIER).path, threads=1, record_experts=False)
     result = with_verifier_scores(load_evaluation(place, SIXTEEN), verifier, VERIFIER)
     result.save(evaluation_file(place, SCORED))
@@ -197,7 +197,7 @@ def score_samples(place: Path) -> float:
 
 
 def results_by_method(place: Path, budgets: Sequence[int]) -> dict[str, MethodResult]:
-    """Return the results of all methods on one seed, by name of the method. All results list the problems in the same order."""
+    """Return the results of all methods on one seed, by the method's name. All results list the problems in the same order."""
     found = sixteen_samples(place)
 
     def method_result(rule: RuleResult) -> MethodResult:
@@ -216,12 +216,13 @@ def results_by_method(place: Path, budgets: Sequence[int]) -> dict[str, MethodRe
 
 
 def sixteen_samples(place: Path) -> Evaluation:
-    """Return the evaluation with sixteen samples per problem, with the verifier's scores if there is a verifier."""
+    """Return the evaluation with sixteen samples per problem, with the verifier's scores if the experiment trains a
+    verifier."""
     return load_evaluation(place, SCORED if evaluation_file(place, SCORED).is_file() else SIXTEEN)
 
 
 def _problems_by_family(place: Path) -> dict[str, list[tuple[int, str]]]:
-    """Return (index, key) of each problem, for all problems and for each family."""
+    """Return (index, key) of each problem in two groupings: under "all" for all problems, and by family."""
     found = sixteen_samples(place)
     family = {sample.key: sample.family for sample in found.samples}
     items = [*enumerate(found.problem_keys)]
@@ -248,8 +249,9 @@ def cascade_of(place: Path) -> Cascade:
 
 
 def cascade_results(cascade: Cascade, keys: Sequence[str]) -> dict[str, MethodResult]:
-    """Return the results of the small model alone, and of two cascades for each share in `SHARES`. In one cascade, the teacher answers
-    the problems of lowest confidence. In the other cascade, the teacher answers problems chosen at random, and the result is the expectation."""
+    """Return the results of the small model alone, and of two cascades for each share in `SHARES`. In one cascade, the teacher
+    answers the problems on which the student's confidence is lowest. In the other cascade, the teacher answers problems chosen
+    at random, and the result is the expectation over these choices."""
     ranked = cascade.problems_by_confidence()
     choices = {choice.key: choice for choice in ranked}
 

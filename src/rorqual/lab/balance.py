@@ -35,14 +35,14 @@ from rorqual.train.run import Run
 
 ROWS = 32
 TOKENS = 1_000_000
-"""Number of held-out tokens on which load and loss are measured."""
+"""Number of held-out tokens on which expert load and loss are measured."""
 NONE, BIAS, AUX, THIRD = "none", "bias", "aux", "third"
 EXCESS, LOSS, SCALED = "largest load over mean less one", "held-out loss, nats", "held-out loss over that of the first"
 HALF_PERCENT = 0.005
 
 
 class BalancingExperiment(Experiment):
-    """Base class of experiments that compare load balance and loss of three arms on held-out tokens.
+    """Base class of experiments that compare the load balance and the loss of three arms on held-out tokens.
 
     The model is the quickstart's model without its MTP module: two layers of 16 routed experts, with two experts per token.
     """
@@ -95,7 +95,7 @@ class BalancingExperiment(Experiment):
 
     @property
     def measure_job_name(self) -> str:
-        """The name of the job that measures all arms."""
+        """The name of the job that measures the loads and losses of all arms."""
         return f"{self.name}-measure"
 
     def arm_run(self, arm: str, place: Path, seed: int, share: float) -> Run:
@@ -185,8 +185,8 @@ class SolutionBalanceExperiment(BalancingExperiment):
 
 
 def measure_loss_and_loads(model: Decoder, samples: Sequence[TrainingSample]) -> tuple[float, list[Tensor]]:
-    """Return two values: the loss in nats, summed over the tokens in the loss mask, and
-    for each layer the number of tokens that each expert processed."""
+    """Return the loss in nats, summed over the tokens in the loss mask, and for each layer the number of tokens that each
+    expert processed."""
     [block] = run_on_sample_blocks(model, samples, len(samples))
     valid = block.batch.segments.flatten() >= 0
     counts = [
@@ -196,5 +196,6 @@ def measure_loss_and_loads(model: Decoder, samples: Sequence[TrainingSample]) ->
 
 
 def excess_load(layers: Sequence[Sequence[int]]) -> float:
-    """Return the largest load divided by the mean load, minus 1, averaged over layers. 0 is perfect balance."""
+    """Return the largest expert load divided by the mean expert load, minus 1, averaged over layers. 0 means perfect
+    balance."""
     return balance.load_ratio([torch.tensor(layer) for layer in layers]) - 1

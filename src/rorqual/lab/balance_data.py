@@ -25,10 +25,10 @@ LANES = 10_000
 
 
 def worked_samples(chat: ChatFormat, seed: int, problems: int = 500) -> Iterator[TrainingSample]:
-    """Yield worked solutions of the test split without end, mixed as in training.
+    """Yield worked solutions of the test split without end. Solutions with and without thinking are mixed as in training.
 
-    The problem generator restarts with a new seed after `problems` problems,
-    because a generator finds new problems more and more slowly.
+    The problem generator restarts with a new seed after `problems` problems, because a generator takes longer and longer to
+    find new problems.
     """
     task = load_task(TASK, options={"hard": FULL.sft_hard})
     rng = random.Random(f"{seed} held out")
@@ -47,9 +47,9 @@ def text_windows(tokenizer: Tokenizer, text: str, row: int) -> Iterator[Training
 def endless_text(characters: int, seed: int) -> str:
     """Return `characters` characters of third-order Markov text, based on the package's sample of Shakespeare.
 
-    The probability of a character depends on the three characters before it. This probability equals the character's frequency
-    after the same three characters in the sample. The text can be arbitrarily long and does not repeat itself, so a model cannot memorise it.
-    The training loss falls smoothly.
+    The probability of a character equals the character's frequency in the sample after the same three preceding characters. The
+    text can be arbitrarily long and does not repeat itself, so a model cannot memorise it. The loss of a model that trains on
+    this text falls smoothly.
     """
     contexts, following = markov_chain()
     rng = np.random.default_rng(seed)
@@ -63,10 +63,10 @@ def endless_text(characters: int, seed: int) -> str:
 
 
 def markov_chain() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return two arrays: the sorted three-byte contexts of the sample, each as one number, and the byte that follows
-    each context.
+    """Return two arrays: the sorted three-byte contexts of the Shakespeare sample, each as one number, and the byte that
+    follows each context.
 
-    The sample is circular: its first byte follows its last byte.
+    The sample counts as circular: its first byte follows its last byte.
     """
     raw = np.frombuffer((files("rorqual.data") / SAMPLE).read_bytes(), np.uint8).astype(np.int64)
     ring = np.concatenate([raw, raw[:ORDER]])

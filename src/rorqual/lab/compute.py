@@ -1,8 +1,9 @@
-"""The experiment `compute`: does a router with identity experts use more experts for difficult tokens and problems, and is the loss
-lower than with a fixed number of experts?
+"""The experiment `compute`: does a router with identity experts use more experts for difficult tokens and problems, and is the
+loss lower than with a fixed number of experts?
 
-The difficulty of a token in a held-out worked solution is the loss of the next token, measured with the model with a fixed number of
-experts. The difficulty of a problem is its level. Each difference is compared with a control whose difficulties are permuted.
+The difficulty of a token in a held-out worked solution is the loss of the next token, measured with the model with a fixed
+number of experts. The difficulty of a problem is its level. Each difference between hard and easy is compared with a control
+whose difficulties are permuted.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from rorqual.lab.shape_experiment import ShapeExperiment
 from rorqual.lab.shapes import DOCUMENTS, FIXED, FIXED_CLOCK, HARD, TASK, ZERO
 
 HARD_SHARE = 0.25
-"""The share of tokens, or of the occurrences of a token id, that count as hard: those with the highest losses. All others are easy."""
+"""The share of tokens, or of the occurrences of a token id, that count as hard, because their losses are the highest. All other
+tokens or occurrences are easy."""
 LEAST = 20
 """Hard and easy occurrences of a token id are compared only if the token id occurs at least `LEAST` times."""
 SHUFFLES = 20
-"""Number of permutations of the difficulties. The control is the mean over these permutations."""
+"""Number of permutations of the difficulties. The control of a difference is the mean of the difference over these
+permutations."""
 PARTS = {
     "tokens": "hard tokens minus easy tokens",
     "same token": "hard minus easy occurrences of the same token",
@@ -38,8 +41,8 @@ Array = NDArray[Any]
 
 
 class ComputeExperiment(ShapeExperiment):
-    """The experiment on identity experts. Both arms have 16 experts with weights. One arm uses two experts for every token, and the
-    other arm uses two experts per token on average."""
+    """The experiment on identity experts. The model of each arm has 16 experts with weights. One arm uses two experts for every
+    token, and the other arm uses two experts per token on average."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -91,11 +94,12 @@ class ComputeExperiment(ShapeExperiment):
 
 
 def measure_experts_spent(place: Path, *, name: str, seed: int, count: int) -> dict[str, Any]:
-    """Count the experts that the run `name` uses for each token of `count` held-out solutions. Compare hard with easy tokens and problems.
+    """Count the experts that the run `name` uses for each token of `count` held-out solutions. Compare hard with easy tokens
+    and problems.
 
-    `mean` is the mean over all tokens. For each comparison in `PARTS`, the result has two lists of differences in experts per token
-    and layer: `real`, and `shuffled` for permuted difficulties. A list has one difference per
-    document, or one per pair of problems for the comparison "problems".
+    `mean` is the mean number of experts over all tokens. For each comparison in `PARTS`, two lists of differences in experts
+    per token and layer are returned: `real`, and `shuffled` for permuted difficulties. A list has one difference per document,
+    or one difference per pair of problems for the comparison "problems".
     """
     problems = first_problems(TASK, HARD, "test", seed, count)
     (model, chat), (rival, _) = (load_trained(place / run) for run in (name, FIXED))
@@ -126,14 +130,16 @@ def measure_experts_spent(place: Path, *, name: str, seed: int, count: int) -> d
 
 
 def _residuals(values: Array, ids: Array) -> Array:
-    """Return each value minus the mean of all values with the same id, or NaN for ids with fewer than `LEAST` values."""
+    """Return each value minus the mean of all values with the same token id, or NaN for token ids with fewer than `LEAST`
+    values."""
     counts = np.bincount(ids)
     means = np.bincount(ids, values) / np.maximum(counts, 1)
     return np.where(counts[ids] >= LEAST, values - means[ids], np.nan)
 
 
 def hard_mask(difficulty: Array, groups: Array) -> NDArray[np.bool_]:
-    """Return for each value [n] whether it is among the highest `HARD_SHARE` of its group. Of equal values, the later ones count as higher."""
+    """Return for each difficulty [n] whether it belongs to the highest share `HARD_SHARE` of its group. Of equal difficulties,
+    a later one counts as higher."""
     hard = np.zeros(len(difficulty), bool)
     for group in np.unique(groups):
         members = np.flatnonzero(groups == group)
@@ -143,8 +149,8 @@ def hard_mask(difficulty: Array, groups: Array) -> NDArray[np.bool_]:
 
 
 def hard_minus_easy_by_document(values: Array, hard: NDArray[np.bool_], document: Array) -> Array:
-    """Return for each document the mean over hard tokens minus the mean over easy tokens, or NaN if the document lacks hard or easy
-    tokens. Tokens with the value NaN are left out."""
+    """Return for each document the mean value of its hard tokens minus the mean value of its easy tokens, or NaN if the
+    document lacks hard or easy tokens. Tokens with the value NaN are left out."""
     counted, length = ~np.isnan(values), int(document.max()) + 1
     means = []
     for side in (hard, ~hard):
@@ -158,7 +164,8 @@ def hard_minus_easy_by_document(values: Array, hard: NDArray[np.bool_], document
 
 def hard_minus_easy_by_pair(values: Array, hard: Array, families: Array) -> Array:
     """Return, family by family, the value of the i-th hard problem minus the value of the i-th easy problem.
-    Permuting the difficulties within families does not change the number of pairs, so the results of permutations can be averaged by index.
+    Permuting the difficulties within families does not change the number of pairs, so the differences can be averaged over
+    permutations by index.
     """
     differences = []
     for family in np.unique(families):
@@ -171,8 +178,8 @@ def hard_minus_easy_by_pair(values: Array, hard: Array, families: Array) -> Arra
 def _real_and_shuffled(
     compare: Any, difficulty: Array, groups: Array, rng: np.random.Generator
 ) -> dict[str, list[float]]:
-    """Return the differences with the real difficulties, and the mean differences
-    over `SHUFFLES` permutations of the difficulties within groups.
+    """Return the differences between hard and easy with the real difficulties, and the mean differences over `SHUFFLES`
+    permutations of the difficulties within groups.
     """
     real = compare(difficulty)
     total, found = np.zeros(len(real)), np.zeros(len(real))

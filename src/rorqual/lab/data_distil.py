@@ -3,8 +3,8 @@ the small set?
 
 Each seed has one base student, one teacher and three simple tasks (`tasks.everyday`). All students of a task start from
 the same base and take the same number of steps of the same size. Only the training data of the students differs. The
-teacher is trained on true answers to questions outside the original sets. In this respect the teacher resembles a large
-model, which has learned from other data than the students.
+teacher is trained on true answers to questions outside the original sets. In this respect the teacher resembles a large model,
+which has learned from data that its students do not have.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ ARMS: Mapping[str, str] = {
     "small-true": "a tenth, true",
     "full-teacher": "all, teacher",
 }
-"""The labels of the training sets. Each compared student trains on one of them."""
+"""The label of each training set. Each compared student trains on one training set."""
 
 AMOUNTS: Mapping[str, tuple[int, int]] = {
     "questions": (4000, 200),
@@ -59,18 +59,18 @@ AMOUNTS: Mapping[str, tuple[int, int]] = {
     "student_steps": (350, 2),
     "count": (200, 8),
 }
-"""For each quantity of work: the amount in a full experiment, and the smallest amount in a scaled-down experiment. The amounts were
-chosen on seed 0 and the dev split, before the runs of the published result.
+"""For each kind of work, such as training steps: the amount in a full experiment, and the smallest amount in a scaled-down
+experiment. The amounts were chosen on seed 0 and the dev split, before the runs of the published result.
 
-Short training favours the small set, and long training the full set (docs/LOG.md). The number of steps
-is the maximum that fits into twenty core-minutes. If the number of steps is too small, the result is biased in
-favour of the claim.
+Short training favours the small training set, and long training favours the full set (docs/LOG.md). The number of training
+steps is the maximum that fits into twenty core-minutes. If the number of steps is too small, the result is biased in favour of
+the claim.
 """
 WorkAmounts = Mapping[str, int]
 TEACHER_ROWS, ROWS, ROW = 16, 8, 64
 LONGEST: Mapping[Form, int] = {"classification": 8, "regression": 8, "generation": 24}
-"""Maximum tokens of a reply. True answers need at most half of the maximum, and question and reply together always fit
-into a row."""
+"""Maximum number of tokens of a reply. True answers need at most half of this number, and question and reply together always
+fit into a row."""
 
 
 def scale_amounts(share: float) -> WorkAmounts:
@@ -80,8 +80,7 @@ def scale_amounts(share: float) -> WorkAmounts:
 
 MARGIN = 0.02
 """Non-inferiority margin, in accuracy or R²: the score with the small set may be lower than the score with the full set by
-at most `MARGIN`. The margin
-was set before the runs of the published result."""
+at most `MARGIN`. `MARGIN` was set before the runs of the published result."""
 QUESTIONS = (
     ("full-original", "small-teacher", "a tenth from the teacher, against all of the original"),
     ("full-original", "small-true", "control: a tenth with true answers, against all of the original"),
@@ -93,7 +92,7 @@ LOSS, ROWS_QUANTITY = "loss on true sentences", "rows of the training set"
 
 
 def score_name(task: str) -> str:
-    """Return the name of a task's score: the share of right answers, or R²."""
+    """Return the name of the score that a task uses: the share of right answers, or R²."""
     return f"{task}, R²" if EVERYDAY_TASKS[task].form == "regression" else task
 
 
@@ -160,10 +159,10 @@ class DataDistil(Experiment):
 
 
 def scores_by_problem(result: Evaluation) -> list[float]:
-    """Return a score per problem: 1 for a right reply, 0 for a wrong reply.
+    """Return the score of each problem: 1 for a right reply, 0 for a wrong reply.
 
-    For the regression task, whose answers are prices, the score is 1 - error² / variance, and the mean of these scores is R². A reply
-    that is not a price counts as the worst possible price.
+    For the regression task, whose answers are prices, the score is 1 - error² / variance, and the mean of these scores is R². A
+    reply that is not a price counts as the worst possible price.
     """
     if result.samples[0].family != "prices":
         return [is_right(sample) for sample in result.samples]
@@ -193,7 +192,7 @@ def text_run(place: Path, seed: int, work: WorkAmounts) -> Run:
 def base_run(place: Path, seed: int, work: WorkAmounts) -> Run:
     """Return the run that trains the students' base on the meaning of single words.
 
-    Without this stage, the base cannot copy from a question, and all answers of a student are wrong after 300 steps.
+    Without this training stage, the base cannot copy from a question, and all answers of a student are wrong after 300 steps.
     """
     words = str(place / READ / "words.jsonl")
     return sft(data=words, start=str(place / TEXT), steps=work["words_steps"], rows=ROWS, row=ROW, seed=seed)
@@ -216,7 +215,8 @@ def teacher_run(place: Path, seed: int, work: WorkAmounts) -> Run:
 
 
 def student_run(place: Path, task: str, arm: str, seed: int, work: WorkAmounts) -> Run:
-    """Return the run of a student on the training set `arm`. Steps, rows and tokens per row are the same for all sets."""
+    """Return the run that trains a student on the training set `arm`. The numbers of steps, rows and tokens per row are the
+    same for all training sets."""
     data = str(training_set_file(place, task, arm))
     run = sft(data=data, start=str(place / BASE), steps=work["student_steps"], rows=ROWS, row=ROW, seed=seed)
     # At a tiny budget, tokenizing the teacher's text again can give more tokens than the teacher sampled.
@@ -246,7 +246,8 @@ def distil_factory_config(place: Path, task: str, seed: int, work: WorkAmounts) 
 
 
 def task_jobs(task: str, seed: int, place: Path, work: WorkAmounts, share: float) -> list[ExperimentJob]:
-    """Return the jobs of a task: let the teacher label, write the training sets, train one student on each set, and evaluate all models."""
+    """Return the jobs of a task: let the teacher label the problems, write the training sets, train one student on each set,
+    and evaluate all models."""
     labels, sets = f"data-{task}-labels", f"data-{task}-sets"
     jobs: list[ExperimentJob] = [
         SampleJob(
@@ -286,7 +287,7 @@ def write_training_sets(task: str, seed: int, small: int, at: Path) -> dict[str,
 def evaluation_jobs(task: str, model: str, seed: int, work: WorkAmounts, share: float) -> list[ExperimentJob]:
     """Return the jobs that evaluate a model's greedy answers to held-out questions of a task.
 
-    For generation, a further job measures the loss on true sentences.
+    For generation, a further job measures the model's loss on true sentences.
     """
     shared: dict[str, Any] = {
         "model": model, "seed": seed, "task": "everyday", "options": {"names": [task]}, "count": work["count"],

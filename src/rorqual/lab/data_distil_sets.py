@@ -23,7 +23,7 @@ VOCABULARY = 512
 
 
 def original_set(task: str, seed: int, rows: Sequence[TeacherSample]) -> list[Problem]:
-    """Return the problems that the teacher answered, in task order. These problems form the original set of the seed."""
+    """Return the problems that the teacher answered, in task order. The returned problems form the original set of the seed."""
     keys = {row.key for row in rows}
     problems: dict[str, Problem] = {}
     for problem in EverydayMixture([task], "original").problems("train", seed):
@@ -35,16 +35,16 @@ def original_set(task: str, seed: int, rows: Sequence[TeacherSample]) -> list[Pr
 
 
 def held_out_problems(task: str, seed: int, count: int, split: Split) -> list[Problem]:
-    """Return the evaluation problems of a seed, in order."""
+    """Return the held-out problems on which the models of a seed are evaluated, in order."""
     return pick_problems(EverydayMixture([task]), split, count, seed, True)
 
 
 def write_base_training_data(folder: Path, seed: int, count: int) -> int:
     """Write `base.txt`, `words.jsonl`, and a `tokenizer.json` trained on both files and on the noisy original answers.
 
-    The base student learns no task. A line of `base.txt` is a question without its answer or a sentence without its question, and
-    `words.jsonl` teaches the meaning of single words. All texts come from the teacher's half of the problems, so no student trains on
-    these problems. Return the vocabulary size of the tokenizer.
+    The base student does not learn any of the tasks. A line of `base.txt` is a question without its answer or a sentence
+    without its question, and `words.jsonl` teaches the meaning of single words. All texts come from the teacher's half of the
+    problems, so no student trains on these problems. Return the vocabulary size of the tokenizer.
     """
     problems = list(islice(EverydayMixture(pool="teacher").problems("train", seed), count))
     lines = [problem.prompt for problem in problems]
@@ -78,7 +78,8 @@ def write_teacher_sets(folder: Path, labelled: DistilledFile, few: Collection[st
     """Write all samples of the teacher to `full-teacher.parquet`, and the samples with keys in `few` to
     `small-teacher.parquet`.
 
-    If the filters dropped every sample of a set, all samples of the set are written, because a set needs at least one row.
+    If the filters dropped every sample of a training set, all samples of the set are written, because a training set needs at
+    least one row.
     """
     sets = {"full-teacher": labelled.rows, "small-teacher": [row for row in labelled.rows if row.key in few]}
     for name, rows in sets.items():

@@ -1,6 +1,6 @@
 """Compare distillation with RL (GRPO) and with controls on a small model.
 
-All compared branches start from one base student and have about the same cost.
+All compared branches start from one base student and cost about the same number of core-seconds.
 """
 
 from __future__ import annotations
@@ -57,24 +57,25 @@ OWN, FORCED, THINKS, EIGHT_TRIES, COST = (
     "core-seconds",
 )
 WINDOW, MOST = (0.05, 0.50), 0.8
-"""Required range of the base student's pass@8 in every family, and the required fraction of (family, seed) pairs in that range.
+"""Required range of the base student's pass@8 in every family, and the required fraction of (family, seed) pairs whose pass@8
+lies in this range.
 
-GRPO needs some right answers and room to improve. For every family, the mean pass@8 over
+GRPO needs some right answers to learn from, and room to improve. For every family, the mean pass@8 over
 seeds must lie in `WINDOW`. Each pass@8 is measured on 60 problems.
 """
 EQUAL = {COST: 0.15}
-"""Costs in core-seconds count as equal if they differ by at most 15 % in every seed."""
+"""The costs of two branches in core-seconds count as equal if they differ by at most 15 % in every seed."""
 RL_COST = {"tokens": 44e-6, "sampled_tokens": 28e-6}
 SUPERVISED, SAMPLING, SCORED = 0.096, 19.0, 0.95
 """Core-seconds of an SFT step, of sampling the teacher, and of an on-policy distillation step, measured on seeds 1 and 11.
 
 `RL_COST` has the core-seconds of GRPO per trained token and per sampled token, including grading. The cost of GRPO
 depends on the length of the sampled answers. Every other branch of a seed takes as many steps as fit into the cost of
-GRPO. The number of steps is computed from token counts and fixed costs, so it does not depend on time measured during
-the run.
+GRPO. The number of steps is computed from token counts and fixed costs per token, so this number does not depend on time
+measured during the run.
 """
 TUNING = [f"optim.lr={FULL.student_lr}", f"optim.adamw.lr={FULL.student_adamw_lr}"]
-"""Learning rates for a model that is already trained: half the rates for a new model."""
+"""Learning rates for a model that is already trained: half of the learning rates for a new model."""
 
 
 class DistilVsRl(Experiment):
@@ -153,7 +154,7 @@ class DistilVsRl(Experiment):
         }
 
     def reason_for_no_verdict(self, seeds: Sequence[Readings]) -> str:
-        """Return "" if the base student's pass@8 lies in `WINDOW`, and otherwise why the experiment gives no verdict."""
+        """Return "" if the base student's pass@8 lies in `WINDOW`. Otherwise, return why the experiment gives no verdict."""
         rates = [[mean_of(one, EIGHT_TRIES, BASE, family) for family in one[EIGHT_TRIES][BASE]] for one in seeds]
         inside = [WINDOW[0] <= rate <= WINDOW[1] for of_seed in rates for rate in of_seed]
         means = [sum(of_family) / len(seeds) for of_family in zip(*rates, strict=True)]
@@ -166,8 +167,8 @@ class DistilVsRl(Experiment):
 
 
 def grpo_core_seconds(place: Path) -> float:
-    """Return the cost of GRPO in core-seconds. The cost is computed from the run's token counts and the costs per token
-    in `RL_COST`, so it does not depend on other load on the machine."""
+    """Return the cost of GRPO in core-seconds. The cost is computed from the run's token counts and the costs per token in
+    `RL_COST`, so other load on the machine does not affect the cost."""
     records = list(RunDir(place / RL).metrics())
     return sum(price * record[kind] for record in records for kind, price in RL_COST.items())
 
@@ -204,7 +205,7 @@ def _evaluation_name(arm: str, mode: str) -> str:
 
 
 def pass_at_eight(result: Evaluation) -> dict[str, float]:
-    """Return the pass@8 of each family."""
+    """Return the mean pass@8 of the problems of each family."""
     counts: dict[str, dict[str, list[bool]]] = {}
     for sample in result.samples:
         counts.setdefault(sample.family, {}).setdefault(sample.key, []).append(sample.verdict is Graded.RIGHT)

@@ -1,8 +1,8 @@
 """The experiment `effort`: does a length penalty per reasoning effort give one model whose reasoning length follows the effort?
 
-The base model is trained to think on 35, 50 and 65 % of the problems at the three efforts, so its reasoning length depends little on
-the effort. Two arms train the base model with RL at all three efforts: one with the length penalty of DeepSeek-V4.1-Flash, and one
-without. The arms differ in nothing else.
+The base model is trained to think on 35, 50 and 65 % of the problems at the three efforts, so the base model's reasoning length
+depends little on the effort. Two arms train the base model with RL at all three efforts: one arm with the length penalty of
+DeepSeek-V4.1-Flash, and one without. The arms differ only in this penalty.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from rorqual.train.sources.sampler import effort_message
 TASK, OPTIONS = "families:add,sub", {"hard": 0.5}
 EFFORTS = LOWEST, MIDDLE, HIGHEST = 25, 50, 100
 THINK = {LOWEST: 0.35, MIDDLE: 0.5, HIGHEST: 0.65}
-"""Share of the base model's training solutions that have thinking, by effort. With equal shares, the reasoning length did not follow
-the effort after 50 steps of RL (docs/LOG.md)."""
+"""For each effort, the share of the base model's training solutions that have thinking. With the same share at every effort,
+the reasoning length did not follow the effort after 50 steps of RL (docs/LOG.md)."""
 STRENGTHS: Mapping[str, float] = {"effort-plain": 0.0, "effort-penalty": 2.5}
-"""The penalty's strength in each arm. At a strength of 2.5, the penalty for thinking exceeds the reward of a
-right answer at effort 25, and is small at effort 100."""
+"""The strength of the length penalty in each arm. At a strength of 2.5, the penalty for thinking exceeds the reward of a right
+answer at effort 25, and is small at effort 100."""
 BASE, ROWS, PLAIN, PENALTY = "effort-base", "effort-rows.jsonl", *STRENGTHS
 LABELS = {BASE: "before", PLAIN: "reinforced without penalty", PENALTY: "reinforced with penalty"}
 MAX_TOKENS, ROW = 80, 160
@@ -41,7 +41,7 @@ RIGHT, TOKENS = "accuracy", "tokens per problem"
 
 
 def evaluation_name(name: str, effort: int) -> str:
-    """Return the name of the evaluation of a run at an effort."""
+    """Return the name of the evaluation of the run `name` at the reasoning effort `effort`."""
     return f"{name}-{effort}"
 
 

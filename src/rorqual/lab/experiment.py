@@ -1,5 +1,5 @@
-"""The base class of experiments. An experiment has arms, quantities that are measured on
-each arm, pairs of arms that are compared, and a rule for the verdict."""
+"""The base class of experiments. An experiment has arms, quantities that are measured on each arm, pairs of arms to compare,
+and a rule for the verdict."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from rorqual.report.table import Table
 from rorqual.tasks.task import Verdict as Graded
 
 Readings = Mapping[str, Mapping[str, Mapping[str, Mapping[Any, float]]]]
-"""The values measured in one seed, as readings[quantity][arm][group][item]. An item is a problem, a document or a run."""
+"""The readings: the values measured in one seed, as readings[quantity][arm][group][item]. An item is a problem, a document or a
+run."""
 FIRST_SEED = 100
 """First seed of the published results. Settings were chosen with seeds below `FIRST_SEED`, on problems of the dev
 split."""
@@ -28,8 +29,8 @@ split."""
 
 @dataclass(frozen=True)
 class Quantity:
-    """The unit of a measured quantity. With `shares`, each value is the share of right samples of one problem, and the interval is at
-    least as wide as a score interval."""
+    """The unit of a measured quantity. With `shares`, each value is the share of right samples of one problem, and the interval
+    of a contrast is at least as wide as a score interval."""
 
     unit: Unit = "number"
     shares: bool = False
@@ -40,12 +41,13 @@ SHARE = Quantity("points", shares=True)
 
 @dataclass(frozen=True, kw_only=True)
 class ArmPair:
-    """Two arms that are compared in a quantity. There is one contrast for each group in `groups`,
-    or for every group if `groups` is empty. A contrast is named `of`, or after its group if `of` is empty.
+    """Two arms that are compared in a quantity. The pair has one contrast for each group in `groups`, or for every group if
+    `groups` is empty. A contrast is named `of`, or after its group if `of` is empty.
 
     The contrasts that `claimed` names are parts of the claim: the difference `b - a` must lie on `side` of `bound`.
-    With `relative`, the values of a seed are divided by that seed's mean of arm `a`. `equal` maps each quantity that must be equal in
-    both arms to a tolerance. If such a quantity differs by more than its tolerance in any seed, there is no verdict.
+    With `relative`, the values of a seed are divided by that seed's mean of arm `a`. `equal` maps each quantity that must be
+    equal in both arms to a tolerance. If a quantity in `equal` differs between the arms by more than its tolerance in any seed,
+    there is no verdict.
     """
 
     question: str
@@ -78,7 +80,7 @@ class ArmPair:
     def describe_inequality(self, seeds: Sequence[Readings]) -> str:
         """Return a sentence about the first quantity of `equal` in which the arms differ by more than the tolerance.
 
-        Return "" if there is no such quantity.
+        Return "" if all quantities of `equal` are within their tolerance.
         """
         for name, tolerance in self.equal.items():
             ratios = [mean_of(one, name, self.b) / mean_of(one, name, self.a) for one in seeds]
@@ -98,16 +100,16 @@ class Experiment(ABC):
     claim: str
     source: str
     seeds: ClassVar[int] = SEEDS
-    """Number of seeds of the published result."""
+    """Number of seeds of the experiment's published result."""
     first_seed: ClassVar[int] = FIRST_SEED
-    """First seed of the published result. The value is higher than `FIRST_SEED` if results of seed `FIRST_SEED` or later seeds
+    """First seed of the published result. This seed is higher than `FIRST_SEED` if results of seed `FIRST_SEED` or later seeds
     were seen before the settings were final."""
     arms: Mapping[str, str]
     """The label of each arm."""
     quantities: Mapping[str, Quantity]
     pairs: tuple[ArmPair, ...]
     note: str = ""
-    """A remark below the tables."""
+    """A remark that the page shows below the tables."""
 
     @abstractmethod
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
@@ -118,15 +120,15 @@ class Experiment(ABC):
 
     @abstractmethod
     def read(self, place: Path) -> Readings:
-        """Return what the finished jobs of one seed measured. The same files give the same readings."""
+        """Return the readings of one seed: what its finished jobs measured. The same files give the same readings."""
 
     def reason_for_no_verdict(self, seeds: Sequence[Readings]) -> str:
         """Return why no pair of arms can be compared, or "" if all pairs can be compared."""
         return ""
 
     def verdict(self, contrasts: Sequence[Contrast], void: Sequence[str] = ()) -> Verdict:
-        """Return the verdict on the claim. The verdict depends on the contrasts that are
-        parts of the claim. The verdict on each question in `void` is "open".
+        """Return the verdict on the claim. The verdict depends only on the contrasts that are parts of the claim. Each question
+        in `void` counts as a part of the claim with the verdict "open".
         """
         undecided: list[Verdict] = ["open" for _ in void]
         return combine_verdicts([verdict for *_, verdict in self._contrasts_with_verdicts(contrasts, void)] + undecided)
@@ -172,7 +174,8 @@ class Experiment(ABC):
         )
 
     def _table(self, name: str, seeds: Sequence[Readings], numbers: Sequence[int]) -> Table:
-        """Return a table of a quantity with one row per arm: the mean over seeds for each group, then each seed's mean for the first group."""
+        """Return a table of a quantity with one row per arm. A row has the mean over seeds for each group, then each seed's
+        mean for the first group."""
         unit, arms = self.quantities[name].unit, seeds[0][name]
         groups = [*dict.fromkeys(group for arm in arms.values() for group in arm)]
         rows = []
@@ -189,14 +192,16 @@ class Experiment(ABC):
 
 
 def mean_of(readings: Readings, quantity: str, arm: str, group: str = "") -> float:
-    """Return the mean of a quantity over the items of `group`, or of the first group if `group` is empty. Return NaN if there are no items."""
+    """Return the mean of a quantity over the items of `group`, or of the first group if `group` is empty. Return NaN if the
+    group has no items."""
     groups = readings[quantity][arm]
     values = groups.get(group or next(iter(groups)), {})
     return float(np.mean([*values.values()])) if values else float("nan")
 
 
 def by_family(found: Evaluation, value: Callable[[GradedSample], float] = is_right) -> dict[str, dict[str, float]]:
-    """Return the mean value of each problem, for all problems and for each family. Ungraded samples are left out if `value` is `is_right`."""
+    """Return the mean value of each problem in two groupings: under "all" for all problems, and by family. If `value` is
+    `is_right`, ungraded samples are left out."""
     samples = [sample for sample in found.samples if value is not is_right or sample.verdict is not Graded.UNGRADED]
     families = dict.fromkeys(sample.family for sample in found.samples)
     return {"all": mean_per_problem(samples, value)} | {
@@ -211,5 +216,5 @@ def values_in_group_all(values: Sequence[float]) -> dict[str, dict[int, float]]:
 
 
 def scale_amount(full: int, share: float, least: int = 2) -> int:
-    """Scale an amount of work, such as steps or problems, by `share`. The result is at least `least`."""
+    """Scale an amount of work, such as steps or problems, by `share`. The scaled amount is at least `least`."""
     return max(least, round(full * share))

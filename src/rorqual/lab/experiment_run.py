@@ -2,8 +2,8 @@
 file and HTML page.
 
 Each job has its own process with one torch thread, so two cores run two jobs and the processor time of each job is known.
-Finished jobs are recognised by their files. The same command resumes the experiment, and a killed job resumes from its
-checkpoint.
+Finished jobs are recognised by their files. After an interruption, the same command resumes the experiment, and a killed job
+resumes from its checkpoint.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class LabPlan:
         return sum(job.estimate for job in self.jobs.values())
 
     def seed_folder(self, seed: int) -> Path:
-        """Return the folder of a seed. All experiments with the same `out` use this folder."""
+        """Return the folder of a seed. All experiments with the same `out` share the folder of a seed."""
         return self.out / f"seed-{seed}"
 
     def jobs_left(self) -> dict[JobKey, ExperimentJob]:
@@ -74,7 +74,7 @@ def run_lab(
 ) -> Path:
     """Run the experiment `name` over `seeds`, write the results to the folder `out`, and return the page's path.
 
-    `budget` is in core-minutes. The work is scaled down until its estimated time fits the budget. 0 means the full
+    `budget` is in core-minutes. The work is scaled down until its estimated time fits the budget. A budget of 0 means the full
     work.
     """
     plan = plan_within_budget(find_experiment(name), out, seeds, budget)
@@ -103,8 +103,8 @@ def judge_finding_again(file: Path) -> Path:
 
 
 def plan_within_budget(experiment: Experiment, out: Path, seeds: tuple[int, ...], budget: float) -> LabPlan:
-    """Return the plan, with the share of the work that fits `budget` (core-minutes; 0:
-    no limit). Raises ConfigError if the budget is too small."""
+    """Return the plan of the jobs, with the share of the full work that fits `budget` (core-minutes; 0: no limit). Raises
+    ConfigError if the budget is too small."""
     full = LabPlan(experiment, out, seeds, 1.0)
     estimate = full.estimated_core_seconds / 60
     if not budget or budget >= estimate:
@@ -121,7 +121,8 @@ def plan_within_budget(experiment: Experiment, out: Path, seeds: tuple[int, ...]
 
 
 def conclude_finding(plan: LabPlan, command: str) -> Finding:
-    """Return the finding, with the cost of every job, the machine, the software versions, and the verdict on every problem."""
+    """Return the finding of the experiment, with the cost of every job, the machine, the software versions, and the verdict on
+    every problem."""
     finding = plan.experiment.conclude({seed: plan.seed_folder(seed) for seed in plan.seeds})
     names = list(dict.fromkeys(name for _, name in plan.jobs))
     costs = {
@@ -144,7 +145,8 @@ def conclude_finding(plan: LabPlan, command: str) -> Finding:
 
 
 def run_jobs(plan: LabPlan, todo: dict[JobKey, ExperimentJob], workers: int) -> None:
-    """Run jobs in parallel processes, each after the jobs that it needs. The first failure ends all, and finished jobs are kept."""
+    """Run jobs in parallel processes, each job after the jobs that it needs. The first failure ends all running jobs. Finished
+    jobs are kept."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["rorqual.lab.experiment_run"])
     order = TopologicalSorter(
@@ -204,7 +206,7 @@ def _run_job_process(name: str, out: Path, seeds: tuple[int, ...], share: float,
 
 
 def _die_with_parent() -> None:
-    """Exit when the parent dies. Otherwise, an orphaned job and its replacement would write to the same files."""
+    """Exit when the parent process dies. An orphaned job and its replacement would write to the same files."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

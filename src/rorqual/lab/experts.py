@@ -31,12 +31,12 @@ from rorqual.tasks.task import Problem, Split
 
 INFORMATION, ABLATION = "experts-information", "experts-ablation"
 PROBLEMS = 40
-"""Held-out problems per family and level. The experts of each family are selected on the same number of dev
+"""Number of held-out problems per family and level. The experts of each family are selected on the same number of dev
 problems."""
 SHUFFLES, OPTIONS = 499, {"hard": 0.5}
 GONE, RANDOM = 2, 6
-"""`GONE` is the number of experts removed in each layer, equal to the number of experts per
-token. `RANDOM` is the number of random sets of `GONE` experts per layer."""
+"""`GONE` is the number of experts that are removed in each layer. `GONE` equals the number of experts per token. `RANDOM`
+is the number of random sets of `GONE` experts per layer."""
 WITHIN = {"any": "over all tokens", "token": "within one token id"}
 LAYERS = ("layer 1", "layer 2")
 OWN, ANOTHER, RANDOM_ONES = "its own", "another family's", "random"
@@ -46,7 +46,8 @@ ACCURACY, BITS = "accuracy lost", "bits that expert and family share"
 class ExpertsExperiment(Experiment):
     """The experiment on the quickstart's teachers: mutual information of expert and family, and ablation of experts.
 
-    The claim needs, in every layer, more mutual information than with shuffled families, both over all tokens and within one token id.
+    The claim holds only if the mutual information in every layer is higher than with shuffled families, both over all tokens
+    and within one token id.
     """
 
     name = "experts"
@@ -95,8 +96,8 @@ class ExpertsExperiment(Experiment):
 
 
 def accuracy_losses(ablation: dict[str, Any]) -> dict[str, dict[str, dict[int, float]]]:
-    """Return the accuracy that each problem loses if experts are removed: those of the problem's family, those of another family (mean
-    over the other families), and random experts (mean over the draws)."""
+    """Return the accuracy that each problem loses if experts are removed: the experts of the problem's family, the experts of
+    another family (mean over the other families), or random experts (mean over the random sets)."""
     families, family = ablation["families"], np.asarray(ablation["family"])
     lost = {
         name: np.asarray(ablation["right"]["none"], float) - np.asarray(values, float)
@@ -129,7 +130,7 @@ class RouterChoices:
 
 
 def read_choices(model: Decoder, samples: Sequence[TrainingSample]) -> RouterChoices:
-    """Return the router's choices in a forward pass of `model` over `samples`. Padding is excluded."""
+    """Return the router's choices in a forward pass of `model` over `samples`. Padding tokens are excluded."""
     parts, first = [], 0
     for block in run_on_sample_blocks(model, samples):
         read = block.batch.segments != PADDING
@@ -142,8 +143,8 @@ def read_choices(model: Decoder, samples: Sequence[TrainingSample]) -> RouterCho
 def measure_mutual_information(place: Path, *, seed: int, count: int, shuffles: int) -> dict[str, Any]:
     """Measure the mutual information of expert and family on held-out worked solutions.
 
-    For each condition in `WITHIN` and each layer, the result has the mutual information
-    in bits, and the mean mutual information with shuffled labels.
+    For each condition in `WITHIN` and each layer, return the mutual information in bits, and the mean mutual information with
+    shuffled labels.
     """
     model, chat = load_trained(place / TEACHER)
     problems = pick_of_each_family("test", seed, count)
@@ -169,7 +170,8 @@ def measure_mutual_information(place: Path, *, seed: int, count: int, shuffles: 
 
 
 def ablate_experts(place: Path, *, seed: int, count: int) -> dict[str, Any]:
-    """Remove one set of experts at a time, and measure on each problem whether the greedy answer is correct. Thinking is forced.
+    """Remove one set of experts at a time, and measure on each problem whether the greedy answer is correct. The model is
+    forced to think.
 
     In each layer, the experts of a family are the `GONE` experts with the highest lift on dev problems.
     """
@@ -221,7 +223,7 @@ def family_labels(problems: Sequence[Problem]) -> tuple[np.ndarray, list[str]]:
 def grade_greedy_answers(
     model: Decoder, chat: ChatFormat, problems: Sequence[Problem], seed: int, count: int
 ) -> list[int]:
-    """Return 1 for each problem that is answered correctly, else 0. Thinking is forced, and decoding is greedy."""
+    """Return 1 for each problem that is answered correctly, else 0. The model is forced to think, and decoding is greedy."""
     result = evaluate(
         Engine.of(model, chat.tokenizer, chat, threads=1),
         load_task(TASK, options=OPTIONS),

@@ -24,7 +24,7 @@ Side = Literal["above", "below"]
 
 class Contrast(Config):
     """The difference `b - a` of two arms, with a bootstrap interval that resamples seeds,
-    then the items of each seed. `by_seed` lists [a, b] for every seed."""
+    then the items of each seed. `by_seed` lists the means [a, b] of the two arms for every seed."""
 
     question: str
     of: str = "all"
@@ -49,7 +49,7 @@ class Contrast(Config):
 
     @property
     def verdict_on_sign(self) -> Verdict:
-        """Whether b is above a, by the rule of `rorqual.evals.verdict`."""
+        """The verdict on whether b is above a, by the rule of `rorqual.evals.verdict`."""
         return self.judge()
 
     def judge(self, bound: float = 0.0, side: Side = "above") -> Verdict:
@@ -59,7 +59,7 @@ class Contrast(Config):
     def text(self) -> str:
         """Return a text with `a`, `b`, their difference, its bootstrap interval and its Student's t interval.
 
-        Shares are in percentage points.
+        Shares and their differences are in percentage points.
         """
         a, b, d, low, high = (
             format_value(value, self.unit, signed=place > 1)
@@ -78,9 +78,9 @@ TOO_FEW = f"A verdict needs at least {SEEDS} seeds, and there are fewer: open."
 
 class Finding(Config):
     """The result of an experiment. `costs` lists, for each job, core-seconds in the order of `seeds`.
-    `words` is the result in sentences. `verdicts` holds the verdict on every problem. With fewer than five seeds the
-    verdict is always open, and `words` gives the reason. The minimum of five seeds also applies when an older file is
-    loaded.
+    `words` states the result in sentences. `verdicts` holds the verdict on every problem. With fewer than five seeds, the
+    verdict of the finding is always open, and `words` gives the reason. The minimum of five seeds also applies when an older
+    file is loaded.
     """
 
     experiment: str
@@ -92,7 +92,7 @@ class Finding(Config):
     contrasts: tuple[Contrast, ...] = ()
     tables: tuple[Table, ...] = ()
     charts: tuple[Chart, ...] = ()
-    """Charts of older results in docs/results/lab. A new finding has none."""
+    """Charts of older findings in docs/results/lab. A new finding has no charts."""
     seeds: tuple[int, ...]
     share: float = 1.0
     costs: dict[str, tuple[float, ...]] = {}
@@ -110,7 +110,7 @@ class Finding(Config):
 
     @classmethod
     def load(cls, path: Path) -> Finding:
-        """Read a finding's JSON. Raises DataError naming the file if it is missing or invalid."""
+        """Read a finding's JSON file. If the file is missing or invalid, raises a DataError that names the file."""
         remedy = "Give the JSON file that `rorqual lab NAME` wrote."
         try:
             data = json.loads(path.read_bytes())
@@ -130,8 +130,9 @@ def contrast_of_values(
     of: str = "all",
     shares: bool = False,
 ) -> Contrast:
-    """Compare the values of `b` with the values of `a`. Both have one sequence per seed, and the i-th values of a seed belong to the same
-    item. With `shares`, the values are shares of right answers, and the interval is at least as wide as the score interval.
+    """Compare the values of `b` with the values of `a`. `a` and `b` have one sequence per seed. The i-th values of a seed in
+    `a` and `b` belong to the same item. With `shares`, the values are shares of right answers, and the interval of the
+    difference is at least as wide as the score interval.
     """
     olds, news = [np.asarray(x, float) for x in a], [np.asarray(x, float) for x in b]
     difference = (difference_over_seeds if shares else hierarchical_difference)(olds, news, CONFIDENCE, 20_000)
@@ -150,7 +151,7 @@ def contrast_of_values(
 
 
 def format_value(value: float, unit: Unit, *, signed: bool = False) -> str:
-    """Format a value in its unit, or "" for NaN. A share (unit `points`) is formatted in percent."""
+    """Return `value` as text in its unit, or "" for NaN. A share (unit `points`) is formatted in percent."""
     if value != value:
         return ""
     if unit == "number":

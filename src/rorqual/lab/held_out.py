@@ -1,4 +1,5 @@
-"""Run trained models over held-out samples, one sample per row. Measure each token's loss, and whether it is the most likely token."""
+"""Run trained models over held-out samples, one sample per row. Measure the loss of each token, and whether the model ranks the
+token first."""
 
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ from rorqual.train.sources.worked import worked_sample
 
 @dataclass(frozen=True)
 class ScoredBlock:
-    """A forward pass over some samples. `losses` [rows, row] in nats and `right` [rows, row] are 0 outside the loss mask. `right` tells
-    whether the target is the most likely token."""
+    """A forward pass over some samples. `losses` [rows, row], in nats, and `right` [rows, row] are 0 outside the loss mask.
+    `right` tells whether the target is the most likely token."""
 
     batch: TrainBatch
     output: DecoderOutput
@@ -57,7 +58,7 @@ def run_on_sample_blocks(
 
 
 def mean_losses(model: Decoder, samples: Sequence[TrainingSample]) -> list[float]:
-    """Return the mean loss of each sample, in nats per token in its loss mask. MTP losses are not included."""
+    """Return the mean loss of each sample, in nats per token in its loss mask. The losses of MTP modules are not included."""
     return [loss for block in run_on_sample_blocks(model, samples) for loss in block.mean_losses()]
 
 
@@ -68,7 +69,7 @@ def load_trained(run: Path) -> tuple[Decoder, ChatFormat]:
 
 
 def first_problems(task: str, options: Mapping[str, Any], split: Split, seed: int, count: int) -> list[Problem]:
-    """Return the first `count` problems of a split. The same arguments give the same problems."""
+    """Return the first `count` problems of a task's split. The same arguments give the same problems."""
     return list(islice(safe_problems(load_task(task, options=dict(options)), split, seed), count))
 
 

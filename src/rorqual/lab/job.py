@@ -36,9 +36,10 @@ SAMPLED = SamplingParams(max_tokens=80, temperature=0.6, top_p=0.95)
 
 
 class JobCost(Config):
-    """The cost of a job. Rules that need equal costs compare `core_seconds`, the processor time, because jobs may share a machine.
+    """The cost of a job. Experiments that require equal costs compare `core_seconds`, the processor time, because jobs may
+    share a machine.
 
-    `share` is the fraction of the full work that the job did.
+    `share` is the fraction of its full work that the job did.
     """
 
     seconds: float
@@ -67,7 +68,7 @@ class ExperimentJob(ABC):
     def do_job(self, place: Path) -> JobCost:
         """Do the work in the seed's folder `place`, resume unfinished work there, and return the cost.
 
-        The cost includes killed attempts if their cost is known.
+        The cost of a job includes killed attempts if the cost of these attempts is known.
         """
 
     def job_is_done(self, place: Path, share: float = 1.0) -> bool:
@@ -84,7 +85,8 @@ class ExperimentJob(ABC):
         return True
 
     def cost_file(self, place: Path) -> Path:
-        """Return the file with the job's cost. The file is written last, so its existence shows that the job is finished."""
+        """Return the file with the job's cost. The cost file is written last, so its existence shows that the job is
+        finished."""
         return place / "costs" / f"{self.name}.json"
 
     def cost(self, place: Path) -> JobCost:
@@ -93,7 +95,8 @@ class ExperimentJob(ABC):
         return parse_config(JobCost, json.loads(file.read_bytes()), where=str(file))
 
     def finish(self, place: Path, share: float = 1.0) -> JobCost:
-        """Do the job if it is not done, save the cost, and return it. A lock makes other experiments wait while the job runs."""
+        """Do the job if it is not done, save its cost, and return this cost. A lock makes other experiments wait while the job
+        runs."""
         file = self.cost_file(place)
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(file.with_name(f".{self.name}.lock"), "ab") as lock:
@@ -117,8 +120,7 @@ class TrainJob(ExperimentJob):
 
 
 def run_cost(out: RunDir) -> JobCost:
-    """Return the cost of a run, summed over its metrics. Steps that were
-    repeated after the process was killed count once."""
+    """Return the cost of a run, summed over its metrics. A step that was repeated after the process was killed counts once."""
     records = list(out.metrics())
     return JobCost(
         seconds=sum(r["seconds"] for r in records),
@@ -141,11 +143,11 @@ class SampleJob(ExperimentJob):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationJob(ExperimentJob):
-    """An evaluation of the run `model` in the seed's folder, on held-out problems. The
-    result is written to `evals/<name>.json` in the seed's folder.
+    """A job that evaluates the run `model` in the seed's folder on held-out problems. The evaluation is written to
+    `evals/<name>.json` in the seed's folder.
 
-    The evaluation has `count` problems of each family and level. The default `params` are the sampling parameters of
-    the quickstart. `more` holds further arguments of `evaluate`.
+    The evaluation has `count` problems of each family and level. The default of `params` is the sampling parameters of the
+    quickstart. `more` holds further arguments of `evaluate`.
     """
 
     model: str
@@ -189,7 +191,7 @@ def load_evaluation(place: Path, name: str) -> Evaluation:
 @dataclass(frozen=True, kw_only=True)
 class ComputeJob(ExperimentJob):
     """A job that computes a JSON value and writes it to `values/<name>.json` in the seed's folder.
-    `function` is called with the seed's folder, and its result must depend only on files in this folder.
+    `function` is called with the seed's folder, and its JSON value must depend only on files in this folder.
     """
 
     function: Callable[[Path], Any]
@@ -212,8 +214,8 @@ def load_value(place: Path, name: str) -> Any:
 
 @contextmanager
 def measure_cost() -> Iterator[list[JobCost]]:
-    """Measure the cost of a `with` block. The block gets an empty list, to which the cost is appended when the block
-    ends."""
+    """Measure the cost of a `with` block. The `with` block gets an empty list. When the block ends, its cost is appended to
+    this list."""
     wall, cpu = time.monotonic(), time.process_time()
     costs: list[JobCost] = []
     yield costs

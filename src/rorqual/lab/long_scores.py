@@ -1,4 +1,5 @@
-"""Score models on held-out long problems: the loss of each solution, and whether every token of the solution is the most likely one."""
+"""Score models on held-out long problems: the loss of each solution, and whether the model ranks every token of the solution
+first."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ PERCENT, POINTS = 0.01, 0.02
 def solutions(
     place: Path, seed: int, kind: str, count: int, split: Split, length: int = LENGTH, run: str = DENSE
 ) -> list[TrainingSample]:
-    """Return `count` worked solutions of one kind of problem. All arms of a seed use the same problems."""
+    """Return the worked solutions of `count` problems of one kind. All arms of a seed use the same problems."""
     chat = chat_format(Tokenizer.load(RunDir(place / run).tokenizer_file))
     return solution_samples(first_problems("long", {"names": [kind], "length": length}, split, seed, count), chat)
 
@@ -32,10 +33,9 @@ def solutions(
 def score_solutions(
     model: Decoder, samples: Sequence[TrainingSample], record: Sequence[str] = ("selected",)
 ) -> dict[str, Any]:
-    """Return, for each solution, the mean loss over the tokens in the loss mask, and whether all these tokens are the most likely ones.
-    If all tokens are the most likely ones, the model writes exactly this solution at temperature 0. `picked` is the mean
-    number of selected positions per query and layer, or 0 for dense attention.
-    `record` names the tensors that sparse attention records.
+    """Return, for each solution, the mean loss over the tokens in the loss mask, and whether the model ranks all these tokens
+    first. If the model ranks all tokens first, it writes exactly this solution at temperature 0. `picked` is the mean number of
+    selected positions per query and layer, or 0 for dense attention. `record` names the tensors that sparse attention records.
     """
     losses: list[float] = []
     right: list[bool] = []
@@ -52,7 +52,7 @@ def score_solutions(
 
 def score_readings(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return the readings of an experiment. `found` holds the results of
-    `score_solutions` by arm and kind. In the loss, each kind has the same weight."""
+    `score_solutions` by arm and kind. In the loss over all kinds of problems, each kind has the same weight."""
     fewest = min(len(kinds[kind]["loss"]) for kinds in found.values() for kind in KINDS)
     return {
         EXACT: {arm: {kind: dict(enumerate(kinds[kind]["right"])) for kind in KINDS} for arm, kinds in found.items()},

@@ -1,5 +1,5 @@
-"""Train models on long problems (task `long`) in stages of growing length. The experiments
-`sparse` and `nsa` start from models that are trained in this way."""
+"""Train models on long problems (task `long`) in stages of growing length. The experiments `sparse` and `nsa` train models in
+these stages."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from rorqual.train.sources import WorkedConfig
 
 KINDS: Mapping[str, str] = {"needle": "needle", "copy": "copied number", "count": "counting after the text"}
 LENGTH = 1024
-"""Number of characters of a prompt. Each character is a token."""
+"""Number of characters of the longest prompt. Each character is a token."""
 REPLY = 76
-"""Number of tokens of a row that remain for the longest reply and the special tokens."""
+"""Number of tokens of a row that are reserved for the longest reply and the special tokens."""
 MUON_RATE, ADAMW_RATE = 0.006, 1.2e-2
 
 
@@ -47,19 +47,19 @@ class TrainingStage:
 DENSE = "sparse-dense"
 PAIRS = "pairs"
 LEARNED, STARTS = 0.1, 8
-"""Retrieval counts as learned if the mean loss of the last 50 steps of the stage `PAIRS` is below `LEARNED`. Otherwise, the stage
-begins again with other initial weights, at most `STARTS` times in all.
+"""Retrieval counts as learned if the mean loss of the last 50 steps of the stage `PAIRS` is below `LEARNED`. If retrieval is
+not learned, training begins again with other initial weights. Training begins at most `STARTS` times in all.
 
-A model that writes one of the values at random has a loss of about 0.4.
+A model that answers with a random value from the text has a loss of about 0.4.
 """
 
 
 def stages(length: int) -> tuple[TrainingStage, ...]:
     """Return the stages of the dense training, which ends with texts of up to `length` characters.
 
-    The model first learns retrieval, from short texts with few pairs and without other problems. The model then learns counting, also
-    from short texts. With longer texts, both need more steps. If other problems are mixed in, retrieval needs more steps
-    (docs/LOG.md).
+    The model first learns retrieval, from short texts with few pairs and without other problems. The model then learns
+    counting, also from short texts. With longer texts, retrieval and counting need more steps. If other problems are mixed in,
+    retrieval needs more steps (docs/LOG.md).
     """
     few = {"length": 50, "shortest": 30, "pairs": 4, "questions": 4}
     short = {"names": list(KINDS), "length": length // 4, "shortest": 64, "questions": 8}
@@ -95,9 +95,9 @@ def dense_model(length: int) -> ModelConfig:
 class TrainUntilLearned(TrainJob):
     """A training run that is restarted from other initial weights until the model has learned the problems.
 
-    From some initial weights, retrieval is learned within 500 to 750 steps; from others, it was not learned within 1,250
-    (docs/LOG.md). The decision to restart uses only training losses, and all arms of a seed share the final run. The
-    cost of the job includes all starts.
+    From some initial weights, the model learned retrieval within 500 to 750 steps. From other initial weights, the model did
+    not learn retrieval within 1,250 steps (docs/LOG.md). The decision to restart uses only training losses, and all arms of a
+    seed share the final run. The cost of the job includes the runs of all starts.
     """
 
     def do_job(self, place: Path) -> JobCost:
@@ -157,8 +157,8 @@ def training_jobs(
     arm: str = "sparse",
     slower: float = 1.0,
 ) -> list[ExperimentJob]:
-    """Return the jobs of the first `upto` stages of an arm. `slower` is the time of
-    a step divided by the time of a step with `dense_model`."""
+    """Return the jobs of the first `upto` stages of an arm. `slower` is the time of the arm's training step divided by the time
+    of a training step with `dense_model`."""
     jobs: list[ExperimentJob] = []
     for number, stage in enumerate(stages(length)[:upto]):
         needs = (jobs[-1].name,) if jobs else ()

@@ -1,9 +1,10 @@
-"""Test whether Native Sparse Attention, trained from scratch, is as good as dense attention (Yuan et al. 2025, arXiv 2502.11089).
+"""Test whether Native Sparse Attention, trained from scratch, is as good as dense attention (Yuan et al. 2025, arXiv
+2502.11089).
 
 Each seed trains two models from scratch on the same tokens, in the first three stages of the experiment `sparse`. One model has
-grouped-query attention. The other has Native Sparse Attention (kind `nsa`) with the same heads. The queries of this model attend to
-compressed blocks, selected blocks and a window: together half as many keys as the longest text has tokens. With a quarter as many keys, the
-first stage had not learned retrieval after 564 steps, on one seed (docs/LOG.md).
+grouped-query attention. The other model has Native Sparse Attention (kind `nsa`) with the same heads. A query of the `nsa`
+model attends to compressed blocks, selected blocks and a window: together half as many keys as the longest text has tokens.
+With a quarter as many keys, the first stage had not learned retrieval after 564 steps, on one seed (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -39,9 +40,10 @@ ATTENTION: Mapping[str, AttentionConfig] = {
 }
 """At `LENGTH`, a query of `nsa` attends to 32 compressed blocks, 8 blocks of 8 tokens and the last 32 tokens: 128 keys."""
 MEASURED: Mapping[str, int] = {"needle": 128, "copy": 32, "count": 32}
-"""Number of held-out problems of each kind."""
+"""Number of held-out problems of each kind on which an arm is measured."""
 SLOWER = {"dense": 0.7, "nsa": 1.5}
-"""Estimated core-seconds of a training step, divided by those of a step of the dense model of the experiment `sparse`."""
+"""Estimated core-seconds of an arm's training step, divided by the core-seconds of a step of the dense model of the experiment
+`sparse`."""
 
 
 def last_run_name(arm: str) -> str:

@@ -1,4 +1,4 @@
-"""A baseline for the experiment `sparse`: MLA over random positions."""
+"""A baseline for the experiment `sparse`: multi-head latent attention (MLA) over random positions."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from rorqual.model.attention import Attention, LayerCache, MLAConfig, SelectingM
 
 
 class RandomSelectionConfig(MLAConfig):
-    """MLA over the query's own position and `topk` - 1 random earlier positions. The layer has the same weights as attention of kind `mla`.
+    """MLA over the query's own position and `topk` - 1 random earlier positions. The layer has the same weights as attention of
+    kind `mla`.
 
-    The choice depends only on `seed`, `layer` and the query's position.
+    The choice of positions depends only on `seed`, `layer` and the query's position.
     """
 
     kind: Literal["random_selection"] = "random_selection"  # type: ignore[assignment]
@@ -32,7 +33,7 @@ class RandomSelection(SelectingMLA):
     config: RandomSelectionConfig
 
     def select(self, q: Tensor, positions: Tensor, cache: LayerCache) -> Tensor:
-        """Return the positions [tokens, topk] that each query attends to. Unused entries are -1."""
+        """Return the positions [tokens, topk] that each query attends to. Unused entries of the returned tensor are -1."""
         c = self.config
         queries, which = positions.unique(return_inverse=True)
         keys = torch.arange(int(queries.max()) + 1, device=positions.device)

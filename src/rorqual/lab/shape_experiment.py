@@ -1,8 +1,8 @@
 """Experiments on a model's shape: each part of the claim compares two arms at equal steps, parameters, FLOPs or time.
 
-A part holds if the held-out loss of the rival arm minus that of the favoured arm lies above 0 by both the bootstrap and the t interval.
-If the quantity that should be equal differs by more than the tolerance in any seed, the part has no verdict. This condition was added after the
-results were known. The condition can only change a verdict to open.
+A part holds if the held-out loss of the rival arm minus that of the favoured arm lies above 0 by both the bootstrap and the t
+interval. If the quantity that should be equal differs between the arms by more than the tolerance in any seed, the part has no
+verdict. The condition on equality was added after the results were known, but can only change a verdict to open.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ LOSS, RIGHT, CACHE = "held-out loss", "right when made to think", "cache bytes p
 
 
 class ShapeExperiment(Experiment):
-    """An experiment on a model's shape. Each of `parts` is (quantity that
-    is equal in both arms, favoured arm, rival arm).
+    """An experiment on a model's shape. Each of `parts` is (quantity that is equal in the two arms, favoured arm, rival arm).
 
     With `cache`, the claim also needs a smaller KV cache in the favoured arm of the first part.
     """
@@ -86,8 +85,8 @@ MOE_VS_DENSE = ShapeExperiment(
     source="first part: DeepSeekMoE, 2401.06066, section 4.2; nanochat tried the second twice, without success",
     parts=(("active FLOPs", MOE, DENSE_FLOPS), ("core-seconds", MOE, DENSE_CLOCK)),
 )
-"""The dense model's width is chosen for equal FLOPs per token. The dense model needs less time per FLOP, so for equal time it is trained
-for more steps. The number of steps was chosen on other seeds."""
+"""The dense model's width is chosen for equal FLOPs per token. The dense model needs less time per FLOP, so for equal time the
+dense model is trained for more steps. This number of steps was chosen on other seeds."""
 LATENT_VS_FULL = ShapeExperiment(
     name="latent-vs-full",
     title="Latent attention against full attention",

@@ -1,6 +1,7 @@
-"""Shared code of the experiments on model shape. Each arm is a training run that differs in one property from the arm with which it is compared.
+"""Shared code of the experiments on model shape. Each arm is a training run that differs in one property of the model from the
+arm with which it is compared.
 
-The baseline is a small DeepSeek-V3 without MTP. All arms of a seed train on the same worked solutions in the same order.
+The baseline model is a small DeepSeek-V3 without MTP. All arms of a seed train on the same worked solutions in the same order.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ TASK = "families:add,sub,mod,swap,count,kk"
 OPTIONS: Mapping[str, Any] = {"hard": 0.0}
 ROWS, ROW = 16, 128
 CONTEXT = ROW // 2
-"""The context length at which the FLOPs of arms are compared: an upper bound of the
-mean number of positions that a token attends to in training.
+"""The context length for which the FLOPs per token of two arms are compared. This context length is an upper bound of the mean
+number of positions that a token attends to in training.
 """
 MUON_RATE, ADAMW_RATE = 0.012, 4e-3
 DOCUMENTS, PROBLEMS = 600, 40
@@ -81,7 +82,7 @@ def with_router(model: ModelConfig, router: RouterConfig) -> ModelConfig:
 
 
 def with_dense_ffn(model: ModelConfig) -> ModelConfig:
-    """Return `model` with a dense feed-forward network in place of each MoE.
+    """Return `model` with a dense feed-forward network in place of each MoE network.
 
     The width of the dense network is chosen to preserve the FLOPs per token.
     """
@@ -121,10 +122,10 @@ def _change_stages(model: ModelConfig, change: Callable[[Stage], dict[str, Any]]
 class TrainingArm:
     """One training run of a comparison. `core_seconds` is the time of the full run on the reference machine.
 
-    `factor` multiplies the learning rates of Muon and AdamW. The candidates were 0.5, 1 and 2, or 0.25, 0.5 and 1 for the arms that
-    compare routers. `factor` is the candidate with the lowest mean loss on `DEV_SEEDS` and the dev split (`benchmarks/shapes.py rates`;
-    the losses are in docs/results/lab/). Arms that differ only in the number of steps
-    have the same factor. `options` are the options of the task.
+    `factor` multiplies the learning rates of Muon and AdamW. The candidates for `factor` were 0.5, 1 and 2, or 0.25, 0.5 and 1
+    for the arms that compare routers. `factor` is the candidate with the lowest mean loss on `DEV_SEEDS` and the dev split
+    (`benchmarks/shapes.py rates`; the losses are in docs/results/lab/). Arms that differ only in the number of steps have the
+    same `factor`. `options` are the options of the task.
     """
 
     label: str
@@ -142,11 +143,11 @@ STEPS, ROUTED_STEPS = 300, 1000
 DENSE_STEP, MTP_STEP = 0.83, 1.33
 """Core-seconds per step of the dense and the MTP model, relative to the baseline.
 
-`benchmarks/shapes.py speed` measured 0.81 and 1.32, and `benchmarks/shapes.py rates` measured 0.85 and 1.35.
+`benchmarks/shapes.py speed` measured 0.81 (dense) and 1.32 (MTP), and `benchmarks/shapes.py rates` measured 0.85 and 1.35.
 """
 ZERO_STEP = 1.05
-"""Core-seconds per step of the model with identity experts, relative to the
-model with two experts per token, as measured on `DEV_SEEDS`."""
+"""Core-seconds per training step of the model with identity experts, relative to the model with two experts per token, as
+measured on `DEV_SEEDS`."""
 HARD: Mapping[str, Any] = {"hard": 0.5}
 ZERO_ROUTER = ZeroExpertsConfig(
     n_routed_experts=16, zero_expert_num=8, num_experts_per_tok=3, expected_experts=2.0, routed_scaling_factor=3.0

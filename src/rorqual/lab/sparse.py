@@ -1,9 +1,9 @@
 """Test whether sparse attention keeps the quality of dense attention on long problems (DeepSeek-V3.2-Exp, section 2.1).
 
-Each seed trains one dense model with latent attention in stages of growing length. The recipe `sparsify` turns the dense model into a
-model with an indexer. Two baselines select positions without an indexer: a window with sinks, and random positions. The baselines train for
-as many steps as the indexer and the sparse model together. All sparse models train with the same number of selected
-keys, and are measured with three numbers.
+Each seed trains one dense model with latent attention in stages of growing length. The recipe `sparsify` turns the dense model
+into a model with an indexer. Two baselines select positions without an indexer: a window with sinks, and random positions. The
+baselines train for as many steps as the indexer and the sparse model together. All sparse models train with the same number of
+selected keys per query, and are measured with three different numbers.
 """
 
 from __future__ import annotations
@@ -58,19 +58,19 @@ ARMS: Mapping[Arm, str] = {
 }
 BASELINES: tuple[Arm, ...] = ("window", "random")
 BUDGETS: Mapping[str, int] = {"a half": 2, "a quarter": 4, "an eighth": 8}
-"""The label of each budget, and its divisor: a query attends to (text length / divisor) positions."""
+"""The label and the divisor of each budget. At a budget, a query attends to (text length / divisor) positions."""
 TRAINED = BUDGETS["a quarter"]
 """The divisor of the budget at which all sparse models are trained. Other budgets are measured without further training."""
 WARMUP, SPARSE, ROWS = 90, 30, 4
-"""Number of warm-up steps, number of steps with sparse attention, and rows per step."""
+"""Number of warm-up steps, number of steps with sparse attention, and number of rows per step."""
 WARMUP_RATE, SPARSE_RATE = 1e-2, 5e-4
 MEASURED: Mapping[str, int] = {"needle": 64, "copy": 16, "count": 16}
-"""Number of held-out problems of each kind."""
+"""Number of held-out problems of each kind on which an arm is measured."""
 MORE: tuple[Arm, ...] = ("dense", "dsa", "adaptive")
 """Arms with twice as many problems of kind `needle`, because the claim
 limits how much the accuracies of these arms may differ."""
 SINKS, CAP = 4, 2
-"""Sinks of arm `window`, and `index_topk` of arm `adaptive` as a multiple of its budget."""
+"""Number of sinks of arm `window`, and `index_topk` of arm `adaptive` as a multiple of the arm's budget."""
 
 
 DSA = "sparse-dsa"
@@ -115,8 +115,9 @@ class SparsifyJob(ExperimentJob):
 def long_problems(length: int) -> WorkedConfig:
     """Return the data source on which all sparse models are trained: problems with texts of up to `length` characters.
 
-    The source also has short texts, which contain more reply tokens per token. On one dev seed, an indexer trained only on texts of
-    the full length selected well for most queries, but not for the queries of reply tokens, which are a hundredth of all queries.
+    The source also has short texts, in which a larger share of the tokens belongs to replies. On one dev seed, an indexer
+    trained only on texts of the full length selected well for most queries, but not for the queries of reply tokens, which are
+    a hundredth of all queries.
     """
     options = {"names": list(KINDS), "length": length, "shortest": 64, "questions": 8}
     return WorkedConfig(task="long", options=options, rows=ROWS, row=length + REPLY)
@@ -160,8 +161,8 @@ def with_selection(arm: Arm, model: ModelConfig, budget: int, *, seed: int = 0, 
 
 
 def load(arm: Arm, place: Path, budget: int, *, seed: int, top_p: float = 1.0) -> Decoder:
-    """Return the trained model of `arm`, changed to `budget` positions per query. If the arm
-    does not use an indexer, the weights of the indexer are left out."""
+    """Return the trained model of `arm`, changed to `budget` positions per query. If the arm does not use an indexer, the
+    indexer's weights are not loaded."""
     trained = load_run(RunDir(place / RUNS[arm]))
     model = build(with_selection(arm, trained.config, budget, seed=seed, top_p=top_p), seed=0)
     weights = trained.state_dict()
@@ -173,8 +174,8 @@ def load(arm: Arm, place: Path, budget: int, *, seed: int, top_p: float = 1.0) -
 def matching_top_p(model: Decoder, samples: Sequence[TrainingSample], budget: int) -> float:
     """Return the `index_top_p` at which `model` selects as many positions on average as with `index_topk=budget`.
 
-    The model runs once per sample, without `index_top_p`, and each candidate value is applied to the recorded scores. Deeper
-    layers therefore receive inputs to which no `index_top_p` was applied.
+    The model runs once per sample, without `index_top_p`, and each candidate for `index_top_p` is applied to the recorded
+    scores. Deeper layers therefore receive inputs to which no `index_top_p` was applied.
     """
     found: list[SelectedRows] = []
     for sample in samples:
@@ -218,12 +219,12 @@ def measure_job_name(arm: Arm) -> str:
 
 
 def arm_name_at_budget(arm: Arm, divisor: int) -> str:
-    """Return the name of an arm at a budget."""
+    """Return the name of an arm at the budget with divisor `divisor`."""
     return f"{arm}/{divisor}"
 
 
 def pair(a: Arm, b: Arm, quantity: str, divisor: int = TRAINED, **rule: Any) -> ArmPair:
-    """Return the pair of two arms at a budget. Losses are divided by the mean loss of arm `a`, so that a
+    """Return the pair of the arms `a` and `b` at one budget. Losses are divided by the mean loss of arm `a`, so that a
     difference of 0.01 is one percent."""
     label = next(label for label, own in BUDGETS.items() if own == divisor)
     what = EXACT if quantity == EXACT else "loss over that of dense attention"

@@ -21,21 +21,22 @@ from rorqual.train.run import Run
 
 TASK = STUDENT_TASK
 """Problem families in which a random guess is correct with probability at most 1/120.
-The families count, mod and kk are left out, because random guessing reaches a pass@8 above one half in them.
+The families count, mod and kk are left out, because random guessing reaches a pass@8 above one half in these families.
 """
 HARD = FULL.student_hard
-"""Share of hard problems. All problems are hard. Two-digit sums need no thinking, so RL on them would favour answers
-without thinking."""
+"""Share of hard problems among the student's problems: all problems are hard. Two-digit sums need no thinking, so RL on such
+easy problems would favour answers without thinking."""
 ABLE, BASE = "student-able", "student-base"
 """The runs of the base student, with the settings of the quickstart.
 
-The run `ABLE` trains the student to think on 40 % of the problems. The run `BASE` continues for a few steps on data with little
-thinking. The base student can therefore think, but seldom does.
+The run `ABLE` trains the student to think on 40 % of the problems. The run `BASE` continues the training for a few steps on
+data with little thinking. The base student can therefore think, but seldom does.
 """
 ROUNDING = [f"agreement.most={FULL.rival_agreement}"]
 """An override that raises the largest allowed difference in log-probability between trainer and sampler.
 
-In fp32, among 500,000 sampled tokens, the log-probability of one very unlikely token differed by 1.5e-4 nats.
+In fp32, among 500,000 sampled tokens, trainer and sampler differed by 1.5e-4 nats in the log-probability of one very unlikely
+token.
 """
 PER_CELL, TRIES = 120, 8
 EIGHT = f"{BASE}-eight-tries"
@@ -45,7 +46,7 @@ RL = "student-rl"
 def student_seed(seed: int) -> int:
     """Return the seed of the student in an experiment whose teacher has the seed `seed`.
 
-    Students with seeds below 1000 were inspected while settings were chosen.
+    Results of students with seeds below 1000 were seen while settings were chosen.
     """
     return seed + 1000
 

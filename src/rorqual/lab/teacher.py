@@ -17,7 +17,8 @@ BASE, TEACHER = "teacher-base", "teacher"
 def teacher_jobs(seed: int, place: Path, share: float) -> list[ExperimentJob]:
     """Return the two training jobs of the quickstart's teacher.
 
-    The first job is SFT on worked solutions, half of them without thinking. The second job is GRPO with correctness as the reward.
+    The first job is SFT on worked solutions, half of which are without thinking. The second job is GRPO with correctness as the
+    reward.
     """
 
     def base() -> Run:

@@ -1,7 +1,8 @@
 """The experiment `zero`: what improves if a model that mostly answers without thinking is trained by RL alone?
 
 Correctness is the only reward. Two effects are measured separately: how often the model chooses to think, and the
-accuracy of the model when thinking is forced. Only this accuracy decides the verdict, because thinking more often is not better reasoning.
+accuracy of the model when thinking is forced. Only the accuracy with forced thinking decides the verdict, because thinking more
+often is not better reasoning.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ CHOICE, THINKS, ABLE, LENGTH = (
 )
 LONG_STEPS = 150
 LONG = tuple(f"zero-long-{part}" for part in range(1, 5))
-"""The runs of the experiment `zero-long`, with `LONG_STEPS` steps each. Together they take about 25 core-minutes. Each run is evaluated."""
+"""The runs of the experiment `zero-long`, with `LONG_STEPS` steps each. All runs together take about 25 core-minutes. Each of
+these runs is evaluated."""
 
 
 class ZeroExperiment(Experiment):
@@ -42,7 +44,7 @@ class ZeroExperiment(Experiment):
     claim = "reinforcement with correctness as the only reward, without worked solutions, improves reasoning"
     source = "DeepSeek-R1, arXiv 2501.12948, section 2.2; Nature, September 2025, figure 1"
     runs: ClassVar[tuple[str, ...]] = (RL,)
-    """The consecutive runs that start from the base student."""
+    """The consecutive RL runs, of which the first starts from the base student."""
     quantities = {CHOICE: SHARE, THINKS: SHARE, ABLE: SHARE, LENGTH: Quantity("tokens")}
 
     def __init__(self) -> None:
@@ -78,7 +80,8 @@ class ZeroExperiment(Experiment):
 
 
 class ZeroLongExperiment(ZeroExperiment):
-    """A much longer run of `zero` for one seed, in parts. Each part starts from the previous part with a fresh optimizer."""
+    """A much longer RL training than in `zero`, for one seed, in parts. Each part starts from the weights of the previous part
+    with a fresh optimizer."""
 
     name = "zero-long"
     title = "Reinforcement alone, for long"

@@ -51,9 +51,9 @@ def distil(
     """Train a student, from a run or from random weights, on a teacher's samples.
 
     data=FILE.parquet is a file that `rorqual distil` wrote. With objective=sequence, the student is trained with the
-    next-token loss on the samples, like DeepSeek-R1's students. With objective=forward, reverse, skewed or
-    skewed_reverse, the loss is the named KL divergence between the student's distribution and the teacher's stored
-    log-probabilities. The next-token loss, multiplied by `next_token`, is added to the KL divergence.
+    next-token loss on the samples, like DeepSeek-R1's students. With objective=forward, reverse, skewed or skewed_reverse, the
+    loss is the KL divergence of this name between the student's distribution and the teacher's stored log-probabilities. The
+    next-token loss, multiplied by `next_token`, is added to the KL divergence.
     """
     begin, model, chat = start_settings(start, tokenizer, size, row)
     if objective == "sequence":
@@ -96,11 +96,11 @@ def on_policy(
     seed: Seed = 0,
     dtype: Dtype = "float32",
 ) -> Run:
-    """Distil a teacher into a student on the student's own samples. No reward is used.
+    """Distil a teacher into a student on the student's own samples. The training uses no reward.
 
-    The loss is the divergence from the teacher's probabilities at each token, by default the reverse KL over the whole
-    vocabulary. With `top_k`, the divergence is computed over the teacher's `top_k` most likely tokens, and all other
-    tokens count as one bucket.
+    The loss is the divergence between the student's and the teacher's probabilities at each token, by default the reverse KL
+    over the whole vocabulary. With `top_k`, the divergence is computed over the teacher's `top_k` most likely tokens, and all
+    less likely tokens count as one bucket.
     """
     begin, model, chat = start_settings(start, "bytes", "student", row)
     return Run(

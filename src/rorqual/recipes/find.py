@@ -26,7 +26,7 @@ RECIPES: Mapping[str, Callable[..., Run]] = {
 ALIASES = {"from": "start"}
 """`from` is a Python keyword, so recipes call this argument `start`."""
 SETTINGS = tuple(name for name in Run.model_fields if name != "extensions")
-"""The fields of a run that users can set. Only the training loop writes `extensions`."""
+"""The fields of a run that users can set. The field `extensions` is excluded, because only the training loop writes it."""
 
 
 def recipe_names() -> dict[str, str]:
@@ -37,7 +37,7 @@ def recipe_names() -> dict[str, str]:
 def make_run(name: str, values: Mapping[str, str]) -> Run:
     """Return the run that the recipe `name` creates from `key=value` arguments.
 
-    If a key is a parameter of the recipe, its value is passed to the recipe. Any other field of `Run`, or a dotted key
+    If a key is a parameter of the recipe, the key's value is passed to the recipe. Any other field of `Run`, or a dotted key
     such as `optim.lr`, overrides the value that the recipe chose.
     """
     if name not in RECIPES:

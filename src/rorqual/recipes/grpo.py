@@ -62,12 +62,13 @@ def grpo(
     """Train a model on a task with GRPO. By default, the only reward is the correctness of the answer.
 
     `data` is the file or folder that the task reads, if the task reads files. By default there is no KL term, and the
-    clip range is asymmetric, as in DAPO. If all samples of a group have the same reward, their advantages are 0.
-    Unless there is a KL term, training skips groups whose samples all have the same reward. The number of these groups is logged.
+    clip range is asymmetric, as in DAPO. If all samples of a group have the same reward, the advantages of these samples are 0.
+    Unless there is a KL term, training skips groups whose samples all have the same reward. The number of skipped groups is
+    logged.
 
-    `variant` selects the settings of a published GRPO variant; each setting can also be set individually
-    (docs/how-to/grpo.md). `beta` is the coefficient of the KL divergence from the run `reference`, by default the run
-    that training starts from.
+    `variant` selects the settings of a published GRPO variant. Each of these settings can also be set individually
+    (docs/how-to/grpo.md). `beta` is the coefficient of the KL divergence from the run `reference`, by default the run that
+    training starts from.
     """
     begin, model, chat = start_settings(start, "bytes", "small", row)
     objective, source = variant_settings(variant, max_tokens)

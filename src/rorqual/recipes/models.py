@@ -1,7 +1,7 @@
 """Small models that the recipes train.
 
-A teacher follows DeepSeek-V3: MLA, one dense layer, then MoE layers, a router bias and MTP. A student is dense, like
-DeepSeek-R1's students, and has Qwen3's architecture.
+A teacher model follows DeepSeek-V3: MLA, one dense layer, then MoE layers, a router bias and MTP. A student model is dense,
+like DeepSeek-R1's students, and has Qwen3's architecture.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.ffn.router import GroupedTopKConfig
 
 TeacherSize = Literal["tiny", "small", "medium"]
-"""Size of a teacher. `tiny` is for tests and trains in a second. `small` is the quickstart's teacher, with 0.7M
+"""Size of a teacher model. `tiny` is for tests and trains in a second. `small` is the quickstart's teacher, with 0.7M
 parameters. `medium` has 57M parameters."""
 Size = Literal[TeacherSize, "student", "tiny-student"]
 """Size of a model: a teacher's size, `student` for the student of a small teacher, or `tiny-student` for the student of
@@ -27,7 +27,7 @@ STUDENT_OF: dict[Size, TeacherSize] = {"student": "small", "tiny-student": "tiny
 
 
 def model_of(size: Size, *, vocab_size: int, context: int) -> ModelConfig:
-    """Return the model of the named size."""
+    """Return the model of the size `size`."""
     if size in STUDENT_OF:
         return student_like(v3_like(STUDENT_OF[size], vocab_size=vocab_size, context=context))
     teacher = next(known for known in get_args(TeacherSize) if known == size)
@@ -74,8 +74,9 @@ def student_like(teacher: ModelConfig) -> ModelConfig:
     Qwen3's small models (2505.09388, table 1): grouped-query attention with two heads per key-value head, norms on q and
     k, tied embeddings. The SwiGLU layer is about three times as wide as the hidden state.
 
-    Widths are multiples of 8. Among the models within 3 % of the target size, the function minimizes a weighted sum of
-    two deviations: from the target size, and from a SwiGLU width of three times the hidden size.
+    The widths of the student's layers are multiples of 8. Among the models within 3 % of the target parameter count, the
+    function minimizes a weighted sum of two deviations: from the target parameter count, and from a SwiGLU width of three times
+    the hidden size.
     """
     target, depth = account(teacher).active / 4, len(teacher.layers)
     candidates: list[tuple[float, ModelConfig]] = []
@@ -92,8 +93,8 @@ def student_like(teacher: ModelConfig) -> ModelConfig:
 
 
 def _qwen3_like(teacher: ModelConfig, hidden: int, layers: int, inner: int) -> ModelConfig:
-    """Return a dense model with an even number of query heads. The heads together are at least `hidden` wide. If
-    `hidden` is at most 512, there are at most four heads. Wider models have more heads, each 128 wide."""
+    """Return a dense Qwen3-like model with an even number of query heads. The query heads together are at least `hidden` wide.
+    If `hidden` is at most 512, the model has at most four query heads. Wider models have more query heads, each 128 wide."""
     head_dim = min(max(8, 2 ** math.ceil(math.log2(hidden / 4))), 128)
     heads = 2 * math.ceil(hidden / head_dim / 2)
     attention = GQAConfig(

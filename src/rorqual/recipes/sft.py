@@ -35,8 +35,8 @@ def sft(
     covers the assistant's tokens: thinking, answer and end of turn.
 
     By default, Muon trains hidden matrices and AdamW trains all other parameters. The default learning rates suit new
-    small models. For a pretrained model, set `lr` (for example, 1e-3 with tune.kind=lora). With `lr`, AdamW trains all
-    parameters at that learning rate.
+    small models. For a pretrained model, set `lr` (for example, 1e-3 with tune.kind=lora). If `lr` is set, AdamW trains all
+    parameters at the learning rate `lr`.
     """
     if not data and not task:
         raise ConfigError("sft requires data=FILE or task=NAME", where="train sft", remedy="Add data= or task=.")

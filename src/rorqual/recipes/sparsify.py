@@ -1,7 +1,8 @@
 """Convert a model with latent attention (MLA) to DeepSeek Sparse Attention (DeepSeek-V3.2-Exp, section 2.1.1).
 
-The stages are: add an indexer to each attention layer, train only the indexers while attention is dense (warm-up), and
-train the whole model with sparse attention. A stage is skipped if the files in its folder show that the stage is complete.
+The stages of `sparsify` are: add an indexer to each attention layer, train only the indexers while attention is dense
+(warm-up), and train the whole model with sparse attention. A stage is skipped if the files in its folder show that the stage is
+complete.
 """
 
 from __future__ import annotations
@@ -110,8 +111,8 @@ def sparsify(start: RunDir, out: Path, config: SparsifyConfig, *, threads: int =
 
 
 def source_of(start: RunDir, config: SparsifyConfig) -> SourceConfig:
-    """Return the source of the training data. If `config` has neither `data` nor `task`, return the source that `start`
-    was trained on."""
+    """Return the source of the training data. If `config` sets neither `data` nor `task`, return the source that `start` was
+    trained on."""
     sizes = {name: value for name in ("rows", "row") if (value := getattr(config, name)) is not None}
     if config.data or config.task:
         return sft(data=config.data, task=config.task, start=str(start.path), options=config.options, **sizes).source

@@ -20,8 +20,8 @@ from rorqual.train.schedule import LearningRateSchedule
 def start_settings(start: str, tokenizer: str, size: Size, context: int) -> tuple[StartConfig, ModelConfig, str]:
     """Return the settings `start`, `model` and `chat` of a run.
 
-    If `start` is given, the model and the chat format are those of the run `start`. Otherwise the run starts from a new
-    model of the named `size`. The tokenizer determines the model's vocabulary, and the tokenizer's special tokens
+    If `start` is given, the run has the model and the chat format of the run `start`. If `start` is empty, the run starts from
+    a new model of the size `size`. The tokenizer determines the model's vocabulary, and the tokenizer's special tokens
     determine the chat format.
     """
     if start:
@@ -54,7 +54,7 @@ def supervised_objectives(model: ModelConfig, sequence_balance: float = 0.0) -> 
 def indexer_objectives(model: ModelConfig, depth: int = 0) -> tuple[Objective, ...]:
     """Return the objective that trains the indexers, if the model has sparse attention.
 
-    No other objective gives the indexers a gradient.
+    Only this objective gives the indexers a gradient.
 
     `depth` is the number of MTP modules that the run trains.
     """
@@ -64,9 +64,9 @@ def indexer_objectives(model: ModelConfig, depth: int = 0) -> tuple[Objective, .
 def supervised_optimizer(lr: float = 0.0) -> OptimConfig:
     """Return the optimizer of supervised recipes: Muon for hidden matrices, AdamW for all other parameters.
 
-    The learning rates suit new models of the sizes in `recipes.models`. The rates were chosen by the measurements in
-    docs/LOG.md (section 'The quickstart's recipe'). If `lr` is set, as for a pretrained model, AdamW trains all
-    parameters at the learning rate `lr`.
+    The learning rates suit new models of the sizes in `recipes.models`. These learning rates were chosen by the measurements in
+    docs/LOG.md (section 'The quickstart's recipe'). If `lr` is set, as for a pretrained model, AdamW trains all parameters at
+    the learning rate `lr`.
     """
     if lr:
         return finetune_optim(lr)

@@ -13,14 +13,15 @@ __all__ = ["answer_number", "final_answer", "final_number", "last_mark", "math_e
 
 
 def final_answer(text: str) -> str:
-    """Return the last marked answer of `text`, or the last non-empty line if no answer is marked. Surrounding `$` are removed."""
+    """Return the last marked answer of `text`, or the last non-empty line if no answer is marked. `$` around the answer are
+    removed."""
     answer = last_mark(text)
     return unwrap_answer(last_line(text) if answer is None else answer)
 
 
 def final_number(text: str) -> Fraction | None:
-    """Return the marked number of `text`. If no answer is marked, return the last
-    number, or None. A marked answer with several numbers gives None.
+    """Return the marked number of `text`. If no answer is marked, return the last number of `text`, or None. If the marked
+    answer has several numbers, return None.
 
     `1,234`, `$5`, `-2.50`, `3/4` and `70k` are numbers, and 50% is 50.
     """
@@ -38,6 +39,6 @@ def answer_number(text: str) -> Fraction | None:
 def math_equal(gold: str, reply: str, *, timeout: int = 5) -> Verdict:
     r"""Grade whether the final answer of `reply` (the last mark, else the last line) equals the LaTeX `gold`.
 
-    The verdict is UNGRADED if `gold` does not parse, or if the comparison takes over `timeout` seconds.
+    The verdict is UNGRADED if `gold` does not parse, or if the comparison takes more than `timeout` seconds.
     """
     return verify_latex(gold, final_answer(reply), timeout=timeout)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 MARKS = 24
-"""Only the last `MARKS` marked texts of a reply are read."""
+"""Maximum number of marked texts that are read from a reply, counted from its end."""
 WRAPPINGS, LONGEST_JOINER = 6, 40
 _BOX = re.compile(r"\\boxed\s?\{|\\.|[{}]", re.DOTALL)
 _TAG = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL | re.IGNORECASE)
@@ -22,7 +22,7 @@ _WRAPPED = (re.compile(r"\*\*(.+)\*\*", re.DOTALL), re.compile(r"[*_`](.+)[*_`]"
 
 @dataclass(frozen=True)
 class MarkedText:
-    """A marked text in a reply. `text` is the text inside the mark, and `reply[start:end]` is the mark."""
+    """A marked text in a reply. `text` is the text inside the mark, and `reply[start:end]` is the mark with this text."""
 
     start: int
     end: int
@@ -50,8 +50,8 @@ class AnswerMark:
     def find(self, reply: str) -> str | None:
         """Return the last marked text of `reply`, or None if the reply is unmarked.
 
-        Marked texts that are joined by `and`, `or` or a comma are one list. A reply is also
-        unmarked if the last sentence with marks has different marked texts.
+        Marked texts that are joined by `and`, `or` or a comma count as one marked text, a list. A reply also counts as unmarked
+        if its last sentence with marks has different marked texts.
         """
         reply = without_thinking(reply)
         marked = self.find_all(reply)[-MARKS:]
@@ -89,7 +89,7 @@ def unwrap_answer(text: str) -> str:
 
 
 def _boxes(text: str) -> list[MarkedText]:
-    """Return the content of each complete `\\boxed{...}` that is not inside another one. Braces may nest."""
+    """Return the content of each complete `\\boxed{...}` that is not inside another box. Braces inside a box may nest."""
     complete: list[MarkedText] = []
     opened: list[tuple[int, int] | None] = []
     for match in _BOX.finditer(text):
@@ -132,7 +132,7 @@ ALONE = AnswerMark("ANSWER", _whole_reply_as_answer)
 
 
 def first_sentence(text: str) -> str:
-    """Return `text` up to the end of its first sentence."""
+    """Return the first sentence of `text`."""
     end = _SENTENCE_END.search(text)
     return unwrap_answer(text[: end.start()]) if end else text
 
@@ -144,7 +144,7 @@ def last_line(reply: str) -> str:
 
 
 def last_mark(reply: str) -> str | None:
-    r"""Return the last marked text, whatever the mark (`\boxed{}`, `####`, `Answer:`, `<answer>`), or None."""
+    r"""Return the last marked text of the reply, whatever the mark (`\boxed{}`, `####`, `Answer:`, `<answer>`), or None."""
     text = without_thinking(reply)
     found = [(one.end, mark) for mark in (BOXED, HASHES, ANSWER, TAG) for one in mark.find_all(text)[-1:]]
     return max(found, key=lambda item: item[0])[1].find(text) if found else None

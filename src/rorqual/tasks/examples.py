@@ -1,7 +1,7 @@
 """The task of a file of examples: train, dev and a sealed test split, as `rorqual teach` writes them.
 
-Each reading of the test split is recorded in `openings.jsonl`. If choices are made after many readings of the test split, its accuracy
-no longer shows how well a model solves new problems.
+Each reading of the test split's rows is recorded in `openings.jsonl`. If choices are made after many readings of the test
+split, accuracy on the test split no longer shows how well a model solves new problems.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FACTS_FILE, OPENINGS_FILE, SEALED_FILE = "task.json", "openings.jsonl", "test.se
 
 @dataclass(frozen=True)
 class SealedSplitReading:
-    """A record of one reading of the test split. `checkpoint` is the digest of the checkpoint that was measured, or ""."""
+    """A record that the test split was read once. `checkpoint` is the digest of the checkpoint that was measured, or ""."""
 
     time: str
     command: str
@@ -49,16 +49,18 @@ class SealedSplitReading:
 class ExamplesTask(FileTask):
     """Problems from a folder that `rorqual teach` wrote: `train.jsonl`, `dev.jsonl`, `test.sealed` and `task.json`.
 
-    `grader` names a function of prompt, gold answer and reply, such as `./mine.py:function`. Without a grader, `kind` decides how answers
-    are compared:
+    `grader` names a function of prompt, gold answer and reply, such as `./mine.py:function`. Without a grader, `kind` decides
+    how answers are compared:
 
-    - label: case, white space and a final full stop are ignored.
-    - number: numbers are compared by value. The number is marked (`#### 18`) or is the last line of the reply, with or without a unit.
-    - JSON: values are compared. Case and white space in strings are ignored, and a null equals a missing key.
-    - text: differences in white space are ignored.
+    - label: case, white space and a final full stop of the answer are ignored.
+    - number: numbers are compared by value. The number in a reply is marked (`#### 18`) or is the last line of the reply, with
+      or without a unit.
+    - JSON: JSON values are compared. Case and white space in strings are ignored, and a null equals a missing key.
+    - text: differences in the white space of two answers are ignored.
 
-    The default `kind` is the kind in `task.json`. With `last_line`, a reply may give reasons before the answer, and the last line, with or
-    without "Answer:", is the answer. A grader is then called both with the whole reply and with the end of the reply.
+    The default `kind` is the kind in `task.json`. With `last_line`, a reply may give reasons before the answer, and the last
+    line, with or without "Answer:", is the answer. With `last_line`, a user's grader is called both with the whole reply and
+    with the end of the reply.
     """
 
     name = "examples"
@@ -166,7 +168,7 @@ def _normalize_json(value: Any) -> Any:
 
 
 def _dict_of_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object as a dict. Raises ValueError for a repeated key, because such a key has no single value."""
+    """Return a JSON object as a dict. Raises ValueError for a repeated key, because a repeated key has no single value."""
     if len(dict(pairs)) < len(pairs):
         raise ValueError("a key is repeated")
     return dict(pairs)
@@ -176,8 +178,8 @@ def _dict_of_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def write_examples(folder: Path, splits: Mapping[Split, Sequence[Mapping[str, Any]]], facts: Mapping[str, Any]) -> None:
-    """Write the folder of an `ExamplesTask` task. `splits` has the rows of each split. A
-    row has a key, line, prompt, completion, and optional reasoning.
+    """Write the folder of an `ExamplesTask` task. `splits` has the rows of each split. A row has a key, line, prompt and
+    completion, and optionally reasoning.
 
     `facts` needs the key `kind`.
     """
@@ -194,8 +196,8 @@ def _rows_to_jsonl(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def folder_has_splits(folder: Path, *, dev: Sequence[Mapping[str, Any]], test: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether `dev` and `test` are the rows of the folder's dev and test splits. The
-    comparison is not recorded as a reading, because it returns no test rows."""
+    """Return whether `dev` and `test` are the rows of the folder's dev and test splits. The comparison is not recorded as a
+    reading of the test split, because the comparison returns no test rows."""
     sealed = gzip.decompress((folder / SEALED_FILE).read_bytes())
     return sealed == _rows_to_jsonl(test) and (folder / "dev.jsonl").read_bytes() == _rows_to_jsonl(dev)
 
@@ -224,7 +226,8 @@ def _read_sealed_test_lines(folder: Path) -> list[bytes]:
 
 
 def record_test_reading(folder: Path, checkpoint: str) -> None:
-    """Append a record of a reading of the test split to `openings.jsonl`. `checkpoint` is the digest of the measured checkpoint, or ""."""
+    """Append to `openings.jsonl` a record that the test split was read. `checkpoint` is the digest of the measured checkpoint,
+    or ""."""
     command = (
         " ".join(["rorqual", *sys.argv[1:3]]) if sys.argv[0].endswith(("rorqual", "rorqual/__main__.py")) else "Python"
     )
@@ -240,7 +243,7 @@ def record_test_reading(folder: Path, checkpoint: str) -> None:
 
 
 def list_test_readings(folder: Path) -> list[SealedSplitReading]:
-    """Return all readings of the test split, oldest first."""
+    """Return the records of all readings of the test split, oldest first."""
     return [SealedSplitReading(**line) for line in read_lines(folder / OPENINGS_FILE)]
 
 

@@ -1,6 +1,6 @@
-r"""Compare LaTeX with a gold answer. math-verify runs in a separate process, so that a comparison that does not end can be killed.
-math-verify rounds to 6 digits, and treats `\{1, 2\}` and `(1, 2)` as equal. Therefore this module compares numbers, words, numbers in a
-base, and brackets before it calls math-verify.
+r"""Compare LaTeX with a gold answer. math-verify runs in a separate process, so that a comparison that never ends can be
+killed. math-verify rounds to 6 digits, and treats `\{1, 2\}` and `(1, 2)` as equal. Therefore this module itself compares
+numbers, words, numbers in a base, and brackets before it calls math-verify.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from rorqual.tasks.numbers import read_number
 from rorqual.tasks.task import Verdict
 
 LONGER, LONGEST = 10, 400
-"""An answer is wrong if it is longer than `LONGEST` characters plus `LONGER` times the length of the gold answer."""
+"""An answer that is longer than `LONGEST` characters plus `LONGER` times the length of the gold answer is wrong."""
 START_SECONDS = 120.0
-"""Seconds in which the process must have imported math-verify."""
+"""Maximum number of seconds in which the comparison process may import math-verify."""
 DIGITS = 30
 """Number of digits to which two expressions must agree if math-verify cannot prove that they are equal."""
 FAILURES = (
@@ -36,7 +36,8 @@ FAILURES = (
     TypeError,
     ValueError,
 )
-"""Exceptions that sympy raises on expressions that it cannot compare. The verdict on such an answer is UNGRADED, not WRONG."""
+"""Exceptions that sympy raises on expressions that it cannot compare. The verdict on an answer that raises one of these
+exceptions is UNGRADED, not WRONG."""
 _TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|textrm|mbox|textit|operatorname)\s?\{([^{}]{0,200})\}")
 _SPACING = re.compile(r"\\(?:left|right|displaystyle|quad|qquad)(?![A-Za-z])|(?<!\\)\\[!;: ]|~|\\,")
 _BASED = re.compile(r"([0-9A-Fa-f]+)_\{?([0-9]{1,2})\}?")
@@ -58,7 +59,8 @@ def import_math_verify() -> ModuleType:
 
 
 def verify_latex(gold: str, answer: str, *, timeout: float) -> Verdict:
-    """Grade whether the LaTeX `answer` equals `gold`. The verdict is UNGRADED if `gold` does not parse, or after `timeout` seconds."""
+    """Grade whether the LaTeX `answer` equals `gold`. The verdict is UNGRADED if `gold` does not parse, or if there is no
+    verdict after `timeout` seconds."""
     if len(answer) > LONGER * len(gold) + LONGEST:
         answer = ""
     if (words := gold_words(gold)) is not None:
@@ -92,7 +94,7 @@ def normalize_words(text: str) -> str:
 
 
 def compare_expressions(gold: str, answer: str) -> Verdict:
-    """Compare two LaTeX expressions with math-verify. The comparison may never end."""
+    """Compare two LaTeX expressions with math-verify. The comparison by math-verify may never end."""
     golds = _parse_expression(gold)
     if not golds:
         return Verdict.UNGRADED
@@ -113,7 +115,8 @@ def _verify_equal(golds: list[Any], answers: list[Any]) -> bool:
 
 
 def _parse_expression(text: str) -> list[Any]:
-    """Parse `text` with math-verify. Each decimal becomes an exact fraction, and results that are strings are left out."""
+    """Parse `text` with math-verify. Each decimal in `text` becomes an exact fraction. Parsed values that are strings are left
+    out."""
     from sympy import Float, Rational
 
     text = _REPEATING.sub(_repeating_to_fraction, _SPACING.sub(" ", text))
@@ -139,8 +142,8 @@ def _opening_brackets(text: str) -> set[str]:
 
 
 class ComparisonProcess:
-    """A client of the process that compares expressions. The process starts with the first
-    comparison, and is restarted after a comparison that took too long."""
+    """A client of the process that compares expressions. The comparison process starts with the first comparison, and is
+    restarted after a comparison that took too long."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -148,7 +151,8 @@ class ComparisonProcess:
         self.lines: SimpleQueue[str] = SimpleQueue()
 
     def compare_in_process(self, gold: str, answer: str, timeout: float) -> Verdict:
-        """Return the verdict on `answer`, or UNGRADED after `timeout` seconds. A lock allows one comparison at a time."""
+        """Return the verdict on `answer`, or UNGRADED if there is no verdict after `timeout` seconds. A lock allows one
+        comparison at a time."""
         with self.lock:
             if self.process is None or self.process.poll() is not None:
                 self._start()
@@ -182,8 +186,8 @@ COMPARER = ComparisonProcess()
 
 
 def serve_comparisons() -> None:
-    """Read (gold, answer) pairs as JSON lines from standard input, and print a verdict for each pair. An exception that is not in `FAILURES`
-    ends the process, and the parent process then returns UNGRADED."""
+    """Read (gold, answer) pairs as JSON lines from standard input, and print a verdict for each pair. If an exception that is
+    not in `FAILURES` ends this process, the parent process returns UNGRADED."""
     import_math_verify()
     print("ready", flush=True)
     for line in sys.stdin:

@@ -32,11 +32,12 @@ def files_whose_name_contains(data: Path, name: str) -> list[Path]:
 
 
 def files_of_split(data: Path, split: Split, names: dict[str, str]) -> list[Path]:
-    """Return the files for `split`. `names` maps "train" and "test" to a word in the names of the files with that data.
+    """Return the files for `split`. `names` maps "train" and "test" to a word in the names of the training files and of the
+    test files.
 
     The training files also supply `dev` (see `carve_dev_split`). A single file is a training file only if its name contains the
-    word for "train". A single file without that word is for evaluation, so that test data is never used for training by
-    mistake.
+    word for "train". A single file whose name lacks the word for "train" is for evaluation, so that test data is never used for
+    training by mistake.
 
     Raises DataError if `data` is a single file that is not for `split`.
     """
@@ -66,7 +67,7 @@ def carve_dev_split(problems: list[tuple[str, Problem]], split: Split) -> list[P
 
 
 def shuffle_problems(problems: list[Problem], split: Split, seed: int, where: str) -> Iterator[Problem]:
-    """Return the problems shuffled by `seed`. Raises DataError if there are no problems."""
+    """Return `problems`, shuffled by `seed`. Raises DataError if `problems` is empty."""
     if not problems:
         raise DataError(f"the split '{split}' is empty", where=where, remedy="Check the file, or use another split.")
     random.Random(f"{seed} {split}").shuffle(problems)
@@ -91,5 +92,5 @@ class FileTask(Task):
 
 
 def normalize_text(text: str) -> str:
-    """Return `text` in lower case with single spaces. Problems that differ only in case or white space count as the same."""
+    """Return `text` in lower case with single spaces. Problems that differ only in case or white space count as one problem."""
     return " ".join(text.split()).lower()

@@ -36,7 +36,8 @@ SPLITS: tuple[Split, Split] = ("train", "test")
 def load_task(spec: str, *, data: Path | None = None, options: Mapping[str, Any] | None = None) -> Task:
     """Return the task that `spec` names: `families`, `families:add,sub`, `gsm8k`, `messages`, `gym:NAME`, or `./mine.py:Class`.
 
-    If the task reads files, `data` is its file or folder. `options` are the other arguments of the task's constructor.
+    If the task reads files, `data` is the file or folder that it reads. `options` are the arguments of the task's constructor
+    except `data`.
 
     Raises ConfigError for an unknown name or option, and DataError for bad files.
     Raises TaskError, with file and line, if a user's file cannot be loaded.
@@ -140,7 +141,7 @@ def wrap_user_error(error: Exception, where: str, doing: str) -> TaskError:
 def safe_grade(task: Task, problem: Problem, reply: str, *, read: Literal["marked", "last"] = "marked") -> Verdict:
     """Call `task.grade`, or `task.grade_last` with `read="last"`.
 
-    Raises TaskError with the task's name if the grader raises or does not return a `Verdict`.
+    Raises TaskError with the task's name if the grader raises an exception or does not return a `Verdict`.
     """
     try:
         verdict = task.grade(problem, reply) if read == "marked" else task.grade_last(problem, reply)
@@ -159,7 +160,8 @@ def safe_grade(task: Task, problem: Problem, reply: str, *, read: Literal["marke
 
 
 def safe_problems(task: Task, split: Split, seed: int) -> Iterator[Problem]:
-    """Yield from `task.problems`. Raises TaskError with the task's name if the generator raises; a RorqualError passes through.
+    """Yield from `task.problems`. Raises TaskError with the task's name if `task.problems` raises an exception that is not a
+    RorqualError.
 
     Raises TaskError for a problem with a field of the wrong type or an empty prompt.
     """
@@ -174,15 +176,15 @@ def safe_problems(task: Task, split: Split, seed: int) -> Iterator[Problem]:
 
 
 KEYS, KEY_SECONDS = 1_000, 10.0
-"""`check_splits` compares the keys of `KEYS` problems of each split, and stops
-drawing problems after `KEY_SECONDS` seconds of processor time."""
+"""`check_splits` compares the keys of `KEYS` problems of each split. After `KEY_SECONDS` seconds of processor time,
+`check_splits` draws no more problems."""
 
 
 def check_splits(task: Task, seed: int) -> None:
     """Raise TaskError if a user's task yields a problem in both the train and the
-    test split. Such a task probably ignores the argument `split`.
+    test split. A task that yields a problem in both splits probably ignores the argument `split`.
 
-    Rorqual's own tasks are not checked. A task that lacks a train or a test split passes.
+    Only users' tasks are checked, not Rorqual's own tasks. A task that lacks a train or a test split passes the check.
     """
     if not type(task).__module__.startswith(USER_MODULE):
         return
@@ -233,12 +235,13 @@ def _check_problem(task: Task, problem: Problem) -> None:
 
 
 def problem_location(task: Task, problem: Problem) -> str:
-    """Return where a problem comes from: its file and line, or the task's name."""
+    """Return where a problem comes from: the file and line of the problem, or the task's name."""
     return str(problem.meta.get("where", f"task {task.name}"))
 
 
 def refuse_empty_answer(task: Task, problem: Problem) -> None:
-    """Raise DataError for a gold answer of only white space. Such an answer would train the model to give empty replies."""
+    """Raise DataError for a gold answer of only white space. An empty gold answer would train the model to give empty
+    replies."""
     if not problem.answer.strip():
         raise DataError(
             f"the problem {problem.key!r:.60} has an empty answer",
@@ -248,7 +251,8 @@ def refuse_empty_answer(task: Task, problem: Problem) -> None:
 
 
 def check_gold(task: Task, problems: Iterable[Problem]) -> None:
-    """Raise DataError if the grader does not accept the gold answer of a problem. No model could learn such a problem."""
+    """Raise DataError if the grader does not accept the gold answer of a problem. No model could learn to solve this
+    problem."""
     for problem in problems:
         refuse_empty_answer(task, problem)
         verdict = safe_grade(task, problem, problem.answer)

@@ -20,8 +20,9 @@ SAME = {"Unknown": "Uncertain"}
 class Folio(FileTask, MarkedTask):
     """FOLIO problems from rows with `premises` (a list), `conclusion` and `label`. The validation file is the held-out split.
 
-    The test labels are not public. The prompt asks for the mark `Answer: True, False or Uncertain`. A reply is right if its last
-    marked answer is the gold label, without regard to case and punctuation. With `read=last`, the last label in the reply is graded.
+    The labels of FOLIO's test split are not public. The prompt asks for the mark `Answer: True, False or Uncertain`. A reply is
+    right if its last marked answer is the gold label, without regard to case and punctuation. With `read=last`, the last label
+    in the reply is graded.
 
     The `dev` split is cut from the training file by story, because several conclusions share one story.
     `data` is one file, or a folder with `train.jsonl` and `validation.jsonl`. If `data` is None, the packaged sample is used.

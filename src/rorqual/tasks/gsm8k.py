@@ -20,7 +20,7 @@ class Gsm8k(FileTask, MarkedTask):
     """GSM8K problems from rows with `question` and `answer`. `answer` holds the solution steps and then the line `#### NUMBER`.
 
     `data` is one file, or a folder with `train.jsonl` and `test.jsonl`. If `data` is None, the packaged sample is used.
-    A gold answer that is not a number raises DataError in training and is ungraded in evaluation.
+    A gold answer that is not a number raises DataError in training. In evaluation, replies to its problem are ungraded.
 
     The prompt asks for the mark `#### NUMBER`. A reply is right if its last marked answer is exactly the gold number
     (see `rorqual.tasks.numbers`). A unit may follow the number. With `read=last`, the last number in the reply is graded.

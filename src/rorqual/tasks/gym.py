@@ -15,15 +15,16 @@ BLOCK = 500
 PROBES = 8
 DRY = 20_000
 """Maximum number of consecutive samples without a problem of the requested split.
-If there are more, the dataset is too small to be split.
+If no problem of this split is found in `DRY` samples, the dataset is too small to be split.
 """
 
 
 class GymTask(MarkedTask):
     """The reasoning-gym dataset `dataset` as an endless task, split by a hash of the question.
 
-    `options` are the fields of the dataset's config. The prompt asks for the mark `<answer>ANSWER</answer>`. A reply is right if the
-    dataset gives its last marked answer the score 1, else wrong. With `read=last`, the last line of the reply is scored.
+    `options` are the fields of the dataset's config. The prompt asks for the mark `<answer>ANSWER</answer>`. A reply is right
+    if the dataset gives the reply's last marked answer the score 1, else wrong. With `read=last`, the last line of the reply is
+    scored.
 
     Raises RorqualError if reasoning-gym is not installed.
     Raises TaskError for an unknown name, an invalid option, or a dataset in which gold answers do not score 1.

@@ -18,11 +18,12 @@ REST = re.compile(r"\band\b|\([0-9]\)|\b[0-9][.)]|[\s.,;:*|_-]")
 
 
 class Knights(FileTask, MarkedTask):
-    """Problems from rows with `quiz`, `names`, `solution`, `statements` and a trace (`cot_head`, `cot_repeat_steps`, `cot_foot`).
+    """Problems from rows with `quiz`, `names`, `solution`, `statements` and a trace (`cot_head`, `cot_repeat_steps`,
+    `cot_foot`).
 
-    The prompt asks for the mark `<answer>NAME is a knight. NAME is a knave.</answer>`. A reply is right if its last marked answer
-    states the right role of each person, once and in this form. The order of the persons does not matter. With `read=last`, the last
-    stated role of each person in the reply is graded.
+    The prompt asks for the mark `<answer>NAME is a knight. NAME is a knave.</answer>`. A reply is right if its last marked
+    answer states the right role of each person exactly once, in the form of this mark. The order of the persons does not
+    matter. With `read=last`, the last stated role of each person in the reply is graded.
 
     `data` is one file, or a folder with `*train*` and `*test*` files. If `data` is None, the packaged sample is used.
     `people` selects problems by their number of people. The key of a problem is the structure of the statements, without names.
@@ -63,7 +64,8 @@ class Knights(FileTask, MarkedTask):
         )
 
     def parse_answer(self, problem: Problem, text: str) -> tuple[bool, ...] | None:
-        """Return for each person whether they are a knight. Return None if the text does not state one role per person, or has further text."""
+        """Return, for each person of the problem, whether the person is a knight. Return None if `text` does not state one role
+        per person, or contains other words."""
         stated = stated_roles(problem, text)
         rest = _statement_pattern(problem).sub("", text)
         once = len(stated) == len(set(stated)) == len(problem.meta["names"])
@@ -73,7 +75,7 @@ class Knights(FileTask, MarkedTask):
         return _last_role_per_person(problem, stated_roles(problem, reply))
 
     def label(self, problem: Problem) -> str:
-        """Return the roles without the names, because the names differ between problems."""
+        """Return the roles of the gold answer without the people's names, because the names differ between problems."""
         return str(problem.meta["solution"])
 
 
@@ -88,7 +90,8 @@ def stated_roles(problem: Problem, text: str) -> list[tuple[str, bool]]:
 
 
 def _last_role_per_person(problem: Problem, stated: Sequence[tuple[str, bool]]) -> tuple[bool, ...] | None:
-    """Return the last stated role of each person, in the order of the problem's names, or None if a person has no role."""
+    """Return the last stated role of each person, in the order of the problem's names, or None if no role is stated for a
+    person."""
     last = dict(stated)
     names = [name.lower() for name in problem.meta["names"]]
     return tuple(last[name] for name in names) if all(name in last for name in names) else None

@@ -23,16 +23,16 @@ class LongTextTask(Task):
     """An endless mixture of the problems in `names`, with equal shares. A prompt has `length` characters.
 
     - `needle`: the text contains `pairs` pairs such as `(kv)`, spread evenly. The question names a key, and the answer
-      is the pair with this key, such as `(kv)`. Keys, values and the rest of the text use the same 62 characters.
-    - `copy`: the answer is the number in brackets. The rest of the text consists of letters.
+      is the pair with this key, such as `(kv)`. Keys, values and the text between the pairs use the same 62 characters.
+    - `copy`: the answer is the number in brackets. The text around the brackets consists of letters.
     - `count` or the name of another family: a problem of this family (see the task `families`) follows the text. `hard`
       is the fraction of hard problems.
 
-    Two options are for training. With `questions` above 1, a question names up to `questions` keys, and the answer is
-    the pairs with these keys. With `shortest`, the length of a prompt is drawn between `shortest` and `length`, uniformly in the
-    logarithm.
+    The options `questions` and `shortest` are for training. With `questions` above 1, a question names up to `questions` keys,
+    and the answer is the pairs with these keys. With `shortest`, the length of a prompt is drawn between `shortest` and
+    `length`, uniformly in the logarithm.
 
-    Raises ConfigError for an unknown or repeated name, and for a text without room for its problem.
+    Raises ConfigError for an unknown or repeated name, and if `length` leaves no room for a problem.
     """
 
     name = "long"
@@ -126,14 +126,13 @@ def _copy(rng: random.Random, length: int) -> Problem:
 
 
 def _put_after_random_text(problem: Problem, rng: random.Random, length: int) -> Problem:
-    """Put a text before the prompt of a family's problem. `Problem.key` stays the same, so the problem stays in its
-    split."""
+    """Put a text before the prompt of a family's problem. `Problem.key` does not change, so the problem stays in its split."""
     text = "".join(rng.choices(CHARACTERS, k=max(0, length - len(problem.prompt) - 1)))
     return replace(problem, prompt=f"{text}\n{problem.prompt}")
 
 
 def _min_prompt_length(name: str, pairs: int, questions: int) -> int:
-    """Return the smallest allowed length of a prompt, in characters. For a family, most
-    problems are shorter than this length, so there is room for a text."""
+    """Return the smallest allowed length of a prompt, in characters. Most problems of a family are shorter than this length, so
+    that a text fits before the problem."""
     needle = len("(kv)") * pairs + len("\nneedle ") + questions
     return {"needle": needle, "copy": DIGITS + len("[]\ncopy")}.get(name, 24)

@@ -15,10 +15,9 @@ VERSION = 2
 class MarkedTask(Task):
     """A task that parses the marked answer of a reply as a value, and compares this value with the value of the gold answer.
 
-    `Problem.answer` is the marked gold answer, such as `#### 18`. A reply is right if its last marked answer has exactly one value that
-    equals the value of the gold answer. A reply is unmarked and wrong if it has no mark, or
-    if its marked answer has no value or several values ("18 or 19").
-    If the gold answer has no value, all replies are ungraded.
+    `Problem.answer` is the marked gold answer, such as `#### 18`. A reply is right if its last marked answer has exactly one
+    value that equals the value of the gold answer. A reply is unmarked and wrong if the reply has no mark, or if its marked
+    answer has no value or several values ("18 or 19"). If the gold answer has no value, all replies are ungraded.
     """
 
     @property
@@ -27,11 +26,12 @@ class MarkedTask(Task):
 
     @abstractmethod
     def parse_answer(self, problem: Problem, text: str) -> Any:
-        """Return the value of a marked text, in a form that can be compared with `==`. Return None if the text is not exactly one value."""
+        """Return the value of the marked text `text`, in a form that can be compared with `==`. Return None if `text` is not
+        exactly one value."""
 
     @abstractmethod
     def parse_last_answer(self, problem: Problem, reply: str) -> Any:
-        """Return the last value in a reply, whether it is marked or not, or None if there is no value."""
+        """Return the last value in a reply, marked or unmarked, or None if the reply has no value."""
 
     def parse_marked_answer(self, problem: Problem, reply: str) -> Any:
         """Return the value of the marked answer of a reply, or None if the reply is unmarked."""

@@ -24,13 +24,14 @@ class Math500(FileTask, MarkedTask):
     """MATH-500 problems for evaluation, from rows with `problem`, `answer` (LaTeX), `solution`, `subject` and `level`.
 
     The prompt asks for the mark `\\boxed{EXPRESSION}`. A reply is right if its last box equals the gold answer (see
-    `rorqual.tasks.expressions`). Several boxes that are joined by "and" or a comma are one list. Decimals are exact: 0.333333 is not 1/3.
-    Units are compared only if the gold answer and the reply both have a unit. With
-    `read=last`, the last box, formula or number of the reply is graded.
+    `rorqual.tasks.expressions`). Several boxes that are joined by "and" or a comma count as one list. Decimals are compared
+    exactly:
+    0.333333 is not 1/3. Units are compared only if the gold answer and the reply both have a unit. With `read=last`, the last
+    box, formula or number of the reply is graded.
 
     `data` is one file, or a folder with a file `*test*.jsonl`. If `data` is None, the packaged sample is used.
     If the gold answer does not parse, every reply is ungraded.
-    Raises DataError for any split but test: these problems are for evaluation.
+    Raises DataError for any split but test, because the MATH-500 problems are for evaluation.
     """
 
     name = "math500"
@@ -63,7 +64,8 @@ class Math500(FileTask, MarkedTask):
         )
 
     def parse_answer(self, problem: Problem, text: str) -> str | None:
-        """Return the marked LaTeX with single spaces. Majority votes compare these texts, so 1/2 and 0.5 are different votes."""
+        """Return the marked LaTeX text with single spaces. Majority votes compare these LaTeX texts, so 1/2 and 0.5 are
+        different votes."""
         return " ".join(text.split()) or None
 
     def parse_last_answer(self, problem: Problem, reply: str) -> str | None:

@@ -13,7 +13,7 @@ from rorqual.tasks.file_task import FileTask, carve_dev_split, files_of_split, n
 from rorqual.tasks.task import Problem, Split, Verdict
 
 VERSION = 2
-"""Version of the problems. Since version 2, an answer such as "It is 18" is not read as a number."""
+"""Version of the problems of `Messages`. Since version 2, an answer such as "It is 18" is not read as a number."""
 
 
 class ConversationProblem(Problem):
@@ -29,10 +29,10 @@ class Messages(FileTask):
     r"""Problems from files in the format of `rorqual train sft data=FILE`.
 
     A row has `messages`, or `prompt` and `completion`, or `question` and `answer`.
-    A reply is right if its final answer equals the final answer of the gold reply. The final answer is the marked text (`\boxed{}`,
-    `####`, `Answer:`, `<answer>`) or, without a mark, the last line. Numbers are compared by value, and a unit may follow them.
-    Answers that are not numbers are compared without regard to case and white space.
-    `data` is a file, or a folder with `*train*` and `*test*` files.
+    A reply is right if its final answer equals the final answer of the gold reply. The final answer is the marked text
+    (`\boxed{}`, `####`, `Answer:`, `<answer>`) or, without a mark, the last line. Numbers are compared by value, and a unit may
+    follow a number. Answers that are not numbers are compared without regard to case and white space. `data` is a file, or a
+    folder with `*train*` and `*test*` files.
     """
 
     name = "messages"

@@ -1,4 +1,4 @@
-"""The names of the parts of a mixture, such as the families of problems."""
+"""Check the names that a mixture of problems is made of, such as the names of problem families."""
 
 from __future__ import annotations
 

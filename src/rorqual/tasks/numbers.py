@@ -9,7 +9,7 @@ from fractions import Fraction
 from rorqual.tasks.units import parse_unit
 
 LONGEST = 200
-"""Maximum number of digits. A longer number is not read, because parsing it would take too long."""
+"""Maximum number of digits of a number. A longer number is not read, because parsing a longer number would take too long."""
 SCALES = {
     "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12, "k": 10**3,
 }  # fmt: skip
@@ -47,7 +47,7 @@ _NO_UNIT = re.compile(
     r"|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|tenths|hundredths|thousandths|halves|thirds|fifths|\w+teen|\w+ty)\b",
     re.IGNORECASE,
 )
-"""Words that change or negate a number next to them, so they are not units."""
+"""Words that change or negate an adjacent number. Words in this list are therefore not units."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ class Number:
 
 
 def read_number(text: str) -> Number | None:
-    """Return `text` as a number with an optional unit. Return None if `text` is not one number, such as `18 or 19`, `not 18` or `3:30`."""
+    """Return `text` as a number with an optional unit. Return None if `text` is not one number, for example `18 or 19`, `not
+    18` or `3:30`."""
     text = " ".join(_SPACE.sub(" ", _TEXT.sub(r" \1", text.translate(SIGNS))).split()).strip("$ ").removesuffix(".")
     if name := _NAME.match(text):
         text = text[name.end() :]

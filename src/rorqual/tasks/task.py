@@ -21,7 +21,7 @@ Split = Literal["train", "dev", "test"]
 class Verdict(Enum):
     """The grade of a reply. `UNGRADED` means that the grader failed or timed out, or that the gold answer is unusable.
 
-    Ungraded samples are counted and never used for training.
+    Ungraded samples are counted, but never used for training.
     """
 
     RIGHT = "right"
@@ -33,10 +33,10 @@ class Verdict(Enum):
 class Problem:
     """A problem with a checkable answer.
 
-    `key` is the canonical form: a+b and b+a share one key and count as one problem. A hash of the key selects the split.
-    `prompt` is never empty. `answer` is never empty in a training set.
-    `steps` is a worked solution, the text between `<think>` and `</think>`, or None.
-    `version` is the version of the problem family. Results of different versions are not comparable.
+    `key` is the canonical form of the problem: a+b and b+a share one key and count as one problem. A hash of the key selects
+    the split. `prompt` is never empty. `answer` is never empty in a training set. `steps` is a worked solution, the text
+    between `<think>` and `</think>`, or None. `version` is the version of the problem family. Results of different versions are
+    not comparable.
     """
 
     key: str
@@ -59,11 +59,13 @@ class Task(ABC):
 
     name: str = "task"
     checkpoint: str = ""
-    """Digest of the checkpoint that is being measured, or "". A task with a sealed test split records this digest when the split is read."""
+    """Digest of the checkpoint that is being measured, or "". A task with a sealed test split records this digest when the test
+    split is read."""
     mark: AnswerMark = ALONE
-    """How the answer is marked in a reply. With `ALONE`, the whole reply is the answer."""
+    """The mark of the answer in a reply. With the mark `ALONE`, the whole reply is the answer."""
     patterned: bool = False
-    """True if the problems share template sentences. Matching word sequences are then no evidence of contamination."""
+    """True if the task's problems share template sentences. Matching word sequences in problems of a patterned task are no
+    evidence of contamination."""
 
     @property
     def versions(self) -> dict[str, int]:
@@ -73,19 +75,21 @@ class Task(ABC):
 
     @abstractmethod
     def problems(self, split: Split, seed: int) -> Iterator[Problem]:
-        """Yield the problems of `split` in an order fixed by `seed`. The iterator may be endless."""
+        """Yield the problems of `split` in an order fixed by `seed`. The iterator over the problems may be endless."""
 
     @abstractmethod
     def grade(self, problem: Problem, reply: str) -> Verdict:
-        """Grade the marked answer of `reply`, which is the text after `</think>`. Rewards are based on this verdict.
+        """Grade the marked answer of `reply`, which is the text after `</think>`. Rewards in training are based on the verdict
+        of `grade`.
 
-        An implementation must not raise exceptions, because an exception stops the training run.
+        An implementation of `grade` must not raise exceptions, because an exception stops the training run.
         """
 
     def grade_last(self, problem: Problem, reply: str) -> Verdict:
-        """Grade a reply by its last number or line if `grade` finds it wrong. An evaluation shows this accuracy beside the accuracy by `grade`.
+        """Grade a reply by its last number or line if `grade` finds it wrong. An evaluation shows this accuracy beside the
+        accuracy by `grade`.
 
-        This method is for models that do not know how to mark an answer. It is too lenient for rewards.
+        This method is for models that do not know how to mark an answer. This method is too lenient for rewards.
         """
         verdict = self.grade(problem, reply)
         if verdict is not Verdict.WRONG:
@@ -102,20 +106,21 @@ class Task(ABC):
         return self.mark.find(reply) is not None
 
     def canonical_answer(self, problem: Problem, reply: str) -> str | None:
-        """Return the answer of `reply` in a canonical form, or None if there is no
-        answer. Replies with equal answers have the same canonical form.
+        """Return the answer of `reply` in a canonical form, or None if `reply` has no answer. Replies with equal answers have
+        the same canonical form.
 
         Replies with the same canonical answer must have the same grade. Majority votes compare canonical answers.
         """
         raise NotImplementedError
 
     def label(self, problem: Problem) -> str:
-        """Return the class of a problem, which the guessing baselines predict. The default is the gold answer. Override this method if every
-        problem has a different answer."""
+        """Return the class of a problem, which the guessing baselines predict. By default, the class is the gold answer.
+        Override this method if every problem has a different gold answer."""
         return problem.answer
 
 
 def split_of(key: str, *, dev: float = 0.02, test: float = 0.04) -> Split:
-    """Return the split of a problem by a hash of its canonical form, so that equivalent problems get the same split."""
+    """Return the split of a problem by a hash of the problem's canonical form, so that equivalent problems get the same
+    split."""
     point = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
     return "test" if point < test else "dev" if point < test + dev else "train"

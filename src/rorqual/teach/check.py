@@ -1,4 +1,5 @@
-"""Check a file of examples for unreadable rows, duplicates, contradictions and leaks. Report lengths and the sizes of the splits."""
+"""Check a file of examples for unreadable rows, duplicates, contradictions and leaked answers. Report the lengths of the
+examples and the sizes of the splits."""
 
 from __future__ import annotations
 
@@ -30,16 +31,17 @@ DEFAULT_MODEL, BYTES_PER_TOKEN = "smollm2-135m", 4
 """The model for which the cost is forecast if no base model is given, and the assumed number of bytes per token."""
 NO_NUMBER = "no number"
 WARNINGS = frozenset({"duplicate", "near-duplicate", "near-contradiction"})
-"""Kinds of faults that are only warnings: a file with no other faults passes the check."""
+"""Kinds of faults that are only warnings. A file whose faults are all warnings passes the check."""
 MARKED = r"(?:label|answer|category|class|intent|target|solution|output)"
 
 
 @dataclass(frozen=True)
 class FileCheck:
-    """The result of a check.
+    """The result of checking a file of examples.
 
-    `rows` is the number of rows that were read. `lengths` has the number of tokens of each example: prompt, reasoning and answer together.
-    `labels` counts the examples with each label if the answers are labels. `splits` counts the examples of each split.
+    `rows` is the number of rows in the file that were read. `lengths` has the number of tokens of each example: prompt,
+    reasoning and answer together. `labels` counts the examples with each label if the answers are labels. `splits` counts the
+    examples of each split.
     """
 
     path: Path
@@ -59,7 +61,7 @@ class FileCheck:
 
     @property
     def passes(self) -> bool:
-        """Whether all faults are warnings."""
+        """Whether all faults of the file are warnings."""
         return all(fault.kind in WARNINGS for fault in self.faults)
 
     def fault_counts(self) -> Mapping[str, int]:
@@ -76,8 +78,8 @@ def check_file(
     reasoning: str = "",
     against: Path | None = None,
 ) -> FileCheck:
-    """Check the examples of the file `path`. `against` is a test file whose prompts must not occur in this file.
-    Raises DataError if the file as a whole cannot be read, and ConfigError if the columns are not found.
+    """Check the examples of the file `path`. `against` is a test file whose prompts must not occur in the file `path`. Raises
+    DataError if the file as a whole cannot be read, and ConfigError if the columns are not found.
     """
     names = {"prompt": prompt, "answer": answer, "reasoning": reasoning}
     table = read_table(path, **names)
@@ -111,9 +113,10 @@ def check_file(
 
 
 def training_cost_sentence(model: ModelConfig, lengths: Sequence[int]) -> str:
-    """Return a sentence with the time of one epoch of full training on the device `cpu` of `rorqual plan`, and the memory of all tensors.
-    The memory is for training in fp32 with one row at a time, which is as long as the longest example. With LoRA, only the weights and the
-    activations count, because the gradients and the optimizer moments of the adapter are small.
+    """Return a sentence with the time of one epoch of full training on the device `cpu` of `rorqual plan`, and the memory of
+    all tensors. The memory is for training in fp32 with one row at a time, whose length is that of the longest example. For
+    LoRA, the returned sentence counts only the weights and the activations, because the gradients and the optimizer moments of
+    the adapter are small.
     """
     tokens, laptop = sum(lengths), device("cpu")
     flops = training_flops(model, max(lengths))
@@ -133,12 +136,13 @@ def near_duplicate_groups(examples: Sequence[Example]) -> list[str]:
 
 
 def split_of_group(group: str) -> Split:
-    """Return the split of a group, by a hash of its key."""
+    """Return the split of a group of examples, by a hash of the group's key."""
     return split_of(group, dev=DEV, test=TEST)
 
 
 def _repeat_faults(examples: Sequence[Example], kind: AnswerKind, earlier: Mapping[int, int]) -> list[RowFault]:
-    """Return the duplicates, contradictions, near-duplicates and near-contradictions. If answers are free text, there are no contradictions."""
+    """Return the duplicates, contradictions, near-duplicates and near-contradictions among `examples`. Answers of free text
+    never contradict each other."""
     first: dict[str, Example] = {}
     faults = []
     for number, one in enumerate(examples):

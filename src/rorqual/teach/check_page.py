@@ -1,4 +1,4 @@
-"""The result of a check as text, as JSON and as one HTML page."""
+"""The result of checking a file of examples, as text, as JSON and as one HTML page."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ WHAT: Mapping[str, str] = {
 
 
 def check_text(check: FileCheck, unit: str, *, splits: bool = True) -> str:
-    """Return the result of a check as text. `unit` is the unit of the lengths, such as "bytes". With `splits`, the text has the split sizes."""
+    """Return the result of a check as text. `unit` is the unit of the examples' lengths, such as "bytes". With `splits`, the
+    text has the sizes of the splits."""
     kind = (
         f"{len(check.labels)} labels"
         if check.kind == "label"

@@ -20,11 +20,12 @@ from rorqual.teach.examples import AnswerKind, Example, canonical_answer
 Rule = Callable[[str], str]
 PENALTIES = (10.0, 100.0, 1.0)
 """Candidate values of C, the inverse strength of the L2 penalty of logistic
-regression. If several are equally good, the first of them is used."""
+regression. If several values of C are equally good, the first of these values is used."""
 FOLDS, CHOICE_ROWS = 3, 1000
-"""Number of folds of the cross-validation, and about the largest number of train examples in the cross-validation."""
+"""Number of folds of the cross-validation, and approximate maximum number of train examples in the cross-validation."""
 CHUNK = 256
-"""Number of test prompts that are compared with all train prompts at once. This number limits the memory."""
+"""Number of test prompts that are compared with all train prompts at once. This number of prompts limits the memory that the
+comparison needs."""
 Integers = NDArray[np.int64]
 
 
@@ -39,7 +40,8 @@ def predict_with_baselines(
     - "unchanged input", only for free text: the prompt itself.
     - "rule", if given: the user's function from a prompt to an answer.
 
-    Answers with the same canonical form count as one answer, which is written as in its first train example.
+    Answers with the same canonical form count as one answer. A predicted answer is written as in the first train example with
+    its canonical form.
 
     Raises ConfigError without scikit-learn, and TaskError if `rule` fails.
     """
@@ -98,8 +100,8 @@ def _features(train: list[str], test: list[str]) -> dict[str, tuple[Any, Any]]:
 
 
 def _nearest_prompt_classes(train: Any, test: Any, classes: Integers) -> list[int]:
-    """Return for each test row the class of the most similar train row. All train rows have
-    the same norm, so the largest inner product has the largest cosine."""
+    """Return for each test row the class of the most similar train row. All train rows have the same norm, so the train row
+    with the largest inner product has the largest cosine."""
     products = (test[start : start + CHUNK] @ train.T for start in range(0, test.shape[0], CHUNK))
     return [int(classes[place]) for part in products for place in part.toarray().argmax(1)]
 
@@ -130,8 +132,8 @@ def _compact_features(rows: Any) -> Any:
 
 
 def _fit_and_predict(train: Any, classes: Integers, test: Any, penalty: float) -> Integers:
-    """Return the predicted class of each row of `test`. If there is only one class,
-    predict this class, because logistic regression needs two classes."""
+    """Return the predicted class of each row of `test`. If `classes` has only one class, predict this class, because logistic
+    regression needs two classes."""
     if (classes == classes[0]).all():
         return np.full(test.shape[0], classes[0])
     with require_extra("teach", "sklearn"):

@@ -21,16 +21,16 @@ SHAPES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("text",), ("label", "category", "intent", "class", "target", "completion", "slots")),
     (("sentence",), ("label", "category")),
 )
-"""Pairs of known names: prompt columns, and answer columns in order of preference. Other
-combinations of these prompt and answer columns are tried last."""
+"""Pairs of known column names: prompt columns, and answer columns in order of preference. Combinations of a prompt column and
+an answer column from different pairs are tried last."""
 ANSWERS = tuple(dict.fromkeys(name for _, replies in SHAPES for name in replies))
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a table. `messages` is the column of conversations, or "". Several prompt columns are joined by blank lines, and
-    several answer columns become a JSON object. `system` is the system message with which
-    all conversations begin. This message is left out of the prompts."""
+    """The columns of a table. `messages` is the column of conversations, or "". Several prompt columns are joined by blank
+    lines, and several answer columns become a JSON object. `system` is the system message with which all conversations begin.
+    The system message is left out of the prompts."""
 
     prompt: tuple[str, ...] = ()
     answer: tuple[str, ...] = ()
@@ -39,7 +39,7 @@ class Columns:
     system: str = ""
 
     def describe(self) -> str:
-        """Return a text that names the columns."""
+        """Return a text that names the columns, for messages to the user."""
         if self.messages:
             return f"conversations in column '{self.messages}'" + ", without the system turn that all have" * bool(
                 self.system
@@ -50,10 +50,10 @@ class Columns:
 
 
 def find_columns(names: Sequence[str], *, prompt: str = "", answer: str = "", reasoning: str = "") -> Columns:
-    """Return the columns to use: the columns that the user names, and the first known column names for the others.
+    """Return the columns to use: the columns that the user names, and the first known column names where the user names none.
 
-    `prompt` and `answer` may name several columns, separated by commas. Names are compared without regard to case. Raises ConfigError if a
-    named column does not exist, or if no known names are found.
+    `prompt` and `answer` may name several columns, separated by commas. Names are compared without regard to case. Raises
+    ConfigError if a named column does not exist, or if no known names are found.
     """
     by_name = {name.lower(): name for name in reversed(list(names))}
     keys = (("prompt", prompt), ("answer", answer), ("reasoning", reasoning))

@@ -39,12 +39,12 @@ class TeachConfig(Config):
 
     @property
     def trackers(self) -> list[str]:
-        """The names in `track`."""
+        """The names of the trackers in the setting `track`."""
         return [name.strip() for name in self.track.split(",") if name.strip()]
 
 
 def settings_text(config: TeachConfig) -> str:
-    """Return the settings that affect the result as YAML, and the digests of all files that the settings name."""
+    """Return as YAML the settings that affect the taught model, and the digests of all files that the settings name."""
     named = (config.file, config.test, config.rule.rpartition(":")[0], config.grader.rpartition(":")[0])
     files = dict.fromkeys(name for name in named if name and Path(name).is_file())
     digests = (f"# sha256 {hashlib.sha256(Path(name).read_bytes()).hexdigest()}  {name}\n" for name in files)
@@ -53,7 +53,7 @@ def settings_text(config: TeachConfig) -> str:
 
 def refuse_other_settings(config: TeachConfig, stored: Path) -> None:
     """Raise ConfigError if the settings or files differ from the settings file
-    `stored` of the folder. `threads`, `quiet` and `track` may change."""
+    `stored` of the folder. The settings `threads`, `quiet` and `track` may differ."""
     if stored.is_file():
         known, own = (text.splitlines() for text in (stored.read_text(encoding="utf-8"), settings_text(config)))
         if known != own:

@@ -22,7 +22,7 @@ from rorqual.teach.example_table import read_table
 from rorqual.teach.examples import Example, canonical_answer
 
 MOST_ROWS, MOST_BYTES = 200_000, 200_000_000
-"""Maximum number of rows of a file, and maximum number of bytes of a JSON file. A JSON file is read as a whole."""
+"""Maximum number of rows of a file of examples, and maximum number of bytes of a JSON file. A JSON file is read as a whole."""
 SAMPLE_ROWS = "Give a random sample of the rows. A small model learns little from more."
 FEWEST = 50
 REMEDY = f"Give at least {FEWEST} different examples; some hundred are better."
@@ -35,9 +35,9 @@ DERIVED = 0.5
 
 @dataclass(frozen=True)
 class Dataset:
-    """The examples of each split. `left_out` counts the rows that are in no split, by reason. `derived` is the number of worked solutions
-    that were derived from the numbers of the prompt. `all_train` has all training examples,
-    also those without a derived solution. The classical baselines are fitted on `all_train`."""
+    """The examples of each split. `left_out` has, for each reason to leave out a row, the number of rows. `derived` is the
+    number of worked solutions that were derived from the numbers of the prompt. `all_train` has all training examples, also
+    those without a derived solution. The classical baselines are fitted on `all_train`."""
 
     splits: Mapping[Split, Sequence[Example]]
     kind: AnswerKind
@@ -55,11 +55,11 @@ def refuse_too_large_file(path: Path) -> None:
 
 
 def usable_examples(check: FileCheck, *, graded: bool = False) -> tuple[list[Example], dict[str, int]]:
-    """Return the examples to use, and the number of rows that are left out for each reason. Faulty rows, repeated rows, and all rows that
-    contradict each other are left out.
+    """Return the examples to use, and the number of rows that are left out for each reason. Faulty rows, repeated rows, and all
+    rows that contradict each other are left out.
 
-    With `graded`, an answer that is not a number is no fault, because the user's grader decides about it. Raises DataError if too many rows
-    are faulty, or if too few rows remain.
+    With `graded`, an answer that is not a number is no fault, because the user's grader decides about answers. Raises DataError
+    if too many rows are faulty, or if too few rows remain.
     """
     kept_kinds = WARNINGS | ({NO_NUMBER} if graded else set())
     reasons = {fault.line: fault.kind for fault in check.faults if fault.kind not in kept_kinds}
@@ -97,11 +97,13 @@ def divide_examples(
     reason_against: Callable[[Example], str] = lambda _: "",
     graded: bool = False,
 ) -> Dataset:
-    """Return the splits of a checked file. The test split has the examples `test`, or a part of the file if `test` is None.
+    """Return the splits of a checked file. The test split has the examples `test`. If `test` is None, the test split is a part
+    of the file.
 
-    Rows with a fault, repeated rows, and all rows that contradict each other are left out. Examples for which `reason_against` returns a
-    reason are also left out. With `graded`, an answer that is not a number is no fault, because the user's grader decides about it. At most
-    `count` examples are in the test split. Raises DataError if too many rows are faulty, or if too few rows remain.
+    Rows with a fault, repeated rows, and all rows that contradict each other are left out. Examples for which `reason_against`
+    returns a text other than "" are left out, too. With `graded`, an answer that is not a number is no fault, because the
+    user's grader decides about answers. At most `count` examples are in the test split. Raises DataError if too many rows are
+    faulty, or if too few rows remain.
     """
     kept, left_out = usable_examples(check, graded=graded)
     if check.kind == "label":  # the grammar allows one spelling of each label
@@ -148,7 +150,8 @@ def _respell_answers(examples: Sequence[Example], forms: Mapping[str, str]) -> l
 
 
 def _order_keys(answer: str, schema: Mapping[str, Any]) -> str:
-    """Return a JSON answer with keys in the order of the schema. Spaces are left out, because a model then needs fewer tokens."""
+    """Return a JSON answer with keys in the order of the schema. Spaces are left out, because an answer without spaces has
+    fewer tokens."""
     return json.dumps(sort_keys_by_schema(json.loads(answer), schema), ensure_ascii=False, separators=(",", ":"))
 
 

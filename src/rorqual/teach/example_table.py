@@ -14,8 +14,8 @@ from rorqual.teach.examples import Example, common_system_message, example_of_ro
 
 @dataclass(frozen=True)
 class RowFault:
-    """A problem of one row. `line` is the line in the file (the row number for Parquet and JSON lists). `other` is the line that the row
-    duplicates or contradicts, or 0."""
+    """A problem of one row. `line` is the line of the row in the file (the row number for Parquet and JSON lists). `other` is
+    the line that the row duplicates or contradicts, or 0."""
 
     line: int
     kind: str
@@ -25,8 +25,8 @@ class RowFault:
 
 @dataclass(frozen=True)
 class ExampleTable:
-    """The content of a file of examples: the chosen columns, the number of rows, the
-    usable examples, and one fault for each row that is not usable."""
+    """The content of a file of examples: the chosen columns, the number of rows, the usable examples, and one fault for each
+    unusable row."""
 
     columns: Columns
     rows: int
@@ -39,8 +39,9 @@ def read_table(
 ) -> ExampleTable:
     """Read a file of rows. `prompt`, `answer` and `reasoning` name columns, as in `find_columns`.
 
-    If a conversation begins with the system message `system`, this message is left out. None means the message with which all
-    conversations of the file begin. Raises DataError if the file as a whole cannot be read, and ConfigError if the columns are not found.
+    If a conversation begins with the system message `system`, this message is left out. If `system` is None, the system message
+    with which all conversations of the file begin is left out. Raises DataError if the file as a whole cannot be read, and
+    ConfigError if the columns are not found.
     """
     rows, examples, faults = list[DataRow](), list[Example](), list[RowFault]()
     for row in scan_rows(path):

@@ -22,15 +22,15 @@ LABELS_AT_MOST, UNIQUE_AT_MOST = 0.4, 0.1
 """Limits for answers to be labels: the number of different answers, and the number of answers that occur once, each divided by the number
 of rows. The second quotient estimates the share of new rows that have a new answer (Good 1953)."""
 NUMBERS_AT_MOST = 10
-"""Numbers are labels only if there are at most `NUMBERS_AT_MOST` different answers."""
+"""Answers that are numbers count as labels only if there are at most `NUMBERS_AT_MOST` different answers."""
 LABEL_LENGTH = 80
 """Maximum length of a label in characters."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One example. `prompt` holds all turns before the answer, as one text. `told` is true if
-    a teacher wrote `reasoning` after it was told the answer."""
+    """One example. `prompt` holds all turns before the answer, as one text. `told` is true if a teacher that had been told the
+    answer wrote `reasoning`."""
 
     line: int
     prompt: str
@@ -40,13 +40,13 @@ class Example:
 
     @property
     def key(self) -> str:
-        """The canonical form of the prompt. Examples with one key are the same problem."""
+        """The canonical form of the prompt. Examples with equal keys are the same problem."""
         return normalize_text(self.prompt)
 
 
 def common_system_message(rows: Sequence[DataRow], column: str) -> str:
-    """Return the system message with which all conversations begin, or "". A common system message
-    is left out of the prompts, because it is the same for every example."""
+    """Return the system message with which all conversations begin, or "". A common system message is left out of the prompts,
+    because all examples share this message."""
     turns = (row.values.get(column) for row in rows)
     first = [one[0] for one in turns if isinstance(one, list) and one and isinstance(one[0], dict)]
     contents = [one.get("content") if one.get("role") == "system" else None for one in first]
@@ -68,8 +68,8 @@ def example_of_row(row: DataRow, columns: Columns) -> Example:
 
 
 def _answer_of_row(values: Mapping[str, Any], names: Sequence[str]) -> str:
-    """Return the answer of a row. Several columns become one JSON object. In this object, empty cells are left out, and a cell with a JSON
-    object or list keeps its structure."""
+    """Return the answer of a row. Several answer columns become one JSON object. In the JSON object, empty cells are left out,
+    and a cell with a JSON object or list keeps its structure."""
     if len(names) == 1:
         return cell_text(values, names[0])
     cells = {name: values.get(name) for name in names}
@@ -128,7 +128,8 @@ def answer_kind(examples: Sequence[Example]) -> AnswerKind:
 
 
 def canonical_answer(example: Example, kind: AnswerKind) -> str:
-    """Return the answer of an example in a canonical form. Answers that count as equal for this kind of answers have the same form."""
+    """Return the answer of an example in a canonical form. Answers of the kind `kind` that count as equal have the same
+    canonical form."""
     return canonical_form(example.answer, kind) or normalize_text(example.answer)
 
 

@@ -20,7 +20,7 @@ SHOWN_GROUPS = 15
 CHANGES = ("gained", "lost", "still wrong", "still right")
 SHOWN_CHANGES = ("lost", "still wrong", "gained")
 LONG = 300
-"""Maximum number of characters of a reply that is shown."""
+"""Maximum number of characters of a reply that are shown."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class ReplyPair:
 
     @property
     def change(self) -> str:
-        """The change from the first reply to the second: `gained`, `lost`, `still wrong` or `still right`."""
+        """The change from the first evaluation's reply to the second's: `gained`, `lost`, `still wrong` or `still right`."""
         was, is_ = (one.verdict is Verdict.RIGHT for one in (self.before, self.after))
         names = {
             (False, True): "gained",
@@ -45,10 +45,11 @@ class ReplyPair:
 
 @dataclass(frozen=True)
 class FailureGroup:
-    """The results on a group of examples. A group is a right label, a field of a JSON answer, or all examples.
+    """The results of two evaluations on a group of examples. A group has the examples with one right label, the examples with
+    one field in their JSON answers, or all examples.
 
-    `before` and `after` count the right answers of the two evaluations. `gained` and `lost` count the answers that became right and wrong.
-    `answers` counts the wrong answers of the second evaluation."""
+    `before` and `after` count the right answers of the two evaluations. `gained` and `lost` count the answers that became right
+    and wrong. `answers` counts how often each wrong answer occurs in the second evaluation."""
 
     name: str
     count: int
@@ -66,13 +67,13 @@ def pair_replies(before: Evaluation, after: Evaluation) -> list[ReplyPair]:
 
 
 def by_change(pairs: Sequence[ReplyPair]) -> dict[str, list[ReplyPair]]:
-    """Return the pairs with each kind of change (see `CHANGES`)."""
+    """Return the pairs of replies with each kind of change (see `CHANGES`)."""
     return {change: [pair for pair in pairs if pair.change == change] for change in CHANGES}
 
 
 def failure_groups(pairs: Sequence[ReplyPair], kind: AnswerKind) -> list[FailureGroup]:
-    """Return the groups of examples. The group with the most failures in the second evaluation comes first. Labels are grouped by the
-    right label, and JSON answers by field."""
+    """Return the groups of examples. The group with the most failures in the second evaluation comes first. Examples whose
+    answers are labels are grouped by the right label, and JSON answers by field."""
     members: dict[str, list[tuple[bool, bool, str]]] = {}
     for pair in pairs:
         for name, was, is_, answer in _graded_groups_of_pair(pair, kind):
@@ -93,7 +94,8 @@ def failure_groups(pairs: Sequence[ReplyPair], kind: AnswerKind) -> list[Failure
 
 
 def _graded_groups_of_pair(pair: ReplyPair, kind: AnswerKind) -> Iterator[tuple[str, bool, bool, str]]:
-    """Yield (group, right before, right after, answer after) for a pair. A JSON answer yields one tuple for each of its fields."""
+    """Yield (group, right before, right after, answer after) for a pair of replies. A JSON answer yields one tuple for each of
+    its fields."""
     was, is_ = (one.verdict is Verdict.RIGHT for one in (pair.before, pair.after))
     if kind != "JSON":
         name = (
@@ -112,7 +114,7 @@ def _graded_groups_of_pair(pair: ReplyPair, kind: AnswerKind) -> Iterator[tuple[
 
 
 def _json_fields(text: str) -> dict[str, str]:
-    """Return the values of a JSON answer, by dotted key. The result is empty if the text is not JSON."""
+    """Return the values of a JSON answer, by dotted key. If `text` is not JSON, return an empty dictionary."""
     try:
         return dict(_json_leaves("", json.loads(text)))
     except (ValueError, RecursionError):
@@ -130,7 +132,7 @@ def _json_leaves(name: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def failures_text(before: Evaluation, after: Evaluation, kind: AnswerKind, *, count: int) -> str:
-    """Return a table of the groups, and up to `count` examples of each kind of change, as text."""
+    """Return as text a table of the groups of examples, and up to `count` examples of each kind of change."""
     pairs = pair_replies(before, after)
     changes = by_change(pairs)
     counts = ", ".join(f"{len(rows):,} {change}" for change, rows in changes.items())
@@ -150,7 +152,7 @@ def failures_text(before: Evaluation, after: Evaluation, kind: AnswerKind, *, co
 
 
 def failures_table(found: Sequence[FailureGroup], kind: AnswerKind, before: str, after: str) -> Table:
-    """Return a table of the groups. `before` and `after` name the two evaluations."""
+    """Return a table of the groups of examples. `before` and `after` name the two evaluations."""
     group = "field" if kind == "JSON" else "right answer"
     heads = (group, "most frequent wrong answers", "examples", f"{before} %", f"{after} %", "gained", "lost")
     rows = [

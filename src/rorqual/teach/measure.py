@@ -25,21 +25,21 @@ from rorqual.teach.train import engine_of
 
 FEW = 4
 MOST_SHOTS, SHOT_TOKENS = 256, 2048
-"""Maximum number of examples in a prompt of the base model, and maximum number of tokens of all these examples."""
+"""Maximum number of examples in a prompt of the base model, and maximum number of tokens of all examples in the prompt."""
 TRIED = 16
-"""Number of problems that are answered to forecast the time of a baseline."""
+"""Number of problems that the base model answers to forecast the time of a baseline."""
 BASE_TOKENS = 192
-"""If there is no grammar, the token limit of the base model's replies is at least `BASE_TOKENS`."""
+"""If no grammar restricts the replies, the token limit of the base model's replies is at least `BASE_TOKENS`."""
 ReportProgress = Callable[[int, int], None]
 
 
 def few_shot_examples(
     train: Sequence[Example], chat: ChatFormat, kind: AnswerKind, *, context: int, room: int, seed: int
 ) -> dict[str, Sequence[Example]]:
-    """Return the examples in the base model's prompt for each baseline, by name. The
-    baselines have no example, four examples, or as many as fit.
+    """Return the examples in the base model's prompt for each baseline, by name. The prompts of the baselines have no example,
+    four examples, or as many examples as fit.
 
-    All examples take at most `SHOT_TOKENS` tokens, and leave `room` tokens for the problem and its reply.
+    The examples in a prompt take at most `SHOT_TOKENS` tokens together, and leave `room` tokens for the problem and its reply.
     """
     drawn = list(train)
     random.Random(seed).shuffle(drawn)
@@ -72,8 +72,8 @@ def _turns(shots: Sequence[Example], kind: AnswerKind) -> tuple[Message, ...]:
 
 @dataclass(frozen=True)
 class Baseline:
-    """A method of answering the test problems without training. `measure` evaluates
-    the method, and `shots` are the examples in the prompt."""
+    """A method of answering the test problems without training. `measure` is the function that evaluates the method, and
+    `shots` are the examples in the prompt."""
 
     name: str
     measure: Callable[[], Evaluation]
@@ -81,7 +81,7 @@ class Baseline:
 
 
 class BaselineTooSlow(Exception):
-    """Raised if measuring a baseline would take too long. `seconds` is the estimated time."""
+    """Raised if measuring a baseline would take too long. `seconds` is the estimated time of the measurement."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(seconds)
@@ -102,7 +102,7 @@ def measure_base(
     """Measure the base model on the test split. All prompts begin with the same
     examples, so a single engine core, with one prefix cache, is fastest.
 
-    Raises TooSlow if the base model with examples would take longer than `most_seconds`, judged by its first replies.
+    Raises BaselineTooSlow if the base model with examples would take longer than `most_seconds`, judged by its first replies.
     """
     opening = (*_instruction_message(train, task.kind), *_turns(shots, task.kind))
     problems = [

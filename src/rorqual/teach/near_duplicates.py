@@ -1,7 +1,7 @@
 """Near-duplicates of texts by MinHash (Broder 1997) and locality-sensitive hashing, with an exact check of each candidate.
 
-Texts are similar if the Jaccard similarity of their character 5-grams is at least `SIMILAR`. Texts with different numbers are never
-near-duplicates, because they are different problems.
+Texts are similar if the Jaccard similarity of their character 5-grams is at least `SIMILAR`. Texts with different numbers are
+never near-duplicates, because such texts are different problems.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from rorqual.tasks.file_task import normalize_text
 
 SIMILAR = 0.8
 WIDTH = 5
-"""Length of a character n-gram."""
+"""Number of characters of a character n-gram."""
 BANDS, PER_BAND = 12, 4
 """Two texts are candidates if all `PER_BAND` hashes of at least one of the `BANDS` bands
-are equal. At a similarity of 0.8, 99.8 % of the pairs are found."""
+are equal. 99.8 % of the pairs of texts with a similarity of 0.8 become candidates."""
 LIKELY = 0.6
-"""Smallest share of equal hashes at which a candidate is checked exactly."""
+"""Smallest share of equal hashes at which a candidate pair is checked exactly."""
 NEIGHBOURS = 4
 """A text is compared with the first text of its bucket, and with the `NEIGHBOURS` texts directly before it in the bucket."""
 COMMON, COMMON_TEXTS = 20, 20
-"""If there are at least `COMMON_TEXTS` texts, a beginning or an end of at least `COMMON`
-characters that all texts share is ignored, because it is probably an instruction."""
+"""If there are at least `COMMON_TEXTS` texts, a beginning or an end of at least `COMMON` characters that all texts share is
+ignored, because such a text is probably an instruction."""
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*|[¼-¾⅐-⅞]")
 Hashes = NDArray[np.uint64]
 FACTORS: Hashes = np.random.default_rng(0).integers(1, 2**63, BANDS * PER_BAND, dtype=np.uint64) * 2 + 1
@@ -41,11 +41,12 @@ FACTORS: Hashes = np.random.default_rng(0).integers(1, 2**63, BANDS * PER_BAND, 
 
 @dataclass(frozen=True)
 class NearDuplicates:
-    """The near-duplicates in a list of texts. Texts are given by index.
+    """The near-duplicates in a list of texts. Each text is given by its index in the list.
 
-    `earlier` maps each text to the earliest text found that is similar and not equal to it. Texts without such a text are missing. All
-    copies of a text have the same entry, which is earlier than the first copy. `groups` has, for each text, the first text of its group.
-    Texts that a chain of equal or similar texts connects form one group.
+    `earlier` maps each text to the earliest similar text that was found and is not an equal copy. A text without an earlier
+    similar text is missing in `earlier`. All copies of a text are mapped to the same text, which precedes the first copy.
+    `groups` has, for each text, the first text of its group. Texts that a chain of equal or similar texts connects form one
+    group.
     """
 
     earlier: Mapping[int, int]
@@ -83,7 +84,7 @@ def _without_instruction(texts: Sequence[str]) -> list[str]:
 
 
 def _shared_prefix_length(texts: Sequence[str]) -> int:
-    """Return the length of the beginning that all texts share, up to a space, or 0 if it is shorter than `COMMON`."""
+    """Return the length of the beginning that all texts share, up to a space, or 0 if this length is below `COMMON`."""
     pairs = takewhile(lambda pair: pair[0] == pair[1], zip(min(texts), max(texts)))
     length = len("".join(letter for letter, _ in pairs).rpartition(" ")[0])
     return length if length >= COMMON else 0
@@ -123,9 +124,9 @@ def _signature(text: str) -> Hashes:
 def _candidates(signatures: Hashes, numbers: Hashes) -> NDArray[np.int64]:
     """Return the pairs [pairs, (earlier, later)] of texts to compare exactly.
 
-    For each band, texts with equal hashes are in one bucket. A text is paired with the first text of its bucket and with the `NEIGHBOURS`
-    previous ones. Texts with different `numbers` are in different buckets. Otherwise, many texts with the same template and different
-    numbers could lie between two similar texts of a bucket.
+    For each band, texts with equal hashes are in one bucket. A text is paired with the first text of its bucket and with the
+    `NEIGHBOURS` texts directly before it. Texts with different `numbers` are in different buckets. In a common bucket, many
+    texts with the same template and different numbers could lie between two similar texts.
     """
     found = []
     for band in np.split(signatures, BANDS, axis=1):

@@ -18,14 +18,14 @@ class TeachPaths:
         self.data = out / "data"
         """The folder of the `examples` task: train, dev and the sealed test split."""
         self.teacher = out / "teacher"
-        """The teacher's samples."""
+        """The folder of the teacher's samples."""
         self.reasons = self.teacher / "reasons.json"
         self.base = out / "base"
         """The imported base model. If the base model is a run in another folder, this folder does not exist."""
         self.sft, self.grpo = RunDir(out / "sft"), RunDir(out / "grpo")
-        """The training runs."""
+        """The folders of the training runs."""
         self.best = RunDir(out / "best")
-        """The best checkpoint of `sft` on the dev split."""
+        """The checkpoint of `sft` that is best on the dev split."""
         self.model = RunDir(out / "model")
         """The run with the taught model."""
         self.ledger = out / "ledger.jsonl"
@@ -39,8 +39,8 @@ class TeachPaths:
         """The training run of GRPO, or the reason why GRPO is skipped."""
         self.plan = out / "plan.json"
         self.baselines = out / "baselines.json"
-        """The names of the baselines, and the line numbers of the examples in the prompt of
-        each. The file is written when all baselines are measured."""
+        """The names of the baselines, and the line numbers of the examples in the prompt of each baseline. The file is written
+        when all baselines are measured."""
         self.memory = out / "memory.json"
         """The largest memory that a `teach` process has used so far."""
         self.results = out / "results.json"

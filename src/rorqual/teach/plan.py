@@ -21,24 +21,24 @@ from rorqual.train.loop import fit
 from rorqual.train.run import Dtype, Run
 
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")
-"""The types of the matrix products that are timed."""
+"""The number types in which matrix products are timed."""
 WARM, MEASURED = 1, 3
-"""Number of untimed and number of timed steps when the speed is measured. The untimed steps come first."""
+"""Number of untimed and number of timed training steps of a speed measurement. The untimed training steps come first."""
 STEP_TOKENS = 768
-"""Tokens per training step, padding included."""
+"""Number of tokens per training step, padding included."""
 LONGEST_ROW = 1024
 """Maximum length of a training row, in tokens. Examples that are longer than this length or than the base model's context are left out."""
 FEWEST_STEPS, MOST_EPOCHS = 8, 12
 DEV_SHARES = (0.4, 0.6, 0.8, 1.0)
 """The model is measured on the dev split when these shares of the training steps are done."""
 MEASURE = 0.12
-"""Share of the training time that dev and test evaluations take."""
+"""Share of the training time that evaluations on the dev and test splits take."""
 RESERVE = 15.0
 """Seconds that are reserved for loading the base model, merging the adapter and writing the results."""
 OVERTIME, SLACK = 1.3, 60.0
 """Training ends early if it takes more than `OVERTIME` times the planned time and more than `SLACK` seconds over the planned time."""
 R, ALPHA, LR = 16, 32.0, 2e-3
-"""Rank, scale and learning rate of LoRA, chosen on the dev splits of three data sets (docs/LOG.md)."""
+"""Rank, scale and learning rate of LoRA. They were chosen on the dev splits of three data sets (docs/LOG.md)."""
 PLAIN = "chatml-plain"
 WITH_SYSTEM = frozenset({"smollm2", "chatml", "qwen2"})
 """Chat formats that add a default system turn. A taught model needs no default system turn, and
@@ -48,9 +48,9 @@ shorter rows train faster."""
 class TeachPlan(Config):
     """The numbers that follow from `minutes` and the measured speed.
 
-    `dtype` is the type of the matrix products: bfloat16 if steps are faster with it on this machine. `step_seconds` is the measured time of a
-    training step, and `dev_steps` are the steps after which the model is measured on the dev split. `max_tokens` is the largest number of
-    tokens of a reply.
+    `dtype` is the number type of the matrix products: bfloat16 if training steps are faster in bfloat16 on this machine.
+    `step_seconds` is the measured time of a training step, and `dev_steps` are the steps after which the model is measured on
+    the dev split. `max_tokens` is the largest number of tokens of a reply.
     """
 
     steps: Count
@@ -79,7 +79,7 @@ class ExampleLengths:
 
 
 def lengths_of(examples: Sequence[Example], chat: ChatFormat) -> list[ExampleLengths]:
-    """Return the numbers of tokens of each example in the chat format."""
+    """Return the numbers of tokens of the prompt and of the reply of each example in the chat format."""
     result = []
     for one in examples:
         mask = chat.render((Message("user", one.prompt), Message("assistant", one.answer, one.reasoning or None))).mask
@@ -127,7 +127,7 @@ def make_plan(
 ) -> TeachPlan:
     """Measure the time of a training step, and return the plan for the remaining `seconds`.
 
-    `reinforce` is the share of the time for reinforcement learning. Raises DataError if no example fits into a row.
+    `reinforce` is the share of `seconds` for reinforcement learning. Raises DataError if no example fits into a row.
     """
     context = read_model_config(base).max_position_embeddings
     most = min(LONGEST_ROW, context)

@@ -1,8 +1,8 @@
 """Ask a teacher for reasons: worked solutions of training examples that have only an answer.
 
-The teacher answers each example. If the answer is right, the reply becomes the reasoning of the example. For an example that the teacher
-does not solve, the teacher is told the answer and explains it. Such reasons are counted
-separately, because an explanation of a known answer may be made up.
+The teacher answers each example. If the teacher's answer is right, the reply becomes the reasoning of the example. For an
+example that the teacher does not solve, the teacher is told the answer and explains it. Explanations of a known answer are
+counted separately, because such an explanation may be made up.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from rorqual.teach.dataset import rows_of
 from rorqual.teach.examples import Example
 
 TRIES = 2
-"""Samples of the teacher per example."""
+"""Number of replies that the teacher samples per example."""
 TEMPERATURE, MAX_TOKENS = 0.7, 512
 SMALLEST = 1e-9
-"""The budget if no money is left. A budget of 0 would mean that there is no limit."""
+"""The budget to set if no money is left, in the currency of the prices. A budget of 0 would mean no limit."""
 ENOUGH = 0.5
-"""Reasons are used if at least the share `ENOUGH` of the training examples has a reason. Examples without a reason are then left out."""
+"""Reasons are used if at least the share `ENOUGH` of the training examples has a reason. If reasons are used, examples without
+a reason are left out."""
 STEPS = "Think step by step, then state the answer on the last line."
 GIVEN = "The right answer is {answer}. Explain step by step how to find it, then state the answer on the last line."
 
@@ -45,7 +46,8 @@ class TeacherReasons:
     stopped: str = ""
 
     def with_reasons(self, train: Sequence[Example]) -> list[Example]:
-        """Return the examples that have a reason, each with its reason as `reasoning`. If too few have one, return all examples unchanged."""
+        """Return the examples that have a reason, each with its reason as `reasoning`. If too few examples have a reason,
+        return all examples unchanged."""
         found = [
             replace(one, reasoning=self.texts[one.key], told=one.key in self.given)
             for one in train
@@ -54,7 +56,7 @@ class TeacherReasons:
         return found if self.has_enough_reasons(train) else list(train)
 
     def has_enough_reasons(self, train: Sequence[Example]) -> bool:
-        """Return whether enough of the examples have a reason."""
+        """Return whether at least the share `ENOUGH` of the examples has a reason."""
         return len(self.texts) >= ENOUGH * len(train)
 
     def missing_reasons_note(self, train: Sequence[Example]) -> str:
@@ -66,7 +68,7 @@ class TeacherReasons:
 
 
 def read_reasons(path: Path) -> TeacherReasons:
-    """Read `reasons.json`."""
+    """Read the teacher's reasons from `path`, a file `reasons.json`."""
     return TeacherReasons(**json.loads(path.read_bytes()))
 
 
@@ -152,7 +154,7 @@ def factory_config(config: TeachConfig, data: Path, count: int) -> FactoryConfig
 
 
 def _samples_cost(config: TeachConfig, folder: Path) -> float:
-    """Return the cost of the samples in a folder, in the currency of the prices."""
+    """Return the cost of the teacher's samples in a folder, in the currency of the prices."""
     rows = read_distilled(folder / "data.parquet").rows
     return sum(config.price_in * row.prompt_tokens + config.price_out * row.completion_tokens for row in rows) / 1e6
 

@@ -33,7 +33,7 @@ from rorqual.teach.reasons import read_reasons
 from rorqual.teach.results import TeachResults, results_json, results_table
 
 SHOWN = 30
-"""Number of examples that the page lists for each kind of change."""
+"""Number of examples that the HTML page lists for each kind of change."""
 
 
 def write_report(paths: TeachPaths, config: TeachConfig, dataset: Dataset, plan: TeachPlan, base: str) -> str:

@@ -21,8 +21,8 @@ from rorqual.teach.paths import AFTER, ALONE, BEFORE, TeachPaths
 
 @dataclass(frozen=True)
 class ModelResult:
-    """The result of a model or baseline on the test split. `ahead` is the comparison of the taught
-    model with this model or baseline, or None for the taught model itself."""
+    """The result of a model or baseline on the test split. `ahead` is the comparison of the taught model with this model or
+    baseline. For the taught model itself, `ahead` is None."""
 
     name: str
     row: EvaluationRow
@@ -30,7 +30,7 @@ class ModelResult:
 
     @property
     def is_base(self) -> bool:
-        """Whether this is a result of the base model, with or without examples in the prompt."""
+        """Whether the result is the base model's, with or without examples in the prompt."""
         return self.name.startswith("base, ")
 
     @property
@@ -49,7 +49,7 @@ class ModelResult:
 
 @dataclass(frozen=True)
 class TeachResults:
-    """All results on the test split. The taught model comes last."""
+    """The results of the baselines and of the taught model on the test split. The taught model comes last."""
 
     evaluations: Mapping[str, Evaluation]
 
@@ -69,7 +69,7 @@ class TeachResults:
 
     def summary_sentences(self, openings: int) -> list[str]:
         """Return sentences on the gains over the base model and the best baseline, with
-        intervals. `openings` is the number of readings of the test split."""
+        intervals. `openings` is the number of times that the test split was read."""
         *others, taught = [one for one in self.results if one.name != ALONE]
         base = next(one for one in others if one.name == BEFORE)
         total = taught.row.graded
@@ -134,8 +134,8 @@ def load_results(out: Path, than: str = "") -> tuple[AnswerKind, Evaluation, Eva
 
 
 def results_json(found: TeachResults, sentences: Sequence[str], opened: int) -> dict[str, Any]:
-    """Return all results as JSON, for other programs. A difference is the accuracy
-    of the taught model minus that of the baseline, as a share.
+    """Return all results as JSON, for other programs. A difference is the accuracy of the taught model minus the accuracy of
+    the baseline, as a share.
     """
     rows: list[dict[str, Any]] = []
     for one in found.results:

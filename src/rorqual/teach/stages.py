@@ -1,6 +1,7 @@
 """Teach a small model the task of a file of examples: check, divide, measure baselines, train, reinforce, measure, report.
 
-Each stage writes its results at its end. If the process is killed, the same command resumes with the stage that was not finished.
+Each stage writes its results when the stage ends. If the process is killed, the same command resumes with the stage that was
+not finished.
 """
 
 from __future__ import annotations
@@ -74,12 +75,13 @@ from rorqual.train.track import check_trackers, open_trackers
 ENOUGH = 2
 """If training has fewer than `ENOUGH` epochs, `teach` suggests more minutes."""
 GRPO_SHARE, GRPO_MINUTES = 0.3, 20
-"""Share of the time that GRPO gets, and smallest value of `minutes` with GRPO, because a few steps change nothing. GRPO also requires that
-replies have reasoning, or that the user gives a grader."""
+"""Share of the training time that GRPO gets, and smallest value of `minutes` for which GRPO is run, because a few steps change
+nothing. GRPO is run only if replies have reasoning, or if the user gives a grader."""
 STAGES = 7
 BASELINES, TEACHER = "measure the baselines", "ask the teacher"
 BASELINE_SECONDS = 600.0
-"""Maximum time for measuring the base model with examples in its prompt, unless `minutes` is longer. A slower baseline is left out."""
+"""Maximum time for measuring the base model with examples in its prompt, unless `minutes` is longer. A baseline that takes
+longer is left out."""
 UNCOUNTED = (BASELINES, TEACHER)
 """The stages whose time does not count toward `minutes`."""
 
@@ -89,7 +91,8 @@ def teach(config: TeachConfig, out: Path, *, threads: int, import_progress: Byte
 
     `api_key` is the key of the teacher's server.
 
-    Raises DataError if the file cannot be used, and ConfigError if `out` was written with other settings or another file.
+    Raises DataError if the file of examples cannot be used, and ConfigError if `out` was written with other settings or another
+    file.
     """
     for path in filter(None, (config.file, config.test)):
         refuse_too_large_file(Path(path))
@@ -120,7 +123,8 @@ def seconds_toward_limit(ledger: Path) -> float:
 
 @dataclass
 class TeachStages:
-    """The stages of `teach`, and the values that they share. Shared values are cached properties, computed when they are first needed."""
+    """The stages of `teach`, and the values that the stages share. Shared values are cached properties, computed at first
+    use."""
 
     config: TeachConfig
     paths: TeachPaths
@@ -138,7 +142,7 @@ class TeachStages:
         check_trackers(self.config.trackers)
 
     def print_what_will_be_done(self) -> None:
-        """Print what the command will do, and the time, disk space and money that it needs."""
+        """Print what `rorqual teach` will do, and the time, disk space and money that the command needs."""
         c = self.config
         self._say(
             f"Will check {c.file}, measure baselines, train {c.base or 'SmolLM2-135M-Instruct'}, and measure it on at most {c.count:,} "
@@ -153,7 +157,7 @@ class TeachStages:
 
     @cached_property
     def check(self) -> FileCheck:
-        """The result of checking the file."""
+        """The result of checking the user's file of examples."""
         c = self.config
         return check_file(
             Path(c.file),
@@ -174,7 +178,7 @@ class TeachStages:
         most = min(LONGEST_ROW, read_model_config(self.base.run).max_position_embeddings)
 
         def reason_against(example: Example) -> str:
-            """Return why an example cannot be used, or "". An error of a user's grader names the example's line."""
+            """Return why an example cannot be used, or "" if it can. An error of a user's grader names the example's line."""
             meta = {"where": f"{c.file}:{example.line}"}
             problem = Problem(example.key, example.prompt, example.answer, ExamplesTask.name, meta=meta)
             if safe_grade(task, problem, example.answer) is not Verdict.RIGHT:
@@ -185,7 +189,8 @@ class TeachStages:
         return divide_examples(self.check, test, count=c.count, reason_against=reason_against, graded=bool(c.grader))
 
     def prepare_data(self) -> None:
-        """Check the file, divide the examples, and write the splits. The splits are written only if the settings and the file have no error."""
+        """Check the file, divide the examples, and write the splits. The splits are written only if neither the settings nor
+        the file have an error."""
         self._begin_stage(1, "check and divide the examples")
         with self.ledger.record_stage("check"):
             self._say(check_text(self.check, "bytes", splits=False))
@@ -302,7 +307,7 @@ class TeachStages:
 
     @cached_property
     def plan(self) -> TeachPlan:
-        """The plan, read from the file that `find_base` wrote."""
+        """The training plan, read from the file that `find_base_and_plan` wrote."""
         return TeachPlan(**json.loads(self.paths.plan.read_bytes()))
 
     @cached_property
@@ -313,8 +318,8 @@ class TeachStages:
 
     @cached_property
     def params(self) -> SamplingParams:
-        """The sampling parameters of replies: greedy, with the grammar of the answers if
-        there is one. The engine may write the results of calculations."""
+        """The sampling parameters of replies: greedy, with the grammar of the answers if the answers have a grammar. The engine
+        may write the results of calculations in the replies."""
         return SamplingParams(
             max_tokens=self.plan.max_tokens,
             grammar=answer_grammar(self.train_examples, self.dataset.kind),

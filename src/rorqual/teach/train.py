@@ -34,11 +34,11 @@ from rorqual.train.run import Run
 
 MOST_DEV = 100
 DEV_SECONDS, DEV_FIRST = 60.0, 16
-"""The first measurement on the dev split may take about `DEV_SECONDS` seconds, which is estimated from its first `DEV_FIRST` problems. Later
-measurements use the same problems."""
+"""The first measurement on the dev split may take about `DEV_SECONDS` seconds. The time of this measurement is estimated from
+the first `DEV_FIRST` problems. Later measurements use the problems of the first measurement."""
 GATE_PROBLEMS, GATE_SAMPLES = 16, 8
-"""Before GRPO, `GATE_SAMPLES` answers to each of `GATE_PROBLEMS` training problems are sampled. GRPO runs only if some problem is solved in
-some samples and not in others."""
+"""Before GRPO, `GATE_SAMPLES` answers to each of `GATE_PROBLEMS` training problems are sampled. GRPO runs only if some problem
+has both right and wrong answers."""
 GRPO_PROBLEMS, GRPO_SAMPLES, GRPO_LR = 8, 8, 3e-4
 FEWEST_GRPO, MOST_GRPO = 8, 40
 """GRPO has at most `MOST_GRPO` steps, and is skipped if there is time for fewer than `FEWEST_GRPO` steps."""
@@ -60,7 +60,7 @@ class DevResult:
 
 @dataclass(frozen=True)
 class GRPOResult:
-    """The result of the GRPO stage: whether the model that GRPO trained is used, and a sentence about the stage."""
+    """The result of the GRPO stage: whether the model that GRPO trained is used, and a sentence about the GRPO stage."""
 
     used: bool
     text: str
@@ -91,9 +91,9 @@ class TeachTraining:
 
     def train_supervised(self, base: RunDir, track: Callable[[dict[str, Any]], None] | None = None) -> None:
         """Fine-tune `base` on the examples, and keep the checkpoint that is best on the
-        dev split. Of equally good checkpoints, the latest is kept.
+        dev split. Of equally good checkpoints, the latest checkpoint is kept.
 
-        `track` is called with the record of each step.
+        `track` is called with the metrics record of each training step.
         """
         out = self.paths.sft
         run = sft_run(base, self.paths.data, self.plan, seed=self.config.seed)
@@ -120,7 +120,8 @@ class TeachTraining:
         planned: float,
         track: Callable[[dict[str, Any]], None] | None = None,
     ) -> int:
-        """Train up to `step`, or until training has taken too long compared with `planned` seconds (see `OVERTIME`). Return the last step."""
+        """Train up to `step`, or until training has taken too long compared with `planned` seconds (see `OVERTIME`). Return the
+        number of the last training step."""
         spent = sum(float(record["seconds"]) for record in out.metrics())
         most = max(OVERTIME * planned, planned + SLACK)
         reached = out.newest_complete_step()[0] or 0
@@ -148,11 +149,11 @@ class TeachTraining:
     # ---- the dev split
 
     def dev_results(self, run: str) -> list[DevResult]:
-        """Return the results of the run named `run` on the dev split so far."""
+        """Return all results so far of the run named `run` on the dev split."""
         return [one for line in read_lines(self.paths.dev) if (one := DevResult(**line)).run == run]
 
     def measure_on_dev(self, run: RunDir, name: str, step: int) -> DevResult:
-        """Measure a run on the dev problems, or on as many of them as the first measurement had time for."""
+        """Measure a run on the dev problems, or on as many dev problems as the first measurement had time for."""
         engine = engine_of(run, self.threads)
 
         def count_right(problems: Sequence[Problem]) -> int:
@@ -172,7 +173,7 @@ class TeachTraining:
         return DevResult(name, step, right, total)
 
     def _answers(self, engine: Engine, problems: Sequence[Problem], params: SamplingParams) -> Sequence[GradedSample]:
-        """Return graded replies to the problems."""
+        """Return graded replies to `problems`."""
         return evaluate(
             engine, self.task, problems=problems, params=params, thinking=self.thinking, measured={}
         ).samples
@@ -180,7 +181,8 @@ class TeachTraining:
     # ---- reinforcement learning
 
     def train_grpo(self) -> GRPOResult:
-        """Train the best checkpoint with GRPO, if it solves some training problem in some samples and not in others, and if there is time."""
+        """Train the best checkpoint with GRPO if its sampled answers to some training problem are partly right, and if there is
+        time."""
         known = self.paths.grpo_result
         if not known.is_file():
             run, reason = self._stored_grpo_decision()
@@ -203,8 +205,8 @@ class TeachTraining:
         return GRPOResult(used, f"{text}, so its model {'is' if used else 'is not'} used")
 
     def _stored_grpo_decision(self) -> tuple[Run | None, str]:
-        """Return the GRPO run, or None if GRPO is skipped, and the reason. Both
-        depend on measured time, so they are computed once and stored.
+        """Return the GRPO run, or None if GRPO is skipped, and the reason for skipping. Run and reason depend on measured time,
+        so they are computed once and stored.
         """
         known = self.paths.grpo_plan
         if not known.is_file():
@@ -214,8 +216,8 @@ class TeachTraining:
         return (None if plan["run"] is None else Run(**plan["run"])), plan["text"]
 
     def _decide_on_grpo(self) -> tuple[Run | None, str]:
-        """Return the GRPO run, or None if GRPO is skipped, and the reason. The decision depends
-        on sampled answers to training problems (see `GATE_PROBLEMS`)."""
+        """Return the GRPO run, or None if GRPO is skipped, and the reason for skipping. Whether GRPO is skipped depends on
+        sampled answers to training problems (see `GATE_PROBLEMS`)."""
         if not self.plan.grpo_seconds:
             return None, self.no_grpo or "GRPO is skipped: no time is left for it"
         began = time.monotonic()

@@ -13,7 +13,8 @@ from rorqual.ops.moe import Routing, expected_load
 
 
 class BalanceConfig(Config):
-    """Settings of load balancing. Each update changes a bias by `gamma`: down for overloaded experts, up for underloaded experts."""
+    """Settings of load balancing. Each update changes the router bias of an expert by `gamma`: down if the expert is
+    overloaded, up if it is underloaded."""
 
     gamma: NonNegative = 0.001
 
@@ -26,7 +27,7 @@ def count_tokens_per_expert(routing: Routing, valid: Tensor, n_choices: int) -> 
 
 
 def update_router_biases(routers: Sequence[FFN], counts: Sequence[Tensor], gamma: float) -> None:
-    """Update the bias of every router once. For each router, `counts` holds the number of tokens per expert in the
+    """Update the bias of every router once. For each router, `counts` holds the number of tokens per expert in the last
     update."""
     for router, load in zip(routers, counts, strict=True):
         router.balance(load, gamma)

@@ -14,14 +14,15 @@ from rorqual.data.pack import Batch
 class TrainBatch:
     """A batch of rows of packed documents. Every tensor is [rows, seq] unless stated otherwise.
 
-    - `targets[i]` is the token after `tokens[i]` in its document. `loss_mask` (fp32) is the target's weight in the loss.
-    - `segments` holds the index of each token's document in the row, or -1 for padding. `positions` restarts at 0 in each document.
+    - `targets[i]` is the token after `tokens[i]` in its document. `loss_mask` (fp32) is the weight of each target in the loss.
+    - `segments` holds the index of each token's document in the row, or -1 for padding. `positions` restarts at 0 in each
+      document.
 
-    Reinforcement learning adds:
+    For reinforcement learning, the batch also has:
 
     - `advantages`, the advantage of the answer that the token belongs to.
     - `sampled_logprobs`, the sampler's log-probabilities of the targets.
-    - `lengths`, the number of trained tokens in the document.
+    - `lengths`, the number of trained tokens in the token's document.
     - `replay` [rows, seq, moe layers, k], the sampler's expert choices.
     - `old_logprobs`, the trainer's log-probabilities of the targets before the first update of the step.
     - `reference_logprobs`, the reference model's log-probabilities of the targets.

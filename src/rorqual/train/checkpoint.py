@@ -34,11 +34,11 @@ def save_checkpoint(
     optimizer: Optimizer,
     adapter: Adapter | None = None,
 ) -> None:
-    """Write the checkpoint `step-NNNNNN/`, then delete all checkpoints except the two newest. If writing fails, older
+    """Write the checkpoint `step-NNNNNN/`, then delete all checkpoints except the two newest. If writing fails, the older
     checkpoints are unchanged.
 
-    The checkpoint records the sizes of `metrics.jsonl` and `rollouts.jsonl`. With an `adapter`, only the trained weights are saved,
-    because the frozen weights are in the base checkpoint.
+    The checkpoint records the sizes of `metrics.jsonl` and `rollouts.jsonl`. With an `adapter`, only the trained weights are
+    saved, because the frozen weights are in the base checkpoint.
 
     Raises NumericsError before writing anything if a weight is NaN or infinite.
     """
@@ -111,7 +111,7 @@ def load_checkpoint(
 
 
 def _rename_old_state_keys(state: dict[str, Tensor], model: Decoder) -> dict[str, Tensor]:
-    """Convert an optimizer state of an older Rorqual version: replace the old parameter names in its keys.
+    """Convert an optimizer state of an older Rorqual version: replace the old parameter names in the state's keys.
 
     Each key of an optimizer state ends in a parameter name.
     """

@@ -1,12 +1,12 @@
 """Compute the gradient of one update, with its micro-batches spread over threads.
 
 torch releases the GIL while an operation runs, so two threads keep two cores busy. Each thread runs its operations on
-one core. The gradients of micro-batches are added in a fixed order, so the result is bit-identical for any number of
-threads.
+one core. The gradients of micro-batches are added in a fixed order, so the gradient of an update is bit-identical for any
+number of threads.
 
-With one thread, `backward()` accumulates into each parameter's `.grad` and runs the hooks of FSDP2 and DDP. With
-several threads, accumulation order would vary. Each thread therefore returns the gradient of its micro-batch, and the
-caller adds the gradients. With a torch.distributed process group, one thread is used.
+With one thread, `backward()` accumulates into each parameter's `.grad` and runs the hooks of FSDP2 and DDP. If several threads
+accumulated into `.grad`, the order of the sums would vary. Each thread therefore returns the gradient of its micro-batch, and
+the caller adds the gradients. With a torch.distributed process group, one thread is used.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class UpdateResult:
     """The gradient, loss and metrics of one update.
 
     `grads` are the `.grad` tensors of the trained parameters. `means` maps metric names to (sum, weight). `counts`
-    holds the load per expert of each router. `zeros` is the number of parameters whose module ran and whose gradient is
-    all zeros.
+    holds the load per expert of each router. `zeros` is the number of parameters whose module ran and whose gradient has only
+    zeros.
     """
 
     grads: list[Tensor]
@@ -49,7 +49,8 @@ class UpdateResult:
     zeros: int = 0
 
     def add(self, other: UpdateResult) -> None:
-        """Add the loss and the metrics of another micro-batch or update in place. `gradient` adds the gradients."""
+        """Add the loss and the metrics of another micro-batch or update in place. The function `gradient` adds the
+        gradients."""
         self.loss += other.loss
         self.zeros = max(self.zeros, other.zeros)
         for name, (total, weight) in other.means.items():
@@ -143,7 +144,7 @@ def gradient(
 
 @contextmanager
 def training_mode(model: nn.Module) -> Iterator[None]:
-    """Put `model` into training mode inside the `with` block, and into evaluation mode after it."""
+    """Put `model` into training mode inside the `with` block, and into evaluation mode after the block."""
     model.train()
     try:
         yield
@@ -214,10 +215,11 @@ def compare_with_sampler(
     pool: TorchThreadPool,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[UpdateResult, list[Tensor | None]]:
-    """Compare trainer and sampler on new samples, before any update and without gradients. Return the metrics.
+    """Compare trainer and sampler on new samples, before any update and without gradients. Return the metrics of the
+    comparison.
 
     If an objective sets `needs_old_logprobs`, also return the trainer's log-probabilities of the targets [rows, seq] for each
-    batch. Otherwise, return None for each batch.
+    batch. If no objective sets `needs_old_logprobs`, return None for each batch.
     """
     model = model.ops.route_linears(model)
     jobs = [
@@ -260,7 +262,7 @@ def _gradient(
 ) -> tuple[UpdateResult, Sequence[Tensor | None]]:
     """Return the metrics of a micro-batch and the gradients with respect to `leaves`.
 
-    Without `leaves`, add the gradients to `.grad`.
+    Without `leaves`, add the gradients to the `.grad` of the trained parameters.
     """
     with torch.autocast(batch.tokens.device.type, dtype=dtype, enabled=dtype != torch.float32):
         output = _forward(model, objectives, batch)
@@ -298,7 +300,7 @@ def _forward(model: Decoder, objectives: Sequence[Objective], batch: TrainBatch)
 
 
 def _record_replay_metrics(update: UpdateResult, routing: Sequence[Routing], valid: Tensor) -> None:
-    """Record the largest score gap, and the number of tokens whose replayed experts differ from the trainer's own
+    """Record the largest gap of router scores, and the number of tokens whose replayed experts differ from the trainer's own
     choice."""
     flips, tokens, gap = compare_replayed_experts(routing, valid).tolist()
     if tokens:  # `tokens` is 0 if older weights sampled the whole batch

@@ -45,8 +45,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass
 class StepTotals(UpdateResult):
-    """The sum of a step's optimizer updates: losses, metrics and loads are added up. `grad_norm` and `zeros` are the largest
-    values of all updates. `targets` holds the `target_load` of each router."""
+    """The totals of a step's optimizer updates: losses, metrics and expert loads are added up. `grad_norm` and `zeros` are the
+    largest `grad_norm` and `zeros` of all updates. `targets` holds the `target_load` of each router."""
 
     grad_norm: float = 0.0
     updates: int = 0
@@ -55,7 +55,7 @@ class StepTotals(UpdateResult):
     targets: list[Tensor | None] = field(default_factory=list)
 
     def add_update(self, update: UpdateResult, norm: float, tokens: int) -> None:
-        """Add the metrics of one update."""
+        """Add the metrics of one optimizer update to the totals."""
         self.add(update)
         self.grad_norm = max(self.grad_norm, norm)
         self.updates, self.tokens = self.updates + 1, self.tokens + tokens
@@ -89,16 +89,17 @@ def fit(
     rollout_engine: Callable[[ChatFormat], RolloutEngine] | None = None,
     stop: Callable[[int], bool] | None = None,
 ) -> State:
-    """Train `run` in the folder `out`, resuming from the newest checkpoint in the folder, if any. Return the final state.
+    """Train `run` in the folder `out`, resuming from the newest checkpoint in the folder, if any. Return the final state of the
+    run.
 
     Only one process may train in a folder. If the data, a setting or the folder is invalid, an error is raised before
-    anything is written. The result is bit-identical for any number of `threads`. If the folder holds the same run with
-    fewer `steps`, `extend=True` extends that run, and `extend=False` raises an error. `observe` receives the metrics
-    record of each finished step. If the process is killed, steps after the last checkpoint are repeated and reported
-    again.
+    anything is written. The trained weights are bit-identical for any number of `threads`. If the folder holds the same run
+    with fewer `steps`, `extend=True` extends that run, and `extend=False` raises an error. `observe` receives the metrics
+    record of each finished step. If the process is killed, steps after the last checkpoint are repeated and reported again.
 
     `stop` receives the number of finished steps after each step. If `stop` returns True, `fit` writes a checkpoint and returns.
-    The same call of `fit` resumes at this checkpoint. The learning-rate schedule still spans `run.steps`.
+    Calling `fit` again with the same arguments resumes at this checkpoint. Stopping does not change the learning-rate schedule,
+    which spans `run.steps`.
 
     `rollout_engine` receives the run's chat format and builds the engine that samples. The default engine uses the trained
     tensors directly. The engine is not a setting of the run, because every engine gives the same samples for equal weights and
@@ -180,7 +181,8 @@ def _train(
 
 
 def extension_metrics(run: Run, done: int) -> dict[str, int]:
-    """Return the metrics fields that mark the first step after an extension, or {}. `done` is the number of finished steps."""
+    """Return the metrics fields that mark the first step after an extension of the run, or {} at other steps. `done` is the
+    number of finished steps."""
     return next((e.model_dump() for e in run.extensions if e.from_step == done), {})
 
 
@@ -199,7 +201,7 @@ def step_flops(run: Run, record: dict[str, Any]) -> int:
     A trained token counts as three forward passes. If an objective trains the MTP modules, their FLOPs are included. A
     sampled token counts as one forward pass. Checking a sampled token against the trainer adds one forward pass.
     Scoring a sampled token with a reference model also adds one forward pass. The source adds the FLOPs of a teacher.
-    If only part of the model is trained, the result is an upper bound, because gradients of frozen weights are not
+    If only part of the model is trained, the number of FLOPs is an upper bound, because gradients of frozen weights are not
     computed.
     """
     predicts = any(objective.kind == "mtp" for objective in run.objectives)
@@ -248,7 +250,8 @@ def _run_step(run: Run, state: State, work: StepBatches, pool: ThreadPoolExecuto
 
 
 def clip(grads: Sequence[Tensor], limit: float, where: str = "") -> float:
-    """Clip gradients in place to a global norm of at most `limit` (0 disables clipping). Return the norm before clipping."""
+    """Clip gradients in place to a global norm of at most `limit` (0 disables clipping). Return the global norm before
+    clipping."""
     norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads])))
     if not math.isfinite(norm):
         raise NumericsError(
@@ -262,9 +265,10 @@ def clip(grads: Sequence[Tensor], limit: float, where: str = "") -> float:
 
 
 def check_sampler_agreement(run: Run, update: UpdateResult, where: str) -> None:
-    """Raise NumericsError if trainer and sampler differ by more than `run.agreement` on samples from the trainer's current weights.
+    """Raise NumericsError if trainer and sampler differ by more than `run.agreement` on samples from the trainer's current
+    weights.
 
-    Compares log-probabilities and expert scores.
+    Trainer and sampler are compared by the log-probabilities of the samples and the scores of the replayed experts.
     """
     total, weight = update.means.get("logprob_diff", (0.0, 0.0))
     mean, largest = total / weight if weight else 0.0, update.maxima.get("logprob_diff", 0.0)

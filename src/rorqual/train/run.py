@@ -31,10 +31,10 @@ Dtype = Literal["float32", "bfloat16"]
 
 
 class SamplerAgreementLimits(Config):
-    """Limits on the difference between trainer and sampler. Trainer and sampler use the same weights and the sampler's expert choices.
+    """Limits on the difference between trainer and sampler, both with the same weights and the sampler's expert choices.
 
-    `mean` and `most` limit the average and the largest absolute difference of log-probabilities, in nats. `gap` limits
-    how far the scores of the replayed experts may be below the scores of the router's own choice.
+    `mean` and `most` limit the average and the largest absolute difference of log-probabilities, in nats. `gap` limits how far
+    the router scores of the replayed experts may be below the scores of the router's own choice.
     """
 
     mean: NonNegative
@@ -44,17 +44,17 @@ class SamplerAgreementLimits(Config):
 
 FLOAT32 = SamplerAgreementLimits(mean=1e-6, most=1e-4, gap=1e-4)
 BFLOAT16 = SamplerAgreementLimits(mean=1e-2, most=1.0, gap=0.05)
-"""Limits for a bf16 trainer and an fp32 sampler.
+"""Limits on the difference between a bf16 trainer and an fp32 sampler.
 
-On the quickstart's model, the measured `mean` was 3e-3 nats, `most` 0.21 nats and `gap` 0.009
-(docs/LOG.md).
+On the quickstart's model, the measured differences were 3e-3 nats (`mean`), 0.21 nats (`most`) and 0.009 (`gap`) (docs/LOG.md).
 """
 SHALLOW = 8
 """Largest number of layers for which the `FLOAT32` limits are used unscaled."""
 
 
 def agreement_limits(dtype: Dtype, layers: int) -> SamplerAgreementLimits:
-    """Return the limits for a model with `layers` layers. In fp32 the limits grow with depth, because rounding errors add up.
+    """Return the limits on the difference of trainer and sampler for a model with `layers` layers. In fp32 the limits grow with
+    depth, because rounding errors add up.
 
     For SmolLM2 with 30 layers, trainer and sampler differ by 1.4e-6 nats on average and by at most 4e-5 nats
     (docs/LOG.md).
@@ -74,11 +74,12 @@ class RunExtension(Config):
 
 
 BACKENDS = {"fast": "torch", "invariant": "torch-invariant"}
-"""Maps each value of `arithmetic`, a setting of older versions, to a backend."""
+"""Maps each value of `arithmetic`, a setting of older Rorqual versions, to a backend."""
 
 
 class Run(Config):
-    """The settings of a training run. The length of a run is set in steps and samples, not in time, so that a seed determines the result.
+    """The settings of a training run. The length of a run is set in steps and samples, not in time, so that the seed determines
+    the trained weights.
 
     `micro_batches` is the number of micro-batches per update, which worker threads process in parallel. `micro_batches` is a
     setting because the number of micro-batches determines the order of sums and thus the rounding of gradients. The number of
@@ -118,7 +119,7 @@ class Run(Config):
     @model_validator(mode="before")
     @classmethod
     def _rename_older_settings(cls, value: Any) -> Any:
-        """Convert the setting `arithmetic` of older versions. If `backend` contains a path, make the path absolute."""
+        """Convert the setting `arithmetic` of older Rorqual versions. If `backend` contains a path, make the path absolute."""
         if isinstance(value, dict) and value.get("arithmetic") in BACKENDS:
             value = {**value, "backend": BACKENDS[value["arithmetic"]]}
             del value["arithmetic"]

@@ -8,8 +8,8 @@ from rorqual.core.config import Config, Natural, NonNegative, Share
 class LearningRateSchedule(Config):
     """The schedule of the learning-rate factor.
 
-    The factor rises to 1 over `warmup` steps. In the last part of the run, a fraction `decay` of all steps, the factor falls
-    linearly to `final`.
+    The learning-rate factor rises to 1 over `warmup` steps. Over the last steps of the run, a fraction `decay` of all steps,
+    the factor falls linearly to `final`.
     """
 
     warmup: Natural = 0

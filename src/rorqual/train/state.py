@@ -26,7 +26,7 @@ from rorqual.train.run import Run, RunExtension
 from rorqual.train.tune import begin_tuning
 
 CLOCK_FIELDS = ("seconds", "core_seconds", "tokens_per_second")
-"""Fields of a metrics record that depend on time. All other fields are bit-identical in a resumed run."""
+"""Fields of a metrics record that depend on time. All fields that do not depend on time are bit-identical in a resumed run."""
 LIVE_KEYS = {"device", "save_seconds", "extensions", "versions"}
 
 
@@ -34,7 +34,7 @@ LIVE_KEYS = {"device", "save_seconds", "extensions", "versions"}
 class State:
     """The state of a training run after `step` steps.
 
-    `metrics_bytes` and `rollouts_bytes` are the sizes of `metrics.jsonl` and `rollouts.jsonl` at that step. `notes` are
+    `metrics_bytes` and `rollouts_bytes` are the sizes of `metrics.jsonl` and `rollouts.jsonl` after `step` steps. `notes` are
     messages about skipped checkpoints. `adapter` describes the trained part of the model, or is None if all weights are
     trained.
     """
@@ -138,7 +138,7 @@ def check_same_run(run: Run, out: RunDir) -> None:
 
 
 def differing_keys(stored: Run, run: Run) -> set[str]:
-    """Return the names of the settings that differ between two runs. Leave out settings that do not change results."""
+    """Return the names of the settings that differ between two runs. Leave out settings that do not affect training results."""
     stored_values, values = stored.model_dump(mode="json"), run.model_dump(mode="json")
     return {key for key in values if key not in LIVE_KEYS and stored_values[key] != values[key]}
 
@@ -147,7 +147,7 @@ def with_extensions(run: Run, out: RunDir) -> Run:
     """Return `run` with the extensions stored in its folder.
 
     If `steps` has increased and no other setting differs, a new extension is added. A new extension starts at the newest
-    complete checkpoint. Raises ConfigError if `steps` has decreased.
+    complete checkpoint. Raises ConfigError if the run's `steps` has decreased.
     """
     stored = read_yaml(Run, out.config_file) if out.config_file.is_file() else run.model_copy(update={"extensions": ()})
     run = run.model_copy(update={"extensions": stored.extensions})
@@ -168,7 +168,8 @@ def with_extensions(run: Run, out: RunDir) -> Run:
 
 
 def with_problem_versions(run: Run, out: RunDir, versions: dict[str, int]) -> Run:
-    """Return `run` with the versions of its problem families. Raises ConfigError if the folder's run used other versions."""
+    """Return `run` with the versions of its problem families. Raises ConfigError if the run in the folder `out` used other
+    versions."""
     exists = out.config_file.is_file()
     stored_versions = read_yaml(Run, out.config_file).versions if exists else run.versions or versions
     if stored_versions != versions:
@@ -195,7 +196,8 @@ def describe_difference(stored: object, new: object) -> str:
 
 
 def write_run_files(run: Run, out: RunDir, tokenizer: Tokenizer, prompts: Sequence[str] = ()) -> None:
-    """Write the run's config, tokenizer and example prompts before the first step; write the config again after an extension."""
+    """Write the run's config, tokenizer and example prompts before the first step. After an extension, write the config
+    again."""
     if not out.config_file.is_file() or run.extensions != read_yaml(Run, out.config_file).extensions:
         write_atomic(out.config_file, to_yaml(run).encode())
     if not out.tokenizer_file.is_file():

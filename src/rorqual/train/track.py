@@ -84,7 +84,8 @@ def is_number(value: object) -> bool:
 
 @contextmanager
 def _tensorboard(out: RunDir, folder: Path) -> Iterator[Log]:
-    """Write every value as a scalar, rounded to float32, because TensorBoard's data server shows no float64 scalars."""
+    """Write every metric as a TensorBoard scalar, rounded to float32, because TensorBoard's data server shows no float64
+    scalars."""
     from torch.utils.tensorboard import SummaryWriter
 
     shutil.rmtree(folder, ignore_errors=True)
@@ -102,7 +103,8 @@ def _tensorboard(out: RunDir, folder: Path) -> Iterator[Log]:
 
 @contextmanager
 def _wandb(out: RunDir, folder: Path) -> Iterator[Log]:
-    """Write an offline run. A resumed run keeps its id, so an upload replaces the run that was uploaded earlier."""
+    """Write an offline run of Weights & Biases. A resumed run keeps its id, so an upload replaces the run that was uploaded
+    earlier."""
     import wandb
 
     # Without this variable, wandb sends telemetry over the network in offline mode too.

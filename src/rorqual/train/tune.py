@@ -24,7 +24,8 @@ from rorqual.train.run import Run
 from rorqual.train.sources import SourceInputs
 
 ROWS = 16
-"""Rows per forward pass. The number of rows is fixed because it affects rounding, and rounding can change the selected experts."""
+"""Number of rows per forward pass of the expert selection. The number of rows is fixed, because it affects rounding, and
+rounding can change the selected experts."""
 
 
 def begin_tuning(run: Run, out: RunDir, base: Path, model: Decoder, tokenizer: Tokenizer, threads: int) -> Adapter:
@@ -34,10 +35,11 @@ def begin_tuning(run: Run, out: RunDir, base: Path, model: Decoder, tokenizer: T
 
 
 def find_experts(run: Run, model: Decoder, tokenizer: Tokenizer, threads: int) -> SelectedExperts:
-    """Select the experts that ESFT trains. The selection depends on how `model` routes the batches of the first steps. If the
-    run does not use ESFT, return ().
+    """Select the experts that ESFT trains. The selection depends on how `model` routes the batches of the first steps. Return
+    () if the run does not use ESFT.
 
-    The selection counts the tokens of all samples, even if the source excludes a sample from training. Padding is not counted.
+    The selection counts the tokens of all samples, even if the source excludes a sample from training. Padding tokens are not
+    counted.
     """
     tune = run.tune
     if not isinstance(tune, ESFT):
@@ -97,7 +99,7 @@ def tuning_start_message(model: Decoder, adapter: Adapter) -> str:
 
 
 def tuning_end_message(costs: dict[str, int], seconds: float, steps: int) -> str:
-    """Return a message with the size of the optimizer state, the peak memory of the process and the time per step."""
+    """Return a message with the size of the optimizer state, the peak memory of the process and the time per training step."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return (
         f"optimizer state {costs['optimizer_bytes']:,} bytes for {costs['trained_parameters']:,} parameters; "

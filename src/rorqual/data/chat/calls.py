@@ -18,9 +18,10 @@ from rorqual.data.chat.special_tokens import CHARS, END_THINK, NAME_OF, THINK, r
 
 WHITE = "".join(char for char in map(chr, range(0x3001)) if char.isspace())
 MAX_HEAD = 256
-"""Maximum number of characters between the begin token and the arguments. Some families write the tool name there."""
+"""Maximum number of characters between the begin token of a call and its arguments. Some model families write the tool name
+between begin token and arguments."""
 MAX_DEPTH = 100
-"""Maximum nesting depth of arguments. Deeper arguments are not parsed as a call."""
+"""Maximum nesting depth of the arguments of a tool call. A call with deeper arguments is not parsed as a call."""
 
 Kind = Literal["text", "think", "end", "call", "open", "close"]
 State = Literal["open", "complete", "broken"]
@@ -31,7 +32,7 @@ State = Literal["open", "complete", "broken"]
 class LexerItem:
     """A lexical item of a reply: text, a thinking tag, the begin or end token of the list of calls, or a call.
 
-    `text` is the source of the item as marked text (see `special_tokens.py`).
+    `text` is the source of the lexical item as marked text (see `special_tokens.py`).
     """
 
     kind: Kind
@@ -42,10 +43,11 @@ class LexerItem:
 
 @dataclass(frozen=True, kw_only=True)
 class ToolCallSyntax(ABC):
-    """The tool-call syntax of a model family. Special tokens are written as in marked text (see `special_tokens.py`).
+    """The tool-call syntax of a model family. The special tokens of the syntax are written as in marked text (see
+    `special_tokens.py`).
 
-    `before` is the text that models of the family write between the content and the first call. `around` holds the begin and
-    end of the list of calls.
+    `before` is the text that models of the family write between the content and the first call. `around` holds the begin token
+    and the end token of the list of calls.
     """
 
     before: str = ""
@@ -53,7 +55,7 @@ class ToolCallSyntax(ABC):
 
     @property
     def separator_chars(self) -> str:
-        """Characters that may separate calls."""
+        """Characters that may separate two tool calls in a reply."""
         return WHITE
 
     @property
@@ -66,10 +68,10 @@ class ToolCallSyntax(ABC):
 class JsonCallSyntax(ToolCallSyntax):
     """A syntax in which the arguments of a call are one JSON object.
 
-    `begin` opens a call. If `bare` is true, an answer that begins with `{` is a call even without `begin`. `named` parses the
-    text between `begin` and the arguments. `named` returns the tool name, "" if the name is in the JSON object, or None if the
-    text is not a call. `inside` is the special token that the text between `begin` and the arguments may contain. `tail` is a
-    regular expression for the text between the arguments and `end`.
+    `begin` is the text that opens a call. If `bare` is true, an answer that begins with `{` is a call even without `begin`.
+    `named` parses the text between `begin` and the arguments. `named` returns the tool name, "" if the name is in the JSON
+    object, or None if the text is not a call. `inside` is the special token that the text between `begin` and the arguments may
+    contain. `tail` is a regular expression for the text between the arguments and `end`.
     """
 
     begin: str
@@ -89,7 +91,7 @@ class JsonCallSyntax(ToolCallSyntax):
         return tuple(NAME_OF[char] for char in chars)
 
     def parse_call(self, head: str, body: str, names: Collection[str]) -> tuple[str, str] | None:
-        """Return (name, arguments) of a call to a tool in `names`, or None if the text is not a valid call.
+        """Return (name, arguments) of a call to a tool in `names`, or None if `head` and `body` are not a valid call.
 
         `head` is the text between `begin` and the JSON object, and `body` is the JSON object.
         """
@@ -147,9 +149,8 @@ DEEPSEEK = JsonCallSyntax(
 class ToolCallTemplate:
     """The template of a reply that consists of tool calls, as marked text.
 
-    `call(name, arguments)` formats one call; `arguments` is a JSON object, or in DSML the
-    parameters of the call. The reply is `begin`,
-    the calls joined by `gap`, and `end`.
+    `call(name, arguments)` formats one call. `arguments` is a JSON object, or in DSML the parameters of the call. The reply
+    consists of `begin`, the calls joined by `gap`, and `end`.
     """
 
     call: Callable[[str, str], str]
@@ -178,9 +179,9 @@ _BEGIN, _END = CHARS["<｜tool▁calls▁begin｜>"], CHARS["<｜tool▁calls▁
 HERMES_FRAME = ToolCallTemplate(_format_hermes_call, "\n")
 LLAMA_FRAME = ToolCallTemplate(_format_llama_call, "; ")
 DEEPSEEK_FRAME = ToolCallTemplate(_format_deepseek_call, "", _BEGIN, _END)
-"""The call template of DeepSeek-V3.1."""
+"""The tool-call template of DeepSeek-V3.1."""
 FENCED_FRAME = ToolCallTemplate(_format_fenced_call, "\n", _BEGIN, _END)
-"""The call template of DeepSeek-V3 and R1, with the arguments in a code fence."""
+"""The tool-call template of DeepSeek-V3 and R1, with the arguments in a code fence."""
 
 
 # ---- the arguments
@@ -209,7 +210,7 @@ def json_object(text: str) -> dict[str, str] | None:
 
 
 def _json_members(text: str) -> Iterator[tuple[str, str]]:
-    """Yield (key, JSON text of the value) for each member. `text` must be a valid JSON object."""
+    """Yield (key, JSON text of the value) for each member of the JSON object `text`, which must be valid."""
     at = _skip_whitespace(text, text.index("{") + 1)
     while text[at] != "}":
         key, at = _JSON.raw_decode(text, at)
@@ -264,10 +265,11 @@ def item_kind_of_char(char: str, form: ToolCallSyntax | None) -> Kind:
 
 
 def call_end_length(text: str, form: JsonCallSyntax) -> int | None:
-    """Return the length of the text that closes a call, or None if the call is not closed. `text` is the reply after
-    the arguments.
+    """Return the length of the text that closes a tool call, or None if the call is not closed. `text` is the reply after the
+    arguments.
 
-    The end token may be missing if another special token follows. At the end of the reply, the end token may be missing or incomplete.
+    The end token of the call may be missing if another special token follows. At the end of the reply, the end token of the
+    call may be missing or incomplete.
     """
     if form.end is None:
         return 0

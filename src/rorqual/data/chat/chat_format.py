@@ -27,12 +27,13 @@ class RenderedConversation:
 
     @property
     def n_trained_tokens(self) -> int:
-        """Number of tokens in the loss. The first token of a sequence is excluded, because it is not predicted."""
+        """Number of tokens in the loss. The first token of a conversation is excluded, because no position predicts the first
+        token."""
         return sum(self.mask[1:])
 
 
 class ChatFormat(ABC):
-    """The chat format of a model family. Each family has one file in this folder.
+    """The chat format of a model family. Each model family has one file in this folder.
 
     Only the chat format decides which special tokens start, end and pad sequences. Other code must get the start, end and
     padding tokens from the format, not from the tokenizer.
@@ -42,9 +43,9 @@ class ChatFormat(ABC):
     parts: ClassVar[tuple[type[ContentPart], ...]] = (TextPart,)
     """Classes of content parts that the format supports. `prompt` and `render` raise an error for parts of any other class."""
     stop_ids: tuple[int, ...]
-    """Ids that end an assistant turn. `render` ends assistant turns with the first of these ids."""
+    """Token ids that end an assistant turn. `render` ends assistant turns with the first of these token ids."""
     pad: int
-    """The id of padding tokens, which have no loss and are never attended to."""
+    """The token id of padding. Padding tokens have no loss and are never attended to."""
     bos: int | None = None
     """The id of the first token of every conversation, or None."""
     template: str | None = None
@@ -52,10 +53,10 @@ class ChatFormat(ABC):
     call_form: ToolCallSyntax | None = None
     """The syntax of tool calls in replies, or None if the format has no tool calls."""
     call_frame: ToolCallTemplate | None = None
-    """The template of a reply that consists of tool calls, or None if the format has no tool calls. `parse` reads replies in
-    this template."""
+    """The template of a reply that consists of tool calls, or None if the format has no tool calls. `parse` reads replies that
+    this template writes."""
     thinks: bool = True
-    """Whether training taught models of this family to think when a prompt requests it."""
+    """Whether models of this family were trained to think when a prompt requests thinking."""
     tags_as_text: bool = False
     """Whether thinking tags are also recognised if a reply spells them with ordinary tokens."""
 
@@ -73,13 +74,14 @@ class ChatFormat(ABC):
     ) -> RenderedConversation:
         """Return the token ids and the loss mask of a whole conversation.
 
-        `prompt(messages[:-1], thinking)` is always a prefix of `render(messages, thinking=thinking)`. The mask of the last turn
-        covers all tokens after the prompt, up to and including the end token of the turn. With `thinking="auto"` the model
-        chooses whether to think, so the tokens of this choice are in the loss. With `on` or `off` the tokens of the choice are
-        part of the prompt and are not in the loss. Text that a template writes after the end token belongs to the next turn.
+        `prompt(messages[:-1], thinking)` is always a prefix of `render(messages, thinking=thinking)`. The loss mask of the last
+        turn covers all tokens after the prompt, up to and including the end token of the turn. With `thinking="auto"` the model
+        chooses whether to think, so the tokens of this choice are in the loss. If `thinking` is `on` or `off`, the tokens that
+        force or prevent thinking are part of the prompt and are not in the loss. Text that a template writes after the end
+        token belongs to the next turn.
 
-        `continue_` omits the end token of the last assistant turn, so that the model can continue the turn. Messages with an
-        index below `train_from` are not in the loss.
+        `continue_` omits the end token of the last assistant turn, so that the model can continue the turn. Messages whose
+        index is below `train_from` are not in the loss.
         """
 
     @abstractmethod
@@ -100,7 +102,8 @@ class ChatFormat(ABC):
         """Return the rules for parsing a reply to `prompt(..., thinking)`."""
 
     def find_unsupported_part(self, messages: Sequence[Message]) -> tuple[int, int, ContentPart] | None:
-        """Return (message index, part index, part) of the first unsupported content part, or None. Indices start at 0."""
+        """Return (message index, part index, part) of the first content part that the format does not support, or None. Both
+        indices start at 0."""
         for number, message in enumerate(messages):
             place = first_unsupported_part(message.content, self.parts)
             if place is not None and not isinstance(message.content, str):
@@ -108,7 +111,8 @@ class ChatFormat(ABC):
         return None
 
     def check_parts(self, messages: Sequence[Message]) -> None:
-        """Raise a DataError that names the first unsupported content part and its position."""
+        """Raise a DataError that names the first content part that the format does not support, and the position of this
+        part."""
         if unsupported := self.find_unsupported_part(messages):
             number, place, part = unsupported
             raise DataError(
@@ -133,7 +137,8 @@ class ChatFormat(ABC):
     def parse(self, ids: Iterable[int], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> Message:
         """Parse the token ids of a complete or truncated reply to `prompt(..., thinking, tools)`.
 
-        Ids after the first end token are ignored. Special tokens that the format does not use appear in the text by name.
+        Token ids after the first end token are ignored. Special tokens that the format does not use appear by name in the
+        message.
         """
         reader = self.reader(thinking, tools)
         reader.feed(*ids)
@@ -151,9 +156,9 @@ class ChatFormat(ABC):
         return self.call_form is not None
 
     def effective_thinking(self, messages: Sequence[Message], thinking: Thinking) -> Thinking:
-        """Return the thinking mode for parsing a reply to `prompt(messages, thinking)`.
+        """Return the thinking mode in which a reply to `prompt(messages, thinking)` is parsed.
 
-        The mode differs from `thinking` for formats that cannot think after a tool turn.
+        The returned mode differs from `thinking` for formats that cannot think after a tool turn.
         """
         return thinking
 
@@ -161,11 +166,12 @@ class ChatFormat(ABC):
     def normalized(self, message: Message, thinking: Thinking = "auto") -> Message:
         """Return the assistant message that `parse` returns for the rendered ids of `message`.
 
-        The result differs from `message` if the template strips newlines or white space.
+        The returned message differs from `message` if the template strips newlines or white space.
         """
 
     def n_thinking_tokens(self, ids: Sequence[int]) -> int:
-        """Return the number of ids before the id that completes `</think>`, or the number of all ids if the tag is missing."""
+        """Return the number of ids before the id that completes the tag `</think>`, or the number of all ids if `</think>` is
+        missing."""
         if self.think_tag_ids is not None and not self.tags_as_text:
             return ids.index(self.think_tag_ids[1]) if self.think_tag_ids[1] in ids else len(ids)
         # Binary search, because decoding every prefix of an 8,000-token reply would take a minute.
@@ -175,19 +181,21 @@ class ChatFormat(ABC):
         )
 
     def thinking_suffix(self, thinking: Thinking) -> list[int]:
-        """Return the ids at the end of a prompt that force or prevent thinking, or an empty list if the model chooses."""
+        """Return the token ids at the end of a prompt that force or prevent thinking, or an empty list if the model chooses
+        whether to think."""
         return []
 
     @property
     def think_tag_ids(self) -> tuple[int, int] | None:
-        """The ids of `<think>` and `</think>`, or None if the tokenizer lacks either token."""
+        """The token ids of `<think>` and `</think>`, or None if the tokenizer lacks either token."""
         if not {SpecialToken.THINK, SpecialToken.END_THINK} <= self.tokenizer.special_names:
             return None
         return self.tokenizer.special_id(SpecialToken.THINK), self.tokenizer.special_id(SpecialToken.END_THINK)
 
     @property
     def end_think_ids(self) -> list[int]:
-        """The ids of `</think>`, the tag that ends the reasoning: one id, or the tag's characters."""
+        """The token ids of `</think>`, the tag that ends the reasoning: one id of a special token, or the ids of the tag's
+        characters."""
         return self.tokenizer.encode(SpecialToken.END_THINK) if self.think_tag_ids is None else [self.think_tag_ids[1]]
 
     def can_limit_thinking(self, thinking: Thinking) -> bool:
@@ -199,7 +207,8 @@ class ChatFormat(ABC):
         return begins == "thought" or (begins != "answer" and self.think_tag_ids is not None)
 
     def thinking_mode_of(self, prompt: Sequence[int]) -> Thinking:
-        """Return the thinking mode of a prompt, given its last ids: `on`, `off`, or `auto` if the model chooses."""
+        """Return the thinking mode of a prompt, given the prompt's last token ids: `on`, `off`, or `auto` if the model chooses
+        whether to think."""
         modes: tuple[Thinking, Thinking] = ("off", "on")
         for mode in modes:
             ids = self.thinking_suffix(mode)
@@ -208,15 +217,18 @@ class ChatFormat(ABC):
         return "auto"
 
     def renders_as_written(self, message: Message) -> bool:
-        """Return whether an earlier turn is rendered exactly as the assistant wrote it. Only such a turn may be trained on."""
+        """Return whether an earlier turn is rendered exactly as the assistant wrote the turn. Only a turn rendered as written
+        may be trained on."""
         return message.reasoning is None
 
     def training_renderings(self, messages: Sequence[Message]) -> list[RenderedConversation]:
-        """Return renderings in which each assistant turn is in the loss exactly once, as the assistant wrote it.
+        """Return renderings of a conversation in which each assistant turn is in the loss exactly once, as the assistant wrote
+        the turn.
 
         A format may render an earlier assistant turn differently from the last turn, for example without its reasoning. Each
-        earlier turn for which `renders_as_written` is false gets a separate rendering that ends with this turn. A conversation in which
-        `renders_as_written` is true for all turns gets one rendering. A conversation without an assistant turn gets no rendering.
+        earlier turn for which `renders_as_written` is false gets a separate rendering that ends with this turn. A conversation
+        in which `renders_as_written` is true for all turns gets one rendering. A conversation without an assistant turn gets no
+        rendering.
         """
         turns = [number for number, message in enumerate(messages) if message.role == "assistant"]
         ends = [number for number in turns if not self.renders_as_written(messages[number]) or number == turns[-1]]

@@ -2,8 +2,7 @@ r"""ChatML, the chat format of Qwen, SmolLM2 and many other models. Only the for
 
     <|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n{content}<|im_end|>
 
-Sources: the chat templates of Qwen2, Qwen2.5, Qwen3 and SmolLM2. The templates differ in the default system
-turn that they add.
+Sources: the chat templates of Qwen2, Qwen2.5, Qwen3 and SmolLM2. These templates differ in the default system turn.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class PlainChatML(ChatMLBase, TextTagThinking):
 
 
 class ChatML(PlainChatML):
-    """The format of Qwen2.5's instruct models."""
+    """The chat format of Qwen2.5's instruct models."""
 
     name = "chatml"
     settings: ClassVar[Mapping[str, Any]] = {
@@ -68,11 +67,11 @@ class SmolLM2Chat(PlainChatML):
 
 
 class Qwen3Chat(ChatMLBase, SpecialTokenThinking):
-    """The format of Qwen3. With `auto`, the prompt does not open a thinking block, and the model writes `<think>`. After a tool call,
-    the reasoning before the call stays in the prompt.
+    """The chat format of Qwen3. In mode `auto`, the prompt does not open a thinking block, and the model writes `<think>`.
+    After a tool call, the reasoning before the call stays in the prompt.
 
     `off` adds an empty thinking block to the prompt, as `enable_thinking=False` does in the published template. `on` adds an
-    open thinking block, as the template of Qwen3-Thinking-2507 does; the template of the first Qwen3 models has no such mode.
+    open thinking block, as the template of Qwen3-Thinking-2507 does. The template of the first Qwen3 models has no mode `on`.
     """
 
     name = "qwen3"

@@ -6,7 +6,7 @@
           <bos>{system}<｜User｜>{user}<｜Assistant｜></think>{content}<eos>
 
 Sources: the chat templates of DeepSeek-V3, -R1 and -V3.1. As in these templates, a prompt starts with all system messages,
-joined by blank lines. (The templates of R1's distilled models use only the last system message.) The reasoning of earlier turns
+joined by blank lines. The templates of R1's distilled models use only the last system message. The reasoning of earlier turns
 is dropped: an earlier reply is rendered as `{content}<eos>`, or in V3.1 as `</think>{content}<eos>`.
 """
 
@@ -26,7 +26,7 @@ MARKS = (SpecialToken.BOS, SpecialToken.EOS, SpecialToken.USER, SpecialToken.ASS
 
 
 class DeepSeekChatBase(BuiltinChatFormat):
-    """Base class of DeepSeek's three formats."""
+    """Base class of the chat formats of DeepSeek-V3, R1 and V3.1."""
 
     marks: ClassVar[tuple[str, ...]] = MARKS
     ends: ClassVar[tuple[str, ...]] = (SpecialToken.EOS,)
@@ -69,7 +69,7 @@ class DeepSeekV3Chat(DeepSeekChatBase, TextTagThinking):
 class DeepSeekR1Chat(DeepSeekChatBase, SpecialTokenThinking):
     """The format of DeepSeek-R1 and its distilled models. The prompt opens the thinking block, so `auto` equals `on`.
 
-    `off` adds an empty thinking block to the prompt, which is the method "NoThinking" of arXiv 2504.09858. The published
+    `off` adds an empty thinking block to the prompt, which is the method "NoThinking" of arXiv 2504.09858. R1's published
     template has no mode without thinking.
     """
 
@@ -84,7 +84,7 @@ class DeepSeekR1Chat(DeepSeekChatBase, SpecialTokenThinking):
 
 
 class DeepSeekChat(DeepSeekChatBase):
-    """The format of DeepSeek-V3.1. The format strips no white space, so `parse` restores a rendered message exactly."""
+    """The chat format of DeepSeek-V3.1. This format strips no white space, so `parse` restores a rendered message exactly."""
 
     name = "deepseek"
     results_end: ClassVar[str] = "<｜tool▁output▁end｜>"
@@ -115,10 +115,10 @@ class DeepSeekChat(DeepSeekChatBase):
         return [*reasoning, self._end_think, *encode(message.text)]
 
     def reply_rules(self, thinking: Thinking) -> ReplyRules:
-        """Return rules that strip no white space. The rules split a reply as follows:
+        """Return rules that strip no white space. The rules split a reply into reasoning and content as follows:
 
-        - If the reply begins with `<think>`, or `thinking` is `on`, the text up to `</think>` is reasoning and the text after it
-          is content. If the thinking is not closed by `</think>`, the whole reply is reasoning and the content is empty.
+        - If the reply begins with `<think>`, or `thinking` is `on`, the text up to `</think>` is reasoning and the text after
+          it is content. If the thinking is not closed by `</think>`, the whole reply is reasoning and the content is empty.
         - If the reply begins with `</think>`, the text after the tag is content and the reasoning is None.
         - If `thinking` is `off`, the whole reply is content and the reasoning is None.
         - In any other reply, the text before `</think>` is reasoning and the text after the tag is content. A reply without a

@@ -3,14 +3,14 @@
     <bos>{system}\\n\\n## Tools ...<｜User｜>{user}<｜Assistant｜><think>{reasoning}</think>{content}\\n\\n<｜DSML｜function_calls>...<eos>
     \\n\\n<function_results>\\n<result>{result}</result>\\n</function_results>\\n\\n<think>{reasoning}</think>{content}<eos>
 
-Unless thinking is `off`, the model also thinks after tool results. The reasoning since the last user turn stays in the prompt, and
-earlier reasoning is dropped. With `off`, all reasoning is dropped.
+Unless thinking is `off`, the model also thinks after tool results. The reasoning since the last user turn then stays in the
+prompt, and reasoning before this user turn is dropped. If thinking is `off`, all reasoning is dropped.
 
-Source: `encoding/encoding_dsv32.py` of the model repository deepseek-ai/DeepSeek-V3.2, which has no chat template. This
-module is based on two copies of that file: sgl-project/sglang, `python/sglang/srt/entrypoints/openai/encoding_dsv32.py` at
+Source: `encoding/encoding_dsv32.py` of the model repository deepseek-ai/DeepSeek-V3.2, which has no chat template. This module
+is based on two copies of `encoding_dsv32.py`: sgl-project/sglang, `python/sglang/srt/entrypoints/openai/encoding_dsv32.py` at
 commit 008b79d2; and vllm-project/vllm, `vllm/tokenizers/deepseek_v32_encoding.py` at commit 026ddf88.
 
-Prompts equal those of the published encoder, except in these cases:
+Prompts equal the prompts of the published encoder, except in these cases:
 
 - With `auto`, which the published encoder does not have, the model chooses with its first token, as in V3.1.
 - A system turn directly after a user turn is written before `<｜Assistant｜>`, not inside the reply.
@@ -66,8 +66,8 @@ class DeepSeekV32Chat(DeepSeekChat):
         schema: Mapping[str, Any] | None = None,
         opens_reply: bool = True,
     ) -> list[list[int]]:
-        """Return the segments of a prompt. Raises DataError if the arguments of a call
-        are not a JSON object, because DSML can write only objects.
+        """Return the segments of a prompt. Raises DataError if the arguments of a call are not a JSON object, because DSML can
+        write only JSON objects.
         """
         for call in chain.from_iterable(message.tool_calls for message in messages):
             if json_object(call.arguments) is None:

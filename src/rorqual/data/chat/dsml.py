@@ -8,8 +8,8 @@
     </｜DSML｜function_calls>
 
 If the tokenizer has the special token `｜DSML｜`, only this token marks a tag, and a string may contain the text of tags.
-Otherwise tags are recognised by their text, as in the published parser, so a string that spells a tag ends its parameter or
-makes the call invalid.
+Without this special token, tags are recognised by their text, as in the published parser. A string that spells a tag then ends
+its parameter or makes the call invalid.
 
 Source: `encoding/encoding_dsv32.py` of deepseek-ai/DeepSeek-V3.2 (see `deepseek_v32.py`).
 """
@@ -47,7 +47,7 @@ _TAG = {tag: re.compile(tag + _REST.get(tag, "")) for tag in (OPEN, CLOSE, CALL,
 
 @dataclass(frozen=True)
 class DsmlCallSyntax(ToolCallSyntax):
-    """The syntax of DSML calls."""
+    """The syntax of tool calls in DSML."""
 
     @property
     def special_token_names(self) -> tuple[str, ...]:
@@ -66,7 +66,7 @@ def format_parameter(key: str, value: str, string: str) -> str:
 
 
 def format_invoke(name: str, parameters: str) -> str:
-    """Return a call as marked text. `parameters` are the arguments, joined by newlines."""
+    """Return a tool call as marked text. `parameters` are the arguments in DSML, joined by newlines."""
     return f'{CALL}{name}">\n{parameters}\n{END_CALL}'
 
 
@@ -75,7 +75,7 @@ def _format_call_on_new_line(name: str, parameters: str) -> str:
 
 
 DSML_FRAME = ToolCallTemplate(_format_call_on_new_line, "", f"\n\n{OPEN}", f"\n{CLOSE}")
-"""The template of a reply with tool calls, whose arguments are DSML parameters."""
+"""The template of a reply with tool calls. The arguments of a call are DSML parameters."""
 
 
 # ---- how a call is read
@@ -87,7 +87,8 @@ _ALLOWED: Mapping[Phase, Sequence[str]] = {
     "inside": (PARAMETER, END_CALL),
     "end": (END_PARAMETER,),
 }
-"""The tags that may come next, by phase. In the phase `value`, the text up to the next special token is an argument."""
+"""The tags that may come next in each phase of parsing. In the phase `value`, the text up to the next special token is an
+argument."""
 
 
 class DsmlItemParser:
@@ -117,7 +118,7 @@ class DsmlItemParser:
         return state
 
     def close(self) -> State:
-        """Return the state of the item at the end of the reply: an incomplete item is broken."""
+        """Return the state of the item at the end of the reply. An item that is still incomplete is broken."""
         return "broken"
 
     def item(self) -> LexerItem | None:
@@ -129,7 +130,8 @@ class DsmlItemParser:
         return None if json_object(arguments) is None else LexerItem("call", text, self._name, arguments)
 
     def _read_value(self, text: str) -> tuple[State | None, str]:
-        """Read the text of an argument up to the next special token. Return the new state, if any, and the unread text."""
+        """Read the text of an argument up to the next special token. Return the new state of the item (None if unchanged) and
+        the unread text."""
         mark = _MARK.search(text)
         self._value.append(text[: mark.start()] if mark else text)
         if mark is None:
@@ -145,7 +147,7 @@ class DsmlItemParser:
         return None, text[mark.start() :]
 
     def _read_tag(self, text: str) -> tuple[State | None, str]:
-        """Read a tag. Return the new state, if any, and the unread text."""
+        """Read a DSML tag. Return the new state of the item (None if unchanged) and the unread text."""
         self._tag += text
         if self._phase == "inside":
             self._tag = self._tag.lstrip(WHITE)
@@ -164,7 +166,7 @@ class DsmlItemParser:
         return tag in _REST and text.startswith(tag) and len(text) < MAX_TAG and not _MARK.search(text, len(tag))
 
     def _apply_tag(self, tag: str, match: re.Match[str]) -> State | None:
-        """Change the phase after a complete tag. Return the new state, or None if the item continues."""
+        """Change the phase after a complete tag. Return the new state of the item, or None if the item continues."""
         if tag in (OPEN, CLOSE, END_CALL):
             self._kind = "open" if tag == OPEN else "close" if tag == CLOSE else "call"
             return "complete"

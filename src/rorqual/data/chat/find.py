@@ -35,7 +35,7 @@ DEFAULT = "deepseek"
 TEMPLATE_FILE = "chat_template.jinja"
 """Name of the template file in the run directory of a run with `chat: template`."""
 DSML_TOKEN = "｜DSML｜"
-"""Special token of tool calls that DeepSeek-V3.2 introduced."""
+"""The special token of DSML tool calls, which DeepSeek-V3.2 introduced."""
 
 PROBES = (
     (Message("user", "A?"),),
@@ -81,7 +81,8 @@ def guess_chat_name(model_type: str, tokenizer: Tokenizer, template: str | None)
 
 
 def load_chat(run: RunDir, tokenizer: Tokenizer) -> ChatFormat:
-    """Return the chat format that `chat` in `run.yaml` names. For `template`, read the template file of the run directory."""
+    """Return the chat format that `chat` in `run.yaml` names. If `chat` is `template`, read the template file of the run
+    directory."""
     data = run.config()
     if (name := _chat_name(data, run)) != TemplateChat.name:
         return chat_format(tokenizer, name)
@@ -135,9 +136,9 @@ def _guess_without_template(model_type: str, tokenizer: Tokenizer) -> str:
 def _writes_same_prompts(chat: BuiltinChatFormat, published: TemplateChat) -> bool:
     """Return whether a template writes the same prompts as `chat` in all thinking modes.
 
-    Three differences are accepted. In mode `auto`, the template may write the prompt that `chat` writes in any mode; for
-    example, V3.1's template turns thinking off. In mode `on`, the template may write the `auto` prompt of `chat`. In all
-    modes, the template of a family that always thinks may write the `on` prompt.
+    Three differences between the prompts are accepted. In mode `auto`, the template may write the prompt that `chat` writes in
+    any mode; for example, V3.1's template turns thinking off. In mode `on`, the template may write the `auto` prompt of `chat`.
+    In all modes, the template of a family that always thinks may write the `on` prompt.
     """
     for probe in (*PROBES, *chat.probes):
         auto, on, off = (chat.prompt(probe, mode) for mode in ("auto", "on", "off"))
@@ -152,13 +153,13 @@ def _writes_same_prompts(chat: BuiltinChatFormat, published: TemplateChat) -> bo
 
 
 def _bos(tokenizer: Tokenizer) -> str:
-    """Return the `bos_token` to pass to a template, or "" if the tokenizer has none."""
+    """Return the `bos_token` to pass to a template, or "" if the tokenizer has no BOS token."""
     known = (SpecialToken.BOS, "<|begin_of_text|>", "<s>")
     return next((name for name in known if name in tokenizer.special_names), "")
 
 
 def _end_token_names(tokenizer: Tokenizer, ids: Any, where: str) -> Sequence[str]:
-    """Return the names of the end tokens, given the `eos_token_id` of a generation config, which is an id or a list of ids."""
+    """Return the names of the end tokens. `ids` is the `eos_token_id` of a generation config: an id or a list of ids."""
     id_list = ids if isinstance(ids, list) else [ids]
     if not id_list or not all(isinstance(id_, int) and tokenizer.is_special(id_) for id_ in id_list):
         raise DataError(

@@ -43,7 +43,7 @@ class Lexer:
         self._at_start = True
 
     def feed(self, text: str, *, last: bool = False) -> list[LexerItem]:
-        """Read the next chunk of text and return the items that are complete. `last` is true for the last chunk."""
+        """Read the next chunk of text and return the lexical items that are now complete. `last` is true for the last chunk."""
         items: list[LexerItem] = []
         pending = [text]
         while pending:
@@ -62,10 +62,10 @@ class Lexer:
         return items
 
     def _lex_plain_text(self, text: str, items: list[LexerItem]) -> str:
-        """Append the items before the next possible tool call.
+        """Append to `items` the lexical items before the next possible tool call.
 
         If `text` contains the first character of a possible call, open the call and return the text after this
-        character. Without a possible call, return "".
+        character. If no call can begin in `text`, return "".
         """
         form, at, start = self._form, 0, 0
         while match := self._candidate.search(text, at):
@@ -87,7 +87,7 @@ class Lexer:
         return ""
 
     def _open_call(self, char: str) -> _PartialCall | DsmlItemParser | None:
-        """Return a new call object if a call may begin with `char`, else None."""
+        """Return the parser of a new call if a tool call may begin with `char`, else None."""
         form = self._form
         if isinstance(form, DsmlCallSyntax):
             return DsmlItemParser(self._names) if char == "<" else None
@@ -99,8 +99,8 @@ class Lexer:
         self._at_start = self._at_start and self._form is not None and not text.strip(self._form.separator_chars)
 
     def _finish_call(self, call: _PartialCall | DsmlItemParser, state: State, items: list[LexerItem]) -> str:
-        """If the call is valid, append its item. Otherwise append only the first character of the call, as text. Return
-        the remaining text."""
+        """If the call is valid, append the call to `items`. If the call is invalid, append only its first character, as text.
+        Return the text that remains to be read."""
         text = "".join(call.parts)
         if state == "complete" and (item := call.item()) is not None:
             items.append(item)
@@ -145,13 +145,13 @@ class _PartialCall:
         return self._end_state()
 
     def close(self) -> State:
-        """Return the state of the call at the end of the reply."""
+        """Return the state of the tool call at the end of the reply."""
         if self._phase != "tail":
             return "broken"
         return self._complete_call(call_end_length(self._tail, self._form))
 
     def item(self) -> LexerItem | None:
-        """Return the complete call, or None if its name or its arguments are not valid."""
+        """Return the complete tool call, or None if the name or the arguments of the call are not valid."""
         read = self._form.parse_call(self._head, "".join(self._json), self._names)
         return None if read is None else LexerItem("call", "".join(self.parts)[: self._length], *read)
 

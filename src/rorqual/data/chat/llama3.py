@@ -5,7 +5,7 @@ r"""The chat formats of Llama 3. Each turn begins with a header.
 Since Llama 3.1, the system turn states the knowledge cutoff and the date.
 
 Sources: the chat templates of Llama-3 and Llama-3.1. As in the published templates, white space around the content of
-each message is stripped. The parser strips the same white space from replies.
+each message is stripped. The parser also strips white space around the content of replies.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from rorqual.data.chat.reply import ReplyRules
 from rorqual.data.tokenizer import SpecialToken, Tokenizer
 
 ENDS = (SpecialToken.EOS, "<|endoftext|>", "<|end_of_text|>", "</s>")
-"""End-of-text tokens of base models."""
+"""Names of the end-of-text tokens of base models."""
 
 
 class NoChat(ChatFormat):

@@ -1,6 +1,6 @@
 """Jinja templates of prompts. Rendering and encoding never turn the text of users into special tokens.
-Before a template is rendered, each name of a special token in the text of users, tools and schemas is replaced by a lone surrogate.
-Therefore a name of a special token in the output was written by the template.
+Before a template is rendered, each name of a special token in the text of users, tools and schemas is replaced by a lone
+surrogate. If the output contains the name of a special token, the template wrote this name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rorqual.data.chat.tools import template_json
 from rorqual.data.tokenizer import Tokenizer
 
 MAX_OUTPUT = 4_000_000
-"""Maximum number of characters in the output of a template. Prompts for current context lengths are shorter."""
+"""Maximum number of characters in the output of a template. Prompts that fit current context lengths are shorter."""
 REPLY_MARK = "\ud800"
 """A character that Rorqual's templates write before and after each reply, and at the beginning of the next reply."""
 FIRST_HIDDEN = ord(REPLY_MARK) + 1
@@ -62,7 +62,8 @@ class PromptTemplate:
     def segments(self, typed: dict[str, Any], settings: Mapping[str, Any]) -> list[list[int]]:
         """Return the token ids of a prompt, cut at the marks of replies.
 
-        `typed` has the variables that hold the text of users, such as `messages` and `tools`. Raises DataError if the template fails.
+        `typed` holds the variables with the text of users, such as `messages` and `tools`. Raises DataError if the template
+        fails.
         """
         hidden: dict[str, str] = {}
         variables = self._hide_special_tokens(typed, hidden) | dict(settings)
@@ -119,7 +120,7 @@ def check_no_surrogates(text: str) -> None:
 
 
 def thinking_variables(thinking: Thinking) -> dict[str, bool]:
-    """Return the variables that tell a template the thinking mode. For `auto`, there are no variables."""
+    """Return the variables that tell a template the thinking mode. In mode `auto`, return no variables."""
     on = thinking == "on"
     return {} if thinking == "auto" else {"thinking": on, "enable_thinking": on}
 
@@ -127,7 +128,8 @@ def thinking_variables(thinking: Thinking) -> dict[str, bool]:
 def message_rows(messages: Sequence[Message], *, as_text: bool) -> list[dict[str, Any]]:
     """Return messages in the form that chat templates expect.
 
-    Content becomes one text, or a list of parts if any part is not text. If `as_text` is true, the arguments of tool calls are JSON text.
+    The content of a message becomes one text, or a list of parts if any part is not text. If `as_text` is true, the arguments
+    of tool calls are JSON text.
     """
     return [_message_row(message, as_text) for message in messages]
 

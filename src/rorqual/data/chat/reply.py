@@ -1,7 +1,7 @@
 """Rules for parsing the replies of a model family, and the parser of the answer after the thinking.
 
-A reply is parsed to a list of parts: reasoning, content, calls and separators. The texts of the parts, joined in order, equal
-the text that the model generated.
+A reply is parsed to a list of parts: reasoning, content, calls and separators. The texts of a reply's parts, joined in order,
+equal the text that the model generated.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from rorqual.data.chat.calls import WHITE, LexerItem, ToolCallSyntax
 from rorqual.data.chat.special_tokens import restore_token_names
 
 Begins = Literal["thought", "answer", "mark", "late"]
-"""Whether a reply begins with thinking or with the answer:
+"""How a reply begins, with thinking or with the answer:
 
 - `thought`: the reply begins inside thinking that the prompt opened.
 - `answer`: the whole reply is an answer.
-- `mark`: the reply begins with thinking if its first token is `<think>`, else with an answer.
+- `mark`: the reply begins with thinking if the first token is `<think>`, else with an answer.
 - `late`: like `mark`, but a later `</think>` turns the text before it into thinking.
 """
 Kind = Literal["reasoning", "content", "call", "mark"]
@@ -37,14 +37,14 @@ class StripChars:
 class ReplyRules:
     """The rules by which a format parses a reply.
 
-    - `begins`: whether the reply begins with thinking or with the answer.
+    - `begins`: how the reply begins, with thinking or with the answer.
     - `trim`: characters to strip around the reasoning.
     - `answer`, `plain`: characters to strip around the content after thinking, and around the content of a reply without
       thinking.
     - `indented`: accept white space before `<think>`, and accept a `<think>`
       that repeats the `<think>` at the end of the prompt.
-    - `empty`: how to parse an empty thinking block. With `kept`, the reasoning is "". With `none`, the reply has no
-      reasoning. `marked` is `kept` if `<think>` or the prompt opened the block, and otherwise `none`.
+    - `empty`: how to parse an empty thinking block. With `kept`, the reasoning of an empty block is "". With `none`, the reply
+      has no reasoning. `marked` means `kept` if `<think>` or the prompt opened the block, and otherwise `none`.
     - `halves`: drop an incomplete thinking tag at the end of a truncated reply.
     """
 
@@ -70,9 +70,9 @@ class AnswerParser:
     """A streaming parser of the answer after the thinking. The parser splits items into content and calls.
 
     White space next to calls is not part of the content. Before the first call, the parser removes only the white space that
-    models of the family write there. So rendering the parsed message gives the same text as the reply. If the
-    delimiters of a call section enclose no complete call, the section is plain text. Separators are buffered until the
-    next item shows whether they belong to the content or to a call.
+    models of the family write before a call. Rendering the parsed message therefore gives the text of the reply. If the
+    delimiters of a call section enclose no complete call, the section is plain text. Separators are buffered until the next
+    item shows whether the separators belong to the content or to a call.
     """
 
     def __init__(self, trim: StripChars, calls: ToolCallSyntax | None) -> None:
@@ -83,7 +83,7 @@ class AnswerParser:
         self._begun = self._after_call = False
 
     def feed(self, item: LexerItem) -> list[ReplyPart]:
-        """Read the next item and return the parts that are complete.
+        """Read the next item and return the parts of the reply that are complete.
 
         A `</think>` directly after tool calls ends thinking. Any other thinking tag in the answer is plain text.
         """
@@ -112,7 +112,7 @@ class AnswerParser:
         return parts
 
     def finish(self) -> list[ReplyPart]:
-        """Return the buffered parts after the last item."""
+        """Return the buffered parts of the reply, after the last item was read."""
         if self._after_call and not self._has_pending("open"):
             return self._flush_as_separators()
         if self._has_pending("open"):
@@ -139,14 +139,14 @@ class AnswerParser:
         return any(item.kind in kinds for item in self._pending)
 
     def _flush_as_separators(self) -> list[ReplyPart]:
-        """Return the buffered items as separators."""
+        """Return the buffered items as parts of kind `mark`."""
         pending, self._pending = self._pending, []
         return [ReplyPart("mark", restore_token_names(item.text)) for item in pending]
 
     def _flush_as_content(self) -> list[ReplyPart]:
         """Return the buffered items as content.
 
-        Tokens that close the preceding calls, and white space before these tokens, are returned as separators.
+        Tokens that close the preceding calls, and white space before these tokens, are returned as parts of kind `mark`.
         """
         pending, self._pending = self._pending, []
         parts: list[ReplyPart] = []

@@ -32,7 +32,8 @@ NAMES = (
     "<｜tool▁output▁end｜>",
     "｜DSML｜",
 )
-"""Names of the special tokens. `IncrementalDecoder` buffers text that may be the beginning of a name."""
+"""Names of the special tokens that marked text represents. `IncrementalDecoder` buffers text that may be the beginning of a
+name."""
 CHARS: Mapping[str, str] = {name: chr(0xD800 + place) for place, name in enumerate(NAMES)}
 NAME_OF: Mapping[str, str] = {char: name for name, char in CHARS.items()}
 THINK, END_THINK = CHARS["<think>"], CHARS["</think>"]
@@ -47,9 +48,9 @@ def restore_token_names(text: str) -> str:
 class ReplySpecialTokens:
     """The special tokens that the parser recognises in the replies of one tokenizer.
 
-    If the tokenizer has a token in `names`, the parser
-    recognises the token, but not text that spells its name. If the tokenizer lacks the token, the parser recognises the
-    text. A name in `spoken` is recognised in both forms.
+    If the tokenizer has a token in `names`, the parser recognises the token, but not text that spells the token's name. If the
+    tokenizer lacks the token, the parser recognises text that spells the name. A name in `spoken` is recognised as a token and
+    as text.
     """
 
     def __init__(self, tokenizer: Tokenizer, names: Iterable[str], *, spoken: Iterable[str] = ()) -> None:
@@ -69,7 +70,7 @@ class ReplySpecialTokens:
     def unfinished_name_length(self, text: str) -> int:
         """Return the length of the incomplete special-token name at the end of `text`, or 0.
 
-        An incomplete name begins with `<` or `｜` and does not repeat this character. Therefore
+        An incomplete name begins with `<` or `｜` and does not repeat its first character. Therefore
         an incomplete name can only begin at the last `<` or the last `｜`.
         """
         tails = [text[at:] for at in (text.rfind("<"), text.rfind("｜")) if at >= 0]
@@ -77,7 +78,8 @@ class ReplySpecialTokens:
 
 
 class IncrementalDecoder:
-    """A streaming decoder from token ids to marked text. The decoder buffers incomplete characters and special-token names."""
+    """A streaming decoder from token ids to marked text. The decoder buffers incomplete characters and incomplete special-token
+    names."""
 
     def __init__(self, marks: ReplySpecialTokens) -> None:
         self._marks = marks
@@ -95,7 +97,7 @@ class IncrementalDecoder:
         return self._append(self._bytes.decode(token_bytes) if token_bytes else self._flush_bytes() + REPLACEMENT)
 
     def finish(self) -> str:
-        """Return the buffered text after the last id."""
+        """Return the buffered text, after the last token id was read."""
         text = self._append(self._flush_bytes()) + self._pending
         self._pending = ""
         return text

@@ -1,4 +1,4 @@
-"""Matching of stop strings during generation."""
+"""Match stop strings in a reply during its generation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ class StopStringMatcher:
     """A streaming matcher that truncates text before the first stop string.
 
     If two stop strings overlap, the match that ends first is used. Stop strings that end within the first `unheard` characters
-    are ignored. This rule implements `min_tokens`.
+    are ignored. Ignoring these stop strings implements `min_tokens`.
     """
 
     def __init__(self, stops: Sequence[str], unheard: int = 0) -> None:
@@ -21,7 +21,7 @@ class StopStringMatcher:
     def feed(self, text: str, *, last: bool = False, heard: bool = True) -> str:
         """Read the next chunk of text. Return the text that cannot be part of a stop string, or "" after a match.
 
-        If `heard` is false, stop strings that end in this chunk are ignored. `last` is true for the last chunk.
+        If `heard` is false, stop strings that end in this chunk of text are ignored. `last` is true for the last chunk.
         """
         if self.hit or not self._stops:
             return "" if self.hit else text

@@ -1,7 +1,7 @@
 """A streaming parser of replies. The parser splits the token ids of a reply into reasoning, content and tool calls.
 
-Text is buffered until it is certain whether the text is reasoning, content or a tool call. The message therefore does
-not depend on how the ids are split into calls of `feed`. Each token is decoded only once.
+Text is buffered until it is certain whether the text is reasoning, content or a tool call. The parsed message therefore does
+not depend on how the token ids are split into calls of `feed`. Each token of the reply is decoded only once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from rorqual.data.chat.thinking_parser import ThinkingParser
 
 @dataclass(frozen=True)
 class ToolDelta:
-    """The text that was added to a tool call. `index` is the index of the call; only its first delta has `id` and `name`."""
+    """The text that was added to a tool call. `index` is the index of the call. Only the first delta of a call has `id` and
+    `name`."""
 
     index: int
     id: str | None
@@ -42,9 +43,9 @@ class ReplyDelta:
 class ReplyReader:
     """A streaming parser of one reply. `ChatFormat.reader` creates a reader.
 
-    Joining all pieces gives the fields of `message()`. A tool call is returned once it is complete. `stops` are the token ids
-    that end a turn; tokens after the first stop token are ignored. The id of a tool call is `prefix` followed by the index of
-    the call.
+    Joining the texts of all deltas gives the fields of `message()`. A tool call is returned when the call is complete. `stops`
+    are the token ids that end a turn; tokens after the first stop token are ignored. The id of a tool call is `prefix` followed
+    by the index of the call.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class ReplyReader:
         return self._parse_text(text, last=False)
 
     def finish(self) -> ReplyDelta:
-        """Return the buffered text after the last id.
+        """Return the buffered text of the reply, after the last token id was read.
 
         With `ReplyRules.halves`, an incomplete tag that ends the thinking of a truncated reply is dropped.
         """
@@ -94,14 +95,14 @@ class ReplyReader:
         return piece
 
     def message(self) -> Message:
-        """Return the message parsed so far. After `finish`, the message is complete."""
+        """Return the message parsed so far. After `finish`, the returned message is complete."""
         content = _join_texts(self.parts, "content")
         reasoning = _join_texts(self.parts, "reasoning") if self.has_reasoning else None
         return Message("assistant", content, reasoning, tuple(self._calls))
 
     @property
     def has_reasoning(self) -> bool:
-        """Whether the reply has reasoning."""
+        """Whether the reply read so far has reasoning."""
         return self._thought.has_reasoning
 
     @property

@@ -1,7 +1,7 @@
 """Chat templates of unknown model families. Models with such a template can chat, but cannot be trained.
 
-A loss mask selects the tokens that the assistant wrote, but a template's output does not show which tokens these are.
-`render` therefore raises an error. To train a family, add a chat format for it in this folder.
+A loss mask selects the tokens that the assistant wrote, but a template's output does not show which tokens the assistant wrote.
+`TemplateChat.render` therefore raises an error. To train a model family, add a chat format for the family in this folder.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class TemplateChat(ChatFormat):
     """A chat format that renders prompts with a jinja2 chat template.
 
     `where` names the template in errors, and `stop` lists the names of the end tokens. A test prompt is rendered to detect
-    whether the template opens thinking. If the template does so, replies begin inside the reasoning.
+    whether the template opens thinking. If the template opens thinking, replies begin inside the reasoning.
     """
 
     name = "template"
@@ -78,13 +78,14 @@ class TemplateChat(ChatFormat):
     def normalized(self, message: Message, thinking: Thinking = "auto") -> Message:
         """Return the message without white space around reasoning and content.
 
-        If there is no reasoning, the content is unchanged.
+        If the message has no reasoning, the content is unchanged.
         """
         reasoning = None if message.reasoning is None else message.reasoning.strip()
         return Message("assistant", message.text if reasoning is None else message.text.strip(), reasoning)
 
     def prompt(self, messages: Sequence[Message], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> list[int]:
-        """Render the template and encode its output. Message text is encoded as plain text, even if it spells a special token."""
+        """Render the template and encode its output. Message text is encoded as plain text, even if the text spells a special
+        token."""
         self.check_parts(messages)
         if tools or has_tools(messages):
             self._check_tools(messages, tools)
@@ -97,8 +98,8 @@ class TemplateChat(ChatFormat):
         """Return rules that parse the text before the first `</think>` as reasoning.
 
         If the template and the tokenizer both lack a `</think>` tag, a reply has reasoning only if it begins with
-        `<think>`. All other replies are then streamed without buffering. If the prompt opened thinking and the reply
-        has no `</think>`, the whole reply is reasoning and the content is empty.
+        `<think>`. Without this tag, a reply that does not begin with `<think>` is streamed without buffering. If the prompt
+        opened thinking and the reply has no `</think>`, the whole reply is reasoning and the content is empty.
         """
         known = SpecialToken.END_THINK in self.template or SpecialToken.END_THINK in self.tokenizer.special_names
         begins: Begins = "thought" if self._opens_thinking(thinking) else "late" if known else "mark"
@@ -122,9 +123,9 @@ class TemplateChat(ChatFormat):
 
 
 def _call_syntax(template: str) -> tuple[ToolCallSyntax | None, ToolCallTemplate | None]:
-    """Return the call syntax whose begin token occurs in `template`, and the call frame for writing a reply with calls.
-    Both are None if `template` has no begin token or does not mention `tools`. If the template contains a code fence,
-    calls in DeepSeek's syntax have a code fence around their arguments.
+    """Return the call syntax whose begin token occurs in `template`, and the call template for writing a reply with calls.
+    Syntax and call template are None if `template` has no begin token or does not mention `tools`. If the template contains a
+    code fence, calls in DeepSeek's syntax have a code fence around their arguments.
     """
     if re.search(r"\btools\b", template):
         if NAME_OF[HERMES.begin] in template:

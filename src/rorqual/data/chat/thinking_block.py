@@ -19,10 +19,10 @@ THINK, END_THINK = "<think>", "</think>"
 
 
 class SpecialTokenThinking(BuiltinChatFormat):
-    """A thinking block whose tags are special tokens. With `auto`, the model writes an empty block if it does not think.
+    """A thinking block whose tags are special tokens. In mode `auto`, a model that does not think writes an empty block.
 
-    Earlier turns are rendered without their thinking block. A turn is therefore in the loss only in the rendering that
-    ends with this turn.
+    Earlier turns are rendered without their thinking block. An assistant turn is therefore in the loss only in the rendering
+    that ends with this turn.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -54,7 +54,8 @@ class SpecialTokenThinking(BuiltinChatFormat):
         """Return rules that parse the text before the first `</think>` as reasoning, even if `<think>` is missing.
 
         If the prompt or the reply opens a block that is not closed, the whole reply is reasoning and the content is empty. An
-        empty thinking block counts as no reasoning (None), unless `thinking` is `on`. With `off`, the whole reply is content.
+        empty thinking block counts as no reasoning (None), unless `thinking` is `on`. If `thinking` is `off`, the whole reply
+        is content.
         """
         begins: Begins = "answer" if thinking == "off" else "thought" if self.thinking_suffix(thinking) else "late"
         empty: Literal["kept", "none"] = "kept" if thinking == "on" else "none"
@@ -64,11 +65,11 @@ class SpecialTokenThinking(BuiltinChatFormat):
 class TextTagThinking(BuiltinChatFormat):
     """A thinking block for families that were not trained to think.
 
-    The tags are written as special tokens if the tokenizer has them, else as text. Parsing recognises tags in the text of the
-    reply, however they are tokenized. A reply without thinking has no block.
+    The thinking tags are written as special tokens if the tokenizer has these special tokens, else as text. Parsing recognises
+    thinking tags in the text of the reply, however the tags are tokenized. A reply without thinking has no block.
 
-    With `auto` and `off` the prompt equals that of the published template, and `on` adds an open thinking block. Two ambiguous
-    inputs raise an error: content that begins with `<think>`, and reasoning that contains `</think>`.
+    In the modes `auto` and `off`, the prompt equals the published template's prompt. Mode `on` adds an open thinking block. Two
+    ambiguous inputs raise an error: content that begins with `<think>`, and reasoning that contains `</think>`.
     """
 
     thinks = False
@@ -118,8 +119,8 @@ class TextTagThinking(BuiltinChatFormat):
     def reply_rules(self, thinking: Thinking) -> ReplyRules:
         """Return rules that parse reasoning up to the first `</think>` if the reply or the prompt opened a block.
 
-        If an open block is not closed, the whole reply is reasoning and the content is empty. A reply without `<think>` is
-        content. An incomplete tag at the end of a truncated reply is dropped.
+        If an open thinking block is not closed, the whole reply is reasoning and the content is empty. A reply without
+        `<think>` is content. An incomplete tag at the end of a truncated reply is dropped.
         """
         empty: Literal["kept", "none"] = "kept" if thinking == "on" else "none"
         return ReplyRules("thought" if thinking == "on" else "mark", "\n", StripChars("\n"), empty=empty, halves=True)

@@ -16,9 +16,9 @@ class ThinkingParser:
     """A streaming parser that separates thinking from the answer.
 
     The states are `start` (before the first text), `in` (inside thinking), `out` (in the answer) and `late` (in text that a
-    later `</think>` would turn into thinking). Calls inside thinking are buffered. If text follows the buffered calls,
-    they become part of the reasoning. If the reply ends after the buffered calls, with or without a `</think>`, the
-    calls are returned as tool calls.
+    later `</think>` would turn into thinking). Calls inside thinking are buffered. If text follows the buffered calls, the
+    calls become part of the reasoning. If the reply ends after the buffered calls, with or without a `</think>`, the calls are
+    returned as tool calls.
     """
 
     def __init__(self, form: ReplyRules, calls: ToolCallSyntax | None) -> None:
@@ -46,7 +46,7 @@ class ThinkingParser:
 
     @property
     def in_answer(self) -> bool:
-        """Whether the answer has begun. A thinking tag in the answer is plain text."""
+        """Whether the answer of the reply has begun. A thinking tag in the answer is plain text."""
         return self._state == "out"
 
     @property
@@ -70,7 +70,7 @@ class ThinkingParser:
                 return self.answer.feed(item)
 
     def finish(self) -> list[ReplyPart]:
-        """Return the buffered parts after the last item."""
+        """Return the buffered parts of the reply, after the last item was read."""
         pending, self._pending = self._pending, []
         if self._state == "start" and self._form.begins == "thought":
             self._state = "in"

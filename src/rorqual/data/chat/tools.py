@@ -24,7 +24,7 @@ def group_into_turns(messages: Sequence[Message]) -> list[list[Message]]:
 
     Raises DataError in these cases:
 
-    - The call of a tool result is missing, belongs to another turn or already has a result.
+    - The call of a tool result is missing, belongs to another turn or already has another result.
     - An assistant turn does not follow a user or tool turn.
     - A turn that is not an assistant turn has calls or reasoning.
     - The conversation does not end with a user or tool turn. System turns at the end are ignored.

@@ -20,7 +20,7 @@ from rorqual.data.tokenizer import Tokenizer
 
 TEMPLATES = Path(__file__).parent / "templates"
 MARK_CODE = "{{- reply_mark -}}\n"
-"""Template code that marks the beginning and the end of replies. This code is removed from exported templates."""
+"""Template code that marks the beginning and the end of replies. This template code is removed from exported templates."""
 
 
 @cache
@@ -32,14 +32,14 @@ class BuiltinChatFormat(ChatFormat):
     """Base class of chat formats that Rorqual knows.
 
     A prompt consists of an opening, such as the BOS token, and turns. An assistant turn consists of a header, the ids that
-    force or prevent thinking (`thinking_suffix`), a reply and an end token. The reply is encoded separately from the header, because a
-    model generates it separately. A published template encodes header and reply as one text. The ids differ from those of a published template
-    only if the reply begins with white space. Conversations with tools are supported as prompts only, because their
-    loss mask is not defined.
+    force or prevent thinking (`thinking_suffix`), a reply and an end token. The reply is encoded separately from the header,
+    because a model generates it separately. A published template encodes header and reply as one text. The token ids differ
+    from the ids of a published template only if the reply begins with white space. Conversations with tools are supported as
+    prompts only, because their loss mask is not defined.
     """
 
     marks: ClassVar[tuple[str, ...]]
-    """Special tokens that the format requires."""
+    """Names of the special tokens that the chat format requires."""
     ends: ClassVar[tuple[str, ...]]
     """Names of tokens that end a reply. Names that the tokenizer lacks are ignored. `render` writes the first name that
     the tokenizer has."""
@@ -48,11 +48,11 @@ class BuiltinChatFormat(ChatFormat):
     probes: ClassVar[tuple[tuple[Message, ...], ...]] = ()
     """Additional conversations that `find.py` renders to recognise the chat templates of this format."""
     template_file: ClassVar[str]
-    """Name of the template in `templates/`."""
+    """Name of the format's prompt template in `templates/`."""
     settings: ClassVar[Mapping[str, Any]] = {}
-    """Values of template variables. Formats that share a template file differ in these values."""
+    """Values of the prompt template's variables. Formats that share a template file differ in these values."""
     arguments_as_text: ClassVar[bool] = True
-    """Whether the template takes the arguments of tool calls as JSON text."""
+    """Whether the prompt template takes the arguments of tool calls as JSON text."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer)
@@ -98,9 +98,9 @@ class BuiltinChatFormat(ChatFormat):
     ) -> RenderedConversation:
         """Return the token ids and the loss mask of a whole conversation (see `ChatFormat.render`).
 
-        Earlier turns that are rendered without their reasoning get no loss, because a loss would teach the model to answer
-        without thinking. For each such turn, `training_renderings` adds a rendering that ends
-        with this turn. In this rendering, the turn gets a loss.
+        Earlier turns that are rendered without their reasoning get no loss, because a loss on these turns would teach the model
+        to answer without thinking. For each earlier turn without a loss, `training_renderings` adds a rendering that ends with
+        this turn and in which the turn gets a loss.
         """
         if has_tools(messages):
             raise DataError(
@@ -162,7 +162,8 @@ class BuiltinChatFormat(ChatFormat):
 
 
 def _join_with_loss_mask(segments: Sequence[Sequence[int]], trained: Sequence[bool]) -> RenderedConversation:
-    """Return the joined segments with a loss mask. Every second segment is a reply. The i-th reply is in the loss if `trained[i]` is true."""
+    """Return the joined segments with a loss mask. Every second segment is an assistant's reply. The i-th reply is in the loss
+    if `trained[i]` is true."""
     mask: list[bool] = []
     for number, segment in enumerate(segments):
         mask += [number % 2 == 1 and trained[number // 2]] * len(segment)

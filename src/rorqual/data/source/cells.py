@@ -1,5 +1,5 @@
-"""Read the cells of a table as text, and find the columns that a user names. `rorqual teach` and `rorqual generate` share this module, so
-they read prompts in the same way."""
+"""Read the cells of a table as text, and find the columns that a user names. `rorqual teach` and `rorqual generate` share this
+module, so both commands read prompts in the same way."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from rorqual.core.errors import ConfigError, DataError, suggest_name
 
 
 def cell_text(values: Mapping[str, Any], name: str, *, optional: bool = False, strip: bool = True) -> str:
-    """Return a cell as text. Numbers and JSON values are written as text. Raises DataError if the cell is missing or has no text."""
+    """Return a table cell as text. Numbers and JSON values are written as text. Raises DataError if the cell is missing or has
+    no text."""
     value = values.get(name)
     if value is None:
         if optional:
@@ -30,9 +31,10 @@ def cell_text(values: Mapping[str, Any], name: str, *, optional: bool = False, s
 
 
 def joined_prompt(values: Mapping[str, Any], names: Sequence[str], *, strip: bool = True) -> str:
-    """Return the prompt of a row: the texts of the columns `names`, joined by blank lines. Raises DataError if the prompt is empty.
+    """Return the prompt of a row: the texts of the columns `names`, joined by blank lines. Raises DataError if the prompt is
+    empty.
 
-    If there are several columns, some may be missing or empty. `strip` removes the white space around each text.
+    If `names` has several columns, some cells may be missing or empty. `strip` removes the white space around each text.
     """
     texts = [cell_text(values, name, optional=len(names) > 1, strip=strip) for name in names]
     prompt = "\n\n".join(filter(None, texts))
@@ -42,8 +44,8 @@ def joined_prompt(values: Mapping[str, Any], names: Sequence[str], *, strip: boo
 
 
 def named_columns(names: str, columns: Iterable[str], key: str) -> tuple[str, ...]:
-    """Return the columns in `names`, which are separated by commas. Case and white space around names are ignored. `key` is the setting that
-    contains `names`. Raises ConfigError if a named column does not exist.
+    """Return the columns that `names` lists, separated by commas. Case and white space around names are ignored. `key` is the
+    setting that contains `names`. Raises ConfigError if a named column does not exist.
     """
     by_name = {name.strip().lower(): name for name in reversed(list(columns))}
     found = []

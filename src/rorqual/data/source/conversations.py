@@ -14,7 +14,7 @@ from rorqual.data.distilled import is_distilled, read_kept_messages
 
 @dataclass(frozen=True)
 class LoadedConversations:
-    """Conversations in file order. `skipped` counts the conversations that cannot be trained on.
+    """The conversations of a file, in file order. `skipped` counts the conversations that cannot be trained on.
 
     A conversation is skipped if it has no assistant turn, if an assistant turn is empty, or if a filter dropped it.
     """
@@ -53,8 +53,8 @@ def read_conversations(path: Path) -> LoadedConversations:
 
 
 def is_trainable(conversation: Conversation) -> bool:
-    """Return whether the conversation has assistant turns and all of them have text.
-    An empty turn would teach the model to give empty replies."""
+    """Return whether the conversation has assistant turns and every assistant turn has text.
+    An empty assistant turn would teach the model to give empty replies."""
     replies = [message for message in conversation if message.role == "assistant"]
     return bool(replies) and not any(map(is_blank_message, replies))
 

@@ -9,7 +9,7 @@ from rorqual.core.errors import DataError
 from rorqual.core.rows import name_file_in_read_errors
 
 TRAINED = 0.9
-"""Share of the characters in the training part."""
+"""Share of a text's characters that belong to the training part."""
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,15 @@ SETTINGS: tuple[tuple[str, Thinking, str, Colour], ...] = (
     ("after", "off", "after GRPO, answering at once", "off"),
     ("after", "on", "after GRPO, made to think", "on"),
 )
-"""The thinking modes before and after GRPO that the report compares. Evaluations before GRPO are drawn with hollow markers."""
+"""The thinking modes of the teacher, before and after GRPO, that the report compares. Evaluations before GRPO are drawn with
+hollow markers."""
 COLOURS: tuple[Colour, ...] = ("ink", "before", "after", "off", "on")
-"""One colour per branch, in the order of the summary: teacher, base, distilled, reinforced, answers-only."""
+"""One colour per branch, in the order of the quickstart's summary: teacher, base, distilled, reinforced, answers-only."""
 
 
 def charts(findings: Findings) -> list[Chart]:
-    """Return the report's charts: three charts of the teacher model, and one chart of the students if there are any."""
+    """Return the report's charts: three charts of the teacher, and one chart of the students if the quickstart trained
+    students."""
     of_model = [overview_chart(findings), learning_chart(findings), accuracy_chart(findings)]
     return [*of_model, students_chart(findings)] if findings.students else of_model
 
@@ -103,7 +105,7 @@ def learning_chart(findings: Findings) -> Chart:
 
 
 def describe_first_and_last(points: Sequence[tuple[float, float]]) -> str:
-    """Return a phrase with the means of the first and the last twentieth of a metric."""
+    """Return a phrase with the mean of a metric over the first twentieth of its steps and over the last twentieth."""
     if not points:
         return "not recorded"
     values, edge = [value for _, value in points], max(1, len(points) // 20)
@@ -137,7 +139,7 @@ def accuracy_chart(findings: Findings) -> Chart:
 
 
 def accuracy_points(label: str, rows: Sequence[EvaluationRow], colour: Colour, *, hollow: bool) -> Series:
-    """Return a chart series with the accuracy and the 95 % interval of each row."""
+    """Return a chart series with the accuracy and the 95 % interval of each result row."""
     return Series(
         label=label,
         colour=colour,
@@ -149,7 +151,7 @@ def accuracy_points(label: str, rows: Sequence[EvaluationRow], colour: Colour, *
 
 
 def branch_rows(findings: Findings, branch: Branch) -> dict[str, EvaluationRow]:
-    """Return the result rows of a branch in the thinking mode `auto`, by family. The first row covers all families together."""
+    """Return the result rows of a branch in the thinking mode `auto`, by family. The first row covers all families."""
     evaluation = findings.students[branch.name, "auto"]
     rows = [*evaluation.rows("all"), *evaluation.rows("family")]
     return {row.family: row for row in rows}

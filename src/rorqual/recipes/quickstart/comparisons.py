@@ -22,7 +22,7 @@ Evaluations = Mapping[tuple[str, Thinking], Evaluation]
 
 @dataclass(frozen=True)
 class ReportComparison:
-    """Two evaluations of the same problems, and the measure that is compared."""
+    """Two evaluations of the same problems, and the measure in which the report compares them."""
 
     title: str
     before: tuple[str, Thinking]
@@ -30,12 +30,13 @@ class ReportComparison:
     measure: SampleMeasure = is_right
 
     def rows(self, evaluations: Evaluations, grain: Grain) -> list[Comparison]:
-        """Return the paired differences, over all families or for each family, as `grain` selects."""
+        """Return the paired differences between the two evaluations, over all families or for each family, as `grain`
+        selects."""
         both = (evaluations[self.before], evaluations[self.after])
         return compare(*both, grain=grain, measure=self.measure, confidence=CONFIDENCE)
 
     def table(self, evaluations: Evaluations) -> Table:
-        """Return a table of the differences over all families and for each family."""
+        """Return a table of the paired differences over all families and for each family."""
         return comparison_table([*self.rows(evaluations, "all"), *self.rows(evaluations, "family")], self.title)
 
 

@@ -34,11 +34,11 @@ class Branch(Config):
 
 
 class QuickstartSummary(Config):
-    """Sizes of teacher (`model`) and `student`, the cost of each stage by the ledger, and the `command` and `seed` with which the run
-    can be repeated.
+    """The sizes of the teacher (`model`) and of the `student`, the cost of each stage by the ledger, and the `command` and
+    `seed` with which the quickstart can be repeated.
 
-    `branches` is empty if the run has no student. `samples` counts the teacher's samples. `core_hour` is USD per
-    core-hour.
+    `branches` is empty if the quickstart trained no student. `samples` counts the teacher's samples. `core_hour` is the price
+    of a core-hour in USD.
     """
 
     model: dict[str, int]

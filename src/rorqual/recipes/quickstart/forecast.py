@@ -1,11 +1,11 @@
-"""Forecast the quickstart's cost on this machine. The recipes give the work of each stage, and a short benchmark gives
-the speed.
+"""Forecast the quickstart's cost on this machine. The recipes give the amount of work of each stage, and a short benchmark
+gives the speed.
 
 The recipes and tasks determine the numbers of steps, problems and tokens. Seconds per step and per answer are measured
 on untrained models with the shapes of the quickstart's models. Answers are assumed to be as long as the solutions that
 the model is trained on. The benchmark generates samples that are as long as the training solutions.
 
-Two values are unknown in advance: how often a model thinks after GRPO, and how many groups give a gradient. The
+Two numbers are unknown in advance: how often a model thinks after GRPO, and how many groups of samples give a gradient. The
 constant `GOES_OVER` estimates the effect of GRPO on thinking. The constant `TEACHES` estimates the share of samples in
 groups that give a gradient. The forecast does not include the report and the start of the Python process.
 """
@@ -39,8 +39,8 @@ from rorqual.train.run import Run
 from rorqual.train.state import State
 
 GOES_OVER = 2 / 3
-"""Estimated effect of GRPO on the fraction of thinking replies, averaged over the training: 0 leaves the fraction at its
-initial value, 1 raises it to 100 %."""
+"""Estimated effect of GRPO on the fraction of thinking replies, averaged over the training. An effect of 0 leaves this fraction
+at its initial value, and an effect of 1 raises the fraction to 100 %."""
 TEACHES = 0.8
 """Share of samples that are in groups with both correct and wrong answers.
 
@@ -51,14 +51,14 @@ and `GOES_OVER` lie between the measured values of teacher and student. With oth
 WARM, STEPS, BATCH = 2, 8, 64
 DRAWN = 384
 FACTORY = (2, 8, 520)
-"""Numbers of samples that the data factory generates in its three probe runs. The first run is a warm-up. The
-difference between the second and the third run gives the cost per sample."""
+"""Numbers of samples that the data factory generates in its three probe runs. The first probe run is a warm-up. The cost per
+sample follows from the difference between the second and the third probe run."""
 
 
 @dataclass(frozen=True)
 class TokenLengths:
-    """Token counts of a prompt, of the reply with thinking, and of the reply without thinking (`at_once`). The counts
-    may be means over problems."""
+    """Token counts of a prompt, of the reply with thinking, and of the reply without thinking (`at_once`). The token counts may
+    be means over problems."""
 
     prompt: float
     thinking: float
@@ -79,7 +79,7 @@ class ShapeCost:
 
     `step` is the cost of a fine-tuning step of `tokens` tokens. `update` is the cost per token of a GRPO update.
     `rollout` is the cost of one rollout. `on` and `off` are the costs of an answer in an evaluation, with and without
-    thinking. `cores` is the mean number of busy cores.
+    thinking. `cores` is the mean number of busy CPU cores.
     """
 
     step: float
@@ -116,7 +116,7 @@ class StageForecast:
 
     @property
     def seconds(self) -> float:
-        """Wall-clock seconds."""
+        """The forecast of the stage's wall-clock seconds."""
         return self.core_seconds / self.cores
 
 
@@ -180,8 +180,8 @@ def stage_forecasts(
 def branch_evaluation_costs(
     s: QuickstartScale, teacher: ShapeCost, student: ShapeCost
 ) -> list[tuple[ShapeCost, list[float], int]]:
-    """Return one entry for each branch: the costs of its model, the fractions of thinking replies in its evaluations,
-    and the number of models (1)."""
+    """Return one tuple for each branch: the costs of the branch's model, the fractions of thinking replies in the branch's
+    evaluations, and the number of models (1)."""
     habits = {"teacher": thinking_share_after_grpo(s.think, 1.0), "student-base": s.student_think, "answers-only": 0.0}
     return [
         (
@@ -196,7 +196,7 @@ def branch_evaluation_costs(
 def forecast_evaluation(
     name: str, models: Sequence[tuple[ShapeCost, list[float], int]], exam: EvaluationSet
 ) -> StageForecast:
-    """Return the forecast of an evaluation stage, which generates the problems and each model's answers."""
+    """Return the forecast of an evaluation stage. An evaluation stage generates the problems and each model's answers."""
     core = sum(exam.problems * pace.mean_answer_cost(share) for pace, shares, _ in models for share in shares)
     tokens = sum(
         exam.problems * (exam.lengths.prompt + exam.lengths.mean_reply_length(share))
@@ -224,7 +224,7 @@ def thinking_share_in_mode(mode: str, habit: float) -> float:
 
 
 def thinking_share_after_grpo(share: float, goes: float = GOES_OVER) -> float:
-    """Return the share of thinking replies after GRPO. GRPO closes the fraction `goes` of the gap from `share` to 1."""
+    """Return the share of thinking replies after GRPO. GRPO closes the fraction `goes` of the gap between `share` and 1."""
     return share + (1 - share) * goes
 
 
@@ -264,7 +264,7 @@ def make_evaluation_set(task: str, hard: float, count: int, seed: int) -> Evalua
 def measure_shape_cost(
     run: Run, solutions: Sequence[Solution], share: float, scale: QuickstartScale, threads: int
 ) -> ShapeCost:
-    """Measure the costs of a model shape with a few fine-tuning steps, GRPO-like updates, rollouts and answers."""
+    """Measure the costs of a model shape by running a few fine-tuning steps, GRPO-like updates, rollouts and answers."""
     state, step, wall, tokens = time_few_steps(run, threads)
     adam = run.model_copy(
         update={"optim": finetune_optim(1e-4), "source": run.source.model_copy(update={"rows": BATCH})}
@@ -299,7 +299,8 @@ def time_few_steps(run: Run, threads: int) -> tuple[State, float, float, float]:
 
 
 def measure_factory_cost(run: Run, scale: QuickstartScale, lengths: TokenLengths, threads: int) -> tuple[float, float]:
-    """Return the data factory's costs in core-seconds: a fixed cost for the data card, and the cost per verified and saved sample."""
+    """Return the data factory's costs in core-seconds: a fixed cost for the dataset card, and the cost per verified and saved
+    sample."""
     spent = []
     # An untrained model samples all tokens with about equal probability, including the EOS token. Choose max_tokens so
     # that the mean length is `lengths.thinking`.

@@ -16,7 +16,7 @@ BRANCHES: dict[str, tuple[Thinking, ...]] = {
     "reinforced": ("auto", "on"),
     "answers-only": ("auto",),
 }
-"""The thinking modes in which each model is evaluated on the student's problems, by the folder of the model."""
+"""For each model's folder: the thinking modes in which the model is evaluated on the student's problems."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,13 @@ class QuickstartPaths:
 
     @property
     def samples_file(self) -> Path:
-        """The verified and filtered samples of the teacher."""
+        """The file with the verified and filtered samples of the teacher."""
         return self.samples / "data.parquet"
 
     @property
     def answers_file(self) -> Path:
-        """The training data of the student `answers-only`: problems and final answers of the teacher's samples, without
-        reasoning."""
+        """The file with the training data of the student `answers-only`: problems and final answers of the teacher's samples,
+        without reasoning."""
         return self.out / "answers.jsonl"
 
     @property

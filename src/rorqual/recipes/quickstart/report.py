@@ -36,7 +36,8 @@ def build_report(folder: Path) -> Path:
       `"student"` (like `model`) and `"branches": [{"name", "title", "modes", "stages"}]`.
     - `evals/student-NAME-MODE.json` are the evaluations of each branch.
 
-    Raises RorqualError, before anything is written, if a file is missing or invalid. The same data gives the same picture bytes.
+    Raises RorqualError, before anything is written, if a file is missing or invalid. The same files in the folder give pictures
+    with identical bytes.
     """
     findings = read_findings(folder)
     pictures = {chart.name: draw(chart) for chart in charts(findings)}
@@ -92,7 +93,7 @@ FACTS = {
 
 
 def model_facts(model: Mapping[str, int]) -> list[tuple[str, str, str]]:
-    """Return the sizes of a model as (label, figure, explanation)."""
+    """Return the sizes of a model as tuples (label, figure, explanation)."""
     return [(label, f"{model[name]:,}", small) for name, (label, small) in FACTS.items() if name in model]
 
 
@@ -172,7 +173,7 @@ def transcripts(findings: Findings, family: str) -> list[list[tuple[str, str, st
 
 
 def hardest_sample(samples: list[GradedSample]) -> GradedSample | None:
-    """Return the first sample of the highest level. Numeric levels compare as numbers."""
+    """Return the first of the samples with the highest level of difficulty. Numeric levels compare as numbers."""
     return max(samples, key=lambda sample: level_sort_key(sample.level), default=None)
 
 

@@ -10,8 +10,8 @@ TASK = "families:add,sub,mod,swap,count,kk"
 """The teacher's task: six problem families of four kinds (arithmetic, step-by-step algorithms, text manipulation,
 logic)."""
 STUDENT_TASK = "families:add,sub,swap"
-"""The student's task: three problem families. A random guess is correct in at most 1 of 120 cases, so correct answers
-show learning."""
+"""The student's task: three problem families. A random guess at an answer is correct in at most 1 of 120 cases, so correct
+answers show learning."""
 
 
 class QuickstartScale(Config):
@@ -20,15 +20,16 @@ class QuickstartScale(Config):
     Evaluations sample at temperature 0.6 and top-p 0.95, as for DeepSeek-R1 (R1, section 3). With greedy decoding, a
     model that starts to think with probability 0.4 would never think.
 
-    The base student is first trained with reasoning on the fraction `student_able_think` of its problems. A few final
-    steps at the low learning rate `student_base_lr` use reasoning on the fraction `student_think` of the problems. The
-    trained base student can solve some problems by thinking, but hardly ever thinks.
+    The base student is first trained with reasoning on the fraction `student_able_think` of its problems. A few final training
+    steps at the low learning rate `student_base_lr` use reasoning on the fraction `student_think` of the problems. The trained
+    base student can solve some problems by thinking, but hardly ever thinks.
 
     The branches `distilled` and `reinforced` cost about the same number of core-seconds, as measured with seeds other
     than the default 0. The branch `distilled` samples the teacher on `distil_problems` problems and trains for
     `distil_steps` steps on the correct answers. The branch `reinforced` trains for `rival_steps` steps of GRPO.
 
-    `student_lr` and `student_adamw_lr` are the learning rates for further training of a student: half of the learning rates for a new model.
+    `student_lr` and `student_adamw_lr` are the learning rates for further training of a student: half of the learning rates for
+    a new model.
 
     `rival_agreement` is the largest allowed difference between the trainer's and the sampler's log-probability of a
     token during GRPO of the student. In half a million tokens, the log-probabilities of trainer and sampler differed by

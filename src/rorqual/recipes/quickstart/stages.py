@@ -74,7 +74,7 @@ def describe(name: str, model: ModelConfig) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Quickstart:
-    """The stages of the quickstart, and the settings that they share."""
+    """The stages of the quickstart, and the settings that the stages share."""
 
     place: QuickstartPaths
     scale: QuickstartScale
@@ -171,7 +171,7 @@ class Quickstart:
     def sample_teacher(self) -> None:
         """Sample the teacher with thinking on, then verify and filter the samples.
 
-        Also write the problems and the answers, without the reasoning, to `place.answers_file`.
+        Also write the problems and the teacher's answers, without the reasoning, to `place.answers_file`.
         """
         s, place = self.scale, self.place
         if place.answers_file.is_file():
@@ -202,7 +202,7 @@ class Quickstart:
             self.evaluate_model("measure the teacher", when, run, task, self.scale.per_cell, paths)
 
     def measure_students(self) -> None:
-        """Evaluate every branch on the same problems."""
+        """Evaluate the model of every branch on the same problems."""
         task = load_task(STUDENT_TASK, options={"hard": self.scale.student_hard})
         for branch, modes in BRANCHES.items():
             paths = [(mode, self.place.evaluation_file(branch, mode)) for mode in modes]

@@ -1,4 +1,5 @@
-"""The tables of the report's section on the students, which are distilled, trained with GRPO, or trained on answers alone."""
+"""The tables of the report's section on the students. The students are distilled, trained with GRPO, or trained on answers
+alone."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ def student_contents(findings: Findings) -> dict[str, Any]:
 
 
 def branches_table(findings: Findings) -> Table:
-    """Return a table with the accuracy over all families and the cost of each model."""
+    """Return a table with each model's accuracy over all families and its cost."""
     heads = (
         "model",
         "right",

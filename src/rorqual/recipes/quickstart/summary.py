@@ -28,12 +28,12 @@ PAID_FOR = {
     "reinforced": ("reinforce the rival",),
     "answers-only": ("sample the teacher", "train on answers alone"),
 }
-"""For each branch: the stages whose costs count for the branch. All student branches share the base student, but its
-cost counts only for the branch `student-base`."""
+"""For each branch: the stages whose costs count for the branch. All student branches share the base student, but the base
+student's cost counts only for the branch `student-base`."""
 
 
 def build_summary(place: QuickstartPaths, seed: int, size: str) -> dict[str, Any]:
-    """Return the report's data about models and costs."""
+    """Return the data that the report shows about models and costs."""
     facts = {name: model_facts(place.run(name)) for name in ("teacher", "student-base")}
     command = f"rorqual quickstart --seed {seed}" + ("" if size == "full" else f" --size {size}")
     branches = [

@@ -40,8 +40,8 @@ class EverydayTask(ABC):
         return reply.strip() or None
 
     def vocabulary_question(self, problem: Problem) -> tuple[str, str] | None:
-        """Return a vocabulary question about `problem` and the answer to this question, to train a base model. Return
-        None if there is no question."""
+        """Return a vocabulary question about `problem` and the answer to this question, to train a base model. Return None if
+        the everyday task has no vocabulary questions."""
         return None
 
     def problem(self, key: str, prompt: str, answer: str) -> Problem:

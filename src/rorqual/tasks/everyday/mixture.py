@@ -16,8 +16,8 @@ from rorqual.tasks.task import Problem, Split, Task, Verdict, split_of
 
 EVERYDAY_TASKS: dict[str, EverydayTask] = {task.name: task for task in (Reviews(), Prices(), Sentences())}
 DEV, TEST = 0.05, 0.1
-"""Fractions of the problems that are in the dev and the test split. They are higher
-than in other tasks, because only 9,000 price problems exist."""
+"""Fractions of the problems that are in the dev and the test split. These fractions are higher than in other tasks, because
+only 9,000 price problems exist."""
 FRESH_TRIES = 50
 """After `FRESH_TRIES` consecutive samples without a new problem, a problem may repeat."""
 
@@ -28,7 +28,7 @@ class EverydayMixture(Task):
     """An endless mixture of the everyday tasks in `names`, with equal shares. Problems repeat only when unseen problems
     become rare.
 
-    `pool` selects problems of the train split: the half `teacher`, the half `original`, or the whole split (`any`). A
+    `pool` selects problems of the train split: the half `teacher`, the half `original`, or the whole train split (`any`). A
     teacher trains on the `teacher` half and labels the `original` half, so that a teacher cannot label from memory.
     `Problem.meta["original"]` is the noisy answer.
 

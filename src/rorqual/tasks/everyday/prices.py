@@ -13,8 +13,8 @@ BASE = 18
 WEIGHTS = {"rooms": 6, "age": -2, "garden": 2, "floor": 1}
 LOW, HIGH = 0, 99
 TOLERANCE = 3
-"""A price is graded correct if its absolute error is at most `TOLERANCE`. The experiment `data-distil` also reports the
-mean error."""
+"""A price is graded correct if its absolute error is at most `TOLERANCE`. The experiment `data-distil` also reports the mean
+absolute error."""
 DEVIATION = 12.0
 NUMBER = re.compile(r"[0-9]{1,2}")
 
@@ -22,7 +22,7 @@ NUMBER = re.compile(r"[0-9]{1,2}")
 def price_of(reply: str) -> int | None:
     """Return the price that a reply states, or None.
 
-    A price is one integer from 0 to 99 without a sign. White space around the number is allowed.
+    A price is one integer from 0 to 99 without a sign. White space around the integer is allowed.
     """
     text = reply.strip()
     return int(text) if NUMBER.fullmatch(text) else None

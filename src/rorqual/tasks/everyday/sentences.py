@@ -74,7 +74,7 @@ def _phrase(fact: str) -> str:
 
 
 def _confusable_words(word: str) -> tuple[str, ...]:
-    """Return words that are easily confused with `word`. If there are none, return only `word`, and the caller samples
+    """Return words that are easily confused with `word`. If no such words exist, return only `word`, and the caller samples
     another error."""
     stem = word.removesuffix("s")
     if stem in NOUNS or stem in VERBS:

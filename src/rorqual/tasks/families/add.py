@@ -12,7 +12,7 @@ from rorqual.tasks.task import Problem
 class Add(Family):
     """Addition: the steps of `add 58+67` are `8+7+0=15 5+6+1=12 =125`. Each step adds two digits and the carry.
 
-    Both numbers have `difficulty` digits. The problems a+b and b+a share one key.
+    Each of the two numbers has `difficulty` digits. The problems a+b and b+a share one key.
     """
 
     name: ClassVar[str] = "add"
@@ -32,7 +32,7 @@ class Add(Family):
 
 
 def _steps(a: int, b: int) -> str:
-    """Write the column additions from right to left.
+    """Return the column additions, from right to left, as text.
 
     Each step adds two digits and the carry. The two digits of a step's result are the next carry and a digit of the
     sum.

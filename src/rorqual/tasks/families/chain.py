@@ -9,8 +9,7 @@ from rorqual.tasks.families.family import Family
 from rorqual.tasks.task import Problem
 
 OPERATIONS = (*((op, n) for op in "+-" for n in range(1, 10)), ("*", 3), ("*", 7), ("*", 9))
-"""The multipliers are invertible modulo ten, so no step loses information, and the answer is uniform over the ten
-digits."""
+"""The operations of a chain. The multipliers are invertible modulo ten, so that the answer is uniform over the ten digits."""
 
 
 class OperationChain(Family):

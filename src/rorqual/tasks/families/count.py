@@ -16,14 +16,14 @@ LETTERS = string.ascii_lowercase
 class LetterCount(Family):
     """Letter counts: the steps of `count s:hsesh` are `sh0ss1se1ss2sh2 =2`.
 
-    Each step consists of the counted letter, the next letter of the string and the count so far.
+    Each step consists of the counted letter, the next letter of the string, and the number of counted letters so far.
 
     `difficulty` is the length of the string. The count is uniform over 0 to 2 in easy strings and over 0 to 4 in hard
     strings. The number of distinct letters, without the counted letter, is always `difficulty` minus the highest count.
-    Therefore this number does not reveal the count.
+    Therefore the number of distinct letters does not reveal the count.
 
     Version 1 filled the string with random letters, so the number of distinct letters revealed the count.
-    The steps of version 1 did not repeat the counted letter, and a small model learned only the shortcut.
+    The steps of version 1 did not repeat the counted letter. A small model learned only this shortcut.
     """
 
     name: ClassVar[str] = "count"
@@ -46,8 +46,8 @@ class LetterCount(Family):
         )
 
     def count_keys(self, difficulty: int) -> int:
-        """Return a lower bound: the number of keys in which the counted letter occurs as
-        often as possible. In these keys, each other letter occurs once."""
+        """Return a lower bound of the number of keys: the number of keys in which the counted letter occurs as often as
+        possible. In these keys, each of the letters that are not counted occurs once."""
         others = difficulty - self._max_count(difficulty)
         return len(LETTERS) * math.comb(len(LETTERS) - 1, others) * math.perm(difficulty, others)
 

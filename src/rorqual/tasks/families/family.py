@@ -13,8 +13,8 @@ INTEGER = re.compile(r"-?[0-9]+")
 
 
 class Family(ABC):
-    """A generator of problems of one kind. The steps end with `=` and the answer. A model that has written the steps
-    only copies the answer."""
+    """A generator of problems of one kind. The steps of a problem end with `=` and the answer. A model that has written the
+    steps only copies the answer."""
 
     name: ClassVar[str]
     easy: ClassVar[range]
@@ -36,7 +36,7 @@ class Family(ABC):
         """Return the number of distinct keys of `sample(_, difficulty)`, or a lower bound."""
 
     def level(self, difficulty: int) -> str:
-        """Return the level of a difficulty, "hard" or "easy"."""
+        """Return the level to which a difficulty belongs, "hard" or "easy"."""
         return "hard" if difficulty in self.hard else "easy"
 
     def problem(self, difficulty: int, *, key: str, prompt: str, steps: str, answer: str) -> Problem:
@@ -53,13 +53,15 @@ class Family(ABC):
         )
 
     def grade(self, problem: Problem, reply: str) -> Verdict:
-        """Grade by exact match: compare numbers as integers and text by character. White space around the reply is ignored."""
+        """Grade `reply` by exact match: compare numbers as integers and text by character. White space around the reply is
+        ignored."""
         answer = self.canonical_answer(problem, reply)
         same = answer == problem.answer or (self.numeric and answer is not None and int(answer) == int(problem.answer))
         return Verdict.RIGHT if same else Verdict.WRONG
 
     def canonical_answer(self, problem: Problem, reply: str) -> str | None:
-        """See `Task.canonical_answer`. For a numeric problem, a reply that is not an integer has no canonical answer."""
+        """See `Task.canonical_answer`. If the gold answer is a number, a reply that is not an integer has no canonical
+        answer."""
         text = reply.strip()
         if not self.numeric:
             return text or None

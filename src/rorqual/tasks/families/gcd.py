@@ -23,7 +23,7 @@ class Gcd(Family):
     per problem, there would be fewer than a million distinct problems. For each first number the answer is uniform over 1,
     3 and 9, and only the digit sums of the numbers reveal the answer.
 
-    In version 1 the first number was 6, 8 or 9, and this number and the parity of the last number revealed part of the answer.
+    In version 1 the first number was 6, 8 or 9. The first number and the parity of the last number revealed part of the answer.
     """
 
     name: ClassVar[str] = "gcd"

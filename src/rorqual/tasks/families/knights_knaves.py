@@ -13,7 +13,7 @@ PEOPLE = "ABC"
 CASES = tuple(product((1, 0), repeat=3))
 """All assignments (1 knight, 0 knave), in the order in which the steps try them: 111, 110, ... 000."""
 MIXED = tuple(case for case in CASES if 0 < sum(case) < 3)
-"""Cases with both knights and knaves. Only these cases can be solutions."""
+"""The cases with both knights and knaves. Only a case with both can be a solution."""
 
 
 class RoleLiteral(NamedTuple):
@@ -65,15 +65,15 @@ PAIRED = tuple(
 
 
 STATEMENTS = {1: (3, 2), 2: (4, 2), 3: (4, 4), 4: (5, 5)}
-"""For each difficulty: the number of statements, and how many of them have two parts.
+"""For each difficulty: the number of statements, and the number of statements that have two parts.
 
 If all statements have one part, no solution is unique, because flipping every role gives another solution.
 """
 
 
 SIZES = {1: 912, 2: 8_457, 3: 96_015, 4: 1_680_498}
-"""For each difficulty a lower bound of the number of keys: the number of sets of statements with one solution, counted by trying all
-sets, divided by the six ways to name the people."""
+"""For each difficulty, a lower bound of the number of keys: the number of sets of statements with one solution, divided by the
+six ways to name the people. The sets with one solution were counted by trying all sets of statements."""
 
 
 class KnightsKnaves(Family):
@@ -82,9 +82,9 @@ class KnightsKnaves(Family):
     In `kk A:B|-C B:-A C:A=B`, A says "B is a knight or C is a knave", B says "A is a knave", and C says "A and B have
     the same role". The steps are `111:10x110:10x101:0x100:100 =100`. In this example, the steps try the cases `111`,
     `110`, `101` and `100`. The truth values of the statements follow each case. `x` ends a case in which the truth
-    value of a statement does not fit the role of the speaker. `STATEMENTS` gives the number of statements for each difficulty. Each person
-    makes at least one statement. Exactly one case fits all statements, and this case has both knights and knaves. Problems
-    that differ only in the names of people or the order of statements share one key.
+    value of a statement does not fit the role of the speaker. `STATEMENTS` holds the number of statements for each difficulty.
+    Each person makes at least one statement. Exactly one case fits all statements, and this case has both knights and knaves.
+    Problems that differ only in the names of people or the order of statements share one key.
 
     Version 1 also had the solutions 111 and 000. A low number of minus signs revealed these solutions. In version 1,
     knights made fewer statements with `&`, and A always spoke first.

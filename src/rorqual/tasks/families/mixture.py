@@ -34,12 +34,12 @@ NAMES = tuple(family.name for family in FAMILIES)
 ENOUGH = 30_000
 """Maximum number of problems that count toward the share of a difficulty.
 
-Within a level, the share of a difficulty is proportional to min(number of its problems, `ENOUGH`). Therefore
-difficulties with few problems do not run out of new problems first.
+Within a level, the share of a difficulty is proportional to min(number of its problems, `ENOUGH`). A difficulty with few
+problems therefore does not run out of new problems first.
 """
 REPEAT_TRIES = 200
-"""After `REPEAT_TRIES` consecutive draws without a new problem, a difficulty of a
-held-out split counts as exhausted, and its problems may repeat."""
+"""After `REPEAT_TRIES` consecutive draws without a new problem, a difficulty of a held-out split counts as exhausted, and the
+problems of this difficulty may repeat."""
 
 
 class Families(Task):
@@ -49,7 +49,7 @@ class Families(Task):
     of difficulties stay constant as more problems are drawn. A difficulty with few problems gets a smaller share. For
     example, only 4,095 two-digit sums exist, and 4 % of them are in the test split.
 
-    Raises ConfigError for an unknown or repeated name, or a share outside 0 to 1.
+    Raises ConfigError for an unknown or repeated name, or if `hard` is outside 0 to 1.
     """
 
     name = "families"
@@ -112,7 +112,7 @@ def _difficulty_weights(family: Family, level: range) -> tuple[int, ...]:
 
 
 def _family(problem: Problem) -> Family:
-    """Return the family of `problem`. The family need not be part of the mixture, because any mixture may grade stored
+    """Return the family of `problem`. The family may be absent from the mixture, because any mixture may grade stored
     problems."""
     for family in FAMILIES:
         if family.name == problem.family:

@@ -12,8 +12,9 @@ from rorqual.tasks.task import Problem
 class Sub(Family):
     """Subtraction: the steps of `sub 62-35` are `2-5-0=7b 6-3-1=2. =27`.
 
-    Both numbers have `difficulty` digits, and the result is not negative.
-    `b` after a digit means that the step borrowed ten, so the next step subtracts 1. `.` means that the next step subtracts 0.
+    Each of the two numbers has `difficulty` digits, and their difference is not negative.
+    `b` after a digit means that the step borrowed ten, so the next step subtracts 1. `.` after a digit means that the step
+    borrowed nothing, so the next step subtracts 0.
     """
 
     name: ClassVar[str] = "sub"

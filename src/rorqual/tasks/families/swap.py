@@ -17,7 +17,7 @@ class LetterSwap(Family):
     """Letter swaps: the steps of `swap cabed ab de` are `ab=cbaed de=cbade`. `difficulty` is the number of pairs.
 
     Each step swaps the two letters of a pair, and `ab` and `ba` are the same pair.
-    Adjacent pairs without a common letter commute, so both orders share one key.
+    Adjacent pairs without a common letter commute, so problems that differ only in the order of such pairs share one key.
     """
 
     name: ClassVar[str] = "swap"
@@ -45,7 +45,7 @@ class LetterSwap(Family):
         """Return the number of start strings times the number of pair sequences. Sequences that differ only in the order of
         adjacent disjoint pairs count as one.
 
-        The generating function of the sequences is 1 / (1 - 10 t + 15 t^2) (Cartier and Foata, 1969).
+        The generating function of the number of pair sequences is 1 / (1 - 10 t + 15 t^2) (Cartier and Foata, 1969).
         The ten letter pairs are the edges of the complete graph K5, which has 15 pairs of disjoint edges.
         """
         before, words = 0, 1
@@ -55,8 +55,8 @@ class LetterSwap(Family):
 
 
 def _canonical_pair_order(pairs: list[str]) -> list[str]:
-    """Return the lexicographically smallest order of `pairs` that can be reached by exchanging adjacent pairs without a common letter.
-    The loop repeatedly takes the smallest pair that such exchanges can move to the front.
+    """Return the lexicographically smallest order of `pairs` that can be reached by exchanging adjacent pairs without a common
+    letter. The algorithm repeatedly takes the smallest pair that such exchanges can move to the front.
     """
     remaining, ordered = list(pairs), []
     while remaining:

@@ -1,4 +1,4 @@
-"""The training objectives, one module per kind. Importing this package registers all kinds."""
+"""The training objectives, one module per kind. Importing this package registers all kinds of objectives."""
 
 from rorqual.train.objectives.aux_balance import AuxBalance
 from rorqual.train.objectives.balance import SequenceBalance

@@ -1,4 +1,5 @@
-"""The auxiliary load-balancing loss (GShard, 2006.16668; Switch, 2101.03961, eq. 4-6). V3 uses a router bias instead."""
+"""The auxiliary load-balancing loss (GShard, 2006.16668; Switch, 2101.03961, eq. 4-6). DeepSeek-V3 balances with a router bias
+instead."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ class AuxBalance(Objective):
     """The auxiliary balance loss E sum_i f_i P_i over a batch, summed over the layers of the main model.
 
     E is the number of experts, and f_i is the share of choices for expert i. P_i is the mean of the tokens' affinities
-    for expert i, after each token's affinities are normalized to sum to 1. The loss of a layer with an even load is 1.
+    for expert i, after each token's affinities are normalized to sum to 1. The loss of a layer with an even expert load is 1.
     `coefficient` is the Switch paper's alpha (0.01).
 
     The loss multiplies two means over the whole batch, so a run with this objective must have one micro-batch.

@@ -14,7 +14,8 @@ from rorqual.train.objectives.objective import LossTerm, Objective
 
 
 class SequenceBalance(Objective):
-    """The sequence-wise balance loss: the mean over documents, summed over layers. `coefficient` is V3's alpha (0.0001)."""
+    """The sequence-wise balance loss: the mean over documents, summed over layers. `coefficient` is DeepSeek-V3's alpha
+    (0.0001)."""
 
     kind: Literal["sequence_balance"] = "sequence_balance"
     reads_hidden: ClassVar[bool] = False

@@ -32,17 +32,18 @@ class Distil(Objective):
 
     - 'forward': KL(p | q) (Hinton et al., 1503.02531), which covers all modes of the teacher.
     - 'reverse': KL(q | p) (MiniLLM, 2306.08543), which seeks the teacher's main modes.
-    - 'skewed': KL(p | a p + (1 - a) q) with a = `alpha` (DistiLLM, 2402.03898, eq. 3). The gradient stays bounded where q is 0.
-    - 'skewed_reverse': KL(q | a q + (1 - a) p) (DistiLLM, eq. 4). The gradient stays bounded where p is 0.
+    - 'skewed': KL(p | a p + (1 - a) q) with a = `alpha` (DistiLLM, 2402.03898, eq. 3). The gradient stays bounded where the
+      student's q is 0.
+    - 'skewed_reverse': KL(q | a q + (1 - a) p) (DistiLLM, eq. 4). The gradient stays bounded where the teacher's p is 0.
 
     With the student's own samples (source on_policy), this objective is generalized knowledge distillation (GKD, 2306.13649).
 
-    `temperature` T softens p and q. The mean is multiplied by T^2 to keep the scale of the gradient (Hinton).
+    `temperature` T softens p and q. The mean divergence is multiplied by T^2 to keep the scale of the gradient (Hinton).
 
-    If only the teacher's k most likely tokens are stored, all other tokens count as one additional event. This requires
-    T = 1, because the teacher's probabilities outside the stored k are unknown.
+    If only the teacher's k most likely tokens are stored, all other tokens count as one additional event. T must then be 1,
+    because the teacher's probabilities of the tokens outside the stored k are unknown.
 
-    `sampling_temperature` is the sampler's temperature. Trainer and sampler are compared at `sampling_temperature`.
+    `sampling_temperature` is the sampler's temperature, at which trainer and sampler are compared.
     """
 
     kind: Literal["distil"] = "distil"
@@ -82,7 +83,8 @@ class Distil(Objective):
         return LossTerm((divergences * batch.loss_mask[at]).sum() * self.temperature**2, means, maxima)
 
     def _align_logprobs(self, logits: Tensor, stored: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the log-probabilities of teacher and student. Both tensors are [n, k], or [n, k + 1] with a bucket for all other tokens.
+        """Return the log-probabilities of teacher and student. Each of the two tensors is [n, k], or [n, k + 1] with a bucket
+        for all tokens outside the top k.
 
         `logits` [n, vocab] are the student's logits. `stored` [n, k] are the teacher's log-probabilities.
         """
@@ -108,8 +110,8 @@ class Distil(Objective):
 def check_teacher_mass(mass: Tensor) -> None:
     """Raise NumericsError if the teacher's probabilities add up to more than `MOST_MASS` at a trained position.
 
-    Positions without a teacher distribution store log-probabilities of 0, that is, probabilities of 1. If a source
-    stores the distributions one position off, a trained position has no distribution, and the check fails.
+    Positions without a teacher distribution store log-probabilities of 0, that is, probabilities of 1. If a source stores the
+    distributions one position off, the check fails at a trained position without a distribution.
     """
     if len(mass) and not float(mass.max()) <= MOST_MASS:
         raise NumericsError(
@@ -131,11 +133,11 @@ def divergence(kind: Divergence, p: Tensor, q: Tensor, alpha: float) -> Tensor:
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:
-    """Compute KL(p | q) from log-probabilities [n, events]. Returns [n]. Events with p = 0 contribute 0."""
+    """Compute KL(p | q) from log-probabilities [n, events]. Returns [n]. Events with p = 0 contribute 0 to KL(p | q)."""
     return (p.exp() * (p - q).masked_fill(p == float("-inf"), 0.0)).sum(-1)
 
 
 def mixture(p: Tensor, q: Tensor, alpha: float) -> Tensor:
-    """Return log(alpha p + (1 - alpha) q), given log-probabilities."""
+    """Return log(alpha p + (1 - alpha) q), given the log-probabilities of p and q."""
     share = torch.tensor(alpha, dtype=p.dtype, device=p.device)
     return torch.logaddexp(p + share.log(), q + torch.log1p(-share))

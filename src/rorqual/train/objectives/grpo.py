@@ -1,7 +1,7 @@
 """Group relative policy optimization (DeepSeekMath, eq. 3; R1, eq. 1-3), with variants from later papers as options.
 
-docs/how-to/grpo.md lists the options with their papers. By default, only two variants are used, both from DAPO: the
-asymmetric clip range and the mean over tokens.
+docs/how-to/grpo.md lists the options with their papers. By default, only two variants are used: DAPO's asymmetric clip range
+and DAPO's mean over tokens.
 """
 
 from __future__ import annotations
@@ -26,22 +26,24 @@ from rorqual.train.objectives.objective import LossTerm, Objective, sampler_diff
 class GRPO(Objective):
     """The GRPO loss, -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A).
 
-    r is the probability of a token under the trainer divided by its probability under the sampler. A is the advantage.
+    r is the probability of a token under the trainer divided by its probability under the sampler. A is the advantage of the
+    token's answer.
 
-    `temperature` must equal the sampler's, because r compares the trainer's distribution with the sampler's. If a batch
-    has `kept` (the tokens that top-p and top-k allowed), the trainer's distribution is renormalized over these tokens
+    `temperature` must equal the sampler's temperature, because r compares the trainer's distribution with the sampler's. If a
+    batch has `kept` (the tokens that top-p and top-k allowed), the trainer's distribution is renormalized over these tokens
     (keep sampling mask, V3.2, 2512.02556).
 
     `per` sets how the loss is averaged:
 
-    - 'token': over all tokens (DAPO, 2503.14476).
-    - 'sequence': over the tokens of each answer, then over answers (R1).
-    - 'constant': over answers. The loss of an answer is the sum over its tokens divided by `max_tokens` (Dr.GRPO, 2503.20783).
+    - 'token': the loss is averaged over all tokens (DAPO, 2503.14476).
+    - 'sequence': the loss is averaged over the tokens of each answer, then over answers (R1).
+    - 'constant': the loss is averaged over answers. An answer's loss is the sum over its tokens divided by `max_tokens`
+      (Dr.GRPO, 2503.20783).
 
     `importance_sampling_level` sets the level at which r is computed:
 
-    - 'token': per token.
-    - 'sequence': the geometric mean over the tokens of an answer (GSPO, 2507.18071, eq. 5-7).
+    - 'token': r is computed per token.
+    - 'sequence': r is the geometric mean over the tokens of an answer (GSPO, 2507.18071, eq. 5-7).
     - 'sequence_token': the value of 'sequence' with the gradient of each token's own probability (GSPO-token, eq. 13-14).
 
     `loss_type` is 'clip' (the loss above) or 'cispo' (CISPO, MiniMax-M1, 2506.13585, eq. 4-5). The 'cispo' loss is
@@ -53,12 +55,12 @@ class GRPO(Objective):
     multiplied by min(p_old / p_sampler, C).
 
     `beta` is the weight of the KL divergence from the batch's `reference_logprobs`. `kl` is 'k3' (R1, eq. 2) or 'unbiased'
-    (V3.2, section 3.1). 'unbiased' multiplies k3 by the ratio p / p_sampler, and the gradient also flows through p / p_sampler.
+    (V3.2, section 3.1). 'unbiased' multiplies k3 by the ratio p / p_sampler. The gradient also flows through p / p_sampler.
     The KL term is neither clipped nor masked.
 
-    `off_policy_delta` limits how far the sampler's mean log-probability of an answer's tokens may exceed the trainer's. An
-    answer that exceeds `off_policy_delta` is dropped if its advantage is negative (V3.2, section 3.1). With `off_policy_delta`
-    0, no answer is dropped.
+    `off_policy_delta` limits how far the sampler's mean log-probability of an answer's tokens may exceed the trainer's mean. An
+    answer above this limit is dropped if the answer's advantage is negative (V3.2, section 3.1). With `off_policy_delta` 0, no
+    answer is dropped.
     """
 
     kind: Literal["grpo"] = "grpo"
@@ -92,14 +94,14 @@ class GRPO(Objective):
         return float(self._denominator_weights(batch).sum())
 
     def _denominator_weights(self, batch: TrainBatch) -> Tensor:
-        """Return each token's weight in the denominator of the mean: 1, or 1 divided by the number of trained tokens in
-        its answer."""
+        """Return each token's weight in the denominator of the mean loss: 1, or 1 divided by the number of trained tokens in
+        the token's answer."""
         if self.per == "token" or batch.lengths is None:
             return batch.loss_mask
         return batch.loss_mask / batch.lengths.clamp_min(1)
 
     def numerator_weights(self, batch: TrainBatch) -> Tensor:
-        """Return the weight of each token in the numerator of the mean."""
+        """Return the weight of each token in the numerator of the mean loss."""
         return batch.loss_mask / self.max_tokens if self.per == "constant" else self._denominator_weights(batch)
 
     def term(self, model: Decoder, batch: TrainBatch, output: DecoderOutput) -> LossTerm:
@@ -163,7 +165,7 @@ class GRPO(Objective):
         return sequence_ratio.detach() * (now - now.detach()).exp()
 
     def _token_objective(self, now: Tensor, ratio: Tensor, drawn: DrawnTokens) -> tuple[Tensor, Tensor]:
-        """Return the objective of each token before weighting, and a mask of the tokens that clipping changed."""
+        """Return the objective of each token before weighting, and a mask of the tokens whose objective clipping changed."""
         advantage = drawn.advantage
         clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
         if self.loss_type == "cispo":
@@ -174,7 +176,8 @@ class GRPO(Objective):
 
 @dataclass(frozen=True)
 class DrawnTokens:
-    """The n trained tokens of a batch, in batch order. Every field is [n] except `counts`. `answer` is the index of a token's answer."""
+    """The n trained tokens of a batch, in batch order. Every field except `counts` is [n]. `answer` is the index of a token's
+    answer."""
 
     advantage: Tensor
     weight: Tensor

@@ -1,8 +1,8 @@
 """The losses of the lightning indexer (DeepSeek-V3.2-Exp, section 2.1.1, eq. 3 and 4).
 
-A softmax over positions turns a query's index scores into a distribution. The indexer is trained so that this distribution
-matches the attention weights averaged over heads. The loss is the KL divergence KL(attention || indexer). Only the indexer
-receives the gradient of the KL loss.
+A softmax over positions turns a query's index scores into a distribution. The indexer is trained so that the distribution of
+its index scores matches the attention weights averaged over heads. The loss is the KL divergence KL(attention || indexer). Only
+the indexer receives the gradient of the KL loss.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from rorqual.train.objectives.objective import LossTerm, Objective
 
 
 class IndexerWarmup(Objective):
-    """KL over all positions, in nats per token and layer. Attention is dense while `IndexerWarmup` is used.
+    """The KL loss over all positions, in nats per token and layer. Attention is dense while `IndexerWarmup` is used.
 
-    `depth` is the number of MTP modules. If neither the MTP modules nor their indexers are trained, `depth` is 0. Combine the
-    objective with `tune.kind=indexer`, which freezes all other weights, as V3.2's warm-up does.
+    `depth` is the number of MTP modules. If neither the MTP modules nor their indexers are trained, `depth` is 0. Combine
+    `IndexerWarmup` with `tune.kind=indexer`, which freezes all weights outside the indexer, as V3.2's warm-up does.
     """
 
     kind: Literal["indexer_warmup"] = "indexer_warmup"
@@ -49,7 +49,7 @@ class IndexerWarmup(Objective):
 
 
 class IndexerSparse(IndexerWarmup):
-    """KL over the selected positions, in nats per token and layer.
+    """The KL loss over the selected positions, in nats per token and layer.
 
     Combine this objective with an objective that trains the model, such as `next_token`. The model then learns to attend
     sparsely, while the indexer continues to match the model's attention.

@@ -18,7 +18,7 @@ from rorqual.train.objectives.objective import LossTerm, Objective
 class MultiToken(Objective):
     """Mean cross-entropy over the predictions of all MTP modules, in nats.
 
-    `coefficient` is V3's lambda (0.3 in most of its training). `depth` must equal the model's
+    `coefficient` is DeepSeek-V3's lambda (0.3 in most of V3's training). `depth` must equal the model's
     `num_nextn_predict_layers`.
     """
 
@@ -45,7 +45,7 @@ class MultiToken(Objective):
 
 
 def _same_document_mask(batch: TrainBatch, k: int) -> Tensor:
-    """Return a mask of positions. Position i is True if token i + k, the input at depth k, is in the document of token i."""
+    """Return a mask that is True at position i if token i + k, the input at depth k, is in the document of token i."""
     return (batch.segments[:, k:] >= 0) & (batch.segments[:, k:] == batch.segments[:, :-k])
 
 

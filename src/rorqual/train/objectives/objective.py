@@ -1,7 +1,8 @@
-"""Base class of the objectives. An objective returns the sum of its loss over tokens, and a weight.
+"""Base class of the objectives. An objective returns the sum of its loss over tokens, and the weight by which the sum is
+divided.
 
-The loop divides the sum by the weight of the whole update, so that micro-batches, padding and packing do not change the
-gradient (transformers#34191, trl#2175).
+The training loop divides this sum by the weight of the whole update, so that micro-batches, padding and packing do not change
+the gradient (transformers#34191, trl#2175).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from rorqual.train.batch import TrainBatch
 
 @dataclass
 class LossTerm:
-    """The loss and the metrics of one objective on a batch. `sum` is the loss before division by the weight.
+    """The loss and the metrics of one objective on a batch. `sum` is the loss before the loop divides by the weight.
 
     `means` maps metric names to (sum, weight), and `maxima` maps metric names to maxima. `routing` holds the router outputs of
     the layers that the objective itself runs. `valid` holds a mask of non-padding tokens for each layer in `routing`.
@@ -37,10 +38,11 @@ class LossTerm:
 
 @torch.no_grad()
 def sampler_difference(now: Tensor, batch: TrainBatch, at: tuple[Tensor, ...]) -> LossTerm:
-    """Return a Term that has only metrics: the difference between the trainer's log-probabilities `now` [n] and the sampler's.
+    """Return a LossTerm that has only metrics: the difference between the trainer's log-probabilities `now` [n] and the
+    sampler's.
 
     `at` holds the indices of the n tokens in the batch. `logprob_diff` covers tokens sampled with the trainer's current
-    weights. `stale_logprob_diff` covers tokens sampled with older weights. `policy_age` is the mean age of all tokens.
+    weights. `stale_logprob_diff` covers tokens sampled with older weights. `policy_age` is the mean policy age of all tokens.
     """
     assert batch.sampled_logprobs is not None
     difference = (now - batch.sampled_logprobs[at]).abs().double()
@@ -65,8 +67,8 @@ class Objective(KindConfig):
 
     coefficient: NonNegative = 1.0
     reads_hidden: ClassVar[bool] = True
-    """Whether the loss depends on the hidden states. If the loss depends only on routing or recorded tensors, some parameters
-    may have no gradient."""
+    """Whether the objective's loss depends on the hidden states. If the loss depends only on routing or recorded tensors, some
+    parameters may have no gradient."""
 
     @property
     def needs_old_logprobs(self) -> bool:
@@ -91,5 +93,5 @@ class Objective(KindConfig):
         raise NotImplementedError
 
     def term(self, model: Decoder, batch: TrainBatch, output: DecoderOutput) -> LossTerm:
-        """Compute the loss and the metrics of the batch from the output of the forward pass."""
+        """Compute the objective's loss and metrics on the batch from the output of the forward pass."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""The optimizers, one module per kind. Importing this package registers all kinds."""
+"""The optimizers, one module per kind. Importing this package registers all kinds of optimizers."""
 
 from rorqual.train.optim.adamw import AdamWConfig
 from rorqual.train.optim.muon import MuonConfig

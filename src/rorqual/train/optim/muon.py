@@ -33,7 +33,7 @@ class MuonConfig(OptimConfig):
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
-    """Return whether Muon updates a parameter. Muon updates matrices and stacks of matrices, except embedding, head and
+    """Return whether Muon updates a parameter. Muon updates all matrices and stacks of matrices except embedding, head and
     routers."""
     excluded = name.endswith(("embed_tokens.weight", "lm_head.weight")) or ".router." in name
     return parameter.dim() >= 2 and not excluded
@@ -46,7 +46,7 @@ def matrix_shape(name: str, parameter: Tensor) -> tuple[int, int]:
 
 
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Approximate the semi-orthogonal matrix nearest to each matrix [..., rows, columns] by Newton-Schulz iteration."""
+    """Approximate, for each matrix [..., rows, columns], the nearest semi-orthogonal matrix by Newton-Schulz iteration."""
     a, b, c = COEFFICIENTS
     x = matrix.transpose(-1, -2) if matrix.shape[-2] > matrix.shape[-1] else matrix
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)

@@ -21,26 +21,28 @@ class Optimizer(ABC):
     def step(self, grads: dict[str, Tensor], factor: float, pool: Executor | None = None) -> None:
         """Update the parameters. All learning rates are multiplied by `factor`, which comes from the schedule.
 
-        `pool` may be used to update parameters in parallel. The result must be bit-identical with and without `pool`.
+        `pool` may be used to update parameters in parallel. The updated parameters must be bit-identical with and without
+        `pool`.
         """
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
-        """Return the optimizer state as named tensors. A resumed run loads these tensors."""
+        """Return the optimizer state as named tensors. A resumed run loads the tensors of this state."""
 
     @abstractmethod
     def load(self, state: dict[str, Tensor]) -> None:
-        """Load a saved state. If names or shapes differ, raises CheckpointError and leaves the optimizer unchanged."""
+        """Load a saved optimizer state. If names or shapes of its tensors differ from the optimizer's, raises CheckpointError
+        and leaves the optimizer unchanged."""
 
 
 def check_state(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise CheckpointError if names or shapes of an optimizer state differ from `shapes`."""
+    """Raise CheckpointError if the names or shapes of an optimizer state's tensors differ from `shapes`."""
     if problems := find_differences({name: tuple(tensor.shape) for name, tensor in state.items()}, shapes):
         raise CheckpointError(f"the optimizer state does not match: {list_first_names(problems)}")
 
 
 class OptimConfig(KindConfig):
-    """Base class of the optimizers' configs. Gradients are clipped to a global norm of `clip`; 0 disables clipping."""
+    """Base class of the optimizers' configs. Gradients are clipped to a global norm of `clip`. `clip=0` disables clipping."""
 
     schedule: LearningRateSchedule = LearningRateSchedule()
     clip: NonNegative = 1.0

@@ -1,4 +1,4 @@
-"""The sources of training batches, one module per kind. Importing this package registers all kinds."""
+"""The sources of training batches, one module per kind. Importing this package registers all kinds of sources."""
 
 from rorqual.train.sources.conversations import ConversationsConfig
 from rorqual.train.sources.distilled import DistilledConfig

@@ -24,9 +24,9 @@ from rorqual.train.sources.source import Source, SourceConfig, SourceInputs, Ste
 class DistilledConfig(SourceConfig):
     """Train on `data`, a Parquet file written by `rorqual distil`. Every sample is used once per epoch.
 
-    Samples that a filter dropped are not used. A step has `rows` rows of `row` tokens. `logits` adds the teacher's stored
-    log-probabilities, which the objective `distil` needs. `longer` sets whether a sample longer than a row is an error or is
-    skipped and counted.
+    Samples that a filter dropped are not used. A step has `rows` rows of `row` tokens. `logits` adds to the batches the
+    teacher's stored log-probabilities, which the objective `distil` needs. `longer` sets whether a sample longer than a row is
+    an error or is skipped and counted.
     """
 
     kind: Literal["distilled"] = "distilled"
@@ -51,7 +51,7 @@ class DistilledConfig(SourceConfig):
 class DistilledSamples(Source):
     """A source that trains on the exact token ids that the teacher sampled.
 
-    If the file has no token ids, its messages are rendered and tokenized.
+    If the file has no token ids, the file's messages are rendered and tokenized.
     """
 
     def __init__(self, config: DistilledConfig, materials: SourceInputs) -> None:
@@ -112,8 +112,8 @@ def is_empty_answer(one: TeacherSample, stops: Collection[int]) -> bool:
 def pack_teacher_batch(packed: PackedSamples, rows: Sequence[TeacherSample]) -> TrainBatch:
     """Build a training batch with the teacher's most likely tokens and their log-probabilities.
 
-    Row i of `top_ids` is the distribution of reply token i. The distribution of reply token i is stored at the position
-    that predicts this token.
+    Row i of `top_ids` belongs to the distribution of reply token i. This distribution is stored at the position that predicts
+    reply token i.
     """
     batch = TrainBatch.from_packed(packed.batch)
     shape = (*batch.tokens.shape, rows[0].top_ids.shape[1])
@@ -134,7 +134,7 @@ def pack_teacher_batch(packed: PackedSamples, rows: Sequence[TeacherSample]) -> 
 
 
 def check_teacher_file(file: DistilledFile, tokenizer: Tokenizer, config: DistilledConfig) -> None:
-    """Raise DataError if the token ids belong to another tokenizer, or if required log-probabilities are missing."""
+    """Raise DataError if the file's token ids belong to another tokenizer, or if required log-probabilities are missing."""
     has_ids = any(len(one.token_ids) for one in file.kept_samples)
     if has_ids and (file.tokenizer != tokenizer.fingerprint or file.vocab != tokenizer.vocab_size):
         raise vocabulary_mismatch_error(config.data, file.vocab, tokenizer.vocab_size, config.data)

@@ -33,11 +33,12 @@ from rorqual.train.sources.worked import endless_problems
 class OnPolicyConfig(SampledSourceConfig):
     """Train on answers sampled from the student.
 
-    `teacher` is the run directory of the teacher. `top_k` keeps the teacher's most likely tokens at each position; 0
-    keeps the whole vocabulary. The answers are graded for metrics such as reward; grades do not affect training.
+    `teacher` is the run directory of the teacher. `top_k` is the number of most likely tokens of the teacher that are kept at
+    each position. `top_k=0` keeps the whole vocabulary. The answers are graded for metrics such as reward. The grades do not
+    affect training.
 
-    Answers of age 1 or more need no importance ratios, because the divergence is computed over the whole vocabulary, not only
-    for the sampled token.
+    Answers of policy age 1 or more need no importance ratios, because the divergence is computed over the whole vocabulary, not
+    only for the sampled token.
     """
 
     kind: Literal["on_policy"] = "on_policy"
@@ -121,9 +122,10 @@ class OnPolicyTeacher:
         return replace(batch, teacher_logprobs=logprobs, teacher_ids=torch.cat([ids for _, ids in scored]))
 
     def _teacher_logprobs(self, part: TrainBatch) -> tuple[Tensor, Tensor]:
-        """Return the teacher's log-probabilities and token ids, both [rows, seq, k]. Untrained positions are 0.
+        """Return the teacher's log-probabilities and token ids, both [rows, seq, k]. At untrained positions, both tensors are
+        0.
 
-        If `top_k` is 0 (the whole vocabulary), the ids are empty.
+        If `top_k` is 0 (the whole vocabulary), the tensor of token ids is empty.
         """
         batch = part.to(self.device)
         logprobs = next_logprobs(self.model, batch.tokens, batch.positions, batch.segments, batch.loss_mask)

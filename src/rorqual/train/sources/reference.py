@@ -36,7 +36,7 @@ def load_frozen(run: RunDir, device: str, ops: Backend) -> Decoder:
 
 
 def map_rows(batch: TrainBatch, score: Callable[[TrainBatch], R], threads: int) -> list[R]:
-    """Return `score` of each part of the batch, in order. Each part has `ROWS` rows, for any number of threads."""
+    """Return `score(part)` for each part of the batch, in order. Each part has `ROWS` rows, whatever the number of threads."""
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return list(pool.map(score, batch.split(-(-len(batch.tokens) // ROWS))))
 
@@ -61,7 +61,8 @@ class ReferenceModel:
         self.temperature, self.threads = temperature, threads
 
     def logprobs(self, batch: TrainBatch) -> Tensor:
-        """Return the reference model's log-probabilities of the targets [rows, seq]. Untrained positions are 0."""
+        """Return the reference model's log-probabilities of the targets [rows, seq]. At untrained positions, the returned
+        log-probabilities are 0."""
         return torch.cat(map_rows(batch, self._target_logprobs, self.threads)).to(batch.tokens.device)
 
     @torch.no_grad()

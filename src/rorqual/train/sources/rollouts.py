@@ -34,7 +34,8 @@ from rorqual.train.sources.worked import endless_problems
 
 
 class LengthPenaltyConfig(Config):
-    """Sample each problem at every reasoning effort in `efforts` (1 to 100). A higher effort has a lower length penalty (`reward`).
+    """Sample each problem at every reasoning effort in `efforts` (1 to 100). A higher effort has a lower length penalty (see
+    `reward`).
 
     The prompt begins with the system message `effort_message(effort)`. The samples for one problem and one effort form a group.
     """
@@ -62,10 +63,10 @@ class LengthPenaltyConfig(Config):
 
 
 class RolloutConfig(SampledSourceConfig):
-    """Train on answers sampled from the model. The `samples` answers to a prompt are a group.
+    """Train on answers sampled from the model. The `samples` answers to one prompt form a group.
 
     `std` divides advantages by the group's standard deviation (R1). `trace` is the number of groups per step whose texts
-    are stored for `rorqual trace`. The groups with the most varied rewards are chosen.
+    are stored for `rorqual trace`. The stored groups are the groups with the most varied rewards.
 
     `top_p` and `top_k` restrict sampling. The trainer normalizes its probabilities over the tokens that top-p and top-k
     allowed (keep sampling mask, V3.2, 2512.02556).
@@ -78,18 +79,20 @@ class RolloutConfig(SampledSourceConfig):
     all groups.
 
     With `overlong_buffer`, answers longer than max_tokens - overlong_buffer tokens are penalized (DAPO's soft
-    punishment, eq. 13). The largest penalty is `overlong_penalty`. DAPO's rewards are 1 and -1; the rewards here are 1
-    and 0. A penalty of 0.5 here therefore corresponds to a penalty of 1 in DAPO.
+    punishment, eq. 13). The largest penalty for the length of an answer is `overlong_penalty`. DAPO's rewards are 1 and -1, but
+    Rorqual's rewards are 1 and
+    0. A penalty of 0.5 in Rorqual therefore corresponds to a penalty of 1 in DAPO.
 
-    `length_penalty` trains several reasoning efforts at once (`LengthPenaltyConfig`). A step then has `problems` groups per effort.
+    `length_penalty` trains several reasoning efforts at once (`LengthPenaltyConfig`). With `length_penalty`, a step has
+    `problems` groups per effort.
 
     `mask_truncated` excludes truncated answers from training (DAPO's overlong filtering). Truncated answers still count
     in the mean reward of their group.
 
-    `reference` is the run of a reference model. The reference model's log-probabilities are added to the batches for a KL term.
-    With `reference`, groups with equal rewards are trained on too.
+    `reference` is the run of a reference model. The reference model's log-probabilities are added to the batches for the KL
+    term of the loss. With `reference`, groups with equal rewards are trained on too.
 
-    The objective weights answers of age 1 or more by importance ratios.
+    The objective weights answers of policy age 1 or more by importance ratios.
     """
 
     kind: Literal["rollouts"] = "rollouts"
@@ -182,7 +185,8 @@ class Rollouts(SampledSource):
     def _option_metrics(
         self, groups: list[list[ScoredCompletion]], chosen: list[list[ScoredCompletion]]
     ) -> dict[str, Any]:
-        """Return the metrics of dynamic sampling and of the length penalty, if these options are used."""
+        """Return the metrics of dynamic sampling and of the length penalty, if the run uses dynamic sampling or the length
+        penalty."""
         c = self.config
         every = [one.completion for group in groups for one in group]
         out: dict[str, Any] = {}

@@ -25,11 +25,11 @@ GOLD_PROBE = 256
 class SampledSourceConfig(TaskSourceConfig):
     """Settings of a source of sampled answers. A step has `problems` prompts with `samples` answers each.
 
-    `minibatches` is the number of optimizer updates per step. `row` is the number of tokens per training row; prompt
-    and answer must fit into a row.
+    `minibatches` is the number of optimizer updates per step. `row` is the number of tokens per training row. A prompt and its
+    answer must fit into a row.
 
-    `max_age` limits the policy age: the trainer's policy version minus the version that sampled the answer. The check
-    that sampler and trainer agree skips answers of age 1 or more.
+    `max_age` limits the policy age: the trainer's policy version minus the version that sampled the answer. The check that
+    sampler and trainer agree skips answers of policy age 1 or more.
     """
 
     problems: Count = 32
@@ -47,7 +47,7 @@ class SampledSourceConfig(TaskSourceConfig):
 
     @property
     def efforts(self) -> tuple[int | None, ...]:
-        """The reasoning efforts at which each problem is sampled. None means that the prompt sets no effort."""
+        """The reasoning efforts at which each problem is sampled. The effort None means that the prompt sets no effort."""
         return (None,)
 
 
@@ -64,12 +64,12 @@ class ScoredCompletion:
 
     @property
     def cut_off(self) -> bool:
-        """Whether the completion was truncated at max_tokens."""
+        """Whether the completion was truncated at `max_tokens`."""
         return self.completion.finish_reason == "length"
 
 
 class SampledSource(Source):
-    """A source of answers sampled from the trained model. `params` are the sampling parameters of its requests.
+    """A source of answers sampled from the trained model. `params` are the sampling parameters of the source's requests.
 
     With `record_kept`, the samples must contain the tokens that top-p and top-k allowed.
     """
@@ -131,7 +131,8 @@ def _sampler_backend(ops: Backend) -> str:
 
 
 class RolloutSampler:
-    """A client of the rollout engine. The client sends the weights of each step and checks the returned samples.
+    """A client of the rollout engine. The client sends each step's weights to the engine and checks the samples that the engine
+    returns.
 
     A sample may be at most `max_age` policy versions old. With `record_kept`, each sample must
     contain the tokens that top-p and top-k allowed at each position.

@@ -22,7 +22,7 @@ def overlong_penalty(length: int, max_tokens: int, buffer: int) -> float:
 def group_advantages(rewards: Sequence[float], graded: Sequence[bool], *, std: bool) -> npt.NDArray[np.float64]:
     """Return each reward minus the mean of its group. With `std`, divide by the group's standard deviation (R1, eq. 3).
 
-    Without `std`, the result is the advantages of Dr.GRPO. Mean and standard deviation leave out ungraded samples. The
+    Without `std`, the advantages are those of Dr.GRPO. The mean and the standard deviation leave out ungraded samples. The
     advantage of an ungraded sample is 0.
     """
     values, is_graded = np.asarray(rewards, dtype=np.float64), np.asarray(graded, dtype=bool)

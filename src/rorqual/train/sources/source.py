@@ -21,7 +21,7 @@ class SourceInputs:
     """The objects from which a source is built.
 
     `model` is the trained model, and `threads` the number of worker threads. `rollout_engine` samples completions. If
-    `rollout_engine` is None, the source samples from the trained model itself.
+    `rollout_engine` is None, the source samples directly from `model`.
     """
 
     model: Decoder
@@ -37,8 +37,9 @@ class StepBatches:
     """The data of one step: one batch per optimizer update, and metrics.
 
     `fresh` is True if the batches were sampled for this step. Before the first update of a fresh step, the loop checks that
-    trainer and sampler agree on samples from the current weights. `unlearned` holds samples that are checked but not trained
-    on. `notes` are messages for the user. `trace` holds the lines for `rollouts.jsonl`, which `rorqual trace` shows.
+    trainer and sampler agree on samples from the current weights. `unlearned` holds samples on which the loop compares trainer
+    and sampler but does not train. `notes` are messages for the user. `trace` holds the lines for `rollouts.jsonl`, which
+    `rorqual trace` shows.
     """
 
     batches: list[TrainBatch]
@@ -55,8 +56,8 @@ class Source(ABC):
     versions: dict[str, int] = {}
     """The version of each generated problem family that the source uses."""
     prompts: Sequence[str] = ()
-    """Examples of the generated problems that the source trains on. Prompts from a file are left out, because prompts from a
-    file may be private."""
+    """Examples of the generated problems that the source trains on. Prompts from a file are left out, because these prompts may
+    be private."""
 
     @abstractmethod
     def step(self, step: int) -> StepBatches:
@@ -64,7 +65,7 @@ class Source(ABC):
 
 
 class StreamSource(Source):
-    """A source that reads its batches from a stream. `notes` are returned with the first step."""
+    """A source that reads its batches from a stream. `notes` are messages for the user, returned with the first step."""
 
     def __init__(self, stream: BatchStream, notes: Sequence[str] = ()) -> None:
         self.stream, self.notes = stream, list(notes)
@@ -85,11 +86,11 @@ class SourceConfig(KindConfig):
         return False
 
     def build(self, materials: SourceInputs) -> Source:
-        """Build the source. Raises an error for bad data, before the run writes anything."""
+        """Build the source. If the data is invalid, raises an error before the run writes anything."""
         raise NotImplementedError
 
     def provided_batch_fields(self) -> frozenset[str]:
-        """Return the optional fields of `TrainBatch` that the batches contain."""
+        """Return the optional fields of `TrainBatch` that the source's batches contain."""
         return frozenset()
 
     def texts(self) -> Iterator[str]:

@@ -15,7 +15,7 @@ from rorqual.train.sources.source import Source, SourceConfig, SourceInputs, Str
 
 
 class TextConfig(SourceConfig):
-    """Train on the first nine tenths of a text file. The last tenth is held out (`rorqual eval RUN data=FILE`)."""
+    """Train on the first nine tenths of a text file. The last tenth of the file is held out (`rorqual eval RUN data=FILE`)."""
 
     kind: Literal["text"] = "text"
     data: str

@@ -43,8 +43,9 @@ class TaskSourceConfig(SourceConfig):
 class WorkedConfig(TaskSourceConfig):
     """Train on worked solutions of a task.
 
-    `think` is the share of solutions that include the worked steps. All other solutions consist of only the answer. A step has
-    `rows` rows of `row` tokens. `longer` sets whether a solution longer than a row is an error or is skipped.
+    `think` is the share of solutions that include the worked steps. A solution without worked steps consists of only the
+    answer. A step has `rows` rows of `row` tokens. `longer` sets whether a solution longer than a row is an error or is
+    skipped.
     """
 
     kind: Literal["worked"] = "worked"
@@ -113,11 +114,11 @@ class WorkedSolutions(Source):
 
 
 def first_problems(task: Task, seed: int, count: int) -> list[Problem]:
-    """Return the first `count` problems of the train split, after checking them.
+    """Check the first `count` problems of the train split, and return these problems.
 
     Raises TaskError if a problem of a user's task is in both the train and the test split. Raises DataError if the train split
     is empty, if all problems are the same, or if the grader rejects a gold answer. Also raises DataError if the problems do not
-    depend on the seed, because every step would then train on the same problems.
+    depend on the seed, because every step would train on the same problems.
     """
     where = f"task {task.name}"
     probe = list(islice(safe_problems(task, "train", seed), count))
@@ -142,7 +143,7 @@ def first_problems(task: Task, seed: int, count: int) -> list[Problem]:
 
 
 def endless_problems(task: Task, seed: int) -> Iterator[Problem]:
-    """Yield problems of the train split without end. A finite task is repeated with another seed."""
+    """Yield problems of the train split without end. If the task is finite, its problems are repeated with another seed."""
     while True:
         found = False
         for problem in safe_problems(task, "train", seed):

@@ -7,10 +7,11 @@
   head. The first blocks and the query's latest blocks are always selected. Ties go to the earlier block.
 - Sliding window: attention to the last `window_size` tokens.
 
-The output of a query head is sum_c g_c o_c over the branches c (eq. 5), with gates g = sigmoid(x W_g). The selection has
-no gradient. If a query sees no key in a branch, the output of this branch is 0.
+The output of a query head is sum_c g_c o_c over the branches c (eq. 5), with gates g = sigmoid(x W_g). The selection of blocks
+has no gradient. If a query sees no key in a branch, the output of the branch is 0 for this query.
 
-Compressed blocks do not overlap: the stride d of the paper equals the block length l. The paper itself uses d = l / 2.
+Compressed blocks do not overlap: the stride d of the NSA paper equals the block length l here. The NSA paper itself uses d = l
+/ 2.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from rorqual.ops.paged import BLOCK, SelectedRows
 from rorqual.ops.rope import Rope, softmax_factor
 
 BRANCHES = ("cmp", "slc", "win")
-"""The branches in the order of their gates: compression, selection, sliding window."""
+"""The attention branches in the order of their gates: compression, selection, sliding window."""
 
 
 class NSAConfig(AttentionConfig):
@@ -114,8 +115,8 @@ class NSAConfig(AttentionConfig):
 class Compressor(nn.Module):
     """The MLP that maps the keys or values of a block to one key or value (eq. 7).
 
-    The first layer has a bias and separate columns for each position of the block. The paper's intra-block position encoding is
-    left out, because the encoding would only change the bias of the first layer.
+    The first layer of the MLP has a bias and separate columns for each position of the block. The NSA paper's intra-block
+    position encoding is left out, because the encoding would only change the bias of the first layer.
     """
 
     def __init__(self, config: NSAConfig) -> None:
@@ -124,15 +125,17 @@ class Compressor(nn.Module):
         self.down_proj = nn.Linear(config.mlp_width, config.head_dim, bias=False)
 
     def forward(self, rows: Tensor, ops: Backend) -> Tensor:
-        """Map rows [blocks, compress_block, heads, head_dim] to [blocks, heads, head_dim]."""
+        """Map the rows of each block [blocks, compress_block, heads, head_dim] to one row per block [blocks, heads,
+        head_dim]."""
         out: Tensor = self.down_proj(ops.silu(self.up_proj(rows.transpose(1, 2).flatten(2))))
         return out
 
 
 class NSA(Attention):
-    """Native Sparse Attention module. Always runs on a cache.
+    """Native Sparse Attention module. `NSA` always runs on a KV cache.
 
-    Records `selected_blocks` [tokens, kv heads, at most num_selected_blocks]: block numbers, best first, or -1 for none.
+    `NSA` records `selected_blocks` [tokens, kv heads, at most num_selected_blocks]: the numbers of the selected blocks, best
+    first, or -1 for no block.
     """
 
     needs_cache = True
@@ -192,7 +195,8 @@ class NSA(Attention):
         cache.write(parts)
 
     def _write_compressed_blocks(self, cache: LayerCache, context: AttentionContext) -> None:
-        """Store a key and a value for each block of `compress_block` tokens that this forward pass completes."""
+        """Store a compressed key and a compressed value for each block of `compress_block` tokens that the forward pass
+        completes."""
         c = self.config
         found = [
             [cache.groups(f"{name}.{h}", c.compress_block) for h in range(c.num_key_value_heads)]
@@ -209,8 +213,8 @@ class NSA(Attention):
     def _select_blocks(self, weights: SelectedRows, positions: Tensor) -> tuple[SelectedRows, Tensor]:
         """Select blocks for each token, given the attention weights of the compressed blocks and the positions [tokens].
 
-        Returns the tokens of the selected blocks up to the query's position, and the numbers of the selected blocks
-        [tokens, at most num_selected_blocks].
+        Returns the tokens of the selected blocks, up to the query's position, and the numbers of the selected blocks [tokens,
+        at most num_selected_blocks].
         """
         c = self.config
         per = c.select_block // c.compress_block

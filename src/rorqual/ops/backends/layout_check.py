@@ -17,7 +17,8 @@ NEAR = 1e-3
 
 
 def find_layout_error(attention: PagedAttention) -> str | None:
-    """Compare `attention` with `PagedAttention` on a small fp32 cache. Return a description of the first difference, or None."""
+    """Compare `attention` with `PagedAttention` on a small fp32 cache. Return a description of the first difference between
+    their results, or None if the results are equal."""
     try:
         with torch.inference_mode(False), torch.no_grad():
             actual, expected = _method_results(attention), _method_results(PagedAttention(attention.rows))

@@ -1,4 +1,4 @@
-"""Conversion of stored tensors to another dtype in slices. Each slice of a tensor is checked for NaN and infinity.
+"""Conversion of stored tensors to another dtype, slice by slice. Each slice of a tensor is checked for NaN and infinity.
 
 If a tensor keeps its dtype, the tensor's bytes do not change. An FP8 (E4M3) tensor has one scale for each 128 x 128 block of
 the matrix.

@@ -54,7 +54,7 @@ def _config_value(value: Any) -> Any:
     """Convert a value of a GGUF header to the form that `config.json` uses.
 
     A float becomes the shortest decimal number with the same fp32 value: a GGUF header stores 1e-5 as 9.99999974e-6, for
-    example. Some GGUF writers store one value per layer. A list of equal values becomes a single value.
+    example. Some GGUF writers store one value per layer. A header list of equal values becomes a single value in `config.json`.
     """
     if isinstance(value, list) and len(set(value)) == 1:
         value = value[0]

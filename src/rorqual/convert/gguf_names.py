@@ -90,7 +90,8 @@ class RowRangeMapping:
         return values
 
     def from_gguf(self, values: Tensor) -> Tensor:
-        """Convert rows of the GGUF tensor to rows of the Hugging Face tensor. `from_gguf` is the inverse of `to_gguf`."""
+        """Convert rows of the GGUF tensor to rows of the Hugging Face tensor. The method `from_gguf` is the inverse of
+        `to_gguf`."""
         if self.form == "transposed":
             return values.T
         if self.form == "permuted":

@@ -22,7 +22,7 @@ from rorqual.core.lock import acquire_lock
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A tensor to write. `shape` has the outermost dimension first, as in torch. `chunks` yields the tensor's bytes in
+    """A tensor to write. `shape` has the tensor's outermost dimension first, as in torch. `chunks` yields the tensor's bytes in
     order."""
 
     name: str

@@ -1,8 +1,8 @@
 """Import and export of Hugging Face folders: config, tokenizer, sharded safetensors and generation config.
 
 A tensor whose dtype does not change is copied byte by byte. A repeated export resumes an interrupted export. A repeated import
-starts from the beginning. Import and export write to a temporary folder and rename the temporary folder when all files are
-complete.
+starts from the beginning again. Import and export write to a temporary folder and rename the temporary folder when all files
+are complete.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def import_hf(src: Path, out: Path, *, dtype: DType = "keep", progress: Progress
 
     `out` must not exist or must be an empty folder. `dtype="keep"` copies the bytes of every tensor, including FP8 scales. With
     "float32", "bfloat16" and "float16", all tensors are converted and FP8 tensors are dequantised. The router bias is always
-    fp32. Returns notes for the user.
+    imported as fp32. Returns notes on the import for the user.
 
     Before any tensor is read, raises ConfigError, CheckpointError or DataError for an invalid config, header or text file.
     Raises NumericsError if a weight is NaN or infinite.

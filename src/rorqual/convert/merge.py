@@ -20,7 +20,7 @@ from rorqual.model.load.run_directory import load_run, read_section
 
 
 def full_weights_file(run: RunDir) -> Path:
-    """Return the weights file of the newest checkpoint of a run. Raises CheckpointError if the run holds only an adapter."""
+    """Return the weights file of the newest checkpoint of a run. Raises CheckpointError if `run` holds only an adapter."""
     checkpoint = run.checkpoint()
     if read_adapter_info(checkpoint) is not None:
         raise CheckpointError(
@@ -57,7 +57,7 @@ def merge_run(run: RunDir, dst: Path, *, dtype: Literal["float32", "bfloat16"] =
 def write_model(dst: Path, model: Decoder, source: RunDir, data: Mapping[str, Any]) -> Path:
     """Write `model` as the run directory `dst`, with the tokenizer, the chat format and the task defaults of `source`.
 
-    `data` is added to `run.yaml`. Return the checkpoint folder of `dst`.
+    The keys in `data` are added to the `run.yaml` of `dst`. Return the checkpoint folder of `dst`.
     """
     config = {**data, "chat": read_section(source, "chat"), "model": model.config.model_dump(mode="json")}
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}

@@ -50,7 +50,8 @@ tensor names already determine the modules."""
 
 
 def write_peft(run: RunDir, dst: Path, *, base: str = "") -> Path:
-    """Export the newest checkpoint of a LoRA run as a folder that `peft` can load onto the published model. Return `dst`.
+    """Export the newest checkpoint of a LoRA run as a folder that `peft` can load onto the published model. Return the folder
+    `dst`.
 
     `base` is the exported value of `base_model_name_or_path`. The default value is the path of the base run.
 

@@ -56,7 +56,7 @@ class TensorJob:
     pieces: tuple[TensorPart, ...]
 
     def chunks(self) -> Iterator[Bytes]:
-        """Yield the bytes of the tensor in order."""
+        """Yield the bytes of the output tensor in order."""
         for piece in self.pieces:
             yield from piece.chunks(self.spec.dtype)
 
@@ -202,7 +202,8 @@ def _import_entry(
 def find_copied_tensors(names: NameMap, tensors: Mapping[str, StoredTensor], where: str) -> list[str]:
     """Return the names of tensors in a checkpoint that are copies of other tensors, such as a tied head.
 
-    All copied tensors are read and compared with their originals. Raises CheckpointError if a copy differs from its original.
+    All copied tensors are read and compared with their originals. Raises CheckpointError if a copied tensor differs from its
+    original.
     """
     original = {entry.internal: entry.published[0] for entry in names.entries}
     present = [name for name in names.copies if name in tensors]

@@ -33,8 +33,8 @@ class FinishedSequence:
     sequence: Sequence
     sampled: SampledReply
     stopped: bool
-    """True if a stop token, a stop string or the grammar ended the sequence. False if the sequence reached its length
-    limit."""
+    """`stopped` is True if a stop token, a stop string or the grammar ended the sequence. `stopped` is False if the sequence
+    reached its length limit."""
     has_non_finite: bool = False
     """Whether a logit of the sequence was NaN or infinite. If `has_non_finite` is True, the sequence's last token is
     meaningless."""
@@ -99,11 +99,11 @@ class EngineCore:
 
     @property
     def idle(self) -> bool:
-        """Whether no sequence is running or queued."""
+        """Whether the engine core has no running and no queued sequences."""
         return self.scheduler.idle
 
     def submit(self, sequences: list[Sequence]) -> None:
-        """Add sequences to the request queue."""
+        """Add `sequences` to the request queue of the engine core."""
         self.scheduler.submit(sequences)
 
     @torch.inference_mode()
@@ -171,7 +171,7 @@ class EngineCore:
         self.runner.bind_backend(backend)
 
     def request_ids(self) -> set[int]:
-        """Return the ids of all running and queued requests."""
+        """Return the ids of the engine core's running and queued requests."""
         return self.scheduler.request_ids()
 
     def close(self) -> None:

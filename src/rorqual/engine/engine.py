@@ -82,8 +82,8 @@ class Engine:
 
     @classmethod
     def of(cls, model: Decoder, tokenizer: Tokenizer, chat: ChatFormat, **settings: Any) -> Engine:
-        """Create an engine for a model that other code owns, such as a trainer's, and put the model into evaluation mode. `reuse`
-        and `pack` default to False."""
+        """Create an engine for a model that other code owns, such as a trainer's, and put the model into evaluation mode. The
+        settings `reuse` and `pack` default to False."""
         engine = cls.__new__(cls)
         config = parse_config(EngineConfig, {"reuse": False, "pack": False, **settings}, where="engine")
         engine._create_cores(model, tokenizer, chat, config)
@@ -162,7 +162,7 @@ class Engine:
         return self._backend.fit(self.model, cache_shapes=shapes, threads=self._max_threads)
 
     def weights_changed(self) -> None:
-        """Tell the engine that the weights have changed. The engine then invalidates all cached blocks.
+        """Tell the engine that the model's weights have changed. The engine then invalidates all cached KV blocks.
 
         Before each engine call, the engine detects in-place weight changes that torch counts (`tensor_versions`). Call
         `weights_changed` after a weight change by a fused optimizer, numpy or `tensor.data`, and after a change of a module's
@@ -347,8 +347,8 @@ class Engine:
     def stream(self, request: Request) -> Iterator[Delta]:
         """Yield the deltas of one request as its tokens are sampled.
 
-        Several streams may be open at the same time. Iterating over any stream runs engine steps that advance all requests.
-        Closing the iterator of `stream` cancels the iterator's request.
+        Several iterators of `stream` may be open at the same time. Iterating over any stream runs engine steps that advance all
+        requests. Closing the iterator of `stream` cancels the iterator's request.
         """
         request_id = self.submit(request)
         deltas, unfinished = self._outbox.open_stream(request_id), request.params.n

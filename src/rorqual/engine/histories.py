@@ -1,4 +1,5 @@
-"""Store the token ids of each sequence, and per-token results such as log-probabilities. All arrays are indexed by slot."""
+"""Store the token ids of each sequence, and per-token results such as log-probabilities. The stored token ids and results are
+indexed by slot."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class TokenCounts:
     def add_tokens(self, rows: Ints, tokens: Ints) -> None:
         """Add each row's new token to the row's token history.
 
-        `tokens` [n] are the new tokens of the distinct rows `rows` [n]. Rows without a token history are skipped.
+        `tokens` [n] are the new tokens of the distinct rows `rows` [n]. `add_tokens` skips rows without a token history.
         """
         for row, token in zip(rows.tolist(), tokens.tolist()):
             if (history := self._histories.get(row)) is None:

@@ -63,8 +63,8 @@ class ValidatedRequest:
 
 
 def _non_text_part_names(messages: Sequence[Message]) -> str:
-    """Return the plural names of the non-text parts in the messages, such as "images". Token ids cannot represent
-    non-text parts."""
+    """Return the plural names of the non-text parts in the messages, such as "images". Token ids cannot represent the non-text
+    parts of messages."""
     parts = (part for message in messages if not isinstance(message.content, str) for part in message.content)
     return ", ".join(sorted({part.plural for part in parts if not isinstance(part, TextPart)}))
 

@@ -27,7 +27,7 @@ class PromptScores:
     @property
     def n_reusable_positions(self) -> int | None:
         """Number of leading prompt positions that may come from the prefix cache, because they already have a log-probability.
-        If the number is not limited, `n_reusable_positions` is None.
+        If any number of positions may come from the prefix cache, `n_reusable_positions` is None.
         """
         return None if len(self.logprobs) == self.length - 1 else len(self.logprobs)
 
@@ -46,11 +46,11 @@ class PromptScores:
         return any(math.isnan(value) for value in self.logprobs)
 
     def logprobs_by_token(self) -> list[float | None]:
-        """Return a list [length] with the log-probability of each prompt token. The log-probability of the first token is None,
-        because no token precedes the first prompt token."""
+        """Return a list [length] with the log-probability of each prompt token. The log-probability of the first prompt token
+        is None, because no token precedes the first prompt token."""
         return [None, *self.logprobs]
 
     def likeliest_by_position(self) -> list[Likeliest]:
-        """Return a list [length] with the most likely tokens at each prompt position. The list of the first position is empty,
-        because no token precedes the first prompt token."""
+        """Return a list [length] with the most likely tokens at each prompt position. The list of the first prompt position is
+        empty, because no token precedes the first prompt token."""
         return [[], *self.best]

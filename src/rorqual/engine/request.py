@@ -55,7 +55,7 @@ class Completion:
     top_logprobs: list[list[tuple[int, float]]] | None = None
     """Most likely tokens at each reply position, if `SamplingParams.top_logprobs` is set."""
     usage: dict[str, int] = field(default_factory=dict)
-    """Token counts `prompt_tokens` and `completion_tokens`. A local engine adds `prompt_cache_hit_tokens` and
+    """Token counts `prompt_tokens` and `completion_tokens`. A local engine adds the token counts `prompt_cache_hit_tokens` and
     `prompt_cache_miss_tokens`."""
     error: str = ""
     """The reason why the sample is invalid, or "" if the sample is valid. A sample is invalid if the grammar reached a dead

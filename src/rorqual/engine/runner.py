@@ -61,8 +61,8 @@ def pad_row_count(tokens: int, rows: int) -> int:
 
 
 class ModelRunner:
-    """Runs the model on a batch. The runner has a KV cache with `blocks` blocks, and the histories of `slots` sequences of at most
-    `max_len` tokens."""
+    """Runs the model on the batch of an engine core. The runner has a KV cache with `blocks` blocks, and the histories of
+    `slots` sequences of at most `max_len` tokens."""
 
     def __init__(
         self,
@@ -184,8 +184,8 @@ class ModelRunner:
         return new
 
     def _check_expert_ids(self, experts: Tensor) -> Tensor:
-        """Return the expert ids. Raises ValueError if an expert id is `n_router_choices()` or higher, because the expert id may
-        then be too large for the dtype of `PagedCache.experts`."""
+        """Return the expert ids `experts` unchanged. Raises ValueError if an expert id is `n_router_choices()` or higher,
+        because the expert id may then be too large for the dtype of `PagedCache.experts`."""
         if (highest := int(experts.max())) >= self._choices:
             raise ValueError(
                 f"a feed-forward network chose expert {highest}, but its `n_router_choices()` is {self._choices}"
@@ -193,8 +193,8 @@ class ModelRunner:
         return experts
 
     def _check_output(self, output: StepOutput, step_input: StepInput) -> StepOutput:
-        """Return the output of a step. Raises ValueError if the backend left out a tensor of the output, or if a tensor has a
-        wrong shape."""
+        """Return the output of an engine step unchanged. Raises ValueError if the backend left out a tensor of the output, or
+        if a tensor has a wrong shape."""
         sampled, tokens, rows = output.sampled, step_input.ids.shape[1], len(step_input.last)
         shapes: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
             "hidden states": (output.hidden, (tokens, self.model.config.hidden_size))
@@ -213,8 +213,8 @@ class ModelRunner:
         return output
 
     def _input_embeddings(self, plan: SchedulerOutput, ids: Ints, size: int) -> Tensor | None:
-        """Return the input embeddings [1, tokens, d] of a step with `size` tokens before padding. Return None if no
-        request sets `embeds`."""
+        """Return the input embeddings [1, tokens, d] of a step with `size` tokens before padding. Return None if no request in
+        the step sets `embeds`."""
         places, rows = list[Ints](), list[npt.NDArray[np.float32]]()
         start = plan.decode
         for chunk in plan.chunks:

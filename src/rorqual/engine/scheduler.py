@@ -56,7 +56,7 @@ class SchedulerOutput:
 
     @property
     def empty(self) -> bool:
-        """Whether the step computes no tokens."""
+        """Whether the planned step computes no tokens."""
         return not self.decode and not self.chunks
 
 
@@ -92,11 +92,11 @@ class Scheduler:
 
     @property
     def idle(self) -> bool:
-        """Whether no sequence is running or queued."""
+        """Whether the scheduler has no running and no queued sequences."""
         return not self.running and not self.prefilling and not self.waiting
 
     def submit(self, sequences: list[Sequence]) -> None:
-        """Add new sequences to the request queue."""
+        """Add new sequences to the scheduler's request queue."""
         busy = {s.tenant for s in (*self.running, *self.prefilling)}
         for sequence in sequences:
             self._arrivals += 1
@@ -138,7 +138,7 @@ class Scheduler:
         return max(running, key=lambda s: (-s.priority, slots[s.tenant], s.arrival))
 
     def _slots_by_tenant(self) -> Counter[str]:
-        """Count the slots of each tenant."""
+        """Return the number of slots of each tenant."""
         return Counter(s.tenant for s in self._sequences_with_slot() if s.slot >= 0)
 
     def _preempt(self, sequence: Sequence, plan: SchedulerOutput) -> None:
@@ -232,10 +232,10 @@ class Scheduler:
         """Return the sequence to preempt in favour of the queued `sequence`, or None.
 
         If a sequence of lower priority has a slot, the victim is the sequence that `_lowest_ranked_sequence` returns. If no
-        such sequence has a slot, the candidates belong to tenants that may lose a slot (`RequestQueue.tenants_to_preempt`). A
-        candidate for preemption has the same priority as `sequence` and has decoded at least `QUANTUM` tokens in its row. The
-        victim is the candidate whose tenant has the most slots. Ties between candidates go to the candidate with the most
-        decoded tokens.
+        sequence of lower priority has a slot, the candidates belong to tenants that may lose a slot
+        (`RequestQueue.tenants_to_preempt`). A candidate for preemption has the same priority as `sequence` and has decoded at
+        least `QUANTUM` tokens in its row. The victim is the candidate whose tenant has the most slots. Ties between candidates
+        go to the candidate with the most decoded tokens.
         """
         if min(s.priority for s in (*self.running, *self.prefilling)) < sequence.priority:
             return self._lowest_ranked_sequence()
@@ -413,9 +413,9 @@ class Scheduler:
         self.kv_cache.reset()
 
     def _sequences_with_slot(self) -> list[Sequence]:
-        """Return all sequences with a slot."""
+        """Return all sequences that have a slot."""
         return [*self.running, *self.prefilling, *(f for s in self.prefilling for f in s.followers)]
 
     def request_ids(self) -> set[int]:
-        """Return the ids of all running and queued requests."""
+        """Return the ids of the scheduler's running and queued requests."""
         return {s.request_id for s in (*self._sequences_with_slot(), *self.waiting)}

@@ -43,7 +43,7 @@ class Sequence:
     blocks: list[int] = field(default_factory=list)
     num_cached_blocks: int = 0
     keys: list[bytes] = field(default_factory=list)
-    """Hash keys of the sequence's leading full blocks. The list is extended on demand."""
+    """Hash keys of the sequence's leading full blocks. The list of hash keys is extended on demand."""
     followers: list[Sequence] = field(default_factory=list)
     """Sequences that have the same tokens to prefill. The followers wait for the prefill of this sequence and then share the
     prefilled blocks."""

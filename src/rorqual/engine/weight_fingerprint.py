@@ -65,7 +65,7 @@ def _digest(tensors: list[Tensor]) -> str:
 
 
 def _processor_model() -> str:
-    """Return the processor model. Two processors with the same torch CPU capability may round differently
+    """Return the model name of the processor. Two processors with the same torch CPU capability may round differently
     (docs/explanation/engine.md)."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].split("\n")

@@ -46,7 +46,7 @@ class Stage(Config):
         """Build one block of the stage.
 
         Raises ValueError if the built block and its config differ in the number of attention modules or in the experts per
-        token. Without this check, replay could use recorded expert choices in the wrong layers.
+        token. If the built block and its config differed, replay could use recorded expert choices in the wrong layers.
         """
         block = self.block.build(self.attention, self.ffn, hidden_size, eps)
         declared = len(self.attentions), [ffn.experts_per_token() for ffn in self.ffns]
@@ -62,8 +62,8 @@ class Stage(Config):
 class ModelConfig(Config):
     """The configuration of a decoder.
 
-    Each of the `num_nextn_predict_layers` multi-token prediction modules (V3 eq. 21-25) contains one block. This block is built
-    like the blocks of the last stage.
+    Each of the `num_nextn_predict_layers` multi-token prediction modules (V3 eq. 21-25) contains one block. The block of an MTP
+    module is built like the blocks of the last stage.
     """
 
     vocab_size: int = Field(ge=2, le=MOST)
@@ -82,7 +82,8 @@ class ModelConfig(Config):
 
     @property
     def attentions(self) -> tuple[AttentionConfig, ...]:
-        """The config of every attention module in the main model. The index of `Cache.layer` follows this order."""
+        """The config of every attention module in the main model. The index of `Cache.layer` follows the order of
+        `attentions`."""
         return tuple(attention for stage in self.layers for attention in stage.attentions)
 
     @property

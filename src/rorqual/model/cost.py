@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of a module. `Cost` supports addition, and multiplication by an integer.
+    """The cost of a module. `Cost` objects can be added, and multiplied by an integer.
 
     `active` is the number of parameters used for one token. `flops` is the forward FLOPs of one token, including attention to
     all `context` keys. Only the FLOPs of matrix products are counted, with 2 FLOPs per multiply-add. Norms, softmax and gates

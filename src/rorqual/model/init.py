@@ -1,4 +1,4 @@
-"""Weight initialization as in V3, section 4.2.
+"""Weight initialization as in DeepSeek-V3 (report section 4.2).
 
 Weight matrices are drawn from a normal distribution with standard deviation `initializer_range`. Norm weights are 1 and biases
 are 0.

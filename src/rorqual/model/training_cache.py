@@ -93,7 +93,8 @@ class PackedBatchCache:
 def _renumber_padding(positions: Ints, padding: npt.NDArray[np.bool_]) -> Ints:
     """Set the positions of padding tokens [batch, seq] to 0, 1, ..., BLOCK - 1, repeatedly, so that BLOCK padding tokens share a block.
 
-    In a batch, all padding tokens have position 0. Each padding token would therefore be a separate document and use a whole block.
+    In a batch, all padding tokens have position 0. Without renumbering, each padding token would therefore be a separate
+    document and use a whole block.
     """
     column = np.arange(positions.shape[1])
     begins = padding.copy()

@@ -17,8 +17,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tenso
 
 
 def document_mask(segments: Tensor) -> Tensor:
-    """Return a causal mask [batch, 1, seq, seq]. The mask is True where a query may see a key: the key is in the same document
-    and not after the query.
+    """Return a causal mask [batch, 1, seq, seq]. The mask is True where a query may see a key: both are in the same document,
+    and the key is not after the query.
 
     `segments` [batch, seq] are the document numbers of the tokens.
     """

@@ -159,7 +159,7 @@ def _padded_row_counts(dtype: torch.dtype, least: int) -> tuple[int, ...]:
 
 
 def _sort_by_expert(indices: Tensor, n_experts: int, fill: tuple[int, ...]) -> tuple[Ints, Ints, Ints]:
-    """Sort token-expert pairs by expert.
+    """Sort the (token, expert) pairs of a batch by expert.
 
     Returns the padded number of rows per expert [experts], the indices that sort the pairs [tokens * k], and the row of
     each sorted pair [tokens * k].

@@ -12,7 +12,8 @@ from rorqual.core.errors import ConfigError
 
 
 class Layer(nn.Module):
-    """A module that describes its matrix products to `Backend.prepare`. Training does not use the described matrix products.
+    """A module that describes its matrix products to `Backend.prepare`. Training does not use `shared_input`, `derived` and
+    `tied`.
 
     - `shared_input`: groups of names of linear maps that have the same input. `apply_shared_input(x)` applies all maps in `shared_input`.
     - `derived`: maps the name of a method to the name of a submodule or parameter. `Backend.prepare` stores the method's result

@@ -35,7 +35,7 @@ class Routing:
     own: Tensor
     gap: Tensor
     skips: bool = True
-    """False if `indices` contains only experts with weights. Kernels then need no mask."""
+    """False if `indices` contains only experts with weights. If `skips` is False, kernels need no mask."""
 
     def routed_only(self, n_experts: int) -> Routing:
         """Return the routing with only experts 0 to `n_experts` - 1, for kernels. In the returned routing, `SKIP` and identity

@@ -41,7 +41,7 @@ class QueryTiles:
 
     A tile has `queries` queries of one sequence. Tiles are sorted by descending number of blocks. (tile, key block) pairs are
     sorted by the block's index in its sequence, then by tile. `counts[b]` is the number of tiles that have a block with index
-    b. These tiles are tiles 0 to counts[b] - 1.
+    b. The tiles that have a block with index b are tiles 0 to counts[b] - 1.
 
     - `tile` [pairs]: the tile of each pair.
     - `block` [pairs]: the block's number in the pool.
@@ -456,9 +456,9 @@ def _top_columns(scores: Tensor, budget: int) -> Tensor:
 def index_scores(q: Tensor, weights: Tensor, keys: Tensor, tiles: QueryTiles, scales: Tensor | None = None) -> Tensor:
     """Return sum_j w_{t,j} ReLU(q_{t,j} . k_s) for each pair of tile and block [pairs, queries, BLOCK / every], in fp32.
 
-    The formula is the lightning indexer (DeepSeek-V3.2-Exp, eq. 1). The score of an invisible row is -inf. `q` is [tokens,
-    heads, repeat, d], `weights` [tokens, heads, repeat], `keys` [blocks, heads, BLOCK / every, d] and `scales` [blocks, heads,
-    BLOCK / every, 1]. Index keys are multiplied by their scales.
+    The sum is the index score of the lightning indexer (DeepSeek-V3.2-Exp, eq. 1). The index score of an invisible row is -inf.
+    `q` is [tokens, heads, repeat, d], `weights` [tokens, heads, repeat], `keys` [blocks, heads, BLOCK / every, d] and `scales`
+    [blocks, heads, BLOCK / every, 1]. Index keys are multiplied by their scales.
     """
     _, heads, repeat, _ = q.shape
     queries, size = tiles.queries, keys.shape[2]
@@ -580,7 +580,7 @@ def _block_weights(q: Tensor, k: Tensor, tiles: QueryTiles, scale: float, mask: 
     """Return attention scores and softmax weights [blocks, heads, rows, keys] in the order of `mask`, given the keys of each
     block.
 
-    Each block has its own softmax.
+    The softmax of a block covers only the keys of the block.
     """
     _, heads, rows, _ = q.shape
     queries, size = mask.shape[1:]

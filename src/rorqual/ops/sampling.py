@@ -35,8 +35,8 @@ BLOCK = 1 << 16
 Logits in the processor's cache are processed ten times as fast as logits in newly allocated memory.
 """
 COLDEST, HOTTEST = 1e-20, 1e20
-"""Limits to which temperatures are clipped. Division of logits by a temperature below `COLDEST` would overflow fp32 and give
-NaN."""
+"""Lower and upper limit to which temperatures are clipped. Division of logits by a temperature below `COLDEST` would overflow
+fp32 and give NaN."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def truncate(logprobs: Tensor, top_p: Tensor, top_k: Tensor, log_min_p: Tensor, 
     probability reaches `top_p`. Then min-p removes tokens below `min_p` times the highest probability; `log_min_p` is the
     logarithm of `min_p`. Where `min_p_first` [rows, 1] is true, min-p is applied first, and top-k and top-p are applied to the
     remaining tokens. Removed tokens get the log-probability -inf. Among tokens with equal probability, the tokens with the
-    lowest ids stay. The most likely token always stays.
+    lowest ids stay. The most likely token is never removed.
 
     If the cumulative probability equals `top_p` up to rounding, slightly different logits may keep one token more or less. The
     set of kept tokens differs for about one sampled token in a thousand. Policy gradients therefore use the recorded set of
@@ -202,8 +202,8 @@ def _truncation_threshold(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Find the truncation threshold of each row.
 
-    `ordered` [rows, candidates] holds the highest log-probabilities of each row, in descending order. The tokens with these
-    log-probabilities are the candidates.
+    `ordered` [rows, candidates] holds the highest log-probabilities of each row, in descending order. The candidates are the
+    tokens with the log-probabilities in `ordered`.
 
     Returns four tensors [rows, 1]:
 
@@ -255,7 +255,7 @@ def distribution(logits: Tensor, settings: SamplingSettings) -> Tensor:
 
 def _row_slices(logits: Tensor) -> list[slice]:
     """Split the rows of logits into slices that are processed at once. On a CPU, the logits of a slice fit in the processor's
-    cache. On a GPU, one slice contains all rows."""
+    cache. On a GPU, one slice contains all rows of logits."""
     rows, vocab = logits.shape
     step = max(1, BLOCK // vocab) if logits.device.type == "cpu" else max(1, rows)
     return [slice(start, start + step) for start in range(0, rows, step)]
@@ -279,7 +279,8 @@ class SamplingMetadata:
 
 @dataclass(frozen=True)
 class SamplerOutput:
-    """Sampled token ids [rows], their fp32 log-probabilities [rows], and the log-probabilities of all tokens [rows, vocab]."""
+    """The sampled token ids [rows], the fp32 log-probabilities [rows] of the sampled tokens, and the log-probabilities of all
+    tokens [rows, vocab]."""
 
     ids: Tensor
     logprobs: Tensor

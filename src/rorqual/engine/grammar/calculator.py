@@ -1,6 +1,6 @@
 """A calculator for small models: after a calculation such as `12 + 34 =`, the engine writes the result of the calculation.
 
-In Cobbe et al. (2110.14168, appendix C), a calculator also writes the results of calculations.
+The calculator follows Cobbe et al. (2110.14168, appendix C).
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ NO_CALL = "no call can be read in the reply, because its arguments contain a tag
 """Error message for a reply whose call arguments contain `</think>`, if the chat format also recognises `</think>` in plain
 text."""
 _HOLE = "\0"
-"""Placeholder for the arguments in the text of a tool call. No function name can contain this character."""
+"""Placeholder for the arguments in the text of a tool call. No function name can contain the character `_HOLE`."""
 _MARK = re.compile("([\ud800-\udfff])")
 
 

@@ -89,7 +89,7 @@ class CompiledGrammar:
         self._lock = threading.Lock()
 
     def new_constraint(self, thought: ReasoningFormat | None = None) -> Constraint:
-        """Return the constraint of a new reply. Pass `thought` if the reply may start with reasoning."""
+        """Return a new constraint for one reply. Pass `thought` if the reply may start with reasoning."""
         with self._lock:
             constraint: Constraint = MatcherConstraint(self._matcher.deep_copy(), self._masks)
         if self.fault is not None:

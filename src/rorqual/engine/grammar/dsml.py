@@ -41,7 +41,7 @@ class DsmlRules:
 
     def call_rules(self, rule: str, function: str, schema: Mapping[str, Any]) -> Iterator[str]:
         """Yield the rules of a DSML call of `function`, whose arguments have the schema `schema`. `rule` is the name of the
-        first rule."""
+        first yielded rule."""
         properties, required = _collect_parameters(schema, schema, set())
         properties |= {key: True for key in sorted(required) if key not in properties}
         names = [key for key, part in properties.items() if part is not False]
@@ -112,7 +112,8 @@ def _applied_subschemas(part: Mapping[str, Any], root: Mapping[str, Any], seen: 
 
 
 def _value_kinds(part: Any, root: Mapping[str, Any], seen: set[str]) -> Iterator[tuple[str, Any]]:
-    """Yield the kinds of values that a subschema allows: ("one", value), ("text", schema of strings) or ("json", schema).
+    """Yield the kinds of values that the subschema `part` allows: ("one", value), ("text", schema of strings) or ("json",
+    schema).
 
     `seen` holds the schema references that were already followed.
     """

@@ -14,8 +14,8 @@ T = TypeVar("T")
 
 
 class CompileTask(Future[T]):
-    """A queued compilation and the future of its result. `work` compiles a grammar, given a trial process and an event that
-    `cancel` sets."""
+    """A queued compilation, which is also the future of the compiled grammar. `work` compiles a grammar, given a trial process
+    and an event that `cancel` sets."""
 
     def __init__(self, tenant: str, work: Callable[[TrialProcess, threading.Event], T]) -> None:
         super().__init__()

@@ -20,7 +20,8 @@ class _StrictModel(BaseModel):
 
 
 class FunctionSchema(_StrictModel):
-    """A function that may be called. `parameters` is the JSON schema of the function's arguments, which are always a JSON object."""
+    """A function that a reply may call. `parameters` is the JSON schema of the function's arguments, which are always a JSON
+    object."""
 
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
     parameters: dict[str, Any]
@@ -75,7 +76,7 @@ def choice_pattern(source: str) -> str:
 
 
 def check_pattern(source: str) -> str:
-    """Return a regular expression unchanged. Raises DataError if the expression is empty or too long."""
+    """Return the regular expression `source` unchanged. Raises DataError if the expression is empty or too long."""
     _check_source_text(source, "regular expression", "[0-9]+", MAX_PATTERN)
     return source
 

@@ -26,7 +26,7 @@ class LlguidanceGrammar:
     text: str
     schema: dict[str, Any] | None = None
     name: str = ""
-    """The name of the function whose arguments the grammar describes. Error messages show this name."""
+    """The name of the function whose arguments the grammar describes. Error messages show the function's name."""
 
 
 class TrialProcess:
@@ -40,7 +40,7 @@ class TrialProcess:
     def find_first_error(
         self, parts: Sequence[LlguidanceGrammar], tokenizer: Mapping[str, Any], stopped: threading.Event
     ) -> dict[str, str]:
-        """Return the name and the error of the first part that cannot be used, or {} if all parts can be used.
+        """Return the name and the error of the first grammar in `parts` that cannot be used, or {} if all grammars can be used.
 
         `tokenizer` has the arguments of `build_vocabulary`. If `stop(stopped)` is called, `find_first_error` raises
         CancelledError.

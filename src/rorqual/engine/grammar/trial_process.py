@@ -93,8 +93,8 @@ def build_validator(schema: dict[str, Any]) -> Any:
 
 
 def find_first_error(vocabulary: Any, parts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Build the grammar and the validator of each part. Return the name and the error of the first part that fails, or {} if no
-    part fails."""
+    """Build the matcher and the schema validator of each grammar in `parts`. Return the name and the error of the first grammar
+    that fails, or {} if no grammar fails."""
     left = CHECK_SECONDS
     for part in parts:
         try:

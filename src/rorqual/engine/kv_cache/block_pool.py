@@ -38,17 +38,17 @@ class BlockPool:
 
     @property
     def n_free_blocks(self) -> int:
-        """Number of free blocks."""
+        """Number of free KV-cache blocks in the pool."""
         return len(self._free)
 
     @property
     def n_cached_blocks(self) -> int:
-        """Number of cached blocks."""
+        """Number of cached KV-cache blocks in the pool."""
         return len(self._cached)
 
     @property
     def n_used_blocks(self) -> int:
-        """Number of used blocks."""
+        """Number of used KV-cache blocks in the pool."""
         return self._used
 
     @property
@@ -57,7 +57,7 @@ class BlockPool:
         return len(self._free) + len(self._cached)
 
     def allocate(self, count: int) -> list[int] | None:
-        """Return `count` blocks, evicting cached blocks if necessary. Each allocated block has one reference and no key.
+        """Return `count` blocks, evicting cached blocks if necessary. Each allocated block has one reference and no hash key.
 
         If fewer than `count` blocks are available, `allocate` returns None and changes nothing.
         """

@@ -43,9 +43,9 @@ class DiskStore:
     """An LRU key-value store of payloads in a folder, limited to `budget_bytes` of disk.
 
     `fingerprint` identifies the weights: files that were written with other weights are cache misses. `secret` [32 bytes]
-    authenticates the files. The secret is created with the folder. `put` never waits for a write to disk. Disk errors are not
-    raised. The constructor raises ConfigError if the folder is unusable or other users can write to the folder, and
-    RorqualError if another process uses the folder.
+    authenticates the files. The secret is created together with the folder of the disk cache. `put` never waits for a write to
+    disk. `DiskStore` does not raise disk errors of reads and writes. The constructor raises ConfigError if the folder is
+    unusable or other users can write to the folder, and RorqualError if another process uses the folder.
     """
 
     def __init__(self, folder: Path, budget_bytes: int, fingerprint: bytes, *, queue_bytes: int = QUEUE_BYTES) -> None:

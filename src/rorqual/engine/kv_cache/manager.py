@@ -44,7 +44,7 @@ class KVCacheManager:
         self.reset()
 
     def reset(self) -> None:
-        """Drop all cached blocks in memory. Blocks on disk are kept."""
+        """Drop all cached blocks in memory. Cached blocks on disk are kept."""
         self.pool = BlockPool(self.n_blocks)
         self.pool.allocate(1)
 
@@ -131,8 +131,9 @@ class KVCacheManager:
         owner.blocks, owner.num_cached_blocks = [], 0
 
     def fork_blocks(self, owner: Sequence, other: Sequence, length: int) -> list[tuple[int, int]] | None:
-        """Give `other` the first `length` positions of `owner`. Full blocks are shared. If the last shared block is only partly
-        filled, `other` gets a new block, and the caller must copy the contents of the partial block into the new block.
+        """Give `other` the first `length` positions of `owner`. Full blocks are shared by `owner` and `other`. If the last
+        shared block is only partly filled, `other` gets a new block, and the caller must copy the contents of the partial block
+        into the new block.
 
         Returns [(target block, source block)] for the caller's copy, [] if no block is partial, or None if no block is
         available.

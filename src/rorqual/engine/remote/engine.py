@@ -113,7 +113,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 class BudgetGuard:
     """Charges HTTP requests to a cost budget. Several threads call the methods of a `BudgetGuard` concurrently. `BudgetGuard`
-    itself sets no limit. Subclasses override the methods."""
+    itself sets no limit. Subclasses of `BudgetGuard` override the methods."""
 
     def may_send(self, place: int) -> bool:
         """Return whether request number `place` may be sent.
@@ -230,9 +230,9 @@ class RemoteClient(ABC):
         completion.
 
         Calls of `arrived` are serialized. If a request or a call of `arrived` fails, no further request is sent. Requests in
-        flight are completed and their completions delivered. Then the first error is raised. `guard.may_send` reserves money
-        before each attempt to send a request. If `guard.may_send` returns False, no further request is sent, and
-        `collect_completions` returns False.
+        flight are completed and their completions delivered. `collect_completions` then raises the first error.
+        `guard.may_send` reserves money before each attempt to send a request. If `guard.may_send` returns False, no further
+        request is sent, and `collect_completions` returns False.
 
         If `refused` is given, `refused` handles requests that the server rejects for their content (`REFUSED`):
         `collect_completions` calls `refused(place, error)` and continues with the other requests. In the same way, `failed`
@@ -306,7 +306,7 @@ class RemoteClient(ABC):
     ) -> T:
         """Return the result of `attempt_once()`. If `attempt_once()` fails, it is retried up to `retries` times.
 
-        Each attempt of request number `place` is charged to `guard`. Setting `stop` ends the retries.
+        Each attempt of request number `place` is charged to `guard`. Setting the event `stop` ends the retries.
         """
         for attempt in range(self.retries + 1):
             fault, wait, alone = "stopped because another request failed", 0.0, False

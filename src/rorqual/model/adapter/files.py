@@ -112,8 +112,8 @@ def read_adapter_info(checkpoint: Path) -> Adapter | None:
 
 
 def fingerprint(checkpoint: Path) -> str:
-    """Return the SHA-256 of a checkpoint's weight file. For an adapter, also hash `adapter.json`, because this file names the
-    base checkpoint."""
+    """Return the SHA-256 of a checkpoint's weight file. For an adapter checkpoint, the SHA-256 also covers `adapter.json`,
+    because `adapter.json` names the base checkpoint."""
     adapted = (checkpoint / ADAPTER_INFO).is_file()
     digest = hashlib.sha256()
     for name in (ADAPTER_INFO, ADAPTER_FILE) if adapted else (WEIGHTS_FILE,):

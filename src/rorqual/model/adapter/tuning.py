@@ -11,7 +11,7 @@ from rorqual.core.config import KindConfig
 from rorqual.model.decoder import Decoder
 
 SelectedExperts = tuple[tuple[int, ...], ...]
-"""The indices of the selected experts of each MoE layer of the main model. The indices of a layer ascend."""
+"""The indices of the selected experts of each MoE layer of the main model. The expert indices of a layer ascend."""
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -33,8 +33,8 @@ class Tune(KindConfig):
 
         Attaching an adapter does not change the logits of the model.
 
-        Do not move the model to another device or dtype after `attach`. Raises ConfigError if the model has nothing that this
-        kind of fine-tuning can train.
+        Do not move the model to another device or dtype after `attach`. Raises ConfigError if the model has no parameters that
+        the kind of fine-tuning can train.
         """
         raise NotImplementedError
 

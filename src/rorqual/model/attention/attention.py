@@ -25,9 +25,10 @@ class AttentionContext:
     """State shared by all layers of one forward pass.
 
     `positions` [batch, seq] are the positions of the tokens. `mask` is [batch, 1, queries, keys], or None in a forward pass
-    with a KV cache, because the KV cache then decides which keys are visible. `ops` is the backend. `table(rope, dim)` returns
-    precomputed RoPE cosines and sines [positions, dim / 2]. If `table` is None, the forward pass computes the RoPE cosines and
-    sines. `wanted` contains the names of the tensors to record. `recorded` contains the tensors recorded so far, by name.
+    with a KV cache, because the KV cache then decides which keys are visible. `ops` is the backend that computes the
+    operations. `table(rope, dim)` returns precomputed RoPE cosines and sines [positions, dim / 2]. If `table` is None, the
+    forward pass computes the RoPE cosines and sines. `wanted` contains the names of the tensors to record. `recorded` contains
+    the tensors recorded so far, by name.
     """
 
     positions: Tensor

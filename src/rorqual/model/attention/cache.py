@@ -1,4 +1,5 @@
-"""The KV cache as an attention kind sees it: the parts that the kind declares, and the operations that read and write these parts."""
+"""The interface between an attention kind and the KV cache: the cache parts that the kind declares, and the operations that
+read and write the cache parts."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class CachePart:
 
     @property
     def values_per_token(self) -> float:
-        """Number of cached values of this part per token. The number is exact as a float, because `every` is a power of two."""
+        """Number of cached values of the cache part per token. The number of values per token is exact as a float, because
+        `every` is a power of two."""
         return self.heads * self.width / self.every
 
 
@@ -84,7 +86,7 @@ class CacheLayout:
 
 
 class LayerCache:
-    """The KV cache of one attention module during one forward pass. The cache parts are stored in blocks.
+    """The KV cache of one attention module during one forward pass. The parts of the KV cache are stored in blocks.
 
     A forward pass writes the new rows before the forward pass reads the cache, so reads include the new rows. Every method
     raises ValueError for a part that the `cache_spec` of the attention kind does not declare.
@@ -155,7 +157,7 @@ class LayerCache:
         Attention uses only the first `value_width` columns of the values, or all columns of the values if `value_width` is
         None. The cached row of a group is visible to the last token of the group and to later tokens.
 
-        `selected` restricts attention to the selected rows. `window` restricts attention to the rows of the last `window`
+        `selected` restricts attention to the rows in `selected`. `window` restricts attention to the rows of the last `window`
         tokens, including the current token. Returns the attention output [tokens, heads, queries per head, value_width]. The
         attention output of a token without visible rows is 0.
         """

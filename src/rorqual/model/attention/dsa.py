@@ -120,7 +120,8 @@ class Indexer(nn.Module):
 class DSA(MLA):
     """MLA over the positions that the indexer selects. `DSA` always runs on a KV cache, in the absorbed form.
 
-    The indexer's inputs are detached, so the indexer's loss trains only the indexer. No other loss trains the indexer.
+    The indexer's inputs are detached, so the indexer's loss trains only the indexer. No loss except the indexer's own loss
+    trains the indexer.
 
     `DSA` records `selected` [tokens, k]: the selected positions, or -1 for no position. `DSA` records `index_scores` [tokens,
     k], and the indexer's losses `index_kl` and `dense_index_kl` [tokens] (see `LayerCache.index_kl`). `index_kl` is the

@@ -1,7 +1,7 @@
 """Multi-head latent attention (DeepSeek-V2, section 2.1; V3 eq. 1-11).
 
-The module computes latent attention in two forms. The naive form, for training without a KV cache, expands latents to the keys
-and values of each head. The absorbed form, with a KV cache, applies W^UK to the query and W^UV to the attention output, so
+`MLA` computes latent attention in two forms. The naive form, for training without a KV cache, expands latents to the keys and
+values of each head. The absorbed form, with a KV cache, applies W^UK to the query and W^UV to the attention output, so
 attention runs on the cached latents. Prefill also uses the absorbed form, so that a token gets the same rounding in prefill and
 decode.
 """

@@ -17,7 +17,7 @@ from rorqual.model.cost import Cost
 class SlidingWindowConfig(MLAConfig):
     """MLA over the last `window` positions, including the position of the query, and over the first `sinks` positions of the sequence.
 
-    The attention kind has the same weights as the attention kind `mla`. The KV cache keeps all positions.
+    Sliding-window attention has the same weights as the attention kind `mla`. The KV cache keeps all positions.
     """
 
     kind: Literal["window"] = "window"  # type: ignore[assignment]

@@ -114,7 +114,8 @@ class ConfigKeys:
             )
 
     def expect_family(self, model_type: str, architecture: str) -> None:
-        """Check that `model_type` and `architectures` name this family, and that weights are unquantized or FP8 in 128 x 128 blocks."""
+        """Check that `model_type` and `architectures` name the given model family, and that weights are unquantized or FP8 in
+        128 x 128 blocks."""
         self.expect_value("model_type", model_type)
         names = self.take("architectures", None) or [architecture]
         if names != [architecture]:

@@ -228,7 +228,7 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
 
 
 def name_map(config: ModelConfig) -> NameMap:
-    """Map the name of every tensor of a model to its name in published checkpoints of this family.
+    """Map the name of every tensor of a model to its name in published DeepSeek checkpoints.
 
     Each expert has separate published tensors. In published checkpoints, MTP modules are extra layers after the last layer.
     """

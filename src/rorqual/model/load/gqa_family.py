@@ -69,7 +69,7 @@ class DenseFamily:
         return common | {"intermediate_size": ffn.intermediate_size} | self.own(attention)
 
     def name_map(self, config: ModelConfig) -> NameMap:
-        """Map the name of every tensor of a model to its name in published checkpoints of this family."""
+        """Map the name of every tensor of a model to its name in published checkpoints of the model family."""
         shared_attention(config, self.layout, self.fits)
         shared_dense_config(config, self.layout)
         return name_map(config, lambda _, prefix, hf_prefix: swiglu_entries(prefix, hf_prefix))

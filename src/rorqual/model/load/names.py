@@ -112,7 +112,7 @@ class NameMap:
     copies: Mapping[str, str] = field(default_factory=dict)
 
     def check(self, names: Collection[str]) -> None:
-        """Check the names of published tensors. Raises CheckpointError listing missing and unexpected names.
+        """Check the names of published tensors. Raises CheckpointError listing missing and unexpected tensor names.
 
         FP8 scales are optional. If one tensor of a `NameEntry` has scales, all tensors of the `NameEntry` must have scales.
         """

@@ -117,7 +117,7 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
 
 
 def name_map(config: ModelConfig) -> NameMap:
-    """Map the name of every tensor of a model to its name in published checkpoints of this family."""
+    """Map the name of every tensor of a model to its name in published Qwen3 MoE checkpoints."""
     _exportable_configs(config)
     return gqa_family.name_map(config, _ffn_entries)
 

@@ -49,11 +49,11 @@ def read_model_config(run: RunDir) -> ModelConfig:
 
 @torch.no_grad()
 def load_weights(model: Decoder, checkpoint: Path) -> None:
-    """Fill `model` from a checkpoint folder, one tensor at a time. Each tensor is cast to the model's dtype.
+    """Fill `model` from a checkpoint folder, one tensor at a time. Each loaded tensor is cast to the model's dtype.
 
-    FP8 tensors are dequantized. Tensor names of older Rorqual versions are accepted (`map_older_names`). Raises CheckpointError
-    listing tensors with missing names, unexpected names and wrong shapes. If `checkpoint` is an adapter, the base checkpoint is
-    loaded and the adapter is merged into the base weights.
+    FP8 tensors in the checkpoint are dequantized. Tensor names of older Rorqual versions are accepted (`map_older_names`).
+    Raises CheckpointError listing tensors with missing names, unexpected names and wrong shapes. If `checkpoint` is an adapter,
+    the base checkpoint is loaded and the adapter is merged into the base weights.
     """
     whole, adapters = find_base_and_adapters(checkpoint)
     file = whole / WEIGHTS_FILE
@@ -112,8 +112,8 @@ def _dequantize(entry: NameEntry, weight: Tensor, scale: Tensor, out: Tensor) ->
 
 
 def check_names(state: dict[str, Tensor], wanted: dict[str, Tensor], *, where: str) -> None:
-    """Check that `state` has the tensor names and shapes of `wanted`. Raises CheckpointError listing up to twelve
-    differences."""
+    """Check that `state` has the tensor names and shapes of `wanted`. Raises CheckpointError listing up to twelve differences
+    in tensor names and shapes."""
     shapes, expected = ({name: tuple(tensor.shape) for name, tensor in side.items()} for side in (state, wanted))
     _check_shapes(shapes, expected, where)
 

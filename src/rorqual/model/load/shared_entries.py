@@ -22,7 +22,7 @@ def tied_head_copies(config: ModelConfig) -> dict[str, str]:
     """Map the name of a tied head to the name of the embedding, because some checkpoints store a tied head as a copy of the
     embedding.
 
-    Return {} if the head is not tied.
+    Return {} if the head is not tied to the embedding.
     """
     return {"lm_head.weight": "embed_tokens.weight"} if config.tie_word_embeddings else {}
 

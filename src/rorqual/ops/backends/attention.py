@@ -20,7 +20,7 @@ PAD = -1
 NOBODY = 0
 """Number of the block to which the cache rows of padding tokens are written. Block `NOBODY` belongs to no sequence."""
 PAIRS = 48
-"""Number of (query tile, key block) pairs that attention processes at once. The attention scores of this many pairs fit in the
+"""Number of (query tile, key block) pairs that attention processes at once. The attention scores of `PAIRS` pairs fit in the
 processor's cache."""
 
 
@@ -118,8 +118,8 @@ class AttentionPlan:
 class PagedAttention:
     """Differentiable paged attention, implemented by `ops.paged`.
 
-    A pool stores one `CachePart`, such as the keys of a layer, for all sequences. In this class, a pool is a tensor [blocks,
-    heads, rows per block, width]. Callers must not depend on the layout of a pool.
+    A pool stores one `CachePart`, such as the keys of a layer, for all sequences. In `PagedAttention` itself, a pool is a
+    tensor [blocks, heads, rows per block, width]. Callers must not depend on the layout of a pool.
 
     A subclass with another layout overrides `shape`, `as_blocks`, `prepack_blocks` and `write`. A subclass that renumbers
     blocks overrides `plan`, `read`, `fill` and `prepack_blocks`. `plan` must renumber the blocks in `block_table` and
@@ -181,7 +181,7 @@ class PagedAttention:
     def shape(self, blocks: int, heads: int, rows: int, width: int) -> tuple[int, ...]:
         """Return the shape of a pool of `blocks` blocks and `heads` heads, with `rows` rows per block and `width` columns.
 
-        Pools are initialized with zeros.
+        Block pools are initialized with zeros.
         """
         return (blocks, heads, rows, width)
 
@@ -226,8 +226,8 @@ class PagedAttention:
         """Return the cached rows of each group of `every` tokens that the forward pass completes, and the index of each group's
         last token.
 
-        The cached rows are [groups, every, heads, width], and the token indices are [groups]. Both returned tensors may end
-        with padding groups.
+        The cached rows are [groups, every, heads, width], and the token indices are [groups]. The cached rows and the token
+        indices may end with padding groups.
         """
         block, offset, last = plan.groups(every)
         return self.as_blocks(pool).transpose(1, 2)[block, offset], last
@@ -340,7 +340,8 @@ class PagedAttention:
 
 
 def _split_by_pairs(first: Ints, count: Ints, most: int) -> Iterator[Ints]:
-    """Split sequences into groups of about `most` (query tile, key block) pairs. Long sequences are split at tile boundaries.
+    """Split sequences into groups of about `most` (query tile, key block) pairs. Sequences with more pairs are split at tile
+    boundaries.
 
     Each yielded group is an array [3, n] for n sequences: the indices, the first positions and the token counts of the
     sequences.

@@ -129,21 +129,21 @@ class Backend:
         return (cls.prepare_linear, cls.prepare_experts) != (Backend.prepare_linear, Backend.prepare_experts)
 
     def prepare_linear(self, weight: Tensor, bias: Tensor | None) -> nn.Module | None:
-        """Repack `weight` [out, in] and return a `LinearMap` with the bias `bias` [out]. Return None if repacking does not
-        help."""
+        """Repack `weight` [out, in] and return a `LinearMap` with the bias `bias` [out]. Return None if repacking `weight` does
+        not help."""
         return None
 
     def prepare_experts(self, gate_up: Tensor, down: Tensor) -> tuple[Matrices, Matrices] | None:
-        """Repack gate_up [experts, 2 i, d] and down [experts, d, i] for `experts`. If the plain layout is better, return
-        None."""
+        """Repack gate_up [experts, 2 i, d] and down [experts, d, i] for `experts`. Return None if the experts should keep the
+        plain layout."""
         return None
 
     def prepare(self, model: M, *, take: bool = False) -> M:
         """Return an inference-only copy of `model` with repacked weights, fused linear maps and precomputed derived tensors.
 
         All parameters that are not repacked, fused or precomputed are shared with `model`. With `take=True`, each layer is
-        removed from `model` when it is copied, so at most one layer at a time is in memory twice. A tied embedding stays in
-        memory twice, for lookup and for the head.
+        removed from `model` when the layer is copied, so at most one layer at a time is in memory twice. A tied embedding stays
+        in memory twice, for lookup and for the head.
         """
         with torch.inference_mode(False), torch.no_grad():
             clone = self._prepare_module(model, take)
@@ -254,7 +254,7 @@ def _route_module(module: nn.Module, ops: Backend) -> nn.Module:
 
 
 class Experts(nn.Module):
-    """The stacked routed experts.
+    """A module of stacked routed experts.
 
     The weights are gate_up_proj [experts, 2 * intermediate, hidden] and down_proj [experts, hidden, intermediate]. In
     gate_up_proj, the rows of the gate projection come first.

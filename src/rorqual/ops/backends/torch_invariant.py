@@ -33,7 +33,7 @@ The right-hand matrices of a batched product are stored as [out, width] (`transp
 MatrixProduct = tuple[ProductKind, int, int, torch.dtype]
 """A matrix product: kind, number of input columns (width), number of output columns (out) and dtype."""
 CHOICES = (RowLimits(4), ENOUGH, RowLimits(16, 32), RowLimits(16, 16))
-"""Row limits that `find_row_limits` tries, in the order in which it tries them.
+"""The row limits that `find_row_limits` tries, from first to last.
 
 MKL needs less row padding in the generic x86 code path than in the Intel code path. The bf16 matrix products of oneDNN on AMX
 also need the limit `RowLimits.most`.
@@ -149,7 +149,7 @@ class TiledLinear(LinearMap):
 
     @property
     def weight(self) -> Tensor:
-        """The wrapped map's weight [out, in]."""
+        """The weight [out, in] of the wrapped linear map."""
         return self._wrapped[0].weight
 
     def forward(self, x: Tensor) -> Tensor:

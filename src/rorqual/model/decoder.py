@@ -87,12 +87,12 @@ class Decoder(Layer):
     ) -> DecoderOutput:
         """Run the model on `tokens` [batch, seq].
 
-        - `positions` [batch, seq]: 0, 1, ... in each row by default.
+        - `positions` [batch, seq] are the token positions, by default 0, 1, ... in each row.
         - `segments` [batch, seq] are document numbers. A token attends only to tokens of the same document.
-        - `cache`: each token attends to the cached positions of its sequence, up to the position of the token.
+        - `cache` is the KV cache. Each token attends to the cached positions of its sequence, up to its own position.
         - `replay` [batch, seq, routers, k] fixes the experts of each token instead of letting the routers choose.
         - `inputs_embeds` [batch, seq, d] replaces `embed(tokens)`.
-        - `record` lists the tensors to return in `DecoderOutput.recorded` (see `AttentionContext.record`).
+        - `record` lists the names of the tensors to return in `DecoderOutput.recorded` (see `AttentionContext.record`).
 
         Raises ValueError if no layer records a name in `record`.
         """

@@ -2,8 +2,9 @@
 
 With torch's own operations, three effects make the bits of one row depend on other rows:
 
-- Libraries use different kernels for different numbers of rows. `ops.invariant` pads the number of rows (`ops.row_limits`).
-- The order of a sum over keys varies with the number of keys. `ops.paged` fixes the order.
+- Libraries use different kernels for matrix products with different numbers of rows. `ops.invariant` pads the number of rows
+  (`ops.row_limits`).
+- The order of a sum over keys varies with the number of keys. `ops.paged` fixes the order of the sum.
 - torch applies a scalar exponential function to up to 31 elements at the end of a contiguous tensor, and a vectorized function
   to all other elements. `ops.invariant` pads tensors so that torch uses only the vectorized function.
 """

@@ -18,7 +18,7 @@ class Layer(nn.Module):
     - `shared_input`: groups of names of linear maps that have the same input. `apply_shared_input(x)` applies all maps in `shared_input`.
     - `derived`: maps the name of a method to the name of a submodule or parameter. `Backend.prepare` stores the method's result
       and removes the submodule or parameter. The method in `derived` has no arguments and computes tensors [.., in, out] or
-      [out, in] from weights. `derived_tensors(name)` returns the tensors of the method `name`.
+      [out, in] from weights. `derived_tensors(name)` returns the tensors that the method `name` computes.
     - `tied`: maps the name of a linear map to the submodule that provides its `weight` [out, in].
     """
 

@@ -23,9 +23,9 @@ class Routing:
 
     - `indices` [tokens, k]: the chosen experts, or `SKIP`. Identity experts are numbered after the experts with weights.
     - `weights` [tokens, k]: the gates of the chosen experts, with gradient.
-    - `scores` [tokens, choices]: the affinities, without bias.
-    - `own` [tokens, k]: the router's own choice. `own` differs from `indices` only if choices are replayed.
-    - `gap` [tokens]: the biased score of the router's own choice minus the biased score of the replayed choice (`_score_gap`).
+    - `scores` [tokens, choices]: the affinities of the router choices, without bias.
+    - `own` [tokens, k]: the experts that the router itself chooses. `own` differs from `indices` only if experts are replayed.
+    - `gap` [tokens]: the biased score of the experts `own` minus the biased score of the replayed experts (`_score_gap`).
       `gap` is 0 without replay.
     """
 
@@ -206,8 +206,8 @@ def expected_load(load: Tensor, target: Tensor | None) -> Tensor:
 def sequence_balance_loss(scores: Tensor, indices: Tensor, sequence: Tensor, n_sequences: int) -> Tensor:
     """Compute V3's sequence-wise balance loss without the factor alpha (eq. 17-20), summed over sequences.
 
-    - `scores` [tokens, experts]: affinities without bias.
-    - `indices` [tokens, k]: the choices that count for the load f_i of an expert i (eq. 18). The V3 report counts the top k of
+    - `scores` [tokens, experts]: the affinities of the experts, without bias.
+    - `indices` [tokens, k]: the experts that count for the load f_i of an expert i (eq. 18). The V3 report counts the top k of
       the scores without bias (`scores.topk(k).indices`).
     - `sequence` [tokens]: the index of each token's sequence.
 

@@ -43,18 +43,19 @@ class QueryTiles:
     sorted by the block's index in its sequence, then by tile. `counts[b]` is the number of tiles that have a block with index
     b. The tiles that have a block with index b are tiles 0 to counts[b] - 1.
 
-    - `tile` [pairs]: the tile of each pair.
-    - `block` [pairs]: the block's number in the pool.
-    - `place` [pairs]: the block's index in its sequence.
-    - `mask` [pairs, queries, BLOCK]: added to scores; `HIDDEN` for an invisible key, otherwise 0.
-    - `gather` [tiles * queries]: the token of each query. A partial tile repeats its last token.
-    - `slot` [tokens]: the query of each token. `gather` and `slot` are None if query i is token i.
+    - `tile` [pairs]: the index of each pair's tile.
+    - `block` [pairs]: the number of each pair's block in the pool.
+    - `place` [pairs]: the index of each pair's block in its sequence.
+    - `mask` [pairs, queries, BLOCK]: the numbers added to attention scores: `HIDDEN` for an invisible key, otherwise 0.
+    - `gather` [tiles * queries]: the index of each query's token. A partly filled tile repeats its last token.
+    - `slot` [tokens]: the index of each token's query in the tiles. `gather` and `slot` are None if query i is token i.
     - `rows`: limits on the number of rows of matrix products (`ops.row_limits`).
     - `span`: a slice of the pool that contains all blocks, or None if the blocks are far apart. With `span`, attention reads
       the slice instead of gathering blocks, and `met` and `mask` have one entry per block of the slice, in pool order.
-    - `met`: the tile of each entry of `mask`, or None if entry i belongs to tile i.
-    - `back` [pairs]: the entry of `mask` for each pair, or None if entry i belongs to pair i.
-    - `last` [tokens]: the entry of `mask` for the block that contains the token. None if tiles have several queries.
+    - `met`: the index of the tile of each entry of `mask`, or None if entry i belongs to tile i.
+    - `back` [pairs]: the index of the entry of `mask` for each pair, or None if entry i belongs to pair i.
+    - `last` [tokens]: the index of the entry of `mask` for the block that contains each token, or None if tiles have several
+      queries.
     - `position` [tokens]: the position of each token in its sequence.
     """
 

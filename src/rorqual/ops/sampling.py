@@ -207,10 +207,11 @@ def _truncation_threshold(
 
     Returns four tensors [rows, 1]:
 
-    - the threshold, which is the smallest log-probability that stays,
-    - how many tokens at the threshold stay,
-    - whether some tokens at the threshold are removed,
-    - whether the threshold may lie beyond the candidates. Where the fourth tensor is True, the first three tensors are not valid.
+    - the truncation threshold, which is the smallest log-probability that stays,
+    - how many tokens with exactly the threshold log-probability stay,
+    - whether some tokens with exactly the threshold log-probability are removed,
+    - whether the threshold may be below the log-probabilities of the candidates. Where this tensor is True, the first three
+      tensors are not valid.
     """
     candidates = ordered.shape[-1]
     rank = torch.arange(candidates, device=ordered.device)
@@ -265,10 +266,10 @@ def _row_slices(logits: Tensor) -> list[slice]:
 class SamplingMetadata:
     """The sampling inputs of one engine step.
 
-    - `uniform` [rows]: a random number in [0, 1) per row.
+    - `uniform` [rows]: a random number in [0, 1) for each row of logits.
     - `seen`: the token history of the rows with penalties, or None.
-    - `allowed`: the indices [n] of rows constrained by a grammar, and a mask [n, vocab] of their allowed tokens. Each
-      row must allow at least one token.
+    - `allowed`: the indices [n] of rows constrained by a grammar, and a mask [n, vocab] of these rows' allowed tokens. The mask
+      must allow at least one token in each row.
     """
 
     settings: SamplingSettings

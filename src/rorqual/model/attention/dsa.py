@@ -180,8 +180,8 @@ class DSA(MLA):
         - `attention_mass` [tokens, length]: the dense attention weights of all visible positions, averaged over heads, in
           descending order. `attention_rows` [tokens, length] holds the positions in the order of `attention_mass`.
         - `output_difference` [tokens]: |sparse - dense| / |dense| of the module's output.
-        - `tied` [tokens]: the number of selected positions with the same score as the best unselected position. The argument
-          `further` selects `index_topk` + 1 positions.
+        - `tied` [tokens]: the number of selected positions with the same index score as the best unselected position. The
+          argument `further` holds the `index_topk` + 1 best positions.
         """
         of = {"keys": "latent", "values": "latent", "scale": self.scale, "value_width": self.config.kv_lora_rank}
         lses = [cache.attend_with_lse(q, **of, selected=part)[1].squeeze(1) for part in (selected, None)]  # type: ignore[arg-type]

@@ -116,7 +116,7 @@ class MLA(Attention):
     def project(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return five inputs of attention for x [batch, seq, hidden], after norms and RoPE.
 
-        - c^Q [batch, seq, q_lora_rank]. Without `q_lora_rank`: all queries [batch, seq, heads * qk_head_dim].
+        - c^Q [batch, seq, q_lora_rank], or without `q_lora_rank` all queries [batch, seq, heads * qk_head_dim].
         - The queries' parts without and with RoPE, [batch, seq, heads, nope] and [batch, seq, heads, rope].
         - c^KV [batch, seq, kv_lora_rank] and k^R [batch, seq, rope].
         """

@@ -1,10 +1,11 @@
 """Native Sparse Attention (Yuan et al. 2025, arXiv 2502.11089): the gated sum of three branches of grouped-query attention.
 
-- Compression: each block of `compress_block` tokens is reduced to one key and one value (eq. 7). A block is visible to
-  its last token and to later tokens.
+- Compression: each block of `compress_block` tokens is reduced to one key and one value (eq. 7). The key and value
+  are visible to the block's last token and to later tokens.
 - Selection: attention to the tokens of `num_selected_blocks` blocks of `select_block` tokens (eq. 8 to 12). The importance of a
   block is the block's share of the attention weights in the compression branch, summed over the query heads of a key-value
-  head. The first blocks and the query's latest blocks are always selected. Ties go to the earlier block.
+  head. The first blocks and the query's latest blocks are always selected. Between blocks of equal importance, the earlier
+  block is selected.
 - Sliding window: attention to the last `window_size` tokens.
 
 The output of a query head is sum_c g_c o_c over the branches c (eq. 5), with gates g = sigmoid(x W_g). The selection of blocks
@@ -37,12 +38,13 @@ BRANCHES = ("cmp", "slc", "win")
 class NSAConfig(AttentionConfig):
     """Native Sparse Attention with half-split RoPE on the whole head.
 
-    - `compress_block` (l in the paper), `select_block` (l') and `window_size` (w) are numbers of tokens.
+    - `compress_block` (l in the NSA paper), `select_block` (l') and `window_size` (w) are numbers of tokens.
     - `num_selected_blocks` (n) includes `num_initial_blocks` and `num_local_blocks`, which are always selected. The local
-      blocks are the query's own block and the `num_local_blocks` - 1 blocks before it.
-    - Compression concatenates the keys of a block before RoPE and applies an MLP. RoPE is applied to the result, at the
-      position of the block's last token. A second MLP maps the values. All key-value heads share both MLPs.
-    - Each branch has its own keys and values, as in the paper.
+      blocks of a query are the query's own block and the `num_local_blocks` - 1 blocks before it.
+    - Compression concatenates the keys of a block before RoPE and applies a key MLP. RoPE is applied to the output of the
+      key MLP, at the position of the block's last token. A value MLP maps the values of a block. All key-value heads share the
+      key MLP and the value MLP.
+    - Each branch has its own keys and values, as in the NSA paper.
     """
 
     kind: Literal["nsa"] = "nsa"

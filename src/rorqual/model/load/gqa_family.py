@@ -20,13 +20,13 @@ from rorqual.model.load.shared_entries import embedding_and_head_entries, norm_e
 class DenseFamily:
     """The checkpoint format of a family whose layers all have one grouped-query attention and one dense network.
 
-    - `model_type` and `architecture`: the values in `config.json`.
-    - `layout`: a description of the supported models, for error messages.
+    - `model_type` and `architecture`: the values of `model_type` and `architectures` in `config.json`.
+    - `layout`: a description of the models that the family supports, for error messages.
     - `expected`: keys of `config.json`, each with the only value that is accepted.
-    - `attention(keys)`: the norm and bias fields of `GQAConfig`.
+    - `attention(keys)`: the values of the norm and bias fields of `GQAConfig`.
     - `fits`: whether the family supports an attention config.
-    - `own(attention)`: the `config.json` keys that only this family writes.
-    - `head_dim`: the default of the key `head_dim` (`attention_from_hf`).
+    - `own(attention)`: the `config.json` keys that only the family writes.
+    - `head_dim`: the default of the `config.json` key `head_dim` (`attention_from_hf`).
     - `windows`: True if `config.json` has the keys of sliding-window attention.
     - `writes_head_dim`: False if published files omit a `head_dim` that equals `hidden_size` / `num_attention_heads`.
     """

@@ -29,9 +29,11 @@ class AttentionMetadata:
     """The sequences of a forward pass and their cache slots, as int64 arrays on the host. The names of the fields follow vLLM.
 
     - `query_start_loc` [sequences + 1]: tokens query_start_loc[i] to query_start_loc[i + 1] - 1 belong to sequence i.
-    - `seq_lens` [sequences]: the length of each sequence, including the tokens of this forward pass.
-    - `block_table` [sequences, blocks]: the block numbers of each sequence. Entries after the last needed block are ignored.
-    - `slot_mapping` [tokens]: block number times `BLOCK` plus offset in the block. Padding tokens come last and have the slot `PAD`.
+    - `seq_lens` [sequences]: the length of each sequence, including the tokens of the forward pass.
+    - `block_table` [sequences, blocks]: the block numbers of each sequence. Entries after a sequence's last needed block
+      are ignored.
+    - `slot_mapping` [tokens]: the slot of each token, which is its block number times `BLOCK` plus its offset in the block. Padding
+      tokens come last and have the slot `PAD`.
     """
 
     query_start_loc: Ints
@@ -57,7 +59,7 @@ class AttentionPlan:
     A subclass of `PagedAttention` may use its own type of plan.
 
     - `pieces`: consecutive slices of the tokens, with the query tiles of each slice. Tokens after the last slice are
-      padding.
+      padding tokens.
     - `decode`: the block table of the decode slice, whose sequences have one token each, or None if no sequence decodes.
     - `rows`: limits on the number of rows of matrix products (`ops.row_limits`).
     """

@@ -25,10 +25,10 @@ class StepPools(Protocol):
 class StepInput:
     """The input of a forward pass over all scheduled tokens, which are concatenated.
 
-    - `ids` and `positions`: [1, tokens].
+    - `ids` and `positions` [1, tokens]: the token ids and the token positions.
     - `embeds` [1, tokens, hidden]: replaces the embeddings of `ids` if `embeds` is not None.
     - `cache`: the `Cache` that the forward pass writes to and reads from.
-    - `last` [rows]: for each row to sample, the index of the token that provides the logits.
+    - `last` [rows]: for each row to sample, the index of the token whose logits are sampled from.
     - `sampling`: the sampling inputs, or None if no row samples.
     - `record_experts`: True if the caller reads `StepOutput.experts`.
 

@@ -156,10 +156,10 @@ def atomic_folder(final: Path, *, needs: int, resumes: bool = False) -> Iterator
     """Yield a temporary folder. The temporary folder is renamed to `final` at the end of the `with` block, or deleted if the
     block raises.
 
-    A temporary folder that a killed process left behind is deleted first. With `resumes`, the left-behind temporary folder is
-    reused instead, and the temporary folder is also kept after an interruption or an OSError. Raises RorqualError before the
-    `with` block if less than `needs` bytes are free on the disk, or if another process writes to `final`. The message of an
-    OSError names `final`.
+    A temporary folder that a killed process left behind is deleted before the `with` block. With `resumes`, the left-behind
+    folder is reused instead of deleted, and the temporary folder is also kept after an interruption or an OSError. Raises
+    RorqualError before the `with` block if less than `needs` bytes are free on the disk, or if another process writes to
+    `final`. The message of an OSError names `final`.
     """
     check_target_unused(final)
     final = final.absolute()

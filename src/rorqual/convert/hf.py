@@ -179,8 +179,8 @@ def _main_dtype(jobs: Iterable[TensorJob]) -> str:
 def _quantization(jobs: Iterable[TensorJob], imported: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Return the `quantization_config` of an export, or None if no tensor is FP8.
 
-    If the run was imported with a `quantization_config`, the imported `quantization_config` is returned. If not, a new
-    `quantization_config` is built.
+    If the run was imported with a `quantization_config`, the imported `quantization_config` is returned. For any other run, a
+    new `quantization_config` is built.
     """
     specs = [job.spec for job in jobs]
     if all(spec.dtype != FP8 for spec in specs):

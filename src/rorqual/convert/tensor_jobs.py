@@ -1,4 +1,4 @@
-"""Plans for import and export. A plan lists the stored tensors from which each output tensor is built.
+"""Plans for the import and export of tensors. A plan lists the stored tensors from which each output tensor is built.
 
 Planning reads only the headers of the tensor files.
 """

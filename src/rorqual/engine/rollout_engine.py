@@ -64,8 +64,8 @@ class InlineRolloutEngine:
         return iterate_completions(collect_samples)
 
     def update(self, weights: Decoder, version: int) -> None:
-        """Set the version of the weights. If `weights` is not the engine's own model, copy the tensors of `weights`
-        into the engine's model."""
+        """Set the version of the engine's weights to `version`. If `weights` is not the engine's own model, copy the tensors of
+        `weights` into the engine's model."""
         if weights is not self.engine.model:
             self.engine.load_weights(weights)
         else:

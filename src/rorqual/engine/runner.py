@@ -235,8 +235,8 @@ class ModelRunner:
     def _score_prompts(self, hidden: Tensor, scored: list[tuple[Sequence, int, range]]) -> None:
         """Compute prompt log-probabilities from the hidden states [tokens, d] of a step.
 
-        `scored` lists (sequence, offset, positions to score). Position p of the sequence is token offset + p of the step. The
-        offset is negative if an earlier step computed position 0 of the sequence.
+        `scored` lists (sequence, offset, positions to score). Position p of the sequence is the token with the index offset + p
+        in the step. The offset is negative if an earlier step computed position 0 of the sequence.
         """
         for sequence, first, positions in scored:
             assert sequence.scores is not None

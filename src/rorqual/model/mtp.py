@@ -16,7 +16,8 @@ class MTP(nn.Module):
     """One multi-token prediction module. The MTP module shares the embedding and the head with the main model.
 
     The input of the MTP module is the embedding followed by the hidden state, as in the published checkpoint. The hidden state
-    is taken after the main model's final norm, as in inference engines that reach the published acceptance rate.
+    that the MTP module reads is taken after the main model's final norm, as in inference engines that reach the published
+    acceptance rate.
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -1,8 +1,8 @@
 """FP8 quantization (DeepSeek-V3 report, section 3.3): e4m3 values with one fp32 scale per 128 x 128 block, or per row.
 
 Checkpoints call the FP8 scale `scale_inv`, because the scale is the inverse of the factor applied before quantization: weight =
-value * scale_inv. The last block of a row or column may have fewer than 128 values. The scales of DeepSeek-V3.1 are powers of
-two.
+value * scale_inv. The last block of a matrix in each direction may have fewer than 128 rows or columns. The scales of
+DeepSeek-V3.1 are powers of two.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def row_scales(rows: Tensor) -> Tensor:
     """Return one scale per row [..., 1] in fp32 for rows [..., width]: the smallest power of two with which all values of the
     row fit into e4m3.
 
-    DeepSeek-V3.2 scales index keys by such powers of two (ue8m0). Dividing a bf16 row by its scale and multiplying the row by
+    DeepSeek-V3.2 scales each index key by a power of two (ue8m0). Dividing a bf16 row by its scale and multiplying the row by
     the scale again is exact, so only the rounding to e4m3 changes the row. A row of zeros has scale 1.
     """
     scale = _scale_from_max(rows.float().abs().amax(-1, keepdim=True))

@@ -63,7 +63,7 @@ class CallSyntax:
         return [self._tokenizer.special_id(name) for name in names if name in self._tokenizer.special_names]
 
     def lark_grammar(self, calls: AllowedCalls, options: Mapping[str, Any]) -> str:
-        """Return the grammar of a reply in llguidance's Lark dialect. `options` are llguidance's options for JSON."""
+        """Return the grammar of a reply in llguidance's Lark dialect. `options` are llguidance's options for JSON grammars."""
         frame, names = self.call_template, [f"call_{number}" for number in range(len(calls.parameter_schemas))]
         more_calls = f" ({self._call_grammar(frame.gap)} call)*" if calls.many else ""
         rules = [

@@ -57,8 +57,8 @@ NEED_NO_TRIAL = ("json", "choice")
 
 
 def json_options(*schemas: str) -> dict[str, Any]:
-    """Return llguidance's options for JSON. The options allow `\\u` escapes only if a schema contains a control character that
-    cannot be written without a `\\u` escape."""
+    """Return llguidance's options for JSON grammars. The options allow `\\u` escapes only if a schema contains a control
+    character that cannot be written without a `\\u` escape."""
     return dict(JSON) if any(map(CONTROL.search, schemas)) else {**JSON, "json_allowed_escapes": ESCAPES}
 
 
@@ -74,7 +74,7 @@ def schema_to_grammar(library: Any, schema: Mapping[str, Any]) -> str:
 class CompiledGrammar:
     """A compiled grammar. `new_constraint` returns a `Constraint` for one sample.
 
-    `fault` takes the token ids of a finished reply and returns the reply's error or "". `fault` is set if the grammar has a
+    `fault` takes the token ids of a finished reply and returns the reply's error or "". `fault` is None for a grammar without a
     JSON schema.
     """
 
@@ -132,8 +132,8 @@ class GrammarCompiler:
             raise DataError(error.what, where=where, remedy=error.remedy) from None
 
     def submit(self, grammar: Grammar, tenant: str = "") -> CompileTask[CompiledGrammar]:
-        """Queue a grammar for compilation in the background, and return the future of the compiled grammar. The future raises
-        the same errors as `compile`.
+        """Queue a grammar for compilation in the background, and return the future of the compiled grammar. The returned future
+        raises the same errors as `compile`.
 
         As long as the caller references the compiled grammar, `compile` returns the same compiled grammar to `tenant`, even if
         the cache has evicted the grammar.
@@ -171,7 +171,7 @@ class GrammarCompiler:
 
     @cached_property
     def vocabulary_masks(self) -> VocabularyMasks:
-        """The token ids that end a reply, and the token ids that a matching reply may contain."""
+        """Masks of the token ids that end a reply, and of the token ids that may occur in a reply that matches a grammar."""
         ids = range(self._vocab_size)
         stops = np.zeros(self._vocab_size, np.bool_)
         stops[self._stop_ids] = True

@@ -30,7 +30,7 @@ class Constraint(Protocol):
 
     @property
     def done(self) -> bool:
-        """Whether the reply is complete. Only a stop id may follow a complete reply."""
+        """Whether the reply is a complete match of the constraint. Only a stop id may follow a complete reply."""
 
     @property
     def error(self) -> str:

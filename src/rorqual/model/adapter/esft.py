@@ -92,7 +92,7 @@ def n_stacked_experts(ffn: FFN) -> int:
 
 
 class TunedExperts(Experts):
-    """Stacked experts. Only the experts with the indices `chosen` are trained.
+    """The stacked experts of a feed-forward network. Only the experts with the indices `chosen` are trained.
 
     The trained parameters share memory with slices of the stacked expert tensors. An optimizer step therefore updates the
     stacked expert tensors in place, and generation needs no special handling of the trained experts.
@@ -151,7 +151,7 @@ def expert_relevance(
 
 
 def select_experts(scores: Sequence[Tensor], p: float) -> SelectedExperts:
-    """Select the fewest experts of each layer whose shares of the layer's relevance sum to at least p.
+    """Select the fewest experts of each layer whose shares of the layer's total relevance sum to at least `p`.
 
     Experts are selected by descending relevance. Between experts of equal relevance, the lower expert number is selected first.
     """

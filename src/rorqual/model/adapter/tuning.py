@@ -67,8 +67,8 @@ class FullTuning(Tune):
 class HasTrainedSlices(Protocol):
     """A module that trains slices of its tensors.
 
-    `trained_slices` yields the slices as parameters. The yielded parameters share memory with the module's tensors and are not
-    registered in the module.
+    `trained_slices` yields the trained slices as parameters. The yielded parameters share memory with the module's tensors and
+    are not registered in the module.
     """
 
     def trained_slices(self) -> Iterator[tuple[str, nn.Parameter]]: ...

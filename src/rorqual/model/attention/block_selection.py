@@ -56,7 +56,7 @@ class BlockSelection(SelectingMLA):
     config: BlockSelectionConfig
 
     def select(self, q: Tensor, positions: Tensor, cache: LayerCache) -> Tensor:
-        """Return the positions [tokens, (block_topk + 1) * block_size] that each query sees, or -1 for none.
+        """Return the positions [tokens, (block_topk + 1) * block_size] that each query sees, or -1 for no position.
 
         The block that contains the query is always visible. If the block that contains the query is complete,
         `select_by_attention` may return this block, so `select` requests `block_topk` + 1 blocks.

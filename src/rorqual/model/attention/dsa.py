@@ -87,7 +87,8 @@ class DSAConfig(MLAConfig):
 
 
 class Indexer(nn.Module):
-    """The lightning indexer. The indexer computes index queries, one index key per position, and the weights of the indexer's heads."""
+    """The lightning indexer of an attention module. The indexer computes index queries, one index key per position, and the
+    weights of the indexer's heads."""
 
     def __init__(self, config: DSAConfig, hidden_size: int) -> None:
         super().__init__()

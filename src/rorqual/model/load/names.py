@@ -24,7 +24,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class NameEntry:
-    """A Rorqual tensor `internal` and the published tensors `published` with the same values.
+    """An entry of a `NameMap`: a Rorqual tensor `internal`, and the published tensors `published` with the same values.
 
     `kind` describes how `internal` is composed of `published`:
 

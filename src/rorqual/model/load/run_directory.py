@@ -52,8 +52,8 @@ def load_weights(model: Decoder, checkpoint: Path) -> None:
     """Fill `model` from a checkpoint folder, one tensor at a time. Each loaded tensor is cast to the model's dtype.
 
     FP8 tensors in the checkpoint are dequantized. Tensor names of older Rorqual versions are accepted (`map_older_names`).
-    Raises CheckpointError listing tensors with missing names, unexpected names and wrong shapes. If `checkpoint` is an adapter,
-    the base checkpoint is loaded and the adapter is merged into the base weights.
+    Raises CheckpointError listing missing tensor names, unexpected tensor names and wrong shapes. If `checkpoint` is an
+    adapter, the base checkpoint is loaded and the adapter is merged into the base weights.
     """
     whole, adapters = find_base_and_adapters(checkpoint)
     file = whole / WEIGHTS_FILE

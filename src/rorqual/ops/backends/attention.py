@@ -342,8 +342,8 @@ class PagedAttention:
 
 
 def _split_by_pairs(first: Ints, count: Ints, most: int) -> Iterator[Ints]:
-    """Split sequences into groups of about `most` (query tile, key block) pairs. Sequences with more pairs are split at tile
-    boundaries.
+    """Split sequences into groups of about `most` (query tile, key block) pairs. Sequences with more than `most` pairs are
+    split at tile boundaries.
 
     Each yielded group is an array [3, n] for n sequences: the indices, the first positions and the token counts of the
     sequences.

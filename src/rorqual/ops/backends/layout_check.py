@@ -43,7 +43,7 @@ def _random(seed: int, *shape: int) -> Tensor:
 
 
 def _method_results(attention: PagedAttention) -> dict[str, Tensor]:
-    """Run all methods of `attention` on a small batch. Return {tested method: result}."""
+    """Run all methods of `attention` on a small batch. Return the result of each tested method, by method name."""
     pool, entries = (torch.zeros(attention.shape(BLOCKS, HEADS, BLOCK // n, WIDTH)) for n in (1, EVERY))
     blocks = torch.arange(1, BLOCKS)
     attention.fill(pool, blocks, _random(2, BLOCKS - 1, HEADS, BLOCK, WIDTH))

@@ -32,8 +32,8 @@ class AttentionMetadata:
     - `seq_lens` [sequences]: the length of each sequence, including the tokens of the forward pass.
     - `block_table` [sequences, blocks]: the block numbers of each sequence. Entries after a sequence's last needed block
       are ignored.
-    - `slot_mapping` [tokens]: the slot of each token, which is its block number times `BLOCK` plus its offset in the block. Padding
-      tokens come last and have the slot `PAD`.
+    - `slot_mapping` [tokens]: the slot of each token, which is its block number times `BLOCK` plus its offset in the block.
+      Padding tokens come last and have the slot `PAD`.
     """
 
     query_start_loc: Ints

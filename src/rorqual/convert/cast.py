@@ -1,6 +1,7 @@
-"""Conversion of stored tensors to another dtype in slices. Each slice is checked for NaN and infinity.
+"""Conversion of stored tensors to another dtype, slice by slice. Each slice of a tensor is checked for NaN and infinity.
 
-If a tensor keeps its dtype, its bytes do not change. FP8 (E4M3) has one scale for each 128 x 128 block of a matrix.
+If a tensor keeps its dtype, the tensor's bytes do not change. An FP8 (E4M3) tensor has one scale for each 128 x 128 block of
+the matrix.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from rorqual.ops.quant import BLOCK, block_counts, dequantize_blocks, quantize_b
 class TensorPiece:
     """A stored tensor that is written as a part of an output tensor.
 
-    `scale` holds the FP8 block scales; the tensor is dequantised by multiplication with these scales. With `want="scales"`, the
-    values are quantised to FP8, and only their block scales are written.
+    `scale` holds the FP8 block scales. The tensor is dequantised by multiplication with the block scales. With `want="scales"`,
+    the values of the tensor are quantised to FP8, and only the block scales of the FP8 values are written.
     """
 
     tensor: StoredTensor
@@ -30,9 +31,10 @@ class TensorPiece:
     want: Literal["values", "scales"] = "values"
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Read the rows `start` to `stop - 1` as [rows, columns]. FP8 with scales is dequantised to fp32.
+        """Read the rows `start` to `stop - 1` of the tensor as [rows, columns]. A tensor in FP8 with scales is dequantised to
+        fp32.
 
-        Raises NumericsError for a value or a scale that is not finite.
+        Raises NumericsError for a tensor value or a block scale that is not finite.
         """
         if self.scale is None:
             return _read_finite(self.tensor, start, stop)
@@ -42,9 +44,9 @@ class TensorPiece:
         return dequantised[start - first * BLOCK : stop - first * BLOCK]
 
     def chunks(self, dtype: str) -> Iterator[Bytes]:
-        """Yield the values as bytes of the dtype `dtype`.
+        """Yield the tensor's values as bytes of the dtype `dtype`.
 
-        Raises NumericsError for a value that is not finite or exceeds the range of `dtype`.
+        Raises NumericsError for a tensor value that is not finite or exceeds the range of `dtype`.
         """
         quantise = self.want == "scales" or dtype == FP8 != self.tensor.dtype
         by_blocks = quantise or self.scale is not None
@@ -63,7 +65,7 @@ class TensorPiece:
 
 
 def is_finite(values: Tensor) -> bool:
-    """Return whether no value is NaN or infinity."""
+    """Return whether all values of the tensor `values` are finite: neither NaN nor infinity."""
     wide = values.half() if values.dtype == TYPES[FP8] else values  # torch has no `isfinite` for FP8
     return bool(wide.isfinite().all())
 

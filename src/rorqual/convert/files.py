@@ -26,9 +26,9 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def path_inside(folder: Path, name: str, where: str) -> Path:
-    """Return the path of the file `name` in `folder`. Raises CheckpointError if the path or a link leads out of the folder.
+    """Return the path of the file `name` in `folder`. Raises CheckpointError if the path or a link leads out of `folder`.
 
-    Links into the `blobs` folder of a huggingface_hub cache are allowed.
+    A link into the `blobs` folder of a huggingface_hub cache is allowed.
     """
     root, file = folder.resolve(), (folder / name).resolve()
     allowed = [root]
@@ -44,8 +44,8 @@ def path_inside(folder: Path, name: str, where: str) -> Path:
 
 
 def read_text(folder: Path, name: str) -> str | None:
-    """Return the text of the file `name` in `folder`, or None if the file does not exist. Raises CheckpointError if the file is
-    unreadable."""
+    """Return the text of the file `name` in `folder`, or None if the file does not exist. Raises CheckpointError if the file
+    cannot be read."""
     if not (folder / name).exists() and not (folder / name).is_symlink():
         return None
     file = path_inside(folder, name, str(folder / name))
@@ -56,9 +56,9 @@ def read_text(folder: Path, name: str) -> str | None:
 
 
 def read_object(folder: Path, name: str) -> dict[str, Any] | None:
-    """Return the object in the JSON file `name` of `folder`, or None if the file does not exist.
+    """Return the JSON object in the file `name` of `folder`, or None if the file does not exist.
 
-    Raises CheckpointError for invalid JSON, and a value that is not an object.
+    Raises CheckpointError if the file contains invalid JSON or a JSON value that is not an object.
     """
     text = read_text(folder, name)
     if text is None:
@@ -75,9 +75,10 @@ def read_object(folder: Path, name: str) -> dict[str, Any] | None:
 
 
 def find_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Return all tensors of a checkpoint folder by name, from `model.safetensors` or from all shards of the index.
+    """Return all tensors of a checkpoint folder by name, from `model.safetensors` or from all shards in the shard index.
 
-    Only the headers are read. Raises CheckpointError if a file is missing, or if the index and the shards disagree.
+    Only the headers of the safetensors files are read. Raises CheckpointError if a safetensors file is missing, or if the shard
+    index and the shards disagree.
     """
     index = read_object(folder, INDEX)
     single = folder / WEIGHTS
@@ -143,7 +144,7 @@ def _read_sharded(folder: Path, index: Mapping[str, Any]) -> dict[str, StoredTen
 
 
 def check_target_unused(final: Path) -> None:
-    """Raise CheckpointError if `final` exists and is not an empty folder."""
+    """Raise CheckpointError if the path `final` exists and is not an empty folder."""
     if final.is_symlink() or (final.exists() and not final.is_dir()) or (final.is_dir() and any(final.iterdir())):
         raise CheckpointError(
             "the target already exists", where=str(final), remedy="Choose a new folder, or delete this folder."
@@ -152,11 +153,13 @@ def check_target_unused(final: Path) -> None:
 
 @contextmanager
 def atomic_folder(final: Path, *, needs: int, resumes: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder that is renamed to `final` at the end of the `with` block, or deleted if the block raises.
+    """Yield a temporary folder. The temporary folder is renamed to `final` at the end of the `with` block, or deleted if the
+    block raises.
 
-    A temporary folder that a killed process left behind is deleted first. With `resumes`, the left-behind folder is reused, and
-    the temporary folder is also kept after an interruption or an OSError. Raises RorqualError before the block if less than
-    `needs` bytes are free on the disk, or if another process writes to `final`. An OSError names `final`.
+    A temporary folder that a killed process left behind is deleted before the `with` block. With `resumes`, the left-behind
+    folder is reused instead of deleted, and the temporary folder is also kept after an interruption or an OSError. Raises
+    RorqualError before the `with` block if less than `needs` bytes are free on the disk, or if another process writes to
+    `final`. The message of an OSError names `final`.
     """
     check_target_unused(final)
     final = final.absolute()
@@ -193,9 +196,11 @@ def _check_free_space(folder: Path, needs: int) -> None:
 def new_run_folder(
     out: Path, settings: Mapping[str, Any], tokenizer: bytes, *, needs: int, step: str = FIRST
 ) -> Iterator[Path]:
-    """Yield the folder of the checkpoint `step` in a new run directory, which becomes `out` at the end of the `with` block.
+    """Yield the folder of the checkpoint `step` in a new run directory. The new run directory becomes `out` at the end of the
+    `with` block.
 
-    `settings` becomes `run.yaml`. The manifest of the checkpoint lists the files that the block writes into the yielded folder.
+    `settings` becomes the `run.yaml` of the new run directory. The manifest of the checkpoint lists the files that the `with`
+    block writes into the yielded folder.
     """
     with atomic_folder(out, needs=needs) as folder:
         (folder / step).mkdir()

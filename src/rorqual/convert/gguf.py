@@ -36,10 +36,10 @@ _IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
 def import_gguf(src: Path, out: Path, *, progress: Progress, dtype: str = "float32") -> None:
     """Import the GGUF file `src` as the run directory `out`.
 
-    `out` must be new or an empty folder. The files of `out` appear only when the import is complete. F32, F16 and BF16 tensors
-    keep their dtype. Quantised tensors are dequantised to `dtype`; float32 represents their values exactly. A tensor that is
-    assembled from GGUF tensors of different dtypes is converted to `dtype`. Errors in the header are raised before any tensor
-    is read.
+    `out` must not exist or must be an empty folder. The files of `out` appear only when the import is complete. F32, F16 and
+    BF16 tensors keep their dtype. Quantised tensors are dequantised to `dtype`. The dtype float32 represents the values of
+    quantised tensors exactly. A tensor that is assembled from GGUF tensors of different dtypes is converted to `dtype`. Errors
+    in the GGUF header are raised before any tensor is read.
     """
     if dtype not in _DTYPES:
         raise ConfigError(f"cannot dequantise to '{dtype}'", where="dtype", remedy="Use float32 or bfloat16.")
@@ -71,7 +71,8 @@ def import_gguf(src: Path, out: Path, *, progress: Progress, dtype: str = "float
 
 
 def _plan_import(file: GGUFFile, dequantised: str) -> tuple[str, ModelConfig, list[TensorJob]]:
-    """Return the `model_type`, the model config, and the jobs that write the run's tensors. Only the header is read."""
+    """Return the `model_type`, the model config, and the jobs that write the run's tensors. Only the header of the GGUF file is
+    read."""
     architecture = header_architecture(file.keys, file.where)
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
     factors = file.tensors[FREQS].rows(0, shapes.pop(FREQS)[0]).flatten().tolist() if FREQS in shapes else []
@@ -100,7 +101,7 @@ class _GGUFPiece:
     stored: GGUFTensor
 
     def chunks(self, dtype: str) -> Iterator[Bytes]:
-        """Yield the values as bytes of the dtype `dtype`."""
+        """Yield the values of the rows as bytes of the dtype `dtype`."""
         rows, start = self.range, self.range.gguf_start
         for begin, end in rows.row_steps(max(CHUNK // (4 * self.stored.columns), 1)):
             stop = rows.gguf_rows if rows.form == "transposed" else end

@@ -1,4 +1,4 @@
-"""Export of a run directory as a GGUF file. The header is written first, then the tensors in slices."""
+"""Export of a run directory as a GGUF file. The GGUF header is written first, then the tensors in slices."""
 
 from __future__ import annotations
 
@@ -32,17 +32,18 @@ from rorqual.model.load.run_directory import read_model_config
 
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # llama.cpp's `general.file_type`
 _LARGEST = {"F16": 65504.0, "Q8_0": 65504.0 * 127, "Q4_0": 65504.0 * 8}
-"""The largest magnitude that each type can represent. F16, Q8_0 and Q4_0 store their values or their block scales in fp16, so
-the range of fp16 sets the limit."""
+"""The largest magnitude that each GGUF tensor type can represent. F16, Q8_0 and Q4_0 store their values or their block scales
+in fp16, so the range of fp16 limits the magnitude."""
 
 
 def export_gguf(run: RunDir, dst: Path, *, dtype: str, progress: Progress) -> tuple[str, ...]:
     """Export the newest complete checkpoint of a run as the GGUF file `dst`. `dtype` is F32, F16, BF16, Q8_0 or Q4_0.
 
-    Vectors, the router, and tensors whose row length is not a multiple of 32 stay F32. With Q4_0, the embedding and the head
-    are Q8_0. Prediction modules (MTP) are omitted, because llama.cpp does not use them. The file `dst` appears only when all
-    tensors are written. A Modelfile for Ollama is written to the same folder. Returns notes on omitted MTP modules, on matrices
-    that stay F32 because of their row length, on Q8_0 tensors in a Q4_0 file, and on what the Modelfile leaves out.
+    Vectors, the router, and tensors whose row length is not a multiple of 32 stay F32. With `dtype` Q4_0, the embedding and the
+    head are Q8_0. Prediction modules (MTP) are omitted, because llama.cpp does not use them. The file `dst` appears only when
+    all tensors are written. A Modelfile for Ollama is written to the folder of `dst`. Returns notes on omitted MTP modules, on
+    matrices that stay F32 because of their row length, on Q8_0 tensors in a Q4_0 file, and on settings that the Modelfile
+    leaves out.
     """
     kind = written_type(dtype)
     for file in (dst, modelfile_of(dst)):
@@ -117,7 +118,7 @@ def _export_notes(
 
 
 def _tensor_type(name: str, shape: Shape, wanted: GGMLQuantizationType) -> GGMLQuantizationType:
-    """Return the GGUF type of an exported tensor, given the requested type `wanted`."""
+    """Return the GGUF type of an exported tensor, given the requested GGUF type `wanted`."""
     if len(shape) == 1 or name.endswith("ffn_gate_inp.weight") or shape[-1] % block_size(wanted):
         return GGMLQuantizationType.F32
     if wanted.name == "Q4_0" and name in ("token_embd.weight", "output.weight"):

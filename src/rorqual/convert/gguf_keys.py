@@ -1,7 +1,7 @@
 """Conversion between the model keys of a GGUF header and a Hugging Face `config.json`.
 
-The loaders of the model families (`model/load/`) interpret the `config.json`, so that each setting is interpreted in one place
-only. An unknown key of the architecture is an error, because an unknown key could change the outputs of the model.
+The loaders of the model families (`model/load/`) interpret the `config.json`, so that only one place interprets each setting.
+An unknown GGUF key of the architecture is an error, because an unknown key could change the outputs of the model.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ARCHITECTURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "deepseek2": ("deepseek_v3", "deepseek_v2"),
     }
 )
-"""The supported architectures of GGUF, each with its values of `model_type` in `config.json`."""
+"""The supported GGUF architectures, each mapped to the architecture's values of `model_type` in `config.json`."""
 
 _LITE_LAYERS = (26, 27)
 _IGNORED = ("vocab_size", "rope.scaling.finetuned", "attention.causal", "nextn_predict_layers")
@@ -33,7 +33,7 @@ _SOFTMAX, _SIGMOID = 1, 2  # values of `expert_gating_func` in llama.cpp
 
 
 def header_architecture(keys: Mapping[str, Any], where: str) -> str:
-    """Return the architecture of a GGUF header. Raises CheckpointError if the architecture is not supported."""
+    """Return the model architecture that a GGUF header names. Raises CheckpointError if the architecture is not supported."""
     name = keys.get("general.architecture")
     if name not in ARCHITECTURES:
         raise CheckpointError(
@@ -43,8 +43,8 @@ def header_architecture(keys: Mapping[str, Any], where: str) -> str:
 
 
 def architecture_keys(keys: Mapping[str, Any], architecture: str, where: str) -> ConfigKeys:
-    """Return a reader of the keys that begin with the name of the architecture. The reader takes each key without the
-    architecture prefix."""
+    """Return a reader of the GGUF keys that begin with the name of the architecture. The methods of the reader take each key
+    without the architecture prefix."""
     prefix = f"{architecture}."
     own = {name.removeprefix(prefix): _config_value(value) for name, value in keys.items() if name.startswith(prefix)}
     return ConfigKeys(own, where, harmless=_IGNORED)
@@ -53,8 +53,8 @@ def architecture_keys(keys: Mapping[str, Any], architecture: str, where: str) ->
 def _config_value(value: Any) -> Any:
     """Convert a value of a GGUF header to the form that `config.json` uses.
 
-    A float becomes the shortest decimal number with the same fp32 value: a header stores 1e-5 as 9.99999974e-6, for example.
-    Some writers store one value per layer. A list of equal values becomes a single value.
+    A float becomes the shortest decimal number with the same fp32 value: a GGUF header stores 1e-5 as 9.99999974e-6, for
+    example. Some GGUF writers store one value per layer. A header list of equal values becomes a single value in `config.json`.
     """
     if isinstance(value, list) and len(set(value)) == 1:
         value = value[0]
@@ -70,8 +70,8 @@ def config_from_keys(
 ) -> dict[str, Any]:
     """Convert the keys of a GGUF header to the content of a Hugging Face `config.json`.
 
-    `shapes` maps tensor names to shapes. Settings without a GGUF key, such as tied embeddings and a router bias, follow from
-    the shapes. `factors` holds the values of the tensor `rope_freqs.weight`, if the file has it.
+    `shapes` maps tensor names to shapes. Settings without a GGUF key, such as tied embeddings and a router bias, are derived
+    from `shapes`. `factors` holds the values of the tensor `rope_freqs.weight`, if the GGUF file has this tensor.
     """
     k = architecture_keys(keys, architecture, where)
     heads, hidden = k.integer("attention.head_count"), k.integer("embedding_length")
@@ -212,9 +212,10 @@ def config_architecture(data: Mapping[str, Any]) -> str:
 
 
 def keys_from_config(data: Mapping[str, Any], architecture: str) -> dict[str, Any]:
-    """Convert a Hugging Face `config.json` to GGUF header keys, without the prefix of the architecture.
+    """Convert a Hugging Face `config.json` to GGUF header keys without the architecture prefix.
 
-    Values must have the types that llama.cpp expects: int for uint32 keys, float for fp32 keys, and bool for flags.
+    The values of the header keys must have the types that llama.cpp expects: int for uint32 keys, float for fp32 keys, and bool
+    for flags.
     """
     keys: dict[str, Any] = {
         "vocab_size": data["vocab_size"],

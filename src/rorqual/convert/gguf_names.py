@@ -1,6 +1,6 @@
 """The mapping between the Hugging Face tensors of a model family and the tensors of llama.cpp.
 
-Besides the names, three things differ in GGUF:
+Besides the tensor names, three properties of the tensors differ in GGUF:
 
 - The experts of a layer are stacked into one tensor.
 - For the architecture `llama`, the rows of each query and key head are reordered, because ggml's RoPE rotates adjacent pairs
@@ -66,8 +66,8 @@ _EXPERT_NAME = re.compile(r"mlp\.experts\.(\d+)\.(gate|up|down)_proj\.weight")
 class RowRangeMapping:
     """A mapping between a range of rows of a Hugging Face tensor and a range of rows of a GGUF tensor.
 
-    Rows `start` to `start + rows - 1` of the Hugging Face tensor `published` correspond to `gguf_rows` rows of the tensor
-    `gguf`, starting at row `gguf_start`. The form "permuted" interleaves the two halves of each head, which has `head` rows.
+    Rows `start` to `start + rows - 1` of the Hugging Face tensor `published` correspond to `gguf_rows` rows of the GGUF tensor
+    `gguf`, starting at row `gguf_start`. The form "permuted" interleaves the two halves of each head. A head has `head` rows.
     The form "transposed" swaps rows and columns, so `gguf_rows` may differ from `rows`. A vector [n] is treated as a matrix [n,
     1].
     """
@@ -90,7 +90,8 @@ class RowRangeMapping:
         return values
 
     def from_gguf(self, values: Tensor) -> Tensor:
-        """Convert rows of the GGUF tensor to rows of the Hugging Face tensor. `from_gguf` is the inverse of `to_gguf`."""
+        """Convert rows of the GGUF tensor to rows of the Hugging Face tensor. The method `from_gguf` is the inverse of
+        `to_gguf`."""
         if self.form == "transposed":
             return values.T
         if self.form == "permuted":
@@ -109,7 +110,8 @@ class GGUFLayout:
     """The tensors of a model under three naming schemes, with their shapes.
 
     `internal` holds the tensors of a run, `published` holds the Hugging Face tensors, and `gguf` holds the GGUF tensors.
-    `entries` maps `internal` to `published`, and `pieces` maps `published` to `gguf`.
+    `entries` maps tensors in `internal` to tensors in `published`, and `pieces` maps tensors in `published` to tensors in
+    `gguf`.
     """
 
     entries: tuple[NameEntry, ...]
@@ -119,11 +121,11 @@ class GGUFLayout:
     gguf: Mapping[str, Shape]
 
     def by_published_tensor(self) -> dict[str, list[RowRangeMapping]]:
-        """Return the row ranges of each Hugging Face tensor, in row order."""
+        """Return the row range mappings of each Hugging Face tensor, in the order of the tensor's rows."""
         return _group_by_tensor((piece.published, piece.start, piece) for piece in self.pieces)
 
     def by_gguf_tensor(self) -> dict[str, list[RowRangeMapping]]:
-        """Return the row ranges of each GGUF tensor, in row order."""
+        """Return the row range mappings of each GGUF tensor, in the order of the tensor's rows."""
         return _group_by_tensor((piece.gguf, piece.gguf_start, piece) for piece in self.pieces)
 
 
@@ -190,7 +192,8 @@ def _split_kv(name: str, block: str, attention: MLAConfig) -> Iterator[RowRangeM
 
 
 def _gguf_shapes(pieces: list[RowRangeMapping], theirs: Mapping[str, Shape]) -> dict[str, Shape]:
-    """Return the shapes of the GGUF tensors, outermost dimension first. Stacks are [experts or heads, rows, columns]."""
+    """Return the shapes of the GGUF tensors, outermost dimension first. Stacked tensors are [experts or heads, rows,
+    columns]."""
     shapes: dict[str, Shape] = {}
     for piece in pieces:
         columns = (piece.rows,) if piece.form == "transposed" else theirs[piece.published][1:]
@@ -203,7 +206,8 @@ def _gguf_shapes(pieces: list[RowRangeMapping], theirs: Mapping[str, Shape]) -> 
 
 
 def check_tensors(found: Mapping[str, Shape], wanted: Mapping[str, Shape], where: str) -> None:
-    """Raise a CheckpointError that lists missing tensors, unexpected tensors and wrong shapes, if there are any."""
+    """Compare the tensors `found` with the tensors `wanted`. Raises CheckpointError that lists missing tensors, unexpected
+    tensors and wrong shapes."""
     if problems := find_differences(found, wanted):
         raise CheckpointError(
             list_first_names(problems),

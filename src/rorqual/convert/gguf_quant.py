@@ -1,4 +1,5 @@
-"""Encoding and decoding of GGUF's tensor types by the `gguf` package. Whole rows are converted, so a tensor can be converted in slices."""
+"""Encoding and decoding of GGUF's tensor types by the `gguf` package. Each call converts whole rows, so a tensor can be
+converted in slices of rows."""
 
 from __future__ import annotations
 
@@ -17,16 +18,17 @@ from rorqual.core.errors import CheckpointError, suggest_name
 PLAIN: Mapping[str, torch.dtype] = MappingProxyType(
     {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 )
-"""The types without quantisation, with their torch dtypes."""
+"""The GGUF tensor types without quantisation, with their torch dtypes."""
 READ = (*PLAIN, "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
-"""Names of the tensor types that import supports."""
+"""Names of the GGUF tensor types that import supports."""
 WRITTEN = (*PLAIN, "Q8_0", "Q4_0")
-"""Names of the tensor types that export supports."""
+"""Names of the GGUF tensor types that export supports."""
 _SAME = MappingProxyType({"float32": "F32", "float16": "F16", "bfloat16": "BF16"})
 
 
 def written_type(name: str) -> GGMLQuantizationType:
-    """Return the tensor type with the GGUF or torch name `name`. Raises CheckpointError if export does not support the type."""
+    """Return the GGUF tensor type with the GGUF name or torch name `name`. Raises CheckpointError if export does not support
+    this tensor type."""
     upper = _SAME.get(name.lower(), name.upper())
     if upper not in WRITTEN:
         raise CheckpointError(
@@ -36,14 +38,15 @@ def written_type(name: str) -> GGMLQuantizationType:
 
 
 def block_size(kind: GGMLQuantizationType) -> int:
-    """Return the number of adjacent values of a row that share a scale. The length of a row must be a multiple of the block size."""
+    """Return the number of adjacent values of a row that share a scale. The number of values in a row must be a multiple of the
+    block size."""
     return GGML_QUANT_SIZES[kind][0]
 
 
 def decode(raw: Bytes, kind: GGMLQuantizationType) -> Tensor:
     """Decode bytes [rows, row bytes] to values [rows, columns].
 
-    F32, F16 and BF16 keep their dtype. Quantised types are dequantised to fp32.
+    Values of the types F32, F16 and BF16 keep their dtype. Values of quantised types are dequantised to fp32.
     """
     if kind.name in PLAIN:
         return torch.from_numpy(np.array(raw)).view(PLAIN[kind.name])  # copied, because the file is mapped read-only
@@ -52,5 +55,5 @@ def decode(raw: Bytes, kind: GGMLQuantizationType) -> Tensor:
 
 
 def encode(values: Tensor, kind: GGMLQuantizationType) -> Bytes:
-    """Encode values [rows, columns] to bytes [rows, row bytes]. `columns` must be a multiple of the block size."""
+    """Encode values [rows, columns] to bytes [rows, row bytes]. `columns` must be a multiple of the `block_size` of `kind`."""
     return quantize(values.float().contiguous().numpy(), kind).view(np.uint8)

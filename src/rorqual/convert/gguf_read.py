@@ -1,4 +1,5 @@
-"""GGUF files, read by the `gguf` package: the header at once, the tensors in slices of rows."""
+"""Reading of GGUF files with the `gguf` package. The whole header is read at once, and the tensors are read in slices of
+rows."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from rorqual.core.errors import CheckpointError
 
 @dataclass(frozen=True)
 class GGUFTensor:
-    """A tensor of a GGUF file. `shape` has the outermost dimension first, as in torch. A vector [n] counts as n rows of one value.
+    """A tensor of a GGUF file. `shape` has the tensor's outermost dimension first, as in torch. A vector [n] counts as n rows
+    of one value.
 
     `raw` [rows, row bytes] is a view of the memory-mapped file.
     """
@@ -31,14 +33,14 @@ class GGUFTensor:
 
     @property
     def columns(self) -> int:
-        """Number of values in a row."""
+        """Number of values in a row of the tensor."""
         return self.shape[-1] if len(self.shape) > 1 else 1
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Return the values of the rows `start` to `stop - 1`, shape [rows, columns].
+        """Return the values of the tensor's rows `start` to `stop - 1`, as [rows, columns].
 
-        F32, F16 and BF16 keep their dtype. Quantised types are dequantised to fp32. Raises a CheckpointError that names the
-        tensor if a value or a block scale is NaN or infinity.
+        Values of the types F32, F16 and BF16 keep their dtype. Values of quantised types are dequantised to fp32. Raises
+        CheckpointError that names the tensor if a tensor value or a block scale is NaN or infinity.
         """
         values = decode(self.raw[start:stop], self.kind)
         if not bool(values.isfinite().all()):
@@ -52,7 +54,7 @@ class GGUFTensor:
 
 @dataclass(frozen=True)
 class GGUFFile:
-    """The keys and the tensors of a GGUF file by name. `where` is its path, for error messages."""
+    """The header keys and the tensors of a GGUF file, by name. `where` is the path of the GGUF file, for error messages."""
 
     keys: dict[str, Any]
     tensors: dict[str, GGUFTensor]
@@ -60,8 +62,8 @@ class GGUFFile:
 
 
 class _Reader(GGUFReader):
-    """A GGUFReader that refuses to read beyond the end of the file. The reader of the `gguf` package would return fewer values
-    without an error."""
+    """A GGUFReader that refuses to read beyond the end of the GGUF file. The GGUFReader of the `gguf` package would return
+    fewer values without an error."""
 
     def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> np.ndarray[Any, Any]:
         end = int(offset) + np.dtype(dtype).itemsize * int(count)
@@ -73,7 +75,8 @@ class _Reader(GGUFReader):
 def read_gguf(path: Path) -> GGUFFile:
     """Read the header of the GGUF file `path` and map its tensors.
 
-    Raises CheckpointError if the file is damaged or truncated, is one part of a split model, or has tensors of unsupported types.
+    Raises CheckpointError if the GGUF file is damaged or truncated, is one part of a split model, or has tensors of unsupported
+    types.
     """
     where = str(path)
     try:

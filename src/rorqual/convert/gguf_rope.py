@@ -1,8 +1,9 @@
 """Conversion of RoPE scaling between GGUF and `rope_scaling` in a Hugging Face `config.json`.
 
-For Llama 3.1's scaling, llama.cpp has no header keys. llama.cpp files store the divisor of each frequency in the tensor
-`rope_freqs.weight`. Files that Rorqual exports also store the original parameters, in keys such as
-`rope.scaling.llama3_factor`. If the keys are missing or disagree with the tensor, the published parameters are tried.
+llama.cpp has no header keys for Llama 3.1's RoPE scaling. The GGUF files of llama.cpp store the divisor of each RoPE frequency
+in the tensor `rope_freqs.weight`. GGUF files that Rorqual exports also store the scaling parameters, in header keys such as
+`rope.scaling.llama3_factor`. If these header keys are missing or disagree with `rope_freqs.weight`, the parameters of the
+published models are tried.
 """
 
 from __future__ import annotations
@@ -25,15 +26,17 @@ LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor")
 PUBLISHED: Mapping[str, Any] = MappingProxyType(
     {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 )
-"""The parameters, besides `factor`, of all published Llama 3.1, 3.2 and 3.3 models."""
+"""The RoPE scaling parameters, except `factor`, of all published Llama 3.1, 3.2 and 3.3 models."""
 AGREE = 1e-4
-"""Relative tolerance when divisors are compared. Rounding to fp32 changes the divisors of published models by 5e-6."""
+"""Relative tolerance in comparisons of RoPE frequency divisors. Rounding to fp32 changes the divisors of published models by a
+relative 5e-6."""
 
 
 def scaling_from_keys(k: ConfigKeys, theta: float, factors: Sequence[float], *, latent: bool) -> dict[str, Any] | None:
     """Return the value of `rope_scaling` for the header keys `k`, or None if RoPE is not scaled.
 
-    `factors` holds the values of `rope_freqs.weight`, if the file has it. `latent` is true for DeepSeek's MLA.
+    `factors` holds the values of the tensor `rope_freqs.weight`, if the GGUF file has this tensor. `latent` is True for
+    DeepSeek's MLA.
     """
     kind = k.take("rope.scaling.type", "none")
     log_multiplier = k.take("rope.scaling.yarn_log_multiplier", 0.0)
@@ -62,10 +65,10 @@ def scaling_from_keys(k: ConfigKeys, theta: float, factors: Sequence[float], *, 
 def _llama3_scaling(
     theta: float, factors: Sequence[float], stored: dict[str, Any], where: str
 ) -> dict[str, Any] | None:
-    """Return the `rope_scaling` whose divisors are `factors`, or None if all divisors are 1.
+    """Return the `rope_scaling` whose frequency divisors are `factors`, or None if all frequency divisors are 1.
 
-    The parameters in `stored` are tried first, then no scaling, then the parameters of the published models. Raises
-    CheckpointError if no candidate agrees with `factors`.
+    The scaling parameters in `stored` are tried first, then no scaling, then the scaling parameters of the published models.
+    Raises CheckpointError if the divisors of none of these scalings agree with `factors`.
     """
     for parameters in (stored, {}, {"factor": max(factors), **PUBLISHED}):
         if all(parameters.values()):
@@ -81,12 +84,12 @@ def _llama3_scaling(
 
 
 def frequency_divisors(rope: Rope, dim: int) -> Tensor:
-    """Return the divisor of each RoPE frequency, shape [dim / 2]: the content of the tensor `rope_freqs.weight`."""
+    """Return the divisor of each RoPE frequency [dim / 2], which is the content of the tensor `rope_freqs.weight`."""
     return inverse_frequencies(Rope(theta=rope.theta), dim) / inverse_frequencies(rope, dim)
 
 
 def scaling_keys(scaling: Mapping[str, Any] | None, *, latent: bool) -> dict[str, Any]:
-    """Return the GGUF header keys for `rope_scaling`. Raises ConfigError if llama.cpp cannot reproduce the scaling."""
+    """Return the GGUF header keys for `rope_scaling`. Raises ConfigError if llama.cpp cannot reproduce the RoPE scaling."""
     kind = None if not scaling else scaling.get("type", scaling.get("rope_type"))
     if not scaling:
         return {}

@@ -1,7 +1,7 @@
 """Conversion between a `tokenizer.json` and the tokenizer keys of a GGUF file.
 
 GGUF stores the tokens, their types, the merges and the *name* of the pre-tokenizer, which llama.cpp implements in code. A
-tokenizer can therefore be exported only if its pre-tokenizer equals one of the known definitions.
+tokenizer can therefore be exported only if its pre-tokenizer equals a definition in `PRE_TOKENIZERS`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from rorqual.core.errors import DataError
 from rorqual.data.tokenizer import Tokenizer
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
-"""GGUF's token types. Plain text never encodes to a control token. Plain text that contains the text of a user-defined token
-encodes to this token."""
+"""GGUF's token types. Plain text never encodes to a control token. The text of a user-defined token in plain text encodes to
+the user-defined token."""
 
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
@@ -46,7 +46,8 @@ PRE_TOKENIZERS: Mapping[str, tuple[dict[str, Any], ...]] = MappingProxyType(
         ),
     }
 )
-"""The supported pre-tokenizers: GGUF's name mapped to the definition in `tokenizer.json`."""
+"""The supported pre-tokenizers: GGUF's name of each pre-tokenizer, mapped to the pre-tokenizer's definition in
+`tokenizer.json`."""
 
 _ALIASES: Mapping[str, str] = MappingProxyType(
     {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "gpt2": "gpt-2", "deepseek-r1-qwen": "qwen2"}
@@ -56,7 +57,8 @@ _IGNORE_MERGES = ("llama-bpe",)  # llama.cpp encodes a word in the vocabulary as
 
 
 def pre_tokenizer_name(tokenizer: Tokenizer) -> str:
-    """Return GGUF's name for the pre-tokenizer of a tokenizer. Raises DataError if GGUF has no name for the pre-tokenizer."""
+    """Return GGUF's name for the pre-tokenizer of a tokenizer. Raises DataError if `PRE_TOKENIZERS` has no name for the
+    pre-tokenizer."""
     data = json.loads(tokenizer.source)
     part = data.get("pre_tokenizer") or {}
     parts = _flatten(part, "pretokenizers")

@@ -1,4 +1,4 @@
-"""GGUF files, written by the `gguf` package: the header at once, the tensors in slices."""
+"""Writing of GGUF files with the `gguf` package. The whole header is written at once, and the tensors are written in slices."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from rorqual.core.lock import acquire_lock
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A tensor to write. `shape` has the outermost dimension first, as in torch. `chunks` yields its bytes in order."""
+    """A tensor to write. `shape` has the tensor's outermost dimension first, as in torch. `chunks` yields the tensor's bytes in
+    order."""
 
     name: str
     kind: GGMLQuantizationType
@@ -31,12 +32,13 @@ class PlannedTensor:
 
     @property
     def n_bytes(self) -> int:
-        """Size in bytes, without padding."""
+        """Size of the tensor in bytes, without padding."""
         return math.prod(quant_shape_to_byte_shape(self.shape, self.kind))
 
 
 class _Writer(GGUFWriter):
-    """A GGUFWriter that also writes empty lists. llama.cpp requires a list of merges, and a byte tokenizer has no merges."""
+    """A GGUFWriter that also writes empty lists. llama.cpp requires a list of merges, but the merges of a byte tokenizer are an
+    empty list."""
 
     def _pack_val(self, val: Any, vtype: GGUFValueType, *args: Any, **how: Any) -> bytes:
         if val == [] and vtype == GGUFValueType.ARRAY:
@@ -47,7 +49,7 @@ class _Writer(GGUFWriter):
 def write_gguf(
     dst: Path, architecture: str, keys: Mapping[str, Any], tensors: Sequence[PlannedTensor], progress: Progress
 ) -> None:
-    """Write a GGUF file. Integers are written as uint32, and lists as arrays of strings or int32.
+    """Write a GGUF file. Integers in the header are written as uint32, and lists in the header as arrays of strings or int32.
 
     The file `dst` appears only when all tensors are written.
     """

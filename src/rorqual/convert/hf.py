@@ -1,7 +1,8 @@
 """Import and export of Hugging Face folders: config, tokenizer, sharded safetensors and generation config.
 
-A tensor whose dtype does not change is copied byte by byte. An interrupted export resumes, and an interrupted import starts
-again. Import and export write to a temporary folder and rename the folder when all files are complete.
+A tensor whose dtype does not change is copied byte by byte. A repeated export resumes an interrupted export. A repeated import
+starts from the beginning again. Import and export write to a temporary folder and rename the temporary folder when all files
+are complete.
 """
 
 from __future__ import annotations
@@ -50,11 +51,12 @@ from rorqual.model.load.names import NameMap
 from rorqual.model.load.run_directory import WEIGHTS_FILE, read_model_config
 
 SHARD_BYTES = 5e9
-"""Maximum shard size in bytes. transformers 4 has the same default."""
+"""Maximum shard size in bytes. transformers 4 has the same default shard size."""
 STATE_FILE = ".export.json"
 """Name of the file in which an unfinished export records its source and settings."""
 _DERIVED = ".rotary_emb.inv_freq"
-"""Name suffix of tensors that import skips. Older checkpoints contain these tensors, but the config determines their values."""
+"""Name suffix of tensors that import skips. Older checkpoints contain tensors with this suffix, but the config determines the
+values of these tensors."""
 
 
 def no_progress(done: int, total: int, name: str) -> None:
@@ -64,12 +66,12 @@ def no_progress(done: int, total: int, name: str) -> None:
 def import_hf(src: Path, out: Path, *, dtype: DType = "keep", progress: Progress = no_progress) -> tuple[str, ...]:
     """Import a folder with config.json, tokenizer.json and safetensors as the run directory `out`.
 
-    `out` must be new or an empty folder. `dtype="keep"` copies the bytes of every tensor, including FP8
-    scales. "float32", "bfloat16" and "float16" convert all tensors and dequantise FP8; only the router bias is always fp32.
-    Returns notes for the user.
+    `out` must not exist or must be an empty folder. `dtype="keep"` copies the bytes of every tensor, including FP8 scales. With
+    "float32", "bfloat16" and "float16", all tensors are converted and FP8 tensors are dequantised. The router bias is always
+    imported as fp32. Returns notes on the import for the user.
 
-    Raises ConfigError, CheckpointError or DataError for an invalid config, header or text file, before any tensor is read.
-    Raises NumericsError if a weight is not finite.
+    Before any tensor is read, raises ConfigError, CheckpointError or DataError for an invalid config, header or text file.
+    Raises NumericsError if a weight is NaN or infinite.
     """
     _check_dtype(dtype, ("keep", "float32", "bfloat16", "float16"))
     check_target_unused(out)
@@ -119,9 +121,10 @@ def export_hf(
 ) -> None:
     """Export the newest complete checkpoint of a run as a folder that transformers or an engine such as vLLM can load.
 
-    `dtype` accepts the values of `import_hf` and also "fp8". With "fp8", all projections are FP8 (E4M3) with one scale per
-    128 x 128 block, and all other tensors are bfloat16, as in the published DeepSeek-V3. A shard holds at most `shard_bytes`
-    bytes, unless a single tensor is larger. A repeated call resumes an interrupted export and keeps the complete shards.
+    `dtype` accepts the values of `import_hf` and also "fp8". With "fp8", all projections are FP8 (E4M3) with one scale per 128
+    x 128 block, and all other tensors are bfloat16, as in the published DeepSeek-V3. A shard holds at most `shard_bytes` bytes,
+    unless a single tensor is larger than `shard_bytes`. A repeated call resumes an interrupted export and keeps the complete
+    shards.
     """
     _check_dtype(dtype, get_args(DType))
     check_target_unused(dst)
@@ -157,8 +160,8 @@ def export_hf(
 def _copied_names(names: NameMap, imported: Mapping[str, Any]) -> list[str]:
     """Return the Hugging Face names of tensors that the export writes as copies of other tensors.
 
-    For an imported run, return the names of the copies in the imported checkpoint. For any other run, return all copies in
-    `names` except a tied head.
+    For an imported run, the copied tensors are the copies in the imported checkpoint. For any other run, the copied tensors are
+    all copies in `names` except a tied head.
     """
     if isinstance(imported.get("copies"), list):
         return [name for name in names.copies if name in imported["copies"]]
@@ -166,7 +169,7 @@ def _copied_names(names: NameMap, imported: Mapping[str, Any]) -> list[str]:
 
 
 def _main_dtype(jobs: Iterable[TensorJob]) -> str:
-    """Return the torch name of the dtype, other than FP8, whose tensors have the largest total size."""
+    """Return the torch name of the dtype whose tensors have the largest total size, FP8 excluded."""
     bytes_of: Counter[str] = Counter()
     for job in jobs:
         bytes_of[job.spec.dtype] += job.spec.n_bytes if job.spec.dtype != FP8 else 0
@@ -176,7 +179,8 @@ def _main_dtype(jobs: Iterable[TensorJob]) -> str:
 def _quantization(jobs: Iterable[TensorJob], imported: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Return the `quantization_config` of an export, or None if no tensor is FP8.
 
-    If the run was imported with a `quantization_config`, that config is returned; otherwise, a new one is built.
+    If the run was imported with a `quantization_config`, the imported `quantization_config` is returned. For any other run, a
+    new `quantization_config` is built.
     """
     specs = [job.spec for job in jobs]
     if all(spec.dtype != FP8 for spec in specs):
@@ -190,7 +194,7 @@ def _quantization(jobs: Iterable[TensorJob], imported: Mapping[str, Any]) -> Map
 
 
 def _shards(jobs: Iterable[TensorJob], shard_bytes: float) -> dict[str, list[TensorJob]]:
-    """Assign the jobs to shards, in order. Return the jobs of each shard by file name."""
+    """Assign the tensor jobs to shards, in order. Return the tensor jobs of each shard by the shard's file name."""
     groups: list[list[TensorJob]] = []
     room = 0.0
     for job in jobs:
@@ -221,7 +225,8 @@ def _source_identity(file: Path) -> dict[str, Any]:
 
 
 def _begin_export(folder: Path, state: Mapping[str, Any]) -> None:
-    """Prepare the folder of an export. All files are deleted unless `state` equals the recorded state."""
+    """Prepare the folder of an export. All files of an earlier export are deleted unless `state` equals the state recorded in
+    `STATE_FILE`."""
     file = folder / STATE_FILE
     if not file.is_file() or json.loads(file.read_text(encoding="utf-8")) != state:
         for entry in folder.iterdir():

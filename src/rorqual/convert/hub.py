@@ -18,7 +18,7 @@ WANTED = (
     "model-*.safetensors",
     "model.safetensors.index.json",
 )
-"""Patterns of the files to download. Code and pickles are never downloaded."""
+"""Name patterns of the files to download from the hub. Code and pickles are never downloaded."""
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -30,8 +30,8 @@ def is_hub_id(name: str) -> bool:
 def download_repository(name: str) -> Path:
     """Download the files that an import needs from the hub repository `name` (ORG/NAME).
 
-    Return the folder of the files in the hub cache. Files in the cache are not downloaded again. Raises ConfigError if
-    `huggingface_hub` is not installed, and CheckpointError if the download fails.
+    Return the folder of the downloaded files in the hub cache. Files in the hub cache are not downloaded again. Raises
+    ConfigError if `huggingface_hub` is not installed, and CheckpointError if the download fails.
     """
     try:
         from huggingface_hub import snapshot_download

@@ -1,4 +1,4 @@
-"""Merging of an adapter into its base model. The merged run can be exported, served and quantised like any other run."""
+"""Merging of an adapter into its base model. A merged run can be exported, served and quantised like any other run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rorqual.model.load.run_directory import load_run, read_section
 
 
 def full_weights_file(run: RunDir) -> Path:
-    """Return the weights file of the newest checkpoint of a run. Raises CheckpointError if the run holds only an adapter."""
+    """Return the weights file of the newest checkpoint of a run. Raises CheckpointError if `run` holds only an adapter."""
     checkpoint = run.checkpoint()
     if read_adapter_info(checkpoint) is not None:
         raise CheckpointError(
@@ -32,12 +32,13 @@ def full_weights_file(run: RunDir) -> Path:
 
 
 def merge_run(run: RunDir, dst: Path, *, dtype: Literal["float32", "bfloat16"] = "float32") -> Path:
-    """Merge the newest checkpoint of an adapter run into its base and write the result as the run directory `dst`.
+    """Merge the newest checkpoint of an adapter run into its base model, and write the merged model as the run directory `dst`.
 
     For LoRA, W + s (B A) is computed in fp32 and rounded once to `dtype`, where s is the LoRA scale. For ESFT, the trained
-    experts replace the experts of the base. Returns the folder of the new checkpoint.
+    experts replace the experts of the base model. Returns the folder of the merged model's checkpoint.
 
-    Raises ConfigError if the run already holds a whole model, and CheckpointError if its base is missing or has changed.
+    Raises ConfigError if `run` already holds a whole model, and CheckpointError if the base checkpoint is missing or has
+    changed.
     """
     check_target_unused(dst)
     checkpoint = run.checkpoint()
@@ -56,7 +57,7 @@ def merge_run(run: RunDir, dst: Path, *, dtype: Literal["float32", "bfloat16"] =
 def write_model(dst: Path, model: Decoder, source: RunDir, data: Mapping[str, Any]) -> Path:
     """Write `model` as the run directory `dst`, with the tokenizer, the chat format and the task defaults of `source`.
 
-    `data` is added to `run.yaml`. Return the checkpoint folder of `dst`.
+    The keys in `data` are added to the `run.yaml` of `dst`. Return the checkpoint folder of `dst`.
     """
     config = {**data, "chat": read_section(source, "chat"), "model": model.config.model_dump(mode="json")}
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}

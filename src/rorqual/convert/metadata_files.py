@@ -20,18 +20,19 @@ from rorqual.ops.quant import BLOCK
 CONFIG, GENERATION, TOKENIZER_CONFIG = "config.json", "generation_config.json", "tokenizer_config.json"
 SPECIALS, TEMPLATE = "special_tokens_map.json", "chat_template.jinja"
 KEPT = (CONFIG, GENERATION, TOKENIZER_CONFIG, SPECIALS, TEMPLATE)
-"""Files of an imported checkpoint that are stored in the folder `imported/` of the run, so that an export can restore the files."""
+"""Names of the files of an imported checkpoint that are stored in the folder `imported/` of the run, so that an export can
+restore these files."""
 ORIGINALS = "imported"
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 CODE = "auto_map"
-"""Key of `config.json` that names Python code in the checkpoint."""
+"""Key of `config.json` under which a checkpoint names its Python code."""
 
 
 @dataclass(frozen=True)
 class CheckpointMetadata:
     """The contents of the small files of a checkpoint.
 
-    `originals` holds the files to store in the run, and `notes` holds the messages to the user.
+    `originals` holds the contents of the files to store in the run, and `notes` holds messages to the user.
     """
 
     family: CheckpointFamily
@@ -49,7 +50,8 @@ class CheckpointMetadata:
 def read_checkpoint_metadata(folder: Path) -> CheckpointMetadata:
     """Read and validate the small files of a checkpoint folder.
 
-    Raises ConfigError, DataError or CheckpointError. The error names the file and, if known, the key.
+    Raises ConfigError, DataError or CheckpointError if a file is invalid. The error message names the file and, if known, the
+    key.
     """
     where = str(folder / CONFIG)
     config = read_object(folder, CONFIG)
@@ -108,8 +110,8 @@ def _read_tokenizer(folder: Path, model: ModelConfig) -> Tokenizer:
 def _template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
     """Return the chat template of a checkpoint folder, or None if the folder has no chat template.
 
-    A template in a separate file takes precedence over a template in tokenizer_config.json. If there are several named
-    templates, the template named `default` is returned.
+    A template in a separate file takes precedence over a template in tokenizer_config.json. If tokenizer_config.json has
+    several named templates, the template named `default` is returned.
     """
     template = read_text(folder, TEMPLATE) or tokenizer_config.get("chat_template")
     if isinstance(template, list):
@@ -129,17 +131,18 @@ def _import_notes(folder: Path, objects: list[dict[str, Any] | None], kind: str)
 
 
 def json_bytes(value: Mapping[str, Any]) -> bytes:
-    """Serialise `value` as JSON in the layout that transformers writes. The order of the keys is kept."""
+    """Serialise `value` as JSON in the layout that transformers writes. The keys of `value` keep their order."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def exported_metadata_files(
     run: RunDir, family: CheckpointFamily, model: ModelConfig, dtype: str, quantization: Mapping[str, Any] | None
 ) -> dict[str, bytes]:
-    """Return the small files of an export by name. Imported files are restored; config.json is always rewritten.
+    """Return the small files of an export by name. For an imported run, the imported files are restored. config.json is always
+    rewritten.
 
-    `dtype` is the value of `torch_dtype`: the torch name of the dtype that most weights have. `quantization` is the value of
-    `quantization_config`, or None.
+    `dtype` is the value of the key `torch_dtype`: the torch name of the dtype that most weights have. `quantization` is the
+    value of the key `quantization_config`, or None if no weight is quantised.
     """
     tokenizer = Tokenizer.load(run.tokenizer_file)
     originals = run.path / ORIGINALS

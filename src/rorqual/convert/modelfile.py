@@ -1,7 +1,7 @@
 """The Modelfile of an exported GGUF file. A Modelfile tells Ollama how to format prompts and where replies end.
 
-Source: docs/modelfile.mdx and template/template.go of ollama/ollama. Ollama gives a template all messages as `.Messages`, and
-the joined system messages as `.System`. Ollama adds the BOS token itself.
+Source: docs/modelfile.mdx and template/template.go of ollama/ollama. Ollama gives a prompt template all messages as
+`.Messages`, and the joined system messages as `.System`. Ollama adds the BOS token itself.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def modelfile_of(gguf: Path) -> Path:
 
 
 def modelfile_text(run: RunDir, chat: ChatFormat, name: str, context: int) -> tuple[str, tuple[str, ...]]:
-    """Return the Modelfile of the GGUF file `name` of a run, and notes on what the Modelfile leaves out.
+    """Return the text of the Modelfile for the GGUF file `name` of a run, and notes on settings that the Modelfile leaves out.
 
     `context` is the model's context length in tokens. Raises ConfigError if the run's `defaults.json` is invalid.
     """
@@ -71,7 +71,8 @@ def modelfile_text(run: RunDir, chat: ChatFormat, name: str, context: int) -> tu
 
 
 def go_template(chat: ChatFormat, thinking: Thinking) -> str | None:
-    """Return the prompt of a chat format as a Go template, without BOS. Return None if no Go template is known for the format."""
+    """Return the prompt of a chat format as a Go template, without BOS. Return None if no Go template is known for the chat
+    format."""
     turns = OTHERS.get(chat.name)
     if isinstance(chat, ChatMLBase):
         system = chat.settings["default_system"]

@@ -37,24 +37,26 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }
 """Keys of `adapter_config.json` and their accepted values.
 
-Import rejects all other values, because other values may need features that Rorqual's LoRA lacks, such as trained biases."""
+Import rejects values of these keys that are not accepted, because such values may need features that Rorqual's LoRA lacks, such
+as trained biases."""
 TAKEN = ("r", "lora_alpha", "use_rslora")
 """Keys of `adapter_config.json` that are imported."""
 WITHOUT_EFFECT = (
     "alora_invocation_tokens", "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode", "layers_pattern",
     "layers_to_transform", "lora_dropout", "megatron_core", "peft_version", "qalora_group_size", "revision", "target_modules",
 )  # fmt: skip
-"""Keys of `adapter_config.json` that import ignores. The ignored keys describe the training or select modules, but the tensor
-names already determine the modules."""
+"""Keys of `adapter_config.json` that import ignores. The ignored keys describe the training or select modules. The adapter's
+tensor names already determine the modules."""
 
 
 def write_peft(run: RunDir, dst: Path, *, base: str = "") -> Path:
-    """Export the newest checkpoint of a LoRA run as a folder that `peft` can load onto the published model. Return `dst`.
+    """Export the newest checkpoint of a LoRA run as a folder that `peft` can load onto the published model. Return the folder
+    `dst`.
 
-    `base` is the value of `base_model_name_or_path`; by default, the path of the base run.
+    `base` is the exported value of `base_model_name_or_path`. The default value is the path of the base run.
 
-    Raises ConfigError if the run is not a LoRA run, if its model fits no model family of Hugging Face, or if peft would not
-    adapt the same modules.
+    Raises ConfigError if `run` is not a LoRA run, if its model fits no model family of Hugging Face, or if peft would adapt
+    other modules than the run.
     """
     check_target_unused(dst)
     checkpoint = run.checkpoint()
@@ -98,10 +100,10 @@ def write_peft(run: RunDir, dst: Path, *, base: str = "") -> Path:
 def read_peft(src: Path, base: RunDir, out: Path) -> Path:
     """Import a LoRA adapter that `peft` wrote for the model of the run `base`. Return `out`, the new run directory.
 
-    The new run holds only the adapter, like the checkpoints of a LoRA run.
+    The new run holds only the adapter, like a LoRA run.
 
-    Raises a ConfigError that names unsupported LoRA options. Raises CheckpointError for tensors that do not fit the model, and
-    for a pickle, which is never opened.
+    Raises ConfigError that names unsupported LoRA options. Raises CheckpointError for adapter tensors that do not fit the
+    model, and for a pickle. A pickle is never opened.
     """
     check_target_unused(out)
     settings = read_config(src)
@@ -129,7 +131,7 @@ def read_peft(src: Path, base: RunDir, out: Path) -> Path:
 
 
 def published_linear_names(model: Decoder) -> dict[str, str]:
-    """Map the name of each linear module of the main layers (without MTP) to its name in the Hugging Face model."""
+    """Map the name of each linear module of the main layers (without MTP) to the module's name in the Hugging Face model."""
     names = {entry.internal: entry for entry in family_for(model.config).name_map(model.config).entries}
     entries = {name: names[f"{name}.weight"] for name, _ in named_linear_maps(model) if f"{name}.weight" in names}
     return {
@@ -154,7 +156,7 @@ def refuse_dense_ffn_adapters(model: Decoder, modules: Iterable[str], where: str
 def shortest_suffixes(chosen: list[str], every: list[str]) -> list[str]:
     """Return a short list for `target_modules` that selects the modules `chosen` and no other module of `every`.
 
-    If all modules with the same last component are chosen, this component replaces their full names.
+    If all modules whose names end with the same component are chosen, this component replaces the full names of the modules.
     """
     last = {name.rpartition(".")[2] for name in chosen}
     complete = {word for word in last if all(name in chosen for name in every if name.rpartition(".")[2] == word)}
@@ -164,7 +166,7 @@ def shortest_suffixes(chosen: list[str], every: list[str]) -> list[str]:
 def read_config(src: Path) -> dict[str, Any]:
     """Return `r`, `alpha` and `use_rslora` of an `adapter_config.json`.
 
-    Raises a ConfigError that names all other options that would change the model.
+    Raises ConfigError that names all other options that would change the model.
     """
     where = str(src / CONFIG)
     data = read_object(src, CONFIG)
@@ -188,7 +190,8 @@ def read_config(src: Path) -> dict[str, Any]:
 
 
 def read_tensors(src: Path) -> dict[str, Tensor]:
-    """Return the tensors of `adapter_model.safetensors` in fp32. Raises CheckpointError if the folder has only a pickle."""
+    """Return the tensors of `adapter_model.safetensors` in fp32. Raises CheckpointError if the folder `src` has only a
+    pickle."""
     if not (src / WEIGHTS).exists():
         what = f"{PICKLE} is a pickle, which can run any code when it is opened; it was not opened"
         raise CheckpointError(
@@ -204,9 +207,9 @@ def read_tensors(src: Path) -> dict[str, Tensor]:
 
 
 def rename_to_internal(tensors: Mapping[str, Tensor], ours: Mapping[str, str], where: str) -> dict[str, Tensor]:
-    """Rename PEFT tensors to the names of a run. `ours` maps published module names to module names of the run.
+    """Rename PEFT tensors to the names of a run. `ours` maps module names of the Hugging Face model to module names of the run.
 
-    Raises a CheckpointError that lists the tensors that adapt no linear module.
+    Raises CheckpointError that lists the PEFT tensors that adapt no linear module.
     """
     renamed: dict[str, Tensor] = {}
     unknown: list[str] = []

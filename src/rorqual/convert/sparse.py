@@ -1,4 +1,5 @@
-"""Conversion of a model with latent attention to sparse attention: the same weights, and a new indexer per attention layer."""
+"""Conversion of a model with latent attention to sparse attention. The converted model has the same weights, and a new indexer
+in each attention layer."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def sparse_config(
     index_dtype: str | None = None,
     where: str = "",
 ) -> ModelConfig:
-    """Return `model` with an indexer in each attention layer. Raises ConfigError if a layer is not MLA with `q_lora_rank`."""
+    """Return the config `model` with an indexer added to each attention layer. Raises ConfigError if a layer is not MLA with
+    `q_lora_rank`."""
     index = {"kind": "dsa", "index_n_heads": index_n_heads, "index_head_dim": index_head_dim, "index_topk": index_topk}
     index |= {"index_dtype": index_dtype}
 
@@ -53,7 +55,7 @@ def add_indexers(run: RunDir, dst: Path, config: ModelConfig, *, seed: int = 0) 
     """Add newly initialized indexers to the model of `run`, and write the model as the run directory `dst`.
 
     Return the checkpoint folder of `dst`. `config` is the `sparse_config` of the model. While a sequence has at most
-    `index_topk` tokens, the outputs equal the outputs of `run`'s model.
+    `index_topk` tokens, the outputs of the new model equal the outputs of `run`'s model.
     """
     check_target_unused(dst)
     dense, model = load_run(run), build(config, seed=seed)

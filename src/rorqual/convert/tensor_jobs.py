@@ -1,6 +1,6 @@
-"""Plans for import and export. A plan lists the stored tensors from which each output tensor is built.
+"""Plans for the import and export of tensors. A plan lists the stored tensors from which each output tensor is built.
 
-Planning reads only the headers of the files.
+Planning reads only the headers of the tensor files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rorqual.ops.quant import block_counts
 DType = Literal["keep", "float32", "bfloat16", "float16", "fp8"]
 STORED_AS: Mapping[str, str] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 ALWAYS_FP32 = ("e_score_correction_bias",)
-"""Suffixes of tensors that always stay fp32. A router bias in bf16 would select different experts (transformers#42580)."""
+"""Name suffixes of tensors that always stay fp32. A router bias in bf16 would select different experts (transformers#42580)."""
 _PROJECTION = re.compile(r"(?<!eh)(?<!weights)_proj(_with_mqa)?\.weight$|\.indexer\.(wq_b|wk)\.weight$")
 """The tensors that are FP8 in the published DeepSeek-V3 and V3.2: all projections of attention, dense FFNs and experts.
 
@@ -41,27 +41,28 @@ NO_INDEXER = (
 
 
 class TensorPart(Protocol):
-    """A part of an output tensor."""
+    """A part of the values of an output tensor."""
 
     def chunks(self, dtype: str) -> Iterator[Bytes]:
-        """Yield the values as bytes of the dtype `dtype`."""
+        """Yield the values of the part as bytes of the dtype `dtype`."""
 
 
 @dataclass(frozen=True)
 class TensorJob:
-    """A tensor to write. The output bytes are the values of `pieces`, converted to the dtype of `spec` and concatenated."""
+    """A tensor to write. The bytes of the tensor are the values of `pieces`, converted to the dtype of `spec` and
+    concatenated."""
 
     spec: TensorSpec
     pieces: tuple[TensorPart, ...]
 
     def chunks(self) -> Iterator[Bytes]:
-        """Yield the bytes of the tensor in order."""
+        """Yield the bytes of the output tensor in order."""
         for piece in self.pieces:
             yield from piece.chunks(self.spec.dtype)
 
 
 class CountedChunks:
-    """A chunk source for `write_tensors` that reports the progress of all jobs."""
+    """A source of tensor bytes for `write_tensors` that reports the progress of all tensor jobs."""
 
     def __init__(self, jobs: Sequence[TensorJob], progress: Progress) -> None:
         self._jobs = {job.spec.name: job for job in jobs}
@@ -80,7 +81,8 @@ class CountedChunks:
 
 
 def target_dtype(name: str, dtype: DType, stored: str) -> str:
-    """Return the output dtype of the Hugging Face tensor `name`, given the requested `dtype` and the stored dtype."""
+    """Return the output dtype of the Hugging Face tensor `name`, given the requested dtype `dtype` and the stored dtype
+    `stored`."""
     if dtype == "keep":
         return stored
     if name.endswith(ALWAYS_FP32):
@@ -89,12 +91,13 @@ def target_dtype(name: str, dtype: DType, stored: str) -> str:
 
 
 def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each tensor in the state dict of a model, without allocating memory."""
+    """Return the shape of each tensor in the state dict of a model, without allocating memory for the tensors."""
     return {name: tuple(tensor.shape) for name, tensor in build_on_meta_device(config).state_dict().items()}
 
 
 def read_run_tensors(file: Path, config: ModelConfig) -> dict[str, StoredTensor]:
-    """Return the tensors of the weights file of a run by name. Names that older versions of Rorqual wrote are translated."""
+    """Return the tensors of the weights file of a run by name. Tensor names that older versions of Rorqual wrote are translated
+    to current names."""
     older = map_older_names(shapes_of(config))
     return {older.get(name, name): tensor for name, tensor in read_header(file).items()}
 
@@ -199,7 +202,8 @@ def _import_entry(
 def find_copied_tensors(names: NameMap, tensors: Mapping[str, StoredTensor], where: str) -> list[str]:
     """Return the names of tensors in a checkpoint that are copies of other tensors, such as a tied head.
 
-    All copies are read and compared with their originals. Raises CheckpointError if a copy differs from its original.
+    All copied tensors are read and compared with their originals. Raises CheckpointError if a copied tensor differs from its
+    original.
     """
     original = {entry.internal: entry.published[0] for entry in names.entries}
     present = [name for name in names.copies if name in tensors]
@@ -222,7 +226,7 @@ def _bytes(stored: StoredTensor, start: int, stop: int) -> bytes:
 def published_pieces(
     names: NameMap, config: ModelConfig, tensors: Mapping[str, StoredTensor], where: str
 ) -> dict[str, TensorPiece]:
-    """For each Hugging Face tensor, return the equal part of a tensor of the run.
+    """Return, for each Hugging Face tensor, the part of a run's tensor that has the same values.
 
     Raises CheckpointError for missing tensors, unexpected tensors and wrong shapes.
     """
@@ -261,7 +265,8 @@ def export_jobs(
 
 
 def _published_part(stored: StoredTensor, entry: NameEntry, place: int) -> StoredTensor:
-    """Return one part of `stored`, a tensor of a run. The part is the Hugging Face tensor at position `place` of `entry.order()`."""
+    """Return one part of `stored`, a tensor of a run. The part is the Hugging Face tensor with the index
+    `entry.storage_order()[place]`."""
     return stored.equal_part(place, len(entry.published), entry.published_shape(stored.shape))
 
 

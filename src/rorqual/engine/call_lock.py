@@ -18,19 +18,20 @@ T = TypeVar("T")
 
 
 class CallLock:
-    """A lock for engine calls. A call from another thread waits for the lock, and a reentrant call raises an error.
+    """A lock for engine calls. An engine call from another thread waits for the lock. A reentrant engine call raises
+    ConfigError.
 
-    Without the error, a reentrant call would deadlock or see a half-finished step. `with lock("step"):` enters the
-    `RLock` directly, so that a KeyboardInterrupt cannot leave the lock held.
+    Without this ConfigError, a reentrant engine call would deadlock or see a half-finished step. `with lock("step"):` enters
+    the `RLock` directly, so that a KeyboardInterrupt cannot leave the `RLock` held.
     """
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.helpers: set[int] = set()
-        """Thread ids of the helper threads of the call that holds the lock."""
+        """Thread ids of the helper threads of the engine call that holds the lock."""
 
     def __call__(self, name: str) -> AbstractContextManager[bool]:
-        """Return the lock. The engine method `name` holds this lock while the method runs.
+        """Return a context manager that holds the lock while the engine method `name` runs.
 
         Raises ConfigError if the calling thread already holds the lock.
         """
@@ -44,7 +45,7 @@ class CallLock:
 
     @contextmanager
     def register_helper_thread(self) -> Iterator[None]:
-        """Register the calling thread as a helper of the call that holds the lock. Limit torch to one thread in the
+        """Register the calling thread as a helper of the engine call that holds the lock, and limit torch to one thread in the
         calling thread."""
         torch.set_num_threads(1)
         self.helpers.add(threading.get_ident())
@@ -56,8 +57,8 @@ class CallLock:
     def run_in_helper_threads(
         self, items: Sequence[T], work: Callable[[T], None], threads: int, stop: threading.Event
     ) -> None:
-        """Call `work` on each item in up to `threads` helper threads. With a single item or a single thread, the
-        calling thread does the work.
+        """Call `work` on each item in up to `threads` helper threads. With a single item or `threads=1`, the calling thread
+        makes all calls of `work`.
 
         After an error or KeyboardInterrupt, `run_in_helper_threads` sets `stop`, waits for the running helpers, and raises the first
         error.
@@ -80,7 +81,7 @@ class CallLock:
                 stop.set()
 
     def is_held_here(self) -> bool:
-        """Return whether the calling thread is inside the call that holds the lock."""
+        """Return whether the calling thread is inside the engine call that holds the lock."""
         return self.lock._is_owned() or threading.get_ident() in self.helpers  # type: ignore[attr-defined]
 
 
@@ -99,9 +100,9 @@ def limit_threads(threads: int) -> Iterator[None]:
 
 
 def assign_items_to_cores(sizes: Sequence[int], cores: int) -> list[int]:
-    """Assign items of the given sizes to engine cores, and return the core index of each item.
+    """Assign items of the given sizes to engine cores, and return the engine core's index for each item.
 
-    Each item goes to the engine core with the smallest total size so far.
+    Each item goes to the engine core whose items have the smallest total size so far.
     """
     loads, chosen = [0] * cores, list[int]()
     for size in sizes:
@@ -120,7 +121,7 @@ class CompletionCollector:
         self._lock = threading.Lock()
 
     def add(self, request: int, sample: int, completion: Completion) -> None:
-        """Store one sample, then call `arrived` and `progress`."""
+        """Store one finished sample, then call `arrived` and `progress`."""
         with self._lock:
             self._rows[request][sample] = completion
             self._done += 1
@@ -130,5 +131,5 @@ class CompletionCollector:
                 self._progress(self._done, self._total)
 
     def completions_by_request(self) -> list[list[Completion]]:
-        """Return all samples in the order of the requests."""
+        """Return one list of finished samples per request, in the order of the requests."""
         return [[completion for completion in row if completion is not None] for row in self._rows]

@@ -19,37 +19,39 @@ class EngineConfig(Config):
     slots: Count = 256
     """Maximum number of sequences in the running batch of each engine core."""
     max_len: Count | None = None
-    """Maximum number of tokens in a sequence, prompt and reply together. None means the model's context length."""
+    """Maximum number of tokens in a sequence, prompt and reply together. If `max_len` is None, the maximum is the model's
+    context length."""
     threads: Count = 1
-    """Maximum number of engine cores that run at the same time, each in its own thread."""
+    """Maximum number of engine cores that run at the same time. Each engine core runs in its own thread."""
     engine_cores: Count = 2
     """Maximum number of engine cores that share the requests of one `generate` call."""
     record_experts: bool = True
     """Record the experts to which the router sent each token (`Completion.experts`)."""
     record_kept: bool = False
-    """At each sampling step, record which tokens remain after top-k and top-p filtering (`Completion.kept`). A record
-    has one bit per vocabulary token."""
+    """At each sampling step, record which tokens remain after top-k and top-p filtering (`Completion.kept`). `Completion.kept`
+    has one bit per vocabulary token for each sampling step."""
     reuse: bool = True
     """Enable prefix caching: later prompts with the same prefix reuse the KV-cache blocks of finished sequences."""
     cache_dir: Path | str | None = None
-    """Folder of the on-disk prefix cache, which survives a restart. None turns the disk cache off."""
+    """Folder of the on-disk prefix cache, which survives a restart. If `cache_dir` is None, there is no on-disk prefix
+    cache."""
     disk_bytes: Bytes = 4 << 30
-    """Maximum size of `cache_dir` in bytes."""
+    """Maximum size of the on-disk prefix cache in `cache_dir`, in bytes."""
     cache_bytes: Bytes = CACHE_BYTES
     """Size of each engine core's KV cache in bytes."""
     step_tokens: Count = 2048
-    """Maximum number of prefill and decode tokens in one step."""
+    """Maximum number of prefill and decode tokens in one engine step, counted together."""
     pack: bool = True
     """Repack the weights at load time for faster matrix products (`Backend.prepare`).
 
     After repacking, the engine ignores changes of the original weights, so no other code may change the weights.
     """
     backend: str = "torch-invariant"
-    """Backend that runs the model. `torch` is faster than `torch-invariant`, but the results of `torch` depend on the other
-    requests in the batch (docs/explanation/engine.md)."""
+    """Backend that runs the model. The backend `torch` is faster than the backend `torch-invariant`. With `torch`, the
+    completion of a request depends on which other requests are in the batch (docs/explanation/engine.md)."""
 
     def check(self, model: Decoder, tokenizer: Tokenizer) -> None:
-        """Validate these settings for a model and its tokenizer.
+        """Validate the engine settings for a model and its tokenizer.
 
         Raises ConfigError if `max_len` is out of range or the backend does not support the model. Raises DataError if the
         tokenizer has more tokens than the model's vocabulary.

@@ -33,10 +33,11 @@ class FinishedSequence:
     sequence: Sequence
     sampled: SampledReply
     stopped: bool
-    """True if a stop token, a stop string or the grammar ended the sequence. False if the sequence reached its length
-    limit."""
+    """`stopped` is True if a stop token, a stop string or the grammar ended the sequence. `stopped` is False if the sequence
+    reached its length limit."""
     has_non_finite: bool = False
-    """Whether a logit was NaN or infinite. If True, the last token is meaningless."""
+    """Whether a logit of the sequence was NaN or infinite. If `has_non_finite` is True, the sequence's last token is
+    meaningless."""
 
 
 SampledToken = tuple[Sequence, int, float, tuple[tuple[int, float], ...]]
@@ -46,15 +47,15 @@ SampledToken = tuple[Sequence, int, float, tuple[tuple[int, float], ...]]
 
 
 MOST_BLOCKS = 16384
-"""Maximum number of blocks in a KV cache with prefix caching. The maximum is larger if all slots together can fill more
-blocks."""
+"""Maximum number of blocks in a KV cache with prefix caching. If all slots together can fill more than `MOST_BLOCKS` blocks,
+the maximum is the number of blocks that all slots can fill."""
 
 
 def number_of_blocks(config: EngineConfig, max_len: int, block_bytes: int, *, reuse: bool) -> int:
-    """Return how many blocks of `block_bytes` the KV cache has, including the padding block 0.
+    """Return how many blocks of `block_bytes` bytes the KV cache has, including the padding block 0.
 
-    Two limits apply: `cache_bytes`, and the number of blocks that all slots together can fill. With `reuse`, the
-    second limit is at least `MOST_BLOCKS`.
+    The number of blocks has two limits: `config.cache_bytes`, and the number of blocks that all slots together can fill. With
+    `reuse`, the limit from the slots is at least `MOST_BLOCKS`.
     """
     affordable = config.cache_bytes // max(block_bytes, 1)
     usable = config.slots * -(-max_len // BLOCK)
@@ -94,22 +95,22 @@ class EngineCore:
         self.scheduler = Scheduler(config.slots, self.kv_cache, self.runner.histories, step_tokens=config.step_tokens)
         self.stop_ids = np.array(sorted(stop_ids), np.int64)
         self.sampled: list[SampledToken] = []
-        """The tokens that the last step sampled."""
+        """The tokens that the engine core's last step sampled."""
 
     @property
     def idle(self) -> bool:
-        """Whether no sequence is running or queued."""
+        """Whether the engine core has no running and no queued sequences."""
         return self.scheduler.idle
 
     def submit(self, sequences: list[Sequence]) -> None:
-        """Add sequences to the request queue."""
+        """Add `sequences` to the request queue of the engine core."""
         self.scheduler.submit(sequences)
 
     @torch.inference_mode()
     def step(self) -> list[FinishedSequence]:
-        """Run one step and return the sequences that finished.
+        """Run one engine step and return the sequences that finished in this step.
 
-        If `step` raises, including KeyboardInterrupt, the step is incomplete and the caller must `reset` the core.
+        If `step` raises an exception, including KeyboardInterrupt, the step is incomplete and the caller must call `reset`.
         """
         self.sampled = []
         scheduler, runner = self.scheduler, self.runner
@@ -148,8 +149,8 @@ class EngineCore:
         return finished
 
     def reset(self) -> None:
-        """Drop all running and queued sequences and all cached blocks in memory. `reset` works in any state, including
-        after a failed step."""
+        """Drop all running and queued sequences and all cached blocks in memory. `reset` works in any state of the engine core,
+        including after a failed step."""
         self.scheduler.reset()
         self.sampled = []
         if self.runner.holds_non_finite:
@@ -162,7 +163,7 @@ class EngineCore:
     def apply_weight_change(self, fingerprint: bytes, backend: Backend) -> None:
         """Invalidate all cached blocks after a weight change, and use `backend` for all later steps.
 
-        The disk cache is closed, because its folder belongs to the old weights.
+        The disk cache is closed, because the disk cache's folder belongs to the old weights.
         """
         self.close()
         self.kv_cache.store = None
@@ -170,7 +171,7 @@ class EngineCore:
         self.runner.bind_backend(backend)
 
     def request_ids(self) -> set[int]:
-        """Return the ids of all running and queued requests."""
+        """Return the ids of the engine core's running and queued requests."""
         return self.scheduler.request_ids()
 
     def close(self) -> None:

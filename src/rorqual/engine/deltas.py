@@ -12,7 +12,8 @@ from rorqual.engine.request import Completion
 
 @dataclass(frozen=True)
 class Delta:
-    """The token that one `Engine.step` sampled for one sequence. The delta of the last token also has the completion."""
+    """The token that one `Engine.step` sampled for one sequence. The `Delta` of a sample's last token also has the
+    `completion`."""
 
     request_id: int
     sample: int
@@ -22,15 +23,15 @@ class Delta:
     logprob: float = 0.0
     """Log-probability of `token`."""
     top: tuple[tuple[int, float], ...] = ()
-    """Most likely tokens at this position with their log-probabilities, if the request sets `top_logprobs`."""
+    """Most likely tokens at the position of `token`, with their log-probabilities, if the request sets `top_logprobs`."""
     hit: int = 0
     """Number of prompt tokens that were found in the prefix cache."""
     scores: PromptScores | None = None
-    """Log-probabilities of the prompt, if the request sets `prompt_logprobs`."""
+    """Log-probabilities of the prompt tokens, if the request sets `prompt_logprobs`."""
 
 
 class DeltaQueues:
-    """Queues of undelivered deltas: one per open stream, and a shared list for all other requests."""
+    """Queues of undelivered deltas: one queue per open stream, and a shared list for all requests without a stream."""
 
     def __init__(self) -> None:
         self._streams: dict[int, deque[Delta]] = {}

@@ -1,4 +1,4 @@
-"""An engine step without a fused backend: the model operation by operation, then sampling."""
+"""An engine step for a backend without a fused step: run the model operation by operation, then sample."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class EagerStep:
         self._model = model
 
     def __call__(self, given: StepInput) -> StepOutput:
-        """Run the forward pass, compute the logits of the last tokens, and sample."""
+        """Run the forward pass, compute the logits of the tokens `given.last`, and sample one token per row."""
         output = self._model(given.ids, given.positions, cache=given.cache, inputs_embeds=given.embeds)
         hidden, routing = output.hidden[0], output.routing
         recorded = routing and given.record_experts
@@ -31,7 +31,8 @@ class EagerStep:
 def logits_at_positions(model: Decoder, hidden: Tensor, places: Tensor) -> Tensor:
     """Return the logits [places, padded vocab] of the tokens at indices `places`, from hidden states [tokens, d].
 
-    The backend decides the padding of rows and columns. Padding columns hold -inf; padding rows are removed.
+    The backend decides how many padding rows and padding columns the logits have. Padding columns hold -inf. Padding rows are
+    removed.
     """
     ops, count = model.ops, len(places)
     row_padding = -count % ops.rows.least

@@ -21,8 +21,8 @@ Rows = npt.NDArray[np.float32]
 class Embeds:
     """Embeddings `rows` [n, hidden] for the placeholder tokens at the ascending `positions` [n] of a prompt.
 
-    `rows` may be a tensor, an array or nested lists of numbers, and is copied as float32. Raises DataError if the rows are not
-    finite numbers of shape [n, hidden] or the positions do not ascend.
+    `rows` may be a tensor, an array or nested lists of numbers. `rows` is copied as float32. Raises DataError if `rows` are not
+    finite numbers of shape [n, hidden] or `positions` do not ascend.
     """
 
     rows: Any
@@ -50,14 +50,14 @@ class Embeds:
         return _digest(self._positions_array, self.rows)
 
     def embeddings_in_range(self, start: int, stop: int) -> tuple[npt.NDArray[np.int64], Rows]:
-        """Return the positions in [start, stop) and the embeddings at these positions. The positions are relative to
+        """Return the positions in [start, stop) and the embeddings at these positions. The returned positions are relative to
         `start`."""
         first, last = np.searchsorted(self._positions_array, (start, stop))
         return self._positions_array[first:last] - start, self.rows[first:last]
 
     def extra_keys(self, start: int, stop: int) -> tuple[bytes, ...]:
-        """Return the extra keys for the block hash of positions [start, stop). The only extra key is a digest of the
-        rows in this range. Return () if the range has no rows."""
+        """Return the extra keys for the block hash of positions [start, stop). The only extra key is a digest of the embeddings
+        in [start, stop). Return () if [start, stop) has no embeddings."""
         places, rows = self.embeddings_in_range(start, stop)
         return (_digest(places, rows),) if len(places) else ()
 

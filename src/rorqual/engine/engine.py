@@ -1,8 +1,8 @@
 """The inference engine: batched generation in one or more threads.
 
-Requests are distributed over engine cores. Each engine core has its own batch. In `generate`, each core computes with one torch
-thread. The distribution of requests does not depend on the number of threads, so the thread count affects speed but not
-results.
+Requests are distributed over engine cores. Each engine core has its own batch. In `generate`, each engine core computes with
+one torch thread. The distribution of requests does not depend on the number of threads, so the number of threads affects speed
+but not completions.
 """
 
 from __future__ import annotations
@@ -37,29 +37,28 @@ from rorqual.ops.paged import BLOCK
 
 NAN_REMEDY = "The weights contain NaN or infinity. Load an earlier checkpoint."
 CORE_WORK = 15_000_000
-"""Minimum work per engine core, in multiply-adds per layer and step. `generate` uses more cores for more work.
+"""Minimum work per engine core, in multiply-adds per layer and step. `generate` uses more engine cores for more work.
 
-With less work per core, threads mostly wait for Python's GIL, which every torch operation releases and reacquires. With
-little work, two engine cores took up to twice as long as one core (docs/LOG.md).
+With less work per engine core than `CORE_WORK`, threads mostly wait for Python's GIL, which every torch operation releases and
+reacquires. With little work, two engine cores took up to twice as long as one engine core (docs/LOG.md).
 """
 
 
 class Engine:
     """Batched generation with a KV cache. The engine records the log-probability and the chosen experts of each token.
 
-    With the default backend, a completion is a bitwise deterministic function of its request and the weights. Other
-    requests, the order of requests, prefill chunking and cache hits do not change a completion
-    (docs/explanation/engine.md).
+    With the default backend, a completion is a bitwise deterministic function of its request and the weights. A completion does
+    not change with the other requests, the order of requests, prefill chunking or cache hits (docs/explanation/engine.md).
 
     `Engine(run)` loads a run directory. `Engine.of(model, ...)` uses a model that other code owns, such as a trainer's.
     `Engine` and `Engine.of` take the fields of `EngineConfig` as keywords. For `Engine.of`, the defaults of `reuse` and `pack`
     are False.
 
-    `Engine.of` does not copy the model. After an in-place weight update, the next call uses the new weights and
-    invalidates the prefix cache (`weights_changed`). Weights must not change during a call.
+    `Engine.of` does not copy the model. After an in-place weight update, the next engine call uses the new weights and
+    invalidates the prefix cache (`weights_changed`). Weights must not change during an engine call.
 
-    If a step raises, including KeyboardInterrupt, all submitted requests are dropped and the engine stays usable. Calls
-    from several threads are serialized by a lock.
+    If an engine step raises an exception, including KeyboardInterrupt, all submitted requests are dropped and the engine stays
+    usable. A lock serializes engine calls from several threads.
     """
 
     def __init__(self, run: Path | str, *, device: str = "cpu", dtype: str = "float32", **settings: Any) -> None:
@@ -83,8 +82,8 @@ class Engine:
 
     @classmethod
     def of(cls, model: Decoder, tokenizer: Tokenizer, chat: ChatFormat, **settings: Any) -> Engine:
-        """Create an engine for a model that other code owns, such as a trainer's, and put the model into evaluation mode. `reuse`
-        and `pack` default to False."""
+        """Create an engine for a model that other code owns, such as a trainer's, and put the model into evaluation mode. The
+        settings `reuse` and `pack` default to False."""
         engine = cls.__new__(cls)
         config = parse_config(EngineConfig, {"reuse": False, "pack": False, **settings}, where="engine")
         engine._create_cores(model, tokenizer, chat, config)
@@ -93,7 +92,8 @@ class Engine:
     def _create_cores(
         self, model: Decoder, tokenizer: Tokenizer, chat: ChatFormat, config: EngineConfig, *, take: bool = False
     ) -> None:
-        """Create the engine cores. With `take`, the engine owns the model, and packing frees the original weights."""
+        """Create the engine cores. With `take`, the engine owns the model, and packing the weights frees the original
+        weights."""
         keep_freed_memory()
         config.check(model, tokenizer)
         model.eval()
@@ -129,7 +129,8 @@ class Engine:
     def load_weights(self, weights: dict[str, Tensor] | Decoder) -> None:
         """Copy weights into the model in place.
 
-        Raises ConfigError if the engine's weights are packed, and CheckpointError if names or shapes differ.
+        Raises ConfigError if the engine's weights are packed, and CheckpointError if names or shapes of `weights` differ from
+        the model's.
         """
         if self._packed:
             raise ConfigError(
@@ -144,7 +145,7 @@ class Engine:
             self._invalidate_if_changed(changed=True)
 
     def _invalidate_if_changed(self, *, changed: bool = False) -> None:
-        """Invalidate the caches of all cores if the weights have changed."""
+        """Invalidate the caches of all engine cores if the weights have changed."""
         versions = tensor_versions(self.model) if self._watches else []
         if changed or versions != self._versions:
             self._fit = self._fit_backend()
@@ -161,11 +162,11 @@ class Engine:
         return self._backend.fit(self.model, cache_shapes=shapes, threads=self._max_threads)
 
     def weights_changed(self) -> None:
-        """Tell the engine that the weights have changed. The engine then invalidates all cached blocks.
+        """Tell the engine that the model's weights have changed. The engine then invalidates all cached KV blocks.
 
-        Before each call, the engine detects in-place changes that torch counts (`tensor_versions`). Call `weights_changed`
-        after a change by a fused optimizer, numpy or `tensor.data`, and after a change of a module's settings, such as LoRA's
-        scale.
+        Before each engine call, the engine detects in-place weight changes that torch counts (`tensor_versions`). Call
+        `weights_changed` after a weight change by a fused optimizer, numpy or `tensor.data`, and after a change of a module's
+        settings, such as LoRA's scale.
         """
         with self._lock("weights_changed"):
             self._invalidate_if_changed(changed=True)
@@ -177,8 +178,8 @@ class Engine:
 
     @property
     def invariant(self) -> bool:
-        """Whether results are bitwise independent of the batch. True if the backend guarantees batch invariance and a
-        probe of this machine's matrix products confirms it."""
+        """Whether completions are bitwise independent of the batch. `invariant` is True if the backend guarantees batch
+        invariance and a probe of this machine's matrix products confirms batch invariance."""
         return self._fit.is_invariant
 
     # ---- whole batches
@@ -192,15 +193,15 @@ class Engine:
         arrived: Arrived | None = None,
         stop: threading.Event | None = None,
     ) -> list[list[Completion]]:
-        """Generate all samples of each request. Return one list of completions per request, in request order.
+        """Generate all samples of each request. Return one list of completions per request, in the order of the requests.
 
         A prompt that is not a `Request` becomes a `Request` with `params`. A string is a user message, a list of
         `Message` is a conversation, and a list of integers is a tokenized prompt. Prompt i uses the seed `params.seed +
         i`, so equal prompts get independent samples.
 
-        All requests are validated before the first one runs. `arrived(request, sample, completion)` and `progress(done,
-        total)` are called after each finished sample, by one thread at a time. Setting `stop` ends the call after the
-        current step, and the result lacks the unfinished samples.
+        All requests are validated before the first request runs. `arrived(request, sample, completion)` and `progress(done,
+        total)` are called after each finished sample, by one thread at a time. Setting `stop` ends `generate` after the current
+        engine step, and the returned lists lack the unfinished samples.
 
         Raises DataError or ConfigError for a request that cannot run, and NumericsError if a logit is NaN or infinite.
         """
@@ -252,9 +253,9 @@ class Engine:
         return results.completions_by_request()
 
     def _distribute_jobs(self, jobs: list[ValidatedRequest]) -> list[EngineCore]:
-        """Distribute the requests over engine cores and return the cores that received requests.
+        """Distribute the requests over engine cores and return the engine cores that received requests.
 
-        The number of cores grows with the work (`CORE_WORK`), and with the ratio of samples to slots per core.
+        The number of engine cores grows with the work (`CORE_WORK`), and with the ratio of samples to slots per engine core.
         """
         total = sum(job.request.params.n for job in jobs)
         cores = self._cores[: max(1, int(total * self._row_work) // CORE_WORK, -(-total // self._slots))]
@@ -284,9 +285,10 @@ class Engine:
             return request_id
 
     def step(self) -> list[Delta]:
-        """Run one engine step over all submitted requests in the calling thread, and return the deltas.
+        """Run one engine step over all submitted requests in the calling thread, and return the step's deltas.
 
-        Requests that `stream` submitted are excluded: the iterator of `stream` yields their deltas.
+        The returned deltas exclude requests that `stream` submitted: the iterator of `stream` yields the deltas of these
+        requests.
         """
         self._run_one_step()
         return self._outbox.take_unstreamed()
@@ -326,9 +328,9 @@ class Engine:
         return deltas
 
     def cancel(self, request_id: int) -> None:
-        """Cancel a submitted request. The request's slots are freed immediately, or after the step that is running.
+        """Cancel a submitted request. The request's slots are freed immediately, or after the engine step that is running.
 
-        Unknown and finished ids are ignored.
+        `cancel` ignores the ids of unknown and finished requests.
         """
         # During a step, only record the id: garbage collection may close a stream during a step, and closing a stream
         # calls `cancel`.
@@ -347,8 +349,8 @@ class Engine:
     def stream(self, request: Request) -> Iterator[Delta]:
         """Yield the deltas of one request as its tokens are sampled.
 
-        Several streams may be open at the same time. Iterating over any stream runs steps that advance all requests.
-        Closing the iterator cancels its request.
+        Several iterators of `stream` may be open at the same time. Iterating over any stream runs engine steps that advance all
+        requests. Closing the iterator of `stream` cancels the iterator's request.
         """
         request_id = self.submit(request)
         deltas, unfinished = self._outbox.open_stream(request_id), request.params.n
@@ -366,14 +368,15 @@ class Engine:
             self.cancel(request_id)
 
     def check(self, request: Request, where: str = "request") -> None:
-        """Validate a request without queueing it. Raises the same errors as `submit`."""
+        """Validate a request, but do not queue the request. Raises the same errors as `submit`."""
         self._processor.validate_request(request, where)
 
     @property
     def grammar_compiler(self) -> GrammarCompiler:
         """The grammar compiler of this engine.
 
-        `grammar_compiler.submit` compiles in the background and caches the result, so that a later `submit` does not wait.
+        `grammar_compiler.submit` compiles a grammar in the background and caches the compiled grammar, so that a later
+        `Engine.submit` does not wait.
         """
         return self._processor.grammar_compiler
 
@@ -381,8 +384,8 @@ class Engine:
         """Return statistics of the first engine core: running and queued sequences, preemptions, KV-cache blocks by
         state, and prefix-cache hits and misses.
 
-        Hits and misses are counted in prompt tokens. `invariant` is 1 if results are bitwise independent of the batch,
-        else 0.
+        Prefix-cache hits and misses are counted in prompt tokens. `invariant` is 1 if completions are bitwise independent of
+        the batch, else 0.
         """
         core = self._cores[0]
         return {
@@ -394,6 +397,6 @@ class Engine:
         }
 
     def close(self) -> None:
-        """Write pending blocks to the disk cache, then close the disk cache. The engine must not be used afterwards."""
+        """Write pending blocks to the disk cache, then close the disk cache. The engine must not be used after `close`."""
         for core in self._cores:
             core.close()

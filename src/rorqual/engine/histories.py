@@ -1,4 +1,5 @@
-"""Store the token ids of each sequence, and results per token such as log-probabilities, indexed by slot."""
+"""Store the token ids of each sequence, and per-token results such as log-probabilities. The stored token ids and results are
+indexed by slot."""
 
 from __future__ import annotations
 
@@ -13,10 +14,10 @@ from rorqual.engine.sequence import InputBatch, Sequence
 
 @dataclass(frozen=True)
 class SampledReply:
-    """A finished reply: token ids, log-probabilities, expert ids, tokens that pass top-k and top-p filtering, and most
+    """A finished reply: its token ids, log-probabilities, expert ids, tokens that pass top-k and top-p filtering, and most
     likely tokens.
 
-    `Completion` documents the shapes.
+    `Completion` documents the shapes of the per-token results.
     """
 
     token_ids: list[int]
@@ -28,8 +29,8 @@ class SampledReply:
 
 @dataclass(frozen=True)
 class SavedHistory:
-    """Per-token results of a preempted sequence. A second prefill does not recompute log-probabilities and other results, so
-    these results are saved."""
+    """Per-token results of a preempted sequence. The second prefill of a preempted sequence does not recompute per-token
+    results such as log-probabilities, so the results are saved."""
 
     logprobs: npt.NDArray[np.float32]
     kept: npt.NDArray[np.uint8]
@@ -37,9 +38,9 @@ class SavedHistory:
 
 
 class SequenceHistories:
-    """The token ids and the results of `slots` sequences of at most `max_len` tokens, indexed by slot and position.
+    """The token ids and the per-token results of `slots` sequences of at most `max_len` tokens, indexed by slot and position.
 
-    With `record_kept`, the tokens that pass top-k and top-p filtering are kept as one bit per vocabulary token.
+    With `record_kept`, the tokens that pass top-k and top-p filtering are stored as one bit per vocabulary token.
     """
 
     def __init__(self, slots: int, max_len: int, vocab: int, *, record_kept: bool) -> None:
@@ -51,7 +52,7 @@ class SequenceHistories:
         self.top: dict[int, list[list[tuple[int, float]]]] = {}  # slot -> most likely tokens, if requested
 
     def load_sequence(self, sequence: Sequence) -> None:
-        """Write the history of a newly admitted sequence into its slot."""
+        """Write the history of a newly admitted sequence into the sequence's slot."""
         slot, known = sequence.slot, len(sequence.tokens)
         self.ids[slot, :known] = sequence.tokens
         self.top[slot] = []
@@ -69,16 +70,17 @@ class SequenceHistories:
         return ids
 
     def save(self, slot: int, start: int, length: int) -> SavedHistory:
-        """Return the per-token results of tokens [start, length) in `slot`."""
+        """Return the per-token results of tokens [start, length) of the sequence in `slot`."""
         part = slice(start, length)
         return SavedHistory(self.logprobs[slot, part].copy(), self.kept[slot, part].copy(), self.top[slot])
 
     def newest_logprobs(
         self, running: list[Sequence], rows: InputBatch
     ) -> tuple[list[float], list[tuple[tuple[int, float], ...]]]:
-        """Return two lists with one entry per row: the log-probability of the newest token, and the most likely tokens.
+        """Return the log-probability of each row's newest token, and the most likely tokens at the position of this token, as
+        two lists.
 
-        A row's most likely tokens are () unless its request sets `top_logprobs`.
+        A row's most likely tokens are () unless the row's request sets `top_logprobs`.
         """
         n = len(running)
         logprobs: list[float] = self.logprobs[rows.slot[:n], rows.position[:n]].tolist()
@@ -86,8 +88,8 @@ class SequenceHistories:
         return logprobs, best
 
     def sampled_reply(self, sequence: Sequence, length: int, experts: Tensor | None) -> SampledReply:
-        """Return the reply of a finished sequence. `length` is the sequence's number of tokens, prompt and reply
-        together. `experts` [length - 1, routers, k] are the experts of its tokens."""
+        """Return the reply of a finished sequence. `length` is the sequence's number of tokens, prompt and reply together.
+        `experts` [length - 1, routers, k] are the experts of the sequence's tokens."""
         slot, part = sequence.slot, slice(len(sequence.prompt), length)
         kept = self.kept[slot, part].copy() if self.kept.shape[-1] else None
         best = self.top[slot] if sequence.params.top_logprobs else None

@@ -32,7 +32,7 @@ Prompt = str | Sequence[int] | Sequence[Message]
 def request_of(prompt: Request | Prompt, params: SamplingParams, number: int) -> Request:
     """Convert the prompt with the index `number` to a request with the seed `params.seed + number`.
 
-    A `Request` is returned unchanged.
+    If `prompt` is a `Request`, `request_of` returns `prompt` unchanged.
     """
     if isinstance(prompt, Request):
         return prompt
@@ -45,7 +45,7 @@ def request_of(prompt: Request | Prompt, params: SamplingParams, number: int) ->
 
 
 def _sample_error(finished: FinishedSequence) -> str:
-    """Return the reason why a finished sample is invalid, or "" if it is valid."""
+    """Return the reason why a finished sample is invalid, or "" if the sample is valid."""
     sequence = finished.sequence
     if finished.has_non_finite:
         return f"the model computed a NaN or infinite logit, for a prompt of {len(sequence.prompt)} tokens"
@@ -63,8 +63,8 @@ class ValidatedRequest:
 
 
 def _non_text_part_names(messages: Sequence[Message]) -> str:
-    """Return the plural names of the non-text parts in the messages, such as "images". Token ids cannot represent
-    non-text parts."""
+    """Return the plural names of the non-text parts in the messages, such as "images". Token ids cannot represent the non-text
+    parts of messages."""
     parts = (part for message in messages if not isinstance(message.content, str) for part in message.content)
     return ", ".join(sorted({part.plural for part in parts if not isinstance(part, TextPart)}))
 
@@ -87,7 +87,7 @@ class RequestProcessor:
     def validate_request(self, request: Request, where: str) -> ValidatedRequest:
         """Validate a request, encode its prompt and compile its grammar.
 
-        Raises a RorqualError if the request cannot run. The error's `where` starts with the argument `where`.
+        Raises a RorqualError if the request cannot run. The `where` of the RorqualError starts with the argument `where`.
         """
         try:
             return self._validate_request(request, where)
@@ -172,7 +172,8 @@ class RequestProcessor:
         return GrammarCompiler(self.tokenizer, self.vocab_size, self.chat.stop_ids, CallSyntax(self.chat))
 
     def _constraint_with_calculator(self, job: ValidatedRequest) -> Constraint | None:
-        """Return the constraint of one sample, with the results of its calculations if the request sets `calculator`."""
+        """Return the constraint of one sample. If the request sets `calculator`, the constraint also writes the results of
+        calculations."""
         constraint = self._base_constraint(job)
         if not job.request.params.calculator:
             return constraint
@@ -181,9 +182,9 @@ class RequestProcessor:
         )
 
     def _base_constraint(self, job: ValidatedRequest) -> Constraint | None:
-        """Return the constraint of one sample by its grammar and its thinking budget.
+        """Return the constraint that the request's grammar and thinking budget impose on one sample.
 
-        The grammar applies only to the answer, and the budget only to the reasoning before the answer.
+        The grammar applies only to the answer. The thinking budget applies only to the reasoning before the answer.
         """
         compiled, form = job.compiled, self.chat.reply_rules(job.thinking)
         budget = None if job.thinking == "off" else job.request.params.think_budget
@@ -239,9 +240,9 @@ class RequestProcessor:
         return tuple({*chat_stop_ids, *params.stop_token_ids}) if params.min_tokens else ()
 
     def _stop_string_test(self, job: ValidatedRequest) -> Callable[[list[int]], bool]:
-        """Return a function that takes all ids of a sequence and returns whether the answer contains a stop string.
+        """Return a function that takes all token ids of a sequence and returns whether the answer contains a stop string.
 
-        A stop string counts only if it ends after the first `min_tokens` tokens.
+        The returned function ignores a stop string that ends within the first `min_tokens` tokens.
         """
         stops, start = job.request.params.stop, len(job.prompt)
         # Number of tokens to search: a character has at most 4 bytes, and a token has at least 1 byte.
@@ -259,8 +260,8 @@ class RequestProcessor:
         return contains_stop_string
 
     def _ignored_text_length(self, reply: list[int], job: ValidatedRequest) -> int:
-        """Return the number of answer characters in the first `min_tokens` tokens. A stop string that ends within the
-        returned number of characters is ignored."""
+        """Return the number of answer characters in the first `min_tokens` tokens of the reply. A stop string that ends within
+        the returned number of characters is ignored."""
         least = job.request.params.min_tokens if job.request.params.stop else 0
         return len(self.chat.parse(reply[:least], job.thinking).text) if least else 0
 
@@ -293,8 +294,8 @@ class RequestProcessor:
         )
 
     def _reasoning_usage(self, reply: Sequence[int], message: Message) -> dict[str, int]:
-        """Return {"reasoning_tokens": number of tokens of reasoning, without its tags}, or {} if the tokenizer has no such tags or
-        the reply has no reasoning."""
+        """Return {"reasoning_tokens": number of tokens between the reasoning tags}, or {} if the tokenizer has no reasoning
+        tags or the reply has no reasoning."""
         if self.chat.think_tag_ids is None or message.reasoning is None:
             return {}
         start, end = self.chat.think_tag_ids

@@ -1,4 +1,4 @@
-"""Requests and completions, for local models and remote endpoints alike."""
+"""Requests and completions of local models and remote endpoints."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Request:
     params: SamplingParams = field(default_factory=SamplingParams)
     thinking: Thinking = "auto"
     prompt_ids: tuple[int, ...] | None = None
-    """Token ids of the prompt. If this field is set, `messages` is not used."""
+    """Token ids of the prompt. If `prompt_ids` is set, `messages` is not used."""
     tenant: str = ""
     """Owner of the request. Tenants share no cached blocks, and scheduling is fair between tenants."""
     priority: int = 0
-    """The queued request with the highest priority runs first."""
+    """Priority of the request. The queued request with the highest priority runs first."""
     reuse: bool = True
-    """Whether this request may read blocks from the prefix cache and store its own blocks in the cache."""
+    """Whether the request may read blocks from the prefix cache and store its own blocks in the prefix cache."""
     embeds: Embeds | None = None
     """Embeddings that replace the embeddings of placeholder tokens in the prompt."""
 
@@ -45,28 +45,29 @@ class Completion:
     text: str
     """The part of the reply after `</think>`."""
     reasoning: str | None
-    """The part of the reply before `</think>`. None means that the model did not think."""
+    """The part of the reply before `</think>`. If the model did not think, `reasoning` is None."""
     experts: Any = None
-    """Expert ids of each computed position [len(prompt_ids) + len(token_ids) - 1, MoE layers, top-k], int8 or int16. -1 means
-    that the router chose no expert. `experts` is None for a dense or remote model."""
+    """Expert ids of each computed position [len(prompt_ids) + len(token_ids) - 1, MoE layers, top-k], int8 or int16. The expert
+    id -1 means that the router chose no expert. `experts` is None for a dense or remote model."""
     kept: Any = None
-    """The tokens that remained after top-k and top-p filtering at each reply position. The uint8 array [len(token_ids),
-    ceil(vocab / 8)] has the format of `numpy.packbits`. `kept` is None unless `EngineConfig.record_kept` is set."""
+    """The tokens that remained after top-k and top-p filtering at each reply position, as a uint8 array [len(token_ids),
+    ceil(vocab / 8)] in the format of `numpy.packbits`. `kept` is None unless `EngineConfig.record_kept` is set."""
     top_logprobs: list[list[tuple[int, float]]] | None = None
     """Most likely tokens at each reply position, if `SamplingParams.top_logprobs` is set."""
     usage: dict[str, int] = field(default_factory=dict)
-    """Token counts `prompt_tokens` and `completion_tokens`. A local engine adds `prompt_cache_hit_tokens` and
+    """Token counts `prompt_tokens` and `completion_tokens`. A local engine adds the token counts `prompt_cache_hit_tokens` and
     `prompt_cache_miss_tokens`."""
     error: str = ""
-    """The reason why this sample is invalid, or "". Possible reasons: the grammar reached a dead end, the reply
-    violates a part of the schema that the grammar cannot enforce, or a logit is NaN or infinite."""
+    """The reason why the sample is invalid, or "" if the sample is valid. A sample is invalid if the grammar reached a dead
+    end, the reply violates a part of the schema that the grammar cannot enforce, or a logit is NaN or infinite."""
     prompt_logprobs: list[float | None] | None = None
-    """Log-probability of each prompt token, if `SamplingParams.prompt_logprobs` is set. The value of the first token is None."""
+    """Log-probability of each prompt token, if `SamplingParams.prompt_logprobs` is set. The log-probability of the first prompt
+    token is None."""
     prompt_top_logprobs: list[list[tuple[int, float]]] | None = None
-    """Most likely tokens at each prompt position, if `SamplingParams.prompt_logprobs` is above 0. The list of the first
+    """Most likely tokens at each prompt position, if `SamplingParams.prompt_logprobs` is above 0. The list of the first prompt
     position is empty."""
     model: str = ""
-    """Model name that a remote endpoint reports, or ""."""
+    """Model name that a remote endpoint reports, or "" if no endpoint reports a model name."""
     request: int = 0
     """Index of the request, set by a `RolloutEngine`."""
     sample: int = 0
@@ -86,4 +87,5 @@ class Generator(Protocol):
     def generate(
         self, requests: Sequence[Request], /, *, progress: Callable[[int, int], None] | None = None
     ) -> list[list[Completion]]:
-        """Return the `n` samples of each request, in the order of the requests. `progress(done, total)` counts samples."""
+        """Return the `n` samples of each request, in the order of the requests. `progress(done, total)` gets the number of
+        finished samples and the number of all samples."""

@@ -1,11 +1,12 @@
 """The queue of waiting sequences, with priorities and fairness between tenants.
 
-The sequence with the highest priority runs next. Ties are broken in this order: a tenant without running sequences, the
-tenant that received the least service, the earliest arrival.
+The waiting sequence with the highest priority runs next. Among sequences of equal priority, a sequence whose tenant has no
+running sequences comes first, then the sequence whose tenant received the least service, then the sequence that arrived
+earliest.
 
-Fairness follows the virtual token counter of Sheng et al. 2024 ("Fairness in serving large language models"). A tenant's
-counter grows by one per prefill token and by `DRAWN` per sampled token. When an idle tenant becomes active again, its counter
-is raised to the lowest counter of the active tenants. Idle time therefore gives a tenant no advantage.
+Fairness follows the virtual token counter of Sheng et al. 2024 ("Fairness in serving large language models"). A tenant's token
+counter grows by one per prefill token and by `DRAWN` per sampled token. When an idle tenant becomes active again, the tenant's
+counter is raised to the lowest counter of the active tenants. Idle time therefore gives a tenant no advantage.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ DRAWN = 2.0
 def round_robin(sequences: Iterable[Sequence]) -> list[Sequence]:
     """Sort sequences by priority, and round-robin over tenants within a priority.
 
-    Within a priority, the first sequence of each tenant comes first, then the second sequence of each tenant, and so on.
+    Among sequences of one priority, the first sequence of each tenant comes first, then the second sequence of each tenant, and
+    so on.
     """
     counts = Counter[tuple[int, str]]()
     sort_keys = dict[Sequence, tuple[int, int, int]]()
@@ -45,7 +47,7 @@ class RequestQueue:
         return self._length
 
     def push(self, sequence: Sequence, busy: Iterable[str] = ()) -> None:
-        """Queue a new sequence. `busy` are the tenants with running sequences."""
+        """Queue a new sequence. `busy` lists the tenants with running sequences."""
         tenant = sequence.tenant
         active = {*busy, *(name for name, queue in self._queues.items() if queue)}
         if tenant not in active:
@@ -60,7 +62,7 @@ class RequestQueue:
         self._length += 1
 
     def next_sequence(self, running: Mapping[str, float]) -> Sequence:
-        """Return the sequence to run next, without removing it.
+        """Return the sequence to run next, but do not remove the sequence from the queue.
 
         `running` has one entry per tenant with running sequences: the number of sampled tokens that are not yet charged to the tenant.
         """
@@ -77,7 +79,7 @@ class RequestQueue:
         return self._counters.get(tenant, 0.0) + DRAWN * running.get(tenant, 0.0)
 
     def tenants_to_preempt(self, tenant: str, held: Mapping[str, int], running: Mapping[str, float]) -> set[str]:
-        """Return the tenants that may lose a slot to `tenant`. `held` counts slots per tenant; `running` has the same
+        """Return the tenants that may lose a slot to `tenant`. `held` counts the slots of each tenant. `running` has the same
         meaning as in `next_sequence`.
 
         If `tenant` has no slot, `tenant` can take a slot from any tenant that has several slots or received more service. If
@@ -107,7 +109,7 @@ class RequestQueue:
             del self._queues[sequence.tenant]
 
     def charge(self, tenant: str, prefilled: int, drawn: int) -> None:
-        """Add prefill tokens and sampled tokens to a tenant's counter."""
+        """Add `prefilled` prefill tokens and `drawn` sampled tokens to a tenant's token counter."""
         self._counters[tenant] = self._counters.get(tenant, 0.0) + prefilled + DRAWN * drawn
 
     def __iter__(self) -> Iterator[Sequence]:
@@ -115,7 +117,7 @@ class RequestQueue:
         return (item[2] for queue in self._queues.values() for item in queue)
 
     def drop(self, request_id: int) -> None:
-        """Remove the queued sequences of `request_id`."""
+        """Remove the queued sequences of the request `request_id`."""
         for tenant, queue in list(self._queues.items()):
             remaining = [item for item in queue if item[2].request_id != request_id]
             self._length -= len(queue) - len(remaining)

@@ -21,7 +21,7 @@ TRIES = 3
 
 
 class RolloutEngine(Protocol):
-    """An engine that generates samples for a trainer, with the weights of the last `update`.
+    """An engine that generates samples for a trainer, with the weights of the last call of `update`.
 
     A completion must depend only on the weights and its request: prompt, sampling parameters, seed and sample index. A repeated
     request therefore returns the same completion, even from another engine.
@@ -29,17 +29,17 @@ class RolloutEngine(Protocol):
 
     @property
     def version(self) -> int:
-        """Version of the weights that the engine samples with."""
+        """Version of the weights with which the engine samples."""
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """Yield the samples of all requests as they finish, in any order.
 
-        `Completion.request` and `.sample` identify a sample, and `.policy_version` is the version of the weights that
-        generated it. The engine may leave out lost samples, which the trainer then requests again.
+        `Completion.request` and `Completion.sample` identify a sample, and `Completion.policy_version` is the version of the
+        weights that generated the sample. The engine may leave out lost samples, which the trainer then requests again.
         """
 
     def update(self, weights: Decoder, version: int) -> None:
-        """Sample with `weights` from now on. `version` is greater than all earlier versions."""
+        """Sample with `weights` from now on. `version` is greater than the versions of all earlier weights."""
 
 
 class InlineRolloutEngine:
@@ -52,7 +52,7 @@ class InlineRolloutEngine:
         self.engine, self.version = engine, version
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
-        """Yield samples as they finish. Closing the iterator stops the engine after its current step."""
+        """Yield samples as they finish. Closing the iterator stops the engine after the engine's current step."""
         version = self.version  # the caller may update the weights between two samples
 
         def collect_samples(put: Put, closed: threading.Event) -> None:
@@ -64,8 +64,8 @@ class InlineRolloutEngine:
         return iterate_completions(collect_samples)
 
     def update(self, weights: Decoder, version: int) -> None:
-        """Set the version of the weights. If `weights` is not the engine's own model, copy the tensors of `weights`
-        into the engine's model."""
+        """Set the version of the engine's weights to `version`. If `weights` is not the engine's own model, copy the tensors of
+        `weights` into the engine's model."""
         if weights is not self.engine.model:
             self.engine.load_weights(weights)
         else:
@@ -74,7 +74,7 @@ class InlineRolloutEngine:
 
 
 def iterate_completions(collect: Callable[[Put, threading.Event], object]) -> Iterator[Completion]:
-    """Run `collect(put, closed)` in a thread, and yield the samples that `collect` passes to `put`.
+    """Run `collect(put, closed)` in a new thread, and yield the samples that `collect` passes to `put`.
 
     If `collect` raises an error, the iterator raises this error after the last sample. Closing the iterator sets `closed` and
     waits for `collect` to return.
@@ -97,8 +97,8 @@ def gather_completions(
     """Generate all samples of the requests, and return the samples in request order. Missing samples are requested again with
     the same seed.
 
-    `version` is the version of the trainer's weights. Raises NumericsError if a sample was generated with weights that
-    are newer than `version`, or more than `max_age` versions older. Raises NumericsError for a sample that was not
+    `version` is the version of the trainer's weights. Raises NumericsError if a sample was generated with weights that are
+    newer than `version`, or more than `max_age` versions older than `version`. Raises NumericsError for a sample that was not
     requested, and for samples that are missing after `TRIES` attempts.
     """
     completions: dict[tuple[int, int], Completion] = {}

@@ -26,8 +26,8 @@ from rorqual.ops.sampling import likeliest_tokens
 
 
 def moe_layer_and_expert_counts(model: Decoder) -> tuple[int, int, int]:
-    """Return three counts: MoE layers, experts per token, and possible expert ids. All three counts are 0 for a dense
-    model.
+    """Return three counts: MoE layers, experts per token, and possible expert ids. For a dense model, the numbers of MoE
+    layers, experts per token and expert ids are 0.
 
     Raises ConfigError if the number of experts per token differs between layers.
     """
@@ -51,18 +51,18 @@ SCORED = 64
 def pad_row_count(tokens: int, rows: int) -> int:
     """Return the number of tokens of a step, rounded up to a multiple of `rows`.
 
-    Steps above 32 tokens are rounded up to a multiple of 16, or of `rows` if `rows` is larger than 16. Steps above 256 tokens
+    Token numbers above 32 are rounded up to a multiple of 16, or of `rows` if `rows` is larger than 16. Token numbers above 256
     are rounded up to a multiple of 64.
 
-    Padding keeps the number of distinct sizes small, because oneDNN builds primitives for each size.
+    Rounding up keeps the number of distinct batch sizes small, because oneDNN builds primitives for each batch size.
     """
     multiple = rows if tokens <= 32 else max(rows, 16) if tokens <= 256 else 64
     return -(-tokens // multiple) * multiple
 
 
 class ModelRunner:
-    """Runs the model on a batch. The runner has a KV cache with `blocks` blocks, and the histories of `slots` sequences of at most
-    `max_len` tokens."""
+    """Runs the model on the batch of an engine core. The runner has a KV cache with `blocks` blocks, and the histories of
+    `slots` sequences of at most `max_len` tokens."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class ModelRunner:
 
     @staticmethod
     def block_bytes(model: Decoder) -> int:
-        """Return the bytes of one KV-cache block."""
+        """Return the size of one KV-cache block in bytes."""
         return round(cache_bytes_per_token(model.config, model.embed_tokens.weight.dtype) * BLOCK)
 
     # ---- sequences
@@ -127,7 +127,8 @@ class ModelRunner:
     # ---- a step
 
     def step(self, plan: SchedulerOutput, scheduler: Scheduler) -> Ints:
-        """Run the model on the scheduled tokens, sample one token per row, store the sampled tokens and return the token ids [rows]."""
+        """Run the model on the scheduled tokens, sample one token per row, store the sampled tokens and return their ids
+        [rows]."""
         rows, n = scheduler.rows, plan.decode
         slot, position = rows.slot[:n], rows.position[:n]
         self._update_block_table(plan, scheduler)
@@ -183,8 +184,8 @@ class ModelRunner:
         return new
 
     def _check_expert_ids(self, experts: Tensor) -> Tensor:
-        """Return the expert ids. Raises ValueError if an id is `n_router_choices()` or higher, because such an id may be too
-        large for the dtype of `PagedCache.experts`."""
+        """Return the expert ids `experts` unchanged. Raises ValueError if an expert id is `n_router_choices()` or higher,
+        because the expert id may then be too large for the dtype of `PagedCache.experts`."""
         if (highest := int(experts.max())) >= self._choices:
             raise ValueError(
                 f"a feed-forward network chose expert {highest}, but its `n_router_choices()` is {self._choices}"
@@ -192,7 +193,8 @@ class ModelRunner:
         return experts
 
     def _check_output(self, output: StepOutput, step_input: StepInput) -> StepOutput:
-        """Return the output of a step. Raises ValueError if the backend left out a tensor or a shape is wrong."""
+        """Return the output of an engine step unchanged. Raises ValueError if the backend left out a tensor of the output, or
+        if a tensor has a wrong shape."""
         sampled, tokens, rows = output.sampled, step_input.ids.shape[1], len(step_input.last)
         shapes: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
             "hidden states": (output.hidden, (tokens, self.model.config.hidden_size))
@@ -211,8 +213,8 @@ class ModelRunner:
         return output
 
     def _input_embeddings(self, plan: SchedulerOutput, ids: Ints, size: int) -> Tensor | None:
-        """Return the input embeddings [1, tokens, d] of a step with `size` tokens before padding. Return None if no
-        request sets `embeds`."""
+        """Return the input embeddings [1, tokens, d] of a step with `size` tokens before padding. Return None if no request in
+        the step sets `embeds`."""
         places, rows = list[Ints](), list[npt.NDArray[np.float32]]()
         start = plan.decode
         for chunk in plan.chunks:
@@ -233,8 +235,8 @@ class ModelRunner:
     def _score_prompts(self, hidden: Tensor, scored: list[tuple[Sequence, int, range]]) -> None:
         """Compute prompt log-probabilities from the hidden states [tokens, d] of a step.
 
-        `scored` lists (sequence, offset, positions to score). Position p of the sequence is token offset + p of the
-        step. The offset is negative if an earlier step computed position 0.
+        `scored` lists (sequence, offset, positions to score). Position p of the sequence is the token with the index offset + p
+        in the step. The offset is negative if an earlier step computed position 0 of the sequence.
         """
         for sequence, first, positions in scored:
             assert sequence.scores is not None
@@ -255,7 +257,7 @@ class ModelRunner:
             self.block_table[sequence.slot, : len(sequence.blocks)] = sequence.blocks
 
     def _metadata(self, plan: SchedulerOutput, slot: Ints, position: Ints, slot_mapping: Ints) -> AttentionMetadata:
-        """Return the attention metadata of the step: decoding rows first, then prefill chunks."""
+        """Return the attention metadata of the step, with decoding rows first, then prefill chunks."""
         chunks = plan.chunks
         count = np.array([c.stop - c.start for c in chunks], np.int64)
         query_start_loc = np.concatenate((np.arange(len(slot) + 1), len(slot) + np.cumsum(count)))

@@ -34,7 +34,7 @@ class Sampler:
             self.counts.drop(sequence.slot)
 
     def metadata(self, scheduler: Scheduler, n: int) -> SamplingMetadata:
-        """Return the sampling parameters and random numbers of the `n` rows."""
+        """Return the sampling parameters and random numbers of rows 0 to `n` - 1 of the batch."""
         rows, active = scheduler.rows, scheduler.running
         if self._version != scheduler.version or self._settings is None:
             self._settings = SamplingSettings.of([s.params for s in active], self.device)
@@ -48,7 +48,8 @@ class Sampler:
         return SamplingMetadata(self._settings, uniform(rows.key[:n], rows.position[:n]), seen, allowed)
 
     def _allowed_token_masks(self, active: list[Sequence], position: Ints) -> tuple[Ints, Bools] | None:
-        """Return the restricted rows and their masks of allowed tokens, or None if no row is restricted.
+        """Return the indices of the restricted rows and each restricted row's mask of allowed tokens, or None if no row is
+        restricted.
 
         A row is restricted by its grammar or by `min_tokens`. A reply shorter than `min_tokens` may end only if its
         grammar allows nothing else.
@@ -64,7 +65,7 @@ class Sampler:
         return (np.array(list(masks)), np.stack(list(masks.values()))) if masks else None
 
     def store_sampled_tokens(self, drawn: SamplerOutput, scheduler: Scheduler, backend: str) -> Ints:
-        """Store the sampled token of each row and return the tokens [rows]. Errors name the `backend`."""
+        """Store the sampled token of each row and return the tokens [rows]. Error messages name the backend `backend`."""
         history, rows, n = self.histories, scheduler.rows, len(drawn.ids)
         slot, position = rows.slot[:n], rows.position[:n]
         if history.kept.shape[-1]:

@@ -1,14 +1,14 @@
-"""The scheduler: decides which sequences decode, are prefilled, wait or are preempted in the next step.
+"""The scheduler: decides which sequences decode, are prefilled, wait or are preempted in the next engine step.
 
 The scheduler uses only Python and numpy. The scheduler has no torch tensors and does not call the model.
 
-A sequence is queued, gets a slot, is prefilled in chunks, decodes in a row of the batch until it stops, and is
-released. B decoding sequences use rows 0 to B - 1: when sequences finish, the last rows move into the gaps. The runner
-stores the state of a sequence under its slot. A sequence keeps its slot until it finishes or is preempted.
+A sequence is queued, gets a slot, is prefilled in chunks, decodes in a row of the batch until it stops, and is released. B
+decoding sequences use rows 0 to B - 1 of the batch: when sequences finish, the last rows move into the gaps. The runner stores
+the state of a sequence under its slot. A sequence keeps its slot until it finishes or is preempted.
 
-Keys and values are stored in blocks (`KVCacheManager`). When no block is available, the scheduler preempts the sequence that
-ranks last. The preempted sequence releases its blocks and is queued again. When the preempted sequence resumes, tokens whose
-blocks are no longer cached are prefilled again. The scheduler also preempts for fairness (`_choose_victim`).
+Keys and values are stored in blocks (`KVCacheManager`). When no KV-cache block is available, the scheduler preempts the
+sequence that ranks last. The preempted sequence releases its blocks and is queued again. When the preempted sequence resumes,
+tokens whose blocks are no longer cached are prefilled again. The scheduler also preempts for fairness (`_choose_victim`).
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from rorqual.engine.sequence import InputBatch, Ints, Sequence
 from rorqual.ops.paged import BLOCK, QUERIES
 
 QUANTUM = 16
-"""Minimum number of tokens that a sequence decodes before it may be preempted for fairness. The minimum lets every sequence
-make progress."""
+"""Minimum number of tokens that a sequence decodes before it may be preempted for fairness. The minimum `QUANTUM` lets every
+sequence make progress."""
 
 
 @dataclass(frozen=True)
 class PrefillChunk:
-    """A prefill chunk: tokens [start, stop) of a sequence."""
+    """A prefill chunk: the tokens [start, stop) of a sequence, which one step computes."""
 
     sequence: Sequence
     start: int
@@ -40,23 +40,23 @@ class PrefillChunk:
 
 @dataclass
 class SchedulerOutput:
-    """The scheduled work of one step."""
+    """The scheduled work of one engine step."""
 
     decode: int
-    """Number of rows that decode one token each."""
+    """Number of batch rows that decode one token each in the step."""
     chunks: list[PrefillChunk]
-    """Prefill chunks. Chunks that complete a prompt come last."""
+    """Prefill chunks of the step. Chunks that complete a prompt come last."""
     joined: list[tuple[Sequence, int]]
-    """(Sequence, index of a chunk) for each sequence that starts to decode in this step, in row order. The chunk
-    completes the sequence's prompt, and its last position gives the logits of the first token."""
+    """(Sequence, index of a chunk) for each sequence that starts to decode in this step, in row order. The chunk completes the
+    sequence's prompt, and the chunk's last position gives the logits of the sequence's first sampled token."""
     copies: list[tuple[int, int]]
-    """Blocks to copy after the forward pass, as (target block, source block)."""
+    """KV-cache blocks to copy after the forward pass, as pairs (target block, source block)."""
     admitted: list[Sequence]
-    """Sequences that get a slot in this step."""
+    """Sequences that get a slot in the step."""
 
     @property
     def empty(self) -> bool:
-        """Whether the step computes no tokens."""
+        """Whether the planned step computes no tokens."""
         return not self.decode and not self.chunks
 
 
@@ -73,8 +73,8 @@ class HistoryAccess(Protocol):
 class Scheduler:
     """Continuous batching over `slots` rows, with KV-cache blocks from the manager `pages`.
 
-    A step computes at most `step_tokens` tokens, which limits how long a prompt delays the decoding sequences. Prefill
-    always gets at least `QUERIES` tokens.
+    A step computes at most `step_tokens` tokens, which limits how long a prompt delays the decoding sequences. Prefill always
+    gets at least `QUERIES` tokens of a step.
     """
 
     def __init__(self, slots: int, pages: KVCacheManager, history: HistoryAccess, *, step_tokens: int = 1024) -> None:
@@ -86,17 +86,17 @@ class Scheduler:
         self.waiting = RequestQueue()
         self.preemptions = 0
         self.version = 0
-        """A counter that changes whenever the mapping of rows to sequences changes."""
+        """A counter that changes whenever the mapping of batch rows to sequences changes."""
         self._free = list(range(slots - 1, -1, -1))
         self._arrivals = 0
 
     @property
     def idle(self) -> bool:
-        """Whether no sequence is running or queued."""
+        """Whether the scheduler has no running and no queued sequences."""
         return not self.running and not self.prefilling and not self.waiting
 
     def submit(self, sequences: list[Sequence]) -> None:
-        """Add new sequences to the request queue."""
+        """Add new sequences to the scheduler's request queue."""
         busy = {s.tenant for s in (*self.running, *self.prefilling)}
         for sequence in sequences:
             self._arrivals += 1
@@ -115,9 +115,10 @@ class Scheduler:
         return plan
 
     def _allocate_for_decode(self, plan: SchedulerOutput) -> bool:
-        """Allocate a block for every row whose next position begins a new block. Preempt sequences if no block is free.
+        """Allocate a KV-cache block for every row whose next position begins a new block. Preempt sequences if no block is
+        available.
 
-        Returns False if a sequence was preempted.
+        `_allocate_for_decode` returns False if a sequence was preempted.
         """
         before = self.preemptions
         n = len(self.running)
@@ -130,19 +131,19 @@ class Scheduler:
         return self.preemptions == before
 
     def _lowest_ranked_sequence(self) -> Sequence:
-        """Return the sequence to preempt first: lowest priority, then the tenant with the most slots, then the latest
-        arrival."""
+        """Return the sequence to preempt first: the sequence with the lowest priority. Ties go to the tenant with the most
+        slots, then to the latest arrival."""
         slots = self._slots_by_tenant()
         running = (s for s in (*self.running, *self.prefilling) if s.slot >= 0)
         return max(running, key=lambda s: (-s.priority, slots[s.tenant], s.arrival))
 
     def _slots_by_tenant(self) -> Counter[str]:
-        """Count the slots of each tenant."""
+        """Return the number of slots of each tenant."""
         return Counter(s.tenant for s in self._sequences_with_slot() if s.slot >= 0)
 
     def _preempt(self, sequence: Sequence, plan: SchedulerOutput) -> None:
-        """Preempt a sequence: free its slot and blocks, and queue it again. If the sequence had a row, the caller must
-        call `_remove_gaps`."""
+        """Preempt a sequence: free the sequence's slot and blocks, and queue the sequence again. If the preempted sequence had
+        a row, the caller must call `_remove_gaps`."""
         self.preemptions += 1
         if sequence in self.prefilling:
             self.prefilling.remove(sequence)
@@ -218,8 +219,8 @@ class Scheduler:
         plan.admitted.append(sequence)
 
     def _preempt_for(self, sequence: Sequence, plan: SchedulerOutput) -> bool:
-        """Preempt a running sequence in favour of the queued `sequence`. Returns False if no running sequence may be
-        preempted."""
+        """Preempt a running sequence in favour of the queued `sequence`. `_preempt_for` returns False if no running sequence
+        may be preempted."""
         victim = self._choose_victim(sequence)
         if victim is None:
             return False
@@ -230,10 +231,11 @@ class Scheduler:
     def _choose_victim(self, sequence: Sequence) -> Sequence | None:
         """Return the sequence to preempt in favour of the queued `sequence`, or None.
 
-        If a sequence of lower priority has a slot, the victim is the sequence that `_lowest_ranked_sequence` returns. If no such sequence has a
-        slot, the candidates belong to tenants that may lose a slot (`RequestQueue.tenants_to_preempt`). A candidate has the
-        same priority as `sequence` and has decoded at least `QUANTUM` tokens in its row. The victim is the candidate whose
-        tenant has the most slots. Ties go to the candidate with the most decoded tokens.
+        If a sequence of lower priority has a slot, the victim is the sequence that `_lowest_ranked_sequence` returns. If no
+        sequence of lower priority has a slot, the candidates belong to tenants that may lose a slot
+        (`RequestQueue.tenants_to_preempt`). A candidate for preemption has the same priority as `sequence` and has decoded at
+        least `QUANTUM` tokens in its row. The victim is the candidate whose tenant has the most slots. Ties between candidates
+        go to the candidate with the most decoded tokens.
         """
         if min(s.priority for s in (*self.running, *self.prefilling)) < sequence.priority:
             return self._lowest_ranked_sequence()
@@ -249,7 +251,7 @@ class Scheduler:
         return self.running[max(candidates)[2]] if candidates else None
 
     def _sampled_tokens_by_tenant(self) -> dict[str, float]:
-        """Return, for each tenant with a slot, the number of tokens that its sequences have decoded in their current
+        """Return, for each tenant with a slot, the number of tokens that the tenant's sequences have decoded in their current
         rows."""
         served = dict.fromkeys((s.tenant for s in self._sequences_with_slot()), 0.0)
         for row, sequence in enumerate(self.running):
@@ -257,7 +259,8 @@ class Scheduler:
         return served
 
     def _schedule_prefill(self, plan: SchedulerOutput) -> None:
-        """Divide the step's remaining token budget among the sequences in prefill. Sequences with a completed prompt get their rows."""
+        """Divide the step's remaining token budget among the sequences in prefill. Sequences with a completed prompt get rows
+        of the batch."""
         plan.decode = len(self.running)
         budget = max(self.step_tokens - plan.decode, QUERIES)
         completed: list[PrefillChunk] = []
@@ -278,9 +281,9 @@ class Scheduler:
             self._start_decoding(chunk.sequence, len(plan.chunks) - 1, plan)
 
     def _allocate_for_chunk(self, sequence: Sequence, stop: int, later: list[Sequence], plan: SchedulerOutput) -> bool:
-        """Allocate the blocks of a chunk. Returns False if too few blocks are available.
+        """Allocate the KV-cache blocks of a prefill chunk. Returns False if too few blocks are available.
 
-        If sequences are decoding, the chunk waits for a decoding sequence to finish and free its blocks. If no sequence
+        If sequences are decoding, the prefill chunk waits for a decoding sequence to finish and free its blocks. If no sequence
         is decoding, sequences in `later` are preempted, starting from the end.
         """
         while not self.kv_cache.allocate_up_to(sequence, stop):
@@ -291,8 +294,8 @@ class Scheduler:
         return True
 
     def _start_decoding(self, sequence: Sequence, chunk: int, plan: SchedulerOutput) -> None:
-        """Give rows to a sequence whose prefill completes in this step, and to its `followers`, which share the
-        prefill."""
+        """Give rows of the batch to a sequence whose prefill completes in the step, and to the sequence's `followers`, which
+        share the prefill."""
         self.prefilling.remove(sequence)
         followers, sequence.followers = sequence.followers, []
         self._add_row(sequence, chunk, plan)
@@ -316,7 +319,7 @@ class Scheduler:
     # ---- after a step
 
     def advance_rows(self, tokens: Ints, stops: Ints) -> Ints:
-        """Advance each running row by its new token [rows] and return the finished rows, ascending."""
+        """Advance each running row by the row's new token in `tokens` [rows], and return the finished rows, ascending."""
         n, rows = len(self.running), self.rows
         rows.position[:n] += 1
         done = rows.position[:n] + 1 >= rows.limit[:n]
@@ -335,7 +338,8 @@ class Scheduler:
         return sequence.is_stopped is not None and sequence.is_stopped(self.history.tokens(sequence.slot, length))
 
     def release_rows(self, rows: Ints) -> None:
-        """Remove the sequences in `rows` (ascending), free their slots and blocks, and close the gaps."""
+        """Remove the sequences in the rows `rows` (ascending), free the slots and blocks of these sequences, and close the gaps
+        in the batch."""
         for row in rows.tolist():
             sequence = self.running[row]
             computed = int(self.rows.position[row])
@@ -367,7 +371,7 @@ class Scheduler:
         return int(self.rows.position[row]) + 1 - len(self.running[row].tokens)
 
     def cancel(self, request_id: int) -> None:
-        """Remove all sequences of `request_id` and free their slots and blocks immediately."""
+        """Remove all sequences of the request `request_id`, and free the slots and blocks of these sequences immediately."""
         self.waiting.drop(request_id)
         for leader in list(self.prefilling):
             for follower in [f for f in leader.followers if f.request_id == request_id]:
@@ -389,8 +393,9 @@ class Scheduler:
     def invalidate_blocks(self, fingerprint: bytes) -> None:
         """Invalidate all blocks cached under the old weights.
 
-        Running sequences continue. The blocks of a running sequence mix keys and values of the old and the new weights. Blocks
-        with mixed weights are not cached, so later requests do not share such blocks.
+        Running sequences continue with the new weights. The blocks of a running sequence then mix keys and values of the old
+        and the new weights. Blocks with keys and values of mixed weights are not cached, so later requests do not share these
+        blocks.
         """
         self.kv_cache.invalidate_blocks(fingerprint)
         for sequence in self._sequences_with_slot():
@@ -408,9 +413,9 @@ class Scheduler:
         self.kv_cache.reset()
 
     def _sequences_with_slot(self) -> list[Sequence]:
-        """Return all sequences with a slot."""
+        """Return all sequences that have a slot."""
         return [*self.running, *self.prefilling, *(f for s in self.prefilling for f in s.followers)]
 
     def request_ids(self) -> set[int]:
-        """Return the ids of all running and queued requests."""
+        """Return the ids of the scheduler's running and queued requests."""
         return {s.request_id for s in (*self._sequences_with_slot(), *self.waiting)}

@@ -15,7 +15,8 @@ from rorqual.data.pack import TrainingSample, pack, pack_rows
 from rorqual.model import Decoder
 
 ROWS = 16
-"""Number of packed rows in one forward pass. The number of rows is constant, so results do not depend on the number of threads."""
+"""Number of packed rows in one forward pass. The number of packed rows is constant, so the scores do not depend on the number
+of threads."""
 
 Ids = npt.NDArray[np.int32]
 Logprobs = npt.NDArray[np.float32]
@@ -26,8 +27,8 @@ TopLogprobs = tuple[Ids, Logprobs]
 def next_logprobs(model: Decoder, tokens: Tensor, positions: Tensor, segments: Tensor, wanted: Tensor) -> Tensor:
     """Return next-token log-probabilities [n, vocab] in fp32 for the n positions where `wanted` [rows, seq] is nonzero.
 
-    `tokens`, `positions` and `segments` [rows, seq] are packed rows, as in a training batch.
-    Raises NumericsError if a logit is NaN or infinite.
+    `tokens`, `positions` and `segments` [rows, seq] hold packed rows, as in a training batch. Raises NumericsError if a logit
+    is NaN or infinite.
     """
     hidden = model(tokens, positions, segments=segments).hidden
     logprobs = model.logits(hidden[wanted.nonzero(as_tuple=True)]).log_softmax(-1)
@@ -43,11 +44,11 @@ def next_logprobs(model: Decoder, tokens: Tensor, positions: Tensor, segments: T
 def score(
     model: Decoder, samples: Sequence[tuple[Sequence[int], Sequence[int]]], k: int, *, threads: int = 1
 ) -> list[TopLogprobs]:
-    """Return the `k` most likely tokens, with log-probabilities, at each reply position of each sample.
+    """Return the `k` most likely tokens, with their log-probabilities, at each reply position of each sample.
 
-    A sample is (prompt ids, reply ids). Each result is a pair: token ids [len(reply), k] int32, most likely first, and
-    their log-probabilities [len(reply), k] fp32 at temperature 1. Row i is the model's distribution of reply[i], given
-    all tokens before it. Samples are packed into rows as long as the longest sample.
+    A sample is a pair (prompt ids, reply ids). The result for a sample is a pair: token ids [len(reply), k] int32, most likely
+    first, and the log-probabilities of these tokens [len(reply), k] fp32 at temperature 1. Row i describes the model's
+    distribution of reply[i], given all tokens before reply[i]. Samples are packed into rows as long as the longest sample.
 
     Raises DataError if `k` exceeds the vocabulary, a prompt or reply is empty, or a sample is longer than the context.
     """
@@ -84,7 +85,7 @@ def score(
 
 @torch.no_grad()
 def first_token_logprobs(model: Decoder, prompts: Sequence[Sequence[int]], ids: Sequence[int]) -> Logprobs:
-    """Return the log-probability [prompts, ids] fp32 of each of the tokens `ids` as the first token after each prompt.
+    """Return the log-probability [prompts, ids] fp32 of each token in `ids` as the first token after each prompt.
 
     Raises DataError if a prompt is empty or longer than the context minus one token.
     """

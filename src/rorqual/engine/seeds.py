@@ -1,8 +1,9 @@
-"""Random numbers for sampling, and seeds for remote servers. With a 64-bit seed, a Rorqual server draws the same random
-numbers as a local engine.
+"""Random numbers for sampling, and seeds for requests to remote servers. With a 64-bit seed, a Rorqual server draws the same
+random numbers as a local engine.
 
 A random number is a function of (seed, sample, position) and does not depend on the batch, the slot or the number of threads.
-The generator is SplitMix64 (Steele, Lea and Flood 2014). Each row of a batch uses one random number per engine step.
+The random number generator is SplitMix64 (Steele, Lea and Flood 2014). Each row of a batch uses one random number per engine
+step.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ def sample_key(seed: int, sample: int) -> int:
 
 
 def uniform(keys: npt.NDArray[np.uint64], positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Return one uniform number in [0, 1) per row, with 53 random bits.
+    """Return one uniform random number in [0, 1) per row, with 53 random bits.
 
-    Row i gets number `positions[i]` of the SplitMix64 stream with the key `keys[i]`.
+    Row i gets the random number with index `positions[i]` in the SplitMix64 stream with the key `keys[i]`.
     """
     value = keys + (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(
         _GOLDEN
@@ -40,9 +41,9 @@ def uniform(keys: npt.NDArray[np.uint64], positions: npt.NDArray[np.int64]) -> n
 def sample_seed(seed: int, sample: int, bits: Bits = 64) -> int:
     """Return the seed to send to a server for sample number `sample` of a request with `seed`.
 
-    With 64 bits the result is signed, as in OpenAI's API, and equals `seed` for sample 0. With 64 bits,
-    `sample_key(result, 0)` equals `sample_key(seed, sample)`, so a Rorqual server draws the same sample as a local
-    engine. With 31 bits the result is a non-negative hash of `seed` and `sample`.
+    With `bits=64`, the returned seed is signed, as in OpenAI's API, and equals `seed` for sample 0. With `bits=64`,
+    `sample_key(returned seed, 0)` equals `sample_key(seed, sample)`, so a Rorqual server draws the same sample as a local
+    engine. With `bits=31`, the returned seed is a non-negative hash of `seed` and `sample`.
     """
     mixed = _splitmix64(seed) ^ (sample & _MASK)
     if bits == 31:
@@ -66,5 +67,6 @@ def _invert_splitmix64(value: int) -> int:
 
 
 def _invert_xor_shift(value: int, by: int) -> int:
-    """Invert `value ^= value >> by`. The result is correct only if `by` is at least 22."""
+    """Return the number that `value ^= value >> by` maps to `value`. The returned number is correct only if `by` is at least
+    22."""
     return value ^ (value >> by) ^ (value >> 2 * by)

@@ -27,7 +27,7 @@ class Sequence:
     key: int
     """Key of the sequence's random numbers (`seeds.sample_key`)."""
     limit: int
-    """Maximum number of tokens, prompt and reply together."""
+    """Maximum number of tokens in the sequence, prompt and reply together."""
     tenant: str = ""
     priority: int = 0
     reuse: bool = True
@@ -43,23 +43,24 @@ class Sequence:
     blocks: list[int] = field(default_factory=list)
     num_cached_blocks: int = 0
     keys: list[bytes] = field(default_factory=list)
-    """Hashes of the leading full blocks, extended on demand."""
+    """Hash keys of the sequence's leading full blocks. The list of hash keys is extended on demand."""
     followers: list[Sequence] = field(default_factory=list)
-    """Sequences with the same tokens to prefill. Followers wait for the prefill of this sequence and then share the prefilled blocks."""
+    """Sequences that have the same tokens to prefill. The followers wait for the prefill of this sequence and then share the
+    prefilled blocks."""
     saved: object = None
     """Per-token results that the runner restores after a preemption (`SequenceHistories.save`)."""
     is_stopped: Callable[[list[int]], bool] | None = None
-    """Callable that takes all token ids and returns whether a stop string ends the sequence."""
+    """Callable that takes all token ids of the sequence and returns whether a stop string ends the sequence."""
     halted: bool = False
     """Whether a stop token of the request, a stop string or the grammar ended the sequence."""
     stale: bool = False
     """Whether the weights changed while the sequence was running."""
     constraint: Constraint | None = None
-    """The grammar that restricts the next token."""
+    """The constraint, such as a grammar, that restricts the sequence's next token."""
     scores: PromptScores | None = None
-    """Log-probabilities of the prompt, if the request sets `prompt_logprobs`."""
+    """Log-probabilities of the prompt tokens, if the request sets `prompt_logprobs`."""
     barred: tuple[int, ...] = ()
-    """Stop tokens that are masked until the reply has `min_tokens` tokens."""
+    """Ids of the stop tokens that are masked until the reply has `min_tokens` tokens."""
     embeds: Embeds | None = None
 
     @property
@@ -74,7 +75,7 @@ class InputBatch:
     """State of the running sequences, for the hot loop: arrays of length `slots`, in which entry i belongs to row i of
     the batch.
 
-    `position` is the position of the next token to compute.
+    `position` holds the position of each row's next token to compute.
     """
 
     position: Ints
@@ -86,13 +87,13 @@ class InputBatch:
 
     @classmethod
     def empty(cls, slots: int) -> InputBatch:
-        """Return zeroed arrays for `slots` rows."""
+        """Return an `InputBatch` of zeroed arrays for `slots` rows."""
         position, limit, slot = (np.zeros(slots, np.int64) for _ in range(3))
         ignore_eos, special = (np.zeros(slots, np.bool_) for _ in range(2))
         return cls(position, limit, slot, np.zeros(slots, np.uint64), ignore_eos, special)
 
     def fill_row(self, row: int, sequence: Sequence) -> None:
-        """Set `row` to the state of a sequence that starts to decode."""
+        """Set row `row` of the batch to the state of a sequence that starts to decode."""
         self.position[row], self.limit[row] = len(sequence.tokens) - 1, sequence.limit
         self.slot[row], self.key[row] = sequence.slot, sequence.key
         self.ignore_eos[row] = sequence.params.ignore_eos
@@ -100,6 +101,6 @@ class InputBatch:
         self.special[row] = bool(special)
 
     def move_rows(self, to: Ints, from_: Ints) -> None:
-        """Copy rows `from_` to rows `to`."""
+        """Copy the state in rows `from_` of the batch to rows `to`."""
         for array in vars(self).values():
             array[to] = array[from_]

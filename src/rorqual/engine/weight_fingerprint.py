@@ -14,14 +14,15 @@ from rorqual.model import Decoder
 
 ROUNDING = 5
 """Version of the engine's floating-point arithmetic. Increment `ROUNDING` when the order of additions or multiplications
-changes, so that old disk caches miss."""
+changes, so that lookups in old disk caches miss."""
 
 
 def tensor_versions(model: Decoder) -> list[tuple[int, int]]:
     """Return the address and the version counter of every tensor of the model.
 
-    The counter grows with every in-place change that torch sees: by an optimizer, `copy_` or `load_state_dict`. The counter
-    ignores writes by fused optimizers, numpy, `tensor.data` and mapped files, and all writes to inference tensors.
+    The version counter grows with every in-place change that torch sees: by an optimizer, `copy_` or `load_state_dict`. The
+    version counter ignores writes by fused optimizers, numpy, `tensor.data` and mapped files, and all writes to inference
+    tensors.
     """
     tensors = (*model.parameters(), *model.buffers())
     return [(tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version) for tensor in tensors]
@@ -64,7 +65,7 @@ def _digest(tensors: list[Tensor]) -> str:
 
 
 def _processor_model() -> str:
-    """Return the processor model. Two processors with the same torch CPU capability may round differently
+    """Return the model name of the processor. Two processors with the same torch CPU capability may round differently
     (docs/explanation/engine.md)."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].split("\n")

@@ -1,4 +1,4 @@
-"""Model definitions. Training, rollouts and serving use the same definition of a model."""
+"""Model definitions. Training, rollouts and serving use the same model definition."""
 
 from rorqual.model.account import Account, account
 from rorqual.model.config import ModelConfig, Stage

@@ -13,13 +13,14 @@ from rorqual.model.cost import Cost, linear_cost, vector_cost
 class Account:
     """The parameter, FLOP and KV-cache counts of a model.
 
-    `total` counts all parameters of the main model, and `active` counts the parameters used for one token. `total` and
-    `active` include the embedding and the head. `active_lookup` is `active`, but counts only one row of an untied
-    embedding matrix. `mtp` counts the parameters of the multi-token prediction modules, which `total` does not include.
+    `total` counts all parameters of the main model, and `active` counts the parameters used for one token. `total` and `active`
+    include the parameters of the embedding and the head. `active_lookup` counts the same parameters as `active`, but only one
+    row of an untied embedding matrix. `mtp` counts the parameters of the multi-token prediction modules, which `total` does not
+    include.
 
-    `flops` is the forward FLOPs of one token that attends to `context` keys in the main model. Only matrix products
-    count, with 2 FLOPs per multiply-add. `training_flops` is three times the forward FLOPs of the main model and the
-    MTP modules.
+    `flops` is the forward FLOPs of one token that attends to `context` keys in the main model. The FLOPs of matrix products are
+    counted, with 2 FLOPs per multiply-add. All other FLOPs are not counted. `training_flops` is three times the forward FLOPs
+    of the main model and the MTP modules.
 
     `cache_bytes` is the KV-cache bytes of one token over all layers, rounded up.
     """
@@ -37,9 +38,11 @@ class Account:
 def account(config: ModelConfig, *, context: int = 0, cache_value_bytes: int = 2) -> Account:
     """Count the parameters, FLOPs and KV-cache bytes of `config`.
 
-    `cache_value_bytes` is the number of bytes per cached value, unless the cache part has its own dtype.
+    `cache_value_bytes` is the number of bytes per value in the KV cache. A cache part with its own dtype ignores
+    `cache_value_bytes`.
 
-    The counts are exact: tests compare them with real modules on the meta device and with torch's FLOP counter.
+    The parameter and FLOP counts are exact: tests compare the counts with real modules on the meta device and with torch's FLOP
+    counter.
     """
     d, v = config.hidden_size, config.vocab_size
     head = linear_cost(d, v)

@@ -14,7 +14,8 @@ from rorqual.model.ffn import FFNConfig
 
 
 class Stage(Config):
-    """A number of consecutive identical blocks. DeepSeek-V3 is `Stage(3, mla, dense)` followed by `Stage(58, mla, moe)`."""
+    """A stage: `Stage(n, ...)` is n consecutive identical blocks. DeepSeek-V3 is `Stage(3, mla, dense)` followed by `Stage(58,
+    mla, moe)`."""
 
     layers: Count
     attention: Annotated[SerializeAsAny[AttentionConfig], one_of(AttentionConfig)]
@@ -23,17 +24,17 @@ class Stage(Config):
 
     @property
     def attentions(self) -> tuple[AttentionConfig, ...]:
-        """The attention configs of one block."""
+        """The attention configs of one block of the stage."""
         return self.block.attentions(self.attention)
 
     @property
     def ffns(self) -> tuple[FFNConfig, ...]:
-        """The feed-forward configs of one block."""
+        """The feed-forward configs of one block of the stage."""
         return self.block.ffns(self.ffn)
 
     @property
     def attention_and_ffn_configs(self) -> tuple[AttentionConfig | FFNConfig, ...]:
-        """The attention and feed-forward configs of one block."""
+        """The attention configs and then the feed-forward configs of one block of the stage."""
         return (*self.attentions, *self.ffns)
 
     def cost(self, hidden_size: int, context: int) -> Cost:
@@ -42,10 +43,10 @@ class Stage(Config):
         return sum(parts, self.block.cost(hidden_size))
 
     def build(self, hidden_size: int, eps: float) -> Block:
-        """Build one block.
+        """Build one block of the stage.
 
         Raises ValueError if the built block and its config differ in the number of attention modules or in the experts per
-        token. Replay could otherwise use recorded expert choices in the wrong layers.
+        token. If the built block and its config differed, replay could use recorded expert choices in the wrong layers.
         """
         block = self.block.build(self.attention, self.ffn, hidden_size, eps)
         declared = len(self.attentions), [ffn.experts_per_token() for ffn in self.ffns]
@@ -61,8 +62,8 @@ class Stage(Config):
 class ModelConfig(Config):
     """The configuration of a decoder.
 
-    Each of the `num_nextn_predict_layers` multi-token prediction modules (V3 eq. 21-25) contains one block, built like
-    the blocks of the last stage.
+    Each of the `num_nextn_predict_layers` multi-token prediction modules (V3 eq. 21-25) contains one block. The block of an MTP
+    module is built like the blocks of the last stage.
     """
 
     vocab_size: int = Field(ge=2, le=MOST)
@@ -76,22 +77,24 @@ class ModelConfig(Config):
 
     @property
     def layers(self) -> tuple[Stage, ...]:
-        """The stage of each layer, in order."""
+        """The stage of each layer, in layer order."""
         return tuple(stage for stage in self.stages for _ in range(stage.layers))
 
     @property
     def attentions(self) -> tuple[AttentionConfig, ...]:
-        """The config of every attention module in the main model. The index of `Cache.layer` follows this order."""
+        """The config of every attention module in the main model. The index of `Cache.layer` follows the order of
+        `attentions`."""
         return tuple(attention for stage in self.layers for attention in stage.attentions)
 
     @property
     def ffns(self) -> tuple[FFNConfig, ...]:
-        """The config of every feed-forward network in the main model. Expert choices are recorded in this order."""
+        """The config of every feed-forward network in the main model. Expert choices are recorded in the order of these
+        networks."""
         return tuple(ffn for stage in self.layers for ffn in stage.ffns)
 
     @property
     def boundary_config(self) -> BlockConfig:
-        """The block config that defines how the residual stream begins and ends, taken from the last stage."""
+        """The block config of the last stage, which defines how the residual stream begins and ends."""
         return self.stages[-1].block
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""The cost of a module: parameters, active parameters and FLOPs per token. `Account` sums these costs."""
+"""The cost of a module: parameters, active parameters and FLOPs per token. `Account` sums the costs of a model's modules."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of a module. `Cost` supports addition, and multiplication by an integer.
+    """The cost of a module. `Cost` objects can be added, and multiplied by an integer.
 
-    `active` counts the parameters used for one token. `flops` is the forward FLOPs of one token, including attention to
-    all `context` keys. Only matrix products count, with 2 FLOPs per multiply-add: norms, softmax and gates take less
-    than one percent of the FLOPs.
+    `active` is the number of parameters used for one token. `flops` is the forward FLOPs of one token, including attention to
+    all `context` keys. Only the FLOPs of matrix products are counted, with 2 FLOPs per multiply-add. Norms, softmax and gates
+    take less than one percent of the FLOPs.
     """
 
     params: int = 0

@@ -1,4 +1,4 @@
-"""The decoder-only language model. Training, rollouts and serving all use this class."""
+"""The decoder-only language model. Training, rollouts and serving all use the class `Decoder`."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from rorqual.ops.rope import Rope
 
 
 class Cache(Protocol):
-    """The KV cache during one forward pass. The cache also decides which tokens each token attends to."""
+    """The KV cache during one forward pass. The `Cache` also decides to which tokens each token attends."""
 
     def layer(self, index: int) -> LayerCache:
-        """Return the cache of attention module `index`, in the order of `ModelConfig.attentions`."""
+        """Return the KV cache of the attention module with the index `index` in `ModelConfig.attentions`."""
 
     def rope_cos_sin(self, rope: Rope, dim: int) -> tuple[Tensor, Tensor]:
         """Return the result of `rope_table`, cos and sin [positions, dim / 2], for positions 0 to the highest position in use."""
@@ -35,11 +35,11 @@ class Cache(Protocol):
 
 @dataclass(frozen=True)
 class DecoderOutput:
-    """The result of a forward pass.
+    """The result of a forward pass of a `Decoder`.
 
-    `hidden` [batch, seq, d] is the hidden state after the final norm. `routing` has one entry per feed-forward network
-    that routes tokens. Each entry of `routing` covers all batch * seq tokens. `recorded` maps each requested name to
-    the tensors that attention modules recorded, in layer order.
+    `hidden` [batch, seq, d] is the hidden state after the final norm. `routing` has the routing of each feed-forward network
+    that routes tokens. Each `Routing` covers all batch * seq tokens. `recorded` maps each requested name to the tensors that
+    attention modules recorded, in layer order.
     """
 
     hidden: Tensor
@@ -87,12 +87,12 @@ class Decoder(Layer):
     ) -> DecoderOutput:
         """Run the model on `tokens` [batch, seq].
 
-        - `positions` [batch, seq]: 0, 1, ... in each row by default.
+        - `positions` [batch, seq] are the token positions, by default 0, 1, ... in each row.
         - `segments` [batch, seq] are document numbers. A token attends only to tokens of the same document.
-        - `cache`: each token attends to the cached positions of its sequence, up to the position of the token.
+        - `cache` is the KV cache. Each token attends to the cached positions of its sequence, up to its own position.
         - `replay` [batch, seq, routers, k] fixes the experts of each token instead of letting the routers choose.
         - `inputs_embeds` [batch, seq, d] replaces `embed(tokens)`.
-        - `record` lists the tensors to return in `DecoderOutput.recorded` (see `AttentionContext.record`).
+        - `record` lists the names of the tensors to return in `DecoderOutput.recorded` (see `AttentionContext.record`).
 
         Raises ValueError if no layer records a name in `record`.
         """
@@ -128,7 +128,7 @@ class Decoder(Layer):
     ) -> list[DecoderOutput]:
         """Run the MTP modules over whole sequences. The hidden state at position i of module k predicts token t_{i+2+k}.
 
-        `hidden` [batch, seq, d] is the output of `forward`, and the other arguments are as in `forward`. Module k returns
+        `hidden` [batch, seq, d] is the output of `forward`, and all other arguments are as in `forward`. Module k returns
         hidden states [batch, seq - 1 - k, d]. The caller must mask positions whose predicted token belongs to another document.
         """
         outputs: list[DecoderOutput] = []
@@ -173,7 +173,7 @@ class Decoder(Layer):
         return scores.float()
 
     def routing_ffns(self) -> list[FFN]:
-        """Return every feed-forward network that routes tokens, in layer order. Networks of the main model come first,
-        and networks of the MTP modules last."""
+        """Return every feed-forward network that routes tokens, in layer order. Feed-forward networks of the main model come
+        first, and feed-forward networks of the MTP modules come last."""
         blocks = [*self.layers, *(module.block for module in self.mtp)]
         return [ffn for block in blocks for ffn in block.ffns if ffn.experts_per_token]

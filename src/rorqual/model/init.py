@@ -1,7 +1,7 @@
-"""Weight initialization as in V3, section 4.2.
+"""Weight initialization as in DeepSeek-V3 (report section 4.2).
 
-Matrices are drawn from a normal distribution with standard deviation `initializer_range`. Norm weights are 1 and biases
-0.
+Weight matrices are drawn from a normal distribution with standard deviation `initializer_range`. Norm weights are 1 and biases
+are 0.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from rorqual.ops.backends import TORCH, Backend
 
 
 def init_weights(model: nn.Module, std: float, seed: int) -> None:
-    """Initialize every parameter in place.
+    """Initialize every parameter of `model` in place.
 
-    One random generator fills the parameters in the order of their names, so that the seed determines all weights.
+    One random generator fills the parameters in the order of their names, so that `seed` determines all weights.
     """
     generator = torch.Generator().manual_seed(seed)
     for _, parameter in sorted(model.named_parameters()):

@@ -15,7 +15,7 @@ from rorqual.ops.backends import TORCH, Backend
 
 
 class _SkipInitialization(TorchFunctionMode):
-    """A mode that skips random initialization.
+    """A torch function mode that skips random initialization.
 
     On the meta device, the first random draw would import 800 modules of torch's compiler and take 2 s or more.
     """
@@ -36,6 +36,6 @@ class _SkipInitialization(TorchFunctionMode):
 
 
 def build_on_meta_device(config: ModelConfig, ops: Backend = TORCH) -> Decoder:
-    """Return a model on the meta device. Call `to_empty` to allocate its tensors."""
+    """Return a model on the meta device. Call `to_empty` on the returned model to allocate its tensors."""
     with torch.device("meta"), _SkipInitialization():
         return Decoder(config, ops)

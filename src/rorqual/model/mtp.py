@@ -13,10 +13,11 @@ from rorqual.ops.moe import Routing
 
 
 class MTP(nn.Module):
-    """One multi-token prediction module. The module shares the embedding and the head with the main model.
+    """One multi-token prediction module. The MTP module shares the embedding and the head with the main model.
 
-    The input is the embedding followed by the hidden state, as in the published checkpoint. The hidden state is taken
-    after the main model's final norm, as in inference engines that reach the published acceptance rate.
+    The input of the MTP module is the embedding followed by the hidden state, as in the published checkpoint. The hidden state
+    that the MTP module reads is taken after the main model's final norm, as in inference engines that reach the published
+    acceptance rate.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -33,7 +34,8 @@ class MTP(nn.Module):
     def forward(
         self, hidden: Tensor, embedded: Tensor, context: AttentionContext, caches: Sequence[LayerCache | None]
     ) -> tuple[Tensor, tuple[Routing | None, ...]]:
-        """Return the hidden states [batch, seq, d] after the module's norm, and the routing of each feed-forward network.
+        """Return the hidden states [batch, seq, d] after the MTP module's norm, and the routing of each feed-forward network in
+        the MTP module.
 
         For position i, `hidden` [batch, seq, d] holds the hidden state at i, and `embedded` [batch, seq, d] holds the
         embedding of the token at i + 1.

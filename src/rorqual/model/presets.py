@@ -1,7 +1,7 @@
 """Configurations of published models, written with the keys of `config.json`.
 
-The dimensions agree with the V2, V3, Qwen2.5, Qwen3 and Llama 3 reports. Qwen2.5 presets follow the Instruct models. Some
-Qwen2.5 base models differ from the Instruct models in context length or norm epsilon.
+The dimensions of the presets agree with the DeepSeek-V2, DeepSeek-V3, Qwen2.5, Qwen3 and Llama 3 reports. The Qwen2.5 presets
+follow the Instruct models. Some Qwen2.5 base models differ from the Instruct models in context length or norm epsilon.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def preset_names() -> tuple[str, ...]:
 
 
 def preset(name: str) -> ModelConfig:
-    """Return the configuration called `name`. Raises ConfigError with the nearest name if `name` is unknown."""
+    """Return the configuration called `name`. Raises ConfigError that suggests the nearest preset name if `name` is unknown."""
     if name not in _PUBLISHED:
         raise ConfigError(f"unknown model preset '{name}'", where="preset", remedy=suggest_name(name, preset_names()))
     keys = _PUBLISHED[name]

@@ -1,6 +1,7 @@
 """The KV cache of a training batch: paged attention over whole documents, without an engine.
 
-For each query, the trainer and the engine sum over blocks of keys in the same order, so that both round the same way.
+For each query, the trainer and the engine sum over blocks of keys in the same order, so that the trainer's rounding equals the
+engine's rounding.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ PADDING = -1
 
 
 class PackedBatchCache:
-    """A `Cache` for a training batch. The cache is used for one forward pass and is differentiable.
+    """A `Cache` for a training batch. A `PackedBatchCache` is used for one forward pass and is differentiable.
 
-    `positions` [batch, seq] must begin at 0 in each document. `segments` [batch, seq] are document numbers, or -1 for padding;
-    None means one document per row. `layouts` has the cache layout of each attention module. `attention` is the backend's paged
-    attention.
+    `positions` [batch, seq] must begin at 0 in each document. `segments` [batch, seq] are document numbers, or -1 for padding.
+    If `segments` is None, each row is one document. `layouts` has the cache layout of each attention module. `attention` is the
+    backend's paged attention.
     """
 
     def __init__(
@@ -69,9 +70,9 @@ class PackedBatchCache:
     def row_indices(self, every: int) -> tuple[Tensor, Tensor]:
         """Return two index tensors: the last token of each group of `every` tokens, and the group of each row of the blocks.
 
-        The first tensor [groups] holds the last token of each group, with padding at the end (`ops.paged.round_up_group_count`). The
-        second tensor [blocks * BLOCK / every] holds the group index of each row. The index of an empty row is the length
-        of the first tensor.
+        The first tensor [groups] holds the last token of each group, with padding at the end
+        (`ops.paged.round_up_group_count`). The second tensor [blocks * BLOCK / every] holds the group index of each row of the
+        blocks. The group index of an empty row is the length of the first tensor.
         """
         if every not in self._rows_by_every:
             ends = np.flatnonzero(self._positions % every == every - 1)
@@ -92,7 +93,8 @@ class PackedBatchCache:
 def _renumber_padding(positions: Ints, padding: npt.NDArray[np.bool_]) -> Ints:
     """Set the positions of padding tokens [batch, seq] to 0, 1, ..., BLOCK - 1, repeatedly, so that BLOCK padding tokens share a block.
 
-    In a batch, all padding tokens have position 0. Each padding token would therefore be a separate document and use a whole block.
+    In a batch, all padding tokens have position 0. Without renumbering, each padding token would therefore be a separate
+    document and use a whole block.
     """
     column = np.arange(positions.shape[1])
     begins = padding.copy()
@@ -102,7 +104,8 @@ def _renumber_padding(positions: Ints, padding: npt.NDArray[np.bool_]) -> Ints:
 
 
 class _RoundToDtype(torch.autograd.Function):
-    """Round values to another dtype, and convert them back to their original dtype. The backward pass does not round."""
+    """Round values to another dtype, and convert them back to their original dtype. The backward pass does not round
+    gradients."""
 
     @staticmethod
     def forward(context: Any, values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -130,7 +133,7 @@ class _PackedLayerCache(LayerCache):
         return self._rows[name].index_select(0, tokens.flatten()).unflatten(0, tokens.shape), last
 
     def _pool(self, name: str) -> Tensor:
-        """Convert a part's rows [rows, heads, width] to a block pool with BLOCK / every rows per block."""
+        """Convert the rows [rows, heads, width] of a cache part to a block pool with BLOCK / every rows per block."""
         if name not in self._blocks:
             rows, every = self._rows[name], self._layout.parts[name].every
             padded = torch.cat((rows, rows.new_zeros(1, *rows.shape[1:])))

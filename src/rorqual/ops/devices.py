@@ -8,7 +8,7 @@ from rorqual.core.errors import ConfigError
 
 
 def check_device(name: str) -> None:
-    """Raise ConfigError if torch cannot create a tensor on the device `name`."""
+    """Raise ConfigError if torch cannot create a tensor on the device called `name`."""
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

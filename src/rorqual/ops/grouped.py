@@ -1,4 +1,4 @@
-"""Mixture of experts on GPUs. No shape depends on the routing, so the host never waits for the GPU.
+"""Mixture of experts on GPUs. No tensor shape depends on the routing, so the host never waits for the GPU.
 
 In torch 2.10, `grouped_mm` runs as one kernel for bf16 on CUDA GPUs from sm90 on. For other dtypes, the tokens of each expert
 are padded to blocks of equal size, and one batched product multiplies each block by a copy of its expert's matrix.
@@ -13,11 +13,11 @@ from torch import Tensor
 from rorqual.ops.moe import Routing
 
 ALIGNED = 8
-"""Required alignment of matrix rows in `grouped_mm`, as a number of bf16 values."""
+"""Required alignment of matrix rows in `grouped_mm`, in bf16 values."""
 
 
 def supports_grouped_mm(x: Tensor, gate_up: Tensor) -> bool:
-    """Return whether `grouped_mm` supports these tensors: bf16, aligned, and not on the CPU."""
+    """Return whether `grouped_mm` supports `x` and `gate_up`: both tensors must be bf16, aligned, and not on the CPU."""
     return x.device.type != "cpu" and _is_aligned(_compute_dtype(x), gate_up)
 
 
@@ -34,8 +34,8 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 def experts(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor) -> Tensor:
     """Compute sum_k weight_k SwiGLU_k(x) with two products over tokens grouped by expert.
 
-    x [tokens, d], gate_up [experts, 2 i, d] (gate first), down [experts, d, i] -> [tokens, d]. The outputs
-    of a token's experts are added in the order of `routing.indices`.
+    x [tokens, d], gate_up [experts, 2 i, d] (gate first), down [experts, d, i] -> [tokens, d]. The outputs of a token's experts
+    are added in the order in which `routing.indices` lists the experts.
     """
     tokens, k = routing.indices.shape
     x, gate_up, down = (tensor.to(_compute_dtype(x)) for tensor in (x, gate_up, down))
@@ -45,7 +45,7 @@ def experts(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor) -> Tenso
 
 
 def _experts_by_grouped_mm(x: Tensor, indices: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """Return SwiGLU_expert(x) [tokens * k, d] of each token and each of its experts, with `grouped_mm`."""
+    """Return SwiGLU_expert(x) [tokens * k, d] of each token and each of the token's experts, computed with `grouped_mm`."""
     order, pairs = _sort_by_expert(indices)
     ends = _expert_counts(indices, len(gate_up)).cumsum(0, dtype=torch.int32)
     gate, up = F.grouped_mm(x.index_select(0, order // indices.shape[1]), gate_up, offs=ends).chunk(2, dim=-1)
@@ -56,8 +56,8 @@ def _experts_by_grouped_mm(x: Tensor, indices: Tensor, gate_up: Tensor, down: Te
 def _experts_by_blocks(x: Tensor, indices: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     """Compute the result of `_experts_by_grouped_mm` with batched products over blocks of rows that share an expert.
 
-    The number of blocks is the largest number that any routing needs. The number of blocks is at most twice the number of
-    experts, so the products use at most twice the rows and two copies of all matrices.
+    The number of blocks is the largest number of blocks that any routing needs. The number of blocks is at most twice the
+    number of experts. The batched products therefore use at most twice the rows, and two copies of all expert matrices.
     """
     order, pairs = _sort_by_expert(indices)
     n, n_experts = len(pairs), len(gate_up)

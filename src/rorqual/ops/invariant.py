@@ -1,9 +1,10 @@
-"""Batch-invariant operations for generation: the rounding of a row does not depend on the other rows.
+"""Batch-invariant operations for generation: the rounding of one row does not depend on the other rows of the batch.
 
-With torch's own operations, three effects make the bits of a row depend on other rows:
+With torch's own operations, three effects make the bits of one row depend on other rows:
 
-- Libraries use different kernels for different numbers of rows. `ops.invariant` pads the number of rows (`ops.row_limits`).
-- The order of a sum over keys varies with the number of keys. `ops.paged` fixes the order.
+- Libraries use different kernels for matrix products with different numbers of rows. `ops.invariant` pads the number of rows
+  (`ops.row_limits`).
+- The order of a sum over keys varies with the number of keys. `ops.paged` fixes the order of the sum.
 - torch applies a scalar exponential function to up to 31 elements at the end of a contiguous tensor, and a vectorized function
   to all other elements. `ops.invariant` pads tensors so that torch uses only the vectorized function.
 """
@@ -24,19 +25,20 @@ from rorqual.ops.prepacked import prepacked_linear
 from rorqual.ops.row_limits import ENOUGH, RowLimits, apply_in_tiles, bmm
 
 LANES = 32
-"""Number of elements per iteration of torch's vectorized loops."""
+"""Number of tensor elements per iteration of torch's vectorized loops."""
 GRAIN = 32768
-"""Largest number of elements that torch processes in one thread. torch splits larger tensors into equal parts."""
+"""Largest number of tensor elements that torch processes in one thread. torch splits larger tensors into equal parts."""
 ROWS = {torch.bfloat16: (4, 8, 16)}
-"""Row counts to which an expert's rows are padded, by dtype.
+"""Row counts to which the rows of an expert are padded, by dtype.
 
-The rows are padded to the smallest sufficient count, or else to a multiple of the largest count.
+The rows of an expert are padded to the smallest row count in the list that is large enough. If no row count is large enough,
+the rows are padded to a multiple of the largest row count.
 
 The list of row counts is short because oneDNN builds a new primitive for every row count. Matrix products in fp32 do not use
-oneDNN, so their rows are padded to a multiple of `RowLimits.least`.
+oneDNN, so the rows of fp32 products are padded to a multiple of `RowLimits.least`.
 """
 OTHER_ROWS = (64,)
-"""Row counts to which an expert's rows are padded for dtypes that were not measured."""
+"""Row counts to which the rows of an expert are padded, for dtypes that were not measured."""
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -79,11 +81,11 @@ def _elementwise(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 Matrices = Tensor | Sequence[Tensor]
-"""One matrix per expert: a stacked tensor, or a sequence of prepacked matrices (`ops.prepacked`)."""
+"""The matrices of all experts: a stacked tensor, or a sequence of prepacked matrices (`ops.prepacked`)."""
 
 
 def unpadded_experts(x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices) -> Tensor:
-    """Compute `experts` without padding. The results are not batch-invariant."""
+    """Compute `experts` without padding. The results of `unpadded_experts` are not batch-invariant."""
     return experts(x, routing, gate_up, down, RowLimits(1))
 
 
@@ -92,7 +94,7 @@ def experts(x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices, rows
 
     Tokens are sorted by expert, and the rows of each expert are padded. Gates multiply the hidden activation instead of the
     output, because the hidden activation is narrower. The outputs of a token's experts are added in the order of expert
-    numbers. Prepacked matrices receive no gradients.
+    numbers. Prepacked expert matrices receive no gradients.
     """
     least, most = rows.least, rows.most
     if least <= len(x) < 2 * least and not torch.is_grad_enabled() and x.device.type == "cpu":
@@ -132,7 +134,7 @@ def experts(x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices, rows
 def _run_few_experts(
     x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices, used: list[int], most: int
 ) -> Tensor:
-    """Run each expert in `used` on all tokens. The gate is 0 for tokens that did not choose the expert."""
+    """Run each expert in `used` on all tokens. The gate of an expert is 0 for tokens that did not choose the expert."""
     # A token may have expert 0 several times, because `Routing.routed_only` changes `SKIP` and identity experts to expert 0 and
     # sets their gates to 0. scatter_add sums the gates.
     gates = x.new_zeros(len(x), len(gate_up)).scatter_add_(1, routing.indices, routing.weights.to(x.dtype))
@@ -145,7 +147,7 @@ def _run_few_experts(
 
 
 FEW = 4
-"""Largest number of used experts for which a small batch is computed by `_run_few_experts`."""
+"""Largest number of used experts for which `_run_few_experts` computes a small batch."""
 Ints = npt.NDArray[np.int64]
 SMALL = 1 << 20
 """Largest number of elements of the stacked gate_up matrices that is assumed to fit in the processor's cache."""
@@ -158,7 +160,7 @@ def _padded_row_counts(dtype: torch.dtype, least: int) -> tuple[int, ...]:
 
 
 def _sort_by_expert(indices: Tensor, n_experts: int, fill: tuple[int, ...]) -> tuple[Ints, Ints, Ints]:
-    """Sort token-expert pairs by expert.
+    """Sort the (token, expert) pairs of a batch by expert.
 
     Returns the padded number of rows per expert [experts], the indices that sort the pairs [tokens * k], and the row of
     each sorted pair [tokens * k].
@@ -174,8 +176,8 @@ def _sort_by_expert(indices: Tensor, n_experts: int, fill: tuple[int, ...]) -> t
 
 
 def _is_batched_cheaper(sizes: Ints, gate_up: Matrices) -> bool:
-    """Return whether one batched product, with every expert padded to the largest row count, is faster than one product
-    per expert."""
+    """Return whether one batched product, with every expert's rows padded to the largest row count in `sizes`, is faster than
+    one product per expert."""
     rows, total_rows = len(sizes) * int(sizes.max()), int(sizes.sum())
     if not isinstance(gate_up, Tensor) or gate_up.dtype != torch.float32 or gate_up.device.type != "cpu":
         return False
@@ -190,7 +192,8 @@ def _multiply_rows(rows: Tensor, weight: Tensor, most: int) -> Tensor:
 
 
 def _multiply_by_expert(rows: Tensor, sizes: list[int], weights: list[Tensor], most: int) -> Tensor:
-    """Split `rows` [sum(sizes), d] by `sizes` and multiply each part by its matrix [width, d]. Returns [sum(sizes), width]."""
+    """Split `rows` [sum(sizes), d] by `sizes` and multiply each part by its expert's matrix [width, d]. Returns the products
+    [sum(sizes), width]."""
     parts = rows.split(sizes)
     if torch.is_grad_enabled() or weights[0].is_mkldnn or most:
         return torch.cat([_multiply_rows(part, w, most) for part, w in zip(parts, weights)])

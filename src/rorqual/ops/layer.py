@@ -12,12 +12,13 @@ from rorqual.core.errors import ConfigError
 
 
 class Layer(nn.Module):
-    """A module that describes its matrix products to `Backend.prepare`. Training does not use the description.
+    """A module that describes its matrix products to `Backend.prepare`. Training does not use `shared_input`, `derived` and
+    `tied`.
 
     - `shared_input`: groups of names of linear maps that have the same input. `apply_shared_input(x)` applies all maps in `shared_input`.
     - `derived`: maps the name of a method to the name of a submodule or parameter. `Backend.prepare` stores the method's result
       and removes the submodule or parameter. The method in `derived` has no arguments and computes tensors [.., in, out] or
-      [out, in] from weights. `derived_tensors(name)` returns the tensors of the method `name`.
+      [out, in] from weights. `derived_tensors(name)` returns the tensors that the method `name` computes.
     - `tied`: maps the name of a linear map to the submodule that provides its `weight` [out, in].
     """
 
@@ -35,7 +36,7 @@ class Layer(nn.Module):
     def apply_shared_input(self, x: Tensor) -> tuple[Tensor, ...]:
         """Apply all linear maps of `shared_input` to x [.., in].
 
-        Returns one tensor per group: the concatenated outputs of the group's linear maps.
+        Returns one tensor per group of `shared_input`: the concatenated outputs of the group's linear maps.
         """
         if self.fused is not None:
             groups: tuple[Tensor, ...] = self.fused(x).split(self.widths, dim=-1)
@@ -44,7 +45,8 @@ class Layer(nn.Module):
         return tuple(group[0] if len(group) == 1 else torch.cat(group, dim=-1) for group in outputs)
 
     def derived_tensors(self, name: str) -> tuple[Tensor, ...]:
-        """Return the tensors of the method `name` in `derived`. Each call computes the tensors unless a backend has precomputed them."""
+        """Return the tensors of the method `name` in `derived`. Each call of `derived_tensors` computes the tensors, unless a
+        backend has precomputed the tensors."""
         if name in self.known:
             return self.known[name]
         source = getattr(self, self.derived[name])
@@ -66,7 +68,8 @@ class LinearMap(nn.Module):
 
     inner = 0
     linear: Callable[..., Tensor] = staticmethod(F.linear)
-    """Computes a product x @ weight^T + bias. `Backend.route_linears` replaces this function by the backend's `linear`."""
+    """Function that computes a product x @ weight^T + bias. `Backend.route_linears` replaces the function by the backend's
+    `linear`."""
 
     @property
     def weight(self) -> Tensor:

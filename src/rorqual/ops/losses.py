@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the log-probability of each target token [n], for logits [n, vocab] in fp32 and targets [n]."""
+    """Return the log-probability of each target token [n], given logits [n, vocab] in fp32 and target token ids [n]."""
     return logits.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
 
@@ -23,9 +23,10 @@ def mask_tokens_not_kept(logits: Tensor, kept: Tensor) -> Tensor:
 
 
 def reverse_kl(now: Tensor, reference: Tensor) -> Tensor:
-    """Return the k3 estimate of KL(p || reference) for each token sampled from p. The estimate is never negative.
+    """Return the k3 estimate of KL(p || reference) for each token sampled from p. The k3 estimate is never negative.
 
-    `now` and `reference` are the log-probabilities of the sampled tokens under p and under the reference. Source: R1 eq. 2; Schulman 2020.
+    `now` are the log-probabilities of the sampled tokens under p, and `reference` under the reference model. Source: R1 eq. 2;
+    Schulman 2020.
     """
     log_ratio = reference - now
     return log_ratio.exp() - log_ratio - 1

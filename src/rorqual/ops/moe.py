@@ -23,9 +23,9 @@ class Routing:
 
     - `indices` [tokens, k]: the chosen experts, or `SKIP`. Identity experts are numbered after the experts with weights.
     - `weights` [tokens, k]: the gates of the chosen experts, with gradient.
-    - `scores` [tokens, choices]: the affinities, without bias.
-    - `own` [tokens, k]: the router's own choice. `own` differs from `indices` only if choices are replayed.
-    - `gap` [tokens]: the biased score of the router's own choice minus the biased score of the replayed choice (`_score_gap`).
+    - `scores` [tokens, choices]: the affinities of the router choices, without bias.
+    - `own` [tokens, k]: the experts that the router itself chooses. `own` differs from `indices` only if experts are replayed.
+    - `gap` [tokens]: the biased score of the experts `own` minus the biased score of the replayed experts (`_score_gap`).
       `gap` is 0 without replay.
     """
 
@@ -35,11 +35,11 @@ class Routing:
     own: Tensor
     gap: Tensor
     skips: bool = True
-    """False if `indices` contains only experts with weights, so that kernels need no mask."""
+    """False if `indices` contains only experts with weights. If `skips` is False, kernels need no mask."""
 
     def routed_only(self, n_experts: int) -> Routing:
-        """Return the routing with only experts 0 to `n_experts` - 1, for kernels. `SKIP` and identity experts become
-        expert 0 with gate 0."""
+        """Return the routing with only experts 0 to `n_experts` - 1, for kernels. In the returned routing, `SKIP` and identity
+        experts are replaced by expert 0 with gate 0."""
         if not self.skips:
             return self
         absent = (self.indices < 0) | (self.indices >= n_experts)
@@ -48,15 +48,15 @@ class Routing:
         )
 
     def identity_gates(self, n_experts: int) -> Tensor:
-        """Return, for each token, the sum of the gates of its identity experts [tokens, 1]. The numbers of identity experts
-        start at `n_experts`."""
+        """Return, for each token, the sum of the gates of the token's identity experts [tokens, 1]. The numbers of identity
+        experts start at `n_experts`."""
         return self.weights.masked_fill(self.indices < n_experts, 0).sum(-1, keepdim=True)
 
 
 def router_logits(x: Tensor, gate: Tensor) -> Tensor:
     """Compute logits [tokens, experts] in fp32 from x [tokens, d] and gate [experts, d] of any dtype.
 
-    Autocast is disabled because a product in bf16 would change the chosen experts.
+    Autocast is disabled, because a matrix product in bf16 would change the chosen experts.
     """
     with torch.autocast(x.device.type, enabled=False):
         return F.linear(x.float(), gate.float())
@@ -75,8 +75,8 @@ def _group_scores(groups: Tensor, group_by: Literal["top2", "max"]) -> Tensor:
 def choose(biased: Tensor, *, k: int, n_group: int, topk_group: int, group_by: Literal["top2", "max"]) -> Tensor:
     """Choose the k experts with the highest biased scores in the `topk_group` best of `n_group` groups: [tokens, k].
 
-    Groups that are not chosen are masked with -inf, because a mask of 0 would beat negative biased scores. For equal
-    scores, torch.topk does not guarantee the lowest index, but equal scores do not occur in trained routers.
+    Expert groups that are not chosen are masked with -inf, because a masked score of 0 would beat negative biased scores. For
+    equal scores, torch.topk does not guarantee the lowest index, but equal scores do not occur in trained routers.
     """
     if n_group > 1:
         groups = biased.unflatten(-1, (n_group, -1))  # [tokens, groups, experts per group]
@@ -99,12 +99,12 @@ def _score_gap(
 ) -> Tensor:
     """Return, for each token, the biased score of the best choice `own` minus the biased score of `other`, both [tokens, k].
 
-    Let G be the best set of groups that contains all experts of `other`. The first difference is the score of the best groups
-    minus the score of G. The second difference is the score of the best experts in G minus the score of `other`. The result is
-    the larger difference.
+    Let G be the best set of expert groups that contains all experts of `other`. The group difference is the score of the best
+    groups minus the score of G. The expert difference is the score of the best experts in G minus the score of `other`. The
+    returned gap is the larger of the group difference and the expert difference.
 
-    Comparing only experts would be misleading: a near tie between groups would look like a large error, and a wrong group
-    with better experts would look correct. If `own` and `other` contain the same experts, the result is exactly 0.
+    A comparison of only the experts would be misleading: a near tie between groups would look like a large error, and a wrong
+    group with better experts would look correct. If `own` and `other` contain the same experts, the returned gap is exactly 0.
     """
     own, other = own.sort(-1).values, other.sort(-1).values  # sorted, so that equal sets have bit-identical sums
     if n_group == 1:
@@ -135,8 +135,8 @@ def route(
 ) -> Routing:
     """Choose experts by affinity plus `bias` [experts] (None: no bias). Gates use the affinity without bias (V3 eq. 13-16).
 
-    `replay` [tokens, k] fixes the choice. Negative entries of `replay` let the router choose. Gates are computed even
-    for replayed choices, so the router receives a gradient.
+    `replay` [tokens, k] fixes the experts of each token. Negative entries of `replay` let the router choose. Gates are computed
+    even for replayed experts, so the router receives a gradient.
     """
     scores = affinity(logits.float(), score, sigmoid)  # [tokens, experts]
     biased = scores.detach() if bias is None else scores.detach() + bias
@@ -168,7 +168,7 @@ def experts(x: Tensor, routing: Routing, gate_up: Tensor | Sequence[Tensor], dow
 def experts_tuned(
     x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor, tuned: Sequence[int], parts: Sequence[Tensor]
 ) -> Tensor:
-    """Compute `experts` with gradients only for the matrices of the experts `tuned`.
+    """Compute the result of `experts`, with gradients only for the matrices of the experts `tuned`.
 
     `parts` lists the matrices of each tuned expert: gate_up [2 i, d], then down [d, i]. The matrices in `parts` equal
     slices of the stacked tensors.
@@ -190,9 +190,10 @@ def expert_matrices(
 
 
 def expected_load(load: Tensor, target: Tensor | None) -> Tensor:
-    """Return the target count of each choice [choices], from counts `load` [choices] and float64 shares `target` [choices].
+    """Return the target token count of each router choice [choices], given the token counts `load` [choices] and the float64
+    target shares `target` [choices].
 
-    If `target` is None, all choices have the same target count.
+    If `target` is None, all router choices have the same target token count.
     """
     mean = load.float().mean()
     if target is None:
@@ -205,12 +206,12 @@ def expected_load(load: Tensor, target: Tensor | None) -> Tensor:
 def sequence_balance_loss(scores: Tensor, indices: Tensor, sequence: Tensor, n_sequences: int) -> Tensor:
     """Compute V3's sequence-wise balance loss without the factor alpha (eq. 17-20), summed over sequences.
 
-    - `scores` [tokens, experts]: affinities without bias.
-    - `indices` [tokens, k]: the choices that count for the load f_i of an expert i (eq. 18). The V3 report counts the top k of
+    - `scores` [tokens, experts]: the affinities of the experts, without bias.
+    - `indices` [tokens, k]: the experts that count for the load f_i of an expert i (eq. 18). The V3 report counts the top k of
       the scores without bias (`scores.topk(k).indices`).
     - `sequence` [tokens]: the index of each token's sequence.
 
-    Padding tokens must not be included.
+    The tensors must not include padding tokens.
     """
     n_experts, k = scores.shape[1], indices.shape[1]
     tokens = torch.zeros(n_sequences, device=scores.device).index_add(0, sequence, torch.ones_like(scores[:, 0]))

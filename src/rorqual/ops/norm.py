@@ -9,7 +9,7 @@ from torch import Tensor
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Compute x / sqrt(mean(x^2) + eps) * weight over the last dimension, in fp32.
 
-    x [..., d], weight [d]. The result has x's dtype.
+    x [..., d], weight [d]. The returned tensor has the dtype of x.
     """
     wide = x.float()
     scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)

@@ -1,9 +1,10 @@
 """Paged attention: keys and values are stored in blocks of a fixed size, anywhere in memory.
 
-The order of every sum is fixed for each query. The scores of a block are one matrix product of fixed shape, and each block has
-its own softmax. The results of a sequence's blocks are then added from first to last, weighted by each block's share of the
-softmax. Results are therefore bit-identical for any other sequences in the batch and any split of a prompt into chunks. The
-algorithm is online softmax (Milakov and Gimelshein 2018), split over keys.
+The order of every sum over keys is fixed for each query. The attention scores of a block are one matrix product of fixed shape,
+and each block has its own softmax. The outputs of a sequence's blocks are then added from first to last, weighted by each
+block's share of the softmax over all keys. The attention output of a query is therefore bit-identical for any other sequences
+in the batch and any split of a prompt into chunks. The algorithm is online softmax (Milakov and Gimelshein 2018), split over
+keys.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ BLOCK = 64
 QUERIES = 32
 """Number of queries per tile in prefill. The queries of a tile belong to one sequence and read each block together."""
 CHUNK = 1 << 18
-"""Number of index scores or gathered values that are processed at once. The number is small enough for the processor's cache."""
+"""Number of index scores or gathered values that are processed at once. `CHUNK` values fit in the processor's cache."""
 HIDDEN = np.float32(-1e30)
-"""Added to the scores of invisible keys to make their weights 0. With -inf, a block without visible keys would give NaN."""
+"""Number that is added to the attention scores of invisible keys to make their attention weights 0. With -inf instead of
+`HIDDEN`, a block without visible keys would give NaN."""
 
 Ints = npt.NDArray[np.int64]
 
@@ -37,22 +39,23 @@ Ints = npt.NDArray[np.int64]
 class QueryTiles:
     """The query tiles of a forward pass, and the (tile, key block) pairs that attention computes.
 
-    A tile has `queries` queries of one sequence. Tiles are sorted by descending number of blocks. Pairs are sorted by the
-    block's index in its sequence, then by tile. `counts[b]` is the number of tiles that have a block with index b: tiles 0 to
-    counts[b] - 1.
+    A tile has `queries` queries of one sequence. Tiles are sorted by descending number of blocks. (tile, key block) pairs are
+    sorted by the block's index in its sequence, then by tile. `counts[b]` is the number of tiles that have a block with index
+    b. The tiles that have a block with index b are tiles 0 to counts[b] - 1.
 
-    - `tile` [pairs]: the tile of each pair.
-    - `block` [pairs]: the block's number in the pool.
-    - `place` [pairs]: the block's index in its sequence.
-    - `mask` [pairs, queries, BLOCK]: added to scores; `HIDDEN` for an invisible key, otherwise 0.
-    - `gather` [tiles * queries]: the token of each query. A partial tile repeats its last token.
-    - `slot` [tokens]: the query of each token. `gather` and `slot` are None if query i is token i.
+    - `tile` [pairs]: the index of each pair's tile.
+    - `block` [pairs]: the number of each pair's block in the pool.
+    - `place` [pairs]: the index of each pair's block in its sequence.
+    - `mask` [pairs, queries, BLOCK]: the numbers added to attention scores: `HIDDEN` for an invisible key, otherwise 0.
+    - `gather` [tiles * queries]: the index of each query's token. A partly filled tile repeats its last token.
+    - `slot` [tokens]: the index of each token's query in the tiles. `gather` and `slot` are None if query i is token i.
     - `rows`: limits on the number of rows of matrix products (`ops.row_limits`).
     - `span`: a slice of the pool that contains all blocks, or None if the blocks are far apart. With `span`, attention reads
       the slice instead of gathering blocks, and `met` and `mask` have one entry per block of the slice, in pool order.
-    - `met`: the tile of each entry of `mask`, or None if entry i belongs to tile i.
-    - `back` [pairs]: the entry of `mask` for each pair, or None if entry i belongs to pair i.
-    - `last` [tokens]: the entry of `mask` for the block that contains the token. None if tiles have several queries.
+    - `met`: the index of the tile of each entry of `mask`, or None if entry i belongs to tile i.
+    - `back` [pairs]: the index of the entry of `mask` for each pair, or None if entry i belongs to pair i.
+    - `last` [tokens]: the index of the entry of `mask` for the block that contains each token, or None if tiles have several
+      queries.
     - `position` [tokens]: the position of each token in its sequence.
     """
 
@@ -73,7 +76,7 @@ class QueryTiles:
     _masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
 
     def advance_positions(self, position: Ints) -> None:
-        """Update the positions and the mask for the next decode step. Each tile must have exactly one query.
+        """Update `position` and `mask` for the next decode step. Each tile must have exactly one query.
 
         The new position of a tile, in `position` [tiles], must be in the same block as the tile's previous position.
         """
@@ -84,10 +87,10 @@ class QueryTiles:
         self._masks.clear()
 
     def visibility_mask(self, every: int, window: int | None) -> Tensor:
-        """Return `mask` for a part with one row per `every` tokens: [pairs, queries, BLOCK / every].
+        """Return the counterpart of `mask` for a cache part with one row per `every` tokens: [pairs, queries, BLOCK / every].
 
-        A row is visible to queries at or after the last token of its group. With `window`, the row is visible only if the last
-        token of its group is among the query's last `window` tokens.
+        A cached row is visible to queries at or after the last token of the row's group. With `window`, a cached row is visible
+        only if the last token of the row's group is among the query's last `window` tokens.
         """
         if (every, window) not in self._masks:
             mask = self.mask
@@ -101,7 +104,8 @@ class QueryTiles:
         return self._masks[every, window]
 
     def pairs_to_mask_order(self, pairs: Tensor) -> Tensor:
-        """Reorder values of pairs [pairs, ...] to the entries of `mask`. Entries without a pair get zeros."""
+        """Reorder values of (tile, key block) pairs [pairs, ...] to the order of the entries of `mask`. Entries of `mask`
+        without a pair get zeros."""
         if self.back is None:
             return pairs
         return pairs.new_zeros(len(self.mask), *pairs.shape[1:]).index_copy(0, self.back, pairs)
@@ -113,9 +117,9 @@ def round_up_group_count(groups: int, least: int) -> int:
 
 
 DENSE = 1.25
-"""Largest ratio of slice length to number of needed blocks.
+"""Largest ratio of the number of blocks in a pool slice to the number of needed blocks.
 
-Up to this ratio, attention reads one slice of the pool instead of gathering blocks.
+Up to the ratio `DENSE`, attention reads one slice of the pool instead of gathering blocks.
 """
 
 
@@ -127,9 +131,10 @@ def build_tiles(
     device: torch.device | str = "cpu",
     rows: RowLimits = ENOUGH,
 ) -> QueryTiles:
-    """Build the tiles of a forward pass. Sequence i has `count[i]` consecutive tokens at positions first[i], first[i] + 1, ...
+    """Build the query tiles of a forward pass. Sequence i has `count[i]` consecutive tokens at positions first[i], first[i] +
+    1, ...
 
-    first and count are [sequences]; block_table [sequences, blocks] holds each sequence's block numbers in the pool.
+    `first` and `count` are [sequences]. `block_table` [sequences, blocks] holds each sequence's block numbers in the pool.
     """
     each = -(-count // queries)
     sequence = np.repeat(np.arange(len(count)), each)
@@ -196,18 +201,19 @@ def _pool_slice(block: Ints) -> slice | None:
 class SelectedRows:
     """The rows of a cached part that were selected for each token.
 
-    `rows` [tokens, k] are row numbers within the token's sequence, best first. A token's rows do not repeat. Row -1 means
-    no row. `scores` [tokens, k] are the selection scores, or -inf for no row. The scores have gradients if autograd is enabled.
+    `rows` [tokens, k] are row numbers within the token's sequence, best first. The selected rows of a token do not repeat. The
+    row number -1 means no row. `scores` [tokens, k] are the selection scores of the rows, or -inf for no row. The selection
+    scores have gradients if autograd is enabled.
     """
 
     rows: Tensor
     scores: Tensor
 
     def keep_top_p(self, p: float) -> SelectedRows:
-        """Keep the fewest best rows whose weights add up to at least `p` (0 to 1).
+        """Keep each token's fewest best rows whose weights add up to at least `p` (0 to 1).
 
-        The weights are the softmax over the scores of all selected rows. Twilight (2502.02770) prunes a top-k selection in this
-        way. The number of rows that a token keeps depends only on the scores of this token.
+        The weights of a token's selected rows are the softmax over the rows' scores. Twilight (2502.02770) also prunes a top-k
+        selection to the top-p rows. The number of rows that a token keeps depends only on the scores of this token.
         """
         share = (self.scores.detach() - self.scores.detach()[:, :1]).double().exp().cumsum(1)
         before = F.pad(share[:, :-1], (1, 0))
@@ -222,7 +228,7 @@ def attend(q: Tensor, keys: Tensor, values: Tensor | int, tiles: QueryTiles, sca
     - `keys` [blocks, heads, BLOCK, d].
     - `values` [blocks, heads, BLOCK, d_v], or the number of leading key columns to use as values.
 
-    The result is differentiable.
+    The attention output is differentiable.
     """
     if torch.is_grad_enabled():
         return attend_masked(q, keys, values, tiles, scale, tiles.mask)[0]
@@ -242,9 +248,9 @@ def attend_masked(
 ) -> tuple[Tensor, Tensor]:
     """Attend to the keys that `mask` (from `selection_mask`) leaves visible.
 
-    Returns the output [tokens, heads, repeat, d_v] and the log-sum-exp [tokens, heads, repeat] in fp32. A query without
-    visible keys has output 0 and log-sum-exp `HIDDEN`. With an unrestricted mask, outputs are bit-identical to
-    `attend`.
+    Returns the attention output [tokens, heads, repeat, d_v] and the log-sum-exp [tokens, heads, repeat] in fp32. A query
+    without visible keys has output 0 and log-sum-exp `HIDDEN`. With an unrestricted mask, the attention output is bit-identical
+    to the output of `attend`.
     """
     q = q.to(_product_dtype(q))
     k, v = _keys_and_values(keys, values, tiles, q.dtype)
@@ -258,9 +264,11 @@ def attend_masked(
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, tiles: QueryTiles, scale: float, mask: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Attend from tiles [tiles, heads, rows, d] to blocks [blocks, heads, size, d or d_v] in the order of `mask`.
+    """Attend from query tiles [tiles, heads, rows, d] to blocks of keys [blocks, heads, size, d] and values [blocks, heads,
+    size, d_v] in the order of `mask`.
 
-    Returns the output [tiles, heads, rows, d_v], the log-sum-exp [tiles, heads, rows, 1] and the weights [blocks, heads, rows, size].
+    Returns the attention output [tiles, heads, rows, d_v], the log-sum-exp [tiles, heads, rows, 1] and the attention weights
+    [blocks, heads, rows, size].
     """
     scores, weights = _block_weights(q, k, tiles, scale, mask)
     share, highest = _softmax_shares(scores, weights, tiles)
@@ -274,7 +282,7 @@ def _attend(
 class _Attend(torch.autograd.Function):
     """`_attend` with the backward pass of attention (Dao et al. 2022, 2205.14135, appendix B.2), and the gradient of the log-sum-exp.
 
-    Autograd's backward pass would be a chain of some thirty operations.
+    Without this backward pass, autograd would run a chain of some thirty operations.
     """
 
     @staticmethod
@@ -315,8 +323,9 @@ def _product_dtype(x: Tensor) -> torch.dtype:
 def merge_attention(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> Tensor:
     """Combine attention outputs over disjoint sets of keys into attention over all keys of these sets.
 
-    `outs` are [..., d_v]. `lses` [...] are the log-sum-exps of the same sets. An extra log-sum-exp without an output acts as an
-    attention sink. A query's rounding does not depend on other queries.
+    `outs` [..., d_v] are the attention outputs. `lses` [...] are the log-sum-exps of the attention over the same sets of keys.
+    An extra log-sum-exp without an attention output acts as an attention sink. The rounding of one query does not depend on
+    other queries.
     """
     shares = torch.stack(tuple(lses), dim=-1).float().softmax(-1)
     parts = [out.float() * share.unsqueeze(-1) for out, share in zip(outs, shares.unbind(-1))]
@@ -336,11 +345,12 @@ def attend_selected(
     rows: Tensor,
     window: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attend from each token to its rows [tokens, k] (-1: no row). The work is proportional to k, not to the sequence length.
+    """Attend from each token to the token's selected rows [tokens, k] (-1: no row). The work is proportional to k, not to the
+    sequence length.
 
-    Arguments and results are the same as in `attend_masked` with a mask from `selection_mask`, but results may differ in
-    rounding. The rows of each token are gathered in ascending order and form blocks of `BLOCK / every` rows. Results therefore
-    do not depend on other tokens, and a token that selects all visible rows gets the same bits as from `attend`.
+    `attend_selected` returns the same outputs as `attend_masked` with a mask from `selection_mask`, up to rounding. The
+    selected rows of each token are gathered in ascending order and form blocks of `BLOCK / every` rows. The output of a token
+    therefore does not depend on other tokens, and a token that selects all visible rows gets the same bits as from `attend`.
     """
     heads, size, places = keys.shape[1], keys.shape[2], len(tiles.counts)
     every, end = BLOCK // size, places * size
@@ -391,7 +401,7 @@ def selection_mask(tiles: QueryTiles, every: int, window: int | None, selected: 
     """Return the mask [pairs, queries, BLOCK / every] for `attend_masked`.
 
     `window` limits visible rows to the token's last `window` tokens. `selected` [tokens, k] limits visible rows to the listed
-    rows; the entry -1 means no row. An argument that is None sets no limit.
+    rows; the entry -1 means no row. If `window` or `selected` is None, the argument sets no limit.
     """
     mask = tiles.visibility_mask(every, window)
     if selected is None:
@@ -407,14 +417,15 @@ def selection_mask(tiles: QueryTiles, every: int, window: int | None, selected: 
 def select(
     q: Tensor, weights: Tensor, keys: Tensor, tiles: QueryTiles, budget: int, scales: Tensor | None = None
 ) -> SelectedRows:
-    """Select the `budget` visible rows with the highest `index_scores` for each token. Ties go to the earlier row."""
+    """Select the `budget` visible rows with the highest `index_scores` for each token. Between rows with equal scores, the
+    earlier row is selected."""
     return rank_rows(index_scores(q, weights, keys, tiles, scales), tiles, budget)
 
 
 def rank_rows(scores: Tensor, tiles: QueryTiles, budget: int) -> SelectedRows:
     """Return the `budget` rows with the highest scores for each token, given scores [pairs, queries, BLOCK / every].
 
-    Ties go to the earlier row. A score of -inf means that the row is not visible.
+    Between rows with equal scores, the earlier row is returned. A score of -inf means that the row is not visible.
     """
     queries, size = scores.shape[1:]
     number, places = tiles.counts[0], len(tiles.counts)
@@ -431,7 +442,8 @@ def rank_rows(scores: Tensor, tiles: QueryTiles, budget: int) -> SelectedRows:
 
 
 def _top_columns(scores: Tensor, budget: int) -> Tensor:
-    """Return the columns of the `budget` highest scores of each row, in ascending order. Ties go to the earlier column."""
+    """Return the columns of the `budget` highest scores of each row, in ascending order of columns. Between columns with equal
+    scores, the earlier column is returned."""
     columns = scores.shape[1]
     if budget >= columns:
         return torch.arange(columns, device=scores.device).expand(len(scores), -1)
@@ -445,9 +457,9 @@ def _top_columns(scores: Tensor, budget: int) -> Tensor:
 def index_scores(q: Tensor, weights: Tensor, keys: Tensor, tiles: QueryTiles, scales: Tensor | None = None) -> Tensor:
     """Return sum_j w_{t,j} ReLU(q_{t,j} . k_s) for each pair of tile and block [pairs, queries, BLOCK / every], in fp32.
 
-    The formula is the lightning indexer (DeepSeek-V3.2-Exp, eq. 1). The score of an invisible row is -inf. `q` is [tokens,
-    heads, repeat, d], `weights` [tokens, heads, repeat], `keys` [blocks, heads, BLOCK / every, d] and `scales` [blocks, heads,
-    BLOCK / every, 1]. Keys are multiplied by their scales.
+    The sum is the index score of the lightning indexer (DeepSeek-V3.2-Exp, eq. 1). The index score of an invisible row is -inf.
+    `q` is [tokens, heads, repeat, d], `weights` [tokens, heads, repeat], `keys` [blocks, heads, BLOCK / every, d] and `scales`
+    [blocks, heads, BLOCK / every, 1]. Index keys are multiplied by their scales.
     """
     _, heads, repeat, _ = q.shape
     queries, size = tiles.queries, keys.shape[2]
@@ -474,7 +486,8 @@ def index_scores(q: Tensor, weights: Tensor, keys: Tensor, tiles: QueryTiles, sc
 def attention_mass(q: Tensor, keys: Tensor, tiles: QueryTiles, scale: float, mask: Tensor) -> Tensor:
     """Return the attention weights, averaged over all heads, of each pair of tile and block [pairs, queries, BLOCK / every].
 
-    The arguments are the same as in `attend_masked`. The weights of a query add up to 1 over the rows that `mask` leaves visible.
+    The arguments are the same as in `attend_masked`. The attention weights of a query add up to 1 over the rows that `mask`
+    leaves visible.
     """
     _, heads, repeat, _ = q.shape
     queries, size = mask.shape[1:]
@@ -490,8 +503,9 @@ def attention_mass(q: Tensor, keys: Tensor, tiles: QueryTiles, scale: float, mas
 def index_kl(scores: Tensor, mass: Tensor, tiles: QueryTiles, mask: Tensor) -> Tensor:
     """Return KL(p || softmax(I)) of each token [tokens], over the rows that `mask` leaves visible, in nats.
 
-    The divergence is the loss of the lightning indexer (DeepSeek-V3.2-Exp, eq. 3 and 4). `scores` are I, from `index_scores`,
-    and `mass` is p, from `attention_mass` with the same mask. Only `scores` receives a gradient.
+    The KL divergence is the loss of the lightning indexer (DeepSeek-V3.2-Exp, eq. 3 and 4). `scores` are the index scores I,
+    from `index_scores`. `mass` are the attention weights p, from `attention_mass` with the same mask. Only `scores` receives a
+    gradient.
     """
     hidden = (mask if tiles.back is None else mask.index_select(0, tiles.back)) < 0
     scores = scores.masked_fill(hidden, float(HIDDEN)).unsqueeze(1)  # one head: [pairs, 1, queries, size]
@@ -508,7 +522,7 @@ def index_kl(scores: Tensor, mass: Tensor, tiles: QueryTiles, mask: Tensor) -> T
 def gather(pool: Tensor, tiles: QueryTiles, rows: Tensor) -> Tensor:
     """Return cached rows of each token's sequence, given row numbers [tokens, k] and a pool [blocks, heads, BLOCK / every, width].
 
-    The result is [tokens, k, heads, width], with zeros for row -1 (no row).
+    The returned rows are [tokens, k, heads, width], with zeros for the row number -1 (no row).
     """
     token = torch.arange(len(rows), device=rows.device).unsqueeze(1)
     values = pool.transpose(1, 2)[_locate_rows(tiles, rows.clamp(min=0), token, pool.shape[2])]
@@ -516,9 +530,10 @@ def gather(pool: Tensor, tiles: QueryTiles, rows: Tensor) -> Tensor:
 
 
 def _locate_rows(tiles: QueryTiles, rows: Tensor, token: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Return the block number of each row, and the row's offset in the block.
+    """Return the block number of each cached row, and the row's offset in the block.
 
-    `rows` and `token` broadcast. Each entry of `rows` is a row number in the sequence of the corresponding token in `token`.
+    The shapes of `rows` and `token` broadcast. Each entry of `rows` is a row number in the sequence of the corresponding token
+    in `token`.
     """
     number, places = tiles.counts[0], len(tiles.counts)
     table = tiles.block.new_zeros(places * number)
@@ -528,7 +543,8 @@ def _locate_rows(tiles: QueryTiles, rows: Tensor, token: Tensor, size: int) -> t
 
 
 def _tokens_to_tiles(q: Tensor, tiles: QueryTiles) -> Tensor:
-    """Reshape [tokens, heads, repeat, d] to [tiles, heads, rows, d]. Rows are padded to `tiles.rows.least`."""
+    """Reshape queries [tokens, heads, repeat, d] to query tiles [tiles, heads, rows, d]. The number of rows is padded to a
+    multiple of `tiles.rows.least`."""
     if tiles.gather is not None:
         q = q.index_select(0, tiles.gather)
     if tiles.queries > 1:
@@ -538,7 +554,7 @@ def _tokens_to_tiles(q: Tensor, tiles: QueryTiles) -> Tensor:
 
 
 def _tiles_to_tokens(out: Tensor, tiles: QueryTiles, repeat: int) -> Tensor:
-    """Reshape [tiles, heads, rows, d] to [tokens, heads, repeat, d]."""
+    """Reshape outputs of query tiles [tiles, heads, rows, d] to outputs of tokens [tokens, heads, repeat, d]."""
     out = out[:, :, : tiles.queries * repeat]
     if tiles.queries > 1:
         out = out.unflatten(2, (tiles.queries, repeat)).transpose(1, 2).flatten(0, 1)
@@ -554,16 +570,18 @@ def _keys_and_values(
 
 
 def _weight_values(weights: Tensor, v: Tensor, tiles: QueryTiles) -> Tensor:
-    """Return the weighted sums of the values [tiles, heads, rows, d_v]: one product per block, added from first to last block."""
+    """Return the weighted sums of the values [tiles, heads, rows, d_v]: one matrix product per block, added from first to last
+    block."""
     mixed = torch.bmm(weights.to(v.dtype).flatten(0, 1), v.flatten(0, 1)).view(*weights.shape[:3], -1)
     mixed = mixed if tiles.back is None else mixed.index_select(0, tiles.back)
     return mixed if len(tiles.counts) == 1 else _sum_blocks(mixed.float(), tiles).to(v.dtype)
 
 
 def _block_weights(q: Tensor, k: Tensor, tiles: QueryTiles, scale: float, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Return scores and softmax weights [blocks, heads, rows, keys] in the order of `mask`, given the keys of each block.
+    """Return attention scores and softmax weights [blocks, heads, rows, keys] in the order of `mask`, given the keys of each
+    block.
 
-    Each block has its own softmax.
+    The softmax of a block covers only the keys of the block.
     """
     _, heads, rows, _ = q.shape
     queries, size = mask.shape[1:]
@@ -575,18 +593,20 @@ def _block_weights(q: Tensor, k: Tensor, tiles: QueryTiles, scale: float, mask: 
 
 
 def _logsumexp(scores: Tensor, weights: Tensor) -> Tensor:
-    """Return the log-sum-exp over the last dimension, given `weights = scores.softmax(-1)`. The dimension is kept, with size 1.
+    """Return the log-sum-exp over the last dimension, given `weights = scores.softmax(-1)`. The last dimension is kept, with
+    size 1.
 
-    `Tensor.logsumexp` calls torch's `exp`, which takes 15 to 100 times as long if its result underflows. For an
-    invisible key, whose score contains `HIDDEN`, the exponential underflows.
+    `Tensor.logsumexp` calls torch's `exp`, which takes 15 to 100 times as long if the exponential underflows. The exponential
+    of an invisible key's score, which contains `HIDDEN`, underflows.
     """
     return scores.amax(-1, keepdim=True) - weights.amax(-1, keepdim=True).log()
 
 
 def _expand_to_mask_entries(of_tiles: Tensor, tiles: QueryTiles, start: int, stop: int, entries: int) -> Tensor:
-    """Expand the values of all tiles [tiles, ...] to entries of `mask`: each entry gets the value of its tile.
+    """Expand the values of all tiles [tiles, ...] to the entries of `mask`: each entry of `mask` gets the value of the entry's
+    tile.
 
-    The result covers entries `start` to `stop` - 1 of `mask`. `entries` is the number of all entries.
+    The returned tensor covers the entries `start` to `stop` - 1 of `mask`. `entries` is the number of all entries of `mask`.
     """
     if len(of_tiles) == 1:
         return of_tiles.expand(min(stop, entries) - start, *of_tiles.shape[1:])  # no copy
@@ -597,12 +617,12 @@ def _softmax_shares(scores: Tensor, weights: Tensor, tiles: QueryTiles) -> tuple
     """Return each block's share of each row's softmax [pairs, heads, rows, 1], and each row's highest score [tiles, heads,
     rows, 1].
 
-    The share is not normalized. The share is the sum of the row's exponentials in the block, divided by the exponential of the
-    row's highest score. The share is computed from the block's largest weight, which is exp(block maximum) divided by the sum
-    of exponentials.
+    A block's share of the softmax is not normalized. The share is the sum of the row's exponentials in the block, divided by
+    the exponential of the row's highest score. The share is computed from the block's largest softmax weight, which is
+    exp(block maximum) divided by the block's sum of exponentials.
 
-    A block without visible keys has a share of exactly 0. If a row has only one block with visible keys, the normalized
-    share of this block is exactly 1. Blocks without visible keys therefore do not change the rounding of a query.
+    A block without visible keys has a share of exactly 0 of the softmax. If a row has only one block with visible keys, the
+    normalized share of this block is exactly 1. Blocks without visible keys therefore do not change the rounding of a query.
     """
     top, most = scores.amax(-1, keepdim=True), weights.amax(-1, keepdim=True)
     if tiles.back is not None:
@@ -616,13 +636,15 @@ def _pool_blocks(pool: Tensor, tiles: QueryTiles) -> Tensor:
 
 
 def _max_blocks(parts: Tensor, tiles: QueryTiles) -> Tensor:
-    """Return the maximum over the blocks of each tile: parts [pairs, heads, rows, 1] -> [tiles, heads, rows, 1]."""
+    """Return the maximum of `parts` over the blocks of each tile: `parts` [pairs, heads, rows, 1] -> [tiles, heads, rows,
+    1]."""
     first, further = parts.split((tiles.counts[0], len(parts) - tiles.counts[0]))
     index = tiles.tile[len(first) :].view(-1, 1, 1, 1).expand_as(further)
     return first.scatter_reduce(0, index, further, "amax")
 
 
 def _sum_blocks(parts: Tensor, tiles: QueryTiles) -> Tensor:
-    """Return the sum over the blocks of each tile: parts [pairs, ...] -> [tiles, ...]. A CPU adds from first to last block."""
+    """Return the sum of `parts` over the blocks of each tile: `parts` [pairs, ...] -> [tiles, ...]. A CPU adds the parts from
+    first to last block."""
     first = tiles.counts[0]
     return parts[:first].index_add(0, tiles.tile[first:], parts[first:])

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 ROWS = 16
-"""Number of input rows for which oneDNN chooses the layout."""
+"""Number of input rows of the matrix product for which oneDNN chooses the blocked layout."""
 _NOTHING: list[Any] = []
 
 
 def prepack(weight: Tensor) -> Tensor:
-    """Return a prepacked copy of weight [out, in]. The weight must be on the CPU, in fp32 or bf16."""
+    """Return a prepacked copy of weight [out, in]. `weight` must be on the CPU, in fp32 or bf16."""
     opaque: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), ROWS)
     return opaque
 
@@ -25,6 +25,6 @@ def to_plain_layout(opaque: Tensor) -> Tensor:
 
 
 def prepacked_linear(x: Tensor, opaque: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Compute x W^T + b for a prepacked W: x [..., in] -> [..., out]. The product does not support gradients."""
+    """Compute x W^T + b for a prepacked W: x [..., in] -> [..., out]. `prepacked_linear` does not support gradients."""
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, opaque, bias, "none", _NOTHING, "")
     return y

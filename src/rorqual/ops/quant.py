@@ -1,7 +1,8 @@
 """FP8 quantization (DeepSeek-V3 report, section 3.3): e4m3 values with one fp32 scale per 128 x 128 block, or per row.
 
-Checkpoints call the scale `scale_inv`, because it is the inverse of the factor applied before quantization: weight =
-value * scale_inv. The last block of a row or column may be smaller than 128. V3.1's scales are powers of two.
+Checkpoints call the FP8 scale `scale_inv`, because the scale is the inverse of the factor applied before quantization: weight =
+value * scale_inv. The last block of a matrix in each direction may have fewer than 128 rows or columns. The scales of
+DeepSeek-V3.1 are powers of two.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 
 BLOCK = 128
 LARGEST = 448.0
-"""Largest finite value of e4m3."""
+"""Largest finite value of the FP8 type e4m3."""
 
 
 def block_counts(shape: Sequence[int], block: int = BLOCK) -> tuple[int, int]:
@@ -23,15 +24,16 @@ def block_counts(shape: Sequence[int], block: int = BLOCK) -> tuple[int, int]:
 
 
 def dequantize_blocks(weight: Tensor, scale_inv: Tensor, block: int = BLOCK) -> Tensor:
-    """Dequantize weight [rows, columns] (e4m3) with scale_inv [row blocks, column blocks] to fp32. Each value is rounded once."""
+    """Dequantize weight [rows, columns] (e4m3) with scale_inv [row blocks, column blocks] to fp32. Each dequantized value is
+    rounded once."""
     return weight.float().mul_(_expand_scales(weight, scale_inv.float(), block))
 
 
 def quantize_blocks(weight: Tensor, block: int = BLOCK) -> tuple[Tensor, Tensor]:
     """Quantize weight [rows, columns] to e4m3 [rows, columns] and scale_inv [row blocks, column blocks] in fp32.
 
-    The scale maps the largest absolute value of a block to 448. A block of zeros has scale 1. Values round to nearest,
-    ties to even.
+    The scale of a block maps the block's largest absolute value to 448. A block of zeros has scale 1. Quantized values are
+    rounded to nearest, ties to even.
     """
     wide = weight.float()
     largest = _pad(wide.abs(), block).amax((1, 3))
@@ -45,8 +47,8 @@ def row_scales(rows: Tensor) -> Tensor:
     """Return one scale per row [..., 1] in fp32 for rows [..., width]: the smallest power of two with which all values of the
     row fit into e4m3.
 
-    V3.2 scales index keys in this way (ue8m0). Dividing a bf16 row by its scale and multiplying by the scale again is exact, so
-    only the rounding to e4m3 changes the row. A row of zeros has scale 1.
+    DeepSeek-V3.2 scales each index key by a power of two (ue8m0). Dividing a bf16 row by its scale and multiplying the row by
+    the scale again is exact, so only the rounding to e4m3 changes the row. A row of zeros has scale 1.
     """
     scale = _scale_from_max(rows.float().abs().amax(-1, keepdim=True))
     mantissa, exponent = torch.frexp(scale)  # scale = mantissa 2^exponent, mantissa in [0.5, 1)
@@ -66,7 +68,7 @@ def _pad(weight: Tensor, block: int) -> Tensor:
 
 
 def _expand_scales(weight: Tensor, scale: Tensor, block: int) -> Tensor:
-    """Expand block scales to one scale per value of `weight`."""
+    """Expand the block scales `scale` to one scale per value of `weight`."""
     if tuple(scale.shape) != (expected := block_counts(weight.shape, block)):
         raise ValueError(
             f"weight {tuple(weight.shape)} needs scales {expected} for blocks of {block}, but got {tuple(scale.shape)}"

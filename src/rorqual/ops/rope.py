@@ -1,7 +1,7 @@
 """Rotary position embeddings (Su et al. 2021, eq. 34), with the context extensions of published models.
 
-The extensions are YaRN (Peng et al. 2023, section 3; DeepSeek-V2 and V3, Qwen2.5), Llama 3.1's scaling by wavelength,
-and linear position scaling.
+The supported context extensions are YaRN (Peng et al. 2023, section 3; DeepSeek-V2 and V3, Qwen2.5), Llama 3.1's scaling by
+wavelength, and linear position scaling.
 
 RoPE has two layouts, and using the wrong layout corrupts attention without an error. MLA rotates adjacent pairs of
 dimensions (interleaved). Llama, Qwen and V3.2's indexer rotate dimension i with dimension i + d/2 (half-split).
@@ -19,15 +19,16 @@ from torch import Tensor
 from rorqual.core.config import LARGEST, Config, Count, NonNegative, Positive
 
 ANGLE_CHUNK = 4096
-"""Number of positions per `rope_table` call. The number of positions is fixed so that the angles do not depend on the table length."""
+"""Number of positions per `rope_table` call. The number of positions per call is fixed so that the RoPE angles do not depend on
+the table length."""
 
 
 class Yarn(Config):
     """YaRN's extension of a context of `original_max_position_embeddings` tokens by `factor`.
 
-    `attention_factor` multiplies cos and sin. If `attention_factor` is 0, the factor is computed from `mscale` and
-    `mscale_all_dim` by eq. 22 of the paper. A `mscale` or `mscale_all_dim` of 0 is not set, as in transformers: unless both are
-    set, the factor is that of mscale 1.
+    `attention_factor` multiplies cos and sin. If `attention_factor` is 0, the factor on cos and sin is computed from `mscale`
+    and `mscale_all_dim` by eq. 22 of the YaRN paper. As in transformers, a `mscale` or `mscale_all_dim` of 0 counts as not set.
+    Unless both `mscale` and `mscale_all_dim` are set, the factor on cos and sin is the factor of mscale 1.
     """
 
     factor: Positive
@@ -40,10 +41,10 @@ class Yarn(Config):
 
 
 class Llama3Scaling(Config):
-    """Llama 3.1's context extension (`apply_scaling` in its reference code).
+    """Llama 3.1's context extension (`apply_scaling` in Llama's reference code).
 
-    Frequencies that complete fewer than `low_freq_factor` rotations over the original context are divided by `factor`.
-    Frequencies with more than `high_freq_factor` rotations are unchanged. Frequencies with a number of rotations
+    RoPE frequencies that complete fewer than `low_freq_factor` rotations over the original context are divided by `factor`.
+    RoPE frequencies with more than `high_freq_factor` rotations are unchanged. RoPE frequencies with a number of rotations
     between `low_freq_factor` and `high_freq_factor` are interpolated.
     """
 
@@ -62,7 +63,7 @@ class Llama3Scaling(Config):
 class Rope(Config):
     """RoPE with base `theta` and at most one context extension: `yarn`, `llama3` or `linear`.
 
-    `linear` is the factor by which all positions are divided; 1 means no scaling.
+    `linear` is the factor by which all positions are divided. A `linear` of 1 means no scaling.
     """
 
     theta: float = Field(default=10000.0, gt=1, le=LARGEST, allow_inf_nan=False)
@@ -133,7 +134,7 @@ def _llama3_frequencies(scaling: Llama3Scaling, plain: Tensor) -> Tensor:
 
 
 def rope_table(rope: Rope, dim: int, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Return cos and sin, each [*positions.shape, dim / 2] in fp32, for integer positions."""
+    """Return the RoPE cosines and sines, each [*positions.shape, dim / 2] in fp32, of the integer positions `positions`."""
     angles = positions.float().unsqueeze(-1) * inverse_frequencies(rope, dim, positions.device)
     factor = 1.0 if rope.yarn is None else _yarn_table_factor(rope.yarn)
     return angles.cos() * factor, angles.sin() * factor
@@ -142,10 +143,10 @@ def rope_table(rope: Rope, dim: int, positions: Tensor) -> tuple[Tensor, Tensor]
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
     """Apply RoPE to x [..., dim].
 
-    `cos` and `sin` [..., dim] must come from `expand_cos_sin`. The result has the same dimension order as x.
+    `cos` and `sin` [..., dim] must come from `expand_cos_sin`. The returned tensor has the same dimension order as x.
 
-    Products are computed in fp32, as in DeepSeek's code, because cosines in bf16 could not distinguish adjacent
-    positions.
+    The products of x with `cos` and `sin` are computed in fp32, as in DeepSeek's code, because cosines in bf16 could not
+    distinguish adjacent positions.
     """
     if interleaved:
         swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
@@ -157,7 +158,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
 
 
 def expand_cos_sin(cos: Tensor, sin: Tensor, *, interleaved: bool) -> tuple[Tensor, Tensor]:
-    """Expand cos and sin [..., dim / 2] to [..., dim] for `rotate`: each cosine twice, and each sine with both signs."""
+    """Expand `cos` and `sin` [..., dim / 2] to [..., dim] for `rotate`. Each cosine occurs twice, and each sine occurs with
+    both signs."""
     if interleaved:
         return cos.repeat_interleave(2, dim=-1), torch.stack((-sin, sin), dim=-1).flatten(-2)
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
@@ -166,7 +168,7 @@ def expand_cos_sin(cos: Tensor, sin: Tensor, *, interleaved: bool) -> tuple[Tens
 def rope_angle_table(rope: Rope, dim: int, positions: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
     """Return cos and sin of the RoPE angles of positions 0, 1, 2, ...
 
-    Both tensors are [n, dim / 2], with n at least `positions`.
+    The tensors of cosines and sines are [n, dim / 2], with n at least `positions`.
     """
     parts = [
         rope_table(rope, dim, torch.arange(start, start + ANGLE_CHUNK, device=device))

@@ -1,7 +1,9 @@
-"""Limits on the number of rows of a matrix product. With suitable limits, the rounding of a row does not depend on other rows.
+"""Limits on the number of rows of a matrix product. With suitable row limits, the rounding of one row does not depend on other
+rows.
 
-Libraries choose a kernel by the number of rows. If two kernels split the sum over columns differently, the last bits of a row
-depend on the number of rows. The affected row counts depend on the processor (docs/LOG.md, 'two makes of processor').
+Libraries choose the kernel of a matrix product by the number of rows. If two kernels split the sum over columns differently,
+the last bits of a row depend on the number of rows. The affected row counts depend on the processor (docs/LOG.md, 'two makes of
+processor').
 """
 
 from __future__ import annotations
@@ -13,15 +15,16 @@ import torch
 from torch import Tensor
 
 WIDE = 512
-"""From this number of columns on, oneDNN's bf16 products on AMX split sums differently for different row counts."""
+"""Number of columns from which on oneDNN's bf16 products on AMX split sums over columns differently for different row
+counts."""
 
 
 @dataclass(frozen=True)
 class RowLimits:
     """Limits on the number of rows of matrix products, called row limits.
 
-    The number of rows is padded to a multiple of `least`. Products with at least `WIDE` columns are split into parts of
-    at most `most` rows; 0 means no limit.
+    The number of rows of a matrix product is padded to a multiple of `least`. Matrix products with at least `WIDE` columns are
+    split into parts of at most `most` rows. A `most` of 0 means no limit.
     """
 
     least: int
@@ -36,8 +39,9 @@ ENOUGH = RowLimits(16)
 def cancelling_rows(rows: int, out: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return x [rows, width] and w [out, width] such that x w^T consists only of rounding errors.
 
-    Every term of a sum occurs twice with opposite signs, so the exact sum is 0. A change of the summation order therefore
-    changes the result visibly. With plain random numbers, rounding to bf16 would hide most changes of the summation order.
+    Every term of the sum over columns occurs twice with opposite signs, so the exact sum is 0. A change of the summation order
+    therefore changes the computed sum visibly. With plain random numbers, rounding to bf16 would hide most changes of the
+    summation order.
     """
     generator = torch.Generator().manual_seed(width)
     half = width // 2

@@ -1,10 +1,10 @@
 """Sample tokens, and return the log-probability of each token in the distribution from which it was sampled.
 
-Each row has its own random number (`SamplingMetadata.uniform`), which selects a token by inverse transform sampling.
+Each row of logits has its own random number (`SamplingMetadata.uniform`), which selects a token by inverse transform sampling.
 
 Logits are processed in this order: penalties and biases, the mask of allowed tokens, temperature, top-k, top-p, min-p. With
-`min_p_first`, the last three steps are min-p, top-k, top-p. The result of a row is bit-identical for any other rows in the
-batch, because each operation runs only on the rows that request it.
+`min_p_first`, the last three operations are min-p, top-k, top-p. The sampled token and the log-probability of a row are
+bit-identical for any other rows in the batch, because each operation runs only on the rows that request the operation.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from rorqual.core.sampling import SamplingParams
 
 Ints = npt.NDArray[np.int64]
 TokenHistory = tuple[Ints, npt.NDArray[np.float32]]
-"""The token history of each row with penalties: prompt and reply token ids, and each id's count in the reply, both [rows, tokens]."""
+"""The token history of each row with penalties, as two arrays [rows, tokens]: the token ids of prompt and reply, and the count
+of each token id in the reply."""
 
 CANDIDATES = 256
-"""Number of most likely tokens that are searched first for the threshold of top-k, top-p and min-p.
+"""Number of most likely tokens that are searched first for the probability threshold of top-k, top-p and min-p.
 
-If the threshold is not among these candidates, the whole row is sorted.
+If the probability threshold is not among the `CANDIDATES` most likely tokens, the whole row of logits is sorted.
 """
 BLOCK = 1 << 16
 """Number of logits processed at once on a CPU.
@@ -34,16 +35,17 @@ BLOCK = 1 << 16
 Logits in the processor's cache are processed ten times as fast as logits in newly allocated memory.
 """
 COLDEST, HOTTEST = 1e-20, 1e20
-"""Limits to which temperatures are clipped. Division by a temperature below `COLDEST` would overflow fp32 and give NaN."""
+"""Lower and upper limit to which temperatures are clipped. Division of logits by a temperature below `COLDEST` would overflow
+fp32 and give NaN."""
 
 
 @dataclass(frozen=True)
 class Penalties:
-    """Penalties and logit biases of the rows that have any.
+    """The penalties and logit biases of a batch.
 
-    `rows` [penalized rows] are the indices of rows with repetition, presence or frequency penalties. Each penalty is a
-    tensor [penalized rows, 1]. `biased` [2, biases] holds the rows and tokens of the logit biases, and `bias`
-    [biases] holds their values.
+    `rows` [penalized rows] are the indices of the batch rows with repetition, presence or frequency penalties. Each penalty is
+    a tensor [penalized rows, 1]. `biased` [2, biases] holds the rows and tokens of the logit biases, and `bias` [biases] holds
+    the values of the logit biases.
     """
 
     rows: Ints
@@ -55,7 +57,7 @@ class Penalties:
 
     @classmethod
     def of(cls, params: Sequence[SamplingParams], device: torch.device | str) -> Penalties | None:
-        """Return the penalties and biases of a batch, or None if no row has any."""
+        """Return the penalties and logit biases of a batch, or None if no row has a penalty or a logit bias."""
         rows = [row for row, p in enumerate(params) if needs_history(p)]
         biases = [(row, token, bias) for row, p in enumerate(params) for token, bias in p.logit_bias]
         if not rows and not biases:
@@ -70,12 +72,12 @@ class Penalties:
         return cls(np.array(rows, np.int64), repetition, presence, frequency, biased, bias)
 
     def apply(self, logits: Tensor, seen: TokenHistory | None) -> Tensor:
-        """Return the logits [rows, vocab] with penalties and biases applied, as a new fp32 tensor.
+        """Return the logits [rows, vocab] with penalties and logit biases applied, as a new fp32 tensor.
 
         `seen` is the token history of `rows`, or None if `rows` is empty. The repetition penalty is applied first (CTRL, Keskar
         et al. 2019, section 4.1): positive logits of prompt and reply tokens are divided by the penalty, and negative logits of
         these tokens are multiplied by the penalty. Presence and frequency penalties apply to reply tokens as in OpenAI's API:
-        logit - frequency * count - presence. Biases are added last.
+        logit - frequency * count - presence. Logit biases are added last.
         """
         adjusted = logits.float().clone()
         if seen is not None:
@@ -113,8 +115,8 @@ class Truncation:
 class SamplingSettings:
     """The sampling settings of a batch.
 
-    `temperature` and `greedy` are [rows, 1]. A greedy row has temperature 1 and no truncation. Settings that no row
-    uses are None or False, so that their operations are skipped.
+    `temperature` and `greedy` are [rows, 1]. A greedy row has temperature 1 and no truncation. Sampling settings that no row
+    uses are None or False, so that the operations of these settings are skipped.
     """
 
     temperature: Tensor
@@ -127,7 +129,8 @@ class SamplingSettings:
 
     @classmethod
     def of(cls, params: Sequence[SamplingParams], device: torch.device | str) -> SamplingSettings:
-        """Return the settings of a batch with one row per entry of `params`, which must have passed `check_params`."""
+        """Return the sampling settings of a batch. Row i has the sampling parameters `params[i]`, which must have passed
+        `check_params`."""
         greedy = np.array([p.temperature <= 0 for p in params], np.bool_)
         temperatures = np.array([p.temperature for p in params], np.float64)
         temperature = np.where(greedy, 1, temperatures.clip(COLDEST, HOTTEST)).astype(np.float32)
@@ -162,12 +165,12 @@ def truncate(logprobs: Tensor, top_p: Tensor, top_k: Tensor, log_min_p: Tensor, 
     First, top-k keeps the most likely tokens (0: all). Then top-p keeps the fewest tokens whose share of the remaining
     probability reaches `top_p`. Then min-p removes tokens below `min_p` times the highest probability; `log_min_p` is the
     logarithm of `min_p`. Where `min_p_first` [rows, 1] is true, min-p is applied first, and top-k and top-p are applied to the
-    remaining tokens. Removed tokens get -inf. Among tokens with equal probability, the tokens with the lowest ids stay. The
-    most likely token always stays.
+    remaining tokens. Removed tokens get the log-probability -inf. Among tokens with equal probability, the tokens with the
+    lowest ids stay. The most likely token is never removed.
 
     If the cumulative probability equals `top_p` up to rounding, slightly different logits may keep one token more or less. The
-    kept set differs for about one token in a thousand. Policy gradients therefore use the recorded set of kept tokens
-    (`Completion.kept`).
+    set of kept tokens differs for about one sampled token in a thousand. Policy gradients therefore use the recorded set of
+    kept tokens (`Completion.kept`).
     """
     vocab = logprobs.shape[-1]
     top_k = torch.where(top_k < vocab, top_k, 0)
@@ -199,14 +202,16 @@ def _truncation_threshold(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Find the truncation threshold of each row.
 
-    `ordered` [rows, candidates] holds the highest log-probabilities of each row, in descending order.
+    `ordered` [rows, candidates] holds the highest log-probabilities of each row, in descending order. The candidates are the
+    tokens with the log-probabilities in `ordered`.
 
     Returns four tensors [rows, 1]:
 
-    - the threshold, which is the smallest log-probability that stays,
-    - how many tokens at the threshold stay,
-    - whether some tokens at the threshold are removed,
-    - whether the threshold may lie beyond the candidates. Where the fourth tensor is True, the first three tensors are not valid.
+    - the truncation threshold, which is the smallest log-probability that stays,
+    - how many tokens with exactly the threshold log-probability stay,
+    - whether some tokens with exactly the threshold log-probability are removed,
+    - whether the threshold may be below the log-probabilities of the candidates. Where this tensor is True, the first three
+      tensors are not valid.
     """
     candidates = ordered.shape[-1]
     rank = torch.arange(candidates, device=ordered.device)
@@ -250,8 +255,8 @@ def distribution(logits: Tensor, settings: SamplingSettings) -> Tensor:
 
 
 def _row_slices(logits: Tensor) -> list[slice]:
-    """Split the rows into slices that are processed at once. On a CPU, a slice fits in the processor's cache; on a GPU,
-    one slice contains all rows."""
+    """Split the rows of logits into slices that are processed at once. On a CPU, the logits of a slice fit in the processor's
+    cache. On a GPU, one slice contains all rows of logits."""
     rows, vocab = logits.shape
     step = max(1, BLOCK // vocab) if logits.device.type == "cpu" else max(1, rows)
     return [slice(start, start + step) for start in range(0, rows, step)]
@@ -259,12 +264,12 @@ def _row_slices(logits: Tensor) -> list[slice]:
 
 @dataclass(frozen=True)
 class SamplingMetadata:
-    """The sampling inputs of one step.
+    """The sampling inputs of one engine step.
 
-    - `uniform` [rows]: a random number in [0, 1) per row.
+    - `uniform` [rows]: a random number in [0, 1) for each row of logits.
     - `seen`: the token history of the rows with penalties, or None.
-    - `allowed`: the indices [n] of rows constrained by a grammar, and a mask [n, vocab] of their allowed tokens. Each
-      row must allow at least one token.
+    - `allowed`: the indices [n] of rows constrained by a grammar, and a mask [n, vocab] of these rows' allowed tokens. The mask
+      must allow at least one token in each row.
     """
 
     settings: SamplingSettings
@@ -275,7 +280,8 @@ class SamplingMetadata:
 
 @dataclass(frozen=True)
 class SamplerOutput:
-    """Sampled token ids [rows], their fp32 log-probabilities [rows], and the log-probabilities of all tokens [rows, vocab]."""
+    """The sampled token ids [rows], the fp32 log-probabilities [rows] of the sampled tokens, and the log-probabilities of all
+    tokens [rows, vocab]."""
 
     ids: Tensor
     logprobs: Tensor
@@ -283,7 +289,7 @@ class SamplerOutput:
 
 
 def sample(logits: Tensor, metadata: SamplingMetadata) -> SamplerOutput:
-    """Sample one token per row of logits [rows, vocab or more]. The logits may be modified in place."""
+    """Sample one token per row of logits [rows, vocab or more]. `sample` may modify the logits in place."""
     settings = metadata.settings
     if settings.penalties is not None:
         logits = settings.penalties.apply(logits, metadata.seen)
@@ -338,6 +344,7 @@ def top_k_logprobs(logprobs: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def likeliest_tokens(logprobs: Tensor, k: int) -> list[list[tuple[int, float]]]:
-    """Return the `k` most likely tokens of each row as (id, log-probability) pairs. NaN is treated as -inf."""
+    """Return the `k` most likely tokens of each row as (id, log-probability) pairs. A log-probability of NaN is treated as
+    -inf."""
     ids, values = (t.tolist() for t in top_k_logprobs(logprobs.masked_fill(logprobs.isnan(), -torch.inf), k))
     return [list(zip(row_ids, row_values)) for row_ids, row_values in zip(ids, values)]

@@ -1,6 +1,6 @@
-"""A calculator for small models: after a calculation such as `12 + 34 =`, the engine writes the result.
+"""A calculator for small models: after a calculation such as `12 + 34 =`, the engine writes the result of the calculation.
 
-Cobbe et al. let a calculator write results in the same way (2110.14168, appendix C).
+The calculator follows Cobbe et al. (2110.14168, appendix C).
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from rorqual.engine.grammar.constraint import Bools, Constraint, VocabularyMasks
 LONGEST = 60
 """Maximum number of characters of a calculation."""
 WINDOW = 4 * LONGEST
-"""Number of newest reply tokens that are searched for a calculation. A token has at least one byte, and a character at most four."""
+"""Number of newest reply tokens that are searched for a calculation. A token has at least one byte, and a character has at most
+four bytes."""
 PLACES = 6
-"""Maximum number of decimal places of a result. If a result has more places, the engine does not write the result."""
+"""Maximum number of decimal places of a result. The engine does not write a result with more decimal places."""
 NUMBER = r"(?:0|[1-9]\d{0,14})(?:,\d{3})*(?:\.\d{1,9})?"
 OPERATORS = "-+*/−×÷"
 CALCULATION = re.compile(rf"(?<![\w.,]){NUMBER}(?:\s?[{OPERATORS}]\s?{NUMBER})+(?=\s?=$)")
@@ -26,15 +27,15 @@ NO_WORD = "times|over|plus|minus|by|mod|modulo|per|log|ln|sqrt|root|sin|cos|tan|
 PRECEDES = re.compile(
     rf"(?:^\s*|\n\s*|[=<>]\s?|[.,:;!?]\s|(?<![^\W\d_])(?!(?:{NO_WORD})\s)[^\W\d_]{{2,}}\s)[$€£]?$", re.IGNORECASE
 )
-"""Matches text that may precede a calculation. After an operator, a bracket or a variable, the calculation may be part of a
-larger expression."""
+"""Matches text that may precede a calculation. Operators, brackets and variables may not precede a calculation, because the
+calculation may then be part of a larger expression."""
 
 
 def calculate(text: str) -> str:
     """Return the result that the engine writes after a text that ends with a calculation and `=`, or "" if the engine writes no result.
 
-    A calculation joins two or more numbers with any of + - * /. It follows a word, a punctuation mark, an equals sign
-    or a line break.
+    A calculation joins two or more numbers with any of + - * /. A calculation follows a word, a punctuation mark, an equals
+    sign or a line break.
 
     >>> calculate("First, 12 + 3 * 2 =")
     ' 18'
@@ -78,7 +79,8 @@ def _format_decimal(value: Fraction) -> str:
 
 
 class CalculatorConstraint:
-    """A wrapper of a constraint that also writes the result of each calculation, if the constraint allows it."""
+    """A wrapper of a constraint that also writes the result of each calculation, if the wrapped constraint allows the
+    result."""
 
     def __init__(self, constraint: Constraint, tokenizer: Tokenizer, masks: VocabularyMasks) -> None:
         self._constraint, self._tokenizer, self._masks = constraint, tokenizer, masks

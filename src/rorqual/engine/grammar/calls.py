@@ -1,8 +1,8 @@
 """Grammars for tool calls: calls in the syntax of the chat format, with arguments that match each function's JSON
 schema.
 
-`core.sampling.Grammar` documents the source of a grammar of kind `calls`. A special token that delimits calls is
-written as a token id if the tokenizer has the token, and otherwise as text. The grammar uses the same call syntax as
+`core.sampling.Grammar` documents the source of a grammar of kind `calls`. A special token that delimits tool calls is written
+as a token id if the tokenizer has the special token, and otherwise as text. The grammar uses the same syntax of tool calls as
 the chat format, so the chat format can parse every complete reply.
 """
 
@@ -25,16 +25,17 @@ from rorqual.engine.grammar.schema_validator import SchemaValidator
 from rorqual.engine.grammar.source import AllowedCalls
 
 NO_CALL = "no call can be read in the reply, because its arguments contain a tag of the reasoning"
-"""Error message for a reply whose call arguments contain `</think>`, if the chat format also recognises this tag in plain text."""
+"""Error message for a reply whose call arguments contain `</think>`, if the chat format also recognises `</think>` in plain
+text."""
 _HOLE = "\0"
-"""Placeholder for the arguments in the text of a call. No function name can contain this character."""
+"""Placeholder for the arguments in the text of a tool call. No function name can contain the character `_HOLE`."""
 _MARK = re.compile("([\ud800-\udfff])")
 
 
 class CallSyntax:
     """The syntax of tool calls in one chat format.
 
-    `special_token_ids` are the ids of the special tokens in calls.
+    `special_token_ids` are the ids of the special tokens in tool calls.
     """
 
     def __init__(self, chat: ChatFormat) -> None:
@@ -56,13 +57,13 @@ class CallSyntax:
 
     @cached_property
     def special_token_ids(self) -> list[int]:
-        """Ids of the special tokens in calls."""
+        """Ids of the special tokens in tool calls."""
         frame = self.call_template
         names = {NAME_OF[char] for char in frame.begin + frame.end + frame.call("", "{}") if char in NAME_OF}
         return [self._tokenizer.special_id(name) for name in names if name in self._tokenizer.special_names]
 
     def lark_grammar(self, calls: AllowedCalls, options: Mapping[str, Any]) -> str:
-        """Return the grammar of a reply in llguidance's Lark dialect. `options` are llguidance's options for JSON."""
+        """Return the grammar of a reply in llguidance's Lark dialect. `options` are llguidance's options for JSON grammars."""
         frame, names = self.call_template, [f"call_{number}" for number in range(len(calls.parameter_schemas))]
         more_calls = f" ({self._call_grammar(frame.gap)} call)*" if calls.many else ""
         rules = [
@@ -87,8 +88,8 @@ class CallSyntax:
         return "\n".join(rules)
 
     def _check_special_token_start(self, frame: ToolCallTemplate) -> None:
-        """Raise DataError if calls do not start with a special token, because a string in a JSON answer could then look
-        like a call."""
+        """Raise DataError if tool calls do not start with a special token, because a string in a JSON answer could then look
+        like a tool call."""
         first = next((char for char in frame.begin + frame.call("", "{}") if char in NAME_OF), "")
         if NAME_OF.get(first, "") not in self._tokenizer.special_names:
             raise DataError(
@@ -102,8 +103,8 @@ class CallSyntax:
     def _lark_terminals(self, text: str) -> list[str]:
         """Convert a marked text to Lark terminals.
 
-        A surrogate character stands for a special token (`NAME_OF`). A special token that the tokenizer has becomes a
-        token id.
+        A surrogate character stands for a special token (`NAME_OF`). If the tokenizer has the special token, the surrogate
+        becomes a token id.
         """
         parts: list[str] = []
         plain = ""
@@ -117,16 +118,15 @@ class CallSyntax:
         return [*parts, *([_lark_string(plain)] if plain else [])]
 
     def parse_reply(self, reply: Sequence[int], names: Iterable[str]) -> Message:
-        """Parse a reply from which the reasoning was removed. The reply is text or has calls of the functions
-        `names`."""
+        """Parse a reply from which the reasoning was removed. The reply is text or has tool calls of the functions `names`."""
         opened = self._chat.reply_rules("off").begins == "thought"
         ids = [*self._chat.end_think_ids, *reply] if opened else reply
         return self._chat.parse(ids, thinking="off", tools=[Tool(name, "", {}) for name in names])
 
 
 class CallsValidator:
-    """Validates replies with tool calls. `functions` maps function names to the validators of their arguments. `answer`
-    validates a JSON answer without calls."""
+    """Validates replies with tool calls. `functions` maps function names to the validators of the functions' arguments.
+    `answer` validates a JSON answer without tool calls."""
 
     def __init__(
         self, spelling: CallSyntax, functions: Mapping[str, SchemaValidator], answer: SchemaValidator | None
@@ -134,8 +134,8 @@ class CallsValidator:
         self._spelling, self._functions, self._answer = spelling, functions, answer
 
     def find_error(self, reply: Sequence[int]) -> str:
-        """Return the error of the first call that violates its schema. For a reply without calls, return the error of a
-        JSON answer that violates `answer`. Return "" if the reply is valid."""
+        """Return the error of the first tool call that violates its function's schema. For a reply without tool calls, return
+        the error of a JSON answer that violates `answer`. Return "" if the reply is valid."""
         message = self._spelling.parse_reply(reply, self._functions)
         if not message.tool_calls:
             return NO_CALL if self._answer is None else self._answer.find_error(message.text)

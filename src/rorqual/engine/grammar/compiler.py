@@ -1,12 +1,12 @@
 """Compile grammars with the optional package llguidance. A grammar is a JSON schema, a regular expression, a choice, any
 JSON object or tool calls.
 
-`GrammarCompiler.compile` first builds a grammar in a trial process with limits of CPU time and memory (`grammar.trial`), and then
-in a background thread. Each sample has its own copy of the compiled grammar. A sample's copy masks tokens before each
-sampling step, and advances its state with each sampled token.
+`GrammarCompiler.compile` first builds a grammar in a trial process with limits of CPU time and memory (`grammar.trial`), and
+then in a background thread. Each sample has its own copy of the compiled grammar. A sample's copy of the compiled grammar masks
+tokens before each sampling step, and advances its own state with each sampled token.
 
 llguidance ignores the keywords of JSON Schema that it does not support. Every finished answer is therefore validated against
-its schema (`grammar.schema_validator`).
+its JSON schema (`grammar.schema_validator`).
 """
 
 from __future__ import annotations
@@ -43,22 +43,22 @@ from rorqual.engine.grammar.trial_process import UnusableGrammar, build_matcher,
 from rorqual.engine.request import Grammar
 
 WHITESPACE = r"\n[ ]{0,16}|[ ]"
-"""White space that is allowed between the tokens of a JSON text. The length of white space is limited, because a small
-model may repeat spaces forever."""
+"""Pattern of the white space that is allowed between the tokens of a JSON text. The length of the white space is limited,
+because a small model may repeat spaces forever."""
 JSON: Mapping[str, Any] = {"whitespace_pattern": WHITESPACE, "lenient": True}
 ESCAPES = 'nrbtf"\\'
-"""Characters that may follow a backslash in a string. `u` is excluded, because the grammar would not recognise a property name
-with a `\\u` escape. The value of a property with an unrecognised name could violate the schema."""
+"""Characters that may follow a backslash in a JSON string. `u` is excluded, because the grammar would not recognise a property
+name with a `\\u` escape. The value of a property with an unrecognised name could violate the schema."""
 CONTROL = re.compile(r"\\u00(?:[01]|7[fF])|\x7f")
 CACHED = 32
 WORKERS = 2
 NEED_NO_TRIAL = ("json", "choice")
-"""Kinds of grammars that compile within milliseconds, whatever their source is."""
+"""Kinds of grammars that compile without a trial, because every grammar of these kinds compiles within milliseconds."""
 
 
 def json_options(*schemas: str) -> dict[str, Any]:
-    """Return llguidance's options for JSON. `\\u` escapes are allowed only if a schema contains a control character
-    that cannot be written without a `\\u` escape."""
+    """Return llguidance's options for JSON grammars. The options allow `\\u` escapes only if a schema contains a control
+    character that cannot be written without a `\\u` escape."""
     return dict(JSON) if any(map(CONTROL.search, schemas)) else {**JSON, "json_allowed_escapes": ESCAPES}
 
 
@@ -74,7 +74,8 @@ def schema_to_grammar(library: Any, schema: Mapping[str, Any]) -> str:
 class CompiledGrammar:
     """A compiled grammar. `new_constraint` returns a `Constraint` for one sample.
 
-    `fault` takes the ids of a finished reply and returns its error or "". `fault` is set if the grammar has a JSON schema.
+    `fault` takes the token ids of a finished reply and returns the reply's error or "". `fault` is None for a grammar without a
+    JSON schema.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class CompiledGrammar:
         self._lock = threading.Lock()
 
     def new_constraint(self, thought: ReasoningFormat | None = None) -> Constraint:
-        """Return the constraint of a new reply. Pass `thought` if the reply may start with reasoning."""
+        """Return a new constraint for one reply. Pass `thought` if the reply may start with reasoning."""
         with self._lock:
             constraint: Constraint = MatcherConstraint(self._matcher.deep_copy(), self._masks)
         if self.fault is not None:
@@ -121,7 +122,7 @@ class GrammarCompiler:
         """Cancel all compilations, and end the trial processes."""
 
     def compile(self, grammar: Grammar, *, where: str = "grammar", tenant: str = "") -> CompiledGrammar:
-        """Compile a grammar and wait for the result.
+        """Compile a grammar and wait for the compiled grammar.
 
         Raises DataError, with `where` as the location, if the grammar is invalid or exceeds a limit.
         """
@@ -131,10 +132,11 @@ class GrammarCompiler:
             raise DataError(error.what, where=where, remedy=error.remedy) from None
 
     def submit(self, grammar: Grammar, tenant: str = "") -> CompileTask[CompiledGrammar]:
-        """Queue a grammar for compilation in the background, and return a future. The future raises the same errors as `compile`.
+        """Queue a grammar for compilation in the background, and return the future of the compiled grammar. The returned future
+        raises the same errors as `compile`.
 
-        As long as the caller references the compiled grammar, `compile` returns the same object to this tenant, even if the
-        cache has evicted the grammar.
+        As long as the caller references the compiled grammar, `compile` returns the same compiled grammar to `tenant`, even if
+        the cache has evicted the grammar.
         """
         task = CompileTask[CompiledGrammar](
             tenant, lambda trial, stopped: self._compile(tenant, grammar, trial, stopped)
@@ -169,7 +171,7 @@ class GrammarCompiler:
 
     @cached_property
     def vocabulary_masks(self) -> VocabularyMasks:
-        """The token ids that end a reply, and the token ids that a matching reply may contain."""
+        """Masks of the token ids that end a reply, and of the token ids that may occur in a reply that matches a grammar."""
         ids = range(self._vocab_size)
         stops = np.zeros(self._vocab_size, np.bool_)
         stops[self._stop_ids] = True
@@ -192,7 +194,7 @@ class GrammarCompiler:
 
     @cached_property
     def _vocabulary_arguments(self) -> Mapping[str, Any]:
-        """The arguments of `build_vocabulary`."""
+        """The arguments of `build_vocabulary`, by name."""
         size = max(self._vocab_size, self._tokenizer.vocab_size)
         return {"tokenizer": self._tokenizer.source, "size": size, "stop_ids": self._stop_ids}
 

@@ -22,21 +22,21 @@ class Constraint(Protocol):
     def mask(self) -> Bools | None:
         """Return a mask [vocab] of the allowed tokens, including stop ids if the reply may end here.
 
-        None means that all tokens are allowed.
+        If all tokens are allowed, `mask` returns None.
         """
 
     def accept(self, token: int) -> None:
-        """Advance the state by a sampled token, which `mask` must allow."""
+        """Advance the state of the constraint by a sampled token, which `mask` must allow."""
 
     @property
     def done(self) -> bool:
-        """Whether the reply is complete. After a complete reply, only a stop id may follow."""
+        """Whether the reply is a complete match of the constraint. Only a stop id may follow a complete reply."""
 
     @property
     def error(self) -> str:
-        """The reason why the grammar failed, for example at a size limit, or "".
+        """The reason why the grammar failed, for example because of a size limit, or "" if the grammar has not failed.
 
-        After a failure, the reply cannot match the grammar and must end.
+        After the grammar has failed, the reply cannot match the grammar and must end.
         """
 
 
@@ -89,30 +89,31 @@ class ReasoningFormat:
     end_ids: Sequence[int] = ()
     """Token ids of the tag that ends the reasoning (`</think>`)."""
     end_text: str = ""
-    """Text that ends the reasoning, if the tag may be spelled with ordinary tokens."""
+    """Text that ends the reasoning, if the text of `</think>` may consist of ordinary tokens."""
     open_ids: Sequence[int] = ()
     """Token ids of `<think>`, if the model may either start to think or answer directly.
 
-    Empty if the reply starts inside the reasoning.
+    If the reply starts inside the reasoning, `open_ids` is empty.
     """
     gap_ids: Sequence[int] = ()
     """Token ids of the separator between reasoning and answer.
 
-    The model may omit the separator or write only its beginning.
+    The model may omit the separator between reasoning and answer, or write only the beginning of the separator.
     """
     budget: int | None = None
-    """Maximum number of tokens of reasoning. After `budget` tokens of reasoning, only `closing_ids` may follow, one after the other."""
+    """Maximum number of tokens of reasoning. After `budget` tokens of reasoning, only the tokens of `closing_ids` may follow,
+    in their order."""
     closing_ids: Sequence[int] = ()
-    """Token ids that end the reasoning when the budget is used up: `end_ids`, or the token ids of `end_text`."""
+    """Token ids that end the reasoning after `budget` tokens of reasoning: `end_ids`, or the token ids of `end_text`."""
     may_stop: bool = False
     """Whether the reply may end within the reasoning."""
 
 
 class ConstraintAfterThinking:
-    """A constraint that applies after the reasoning. Until the budget is used up, the reasoning may contain any token, but stop
-    ids only if `ReasoningFormat.may_stop` is True.
+    """A constraint that applies only after the reasoning. Until the thinking budget is used up, the reasoning may contain any
+    token except stop ids. If `ReasoningFormat.may_stop` is True, the reasoning may also contain stop ids.
 
-    Without `may_stop`, a reply therefore either matches the constraint or is cut off by its length limit.
+    Without `may_stop`, a reply therefore either matches the constraint or is cut off by the reply's length limit.
     """
 
     def __init__(self, constraint: Constraint, thought: ReasoningFormat, masks: VocabularyMasks) -> None:
@@ -167,7 +168,8 @@ class ConstraintAfterThinking:
 
     @property
     def _forced_closing_token(self) -> int | None:
-        """The token that must come next because the budget is used up, or None."""
+        """The token that must come next because the thinking budget is used up, or None while the thinking budget is not used
+        up."""
         budget = self._thought.budget
         return None if budget is None or self._thoughts < budget else self._thought.closing_ids[self._thoughts - budget]
 
@@ -196,21 +198,21 @@ class VocabularyMasks:
     """Properties of each token id, as arrays [vocab]."""
 
     stops: Bools
-    """Whether the token id ends a reply."""
+    """Array [vocab] that is True for each token id that ends a reply."""
     not_stops: Bools
     usable: Bools
-    """Whether a reply that matches a grammar may contain the token id."""
+    """Array [vocab] that is True for each token id that may occur in a reply that matches a grammar."""
     decode: Callable[[Sequence[int]], str]
-    """Decodes ids to text."""
+    """Decodes token ids to text."""
 
     @property
     def vocab_size(self) -> int:
-        """Number of token ids."""
+        """Number of token ids in the vocabulary."""
         return len(self.stops)
 
     @cached_property
     def not_starting_with_digit(self) -> Bools:
-        """Whether the text of each token id does not begin with a digit."""
+        """Array [vocab] that is True for each token id whose text does not begin with a digit."""
         return np.array([not self.decode((id_,))[:1].isdigit() for id_ in range(self.vocab_size)], np.bool_)
 
     def only_token(self, token: int) -> Bools:

@@ -1,9 +1,9 @@
 """Grammar rules for the arguments of DSML calls (see `data/chat/dsml.py`).
 
-Each declared parameter has a rule, in the order of the schema; optional parameters may be left out. The rules forbid undeclared
-parameters, even if the schema allows additional properties. Strings are plain text, and other values follow their subschema.
-The rules do not enforce string patterns, string formats or keywords that relate several parameters. Patterns, formats and such
-keywords are validated when the call is complete.
+Each declared parameter has a rule, in the order of the schema. Optional parameters may be left out of a call. The rules forbid
+undeclared parameters, even if the schema allows additional properties. String values are plain text, and other values follow
+their subschema. The rules do not enforce string patterns, string formats or keywords that relate several parameters. String
+patterns, string formats and keywords that relate several parameters are validated when the call is complete.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _VALUE_TYPES = ("null", "boolean", "integer", "number", "array", "object")
 
 @dataclass(frozen=True)
 class DsmlRules:
-    """Writes the rules of the functions of one grammar.
+    """Writes the rules for the DSML calls of one grammar's functions.
 
-    `spelled` converts marked text to Lark terminals, with an id for each special token of the tokenizer. `options` are
+    `spelled` converts marked text to Lark terminals, with a token id for each special token of the tokenizer. `options` are
     llguidance's options for JSON.
     """
 
@@ -40,8 +40,8 @@ class DsmlRules:
     """Whether the tokenizer has the special token `｜DSML｜`. If False, string arguments must not contain the text `｜DSML｜`."""
 
     def call_rules(self, rule: str, function: str, schema: Mapping[str, Any]) -> Iterator[str]:
-        """Yield the rules of a call of `function`, whose arguments have the schema `schema`. `rule` is the name of the
-        first rule."""
+        """Yield the rules of a DSML call of `function`, whose arguments have the schema `schema`. `rule` is the name of the
+        first yielded rule."""
         properties, required = _collect_parameters(schema, schema, set())
         properties |= {key: True for key in sorted(required) if key not in properties}
         names = [key for key, part in properties.items() if part is not False]
@@ -60,7 +60,7 @@ class DsmlRules:
             yield from more
 
     def _value_terminals(self, rule: str, kind: str, value: Any, root: Mapping[str, Any], more: list[str]) -> str:
-        """Return the terminals of one kind of value, up to the end tag. Further rules are appended to `more`."""
+        """Return the Lark terminals of one kind of value, up to the end tag. Further Lark rules are appended to `more`."""
         if kind == "one":
             string = "true" if isinstance(value, str) else "false"
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -88,7 +88,7 @@ class DsmlRules:
 def _collect_parameters(part: Any, root: Mapping[str, Any], seen: set[str]) -> tuple[dict[str, Any], set[str]]:
     """Return the declared parameters of a function with their subschemas, and the names of the required parameters.
 
-    `seen` holds the references that were already followed.
+    `seen` holds the schema references that were already followed.
     """
     if not isinstance(part, dict):
         return {}, set()
@@ -112,9 +112,10 @@ def _applied_subschemas(part: Mapping[str, Any], root: Mapping[str, Any], seen: 
 
 
 def _value_kinds(part: Any, root: Mapping[str, Any], seen: set[str]) -> Iterator[tuple[str, Any]]:
-    """Yield the kinds of values that a subschema allows: ("one", value), ("text", schema of strings) or ("json", schema).
+    """Yield the kinds of values that the subschema `part` allows: ("one", value), ("text", schema of strings) or ("json",
+    schema).
 
-    `seen` holds the references that were already followed.
+    `seen` holds the schema references that were already followed.
     """
     if not isinstance(part, dict):
         part = {}

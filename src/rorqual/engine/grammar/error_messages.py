@@ -19,7 +19,8 @@ KINDS: Mapping[GrammarKind, str] = {
 
 
 def grammar_error(kind: GrammarKind, error: str, function: str = "") -> DataError:
-    """Return a library's error as a DataError. `function` names the function whose parameters caused the error."""
+    """Return an error of llguidance or jsonschema-rs as a DataError. `function` names the function whose parameters caused the
+    error."""
     name, error = KINDS["json_schema" if function else kind], clean_library_error(error)
     start = f"the parameters of {function!r}: " if function else ""
     if "nsatisfiable" in error or "NoExtension" in error or error == NOTHING:

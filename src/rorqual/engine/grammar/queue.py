@@ -14,7 +14,8 @@ T = TypeVar("T")
 
 
 class CompileTask(Future[T]):
-    """A queued compilation and the future of its result. `work` gets a trial process and an event that `cancel` sets."""
+    """A queued compilation, which is also the future of the compiled grammar. `work` compiles a grammar, given a trial process
+    and an event that `cancel` sets."""
 
     def __init__(self, tenant: str, work: Callable[[TrialProcess, threading.Event], T]) -> None:
         super().__init__()
@@ -24,7 +25,8 @@ class CompileTask(Future[T]):
         self._trial: TrialProcess | None = None
 
     def run(self, trial: TrialProcess) -> None:
-        """Run the task, and set the result. If `work` raises an error, the future gets the error, and `run` raises it again."""
+        """Run the task, and set the future's result. If `work` raises an error, the future gets the error, and `run` raises the
+        same error."""
         self._trial = trial
         try:
             result = self._work(trial, self._stopped)
@@ -34,7 +36,7 @@ class CompileTask(Future[T]):
         self.set_result(result)
 
     def cancel(self) -> bool:
-        """Cancel the task if it has not started. If the task is running a trial, kill the trial."""
+        """Cancel the task if the task has not started. If the task is running a trial, kill the trial."""
         self._stopped.set()
         if self._trial is not None:
             self._trial.stop(self._stopped)
@@ -42,8 +44,8 @@ class CompileTask(Future[T]):
 
 
 class CompileQueue(Generic[T]):
-    """Threads that run tasks, round-robin over tenants. The tasks of a tenant run one at a time, in the order in which the
-    tasks were added."""
+    """Threads that run compilation tasks, round-robin over tenants. The tasks of one tenant run one at a time, in the order in
+    which the tasks were added."""
 
     def __init__(self, workers: int) -> None:
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="grammar")
@@ -54,13 +56,13 @@ class CompileQueue(Generic[T]):
         self._lock = threading.Lock()
 
     def add(self, task: CompileTask[T]) -> None:
-        """Queue a task."""
+        """Queue a compilation task."""
         with self._lock:
             self._waiting.setdefault(task.tenant, deque()).append(task)
         self._threads.submit(self._run_next_task)
 
     def close(self) -> None:
-        """Cancel all tasks and end the trial processes."""
+        """Cancel all compilation tasks and end the trial processes."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             pending = [task for tasks in self._waiting.values() for task in tasks]
@@ -83,7 +85,7 @@ class CompileQueue(Generic[T]):
             self._threads.submit(self._run_next_task)  # the tenant may have a further task
 
     def _take_next_task(self) -> CompileTask[T] | None:
-        """Claim the next task of a tenant that has no running task."""
+        """Claim the next task of a tenant that has no running task, and return the claimed task."""
         with self._lock:
             while (tenant := next((one for one in self._waiting if one not in self._busy), None)) is not None:
                 tasks = self._waiting.pop(tenant)

@@ -13,13 +13,14 @@ MISMATCH = "the answer does not match the JSON schema"
 
 
 class SchemaValidator:
-    """Validates answers against one schema. The schema must have passed a trial."""
+    """Validates answers against one JSON schema. The JSON schema must have passed a trial."""
 
     def __init__(self, schema: dict[str, Any]) -> None:
         self._validator = build_validator(schema)
 
     def find_error(self, text: str) -> str:
-        """Return an error that names the violated keyword and its place in the schema, or "" if the answer matches."""
+        """Return an error that names the violated keyword and the keyword's place in the JSON schema, or "" if the answer
+        matches the JSON schema."""
         try:
             answer = json.loads(text)
             nesting_depth(answer)  # jsonschema-rs has no limit of its own

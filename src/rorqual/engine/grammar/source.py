@@ -20,7 +20,8 @@ class _StrictModel(BaseModel):
 
 
 class FunctionSchema(_StrictModel):
-    """A function that may be called. `parameters` is the JSON schema of the function's arguments, which are always a JSON object."""
+    """A function that a reply may call. `parameters` is the JSON schema of the function's arguments, which are always a JSON
+    object."""
 
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
     parameters: dict[str, Any]
@@ -35,10 +36,11 @@ class FunctionSchema(_StrictModel):
 
 
 class AllowedCalls(_StrictModel):
-    """The tool calls that a reply may contain. If `many` is True, a reply may contain several calls; if False, only one.
+    """The tool calls that a reply may contain. If `many` is True, a reply may contain several tool calls. If `many` is False, a
+    reply may contain only one tool call.
 
     `answer` is a JSON schema: instead of tool calls, a reply may be a JSON answer that matches this schema. If `answer` is
-    None, every reply must contain a call.
+    None, every reply must contain a tool call.
     """
 
     tools: Annotated[list[FunctionSchema], Field(min_length=1)]
@@ -47,12 +49,12 @@ class AllowedCalls(_StrictModel):
 
     @property
     def parameter_schemas(self) -> dict[str, dict[str, Any]]:
-        """The schema of each function's arguments."""
+        """The JSON schema of each function's arguments, by function name."""
         return {tool.name: tool.parameters for tool in self.tools}
 
 
 def parse_schema(source: str) -> dict[str, Any]:
-    """Parse a JSON schema. `true` becomes {}. Raises DataError if the source is not a schema or too large."""
+    """Parse a JSON schema. The schema `true` becomes {}. Raises DataError if `source` is not a JSON schema or is too large."""
     schema = _parse_json(source, "JSON schema", "{}")
     if schema is False:
         raise DataError("no reply can match the JSON schema 'false'", remedy="Allow at least one reply.")
@@ -74,13 +76,13 @@ def choice_pattern(source: str) -> str:
 
 
 def check_pattern(source: str) -> str:
-    """Return a regular expression unchanged. Raises DataError if the expression is empty or too long."""
+    """Return the regular expression `source` unchanged. Raises DataError if the expression is empty or too long."""
     _check_source_text(source, "regular expression", "[0-9]+", MAX_PATTERN)
     return source
 
 
 def parse_calls(source: str) -> AllowedCalls:
-    """Parse the source of a grammar of kind `calls` (see `core.sampling.Grammar`). Raises DataError if the source is invalid."""
+    """Parse the source of a grammar of kind `calls` (see `core.sampling.Grammar`). Raises DataError if `source` is invalid."""
     example = '{"tools": [{"name": "add", "parameters": {}}], "many": true}'
     try:
         return AllowedCalls.model_validate(_parse_json(source, "set of functions", example))

@@ -20,16 +20,17 @@ EXCEEDED = f"compiling it takes more than {SECONDS} s of CPU time or {MEMORY >> 
 
 @dataclass(frozen=True)
 class LlguidanceGrammar:
-    """A grammar in llguidance's format. `schema` is the JSON schema that finished answers are validated against, if any."""
+    """A grammar in llguidance's format. `schema` is the JSON schema against which finished answers are validated, if the
+    grammar has one."""
 
     text: str
     schema: dict[str, Any] | None = None
     name: str = ""
-    """The function whose arguments the grammar describes, for error messages."""
+    """The name of the function whose arguments the grammar describes. Error messages show the function's name."""
 
 
 class TrialProcess:
-    """A trial process, which starts at its first trial. Only one trial may run at a time."""
+    """A process that runs trials of grammars, and starts at the first trial. Only one trial may run at a time."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -39,9 +40,10 @@ class TrialProcess:
     def find_first_error(
         self, parts: Sequence[LlguidanceGrammar], tokenizer: Mapping[str, Any], stopped: threading.Event
     ) -> dict[str, str]:
-        """Return the name and the error of the first part that cannot be used, or {}.
+        """Return the name and the error of the first grammar in `parts` that cannot be used, or {} if all grammars can be used.
 
-        `tokenizer` has the arguments of `build_vocabulary`. Raises CancelledError if `stop(stopped)` is called.
+        `tokenizer` has the arguments of `build_vocabulary`. If `stop(stopped)` is called, `find_first_error` raises
+        CancelledError.
         """
         with self._lock:
             if stopped.is_set():
@@ -65,7 +67,7 @@ class TrialProcess:
                 _send(self._process, None)
 
     def close(self) -> None:
-        """End the process and its trial."""
+        """End the trial process and the running trial."""
         with self._lock:
             process, self._process = self._process, None
         if process is None:

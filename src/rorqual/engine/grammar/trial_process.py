@@ -1,9 +1,9 @@
 """Build each grammar under limits of CPU time and memory, before the engine process builds the same grammar.
 
-`python trial_process.py` reads messages from standard input: a line with the number of bytes, and a JSON value of that size.
-The first message is the tokenizer, and each later message is a list of grammars. For each list of grammars, the process forks
-and writes one line with the first error. A message of 0 bytes kills the fork. `trial_process.py` imports no other module of
-Rorqual, so the process starts in about 0.1 s.
+`python trial_process.py` reads messages from standard input. A message is a line with a number of bytes, followed by a JSON
+value with this number of bytes. The first message is the tokenizer, and each later message is a list of grammars. For each list
+of grammars, the trial process forks and writes one line with the first error. A message of 0 bytes kills the running fork.
+`trial_process.py` imports no other module of Rorqual, so the trial process starts in about 0.1 s.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from io import FileIO
 from typing import Any
 
 SECONDS = 1
-"""CPU seconds of one trial."""
+"""Maximum CPU time of one trial, in seconds."""
 MEMORY = 48 << 20
-"""Bytes that a trial may use in addition to the tokenizer."""
+"""Maximum memory of one trial in bytes, in addition to the memory of the tokenizer."""
 STACK = 4 << 20
-"""Stack size of a trial in bytes. Threads of the engine process have at least the same stack size."""
+"""Stack size of a trial in bytes. Threads of the engine process have at least the stack size of a trial."""
 CHECK_SECONDS = 0.25
-"""CPU seconds to build the validators of one request. While a validator is built, the engine process cannot run Python code."""
+"""Maximum CPU time to build the schema validators of one request, in seconds. While a schema validator is built, the engine
+process cannot run Python code."""
 BACKTRACKS = 100_000
-"""Steps that a regular expression may backtrack when a finished answer is validated."""
+"""Maximum number of backtracking steps of a regular expression when a finished answer is validated."""
 LIMITS: Mapping[str, Any] = {
     "initial_lexer_fuel": 1_000_000,
     "step_lexer_fuel": 200_000,
@@ -37,21 +38,21 @@ LIMITS: Mapping[str, Any] = {
     "max_grammar_size": 200_000,
     "verbose_errors": False,
 }
-"""Limits for llguidance. The limits allow about 20 ms to build a lexer, 15 ms per mask, and 30 MB of states."""
+"""Resource limits for llguidance. `LIMITS` allows about 20 ms to build a lexer, 15 ms per mask, and 30 MB of states."""
 REHEARSED = 4
-"""Number of tokens to generate as a test, because some grammars fail only at their first use."""
+"""Number of tokens that a trial generates as a test, because some grammars fail only at their first use."""
 NOTHING = "no token can follow"
 
 
 class UnusableGrammar(ValueError):
-    """Raised if a library rejects a grammar. The exception has the library's own message."""
+    """Raised if llguidance or jsonschema-rs rejects a grammar. The exception has the library's own message."""
 
 
 def build_vocabulary(tokenizer: str, size: int, stop_ids: Sequence[int]) -> Any:
     """Return a tokenizer, given as the text of its tokenizer.json, in llguidance's format.
 
-    All added tokens are marked as special. An added token that is not special, such as Qwen3's `<think>`, could match plain
-    text in the grammar.
+    All added tokens are marked as special. Otherwise, an added token that is not special, such as Qwen3's `<think>`, could
+    match plain text in the grammar.
     """
     import llguidance
 
@@ -62,7 +63,8 @@ def build_vocabulary(tokenizer: str, size: int, stop_ids: Sequence[int]) -> Any:
 
 
 def build_matcher(vocabulary: Any, text: str) -> Any:
-    """Compile a grammar in llguidance's format, and test the first `REHEARSED` tokens. Raises UnusableGrammar."""
+    """Compile a grammar in llguidance's format, and test the first `REHEARSED` tokens. Raises UnusableGrammar if llguidance
+    rejects the grammar."""
     import llguidance
 
     limits = llguidance.LLParserLimits(**LIMITS)
@@ -78,7 +80,8 @@ def build_matcher(vocabulary: Any, text: str) -> Any:
 
 
 def build_validator(schema: dict[str, Any]) -> Any:
-    """Return jsonschema-rs's validator of a schema. Remote references are not downloaded. Raises UnusableGrammar."""
+    """Return jsonschema-rs's validator of a schema. Remote schema references are not downloaded. Raises UnusableGrammar if
+    jsonschema-rs rejects the schema."""
     import jsonschema_rs
 
     options = jsonschema_rs.FancyRegexOptions(backtrack_limit=BACKTRACKS)
@@ -90,7 +93,8 @@ def build_validator(schema: dict[str, Any]) -> Any:
 
 
 def find_first_error(vocabulary: Any, parts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Build the grammar and the validator of each part. Return the name and the error of the first part that fails, or {}."""
+    """Build the matcher and the schema validator of each grammar in `parts`. Return the name and the error of the first grammar
+    that fails, or {} if no grammar fails."""
     left = CHECK_SECONDS
     for part in parts:
         try:
@@ -140,7 +144,8 @@ def _run_trial(vocabulary: Any, parts: Sequence[Mapping[str, Any]], source: File
 
 
 def _read_message(source: FileIO) -> Any:
-    """Return the next message, or None at the end of the input. An empty message that arrives too late to kill a fork is skipped."""
+    """Return the next message from `source`, or None at the end of `source`. An empty message that arrives too late to kill a
+    fork is skipped."""
     while head := source.readline():
         data, length = bytearray(), int(head)
         while len(data) < length:

@@ -1,12 +1,12 @@
-"""Block hashes: one key per full block of a prompt. Two blocks have the same key only if their tokens and all earlier
-tokens are equal.
+"""Block hashes: one key per full block of a prompt. Two blocks have the same key only if the tokens of both blocks and all
+earlier tokens of both prompts are equal.
 
 A block's key is a keyed hash of the parent block's key, the block's tokens and the block's extra keys. For placeholder
 tokens, the digest of the image embeddings is an extra key. The parent key of a prompt's first block is the root key,
 which covers everything that affects all blocks: tenant, weights, adapter and floating-point arithmetic.
 
-The hash is keyed with a secret. Without the secret, an attacker cannot construct a collision, and cannot learn another
-tenant's prompts from cache-hit timing or file names.
+The block hash is keyed with a secret. Without the secret, an attacker cannot construct a hash collision, and cannot learn
+another tenant's prompts from cache-hit timing or file names.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ KEY_BYTES = 32
 def root_key(secret: bytes, fingerprint: bytes, tenant: str, block: int) -> bytes:
     """Return the root key of a tenant, which is the parent key of the first block of every prompt.
 
-    `secret` has 16 to 64 random bytes; `fingerprint` comes from `fingerprint_of`. A different secret, fingerprint,
-    tenant or block size always gives different keys.
+    `secret` has 16 to 64 random bytes; `fingerprint` comes from `fingerprint_of`. A different secret, fingerprint, tenant or
+    block size always gives different block keys.
     """
     # A tenant name from a JSON request may contain lone surrogates.
     fields = (fingerprint, tenant.encode("utf-8", "surrogatepass"), str(block).encode())
@@ -43,7 +43,7 @@ def hash_blocks(
     The first block of `tokens` follows the block with the key `parent`. For the first block of a prompt, `parent` is the root
     key.
 
-    A growing sequence passes the key of its last full block as `parent`, and so hashes only its new blocks.
+    The caller passes the key of a growing sequence's last full block as `parent`, so only the sequence's new blocks are hashed.
     `extra_keys(i)` returns the extra keys of the i-th new block.
     """
     flat, step = np.asarray(tokens, np.int64).astype("<i4").tobytes(), 4 * block
@@ -57,7 +57,7 @@ def hash_blocks(
 def block_hash(secret: bytes, parent: bytes, tokens: bytes, extra_keys: Sequence[bytes] = ()) -> bytes:
     """Return the key of a block that holds `tokens` (int32 bytes) and follows the block with the key `parent`.
 
-    Everything that affects the block's contents, except the tokens and the parent, must be in `extra_keys`.
+    Everything that affects the block's contents, except `tokens` and `parent`, must be in `extra_keys`.
     """
     # The encoding is unambiguous: the parent and the tokens have fixed lengths, and each extra key is prefixed with its
     # length.
@@ -67,7 +67,7 @@ def block_hash(secret: bytes, parent: bytes, tokens: bytes, extra_keys: Sequence
 def max_reusable_blocks(length: int, block: int) -> int:
     """Return how many blocks of a prompt of `length` tokens may be reused from the prefix cache.
 
-    At least one token must be computed, because sampling needs its logits.
+    At least one prompt token must be computed, because sampling needs the logits of the last prompt token.
     """
     return max(0, (length - 1) // block)
 

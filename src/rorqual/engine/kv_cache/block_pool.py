@@ -1,8 +1,8 @@
 """Ownership of the KV-cache blocks: reference counts, hash keys and eviction. The block pool uses no tensors.
 
-A block is in one of three states. A *used* block is referenced by at least one sequence. A *cached* block has no
-references but still has a key: a later prompt with the same prefix can reuse the block. A *free* block has neither
-references nor a key.
+A KV-cache block is in one of three states. A *used* block is referenced by at least one sequence. A *cached* block has no
+references but still has a hash key: a later prompt with the same prefix can reuse the cached block. A *free* block has neither
+references nor a hash key.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from heapq import heappop, heappush
 
 
 class BlockPool:
-    """A pool of `n_blocks` blocks with ids 0 to `n_blocks` - 1.
+    """A pool of `n_blocks` KV-cache blocks with ids 0 to `n_blocks` - 1.
 
-    An operation that adds or removes a free block takes logarithmic time. Operations that leave the free blocks
-    unchanged take constant time per block.
+    An operation of the pool that adds or removes a free block takes logarithmic time. Operations of the pool that leave the
+    free blocks unchanged take constant time per block.
 
-    Raises RuntimeError on misuse: a double release, or a key for a block without references. Undetected
-    misuse would give the keys and values of one sequence to another sequence.
+    Raises RuntimeError on misuse: a double release, or a key for a block without references. Undetected misuse of the pool
+    would give the keys and values of one sequence to another sequence.
     """
 
     def __init__(self, n_blocks: int) -> None:
@@ -38,17 +38,17 @@ class BlockPool:
 
     @property
     def n_free_blocks(self) -> int:
-        """Number of free blocks."""
+        """Number of free KV-cache blocks in the pool."""
         return len(self._free)
 
     @property
     def n_cached_blocks(self) -> int:
-        """Number of cached blocks."""
+        """Number of cached KV-cache blocks in the pool."""
         return len(self._cached)
 
     @property
     def n_used_blocks(self) -> int:
-        """Number of used blocks."""
+        """Number of used KV-cache blocks in the pool."""
         return self._used
 
     @property
@@ -57,9 +57,9 @@ class BlockPool:
         return len(self._free) + len(self._cached)
 
     def allocate(self, count: int) -> list[int] | None:
-        """Return `count` blocks, evicting cached blocks if necessary. Each allocated block has one reference and no key.
+        """Return `count` blocks, evicting cached blocks if necessary. Each allocated block has one reference and no hash key.
 
-        Returns None and changes nothing if too few blocks are available.
+        If fewer than `count` blocks are available, `allocate` returns None and changes nothing.
         """
         if count > len(self._free) + len(self._cached):
             return None
@@ -75,7 +75,8 @@ class BlockPool:
         return ids
 
     def share_block(self, key: bytes) -> int | None:
-        """Add a reference to the block with `key` and return the block, or None if no block has this key."""
+        """Add a reference to the block with the hash key `key`, and return the block's id. Return None if no block has this
+        hash key."""
         block = self._known.get(key)
         if block is not None:
             self.add_reference(block)
@@ -91,10 +92,10 @@ class BlockPool:
         self._references[block] += 1
 
     def release(self, blocks: Sequence[int]) -> None:
-        """Remove one reference from each block of a sequence. `blocks` has the order of the sequence.
+        """Remove one reference from each block of a sequence. `blocks` lists the blocks in the order of the sequence.
 
-        A block whose last reference is removed becomes cached if it has a key, else free. The last block of the
-        sequence will be evicted first, because a block is useless without the blocks before it.
+        A block whose last reference is removed becomes cached if the block has a hash key, else free. The last block of the
+        sequence will be evicted first, because a cached block is useless without the blocks before it.
         """
         for block in reversed(blocks):
             remaining = self._references[block] - 1
@@ -109,11 +110,11 @@ class BlockPool:
                     self._cached[block] = None
 
     def register_key(self, block: int, key: bytes) -> bool:
-        """Give a key to a full block that the caller references. Other sequences can `share_block` a block with a key, so the
-        block must not be written again.
+        """Give the hash key `key` to a full block that the caller references. Other sequences can share a block with a hash key
+        (`share_block`), so the block must not be written again.
 
-        If another block already has the key, `register_key` returns False. `block` then gets no key, so `block` becomes free when
-        its last reference is released.
+        If another block already has the hash key, `register_key` returns False. `block` then gets no hash key, so `block`
+        becomes free when the last reference to `block` is released.
         """
         if self._references[block] == 0:
             raise RuntimeError(f"block {block} has no references and so cannot get a key")
@@ -127,9 +128,9 @@ class BlockPool:
         return True
 
     def drop_keys(self) -> None:
-        """Remove all keys, because the cached keys and values are out of date.
+        """Remove the hash keys of all blocks, because the cached keys and values are out of date.
 
-        Cached blocks become free. Used blocks lose their keys and stay used.
+        `drop_keys` makes cached blocks free. Used blocks lose their hash keys and stay used.
         """
         for block in list(self._known.values()):
             self._remove_key(block)

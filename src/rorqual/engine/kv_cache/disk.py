@@ -1,8 +1,8 @@
-"""The on-disk prefix cache: one authenticated file per block, written by a background thread. Blocks survive restarts
+"""The on-disk prefix cache: one authenticated file per block, written by a background thread. Blocks on disk survive restarts
 and killed processes.
 
 A damaged or changed file is a cache miss. The store removes and counts damaged and changed files. Only the user's own processes
-can write to the folder, because only its owner may enter it.
+can write to the store's folder, because only the folder's owner may enter the folder.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class DiskStore:
     """An LRU key-value store of payloads in a folder, limited to `budget_bytes` of disk.
 
     `fingerprint` identifies the weights: files that were written with other weights are cache misses. `secret` [32 bytes]
-    authenticates the files; the secret is created with the folder. `put` never waits for a write, and disk errors are not
-    raised. The constructor raises ConfigError if the folder is unusable or other users can write to the folder, and
-    RorqualError if another process uses the folder.
+    authenticates the files. The secret is created together with the folder of the disk cache. `put` never waits for a write to
+    disk. `DiskStore` does not raise disk errors of reads and writes. The constructor raises ConfigError if the folder is
+    unusable or other users can write to the folder, and RorqualError if another process uses the folder.
     """
 
     def __init__(self, folder: Path, budget_bytes: int, fingerprint: bytes, *, queue_bytes: int = QUEUE_BYTES) -> None:
@@ -87,24 +87,24 @@ class DiskStore:
         self.close()
 
     def stats(self) -> dict[str, int]:
-        """Return counters by name.
+        """Return the counters of the disk cache by name.
 
-        `written`, `read`, `damaged` and `evicted` count files, and `dropped` counts payloads. `files` and `bytes` are the
-        number and the total size of the files on disk.
+        The counters `written`, `read`, `damaged` and `evicted` count files, and `dropped` counts payloads. `files` and `bytes`
+        are the number and the total size of the files on disk.
         """
         with self._changed:
             return {**self._counts, "files": len(self._sizes), "bytes": self._total}
 
     def has(self, key: bytes) -> bool:
-        """Return whether a payload is stored or queued under `key`. The lookup does not change the LRU order."""
+        """Return whether a payload is stored or queued under `key`. `has` does not change the LRU order."""
         with self._changed:
             return not self._closing and (key in self._sizes or key in self._pending)
 
     def put(self, key: bytes, payload: bytes | memoryview) -> bool:
-        """Queue a copy of a payload for writing under a 32-byte key, unless the key is already stored.
+        """Queue a copy of a payload for writing under a 32-byte key, unless a payload is already stored under the key.
 
-        Returns False if the payload is dropped because the queue is full, the budget is too small or the store is
-        closed.
+        `put` returns False if the payload is dropped because the write queue is full, `budget_bytes` is too small or the store
+        is closed.
         """
         size = _size_on_disk(memoryview(payload).nbytes + _OVERHEAD)
         with self._changed:
@@ -120,7 +120,7 @@ class DiskStore:
             return True
 
     def get(self, key: bytes) -> bytes | None:
-        """Return the payload of `key`. Return None if no payload is stored, or if the file is damaged."""
+        """Return the payload of `key`. Return None if no payload is stored under `key`, or if the file of `key` is damaged."""
         with self._changed:
             if self._closing or key not in self._sizes:
                 return None if self._closing else self._pending.get(key)
@@ -147,14 +147,14 @@ class DiskStore:
         return payload
 
     def flush(self) -> None:
-        """Wait until all queued payloads are written or dropped."""
+        """Wait until all queued payloads are written to disk or dropped."""
         with self._changed:
             while self._pending and self._writer.is_alive():
                 self._changed.wait(0.1)
 
     def close(self) -> None:
-        """Write the queued payloads and unlock the folder. After `close`, every `get` is a cache miss and every `put`
-        is dropped."""
+        """Write the queued payloads to disk and unlock the folder. After `close`, every `get` is a cache miss and every `put`
+        drops its payload."""
         self.flush()
         with self._changed:
             if self._closing:
@@ -179,10 +179,10 @@ class DiskStore:
             self._counts["evicted"] += 1
 
     def _build_index(self) -> None:
-        """Build the index from the files in the folder, least recently used first.
+        """Build the index of keys from the files in the folder, least recently used first.
 
-        A file is indexed if its name and size can be those of a block. Any other file with the suffix `SUFFIX` is a leftover
-        and is removed. Files without the suffix are not touched.
+        A file is indexed if the file's name and size can be the name and size of a block file. Any other file with the suffix
+        `SUFFIX` is a leftover and is removed. Files without the suffix `SUFFIX` are not touched.
         """
         blocks: list[tuple[int, bytes, int]] = []
         for file in self.folder.glob(f"*{SUFFIX}"):
@@ -223,8 +223,8 @@ class DiskStore:
                 print(f"{self.folder}: cannot write to the disk cache: {error.strerror}", file=sys.stderr)
 
     def _write_block_file(self, key: bytes, payload: bytes) -> OSError | None:
-        """Write a file under a temporary name and rename it. The file is not synced to disk. A file that a power failure left
-        incomplete has a wrong authentication code and is therefore a cache miss."""
+        """Write a block file under a temporary name, and rename the file. The block file is not synced to disk. A block file
+        that a power failure left incomplete has a wrong authentication code and is therefore a cache miss."""
         temporary = self.folder / f"{key.hex()}.{os.getpid()}.part{SUFFIX}"
         head = _file_header(key, len(payload))
         try:
@@ -238,7 +238,7 @@ class DiskStore:
         return None
 
     def _verify_payload(self, key: bytes, raw: bytes) -> bytes | None:
-        """Return the payload of a file's contents, or None if the file is damaged or was changed."""
+        """Return the payload of a block file with the contents `raw`, or None if the file is damaged or was changed."""
         head, code, payload = raw[: _HEAD.size], raw[_HEAD.size : _OVERHEAD], raw[_OVERHEAD:]
         expected = _file_header(key, len(payload))
         return payload if head == expected and hmac.compare_digest(code, self._auth_code(expected, payload)) else None
@@ -252,9 +252,9 @@ class DiskStore:
         return self.folder / (key.hex() + SUFFIX)
 
     def _next_file_times(self) -> tuple[int, int]:
-        """Return new access and modification times for a file, in ns.
+        """Return new access and modification times for a block file, in ns.
 
-        The times increase strictly, because after a restart the LRU order is read from the file times.
+        The file times increase strictly, because after a restart the LRU order is read from the file times.
         """
         with self._changed:
             self._last = max(self._last + 1, time.time_ns())
@@ -262,7 +262,8 @@ class DiskStore:
 
 
 def _make_private(folder: Path) -> None:
-    """Create the folder with access for its owner only. Raises ConfigError if other users could write to the folder."""
+    """Create the folder of a disk cache, with access for the owner only. Raises ConfigError if other users could write to the
+    folder of the disk cache."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.stat().st_mode & 0o022:
         raise ConfigError(
@@ -274,8 +275,8 @@ def _make_private(folder: Path) -> None:
 
 
 def _read_or_create_secret(file: Path) -> bytes:
-    """Return the secret of a folder. If the secret is missing or incomplete, a new secret is created, and all existing files
-    become cache misses."""
+    """Return the secret of a disk cache. If the secret is missing or incomplete, a new secret is created, and all existing
+    block files become cache misses."""
     if not file.is_file() or len(file.read_bytes()) != SECRET_BYTES:
         write_atomic(file, secrets.token_bytes(SECRET_BYTES))
     return file.read_bytes()

@@ -1,9 +1,9 @@
 """The KV-cache manager: assign blocks to sequences and maintain the prefix cache. The manager uses no tensors.
 
-A block gets a key (`block_hash.py`) once all its positions are computed. The key of a block covers the tenant, the weights, all
-tokens up to the end of the block, and embeddings that a request sets for these tokens (`Embeds`). Sequences with a common
-prefix share the blocks of this prefix. A block that no sequence uses any more stays cached until the block is evicted. With a
-disk store, a block that gets a key is also written to disk.
+A KV-cache block gets a hash key (`block_hash.py`) once all positions of the block are computed. The hash key of a block covers
+the tenant, the weights, all tokens up to the end of the block, and embeddings that a request sets for these tokens (`Embeds`).
+Sequences with a common prefix share the blocks of this prefix. A block that no sequence uses any more stays cached until the
+block is evicted. With a disk cache, a block that gets a hash key is also written to disk.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ class KVCacheManager:
     secret: bytes
     fingerprint: bytes
     read: Callable[[int], bytes]
-    """Returns the contents of a block (`PagedCache.read`)."""
+    """Callback that returns the contents of a KV-cache block (`PagedCache.read`)."""
     write: Callable[[int, bytes], bool]
-    """Restores the contents of a block (`PagedCache.write`)."""
+    """Callback that restores the contents of a KV-cache block (`PagedCache.write`)."""
     store: DiskStore | None = None
-    """The disk cache, or None."""
+    """The on-disk prefix cache, or None if there is no on-disk prefix cache."""
     clear: Callable[[list[int]], None] | None = None
-    """A callback that fills newly allocated blocks with zeros before a sequence gets the blocks, or None."""
+    """Callback that fills newly allocated blocks with zeros before a sequence gets the blocks. If `clear` is None, newly
+    allocated blocks keep their contents."""
     pool: BlockPool = field(init=False)
     roots: dict[str, bytes] = field(default_factory=dict)
     hit_tokens: int = 0
@@ -43,13 +44,13 @@ class KVCacheManager:
         self.reset()
 
     def reset(self) -> None:
-        """Drop all blocks in memory. Blocks on disk are kept."""
+        """Drop all cached blocks in memory. Cached blocks on disk are kept."""
         self.pool = BlockPool(self.n_blocks)
         self.pool.allocate(1)
 
     @property
     def n_usable_blocks(self) -> int:
-        """Number of blocks that sequences can use."""
+        """Number of KV-cache blocks that sequences can use."""
         return self.n_blocks - 1
 
     def invalidate_blocks(self, fingerprint: bytes) -> None:
@@ -61,8 +62,8 @@ class KVCacheManager:
     def match(self, owner: Sequence, most: int | None = None) -> int:
         """Assign the blocks of the longest cached prefix to `owner`, and return the number of tokens in these blocks.
 
-        `owner` must have no blocks yet. The prefix has at most `most` tokens and is shorter than the sequence, so that
-        at least one token is computed.
+        `owner` must have no blocks yet. The longest cached prefix has at most `most` tokens and is shorter than the sequence,
+        so that at least one token is computed.
         """
         if not owner.reuse:
             return 0
@@ -98,7 +99,7 @@ class KVCacheManager:
     def allocate_up_to(self, owner: Sequence, length: int) -> bool:
         """Allocate blocks until `owner` has enough blocks for `length` positions.
 
-        Returns False and changes nothing if too few blocks are available.
+        If too few blocks are available, `allocate_up_to` returns False and changes nothing.
         """
         missing = -(-length // BLOCK) - len(owner.blocks)
         if missing <= 0:
@@ -130,10 +131,12 @@ class KVCacheManager:
         owner.blocks, owner.num_cached_blocks = [], 0
 
     def fork_blocks(self, owner: Sequence, other: Sequence, length: int) -> list[tuple[int, int]] | None:
-        """Give `other` the first `length` positions of `owner`. Full blocks are shared. If the last block is partial,
-        `other` gets a new block, and the caller must copy the contents of the partial block into the new block.
+        """Give `other` the first `length` positions of `owner`. Full blocks are shared by `owner` and `other`. If the last
+        shared block is only partly filled, `other` gets a new block, and the caller must copy the contents of the partial block
+        into the new block.
 
-        Returns [(target block, source block)], or [] if no block is partial, or None if no block is available.
+        Returns [(target block, source block)] for the caller's copy, [] if no block is partial, or None if no block is
+        available.
         """
         full, partial = divmod(length, BLOCK)
         new_blocks = self.pool.allocate(1) if partial else []
@@ -146,7 +149,7 @@ class KVCacheManager:
         return [(new_blocks[0], owner.blocks[full])] if partial else []
 
     def _block_keys(self, owner: Sequence, blocks: int) -> list[bytes]:
-        """Return the keys of the first `blocks` blocks of `owner`. Keys that `owner` already has are not recomputed."""
+        """Return the keys of the first `blocks` blocks of `owner`. Block keys that `owner` already has are not recomputed."""
         n_known = len(owner.keys)
         if n_known < blocks:
             if owner.tenant not in self.roots:
@@ -162,7 +165,7 @@ class KVCacheManager:
         return owner.keys[:blocks]
 
     def stats(self) -> dict[str, float]:
-        """Return the number of blocks by state, and the numbers of prompt tokens that were found and not found in the
+        """Return the number of KV-cache blocks by state, and the numbers of prompt tokens that were found and not found in the
         prefix cache."""
         return {
             "blocks_total": self.n_usable_blocks,

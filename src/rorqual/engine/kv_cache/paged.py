@@ -2,9 +2,9 @@
 `BLOCK` positions of one sequence in every layer.
 
 The scheduler decides which blocks a sequence owns. In the last block of a sequence, rows beyond the end of the sequence get
-attention weight 0. Rows with weight 0 must still be finite, because 0 times NaN is NaN. Pools are therefore initialized with
-zeros. The operating system allocates a memory page of a pool only when the page is first written. After a NaN or infinity was
-written to a pool, `clear` fills each newly allocated block with zeros.
+attention weight 0. Cached rows with attention weight 0 must still be finite, because 0 times NaN is NaN. Block pools are
+therefore initialized with zeros. The operating system allocates a memory page of a pool only when the page is first written.
+After a NaN or infinity was written to a block pool, `clear` fills each newly allocated block with zeros.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rorqual.ops.rope import Rope, rope_angle_table
 
 
 def zeros(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return a tensor of zeros. On the CPU, the tensor takes no memory until it is written."""
+    """Return a tensor of zeros. On the CPU, the tensor of zeros takes no memory until the tensor is written."""
     if device.type != "cpu":
         return torch.zeros(*shape, device=device, dtype=dtype)
     size = torch.empty(0, dtype=dtype).element_size()
@@ -38,7 +38,8 @@ def _as_bytes(tensor: Tensor) -> Tensor:
 def cache_bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> float:
     """Return the number of KV-cache bytes per token position, summed over all layers.
 
-    The size is fractional if attention caches one row per group of tokens. The number of bytes of a whole block is an integer.
+    The number of bytes per token position is fractional if attention caches one row per group of tokens. The number of bytes of
+    a whole block is an integer.
     """
     return sum(attention.cache_bytes(dtype.itemsize) for attention in config.attentions)
 
@@ -46,9 +47,9 @@ def cache_bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> float:
 class PagedCache:
     """The block pools of all layers.
 
-    `layers[i]` holds the pools of attention module i by name: one pool per tensor that the module caches
-    (`layouts[i].parts`). The backend's `attention` decides the memory layout of a pool. `experts` [blocks, BLOCK, routers,
-    k] holds the routers' choices for each cached position.
+    `layers[i]` holds the block pools of attention module i by name: one block pool per tensor that the module caches
+    (`layouts[i].parts`). The backend's `attention` decides the memory layout of a block pool. `experts` [blocks, BLOCK,
+    routers, k] holds the routers' choices for each cached position.
     """
 
     def __init__(
@@ -79,30 +80,30 @@ class PagedCache:
         self._kinds = [(tensor.dtype, tensor.shape) for tensor in contents]
 
     def pools(self) -> Iterator[Tensor]:
-        """Yield every pool of every layer."""
+        """Yield every block pool of every layer."""
         for layer in self.layers:
             yield from layer.values()
 
     def copy_blocks(self, to: Sequence[int], from_: Sequence[int]) -> None:
-        """Copy blocks `from_` to blocks `to`."""
+        """Copy the contents of the blocks `from_` to the blocks `to`."""
         self._fill_blocks(to, self._block_contents(from_))
 
     def clear(self, blocks: Sequence[int]) -> None:
-        """Fill `blocks` with zeros."""
+        """Fill the KV-cache blocks `blocks` with zeros."""
         empty = (torch.zeros(len(blocks), *shape[1:], dtype=dtype, device=self.device) for dtype, shape in self._kinds)
         self._fill_blocks(blocks, list(empty))
 
     def read(self, block: int) -> bytes:
-        """Return the contents of a block as bytes, for `write`. The bytes do not depend on the memory layout of the
-        pools."""
+        """Return the contents of a block as bytes, for `write`. The returned bytes do not depend on the memory layout of the
+        block pools."""
         return b"".join(
             tensor.contiguous().cpu().view(-1).view(torch.uint8).numpy().tobytes()
             for tensor in self._block_contents([block])
         )
 
     def write(self, block: int, contents: bytes) -> bool:
-        """Restore the contents of a block. Returns False and changes nothing if `contents` does not have the size of a
-        block."""
+        """Restore the contents of a block. If `contents` does not have the size of a block, `write` returns False and changes
+        nothing."""
         if len(contents) != sum(self._sizes):
             return False
         parts = torch.frombuffer(bytearray(contents), dtype=torch.uint8).split(self._sizes)
@@ -111,8 +112,8 @@ class PagedCache:
         return True
 
     def _block_contents(self, blocks: Sequence[int]) -> list[Tensor]:
-        """Return the contents of n `blocks`: one tensor [n, heads, rows per block, width] per pool, then `experts` for
-        an MoE model."""
+        """Return the contents of the n blocks `blocks`: one tensor [n, heads, rows per block, width] per block pool, then
+        `experts` for an MoE model."""
         index = torch.tensor(blocks, device=self.device)
         contents = [self.attention.read(pool, index) for pool in self.pools()]
         return [*contents, self.experts.index_select(0, index)] if self.experts.numel() else contents
@@ -125,7 +126,7 @@ class PagedCache:
             self.experts.index_copy_(0, index, contents[-1])
 
     def rope_cos_sin(self, rope: Rope, dim: int) -> tuple[Tensor, Tensor]:
-        """Return the RoPE cosines and sines of all positions up to `max_len`."""
+        """Return the RoPE cosines and sines of all token positions up to `max_len`."""
         if (rope, dim) not in self._angles:
             self._angles[rope, dim] = rope_angle_table(rope, dim, self._positions, self.device)
         return self._angles[rope, dim]

@@ -1,8 +1,8 @@
-"""A client for OpenAI-compatible endpoints. The client has the engine's interface, and can evaluate a served model or
-use it as teacher or judge.
+"""A client for OpenAI-compatible endpoints. The client has the engine's interface. With the client, a served model can be
+evaluated, or used as teacher or judge.
 
-The client uses only the standard library. A remote endpoint does not return the experts of each token, and its
-log-probabilities may differ from the trainer's. Samples of a remote endpoint can therefore be graded, but not used for policy
+The client uses only the standard library. A remote endpoint does not return the experts of each token. The log-probabilities of
+a remote endpoint may differ from the trainer's. Samples of a remote endpoint can therefore be graded, but not used for policy
 gradients.
 """
 
@@ -31,9 +31,9 @@ from rorqual.engine.request import Completion, Grammar, Request, SamplingParams
 from rorqual.engine.seeds import Bits, sample_seed
 
 ALWAYS = ("max_tokens", "temperature", "top_p")
-"""Parameters that are always sent, because servers have different defaults."""
+"""Sampling parameters that are always sent, because servers have different defaults for these parameters."""
 OWN_FORMS = ("seed", "n", "top_logprobs", "grammar")
-"""Parameters that `openai_fields` does not copy unchanged to a field of the same name.
+"""Sampling parameters that `openai_fields` does not copy unchanged to a field of the same name.
 
 A request with `n` samples becomes n HTTP requests, each with its own seed.
 """
@@ -42,7 +42,7 @@ A request with `n` samples becomes n HTTP requests, each with its own seed.
 def openai_fields(params: SamplingParams) -> dict[str, Any]:
     """Return sampling parameters as fields of OpenAI's API, or of the extensions in vLLM and SGLang.
 
-    Parameters at their default value are left out, except the parameters in `ALWAYS`.
+    Sampling parameters at their default value are left out, except the sampling parameters in `ALWAYS`.
     """
     fields = dict[str, Any]()
     for name, param in PARAMS.items():
@@ -80,23 +80,24 @@ def _grammar_fields(grammar: Grammar) -> dict[str, Any]:
 T = TypeVar("T")
 RETRIED = frozenset({408, 409, 425, 429})
 FINAL = frozenset({501, 505})
-"""Server errors that a retry cannot fix."""
+"""HTTP status codes of server errors that a retry cannot fix."""
 REFUSED = frozenset({400, 413, 422})
-"""Status codes of a request that failed because of its content. Other requests may succeed."""
+"""HTTP status codes of a request that failed because of the request's content. Requests with other content may succeed."""
 UNSURE = frozenset({408, 409, 425})
-"""Status codes after which the server may have done and billed work. After any other status code below 500, the server has done no work."""
+"""HTTP status codes after which the server may have done and billed work. After any error status below 500 that is not in
+`UNSURE`, the server has done no work."""
 UNSENT = (ConnectionRefusedError, socket.gaierror, ssl.SSLCertVerificationError)
-"""Exceptions raised before a request is sent."""
+"""Exceptions that are raised before an HTTP request is sent."""
 LONGEST_WAIT = 60.0
 
 
 class RemoteError(RorqualError):
-    """Raised if a remote endpoint does not answer or answers with an error. `status` is the HTTP status if the server
-    rejected the request, else 0.
+    """Raised if a remote endpoint does not answer or answers with an error. If the server rejected the request, `status` is the
+    HTTP status of the rejection, else 0.
 
-    `alone` means that only this request failed, after all its retries, and other requests may succeed. `alone` is True,
-    for example, after HTTP 500, a timeout, a broken connection or a reply without a completion. `alone` is False for an
-    error that affects all requests: a wrong API key, model or address, a rate limit, or an unreachable server.
+    If `alone` is True, only one request failed, after all its retries, and other requests may succeed. `alone` is True, for
+    example, after HTTP 500, a timeout, a broken connection or a reply without a completion. `alone` is False for an error that
+    affects all requests: a wrong API key, model or address, a rate limit, or an unreachable server.
     """
 
     def __init__(self, what: str, *, where: str = "", remedy: str = "", status: int = 0, alone: bool = False) -> None:
@@ -111,31 +112,31 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 class BudgetGuard:
-    """Charges requests to a budget. Several threads call its methods concurrently. `BudgetGuard` sets no limit; subclasses
-    override its methods."""
+    """Charges HTTP requests to a cost budget. Several threads call the methods of a `BudgetGuard` concurrently. `BudgetGuard`
+    itself sets no limit. Subclasses of `BudgetGuard` override the methods."""
 
     def may_send(self, place: int) -> bool:
         """Return whether request number `place` may be sent.
 
-        The client calls `may_send` before each attempt. `may_send` may block until other requests finish.
+        The client calls `may_send` before each attempt to send a request. `may_send` may block until other requests finish.
         """
         return True
 
     def count_unbilled_attempt(self, place: int) -> None:
-        """Record an attempt that is not billed. The attempt was not sent, or the server rejected it with a 3xx or 4xx
-        status that is not in `UNSURE`.
+        """Record an attempt of request number `place` that is not billed. An attempt is not billed if it was not sent, or if
+        the server rejected it with a 3xx or 4xx status that is not in `UNSURE`.
         """
 
     def charge_failed_attempt(self, place: int, usage: Mapping[str, int]) -> None:
-        """Record an attempt whose reply has no completion.
+        """Record an attempt of request number `place` whose reply has no completion.
 
-        `usage` is the token usage that the server reports for this attempt.
+        `usage` is the token usage that the server reports for the attempt.
         """
 
     def settle_request(self, place: int) -> None:
-        """Record that the request has finished, with or without success.
+        """Record that request number `place` has finished, with or without success.
 
-        Attempts whose cost is unknown are charged to the budget.
+        Attempts of the request whose cost is unknown are charged to the budget.
         """
 
 
@@ -143,7 +144,7 @@ FREE = BudgetGuard()
 
 
 class _BudgetExhausted(RorqualError):
-    """Raised if the budget does not allow another request."""
+    """Raised if the cost budget does not allow another HTTP request."""
 
 
 @contextmanager
@@ -161,14 +162,14 @@ def _stop_on_error(faults: list[BaseException], stop: threading.Event) -> Iterat
 
 
 class RemoteClient(ABC):
-    """A client that sends one HTTP request per sample to `url`, with up to `concurrency` in flight. Subclasses build
-    the body and parse the reply.
+    """A client that sends one HTTP request per sample to `url`, with up to `concurrency` requests in flight. Subclasses build
+    the body of a request and parse the reply.
 
-    `timeout` is in seconds per attempt. A request is retried up to `retries` times. Reasons for a retry are HTTP 408,
-    409, 425, 429 and 5xx (except 501 and 505), and a broken connection. A reply without a completion, such as an HTML
-    page, causes a retry. The delay before a retry starts at `backoff` seconds and doubles after each retry. If the
-    server's `Retry-After` is longer than this delay, the client waits for the time in `Retry-After`. No delay exceeds
-    `LONGEST_WAIT` seconds.
+    `timeout` is the time limit of one attempt to send a request, in seconds. A request is retried up to `retries` times.
+    Reasons for a retry are HTTP 408, 409, 425, 429 and 5xx (except 501 and 505), and a broken connection. A reply without a
+    completion, such as an HTML page, causes a retry. The delay before a retry starts at `backoff` seconds and doubles after
+    each retry. If the server's `Retry-After` is longer than the delay, the client waits for the time in `Retry-After`. No delay
+    before a retry exceeds `LONGEST_WAIT` seconds.
     """
 
     def __init__(
@@ -210,11 +211,11 @@ class RemoteClient(ABC):
 
     @abstractmethod
     def _parse_completion(self, data: Any, request: Request) -> Completion:
-        """Extract the completion from the JSON of a reply. Raises NoCompletion if the reply has no completion."""
+        """Return the completion in the JSON `data` of a reply. Raises NoCompletion if the reply has no completion."""
 
     @abstractmethod
     def _check_supported(self, wanted: Sequence[tuple[Request, int]]) -> None:
-        """Raise DataError for a request that the endpoint does not support, before anything is sent."""
+        """Raise DataError for a request that the endpoint does not support, before any request is sent."""
 
     def collect_completions(
         self,
@@ -228,14 +229,15 @@ class RemoteClient(ABC):
         """Send a request for each (request, sample number) in `wanted`, and call `arrived(place, completion)` for each
         completion.
 
-        Calls of `arrived` are serialized. If a request or a call of `arrived` fails, no further request is sent. Requests
-        in flight are completed and delivered, then the first error is raised. `guard.may_send` reserves money for each
-        attempt before the attempt. If `guard.may_send` returns False, no further request is sent, and `collect_completions` returns False.
+        Calls of `arrived` are serialized. If a request or a call of `arrived` fails, no further request is sent. Requests in
+        flight are completed and their completions delivered. `collect_completions` then raises the first error.
+        `guard.may_send` reserves money before each attempt to send a request. If `guard.may_send` returns False, no further
+        request is sent, and `collect_completions` returns False.
 
-        If `refused` is given, it handles requests that the server rejects for their content (`REFUSED`): `collect_completions` calls
-        `refused(place, error)` and continues with the other requests. In the same way, `failed` handles all remaining
-        errors with `RemoteError.alone`. With `first_alone`, the first request must finish before any other request is
-        sent.
+        If `refused` is given, `refused` handles requests that the server rejects for their content (`REFUSED`):
+        `collect_completions` calls `refused(place, error)` and continues with the other requests. In the same way, `failed`
+        handles all other errors with `RemoteError.alone`. With `first_alone`, the first request must finish before any other
+        request is sent.
         """
         self._check_supported(wanted)
         lock, stop = threading.Lock(), threading.Event()
@@ -295,16 +297,16 @@ class RemoteClient(ABC):
     def request_json(self, url: str, body: bytes | None = None, extra_headers: Mapping[str, str] | None = None) -> Any:
         """Send an auxiliary request with retries, and return the JSON of the reply.
 
-        The method is POST if `body` is given, else GET.
+        The HTTP method is POST if `body` is given, else GET.
         """
         return self._with_retries(url, lambda: self._send_request(url, body, extra_headers), FREE, 0, threading.Event())
 
     def _with_retries(
         self, url: str, attempt_once: Callable[[], T], guard: BudgetGuard, place: int, stop: threading.Event
     ) -> T:
-        """Return the result of `attempt_once()`, with up to `retries` retries.
+        """Return the result of `attempt_once()`. If `attempt_once()` fails, it is retried up to `retries` times.
 
-        Each attempt of request number `place` is charged to `guard`. Setting `stop` ends the retries.
+        Each attempt of request number `place` is charged to `guard`. Setting the event `stop` ends the retries.
         """
         for attempt in range(self.retries + 1):
             fault, wait, alone = "stopped because another request failed", 0.0, False
@@ -337,7 +339,7 @@ class RemoteClient(ABC):
         raise RemoteError(f"{fault} (tried {attempt + 1} times)", where=url, remedy=remedy, alone=alone)
 
     def _remedy_for_status(self, code: int) -> str:
-        """Return what to do about an HTTP status."""
+        """Return a text that tells the user what to do about the HTTP status `code`."""
         known = {
             401: "Give the server's API key: api_key= in Python, RORQUAL_API_KEY on the command line.",
             403: "Give an API key that may use this model.",
@@ -347,7 +349,7 @@ class RemoteClient(ABC):
         return known.get(code, refused)
 
     def _send_request(self, url: str, body: bytes | None, extra_headers: Mapping[str, str] | None = None) -> Any:
-        """Send one HTTP request and return the JSON of the reply. The method is POST if `body` is given, else GET."""
+        """Send one HTTP request and return the JSON of the reply. The HTTP method is POST if `body` is given, else GET."""
         headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "rorqual"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
@@ -372,11 +374,11 @@ class RemoteClient(ABC):
 
 
 class RemoteEngine(RemoteClient):
-    """An engine that sends `POST {base_url}/chat/completions` to any OpenAI-compatible server.
+    """An engine that sends requests `POST {base_url}/chat/completions` to any OpenAI-compatible server.
 
     Thinking `on` and `off` are sent as `chat_template_kwargs`, which vLLM and SGLang accept. For thinking `auto`, no
-    `chat_template_kwargs` are sent. `seed_bits` is the number of bits in a seed: 64 as in OpenAI's API, or 31 for a server that
-    rejects larger seeds. `settings` are passed to `RemoteClient`.
+    `chat_template_kwargs` are sent. `seed_bits` is the number of bits of a request's seed: 64 as in OpenAI's API, or 31 for a
+    server that rejects larger seeds. `settings` are passed to `RemoteClient`.
     """
 
     def __init__(
@@ -396,7 +398,7 @@ class RemoteEngine(RemoteClient):
     ) -> list[list[Completion]]:
         """Return the `n` samples of each request.
 
-        Raises the first error that persists after all retries.
+        Raises the first error of a request that persists after all retries.
         """
         # Validate before `wanted` is built, because an invalid `n` may be huge.
         self._check_supported([(request, 0) for request in requests])
@@ -476,7 +478,8 @@ def _message_of(error: urllib.error.HTTPError) -> str:
 LARGEST_REPLY = 64 * 2**20
 THINK, END_THINK = "<think>", "</think>"
 NO_ANSWER = frozenset({"content_filter", "tool_calls", "function_call", "error"})
-"""Finish reasons of a reply without an answer. Tool calls count as no answer, because requests carry no tools."""
+"""Finish reasons of a reply without an answer. A reply with tool calls has no answer, because the client's requests carry no
+tools."""
 
 
 class NoCompletion(Exception):
@@ -547,7 +550,8 @@ def shorten(text: str) -> str:
 def read_reply_body(reply: Any, end: float) -> bytes:
     """Read a reply body until it ends, or until it has at least `LARGEST_REPLY` bytes.
 
-    Raises TimeoutError after the monotonic time `end`. A socket timeout would limit the time per read, not the total time.
+    Raises TimeoutError if the reply body is incomplete at the monotonic time `end`. A socket timeout would limit the time of
+    each read, not the total time.
     """
     raw = bytearray()
     while len(raw) < LARGEST_REPLY and (piece := reply.read1(1 << 16)):
@@ -575,11 +579,11 @@ PromptLogprobs = tuple[list[float | None], list[list[tuple[int, float]]] | None]
 
 
 def parse_prompt_logprobs(data: Any, top: int | None) -> PromptLogprobs | None:
-    """Parse vLLM's `prompt_logprobs` into the log-probability of each prompt token and the `top` most likely tokens at
-    its position.
+    """Parse vLLM's `prompt_logprobs` into the log-probability of each prompt token and the `top` most likely tokens at the
+    position of each prompt token.
 
-    Returns None if the request did not set `prompt_logprobs` or the server returned none. In vLLM's format, each entry
-    lists the prompt token first and gives the rank of each listed token.
+    Returns None if the request did not set `prompt_logprobs` or the server returned no `prompt_logprobs`. In vLLM's
+    `prompt_logprobs`, each entry lists the prompt token first and gives the rank of each listed token.
     """
     if top is None or data is None:
         return None
@@ -592,9 +596,9 @@ def parse_prompt_logprobs(data: Any, top: int | None) -> PromptLogprobs | None:
 def split_reasoning(content: str) -> tuple[str, str | None]:
     """Split a reply into answer and reasoning.
 
-    The reply may lack `<think>`, because the prompt may end with this tag. A reply that is cut off during the reasoning
-    has no answer. A reply without `<think>` and `</think>` is an answer without reasoning: the server removed the
-    reasoning, or the model did not think.
+    The reply may lack `<think>`, because the prompt may end with `<think>`. A reply that is cut off during the reasoning has no
+    answer. A reply without `<think>` and `</think>` is an answer without reasoning: the server removed the reasoning, or the
+    model did not think.
     """
     head, mark, tail = content.partition(END_THINK)
     if mark:

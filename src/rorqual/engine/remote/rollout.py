@@ -31,9 +31,9 @@ SERVER_REMEDY = "Give the address of a `rorqual serve` of this version."
 class RemoteRolloutEngine(RemoteClient):
     """A rollout engine that samples with `POST {address}/rollout/generate` and uploads weights to `/rollout/weights`.
 
-    docs/how-to/serve.md describes both endpoints. Each sample is a separate request. The number of requests in flight
-    is at most the server's number of slots. Prompts and replies are sent as token ids, so that no text is tokenized
-    again. Raises ConfigError if the server's tokenizer or chat format differs from the trainer's.
+    docs/how-to/serve.md describes `/rollout/generate` and `/rollout/weights`. Each sample is a separate HTTP request. The
+    number of HTTP requests in flight is at most the server's number of slots. Prompts and replies are sent as token ids, so
+    that no text is tokenized again. Raises ConfigError if the server's tokenizer or chat format differs from the trainer's.
     """
 
     def __init__(self, address: str, chat: ChatFormat, *, api_key: str, **settings: Any) -> None:
@@ -60,8 +60,8 @@ class RemoteRolloutEngine(RemoteClient):
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """Yield samples as they finish.
 
-        Raises the first error that persists after all retries. Closing the iterator cancels the requests that have not
-        been sent yet.
+        Raises the first error of a request that persists after all retries. Closing the iterator cancels the requests that have
+        not been sent yet.
         """
         places = [(number, sample) for number, request in enumerate(requests) for sample in range(request.params.n)]
 
@@ -77,7 +77,7 @@ class RemoteRolloutEngine(RemoteClient):
         return iterate_completions(collect_samples)
 
     def update(self, weights: Decoder, version: int) -> None:
-        """Upload the weights, with any adapter merged, and wait until the server samples with the new weights."""
+        """Upload `weights`, with any adapter merged, and wait until the server samples with `weights`."""
         data = save({name: tensor.cpu().contiguous() for name, tensor in merged_weights(weights).items()})
         digest = base64.b64encode(hashlib.sha256(data).digest()).decode()
         headers = {"Content-Type": "application/octet-stream", "Content-Digest": f"sha-256=:{digest}:"}

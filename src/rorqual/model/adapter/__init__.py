@@ -1,6 +1,7 @@
 """Kinds of fine-tuning: full, LoRA, ESFT, and training only the indexers of sparse attention.
 
-The kind of fine-tuning decides which parameters a run trains. Importing this package registers all kinds.
+The kind of fine-tuning decides which parameters a run trains. Importing `rorqual.model.adapter` registers all kinds of
+fine-tuning.
 """
 
 from rorqual.model.adapter.esft import ESFT

@@ -1,9 +1,9 @@
 """Expert-specialised fine-tuning (ESFT, Wang et al. 2407.01906): train only the experts that a task uses.
 
-The router sends most tokens of a given task to a few experts. An expert's relevance is its mean gate value (eq. 7) or its share
-of the routed choices (eq. 8). The relevance is averaged over the tokens of each document and then over a sample of documents.
-In each layer, the most relevant experts are selected until their relevances sum to p. The matrices of the selected experts are
-trained, and all other parameters are frozen.
+The router sends most tokens of a given task to a few experts. An expert's relevance is the expert's mean gate value (eq. 7) or
+the expert's share of the routed choices (eq. 8). An expert's relevance is averaged over the tokens of each document and then
+over a sample of documents. In each layer, the most relevant experts are selected until the relevances of the selected experts
+sum to p. The matrices of the selected experts are trained, and all other parameters are frozen.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from rorqual.ops.moe import Routing
 class ESFT(Tune):
     """Expert-specialised fine-tuning.
 
-    `score` is the measure of relevance: `gate` is the mean gate value (eq. 7), and `token` is the share of routed
-    choices (eq. 8). In each layer, the selected experts together have at least a share `p` of the layer's total
-    relevance. `sample` is the number of training steps whose batches are used to measure relevance.
+    `score` is the measure of an expert's relevance: `gate` is the expert's mean gate value (eq. 7), and `token` is the expert's
+    share of the routed choices (eq. 8). In each layer, the selected experts together have at least a share `p` of the total
+    relevance of all experts. `sample` is the number of training steps whose batches are used to measure the experts' relevance.
 
-    Relevances are divided by their sum over the layer, so p is a share even if gates do not sum to 1.
+    The relevances of experts are divided by the sum of relevances in their layer, so `p` is a share even if gates do not sum to
+    1.
     """
 
     kind: Literal["esft"] = "esft"
@@ -91,10 +92,10 @@ def n_stacked_experts(ffn: FFN) -> int:
 
 
 class TunedExperts(Experts):
-    """Stacked experts. Only the experts with indices `chosen` are trained.
+    """The stacked experts of a feed-forward network. Only the experts with the indices `chosen` are trained.
 
-    The trained parameters share memory with slices of the stacked tensors. An optimizer step therefore updates the
-    stacked tensors in place, and generation needs no special handling.
+    The trained parameters share memory with slices of the stacked expert tensors. An optimizer step therefore updates the
+    stacked expert tensors in place, and generation needs no special handling of the trained experts.
     """
 
     def __init__(self, experts: Experts, chosen: Sequence[int]) -> None:
@@ -107,7 +108,8 @@ class TunedExperts(Experts):
         )
 
     def trained_slices(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield names and parameters of each chosen expert: `EXPERT.gate_up_proj` [2 i, d] and `EXPERT.down_proj` [d, i]."""
+        """Yield the names and parameters of each chosen expert's matrices: `EXPERT.gate_up_proj` [2 i, d] and
+        `EXPERT.down_proj` [d, i]."""
         names = (f"{expert}.{part}" for expert in self.chosen for part in PARTS)
         yield from zip(names, self._parts, strict=True)
 
@@ -124,12 +126,12 @@ class TunedExperts(Experts):
 def expert_relevance(
     routing: Sequence[Routing], document: Tensor, score: Literal["gate", "token"], documents: int
 ) -> list[Tensor]:
-    """For each layer, return the relevance of each expert [experts] in fp64, summed over documents.
+    """Return, for each layer, the relevance of each expert [experts] in fp64, summed over documents.
 
-    Each document contributes one number per expert. With `gate`, the number is the expert's mean gate value over the document's
-    tokens. With `token`, the number is the expert's share of the router's choices for the document's tokens. `routing` holds
-    the routing of n tokens in each layer. `document` [n] holds the document number of each token, or -1 for padding. A document
-    must be passed whole, in a single call. A `SKIP` choice (no expert) is not counted for any expert.
+    Each document contributes one relevance per expert. With `gate`, the relevance is the expert's mean gate value over the
+    document's tokens. With `token`, the relevance is the expert's share of the router's choices for the document's tokens.
+    `routing` holds the routing of n tokens in each layer. `document` [n] holds the document number of each token, or -1 for
+    padding. A document must be passed whole, in a single call. A `SKIP` choice (no expert) is not counted for any expert.
     """
     is_token = document >= 0
     number = document[is_token]
@@ -149,9 +151,9 @@ def expert_relevance(
 
 
 def select_experts(scores: Sequence[Tensor], p: float) -> SelectedExperts:
-    """Select the fewest experts of each layer whose shares of the layer's relevance sum to at least p.
+    """Select the fewest experts of each layer whose shares of the layer's total relevance sum to at least `p`.
 
-    Experts are selected by descending relevance. Ties go to the lower expert number.
+    Experts are selected by descending relevance. Between experts of equal relevance, the lower expert number is selected first.
     """
     chosen = []
     for score in scores:

@@ -1,9 +1,9 @@
 """Read and write adapter checkpoints.
 
-`adapter.safetensors` holds the trained tensors, and `adapter.json` names the base checkpoint.
+In an adapter checkpoint, `adapter.safetensors` holds the trained tensors, and `adapter.json` names the base checkpoint.
 
-The base is a checkpoint of another run, identified by the SHA-256 of its weights. Loading an adapter fails if the weights of
-the base have changed. The base checkpoint may itself be an adapter.
+The base checkpoint belongs to another run and is identified by the SHA-256 of its weights. Loading an adapter fails if the
+weights of the base checkpoint have changed. The base checkpoint may itself be an adapter.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ ADAPTER_FILE, ADAPTER_INFO = "adapter.safetensors", "adapter.json"
 class BaseCheckpoint(Config):
     """The base checkpoint of an adapter.
 
-    `run` is the run directory of the base as the user wrote it. `beside` is the path of this directory relative to the
-    adapter's run directory. `step` is the step of the checkpoint, and `sha256` is the result of `fingerprint`.
+    `run` is the run directory of the base checkpoint, as the user wrote the path. `beside` is the path of the base checkpoint's
+    run directory relative to the adapter's run directory. `step` is the training step of the base checkpoint, and `sha256` is
+    the result of `fingerprint`.
     """
 
     run: str
@@ -67,7 +68,8 @@ class OpenedAdapter:
     info: Adapter
 
     def tensors(self, shapes: Shapes) -> dict[str, Tensor]:
-        """Load the trained tensors by name. Raises CheckpointError listing names or shapes that differ from `shapes`."""
+        """Load the trained tensors by name. Raises CheckpointError listing the tensors whose names or shapes differ from
+        `shapes`."""
         file = self.folder / ADAPTER_FILE
         try:
             tensors = load_file(file)
@@ -77,7 +79,7 @@ class OpenedAdapter:
         return tensors
 
     def merge_into(self, model: Decoder) -> None:
-        """Merge the adapter into `model`, which must already have the weights of the base."""
+        """Merge the adapter into `model`, which must already have the weights of the base checkpoint."""
         tune, experts = self.info.tune, self.info.experts
         tune.merge(model, self.tensors(tune.trained_shapes(model, experts)))
 
@@ -85,7 +87,7 @@ class OpenedAdapter:
 def check_trained_tensors(found: Mapping[str, Tensor], shapes: Shapes, *, where: str) -> None:
     """Check that adapter tensors have the expected names and shapes, and contain no NaN or infinity.
 
-    Raises CheckpointError listing up to twelve problems.
+    Raises CheckpointError listing up to twelve problems with the tensors.
     """
     wrong = find_differences({name: tuple(tensor.shape) for name, tensor in found.items()}, shapes)
     wrong += [f"{name} contains NaN or infinity" for name, t in found.items() if not bool(t.isfinite().all())]
@@ -110,8 +112,8 @@ def read_adapter_info(checkpoint: Path) -> Adapter | None:
 
 
 def fingerprint(checkpoint: Path) -> str:
-    """Return the SHA-256 of a checkpoint's weight file. For an adapter, also hash `adapter.json`, because this file names the
-    base checkpoint."""
+    """Return the SHA-256 of a checkpoint's weight file. For an adapter checkpoint, the SHA-256 also covers `adapter.json`,
+    because `adapter.json` names the base checkpoint."""
     adapted = (checkpoint / ADAPTER_INFO).is_file()
     digest = hashlib.sha256()
     for name in (ADAPTER_INFO, ADAPTER_FILE) if adapted else (WEIGHTS_FILE,):
@@ -129,7 +131,7 @@ def fingerprint(checkpoint: Path) -> str:
 def base_record(checkpoint: Path, *, named: str, seen_from: Path) -> BaseCheckpoint:
     """Return the `BaseCheckpoint` record of an adapter that was trained on `checkpoint`.
 
-    `named` is the run directory of the base as the user wrote it. `seen_from` is the adapter's run directory.
+    `named` is the run directory of `checkpoint`, as the user wrote the path. `seen_from` is the adapter's run directory.
     """
     run = checkpoint.parent.resolve()
     beside = Path(os.path.relpath(run, seen_from.resolve())).as_posix()
@@ -138,7 +140,8 @@ def base_record(checkpoint: Path, *, named: str, seen_from: Path) -> BaseCheckpo
 
 
 def find_base(checkpoint: Path, base: BaseCheckpoint) -> Path:
-    """Find an adapter's base checkpoint at `base.run` or `base.beside`. Raises CheckpointError if the base is missing or has changed."""
+    """Find an adapter's base checkpoint at `base.run` or `base.beside`. Raises CheckpointError if the base checkpoint is
+    missing or has changed."""
     places = [Path(base.run), checkpoint.parent / base.beside]
     existing = [place for place in places if RunDir(place).config_file.is_file()]
     if not existing:

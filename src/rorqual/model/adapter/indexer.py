@@ -14,7 +14,8 @@ from rorqual.model.decoder import Decoder
 
 
 class IndexerTuning(Tune):
-    """Train the indexers of all attention layers, including the attention layers of MTP modules. All other weights are frozen."""
+    """Train the indexers of all attention layers, including the attention layers of MTP modules. All weights outside the
+    indexers are frozen."""
 
     kind: Literal["indexer"] = "indexer"
 

@@ -1,8 +1,8 @@
 """LoRA (Hu et al. 2021): a frozen linear map W plus a trained product of two low-rank matrices.
 
-y = W x + s B A x, with A [r, in] and B [out, r]. The factor s is alpha / r, or alpha / sqrt(r) for rsLoRA
-(Kalajdzievski 2023). B starts at zero, so attaching an adapter does not change the model. Merging computes W + s (B A)
-in fp32 and rounds once to the dtype of W.
+y = W x + s B A x, with A [r, in] and B [out, r]. The factor s is alpha / r, or alpha / sqrt(r) for rsLoRA (Kalajdzievski 2023).
+B starts at zero, so attaching an adapter does not change the model. Merging an adapter computes W + s (B A) in fp32 and rounds
+once to the dtype of W.
 """
 
 from __future__ import annotations

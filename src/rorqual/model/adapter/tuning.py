@@ -11,29 +11,30 @@ from rorqual.core.config import KindConfig
 from rorqual.model.decoder import Decoder
 
 SelectedExperts = tuple[tuple[int, ...], ...]
-"""The indices of the selected experts of each MoE layer of the main model, in ascending order."""
+"""The indices of the selected experts of each MoE layer of the main model. The expert indices of a layer ascend."""
 Shapes = dict[str, tuple[int, ...]]
 
 
 class Tune(KindConfig):
     """Base class of the kinds of fine-tuning.
 
-    If `trains_all` is True, a checkpoint holds the complete model. If `trains_all` is False, a checkpoint holds only the trained
-    tensors and refers to its base model.
+    If `trains_all` is True, a checkpoint of the run holds the complete model. If `trains_all` is False, a checkpoint of the run
+    holds only the trained tensors and refers to the base model.
     """
 
     @property
     def trains_all(self) -> bool:
-        """True if all parameters are trained. Otherwise load balancing leaves the router biases unchanged."""
+        """Whether all parameters are trained. If some parameters are frozen, load balancing leaves the router biases
+        unchanged."""
         return False
 
     def attach(self, model: Decoder, *, seed: int, experts: SelectedExperts = ()) -> None:
         """Freeze the parameters of `model` that are not trained, in place, and add the adapter.
 
-        Attaching does not change the logits.
+        Attaching an adapter does not change the logits of the model.
 
-        Do not move the model to another device or dtype afterwards. Raises ConfigError if the model has nothing that
-        this kind of fine-tuning can train.
+        Do not move the model to another device or dtype after `attach`. Raises ConfigError if the model has no parameters that
+        the kind of fine-tuning can train.
         """
         raise NotImplementedError
 
@@ -66,15 +67,15 @@ class FullTuning(Tune):
 class HasTrainedSlices(Protocol):
     """A module that trains slices of its tensors.
 
-    `trained_slices` yields the slices as parameters. The yielded parameters share memory with the module's tensors and are not
-    registered in the module.
+    `trained_slices` yields the trained slices as parameters. The yielded parameters share memory with the module's tensors and
+    are not registered in the module.
     """
 
     def trained_slices(self) -> Iterator[tuple[str, nn.Parameter]]: ...
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the trained parameters by name. Only trained parameters have gradients and optimizer state."""
+    """Return the trained parameters by name. Only the returned parameters have gradients and optimizer state."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for prefix, module in model.named_modules():
         if isinstance(module, HasTrainedSlices):

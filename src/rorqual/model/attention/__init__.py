@@ -1,4 +1,4 @@
-"""The attention kinds, one module per kind. Importing this package registers all kinds."""
+"""The attention kinds, one module per kind. Importing `rorqual.model.attention` registers all attention kinds."""
 
 from rorqual.model.attention.attention import Attention, AttentionConfig, AttentionContext, RMSNorm
 from rorqual.model.attention.block_selection import BlockSelectionConfig

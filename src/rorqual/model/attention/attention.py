@@ -1,4 +1,5 @@
-"""Base classes of the attention kinds. A kind's config builds the attention module and describes its cost and KV cache."""
+"""Base classes of the attention kinds. The config of an attention kind builds the attention module and describes the module's
+cost and KV cache."""
 
 from __future__ import annotations
 
@@ -23,10 +24,11 @@ from rorqual.ops.rope import Rope, expand_cos_sin, rope_table
 class AttentionContext:
     """State shared by all layers of one forward pass.
 
-    `positions` is [batch, seq]. `mask` is [batch, 1, queries, keys], or None in a forward pass with a cache: the cache
-    then decides which keys are visible. `ops` is the backend. `table(rope, dim)` returns precomputed cos and sin
-    [positions, dim / 2]. Without `table`, the forward pass computes cos and sin. `wanted` contains the names of the tensors to
-    record, and `recorded` the tensors recorded so far, by name.
+    `positions` [batch, seq] are the positions of the tokens. `mask` is [batch, 1, queries, keys], or None in a forward pass
+    with a KV cache, because the KV cache then decides which keys are visible. `ops` is the backend that computes the
+    operations. `table(rope, dim)` returns precomputed RoPE cosines and sines [positions, dim / 2]. If `table` is None, the
+    forward pass computes the RoPE cosines and sines. `wanted` contains the names of the tensors to record. `recorded` contains
+    the tensors recorded so far, by name.
     """
 
     positions: Tensor
@@ -54,7 +56,8 @@ class AttentionContext:
             self.recorded.setdefault(name, []).append(tensor)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """Attend without a cache. `q` is [batch, heads, queries, d]; `k` and `v` are [batch, heads, keys, d or d_v]."""
+        """Compute attention without a KV cache. `q` is [batch, heads, queries, d], `k` is [batch, heads, keys, d] and `v` is
+        [batch, heads, keys, d_v]."""
         assert self.mask is not None
         return self.ops.attend(q, k, v, self.mask, scale)
 
@@ -62,7 +65,7 @@ class AttentionContext:
 class Attention(Layer, ABC):
     """An attention module: x [batch, seq, hidden] -> [batch, seq, hidden].
 
-    A module that sets `needs_cache` always receives a `LayerCache`. In training, `Decoder` builds the `LayerCache`.
+    An attention module that sets `needs_cache` always receives a `LayerCache`. In training, `Decoder` builds the `LayerCache`.
     """
 
     needs_cache = False
@@ -74,19 +77,21 @@ class Attention(Layer, ABC):
 class AttentionConfig(KindConfig):
     """Base class of the attention kinds' configs.
 
-    The objectives `sparse` and `indexer_warmup`, and `tune.kind=indexer`, train kinds with `has_indexer`. The module of such a
-    kind has a submodule `indexer`, and records `index_kl` and `dense_index_kl` (see `LayerCache.index_kl`). While
-    `dense_index_kl` is recorded, attention is dense. A kind that is trained with a separate objective needs no `has_indexer`.
+    The objectives `sparse` and `indexer_warmup`, and `tune.kind=indexer`, train attention kinds with `has_indexer`. The
+    attention module of a kind with `has_indexer` has a submodule `indexer`, and records `index_kl` and `dense_index_kl` (see
+    `LayerCache.index_kl`). While `dense_index_kl` is recorded, attention is dense. An attention kind that is trained with a
+    separate objective needs no `has_indexer`.
     """
 
     has_indexer: ClassVar[bool] = False
 
     def build(self, hidden_size: int, eps: float) -> Attention:
-        """Build the module."""
+        """Build the attention module."""
         raise NotImplementedError
 
     def cost(self, hidden_size: int, context: int) -> Cost:
-        """Return the parameter count and the forward FLOPs per token in training, if each token attends to `context` keys."""
+        """Return the parameter count of the attention module, and its forward FLOPs per token in training if each token attends
+        to `context` keys."""
         raise NotImplementedError
 
     def decode_flops(self, hidden_size: int, context: float) -> float:
@@ -97,25 +102,25 @@ class AttentionConfig(KindConfig):
         """Return the number of activations per token that training saves for the backward pass, excluding the residual stream.
 
         With selective recomputation, training saves the inputs and the output of attention. `without_recomputation` counts the
-        values saved without recomputation, which include the normed input. Raises ConfigError if the kind does not
-        count saved values.
+        activations saved without recomputation, which include the normed input. Raises ConfigError if the attention kind does
+        not implement `saved_activations`.
         """
         raise ConfigError(
             f"attention kind '{self.kind}' does not report the values it saves for the backward pass",
             where="plan",
-            remedy="Plan serving without training, or implement `saved_values` in its config.",
+            remedy="Plan serving without training, or implement `saved_activations` in its config.",
         )
 
     def split_by_tp(self) -> dict[str, int]:
-        """Return the config fields that tensor parallelism divides, by name."""
+        """Return the config fields whose values tensor parallelism divides among GPUs, by name."""
         return {}
 
     def cache_spec(self) -> tuple[CachePart, ...]:
-        """Return the parts of the KV cache of one attention module. Part names must be unique."""
+        """Return the parts of the KV cache of one attention module. The names of cache parts must be unique."""
         raise NotImplementedError
 
     def cache_layout(self) -> CacheLayout:
-        """Return the parts of the KV cache by name. Raises ValueError if the parts contradict each other."""
+        """Return the parts of the KV cache by name. Raises ValueError if the cache parts contradict each other."""
         return CacheLayout.of(self.kind, self.cache_spec())
 
     def cache_width(self) -> float:
@@ -125,7 +130,7 @@ class AttentionConfig(KindConfig):
     def cache_bytes(self, value_bytes: float) -> float:
         """Return the bytes that one attention module caches per token.
 
-        Values of parts without a dtype take `value_bytes` bytes.
+        Each value of a cache part without its own dtype takes `value_bytes` bytes.
         """
         return sum(
             p.values_per_token * (value_bytes if p.dtype is None else p.dtype.itemsize) for p in self.cache_spec()

@@ -1,8 +1,8 @@
 """Block selection: MLA over the blocks of positions whose mean key gets most attention (after Quest, 2406.10774).
 
 Quest rates a block by an upper bound of the query's scores, computed from the minimum and the maximum of each key channel in
-the block. The kind `block` uses the mean of the keys, as the compressed attention of NSA (2502.11089, eq. 7 to 9) does. All
-heads of a query select the same blocks.
+the block. The attention kind `block` rates a block by the mean of the block's keys, as the compressed attention of NSA does
+(2502.11089, eq. 7 to 9). All heads of a query select the same blocks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rorqual.ops.paged import BLOCK
 class BlockSelectionConfig(MLAConfig):
     """MLA over the block of `block_size` positions that contains the query, and over the `block_topk` best earlier blocks.
 
-    The kind has the same weights as the kind `mla`.
+    The attention kind `block` has the same weights as the attention kind `mla`.
     """
 
     kind: Literal["block"] = "block"  # type: ignore[assignment]
@@ -51,15 +51,15 @@ class BlockSelectionConfig(MLAConfig):
 
 
 class BlockSelection(SelectingMLA):
-    """MLA over selected blocks. Ties between blocks go to the earlier block."""
+    """MLA over selected blocks. Between blocks with equal scores, the earlier block is selected."""
 
     config: BlockSelectionConfig
 
     def select(self, q: Tensor, positions: Tensor, cache: LayerCache) -> Tensor:
-        """Return the positions [tokens, (block_topk + 1) * block_size] that each query sees, or -1 for none.
+        """Return the positions [tokens, (block_topk + 1) * block_size] that each query sees, or -1 for no position.
 
-        The block that contains the query is always visible. If this block is complete, `select_by_attention` may return it, so
-        `select` requests one more block than `block_topk`.
+        The block that contains the query is always visible. If the block that contains the query is complete,
+        `select_by_attention` may return this block, so `select` requests `block_topk` + 1 blocks.
         """
         c = self.config
         complete, _ = cache.groups("latent", c.block_size)

@@ -1,4 +1,5 @@
-"""The KV cache as an attention kind sees it: the parts that the kind declares, and the operations that read and write these parts."""
+"""The interface between an attention kind and the KV cache: the cache parts that the kind declares, and the operations that
+read and write the cache parts."""
 
 from __future__ import annotations
 
@@ -14,14 +15,15 @@ from rorqual.ops.paged import BLOCK, SelectedRows
 
 @dataclass(frozen=True)
 class CachePart:
-    """A named tensor of the KV cache. Each row has `heads` vectors of `width` values, stored as `dtype` (None: the model's dtype).
+    """A named tensor of the KV cache. Each row has `heads` vectors of `width` values, stored as `dtype` (if `dtype` is None, as
+    the model's dtype).
 
-    A write rounds rows to `dtype`, and a read converts the rows back to their original dtype. The trainer also rounds rows to
-    `dtype`, so the trainer computes with the values that the engine caches. The backward pass treats the rounding as the
-    identity.
+    A write to the cache rounds rows to `dtype`, and a read converts the rows back to their original dtype. The trainer also
+    rounds rows to `dtype`, so the trainer computes with the values that the engine caches. The backward pass treats the
+    rounding to `dtype` as the identity.
 
-    `every=1` stores one row per token. `every=n` stores one row per complete group of n tokens: positions i * n to
-    i * n + n - 1 of a sequence. The block size `BLOCK` must be a multiple of `every`.
+    With `every=1`, the cache stores one row per token. With `every=n`, the cache stores one row per complete group of n tokens:
+    positions i * n to i * n + n - 1 of a sequence. The block size `BLOCK` must be a multiple of `every`.
     """
 
     name: str
@@ -32,7 +34,8 @@ class CachePart:
 
     @property
     def values_per_token(self) -> float:
-        """Number of cached values per token. The float is exact, because `every` is a power of two."""
+        """Number of cached values of the cache part per token. The number of values per token is exact as a float, because
+        `every` is a power of two."""
         return self.heads * self.width / self.every
 
 
@@ -43,14 +46,15 @@ class CacheLayout:
     kind: str
     parts: Mapping[str, CachePart]
     writes: frozenset[frozenset[str]]
-    """The sets of part names that `write` accepts.
+    """The sets of cache part names that `write` accepts.
 
-    Each set contains all parts that share one value of `every` (tokens per row).
+    Each set contains the names of all cache parts that share one value of `every` (tokens per row).
     """
 
     @classmethod
     def of(cls, kind: str, spec: tuple[CachePart, ...]) -> CacheLayout:
-        """Return the layout of the attention kind `kind`. Raises ValueError if part names repeat or a part's `every` does not divide `BLOCK`."""
+        """Return the layout of the attention kind `kind`. Raises ValueError if two parts have the same name, or if a part's
+        `every` does not divide `BLOCK`."""
         parts = {part.name: part for part in spec}
         if len(parts) < len(spec):
             raise ValueError(f"attention kind '{kind}' declares two cache parts with the same name")
@@ -64,7 +68,7 @@ class CacheLayout:
         return cls(kind, parts, frozenset(writes))
 
     def part(self, name: str) -> CachePart:
-        """Return the part called `name`. Raises ValueError if `cache_spec` does not declare this part."""
+        """Return the cache part called `name`. Raises ValueError if `cache_spec` does not declare a part `name`."""
         if name not in self.parts:
             raise ValueError(
                 f"attention kind '{self.kind}' uses the cached part '{name}'; its cache_spec declares {sorted(self.parts)}"
@@ -72,7 +76,8 @@ class CacheLayout:
         return self.parts[name]
 
     def check_write(self, given: Collection[str]) -> None:
-        """Raise ValueError unless `given` contains exactly the parts that share one value of `every` (tokens per row)."""
+        """Raise ValueError unless `given` contains exactly the names of the cache parts that share one value of `every` (tokens
+        per row)."""
         if frozenset(given) not in self.writes:
             raise ValueError(
                 f"attention kind '{self.kind}' writes the parts {sorted(given)}; its cache_spec declares {sorted(self.parts)}, and one write "
@@ -81,10 +86,10 @@ class CacheLayout:
 
 
 class LayerCache:
-    """The KV cache of one attention module during one forward pass. The cache parts are stored in blocks.
+    """The KV cache of one attention module during one forward pass. The parts of the KV cache are stored in blocks.
 
-    A forward pass writes the new rows before it reads the cache, so reads include the new rows. Every method raises ValueError
-    for a part that the kind's `cache_spec` does not declare.
+    A forward pass writes the new rows before the forward pass reads the cache, so reads include the new rows. Every method
+    raises ValueError for a part that the `cache_spec` of the attention kind does not declare.
 
     In a subclass, `_store` rounds new rows of a part to the part's dtype and stores the rounded rows. `_pool` returns a part as
     a block pool in the layout of the backend's `attention`, and `_read_completed_groups` returns the rows of completed groups.
@@ -104,10 +109,12 @@ class LayerCache:
         raise NotImplementedError
 
     def write(self, parts: Mapping[str, Tensor]) -> None:
-        """Store the new rows of all parts that share one value of `every` (tokens per row). `parts` maps part names to tensors.
+        """Store the new rows of all cache parts that share one value of `every` (tokens per row). `parts` maps part names to
+        the tensors of new rows.
 
-        A part with one row per token takes a tensor [tokens, heads, width]. A part with one row per group takes
-        [groups, heads, width], for the groups that `groups` returned. A kind may write parts that it never reads.
+        A part with one row per token takes a tensor [tokens, heads, width]. A part with one row per group takes a tensor
+        [groups, heads, width], for the groups that `groups` returned. An attention kind may write cache parts that the
+        attention kind never reads.
         """
         self._layout.check_write(parts)
         for name, rows in parts.items():
@@ -115,14 +122,14 @@ class LayerCache:
             self._written[name] = rows.dtype
 
     def groups(self, part: str, every: int) -> tuple[Tensor, Tensor]:
-        """Return the groups of `every` tokens that this forward pass completes.
+        """Return the groups of `every` tokens that the forward pass completes.
 
-        Rows of tokens from earlier forward passes are read from the cache.
+        The rows of tokens from earlier forward passes are read from the cache.
 
-        The first tensor [groups, every, heads, width] holds the rows of `part`, which must have one row per token. The
-        second tensor [groups] holds the index of each group's last token among the tokens of this forward pass.
+        The first tensor [groups, every, heads, width] holds the rows of `part`, which must have one row per token. The second
+        tensor [groups] holds the index of each group's last token among the tokens of the forward pass.
 
-        The returned tensors may end with padding groups, so that a row's rounding does not depend on other rows
+        The returned tensors may end with padding groups, so that the rounding of one row does not depend on other rows
         (`ops.row_limits`). `write` ignores padding groups.
         """
         if self._require_written_part(part).every > 1 or every < 1 or BLOCK % every:
@@ -146,13 +153,13 @@ class LayerCache:
     ) -> Tensor:
         """Compute causal attention from every token to the cached rows of its sequence.
 
-        `q` is [tokens, heads, queries per head, d]. `keys` and `values` are part names and may be the same name. Attention uses
-        only the first `value_width` columns of the values, or all columns if `value_width` is None. The row of a group is
-        visible to the last token of the group and to later tokens.
+        `q` is [tokens, heads, queries per head, d]. `keys` and `values` are names of cache parts and may be the same name.
+        Attention uses only the first `value_width` columns of the values, or all columns of the values if `value_width` is
+        None. The cached row of a group is visible to the last token of the group and to later tokens.
 
-        `selected` restricts attention to the selected rows. `window` restricts attention to the rows of the last
-        `window` tokens, including the current token. Returns [tokens, heads, queries per head, value_width]. A token
-        without visible rows gets 0.
+        `selected` restricts attention to the rows in `selected`. `window` restricts attention to the rows of the last `window`
+        tokens, including the current token. Returns the attention output [tokens, heads, queries per head, value_width]. The
+        attention output of a token without visible rows is 0.
         """
         if selected is None and window is None and self._require_written_part(keys).every == 1:
             pools, width = self._key_value_pools(keys, values, value_width)
@@ -174,8 +181,8 @@ class LayerCache:
     ) -> tuple[Tensor, Tensor]:
         """Return the result of `attend` and the log-sum-exp of each softmax [tokens, heads, queries per head] in fp32.
 
-        The log-sum-exp of a token without visible rows is -1e30. `rorqual.ops.paged.merge_attention` combines results over
-        disjoint sets of keys.
+        The log-sum-exp of a token without visible rows is -1e30. `rorqual.ops.paged.merge_attention` combines attention outputs
+        over disjoint sets of keys.
         """
         pools, width = self._key_value_pools(keys, values, value_width)
         rows = None if selected is None else selected.rows
@@ -184,20 +191,20 @@ class LayerCache:
     def select(self, q: Tensor, weights: Tensor, part: str, budget: int, scales: str | None = None) -> SelectedRows:
         """Select for each token t the `budget` visible rows s of `part` with the highest sum_j w_{t,j} ReLU(q_{t,j} . k_s).
 
-        The sum is the index score of DeepSeek-V3.2-Exp's lightning indexer. Ties go to the earlier row. `q` is [tokens, heads,
-        queries per head, d] and `weights` [tokens, heads, queries per head]. The index j runs over heads and queries per head.
-        `scales` names a part of width 1 by which the rows of `part` are multiplied. The returned scores have gradients, but the
-        selection of rows has no gradient.
+        The sum over j is the index score of DeepSeek-V3.2-Exp's lightning indexer. Between rows with equal index scores, the
+        earlier row is selected. `q` is [tokens, heads, queries per head, d] and `weights` [tokens, heads, queries per head].
+        The index j runs over heads and queries per head. `scales` names a cache part of width 1 by which the rows of `part` are
+        multiplied. The returned index scores have gradients, but the selection of rows has no gradient.
         """
         self._require_written_part(part)
         return self._attention.select(q, weights, self._pool(part), self._plan, budget, self._scales_pool(scales))
 
     def select_by_attention(self, q: Tensor, keys: str, scale: float, budget: int) -> SelectedRows:
         """Select the `budget` rows with the largest attention weights, averaged over heads. A perfect lightning indexer would
-        select the same rows.
+        select the rows that `select_by_attention` returns.
 
         `q`, `keys` and `scale` are as in `attend`. The returned scores are the averaged attention weights, without gradients.
-        Ties go to the earlier row.
+        Between rows with equal attention weights, the earlier row is selected.
         """
         self._require_written_part(keys)
         return self._attention.select_by_attention(q, self._pool(keys), self._plan, scale, budget)
@@ -215,8 +222,8 @@ class LayerCache:
     ) -> Tensor:
         """Return KL(attention weights || softmax of the index scores) of each token [tokens], in nats.
 
-        The divergence is the loss of the lightning indexer (DeepSeek-V3.2-Exp, eq. 3 and 4). `q`, `keys` and `scale` are as in
-        `attend`. `index_q` and `index_keys` are the arguments `q` and `part` of `select`. `weights` and `scales` are as in
+        The KL divergence is the loss of the lightning indexer (DeepSeek-V3.2-Exp, eq. 3 and 4). `q`, `keys` and `scale` are as
+        in `attend`. `index_q` and `index_keys` are the arguments `q` and `part` of `select`. `weights` and `scales` are as in
         `select`. Attention weights are averaged over heads and receive no gradient. `selected` restricts attention and index
         scores to the selected rows.
         """
@@ -228,7 +235,8 @@ class LayerCache:
         )
 
     def gather(self, part: str, selected: SelectedRows) -> Tensor:
-        """Return the selected rows of `part` [tokens, k, heads, width], with gradients. Row -1 (no row) gives zeros."""
+        """Return the selected rows of `part` [tokens, k, heads, width], with gradients. For the row number -1 (no row),
+        `gather` returns zeros."""
         self._require_written_part(part)
         return self._attention.gather(self._pool(part), self._plan, selected.rows).to(self._written[part])
 
@@ -242,7 +250,7 @@ class LayerCache:
         return self._layout.parts[name]
 
     def _key_value_pools(self, keys: str, values: str, value_width: int | None) -> tuple[tuple[Tensor, Tensor], int]:
-        """Return the pools of keys and values, and the number of value columns to use."""
+        """Return the block pools of the keys and of the values, and the number of value columns to use."""
         if self._require_written_part(keys).every != self._require_written_part(values).every:
             raise ValueError(
                 f"attention kind '{self._layout.kind}' attends with keys '{keys}' and values '{values}', which must have the same `every`"

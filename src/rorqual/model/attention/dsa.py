@@ -1,15 +1,15 @@
 """DeepSeek Sparse Attention (DeepSeek-V3.2-Exp, section 2.1): MLA over the positions that a lightning indexer selects.
 
-The index score of query t and position s is I_{t,s} = sum_j w_{t,j} ReLU(q_{t,j} . k_s), over the indexer's heads j (eq.
-1). Attention sees the `index_topk` positions with the highest scores; ties go to the earlier position. Attention is
-dense while a sequence has at most `index_topk` positions.
+The index score of query t and position s is I_{t,s} = sum_j w_{t,j} ReLU(q_{t,j} . k_s), over the indexer's heads j (eq. 1).
+Attention sees the `index_topk` positions with the highest index scores. Between positions with equal index scores, the earlier
+position is selected. Attention is dense while a sequence has at most `index_topk` positions.
 
 RoPE rotates the first `qk_rope_head_dim` values of index queries and keys in the half-split layout, while MLA's own RoPE
 is interleaved.
 
-With `index_dtype`, the cache holds index keys in FP8, with a power of two as the scale of each key. DeepSeek's code also rounds
-index queries to FP8. Before rounding, DeepSeek's code multiplies index queries and keys by a Hadamard matrix, which preserves
-dot products. Rorqual neither rounds index queries nor applies the Hadamard matrix.
+With `index_dtype`, the KV cache holds index keys in FP8, with a power of two as the scale of each index key. DeepSeek's code
+also rounds index queries to FP8. Before rounding, DeepSeek's code multiplies index queries and keys by a Hadamard matrix, which
+preserves dot products. Rorqual neither rounds index queries nor applies the Hadamard matrix.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ ATTENTION_ERROR_NAMES = frozenset({"mass_inside", "attention_rows", "attention_m
 
 
 class DSAConfig(MLAConfig):
-    """MLA with a lightning indexer of `index_n_heads` heads of width `index_head_dim`, which share one key per position.
+    """MLA with a lightning indexer of `index_n_heads` heads of width `index_head_dim`. All heads of the indexer share one index
+    key per position.
 
     With `index_top_p` below 1, the softmax of the index scores gives each of a query's `index_topk` positions a weight. The
-    query attends only to the fewest positions whose weights add up to at least `index_top_p`.
+    query attends only to the fewest of these positions whose weights add up to at least `index_top_p`.
 
-    `index_dtype` is the type of cached index keys. With "float8_e4m3fn", a key takes `index_head_dim` + 4 bytes.
+    `index_dtype` is the dtype of cached index keys. With "float8_e4m3fn", an index key takes `index_head_dim` + 4 bytes.
     """
 
     kind: Literal["dsa"] = "dsa"  # type: ignore[assignment]
@@ -86,7 +87,8 @@ class DSAConfig(MLAConfig):
 
 
 class Indexer(nn.Module):
-    """The lightning indexer. The indexer computes index queries, one index key per position, and the weights of the indexer's heads."""
+    """The lightning indexer of an attention module. The indexer computes index queries, one index key per position, and the
+    weights of the indexer's heads."""
 
     def __init__(self, config: DSAConfig, hidden_size: int) -> None:
         super().__init__()
@@ -97,10 +99,10 @@ class Indexer(nn.Module):
         self.weights_proj = nn.Linear(hidden_size, c.index_n_heads, bias=False)
 
     def forward(self, x: Tensor, q_latent: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor, Tensor]:
-        """Map x [batch, seq, hidden] and c^Q [batch, seq, q_lora_rank] to queries, keys and weights.
+        """Map x [batch, seq, hidden] and c^Q [batch, seq, q_lora_rank] to index queries, index keys and head weights.
 
-        Returns queries [tokens, 1, index_n_heads, d], keys [tokens, 1, d] and weights [tokens, 1, index_n_heads] in fp32. The
-        weights contain the factors index_n_heads^-0.5 and d^-0.5.
+        Returns index queries [tokens, 1, index_n_heads, d], index keys [tokens, 1, d] and head weights [tokens, 1,
+        index_n_heads] in fp32. The head weights contain the factors index_n_heads^-0.5 and d^-0.5.
         """
         c, ops = self.config, context.ops
         q = self.wq_b(q_latent).unflatten(-1, (c.index_n_heads, c.index_head_dim))
@@ -117,13 +119,15 @@ class Indexer(nn.Module):
 
 
 class DSA(MLA):
-    """MLA over the positions that the indexer selects. Always runs on a cache, in the absorbed form.
+    """MLA over the positions that the indexer selects. `DSA` always runs on a KV cache, in the absorbed form.
 
-    The indexer's inputs are detached, so the indexer's loss trains only the indexer. No other loss trains the indexer.
+    The indexer's inputs are detached, so the indexer's loss trains only the indexer. No loss except the indexer's own loss
+    trains the indexer.
 
-    Records `selected` [tokens, k]: positions, or -1 for none. Records `index_scores` [tokens, k], and the indexer's losses
-    `index_kl` and `dense_index_kl` [tokens] (see `LayerCache.index_kl`). `index_kl` is the loss over the selected
-    positions. `dense_index_kl` is the loss over all positions. Attention is dense while `dense_index_kl` is recorded.
+    `DSA` records `selected` [tokens, k]: the selected positions, or -1 for no position. `DSA` records `index_scores` [tokens,
+    k], and the indexer's losses `index_kl` and `dense_index_kl` [tokens] (see `LayerCache.index_kl`). `index_kl` is the
+    indexer's loss over the selected positions. `dense_index_kl` is the indexer's loss over all positions. Attention is dense
+    while `dense_index_kl` is recorded.
 
     If a caller requests names in `ATTENTION_ERROR_NAMES`, `record_attention_error` compares sparse with dense attention.
     """
@@ -177,8 +181,8 @@ class DSA(MLA):
         - `attention_mass` [tokens, length]: the dense attention weights of all visible positions, averaged over heads, in
           descending order. `attention_rows` [tokens, length] holds the positions in the order of `attention_mass`.
         - `output_difference` [tokens]: |sparse - dense| / |dense| of the module's output.
-        - `tied` [tokens]: the number of selected positions with the same score as the best unselected position. The argument
-          `further` selects `index_topk` + 1 positions.
+        - `tied` [tokens]: the number of selected positions with the same index score as the best unselected position. The
+          argument `further` holds the `index_topk` + 1 best positions.
         """
         of = {"keys": "latent", "values": "latent", "scale": self.scale, "value_width": self.config.kv_lora_rank}
         lses = [cache.attend_with_lse(q, **of, selected=part)[1].squeeze(1) for part in (selected, None)]  # type: ignore[arg-type]

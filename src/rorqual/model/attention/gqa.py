@@ -58,7 +58,7 @@ class GQAConfig(AttentionConfig):
 
 
 class GQA(Attention):
-    """Grouped-query attention module. The cache holds the values, and the keys with RoPE applied."""
+    """Grouped-query attention module. The KV cache holds the values, and the keys with RoPE applied."""
 
     shared_input = (("q_proj", "k_proj"), ("v_proj",))
 

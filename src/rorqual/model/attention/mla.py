@@ -1,8 +1,9 @@
 """Multi-head latent attention (DeepSeek-V2, section 2.1; V3 eq. 1-11).
 
-The module computes one function in two forms. The naive form (training) expands latents to the keys and values of each
-head. The absorbed form (with a cache) applies W^UK to the query and W^UV to the attention output, so attention runs on
-the cached latents. Prefill also uses the absorbed form, so that a token gets the same rounding in prefill and decode.
+`MLA` computes latent attention in two forms. The naive form, for training without a KV cache, expands latents to the keys and
+values of each head. The absorbed form, with a KV cache, applies W^UK to the query and W^UV to the attention output, so
+attention runs on the cached latents. Prefill also uses the absorbed form, so that a token gets the same rounding in prefill and
+decode.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from rorqual.ops.rope import Rope, softmax_factor
 
 
 class MLAConfig(AttentionConfig):
-    """Multi-head latent attention with interleaved RoPE. `q_lora_rank=0` projects queries directly, as in V2-Lite."""
+    """Multi-head latent attention with interleaved RoPE. With `q_lora_rank=0`, queries are projected directly, without a
+    latent, as in V2-Lite."""
 
     kind: Literal["mla"] = "mla"
     num_attention_heads: Count
@@ -80,7 +82,8 @@ class MLAConfig(AttentionConfig):
 
 
 class MLA(Attention):
-    """Multi-head latent attention module. The cache holds, per token, the normed latent c^KV and the shared RoPE key k^R, concatenated."""
+    """Multi-head latent attention module. The KV cache holds, per token, the normed latent c^KV and the shared RoPE key k^R,
+    concatenated."""
 
     derived = {"up_maps": "kv_b_proj"}
 
@@ -113,7 +116,7 @@ class MLA(Attention):
     def project(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return five inputs of attention for x [batch, seq, hidden], after norms and RoPE.
 
-        - c^Q [batch, seq, q_lora_rank]. Without `q_lora_rank`: all queries [batch, seq, heads * qk_head_dim].
+        - c^Q [batch, seq, q_lora_rank], or without `q_lora_rank` all queries [batch, seq, heads * qk_head_dim].
         - The queries' parts without and with RoPE, [batch, seq, heads, nope] and [batch, seq, heads, rope].
         - c^KV [batch, seq, kv_lora_rank] and k^R [batch, seq, rope].
         """
@@ -171,7 +174,8 @@ class MLA(Attention):
     def attend_absorbed(
         self, q: Tensor, cache: LayerCache, context: AttentionContext, selected: SelectedRows | None = None
     ) -> Tensor:
-        """Attend from `latent_queries` to the cached latents, or only to the selected rows. Returns [batch, seq, hidden]."""
+        """Attend from `latent_queries` to all cached latents, or only to the selected rows. Returns the module's output [batch,
+        seq, hidden]."""
         c = self.config
         _, w_uv = self.derived_tensors("up_maps")
         mixed = cache.attend(q, "latent", "latent", self.scale, value_width=c.kv_lora_rank, selected=selected)
@@ -180,9 +184,9 @@ class MLA(Attention):
 
 
 class SelectingMLA(MLA):
-    """MLA over the positions that `select` returns. Always runs on a cache, in the absorbed form.
+    """MLA over the positions that `select` returns. `SelectingMLA` always runs on a KV cache, in the absorbed form.
 
-    Records `selected` [tokens, k]: positions, or -1 for none.
+    `SelectingMLA` records `selected` [tokens, k]: the selected positions, or -1 for no position.
     """
 
     needs_cache = True
@@ -198,7 +202,8 @@ class SelectingMLA(MLA):
 
     @abstractmethod
     def select(self, q: Tensor, positions: Tensor, cache: LayerCache) -> Tensor:
-        """Return the positions [tokens, k] that each query sees, or -1 for none, given `latent_queries` and positions [tokens].
+        """Return the positions [tokens, k] that each query sees, or -1 for no position. `q` is from `latent_queries`, and
+        `positions` is [tokens].
 
-        The cache already contains the new rows of the part `latent`.
+        `cache` already contains the new rows of the cache part `latent`.
         """

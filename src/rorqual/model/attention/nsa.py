@@ -1,16 +1,18 @@
 """Native Sparse Attention (Yuan et al. 2025, arXiv 2502.11089): the gated sum of three branches of grouped-query attention.
 
-- Compression: each block of `compress_block` tokens is reduced to one key and one value (eq. 7). A block is visible to
-  its last token and to later tokens.
+- Compression: each block of `compress_block` tokens is reduced to one key and one value (eq. 7). The key and value
+  are visible to the block's last token and to later tokens.
 - Selection: attention to the tokens of `num_selected_blocks` blocks of `select_block` tokens (eq. 8 to 12). The importance of a
   block is the block's share of the attention weights in the compression branch, summed over the query heads of a key-value
-  head. The first blocks and the query's latest blocks are always selected. Ties go to the earlier block.
+  head. The first blocks and the query's latest blocks are always selected. Between blocks of equal importance, the earlier
+  block is selected.
 - Sliding window: attention to the last `window_size` tokens.
 
-The output of a query head is sum_c g_c o_c over the branches c (eq. 5), with gates g = sigmoid(x W_g). The selection has
-no gradient. If a query sees no key in a branch, the output of this branch is 0.
+The output of a query head is sum_c g_c o_c over the branches c (eq. 5), with gates g = sigmoid(x W_g). The selection of blocks
+has no gradient. If a query sees no key in a branch, the output of the branch is 0 for this query.
 
-Compressed blocks do not overlap: the stride d of the paper equals the block length l. The paper itself uses d = l / 2.
+Compressed blocks do not overlap: the stride d of the NSA paper equals the block length l here. The NSA paper itself uses d = l
+/ 2.
 """
 
 from __future__ import annotations
@@ -30,18 +32,19 @@ from rorqual.ops.paged import BLOCK, SelectedRows
 from rorqual.ops.rope import Rope, softmax_factor
 
 BRANCHES = ("cmp", "slc", "win")
-"""The branches in the order of their gates: compression, selection, sliding window."""
+"""The attention branches in the order of their gates: compression, selection, sliding window."""
 
 
 class NSAConfig(AttentionConfig):
     """Native Sparse Attention with half-split RoPE on the whole head.
 
-    - `compress_block` (l in the paper), `select_block` (l') and `window_size` (w) are numbers of tokens.
+    - `compress_block` (l in the NSA paper), `select_block` (l') and `window_size` (w) are numbers of tokens.
     - `num_selected_blocks` (n) includes `num_initial_blocks` and `num_local_blocks`, which are always selected. The local
-      blocks are the query's own block and the `num_local_blocks` - 1 blocks before it.
-    - Compression concatenates the keys of a block before RoPE and applies an MLP. RoPE is applied to the result, at the
-      position of the block's last token. A second MLP maps the values. All key-value heads share both MLPs.
-    - Each branch has its own keys and values, as in the paper.
+      blocks of a query are the query's own block and the `num_local_blocks` - 1 blocks before it.
+    - Compression concatenates the keys of a block before RoPE and applies a key MLP. RoPE is applied to the output of the
+      key MLP, at the position of the block's last token. A value MLP maps the values of a block. All key-value heads share the
+      key MLP and the value MLP.
+    - Each branch has its own keys and values, as in the NSA paper.
     """
 
     kind: Literal["nsa"] = "nsa"
@@ -114,8 +117,8 @@ class NSAConfig(AttentionConfig):
 class Compressor(nn.Module):
     """The MLP that maps the keys or values of a block to one key or value (eq. 7).
 
-    The first layer has a bias and separate columns for each position of the block. The paper's intra-block position encoding is
-    left out, because the encoding would only change the bias of the first layer.
+    The first layer of the MLP has a bias and separate columns for each position of the block. The NSA paper's intra-block
+    position encoding is left out, because the encoding would only change the bias of the first layer.
     """
 
     def __init__(self, config: NSAConfig) -> None:
@@ -124,15 +127,17 @@ class Compressor(nn.Module):
         self.down_proj = nn.Linear(config.mlp_width, config.head_dim, bias=False)
 
     def forward(self, rows: Tensor, ops: Backend) -> Tensor:
-        """Map rows [blocks, compress_block, heads, head_dim] to [blocks, heads, head_dim]."""
+        """Map the rows of each block [blocks, compress_block, heads, head_dim] to one row per block [blocks, heads,
+        head_dim]."""
         out: Tensor = self.down_proj(ops.silu(self.up_proj(rows.transpose(1, 2).flatten(2))))
         return out
 
 
 class NSA(Attention):
-    """Native Sparse Attention module. Always runs on a cache.
+    """Native Sparse Attention module. `NSA` always runs on a KV cache.
 
-    Records `selected_blocks` [tokens, kv heads, at most num_selected_blocks]: block numbers, best first, or -1 for none.
+    `NSA` records `selected_blocks` [tokens, kv heads, at most num_selected_blocks]: the numbers of the selected blocks, best
+    first, or -1 for no block.
     """
 
     needs_cache = True
@@ -192,7 +197,8 @@ class NSA(Attention):
         cache.write(parts)
 
     def _write_compressed_blocks(self, cache: LayerCache, context: AttentionContext) -> None:
-        """Store a key and a value for each block of `compress_block` tokens that this forward pass completes."""
+        """Store a compressed key and a compressed value for each block of `compress_block` tokens that the forward pass
+        completes."""
         c = self.config
         found = [
             [cache.groups(f"{name}.{h}", c.compress_block) for h in range(c.num_key_value_heads)]
@@ -209,8 +215,8 @@ class NSA(Attention):
     def _select_blocks(self, weights: SelectedRows, positions: Tensor) -> tuple[SelectedRows, Tensor]:
         """Select blocks for each token, given the attention weights of the compressed blocks and the positions [tokens].
 
-        Returns the tokens of the selected blocks up to the query's position, and the numbers of the selected blocks
-        [tokens, at most num_selected_blocks].
+        Returns the tokens of the selected blocks, up to the query's position, and the numbers of the selected blocks [tokens,
+        at most num_selected_blocks].
         """
         c = self.config
         per = c.select_block // c.compress_block

@@ -17,7 +17,7 @@ from rorqual.model.cost import Cost
 class SlidingWindowConfig(MLAConfig):
     """MLA over the last `window` positions, including the position of the query, and over the first `sinks` positions of the sequence.
 
-    The kind has the same weights as the kind `mla`. The cache keeps all positions.
+    Sliding-window attention has the same weights as the attention kind `mla`. The KV cache keeps all positions.
     """
 
     kind: Literal["window"] = "window"  # type: ignore[assignment]
@@ -35,12 +35,12 @@ class SlidingWindowConfig(MLAConfig):
 
 
 class SlidingWindowMLA(SelectingMLA):
-    """MLA over a window and sinks."""
+    """MLA over the positions in a sliding window and over attention sinks."""
 
     config: SlidingWindowConfig
 
     def select(self, q: Tensor, positions: Tensor, cache: LayerCache) -> Tensor:
-        """Return the positions [tokens, window + sinks] that each query sees, or -1 for none."""
+        """Return the positions [tokens, window + sinks] that each query sees, or -1 for no position."""
         c, own = self.config, positions.unsqueeze(1)
         near = own - torch.arange(c.window, device=own.device)
         first = torch.arange(c.sinks, device=own.device).expand(len(own), -1)

@@ -1,4 +1,4 @@
-"""The block kinds, one module per kind. Importing this package registers all kinds."""
+"""The block kinds, one module per kind. Importing `rorqual.model.block` registers all block kinds."""
 
 from rorqual.model.block.block_kind import Block, BlockConfig, ResidualBoundary
 from rorqual.model.block.pre_norm import PreNormConfig

@@ -17,12 +17,12 @@ from rorqual.ops.moe import Routing
 
 
 class Block(nn.Module, ABC):
-    """A block module. Its input and output are the residual stream [batch, seq, ...].
+    """A block module. The input and the output of a block are the residual stream [batch, seq, ...].
 
     `forward` also returns the routing of each feed-forward network in `ffns`, or None for a network without a router. `caches`
-    has one entry per attention module. All entries are None in a forward pass without a cache. `replay` has one entry per
-    feed-forward network: the experts [tokens, k], or None to let the router choose. `attentions` is the number of attention
-    modules in the block.
+    has the KV cache of each attention module. In a forward pass without a KV cache, every entry of `caches` is None. `replay`
+    has, for each feed-forward network, the experts [tokens, k], or None to let the router choose experts. `attentions` is the
+    number of attention modules in the block.
     """
 
     attentions: int = 1
@@ -56,11 +56,11 @@ class ResidualBoundary(nn.Module):
 class BlockConfig(KindConfig):
     """Base class of the block kinds' configs.
 
-    A kind with several attention modules or feed-forward networks per block overrides `attentions` or `ffns`.
+    A block kind with several attention modules or feed-forward networks per block overrides `attentions` or `ffns`.
 
     The residual stream between blocks may be wider than the hidden state. The residual stream consists of `streams` parts of
-    width `hidden_size`. `expand` creates the parts from the embedding, and `collapse` combines the parts before the final norm.
-    All stages of a model must have the same number of streams.
+    width `hidden_size`. `expand` creates the parts of the residual stream from the embedding, and `collapse` combines the parts
+    before the final norm. All stages of a model must have the same number of streams.
     """
 
     def build(self, attention: AttentionConfig, ffn: FFNConfig, hidden_size: int, eps: float) -> Block:
@@ -68,7 +68,7 @@ class BlockConfig(KindConfig):
         raise NotImplementedError
 
     def attentions(self, attention: AttentionConfig) -> tuple[AttentionConfig, ...]:
-        """Return the configs of the block's attention modules, in the order of their caches.
+        """Return the configs of the block's attention modules, in the order of their KV caches.
 
         `attention` is the stage's attention config.
         """

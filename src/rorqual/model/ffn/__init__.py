@@ -1,4 +1,4 @@
-"""The feed-forward kinds, one module per kind. Importing this package registers all kinds."""
+"""The feed-forward kinds, one module per kind. Importing `rorqual.model.ffn` registers all feed-forward kinds."""
 
 from rorqual.model.ffn.dense import DenseConfig
 from rorqual.model.ffn.feed_forward import FFN, FFNConfig

@@ -19,7 +19,8 @@ class FFN(Layer, ABC):
     """A feed-forward network: x [tokens, hidden] -> ([tokens, hidden], routing or None).
 
     `experts_per_token` is the number of routed experts per token, as in the config. If `experts_per_token` is above 0,
-    generation records the expert choices. Training replays the recorded choices and counts them for load balancing.
+    generation records the expert choices. Training replays the recorded expert choices, and counts the expert choices for load
+    balancing.
     """
 
     experts_per_token: int = 0
@@ -31,11 +32,11 @@ class FFN(Layer, ABC):
     def balance(self, load: Tensor, gamma: float) -> None:
         """Adjust the router by one step of size `gamma` toward `target_load`.
 
-        `load` [choices] is the number of tokens per choice in this optimizer step.
+        `load` [choices] is the number of tokens per router choice in the current optimizer step.
         """
 
     def exclude_experts(self, choices: Sequence[int]) -> None:
-        """Stop routing tokens to the experts `choices`. Raises ConfigError if the kind cannot exclude experts."""
+        """Stop routing tokens to the experts `choices`. Raises ConfigError if the feed-forward kind cannot exclude experts."""
         raise ConfigError(
             "this kind of feed-forward network cannot exclude experts",
             where="experts",
@@ -50,11 +51,11 @@ class FFNConfig(KindConfig):
     """Base class of the feed-forward kinds' configs."""
 
     def build(self, hidden_size: int) -> FFN:
-        """Build the module."""
+        """Build the feed-forward network."""
         raise NotImplementedError
 
     def cost(self, hidden_size: int) -> Cost:
-        """Return the parameter count and the forward FLOPs per token."""
+        """Return the parameter count and the forward FLOPs per token of the feed-forward network."""
         raise NotImplementedError
 
     def experts_per_token(self) -> int:
@@ -80,18 +81,18 @@ class FFNConfig(KindConfig):
     def saved_activations(self, hidden_size: int, *, without_recomputation: bool) -> int:
         """Return the number of activations per token that training saves for the backward pass, excluding the residual stream.
 
-        With selective recomputation, training saves the outputs of the gate and up projections. `without_recomputation` counts the
-        values saved without recomputation, which include the normed input and the product silu(gate) * up. Raises
-        ConfigError if the kind does not report how many values it saves.
+        With selective recomputation, training saves the outputs of the gate and up projections. `without_recomputation` counts
+        the activations saved without recomputation, which include the normed input and the product silu(gate) * up. Raises
+        ConfigError if the feed-forward kind does not implement `saved_activations`.
         """
         raise ConfigError(
             f"feed-forward kind '{self.kind}' does not report the values it saves for the backward pass",
             where="plan",
-            remedy="Implement `saved_values` in its config.",
+            remedy="Implement `saved_activations` in its config.",
         )
 
     def split_by_tp(self) -> dict[str, int]:
-        """Return the config fields that tensor parallelism divides, by name."""
+        """Return the config fields whose values tensor parallelism divides among GPUs, by name."""
         return {}
 
     def check(self) -> None:

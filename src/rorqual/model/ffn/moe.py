@@ -59,7 +59,7 @@ class MoEConfig(FFNConfig):
         return 3 * hidden_size * self.moe_intermediate_size * self.n_experts()
 
     def saved_activations(self, hidden_size: int, *, without_recomputation: bool) -> int:
-        """See `FFNConfig`. The count includes one copy of the input per chosen expert."""
+        """See `FFNConfig.saved_activations`. The number of activations includes one copy of the input per chosen expert."""
         inner, normed = (3, hidden_size) if without_recomputation else (2, 0)
         chosen = round(self.active_experts() * (hidden_size + inner * self.moe_intermediate_size + normed))
         return chosen + inner * self.n_shared_experts * self.moe_intermediate_size + normed

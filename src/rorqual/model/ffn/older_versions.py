@@ -12,7 +12,7 @@ FLAT = GroupedTopKConfig.model_fields.keys() - {"kind"}
 
 
 def nest_router_fields(data: Any) -> Any:
-    """Move the router fields of an older `moe` config under the key `router`. Current configs are returned unchanged."""
+    """Move the router fields of an older `moe` config under the key `router`. A current `moe` config is returned unchanged."""
     if not isinstance(data, Mapping) or "router" in data:
         return data
     router = {"kind": GroupedTopKConfig.model_fields["kind"].default} | {k: v for k, v in data.items() if k in FLAT}

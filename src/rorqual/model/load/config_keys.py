@@ -38,7 +38,7 @@ HARMLESS = frozenset(
         "transformers.js_config",
     ]
 )
-"""Keys that do not affect the output of a model with given weights."""
+"""Keys of `config.json` that do not affect the output of a model with given weights."""
 
 _YARN = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
 _LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
@@ -62,7 +62,7 @@ C = TypeVar("C", bound=Config)
 class ConfigKeys:
     """A reader of a `config.json`, or of the header of a GGUF file, that tracks which keys were read.
 
-    `refuse_unknown_keys` rejects unread keys that are not in `harmless`.
+    `refuse_unknown_keys` rejects keys that were not read and are not in `harmless`.
     """
 
     def __init__(self, data: Mapping[str, Any], where: str, harmless: Collection[str] = HARMLESS) -> None:
@@ -71,7 +71,7 @@ class ConfigKeys:
         self._taken: set[str] = set()
 
     def take(self, key: str, default: Any = _MISSING) -> Any:
-        """Return the value of `key`. Raises ConfigError if the key is missing and has no default."""
+        """Return the value of `key`. Raises ConfigError if `key` is missing and no `default` is given."""
         self._taken.add(key)
         value = self._data.get(key, default)
         if value is _MISSING:
@@ -86,26 +86,27 @@ class ConfigKeys:
         return value
 
     def layer_count(self) -> int:
-        """Return `num_hidden_layers`. Raises ConfigError unless `num_hidden_layers` is 1 to `MOST_LAYERS`: more layers
-        could exhaust memory."""
+        """Return `num_hidden_layers`. Raises ConfigError unless `num_hidden_layers` is between 1 and `MOST_LAYERS`, because
+        more layers could exhaust memory."""
         value = self.integer("num_hidden_layers")
         if not 1 <= value <= MOST_LAYERS:
             raise ConfigError(f"key 'num_hidden_layers' is {value}; it must be 1 to {MOST_LAYERS}", where=self.where)
         return value
 
     def mapping(self, key: str) -> Mapping[str, Any]:
-        """Return the JSON object under `key`, or {} if the key is absent or null."""
+        """Return the JSON object under `key`, or {} if `key` is absent or its value is null."""
         value = self.take(key, None)
         if value is not None and not isinstance(value, Mapping):
             raise ConfigError(f"key '{key}' is {value!r}, not an object", where=self.where)
         return value or {}
 
     def build(self, cls: type[C], **fields: Any) -> C:
-        """Build a config object of class `cls`. Raises ConfigError naming the `config.json` if a value is invalid."""
+        """Build a config object of class `cls`. Raises ConfigError naming the `config.json` if a value in `fields` is
+        invalid."""
         return parse_config(cls, fields, where=self.where)
 
     def expect_value(self, key: str, *allowed: Any) -> None:
-        """Check that the value of `key` is in `allowed`. The key may be absent."""
+        """Check that the value of `key` is in `allowed`. `key` may be absent from the `config.json`."""
         value = self.take(key, allowed[0])
         if value not in allowed:
             raise ConfigError(
@@ -113,7 +114,8 @@ class ConfigKeys:
             )
 
     def expect_family(self, model_type: str, architecture: str) -> None:
-        """Check that `model_type` and `architectures` name this family, and that weights are unquantized or FP8 in 128 x 128 blocks."""
+        """Check that `model_type` and `architectures` name the given model family, and that weights are unquantized or FP8 in
+        128 x 128 blocks."""
         self.expect_value("model_type", model_type)
         names = self.take("architectures", None) or [architecture]
         if names != [architecture]:
@@ -132,7 +134,7 @@ class ConfigKeys:
     ) -> Rope:
         """Read RoPE from `rope_theta` and `rope_scaling` (published files) or `rope_parameters` (transformers 5).
 
-        `allowed` lists the kinds of RoPE scaling that the family supports. `without` lists the scaling keys that the
+        `allowed` lists the kinds of RoPE scaling that the family supports. `without` lists the keys of RoPE scaling that the
         family does not support.
         """
         self.expect_value("partial_rotary_factor", 1.0, None)
@@ -167,7 +169,7 @@ class ConfigKeys:
             )
 
     def refuse_unknown_keys(self) -> None:
-        """Raise ConfigError for a key that no code has read."""
+        """Raise ConfigError for a key of the `config.json` that no code has read and that is not in `harmless`."""
         for key in sorted(self._data.keys() - self._taken - {*self._harmless}):
             raise ConfigError(
                 f"unknown key '{key}'",
@@ -192,7 +194,7 @@ def rope_to_hf(rope: Rope) -> dict[str, Any]:
 def check_quantization(data: Mapping[str, Any], where: str) -> None:
     """Raise ConfigError unless `quantization_config` is empty or declares FP8 in 128 x 128 blocks (V3, V3.1).
 
-    A tensor with stored scales is FP8, whatever `quantization_config` says.
+    A tensor with stored scales is read as FP8, whatever `quantization_config` declares.
     """
     for key, value in data.items():
         if key in ("modules_to_not_convert", "ignored_layers"):

@@ -1,6 +1,6 @@
 """DeepSeek-V2, V3, R1, V3.1 and V3.2: convert `config.json` and tensor names in both directions.
 
-V2 has the same tensor names as V3, but no router bias. V3.2 is V3 with an indexer in each attention module.
+DeepSeek-V2 has the same tensor names as V3, but no router bias. DeepSeek-V3.2 is V3 with an indexer in each attention module.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _CLASSES = {
 }
 model_types = tuple(_CLASSES)
 LATENT = (MLAConfig, DSAConfig)
-"""The attention kinds that the checkpoint format supports. Subclasses are rejected, because they compute other functions with
-the same parameters."""
+"""The config classes of the attention kinds that the checkpoint format supports. Subclasses of these classes are rejected,
+because subclasses compute other functions with the same parameters."""
 _INDEX = ("index_n_heads", "index_head_dim", "index_topk")
 _METHODS: Mapping[str, tuple[Literal["top2", "max"], bool]] = {
     "noaux_tc": ("top2", True),
@@ -228,9 +228,9 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
 
 
 def name_map(config: ModelConfig) -> NameMap:
-    """Map the name of every tensor of a model to its name in published checkpoints of this family.
+    """Map the name of every tensor of a model to its name in published DeepSeek checkpoints.
 
-    Each expert has separate published tensors. MTP modules become extra layers at the end.
+    Each expert has separate published tensors. In published checkpoints, MTP modules are extra layers after the last layer.
     """
     layers = len(config.layers)
     entries, copies = list(embedding_and_head_entries(config)), tied_head_copies(config)

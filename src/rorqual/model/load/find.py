@@ -12,11 +12,12 @@ from rorqual.model.load.names import NameMap
 
 
 class CheckpointFamily(Protocol):
-    """The checkpoint format of one model family: its `model_types`, and conversions in both directions.
+    """The checkpoint format of one model family: the family's `model_types`, and conversions in both directions.
 
-    `config_from_hf(data, where)` converts a `config.json` to a ModelConfig, and `config_to_hf(config)` converts it back.
-    `name_map(config)` covers every tensor. `config_from_hf`, `config_to_hf` and `name_map` raise ConfigError if the format does
-    not support the model. A module that defines these names is also a checkpoint family.
+    `config_from_hf(data, where)` converts a `config.json` to a ModelConfig, and `config_to_hf(config)` converts a ModelConfig
+    to a `config.json`. `name_map(config)` covers every tensor of the model. `config_from_hf`, `config_to_hf` and `name_map`
+    raise ConfigError if the format does not support the model. A Python module that defines `model_types`, `config_from_hf`,
+    `config_to_hf` and `name_map` is also a checkpoint family.
     """
 
     @property
@@ -34,12 +35,13 @@ FAMILIES: tuple[CheckpointFamily, ...] = (deepseek_v3, qwen3.FAMILY, qwen3_moe, 
 
 
 def known_model_types() -> tuple[str, ...]:
-    """Return every supported `model_type`, sorted."""
+    """Return every supported `model_type` of `config.json`, sorted."""
     return tuple(sorted(name for family in FAMILIES for name in family.model_types))
 
 
 def family_of(model_type: str, where: str) -> CheckpointFamily:
-    """Return the checkpoint family of a `model_type`. Raises ConfigError listing the supported types if the type is unknown."""
+    """Return the checkpoint family of a `model_type`. Raises ConfigError listing the supported model types if `model_type` is
+    unknown."""
     for family in FAMILIES:
         if model_type in family.model_types:
             return family

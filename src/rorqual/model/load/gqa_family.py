@@ -20,13 +20,13 @@ from rorqual.model.load.shared_entries import embedding_and_head_entries, norm_e
 class DenseFamily:
     """The checkpoint format of a family whose layers all have one grouped-query attention and one dense network.
 
-    - `model_type` and `architecture`: the values in `config.json`.
-    - `layout`: a description of the supported models, for error messages.
+    - `model_type` and `architecture`: the values of `model_type` and `architectures` in `config.json`.
+    - `layout`: a description of the models that the family supports, for error messages.
     - `expected`: keys of `config.json`, each with the only value that is accepted.
-    - `attention(keys)`: the norm and bias fields of `GQAConfig`.
+    - `attention(keys)`: the values of the norm and bias fields of `GQAConfig`.
     - `fits`: whether the family supports an attention config.
-    - `own(attention)`: the `config.json` keys that only this family writes.
-    - `head_dim`: the default of the key `head_dim` (`attention_from_hf`).
+    - `own(attention)`: the `config.json` keys that only the family writes.
+    - `head_dim`: the default of the `config.json` key `head_dim` (`attention_from_hf`).
     - `windows`: True if `config.json` has the keys of sliding-window attention.
     - `writes_head_dim`: False if published files omit a `head_dim` that equals `hidden_size` / `num_attention_heads`.
     """
@@ -69,7 +69,7 @@ class DenseFamily:
         return common | {"intermediate_size": ffn.intermediate_size} | self.own(attention)
 
     def name_map(self, config: ModelConfig) -> NameMap:
-        """Map the name of every tensor of a model to its name in published checkpoints of this family."""
+        """Map the name of every tensor of a model to its name in published checkpoints of the model family."""
         shared_attention(config, self.layout, self.fits)
         shared_dense_config(config, self.layout)
         return name_map(config, lambda _, prefix, hf_prefix: swiglu_entries(prefix, hf_prefix))
@@ -79,7 +79,7 @@ def attention_from_hf(keys: ConfigKeys, *, head_dim: int = 0, **kind: bool) -> G
     """Build the attention config of a `config.json`.
 
     `head_dim` is the default for an absent key `head_dim`; 0 means `hidden_size` / `num_attention_heads`. `kind` holds the
-    values that this family sets for the norm and bias fields of `GQAConfig`.
+    values that the model family sets for the norm and bias fields of `GQAConfig`.
     """
     heads, hidden = keys.integer("num_attention_heads"), keys.integer("hidden_size")
     if not (dim := keys.take("head_dim", None) or head_dim):
@@ -116,7 +116,7 @@ def _check_mscale(attention: GQAConfig, where: str) -> None:
 def refuse_sliding_window(keys: ConfigKeys, layers: int) -> None:
     """Raise ConfigError for Qwen's sliding-window attention, which is not supported.
 
-    The published Qwen models do not enable sliding windows.
+    The published Qwen models do not enable sliding-window attention.
     """
     keys.expect_value("use_sliding_window", False)
     # transformers ignores sliding_window and max_window_layers if use_sliding_window is false.
@@ -126,9 +126,9 @@ def refuse_sliding_window(keys: ConfigKeys, layers: int) -> None:
 
 
 def model_from_hf(keys: ConfigKeys, stages: Sequence[Stage]) -> ModelConfig:
-    """Build the ModelConfig from `stages` and the keys that do not describe layers.
+    """Build the ModelConfig from `stages` and from the `config.json` keys that do not describe layers.
 
-    Raises ConfigError for keys that no code has read.
+    Raises ConfigError for keys of the `config.json` that no code has read.
     """
     config = keys.build(
         ModelConfig,
@@ -147,7 +147,7 @@ def model_from_hf(keys: ConfigKeys, stages: Sequence[Stage]) -> ModelConfig:
 def shared_attention(config: ModelConfig, layout: str, fits: Callable[[GQAConfig], bool]) -> GQAConfig:
     """Return the attention config shared by all layers.
 
-    Raises ConfigError naming `layout` if layers differ or `fits` rejects the config.
+    Raises ConfigError naming `layout` if the attention configs of layers differ or `fits` rejects the attention config.
     """
     attention = config.stages[0].attention
     if (
@@ -164,7 +164,8 @@ def shared_attention(config: ModelConfig, layout: str, fits: Callable[[GQAConfig
 
 
 def shared_dense_config(config: ModelConfig, layout: str) -> DenseConfig:
-    """Return the dense network config shared by all layers. Raises ConfigError naming `layout` if layers differ or are not dense."""
+    """Return the dense network config shared by all layers. Raises ConfigError naming `layout` if the network configs of layers
+    differ or a layer is not dense."""
     ffn = config.stages[0].ffn
     if not isinstance(ffn, DenseConfig) or any(stage.ffn != ffn for stage in config.stages):
         raise ConfigError(
@@ -174,7 +175,8 @@ def shared_dense_config(config: ModelConfig, layout: str) -> DenseConfig:
 
 
 def common_to_hf(config: ModelConfig, attention: GQAConfig, model_type: str, architecture: str) -> dict[str, Any]:
-    """Return the `config.json` keys that Llama, Qwen2 and Qwen3 share. The result does not include keys of the feed-forward network."""
+    """Return the `config.json` keys that Llama, Qwen2 and Qwen3 share. The returned keys do not include keys of the
+    feed-forward network."""
     return {
         "architectures": [architecture],
         "model_type": model_type,

@@ -16,4 +16,4 @@ FAMILY = DenseFamily(
     own=lambda attention: {"attention_bias": attention.attention_bias, "mlp_bias": False},
     windows=False,
 )
-"""Conversions of `config.json` and tensor names in both directions."""
+"""Conversions of Llama's `config.json` and tensor names in both directions."""

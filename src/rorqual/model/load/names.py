@@ -1,6 +1,6 @@
 """Two-way maps between Rorqual's tensors and the tensors of published checkpoints.
 
-A map can convert one tensor at a time.
+A `NameMap` can convert one tensor at a time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rorqual.core.errors import CheckpointError
 from rorqual.ops.quant import block_counts
 
 SCALE = "_scale_inv"
-"""Name suffix of the scales of an FP8 tensor, which has one scale per 128 x 128 block."""
+"""Name suffix of the scales of an FP8 tensor. An FP8 tensor has one scale per 128 x 128 block."""
 INDEXER = ".indexer."
 """Part of the name of every weight of a lightning indexer."""
 
@@ -24,7 +24,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class NameEntry:
-    """A Rorqual tensor `internal` and the published tensors `published` with the same values.
+    """An entry of a `NameMap`: a Rorqual tensor `internal`, and the published tensors `published` with the same values.
 
     `kind` describes how `internal` is composed of `published`:
 
@@ -81,9 +81,9 @@ class NameEntry:
         return internal[1:] if self.kind == "stack" else (internal[1] // 2, *internal[2:])
 
     def scales_entry(self) -> NameEntry:
-        """Return the `NameEntry` of the FP8 scales of `internal` and `published`.
+        """Return the `NameEntry` of the FP8 scales that belong to `internal` and `published`.
 
-        In kind "pairs", the two tensors of a pair have separate scales.
+        In the kind "pairs", the two published tensors of a pair have separate scales.
         """
         return NameEntry(self.internal + SCALE, tuple(name + SCALE for name in self.published), self.kind)
 
@@ -103,18 +103,18 @@ class NameEntry:
 class NameMap:
     """The `NameEntry` of every tensor of a model.
 
-    `copies` maps the name of each duplicate published tensor to the name of the Rorqual tensor with the same values.
-    Export writes all duplicates in `copies`. Import accepts missing duplicates, but raises CheckpointError if a
-    duplicate's values differ.
+    `copies` maps the name of each duplicate published tensor to the name of the Rorqual tensor with the same values. Export
+    writes all duplicates in `copies`. Import accepts a checkpoint without the duplicates, but raises CheckpointError if a
+    duplicate's values differ from the values of the Rorqual tensor.
     """
 
     entries: tuple[NameEntry, ...]
     copies: Mapping[str, str] = field(default_factory=dict)
 
     def check(self, names: Collection[str]) -> None:
-        """Check the names of published tensors. Raises CheckpointError listing missing and unexpected names.
+        """Check the names of published tensors. Raises CheckpointError listing missing and unexpected tensor names.
 
-        FP8 scales are optional, but if one tensor of an entry has scales, all tensors of the entry must have them.
+        FP8 scales are optional. If one tensor of a `NameEntry` has scales, all tensors of the `NameEntry` must have scales.
         """
         present = set(names)
         scaled = [entry.scales_entry() for entry in self.entries]
@@ -128,14 +128,14 @@ class NameMap:
             )
 
     def to_hf(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Convert Rorqual's tensors to published tensors that share no memory."""
+        """Convert Rorqual's tensors to published tensors. The published tensors share no memory with each other."""
         pieces = ((entry, index, name) for entry in self.entries for index, name in enumerate(entry.published))
         published = {name: entry.published_view(state[entry.internal], index).clone() for entry, index, name in pieces}
         return published | {name: state[internal].clone() for name, internal in self.copies.items()}
 
 
 def find_differences(found: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> list[str]:
-    """List missing and unexpected names, and shapes that differ."""
+    """List the missing names, the unexpected names and the different shapes of the tensors `found`, compared with `wanted`."""
     wrong = [f"missing {name}" for name in wanted if name not in found]
     wrong += [f"unexpected {name}" for name in sorted(found.keys() - wanted.keys())]
     both = [(name, found[name], shape) for name, shape in wanted.items() if name in found]

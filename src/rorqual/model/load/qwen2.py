@@ -14,4 +14,4 @@ FAMILY = DenseFamily(
     own=lambda attention: {"use_sliding_window": False},
     writes_head_dim=False,
 )
-"""Conversions of `config.json` and tensor names in both directions."""
+"""Conversions of Qwen2's `config.json` and tensor names in both directions."""

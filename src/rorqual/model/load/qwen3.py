@@ -1,4 +1,4 @@
-"""Dense Qwen3."""
+"""The dense Qwen3 models."""
 
 from __future__ import annotations
 
@@ -21,4 +21,4 @@ FAMILY = DenseFamily(
     own=lambda attention: {"attention_bias": False, "use_sliding_window": False},
     head_dim=128,
 )
-"""Conversions of `config.json` and tensor names in both directions."""
+"""Conversions of Qwen3's `config.json` and tensor names in both directions."""

@@ -1,6 +1,7 @@
 """Qwen3 MoE (30B-A3B, 235B-A22B): convert `config.json` and tensor names in both directions.
 
-The router is a softmax over all experts, without bias or groups. There are no shared experts (Qwen3 report, section 2).
+The router of Qwen3 MoE is a softmax over all experts, without bias or groups. Qwen3 MoE has no shared experts (Qwen3 report,
+section 2).
 """
 
 from __future__ import annotations
@@ -57,8 +58,7 @@ def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> Model
 def _stages(keys: ConfigKeys, attention: GQAConfig, moe: MoEConfig, wide: DenseConfig, layers: int) -> list[Stage]:
     """Return the stages of dense and MoE layers.
 
-    A layer is MoE if its index plus 1 is a multiple of `decoder_sparse_step` and `mlp_only_layers` does not list its
-    index.
+    Layer i is MoE if i + 1 is a multiple of `decoder_sparse_step` and `mlp_only_layers` does not list i.
     """
     step, listed = keys.integer("decoder_sparse_step", 1), keys.take("mlp_only_layers", None) or []
     if step < 1 or any(layer not in range(layers) for layer in listed):
@@ -117,7 +117,7 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
 
 
 def name_map(config: ModelConfig) -> NameMap:
-    """Map the name of every tensor of a model to its name in published checkpoints of this family."""
+    """Map the name of every tensor of a model to its name in published Qwen3 MoE checkpoints."""
     _exportable_configs(config)
     return gqa_family.name_map(config, _ffn_entries)
 

@@ -1,6 +1,7 @@
 """Load the model of a run directory.
 
-`run.yaml` holds the model's config under `model`. Each checkpoint folder holds the weights in `model.safetensors`.
+The `run.yaml` of a run directory holds the model's config under `model`. Each checkpoint folder holds the model's weights in
+`model.safetensors`.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from rorqual.ops.backends import TORCH, Backend
 from rorqual.ops.quant import dequantize_blocks
 
 FP8 = "F8_E4M3"
-"""The safetensors name of torch.float8_e4m3fn."""
+"""The safetensors name of the dtype torch.float8_e4m3fn."""
 
 
 def read_section(run: RunDir, key: str) -> Any:
-    """Return the value of a top-level key of `run.yaml`. Raises CheckpointError if the key is missing."""
+    """Return the value of a top-level key of `run.yaml`. Raises CheckpointError if `key` is missing."""
     data = run.config()
     if key not in data:
         raise CheckpointError(
@@ -48,11 +49,11 @@ def read_model_config(run: RunDir) -> ModelConfig:
 
 @torch.no_grad()
 def load_weights(model: Decoder, checkpoint: Path) -> None:
-    """Fill `model` from a checkpoint folder, one tensor at a time. Each tensor is cast to the model's dtype.
+    """Fill `model` from a checkpoint folder, one tensor at a time. Each loaded tensor is cast to the model's dtype.
 
-    FP8 tensors are dequantized. Tensor names of older Rorqual versions are accepted (`map_older_names`). Raises CheckpointError
-    listing missing names, unexpected names and wrong shapes. If `checkpoint` is an adapter, the base is loaded and the adapter
-    is merged into the base.
+    FP8 tensors in the checkpoint are dequantized. Tensor names of older Rorqual versions are accepted (`map_older_names`).
+    Raises CheckpointError listing missing tensor names, unexpected tensor names and wrong shapes. If `checkpoint` is an
+    adapter, the base checkpoint is loaded and the adapter is merged into the base weights.
     """
     whole, adapters = find_base_and_adapters(checkpoint)
     file = whole / WEIGHTS_FILE
@@ -77,11 +78,11 @@ def load_weights(model: Decoder, checkpoint: Path) -> None:
 def _check_headers(
     stored: Any, stored_names: Mapping[str, str], wanted: dict[str, Tensor], config: ModelConfig, where: str
 ) -> dict[str, NameEntry]:
-    """Check that names, shapes and types in a file's header match the model.
+    """Check that the tensor names, shapes and dtypes in the header of a weights file match the model.
 
     Return the `NameEntry` of each FP8 tensor, by name.
 
-    `stored_names` maps current tensor names to the names in the file.
+    `stored_names` maps current tensor names to the tensor names in the weights file.
     """
     slices = {ours: stored.get_slice(name) for ours, name in stored_names.items()}
     shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
@@ -111,7 +112,8 @@ def _dequantize(entry: NameEntry, weight: Tensor, scale: Tensor, out: Tensor) ->
 
 
 def check_names(state: dict[str, Tensor], wanted: dict[str, Tensor], *, where: str) -> None:
-    """Check that `state` has the names and shapes of `wanted`. Raises CheckpointError listing up to twelve differences."""
+    """Check that `state` has the tensor names and shapes of `wanted`. Raises CheckpointError listing up to twelve differences
+    in tensor names and shapes."""
     shapes, expected = ({name: tuple(tensor.shape) for name, tensor in side.items()} for side in (state, wanted))
     _check_shapes(shapes, expected, where)
 

@@ -10,7 +10,8 @@ from rorqual.model.load.names import NameEntry
 
 
 def embedding_and_head_entries(config: ModelConfig) -> Iterator[NameEntry]:
-    """Yield the `NameEntry` of the embedding, the final norm and the head. A tied head has no `NameEntry`."""
+    """Yield the `NameEntry` of the embedding, the final norm and the head. A head that is tied to the embedding has no
+    `NameEntry`."""
     yield NameEntry("embed_tokens.weight", ("model.embed_tokens.weight",))
     yield NameEntry("norm.weight", ("model.norm.weight",))
     if not config.tie_word_embeddings:
@@ -18,9 +19,10 @@ def embedding_and_head_entries(config: ModelConfig) -> Iterator[NameEntry]:
 
 
 def tied_head_copies(config: ModelConfig) -> dict[str, str]:
-    """Map the name of a tied head to the name of the embedding, because some checkpoints store the head as a copy.
+    """Map the name of a tied head to the name of the embedding, because some checkpoints store a tied head as a copy of the
+    embedding.
 
-    Return {} if the head is not tied.
+    Return {} if the head is not tied to the embedding.
     """
     return {"lm_head.weight": "embed_tokens.weight"} if config.tie_word_embeddings else {}
 

@@ -35,11 +35,11 @@ REFERENCE, TORCH, TORCH_INVARIANT = Backend(), Torch(), TorchInvariant()
 def backend(name: str) -> Backend:
     """Return the backend called `name`.
 
-    `reference` is slow and simple. `torch` is fast and agrees with `reference` within rounding. `torch-invariant` is
-    the default backend of inference engines. `./mine.py:Class` loads a backend from a file.
+    The backend `reference` is slow and simple. The backend `torch` is fast and agrees with `reference` within rounding. The
+    backend `torch-invariant` is the default of inference engines. A name such as `./mine.py:Class` loads a backend from a file.
 
-    Raises ConfigError if no class or more than one class has this name, or if the methods of the backend use different block
-    layouts.
+    Raises ConfigError if no backend class or more than one backend class has the name `name`, or if the methods of the backend
+    use different block layouts.
     """
     if (location := parse_file_name(name)) is not None:
         cls = _load_file(*location)
@@ -59,20 +59,22 @@ def backend(name: str) -> Backend:
 
 
 def parse_file_name(name: str) -> tuple[Path, str] | None:
-    """Parse a name of the form `./mine.py:Class`. Return the absolute path and the class name, or None for a backend
+    """Parse a backend name of the form `./mine.py:Class`. Return the absolute path and the class name, or None for a backend
     name without a file."""
     path, _, cls = name.rpartition(":")
     return (Path(path).resolve(), cls) if path.endswith(".py") else None
 
 
 def absolute_backend_name(name: str) -> str:
-    """Make the path in a name such as `./mine.py:Class` absolute, so that the name is valid in any working directory."""
+    """Make the path in a backend name such as `./mine.py:Class` absolute, so that the backend name is valid in any working
+    directory."""
     location = parse_file_name(name)
     return name if location is None else f"{location[0]}:{location[1]}"
 
 
 def backend_cache_id(name: str) -> str:
-    """Return the string that identifies a backend in cache keys: its name, or its class name and the digest of its file."""
+    """Return the string that identifies a backend in cache keys: the backend's name, or for a backend from a file its class
+    name and the digest of the file."""
     location = parse_file_name(name)
     return name if location is None else f"{location[1]} {hashlib.sha256(location[0].read_bytes()).hexdigest()}"
 
@@ -80,7 +82,7 @@ def backend_cache_id(name: str) -> str:
 def _backends_by_name() -> dict[str, type[Backend]]:
     """Return all imported backend classes by name.
 
-    If a class was defined again, as in a notebook, return the newest definition.
+    If a backend class was defined again, as in a notebook, return the newest definition of the class.
     """
     known, classes = dict[str, type[Backend]](), [Backend]
     while classes:

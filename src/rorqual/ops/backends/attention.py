@@ -16,22 +16,24 @@ from rorqual.ops.paged import BLOCK, QUERIES, Ints, QueryTiles, SelectedRows, bu
 from rorqual.ops.row_limits import LOOSE, RowLimits
 
 PAD = -1
-"""Slot number of padding tokens. Rows of padding tokens are written to block `NOBODY`."""
+"""Slot number of padding tokens. The cache rows of padding tokens are written to block `NOBODY`."""
 NOBODY = 0
-"""The block that padding tokens write to. Block `NOBODY` belongs to no sequence."""
+"""Number of the block to which the cache rows of padding tokens are written. Block `NOBODY` belongs to no sequence."""
 PAIRS = 48
-"""Number of (query tile, key block) pairs that attention processes at once, so that their scores fit in the processor's
-cache."""
+"""Number of (query tile, key block) pairs that attention processes at once. The attention scores of `PAIRS` pairs fit in the
+processor's cache."""
 
 
 @dataclass(frozen=True)
 class AttentionMetadata:
-    """The sequences of a forward pass and their cache slots, as int64 arrays on the host. Names follow vLLM.
+    """The sequences of a forward pass and their cache slots, as int64 arrays on the host. The names of the fields follow vLLM.
 
     - `query_start_loc` [sequences + 1]: tokens query_start_loc[i] to query_start_loc[i + 1] - 1 belong to sequence i.
-    - `seq_lens` [sequences]: the length of each sequence, including the tokens of this forward pass.
-    - `block_table` [sequences, blocks]: the block numbers of each sequence. Entries after the last needed block are ignored.
-    - `slot_mapping` [tokens]: block number times `BLOCK` plus offset in the block. Padding tokens come last and have the slot `PAD`.
+    - `seq_lens` [sequences]: the length of each sequence, including the tokens of the forward pass.
+    - `block_table` [sequences, blocks]: the block numbers of each sequence. Entries after a sequence's last needed block
+      are ignored.
+    - `slot_mapping` [tokens]: the slot of each token, which is its block number times `BLOCK` plus its offset in the block.
+      Padding tokens come last and have the slot `PAD`.
     """
 
     query_start_loc: Ints
@@ -41,12 +43,12 @@ class AttentionMetadata:
 
     @property
     def query_lens(self) -> Ints:
-        """Number of tokens of each sequence in this forward pass [sequences]."""
+        """Number of tokens of each sequence in the forward pass [sequences]."""
         return np.diff(self.query_start_loc)
 
     @property
     def first_positions(self) -> Ints:
-        """Position of the first token of each sequence in this forward pass [sequences]."""
+        """Position of each sequence's first token in the forward pass [sequences]."""
         return self.seq_lens - self.query_lens
 
 
@@ -54,10 +56,10 @@ class AttentionMetadata:
 class AttentionPlan:
     """Index tensors that `PagedAttention` computes once per forward pass for all layers.
 
-    A subclass of `PagedAttention` may use its own plan type.
+    A subclass of `PagedAttention` may use its own type of plan.
 
     - `pieces`: consecutive slices of the tokens, with the query tiles of each slice. Tokens after the last slice are
-      padding.
+      padding tokens.
     - `decode`: the block table of the decode slice, whose sequences have one token each, or None if no sequence decodes.
     - `rows`: limits on the number of rows of matrix products (`ops.row_limits`).
     """
@@ -72,9 +74,9 @@ class AttentionPlan:
     _groups: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
     def write_indices(self, heads: int, every: int = 1) -> Tensor:
-        """Return the indices [rows * heads] at which the new rows of a cache part are written.
+        """Return the indices [rows * heads] at which the new rows of a cache part are written to a pool.
 
-        The indices refer to the first dimension of a pool viewed as [blocks * heads * BLOCK / every, width].
+        The write indices refer to the first dimension of a pool viewed as [blocks * heads * BLOCK / every, width].
         """
         if (heads, every) not in self._places:
             slot = self.metadata.slot_mapping.clip(min=0) if every == 1 else self._completed_groups(every)[1]
@@ -86,8 +88,8 @@ class AttentionPlan:
     def groups(self, every: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return indices of the groups of `every` tokens that the forward pass completes.
 
-        Returns the block of each group [groups, 1], the offsets of the group's tokens in the block [groups, every], and the
-        index of the group's last token [groups].
+        Returns the block number of each group [groups, 1], the offsets of each group's tokens in the block [groups, every], and
+        the index of each group's last token [groups].
         """
         if every not in self._groups:
             last, slot = self._completed_groups(every)
@@ -97,9 +99,9 @@ class AttentionPlan:
         return self._groups[every]
 
     def _completed_groups(self, every: int) -> tuple[Ints, Ints]:
-        """Return two arrays [groups]: the last token of each completed group, and the slot of this token.
+        """Return two arrays [groups]: the index of each completed group's last token, and the cache slot of this token.
 
-        Padding groups use token 0 and block `NOBODY`.
+        For padding groups, the arrays hold token 0 and a slot in block `NOBODY`.
         """
         if every not in self._ends:
             slot = self.metadata.slot_mapping
@@ -111,25 +113,25 @@ class AttentionPlan:
         return self._ends[every]
 
     def tensor(self, array: Ints) -> Tensor:
-        """Copy the array to the plan's device."""
+        """Copy `array` to the device of the plan's tensors."""
         return torch.from_numpy(array).to(self.device)
 
 
 class PagedAttention:
     """Differentiable paged attention, implemented by `ops.paged`.
 
-    A pool stores one `CachePart`, such as the keys of a layer, for all sequences. In this class, a pool is a tensor [blocks,
-    heads, rows per block, width]. Callers must not depend on the layout of a pool.
+    A pool stores one `CachePart`, such as the keys of a layer, for all sequences. In `PagedAttention` itself, a pool is a
+    tensor [blocks, heads, rows per block, width]. Callers must not depend on the layout of a pool.
 
     A subclass with another layout overrides `shape`, `as_blocks`, `prepack_blocks` and `write`. A subclass that renumbers
-    blocks overrides `plan`, `read`, `fill` and `prepack_blocks`. `plan` must renumber `block_table` and `slot_mapping` in the
-    same way, and leave `PAD` unchanged. `read`, `fill` and `prepack_blocks` receive the engine's block numbers. Padding is
-    written to block 0 (`NOBODY`) after renumbering, so block 0 must keep its number. In `prepack_blocks`, block 0 has no
-    special role.
+    blocks overrides `plan`, `read`, `fill` and `prepack_blocks`. `plan` must renumber the blocks in `block_table` and
+    `slot_mapping` in the same way, and leave `PAD` unchanged. `read`, `fill` and `prepack_blocks` receive the engine's block
+    numbers. The rows of padding tokens are written to block 0 (`NOBODY`) after renumbering, so block 0 must keep its number. In
+    `prepack_blocks`, block 0 has no special role.
 
-    If a subclass renumbers blocks, the new number of a block must not depend on the size of the pool. `shape` may return a pool
-    with extra blocks. `rorqual.ops.backends.backend` tests a subclass on a small cache. `backend` rejects a subclass whose
-    methods use different layouts.
+    If a subclass renumbers blocks, the new number of a block must not depend on the size of the pool. `shape` may return the
+    shape of a pool with extra blocks. `rorqual.ops.backends.backend` tests a subclass on a small cache. `backend` rejects a
+    subclass whose methods use different block layouts.
     """
 
     def __init__(self, rows: RowLimits = LOOSE) -> None:
@@ -138,10 +140,10 @@ class PagedAttention:
     def plan(
         self, metadata: AttentionMetadata, device: torch.device, last: AttentionPlan | None = None
     ) -> AttentionPlan:
-        """Build the plan of a forward pass, which all layers share.
+        """Build the plan of a forward pass. All layers share the plan.
 
-        `last` is the plan of the previous step. The caller must not use `last` again: the new plan may reuse and modify
-        its contents.
+        `last` is the plan of the previous step. The caller must not use `last` again, because the new plan may reuse and modify
+        the contents of `last`.
         """
         first, count = metadata.first_positions, metadata.query_lens
         decoding = int((np.cumsum(count != 1) == 0).sum())  # number of leading sequences with one token each
@@ -163,9 +165,9 @@ class PagedAttention:
     def _decode_tiles(
         self, metadata: AttentionMetadata, n: int, device: torch.device, last: AttentionPlan | None
     ) -> tuple[QueryTiles, Ints]:
-        """Return the tiles of the first `n` sequences, which have one token each.
+        """Return the query tiles of the first `n` sequences, which have one token each.
 
-        If only positions changed since the last step, reuse the tiles of `last`.
+        If only positions changed since the last step, the query tiles of `last` are reused.
         """
         position = metadata.first_positions[:n]
         table = metadata.block_table[:n, : int(position.max()) // BLOCK + 1]
@@ -181,18 +183,18 @@ class PagedAttention:
     def shape(self, blocks: int, heads: int, rows: int, width: int) -> tuple[int, ...]:
         """Return the shape of a pool of `blocks` blocks and `heads` heads, with `rows` rows per block and `width` columns.
 
-        Pools are initialized with zeros.
+        Block pools are initialized with zeros.
         """
         return (blocks, heads, rows, width)
 
     def as_blocks(self, pool: Tensor) -> Tensor:
-        """View a pool as [blocks, heads, rows, width]. The result lists the blocks in pool order."""
+        """View a pool as [blocks, heads, rows, width]. The returned view lists the blocks in pool order."""
         return pool
 
     def prepack_blocks(self, blocks: Tensor) -> Tensor:
         """Convert blocks [blocks, heads, rows, width], numbered from 0, to a pool.
 
-        The conversion must be differentiable if the backend supports training.
+        `prepack_blocks` must be differentiable if the backend supports training.
         """
         return blocks
 
@@ -210,21 +212,24 @@ class PagedAttention:
     # ---- operations of a layer
 
     def write(self, pool: Tensor, rows: Tensor, plan: AttentionPlan) -> None:
-        """Store rows [tokens, heads, width] at the slots of their tokens.
+        """Store the rows [tokens, heads, width] of a cache part at the cache slots of their tokens.
 
         `rows` has the dtype of the pool, which is uint8 if the part is cached in FP8.
 
-        For a part with one row per group, `rows` has one row for each group that `groups` returned. `plan.places(heads,
-        every)` gives the indices of the rows in a pool viewed as [blocks * heads * rows per block, width].
+        For a cache part with one row per group, `rows` has one row for each group that `groups` returned.
+        `plan.write_indices(heads, every)` gives the indices of the rows in a pool viewed as [blocks * heads * rows per block,
+        width].
         """
         flat = pool.view(-1, pool.shape[-1])
         places = plan.write_indices(pool.shape[1], BLOCK // pool.shape[2])
         flat.index_copy_(0, places, rows.reshape(-1, pool.shape[-1]))
 
     def groups(self, pool: Tensor, plan: AttentionPlan, every: int) -> tuple[Tensor, Tensor]:
-        """Return the cached rows of each group of `every` tokens that this forward pass completes, and the last token of each group.
+        """Return the cached rows of each group of `every` tokens that the forward pass completes, and the index of each group's
+        last token.
 
-        The rows are [groups, every, heads, width], and the tokens are [groups]. Rows and tokens may end with padding groups.
+        The cached rows are [groups, every, heads, width], and the token indices are [groups]. The cached rows and the token
+        indices may end with padding groups.
         """
         block, offset, last = plan.groups(every)
         return self.as_blocks(pool).transpose(1, 2)[block, offset], last
@@ -251,7 +256,7 @@ class PagedAttention:
         selected: Tensor | None = None,
         window: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return the result of `attend` and the log-sum-exp [tokens, heads, repeat] in fp32.
+        """Return the result of `attend` and the log-sum-exp of each softmax [tokens, heads, repeat] in fp32.
 
         `window` restricts attention to rows of the last `window` tokens. `selected` [tokens, k] restricts attention to the
         listed rows (-1: no row). A token without visible rows has output 0 and log-sum-exp -1e30.
@@ -272,7 +277,7 @@ class PagedAttention:
     def _key_value_blocks(self, keys: Tensor, values: Tensor, width: int) -> tuple[Tensor, Tensor | int]:
         """Convert pools to the arguments `keys` and `values` of `ops.paged.attend`.
 
-        If keys and values are the same pool, the second argument is `width`.
+        If `keys` and `values` are the same pool, the returned argument `values` is `width`.
         """
         k = self.as_blocks(keys)
         return (k, width) if values is keys else (k, self.as_blocks(values)[..., :width])
@@ -330,16 +335,18 @@ class PagedAttention:
     def gather(self, pool: Tensor, plan: AttentionPlan, rows: Tensor) -> Tensor:
         """Return cached rows [tokens, k, heads, width], given row numbers [tokens, k] in each token's sequence.
 
-        For row -1 (no row), the result is zeros.
+        For the row number -1 (no row), `gather` returns zeros.
         """
         blocks = self.as_blocks(pool)
         return _join_slices([paged.gather(blocks, tiles, rows[tokens]) for tokens, tiles in plan.pieces], len(rows))
 
 
 def _split_by_pairs(first: Ints, count: Ints, most: int) -> Iterator[Ints]:
-    """Split sequences into groups of about `most` (query tile, key block) pairs. Long sequences are split at tile boundaries.
+    """Split sequences into groups of about `most` (query tile, key block) pairs. Sequences with more than `most` pairs are
+    split at tile boundaries.
 
-    Each group is an array [3, n] for n sequences: sequence indices, first positions and numbers of tokens.
+    Each yielded group is an array [3, n] for n sequences: the indices, the first positions and the token counts of the
+    sequences.
     """
     group, pairs = list[list[int]](), 0
     for which, (start, size) in enumerate(zip(first.tolist(), count.tolist(), strict=True)):
@@ -358,7 +365,8 @@ def _split_by_pairs(first: Ints, count: Ints, most: int) -> Iterator[Ints]:
 
 
 def _join_selections(parts: list[SelectedRows], tokens: int) -> SelectedRows:
-    """Concatenate the selections of all slices. Selections with fewer rows per token are padded with -1 (no row)."""
+    """Concatenate the selected rows of all slices of the tokens. Slices with fewer selected rows per token are padded with -1
+    (no row)."""
     most = max(part.rows.shape[1] for part in parts)
     return SelectedRows(
         _join_slices([_pad_columns(part.rows, most, -1) for part in parts], tokens),
@@ -371,7 +379,7 @@ def _pad_columns(rows: Tensor, most: int, value: float) -> Tensor:
 
 
 def _join_slices(parts: list[Tensor], tokens: int) -> Tensor:
-    """Concatenate the results of all slices [tokens, ...]. Padding tokens get the result of the first token."""
+    """Concatenate the results [tokens, ...] of all slices of the tokens. Padding tokens get the result of the first token."""
     padding = tokens - sum(map(len, parts))
     if padding:
         parts = [*parts, parts[0][:1].expand(padding, *parts[0].shape[1:])]

@@ -17,7 +17,8 @@ NEAR = 1e-3
 
 
 def find_layout_error(attention: PagedAttention) -> str | None:
-    """Compare `attention` with `PagedAttention` on a small fp32 cache. Return a description of the first difference, or None."""
+    """Compare `attention` with `PagedAttention` on a small fp32 cache. Return a description of the first difference between
+    their results, or None if the results are equal."""
     try:
         with torch.inference_mode(False), torch.no_grad():
             actual, expected = _method_results(attention), _method_results(PagedAttention(attention.rows))
@@ -42,7 +43,7 @@ def _random(seed: int, *shape: int) -> Tensor:
 
 
 def _method_results(attention: PagedAttention) -> dict[str, Tensor]:
-    """Run all methods of `attention` on a small batch. Return {tested method: result}."""
+    """Run all methods of `attention` on a small batch. Return the result of each tested method, by method name."""
     pool, entries = (torch.zeros(attention.shape(BLOCKS, HEADS, BLOCK // n, WIDTH)) for n in (1, EVERY))
     blocks = torch.arange(1, BLOCKS)
     attention.fill(pool, blocks, _random(2, BLOCKS - 1, HEADS, BLOCK, WIDTH))

@@ -1,10 +1,12 @@
 """Prepack weights in oneDNN's blocked layout, for inference-only copies of a model.
 
-Without prepacking, every matrix product repacks its weight. For few input rows, repacking takes as long as the product itself.
+Without prepacking, every matrix product repacks its weight. For few input rows, repacking the weight takes as long as the
+matrix product itself.
 
-In bf16, engine steps with and without prepacking are bit-identical, but a forward pass of `Torch` without a cache differs from
-an engine step by rounding errors. In fp32, prepacking changes the order of sums over more than a few hundred columns. In fp32,
-engines with and without prepacking therefore differ in the last bits, but each engine reproduces its own results.
+In bf16, engine steps with and without prepacking are bit-identical, but a forward pass of `Torch` without a KV cache differs
+from an engine step by rounding errors. In fp32, prepacking changes the order of the additions in sums over more than a few
+hundred columns. In fp32, the results of engines with and without prepacking therefore differ in the last bits, but each engine
+reproduces its own results.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from rorqual.ops.prepacked import prepack, prepacked_linear, to_plain_layout
 from rorqual.ops.row_limits import apply_in_tiles
 
 SMALLEST = 1 << 16
-"""Smallest number of elements of a weight for which prepacking is faster."""
+"""Smallest number of elements of a weight for which prepacking makes matrix products faster."""
 
 
 class PrepackingBackend(Backend):
@@ -47,9 +49,9 @@ class PrepackingBackend(Backend):
 class PackedLinear(LinearMap):
     """A linear map y = x W^T + b whose weight [out, in] is stored only in oneDNN's layout.
 
-    The linear map does not support gradients.
+    A `PackedLinear` does not support gradients.
 
-    `most` is the limit on rows per product (`ops.row_limits.RowLimits.most`).
+    `most` is the maximum number of rows per matrix product (`ops.row_limits.RowLimits.most`).
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -60,7 +62,7 @@ class PackedLinear(LinearMap):
 
     @property
     def weight(self) -> Tensor:
-        """A copy of the weight [out, in] in the plain layout."""
+        """A copy of the linear map's weight [out, in] in the plain layout."""
         return to_plain_layout(self._packed)
 
     def forward(self, x: Tensor) -> Tensor:

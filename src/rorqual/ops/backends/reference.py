@@ -22,14 +22,14 @@ from rorqual.ops.sampling import SamplerOutput, SamplingMetadata
 
 M = TypeVar("M", bound=nn.Module)
 Matrices = Tensor | Sequence[Tensor]
-"""One matrix per expert: a stacked tensor [experts, out, in], or the result of `Backend.prepare_experts`."""
+"""The matrices of all experts: a stacked tensor [experts, out, in], or a result of `Backend.prepare_experts`."""
 
 
 @dataclass(frozen=True)
 class FittedBackend:
     """A backend that is configured for one model on this machine.
 
-    `is_invariant` is True if results are guaranteed to be batch-invariant with at most `threads` threads.
+    `is_invariant` is True if the backend's results are guaranteed to be batch-invariant with at most `threads` threads.
     """
 
     backend: Backend
@@ -38,7 +38,8 @@ class FittedBackend:
 
 
 class Backend:
-    """The reference backend: plain, slow, differentiable implementations of all operations. Subclasses override operations.
+    """The reference backend: plain, slow, differentiable implementations of all operations. Other backends are subclasses that
+    override operations.
 
     `rorqual.ops.backends.backend` finds a subclass by its `name`. A backend has no state except its settings. If the results of
     a backend change by a single bit, the backend needs a new name, because the name is part of the key of KV-cache blocks on
@@ -47,11 +48,11 @@ class Backend:
 
     name = "reference"
     invariant = False
-    """True if results are batch-invariant: the bits of a row do not depend on other rows in the batch."""
+    """True if the backend's results are batch-invariant: the bits of one row do not depend on other rows in the batch."""
     in_blocks = False
-    """True if forward passes without a cache, as in training, also use paged attention (`ops.paged`)."""
+    """True if forward passes without a KV cache, as in training, also use paged attention (`ops.paged`)."""
     rows: RowLimits = LOOSE
-    """Limits on the number of rows of matrix products (`ops.row_limits`)."""
+    """Limits on the number of rows of the backend's matrix products (`ops.row_limits`)."""
     lanes = 1
     """The number of columns of logits is padded to a multiple of `lanes`."""
 
@@ -60,13 +61,13 @@ class Backend:
     ) -> str | None:
         """Return None if this backend can run `model` on `device` in `dtype`. If the backend cannot run `model`, return the reason as text.
 
-        The error message to the user shows the returned reason.
+        The returned reason is shown in the error message to the user.
         """
         return None
 
     @property
     def attention(self) -> PagedAttention:
-        """The backend's paged attention, which also defines the layout of the block pool."""
+        """The backend's paged attention, which also defines the layout of block pools."""
         return PagedAttention(self.rows)
 
     # ---- operations
@@ -80,7 +81,7 @@ class Backend:
         return norm.rms_norm(x, weight, eps)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
-        """Attend without a cache. See `ops.attention.attend`."""
+        """Compute attention without a KV cache. See `ops.attention.attend`."""
         return attention.attend(q, k, v, mask, scale)
 
     def experts(self, x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices) -> Tensor:
@@ -98,7 +99,7 @@ class Backend:
         return F.silu(x)
 
     def act_mul(self, gate: Tensor, up: Tensor) -> Tensor:
-        """Compute silu(gate) * up for equal shapes (Shazeer 2020, eq. 6)."""
+        """Compute silu(gate) * up for `gate` and `up` of equal shapes (Shazeer 2020, eq. 6)."""
         return self.silu(gate) * up
 
     def rope(self, x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
@@ -114,7 +115,7 @@ class Backend:
         return torch.bmm(a, b)
 
     def sample(self, logits: Tensor, metadata: SamplingMetadata) -> SamplerOutput:
-        """See `ops.sampling.sample`. Logits may have padding columns after the vocabulary, which contain -inf."""
+        """See `ops.sampling.sample`. The logits may have padding columns after the vocabulary. Padding columns contain -inf."""
         return sampling.sample(logits, metadata)
 
     # ---- inference-only copies
@@ -122,24 +123,27 @@ class Backend:
     def prepares(self, model: nn.Module) -> bool:
         """Return whether `prepare` makes `model` faster, given its dtype and device.
 
-        The default is True if the class overrides `prepare_linear` or `prepare_experts`.
+        By default, `prepares` returns True if the backend class overrides `prepare_linear` or `prepare_experts`.
         """
         cls = type(self)
         return (cls.prepare_linear, cls.prepare_experts) != (Backend.prepare_linear, Backend.prepare_experts)
 
     def prepare_linear(self, weight: Tensor, bias: Tensor | None) -> nn.Module | None:
-        """Repack weight [out, in] and return a `LinearMap` with bias [out], or None if repacking does not help."""
+        """Repack `weight` [out, in] and return a `LinearMap` with the bias `bias` [out]. Return None if repacking `weight` does
+        not help."""
         return None
 
     def prepare_experts(self, gate_up: Tensor, down: Tensor) -> tuple[Matrices, Matrices] | None:
-        """Repack gate_up [experts, 2 i, d] and down [experts, d, i] for `experts`. Return None to keep the plain layout."""
+        """Repack gate_up [experts, 2 i, d] and down [experts, d, i] for `experts`. Return None if the experts should keep the
+        plain layout."""
         return None
 
     def prepare(self, model: M, *, take: bool = False) -> M:
         """Return an inference-only copy of `model` with repacked weights, fused linear maps and precomputed derived tensors.
 
-        All other parameters are shared with `model`. With `take=True`, each layer is removed from `model` when it is copied, so
-        at most one layer at a time is in memory twice. A tied embedding stays in memory twice, for lookup and for the head.
+        All parameters that are not repacked, fused or precomputed are shared with `model`. With `take=True`, each layer is
+        removed from `model` when the layer is copied, so at most one layer at a time is in memory twice. A tied embedding stays
+        in memory twice, for lookup and for the head.
         """
         with torch.inference_mode(False), torch.no_grad():
             clone = self._prepare_module(model, take)
@@ -195,14 +199,14 @@ class Backend:
     def fit(self, model: nn.Module, *, cache_shapes: Iterable[tuple[int, int]], threads: int) -> FittedBackend:
         """Configure this backend to run `model` with up to `threads` threads on this machine.
 
-        `cache_shapes` lists (columns, rows per block) of each cached part of attention.
+        `cache_shapes` lists (columns, rows per block) of each part of the KV cache.
         """
         return FittedBackend(self, self.invariant, threads)
 
     def compile(self, model: nn.Module) -> StepFunction | None:
         """Return a function that runs a complete engine step, or None if the engine should call the model and `sample`.
 
-        `model` is the result of `bind`. The engine calls `compile` again when the model's weights or modules are
+        `model` is a module tree that `bind` returned. The engine calls `compile` again when the model's weights or modules are
         replaced.
         """
         return None
@@ -216,7 +220,7 @@ class Backend:
     def route_linears(self, model: M) -> M:
         """Return a module tree that shares all parameters with `model` and whose linear maps call `linear`.
 
-        Return `model` itself if this class does not override `linear`.
+        Return `model` itself if the backend class does not override `linear`.
         """
         if type(self).linear is Backend.linear:
             return model
@@ -250,10 +254,10 @@ def _route_module(module: nn.Module, ops: Backend) -> nn.Module:
 
 
 class Experts(nn.Module):
-    """The stacked routed experts.
+    """A module of stacked routed experts.
 
     The weights are gate_up_proj [experts, 2 * intermediate, hidden] and down_proj [experts, hidden, intermediate]. In
-    gate_up_proj, the gate projection comes first.
+    gate_up_proj, the rows of the gate projection come first.
     """
 
     def __init__(self, n: int, hidden_size: int, intermediate_size: int) -> None:
@@ -281,7 +285,7 @@ class PreparedExperts(nn.Module):
 def _close_memory_gaps(tensor: Tensor) -> Tensor:
     """Make a tensor contiguous but keep the memory order of its last two dimensions.
 
-    bf16 matrix products would copy a tensor with gaps in memory in every call.
+    Every bf16 matrix product would copy a tensor that has gaps in memory.
     """
     if tensor.ndim < 2 or tensor.stride(-1) <= tensor.stride(-2):
         return tensor.contiguous()
@@ -289,7 +293,8 @@ def _close_memory_gaps(tensor: Tensor) -> Tensor:
 
 
 def _fuse_linears(maps: Sequence[nn.Linear]) -> nn.Linear:
-    """Fuse linear maps that share an input into one linear map. The output of the fused map is the concatenation of the outputs."""
+    """Fuse linear maps that share an input into one linear map. The output of the fused map is the concatenation of the outputs
+    of the maps in `maps`."""
     weight = torch.cat([part.weight.detach() for part in maps])
     with torch.device("meta"):
         fused = nn.Linear(weight.shape[1], weight.shape[0], bias=maps[0].bias is not None)

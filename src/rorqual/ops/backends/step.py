@@ -13,7 +13,7 @@ from rorqual.ops.sampling import SamplerOutput, SamplingMetadata
 
 
 class StepPools(Protocol):
-    """The KV cache of a step: the attention plan, and the pools of each attention module by part name."""
+    """The KV cache of an engine step: the attention plan, and the block pools of each attention module by part name."""
 
     plan: AttentionPlan
 
@@ -23,16 +23,16 @@ class StepPools(Protocol):
 
 @dataclass(frozen=True)
 class StepInput:
-    """The input of a forward pass over all scheduled tokens, concatenated.
+    """The input of a forward pass over all scheduled tokens, which are concatenated.
 
-    - `ids` and `positions`: [1, tokens].
+    - `ids` and `positions` [1, tokens]: the token ids and the token positions.
     - `embeds` [1, tokens, hidden]: replaces the embeddings of `ids` if `embeds` is not None.
     - `cache`: the `Cache` that the forward pass writes to and reads from.
-    - `last` [rows]: for each row to sample, the index of the token that provides the logits.
+    - `last` [rows]: for each row to sample, the index of the token whose logits are sampled from.
     - `sampling`: the sampling inputs, or None if no row samples.
     - `record_experts`: True if the caller reads `StepOutput.experts`.
 
-    Trailing tokens may be padding. Padding tokens are copies of the first tokens and have the slot
+    The last tokens may be padding tokens. Padding tokens are copies of the first tokens and have the cache slot
     `ops.backends.attention.PAD`.
     """
 
@@ -47,7 +47,7 @@ class StepInput:
 
 @dataclass(frozen=True)
 class StepOutput:
-    """The output of a step.
+    """The output of an engine step.
 
     - `hidden` [tokens, hidden]: the hidden states after the final norm. Prompt log-probabilities are computed from `hidden`.
     - `experts` [tokens, routers, k]: the chosen experts, in the order of `DecoderOutput.routing`, or None for models without routing.
@@ -60,10 +60,10 @@ class StepOutput:
 
 
 class StepFunction(Protocol):
-    """A function that runs steps of one model.
+    """A function that runs engine steps of one model.
 
-    The function must read the weights in every step, because training changes weights in place. A backend that cannot read the
-    weights in every step must refuse the model in `Backend.supports`.
+    A `StepFunction` must read the weights in every engine step, because training changes weights in place. A backend that
+    cannot read the weights in every engine step must refuse the model in `Backend.supports`.
     """
 
     def __call__(self, step: StepInput, /) -> StepOutput: ...

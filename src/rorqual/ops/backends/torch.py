@@ -45,7 +45,8 @@ class Torch(PrepackingBackend):
 
 
 class _TorchStepBackend(Torch):
-    """The `torch` backend for engine steps, which need no gradients. Rows are not padded, and attention is paged."""
+    """The `torch` backend for engine steps, which need no gradients. The rows of matrix products are not padded, and attention
+    is paged."""
 
     in_blocks = True
     lanes = invariant.LANES

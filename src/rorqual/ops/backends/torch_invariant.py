@@ -1,8 +1,8 @@
 """The batch-invariant backend, and the test that finds the row limits that batch invariance needs on this machine.
 
-Libraries choose kernels by the number of rows, and their choices differ between processors (`ops.row_limits`,
-docs/explanation/engine.md). The engine can therefore guarantee bit-identical results only if `find_row_limits` finds row limits for which
-every product of the model is invariant.
+Libraries choose the kernel of a matrix product by the number of rows, and the chosen kernels differ between processors
+(`ops.row_limits`, docs/explanation/engine.md). The engine can therefore guarantee bit-identical results only if
+`find_row_limits` finds row limits for which every product of the model is invariant.
 """
 
 from __future__ import annotations
@@ -33,28 +33,30 @@ The right-hand matrices of a batched product are stored as [out, width] (`transp
 MatrixProduct = tuple[ProductKind, int, int, torch.dtype]
 """A matrix product: kind, number of input columns (width), number of output columns (out) and dtype."""
 CHOICES = (RowLimits(4), ENOUGH, RowLimits(16, 32), RowLimits(16, 16))
-"""Row limits that `find_row_limits` tries, in this order.
+"""The row limits that `find_row_limits` tries, from first to last.
 
-MKL needs less padding in the generic x86 code path than in the Intel code path. Bf16 products of oneDNN on AMX also need
-`RowLimits.most`.
+MKL needs less row padding in the generic x86 code path than in the Intel code path. The bf16 matrix products of oneDNN on AMX
+also need the limit `RowLimits.most`.
 """
 EVEN = 4
-"""Results are batch-invariant only if the widths of keys and values are multiples of `EVEN` (docs/explanation/engine.md)."""
+"""The results of attention are batch-invariant only if the widths of keys and values are multiples of `EVEN`
+(docs/explanation/engine.md)."""
 STEPS = {torch.float32: (1, 2, 4)}
-"""Row counts that are tested, as multiples of `RowLimits.least`, by dtype."""
+"""Row counts for which matrix products are tested, as multiples of `RowLimits.least`, by dtype."""
 MORE_STEPS = (1, 2, 3, 4, 6, 16)
-"""Row counts that are tested for dtypes not in `STEPS`, as multiples of `RowLimits.least`."""
+"""Row counts for which matrix products are tested for dtypes not in `STEPS`, as multiples of `RowLimits.least`."""
 WHOLE = 20
-"""Largest row count that is tested, as a multiple of `RowLimits.least`."""
+"""Largest row count for which matrix products are tested, as a multiple of `RowLimits.least`."""
 WIDEST = 16384
-"""Largest number of output columns that is tested.
+"""Largest number of output columns for which matrix products are tested.
 
-In a product with 49,152 columns, the first 16,384 columns have the same bits as in a product with only these columns
-(docs/LOG.md). The test therefore does not need a copy of the whole output head of a large vocabulary.
+In a matrix product with 49,152 output columns, the first 16,384 columns have the same bits as in a product with only 16,384
+columns (docs/LOG.md). The test of matrix products therefore does not need a copy of the whole output head of a large
+vocabulary.
 """
 NARROW = 64
-"""Products with fewer than `NARROW` output columns are tested with all row counts up to `WHOLE`, because the edge of a matrix may
-be computed otherwise than its interior."""
+"""Matrix products with fewer than `NARROW` output columns are tested with all row counts up to `WHOLE`, because the edge of a
+matrix may be computed differently from the interior of the matrix."""
 NOT_HELD = (
     "answers may differ in their last bits, depending on what else is in the batch: no tested row padding makes all matrix products "
     "of this model batch-invariant on this device (docs/explanation/engine.md)"
@@ -93,7 +95,8 @@ class TorchInvariant(PrepackingBackend):
         return bmm(a, b, self.rows.most)
 
     def fit(self, model: nn.Module, *, cache_shapes: Iterable[tuple[int, int]], threads: int) -> FittedBackend:
-        """Find row limits and a number of threads for which all products of `model` are invariant on this machine."""
+        """Find row limits and a number of threads for which all matrix products of `model` are batch-invariant on this
+        machine."""
         rows, is_invariant, threads = find_row_limits(model, cache_shapes, threads)
         fitted = copy.copy(self)
         fitted.rows = rows
@@ -128,7 +131,7 @@ def _tile_wide_linears(module: M, ops: TorchInvariant) -> M:
 
 
 def _linear_with_weight(weight: nn.Parameter) -> nn.Linear:
-    """Return a linear map that shares `weight`."""
+    """Return a linear map that uses the parameter `weight` without a copy."""
     with torch.device("meta"):
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     linear.weight = weight
@@ -136,7 +139,8 @@ def _linear_with_weight(weight: nn.Parameter) -> nn.Linear:
 
 
 class TiledLinear(LinearMap):
-    """A wrapper that applies a linear map to at most `most` rows at once if the map is wide (`ops.row_limits`)."""
+    """A wrapper of a linear map. If the linear map is wide (`ops.row_limits`), the wrapper applies the map to at most `most`
+    rows at once."""
 
     def __init__(self, wrapped: nn.Linear | LinearMap, most: int) -> None:
         super().__init__()
@@ -145,7 +149,7 @@ class TiledLinear(LinearMap):
 
     @property
     def weight(self) -> Tensor:
-        """The wrapped map's weight [out, in]."""
+        """The weight [out, in] of the wrapped linear map."""
         return self._wrapped[0].weight
 
     def forward(self, x: Tensor) -> Tensor:
@@ -156,10 +160,12 @@ class TiledLinear(LinearMap):
 def find_row_limits(
     model: nn.Module, cache_shapes: Iterable[tuple[int, int]], threads: int
 ) -> tuple[RowLimits, bool, int]:
-    """Return row limits for the model's matrix products, whether the products are invariant with these limits, and the number of threads.
+    """Return row limits for the model's matrix products, whether the products are batch-invariant with these row limits, and
+    the number of threads.
 
-    The row limits come from the first entry of `CHOICES` with which products of every shape are invariant: a row's bits then do not
-    depend on the number of rows or threads. If no choice passes with `threads` threads, all choices are tested with one thread.
+    The returned row limits are the first `RowLimits` in `CHOICES` with which products of every shape are batch-invariant: the
+    bits of a row do not depend on the number of rows or threads. If no `RowLimits` in `CHOICES` passes with `threads` threads,
+    all `RowLimits` in `CHOICES` are tested with one thread.
     """
     shapes = sorted(set(cache_shapes))
     weight = next(model.parameters())

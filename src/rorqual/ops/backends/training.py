@@ -1,11 +1,11 @@
 """Fast operations for training on the CPU: attention with torch's SDPA, and experts over tokens sorted by expert.
 
-The reference backend loops over experts with autograd, which runs about forty small operations per expert. This module
-sorts the tokens once, so the tokens of an expert are a slice. Products write into one preallocated tensor, and the
+The reference backend loops over experts with autograd, which runs about forty small operations per expert. This module sorts
+the tokens by expert once, so the tokens of an expert are a slice. Matrix products write into one preallocated tensor, and the
 backward pass is hand-written.
 
 In bf16, the rows of each expert are padded to a multiple of 64. Without padding, oneDNN would build a primitive for every new
-row count, and the product would take three times as long (docs/LOG.md).
+row count, and the matrix product would take three times as long (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BF16_SHORT = 512
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Compute `ops.norm.rms_norm` with a hand-written backward pass.
 
-    The backward pass of autograd would be a chain of small operations.
+    Without the hand-written backward pass, autograd would run a chain of small operations.
     """
     out: Tensor = _RMSNorm.apply(x, weight, eps)
     return out
@@ -58,8 +58,8 @@ class _RMSNorm(torch.autograd.Function):
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
     """Compute `ops.attention.attend` with scaled_dot_product_attention, or with batched products for short bf16 sequences.
 
-    For short bf16 sequences, the fused kernel takes three times as long in forward and backward passes
-    (docs/LOG.md). Scores are rounded to bf16, as in the reference backend. The softmax is computed in fp32.
+    For short bf16 sequences, the fused kernel takes three times as long as batched products in forward and backward passes
+    (docs/LOG.md). Attention scores are rounded to bf16, as in the reference backend. The softmax over keys is computed in fp32.
     """
     if q.dtype == torch.bfloat16 and k.shape[2] <= BF16_SHORT:
         return _attend_by_products(q, k, v, mask, scale)
@@ -75,7 +75,8 @@ def _attend_by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: fl
 
 
 def experts(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor) -> Tensor:
-    """Compute `ops.moe.experts` over tokens sorted by expert. Under autocast, the experts use the autocast dtype, like a linear layer."""
+    """Compute `ops.moe.experts` over tokens sorted by expert. Under autocast, the experts compute in the autocast dtype, like a
+    linear layer."""
     return experts_tuned(x, routing, gate_up, down, (), ())
 
 
@@ -99,10 +100,10 @@ def experts_tuned(
 
 
 class _ExpertSlices:
-    """(token, expert) pairs, sorted by expert.
+    """The (token, expert) pairs of a batch, sorted by expert.
 
-    `slot[j]` is the row of pair j. Token t and its i-th expert form pair t * k + i. `bounds` lists (expert, start,
-    stop) of each used expert's rows.
+    `slot[j]` is the row of pair j in expert order. Token t and its i-th expert form pair t * k + i. `bounds` lists (expert,
+    start, stop) for the rows of each used expert.
     """
 
     def __init__(self, indices: Tensor, n_experts: int, multiple: int) -> None:

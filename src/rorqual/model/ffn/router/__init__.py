@@ -1,4 +1,4 @@
-"""The router kinds, one module per kind. Importing this package registers all kinds."""
+"""The router kinds, one module per kind. Importing `rorqual.model.ffn.router` registers all router kinds."""
 
 from rorqual.model.ffn.router.grouped_topk import GroupedTopK, GroupedTopKConfig
 from rorqual.model.ffn.router.router import Router, RouterConfig

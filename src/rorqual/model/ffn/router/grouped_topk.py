@@ -64,7 +64,8 @@ class GroupedTopKConfig(RouterConfig):
 class GroupedTopK(Router):
     """A grouped top-k router module. The router computes in fp32, whatever the dtype of its weight `gate` [experts, hidden].
 
-    `e_score_correction_bias` [experts] is a buffer that load balancing updates. The buffer is None if `score_bias` is False.
+    `e_score_correction_bias` [experts] is a buffer that load balancing updates. `e_score_correction_bias` is None if
+    `score_bias` is False.
     """
 
     derived = {"wide_gate": "gate"}
@@ -89,7 +90,7 @@ class GroupedTopK(Router):
             bias.add_(gamma * self.load_error(load).sign().to(bias))
 
     def exclude_experts(self, choices: Sequence[int]) -> None:
-        """Set the bias of the experts `choices` to minus infinity, so tokens are routed to their next best experts.
+        """Set the bias of the experts `choices` to minus infinity, so that tokens are routed to other experts.
 
         Raises ConfigError if fewer than `num_experts_per_tok` experts remain.
         """

@@ -1,5 +1,5 @@
-"""Base classes of the router kinds. `RouterConfig` builds the `Router` and reports its cost; the `Router` chooses
-experts for tokens."""
+"""Base classes of the router kinds. `RouterConfig` builds the `Router` and reports the cost of the `Router`. The `Router`
+chooses experts for tokens."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from rorqual.ops.moe import Routing, expected_load
 class RouterConfig(KindConfig):
     """Base class of the router kinds' configs.
 
-    Choices 0 to `n_experts()` - 1 are experts with weights. The next `n_identity_experts()` choices are identity experts, which return
-    their input. LongCat-Flash (2509.01322) calls them zero-computation experts. The choice `SKIP` stands for no expert.
+    Router choices 0 to `n_experts()` - 1 are experts with weights. The next `n_identity_experts()` router choices are identity
+    experts, which return their input. LongCat-Flash (2509.01322) calls identity experts zero-computation experts. The router
+    choice `SKIP` stands for no expert.
     """
 
     def build(self, hidden_size: int) -> Router:
-        """Build the module."""
+        """Build the router module."""
         raise NotImplementedError
 
     def cost(self, hidden_size: int) -> Cost:
@@ -34,7 +35,7 @@ class RouterConfig(KindConfig):
         raise NotImplementedError
 
     def experts_per_token(self) -> int:
-        """Return the number of choices per token."""
+        """Return the number of router choices per token."""
         raise NotImplementedError
 
     def n_experts(self) -> int:
@@ -50,7 +51,8 @@ class RouterConfig(KindConfig):
         return self.n_experts() + self.n_identity_experts()
 
     def target_load(self) -> Tensor:
-        """Return the target load share of each choice [choices] in float64. The default is an even load."""
+        """Return the target load share of each router choice [choices] in float64. By default, all router choices have the same
+        target load share."""
         return torch.full((self.n_router_choices(),), 1 / self.n_router_choices(), dtype=torch.float64)
 
     def active_experts(self) -> float:
@@ -65,8 +67,9 @@ class Router(Layer, ABC):
     """A router module: x [tokens, hidden] -> `Routing`. `replay` [tokens, k] fixes the chosen experts. Negative entries
     of `replay` let the router choose.
 
-    Gates are recomputed in every forward pass, even for replayed choices, so the router receives a gradient. A router
-    that can choose `SKIP` or identity experts sets `Routing.skips`. Buffers keep their dtype when the model is cast.
+    Gates are recomputed in every forward pass, even for replayed expert choices, so the router receives a gradient. A router
+    that can choose `SKIP` or identity experts sets `Routing.skips`. The router's buffers keep their dtype when the model is
+    cast.
     """
 
     def __init__(self, config: RouterConfig) -> None:
@@ -85,17 +88,18 @@ class Router(Layer, ABC):
         return self
 
     def load_error(self, load: Tensor) -> Tensor:
-        """Return the load error of each choice [choices]: its target token count minus its actual token count in `load` [choices]."""
+        """Return the load error of each router choice [choices]: the choice's target token count minus the choice's actual
+        token count in `load` [choices]."""
         return expected_load(load, self.config.target_load()) - load.float()
 
     def balance(self, load: Tensor, gamma: float) -> None:
         """Adjust the router by one step of size `gamma` toward `target_load`.
 
-        `load` [choices] is the number of tokens per choice in this optimizer step.
+        `load` [choices] is the number of tokens per router choice in the current optimizer step.
         """
 
     def exclude_experts(self, choices: Sequence[int]) -> None:
-        """Stop routing tokens to the experts `choices`. Raises ConfigError if the kind cannot exclude experts."""
+        """Stop routing tokens to the experts `choices`. Raises ConfigError if the router kind cannot exclude experts."""
         raise ConfigError(
             f"router kind '{self.config.kind}' cannot exclude experts",
             where="experts",

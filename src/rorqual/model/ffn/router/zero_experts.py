@@ -1,4 +1,4 @@
-"""The router of LongCat-Flash (2509.01322, section 2.1): top-k experts, some of which compute nothing."""
+"""The router of LongCat-Flash (2509.01322, section 2.1): top-k experts, among them identity experts, which compute nothing."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class ZeroExpertsConfig(RouterConfig):
     field names.
 
     Each token chooses `num_experts_per_tok` of all experts, so the number of experts with weights differs between tokens. Load
-    balancing keeps the mean number of experts with weights at `expected_experts` (K_e in the report). Gates are softmax scores
-    times `routed_scaling_factor`, without normalisation.
+    balancing keeps the mean number of experts with weights per token at `expected_experts` (K_e in the LongCat-Flash report).
+    Gates are softmax scores times `routed_scaling_factor`, without normalisation.
     """
 
     kind: Literal["zero"] = "zero"
@@ -48,8 +48,8 @@ class ZeroExpertsConfig(RouterConfig):
         return self.zero_expert_num
 
     def target_load(self) -> Tensor:
-        """See `RouterConfig`. Experts with weights share K_e / K of the load (K is `num_experts_per_tok`), and identity experts
-        share the rest."""
+        """See `RouterConfig.target_load`. Experts with weights share K_e / K of the load (K is `num_experts_per_tok`), and
+        identity experts share the other 1 - K_e / K."""
         n, zero, share = self.n_routed_experts, self.zero_expert_num, self.expected_experts / self.num_experts_per_tok
         return torch.tensor([share / n] * n + [(1 - share) / zero] * zero, dtype=torch.float64)
 
@@ -87,7 +87,8 @@ class ZeroExperts(Router):
 
     @torch.no_grad()
     def balance(self, load: Tensor, gamma: float) -> None:
-        """Change the bias of each expert with weights by `gamma` times its load error relative to its target load.
+        """Change the bias of each expert with weights by `gamma` times the expert's load error divided by the expert's target
+        load.
 
         The update is LongCat-Flash's proportional controller, mu (K_e / (K N) - T_i / (K T)) for N experts with weights, with
         mu = `gamma` K N / K_e. T_i of the T tokens chose expert i.

@@ -241,7 +241,7 @@ def test_each_figure_of_the_page_is_its_own() -> None:
     metrics.requests["/v1/models", 200] = 5
     metrics.requests["other", 401] = 6
     text = metrics.prometheus_text(
-        ServerSnapshot(False, 7, Counter(a=8), Counter(b=9), {"blocks_free": 10.0, "waiting": 11.0})
+        ServerSnapshot(False, 7, Counter(a=8), Counter(b=9), {"blocks_free": 12345678.0, "waiting": 11.0})
     )
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     assert sorted(lines) == sorted([
@@ -260,7 +260,7 @@ def test_each_figure_of_the_page_is_its_own() -> None:
         'rorqual_tenant_waiting{tenant="b"} 9',
         "rorqual_engine_up 0",
         "rorqual_engine_restarts_total 7",
-        'rorqual_engine{what="blocks_free"} 10',
+        'rorqual_engine{what="blocks_free"} 12345678',
         'rorqual_engine{what="waiting"} 11',
     ])  # fmt: skip
 

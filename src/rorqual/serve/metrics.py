@@ -71,7 +71,7 @@ class ServerMetrics:
         )
         seconds: dict[str, float | str] = {"_sum": f"{self.first_token_seconds:.6f}", "_count": self.first_tokens}
         ratio = f"{hits / max(hits + misses, 1):.6f}"
-        stats = {f'{{what="{name}"}}': f"{value:g}" for name, value in sorted(now.stats.items())}
+        stats = {f'{{what="{name}"}}': f"{value:.15g}" for name, value in sorted(now.stats.items())}
         failed = "Requests that the engine refused, or that failed because the engine died."
         yield _metric("requests_total", "counter", "Requests answered, by route and status.", requests)
         yield _metric("first_token_seconds", "summary", "Seconds from a request to its first token.", seconds)

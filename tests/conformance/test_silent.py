@@ -93,6 +93,12 @@ def test_a_kind_of_an_installed_package_is_found_by_the_verbs(tmp_path: Path) ->
         "from rorqual.model.ffn import DenseConfig\n"
         "class Mine(DenseConfig):\n"
         '    kind: Literal["my_network"] = "my_network"\n'
+        "from rorqual.ops.backends.torch import Torch\n"
+        "class MyBackend(Torch):\n"
+        '    name = "my_backend"\n'
+        "from rorqual.train.optim import AdamWConfig\n"
+        "class MyOptimizer(AdamWConfig):\n"
+        '    kind: Literal["my_optimizer"] = "my_optimizer"\n'
     )
     info = tmp_path / "my_kinds-1.0.dist-info"
     info.mkdir()
@@ -102,13 +108,23 @@ def test_a_kind_of_an_installed_package_is_found_by_the_verbs(tmp_path: Path) ->
     config["stages"][0]["ffn"]["kind"] = "my_network"
     run.path.mkdir()
     run.config_file.write_text(f"recipe: sft\nmodel: {json.dumps(config)}\n")
-    command = [sys.executable, "-m", "rorqual", "inspect", str(run.path)]
+    by_name = "from rorqual.ops.backends import backend; backend('my_backend')"
+    by_override = (
+        "from rorqual.recipes import make_run; make_run('sft', {'task': 'families', 'optim.kind': 'my_optimizer'})"
+    )
+    commands = {
+        "unknown kind 'my_network'": ["-m", "rorqual", "inspect", str(run.path)],
+        "unknown backend 'my_backend'": ["-c", by_name],
+        "unknown kind 'my_optimizer'": ["-c", by_override],
+    }
     for there in (False, True):
         if there:
             (info / "entry_points.txt").write_text("[rorqual.plugins]\nmine = my_kinds\n")
-        done = subprocess.run(command, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False)
-        assert done.returncode == (0 if there else 2), done.stderr
-        assert there or "unknown kind 'my_network'" in done.stderr
+        for error, words in commands.items():
+            command, env = [sys.executable, *words], {"PYTHONPATH": str(tmp_path)}
+            done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+            assert (done.returncode == 0) == there, done.stderr
+            assert there or error in done.stderr
 
 
 def test_an_expert_beyond_the_number_that_was_said_is_refused() -> None:

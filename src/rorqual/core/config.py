@@ -130,6 +130,13 @@ def import_plugins() -> None:
         entry.load()
 
 
+def _kinds_or_plugins(base: type[KindConfig], kind: Any) -> dict[str, type[KindConfig]]:
+    """Return `kinds(base)`. If `kind` is unknown, first import the plug-ins, which may define the kind."""
+    if kind not in kinds(base):
+        import_plugins()
+    return kinds(base)
+
+
 def one_of(base: type[KindConfig]) -> BeforeValidator:
     """Return a validator that parses a mapping as a subclass of `base`. The key `kind` of the mapping selects the subclass.
 
@@ -139,11 +146,8 @@ def one_of(base: type[KindConfig]) -> BeforeValidator:
     def choose(value: Any) -> Any:
         if not isinstance(value, Mapping):
             return value
-        known = kinds(base)
         kind = value.get("kind")
-        if kind not in known:
-            import_plugins()
-            known = kinds(base)
+        known = _kinds_or_plugins(base, kind)
         if not isinstance(kind, str) or kind not in known:
             raise ValueError(f"unknown kind {kind!r}. {suggest_name(str(kind), known)}")
         return known[kind].model_validate(value)
@@ -225,7 +229,7 @@ def _fields_of_kind(kind: Any, current: KindConfig, key: str, where: str) -> dic
     base: type[KindConfig] = next(
         cls for cls in type(current).__mro__ if issubclass(cls, KindConfig) and KindConfig in cls.__bases__
     )
-    known = kinds(base)
+    known = _kinds_or_plugins(base, kind)
     if not isinstance(kind, str) or kind not in known:
         raise ConfigError(f"key '{key}': unknown kind '{kind}'", where=where, remedy=suggest_name(str(kind), known))
     fields = {

@@ -9,6 +9,7 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
+from rorqual.core.config import import_plugins
 from rorqual.core.errors import ConfigError, suggest_name
 from rorqual.core.user_code import import_file
 from rorqual.ops.backends.attention import PagedAttention
@@ -44,6 +45,8 @@ def backend(name: str) -> Backend:
     if (location := parse_file_name(name)) is not None:
         cls = _load_file(*location)
     else:
+        if name not in _backends_by_name():
+            import_plugins()
         known = _backends_by_name()
         if name not in known:
             remedy = suggest_name(name, known) + " Load your own backend with ./mine.py:Class."

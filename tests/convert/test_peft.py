@@ -20,7 +20,7 @@ from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.core.records import MANIFEST_FILE, RunDir, write_json
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.model.adapter import ESFT, LoRA, Tune, trained_parameters
-from rorqual.model.adapter.files import Adapter, base_record
+from rorqual.model.adapter.files import Adapter, record_base_checkpoint
 from rorqual.model.attention import GQAConfig
 from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.ffn import DenseConfig
@@ -72,7 +72,7 @@ def an_adapter(path: Path, base: RunDir, tune: Tune, experts: Any = ()) -> RunDi
         part.copy_(0.3 * torch.randn(part.shape, generator=generator))
     path.mkdir()
     info = Adapter(
-        base=base_record(base.checkpoint(), named=str(base.path), seen_from=path), tune=tune, experts=experts
+        base=record_base_checkpoint(base.checkpoint(), named=str(base.path), seen_from=path), tune=tune, experts=experts
     )
     return a_run(path, model.config, 3, info.file_contents(trained_parameters(model)))
 

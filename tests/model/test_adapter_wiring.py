@@ -30,7 +30,7 @@ from rorqual.model.adapter.files import (
     ADAPTER_FILE,
     ADAPTER_INFO,
     WEIGHTS_FILE,
-    base_record,
+    record_base_checkpoint,
 )
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
@@ -174,7 +174,7 @@ TUNE = LoRA(r=2, targets=("o_proj",))
 def adapter_run(folder: Path, base: Path, change: Callable[[dict[str, Tensor]], None] = lambda t: None) -> Path:
     tensors = {name: normal(*shape, seed=9) for name, shape in TUNE.trained_shapes(build(CONFIG, seed=0)).items()}
     change(tensors)
-    adapter = Adapter(base=base_record(base, named="elsewhere/moved", seen_from=folder), tune=TUNE)
+    adapter = Adapter(base=record_base_checkpoint(base, named="elsewhere/moved", seen_from=folder), tune=TUNE)
     return write_run(folder, CONFIG, {}, adapter.file_contents(tensors), step=12).step_dir(12)
 
 

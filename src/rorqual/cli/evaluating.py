@@ -80,7 +80,7 @@ def _say(text: str) -> None:
 def _load_engine(model: str, settings: EvalSettings) -> tuple[Any, dict[str, Any]]:
     """Return the engine, and the fields that identify the engine in the answer cache.
 
-    An answer depends only on the request and on the fields that identify the engine.
+    An answer depends only on the request and on the engine's fields in the key of the answer cache.
     """
     if model.startswith(REMOTE):
         return load_engine_or_client(model, settings), {

@@ -85,7 +85,7 @@ def _plan_import(file: GGUFFile, dequantised: str) -> tuple[str, ModelConfig, li
     ranges, jobs = layout_.by_published_tensor(), []
     for entry in layout_.entries:
         published = [entry.published[index] for index in entry.storage_order()]
-        pieces = tuple(_GGUFPiece(rows, file.tensors[rows.gguf]) for name in published for rows in ranges[name])
+        pieces = tuple(_GGUFRowRange(rows, file.tensors[rows.gguf]) for name in published for rows in ranges[name])
         kinds = {piece.stored.kind.name for piece in pieces}
         kind = kinds.pop() if len(kinds) == 1 else dequantised
         spec = TensorSpec(entry.internal, kind if kind in PLAIN else dequantised, layout_.internal[entry.internal])
@@ -94,7 +94,7 @@ def _plan_import(file: GGUFFile, dequantised: str) -> tuple[str, ModelConfig, li
 
 
 @dataclass(frozen=True)
-class _GGUFPiece:
+class _GGUFRowRange:
     """A range of rows of a GGUF tensor that becomes a part of a tensor of the run."""
 
     range: RowRangeMapping

@@ -20,7 +20,7 @@ from rorqual.convert.gguf_write import PlannedTensor, write_gguf
 from rorqual.convert.merge import full_weights_file
 from rorqual.convert.modelfile import modelfile_of, modelfile_text
 from rorqual.convert.safetensors_slices import CHUNK, Bytes, Progress
-from rorqual.convert.tensor_jobs import published_pieces, read_run_tensors
+from rorqual.convert.tensor_jobs import read_run_tensors, run_parts_by_hf_name
 from rorqual.core.errors import CheckpointError
 from rorqual.core.records import RunDir, write_atomic
 from rorqual.data.chat import ChatFormat, load_chat
@@ -56,7 +56,7 @@ def export_gguf(run: RunDir, dst: Path, *, dtype: str, progress: Progress) -> tu
     data, names = family.config_to_hf(config), family.name_map(config)
     architecture = config_architecture(data)
     weights, where = read_run_tensors(full_weights_file(run), config), str(full_weights_file(run))
-    stored = published_pieces(names, config, weights, where)
+    stored = run_parts_by_hf_name(names, config, weights, where)
     layout_ = layout(config, names, architecture)
     chat = load_chat(run, tokenizer)
     header = {f"{architecture}.{name}": value for name, value in keys_from_config(data, architecture).items()}

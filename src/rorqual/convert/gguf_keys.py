@@ -46,11 +46,15 @@ def architecture_keys(keys: Mapping[str, Any], architecture: str, where: str) ->
     """Return a reader of the GGUF keys that begin with the name of the architecture. The methods of the reader take each key
     without the architecture prefix."""
     prefix = f"{architecture}."
-    own = {name.removeprefix(prefix): _config_value(value) for name, value in keys.items() if name.startswith(prefix)}
+    own = {
+        name.removeprefix(prefix): _gguf_to_config_value(value)
+        for name, value in keys.items()
+        if name.startswith(prefix)
+    }
     return ConfigKeys(own, where, harmless=_IGNORED)
 
 
-def _config_value(value: Any) -> Any:
+def _gguf_to_config_value(value: Any) -> Any:
     """Convert a value of a GGUF header to the form that `config.json` uses.
 
     A float becomes the shortest decimal number with the same fp32 value: a GGUF header stores 1e-5 as 9.99999974e-6, for

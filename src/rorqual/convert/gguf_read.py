@@ -62,8 +62,8 @@ class GGUFFile:
 
 
 class _Reader(GGUFReader):
-    """A GGUFReader that refuses to read beyond the end of the GGUF file. The GGUFReader of the `gguf` package would return
-    fewer values without an error."""
+    """A GGUFReader that refuses to read beyond the end of the GGUF file. For such a file, GGUFReader of the package
+    `gguf` returns too few values and raises no error."""
 
     def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> np.ndarray[Any, Any]:
         end = int(offset) + np.dtype(dtype).itemsize * int(count)

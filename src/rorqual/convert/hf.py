@@ -41,8 +41,8 @@ from rorqual.convert.tensor_jobs import (
     export_jobs,
     find_copied_tensors,
     import_jobs,
-    published_pieces,
     read_run_tensors,
+    run_parts_by_hf_name,
 )
 from rorqual.core.errors import CheckpointError, ConfigError, suggest_name
 from rorqual.core.records import RunDir, write_json
@@ -134,9 +134,9 @@ def export_hf(
     imported = run.config().get("imported") or {}
     family = family_of(str(imported["family"]), str(run.config_file)) if "family" in imported else family_for(model)
     names = family.name_map(model)
-    pieces = published_pieces(names, model, tensors, str(file))
+    pieces = run_parts_by_hf_name(names, model, tensors, str(file))
     jobs = export_jobs(names, pieces, dtype, _copied_names(names, imported))
-    texts = exported_metadata_files(run, family, model, _main_dtype(jobs), _quantization(jobs, imported))
+    texts = exported_metadata_files(run, family, model, _main_dtype(jobs), _exported_quantization(jobs, imported))
     shards = _shards(jobs, shard_bytes)
     counted = CountedChunks(jobs, progress)
     with atomic_folder(dst, needs=counted.total, resumes=True) as folder:
@@ -176,7 +176,7 @@ def _main_dtype(jobs: Iterable[TensorJob]) -> str:
     return str(TYPES[bytes_of.most_common(1)[0][0]]).removeprefix("torch.")
 
 
-def _quantization(jobs: Iterable[TensorJob], imported: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _exported_quantization(jobs: Iterable[TensorJob], imported: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Return the `quantization_config` of an export, or None if no tensor is FP8.
 
     If the run was imported with a `quantization_config`, the imported `quantization_config` is returned. For any other run, a

@@ -16,7 +16,7 @@ from rorqual.core.config import parse_config
 from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.core.records import RunDir, write_json
 from rorqual.model.adapter import Adapter, LoRA, read_adapter_info
-from rorqual.model.adapter.files import OpenedAdapter, base_record, check_trained_tensors
+from rorqual.model.adapter.files import OpenedAdapter, check_trained_tensors, record_base_checkpoint
 from rorqual.model.adapter.lora import named_linear_maps
 from rorqual.model.decoder import Decoder
 from rorqual.model.load.find import family_for
@@ -115,7 +115,7 @@ def read_peft(src: Path, base: RunDir, out: Path) -> Path:
     modules = sorted({name.rpartition(".lora_")[0] for name in tensors})
     tune = LoRA(targets=tuple(shortest_suffixes(modules, [name for name, _ in named_linear_maps(model)])), **settings)
     check_trained_tensors(tensors, tune.trained_shapes(model), where=str(src / WEIGHTS))
-    adapter = Adapter(base=base_record(checkpoint, named=str(base.path), seen_from=out), tune=tune)
+    adapter = Adapter(base=record_base_checkpoint(checkpoint, named=str(base.path), seen_from=out), tune=tune)
     files = adapter.file_contents(tensors)
     data = {
         "recipe": "adapter",

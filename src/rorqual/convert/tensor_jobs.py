@@ -223,7 +223,7 @@ def _bytes(stored: StoredTensor, start: int, stop: int) -> bytes:
     return stored.rows(start, stop).view(torch.uint8).numpy().tobytes()
 
 
-def published_pieces(
+def run_parts_by_hf_name(
     names: NameMap, config: ModelConfig, tensors: Mapping[str, StoredTensor], where: str
 ) -> dict[str, TensorPiece]:
     """Return, for each Hugging Face tensor, the part of a run's tensor that has the same values.
@@ -258,7 +258,7 @@ def published_pieces(
 def export_jobs(
     names: NameMap, pieces: Mapping[str, TensorPiece], dtype: DType, copies: Collection[str]
 ) -> list[TensorJob]:
-    """Plan an export: return the jobs that write the Hugging Face tensors, including `copies`, from the `published_pieces` of a run."""
+    """Plan an export: return the jobs that write the Hugging Face tensors, including `copies`, from the `run_parts_by_hf_name` of a run."""
     original = {entry.internal: entry.published[0] for entry in names.entries}
     copied = {name: pieces[original[names.copies[name]]] for name in copies}
     return [job for name, piece in (*pieces.items(), *copied.items()) for job in _export_tensor(name, piece, dtype)]

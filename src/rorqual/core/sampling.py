@@ -70,7 +70,7 @@ class ParamType(ABC):
 
     @property
     @abstractmethod
-    def annotation(self) -> Any:
+    def pydantic_type(self) -> Any:
         """The pydantic type of the parameter in `SamplingParams`, with the parameter's range. If the validation context has
         `vocab_size` (the model's number of token ids), token ids and the bounds `IntRange.within` are also checked."""
 
@@ -80,9 +80,9 @@ class ParamType(ABC):
         """The parameter's valid range as text that completes the remedy "Give ...", for example "a number from 0 to 1"."""
 
     @property
-    def json_annotation(self) -> Any:
+    def json_pydantic_type(self) -> Any:
         """The pydantic type that parses the parameter's value in JSON to a valid value in `SamplingParams`."""
-        return Annotated[self.annotation, BeforeValidator(self.parse_json_value)]
+        return Annotated[self.pydantic_type, BeforeValidator(self.parse_json_value)]
 
     def parse_json_value(self, value: Any) -> Any:
         """Convert a JSON value to the parameter's type in `SamplingParams`. A JSON value that cannot be converted is returned
@@ -107,7 +107,7 @@ class IntRange(ParamType):
     within: Literal["", "vocab_size", "max_tokens"] = ""
 
     @property
-    def annotation(self) -> Any:
+    def pydantic_type(self) -> Any:
         return Annotated[
             int, Field(strict=True, ge=self.low, le=self.high), AfterValidator(self._check_context_maximum)
         ]
@@ -136,7 +136,7 @@ class FloatRange(ParamType):
     below: bool = False
 
     @property
-    def annotation(self) -> Any:
+    def pydantic_type(self) -> Any:
         low, high = "gt" if self.above else "ge", "lt" if self.below else "le"
         bounds: dict[str, Any] = {low: self.low, high: self.high}
         return Annotated[float, Field(strict=True, allow_inf_nan=False, **bounds)]
@@ -158,7 +158,7 @@ class FloatRange(ParamType):
 class Flag(ParamType):
     """A parameter that is true or false."""
 
-    annotation = Annotated[bool, Field(strict=True)]
+    pydantic_type = Annotated[bool, Field(strict=True)]
     range_text = "true or false"
 
 
@@ -170,7 +170,7 @@ class TextList(ParamType):
     longest: int
 
     @property
-    def annotation(self) -> Any:
+    def pydantic_type(self) -> Any:
         bounds = Field(strict=True, min_length=1, max_length=self.longest)
         text: Any = Annotated[str, bounds, AfterValidator(_check_unicode)]
         return Annotated[tuple[text, ...], Field(max_length=self.most, fail_fast=True)]
@@ -207,7 +207,7 @@ class TokenList(ParamType):
     range_text = "a list of token ids"
 
     @property
-    def annotation(self) -> Any:
+    def pydantic_type(self) -> Any:
         return Annotated[tuple[TokenId, ...], Field(max_length=self.most, fail_fast=True)]
 
 
@@ -222,17 +222,17 @@ class TokenBiases(ParamType):
     bound: float
 
     @property
-    def annotation(self) -> Any:
+    def pydantic_type(self) -> Any:
         bias: Any = self._bias
         pair: Any = tuple[TokenId, bias]
         return Annotated[tuple[pair, ...], Field(max_length=self.most, fail_fast=True), AfterValidator(_check_distinct)]
 
     @property
-    def json_annotation(self) -> Any:
+    def json_pydantic_type(self) -> Any:
         token: Any = Annotated[int, Field(strict=False, ge=0, le=INT32)]
         bias: Any = self._bias
         biases: Any = Annotated[dict[token, bias], Field(max_length=self.most)]
-        return self.annotation | Annotated[biases, AfterValidator(self.parse_json_value)]
+        return self.pydantic_type | Annotated[biases, AfterValidator(self.parse_json_value)]
 
     @property
     def _bias(self) -> Any:
@@ -263,7 +263,7 @@ class GrammarType(ParamType):
     kinds: tuple[GrammarKind, ...] = get_args(GrammarKind)
 
     @property
-    def annotation(self) -> Any:
+    def pydantic_type(self) -> Any:
         return Annotated[Any, AfterValidator(self._check_grammar)]
 
     @property
@@ -452,13 +452,13 @@ class SamplingParam:
     @property
     def file_field_definition(self) -> tuple[Any, Any]:
         """The pydantic type and field of the parameter in prompt files and on the command line."""
-        type_ = _allow_none_default(self.in_file.json_annotation, self.file_default)
+        type_ = _allow_none_default(self.in_file.json_pydantic_type, self.file_default)
         return type_, Field(self.file_default, description=self.in_file.range_text)
 
     @property
     def request_field_definition(self) -> tuple[Any, Any]:
         """The pydantic type and field of the optional parameter in requests to the server."""
-        return self.served.json_annotation | None, Field(None, description=self.doc)
+        return self.served.json_pydantic_type | None, Field(None, description=self.doc)
 
 
 def _param(name: str, annotation: Any, default: Any) -> SamplingParam:
@@ -490,7 +490,9 @@ PARAMS: Mapping[str, SamplingParam] = _build_params()
 SERVER_DEFAULTS = SamplingParams(**{name: param.served_default for name, param in PARAMS.items()})
 
 
-@with_fields({name: (_allow_none_default(param.type.annotation, param.default), ...) for name, param in PARAMS.items()})
+@with_fields(
+    {name: (_allow_none_default(param.type.pydantic_type, param.default), ...) for name, param in PARAMS.items()}
+)
 class _CheckedParams(BaseModel):
     """The sampling parameters, with the ranges that the engine accepts."""
 

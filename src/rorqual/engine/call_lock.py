@@ -35,7 +35,7 @@ class CallLock:
 
         Raises ConfigError if the calling thread already holds the lock.
         """
-        if self.is_held_here():
+        if self.is_held_by_this_thread():
             raise ConfigError(
                 f"{name} was called from within another call of the same engine",
                 where="engine",
@@ -80,7 +80,7 @@ class CallLock:
             finally:
                 stop.set()
 
-    def is_held_here(self) -> bool:
+    def is_held_by_this_thread(self) -> bool:
         """Return whether the calling thread is inside the engine call that holds the lock."""
         return self.lock._is_owned() or threading.get_ident() in self.helpers  # type: ignore[attr-defined]
 

@@ -335,7 +335,7 @@ class Engine:
         # During a step, only record the id: garbage collection may close a stream during a step, and closing a stream
         # calls `cancel`.
         self._cancelled.append(request_id)
-        if request_id in self._jobs and not self._lock.is_held_here():
+        if request_id in self._jobs and not self._lock.is_held_by_this_thread():
             with self._lock.lock:
                 self._drop_cancelled()
 

@@ -127,7 +127,7 @@ class Scheduler:
             length = int(self.rows.position[row]) + 1
             while sequence.slot >= 0 and not self.kv_cache.allocate_up_to(sequence, length):
                 self._preempt(self._lowest_ranked_sequence(), plan)
-        self._remove_gaps()
+        self._remove_preempted_rows()
         return self.preemptions == before
 
     def _lowest_ranked_sequence(self) -> Sequence:
@@ -143,7 +143,7 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence, plan: SchedulerOutput) -> None:
         """Preempt a sequence: free the sequence's slot and blocks, and queue the sequence again. If the preempted sequence had
-        a row, the caller must call `_remove_gaps`."""
+        a row, the caller must call `_remove_preempted_rows`."""
         self.preemptions += 1
         if sequence in self.prefilling:
             self.prefilling.remove(sequence)
@@ -168,7 +168,7 @@ class Scheduler:
                 plan.admitted.remove(sequence)
             self.waiting.requeue(sequence)
 
-    def _remove_gaps(self) -> None:
+    def _remove_preempted_rows(self) -> None:
         """Remove the rows of preempted sequences from the batch."""
         gone = [row for row, sequence in enumerate(self.running) if sequence.slot < 0]
         if gone:
@@ -225,7 +225,7 @@ class Scheduler:
         if victim is None:
             return False
         self._preempt(victim, plan)
-        self._remove_gaps()
+        self._remove_preempted_rows()
         return True
 
     def _choose_victim(self, sequence: Sequence) -> Sequence | None:

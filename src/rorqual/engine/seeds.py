@@ -67,6 +67,6 @@ def _invert_splitmix64(value: int) -> int:
 
 
 def _invert_xor_shift(value: int, by: int) -> int:
-    """Return the number that `value ^= value >> by` maps to `value`. The returned number is correct only if `by` is at least
-    22."""
+    """Return the number that `value ^= value >> by` maps to `value`. The returned number is correct only if the shift
+    `by` is at least 22 bits."""
     return value ^ (value >> by) ^ (value >> 2 * by)

@@ -63,7 +63,7 @@ def baseline_accuracies(
 
     A cell is a family and level. The rules of a cell are fitted on up to `fit` train problems of the cell. These train
     problems are drawn with `seed` and are not among `problems`. `uniform` is one divided by the number of distinct
-    answers in the fitting set. A cell without train problems has no baselines. Pooled baselines that include a cell without
+    answers in the fitting set. A family at one level has no baselines if it has no train problems. Pooled baselines that include a cell without
     train problems are left out.
     """
     by_cell: dict[FamilyAndLevel, list[Problem]] = {}

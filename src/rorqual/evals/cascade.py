@@ -91,7 +91,10 @@ class Cascade(Config):
         write_json(path, self.model_dump(mode="json"))
 
     def problems_by_confidence(self) -> list[ProblemInCascade]:
-        """Return the problems that are graded for both models, by rising confidence. Raises DataError if no problem is graded."""
+        """Return the problems that are graded for both models, ordered by the student's confidence, the lowest first.
+
+        Raises DataError if no problem is graded.
+        """
         teacher = self.teacher.samples_by_problem
         found = []
         for key, group in self.student.samples_by_problem.items():

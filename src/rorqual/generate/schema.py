@@ -105,7 +105,7 @@ class RowParser:
     task: TaskDefaults = NO_DEFAULTS
 
     @cached_property
-    def _chat_defaults(self) -> RowSampling:
+    def _chat_sampling_defaults(self) -> RowSampling:
         task = {name: value for name, value in self.task if value is not None}
         return RowSampling.model_validate(
             task | {name: getattr(self.defaults, name) for name in self.defaults.model_fields_set}
@@ -125,7 +125,7 @@ class RowParser:
             _check_extra_fields(carried, self.columns)
             given = {key: row[key] for key in keys & row.keys() if row[key] is not None}
             is_chat = self.encode is None and ("prompt_ids" not in prompts or row.get("prompt_ids") is None)
-            sampling = _read_row_sampling(given, self._chat_defaults if is_chat else self.defaults)
+            sampling = _read_row_sampling(given, self._chat_sampling_defaults if is_chat else self.defaults)
             key, messages, ids = self._columns_prompt(row) if self.columns else self._read_prompt(row)
         except DataError as fault:
             writable = {k: v for k, v in carried.items() if k not in RESERVED and _is_json_writable(v)}

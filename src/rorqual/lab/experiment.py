@@ -77,7 +77,7 @@ class ArmPair:
         old, new = (np.asarray([values[item] for item in items]) for values in (a, b))
         return (old / old.mean(), new / old.mean()) if self.relative else (old, new)
 
-    def describe_inequality(self, seeds: Sequence[Readings]) -> str:
+    def describe_unequal_quantity(self, seeds: Sequence[Readings]) -> str:
         """Return a sentence about the first quantity of `equal` in which the arms differ by more than the tolerance.
 
         Return "" if all quantities of `equal` are within their tolerance.
@@ -146,7 +146,7 @@ class Experiment(ABC):
         """Return the finding from the finished jobs of all seeds. The same files give the same finding."""
         seeds = [self.read(place) for place in places.values()]
         contrasts = [one for pair in self.pairs for one in pair.contrasts(seeds, self.quantities[pair.quantity])]
-        void = {pair.question: text for pair in self.pairs if (text := pair.describe_inequality(seeds))}
+        void = {pair.question: text for pair in self.pairs if (text := pair.describe_unequal_quantity(seeds))}
         found = {(contrast.question, contrast.of) for contrast in contrasts}
         for pair in self.pairs:
             if any((pair.question, of) not in found for of in pair.claimed):

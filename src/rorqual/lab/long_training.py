@@ -57,8 +57,8 @@ A model that answers with a random value from the text has a loss of about 0.4.
 def stages(length: int) -> tuple[TrainingStage, ...]:
     """Return the stages of the dense training, which ends with texts of up to `length` characters.
 
-    The model first learns retrieval, from short texts with few pairs and without other problems. The model then learns
-    counting, also from short texts. With longer texts, retrieval and counting need more steps. If other problems are mixed in,
+    The model first learns retrieval, from short texts with few pairs and without other problems. Then the model learns
+    to count, even from short texts. With longer texts, retrieval and counting need more steps. If other problems are mixed in,
     retrieval needs more steps (docs/LOG.md).
     """
     few = {"length": 50, "shortest": 30, "pairs": 4, "questions": 4}

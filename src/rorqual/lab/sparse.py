@@ -143,7 +143,7 @@ def baseline_run(arm: Arm, place: Path, seed: int, share: float, length: int = L
 def with_selection(arm: Arm, model: ModelConfig, budget: int, *, seed: int = 0, top_p: float = 1.0) -> ModelConfig:
     """Return `model` with the attention of `arm`, in which each query attends to `budget` positions."""
 
-    def attention(layer: int, given: AttentionConfig) -> AttentionConfig:
+    def attention_config(layer: int, given: AttentionConfig) -> AttentionConfig:
         assert isinstance(given, MLAConfig)
         mla = {name: getattr(given, name) for name in MLAConfig.model_fields if name != "kind"}
         if arm in ("dsa", "adaptive"):
@@ -154,7 +154,7 @@ def with_selection(arm: Arm, model: ModelConfig, budget: int, *, seed: int = 0, 
         return RandomSelectionConfig(**mla, topk=budget, seed=seed, layer=layer) if arm == "random" else given
 
     layers = tuple(
-        stage.model_copy(update={"layers": 1, "attention": attention(layer, stage.attention)})
+        stage.model_copy(update={"layers": 1, "attention": attention_config(layer, stage.attention)})
         for layer, stage in enumerate(model.layers)
     )
     return model.model_copy(update={"stages": layers})

@@ -47,7 +47,7 @@ def account(config: ModelConfig, *, context: int = 0, cache_value_bytes: int = 2
     d, v = config.hidden_size, config.vocab_size
     head = linear_cost(d, v)
     embedding = Cost() if config.tie_word_embeddings else vector_cost(v * d)
-    ends = config.boundary_config.boundary_cost(d)
+    ends = config.last_block_config.boundary_cost(d)
     main = embedding + head + vector_cost(d) + ends
     for stage in config.stages:
         main += stage.cost(d, context) * stage.layers

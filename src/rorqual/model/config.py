@@ -93,7 +93,7 @@ class ModelConfig(Config):
         return tuple(ffn for stage in self.layers for ffn in stage.ffns)
 
     @property
-    def boundary_config(self) -> BlockConfig:
+    def last_block_config(self) -> BlockConfig:
         """The block config of the last stage, which defines how the residual stream begins and ends."""
         return self.stages[-1].block
 

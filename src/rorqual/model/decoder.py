@@ -56,9 +56,9 @@ class Decoder(Layer):
         super().__init__()
         self.config, self.ops = config, ops
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.expand = config.boundary_config.expand(config.hidden_size)
+        self.expand = config.last_block_config.expand(config.hidden_size)
         self.layers = nn.ModuleList(s.build(config.hidden_size, config.rms_norm_eps) for s in config.layers)
-        self.collapse = config.boundary_config.collapse(config.hidden_size, config.rms_norm_eps)
+        self.collapse = config.last_block_config.collapse(config.hidden_size, config.rms_norm_eps)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.tied = {"lm_head": "embed_tokens"} if config.tie_word_embeddings else {}
         head = None if self.tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)

@@ -26,9 +26,9 @@ class MTP(nn.Module):
         self.enorm = RMSNorm(d, eps)
         self.hnorm = RMSNorm(d, eps)
         self.eh_proj = nn.Linear(2 * d, d, bias=False)
-        self.expand = config.boundary_config.expand(d)
+        self.expand = config.last_block_config.expand(d)
         self.block = config.stages[-1].build(d, eps)
-        self.collapse = config.boundary_config.collapse(d, eps)
+        self.collapse = config.last_block_config.collapse(d, eps)
         self.norm = RMSNorm(d, eps)
 
     def forward(

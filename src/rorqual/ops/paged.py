@@ -423,7 +423,8 @@ def select(
 
 
 def rank_rows(scores: Tensor, tiles: QueryTiles, budget: int) -> SelectedRows:
-    """Return the `budget` rows with the highest scores for each token, given scores [pairs, queries, BLOCK / every].
+    """For each token, return the `budget` cache rows with the highest scores. The scores are [pairs, queries, BLOCK /
+    every].
 
     Between rows with equal scores, the earlier row is returned. A score of -inf means that the row is not visible.
     """

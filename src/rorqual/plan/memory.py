@@ -179,7 +179,7 @@ def _add_last_stage_parameters(
     model and each MTP module, the logits and their gradients in fp32.
     """
     n_mtp, hidden = model.num_nextn_predict_layers, model.hidden_size
-    ends = model.boundary_config.boundary_cost(hidden).params
+    ends = model.last_block_config.boundary_cost(hidden).params
     own_head = 0 if model.tie_word_embeddings and alone else model.vocab_size * hidden
     part["shared"] += own_head + hidden + ends + n_mtp * (last.shared + 2 * hidden * hidden + 3 * hidden + ends)
     part["experts"] += n_mtp * last.experts

@@ -95,7 +95,7 @@ class ResponseBuilder(ABC, Generic[W]):
         """Yield the `choices` entries to stream for one piece of text. The entry of the last piece has the choice's finish
         reason."""
 
-    def has_long_events(self, choice: Choice) -> bool:
+    def may_have_large_events(self, choice: Choice) -> bool:
         """Return whether the next stream events of a choice may be long. Long events are serialized in the tenant's thread
         instead of the event loop."""
         return len(choice.pending_logprobs) > MANY
@@ -233,7 +233,7 @@ class _GeneratedResponse(Generic[W]):
                     index, piece = step
                     job.sent = True
                     work = partial(events, index, piece, reply.choices[index])
-                    long = shape.has_long_events(reply.choices[index])
+                    long = shape.may_have_large_events(reply.choices[index])
                     for data in await service.run_in_thread(self.tenant, work) if long else work():
                         yield data
 

@@ -115,8 +115,8 @@ def _verify_equal(golds: list[Any], answers: list[Any]) -> bool:
 
 
 def _parse_expression(text: str) -> list[Any]:
-    """Parse `text` with math-verify. Each decimal in `text` becomes an exact fraction. Parsed values that are strings are left
-    out."""
+    """Parse `text` with math-verify. Each decimal in `text` becomes an exact fraction. Parsed values that are strings
+    are not returned."""
     from sympy import Float, Rational
 
     text = _REPEATING.sub(_repeating_to_fraction, _SPACING.sub(" ", text))

@@ -24,7 +24,7 @@ LONG = 300
 
 
 @dataclass(frozen=True)
-class ReplyPair:
+class BeforeAfterReplies:
     """The replies to one example in two evaluations, such as before and after training."""
 
     before: GradedSample
@@ -60,18 +60,18 @@ class FailureGroup:
     answers: Mapping[str, int]
 
 
-def pair_replies(before: Evaluation, after: Evaluation) -> list[ReplyPair]:
+def pair_replies(before: Evaluation, after: Evaluation) -> list[BeforeAfterReplies]:
     """Return the pairs of replies to the same example, in the order of `before`."""
     by_key = {one.key: one for one in after.samples}
-    return [ReplyPair(one, by_key[one.key]) for one in before.samples if one.key in by_key]
+    return [BeforeAfterReplies(one, by_key[one.key]) for one in before.samples if one.key in by_key]
 
 
-def by_change(pairs: Sequence[ReplyPair]) -> dict[str, list[ReplyPair]]:
+def by_change(pairs: Sequence[BeforeAfterReplies]) -> dict[str, list[BeforeAfterReplies]]:
     """Return the pairs of replies with each kind of change (see `CHANGES`)."""
     return {change: [pair for pair in pairs if pair.change == change] for change in CHANGES}
 
 
-def failure_groups(pairs: Sequence[ReplyPair], kind: AnswerKind) -> list[FailureGroup]:
+def failure_groups(pairs: Sequence[BeforeAfterReplies], kind: AnswerKind) -> list[FailureGroup]:
     """Return the groups of examples. The group with the most failures in the second evaluation comes first. Examples whose
     answers are labels are grouped by the right label, and JSON answers by field."""
     members: dict[str, list[tuple[bool, bool, str]]] = {}
@@ -93,7 +93,7 @@ def failure_groups(pairs: Sequence[ReplyPair], kind: AnswerKind) -> list[Failure
     return sorted(found, key=lambda group: (group.after - group.count, group.name))
 
 
-def _graded_groups_of_pair(pair: ReplyPair, kind: AnswerKind) -> Iterator[tuple[str, bool, bool, str]]:
+def _graded_groups_of_pair(pair: BeforeAfterReplies, kind: AnswerKind) -> Iterator[tuple[str, bool, bool, str]]:
     """Yield (group, right before, right after, answer after) for a pair of replies. A JSON answer yields one tuple for each of
     its fields."""
     was, is_ = (one.verdict is Verdict.RIGHT for one in (pair.before, pair.after))

@@ -20,7 +20,7 @@ from rorqual.teach.dataset import Dataset
 from rorqual.teach.examples import truncate
 from rorqual.teach.failures import (
     SHOWN_CHANGES,
-    ReplyPair,
+    BeforeAfterReplies,
     by_change,
     failure_groups,
     failures_table,
@@ -102,14 +102,14 @@ def results_chart(found: TeachResults) -> Chart:
     )
 
 
-def choose_two_pairs(pairs: Sequence[ReplyPair]) -> list[ReplyPair]:
+def choose_two_pairs(pairs: Sequence[BeforeAfterReplies]) -> list[BeforeAfterReplies]:
     """Return at most two examples: if possible, one that the model learned to solve, and one that the taught model gets wrong."""
     changes = by_change(pairs)
     gained, wrong = changes["gained"], [pair for pair in pairs if pair.change in ("lost", "still wrong")]
     return [*gained[:1], *wrong, *gained[1:]][:2]
 
 
-def transcript(pair: ReplyPair) -> list[tuple[str, str, str]]:
+def transcript(pair: BeforeAfterReplies) -> list[tuple[str, str, str]]:
     """Return an example with both replies as lines of (name, text, "right", "wrong" or "")."""
     replies = [
         (name, show_reply(sample), "right" if sample.verdict.value == "right" else "wrong")

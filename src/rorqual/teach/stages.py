@@ -214,7 +214,7 @@ class TeachStages:
         self._say(f"  {splits}; the test split stays sealed until a model is measured")
 
     def _write_data(self) -> None:
-        """Write the settings, the check and the splits. Raise ConfigError if the folder already has other examples."""
+        """Write the settings, the result of the file's check, and the splits. Raise ConfigError if the folder already has other examples."""
         data, folder = self.dataset, self.paths.data
         rows = {split: rows_of(examples) for split, examples in data.splits.items()}
         if not (folder / FACTS_FILE).is_file():

@@ -15,7 +15,7 @@ from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.model.adapter import ESFT, Adapter, SelectedExperts, trained_parameters
 from rorqual.model.adapter.esft import expert_relevance, n_stacked_experts, routing_networks, select_experts
-from rorqual.model.adapter.files import base_record
+from rorqual.model.adapter.files import record_base_checkpoint
 from rorqual.model.decoder import Decoder
 from rorqual.train.batch import TrainBatch
 from rorqual.train.gradient import open_workers
@@ -31,7 +31,9 @@ rounding can change the selected experts."""
 def begin_tuning(run: Run, out: RunDir, base: Path, model: Decoder, tokenizer: Tokenizer, threads: int) -> Adapter:
     """Create the adapter record of a new run. `model` holds the weights of the checkpoint `base`."""
     experts = find_experts(run, model, tokenizer, threads)
-    return Adapter(base=base_record(base, named=run.start.run, seen_from=out.path), tune=run.tune, experts=experts)
+    return Adapter(
+        base=record_base_checkpoint(base, named=run.start.run, seen_from=out.path), tune=run.tune, experts=experts
+    )
 
 
 def find_experts(run: Run, model: Decoder, tokenizer: Tokenizer, threads: int) -> SelectedExperts:

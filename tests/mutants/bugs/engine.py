@@ -1166,8 +1166,8 @@ MUTANTS = (
         "a file of prompts has the server's ranges",
         "issue 16: one schema",
         "core/sampling.py",
-        "type_ = _allow_none_default(self.in_file.json_annotation,",
-        "type_ = _allow_none_default(self.served.json_annotation,",
+        "type_ = _allow_none_default(self.in_file.json_pydantic_type,",
+        "type_ = _allow_none_default(self.served.json_pydantic_type,",
         "tests/serve/test_seams.py::test_a_file_and_the_server_hold_their_ranges",
     ),
     one(

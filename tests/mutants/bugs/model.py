@@ -297,7 +297,7 @@ MUTANTS = (
         "the account leaves out where the stream begins and ends",
         "issue 16: a block is a kind",
         "model/account.py",
-        "ends = config.boundary_config.boundary_cost(d)",
+        "ends = config.last_block_config.boundary_cost(d)",
         "ends = Cost()",
         "tests/conformance/test_kinds.py::test_a_model_builds_as_it_accounts",
     ),

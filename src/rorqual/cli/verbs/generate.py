@@ -16,9 +16,9 @@ def generate(
 ) -> None:
     """Generate completions for a file of prompts.
 
-    After an interruption, the same command resumes and writes the same output file. Each row has prompt (one user message),
-    messages or prompt_ids. prompt=COLUMN takes the prompt from COLUMN instead of the column `prompt`, and prompt=A,B joins
-    the columns A and B by a blank line. Rows may also have an id and sampling keys of their own. All other fields of a row
+    After an interruption, the same command resumes and writes the same output file. Each row has one of the columns
+    prompt (one user message), messages or prompt_ids. prompt=COLUMN takes the prompt from COLUMN instead of the column `prompt`,
+    and prompt=A,B joins the columns A and B by a blank line. Rows may also have an id and sampling keys of their own. All other fields of a row
     are copied to the output. If a row cannot be answered, the row's output line contains the error, the other rows are still
     answered, and the exit code is 1. If `rorqual teach` wrote the run, the defaults of the run's task (defaults.json) apply
     to prompts and messages for keys that are not given, except with raw=true.

@@ -34,8 +34,8 @@ calculation may then be part of a larger expression."""
 def calculate(text: str) -> str:
     """Return the result that the engine writes after a text that ends with a calculation and `=`, or "" if the engine writes no result.
 
-    A calculation joins two or more numbers with any of + - * /. A calculation follows a word, a punctuation mark, an equals
-    sign or a line break.
+    A calculation joins two or more numbers with any of + - * /. A calculation begins after a word, a punctuation mark,
+    an equals sign or a line break, and ends with `=`.
 
     >>> calculate("First, 12 + 3 * 2 =")
     ' 18'

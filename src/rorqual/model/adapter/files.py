@@ -128,7 +128,7 @@ def fingerprint(checkpoint: Path) -> str:
     return digest.hexdigest()
 
 
-def base_record(checkpoint: Path, *, named: str, seen_from: Path) -> BaseCheckpoint:
+def record_base_checkpoint(checkpoint: Path, *, named: str, seen_from: Path) -> BaseCheckpoint:
     """Return the `BaseCheckpoint` record of an adapter that was trained on `checkpoint`.
 
     `named` is the run directory of `checkpoint`, as the user wrote the path. `seen_from` is the adapter's run directory.

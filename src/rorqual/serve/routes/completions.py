@@ -44,8 +44,8 @@ class TextResponseBuilder(ResponseBuilder[TextRequest]):
         if not self.wanted.echo:
             self.wanted = self.wanted.model_copy(update={"prompt": ""})
 
-    def has_long_events(self, choice: Choice) -> bool:
-        return bool(self.wanted.echo) or super().has_long_events(choice)
+    def may_have_large_events(self, choice: Choice) -> bool:
+        return bool(self.wanted.echo) or super().may_have_large_events(choice)
 
     def engine_requests(self) -> list[EngineRequest]:
         service, wanted = self.service, self.wanted

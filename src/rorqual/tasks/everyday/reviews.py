@@ -19,8 +19,8 @@ FLIPPED = 0.3
 
 
 class Reviews(EverydayTask):
-    """Review problems such as `reviews: plot good, cast not dull, end bad`. This review is positive, because two of its three
-    opinions are positive.
+    """Problems that ask whether a review is positive, such as `reviews: plot good, cast not dull, end bad`. This review
+    is positive, because two of its three opinions are positive.
 
     The opinions of one review tend to agree, as in real reviews. Because the opinions agree, a model can learn which words are
     similar even from reviews without labels.

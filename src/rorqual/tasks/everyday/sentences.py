@@ -41,8 +41,8 @@ class Sentences(EverydayTask):
         )
 
     def vocabulary_question(self, problem: Problem) -> tuple[str, str]:
-        """Return a prompt that states the sentence's facts, and an answer that lists the sentence's phrases and verb
-        forms: `words: owl 2, see, ant 1` and `two owls, sees, seen, an ant`."""
+        """Return a prompt that states the sentence's facts, such as `words: owl 2, see, ant 1`, and an answer that
+        lists the sentence's phrases and verb forms, such as `two owls, sees, seen, an ant`."""
         facts = problem.prompt.removeprefix(f"{self.name}: ")
         agent, verb, patient = facts.split(", ")
         return f"words: {facts}", f"{_phrase(agent)}, {verb}s, {VERBS[verb]}, {_phrase(patient)}"

@@ -14,7 +14,7 @@ PAIRS = tuple("".join(pair) for pair in combinations(LETTERS, 2))
 
 
 class LetterSwap(Family):
-    """Letter swaps: the steps of `swap cabed ab de` are `ab=cbaed de=cbade`. `difficulty` is the number of pairs.
+    """Letter swaps: `swap cabed ab de` swaps a with b, then d with e. The steps are `ab=cbaed de=cbade`. `difficulty` is the number of pairs.
 
     Each step swaps the two letters of a pair, and `ab` and `ba` are the same pair.
     Adjacent pairs without a common letter commute, so problems that differ only in the order of such pairs share one key.

@@ -165,7 +165,8 @@ class GRPO(Objective):
         return sequence_ratio.detach() * (now - now.detach()).exp()
 
     def _token_objective(self, now: Tensor, ratio: Tensor, drawn: DrawnTokens) -> tuple[Tensor, Tensor]:
-        """Return the objective of each token before weighting, and a mask of the tokens whose objective clipping changed."""
+        """Return the objective of each token before weighting, and a mask of the tokens at which clipping changed the
+        objective."""
         advantage = drawn.advantage
         clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
         if self.loss_type == "cispo":

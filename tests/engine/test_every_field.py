@@ -182,6 +182,17 @@ def test_a_requests_tenant_and_reuse_decide_what_it_finds(mla: Decoder, tokenize
     assert engine.stats()["hit_tokens"] == BLOCK
 
 
+@pytest.mark.parametrize("length", [BLOCK - 1, BLOCK, BLOCK + 1])
+def test_a_further_sample_finds_all_blocks_of_its_prompt_but_computes_a_token(
+    mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat, length: int
+) -> None:
+    engine = Engine.of(mla, tokenizer, chat, slots=4, engine_cores=1, reuse=True)
+    request = Request(prompt_ids=tuple(range(7, 7 + length)), params=SamplingParams(max_tokens=2, n=2))
+    [samples] = engine.generate([request])
+    found = [sample.usage["prompt_cache_hit_tokens"] for sample in samples]
+    assert found == [0, (length - 1) // BLOCK * BLOCK]
+
+
 def test_each_request_of_a_batch_has_as_many_alternatives_as_it_asked_for(
     mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat
 ) -> None:

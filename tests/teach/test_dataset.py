@@ -79,6 +79,11 @@ def test_near_duplicates_stay_in_one_split(write: Write) -> None:
     assert len(split_of_line) == 240
     assert all(split_of_line[n] == split_of_line[n + 1] for n in range(1, 240, 2))
     assert set(split_of_line.values()) == {"train", "dev", "test"}
+    tests = [Example(n, f"test {n}", rows[0]["label"]) for n in range(1, 31)]  # with a test file too
+    given = divide_examples(check_file(write("a.jsonl", rows), len), tests, count=30)
+    split_of_line = {one.line: split for split in ("train", "dev") for one in given.splits[split]}
+    assert all(split_of_line[n] == split_of_line[n + 1] for n in range(1, 240, 2))
+    assert len(given.splits["dev"]) > 4
 
 
 def test_a_test_file_is_the_test_split_and_its_rows_are_not_trained_on(write: Write) -> None:

@@ -132,7 +132,7 @@ def import_plugins() -> None:
 
 def _kinds_or_plugins(base: type[KindConfig], kind: Any) -> dict[str, type[KindConfig]]:
     """Return `kinds(base)`. If `kind` is unknown, first import the plug-ins, which may define the kind."""
-    if kind not in kinds(base):
+    if isinstance(kind, str) and kind not in kinds(base):
         import_plugins()
     return kinds(base)
 

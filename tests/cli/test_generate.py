@@ -241,7 +241,7 @@ POISONS = [
     poison('"n": 1000000000', "n", "less", '"n": 3'),
     poison('"presence_penalty": 101', "presence_penalty", "less", '"presence_penalty": 0'),
     poison('"repetition_penalty": 0', "repetition_penalty", "greater", '"repetition_penalty": 1'),
-    poison('"logit_bias": {"x": 1}', "logit_bias", "integer", '"logit_bias": {}'),
+    poison('"logit_bias": {"x": 1}', "logit_bias", "ids", '"logit_bias": {}'),
     poison('"logit_bias": {"5": 101}', "logit_bias", "less", '"logit_bias": null'),
     poison('"stop": ""', "stop", "at least 1", '"stop": "\\n"'),
     poison('"stop": [1]', "stop", "string", '"stop": ["1"]'),

@@ -138,6 +138,9 @@ def test_a_single_prompt_is_not_taken_for_a_list_of_characters(engine: Engine) -
         with pytest.raises(DataError, match="prompts is a single prompt"):
             engine.generate(prompt, params)  # type: ignore[arg-type]
         assert len(engine.generate([prompt], params)) == 1
+    for prompts in ([7, 8, 9], [Message("user", "add 1+2")], [{"role": "user"}]):
+        with pytest.raises(DataError, match="prompt 0 is a"):
+            engine.generate(prompts, params)  # type: ignore[arg-type]
 
 
 def test_an_engine_that_cannot_be_meant_is_refused(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:

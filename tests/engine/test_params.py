@@ -66,6 +66,8 @@ POISONS: dict[str, tuple[list[Any], list[Any]]] = {
             (b"x",),
             ("a\ud800",),
             ("a\0",),
+            {"a"},
+            iter(["a"]),
             None,
             ("x",) * 10**6,
         ],

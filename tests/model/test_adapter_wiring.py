@@ -51,6 +51,13 @@ class Wrapped(nn.Module):
         return 2 * self.base_layer(x)
 
 
+class Doubled(nn.Linear):
+    """With an adapter in a subclass, as loralib has it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
 def test_a_wrapper_whose_weight_is_read_without_it_is_refused() -> None:
     stage = Stage(layers=1, attention=LATENT, ffn=DenseConfig(intermediate_size=8))
     model = build(ModelConfig(vocab_size=20, hidden_size=16, stages=(stage,)), seed=0, ops=TORCH_INVARIANT)
@@ -59,9 +66,13 @@ def test_a_wrapper_whose_weight_is_read_without_it_is_refused() -> None:
     before = model(tokens).hidden
     attention.o_proj = Wrapped(attention.o_proj)
     assert not torch.equal(model(tokens).hidden, before)
-    attention.kv_b_proj = Wrapped(attention.kv_b_proj)
-    with pytest.raises(ConfigError, match="kv_b_proj is a Wrapped"):
-        model(tokens)
+    plain = attention.kv_b_proj
+    attention.kv_b_proj = torch.compile(plain, backend="eager")
+    model(tokens)
+    for wrapper in (Wrapped(plain), Doubled(8, 16, bias=False)):
+        attention.kv_b_proj = wrapper
+        with pytest.raises(ConfigError, match=f"kv_b_proj is a {type(wrapper).__name__}"):
+            model(tokens)
 
 
 ATTENTION = GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=8, attention_bias=True)

@@ -93,7 +93,7 @@ def check_arguments(function: Callable[P, R]) -> Callable[P, R]:
                 raise
             item = error.errors(include_url=False)[0]
             got = "" if item["type"].startswith("missing") else f" (got {item['input']!r})"
-            what = f"argument '{item['loc'][0]}': {item['msg']}{got}"
+            what = f"argument '{item['loc'][0]}': {item['msg'].removeprefix('Value error, ')}{got}"
             raise ConfigError(what, where=function.__name__, remedy="Correct the argument.") from None
 
     return call

@@ -16,6 +16,7 @@ To add a sampling parameter, add a field to `SamplingParams` and implement its e
 from __future__ import annotations
 
 import json
+import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -41,6 +42,7 @@ LARGEST = sys.float_info.max
 MAX_TOP_LOGPROBS = 20
 MAX_SERVED_N = 128
 GrammarKind = Literal["json_schema", "regex", "choice", "json", "calls"]
+TOKEN_ID = re.compile("0|[1-9][0-9]{0,9}")
 _SHOWN = 60
 
 
@@ -82,11 +84,17 @@ class ParamType(ABC):
     @property
     def json_pydantic_type(self) -> Any:
         """The pydantic type that parses the parameter's value in JSON to a valid value in `SamplingParams`."""
-        return Annotated[self.pydantic_type, BeforeValidator(self.parse_json_value)]
+        parse = BeforeValidator(self.parse_json_value, json_schema_input_type=self.json_input)
+        return Annotated[self.pydantic_type, parse]
+
+    @property
+    def json_input(self) -> Any:
+        """The type of the JSON value, for the schema of requests."""
+        return self.pydantic_type
 
     def parse_json_value(self, value: Any) -> Any:
-        """Convert a JSON value to the parameter's type in `SamplingParams`. A JSON value that cannot be converted is returned
-        unchanged."""
+        """Convert a JSON value to the parameter's type in `SamplingParams`. A JSON value of another type is returned unchanged. Raises
+        ValueError for an object with invalid keys or values."""
         return tuple(value) if isinstance(value, list) else value
 
     def to_json_value(self, value: Any) -> Any:
@@ -173,7 +181,13 @@ class TextList(ParamType):
     def pydantic_type(self) -> Any:
         bounds = Field(strict=True, min_length=1, max_length=self.longest)
         text: Any = Annotated[str, bounds, AfterValidator(_check_unicode)]
-        return Annotated[tuple[text, ...], Field(max_length=self.most, fail_fast=True)]
+        return Annotated[
+            tuple[text, ...], Field(strict=True, max_length=self.most, fail_fast=True), BeforeValidator(_list_to_tuple)
+        ]
+
+    @property
+    def json_input(self) -> Any:
+        return str | list[str]
 
     @property
     def range_text(self) -> str:
@@ -183,10 +197,14 @@ class TextList(ParamType):
         return (value,) if isinstance(value, str) else super().parse_json_value(value)
 
 
+def _list_to_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _check_unicode(text: str) -> str:
     text.encode()  # raises a ValueError for lone surrogates, which no reply contains
     if "\0" in text:
-        raise ValueError("strings without NUL")
+        raise ValueError("strings without a NUL character")
     return text
 
 
@@ -208,7 +226,11 @@ class TokenList(ParamType):
 
     @property
     def pydantic_type(self) -> Any:
-        return Annotated[tuple[TokenId, ...], Field(max_length=self.most, fail_fast=True)]
+        return Annotated[
+            tuple[TokenId, ...],
+            Field(strict=True, max_length=self.most, fail_fast=True),
+            BeforeValidator(_list_to_tuple),
+        ]
 
 
 @dataclass(frozen=True)
@@ -225,14 +247,13 @@ class TokenBiases(ParamType):
     def pydantic_type(self) -> Any:
         bias: Any = self._bias
         pair: Any = tuple[TokenId, bias]
-        return Annotated[tuple[pair, ...], Field(max_length=self.most, fail_fast=True), AfterValidator(_check_distinct)]
+        size = Field(strict=True, max_length=self.most, fail_fast=True)
+        pairs: Any = tuple[pair, ...]
+        return Annotated[pairs, size, BeforeValidator(_list_to_tuple), AfterValidator(_check_distinct)]
 
     @property
-    def json_pydantic_type(self) -> Any:
-        token: Any = Annotated[int, Field(strict=False, ge=0, le=INT32)]
-        bias: Any = self._bias
-        biases: Any = Annotated[dict[token, bias], Field(max_length=self.most)]
-        return self.pydantic_type | Annotated[biases, AfterValidator(self.parse_json_value)]
+    def json_input(self) -> Any:
+        return dict[str, float]
 
     @property
     def _bias(self) -> Any:
@@ -243,8 +264,16 @@ class TokenBiases(ParamType):
         return f"up to {self.most} token ids, each with a number from {-self.bound:g} to {self.bound:g}"
 
     def parse_json_value(self, value: Any) -> Any:
-        pairs = value.items() if isinstance(value, Mapping) else value
-        return tuple((int(token), bias) for token, bias in pairs)
+        if isinstance(value, list):
+            return tuple(tuple(pair) if isinstance(pair, list) else pair for pair in value)
+        if not isinstance(value, Mapping):
+            return value
+        for token, bias in value.items():
+            if not TOKEN_ID.fullmatch(str(token)):
+                raise ValueError("all keys must be token ids")
+            if type(bias) not in (int, float):
+                raise ValueError(f"the bias of token {token} is not a number")
+        return tuple((int(token), bias) for token, bias in value.items())
 
     def to_json_value(self, value: Any) -> Any:
         return {str(token): bias for token, bias in value}

@@ -39,6 +39,12 @@ def request_of(prompt: Request | Prompt, params: SamplingParams, number: int) ->
     params = replace(params, seed=params.seed + number)
     if isinstance(prompt, str):
         return Request((Message("user", prompt),), params)
+    if not isinstance(prompt, tuple | list):
+        raise DataError(
+            f"prompt {number} is a {type(prompt).__name__}",
+            where="engine.generate",
+            remedy="Pass a list of prompts: each a string, a list of Message, a list of token ids, or a Request.",
+        )
     if all(isinstance(part, Message) for part in prompt):
         return Request(tuple(part for part in prompt if isinstance(part, Message)), params)
     return Request(params=params, prompt_ids=tuple(part for part in prompt if not isinstance(part, Message)))

@@ -113,7 +113,9 @@ def evaluate(
     generator does not return all samples of each request.
     """
     if split not in get_args(Split):
-        raise ConfigError(f"unknown split '{split}'", where="evaluate", remedy=suggest_name(split, get_args(Split)))
+        raise ConfigError(
+            f"unknown split '{split}'", where="evaluate", remedy=suggest_name(str(split), get_args(Split))
+        )
     if isinstance(task, str):
         task = load_task(task)
     if votes or stop_when != "never":

@@ -50,7 +50,8 @@ class Layer(nn.Module):
         if name in self.known:
             return self.known[name]
         source = getattr(self, self.derived[name])
-        if isinstance(source, nn.Module) and not isinstance(source, nn.Linear | LinearMap):
+        source = getattr(source, "_orig_mod", source)  # of a compiled module
+        if isinstance(source, nn.Module) and not _computes_by_weight(source):
             raise ConfigError(
                 f"{self.derived[name]} is a {type(source).__name__}, but {type(self).__name__} reads its weight without calling it",
                 where=type(self).__name__,
@@ -75,3 +76,10 @@ class LinearMap(nn.Module):
     def weight(self) -> Tensor:
         """The matrix [out, in] of the linear map."""
         raise NotImplementedError
+
+
+def _computes_by_weight(module: nn.Module) -> bool:
+    """Return whether the output of `module` is a product with its `weight`. A subclass of `nn.Linear` with a `forward` of its own
+    must say so by `computes_by_weight`."""
+    plain = type(module).forward is nn.Linear.forward or getattr(module, "computes_by_weight", False)
+    return isinstance(module, LinearMap) or plain

@@ -29,9 +29,11 @@ def api_error_from_pydantic(error: ValidationError, data: Any, names: Collection
         return bad_request(f"`{path}` is not a field of this request. {hint}", path, "unknown_parameter")
     if "missing" in kinds:
         return bad_request(f"`{path}` is missing. Add it; docs/how-to/serve.md lists its values.", path)
-    messages = dict.fromkeys(str(item["msg"]) for item in items)
+    messages = dict.fromkeys(
+        str(item["msg"]).removeprefix("Value error, ").replace("valid tuple", "valid list") for item in items
+    )
     problem = f"`{path}` is {describe_value(items[0]['input'])}. {'; or '.join(messages)}."
-    return bad_request(problem, path, "too_large" if "too_long" in kinds else None)
+    return bad_request(problem, path, "too_large" if {"too_long", "string_too_long"} & kinds else None)
 
 
 def join_path(place: Collection[str | int]) -> str:
@@ -41,8 +43,8 @@ def join_path(place: Collection[str | int]) -> str:
 
 def describe_value(value: Any) -> str:
     """Describe a JSON value in a few characters, for an error message."""
-    if isinstance(value, list | dict):
-        return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
+    if isinstance(value, list | tuple | dict):
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 

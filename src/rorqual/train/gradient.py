@@ -6,7 +6,8 @@ number of threads.
 
 With one thread, `backward()` accumulates into each parameter's `.grad` and runs the hooks of FSDP2 and DDP. If several threads
 accumulated into `.grad`, the order of the sums would vary. Each thread therefore returns the gradient of its micro-batch, and
-the caller adds the gradients. With a torch.distributed process group, one thread is used.
+the caller adds the gradients. In a torch.distributed process group of one process,
+one thread is used; several processes are refused.
 """
 
 from __future__ import annotations

@@ -302,8 +302,8 @@ MUTANTS = (
         "a stack of experts whose other stack is frozen gets no gradient",
         "issue 39: silent numbers",
         "ops/backends/training.py",
-        "        if any(needed):",
-        "        if all(needed):",
+        "        if any(needed) and",
+        "        if all(needed) and",
         "tests/parity/test_ops_backends.py::test_experts_that_are_frozen_in_part",
     ),
     one(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -35,7 +36,7 @@ def import_(
     to float32 or bfloat16.
     """
     config = parse_settings(ImportConfig, settings)
-    if "=" in str(run):
+    if re.match(r"\w+=", str(run)):
         raise ConfigError(
             f"RUN is '{run}'", where=WHERE, remedy="Write the folder without a key: rorqual import SRC RUN."
         )

@@ -232,6 +232,8 @@ class Backend:
 class BackendLinear(nn.Linear):
     """A linear map that shares the parameters of another linear map and computes with a backend."""
 
+    computes_by_weight = True
+
     def __init__(self, other: nn.Linear, ops: Backend) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features, self.ops = other.in_features, other.out_features, ops

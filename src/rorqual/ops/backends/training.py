@@ -177,7 +177,7 @@ class _Experts(torch.autograd.Function):
         trained: dict[int, Sequence[Tensor | None]] = {
             e: dparts[2 * place : 2 * place + 2] for place, e in enumerate(ctx.tuned)
         }
-        if any(needed):
+        if any(needed) and not ctx.tuned:
             trained = {e: [None if grad is None else grad[e] for grad in dstacked] for e, _, _ in at.bounds}
         dh = torch.empty_like(h)
         for e, i, j in at.bounds:

@@ -67,7 +67,6 @@ POISONS: dict[str, tuple[list[Any], list[Any]]] = {
             ("a\ud800",),
             ("a\0",),
             {"a"},
-            iter(["a"]),
             None,
             ("x",) * 10**6,
         ],

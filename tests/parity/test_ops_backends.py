@@ -74,6 +74,20 @@ def test_experts_that_are_frozen_in_part(frozen: int) -> None:
     assert relative(found, expected) < 1e-5
 
 
+def test_tuned_experts_have_the_gradient_and_their_stack_has_none() -> None:
+    generator = torch.Generator().manual_seed(2)
+    x, stacks = torch.randn(9, 6, generator=generator), (torch.randn(4, 10, 6), torch.randn(4, 6, 5))
+    routing = route(torch.randn(9, 4, generator=generator), None, k=2)
+    found = []
+    for ops in (TORCH, REFERENCE):
+        gate_up, down = (stack.clone().requires_grad_() for stack in stacks)
+        parts = [stack[1].clone().requires_grad_() for stack in stacks]
+        ops.experts_tuned(x, routing, gate_up, down, (1,), parts).square().sum().backward()
+        found.append([part.grad for part in parts])
+        assert all(stack.grad is None or not stack.grad.any() for stack in (gate_up, down))
+    assert all(relative(ours, theirs) < 1e-5 and theirs.any() for ours, theirs in zip(*found, strict=True))
+
+
 def test_a_second_derivative_is_refused_and_not_wrong() -> None:
     x, weight = torch.randn(3, 8, requires_grad=True), torch.ones(8, requires_grad=True)
     routing = route(torch.randn(3, 4), None, k=2)

@@ -360,3 +360,10 @@ def test_prompts(poison: Any, twin: Any) -> None:
         parse_request(TextRequest, json.dumps({"model": "m", "prompt": poison}).encode())
     error = caught.value.body()["error"]
     assert (error["param"] or "").startswith("prompt") or "262,144 values" in error["message"]
+
+
+def test_the_schema_of_a_request_says_what_it_takes() -> None:
+    """A stop string or a list of them, and an object of biases, as clients send them."""
+    fields = ChatRequest.model_json_schema()["properties"]
+    assert [one["type"] for one in fields["stop"]["anyOf"]] == ["string", "array", "null"]
+    assert [one["type"] for one in fields["logit_bias"]["anyOf"]] == ["object", "null"]

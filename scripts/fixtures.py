@@ -22,7 +22,7 @@ from rorqual.core.records import RunDir, write_json
 from rorqual.data.source.text import read_text_split
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.evals.perplexity import text_loss
-from rorqual.evals.sparse_attention_misses import measure_selection_misses
+from rorqual.evals.sparse_attention_damage import Passage, measure_damage, summarise
 from rorqual.model.attention import MLAConfig
 from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.ffn import DenseConfig, MoEConfig
@@ -166,8 +166,12 @@ def main() -> None:
     model = load_run(RunDir(imported))
     tokenizer = Tokenizer.load(RunDir(imported).tokenizer_file)
     ids = tokenizer.encode(text)
-    windows = torch.tensor([ids[at : at + ROW + 1] for at in range(0, len(ids) - ROW, ROW)])
-    missed = measure_selection_misses(model, windows)
+    sparse = range(TOPK, ROW)
+    windows = [
+        Passage(tuple(ids[at : at + ROW + 1]), sparse, sparse, range(ROW)) for at in range(0, len(ids) - ROW, ROW)
+    ]
+    passages, layers = measure_damage(model, windows, TOPK)
+    damage = summarise(passages)
     write_json(exported / "expected.json", expected(RunDir(imported), text))
     card = CARD.format(
         topk=TOPK,
@@ -175,12 +179,12 @@ def main() -> None:
         tokens=(a.steps * ROWS + 5 * a.sparse_steps * SPARSE_ROWS) * ROW,
         row=ROW,
         loss=text_loss(model, tokenizer, text, window=ROW).per_token,
-        sparse=missed.loss_sparse,
-        dense=missed.loss_dense,
-        recall=missed.recall,
+        sparse=damage.loss_sparse,
+        dense=damage.loss_dense,
+        recall=min(layer.recall for layer in layers),
     )
     (exported / "README.md").write_text(card, encoding="utf-8")
-    print(f"recall by layer: {[round(m.recall, 3) for m in missed.layers]}")
+    print(f"recall by layer: {[round(m.recall, 3) for m in layers]}")
     if a.seed == 0:
         shutil.rmtree(PLACE, ignore_errors=True)
         shutil.copytree(exported, PLACE)

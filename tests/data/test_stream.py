@@ -95,7 +95,8 @@ def test_chunks_predict_each_token_once_in_each_epoch(n: int, rows: int, seed: i
 def test_a_generated_sample_that_fits_no_row_is_refused_and_one_that_just_fits_is_not() -> None:
     with pytest.raises(DataError, match="17 tokens do not fit a row of 16"):
         GeneratedStream(lambda rng: TrainingSample([1] * 17, [True] * 17), ROWS, T, 0).batch(0)
-    assert GeneratedStream(lambda rng: TrainingSample([1] * 16, [True] * 16), ROWS, T, 0).batch(0).fill_share == 1
+    full = GeneratedStream(lambda rng: TrainingSample([1] * 16, [True] * 16), ROWS, T, 0).batch(0)
+    assert full.n_tokens == full.tokens.size
 
 
 def test_a_set_with_nothing_to_train_on_is_refused_and_one_trained_token_is_enough() -> None:

@@ -33,48 +33,57 @@ def said(run: Path, *words: str, code: int = 0) -> str:
 def test_the_command_passes_its_options_on(runs: Path, tmp_path: Path) -> None:
     out, page = tmp_path / "a.json", tmp_path / "a.html"
     data = f"data={runs / 'a.txt'},kinds,needle,copy,{runs / 'b.txt'}"
-    words = ("windows=1", "length=110", "budgets=6,110", "device=cpu", f"out={out}", f"page={page}")
+    words = ("windows=2", "length=110", "budgets=6,110", "device=cpu", f"out={out}", f"page={page}")
     text = said(runs / "sparse", data, *words)
     values = json.loads(out.read_text(encoding="utf-8"))
-    assert [one["text"] for one in values["texts"][::2]] == [str(runs / "a.txt"), str(runs / "b.txt"), *KINDS]
-    assert {(one["budget"], one["length"], one["windows"]) for one in values["texts"]} == {(6, 110, 1), (12, 110, 1)}
-    assert (values["model"], values["index_topk"], values["budgets"]) == (str(runs / "sparse"), 12, [6, 12])
+    texts, planted = ([m for m in values["measurements"] if (m["depth"] is None) == one] for one in (True, False))
+    assert [one["name"] for one in texts[::2]] == [str(runs / "a.txt"), str(runs / "b.txt"), *KINDS]
+    assert {(one["budget"], one["length"], len(one["passages"])) for one in texts} == {(6, 110, 2), (12, 110, 2)}
+    assert (values["model"], values["trained"], values["budgets"]) == (str(runs / "sparse"), 12, [6, 12])
     assert re.search(r"attention  (\d+)/\1 ", text), "progress is reported"
-    assert values["dense_budgets"] == [110] and "At a budget of 110, attention is dense" in text
-    planted = [(one["kind"], one["passages"]) for one in values["planted"]]
-    assert {*planted} == {("needle", 1), ("copy", 1)}
-    assert f"{page}: pictures" in text and "Copied lines" in page.read_text(encoding="utf-8")
+    assert values["dense"] == [110] and "At a budget of 110, attention is dense" in text
+    assert {(one["name"], len(one["passages"])) for one in planted} == {("needle", 2), ("copy", 2)}
+    assert {*values["summaries"]["6"]} == {str(runs / "a.txt"), str(runs / "b.txt"), *KINDS, "needle", "copy"}
+    assert f"{page}: the tables" in text and "Planted texts" in page.read_text(encoding="utf-8")
 
 
 def test_tables_of_one_text_and_the_defaults(runs: Path, tmp_path: Path) -> None:
     out, data = tmp_path / "a.json", f"data={runs / 'a.txt'}"
     text = said(runs / "sparse", data, "length=60", "windows=3", f"out={out}")
     values = json.loads(out.read_text(encoding="utf-8"))
-    own = values["texts"][2]
-    assert values["budgets"] == [3, 6, 12, 24] and (own["budget"], own["windows"], own["queries"]) == (12, 3, 3 * 48)
-    assert "3 windows of 60 tokens, 144 queries." in text and "36 further queries" in text
-    for layer in own["layers"]:
-        cells = (f"{layer[name]:.3f}" for name in ("mass", "mass_p1", "recall", "weighted_recall"))
-        assert re.search(rf"^ *{layer['layer']} +{' +'.join(cells)} ", text, re.MULTILINE)
-    recalls = [f"{one['layers'][0]['recall']:.3f}" for one in values["texts"]]
-    assert re.search(rf"\n *0 +{' +'.join(recalls)}\n", text)
-    assert "needles:" not in text and "copied lines" not in text and "prose" not in text and "html" not in text
+    own = values["summaries"]["12"][str(runs / "a.txt")]
+    assert values["budgets"] == [3, 6, 12, 24] and (own["passages"], own["scored"]) == (3, 3 * 48)
+    kl, changed, lost = (own[name] for name in ("kl", "changed", "lost"))
+    cells = (f"{kl['mean']:.3f} [{kl['interval']['low']:.3f}, {kl['interval']['high']:.3f}]",
+             f"{changed['mean']:.1%} [{changed['interval']['low']:.1%}, {changed['interval']['high']:.1%}]",
+             f"{own['right_dense']:.1%}",
+             f"{lost['mean']:.1%} [{lost['interval']['low']:.1%}, {lost['interval']['high']:.1%}]",
+             f"{own['loss_dense']:.3f}", f"{own['loss_sparse']:.3f}")  # fmt: skip
+    assert re.search(r" 3 +144 +" + " +".join(map(re.escape, cells)), text)
+    [measured] = [one for one in values["measurements"] if one["budget"] == 12]
+    for index, layer in enumerate(measured["layers"]):
+        columns = (f"{layer[name]:.3f}" for name in ("inside", "recall", "weighted_recall", "difference"))
+        assert re.search(rf"^ *{index} +{' +'.join(columns)}$", text, re.MULTILINE)
+    assert "needle" not in text and "copy" not in text and "prose" not in text and "html" not in text
     said(runs / "sparse", data, "length=60", "windows=3", f"out={out}", "dtype=bfloat16", "budgets=12")
-    [rounded] = json.loads(out.read_text(encoding="utf-8"))["texts"]
+    [rounded] = json.loads(out.read_text(encoding="utf-8"))["summaries"]["12"].values()
     assert rounded["loss_dense"] != own["loss_dense"] == pytest.approx(rounded["loss_dense"], rel=0.05)
     said(runs / "sparse", data, f"out={out}", "budgets=12")
     whole = json.loads(out.read_text(encoding="utf-8"))
-    assert (whole["length"], whole["budgets"]) == (128, [12]) and whole["texts"][0]["windows"] <= 8
+    assert (whole["length"], whole["budgets"]) == (128, [12]) and len(whole["measurements"][0]["passages"]) <= 8
 
 
-def test_the_gate_fails_below_its_limit_and_passes_at_it(runs: Path) -> None:
-    words, out = (runs / "sparse", f"data={runs / 'a.txt'}", "length=60"), runs / "gate.json"
-    assert "min_recall" not in said(*words, "min_recall=0.01", f"out={out}")
-    texts = json.loads(out.read_text(encoding="utf-8"))["texts"]
-    (own,) = (one["weighted_recall"] for one in texts if one["budget"] == 12)
-    assert "min_recall" not in said(*words, f"min_recall={own!r}")
-    text = said(*words, f"min_recall={own + 1e-4}", code=1)
-    assert f"weighted recall {own:.3f} is below min_recall={own + 1e-4:g}" in text
+@pytest.mark.parametrize("field", ["kl", "changed", "lost"])
+def test_a_limit_fails_below_the_upper_end_and_passes_at_it(field: str, runs: Path, tmp_path: Path) -> None:
+    words, out, page = (runs / "sparse", f"data={runs / 'a.txt'}", "length=60"), runs / "gate.json", tmp_path / "a.html"
+    others = [f"max_{other}=1" for other in ("changed", "lost") if other != field]
+    assert "above" not in said(*words, f"max_{field}=1", *others, f"out={out}")
+    [own] = json.loads(out.read_text(encoding="utf-8"))["summaries"]["12"].values()
+    high = own[field]["interval"]["high"]
+    assert "above" not in said(*words, f"max_{field}={high!r}")
+    text = said(*words, f"max_{field}={high - 1e-4}", *others, f"page={page}", code=1)
+    sentence = f"{field} may be {high:.3g}, above max_{field}={high - 1e-4:g}"
+    assert sentence in text and sentence in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -86,14 +95,15 @@ def test_the_gate_fails_below_its_limit_and_passes_at_it(runs: Path) -> None:
         (("data=needles",), "needles: no such file"),
         (("length=12",), "a length of 12 tokens is not above index_topk=12"),
         (("length=129",), "length=129 exceeds the model's context of 128"),
-        (("min_recall=2",), "min_recall"),
-        (("windows=0",), "windows"),
+        (("max_kl=0",), "max_kl"),
+        (("max_changed=2",), "max_changed"),
+        (("max_lost=-1",), "max_lost"),
+        (("windows=1",), "windows"),
         (("device=gpu9",), "device 'gpu9' is not available"),
         (("budgets=0",), "'budgets.0': Input should be greater than or equal to 1"),
         (("budgets=8,many",), "'budgets.1': Input should be a valid integer"),
         (("data=needle", "length=40"), "a passage of 40 tokens is too short for needle, .* Use length=54 or more"),
-        (("data=copy", "min_recall=0.5", "budgets=12"), "min_recall= has nothing to compare: data= names no text"),
-        (("min_recall=0.5", "budgets=4", "length=12"), "nothing to compare: attention is dense at index_topk=12"),
+        (("max_kl=1", "budgets=4", "length=12"), "attention is dense and nothing can be missed"),
     ],
 )
 def test_bad_input_is_refused(words: tuple[str, ...], match: str, runs: Path) -> None:

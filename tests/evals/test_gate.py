@@ -1,5 +1,5 @@
 """The trained small DeepSeek-V3.2 of tests/fixtures: it answers as recorded, here and in transformers; and it passes the gate that
-a broken indexer fails."""
+an indexer fails if its fault damages the model."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ from rorqual.model.load.run_directory import load_run
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "tiny-deepseek-v32"
 TEXT = Path(__file__).parents[2] / "src" / "rorqual" / "data" / "samples" / "tinyshakespeare-64k.txt"
 EXPECTED: dict[str, Any] = json.loads((FIXTURE / "expected.json").read_text(encoding="utf-8"))
-MIN_RECALL = 0.9
-"""Between the weighted recall of the sound indexer and that of the fault that costs least (docs/results/gate.json)."""
+MAX_KL = 0.3
+"""Above the KL of the sound indexer, and below that of the faults that damage the model (docs/results/gate.json)."""
+HARMLESS = ("causal mask late by one", "FP8 key scales dropped")
+"""Faults that cost this model little. The tests of parity with other implementations find them; the gate measures damage."""
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +75,7 @@ def test_transformers_answers_the_same() -> None:
 
 
 def gate(run: RunDir) -> int:
-    words = [f"data={TEXT}", "length=512", "windows=8", "budgets=64", f"min_recall={MIN_RECALL}", "threads=1"]
+    words = [f"data={TEXT}", "length=512", "windows=8", "budgets=64", f"max_kl={MAX_KL}", "threads=1"]
     result = CliRunner().invoke(app, ["attention", str(run.path), *words])
     assert result.exit_code in (0, 1), result.output
     return result.exit_code
@@ -84,6 +86,6 @@ def test_a_sound_indexer_passes_the_gate(run: RunDir, fp8_run: RunDir) -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_broken_indexer_fails_the_gate(fault: str, fp8_run: RunDir) -> None:
+def test_an_indexer_fails_the_gate_if_its_fault_damages_the_model(fault: str, fp8_run: RunDir) -> None:
     with FAULTS[fault]():
-        assert gate(fp8_run) == 1
+        assert gate(fp8_run) == int(fault not in HARMLESS)

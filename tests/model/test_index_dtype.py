@@ -38,7 +38,7 @@ def test_a_checkpoint_says_it_and_others_do_not_have_the_key() -> None:
 
 
 def test_scores_are_those_of_the_scaled_keys_wherever_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In selection, in the indexer's losses and in the search for ties, which read the cache for themselves."""
+    """In selection and in the indexer's losses, which read the cache for themselves."""
     attention = DSAConfig(
         num_attention_heads=2, q_lora_rank=8, kv_lora_rank=8, qk_nope_head_dim=4, qk_rope_head_dim=4, v_head_dim=4,
         index_n_heads=12, index_head_dim=8, index_topk=6, index_dtype=FP8,
@@ -60,12 +60,12 @@ def test_scores_are_those_of_the_scaled_keys_wherever_they_are_read(monkeypatch:
 
     monkeypatch.setattr(paged, "index_scores", noted)
     tokens = torch.randint(50, (1, 40), generator=torch.Generator().manual_seed(0))
-    wanted = ("selected", "tied", "index_kl")
+    wanted = ("selected", "index_kl")
     with torch.no_grad():
         model(tokens, record=wanted)
-        assert len(calls) == 2 * 3
+        assert len(calls) == 2 * 2
         model(tokens, record=("dense_index_kl",))
-    assert len(calls) == 2 * 4
+    assert len(calls) == 2 * 3
     for keys, scales in calls:
         used = keys[keys.abs().amax(-1) > 0]
         assert float(used.abs().amax(-1).min()) >= 224 and float(used.abs().max()) <= 448

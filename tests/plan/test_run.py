@@ -11,7 +11,7 @@ import pytest
 
 from rorqual.core.errors import DataError
 from rorqual.core.records import RunDir
-from rorqual.plan.run_speed import WARM, speed_of, student_t
+from rorqual.plan.run_speed import WARM, speed_of
 
 
 def run_of(folder: Path, seconds: list[float], asked: int = 0) -> RunDir:
@@ -55,8 +55,3 @@ def test_what_comes_in_bursts_widens_the_interval(tmp_path: Path) -> None:
 def test_too_few_steps_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="5 steps, but measuring a speed needs at least 12"):
         speed_of(run_of(tmp_path, [1.0] * 5))
-
-
-def test_student_t_against_a_table() -> None:
-    for freedom, value in ((4, 2.776), (9, 2.262), (19, 2.093), (1000, 1.962)):
-        assert student_t(freedom, 0.95) == pytest.approx(value, rel=5e-3)

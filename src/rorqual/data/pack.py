@@ -79,11 +79,6 @@ class Batch:
         """Number of predictions in the batch that get a loss."""
         return int(np.count_nonzero(self.loss_mask))
 
-    @property
-    def fill_share(self) -> float:
-        """Share of the batch's positions that hold document tokens."""
-        return self.n_tokens / max(self.tokens.size, 1)
-
     def split(self, n: int) -> list[Batch]:
         """Split the batch into `n` micro-batches of consecutive rows. The row counts of the micro-batches differ by at most one."""
         if not 1 <= n <= self.n_rows:

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import Thinking
+from rorqual.core.student_t import t_quantile
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Completion, Request, SamplingParams
 from rorqual.evals.evaluating import with_problem_seed
 from rorqual.evals.evaluation import ALL
-from rorqual.evals.stats import Interval, t_quantile
+from rorqual.evals.stats import Interval
 from rorqual.model import ModelConfig
 from rorqual.report.table import Table
 from rorqual.tasks.find import safe_grade

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.evals.attention_page import token_groups_of_characters
 from rorqual.evals.compute import ComputeReport, CountedReply, tables
 from rorqual.report.page import ColouredText, render_page
 
@@ -50,3 +51,20 @@ def colour_by_expert(reply: CountedReply, chosen: int, tokenizer: Tokenizer) -> 
         kind = "p" if reply.parts[positions[0]] == "prompt" else ""
         parts.append((text, kind, round(FULL * used / chosen), f"{used:.2f}"))
     return parts
+
+
+def token_groups_of_characters(tokens: tuple[int, ...], tokenizer: Tokenizer) -> Iterator[tuple[list[int], str]]:
+    """Yield (positions, text) for groups of consecutive tokens. Tokens are joined until their bytes end with a whole
+    character."""
+    positions, data = list[int](), b""
+    for position, token in enumerate(tokens):
+        positions.append(position)
+        data += tokenizer.token_bytes(token)
+        try:
+            text = data.decode()
+        except UnicodeDecodeError as error:
+            if error.reason == "unexpected end of data" and position < len(tokens) - 1:
+                continue  # the next token may complete the character
+            text = data.decode(errors="replace")
+        yield positions, text
+        positions, data = [], b""

@@ -1,35 +1,29 @@
-"""The measurement of `rorqual attention`: what sparse attention misses on several texts, at several budgets."""
+"""The measurement of `rorqual attention`: what sparse attention changes on several texts, at several budgets."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 from typing import Any, NamedTuple
 
-import torch
-
-from rorqual.core.errors import ConfigError, DataError
+from rorqual.core.errors import DataError
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.evals.planted_passages import (
-    DEPTHS,
-    LENGTHS,
-    PlantedKind,
-    PlantedMisses,
-    PlantedPassage,
-    PlantedTokens,
-    copies,
-    measure_planted,
-    needles,
-    plant,
-)
-from rorqual.evals.sparse_attention_misses import (
-    SelectionMisses,
-    measure_selection_misses,
+from rorqual.evals.planted_passages import DEPTHS, LENGTHS, PlantedKind, PlantedTokens, copies, needles, plant
+from rorqual.evals.sparse_attention_damage import (
+    DamageSummary,
+    LayerSelection,
+    Passage,
+    PassageDamage,
+    measure_damage,
     sparse_layers,
+    summarise,
     trained_budget,
 )
 from rorqual.model.decoder import Decoder
+
+Limits = Mapping[str, float]
+"""The largest acceptable values: the name of a `Difference` of `DamageSummary` (kl, changed or lost) -> value."""
 
 
 class NamedText(NamedTuple):
@@ -40,20 +34,30 @@ class NamedText(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TextSelectionMisses:
-    """What sparse attention misses on one text, for each budget of selected positions in ascending order."""
+class Measurement:
+    """What sparse attention changes at `budget` selected positions, on passages of `length` tokens from one text, or with one
+    kind of planted text at one depth.
+
+    `name` is the text's name or the kind. `depth` is the share of the filler before the planted text, or None for a text.
+    """
 
     name: str
-    budgets: tuple[SelectionMisses, ...]
+    length: int
+    depth: float | None
+    budget: int
+    passages: tuple[PassageDamage, ...]
+    layers: tuple[LayerSelection, ...]
 
-    def misses_at_budget(self, budget: int) -> SelectionMisses:
-        """Return what sparse attention misses on this text at a budget."""
-        return next(missed for missed in self.budgets if missed.budget == budget)
+    @property
+    def selected_share(self) -> float:
+        """Share of the dense attention to the sought positions that lies on selected positions, over all layers."""
+        total = sum(layer.attention for layer in self.layers)
+        return sum(layer.attention * layer.inside for layer in self.layers) / total if total else 1.0
 
 
 @dataclass(frozen=True)
 class SparseAttentionReport:
-    """What a model's sparse attention misses on windows and passages of at most `length` tokens.
+    """What a model's sparse attention changes on passages of at most `length` tokens.
 
     `trained` is the model's index_topk. All other budgets are untrained: index_topk is changed for the measurement only.
     `budgets` are the measured budgets of selected positions. At the budgets in `dense`, attention is dense.
@@ -64,8 +68,7 @@ class SparseAttentionReport:
     trained: int
     budgets: tuple[int, ...]
     dense: tuple[int, ...]
-    texts: tuple[TextSelectionMisses, ...]
-    planted: tuple[PlantedMisses, ...]
+    measurements: tuple[Measurement, ...]
 
     @property
     def shown_budget(self) -> int:
@@ -73,28 +76,31 @@ class SparseAttentionReport:
         trained budget was not measured."""
         return self.trained if self.trained in self.budgets else self.budgets[-1]
 
-    @property
-    def weighted_recall(self) -> float:
-        """The lowest weighted recall over all layers and texts, at the trained budget. Raises ConfigError if no text was
-        measured at the trained budget."""
-        if not self.texts or self.trained not in self.budgets:
-            reason = "data= names no text" if not self.texts else f"attention is dense at index_topk={self.trained}"
-            raise ConfigError(
-                f"min_recall= has nothing to compare: {reason}",
-                remedy="Give data=FILE or data=kinds, and a length= of more than index_topk.",
-            )
-        return min(text.misses_at_budget(self.trained).weighted_recall for text in self.texts)
+    def summaries(self, budget: int) -> dict[str, DamageSummary]:
+        """Return the damage at a budget for each text and each kind of planted text, over all lengths and depths."""
+        found: dict[str, list[PassageDamage]] = {}
+        for one in self.measurements:
+            if one.budget == budget:
+                found.setdefault(one.name, []).extend(one.passages)
+        return {name: summarise(passages) for name, passages in found.items()}
+
+    def exceeded(self, limits: Limits) -> list[str]:
+        """Return a sentence for each limit that the upper end of an interval exceeds, at the model's own budget."""
+        return [
+            f"{name}: {field} may be {high:.3g}, above max_{field}={limit:g}"
+            for name, damage in self.summaries(self.trained).items()
+            for field, limit in limits.items()
+            if (high := getattr(damage, field).interval.high) > limit
+        ]
 
     def to_json(self) -> dict[str, Any]:
-        """Return all measured values as JSON, with one entry in `texts` per text and budget."""
-        return {
-            "model": self.model,
-            "length": self.length,
-            "index_topk": self.trained,
-            "budgets": list(self.budgets),
-            "dense_budgets": list(self.dense),
-            "texts": [{"text": text.name, **missed.to_json()} for text in self.texts for missed in text.budgets],
-            "planted": [missed.to_json() for missed in self.planted],
+        """Return all measured values as JSON."""
+        return asdict(self) | {
+            "measurements": [asdict(one) | {"kept": one.selected_share} for one in self.measurements],
+            "summaries": {
+                budget: {name: asdict(damage) for name, damage in self.summaries(budget).items()}
+                for budget in self.budgets
+            },
         }
 
 
@@ -108,14 +114,16 @@ def measure_sparse_attention(
     length: int,
     windows: int = 8,
     budgets: Sequence[int] = (),
+    limited: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> SparseAttentionReport:
-    """Measure what the sparse attention of `model` misses, at the trained budget and at `budgets`.
+    """Measure what the sparse attention of `model` changes, at the trained budget and at `budgets`.
 
     - `texts`: the first `windows` windows of `length` tokens of each text.
     - `planted`: kinds of planted text. Each kind has `windows` passages for each depth and each passage length up to
       `length` tokens.
     - `budgets`: by default a quarter, half and twice the trained budget. Budgets of `length` or more are left out.
+    - `limited`: whether the trained budget must be measured, because limits will be compared with it.
     - `progress(done, total)` is called after each measurement. A measurement covers one budget, and either one
       text or the passages of one kind, length and depth.
 
@@ -124,25 +132,24 @@ def measure_sparse_attention(
     trained = trained_budget(sparse_layers(model, name))
     wanted = sorted({trained, *(budgets or (trained // 4, trained // 2, 2 * trained))} - {0})
     measured = tuple(budget for budget in wanted if budget < length)
-    if not measured or (trained not in measured and not budgets):
+    if not measured or (trained not in measured and (limited or not budgets)):
         raise DataError(
             f"a length of {length} tokens is not above index_topk={trained}, so attention is dense and nothing can be missed",
             where=name,
-            remedy=f"Use a length= of more than {trained}, or smaller budgets=.",
+            remedy=f"Use a length= of more than {trained}, or smaller budgets= and no limit.",
         )
-    device = next(model.parameters()).device
-    tokens = [_windows(tokenizer, text, length, windows).to(device) for text in texts]
-    cells = [cell for kind in planted for cell in _planted_passages(tokenizer, kind, length, windows, measured[0])]
-    total, done = (len(tokens) + len(cells)) * len(measured), count(1)
-    by_text: list[list[SelectionMisses]] = [[] for _ in texts]
-    for found, rows in zip(by_text, tokens, strict=True):
+    cells = [
+        *(_windows(tokenizer, text, length, windows) for text in texts),
+        *(cell for kind in planted for cell in _planted_passages(tokenizer, kind, length, windows, measured[0])),
+    ]
+    total, done, found = len(cells) * len(measured), count(1), list[Measurement]()
+    for cell in cells:
         for budget in measured:
-            found.append(measure_selection_misses(model, rows, name, budget))
-            progress(next(done), total)
-    by_cell: list[PlantedMisses | None] = []
-    for kind, depth, passages in cells:
-        for budget in measured:
-            by_cell.append(measure_planted(model, kind, passages, depth, budget))
+            if passages := cell.at_budget(budget):
+                damage, layers = measure_damage(model, passages, budget)
+                found.append(
+                    Measurement(cell.name, passages[0].length, cell.depth, budget, tuple(damage), tuple(layers))
+                )
             progress(next(done), total)
     return SparseAttentionReport(
         model=name,
@@ -150,14 +157,26 @@ def measure_sparse_attention(
         trained=trained,
         budgets=measured,
         dense=tuple(budget for budget in wanted if budget >= length and budget in {trained, *budgets}),
-        texts=tuple(TextSelectionMisses(text.name, tuple(found)) for text, found in zip(texts, by_text, strict=True)),
-        planted=tuple(found for found in by_cell if found is not None),
+        measurements=tuple(found),
     )
 
 
-PassagesAtDepth = tuple[PlantedKind, float, list[PlantedPassage]]
-"""The kind of a planted text, its depth, and passages of one length that contain it."""
-KINDS: dict[PlantedKind, tuple[Callable[[Tokenizer, int], list[PlantedTokens]], Sequence[float]]] = {
+class PassageSet(NamedTuple):
+    """Passages of one length from one text, or with one kind of planted text at one depth."""
+
+    name: str
+    depth: float | None
+    passages: Sequence[Passage]
+
+    def at_budget(self, budget: int) -> Sequence[Passage]:
+        """Return the passages with the queries that see more than `budget` positions. Return no passages if an answer or its
+        question sees at most `budget` positions."""
+        if self.depth is not None:
+            return self.passages if min(one.queries.start for one in self.passages) >= budget else ()
+        return [replace(one, queries=(sparse := range(budget, one.length)), scored=sparse) for one in self.passages]
+
+
+PLANTED: dict[PlantedKind, tuple[Callable[[Tokenizer, int], list[PlantedTokens]], Sequence[float]]] = {
     "needle": (needles, LENGTHS),
     "copy": (copies, (1.0,)),
 }
@@ -167,20 +186,14 @@ passage length."""
 
 def _planted_passages(
     tokenizer: Tokenizer, kind: PlantedKind, length: int, number: int, budget: int
-) -> list[PassagesAtDepth]:
-    """Return the passages for each passage length and depth. A pair of length and depth is left out if a query in its passages
-    sees at most `budget` positions.
-
-    The queries of a passage are the tokens of its question and its answer.
-    """
-    make, shares = KINDS[kind]
+) -> list[PassageSet]:
+    """Return the passages for each passage length and depth that can miss a position at `budget` selected positions."""
+    make, shares = PLANTED[kind]
     parts = make(tokenizer, number)
     needed = max(part.total_tokens for part in parts)
     sizes = [size for share in shares if (size := round(share * length)) >= needed]
-    found: list[PassagesAtDepth] = [
-        (kind, depth, plant(tokenizer, parts, size, depth)) for size in sizes for depth in DEPTHS
-    ]
-    found = [cell for cell in found if min(one.queries.start for one in cell[2]) >= budget]
+    found = [PassageSet(kind, depth, plant(tokenizer, parts, size, depth)) for size in sizes for depth in DEPTHS]
+    found = [one for one in found if one.at_budget(budget)]
     if not found:
         asked = max(len(part.question) + len(part.answer) for part in parts)
         raise DataError(
@@ -191,14 +204,15 @@ def _planted_passages(
     return found
 
 
-def _windows(tokenizer: Tokenizer, text: NamedText, length: int, windows: int) -> torch.Tensor:
-    """Return at most `windows` windows [windows, length + 1] of a text."""
+def _windows(tokenizer: Tokenizer, text: NamedText, length: int, windows: int) -> PassageSet:
+    """Return at most `windows` windows of a text."""
     ids = tokenizer.encode(text.text)
-    number = min(windows, (len(ids) - 1) // length)
-    if number < 1:
+    number, everything = min(windows, (len(ids) - 1) // length), range(length)
+    if number < 2:
         raise DataError(
-            f"the text has {len(ids)} tokens, which do not fill a window of {length}",
+            f"the text has {len(ids)} tokens, which do not fill two windows of {length}",
             where=text.name,
             remedy="Give a longer text (only its last tenth is read), or a smaller length=.",
         )
-    return torch.tensor([ids[i * length : (i + 1) * length + 1] for i in range(number)])
+    rows = (tuple(ids[i * length : (i + 1) * length + 1]) for i in range(number))
+    return PassageSet(text.name, None, [Passage(row, everything, everything, everything) for row in rows])

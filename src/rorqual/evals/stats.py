@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from rorqual.core.student_t import t_quantile
 
 Floats = NDArray[np.float64]
 EDWARDS = 1.0
@@ -183,7 +184,7 @@ def _resampled_means(values: Sequence[Floats], samples: int, random: np.random.G
     return total / seeds
 
 
-def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+def t_interval(values: Sequence[float] | Floats, confidence: float = 0.95) -> Interval:
     """Return Student's t interval of the mean of at least two independent values, such as one difference per seed."""
     data = np.asarray(values, float)
     if len(data) < 2:
@@ -191,16 +192,3 @@ def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     reach = t_quantile(0.5 + confidence / 2, len(data) - 1) * float(data.std(ddof=1)) / math.sqrt(len(data))
     middle = float(data.mean())
     return Interval(middle - reach, middle + reach, confidence)
-
-
-@cache
-def t_quantile(probability: float, degrees: int) -> float:
-    """Return the quantile of Student's t distribution with `degrees` of freedom, by integrating the density.
-
-    `probability` lies between 0.5 and 0.9999.
-    """
-    # With t = sqrt(degrees) tan(angle) the density becomes cos(angle)^(degrees - 1) on a finite range.
-    angles = np.linspace(-math.pi / 2, math.pi / 2, 200_001)
-    density = np.cos(angles).clip(0) ** (degrees - 1)
-    mass = np.concatenate(([0.0], np.cumsum((density[1:] + density[:-1]) / 2)))
-    return math.sqrt(degrees) * math.tan(float(np.interp(probability, mass / mass[-1], angles)))

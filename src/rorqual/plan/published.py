@@ -63,11 +63,6 @@ class FigureComparison:
         """The relative difference of the planner's estimate from the published figure."""
         return self.ours / self.published - 1
 
-    @property
-    def within_tolerance(self) -> bool:
-        """Whether the estimate differs from the published figure by at most the tolerance."""
-        return abs(self.difference) <= self.tolerance
-
 
 @dataclass(frozen=True)
 class UncomputableFigure:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from statistics import NormalDist, fmean, stdev
+from statistics import fmean, stdev
 
 from rorqual.core.errors import DataError
 from rorqual.core.records import RunDir
+from rorqual.core.student_t import t_quantile
 
 WARM, FEWEST, BLOCKS = 2, 12, 20
 """The speed of a run is measured without the first `WARM` steps, because buffers and kernels warm up. A run needs at least
@@ -41,7 +42,7 @@ class StepSpeed:
         """
         count = len(self.blocks)
         spread = stdev(self.blocks) * math.sqrt(1 / count + self.block / steps)
-        reach = student_t(count - 1, level) * spread
+        reach = t_quantile(0.5 + level / 2, count - 1) * spread
         return steps * max(self.seconds - reach, 0.0), steps * (self.seconds + reach)
 
 
@@ -73,20 +74,3 @@ def speed_of(run: RunDir) -> StepSpeed:
 def read_row_length(run: RunDir) -> int:
     """Return the row length (in tokens) that a run trains on, or 4,096 if the run's data source has no row length."""
     return int(run.config()["source"].get("row", 4096))
-
-
-def student_t(freedom: int, level: float) -> float:
-    """Return the two-sided quantile of Student's t distribution with `freedom` degrees of freedom at the confidence level
-    `level`.
-
-    The function uses Hill's expansion of the normal quantile (Abramowitz and Stegun 26.7.5). With four or more degrees of
-    freedom, the relative error of the quantile is below half a percent.
-    """
-    z = NormalDist().inv_cdf(0.5 + level / 2)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / freedom ** (power + 1) for power, term in enumerate(terms))

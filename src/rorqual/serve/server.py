@@ -147,7 +147,7 @@ def serve(arguments: EngineArguments, address: ServerOptions, cascade: CascadeAr
 def _calibrated_sampling(defaults: SamplingParams, cascade: CascadeArguments) -> SamplingParams:
     """Return the default sampling parameters of a cascade's requests: those of the evaluation that calibrated the student's
     confidence."""
-    return replace(defaults, temperature=cascade.temperature, top_p=1.0, top_k=0, min_p=0.0)
+    return replace(defaults, temperature=cascade.temperature, top_p=1.0, top_k=0, min_p=0.0, repetition_penalty=1.0)
 
 
 def _create_bridge(arguments: EngineArguments, address: ServerOptions, keys: ApiKeys) -> EngineBridge:

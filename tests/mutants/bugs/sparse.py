@@ -275,7 +275,7 @@ MUTANTS = (
         "model/attention/dsa.py",
         "self.scale, int(context.positions.max()) + 1)",
         "self.scale, int(context.positions.max()))",
-        "tests/evals/test_missed.py::test_the_dense_weights_of_a_query_are_those_of_all_its_positions",
+        "tests/evals/test_sparse_attention_damage.py::test_the_dense_weights_of_a_query_are_those_of_all_its_positions",
     ),
     one(
         "rorqual attention ignores dtype=",

@@ -11,7 +11,7 @@ from pydantic import Field
 from rorqual.cli.machine import available_cores
 from rorqual.cli.progress import progress_bar_callback
 from rorqual.cli.settings import WHERE, Counts, DeviceSettings, Settings, check_device, parse_settings
-from rorqual.core.config import Count, Natural, Share
+from rorqual.core.config import Natural, Positive, Share
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir, write_atomic, write_json
 
@@ -21,11 +21,15 @@ class AttentionSettings(DeviceSettings):
 
     data: str = Field(min_length=1, description="text files, kinds, needle and copy, separated by commas")
     length: Natural = Field(0, description="tokens per window; 0: the model's context, at most 1,024")
-    windows: Count = Field(8, description="windows per text, and needles or lines per length and depth")
+    windows: int = Field(8, ge=2, le=2**20, description="windows per text, and needles or lines per length and depth")
     budgets: Counts | None = Field(
         None, description="further values of index_topk to measure; default: a quarter, half and twice the model's"
     )
-    min_recall: Share = Field(0.0, description="exit with status 1 if a layer's weighted recall is lower")
+    max_kl: Positive | None = Field(None, description="largest acceptable KL(dense || sparse) in nats")
+    max_changed: Share | None = Field(None, description="largest acceptable share of changed tokens")
+    max_lost: Share | None = Field(
+        None, description="largest acceptable loss of right tokens, as a share of all tokens"
+    )
     out: str = Field("", description="JSON file of all values")
     page: str = Field("", description="HTML file")
     threads: Natural = Field(0, description="threads; 0: all cores")
@@ -39,11 +43,12 @@ def attention(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run of a model with sparse attention (kind dsa).")],
     settings: Settings = None,
 ) -> None:
-    """Measure what sparse attention misses of dense attention.
+    """Measure what sparse attention changes, compared with dense attention.
 
-    At each layer, dense attention is computed on the same inputs as sparse attention. The tables show how much of the dense
-    attention is on the selected positions, the recall of the positions with the largest weights, and how much the output
-    changes.
+    The model reads the same tokens with sparse and with dense attention. The tables show how much the predictions change, with
+    95 % intervals, and how much of the dense attention is on selected positions.
+
+    If the upper end of an interval is above max_kl=, max_changed= or max_lost=, the command exits with status 1.
 
     data= lists the texts to read, separated by commas. For FILE, the last tenth of the text file is read. With 'kinds', the
     command reads passages of prose, code, tables, repeats, names and Chinese. With 'needle', a key and its value are planted
@@ -57,7 +62,7 @@ def attention(
     from rorqual.cli.eval_settings import held_out_text
     from rorqual.data.passages import KINDS, load_passage
     from rorqual.data.tokenizer import Tokenizer
-    from rorqual.evals.attention_tables import report_as_text
+    from rorqual.evals.attention_page import attention_page, report_as_text
     from rorqual.evals.planted_passages import PLANTED
     from rorqual.evals.sparse_attention_report import NamedText, measure_sparse_attention
     from rorqual.model.load.run_directory import load_run
@@ -74,6 +79,8 @@ def attention(
             where=WHERE,
             remedy=f"Use length={context} or less.",
         )
+    given = {"kl": chosen.max_kl, "changed": chosen.max_changed, "lost": chosen.max_lost}
+    limits = {name: limit for name, limit in given.items() if limit is not None}
     report = measure_sparse_attention(
         model,
         Tokenizer.load(RunDir(run).tokenizer_file),
@@ -83,17 +90,17 @@ def attention(
         length=chosen.length or min(context, MOST),
         windows=chosen.windows,
         budgets=chosen.budgets or (),
+        limited=bool(limits),
         progress=progress_bar_callback("attention", "measurement"),
     )
+    exceeded = report.exceeded(limits)
     print(report_as_text(report))
     if chosen.out:
         write_json(Path(chosen.out), report.to_json())
-        print(f"{chosen.out}: all values, by layer, head and distance")
+        print(f"{chosen.out}: all values, by passage and layer")
     if chosen.page:
-        from rorqual.evals.attention_page import attention_page
-
-        write_atomic(Path(chosen.page), attention_page(report, Tokenizer.load(RunDir(run).tokenizer_file)).encode())
-        print(f"{chosen.page}: pictures, and the queries that miss most")
-    if chosen.min_recall and report.weighted_recall < chosen.min_recall:
-        print(f"weighted recall {report.weighted_recall:.3f} is below min_recall={chosen.min_recall:g}")
+        write_atomic(Path(chosen.page), attention_page(report, exceeded).encode())
+        print(f"{chosen.page}: the tables and a chart")
+    if exceeded:
+        print("\n".join(exceeded))
         raise typer.Exit(1)

@@ -25,11 +25,10 @@ from rorqual.model.attention.attention import Attention, AttentionContext
 from rorqual.model.attention.cache import CachePart, LayerCache
 from rorqual.model.attention.mla import MLA, MLAConfig
 from rorqual.model.cost import Cost, linear_cost, vector_cost
-from rorqual.ops.paged import SelectedRows
 from rorqual.ops.quant import row_scales
 
 NORM_EPS = 1e-6
-ATTENTION_ERROR_NAMES = frozenset({"mass_inside", "attention_rows", "attention_mass", "output_difference", "tied"})
+ATTENTION_ERROR_NAMES = frozenset({"attention_rows", "attention_mass", "output_difference"})
 """The names of the tensors that `DSA.record_attention_error` records."""
 
 
@@ -162,37 +161,19 @@ class DSA(MLA):
             context.record("index_kl", cache.index_kl(*index, selected, scales))
         out = self.attend_absorbed(q, cache, context, selected)
         if ATTENTION_ERROR_NAMES & {*context.wanted}:
-            further = cache.select(query, weights, "index_key", self.config.index_topk + 1, scales)
-            self.record_attention_error(q, cache, context, selected, further, out)
+            self.record_attention_error(q, cache, context, out)
         return out
 
-    def record_attention_error(
-        self,
-        q: Tensor,
-        cache: LayerCache,
-        context: AttentionContext,
-        selected: SelectedRows,
-        further: SelectedRows,
-        out: Tensor,
-    ) -> None:
-        """Record how attention to the selected positions differs from dense attention.
+    def record_attention_error(self, q: Tensor, cache: LayerCache, context: AttentionContext, out: Tensor) -> None:
+        """Record dense attention, and how the output `out` of attention to the selected positions differs from it.
 
-        - `mass_inside` [tokens, heads]: the share of the dense attention weights that lies on the selected positions.
         - `attention_mass` [tokens, length]: the dense attention weights of all visible positions, averaged over heads, in
           descending order. `attention_rows` [tokens, length] holds the positions in the order of `attention_mass`.
         - `output_difference` [tokens]: |sparse - dense| / |dense| of the module's output.
-        - `tied` [tokens]: the number of selected positions with the same index score as the best unselected position. The
-          argument `further` holds the `index_topk` + 1 best positions.
         """
-        of = {"keys": "latent", "values": "latent", "scale": self.scale, "value_width": self.config.kv_lora_rank}
-        lses = [cache.attend_with_lse(q, **of, selected=part)[1].squeeze(1) for part in (selected, None)]  # type: ignore[arg-type]
-        context.record("mass_inside", (lses[0] - lses[1]).exp())
         ranked = cache.select_by_attention(q, "latent", self.scale, int(context.positions.max()) + 1)
         context.record("attention_rows", ranked.rows)
         context.record("attention_mass", ranked.scores)
         dense = self.attend_absorbed(q, cache, context)
         difference = (out - dense).norm(dim=-1) / dense.norm(dim=-1)
         context.record("output_difference", difference.flatten())
-        count = (selected.rows >= 0).sum(1, keepdim=True)
-        next_best = F.pad(further.scores, (0, 1), value=-torch.inf).gather(1, count)
-        context.record("tied", ((selected.scores == next_best) & (selected.rows >= 0)).sum(1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -207,6 +208,22 @@ def test_options_reach_the_teacher(runs: tuple[Path, Path], tmp_path: Path, monk
         assert teacher.service.metrics is service.metrics and teacher.service.keys is service.keys
     app, _ = told(str(runs[0]), [f"keys={tmp_path / 'k'}"], monkeypatch)  # type: ignore[arg-type]
     assert app.service.teacher is None and app.service.bridges == (app.service.bridge,)
+
+
+def test_generation_settings_of_a_run_do_not_change_the_calibrated_sampling(
+    runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "student", tmp_path / "teacher"
+    for copy, run in zip(own, runs, strict=True):
+        shutil.copytree(run, copy)
+        with RunDir(copy).config_file.open("a", encoding="utf-8") as config:
+            config.write("generation: {temperature: 0.9, top_p: 0.8, top_k: 5, min_p: 0.1, repetition_penalty: 1.3}\n")
+    file = calibration_file(tmp_path / "c.json", *own, temperature=0.5)
+    words = [f"keys={tmp_path / 'k'}", f"calibration={file}"]
+    app, _ = told(f"cascade={own[0]},{own[1]}", words, monkeypatch)  # type: ignore[arg-type]
+    for service in (app.service, app.service.teacher.service):  # type: ignore[union-attr]
+        found = service.defaults
+        assert (found.temperature, found.top_p, found.top_k, found.min_p, found.repetition_penalty) == (0.5, 1, 0, 0, 1)
 
 
 def test_bad_cascades_are_refused_before_anything_starts(runs: tuple[Path, Path], tmp_path: Path) -> None:

@@ -29,14 +29,14 @@ def test_a_stop_string_stops_however_its_tokens_split_it(
     request = Request(
         params=SamplingParams(max_tokens=900, stop=stops), prompt_ids=tuple(tokenizer.encode("hi " + STOP))
     )
-    (sample,) = desk.create_sequences(0, desk.validate_request(request, "x"))
-    assert sample.is_stopped is not None
+    job = desk.validate_request(request, "x")
     ids = tokenizer.encode(STOP)
     assert len(ids) > 3
     for before in ("", "a" * 300, "##E" * 3):
         start = [*request.prompt_ids, *tokenizer.encode(before)]  # type: ignore[misc]
         for parts in splits(ids):
-            known = list(start)
+            known, (sample,) = list(start), desk.create_sequences(0, job)
+            assert sample.is_stopped is not None
             for number, part in enumerate(parts, start=1):
                 known += part
                 assert sample.is_stopped(known) == (number == len(parts)), (before, parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Integral
@@ -24,6 +24,7 @@ from rorqual.engine.prompt_scores import PromptScores
 from rorqual.engine.request import Completion, Request, SamplingParams
 from rorqual.engine.seeds import sample_key
 from rorqual.engine.sequence import Sequence as Sample
+from rorqual.engine.stop_string_test import StopStringTest
 
 Prompt = str | Sequence[int] | Sequence[Message]
 """A prompt in one of three forms: the text of a user message, token ids, or a conversation."""
@@ -164,7 +165,7 @@ class RequestProcessor:
             Sample(
                 request_id, sample, job.prompt, params, sample_key(params.seed, sample), limit,
                 tenant=request.tenant, priority=request.priority, reuse=request.reuse and self.reuse,
-                is_stopped=self._stop_string_test(job) if params.stop else None, constraint=self._constraint_with_calculator(job),
+                is_stopped=StopStringTest(self.chat, params, job.thinking, len(job.prompt)) if params.stop else None, constraint=self._constraint_with_calculator(job),
                 barred=self._stop_ids_before_min_tokens(params),
                 embeds=request.embeds,
                 scores=None if params.prompt_logprobs is None else PromptScores(len(job.prompt), params.prompt_logprobs),
@@ -244,26 +245,6 @@ class RequestProcessor:
         """Return the stop tokens that cannot be sampled until the reply has `min_tokens` tokens."""
         chat_stop_ids = () if params.ignore_eos else self.chat.stop_ids
         return tuple({*chat_stop_ids, *params.stop_token_ids}) if params.min_tokens else ()
-
-    def _stop_string_test(self, job: ValidatedRequest) -> Callable[[list[int]], bool]:
-        """Return a function that takes all token ids of a sequence and returns whether the answer contains a stop string.
-
-        The returned function ignores a stop string that ends within the first `min_tokens` tokens.
-        """
-        stops, start = job.request.params.stop, len(job.prompt)
-        # Number of tokens to search: a character has at most 4 bytes, and a token has at least 1 byte.
-        window = 4 * max(map(len, stops)) + 16
-
-        def contains_stop_string(ids: list[int]) -> bool:
-            # Keep special tokens, as `chat.parse` does: a stop string may contain their text.
-            tail = self.tokenizer.decode(ids[max(start, len(ids) - window) :], specials=True)
-            if not any(stop in tail for stop in stops):
-                return False
-            content = self.chat.parse(ids[start:], job.thinking).text
-            ignored_length = self._ignored_text_length(ids[start:], job)
-            return any(content.find(stop, max(0, ignored_length - len(stop) + 1)) >= 0 for stop in stops)
-
-        return contains_stop_string
 
     def _ignored_text_length(self, reply: list[int], job: ValidatedRequest) -> int:
         """Return the number of answer characters in the first `min_tokens` tokens of the reply. A stop string that ends within

@@ -124,6 +124,21 @@ def test_whatever_a_model_draws_can_be_read(name: str, data: st.DataObject, thin
 
 @EVERY
 @LAW
+@given(
+    typed=st.lists(st.sampled_from(["<think>", "</think>", "\n\n", " ", "</thi", "é", "ab"]), max_size=9),
+    thinking=MODES,
+)
+def test_the_content_at_the_end_is_that_of_a_reply_cut_there(name: str, typed: list[str], thinking: Thinking) -> None:
+    chat = made(name)
+    ids = chat.tokenizer.encode_trusted("".join(typed))
+    reader, content = chat.reader(thinking), ""
+    for end, token in enumerate(ids, start=1):
+        content += reader.feed(token).content
+        assert content + reader.content_at_end() == chat.parse(ids[:end], thinking).text
+
+
+@EVERY
+@LAW
 @given(text=st.lists(TEXT, min_size=1).map("".join))
 def test_what_is_typed_never_becomes_a_special_token(name: str, text: str) -> None:
     chat = made(name)

@@ -122,6 +122,12 @@ class AnswerParser:
         content = text.rstrip(self._trim.trail)
         return [*self._content_parts(content), ReplyPart("mark", text[len(content) :])]
 
+    def content_at_end(self, text: str) -> str:
+        """Return the content that the buffered items and `text` add to a reply without tools that ends here."""
+        text = "".join(item.text for item in self._pending) + text
+        text = restore_token_names(text if self._begun else text.lstrip(self._trim.lead))
+        return text.rstrip(self._trim.trail)
+
     def _feed_call(self, item: LexerItem) -> list[ReplyPart]:
         parts: list[ReplyPart] = []
         if self._begun and not self._after_call:

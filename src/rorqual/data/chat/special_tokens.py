@@ -102,6 +102,13 @@ class IncrementalDecoder:
         self._pending = ""
         return text
 
+    def buffered_text(self) -> str:
+        """Return the text that `finish` would return, and keep it buffered."""
+        incomplete = self._bytes.getstate()
+        text = self._pending + self._bytes.decode(b"", final=True)
+        self._bytes.setstate(incomplete)
+        return text
+
     def _flush_bytes(self) -> str:
         text = self._bytes.decode(b"", final=True)
         self._bytes.reset()

@@ -88,8 +88,7 @@ class ReplyReader:
         With `ReplyRules.halves`, an incomplete tag that ends the thinking of a truncated reply is dropped.
         """
         text = self._text.finish()
-        drops = self._halves and not (self._ended or self._thought.in_answer)
-        partial = text[len(text) - self._marks.unfinished_name_length(text) :] if drops else ""
+        partial = self._incomplete_tag(text)
         piece = self._parse_text(text.removesuffix(partial), last=True)
         self.parts += [ReplyPart("mark", partial)] if partial else []
         return piece
@@ -109,6 +108,16 @@ class ReplyReader:
     def tentative_content(self) -> str:
         """The buffered text that is content unless a later `</think>` turns it into reasoning."""
         return self._thought.tentative_content
+
+    def content_at_end(self) -> str:
+        """Return the content that `finish` would add to a reply without tools. The reader can still be fed."""
+        text = self._text.buffered_text()
+        return self._thought.content_at_end(text.removesuffix(self._incomplete_tag(text)))
+
+    def _incomplete_tag(self, text: str) -> str:
+        """Return the incomplete tag at the end of a truncated reply that `finish` drops, or ""."""
+        drops = self._halves and not (self._ended or self._thought.in_answer)
+        return text[len(text) - self._marks.unfinished_name_length(text) :] if drops else ""
 
     def _parse_text(self, text: str, *, last: bool) -> ReplyDelta:
         if not text and not last:

@@ -57,6 +57,12 @@ class ThinkingParser:
         trim = self._form.plain
         return restore_token_names(_joined_text(self._pending)).lstrip(trim.lead).rstrip(trim.trail)
 
+    def content_at_end(self, text: str) -> str:
+        """Return the content that the items so far and `text` add to a reply without tools that ends here."""
+        if self._state == "in" or (self._state == "start" and self._form.begins == "thought"):
+            return ""
+        return self.answer.content_at_end(_joined_text(self._pending) + text)
+
     def feed(self, item: LexerItem) -> list[ReplyPart]:
         """Read the next item. Return the parts that later items cannot reclassify."""
         match self._state:

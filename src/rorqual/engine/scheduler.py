@@ -24,6 +24,8 @@ from rorqual.engine.request_queue import RequestQueue, round_robin
 from rorqual.engine.sequence import InputBatch, Ints, Sequence
 from rorqual.ops.paged import BLOCK, QUERIES
 
+SCORED_TOKEN_COST = 8
+"""Number of prefill tokens whose time corresponds to the time of one prompt token with log-probabilities."""
 QUANTUM = 16
 """Minimum number of tokens that a sequence decodes before it may be preempted for fairness. The minimum `QUANTUM` lets every
 sequence make progress."""
@@ -73,8 +75,8 @@ class HistoryAccess(Protocol):
 class Scheduler:
     """Continuous batching over `slots` rows, with KV-cache blocks from the manager `pages`.
 
-    A step computes at most `step_tokens` tokens, which limits how long a prompt delays the decoding sequences. Prefill always
-    gets at least `QUERIES` tokens of a step.
+    A step computes at most `step_tokens` tokens, which limits how long a prompt delays the decoding sequences. A prompt token whose
+    log-probability is computed counts as `SCORED_TOKEN_COST` tokens. Prefill always gets at least `QUERIES` tokens of a step.
     """
 
     def __init__(self, slots: int, pages: KVCacheManager, history: HistoryAccess, *, step_tokens: int = 1024) -> None:
@@ -268,14 +270,15 @@ class Scheduler:
         for index, sequence in enumerate(order):
             if sequence.slot < 0 or budget <= 0:
                 continue
-            share = min(max(QUERIES, budget // (len(order) - index)), budget)
+            cost = 1 if sequence.scores is None else SCORED_TOKEN_COST
+            share = min(max(QUERIES, budget // (len(order) - index) // cost), budget)
             stop = min(sequence.num_computed_tokens + share, len(sequence.tokens))
             if not self._allocate_for_chunk(sequence, stop, order[index + 1 :], plan):
                 continue
             chunk = PrefillChunk(sequence, sequence.num_computed_tokens, stop)
             (completed if stop == len(sequence.tokens) else plan.chunks).append(chunk)
             sequence.num_computed_tokens = stop
-            budget -= stop - chunk.start
+            budget -= cost * (stop - chunk.start)
         for chunk in completed:
             plan.chunks.append(chunk)
             self._start_decoding(chunk.sequence, len(plan.chunks) - 1, plan)

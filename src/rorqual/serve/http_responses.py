@@ -11,6 +11,7 @@ from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
 from fastapi import Response
+from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -25,10 +26,6 @@ BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 for server-sent events, the characters in `BREAKS` do not end a line."""
 HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-
-
-class ClientDisconnected(Exception):
-    """The client disconnected."""
 
 
 def request_id(scope: Scope) -> str:
@@ -60,12 +57,12 @@ async def _wait_for_disconnect(receive: Receive) -> None:
 
 
 async def run_unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` and return its result. If the client disconnects first, cancel `work` and raise ClientDisconnected."""
+    """Run `work` and return its result. If the client disconnects first, cancel `work` and raise ClientDisconnect."""
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_wait_for_disconnect(receive))
     try:
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise ClientDisconnected
+            raise ClientDisconnect
         return working.result()
     finally:
         for task in (working, leaving):
@@ -103,7 +100,7 @@ class EventStream(StreamingResponse):
         self.events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with suppress(ClientDisconnected):  # the client disconnected, so no response is possible
+        with suppress(ClientDisconnect):  # the client disconnected, so no response is possible
             await run_unless_disconnected(receive, self._send(send, request_id(scope)))
 
     async def _send(self, send: Send, name: str) -> None:

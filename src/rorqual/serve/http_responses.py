@@ -15,15 +15,13 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from rorqual.core.journal import ESCAPED
 from rorqual.serve.errors import ApiError
 from rorqual.serve.limits import SLICE
 
 T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
 COMMENT = b": still here\n\n"
-BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
-"""JSON escapes of characters that `str.splitlines`, and therefore httpx's `iter_lines`, treats as line ends. By the standard
-for server-sent events, the characters in `BREAKS` do not end a line."""
 HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -46,9 +44,12 @@ def compact_json(value: Any) -> bytes:
 
 
 def sse_event(value: Any) -> bytes:
-    """Serialize a value as a server-sent event."""
+    """Serialize a value as a server-sent event.
+
+    By the standard, the characters in `ESCAPED` do not end a line, but httpx's `iter_lines` treats them as line ends.
+    """
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return f"data: {text if text.isascii() else text.translate(BREAKS)}\n\n".encode()
+    return f"data: {text if text.isascii() else text.translate(ESCAPED)}\n\n".encode()
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:

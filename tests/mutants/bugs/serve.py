@@ -121,7 +121,7 @@ MUTANTS = (
         "a line separator within an event ends its line",
         "a review: httpx's iter_lines, and so half a JSON text",
         "serve/http_responses.py",
-        ".translate(BREAKS)",
+        ".translate(ESCAPED)",
         "",
         "tests/serve/test_texts.py::test_no_character_of_an_answer_breaks_an_event",
     ),

@@ -137,21 +137,24 @@ def split_cascade_models(text: str) -> tuple[str, str]:
     return names[0], names[1]
 
 
-def load_engine_or_client(model: str, settings: EvalSettings) -> Any:
-    """Return an engine for a run folder, or a client for a server's address. The API key is read from RORQUAL_API_KEY."""
-    if model.startswith(REMOTE):
-        from rorqual.engine.remote.engine import RemoteEngine
+def load_client(address: str, model: str, *, seed_bits: SeedBits, concurrency: int) -> Any:
+    """Return a client for a server's address. The API key is read from RORQUAL_API_KEY. Raises ConfigError if `model` is empty."""
+    from rorqual.engine.remote.engine import RemoteEngine
 
-        if not settings.model:
-            raise ConfigError(
-                "model= is required, because a server may serve several models",
-                where=model,
-                remedy="Give model=NAME.",
-            )
-        key = os.environ.get("RORQUAL_API_KEY", "")
-        return RemoteEngine(
-            model, model=settings.model, api_key=key, seed_bits=settings.seed_bits, concurrency=settings.concurrency
+    if not model:
+        raise ConfigError(
+            "model= is required, because a server may serve several models",
+            where=address,
+            remedy="Give model=NAME.",
         )
+    key = os.environ.get("RORQUAL_API_KEY", "")
+    return RemoteEngine(address, model=model, api_key=key, seed_bits=seed_bits, concurrency=concurrency)
+
+
+def load_engine_or_client(model: str, settings: EvalSettings) -> Any:
+    """Return an engine for a run folder, or a client for a server's address."""
+    if model.startswith(REMOTE):
+        return load_client(model, settings.model, seed_bits=settings.seed_bits, concurrency=settings.concurrency)
     from rorqual.engine.engine import Engine
 
     check_device(settings.device)

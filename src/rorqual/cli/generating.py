@@ -5,7 +5,6 @@ Replies are saved as they arrive, so an interrupted command can resume.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from rorqual.cli.eval_settings import REMOTE, SeedBits
+from rorqual.cli.eval_settings import REMOTE, SeedBits, load_client
 from rorqual.cli.evaluating import load_with_fingerprint, software_versions
 from rorqual.cli.machine import available_cores
 from rorqual.cli.settings import WHERE, DeviceSettings, check_device, split_pairs
@@ -177,12 +176,8 @@ def _engine_and_identity(chosen: GenerateSettings) -> tuple[Engine | RemoteEngin
     if not chosen.run.startswith(REMOTE):
         local, fingerprint_ = load_with_fingerprint(RunDir(Path(chosen.run)), lambda: _local_engine(chosen))
         return local, {"run": fingerprint_, **software_versions()}
-    if not chosen.model:
-        raise ConfigError(
-            "model= is required, because a server may serve several models",
-            where=chosen.run,
-            remedy="Give model=NAME.",
-        )
+    # concurrency=1 sends the samples of a row one at a time, because rows already run concurrently.
+    engine = load_client(chosen.run, chosen.model, seed_bits=chosen.seed_bits, concurrency=1)
     for key in ("raw", "token_ids", "logprobs"):
         if getattr(chosen, key):
             raise ConfigError(
@@ -190,9 +185,6 @@ def _engine_and_identity(chosen: GenerateSettings) -> tuple[Engine | RemoteEngin
                 where=key,
                 remedy=f"Remove {key}=, or give a run's folder.",
             )
-    # concurrency=1 sends the samples of a row one at a time, because rows already run concurrently.
-    key = os.environ.get("RORQUAL_API_KEY", "")
-    engine = RemoteEngine(chosen.run, model=chosen.model, api_key=key, concurrency=1, seed_bits=chosen.seed_bits)
     return engine, {"run": chosen.run, "seed_bits": chosen.seed_bits}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from pydantic import Field
 from rorqual.cli.settings import DeviceSettings, DType
 from rorqual.core.config import Natural, parse_config
 from rorqual.core.errors import ConfigError, suggest_name
-from rorqual.core.records import RunDir
+from rorqual.core.records import RunDir, read_json
 from rorqual.model.account import account
 from rorqual.model.block import PreNormConfig
 from rorqual.model.config import ModelConfig, Stage
@@ -69,12 +68,7 @@ def _from_yaml(path: Path) -> ModelConfig:
 
 
 def _from_json(path: Path) -> ModelConfig:
-    try:
-        data = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ConfigError(
-            f"not valid JSON: {error}", where=str(path), remedy="Give a Hugging Face config.json."
-        ) from None
+    data = read_json(path, "the config", "Give a Hugging Face config.json.")
     kind = str(data.get("model_type")) if isinstance(data, dict) else ""
     return family_of(kind, str(path)).config_from_hf(data, str(path))
 

@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -213,11 +212,7 @@ _add_command("compare", compare, "rorqual compare runs/small/evals/before-auto.j
 _add_command("doctor", doctor, "rorqual doctor")
 
 
-def _exit_on_sigterm(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
-
-
 def main() -> None:
     """Run the command line. The signal SIGTERM is handled like Ctrl-C."""
-    signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     app(prog_name="rorqual")

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from rorqual.core.errors import DataError
+from rorqual.core.rows import without_null
 
 
 def _reject_surrogates(text: str) -> str:
@@ -93,7 +94,7 @@ def read_content(value: Any, where: str) -> Content:
 
 def _read_part(value: Any, where: str) -> ContentPart:
     try:
-        part: ContentPart = _READER.validate_python(_without_none(value))
+        part: ContentPart = _READER.validate_python(without_null(value))
     except ValidationError as error:
         item = error.errors(include_url=False)[0]
         place = ".".join(str(key) for key in item["loc"][1:])
@@ -103,16 +104,6 @@ def _read_part(value: Any, where: str) -> ContentPart:
             remedy='Give an object such as {"type": "text", "text": "hello"}.',
         ) from None
     return part
-
-
-def _without_none(value: Any) -> Any:
-    """Return `value` without the keys whose value is None.
-
-    Parquet adds keys with the value None, because all rows of a Parquet file have the same keys.
-    """
-    if isinstance(value, dict):
-        return {key: _without_none(item) for key, item in value.items() if item is not None}
-    return value
 
 
 def content_label(content: Content) -> str:

@@ -15,11 +15,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from itertools import accumulate
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rorqual.core.errors import DataError, name_file_in_write_errors
-from rorqual.core.lock import acquire_lock
+from rorqual.core.lock import Closable, acquire_lock
 
 ESCAPED = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 """Characters that JSON allows in strings but some readers treat as line ends. `json_line` writes the characters in `ESCAPED`
@@ -60,7 +59,7 @@ def truncate_json_lines(path: Path, size: int) -> None:
         os.truncate(path, min(size, path.stat().st_size))
 
 
-class Journal:
+class Journal(Closable):
     """A file of JSON lines that one process at a time may open.
 
     `append` writes complete lines and then calls `fsync`, unless the last `fsync` was less than `patience` seconds ago. Lines that are
@@ -81,12 +80,6 @@ class Journal:
             opened.callback(os.close, self._file)
             self._drop_torn_line()
             self._opened = opened.pop_all()
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the file and release its lock. Calls after the first do nothing."""

@@ -7,10 +7,10 @@ import fcntl
 import json
 import os
 import platform
+from abc import ABC, abstractmethod
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from rorqual.core.errors import ConfigError, RorqualError
@@ -20,7 +20,21 @@ BUSY = frozenset({errno.EWOULDBLOCK, errno.EACCES})
 """Error numbers of `flock` for a lock that another process holds."""
 
 
-class Lock:
+class Closable(ABC):
+    """Base class of objects that a `with` block closes at its end."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the object."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Lock(Closable):
     """An exclusive lock on the lock file `path`, held until `close`. Readers need no lock.
 
     The kernel holds the lock (`flock`), and releases the lock when the process ends, even if the process is killed. On a file
@@ -71,12 +85,6 @@ class Lock:
             os.ftruncate(self._file, 0)
             os.pwrite(self._file, json.dumps(_process_identity()).encode(), 0)
         return True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
 
     def close(self) -> None:
         """Release the lock and remove the lock file."""

@@ -229,7 +229,7 @@ def _read_parquet(path: Path) -> Iterator[DataRow]:
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(ROWS_AT_ONCE):
             for values in batch.to_pylist():
                 number += 1
-                yield DataRow(number, f"{path}:row {number}", _without_null(values))
+                yield DataRow(number, f"{path}:row {number}", without_null(values))
 
 
 @contextmanager
@@ -245,10 +245,14 @@ def name_file_in_parquet_errors(path: Path) -> Iterator[None]:
         raise DataError(f"not Parquet: {error}", where=str(path), remedy="Write the file again.") from None
 
 
-def _without_null(value: Any) -> Any:
+def without_null(value: Any) -> Any:
+    """Return a JSON value without the keys whose value is None, at any depth.
+
+    Parquet adds keys with the value None, because all rows of a Parquet file have the same keys.
+    """
     if isinstance(value, dict):
-        return {key: _without_null(item) for key, item in value.items() if item is not None}
-    return [_without_null(item) for item in value] if isinstance(value, list) else value
+        return {key: without_null(item) for key, item in value.items() if item is not None}
+    return [without_null(item) for item in value] if isinstance(value, list) else value
 
 
 READERS: dict[str, Callable[[Path], Iterator[DataRow | BadRow]]] = {

@@ -20,7 +20,7 @@ import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from pydantic import (
@@ -244,7 +244,7 @@ class TokenBiases(ParamType):
 
     @property
     def pydantic_type(self) -> Any:
-        bias: Any = self._bias
+        bias: Any = Annotated[float, Field(strict=True, ge=-self.bound, le=self.bound)]
         pair: Any = tuple[TokenId, bias]
         size = Field(strict=True, max_length=self.most, fail_fast=True)
         pairs: Any = tuple[pair, ...]
@@ -253,10 +253,6 @@ class TokenBiases(ParamType):
     @property
     def json_input(self) -> Any:
         return dict[str, float]
-
-    @property
-    def _bias(self) -> Any:
-        return Annotated[float, Field(strict=True, ge=-self.bound, le=self.bound)]
 
     @property
     def range_text(self) -> str:
@@ -543,14 +539,9 @@ def check_params(params: SamplingParams, *, vocab_size: int, where: str) -> None
         raise DataError(f"{place} is {_shorten(item['input'])}", where=where, remedy=remedy) from None
 
 
-def params_to_json(params: SamplingParams) -> dict[str, Any]:
-    """Return the sampling parameters as a dict, keyed by name. `params_from_json` restores equal parameters from the dict,
-    even if the dict was sent as JSON."""
-    return asdict(params)
-
-
 def params_from_json(data: Mapping[str, Any]) -> SamplingParams:
-    """Build the sampling parameters from the dict that `params_to_json` returned. Lists in the dict become tuples."""
+    """Build the sampling parameters from the dict that `dataclasses.asdict` returned, even if the dict was sent as JSON. Lists
+    in the dict become tuples."""
     return SamplingParams(**{name: PARAMS[name].type.parse_json_value(value) for name, value in data.items()})
 
 

@@ -14,11 +14,11 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NoReturn
 
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.core.journal import Journal, scan_journal
+from rorqual.core.lock import Closable
 from rorqual.core.records import write_atomic, write_json
 
 SYNC_SECONDS = 5.0
@@ -26,7 +26,7 @@ SYNC_SECONDS = 5.0
 NONE = -1
 
 
-class PartialOutput:
+class PartialOutput(Closable):
     """An unfinished output file of `rorqual generate`. Only one process at a time may open the file.
 
     `made` holds the input and all settings on which the answers depend. The complete output has `rows` lines. `last` is the
@@ -51,12 +51,6 @@ class PartialOutput:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> PartialOutput:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the journal and release its lock. The written lines remain in `OUT.partial`."""

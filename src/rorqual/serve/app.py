@@ -8,12 +8,13 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rorqual.serve.chat_page import ChatPage
 from rorqual.serve.cors import with_cors
 from rorqual.serve.errors import ApiError
-from rorqual.serve.http_responses import ClientDisconnected, request_id
+from rorqual.serve.http_responses import request_id
 from rorqual.serve.logs import say
 from rorqual.serve.routes import chat, completions, rollout, state
 from rorqual.serve.service import ModelService
@@ -149,6 +150,6 @@ def create_app(service: ModelService, *, with_page: bool = True) -> ApiKeyMiddle
         app.include_router(routes.router)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(ClientDisconnected, _client_gone)
+    app.add_exception_handler(ClientDisconnect, _client_gone)
     app.add_exception_handler(Exception, _internal_error)
     return ApiKeyMiddleware(app, service, ChatPage() if with_page else None)

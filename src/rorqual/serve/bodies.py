@@ -9,10 +9,8 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import Request
-from starlette.requests import ClientDisconnect
 
 from rorqual.serve.errors import ApiError
-from rorqual.serve.http_responses import ClientDisconnected
 from rorqual.serve.limits import SLICE
 
 BODY_SECONDS = 60.0
@@ -65,8 +63,6 @@ async def read_body(request: Request, limit: int, bodies: LargeBodyLimit, tenant
                         break
                     else:
                         parts.clear()
-        except ClientDisconnect:
-            raise ClientDisconnected from None
         except TimeoutError:
             if is_waiting:
                 problem = f"Other bodies of more than {SLICE:,} bytes occupied the server for {BODY_SECONDS:.0f} seconds. Try again later."

@@ -11,24 +11,19 @@ from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
 from fastapi import Response
+from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from rorqual.core.journal import ESCAPED
 from rorqual.serve.errors import ApiError
 from rorqual.serve.limits import SLICE
 
 T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
 COMMENT = b": still here\n\n"
-BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
-"""JSON escapes of characters that `str.splitlines`, and therefore httpx's `iter_lines`, treats as line ends. By the standard
-for server-sent events, the characters in `BREAKS` do not end a line."""
 HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-
-
-class ClientDisconnected(Exception):
-    """The client disconnected."""
 
 
 def request_id(scope: Scope) -> str:
@@ -49,9 +44,12 @@ def compact_json(value: Any) -> bytes:
 
 
 def sse_event(value: Any) -> bytes:
-    """Serialize a value as a server-sent event."""
+    """Serialize a value as a server-sent event.
+
+    By the standard, the characters in `ESCAPED` do not end a line, but httpx's `iter_lines` treats them as line ends.
+    """
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return f"data: {text if text.isascii() else text.translate(BREAKS)}\n\n".encode()
+    return f"data: {text if text.isascii() else text.translate(ESCAPED)}\n\n".encode()
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:
@@ -60,12 +58,12 @@ async def _wait_for_disconnect(receive: Receive) -> None:
 
 
 async def run_unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` and return its result. If the client disconnects first, cancel `work` and raise ClientDisconnected."""
+    """Run `work` and return its result. If the client disconnects first, cancel `work` and raise ClientDisconnect."""
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_wait_for_disconnect(receive))
     try:
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise ClientDisconnected
+            raise ClientDisconnect
         return working.result()
     finally:
         for task in (working, leaving):
@@ -103,7 +101,7 @@ class EventStream(StreamingResponse):
         self.events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with suppress(ClientDisconnected):  # the client disconnected, so no response is possible
+        with suppress(ClientDisconnect):  # the client disconnected, so no response is possible
             await run_unless_disconnected(receive, self._send(send, request_id(scope)))
 
     async def _send(self, send: Send, name: str) -> None:

@@ -8,6 +8,7 @@ an entry, including reasoning tokens, special tokens, and the token that ended t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 from rorqual.data.tokenizer import Tokenizer
@@ -42,15 +43,11 @@ def text_logprobs(tokenizer: Tokenizer, sampled_tokens: Sequence[SampledToken], 
     """Return the `logprobs` of a text choice. `before`: number of characters of the choice that were already sent;
     `text_offset` starts at `before`."""
     tokens = [tokenizer.token(sampled.token) for sampled in sampled_tokens]
-    offsets, place = [], before
-    for text in tokens:
-        offsets.append(place)
-        place += len(text)
     return {
         "tokens": tokens,
         "token_logprobs": [max(sampled.logprob, LEAST) for sampled in sampled_tokens],
         "top_logprobs": [_top_logprobs_by_text(tokenizer, sampled.top) for sampled in sampled_tokens],
-        "text_offset": offsets,
+        "text_offset": _text_offsets(tokens, before),
     }
 
 
@@ -62,15 +59,11 @@ def echo_logprobs(
     `added`: number of leading tokens that are not in the echoed text: 1 if the server added a BOS token, else 0.
     """
     tokens = [tokenizer.token(id_) for id_ in ids]
-    offsets, place = [], 0
-    for number, text in enumerate(tokens):
-        offsets.append(place)
-        place += 0 if number < added else len(text)
     return {
         "tokens": tokens,
         "token_logprobs": [None, *(max(logprob, LEAST) for logprob, _ in scores)],
         "top_logprobs": [None, *(_top_logprobs_by_text(tokenizer, best[:top]) for _, best in scores)],
-        "text_offset": offsets,
+        "text_offset": _text_offsets([*[""] * added, *tokens[added:]], 0),
     }
 
 
@@ -95,6 +88,11 @@ def vllm_prompt_logprobs(
         }
         positions.append({str(id_): entry(id_, logprob, ranks.get(id_))} | likely)
     return positions
+
+
+def _text_offsets(texts: Sequence[str], before: int) -> list[int]:
+    """Return the number of characters before each of the consecutive `texts`, the first of which starts at `before`."""
+    return list(accumulate(map(len, texts), initial=before))[:-1]
 
 
 def _top_logprobs_by_text(tokenizer: Tokenizer, top: Sequence[tuple[int, float]]) -> dict[str, float]:

@@ -64,20 +64,14 @@ class ChatMessage(RequestSchema):
     function_call: None = None
 
     def to_message(self) -> Message:
-        """Convert this request message to the `Message` that chat formats use."""
+        """Convert this request message to the `Message` that chat formats use. `check_role_fields` must have accepted the
+        message."""
         content: Content = self.content or ""
         if not content_label(content):
             content = self.refusal or ""
-        match self.role:
-            case "assistant":
-                calls = tuple(call.to_tool_call() for call in self.tool_calls or ())
-                return Message("assistant", content, self.reasoning_content or None, calls)
-            case "tool":
-                return Message("tool", content, tool_call_id=self.tool_call_id)
-            case "user":
-                return Message("user", content)
-            case _:
-                return Message("system", content)
+        role = "system" if self.role == "developer" else self.role
+        calls = tuple(call.to_tool_call() for call in self.tool_calls or ())
+        return Message(role, content, self.reasoning_content or None, calls, self.tool_call_id)
 
     def check_role_fields(self, place: str) -> None:
         """Raise ApiError if the message has a field that the message's role does not allow. `place`: the message's path in

@@ -246,7 +246,7 @@ def drop_ignored_fields(data: Mapping[str, Any], route: Route) -> tuple[dict[str
     Raises ApiError if the request has an unsupported field whose value would change the reply.
     """
     ignored: set[str] = set()
-    rules = {**TOP, **ROUTES[route]}
+    rules = {**TOP, **ROUTES[route], **dict.fromkeys(IGNORED, ("", _ANY))}
     rules = {name: rule for name, rule in rules.items() if name not in OUR_OWN}
     return _drop_in_object(data, "", "", rules, ignored), ignored
 
@@ -259,20 +259,18 @@ def _drop_in_object(
     _check_type_field(data, place, path)
     remaining: dict[str, Any] = {}
     for name, value in data.items():
-        reason, neutral = ("", _ANY) if not place and name in IGNORED else rules.get(name, ("", ()))
         place_of_field, path_of_field = (f"{place}.{name}", f"{path}.{name}") if place else (name, name)
-        known = name in rules or (not place and name in IGNORED)
-        if known and value is None:
-            continue
-        if known and neutral != _ANY and not is_neutral_value(value, neutral):
-            if not reason:  # the request schema will report the wrong type
-                remaining[name] = value
-                continue
-            raise _unsupported_field_error(path_of_field, reason)
-        if known:
-            ignored.add(place_of_field)
-        if not known or (place and not reason):  # the request schema defines and checks this field
+        if name not in rules:
             remaining[name] = _drop_in_value(value, place_of_field, path_of_field, ignored)
+        elif value is not None:
+            reason, neutral = rules[name]
+            is_neutral = neutral == _ANY or is_neutral_value(value, neutral)
+            if reason and not is_neutral:
+                raise _unsupported_field_error(path_of_field, reason)
+            if is_neutral:
+                ignored.add(place_of_field)
+            if place and not reason:  # the request schema defines and checks this field
+                remaining[name] = value
     if data.get("parallel_tool_calls") is True and not place:
         ignored.add("parallel_tool_calls")  # ignored because true is the default
     return remaining

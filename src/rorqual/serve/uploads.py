@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fastapi import Request
-from starlette.requests import ClientDisconnect
 
 from rorqual.core.errors import ConfigError
 from rorqual.core.lock import Lock, acquire_lock
 from rorqual.serve.bodies import BODY_SECONDS, DISCARDED
 from rorqual.serve.bridge import EngineBridge
 from rorqual.serve.errors import ApiError
-from rorqual.serve.http_responses import ClientDisconnected
 from rorqual.serve.keys import ApiKeys
 
 CHUNK = 1 << 20
@@ -126,8 +124,6 @@ class WeightUploads:
                             await asyncio.to_thread(_write_and_hash, out, sha256, bytes(buffer))
                             buffer.clear()
                 await asyncio.to_thread(_write_and_hash, out, sha256, bytes(buffer))
-        except ClientDisconnect:
-            raise ClientDisconnected from None
         except TimeoutError:
             raise ApiError(408, f"No further part of the body arrived within {BODY_SECONDS:.0f} seconds.") from None
         except OSError as error:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rorqual.core.sampling import SamplingParams, params_from_json, params_to_json
+from rorqual.core.sampling import SamplingParams, params_from_json
 
 LONGEST_LINE = 64 * 2**20
 TENANT = "rollout-key"
@@ -122,9 +122,8 @@ class PackedRequest:
 
 def pack(ask: EngineRequest) -> PackedRequest:
     """Serialize an `EngineRequest`. Serializing a long prompt takes time, so do not call this function in the event loop."""
-    fields = {"prompt": ask.prompt, "params": params_to_json(ask.params), "priority": ask.priority}
-    text = json.dumps({"kind": "submit", **fields}, separators=(",", ":"))
-    return PackedRequest(text[:-1].encode(), ask.params.n, len(ask.prompt))
+    data = message_line("submit", prompt=ask.prompt, params=asdict(ask.params), priority=ask.priority)
+    return PackedRequest(data.removesuffix(b"}\n"), ask.params.n, len(ask.prompt))
 
 
 def submit_message(number: int, ask: PackedRequest, tenant: str) -> tuple[bytes, bytes]:

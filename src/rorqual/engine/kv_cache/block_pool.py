@@ -34,7 +34,6 @@ class BlockPool:
         # The least recently used block comes first. This is an OrderedDict, because a plain dict walks over deleted
         # entries to find its first entry.
         self._cached: OrderedDict[int, None] = OrderedDict()
-        self._used = 0
 
     @property
     def n_free_blocks(self) -> int:
@@ -49,7 +48,7 @@ class BlockPool:
     @property
     def n_used_blocks(self) -> int:
         """Number of used KV-cache blocks in the pool."""
-        return self._used
+        return self.n_blocks - self.n_available_blocks
 
     @property
     def n_available_blocks(self) -> int:
@@ -71,7 +70,6 @@ class BlockPool:
         ids = [heappop(self._free) for _ in range(count)]
         for block in ids:
             self._references[block] = 1
-        self._used += count
         return ids
 
     def share_block(self, key: bytes) -> int | None:
@@ -88,7 +86,6 @@ class BlockPool:
             if block not in self._cached:
                 raise RuntimeError(f"block {block} is free: it has no contents to share")
             del self._cached[block]
-            self._used += 1
         self._references[block] += 1
 
     def release(self, blocks: Sequence[int]) -> None:
@@ -103,7 +100,6 @@ class BlockPool:
                 raise RuntimeError(f"block {block} has no reference to release")
             self._references[block] = remaining
             if remaining == 0:
-                self._used -= 1
                 if self._keys[block] is None:
                     heappush(self._free, block)
                 else:

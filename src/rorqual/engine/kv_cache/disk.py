@@ -19,10 +19,9 @@ from collections import OrderedDict
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
-from typing import Self
 
 from rorqual.core.errors import ConfigError
-from rorqual.core.lock import Lock
+from rorqual.core.lock import Closable, Lock
 from rorqual.core.records import write_atomic
 from rorqual.engine.kv_cache.block_hash import KEY_BYTES
 
@@ -39,7 +38,7 @@ _OVERHEAD = _HEAD.size + _MAC_BYTES
 _PAGE = 4096
 
 
-class DiskStore:
+class DiskStore(Closable):
     """An LRU key-value store of payloads in a folder, limited to `budget_bytes` of disk.
 
     `fingerprint` identifies the weights: files that were written with other weights are cache misses. `secret` [32 bytes]
@@ -79,12 +78,6 @@ class DiskStore:
         self._mac_key = blake2b(fingerprint, key=self.secret, digest_size=32, person=b"rorqual store").digest()
         self._writer = threading.Thread(target=self._write_queued_payloads, name="rorqual cache writer", daemon=True)
         self._writer.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def stats(self) -> dict[str, int]:
         """Return the counters of the disk cache by name.

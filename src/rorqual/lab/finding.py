@@ -46,13 +46,9 @@ class Contrast(Config):
         """The difference `b - a` of each seed."""
         return [b - a for a, b in self.by_seed]
 
-    @property
-    def verdict_on_sign(self) -> Verdict:
-        """The verdict on whether b is above a, by the rule of `rorqual.evals.verdict`."""
-        return self.judge()
-
     def judge(self, bound: float = 0.0, side: Side = "above") -> Verdict:
-        """Judge whether the difference lies on `side` of `bound`, by the rule of `rorqual.evals.verdict`."""
+        """Judge whether the difference lies on `side` of `bound`, by the rule of `rorqual.evals.verdict`. By default, judge
+        whether b is above a."""
         return judge(self.bootstrap, self.differences, bound, side)
 
     def text(self) -> str:

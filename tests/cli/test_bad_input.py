@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 from commands import listing, typed
-from typer.testing import CliRunner
 
-from rorqual.cli.main import app
+from in_process import output_of
 
 GOOD = '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}\n'
 SILENT = '{"messages": [{"role": "user", "content": "hi"}]}\n'
 SFT = ("train", "sft", "size=tiny", "steps=1", "rows=2", "out=out")
 TASK = """
+from in_process import output_of
 from rorqual.tasks.task import Problem, Task, Verdict
 
 class Mine(Task):
@@ -163,8 +163,7 @@ def test_the_nearest_valid_command_is_taken(
     prepare(place)
     monkeypatch.chdir(place)
     size = [] if "from=" in words else ["size=tiny", "rows=2"]
-    done = CliRunner().invoke(app, ["train", *words.split(), "steps=1", "out=out", *size], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
+    output_of("train", *words.split(), "steps=1", "out=out", *size)
     assert (place / "out" / "step-000001").is_dir()
 
 
@@ -211,9 +210,7 @@ def test_an_unusable_gold_answer_is_ungraded_in_an_evaluation_and_counted(
     rows = ['{"question": "How many?", "answer": "#### many"}', '{"question": "And now?", "answer": "#### 3"}']
     (place / "gold.jsonl").write_text("\n".join(rows), encoding="utf-8")
     monkeypatch.chdir(place)
-    words = ["eval", "run", "task=gsm8k", "data=gold.jsonl", "max_tokens=2", "out=found.json"]
-    done = CliRunner().invoke(app, words, catch_exceptions=False)
-    assert done.exit_code == 0, done.output
+    output_of("eval", "run", "task=gsm8k", "data=gold.jsonl", "max_tokens=2", "out=found.json")
     from rorqual.evals.evaluation import Evaluation
 
     assert Evaluation.load(place / "found.json").rows("all")[0].ungraded == 1

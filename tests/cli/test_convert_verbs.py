@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 from commands import listing, typed
-from typer.testing import CliRunner
 
-from rorqual.cli.main import app
+from in_process import output_of
 from rorqual.cli.progress import ByteProgressBar
 
 
@@ -78,8 +77,7 @@ def test_refused_by_name_and_nothing_changed(case: Case, place: Path, exported: 
 @pytest.fixture(scope="module")
 def exported(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("exported") / "hf"
-    done = CliRunner().invoke(app, ["export", str(tiny), str(out), "quiet=true"], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
+    output_of("export", str(tiny), str(out), "quiet=true")
     return out
 
 

@@ -179,21 +179,13 @@ def test_verifier_data_and_verifier_reach_the_evaluation(here: Path) -> None:
     assert "nothing: not a run directory" in output_of("eval", "run", *words, "best_of=4", "verifier=nothing", code=2)
 
 
-def test_the_verifier_is_loaded_as_the_model_is(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[dict[str, Any]] = []
-    begin = Engine.__init__
-
-    def noted(self: Engine, run: Path | str, **more: Any) -> None:
-        made.append({"run": str(run), **more})
-        begin(self, run, **more)
-
-    monkeypatch.setattr(Engine, "__init__", noted)
+def test_the_verifier_is_loaded_as_the_model_is(here: Path, engines: list[dict[str, Any]]) -> None:
     words = ("best_of=2", "temperature=1", "verifier=large", "dtype=bfloat16", "backend=torch", "out=e.json")
     assert "verifier=large" in output_of("eval", "run", *ASKED, *words, code=2)
-    assert [one.pop("run") for one in made] == ["large", "run"], (
+    assert [one.pop("run") for one in engines] == ["large", "run"], (
         "the verifier first, so that a bad one costs no answers"
     )
-    assert made[0] == made[1] and made[0]["backend"] == "torch" and made[0]["threads"] == 1
+    assert engines[0] == engines[1] and engines[0]["backend"] == "torch" and engines[0]["threads"] == 1
 
 
 def test_answers_that_were_kept_have_their_log_probabilities(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

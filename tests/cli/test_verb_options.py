@@ -53,20 +53,6 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
-@pytest.fixture
-def engines(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """The arguments of every engine of a run that is made, which is made with them all the same."""
-    made: list[dict[str, Any]] = []
-    begin = Engine.__init__
-
-    def noted(self: Engine, run: Path | str, **more: Any) -> None:
-        made.append({"run": str(run), **more})
-        begin(self, run, **more)
-
-    monkeypatch.setattr(Engine, "__init__", noted)
-    return made
-
-
 def refuses_devices(*words: str) -> None:
     assert "device 'gpu9' is not available" in output_of(*words, "device=gpu9", code=2)
 

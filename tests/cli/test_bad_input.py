@@ -16,7 +16,6 @@ GOOD = '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "
 SILENT = '{"messages": [{"role": "user", "content": "hi"}]}\n'
 SFT = ("train", "sft", "size=tiny", "steps=1", "rows=2", "out=out")
 TASK = """
-from in_process import output_of
 from rorqual.tasks.task import Problem, Task, Verdict
 
 class Mine(Task):

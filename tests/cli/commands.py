@@ -13,9 +13,10 @@ import shlex
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
@@ -41,20 +42,43 @@ class Done:
 
 
 def typed(folder: Path, *words: str, stdin: str = "") -> Done:
-    """`rorqual WORDS` in `folder`; the streams go through files beside it, so that the folder holds only what it wrote."""
-    streams = folder.parent / f"{folder.name}-streams"
-    streams.mkdir(exist_ok=True)
-    (streams / "0").write_text(stdin, encoding="utf-8")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=_run, args=(str(folder), str(streams), words))
-    process.start()
+    """`rorqual WORDS` in `folder`."""
+    process = started(folder, *words, stdin=stdin)
     process.join(LIMIT)
     if process.is_alive():
         process.kill()
         raise TimeoutError(f"rorqual {' '.join(words)}")
-    out, err = ((streams / name).read_text(encoding="utf-8") for name in "12")
+    out, err = ((_streams(folder) / name).read_text(encoding="utf-8") for name in "12")
     return Done(process.exitcode if process.exitcode is not None else -1, out, err)
+
+
+def started(folder: Path, *words: str, stdin: str = "") -> BaseProcess:
+    """`rorqual WORDS` in `folder`, running; the streams go through files beside it, so that the folder holds only what it wrote."""
+    _streams(folder).mkdir(exist_ok=True)
+    (_streams(folder) / "0").write_text(stdin, encoding="utf-8")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    process = context.Process(target=_run, args=(str(folder), str(_streams(folder)), words))
+    process.start()
+    return process
+
+
+def _streams(folder: Path) -> Path:
+    return folder.parent / f"{folder.name}-streams"
+
+
+def refused(place: Path, *words: str, says: Iterable[str], stdin: str = "", keeps: str | None = None) -> None:
+    """`rorqual WORDS` in `place` is refused: its message holds all of `says`, and no file is changed or written but those whose names
+    begin with `keeps`."""
+    before = listing(place)
+    done = typed(place, *words, stdin=stdin)
+    assert done.code == 2, done.err
+    assert "Traceback" not in done.out + done.err
+    for part in says:
+        assert part in done.err, f"{part!r} is not said: {done.err}"
+    assert {
+        name: hash for name, hash in listing(place).items() if keeps is None or not name.startswith(keeps)
+    } == before
 
 
 def _run(folder: str, streams: str, words: tuple[str, ...]) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rorqual.core.records import RunDir
+from rorqual.engine.engine import Engine
 from rorqual.recipes import make_run
 from rorqual.train.loop import fit
 
@@ -27,3 +29,17 @@ def place(tmp_path: Path, tiny: Path) -> Path:
     folder.mkdir()
     shutil.copytree(tiny, folder / "run")
     return folder
+
+
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The arguments of every engine of a run that is made, which is made with them all the same."""
+    made: list[dict[str, Any]] = []
+    begin = Engine.__init__
+
+    def noted(self: Engine, run: Path | str, **more: Any) -> None:
+        made.append({"run": str(run), **more})
+        begin(self, run, **more)
+
+    monkeypatch.setattr(Engine, "__init__", noted)
+    return made

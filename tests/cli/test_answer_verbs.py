@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from rorqual.cli.main import app
+from in_process import output_of
 from rorqual.core.records import RunDir
 from rorqual.data.fingerprint import fingerprint
 from rorqual.engine.engine import Engine
@@ -39,12 +38,6 @@ ASKED = (
     "thinking=off",
     "options={hard: 0.5}",
 )
-
-
-def said(*words: str, code: int = 0) -> str:
-    done = CliRunner().invoke(app, list(words), catch_exceptions=False)
-    assert done.exit_code == code, done.output
-    return done.output
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +79,7 @@ def same(a: Evaluation, b: Evaluation) -> bool:
 
 
 def test_a_cascade_evaluates_both_models_and_calibrates_on_dev(here: Path) -> None:
-    text = said("eval", "cascade=run,large", *ASKED, "sure=0.3", "out=c.json", "page=p.html")
+    text = output_of("eval", "cascade=run,large", *ASKED, "sure=0.3", "out=c.json", "page=p.html")
     found = Cascade.model_validate_json(Path("c.json").read_bytes())
     assert same(found.student, expected("run", "test")) and same(found.teacher, expected("large", "test"))
     assert found.calibration == calibrate(expected("run", "dev")) and found.sure == 0.3
@@ -103,7 +96,7 @@ def test_a_cascade_evaluates_both_models_and_calibrates_on_dev(here: Path) -> No
 
 def test_the_student_of_a_cascade_votes_and_the_teacher_answers_once(here: Path) -> None:
     words = [word for word in ASKED if not word.startswith(("task", "max_tokens"))]
-    said(
+    output_of(
         "eval",
         "cascade=run,large",
         *words,
@@ -148,25 +141,27 @@ def test_the_student_of_a_cascade_votes_and_the_teacher_answers_once(here: Path)
 )
 def test_bad_cascades_are_refused(here: Path, model: str, words: tuple[str, ...], what: str) -> None:
     (here / "run.txt").write_text("a file, not a folder", encoding="utf-8")
-    assert what in said("eval", model, *ASKED, *words, code=2).replace("\n", " ")
+    assert what in output_of("eval", model, *ASKED, *words, code=2).replace("\n", " ")
 
 
 def test_too_few_problems_and_a_missing_task_are_refused_before_the_first_answer(here: Path) -> None:
     few = [word if not word.startswith("count") else "count=9" for word in ASKED]
-    assert "count=9 is too few for a calibration" in said("eval", "cascade=run,large", *few, code=2)
-    assert "a cascade answers problems" in said("eval", "cascade=run,large", "data=x.txt", code=2)
-    assert "the key 'votes' needs problems" in said("eval", "run", "data=x.txt", "votes=2", "temperature=1", code=2)
+    assert "count=9 is too few for a calibration" in output_of("eval", "cascade=run,large", *few, code=2)
+    assert "a cascade answers problems" in output_of("eval", "cascade=run,large", "data=x.txt", code=2)
+    assert "the key 'votes' needs problems" in output_of(
+        "eval", "run", "data=x.txt", "votes=2", "temperature=1", code=2
+    )
 
 
 def test_verifier_data_and_verifier_reach_the_evaluation(here: Path) -> None:
     words = [word for word in ASKED if "max_tokens" not in word] + ["max_tokens=3", "temperature=1"]
-    text = said("eval", "run", *words, "samples=4", "verifier_data=rows.jsonl", "out=graded.json", "split=train")
+    text = output_of("eval", "run", *words, "samples=4", "verifier_data=rows.jsonl", "out=graded.json", "split=train")
     graded = Evaluation.load(Path("graded.json"))
     rows = [json.loads(line) for line in Path("rows.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(rows) == len(graded.samples) and "48 graded samples" in text
     settings = {"data": "rows.jsonl", "size": "tiny", "steps": "80", "rows": "4", "lr": "0.01"}
     fit(make_run("sft", settings), RunDir(Path("judge")), quiet=True)
-    text = said("eval", "run", *words, "best_of=4", "verifier=judge", "out=best.json")
+    text = output_of("eval", "run", *words, "best_of=4", "verifier=judge", "out=best.json")
     found = Evaluation.load(Path("best.json"))
     judge = Engine("judge", record_experts=False)
     assert [s.score for s in found.samples] == pytest.approx(
@@ -174,31 +169,23 @@ def test_verifier_data_and_verifier_reach_the_evaluation(here: Path) -> None:
     )
     assert "best by verifier" in text and "majority" not in text.partition("one answer from")[2]
     others = ["task=families:swap", *words[1:]]
-    assert "majority weighted by verifier" in said(
+    assert "majority weighted by verifier" in output_of(
         "eval", "run", *others, "votes=4", "verifier=judge", "out=votes.json"
     )
-    refused = said("eval", "run", *words, "best_of=4", "verifier=large", "out=bad.json", code=2)
+    refused = output_of("eval", "run", *words, "best_of=4", "verifier=large", "out=bad.json", code=2)
     assert (
         "verifier=large: this run answers 'yes' or 'no'" in refused.replace("\n", " ") and not Path("bad.json").exists()
     )
-    assert "nothing: not a run directory" in said("eval", "run", *words, "best_of=4", "verifier=nothing", code=2)
+    assert "nothing: not a run directory" in output_of("eval", "run", *words, "best_of=4", "verifier=nothing", code=2)
 
 
-def test_the_verifier_is_loaded_as_the_model_is(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[dict[str, Any]] = []
-    begin = Engine.__init__
-
-    def noted(self: Engine, run: Path | str, **more: Any) -> None:
-        made.append({"run": str(run), **more})
-        begin(self, run, **more)
-
-    monkeypatch.setattr(Engine, "__init__", noted)
+def test_the_verifier_is_loaded_as_the_model_is(here: Path, engines: list[dict[str, Any]]) -> None:
     words = ("best_of=2", "temperature=1", "verifier=large", "dtype=bfloat16", "backend=torch", "out=e.json")
-    assert "verifier=large" in said("eval", "run", *ASKED, *words, code=2)
-    assert [one.pop("run") for one in made] == ["large", "run"], (
+    assert "verifier=large" in output_of("eval", "run", *ASKED, *words, code=2)
+    assert [one.pop("run") for one in engines] == ["large", "run"], (
         "the verifier first, so that a bad one costs no answers"
     )
-    assert made[0] == made[1] and made[0]["backend"] == "torch" and made[0]["threads"] == 1
+    assert engines[0] == engines[1] and engines[0]["backend"] == "torch" and engines[0]["threads"] == 1
 
 
 def test_answers_that_were_kept_have_their_log_probabilities(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,11 +193,9 @@ def test_answers_that_were_kept_have_their_log_probabilities(here: Path, monkeyp
     real = Evaluation.save
     monkeypatch.setattr(Evaluation, "save", lambda *_: (_ for _ in ()).throw(Killed()))
     with pytest.raises(Killed):
-        CliRunner().invoke(
-            app, ["eval", "run", *ASKED, "votes=2", "temperature=1", "out=e.json"], catch_exceptions=False
-        )
+        output_of("eval", "run", *ASKED, "votes=2", "temperature=1", "out=e.json")
     monkeypatch.setattr(Evaluation, "save", real)
     monkeypatch.setattr(Engine, "generate", None)
-    said("eval", "run", *ASKED, "votes=2", "temperature=1", "out=e.json")
+    output_of("eval", "run", *ASKED, "votes=2", "temperature=1", "out=e.json")
     found = Evaluation.load(Path("e.json"))
     assert [s.logprob for s in found.samples] == [s.logprob for s in whole.samples] != [None] * 24

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from commands import listing, typed
-from typer.testing import CliRunner
+from commands import listing, refused, typed
 
-from rorqual.cli.main import app
+from in_process import output_of
 
 GOOD = '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}\n'
 SILENT = '{"messages": [{"role": "user", "content": "hi"}]}\n'
@@ -135,15 +134,8 @@ CASES = [
 def test_refused_by_name_and_nothing_changed(case: Case, place: Path) -> None:
     for name, data in case.files:
         (place / name).write_bytes(data)
-    before = listing(place)
-    done = typed(place, *case.words, stdin=case.stdin)
-    assert done.code == 2, done.err
-    assert "Traceback" not in done.out + done.err
-    for part in case.says:
-        assert part in done.err, f"{part!r} is not said: {done.err}"
-    after = listing(place)
-    assert {name: hash for name, hash in after.items() if not case.keeps or not name.startswith(case.keeps)} == before
-    assert sum(name.endswith(".kept") for name in after) == bool(case.keeps)
+    refused(place, *case.words, says=case.says, stdin=case.stdin, keeps=case.keeps or None)
+    assert len([*place.rglob("*.kept")]) == bool(case.keeps)
 
 
 VALID: list[tuple[str, Callable[[Path], object]]] = [
@@ -163,8 +155,7 @@ def test_the_nearest_valid_command_is_taken(
     prepare(place)
     monkeypatch.chdir(place)
     size = [] if "from=" in words else ["size=tiny", "rows=2"]
-    done = CliRunner().invoke(app, ["train", *words.split(), "steps=1", "out=out", *size], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
+    output_of("train", *words.split(), "steps=1", "out=out", *size)
     assert (place / "out" / "step-000001").is_dir()
 
 
@@ -192,17 +183,8 @@ def test_weights_that_do_not_fit_their_config_are_named(place: Path) -> None:
     config = place / "run" / "run.yaml"
     text = config.read_text(encoding="utf-8")
     config.write_text(text.replace("hidden_size: 32", "hidden_size: 64", 1), encoding="utf-8")
-    before = listing(place)
-    done = typed(place, "eval", "run", "task=families", "count=1")
-    assert done.code == 2
-    assert "Traceback" not in done.err
-    for part in (
-        "model.safetensors",
-        "does not match the model",
-        "embed_tokens.weight has shape (263, 32), not (263, 64)",
-    ):
-        assert part in done.err
-    assert listing(place) == before
+    says = ("model.safetensors", "does not match the model", "embed_tokens.weight has shape (263, 32), not (263, 64)")
+    refused(place, "eval", "run", "task=families", "count=1", says=says)
 
 
 def test_an_unusable_gold_answer_is_ungraded_in_an_evaluation_and_counted(
@@ -211,9 +193,7 @@ def test_an_unusable_gold_answer_is_ungraded_in_an_evaluation_and_counted(
     rows = ['{"question": "How many?", "answer": "#### many"}', '{"question": "And now?", "answer": "#### 3"}']
     (place / "gold.jsonl").write_text("\n".join(rows), encoding="utf-8")
     monkeypatch.chdir(place)
-    words = ["eval", "run", "task=gsm8k", "data=gold.jsonl", "max_tokens=2", "out=found.json"]
-    done = CliRunner().invoke(app, words, catch_exceptions=False)
-    assert done.exit_code == 0, done.output
+    output_of("eval", "run", "task=gsm8k", "data=gold.jsonl", "max_tokens=2", "out=found.json")
     from rorqual.evals.evaluation import Evaluation
 
     assert Evaluation.load(place / "found.json").rows("all")[0].ungraded == 1

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from commands import listing, typed
-from typer.testing import CliRunner
+from commands import refused, typed
 
-from rorqual.cli.main import app
+from in_process import output_of
 from rorqual.cli.progress import ByteProgressBar
 
 
@@ -66,20 +65,13 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "-"))
 def test_refused_by_name_and_nothing_changed(case: Case, place: Path, exported: Path) -> None:
     shutil.copytree(exported, place / "hf")
-    before = listing(place)
-    done = typed(place, *case.words)
-    assert done.code == 2, done.err
-    assert "Traceback" not in done.out + done.err
-    for part in case.says:
-        assert part in done.err, f"{part!r} is not said: {done.err}"
-    assert listing(place) == before
+    refused(place, *case.words, says=case.says)
 
 
 @pytest.fixture(scope="module")
 def exported(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("exported") / "hf"
-    done = CliRunner().invoke(app, ["export", str(tiny), str(out), "quiet=true"], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
+    output_of("export", str(tiny), str(out), "quiet=true")
     return out
 
 

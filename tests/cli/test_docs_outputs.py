@@ -7,9 +7,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from rorqual.cli.main import app
+from in_process import output_of
 
 DOCS = Path(__file__).parents[2] / "docs"
 SHOWN = re.compile(r"^```\w*\n(rorqual (?:plan|inspect) [^\n]*)\n```\n\s*```text\n(.*?)^```", re.M | re.S)
@@ -28,8 +27,6 @@ def test_pages_show_outputs() -> None:
 @pytest.mark.parametrize(("command", "text"), CASES)
 def test_a_page_shows_what_the_command_prints(command: str, text: str) -> None:
     """Line by line, in order; `...` stands for lines that are left out."""
-    done = CliRunner().invoke(app, shlex.split(command)[1:])
-    assert done.exit_code == 0, done.output
-    printed = iter([line.rstrip() for line in done.output.splitlines()])
+    printed = iter([line.rstrip() for line in output_of(*shlex.split(command)[1:]).splitlines()])
     for line in text.splitlines():
         assert line == "..." or line.rstrip() in printed, line

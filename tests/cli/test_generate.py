@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
 import os
 import re
 import signal
 import time
 from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from commands import PRELOADED, _run, listing, typed
+from commands import listing, refused, started, typed
 
 from rorqual.core.records import Message, TaskDefaults
 from rorqual.engine.engine import Engine
@@ -86,18 +84,6 @@ def test_each_line_is_what_the_engine_says_to_that_request_alone(place: Path, en
 
 
 # ---- killed and begun again
-
-
-def started(folder: Path, *words: str) -> BaseProcess:
-    """The command, running; its streams go where `typed` has them."""
-    streams = folder.parent / f"{folder.name}-streams"
-    streams.mkdir(exist_ok=True)
-    (streams / "0").touch()
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=_run, args=(str(folder), str(streams), words))
-    process.start()
-    return process
 
 
 def test_killed_four_times_it_gives_the_same_file(place: Path) -> None:
@@ -344,13 +330,7 @@ def test_a_bad_file_or_command_is_refused_and_nothing_changed(
     write(place, [{"prompt": "hi"}], "p.jsonl")
     if prepare is not None:
         prepare(place)
-    before = listing(place)
-    done = typed(place, "generate", *words)
-    assert done.code == 2, done.err
-    assert "Traceback" not in done.err
-    for part in says:
-        assert part in done.err, done.err
-    assert listing(place) == before
+    refused(place, "generate", *words, says=says)
 
 
 def test_a_base_model_continues_texts(place: Path, engine: Engine) -> None:

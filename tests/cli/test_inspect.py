@@ -7,10 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
+from in_process import output_of
 from rorqual.cli.inspecting import InspectSettings, count_text, find_model, memory_text, model_size_rows
-from rorqual.cli.main import app
 from rorqual.core.config import to_yaml
 from rorqual.core.errors import ConfigError
 from rorqual.model.load.deepseek_v3 import config_to_hf
@@ -18,9 +17,7 @@ from rorqual.model.presets import preset
 
 
 def shown(*words: str) -> str:
-    done = CliRunner().invoke(app, ["inspect", *words], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    return done.output
+    return output_of("inspect", *words)
 
 
 def test_deepseek_v3() -> None:

@@ -9,16 +9,9 @@ from pathlib import Path
 
 import pytest
 from stub_server import StubServer, numbers_in, running, spoken
-from typer.testing import CliRunner
 
-from rorqual.cli.main import app
+from in_process import output_of
 from rorqual.evals.evaluation import Evaluation
-
-
-def typed_here(*words: str, code: int = 0) -> str:
-    done = CliRunner().invoke(app, list(words), catch_exceptions=False)
-    assert done.exit_code == code, done.output
-    return done.output
 
 
 @pytest.fixture
@@ -32,13 +25,13 @@ def address() -> Iterator[str]:
 
 def test_a_server_is_measured_like_a_run(address: str, tmp_path: Path) -> None:
     out = tmp_path / "server.json"
-    text = typed_here("eval", address, "model=adder", "task=families:add", "count=5", f"out={out}")
+    text = output_of("eval", address, "model=adder", "task=families:add", "count=5", f"out={out}")
     assert "5/5" in text
     assert "95 % interval" in text
     row = Evaluation.load(out).rows("all")[0]
     assert (row.right, row.thought) == (5, 1.0)
-    assert "model=NAME" in typed_here("eval", address, "task=families:add", code=2)
-    refused = typed_here("eval", address, "model=adder", "task=families:add", f"out={tmp_path}", code=2)
+    assert "model=NAME" in output_of("eval", address, "task=families:add", code=2)
+    refused = output_of("eval", address, "model=adder", "task=families:add", f"out={tmp_path}", code=2)
     assert "out is a folder" in refused and "answer/s" not in refused, "before anything is asked"
 
 
@@ -46,28 +39,28 @@ def test_two_runs_are_compared_on_what_both_were_measured_on(place: Path, monkey
     monkeypatch.chdir(place)
     shutil.copytree(place / "run", place / "other")
     for run in ("run", "other"):
-        typed_here("eval", run, "task=families:add,sub", "count=6", "max_tokens=4", "thinking=off")
-    typed_here("eval", "run", "task=families:add", "count=2", "max_tokens=4")
+        output_of("eval", run, "task=families:add,sub", "count=6", "max_tokens=4", "thinking=off")
+    output_of("eval", "run", "task=families:add", "count=2", "max_tokens=4")
     kept = Path("run/evals/families-add-sub-test-off.json")
     assert kept.is_file()
-    text = typed_here("compare", "run", "other")
+    text = output_of("compare", "run", "other")
     assert text.count("paired") == 1, "the evaluation that only one run has is left out"
     assert "1.000" in text
-    assert text == typed_here("compare", str(kept), str(kept).replace("run/", "other/", 1))
-    refused = typed_here("compare", str(kept), "run/evals/families-add-test-auto.json", code=2)
+    assert text == output_of("compare", str(kept), str(kept).replace("run/", "other/", 1))
+    refused = output_of("compare", str(kept), "run/evals/families-add-test-auto.json", code=2)
     assert "different problems" in refused
 
 
 def test_a_text_has_a_loss_by_token_and_by_character(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     (place / "text.txt").write_text("one two three " * 400, encoding="utf-8")
-    text = typed_here("eval", "run", "data=text.txt")
+    text = output_of("eval", "run", "data=text.txt")
     assert "loss per token" in text
     assert "loss per character" in text
-    assert "from at most 16 tokens" in typed_here("eval", "run", "data=text.txt", "window=16")
-    assert "or less" in typed_here("eval", "run", "data=text.txt", "window=100000", code=2)
-    assert "no task and no data" in typed_here("eval", "run", code=2)
-    assert "cannot compute the loss of a text" in typed_here(
+    assert "from at most 16 tokens" in output_of("eval", "run", "data=text.txt", "window=16")
+    assert "or less" in output_of("eval", "run", "data=text.txt", "window=100000", code=2)
+    assert "no task and no data" in output_of("eval", "run", code=2)
+    assert "cannot compute the loss of a text" in output_of(
         "eval", "http://127.0.0.1:9/v1", "model=m", "data=text.txt", code=2
     )
 
@@ -77,16 +70,16 @@ def test_rows_are_no_text(place: Path, monkeypatch: pytest.MonkeyPatch, name: st
     """Their braces and keys would be counted, and the rows that a run was trained on would look held out."""
     monkeypatch.chdir(place)
     Path(name).write_text('{"prompt": "a", "completion": "b"}\n' * 2000)
-    told = typed_here("eval", "run", f"data={name}", code=2)
+    told = output_of("eval", "run", f"data={name}", code=2)
     assert "holds rows" in told and "task=" in told
 
 
 def test_a_machine_is_described() -> None:
-    text = typed_here("doctor")
+    text = output_of("doctor")
     for name in ("python", "cores", "memory", "torch", "matrix products", "pydantic", "How to make it faster"):
         assert name in text
     assert "missing" not in text
-    assert "device 'gpu9' is not available" in typed_here("doctor", "device=gpu9", code=2)
+    assert "device 'gpu9' is not available" in output_of("doctor", "device=gpu9", code=2)
 
 
 @pytest.mark.parametrize("run", ["first", "second"])
@@ -101,11 +94,11 @@ def test_an_evaluation_on_the_training_file_of_a_run_or_its_ancestor_says_so(
             (folder / name).write_text("\n".join(map(json.dumps, part)))
         monkeypatch.chdir(folder)
         made = ["train", "sft", "size=tiny", "steps=1", "rows=2"]
-        typed_here(*made, "data=mine.jsonl", "out=first")
-        typed_here(*made, "data=other.jsonl", "from=first", "out=second")
+        output_of(*made, "data=mine.jsonl", "out=first")
+        output_of(*made, "data=other.jsonl", "from=first", "out=second")
     monkeypatch.chdir(folder)
     asked = ["eval", run, "task=messages", "count=2", "max_tokens=2"]
     for data, expected in (("mine.jsonl", True), (f"{folder}/mine.jsonl", True), ("held.jsonl", False)):
-        assert (f"{run} was trained on this file" in typed_here(*asked, f"data={data}")) == expected, data
-    assert ("was trained on this file" in typed_here(*asked, "data=other.jsonl")) == (run == "second")
-    assert "add task=messages" in typed_here("eval", run, "data=held.jsonl", code=2)
+        assert (f"{run} was trained on this file" in output_of(*asked, f"data={data}")) == expected, data
+    assert ("was trained on this file" in output_of(*asked, "data=other.jsonl")) == (run == "second")
+    assert "add task=messages" in output_of("eval", run, "data=held.jsonl", code=2)

@@ -6,23 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from rorqual.cli.main import app
+from in_process import output_of
 
 V3 = ("deepseek-v3", "--train", "tokens=14.8T", "hardware=h800", "n=2048")
 
 
 def shown(*words: str) -> str:
-    done = CliRunner().invoke(app, ["plan", *words], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    return " ".join(done.output.split())
+    return " ".join(output_of("plan", *words).split())
 
 
 def refused(*words: str) -> str:
-    done = CliRunner().invoke(app, ["plan", *words], catch_exceptions=False)
-    assert done.exit_code == 2
-    return " ".join(done.output.split())
+    return " ".join(output_of("plan", *words, code=2).split())
 
 
 def test_the_training_of_deepseek_v3() -> None:

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from stub_server import StubServer, running, spoken
 from typer.testing import CliRunner
 
+from in_process import output_of
 from rorqual.cli.benching import BenchSettings
 from rorqual.cli.conversation import ChatSettings
 from rorqual.cli.eval_settings import EvalSettings
@@ -38,13 +39,6 @@ from rorqual.train.loop import fit
 from rorqual.train.run import Run
 
 
-def said(*words: str, code: int = 0, stdin: str = "") -> str:
-    """What a command prints."""
-    done = CliRunner().invoke(app, list(words), input=stdin, catch_exceptions=False)
-    assert done.exit_code == code, done.output
-    return done.output
-
-
 @pytest.fixture(autouse=True)
 def same_threads() -> Iterator[None]:
     before = torch.get_num_threads()
@@ -59,22 +53,8 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
-@pytest.fixture
-def engines(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """The arguments of every engine of a run that is made, which is made with them all the same."""
-    made: list[dict[str, Any]] = []
-    begin = Engine.__init__
-
-    def noted(self: Engine, run: Path | str, **more: Any) -> None:
-        made.append({"run": str(run), **more})
-        begin(self, run, **more)
-
-    monkeypatch.setattr(Engine, "__init__", noted)
-    return made
-
-
 def refuses_devices(*words: str) -> None:
-    assert "device 'gpu9' is not available" in said(*words, "device=gpu9", code=2)
+    assert "device 'gpu9' is not available" in output_of(*words, "device=gpu9", code=2)
 
 
 # ---- eval
@@ -115,7 +95,7 @@ EVAL_ALONE |= {"calculator", "verifier", "verifier_data", "sure", "page"}
 
 def evaluated(words: dict[str, str], model: str = "run") -> dict[str, Any]:
     """What an evaluation's file holds, but for the time that it took."""
-    said("eval", model, *(f"{k}={v}" for k, v in words.items()))
+    output_of("eval", model, *(f"{k}={v}" for k, v in words.items()))
     return json.loads(Path(words["out"]).read_text(encoding="utf-8")) | {"seconds": 0}
 
 
@@ -168,8 +148,8 @@ def test_eval_asks_and_records_what_it_was_told() -> None:
     assert [s.logprob for s in found.samples] == [sum(c.logprobs) / len(c.logprobs) for c in answers]
     assert all(s.thinking_tokens <= 3 for s in found.samples)
     words = [f"{key}={value}" for key, value in told.items()]
-    assert "majority, until settled" in said("eval", "run", *words)
-    assert "until settled" not in said("eval", "run", *(word for word in words if not word.startswith("votes")))
+    assert "majority, until settled" in output_of("eval", "run", *words)
+    assert "until settled" not in output_of("eval", "run", *(word for word in words if not word.startswith("votes")))
 
 
 @pytest.mark.usefixtures("here")
@@ -186,24 +166,27 @@ def test_a_text_is_read_in_windows_with_as_many_threads_as_told(here: Path) -> N
     for name, text in (("one.txt", "one two three " * 60), ("two.txt", "seven eight " * 60)):
         (here / name).write_text(text, encoding="utf-8")
     words = ("eval", "run", "data=one.txt", "window=16")
-    one = said(*words, "threads=1")
+    one = output_of(*words, "threads=1")
     assert torch.get_num_threads() == 1 and "from at most 16 tokens" in one
-    assert one == said(*words, "threads=2") and torch.get_num_threads() == 2
-    others = {said("eval", "run", "data=two.txt", "window=16"), said("eval", "run", "data=one.txt", "window=20")}
-    others.add(said(*words, "dtype=bfloat16"))
+    assert one == output_of(*words, "threads=2") and torch.get_num_threads() == 2
+    others = {
+        output_of("eval", "run", "data=two.txt", "window=16"),
+        output_of("eval", "run", "data=one.txt", "window=20"),
+    }
+    others.add(output_of(*words, "dtype=bfloat16"))
     assert len({one, *others}) == 4
     refuses_devices(*words)
 
 
 def test_eval_keeps_its_answers_by_task_split_and_mode(here: Path) -> None:
-    said("eval", "run", "task=families:add", "count=1", "max_tokens=2", "split=dev", "thinking=on")
+    output_of("eval", "run", "task=families:add", "count=1", "max_tokens=2", "split=dev", "thinking=on")
     assert [path.name for path in (here / "run" / "evals").iterdir()] == ["families-add-dev-on.json"]
 
 
 @pytest.mark.usefixtures("here")
 def test_eval_makes_its_engine_as_told(engines: list[dict[str, Any]]) -> None:
     words = ("eval", "run", "task=families:add", "count=1", "max_tokens=2", "out=e.json")
-    said(*words, "threads=2", "dtype=bfloat16", "backend=torch")
+    output_of(*words, "threads=2", "dtype=bfloat16", "backend=torch")
     assert engines == [
         {"run": "run", "device": "cpu", "dtype": "bfloat16", "threads": 2, "record_experts": False, "backend": "torch"},
     ]
@@ -224,7 +207,7 @@ REMOTE: dict[str, tuple[str, ...]] = {
 
 def ask_server(verb: str, address: str, *words: str) -> None:
     given = (address,) if verb == "eval" else ("p.jsonl", f"run={address}")
-    said(verb, *given, "model=mine", *REMOTE[verb], *words)
+    output_of(verb, *given, "model=mine", *REMOTE[verb], *words)
 
 
 @pytest.mark.parametrize("verb", REMOTE)
@@ -270,8 +253,8 @@ def test_compare_pairs_by_the_grain_that_it_is_told(here: Path) -> None:
         evaluated(
             EVAL | {"task": "families:add,sub", "count": "8", "seed": "3", "out": f"{name}.json", "max_tokens": "3"}
         )
-    told = {grain: said("compare", "a.json", "b.json", f"grain={grain}") for grain in ("family", "level", "all")}
-    assert len(set(told.values())) == 3 and told["family"] == said("compare", "a.json", "b.json")
+    told = {grain: output_of("compare", "a.json", "b.json", f"grain={grain}") for grain in ("family", "level", "all")}
+    assert len(set(told.values())) == 3 and told["family"] == output_of("compare", "a.json", "b.json")
     from rorqual.evals.compare import compare
 
     one, two = (Evaluation.load(here / f"{name}.json") for name in ("a", "b"))
@@ -279,7 +262,7 @@ def test_compare_pairs_by_the_grain_that_it_is_told(here: Path) -> None:
         rows = compare(one, two, grain=grain)  # type: ignore[arg-type]
         note = unmarked_replies_note({"before": one, "after": two})
         assert note and text == comparison_table(rows, title="b.json - a.json, paired").text() + f"\n{note}\n"
-    assert said("compare", "a.json", "b.json") == told["family"]
+    assert output_of("compare", "a.json", "b.json") == told["family"]
 
 
 # ---- generate
@@ -330,7 +313,7 @@ GENERATE = ("generate", "p.jsonl", "run=run", "quiet=true", "threads=1")
 def generated(here: Path, rows: list[dict[str, Any]], *words: str, code: int = 0) -> list[dict[str, Any]]:
     (here / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (here / "o.jsonl").unlink(missing_ok=True)
-    said(*GENERATE, "out=o.jsonl", *words, code=code)
+    output_of(*GENERATE, "out=o.jsonl", *words, code=code)
     return [json.loads(line) for line in (here / "o.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
@@ -360,12 +343,12 @@ def test_what_generate_writes_and_reads_is_as_told(here: Path) -> None:
     bad = [row, {"prompt": ""}]
     assert len(generated(here, bad, code=1)) == 2
     (here / "o.jsonl").unlink()
-    assert "p.jsonl:2" in said(*GENERATE, "out=o.jsonl", "strict=true", code=2)
+    assert "p.jsonl:2" in output_of(*GENERATE, "out=o.jsonl", "strict=true", code=2)
     assert not (here / "o.jsonl").exists()
     long = generated(here, [row | {"max_tokens": 300, "ignore_eos": True}], "max_len=30")[0]
     assert long["usage"]["prompt_tokens"] + long["usage"]["completion_tokens"] == 30
     shutil.copytree(here / "run", here / "other")
-    said("generate", "p.jsonl", "run=other", "out=far.jsonl", "max_tokens=3", "threads=1")
+    output_of("generate", "p.jsonl", "run=other", "out=far.jsonl", "max_tokens=3", "threads=1")
     assert (here / "far.jsonl").is_file()
 
 
@@ -389,7 +372,7 @@ def test_generate_makes_its_engine_as_told(here: Path, engines: list[dict[str, A
         "record_experts": False,
     } | {"backend": "torch"}
     assert engines == [{"run": "run"} | expected] and torch.get_num_threads() == 1
-    said("generate", "p.jsonl", "run=run", "out=other.jsonl", "threads=2", "quiet=true")
+    output_of("generate", "p.jsonl", "run=run", "out=other.jsonl", "threads=2", "quiet=true")
     assert torch.get_num_threads() == engines[-1]["threads"] == 2
     refuses_devices(*GENERATE, "out=another.jsonl")
 
@@ -410,7 +393,7 @@ CHAT_ALONE = {"threads", "device", "dtype"}
 
 def chatted(words: dict[str, str], between: str = "") -> str:
     messages = f"add 1 2\n/new\nadd 3 4\n{between}add 5 6\n"
-    return said("chat", "run", *(f"{k}={v}" for k, v in words.items()), stdin=messages)
+    return output_of("chat", "run", *(f"{k}={v}" for k, v in words.items()), stdin=messages)
 
 
 @pytest.mark.parametrize("name", CHATTED)
@@ -436,7 +419,7 @@ def test_chat_has_the_defaults_of_the_run_and_a_given_key_replaces_one(here: Pat
     found = [line for line in chatted({"temperature": "1.5"}).splitlines() if line and "this " not in line]
     assert len(found) == 3 and {*found} <= {"card", "pin"}, "whole replies, which are not noted as cut off"
     file.write_text('{"max_tokens": 0}', encoding="utf-8")
-    assert "defaults.json: key 'max_tokens'" in said("chat", "run", code=2)
+    assert "defaults.json: key 'max_tokens'" in output_of("chat", "run", code=2)
 
 
 @pytest.mark.usefixtures("here")
@@ -466,7 +449,7 @@ def test_bench_measures_what_it_is_told(
 
     def requests(*words: str) -> list[Request]:
         asked.clear()
-        said("bench", "run", "batch=1,2", "prompt=4,9", "new=5", "repeats=2", "threads=1", "out=b.json", *words)
+        output_of("bench", "run", "batch=1,2", "prompt=4,9", "new=5", "repeats=2", "threads=1", "out=b.json", *words)
         return list(asked)
 
     one = requests()
@@ -488,7 +471,7 @@ def test_bench_measures_what_it_is_told(
 
 
 def test_doctor_measures_the_device_in_the_type_that_it_is_told() -> None:
-    assert "on cpu in bfloat16" in said("doctor", "dtype=bfloat16") and "on cpu in float32" in said("doctor")
+    assert "on cpu in bfloat16" in output_of("doctor", "dtype=bfloat16") and "on cpu in float32" in output_of("doctor")
     refuses_devices("doctor")
 
 
@@ -505,25 +488,25 @@ def types(folder: Path) -> set[str]:
 
 
 def test_export_writes_the_format_the_type_and_the_files_that_it_is_told(here: Path) -> None:
-    assert "hf" in said("export", "run", "hf")
+    assert "hf" in output_of("export", "run", "hf")
     kept = types(here / "hf")
     for dtype in ("float16", "bfloat16"):
-        assert said("export", "run", f"hf-{dtype}", f"dtype={dtype}", "quiet=true") == ""
+        assert output_of("export", "run", f"hf-{dtype}", f"dtype={dtype}", "quiet=true") == ""
         assert f"torch.{dtype}" in types(here / f"hf-{dtype}") != kept
-    said("export", "run", "many", "shard_gb=0.00005")
+    output_of("export", "run", "many", "shard_gb=0.00005")
     assert len(list((here / "hf").glob("*.safetensors"))) == 1 < len(list((here / "many").glob("*.safetensors")))
-    said("export", "run", "whole.gguf", "format=gguf")
-    said("export", "run", "half.gguf", "format=gguf", "dtype=bfloat16")
+    output_of("export", "run", "whole.gguf", "format=gguf")
+    output_of("export", "run", "half.gguf", "format=gguf", "dtype=bfloat16")
     whole, half = ((here / f"{name}.gguf").read_bytes() for name in ("whole", "half"))
     assert whole[:4] == half[:4] == b"GGUF" and len(half) < len(whole)
 
 
 def test_import_takes_the_type_that_it_is_told(here: Path) -> None:
-    said("export", "run", "hf", "quiet=true")
-    said("export", "run", "small.gguf", "format=gguf", "dtype=q8_0", "quiet=true")
+    output_of("export", "run", "hf", "quiet=true")
+    output_of("export", "run", "small.gguf", "format=gguf", "dtype=q8_0", "quiet=true")
     for source, first in (("hf", "kept"), ("small.gguf", "read")):
-        assert f"rorqual chat {first}" in said("import", source, first)
-        assert said("import", source, f"{first}-bf16", "dtype=bfloat16", "quiet=true") == ""
+        assert f"rorqual chat {first}" in output_of("import", source, first)
+        assert output_of("import", source, f"{first}-bf16", "dtype=bfloat16", "quiet=true") == ""
         assert "torch.bfloat16" in types(here / f"{first}-bf16") - types(here / first)
 
 
@@ -538,8 +521,8 @@ def lora(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_merge_writes_the_type_that_it_is_told(here: Path, lora: Path) -> None:
-    assert "rorqual export whole" in said("merge", str(lora), "whole")
-    assert said("merge", str(lora), "half", "dtype=bfloat16", "quiet=true") == ""
+    assert "rorqual export whole" in output_of("merge", str(lora), "whole")
+    assert output_of("merge", str(lora), "half", "dtype=bfloat16", "quiet=true") == ""
     assert "torch.bfloat16" in types(here / "half") - types(here / "whole")
 
 
@@ -547,25 +530,25 @@ def test_merge_copies_the_defaults_of_the_task_and_training_from_the_run_does_no
     shutil.copytree(lora, here / "taught")
     defaults = b'{"thinking": "off", "max_tokens": 32}'
     (here / "taught" / "defaults.json").write_bytes(defaults)
-    said("merge", "taught", "whole")
+    output_of("merge", "taught", "whole")
     assert (here / "whole" / "defaults.json").read_bytes() == defaults
-    said("merge", str(lora), "plain")
+    output_of("merge", str(lora), "plain")
     assert not (here / "plain" / "defaults.json").exists()
-    said("train", "sft", "task=families", "from=whole", "steps=1", "rows=2", "out=trained")
+    output_of("train", "sft", "task=families", "from=whole", "steps=1", "rows=2", "out=trained")
     assert not (here / "trained" / "defaults.json").exists() and (here / "trained" / "run.yaml").is_file()
 
 
 def test_peft_writes_the_name_and_reads_for_the_base_that_it_is_told(here: Path, lora: Path, tiny: Path) -> None:
-    assert said("peft", str(lora), "plain") == "plain\n"
-    assert said("peft", str(lora), "named", "name=some/model", "quiet=true") == ""
+    assert output_of("peft", str(lora), "plain") == "plain\n"
+    assert output_of("peft", str(lora), "named", "name=some/model", "quiet=true") == ""
     names = [
         json.loads((here / folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
         for folder in ("plain", "named")
     ]
     assert names == [str(tiny), "some/model"]
-    assert "rorqual chat back" in said("peft", "named", "back", "base=run")
+    assert "rorqual chat back" in output_of("peft", "named", "back", "base=run")
     assert "run" in (here / "back" / "run.yaml").read_text(encoding="utf-8")
-    assert "nowhere" in said("peft", "named", "again", "base=nowhere", code=2)
+    assert "nowhere" in output_of("peft", "named", "again", "base=nowhere", code=2)
 
 
 # ---- sparsify
@@ -581,7 +564,7 @@ def test_sparsify_gives_each_option_to_its_stage(here: Path) -> None:
         "index_topk=7", "index_n_heads=3", "index_head_dim=20", "index_dtype=float8_e4m3fn", "warmup=2", "warmup_lr=0.02",
         "steps=3", "lr=0.003", "seed=4", "data=d.jsonl", "rows=5", "row=48", "dtype=bfloat16", "device=cpu", "threads=1",
     )  # fmt: skip
-    assert "rorqual chat out" in said("sparsify", "run", "out", *words)
+    assert "rorqual chat out" in output_of("sparsify", "run", "out", *words)
     warm, sparse = (read_yaml(Run, here / "out" / name / "run.yaml") for name in ("warmup", "sparse"))
     assert (warm.steps, warm.optim.lr, sparse.steps, sparse.optim.lr) == (2, 0.02, 3, 0.003)  # type: ignore[attr-defined]
     for run in (warm, sparse):
@@ -594,11 +577,13 @@ def test_sparsify_gives_each_option_to_its_stage(here: Path) -> None:
             "index_topk": 7, "index_n_heads": 3, "index_head_dim": 20, "index_dtype": "float8_e4m3fn",
         }  # fmt: skip
     task = ("index_topk=7", "warmup=1", "steps=1", "rows=2", "task=families", "options={hard: 0.5}", "quiet=true")
-    assert said("sparsify", "run", "other", *task) == ""
+    assert output_of("sparsify", "run", "other", *task) == ""
     source = read_yaml(Run, here / "other" / "sparse" / "run.yaml").source.model_dump()
     assert (source["task"], source["options"], source["rows"]) == ("families", {"hard": 0.5}, 2)
-    assert "device 'gpu9' is not available" in said("sparsify", "run", "third", "index_topk=7", "device=gpu9", code=2)
-    assert "key 'index_topk': Field required" in said("sparsify", "run", "third", code=2)
+    assert "device 'gpu9' is not available" in output_of(
+        "sparsify", "run", "third", "index_topk=7", "device=gpu9", code=2
+    )
+    assert "key 'index_topk': Field required" in output_of("sparsify", "run", "third", code=2)
 
 
 # ---- plan
@@ -649,7 +634,7 @@ PLANNED: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, options in PLANNED.items() for name in options])
 def test_an_option_of_a_plan_changes_its_figures(kind: str, name: str) -> None:
     """And not the line alone that repeats what was asked."""
-    one, two = (said(*words).splitlines() for words in PLANNED[kind][name])
+    one, two = (output_of(*words).splitlines() for words in PLANNED[kind][name])
     changed = [line for line in two if line not in one]
     assert len(changed) >= (1 if name == "price" else 2), changed
 
@@ -660,7 +645,7 @@ def test_an_option_of_a_plan_changes_its_figures(kind: str, name: str) -> None:
 def test_an_option_reaches_the_smallest_replica_too(option: str) -> None:
     """Where no `n` is given, the plan finds the fewest devices, and plans with all else as asked."""
     words = ("plan", "deepseek-v3", "--serve")
-    one, two = (said(*words, *more).splitlines() for more in ((), (option,)))
+    one, two = (output_of(*words, *more).splitlines() for more in ((), (option,)))
     assert len([line for line in two if line not in one]) >= 2
 
 
@@ -684,7 +669,7 @@ TYPED = "".join(
 
 @pytest.mark.parametrize("verb", OPTIONS)
 def test_the_help_explains_each_option_and_a_test_gives_it(verb: str) -> None:
-    shown = said(verb, "--help")
+    shown = output_of(verb, "--help")
     for settings in settings_of(verb):
         for name, described in settings.model_fields.items():
             if name in ("file", "teacher", "filters", "access"):
@@ -713,4 +698,4 @@ def test_every_verb_refuses_an_option_that_it_does_not_have(here: Path) -> None:
         **{verb: lambda: ("run", "new") for verb in ("import", "export", "merge", "peft", "sparsify")},
     }
     for verb in {*OPTIONS} - {"distill", "distil", "teach", "train", "serve"}:
-        assert "'nonsense'" in said(verb, *words.get(verb, lambda: ("run",))(), "nonsense=1", code=2), verb
+        assert "'nonsense'" in output_of(verb, *words.get(verb, lambda: ("run",))(), "nonsense=1", code=2), verb

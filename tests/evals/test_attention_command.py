@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 from sparse_model import model_of, write_run
-from typer.testing import CliRunner
 
-from rorqual.cli.main import app
+from in_process import output_of
 from rorqual.data.passages import KINDS
 
 
@@ -25,9 +24,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def said(run: Path, *words: str, code: int = 0) -> str:
-    done = CliRunner().invoke(app, ["attention", str(run), *words, "threads=1"], catch_exceptions=False)
-    assert done.exit_code == code, done.output
-    return done.output
+    return output_of("attention", str(run), *words, "threads=1", code=code)
 
 
 def test_the_command_passes_its_options_on(runs: Path, tmp_path: Path) -> None:

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from rorqual.cli.main import app
+from in_process import output_of
 from rorqual.cli.verbs.compute import ComputeSettings
 from rorqual.core.errors import ConfigError
 from rorqual.data.chat import chat_format
@@ -189,17 +188,15 @@ def test_a_model_whose_tokens_take_the_same_computation_is_refused(routers: Any,
 def test_the_command_gives_its_options_on(tmp_path: Path) -> None:
     run = tmp_path / "run"
     router = "model.stages.1.ffn.router={kind: zero, n_routed_experts: 6, zero_expert_num: 4, num_experts_per_tok: 3, expected_experts: 1.5}"
-    words = ["train", "sft", "task=families:add", "size=tiny", "steps=2", f"out={run}", router, "quiet=true"]
-    assert CliRunner().invoke(app, words).exit_code == 0
+    output_of("train", "sft", "task=families:add", "size=tiny", "steps=2", f"out={run}", router, "quiet=true")
 
     def said(code: int = 0, **more: str) -> dict[str, Any]:
         out, page = tmp_path / "c.json", tmp_path / "c.html"
         given = {"count": "3", "max_tokens": "9", "threads": "1", "out": str(out), "page": str(page)} | more
-        done = CliRunner().invoke(app, ["compute", str(run), *(f"{key}={value}" for key, value in given.items())])
-        assert done.exit_code == code, done.output
+        text = output_of("compute", str(run), *(f"{key}={value}" for key, value in given.items()), code=code)
         if code:
-            return {"text": done.output}
-        assert "experts with weights per token and layer, of 3 choices in 1 layers" in done.output
+            return {"text": text}
+        assert "experts with weights per token and layer, of 3 choices in 1 layers" in text
         assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
         return json.loads(out.read_text(encoding="utf-8"))
 

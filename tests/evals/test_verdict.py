@@ -80,11 +80,11 @@ def test_no_finding_of_fewer_than_five_seeds_says_more_than_its_rows(seeds: int)
     found = Finding.model_validate(finding(seeds))
     assert found.verdict == "open" and found.words == ("w", TOO_FEW)
     assert Finding.model_validate(found.model_dump(mode="json")) == found, "said once"
-    assert found.contrasts[0].verdict_on_sign == "open"
+    assert found.contrasts[0].judge() == "open"
     page = page_text(found)
     assert "open" in page and ">holds<" not in page and ">higher<" not in page
     enough = Finding.model_validate(finding(5))
-    assert enough.verdict == "holds" and enough.words == ("w",) and enough.contrasts[0].verdict_on_sign == "holds"
+    assert enough.verdict == "holds" and enough.words == ("w",) and enough.contrasts[0].judge() == "holds"
 
 
 def test_a_stored_finding_is_judged_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from rorqual.cli.main import app
+from in_process import output_of
 from rorqual.core.errors import ConfigError
 from rorqual.engine.request import Completion, Request, SamplingParams
 from rorqual.evals import table
@@ -217,5 +216,4 @@ def test_a_task_without_comparable_answers_is_refused_before_anything_is_asked()
     ],
 )
 def test_bad_votes_are_refused(words: tuple[str, ...], what: str, tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, ["eval", str(tmp_path), "task=families:add", *words])
-    assert done.exit_code == 2 and what in done.output.replace("\n", " ")
+    assert what in output_of("eval", str(tmp_path), "task=families:add", *words, code=2).replace("\n", " ")

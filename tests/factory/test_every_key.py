@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 from distil_server import Adder, says
 from sums_task import SUMS
-from typer.testing import CliRunner
 
-from rorqual.cli.main import app
+from in_process import output_of
 from rorqual.cli.verbs.distil import DistilCommand
 from rorqual.core.config import read_yaml
 from rorqual.factory import FactoryConfig, FilterConfig, RemoteAccess
@@ -68,13 +67,7 @@ def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Typed:
     """Type a command in an empty folder; what it prints."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RORQUAL_API_KEY", raising=False)
-
-    def run(*words: str, code: int = 0) -> str:
-        done = CliRunner().invoke(app, list(words), catch_exceptions=False)
-        assert done.exit_code == code, done.output
-        return done.output
-
-    return run
+    return output_of
 
 
 def wanted(teacher: str, keys: dict[str, tuple[str, Any]]) -> FactoryConfig:

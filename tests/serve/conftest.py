@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from served import Server, start, stop, write_run
+from served import Server, running, write_run
 
 
 @pytest.fixture(scope="session")
@@ -16,9 +16,5 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("server")
-    running = start(run, folder / "keys.json", folder / "log", "port=0", "slots=4")
-    yield running
-    if running.process.poll() is None:
-        assert stop(running) == 0
-    assert "Traceback" not in running.log.read_text(encoding="utf-8")
+    with running(run, tmp_path_factory.mktemp("server"), "slots=4") as found:
+        yield found

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -160,6 +161,19 @@ def start(
         if found := re.search(r" at (http\S+)/v1$", line):
             return Server(process, found.group(1), key, log, time.monotonic() - began, rollout_key)
     raise AssertionError(log.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def running(run: Path, folder: Path, *words: str, **how: str) -> Iterator[Server]:
+    """A server of `run` that keeps its keys and its log in `folder`. When the block ends, it stops with status 0 if it has not ended before,
+    and has logged no traceback."""
+    server = start(run, folder / "keys.json", folder / "log", "port=0", *words, **how)
+    try:
+        yield server
+    finally:
+        if server.process.poll() is None:
+            assert stop(server) == 0
+    assert "Traceback" not in server.log.read_text(encoding="utf-8")
 
 
 def stop(server: Server, number: int = signal.SIGTERM) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
-from served import Server, start, stop, write_run
+from served import Server, running, start, stop, write_run
 from test_serve_options import told
 
 from rorqual.cli.serving import start_server as start_here
@@ -95,20 +95,8 @@ def server(runs: tuple[Path, Path], sure: float, tmp_path_factory: pytest.TempPa
     folder = tmp_path_factory.mktemp("server")
     file = calibration_file(folder / "c.json", *runs)
     model = Path(f"cascade={runs[0]},{runs[1]}")
-    running = start(
-        model,
-        folder / "keys.json",
-        folder / "log",
-        "port=0",
-        "slots=2",
-        f"calibration={file}",
-        f"sure={sure}",
-        "ui=false",
-    )
-    yield running
-    if running.process.poll() is None:
-        assert stop(running) == 0
-    assert "Traceback" not in running.log.read_text(encoding="utf-8")
+    with running(model, folder, "slots=2", f"calibration={file}", f"sure={sure}", "ui=false") as found:
+        yield found
 
 
 def body(prompt: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import jsonschema
 import openai
 import pytest
 from caller import ANSWER, ARGUMENTS, NAME, QUESTION, RESULT, SPEC, write_caller
-from served import Server, start, stop, write_run
+from served import Server, running, write_run
 
 from rorqual.core.records import Message
 from rorqual.data.tokenizer import Tokenizer
@@ -42,10 +42,8 @@ def client(server: Server) -> openai.OpenAI:
 @pytest.fixture(scope="session")
 def caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("caller")
-    server = start(write_caller(folder / "caller"), folder / "keys.json", folder / "log", "port=0", "ui=false")
-    yield server
-    assert stop(server) == 0
-    assert "Traceback" not in server.log.read_text(encoding="utf-8")
+    with running(write_caller(folder / "caller"), folder, "ui=false") as found:
+        yield found
 
 
 def environment(**values: str) -> dict[str, str]:
@@ -183,9 +181,8 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("qwen")
     tokenizer = Tokenizer.load(CLIENTS.parents[1] / "data" / "chat" / "golden" / "tokenizer-qwen.json")
     run = write_run(folder / "qwen", tokenizer=tokenizer, chat="qwen3")
-    server = start(run, folder / "keys.json", folder / "log", "port=0", "ui=false")
-    yield server
-    assert stop(server) == 0
+    with running(run, folder, "ui=false") as found:
+        yield found
 
 
 def test_json_that_may_be_calls_is_one_or_the_other_whole_and_streamed(qwen: Server, client: openai.OpenAI) -> None:

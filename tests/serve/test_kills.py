@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 from kills import torment
-from served import ENDLESS, start, stop, write_run
+from served import ENDLESS, running, start, stop, write_run
 
 from rorqual.serve.keys import ApiKeys
 
@@ -88,7 +88,6 @@ def test_each_tenant_is_seen_running_and_waiting_and_hits_its_own_prompts_alone(
 def test_what_nobody_waits_for_leaves_the_engine(tmp_path: Path) -> None:
     """Not only the server's books: the engine itself stops drawing, and the one slot is free for somebody else."""
     run = write_run(tmp_path / "tiny", context=ENDLESS)
-    server = start(run, tmp_path / "keys.json", tmp_path / "log", "port=0", "slots=1", "ui=false")
     body = {"model": "tiny", "prompt": "a", "max_tokens": 2000, "ignore_eos": True}
     statuses: list[int] = []
 
@@ -96,7 +95,7 @@ def test_what_nobody_waits_for_leaves_the_engine(tmp_path: Path) -> None:
         with server.client as client:
             statuses.append(client.post("/v1/completions", json=body | fields).status_code)
 
-    try:
+    with running(run, tmp_path, "slots=1", "ui=false") as server:
         began = server.cpu()
         ask()
         whole = server.cpu() - began
@@ -110,5 +109,3 @@ def test_what_nobody_waits_for_leaves_the_engine(tmp_path: Path) -> None:
             assert server.cpu() - left < whole, "the engine draws what nobody waits for"
             asking.join(0.02)
         assert statuses == [200, 200]
-    finally:
-        assert stop(server) == 0

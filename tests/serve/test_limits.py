@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from served import Server, start, stop
+from served import Server, running, start, stop
 
 from rorqual.serve.descriptors import MOST_FILES
 
@@ -43,12 +43,11 @@ def health(server: Server) -> int:
 
 def test_connections_that_say_nothing_keep_nobody_out(run: Path, tmp_path: Path) -> None:
     """Of 128 descriptors half are for connections. The one that was idle longest goes, and none that is being answered."""
-    server = start(run, tmp_path / "keys.json", tmp_path / "log", "port=0", "ui=false", ulimit="-n 128")
     content = json.dumps(
         {"model": "tiny", "prompt": "a", "max_tokens": 3000, "stream": True, "ignore_eos": True}
     ).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {server.key}\r\nContent-Length: {len(content)}\r\n\r\n"
-    try:
+    with running(run, tmp_path, "ui=false", ulimit="-n 128") as server:
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {server.key}\r\nContent-Length: {len(content)}\r\n\r\n"
         with ExitStack() as open_:
             answered = open_.enter_context(connect(server, head.encode() + content))
             assert answered.recv(15) == b"HTTP/1.1 200 OK"
@@ -59,20 +58,14 @@ def test_connections_that_say_nothing_keep_nobody_out(run: Path, tmp_path: Path)
             assert found == sorted(found, reverse=True), "the first to come are the first to go"
             assert 0 < found.count(False) < 64
             assert not closed(answered)
-        log = server.log.read_text(encoding="utf-8")
-        assert "Traceback" not in log and len(log) < 1000
-    finally:
-        assert stop(server) == 0
+        assert len(server.log.read_text(encoding="utf-8")) < 1000
 
 
 def test_a_server_may_open_as_many_files_as_the_system_lets_it(run: Path, tmp_path: Path) -> None:
-    server = start(run, tmp_path / "keys.json", tmp_path / "log", "port=0", "ui=false", ulimit="-S -n 100")
-    try:
+    with running(run, tmp_path, "ui=false", ulimit="-S -n 100") as server:
         limits = Path(f"/proc/{server.process.pid}/limits").read_text(encoding="ascii").splitlines()
         [soft, hard] = next(line for line in limits if line.startswith("Max open files")).split()[3:5]
         assert int(soft) == min(MOST_FILES, MOST_FILES if hard == "unlimited" else int(hard))
-    finally:
-        assert stop(server) == 0
 
 
 @pytest.mark.parametrize("ignored", [False, True])

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from served import start, stop, write_run
+from served import running, write_run
 
 SAID = "answers may differ in their last bits"
 
@@ -18,8 +18,7 @@ SAID = "answers may differ in their last bits"
 @pytest.mark.parametrize(("head_dim", "held"), [(8, True), (18, False)])
 def test_a_server_and_a_batch_say_so(tmp_path: Path, head_dim: int, held: bool) -> None:
     run = write_run(tmp_path / "run", head_dim)
-    server = start(run, tmp_path / "keys.json", tmp_path / "log", "port=0", "ui=false")
-    try:
+    with running(run, tmp_path, "ui=false") as server:
         with server.client as client:
             asked = client.post("/v1/completions", json={"model": "run", "prompt": "a", "max_tokens": 2})
             assert asked.status_code == 200, asked.text
@@ -28,8 +27,6 @@ def test_a_server_and_a_batch_say_so(tmp_path: Path, head_dim: int, held: bool) 
                 assert time.monotonic() < end
                 time.sleep(0.1)
         assert server.metric(r'engine\{what="invariant"\}') == held
-    finally:
-        assert stop(server) == 0
     assert (SAID in (tmp_path / "log").read_text(encoding="utf-8")) is not held
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text(json.dumps({"prompt": "a", "max_tokens": 2}) + "\n", encoding="utf-8")

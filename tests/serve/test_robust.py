@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from served import Server, command, start, stop
+from served import Server, command, running
 
 HELLO = [{"role": "user", "content": "hello"}]
 MIB = 2**20
@@ -214,8 +214,7 @@ def test_a_body_with_two_lengths_is_refused_and_nothing_after_it_is_read(
 
 
 def test_an_engine_that_hangs_is_started_again(run: Path, tmp_path: Path) -> None:
-    server = start(run, tmp_path / "keys.json", tmp_path / "log", "port=0", "hang=5", "ui=false")
-    try:
+    with running(run, tmp_path, "hang=5", "ui=false") as server:
         good(server)
         time.sleep(6)  # without work, silence is no hang
         assert server.metric("engine_restarts_total") == 0
@@ -224,8 +223,6 @@ def test_an_engine_that_hangs_is_started_again(run: Path, tmp_path: Path) -> Non
             assert client.post("/v1/chat/completions", json=chat_body()).status_code == 200
         assert server.metric("engine_restarts_total") == 1
         assert "hangs" in server.log.read_text(encoding="utf-8")
-    finally:
-        assert stop(server) == 0
 
 
 def child(process: subprocess.Popen[str]) -> int:

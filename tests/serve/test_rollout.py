@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ import httpx
 import pytest
 import torch
 from safetensors.torch import save
-from served import Server, start, stop
+from served import Server, running
 from torch import Tensor
 
 sys.path.append(str(Path(__file__).parents[1] / "train"))  # a model that has half learned to answer
@@ -60,18 +61,16 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def serving(base: Path, folder: Path, *words: str) -> Server:
-    return start(base, folder / "keys.json", folder / "log", "port=0", "slots=8", "name=whale", *words)
+def serving(base: Path, folder: Path, *words: str) -> AbstractContextManager[Server]:
+    return running(base, folder, "slots=8", "name=whale", *words)
 
 
 @pytest.fixture(scope="module")
 def rollout(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A rollout engine; `key` is a tenant's, `rollout_key` its own."""
     folder = tmp_path_factory.mktemp("rollout")
-    server = serving(base, folder, f"rollout_dir={folder / 'weights'}", "record_kept=true")
-    yield server
-    assert stop(server) == 0
-    assert "Traceback" not in server.log.read_text(encoding="utf-8")
+    with serving(base, folder, f"rollout_dir={folder / 'weights'}", "record_kept=true") as found:
+        yield found
     assert not [*(folder / "weights").glob("weights-*")], "no weights are left behind"
 
 
@@ -486,6 +485,9 @@ def test_an_engine_that_dies_has_the_same_weights_again(base: Path, rollout: Ser
 
 def test_two_servers_do_not_share_a_folder_of_weights(base: Path, rollout: Server, tmp_path: Path) -> None:
     folder = rollout.log.parent / "weights"
-    with pytest.raises(AssertionError, match="its own rollout_dir"):
-        serving(base, tmp_path, f"rollout_dir={folder}")
+    with (
+        pytest.raises(AssertionError, match="its own rollout_dir"),
+        serving(base, tmp_path, f"rollout_dir={folder}"),
+    ):
+        pass
     assert drawn(rollout)["token_ids"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from served import Server, start, stop, write_run
+from served import running, write_run
 from test_cascade_server import calibration_file
 from test_serve_options import told
 
@@ -46,10 +46,8 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def http(taught: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     folder = tmp_path_factory.mktemp("server")
-    server: Server = start(taught, folder / "keys.json", folder / "log", "port=0", "slots=2", "ui=false")
-    with server.client as client:
+    with running(taught, folder, "slots=2", "ui=false") as server, server.client as client:
         yield client
-    assert stop(server) == 0
 
 
 def ask(http: httpx.Client, **fields: Any) -> dict[str, Any]:

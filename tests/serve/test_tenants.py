@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from served import Server, start, stop
+from served import Server, running
 
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Grammar, SamplingParams
@@ -82,11 +82,9 @@ def server(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tupl
     """One server, as two tenants see it."""
     folder = tmp_path_factory.mktemp("tenants")
     keys = {tenant: ApiKeys.load(folder / "keys.json").ensure_key(tenant) or "" for tenant in ("default", "other")}
-    running = start(run, folder / "keys.json", folder / "log", "port=0", "slots=4", "ui=false")
-    running.key = keys["default"]
-    yield running, replace(running, key=keys["other"])
-    assert stop(running) == 0
-    assert "Traceback" not in running.log.read_text(encoding="utf-8")
+    with running(run, folder, "slots=4", "ui=false") as found:
+        found.key = keys["default"]
+        yield found, replace(found, key=keys["other"])
 
 
 def test_grammars_of_one_tenant_do_not_shut_out_another(server: tuple[Server, Server]) -> None:

@@ -9,9 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from rorqual.cli.main import app
+from in_process import output_of
 from rorqual.convert.gguf_export import export_gguf
 from rorqual.convert.hf import export_hf
 from rorqual.core.errors import ConfigError
@@ -112,5 +111,4 @@ def test_the_memory_of_the_default_model_is_not_asked_for_another_base(
     )
     for free, base, problem in cases:
         monkeypatch.setattr("rorqual.cli.verbs.teach.total_and_free_memory", lambda free=free: (8 * 10**9, free))
-        done = CliRunner().invoke(app, [*words, *base])
-        assert done.exit_code == 2 and problem in done.output
+        assert problem in output_of(*words, *base, code=2)

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from rorqual.cli.main import app
+from in_process import output_of
 from rorqual.core.errors import ConfigError
 from rorqual.model.presets import preset
 from rorqual.teach.check import check_file, near_duplicate_groups, split_of_group, training_cost_sentence
@@ -322,9 +321,7 @@ def test_an_answer_that_occurs_by_nature_is_no_leak(tmp_path: Path) -> None:
 
 
 def said(*words: str, code: int = 0) -> str:
-    done = CliRunner().invoke(app, ["check", *words], catch_exceptions=False)
-    assert done.exit_code == code, done.output
-    return done.output
+    return output_of("check", *words, code=code)
 
 
 def test_the_command_writes_what_it_was_told_and_its_status_tells(tmp_path: Path) -> None:

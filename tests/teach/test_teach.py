@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 from example_files import Write, labelled, sums
-from typer.testing import CliRunner
 
-from rorqual.cli.main import app
+from in_process import output_of
 from rorqual.convert.merge import merge_run
 from rorqual.core.errors import ConfigError, DataError, RorqualError, TaskError
 from rorqual.core.journal import append_line, read_lines
@@ -441,5 +440,4 @@ def test_the_report_says_what_the_results_say(taught: tuple[TeachConfig, TeachPa
 
 def test_failures_of_a_run_are_shown(taught: tuple[TeachConfig, TeachPaths]) -> None:
     _, paths = taught
-    done = CliRunner().invoke(app, ["failures", str(paths.out), "count=1", "than=majority"])
-    assert done.exit_code == 0 and "examples, majority and taught model" in done.output
+    assert "examples, majority and taught model" in output_of("failures", str(paths.out), "count=1", "than=majority")

@@ -18,11 +18,11 @@ from typing import Literal
 
 from torch import Tensor
 
+from rorqual.convert.tensor_jobs import shapes_of
 from rorqual.core.errors import CheckpointError
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.config import ModelConfig
 from rorqual.model.load.names import NameEntry, NameMap, find_differences, list_first_names
-from rorqual.model.meta_device import build_on_meta_device
 
 Shape = tuple[int, ...]
 Form = Literal["same", "permuted", "transposed"]
@@ -107,16 +107,14 @@ class RowRangeMapping:
 
 @dataclass(frozen=True)
 class GGUFLayout:
-    """The tensors of a model under three naming schemes, with their shapes.
+    """The tensors of a model under three naming schemes: of a run, of Hugging Face and of GGUF.
 
-    `internal` holds the tensors of a run, `published` holds the Hugging Face tensors, and `gguf` holds the GGUF tensors.
-    `entries` maps tensors in `internal` to tensors in `published`, and `pieces` maps tensors in `published` to tensors in
-    `gguf`.
+    `internal` holds the shapes of a run's tensors, and `gguf` holds the shapes of the GGUF tensors. `entries` maps a run's
+    tensors to Hugging Face tensors, and `pieces` maps Hugging Face tensors to GGUF tensors.
     """
 
     entries: tuple[NameEntry, ...]
     internal: Mapping[str, Shape]
-    published: Mapping[str, Shape]
     pieces: tuple[RowRangeMapping, ...]
     gguf: Mapping[str, Shape]
 
@@ -141,14 +139,13 @@ def layout(config: ModelConfig, names: NameMap, architecture: str, *, joined_kv:
 
     `joined_kv` selects the layout of older `deepseek2` files, in which `kv_b_proj` is a single tensor.
     """
-    state = build_on_meta_device(config.model_copy(update={"num_nextn_predict_layers": 0})).state_dict()
-    ours = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    ours = shapes_of(config.model_copy(update={"num_nextn_predict_layers": 0}))
     entries = tuple(entry for entry in names.entries if entry.internal in ours)
     theirs = {name: entry.published_shape(ours[entry.internal]) for entry in entries for name in entry.published}
     pieces: list[RowRangeMapping] = []
     for name, shape in theirs.items():
         pieces += _row_ranges(config, name, shape, architecture, joined_kv)
-    return GGUFLayout(entries, ours, theirs, tuple(pieces), _gguf_shapes(pieces, theirs))
+    return GGUFLayout(entries, ours, tuple(pieces), _gguf_shapes(pieces, theirs))
 
 
 def _row_ranges(

@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 
 from rorqual.core.errors import DataError
-from rorqual.data.pack import OPEN_ROWS, Batch, Ints, TrainingSample, check_lengths, first_fit, pack_rows
+from rorqual.data.pack import OPEN_ROWS, Batch, Ints, PackedSamples, TrainingSample, check_lengths, first_fit, pack_rows
 
 
 class BatchStream(ABC):
@@ -80,15 +80,17 @@ class ConversationStream(BatchStream):
             indices.append(self._packing(epoch)[row - first])
         return indices
 
+    def pack(self, step: int) -> tuple[PackedSamples, list[int]]:
+        """Return the packed samples of `step`, and their indices in the order of the places."""
+        rows = self.sample_rows(step)
+        numbers = [number for row in rows for number in row]
+        places = iter(range(len(numbers)))  # a batch that spans two epochs may hold a sample twice
+        packed_rows = [[next(places) for _ in row] for row in rows]
+        samples = [self._samples[number] for number in numbers]
+        return pack_rows(samples, packed_rows, self.row_length, pad=self._pad), numbers
+
     def batch(self, step: int) -> Batch:
-        samples: list[TrainingSample] = []
-        rows: list[list[int]] = []
-        for numbers in self.sample_rows(
-            step
-        ):  # renumber the samples, because a batch that spans two epochs may hold a sample twice
-            rows.append(list(range(len(samples), len(samples) + len(numbers))))
-            samples += [self._samples[number] for number in numbers]
-        return pack_rows(samples, rows, self.row_length, pad=self._pad).batch
+        return self.pack(step)[0].batch
 
 
 class TextStream(BatchStream):

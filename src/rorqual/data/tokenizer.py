@@ -74,7 +74,8 @@ class Tokenizer:
         self._special_id: dict[str, int] = {text: id_ for id_, text in self._special_text.items()}
         self._plain = _build(_without_specials(data, self._special_text), where)
         ids = self._with_specials.get_vocab(with_added_tokens=True).values()
-        self._vocab_size = max(ids, default=-1) + 1
+        self.vocab_size = max(ids, default=-1) + 1
+        """The largest token id of the tokenizer plus one. The embedding matrix needs at least this number of rows."""
         self._ordinary = frozenset(self._plain.get_vocab().values())
 
     @classmethod
@@ -185,11 +186,6 @@ class Tokenizer:
         # In byte-level BPE, each byte is one character of the vocabulary entry.
         longest = max((len(text) for text in self._plain.get_vocab()), default=1)
         return longest * (1 if self._plain.normalizer is None else 4)
-
-    @property
-    def vocab_size(self) -> int:
-        """The largest token id of the tokenizer plus one. The embedding matrix needs at least this number of rows."""
-        return self._vocab_size
 
     @property
     def special_names(self) -> frozenset[str]:

@@ -7,12 +7,12 @@ another tokenizer than the model that wrote them.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 
 from rorqual.core.errors import ConfigError
+from rorqual.core.journal import json_line
 from rorqual.core.records import Message, write_atomic
 from rorqual.engine.engine import Engine
 from rorqual.engine.score import first_token_logprobs
@@ -38,8 +38,8 @@ def write_training_rows(evaluation: Evaluation, file: Path) -> int:
         if sample.verdict is not Verdict.UNGRADED:
             answer = ANSWERS[0] if sample.verdict is Verdict.RIGHT else ANSWERS[1]
             talk = [{"role": "user", "content": verifier_prompt(sample)}, {"role": "assistant", "content": answer}]
-            lines.append(json.dumps({"messages": talk}, ensure_ascii=False) + "\n")
-    write_atomic(file, "".join(lines).encode())
+            lines.append(json_line({"messages": talk}))
+    write_atomic(file, lines)
     return len(lines)
 
 

@@ -11,7 +11,7 @@ from rorqual.core.errors import DataError
 from rorqual.evals.evaluating import pick_problems
 from rorqual.factory.config import FactoryConfig
 from rorqual.factory.contamination import EvalItemIndex, EvalMatch, evaluation_items, own_test_items
-from rorqual.tasks.find import load_task
+from rorqual.tasks.find import load_task, problem_location
 from rorqual.tasks.task import Problem, Task
 
 
@@ -34,7 +34,7 @@ class ChosenProblems:
             yield {
                 "key": problem.key,
                 "prompt": problem.prompt,
-                "where": str(problem.meta.get("where", f"task {self.task.name}")),
+                "where": problem_location(self.task, problem),
                 "met": meeting.where,
                 "by": meeting.how,
                 "what": "problem",
@@ -68,7 +68,7 @@ def choose_problems(config: FactoryConfig) -> ChosenProblems:
         problem, meeting = met[0]
         raise DataError(
             f"all {len(met)} problems match an evaluation set; the first, {problem.key!r:.60}, matches {meeting.where}",
-            where=str(problem.meta.get("where", f"task {task.name}")),
+            where=problem_location(task, problem),
             remedy="Use training problems that are not held out for evaluation. If all problems of the task share "
             "sentence patterns, set `patterned = True` in its class.",
         )

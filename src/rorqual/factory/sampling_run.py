@@ -55,7 +55,7 @@ def sample_teacher(config: FactoryConfig, out: Path, *, threads: int, quiet: boo
         _check_config(config, out)
         costs = Ledger(out / COSTS)  # writes nothing before the first stage
         chosen = choose_problems(config)
-        teacher = _teacher(config, out, threads, api_key)
+        teacher = RemoteTeacher(config, out, api_key) if config.remote else LocalTeacher(config, threads)
         write_atomic(out / CONFIG, to_yaml(config).encode())
         with Journal(out / SAMPLES) as journal, Journal(out / FAILED) as failures:
             work = FactoryRun(config, chosen, teacher, journal, failures, quiet)
@@ -73,7 +73,8 @@ def _write_dataset_and_card(work: FactoryRun, out: Path, completed: bool, costs:
         if config.top_k and isinstance(teacher, LocalTeacher):
             rows = with_top_tokens(rows, teacher, config.top_k)
         write_distilled(out / DATA, rows, tokenizer=teacher.tokenizer, vocab=teacher.vocab)
-        _write_lines(out / CONTAMINATED, [*chosen.contaminated_lines(), *contaminated])
+        lines = (json_line(dict(sorted(line.items()))) for line in (*chosen.contaminated_lines(), *contaminated))
+        write_atomic(out / CONTAMINATED, lines)
     n_missing = None if completed else work.total - len(work.have) - len(work.failed)
     notes = [*chosen.notes, *(f"{note[0].upper()}{note[1:]}." for note in work.warnings().values())]
     write_card(
@@ -258,10 +259,6 @@ def one_token_distribution(token: int, others: Ids) -> tuple[Ids, Logprobs]:
     return np.concatenate([[token], other_ids]).astype(np.int32), logprobs
 
 
-def _teacher(config: FactoryConfig, out: Path, threads: int, api_key: str) -> Teacher:
-    return RemoteTeacher(config, out, api_key) if config.remote else LocalTeacher(config, threads)
-
-
 def _check_config(config: FactoryConfig, out: Path) -> None:
     """Raise ConfigError if the folder contains samples of another config, or unrelated files."""
     file = out / CONFIG
@@ -281,7 +278,3 @@ def _check_config(config: FactoryConfig, out: Path) -> None:
             where=str(file),
             remedy="Choose another folder (out=), or use the same settings to resume.",
         )
-
-
-def _write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    write_atomic(path, (json_line(dict(sorted(line.items()))) for line in lines))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+from rorqual.core.journal import json_line
 from rorqual.core.records import Message, write_atomic
 from rorqual.data.distilled import DistilledFile, TeacherSample, write_distilled
 from rorqual.data.pack import TrainingSample
@@ -70,8 +70,7 @@ def write_original_sets(folder: Path, problems: Sequence[Problem], small: int) -
 
 def write_pairs(path: Path, rows: Iterable[tuple[str, str]]) -> None:
     """Write questions and answers as JSONL, in the format of `rorqual train sft data=FILE`."""
-    lines = (json.dumps({"prompt": ask, "completion": answer}, ensure_ascii=False) + "\n" for ask, answer in rows)
-    write_atomic(path, "".join(lines).encode())
+    write_atomic(path, (json_line({"prompt": ask, "completion": answer}) for ask, answer in rows))
 
 
 def write_teacher_sets(folder: Path, labelled: DistilledFile, few: Collection[str]) -> None:

@@ -7,7 +7,6 @@ DeepSeek-V4.1-Flash, and one without. The arms differ only in this penalty.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping
 from functools import partial
@@ -15,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from rorqual.core.config import override_fields
+from rorqual.core.journal import json_line
 from rorqual.core.records import write_atomic
 from rorqual.engine.request import SamplingParams
 from rorqual.lab.experiment import ArmPair, Experiment, Quantity, Readings, by_family, scale_amount
@@ -126,6 +126,6 @@ def write_training_conversations(place: Path, *, seed: int, count: int) -> int:
             {"role": "system", "content": effort_message(effort).text},
             {"role": "user", "content": problem.prompt},
         ]
-        lines.append(json.dumps({"messages": [*asked, reply]}) + "\n")
-    write_atomic(place / ROWS, "".join(lines).encode())
+        lines.append(json_line({"messages": [*asked, reply]}))
+    write_atomic(place / ROWS, lines)
     return len(lines)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +10,7 @@ import numpy as np
 from pydantic import model_validator
 
 from rorqual.core.config import Config, parse_config
-from rorqual.core.errors import DataError
+from rorqual.core.records import read_json
 from rorqual.evals.compact_verdicts import CompactVerdicts
 from rorqual.evals.stats import Interval, difference_over_seeds, hierarchical_difference, t_interval
 from rorqual.evals.verdict import CONFIDENCE, SEEDS, Verdict, judge
@@ -47,13 +46,9 @@ class Contrast(Config):
         """The difference `b - a` of each seed."""
         return [b - a for a, b in self.by_seed]
 
-    @property
-    def verdict_on_sign(self) -> Verdict:
-        """The verdict on whether b is above a, by the rule of `rorqual.evals.verdict`."""
-        return self.judge()
-
     def judge(self, bound: float = 0.0, side: Side = "above") -> Verdict:
-        """Judge whether the difference lies on `side` of `bound`, by the rule of `rorqual.evals.verdict`."""
+        """Judge whether the difference lies on `side` of `bound`, by the rule of `rorqual.evals.verdict`. By default, judge
+        whether b is above a."""
         return judge(self.bootstrap, self.differences, bound, side)
 
     def text(self) -> str:
@@ -111,13 +106,7 @@ class Finding(Config):
     @classmethod
     def load(cls, path: Path) -> Finding:
         """Read a finding's JSON file. If the file is missing or invalid, raises a DataError that names the file."""
-        remedy = "Give the JSON file that `rorqual lab NAME` wrote."
-        try:
-            data = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            raise DataError("the finding does not exist", where=str(path), remedy=remedy) from None
-        except ValueError as error:
-            raise DataError(f"the file is not valid JSON: {error}", where=str(path), remedy=remedy) from None
+        data = read_json(path, "the finding", "Give the JSON file that `rorqual lab NAME` wrote.")
         return parse_config(cls, data, where=str(path))
 
 

@@ -64,7 +64,7 @@ def _contrast_row(contrast: Contrast) -> tuple[str, ...]:
         format_value(contrast.b, unit),
         format_value(contrast.difference, unit, signed=True),
         f"[{format_value(contrast.low, unit, signed=True)}, {format_value(contrast.high, unit, signed=True)}]",
-        SIGNS[contrast.verdict_on_sign],
+        SIGNS[contrast.judge()],
         student,
         ", ".join(f"{format_value(a, unit)} → {format_value(b, unit)}" for a, b in contrast.by_seed),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
@@ -23,15 +24,8 @@ def parse_amount(text: Any, *, thousand: int = 1000) -> float:
     return float(digits.replace(",", "").replace("_", "")) * thousand ** POWERS[suffix.lower()]
 
 
-def _parse_integer(text: Any) -> int:
-    return _require_integer(parse_amount(text), text)
-
-
-def _parse_positions(text: Any) -> int:
-    return _require_integer(parse_amount(text, thousand=1024), text)
-
-
-def _require_integer(value: float, text: Any) -> int:
+def _parse_integer(text: Any, *, thousand: int = 1000) -> int:
+    value = parse_amount(text, thousand=thousand)
     if abs(value - round(value)) > 1e-6 * max(1.0, abs(value)):
         raise ValueError(f"{text} is not an integer")
     return round(value)
@@ -41,7 +35,7 @@ Amount = Annotated[float, BeforeValidator(parse_amount)]
 """A number with an optional decimal suffix, such as `14.8T`."""
 Count = Annotated[int, BeforeValidator(_parse_integer)]
 """An integer with an optional decimal suffix, such as `4k`."""
-Positions = Annotated[int, BeforeValidator(_parse_positions)]
+Positions = Annotated[int, BeforeValidator(partial(_parse_integer, thousand=1024))]
 """A context length with an optional binary suffix: `4k` is 4,096, as is usual for context lengths."""
 
 

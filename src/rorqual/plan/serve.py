@@ -164,8 +164,7 @@ def prefill_rate(model: ModelConfig, replica: Replica, prompt: float, hit_rate: 
     including cached tokens."""
     keys = prompt * (1 + hit_rate) / 2
     flops = account(model, context=round(keys)).flops
-    shared, experts = split_parameter_count(model)
-    read = (shared / replica.tp + experts / replica.n) * BYTES[replica.dtype] / replica.device.bandwidth
+    read = weight_bytes_per_device(model, replica) / replica.device.bandwidth
     compute = CHUNK * flops / replica.tp / replica.device.flops(replica.dtype)
     return CHUNK / replica.tp / max(read, compute) * replica.prefill_used
 

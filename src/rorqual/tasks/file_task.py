@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 from abc import abstractmethod
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from rorqual.core.errors import DataError
+from rorqual.core.rows import DataRow, read_rows
 from rorqual.tasks.task import Problem, Split, Task, split_of
 
 SAMPLES = Path(__file__).parent / "samples"
@@ -31,26 +33,25 @@ def files_whose_name_contains(data: Path, name: str) -> list[Path]:
     return matches
 
 
-def files_of_split(data: Path, split: Split, names: dict[str, str]) -> list[Path]:
-    """Return the files for `split`. `names` maps "train" and "test" to a word in the names of the training files and of the
-    test files.
+def rows_of_split(data: Path, split: Split, test: str = "test") -> Iterator[DataRow]:
+    """Return the rows of the files for `split`. The name of a training file contains "train", and the name of a test file the
+    word `test`.
 
-    The training files also supply `dev` (see `carve_dev_split`). A single file is a training file only if its name contains the
-    word for "train". A single file whose name lacks the word for "train" is for evaluation, so that test data is never used for
-    training by mistake.
+    The training files also supply `dev` (see `carve_dev_split`). A single file is a training file only if its name contains
+    "train". A single file whose name lacks "train" is for evaluation, so that test data is never used for training by mistake.
 
     Raises DataError if `data` is a single file that is not for `split`.
     """
-    source = "test" if split == "test" else "train"
+    word = test if split == "test" else "train"
     if data.is_file():
-        serves = "train" if names["train"] in data.stem else "test"
-        if serves != source:
+        serves = "train" if "train" in data.stem else "test"
+        if (serves == "test") != (split == "test"):
             raise DataError(
                 f"judging by its name, this file holds the split '{serves}', not '{split}'",
                 where=str(data),
-                remedy=f"Give a folder with *{names[source]}* files, or name a training file '{names['train']}.jsonl'.",
+                remedy=f"Give a folder with *{word}* files, or name a training file 'train.jsonl'.",
             )
-    return files_whose_name_contains(data, names[source])
+    return chain.from_iterable(map(read_rows, files_whose_name_contains(data, word)))
 
 
 def carve_dev_split(problems: list[tuple[str, Problem]], split: Split) -> list[Problem]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from rorqual.core.errors import DataError
-from rorqual.core.rows import DataRow, read_rows
+from rorqual.core.rows import DataRow
 from rorqual.tasks.answer_marks import ANSWER, first_sentence
-from rorqual.tasks.file_task import SAMPLES, FileTask, carve_dev_split, files_of_split, normalize_text
+from rorqual.tasks.file_task import SAMPLES, FileTask, carve_dev_split, normalize_text, rows_of_split
 from rorqual.tasks.labels import last_label, matching_label
 from rorqual.tasks.marked_task import VERSION, MarkedTask
 from rorqual.tasks.task import Problem, Split
@@ -35,8 +35,7 @@ class Folio(FileTask, MarkedTask):
         super().__init__(data or SAMPLES / "folio")
 
     def load(self, split: Split) -> list[Problem]:
-        paths = files_of_split(self.data, split, {"train": "train", "test": "validation"})
-        problems = [self._problem(row, split) for path in paths for row in read_rows(path)]
+        problems = [self._problem(row, split) for row in rows_of_split(self.data, split, "validation")]
         return carve_dev_split([(str(p.meta["story"]), p) for p in problems], split)
 
     def _problem(self, row: DataRow, split: Split) -> Problem:

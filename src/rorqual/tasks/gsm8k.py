@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 from rorqual.core.errors import DataError
-from rorqual.core.rows import DataRow, read_rows
+from rorqual.core.rows import DataRow
 from rorqual.tasks.answer_marks import HASHES, first_sentence
-from rorqual.tasks.file_task import SAMPLES, FileTask, carve_dev_split, files_of_split, normalize_text
+from rorqual.tasks.file_task import SAMPLES, FileTask, carve_dev_split, normalize_text, rows_of_split
 from rorqual.tasks.marked_task import VERSION, MarkedTask
 from rorqual.tasks.numbers import Number, last_number, read_number, read_unitless_number
 from rorqual.tasks.task import Problem, Split, Verdict
@@ -33,8 +33,7 @@ class Gsm8k(FileTask, MarkedTask):
         super().__init__(data or SAMPLES / "gsm8k")
 
     def load(self, split: Split) -> list[Problem]:
-        paths = files_of_split(self.data, split, {"train": "train", "test": "test"})
-        problems = [self._problem(row, split) for path in paths for row in read_rows(path)]
+        problems = [self._problem(row, split) for row in rows_of_split(self.data, split)]
         return carve_dev_split([(p.key, p) for p in problems], split)
 
     def _problem(self, row: DataRow, split: Split) -> Problem:

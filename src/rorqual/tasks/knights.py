@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rorqual.core.errors import DataError
-from rorqual.core.rows import DataRow, read_rows
+from rorqual.core.rows import DataRow
 from rorqual.tasks.answer_marks import TAG
-from rorqual.tasks.file_task import SAMPLES, FileTask, carve_dev_split, files_of_split
+from rorqual.tasks.file_task import SAMPLES, FileTask, carve_dev_split, rows_of_split
 from rorqual.tasks.marked_task import VERSION, MarkedTask
 from rorqual.tasks.task import Problem, Split
 
@@ -38,8 +38,7 @@ class Knights(FileTask, MarkedTask):
         self.people = (people,) if isinstance(people, int) else tuple(people)
 
     def load(self, split: Split) -> list[Problem]:
-        paths = files_of_split(self.data, split, {"train": "train", "test": "test"})
-        problems = [self._problem(row, split) for path in paths for row in read_rows(path)]
+        problems = [self._problem(row, split) for row in rows_of_split(self.data, split)]
         selected = [(p.key, p) for p in problems if not self.people or len(p.meta["names"]) in self.people]
         return carve_dev_split(selected, split)
 

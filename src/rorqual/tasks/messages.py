@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from rorqual.core.conversations import read_conversation
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message
-from rorqual.core.rows import DataRow, read_rows
+from rorqual.core.rows import DataRow
 from rorqual.tasks.answer import answer_number, final_answer
-from rorqual.tasks.file_task import FileTask, carve_dev_split, files_of_split, normalize_text
+from rorqual.tasks.file_task import FileTask, carve_dev_split, normalize_text, rows_of_split
 from rorqual.tasks.task import Problem, Split, Verdict
 
 VERSION = 2
@@ -37,16 +35,12 @@ class Messages(FileTask):
 
     name = "messages"
 
-    def __init__(self, data: Path) -> None:
-        super().__init__(data)
-
     @property
     def versions(self) -> dict[str, int]:
         return {self.name: VERSION}
 
     def load(self, split: Split) -> list[Problem]:
-        paths = files_of_split(self.data, split, {"train": "train", "test": "test"})
-        problems = [self._problem(row) for path in paths for row in read_rows(path)]
+        problems = [self._problem(row) for row in rows_of_split(self.data, split)]
         return carve_dev_split([(p.key, p) for p in problems], split)
 
     def _problem(self, row: DataRow) -> Problem:

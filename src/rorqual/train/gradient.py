@@ -30,7 +30,7 @@ from rorqual.ops.layer import Layer
 from rorqual.ops.moe import Routing
 from rorqual.train.balance import count_tokens_per_expert
 from rorqual.train.batch import TrainBatch
-from rorqual.train.objectives import Objective
+from rorqual.train.objectives import LossTerm, Objective
 
 
 @dataclass
@@ -240,9 +240,7 @@ def compare_with_sampler(
 def _compare_batch(
     model: Decoder, objectives: Sequence[Objective], batch: TrainBatch, dtype: torch.dtype
 ) -> tuple[UpdateResult, Tensor | None]:
-    with torch.autocast(batch.tokens.device.type, dtype=dtype, enabled=dtype != torch.float32):
-        output = _forward(model, objectives, batch)
-        terms = [objective.term(model, batch, output) for objective in objectives]
+    output, terms = _forward(model, objectives, batch, dtype)
     compared = UpdateResult([], 0.0)
     for term in terms:
         compared.means |= term.means
@@ -265,9 +263,7 @@ def _gradient(
 
     Without `leaves`, add the gradients to the `.grad` of the trained parameters.
     """
-    with torch.autocast(batch.tokens.device.type, dtype=dtype, enabled=dtype != torch.float32):
-        output = _forward(model, objectives, batch)
-        terms = [objective.term(model, batch, output) for objective in objectives]
+    output, terms = _forward(model, objectives, batch, dtype)
     loss = sum(
         (o.coefficient * t.sum / total for o, t, total in zip(objectives, terms, totals)),
         torch.zeros((), device=batch.tokens.device),
@@ -292,12 +288,14 @@ def _gradient(
     return update, grads
 
 
-def _forward(model: Decoder, objectives: Sequence[Objective], batch: TrainBatch) -> DecoderOutput:
+def _forward(
+    model: Decoder, objectives: Sequence[Objective], batch: TrainBatch, dtype: torch.dtype
+) -> tuple[DecoderOutput, list[LossTerm]]:
+    """Run the model with matrix products in `dtype`. Return the model's output and the loss term of each objective."""
     record = frozenset[str]().union(*(objective.recorded_tensors() for objective in objectives))
-    output: DecoderOutput = model(
-        batch.tokens, batch.positions, segments=batch.segments, replay=batch.replay, record=record
-    )
-    return output
+    with torch.autocast(batch.tokens.device.type, dtype=dtype, enabled=dtype != torch.float32):
+        output = model(batch.tokens, batch.positions, segments=batch.segments, replay=batch.replay, record=record)
+        return output, [objective.term(model, batch, output) for objective in objectives]
 
 
 def _record_replay_metrics(update: UpdateResult, routing: Sequence[Routing], valid: Tensor) -> None:

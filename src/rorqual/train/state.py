@@ -19,7 +19,7 @@ from rorqual.model.adapter.files import find_base
 from rorqual.model.decoder import Decoder
 from rorqual.model.init import build
 from rorqual.model.load.run_directory import load_weights
-from rorqual.ops.backends import Backend, backend
+from rorqual.ops.backends import backend
 from rorqual.train.checkpoint import load_checkpoint
 from rorqual.train.optim import Optimizer
 from rorqual.train.run import Run, RunExtension
@@ -82,14 +82,14 @@ def check_row_fits_context(run: Run) -> None:
         )
 
 
-def restore(run: Run, out: RunDir, tokenizer: Tokenizer, ops: Backend | None = None, threads: int = 1) -> State:
+def restore(run: Run, out: RunDir, tokenizer: Tokenizer, threads: int = 1) -> State:
     """Return the initial state: new weights, the weights of another run, or the newest complete checkpoint of this run.
 
-    `ops` replaces the run's backend. Raises ConfigError if the folder holds another run.
+    Raises ConfigError if the folder holds another run.
     """
     check_same_run(run, out)
     step, notes = out.newest_complete_step()
-    ops = ops or backend(run.backend)
+    ops = backend(run.backend)
     model = build(run.model, seed=run.seed, ops=ops)
     if (reason := ops.supports(torch.device(run.device), getattr(torch, run.dtype), model, training=True)) is not None:
         raise ConfigError(
@@ -112,8 +112,6 @@ def restore(run: Run, out: RunDir, tokenizer: Tokenizer, ops: Backend | None = N
 
 def check_same_run(run: Run, out: RunDir) -> None:
     """Raise a ConfigError that lists the differing settings if the folder `out` holds another run."""
-    if out.path.exists() and not out.path.is_dir():
-        raise ConfigError("not a folder", where=str(out.path), remedy="Give another out=.")
     if not out.config_file.is_file():
         # A process killed while writing run.yaml leaves a hidden temporary file. A folder with only hidden files counts
         # as empty.

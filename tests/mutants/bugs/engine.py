@@ -989,8 +989,8 @@ MUTANTS = (
         "training drops its backend",
         "issue 16: a backend",
         "train/state.py",
-        "ops or backend(run.backend)",
-        'ops or backend("torch")',
+        "ops = backend(run.backend)",
+        'ops = backend("torch")',
         "tests/conformance/test_outside_backend.py::test_it_trains_and_evaluates_by_name",
     ),
     one(

@@ -75,11 +75,6 @@ class TextTagThinking(BuiltinChatFormat):
     thinks = False
     tags_as_text = True
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        super().__init__(tokenizer)
-        known = {THINK, END_THINK} <= tokenizer.special_names
-        self._marks = (tokenizer.special_id(THINK), tokenizer.special_id(END_THINK)) if known else None
-
     def renders_as_written(self, message: Message) -> bool:
         """Return whether an earlier turn may be in the loss.
 
@@ -104,9 +99,9 @@ class TextTagThinking(BuiltinChatFormat):
         if not closed and not message.text:
             return [*opened, *encode(message.reasoning.lstrip("\n"))]
         before, after = message.reasoning.strip("\n") + "\n", "\n\n" + message.text.lstrip("\n")
-        if self._marks is None:
+        if self.think_tag_ids is None:
             return [*opened, *encode(before + END_THINK + after)]
-        return [*opened, *encode(before), self._marks[1], *encode(after)]
+        return [*opened, *encode(before), self.think_tag_ids[1], *encode(after)]
 
     def _refuse_ambiguous_tag(self, mark: str, ambiguous: bool, what: str) -> None:
         if ambiguous:

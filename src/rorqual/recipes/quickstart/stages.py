@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from rorqual.core.config import override_fields
+from rorqual.core.journal import json_line
 from rorqual.core.ledger import Ledger
 from rorqual.core.lock import acquire_run_lock
 from rorqual.core.progress import Progress, clock_text
@@ -191,8 +191,7 @@ class Quickstart:
                 {"messages": [{"role": m.role, "content": m.text or m.reasoning} for m in row.messages]}
                 for row in samples.kept_samples
             ]
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            write_atomic(place.answers_file, text.encode())
+            write_atomic(place.answers_file, map(json_line, lines))
 
     def measure_teacher(self) -> None:
         """Evaluate the teacher before and after GRPO, in all thinking modes."""

@@ -14,7 +14,7 @@ from rorqual.core.conversations import refuse_empty_prompt
 from rorqual.core.errors import DataError
 from rorqual.core.records import is_blank_message
 from rorqual.data.distilled import DistilledFile, TeacherSample, read_distilled
-from rorqual.data.pack import PackedSamples, TrainingSample, pack_rows
+from rorqual.data.pack import PackedSamples, TrainingSample
 from rorqual.data.stream import ConversationStream
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.train.batch import TrainBatch
@@ -55,7 +55,7 @@ class DistilledSamples(Source):
     """
 
     def __init__(self, config: DistilledConfig, materials: SourceInputs) -> None:
-        self.config, self.pad = config, materials.chat.pad
+        self.config = config
         file = read_distilled(Path(config.data))
         for number, one in enumerate(file.rows, start=1):
             if not one.dropped:
@@ -77,8 +77,8 @@ class DistilledSamples(Source):
                 where=config.data,
                 remedy=f"Set row={longest} or source.longer=skip.",
             )
-        self.samples, self.rows = [sample for sample, _ in fit], [one for _, one in fit]
-        self.stream = ConversationStream(self.samples, config.rows, config.row, materials.seed, pad=self.pad)
+        samples, self.rows = [sample for sample, _ in fit], [one for _, one in fit]
+        self.stream = ConversationStream(samples, config.rows, config.row, materials.seed, pad=materials.chat.pad)
         filtered, longer = len(file.rows) - len(file.kept_samples), len(pairs) - len(fit)
         silent = len(file.kept_samples) - len(kept)
         self.notes = [
@@ -87,16 +87,10 @@ class DistilledSamples(Source):
         ]
 
     def step(self, step: int) -> StepBatches:
-        numbers = self.stream.sample_rows(step)
-        flat = [number for row in numbers for number in row]
-        rows, begun = [], 0
-        for row in numbers:  # renumber, because a batch that spans two epochs may contain a sample twice
-            rows.append(list(range(begun, begun + len(row))))
-            begun += len(row)
-        packed = pack_rows([self.samples[n] for n in flat], rows, self.config.row, pad=self.pad)
+        packed, numbers = self.stream.pack(step)
         notes, self.notes = self.notes, []
         if self.config.logits:
-            return StepBatches([pack_teacher_batch(packed, [self.rows[n] for n in flat])], notes=notes)
+            return StepBatches([pack_teacher_batch(packed, [self.rows[number] for number in numbers])], notes=notes)
         return StepBatches([TrainBatch.from_packed(packed.batch)], notes=notes)
 
 

@@ -165,7 +165,8 @@ class RequestProcessor:
             Sample(
                 request_id, sample, job.prompt, params, sample_key(params.seed, sample), limit,
                 tenant=request.tenant, priority=request.priority, reuse=request.reuse and self.reuse,
-                is_stopped=StopStringTest(self.chat, params, job.thinking, len(job.prompt)) if params.stop else None, constraint=self._constraint_with_calculator(job),
+                is_stopped=StopStringTest(self.chat, params, job.thinking, len(job.prompt)) if params.stop else None,
+                constraint=self._constraint_with_calculator(job),
                 barred=self._stop_ids_before_min_tokens(params),
                 embeds=request.embeds,
                 scores=None if params.prompt_logprobs is None else PromptScores(len(job.prompt), params.prompt_logprobs),

@@ -23,6 +23,8 @@ T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
 COMMENT = b": still here\n\n"
 HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+GROUP = 64
+"""Number of items of a long list that are serialized at a time."""
 SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 

@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -53,7 +54,11 @@ class EngineWorker:
         self.inbox: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self.numbers: dict[int, int] = {}  # request_id -> the server's request number
         self.left: dict[int, int] = {}  # request_id -> number of unfinished samples
-        self.scored: set[int] = set()  # request_ids for which the log-probabilities of the prompt were sent
+        self.scored: set[int] = (
+            set()
+        )  # request_ids for which the log-probabilities of the prompt were sent or are in `unsent`
+        # The server's request number -> (messages with the log-probabilities of the prompt, sampled tokens to send after these messages)
+        self.unsent: dict[int, tuple[Iterator[bytes], list[list[Any]]]] = {}
         # The server's request number -> (request, its grammar). The grammar must live until the request is submitted, because
         # the grammar cache holds only weak references.
         self.compiling: dict[int, tuple[dict[str, Any], CompileTask[CompiledGrammar]]] = {}
@@ -71,6 +76,7 @@ class EngineWorker:
         while self._read_messages():
             if self.numbers:
                 self._send_deltas(self.engine.step())
+            self._send_prompt_scores()
             self._install_weights()
             self._send_heartbeat()
 
@@ -86,7 +92,7 @@ class EngineWorker:
         The call returns when the next heartbeat is due, even if more messages are queued.
         """
         until = time.monotonic() + BEAT
-        while not self.numbers or not self.inbox.empty():
+        while not (self.numbers or self.unsent) or not self.inbox.empty():
             left = max(0.0, until - time.monotonic())
             try:
                 message = self.inbox.get(timeout=left if self.compiling else None)
@@ -102,7 +108,7 @@ class EngineWorker:
     def _send_heartbeat(self) -> None:
         """Send a heartbeat if the next heartbeat is due or the engine is idle."""
         now = time.monotonic()
-        if now - self.beat > BEAT or not self.numbers:
+        if now - self.beat > BEAT or not (self.numbers or self.unsent):
             self.beat = now
             self._send(message_line("beat", stats=self.engine.stats()))
 
@@ -114,6 +120,7 @@ class EngineWorker:
                 self._install_weights()
             case "cancel":
                 self.held.pop(number, None)
+                self.unsent.pop(number, None)
                 if (waiting := self.compiling.pop(number, None)) is not None:
                     waiting[1].cancel()
                 for request_id in [t for t, known in self.numbers.items() if known == number]:
@@ -193,7 +200,7 @@ class EngineWorker:
             self._refuse_request(number, delta.completion.error, 500)
 
     def _send_deltas(self, deltas: list[Delta]) -> None:
-        rows = []
+        rows: list[list[Any]] = []
         for delta in deltas:
             if delta.request_id not in self.numbers:
                 continue  # the request was removed because another of its samples failed
@@ -206,8 +213,7 @@ class EngineWorker:
             if delta.scores is not None and delta.request_id not in self.scored:
                 self.scored.add(delta.request_id)
                 number, scores = self.numbers[delta.request_id], delta.scores
-                for message in score_messages(number, scores.logprobs, scores.best, scores.top):
-                    self._send(message)
+                self.unsent[number] = score_messages(number, scores.logprobs, scores.best, scores.top), []
             if (
                 delta.completion is not None
                 and delta.request_id in self.recorded
@@ -215,13 +221,23 @@ class EngineWorker:
             ):
                 continue
             said = (delta.sample, delta.token, reason, delta.logprob, delta.top, delta.hit)
-            rows.append([self.numbers[delta.request_id], *said])
+            later = self.unsent.get(self.numbers[delta.request_id])
+            (rows if later is None else later[1]).append([self.numbers[delta.request_id], *said])
             if reason is not None:
                 self.left[delta.request_id] -= 1
                 if not self.left[delta.request_id]:
                     self._forget(delta.request_id)
         if rows:
             self._send(message_line("drawn", rows=rows))
+
+    def _send_prompt_scores(self) -> None:
+        """Send the next message with log-probabilities of a prompt. One message per engine step delays other requests little."""
+        for number, (messages, rows) in [*self.unsent.items()][:1]:
+            if (message := next(messages, None)) is not None:
+                self._send(message)
+            else:
+                del self.unsent[number]
+                self._send(message_line("drawn", rows=rows))
 
     def _send_rollout_record(self, delta: Delta) -> bool:
         """Send a `recorded` message for a finished rollout. If the message is too long, refuse the request and return False."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -16,11 +17,13 @@ import pytest
 from served import Server
 from shapes import CHAT, MAX_LEN, chat_of, service_of, text_of
 
+from rorqual.serve import rate_limit
 from rorqual.serve.app import create_app
 from rorqual.serve.bridge import TRIES, EngineBridge, ServerJob
 from rorqual.serve.errors import ApiError
 from rorqual.serve.keys import ApiKeys
 from rorqual.serve.metrics import ServerMetrics, ServerSnapshot
+from rorqual.serve.rate_limit import RateLimit
 from rorqual.serve.replies import Reply
 from rorqual.serve.service import ModelService
 from rorqual.serve.wire import EngineArguments, EngineLimits, EngineRequest, SampledToken, Score, message_line, pack
@@ -287,6 +290,33 @@ def within(
     asyncio.run(run())
 
 
+def test_a_tenant_may_send_so_many_at_once_and_then_so_many_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(rate_limit.time, "monotonic", lambda: clock[0])
+
+    async def act(client: httpx.AsyncClient, service: ModelService) -> None:
+        async def ask() -> tuple[int, str | None]:
+            answer = await client.get("/v1/models")
+            return answer.status_code, answer.headers.get("retry-after")
+
+        object.__setattr__(service, "rate", RateLimit(0.25, 3))
+        other = service.keys.ensure_key("c")
+        assert [await ask() for _ in range(4)] == [*[(200, None)] * 3, (429, "4")]
+        assert (await client.get("/v1/models", headers={"authorization": f"Bearer {other}"})).status_code == 200
+        assert (await client.get("/livez")).status_code == 200
+        clock[0] += 3.5
+        refused = await client.post(TEXT, json={"model": "m"})
+        error = refused.json()["error"]
+        assert (refused.status_code, error["code"], refused.headers["retry-after"]) == (429, "rate_limit_exceeded", "1")
+        assert "Try again after 0.5 seconds" in error["message"], "what is refused does not count"
+        clock[0] += 5.0
+        assert [await ask() for _ in range(3)] == [(200, None)] * 2 + [(429, "4")]
+
+    within(tmp_path, act)
+
+
 def test_every_request_is_counted_by_its_route_and_how_it_ended(tmp_path: Path) -> None:
     async def act(client: httpx.AsyncClient, service: ModelService) -> None:
         ended = [
@@ -331,15 +361,18 @@ def test_a_server_says_whether_its_engine_is_ready(tmp_path: Path) -> None:
     within(tmp_path, act)
 
 
-def test_whoever_comes_when_the_queue_is_full_is_told_to_come_again(tmp_path: Path) -> None:
+def test_whoever_comes_when_the_queue_is_full_is_told_when_to_come_again(tmp_path: Path) -> None:
     async def act(client: httpx.AsyncClient, service: ModelService) -> None:
-        body = {"model": "m", "prompt": "a", "max_tokens": 1}
+        body, now = {"model": "m", "prompt": "a", "max_tokens": 1}, time.monotonic()
         with service.bridge.submitted_job([ONE], "a"):
             full = await client.post(TEXT, json=body)
             assert (full.status_code, full.headers.get("retry-after")) == (429, "1")
             assert full.json()["error"]["type"] == "rate_limit_error"
             assert full.json()["request_id"] == full.headers["x-request-id"]
             assert 'tenant_waiting{tenant="a"} 1' in (await client.get("/metrics")).text
+            service.bridge._ended.extendleft([now - 9] * 3)  # three requests have ended in nine seconds
+            full = await client.post(TEXT, json=body)
+            assert full.headers.get("retry-after") == "4", "3 seconds each, and some more by now"
 
     within(tmp_path, act, queue=1)
 

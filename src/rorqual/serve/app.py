@@ -78,6 +78,10 @@ class ApiKeyMiddleware:
             problem = "The API key is missing or unknown. Send the header Authorization: Bearer KEY."
             error = ApiError(401, problem, code="invalid_api_key")
             return _error_response(scope, error, {"www-authenticate": "Bearer"})
+        if tenant != TENANT and (wait := self.service.rate.wait(tenant)) > 0:
+            problem = f"This API key has sent too many requests. Try again after {wait:.1f} seconds."
+            error = ApiError(429, problem, code="rate_limit_exceeded", wait=wait)
+            return _error_response(scope, error, error.headers)
         scope["state"]["tenant"] = tenant
         return self.app
 
@@ -117,7 +121,7 @@ def _error_response(scope: Scope, error: ApiError, headers: dict[str, str] | Non
 
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return _error_response(request.scope, error, {"retry-after": "1"} if error.status in (429, 503) else None)
+    return _error_response(request.scope, error, error.headers)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

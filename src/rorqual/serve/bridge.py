@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -125,6 +125,7 @@ class EngineBridge:
         self._loading: float | None = None  # time when loading began, or None if the engine is not loading
         self._late = False  # whether the engine was killed because loading took too long
         self._next_number = 0
+        self._ended: deque[float] = deque(maxlen=32)  # times at which the latest requests ended
         self._incoming: Counter[str] = Counter()  # requests whose body is being read, by tenant
         self._closing = False
         self._process: asyncio.subprocess.Process | None = None
@@ -167,7 +168,12 @@ class EngineBridge:
                 429,
                 f"The queue is full: {total} requests are running or waiting, the limit is {self.queue}. Try again later.",
                 code="queue_full",
+                wait=self._seconds_per_request(),
             )
+
+    def _seconds_per_request(self) -> float:
+        """Return the mean time between the ends of the latest requests, which is the expected wait for a place in the queue."""
+        return (time.monotonic() - self._ended[0]) / len(self._ended) if self._ended else 0.0
 
     @contextmanager
     def reserve_queue_place(self, tenant: str) -> Iterator[None]:
@@ -247,6 +253,7 @@ class EngineBridge:
         """Remove a job from the bridge. Return whether the job was unfinished."""
         for number in job.numbers:
             self._parts.pop(number, None)
+        self._ended.append(time.monotonic())
         return self.jobs.pop(job.numbers[0], None) is not None
 
     # ---- the process

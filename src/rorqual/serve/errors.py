@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 MESSAGE = 4096
@@ -9,11 +10,19 @@ MESSAGE = 4096
 
 
 class ApiError(Exception):
-    """An error response. `status`: HTTP status. `param`: name of the invalid parameter. `code`: a machine-readable code."""
+    """An error response. `status`: HTTP status. `param`: name of the invalid parameter. `code`: a machine-readable code.
+    `wait`: seconds after which the client may try again, if known."""
 
-    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None, wait: float = 0.0
+    ) -> None:
         super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
+        self.status, self.message, self.param, self.code, self.wait = status, message, param, code, wait
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The header `Retry-After` of an error that may pass, in whole seconds."""
+        return {"retry-after": str(max(1, math.ceil(self.wait)))} if self.status in (429, 503) else {}
 
     def body(self) -> dict[str, Any]:
         """Return the JSON object of the error response."""

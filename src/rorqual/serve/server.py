@@ -30,6 +30,7 @@ from rorqual.serve.cors import parse_origins
 from rorqual.serve.descriptors import AT_ONCE, raise_open_file_limit
 from rorqual.serve.keys import ApiKeys, default_key_file
 from rorqual.serve.options import ServerOptions
+from rorqual.serve.rate_limit import RateLimit
 from rorqual.serve.service import CascadeTeacher, ModelService, read_defaults
 from rorqual.serve.uploads import WeightUploads
 from rorqual.serve.wire import EngineArguments
@@ -118,6 +119,7 @@ def serve(arguments: EngineArguments, address: ServerOptions, cascade: CascadeAr
             keys=keys,
             operator=address.operator,
             max_body=address.max_body,
+            rate=RateLimit(address.rate, address.queue),
             defaults=read_defaults(run),
             cors=cors,
             uploads=uploads,

@@ -22,6 +22,7 @@ from rorqual.serve.errors import ApiError, bad_request
 from rorqual.serve.keys import ApiKeys
 from rorqual.serve.limits import MAX_VALUES, SLICE, too_large
 from rorqual.serve.metrics import ServerMetrics
+from rorqual.serve.rate_limit import RateLimit
 from rorqual.serve.schemas import GenerationRequest
 from rorqual.serve.unsupported_fields import TEXT_ONLY, unsupported_type
 from rorqual.serve.uploads import WeightUploads
@@ -87,8 +88,8 @@ class ModelService:
     updates from a trainer, or None if weight updates are turned off. `prompts`: example prompts from the problems that the
     model was trained on. `think_budget`: maximum thinking tokens of a chat reply, unless the request sets its own
     `think_budget`; 0 sets no maximum. `task`: defaults of chat requests, from the run's `defaults.json`. `teacher`: the
-    second model of a cascade, which answers chat requests if the first model is not sure, or None. `cutters`: one worker
-    thread per tenant.
+    second model of a cascade, which answers chat requests if the first model is not sure, or None. `rate`: limit on the
+    requests of each tenant. `cutters`: one worker thread per tenant.
     """
 
     name: str
@@ -107,6 +108,7 @@ class ModelService:
     think_budget: int = 0
     task: TaskDefaults = NO_DEFAULTS
     teacher: CascadeTeacher | None = None
+    rate: RateLimit = field(default_factory=RateLimit)
     bodies: LargeBodyLimit = field(default_factory=LargeBodyLimit)
     cutters: dict[str, ThreadPoolExecutor] = field(default_factory=dict)
 

@@ -322,6 +322,9 @@ class ModelService:
 
 
 def _too_long(param: str, tokens: int | str, info: EngineLimits) -> ApiError:
-    """Return the error for a text that leaves no room for a reply in the context."""
-    problem = f"`{param}` has {tokens} tokens, but it and the reply must fit in the context of {info.max_len} tokens"
+    """Return the error for a text that leaves no room for a reply in the context.
+
+    Clients such as LiteLLM recognise the error by OpenAI's words "This model's maximum context length is".
+    """
+    problem = f"This model's maximum context length is {info.max_len} tokens, but `{param}` alone has {tokens} tokens"
     return bad_request(f"{problem}. Shorten this field.", param, "context_length_exceeded")

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tape import Job, Tape, answer, drive, sequence, some_ids
 
+from rorqual.engine.prompt_scores import PromptScores
+from rorqual.engine.scheduler import PREFILL_BESIDE_OTHERS, SCORED_TOKEN_COST
 from rorqual.ops.paged import BLOCK, QUERIES
 
 
@@ -89,6 +91,29 @@ def test_a_long_prompt_delays_no_row_by_more_than_a_step(step_tokens: int) -> No
     assert {t: len(ids) for t, ids in seen.ended.items()} == {
         job.sequence.request_id: len(answer(job.sequence)) for job in (*talkers, long)
     }
+
+
+def test_a_prompt_beside_another_tenant_is_fed_in_small_parts() -> None:
+    for tenant, most in (("a", 999), ("b", PREFILL_BESIDE_OTHERS)):
+        tape = Tape(4, 40, step_tokens=1000)
+        talker, long = sequence(2, (5, 2), new=80, tenant="a"), sequence(9, some_ids(0, 1500), new=2, tenant=tenant)
+        drive(tape, [Job(talker), Job(long, at=3)])
+        assert max(fed for decode, fed in tape.fed_in_a_step if decode) == most
+    tape = Tape(4, 40, step_tokens=1000)
+    drive(tape, [Job(sequence(9, some_ids(0, 1500), new=2))])
+    assert tape.fed_in_a_step[0] == (0, 1000), "alone, a prompt has the whole step"
+
+
+def test_a_token_with_a_log_probability_counts_as_several() -> None:
+    scored, plain = (sequence(number, some_ids(number, 700), new=1) for number in (3, 4))
+    scored.scores = PromptScores(700, 20)
+    tape = Tape(4, 40, step_tokens=1600)
+    tape.scheduler.submit([scored])
+    tape.step()
+    assert tape.fed_in_a_step == [(0, 1600 // SCORED_TOKEN_COST)]
+    tape.scheduler.submit([plain])
+    tape.step()
+    assert scored.num_computed_tokens == 200 + 100 and plain.num_computed_tokens == 700, "half of the step each"
 
 
 def test_equal_prompts_are_fed_once_and_only_within_a_tenant() -> None:

@@ -249,7 +249,9 @@ def test_a_prompt_that_cannot_fit_is_refused(server: Server, chat: bool) -> None
             if status == 400:
                 error = answer.json()["error"]
                 assert error["code"] == "context_length_exceeded"
-                assert f"This model's maximum context length is {CONTEXT} tokens" in error["message"], "the words that LiteLLM knows"
+                assert f"This model's maximum context length is {CONTEXT} tokens" in error["message"], (
+                    "the words that LiteLLM knows"
+                )
                 assert ("has at least" in error["message"]) == (length > 1_000_000), "what is told before it is cut"
 
 

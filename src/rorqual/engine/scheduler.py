@@ -26,6 +26,8 @@ from rorqual.ops.paged import BLOCK, QUERIES
 
 SCORED_TOKEN_COST = 8
 """Number of prefill tokens whose time corresponds to the time of one prompt token with log-probabilities."""
+PREFILL_BESIDE_OTHERS = 2 * QUERIES
+"""Maximum number of prefill tokens in a step in which a tenant decodes that has no prompt to prefill."""
 QUANTUM = 16
 """Minimum number of tokens that a sequence decodes before it may be preempted for fairness. The minimum `QUANTUM` lets every
 sequence make progress."""
@@ -76,7 +78,8 @@ class Scheduler:
     """Continuous batching over `slots` rows, with KV-cache blocks from the manager `pages`.
 
     A step computes at most `step_tokens` tokens, which limits how long a prompt delays the decoding sequences. A prompt token whose
-    log-probability is computed counts as `SCORED_TOKEN_COST` tokens. Prefill always gets at least `QUERIES` tokens of a step.
+    log-probability is computed counts as `SCORED_TOKEN_COST` tokens. Beside another tenant's decoding sequences, a prompt gets
+    `PREFILL_BESIDE_OTHERS` tokens of a step. Prefill always gets at least `QUERIES` tokens of a step.
     """
 
     def __init__(self, slots: int, pages: KVCacheManager, history: HistoryAccess, *, step_tokens: int = 1024) -> None:
@@ -265,6 +268,8 @@ class Scheduler:
         of the batch."""
         plan.decode = len(self.running)
         budget = max(self.step_tokens - plan.decode, QUERIES)
+        if {s.tenant for s in self.running} - {s.tenant for s in self.prefilling}:
+            budget = min(budget, PREFILL_BESIDE_OTHERS)
         completed: list[PrefillChunk] = []
         order = round_robin(self.prefilling)
         for index, sequence in enumerate(order):

@@ -81,15 +81,19 @@ def test_a_summary_has_the_intervals_of_its_passages() -> None:
 
     found = summarise([passage(0.1, 0.2, 0.5, 0.75), passage(0.3, 0.3, 0.25, 0.25), passage(0.2, 0.1, 1.0, 0.5)])
     assert (found.passages, found.scored) == (3, 150)
-    assert (found.kl.mean, found.changed.mean) == pytest.approx((0.2, 0.2))
+    assert (found.kl.mean, found.changed.mean, found.lost.mean) == pytest.approx((0.2, 0.2, -0.25 / 3))
     assert found.kl.interval == t_interval([0.1, 0.3, 0.2]) and found.changed.interval == t_interval([0.2, 0.3, 0.1])
-    assert found.lost.mean == pytest.approx(-0.25 / 3), "right with dense minus right with sparse attention"
-    assert found.lost.interval == paired_interval(0.25, 0.5, 3)
+    assert found.lost.interval == t_interval([0.25, 0.0, -0.5]), "right with dense minus right with sparse attention"
     assert (found.right_sparse, found.right_dense) == pytest.approx((1.75 / 3, 0.5))
     assert (found.loss_sparse, found.loss_dense) == pytest.approx((0.6, 0.4))
     unchanged = summarise([passage(0.0, 0.0, 1.0, 1.0)] * 4)
     assert unchanged.changed.interval == wilson(0, 200), "no change in any passage has an interval of positive width"
-    assert unchanged.lost.interval.high == -unchanged.lost.interval.low == pytest.approx(paired_interval(0, 0, 4).high)
+    assert unchanged.lost.interval == paired_interval(0, 0, 200)
+    mixed = summarise([passage(0.0, 0.1, 0.5, 0.7), passage(0.0, 0.1, 0.5, 0.7), passage(0.0, 0.1, 0.6, 0.3)] * 2)
+    both = t_interval([0.2, 0.2, -0.3] * 2), paired_interval(40, 30, 300)
+    widest = min(one.low for one in both), max(one.high for one in both)
+    assert (mixed.lost.interval.low, mixed.lost.interval.high) == pytest.approx(widest)
+    assert mixed.changed.interval == wilson(30, 300), "equal passages"
 
 
 @torch.no_grad()

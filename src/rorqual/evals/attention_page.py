@@ -74,10 +74,10 @@ def notes(report: SparseAttentionReport) -> list[str]:
 def _damage_table(report: SparseAttentionReport) -> Table:
     rows = [
         [name, f"{d.passages}", f"{d.scored:,}", _with_interval(d.kl, ".3f"), _with_interval(d.changed, ".1%"), f"{d.right_dense:.1%}",
-         _with_interval(d.lost, ".1%"), f"{d.loss_dense:.3f}", f"{d.loss_sparse:.3f}"]
+         _with_interval(d.lost, ".1%")]
         for name, d in report.summaries(report.shown_budget).items()
     ]  # fmt: skip
-    heads = ("text", "passages", "tokens", "KL", "changed", "right dense", "lost", "loss dense", "loss sparse")
+    heads = ("text", "passages", "tokens", "KL", "changed", "right dense", "lost")
     return Table(title="damage, by text", heads=heads, rows=rows)
 
 

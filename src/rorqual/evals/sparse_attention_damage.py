@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rorqual.core.errors import ConfigError
-from rorqual.evals.stats import Difference, Floats, Interval, difference_over_seeds, t_interval, wilson
+from rorqual.evals.stats import Difference, Floats, Interval, paired_interval, t_interval, wilson
 from rorqual.model.attention.dsa import ATTENTION_ERROR_NAMES, DSA
 from rorqual.model.decoder import Decoder
 
@@ -92,28 +92,31 @@ class DamageSummary:
 def summarise(passages: Sequence[PassageDamage]) -> DamageSummary:
     """Return the means over at least two passages, each with its interval.
 
-    The passages are the independent units: the intervals of `kl` and `changed` are Student's t. The interval of `changed` also
-    covers the score interval over tokens, so passages without a change do not give an interval of zero width. The interval of
-    `lost` is the score interval of a paired difference.
+    The intervals are Student's t over passages. Those of `changed` and `lost` also cover the score interval over tokens, so
+    passages without a change do not give an interval of zero width.
     """
-    kl, changed, sparse, dense = (
-        np.array([getattr(one, name) for one in passages]) for name in ("kl", "changed", "right_sparse", "right_dense")
-    )
-    scored = sum(one.scored for one in passages)
-    over_passages = t_interval(changed)
-    over_tokens = wilson(sum(one.changed * one.scored for one in passages), scored)
-    widest = Interval(min(over_passages.low, over_tokens.low), max(over_passages.high, over_tokens.high))
+    columns = (np.array([getattr(one, field.name) for one in passages]) for field in fields(PassageDamage))
+    counts, kl, changed, sparse, dense, *losses = columns
+    scored, lost = int(counts.sum()), dense - sparse
+    changes = wilson(float((changed * counts).sum()), scored)
+    more, fewer = (float((part.clip(0) * counts).sum()) for part in (lost, -lost))
     return DamageSummary(
         passages=len(passages),
         scored=scored,
         kl=Difference(float(kl.mean()), t_interval(kl), len(passages)),
-        changed=Difference(float(changed.mean()), widest, len(passages)),
-        lost=difference_over_seeds([sparse], [dense]),
+        changed=Difference(float(changed.mean()), _union(t_interval(changed), changes), len(passages)),
+        lost=Difference(
+            float(lost.mean()), _union(t_interval(lost), paired_interval(more, fewer, scored)), len(passages)
+        ),
         right_sparse=float(sparse.mean()),
         right_dense=float(dense.mean()),
-        loss_sparse=float(np.mean([one.loss_sparse for one in passages])),
-        loss_dense=float(np.mean([one.loss_dense for one in passages])),
+        loss_sparse=float(losses[0].mean()),
+        loss_dense=float(losses[1].mean()),
     )
+
+
+def _union(one: Interval, other: Interval) -> Interval:
+    return Interval(min(one.low, other.low), max(one.high, other.high))
 
 
 def sparse_layers(model: Decoder, where: str = "") -> list[DSA]:

@@ -245,6 +245,11 @@ def test_writes_that_failed_hold_no_room_in_the_queue(folder: Path, monkeypatch:
         replace(*names, **places)
 
     with open_store(folder, 64 * MIB, queue_bytes=4 * MIB) as store:
+        store.queue_bytes = 3 * 4096
+        for number in range(20, 24):  # a small payload takes a page of the disk, and of the queue until it is written
+            assert store.put(key(number), payload(0, 100))
+            store.flush()
+        store.queue_bytes = 4 * MIB
         monkeypatch.setattr(os, "replace", fails)
         for number in range(5):
             assert store.put(key(number), payload(0, MIB))
@@ -254,7 +259,8 @@ def test_writes_that_failed_hold_no_room_in_the_queue(folder: Path, monkeypatch:
         assert store.put(key(10), payload(1, MIB)) and store.put(key(11), payload(2, MIB)), "while the first is written"
         disk.set()
         store.flush()
-        assert store.stats()["written"] == 2 and store.stats()["dropped"] == 5
+        assert store.stats()["written"] == 6 and store.stats()["dropped"] == 5
+        assert store._pending_bytes == 0
 
 
 def test_leftovers_of_ours_are_removed_and_nothing_else_is_touched(folder: Path) -> None:

@@ -146,7 +146,7 @@ def test_a_refusal_of_one_prompt_ends_the_request_and_names_the_parameter(
             error = caught.value
             assert (error.status, error.message, error.param, error.code) == (status, "no", param, code)
             assert told_of(bridge) == [("cancel", number, None, 0) for number in job.numbers]
-        assert (reply.metrics.failed, reply.metrics.cancelled) == (1, 0)
+        assert (reply.metrics.failed, reply.metrics.cancelled) == (int(status >= 500), 0), "a refusal is no failure"
 
     asyncio.run(act())
 
@@ -236,11 +236,13 @@ def test_tokens_of_thoughts_are_counted_over_all_samples() -> None:
     assert usage["completion_tokens_details"] == {"reasoning_tokens": 3 + 5}
     assert (usage["completion_tokens"], usage["total_tokens"]) == (8 + 3 * 4, 3 + 8 + 3 * 4)
     assert [choice.reasoning for choice in reply.choices] == ["abc", "abcde", ""]
-    assert reply.metrics.first_tokens == 1 and reply.metrics.first_token_seconds >= 0
+    assert reply.metrics.first_tokens.total() == 1 and reply.metrics.first_token_seconds >= 0
 
 
 def test_each_figure_of_the_page_is_its_own() -> None:
-    metrics = ServerMetrics(first_token_seconds=1.5, first_tokens=2, cancelled=3, failed=4)
+    metrics = ServerMetrics(cancelled=3, failed=4)
+    for seconds in (0.25, 1.25, 1.0, 100.0):
+        metrics.record_first_token(seconds)
     metrics.requests["/v1/models", 200] = 5
     metrics.requests["other", 401] = 6
     text = metrics.prometheus_text(
@@ -250,8 +252,11 @@ def test_each_figure_of_the_page_is_its_own() -> None:
     assert sorted(lines) == sorted([
         'rorqual_requests_total{route="/v1/models",status="200"} 5',
         'rorqual_requests_total{route="other",status="401"} 6',
-        "rorqual_first_token_seconds_sum 1.500000",
-        "rorqual_first_token_seconds_count 2",
+        *(f'rorqual_first_token_seconds_bucket{{le="{bound}"}} {count}' for bound, count in zip(
+            ("0.05", "0.1", "0.25", "0.5", "1", "2.5", "5", "10", "30", "60", "+Inf"), (0, 0, 1, 1, 2, 3, 3, 3, 3, 3, 4), strict=True
+        )),
+        "rorqual_first_token_seconds_sum 102.500000",
+        "rorqual_first_token_seconds_count 4",
         "rorqual_prompt_hit_ratio 0.000000",
         "rorqual_cancelled_total 3",
         "rorqual_failed_total 4",

@@ -216,7 +216,7 @@ def test_what_was_refused_or_had_no_token_yet_is_not_billed(server: Server) -> N
     with server.client as client, ExitStack() as held:
         refused = client.post("/v1/chat/completions", json=chat_body(guided_regex="(a|b)(?=c)"))
         assert refused.status_code == 400 and refused.json()["error"]["param"] == "guided_regex"
-        assert misses() == before and server.metric("failed_total") == failed + 1
+        assert misses() == before and server.metric("failed_total") == failed, "a refusal is no failure"
         assert server.metric("cancelled_total") == cancelled
         for number in range(4):  # all slots
             said = {"messages": [{"role": "user", "content": f"{number} hello"}], "ignore_eos": True}

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 
+SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, math.inf)
+"""Upper bounds of the histogram of the time to first token, in seconds."""
 RUNNING, WAITING = "Requests that are generating tokens", "Requests that wait for their first token"
 
 
@@ -28,7 +32,7 @@ class ServerMetrics:
     requests: Counter[tuple[str, int]] = field(default_factory=Counter)
     tokens: Counter[tuple[str, str]] = field(default_factory=Counter)
     first_token_seconds: float = 0.0
-    first_tokens: int = 0
+    first_tokens: Counter[float] = field(default_factory=Counter)  # the smallest bound in `SECONDS` -> requests
     cancelled: int = 0
     failed: int = 0
 
@@ -41,7 +45,7 @@ class ServerMetrics:
     def record_first_token(self, seconds: float) -> None:
         """Record a request's time to first token."""
         self.first_token_seconds += seconds
-        self.first_tokens += 1
+        self.first_tokens[next(bound for bound in SECONDS if seconds <= bound)] += 1
 
     def prometheus_text(self, now: ServerSnapshot, only: str | None = None) -> str:
         """Return the metrics in Prometheus' text format 0.0.4. `only`: the tenant whose metrics are returned, or None for all
@@ -69,12 +73,15 @@ class ServerMetrics:
         hits, misses = (
             sum(n for (_, k), n in self.tokens.items() if k == kind) for kind in ("prompt_hit", "prompt_miss")
         )
-        seconds: dict[str, float | str] = {"_sum": f"{self.first_token_seconds:.6f}", "_count": self.first_tokens}
+        within = list(accumulate(self.first_tokens[bound] for bound in SECONDS))
+        names = (f"{bound:g}" if bound < math.inf else "+Inf" for bound in SECONDS)
+        seconds: dict[str, float | str] = {f'_bucket{{le="{name}"}}': n for name, n in zip(names, within, strict=True)}
+        seconds |= {"_sum": f"{self.first_token_seconds:.6f}", "_count": within[-1]}
         ratio = f"{hits / max(hits + misses, 1):.6f}"
         stats = {f'{{what="{name}"}}': f"{value:.15g}" for name, value in sorted(now.stats.items())}
-        failed = "Requests that the engine refused, or that failed because the engine died."
+        failed = "Requests that failed because of an error of the server."
         yield _metric("requests_total", "counter", "Requests answered, by route and status.", requests)
-        yield _metric("first_token_seconds", "summary", "Seconds from a request to its first token.", seconds)
+        yield _metric("first_token_seconds", "histogram", "Seconds from a request to its first token.", seconds)
         yield _metric("prompt_hit_ratio", "gauge", "Share of prompt tokens that the prefix cache served.", {"": ratio})
         yield _metric("cancelled_total", "counter", "Requests whose client disconnected.", {"": self.cancelled})
         yield _metric("failed_total", "counter", failed, {"": self.failed})

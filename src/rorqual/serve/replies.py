@@ -200,8 +200,8 @@ class Reply:
                     self._scores[event.prompt] += event.scores
                 else:
                     self._reset()
-        except ApiError:
-            self.metrics.failed += 1
+        except ApiError as error:
+            self.metrics.failed += error.status >= 500
             raise
         except (asyncio.CancelledError, GeneratorExit):
             self.metrics.cancelled += not self.all_samples_done

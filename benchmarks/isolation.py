@@ -2,7 +2,7 @@
 
     python benchmarks/isolation.py --rounds 5
 
-A server serves an untrained model of the recipes' size `medium`. The tenant `calm` streams replies and asks `/livez` twenty times a
+A server serves an untrained model of a size of the recipes. The tenant `calm` streams replies and asks `/livez` twenty times a
 second, in a process of its own. In each round, it first has the server alone, and then beside each attack of the tenant `hostile`.
 A row reports, over the rounds: the 99th percentile of the times between tokens, its ratio to the same round without an attack, the
 slowest `/livez`, and how much the memory of the server, its engine and its helper processes grew. `cache` reports whether the time of
@@ -26,7 +26,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 from record import ROOT, made_by
@@ -34,7 +34,7 @@ from record import ROOT, made_by
 from rorqual.core.records import write_json
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.model import build
-from rorqual.recipes.models import v3_like
+from rorqual.recipes.models import Size, v3_like
 from rorqual.serve.keys import ApiKeys
 
 sys.path.insert(0, str(ROOT / "tests" / "serve"))
@@ -43,7 +43,7 @@ import served
 RESULT = ROOT / "docs" / "results" / "isolation.json"
 CONTEXT = 16_384
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
-MODEL = "medium"
+MODEL = "model"
 Attack = Callable[[httpx.Client, threading.Event], None]
 
 
@@ -207,19 +207,18 @@ def percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, math.ceil(share * len(values)) - 1)]
 
 
-def one_attack(server: served.Server, keys: dict[str, str], attack: Attack, seconds: float) -> dict[str, float]:
-    over, before = threading.Event(), memory_of(server.process.pid)
-    headers = {"authorization": f"Bearer {keys['hostile']}"}
-    with httpx.Client(base_url=server.url, headers=headers, timeout=600, trust_env=False) as client:
-        attacker = threading.Thread(target=attack, args=(client, over), daemon=True)
-        attacker.start()
-        time.sleep(0.5)
+def one_attack(server: served.Server, keys: dict[str, str], name: str, seconds: float) -> dict[str, float]:
+    before = memory_of(server.process.pid)
+    attacker = subprocess.Popen([sys.executable, __file__, "--attack", name, server.url, keys["hostile"]])
+    try:
+        time.sleep(2)
         words = [sys.executable, __file__, "--watch", server.url, keys["calm"], str(seconds)]
         found = json.loads(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout)
         found["gaps"] = found["gaps"] or [seconds]  # no second token in all the time
         peak = memory_of(server.process.pid)
-        over.set()
-    attacker.join(60)
+    finally:
+        attacker.kill()  # which closes its connections, so the server cancels its requests
+        attacker.wait()
     time.sleep(1)
     return {
         "p99_ms": 1000 * percentile(found["gaps"], 0.99),
@@ -260,20 +259,26 @@ def cache_auc(server: served.Server, keys: dict[str, str], pairs: int) -> dict[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--watch", nargs=3, metavar=("URL", "KEY", "SECONDS"), help=argparse.SUPPRESS)
+    parser.add_argument("--attack", nargs=3, metavar=("NAME", "URL", "KEY"), help=argparse.SUPPRESS)
+    parser.add_argument("--size", default="small", choices=get_args(Size), help="size of the model")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10.0, help="seconds of each attack")
     parser.add_argument("--pairs", type=int, default=50, help="pairs of requests for the AUC")
     parser.add_argument("--only", help="comma-separated attacks beside `alone`; default: all")
     parser.add_argument("--result", type=Path, default=RESULT)
     a = parser.parse_args()
+    if a.attack:
+        headers = {"authorization": f"Bearer {a.attack[2]}"}
+        with httpx.Client(base_url=a.attack[1], headers=headers, timeout=600, trust_env=False) as client:
+            ATTACKS[a.attack[0]](client, threading.Event())
     if a.watch:
         print(json.dumps(watch(a.watch[0], a.watch[1], float(a.watch[2]))))
         return
-    chosen = {name: attack for name, attack in ATTACKS.items() if not a.only or name in ("alone", *a.only.split(","))}
+    chosen = [name for name in ATTACKS if not a.only or name in ("alone", *a.only.split(","))]
     rounds = []
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        model = build(v3_like(MODEL, vocab_size=BASE_VOCAB, context=CONTEXT), seed=0)
+        model = build(v3_like(a.size, vocab_size=BASE_VOCAB, context=CONTEXT), seed=0)
         run = served.save_run(place / MODEL, model, Tokenizer.byte_level())
         store = ApiKeys.load(place / "keys.json")
         keys = {tenant: store.ensure_key(tenant) or "" for tenant in ("calm", "hostile")}
@@ -281,8 +286,8 @@ def main() -> None:
         try:
             for number in range(a.rounds):
                 rounds.append({})
-                for name, attack in chosen.items():
-                    row = rounds[-1][name] = one_attack(server, keys, attack, a.seconds)
+                for name in chosen:
+                    row = rounds[-1][name] = one_attack(server, keys, name, a.seconds)
                     ratio = row["p99_ms"] / rounds[-1]["alone"]["p99_ms"]
                     print(
                         f"round {number + 1}: {name}: p99 {row['p99_ms']:.0f} ms ({ratio:.2f}), /livez at most "

@@ -50,8 +50,7 @@ def test_a_reply_streamed_token_by_token_is_the_reply(reasoning: str | None, con
         whole = CHAT.render([*asked, Message("assistant", content, reasoning)], thinking=thinking).ids
     except DataError:  # half of a surrogate pair
         return
-    ids = whole[len(CHAT.prompt(asked, thinking)) :]
-    told = list(reply_pieces(ids, CHAT, thinking))
+    told = list(reply_pieces(whole[len(CHAT.prompt(asked, thinking)) :], CHAT, thinking))
     assert "".join(text for is_reasoning, text in told if is_reasoning) == (reasoning or "")
     assert "".join(text for is_reasoning, text in told if not is_reasoning) == content
     assert all("\ufffd" not in text for _, text in told) or "\ufffd" in content + (reasoning or "")

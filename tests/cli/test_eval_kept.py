@@ -39,6 +39,11 @@ class Server(StubServer):
         self.finish: Any = lambda number: "stop"
         self.usage: Any = lambda number: {"completion_tokens": 5}
 
+    def begin_again(self, status: Any = lambda number, question: 200) -> None:
+        """Forget what was asked, and do as told from here on."""
+        self.asked.clear()
+        self.status = status
+
     def add(self, _: int, body: dict[str, Any]) -> tuple[int, dict[str, Any]] | None:
         question = body["messages"][-1]["content"]
         with self.lock:
@@ -86,8 +91,7 @@ def test_a_kill_loses_no_answer_that_was_paid_for(server: Server, tmp_path: Path
     asked = Counter(server.asked)
     assert len(asked) == 24 == sum(asked.values())
     assert kept(whole) == []
-    server.asked.clear()
-    server.status = lambda number, question: 200 if number < 9 else None
+    server.begin_again(lambda number, question: 200 if number < 9 else None)
     with start(server.url, "model=a", *WORDS, f"out={again}") as process:
         end = time.monotonic() + 600
         while not kept(again) or len(kept(again)[0].read_bytes().splitlines()) < 9:
@@ -102,8 +106,7 @@ def test_a_kill_loses_no_answer_that_was_paid_for(server: Server, tmp_path: Path
         assert "The same command resumes" in errors
     assert not again.exists()
     before = len(kept(again)[0].read_bytes().splitlines())
-    server.asked.clear()
-    server.status = lambda number, question: 200
+    server.begin_again()
     typed(server.url, "model=a", *WORDS, f"out={again}")
     assert len(server.asked) == 24 - before
     assert replies(again) == replies(whole)
@@ -117,16 +120,13 @@ def test_more_samples_and_problems_ask_for_the_further_ones_alone_and_another_mo
     server.status = lambda number, question: 200 if number < 20 else 404
     _, errors = typed(server.url, "model=a", *WORDS, f"out={out}", code=2)
     assert "Saved 20 answers in" in errors
-    server.asked.clear()
-    server.status = lambda number, question: 404
+    server.begin_again(lambda number, question: 404)
     _, errors = typed(server.url, "model=b", *WORDS, f"out={out}", code=2)
     assert "Saved" not in errors and len(kept(out)) == 1
-    server.asked.clear()
-    server.status = lambda number, question: 200 if number < 5 else 404
+    server.begin_again(lambda number, question: 200 if number < 5 else 404)
     _, errors = typed(server.url, "model=b", *WORDS, f"out={out}", code=2)
     assert "Saved 5 answers in" in errors and len(kept(out)) == 2
-    server.asked.clear()
-    server.status = lambda number, question: 200
+    server.begin_again()
     more = [word.replace("samples=2", "samples=3").replace("count=12", "count=14") for word in WORDS]
     typed(server.url, "model=a", *more, f"out={out}")
     assert len(server.asked) == 14 * 3 - 20
@@ -147,8 +147,7 @@ def test_a_request_that_is_refused_is_ungraded_and_asked_again_by_the_same_comma
     assert len(server.asked) == 24
     assert "ungraded" in text
     assert "2 requests failed" in errors and "this prompt is too long for me" in errors
-    server.asked.clear()
-    server.status = lambda number, question: 200
+    server.begin_again()
     typed(server.url, "model=a", *WORDS, f"out={out}")
     assert len(server.asked) == 2
     assert not any(sample.error for sample in Evaluation.load(out).samples)
@@ -177,14 +176,12 @@ def test_a_server_that_refuses_everything_from_some_moment_on_stops_the_evaluati
     _, errors = typed(server.url, "model=a", *more, f"out={out}", code=2)
     assert "Saved 10 answers in" in errors and "too long for me" in errors
     assert 10 + IN_A_ROW <= len(server.asked) <= 10 + IN_A_ROW + 1, "one was under way"
-    server.asked.clear()
-    server.status = lambda number, question: 200
+    server.begin_again()
     _, errors = typed(server.url, "model=a", *more, f"out={out}")
     assert "Reusing 10 answers from" in errors
     assert len(server.asked) == 50
     assert kept(out) == []
-    server.asked.clear()
-    server.status = lambda number, question: 200 if number < 5 else 401
+    server.begin_again(lambda number, question: 200 if number < 5 else 401)
     _, errors = typed(server.url, "model=a", *WORDS, code=2)
     assert "5 answers are lost. Give out=FILE.json" in errors
 

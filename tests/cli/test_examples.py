@@ -61,8 +61,7 @@ def blocks(name: str) -> list[tuple[str, str]]:
 
 def example(verb: str) -> str:
     """The command with which the help of `verb` ends."""
-    help_text = CliRunner().invoke(app, [verb, "--help"]).output
-    return help_text.rstrip().rpartition("Example:\n")[2].strip()
+    return CliRunner().invoke(app, [verb, "--help"]).output.rstrip().rpartition("Example:\n")[2].strip()
 
 
 def in_small(text: str) -> str:

@@ -39,13 +39,6 @@ from rorqual.train.loop import fit
 from rorqual.train.run import Run
 
 
-@pytest.fixture(autouse=True)
-def same_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder that the commands are typed in; it holds a copy of the tiny run."""
@@ -134,8 +127,7 @@ def test_eval_asks_and_records_what_it_was_told() -> None:
     params = SamplingParams(max_tokens=5, temperature=0.5, seed=7, n=2, think_budget=3, calculator=True)
     assert (found.split, found.count, found.seed, found.thinking) == ("dev", 3, 7, "on")
     assert (found.per_family, found.params, found.model) == (True, params, "run")
-    task = load_task("families:add,sub", options={"hard": 0.5})
-    problems = pick_problems(task, "dev", 3, 7, True)
+    problems = pick_problems(load_task("families:add,sub", options={"hard": 0.5}), "dev", 3, 7, True)
     assert found.problem_keys == [problem.key for problem in problems]
     system = Message("system", "Be brief.")
     requests = [
@@ -338,10 +330,8 @@ def test_what_generate_writes_and_reads_is_as_told(here: Path) -> None:
     ids = generated(here, [row], "token_ids=true")[0]["choices"][0]
     logprobs = generated(here, [row], "logprobs=true")[0]["choices"][0]
     assert "token_ids" in ids and "logprobs" not in ids and "logprobs" in logprobs and "token_ids" not in logprobs
-    raw = generated(here, [row], "raw=true")[0]
-    assert raw["usage"]["prompt_tokens"] != plain["usage"]["prompt_tokens"]
-    bad = [row, {"prompt": ""}]
-    assert len(generated(here, bad, code=1)) == 2
+    assert generated(here, [row], "raw=true")[0]["usage"]["prompt_tokens"] != plain["usage"]["prompt_tokens"]
+    assert len(generated(here, [row, {"prompt": ""}], code=1)) == 2
     (here / "o.jsonl").unlink()
     assert "p.jsonl:2" in output_of(*GENERATE, "out=o.jsonl", "strict=true", code=2)
     assert not (here / "o.jsonl").exists()
@@ -424,8 +414,7 @@ def test_chat_has_the_defaults_of_the_run_and_a_given_key_replaces_one(here: Pat
 
 @pytest.mark.usefixtures("here")
 def test_chat_makes_its_engine_as_told(engines: list[dict[str, Any]]) -> None:
-    given = {"max_tokens": "3", "threads": "2", "dtype": "bfloat16"}
-    chatted(given)
+    chatted({"max_tokens": "3", "threads": "2", "dtype": "bfloat16"})
     assert engines == [{"run": "run", "device": "cpu", "dtype": "bfloat16", "slots": 1, "threads": 2}]
     assert torch.get_num_threads() == 2, "a reply is drawn by the calling thread, and torch's operations share it out"
     refuses_devices("chat", "run")
@@ -688,8 +677,7 @@ def test_a_plan_lists_its_options() -> None:
 
 
 def test_every_verb_refuses_an_option_that_it_does_not_have(here: Path) -> None:
-    file = here / "p.jsonl"
-    file.write_text('{"prompt": "a"}\n', encoding="utf-8")
+    (here / "p.jsonl").write_text('{"prompt": "a"}\n', encoding="utf-8")
     words: dict[str, Callable[[], tuple[str, ...]]] = {
         "generate": lambda: ("p.jsonl",),
         "compare": lambda: ("a", "b"),

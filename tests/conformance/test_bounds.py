@@ -155,8 +155,7 @@ def test_a_bad_word_at_any_key_is_refused_by_a_message(
     takes = inspect.signature(RECIPES[recipe]).parameters
     given = {name: NEEDED[name] for name, p in takes.items() if p.default is inspect.Parameter.empty}
     given |= {"task": "families"} if recipe == "sft" else {}
-    run = make_run(recipe, given)
-    for key in dict.fromkeys((*takes, *leaves(run))):
+    for key in dict.fromkeys((*takes, *leaves(make_run(recipe, given)))):
         for word in WORDS:
             try:
                 made = make_run(recipe, given | {key: word})

@@ -179,8 +179,7 @@ def test_what_it_cannot_run_is_refused_and_its_twin_is_run() -> None:
 def tiny(folder: Path, **changes: Any) -> Run:
     file = folder / "text.txt"
     file.write_text("".join(f"{a} and {b} make {a + b}. " for a in range(40) for b in range(10)), encoding="utf-8")
-    run = pretrain(data=str(file), size="tiny", steps=4, rows=2, row=32)
-    return run.model_copy(update=changes)
+    return pretrain(data=str(file), size="tiny", steps=4, rows=2, row=32).model_copy(update=changes)
 
 
 def test_it_trains_and_evaluates_by_name(tmp_path: Path) -> None:
@@ -218,8 +217,7 @@ def test_texts_are_scored_by_the_backend_that_was_named(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(LOUDER)
     losses = dict[str, float]()
     for name in (louder := f"{tmp_path / 'mine.py'}:Louder", "torch-invariant", "torch", "transposed"):
-        settings = EvalSettings(data=str(tmp_path / "text.txt"), backend=name)
-        said = loss_on_text(str(tmp_path / "run"), settings)
+        said = loss_on_text(str(tmp_path / "run"), EvalSettings(data=str(tmp_path / "text.txt"), backend=name))
         losses[name] = float(said.partition("loss per token")[2].split()[0])
         assert abs(losses[name] - losses[louder]) > 0.01 or name == louder
     assert losses["torch"] == losses["transposed"] == losses["torch-invariant"]

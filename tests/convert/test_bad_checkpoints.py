@@ -73,8 +73,7 @@ def text(name: str, change: Callable[[str], str]) -> Spoil:
 
 
 def header_of_a_gigabyte(folder: Path) -> None:
-    data = (folder / SECOND).read_bytes()
-    (folder / SECOND).write_bytes((1 << 30).to_bytes(8, "little") + data[8:])
+    (folder / SECOND).write_bytes((1 << 30).to_bytes(8, "little") + (folder / SECOND).read_bytes()[8:])
     os.truncate(folder / SECOND, 3 << 30)
 
 
@@ -359,8 +358,7 @@ def test_what_was_left_of_another_export_is_not_kept(change: str, folder: Path) 
         how["shard_bytes"] = 6_000
     else:
         weights = run.step_dir(0) / "model.safetensors"
-        state = load_file(weights)
-        save_file({name: tensor + 1 for name, tensor in state.items()}, weights)
+        save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights)
         sizes = json.loads((run.step_dir(0) / "whole.json").read_text("utf-8"))
         write_json(run.step_dir(0) / "whole.json", {name: (run.step_dir(0) / name).stat().st_size for name in sizes})
     export_hf(run, out, **how)

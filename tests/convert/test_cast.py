@@ -46,8 +46,7 @@ def joined(chunks: Iterator[Bytes]) -> tuple[int, bytes]:
 def test_across_slices_a_conversion_is_torchs(
     dtype: str, kind: torch.dtype, plain: torch.Tensor, tmp_path: Path
 ) -> None:
-    source = stored(tmp_path, **{NAME: plain})[NAME]
-    slices, data = joined(TensorPiece(source).chunks(dtype))
+    slices, data = joined(TensorPiece(stored(tmp_path, **{NAME: plain})[NAME]).chunks(dtype))
     assert slices > 1
     assert data == raw(plain.to(kind))
 

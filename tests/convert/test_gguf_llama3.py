@@ -58,8 +58,7 @@ def test_the_tensor_counts_and_not_the_keys(tmp_path: Path) -> None:
     assert read_model_config(RunDir(tmp_path / "new")) == model(other, theta=5e8)
     changed(tmp_path / "model.gguf", [1.0] * 8)
     import_gguf(tmp_path / "model.gguf", tmp_path / "none", progress=silent)
-    found = read_model_config(RunDir(tmp_path / "none")).stages[0].attention
-    assert found.rope == Rope(theta=5e8)  # type: ignore[attr-defined]
+    assert read_model_config(RunDir(tmp_path / "none")).stages[0].attention.rope == Rope(theta=5e8)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("factor", "dim", "theta"), [(8.0, 128, 5e5), (32.0, 64, 5e5), (32.0, 128, 5e5)])

@@ -171,8 +171,7 @@ def test_an_export_loads_in_transformers_with_equal_logits_and_tokens(config: Mo
         assert relative(theirs(tokens).logits, logits) < 1e-4
     text = "12 apples <think> é"
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    engine = Engine(tmp_path / "run")
-    assert tokenizer.decode(engine.tokenizer.encode(text)) == text
+    assert tokenizer.decode(Engine(tmp_path / "run").tokenizer.encode(text)) == text
 
 
 @pytest.fixture(scope="module", params=["tiny", "tiny-student"])
@@ -203,8 +202,7 @@ def test_a_trained_run_exports_with_tokenizer_template_and_ids(trained: RunDir, 
 
 
 def test_what_a_run_says_of_its_import(tmp_path: Path) -> None:
-    folder = fp8_folder(tmp_path / "hub")
-    notes = import_hf(folder, tmp_path / "run")
+    notes = import_hf(fp8_folder(tmp_path / "hub"), tmp_path / "run")
     data = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text(encoding="utf-8"))
     assert (data["recipe"], data["imported"]["format"], data["imported"]["family"]) == ("import", "hf", "deepseek_v3")
     assert data["imported"]["quantization"] == FP8

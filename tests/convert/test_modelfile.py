@@ -101,8 +101,7 @@ def instructions(file: Path) -> list[tuple[str, str]]:
 def test_the_template_writes_the_prompts_of_the_format(tmp_path: Path, chat: str, thinking: Thinking) -> None:
     run, file, notes = exported(tmp_path, chat, thinking=thinking)
     assert notes == ()
-    found = instructions(file.with_suffix(".Modelfile"))
-    [template] = [value for name, value in found if name == "template"]
+    [template] = [value for name, value in instructions(file.with_suffix(".Modelfile")) if name == "template"]
     format_ = load_chat(run, Tokenizer.load(run.tokenizer_file))
     for messages in CONVERSATIONS.values():
         ids = format_.prompt(messages, thinking if format_.thinks else "auto")

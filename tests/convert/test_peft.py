@@ -41,8 +41,7 @@ def qwen3() -> ModelConfig:
 
 
 def v3() -> ModelConfig:
-    config = v3_like("tiny", vocab_size=263, context=64)
-    return config.model_copy(update={"num_nextn_predict_layers": 0})
+    return v3_like("tiny", vocab_size=263, context=64).model_copy(update={"num_nextn_predict_layers": 0})
 
 
 def a_run(path: Path, model: ModelConfig, step: int, files: dict[str, bytes], more: str = "") -> RunDir:
@@ -58,8 +57,7 @@ def a_run(path: Path, model: ModelConfig, step: int, files: dict[str, bytes], mo
 
 
 def a_base(path: Path, config: ModelConfig) -> RunDir:
-    model = loud(config)
-    save_file({n: t.contiguous() for n, t in model.state_dict().items()}, path.with_suffix(".tmp"))
+    save_file({n: t.contiguous() for n, t in loud(config).state_dict().items()}, path.with_suffix(".tmp"))
     return a_run(path, config, 7, {"model.safetensors": path.with_suffix(".tmp").read_bytes()})
 
 
@@ -132,23 +130,25 @@ def test_peft_loads_what_we_write_and_we_load_what_peft_saves(config: ModelConfi
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, Path]:
-    """A base, and a folder in PEFT's format for it."""
+def base(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    return a_base(tmp_path_factory.mktemp("base") / "base", qwen3())
+
+
+@pytest.fixture(scope="module")
+def folder(base: RunDir, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter of the base in PEFT's format."""
     place = tmp_path_factory.mktemp("peft")
-    base = a_base(place / "base", qwen3())
-    return base, write_peft(an_adapter(place / "lora", base, LoRA(r=4)), place / "peft")
+    return write_peft(an_adapter(place / "lora", base, LoRA(r=4)), place / "peft")
 
 
 def copy_of(folder: Path, place: Path, **changes: Any) -> Path:
     place.mkdir()
-    data = json.loads((folder / CONFIG).read_text(encoding="utf-8")) | changes
-    write_json(place / CONFIG, data)
+    write_json(place / CONFIG, json.loads((folder / CONFIG).read_text(encoding="utf-8")) | changes)
     (place / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes())
     return place
 
 
-def test_options_that_are_off_are_no_options(written: tuple[RunDir, Path], tmp_path: Path) -> None:
-    base, folder = written
+def test_options_that_are_off_are_no_options(base: RunDir, folder: Path, tmp_path: Path) -> None:
     off: dict[str, Any] = {"use_dora": False, "modules_to_save": None, "rank_pattern": {}, "lora_dropout": 0.1}
     read_peft(copy_of(folder, tmp_path / "src", **off, a_new_option=None), base, tmp_path / "run")
     assert (tmp_path / "run/run.yaml").is_file()
@@ -172,9 +172,8 @@ def test_options_that_are_off_are_no_options(written: tuple[RunDir, Path], tmp_p
     ],
 )
 def test_other_options_are_refused_by_name(
-    written: tuple[RunDir, Path], tmp_path: Path, changes: dict[str, Any], says: str
+    base: RunDir, folder: Path, tmp_path: Path, changes: dict[str, Any], says: str
 ) -> None:
-    base, folder = written
     with pytest.raises(ConfigError, match=says) as error:
         read_peft(copy_of(folder, tmp_path / "src", **changes), base, tmp_path / "run")
     assert CONFIG in error.value.where
@@ -195,8 +194,7 @@ SPOILED: dict[str, tuple[Callable[[dict[str, Tensor], str], object], str]] = {
 
 
 @pytest.mark.parametrize("what", SPOILED)
-def test_weights_that_do_not_fit_are_refused(written: tuple[RunDir, Path], tmp_path: Path, what: str) -> None:
-    base, folder = written
+def test_weights_that_do_not_fit_are_refused(base: RunDir, folder: Path, tmp_path: Path, what: str) -> None:
     src, (spoil, says) = copy_of(folder, tmp_path / "src"), SPOILED[what]
     tensors = load_file(src / WEIGHTS)
     spoil(tensors, sorted(tensors)[0])
@@ -206,8 +204,7 @@ def test_weights_that_do_not_fit_are_refused(written: tuple[RunDir, Path], tmp_p
     assert not (tmp_path / "run").exists() and not list(tmp_path.glob(".run*"))
 
 
-def test_a_pickle_a_torn_file_and_another_rank_are_refused(written: tuple[RunDir, Path], tmp_path: Path) -> None:
-    base, folder = written
+def test_a_pickle_a_torn_file_and_another_rank_are_refused(base: RunDir, folder: Path, tmp_path: Path) -> None:
     src = copy_of(folder, tmp_path / "src", r=8)
     with pytest.raises(CheckpointError, match=r"not \(8, "):
         read_peft(src, base, tmp_path / "run")
@@ -221,8 +218,7 @@ def test_a_pickle_a_torn_file_and_another_rank_are_refused(written: tuple[RunDir
 
 def test_only_lora_is_written(tmp_path: Path) -> None:
     base = a_base(tmp_path / "base", v3())
-    run = an_adapter(tmp_path / "esft", base, ESFT(), ((0, 3),))
-    for no_lora in (run, base):
+    for no_lora in (an_adapter(tmp_path / "esft", base, ESFT(), ((0, 3),)), base):
         with pytest.raises(ConfigError, match="not a LoRA"):
             write_peft(no_lora, tmp_path / "peft")
     assert not (tmp_path / "peft").exists()

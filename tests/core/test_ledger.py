@@ -70,8 +70,7 @@ def test_entries_add_up_to_the_wall_clock_and_say_what_was_spent(tmp_path: Path)
 def test_a_stage_done_again_costs_both(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     for tokens in (10, 32):
-        ledger = Ledger(path)
-        with ledger.record_stage("train") as entry:
+        with Ledger(path).record_stage("train") as entry:
             entry.tokens += tokens
             time.sleep(0.02)
     assert by_stage(path)["train"].tokens == 42 and by_stage(path)["train"].seconds >= 0.04

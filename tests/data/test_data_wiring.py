@@ -130,8 +130,7 @@ def test_streams_pad_with_what_they_are_told(pad: int) -> None:
 
 
 def test_a_finished_epoch_is_counted_in_whole_steps() -> None:
-    ids = np.arange(33, dtype=np.int64)
-    stream = TextStream(ids, 3, 8, 0)
+    stream = TextStream(np.arange(33, dtype=np.int64), 3, 8, 0)
     assert (stream.n_chunks, [stream.steps_for_epochs(n) for n in range(4)]) == (4, [0, 2, 3, 4])
     assert TextStream(np.arange(34, dtype=np.int64), 3, 8, 0).n_chunks == 5
     talk = ConversationStream([TrainingSample([1] * 8, [True] * 8)] * 4, 3, 8, 0)

@@ -48,6 +48,14 @@ def server() -> Iterator[Server]:
     server.close()
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 class Trained(dict[str, Decoder]):
     """Trained models by kind of attention. Each is trained when a test first needs it."""
 

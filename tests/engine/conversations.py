@@ -39,8 +39,7 @@ class Talk:
 
     def ask(self) -> Request:
         """The next turn."""
-        prompt = (*self.ids, *self.said[self.turn])
-        return Request(prompt_ids=prompt, params=self.params, tenant=self.tenant)
+        return Request(prompt_ids=(*self.ids, *self.said[self.turn]), params=self.params, tenant=self.tenant)
 
 
 def make_talks(count: int, seed: int, tokenizer: Tokenizer) -> list[Talk]:

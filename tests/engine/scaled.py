@@ -67,8 +67,7 @@ def whole_forward(model: Decoder, completion: Completion) -> tuple[torch.Tensor,
 def recomputed(model: Decoder, completion: Completion, settings: SamplingSettings) -> torch.Tensor:
     """Log-probabilities of the new tokens under `settings`, from the whole forward."""
     logits, _ = whole_forward(model, completion)
-    chosen = torch.tensor(completion.token_ids).unsqueeze(1)
-    return distribution(logits, settings).gather(1, chosen).squeeze(1)
+    return distribution(logits, settings).gather(1, torch.tensor(completion.token_ids).unsqueeze(1)).squeeze(1)
 
 
 def ids_and_logprobs(completion: Completion) -> tuple[list[int], list[float]]:

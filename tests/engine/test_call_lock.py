@@ -107,11 +107,7 @@ def test_a_request_that_is_cancelled_in_the_middle_of_a_step_leaves_after_it(
 
 
 def test_a_batch_of_one_thread_uses_one_of_torchs_and_leaves_the_callers_number() -> None:
-    before = torch.get_num_threads()
     torch.set_num_threads(3)
-    try:
-        seen = list[int]()
-        CallLock().run_in_helper_threads([1, 2], lambda _: seen.append(torch.get_num_threads()), 1, threading.Event())
-        assert seen == [1, 1] and torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
+    seen = list[int]()
+    CallLock().run_in_helper_threads([1, 2], lambda _: seen.append(torch.get_num_threads()), 1, threading.Event())
+    assert seen == [1, 1] and torch.get_num_threads() == 3

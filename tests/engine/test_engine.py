@@ -85,8 +85,7 @@ def test_logprobs_are_those_of_a_whole_forward(
 
 def test_experts_are_those_of_a_whole_forward(model: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
     for c in flat(Engine.of(model, tokenizer, chat, slots=5).generate(requests(6, temperature=1.0))):
-        assert c.experts.shape == (len(c.prompt_ids) + len(c.token_ids) - 1, 2, 2)
-        assert c.experts.dtype == torch.int8
+        assert (c.experts.shape, c.experts.dtype) == ((len(c.prompt_ids) + len(c.token_ids) - 1, 2, 2), torch.int8)
         _, own = whole_forward(model, c)
         assert torch.equal(own.sort(-1).values, c.experts.long().sort(-1).values)
 

@@ -155,8 +155,7 @@ def test_a_requests_prompt_is_its_messages_in_its_mode_of_thinking(engine: Engin
     for thinking in ("auto", "on", "off"):
         [[found]] = engine.generate([Request(messages, short, thinking)])  # type: ignore[arg-type]
         assert list(found.prompt_ids) == list(chat.prompt(messages, thinking))  # type: ignore[arg-type]
-    prompts = {tuple(chat.prompt(messages, thinking)) for thinking in ("auto", "on", "off")}  # type: ignore[arg-type]
-    assert len(prompts) > 1
+    assert len({tuple(chat.prompt(messages, thinking)) for thinking in ("auto", "on", "off")}) > 1  # type: ignore[arg-type]
     [[found]] = engine.generate([Request(messages, short, prompt_ids=(7, 8))])
     assert found.prompt_ids == (7, 8)
     assert (found.usage["prompt_tokens"], found.usage["completion_tokens"]) == (2, len(found.token_ids))
@@ -167,8 +166,7 @@ LONG = tuple(range(10, 10 + BLOCK + 5))
 
 def hits(engine: Engine, **more: Any) -> int:
     """Tokens of a long prompt that were found in the cache."""
-    request = Request(prompt_ids=LONG, params=SamplingParams(max_tokens=2), **more)
-    [[found]] = engine.generate([request])
+    [[found]] = engine.generate([Request(prompt_ids=LONG, params=SamplingParams(max_tokens=2), **more)])
     usage = found.usage
     assert usage["prompt_cache_hit_tokens"] + usage["prompt_cache_miss_tokens"] == usage["prompt_tokens"] == len(LONG)
     return usage["prompt_cache_hit_tokens"]
@@ -189,8 +187,7 @@ def test_a_further_sample_finds_all_blocks_of_its_prompt_but_computes_a_token(
     engine = Engine.of(mla, tokenizer, chat, slots=4, engine_cores=1, reuse=True)
     request = Request(prompt_ids=tuple(range(7, 7 + length)), params=SamplingParams(max_tokens=2, n=2))
     [samples] = engine.generate([request])
-    found = [sample.usage["prompt_cache_hit_tokens"] for sample in samples]
-    assert found == [0, (length - 1) // BLOCK * BLOCK]
+    assert [sample.usage["prompt_cache_hit_tokens"] for sample in samples] == [0, (length - 1) // BLOCK * BLOCK]
 
 
 def test_each_request_of_a_batch_has_as_many_alternatives_as_it_asked_for(
@@ -198,8 +195,7 @@ def test_each_request_of_a_batch_has_as_many_alternatives_as_it_asked_for(
 ) -> None:
     engine = Engine.of(mla, tokenizer, chat, slots=4)
     numbers = (1, 5, 0, 3)
-    batch = engine.generate([asked(top_logprobs=number) for number in numbers])
-    for number, [found] in zip(numbers, batch):
+    for number, [found] in zip(numbers, engine.generate([asked(top_logprobs=number) for number in numbers])):
         [[alone]] = engine.generate([asked(top_logprobs=number)])
         assert found.top_logprobs == alone.top_logprobs
         assert number == 0 or {len(some) for some in found.top_logprobs or ()} == {number}

@@ -25,6 +25,7 @@ from rorqual.engine.grammar.compiler import (
     GrammarCompiler,
     ReasoningFormat,
 )
+from rorqual.engine.grammar.constraint import Bools
 from rorqual.engine.grammar.schema_validator import MISMATCH
 from rorqual.engine.grammar.source import MAX_BYTES, MAX_CHOICES, MAX_PATTERN
 from rorqual.engine.request import Grammar
@@ -60,13 +61,19 @@ def chain(links: int, by: str = "") -> Grammar:
     return schema(**{"$ref": "#/$defs/a0", "$defs": defs | {f"a{links}": {"type": "null"}}})
 
 
+def mask_of(constraint: Constraint) -> Bools:
+    """The mask of a constraint that has one."""
+    mask = constraint.mask()
+    assert mask is not None
+    return mask
+
+
 def sampled(constraint: Constraint, tokenizer: Tokenizer, seed: int, limit: int = 300) -> tuple[list[int], bool]:
     """Ids drawn at random, stop ids and closing ones more often, until the reply ends (True) or is `limit` long."""
     rng, reply = np.random.default_rng(seed), list[int]()
     closing = np.array([tokenizer.encode(mark)[0] for mark in '"]},'] + [EOS, PAD])
     while len(reply) < limit:
-        mask = constraint.mask()
-        assert mask is not None
+        mask = mask_of(constraint)
         assert not constraint.error, constraint.error
         weight = mask.astype(np.float64)
         weight[closing] *= 5 + len(reply)
@@ -77,9 +84,7 @@ def sampled(constraint: Constraint, tokenizer: Tokenizer, seed: int, limit: int 
             return reply, True
         reply.append(token)
         if constraint.done:
-            end = constraint.mask()
-            assert end is not None
-            assert end.nonzero()[0].tolist() == [EOS, PAD]
+            assert mask_of(constraint).nonzero()[0].tolist() == [EOS, PAD]
             return reply, True
     return reply, False
 
@@ -88,21 +93,23 @@ def walk(compiled: CompiledGrammar, ids: list[int]) -> Constraint:
     """The state after `ids`, each of which the mask must allow."""
     constraint = compiled.new_constraint()
     for place, token in enumerate(ids):
-        mask = constraint.mask()
-        assert mask is not None
-        assert mask[token], f"token {token} at {place} is not allowed"
+        assert mask_of(constraint)[token], f"token {token} at {place} is not allowed"
         constraint.accept(token)
     return constraint
 
 
-def matches(compiled: CompiledGrammar, tokenizer: Tokenizer, text: str) -> bool:
-    constraint = compiled.new_constraint()
-    for token in [*tokenizer.encode(text), EOS]:
+def finishes(constraint: Constraint, ids: list[int]) -> bool:
+    """Whether the mask allows `ids`, one after another, and the reply is complete behind them."""
+    for token in ids:
         mask = constraint.mask()
         if mask is None or not mask[token]:
             return False
         constraint.accept(token)
     return constraint.done
+
+
+def matches(compiled: CompiledGrammar, tokenizer: Tokenizer, text: str) -> bool:
+    return finishes(compiled.new_constraint(), [*tokenizer.encode(text), EOS])
 
 
 # ---- what ends, matches
@@ -294,15 +301,11 @@ def test_special_tokens_are_never_part_of_a_reply(tokenizer: Tokenizer, grammars
     unmarked = Tokenizer(json.dumps(data))
     for each in (grammars, GrammarCompiler(unmarked, unmarked.vocab_size, [EOS])):
         compiled = each.compile(Grammar("choice", '["<think>", "</think>"]'))
-        constraint = compiled.new_constraint()
-        first = constraint.mask()
-        assert first is not None
-        assert not first[: len(data["added_tokens"])].any()
+        assert not mask_of(compiled.new_constraint())[: len(data["added_tokens"])].any()
         assert walk(compiled, tokenizer.encode("<think>")).done
         string = each.compile(schema(type="string")).new_constraint()
         string.accept(tokenizer.encode('"')[0])
-        inside = string.mask()
-        assert inside is not None
+        inside = mask_of(string)
         assert inside.sum() > 150
         assert not inside[: len(data["added_tokens"])].any()
 
@@ -318,31 +321,18 @@ def test_a_reply_that_thinks_is_bound_from_the_end_of_its_reasoning(
     constraint = compiled.new_constraint(thought=ReasoningFormat(marks))
     assert isinstance(constraint, ConstraintAfterThinking)
     for token in (40, 41, 41, 40, 41, 40, 41, 40, *([42] if len(marks) > 1 else [6])):  # marks begun, broken off, done
-        mask = constraint.mask()
-        assert mask is not None
+        mask = mask_of(constraint)
         assert mask.sum() == len(mask) - 2  # anything but an end without an answer
         assert not mask[[EOS, PAD]].any()
         assert not constraint.done
         constraint.accept(token)
-    started = constraint.mask()
-    assert started is not None
-    assert np.array_equal(started, compiled.new_constraint().mask())  # type: ignore[arg-type]
+    assert np.array_equal(mask_of(constraint), mask_of(compiled.new_constraint()))
     for token in tokenizer.encode("yes"):
         constraint.accept(token)
     assert constraint.done
 
 
 THINK, END = 5, 6
-
-
-def finishes(constraint: Constraint, ids: list[int]) -> bool:
-    """Whether the mask allows `ids`, one after another, and the reply is complete behind them."""
-    for token in ids:
-        mask = constraint.mask()
-        if mask is None or not mask[token]:
-            return False
-        constraint.accept(token)
-    return constraint.done
 
 
 @pytest.mark.parametrize(
@@ -503,9 +493,7 @@ def test_a_poison_is_refused_by_name_and_its_twin_runs(name: str, grammars: Gram
     assert error.remedy
     assert len(str(error)) < 500
     str(error).encode()
-    mask = grammars.compile(twin).new_constraint().mask()
-    assert mask is not None
-    assert mask.any()
+    assert mask_of(grammars.compile(twin).new_constraint()).any()
     assert time.process_time() - start < 10
 
 
@@ -535,9 +523,7 @@ def test_what_backtracks_elsewhere_takes_its_time_here_or_gives_up(
     rng = np.random.default_rng(0)
     for _ in range(60):
         start = time.thread_time()
-        mask = constraint.mask()
-        assert mask is not None
-        constraint.accept(int(rng.choice(mask.nonzero()[0])))
+        constraint.accept(int(rng.choice(mask_of(constraint).nonzero()[0])))
         assert time.thread_time() - start < 1.0
         if constraint.done:
             break
@@ -550,15 +536,11 @@ def test_what_gives_up_while_it_runs_says_so_and_ends(
     constraint = grammars.compile(Grammar("regex", "[a-c]{4}d{40}")).new_constraint()
     drawn = 0
     while not constraint.done:
-        mask = constraint.mask()
-        assert mask is not None
-        constraint.accept(int(mask.nonzero()[0][0]))
+        constraint.accept(int(mask_of(constraint).nonzero()[0][0]))
         drawn += 1
     assert 4 <= drawn < 44
     assert "limit" in constraint.error or "states" in constraint.error
-    after = constraint.mask()
-    assert after is not None
-    assert after.nonzero()[0].tolist() == [EOS, PAD]
+    assert mask_of(constraint).nonzero()[0].tolist() == [EOS, PAD]
 
 
 @pytest.mark.parametrize("package", ["llguidance", "jsonschema_rs"])

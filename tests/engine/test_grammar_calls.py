@@ -193,14 +193,12 @@ ANSWER: dict[str, Any] = {
 
 
 def or_json(schema: dict[str, Any], many: bool = True) -> Grammar:
-    source = json.loads(calls(many).source)
-    return Grammar("calls", json.dumps({**source, "answer": schema}))
+    return Grammar("calls", json.dumps({**json.loads(calls(many).source), "answer": schema}))
 
 
 def starts_with_a_token(name: str) -> bool:
     """A call, so that no text of JSON is one."""
-    tokenizer = FORMATS[name].tokenizer
-    return not {"<tool_call>", "<｜tool▁calls▁begin｜>"}.isdisjoint(tokenizer.special_names)
+    return not {"<tool_call>", "<｜tool▁calls▁begin｜>"}.isdisjoint(FORMATS[name].tokenizer.special_names)
 
 
 def after_thought(chat: ChatFormat, reply: Sequence[int]) -> list[int]:

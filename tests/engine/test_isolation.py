@@ -47,15 +47,12 @@ def counted(engine: Engine, request: Request) -> tuple[Completion, int]:
     return done, fed
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_conversations_of_many_tenants_are_each_as_if_alone(models: dict[str, Decoder]) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     try:
         *_, counts = converse(models["mla"], 40, seed=1)
     except Wrong as wrong:
         raise AssertionError(str(wrong)) from wrong
-    finally:
-        torch.set_num_threads(before)
     assert counts["conversations"] == 40 and counts["turns"] > 50
     assert counts["hit_tokens"] > 600 and counts["evictions"] > 20
     assert counts["could_have_leaked"] >= 5, "prompts of which another tenant had said more"

@@ -122,8 +122,7 @@ def test_an_adapted_map_is_cut_where_anything_in_it_is_wide(
     monkeypatch: pytest.MonkeyPatch, width: int, r: int
 ) -> None:
     """Its rows, or those between its two narrow matrices."""
-    linear = nn.Linear(width, 640)
-    other = LoRALinear(linear, r, 2.0, torch.Generator().manual_seed(0))
+    other = LoRALinear(nn.Linear(width, 640), r, 2.0, torch.Generator().manual_seed(0))
     nn.init.normal_(other.lora_B, generator=torch.Generator().manual_seed(1))
     seen: list[int] = []
     whole = other.forward

@@ -46,11 +46,10 @@ def said(one: Completion) -> tuple[Any, ...]:
     return one.prompt_logprobs, one.prompt_top_logprobs
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_they_are_the_trainers_bits_however_the_prompt_was_fed(
     trained: Decoder, tokenizer: Tokenizer, chat: ChatFormat
 ) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     requests = [Request(params=ASKED, prompt_ids=tuple(tokenizer.encode(text))) for text in TEXTS]
     expected = [forward(trained, request.prompt_ids or ()) for request in requests]
     for settings in (
@@ -63,7 +62,6 @@ def test_they_are_the_trainers_bits_however_the_prompt_was_fed(
             for request, logprobs, (one,) in zip(requests, expected, engine.generate(requests)):
                 assert request.prompt_ids and one.prompt_logprobs == [None, *logprobs], settings
                 assert one.usage["prompt_cache_hit_tokens"] == 0
-    torch.set_num_threads(before)
 
 
 def test_sampling_changes_nothing_of_them_and_they_change_nothing_of_the_answer(engine: Engine) -> None:
@@ -84,8 +82,7 @@ def test_a_preempted_prompt_has_each_of_them_once(
     models: dict[str, Decoder], tokenizer: Tokenizer, chat: ChatFormat
 ) -> None:
     """One slot: who comes with a higher priority takes it in the middle of the prompt; what was fed by then is cached."""
-    prompt = tuple(tokenizer.encode(TEXTS[0]))
-    request = Request(params=ASKED, prompt_ids=prompt)
+    request = Request(params=ASKED, prompt_ids=tuple(tokenizer.encode(TEXTS[0])))
     other = Request(params=SamplingParams(max_tokens=2), prompt_ids=(50, 51), priority=5)
     model = models["gqa"]
     [(expected,)] = Engine.of(model, tokenizer, chat).generate([request])

@@ -70,18 +70,14 @@ def test_what_is_sent(server: Server) -> None:
     asked = ask("hi", max_tokens=9, temperature=0.5, top_p=0.9, top_k=4, seed=3)
     (completion,) = remote(server, api_key="secret").generate([asked])[0]
     (body,) = server.bodies
-    assert server.paths == ["/v1/chat/completions"]
-    assert server.headers[0]["Authorization"] == "Bearer secret"
+    assert (server.paths, server.headers[0]["Authorization"]) == (["/v1/chat/completions"], "Bearer secret")
     assert body["messages"] == [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
-    sent = {name: body[name] for name in ("model", "max_tokens", "temperature", "top_p", "top_k")}
-    assert sent == {"model": "m", "max_tokens": 9, "temperature": 0.5, "top_p": 0.9, "top_k": 4}
-    assert body["seed"] == 3
+    sent = {"model": "m", "max_tokens": 9, "temperature": 0.5, "top_p": 0.9, "top_k": 4, "seed": 3}
+    assert {name: body[name] for name in sent} == sent
     assert "chat_template_kwargs" not in body
-    assert completion.usage == {"prompt_tokens": 7, "completion_tokens": 3}
-    assert completion.finish_reason == "stop"
+    assert (completion.usage, completion.finish_reason) == ({"prompt_tokens": 7, "completion_tokens": 3}, "stop")
     remote(server).generate([ask(thinking="on"), ask(thinking="off")])
-    kwargs = sorted(b["chat_template_kwargs"]["thinking"] for b in server.bodies[1:])
-    assert kwargs == [False, True]
+    assert sorted(b["chat_template_kwargs"]["thinking"] for b in server.bodies[1:]) == [False, True]
     assert "Authorization" not in server.headers[1]
 
 

@@ -157,8 +157,7 @@ def test_an_update_names_the_trained_tensors_anew_and_copies_others(model: Decod
 def test_an_update_invalidates_the_cache_even_if_torch_saw_no_change() -> None:
     """A fused optimizer changes the shared weights without raising their version counters."""
     model, tokenizer = copy.deepcopy(make_model("mla")), Tokenizer.byte_level()
-    engine = Engine.of(model, tokenizer, chat_format(tokenizer, "deepseek"), reuse=True)
-    rollouts = InlineRolloutEngine(engine)
+    rollouts = InlineRolloutEngine(Engine.of(model, tokenizer, chat_format(tokenizer, "deepseek"), reuse=True))
     request = Request(prompt_ids=tuple(range(40, 125)), params=SamplingParams(max_tokens=2))
     hits = []
     for version in (1, 2):

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,14 +26,6 @@ from rorqual.ops.row_limits import RowLimits
 def model(request: pytest.FixtureRequest, models: dict[str, Decoder]) -> Decoder:
     kind, dtype = request.param
     return in_type(models[kind], dtype)
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def run_all(pool: Pool, seeds: range, folder: Path) -> None:

@@ -102,8 +102,7 @@ def trained(kind: str, *, steps: int = 90) -> Decoder:
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 4e-3 * min(1.0, (step + 1) / 20, (steps - step) / 50)
         ids = torch.tensor([tokenizer.encode(text(rng, 130))[:97] for _ in range(8)])
-        logits = model.logits(model(ids[:, :-1]).hidden)
-        loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        loss = F.cross_entropy(model.logits(model(ids[:, :-1]).hidden).flatten(0, 1), ids[:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

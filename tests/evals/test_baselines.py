@@ -70,8 +70,7 @@ def test_a_family_whose_answer_is_its_prompts_length_is_found_and_its_clean_twin
     (poison,) = (measured(Made(by_length))[name] for name in ("poison/1",))
     assert poison["length"] == 1.0 and poison["tree"] > 0.8 and poison["majority"] < 0.25
     assert poison[UNIFORM] == 1 / 8
-    clean = measured(Made(by_luck), 1000, fit=1000)["clean/1"]
-    assert max(clean.values()) < 1 / 8 + 0.05
+    assert max(measured(Made(by_luck), 1000, fit=1000)["clean/1"].values()) < 1 / 8 + 0.05
     parity = measured(Made(by_parity))["parity/1"]
     assert parity["tree"] == 1.0 and parity["majority"] < 0.6 and parity["length"] < 0.6
 
@@ -134,8 +133,7 @@ def test_what_is_asked_is_not_fitted_on() -> None:
             return iter([Problem(str(n), "x" * (n + 1), str(rng.randrange(40)), "f", "1") for n in range(60)])
 
     task = Finite(by_luck)
-    asked = list(islice(task.problems("train", 0), 30))
-    assert baseline_accuracies(task, asked, 0)["all"]["length"] < 0.3
+    assert baseline_accuracies(task, list(islice(task.problems("train", 0), 30)), 0)["all"]["length"] < 0.3
     assert baseline_accuracies(task, list(task.problems("train", 0)), 0) == {}  # nothing is left to fit on
 
 

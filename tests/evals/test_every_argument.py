@@ -45,8 +45,7 @@ class Words(Task):
     name = "words"
 
     def problems(self, split: str, seed: int) -> Iterator[Problem]:  # type: ignore[override]
-        order = np.random.default_rng([seed, len(split)]).permutation(48)
-        for number in order.tolist():
+        for number in np.random.default_rng([seed, len(split)]).permutation(48).tolist():
             family, level = ("even", "odd")[number % 2], ("1", "2")[number // 2 % 2]
             yield Problem(f"{split}:{number}", f"{split} {seed} {number}?", str(number % 3), family, level)
 
@@ -136,10 +135,10 @@ def test_an_evaluation_records_its_settings_each_under_its_name() -> None:
     )
     assert (found.task, found.model, found.split, found.seed, found.count) == ("words", "mine", "train", 7, 3)
     assert (found.per_family, found.thinking, found.params) == (True, "off", params)
+    assert (found.system, found.stop_when) == ("Be brief.", "never")
     picked = pick_problems(Words(), "train", 3, 7, True)
     generator.progress(5, 24)
     assert len(picked) == 12 and shown == [(5, 24)]
-    assert (found.system, found.stop_when) == ("Be brief.", "never")
     assert found.problem_keys == [problem.key for problem in picked]
     assert generator.seen == [
         Request((Message("system", "Be brief."), *p.messages), with_problem_seed(params, p.key), "off") for p in picked
@@ -187,12 +186,10 @@ def test_a_sample_has_each_of_its_fields_from_its_problem_and_its_completion() -
         "earlier": (),
     }
     assert set(GradedSample.model_fields) == expected.keys()
-    assert dict(found.samples[0]) == expected
-    assert dict(found.samples[1]) == expected | {
-        "verdict": Verdict.UNGRADED,
-        "last": Verdict.UNGRADED,
-        "error": "gave up",
-    }
+    assert [dict(one) for one in found.samples] == [
+        expected,
+        expected | {"verdict": Verdict.UNGRADED, "last": Verdict.UNGRADED, "error": "gave up"},
+    ]
     assert found.usage == {"completion_tokens": 16, "reasoning_tokens": 10}
 
 
@@ -312,8 +309,7 @@ def test_a_comparison_has_each_of_its_figures(measure: Any, confidence: float) -
         "left_out": 2 if measure is is_right else 0,
     }
     assert {f.name for f in fields(Comparison)} == expected.keys()
-    row = compare(before, after, measure=measure, confidence=confidence)[0]
-    assert vars(row) == expected
+    assert vars(compare(before, after, measure=measure, confidence=confidence)[0]) == expected
     assert expected["gained"] != expected["lost"]
 
 
@@ -359,8 +355,7 @@ def test_each_column_of_a_table_holds_its_figure() -> None:
 
 
 def test_each_column_of_a_comparison_holds_its_figure() -> None:
-    difference = Difference(0.125, Interval(-0.0625, 0.5, 0.9), 8)
-    row = Comparison("f", "3", 0.25, 0.375, difference, 0.0625, 5, 4, 2)
+    row = Comparison("f", "3", 0.25, 0.375, Difference(0.125, Interval(-0.0625, 0.5, 0.9), 8), 0.0625, 5, 4, 2)
     text = comparison_table([row], "the title").text()
     assert "the title" in text
     assert columns(text) == [

@@ -128,7 +128,6 @@ def test_it_opens_at_the_last_step_with_axes_that_are_true(run: Path, tmp_path: 
     )
     assert f'd="{wanted}"' in drawn
     assert 'd="M30.0,45.0h0"' in drawn, "a lone value is a dot"
-    titles = re.findall(r"<h3>([^<]*)", drawn)
-    assert titles == ["Right", "Length, tokens", "Groups with a gradient"]
+    assert re.findall(r"<h3>([^<]*)", drawn) == ["Right", "Length, tokens", "Groups with a gradient"]
     assert "0 at every step: entropy, nats per token; router without replay." in drawn
     assert drawn.count('<p class="ends"><span>step 1</span><span>11</span></p>') == 3

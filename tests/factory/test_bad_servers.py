@@ -99,8 +99,7 @@ def test_what_can_be_asked_again_is(server: tuple[str, Path], tmp_path: Path, ki
 def test_what_cannot_be_asked_is_ungraded_and_the_others_go_on(
     server: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = run(server, tmp_path, "400 for some", budget=1.0)
-    assert found.ended == "done"
+    assert run(server, tmp_path, "400 for some", budget=1.0).ended == "done"
     rows = read_distilled(tmp_path / "data.parquet").rows
     odd = [row for row in rows if "3" in row.prompt]
     assert len(rows) == 30 and 5 < len(odd) < 20

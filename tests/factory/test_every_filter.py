@@ -29,8 +29,7 @@ def dropped(server: Adder, config: FactoryConfig, out: Path, samples: Sampled) -
     """As what each sample of the only problem is dropped, in their order."""
     start = len(server.asked)
     server.rule = lambda body, number: says(samples[number - start][0], tokens=samples[number - start][1])
-    rows = read_distilled(sample_teacher(config, out, threads=1, quiet=True)).rows
-    return [row.dropped for row in rows]
+    return [row.dropped for row in read_distilled(sample_teacher(config, out, threads=1, quiet=True)).rows]
 
 
 @pytest.fixture

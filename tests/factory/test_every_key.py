@@ -102,15 +102,13 @@ def test_what_is_typed_is_the_config(server: Adder, run: Path, typed: Typed, tmp
     lines = [json.dumps({"prompt": f"q{number}", "completion": "a"}) for number in range(30)]
     (tmp_path / "mine-train.jsonl").write_text("\n".join(lines), encoding="utf-8")
     typed("distil", teacher, *(f"{key}={text}" for key, (text, _) in keys.items()), "out=taught", "threads=1")
-    made = tmp_path / "taught" / "factory.yaml"
-    assert read_yaml(FactoryConfig, made) == wanted(teacher, keys)
+    assert read_yaml(FactoryConfig, tmp_path / "taught" / "factory.yaml") == wanted(teacher, keys)
     assert len(server.asked) == (6 if where == "server" else 0)
 
 
 def test_where_it_is_written_and_that_quiet_prints_nothing(server: Adder, typed: Typed, tmp_path: Path) -> None:
     words = ("distil", server.url, "model=adder", f"task={SUMS}", "problems=2")
-    text = typed(*words)
-    assert "Next: rorqual train sft data=runs/distilled/data.parquet" in text
+    assert "Next: rorqual train sft data=runs/distilled/data.parquet" in typed(*words)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
     assert typed(*words, "out=mine", "quiet=true") == ""
     assert (tmp_path / "mine" / "data.parquet").is_file()

@@ -52,8 +52,7 @@ USUAL = {"model": "adder", "temperature": 1.0, "top_p": 1.0, "max_tokens": 512}
 
 def asked_by(server: Adder, remote: Make, out: Path, **changes: Any) -> dict[str, Any]:
     """The only body of a factory that samples one problem once, without what every problem has of its own."""
-    config = remote(problems=1, samples=1, keep="all", **{"max_tokens": 512, **changes})
-    made(config, out)
+    made(remote(problems=1, samples=1, keep="all", **{"max_tokens": 512, **changes}), out)
     body = server.asked.pop()
     assert not server.asked and body.pop("messages") == [{"role": "user", "content": "What is 0 + 1?"}]
     assert body.pop("seed") == with_problem_seed(SamplingParams(), "0+1").seed

@@ -83,8 +83,7 @@ def test_duplicates_are_of_one_problem_and_the_first_stays() -> None:
         "", "duplicate", "duplicate", "",
     ]  # fmt: skip
     assert reason(row(), row(key="other")) == ["", ""]
-    wrong = row(verdict="wrong")
-    assert reason(wrong, row()) == ["wrong", ""], "what is dropped already is nobody's twin"
+    assert reason(row(verdict="wrong"), row()) == ["wrong", ""], "what is dropped already is nobody's twin"
     assert reason(row(), row(tokens=0), names=("length",)) == ["", ""], "a server may report no tokens"
 
 

@@ -79,8 +79,7 @@ def test_nothing_that_is_asked_in_the_end_was_read_by_a_student_or_the_teacher(c
 
 
 def test_the_original_set_is_found_again_from_what_the_teacher_was_asked() -> None:
-    problems = asked("sentences", 3, 40)
-    left = [p for i, p in enumerate(problems) if i % 3]  # decontamination may leave some out
+    left = [p for i, p in enumerate(asked("sentences", 3, 40)) if i % 3]  # decontamination may leave some out
     found = original_set("sentences", 3, [said(p, p.answer) for p in reversed(left)])
     assert found == left
     assert [p.meta for p in found] == [p.meta for p in left]

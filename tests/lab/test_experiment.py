@@ -106,8 +106,7 @@ def test_unequal_costs_or_an_objection_leave_the_verdict_open(tmp_path: Path) ->
 
 
 def test_tables_show_means_and_each_seed(tmp_path: Path) -> None:
-    finding = Toy().conclude(written(tmp_path))
-    right, loss, cost = finding.tables
+    right, loss, cost = Toy().conclude(written(tmp_path)).tables
     assert right.heads[:4] == ("right", "all, %", "x, %", "seed 0") and right.rows[1][:4] == (
         "the new",
         "50.0",

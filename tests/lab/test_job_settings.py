@@ -56,5 +56,4 @@ def test_settings_are_those_of_the_published_results(name: str, start: Path, tmp
         target = tmp_path / job.name
         if isinstance(job, TrainJob) or job.name in ("sparse-dsa", "data-read"):
             target.symlink_to(start)
-    found = {job.name: settings(job, tmp_path) for job in jobs}
-    assert found == json.loads(GOLDEN.read_bytes())[name]
+    assert {job.name: settings(job, tmp_path) for job in jobs} == json.loads(GOLDEN.read_bytes())[name]

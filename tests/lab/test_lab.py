@@ -72,8 +72,7 @@ def test_killed_again_and_again_it_ends_with_the_same_finding(tmp_path: Path) ->
     resumed = told(lab(out))
     assert resumed.returncode == 0, resumed.stderr
     assert finding(out) == finding(tmp_path / "straight")
-    again = told(lab(out))
-    assert "0.0 of them left" in again.stdout
+    assert "0.0 of them left" in told(lab(out)).stdout
 
 
 def test_every_experiment_plans_jobs_in_order_and_says_what_they_cost(tmp_path: Path) -> None:
@@ -92,8 +91,7 @@ def test_every_experiment_plans_jobs_in_order_and_says_what_they_cost(tmp_path: 
 
 def test_a_budget_shrinks_the_work_and_one_that_is_enough_does_not(tmp_path: Path) -> None:
     experiment = find_experiment("zero")
-    full = LabPlan(experiment, tmp_path, (1,), 1.0)
-    minutes = sum(job.estimate for job in full.jobs.values()) / 60
+    minutes = sum(job.estimate for job in LabPlan(experiment, tmp_path, (1,), 1.0).jobs.values()) / 60
     assert plan_within_budget(experiment, tmp_path, (1,), minutes).share == 1.0
     half = plan_within_budget(experiment, tmp_path, (1,), minutes / 2)
     assert half.share == pytest.approx(0.5, rel=0.02)

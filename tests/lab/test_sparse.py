@@ -125,8 +125,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 
 def test_the_whole_of_it_in_small(places: dict[int, Path]) -> None:
-    experiment = SparseExperiment(LENGTH)
-    finding = experiment.conclude(places)
+    finding = SparseExperiment(LENGTH).conclude(places)
     assert finding.verdict == "open"
     picked = {
         arm: {d: part["needle"]["picked"] for d, part in load_value(places[1], measure_job_name(arm)).items()}

@@ -92,8 +92,7 @@ def test_each_claim_has_its_parts_and_bounds(name: str) -> None:
 def test_the_stored_verdict_follows_from_the_stored_contrasts(file: Path) -> None:
     finding = Finding.load(file)
     experiment = EXPERIMENTS[finding.experiment.removesuffix("-orders")]
-    stored = json.loads(file.read_bytes())["verdict"]
-    assert finding.verdict == stored == experiment.verdict(finding.contrasts)
+    assert finding.verdict == json.loads(file.read_bytes())["verdict"] == experiment.verdict(finding.contrasts)
     questions = {pair.question for pair in experiment.pairs if pair.claimed}
     assert questions - {contrast.question for contrast in finding.contrasts} <= {
         "cache bytes per token: experts + latent, then experts + full"

@@ -71,8 +71,7 @@ def test_parameters_equal_those_of_the_built_model(name: str) -> None:
     with torch.device("meta"):
         model = Decoder(config)
     counted = account(config)
-    assert counted.mtp == held(model.mtp)
-    assert counted.total == held(model) - held(model.mtp)
+    assert (counted.mtp, counted.total) == (held(model.mtp), held(model) - held(model.mtp))
 
 
 def test_deepseek_v3_in_figures() -> None:

@@ -42,23 +42,19 @@ def test_a_rows_bits_do_not_depend_on_its_place(
 @pytest.mark.parametrize("function", [silu, sigmoid])
 def test_however_many_threads_share_it(function: Callable[[Tensor], Tensor], threads: int) -> None:
     """More than two cut a large tensor where its elements would be a rest. Also halves of a joined product, which do not lie in one piece."""
-    before = torch.get_num_threads()
-    try:
-        for width, counts in (
-            (256, (4, 128, 132, 260, 268, 400)),
-            (1536, (20, 24, 44, 88, 92)),
-            (100, (328, 656, 700)),
-            (40_000, (4, 8)),
-        ):
-            x = 3 * some(max(counts), 2 * width)
-            for part in (x[:, :width], x[:, :width].contiguous()):
-                torch.set_num_threads(1)
-                whole = torch.cat([function(row) for row in part.split(4)])
-                torch.set_num_threads(threads)
-                for count in counts:
-                    assert torch.equal(function(part[:count]), whole[:count]), (width, count)
-    finally:
-        torch.set_num_threads(before)
+    for width, counts in (
+        (256, (4, 128, 132, 260, 268, 400)),
+        (1536, (20, 24, 44, 88, 92)),
+        (100, (328, 656, 700)),
+        (40_000, (4, 8)),
+    ):
+        x = 3 * some(max(counts), 2 * width)
+        for part in (x[:, :width], x[:, :width].contiguous()):
+            torch.set_num_threads(1)
+            whole = torch.cat([function(row) for row in part.split(4)])
+            torch.set_num_threads(threads)
+            for count in counts:
+                assert torch.equal(function(part[:count]), whole[:count]), (width, count)
 
 
 @types
@@ -118,14 +114,10 @@ def test_a_tokens_experts_are_its_own(packed: bool, d: int, i: int, k: int, dtyp
 @pytest.mark.parametrize("vocab", [16, 17, 31, 33, 264, 1000, 50_021])
 def test_a_softmax_is_the_same_however_many_tokens_cannot_be_drawn(vocab: int, threads: int) -> None:
     """What lets a trainer go without the columns that the sampler fills up with."""
-    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    try:
-        logits = 3 * some(40, vocab)
-        filled = F.pad(logits, (0, -vocab % LANES), value=-torch.inf)
-        assert torch.equal(filled.log_softmax(-1)[:, :vocab], logits.log_softmax(-1))
-        targets = torch.arange(40) % vocab
-        for count in (1, 3, 7):
-            assert torch.equal(token_logprobs(logits[:count], targets[:count]), token_logprobs(logits, targets)[:count])
-    finally:
-        torch.set_num_threads(before)
+    logits = 3 * some(40, vocab)
+    filled = F.pad(logits, (0, -vocab % LANES), value=-torch.inf)
+    assert torch.equal(filled.log_softmax(-1)[:, :vocab], logits.log_softmax(-1))
+    targets = torch.arange(40) % vocab
+    for count in (1, 3, 7):
+        assert torch.equal(token_logprobs(logits[:count], targets[:count]), token_logprobs(logits, targets)[:count])

@@ -87,8 +87,7 @@ def test_the_mixture_is_longcats(seed: int, ops: Backend) -> None:
         "experts.gate_up_proj": theirs.experts.gate_up_proj,  # LongCat has rows for identity experts, too, and never reads them
         "experts.down_proj": theirs.experts.down_proj,
     }
-    names = [name for name, _ in ours.named_parameters()]
-    assert sorted(names) == sorted(their_parts)
+    assert sorted([name for name, _ in ours.named_parameters()]) == sorted(their_parts)
     with torch.no_grad():
         for name, tensor in ours.named_parameters():
             part = their_parts[name]

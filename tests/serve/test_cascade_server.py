@@ -207,8 +207,7 @@ def test_generation_settings_of_a_run_do_not_change_the_calibrated_sampling(
         with RunDir(copy).config_file.open("a", encoding="utf-8") as config:
             config.write("generation: {temperature: 0.9, top_p: 0.8, top_k: 5, min_p: 0.1, repetition_penalty: 1.3}\n")
     file = calibration_file(tmp_path / "c.json", *own, temperature=0.5)
-    words = [f"keys={tmp_path / 'k'}", f"calibration={file}"]
-    app, _ = told(f"cascade={own[0]},{own[1]}", words, monkeypatch)  # type: ignore[arg-type]
+    app, _ = told(f"cascade={own[0]},{own[1]}", [f"keys={tmp_path / 'k'}", f"calibration={file}"], monkeypatch)  # type: ignore[arg-type]
     for service in (app.service, app.service.teacher.service):  # type: ignore[union-attr]
         found = service.defaults
         assert (found.temperature, found.top_p, found.top_k, found.min_p, found.repetition_penalty) == (0.5, 1, 0, 0, 1)

@@ -180,8 +180,7 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Of a family whose calls begin with a token of their own."""
     folder = tmp_path_factory.mktemp("qwen")
     tokenizer = Tokenizer.load(CLIENTS.parents[1] / "data" / "chat" / "golden" / "tokenizer-qwen.json")
-    run = write_run(folder / "qwen", tokenizer=tokenizer, chat="qwen3")
-    with running(run, folder, "ui=false") as found:
+    with running(write_run(folder / "qwen", tokenizer=tokenizer, chat="qwen3"), folder, "ui=false") as found:
         yield found
 
 

@@ -73,8 +73,7 @@ def test_vllms_name_for_it(server: Server, engine: Engine) -> None:
     assert found[0] is None and len(found) == 20
     for place in range(1, 20):
         assert one.prompt_logprobs is not None and one.prompt_top_logprobs is not None
-        own = found[place][str(IDS[place])]
-        assert own["logprob"] == one.prompt_logprobs[place]
+        assert found[place][str(IDS[place])]["logprob"] == one.prompt_logprobs[place]
         best = one.prompt_top_logprobs[place][:2]
         assert [found[place][str(id_)] for id_, _ in best] == [
             {"logprob": value, "rank": rank, "decoded_token": engine.tokenizer.token(id_)}
@@ -109,5 +108,4 @@ def test_both_names_at_once_are_each_as_alone(server: Server, logprobs: int, pro
     [one] = ask(server, **base, logprobs=logprobs)["choices"]
     [other] = ask(server, **base, prompt_logprobs=prompt_logprobs)["choices"]
     [both] = ask(server, **base, logprobs=logprobs, prompt_logprobs=prompt_logprobs)["choices"]
-    assert both["logprobs"] == one["logprobs"]
-    assert both["prompt_logprobs"] == other["prompt_logprobs"]
+    assert (both["logprobs"], both["prompt_logprobs"]) == (one["logprobs"], other["prompt_logprobs"])

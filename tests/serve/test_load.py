@@ -171,8 +171,7 @@ def test_clients_that_do_not_read_are_cut_off_billed_and_in_nobodys_way(strict: 
         # None of them came to its end, and each was billed for more than its client could have read.
         assert 6 * 20 < drawn() < 6 * 4000
         assert strict.metric("running") == strict.metric("waiting") == 0
-        read = client.post(CHAT, json=LONG | {"max_tokens": 100})
-        assert read.text.endswith("data: [DONE]\n\n")
+        assert client.post(CHAT, json=LONG | {"max_tokens": 100}).text.endswith("data: [DONE]\n\n")
 
 
 # ---- memory

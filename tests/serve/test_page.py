@@ -160,6 +160,12 @@ def until(page: playwright.Page, words: str = "tokens in") -> None:
     expect(page.locator("#status")).to_contain_text(re.compile(words))
 
 
+def ask_and_wait(page: playwright.Page, text: str) -> None:
+    """Ask, and wait until the reply is complete."""
+    ask(page, text)
+    until(page)
+
+
 def press(page: playwright.Page, name: str) -> None:
     page.get_by_role("button", name=name, exact=True).last.click()
 
@@ -167,8 +173,7 @@ def press(page: playwright.Page, name: str) -> None:
 def test_a_conversation_with_a_thought_a_formula_and_code(visit: Visit, taught: Server) -> None:
     page = visit()
     questions, reply = page.locator("article.user"), page.locator("article.assistant")
-    ask(page, QUESTION)
-    until(page)
+    ask_and_wait(page, QUESTION)
     assert re.fullmatch(r"Thought for \d+\.\d s", reply.locator("summary").inner_text())
     assert not page.get_by_text(THOUGHT).is_visible()
     reply.locator("summary").press("Enter")
@@ -223,8 +228,7 @@ def test_markup_is_inert_and_nothing_leaves_the_machine(visit: Visit, taught: Se
     page = visit()
     tried: list[str] = []
     page.on("request", lambda request: tried.append(request.url))
-    ask(page, PICTURE_QUESTION)
-    until(page)
+    ask_and_wait(page, PICTURE_QUESTION)
     link = page.locator("article.assistant a")
     assert (link.get_attribute("href"), link.get_attribute("rel")) == (FOREIGN, "noopener noreferrer")
     for text in HOSTILE:
@@ -342,8 +346,7 @@ def test_a_reply_under_way_gives_way_to_another_and_to_a_new_chat(visit: Visit, 
     expect(page.locator("article")).to_have_count(2)
     press(page, "New chat")
     taught.wait("cancelled_total", before + 3, WAIT / 1000)
-    ask(page, QUESTION)
-    until(page)
+    ask_and_wait(page, QUESTION)
     expect(page.locator("article")).to_have_count(2)
     assert "la la" not in page.locator("#chat").inner_text()
 
@@ -369,8 +372,7 @@ def test_errors_are_shown_as_they_are(visit: Visit, taught: Server) -> None:
 
 def test_each_tenant_sees_only_its_own_conversation(visit: Visit, taught: Server, other_key: str) -> None:
     page = visit()
-    ask(page, QUESTION)
-    until(page)
+    ask_and_wait(page, QUESTION)
     assert page.evaluate("localStorage.length + document.cookie.length") == 0
     stranger = page.context.new_page()  # another tab of the same browser
     stranger.goto(taught.url)
@@ -387,8 +389,7 @@ def test_each_tenant_sees_only_its_own_conversation(visit: Visit, taught: Server
     page.unroute("**/v1/models")
     log_in(page, other_key)
     expect(page.locator("article")).to_have_count(0)
-    ask(page, QUESTION)
-    until(page)
+    ask_and_wait(page, QUESTION)
     press(page, "Log out")
     expect(page.locator("#key")).to_be_focused()
     assert page.evaluate("sessionStorage.length") == 0
@@ -399,8 +400,7 @@ def test_each_tenant_sees_only_its_own_conversation(visit: Visit, taught: Server
 @pytest.mark.parametrize(("width", "height", "scheme"), [(360, 740, "dark"), (360, 740, "light"), (1400, 900, "dark")])
 def test_narrow_and_wide_light_and_dark(visit: Visit, width: int, height: int, scheme: str) -> None:
     page = visit(width, height, scheme)
-    ask(page, QUESTION)
-    until(page)
+    ask_and_wait(page, QUESTION)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     send = page.get_by_role("button", name="Send").bounding_box()
     assert send is not None and send["x"] + send["width"] <= width and send["y"] + send["height"] <= height
@@ -411,16 +411,14 @@ def test_narrow_and_wide_light_and_dark(visit: Visit, width: int, height: int, s
 def test_a_page_goes_on_when_the_server_starts_again(visit: Visit, taught: Server, keys: Path) -> None:
     """The last test here."""
     page = visit()
-    ask(page, QUESTION)
-    until(page)
+    ask_and_wait(page, QUESTION)
     assert stop(taught) == 0
     ask(page, PICTURE_QUESTION)
     until(page, "cannot be reached")
     expect(page.locator("article")).to_have_count(2)
     assert page.locator("#box").input_value() == PICTURE_QUESTION
     port = taught.url.rpartition(":")[2]
-    run = taught.log.parent / "taught"
-    taught.process = start(run, keys, taught.log, f"port={port}", "queue=1").process
+    taught.process = start(taught.log.parent / "taught", keys, taught.log, f"port={port}", "queue=1").process
     page.focus("#box")
     page.keyboard.press("Enter")
     expect(page.locator("article")).to_have_count(4)

@@ -188,9 +188,8 @@ CALLED = "<｜tool▁call▁begin｜>add<｜tool▁sep｜>{}<｜tool▁call▁en
 
 @pytest.mark.parametrize(("one_call", "calls"), [(False, 2), (True, 1)])
 def test_calls_end_a_reply_at_the_first_where_one_is_allowed(one_call: bool, calls: int) -> None:
-    reader = CHAT.reader("off", [Tool("add")], calls="c")
     choice = Choice(
-        reader, StopStringMatcher(["add"]), one_call=one_call
+        CHAT.reader("off", [Tool("add")], calls="c"), StopStringMatcher(["add"]), one_call=one_call
     )  # which stands in the calls, where it is not looked for
     ids = CHAT.tokenizer.encode(f"so <｜tool▁calls▁begin｜>{CALLED * 2}<｜tool▁calls▁end｜>")
     for id_ in ids:

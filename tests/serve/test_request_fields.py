@@ -111,8 +111,7 @@ def test_all_fields_at_once_are_all_there() -> None:
     found = asked(text_of(**given, logprobs=5))
     assert {field.name for field in fields(EngineRequest)} == {"prompt", "priority", "params"}
     assert {field.name for field in fields(SamplingParams)} == {"top_logprobs", *there} - {"priority"}
-    expected = {"prompt": found.prompt, **there, "grammar": Grammar("json"), "top_logprobs": 5}
-    assert all_of(found) == expected
+    assert all_of(found) == {"prompt": found.prompt, **there, "grammar": Grammar("json"), "top_logprobs": 5}
 
 
 @pytest.mark.parametrize(

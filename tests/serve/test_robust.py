@@ -55,8 +55,7 @@ def processor_seconds(pid: int) -> float:
 
 def memory(pid: int) -> int:
     """Bytes that a process has in memory."""
-    fields = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()
-    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+    return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 # ---- without a key

@@ -26,7 +26,7 @@ from served import Server, running
 from torch import Tensor
 
 sys.path.append(str(Path(__file__).parents[1] / "train"))  # a model that has half learned to answer
-from little import TASK, engine_of, grpo_run, records, sft_run
+from little import TASK, engine_of, grpo_run, on_policy_run, records, sft_run, stored_weights
 
 from rorqual.core.config import to_yaml
 from rorqual.core.errors import ConfigError, DataError
@@ -41,7 +41,6 @@ from rorqual.engine.rollout_engine import InlineRolloutEngine, gather_completion
 from rorqual.model import Decoder
 from rorqual.model.adapter import LoRA
 from rorqual.model.load.run_directory import load_run
-from rorqual.recipes.distil import on_policy
 from rorqual.serve.keys import ApiKeys
 from rorqual.train.loop import fit
 from rorqual.train.run import Run
@@ -138,38 +137,29 @@ def same(here: Completion, there: Completion) -> None:
 # ---- training
 
 
-def distilled(base: Path) -> Run:
-    run = on_policy(
-        teacher=str(base), start=str(base), task=TASK, steps=2, problems=3, samples=3, max_tokens=12, row=48
-    )
-    return run.model_copy(update={"save_seconds": 1e-9})
-
-
 def truncated(base: Path) -> Run:
     """With a temperature that the server's other routes do not take, and cuts whose sets are replayed."""
     run = grpo_run(base, 2, temperature=2.5)
     return run.model_copy(update={"source": run.source.model_copy(update={"top_p": 0.8, "top_k": 6})})
 
 
-def weights(path: Path) -> bytes:
-    return (RunDir(path).checkpoint() / "model.safetensors").read_bytes()
-
-
 def the_same_run(one: Path, other: Path) -> None:
-    assert weights(one) == weights(other) and records(one) == records(other)
+    assert stored_weights(one) == stored_weights(other) and records(one) == records(other)
     assert list(RunDir(one).rollouts()) == list(RunDir(other).rollouts())
 
 
 @pytest.mark.parametrize("kind", ["grpo", "truncated", "on_policy"])
 def test_training_through_a_server_gives_the_same_bits(base: Path, rollout: Server, tmp_path: Path, kind: str) -> None:
-    run = {"grpo": partial(grpo_run, steps=3), "truncated": truncated, "on_policy": distilled}[kind](base)
+    run = {"grpo": partial(grpo_run, steps=3), "truncated": truncated, "on_policy": on_policy_run}[kind](base)
     fit(run, RunDir(tmp_path / "inline"), quiet=True)
     before = state_of(rollout)["version"]
     at = partial(RemoteRolloutEngine, f"{rollout.url}/v1", api_key=rollout.rollout_key)
     fit(run, RunDir(tmp_path / "remote"), quiet=True, rollout_engine=at)
     the_same_run(tmp_path / "inline", tmp_path / "remote")
     assert state_of(rollout)["version"] == before + run.steps
-    assert weights(tmp_path / "inline") != weights(base) and records(tmp_path / "remote")[0]["updates"] > 0
+    assert (
+        stored_weights(tmp_path / "inline") != stored_weights(base) and records(tmp_path / "remote")[0]["updates"] > 0
+    )
 
 
 def test_an_adapter_is_merged_into_what_is_sent(base: Path, rollout: Server, tmp_path: Path) -> None:

@@ -218,8 +218,7 @@ def test_a_poison_is_refused_and_its_twin_is_taken(name: str) -> None:
     with pytest.raises(ApiError) as caught:
         parse_request(ChatRequest, poison)
     error = caught.value.body()["error"]
-    assert caught.value.status == 400
-    assert error["type"] == "invalid_request_error"
+    assert (caught.value.status, error["type"]) == (400, "invalid_request_error")
     assert param is None or error["param"].startswith(param), error
     assert len(error["message"]) < 500
 

@@ -122,8 +122,7 @@ def test_every_option_arrives_and_so_does_every_default(
     assert (app.service.uploads is not None) == chosen
     assert app.service.bridge.arguments.run == str(run)
     assert app.service.bridge.share == app.service.bridge.queue, "one tenant may have every place"
-    lobby = settings["http"].keywords["lobby"]
-    assert settings["backlog"] <= AT_ONCE and lobby.most > settings["backlog"]
+    assert settings["backlog"] <= AT_ONCE and settings["http"].keywords["lobby"].most > settings["backlog"]
 
 
 def test_a_budget_of_thinking_for_a_model_without_is_refused_before_anything_is_written(

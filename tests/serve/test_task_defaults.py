@@ -45,8 +45,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def http(taught: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    folder = tmp_path_factory.mktemp("server")
-    with running(taught, folder, "slots=2", "ui=false") as server, server.client as client:
+    with running(taught, tmp_path_factory.mktemp("server"), "slots=2", "ui=false") as server, server.client as client:
         yield client
 
 

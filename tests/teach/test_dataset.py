@@ -22,8 +22,7 @@ def divided(path: Path, *, count: int = 1_000, **keys: Any) -> Dataset:
 
 
 def test_every_usable_row_is_in_the_split_of_its_key_and_nothing_else_is(write: Write) -> None:
-    rows = labelled(200)
-    found = divided(write("a.jsonl", rows))
+    found = divided(write("a.jsonl", labelled(200)))
     lines = {split: {one.line for one in examples} for split, examples in found.splits.items()}
     assert lines["train"] | lines["dev"] | lines["test"] == set(range(1, 201)) and found.left_out == {}
     assert sum(map(len, lines.values())) == 200
@@ -36,8 +35,7 @@ def test_faulty_repeated_and_contradicting_rows_are_left_out(write: Write) -> No
     bad = [{"text": "", "label": "pin"}, rows[3], rows[4] | {"text": rows[4]["text"].upper()}]
     other = next(label for label in ("pin", "card") if label != rows[5]["label"])
     found = divided(write("a.jsonl", [*rows, *bad, rows[5] | {"label": other}]))
-    kept = {one.line for examples in found.splits.values() for one in examples}
-    assert kept == set(range(1, 101)) - {6}
+    assert {one.line for examples in found.splits.values() for one in examples} == set(range(1, 101)) - {6}
     assert found.left_out == {"empty": 1, "duplicate": 2, "contradiction": 2}
 
 
@@ -109,8 +107,7 @@ def test_the_test_split_has_at_most_count_examples_and_always_the_same(write: Wr
 
 
 def test_one_calculation_becomes_a_worked_solution(write: Write) -> None:
-    rows = sums(90)
-    found = divided(write("a.jsonl", [*rows, {"question": "5 and 5 and 9 more?", "answer": 33}]))
+    found = divided(write("a.jsonl", [*sums(90), {"question": "5 and 5 and 9 more?", "answer": 33}]))
     assert found.kind == "number" and found.derived == len(found.splits["train"]) > 40
     for one in found.splits["train"]:
         a, _, b, _ = one.prompt.split()

@@ -153,6 +153,9 @@ def test_a_stopped_run_resumes_with_the_schedule_of_all_steps(tmp_path: Path) ->
 # ---- supervised training and GRPO
 
 
+OFTEN_RIGHT = "def grade(prompt, answer, reply):\n    return reply == answer or sum(reply.encode()) % 2 == 0\n"
+
+
 def trained(tiny: Path, tmp_path: Path, *, grader: str = "", steps: int = 4, **plan_keys: object) -> TeachTraining:
     train, dev = examples_of(labelled(60)), examples_of(labelled(12, seed=3))
     paths = TeachPaths(tmp_path / "out")
@@ -165,6 +168,15 @@ def trained(tiny: Path, tmp_path: Path, *, grader: str = "", steps: int = 4, **p
     task = ExamplesTask(paths.data, grader=grader)
     chat, params = chat_format(Tokenizer.byte_level()), SamplingParams(max_tokens=8)
     return TeachTraining(config, paths, plan, task, params, "off", chat, "no time is planned", 1, lambda _: None)
+
+
+def graded_before_grpo(tiny: Path, tmp_path: Path, grader: str) -> TeachTraining:
+    """Supervised training that has ended, with this text of a grader and time for GRPO."""
+    mine = tmp_path / "mine.py"
+    mine.write_text(grader)
+    work = trained(tiny, tmp_path, grader=f"{mine}:grade", grpo_seconds=1e6)
+    work.train_supervised(RunDir(tiny))
+    return work
 
 
 def test_slow_replies_shorten_the_dev_split_for_all_checkpoints(
@@ -232,12 +244,10 @@ def test_the_hard_cap_counts_what_a_killed_process_used(
 def test_grpo_runs_after_the_support_gate_and_is_used_if_dev_improves(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "MOST_GRPO", 1)
-    monkeypatch.setattr(training, "FEWEST_GRPO", 1)
-    monkeypatch.setattr(training, "GRPO_PROBLEMS", 3)
-    monkeypatch.setattr(training, "GRPO_SAMPLES", 4)
+    for name, value in (("MOST_GRPO", 1), ("FEWEST_GRPO", 1), ("GRPO_PROBLEMS", 3), ("GRPO_SAMPLES", 4)):
+        monkeypatch.setattr(training, name, value)
     mine = tmp_path / "mine.py"
-    mine.write_text("def grade(prompt, answer, reply):\n    return reply == answer or sum(reply.encode()) % 2 == 0\n")
+    mine.write_text(OFTEN_RIGHT)
     work = trained(tiny, tmp_path, grader=f"{mine}:grade", grpo_seconds=1e6, dtype="bfloat16")
     work = replace(work, params=replace(work.params, calculator=True))
     work.train_supervised(RunDir(tiny))
@@ -263,10 +273,7 @@ def test_a_killed_grpo_resumes_with_its_steps_and_not_with_newly_measured_ones(
 ) -> None:
     for name, value in (("MOST_GRPO", 2), ("FEWEST_GRPO", 1), ("GRPO_PROBLEMS", 2), ("GRPO_SAMPLES", 2)):
         monkeypatch.setattr(training, name, value)
-    mine = tmp_path / "mine.py"
-    mine.write_text("def grade(prompt, answer, reply):\n    return reply == answer or sum(reply.encode()) % 2 == 0\n")
-    work = trained(tiny, tmp_path, grader=f"{mine}:grade", grpo_seconds=1e6)
-    work.train_supervised(RunDir(tiny))
+    work = graded_before_grpo(tiny, tmp_path, OFTEN_RIGHT)
     measured, calls = TeachTraining.measure_on_dev, list[str]()
 
     def killed(self: TeachTraining, run: RunDir, name: str, step: int) -> DevResult:
@@ -286,12 +293,11 @@ def test_a_tie_on_dev_keeps_the_model_before_grpo(tiny: Path, tmp_path: Path, mo
     for name, value in (("MOST_GRPO", 1), ("FEWEST_GRPO", 1), ("GRPO_PROBLEMS", 2), ("GRPO_SAMPLES", 2)):
         monkeypatch.setattr(training, name, value)
     dev = [row["text"] for row in labelled(12, seed=3)]
-    mine = tmp_path / "mine.py"
-    mine.write_text(
-        f"DEV = {dev!r}\ndef grade(prompt, answer, reply):\n    return prompt in DEV or reply == answer or sum(reply.encode()) % 2 == 0\n"
+    work = graded_before_grpo(
+        tiny,
+        tmp_path,
+        f"DEV = {dev!r}\ndef grade(prompt, answer, reply):\n    return prompt in DEV or reply == answer or sum(reply.encode()) % 2 == 0\n",
     )
-    work = trained(tiny, tmp_path, grader=f"{mine}:grade", grpo_seconds=1e6)
-    work.train_supervised(RunDir(tiny))
     result = work.train_grpo()
     assert [one.right for one in work.dev_results("grpo")] == [12] and not result.used and "is not used" in result.text
 
@@ -304,10 +310,7 @@ def test_a_tie_on_dev_keeps_the_model_before_grpo(tiny: Path, tmp_path: Path, mo
     ],
 )
 def test_grpo_is_skipped_where_it_cannot_help(tiny: Path, tmp_path: Path, body: str, text: str) -> None:
-    mine = tmp_path / "mine.py"
-    mine.write_text(f"def grade(prompt, answer, reply):\n    {body}\n")
-    work = trained(tiny, tmp_path, grader=f"{mine}:grade", grpo_seconds=1e6)
-    work.train_supervised(RunDir(tiny))
+    work = graded_before_grpo(tiny, tmp_path, f"def grade(prompt, answer, reply):\n    {body}\n")
     result = work.train_grpo()
     assert not result.used and text in result.text and not work.paths.grpo.path.exists()
 

@@ -48,8 +48,7 @@ def settings(tiny: Path, example_file: Path, **keys: Any) -> TeachConfig:
 
 def stages(config: TeachConfig, out: Path) -> TeachStages:
     """Return the stages of a folder, which can be called one by one."""
-    ledger = Ledger(out.with_suffix(".ledger"))
-    return TeachStages(config, TeachPaths(out), 1, ledger, lambda *_: None, "")
+    return TeachStages(config, TeachPaths(out), 1, Ledger(out.with_suffix(".ledger")), lambda *_: None, "")
 
 
 @pytest.fixture(scope="module")
@@ -304,8 +303,7 @@ def test_columns_that_are_named_are_read_from_both_files(tiny: Path, write: Writ
     ]
     named = {"prompt": "subject", "answer": "team", "reasoning": "why"}
     test = str(write("test.jsonl", rows[80:]))
-    config = settings(tiny, write("a.jsonl", rows[:80]), test=test, **named)
-    work = stages(config, tmp_path / "out")
+    work = stages(settings(tiny, write("a.jsonl", rows[:80]), test=test, **named), tmp_path / "out")
     work.prepare_data()
     lines = [line for split in ("train", "dev") for line in read_lines(work.paths.data / f"{split}.jsonl")]
     assert {(line["prompt"], line["completion"], line.get("reasoning")) for line in lines} == {
@@ -318,8 +316,7 @@ def test_more_minutes_allow_slower_baselines(
     tiny: Path, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(running, "BASELINE_SECONDS", 1e-3)
-    config = settings(tiny, write("a.jsonl", labelled(ROWS)), minutes=10.0)
-    work = stages(config, tmp_path / "out")
+    work = stages(settings(tiny, write("a.jsonl", labelled(ROWS)), minutes=10.0), tmp_path / "out")
     for stage in (work.check_settings, work.prepare_data, work.find_base_and_plan, work.measure_baselines):
         stage()
     known = json.loads(work.paths.baselines.read_bytes())
@@ -354,8 +351,7 @@ def test_a_rule_and_a_grader_of_the_users_own_are_used(tiny: Path, write: Write,
     out = TeachPaths(tmp_path / "out")
     config = settings(tiny, write("a.jsonl", labelled(ROWS)), rule=f"{mine}:rule", grader=f"{mine}:grade", count=20)
     run(config, out.out)
-    rule = Evaluation.load(out.evaluation_file("rule"))
-    assert {one.reply for one in rule.samples} == {"card", "pin"}
+    assert {one.reply for one in Evaluation.load(out.evaluation_file("rule")).samples} == {"card", "pin"}
     for name in ("majority", "rule", AFTER):
         samples = Evaluation.load(out.evaluation_file(name)).samples
         assert all((one.verdict.value == "right") == (one.reply in (one.answer, "fee")) for one in samples)

@@ -18,6 +18,7 @@ from rorqual.data.pack import TrainingSample, pack, pack_rows
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.engine import Completion, Engine, Request, SamplingParams
 from rorqual.model import Decoder, ModelConfig
+from rorqual.recipes.distil import on_policy
 from rorqual.recipes.grpo import grpo
 from rorqual.recipes.models import v3_like
 from rorqual.recipes.sft import sft
@@ -160,6 +161,18 @@ def grpo_run(start: Path, steps: int = 2, *, temperature: float = 1.0, **changes
         temperature=temperature, options=changes.pop("options", {}),
     )  # fmt: skip
     return run.model_copy(update={"save_seconds": 1e-9} | changes)
+
+
+def on_policy_run(base: Path) -> Run:
+    """A distillation from `base` into itself that takes a second; checkpoints after every step."""
+    run = on_policy(
+        teacher=str(base), start=str(base), task=TASK, steps=2, problems=3, samples=3, max_tokens=12, row=ROW
+    )
+    return run.model_copy(update={"save_seconds": 1e-9})
+
+
+def stored_weights(path: Path) -> bytes:
+    return (RunDir(path).checkpoint() / "model.safetensors").read_bytes()
 
 
 def records(path: Path) -> list[dict[str, Any]]:

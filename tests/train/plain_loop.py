@@ -230,11 +230,9 @@ def updated(name: str, p: Tensor, grads: Sequence[Tensor], factor: float, c: Ada
     if p.dim() == 1 or name in ("embed_tokens.weight", "lm_head.weight") or name.endswith(".gate"):
         return adamw(p, grads, factor, c.adamw)
     if p.dim() == 3:
-        every = [updated(name, p[e], [g[e] for g in grads], factor, c) for e in range(len(p))]
-        return torch.stack(every)
+        return torch.stack([updated(name, p[e], [g[e] for g in grads], factor, c) for e in range(len(p))])
     if name.endswith("gate_up_proj"):
-        parts = [muon(h, [g.chunk(2)[i] for g in grads], factor, c) for i, h in enumerate(p.chunk(2))]
-        return torch.cat(parts)
+        return torch.cat([muon(h, [g.chunk(2)[i] for g in grads], factor, c) for i, h in enumerate(p.chunk(2))])
     return muon(p, grads, factor, c)
 
 

@@ -67,8 +67,7 @@ def verdicts(line: dict[str, Any]) -> list[str]:
 
 def test_dynamic_sampling_draws_on_until_groups_have_both_rewards(base: Path, tmp_path: Path) -> None:
     once = watch(run_with(base, 1, problems=6, samples=2), tmp_path / "once")[0]
-    run = run_with(base, 1, problems=6, samples=2, max_num_gen_batches=5)
-    (step,) = watch(run, tmp_path / "more")
+    (step,) = watch(run_with(base, 1, problems=6, samples=2, max_num_gen_batches=5), tmp_path / "more")
     mixed = [line for line in step.trace if {"right", "wrong"} <= set(verdicts(line))]
     assert step.metrics["gen_batches"] == len(step.trace) // 6 > 1, "a first draw that is enough shows nothing"
     assert step.metrics["groups_trained"] == min(len(mixed), 6)
@@ -115,8 +114,7 @@ def test_overlong_punishment_is_in_the_reward_once(base: Path, tmp_path: Path) -
 def test_each_effort_has_its_own_groups_its_own_penalty_and_its_own_prompt(base: Path, tmp_path: Path) -> None:
     """V4.1's r_len = -min(C_max, k_0 exp(-(b - b_min) / tau) length / L_norm), in the reward once."""
     penalty = {"efforts": [80, 20], "strength": 0.7, "decay": 30.0, "limit": 0.2, "tokens": 12}
-    run = run_with(base, 1, problems=3, length_penalty=penalty, std=False)
-    (step,) = watch(run, tmp_path / "run")
+    (step,) = watch(run_with(base, 1, problems=3, length_penalty=penalty, std=False), tmp_path / "run")
     assert [line["effort"] for line in step.trace] == [80, 20] * 3
     keys = [line["key"] for line in step.trace]
     assert keys[::2] == keys[1::2] and len({*keys}) == 3
@@ -191,8 +189,7 @@ def test_a_token_that_was_cut_off_has_no_gradient() -> None:
 def test_the_reference_scores_as_the_model_that_it_is(base: Path) -> None:
     """The start's own samples: its log-probabilities of them are those that its sampler recorded."""
     from_start = ReferenceModel(str(base), loud(tiny()), temperature=1.0, threads=2)
-    scored = sampled(from_start.model)
-    batch = rollouts(scored)
+    batch = rollouts(sampled(from_start.model))
     assert batch.sampled_logprobs is not None
     assert torch.allclose(from_start.logprobs(batch), batch.sampled_logprobs, atol=1e-5)
     colder = ReferenceModel(str(base), loud(tiny()), temperature=0.7, threads=1)

@@ -47,8 +47,7 @@ def model_of(*, mtp: int = 0, index: dict[str, Any] | None = None) -> Decoder:
 
 
 def batch_of() -> TrainBatch:
-    generator = torch.Generator().manual_seed(3)
-    tokens = torch.randint(30, (2, ROW), generator=generator)
+    tokens = torch.randint(30, (2, ROW), generator=torch.Generator().manual_seed(3))
     positions, segments = torch.zeros(2, ROW, dtype=torch.long), torch.full((2, ROW), -1)
     for row, lengths in enumerate(LENGTHS):
         at = 0

@@ -39,8 +39,7 @@ def own_run(teacher: Path, start: Path, steps: int = 2, **settings: Any) -> Run:
 def first_step(run: Run) -> StepBatches:
     model = load_run(RunDir(Path(run.start.run)))
     ids = tokenizer()
-    source = run.source.build(SourceInputs(model, ids, chat_format(ids), run.seed, 1))
-    return source.step(0)
+    return run.source.build(SourceInputs(model, ids, chat_format(ids), run.seed, 1)).step(0)
 
 
 @pytest.mark.parametrize("top_k", [0, 7])
@@ -63,8 +62,7 @@ def test_the_teachers_distributions_are_those_of_each_answer_alone(base: Path, s
 
 
 def test_a_teacher_of_another_vocabulary_is_refused_with_what_to_do(base: Path, student: Path, tmp_path: Path) -> None:
-    words = Tokenizer.byte_level(["after a after b"] * 9, vocab_size=266)
-    words.save(tmp_path / "tokenizer.json")
+    Tokenizer.byte_level(["after a after b"] * 9, vocab_size=266).save(tmp_path / "tokenizer.json")
     run = sft(task=TASK, size="tiny", steps=1, rows=1, row=ROW, tokenizer=str(tmp_path / "tokenizer.json"))
     fit(run, RunDir(tmp_path / "teacher"), quiet=True)
     with pytest.raises(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from little import TASK, engine_of, grpo_run, loud, records, rollouts, sampled, sft_run, tiny
+from little import engine_of, grpo_run, loud, on_policy_run, records, rollouts, sampled, sft_run, stored_weights, tiny
 
 from rorqual.core.errors import ConfigError, NumericsError
 from rorqual.core.records import RunDir
@@ -19,7 +19,6 @@ from rorqual.engine import Completion, Request
 from rorqual.engine.rollout_engine import InlineRolloutEngine
 from rorqual.model import Decoder
 from rorqual.model.load.run_directory import load_run
-from rorqual.recipes.distil import on_policy
 from rorqual.train.batch import TrainBatch
 from rorqual.train.gradient import compare_with_sampler, open_workers
 from rorqual.train.loop import fit
@@ -73,30 +72,19 @@ def with_source(run: Run, **fields: Any) -> Run:
     return run.model_copy(update={"source": run.source.model_copy(update=fields)})
 
 
-def weights(path: Path) -> bytes:
-    return (RunDir(path).checkpoint() / "model.safetensors").read_bytes()
-
-
-def distilled(base: Path) -> Run:
-    run = on_policy(
-        teacher=str(base), start=str(base), task=TASK, steps=2, problems=3, samples=3, max_tokens=12, row=48
-    )
-    return run.model_copy(update={"save_seconds": 1e-9})
-
-
 @pytest.mark.parametrize("kind", ["grpo", "dynamic", "kept", "on_policy"])
 def test_an_engine_apart_that_loses_samples_trains_the_same_bits(base: Path, tmp_path: Path, kind: str) -> None:
     runs = {
         "grpo": grpo_run(base, 2),
         "dynamic": with_source(grpo_run(base, 2), max_num_gen_batches=3),
         "kept": with_source(grpo_run(base, 2), top_p=0.9, top_k=30),
-        "on_policy": distilled(base),
+        "on_policy": on_policy_run(base),
     }
     run = runs[kind]
     fit(run, RunDir(tmp_path / "inline"), quiet=True)
     engine = another(run, tmp_path / "apart", base, record_kept=kind == "kept")
     assert engine.lost > 2 and engine.version == 2, "one update a step, however often it draws"
-    assert weights(tmp_path / "inline") == weights(tmp_path / "apart")
+    assert stored_weights(tmp_path / "inline") == stored_weights(tmp_path / "apart")
     assert records(tmp_path / "inline") == records(tmp_path / "apart")
     assert list(RunDir(tmp_path / "inline").rollouts()) == list(RunDir(tmp_path / "apart").rollouts())
 

@@ -23,8 +23,7 @@ def test_kept_rollouts_agree_with_the_metrics_and_change_no_bit(base: Path, tmp_
     runs = {count: RunDir(tmp_path / str(count)) for count in (0, 1, 4)}
     for count, out in runs.items():
         run = grpo_run(base, STEPS)
-        source = run.source.model_copy(update={"trace": count})
-        fit(run.model_copy(update={"source": source}), out, quiet=True)
+        fit(run.model_copy(update={"source": run.source.model_copy(update={"trace": count})}), out, quiet=True)
     assert len({(out.checkpoint() / "model.safetensors").read_bytes() for out in runs.values()}) == 1
     assert records(runs[0].path) == records(runs[1].path) == records(runs[4].path)
     assert not runs[0].rollouts_file.exists()

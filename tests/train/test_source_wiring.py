@@ -261,8 +261,7 @@ def test_a_teacher_reads_rows_of_its_context_and_no_longer(base: Path) -> None:
 @pytest.mark.parametrize("top_k", [0, 5])
 def test_a_teacher_reads_each_row_of_a_large_batch(top_k: int, base: Path) -> None:
     """More rows than one forward takes: each has the distributions that it has alone."""
-    given = materials(load_run(RunDir(base)))
-    teacher = OnPolicyTeacher(str(base), replace(given, threads=2), ROW, top_k)
+    teacher = OnPolicyTeacher(str(base), replace(materials(load_run(RunDir(base))), threads=2), ROW, top_k)
     batch = packed(random_documents(6, count=110))
     assert len(batch.tokens) > 17
     whole = teacher.add_distributions(batch)

@@ -59,8 +59,7 @@ def test_tensorboard_reads_every_number_and_the_config(tmp_path: Path) -> None:
     assert found == recorded(tmp_path / "run")
     assert {"loss", "grad_norm", "tokens", "flops", *CLOCK_FIELDS} <= set(found) and "recipe" not in found
     assert [step for step, _ in found["loss"]] == [1, 2, 3] and "step" not in found
-    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
-    [text] = events.Tensors("config/text_summary")
+    [text] = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload().Tensors("config/text_summary")
     config = (tmp_path / "run" / "run.yaml").read_text(encoding="utf-8")
     [shown_config] = text.tensor_proto.string_val
     assert [line[4:] for line in shown_config.decode().splitlines()] == config.splitlines()

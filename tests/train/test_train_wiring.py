@@ -91,8 +91,7 @@ PROBLEMS = [Problem("1", "p1", "a1", "add", level="2"), Problem("2", "p2", "a2",
 def test_what_rollouts_record() -> None:
     """Two samples of eight reasoned (an empty thought is none), with a length of their own; each family and level has its reward."""
     found = rollout_metrics(PROBLEMS, GROUPS, chat_format(tokenizer()))
-    every = [one.completion for group in GROUPS for one in group]
-    lengths = [len(one.token_ids) for one in every]
+    lengths = [len(one.completion.token_ids) for group in GROUPS for one in group]
     assert found == {
         "reward": 5 / 7, "groups_total": 3, "groups_equal": 0, "groups_all_right": 1, "ungraded": 1, "truncated": 1,
         "sampled_tokens": sum(lengths), "think_share": 2 / 8, "think_length": 3.0, "reply_length": sum(lengths) / 8,
@@ -169,10 +168,8 @@ def test_how_often_a_run_is_saved_and_where_it_runs_are_no_other_run(tmp_path: P
     run, out = sft_run(2), RunDir(tmp_path / "run")
     fit(run, out, quiet=True)
     before = out.config_file.read_bytes()
-    more = sft_run(4, save_seconds=77.0)
-    fit(more, out, quiet=True)
-    straight = RunDir(tmp_path / "straight")
-    fit(sft_run(4), straight, quiet=True)
+    fit(sft_run(4, save_seconds=77.0), out, quiet=True)
+    fit(sft_run(4), RunDir(tmp_path / "straight"), quiet=True)
     assert len(records(out.path)) == 4 and out.steps()[-1] == 4
     assert read_yaml(Run, out.config_file).save_seconds == 77.0 and before != out.config_file.read_bytes()
     fit(sft_run(4, save_seconds=5.0, device="cpu"), out, quiet=True)

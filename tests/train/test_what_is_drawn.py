@@ -148,8 +148,7 @@ def test_what_was_cut_off_is_wrong_whatever_the_grader_says(base: Path) -> None:
     """Every reply of this task is right; those that ended at max_tokens are not."""
     step = made(rollouts(problems=12, samples=4, max_tokens=CUT), model=load_run(RunDir(base))).step(0)
     samples = [sample for line in step.trace for sample in line["samples"]]
-    finished = {sample["finish"] for sample in samples}
-    assert finished == {"stop", "length"}
+    assert {sample["finish"] for sample in samples} == {"stop", "length"}
     for sample in samples:
         assert sample["verdict"] == ("right" if sample["finish"] == "stop" else "wrong")
         assert sample["tokens"] <= CUT and (sample["tokens"] == CUT or sample["finish"] == "stop")

@@ -197,8 +197,7 @@ def test_arguments_that_cannot_be_written_are_refused(poison: str, what: str) ->
 
 
 def test_the_token_of_calls_tells_the_format_of_a_checkpoint_without_a_template() -> None:
-    tokenizer = with_marks(NAME).tokenizer
-    assert guess_chat_name("deepseek_v3", tokenizer, None) == NAME
+    assert guess_chat_name("deepseek_v3", with_marks(NAME).tokenizer, None) == NAME
     assert guess_chat_name("deepseek_v3", made("deepseek").tokenizer, None) == "deepseek"
     assert guess_chat_name("deepseek_v32", made("smollm2").tokenizer, None) == "chatml-plain", (
         "marks of turns come first"

@@ -82,8 +82,7 @@ def test_a_tokenizer_that_knows_no_turns_is_a_base_models() -> None:
 
 
 def without_marks() -> Tokenizer:
-    data = json.loads(tokenizer("qwen").source)
-    return Tokenizer(json.dumps(data | {"added_tokens": []}))
+    return Tokenizer(json.dumps(json.loads(tokenizer("qwen").source) | {"added_tokens": []}))
 
 
 def test_a_broken_or_hostile_template_is_nobodys() -> None:

@@ -11,12 +11,18 @@ from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Thinking, ToolCall
 from rorqual.data.chat import ChatFormat, chat_format
 
-EVERY = pytest.mark.parametrize("name", FAMILY)
+EVERY = pytest.mark.parametrize("chat", FAMILY, indirect=True)
 LAW = settings(deadline=None, max_examples=12)
 """For each of eleven formats."""
 MODES = st.sampled_from(["auto", "on", "off"])
 USER = Message("user", "?")
 THINKS_BY_IDS = ("qwen3", "deepseek", "deepseek-r1", "deepseek-v3.2")
+
+
+@pytest.fixture(scope="module")
+def chat(request: pytest.FixtureRequest) -> ChatFormat:
+    """The format that a test is given the name of."""
+    return made(request.param)
 
 
 def read_back(chat: ChatFormat, text: str) -> str:
@@ -52,17 +58,15 @@ def drawn_reply(chat: ChatFormat, before: list[Message], message: Message, think
 @LAW
 @given(before=conversations(), message=ASSISTANT, thinking=MODES)
 def test_a_prompt_is_a_prefix_and_the_mask_is_the_rest(
-    name: str, before: list[Message], message: Message, thinking: Thinking
+    chat: ChatFormat, before: list[Message], message: Message, thinking: Thinking
 ) -> None:
-    chat = made(name)
     reply = drawn_reply(chat, before, message, thinking)
     prompt = chat.prompt(before, thinking)
     rendered = chat.render([*before, message], thinking=thinking, train_from=len(before))
-    assert rendered.ids == [*prompt, *reply]
-    assert rendered.mask == [False] * len(prompt) + [True] * len(reply)
+    assert (rendered.ids, rendered.mask) == ([*prompt, *reply], [False] * len(prompt) + [True] * len(reply))
     assert rendered.ids[-1] == chat.stop_ids[0] and not set(reply[:-1]) & set(chat.stop_ids)
     assert chat.thinking_mode_of(prompt) == (
-        "on" if name == "deepseek-r1" and thinking == "auto" else _told(chat, thinking)
+        "on" if chat.name == "deepseek-r1" and thinking == "auto" else _told(chat, thinking)
     )
 
 
@@ -73,8 +77,7 @@ def _told(chat: ChatFormat, thinking: Thinking) -> Thinking:
 @EVERY
 @LAW
 @given(message=ASSISTANT, thinking=MODES)
-def test_a_reply_reads_back(name: str, message: Message, thinking: Thinking) -> None:
-    chat = made(name)
+def test_a_reply_reads_back(chat: ChatFormat, message: Message, thinking: Thinking) -> None:
     reply = drawn_reply(chat, [USER], message, thinking)
     assert chat.parse(reply, thinking) == chat.normalized(normal(chat, message), thinking)
 
@@ -82,12 +85,11 @@ def test_a_reply_reads_back(name: str, message: Message, thinking: Thinking) -> 
 @EVERY
 @pytest.mark.parametrize("reasoning", [None, "so", "a\n\nb.", "  é 12"])
 @pytest.mark.parametrize("content", ["", "4", "a\n\nb\n", "<|im_end|>é"])
-def test_an_ordinary_reply_survives_whole(name: str, reasoning: str | None, content: str) -> None:
+def test_an_ordinary_reply_survives_whole(chat: ChatFormat, reasoning: str | None, content: str) -> None:
     """`kept` may not be an excuse: only newlines at the edges are lost, and white space around the content in Llama's formats."""
-    chat = made(name)
     message = Message("assistant", content, reasoning)
     stripped = Message("assistant", content.strip(), reasoning)
-    expected = stripped if name.startswith("llama3") else message
+    expected = stripped if chat.name.startswith("llama3") else message
     for thinking in ("auto", "off" if reasoning is None else "on"):
         assert chat.normalized(message, thinking) == expected  # type: ignore[arg-type]
         assert chat.parse(reply_of(chat, [USER], message, thinking), thinking) == expected  # type: ignore[arg-type]
@@ -96,8 +98,7 @@ def test_an_ordinary_reply_survives_whole(name: str, reasoning: str | None, cont
 @EVERY
 @LAW
 @given(message=ASSISTANT, thinking=MODES)
-def test_every_cut_of_a_reply_is_a_beginning_of_it(name: str, message: Message, thinking: Thinking) -> None:
-    chat = made(name)
+def test_every_cut_of_a_reply_is_a_beginning_of_it(chat: ChatFormat, message: Message, thinking: Thinking) -> None:
     reply = drawn_reply(chat, [USER], message, thinking)
     whole = chat.parse(reply, thinking)
     for at in range(len(reply)):
@@ -114,11 +115,9 @@ def begins(whole: str, cut: str) -> bool:
 @EVERY
 @LAW
 @given(data=st.data(), thinking=MODES)
-def test_whatever_a_model_draws_can_be_read(name: str, data: st.DataObject, thinking: Thinking) -> None:
-    chat = made(name)
+def test_whatever_a_model_draws_can_be_read(chat: ChatFormat, data: st.DataObject, thinking: Thinking) -> None:
     drawn = data.draw(st.lists(st.integers(0, chat.tokenizer.vocab_size - 1), max_size=12))
-    message = chat.parse(drawn, thinking)
-    assert message.role == "assistant"
+    assert chat.parse(drawn, thinking).role == "assistant"
     assert 0 <= chat.n_thinking_tokens(drawn) <= len(drawn)
 
 
@@ -128,8 +127,9 @@ def test_whatever_a_model_draws_can_be_read(name: str, data: st.DataObject, thin
     typed=st.lists(st.sampled_from(["<think>", "</think>", "\n\n", " ", "</thi", "é", "ab"]), max_size=9),
     thinking=MODES,
 )
-def test_the_content_at_the_end_is_that_of_a_reply_cut_there(name: str, typed: list[str], thinking: Thinking) -> None:
-    chat = made(name)
+def test_the_content_at_the_end_is_that_of_a_reply_cut_there(
+    chat: ChatFormat, typed: list[str], thinking: Thinking
+) -> None:
     ids = chat.tokenizer.encode_trusted("".join(typed))
     reader, content = chat.reader(thinking), ""
     for end, token in enumerate(ids, start=1):
@@ -140,8 +140,7 @@ def test_the_content_at_the_end_is_that_of_a_reply_cut_there(name: str, typed: l
 @EVERY
 @LAW
 @given(text=st.lists(TEXT, min_size=1).map("".join))
-def test_what_is_typed_never_becomes_a_special_token(name: str, text: str) -> None:
-    chat = made(name)
+def test_what_is_typed_never_becomes_a_special_token(chat: ChatFormat, text: str) -> None:
     empty = [id_ for id_ in chat.prompt([Message("system", ""), Message("user", "")]) if chat.tokenizer.is_special(id_)]
     typed = chat.prompt([Message("system", text), Message("user", text)])
     assert [id_ for id_ in typed if chat.tokenizer.is_special(id_)] == empty
@@ -154,8 +153,9 @@ def test_what_is_typed_never_becomes_a_special_token(name: str, text: str) -> No
 @EVERY
 @LAW
 @given(messages=conversations(), last=ASSISTANT)
-def test_samples_train_every_reply_once_as_it_was_written(name: str, messages: list[Message], last: Message) -> None:
-    chat = made(name)
+def test_samples_train_every_reply_once_as_it_was_written(
+    chat: ChatFormat, messages: list[Message], last: Message
+) -> None:
     try:
         samples = chat.training_renderings([*messages, last])
     except DataError as error:
@@ -165,10 +165,9 @@ def test_samples_train_every_reply_once_as_it_was_written(name: str, messages: l
     assert trained == [chat.normalized(normal(chat, m)) for m in [*messages, last] if m.role == "assistant"]
 
 
-@pytest.mark.parametrize("name", ["qwen3", "deepseek-r1"])
-def test_an_earlier_turn_is_not_trained_where_its_block_is_missing(name: str) -> None:
+@pytest.mark.parametrize("chat", ["qwen3", "deepseek-r1"], indirect=True)
+def test_an_earlier_turn_is_not_trained_where_its_block_is_missing(chat: ChatFormat) -> None:
     """It stands there without `<think>`: trained so, a model would learn to leave its block out."""
-    chat = made(name)
     messages = [USER, Message("assistant", "one"), USER, Message("assistant", "two")]
     rendered = chat.render(messages)
     trained = [id_ for id_, on in zip(rendered.ids, rendered.mask) if on]
@@ -176,9 +175,8 @@ def test_an_earlier_turn_is_not_trained_where_its_block_is_missing(name: str) ->
     assert len(chat.training_renderings(messages)) == 2
 
 
-@pytest.mark.parametrize("name", ["qwen3", "deepseek-r1", "chatml"])
-def test_a_thought_that_the_prompt_opened_is_read_from_inside(name: str) -> None:
-    chat = made(name)
+@pytest.mark.parametrize("chat", ["qwen3", "deepseek-r1", "chatml"], indirect=True)
+def test_a_thought_that_the_prompt_opened_is_read_from_inside(chat: ChatFormat) -> None:
     assert chat.parse(chat.tokenizer.encode("so far"), "on") == Message("assistant", "", "so far")
 
 
@@ -193,8 +191,7 @@ def turns(ids: list[int], mask: list[bool]) -> list[list[int]]:
 
 
 @EVERY
-def test_the_tokens_that_thinking_took_are_counted(name: str) -> None:
-    chat = made(name)
+def test_the_tokens_that_thinking_took_are_counted(chat: ChatFormat) -> None:
     reply = reply_of(chat, [USER], Message("assistant", "four", "two and two"), "on")
     n = chat.n_thinking_tokens(reply)
     assert "two and two" in chat.tokenizer.decode(reply[:n]) and "four" in chat.tokenizer.decode(reply[n:])
@@ -202,8 +199,7 @@ def test_the_tokens_that_thinking_took_are_counted(name: str) -> None:
 
 
 @EVERY
-def test_an_open_turn_goes_on_where_it_was_left(name: str) -> None:
-    chat = made(name)
+def test_an_open_turn_goes_on_where_it_was_left(chat: ChatFormat) -> None:
     for message in (
         Message("assistant", "It is"),
         Message("assistant", "It is", "so"),
@@ -216,11 +212,11 @@ def test_an_open_turn_goes_on_where_it_was_left(name: str) -> None:
 
 
 @EVERY
-def test_a_tokenizer_without_the_marks_is_refused_by_their_names(name: str) -> None:
-    other = made("smollm2" if FAMILY[name] == "llama3" else "llama3").tokenizer
+def test_a_tokenizer_without_the_marks_is_refused_by_their_names(chat: ChatFormat) -> None:
+    other = made("smollm2" if FAMILY[chat.name] == "llama3" else "llama3").tokenizer
     with pytest.raises(DataError, match=r"the tokenizer lacks .*which chat format") as caught:
-        chat_format(other, name)
-    assert f"'{name}'" in str(caught.value) and caught.value.where.endswith(".json")
+        chat_format(other, chat.name)
+    assert f"'{chat.name}'" in str(caught.value) and caught.value.where.endswith(".json")
 
 
 def test_a_mark_alone_that_is_missing_is_named_alone() -> None:
@@ -230,24 +226,24 @@ def test_a_mark_alone_that_is_missing_is_named_alone() -> None:
     assert chat_format(plain, "chatml").stop_ids  # its twin, which needs none
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILY if name not in THINKS_BY_IDS])
-def test_what_a_text_format_could_not_tell_apart_is_refused(name: str) -> None:
+@pytest.mark.parametrize("chat", [name for name in FAMILY if name not in THINKS_BY_IDS], indirect=True)
+def test_what_a_text_format_could_not_tell_apart_is_refused(chat: ChatFormat) -> None:
     for message in (Message("assistant", "<think>a"), Message("assistant", "b", "a</think>")):
         with pytest.raises(DataError, match=r"is ambiguous, because .* as text"):
-            made(name).render([USER, message])
-    assert made(name).render([USER, Message("assistant", "a <think>", "b")]).n_trained_tokens
+            chat.render([USER, message])
+    assert chat.render([USER, Message("assistant", "a <think>", "b")]).n_trained_tokens
 
 
 @EVERY
-def test_tool_turns_are_not_trained_on(name: str) -> None:
+def test_tool_turns_are_not_trained_on(chat: ChatFormat) -> None:
     """No mask is certain there; a prompt may hold them where the family has a way to write them."""
     call = ToolCall("call_0", "add", "{}")
     messages = [USER, Message("assistant", "a", tool_calls=(call,)), Message("tool", "4", tool_call_id="call_0")]
     for held in (messages, messages[:2]):
         with pytest.raises(DataError, match=r"tool calls cannot be trained on"):
-            made(name).render([*held, *([Message("assistant", "4")] if len(held) > 2 else [])])
-    if made(name).takes_tools:
-        assert made(name).prompt(messages)
+            chat.render([*held, *([Message("assistant", "4")] if len(held) > 2 else [])])
+    if chat.takes_tools:
+        assert chat.prompt(messages)
     else:
-        with pytest.raises(DataError, match=f"chat format '{name}' does not support tools"):
-            made(name).prompt(messages)
+        with pytest.raises(DataError, match=f"chat format '{chat.name}' does not support tools"):
+            chat.prompt(messages)

@@ -55,8 +55,7 @@ def finished(
     calls = joined_calls(pieces)
     reasoning, content = ("".join(getattr(piece, kind) for piece in pieces) for kind in ("reasoning", "content"))
     stop = next((place for place, id_ in enumerate(ids) if id_ in chat.stop_ids), len(ids))
-    own = chat.tokenizer.decode(ids[:stop], specials=True)
-    assert "".join(part.text for part in reader.parts) == own
+    assert "".join(part.text for part in reader.parts) == chat.tokenizer.decode(ids[:stop], specials=True)
     for kind, text in (("reasoning", reasoning), ("content", content)):
         assert "".join(part.text for part in reader.parts if part.kind == kind) == text
     assert [part.kind for part in reader.parts].count("call") == len(calls)
@@ -127,8 +126,7 @@ def check_cuts(chat: ChatFormat, ids: list[int], cuts: range) -> None:
         if cut in cuts:
             known: dict[int, Any] = {id(each): each for each in (chat, chat.tokenizer, chat.call_form)}
             known |= {id(reader.ids): list(reader.ids), id(reader.parts): list(reader.parts)}
-            own = copy.deepcopy(reader, known)
-            agrees(chat, ids[:cut], "auto", TOOLS, finished(chat, own, pieces))
+            agrees(chat, ids[:cut], "auto", TOOLS, finished(chat, copy.deepcopy(reader, known), pieces))
         pieces.append(reader.feed(ids[cut]))
 
 
@@ -161,8 +159,7 @@ def test_what_was_called_can_be_written_again_as_the_model_wrote_it(name: str) -
         fixture = next((one for one in FIXTURES[name] if one["case"] == case), None)
         if fixture is None:
             continue
-        ids = chat.tokenizer.encode_trusted(fixture["text"])
-        message = chat.parse(ids, "auto", TOOLS)
+        message = chat.parse(chat.tokenizer.encode_trusted(fixture["text"]), "auto", TOOLS)
         said = [Message("tool", "4", tool_call_id=call.id) for call in message.tool_calls]
         prompt = chat.tokenizer.decode(
             chat.prompt([Message("user", "?"), message, *said], "auto", TOOLS), specials=True

@@ -1,5 +1,5 @@
-"""Functions of `rorqual eval`: read the command's settings, load the engine or client, choose the path of the result, and
-compute the loss on a text file."""
+"""Defines the options of `rorqual eval`, and the command's functions: load the engine or client, choose the path of the result,
+and compute the loss on a text file."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Readers for the untrusted files of a checkpoint folder, and writers of folders that appear under their final name only when
-all files are complete."""
+"""Finds and checks the safetensors files of a checkpoint folder, and reads its JSON and text files. All files of the folder are
+untrusted. The module also writes folders that appear under their final name only when all files are complete."""
 
 from __future__ import annotations
 

@@ -85,10 +85,10 @@ class StoredTensor(TensorSpec):
         return replace(self, shape=shape, begin=self.begin + index * (self.n_bytes // count))
 
     def slices(self, size: int = CHUNK, multiple: int = 1) -> Iterator[tuple[int, int]]:
-        """Yield row ranges (start, stop) whose rows have at most `size` bytes.
+        """Yield row ranges (start, stop) that together cover all rows. Each range has at most `size` bytes if possible.
 
-        The number of rows in each row range except the last is a multiple of `multiple`. A row range of `multiple` rows may
-        have more than `size` bytes.
+        The number of rows in each range, except the last, is a multiple of `multiple`. If `multiple` rows have more than
+        `size` bytes, each range except the last has exactly `multiple` rows.
         """
         step = max(size // max(self.columns * self.item_bytes, 1) // multiple, 1) * multiple
         for start in range(0, self.n_rows if self.columns else 0, step):

@@ -222,9 +222,10 @@ class _Unset:
 
 
 def _fields_of_kind(kind: Any, current: KindConfig, key: str, where: str) -> dict[str, Any]:
-    """Return the fields of a config of the kind `kind`.
+    """Return the fields of a config of the kind `kind`, which replaces `current`.
 
-    Fields that a common base class of the new config and `current` declares keep their values from `current`.
+    Both configs have the same base class, the direct subclass of KindConfig. The fields of this base class keep their values
+    from `current`, except `kind`. All other fields take their defaults, or `_Unset` if they have none.
     """
     base: type[KindConfig] = next(
         cls for cls in type(current).__mro__ if issubclass(cls, KindConfig) and KindConfig in cls.__bases__

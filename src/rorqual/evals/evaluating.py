@@ -23,17 +23,17 @@ GREEDY = SamplingParams()
 CHECK = "Check your answer. If it is wrong, give the right one."
 """The message that asks a model to refine its reply."""
 PATIENCE = 20
-"""`pick_problems` stops after too many consecutive draws without a new problem. The maximum number of such draws is at least
-`PATIENCE` times the mean number of draws per problem in the rarest unfinished stratum (`_max_idle_draws`)."""
+"""Factor of `_max_idle_draws`, the number of consecutive unused draws after which `pick_problems` stops."""
 
 
 def pick_problems(task: Task, split: Split, count: int, seed: int, per_family: bool) -> list[Problem]:
     """Return the evaluation problems: the same arguments give the same problems, and no key occurs twice.
 
     With `per_family`, return `count` problems of each stratum (family, level), otherwise `count` problems in total. A task
-    may generate problems endlessly, and its strata are not known in advance. Drawing therefore stops after many draws that add
-    no problem. The limit on draws without a new problem is higher if an unfinished stratum is rare. A stratum with fewer than
-    `count` distinct problems gets every distinct problem that was drawn.
+    may generate problems endlessly, and its strata are not known in advance. Drawing therefore stops after many consecutive
+    unused draws. A draw is unused if its problem is already chosen, or if its stratum already has `count` problems. A stratum
+    is unfinished while it has fewer than `count` problems. If an unfinished stratum is rare, more consecutive unused draws are
+    allowed. If drawing stops before a stratum has `count` problems, all its distinct drawn problems are returned.
 
     Raises DataError if `count` is below 1 or the split contains no problems.
     """
@@ -69,8 +69,8 @@ def pick_problems(task: Task, split: Split, count: int, seed: int, per_family: b
 
 
 def _max_idle_draws(taken: Counter[tuple[str, str]], count: int, drawn: int) -> int:
-    """Return how many consecutive draws without a new problem are allowed. More draws are allowed if there are more strata, or
-    if an unfinished stratum is rarer."""
+    """Return after how many consecutive unused draws `pick_problems` stops: `PATIENCE` times the largest of 5, the number of
+    strata drawn so far, and the mean number of draws per problem of the rarest unfinished stratum."""
     rarest = min((number for number in taken.values() if number < count), default=drawn)
     return PATIENCE * max(5, len(taken), drawn // rarest)
 

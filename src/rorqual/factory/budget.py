@@ -1,8 +1,8 @@
 """Budget control for a remote teacher. The maximum cost of a request is reserved in a ledger before the request is sent.
 
 The reserve is an upper bound of the cost: the price of the maximum number of prompt tokens, plus the price of
-`max_tokens` reply tokens. If the server billed more than the reserve of an earlier request, later reserves include the
-difference. The actual cost of an answer replaces its reserve. A request costs nothing if the request was never sent, or
+`max_tokens` reply tokens. If the server billed more tokens than were reserved for an earlier request, later requests reserve
+these extra tokens too. The actual cost of an answer replaces its reserve. A request costs nothing if the request was never sent, or
 if the server rejected the request (HTTP 3xx or 4xx).
 
 The reserve counts as spent if the answer never arrived (server error, timeout, broken connection, no completion),
@@ -175,8 +175,8 @@ class Budget(BudgetGuard):
         self._journal.append([{"refused": attempt.name}])
 
     def charge_failed_attempt(self, place: int, usage: Mapping[str, int]) -> None:
-        """Handle a response that reports usage but has no completion: raise later reserves if the server billed more
-        tokens than were reserved."""
+        """Handle a response that reports usage but has no completion. If the server billed more tokens than were reserved,
+        later requests reserve more tokens."""
         if "prompt_tokens" in usage and "completion_tokens" in usage:
             self._raise_reserves_if_exceeded(
                 self._open[place].request, usage["prompt_tokens"], usage["completion_tokens"]
@@ -232,7 +232,8 @@ class Budget(BudgetGuard):
         return self.spending.total + reserved + most > self.access.budget
 
     def _raise_reserves_if_exceeded(self, request: Request, prompt_tokens: int, completion_tokens: int) -> None:
-        """Raise later reserves if the server billed more tokens than were reserved."""
+        """If the server billed more tokens than were reserved for `request`, record the numbers of tokens. All later requests
+        then reserve more tokens (`_max_cost`)."""
         excess = prompt_tokens - max_prompt_tokens(request.messages)
         with self._condition:
             if excess > self.spending.beyond:

@@ -97,7 +97,8 @@ class AnswersExperiment(Experiment):
         )
 
     def training_jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
-        """Return the jobs that train the main model, and the small model that is the cascade's student."""
+        """Return two training jobs: one for the main model, and one for the small model. The small model is the student of the
+        cascade."""
 
         def run(size: Size, steps: int) -> Run:
             options = dict(self.options)

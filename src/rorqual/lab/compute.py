@@ -164,8 +164,9 @@ def hard_minus_easy_by_document(values: Array, hard: NDArray[np.bool_], document
 
 def hard_minus_easy_by_pair(values: Array, hard: Array, families: Array) -> Array:
     """Return, family by family, the value of the i-th hard problem minus the value of the i-th easy problem.
-    Permuting the difficulties within families does not change the number of pairs, so the differences can be averaged over
-    permutations by index.
+
+    A permutation of the difficulties within families does not change the number of pairs. So every permutation returns equally
+    many values, and the caller averages the i-th values of all permutations.
     """
     differences = []
     for family in np.unique(families):

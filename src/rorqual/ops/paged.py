@@ -265,7 +265,7 @@ def _attend(
     q: Tensor, k: Tensor, v: Tensor, tiles: QueryTiles, scale: float, mask: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Attend from query tiles [tiles, heads, rows, d] to blocks of keys [blocks, heads, size, d] and values [blocks, heads,
-    size, d_v] in the order of `mask`.
+    size, d_v]. Block i of the keys and values belongs to entry i of `mask`.
 
     Returns the attention output [tiles, heads, rows, d_v], the log-sum-exp [tiles, heads, rows, 1] and the attention weights
     [blocks, heads, rows, size].
@@ -565,7 +565,7 @@ def _tiles_to_tokens(out: Tensor, tiles: QueryTiles, repeat: int) -> Tensor:
 def _keys_and_values(
     keys: Tensor, values: Tensor | int, tiles: QueryTiles, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Return the keys and values of each block [blocks, heads, size, d], in the order of `mask`."""
+    """Return the keys [blocks, heads, size, d] and values [blocks, heads, size, d_v]. Block i belongs to entry i of `mask`."""
     k = _pool_blocks(keys, tiles).to(dtype)
     return k, k[..., :values] if isinstance(values, int) else _pool_blocks(values, tiles).to(dtype)
 
@@ -579,10 +579,9 @@ def _weight_values(weights: Tensor, v: Tensor, tiles: QueryTiles) -> Tensor:
 
 
 def _block_weights(q: Tensor, k: Tensor, tiles: QueryTiles, scale: float, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Return attention scores and softmax weights [blocks, heads, rows, keys] in the order of `mask`, given the keys of each
-    block.
+    """Return attention scores and softmax weights [blocks, heads, rows, size], given the keys `k` [blocks, heads, size, d].
 
-    The softmax of a block covers only the keys of the block.
+    Block i belongs to entry i of `mask`. The softmax of a block covers only the keys of the block.
     """
     _, heads, rows, _ = q.shape
     queries, size = mask.shape[1:]

@@ -52,9 +52,9 @@ def supervised_objectives(model: ModelConfig, sequence_balance: float = 0.0) -> 
 
 
 def indexer_objectives(model: ModelConfig, depth: int = 0) -> tuple[Objective, ...]:
-    """Return the objective that trains the indexers, if the model has sparse attention.
+    """Return the objective `IndexerSparse` if an attention of the model has an indexer, else an empty tuple.
 
-    Only this objective gives the indexers a gradient.
+    The other objectives of a recipe give the indexers no gradient.
 
     `depth` is the number of MTP modules that the run trains.
     """

@@ -50,8 +50,8 @@ class AnswerMark:
     def find(self, reply: str) -> str | None:
         """Return the last marked text of `reply`, or None if the reply is unmarked.
 
-        Marked texts that are joined by `and`, `or` or a comma count as one marked text, a list. A reply also counts as unmarked
-        if its last sentence with marks has different marked texts.
+        Marked texts that are joined by `and`, `or` or a comma are returned as one text, separated by commas: `1, 2`. A reply also
+        counts as unmarked if its last sentence with marks has different marked texts that are not joined.
         """
         reply = without_thinking(reply)
         marked = self.find_all(reply)[-MARKS:]

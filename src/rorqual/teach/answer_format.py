@@ -99,7 +99,10 @@ def _type_of(value: Any) -> str:
 
 
 def answer_format_instruction(train: Sequence[Example], kind: AnswerKind) -> str:
-    """Return a system message that describes the format of answers to a model that was not trained on the task, or "" for free text."""
+    """Return a system message that says in which format to answer, for a model that was not trained on the task.
+
+    Return "" for free text, or if there are more than `MOST_LABELS` labels.
+    """
     if kind == "label":
         labels = list(label_spellings(train).values())
         return f"Answer with one of: {', '.join(labels)}." if len(labels) <= MOST_LABELS else ""

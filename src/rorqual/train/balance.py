@@ -28,7 +28,11 @@ def count_tokens_per_expert(routing: Routing, valid: Tensor, n_choices: int) -> 
 
 def update_router_biases(routers: Sequence[FFN], counts: Sequence[Tensor], gamma: float) -> None:
     """Update the bias of every router once. For each router, `counts` holds the number of tokens per expert in the last
-    update."""
+    update.
+
+    The arithmetic of the bias update is `GroupedTopK.balance` (model/ffn/router/grouped_topk.py). Routers with identity experts
+    have their own, `ZeroExperts.balance`.
+    """
     for router, load in zip(routers, counts, strict=True):
         router.balance(load, gamma)
 

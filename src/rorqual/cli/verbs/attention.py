@@ -50,9 +50,9 @@ def attention(
 
     If the upper end of an interval is above max_kl=, max_changed= or max_lost=, the command exits with status 1.
 
-    data= lists the texts to read, separated by commas. For FILE, the last tenth of the text file is read. With 'kinds', the
-    command reads passages of prose, code, tables, repeats, names and Chinese. With 'needle', a key and its value are planted
-    at several depths and lengths. With 'copy', a line is repeated at several distances.
+    data= lists the texts to read, separated by commas. data=FILE reads the last tenth of a text file. data=kinds
+    reads passages of prose, code, tables, repeats, names and Chinese. data=needle plants a key and its value at five depths,
+    in passages of up to four lengths. data=copy plants a line at five depths, and repeats it at the end of the passage.
     """
     chosen = parse_settings(AttentionSettings, settings)
     check_device(chosen.device)

@@ -21,8 +21,8 @@ THINK, END_THINK = "<think>", "</think>"
 class SpecialTokenThinking(BuiltinChatFormat):
     """A thinking block whose tags are special tokens. In mode `auto`, a model that does not think writes an empty block.
 
-    Earlier turns are rendered without their thinking block. An assistant turn is therefore in the loss only in the rendering
-    that ends with this turn.
+    Earlier turns are rendered without their thinking block, so only the last turn of a rendering may be in the loss. For
+    training, `training_renderings` makes one rendering per assistant turn. This rendering ends with the assistant turn.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:

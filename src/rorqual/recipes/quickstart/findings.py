@@ -56,7 +56,7 @@ class QuickstartSummary(Config):
         return [LedgerEntry(one["name"], **{name: one.get(name, 0) for name in AMOUNTS}) for one in stages]
 
     def cost_of(self, branch: Branch) -> LedgerEntry:
-        """Return the total cost of the stages in `branch.stages`, as an entry that is named by the branch's title."""
+        """Return the total cost of the stages in `branch.stages`. The name of the returned entry is the branch's title."""
         return sum_entries((cost for cost in self.stages if cost.stage in branch.stages), branch.title)
 
 

@@ -58,9 +58,9 @@ class GRPO(Objective):
     (V3.2, section 3.1). 'unbiased' multiplies k3 by the ratio p / p_sampler. The gradient also flows through p / p_sampler.
     The KL term is neither clipped nor masked.
 
-    `off_policy_delta` limits how far the sampler's mean log-probability of an answer's tokens may exceed the trainer's mean. An
-    answer above this limit is dropped if the answer's advantage is negative (V3.2, section 3.1). With `off_policy_delta` 0, no
-    answer is dropped.
+    `off_policy_delta` masks answers with a negative advantage that have become unlikely (V3.2, section 3.1). Let d be the mean
+    over an answer's tokens of log p_sampler - log p, where p is the trainer's probability. If d exceeds `off_policy_delta` and
+    the advantage is negative, the answer's tokens get no loss except the KL term. `off_policy_delta` 0 masks no answer.
     """
 
     kind: Literal["grpo"] = "grpo"

@@ -24,6 +24,7 @@ from hub_folders import (
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from rorqual.convert.hf import export_hf, import_hf
+from rorqual.convert.metadata_files import _special_token_ids
 from rorqual.core.errors import ConfigError, NumericsError, RorqualError
 from rorqual.core.records import Message, RunDir
 from rorqual.data.chat import chat_format, read_chat_name
@@ -180,6 +181,14 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     run = RunDir(tmp_path_factory.mktemp("trained") / "run")
     fit(make_run("sft", {"task": "families", "size": request.param, "steps": "3", "rows": "4"}), run, quiet=True)
     return run
+
+
+@pytest.mark.parametrize("name", ["qwen", "smollm2"])
+def test_every_end_token_of_the_chat_format_is_exported(name: str) -> None:
+    tokenizer = Tokenizer.load(Path(__file__).parents[1] / "data" / "chat" / "golden" / f"tokenizer-{name}.json")
+    chat = chat_format(tokenizer, "chatml")
+    found = _special_token_ids(chat)["eos_token_id"]
+    assert (found if isinstance(found, list) else [found]) == list(chat.stop_ids)
 
 
 def test_a_trained_run_exports_with_tokenizer_template_and_ids(trained: RunDir, tmp_path: Path) -> None:

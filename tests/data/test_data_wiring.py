@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from rorqual.core.errors import DataError
-from rorqual.core.records import Message
+from rorqual.core.records import Message, RunDir
 from rorqual.data.chat import DeepSeekChat
 from rorqual.data.distilled import TeacherSample, read_distilled, write_distilled
+from rorqual.data.fingerprint import fingerprint
 from rorqual.data.pack import TrainingSample, pack_rows
 from rorqual.data.source.conversations import read_conversations
 from rorqual.data.stream import ConversationStream, GeneratedStream, TextStream
@@ -175,3 +176,18 @@ def test_turns_from_the_one_named_on_are_trained_where_they_stand_as_they_were_w
         assert said == "a0" * (start <= 1) + "a2" * (start <= 5), "a1 stands there without its reasoning"
         assert len(one.mask) == len(one.ids) and one.ids == CHAT.render(messages).ids
         assert one.n_trained_tokens == sum(one.mask[1:])
+
+
+def test_a_fingerprint_is_of_weights_settings_tokenizer_and_template(tmp_path: Path) -> None:
+    run, step = RunDir(tmp_path), tmp_path / "step-1"
+    step.mkdir()
+    parts = (run.config_file, run.tokenizer_file, tmp_path / "chat_template.jinja", step / "model.safetensors")
+    for file in parts:
+        file.write_text("one", encoding="utf-8")
+    seen = {fingerprint(run, step)}
+    for file in parts:
+        file.write_text("two", encoding="utf-8")
+        seen.add(fingerprint(run, step))
+    assert len(seen) == 1 + len(parts)
+    (step / "optim.safetensors").write_text("more", encoding="utf-8")
+    assert fingerprint(run, step) in seen, "training's own files do not count"

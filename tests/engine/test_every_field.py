@@ -132,10 +132,15 @@ PENALISED: list[dict[str, Any]] = [
 ]
 
 
-def test_penalties_go_on_counting_after_a_preemption(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
+@pytest.mark.parametrize(
+    "end", [{}, {"min_tokens": 70, "stop_token_ids": tuple(range(0, 264, 2))}], ids=["long", "least"]
+)
+def test_penalties_and_the_least_length_go_on_counting_after_a_preemption(
+    mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat, end: dict[str, Any]
+) -> None:
     """The answers are those of an engine with room for all. Arithmetic of penalties: test_penalties.py."""
     requests = [
-        asked(**{"max_tokens": 80, "ignore_eos": True, "seed": n} | params) for n, params in enumerate(PENALISED)
+        asked(**{"max_tokens": 80, "ignore_eos": True, "seed": n} | params | end) for n, params in enumerate(PENALISED)
     ]
     expected = Engine.of(mla, tokenizer, chat).generate(requests)
     engine = Engine.of(mla, tokenizer, chat, slots=4, engine_cores=1, cache_bytes=4 * ModelRunner.block_bytes(mla))

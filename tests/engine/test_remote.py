@@ -160,6 +160,12 @@ def test_retry_after_is_obeyed(server: Server) -> None:
     assert time.monotonic() - start >= 0.3
 
 
+def test_a_wait_of_an_hour_is_cut(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rorqual.engine.remote.engine.LONGEST_WAIT", 0.2)
+    server.answer = lambda body, number: fault(429, **{"Retry-After": "3600"}) if number == 0 else reply("x")
+    assert remote(server).generate([ask()])[0][0].text == "x"
+
+
 def test_the_key_does_not_follow_a_redirect_and_is_in_no_message(server: Server) -> None:
     elsewhere = Server()
     server.answer = lambda *_: (302, b"", {"Location": elsewhere.url + "/chat/completions"})

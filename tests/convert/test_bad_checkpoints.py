@@ -351,16 +351,22 @@ def test_what_was_left_of_another_export_is_not_kept(change: str, folder: Path) 
     run, out = RunDir(folder.parent / "run"), folder.parent / "out"
     import_hf(folder, run.path)
     how: dict[str, Any] = {"shard_bytes": 5_000}
+    weights, manifest = run.step_dir(0) / "model.safetensors", run.step_dir(0) / "whole.json"
+
+    def save_plus(number: int) -> int:
+        save_file({name: tensor + number for name, tensor in load_file(weights).items()}, weights)
+        size = weights.stat().st_size
+        write_json(manifest, json.loads(manifest.read_text("utf-8")) | {weights.name: size})
+        return size
+
+    size = save_plus(0)
     assert in_a_child(lambda: export_hf(run, out, **how, progress=killer(0.6))) == -signal.SIGKILL
     if change == "another type":
         how["dtype"] = "float16"
     elif change == "another size":
         how["shard_bytes"] = 6_000
     else:
-        weights = run.step_dir(0) / "model.safetensors"
-        save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights)
-        sizes = json.loads((run.step_dir(0) / "whole.json").read_text("utf-8"))
-        write_json(run.step_dir(0) / "whole.json", {name: (run.step_dir(0) / name).stat().st_size for name in sizes})
+        assert save_plus(1) == size, "only the time tells"
     export_hf(run, out, **how)
     export_hf(run, folder.parent / "straight", **how)
     assert listing(out) == listing(folder.parent / "straight")

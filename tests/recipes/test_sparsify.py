@@ -15,7 +15,7 @@ from rorqual.core.errors import ConfigError, RorqualError
 from rorqual.core.records import RunDir
 from rorqual.model.load.run_directory import load_run, read_model_config
 from rorqual.recipes import make_run
-from rorqual.recipes.sparsify import SparsifyConfig, sparsify
+from rorqual.recipes.sparsify import SparsifyConfig, source_of, sparsify
 from rorqual.train.loop import fit
 from rorqual.train.run import Run
 
@@ -150,6 +150,13 @@ def test_a_model_that_can_have_no_indexer_is_refused(values: dict[str, str], mat
     with pytest.raises(ConfigError, match=match):
         sparsify(place, tmp_path / "out", SparsifyConfig(index_topk=4), quiet=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_data_are_those_of_the_run_in_rows_of_the_given_sizes(dense: RunDir) -> None:
+    own = source_of(dense, SparsifyConfig(index_topk=4))
+    assert own.model_dump() == read_yaml(Run, dense.config_file).source.model_dump()
+    resized = source_of(dense, SparsifyConfig(index_topk=4, rows=own.rows + 1, row=own.row + 2))
+    assert resized == own.model_copy(update={"rows": own.rows + 1, "row": own.row + 2})
 
 
 def test_a_model_that_sampled_its_own_data_needs_other_data(dense: RunDir, tmp_path: Path) -> None:

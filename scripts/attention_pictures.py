@@ -38,7 +38,7 @@ def main() -> None:
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     with playwright.sync_playwright() as started:
         opened = started.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-        page = opened.new_page(viewport={"width": 760, "height": 900}, color_scheme="light")
+        page = opened.new_page(viewport={"width": 840, "height": 900}, color_scheme="light")
         page.goto((folder / "damage.html").as_uri())
         for name, part in PICTURES.items():
             file = ROOT / "docs" / "pictures" / f"{name}.png"

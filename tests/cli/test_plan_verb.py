@@ -6,8 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from in_process import output_of
+from rorqual.cli.inspecting import find_model
+from rorqual.core.records import RunDir
+from rorqual.model.load.run_directory import read_model_config
+from rorqual.plan.time import training_flops
 
 V3 = ("deepseek-v3", "--train", "tokens=14.8T", "hardware=h800", "n=2048")
 
@@ -90,7 +95,14 @@ def test_a_run_s_own_speed(tiny: Path, tmp_path: Path) -> None:
     ):
         assert figure in text
     assert "$1.00 at $0.5 per core-hour" in shown(str(tmp_path), "steps=7200", "core_hour=0.5")
-    assert "times the FLOPs per token" in shown(str(tmp_path), "steps=10", "model=qwen3-0.6b")
+    config = yaml.safe_load((tmp_path / "run.yaml").read_text(encoding="utf-8"))
+    for depth in (0, 1):
+        config["model"]["num_nextn_predict_layers"] = depth
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+        models = find_model("qwen3-0.6b"), read_model_config(RunDir(tmp_path))
+        larger, own = (training_flops(model, config["source"]["row"], mtp=True) for model in models)
+        assert f"{larger / own:,.3g} times the FLOPs per token" in shown(str(tmp_path), "steps=10", "model=qwen3-0.6b")
+    assert own != training_flops(models[1], config["source"]["row"], mtp=False)
 
 
 REFUSED = {

@@ -28,6 +28,13 @@ def test_a_problem_of_the_test_split_is_not_asked_and_named(local: Make, tmp_pat
     assert met[0]["met"] == "task leaky: '3+4' (test.jsonl:41)"
     keys, met = listed(SUMS, tmp_path, local)
     assert keys == [f"{a}+{a + 1}" for a in range(6)] and not met
+    held = tmp_path / "held.jsonl"
+    held.write_text("".join(f'{{"question": "What is {a} + {a + 1}?"}}\n' for a in (1, 3, 6)), encoding="utf-8")
+    keys, met = listed(SUMS, tmp_path, local, decontaminate=(str(held),))
+    assert [one["key"] for one in met] == ["1+2", "3+4", "6+7"], (
+        "the third is met among those in the place of the first"
+    )
+    assert keys == ["0+1", "2+3", "4+5", "5+6", "7+8", "8+9"], "as many as were asked for"
 
 
 def test_a_training_file_that_holds_test_problems_is_named_with_its_line(local: Make, tmp_path: Path) -> None:

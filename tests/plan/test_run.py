@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 
 import pytest
 
@@ -50,6 +50,16 @@ def test_what_comes_in_bursts_widens_the_interval(tmp_path: Path) -> None:
     wide = speed_of(run_of(bursts, [0.5] * WARM + sorted(mixed))).seconds_interval(100)
     narrow = speed_of(run_of(steady, [0.5] * WARM + mixed)).seconds_interval(100)
     assert fmean(wide) == pytest.approx(fmean(narrow)) and wide[1] - wide[0] > 5 * (narrow[1] - narrow[0])
+
+
+def test_the_interval_is_that_of_the_stated_formula(tmp_path: Path) -> None:
+    """Of the mean of blocks of five steps, and of a future with the spread of such blocks."""
+    seconds = [0.4 + 0.01 * (n * n % 37) for n in range(100)]
+    speed = speed_of(run_of(tmp_path, [9.0] * WARM + seconds))
+    blocks = [fmean(seconds[at : at + 5]) for at in range(0, 100, 5)]
+    reach = 2.093024 * stdev(blocks) * (1 / 20 + 5 / 300) ** 0.5
+    expected = [300 * (fmean(seconds) - reach), 300 * (fmean(seconds) + reach)]
+    assert speed.seconds_interval(300) == pytest.approx(expected, rel=1e-5)
 
 
 def test_too_few_steps_are_refused(tmp_path: Path) -> None:

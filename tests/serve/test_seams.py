@@ -50,6 +50,17 @@ def said(one: Any) -> tuple[Any, ...]:
     return one.text, one.usage["completion_tokens"], one.prompt_logprobs, one.prompt_top_logprobs
 
 
+def test_the_samples_of_a_row_are_in_their_own_order_whichever_ends_first(engine: Engine) -> None:
+    end = engine.chat.stop_ids[0]
+    params = replace(BASE, n=6, max_tokens=40, top_p=1.0, min_p=0.0, logit_bias=(*MARKS, (end, 3.0)))
+    request = Request((Message("user", "hello"),), params, "off")
+    [expected] = engine.generate([request])
+    lengths = [len(one.token_ids) for one in expected]
+    assert lengths != sorted(lengths), "so they do not end in order"
+    [[(_, found)]] = [some for some in generate_answers(engine, [RowRequest(1, "prompt", request, {})], room=6) if some]
+    assert [one.token_ids for one in found] == [one.token_ids for one in expected]
+
+
 @pytest.mark.parametrize("key", KEYS)
 def test_a_key_does_the_same_at_every_seam(engine: Engine, server: Server, key: str) -> None:
     base, value = KEYS[key]

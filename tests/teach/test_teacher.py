@@ -23,6 +23,7 @@ from rorqual.tasks.examples import AnswerKind, ExamplesTask
 from rorqual.tasks.task import Problem, Verdict
 from rorqual.teach.config import TeachConfig
 from rorqual.teach.paths import TeachPaths
+from rorqual.teach.plan import ExampleLengths, lengths_of
 from rorqual.teach.reasons import TeacherReasons
 from rorqual.teach.stages import TeachStages
 
@@ -86,7 +87,7 @@ def prepared(config: TeachConfig, out: Path, api_key: str) -> TeachPaths:
 
 @pytest.mark.parametrize("kind", ["label", "JSON"])
 def test_reasons_of_a_server_are_kept_if_right_and_marked_if_it_was_told_the_answer(
-    tiny: Path, tmp_path: Path, write: Write, server: Adder, kind: str
+    tiny: Path, tmp_path: Path, write: Write, server: Adder, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = labelled(90)
     if kind == "JSON":
@@ -113,6 +114,16 @@ def test_reasons_of_a_server_are_kept_if_right_and_marked_if_it_was_told_the_ans
     reasons = TeacherReasons(**json.loads(paths.reasons.read_bytes()))
     assert {*reasons.given} == {row["key"] for row in train if row.get("told")} and len(reasons.texts) == len(train)
     assert {*server.keys} == {"Bearer secret"} and {body["model"] for body in server.asked} == {"large"}
+
+    def noted(base: object, data: object, lengths: list[ExampleLengths], **settings: object) -> None:
+        assert lengths == lengths_of(stages.train_examples, stages.chat), "the plan has room for the reasons"
+        assert lengths != lengths_of(stages.dataset.splits["train"], stages.chat)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rorqual.teach.stages.make_plan", noted)
+    with closing(Ledger(tmp_path / "second.ledger")) as ledger, pytest.raises(KeyboardInterrupt):
+        stages = TeachStages(config, paths, 1, ledger, lambda *_: None, "secret")
+        stages.find_base_and_plan()
 
 
 @pytest.mark.parametrize("where", ["command", "environment", "both"])

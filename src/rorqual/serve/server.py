@@ -19,7 +19,7 @@ import uvicorn
 
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir, TaskDefaults
-from rorqual.core.sampling import SamplingParams
+from rorqual.core.sampling import SERVER_DEFAULTS
 from rorqual.data.chat import ChatFormat, load_chat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.evals.calibration import Calibration
@@ -128,28 +128,23 @@ def serve(arguments: EngineArguments, address: ServerOptions, cascade: CascadeAr
             task=task,
         )
         if cascade is not None and second is not None:
+            # The sampling of the evaluation that calibrated the student's confidence, whatever the runs' own defaults are.
+            calibrated = replace(SERVER_DEFAULTS, temperature=cascade.temperature)
             other = replace(
                 service,
                 chat=second_chat,
                 bridge=_create_bridge(cascade.teacher, address, keys),
-                defaults=_calibrated_sampling(read_defaults(second), cascade),
+                defaults=calibrated,
             )
             names = second.path.resolve().name, run.path.resolve().name
-            defaults = _calibrated_sampling(service.defaults, cascade)
             service = replace(
-                service, defaults=defaults, teacher=CascadeTeacher(other, *names, cascade.calibration, cascade.sure)
+                service, defaults=calibrated, teacher=CascadeTeacher(other, *names, cascade.calibration, cascade.sure)
             )
         if key is not None:
             _say(f"API key of tenant '{address.tenant}', shown only once: {key}")
         if rollout_key is not None:
             _say(f"rollout key, shown only once: {rollout_key}")
         asyncio.run(_serve_until_stopped(service, create_app(service, with_page=address.ui), sock, address))
-
-
-def _calibrated_sampling(defaults: SamplingParams, cascade: CascadeArguments) -> SamplingParams:
-    """Return the default sampling parameters of a cascade's requests: those of the evaluation that calibrated the student's
-    confidence."""
-    return replace(defaults, temperature=cascade.temperature, top_p=1.0, top_k=0, min_p=0.0, repetition_penalty=1.0)
 
 
 def _create_bridge(arguments: EngineArguments, address: ServerOptions, keys: ApiKeys) -> EngineBridge:

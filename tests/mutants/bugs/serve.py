@@ -649,8 +649,8 @@ MUTANTS = (
         "a cascade has the defaults of a single run",
         "issue 19: a review",
         "serve/server.py",
-        "defaults, temperature=cascade.temperature, top_p=1.0, top_k=0, min_p=0.0, repetition_penalty=1.0",
-        "defaults, top_p=1.0",
+        "calibrated = replace(SERVER_DEFAULTS, temperature=cascade.temperature)",
+        "calibrated = read_defaults(run)",
         "tests/serve/test_cascade_server.py::test_options_reach_the_teacher",
     ),
     one(

@@ -117,3 +117,9 @@ def test_the_conclusion_in_small(places: dict[int, Path]) -> None:
     mean = load_value(places[1], f"{ZERO}-experts")["mean"]
     assert tables["experts per token"][0][2] == f"{mean:.2f}" and tables["experts per token"][1][1] == "2"
     assert finding.verdict == "open", "two seeds"
+
+
+def test_each_document_keeps_its_own_number_over_all_blocks(places: dict[int, Path]) -> None:
+    [seed, *_] = places
+    found = measure_experts_spent(places[seed], name=ZERO, seed=seed, count=40)
+    assert len(found["tokens"]["real"]) > 36, "one difference per document, of a block of 32 and of eight more"

@@ -21,6 +21,7 @@ from rorqual.plan.serve import (
     decode_step,
     estimate_serving,
     largest_batch,
+    prefill_rate,
     smallest_replica,
     split_parameter_count,
     token_prices,
@@ -101,7 +102,12 @@ def test_what_does_not_fit_says_by_how_much_and_what_would() -> None:
 
 
 def test_the_margin_is_over_the_rent_of_exactly_the_time_used() -> None:
-    served = estimate_serving(V3, replace(ONE, n=144, dtype="fp8"), MIX)
+    replica = replace(ONE, n=144, dtype="fp8")
+    served = estimate_serving(V3, replica, MIX)
+    assert served.prefill_rate == prefill_rate(V3, replica, MIX.prompt, MIX.hit_rate)
+    assert MIX.hit_rate and served.prefill_rate < prefill_rate(V3, replica, MIX.prompt), (
+        "also cached tokens are attended to"
+    )
     at_cost, dear = token_prices(served, 2.0, 0.0), token_prices(served, 2.0, 0.5)
     hour = at_cost.cost_usd(hit=0, miss=served.prefill_rate * 3600, output=0)
     assert hour == pytest.approx(2.0)

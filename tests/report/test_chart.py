@@ -35,6 +35,9 @@ def test_bars_stand_beside_each_other_or_on_top() -> None:
     assert all(end <= start for (_, end), (start, _) in pairwise(edges))
     stacked = bars_of(chart(kind="bars", labels=("x", "y"), stacked=True))
     assert [(y, height) for _, y, _, height in stacked] == [(0, 1), (0, 3), (1, 2), (3, 4)]
+    three = [Series(label=f"{n}", points=[(0, n), (1, 2 * n)]) for n in (1, 2, 4)]
+    tower = bars_of(Chart(name="c", kind="bars", labels=("x", "y"), stacked=True, series=three))
+    assert [(y, height) for _, y, _, height in tower] == [(0, 1), (0, 2), (1, 2), (2, 4), (3, 4), (6, 8)]
     lying = bars_of(chart(kind="bars", labels=("x", "y"), stacked=True, flip=True))
     assert [(x, width) for x, _, width, _ in lying] == [(0, 1), (0, 3), (1, 2), (3, 4)]
 

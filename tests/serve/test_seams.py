@@ -3,6 +3,7 @@ tables are made from the schema (`core/sampling.py`), so that a new parameter is
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -31,6 +32,7 @@ from rorqual.serve.schemas import ChatRequest, parse_request
 from rorqual.serve.unsupported_fields import IGNORED, TOP
 from rorqual.serve.wire import EngineRequest as Asked
 from rorqual.serve.wire import pack, parse_submit_message, submit_message
+from rorqual.serve.worker import EngineWorker
 
 MARKS = ((5, -100.0), (6, -100.0))  # of thinking
 BASE = SamplingParams(max_tokens=24, temperature=1.5, top_p=0.6, min_p=0.08, seed=5, logit_bias=MARKS)
@@ -48,6 +50,17 @@ def engine(run: Path) -> Engine:
 
 def said(one: Any) -> tuple[Any, ...]:
     return one.text, one.usage["completion_tokens"], one.prompt_logprobs, one.prompt_top_logprobs
+
+
+def test_a_priority_reaches_the_queue_of_the_engine(engine: Engine) -> None:
+    worker = EngineWorker(engine, io.BytesIO(), io.BytesIO())
+    for number, priority in enumerate((0, 3)):
+        ask = Asked((5,), SamplingParams(max_tokens=1), priority=priority)
+        worker._handle_message(json.loads(b"".join(submit_message(number, pack(ask), "them"))))
+    assert [sequence.priority for sequence in engine._cores[0].scheduler.waiting] == [3, 0]
+    for request_id in list(worker.numbers):
+        engine.cancel(request_id)
+    engine.step()
 
 
 def test_the_samples_of_a_row_are_in_their_own_order_whichever_ends_first(engine: Engine) -> None:

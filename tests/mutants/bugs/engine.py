@@ -550,7 +550,7 @@ MUTANTS = (
         "engine/sampler.py",
         "self.counts.add_sequence(sequence.slot, sequence.prompt, sequence.tokens[len(sequence.prompt) :])",
         "self.counts.add_sequence(sequence.slot, sequence.prompt)",
-        "tests/engine/test_every_field.py::test_penalties_go_on_counting_after_a_preemption",
+        "tests/engine/test_every_field.py::test_penalties_and_the_least_length_go_on_counting_after_a_preemption",
     ),
     one(
         "a row's seed comes from its line",

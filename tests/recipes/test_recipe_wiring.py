@@ -14,7 +14,7 @@ from rorqual.data.tokenizer import Tokenizer
 from rorqual.recipes import make_run
 from rorqual.recipes.quickstart import QuickstartPaths
 from rorqual.recipes.quickstart.report import REPORT_FILE
-from rorqual.recipes.quickstart.summary import is_report_current
+from rorqual.recipes.quickstart.summary import PAID_FOR, is_report_current
 from rorqual.recipes.start import start_settings
 from rorqual.train.loop import fit
 from rorqual.train.run import FLOAT32, Run
@@ -123,3 +123,11 @@ def test_a_report_is_drawn_again_where_a_file_that_it_shows_is_newer(tmp_path: P
         os.utime(file, ns=(then, then))
     (tmp_path / REPORT_FILE).unlink()
     assert not is_report_current(place)
+
+
+def test_who_learns_from_the_teacher_pays_for_its_samples() -> None:
+    """So the costs of distillation and of reinforcement can be compared."""
+    paying = {name for name, stages in PAID_FOR.items() if "sample the teacher" in stages}
+    assert paying == {"distilled", "answers-only"}
+    trained = [stage for stages in PAID_FOR.values() for stage in stages if stage != "sample the teacher"]
+    assert len(trained) == len({*trained}) == 6, "all other stages are paid for once"

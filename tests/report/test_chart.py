@@ -71,6 +71,9 @@ def test_a_map_shows_each_series_as_a_row() -> None:
     (axis,) = figure_of(Chart(name="m", kind="map", series=rows, labels=("l", "r")), LIGHT).axes
     assert np.asarray(axis.images[0].get_array()).tolist() == [[0.1, 0.2], [0.4, 0.8]]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
+    assert axis.images[0].get_clim() == (0, 0.8), "the largest value has the strongest shade"
+    (axis,) = figure_of(Chart(name="m", kind="map", series=rows, labels=("l", "r"), limits=(0, 1.6)), LIGHT).axes
+    assert axis.images[0].get_clim() == (0, 1.6), "maps with common limits have common shades"
 
 
 def test_panels_share_one_legend_if_they_show_the_same_series() -> None:

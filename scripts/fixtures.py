@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from rorqual.core.records import RunDir, write_json
 from rorqual.data.source.text import read_text_split
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.evals.perplexity import text_loss
-from rorqual.evals.sparse_attention_damage import Passage, measure_damage, summarise
+from rorqual.evals.sparse_attention_damage import Passage, measure_damage
 from rorqual.model.attention import MLAConfig
 from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.ffn import DenseConfig, MoEConfig
@@ -171,7 +172,6 @@ def main() -> None:
         Passage(tuple(ids[at : at + ROW + 1]), sparse, sparse, range(ROW)) for at in range(0, len(ids) - ROW, ROW)
     ]
     passages, layers = measure_damage(model, windows, TOPK)
-    damage = summarise(passages)
     write_json(exported / "expected.json", expected(RunDir(imported), text))
     card = CARD.format(
         topk=TOPK,
@@ -179,8 +179,8 @@ def main() -> None:
         tokens=(a.steps * ROWS + 5 * a.sparse_steps * SPARSE_ROWS) * ROW,
         row=ROW,
         loss=text_loss(model, tokenizer, text, window=ROW).per_token,
-        sparse=damage.loss_sparse,
-        dense=damage.loss_dense,
+        sparse=fmean(one.loss_sparse for one in passages),
+        dense=fmean(one.loss_dense for one in passages),
         recall=min(layer.recall for layer in layers),
     )
     (exported / "README.md").write_text(card, encoding="utf-8")

@@ -11,7 +11,7 @@ from test_grammar_calls import FORMATS, allows, calls, grammars, written
 
 from rorqual.core.errors import DataError
 from rorqual.core.records import Tool
-from rorqual.data.chat.dsml import format_parameter
+from rorqual.data.chat.dsml import END_PARAMETER, PARAMETER
 from rorqual.data.chat.special_tokens import restore_token_names
 
 NAMES = [name for name in FORMATS if name.startswith("deepseek-v3.2")]
@@ -85,7 +85,7 @@ def test_json_is_spelled_as_the_format_spells_it(name: str) -> None:
     ):
         frame = chat.call_frame
         assert frame is not None
-        reply = frame.begin + frame.call("wide", format_parameter(key, text, "false")) + frame.end
+        reply = frame.begin + frame.call("wide", f'{PARAMETER}{key}" string="false">{text}{END_PARAMETER}') + frame.end
         ids = [*chat.tokenizer.encode_trusted(restore_token_names(reply)), chat.stop_ids[0]]
         assert allows(compiled.new_constraint(), ids) == fits, text
 

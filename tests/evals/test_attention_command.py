@@ -49,7 +49,7 @@ def test_tables_of_one_text_and_the_defaults(runs: Path, tmp_path: Path) -> None
     text = said(runs / "sparse", data, "length=60", "windows=3", f"out={out}")
     values = json.loads(out.read_text(encoding="utf-8"))
     own = values["summaries"]["12"][str(runs / "a.txt")]
-    assert values["budgets"] == [3, 6, 12, 24] and (own["passages"], own["scored"]) == (3, 3 * 48)
+    assert values["budgets"] == [3, 6, 12, 24] and (own["kl"]["pairs"], own["scored"]) == (3, 3 * 48)
     kl, changed, lost = (own[name] for name in ("kl", "changed", "lost"))
     cells = (f"{kl['mean']:.3f} [{kl['interval']['low']:.3f}, {kl['interval']['high']:.3f}]",
              f"{changed['mean']:.1%} [{changed['interval']['low']:.1%}, {changed['interval']['high']:.1%}]",
@@ -62,8 +62,9 @@ def test_tables_of_one_text_and_the_defaults(runs: Path, tmp_path: Path) -> None
         assert re.search(rf"^ *{index} +{' +'.join(columns)}$", text, re.MULTILINE)
     assert "needle" not in text and "copy" not in text and "prose" not in text and "html" not in text
     said(runs / "sparse", data, "length=60", "windows=3", f"out={out}", "dtype=bfloat16", "budgets=12")
-    [rounded] = json.loads(out.read_text(encoding="utf-8"))["summaries"]["12"].values()
-    assert rounded["loss_dense"] != own["loss_dense"] == pytest.approx(rounded["loss_dense"], rel=0.05)
+    [rounded] = json.loads(out.read_text(encoding="utf-8"))["measurements"]
+    exact, near = (one["passages"][0]["loss_dense"] for one in (measured, rounded))
+    assert near != exact == pytest.approx(near, rel=0.05)
     said(runs / "sparse", data, f"out={out}", "budgets=12")
     whole = json.loads(out.read_text(encoding="utf-8"))
     assert (whole["length"], whole["budgets"]) == (128, [12]) and len(whole["measurements"][0]["passages"]) <= 8

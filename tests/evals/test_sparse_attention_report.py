@@ -69,7 +69,7 @@ def test_needles_are_measured_at_each_depth_and_length_that_can_miss_any() -> No
     found = re.search(
         r"\n *needle +80 +150 +" + " +".join(f"{one.selected_share:.1%}" for one in row), report_as_text(report)
     )
-    assert found and report.summaries(80)["needle"].passages == 2 * 2 * 5
+    assert found and report.summaries(80)["needle"].kl.pairs == 2 * 2 * 5
 
 
 def test_a_budget_not_below_the_length_is_dense_and_said() -> None:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rorqual.core.content_parts import ContentPart, content_json
 from rorqual.core.errors import DataError, RorqualError
 from rorqual.core.journal import Journal, json_line
+from rorqual.core.lock import Closable
 from rorqual.core.records import write_atomic
 from rorqual.engine.engine import Engine
 from rorqual.engine.remote.engine import RemoteEngine, RemoteError
@@ -28,7 +28,7 @@ SamplePlace = tuple[int, int]
 """(Index of a request, index of a sample of that request)."""
 
 
-class AnswerCache:
+class AnswerCache(Closable):
     """A `Generator` that caches answers on disk and generates only the missing answers with `generator`.
 
     The cache file is `OUT.xxxxxxxx.kept` next to `out`, with one JSON line per sample. Each model has its own cache file,
@@ -76,10 +76,7 @@ class AnswerCache:
                 remedy = "Delete the line; its answer is generated again."
                 raise DataError("this line is not a cached answer", where=where, remedy=remedy) from None
 
-    def __enter__(self) -> AnswerCache:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def close(self) -> None:
         """Close the cache file, and delete it if it holds no answers. Folders that were created for the lock file are removed."""
         if self._journal is not None:
             if not self._answers:

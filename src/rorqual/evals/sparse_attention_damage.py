@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -76,17 +76,14 @@ class LayerSelection:
 
 @dataclass(frozen=True)
 class DamageSummary:
-    """Means over passages, with 95 % intervals of `kl`, `changed` and `lost` (`right_dense` - `right_sparse`)."""
+    """Means over passages, with 95 % intervals of `kl`, `changed` and `lost` (`right_dense` - `right_sparse`). `scored` is the
+    number of compared predictions."""
 
-    passages: int
     scored: int
     kl: Difference
     changed: Difference
     lost: Difference
-    right_sparse: float
     right_dense: float
-    loss_sparse: float
-    loss_dense: float
 
 
 def summarise(passages: Sequence[PassageDamage]) -> DamageSummary:
@@ -95,23 +92,21 @@ def summarise(passages: Sequence[PassageDamage]) -> DamageSummary:
     The intervals are Student's t over passages. Those of `changed` and `lost` also cover the score interval over tokens, so
     passages without a change do not give an interval of zero width.
     """
-    columns = (np.array([getattr(one, field.name) for one in passages]) for field in fields(PassageDamage))
-    counts, kl, changed, sparse, dense, *losses = columns
+    counts, kl, changed, sparse, dense = (
+        np.array([getattr(one, name) for one in passages])
+        for name in ("scored", "kl", "changed", "right_sparse", "right_dense")
+    )
     scored, lost = int(counts.sum()), dense - sparse
     changes = wilson(float((changed * counts).sum()), scored)
     more, fewer = (float((part.clip(0) * counts).sum()) for part in (lost, -lost))
     return DamageSummary(
-        passages=len(passages),
         scored=scored,
         kl=Difference(float(kl.mean()), t_interval(kl), len(passages)),
         changed=Difference(float(changed.mean()), _union(t_interval(changed), changes), len(passages)),
         lost=Difference(
             float(lost.mean()), _union(t_interval(lost), paired_interval(more, fewer, scored)), len(passages)
         ),
-        right_sparse=float(sparse.mean()),
         right_dense=float(dense.mean()),
-        loss_sparse=float(losses[0].mean()),
-        loss_dense=float(losses[1].mean()),
     )
 
 

@@ -22,9 +22,6 @@ from rorqual.evals.sparse_attention_damage import (
 )
 from rorqual.model.decoder import Decoder
 
-Limits = Mapping[str, float]
-"""The largest acceptable values: the name of a `Difference` of `DamageSummary` (kl, changed or lost) -> value."""
-
 
 class NamedText(NamedTuple):
     """A text and its name, such as the name of the text's file."""
@@ -84,8 +81,9 @@ class SparseAttentionReport:
                 found.setdefault(one.name, []).extend(one.passages)
         return {name: summarise(passages) for name, passages in found.items()}
 
-    def exceeded(self, limits: Limits) -> list[str]:
-        """Return a sentence for each limit that the upper end of an interval exceeds, at the model's own budget."""
+    def exceeded(self, limits: Mapping[str, float]) -> list[str]:
+        """Return a sentence for each limit that the upper end of an interval exceeds, at the model's own budget. `limits` maps
+        names of differences (kl, changed or lost) to the largest acceptable values."""
         return [
             f"{name}: {field} may be {high:.3g}, above max_{field}={limit:g}"
             for name, damage in self.summaries(self.trained).items()

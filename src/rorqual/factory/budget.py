@@ -26,11 +26,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rorqual.core.errors import RorqualError
 from rorqual.core.journal import Journal
+from rorqual.core.lock import Closable
 from rorqual.core.records import Message
 from rorqual.engine.remote.engine import BudgetGuard
 from rorqual.engine.request import Completion, Request
@@ -104,7 +104,7 @@ class _RequestInFlight:
     written: float
 
 
-class Budget(BudgetGuard):
+class Budget(BudgetGuard, Closable):
     """The account of paid and reserved money. The remote engine calls `may_send` before each request, and the methods that book
     the cost after the response.
 
@@ -142,10 +142,8 @@ class Budget(BudgetGuard):
         """The money spent so far. Each change replaces the whole `Spending` object, which is immutable."""
         self._excess_recorded = any("passed" in line for line in lines)
 
-    def __enter__(self) -> Budget:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def close(self) -> None:
+        """Close the journal."""
         self._journal.close()
 
     def may_send(self, place: int) -> bool:

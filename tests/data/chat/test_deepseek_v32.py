@@ -16,7 +16,7 @@ from v32_golden import CASES, FILE, SCHEMA, SHORT, WITH_SCHEMA, Row
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Tool, ToolCall
 from rorqual.data.chat import ChatFormat, guess_chat_name
-from rorqual.data.chat.dsml import CLOSE, OPEN, format_invoke, format_parameter
+from rorqual.data.chat.dsml import CLOSE, END_PARAMETER, OPEN, PARAMETER, format_invoke
 from rorqual.data.chat.special_tokens import restore_token_names
 
 NAME = "deepseek-v3.2"
@@ -149,7 +149,7 @@ def test_any_calls_read_back(
 def test_a_parameter_that_is_written_twice_is_no_call() -> None:
     chat = with_marks(NAME)
     for keys, count in ((("a", "b"), 1), (("a", "a"), 0)):
-        given = "\n".join(format_parameter(key, "1", "false") for key in keys)
+        given = "\n".join(f'{PARAMETER}{key}" string="false">1{END_PARAMETER}' for key in keys)
         ids = chat.tokenizer.encode_trusted(restore_token_names(f"{OPEN}\n{format_invoke('add', given)}\n{CLOSE}"))
         message = chat.parse(ids, "off", TOOLS)
         assert len(message.tool_calls) == count and bool(message.content) == (not count)

@@ -79,8 +79,9 @@ def attention(
             where=WHERE,
             remedy=f"Use length={context} or less.",
         )
-    given = {"kl": chosen.max_kl, "changed": chosen.max_changed, "lost": chosen.max_lost}
-    limits = {name: limit for name, limit in given.items() if limit is not None}
+    limits = {
+        name: limit for name in ("kl", "changed", "lost") if (limit := getattr(chosen, f"max_{name}")) is not None
+    }
     report = measure_sparse_attention(
         model,
         Tokenizer.load(RunDir(run).tokenizer_file),

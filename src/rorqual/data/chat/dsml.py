@@ -60,11 +60,6 @@ DSML_FORM = DsmlCallSyntax(before="\n\n", around=(OPEN, CLOSE))
 # ---- how a call is written
 
 
-def format_parameter(key: str, value: str, string: str) -> str:
-    """Return one argument as marked text. `value` is plain text if `string` is "true", and JSON if `string` is "false"."""
-    return f'{PARAMETER}{key}" string="{string}">{value}{END_PARAMETER}'
-
-
 def format_invoke(name: str, parameters: str) -> str:
     """Return a tool call as marked text. `parameters` are the arguments in DSML, joined by newlines."""
     return f'{CALL}{name}">\n{parameters}\n{END_CALL}'

@@ -13,7 +13,6 @@ BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "isolation.py"
 ATTACKS = 8
 
 
-@pytest.mark.full
 @pytest.mark.timeout(900)
 def test_a_tenant_gets_tokens_beside_every_attack(tmp_path: Path) -> None:
     result = tmp_path / "isolation.json"

@@ -17,7 +17,7 @@ class ServerOptions(Config):
     keys: str = Field("", description="file of the hashes of API keys; default: in the user's configuration")
     queue: Count = Field(256, le=100_000, description="maximum waiting requests")
     rate: Positive = Field(
-        100, description="requests per second of one tenant, after as many at once as the queue holds"
+        100, description="requests per second of one tenant, after a second's worth or a full queue at once"
     )
     max_body: int = Field(8 * 2**20, ge=1024, le=2**30, description="maximum bytes of a request")
     grace: Positive = Field(30, ge=1, le=3600, description="seconds to finish open requests on Ctrl-C")

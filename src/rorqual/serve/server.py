@@ -119,7 +119,7 @@ def serve(arguments: EngineArguments, address: ServerOptions, cascade: CascadeAr
             keys=keys,
             operator=address.operator,
             max_body=address.max_body,
-            rate=RateLimit(address.rate, address.queue),
+            rate=RateLimit(address.rate, max(address.queue, int(address.rate))),
             defaults=read_defaults(run),
             cors=cors,
             uploads=uploads,

@@ -271,6 +271,7 @@ def main() -> None:
         headers = {"authorization": f"Bearer {a.attack[2]}"}
         with httpx.Client(base_url=a.attack[1], headers=headers, timeout=600, trust_env=False) as client:
             ATTACKS[a.attack[0]](client, threading.Event())
+        return
     if a.watch:
         print(json.dumps(watch(a.watch[0], a.watch[1], float(a.watch[2]))))
         return

@@ -94,14 +94,25 @@ def test_a_long_prompt_delays_no_row_by_more_than_a_step(step_tokens: int) -> No
 
 
 def test_a_prompt_beside_another_tenant_is_fed_in_small_parts() -> None:
-    for tenant, most in (("a", 999), ("b", PREFILL_BESIDE_OTHERS)):
-        tape = Tape(4, 40, step_tokens=1000)
+    for tenant, step_tokens, most in (("a", 400, 399), ("b", 400, PREFILL_BESIDE_OTHERS), ("b", 1000, 125)):
+        tape = Tape(4, 40, step_tokens=step_tokens)
         talker, long = sequence(2, (5, 2), new=80, tenant="a"), sequence(9, some_ids(0, 1500), new=2, tenant=tenant)
         drive(tape, [Job(talker), Job(long, at=3)])
         assert max(fed for decode, fed in tape.fed_in_a_step if decode) == most
     tape = Tape(4, 40, step_tokens=1000)
     drive(tape, [Job(sequence(9, some_ids(0, 1500), new=2))])
     assert tape.fed_in_a_step[0] == (0, 1000), "alone, a prompt has the whole step"
+
+
+def test_a_scored_prompt_leaves_a_part_of_the_step_to_other_tenants() -> None:
+    tape = Tape(4, 40, step_tokens=100)
+    tape.scheduler.submit([sequence(2, (5, 2), new=80, tenant="a")])
+    tape.step()
+    scored, plain = (sequence(n, some_ids(n, 700), new=1, tenant=name) for n, name in ((3, "h"), (4, "c")))
+    scored.scores = PromptScores(700, 20)
+    tape.scheduler.submit([scored, plain])
+    tape.step()
+    assert (scored.num_computed_tokens, plain.num_computed_tokens) == (QUERIES, QUERIES)
 
 
 def test_a_token_with_a_log_probability_counts_as_several() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from rorqual.evals.attention_page import report_as_text
 from rorqual.evals.planted_passages import DEPTHS, needles, plant
 from rorqual.evals.sparse_attention_damage import Passage, measure_damage, summarise
 from rorqual.evals.sparse_attention_report import NamedText, SparseAttentionReport, measure_sparse_attention
+from rorqual.evals.stats import t_interval
 
 BUDGET, LENGTH = 12, 100
 
@@ -69,7 +72,7 @@ def test_needles_are_measured_at_each_depth_and_length_that_can_miss_any() -> No
     found = re.search(
         r"\n *needle +80 +150 +" + " +".join(f"{one.selected_share:.1%}" for one in row), report_as_text(report)
     )
-    assert found and report.summaries(80)["needle"].kl.pairs == 2 * 2 * 5
+    assert found and report.summaries(80)["needle"].kl.pairs == 2
 
 
 def test_a_budget_not_below_the_length_is_dense_and_said() -> None:
@@ -86,6 +89,33 @@ def test_a_budget_not_below_the_length_is_dense_and_said() -> None:
     with pytest.raises(DataError, match="do not fill two windows of 100"):
         report_of([NamedText("short", "b" * 200)])
     report_of([NamedText("short", "b" * 201)])
+
+
+@torch.no_grad()
+def test_a_planted_text_counts_once_however_often_it_is_planted() -> None:
+    report = report_of([], ["needle"], length=150)
+    cells = [one.passages for one in report.measurements]
+    n = len(cells)
+    assert n == 15, "five depths of three lengths"
+    changes = [sum(cell[needle].changed for cell in cells) / n for needle in range(2)]
+    found = report.summaries(BUDGET)["needle"]
+    assert found.changed.mean == pytest.approx(sum(changes) / 2) and found.scored == sum(
+        p.scored for c in cells for p in c
+    )
+    spread = t_interval([sum(cell[needle].kl for cell in cells) / n for needle in range(2)])
+    assert (found.kl.interval.low, found.kl.interval.high) == pytest.approx((spread.low, spread.high))
+
+
+def test_what_is_no_number_exceeds_every_limit_and_what_is_not_measured_is_refused() -> None:
+    report = report_of([NamedText("prose", load_passage("prose"))])
+    [one] = report.measurements
+    broken = replace(one, passages=tuple(replace(passage, kl=math.nan) for passage in one.passages))
+    assert replace(report, measurements=(broken,)).exceeded({"kl": 100.0})
+    wide = model_of(30, vocab=263)  # at 30 positions, the questions of a passage of 60 tokens see all positions
+    given: dict[str, Any] = {"name": "m", "length": 60, "windows": 2, "budgets": (3,)}
+    assert measure_sparse_attention(wide, BYTES, [], ["needle"], **given).measurements
+    with pytest.raises(DataError, match="too short for needle"):
+        measure_sparse_attention(wide, BYTES, [], ["needle"], **given, limited=True)
 
 
 def test_a_limit_is_compared_with_the_upper_end_of_an_interval() -> None:

@@ -14,6 +14,8 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from served import Server
 from shapes import CHAT, MAX_LEN, chat_of, service_of, text_of
 
@@ -21,6 +23,7 @@ from rorqual.serve import rate_limit
 from rorqual.serve.app import create_app
 from rorqual.serve.bridge import TRIES, EngineBridge, ServerJob
 from rorqual.serve.errors import ApiError
+from rorqual.serve.http_responses import _json_parts, compact_json
 from rorqual.serve.keys import ApiKeys
 from rorqual.serve.metrics import ServerMetrics, ServerSnapshot
 from rorqual.serve.rate_limit import RateLimit
@@ -293,6 +296,19 @@ def within(
                 await act(client, service)
 
     asyncio.run(run())
+
+
+JSON = st.recursive(
+    st.none() | st.integers() | st.text(), lambda part: st.lists(part) | st.dictionaries(st.text(), part)
+)
+
+
+@given(value=JSON, times=st.integers(1, 150))
+def test_a_response_in_parts_is_the_same_json_and_no_part_is_long(value: Any, times: int) -> None:
+    many = {"a": [{"logprobs": {"content": [value] * times}}], "b": value}
+    assert compact_json(many).decode() == json.dumps(many, ensure_ascii=False, separators=(",", ":"))
+    row = [{"token": "a", "top_logprobs": [[1, -0.5]] * 20}] * 2000
+    assert max(map(len, _json_parts({"choices": [{"logprobs": {"content": row}}]}))) < len(json.dumps(row)) / 20
 
 
 def test_a_tenant_may_send_so_many_at_once_and_then_so_many_a_second(

@@ -27,7 +27,8 @@ from rorqual.ops.paged import BLOCK, QUERIES
 SCORED_TOKEN_COST = 8
 """Number of prefill tokens whose time corresponds to the time of one prompt token with log-probabilities."""
 PREFILL_BESIDE_OTHERS = 2 * QUERIES
-"""Maximum number of prefill tokens in a step in which a tenant decodes that has no prompt to prefill."""
+"""Maximum number of prefill tokens of a step in which one tenant decodes and another one has a prompt, or an eighth of
+`step_tokens` if that is more."""
 QUANTUM = 16
 """Minimum number of tokens that a sequence decodes before it may be preempted for fairness. The minimum `QUANTUM` lets every
 sequence make progress."""
@@ -77,9 +78,9 @@ class HistoryAccess(Protocol):
 class Scheduler:
     """Continuous batching over `slots` rows, with KV-cache blocks from the manager `pages`.
 
-    A step computes at most `step_tokens` tokens, which limits how long a prompt delays the decoding sequences. A prompt token whose
-    log-probability is computed counts as `SCORED_TOKEN_COST` tokens. Beside another tenant's decoding sequences, a prompt gets
-    `PREFILL_BESIDE_OTHERS` tokens of a step. Prefill always gets at least `QUERIES` tokens of a step.
+    A step computes at most `step_tokens` tokens, which limits how long a prompt delays the decoding sequences. Beside the decoding
+    sequences of other tenants, all prompts together get `PREFILL_BESIDE_OTHERS` tokens of a step. A prompt token whose
+    log-probability is computed counts as `SCORED_TOKEN_COST` tokens. The first prompt always gets `QUERIES` tokens.
     """
 
     def __init__(self, slots: int, pages: KVCacheManager, history: HistoryAccess, *, step_tokens: int = 1024) -> None:
@@ -268,14 +269,15 @@ class Scheduler:
         of the batch."""
         plan.decode = len(self.running)
         budget = max(self.step_tokens - plan.decode, QUERIES)
-        if {s.tenant for s in self.running} - {s.tenant for s in self.prefilling}:
-            budget = min(budget, PREFILL_BESIDE_OTHERS)
+        if self.running and len({s.tenant for s in (*self.running, *self.prefilling)}) > 1:
+            budget = min(budget, max(PREFILL_BESIDE_OTHERS, self.step_tokens // 8))
         completed: list[PrefillChunk] = []
         order = round_robin(self.prefilling)
         for index, sequence in enumerate(order):
             if sequence.slot < 0 or budget <= 0:
                 continue
-            cost = 1 if sequence.scores is None else SCORED_TOKEN_COST
+            scored = sequence.scores is not None and sequence.scores.n_reusable_positions is not None
+            cost = SCORED_TOKEN_COST if scored else 1
             share = min(max(QUERIES, budget // (len(order) - index) // cost), budget)
             stop = min(sequence.num_computed_tokens + share, len(sequence.tokens))
             if not self._allocate_for_chunk(sequence, stop, order[index + 1 :], plan):
@@ -283,7 +285,10 @@ class Scheduler:
             chunk = PrefillChunk(sequence, sequence.num_computed_tokens, stop)
             (completed if stop == len(sequence.tokens) else plan.chunks).append(chunk)
             sequence.num_computed_tokens = stop
-            budget -= cost * (stop - chunk.start)
+            left, n_tokens = QUERIES, stop - chunk.start
+            if all(other.tenant == sequence.tenant for other in order[index + 1 :]):
+                left = 0
+            budget = max(budget - cost * n_tokens, min(budget - n_tokens, left))
         for chunk in completed:
             plan.chunks.append(chunk)
             self._start_decoding(chunk.sequence, len(plan.chunks) - 1, plan)

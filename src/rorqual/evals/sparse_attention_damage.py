@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
@@ -84,6 +84,12 @@ class DamageSummary:
     changed: Difference
     lost: Difference
     right_dense: float
+
+
+def mean_damage(passages: Sequence[PassageDamage]) -> PassageDamage:
+    """Return the means over passages that are not independent, such as one planted text at several depths."""
+    rows = np.array([astuple(one) for one in passages])
+    return PassageDamage(int(rows[:, 0].sum()), *rows[:, 1:].mean(0).tolist())
 
 
 def summarise(passages: Sequence[PassageDamage]) -> DamageSummary:

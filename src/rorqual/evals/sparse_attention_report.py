@@ -15,6 +15,7 @@ from rorqual.evals.sparse_attention_damage import (
     LayerSelection,
     Passage,
     PassageDamage,
+    mean_damage,
     measure_damage,
     sparse_layers,
     summarise,
@@ -74,12 +75,16 @@ class SparseAttentionReport:
         return self.trained if self.trained in self.budgets else self.budgets[-1]
 
     def summaries(self, budget: int) -> dict[str, DamageSummary]:
-        """Return the damage at a budget for each text and each kind of planted text, over all lengths and depths."""
-        found: dict[str, list[PassageDamage]] = {}
+        """Return the damage at a budget for each text and each kind of planted text. For a planted text, the values are means
+        over all lengths and depths, because the same text at other depths is not independent."""
+        found: dict[str, list[tuple[PassageDamage, ...]]] = {}
         for one in self.measurements:
             if one.budget == budget:
-                found.setdefault(one.name, []).extend(one.passages)
-        return {name: summarise(passages) for name, passages in found.items()}
+                found.setdefault(one.name, []).append(one.passages)
+        return {
+            name: summarise([mean_damage(same) for same in zip(*passages, strict=True)])
+            for name, passages in found.items()
+        }
 
     def exceeded(self, limits: Mapping[str, float]) -> list[str]:
         """Return a sentence for each limit that the upper end of an interval exceeds, at the model's own budget. `limits` maps
@@ -88,7 +93,7 @@ class SparseAttentionReport:
             f"{name}: {field} may be {high:.3g}, above max_{field}={limit:g}"
             for name, damage in self.summaries(self.trained).items()
             for field, limit in limits.items()
-            if (high := getattr(damage, field).interval.high) > limit
+            if not (high := getattr(damage, field).interval.high) <= limit  # NaN exceeds every limit
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -136,9 +141,10 @@ def measure_sparse_attention(
             where=name,
             remedy=f"Use a length= of more than {trained}, or smaller budgets= and no limit.",
         )
+    least = trained if limited else measured[0]
     cells = [
         *(_windows(tokenizer, text, length, windows) for text in texts),
-        *(cell for kind in planted for cell in _planted_passages(tokenizer, kind, length, windows, measured[0])),
+        *(cell for kind in planted for cell in _planted_passages(tokenizer, kind, length, windows, least)),
     ]
     total, done, found = len(cells) * len(measured), count(1), list[Measurement]()
     for cell in cells:

@@ -197,6 +197,7 @@ class EngineBridge:
         self.check_queue_capacity(tenant)
         if not self.jobs:
             self._last_message = time.monotonic()  # an idle engine sends no heartbeats
+            self._ended.clear()  # the wait is that of the present load
         job = ServerJob(
             tuple(asks), tenant, tuple(range(self._next_number, self._next_number + len(asks))), bound, streamed
         )
@@ -253,8 +254,10 @@ class EngineBridge:
         """Remove a job from the bridge. Return whether the job was unfinished."""
         for number in job.numbers:
             self._parts.pop(number, None)
+        if self.jobs.pop(job.numbers[0], None) is None:
+            return False
         self._ended.append(time.monotonic())
-        return self.jobs.pop(job.numbers[0], None) is not None
+        return True
 
     # ---- the process
 

@@ -8,6 +8,7 @@ import re
 import secrets
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping
 from contextlib import aclosing, suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import Response
@@ -41,8 +42,28 @@ def request_id(scope: Scope) -> str:
 
 
 def compact_json(value: Any) -> bytes:
-    """Serialize a value as compact JSON."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    """Serialize a value as compact JSON. Long lists are serialized in groups, so that other threads can run in between."""
+    return "".join(_json_parts(value)).encode()
+
+
+_dumps = partial(json.dumps, ensure_ascii=False, separators=(",", ":"))
+
+
+def _json_parts(value: Any) -> Iterator[str]:
+    """Yield the JSON text of a value in parts. `json.dumps` blocks all other threads until it returns."""
+    if isinstance(value, dict) and value:
+        for number, (name, part) in enumerate(value.items()):
+            yield f"{',' if number else '{'}{_dumps(name)}:"
+            yield from _json_parts(part)
+        yield "}"
+    elif isinstance(value, list) and value:
+        step = GROUP if len(value) > GROUP else 1
+        for start in range(0, len(value), step):
+            yield "," if start else "["
+            yield from _json_parts(value[start]) if step == 1 else [_dumps(value[start : start + step])[1:-1]]
+        yield "]"
+    else:
+        yield _dumps(value)
 
 
 def sse_event(value: Any) -> bytes:
@@ -50,7 +71,7 @@ def sse_event(value: Any) -> bytes:
 
     By the standard, the characters in `ESCAPED` do not end a line, but httpx's `iter_lines` treats them as line ends.
     """
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    text = _dumps(value)
     return f"data: {text if text.isascii() else text.translate(ESCAPED)}\n\n".encode()
 
 

@@ -41,6 +41,8 @@ from rorqual.serve.wire import LONGEST_LINE, TENANT, EngineArguments, message_li
 
 BEAT = 0.5
 """Seconds between two heartbeats of the engine process. A heartbeat contains the engine's statistics."""
+ROWS = 64
+"""Maximum number of sampled tokens in one message, if they waited for the log-probabilities of the prompt."""
 HEADER = 1024
 """Maximum bytes of one tensor's entry in a safetensors header."""
 LONGEST_RECORD = LONGEST_LINE // 2
@@ -233,11 +235,13 @@ class EngineWorker:
     def _send_prompt_scores(self) -> None:
         """Send the next message with log-probabilities of a prompt. One message per engine step delays other requests little."""
         for number, (messages, rows) in [*self.unsent.items()][:1]:
+            del self.unsent[number]
             if (message := next(messages, None)) is not None:
                 self._send(message)
-            else:
-                del self.unsent[number]
-                self._send(message_line("drawn", rows=rows))
+                self.unsent[number] = messages, rows  # behind all other requests
+                continue
+            for start in range(0, len(rows), ROWS):
+                self._send(message_line("drawn", rows=rows[start : start + ROWS]))
 
     def _send_rollout_record(self, delta: Delta) -> bool:
         """Send a `recorded` message for a finished rollout. If the message is too long, refuse the request and return False."""

@@ -354,8 +354,8 @@ MUTANTS = (
         "a limit is compared with the mean instead of the upper end of the interval",
         "issue 18: what attention misses",
         "evals/sparse_attention_report.py",
-        "(high := getattr(damage, field).interval.high) > limit",
-        "(high := getattr(damage, field).mean) > limit",
+        "(high := getattr(damage, field).interval.high) <= limit",
+        "(high := getattr(damage, field).mean) <= limit",
         "tests/evals/test_sparse_attention_report.py::test_a_limit_is_compared_with_the_upper_end_of_an_interval",
     ),
     one(

@@ -195,14 +195,16 @@ def test_threads_and_device_are_the_engines_own(run: Path) -> None:
 
 
 def test_the_server_is_where_it_was_told_to_be_and_nowhere_else(run: Path, tmp_path: Path) -> None:
-    with socket.socket() as held:  # nobody else gets the port meanwhile
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        held.bind(("127.0.0.2", 0))
-        port = held.getsockname()[1]
-        server = start(run, tmp_path / "keys", tmp_path / "log", "host=127.0.0.2", f"port={port}", "ui=false")
-    assert server.url == f"http://127.0.0.2:{port}"
-    with server.client as client:
-        assert client.get("/health").status_code == 200
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(server.url.replace("127.0.0.2", "127.0.0.1"), trust_env=False)
-    assert stop(server) == 0
+    with socket.socket() as elsewhere:
+        elsewhere.bind(("127.0.0.1", 0))  # the port is nobody's there, and stays so
+        with socket.socket() as held:
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            held.bind(("127.0.0.2", elsewhere.getsockname()[1]))
+            port = held.getsockname()[1]
+            server = start(run, tmp_path / "keys", tmp_path / "log", "host=127.0.0.2", f"port={port}", "ui=false")
+        assert server.url == f"http://127.0.0.2:{port}"
+        with server.client as client:
+            assert client.get("/health").status_code == 200
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(server.url.replace("127.0.0.2", "127.0.0.1"), trust_env=False)
+        assert stop(server) == 0

@@ -25,7 +25,7 @@ from rorqual.engine.sequence import InputBatch, Ints, Sequence
 from rorqual.ops.paged import BLOCK, QUERIES
 
 SCORED_TOKEN_COST = 8
-"""Number of prefill tokens whose time corresponds to the time of one prompt token with log-probabilities."""
+"""Number of prefill tokens that a prompt token counts as if its log-probability is computed."""
 PREFILL_BESIDE_OTHERS = 2 * QUERIES
 """Maximum number of prefill tokens of a step in which one tenant decodes and another one has a prompt, or an eighth of
 `step_tokens` if that is more."""

@@ -11,7 +11,7 @@ class StopStringTest:
     """A function of all token ids of one sequence, called after each new token: whether the answer contains a stop string.
 
     A stop string that ends within the first `min_tokens` tokens of the reply is ignored, as are stop strings in the reasoning. Each
-    token is parsed once, so the time per token does not grow with the reply.
+    token is parsed once.
     """
 
     def __init__(self, chat: ChatFormat, params: SamplingParams, thinking: Thinking, prompt_length: int) -> None:

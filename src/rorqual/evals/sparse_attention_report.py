@@ -177,7 +177,8 @@ class PassageSet(NamedTuple):
         question sees at most `budget` positions."""
         if self.depth is not None:
             return self.passages if min(one.queries.start for one in self.passages) >= budget else ()
-        return [replace(one, queries=(sparse := range(budget, one.length)), scored=sparse) for one in self.passages]
+        sparse = range(budget, self.passages[0].length)
+        return [replace(one, queries=sparse, scored=sparse) for one in self.passages]
 
 
 PLANTED: dict[PlantedKind, tuple[Callable[[Tokenizer, int], list[PlantedTokens]], Sequence[float]]] = {

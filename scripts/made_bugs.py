@@ -5,16 +5,17 @@
     python scripts/made_bugs.py show                      # counts by room and kind, and the survivors
 
 `scripts/bug_maker.py` makes the bugs. Their order is by a hash, so each part is a random sample of all rooms. A bug meets the tests that
-run its statement, those that run few files first, until one fails that passes on the unchanged source or `--limit` seconds are over.
+run its statement, those that run few files first, until one fails that passes on the unchanged source or `--limit` processor-seconds are over.
 
 The answers are in docs/results/made-bugs.json. `tests/mutants/survivors.json` says of each survivor that was looked at either why it
-changes nothing, or which test was written for it: `run --again` puts those in again.
+changes nothing ("equivalent: ..."), or which test was written for it. `run --again` puts survivors in again.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import importlib
 import json
 import multiprocessing
 import os
@@ -35,20 +36,18 @@ sys.path.insert(0, str(Path(__file__).parent))
 from bug_maker import Bug, bugs_of  # noqa: E402
 from line_map import LineMap, write  # noqa: E402
 
+import mutants  # noqa: E402
+
 WORK = ROOT / "runs" / "made-bugs"
+MAP = ROOT / "tests" / "mutants" / "lines.json.gz"
 RESULT = ROOT / "docs" / "results" / "made-bugs.json"
 LOOKED_AT = ROOT / "tests" / "mutants" / "survivors.json"
 STILLBORN = ("missing 1 required", "missing 2 required", "UnboundLocalError", "NameError", "got multiple values")
 PRELOADED = (
-    "torch",
-    "numpy",
-    "hypothesis",
-    "pyarrow.parquet",
-    "scipy.stats",
-    "pydantic",
-    "tokenizers",
-    "safetensors.torch",
-)
+    "torch", "numpy", "hypothesis", "pyarrow.parquet", "scipy.stats", "pydantic", "tokenizers", "safetensors.torch", "httpx", "typer",
+    "rich.progress", "matplotlib.pyplot", "jinja2", "fastapi", "uvicorn", "openai", "llguidance", "jsonschema_rs", "schemathesis",
+    "xdist", "pytest_timeout", "anyio.pytest_plugin", "transformers.models.deepseek_v3", "sklearn.linear_model",
+)  # fmt: skip
 
 
 def make_map() -> None:
@@ -70,7 +69,7 @@ def make_map() -> None:
 
 def read_map(folder: Path, seconds: Path) -> None:
     pairs = [line.split(" ", 1) for line in seconds.read_text(encoding="utf-8").splitlines()]
-    write(folder, {test: float(took) for took, test in pairs}, WORK / "lines.json.gz")
+    write(folder, {test: float(took) for took, test in pairs}, MAP)
 
 
 def tests_for(bug: Bug, lines: LineMap) -> list[str]:
@@ -97,11 +96,9 @@ class Bench:
     """A copy of the tree, in which tests run in forks of this process."""
 
     def __init__(self, tree: Path, seconds: dict[str, float]) -> None:
-        from mutants import copy_tree
-
         self.tree, self.seconds = tree, seconds
         self.sound: dict[str, bool] = {}
-        copy_tree(tree)
+        mutants.copy_tree(tree)
         for name in ("scripts", "benchmarks", "docs", "examples", "README.md", "mkdocs.yml", "Makefile"):
             (tree / name).symlink_to(ROOT / name)
 
@@ -112,9 +109,9 @@ class Bench:
         tests = list(tests)
         child = os.fork()
         if not child:
-            from mutants import _pytest
-
-            _pytest(["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", f"--junitxml={report}", *tests], self.tree)
+            mutants.run_pytest(
+                ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", f"--junitxml={report}", *tests], self.tree
+            )
         began = time.monotonic()
         while not os.waitpid(child, os.WNOHANG)[0]:
             time.sleep(0.02)
@@ -143,14 +140,14 @@ class Bench:
             ast.parse(changed)
         except SyntaxError:
             return "stillborn", "does not parse"
-        began, left, size = time.monotonic(), list(tests), 4
-        while left and time.monotonic() - began < limit:
+        began, left, size = _processor_seconds(), list(tests), 4
+        while left and _processor_seconds() - began < limit:
             part, left = left[:size], left[size:]
-            file.write_bytes(changed)
+            mutants.write(file, changed)
             try:
                 failed = self.failures(part, 60 + 5 * sum(self.seconds.get(test, 1) for test in part))
             finally:
-                file.write_bytes(source)
+                mutants.write(file, source)
             for test, message in failed.items():
                 if any(words in message for words in STILLBORN):
                     return "stillborn", message
@@ -160,7 +157,12 @@ class Bench:
                 ran = next((at for at, test in enumerate(part) if test in failed), 0)
                 left = part[ran + 1 :] + left
             size = min(2 * size, 64)
-        return "survived", f"{len(tests) - len(left)} of {len(tests)} tests in {time.monotonic() - began:.0f} s"
+        return "survived", f"{len(tests) - len(left)} of {len(tests)} tests in {_processor_seconds() - began:.0f} s"
+
+
+def _processor_seconds() -> float:
+    """Return the seconds that this process and those that it waited for took of a processor."""
+    return sum(os.times()[:4])
 
 
 def _name(case: ET.Element) -> str:
@@ -179,8 +181,8 @@ def _work(number: int, jobs: Any, results: Any, limit: float, seconds: dict[str,
         bench = Bench(Path(folder).resolve(), seconds)
         while (job := jobs.get()) is not None:
             bug, tests = job
-            began = time.monotonic()
-            results.put((bug, *bench.judge(bug, tests, limit), time.monotonic() - began))
+            began = _processor_seconds()
+            results.put((bug, *bench.judge(bug, tests, limit), _processor_seconds() - began))
 
 
 class Answers:
@@ -234,11 +236,11 @@ class Answers:
 
 
 def chosen(bugs: list[Bug], answers: Answers, again: bool, rooms: str) -> list[Bug]:
-    """Return the bugs to put in, in the order of their keys: those without an answer, or the survivors that a test was written for."""
+    """Return the bugs to put in, in the order of their keys: those without an answer, or the survivors that change something."""
     known = answers.known()
     if again:
-        written = {key for key, words in answers.looked_at.items() if words.startswith("tests/")}
-        wanted = [bug for bug in bugs if bug.key in written and bug.key in answers.survivors]
+        equivalent = {key for key, words in answers.looked_at.items() if words.startswith("equivalent")}
+        wanted = [bug for bug in bugs if bug.key in answers.survivors.keys() - equivalent]
     else:
         wanted = [bug for bug in bugs if bug.key not in known]
     return sorted(
@@ -247,11 +249,12 @@ def chosen(bugs: list[Bug], answers: Answers, again: bool, rooms: str) -> list[B
 
 
 def run(given: argparse.Namespace) -> int:
-    import importlib
-
+    # Without compiled files, each run of tests would compile all modules again.
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     for name in PRELOADED:  # once, because each run of tests is a fork of this process
         importlib.import_module(name)
-    lines, answers, bugs = LineMap(WORK / "lines.json.gz"), Answers(), bugs_of(ROOT)
+    lines, answers, bugs = LineMap(MAP), Answers(), bugs_of(ROOT)
     left = chosen(bugs, answers, given.again, given.rooms)
     print(f"{len(bugs)} bugs, {len(left)} to put in", flush=True)
     context = multiprocessing.get_context("fork")
@@ -269,7 +272,7 @@ def run(given: argparse.Namespace) -> int:
         bug = next(waiting, None) if time.monotonic() < ends else None
         if bug:
             test = answers.looked_at.get(bug.key, "").partition(" ")[0]
-            jobs.put((bug, [test] if given.again else tests_for(bug, lines)))
+            jobs.put((bug, [test] if "::" in test else tests_for(bug, lines)))
         return bool(bug)
 
     out = sum(give() for _ in range(given.workers))
@@ -301,9 +304,11 @@ def main() -> int:
     parser.add_argument("what", choices=("map", "read-map", "run", "show"))
     parser.add_argument("--hours", type=float, default=1.0, help="core-hours of this part")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--limit", type=float, default=90.0, help="seconds of tests for one bug")
+    parser.add_argument("--limit", type=float, default=60.0, help="processor-seconds of tests for one bug")
     parser.add_argument("--rooms", default="", help="only these folders of the source, with commas")
-    parser.add_argument("--again", action="store_true", help="survivors for which a test was written")
+    parser.add_argument(
+        "--again", action="store_true", help="the survivors, those for which a test was written with this test"
+    )
     given = parser.parse_args()
     match given.what:
         case "map":

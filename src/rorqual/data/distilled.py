@@ -93,9 +93,9 @@ class TeacherSample:
     `teacher` names the run or server that was asked, and `model` the model that answered by the server's reply. `model` is ""
     for a local run and for a reply that names no model. `seed` is the seed of this sample: a request with `n=1` and this seed
     draws the same random numbers. `dropped` is the name of the filter that dropped the sample, or "". `params` holds the
-    sampling parameters as JSON, and `number` is the index of the sample among all samples of the same problem. `core_seconds` is the CPU time of the sample, and
-    `money` is its cost in the currency of the configured price. `top_ids` and `top_logprobs` have the
-    shape [len(token_ids), k], or [0, 0] if no top-k tokens were stored.
+    sampling parameters as JSON, and `number` is the index of the sample among all samples of the same problem. `core_seconds`
+    is the CPU time of the sample, and `money` is its cost in the currency of the configured price. `top_ids` and
+    `top_logprobs` have the shape [len(token_ids), k], or [0, 0] if no top-k tokens were stored.
     """
 
     key: str

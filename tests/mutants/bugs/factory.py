@@ -220,7 +220,7 @@ MUTANTS = (
         "engine/remote/engine.py",
         "fault, remedy, alone = str(error), error.remedy, True\n",
         "raise RemoteError(str(error), where=self.url, remedy=error.remedy, alone=True) from None\n",
-        "tests/factory/test_bad_servers.py::test_each_kind_of_server_has_its_bill_and_its_rows",
+        "tests/factory/test_bad_servers.py::test_each_kind_of_server_has_its_bill_and_its_rows[HTML with status 200]",
     ),
     one(
         "thirteen words in a row give an item away",
@@ -340,7 +340,7 @@ MUTANTS = (
         "factory/stored_samples.py",
         "        model=entry.model,\n",
         "",
-        "tests/factory/test_bad_servers.py::test_each_kind_of_server_has_its_bill_and_its_rows",
+        "tests/factory/test_bad_servers.py::test_each_kind_of_server_has_its_bill_and_its_rows[honest]",
     ),
     one(
         "the budget covers one reserve of each request in flight",
@@ -353,9 +353,10 @@ MUTANTS = (
     one(
         "copies of a test item in training make it an instruction",
         "issue 39: twelve copies switch decontamination off",
-        "factory/contamination.py",
-        "for gram in sorted(self._all_grams(text) & self._grams.keys()):",
-        "for gram in sorted(self._all_grams(text) & self._whole.keys()):",
+        "factory/problems.py",
+        "        matches = [(problem, ",
+        "        for gram in [g for g in evaluations._grams if sum(g in evaluations._all_grams(p.prompt) for p in pool) > 10]:\n"
+        "            del evaluations._grams[gram]\n        matches = [(problem, ",
         "tests/factory/test_contamination.py::test_copies_of_a_test_item_do_not_make_it_an_instruction",
     ),
 )

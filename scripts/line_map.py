@@ -39,27 +39,44 @@ def pytest_configure(config: Any) -> None:
 
 
 class Measurement:
-    """Coverage of this process, with the running test as context, and of the processes that the test starts."""
+    """Coverage of this process, with the running test as context, and of the processes that the test starts.
+
+    The data of a file of tests are saved when another file's first test starts, so a run that is stopped can go on.
+    """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.file = folder, ""
         settings = folder / "coverage.ini"
         settings.write_text(SETTINGS.format(folder=folder, root=ROOT), encoding="utf-8")
-        source = [str(ROOT / "src/rorqual")]
-        self.coverage = coverage.Coverage(
-            data_file=str(folder / "worker"), data_suffix=True, source=source, config_file=False
-        )
-        self.coverage.start()
+        self.coverage: coverage.Coverage | None = None
+        self._start("start")
         # A Python process that is started with this variable measures itself (coverage installs a .pth file).
         os.environ |= {"COVERAGE_PROCESS_START": str(settings), "LINE_MAP_TEST": ""}
 
+    def _start(self, file: str) -> None:
+        self.pytest_unconfigure()
+        name, source = str(data_of(self.folder, file)), [str(ROOT / "src/rorqual")]
+        self.file, self.coverage = file, coverage.Coverage(data_file=name, source=source, config_file=False)
+        self.coverage.start()
+
     def pytest_runtest_logstart(self, nodeid: str) -> None:
+        file = nodeid.partition("::")[0]
+        if file != self.file:
+            self._start(file)
         self.coverage.switch_context(nodeid)
         os.environ["LINE_MAP_TEST"] = nodeid
 
     def pytest_unconfigure(self) -> None:
-        self.coverage.stop()
-        self.coverage.save()
+        if self.coverage:
+            self.coverage.stop()
+            self.coverage.save()
+            self.coverage = None
+
+
+def data_of(folder: Path, file: str) -> Path:
+    """Return where the data of a file of tests are."""
+    return folder / f"worker-{file.replace('/', '-')}"
 
 
 def write(folder: Path, seconds: dict[str, float], out: Path) -> None:

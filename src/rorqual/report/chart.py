@@ -1,5 +1,5 @@
-"""Charts as data, and functions that draw charts as PNG files for light and dark pages. The same data gives the same PNG
-bytes."""
+"""Charts as data, and functions that draw charts as PNG files for light and dark pages, or as SVG and PDF files. The same data
+gives the same bytes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import matplotlib
@@ -19,6 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
 from rorqual.core.config import Config
+from rorqual.core.errors import ConfigError
+from rorqual.core.records import write_atomic
 from rorqual.report.theme import DARK, LIGHT, Theme
 
 Colour = Literal["after", "off", "on", "before", "ink", "faint"]
@@ -130,16 +133,38 @@ def draw(chart: Chart) -> DrawnChart:
     return DrawnChart(chart.name, chart.alternative_text, chart.caption, chart.width_inches <= NARROW, light, dark)
 
 
+def write_vector(chart: Chart, path: Path) -> Path:
+    """Draw a chart in the light theme as an SVG or PDF file, by the path's suffix, and return `path`."""
+    format_ = path.suffix.lower().removeprefix(".")
+    if format_ not in ("svg", "pdf"):
+        raise ConfigError(
+            f"no vector format has the suffix '{path.suffix}'", where=str(path), remedy="Use .svg or .pdf."
+        )
+    write_atomic(path, _render(partial(figure_of, chart), LIGHT, format_, UNDATED[format_]))
+    return path
+
+
 def render_png(make: Callable[[Theme], Figure], theme: Theme) -> bytes:
-    """Return the PNG file of the matplotlib figure `make(theme)`. The PNG metadata contains no date and no version, so that
-    the same figure gives the same bytes."""
+    """Return the PNG file of the matplotlib figure `make(theme)`."""
+    return _render(make, theme, "png", {"Software": None})
+
+
+UNDATED: dict[str, dict[str, None]] = {
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+
+
+def _render(make: Callable[[Theme], Figure], theme: Theme, format_: str, metadata: dict[str, None]) -> bytes:
+    """Return the file of the matplotlib figure `make(theme)`. The metadata contain no date and no version, so that the same
+    figure gives the same bytes."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(theme.matplotlib_settings)
+        matplotlib.rcParams.update(theme.matplotlib_settings | {"svg.hashsalt": "rorqual"})
         figure = make(theme)
         FigureCanvasAgg(figure)
         target = io.BytesIO()
-        figure.savefig(target, format="png", dpi=150, metadata={"Software": None})
+        figure.savefig(target, format=format_, dpi=150, metadata=metadata)
     return target.getvalue()
 
 

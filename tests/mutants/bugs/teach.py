@@ -137,8 +137,8 @@ MUTANTS = (
         "the report subtracts in the wrong order",
         "issue 20: teach",
         "teach/results.py",
-        'compare(one, after, grain="all")',
-        'compare(after, one, grain="all")',
+        'compare_pair(one, after, grain="all")',
+        'compare_pair(after, one, grain="all")',
         "tests/teach/test_teach.py::test_the_report_says_what_the_results_say",
     ),
     one(

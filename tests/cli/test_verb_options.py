@@ -262,8 +262,9 @@ def test_compare_pairs_by_the_grain_that_it_is_told(here: Path) -> None:
     assert "y - x, paired over 2 seeds" in pairs and "z - x, paired over 2 seeds" in pairs
     found = compare(*(["a.json", "b.json"], ["b.json", "a.json"], ["a.json", "a.json"]), names=("x", "y", "z"))
     for write, file in zip((found.to_json, found.to_latex, found.plot, found.page), files.values(), strict=True):
-        written = (here / file).read_bytes()
-        assert write(here / f"again{Path(file).suffix}").read_bytes() == written and f"  {file}\n" in pairs
+        again = here / f"again{Path(file).suffix}"
+        write(again)
+        assert again.read_bytes() == (here / file).read_bytes() and f"  {file}\n" in pairs
     assert "out is a folder" in output_of("compare", "a.json", "b.json", "page=.", code=2)
 
 

@@ -310,7 +310,7 @@ def test_a_comparison_has_each_of_its_figures(measure: Any, confidence: float) -
         "lost": sum(b < a for a, b in zip(old, new, strict=True)),
         "left_out": 2 if measure is is_right else 0,
         "by_seed": ((pytest.approx(np.mean(old)), pytest.approx(np.mean(new))),),
-        "unit": "share",
+        "unit": "points",
     }
     assert {f.name for f in fields(Comparison)} == expected.keys()
     assert vars(compare_pair(before, after, measure=measure, confidence=confidence)[0]) == expected
@@ -360,7 +360,7 @@ def test_each_column_of_a_table_holds_its_figure() -> None:
 
 def test_each_column_of_a_comparison_holds_its_figure() -> None:
     row = Comparison(
-        "f", "3", 0.25, 0.375, Difference(0.125, Interval(-0.0625, 0.5, 0.9), 8), 0.0625, 5, 4, 2, ((0.25, 0.375),)
+        "f", "3", 0.25, 0.375, Difference(0.125, Interval(-0.0625, 0.5, 0.9), 8), 5, 4, ((0.25, 0.375),), 0.0625, 2
     )
     text = comparison_table([row], "the title").text()
     assert "the title" in text

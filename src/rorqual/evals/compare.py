@@ -56,12 +56,12 @@ class Comparison:
     before: float
     after: float
     difference: Difference
-    p_value: float | None
     gained: int
     lost: int
-    left_out: int
     by_seed: tuple[tuple[float, float], ...]
-    unit: Literal["share", "nats"] = "share"
+    p_value: float | None = None
+    left_out: int = 0
+    unit: Literal["points", "nats"] = "points"
 
     @property
     def seed_differences(self) -> list[float]:
@@ -144,7 +144,7 @@ def compare_texts(
             )
     olds, news = ([np.array(one.losses) for one in side] for side in (before, after))
     difference = hierarchical_difference(olds, news, confidence, samples)
-    return _comparison((before[0].text or ALL, ALL), olds, news, difference, unit="nats")
+    return _comparison(before[0].text or ALL, ALL, olds, news, difference, unit="nats")
 
 
 def _check_same_seeds(before: Sequence[Evaluation | TextLoss], after: Sequence[Evaluation | TextLoss]) -> None:
@@ -212,31 +212,23 @@ def _compare_cell(
     difference = difference_over_seeds(olds, news, confidence, samples)
     single = all(pair[3] for pair in pairs)
     p_value = mcnemar(olds[0] > 0.5, news[0] > 0.5) if single and len(pairs) == 1 else None
-    return _comparison(name, olds, news, difference, p_value=p_value, left_out=sum(pair[2] for pair in pairs))
+    return _comparison(*name, olds, news, difference, p_value=p_value, left_out=sum(pair[2] for pair in pairs))
 
 
 def _comparison(
-    name: tuple[str, str],
-    befores: Sequence[Floats],
-    afters: Sequence[Floats],
-    difference: Difference,
-    *,
-    p_value: float | None = None,
-    left_out: int = 0,
-    unit: Literal["share", "nats"] = "share",
+    family: str, level: str, befores: Sequence[Floats], afters: Sequence[Floats], difference: Difference, **more: Any
 ) -> Comparison:
     by_seed = tuple((float(old.mean()), float(new.mean())) for old, new in zip(befores, afters, strict=True))
-    old, new = np.concatenate(befores), np.concatenate(afters)
+    before, after = np.mean(by_seed, axis=0).tolist()
+    rises = np.concatenate(afters) - np.concatenate(befores)
     return Comparison(
-        family=name[0],
-        level=name[1],
-        before=float(np.mean([before for before, _ in by_seed])),
-        after=float(np.mean([after for _, after in by_seed])),
+        family=family,
+        level=level,
+        before=before,
+        after=after,
         difference=difference,
-        p_value=p_value,
-        gained=int((new > old).sum()),
-        lost=int((new < old).sum()),
-        left_out=left_out,
+        gained=int((rises > 0).sum()),
+        lost=int((rises < 0).sum()),
         by_seed=by_seed,
-        unit=unit,
+        **more,
     )

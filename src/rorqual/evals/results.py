@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rorqual.core.config import parse_config
@@ -15,9 +16,10 @@ from rorqual.evals.evaluation import ALL, Evaluation, Grain
 from rorqual.evals.table import comparison_table, unmarked_replies_note
 from rorqual.evals.text_loss import TextLoss
 from rorqual.evals.verdict import CONFIDENCE
-from rorqual.report.chart import Chart, Panel, Series, draw, write_vector
+from rorqual.report.chart import Chart, Panel, Series, draw, figure_of, render_figure
 from rorqual.report.page import write_page
 from rorqual.report.table import Table
+from rorqual.report.theme import LIGHT
 
 Result = Evaluation | TextLoss
 Source = str | Path | Result
@@ -49,7 +51,7 @@ class ArmComparison:
 
     def panel(self) -> Panel:
         """Chart each row's difference with its intervals."""
-        labels = [row.family if row.level in ("", ALL) else f"{row.family} {row.level}" for row in self.rows]
+        labels = [f"{row.family} {row.level if row.level != ALL else ''}".strip() for row in self.rows]
         shown = {"bootstrap": [row.difference.interval for row in self.rows]}
         if all(row.student for row in self.rows):
             shown["Student's t"] = [row.student for row in self.rows if row.student]
@@ -64,7 +66,7 @@ class ArmComparison:
             )
             for name, intervals in shown.items()
         ]
-        share = self.rows[0].unit == "share"
+        share = self.rows[0].unit == "points"
         axis = "difference in percentage points" if share else "difference in nats per token"
         return Panel(title=self.title, kind="points", flip=True, labels=labels, series=series, percent=share, y=axis)
 
@@ -76,41 +78,31 @@ class Results:
     comparisons: tuple[ArmComparison, ...]
 
     def __str__(self) -> str:
-        parts = [text for one in self.comparisons for text in (one.table().text(), one.note) if text]
-        return "\n".join(parts)
+        return "\n".join(text for one in self.comparisons for text in (one.table().text(), one.note) if text)
 
-    def to_json(self, path: str | Path) -> Path:
-        """Write all values as JSON, in full precision, and return the path."""
-        shown = [
-            {"evaluation": one.evaluation, "before": one.before, "after": one.after}
-            | {"rows": [row.to_json() for row in one.rows]}
-            for one in self.comparisons
-        ]
+    def to_json(self, path: str | Path) -> None:
+        """Write all values as JSON, in full precision."""
+        shown = [vars(one) | {"rows": [row.to_json() for row in one.rows]} for one in self.comparisons]
         write_json(Path(path), {"comparisons": shown})
-        return Path(path)
 
-    def to_latex(self, path: str | Path) -> Path:
-        """Write the tables for LaTeX's package booktabs, and return the path."""
+    def to_latex(self, path: str | Path) -> None:
+        """Write the tables for LaTeX's package booktabs."""
         write_atomic(Path(path), "\n".join(one.table().latex() for one in self.comparisons).encode())
-        return Path(path)
 
     def chart(self) -> Chart:
         """Chart the differences, with one panel per comparison."""
         panels = [one.panel() for one in self.comparisons]
-        words = "; ".join(
-            f"{one.title}, {row.family}: {row.before:.4g} to {row.after:.4g}"
-            for one in self.comparisons
-            for row in one.rows
-        )
+        words = "; ".join(" ".join((one.title, *row[:5])) for one in self.comparisons for row in one.table().rows)
         return Chart(name="differences", panels=panels, columns=1, alt=words, caption="Each line is an interval.")
 
-    def plot(self, path: str | Path) -> Path:
-        """Draw the chart as FILE.svg or FILE.pdf, and return the path. Raises ConfigError for another suffix."""
-        return write_vector(self.chart(), Path(path))
+    def plot(self, path: str | Path) -> None:
+        """Draw the chart as FILE.svg, FILE.pdf or FILE.png. Raises ConfigError for another suffix."""
+        format_ = Path(path).suffix.lower().removeprefix(".")
+        write_atomic(Path(path), render_figure(partial(figure_of, self.chart()), LIGHT, format_))
 
-    def page(self, path: str | Path) -> Path:
-        """Write an HTML page with the chart and the tables, and return the path."""
-        return write_page(Path(path), "results", comparisons=self.comparisons, picture=draw(self.chart()))
+    def page(self, path: str | Path) -> None:
+        """Write an HTML page with the chart and the tables."""
+        write_page(Path(path), "results", comparisons=self.comparisons, picture=draw(self.chart()))
 
 
 def compare(*arms: Arm, names: Sequence[str] = (), grain: Grain = "family", confidence: float = CONFIDENCE) -> Results:
@@ -179,22 +171,17 @@ def _load(result: Path | Result) -> Result:
     if not isinstance(result, Path):
         return result
     data = read_json(result, "the evaluation", "Run `rorqual eval` again to create it.")
-    if "losses" in data:
-        return parse_config(TextLoss, data, where=str(result))
-    return parse_config(Evaluation, data, where=str(result))
+    kind: type[Result] = TextLoss if "losses" in data else Evaluation
+    return parse_config(kind, data, where=str(result))
 
 
 def _common_names(found: Sequence[Sequence[Mapping[str, Path | Result]]], labels: Sequence[str]) -> list[str]:
     """Return the names of the evaluations that all runs contain, sorted. Raises DataError if there are none."""
-    runs = [set(run) for arm in found for run in arm]
-    common = set.intersection(*runs)
-    if common:
-        return sorted(common)
-    where = ", ".join(labels)
-    if any("" in run for run in runs):
-        raise DataError("cannot compare a folder with a file", where=where, remedy="Give only runs or only files.")
-    raise DataError(
-        "the runs have no evaluation in common",
-        where=where,
-        remedy=f"Evaluate all on one task: rorqual eval {labels[0]} task=NAME, and the others with the same keys.",
-    )
+    common = set.intersection(*(set(run) for arm in found for run in arm))
+    if not common:
+        raise DataError(
+            "the runs have no evaluation in common, or one is a file and another a folder",
+            where=", ".join(labels),
+            remedy=f"Evaluate all on one task: rorqual eval {labels[0]} task=NAME, and the others with the same keys.",
+        )
+    return sorted(common)

@@ -144,12 +144,12 @@ def _comparison_cells(row: Comparison, several: bool) -> list[str]:
         if interval is None:
             return "one seed"
         low, high = interval.low, interval.high
-        return percent_interval(interval) if row.unit == "share" else f"[{low:+.4f}, {high:+.4f}]"
+        return percent_interval(interval) if row.unit == "points" else f"[{low:+.4f}, {high:+.4f}]"
 
-    before, after = (percent(value) if row.unit == "share" else f"{value:.4f}" for value in (row.before, row.after))
+    before, after = (percent(value) if row.unit == "points" else f"{value:.4f}" for value in (row.before, row.after))
     mean = row.difference.mean
     cells = [row.family, "" if row.level == ALL else row.level, before, after]
-    cells += [f"{100 * mean:+.1f}" if row.unit == "share" else f"{mean:+.4f}", interval_text(row.difference.interval)]
+    cells += [f"{100 * mean:+.1f}" if row.unit == "points" else f"{mean:+.4f}", interval_text(row.difference.interval)]
     cells += [interval_text(row.student), SIGNS[row.verdict]] if several else []
     cells += [str(row.gained), str(row.lost), str(row.left_out)]
     return cells if several else [*cells, p_value_text(row.p_value)]

@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import matplotlib
@@ -21,7 +20,6 @@ from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
 from rorqual.core.config import Config
 from rorqual.core.errors import ConfigError
-from rorqual.core.records import write_atomic
 from rorqual.report.theme import DARK, LIGHT, Theme
 
 Colour = Literal["after", "off", "on", "before", "ink", "faint"]
@@ -129,42 +127,30 @@ class DrawnChart:
 
 def draw(chart: Chart) -> DrawnChart:
     """Draw a chart in the light and the dark theme."""
-    light, dark = (render_png(partial(figure_of, chart), theme) for theme in (LIGHT, DARK))
+    light, dark = (render_figure(partial(figure_of, chart), theme) for theme in (LIGHT, DARK))
     return DrawnChart(chart.name, chart.alternative_text, chart.caption, chart.width_inches <= NARROW, light, dark)
 
 
-def write_vector(chart: Chart, path: Path) -> Path:
-    """Draw a chart in the light theme as an SVG or PDF file, by the path's suffix, and return `path`."""
-    format_ = path.suffix.lower().removeprefix(".")
-    if format_ not in ("svg", "pdf"):
-        raise ConfigError(
-            f"no vector format has the suffix '{path.suffix}'", where=str(path), remedy="Use .svg or .pdf."
-        )
-    write_atomic(path, _render(partial(figure_of, chart), LIGHT, format_, UNDATED[format_]))
-    return path
-
-
-def render_png(make: Callable[[Theme], Figure], theme: Theme) -> bytes:
-    """Return the PNG file of the matplotlib figure `make(theme)`."""
-    return _render(make, theme, "png", {"Software": None})
-
-
-UNDATED: dict[str, dict[str, None]] = {
+METADATA: dict[str, dict[str, None]] = {
+    "png": {"Software": None},
     "svg": {"Date": None, "Creator": None},
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }
+"""For each format of a drawn figure: the metadata with a date or a version, which files leave out."""
 
 
-def _render(make: Callable[[Theme], Figure], theme: Theme, format_: str, metadata: dict[str, None]) -> bytes:
-    """Return the file of the matplotlib figure `make(theme)`. The metadata contain no date and no version, so that the same
-    figure gives the same bytes."""
+def render_figure(make: Callable[[Theme], Figure], theme: Theme, format_: str = "png") -> bytes:
+    """Return the PNG, SVG or PDF file of the matplotlib figure `make(theme)`. The same figure gives the same bytes. Raises
+    ConfigError for another format."""
+    if format_ not in METADATA:
+        raise ConfigError(f"'{format_}' is no format of a figure", where="plot", remedy="Use .svg, .pdf or .png.")
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(theme.matplotlib_settings | {"svg.hashsalt": "rorqual"})
         figure = make(theme)
         FigureCanvasAgg(figure)
         target = io.BytesIO()
-        figure.savefig(target, format=format_, dpi=150, metadata=metadata)
+        figure.savefig(target, format=format_, dpi=150, metadata=METADATA[format_])
     return target.getvalue()
 
 

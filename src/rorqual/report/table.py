@@ -10,14 +10,13 @@ from rich.text import Text
 
 from rorqual.core.config import Config
 
-LATEX = {character: f"\\{character}" for character in "&%$#_{}"}
-LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
-LATEX |= {"●": r"$\bullet$", "✕": r"$\times$", "○": r"$\circ$"}
+LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
+    | {"[": "{[}"}  # a bracket at the start of a row would be an argument of the line break before it
+    | {"●": r"$\bullet$", "✕": r"$\times$", "○": r"$\circ$"}
+)
 """How LaTeX writes the characters that it would not print as they are."""
-
-
-def _escape_latex(text: str) -> str:
-    return "".join(LATEX.get(character, character) for character in text)
 
 
 class Table(Config):
@@ -46,14 +45,15 @@ class Table(Config):
 
     def latex(self) -> str:
         """Return the table in LaTeX, for the package booktabs. The title is a comment above the table."""
-        columns = len(self.heads)
-        lines = [f"% {' '.join(self.title.split())}", f"\\begin{{tabular}}{{{'l' * self.text_columns:r<{columns}}}}"]
-        lines += [r"\toprule", " & ".join(map(_escape_latex, self.heads)) + r" \\", r"\midrule"]
-        for row in self.rows:
-            cells = " & ".join(map(_escape_latex, row))
-            start = "{}" if cells.startswith(("[", "*")) else ""  # otherwise an argument of the line break before it
-            lines.append((start + cells if len(row) > 1 else rf"\multicolumn{{{columns}}}{{l}}{{{cells}}}") + r" \\")
-        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+        head, *rows = (
+            " & ".join(cell.translate(LATEX) for cell in row) + " \\\\\n" for row in (self.heads, *self.rows)
+        )
+        columns = f"{'l' * self.text_columns:r<{len(self.heads)}}"
+        title = " ".join(self.title.split())
+        return (
+            f"% {title}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n{head}\\midrule\n{''.join(rows)}"
+            "\\bottomrule\n\\end{tabular}\n"
+        )
 
     def markdown(self) -> str:
         """Return the table in Markdown, without the table's title."""

@@ -53,4 +53,5 @@ def compare(
     print(results)
     write = {"out": results.to_json, "latex": results.to_latex, "plot": results.plot, "page": results.page}
     for name, file in files.items():
-        print(f"  {write[name](file)}")
+        write[name](file)
+        print(f"  {file}")

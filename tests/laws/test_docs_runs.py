@@ -36,8 +36,9 @@ def test_a_run_that_a_command_reads_was_made_before(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     links = {(page.parent / link).resolve() for link in re.findall(r"\]\(([^)#:]+\.md)", text)}
     known = made_on(page).union(*(made_on(link) for link in links))
+    loops = tuple(run for run in known if run.endswith("-"))  # out=runs/a-$seed makes runs/a-0
     for command in commands(text):
-        missing = set(re.findall(RUN, command)) - known - {"runs/NAME"}
+        missing = {run for run in re.findall(RUN, command) if not run.startswith(loops)} - known - {"runs/NAME"}
         assert not missing, f"{command}: no command makes {missing}. Make it, or link to a page that does."
 
 

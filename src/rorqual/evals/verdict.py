@@ -16,6 +16,14 @@ Verdict = Literal["holds", "does not hold", "open"]
 SEEDS = 5
 """With fewer than `SEEDS` seeds, every verdict is open."""
 CONFIDENCE = 0.99
+SIGNS: dict[Verdict, str] = {"holds": "● higher", "does not hold": "✕ lower", "open": "○ open"}
+"""The words of a table for the verdict on "after is higher"."""
+INTERVALS_NOTE = (
+    "Bootstrap intervals resample seeds first, then the items of each seed. With five seeds, their coverage is below "
+    "nominal (docs/results/coverage.json). Student's t has nominal coverage if the seeds' differences are normally "
+    f"distributed, and is wide. A row is higher or lower if both intervals agree and there are at least {SEEDS} seeds. "
+    "There is no correction for the number of rows."
+)
 
 
 def wider_interval(bootstrap: Interval, differences: Sequence[float]) -> Interval:

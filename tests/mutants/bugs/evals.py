@@ -434,8 +434,8 @@ MUTANTS = (
         "the teacher's tokens are counted for every problem",
         "issue 19: computation by difficulty",
         "evals/cascade.py",
-        "sum(part * choice.teacher_tokens for choice, part in zip(choices, shares, strict=True)) / count",
-        "sum(choice.teacher_tokens for choice in choices) / count",
+        'part * getattr(c, f"teacher_{unit}")',
+        'getattr(c, f"teacher_{unit}")',
         "tests/evals/test_cascade.py::test_the_curve_against_a_plain_count",
     ),
     one(

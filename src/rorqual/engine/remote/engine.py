@@ -536,10 +536,14 @@ def parse_completion(data: Any, prompt_logprobs: int | None) -> Completion:
 
 
 def usage_of(data: Any) -> dict[str, int]:
-    """Return the token counts in a reply's `usage`: the integers of at most 31 bits. Return {} if the reply has no `usage`."""
+    """Return the token counts in a reply's `usage`: the integers of at most 31 bits, and `reasoning_tokens` from
+    `completion_tokens_details`. Return {} if the reply has no `usage`."""
     usage = data.get("usage") if isinstance(data, dict) else None
-    counts = usage.items() if isinstance(usage, dict) else ()
-    return {name: value for name, value in counts if type(value) is int and abs(value) <= INT32}
+    counts = usage if isinstance(usage, dict) else {}
+    details = counts.get("completion_tokens_details")
+    if isinstance(details, dict) and "reasoning_tokens" in details:
+        counts = counts | {"reasoning_tokens": details["reasoning_tokens"]}
+    return {name: value for name, value in counts.items() if type(value) is int and abs(value) <= INT32}
 
 
 def shorten(text: str) -> str:

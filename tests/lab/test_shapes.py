@@ -80,7 +80,8 @@ def test_end_to_end(out: Path, experiment: ShapeExperiment) -> None:
     others = {"latent-vs-full", "moe-vs-dense", "mtp"} - {experiment.name}
     assert {name: runs for name, runs in finding.shared_runs.items() if MOE in runs}.keys() == others
     assert experiment.judge_again(finding.model_copy(update={"contrasts": (), "tables": (), "words": ()})) == finding
-    assert finding.headline[:40] in page_text(finding)
+    page = page_text(finding)
+    assert finding.headline[:40] in page and f"Shares runs with {', '.join(finding.shared_runs)}." in page
 
 
 def test_what_is_shared_is_trained_once(out: Path) -> None:

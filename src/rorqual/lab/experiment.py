@@ -210,9 +210,10 @@ class Experiment(ABC):
 
     def judge_again(self, finding: Finding) -> Finding:
         """Apply the current claim and rule to a stored finding: to the values of each problem, or in an older finding to its
-        contrasts."""
+        contrasts. An older finding whose words give a reason for no verdict stays open."""
         if finding.per_problem is None:
-            update = self.judgement(finding.contrasts)
+            reason = next((words for words in finding.words if "no verdict" in words), "")
+            update = self.judgement(finding.contrasts, {pair.question: reason for pair in self.pairs if reason})
         else:
             judged = self.judge_seeds(dict(zip(finding.seeds, finding.per_problem, strict=True)))
             update = judged.model_dump(include={"verdict", "headline", "words", "contrasts", "tables"})

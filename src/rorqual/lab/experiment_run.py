@@ -141,8 +141,8 @@ def conclude_finding(plan: LabPlan, command: str) -> Finding:
         "families": ", ".join(f"{family.name} {family.version}" for family in FAMILIES),
     }
     runs = {
-        arm: tuple(f"{name}@{fingerprint(RunDir(plan.out / name).checkpoint())[:12]}" for name in names)
-        for arm, names in finding.runs.items()
+        arm: tuple(f"{run}@{fingerprint(RunDir(plan.out / run).checkpoint())[:12]}" for run in runs)
+        for arm, runs in finding.runs.items()
     }
     update = {"costs": costs, "command": command, "made": made, "share": plan.share, "runs": runs}
     return finding.model_copy(update=update | {"shared_runs": shared_runs(plan)})

@@ -233,7 +233,7 @@ MUTANTS = (
         "the digest of a run is that of the first arm",
         "issue 39: verdicts that say more than their data",
         "lab/experiment_run.py",
-        "fingerprint(RunDir(plan.out / name).checkpoint())",
+        "fingerprint(RunDir(plan.out / run).checkpoint())",
         "fingerprint(RunDir(plan.out / next(iter(finding.runs.values()))[0]).checkpoint())",
         "tests/lab/test_shapes.py::test_end_to_end",
     ),

@@ -94,28 +94,12 @@ MUTANTS = (
         "tests/evals/test_every_argument.py::test_a_problems_seed_is_of_the_evaluations_and_its_key_and_nothing_else_changes",
     ),
     one(
-        "a comparison of the report is of another measure",
-        "issue 14: second bug trial",
-        "recipes/quickstart/comparisons.py",
-        "grain=grain, measure=self.measure, confidence=CONFIDENCE",
-        "grain=grain, confidence=CONFIDENCE",
-        "tests/recipes/test_comparisons.py::test_rows_are_those_of_compare_at_99_percent",
-    ),
-    one(
         "McNemar's p-value of several samples on one side",
         "issue 14: third bug trial",
         "evals/compare.py",
         "single = old_samples == len(old) and new_samples == len(new)",
         "single = old_samples == len(old) or new_samples == len(new)",
         "tests/evals/test_evaluation.py::test_samples_of_one_problem_are_not_counted_as_independent",
-    ),
-    one(
-        "an interval of several samples ignores its confidence",
-        "issue 14: third bug trial",
-        "evals/evaluation.py",
-        "len(values)), len(values), confidence)",
-        "len(values)), len(values))",
-        "tests/evals/test_every_argument.py::test_grain_and_confidence_reach_the_rows",
     ),
     one(
         "baselines are fitted on the problems that they are judged on",
@@ -318,14 +302,6 @@ MUTANTS = (
         "tests/evals/test_votes.py::test_the_most_frequent_answer_counts_and_a_tie_counts_by_its_share",
     ),
     one(
-        "a tie counts as settled",
-        "issue 19: votes",
-        "evals/votes.py",
-        "return lead - second > most - len(answers)",
-        "return lead - second >= most - len(answers)",
-        "tests/evals/test_votes.py::test_a_majority_is_settled_exactly_if_no_further_votes_can_change_it",
-    ),
-    one(
         "samples without an answer vote",
         "issue 19: votes",
         "evals/votes.py",
@@ -468,14 +444,6 @@ MUTANTS = (
         "if not groups[number][-1].error and not sure(",
         "if not sure(",
         "tests/evals/test_answers.py::test_a_problem_that_is_rejected_is_not_asked_for_again",
-    ),
-    one(
-        "a checked reply loses its reasoning",
-        "issue 19: a review",
-        "evals/evaluating.py",
-        'Message("assistant", reply.reply, reasoning=reply.reasoning)',
-        'Message("assistant", reply.reply)',
-        "tests/evals/test_answers.py::test_a_checked_reply_keeps_its_reasoning_in_the_conversation",
     ),
     one(
         "progress counts one round only",

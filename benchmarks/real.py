@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from record import ROOT, core_seconds, made_by
+from verdicts import compact_verdicts
 
 from rorqual.core.records import write_json
-from rorqual.evals.compact_verdicts import compact_verdicts
 from rorqual.evals.compare import compare_pair
 from rorqual.evals.evaluation import Evaluation
 

@@ -16,8 +16,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from verdicts import compact_verdicts
+
 from rorqual.core.records import write_json
-from rorqual.evals.compact_verdicts import compact_verdicts
 from rorqual.evals.compare import Comparison, compare_seeds, did_think, is_right
 from rorqual.evals.evaluation import Evaluation, GradedSample, Grain
 from rorqual.evals.verdict import CONFIDENCE

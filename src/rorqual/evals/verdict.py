@@ -44,12 +44,15 @@ def judge(
     bound: float = 0.0,
     side: Literal["above", "below"] = "above",
 ) -> Verdict:
-    """Judge whether a difference lies on `side` of `bound`. The verdict is open with fewer than five seeds or below 99 % confidence.
+    """Judge whether a difference lies on `side` of `bound`. The verdict is open with fewer than five seeds, below 99 %
+    confidence, or if one of the intervals has zero width: equal values in all seeds do not show how much other seeds would vary.
 
     `differences` has one value per seed. `bootstrap` is the bootstrap interval over seeds and the problems within each
     seed.
     """
     if len(differences) < SEEDS or bootstrap.confidence < CONFIDENCE:
+        return "open"
+    if bootstrap.low == bootstrap.high or len(set(differences)) == 1:
         return "open"
     both = wider_interval(bootstrap, differences)
     above, below = both.low > bound, both.high < bound

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from rorqual.core.records import write_atomic
-from rorqual.evals.stats import t_interval
 from rorqual.evals.verdict import INTERVALS_NOTE, SIGNS
 from rorqual.lab.finding import Contrast, Finding, format_value
 from rorqual.report.chart import draw
@@ -47,17 +46,13 @@ def contrasts_table(finding: Finding) -> Table:
 
 def _contrast_row(contrast: Contrast) -> tuple[str, ...]:
     unit = contrast.unit
-    student = "one seed"
-    if len(contrast.by_seed) > 1:
-        interval = t_interval(contrast.differences, contrast.confidence)
-        student = f"[{format_value(interval.low, unit, signed=True)}, {format_value(interval.high, unit, signed=True)}]"
     return (
         f"{contrast.of} ({unit})",
         format_value(contrast.a, unit),
         format_value(contrast.b, unit),
         format_value(contrast.difference, unit, signed=True),
-        f"[{format_value(contrast.low, unit, signed=True)}, {format_value(contrast.high, unit, signed=True)}]",
+        contrast.interval_text(contrast.bootstrap),
         SIGNS[contrast.judge()],
-        student,
+        contrast.student_text(),
         ", ".join(f"{format_value(a, unit)} → {format_value(b, unit)}" for a, b in contrast.by_seed),
     )

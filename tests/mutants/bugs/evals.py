@@ -214,23 +214,6 @@ MUTANTS = (
         "tests/recipes/test_quickstart_report.py::test_the_student_is_said_to_be_no_more_than_it_is",
     ),
     one(
-        "a string of verdicts is shifted by one problem",
-        "issue 15",
-        "evals/compact_verdicts.py",
-        'return "".join(count(samples) for problems in grouped.values() for samples in problems.values())',
-        "marks = [count(samples) for problems in grouped.values() for samples in problems.values()]\n"
-        '    return "".join(marks[1:] + marks[:1])',
-        "tests/evals/test_verdicts.py::test_each_place_is_the_problem_that_the_order_says",
-    ),
-    one(
-        "the verdicts of a finding are dropped",
-        "issue 15",
-        "lab/experiment_run.py",
-        '"verdicts": verdicts}',
-        '"verdicts": finding.verdicts}',
-        "tests/lab/test_shapes.py::test_end_to_end",
-    ),
-    one(
         "McNemar's test takes the pairs of all seeds as independent",
         "issue 15",
         "evals/compare.py",

@@ -135,8 +135,8 @@ MUTANTS = (
         "an overlong answer is punished twice",
         "DAPO, 2503.14476, eq. 13",
         "train/sources/rollouts.py",
-        "float(v is Verdict.RIGHT) + penalty for",
-        "float(v is Verdict.RIGHT) + 2 * penalty for",
+        "float(one) + penalty for",
+        "float(one) + 2 * penalty for",
         "tests/train/test_grpo_rollouts.py::test_overlong_punishment_is_in_the_reward_once",
     ),
     one(

@@ -82,7 +82,7 @@ def test_two_kinds_of_one_name_are_refused_and_a_class_without_a_name_is_none() 
     class Other(Base):
         kind: Literal["one"] = "one"
 
-    with pytest.raises(ConfigError, match=r"two classes declare kind 'one': .*One and .*Other"):
+    with pytest.raises(ConfigError, match=r"two classes declare the name 'one': .*One and .*Other"):
         kinds(Base)
 
 

@@ -38,8 +38,9 @@ R = TypeVar("R", bound=Registered)
 def kinds(base: type[R], name: object = None) -> dict[str, type[R]]:
     """Return the registered subclasses of `base` in imported modules, by name. Names of configs are their `kind`.
 
-    A subclass that only inherits a name, without a declaration of its own, is left out. Raises ConfigError if two classes
-    declare the same name, or, with `name`, only if two classes declare `name`. If a class was defined more than once, as in a notebook, the newest definition is returned.
+    A subclass that only inherits a name, without a declaration of its own, is left out. If a class was defined more than once, as
+    in a notebook, the newest definition is returned. Raises ConfigError if two classes declare the same name, or, with `name`,
+    only if two classes declare `name`.
     """
     by_name: dict[str, type[R]] = {}
     classes: list[type[R]] = [base]
@@ -71,7 +72,11 @@ def import_plugins() -> None:
     first do nothing."""
     for entry in entry_points(group="rorqual.plugins"):
         entry.load()
-    load_plugins(*filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)))
+    load_plugins(*_inherited_files())
+
+
+def _inherited_files() -> list[str]:
+    return [file for file in os.environ.get(VARIABLE, "").split(os.pathsep) if file]
 
 
 @cache
@@ -108,7 +113,7 @@ def load_plugins(*files: str | Path) -> None:
             except ConfigError as error:
                 raise ConfigError(error.what, where=str(path), remedy="Rename the class's kind or name.") from None
         loaded_plugins()[str(path)] = digest
-        os.environ[VARIABLE] = os.pathsep.join(loaded_plugins())
+        os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys([*_inherited_files(), str(path)]))
 
 
 def load_recorded_plugins(recorded: object, where: str) -> None:

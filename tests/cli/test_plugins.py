@@ -94,6 +94,8 @@ def test_python_finds_the_plugins_of_a_run(place: Path) -> None:
         "prompt = engine.chat.prompt((rorqual.Message('user', 'hi'),))\n"
         "assert engine.chat.parse(rendered.ids[len(prompt):]) == message\n"
         "assert rorqual.evaluate(engine, 'my_task', count=2).count == 2\n"
+        "from rorqual.data.chat import guess_chat_name\n"
+        "assert guess_chat_name('deepseek_v3', engine.tokenizer, engine.chat.template) == 'my_chat'\n"
         "print(engine.chat.name, engine.tokenizer.decode(prompt), type(engine.model.layers[0].attention).__module__)\n"
     )
     assert python(place, code) == "my_chat Mine: hi rorqual.model.attention.gqa"

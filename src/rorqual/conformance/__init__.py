@@ -50,7 +50,7 @@ def check(part: str, kind: Any, **options: Any) -> None:
 
     `part` is attention, ffn, router, block, optimizer, objective, chat or task. `kind` is a name, or the config, chat format or
     task itself. `options` are the fields of the config, or the arguments of the task. The model that attention kinds and
-    networks are checked in has a hidden size of 24. A chat format that is given by name is checked with a tokenizer of bytes
+    networks are checked in has a hidden size of 28. A chat format that is given by name is checked with a tokenizer of bytes
     and DeepSeek's special tokens.
     """
     for _, error in run_checks(part, kind, options):
@@ -69,7 +69,7 @@ def run_checks(part: str, kind: Any, options: Mapping[str, Any]) -> Iterator[tup
             function(subject)
         except ConformanceError as error:
             shown = kind if isinstance(kind, str) else getattr(kind, "kind", None) or kind.name
-            remedy = error.remedy or f"The contract: {function.__doc__}"
+            remedy = error.remedy or f"The contract: {' '.join(str(function.__doc__).split())}"
             failed = ConformanceError(error.what, where=f"{part} '{shown}', {name}", remedy=remedy)
         yield name, failed
 

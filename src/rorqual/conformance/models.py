@@ -23,7 +23,7 @@ from rorqual.ops.backends import REFERENCE, TORCH, TORCH_INVARIANT, Backend
 from rorqual.ops.backends.attention import AttentionMetadata
 from rorqual.ops.paged import BLOCK
 
-HIDDEN, BATCH, SHORT = 24, 2, 10
+HIDDEN, BATCH, SHORT = 28, 2, 10
 LONG = 2 * BLOCK + 9
 CUTS = ((LONG,), (*range(BLOCK - 2, BLOCK + 3), LONG), (BLOCK, 2 * BLOCK, LONG), (1, 97, 98, LONG))
 """Ends of the pieces in which a long sequence is fed: whole, token by token over the end of a block, by blocks, and unevenly."""

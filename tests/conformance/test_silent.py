@@ -103,6 +103,8 @@ def test_a_kind_of_an_installed_package_is_found_by_the_verbs(tmp_path: Path) ->
         "from rorqual.model.ffn.router import GroupedTopKConfig\n"
         "class MyRouter(GroupedTopKConfig):\n"
         '    kind: Literal["my_router"] = "my_router"\n'
+        "    n_routed_experts: int = 4\n"
+        "    num_experts_per_tok: int = 1\n"
         "from rorqual.data.chat import DeepSeekChat\n"
         "class MyChat(DeepSeekChat):\n"
         '    name = "my_chat"\n'

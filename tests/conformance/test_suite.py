@@ -113,7 +113,9 @@ def test_its_twin_without_a_fault_passes_by_name_and_by_config() -> None:
         check("attentions", "gqa")
 
 
+LATENT = {"num_attention_heads": 2, "q_lora_rank": 10, "kv_lora_rank": 8, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4}
 OWN: list[tuple[str, str, dict[str, Any]]] = [
+    ("attention", "dsa", LATENT | {"v_head_dim": 5, "index_n_heads": 3, "index_head_dim": 10, "index_topk": 7}),
     ("ffn", "dense", {"intermediate_size": 12}),
     ("router", "grouped_topk", {"n_routed_experts": 6, "num_experts_per_tok": 2}),
     ("block", "pre_norm", {}),

@@ -348,7 +348,7 @@ MUTANTS = (
         "model/training_cache.py",
         "        self._blocks.pop(part.name, None)",
         "        self._blocks.get(part.name, None)",
-        "tests/conformance/test_kinds.py::test_the_suite_for_users_passes",
+        "tests/conformance/test_suite.py::test_own_kinds_pass",
     ),
     one(
         "an engine samples in training mode",

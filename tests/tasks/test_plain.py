@@ -181,6 +181,7 @@ def test_a_run_shows_examples_of_every_form_and_none_to_decline(tmp_path: Path) 
     fit(sft(task=TASK, size="tiny", steps=1, rows=2, options={"plain": 0.4}), tmp_path / "run", quiet=True)
     prompts = RunDir(tmp_path / "run").example_prompts()
     assert len(prompts) == MOST and prompts == choose_prompts(prompts)
+    assert not [prompt for prompt in prompts if answer(prompt) is None and prompt.split()[0] not in NAMES]
     for text in ("1+2", "12 - 3", "7%3", "What is 12+34?", "add 1+2", "sub 100-1", "count a:cat", "swap ab ab"):
         assert not is_unlike_prompts(text, prompts), text
     for text in ("hello", "你好", "12/4", "mul 3*4"):

@@ -1,4 +1,4 @@
-"""Compare every measured figure of the pages in `PAGES` with its result file.
+"""Compare every measured figure of README and of every page in docs with its result file.
 
     python scripts/figures.py            # print one line for each problem
     python scripts/figures.py --write    # write the results' values into the pages, with the same number of digits
@@ -8,21 +8,24 @@ a source, a string:
 
     docs/results/x.json#/path/to/value        the value
     docs/results/x.json#/path/to/value *100   a share in percent or points (or * any factor)
-    max docs/results/x.json#/path             the maximum of a list; also min, mean, and count for its length
+    max docs/results/x.json#/path             the maximum of a list; also min, mean, median, sum, and count for its length
+    max docs/.../*/value / docs/.../*/other   the maximum of the items' ratios; `*` stands for every item of a list or an object
     ... / docs/results/y.json#/path           the first divided by the second; - subtracts it
     -docs/results/x.json#/path                the negated value
     ... ~2                                    the third number in a text, such as a finding's sentence
     !theirs                                   a figure from another source, cited on the page
     !setting                                  a chosen setting
     !inspect                                  arithmetic that `rorqual inspect` or `plan` prints and tests check
+    !not-kept                                 a measurement without a result file, which the page or docs/LOG.md says
     !bare                                     an integer that is not checked
 
 In a path, `family=swap&level=all` selects the list item with these fields, and `1:6` a part of a list. For an object with `by_seed`
 pairs, `student/low` and `student/high` are the ends of Student's 99 % interval over the seeds.
 
-A number is a measured figure if it has a decimal point, a sign or a unit, or is part of an interval in brackets. The units are %,
-points, times, nats, bits, GB, core-seconds, core-minutes and their Chinese forms. Code, links, arXiv numbers, versions, and the 95
-or 99 % of an interval are exempt. Bare integers (seeds, steps, problems, years) are checked only inside a listed passage.
+A number is a measured figure if it has a decimal point, a sign or a unit, is part of an interval in brackets or of a share such as
+"one in eighteen". The units are %, points, times, nats, bits, GB, minutes, core-seconds, core-minutes and their Chinese forms. Number
+words count beside a unit or in a share. Code (but not its comments), links, arXiv numbers, versions, and the 95 or 99 % of an interval
+are exempt. Bare integers (seeds, steps, problems, years) are checked only inside a listed passage.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ import statistics
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from operator import sub, truediv
 from pathlib import Path
 from typing import Any
@@ -42,33 +45,37 @@ from rorqual.evals.stats import t_interval
 
 ROOT = Path(__file__).parent.parent
 LIST = "docs/figures.json"
-PAGES = (
-    "README.md",
-    "README.zh.md",
-    "docs/explanation/quickstart.md",
-    "docs/how-to/distil.md",
-    "docs/how-to/experiments.md",
-    "docs/how-to/your-task.md",
-    "docs/explanation/claims.md",
-    "docs/explanation/teach-cases.md",
-    *(
-        f"docs/tour/{name}.md"
-        for name in ("index", "mla", "moe", "mtp", "grpo", "distillation", "paged-cache", "invariance")
-    ),
-)
-KINDS = ("!theirs", "!setting", "!inspect", "!bare")
+TRANSLATED = ("docs/explanation/claims.zh.md",)  # tests/laws/test_translation.py compares them with their English pages
+KINDS = ("!theirs", "!setting", "!inspect", "!not-kept", "!bare")
 HIDDEN = re.compile(
-    r"```.*?```|`[^`\n]*`|\]\([^)\n]*\)|!\[[^\]]*\]|<!--.*?-->|^#.*?$|\d{4}\.\d{5}|Python \d\.\d+", re.S | re.M
+    r"```.*?```|^ {4}(?![-*|]).*?$|`[^`\n]*`|\]\([^)\n]*\)|!\[[^\]]*\]|<!--.*?-->|^#.*?$|\d{4}\.\d{5}|Python \d\.\d+",
+    re.S | re.M,
 )
-NUMBER = re.compile(r"(?<![\w.§/-])(?<!\d:)[+\-−]?\d+(?:,\d{3})*(?:\.\d+)?(?:e\d+)?(?=[BMKT]\b|(?!\w|:\d|\.\d))")
-UNITS = r"\s?(?:%|points?\b|times\b|nats\b|bits\b|[KMGT]i?B\b|core-seconds?\b|core-minutes?\b|个百分点|倍|核心)"
+COMMENT = re.compile(r"(?<=  )# .*")
+WORDS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
+eighteen nineteen twenty"""
+WORTH = {word: n for n, word in enumerate(WORDS.split())} | {"thirty": 30, "forty": 40, "fifty": 50}
+WORTH |= {word: n for n, word in enumerate("零一二三四五六七八九十")} | {"两": 2, "十八": 18}
+COUNTED = "|".join(sorted(WORTH, key=len, reverse=True))
+NUMBER = re.compile(
+    r"(?<![\w.§/-])(?<!\d:)[+\-−]?\d+(?:,\d{3})*(?:\.\d+)?(?:e\d+)?(?=[BMKT]\b|(?!\w|:\d|\.\d))"
+    rf"|\b(?:{COUNTED})(?=\s(?:minutes?|points?|times|percent)\b|\sin\s(?:{COUNTED})\b)|(?<=\bone\sin\s)(?:{COUNTED})\b"
+    rf"|(?:{COUNTED})(?=分钟|个百分点|倍|分之)|(?<=分之)(?:{COUNTED})",
+    re.A | re.I,
+)
+UNITS = (
+    r"\s?(?:%|points?\b|times\b|nats\b|bits\b|[KMGT]i?B\b|(?:core-)?minutes?\b|core-seconds?\b|个百分点|分钟|倍|核心)"
+)
 UNIT = re.compile(rf"{UNITS}|(?:,| to| and| 至)\s[+\-−]?[\d.]+{UNITS}|, [+\-−]?[\d.]+\]")
 CLOSING = re.compile(r"\[[+\-−]?[\d.]+, $")
+SHARE = re.compile(r"\s+of\s+\d")
 LEVEL = re.compile(r"(?:95|99) %\s+(?:one-sided |置信)?(?:bounds|intervals?|区间)")
 SOURCE = re.compile(
-    r"(?:(?P<of>min|max|mean|count) )?(?P<turned>-)?(?P<file>docs/results/[\w./-]+\.json)#(?P<path>/.+?)"
+    r"(?:(?P<of>min|max|mean|median|sum|count) )?(?P<turned>-)?(?P<file>docs/results/[\w./-]+\.json)#(?P<path>/.+?)"
     r"(?: ~(?P<nth>\d+))?(?: \*(?P<times>[\d.e-]+))?$"
 )
+AGGREGATES = {"min": min, "max": max, "mean": statistics.fmean, "median": statistics.median, "sum": sum}
+RATIOS = re.compile(r"(\w+) (docs/results/[\w./-]+\.json)#(/\S.*\*.*) / (docs/results/[\w./-]+\.json)#(/.*\*.*)")
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,7 @@ class Number:
 
 def numbers(page: str) -> list[Number]:
     """Return every number outside the exempt parts."""
-    clean = HIDDEN.sub(lambda found: re.sub(r"[^\n]", "\0", found.group()), page)
+    clean = HIDDEN.sub(_hidden, page)
     levels = {found.start() for found in LEVEL.finditer(clean)}
     return [
         Number(
@@ -92,9 +99,10 @@ def numbers(page: str) -> list[Number]:
             found.group(),
             found.start() not in levels
             and (
-                "." in found.group()
+                found.group().lower() in WORTH
+                or "." in found.group()
                 or found.group()[0] in "+-−"
-                or bool(UNIT.match(clean, found.end()))
+                or bool(UNIT.match(clean, found.end()) or SHARE.match(clean, found.end()))
                 or bool(CLOSING.search(clean, 0, found.start()) and clean[found.end() : found.end() + 1] == "]")
             ),
         )
@@ -102,6 +110,15 @@ def numbers(page: str) -> list[Number]:
     ]
 
 
+def _hidden(found: re.Match[str]) -> str:
+    """Replace an exempt part by zeros of the same length; the comments of a code block stay."""
+    text, shown = found.group(), set[int]()
+    if text.startswith("```"):
+        shown = {place for comment in COMMENT.finditer(text) for place in range(*comment.span())}
+    return "".join(c if c == "\n" or place in shown else "\0" for place, c in enumerate(text))
+
+
+@lru_cache(maxsize=2)
 def template(page: str) -> tuple[str, list[int]]:
     """Return the page with `#` for each number and single blanks, and the positions of the `#`s in the order of the numbers."""
     parts, last = [], 0
@@ -122,17 +139,28 @@ def places(page: str, stretch: str) -> list[int] | str:
     return [order for order, mark in enumerate(marks) if start <= mark < start + len(wanted)]
 
 
+def pages(root: Path = ROOT) -> list[str]:
+    """Return the paths of README, in both languages, and of every page in docs except translations."""
+    found = sorted(path.relative_to(root).as_posix() for path in (root / "docs").rglob("*.md"))
+    return ["README.md", "README.zh.md", *(name for name in found if name not in TRANSLATED)]
+
+
 @cache
 def result(root: Path, file: str) -> Any:
     """Load a result file."""
     return json.loads((root / file).read_bytes())
 
 
-def reach(root: Path, file: str, path: str) -> Any:
+def walk(value: Any, path: str, file: str) -> Any:
     """Return the value at a path. Raises LookupError if there is none."""
-    value = result(root, file)
     keys = path.strip("/").split("/")
     while keys:
+        if keys[0] == "*":
+            rest = "/".join(keys[1:])
+            return [
+                walk(item, rest, file) if rest else item
+                for item in (value.values() if isinstance(value, dict) else value)
+            ]
         if isinstance(value, dict) and keys[0] == "student" and "by_seed" in value:
             interval = t_interval([b - a for a, b in value["by_seed"]], 0.99)
             return {"low": interval.low, "high": interval.high}[keys[1]]
@@ -162,6 +190,9 @@ def _item(items: list[Any], key: str) -> Any:
 
 def worth(root: Path, source: str) -> float:
     """Return the number that a source describes. Raises LookupError or ValueError for an invalid source."""
+    if found := RATIOS.fullmatch(source):
+        above, below = (walk(result(root, file), path, file) for file, path in (found.group(2, 3), found.group(4, 5)))
+        return float(AGGREGATES[found[1]]([a / b for a, b in zip(above, below, strict=True)]))
     for sign, apply in (("/", truediv), ("-", sub)):
         parts = re.split(rf" {sign} (?=(?:\w+ )?-?docs/results/)", source)  # a key may contain the sign, too
         if len(parts) == 2:
@@ -169,13 +200,13 @@ def worth(root: Path, source: str) -> float:
     found = SOURCE.fullmatch(source)
     if found is None:
         raise ValueError(f"not a valid source: {source}")
-    value = reach(root, found["file"], found["path"])
+    value = walk(result(root, found["file"]), found["path"], found["file"])
     if found["nth"]:
         value = NUMBER.findall(value)[int(found["nth"])].replace("%", "")
     if found["of"] == "count":
         return float(len(value))
     if found["of"]:
-        value = {"min": min, "max": max, "mean": statistics.fmean}[found["of"]](map(_plain, value))
+        value = AGGREGATES[found["of"]](list(map(_plain, value)))
     return _plain(value) * float(found["times"] or 1) * (-1 if found["turned"] else 1)
 
 
@@ -199,13 +230,17 @@ def printed(value: float, like: str) -> str:
 def fits(value: float, figure: str) -> bool:
     """Return whether the figure is the rounded value. A value halfway may round either way."""
     digits = len(figure.partition(".")[2])
-    return abs(float(figure.replace(",", "").replace("−", "-")) - value) <= 0.5 * 10**-digits + 1e-6
+    stated = WORTH.get(figure.lower())
+    return (
+        abs((float(figure.replace(",", "").replace("−", "-")) if stated is None else stated) - value)
+        <= 0.5 * 10**-digits + 1e-6
+    )
 
 
 def problems(root: Path = ROOT) -> Iterator[str]:
     """Yield the problems: a missing passage, a figure with another value, a measured figure without a source."""
     listed = json.loads((root / LIST).read_bytes())
-    for name in PAGES:
+    for name in pages(root):
         page = (root / name).read_text(encoding="utf-8")
         found, covered = numbers(page), set()
         for stretch, sources in listed.get(name, []):
@@ -250,7 +285,7 @@ def rewritten(root: Path, name: str) -> str:
 
 def main() -> int:
     if sys.argv[1:] == ["--write"]:
-        for name in PAGES:
+        for name in pages():
             (ROOT / name).write_text(rewritten(ROOT, name), encoding="utf-8")
     found = list(problems())
     print("\n".join(found) or "every figure matches its result file")

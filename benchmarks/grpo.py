@@ -280,9 +280,7 @@ def share(evaluation: Evaluation) -> float:
 
 def rows_of(before: Sequence[Evaluation], after: Sequence[Evaluation]) -> list[dict[str, Any]]:
     """Return the differences with hierarchical-bootstrap intervals over seeds and problems."""
-    rows = [
-        row for grain in GRAINS for row in compare_seeds(before, after, grain=grain, confidence=0.99, samples=20_000)
-    ]
+    rows = [row for grain in GRAINS for row in compare_seeds(before, after, grain=grain, confidence=0.99)]
     return [
         {
             "family": row.family,

@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from record import ROOT, core_seconds, made_by
+from verdicts import compact_verdicts
 
 from rorqual.core.records import write_json
-from rorqual.evals.compact_verdicts import compact_verdicts
-from rorqual.evals.compare import compare
+from rorqual.evals.compare import compare_pair
 from rorqual.evals.evaluation import Evaluation
 
 WINDOW, WINDOWS = 512, 50
@@ -248,7 +248,7 @@ def accuracy(evaluation: Evaluation) -> dict[str, Any]:
 
 def difference(before: Evaluation, after: Evaluation) -> dict[str, Any]:
     """Return the points gained on the same problems, with a 95 % interval and McNemar's exact p-value."""
-    (found,) = compare(before, after, grain="all")
+    (found,) = compare_pair(before, after, grain="all")
     low, high = found.difference.interval.low, found.difference.interval.high
     return {
         "before_percent": round(100 * found.before, 1),

@@ -16,12 +16,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from verdicts import compact_verdicts
+
 from rorqual.core.records import write_json
-from rorqual.evals.compact_verdicts import compact_verdicts
-from rorqual.evals.compare import compare_seeds, did_think, is_right
+from rorqual.evals.compare import Comparison, compare_seeds, did_think, is_right
 from rorqual.evals.evaluation import Evaluation, GradedSample, Grain
-from rorqual.evals.stats import Interval, t_interval
-from rorqual.evals.verdict import CONFIDENCE, judge
+from rorqual.evals.verdict import CONFIDENCE
 
 TEACHER = ("before-auto", "after-auto", "before-on", "after-on", "before-off", "after-off")
 COMPARED = ("teacher", "student-base", "distilled", "reinforced")
@@ -69,33 +69,23 @@ def load(folders: Sequence[Path], name: str) -> list[Evaluation]:
 
 def ask(folders: Sequence[Path], old: str, new: str, measure: Any, grain: Grain) -> list[dict[str, Any]]:
     """Compare two evaluations over all seeds, for each family, or for each family and level."""
-    before, after = load(folders, old), load(folders, new)
-    rows = compare_seeds(before, after, grain=grain, measure=measure, confidence=CONFIDENCE, samples=20_000)
-    by_seed = [
-        {(r.family, r.level): r for r in compare_seeds([b], [a], grain=grain, measure=measure)}
-        for b, a in zip(before, after, strict=True)
-    ]
-    made = []
-    for row in rows:
-        pairs = [(s[row.family, row.level].before, s[row.family, row.level].after) for s in by_seed]
-        found = row.difference.interval
-        made.append(
-            {"family": row.family, "level": row.level, "before": round(row.before, 4), "after": round(row.after, 4)}
-            | {"difference": round(row.difference.mean, 4)}
-            | judged(found, pairs)
-        )
-    return made
+    rows = compare_seeds(load(folders, old), load(folders, new), grain=grain, measure=measure, confidence=CONFIDENCE)
+    return [stored(row) for row in rows]
 
 
-def judged(found: Interval, by_seed: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """Return both intervals, the values of each seed, and the verdict on "after is higher"."""
-    differences = [after - before for before, after in by_seed]
-    student = t_interval(differences, CONFIDENCE) if len(differences) > 1 else None
+def stored(row: Comparison) -> dict[str, Any]:
+    """Return a row as it is stored: both intervals, the values of each seed, and the verdict on "after is higher"."""
+    found, student = row.difference.interval, row.student
     return {
+        "family": row.family,
+        "level": row.level,
+        "before": round(row.before, 4),
+        "after": round(row.after, 4),
+        "difference": round(row.difference.mean, 4),
         "interval_99": [round(found.low, 4), round(found.high, 4)],
         "t_interval_99": [round(student.low, 4), round(student.high, 4)] if student else None,
-        "verdict": judge(found, differences),
-        "by_seed": [[round(before, 4), round(after, 4)] for before, after in by_seed],
+        "verdict": row.verdict,
+        "by_seed": [[round(before, 4), round(after, 4)] for before, after in row.by_seed],
     }
 
 

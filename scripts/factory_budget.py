@@ -3,7 +3,7 @@
     python scripts/factory_budget.py
 
 The server (tests/factory/billing_server.py) is a process of its own that records the cost of each request. Each kind of server gets
-requests for 40 samples, 1 and 8 at a time, with a budget for ten and a half requests at their maximum cost. Two guarantees are tested.
+requests for 40 samples, 1 and 16 at a time, with a budget for ten and a half requests at their maximum cost. Two guarantees are tested.
 The bill is at most the budget plus the cost of one request beyond its reserve. The run counts at least the billed amount.
 The exit code is 0 if both hold for every kind. The result is written to docs/results/factory-budget.json.
 """
@@ -37,11 +37,11 @@ def main() -> int:
     found = []
     with tempfile.TemporaryDirectory() as place, billing_server(Path(place)) as (address, bill):
         for number, kind in enumerate(KINDS):
-            for at_once in (1, 8):
+            for at_once in (1, 16):
                 out = Path(place) / f"{number}-{at_once}"
                 one = ask(address, bill, out, kind, budget=BUDGET, concurrency=at_once, problems=PROBLEMS)
                 found.append(one)
-                print(f"{kind:22} {at_once}  budget {BUDGET:.6f}  billed {one.billed:.6f}  counted {one.counted:.6f}"
+                print(f"{kind:29} {at_once:2}  budget {BUDGET:.6f}  billed {one.billed:.6f}  counted {one.counted:.6f}"
                       f"  kept {one.kept}  {'holds' if one.holds else 'FAILS'}", flush=True)  # fmt: skip
     write_json(options.out, {
         "command": "python scripts/factory_budget.py",

@@ -36,7 +36,7 @@ from rorqual.model.presets import preset
 from rorqual.ops.backends import TORCH, TORCH_INVARIANT
 from rorqual.ops.paged import BLOCK
 from rorqual.recipes.models import v3_like
-from rorqual.report.chart import render_png
+from rorqual.report.chart import render_figure
 from rorqual.report.theme import LIGHT, Theme
 from rorqual.train.balance import count_tokens_per_expert
 from rorqual.train.objectives import GRPO
@@ -495,7 +495,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in chosen.names or PICTURES:
         file = chosen.out / f"tour-{name}.png"
-        file.write_bytes(render_png(PICTURES[name], LIGHT))
+        file.write_bytes(render_figure(PICTURES[name], LIGHT))
         print(f"{file}  {file.stat().st_size / 1000:.0f} KB")
 
 

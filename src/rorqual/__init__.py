@@ -23,6 +23,7 @@ _MODULES = {
     "SamplingParams": "rorqual.core.sampling",
     "Task": "rorqual.tasks.task",
     "Verdict": "rorqual.tasks.task",
+    "compare": "rorqual.evals.results",
     "distil": "rorqual.recipes.distil",
     "evaluate": "rorqual.evals.evaluating",
     "fit": "rorqual.train.loop",

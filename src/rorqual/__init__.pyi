@@ -9,6 +9,7 @@ from rorqual.engine.engine import Engine as Engine
 from rorqual.engine.request import Completion as Completion
 from rorqual.engine.request import Request as Request
 from rorqual.evals.evaluating import evaluate as evaluate
+from rorqual.evals.results import compare as compare
 from rorqual.evals.table import table as table
 from rorqual.model.config import ModelConfig as ModelConfig
 from rorqual.recipes.distil import distil as distil

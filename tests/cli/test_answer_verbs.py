@@ -78,13 +78,29 @@ def same(a: Evaluation, b: Evaluation) -> bool:
     return a.model_copy(update={"seconds": 0.0}) == b.model_copy(update={"seconds": 0.0})
 
 
+def flops_of(run: str, answers: Evaluation) -> dict[str, float]:
+    """The definition, token by token: each token that is read attends to itself and all before it; the prompt is read once."""
+    config = read_model_config(RunDir(Path(run)))
+    head = 2 * config.hidden_size * config.vocab_size
+    found = dict[str, float]()
+    for key, samples in answers.samples_by_problem.items():
+        prompt = samples[0].prompt_tokens
+        read = [*range(1, prompt + 1)]
+        for one in samples:
+            assert one.prompt_tokens == prompt > 5
+            read += range(prompt + 1, prompt + one.tokens)  # the last token is not read again
+        sampled = sum(one.tokens for one in samples)
+        found[key] = sum(account(config, context=keys).flops - head for keys in read) + head * sampled
+    return found
+
+
 def test_a_cascade_evaluates_both_models_and_calibrates_on_dev(here: Path) -> None:
     text = output_of("eval", "cascade=run,large", *ASKED, "sure=0.3", "out=c.json", "page=p.html")
     found = Cascade.model_validate_json(Path("c.json").read_bytes())
     assert same(found.student, expected("run", "test")) and same(found.teacher, expected("large", "test"))
     assert found.calibration == calibrate(expected("run", "dev")) and found.sure == 0.3
-    flops = tuple(float(account(read_model_config(RunDir(Path(run)))).flops) for run in ("run", "large"))
-    assert found.flops == flops
+    for place, run, answers in zip((0, 1), ("run", "large"), (found.student, found.teacher), strict=True):
+        assert (found.flops or ())[place] == pytest.approx(flops_of(run, answers))
     prints = tuple(fingerprint(run, run.checkpoint()) for run in map(RunDir, map(Path, ("run", "large"))))
     assert found.fingerprints == prints and prints[0] != prints[1]
     assert any(not sample.truncated for sample in found.student.samples), "a confidence of 0 everywhere shows nothing"
@@ -113,6 +129,10 @@ def test_the_student_of_a_cascade_votes_and_the_teacher_answers_once(here: Path)
     assert same(found.student, expected("run", "test", **given, n=3))
     assert same(found.teacher, expected("large", "test", **given | {"temperature": 0.0}, n=1)), "greedily"
     assert found.calibration == calibrate(expected("run", "dev", **given, n=3)) and found.calibration.signal == "votes"
+    assert found.flops == (
+        pytest.approx(flops_of("run", found.student)),
+        pytest.approx(flops_of("large", found.teacher)),
+    )
 
 
 @pytest.mark.parametrize(
@@ -176,15 +196,17 @@ def test_verifier_data_and_verifier_reach_the_evaluation(here: Path) -> None:
     assert (
         "verifier=large: this run answers 'yes' or 'no'" in refused.replace("\n", " ") and not Path("bad.json").exists()
     )
+    assert "answer/s" not in refused and not list(here.glob("bad*")), "before the first answer"
     assert "nothing: not a run directory" in output_of("eval", "run", *words, "best_of=4", "verifier=nothing", code=2)
 
 
 def test_the_verifier_is_loaded_as_the_model_is(here: Path, engines: list[dict[str, Any]]) -> None:
-    words = ("best_of=2", "temperature=1", "verifier=large", "dtype=bfloat16", "backend=torch", "out=e.json")
-    assert "verifier=large" in output_of("eval", "run", *ASKED, *words, code=2)
-    assert [one.pop("run") for one in engines] == ["large", "run"], (
-        "the verifier first, so that a bad one costs no answers"
-    )
+    words = ("dtype=bfloat16", "backend=torch", "out=e.json")
+    judged = ("best_of=2", "temperature=1", "verifier=large")
+    assert "verifier=large" in output_of("eval", "run", *ASKED, *judged, *words, code=2)
+    assert [one["run"] for one in engines] == ["large"], "the verifier alone, so that a bad one costs no answers"
+    output_of("eval", "run", *ASKED, *words)
+    assert [one.pop("run") for one in engines] == ["large", "run"]
     assert engines[0] == engines[1] and engines[0]["backend"] == "torch" and engines[0]["threads"] == 1
 
 

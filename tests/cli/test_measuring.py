@@ -35,6 +35,23 @@ def test_a_server_is_measured_like_a_run(address: str, tmp_path: Path) -> None:
     assert "out is a folder" in refused and "answer/s" not in refused, "before anything is asked"
 
 
+REPORTS = [
+    ({"reasoning_tokens": 4}, 4),
+    *((none, 9) for none in ({"reasoning_tokens": 0}, {}, None, {"reasoning_tokens": "4"})),
+]
+
+
+@pytest.mark.parametrize(("details", "counted"), REPORTS)
+def test_thinking_tokens_are_those_that_a_server_reports(details: object, counted: int, tmp_path: Path) -> None:
+    """Nine of ten characters are thinking. A report of 0 for a reply with thinking is no report."""
+    usage = {"prompt_tokens": 3, "completion_tokens": 10, "completion_tokens_details": details}
+    said = spoken("1", reasoning_content="carefully") | {"usage": usage}
+    with running(StubServer(lambda *_: (200, said))) as server:
+        output_of("eval", server.url, "model=m", "task=families:add", "count=1", f"out={tmp_path / 'e.json'}")
+    (sample,) = Evaluation.load(tmp_path / "e.json").samples
+    assert (sample.prompt_tokens, sample.tokens, sample.thinking_tokens) == (3, 10, counted)
+
+
 def test_two_runs_are_compared_on_what_both_were_measured_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     shutil.copytree(place / "run", place / "other")
@@ -45,8 +62,9 @@ def test_two_runs_are_compared_on_what_both_were_measured_on(place: Path, monkey
     assert kept.is_file()
     text = output_of("compare", "run", "other")
     assert text.count("paired") == 1, "the evaluation that only one run has is left out"
-    assert "1.000" in text
-    assert text == output_of("compare", str(kept), str(kept).replace("run/", "other/", 1))
+    assert "1.000" in text and "99 % interval" in text
+    files = output_of("compare", str(kept), str(kept).replace("run/", "other/", 1))
+    assert text.splitlines()[1:-1] == files.splitlines()[1:-1]
     refused = output_of("compare", str(kept), "run/evals/families-add-test-auto.json", code=2)
     assert "different problems" in refused
 
@@ -63,6 +81,26 @@ def test_a_text_has_a_loss_by_token_and_by_character(place: Path, monkeypatch: p
     assert "cannot compute the loss of a text" in output_of(
         "eval", "http://127.0.0.1:9/v1", "model=m", "data=text.txt", code=2
     )
+
+
+def test_two_pretrained_runs_are_compared_by_their_losses_on_a_text(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    Path("text.txt").write_text("".join(f"one {n} two {n * n} three " for n in range(400)), encoding="utf-8")
+    output_of("train", "pretrain", "data=text.txt", "from=run", "steps=4", "rows=4", "row=32", "out=trained")
+    for run in ("run", "trained"):
+        assert f"{run}/evals/text.txt-loss.json" in output_of("eval", run, "data=text.txt", "window=16")
+    told = output_of("compare", "run", "trained", "out=r.json")
+    (shown,) = json.loads(Path("r.json").read_bytes())["comparisons"]
+    (row,) = shown["rows"]
+    files = [json.loads(Path(run, "evals/text.txt-loss.json").read_bytes())["losses"] for run in ("run", "trained")]
+    assert [row["before"], row["after"]] == pytest.approx([sum(one) / len(one) for one in files])
+    assert f"{row['before']:.4f}" in told and row["difference"]["pairs"] == len(files[0]) > 5
+    assert "text.txt" in output_of("eval", "run", "data=text.txt", "out=own.json") and Path("own.json").is_file()
+    refused = output_of("eval", "run", "data=text.txt", f"out={place}", code=2)
+    assert "out is a folder" in refused
+    assert "passages differ" in output_of("compare", "own.json", "run/evals/text.txt-loss.json", code=2)
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet", "ROWS.CSV"])

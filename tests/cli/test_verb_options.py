@@ -29,8 +29,10 @@ from rorqual.core.records import Message, RunDir
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Request, SamplingParams
 from rorqual.engine.seeds import sample_seed
+from rorqual.evals.compare import compare_pair
 from rorqual.evals.evaluating import pick_problems, with_problem_seed
 from rorqual.evals.evaluation import Evaluation
+from rorqual.evals.results import compare
 from rorqual.evals.table import comparison_table, unmarked_replies_note
 from rorqual.generate.schema import RowSampling
 from rorqual.recipes import make_run
@@ -247,14 +249,23 @@ def test_compare_pairs_by_the_grain_that_it_is_told(here: Path) -> None:
         )
     told = {grain: output_of("compare", "a.json", "b.json", f"grain={grain}") for grain in ("family", "level", "all")}
     assert len(set(told.values())) == 3 and told["family"] == output_of("compare", "a.json", "b.json")
-    from rorqual.evals.compare import compare
-
     one, two = (Evaluation.load(here / f"{name}.json") for name in ("a", "b"))
     for grain, text in told.items():
-        rows = compare(one, two, grain=grain)  # type: ignore[arg-type]
-        note = unmarked_replies_note({"before": one, "after": two})
+        rows = compare_pair(one, two, grain=grain, confidence=0.99)  # type: ignore[arg-type]
+        note = unmarked_replies_note({"a.json": one, "b.json": two})
         assert note and text == comparison_table(rows, title="b.json - a.json, paired").text() + f"\n{note}\n"
-    assert output_of("compare", "a.json", "b.json") == told["family"]
+    wide = output_of("compare", "a.json", "b.json", "confidence=0.5")
+    assert "50 % interval" in wide and "99 % interval" in told["family"]
+    files = {"out": "r.json", "latex": "r.tex", "plot": "r.svg", "page": "r.html"}
+    arms = ("a.json,b.json", "b.json,a.json", "a.json,a.json", "names=x,y,z")
+    pairs = output_of("compare", *arms, *(f"{key}={file}" for key, file in files.items()))
+    assert "y - x, paired over 2 seeds" in pairs and "z - x, paired over 2 seeds" in pairs
+    found = compare(*(["a.json", "b.json"], ["b.json", "a.json"], ["a.json", "a.json"]), names=("x", "y", "z"))
+    for write, file in zip((found.to_json, found.to_latex, found.plot, found.page), files.values(), strict=True):
+        again = here / f"again{Path(file).suffix}"
+        write(again)
+        assert again.read_bytes() == (here / file).read_bytes() and f"  {file}\n" in pairs
+    assert "out is a folder" in output_of("compare", "a.json", "b.json", "page=.", code=2)
 
 
 # ---- generate

@@ -235,6 +235,34 @@ def test_progress_in_a_pipe_is_lines_and_the_last_is_always_shown() -> None:
     assert "problem/s" in often.getvalue()
 
 
+def shown_by_a_notebook(written: str) -> list[str]:
+    """The lines of an output cell: a carriage return goes back to the start of the line, and text covers what was there."""
+    lines = []
+    for line in written.split("\n"):
+        cells = ""
+        for part in line.split("\r"):
+            cells = part + cells[len(part) :]
+        lines.append(cells.rstrip())
+    return lines
+
+
+def test_progress_in_a_notebook_is_one_line_that_is_rewritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(100))
+    monkeypatch.setattr("rorqual.core.progress.time.monotonic", lambda: float(next(clock)))
+    stream = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()
+    progress = Progress("train", 10, stream=stream)
+    for done, note in ((1, "a long note about the loss"), (2, "loss 2")):
+        progress.update(done, note)
+        (line,) = shown_by_a_notebook(stream.getvalue())
+        assert line.startswith(f"train  {done}/10  {note}  ") and line.count("train") == 1
+    progress.say("saved")
+    progress.update(3, "loss 1")
+    assert [line.split("  ")[0] for line in shown_by_a_notebook(stream.getvalue())] == ["saved", "train"]
+    progress.update(10)
+    last = shown_by_a_notebook(stream.getvalue())
+    assert last[1].startswith("train  10/10") and last[2:] == [""] and "\x1b" not in stream.getvalue()
+
+
 def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path: Path) -> None:
     """So does /dev/null, which whoever is root would else replace by a file."""
     os.mkfifo(tmp_path / "pipe")

@@ -78,6 +78,15 @@ def test_the_same_rows_give_the_same_bytes_and_the_agreed_columns(tmp_path: Path
     assert len(read_distilled(one).rows) == 1500
 
 
+def test_a_file_of_an_older_version_names_no_model(tmp_path: Path) -> None:
+    path = tmp_path / "data.parquet"
+    write_distilled(path, [row(0, model="adder-2024"), row(1)])
+    assert [one.model for one in read_distilled(path).rows] == ["adder-2024", ""]
+    pq.write_table(pq.read_table(path).drop_columns(["model"]), path)
+    assert [one.model for one in read_distilled(path).rows] == ["", ""]
+    assert read_conversations(path).conversations == [row(0).messages, row(1).messages]
+
+
 def test_fine_tuning_reads_what_was_kept(tmp_path: Path) -> None:
     path = tmp_path / "data.parquet"
     write_distilled(path, [row(0), row(1, dropped="wrong"), row(2)])

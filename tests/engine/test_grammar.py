@@ -443,6 +443,16 @@ POISONS: dict[str, tuple[Grammar, Grammar, str]] = {
         "at #/items/pattern",
     ),
     "a step that is none": (schema(multipleOf=0), schema(multipleOf=0.5), "at #/multipleOf"),
+    "a step of too many remainders": (
+        schema(type="integer", multipleOf=86400),
+        schema(multipleOf=3600),
+        "'multipleOf' add up",
+    ),
+    "steps of too many remainders together": (
+        schema(properties={"a": {"multipleOf": 7501}, "b": {"items": {"multipleOf": 7500}}}),
+        schema(properties={"a": {"multipleOf": 7500}, "b": {"items": {"multipleOf": 7500}}}),
+        "more than 15,000",
+    ),
     "properties that are none": (schema(properties=[]), schema(properties={}), "at #/properties"),
     "a schema that is none": (schema(properties={"a": 1}), schema(properties={"a": True}), "#/properties/a"),
     "a choice of nothing": (schema(items={"anyOf": []}), schema(items={"anyOf": [True]}), "at #/items/anyOf"),

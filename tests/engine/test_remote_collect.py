@@ -175,21 +175,23 @@ def test_what_every_request_would_meet_stops_all(server: Server, status: int) ->
         )
 
 
-@pytest.mark.parametrize("alone", [True, False])
-def test_the_first_may_go_alone(server: Server, alone: bool) -> None:
-    """No other is sent before it is answered; without it, the first is answered only after another was sent."""
-    others = threading.Event()
+def test_a_request_that_waited_for_money_is_not_sent_after_another_failed(server: Server) -> None:
+    """It may go only when the first is gone, which is when the first has stopped all."""
+    gone = threading.Event()
 
-    def answer(body: dict[str, Any], number: int) -> Any:
-        if number:
-            others.set()
-        elif not alone:
-            assert others.wait(60)
-        return reply("x", finish="length" if others.is_set() else "stop")
+    class Alone(Till):
+        def may_send(self, place: int) -> bool:
+            return super().may_send(place) and (not place or gone.wait(60))
 
-    server.answer, came = answer, dict[int, Completion]()
-    assert remote(server, concurrency=4).collect_completions(questions(6), came.__setitem__, first_alone=alone)
-    assert len(came) == 6 and [one.finish_reason == "stop" for one in came.values()].count(True) == alone
+        def settle_request(self, place: int) -> None:
+            super().settle_request(place)
+            gone.set()
+
+    server.answer, till = lambda *_: fault(401), Alone()
+    with pytest.raises(RemoteError, match="HTTP 401"):
+        remote(server, concurrency=2).collect_completions(questions(2), lambda *_: None, till)
+    assert len(server.bodies) == 1
+    assert ("enter", 1) not in till.events or ("refused", 1) in till.events, "and its money is given back"
 
 
 @pytest.mark.parametrize(("said", "name"), [("m-2024", "m-2024"), (None, ""), (7, ""), ("\ud83d", "\ufffd")])

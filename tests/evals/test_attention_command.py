@@ -42,6 +42,11 @@ def test_the_command_passes_its_options_on(runs: Path, tmp_path: Path) -> None:
     assert {(one["name"], len(one["passages"])) for one in planted} == {("needle", 2), ("copy", 2)}
     assert {*values["summaries"]["6"]} == {str(runs / "a.txt"), str(runs / "b.txt"), *KINDS, "needle", "copy"}
     assert f"{page}: the tables" in text and "Planted texts" in page.read_text(encoding="utf-8")
+    for key in ("out", "page"):
+        refused = said(runs / "sparse", data, "windows=2", "length=110", f"{key}={tmp_path}", code=2)
+        assert "out is a folder" in refused and "measurement/s" not in refused, "before the first measurement"
+    short = said(runs / "sparse", data, "windows=2", "length=30", code=2)
+    assert "too short for" in short and "measurement/s" not in short
 
 
 def test_tables_of_one_text_and_the_defaults(runs: Path, tmp_path: Path) -> None:

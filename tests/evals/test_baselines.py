@@ -14,7 +14,7 @@ import pytest
 from rorqual.core.errors import DataError
 from rorqual.engine.request import Completion
 from rorqual.evals.baselines import RULES, UNIFORM, baseline_accuracies, rule_scores
-from rorqual.evals.compare import compare
+from rorqual.evals.compare import compare_pair
 from rorqual.evals.evaluating import evaluate, pick_problems
 from rorqual.evals.table import table
 from rorqual.tasks.families import FAMILIES, NAMES, Families
@@ -214,7 +214,7 @@ def test_versions_are_recorded_and_evaluations_of_two_are_not_compared() -> None
         with pytest.raises(
             DataError, match=r"has version [12] of the problems of '(count|kk)', the other has version [12]"
         ):
-            compare(one, other)
-    assert compare(old, old) and compare(new, new)
+            compare_pair(one, other)
+    assert compare_pair(old, old) and compare_pair(new, new)
     with pytest.raises(DataError, match="different problems"):  # a family that only one has is of no version there
-        compare(new, evaluate(Says("1"), Families(("count",)), count=6))
+        compare_pair(new, evaluate(Says("1"), Families(("count",)), count=6))

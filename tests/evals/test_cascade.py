@@ -50,7 +50,7 @@ def drawn(seed: int, count: int = 60) -> Evaluation:
     )
 
 
-def cascade(sure: float = 0.6, flops: tuple[float, float] | None = (2.0, 10.0)) -> Cascade:
+def cascade(sure: float = 0.6, flops: bool = True) -> Cascade:
     student, rng = drawn(1), random.Random(5)
     teacher = [
         sample(f"p{i}", RIGHT if rng.random() < 0.9 else WRONG, tokens=rng.randint(10, 20))
@@ -61,7 +61,7 @@ def cascade(sure: float = 0.6, flops: tuple[float, float] | None = (2.0, 10.0)) 
         teacher=evaluation(teacher, model="large"),
         calibration=calibrate(drawn(2)),
         sure=sure,
-        flops=flops,
+        flops=({f"p{i}": 2.0 * i for i in range(60)}, {f"p{i}": 10.0 + i for i in range(60)}) if flops else None,
         fingerprints=("ab", "cd"),
     )
 
@@ -103,12 +103,13 @@ def test_the_curve_against_a_plain_count() -> None:
         big = sum(teacher[k].tokens for k in there) / 60
         assert point.accuracy == pytest.approx(right / 60) and point.interval == wilson(right, 60)
         assert point.asked == asked / 60 and point.tokens == pytest.approx(little + big)
-        assert point.flops == pytest.approx(2 * little + 10 * big)
+        spent = sum(2 * i for i in range(60)) + sum(10 + int(key[1:]) for key in there)
+        assert point.flops == pytest.approx(spent / 60)
     ends = curve[0].accuracy, curve[-1].accuracy
     assert [p.at_random for p in curve] == pytest.approx(np.linspace(*ends, 61).tolist())
     alone = one.teacher_alone()
     assert alone.accuracy == ends[1] and alone.tokens == pytest.approx(sum(t.tokens for t in teacher.values()) / 60)
-    assert alone.flops == pytest.approx(10 * alone.tokens)
+    assert alone.flops == pytest.approx(10 + sum(range(60)) / 60)
     assert max(p.accuracy - p.at_random for p in curve) > 0.05, "a signal that tells nothing would show nothing"
 
 
@@ -163,7 +164,7 @@ def test_a_servers_rule_is_read_from_the_file_and_a_bad_file_is_named(tmp_path: 
 
 
 def test_table_and_page_show_the_points() -> None:
-    for flops in ((2.0, 10.0), None):
+    for flops in (True, False):
         one = cascade(0.7, flops)
         text, page, chosen = cascade_table(one), cascade_page(one), one.result_at_threshold()
         for cell in (f"{100 * chosen.asked:.1f}", f"{100 * chosen.accuracy:.1f}", f"{chosen.tokens:.1f}"):
@@ -173,7 +174,7 @@ def test_table_and_page_show_the_points() -> None:
         assert ("MFLOPs" if flops else "generated tokens") in chart.x
         cost = chosen.tokens if chosen.flops is None else chosen.flops / 1e6
         assert (cost, chosen.accuracy) in [series.points[0] for series in chart.series if series.texts == ("sure=0.7",)]
-        assert f"{(chosen.flops or 0) / 1e6:,.1f}" in text or flops is None
+        assert f"{(chosen.flops or 0) / 1e6:,.1f}" in text or not flops
 
 
 def test_failed_and_truncated_replies_go_to_the_teacher_and_ungraded_ones_are_counted() -> None:
@@ -196,6 +197,10 @@ def test_failed_and_truncated_replies_go_to_the_teacher_and_ungraded_ones_are_co
     for text in (cascade_table(fewer), cascade_page(fewer)):
         assert "1 of 60 problems are left out" in text
     assert "left out" not in cascade_table(one)
+    always = one.model_copy(update={"sure": 1.0})
+    for text in (cascade_table(always), cascade_page(always)):
+        assert "At sure=1, the teacher answers every problem" in text
+    assert "every problem" not in cascade_table(one) + cascade_page(one)
     none = [s.model_copy(update={"verdict": Verdict.UNGRADED}) for s in one.teacher.samples]
     empty = one.model_copy(update={"teacher": one.teacher.model_copy(update={"samples": tuple(none)})})
     with pytest.raises(DataError, match="no problem was graded for both models"):

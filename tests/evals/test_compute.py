@@ -179,10 +179,12 @@ def test_the_page_colours_each_token_by_its_experts(report: ComputeReport) -> No
     ],
 )
 def test_a_model_whose_tokens_take_the_same_computation_is_refused(routers: Any, what: str) -> None:
-    problems = pick_problems(TASK, "test", 2, 0, False)
+    problems, shown = pick_problems(TASK, "test", 5, 0, False), list[tuple[int, int]]()
+    engine, params = engine_of(model_of(*routers)), SamplingParams(max_tokens=4)
     with pytest.raises(ConfigError, match=what) as refused:
-        measure_compute(engine_of(model_of(*routers)), TASK, problems, params=SamplingParams(max_tokens=4))
+        measure_compute(engine, TASK, problems, params=params, progress=lambda *of: shown.append(of))
     assert "kind zero" in refused.value.remedy
+    assert all(total == 1 for _, total in shown), "at most one answer before the refusal"
 
 
 def test_the_command_gives_its_options_on(tmp_path: Path) -> None:
@@ -214,3 +216,6 @@ def test_the_command_gives_its_options_on(tmp_path: Path) -> None:
     assert {*changes, "data", "out", "page", "threads", "device"} == set(ComputeSettings.model_fields)
     assert "key 'task' is missing" in said(2)["text"]
     assert "device 'gpu9' is not available" in said(2, task="families:add", device="gpu9")["text"]
+    for key in ("out", "page"):
+        refused = said(2, task="families:add", **{key: str(tmp_path)})["text"]
+        assert "out is a folder" in refused and "answer/s" not in refused, "before the first answer"

@@ -10,7 +10,7 @@ import pytest
 
 from rorqual.core.errors import ConfigError, DataError, RorqualError
 from rorqual.engine.request import Completion, Request, SamplingParams
-from rorqual.evals.compare import compare, compare_seeds
+from rorqual.evals.compare import compare_pair, compare_seeds
 from rorqual.evals.evaluating import evaluate, pick_problems
 from rorqual.evals.evaluation import Evaluation
 from rorqual.tasks.task import Problem, Task, Verdict
@@ -113,9 +113,9 @@ def test_samples_of_one_problem_are_not_counted_as_independent():
     assert len(thrice.samples) == 21 and thrice.rows("all")[0].problems == 7
     few, many = (e.rows("all")[0].interval for e in (once, thrice))
     assert many.high - many.low > 0.6 * (few.high - few.low)
-    assert compare(once, once)[0].p_value is not None
+    assert compare_pair(once, once)[0].p_value is not None
     for pair in ((thrice, thrice), (once, thrice), (thrice, once)):
-        assert compare(*pair)[0].p_value is None
+        assert compare_pair(*pair)[0].p_value is None
 
 
 def test_a_problem_draws_the_same_noise_whatever_else_is_asked():
@@ -165,7 +165,7 @@ def test_a_wrong_file_is_named_with_key_and_remedy(tmp_path):
 
 def test_the_interval_of_a_comparison_has_the_confidence_asked_for():
     before, after = evaluate(Adder(wrong_every=2), Few(), count=7), evaluate(Adder(wrong_every=6), Few(), count=7)
-    usual, (wide,) = compare(before, after)[0].difference.interval, compare(before, after, confidence=0.99)
+    usual, (wide,) = compare_pair(before, after)[0].difference.interval, compare_pair(before, after, confidence=0.99)
     assert (usual.confidence, wide.difference.interval.confidence) == (0.95, 0.99)
     assert wide.difference.interval.low <= usual.low <= usual.high < wide.difference.interval.high
 
@@ -173,7 +173,7 @@ def test_the_interval_of_a_comparison_has_the_confidence_asked_for():
 def test_different_problems_are_refused():
     one, other = (evaluate(Adder(), Sums(), count=5, seed=seed) for seed in (1, 2))
     with pytest.raises(DataError, match=r"different problems.*seed 1.*seed 2.*\n.*same task"):
-        compare(one, other)
+        compare_pair(one, other)
     with pytest.raises(DataError, match="evaluation for each seed"):
         compare_seeds([one], [])
 
@@ -185,5 +185,5 @@ def test_seeds_are_resampled_first():
     assert row.difference.mean == pytest.approx((0 + 3 / 7 + 1) / 3)
     assert row.difference.interval.low == 0.0 and row.difference.interval.high == 1.0
     assert row.p_value is None, "twenty-one pairs are of seven problems"
-    alone = [compare(*pair)[0].p_value for pair in zip(befores, afters, strict=True)]
+    alone = [compare_pair(*pair)[0].p_value for pair in zip(befores, afters, strict=True)]
     assert alone == pytest.approx([1.0, 0.25, 2**-6])

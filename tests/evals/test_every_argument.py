@@ -6,7 +6,8 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from rorqual.engine.embeds import Embeds
 from rorqual.engine.request import Completion, Grammar, Request, SamplingParams
 from rorqual.evals.answer_cache import AnswerCache, _cache_key
 from rorqual.evals.baselines import baseline_accuracies
-from rorqual.evals.compare import Comparison, compare, did_think, is_right
+from rorqual.evals.compare import Comparison, compare_pair, did_think, is_right
 from rorqual.evals.evaluating import evaluate, pick_problems, with_problem_seed
 from rorqual.evals.evaluation import Evaluation, EvaluationRow, GradedSample
-from rorqual.evals.perplexity import TextLoss, text_loss
+from rorqual.evals.perplexity import text_loss
 from rorqual.evals.stats import (
     Difference,
     Interval,
@@ -155,7 +156,7 @@ def test_a_problems_seed_is_of_the_evaluations_and_its_key_and_nothing_else_chan
 
 def test_a_sample_has_each_of_its_fields_from_its_problem_and_its_completion() -> None:
     problem = Problem("the key", "the prompt?", "gold", "the family", "the level", "steps")
-    usage = {"completion_tokens": 8, "reasoning_tokens": 5}
+    usage = {"prompt_tokens": 3, "completion_tokens": 8, "reasoning_tokens": 5}
 
     class One(Says):
         def answer(self, request: Request, number: int) -> Completion:
@@ -174,6 +175,7 @@ def test_a_sample_has_each_of_its_fields_from_its_problem_and_its_completion() -
         "verdict": Verdict.RIGHT,
         "last": Verdict.RIGHT,
         "unmarked": False,
+        "prompt_tokens": 3,
         "tokens": 9,
         "thinking_tokens": 5,
         "thought": True,
@@ -190,7 +192,7 @@ def test_a_sample_has_each_of_its_fields_from_its_problem_and_its_completion() -
         expected,
         expected | {"verdict": Verdict.UNGRADED, "last": Verdict.UNGRADED, "error": "gave up"},
     ]
-    assert found.usage == {"completion_tokens": 16, "reasoning_tokens": 10}
+    assert found.usage == {"prompt_tokens": 6, "completion_tokens": 16, "reasoning_tokens": 10}
 
 
 def test_each_sample_is_graded_by_both_readings() -> None:
@@ -307,9 +309,11 @@ def test_a_comparison_has_each_of_its_figures(measure: Any, confidence: float) -
         "gained": sum(b > a for a, b in zip(old, new, strict=True)),
         "lost": sum(b < a for a, b in zip(old, new, strict=True)),
         "left_out": 2 if measure is is_right else 0,
+        "by_seed": ((pytest.approx(np.mean(old)), pytest.approx(np.mean(new))),),
+        "unit": "points",
     }
     assert {f.name for f in fields(Comparison)} == expected.keys()
-    assert vars(compare(before, after, measure=measure, confidence=confidence)[0]) == expected
+    assert vars(compare_pair(before, after, measure=measure, confidence=confidence)[0]) == expected
     assert expected["gained"] != expected["lost"]
 
 
@@ -355,7 +359,9 @@ def test_each_column_of_a_table_holds_its_figure() -> None:
 
 
 def test_each_column_of_a_comparison_holds_its_figure() -> None:
-    row = Comparison("f", "3", 0.25, 0.375, Difference(0.125, Interval(-0.0625, 0.5, 0.9), 8), 0.0625, 5, 4, 2)
+    row = Comparison(
+        "f", "3", 0.25, 0.375, Difference(0.125, Interval(-0.0625, 0.5, 0.9), 8), 5, 4, ((0.25, 0.375),), 0.0625, 2
+    )
     text = comparison_table([row], "the title").text()
     assert "the title" in text
     assert columns(text) == [
@@ -374,6 +380,11 @@ def test_each_column_of_a_comparison_holds_its_figure() -> None:
     ]
     assert "<0.001" in comparison_table([replace(row, p_value=1e-4)]).text()
     assert "<1e-6" in comparison_table([replace(row, p_value=1e-7)]).text()
+    nats = replace(row, unit="nats", by_seed=((1.0, 1.25), (2.0, 2.25)), p_value=None)
+    (cells,) = columns(comparison_table([nats]).text())
+    assert (cells["before nats"], cells["after nats"], cells["difference"]) == ("0.2500", "0.3750", "+0.1250")
+    assert (cells["90 % interval"], cells["Student's t"]) == ("[-0.0625, +0.5000]", "[+0.2500, +0.2500]")
+    assert cells["verdict"] == "○ open" and "p" not in cells
 
 
 # ---- answers that are kept
@@ -497,25 +508,32 @@ def net() -> Decoder:
     return build(v3_like("tiny", vocab_size=BASE_VOCAB, context=128), seed=0)
 
 
-def loss_of(net: Decoder, text: str, window: int, windows: int) -> TextLoss:
+def losses_of(net: Decoder, text: str, window: int, windows: int) -> list[float]:
     """The definition: each token of each window from those before it in that window."""
     ids = Tokenizer.byte_level().encode(text)
-    total, predicted = 0.0, []
+    losses = []
     for start in range(0, windows * window, window):
         with torch.no_grad():
             hidden = net(torch.tensor([ids[start : start + window]])).hidden[0]
             logprobs = net.logits(hidden).double().log_softmax(-1)
         targets = ids[start + 1 : start + window + 1]
-        total -= float(logprobs[range(window), targets].sum())
-        predicted += targets
-    said = Tokenizer.byte_level().decode(predicted)
-    per_byte = total / np.log(2) / len(said.encode())
-    return TextLoss(total / len(predicted), total / len(said), per_byte, len(predicted), len(said), window)
+        losses.append(-float(logprobs[range(window), targets].mean()))
+    return losses
 
 
 @pytest.mark.parametrize(("window", "windows", "counted"), [(8, 0, 5), (8, 2, 2), (20, 0, 2), (8, 100, 5)])
 def test_a_texts_loss_is_of_its_windows(net: Decoder, window: int, windows: int, counted: int) -> None:
     text = "Ünïcode ünd a fëw more wörds, thirty-öne."
     found = text_loss(net, Tokenizer.byte_level(), text, window=window, windows=windows)
-    assert asdict(found) == pytest.approx(asdict(loss_of(net, text, window, counted)))
+    losses = losses_of(net, text, window, counted)
+    assert found.losses == pytest.approx(losses) and found.window == window and found.tokens == counted * window
+    said = Tokenizer.byte_level().decode(Tokenizer.byte_level().encode(text)[1 : counted * window + 1])
+    assert (found.characters, found.bytes) == (len(said), len(said.encode()))
+    assert found.per_token == pytest.approx(np.mean(losses))
+    assert found.per_character == pytest.approx(window * sum(losses) / len(said))
+    assert found.bits_per_byte == pytest.approx(window * sum(losses) / np.log(2) / len(said.encode()))
+    read = partial(text_loss, net, Tokenizer.byte_level())
+    assert found.passages == read(text + "?", window=window, windows=counted).passages
+    for one in (read(text.replace("code", "kode"), window=window, windows=counted), read(text, window=window - 1)):
+        assert one.passages != found.passages
     assert found.per_character > found.per_token and found.perplexity == pytest.approx(np.exp(found.per_token))

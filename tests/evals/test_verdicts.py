@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import random
+import sys
+from pathlib import Path
 
 from rorqual.engine.request import SamplingParams
-from rorqual.evals.compact_verdicts import CompactVerdicts, compact_verdicts
+from rorqual.evals.compact_verdicts import CompactVerdicts
 from rorqual.evals.compare import did_think
 from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.tasks.task import Verdict
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+from verdicts import compact_verdicts, counts_per_problem
 
 SEEDS = (3, 8)
 FAMILIES = (("sub", "10"), ("sub", "9"), ("add", "1"))
@@ -49,11 +54,11 @@ def test_each_place_is_the_problem_that_the_order_says() -> None:
         marks = {Verdict.RIGHT: "1", Verdict.WRONG: "0", Verdict.UNGRADED: "-"}
         assert found.right["after"][place] == "".join(marks[s.verdict] for s in by_order)
         assert found.thought["after"][place] == "".join(str(int(s.thought)) for s in by_order)
-        assert found.counts_per_problem("after", seed, thought=True) == [did_think(s) for s in by_order]
+        assert counts_per_problem(found, "after", seed, thought=True) == [did_think(s) for s in by_order]
 
 
 def test_several_samples_are_counted() -> None:
     [found] = compact_verdicts({"tries": [evaluation(seed, 0.5, tries=8) for seed in SEEDS]}, SEEDS)
-    total = sum(sum(v or 0 for v in found.counts_per_problem("tries", seed)) for seed in SEEDS)
+    total = sum(sum(v or 0 for v in counts_per_problem(found, "tries", seed)) for seed in SEEDS)
     assert total == sum(s.verdict is Verdict.RIGHT for seed in SEEDS for s in evaluation(seed, 0.5, tries=8).samples)
     assert max(map(int, "".join(found.right["tries"]))) > 1

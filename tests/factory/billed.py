@@ -30,7 +30,7 @@ RESERVE = (max_prompt_tokens([Message("user", "What is 39 + 40?")]) * PRICE_IN +
 
 @dataclass
 class Outcome:
-    """One factory. Money; `beyond`: what the promise allows above the budget."""
+    """One factory. Money; `beyond`: what the promise allows above the budget; `at_once`: the most requests in flight."""
 
     kind: str
     concurrency: int
@@ -40,6 +40,7 @@ class Outcome:
     kept: int
     requests: int
     beyond: float
+    at_once: int
     ended: str
 
     @property
@@ -63,11 +64,11 @@ def billing_server(folder: Path) -> Iterator[tuple[str, Path]]:
             process.kill()
 
 
-def billed(bill: Path, kind: str) -> tuple[float, int]:
-    """Money and requests of a kind, as the server counts them."""
-    lines = [json.loads(line) for line in bill.read_text(encoding="utf-8").splitlines()]
-    mine = [(line["prompt"], line["completion"]) for line in lines if line["kind"] == kind]
-    return sum(prompt * PRICE_IN + completion * PRICE_OUT for prompt, completion in mine) / 1e6, len(mine)
+def billed(bill: Path, skip: int = 0) -> tuple[float, int, int]:
+    """Money, number, and the most in flight of the requests after the first `skip`, as the server counts them."""
+    lines = [json.loads(line) for line in bill.read_text(encoding="utf-8").splitlines()[skip:]]
+    money = sum(line["prompt"] * PRICE_IN + line["completion"] * PRICE_OUT for line in lines) / 1e6
+    return money, len(lines), max((line["in_flight"] for line in lines), default=0)
 
 
 def counted(out: Path) -> tuple[float, int]:
@@ -98,15 +99,15 @@ def ask(
     quiet: bool = True,
 ) -> Outcome:
     """Run a factory to its end, of whatever kind that is."""
-    before, sent = billed(bill, kind)
+    _, before, _ = billed(bill)
     try:
         sample_teacher(settings(address, out, kind, budget, concurrency, problems), out, threads=1, quiet=quiet)
         ended = "done"
     except RorqualError as error:
         ended = f"{type(error).__name__}: {error.what}".replace(address, "")
-    money, requests = billed(bill, kind)
+    money, requests, at_once = billed(bill, before)
     prompt, reply = tokens_of(kind)
     cost = (prompt * PRICE_IN + reply * PRICE_OUT) / 1e6
     ours, kept = counted(out)
-    beyond = max(0.0, cost - RESERVE)  # of one request, for each is alike and the first goes alone
-    return Outcome(kind, concurrency, budget, money - before, ours, kept, requests - sent, beyond, ended)
+    beyond = max(0.0, cost - RESERVE)  # of one request
+    return Outcome(kind, concurrency, budget, money, ours, kept, requests, beyond, at_once, ended)

@@ -13,7 +13,7 @@ import pytest
 from rorqual.core.records import Message
 from rorqual.engine.request import Completion, Request, SamplingParams
 from rorqual.factory import RemoteAccess
-from rorqual.factory.budget import Budget, max_prompt_tokens
+from rorqual.factory.budget import EXCESS, Budget, max_prompt_tokens
 from rorqual.factory.stored_samples import StoredSample
 
 REQUEST = Request((Message("user", "2+2?"),), SamplingParams(max_tokens=100))
@@ -67,9 +67,45 @@ def test_64_at_once_never_overspend(tmp_path: Path) -> None:
         assert purse.spending.total > budget - MOST, "as much is bought as surely fits"
 
 
+@pytest.mark.parametrize(
+    ("tokens", "budget", "most"),
+    [
+        ([], 1e9, 1), ([None] * 9, 1e9, 1), ([5], 1e9, 1), ([5] * 3, 1e9, 3), ([5, 0, 5], 1e9, 1), ([5] * 9, 1e9, 9),
+        ([5] * 9, 82 + (2 * EXCESS + 0.9) * MOST, 3), ([5] * 9, 82 + (EXCESS - 0.1) * MOST, 1), ([100], 200, 0),
+        ([5] * 8 + [99 * MOST], 1e9, 9), ([5] * 8 + [99 * MOST], 72 + 4 + 99 * MOST + 2.2 * (99 * MOST - 100 + MOST), 2),
+    ],
+)  # fmt: skip
+def test_so_many_may_be_under_way_as_answers_have_confirmed_and_the_budget_covers(
+    tmp_path: Path, tokens: list[int | None], budget: float, most: int
+) -> None:
+    """None: an answer without usage. 0: usage that cannot be true."""
+    with Budget(tmp_path / "purse.jsonl", RemoteAccess(budget=budget, **PRICES), ASKS, []) as purse:
+        for place, count in enumerate(tokens):
+            assert purse.may_send(place)
+            purse.replace_reserve_with_cost(place, purse.cost_of_answer(place, completion(count))[1])
+        sent, places = list[bool](), range(len(tokens), len(tokens) + most + 1)
+        threads = [
+            threading.Thread(target=lambda place=place: sent.append(purse.may_send(place)), daemon=True)
+            for place in places
+        ]
+        for thread in threads:
+            thread.start()
+        end = time.monotonic() + 30
+        while len(sent) < max(most, 1) and time.monotonic() < end:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        assert sent == ([True] * most or [False]), "the others wait"
+        for place in places:
+            purse.settle_request(place)
+        while any(thread.is_alive() for thread in threads) and time.monotonic() < end:
+            for place in places:
+                purse.settle_request(place)
+            time.sleep(0.01)
+
+
 def test_what_was_under_way_at_a_kill_counts_in_full(tmp_path: Path) -> None:
     path, access = tmp_path / "purse.jsonl", RemoteAccess(budget=MOST * 10, **PRICES)
-    with Budget(path, access, ASKS, []) as purse:
+    with Budget(path, RemoteAccess(**PRICES), ASKS, []) as purse:
         assert all(purse.may_send(place) for place in range(3))
         purse.count_unbilled_attempt(1)
         attempt, money = purse.cost_of_answer(0, completion(5))

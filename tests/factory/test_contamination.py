@@ -143,6 +143,24 @@ def test_a_changed_question_is_found_and_a_new_one_is_not(local: Make, tmp_path:
     assert {names[int(p.key.split()[1])] for p in chosen.problems} == set(OTHER)
 
 
+@pytest.mark.parametrize("copies", [12, 100])
+@pytest.mark.parametrize("others", [0, 30])
+def test_copies_of_a_test_item_do_not_make_it_an_instruction(
+    local: Make, tmp_path: Path, copies: int, others: int
+) -> None:
+    """However many rows hold it, and beside an instruction that every problem of both splits ends with."""
+    told = "Think it over step by step and then write the answer on a line of its own."
+    held = [HELD, *(f"How far is it from town number {n} to the harbour?" for n in range(12))]
+    train = [HELD.replace("14", f"{n + 20}").replace("5 baskets", f"{n + 3} baskets") for n in range(copies)]
+    train += [f"A whale dives {n} metres and rests. Where is it?" for n in range(others)] + ["Peter sawed 14 planks."]
+    task = stories(tmp_path, *([f"{text} {told}" for text in texts] for texts in (train, held)))
+    chosen = choose_problems(local(task=task, problems=999))
+    assert [problem.prompt for problem, _ in chosen.met] == [f"{text} {told}" for text in train[:copies]]
+    assert [problem.prompt for problem in chosen.problems] == [f"{text} {told}" for text in train[copies:]]
+    reply = f"{train[0]} She sold the rest."
+    assert chosen.evaluations.match_text(reply) and not chosen.evaluations.match_text(f"So. {told}")
+
+
 @pytest.mark.parametrize("how", ["endless", "patterned"])
 def test_a_task_of_a_few_patterns_is_met_by_key_and_as_a_whole_alone(local: Make, tmp_path: Path, how: str) -> None:
     """Its problems share their sentences with those that are held out."""

@@ -97,9 +97,13 @@ def test_the_first_sample_of_each_problem_is_asked_before_any_second(
     rows = made(remote({"concurrency": 1}, problems=2, samples=3, keep="all"), tmp_path)
     assert [(row.key, row.number) for row in rows] == [(key, n) for key in sums(0, 1) for n in range(3)]
     asked = [(question(body), body["seed"]) for body in server.asked]
-    first = {row.key: row.seed for row in rows}
-    wanted = [(f"What is {a} + {a + 1}?", sample_seed(first[f"{a}+{a + 1}"], n)) for n in range(3) for a in range(2)]
-    assert asked == wanted, "a first sample of each problem before the second of any, and each draws by itself"
+    wanted = [(row.prompt, row.seed) for n in range(3) for row in rows if row.number == n]
+    assert asked == wanted, (
+        "a first sample of each problem before the second of any, and each row has the seed that was sent"
+    )
+    assert len({row.seed for row in rows}) == 6
+    for row in rows:
+        assert row.seed == sample_seed(with_problem_seed(SamplingParams(), row.key).seed, row.number)
 
 
 def test_the_seed_draws_problems_and_samples(server: Adder, remote: Make, tmp_path: Path) -> None:
@@ -119,7 +123,7 @@ def test_seeds_have_as_many_bits_as_said(server: Adder, remote: Make, tmp_path: 
     for bits in (64, 31):
         rows = made(remote(seed_bits=bits, keep="all"), tmp_path / str(bits))
         asked = {body["seed"] for body in server.asked}
-        assert asked == {sample_seed(row.seed, row.number, bits) for row in rows} and len(asked) == 12
+        assert asked == {row.seed for row in rows} and len(asked) == 12
         assert all(0 <= seed < 2**31 for seed in asked) == (bits == 31)
         server.asked.clear()
 
@@ -163,7 +167,8 @@ def test_a_run_is_sampled_as_the_settings_say(local: Make, run: Path, tmp_path: 
         mine = [row for row in rows if row.key == problem.key]
         for number, (row, one) in enumerate(zip(mine, drawn, strict=True)):
             assert [*row.prompt_ids, *row.token_ids] == [*one.prompt_ids, *one.token_ids]
-            assert (row.number, row.seed, row.messages[-1].content) == (number, params.seed, one.text)
+            assert (row.number, row.messages[-1].content) == (number, one.text)
+            assert row.seed == sample_seed(params.seed, number)
     assert {row.params for row in rows} == {json.dumps({**said, "model": "", "seed_bits": 64}, sort_keys=True)}
     for name, value in said.items():
         plain = FactoryConfig.model_fields[name].default

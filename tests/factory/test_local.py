@@ -13,7 +13,7 @@ from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.core.ledger import read_ledger
 from rorqual.data.distilled import TeacherSample, read_distilled
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.engine import Engine
+from rorqual.engine import Engine, Request, SamplingParams
 from rorqual.factory import FactoryConfig, sample_teacher
 from rorqual.tasks.find import load_task, safe_grade
 
@@ -56,7 +56,13 @@ def test_each_row_says_where_it_comes_from(straight: Path, run: Path) -> None:
         reply = engine.chat.parse(list(row.token_ids), "auto")
         assert (row.messages[-1].content, row.messages[-1].reasoning) == (reply.content, reply.reasoning)
         assert row.verdict == safe_grade(task, problems[row.key], row.messages[-1].content).value
-    assert len({row.seed for row in rows}) == 6, "each problem draws with a seed of its own"
+    assert len({row.seed for row in rows}) == 12, "each sample draws with a seed of its own"
+    requests = [
+        Request(row.messages[:-1], SamplingParams(max_tokens=8, temperature=1.0, top_p=1.0, seed=row.seed))
+        for row in rows
+    ]
+    again = [[*one.prompt_ids, *one.token_ids] for (one,) in engine.generate(requests)]
+    assert again == [[*row.prompt_ids, *row.token_ids] for row in rows], "by which it is drawn again"
     assert all(row.core_seconds > 0 and row.money == 0 for row in rows)
     costs = {cost.stage: cost for cost in read_ledger(straight / "costs.jsonl")}
     assert sum(row.core_seconds for row in rows) <= costs["sampling"].core_seconds

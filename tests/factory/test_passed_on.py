@@ -201,15 +201,17 @@ def prompts(path: Path, texts: list[str]) -> Path:
 def test_an_instruction_that_many_problems_share_is_no_contamination(
     server: Adder, remote: Make, tmp_path: Path
 ) -> None:
-    """Of the problems, nor of a sample that repeats it; what few problems share is."""
+    """Of the problems, nor of a sample that repeats it, where the evaluation set shares it too, and only there."""
     told = "think it over step by step and then write the answer on a line of its own"
     texts = [f"question {number}: {told}" for number in range(40)]
     data = prompts(tmp_path / "train.jsonl", texts)
-    (tmp_path / "eval.jsonl").write_text(json.dumps({"text": f"another: {told}"}), encoding="utf-8")
+    held = [json.dumps({"text": f"{name}: {told}"}) for name in ("another", "a third", "one more", "the last")]
+    (tmp_path / "eval.jsonl").write_text("\n".join(held), encoding="utf-8")
     server.rule = lambda body, number: says(f"I will {told} {number}")
     way: dict[str, Any] = {"task": "messages", "data": str(data), "decontaminate": (str(tmp_path / "eval.jsonl"),)}
     rows = made(remote(**way, problems=11, samples=1, keep="all"), tmp_path / "many")
     assert [row.dropped for row in rows] == [""] * 11
-    few = remote(**{**way, "data": str(prompts(tmp_path / "few-train.jsonl", texts[:6]))}, problems=6)
-    with pytest.raises(DataError, match=r"all \d problems match an evaluation set; the first, .*eval.jsonl:1"):
-        made(few, tmp_path / "few")
+    for name, items in (("few", held[:3]), ("other", [*held, '{"text": "Which whale is the largest?"}'])):
+        (tmp_path / "eval.jsonl").write_text("\n".join(items), encoding="utf-8")
+        with pytest.raises(DataError, match=r"all \d+ problems match an evaluation set; the first, .*eval.jsonl:1"):
+            made(remote(**way, problems=11), tmp_path / name)

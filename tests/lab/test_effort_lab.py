@@ -32,7 +32,8 @@ def test_the_conclusion_reads_the_evaluation_of_each_arm(tmp_path: Path) -> None
         for number, arm in enumerate(EffortExperiment.arms):
             save_graded(place, arm, {"add": "1" * number + "0" * (12 - number)}, tokens=10 + number + 10 * seed)
     finding = EffortExperiment().conclude(places)
-    tokens, right = finding.contrasts
+    tokens, step, _, right = finding.contrasts
+    assert [b for _, b in step.by_seed] == pytest.approx([(17 + 10 * seed) / (18 + 10 * seed) for seed in places])
     assert [b for _, b in tokens.by_seed] == pytest.approx([(16 + 10 * seed) / (18 + 10 * seed) for seed in places])
     assert (right.a, right.b) == (pytest.approx(5 / 12), pytest.approx(8 / 12)) and finding.verdict == "does not hold"
     tables = {table.title: table.rows for table in finding.tables}

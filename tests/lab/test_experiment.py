@@ -14,7 +14,9 @@ from graded import graded
 from rorqual.core.records import write_json
 from rorqual.evals.compare import compare_seeds, did_think, is_right
 from rorqual.lab.experiment import SHARE, ArmPair, Experiment, Quantity, Readings, by_family
+from rorqual.lab.finding import Finding
 from rorqual.lab.job import ExperimentJob
+from rorqual.lab.page import page_text
 
 RIGHT, LOSS, COST = "right", "loss", "core-seconds"
 SHIFTS = (-0.002, -0.001, 0.0, 0.001, 0.002)
@@ -31,6 +33,13 @@ class Toy(Experiment):
         ArmPair(question="right", quantity=RIGHT, a="old", b="new", claimed=("x",)),
         ArmPair(question="relative", quantity=LOSS, a="old", b="new", relative=True, of="named"),
     )  # fmt: skip
+    wording = {
+        LOSS: "the loss",
+        RIGHT: "the accuracy",
+        "x": "on x",
+        "old": "with the old arm",
+        "new": "with the new arm",
+    }
     note = "n"
     why = ""
 
@@ -52,7 +61,7 @@ def written(
     places = {}
     for seed, shift in enumerate(SHIFTS):
         place = places[seed] = folder / str(seed)
-        new = {str(item): float(item < 100 * right) for item in range(100)}
+        new = {str(item): float(item < 100 * right + (seed - 2 if right else 0)) for item in range(100)}
         readings = {
             RIGHT: {
                 "old": {"all": dict.fromkeys(new, 0.0), "x": dict.fromkeys(new, 0.0)},
@@ -72,10 +81,59 @@ def test_a_claim_holds_if_all_its_parts_do(tmp_path: Path) -> None:
     finding = Toy().conclude(written(tmp_path))
     assert finding.verdict == "holds" and len(finding.words) == 2 and finding.seeds == (0, 1, 2, 3, 4)
     assert "holds" in finding.words[0] and "below -0.1" in finding.words[0]
+    assert finding.headline == (
+        "The loss at equal core-seconds is at least 0.1 nats lower with the new arm than with the old arm. "
+        "The accuracy on x is higher with the new arm than with the old arm."
+    )
     assert Toy().conclude(written(tmp_path, loss=2.0)).verdict == "does not hold"
     assert Toy().conclude(written(tmp_path, loss=1.9)).verdict == "open", "the interval contains the bound"
     assert Toy().conclude(written(tmp_path, right=0.0)).verdict == "open"
     assert Toy().conclude({0: tmp_path / "0", 1: tmp_path / "1"}).verdict == "open", "two seeds"
+
+
+def test_a_stored_finding_is_judged_from_its_problems_alone(tmp_path: Path) -> None:
+    """Every digit of verdict, headline, contrasts and tables follows from `per_problem` of the JSON file."""
+    finding = Toy().conclude(written(tmp_path, loss=1.9, right=0.37))
+    write_json(tmp_path / "toy.json", finding.model_dump(mode="json"))
+    stored = Finding.load(tmp_path / "toy.json")
+    assert stored == finding and stored.runs["new"] == (
+        "seed-0/new",
+        "seed-1/new",
+        "seed-2/new",
+        "seed-3/new",
+        "seed-4/new",
+    )
+    emptied = {"contrasts": (), "tables": (), "headline": "", "words": (), "verdict": "holds"}
+    assert Toy().judge_again(stored.model_copy(update=emptied)) == finding
+    assert stored.per_problem is not None
+    [first, *others] = stored.per_problem
+    changed = [
+        one.model_copy(update={"values": one.values.replace("1", "0")}) if one.quantity == RIGHT else one
+        for one in first.series
+    ]
+    other = Toy().judge_again(
+        stored.model_copy(update={"per_problem": (first.model_copy(update={"series": tuple(changed)}), *others)})
+    )
+    assert other.contrasts[1].b < finding.contrasts[1].b, "it is read from there"
+
+
+def test_equal_values_in_every_seed_are_no_interval(tmp_path: Path) -> None:
+    """The bootstrap of a difference that is the same in all seeds has zero width: it is said to be none, and gives no verdict."""
+    toy, places = Toy(), written(tmp_path)
+    for place in places.values():
+        readings = json.loads((place / "readings.json").read_bytes())
+        readings[LOSS]["new"] = {"all": {"0": 0.0, "1": 2.0}}
+        write_json(place / "readings.json", readings)
+    finding = toy.conclude(places)
+    loss = finding.contrasts[0]
+    assert (loss.low, loss.high) == (-1.0, -1.0)
+    assert "bootstrap none: the same in every seed, Student's t none: the same in every seed" in finding.words[0]
+    assert finding.verdict == "open" and finding.headline.startswith("Whether the loss at equal core-seconds")
+    assert "none: the same in every seed" in page_text(finding)
+    toy.quantities = Toy.quantities | {LOSS: Quantity("nats", exact=True)}
+    assert toy.conclude(places).contrasts[0].judge(-0.1, "below") == "holds", (
+        "what is computed from the configuration is exact"
+    )
 
 
 def test_contrasts_pair_items_and_divide_by_the_first_arm(tmp_path: Path) -> None:
@@ -83,7 +141,7 @@ def test_contrasts_pair_items_and_divide_by_the_first_arm(tmp_path: Path) -> Non
     assert (loss.a, loss.of, loss.unit) == (2.0, "all", "nats") and loss.b == pytest.approx(1.0)
     assert [b for _, b in loss.by_seed] == pytest.approx([1 + shift for shift in SHIFTS]), "item 2 has no partner"
     assert (right.of, in_x.of, relative.of, relative.unit) == ("all", "x", "named", "ratio")
-    assert relative.a == 1 and relative.b == pytest.approx(0.5) and right.difference == 0.5
+    assert relative.a == 1 and relative.b == pytest.approx(0.5) and right.difference == pytest.approx(0.5)
 
 
 def test_unequal_costs_or_an_objection_leave_the_verdict_open(tmp_path: Path) -> None:
@@ -111,7 +169,7 @@ def test_tables_show_means_and_each_seed(tmp_path: Path) -> None:
         "the new",
         "50.0",
         "50.0",
-        "50.0",
+        "48.0",
     )
     assert loss.rows[0][:2] == ("the old", "2.0000") and cost.rows[1][1] == "100" and loss.note == "n"
 

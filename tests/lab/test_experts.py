@@ -23,10 +23,12 @@ from rorqual.lab.experts import (
     ExpertsExperiment,
     ablate_experts,
     accuracy_losses,
+    experts_of_equal_load,
     grade_greedy_answers,
     measure_mutual_information,
     pick_of_each_family,
     read_choices,
+    removed_loads,
 )
 from rorqual.lab.held_out import mean_losses, solution_samples
 from rorqual.lab.job import value_file
@@ -174,7 +176,7 @@ def test_the_whole_of_it_in_small(tmp_path: Path) -> None:
     experiment = ExpertsExperiment()
     finding = experiment.conclude(places)
     assert finding == experiment.conclude(places)
-    assert "bits" in page_text(finding) and len(finding.tables) == 3 and finding.verdict == "open"
+    assert "bits" in page_text(finding) and len(finding.tables) == 4 and finding.verdict == "open"
     names = [job.name for job in experiment.jobs(100, places[1], 1.0)]
     assert names == ["teacher-base", "teacher", "experts-information", "experts-ablation"]
 
@@ -192,10 +194,50 @@ def test_damage_is_what_a_problem_loses_without_a_set_of_experts() -> None:
     ablation = {
         "families": ["x", "y"],
         "family": ["x", "y", "x"],
-        "gone": {"x": [], "y": [], "random 1": [], "random 2": []},
-        "right": {"none": [1, 1, 1], "x": [0, 1, 0], "y": [1, 0, 0], "random 1": [0, 0, 1], "random 2": [1, 0, 1]},
-    }
+        "gone": {"x": [], "y": [], "equal load to x": [], "equal load to y": [], "random 1": [], "random 2": []},
+        "load": {"x": [0.5, 0.4], "y": [0.3, 0.3]},
+        "right": {
+            "none": [1, 1, 1], "x": [0, 1, 0], "y": [1, 0, 0], "random 1": [0, 0, 1], "random 2": [1, 0, 1],
+            "equal load to x": [0, 0, 1], "equal load to y": [0, 1, 1],
+        },
+    }  # fmt: skip
     found = accuracy_losses(ablation)
     assert found["its own"] == {"all": {0: 1, 2: 1, 1: 1}, "x": {0: 1, 2: 1}, "y": {1: 1}}
     assert found["another family's"] == {"all": {0: 0, 2: 1, 1: 0}, "x": {0: 0, 2: 1}, "y": {1: 0}}
     assert found["random"]["all"] == {0: 0.5, 2: 0, 1: 1}
+    assert found["equal load"] == {"all": {0: 1, 2: 0, 1: 0}, "x": {0: 1, 2: 0}, "y": {1: 0}}
+    assert removed_loads(ablation) == {
+        "its own": {"all": {"x": 0.5, "y": 0.3}},
+        "equal load": {"all": {"x": 0.4, "y": 0.3}},
+    }
+
+
+def test_the_control_of_equal_load_processes_as_many_tokens_of_the_family() -> None:
+    shares = np.array([0.3, 0.25, 0.2, 0.1, 0.08, 0.04, 0.02, 0.01])
+    assert sum(shares[experts_of_equal_load(shares, [0, 4])]) == pytest.approx(0.38)
+    chosen = experts_of_equal_load(shares, [0, 1])
+    assert not {0, 1} & set(chosen) and len(chosen) in (2, 3, 4)
+    assert sum(shares[chosen]) == pytest.approx(0.42), "the most that four others process"
+    assert experts_of_equal_load(np.full(8, 0.125), [3, 5]) == [0, 1]
+
+
+def test_own_experts_of_another_load_give_no_verdict(tmp_path: Path) -> None:
+    """A family whose own experts process more of its tokens than any others would lose more for that reason alone."""
+    names = ("x", "y", "random 1", "equal load to x", "equal load to y")
+    for load in (0.47, 0.38):
+        places = {seed: tmp_path / f"{load}-{seed}" for seed in range(5)}
+        for seed, place in places.items():
+            bits = [{"bits": 0.5 + seed / 100, "chance": 0.01}] * 2
+            write_json(value_file(place, "experts-information"), {"any": bits, "token": bits})
+            kept = dict.fromkeys(names, 16) | {"x": 1 + seed % 2}
+            ablation = {
+                "families": ["x", "y"], "family": ["x"] * 20 + ["y"] * 20, "load": {"x": [0.5, load], "y": [0.5, load]},
+                "gone": dict.fromkeys(names), "right": {name: ([1] * k + [0] * (20 - k)) * 2 for name, k in kept.items()},
+            }  # fmt: skip
+            ablation["right"]["none"] = [1] * 40
+            write_json(value_file(place, "experts-ablation"), ablation)
+        finding = ExpertsExperiment().conclude(places)
+        assert ("at equal loads is higher without a family's own experts than without others." in finding.headline) == (
+            load == 0.47
+        )
+        assert any("the loads are 1.32 to 1.32" in words for words in finding.words) == (load == 0.38)

@@ -119,7 +119,7 @@ class Nothing(Experiment):
     """An experiment without work."""
 
     name, title, claim, source = "nothing", "t", "c", "s"
-    arms, quantities, pairs = {}, {}, ()  # type: ignore[var-annotated]
+    arms, quantities, pairs, wording = {}, {}, (), {}  # type: ignore[var-annotated]
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         return []

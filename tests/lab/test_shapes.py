@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from rorqual.core.records import RunDir
 from rorqual.lab.experiment_run import conclude_finding, plan_within_budget
 from rorqual.lab.finding import Finding
-from rorqual.lab.job import load_evaluation, load_value
+from rorqual.lab.job import load_value
 from rorqual.lab.page import page_text
 from rorqual.lab.shape_experiment import LATENT_VS_FULL, MULTI_TOKEN_PREDICTION, ShapeExperiment
 from rorqual.lab.shapes import ARMS, CONTEXT, DENSE_CLOCK, DENSE_FLOPS, FULL, MOE, MTP, PLAIN_CLOCK, shape_run
@@ -70,13 +71,17 @@ def test_end_to_end(out: Path, experiment: ShapeExperiment) -> None:
             rows["steps"][arm][2] == str(shape_run(arm, 3, SHARE).steps)
             and rows["active FLOPs"][arm][1] == f"{size.flops:,}"
         )
-    assert len(finding.verdicts) == 1
-    kept = finding.verdicts[0]
     for arm in experiment.arms:
-        for seed in finding.seeds:
-            right = kept.counts_per_problem(f"{arm}-on", seed)
-            assert np.mean(right) == load_evaluation(out / f"seed-{seed}", f"{arm}-on").rows("all")[0].accuracy
-    assert finding.words[0][:40] in page_text(finding)
+        weights = [RunDir(out / f"seed-{seed}" / arm).checkpoint() / "model.safetensors" for seed in finding.seeds]
+        digests = [hashlib.sha256(file.read_bytes()).hexdigest()[:12] for file in weights]
+        assert finding.runs[arm] == tuple(
+            f"seed-{seed}/{arm}@{d}" for seed, d in zip(finding.seeds, digests, strict=True)
+        )
+    others = {"latent-vs-full", "moe-vs-dense", "mtp"} - {experiment.name}
+    assert {name: runs for name, runs in finding.shared_runs.items() if MOE in runs}.keys() == others
+    assert experiment.judge_again(finding.model_copy(update={"contrasts": (), "tables": (), "words": ()})) == finding
+    page = page_text(finding)
+    assert finding.headline[:40] in page and f"Shares runs with {', '.join(finding.shared_runs)}." in page
 
 
 def test_what_is_shared_is_trained_once(out: Path) -> None:

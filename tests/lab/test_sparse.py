@@ -146,6 +146,7 @@ def test_the_whole_of_it_in_small(places: dict[int, Path]) -> None:
     loss = {one.question: one for one in finding.contrasts}[
         "loss over that of dense attention, a quarter: dense, then window with sinks"
     ]
+    assert SparseExperiment(LENGTH).runs_of("adaptive/4") == (f"{DSA}/sparse",)
     both = [load_value(places[1], measure_job_name(arm))[at] for arm, at in (("dense", "1"), ("window", "4"))]  # type: ignore[arg-type]
     means = [sum(sum(one[kind]["loss"][:2]) for kind in KINDS) for one in both]
     assert loss.by_seed[0] == pytest.approx((1.0, means[1] / means[0]))
@@ -153,17 +154,17 @@ def test_the_whole_of_it_in_small(places: dict[int, Path]) -> None:
 
 def test_rivals_train_as_long_as_the_indexer_on_the_same_data(places: dict[int, Path]) -> None:
     runs = {name: read_yaml(Run, RunDir(places[1] / name).config_file)
-            for name in (DENSE, RUNS["window"], RUNS["random"], f"{DSA}/warmup", f"{DSA}/sparse")}  # fmt: skip
+            for name in (DENSE, RUNS["longer"], RUNS["window"], RUNS["random"], f"{DSA}/warmup", f"{DSA}/sparse")}  # fmt: skip
     warmup, trained = runs[f"{DSA}/warmup"], runs[f"{DSA}/sparse"]
     assert warmup.model == trained.model and {
         a.index_topk for a in trained.model.attentions if isinstance(a, DSAConfig)
     } == {64}
-    for arm in ("window", "random"):
+    for arm in ("longer", "window", "random"):
         run = runs[RUNS[arm]]  # type: ignore[index]
         assert run.steps == warmup.steps + trained.steps and run.source == trained.source == warmup.source
         assert run.optim == trained.optim and run.start.run == str(places[1] / DENSE)
         assert run.model == with_selection(arm, dense_model(LENGTH), 64, seed=1)  # type: ignore[arg-type]
-    assert runs[DENSE].model == dense_model(LENGTH) and runs[DENSE].seed == 1
+    assert runs[RUNS["longer"]].model == runs[DENSE].model == dense_model(LENGTH) and runs[DENSE].seed == 1
     assert runs[DENSE].source.options["length"] == LENGTH  # type: ignore[attr-defined]
 
 
@@ -204,7 +205,7 @@ def test_the_first_stage_begins_again_until_retrieval_is_learned(
 
 @torch.no_grad()
 def test_an_arm_is_measured_on_held_out_problems_at_each_budget(places: dict[int, Path]) -> None:
-    for arm, divisors in (("dense", ["1"]), ("window", ["2", "4", "8"])):
+    for arm, divisors in (("dense", ["1"]), ("longer", ["1"]), ("window", ["2", "4", "8"])):
         stored = load_value(places[2], measure_job_name(arm))  # type: ignore[arg-type]
         assert [*stored] == divisors
         for divisor, kinds in stored.items():

@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from mypy import api as mypy_api
 
 import rorqual
 
@@ -56,3 +58,17 @@ def test_the_readmes_five_lines_take_names_and_paths(tmp_path: Path) -> None:
     assert by_name.samples == by_task.samples and len(by_name.samples) == 3
     weights = [(tmp_path / name / "step-000002" / "model.safetensors").read_bytes() for name in "abc"]
     assert weights[0] == weights[1] == weights[2]
+
+
+def test_type_checkers_accept_the_readmes_snippet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """mypy follows the stub, with a user's strict settings. It sees a wrong argument."""
+    monkeypatch.setenv("MYPYPATH", str(Path(rorqual.__file__).parents[1]))
+    readme = (Path(rorqual.__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    compared = 'compare(["a-0", "a-1"], ["b-0", Path("b-1")], names=["a", "b"]).plot("c.svg")\n'
+    code = f"from pathlib import Path\nfrom rorqual import compare\n{snippet}{compared}sft(size='tinny')\n"
+    (tmp_path / "snippet.py").write_text(code, encoding="utf-8")
+    words = ["--strict", "--follow-imports=silent", f"--cache-dir={tmp_path}", "--ignore-missing-imports"]
+    shown, _, failed = mypy_api.run([*words, str(tmp_path / "snippet.py")])
+    last = len(code.splitlines())
+    assert failed and f'snippet.py:{last}: error: Argument "size"' in shown and "Found 1 error" in shown, shown

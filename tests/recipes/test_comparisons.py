@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rorqual.evals.compare import compare, did_think, is_right
+from rorqual.evals.compare import compare_pair, did_think, is_right
 from rorqual.evals.stats import Interval
 from rorqual.recipes.quickstart.comparisons import OF_STUDENTS, OF_TEACHER, OWN_CHOICE, sign_of
 from rorqual.recipes.quickstart.findings import read_findings
@@ -35,7 +35,9 @@ def test_rows_are_those_of_compare_at_99_percent(quickstart_folder: Path, add_st
     found = read_findings(add_students(quickstart_folder))
     for one, evaluations in ((OF_TEACHER[2], found.evaluations), (OF_STUDENTS["distilled-over-base"], found.students)):
         both = evaluations[one.before], evaluations[one.after]
-        rows = {grain: compare(*both, grain=grain, measure=one.measure, confidence=0.99) for grain in ("all", "family")}  # type: ignore[arg-type]
+        rows = {
+            grain: compare_pair(*both, grain=grain, measure=one.measure, confidence=0.99) for grain in ("all", "family")
+        }  # type: ignore[arg-type]
         assert {grain: one.rows(evaluations, grain) for grain in rows} == rows  # type: ignore[arg-type]
         table = one.table(evaluations)
         assert table.title == one.title and [row[0] for row in table.rows] == [

@@ -26,3 +26,13 @@ def test_markup_of_a_terminal_is_text() -> None:
 
 def test_a_bar_in_a_cell_does_not_end_it_in_markdown() -> None:
     assert TABLE.markdown().split("\n")[3] == "| a\\|b | x | 1 |"
+
+
+def test_latex_shows_what_the_cells_say() -> None:
+    lines = TABLE.model_copy(update={"heads": ("name", "kind_1", "100 %")}).latex().splitlines()
+    assert lines[:3] == ["% fruit", r"\begin{tabular}{llr}", r"\toprule"] and lines[-1] == r"\end{tabular}"
+    assert lines[3:5] == [r"name & kind\_1 & 100 \% \\", r"\midrule"]
+    assert lines[5:8] == [r"in store \\", r"a|b & x & 1 \\", r"c & yy & 22 \\"]
+    odd = Table(title="t", heads=("a",), rows=(("[0, 1]", "x"), ("a\\b~^{$#&<1>", "● higher"))).latex()
+    assert "\n{[}0, 1] & x" in odd, "a bracket would be an argument of the line break"
+    assert r"a\textbackslash{}b\textasciitilde{}\textasciicircum{}\{\$\#\&$<$1$>$ & $\bullet$ higher" in odd

@@ -56,10 +56,10 @@ class Server:
         assert found or default is not None, text
         return float(found.group(1)) if found else float(default or 0)
 
-    def wait(self, name: str, value: float, seconds: float = 300) -> None:
+    def wait(self, name: str, value: float, seconds: float = 300, default: float | None = None) -> None:
         """Until a metric has a value."""
         end = time.monotonic() + seconds
-        while (now := self.metric(name)) != value:
+        while (now := self.metric(name, default)) != value:
             assert time.monotonic() < end, f"{name} is {now}, not {value}"
             time.sleep(0.05)
 

@@ -342,7 +342,7 @@ def test_every_request_is_counted_by_its_route_and_how_it_ended(tmp_path: Path) 
     async def act(client: httpx.AsyncClient, service: ModelService) -> None:
         ended = [
             await client.get("/health"), await client.get("/v1/models"), await client.get("/v1/models"), await client.get("/v1/models/no"),
-            await client.get("/nothing"), await client.get("/health", headers={"authorization": "x"}), await client.get(TALK),
+            await client.get("/v1/messages"), await client.get("/health", headers={"authorization": "x"}), await client.get(TALK),
             await client.post(TEXT, json={}), await client.post(TALK, json={"model": "other", "messages": []}), await client.get("/livez"),
         ]  # fmt: skip
         assert [answer.status_code for answer in ended] == [503, 200, 200, 404, 404, 401, 405, 400, 400, 200]
@@ -352,6 +352,7 @@ def test_every_request_is_counted_by_its_route_and_how_it_ended(tmp_path: Path) 
         }  # fmt: skip
         lost = ended[4].json()
         assert (lost["error"]["code"], lost["request_id"]) == ("no_such_route", ended[4].headers["x-request-id"])
+        assert lost["error"]["message"] == "`/v1/messages` is not a route. GET /openapi.json lists the routes."
         service.metrics.count_tokens("b", 1, 2, 3)
         assert 'tenant="b"' in (await client.get("/metrics")).text, "the operator's"
         other = {**service.keys.tenants}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -22,3 +24,24 @@ def test_a_tenant_gets_tokens_beside_every_attack(tmp_path: Path) -> None:
     [rows] = found["rounds"]
     assert len(rows) == ATTACKS and all(row["tokens"] > 1 for row in rows.values()), rows
     assert found["cache"]["requests"] == 4
+
+
+class Refusal(http.server.BaseHTTPRequestHandler):
+    """A server that knows nobody."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(401)
+        self.end_headers()
+
+
+@pytest.mark.parametrize("name", ["schemas that compile for ever", "connect, ask, close"])
+def test_an_attack_that_is_refused_for_another_reason_fails(name: str) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusal) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        words = ["--attack", name, f"http://127.0.0.1:{server.server_port}", "key"]
+        ended = subprocess.run(
+            [sys.executable, str(BENCHMARK), *words], check=False, capture_output=True, text=True, timeout=300
+        )
+        server.shutdown()
+    assert ended.returncode and "(401, '')" in ended.stderr

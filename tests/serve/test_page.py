@@ -38,6 +38,7 @@ RENDER = """async text => {
   render(element, text);
   return element.innerHTML;
 }"""
+ROLES = {"button", "checkbox", "combobox", "DisclosureTriangle", "link", "spinbutton", "textbox"}
 HOSTILE = [
     f"<script>window.ran = 1</script><img src='{FOREIGN}' onerror='window.ran = 1'>",
     f"![x]({FOREIGN}) ![y]({FOREIGN} \"' onerror='window.ran=1\")",
@@ -266,12 +267,39 @@ def test_by_keyboard_alone(visit: Visit, taught: Server) -> None:
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.innerText || document.activeElement.ariaLabel || ''").strip())
     assert {"Send", "Settings", "Retry", "New chat", "Log out", "Edit", "Copy"} <= reached
+
+
+def controls(page: playwright.Page) -> list[tuple[str, str]]:
+    """Role and name of all buttons, fields and links, as a screen reader gets them."""
+    nodes = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
+    shown = [
+        (node["role"]["value"], node["name"]["value"].strip())
+        for node in nodes
+        if not node["ignored"] and "name" in node
+    ]
+    return [(role, name) for role, name in shown if role in ROLES]
+
+
+def test_every_control_has_a_name(visit: Visit) -> None:
+    page = visit()
+    ask_and_wait(page, PICTURE_QUESTION)
     page.get_by_text("Settings").press("Enter")
-    nameless = page.evaluate(
-        """() => [...document.querySelectorAll("button, input, textarea, select, [tabindex]")].filter(e => e.checkVisibility()
-        && !(e.innerText?.trim() || e.ariaLabel || e.labels?.[0]?.innerText.trim())).map(e => e.outerHTML)"""
-    )
-    assert nameless == []
+    page.evaluate(RENDER, "- [ ] a\n- [x] b\n\n[](http://127.0.0.1/x) [ ]()\n\n```\ncode\n```")
+    found = controls(page)
+    page.get_by_role("button", name="Edit").first.click()
+    found += controls(page)
+    page.get_by_role("button", name="Log out").click()
+    expect(page.locator("#key")).to_be_focused()
+    found += controls(page)
+    assert [control for control in found if not control[1]] == []
+    assert {role for role, _ in found} == ROLES
+    assert {
+        ("checkbox", "To do"),
+        ("checkbox", "Done"),
+        ("link", "http://127.0.0.1/x"),
+        ("textbox", "API key"),
+        ("button", "Submit"),
+    } <= {*found}
 
 
 def test_a_thought_is_open_while_it_lasts(visit: Visit) -> None:

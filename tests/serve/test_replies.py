@@ -28,6 +28,15 @@ from rorqual.serve.service import ModelService
 from rorqual.serve.wire import EngineArguments, EngineRequest, SampledToken, pack
 
 CHAT = chat_format(Tokenizer.byte_level())
+CALLS = {
+    "deepseek": '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>add<｜tool▁sep｜>{"a": 1}<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
+    "deepseek-r1": '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>add\n```json\n{"a": 1}\n```<｜tool▁call▁end｜>',
+    "deepseek-v3.2": (
+        '<｜DSML｜function_calls>\n<｜DSML｜invoke name="add">\n<｜DSML｜parameter name="a" string="false">1</｜DSML｜parameter>\n'
+        "</｜DSML｜invoke>\n</｜DSML｜function_calls>"
+    ),
+}
+"""A call of `add` in formats of DeepSeek."""
 ASK = EngineRequest((0, 3, 4), SamplingParams(max_tokens=9))
 PACKED = pack(ASK)
 
@@ -76,6 +85,26 @@ def test_silence_is_told_while_tokens_come_that_have_no_text() -> None:
             sampling.cancel()
 
     assert asyncio.run(told()) is None
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_that_max_tokens_cuts_off_leaves_no_markup_in_the_content(name: str) -> None:
+    """At every token, streamed as whole; the client sees by `finish_reason` that something is missing."""
+    chat = chat_format(Tokenizer.byte_level(), name)
+    ids = chat.tokenizer.encode_trusted(f"Hm.</think>I add.{CALLS[name]}")
+    start = len(chat.tokenizer.encode_trusted("Hm.</think>I add."))
+    for cut in range(start, len(ids)):
+        choice = Choice(chat.reader("on", [Tool("add")]), StopStringMatcher([]))
+        pieces = [
+            choice.add_token(SampledToken(0, id_, "length" if n == cut else None))
+            for n, id_ in enumerate(ids[: cut + 1])
+        ]
+        assert choice.content == "I add." == "".join(piece.content for piece in pieces), chat.tokenizer.decode(
+            ids[:cut]
+        )
+        assert choice.content == chat.parse(ids[: cut + 1], "on", [Tool("add")]).content
+        assert choice.reason == "length"
+    assert len(choice.calls) == 1
 
 
 def test_a_tenant_that_floods_leaves_each_other_its_share() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -28,6 +27,7 @@ from rorqual.serve.app import LIVEZ, create_app
 
 HELLO = [{"role": "user", "content": "hello"}]
 LONG = {"model": "tiny", "messages": HELLO, "temperature": 1, "seed": 1, "chat_template_kwargs": {"thinking": False}}
+CLOSED = 60
 ROUTES = (
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"),
@@ -205,18 +205,40 @@ def test_a_client_that_leaves_frees_its_slot(server: Server, stream: bool) -> No
         assert client.post("/v1/chat/completions", json=chat_body(n=4)).status_code == 200
 
 
-def test_what_was_refused_or_had_no_token_yet_is_not_billed(server: Server) -> None:
-    def misses() -> float:
-        with server.client as client:
-            found = re.search(r'tokens_total\{tenant="default",kind="prompt_miss"\} (\d+)', client.get("/metrics").text)
-        return float(found.group(1)) if found else 0.0
+def misses(server: Server) -> float:
+    """Prompt tokens of the tenant that the engine computed."""
+    return server.metric(r'tokens_total\{tenant="default",kind="prompt_miss"\}', 0)
 
+
+def request_of(server: Server, **fields: Any) -> bytes:
+    body = json.dumps(LONG | fields)
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.key}\r\n"
+    return f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+
+
+def test_a_client_that_closes_at_once_starts_no_work(server: Server) -> None:
+    """The server is stopped meanwhile, so that it finds all requests and all ends of connections at once."""
+    gone = r'requests_total\{route="/v1/chat/completions",status="499"\}'
+    before, cancelled, left = misses(server), server.metric("cancelled_total"), server.metric(gone, 0)
+    address = ("127.0.0.1", int(server.url.rsplit(":", 1)[1]))
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        for number in range(CLOSED):
+            with socket.create_connection(address, timeout=60) as door:
+                door.sendall(request_of(server, guided_regex=f"a{{{number + 1}}}", stream=bool(number % 2)))
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+    server.wait(gone, left + CLOSED, default=0)
+    assert (misses(server), server.metric("cancelled_total")) == (before, cancelled), "the engine has heard of none"
+
+
+def test_what_was_refused_or_had_no_token_yet_is_not_billed(server: Server) -> None:
     lines = []
-    before, cancelled, failed = misses(), server.metric("cancelled_total"), server.metric("failed_total")
+    before, cancelled, failed = misses(server), server.metric("cancelled_total"), server.metric("failed_total")
     with server.client as client, ExitStack() as held:
         refused = client.post("/v1/chat/completions", json=chat_body(guided_regex="(a|b)(?=c)"))
         assert refused.status_code == 400 and refused.json()["error"]["param"] == "guided_regex"
-        assert misses() == before and server.metric("failed_total") == failed, "a refusal is no failure"
+        assert misses(server) == before and server.metric("failed_total") == failed, "a refusal is no failure"
         assert server.metric("cancelled_total") == cancelled
         for number in range(4):  # all slots
             said = {"messages": [{"role": "user", "content": f"{number} hello"}], "ignore_eos": True}
@@ -225,14 +247,12 @@ def test_what_was_refused_or_had_no_token_yet_is_not_billed(server: Server) -> N
             lines.append(other.iter_lines())  # whose end would close the stream
             assert any("content" in line for line in lines[-1])
         with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1])), timeout=60) as door:
-            body = json.dumps(LONG)
-            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.key}\r\n"
-            door.sendall(f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+            door.sendall(request_of(server))
             server.wait("waiting", 1)  # and only then does it leave
         server.wait("cancelled_total", cancelled + 1)
-        assert misses() == before, "what runs is billed at its end"
+        assert misses(server) == before, "what runs is billed at its end"
     server.wait("cancelled_total", cancelled + 5)
-    assert misses() > before
+    assert misses(server) > before
 
 
 @pytest.mark.parametrize("chat", [False, True])

@@ -93,6 +93,30 @@ def test_dynamic_sampling_has_a_limit_and_says_so(base: Path, tmp_path: Path) ->
     assert f"only {short.metrics['groups_trained']} of 60 groups in 2 draws have both rewards" in short.notes[0]
 
 
+# ---- random rewards
+
+
+def test_random_rewards_do_not_depend_on_the_answers(base: Path, tmp_path: Path) -> None:
+    """The control of a gain: wrong answers are rewarded as often as right ones, and the log still grades them."""
+    run = run_with(base, 1, problems=20, samples=6, trace=20, random_reward=0.5, std=False)
+    (step,) = watch(run, tmp_path / "run")
+    rewarded = {"right": [], "wrong": []}  # type: dict[str, list[bool]]
+    for line in step.trace:
+        advantages = [sample["advantage"] for sample in line["samples"]]
+        assert len({round(value, 6) for value in advantages}) <= 2 and sum(advantages) == pytest.approx(0, abs=1e-6)
+        for sample in line["samples"]:
+            rewarded[sample["verdict"]].append(sample["advantage"] > 0)
+    assert len(rewarded["wrong"]) > 20 and 0.25 < sum(rewarded["wrong"]) / len(rewarded["wrong"]) < 0.75
+    graded = [sample["verdict"] == "right" for line in step.trace for sample in line["samples"]]
+    assert step.metrics["reward"] == pytest.approx(sum(graded) / len(graded))
+    (again,) = watch(run, tmp_path / "again")
+    assert again.trace == step.trace
+    (sure,) = watch(run_with(base, 1, random_reward=1.0), tmp_path / "sure")
+    assert all(sample["advantage"] == 0 for line in sure.trace for sample in line["samples"]), (
+        "all of a group are equal"
+    )
+
+
 # ---- length and cut-off answers
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 from rorqual.cli.eval_settings import REMOTE, EvalSettings
@@ -15,7 +16,9 @@ from rorqual.core.records import RunDir
 from rorqual.data.fingerprint import fingerprint
 from rorqual.evals.cascade import FEWEST, Cascade, calibrate
 from rorqual.evals.evaluating import evaluate, pick_problems
+from rorqual.evals.evaluation import Evaluation
 from rorqual.model.account import account
+from rorqual.model.cost import linear_cost
 from rorqual.model.load.run_directory import read_model_config
 from rorqual.tasks.task import Task
 
@@ -50,12 +53,17 @@ def measure_cascade(
         )  # two caches of the same model would use the same file
         large = little if equal else caches.enter_context(load_with_cached_answers(teacher, settings, file))
         dev = evaluate(little, task, progress=progress, model=student, **asked | {"split": "dev"})
+        answers = (
+            evaluate(little, task, progress=progress, model=student, **asked),
+            evaluate(large, task, progress=progress, model=teacher, **asked | {"votes": False, "params": once}),
+        )
+        known = all(map(is_run_folder, models))
         result = Cascade(
             calibration=calibrate(dev),
-            student=evaluate(little, task, progress=progress, model=student, **asked),
-            teacher=evaluate(large, task, progress=progress, model=teacher, **asked | {"votes": False, "params": once}),
+            student=answers[0],
+            teacher=answers[1],
             sure=DEFAULT_SURE if settings.sure is None else settings.sure,
-            flops=(_flops_per_token(student), _flops_per_token(teacher)) if all(map(is_run_folder, models)) else None,
+            flops=(problem_flops(student, answers[0]), problem_flops(teacher, answers[1])) if known else None,
             fingerprints=(prints[0], prints[1]),
         )
         if file is not None:
@@ -103,6 +111,18 @@ def _check_models(models: tuple[str, str], settings: EvalSettings) -> None:
         RunDir(Path(model)).checkpoint()
 
 
-def _flops_per_token(run: str) -> float:
-    """Return the FLOPs that the run's model needs for one generated token, without attention to earlier tokens."""
-    return float(account(read_model_config(RunDir(Path(run)))).flops)
+def problem_flops(run: str, evaluation: Evaluation) -> dict[str, float]:
+    """Return the FLOPs of the run's model on each problem, by the problem's key: one prefill of the prompt, and each sample's
+    tokens, with attention to all earlier tokens. The output head is counted for sampled tokens only."""
+    config = read_model_config(RunDir(Path(run)))
+    head = linear_cost(config.hidden_size, config.vocab_size).flops
+    longest = max(sample.prompt_tokens + sample.tokens for sample in evaluation.samples)
+    costs = (account(config, context=context).flops - head for context in range(1, longest + 1))
+    until = [0, *accumulate(costs)]  # the cost of the first n tokens of a sequence, without the head
+    found = {}
+    for key, samples in evaluation.samples_by_problem.items():
+        prompt = samples[0].prompt_tokens
+        # The last token of a sample is not read again.
+        replies = (until[max(prompt, prompt + sample.tokens - 1)] - until[prompt] for sample in samples)
+        found[key] = float(until[prompt] + sum(replies) + head * sum(sample.tokens for sample in samples))
+    return found

@@ -15,6 +15,7 @@ from rorqual.cli.settings import DeviceSettings, check_device
 from rorqual.core.config import Count, Natural, NonNegative, Seed, Share, parse_scalar
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir, StopWhen, Thinking
+from rorqual.evals.text_loss import TextLoss
 from rorqual.tasks.task import Split
 
 REMOTE = ("http://", "https://")
@@ -171,15 +172,16 @@ def load_engine_or_client(model: str, settings: EvalSettings) -> Any:
 def evaluation_file(model: str, settings: EvalSettings) -> Path | None:
     """Return the path at which the evaluation's result is saved. If the setting `out` is given, the path is `out`.
 
-    The default path for a run is a file in the run's `evals/` folder, named by task, split and thinking mode. The default for
-    a server or a cascade is None.
+    The default path for a run is a file in the run's `evals/` folder, named by task, split and thinking mode, or by the text
+    file. The default for a server or a cascade is None.
     """
     if settings.out:
         return Path(settings.out)
     if model.startswith((*REMOTE, CASCADE)):
         return None
-    name = re.sub(r"[^\w.]+", "-", settings.task).strip("-.")
-    return Path(model) / "evals" / f"{name}-{settings.split}-{settings.thinking}.json"
+    name = re.sub(r"[^\w.]+", "-", settings.task or Path(settings.data).name).strip("-.")
+    kind = f"{settings.split}-{settings.thinking}" if settings.task else "loss"
+    return Path(model) / "evals" / f"{name}-{kind}.json"
 
 
 def was_trained_on(run: RunDir, data: Path) -> bool:
@@ -216,21 +218,24 @@ def held_out_text(path: str) -> str:
     return read_text_split(Path(path)).validation
 
 
-def loss_on_text(model: str, settings: EvalSettings) -> str:
-    """Compute the model's loss on the held-out last tenth of a text file. Return the loss per token and per character as
-    text.
+def loss_on_text(model: str, settings: EvalSettings) -> TextLoss:
+    """Return the model's loss on the held-out last tenth of a text file, and save the loss at `evaluation_file`.
 
-    The text is split into windows of `window` tokens (default: the model's context length).
+    The text is split into passages of `window` tokens (default: the model's context length).
     """
     import torch
 
     from rorqual.engine.engine import Engine
     from rorqual.evals.perplexity import text_loss
+    from rorqual.generate.output import check_writable_path
 
     if model.startswith(REMOTE):
         raise ConfigError(
             "a server cannot compute the loss of a text", where="command line", remedy="Give a run's folder."
         )
+    file = evaluation_file(model, settings)
+    assert file is not None
+    check_writable_path(file)
     text = held_out_text(settings.data)
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -243,12 +248,6 @@ def loss_on_text(model: str, settings: EvalSettings) -> str:
             remedy=f"Use window={engine.max_len} or less.",
         )
     loss = text_loss(engine.scoring_model, engine.tokenizer, text, window=settings.window or engine.max_len)
-    return "\n".join(
-        [
-            f"{model} on the last tenth of {settings.data}: {loss.tokens:,} tokens, {loss.characters:,} characters,",
-            f"each predicted once, from at most {loss.window} tokens before it.",
-            f"  loss per token      {loss.per_token:.4f} nats (perplexity {loss.perplexity:.2f})",
-            f"  loss per character  {loss.per_character:.4f} nats",
-            f"  bits per byte       {loss.bits_per_byte:.4f}",
-        ]
-    )
+    loss = loss.model_copy(update={"model": model, "text": settings.data})
+    loss.save(file)
+    return loss

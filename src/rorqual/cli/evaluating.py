@@ -18,7 +18,7 @@ from rorqual.engine.weight_fingerprint import ROUNDING
 from rorqual.evals import evaluating as run
 from rorqual.evals.answer_cache import AnswerCache
 from rorqual.evals.evaluation import Evaluation
-from rorqual.evals.trained_verifier import with_verifier_scores, write_training_rows
+from rorqual.evals.trained_verifier import check_verifier, with_verifier_scores, write_training_rows
 from rorqual.ops.backends import backend_cache_id
 from rorqual.tasks.task import Task
 
@@ -34,6 +34,9 @@ def evaluate_and_save(
     continues with the cached answers.
     """
     judge = load_engine_or_client(settings.verifier, settings) if settings.verifier else None
+    if judge is not None:
+        few = run.pick_problems(task, settings.split, min(settings.count, 8), settings.seed, per_family=False)
+        check_verifier(judge, few, settings.verifier)
     with load_with_cached_answers(model, settings, file) as cache:
         task.checkpoint = str(cache.made.get("run", ""))
         evaluation = run.evaluate(cache, task, progress=progress, model=model, **settings.evaluate_arguments())

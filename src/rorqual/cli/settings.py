@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field
 from pydantic.fields import FieldInfo
 from typer.core import TyperCommand
 
+from rorqual.cli.recipe_keys import DEFAULTS, recipe_rows
 from rorqual.core.config import Config, parse_config
 from rorqual.core.errors import ConfigError
 
@@ -79,13 +80,20 @@ def check_device(name: str) -> None:
 
 
 class VerbCommand(TyperCommand):
-    """A command whose help lists its `key=value` options."""
+    """A command whose help lists its `key=value` options. The help of `train RECIPE` lists the recipe's keys too."""
 
     options: Mapping[str, str] = {}
     """The options that the command's help lists: heading -> settings class, written as `module:Class`. The modules are
     imported when the help is shown."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta["recipes"] = [word for word in args if word in DEFAULTS] if self.name == "train" else []
+        return super().parse_args(ctx, args)
+
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        for recipe in ctx.meta["recipes"]:
+            with formatter.section(f"Keys of the recipe {recipe}"):
+                formatter.write_dl(recipe_rows(recipe))
         for heading, place in self.options.items():
             module, _, name = place.partition(":")
             with formatter.section(heading):

@@ -1,6 +1,6 @@
 """Progress reports with the steps done, the speed and the remaining time.
 
-On a terminal the report is one line that is rewritten. In a pipe or a file each report is a separate line.
+On a terminal or in a notebook the report is one line that is rewritten. In a pipe or a file each report is a separate line.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ units per second, a report shows seconds per unit."""
 class Progress:
     """A progress report, printed to `stream` as `label  done/total  note  speed  left m:ss`.
 
-    `every` is the minimum number of seconds between two lines; on a terminal, the line is instead rewritten at most every 0.2
-    s. `start` is the number of units that an earlier process completed; the reported speed excludes units of earlier
+    `every` is the minimum number of seconds between two lines; on a terminal or in a notebook, the line is instead rewritten at
+    most every 0.2 s. `start` is the number of units that an earlier process completed; the reported speed excludes units of earlier
     processes.
     """
 
@@ -45,7 +45,10 @@ class Progress:
     def __post_init__(self) -> None:
         self._began = time.monotonic()
         self._shown = self._began
-        self._live = self.stream.isatty()
+        # A notebook's stream is no terminal. It goes back to the start of a line, but does not erase the line.
+        self._notebook = type(self.stream).__module__.startswith("ipykernel.")
+        self._live = self._notebook or self.stream.isatty()
+        self._width = 0
 
     def update(self, done: int, note: str = "") -> None:
         """Report that `done` of `total` units are done. `note` is shown after the count, such as `loss 0.31`."""
@@ -60,10 +63,15 @@ class Progress:
         remaining = clock_text((self.total - done) / speed) if speed > 0 and not early else "?"
         pace = f"{speed:.1f} {self.unit}/s" if speed >= SLOW or speed <= 0 else f"{1 / speed:.0f} s/{self.unit}"
         text = f"{self.label}  {done}/{self.total}  {note}  {pace}  left {remaining}"
-        end = "\n" if last or not self._live else ""
-        self.stream.write(("\r\x1b[K" if self._live else "") + text + end)
+        self._write(text, "\n" if last or not self._live else "")
         self.stream.flush()
 
     def say(self, text: str) -> None:
         """Print a separate line above the progress line."""
-        self.stream.write(("\r\x1b[K" if self._live else "") + text + "\n")
+        self._write(text, "\n")
+
+    def _write(self, text: str, end: str) -> None:
+        """Write `text` over the current line. In a notebook, spaces cover the rest of a longer line."""
+        start = "\r" if self._notebook else "\r\x1b[K" if self._live else ""
+        self.stream.write(start + (text.ljust(self._width) if self._notebook else text) + end)
+        self._width = 0 if end else len(text)

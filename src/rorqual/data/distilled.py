@@ -5,7 +5,7 @@ holds the filter's name.
 
 If any message has content parts, the file has format 2. In format 2, each message has a key `parts` with the message's content
 as JSON. `content` in format 2 is the text of the message, with a label in place of each non-text part. A file without content
-parts has format 1.
+parts has format 1. Files of older versions lack the column `model`.
 
 The file metadata has the keys `rorqual.format`, `rorqual.tokenizer` and `rorqual.vocab` (vocabulary size).
 `rorqual.tokenizer` is the SHA-256 of the teacher's tokenizer.json.
@@ -36,6 +36,7 @@ from rorqual.core.rows import name_file_in_parquet_errors
 
 FORMAT_KEY, TOKENIZER_KEY, VOCAB_KEY = b"rorqual.format", b"rorqual.tokenizer", b"rorqual.vocab"
 ROWS_AT_ONCE = 1024
+MODEL = "model"
 AGAIN = "Sample the teacher again."
 VerdictName = Literal["right", "wrong", "ungraded"]
 Ids = npt.NDArray[np.int32]
@@ -56,6 +57,7 @@ SCHEMA = pa.schema(
         ("verdict", pa.string()),
         ("dropped", pa.string()),
         ("teacher", pa.string()),
+        (MODEL, pa.string()),
         ("params", pa.string()),
         ("seed", pa.int64()),
         ("number", pa.int32()),
@@ -88,10 +90,12 @@ def empty_top_logprobs() -> Logprobs:
 class TeacherSample:
     """One teacher sample. The last of `messages` is the teacher's reply.
 
-    `dropped` is the name of the filter that dropped the sample, or "". `params` holds the sampling parameters as JSON, and
-    `number` is the index of the sample among all samples of the same problem. `core_seconds` is the CPU time of the sample, and
-    `money` is its cost in the currency of the configured price. `top_ids` and `top_logprobs` have the
-    shape [len(token_ids), k], or [0, 0] if no top-k tokens were stored.
+    `teacher` names the run or server that was asked, and `model` the model that answered by the server's reply. `model` is ""
+    for a local run and for a reply that names no model. `seed` is the seed of this sample: a request with `n=1` and this seed
+    draws the same random numbers. `dropped` is the name of the filter that dropped the sample, or "". `params` holds the
+    sampling parameters as JSON, and `number` is the index of the sample among all samples of the same problem. `core_seconds`
+    is the CPU time of the sample, and `money` is its cost in the currency of the configured price. `top_ids` and
+    `top_logprobs` have the shape [len(token_ids), k], or [0, 0] if no top-k tokens were stored.
     """
 
     key: str
@@ -111,6 +115,7 @@ class TeacherSample:
     completion_tokens: int = 0
     core_seconds: float = 0.0
     money: float = 0.0
+    model: str = ""
     top_ids: Ids = field(default_factory=empty_top_ids)
     top_logprobs: Logprobs = field(default_factory=empty_top_logprobs)
 
@@ -224,6 +229,8 @@ def _read_table(path: Path, columns: list[str]) -> pa.Table:
                 where=str(path),
                 remedy="Give the data.parquet that `rorqual distil` wrote.",
             )
+        if MODEL not in pq.read_schema(path).names:
+            columns = [name for name in columns if name != MODEL]
         table = pq.read_table(path, columns=columns)
     schema = pa.schema([SCHEMAS[format_].field(name) for name in columns])
     if not table.schema.equals(schema) or any(column.null_count for column in table.columns):

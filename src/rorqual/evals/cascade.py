@@ -9,7 +9,7 @@ tokens. The calibration is a logistic regression on problems of the dev split (P
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +33,8 @@ BINS = 5
 @dataclass(frozen=True)
 class ProblemInCascade:
     """One problem of a cascade: the student's confidence, whether student and teacher are right (a fraction if votes tie), and
-    the number of tokens that each model generated. The confidence is 0 if the student's reply failed, or if the reply was
-    truncated and the signal is a log-probability."""
+    the tokens that each model generated, and the FLOPs of each model (0 if unknown). The confidence is 0 if the student's reply
+    failed, or if the reply was truncated and the signal is a log-probability."""
 
     key: str
     confidence: float
@@ -42,6 +42,8 @@ class ProblemInCascade:
     teacher: float
     student_tokens: int
     teacher_tokens: int
+    student_flops: float = 0.0
+    teacher_flops: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -74,16 +76,16 @@ class CalibrationBin:
 
 class Cascade(Config):
     """The evaluations of student and teacher on the same problems, and the calibration. `sure` is the smallest confidence at
-    which the student's answer is kept. `flops` holds the FLOPs per generated token of student and teacher, if the FLOPs of both
-    models are known. `fingerprints` identify the checkpoints of student and teacher. The fingerprint of a model behind a server
-    is "".
+    which the student's answer is kept. `flops` holds the FLOPs of student and teacher on each problem (prompt and replies, with
+    attention), by the problem's key, if the FLOPs of both models are known. `fingerprints` identify the checkpoints of student
+    and teacher. The fingerprint of a model behind a server is "".
     """
 
     student: Evaluation
     teacher: Evaluation
     calibration: Calibration
     sure: float
-    flops: tuple[float, float] | None = None
+    flops: tuple[dict[str, float], dict[str, float]] | None = None
     fingerprints: tuple[str, str] = ("", "")
 
     def save(self, path: Path) -> None:
@@ -96,6 +98,7 @@ class Cascade(Config):
         Raises DataError if no problem is graded.
         """
         teacher = self.teacher.samples_by_problem
+        flops = self.flops or ({}, {})
         found = []
         for key, group in self.student.samples_by_problem.items():
             failed = bool(group[0].error)
@@ -103,9 +106,9 @@ class Cascade(Config):
             if student is not None and other is not None:
                 unsure = failed or (self.calibration.signal == "logprob" and group[0].truncated)
                 confidence = 0.0 if unsure else self.calibration.probability(signal_of(group, self.calibration.signal))
-                found.append(
-                    ProblemInCascade(key, confidence, student, other, _total_tokens(group), _total_tokens(teacher[key]))
-                )
+                tokens = (_total_tokens(group), _total_tokens(teacher[key]))
+                costs = (one.get(key, 0.0) for one in flops)
+                found.append(ProblemInCascade(key, confidence, student, other, *tokens, *costs))
         if not found:
             raise DataError(
                 "no problem was graded for both models", where="cascade", remedy="Look at the errors of the replies."
@@ -125,13 +128,17 @@ class Cascade(Config):
         shares = teacher_probabilities(asked, choices)
         right = sum(part * c.teacher + (1 - part) * c.student for c, part in zip(choices, shares, strict=True))
         student, teacher = (sum(getattr(choice, name) for choice in choices) / count for name in ("student", "teacher"))
-        tokens = (
-            sum(choice.student_tokens for choice in choices) / count,
-            sum(part * choice.teacher_tokens for choice, part in zip(choices, shares, strict=True)) / count,
+        tokens, flops = (
+            sum(
+                getattr(c, f"student_{unit}") + part * getattr(c, f"teacher_{unit}")
+                for c, part in zip(choices, shares, strict=True)
+            )
+            / count
+            for unit in ("tokens", "flops")
         )
-        flops = None if self.flops is None else sum(a * b for a, b in zip(tokens, self.flops, strict=True))
         at_random = (1 - share) * student + share * teacher
-        return CascadePoint(share, right / count, wilson(min(right, count), count), at_random, sum(tokens), flops)
+        interval = wilson(min(right, count), count)
+        return CascadePoint(share, right / count, interval, at_random, tokens, flops if self.flops else None)
 
     def curve(self) -> list[CascadePoint]:
         """Return one point for each number of problems that the teacher may answer, from 0 to all. If there are more than
@@ -149,18 +156,11 @@ class Cascade(Config):
         """Return the result if the teacher answers every problem without the student. The cost does not include the student's
         tokens."""
         choices = self.problems_by_confidence()
-        point, tokens = (
-            self.result_with_teacher_on(len(choices), choices),
-            sum(c.teacher_tokens for c in choices) / len(choices),
+        point = self.result_with_teacher_on(len(choices), choices)
+        tokens, flops = (
+            sum(getattr(c, f"teacher_{unit}") for c in choices) / len(choices) for unit in ("tokens", "flops")
         )
-        return CascadePoint(
-            1.0,
-            point.accuracy,
-            point.interval,
-            point.at_random,
-            tokens,
-            None if self.flops is None else tokens * self.flops[1],
-        )
+        return replace(point, tokens=tokens, flops=flops if self.flops else None)
 
     def calibration_bins(self) -> list[CalibrationBin]:
         """Return mean confidence and accuracy in `BINS` bins of equally many problems, by rising confidence."""

@@ -52,16 +52,21 @@ def calibration_table(cascade: Cascade) -> Table:
     return Table(title=title, heads=heads, rows=rows)
 
 
-def ungraded_note(cascade: Cascade) -> str:
-    """Return a sentence with the number of problems that are left out because a reply is ungraded, or "" if none is left
-    out."""
+def cascade_notes(cascade: Cascade) -> str:
+    """Return sentences on problems that are left out because a reply is ungraded, and on a threshold at which the teacher answers
+    every problem. Return "" if neither is the case."""
     left_out = f"{cascade.ungraded_count} of {len(cascade.student.problem_keys)} problems are left out, because a reply could not be graded."
-    return left_out if cascade.ungraded_count else ""
+    always = (
+        f"At sure={cascade.sure:g}, the teacher answers every problem, so the student only adds cost. Use the teacher alone, or a "
+        "smaller sure=."
+    )
+    asks_always = cascade.result_at_threshold().asked == 1
+    return " ".join([left_out] * bool(cascade.ungraded_count) + [always] * asks_always)
 
 
 def cascade_table(cascade: Cascade) -> str:
     """Return the table of results and the table of the calibration as text."""
-    parts = (points_table(cascade).text(), calibration_table(cascade).text(), ungraded_note(cascade))
+    parts = (points_table(cascade).text(), calibration_table(cascade).text(), cascade_notes(cascade))
     return "\n".join(filter(None, parts))
 
 
@@ -71,7 +76,7 @@ def cascade_page(cascade: Cascade) -> str:
         "cascade",
         cascade=cascade,
         picture=draw(cost_chart(cascade)),
-        note=ungraded_note(cascade),
+        note=cascade_notes(cascade),
         points=points_table(cascade),
         calibration=calibration_table(cascade),
     )

@@ -1,17 +1,31 @@
-"""Paired comparison of two evaluations of the same problems."""
+"""Paired comparison of two models on the same problems or passages of text, for one seed or several."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 
 from rorqual.core.errors import DataError
-from rorqual.evals.evaluation import Evaluation, GradedSample, Grain, family_and_level, mean_per_problem
-from rorqual.evals.stats import Difference, Floats, difference_over_seeds, mcnemar
+from rorqual.evals.evaluation import ALL, Evaluation, GradedSample, Grain, family_and_level, mean_per_problem
+from rorqual.evals.stats import (
+    Difference,
+    Floats,
+    Interval,
+    difference_over_seeds,
+    hierarchical_difference,
+    mcnemar,
+    t_interval,
+)
+from rorqual.evals.text_loss import TextLoss
+from rorqual.evals.verdict import Verdict as SeedsVerdict
+from rorqual.evals.verdict import judge
 from rorqual.tasks.task import Verdict
 
+SAMPLES = 20_000
+"""Number of resamples of a bootstrap over seeds."""
 SampleMeasure = Callable[[GradedSample], float]
 
 
@@ -27,13 +41,14 @@ def did_think(sample: GradedSample) -> float:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The difference between two evaluations in one cell (family and level). `before` and `after` are the evaluations' means
-    over the same problems.
+    """The difference between two models in one cell (family and level). `before` and `after` are the models' means over the same
+    problems: shares of right answers, or losses in nats per token (`unit`). `by_seed` lists the means (before, after) of each
+    seed.
 
     `gained` counts the problems whose value rose, and `lost` the problems whose value fell. `left_out` counts problems
     that are ungraded in either evaluation. For one seed, `p_value` is the p-value of McNemar's exact test. For several seeds,
     `p_value` is None, because pairs of different seeds are not independent. `p_value` is also None if a problem has several
-    samples, because the mean of a problem's samples is not binary.
+    samples, because the mean of a problem's samples is not binary. Losses have no `p_value`.
     """
 
     family: str
@@ -41,13 +56,36 @@ class Comparison:
     before: float
     after: float
     difference: Difference
-    p_value: float | None
     gained: int
     lost: int
-    left_out: int
+    by_seed: tuple[tuple[float, float], ...]
+    p_value: float | None = None
+    left_out: int = 0
+    unit: Literal["points", "nats"] = "points"
+
+    @property
+    def seed_differences(self) -> list[float]:
+        """The difference `after - before` of each seed."""
+        return [after - before for before, after in self.by_seed]
+
+    @property
+    def student(self) -> Interval | None:
+        """Student's t interval over the seeds' differences, or None for one seed."""
+        confidence = self.difference.interval.confidence
+        return t_interval(self.seed_differences, confidence) if len(self.by_seed) > 1 else None
+
+    @property
+    def verdict(self) -> SeedsVerdict:
+        """The verdict on "after is higher than before", by the rule of `rorqual.evals.verdict`."""
+        return judge(self.difference.interval, self.seed_differences)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all fields, Student's t interval and the verdict."""
+        student = self.student
+        return asdict(self) | {"student": student and asdict(student), "verdict": self.verdict}
 
 
-def compare(
+def compare_pair(
     before: Evaluation,
     after: Evaluation,
     *,
@@ -71,7 +109,7 @@ def compare_seeds(
     grain: Grain = "family",
     measure: SampleMeasure = is_right,
     confidence: float = 0.95,
-    samples: int = 4000,
+    samples: int = SAMPLES,
 ) -> list[Comparison]:
     """Compare several runs that differ in their seed: `before[s]` is paired with `after[s]`.
 
@@ -79,16 +117,42 @@ def compare_seeds(
     seeds and problems and the score interval over all problems. The coverage of the bootstrap interval is below nominal (see
     `hierarchical_difference`).
     """
-    if len(before) != len(after) or not before:
-        raise DataError(
-            f"{len(before)} `before` evaluations cannot be paired with {len(after)} `after` evaluations",
-            remedy="Give one `before` and one `after` evaluation for each seed.",
-        )
+    _check_same_seeds(before, after)
     for old, new in zip(before, after, strict=True):
         _check_same_problems(old, new)
     cells = dict.fromkeys(family_and_level(sample, grain) for evaluation in before for sample in evaluation.samples)
     compared = (_compare_cell(name, before, after, grain, measure, confidence, samples) for name in cells)
     return [row for row in compared if row is not None]
+
+
+def compare_texts(
+    before: Sequence[TextLoss], after: Sequence[TextLoss], *, confidence: float = 0.95, samples: int = SAMPLES
+) -> Comparison:
+    """Compare losses on the same text, paired by passage: `before[s]` is paired with `after[s]`.
+
+    The interval is the bootstrap interval over seeds and passages (`hierarchical_difference`). Raises DataError if the passages
+    differ.
+    """
+    _check_same_seeds(before, after)
+    for old, new in zip(before, after, strict=True):
+        if old.passages != new.passages:
+            raise DataError(
+                f"the passages differ: {len(old.losses)} of {old.window} tokens of {old.text or 'a text'}, "
+                f"and {len(new.losses)} of {new.window} tokens of {new.text or 'a text'}",
+                where="compare",
+                remedy="Evaluate both models with the same data=FILE.txt and window=. Losses by token need one tokenizer.",
+            )
+    olds, news = ([np.array(one.losses) for one in side] for side in (before, after))
+    difference = hierarchical_difference(olds, news, confidence, samples)
+    return _comparison(before[0].text or ALL, ALL, olds, news, difference, unit="nats")
+
+
+def _check_same_seeds(before: Sequence[Evaluation | TextLoss], after: Sequence[Evaluation | TextLoss]) -> None:
+    if len(before) != len(after) or not before:
+        raise DataError(
+            f"{len(before)} `before` evaluations cannot be paired with {len(after)} `after` evaluations",
+            remedy="Give one `before` and one `after` evaluation for each seed.",
+        )
 
 
 def _check_same_problems(before: Evaluation, after: Evaluation) -> None:
@@ -145,16 +209,26 @@ def _compare_cell(
     if not pairs:
         return None
     olds, news = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    old, new = np.concatenate(olds), np.concatenate(news)
+    difference = difference_over_seeds(olds, news, confidence, samples)
     single = all(pair[3] for pair in pairs)
+    p_value = mcnemar(olds[0] > 0.5, news[0] > 0.5) if single and len(pairs) == 1 else None
+    return _comparison(*name, olds, news, difference, p_value=p_value, left_out=sum(pair[2] for pair in pairs))
+
+
+def _comparison(
+    family: str, level: str, befores: Sequence[Floats], afters: Sequence[Floats], difference: Difference, **more: Any
+) -> Comparison:
+    by_seed = tuple((float(old.mean()), float(new.mean())) for old, new in zip(befores, afters, strict=True))
+    before, after = np.mean(by_seed, axis=0).tolist()
+    rises = np.concatenate(afters) - np.concatenate(befores)
     return Comparison(
-        family=name[0],
-        level=name[1],
-        before=float(np.mean([part.mean() for part in olds])),
-        after=float(np.mean([part.mean() for part in news])),
-        difference=difference_over_seeds(olds, news, confidence, samples),
-        p_value=mcnemar(old > 0.5, new > 0.5) if single and len(pairs) == 1 else None,
-        gained=int((new > old).sum()),
-        lost=int((new < old).sum()),
-        left_out=sum(pair[2] for pair in pairs),
+        family=family,
+        level=level,
+        before=before,
+        after=after,
+        difference=difference,
+        gained=int((rises > 0).sum()),
+        lost=int((rises < 0).sum()),
+        by_seed=by_seed,
+        **more,
     )

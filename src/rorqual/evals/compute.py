@@ -126,13 +126,18 @@ def measure_compute(
             "this model has no router, so all tokens take the same computation", where=model, remedy=remedy
         )
     requests = [Request(problem.messages, with_problem_seed(params, problem.key), thinking) for problem in problems]
-    answers = engine.generate(requests, progress=progress)
-    replies = tuple(
-        _count_reply(engine, task, problem, group[0], config) for problem, group in zip(problems, answers, strict=True)
-    )
-    values = {value for reply in replies for value in reply.experts}
-    if len(values) == 1:
-        raise ConfigError(f"all tokens use {values.pop():g} experts per layer", where=model, remedy=remedy)
+    replies: tuple[CountedReply, ...] = ()
+    fixed = all(ffn.active_experts() > ffn.experts_per_token() - 1e-6 for ffn in routed)
+    # A router that should always use all of its choices is refused after one answer.
+    for asked in (requests[:1], requests) if fixed else (requests,):
+        answers = engine.generate(asked, progress=progress)
+        replies = tuple(
+            _count_reply(engine, task, problem, group[0], config)
+            for problem, group in zip(problems, answers, strict=False)
+        )
+        values = {value for reply in replies for value in reply.experts}
+        if len(values) == 1:
+            raise ConfigError(f"all tokens use {values.pop():g} experts per layer", where=model, remedy=remedy)
     chosen = routed[0].experts_per_token()
     return ComputeReport(model, task.name, len(routed), chosen, tuple(_groups(replies, engine)), replies)
 

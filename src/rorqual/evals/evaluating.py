@@ -290,6 +290,7 @@ def _grade_completion(task: Task, problem: Problem, completion: Completion, vote
         verdict=Verdict.UNGRADED if completion.error else safe_grade(task, problem, completion.text),
         last=Verdict.UNGRADED if completion.error else safe_grade(task, problem, completion.text, read="last"),
         unmarked=not completion.error and not task.is_marked(problem, completion.text),
+        prompt_tokens=completion.usage.get("prompt_tokens", 0),
         tokens=tokens,
         thinking_tokens=thinking_tokens(completion, tokens) if thought else 0,
         thought=thought,
@@ -304,12 +305,11 @@ def thinking_tokens(completion: Completion, tokens: int) -> int:
     """Return the number of tokens of `completion` before `</think>`.
 
     The generator may report the number of thinking tokens as `usage["reasoning_tokens"]`. If the generator does not report this
-    number, the number is estimated, because evaluations have no tokenizer. The estimate is `tokens` times the fraction of
+    number, or reports 0, the number is estimated, because evaluations have no tokenizer. The estimate is `tokens` times the fraction of
     characters before `</think>`, rounded. The estimate is exact if each token is one character, or if the whole completion is
     thinking.
     """
-    counted = completion.usage.get("reasoning_tokens")
-    if counted is not None:
+    if counted := completion.usage.get("reasoning_tokens"):
         return counted
     reasoning = len(completion.reasoning or "")
     written = reasoning + len(completion.text)

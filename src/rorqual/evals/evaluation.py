@@ -19,7 +19,8 @@ ALL = "all"
 
 
 class GradedSample(Config):
-    """A graded reply to a problem. `answer` is the gold answer. Lengths of the reply are in tokens.
+    """A graded reply to a problem. `answer` is the gold answer. Lengths of prompt and reply are in tokens. `prompt_tokens` is 0 in
+    files of older Rorqual versions, or if the generator does not report it.
 
     `verdict` grades the marked answer (`Task.grade`). `last` grades the last number, label or line of the reply
     (`Task.grade_last`). An `unmarked` reply has no marked answer and is therefore wrong. Files of older Rorqual versions lack
@@ -42,6 +43,7 @@ class GradedSample(Config):
     verdict: Verdict
     last: Verdict | None = None
     unmarked: bool = False
+    prompt_tokens: int = 0
     tokens: int
     thinking_tokens: int
     thought: bool

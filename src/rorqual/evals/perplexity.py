@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+import hashlib
 
 import numpy as np
 import torch
 
 from rorqual.core.errors import DataError
 from rorqual.data.tokenizer import Tokenizer
+from rorqual.evals.text_loss import TextLoss
 from rorqual.model.decoder import Decoder
 from rorqual.ops.losses import token_logprobs
 
 FORWARD_TOKENS, LOGIT_TOKENS = 8192, 1024
 """Maximum number of tokens per forward pass, and per computation of logits. Each of these numbers is limited, because the
 logits of a whole context may need gigabytes."""
-
-
-@dataclass(frozen=True)
-class TextLoss:
-    """The loss of a model on a text. `per_token` and `per_character` are in nats.
-
-    Each of the `tokens` tokens is predicted once, from at most `window` preceding tokens.
-    """
-
-    per_token: float
-    per_character: float
-    bits_per_byte: float
-    tokens: int
-    characters: int
-    window: int
-
-    @property
-    def perplexity(self) -> float:
-        """The exponential of the loss per token."""
-        return math.exp(self.per_token)
 
 
 @torch.no_grad()
@@ -55,19 +35,21 @@ def text_loss(model: Decoder, tokenizer: Tokenizer, text: str, *, window: int, w
     inputs = torch.from_numpy(ids[: count * window]).view(count, window)
     targets = torch.from_numpy(ids[1 : count * window + 1]).view(count, window)
     device = next(model.parameters()).device
-    total = 0.0
+    sums: list[float] = []
     batch = max(1, FORWARD_TOKENS // window)
     for x, y in zip(inputs.split(batch), targets.split(batch)):
         hidden = model(x.to(device)).hidden.flatten(0, 1)
-        for h, wanted in zip(hidden.split(LOGIT_TOKENS), y.to(device).flatten().split(LOGIT_TOKENS)):
-            total -= float(token_logprobs(model.logits(h), wanted).double().sum())
+        parts = [
+            token_logprobs(model.logits(h), wanted).double()
+            for h, wanted in zip(hidden.split(LOGIT_TOKENS), y.to(device).flatten().split(LOGIT_TOKENS))
+        ]
+        sums += torch.cat(parts).view(y.shape).sum(1).tolist()
+    texts = [tokenizer.decode(passage) for passage in targets.tolist()]
     covered = tokenizer.decode(ids[1 : count * window + 1].tolist())
-    predicted = count * window
     return TextLoss(
-        per_token=total / predicted,
-        per_character=total / len(covered),
-        bits_per_byte=total / np.log(2) / len(covered.encode()),
-        tokens=predicted,
-        characters=len(covered),
         window=window,
+        passages=hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16],
+        losses=tuple(-total / window for total in sums),
+        characters=len(covered),
+        bytes=len(covered.encode()),
     )

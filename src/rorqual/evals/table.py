@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from rorqual.evals.compare import Comparison
 from rorqual.evals.evaluation import ALL, Evaluation, EvaluationRow
 from rorqual.evals.stats import Interval
+from rorqual.evals.verdict import INTERVALS_NOTE, SIGNS
 from rorqual.evals.votes import RuleResult
 from rorqual.report.table import Table
 
@@ -124,32 +125,31 @@ def _table_cells(row: EvaluationRow) -> list[str]:
 
 
 def comparison_table(rows: Sequence[Comparison], title: str = "after - before, paired") -> Table:
-    """Return a table of paired differences in percentage points, with intervals and exact p-values."""
+    """Return a table of paired differences with intervals. Shares are in percent, and losses in nats per token.
+
+    With one seed, the table has exact p-values. With several seeds, it has both intervals and the verdict instead: ● higher,
+    ✕ lower or ○ open.
+    """
     confidence = rows[0].difference.interval.confidence if rows else 0.95
-    heads = [
-        "family",
-        "level",
-        "before %",
-        "after %",
-        "difference",
-        f"{100 * confidence:g} % interval",
-        "gained",
-        "lost",
-    ]
-    heads += ["left out", "p"]
-    cells = (
-        [
-            row.family,
-            "" if row.level == ALL else row.level,
-            percent(row.before),
-            percent(row.after),
-            f"{100 * row.difference.mean:+.1f}",
-            percent_interval(row.difference.interval),
-            str(row.gained),
-            str(row.lost),
-            str(row.left_out),
-            p_value_text(row.p_value),
-        ]
-        for row in rows
-    )
-    return Table(title=title, heads=heads, rows=cells, text_columns=2)
+    several, unit = any(len(row.by_seed) > 1 for row in rows), " nats" if rows and rows[0].unit == "nats" else " %"
+    heads = ["family", "level", f"before{unit}", f"after{unit}", "difference", f"{100 * confidence:g} % interval"]
+    heads += ["Student's t", "verdict"] if several else []
+    heads += ["gained", "lost", "left out"] + ([] if several else ["p"])
+    cells = [_comparison_cells(row, several) for row in rows]
+    return Table(title=title, heads=heads, rows=cells, note=INTERVALS_NOTE if several else "", text_columns=2)
+
+
+def _comparison_cells(row: Comparison, several: bool) -> list[str]:
+    def interval_text(interval: Interval | None) -> str:
+        if interval is None:
+            return "one seed"
+        low, high = interval.low, interval.high
+        return percent_interval(interval) if row.unit == "points" else f"[{low:+.4f}, {high:+.4f}]"
+
+    before, after = (percent(value) if row.unit == "points" else f"{value:.4f}" for value in (row.before, row.after))
+    mean = row.difference.mean
+    cells = [row.family, "" if row.level == ALL else row.level, before, after]
+    cells += [f"{100 * mean:+.1f}" if row.unit == "points" else f"{mean:+.4f}", interval_text(row.difference.interval)]
+    cells += [interval_text(row.student), SIGNS[row.verdict]] if several else []
+    cells += [str(row.gained), str(row.lost), str(row.left_out)]
+    return cells if several else [*cells, p_value_text(row.p_value)]

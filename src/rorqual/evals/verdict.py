@@ -16,6 +16,14 @@ Verdict = Literal["holds", "does not hold", "open"]
 SEEDS = 5
 """With fewer than `SEEDS` seeds, every verdict is open."""
 CONFIDENCE = 0.99
+SIGNS: dict[Verdict, str] = {"holds": "● higher", "does not hold": "✕ lower", "open": "○ open"}
+"""The words of a table for the verdict on "after is higher"."""
+INTERVALS_NOTE = (
+    "Bootstrap intervals resample seeds first, then the items of each seed. With five seeds, their coverage is below "
+    "nominal (docs/results/coverage.json). Student's t has nominal coverage if the seeds' differences are normally "
+    f"distributed, and is wide. A row is higher or lower if both intervals agree and there are at least {SEEDS} seeds. "
+    "There is no correction for the number of rows."
+)
 
 
 def wider_interval(bootstrap: Interval, differences: Sequence[float]) -> Interval:
@@ -36,12 +44,15 @@ def judge(
     bound: float = 0.0,
     side: Literal["above", "below"] = "above",
 ) -> Verdict:
-    """Judge whether a difference lies on `side` of `bound`. The verdict is open with fewer than five seeds or below 99 % confidence.
+    """Judge whether a difference lies on `side` of `bound`. The verdict is open with fewer than five seeds, below 99 %
+    confidence, or if one of the intervals has zero width: equal values in all seeds do not show how much other seeds would vary.
 
     `differences` has one value per seed. `bootstrap` is the bootstrap interval over seeds and the problems within each
     seed.
     """
     if len(differences) < SEEDS or bootstrap.confidence < CONFIDENCE:
+        return "open"
+    if bootstrap.low == bootstrap.high or len(set(differences)) == 1:
         return "open"
     both = wider_interval(bootstrap, differences)
     above, below = both.low > bound, both.high < bound

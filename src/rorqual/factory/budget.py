@@ -11,12 +11,12 @@ fewer tokens than the answer's text must have. Once the server has reported too 
 are not trusted.
 
 The guarantee: if a server bills no request more than its reserve, the total bill never exceeds the budget. A server may
-bill and report more tokens than were reserved, because it ignores `max_tokens` or adds its own prompt. If a server
-reports more tokens than were reserved, the budget may be exceeded, but by at most the excess cost of the requests that
-were in flight when the first report of excess tokens arrived. Once the budget is exceeded, no further request is sent.
-With a budget, the first request must finish before other requests are sent. If the server treats all requests alike, then only
-one request can exceed its reserve. In any case, at most `concurrency` requests can exceed their reserves. If a server bills
-more tokens than it reports, the budget may be exceeded by any amount.
+bill and report more tokens than were reserved, because it ignores `max_tokens` or adds its own prompt. The budget may then be
+exceeded by at most the cost of one request, if no request costs more than `EXCESS` times its reserve or more than the server
+billed before. With a budget, the number of requests in flight therefore starts at one. It grows with the number of answers
+whose usage is plausible, up to `concurrency`, and only while the remaining budget covers `EXCESS` times the reserves of all
+requests in flight but one. Without plausible usage, requests are sent one at a time. Once the budget is exceeded, no further
+request is sent. If a server bills more tokens than it reports, the budget may be exceeded by any amount.
 """
 
 from __future__ import annotations
@@ -40,6 +40,10 @@ from rorqual.factory.stored_samples import StoredSample
 MESSAGE_TOKENS, TEMPLATE_TOKENS = 16, 64
 """Maximum number of tokens that a chat template adds per message and per prompt. The text of a message has at most one token
 per byte."""
+EXCESS = 16
+"""A request may cost so many times its reserve before more than one request exceeds the budget."""
+USAGE_FAULTS = {"trusted": "unbelieved", "reported": "unreported"}
+"""The key of the ledger's line for each fault of the server's usage, by field of `Spending`."""
 
 
 class BudgetReached(RorqualError):
@@ -55,6 +59,7 @@ class Spending:
     - `beyond`: the largest number of prompt tokens that were billed in excess of `max_prompt_tokens`. `longest`: the largest
       number of reply tokens that the server billed for a request with a lower `max_tokens`.
     - `trusted`: whether the server never reported fewer tokens than a prompt or an answer must have.
+    - `reported`: whether the server reported the usage of every answer.
     """
 
     budget: float = 0.0
@@ -65,6 +70,7 @@ class Spending:
     beyond: int = 0
     longest: int = 0
     trusted: bool = True
+    reported: bool = True
 
     @property
     def total(self) -> float:
@@ -77,7 +83,7 @@ class Spending:
         return max(0.0, self.total - self.budget) if self.budget else 0.0
 
     def warnings_by_kind(self) -> dict[str, str]:
-        """Return the warnings on spending by kind: exceeded budget, excess billing, impossible usage."""
+        """Return the warnings on spending by kind: exceeded budget, excess billing, impossible or missing usage."""
         found = {}
         if self.overspent:
             found["passed"] = (
@@ -89,6 +95,11 @@ class Spending:
             found["raised"] = f"the server bills up to {' and '.join(excess)}; each request now reserves this"
         if not self.trusted:
             found["unbelieved"] = "the server reports an impossible usage: every request now costs its full reserve"
+        if not self.reported:
+            found["unreported"] = (
+                "the server does not report the usage of every answer: an answer without usage costs its full reserve,"
+                " and with a budget, answers with usage decide how many requests are sent at a time"
+            )
         return found
 
 
@@ -137,25 +148,27 @@ class Budget(BudgetGuard, Closable):
             lost_requests=len(lost),
             beyond=max((int(line["beyond_prompt"]) for line in lines if "beyond_prompt" in line), default=0),
             longest=max((int(line["longest_reply"]) for line in lines if "longest_reply" in line), default=0),
-            trusted=not any("unbelieved" in line for line in lines),
+            trusted=not any(USAGE_FAULTS["trusted"] in line for line in lines),
+            reported=not any(USAGE_FAULTS["reported"] in line for line in lines),
         )
         """The money spent so far. Each change replaces the whole `Spending` object, which is immutable."""
         self._excess_recorded = any("passed" in line for line in lines)
+        self._n_confirmed = 0  # answers of this call with plausible usage: an earlier call may have met another server
 
     def close(self) -> None:
         """Close the journal."""
         self._journal.close()
 
     def may_send(self, place: int) -> bool:
-        """Reserve the maximum cost of a request. If the remaining budget does not cover the request's maximum cost,
-        wait for requests in flight to finish.
+        """Reserve the maximum cost of a request. If the remaining budget does not cover the request's maximum cost, or too few
+        answers have confirmed the cost of a request, wait for requests in flight to finish.
 
         Return False if the budget does not cover the request even when no other request is in flight.
         """
         identity, request = self._asks[place]
         with self._condition:
             self._count_lost_request(place)  # if an earlier attempt is still open, it got no answer
-            while self.access.budget and self._would_exceed_budget(self._max_cost(request)):
+            while self.access.budget and self._must_wait(request):
                 if not self._open:
                     return False
                 self._condition.wait()
@@ -197,9 +210,12 @@ class Budget(BudgetGuard, Closable):
         has_usage = "prompt_tokens" in usage and "completion_tokens" in usage
         least_prompt = max(1, sum(min_text_tokens(m.text) for m in attempt.request.messages))
         if has_usage and (usage["prompt_tokens"] < least_prompt or usage["completion_tokens"] < least_reply):
-            self._distrust_usage(attempt.name)
+            self._record_usage_fault("trusted", attempt.name)
+        if not has_usage:
+            self._record_usage_fault("reported", attempt.name)
         if has_usage and self.spending.trusted:
             self._raise_reserves_if_exceeded(attempt.request, usage["prompt_tokens"], usage["completion_tokens"])
+            self._n_confirmed += 1
             return attempt.name, self.price(usage["prompt_tokens"], usage["completion_tokens"])
         if least_reply > max(
             attempt.request.params.max_tokens, self.spending.longest
@@ -224,10 +240,21 @@ class Budget(BudgetGuard, Closable):
         prompt = max_prompt_tokens(request.messages) + self.spending.beyond
         return self.price(prompt, max(request.params.max_tokens, self.spending.longest))
 
-    def _would_exceed_budget(self, most: float) -> bool:
-        """Return whether another request with the maximum cost `most` could exceed the budget."""
-        reserved = sum(self._max_cost(attempt.request) for attempt in self._open.values())
-        return self.spending.total + reserved + most > self.access.budget
+    def _max_excess_cost(self, request: Request) -> float:
+        """Return the cost of a request that costs `EXCESS` times its reserve, or as much as the server has billed before."""
+        reserve = self.price(max_prompt_tokens(request.messages), request.params.max_tokens)
+        return max(EXCESS * reserve, self._max_cost(request))
+
+    def _must_wait(self, request: Request) -> bool:
+        """Return whether `request` could exceed the budget, or whether too many requests would be in flight with it."""
+        in_flight = [attempt.request for attempt in self._open.values()]
+        total = self.spending.total
+        if total + sum(map(self._max_cost, [*in_flight, request])) > self.access.budget:
+            return True
+        if not in_flight:
+            return False
+        covered = total + sum(map(self._max_excess_cost, in_flight)) <= self.access.budget
+        return len(in_flight) >= self._n_confirmed * self.spending.trusted or not covered
 
     def _raise_reserves_if_exceeded(self, request: Request, prompt_tokens: int, completion_tokens: int) -> None:
         """If the server billed more tokens than were reserved for `request`, record the numbers of tokens. All later requests
@@ -241,11 +268,12 @@ class Budget(BudgetGuard, Closable):
                 self._update_spending(longest=completion_tokens)
                 self._journal.append([{"longest_reply": completion_tokens}])
 
-    def _distrust_usage(self, name: str) -> None:
+    def _record_usage_fault(self, fault: str, name: str) -> None:
+        """Set the field `fault` of `spending` to False. At the first fault, write the name of the attempt to the ledger."""
         with self._condition:
-            if self.spending.trusted:
-                self._update_spending(trusted=False)
-                self._journal.append([{"unbelieved": name}])
+            if getattr(self.spending, fault):
+                self._update_spending(**{fault: False})
+                self._journal.append([{USAGE_FAULTS[fault]: name}])
 
     def _count_lost_request(self, place: int) -> None:
         if place in self._open:

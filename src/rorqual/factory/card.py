@@ -124,6 +124,11 @@ def _tables(findings: CardFindings) -> Iterator[Table]:
     reasons = [[name, meaning, str(dropped[name])] for name, meaning in REASONS.items() if dropped[name]]
     reasons.append(["kept", "", str(len(findings.kept_samples))])
     yield Table(title="Filters", heads=("Reason", "Meaning", "Samples"), rows=reasons, text_columns=2)
+    if findings.config.remote:
+        models = Counter(row.model for row in findings.rows)
+        named = [[findings.config.model, name or "no name, or no answer", str(models[name])] for name in sorted(models)]
+        heads = ("Model requested", "Model that answered", "Samples")
+        yield Table(title="Models", heads=heads, rows=named, text_columns=2)
     money = findings.spending
     if money.total:
         spent = [

@@ -7,10 +7,10 @@ match. `overlap` is 8 by default; GPT-3 used 8 to 13 (Brown et al. 2020, appendi
 `overlap` words, but at least `SHORT` words, matches if a text contains the whole item. An item with fewer than `SHORT` words
 matches only a text that equals the item.
 
-As in GPT-3, common sequences such as instructions do not count as matches. A sequence is common if it occurs in more
-than `COMMON` evaluation items, or in more than `COMMON` of the problems that the teacher will answer. The check does
-not find paraphrases, or texts in which every eighth word was changed. A character of a script without spaces counts as
-a word.
+Common sequences such as instructions do not count as matches. A sequence is common if it occurs in more than `COMMON`
+evaluation items, or in all of at least `FEW` items. How many training problems have the sequence does not matter, because
+copies of an evaluation item may be many. The check does not find paraphrases, or texts in which every eighth word was
+changed. A character of a script without spaces counts as a word.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rorqual.tasks.file_task import FileTask
 from rorqual.tasks.find import load_task, safe_problems
 from rorqual.tasks.task import Problem, Task
 
-COMMON = 10
+COMMON, FEW = 10, 4
 SHORT = 4
 SIGNS = frozenset("+-*/=<>^%×÷")
 FROM_FILES, FROM_ENDLESS = 100_000, 250
@@ -90,7 +90,9 @@ class EvalItemIndex:
                 for gram in self._overlap_grams(item_words) | short:
                     counts[gram] += 1
                     self._grams.setdefault(gram, item)
-        self._drop_common(counts)
+        for gram, count in counts.items():
+            if count > COMMON or count == len(self.items) >= FEW:
+                del self._grams[gram]
 
     def _overlap_grams(self, text_words: Gram) -> set[Gram]:
         """Return all sequences of `overlap` consecutive words of the text, and of the text without numbers and operators.
@@ -105,18 +107,6 @@ class EvalItemIndex:
         return self._overlap_grams(text_words).union(
             *(word_grams(text_words, size) for size in range(SHORT, self.overlap))
         )
-
-    def drop_common_grams(self, texts: Iterable[str]) -> None:
-        """Remove from the index the sequences that occur in more than `COMMON` of `texts`."""
-        counts: Counter[Gram] = Counter()
-        for text in texts:
-            counts.update(self._all_grams(text) & self._grams.keys())
-        self._drop_common(counts)
-
-    def _drop_common(self, counts: Counter[Gram]) -> None:
-        for gram, count in counts.items():
-            if count > COMMON:
-                self._grams.pop(gram, None)
 
     def match_problem(self, text: str, key: str = "") -> EvalMatch | None:
         """Return how a problem with prompt `text` and key `key` matches an evaluation item (by key, whole prompt or consecutive

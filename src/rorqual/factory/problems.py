@@ -51,11 +51,10 @@ def choose_problems(config: FactoryConfig) -> ChosenProblems:
     items, note = own_test_items(task, config.seed)
     for source in config.decontaminate:
         items += evaluation_items(source, config.seed)
+    evaluations = EvalItemIndex(items, config.filters.overlap)
     n_wanted, previous_size, enough = config.problems, -1, 0
     while True:
         pool = pick_problems(task, config.split, n_wanted, config.seed, per_family=False)
-        evaluations = EvalItemIndex(items, config.filters.overlap)
-        evaluations.drop_common_grams(problem.prompt for problem in pool)
         matches = [(problem, evaluations.match_problem(problem.prompt, problem.key)) for problem in pool]
         met = [(problem, match) for problem, match in matches if match is not None]
         excluded = {problem.key for problem, _ in met}

@@ -23,7 +23,7 @@ from rorqual.factory.card import CardFindings, write_card
 from rorqual.factory.config import FactoryConfig
 from rorqual.factory.filters import drop_reasons, reply_text
 from rorqual.factory.problems import ChosenProblems, choose_problems
-from rorqual.factory.stored_samples import SampleId, StoredSample, parse_sample, row_of
+from rorqual.factory.stored_samples import SampleId, StoredSample, is_same_model, parse_sample, row_of
 from rorqual.factory.teacher import LocalTeacher, RemoteTeacher, Teacher
 from rorqual.tasks.find import safe_grade
 from rorqual.tasks.task import Problem
@@ -179,10 +179,12 @@ class FactoryRun:
     def warnings(self) -> dict[str, str]:
         """Return the current warnings by kind. Each kind of warning is shown once during the run, and on the dataset card."""
         texts = self.teacher.spending.warnings_by_kind()
-        names = Counter(entry.model for entry in self.have.values() if entry.model)
-        if names:
-            counts = ", ".join(f"'{name}' ({count} samples)" for name, count in sorted(names.items()))
-            texts["model"] = f"the model '{self.config.model}' was requested, but the server reports another: {counts}"
+        counts = Counter(entry.model for entry in self.have.values())
+        names = counts.keys() - {""}
+        if len(names) > 1 or not all(is_same_model(self.config.model, name) for name in names):
+            found = ", ".join(f"{name!r} ({counts[name]} samples)" for name in sorted(names))
+            said = "another" if len(names) == 1 else "several models"
+            texts["model"] = f"the model '{self.config.model}' was requested, but the server reports {said}: {found}"
         if self.failed:
             first = next(iter(self.failed.values()))
             texts["failed"] = (

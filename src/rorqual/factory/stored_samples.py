@@ -13,7 +13,7 @@ from rorqual.core.errors import DataError
 from rorqual.core.records import Message
 from rorqual.data.distilled import TeacherSample, VerdictName
 from rorqual.engine.remote.engine import replace_lone_surrogates
-from rorqual.engine.request import Completion, SamplingParams
+from rorqual.engine.request import Completion
 from rorqual.factory.config import FactoryConfig
 from rorqual.tasks.task import Problem
 
@@ -30,7 +30,8 @@ class StoredSample:
     - `attempt`: ledger name of the paid request that returned the sample.
     - `error`: why the sample has no answer, as in `Completion`.
     - `failed`: whether no completion arrived. A later call retries a failed request.
-    - `model`: name of the model that answered, if it is not the requested model.
+    - `seed`: the seed that was sent for this sample.
+    - `model`: name of the model that answered, or "" if the reply does not name it.
     """
 
     of: str
@@ -58,31 +59,32 @@ class StoredSample:
 
 
 def sample_of_completion(
-    of: str, problem: Problem, number: int, params: SamplingParams, completion: Completion, **cost: Any
+    of: str, problem: Problem, number: int, seed: int, completion: Completion, **cost: Any
 ) -> StoredSample:
-    """Convert a completion to a stored sample."""
+    """Convert a completion to a stored sample. A negative token count in the server's usage is stored as 0."""
     usage = completion.usage
     return StoredSample(
         of=of,
         key=problem.key,
         number=number,
-        seed=params.seed,
+        seed=seed,
         text=completion.text,
         reasoning=completion.reasoning,
         finish=completion.finish_reason,
-        prompt_tokens=usage.get("prompt_tokens", len(completion.prompt_ids)),
-        completion_tokens=usage.get("completion_tokens", len(completion.token_ids)),
+        prompt_tokens=max(0, usage.get("prompt_tokens", len(completion.prompt_ids))),
+        completion_tokens=max(0, usage.get("completion_tokens", len(completion.token_ids))),
         prompt_ids=tuple(completion.prompt_ids),
         token_ids=tuple(completion.token_ids),
         error=replace_lone_surrogates(completion.error),
+        model=completion.model,
         **cost,
     )
 
 
-def failed_sample(of: str, problem: Problem, number: int, params: SamplingParams, error: str) -> StoredSample:
+def failed_sample(of: str, problem: Problem, number: int, seed: int, error: str) -> StoredSample:
     """Return the stored sample for a request that failed."""
     return StoredSample(
-        of, problem.key, number, params.seed, "", None, "stop", 0, 0, error=replace_lone_surrogates(error), failed=True
+        of, problem.key, number, seed, "", None, "stop", 0, 0, error=replace_lone_surrogates(error), failed=True
     )
 
 
@@ -156,4 +158,5 @@ def row_of(
         completion_tokens=entry.completion_tokens,
         core_seconds=entry.core_seconds,
         money=entry.money,
+        model=entry.model,
     )

@@ -14,6 +14,7 @@ from rorqual.engine.engine import Engine
 from rorqual.engine.remote.engine import FREE, REFUSED, RemoteEngine, RemoteError
 from rorqual.engine.request import Completion, Request
 from rorqual.engine.score import TopLogprobs, score
+from rorqual.engine.seeds import sample_seed
 from rorqual.evals.answer_cache import IN_A_ROW
 from rorqual.evals.evaluating import with_problem_seed
 from rorqual.factory.budget import NOTHING, Budget, Spending
@@ -22,7 +23,6 @@ from rorqual.factory.stored_samples import (
     SampleId,
     StoredSample,
     failed_sample,
-    is_same_model,
     sample_of_completion,
     settings_hash,
 )
@@ -110,7 +110,7 @@ class LocalTeacher:
                 self.of,
                 problem,
                 number,
-                request.params,
+                sample_seed(request.params.seed, number),
                 completion,
                 core_seconds=spent * len(completion.token_ids) / max(tokens, 1),
             )
@@ -205,33 +205,30 @@ class RemoteTeacher:
             consecutive.clear()
             problem, number, request = asks[place]
             attempt, money = budget.cost_of_answer(place, completion) if budget else ("", 0.0)
-            other_model = "" if is_same_model(self.config.model, completion.model) else completion.model
-            entry = sample_of_completion(
-                self.of, problem, number, request.params, completion, money=money, attempt=attempt, model=other_model
-            )
+            seed = self._engine.seed_of(request, number)
+            entry = sample_of_completion(self.of, problem, number, seed, completion, money=money, attempt=attempt)
             keep([entry], lambda: budget.replace_reserve_with_cost(place, money) if budget else None)
 
         def failed(place: int, error: RemoteError) -> None:
             problem, number, request = asks[place]
             errors.append(error)
-            keep([failed_sample(self.of, problem, number, request.params, error.what)], do_nothing)
+            seed = self._engine.seed_of(request, number)
+            keep([failed_sample(self.of, problem, number, seed, error.what)], do_nothing)
             refused = error.status in REFUSED
             consecutive[refused] += (problem.key, number) not in before
             if consecutive[refused] == (IN_A_ROW if refused else FAILURES_IN_A_ROW):
                 raise error
 
         numbered_requests = [(request, number) for _, number, request in asks]
-        first_alone = bool(self.config.access.budget) and not answered  # the first answer shows how the server bills
-        completed = self._engine.collect_completions(
-            numbered_requests, save_answer, budget or FREE, failed=failed, first_alone=first_alone
-        )
+        completed = self._engine.collect_completions(numbered_requests, save_answer, budget or FREE, failed=failed)
         if errors and not answered:
             raise errors[0]
         return completed
 
 
 def request_of(config: FactoryConfig, problem: Problem) -> Request:
-    """Return the request for a problem. The seed of the request depends on the problem's key."""
+    """Return the request for a problem. The seed of the request depends on the problem's key, and the seed of
+    each sample on this seed and the sample's number."""
     return Request(problem.messages, with_problem_seed(config.params, problem.key), config.thinking)
 
 

@@ -20,7 +20,7 @@ from rorqual.evals.cascade import Cascade, calibrate, teacher_probabilities
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.trained_verifier import with_verifier_scores, write_training_rows
 from rorqual.evals.votes import SURE, RuleResult, refine_results, rule_results
-from rorqual.lab.experiment import ArmPair, Experiment, Quantity, Readings, scale_amount
+from rorqual.lab.experiment import SHARE, ArmPair, Experiment, Quantity, Readings, scale_amount
 from rorqual.lab.job import ComputeJob, EvaluationJob, ExperimentJob, TrainJob, evaluation_file, load_evaluation
 from rorqual.recipes.models import Size
 from rorqual.recipes.quickstart import TASK
@@ -57,11 +57,18 @@ class AnswersExperiment(Experiment):
     claim = "stopping 16 votes when sure saves at least 30 % of their tokens, and the accuracy is at most 1 point lower"
     source = "Adaptive-Consistency, 2305.11860, abstract"
     first_seed = 200
-    quantities = {RIGHT: Quantity("points"), TOKENS: Quantity("tokens")}
+    quantities = {RIGHT: SHARE, TOKENS: Quantity("tokens")}
     note = (
         "Tokens are those of generation, per problem, of both models of a cascade. A verifier also reads each reply once, which is not counted. "
         f"'{BOUND}' needs the right answer, so it is a bound and no way to answer."
     )
+
+    wording = {
+        RIGHT: "the accuracy",
+        TOKENS: "the number of tokens",
+        VOTES: "with all 16 votes",
+        STOP: f"when voting stops at {SURE * 100:.0f} % certainty",
+    }
 
     task: ClassVar[str] = TASK
     options: ClassVar[Mapping[str, Any]] = {"hard": 0.5}
@@ -171,6 +178,11 @@ class AnswersExperiment(Experiment):
                   make=partial(self.verifier_run, seed, place, share)),
             ComputeJob(name=SCORED, estimate=self.seconds * share, needs=(VERIFIER, SIXTEEN), function=score_samples),
         ]  # fmt: skip
+
+    def runs_of(self, arm: str) -> tuple[str, ...]:
+        if arm == "small model":
+            return (LITTLE,)
+        return (BIG, *[LITTLE] * arm.startswith("cascade"), *[VERIFIER] * ("verifier" in arm))
 
     def read(self, place: Path) -> Readings:
         found, families = results_by_method(place, self.budgets), _problems_by_family(place)

@@ -63,6 +63,14 @@ class BalancingExperiment(Experiment):
                bound=HALF_PERCENT, side="below")
           for arm, label in ((NONE, "nothing"), (AUX, "auxiliary loss"))),
     )  # fmt: skip
+    wording = {
+        EXCESS: "the excess load",
+        LOSS: "the held-out loss",
+        THIRD: "a third of that without balancing",
+        NONE: "without balancing",
+        BIAS: "with the router bias",
+        AUX: "with the auxiliary loss",
+    }
     gamma: ClassVar[float]
     alpha: ClassVar[float]
     """`gamma` is the size of the change of the router bias at each update, and `alpha` is the coefficient of the auxiliary loss."""
@@ -133,6 +141,9 @@ class BalancingExperiment(Experiment):
                 load[arm] = [a + b for a, b in zip(load[arm], counts, strict=True)] if arm in load else counts
         served = {arm: [layer.tolist() for layer in layers] for arm, layers in load.items()}
         return {"tokens": seen, "load": served, "loss": loss, "trained": trained}
+
+    def runs_of(self, arm: str) -> tuple[str, ...]:
+        return (self.arm_run_name(NONE if arm == THIRD else arm),)
 
     def read(self, place: Path) -> Readings:
         measured = load_value(place, self.measure_job_name)

@@ -55,6 +55,12 @@ class ComputeExperiment(ShapeExperiment):
         )
         self.quantities = {**self.quantities, **dict.fromkeys(PARTS, Quantity("experts"))}
         self.arms = {**self.arms, "shuffled": "permuted difficulty", "real": "real difficulty"}
+        self.wording = {
+            **self.wording,
+            **{part: f"the number of experts on {text}" for part, text in PARTS.items()},
+            "shuffled": "with permuted difficulty",
+            "real": "with the real difficulty",
+        }
         self.pairs = (
             *self.pairs,
             *(
@@ -80,6 +86,9 @@ class ComputeExperiment(ShapeExperiment):
             for name in (ZERO, FIXED)
         ]
         return [*super().jobs(seed, place, share), *counted]
+
+    def runs_of(self, arm: str) -> tuple[str, ...]:
+        return (ZERO, FIXED) if arm in ("shuffled", "real") else (arm,)
 
     def read(self, place: Path) -> Readings:
         zero, fixed = (load_value(place, f"{name}-experts") for name in (ZERO, FIXED))

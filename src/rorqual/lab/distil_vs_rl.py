@@ -98,6 +98,7 @@ class DistilVsRl(Experiment):
         TEACHER: "teacher",
     }
     quantities = {OWN: SHARE, FORCED: SHARE, THINKS: SHARE, EIGHT_TRIES: Quantity("points"), COST: Quantity("tokens")}
+    wording = {OWN: "the accuracy", RL: "after reinforcement", DISTIL: "after distillation"}
     note = (
         "Core-seconds do not include the base student. Those of distillation include sampling, verifying and filtering."
     )

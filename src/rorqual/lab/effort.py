@@ -17,6 +17,7 @@ from rorqual.core.config import override_fields
 from rorqual.core.journal import json_line
 from rorqual.core.records import write_atomic
 from rorqual.engine.request import SamplingParams
+from rorqual.evals.compare import did_think
 from rorqual.lab.experiment import ArmPair, Experiment, Quantity, Readings, by_family, scale_amount
 from rorqual.lab.job import ComputeJob, EvaluationJob, ExperimentJob, TrainJob, load_evaluation
 from rorqual.recipes.grpo import grpo
@@ -37,7 +38,7 @@ answer at effort 25, and is small at effort 100."""
 BASE, ROWS, PLAIN, PENALTY = "effort-base", "effort-rows.jsonl", *STRENGTHS
 LABELS = {BASE: "before", PLAIN: "reinforced without penalty", PENALTY: "reinforced with penalty"}
 MAX_TOKENS, ROW = 80, 160
-RIGHT, TOKENS = "accuracy", "tokens per problem"
+RIGHT, TOKENS, THINKS = "accuracy", "tokens per problem", "share of replies that think"
 
 
 def evaluation_name(name: str, effort: int) -> str:
@@ -46,13 +47,17 @@ def evaluation_name(name: str, effort: int) -> str:
 
 
 class EffortExperiment(Experiment):
-    """The experiment on sums and differences, with three reasoning efforts."""
+    """The experiment on sums and differences, with three reasoning efforts.
+
+    The parts of the claim on neighbouring efforts were added after the results were known. They can only turn "holds" into another
+    verdict.
+    """
 
     name = "effort"
     title = "Length control by reasoning effort"
     claim = (
-        "trained with a length penalty per reasoning effort, one model uses at most half as many tokens at the lowest effort as at the "
-        "highest, where it is at most 2 points less accurate than without the penalty"
+        "trained with a length penalty per reasoning effort, one model uses fewer tokens at each lower effort, and at most half as many "
+        "at the lowest as at the highest, where it is at most 2 points less accurate than without the penalty"
     )
     source = "DeepSeek-V4.1-Flash, technical report, effort control"
     first_seed = 200
@@ -61,13 +66,29 @@ class EffortExperiment(Experiment):
         for name, label in LABELS.items()
         for effort in EFFORTS
     }
-    quantities = {RIGHT: Quantity("points"), TOKENS: Quantity("tokens")}
+    quantities = {RIGHT: Quantity("points"), TOKENS: Quantity("tokens"), THINKS: Quantity("points")}
     pairs = (
         ArmPair(question=f"tokens with penalty: effort {HIGHEST}, then {LOWEST}", quantity=TOKENS, a=evaluation_name(PENALTY, HIGHEST),
              b=evaluation_name(PENALTY, LOWEST), groups=("all",), relative=True, claimed=("all",), bound=-0.5, side="below"),
+        *(ArmPair(question=f"tokens with penalty: effort {more}, then {less}", quantity=TOKENS, a=evaluation_name(PENALTY, more),
+               b=evaluation_name(PENALTY, less), groups=("all",), relative=True, claimed=("all",), side="below")
+          for more, less in ((HIGHEST, MIDDLE), (MIDDLE, LOWEST))),
         ArmPair(question=f"right at effort {HIGHEST}: without, then with penalty", quantity=RIGHT, a=evaluation_name(PLAIN, HIGHEST),
              b=evaluation_name(PENALTY, HIGHEST), groups=("all",), claimed=("all",), bound=-0.02),
     )  # fmt: skip
+
+    wording = {
+        RIGHT: "the accuracy",
+        TOKENS: "the number of tokens",
+        **{
+            evaluation_name(name, effort): f"at effort {effort} {label}"
+            for name, label in ((PLAIN, "without the penalty"), (PENALTY, "with the penalty"))
+            for effort in EFFORTS
+        },
+    }
+
+    def runs_of(self, arm: str) -> tuple[str, ...]:
+        return (arm.rpartition("-")[0],)
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         def base() -> Run:
@@ -110,6 +131,7 @@ class EffortExperiment(Experiment):
         return {
             RIGHT: {arm: by_family(one) for arm, one in found.items()},
             TOKENS: {arm: by_family(one, lambda sample: float(sample.tokens)) for arm, one in found.items()},
+            THINKS: {arm: by_family(one, did_think) for arm, one in found.items()},
         }
 
 

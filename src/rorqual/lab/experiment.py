@@ -4,7 +4,7 @@ and a rule for the verdict."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,15 +13,14 @@ import numpy as np
 
 from rorqual.evals.compare import is_right
 from rorqual.evals.evaluation import Evaluation, GradedSample, mean_per_problem
-from rorqual.evals.verdict import SEEDS, Verdict, combine_verdicts
+from rorqual.evals.verdict import SEEDS, combine_verdicts
 from rorqual.lab.finding import Contrast, Finding, Side, Unit, contrast_of_values, format_value
+from rorqual.lab.headline import ClaimPart
 from rorqual.lab.job import ExperimentJob
+from rorqual.lab.per_problem import Readings, SeedValues, pack_readings
 from rorqual.report.table import Table
 from rorqual.tasks.task import Verdict as Graded
 
-Readings = Mapping[str, Mapping[str, Mapping[str, Mapping[Any, float]]]]
-"""The readings: the values measured in one seed, as readings[quantity][arm][group][item]. An item is a problem, a document or a
-run."""
 FIRST_SEED = 100
 """First seed of the published results. Settings were chosen with seeds below `FIRST_SEED`, on problems of the dev
 split."""
@@ -30,10 +29,11 @@ split."""
 @dataclass(frozen=True)
 class Quantity:
     """The unit of a measured quantity. With `shares`, each value is the share of right samples of one problem, and the interval
-    of a contrast is at least as wide as a score interval."""
+    of a contrast is at least as wide as a score interval. An `exact` quantity is computed from the configuration."""
 
     unit: Unit = "number"
     shares: bool = False
+    exact: bool = False
 
 
 SHARE = Quantity("points", shares=True)
@@ -70,7 +70,9 @@ class ArmPair:
             if sides := [pair for pair in pairs if len(pair[0])]:
                 values = zip(*sides, strict=True)
                 unit: Unit = "ratio" if self.relative else quantity.unit
-                yield contrast_of_values(self.question, *values, unit=unit, of=self.of or group, shares=quantity.shares)
+                yield contrast_of_values(
+                    self.question, *values, unit=unit, of=self.of or group, shares=quantity.shares, exact=quantity.exact
+                )
 
     def _pair_by_seed(self, a: Mapping[Any, float], b: Mapping[Any, float]) -> tuple[np.ndarray, np.ndarray]:
         items = [item for item in a if item in b]
@@ -108,6 +110,9 @@ class Experiment(ABC):
     """The label of each arm."""
     quantities: Mapping[str, Quantity]
     pairs: tuple[ArmPair, ...]
+    wording: Mapping[str, str]
+    """The words of the headline for each quantity, arm and group of a claimed pair, such as "the held-out loss", "with the router
+    bias" and "in layer 1". The group "all" has no words."""
     note: str = ""
     """A remark that the page shows below the tables."""
 
@@ -126,25 +131,59 @@ class Experiment(ABC):
         """Return why no pair of arms can be compared, or "" if all pairs can be compared."""
         return ""
 
-    def verdict(self, contrasts: Sequence[Contrast], void: Sequence[str] = ()) -> Verdict:
-        """Return the verdict on the claim. The verdict depends only on the contrasts that are parts of the claim. Each question
-        in `void` counts as a part of the claim with the verdict "open".
-        """
-        undecided: list[Verdict] = ["open" for _ in void]
-        return combine_verdicts([verdict for *_, verdict in self._contrasts_with_verdicts(contrasts, void)] + undecided)
+    def runs_of(self, arm: str) -> tuple[str, ...]:
+        """Return the names of the runs that are measured in an arm, as paths in the seed's folder."""
+        return (arm,)
 
-    def _contrasts_with_verdicts(
-        self, contrasts: Sequence[Contrast], void: Sequence[str]
-    ) -> Iterator[tuple[ArmPair, Contrast, Verdict]]:
-        for pair in self.pairs:
-            for contrast in contrasts:
-                if contrast.question == pair.question and contrast.of in pair.claimed:
-                    verdict = contrast.judge(pair.bound, pair.side)
-                    yield pair, contrast, "open" if pair.question in void else verdict
+    def judgement(self, contrasts: Sequence[Contrast], void: Mapping[str, str] = {}) -> dict[str, Any]:
+        """Return the fields `verdict`, `headline` and `words` of a finding with these contrasts.
+
+        The verdict depends only on the contrasts that are parts of the claim. A part that was not measured is open. `void` maps
+        each question that has no verdict to the reason, and the parts with this question are open. The headline has one sentence
+        for each part. `words` has the figures and the goal of each part, and the reasons.
+        """
+        parts = self.claim_parts(contrasts, void)
+        goals = (
+            f"{one.question} ({one.of}): {one.text()}. Goal: {part.side} {format_value(part.bound, one.unit)}: {part.verdict}."
+            for part in parts
+            if (one := part.contrast)
+        )
+        return {
+            "verdict": combine_verdicts([part.verdict or "open" for part in parts]),
+            "headline": " ".join(part.sentence() for part in parts),
+            "words": (*goals, *dict.fromkeys(void.values())),
+        }
+
+    def claim_parts(self, contrasts: Sequence[Contrast], void: Collection[str] = ()) -> list[ClaimPart]:
+        """Return the parts of the claim with their verdicts by the contrasts."""
+        found = {(contrast.question, contrast.of): contrast for contrast in reversed(contrasts)}
+        return [
+            self._claim_part(pair, of, found.get((pair.question, of)), pair.question in void)
+            for pair in self.pairs
+            for of in pair.claimed
+        ]
+
+    def _claim_part(self, pair: ArmPair, of: str, contrast: Contrast | None, void: bool) -> ClaimPart:
+        group = "" if of in ("all", pair.of) else f" {self.wording[of]}"
+        return ClaimPart(
+            measure=self.wording[pair.quantity],
+            a=self.wording[pair.a],
+            b=self.wording[pair.b],
+            where=group + "".join(f" at equal {name}" for name in pair.equal),
+            side=pair.side,
+            bound=pair.bound,
+            unit="%" if pair.relative else self.quantities[pair.quantity].unit,
+            contrast=contrast,
+            verdict=None if contrast is None else "open" if void else contrast.judge(pair.bound, pair.side),
+        )
 
     def conclude(self, places: Mapping[int, Path]) -> Finding:
         """Return the finding from the finished jobs of all seeds. The same files give the same finding."""
-        seeds = [self.read(place) for place in places.values()]
+        return self.judge_seeds({seed: pack_readings(self.read(place)) for seed, place in places.items()})
+
+    def judge_seeds(self, per_problem: Mapping[int, SeedValues]) -> Finding:
+        """Return the finding from the value of each problem for each seed, such as those that a finding stores."""
+        seeds = [values.readings() for values in per_problem.values()]
         contrasts = [one for pair in self.pairs for one in pair.contrasts(seeds, self.quantities[pair.quantity])]
         void = {pair.question: text for pair in self.pairs if (text := pair.describe_unequal_quantity(seeds))}
         found = {(contrast.question, contrast.of) for contrast in contrasts}
@@ -153,25 +192,32 @@ class Experiment(ABC):
                 void[pair.question] = f"{pair.question}: nothing was measured in both arms, so there is no verdict."
         if objection := self.reason_for_no_verdict(seeds):
             void = {pair.question: objection for pair in self.pairs}
-        goals = [
-            f"{contrast.question} ({contrast.of}): {contrast.text()}. "
-            f"Goal: {pair.side} {format_value(pair.bound, contrast.unit)}: {verdict}."
-            for pair, contrast, verdict in self._contrasts_with_verdicts(contrasts, [*void])
-        ]
+        arms = dict.fromkeys(arm for quantity in seeds[0].values() for arm in quantity)
         return Finding(
             experiment=self.name,
             title=self.title,
             claim=self.claim,
             source=self.source,
-            verdict=self.verdict(contrasts, [*void]),
-            words=(
-                *goals,
-                *dict.fromkeys(void.values()),
-            ),
-            seeds=tuple(places),
+            seeds=tuple(per_problem),
             contrasts=tuple(contrasts),
-            tables=tuple(self._table(name, seeds, tuple(places)) for name in self.quantities if name in seeds[0]),
+            tables=tuple(self._table(name, seeds, tuple(per_problem)) for name in self.quantities if name in seeds[0]),
+            runs={
+                arm: tuple(f"seed-{seed}/{run}" for seed in per_problem for run in self.runs_of(arm)) for arm in arms
+            },
+            per_problem=tuple(per_problem.values()),
+            **self.judgement(contrasts, void),
         )
+
+    def judge_again(self, finding: Finding) -> Finding:
+        """Apply the current claim and rule to a stored finding: to the values of each problem, or in an older finding to its
+        contrasts. An older finding whose words give a reason for no verdict stays open."""
+        if finding.per_problem is None:
+            reason = next((words for words in finding.words if "no verdict" in words), "")
+            update = self.judgement(finding.contrasts, {pair.question: reason for pair in self.pairs if reason})
+        else:
+            judged = self.judge_seeds(dict(zip(finding.seeds, finding.per_problem, strict=True)))
+            update = judged.model_dump(include={"verdict", "headline", "words", "contrasts", "tables"})
+        return Finding.model_validate(finding.model_dump() | {"title": self.title, "claim": self.claim} | update)
 
     def _table(self, name: str, seeds: Sequence[Readings], numbers: Sequence[int]) -> Table:
         """Return a table of a quantity with one row per arm. A row has the mean over seeds for each group, then each seed's

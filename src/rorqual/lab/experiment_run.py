@@ -27,13 +27,13 @@ import torch
 import rorqual
 from rorqual.core.errors import ConfigError, RorqualError
 from rorqual.core.progress import clock_text
-from rorqual.core.records import write_json
-from rorqual.evals.compact_verdicts import compact_verdicts
+from rorqual.core.records import RunDir, write_json
 from rorqual.lab.experiment import Experiment
-from rorqual.lab.find import find_experiment
+from rorqual.lab.find import EXPERIMENTS, find_experiment
 from rorqual.lab.finding import Finding
-from rorqual.lab.job import EvaluationJob, ExperimentJob, load_evaluation
+from rorqual.lab.job import ExperimentJob, TrainJob
 from rorqual.lab.page import write_page
+from rorqual.model.adapter.files import fingerprint
 from rorqual.tasks.families import FAMILIES
 
 JobKey = tuple[int, str]
@@ -90,13 +90,16 @@ def run_lab(
     finding = conclude_finding(plan, command)
     write_json(out / f"{name}.json", finding.model_dump(mode="json"))
     page = write_page(finding, out)
-    print(f"\n{finding.verdict}: " + "\n  ".join(finding.words) + f"\n\n  page  {page}")
+    print(f"\n{finding.verdict}: {finding.headline}\n  " + "\n  ".join(finding.words) + f"\n\n  page  {page}")
     return page
 
 
 def judge_finding_again(file: Path) -> Path:
-    """Apply the current verdict rule to a stored finding: rewrite the finding's JSON file and page, and return the page's path."""
+    """Apply the experiment's current claim and verdict rule to a stored finding: rewrite the finding's JSON file and page, and
+    return the page's path. A finding of another program only gets the rule of five seeds."""
     finding = Finding.load(file)
+    if finding.experiment in EXPERIMENTS:
+        finding = EXPERIMENTS[finding.experiment].judge_again(finding)
     write_json(file, finding.model_dump(mode="json"))
     print(f"{finding.experiment}: {finding.verdict} (seeds {', '.join(map(str, finding.seeds))})")
     return write_page(finding, file.parent)
@@ -121,8 +124,8 @@ def plan_within_budget(experiment: Experiment, out: Path, seeds: tuple[int, ...]
 
 
 def conclude_finding(plan: LabPlan, command: str) -> Finding:
-    """Return the finding of the experiment, with the cost of every job, the machine, the software versions, and the verdict on
-    every problem."""
+    """Return the finding of the experiment, with the cost of every job, the machine, the software versions, and the ids of its
+    runs."""
     finding = plan.experiment.conclude({seed: plan.seed_folder(seed) for seed in plan.seeds})
     names = list(dict.fromkeys(name for _, name in plan.jobs))
     costs = {
@@ -137,11 +140,28 @@ def conclude_finding(plan: LabPlan, command: str) -> Finding:
         "rorqual": rorqual.__version__,
         "families": ", ".join(f"{family.name} {family.version}" for family in FAMILIES),
     }
-    evaluated = [name for name in names if isinstance(plan.jobs[plan.seeds[0], name], EvaluationJob)]
-    evaluations = {name: [load_evaluation(plan.seed_folder(seed), name) for seed in plan.seeds] for name in evaluated}
-    verdicts = compact_verdicts(evaluations, plan.seeds)
-    update = {"costs": costs, "command": command, "made": made, "share": plan.share, "verdicts": verdicts}
-    return finding.model_copy(update=update)
+    runs = {
+        arm: tuple(f"{run}@{fingerprint(RunDir(plan.out / run).checkpoint())[:12]}" for run in runs)
+        for arm, runs in finding.runs.items()
+    }
+    update = {"costs": costs, "command": command, "made": made, "share": plan.share, "runs": runs}
+    return finding.model_copy(update=update | {"shared_runs": shared_runs(plan)})
+
+
+def shared_runs(plan: LabPlan) -> dict[str, tuple[str, ...]]:
+    """Return for each other experiment the training runs that it shares with the experiment of `plan`, if both have the same
+    output folder and seeds."""
+    own = {name for _, name in plan.jobs}
+    shared = {
+        other.name: tuple(
+            job.name
+            for job in other.jobs(plan.seeds[0], plan.out, plan.share)
+            if isinstance(job, TrainJob) and job.name in own
+        )
+        for other in EXPERIMENTS.values()
+        if other.name != plan.experiment.name
+    }
+    return {name: runs for name, runs in shared.items() if runs}
 
 
 def run_jobs(plan: LabPlan, todo: dict[JobKey, ExperimentJob], workers: int) -> None:

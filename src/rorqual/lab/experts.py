@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,11 @@ GONE, RANDOM = 2, 6
 is the number of random sets of `GONE` experts per layer."""
 WITHIN = {"any": "over all tokens", "token": "within one token id"}
 LAYERS = ("layer 1", "layer 2")
-OWN, ANOTHER, RANDOM_ONES = "its own", "another family's", "random"
+OWN, ANOTHER, RANDOM_ONES, EQUAL_LOAD = "its own", "another family's", "random", "equal load"
 ACCURACY, BITS = "accuracy lost", "bits that expert and family share"
+LOAD, LOAD_TOLERANCE = "loads", 0.1
+"""The share of a family's tokens that the removed experts process, and the largest relative difference of the load between a
+family's own experts and the control of equal load."""
 
 
 class ExpertsExperiment(Experiment):
@@ -54,25 +58,44 @@ class ExpertsExperiment(Experiment):
     title = "Experts specialise"
     claim = (
         "experts specialise by subject: the expert of a token carries information on the family of its problem, also for a fixed token "
-        "id. A family loses more accuracy without its own experts than without another family's or random ones"
+        "id. On average over families, a family loses more accuracy without its own experts than without another family's, random ones "
+        "or others of equal load"
     )
     source = "DeepSeekMoE, 2401.06066, section 4.5; DeepSeek-V3, section 4.5.3 and appendix C"
     arms = {"chance": "families shuffled", "bits": "true families"}
     quantities = {
         ACCURACY: Quantity("points"),
+        LOAD: Quantity("ratio"),
         **{f"{BITS}, {label}": Quantity("bits") for label in WITHIN.values()},
     }
     pairs = (
         *(ArmPair(question=f"{ACCURACY}: {rival} experts gone, then its own", quantity=ACCURACY, a=rival, b=OWN, claimed=("all",))
           for rival in (ANOTHER, RANDOM_ONES)),
+        ArmPair(question=f"{ACCURACY}: others of equal load gone, then its own", quantity=ACCURACY, a=EQUAL_LOAD, b=OWN,
+             claimed=("all",), equal={LOAD: LOAD_TOLERANCE}),
         *(ArmPair(question=f"{BITS}, {label}: families shuffled, then as they are", quantity=f"{BITS}, {label}", a="chance", b="bits",
                claimed=LAYERS)
           for label in WITHIN.values()),
     )  # fmt: skip
+    wording = {
+        ACCURACY: "the accuracy lost on average over families",
+        OWN: "without a family's own experts",
+        ANOTHER: "without another family's",
+        RANDOM_ONES: "without random ones",
+        EQUAL_LOAD: "without others",
+        **{f"{BITS}, {label}": f"the mutual information of expert and family {label}" for label in WITHIN.values()},
+        "chance": "with shuffled families",
+        "bits": "with the true families",
+        **{layer: f"in {layer}" for layer in LAYERS},
+    }
     note = (
         f"In each layer, the {GONE} experts with the highest lift for a family on dev problems are removed. Made to think, greedy. "
-        f"Another family's: mean over all; random: mean over {RANDOM} draws."
+        f"Another family's: mean over all; random: mean over {RANDOM} draws; equal load: {GONE} to {2 * GONE} other experts that process as "
+        "large a share of the family's tokens."
     )
+
+    def runs_of(self, arm: str) -> tuple[str, ...]:
+        return (TEACHER,)
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         count, shuffles = scale_amount(PROBLEMS, share), scale_amount(SHUFFLES, share, 99)
@@ -80,7 +103,7 @@ class ExpertsExperiment(Experiment):
             *teacher_jobs(seed, place, share),
             ComputeJob(name=INFORMATION, estimate=4 * share, needs=(TEACHER,),
                     function=partial(measure_mutual_information, seed=seed, count=count, shuffles=shuffles)),
-            ComputeJob(name=ABLATION, estimate=48 * share, needs=(TEACHER,), function=partial(ablate_experts, seed=seed, count=count)),
+            ComputeJob(name=ABLATION, estimate=70 * share, needs=(TEACHER,), function=partial(ablate_experts, seed=seed, count=count)),
         ]  # fmt: skip
 
     def read(self, place: Path) -> Readings:
@@ -92,7 +115,7 @@ class ExpertsExperiment(Experiment):
             }
             for name, label in WITHIN.items()
         }
-        return {ACCURACY: accuracy_losses(ablation), **bits}
+        return {ACCURACY: accuracy_losses(ablation), LOAD: removed_loads(ablation), **bits}
 
 
 def accuracy_losses(ablation: dict[str, Any]) -> dict[str, dict[str, dict[int, float]]]:
@@ -103,12 +126,13 @@ def accuracy_losses(ablation: dict[str, Any]) -> dict[str, dict[str, dict[int, f
         name: np.asarray(ablation["right"]["none"], float) - np.asarray(values, float)
         for name, values in ablation["right"].items()
     }
-    drawn = [name for name in ablation["gone"] if name not in families]
+    drawn = [name for name in ablation["gone"] if name.startswith("random ")]
     found: dict[str, dict[str, dict[int, float]]] = {}
-    for kind in (OWN, ANOTHER, RANDOM_ONES):
+    for kind in (OWN, ANOTHER, RANDOM_ONES, EQUAL_LOAD):
         groups: dict[str, dict[int, float]] = {"all": {}}
         for own in families:
-            names = {OWN: [own], ANOTHER: [name for name in families if name != own], RANDOM_ONES: drawn}[kind]
+            rivals = [name for name in families if name != own]
+            names = {OWN: [own], ANOTHER: rivals, RANDOM_ONES: drawn, EQUAL_LOAD: [equal_load_name(own)]}[kind]
             mean = np.mean([lost[name] for name in names], axis=0)
             groups[own] = {int(item): float(mean[item]) for item in np.flatnonzero(family == own)}
             groups["all"] |= groups[own]
@@ -173,20 +197,28 @@ def ablate_experts(place: Path, *, seed: int, count: int) -> dict[str, Any]:
     """Remove one set of experts at a time, and measure on each problem whether the greedy answer is correct. The model is
     forced to think.
 
-    In each layer, the experts of a family are the `GONE` experts with the highest lift on dev problems.
+    In each layer, the experts of a family are the `GONE` experts with the highest lift on dev problems. `load[family]` has the load
+    of the family's own experts, and of the control of equal load (`experts_of_equal_load`).
     """
     model, chat = load_trained(place / TEACHER)
     dev_problems = pick_of_each_family("dev", seed, count)
     read = read_choices(model, solution_samples(dev_problems, chat))
     label, families = family_labels(dev_problems)
-    lifts = [
-        lift(count_expert_use(chosen, label[read.document], max_routed_expert_count(model), len(families)))
+    use = [
+        count_expert_use(chosen, label[read.document], max_routed_expert_count(model), len(families))
         for chosen in np.moveaxis(read.experts, 1, 0)
     ]
+    lifts = [lift(counts) for counts in use]
     sets = {
         family: [np.argsort(-layer_lift[row])[:GONE].tolist() for layer_lift in lifts]
         for row, family in enumerate(families)
     }
+    loads = {}
+    for row, family in enumerate(families):
+        shares = [counts[row] / counts[row].sum() for counts in use]
+        others = [experts_of_equal_load(*layer) for layer in zip(shares, sets[family], strict=True)]
+        loads[family] = [_load(shares, sets[family]), _load(shares, others)]
+        sets[equal_load_name(family)] = others
     rng = np.random.default_rng(seed)
     for number in range(RANDOM):
         sets[f"random {number + 1}"] = [
@@ -197,11 +229,40 @@ def ablate_experts(place: Path, *, seed: int, count: int) -> dict[str, Any]:
         "families": families,
         "family": [problem.family for problem in problems],
         "gone": sets,
+        "load": loads,
         "right": {"none": grade_greedy_answers(model, chat, problems, seed, count)},
     }  # fmt: skip
     for name, gone in sets.items():
         result["right"][name] = grade_greedy_answers(without_experts(model, gone), chat, problems, seed, count)
     return result
+
+
+def equal_load_name(family: str) -> str:
+    """Return the name of the control set of a family, whose experts process as many of the family's tokens as its own experts."""
+    return f"equal load to {family}"
+
+
+def experts_of_equal_load(shares: np.ndarray, own: Sequence[int]) -> list[int]:
+    """Return `GONE` to twice as many experts other than `own`, whose total share of a family's tokens is nearest to that of `own`.
+
+    `shares` [experts] is the share of the family's tokens that each expert processes.
+    """
+    others = [expert for expert in range(len(shares)) if expert not in own]
+    sets = (chosen for size in range(GONE, 2 * GONE + 1) for chosen in combinations(others, size))
+    return list(min(sets, key=lambda chosen: abs(shares[list(chosen)].sum() - shares[list(own)].sum())))
+
+
+def _load(shares: Sequence[np.ndarray], gone: Sequence[Sequence[int]]) -> float:
+    """Return the mean over layers of the share of a family's tokens that the experts `gone` [layer] process."""
+    return float(np.mean([layer[list(chosen)].sum() for layer, chosen in zip(shares, gone, strict=True)]))
+
+
+def removed_loads(ablation: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return the loads of the families' own experts and of the controls of equal load, by family."""
+    return {
+        arm: {"all": {family: loads[side] for family, loads in ablation["load"].items()}}
+        for side, arm in enumerate((OWN, EQUAL_LOAD))
+    }
 
 
 def max_routed_expert_count(model: Decoder) -> int:

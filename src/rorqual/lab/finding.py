@@ -14,6 +14,7 @@ from rorqual.core.records import read_json
 from rorqual.evals.compact_verdicts import CompactVerdicts
 from rorqual.evals.stats import Interval, difference_over_seeds, hierarchical_difference, t_interval
 from rorqual.evals.verdict import CONFIDENCE, SEEDS, Verdict, judge
+from rorqual.lab.per_problem import SeedValues
 from rorqual.report.chart import Chart
 from rorqual.report.table import Table
 
@@ -23,7 +24,8 @@ Side = Literal["above", "below"]
 
 class Contrast(Config):
     """The difference `b - a` of two arms, with a bootstrap interval that resamples seeds,
-    then the items of each seed. `by_seed` lists the means [a, b] of the two arms for every seed."""
+    then the items of each seed. `by_seed` lists the means [a, b] of the two arms for every seed. If `exact` is set, the values are
+    computed from the configuration, and the difference has no error."""
 
     question: str
     of: str = "all"
@@ -35,6 +37,7 @@ class Contrast(Config):
     confidence: float = CONFIDENCE
     by_seed: tuple[tuple[float, float], ...]
     unit: Unit = "points"
+    exact: bool = False
 
     @property
     def bootstrap(self) -> Interval:
@@ -49,6 +52,9 @@ class Contrast(Config):
     def judge(self, bound: float = 0.0, side: Side = "above") -> Verdict:
         """Judge whether the difference lies on `side` of `bound`, by the rule of `rorqual.evals.verdict`. By default, judge
         whether b is above a."""
+        if self.exact:
+            beyond = (self.difference - bound) * (1 if side == "above" else -1)
+            return "holds" if beyond > 0 else "does not hold" if beyond < 0 else "open"
         return judge(self.bootstrap, self.differences, bound, side)
 
     def text(self) -> str:
@@ -56,16 +62,26 @@ class Contrast(Config):
 
         Shares and their differences are in percentage points.
         """
-        a, b, d, low, high = (
-            format_value(value, self.unit, signed=place > 1)
-            for place, value in enumerate((self.a, self.b, self.difference, self.low, self.high))
-        )
-        text = f"{a} against {b}, {d} {self.unit} ({self.confidence:.0%} interval {low} to {high}"
-        if len(self.by_seed) > 1:
-            student = t_interval(self.differences, self.confidence)
-            low, high = (format_value(value, self.unit, signed=True) for value in (student.low, student.high))
-            text += f", by Student's t over the seeds {low} to {high}"
-        return text + ")"
+        a, b = (format_value(value, self.unit) for value in (self.a, self.b))
+        text = f"{a} against {b}, {format_value(self.difference, self.unit, signed=True)} {self.unit}"
+        if self.exact:
+            return f"{text} (exact)"
+        return f"{text} (bootstrap {self.interval_text(self.bootstrap)}, Student's t {self.student_text()})"
+
+    def student_text(self) -> str:
+        """Return Student's t interval over the seeds as text."""
+        if len(self.by_seed) < 2:
+            return "one seed"
+        return self.interval_text(t_interval(self.differences, self.confidence))
+
+    def interval_text(self, interval: Interval) -> str:
+        """Return an interval of the difference as text. An interval of zero width is no interval."""
+        if self.exact:
+            return "exact"
+        if interval.low == interval.high:
+            return "none: the same in every seed"
+        low, high = (format_value(value, self.unit, signed=True) for value in (interval.low, interval.high))
+        return f"{low} to {high}"
 
 
 TOO_FEW = f"A verdict needs at least {SEEDS} seeds, and there are fewer: open."
@@ -73,9 +89,16 @@ TOO_FEW = f"A verdict needs at least {SEEDS} seeds, and there are fewer: open."
 
 class Finding(Config):
     """The result of an experiment. `costs` lists, for each job, core-seconds in the order of `seeds`.
-    `words` states the result in sentences. `verdicts` holds the verdict on every problem. With fewer than five seeds, the
-    verdict of the finding is always open, and `words` gives the reason. The minimum of five seeds also applies when an older
-    file is loaded.
+
+    - `headline` has a sentence for each part of the claim, and `words` its figures (`rorqual.lab.headline`). `notes` has further
+      figures of an older finding.
+    - `runs` names for each arm the runs that were measured: the seed's folder, the run, and the start of the SHA-256 of its
+      weights (older findings have no SHA-256). `shared_runs` names the experiments that measure some of the same runs.
+    - `per_problem` has the value of each problem for each seed, from which `verdict` can be computed again. It is None in an older
+      finding, where `verdicts` may hold the verdict on every problem.
+
+    With fewer than five seeds, the verdict of the finding is always open, and `words` gives the reason. The minimum of five seeds
+    also applies when an older file is loaded.
     """
 
     experiment: str
@@ -83,7 +106,9 @@ class Finding(Config):
     claim: str
     source: str
     verdict: Verdict
+    headline: str = ""
     words: tuple[str, ...]
+    notes: tuple[str, ...] = ()
     contrasts: tuple[Contrast, ...] = ()
     tables: tuple[Table, ...] = ()
     charts: tuple[Chart, ...] = ()
@@ -94,6 +119,9 @@ class Finding(Config):
     command: str = ""
     made: dict[str, str] = {}
     verdicts: tuple[CompactVerdicts, ...] = ()
+    runs: dict[str, tuple[str, ...]] = {}
+    shared_runs: dict[str, tuple[str, ...]] = {}
+    per_problem: tuple[SeedValues, ...] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -118,6 +146,7 @@ def contrast_of_values(
     unit: Unit,
     of: str = "all",
     shares: bool = False,
+    exact: bool = False,
 ) -> Contrast:
     """Compare the values of `b` with the values of `a`. `a` and `b` have one sequence per seed. The i-th values of a seed in
     `a` and `b` belong to the same item. With `shares`, the values are shares of right answers, and the interval of the
@@ -136,6 +165,7 @@ def contrast_of_values(
         high=difference.interval.high,
         by_seed=by_seed,
         unit=unit,
+        exact=exact,
     )
 
 

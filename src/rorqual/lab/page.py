@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from rorqual.core.records import write_atomic
-from rorqual.evals.stats import t_interval
-from rorqual.evals.verdict import SEEDS
+from rorqual.evals.verdict import INTERVALS_NOTE, SIGNS
 from rorqual.lab.finding import Contrast, Finding, format_value
 from rorqual.report.chart import draw
 from rorqual.report.page import render_page
 from rorqual.report.table import Table
-
-SIGNS = {"holds": "● higher", "does not hold": "✕ lower", "open": "○ open"}
 
 
 def write_page(finding: Finding, out: Path) -> Path:
@@ -41,30 +38,21 @@ def contrasts_table(finding: Finding) -> Table:
     for question in dict.fromkeys(contrast.question for contrast in finding.contrasts):
         rows += [(question,), *(_contrast_row(one) for one in finding.contrasts if one.question == question)]
     level = f"{finding.contrasts[0].confidence:.0%}" if finding.contrasts else ""
-    note = (
-        "Bootstrap intervals resample seeds first, then the items of each seed. With five seeds, their coverage is below "
-        "nominal (docs/results/coverage.json). Student's t has nominal coverage if the seeds' differences are normally "
-        "distributed, and is wide. "
-        f"A row is higher or lower if both intervals agree and there are at least {SEEDS} seeds. Points are shares in percent. There is no "
-        "correction for the number of rows."
-    )
     heads = ("", "first", "second", "difference", f"{level} interval", "", f"{level}, t over seeds", "each seed")
-    return Table(title="contrasts", heads=heads, rows=tuple(rows), note=note)
+    return Table(
+        title="contrasts", heads=heads, rows=tuple(rows), note=f"{INTERVALS_NOTE} Points are shares in percent."
+    )
 
 
 def _contrast_row(contrast: Contrast) -> tuple[str, ...]:
     unit = contrast.unit
-    student = "one seed"
-    if len(contrast.by_seed) > 1:
-        interval = t_interval(contrast.differences, contrast.confidence)
-        student = f"[{format_value(interval.low, unit, signed=True)}, {format_value(interval.high, unit, signed=True)}]"
     return (
         f"{contrast.of} ({unit})",
         format_value(contrast.a, unit),
         format_value(contrast.b, unit),
         format_value(contrast.difference, unit, signed=True),
-        f"[{format_value(contrast.low, unit, signed=True)}, {format_value(contrast.high, unit, signed=True)}]",
+        contrast.interval_text(contrast.bootstrap),
         SIGNS[contrast.judge()],
-        student,
+        contrast.student_text(),
         ", ".join(f"{format_value(a, unit)} → {format_value(b, unit)}" for a, b in contrast.by_seed),
     )

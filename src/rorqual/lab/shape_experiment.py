@@ -35,7 +35,12 @@ class ShapeExperiment(Experiment):
     With `cache`, the claim also needs a smaller KV cache in the favoured arm of the first part.
     """
 
-    quantities = {LOSS: Quantity("nats"), RIGHT: SHARE, **dict.fromkeys((*TOLERANCE, CACHE), Quantity())}
+    quantities = {
+        LOSS: Quantity("nats"),
+        RIGHT: SHARE,
+        **dict.fromkeys(TOLERANCE, Quantity()),
+        CACHE: Quantity(exact=True),
+    }
     note = f"FLOPs: a forward pass of the main model with {CONTEXT} attended positions. Cache: two bytes per value. Losses without MTP."
 
     def __init__(
@@ -44,6 +49,11 @@ class ShapeExperiment(Experiment):
         self.name, self.title, self.claim, self.source, self.parts = name, title, claim, source, tuple(parts)
         self.trained = tuple(dict.fromkeys(name for _, *both in self.parts for name in both))
         self.arms = {name: ARMS[name].label for name in self.trained}
+        self.wording = {
+            LOSS: "the held-out loss",
+            CACHE: "the KV cache per token",
+            **{name: f"with {label}" for name, label in self.arms.items()},
+        }
         compared = [(quantity, *part) for part in self.parts for quantity in (LOSS, RIGHT)]
         compared += [(CACHE, "", *self.parts[0][1:])] * cache
         self.pairs = tuple(
@@ -90,7 +100,7 @@ dense model is trained for more steps. This number of steps was chosen on other 
 LATENT_VS_FULL = ShapeExperiment(
     name="latent-vs-full",
     title="Latent attention against full attention",
-    claim="latent attention is better than multi-head attention, with a fraction of the KV cache",
+    claim="latent attention has a lower loss than multi-head attention, with a smaller KV cache",
     source="DeepSeek-V2, 2405.04434, section 2.1 and appendix D.2",
     parts=(("parameters", MOE, FULL),),
     cache=True,

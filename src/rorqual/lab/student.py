@@ -75,13 +75,15 @@ def base_jobs(seed: int, place: Path, share: float) -> list[ExperimentJob]:
     ]
 
 
-def grpo_job(seed: int, place: Path, share: float) -> TrainJob:
-    """Return the job that trains the base student with GRPO, with correctness as the only reward."""
+def grpo_job(seed: int, place: Path, share: float, name: str = RL, random_reward: float = 0.0) -> TrainJob:
+    """Return the job that trains the base student with GRPO, with correctness as the only reward. If `random_reward` is above 0,
+    each reward is instead 1 with this probability, whatever the answer."""
 
     def run() -> Run:
-        return grpo_run(place / BASE, scale_amount(FULL.rival_steps, share), seed)
+        run = grpo_run(place / BASE, scale_amount(FULL.rival_steps, share), seed)
+        return override_fields(run, [f"source.random_reward={random_reward:g}"])
 
-    return TrainJob(name=RL, estimate=78 * share, make=run, needs=(BASE,))
+    return TrainJob(name=name, estimate=78 * share, make=run, needs=(BASE,))
 
 
 def grpo_run(start: Path, steps: int, seed: int) -> Run:

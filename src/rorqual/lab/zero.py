@@ -1,6 +1,7 @@
 """The experiment `zero`: what improves if a model that mostly answers without thinking is trained by RL alone?
 
-Correctness is the only reward. Two effects are measured separately: how often the model chooses to think, and the
+Correctness is the only reward. A control has random rewards, because RL can also change a model's habits without any information on
+correctness. Two effects are measured separately: how often the model chooses to think, and the
 accuracy of the model when thinking is forced. Only the accuracy with forced thinking decides the verdict, because thinking more
 often is not better reasoning.
 """
@@ -30,6 +31,8 @@ CHOICE, THINKS, ABLE, LENGTH = (
     "right when made to think",
     "tokens of thinking",
 )
+RANDOM, RANDOM_REWARD = "student-random", 0.5
+"""The run with random rewards, and the probability of a reward of 1 in this run (Shao et al. 2506.10947)."""
 LONG_STEPS = 150
 LONG = tuple(f"zero-long-{part}" for part in range(1, 5))
 """The runs of the experiment `zero-long`, with `LONG_STEPS` steps each. All runs together take about 25 core-minutes. Each of
@@ -45,6 +48,8 @@ class ZeroExperiment(Experiment):
     source = "DeepSeek-R1, arXiv 2501.12948, section 2.2; Nature, September 2025, figure 1"
     runs: ClassVar[tuple[str, ...]] = (RL,)
     """The consecutive RL runs, of which the first starts from the base student."""
+    controls: ClassVar[tuple[str, ...]] = (RANDOM,)
+    """The runs whose rewards are random. RL on the base student must improve more than these runs."""
     quantities = {CHOICE: SHARE, THINKS: SHARE, ABLE: SHARE, LENGTH: Quantity("tokens")}
 
     def __init__(self) -> None:
@@ -52,6 +57,13 @@ class ZeroExperiment(Experiment):
             BASE: "before",
             **{run: f"after part {part}" for part, run in enumerate(self.runs, 1)},
             self.runs[-1]: "after",
+            **dict.fromkeys(self.controls, "after random rewards"),
+        }
+        self.wording = {
+            ABLE: "the accuracy when made to think",
+            BASE: "before reinforcement",
+            self.runs[-1]: "after reinforcement",
+            **dict.fromkeys(self.controls, "after reinforcement with random rewards"),
         }
         self.pairs = tuple(
             ArmPair(
@@ -62,11 +74,25 @@ class ZeroExperiment(Experiment):
                 claimed=("all",) if quantity == ABLE else (),
             )
             for quantity in (CHOICE, THINKS, ABLE)
+        ) + tuple(
+            ArmPair(
+                question=f"{ABLE}: random rewards against right ones",
+                quantity=ABLE,
+                a=control,
+                b=self.runs[-1],
+                claimed=("all",),
+            )
+            for control in self.controls
         )
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         own = student_seed(seed)
-        return [*base_jobs(own, place, share), grpo_job(own, place, share), *evaluation_jobs(RL, own, share)]
+        jobs = [
+            *base_jobs(own, place, share),
+            grpo_job(own, place, share),
+            grpo_job(own, place, share, RANDOM, RANDOM_REWARD),
+        ]
+        return [*jobs, *evaluation_jobs(RL, own, share), *evaluation_jobs(RANDOM, own, share)]
 
     def read(self, place: Path) -> Readings:
         own, forced = ({arm: load_evaluation(place, f"{arm}-{mode}") for arm in self.arms} for mode in ("auto", "on"))
@@ -87,6 +113,7 @@ class ZeroLongExperiment(ZeroExperiment):
     title = "Reinforcement alone, for long"
     seeds = 1
     runs = LONG
+    controls = ()
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         own = student_seed(seed)

@@ -60,7 +60,7 @@ def make_run(name: str, values: Mapping[str, str]) -> Run:
     if missing:
         spelled = ", ".join(f"{'from' if m == 'start' else m}=" for m in missing)
         raise ConfigError(
-            f"recipe '{name}' requires {spelled}", where=f"train {name}", remedy="See `rorqual train --help`."
+            f"recipe '{name}' requires {spelled}", where=f"train {name}", remedy=f"See `rorqual train {name} --help`."
         )
     try:
         run = recipe(**arguments)

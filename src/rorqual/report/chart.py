@@ -1,5 +1,5 @@
-"""Charts as data, and functions that draw charts as PNG files for light and dark pages. The same data gives the same PNG
-bytes."""
+"""Charts as data, and functions that draw charts as PNG files for light and dark pages, or as SVG and PDF files. The same data
+gives the same bytes."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
 from rorqual.core.config import Config
+from rorqual.core.errors import ConfigError
 from rorqual.report.theme import DARK, LIGHT, Theme
 
 Colour = Literal["after", "off", "on", "before", "ink", "faint"]
@@ -126,20 +127,30 @@ class DrawnChart:
 
 def draw(chart: Chart) -> DrawnChart:
     """Draw a chart in the light and the dark theme."""
-    light, dark = (render_png(partial(figure_of, chart), theme) for theme in (LIGHT, DARK))
+    light, dark = (render_figure(partial(figure_of, chart), theme) for theme in (LIGHT, DARK))
     return DrawnChart(chart.name, chart.alternative_text, chart.caption, chart.width_inches <= NARROW, light, dark)
 
 
-def render_png(make: Callable[[Theme], Figure], theme: Theme) -> bytes:
-    """Return the PNG file of the matplotlib figure `make(theme)`. The PNG metadata contains no date and no version, so that
-    the same figure gives the same bytes."""
+METADATA: dict[str, dict[str, None]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+"""For each format of a drawn figure: the metadata with a date or a version, which files leave out."""
+
+
+def render_figure(make: Callable[[Theme], Figure], theme: Theme, format_: str = "png") -> bytes:
+    """Return the PNG, SVG or PDF file of the matplotlib figure `make(theme)`. The same figure gives the same bytes. Raises
+    ConfigError for another format."""
+    if format_ not in METADATA:
+        raise ConfigError(f"'{format_}' is no format of a figure", where="plot", remedy="Use .svg, .pdf or .png.")
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(theme.matplotlib_settings)
+        matplotlib.rcParams.update(theme.matplotlib_settings | {"svg.hashsalt": "rorqual"})
         figure = make(theme)
         FigureCanvasAgg(figure)
         target = io.BytesIO()
-        figure.savefig(target, format="png", dpi=150, metadata={"Software": None})
+        figure.savefig(target, format=format_, dpi=150, metadata=METADATA[format_])
     return target.getvalue()
 
 

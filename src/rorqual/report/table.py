@@ -10,6 +10,14 @@ from rich.text import Text
 
 from rorqual.core.config import Config
 
+LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
+    | {"[": "{[}"}  # a bracket at the start of a row would be an argument of the line break before it
+    | {"●": r"$\bullet$", "✕": r"$\times$", "○": r"$\circ$"}
+)
+"""How LaTeX writes the characters that it would not print as they are."""
+
 
 class Table(Config):
     """A table whose cells are text. The first `text_columns` columns are aligned to the left, all other columns to the right.
@@ -34,6 +42,18 @@ class Table(Config):
         target = io.StringIO()
         Console(file=target, width=200, force_terminal=False, color_system=None).print(drawn)
         return "\n".join(line.rstrip() for line in target.getvalue().splitlines())
+
+    def latex(self) -> str:
+        """Return the table in LaTeX, for the package booktabs. The title is a comment above the table."""
+        head, *rows = (
+            " & ".join(cell.translate(LATEX) for cell in row) + " \\\\\n" for row in (self.heads, *self.rows)
+        )
+        columns = f"{'l' * self.text_columns:r<{len(self.heads)}}"
+        title = " ".join(self.title.split())
+        return (
+            f"% {title}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n{head}\\midrule\n{''.join(rows)}"
+            "\\bottomrule\n\\end{tabular}\n"
+        )
 
     def markdown(self) -> str:
         """Return the table in Markdown, without the table's title."""

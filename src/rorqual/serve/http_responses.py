@@ -24,6 +24,8 @@ T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
 COMMENT = b": still here\n\n"
 HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+TURNS = 3
+"""Turns of the event loop until the end of a connection that was closed right after a request is noticed."""
 GROUP = 64
 """Number of items of a long list that are serialized at a time."""
 SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -81,17 +83,25 @@ async def _wait_for_disconnect(receive: Receive) -> None:
 
 
 async def run_unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` and return its result. If the client disconnects first, cancel `work` and raise ClientDisconnect."""
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_wait_for_disconnect(receive))
+    """Run `work` and return its result. If the client disconnects first, cancel `work` and raise ClientDisconnect. The work of a
+    client that closed its connection right after its request does not start."""
+    leaving = asyncio.ensure_future(_wait_for_disconnect(receive))
+    tasks: list[asyncio.Future[Any]] = [leaving]
     try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+        if not leaving.done():
+            working = asyncio.ensure_future(work)
+            tasks.append(working)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+        raise ClientDisconnect
     finally:
-        for task in (working, leaving):
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        work.close()
 
 
 def _slices(data: bytes) -> Iterator[bytes]:

@@ -233,7 +233,11 @@ class EngineWorker:
             self._send(message_line("drawn", rows=rows))
 
     def _send_prompt_scores(self) -> None:
-        """Send the next message with log-probabilities of a prompt. One message per engine step delays other requests little."""
+        """Send the next message with log-probabilities of a prompt. One message per engine step delays other requests little.
+
+        Sampled tokens wait for the last of these messages: a stream begins with the echoed prompt, and the prompt's
+        log-probabilities are complete only when the first token is sampled.
+        """
         for number, (messages, rows) in [*self.unsent.items()][:1]:
             del self.unsent[number]
             if (message := next(messages, None)) is not None:

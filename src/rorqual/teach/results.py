@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rorqual.core.errors import ConfigError, DataError, suggest_name
-from rorqual.evals.compare import Comparison, compare
+from rorqual.evals.compare import Comparison, compare_pair
 from rorqual.evals.evaluation import Evaluation, EvaluationRow
 from rorqual.evals.stats import Interval
 from rorqual.evals.table import p_value_text, percent, percent_interval
@@ -57,7 +57,7 @@ class TeachResults:
     def results(self) -> list[ModelResult]:
         after = self.evaluations[AFTER]
         return [
-            ModelResult(name, one.rows("all")[0], None if name == AFTER else compare(one, after, grain="all")[0])
+            ModelResult(name, one.rows("all")[0], None if name == AFTER else compare_pair(one, after, grain="all")[0])
             for name, one in self.evaluations.items()
         ]
 

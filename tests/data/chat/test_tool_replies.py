@@ -16,9 +16,11 @@ from tool_families import TOOLS, with_marks, without_marks
 
 from rorqual.core.records import Message, Thinking, Tool, ToolCall
 from rorqual.data.chat import ChatFormat, TemplateChat
+from rorqual.data.chat.calls import WHITE
 from rorqual.data.chat.reply import ReplyPart
 from rorqual.data.chat.special_tokens import CHARS
 from rorqual.data.chat.stream import ReplyDelta, ReplyReader
+from rorqual.data.tokenizer import REPLACEMENT
 
 FIXTURES = files()
 EACH = [(name, case["case"]) for name, cases in FIXTURES.items() for case in cases]
@@ -99,7 +101,7 @@ def agrees(
         assert any(part.kind == "call" and call.name in part.text for part in parts)
     for part in parts:
         if part.kind == "mark":
-            rest = DROPPED.sub("", part.text)
+            rest = DROPPED.sub("", part.text).rstrip(REPLACEMENT)
             assert not rest or any(name.startswith(rest) for name in CHARS), part
     return message
 
@@ -119,14 +121,22 @@ def test_a_reply_is_read_as_its_rule_says(name: str, case: str) -> None:
 
 
 def check_cuts(chat: ChatFormat, ids: list[int], cuts: range) -> None:
-    """The laws, for a reply cut off at each of `cuts`. One reader is fed; a copy of it is told at each cut that this was all."""
-    reader = chat.reader("auto", TOOLS)
+    """The laws, for a reply cut off at each of `cuts`. One reader is fed; a copy of it is told at each cut that this was all.
+
+    What is cut off has no content but the whole's: a call that is cut off leaves nothing in it.
+    """
+    reader, whole = chat.reader("auto", TOOLS), chat.parse(ids, "auto", TOOLS)
     pieces: list[ReplyDelta] = []
     for cut in range(len(ids)):
         if cut in cuts:
             known: dict[int, Any] = {id(each): each for each in (chat, chat.tokenizer, chat.call_form)}
             known |= {id(reader.ids): list(reader.ids), id(reader.parts): list(reader.parts)}
-            agrees(chat, ids[:cut], "auto", TOOLS, finished(chat, copy.deepcopy(reader, known), pieces))
+            message = agrees(chat, ids[:cut], "auto", TOOLS, finished(chat, copy.deepcopy(reader, known), pieces))
+            if (message.reasoning is None) == (whole.reasoning is None):
+                assert whole.content.startswith(message.content.rstrip(WHITE + REPLACEMENT)), (
+                    chat.tokenizer.decode(ids[:cut], specials=True),
+                    message,
+                )
         pieces.append(reader.feed(ids[cut]))
 
 

@@ -134,14 +134,6 @@ MUTANTS = (
         "tests/data/test_data_wiring.py::test_a_file_of_samples_keeps_each_with_its_own_alternatives_and_number",
     ),
     one(
-        "a long text has a beginning of its own",
-        "issue 14: fourth bug trial",
-        "data/tokenizer.py",
-        "return built.encode_batch_fast([text], add_special_tokens=False)[0]",
-        "return built.encode_batch_fast([text])[0]",
-        "tests/data/chat/test_tokenizers.py::test_nothing_is_put_before_a_text",
-    ),
-    one(
         "what follows the end of a turn is read",
         "issue 16: one reader",
         "data/chat/stream.py",

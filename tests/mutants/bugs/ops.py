@@ -218,14 +218,6 @@ MUTANTS = (
         "tests/ops/test_quant.py::test_a_row_has_the_least_power_of_two_as_its_scale",
     ),
     one(
-        "a replayed choice of expert 0 is no choice",
-        "issue 14: third bug trial",
-        "ops/moe.py",
-        "torch.where(replay >= 0, replay.long(), own)",
-        "torch.where(replay > 0, replay.long(), own)",
-        "tests/ops/test_moe.py::test_replay_keeps_the_routers_gradient",
-    ),
-    one(
         "YaRN's one mscale is taken for both",
         "issue 14: fourth bug trial",
         "ops/rope.py",

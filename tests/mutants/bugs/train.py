@@ -92,14 +92,6 @@ MUTANTS = (
         "tests/train/test_distilled_source.py::test_the_teachers_row_lies_where_it_predicts",
     ),
     one(
-        "forward KL is reverse KL",
-        "MiniLLM eq. 1 and 2 confused",
-        "train/objectives/distil.py",
-        "        return kl(p, q)\n",
-        "        return kl(q, p)\n",
-        "tests/train/test_distil.py::test_against_a_slow_reference",
-    ),
-    one(
         "what is not among the teacher's likeliest tokens is dropped",
         "top-k distillation without its tail",
         "train/objectives/distil.py",
@@ -143,8 +135,8 @@ MUTANTS = (
         "an overlong answer is punished twice",
         "DAPO, 2503.14476, eq. 13",
         "train/sources/rollouts.py",
-        "float(v is Verdict.RIGHT) + penalty for",
-        "float(v is Verdict.RIGHT) + 2 * penalty for",
+        "float(one) + penalty for",
+        "float(one) + 2 * penalty for",
         "tests/train/test_grpo_rollouts.py::test_overlong_punishment_is_in_the_reward_once",
     ),
     one(
@@ -316,14 +308,6 @@ MUTANTS = (
         "tests/train/test_grpo_rollouts.py::test_overlong_punishment_is_in_the_reward_once",
     ),
     one(
-        "the reference scores without the document mask",
-        "issue 14: first bug trial",
-        "train/sources/reference.py",
-        "output = self.model(batch.tokens, batch.positions, segments=batch.segments)",
-        "output = self.model(batch.tokens, batch.positions)",
-        "tests/train/test_grpo_rollouts.py::test_the_reference_scores_as_the_model_that_it_is",
-    ),
-    one(
         "three checkpoints are kept instead of two",
         "issue 14: first bug trial",
         "train/checkpoint.py",
@@ -420,14 +404,6 @@ MUTANTS = (
         "tests/train/test_fit_against_plain_loop.py::test_reinforcement_with_a_kl_term",
     ),
     one(
-        "AdamW's eps is ignored",
-        "issue 14: second bug trial",
-        "train/optim/adamw.py",
-        "            eps=config.eps,\n",
-        "",
-        "tests/train/test_fit_against_plain_loop.py::test_fine_tuning_with_multi_token_prediction",
-    ),
-    one(
         "answers of one number in two rows are one sequence",
         "issue 14: second bug trial",
         "train/batch.py",
@@ -458,14 +434,6 @@ MUTANTS = (
         "if update.counts and run.tune.trains_all:",
         "if update.counts:",
         "tests/train/test_esft.py::test_a_run_keeps_the_slices_resumes_and_is_read_back",
-    ),
-    one(
-        "on-policy distillation asks with thinking=auto",
-        "issue 14: second bug trial",
-        "train/sources/sampler.py",
-        "replace(self.params, seed=seed), self.thinking)",
-        "replace(self.params, seed=seed))",
-        "tests/train/test_every_option.py::test_on_policy",
     ),
     one(
         "ESFT does not read what teaches nothing",
@@ -516,14 +484,6 @@ MUTANTS = (
         "tests/train/test_distilled_source.py::test_another_vocabulary_is_refused_with_what_to_do",
     ),
     one(
-        "MTP reads across documents",
-        "issue 14: third bug trial",
-        "train/objectives/mtp.py",
-        "batch.tokens, batch.positions, batch.segments)",
-        "batch.tokens, batch.positions)",
-        "tests/train/test_one_gradient.py::test_supervised",
-    ),
-    one(
         "a run of before families had versions goes on with other problems",
         "issue 15",
         "train/state.py",
@@ -570,14 +530,6 @@ MUTANTS = (
         "return StepBatches([TrainBatch.from_packed(stream.batch(step))])",
         "return StepBatches([TrainBatch.from_packed(stream.batch(0))])",
         "tests/train/test_fit_against_plain_loop.py::test_fine_tuning_with_multi_token_prediction",
-    ),
-    one(
-        "on-policy distillation moves the router's bias",
-        "issue 14: fourth bug trial",
-        "recipes/distil.py",
-        "balance=BalanceConfig(gamma=0.0),",
-        "balance=BalanceConfig(),",
-        "tests/recipes/test_arguments.py::test_reinforcement_is_nudged_and_leaves_the_bias_alone",
     ),
     one(
         "sharded parameters take several threads, whose hooks do not run",
@@ -751,14 +703,6 @@ MUTANTS = (
         "train/sources/worked.py",
         "self.prompts = [] if config.data else example_prompts(probe)",
         "self.prompts = example_prompts(probe)",
-        "tests/core/test_prompts.py::test_a_run_keeps_the_problems_of_its_task_and_none_of_a_file",
-    ),
-    one(
-        "a run keeps no example prompts",
-        "issue 17: example prompts",
-        "train/loop.py",
-        "write_run_files(run, out, tokenizer, source.prompts)",
-        "write_run_files(run, out, tokenizer)",
         "tests/core/test_prompts.py::test_a_run_keeps_the_problems_of_its_task_and_none_of_a_file",
     ),
     one(

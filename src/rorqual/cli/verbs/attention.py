@@ -65,8 +65,11 @@ def attention(
     from rorqual.evals.attention_page import attention_page, report_as_text
     from rorqual.evals.planted_passages import PLANTED
     from rorqual.evals.sparse_attention_report import NamedText, measure_sparse_attention
+    from rorqual.generate.output import check_writable_path
     from rorqual.model.load.run_directory import load_run
 
+    for file in filter(None, (chosen.out, chosen.page)):
+        check_writable_path(Path(file))
     names = chosen.data.split(",")
     texts = [NamedText(name, held_out_text(name)) for name in names if name not in ("kinds", *PLANTED)]
     texts += [NamedText(kind, load_passage(kind)) for kind in KINDS if "kinds" in names]

@@ -9,53 +9,49 @@ import typer
 from pydantic import Field
 
 from rorqual.cli.settings import Settings, parse_settings
-from rorqual.core.config import Config
-from rorqual.core.errors import DataError
+from rorqual.core.config import Config, Part
 
 
 class CompareSettings(Config):
     """Settings of `rorqual compare`."""
 
     grain: Literal["family", "level", "all"] = Field("family", description="what a row covers")
+    confidence: Part = Field(0.99, lt=1, description="confidence of the intervals")
+    names: str = Field("", description="names of A and B, separated by commas")
+    out: str = Field("", description="JSON file of all values")
+    latex: str = Field("", description="LaTeX file of the tables (booktabs)")
+    plot: str = Field("", description="chart as FILE.svg or FILE.pdf")
+    page: str = Field("", description="HTML file")
 
 
 def compare(
-    before: Annotated[Path, typer.Argument(metavar="A", help="Evaluation file of a model, or run with evaluations.")],
-    after: Annotated[Path, typer.Argument(metavar="B", help="Evaluation file or run of the model to compare with A.")],
+    before: Annotated[str, typer.Argument(metavar="A", help="Run with evaluations, or result file of a model.")],
+    after: Annotated[str, typer.Argument(metavar="B", help="Run or result file of the model to compare with A.")],
     settings: Settings = None,
 ) -> None:
-    """Compare two models on the same problems.
+    """Compare two or more models on the same problems or the same text.
 
-    Shows paired differences between A and B with 95 % intervals and exact p-values. Two runs are compared on every evaluation
-    that both runs contain. `rorqual eval` writes evaluations.
+    Shows paired differences between A and B with 99 % intervals. Runs are compared on every evaluation that all of them
+    contain. `rorqual eval` writes evaluations. For several seeds, give the runs of each model separated by commas:
+    A-0,A-1 B-0,B-1. The table then has a bootstrap interval over seeds and problems, Student's t interval over the seeds, and a
+    verdict. Arguments after B without = are further models to compare with A.
     """
-    chosen = parse_settings(CompareSettings, settings)
+    words = [word for word in settings or () if "=" in word or word.startswith("-")]
+    arms = [before, after, *(word for word in settings or () if word not in words)]
+    chosen = parse_settings(CompareSettings, words)
 
-    from rorqual.evals import compare as paired
-    from rorqual.evals.evaluation import Evaluation
-    from rorqual.evals.table import comparison_table, unmarked_replies_note
+    from rorqual.evals.results import compare as compare_arms
+    from rorqual.generate.output import check_writable_path
 
-    for old, new in evaluation_pairs(before, after):
-        first, second = Evaluation.load(old), Evaluation.load(new)
-        rows = paired.compare(first, second, grain=chosen.grain)
-        print(comparison_table(rows, title=f"{new} - {old}, paired").text())
-        if note := unmarked_replies_note({"before": first, "after": second}):
-            print(note)
-
-
-def evaluation_pairs(before: Path, after: Path) -> list[tuple[Path, Path]]:
-    """Return pairs of evaluation files to compare: the two given files, or all files that two runs have in common."""
-    if not before.is_dir() and not after.is_dir():
-        return [(before, after)]
-    if before.is_dir() != after.is_dir():
-        raise DataError(
-            "cannot compare a folder with a file", where=f"{before}, {after}", remedy="Give two runs or two files."
-        )
-    names = sorted({file.name for file in (before / "evals").glob("*.json")})
-    common = [(before / "evals" / name, after / "evals" / name) for name in names if (after / "evals" / name).is_file()]
-    if not common:
-        remedy = f"Evaluate both on one task: rorqual eval {before} task=NAME, rorqual eval {after} task=NAME."
-        raise DataError(
-            "the two runs have no evaluation in common", where=f"{before / 'evals'}, {after / 'evals'}", remedy=remedy
-        )
-    return common
+    files = {name: Path(file) for name in ("out", "latex", "plot", "page") if (file := getattr(chosen, name))}
+    for file in files.values():
+        check_writable_path(file)
+    names = chosen.names.split(",") if chosen.names else ()
+    results = compare_arms(
+        *(arm.split(",") for arm in arms), names=names, grain=chosen.grain, confidence=chosen.confidence
+    )
+    print(results)
+    write = {"out": results.to_json, "latex": results.to_latex, "plot": results.plot, "page": results.page}
+    for name, file in files.items():
+        write[name](file)
+        print(f"  {file}")

@@ -45,8 +45,11 @@ def compute(
     from rorqual.engine.request import SamplingParams
     from rorqual.evals.compute import compute_table, measure_compute
     from rorqual.evals.evaluating import pick_problems
+    from rorqual.generate.output import check_writable_path
     from rorqual.tasks.find import load_task
 
+    for file in filter(None, (chosen.out, chosen.page)):
+        check_writable_path(Path(file))
     task = load_task(chosen.task, data=Path(chosen.data) if chosen.data else None, options=chosen.options)
     problems = pick_problems(task, chosen.split, chosen.count, chosen.seed, chosen.per_family)
     engine = Engine(

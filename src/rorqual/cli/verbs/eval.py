@@ -43,7 +43,8 @@ def evaluate(
     if not chosen.task and model.startswith(CASCADE):
         raise ConfigError("a cascade answers problems", where="command line", remedy="Give task=NAME.")
     if not chosen.task:
-        print(loss_on_text(model, chosen))
+        print(loss_on_text(model, chosen).report())
+        print(f"  The loss of each passage: {evaluation_file(model, chosen)}")
         return
 
     from rorqual.cli.cascading import measure_cascade

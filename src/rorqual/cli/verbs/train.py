@@ -32,10 +32,9 @@ def train(
 ) -> None:
     """Train a model with a recipe. After an interruption, the same command resumes.
 
-    Further keys are the arguments of the recipe (data=FILE, task=NAME, from=RUN, seed=, steps=, size=, device=, dtype=, ...),
-    and every field of the run's configuration by its dotted name, such as optim.lr=3e-4. tune.kind=lora or tune.kind=esft
-    trains a part of the model from=RUN. If a server samples the rollouts, the server's rollout key is read from
-    RORQUAL_ROLLOUT_KEY.
+    `rorqual train RECIPE --help` lists the keys of a recipe. A key with dots sets any field of the run's configuration, such as
+    optim.lr=3e-4. tune.kind=lora or tune.kind=esft trains a part of the model from=RUN. If a server samples the rollouts, the
+    server's rollout key is read from RORQUAL_ROLLOUT_KEY.
     """
     values = split_pairs(settings)
     command = pop_settings(TrainCommand, values)

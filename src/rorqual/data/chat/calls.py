@@ -1,7 +1,8 @@
 """The tool-call syntax of each model family, and the parser of a single call with JSON arguments.
 
 A complete call has a begin token, the name of a tool in the request, a JSON object of arguments, and an end token. The begin
-token of an incomplete call is treated as plain text, and parsing continues after this token. See docs/how-to/tools.md.
+token of an invalid call is treated as plain text, and parsing continues after this token. A call that `max_tokens` cut off is
+dropped. See docs/how-to/tools.md.
 `dsml.py` has the syntax of DeepSeek-V3.2, which writes each argument between tags.
 """
 
@@ -23,14 +24,16 @@ between begin token and arguments."""
 MAX_DEPTH = 100
 """Maximum nesting depth of the arguments of a tool call. A call with deeper arguments is not parsed as a call."""
 
-Kind = Literal["text", "think", "end", "call", "open", "close"]
-State = Literal["open", "complete", "broken"]
-"""The state of an item that is being read: the item needs more text (open), is complete, or cannot become valid (broken)."""
+Kind = Literal["text", "think", "end", "call", "open", "close", "cut"]
+State = Literal["open", "complete", "broken", "cut"]
+"""The state of an item that is being read: the item needs more text (open), is complete, cannot become valid (broken), or is a call
+that the end of a truncated reply cut off (cut)."""
 
 
 @dataclass(frozen=True)
 class LexerItem:
-    """A lexical item of a reply: text, a thinking tag, the begin or end token of the list of calls, or a call.
+    """A lexical item of a reply: text, a thinking tag, the begin or end token of the list of calls, a call, or a call that the end of
+    a truncated reply cut off (`cut`).
 
     `text` is the source of the lexical item as marked text (see `special_tokens.py`).
     """

@@ -116,6 +116,10 @@ class DsmlItemParser:
         """Return the state of the item at the end of the reply. An item that is still incomplete is broken."""
         return "broken"
 
+    def is_call_so_far(self) -> bool:
+        """Return whether an incomplete item may be a call, which is true of every open item."""
+        return True
+
     def item(self) -> LexerItem | None:
         """Return the complete item, or None if its arguments are nested too deep."""
         text = "".join(self.parts)[: self._length]

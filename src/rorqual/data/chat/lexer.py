@@ -42,8 +42,9 @@ class Lexer:
         self._call: _PartialCall | DsmlItemParser | None = None
         self._at_start = True
 
-    def feed(self, text: str, *, last: bool = False) -> list[LexerItem]:
-        """Read the next chunk of text and return the lexical items that are now complete. `last` is true for the last chunk."""
+    def feed(self, text: str, *, last: bool = False, cut: bool = False) -> list[LexerItem]:
+        """Read the next chunk of text and return the lexical items that are now complete. `last` is true for the last chunk, and `cut`
+        if the reply was truncated there."""
         items: list[LexerItem] = []
         pending = [text]
         while pending:
@@ -56,6 +57,7 @@ class Lexer:
             text = ""
             if state == "open" and last and not pending:
                 state = self._call.close()
+                state = "cut" if state == "broken" and cut and self._call.is_call_so_far() else state
             if state != "open":
                 call, self._call = self._call, None
                 pending.append(self._finish_call(call, state, items))
@@ -99,13 +101,16 @@ class Lexer:
         self._at_start = self._at_start and self._form is not None and not text.strip(self._form.separator_chars)
 
     def _finish_call(self, call: _PartialCall | DsmlItemParser, state: State, items: list[LexerItem]) -> str:
-        """If the call is valid, append the call to `items`. If the call is invalid, append only its first character, as text.
-        Return the text that remains to be read."""
+        """If the call is valid or cut off, append the call to `items`. If the call is invalid, append only its first character, as
+        text. Return the text that remains to be read."""
         text = "".join(call.parts)
         if state == "complete" and (item := call.item()) is not None:
             items.append(item)
             self._at_start = True
             return text[len(item.text) :]
+        if state == "cut":
+            items.append(LexerItem("cut", text))
+            return ""
         items.append(LexerItem("text", text[0]))
         self._at_start = False
         return text[1:]
@@ -149,6 +154,12 @@ class _PartialCall:
         if self._phase != "tail":
             return "broken"
         return self._complete_call(call_end_length(self._tail, self._form))
+
+    def is_call_so_far(self) -> bool:
+        """Return whether an incomplete call may be a call. A call without a begin token must begin as `{"name": "NAME"`."""
+        text = "".join("".join(self.parts).split())
+        starts = [self._form.begin, *(f'{{"name":"{name}"' for name in self._names)]
+        return any(start.startswith(text) or text.startswith(start) for start in starts)
 
     def item(self) -> LexerItem | None:
         """Return the complete tool call, or None if the name or the arguments of the call are not valid."""

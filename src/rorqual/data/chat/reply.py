@@ -20,7 +20,7 @@ Begins = Literal["thought", "answer", "mark", "late"]
 - `mark`: the reply begins with thinking if the first token is `<think>`, else with an answer.
 - `late`: like `mark`, but a later `</think>` turns the text before it into thinking.
 """
-Kind = Literal["reasoning", "content", "call", "mark"]
+Kind = Literal["reasoning", "content", "call", "cut", "mark"]
 LATE = "late"
 """Name of the item for a `</think>` that comes directly after tool calls."""
 
@@ -59,8 +59,8 @@ class ReplyRules:
 
 @dataclass(frozen=True)
 class ReplyPart:
-    """A part of a reply. A part of kind `mark` is a special token or white
-    space that belongs to no field of the message."""
+    """A part of a reply. A part of kind `mark` is a special token or white space that belongs to no field of the message, and a part
+    of kind `cut` is a call that the end of a truncated reply cut off."""
 
     kind: Kind
     text: str
@@ -87,7 +87,7 @@ class AnswerParser:
 
         A `</think>` directly after tool calls ends thinking. Any other thinking tag in the answer is plain text.
         """
-        if item.kind == "call":
+        if item.kind in ("call", "cut"):
             return self._feed_call(item)
         if item.kind == "open":
             parts = self._flush_as_content() if self._has_pending("open") else []
@@ -116,7 +116,7 @@ class AnswerParser:
         if self._after_call and not self._has_pending("open"):
             return self._flush_as_separators()
         if self._has_pending("open"):
-            return self._flush_as_content()
+            return self._feed_call(LexerItem("cut", ""))
         text = "".join(restore_token_names(item.text) for item in self._pending)
         self._pending = []
         content = text.rstrip(self._trim.trail)
@@ -136,8 +136,9 @@ class AnswerParser:
             content = (text.removesuffix(self._form.before) if self._form else text).rstrip(self._trim.trail)
             parts = [*self._content_parts(content), ReplyPart("mark", text[len(content) :])]
             self._pending = self._pending[place:]
-        parts += [*self._flush_as_separators(), ReplyPart("call", restore_token_names(item.text))]
-        self.calls.append(item)
+        kind: Kind = "call" if item.kind == "call" else "cut"
+        parts += [*self._flush_as_separators(), ReplyPart(kind, restore_token_names(item.text))]
+        self.calls += [item] if kind == "call" else []
         self._after_call = True
         return parts
 

@@ -15,6 +15,7 @@ from rorqual.data.chat.lexer import Lexer
 from rorqual.data.chat.reply import ReplyPart, ReplyRules
 from rorqual.data.chat.special_tokens import IncrementalDecoder, ReplySpecialTokens
 from rorqual.data.chat.thinking_parser import ThinkingParser
+from rorqual.data.tokenizer import REPLACEMENT
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class ReplyReader:
         """The parts of the reply so far. After `finish`, the joined texts of the parts equal the text that the model generated."""
         self._stops, self._prefix = frozenset(stops), prefix
         self._ended = False
-        self._marks, self._halves = marks, form.halves
+        self._marks, self._halves, self._has_calls = marks, form.halves, calls is not None
         self._text = IncrementalDecoder(marks)
         self._lexer = Lexer(calls, tools)
         self._thought = ThinkingParser(form, calls)
@@ -85,7 +86,8 @@ class ReplyReader:
     def finish(self) -> ReplyDelta:
         """Return the buffered text of the reply, after the last token id was read.
 
-        With `ReplyRules.halves`, an incomplete tag that ends the thinking of a truncated reply is dropped.
+        Of a reply without a stop token, which is truncated, a call that is cut off is dropped, and an incomplete tag or character that
+        may belong to a call. With `ReplyRules.halves`, an incomplete tag that ends the thinking is dropped.
         """
         text = self._text.finish()
         partial = self._incomplete_tag(text)
@@ -115,15 +117,16 @@ class ReplyReader:
         return self._thought.content_at_end(text.removesuffix(self._incomplete_tag(text)))
 
     def _incomplete_tag(self, text: str) -> str:
-        """Return the incomplete tag at the end of a truncated reply that `finish` drops, or ""."""
-        drops = self._halves and not (self._ended or self._thought.in_answer)
-        return text[len(text) - self._marks.unfinished_name_length(text) :] if drops else ""
+        """Return the incomplete tag or character at the end of a truncated reply that `finish` drops, or ""."""
+        drops = not self._ended and (self._has_calls or (self._halves and not self._thought.in_answer))
+        whole = text.rstrip(REPLACEMENT)  # half a character may belong to a tag
+        return text[len(whole) - self._marks.unfinished_name_length(whole) :] if drops else ""
 
     def _parse_text(self, text: str, *, last: bool) -> ReplyDelta:
         if not text and not last:
             return ReplyDelta()
         thought = self._thought
-        parts = [part for item in self._lexer.feed(text, last=last) for part in thought.feed(item)]
+        parts = [part for item in self._lexer.feed(text, last=last, cut=not self._ended) for part in thought.feed(item)]
         parts += thought.finish() if last else []
         self.parts += [part for part in parts if part.text]
         first = len(self._calls)

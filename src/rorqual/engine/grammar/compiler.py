@@ -50,6 +50,10 @@ ESCAPES = 'nrbtf"\\'
 """Characters that may follow a backslash in a JSON string. `u` is excluded, because the grammar would not recognise a property
 name with a `\\u` escape. The value of a property with an unrecognised name could violate the schema."""
 CONTROL = re.compile(r"\\u00(?:[01]|7[fF])|\x7f")
+MAX_STEPS = 15_000
+"""Maximum sum of the values of `multipleOf` in a schema. llguidance needs a lexer state for each remainder, and all replies to a
+compiled grammar share at most `max_lexer_states` states."""
+STEP = re.compile(r'"multipleOf": (\d+)')
 CACHED = 32
 WORKERS = 2
 NEED_NO_TRIAL = ("json", "choice")
@@ -63,9 +67,13 @@ def json_options(*schemas: str) -> dict[str, Any]:
 
 
 def schema_to_grammar(library: Any, schema: Mapping[str, Any]) -> str:
-    """Return a JSON schema as a grammar in llguidance's format. Raises UnusableGrammar if llguidance rejects the schema."""
+    """Return a JSON schema as a grammar in llguidance's format. Raises UnusableGrammar if llguidance rejects the schema, or would
+    run out of states during a reply."""
     try:
-        options = json_options(json.dumps(schema))
+        text = json.dumps(schema)
+        if sum(map(int, STEP.findall(text))) > MAX_STEPS:
+            raise UnusableGrammar(f"its values of 'multipleOf' add up to more than {MAX_STEPS:,}")
+        options = json_options(text)
         return str(library.LLMatcher.grammar_from_json_schema(json.dumps({**schema, "x-guidance": options})))
     except ValueError as error:  # raised, for example, if the schema has an integer of 400 digits
         raise UnusableGrammar(str(error)) from None

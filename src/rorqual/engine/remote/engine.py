@@ -224,7 +224,6 @@ class RemoteClient(ABC):
         guard: BudgetGuard = FREE,
         refused: Callable[[int, RemoteError], None] | None = None,
         failed: Callable[[int, RemoteError], None] | None = None,
-        first_alone: bool = False,
     ) -> bool:
         """Send a request for each (request, sample number) in `wanted`, and call `arrived(place, completion)` for each
         completion.
@@ -236,8 +235,7 @@ class RemoteClient(ABC):
 
         If `refused` is given, `refused` handles requests that the server rejects for their content (`REFUSED`):
         `collect_completions` calls `refused(place, error)` and continues with the other requests. In the same way, `failed`
-        handles all other errors with `RemoteError.alone`. With `first_alone`, the first request must finish before any other
-        request is sent.
+        handles all other errors with `RemoteError.alone`.
         """
         self._check_supported(wanted)
         lock, stop = threading.Lock(), threading.Event()
@@ -271,9 +269,8 @@ class RemoteClient(ABC):
 
         with ThreadPoolExecutor(self.concurrency, thread_name_prefix="remote") as pool:
             try:
-                for part in (range(first_alone), range(first_alone, len(wanted))):
-                    for future in [pool.submit(request_and_deliver, place) for place in part]:
-                        future.result()
+                for future in [pool.submit(request_and_deliver, place) for place in range(len(wanted))]:
+                    future.result()
             except BaseException as error:
                 stop.set()
                 pool.shutdown(wait=True, cancel_futures=True)
@@ -315,6 +312,9 @@ class RemoteClient(ABC):
                 break
             if not guard.may_send(place):
                 raise _BudgetExhausted("the budget does not allow another request", where=url)
+            if stop.is_set():  # while `may_send` waited
+                guard.count_unbilled_attempt(place)
+                break
             try:
                 return attempt_once()
             except urllib.error.HTTPError as error:
@@ -414,12 +414,16 @@ class RemoteEngine(RemoteClient):
         flat = iter([completions[place] for place in range(len(wanted))])
         return [[next(flat) for _ in range(request.params.n)] for request in requests]
 
+    def seed_of(self, request: Request, sample: int) -> int:
+        """Return the seed that is sent for sample number `sample` of a request."""
+        return sample_seed(request.params.seed, sample, self.seed_bits)
+
     def _request_body(self, request: Request, sample: int) -> dict[str, Any]:
         params = request.params
         body: dict[str, Any] = {
             "model": self.model,
             "messages": [{"role": m.role, "content": content_json(m.content)} for m in request.messages],
-            "seed": sample_seed(params.seed, sample, self.seed_bits),
+            "seed": self.seed_of(request, sample),
         }
         body |= openai_fields(params)
         if request.thinking != "auto":
@@ -532,10 +536,14 @@ def parse_completion(data: Any, prompt_logprobs: int | None) -> Completion:
 
 
 def usage_of(data: Any) -> dict[str, int]:
-    """Return the token counts in a reply's `usage`: the integers of at most 31 bits. Return {} if the reply has no `usage`."""
+    """Return the token counts in a reply's `usage`: the integers of at most 31 bits, and `reasoning_tokens` from
+    `completion_tokens_details`. Return {} if the reply has no `usage`."""
     usage = data.get("usage") if isinstance(data, dict) else None
-    counts = usage.items() if isinstance(usage, dict) else ()
-    return {name: value for name, value in counts if type(value) is int and abs(value) <= INT32}
+    counts = usage if isinstance(usage, dict) else {}
+    details = counts.get("completion_tokens_details")
+    if isinstance(details, dict) and "reasoning_tokens" in details:
+        counts = counts | {"reasoning_tokens": details["reasoning_tokens"]}
+    return {name: value for name, value in counts.items() if type(value) is int and abs(value) <= INT32}
 
 
 def shorten(text: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rorqual.core.records import Thinking
-from rorqual.evals.compare import Comparison, SampleMeasure, compare, did_think, is_right
+from rorqual.evals.compare import Comparison, SampleMeasure, compare_pair, did_think, is_right
 from rorqual.evals.evaluation import Evaluation, Grain
 from rorqual.evals.stats import Interval
 from rorqual.evals.table import comparison_table
@@ -33,7 +33,7 @@ class ReportComparison:
         """Return the paired differences between the two evaluations, over all families or for each family, as `grain`
         selects."""
         both = (evaluations[self.before], evaluations[self.after])
-        return compare(*both, grain=grain, measure=self.measure, confidence=CONFIDENCE)
+        return compare_pair(*both, grain=grain, measure=self.measure, confidence=CONFIDENCE)
 
     def table(self, evaluations: Evaluations) -> Table:
         """Return a table of the paired differences over all families and for each family."""

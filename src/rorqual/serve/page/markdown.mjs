@@ -20,7 +20,11 @@ const KATEX = { throwOnError: false, strict: "ignore", trust: false, maxSize: 50
 export function render(element, source) {
   const { text, formulas } = extract(source);
   const fragment = DOMPurify.sanitize(marked.parse(text), CLEAN);
-  for (const link of fragment.querySelectorAll("a")) Object.assign(link, { target: "_blank", rel: "noopener noreferrer" });
+  for (const link of fragment.querySelectorAll("a")) {
+    Object.assign(link, { target: "_blank", rel: "noopener noreferrer" });
+    if (!link.textContent.trim()) link.textContent = link.href; // a screen reader must have something to say
+  }
+  for (const box of fragment.querySelectorAll("input")) box.ariaLabel = box.checked ? "Done" : "To do";
   drawFormulas(fragment, formulas);
   for (const code of fragment.querySelectorAll("pre")) code.append(copyButton(() => code.querySelector("code").textContent, "Copy code"));
   element.replaceChildren(fragment);

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice
+from random import Random
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -89,6 +90,9 @@ class RolloutConfig(SampledSourceConfig):
     `mask_truncated` excludes truncated answers from training (DAPO's overlong filtering). Truncated answers still count
     in the mean reward of their group.
 
+    If `random_reward` is above 0, each reward is 1 with this probability, whatever the answer: a control for the gain of RL
+    (Shao et al. 2506.10947). The logged rewards still grade the answers.
+
     `reference` is the run of a reference model. The reference model's log-probabilities are added to the batches for the KL
     term of the loss. With `reference`, groups with equal rewards are trained on too.
 
@@ -107,6 +111,7 @@ class RolloutConfig(SampledSourceConfig):
     overlong_penalty: NonNegative = 1.0
     length_penalty: LengthPenaltyConfig | None = None
     mask_truncated: bool = False
+    random_reward: float = Field(0.0, ge=0, le=1)
     reference: str = ""
 
     @property
@@ -229,7 +234,9 @@ class Rollouts(SampledSource):
         verdicts = [grade_completion(self.task, problem, c) for c in completions]
         graded = [v is not Verdict.UNGRADED for v in verdicts]
         penalties = [self._penalty(len(c.token_ids), effort) for c in completions]
-        rewards = [float(v is Verdict.RIGHT) + penalty for v, penalty in zip(verdicts, penalties)]
+        chance, draws = self.config.random_reward, Random(f"{self.seed} {problem.key} {effort}")
+        right = [draws.random() < chance if chance else v is Verdict.RIGHT for v in verdicts]
+        rewards = [float(one) + penalty for one, penalty in zip(right, penalties)]
         advantages = group_advantages(rewards, graded, std=self.config.std)
         ages = map(self.sampler.age, completions)
         return [

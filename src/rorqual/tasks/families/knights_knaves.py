@@ -117,8 +117,13 @@ class KnightsKnaves(Family):
 
     def _puzzle(self, difficulty: int, statements: list[SpeakerStatement], people: int) -> Problem:
         prompt, steps = " ".join(s.text() for s in statements), _steps(statements, people)
-        answer = steps.rpartition("=")[2]
-        return self.problem(difficulty, key=_canonical_key(statements), prompt=prompt, steps=steps, answer=answer)
+        return self.problem(
+            difficulty,
+            key=_canonical_key(statements),
+            prompt=prompt,
+            steps=steps,
+            answer=steps.rpartition("=")[2],
+        )
 
     def count_keys(self, difficulty: int) -> int:
         return SIZES[difficulty]

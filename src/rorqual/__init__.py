@@ -28,6 +28,7 @@ _MODULES = {
     "evaluate": "rorqual.evals.evaluating",
     "fit": "rorqual.train.loop",
     "grpo": "rorqual.recipes.grpo",
+    "load_plugins": "rorqual.core.registry",
     "load_task": "rorqual.tasks.find",
     "on_policy": "rorqual.recipes.distil",
     "pretrain": "rorqual.recipes.pretrain",

@@ -3,6 +3,7 @@
 from rorqual.core.errors import RorqualError as RorqualError
 from rorqual.core.records import Message as Message
 from rorqual.core.records import RunDir as RunDir
+from rorqual.core.registry import load_plugins as load_plugins
 from rorqual.core.sampling import SamplingParams as SamplingParams
 from rorqual.engine.config import EngineConfig as EngineConfig
 from rorqual.engine.engine import Engine as Engine

@@ -23,7 +23,7 @@ FLOORS = [
     {"evals", "generate"},
     {"train", "factory"},
     {"recipes", "serve"},
-    {"lab", "teach"},
+    {"lab", "teach", "conformance"},
     {"cli"},
 ]
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}

@@ -124,7 +124,7 @@ CASES = [
     Case("unknown task", ("eval", "run", "task=famlies"), ("'famlies'", "'families'")),
     Case("unknown model", ("inspect", "deepsek-v3"), ("'deepsek-v3'", "'deepseek-v3'")),
     Case("no device", ("inspect", "deepseek-v3", "device=gpu9"), ("device", "'gpu9'", "device=cpu")),
-    Case("no evaluations", ("compare", "run", "run"), ("run/evals", "no evaluation in common", "rorqual eval")),
+    Case("no evaluations", ("compare", "run", "run"), ("run, run", "no evaluation in common", "rorqual eval run")),
     Case("no quickstart", ("report", "run"), ("run/summary.json", "does not exist", "Repeat the command")),
     Case("report of teach", ("report", "."), ("folder of rorqual teach", "report.html"), file("teach.yaml", "minutes: 10\n")),
 ]  # fmt: skip

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from fused import Fused
@@ -22,12 +20,23 @@ from outside import (
     ZeroComputationConfig,
 )
 from torch import Tensor
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from transposed import Transposed
 
+from rorqual.conformance.models import (
+    BATCH,
+    CHECKS,
+    HIDDEN,
+    LONG,
+    SHORT,
+    check_near,
+    fed,
+    hidden,
+    model_of,
+    some_tokens,
+    tolerance,
+)
 from rorqual.core.config import kinds, parse_config
-from rorqual.engine.kv_cache.paged import PagedCache, StepCache
-from rorqual.model import Decoder, ModelConfig, Stage, account, build
+from rorqual.model import ModelConfig, Stage, account
 from rorqual.model.attention import (
     AttentionConfig,
     BlockSelectionConfig,
@@ -42,13 +51,9 @@ from rorqual.model.ffn import DenseConfig, FFNConfig, MoEConfig
 from rorqual.model.ffn.router import GroupedTopKConfig, RouterConfig, ZeroExpertsConfig
 from rorqual.model.init import init_weights
 from rorqual.ops.backends import REFERENCE, TORCH, TORCH_INVARIANT, Backend
-from rorqual.ops.backends.attention import AttentionMetadata
-from rorqual.ops.paged import BLOCK
 from rorqual.ops.rope import Rope, Yarn
 from rorqual.plan.memory import PRECISIONS, Layout, device_memory
 
-HIDDEN, BATCH, SEQ = 24, 2, 10
-LONG = 2 * BLOCK + 9
 YARN = Rope(yarn=Yarn(factor=4.0, original_max_position_embeddings=8, mscale=0.7, mscale_all_dim=0.7))
 LATENT: dict[str, Any] = {
     "num_attention_heads": 2,
@@ -150,62 +155,10 @@ def test_every_registered_kind_has_an_example() -> None:
     assert set(kinds(BlockConfig)) == {stage.block.kind for stage in STAGES}
 
 
-def fed(model: Decoder, tokens: Tensor, cuts: Sequence[int]) -> Tensor:
-    """Hidden states of `tokens` [batch, seq] fed to one paged cache in pieces that end at `cuts`; its blocks lie in no order."""
-    batch, seq = tokens.shape
-    blocks, attention = -(-seq // BLOCK), model.ops.attention
-    cache = PagedCache(attention, model.config, 1 + batch * blocks, tokens.device, model.embed_tokens.weight.dtype, seq)
-    tables = 1 + np.random.default_rng(0).permutation(batch * blocks).reshape(batch, blocks)
-    parts, start = [], 0
-    for stop in cuts:
-        at = np.tile(np.arange(start, stop), (batch, 1))
-        slots = np.take_along_axis(tables, at // BLOCK, axis=1) * BLOCK + at % BLOCK
-        loc = np.arange(batch + 1) * (stop - start)
-        metadata = AttentionMetadata(loc, np.full(batch, stop), tables, slots.reshape(-1))
-        step = StepCache(cache, attention.plan(metadata, tokens.device))
-        with torch.no_grad():
-            flat = tokens[:, start:stop].reshape(1, -1)
-            hidden_ = model(flat, torch.from_numpy(at).reshape(1, -1), cache=step).hidden
-        parts.append(hidden_.view(batch, stop - start, -1))
-        start = stop
-    return torch.cat(parts, dim=1)
-
-
-def model_of(stage: Stage, *, mtp: int = 0) -> Decoder:
-    config = ModelConfig(
-        vocab_size=50,
-        hidden_size=HIDDEN,
-        stages=(stage,),
-        initializer_range=0.3,
-        num_nextn_predict_layers=mtp,
-    )
-    model = build(config, seed=1)
-    for bias in biases(model).values():
-        bias.normal_(std=0.1, generator=torch.Generator().manual_seed(2))
-    return model
-
-
-def biases(model: Decoder) -> dict[str, Tensor]:
-    """The buffers of its routers, which balance moves."""
-    return {name: buffer for name, buffer in model.named_buffers() if ".router." in name}
-
-
-def some_tokens(seed: int = 0, length: int = SEQ) -> Tensor:
-    return torch.randint(50, (BATCH, length), generator=torch.Generator().manual_seed(seed))
-
-
-@torch.no_grad()
-def hidden(model: Decoder, tokens: Tensor, **arguments: Tensor) -> Tensor:
-    return model(tokens, **arguments).hidden
-
-
-def near(one: Tensor, other: Tensor, coarse: float = 1.0) -> None:
-    torch.testing.assert_close(one, other, rtol=1e-4 * coarse, atol=1e-5 * coarse)
-
-
-def coarse(stage: Stage) -> float:
-    """How much wider a tolerance of fp32 must be: parts in fp16 make one step of fp16 of two values that differ in their last bits."""
-    return 50.0 if any(part.dtype for kind in stage.attentions for part in kind.cache_spec()) else 1.0
+@every_stage
+@pytest.mark.parametrize("check", CHECKS)
+def test_the_suite_for_users_passes(stage: Stage, check: str) -> None:
+    CHECKS[check](stage)
 
 
 @router_kinds
@@ -249,7 +202,7 @@ def test_a_model_builds_as_it_accounts(stage: Stage) -> None:
         FFNConfig.saved_activations,
     )  # of a kind that does not say what it saves
     if not {type(part).saved_activations for part in (stage.attention, stage.ffn)} & {*silent}:
-        memory = device_memory(model.config, Layout(zero=0), context=SEQ, precision=PRECISIONS["fp32"])
+        memory = device_memory(model.config, Layout(zero=0), context=SHORT, precision=PRECISIONS["fp32"])
         assert memory.weights == 4 * (counted.total + counted.mtp)
 
 
@@ -261,7 +214,7 @@ def test_chosen_again_is_the_same_and_chosen_otherwise_is_not(stage: Stage) -> N
     if not routing:
         return
     chosen = torch.stack([one.indices for one in routing], dim=1).unflatten(0, tokens.shape)
-    near(hidden(model, tokens, replay=chosen), hidden(model, tokens))
+    check_near(hidden(model, tokens, replay=chosen), hidden(model, tokens))
     for router in range(len(routing)):  # each of them reads its own
         other = chosen.clone()
         other[:, :, router] = (other[:, :, router] + 1) % routing[router].scores.shape[-1]
@@ -274,45 +227,12 @@ def test_chosen_again_is_the_same_and_chosen_otherwise_is_not(stage: Stage) -> N
 def test_a_later_token_never_changes_an_earlier_output(stage: Stage) -> None:
     model, tokens = model_of(stage), some_tokens()
     before = hidden(model, tokens)
-    for cut in (1, 5, SEQ - 1):
+    for cut in (1, 5, SHORT - 1):
         changed = tokens.clone()
         changed[:, cut:] = (changed[:, cut:] + 7) % 50
         after = hidden(model, changed)
-        near(after[:, :cut], before[:, :cut])
+        check_near(after[:, :cut], before[:, :cut])
         assert not torch.allclose(after[:, cut:], before[:, cut:], atol=1e-2)
-
-
-@every_stage
-def test_packed_documents_equal_themselves_alone(stage: Stage) -> None:
-    model, tokens, cut = model_of(stage), some_tokens(), 4
-    segments = (torch.arange(SEQ) >= cut).long().expand(BATCH, SEQ)
-    positions = torch.cat((torch.arange(cut), torch.arange(SEQ - cut))).expand(BATCH, SEQ)
-    packed = hidden(model, tokens, positions=positions, segments=segments)
-    near(packed[:, :cut], hidden(model, tokens[:, :cut]), coarse(stage))
-    near(packed[:, cut:], hidden(model, tokens[:, cut:]), coarse(stage))
-    leaking = hidden(model, tokens)
-    assert not torch.allclose(leaking[:, cut:], packed[:, cut:], atol=1e-2)
-
-
-def gradients(model: Decoder, tokens: Tensor) -> list[Tensor]:
-    """Of a sum that weighs each output otherwise."""
-    output = model(tokens).hidden
-    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(3))
-    grads = torch.autograd.grad((output * weights).sum(), tuple(model.parameters()), allow_unused=True)
-    return [torch.zeros(()) if grad is None else grad for grad in grads]
-
-
-@every_stage
-@pytest.mark.parametrize("ops", [TORCH, TORCH_INVARIANT], ids=lambda ops: ops.name)
-def test_a_checkpointed_block_has_the_same_gradients(stage: Stage, ops: Backend) -> None:
-    model, tokens = model_of(stage), some_tokens()
-    model.ops = ops
-    expected = gradients(model, tokens)
-    assert sum(bool(grad.any()) for grad in expected) > 3
-    for index, block in enumerate(model.layers):
-        model.layers[index] = checkpoint_wrapper(block)
-    for grad, whole in zip(gradients(model, tokens), expected, strict=True):
-        near(grad, whole)
 
 
 def test_a_compiled_block_computes_the_same() -> None:
@@ -320,25 +240,7 @@ def test_a_compiled_block_computes_the_same() -> None:
     expected = hidden(model, tokens)
     for index, block in enumerate(model.layers):
         model.layers[index] = torch.compile(block, backend="eager")
-    near(hidden(model, tokens), expected)
-
-
-@every_stage
-@pytest.mark.parametrize("split", range(1, SEQ + 1))
-def test_cached_equals_uncached_at_every_split(stage: Stage, split: int) -> None:
-    model, tokens = model_of(stage), some_tokens()
-    near(fed(model, tokens, sorted({split, SEQ})), hidden(model, tokens), coarse(stage))
-
-
-@every_stage
-@pytest.mark.parametrize(
-    "cuts",
-    [(LONG,), (*range(BLOCK - 2, BLOCK + 3), LONG), (BLOCK, 2 * BLOCK, LONG), (1, 97, 98, LONG)],
-    ids=["whole", "one by one over a block's end", "by blocks", "anywhere"],
-)
-def test_cached_equals_uncached_over_blocks(stage: Stage, cuts: tuple[int, ...]) -> None:
-    model, tokens = model_of(stage), some_tokens(length=LONG)
-    near(fed(model, tokens, cuts), hidden(model, tokens), coarse(stage))
+    check_near(hidden(model, tokens), expected)
 
 
 def test_every_registered_backend_is_tried() -> None:
@@ -358,7 +260,7 @@ def test_each_backend_decodes_as_the_reference_does(stage: Stage, ops: Backend) 
     expected = hidden(model, tokens)
     model.ops = ops
     found = fed(model, tokens, (1, 97, 98, 99, LONG))
-    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 * coarse(stage) * float(expected.abs().max()))
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 * tolerance(stage) * float(expected.abs().max()))
 
 
 @every_stage
@@ -379,7 +281,7 @@ def test_each_backend_trains_as_the_reference_does(stage: Stage, ops: Backend) -
         found.append([out, *(p.grad for p in model.parameters() if p.grad is not None)])
     assert len(found[0]) == len(found[1]) > 10
     for first, other in zip(*found):
-        near_enough = 2e-4 * coarse(stage) * float(first.detach().abs().max())
+        near_enough = 2e-4 * tolerance(stage) * float(first.detach().abs().max())
         torch.testing.assert_close(other, first, rtol=1e-3, atol=near_enough)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -82,7 +83,7 @@ def test_two_kinds_of_one_name_are_refused_and_a_class_without_a_name_is_none() 
     class Other(Base):
         kind: Literal["one"] = "one"
 
-    with pytest.raises(ConfigError, match=r"two classes declare kind 'one': .*One and .*Other"):
+    with pytest.raises(ConfigError, match=r"two classes declare the name 'one': .*One and .*Other"):
         kinds(Base)
 
 
@@ -99,6 +100,20 @@ def test_a_kind_of_an_installed_package_is_found_by_the_verbs(tmp_path: Path) ->
         "from rorqual.train.optim import AdamWConfig\n"
         "class MyOptimizer(AdamWConfig):\n"
         '    kind: Literal["my_optimizer"] = "my_optimizer"\n'
+        "from rorqual.model.ffn.router import GroupedTopKConfig\n"
+        "class MyRouter(GroupedTopKConfig):\n"
+        '    kind: Literal["my_router"] = "my_router"\n'
+        "    n_routed_experts: int = 4\n"
+        "    num_experts_per_tok: int = 1\n"
+        "from rorqual.data.chat import DeepSeekChat\n"
+        "class MyChat(DeepSeekChat):\n"
+        '    name = "my_chat"\n'
+        "from rorqual.train.track import TensorBoard\n"
+        "class MyTracker(TensorBoard):\n"
+        '    name = "my_tracker"\n'
+        "from rorqual.tasks.families import Families\n"
+        "class MyTask(Families):\n"
+        '    name = "my_task"\n'
     )
     info = tmp_path / "my_kinds-1.0.dist-info"
     info.mkdir()
@@ -109,19 +124,28 @@ def test_a_kind_of_an_installed_package_is_found_by_the_verbs(tmp_path: Path) ->
     run.path.mkdir()
     run.config_file.write_text(f"recipe: sft\nmodel: {json.dumps(config)}\n")
     by_name = "from rorqual.ops.backends import backend; backend('my_backend')"
-    by_override = (
-        "from rorqual.recipes import make_run; make_run('sft', {'task': 'families', 'optim.kind': 'my_optimizer'})"
+    by_override = "from rorqual.recipes import make_run; make_run('sft', {'task': 'families', '%s.kind': 'my_%s'})"
+    by_chat = (
+        "from rorqual.data.chat import chat_format; from rorqual.data.tokenizer import Tokenizer; "
+        "chat_format(Tokenizer.byte_level(), 'my_chat')"
     )
     commands = {
         "unknown kind 'my_network'": ["-m", "rorqual", "inspect", str(run.path)],
         "unknown backend 'my_backend'": ["-c", by_name],
-        "unknown kind 'my_optimizer'": ["-c", by_override],
+        "unknown kind 'my_optimizer'": ["-c", by_override % ("optim", "optimizer")],
+        "unknown kind 'my_router'": ["-c", by_override % ("model.stages.1.ffn.router", "router")],
+        "unknown chat format 'my_chat'": ["-c", by_chat],
+        "unknown tracker 'my_tracker'": [
+            "-c",
+            "from rorqual.train.track import check_trackers; check_trackers(['my_tracker'])",
+        ],
+        "unknown task 'my_task'": ["-c", "from rorqual import load_task; load_task('my_task')"],
     }
     for there in (False, True):
         if there:
             (info / "entry_points.txt").write_text("[rorqual.plugins]\nmine = my_kinds\n")
         for error, words in commands.items():
-            command, env = [sys.executable, *words], {"PYTHONPATH": str(tmp_path)}
+            command, env = [sys.executable, *words], {"PYTHONPATH": os.pathsep.join((str(tmp_path), *sys.path))}
             done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
             assert (done.returncode == 0) == there, done.stderr
             assert there or error in done.stderr

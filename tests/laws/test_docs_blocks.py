@@ -71,3 +71,21 @@ def test_an_example_prints_what_the_page_shows(code: str, shown: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.rstrip() == shown.rstrip()
+
+
+def test_the_page_on_plugins_runs_as_shown(tmp_path: Path) -> None:
+    """Its files, its commands in order with the output under them, and its test."""
+    shell = f'rorqual() {{ {sys.executable} -m rorqual "$@"; }}; python() {{ {sys.executable} "$@"; }}; '
+    page = blocks(ROOT / "docs/how-to/plugins.md")
+    for (language, text), (follows, shown) in zip(page, [*page[1:], ("", "")]):
+        if language == "python":
+            (tmp_path / text.split()[1]).write_text(text, encoding="utf-8")
+        elif language == "sh":
+            done = subprocess.run(
+                ["bash", "-c", shell + text], cwd=tmp_path, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.strip() == (shown.strip() if follows == "text" else ""), done.stdout
+    test = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", "test_mine.py"]
+    done = subprocess.run(test, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
@@ -13,7 +16,9 @@ from typer.core import TyperCommand
 
 from rorqual.cli.recipe_keys import DEFAULTS, recipe_rows
 from rorqual.core.config import Config, parse_config
-from rorqual.core.errors import ConfigError
+from rorqual.core.errors import CheckpointError, ConfigError
+from rorqual.core.records import RunDir
+from rorqual.core.registry import load_plugins
 
 WHERE = "command line"
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", show_default=False)]
@@ -79,8 +84,30 @@ def check_device(name: str) -> None:
     devices.check_device(name)
 
 
+PLUGINS = ("plugins=", "Python files with kinds of your own, separated by commas")
+"""The option of all commands with `key=value` options that loads plug-ins, and its help."""
+
+
+def load_plugin_arguments(arguments: Sequence[str]) -> list[str]:
+    """Load the plug-ins of a command line, and return the arguments without `plugins=`.
+
+    The plug-ins are the files in `plugins=` and those that the run folders among the arguments record. Raises ConfigError if a
+    file cannot be loaded or has changed since a run recorded it.
+    """
+    given = [text for text in arguments if text.startswith(PLUGINS[0])]
+    files = split_pairs(given).get("plugins", "")
+    load_plugins(*filter(None, files.split(",")))
+    rest = [text for text in arguments if text not in given]
+    for run in (RunDir(Path(name)) for text in rest for name in text.rpartition("=")[2].split(",") if name):
+        if os.path.isfile(run.config_file):  # also False for a value that is too long for a path
+            with suppress(CheckpointError):  # the command itself reports a broken run.yaml
+                run.config()
+    return rest
+
+
 class VerbCommand(TyperCommand):
-    """A command whose help lists its `key=value` options. The help of `train RECIPE` lists the recipe's keys too."""
+    """A command whose help lists its `key=value` options, and those of the recipe in `train RECIPE`. Plug-ins are loaded before
+    the command parses its options."""
 
     options: Mapping[str, str] = {}
     """The options that the command's help lists: heading -> settings class, written as `module:Class`. The modules are
@@ -88,7 +115,7 @@ class VerbCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.meta["recipes"] = [word for word in args if word in DEFAULTS] if self.name == "train" else []
-        return super().parse_args(ctx, args)
+        return super().parse_args(ctx, load_plugin_arguments(args) if self.options else args)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         for recipe in ctx.meta["recipes"]:
@@ -98,6 +125,9 @@ class VerbCommand(TyperCommand):
             module, _, name = place.partition(":")
             with formatter.section(heading):
                 formatter.write_dl(option_rows(getattr(import_module(module), name)))
+        if self.options:
+            with formatter.section("Keys of all commands"):
+                formatter.write_dl([PLUGINS])
         super().format_epilog(ctx, formatter)
 
 

@@ -17,6 +17,7 @@ from rorqual.convert.safetensors_slices import StoredTensor, read_header
 from rorqual.core.errors import CheckpointError, RorqualError
 from rorqual.core.lock import acquire_lock
 from rorqual.core.records import CONFIG_FILE, MANIFEST_FILE, TOKENIZER_FILE, write_json
+from rorqual.core.registry import loaded_plugins
 from rorqual.model.load.names import list_first_names
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -199,8 +200,8 @@ def new_run_folder(
     """Yield the folder of the checkpoint `step` in a new run directory. The new run directory becomes `out` at the end of the
     `with` block.
 
-    `settings` becomes the `run.yaml` of the new run directory. The manifest of the checkpoint lists the files that the `with`
-    block writes into the yielded folder.
+    `settings` and the plug-in files that are loaded become the `run.yaml` of the new run directory. The manifest of the
+    checkpoint lists the files that the `with` block writes into the yielded folder.
     """
     with atomic_folder(out, needs=needs) as folder:
         (folder / step).mkdir()
@@ -208,5 +209,6 @@ def new_run_folder(
         sizes = {file.name: file.stat().st_size for file in sorted((folder / step).iterdir())}
         write_json(folder / step / MANIFEST_FILE, sizes)
         (folder / TOKENIZER_FILE).write_bytes(tokenizer)
-        text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
+        plugins = {"plugins": dict(loaded_plugins())} if loaded_plugins() else {}
+        text = yaml.safe_dump({**settings, **plugins}, sort_keys=False, allow_unicode=True)
         (folder / CONFIG_FILE).write_text(text, encoding="utf-8")

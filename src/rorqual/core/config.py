@@ -9,8 +9,7 @@ registry entry.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache, wraps
-from importlib.metadata import entry_points
+from functools import wraps
 from inspect import get_annotations
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
@@ -19,6 +18,8 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, validate_call
 
 from rorqual.core.errors import ConfigError, suggest_name
+from rorqual.core.registry import Registered, find_kinds, registry_base
+from rorqual.core.registry import kinds as kinds
 
 
 def _reject_bool(value: Any) -> Any:
@@ -56,10 +57,16 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, validate_default=True)
 
 
-class KindConfig(Config):
+class KindConfig(Config, Registered):
     """Base class of configs that a `kind` key selects. Each subclass declares `kind: Literal["name"]`."""
 
     kind: str
+
+    @classmethod
+    def registered_name(cls) -> str | None:
+        """Return the `kind` that this class declares, or None if it declares none."""
+        name = cls.model_fields["kind"].default if "kind" in get_annotations(cls) else None
+        return name if isinstance(name, str) else None
 
 
 C = TypeVar("C", bound=Config)
@@ -99,44 +106,6 @@ def check_arguments(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-def kinds(base: type[KindConfig]) -> dict[str, type[KindConfig]]:
-    """Return the subclasses of `base` in imported modules, keyed by `kind`.
-
-    A subclass that only inherits `kind`, without a declaration of its own, is left out. Raises ConfigError if two classes
-    declare the same `kind`. If a class was defined more than once, as in a notebook, the newest definition is returned.
-    """
-    by_kind: dict[str, type[KindConfig]] = {}
-    classes: list[type[KindConfig]] = [base]
-    while classes:
-        classes += (sub := classes.pop(0)).__subclasses__()
-        name = sub.model_fields["kind"].default
-        if not isinstance(name, str) or "kind" not in get_annotations(sub):
-            continue
-        known = by_kind.get(name, sub)
-        if (sub.__module__, sub.__qualname__) != (known.__module__, known.__qualname__):
-            both = " and ".join(f"{cls.__module__}.{cls.__qualname__}" for cls in (known, sub))
-            raise ConfigError(
-                f"two classes declare kind '{name}': {both}", where=base.__name__, remedy="Rename one of the kinds."
-            )
-        by_kind[name] = sub
-    return by_kind
-
-
-@cache
-def import_plugins() -> None:
-    """Import the modules that installed packages list in the entry point group `rorqual.plugins`. Calls after the first do
-    nothing."""
-    for entry in entry_points(group="rorqual.plugins"):
-        entry.load()
-
-
-def _kinds_or_plugins(base: type[KindConfig], kind: Any) -> dict[str, type[KindConfig]]:
-    """Return `kinds(base)`. If `kind` is unknown, first import the plug-ins, which may define the kind."""
-    if isinstance(kind, str) and kind not in kinds(base):
-        import_plugins()
-    return kinds(base)
-
-
 def one_of(base: type[KindConfig]) -> BeforeValidator:
     """Return a validator that parses a mapping as a subclass of `base`. The key `kind` of the mapping selects the subclass.
 
@@ -147,7 +116,7 @@ def one_of(base: type[KindConfig]) -> BeforeValidator:
         if not isinstance(value, Mapping):
             return value
         kind = value.get("kind")
-        known = _kinds_or_plugins(base, kind)
+        known = find_kinds(base, kind)
         if not isinstance(kind, str) or kind not in known:
             raise ValueError(f"unknown kind {kind!r}. {suggest_name(str(kind), known)}")
         return known[kind].model_validate(value)
@@ -227,10 +196,8 @@ def _fields_of_kind(kind: Any, current: KindConfig, key: str, where: str) -> dic
     Both configs have the same base class, the direct subclass of KindConfig. The fields of this base class keep their values
     from `current`, except `kind`. All other fields take their defaults, or `_Unset` if they have none.
     """
-    base: type[KindConfig] = next(
-        cls for cls in type(current).__mro__ if issubclass(cls, KindConfig) and KindConfig in cls.__bases__
-    )
-    known = _kinds_or_plugins(base, kind)
+    base: type[KindConfig] = registry_base(type(current))
+    known = find_kinds(base, kind)
     if not isinstance(kind, str) or kind not in known:
         raise ConfigError(f"key '{key}': unknown kind '{kind}'", where=where, remedy=suggest_name(str(kind), known))
     fields = {

@@ -18,6 +18,7 @@ from rorqual.core.config import Config, Count, ReplyTemperature, load_yaml, pars
 from rorqual.core.content_parts import Content, TextPart, content_label, first_unsupported_part
 from rorqual.core.errors import CheckpointError, ConfigError, DataError, name_file_in_write_errors
 from rorqual.core.journal import read_lines
+from rorqual.core.registry import load_recorded_plugins
 from rorqual.core.sampling import Grammar
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -252,9 +253,10 @@ class RunDir:
         return self.step_dir(step)
 
     def config(self) -> dict[str, Any]:
-        """Return the content of the run's `run.yaml`.
+        """Return the content of the run's `run.yaml`, after loading the plug-in files that `run.yaml` records.
 
-        Raises a CheckpointError that names the file if the file is missing or is not a YAML mapping.
+        Raises a CheckpointError that names the file if the file is missing or is not a YAML mapping, and a ConfigError if a
+        plug-in file is missing or has changed.
         """
         where = str(self.config_file)
         try:
@@ -265,6 +267,7 @@ class RunDir:
             raise CheckpointError(f"not YAML: {error}", where=where, remedy="Restore the file.") from None
         if not isinstance(data, dict):
             raise CheckpointError("not a mapping of keys", where=where, remedy="Restore the file.")
+        load_recorded_plugins(data.get("plugins"), where)
         return data
 
     def metrics(self) -> Iterator[dict[str, Any]]:

@@ -18,8 +18,8 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from rorqual.ops.first_derivative import first_derivative_only
 from rorqual.ops.row_limits import ENOUGH, RowLimits, bmm
 
 BLOCK = 64
@@ -295,7 +295,7 @@ class _Attend(torch.autograd.Function):
         return out, lse
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, weights, out, lse = ctx.saved_tensors
         tiles: QueryTiles = ctx.tiles

@@ -13,6 +13,7 @@ from textwrap import shorten
 from typing import Any, Literal
 
 from rorqual.core.errors import ConfigError, DataError, RorqualError, TaskError, suggest_name
+from rorqual.core.registry import find_kinds
 from rorqual.core.user_code import USER_MODULE, import_file
 from rorqual.tasks.everyday import EverydayMixture
 from rorqual.tasks.examples import ExamplesTask
@@ -34,7 +35,8 @@ SPLITS: tuple[Split, Split] = ("train", "test")
 
 
 def load_task(spec: str, *, data: Path | None = None, options: Mapping[str, Any] | None = None) -> Task:
-    """Return the task that `spec` names: `families`, `families:add,sub`, `gsm8k`, `messages`, `gym:NAME`, or `./mine.py:Class`.
+    """Return the task that `spec` names: `families`, `families:add,sub`, `gsm8k`, `messages`, `gym:NAME`, the `name` of a task of
+    a plug-in, or `./mine.py:Class`.
 
     If the task reads files, `data` is the file or folder that it reads. `options` are the arguments of the task's constructor
     except `data`.
@@ -47,13 +49,17 @@ def load_task(spec: str, *, data: Path | None = None, options: Mapping[str, Any]
     if path.endswith(".py"):
         return _build(_load_class(Path(path), name), spec, given, data)
     kind, _, argument = spec.partition(":")
+    known = {} if kind in (*TASKS_BY_NAME, "gym") else find_kinds(Task, kind)  # type: ignore[type-abstract]
+    plugins = {name: cls for name, cls in known.items() if not cls.__module__.startswith("rorqual.")}
+    if spec in plugins:
+        return _build(plugins[spec], spec, given, data)
     if kind == "gym" and argument:
         return _build(GymTask, spec, {"dataset": argument, **given}, data)
     if kind not in TASKS_BY_NAME or (argument and kind not in ("families", "long")):
         raise ConfigError(
             f"unknown task '{spec}'",
             where="task",
-            remedy=suggest_name(kind, [*TASKS_BY_NAME, "gym:NAME"]) + " Or give ./mine.py:Class.",
+            remedy=suggest_name(kind, [*TASKS_BY_NAME, *plugins, "gym:NAME"]) + " Or give ./mine.py:Class.",
         )
     if argument:
         given["names"] = tuple(name.strip() for name in argument.split(","))

@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Any, Literal
 
 from rorqual.core.records import Message
+from rorqual.core.registry import Registered
 from rorqual.tasks.answer_marks import ALONE, AnswerMark, last_line, last_mark
 from rorqual.tasks.numbers import last_number, read_unitless_number
 
@@ -54,7 +55,7 @@ class Problem:
         return (Message("user", self.prompt),)
 
 
-class Task(ABC):
+class Task(Registered, ABC):
     """A source of problems with checkable answers. Subclass `Task` in your own file: `rorqual train grpo task=./mine.py:Mine`."""
 
     name: str = "task"

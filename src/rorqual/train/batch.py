@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from rorqual.core.errors import ConfigError
 from rorqual.data.pack import Batch
 
 
@@ -62,13 +63,23 @@ class TrainBatch:
             positions=torch.from_numpy(packed.positions),
         )
 
-    def split(self, parts: int) -> list[TrainBatch]:
-        """Split the batch by rows into at most `parts` micro-batches, in order."""
+    def split(self, parts: int, together: int = 1) -> list[TrainBatch]:
+        """Split the batch by rows into at most `parts` micro-batches, in order. Each group of `together` consecutive rows stays in
+        one micro-batch.
+
+        Raises ConfigError if the number of rows is not a multiple of `together`.
+        """
+        groups, rest = divmod(len(self.tokens), together)
+        if rest:
+            raise ConfigError(
+                f"the batch has {len(self.tokens)} rows, but an objective keeps {together} rows together",
+                where="source",
+                remedy=f"Let the source return batches whose number of rows is a multiple of {together}.",
+            )
+        sizes = [together * len(part) for part in torch.arange(groups).chunk(parts)]
         present = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
-        chunks = {name: torch.chunk(value, parts) for name, value in present.items()}
-        return [
-            replace(self, **{name: chunk[i] for name, chunk in chunks.items()}) for i in range(len(chunks["tokens"]))
-        ]
+        chunks = {name: value.split(sizes) for name, value in present.items()}
+        return [replace(self, **{name: chunk[i] for name, chunk in chunks.items()}) for i in range(len(sizes))]
 
     def to(self, device: str) -> TrainBatch:
         """Move all tensors to `device`."""

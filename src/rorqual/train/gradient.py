@@ -110,7 +110,7 @@ def gradient(
         )
     model = model.ops.route_linears(model)
     totals = [max(objective.weight(batch), 1e-20) for objective in objectives]
-    micro = batch.split(parts)
+    micro = split_for(objectives, batch, parts)
     params = trained_parameters(model)
     for parameter in params.values():
         parameter.grad = None
@@ -141,6 +141,11 @@ def gradient(
         ran.clear()
     first.grads, first.zeros = checked_gradients(modules, params, ran, where)
     return first
+
+
+def split_for(objectives: Sequence[Objective], batch: TrainBatch, parts: int) -> list[TrainBatch]:
+    """Split `batch` into at most `parts` micro-batches that keep the rows together which the objectives need together."""
+    return batch.split(parts, math.lcm(*(objective.rows_together for objective in objectives)))
 
 
 @contextmanager
@@ -224,7 +229,7 @@ def compare_with_sampler(
     """
     model = model.ops.route_linears(model)
     jobs = [
-        [pool.submit(_compare_batch, model, objectives, part, dtype) for part in batch.split(parts)]
+        [pool.submit(_compare_batch, model, objectives, part, dtype) for part in split_for(objectives, batch, parts)]
         for batch in batches
     ]
     total, old = UpdateResult([], 0.0), list[Tensor | None]()

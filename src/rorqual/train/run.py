@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import SerializeAsAny, model_validator
 
 from rorqual.core.config import Config, Count, Natural, NonNegative, Positive, Seed, one_of
+from rorqual.core.registry import load_recorded_plugins
 from rorqual.model.adapter import FullTuning, Tune
 from rorqual.model.config import ModelConfig
 from rorqual.ops.backends import absolute_backend_name, backend
@@ -92,8 +93,9 @@ class Run(Config):
     `tune` selects the weights to train (docs/how-to/adapters.md). Unless `tune` trains the whole model, routers and their
     biases are frozen, and `balance` has no effect.
 
-    The loop writes `extensions` and `versions`, which are not settings. `extensions` records each later increase of `steps`.
-    `versions` records the version of each generated problem family.
+    The loop writes `extensions`, `versions` and `plugins`, which are not settings. `extensions` records each later increase of
+    `steps`. `versions` records the version of each generated problem family. `plugins` records the plug-in files that were
+    loaded, as path -> SHA-256. A config with `plugins` loads these files.
     """
 
     recipe: str
@@ -115,11 +117,15 @@ class Run(Config):
     agreement: SamplerAgreementLimits = FLOAT32
     extensions: tuple[RunExtension, ...] = ()
     versions: dict[str, int] = {}
+    plugins: dict[str, str] = {}
 
     @model_validator(mode="before")
     @classmethod
     def _rename_older_settings(cls, value: Any) -> Any:
-        """Convert the setting `arithmetic` of older Rorqual versions. If `backend` contains a path, make the path absolute."""
+        """Load the recorded plug-ins, and convert the setting `arithmetic` of older Rorqual versions. If `backend` contains a path,
+        make the path absolute."""
+        if isinstance(value, dict):
+            load_recorded_plugins(value.get("plugins"), "run.yaml (plugins)")
         if isinstance(value, dict) and value.get("arithmetic") in BACKENDS:
             value = {**value, "backend": BACKENDS[value["arithmetic"]]}
             del value["arithmetic"]

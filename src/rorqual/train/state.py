@@ -13,6 +13,7 @@ from rorqual.core.config import read_yaml, to_yaml
 from rorqual.core.errors import ConfigError
 from rorqual.core.example_prompts import choose_prompts
 from rorqual.core.records import RunDir, write_atomic
+from rorqual.core.registry import loaded_plugins
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.model.adapter import Adapter, read_adapter_info, trained_parameters
 from rorqual.model.adapter.files import find_base
@@ -27,7 +28,7 @@ from rorqual.train.tune import begin_tuning
 
 CLOCK_FIELDS = ("seconds", "core_seconds", "tokens_per_second")
 """Fields of a metrics record that depend on time. All fields that do not depend on time are bit-identical in a resumed run."""
-LIVE_KEYS = {"device", "save_seconds", "extensions", "versions"}
+LIVE_KEYS = {"device", "save_seconds", "extensions", "versions", "plugins"}
 
 
 @dataclass
@@ -197,7 +198,8 @@ def write_run_files(run: Run, out: RunDir, tokenizer: Tokenizer, prompts: Sequen
     """Write the run's config, tokenizer and example prompts before the first step. After an extension, write the config
     again."""
     if not out.config_file.is_file() or run.extensions != read_yaml(Run, out.config_file).extensions:
-        write_atomic(out.config_file, to_yaml(run).encode())
+        recorded = run.model_copy(update={"plugins": dict(loaded_plugins())})
+        write_atomic(out.config_file, to_yaml(recorded).encode())
     if not out.tokenizer_file.is_file():
         tokenizer.save(out.tokenizer_file)
     if prompts and not out.prompts_file.is_file():

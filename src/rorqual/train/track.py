@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,24 +19,40 @@ from rorqual.core.errors import ConfigError
 from rorqual.core.extras import require_extra
 from rorqual.core.lock import acquire_run_lock
 from rorqual.core.records import RunDir
+from rorqual.core.registry import Registered, find_kinds, kinds
 
 Record = dict[str, Any]
 Log = Callable[[int, dict[str, float]], None]
 PROJECT = "rorqual"
 
 
+class Tracker(Registered):
+    """Base class of trackers. A subclass is selected by its `name`: `track=NAME`."""
+
+    package: str
+    """The Python package that the tracker needs."""
+
+    def open(self, out: RunDir, folder: Path) -> AbstractContextManager[Log]:
+        """Open the tracker of the run `out`, whose output goes to `folder`. Yield a function that logs the values of a step.
+
+        The tracker deletes earlier output in `folder`, because all earlier steps are logged again.
+        """
+        raise NotImplementedError
+
+
 def check_trackers(names: Sequence[str]) -> None:
     """Raise ConfigError if a tracker is unknown or not installed."""
     for name in names:
-        if name not in TRACKERS:
+        if name not in (known := find_kinds(Tracker, name)):
             raise ConfigError(
                 f"unknown tracker '{name}'",
                 where="track",
-                remedy=f"Give one or several of {', '.join(TRACKERS)}, separated by commas.",
+                remedy=f"Give one or several of {', '.join(known)}, separated by commas.",
             )
-        with require_extra(name, name):
-            if find_spec(name) is None:
-                raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+        package = known[name].package
+        with require_extra(name, package):
+            if find_spec(package) is None:
+                raise ModuleNotFoundError(f"No module named '{package}'", name=package)
 
 
 @contextmanager
@@ -51,8 +67,8 @@ def open_trackers(names: Sequence[str], out: RunDir) -> Iterator[Callable[[Recor
     folder = out.path.absolute()
     check_trackers(names)
     for name in names:
-        with require_extra(name, name):
-            import_module(name)
+        with require_extra(name, kinds(Tracker)[name].package):
+            import_module(kinds(Tracker)[name].package)
     with ExitStack() as stack:
         logs: list[Log] = []
 
@@ -63,7 +79,7 @@ def open_trackers(names: Sequence[str], out: RunDir) -> Iterator[Callable[[Recor
                     log(record["step"], values)
 
         def start() -> None:
-            logs.extend(stack.enter_context(TRACKERS[name](out, folder / name)) for name in dict.fromkeys(names))
+            logs.extend(stack.enter_context(kinds(Tracker)[n]().open(out, folder / n)) for n in dict.fromkeys(names))
             write(out.metrics())
 
         def observe(record: Record) -> None:
@@ -82,45 +98,52 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-@contextmanager
-def _tensorboard(out: RunDir, folder: Path) -> Iterator[Log]:
-    """Write every metric as a TensorBoard scalar, rounded to float32, because TensorBoard's data server shows no float64
-    scalars."""
-    from torch.utils.tensorboard import SummaryWriter
+class TensorBoard(Tracker):
+    """TensorBoard event files."""
 
-    shutil.rmtree(folder, ignore_errors=True)
-    with SummaryWriter(str(folder), flush_secs=5) as writer:
+    name = package = "tensorboard"
 
-        def log(step: int, values: dict[str, float]) -> None:
-            for name, value in values.items():
-                writer.add_scalar(name, value, step)
+    @contextmanager
+    def open(self, out: RunDir, folder: Path) -> Iterator[Log]:
+        """Write every metric as a TensorBoard scalar, rounded to float32, because TensorBoard's data server shows no float64
+        scalars."""
+        from torch.utils.tensorboard import SummaryWriter
 
-        # TensorBoard renders the text as Markdown, where indented lines are code.
-        config = out.config_file.read_text(encoding="utf-8")
-        writer.add_text("config", "".join(f"    {line}\n" for line in config.splitlines()))
-        yield log
+        shutil.rmtree(folder, ignore_errors=True)
+        with SummaryWriter(str(folder), flush_secs=5) as writer:
 
+            def log(step: int, values: dict[str, float]) -> None:
+                for name, value in values.items():
+                    writer.add_scalar(name, value, step)
 
-@contextmanager
-def _wandb(out: RunDir, folder: Path) -> Iterator[Log]:
-    """Write an offline run of Weights & Biases. A resumed run keeps its id, so an upload replaces the run that was uploaded
-    earlier."""
-    import wandb
-
-    # Without this variable, wandb sends telemetry over the network in offline mode too.
-    os.environ["WANDB_ERROR_REPORTING"] = "false"
-    run_id = next((path.name.rpartition("-")[2] for path in folder.glob("offline-run-*")), None)
-    shutil.rmtree(folder, ignore_errors=True)
-    with wandb.init(
-        mode="offline",
-        dir=str(folder.parent),
-        project=PROJECT,
-        name=folder.parent.name,
-        id=run_id,
-        config=out.config(),
-        settings=wandb.Settings(silent=True, console="off"),
-    ) as run:
-        yield lambda step, values: run.log(values, step=step)
+            # TensorBoard renders the text as Markdown, where indented lines are code.
+            config = out.config_file.read_text(encoding="utf-8")
+            writer.add_text("config", "".join(f"    {line}\n" for line in config.splitlines()))
+            yield log
 
 
-TRACKERS = {"tensorboard": _tensorboard, "wandb": _wandb}
+class WandB(Tracker):
+    """Offline runs of Weights & Biases."""
+
+    name = package = "wandb"
+
+    @contextmanager
+    def open(self, out: RunDir, folder: Path) -> Iterator[Log]:
+        """Write an offline run of Weights & Biases. A resumed run keeps its id, so an upload replaces the run that was uploaded
+        earlier."""
+        import wandb
+
+        # Without this variable, wandb sends telemetry over the network in offline mode too.
+        os.environ["WANDB_ERROR_REPORTING"] = "false"
+        run_id = next((path.name.rpartition("-")[2] for path in folder.glob("offline-run-*")), None)
+        shutil.rmtree(folder, ignore_errors=True)
+        with wandb.init(
+            mode="offline",
+            dir=str(folder.parent),
+            project=PROJECT,
+            name=folder.parent.name,
+            id=run_id,
+            config=out.config(),
+            settings=wandb.Settings(silent=True, console="off"),
+        ) as run:
+            yield lambda step, values: run.log(values, step=step)

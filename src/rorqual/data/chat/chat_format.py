@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from rorqual.core.content_parts import ContentPart, TextPart, first_unsupported_part
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Thinking, Tool
+from rorqual.core.registry import Registered
 from rorqual.data.chat.calls import ToolCallSyntax, ToolCallTemplate
 from rorqual.data.chat.reply import ReplyRules
 from rorqual.data.chat.special_tokens import ReplySpecialTokens
@@ -32,7 +33,7 @@ class RenderedConversation:
         return sum(self.mask[1:])
 
 
-class ChatFormat(ABC):
+class ChatFormat(Registered, ABC):
     """The chat format of a model family. Each model family has one file in this folder.
 
     Only the chat format decides which special tokens start, end and pad sequences. Other code must get the start, end and

@@ -7,6 +7,7 @@ from typing import Any
 
 from rorqual.core.errors import CheckpointError, DataError, suggest_name
 from rorqual.core.records import Message, RunDir
+from rorqual.core.registry import find_kinds, import_plugins, kinds
 from rorqual.data.chat.chat_format import ChatFormat
 from rorqual.data.chat.chatml import START, ChatML, PlainChatML, Qwen2Chat, Qwen3Chat, SmolLM2Chat
 from rorqual.data.chat.deepseek import DeepSeekChat, DeepSeekR1Chat, DeepSeekV3Chat
@@ -30,6 +31,7 @@ KINDS: tuple[type[BuiltinChatFormat], ...] = (
     Llama31Chat,
     Llama3Chat,
 )
+"""Rorqual's own formats, in the order in which `guess_chat_name` tries them. Formats of plug-ins come after them."""
 DEFAULT = "deepseek"
 """The chat format of a run whose `run.yaml` does not set `chat`."""
 TEMPLATE_FILE = "chat_template.jinja"
@@ -45,21 +47,19 @@ PROBES = (
 
 
 def chat_format(tokenizer: Tokenizer, name: str = DEFAULT) -> ChatFormat:
-    """Return the chat format `name` for `tokenizer`.
+    """Return the chat format `name` for `tokenizer`: any imported subclass of `ChatFormat` with this `name`.
 
     Raises DataError if the name is unknown, or if the tokenizer lacks special tokens of the format.
     """
-    known: dict[str, type[BuiltinChatFormat]] = {kind.name: kind for kind in KINDS}
+    known = find_kinds(ChatFormat, name)  # type: ignore[type-abstract]
     if name == TemplateChat.name:
         raise DataError(
             "the run's chat template belongs to an unknown model family, so there is no loss mask for training",
             where="chat",
-            remedy=f"To train, set chat to the format of the model: {', '.join(known)}.",
+            remedy=f"To train, set chat to the format of the model: {', '.join(kind.name for kind in KINDS)}.",
         )
-    if name == NoChat.name:
-        return NoChat(tokenizer)
     if name not in known:
-        raise DataError(f"unknown chat format {name!r}", where="chat", remedy=suggest_name(name, [*known, NoChat.name]))
+        raise DataError(f"unknown chat format {name!r}", where="chat", remedy=suggest_name(name, known))
     return known[name](tokenizer)
 
 
@@ -74,7 +74,9 @@ def guess_chat_name(model_type: str, tokenizer: Tokenizer, template: str | None)
         return _guess_without_template(model_type, tokenizer)
     names = tokenizer.special_names
     published = TemplateChat(tokenizer, template, bos=_bos(tokenizer), stop=())
-    for kind in KINDS:
+    import_plugins()
+    formats = kinds(BuiltinChatFormat)  # type: ignore[type-abstract]
+    for kind in dict.fromkeys((*KINDS, *formats.values())):
         if names.issuperset(kind.marks) and _writes_same_prompts(kind(tokenizer), published):
             return kind.name
     return TemplateChat.name

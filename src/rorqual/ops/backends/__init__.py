@@ -9,8 +9,8 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
-from rorqual.core.config import import_plugins
 from rorqual.core.errors import ConfigError, suggest_name
+from rorqual.core.registry import find_kinds
 from rorqual.core.user_code import import_file
 from rorqual.ops.backends.attention import PagedAttention
 from rorqual.ops.backends.layout_check import find_layout_error
@@ -45,9 +45,7 @@ def backend(name: str) -> Backend:
     if (location := parse_file_name(name)) is not None:
         cls = _load_file(*location)
     else:
-        if name not in _backends_by_name():
-            import_plugins()
-        known = _backends_by_name()
+        known = find_kinds(Backend, name)
         if name not in known:
             remedy = suggest_name(name, known) + " Load your own backend with ./mine.py:Class."
             raise ConfigError(f"unknown backend '{name}'", where="backend", remedy=remedy)
@@ -80,25 +78,6 @@ def backend_cache_id(name: str) -> str:
     name and the digest of the file."""
     location = parse_file_name(name)
     return name if location is None else f"{location[1]} {hashlib.sha256(location[0].read_bytes()).hexdigest()}"
-
-
-def _backends_by_name() -> dict[str, type[Backend]]:
-    """Return all imported backend classes by name.
-
-    If a backend class was defined again, as in a notebook, return the newest definition of the class.
-    """
-    known, classes = dict[str, type[Backend]](), [Backend]
-    while classes:
-        cls = classes.pop(0)
-        classes += cls.__subclasses__()
-        if "name" not in vars(cls):
-            continue
-        earlier = known.get(cls.name, cls)
-        if (cls.__module__, cls.__qualname__) != (earlier.__module__, earlier.__qualname__):
-            both = " and ".join(f"{c.__module__}.{c.__qualname__}" for c in (earlier, cls))
-            raise ConfigError(f"two backends have the name '{cls.name}': {both}", where="backend", remedy="Rename one.")
-        known[cls.name] = cls
-    return known
 
 
 @lru_cache

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rorqual.core.registry import Registered
 from rorqual.ops import attention, moe, norm, sampling
 from rorqual.ops.backends.attention import PagedAttention
 from rorqual.ops.backends.step import StepFunction
@@ -37,7 +38,7 @@ class FittedBackend:
     threads: int
 
 
-class Backend:
+class Backend(Registered):
     """The reference backend: plain, slow, differentiable implementations of all operations. Other backends are subclasses that
     override operations.
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from rorqual.ops.first_derivative import first_derivative_only
 from rorqual.ops.moe import Routing
 
 BF16_ROWS = 64
@@ -44,7 +44,7 @@ class _RMSNorm(torch.autograd.Function):
         return weight * normed
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         normed, weight, root = ctx.saved_tensors
         n, g = normed.float(), grads[0].float()
@@ -162,7 +162,7 @@ class _Experts(torch.autograd.Function):
         return torch.bmm(weights.unsqueeze(1), y.to(weights.dtype)).squeeze(1).to(x.dtype)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (dout,) = grads
         weights, gate_up, down, xs, gu, h, y = ctx.saved_tensors

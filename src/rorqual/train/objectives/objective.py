@@ -70,6 +70,9 @@ class Objective(KindConfig):
     """Whether the objective's loss depends on the hidden states. If the loss depends only on routing or recorded tensors, some
     parameters may have no gradient."""
 
+    rows_together: ClassVar[int] = 1
+    """Number of consecutive rows of a batch that stay in one micro-batch. A loss over pairs of rows, such as DPO's, sets 2."""
+
     @property
     def needs_old_logprobs(self) -> bool:
         """Whether the objective needs `old_logprobs`, the trainer's log-probabilities before the first update of a

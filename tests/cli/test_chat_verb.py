@@ -119,8 +119,10 @@ def test_a_run_of_one_task_answers_each_message_alone(place: Path) -> None:
     def replies(messages: str) -> str:
         return typed(place, "chat", "run", "thinking=off", "max_tokens=8", stdin=messages).out
 
-    together, apart = replies("add 1 2\nadd 3 4\nadd 5 6\n"), replies("add 1 2\n/new\nadd 3 4\n/new\nadd 5 6\n")
-    assert together != apart, "the history changes these replies"
+    apart = replies("add 1 2\n/new\nadd 3 4\n/new\nadd 5 6\n")
+    assert replies("add 1 2\nadd 3 4\nadd 5 6\n") == apart, "the run was trained on generated problems"
+    (place / "run" / "prompts.json").unlink()
+    assert replies("add 1 2\nadd 3 4\nadd 5 6\n") != apart, "the history changes these replies"
     (place / "run" / "defaults.json").write_text('{"max_tokens": 8}')
     try:
         assert replies("add 1 2\nadd 3 4\nadd 5 6\n") == apart
@@ -130,17 +132,9 @@ def test_a_run_of_one_task_answers_each_message_alone(place: Path) -> None:
         (place / "run" / "defaults.json").unlink()
 
 
-def test_a_first_message_unlike_all_that_the_run_was_trained_on_is_noted(place: Path) -> None:
+def test_a_message_unlike_all_that_the_run_was_trained_on_is_noted(place: Path) -> None:
     told = "this looks like nothing that the run was trained on, such as: add 1+2; sub 9-3"
     (place / "run" / "prompts.json").write_text('["add 1+2", "sub 9-3", "add 7+8"]')
-    try:
-        for lines, times in (("add 3+4\nhello\n", 0), ("hello\nadd 3+4\n/new\nadd 3 4\n", 2)):
-            done = typed(place, "chat", "run", "thinking=off", "max_tokens=3", stdin=lines)
-            assert done.code == 0 and " ".join(done.err.split()).count(told) == times, done.err
-        for lines, times in (("add 3+4\n/new\nadd 1+1\n", 0), ("add 3+4\nadd 1+1\nadd 2+2\n", 1)):
-            done = typed(place, "chat", "run", "thinking=off", "max_tokens=3", stdin=lines)
-            assert done.code == 0 and " ".join(done.err.split()).count("send /new before") == times, done.err
-    finally:
-        (place / "run" / "prompts.json").unlink()
-    done = typed(place, "chat", "run", "thinking=off", "max_tokens=3", stdin="one\ntwo\n")
-    assert done.code == 0 and "send /new" not in done.err, "a run without problems may answer further questions"
+    for lines, times in (("add 3+4\nhello\n", 1), ("hello\nadd 3+4\nadd 3 4\n", 2), ("add 3+4\nadd 1+1\n", 0)):
+        done = typed(place, "chat", "run", "thinking=off", "max_tokens=3", stdin=lines)
+        assert done.code == 0 and " ".join(done.err.split()).count(told) == times, done.err

@@ -43,8 +43,8 @@ def test_every_stage_of_the_ledger_that_trains_samples_or_measures_is_there() ->
 
 def test_a_stage_is_its_work_times_its_pace() -> None:
     found = made()
-    assert found["train the teacher"].core_seconds == pytest.approx(1000 * 0.1)
-    assert found["train the teacher"].seconds == pytest.approx(50)
+    assert found["train the teacher"].core_seconds == pytest.approx(1300 * 0.1)
+    assert found["train the teacher"].seconds == pytest.approx(65)
     assert found["train the base student"].core_seconds == pytest.approx(660 * 0.05)
     assert found["sample the teacher"].core_seconds == pytest.approx(1.5 + 4000 * 3e-3)
     share = 0.5 + 0.5 * GOES_OVER
@@ -70,7 +70,7 @@ def test_thinking_is_what_is_asked_or_the_habit() -> None:
 
 
 def test_lengths_are_those_of_the_worked_solutions() -> None:
-    solutions = draw_solutions(STUDENT_TASK, 1.0, 0)
+    solutions = draw_solutions(STUDENT_TASK, {"hard": 1.0}, 0)
     assert all(one.thinking > one.at_once > 0 and one.prompt > 0 for _, one in solutions)
     assert count_solution_tokens([solutions[0][0]])[0] == solutions[0]
     lengths = mean_lengths(solutions)

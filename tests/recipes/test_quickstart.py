@@ -87,20 +87,21 @@ def test_branches_are_measured_on_the_same_problems_and_those_on_answers_alone_s
 
 
 RUNS: dict[str, dict[str, Any]] = {
-    "base": {"recipe": "sft", "steps": 3, "source.task": TASK, "source.options.hard": 0.2, "source.think": 0.5, "source.rows": 4,
-             "source.row": 128, "seed": 0, "start.run": "", "optim.lr": 0.012},
-    "teacher": {"recipe": "grpo", "steps": 1, "source.task": TASK, "source.options.hard": 0.5, "source.problems": 2, "source.samples": 2,
+    "base": {"recipe": "sft", "steps": 3, "source.task": TASK, "source.options": {"hard": 0.2, "plain": 0.35}, "source.think": 0.5,
+             "source.rows": 4, "source.row": 128, "seed": 0, "start.run": "", "optim.lr": 0.012},
+    "teacher": {"recipe": "grpo", "steps": 1, "source.task": TASK, "source.options": {"hard": 0.5, "plain": 0.2},
+                "source.problems": 2, "source.samples": 2,
                 "source.max_tokens": 12, "source.row": 128, "optim.lr": 3e-4, "seed": 0, "start.run": "base", "agreement.most": 1e-4},
-    "student-able": {"recipe": "sft", "steps": 2, "source.task": STUDENT_TASK, "source.options.hard": 0.3, "source.think": 0.4,
+    "student-able": {"recipe": "sft", "steps": 2, "source.task": STUDENT_TASK, "source.options": {"hard": 0.3}, "source.think": 0.4,
                      "source.rows": 4, "source.row": 128, "seed": 0, "start.run": "", "optim.lr": 0.012},
-    "student-base": {"recipe": "sft", "steps": 2, "source.task": STUDENT_TASK, "source.options.hard": 0.3, "source.think": 0.07,
+    "student-base": {"recipe": "sft", "steps": 2, "source.task": STUDENT_TASK, "source.options": {"hard": 0.3}, "source.think": 0.07,
                      "source.rows": 4, "source.row": 128, "seed": 50, "start.run": "student-able", "optim.lr": 0.002,
                      "optim.adamw.lr": 0.002 / 3, "optim.schedule.warmup": 5},
     "distilled": {"recipe": "distil", "steps": 2, "source.data": "samples/data.parquet", "source.logits": False, "source.rows": 4,
                   "source.row": 128, "seed": 0, "start.run": "student-base", "optim.lr": 0.006, "optim.adamw.lr": 0.002},
     "answers-only": {"recipe": "sft", "steps": 2, "source.data": "answers.jsonl", "source.longer": "skip", "source.rows": 4,
                      "source.row": 128, "seed": 0, "start.run": "student-base", "optim.lr": 0.006, "optim.adamw.lr": 0.002},
-    "reinforced": {"recipe": "grpo", "steps": 1, "source.task": STUDENT_TASK, "source.options.hard": 0.3, "source.problems": 2,
+    "reinforced": {"recipe": "grpo", "steps": 1, "source.task": STUDENT_TASK, "source.options": {"hard": 0.3}, "source.problems": 2,
                    "source.samples": 3, "source.max_tokens": 12, "source.row": 128, "optim.lr": 2e-4, "seed": 0,
                    "start.run": "student-base", "agreement.most": 1e-3, "agreement.mean": 1e-6},
 }  # fmt: skip

@@ -314,7 +314,8 @@ def test_a_mixture_judges_kept_problems_of_every_family() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [({"names": ("ad",)}, "Did you mean 'add'"), ({"names": ()}, "names is empty"), ({"names": ("add", "add")}, "repeats a name"),
-     ({"hard": 1.5}, "1.5"), ({"hard": "much"}, "much"), ({"hard": True}, "True")],
+     ({"hard": 1.5}, "1.5"), ({"hard": "much"}, "much"), ({"hard": True}, "True"),
+     ({"plain": -0.1}, "families.plain")],
 )  # fmt: skip
 def test_wrong_options_are_refused(options: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(said)):

@@ -14,11 +14,12 @@ _WORD = re.compile(r"[^\W\d_]+|\d+|[^\w\s]")
 
 
 def choose_prompts(prompts: Sequence[str]) -> list[str]:
-    """Return up to `MOST` example prompts of a run: one prompt for each distinct first word, and then the remaining prompts."""
-    short = [prompt for prompt in dict.fromkeys(prompts) if prompt.strip() and len(prompt) <= LONGEST][:MOST]
-    first = {prompt.split()[0]: prompt for prompt in reversed(short)}
-    leading = [prompt for prompt in short if first[prompt.split()[0]] == prompt]
-    return [*leading, *(prompt for prompt in short if prompt not in leading)]
+    """Return up to `MOST` example prompts of a run: one prompt for each distinct form, and then the remaining prompts. The first word and
+    the punctuation characters are the form. All numbers count as one word."""
+    short = [prompt for prompt in dict.fromkeys(prompts) if prompt.strip() and len(prompt) <= LONGEST]
+    first = {_form(prompt): prompt for prompt in reversed(short)}
+    leading = [prompt for prompt in short if first[_form(prompt)] == prompt]
+    return [*leading, *(prompt for prompt in short if prompt not in leading)][:MOST]
 
 
 def is_unlike_prompts(text: str, prompts: Sequence[str]) -> bool:
@@ -42,6 +43,10 @@ def is_unlike_prompts(text: str, prompts: Sequence[str]) -> bool:
         return not marks or not frozenset.intersection(*marks) <= _punctuation(words) <= frozenset.union(*marks)
     seen = {word for found in known for word in found}
     return sum(word in seen for word in words) < len(words) / 2
+
+
+def _form(prompt: str) -> tuple[str, frozenset[str]]:
+    return "".join(_words(prompt)[:1]), _punctuation(_words(prompt))
 
 
 def _words(text: str) -> list[str]:

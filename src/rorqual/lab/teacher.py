@@ -1,4 +1,4 @@
-"""The quickstart's teacher, trained once per seed. All experiments with one seed share one teacher."""
+"""The quickstart's teacher without plain problems, trained once per seed. All experiments with one seed share one teacher."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from rorqual.recipes.sft import sft
 from rorqual.train.run import Run
 
 BASE, TEACHER = "teacher-base", "teacher"
+SFT_STEPS = 1000
+"""The number of SFT steps of the stored experiments. The quickstart has more steps, for its plain problems."""
 
 
 def teacher_jobs(seed: int, place: Path, share: float) -> list[ExperimentJob]:
@@ -22,7 +24,7 @@ def teacher_jobs(seed: int, place: Path, share: float) -> list[ExperimentJob]:
     """
 
     def base() -> Run:
-        return sft(task=TASK, size=FULL.model, steps=scale_amount(FULL.sft_steps, share), rows=FULL.sft_rows, row=FULL.row,
+        return sft(task=TASK, size=FULL.model, steps=scale_amount(SFT_STEPS, share), rows=FULL.sft_rows, row=FULL.row,
                    think=FULL.think, options={"hard": FULL.sft_hard}, seed=seed)  # fmt: skip
 
     def grpo_run() -> Run:

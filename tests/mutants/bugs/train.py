@@ -701,8 +701,8 @@ MUTANTS = (
         "example prompts of a run are taken from private files too",
         "issue 17: example prompts",
         "train/sources/worked.py",
-        "self.prompts = [] if config.data else [",
-        "self.prompts = [",
+        "self.prompts = [] if config.data else example_prompts(probe)",
+        "self.prompts = example_prompts(probe)",
         "tests/core/test_prompts.py::test_a_run_keeps_the_problems_of_its_task_and_none_of_a_file",
     ),
     one(

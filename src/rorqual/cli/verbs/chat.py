@@ -26,8 +26,9 @@ def chat(
     file's thinking, max_tokens and temperature replace the defaults below. If the file sets calculator, the engine
     calculates.
 
-    A run with defaults.json answers each message alone, as in its training. For all other runs, /new starts a new
-    conversation. /quit exits. With piped input, each line is one message.
+    A run with defaults.json, or a run that was trained on generated problems, answers each message alone, as in its
+    training. For all other runs, /new starts a new conversation. /quit exits. With piped input, each line is one
+    message.
     """
     import torch
 
@@ -43,29 +44,22 @@ def chat(
         torch.set_num_threads(chosen.threads)
     engine = Engine(run, device=chosen.device, dtype=chosen.dtype, slots=1, threads=chosen.threads or available_cores())
     conversation, terminal = Conversation(engine, chosen, task), Terminal()
-    prompts, alone = RunDir(run).example_prompts(), task != TaskDefaults()
+    prompts = RunDir(run).example_prompts()
+    alone = bool(prompts) or task != TaskDefaults()
     if sys.stdin.isatty():
         if prompts:
             terminal.print_note(f"examples of what this run was trained on: {'; '.join(prompts[:2])}")
         if alone:
             terminal.print_note("this run was trained for one task: each message is answered alone; /quit exits")
-        elif prompts:
-            terminal.print_note("/new starts a new conversation, /quit exits")
-    warned = not prompts
     for text in read_input_lines():
         if text == "/new" or alone:
             conversation.history = []
         if text == "/new":
             continue
-        if not conversation.history and is_unlike_prompts(text, prompts):
+        if is_unlike_prompts(text, prompts):
             terminal.print_note(
                 f"this looks like nothing that the run was trained on, such as: {'; '.join(prompts[:2])}"
             )
-        if conversation.history and not warned:
-            terminal.print_note(
-                "this run was trained on conversations with one question: send /new before the next question"
-            )
-            warned = True
         try:
             conversation.say(text, terminal)
         except DataError as error:

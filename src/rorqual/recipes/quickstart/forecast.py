@@ -123,13 +123,13 @@ class StageForecast:
 def forecast(scale: QuickstartScale, *, seed: int = 0, threads: int = 2) -> list[StageForecast]:
     """Measure the speed of teacher and student, and forecast the cost of each stage. For the full-size quickstart,
     these measurements take about twenty core-seconds."""
-    teacher_run = sft(task=TASK, size=scale.model, think=scale.think, options={"hard": scale.sft_hard},
+    teacher_run = sft(task=TASK, size=scale.model, think=scale.think, options={"hard": scale.sft_hard, "plain": scale.sft_plain},
                       rows=scale.sft_rows, row=scale.row, seed=seed)  # fmt: skip
     student_run = sft(task=STUDENT_TASK, size=scale.student, think=scale.student_able_think, options={"hard": scale.student_hard},
                       rows=scale.sft_rows, row=scale.row, seed=seed)  # fmt: skip
     teaching, studying = (
-        draw_solutions(TASK, scale.grpo_hard, seed),
-        draw_solutions(STUDENT_TASK, scale.student_hard, seed),
+        draw_solutions(TASK, {"hard": scale.grpo_hard, "plain": scale.grpo_plain}, seed),
+        draw_solutions(STUDENT_TASK, {"hard": scale.student_hard}, seed),
     )
     teacher = measure_shape_cost(teacher_run, teaching, thinking_share_after_grpo(scale.think), scale, threads)
     student = measure_shape_cost(student_run, studying, thinking_share_after_grpo(scale.student_think), scale, threads)
@@ -228,9 +228,9 @@ def thinking_share_after_grpo(share: float, goes: float = GOES_OVER) -> float:
     return share + (1 - share) * goes
 
 
-def draw_solutions(task: str, hard: float, seed: int) -> list[Solution]:
+def draw_solutions(task: str, options: dict[str, float], seed: int) -> list[Solution]:
     """Return the first `DRAWN` problems of the task's train split, each with the token counts of its prompt and solution."""
-    return count_solution_tokens(list(islice(load_task(task, options={"hard": hard}).problems("train", seed), DRAWN)))
+    return count_solution_tokens(list(islice(load_task(task, options=options).problems("train", seed), DRAWN)))
 
 
 def count_solution_tokens(problems: Sequence[Problem]) -> list[Solution]:

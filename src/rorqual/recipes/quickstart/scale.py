@@ -20,6 +20,9 @@ class QuickstartScale(Config):
     Evaluations sample at temperature 0.6 and top-p 0.95, as for DeepSeek-R1 (R1, section 3). With greedy decoding, a
     model that starts to think with probability 0.4 would never think.
 
+    The teacher's training also contains plain problems, and prompts that the teacher must decline (`Families.plain`): the fraction
+    `sft_plain` of each family's worked solutions, and the fraction `grpo_plain` of its problems of GRPO. The evaluations contain neither.
+
     The base student is first trained with reasoning on the fraction `student_able_think` of its problems. A few final training
     steps at the low learning rate `student_base_lr` use reasoning on the fraction `student_think` of the problems. The trained
     base student can solve some problems by thinking, but hardly ever thinks.
@@ -43,11 +46,13 @@ class QuickstartScale(Config):
     sft_steps: Count
     sft_rows: Count
     sft_hard: NonNegative
+    sft_plain: NonNegative
     think: NonNegative
     grpo_steps: Count
     grpo_problems: Count
     grpo_samples: Count
     grpo_hard: NonNegative
+    grpo_plain: NonNegative
     lr: NonNegative
     student: Size
     student_able_steps: Count
@@ -76,14 +81,16 @@ class QuickstartScale(Config):
 
 FULL = QuickstartScale(
     model="small",
-    sft_steps=1000,
+    sft_steps=1300,
     sft_rows=32,
     sft_hard=0.2,
+    sft_plain=0.35,
     think=0.5,
     grpo_steps=40,
     grpo_problems=32,
     grpo_samples=12,
     grpo_hard=0.7,
+    grpo_plain=0.2,
     lr=1e-4,
     student="student",
     student_able_steps=600,
@@ -105,11 +112,13 @@ SMALL = QuickstartScale(
     sft_steps=30,
     sft_rows=8,
     sft_hard=0.2,
+    sft_plain=0.35,
     think=0.5,
     grpo_steps=3,
     grpo_problems=8,
     grpo_samples=4,
     grpo_hard=0.5,
+    grpo_plain=0.2,
     lr=3e-4,
     student="tiny-student",
     student_able_steps=15,

@@ -89,13 +89,13 @@ class Quickstart:
         before and after GRPO."""
         s, place = self.scale, self.place
         base = sft(task=TASK, size=s.model, steps=s.sft_steps, rows=s.sft_rows, row=s.row, think=s.think,
-                   options={"hard": s.sft_hard}, seed=self.seed)  # fmt: skip
+                   options={"hard": s.sft_hard, "plain": s.sft_plain}, seed=self.seed)  # fmt: skip
         for line in describe("teacher", base.model):
             print(line)
         print(f"\n1/9 train the teacher: {base.steps} steps on worked solutions of {TASK}")
         self.train("train the teacher", base, place.base)
         run = grpo(task=TASK, start=str(place.base.path), steps=s.grpo_steps, problems=s.grpo_problems, samples=s.grpo_samples,
-                   max_tokens=s.max_tokens, row=s.row, lr=s.lr, options={"hard": s.grpo_hard}, seed=self.seed,
+                   max_tokens=s.max_tokens, row=s.row, lr=s.lr, options={"hard": s.grpo_hard, "plain": s.grpo_plain}, seed=self.seed,
                    dtype=self.dtype)  # fmt: skip
         print(f"\n2/9 reinforce the teacher: {run.steps} steps of GRPO, rewarded for correctness only")
         self.train("reinforce the teacher", run, place.teacher)

@@ -18,6 +18,7 @@ class OperationChain(Family):
     name: ClassVar[str] = "chain"
     easy: ClassVar[range] = range(2, 5)
     hard: ClassVar[range] = range(5, 9)
+    plain: ClassVar[int] = 2
 
     def sample(self, rng: random.Random, difficulty: int) -> Problem:
         start = rng.randrange(10)

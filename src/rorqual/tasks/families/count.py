@@ -20,7 +20,7 @@ class LetterCount(Family):
 
     `difficulty` is the length of the string. The count is uniform over 0 to 2 in easy strings and over 0 to 4 in hard
     strings. The number of distinct letters, without the counted letter, is always `difficulty` minus the highest count.
-    Therefore the number of distinct letters does not reveal the count.
+    Therefore the number of distinct letters does not reveal the count. Plain problems have strings of one to four random letters.
 
     Version 1 filled the string with random letters, so the number of distinct letters revealed the count.
     The steps of version 1 did not repeat the counted letter. A small model learned only this shortcut.
@@ -32,17 +32,20 @@ class LetterCount(Family):
 
     def sample(self, rng: random.Random, difficulty: int) -> Problem:
         most = self._max_count(difficulty)
-        letter, *others = rng.sample(LETTERS, 1 + difficulty - most)
-        count = rng.randint(0, most)
-        text = [letter] * count + others + rng.choices(others, k=most - count)
-        rng.shuffle(text)
+        letter, *others = rng.sample(LETTERS, 1 + difficulty - most if difficulty else 4)
+        if difficulty:
+            count = rng.randint(0, most)
+            text = [letter] * count + others + rng.choices(others, k=most - count)
+            rng.shuffle(text)
+        else:
+            text = rng.choices([letter, *others], (3, 1, 1, 1), k=rng.randint(1, 4))
         tally, words = 0, []
         for character in text:
             tally += character == letter
             words.append(f"{letter}{character}{tally}")
         question = f"{letter}:{''.join(text)}"
         return self.problem(
-            difficulty, key=question, prompt=question, steps=f"{''.join(words)} ={count}", answer=str(count)
+            difficulty, key=question, prompt=question, steps=f"{''.join(words)} ={tally}", answer=str(tally)
         )
 
     def count_keys(self, difficulty: int) -> int:

@@ -29,6 +29,7 @@ class Gcd(Family):
     name: ClassVar[str] = "gcd"
     easy: ClassVar[range] = range(1, 4)
     hard: ClassVar[range] = range(4, 7)
+    plain: ClassVar[int] = 1
 
     def sample(self, rng: random.Random, difficulty: int) -> Problem:
         first = rng.choice(FIRST)

@@ -10,10 +10,8 @@ from rorqual.tasks.families.family import Family
 from rorqual.tasks.task import Problem
 
 PEOPLE = "ABC"
-CASES = tuple(product((1, 0), repeat=3))
-"""All assignments (1 knight, 0 knave), in the order in which the steps try them: 111, 110, ... 000."""
-MIXED = tuple(case for case in CASES if 0 < sum(case) < 3)
-"""The cases with both knights and knaves. Only a case with both can be a solution."""
+MIXED = tuple(case for case in product((1, 0), repeat=3) if 0 < sum(case) < 3)
+"""The cases (1 knight, 0 knave) with both knights and knaves. Only a case with both can be a solution about three people."""
 
 
 class RoleLiteral(NamedTuple):
@@ -64,6 +62,15 @@ PAIRED = tuple(
 )
 
 
+SHORT = tuple(
+    SpeakerStatement(speaker, op, parts[::way])
+    for speaker in range(2)
+    for op, parts in (*SIMPLE, *PAIRED)
+    for way in ((1, -1) if op else (1,))
+    if all(part.person < 2 for part in parts) and (op or parts[0].person != speaker)
+)
+"""All statements of A and B about A and B. A plain problem has one or two of them."""
+
 STATEMENTS = {1: (3, 2), 2: (4, 2), 3: (4, 4), 4: (5, 5)}
 """For each difficulty: the number of statements, and the number of statements that have two parts.
 
@@ -84,6 +91,7 @@ class KnightsKnaves(Family):
     `110`, `101` and `100`. The truth values of the statements follow each case. `x` ends a case in which the truth
     value of a statement does not fit the role of the speaker. `STATEMENTS` holds the number of statements for each difficulty.
     Each person makes at least one statement. Exactly one case fits all statements, and this case has both knights and knaves.
+    Plain problems are about A and B alone, and 11 and 00 may be their solution.
     Problems that differ only in the names of people or the order of statements share one key.
 
     Version 1 also had the solutions 111 and 000. A low number of minus signs revealed these solutions. In version 1,
@@ -96,6 +104,8 @@ class KnightsKnaves(Family):
     numeric: ClassVar[bool] = False
 
     def sample(self, rng: random.Random, difficulty: int) -> Problem:
+        if not difficulty:
+            return self._puzzle(0, _plain_statements(rng), people=2)
         solution = rng.choice(MIXED)
         statements = _random_statements(rng, difficulty, solution)
         while len(statements) != len(set(map(_sort_statement_parts, statements))) or _solutions(statements) != [
@@ -103,17 +113,28 @@ class KnightsKnaves(Family):
         ]:
             statements = _random_statements(rng, difficulty, solution)
         rng.shuffle(statements)
-        answer = "".join(map(str, solution))
+        return self._puzzle(difficulty, statements, people=3)
+
+    def _puzzle(self, difficulty: int, statements: list[SpeakerStatement], people: int) -> Problem:
+        prompt, steps = " ".join(s.text() for s in statements), _steps(statements, people)
         return self.problem(
             difficulty,
             key=_canonical_key(statements),
-            prompt=" ".join(s.text() for s in statements),
-            steps=_steps(statements),
-            answer=answer,
+            prompt=prompt,
+            steps=steps,
+            answer=steps.rpartition("=")[2],
         )
 
     def count_keys(self, difficulty: int) -> int:
         return SIZES[difficulty]
+
+
+def _plain_statements(rng: random.Random) -> list[SpeakerStatement]:
+    """Return one or two statements of `SHORT` that have one solution."""
+    statements: list[SpeakerStatement] = []
+    while len(_solutions(statements, people=2)) != 1:
+        statements = rng.sample(SHORT, rng.randint(1, 2))
+    return statements
 
 
 def _random_statements(rng: random.Random, difficulty: int, solution: tuple[int, ...]) -> list[SpeakerStatement]:
@@ -135,8 +156,8 @@ def _statement(rng: random.Random, speaker: int, paired: bool, solution: tuple[i
             return statement
 
 
-def _solutions(statements: list[SpeakerStatement]) -> list[tuple[int, ...]]:
-    return [case for case in CASES if all(s.can_be_made_in(case) for s in statements)]
+def _solutions(statements: list[SpeakerStatement], people: int = 3) -> list[tuple[int, ...]]:
+    return [case for case in product((1, 0), repeat=people) if all(s.can_be_made_in(case) for s in statements)]
 
 
 def _sort_statement_parts(statement: SpeakerStatement) -> SpeakerStatement:
@@ -149,9 +170,9 @@ def _canonical_key(statements: list[SpeakerStatement]) -> str:
     return " ".join(s.text() for s in least)
 
 
-def _steps(statements: list[SpeakerStatement]) -> str:
+def _steps(statements: list[SpeakerStatement], people: int) -> str:
     out = ""
-    for case in CASES:
+    for case in product((1, 0), repeat=people):
         out += "".join(map(str, case)) + ":"
         for s in statements:
             out += str(int(s.is_true_in(case)))

@@ -15,6 +15,7 @@ from rorqual.tasks.families.family import Family
 from rorqual.tasks.families.gcd import Gcd
 from rorqual.tasks.families.knights_knaves import KnightsKnaves
 from rorqual.tasks.families.mod import Mod
+from rorqual.tasks.families.outside import Outside
 from rorqual.tasks.families.sub import Sub
 from rorqual.tasks.families.swap import LetterSwap
 from rorqual.tasks.names import check_names
@@ -30,6 +31,7 @@ FAMILIES: tuple[Family, ...] = (
     LetterCount(),
     KnightsKnaves(),
 )
+OUTSIDE = Outside()
 NAMES = tuple(family.name for family in FAMILIES)
 ENOUGH = 30_000
 """Maximum number of problems that count toward the share of a difficulty.
@@ -45,25 +47,30 @@ problems of this difficulty may repeat."""
 class Families(Task):
     """An endless mixture of the families in `names`, with equal shares. `hard` is the fraction of hard problems.
 
+    `plain` is the fraction of plain problems in each family. The mixture then also contains prompts that a model must decline
+    (`Outside`), as many as the plain problems of one family.
+
     In a held-out split, problems of a difficulty repeat only after this difficulty has no new problems left. The shares
     of difficulties stay constant as more problems are drawn. A difficulty with few problems gets a smaller share. For
     example, only 4,095 two-digit sums exist, and 4 % of them are in the test split.
 
-    Raises ConfigError for an unknown or repeated name, or if `hard` is outside 0 to 1.
+    Raises ConfigError for an unknown or repeated name, or if `hard` or `plain` is outside 0 to 1.
     """
 
     name = "families"
 
-    def __init__(self, names: Sequence[str] = NAMES, hard: float = 0.3) -> None:
+    def __init__(self, names: Sequence[str] = NAMES, hard: float = 0.3, plain: float = 0.0) -> None:
         names = check_names(names, NAMES, "families.names")
-        if isinstance(hard, bool) or not isinstance(hard, int | float) or not 0 <= hard <= 1:
-            raise ConfigError(
-                f"not a share from 0 to 1: {hard!r}",
-                where="families.hard",
-                remedy="Give a number from 0 (all easy) to 1 (all hard).",
-            )
+        for name, share in (("hard", hard), ("plain", plain)):
+            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+                raise ConfigError(
+                    f"not a share from 0 to 1: {share!r}",
+                    where=f"families.{name}",
+                    remedy=f"Give a number from 0 (no {name} problems) to 1 (only {name} problems).",
+                )
         self.families = {family.name: family for family in FAMILIES if family.name in names}
-        self.hard = float(hard)
+        self.families |= {OUTSIDE.name: OUTSIDE} if plain else {}
+        self.hard, self.plain = float(hard), float(plain)
 
     @property
     def versions(self) -> dict[str, int]:
@@ -79,8 +86,10 @@ class Families(Task):
         while True:
             rng.shuffle(order)
             for family in order:
-                level = family.hard if rng.random() < self.hard else family.easy
-                cell = family.name, rng.choices(level, _difficulty_weights(family, level))[0]
+                plain = self.plain > 0 and rng.random() < self.plain
+                if family is OUTSIDE and not plain:
+                    continue
+                cell = family.name, family.plain if plain else _random_difficulty(family, self.hard, rng)
                 for problem in _problems_of_split(family, cell[1], split, rng):
                     fresh = problem.key not in seen
                     repeats[cell] = 0 if fresh else repeats[cell] + 1
@@ -99,6 +108,11 @@ class Families(Task):
         return self.canonical_answer(problem, reply) is not None
 
 
+def _random_difficulty(family: Family, hard: float, rng: random.Random) -> int:
+    level = family.hard if rng.random() < hard else family.easy
+    return rng.choices(level, _difficulty_weights(family, level))[0]
+
+
 def _problems_of_split(family: Family, difficulty: int, split: Split, rng: random.Random) -> Iterator[Problem]:
     while True:
         problem = family.sample(rng, difficulty)
@@ -114,7 +128,7 @@ def _difficulty_weights(family: Family, level: range) -> tuple[int, ...]:
 def _family(problem: Problem) -> Family:
     """Return the family of `problem`. The family may be absent from the mixture, because any mixture may grade stored
     problems."""
-    for family in FAMILIES:
+    for family in (*FAMILIES, OUTSIDE):
         if family.name == problem.family:
             return family
     raise TaskError(f"no family '{problem.family}'", where="task families", remedy=suggest_name(problem.family, NAMES))

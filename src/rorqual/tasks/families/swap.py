@@ -18,6 +18,7 @@ class LetterSwap(Family):
 
     Each step swaps the two letters of a pair, and `ab` and `ba` are the same pair.
     Adjacent pairs without a common letter commute, so problems that differ only in the order of such pairs share one key.
+    Plain problems have one pair, and two to five letters.
     """
 
     name: ClassVar[str] = "swap"
@@ -26,8 +27,8 @@ class LetterSwap(Family):
     numeric: ClassVar[bool] = False
 
     def sample(self, rng: random.Random, difficulty: int) -> Problem:
-        start = "".join(rng.sample(LETTERS, len(LETTERS)))
-        pairs = [rng.choice(PAIRS) for _ in range(difficulty)]
+        start = "".join(rng.sample(LETTERS, len(LETTERS) if difficulty else rng.randint(2, len(LETTERS))))
+        pairs = [rng.choice(PAIRS) for _ in range(difficulty)] or ["".join(sorted(rng.sample(start, 2)))]
         shown = [pair if rng.random() < 0.5 else pair[::-1] for pair in pairs]
         state, words = start, []
         for pair in shown:

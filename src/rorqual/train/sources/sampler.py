@@ -17,9 +17,7 @@ from rorqual.ops.backends import REFERENCE, TORCH, TORCH_INVARIANT, Backend
 from rorqual.tasks.find import safe_grade
 from rorqual.tasks.task import Problem, Task, Verdict
 from rorqual.train.sources.source import Source, SourceInputs
-from rorqual.train.sources.worked import TaskSourceConfig, first_problems
-
-GOLD_PROBE = 256
+from rorqual.train.sources.worked import PROBE, TaskSourceConfig, example_prompts, first_problems
 
 
 class SampledSourceConfig(TaskSourceConfig):
@@ -81,8 +79,8 @@ class SampledSource(Source):
         self.versions = self.task.versions
         self.params = SamplingParams(max_tokens=config.max_tokens, temperature=config.temperature, n=config.samples)
         self.sampler = RolloutSampler(materials, max_age=config.max_age, record_kept=record_kept)
-        probe = first_problems(self.task, self.seed, GOLD_PROBE)
-        self.prompts = [] if config.data else [problem.prompt for problem in probe]
+        probe = first_problems(self.task, self.seed, PROBE)
+        self.prompts = [] if config.data else example_prompts(probe)
         asked = [prompt_of(problem, effort) for problem in probe for effort in config.efforts]
         longest = max(len(self.chat.prompt(messages, config.thinking)) for messages in asked)
         check_row_length(longest, config.max_tokens, config.row)

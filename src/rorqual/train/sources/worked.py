@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from rorqual.tasks.task import Problem, Task
 from rorqual.train.batch import TrainBatch
 from rorqual.train.sources.source import Source, SourceConfig, SourceInputs, StepBatches
 
-PROBE = 64
+PROBE = 256
 DRY = 10_000
 """If this many consecutive problems are longer than a row, the source raises an error."""
 
@@ -67,7 +67,7 @@ class WorkedSolutions(Source):
         self.task = config.load()
         self.versions = self.task.versions
         probe = first_problems(self.task, self.seed, PROBE)
-        self.prompts = [] if config.data else [problem.prompt for problem in probe]
+        self.prompts = [] if config.data else example_prompts(probe)
         if config.think and all(problem.steps is None for problem in probe):
             raise DataError(
                 "none of the task's problems has worked steps",
@@ -140,6 +140,11 @@ def first_problems(task: Task, seed: int, count: int) -> list[Problem]:
             remedy="Let problems(split, seed) use its seed to draw or shuffle: random.Random(seed).shuffle(rows).",
         )
     return probe
+
+
+def example_prompts(problems: Iterable[Problem]) -> list[str]:
+    """Return the prompts of `problems`, without prompts that a model must decline (`meta["declined"]`)."""
+    return [problem.prompt for problem in problems if not problem.meta.get("declined")]
 
 
 def endless_problems(task: Task, seed: int) -> Iterator[Problem]:

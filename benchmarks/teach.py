@@ -170,7 +170,8 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             if name != AFTER:
                 row["p_by_seed"] = [mcnemar(old, new) for old, new in pairs]
                 gains = [float(new.mean() - old.mean()) for old, new in pairs]
-                boot = hierarchical_difference([old for old, _ in pairs], [new for _, new in pairs], CONFIDENCE)
+                sides = [old for old, _ in pairs], [new for _, new in pairs]
+                boot = hierarchical_difference(*sides, CONFIDENCE, shared=len(pairs) > 1)  # the same test examples
                 t = t_interval(gains if len(pairs) > 1 else pairs[0][1] - pairs[0][0], CONFIDENCE)
                 row |= {
                     "gain": float(np.mean(gains)),

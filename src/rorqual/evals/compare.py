@@ -114,8 +114,8 @@ def compare_seeds(
     """Compare several runs that differ in their seed: `before[s]` is paired with `after[s]`.
 
     With several seeds, the interval of a comparison is the smallest interval that contains both the bootstrap interval over
-    seeds and problems and the score interval over all problems. The coverage of the bootstrap interval is below nominal (see
-    `hierarchical_difference`).
+    seeds and problems and the score interval over all problems. If seeds share problems, only problems that are graded in all
+    seeds count. The coverage of the bootstrap interval is below nominal (see `hierarchical_difference`).
     """
     _check_same_seeds(before, after)
     for old, new in zip(before, after, strict=True):
@@ -130,8 +130,8 @@ def compare_texts(
 ) -> Comparison:
     """Compare losses on the same text, paired by passage: `before[s]` is paired with `after[s]`.
 
-    The interval is the bootstrap interval over seeds and passages (`hierarchical_difference`). Raises DataError if the passages
-    differ.
+    The interval is the bootstrap interval over seeds and passages, which all seeds share if their text is the same
+    (`hierarchical_difference`). Raises DataError if the passages differ.
     """
     _check_same_seeds(before, after)
     for old, new in zip(before, after, strict=True):
@@ -143,7 +143,8 @@ def compare_texts(
                 remedy="Evaluate both models with the same data=FILE.txt and window=. Losses by token need one tokenizer.",
             )
     olds, news = ([np.array(one.losses) for one in side] for side in (before, after))
-    difference = hierarchical_difference(olds, news, confidence, samples)
+    shared = all(one.passages == before[0].passages for one in before)
+    difference = hierarchical_difference(olds, news, confidence, samples, shared=shared)
     return _comparison(before[0].text or ALL, ALL, olds, news, difference, unit="nats")
 
 
@@ -179,20 +180,17 @@ def _check_same_problems(before: Evaluation, after: Evaluation) -> None:
 
 def _pair_values(
     before: Evaluation, after: Evaluation, name: tuple[str, str], grain: Grain, measure: SampleMeasure
-) -> tuple[Floats, Floats, int, bool]:
-    """Return (before values, after values, number of problems left out, whether each problem has one sample).
-
-    The before values and the after values belong to the problems that are graded in both evaluations, in the same order.
-    """
+) -> tuple[dict[str, tuple[float, float]], int, bool]:
+    """Return the values before and after of each problem that is graded in both evaluations, the number of all problems, and
+    whether each problem has one sample."""
     sides = []
     for evaluation in (before, after):
         chosen = [sample for sample in evaluation.samples if family_and_level(sample, grain) == name]
         usable = [sample for sample in chosen if measure is not is_right or sample.verdict is not Verdict.UNGRADED]
         sides.append((mean_per_problem(usable, measure), len({s.key for s in chosen}), len(usable)))
     (old, total, old_samples), (new, _, new_samples) = sides
-    keys = [key for key in old if key in new]
     single = old_samples == len(old) and new_samples == len(new)
-    return np.array([old[k] for k in keys]), np.array([new[k] for k in keys]), total - len(keys), single
+    return {key: (old[key], new[key]) for key in old if key in new}, total, single
 
 
 def _compare_cell(
@@ -205,14 +203,20 @@ def _compare_cell(
     samples: int,
 ) -> Comparison | None:
     pairs = [_pair_values(old, new, name, grain, measure) for old, new in zip(before, after, strict=True)]
-    pairs = [pair for pair in pairs if len(pair[0])]
-    if not pairs:
+    pairs = [pair for pair in pairs if pair[0]]
+    values = [pair[0] for pair in pairs]
+    common = [key for key in values[0] if all(key in value for value in values)] if values else []
+    shared = len(values) > 1 and len({key for value in values for key in value}) < sum(map(len, values))
+    keys = [common if shared else list(value) for value in values]
+    if not any(keys):
         return None
-    olds, news = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    difference = difference_over_seeds(olds, news, confidence, samples)
-    single = all(pair[3] for pair in pairs)
-    p_value = mcnemar(olds[0] > 0.5, news[0] > 0.5) if single and len(pairs) == 1 else None
-    return _comparison(*name, olds, news, difference, p_value=p_value, left_out=sum(pair[2] for pair in pairs))
+    olds, news = (
+        [np.array([value[key][side] for key in chosen]) for value, chosen in zip(values, keys)] for side in (0, 1)
+    )
+    difference = difference_over_seeds(olds, news, confidence, samples, shared=shared)
+    p_value = mcnemar(olds[0] > 0.5, news[0] > 0.5) if pairs[0][2] and len(pairs) == 1 else None
+    left_out = sum(pair[1] for pair in pairs) - sum(map(len, keys))
+    return _comparison(*name, olds, news, difference, p_value=p_value, left_out=left_out)
 
 
 def _comparison(

@@ -108,7 +108,12 @@ def _paired_end(gained: float, lost: float, pairs: float, z: float) -> float:
 
 
 def difference_over_seeds(
-    before: Sequence[NDArray[Any]], after: Sequence[NDArray[Any]], confidence: float = 0.95, samples: int = 4000
+    before: Sequence[NDArray[Any]],
+    after: Sequence[NDArray[Any]],
+    confidence: float = 0.95,
+    samples: int = 4000,
+    *,
+    shared: bool = False,
 ) -> Difference:
     """Return the paired difference of shares over runs: `before[s][i]` and `after[s][i]` are the values of seed `s` on
     problem `i`.
@@ -118,18 +123,19 @@ def difference_over_seeds(
 
     For one seed the interval is the score interval over problems. For several seeds, the interval spans the interval of
     `hierarchical_difference` and the score interval over all problems. Seeds that agree exactly therefore do not give an
-    interval of zero width.
+    interval of zero width. With `shared`, problem `i` is the same for all seeds.
     """
     changes = _changes(before, after)
     if any(np.abs(change).max() > 1 for change in changes):
         raise ValueError("a score interval needs shares between 0 and 1")
-    pairs = len(changes) ** 2 / sum(1 / len(change) for change in changes)
-    gained, lost = (pairs * float(np.mean([np.clip(sign * c, 0, 1).mean() for c in changes])) for sign in (1, -1))
+    apart = [np.mean(changes, axis=0)] if shared else changes  # the values that are independent given the models
+    pairs = len(apart) ** 2 / sum(1 / len(change) for change in apart)
+    gained, lost = (pairs * float(np.mean([np.clip(sign * c, 0, 1).mean() for c in apart])) for sign in (1, -1))
     score = paired_interval(gained, lost, pairs, confidence)
     mean = float(np.mean([change.mean() for change in changes]))
     if len(changes) == 1:
         return Difference(mean, score, len(changes[0]))
-    bootstrap = hierarchical_difference(before, after, confidence, samples)
+    bootstrap = hierarchical_difference(before, after, confidence, samples, shared=shared)
     low, high = min(bootstrap.interval.low, score.low), max(bootstrap.interval.high, score.high)
     return replace(bootstrap, interval=Interval(low, high, confidence))
 
@@ -140,10 +146,14 @@ def hierarchical_difference(
     confidence: float = 0.95,
     samples: int = 4000,
     seed: int = 0,
+    *,
+    shared: bool = False,
 ) -> Difference:
     """Return the paired difference over runs, for values that need not be shares.
 
-    Each resample draws seeds with replacement, then items within each drawn seed.
+    Each resample draws seeds with replacement, then items within each drawn seed. With `shared`, item `i` is the same for all
+    seeds, and a resample draws items once, for all drawn seeds (Owen 2007, "The pigeonhole bootstrap"): seeds that agree on an
+    item are then no independent evidence.
 
     `before[s][i]` and `after[s][i]` are the values of seed `s` on item `i`. The mean difference gives all seeds equal weight.
     Resampling only items would understate the spread between runs.
@@ -154,7 +164,7 @@ def hierarchical_difference(
     A verdict therefore needs the bootstrap interval and Student's t interval.
     """
     changes = _changes(before, after)
-    drawn = _resampled_means(changes, samples, np.random.default_rng(seed))
+    drawn = (_crossed_means if shared else _resampled_means)(changes, samples, np.random.default_rng(seed))
     tail = (1 - confidence) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail])
     mean = float(np.mean([change.mean() for change in changes]))
@@ -182,6 +192,14 @@ def _resampled_means(values: Sequence[Floats], samples: int, random: np.random.G
             for block in np.array_split(rows, max(1, rows.size * value.size // 2_000_000)):
                 total[block] += value[random.integers(value.size, size=(block.size, value.size))].mean(axis=1)
     return total / seeds
+
+
+def _crossed_means(values: Sequence[Floats], samples: int, random: np.random.Generator) -> Floats:
+    """Return the mean of each resample [samples] of `values` [seeds, items]. A resample draws seeds and items, each once, with
+    replacement."""
+    table = np.array(values)
+    seeds, items = (random.multinomial(n, np.full(n, 1 / n), size=samples) for n in table.shape)
+    return ((seeds @ table) * items).sum(1) / table.size
 
 
 def t_interval(values: Sequence[float] | Floats, confidence: float = 0.95) -> Interval:

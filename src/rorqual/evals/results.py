@@ -168,7 +168,7 @@ def _check_seeds(sources: Sequence[Sequence[Source]], results: Sequence[Sequence
         for place, content in enumerate(contents):
             if (earlier := contents.index(content)) < place:
                 raise DataError(
-                    f"{names[earlier]} and {names[place]} are the same result, so they are not two seeds",
+                    f"seeds {earlier + 1} and {place + 1} of an arm are the same result: {names[earlier]} and {names[place]}",
                     where="compare",
                     remedy="Give each seed's result once.",
                 )

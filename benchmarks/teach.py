@@ -30,6 +30,7 @@ from rorqual.core.ledger import read_ledger
 from rorqual.core.records import write_json
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.stats import hierarchical_difference, mcnemar, t_interval
+from rorqual.evals.verdict import judge
 from rorqual.tasks.task import Verdict
 from rorqual.teach.paths import AFTER, ALONE, BEFORE, TeachPaths
 from rorqual.teach.stages import BASELINES, UNCOUNTED
@@ -153,8 +154,9 @@ def kind_of(name: str) -> str:
 def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return, for each case, the mean accuracy of each baseline, and the taught model's gain with both 99 % intervals.
 
-    The intervals are over seeds and examples, or over examples alone if there is one seed. `p_by_seed` has the p-value of McNemar's exact
-    test of each seed, whose replies are to the same test examples.
+    The intervals are over seeds and examples, or over examples alone if there is one seed. `beyond_doubt` is true if both lie
+    above 0 and there are at least five seeds. `p_by_seed` has the p-value of McNemar's exact test of each seed, whose replies are
+    to the same test examples.
     """
     found: dict[str, Any] = {}
     for case, minutes in sorted({(one["case"], one["minutes"]) for one in runs}):
@@ -178,7 +180,7 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                     "gains": gains,
                     "bootstrap": [boot.interval.low, boot.interval.high],
                 }
-                row |= {"student_t": [t.low, t.high], "beyond_doubt": min(boot.interval.low, t.low) > 0}
+                row |= {"student_t": [t.low, t.high], "beyond_doubt": judge(boot.interval, gains) == "holds"}
             rows[name] = row
         found[f"{case}, {minutes:g} minutes"] = rows
     return found

@@ -253,7 +253,7 @@ def test_a_checkpoint_that_comes_while_another_is_read_is_read_in_its_place(plac
             (new / "model.safetensors").write_bytes((old / "model.safetensors").read_bytes()[::-1])
         return loads[-1].name
 
-    found, print_ = load_with_fingerprint(run, load)
-    assert found == run.checkpoint().name != old.name
+    found, print_, step = load_with_fingerprint(run, load)
+    assert found == run.checkpoint().name == f"step-{step:06d}" != old.name
     assert len(loads) == 2
     assert print_ == fingerprint(run, run.checkpoint()) != fingerprint(run, old)

@@ -75,8 +75,8 @@ def test_a_text_has_a_loss_by_token_and_by_character(place: Path, monkeypatch: p
     text = output_of("eval", "run", "data=text.txt")
     assert "loss per token" in text
     assert "loss per character" in text
-    assert "from at most 16 tokens" in output_of("eval", "run", "data=text.txt", "window=16")
-    assert "or less" in output_of("eval", "run", "data=text.txt", "window=100000", code=2)
+    assert "from at most 16 tokens" in output_of("eval", "run", "data=text.txt", "window=16", "out=w.json")
+    assert "or less" in output_of("eval", "run", "data=text.txt", "window=100000", "out=w.json", code=2)
     assert "no task and no data" in output_of("eval", "run", code=2)
     assert "cannot compute the loss of a text" in output_of(
         "eval", "http://127.0.0.1:9/v1", "model=m", "data=text.txt", code=2
@@ -101,6 +101,73 @@ def test_two_pretrained_runs_are_compared_by_their_losses_on_a_text(
     refused = output_of("eval", "run", "data=text.txt", f"out={place}", code=2)
     assert "out is a folder" in refused
     assert "passages differ" in output_of("compare", "own.json", "run/evals/text.txt-loss.json", code=2)
+
+
+def test_an_evaluation_of_other_settings_is_not_overwritten(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    asked = ("eval", "run", "task=families:add", "max_tokens=2")
+    kept = Path("run/evals/families-add-test-auto.json")
+    output_of(*asked, "count=5")
+    whole = Evaluation.load(kept)
+    for other, named in (("count=3", "count=5, not 3"), ("seed=1", "seed=0, not 1"), ("refine=1", "refine=0, not 1")):
+        refused = output_of(*asked, other, *["count=5"] * (other != "count=3"), code=2)
+        assert f"other settings: {named}\n" in refused and "out=FILE.json" in refused and str(kept) in refused
+    assert Evaluation.load(kept) == whole
+    output_of(*asked, "count=5", "threads=1", "concurrency=2")
+    again = Evaluation.load(kept)
+    assert again.samples == whole.samples and again.seconds != whole.seconds
+    output_of(*asked, "count=3", f"out={kept}")
+    assert Evaluation.load(kept).count == 3
+    older = json.loads(kept.read_bytes())
+    del older["settings"]
+    kept.write_text(json.dumps(older))
+    output_of(*asked, "count=5")
+    assert Evaluation.load(kept).count == 5
+    for folder in "xy":
+        Path(folder).mkdir()
+        Path(folder, "book.txt").write_text(f"{folder} one two three " * 400, encoding="utf-8")
+    output_of("eval", "run", "data=x/book.txt", "window=16")
+    refused = output_of("eval", "run", "data=y/book.txt", "window=16", code=2)
+    assert "data=x/book.txt, not y/book.txt" in refused and "run/evals/book.txt-loss.json" in refused
+    output_of("eval", "run", "data=x/book.txt", "window=16")
+
+
+def test_compare_refuses_evaluations_of_old_weights_and_one_run_as_several_seeds(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    Path("text.txt").write_text("".join(f"one {n} two {n * n} three " for n in range(400)), encoding="utf-8")
+    asked = (("task=families:add", "count=4", "max_tokens=4"), ("data=text.txt", "window=16"))
+    files = ("families-add-test-auto.json", "text.txt-loss.json")
+    train = ("train", "sft", "task=families", "size=tiny", "rows=4")
+    output_of(*train, "steps=3", "seed=7", "out=other")
+    for run in ("run", "other"):
+        for words in asked:
+            output_of("eval", run, *words)
+    for name in files:
+        first, second = (json.loads(Path(run, "evals", name).read_bytes()) for run in ("run", "other"))
+        assert (first["step"], first["training_seed"], second["training_seed"]) == (3, 0, 7)
+    output_of("compare", "run,other", "run,other")
+    crossed = output_of("compare", "run,other", "other,run", code=2)
+    assert "run has training seed 0, but its pair other has 7" in crossed
+    shutil.copytree("run", "copy")
+    for name, words in zip(files, asked, strict=True):
+        output_of("eval", "copy", *words)
+        twice = output_of(
+            "compare",
+            *(f"{run}/evals/{name},{two}/evals/{name}" for run, two in (("run", "copy"), ("run", "other"))),
+            code=2,
+        )
+        assert f"same result: run/evals/{name} and copy/evals/{name}\n" in twice
+    output_of(*train, "steps=5", "out=run")
+    for name, words in zip(files, asked, strict=True):
+        for arms in (("run", "other"), ("other", "run")):
+            old = output_of("compare", *arms, code=2)
+            assert "of step 3, but the run's newest checkpoint is of step 5" in old
+            assert f"run/evals/{name}" in old and "Repeat `rorqual eval run`" in old
+        output_of("compare", *(f"{run}/evals/{name}" for run in ("run", "other")))
+        output_of("eval", "run", *words)
+    output_of("compare", "run", "other")
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet", "ROWS.CSV"])
@@ -135,7 +202,7 @@ def test_an_evaluation_on_the_training_file_of_a_run_or_its_ancestor_says_so(
         output_of(*made, "data=mine.jsonl", "out=first")
         output_of(*made, "data=other.jsonl", "from=first", "out=second")
     monkeypatch.chdir(folder)
-    asked = ["eval", run, "task=messages", "count=2", "max_tokens=2"]
+    asked = ["eval", run, "task=messages", "count=2", "max_tokens=2", "out=e.json"]
     for data, expected in (("mine.jsonl", True), (f"{folder}/mine.jsonl", True), ("held.jsonl", False)):
         assert (f"{run} was trained on this file" in output_of(*asked, f"data={data}")) == expected, data
     assert ("was trained on this file" in output_of(*asked, "data=other.jsonl")) == (run == "second")

@@ -47,7 +47,7 @@ def what_was_read(step: Callable[[], object]) -> str:
 )
 @torch.no_grad()
 def test_a_step_of_an_engine_reads_nothing_back(stage: Stage, ops: Backend, dtype: torch.dtype) -> None:
-    model = model_of(stage).to(dtype).to(META)
+    model = model_of(stage, width=24).to(dtype).to(META)
     model.ops = ops
     cache = PagedCache(ops.attention, model.config, 8, META, dtype, 2 * BLOCK)
     counts, lens = np.array([1, 1, 70, 5]), np.array([70, 3, 70, 100])
@@ -61,7 +61,7 @@ def test_a_step_of_an_engine_reads_nothing_back(stage: Stage, ops: Backend, dtyp
 @pytest.mark.parametrize("stage", [one for one in STAGES if not model_of(one).needs_cache], ids=label)
 def test_a_step_of_training_reads_nothing_back(stage: Stage) -> None:
     """Kinds that attend by a cache are left out: they read positions once a step, to lay out blocks."""
-    model = model_of(stage).to(torch.bfloat16).to(META)
+    model = model_of(stage, width=24).to(torch.bfloat16).to(META)
     model.ops = TORCH
     ids = torch.zeros(2, 33, dtype=torch.long, device=META)
     assert what_was_read(lambda: model.logits(model(ids).hidden).sum().backward()) == ""

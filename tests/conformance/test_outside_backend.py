@@ -13,8 +13,8 @@ from fused import Fused, Whole
 from torch import Tensor
 from transposed import Permuted, Transposed, TransposedLinear
 
-from rorqual.cli.eval_settings import EvalSettings, load_engine_or_client, loss_on_text
-from rorqual.cli.evaluating import _load_engine
+from rorqual.cli.eval_settings import EvalSettings, load_engine_or_client
+from rorqual.cli.evaluating import _load_engine, loss_on_text
 from rorqual.cli.generating import GenerateSettings, _local_engine, _settings_of_replies
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
@@ -217,7 +217,7 @@ def test_texts_are_scored_by_the_backend_that_was_named(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(LOUDER)
     losses = dict[str, float]()
     for name in (louder := f"{tmp_path / 'mine.py'}:Louder", "torch-invariant", "torch", "transposed"):
-        settings = EvalSettings(data=str(tmp_path / "text.txt"), backend=name)
+        settings = EvalSettings(data=str(tmp_path / "text.txt"), backend=name, out=str(tmp_path / "loss.json"))
         losses[name] = round(loss_on_text(str(tmp_path / "run"), settings).per_token, 4)
         assert abs(losses[name] - losses[louder]) > 0.01 or name == louder
     assert losses["torch"] == losses["transposed"] == losses["torch-invariant"]

@@ -64,7 +64,7 @@ class Server:
         return f"http://127.0.0.1:{self.http.server_port}/v1"
 
 
-def reply(content: str | None, *, finish: str = "stop", **message: Any) -> tuple[int, Any, dict[str, str]]:
+def reply(content: str | None, *, finish: Any = "stop", **message: Any) -> tuple[int, Any, dict[str, str]]:
     choice = {"index": 0, "message": {"role": "assistant", "content": content, **message}, "finish_reason": finish}
     usage = {"prompt_tokens": 7, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 2}, "cost": None}
     return 200, {"choices": [choice], "usage": usage}, {}

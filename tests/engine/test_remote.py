@@ -160,6 +160,14 @@ def test_retry_after_is_obeyed(server: Server) -> None:
     assert time.monotonic() - start >= 0.3
 
 
+@pytest.mark.parametrize("said", ["nan", "-1", "Wed, 21 Oct 2015 07:28:00 GMT"])
+def test_a_wait_that_is_no_time_leaves_the_backoff(server: Server, said: str) -> None:
+    server.answer = lambda body, number: fault(429, **{"Retry-After": said}) if number == 0 else reply("x")
+    start = time.monotonic()
+    remote(server, backoff=0.4).generate([ask()])
+    assert time.monotonic() - start >= 0.4
+
+
 def test_a_wait_of_an_hour_is_cut(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rorqual.engine.remote.engine.LONGEST_WAIT", 0.2)
     server.answer = lambda body, number: fault(429, **{"Retry-After": "3600"}) if number == 0 else reply("x")
@@ -176,6 +184,21 @@ def test_the_key_does_not_follow_a_redirect_and_is_in_no_message(server: Server)
     elsewhere.close()
 
 
+ENDED: tuple[Any, ...] = (
+    "insufficient_system_resource",
+    "abort",
+    "SAFETY",
+    "RECITATION",
+    "timeout",
+    ["stop"],
+    {},
+    [],
+    0,
+    False,
+)
+"""Finish reasons of what is no whole answer, as servers spell them, and some that no server should send."""
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -183,6 +206,7 @@ def test_the_key_does_not_follow_a_redirect_and_is_in_no_message(server: Server)
         reply("", finish="tool_calls"),
         reply("half", finish="error"),
         reply(None, refusal="I will not"),
+        *(reply("half", finish=finish) for finish in ENDED),
     ],
 )
 def test_what_is_no_answer_says_so(server: Server, answer: tuple[int, Any, dict[str, str]]) -> None:
@@ -190,6 +214,17 @@ def test_what_is_no_answer_says_so(server: Server, answer: tuple[int, Any, dict[
     first, second = remote(server, concurrency=1).generate([ask(n=2)])[0]
     assert (first.error, first.text) == ("", "fine")
     assert second.error.startswith("the server gave no answer: ")
+    assert second.usage["completion_tokens"] == 3, "its bill is known"
+
+
+@pytest.mark.parametrize(
+    "finish", ["length", "LENGTH", "max_tokens", "MAX_TOKENS", "model_length", "stop", "STOP", "eos", None]
+)
+def test_an_answer_is_whole_or_cut_off_in_any_spelling(server: Server, finish: str | None) -> None:
+    server.answer = lambda *_: reply("4", finish=finish)
+    (completion,) = remote(server).generate([ask()])[0]
+    cut_off = finish is not None and finish.casefold() not in ("stop", "eos")
+    assert (completion.error, completion.finish_reason) == ("", "length" if cut_off else "stop")
 
 
 def test_half_a_surrogate_pair_can_be_written_down(server: Server) -> None:
@@ -198,18 +233,28 @@ def test_half_a_surrogate_pair_can_be_written_down(server: Server) -> None:
     assert (found.text, found.reasoning) == ("a\ufffd", "\ufffdb \U0001f40b")
 
 
-def test_an_answer_that_trickles_without_end_is_not_waited_for() -> None:
-    """Each piece comes within the time of one, and the whole never."""
+DRIPS: dict[str, tuple[bytes, bytes]] = {
+    "interim replies": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "a header": (b"HTTP/1.1 200 OK\r\nX: ", b"x"),
+    "a body": (b"HTTP/1.1 200 OK\r\n\r\n", b" "),
+    "a body in chunks": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+    "the body of an error": (b"HTTP/1.1 500 No\r\n\r\n", b" "),
+}
+"""What a server sends first, and then ten times a second."""
+
+
+@pytest.mark.parametrize("what", DRIPS)
+def test_an_answer_that_trickles_without_end_is_not_waited_for(what: str) -> None:
+    """Each piece comes within the time of one, and the whole never; the client closes the connection."""
     pieces, gone = [0], threading.Event()
 
     class Trickle(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(200)
-            self.end_headers()
             with contextlib.suppress(OSError):
+                self.wfile.write(DRIPS[what][0])
                 for pieces[0] in range(600):  # a minute
-                    self.wfile.write(b" ")
+                    self.wfile.write(DRIPS[what][1])
                     time.sleep(0.1)
             gone.set()
 
@@ -219,9 +264,12 @@ def test_an_answer_that_trickles_without_end_is_not_waited_for() -> None:
     http = ThreadingHTTPServer(("127.0.0.1", 0), Trickle)
     http.daemon_threads = True
     threading.Thread(target=http.serve_forever, daemon=True).start()
+    began = time.monotonic()
     try:
-        with pytest.raises(RemoteError, match=r"not complete in time.*bytes arrived.*tried 1 times"):
+        said = "HTTP 500" if "error" in what else "not complete in time|timed out"
+        with pytest.raises(RemoteError, match=f"({said}).*tried 1 times"):
             RemoteEngine(f"http://127.0.0.1:{http.server_port}/v1", "m", retries=0, timeout=1.0).generate([ask()])
+        assert 0.9 < time.monotonic() - began < 20
         assert gone.wait(30) and pieces[0] < 599, "it was left"
     finally:
         http.shutdown()

@@ -184,8 +184,8 @@ def test_what_cannot_be_paired_is_refused_with_a_remedy(tmp_path: Path) -> None:
     for arms, what in (
         ((one,), "1 arms"),
         ((one, []), "1, 0 runs"),
-        (([one, one], one), "2 `before`"),
-        (([other, other], other), "2 `before`"),
+        (([one, answers(NEW[0])], one), "2 `before`"),
+        (([other, losses(LOWER[0])], other), "2 `before`"),
         ((one, other), "losses on a text"),
         ((other, losses(LOSSES[0], "others")), "the passages differ"),
         ((one, answers(OLD[0][:9])), "different problems"),
@@ -202,3 +202,56 @@ def test_what_cannot_be_paired_is_refused_with_a_remedy(tmp_path: Path) -> None:
         compare(run, run / "evals" / "x.json")
     with pytest.raises(DataError, match=r"none.json: the evaluation does not exist"):
         compare(tmp_path / "none.json", tmp_path / "none.json")
+
+
+def test_a_result_given_twice_is_refused_as_two_seeds(tmp_path: Path) -> None:
+    a, *rest = made(tmp_path, "a", [answers(one) for one in OLD], "t.json")
+    b = made(tmp_path, "b", [answers(one) for one in NEW], "t.json")
+    for twice in ([a, *rest[:3], a], [a, a / ".", *rest[:3]]):
+        with pytest.raises(DataError, match=r"seeds 1 and \d of an arm are the same result: .*a-0 and .*a-0\n"):
+            compare(twice, b)
+        with pytest.raises(DataError, match=r"seeds 1 and \d of an arm are the same result: .*a-0 and .*a-0\n"):
+            compare(b, twice)
+    (copy,) = made(tmp_path, "copy", [answers(OLD[0])], "t.json")
+    with pytest.raises(DataError, match=r"same result: .*a-0 and .*copy-0\n"):
+        compare([a, copy], b[:2])
+    with pytest.raises(DataError, match=r"seeds 1 and 3 of an arm are the same result: m and m"):
+        compare([losses(one) for one in LOSSES[:3]], [losses(LOWER[0]), losses(LOWER[1]), losses(LOWER[0], model="m")])
+    # Replies without log-probabilities may be the same for two seeds.
+    alike = [answers(OLD[0]).model_copy(update={"seconds": time}) for time in (1.0, 2.0)]
+    assert compare(alike, alike).comparisons
+    # A second evaluation of the same model differs in its time, but not in its log-probabilities.
+    sure = answers(OLD[0]).samples[0].model_copy(update={"logprob": -0.3})
+    again = [answers(OLD[0]).model_copy(update={"samples": (sure,), "seconds": time}) for time in (1.0, 2.0)]
+    with pytest.raises(DataError, match="are the same result"):
+        compare(again, alike)
+
+
+def test_the_same_training_seeds_in_another_order_are_refused() -> None:
+    def arm(values: Sequence[Any], seeds: Sequence[int | None]) -> list[Evaluation]:
+        return [
+            answers(one, f"model-{seed}").model_copy(update={"training_seed": seed})
+            for one, seed in zip(values, seeds, strict=False)
+        ]
+
+    with pytest.raises(DataError, match=r"model-1 has training seed 1, but its pair model-2 has 2\n"):
+        compare(arm(OLD, (0, 1, 2)), arm(NEW, (0, 1, 2)), arm(NEW, (0, 2, 1)))
+    for before, after in (((0, 1), (0, 1)), ((0, 1), (5, 6)), ((0, 1), (0, 0)), ((None, 1), (1, None)), ((0,), (1,))):
+        assert compare(arm(OLD, before), arm(NEW, after)).comparisons
+
+
+def test_evaluations_of_other_settings_have_a_note() -> None:
+    def asked(model: str, params: dict[str, Any], **more: Any) -> Evaluation:
+        made = {"params": rorqual.SamplingParams(**params), **more}
+        return answers(NEW[int(model)], model).model_copy(update=made)
+
+    plain = asked("0", {"max_tokens": 8}, settings={"backend": "torch", "data": "a", "dtype": "float32"})
+    other = asked("1", {"max_tokens": 64, "temperature": 1.0}, thinking="on", settings={"backend": "mine", "data": "b"})
+    for arms in ((plain, other), ([asked("2", {}), plain], [asked("3", {}), other])):
+        (found,) = compare(*arms).comparisons
+        *_, note = found.note.split("\n")
+        assert note == (
+            "The evaluations have different settings: max_tokens 8 and 64; temperature 0.0 and 1.0; thinking auto and on; "
+            "backend torch and mine."
+        )
+    assert "different settings" not in str(compare(plain, asked("4", {"max_tokens": 8})))

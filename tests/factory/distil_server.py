@@ -37,7 +37,7 @@ def answer(body: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def says(text: str, *, prompt: int = PROMPT_TOKENS, tokens: int = 10, finish: str = "stop") -> Reply:
+def says(text: str, *, prompt: int = PROMPT_TOKENS, tokens: int = 10, finish: Any = "stop") -> Reply:
     """An answer of this text, with the server's own count of its tokens."""
     choice = {"message": {"role": "assistant", "content": text}, "finish_reason": finish}
     usage = {"prompt_tokens": prompt, "completion_tokens": tokens}

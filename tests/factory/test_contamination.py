@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sums_task import SUMS, Make
 
 from rorqual.core.errors import ConfigError, DataError
+from rorqual.factory import sample_teacher
 from rorqual.factory.contamination import EvalItem, EvalItemIndex, bare_words, evaluation_items
 from rorqual.factory.filters import words
 from rorqual.factory.problems import choose_problems
@@ -63,9 +64,13 @@ def test_every_evaluation_set_counts_and_the_tasks_own_test_split(tmp_path: Path
 def test_what_is_no_evaluation_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown task 'gsm9k'"):
         evaluation_items("gsm9k", 0)
-    (tmp_path / "x.jsonl").write_text('{"promt": "hi"}\n', encoding="utf-8")
-    with pytest.raises(DataError, match=r"x.jsonl:1: the row has none of the columns prompt"):
-        evaluation_items(str(tmp_path / "x.jsonl"), 0)
+    for row in ({"promt": "hi"}, {"prompt": "", "text": " ?"}, {"question": None}, {"messages": [{"role": "user"}]}):
+        lines = [json.dumps({"text": "hi"}), json.dumps(row)]
+        (tmp_path / "x.jsonl").write_text("\n".join(lines), encoding="utf-8")
+        with pytest.raises(
+            DataError, match=r"(?s)x.jsonl:2: the row has no words in the columns prompt.*, or remove the row"
+        ):
+            evaluation_items(str(tmp_path / "x.jsonl"), 0)
     with pytest.raises(DataError, match="no such file"):
         evaluation_items(str(tmp_path / "y.jsonl"), 0)
     assert len(evaluation_items(SUMS, 0)) == 40
@@ -74,7 +79,7 @@ def test_what_is_no_evaluation_set_is_refused(tmp_path: Path) -> None:
 @given(st.lists(st.sampled_from("abcde"), min_size=2, max_size=30), st.lists(st.sampled_from("abcde"), max_size=30))
 def test_meeting_is_having_a_row_of_words_in_common(item: list[str], text: list[str]) -> None:
     """Against the definition, slowly, with two words in a row."""
-    evaluations = EvalItemIndex([EvalItem(" ".join(item), "e")], 2)
+    evaluations = EvalItemIndex([EvalItem((" ".join(item),), "e")], 2)
     pairs = {tuple(item[i : i + 2]) for i in range(len(item) - 1)}
     slow = any(tuple(text[i : i + 2]) in pairs for i in range(len(text) - 1))
     assert (evaluations.match_text(" ".join(text)) is not None) == slow
@@ -98,6 +103,7 @@ OTHER: dict[str, str] = {
     "seven words": "Then to her uncle and sold the rest we went. Why?",
     "the same subject": "Cherries are ripe in June. How many baskets fit in a cart that holds 14 stones of them?",
 }
+TOWNS = ("Arl", "Brem", "Cork", "Dover", "Emden", "Faro", "Genoa", "Hull", "Ibiza", "Jaffa", "Kiel", "Luanda")
 ENDING = """
 from rorqual.tasks.task import Problem, Task, Verdict
 
@@ -150,7 +156,7 @@ def test_copies_of_a_test_item_do_not_make_it_an_instruction(
 ) -> None:
     """However many rows hold it, and beside an instruction that every problem of both splits ends with."""
     told = "Think it over step by step and then write the answer on a line of its own."
-    held = [HELD, *(f"How far is it from town number {n} to the harbour?" for n in range(12))]
+    held = [HELD, *(f"How far is it from {town} to the harbour?" for town in TOWNS)]
     train = [HELD.replace("14", f"{n + 20}").replace("5 baskets", f"{n + 3} baskets") for n in range(copies)]
     train += [f"A whale dives {n} metres and rests. Where is it?" for n in range(others)] + ["Peter sawed 14 planks."]
     task = stories(tmp_path, *([f"{text} {told}" for text in texts] for texts in (train, held)))
@@ -159,6 +165,87 @@ def test_copies_of_a_test_item_do_not_make_it_an_instruction(
     assert [problem.prompt for problem in chosen.problems] == [f"{text} {told}" for text in train[copies:]]
     reply = f"{train[0]} She sold the rest."
     assert chosen.evaluations.match_text(reply) and not chosen.evaluations.match_text(f"So. {told}")
+
+
+SOME = [f"How far is it from {town} to the harbour?" for town in TOWNS[:5]]
+REPEATS: dict[str, list[str]] = {
+    "the log of pass@16": [HELD] * 16 + SOME,
+    "four copies alone": [HELD] * 4,
+    "other punctuation": [HELD, HELD.upper(), HELD.replace(",", ""), HELD.replace(".", "!")],
+    "other numbers": [HELD.replace("14", str(n)).replace("5 baskets", f"{n} baskets") for n in range(16)] + SOME,
+    "other numbers alone": [HELD.replace("14", str(n)) for n in range(20, 36)],
+}
+
+
+@pytest.mark.parametrize("what", REPEATS)
+@pytest.mark.parametrize("where", ["own test split", "file"])
+def test_copies_in_the_evaluation_set_do_not_make_an_item_an_instruction(
+    local: Make, tmp_path: Path, what: str, where: str
+) -> None:
+    """Neither the same words many times, nor with other numbers: its changed forms are found, and nothing counts as common."""
+    held = REPEATS[what]
+    rows = [json.dumps({"question": text}) for text in held]
+    (tmp_path / "eval.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    in_file = where == "file"
+    task = stories(tmp_path, [*CHANGED.values(), *OTHER.values()], ["Nothing?"] if in_file else held)
+    way = {"decontaminate": (str(tmp_path / "eval.jsonl"),)} if in_file else {}
+    chosen = choose_problems(local(task=task, problems=99, **way))
+    assert {problem.prompt for problem, _ in chosen.met} == set(CHANGED.values())
+    assert chosen.evaluations.match_text(f"So: {HELD}") and not any("share" in note for note in chosen.notes)
+
+
+@pytest.mark.parametrize("count", [10, 11])
+def test_what_counts_as_common_is_said_in_the_progress_and_on_the_card(
+    local: Make, tmp_path: Path, count: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With its number and an example: what more than ten different items have in common, or all of four."""
+    held = [f"How far is it from {town} to the harbour of the island?" for town in TOWNS[:count]]
+    task = stories(tmp_path, ["Where is the way to the harbour of the island?"], [*held, HELD])
+    if count == 10:
+        with pytest.raises(DataError, match="all 1 problems match"):
+            choose_problems(local(task=task, filters={"overlap": 6}))
+        return
+    sample_teacher(
+        local(task=task, problems=1, samples=1, filters={"overlap": 6}), tmp_path / "out", threads=1, quiet=False
+    )
+    said = (
+        "decontamination: word sequences that many evaluation items share do not count as matches"
+        " (1 in all, such as 'to the harbour of the island')"
+    )
+    card = (tmp_path / "out" / "card.md").read_text(encoding="utf-8")
+    assert capsys.readouterr().err.count(f"distil: {said}\n") == 1 and card.count(said) == 1
+
+
+COLUMNS: dict[str, dict[str, object]] = {
+    "an empty prompt": {"prompt": "", "question": HELD},
+    "a blank text": {"text": " ", "messages": [{"role": "user", "content": HELD}]},
+    "an instruction in another column": {"prompt": "Answer the question.", "question": HELD},
+    "a system prompt": {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": HELD}]},
+    "messages as the prompt": {"prompt": [{"role": "user", "content": HELD}]},
+    "parts": {"messages": [{"role": "user", "content": [{"type": "text", "text": HELD}]}]},
+}
+
+
+@pytest.mark.parametrize("what", COLUMNS)
+def test_every_column_of_a_row_is_compared(local: Make, tmp_path: Path, what: str) -> None:
+    (tmp_path / "eval.jsonl").write_text(json.dumps(COLUMNS[what]), encoding="utf-8")
+    task = stories(tmp_path, [*CHANGED.values(), *OTHER.values()], ["Nothing that matters here?"])
+    chosen = choose_problems(local(task=task, problems=99, decontaminate=(str(tmp_path / "eval.jsonl"),)))
+    assert {problem.prompt for problem, _ in chosen.met} == set(CHANGED.values())
+
+
+def test_columns_are_compared_each_and_joined(tmp_path: Path) -> None:
+    """A short question counts inside other words, a shorter one and the joined row as a whole; the instruction of every row does not."""
+    rows = [
+        {"prompt": "Answer the next question:", "question": q}
+        for q in ("How tall is it?", "Why?", "Who is he?", "And?")
+    ]
+    (tmp_path / "eval.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    found = EvalItemIndex(evaluation_items(str(tmp_path / "eval.jsonl"), 0), 8)
+    assert found.match_text("Look there. How tall is it? I forgot.") and found.match_problem("why")
+    assert found.match_problem("Answer the next question: And?") and not found.match_problem("And so?")
+    assert not found.match_text("Answer the next question: What is a whale?")
+    assert found.common == ["answer the next question"]
 
 
 @pytest.mark.parametrize("how", ["endless", "patterned"])

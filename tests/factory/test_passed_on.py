@@ -35,6 +35,8 @@ NO_ANSWER: dict[str, tuple[str, str, list[str]]] = {
     "content_filter": ("3", "all", ["", "", "error", ""]),
     "tool_calls": ("3", "right", ["", "wrong", "error", ""]),
     "error": ("<think>Let me see</think>3", "graded", ["", "", "error", ""]),
+    "insufficient_system_resource": ("3", "all", ["", "", "error", ""]),
+    '["stop"]': ("3", "all", ["", "", "error", ""]),
 }
 
 
@@ -42,7 +44,7 @@ NO_ANSWER: dict[str, tuple[str, str, list[str]]] = {
 def test_what_a_server_broke_off_is_never_trained_on(server: Adder, remote: Make, tmp_path: Path, end: str) -> None:
     """Though its text would be graded right; and a whole answer of the same text is no duplicate of it."""
     text, keep, dropped = NO_ANSWER[end]
-    replies = [says("1"), says(text, finish=end), says("9"), says("3")]
+    replies = [says("1"), says(text, finish=json.loads(end) if end[0] == "[" else end), says("9"), says("3")]
     server.rule = lambda body, number: replies[number]
     config = remote({"concurrency": 1}, problems=2, samples=2, keep=keep)
     rows = made(config, tmp_path)

@@ -164,3 +164,14 @@ def test_the_table_of_the_quickstart_is_the_one_that_its_result_gives() -> None:
     text = (ROOT / "docs/explanation/quickstart.md").read_text(encoding="utf-8")
     for row in made:
         assert row.split(" | ", 1)[1] in text, "Print the rows again with benchmarks/seeds.py --table"
+
+
+def test_stored_flags_of_taught_models_follow_the_rule_of_five_seeds() -> None:
+    teach = script("benchmarks", "teach")
+    stored = json.loads(teach.RESULT.read_bytes())
+    found = teach.summary(stored["runs"])
+    for case, rows in found.items():
+        for name, row in rows.items():
+            flag = row.get("beyond_doubt")
+            assert flag is stored["summary"][case][name].get("beyond_doubt"), (case, name)
+            assert not flag or row["seeds"] >= 5, (case, name)

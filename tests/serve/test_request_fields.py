@@ -24,9 +24,10 @@ from rorqual.serve.message_schemas import (
     ToolFields,
     ToolSpec,
 )
+from rorqual.serve.routes.chat import ChatResponseBuilder
 from rorqual.serve.routes.completions import TextResponseBuilder
 from rorqual.serve.schemas import ChatRequest, StreamOptions, TemplateOptions, TextRequest
-from rorqual.serve.service import GENERATION, MAX_SCORES, ModelService
+from rorqual.serve.service import GENERATION, ModelService
 from rorqual.serve.wire import EngineRequest, PackedRequest, SampledToken
 
 SCHEMA: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer"}}}
@@ -109,8 +110,9 @@ def test_all_fields_at_once_are_all_there() -> None:
     given = {name: value for name, (value, _, _) in SAMPLED.items() if not name.startswith("guided")}
     there = {key: value for _, _, changes in SAMPLED.values() for key, value in changes.items()}
     found = asked(text_of(**given, logprobs=5))
-    assert {field.name for field in fields(EngineRequest)} == {"prompt", "priority", "params"}
+    assert {field.name for field in fields(EngineRequest)} == {"prompt", "priority", "params", "plain"}
     assert {field.name for field in fields(SamplingParams)} == {"top_logprobs", *there} - {"priority"}
+    assert found.plain and not asked(chat_of()).plain, "a completion has no place for reasoning"
     assert all_of(found) == {"prompt": found.prompt, **there, "grammar": Grammar("json"), "top_logprobs": 5}
 
 
@@ -371,12 +373,47 @@ def test_a_token_is_one_of_the_vocabulary() -> None:
     assert prepared(service_of(), prompt=[5], logit_bias={"5": 1, str(last + 1): 1}) == "logit_bias"
 
 
-def test_log_probabilities_of_a_prompt_have_a_number() -> None:
-    """Four for each token: its own, and of the three likeliest."""
-    service, most = service_of(max_len=MAX_SCORES), MAX_SCORES // 4
-    assert asks_of(1, service, prompt=[5] * most, prompt_logprobs=3)
-    assert prepared(service, prompt=[5] * (most + 1), prompt_logprobs=3) == "prompt"
-    assert asks_of(1, service, prompt=[5] * (most + 1), prompt_logprobs=2)
+@pytest.mark.parametrize("prompts", [1, 2])
+@pytest.mark.parametrize(
+    ("given", "values"),
+    [
+        ({"prompt_logprobs": 3}, 4),
+        ({"prompt_logprobs": 3, "n": 4}, 16),
+        ({"echo": True, "logprobs": 1, "n": 4}, 8),
+        ({"echo": True, "logprobs": 1, "n": 4, "stream": True}, 8),
+        ({"echo": True, "logprobs": 2, "prompt_logprobs": 4, "n": 2}, 16),
+    ],
+)
+def test_log_probabilities_of_prompts_have_a_number(given: dict[str, Any], values: int, prompts: int) -> None:
+    """`values`: how many the response has for each token of a prompt, in all choices."""
+    service, most = service_of(max_len=MAX_VALUES), MAX_VALUES // (prompts * values)
+    full = [[5] * most] * prompts
+    assert asks_of(prompts, service, prompt=full, max_tokens=0, **given)
+    assert prepared(service, prompt=[*full[1:], [5] * (most + 1)], max_tokens=0, **given) == "prompt"
+
+
+def test_log_probabilities_of_prompts_and_replies_have_a_number_together() -> None:
+    """Two in each of two choices, for each of 100 tokens of the prompt and each token of the reply."""
+    service, given = service_of(max_len=MAX_VALUES), {"prompt": [5] * 100, "echo": True, "logprobs": 1, "n": 2}
+    most = MAX_VALUES // 4 - 100
+    assert asks_of(1, service, max_tokens=most, **given)
+    assert prepared(service, max_tokens=most + 1, **given) == "logprobs"
+    assert asks_of(1, service, max_tokens=most + 1, stream=True, **given), "a stream holds none of the reply's"
+    assert asks_of(1, service, max_tokens=most + 100, **given | {"echo": False})
+
+
+def test_a_chats_prompt_has_its_log_probabilities_once_for_all_choices() -> None:
+    service, most = service_of(max_len=MAX_VALUES), MAX_VALUES // 4
+
+    def taken(tokens: int) -> bool:
+        messages = [{"role": "user", "content": "a" * (tokens - len(CHAT.prompt([Message("user", "")])))}]
+        body = {"model": "m", "messages": messages, "prompt_logprobs": 3, "n": 4}
+        return bool(prepare(service, ChatRequest, ChatResponseBuilder, json.dumps(body).encode()).asks)
+
+    assert taken(most)
+    with pytest.raises(ApiError, match="262,148 log-probabilities") as caught:
+        taken(most + 1)
+    assert caught.value.param == "messages"
 
 
 @pytest.mark.parametrize(("prompts", "n", "top"), [(1, 1, 0), (1, 4, 1), (2, 2, 1), (1, 1, 3)])

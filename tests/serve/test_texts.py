@@ -48,3 +48,22 @@ def test_what_a_model_writes_may_be_sent_back_whatever_it_holds(server: Server, 
             extra_body=options,  # type: ignore[list-item]
         )
         assert again.choices[0].finish_reason
+
+
+@pytest.mark.parametrize(
+    ("given", "texts"),
+    [
+        ({"guided_choice": ["abc", "abd"]}, {"abc", "abd"}),
+        ({"guided_regex": "x{3}"}, {"xxx"}),
+        ({"guided_json": {"const": 57}}, {"57"}),
+    ],
+)
+def test_a_text_completion_follows_its_grammar_from_the_first_token(
+    server: Server, given: dict[str, Any], texts: set[str]
+) -> None:
+    """The model's chat format thinks, but a completion has no place for reasoning."""
+    body = {"model": "tiny", "max_tokens": 60, "temperature": 1, "seed": 2, "n": 16, **given}
+    for prompt in ("z", Tokenizer.byte_level().encode_trusted("z<think>")):
+        with server.client as client:
+            answer = client.post("/v1/completions", json={**body, "prompt": prompt})
+        assert {choice["text"] for choice in answer.json()["choices"]} <= texts, answer.text

@@ -74,6 +74,7 @@ ROLLOUTS: dict[str, tuple[dict[str, Any], Any]] = {
     "overlong_penalty": ({"overlong_buffer": 10}, 0.25),
     "length_penalty": ({}, {"efforts": [20, 80], "tokens": 12}),
     "mask_truncated": ({"max_tokens": 4}, True),
+    "random_reward": ({}, 1.0),
     "reference": ({}, "BASE"),
 }
 ON_POLICY: dict[str, tuple[dict[str, Any], Any]] = {

@@ -1,5 +1,5 @@
-"""Defines the options of `rorqual eval`, and the command's functions: load the engine or client, choose the path of the result,
-and compute the loss on a text file."""
+"""Defines the options of `rorqual eval`, and the command's functions: load the engine or client, and choose the path of the
+result."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from rorqual.cli.machine import available_cores
 from rorqual.cli.settings import DeviceSettings, check_device
 from rorqual.core.config import Count, Natural, NonNegative, Seed, Share, parse_scalar
 from rorqual.core.errors import ConfigError
-from rorqual.core.records import RunDir, StopWhen, Thinking
-from rorqual.evals.text_loss import TextLoss
+from rorqual.core.records import RunDir, StopWhen, Thinking, read_json
 from rorqual.tasks.task import Split
 
 REMOTE = ("http://", "https://")
@@ -29,7 +28,8 @@ SeedBits = Annotated[Literal[31, 64], Typed]
 
 
 class ProblemSettings(DeviceSettings):
-    """Settings of commands in which a model answers problems of a task."""
+    """Settings of commands in which a model answers problems of a task. A result records all settings except those with
+    `exclude=True`, on which it does not depend."""
 
     task: str = Field(
         "",
@@ -44,8 +44,8 @@ class ProblemSettings(DeviceSettings):
     max_tokens: Count = Field(1024, description="maximum tokens of a reply")
     per_family: bool = Field(False, description="take count problems of each family and level")
     options: Annotated[dict[str, Any], Typed] = Field({}, description="arguments of the task, such as {hard: 0.5}")
-    out: str = Field("", description="JSON file of the result")
-    threads: Natural = Field(0, description="threads; 0: all cores")
+    out: str = Field("", description="JSON file of the result", exclude=True)
+    threads: Natural = Field(0, description="threads; 0: all cores", exclude=True)
 
 
 class EvalSettings(ProblemSettings):
@@ -56,19 +56,21 @@ class EvalSettings(ProblemSettings):
     best_of: Natural = Field(0, description="samples per problem, and the best as the answer")
     stop_when: StopWhen = Field("never", description="fewer votes where they suffice")
     verifier: str = Field("", description="run that scores the samples")
-    verifier_data: str = Field("", description="file for the graded samples, to train a verifier on (split=train)")
+    verifier_data: str = Field(
+        "", description="file for the graded samples, to train a verifier on (split=train)", exclude=True
+    )
     refine: Natural = Field(0, description="rounds in which the model checks its reply")
     system: str = Field("", description="system message before each problem")
     think_budget: Natural = Field(0, description="maximum thinking tokens; 0: no limit")
     calculator: bool = Field(False, description="let the engine write the results of calculations")
     sure: Share | None = Field(None, description="for a cascade: smallest confidence of the student; default 0.8")
-    page: str = Field("", description="for a cascade: HTML file")
+    page: str = Field("", description="for a cascade: HTML file", exclude=True)
     window: Natural = Field(
         0, description="without a task: tokens per window of the text; 0: the model's context length"
     )
-    model: str = Field("", description="for a server: name of its model")
+    model: str = Field("", description="for a server: name of its model", exclude=True)
     seed_bits: SeedBits = Field(64, description="for a server: size of its seeds")
-    concurrency: int = Field(8, ge=1, le=1024, description="for a server: maximum requests at a time")
+    concurrency: int = Field(8, ge=1, le=1024, description="for a server: maximum requests at a time", exclude=True)
     backend: str = Field("torch-invariant", description="torch-invariant, torch or ./mine.py:Class")
 
     def evaluate_arguments(self) -> dict[str, Any]:
@@ -184,6 +186,23 @@ def evaluation_file(model: str, settings: EvalSettings) -> Path | None:
     return Path(model) / "evals" / f"{name}-{kind}.json"
 
 
+def check_same_settings(file: Path | None, settings: EvalSettings) -> None:
+    """Raise ConfigError if the default file of a result contains a result of other settings.
+
+    A file that `out` names is replaced. A file without settings, of an older Rorqual version, is replaced too.
+    """
+    if file is None or settings.out or not file.is_file():
+        return
+    stored = read_json(file, "the evaluation", "Delete the file.").get("settings", {})
+    now = settings.model_dump(mode="json").items()
+    if other := [f"{key}={stored[key]}, not {value}" for key, value in now if stored.get(key, value) != value]:
+        raise ConfigError(
+            f"this file is of an evaluation with other settings: {'; '.join(other)}",
+            where=str(file),
+            remedy=f"Give out=FILE.json for a second file, or out={file} to replace this one.",
+        )
+
+
 def was_trained_on(run: RunDir, data: Path) -> bool:
     """Return whether `data` is the training data of `run`, of the run that `run` started from, or of any earlier run from
     which that run descends."""
@@ -216,38 +235,3 @@ def held_out_text(path: str) -> str:
             remedy="Give a text file. For rows of questions and answers, add task=messages or task=./mine.py:Class.",
         )
     return read_text_split(Path(path)).validation
-
-
-def loss_on_text(model: str, settings: EvalSettings) -> TextLoss:
-    """Return the model's loss on the held-out last tenth of a text file, and save the loss at `evaluation_file`.
-
-    The text is split into passages of `window` tokens (default: the model's context length).
-    """
-    import torch
-
-    from rorqual.engine.engine import Engine
-    from rorqual.evals.perplexity import text_loss
-    from rorqual.generate.output import check_writable_path
-
-    if model.startswith(REMOTE):
-        raise ConfigError(
-            "a server cannot compute the loss of a text", where="command line", remedy="Give a run's folder."
-        )
-    file = evaluation_file(model, settings)
-    assert file is not None
-    check_writable_path(file)
-    text = held_out_text(settings.data)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    engine = load_engine_or_client(model, settings)
-    assert isinstance(engine, Engine)
-    if settings.window > engine.max_len:
-        raise ConfigError(
-            f"window={settings.window} exceeds the model's context of {engine.max_len}",
-            where="command line",
-            remedy=f"Use window={engine.max_len} or less.",
-        )
-    loss = text_loss(engine.scoring_model, engine.tokenizer, text, window=settings.window or engine.max_len)
-    loss = loss.model_copy(update={"model": model, "text": settings.data})
-    loss.save(file)
-    return loss

@@ -1,4 +1,5 @@
-"""Evaluation of a model on a task, for `rorqual eval`. Answers are saved as they arrive, so that an interrupted command can resume."""
+"""Evaluation of a model on a task or a text, for `rorqual eval`. Answers are saved as they arrive, so that an interrupted command can
+resume."""
 
 from __future__ import annotations
 
@@ -11,14 +12,25 @@ from typing import Any, TypeVar
 import torch
 
 import rorqual
-from rorqual.cli.eval_settings import REMOTE, EvalSettings, load_engine_or_client
+from rorqual.cli.eval_settings import (
+    REMOTE,
+    EvalSettings,
+    check_same_settings,
+    evaluation_file,
+    held_out_text,
+    load_engine_or_client,
+)
+from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 from rorqual.data.fingerprint import fingerprint
 from rorqual.engine.weight_fingerprint import ROUNDING
 from rorqual.evals import evaluating as run
 from rorqual.evals.answer_cache import AnswerCache
 from rorqual.evals.evaluation import Evaluation
+from rorqual.evals.perplexity import text_loss
+from rorqual.evals.text_loss import TextLoss
 from rorqual.evals.trained_verifier import check_verifier, with_verifier_scores, write_training_rows
+from rorqual.generate.output import check_writable_path
 from rorqual.ops.backends import backend_cache_id
 from rorqual.tasks.task import Task
 
@@ -33,13 +45,16 @@ def evaluate_and_save(
     During the evaluation, answers are saved in an answer cache next to `file`. After an interruption, the same command
     continues with the cached answers.
     """
+    check_same_settings(file, settings)
     judge = load_engine_or_client(settings.verifier, settings) if settings.verifier else None
     if judge is not None:
         few = run.pick_problems(task, settings.split, min(settings.count, 8), settings.seed, per_family=False)
         check_verifier(judge, few, settings.verifier)
     with load_with_cached_answers(model, settings, file) as cache:
         task.checkpoint = str(cache.made.get("run", ""))
-        evaluation = run.evaluate(cache, task, progress=progress, model=model, **settings.evaluate_arguments())
+        evaluation = run.evaluate(
+            cache, task, progress=progress, model=model, **settings.evaluate_arguments()
+        ).model_copy(update=provenance(model, cache.made.get("step"), settings))
         if judge is not None:
             evaluation = with_verifier_scores(evaluation, judge, settings.verifier)
         if settings.verifier_data:
@@ -91,13 +106,15 @@ def _load_engine(model: str, settings: EvalSettings) -> tuple[Any, dict[str, Any
             "model": settings.model,
             "seed_bits": settings.seed_bits,
         }
-    engine, fingerprint_ = load_with_fingerprint(RunDir(Path(model)), lambda: load_engine_or_client(model, settings))
+    engine, fingerprint_, step = load_with_fingerprint(
+        RunDir(Path(model)), lambda: load_engine_or_client(model, settings)
+    )
     settings_ = {"dtype": settings.dtype, "device": settings.device, "backend": backend_cache_id(settings.backend)}
-    return engine, {"run": fingerprint_, **settings_, **software_versions()}
+    return engine, {"run": fingerprint_, "step": step, **settings_, **software_versions()}
 
 
-def load_with_fingerprint(run: RunDir, load: Callable[[], T]) -> tuple[T, str]:
-    """Return the result of `load` and the fingerprint of the checkpoint that `load` read.
+def load_with_fingerprint(run: RunDir, load: Callable[[], T]) -> tuple[T, str, int]:
+    """Return the result of `load`, and the fingerprint and the step of the checkpoint that `load` read.
 
     `load` reads the latest checkpoint of `run`. If training saved a newer checkpoint while `load` was running, `load` is
     called again.
@@ -106,10 +123,48 @@ def load_with_fingerprint(run: RunDir, load: Callable[[], T]) -> tuple[T, str]:
         checkpoint = run.checkpoint()
         model = load()
         if run.checkpoint() == checkpoint:
-            return model, fingerprint(run, checkpoint)
+            return model, fingerprint(run, checkpoint), int(checkpoint.name.removeprefix("step-"))
         del model  # free the model's memory before the next load
+
+
+def provenance(model: str, step: int | None, settings: EvalSettings) -> dict[str, Any]:
+    """Return the fields `step`, `training_seed` and `settings` of a result. For a server, `step` is None."""
+    return {
+        "step": step,
+        "training_seed": None if step is None else RunDir(Path(model)).config().get("seed"),
+        "settings": settings.model_dump(mode="json"),
+    }
 
 
 def software_versions() -> dict[str, Any]:
     """Return the software versions on which the exact answers of a local engine depend."""
     return {"rorqual": rorqual.__version__, "torch": torch.__version__, "rounding": ROUNDING}
+
+
+def loss_on_text(model: str, settings: EvalSettings) -> TextLoss:
+    """Return the model's loss on the held-out last tenth of a text file, and save the loss at `evaluation_file`.
+
+    The text is split into passages of `window` tokens (default: the model's context length).
+    """
+    if model.startswith(REMOTE):
+        raise ConfigError(
+            "a server cannot compute the loss of a text", where="command line", remedy="Give a run's folder."
+        )
+    file = evaluation_file(model, settings)
+    assert file is not None
+    check_writable_path(file)
+    check_same_settings(file, settings)
+    text = held_out_text(settings.data)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    engine, _, step = load_with_fingerprint(RunDir(Path(model)), lambda: load_engine_or_client(model, settings))
+    if settings.window > engine.max_len:
+        raise ConfigError(
+            f"window={settings.window} exceeds the model's context of {engine.max_len}",
+            where="command line",
+            remedy=f"Use window={engine.max_len} or less.",
+        )
+    loss = text_loss(engine.scoring_model, engine.tokenizer, text, window=settings.window or engine.max_len)
+    loss = loss.model_copy(update={"model": model, "text": settings.data, **provenance(model, step, settings)})
+    loss.save(file)
+    return loss

@@ -174,7 +174,7 @@ def _engine_and_identity(chosen: GenerateSettings) -> tuple[Engine | RemoteEngin
     An interrupted command resumes only if the fields that identify the model are unchanged.
     """
     if not chosen.run.startswith(REMOTE):
-        local, fingerprint_ = load_with_fingerprint(RunDir(Path(chosen.run)), lambda: _local_engine(chosen))
+        local, fingerprint_, _ = load_with_fingerprint(RunDir(Path(chosen.run)), lambda: _local_engine(chosen))
         return local, {"run": fingerprint_, **software_versions()}
     # concurrency=1 sends the samples of a row one at a time, because rows already run concurrently.
     engine = load_client(chosen.run, chosen.model, seed_bits=chosen.seed_bits, concurrency=1)

@@ -39,11 +39,11 @@ def check_near(found: Tensor, expected: Tensor, factor: float = 1.0, what: str =
         raise ConformanceError(f"{what} differ by up to {float((found - expected).abs().max()):.2g}")
 
 
-def model_of(stage: Stage, *, mtp: int = 0, seed: int = 1) -> Decoder:
+def model_of(stage: Stage, *, mtp: int = 0, seed: int = 1, width: int = HIDDEN) -> Decoder:
     """Return a model with one stage and `mtp` prediction modules. The buffers of its routers are random."""
     config = ModelConfig(
         vocab_size=BASE_VOCAB,
-        hidden_size=HIDDEN,
+        hidden_size=width,
         stages=(stage,),
         max_position_embeddings=4 * BLOCK,
         initializer_range=0.3,

@@ -266,15 +266,17 @@ class Engine:
 
     # ---- step by step
 
-    def submit(self, request: Request) -> int:
+    def submit(self, request: Request, *, plain: bool = False) -> int:
         """Queue a request for `step` and return its id, which `Delta.request_id` and `cancel` use.
 
+        With `plain`, the request's grammar applies to the whole reply, also if the chat format has thinking.
         Raises DataError or ConfigError for a request that cannot run.
         """
         with self._lock("submit"):
             self._invalidate_if_changed()
             request_id, self._next_id = self._next_id, self._next_id + 1  # ids are never reused, even after an error
             job = self._processor.validate_request(request, "request")
+            job.plain = plain
             try:
                 self._jobs[request_id] = job
                 self._cores[0].submit(self._processor.create_sequences(request_id, job))

@@ -67,6 +67,8 @@ class ValidatedRequest:
     prompt: tuple[int, ...]
     thinking: Thinking
     compiled: CompiledGrammar | None = None
+    plain: bool = False
+    """Whether the grammar applies to the whole reply, also if the chat format has thinking."""
 
 
 def _non_text_part_names(messages: Sequence[Message]) -> str:
@@ -192,13 +194,14 @@ class RequestProcessor:
     def _base_constraint(self, job: ValidatedRequest) -> Constraint | None:
         """Return the constraint that the request's grammar and thinking budget impose on one sample.
 
-        The grammar applies only to the answer. The thinking budget applies only to the reasoning before the answer.
+        The grammar applies only to the answer, except with `job.plain`. The thinking budget applies only to the reasoning before
+        the answer.
         """
         compiled, form = job.compiled, self.chat.reply_rules(job.thinking)
         budget = None if job.thinking == "off" else job.request.params.think_budget
         if compiled is None and budget is None:
             return None
-        if compiled is not None and form.begins in ("answer", "mark"):
+        if compiled is not None and (job.plain or form.begins in ("answer", "mark")):
             return compiled.new_constraint()
         separator = self.tokenizer.encode("\n\n") if "\n" in form.answer.lead else []
         thought = ReasoningFormat(

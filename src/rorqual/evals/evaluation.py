@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rorqual.core.config import Config, parse_config
 from rorqual.core.records import StopWhen, Thinking, read_json, write_json
@@ -93,7 +93,18 @@ class EvaluationRow:
         return max(self.baselines.items(), key=lambda item: item[1], default=("", math.nan))
 
 
-class Evaluation(Config):
+class Provenance(Config):
+    """The origin of a result: the name of the model in tables, the step of its checkpoint, the seed of its training run, and the
+    settings of `rorqual eval`. In files of older Rorqual versions, and for servers, `step` and `training_seed` are None. If
+    `rorqual eval` did not make the result, `settings` is empty."""
+
+    model: str = ""
+    step: int | None = None
+    training_seed: int | None = None
+    settings: dict[str, Any] = {}
+
+
+class Evaluation(Provenance):
     """Graded samples with the evaluation settings that produced the samples. One evaluation is saved as one JSON file.
 
     `baselines` maps `family`, `family/level` and `all` to the accuracy of rules that use only surface features of a
@@ -104,7 +115,6 @@ class Evaluation(Config):
     """
 
     task: str
-    model: str = ""
     split: Split
     seed: int
     count: int

@@ -3,14 +3,15 @@ page."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 from rorqual.core.config import parse_config
 from rorqual.core.errors import DataError
-from rorqual.core.records import read_json, write_atomic, write_json
+from rorqual.core.records import RunDir, read_json, write_atomic, write_json
 from rorqual.evals.compare import Comparison, compare_seeds, compare_texts
 from rorqual.evals.evaluation import ALL, Evaluation, Grain
 from rorqual.evals.table import comparison_table, unmarked_replies_note
@@ -116,6 +117,8 @@ def compare(*arms: Arm, names: Sequence[str] = (), grain: Grain = "family", conf
     with several seeds, Student's t interval over the seeds. A verdict needs both intervals and five seeds.
 
     Raises DataError if there are fewer than two arms, if their results cannot be paired, or if runs have no evaluation in common.
+    Raises DataError if an arm has a result twice, if the arms list the same training seeds in another order, or if the
+    evaluation of a run folder is of another step than the folder's newest checkpoint.
     """
     listed = [[arm] if isinstance(arm, Source) else list(arm) for arm in arms]
     labels = list(names) or [_arm_name(arm, place) if arm else "" for place, arm in enumerate(listed)]
@@ -128,7 +131,9 @@ def compare(*arms: Arm, names: Sequence[str] = (), grain: Grain = "family", conf
     found = [[_results_of(run) for run in arm] for arm in listed]
     comparisons = []
     for name in _common_names(found, labels):
-        base, *others = [[_load(run[name]) for run in arm] for arm in found]
+        loaded = [[_load(run[name], in_run=bool(name)) for run in arm] for arm in found]
+        _check_seeds(listed, loaded)
+        base, *others = loaded
         for label, other in zip(labels[1:], others, strict=True):
             evaluation = name.removesuffix(".json")
             comparisons.append(_compare_arms(evaluation, (labels[0], label), base, other, grain, confidence))
@@ -143,7 +148,8 @@ def _compare_arms(
     if olds and news and not old_texts + new_texts:
         rows = compare_seeds(olds, news, grain=grain, confidence=confidence)
         note = unmarked_replies_note(dict(zip(labels, (olds[0], news[0]), strict=True))) if len(olds) == 1 else ""
-        return ArmComparison(evaluation, *labels, tuple(rows), note)
+        notes = filter(None, [note, _other_settings(olds, news)])
+        return ArmComparison(evaluation, *labels, tuple(rows), "\n".join(notes))
     if olds + news:
         raise DataError(
             "losses on a text cannot be compared with answers to problems",
@@ -151,6 +157,56 @@ def _compare_arms(
             remedy="Give results of one kind.",
         )
     return ArmComparison(evaluation, *labels, (compare_texts(old_texts, new_texts, confidence=confidence),))
+
+
+def _check_seeds(sources: Sequence[Sequence[Source]], results: Sequence[Sequence[Result]]) -> None:
+    """Raise DataError if an arm has a result twice, or if another order of an arm would pair equal training seeds."""
+    labels = [[_arm_name([source], place) for place, source in enumerate(arm)] for arm in sources]
+    seeds = [[one.training_seed for one in arm] for arm in results]
+    for names, arm, own in zip(labels, results, seeds, strict=True):
+        contents = [_content(one) for one in arm]
+        for place, content in enumerate(contents):
+            if (earlier := contents.index(content)) < place:
+                raise DataError(
+                    f"seeds {earlier + 1} and {place + 1} of an arm are the same result: {names[earlier]} and {names[place]}",
+                    where="compare",
+                    remedy="Give each seed's result once.",
+                )
+            if None not in own and Counter(own) == Counter(seeds[0]) and own[place] != seeds[0][place]:
+                raise DataError(
+                    f"{labels[0][place]} has training seed {seeds[0][place]}, but its pair {names[place]} has {own[place]}",
+                    where="compare",
+                    remedy="List the seeds of all arms in the same order.",
+                )
+
+
+def _content(result: Result) -> object:
+    """Return what differs between the results of two seeds: exact losses or log-probabilities. Replies may be the same."""
+    if isinstance(result, TextLoss):
+        return result.losses
+    return result.samples if any(sample.logprob for sample in result.samples) else result
+
+
+def _other_settings(before: Sequence[Evaluation], after: Sequence[Evaluation]) -> str:
+    """Name the settings that differ between the evaluations of a pair."""
+    notes = {
+        key: f"{key} {old[key]} and {new[key]}"
+        for old, new in zip(map(_settings, before), map(_settings, after), strict=True)
+        for key in old
+        if old[key] != new.get(key, old[key])
+    }
+    return f"The evaluations have different settings: {'; '.join(notes.values())}." if notes else ""
+
+
+def _settings(result: Evaluation) -> dict[str, object]:
+    """Return the settings by which the replies to given problems may differ."""
+    return {
+        **asdict(result.params),
+        "thinking": result.thinking,
+        "stop_when": result.stop_when,
+        "system": result.system,
+        **{key: value for key, value in result.settings.items() if key in ("refine", "verifier", "dtype", "backend")},
+    }
 
 
 def _arm_name(runs: Sequence[Source], place: int) -> str:
@@ -167,12 +223,21 @@ def _results_of(run: Source) -> Mapping[str, Path | Result]:
     return {"": run}
 
 
-def _load(result: Path | Result) -> Result:
+def _load(result: Path | Result, *, in_run: bool) -> Result:
+    """Return the result. Raises DataError if the result is in a run folder whose newest checkpoint is of another step."""
     if not isinstance(result, Path):
         return result
     data = read_json(result, "the evaluation", "Run `rorqual eval` again to create it.")
     kind: type[Result] = TextLoss if "losses" in data else Evaluation
-    return parse_config(kind, data, where=str(result))
+    loaded = parse_config(kind, data, where=str(result))
+    newest = RunDir(result.parent.parent).newest_complete_step()[0] if in_run else None
+    if None not in (newest, loaded.step) and newest != loaded.step:
+        raise DataError(
+            f"this evaluation is of step {loaded.step}, but the run's newest checkpoint is of step {newest}",
+            where=str(result),
+            remedy=f"Repeat `rorqual eval {result.parent.parent}` with the same keys, or give result files instead of folders.",
+        )
+    return loaded
 
 
 def _common_names(found: Sequence[Sequence[Mapping[str, Path | Result]]], labels: Sequence[str]) -> list[str]:

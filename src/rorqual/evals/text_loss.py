@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from rorqual.core.config import Config, Count
+from rorqual.core.config import Count
 from rorqual.core.records import write_json
+from rorqual.evals.evaluation import Provenance
 
 
-class TextLoss(Config):
+class TextLoss(Provenance):
     """The loss of a model on a text. `losses` has the mean loss of each passage, in nats per token.
 
     A passage has `window` tokens. Each token is predicted once, from at most `window` preceding tokens. `passages` is a digest of
-    the passages' texts: only losses with equal `passages` can be paired. `text` is the path of the text, and `model` the name of
-    the model. `characters` and `bytes` count the predicted text.
+    the passages' texts: only losses with equal `passages` can be paired. `text` is the path of the text. `characters` and `bytes`
+    count the predicted text.
     """
 
     text: str = ""
-    model: str = ""
     window: Count
     passages: str
     losses: tuple[float, ...]

@@ -8,9 +8,10 @@ match. `overlap` is 8 by default; GPT-3 used 8 to 13 (Brown et al. 2020, appendi
 matches only a text that equals the item.
 
 Common sequences such as instructions do not count as matches. A sequence is common if it occurs in more than `COMMON`
-evaluation items, or in all of at least `FEW` items. How many training problems have the sequence does not matter, because
-copies of an evaluation item may be many. The check does not find paraphrases, or texts in which every eighth word was
-changed. A character of a script without spaces counts as a word.
+distinct evaluation items, or in all of at least `FEW`. Items with the same words are one item, even if their numbers differ:
+an evaluation file may have many copies of an item, such as the log of pass@16. How many training problems have the sequence
+does not matter either. The data card says how many sequences are common, with an example. The check does not find paraphrases,
+or texts in which every eighth word was changed. A character of a script without spaces counts as a word.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ endless tasks, which generate their problems.
 In endless tasks, a hash of the key assigns each problem to a split, and few problems fall into the test split. Finding a test
 problem may therefore take milliseconds, so the maximum number for endless tasks is low.
 """
-TEXT_COLUMNS = ("prompt", "question", "problem", "text")
+TEXT_COLUMNS = ("prompt", "question", "problem", "text", "messages")
+"""Columns of an evaluation file that are compared. A value is a text, or a list of messages, whose user messages are compared."""
 
 Gram = tuple[str, ...]
 
@@ -49,11 +51,12 @@ Gram = tuple[str, ...]
 class EvalItem:
     """A problem of an evaluation set.
 
+    `texts`: the texts of the problem, such as the columns of its row. Each text, and all of them joined, are compared.
     `where`: location of the problem, `file:line` or `task NAME: key`. `key`: the problem's key, or empty. `by_words`:
     whether consecutive words count as a match, in addition to the key and the whole text.
     """
 
-    text: str
+    texts: tuple[str, ...]
     where: str
     key: str = ""
     by_words: bool = True
@@ -70,37 +73,44 @@ class EvalMatch:
 
 @dataclass
 class EvalItemIndex:
-    """A search index of evaluation items. `overlap`: number of consecutive words that count as a match."""
+    """A search index of evaluation items. `overlap`: number of consecutive words that count as a match. `common`: the sequences
+    of words that do not count, because many evaluation items have them."""
 
     items: Sequence[EvalItem]
     overlap: int
+    common: list[str] = field(init=False)
     _keys: dict[str, EvalItem] = field(default_factory=dict, init=False)
     _whole: dict[Gram, EvalItem] = field(default_factory=dict, init=False)
     _grams: dict[Gram, EvalItem] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        counts: Counter[Gram] = Counter()
+        grams_of_distinct: dict[Gram, set[Gram]] = {}
         for item in self.items:
             if item.key:
                 self._keys.setdefault(item.key, item)
-            if item_words := bare_words(item.text):
-                self._whole.setdefault(item_words, item)
-            if item.by_words:
-                short = {item_words} if SHORT <= len(item_words) < self.overlap else set()
-                for gram in self._overlap_grams(item_words) | short:
-                    counts[gram] += 1
-                    self._grams.setdefault(gram, item)
-        for gram, count in counts.items():
-            if count > COMMON or count == len(self.items) >= FEW:
-                del self._grams[gram]
+            texts = [bare_words(text) for text in dict.fromkeys((*item.texts, "\n".join(item.texts)))]
+            grams = grams_of_distinct.setdefault(without_numbers(texts[-1]), set())
+            for text_words in filter(None, texts):
+                self._whole.setdefault(text_words, item)
+                if item.by_words:
+                    short = {text_words} if SHORT <= len(text_words) < self.overlap else set()
+                    for gram in self._overlap_grams(text_words) | short:
+                        grams.add(gram)
+                        self._grams.setdefault(gram, item)
+        counts = Counter(chain.from_iterable(grams_of_distinct.values()))
+        common = [g for g, n in counts.items() if n > COMMON or n == len(grams_of_distinct) >= FEW]
+        for gram in common:
+            del self._grams[gram]
+        self.common = sorted({" ".join(gram).strip() for gram in common})
 
     def _overlap_grams(self, text_words: Gram) -> set[Gram]:
         """Return all sequences of `overlap` consecutive words of the text, and of the text without numbers and operators.
 
         A sequence of the text without numbers and operators starts with an empty string as a mark.
         """
-        words_only = tuple(word for word in text_words if word[0].isalpha())
-        return word_grams(text_words, self.overlap) | {("", *gram) for gram in word_grams(words_only, self.overlap)}
+        return word_grams(text_words, self.overlap).union(
+            ("", *gram) for gram in word_grams(without_numbers(text_words), self.overlap)
+        )
 
     def _all_grams(self, text: str) -> set[Gram]:
         text_words = bare_words(text)
@@ -145,6 +155,11 @@ def bare_words(text: str) -> Gram:
     return tuple(kept)
 
 
+def without_numbers(text_words: Gram) -> Gram:
+    """Return the words without numbers and operators."""
+    return tuple(word for word in text_words if word[0].isalpha())
+
+
 def _is_number_or_letter(word: str) -> bool:
     return word[0].isdigit() or len(word) == 1
 
@@ -158,8 +173,8 @@ def word_grams(text_words: Gram, size: int) -> set[Gram]:
 def evaluation_items(source: str, seed: int) -> list[EvalItem]:
     """Load the evaluation items of a `decontaminate=` entry: a JSONL or Parquet file, or the test split of a task.
 
-    A file needs one of the columns in `TEXT_COLUMNS`, or a column `messages`. Raises DataError if the file has none of
-    these columns, and ConfigError for an unknown task.
+    All columns in `TEXT_COLUMNS` that a row has are compared. Raises DataError if a row has no words in these columns, and
+    ConfigError for an unknown task.
     """
     path = Path(source)
     if path.suffix in (".jsonl", ".parquet"):
@@ -183,27 +198,29 @@ def eval_item_of_problem(problem: Problem, task: str, *, by_words: bool = True) 
     """Convert a problem of a task to an evaluation item."""
     place = problem.meta.get("where")
     where = f"task {task}: {problem.key!r:.80}" + (f" ({place})" if place else "")
-    return EvalItem("\n".join(m.label for m in problem.messages), where, problem.key, by_words)
+    return EvalItem(("\n".join(m.label for m in problem.messages),), where, problem.key, by_words)
 
 
 def _items_in(path: Path) -> Iterable[EvalItem]:
     for row in read_rows(path):
-        column = next((name for name in TEXT_COLUMNS if isinstance(row.values.get(name), str)), None)
-        if column is not None:
-            yield EvalItem(row.values[column], row.where)
-        elif isinstance(row.values.get("messages"), list):
-            user_messages = [m for m in row.values["messages"] if isinstance(m, dict) and m.get("role") == "user"]
-            yield EvalItem("\n".join(_content_text(m.get("content", ""), row.where) for m in user_messages), row.where)
-        else:
+        texts = [_text_of(row.values.get(name), row.where) for name in TEXT_COLUMNS]
+        if not bare_words("\n".join(texts)):
             raise DataError(
-                f"the row has none of the columns {', '.join(TEXT_COLUMNS)} or messages",
+                f"the row has no words in the columns {', '.join(TEXT_COLUMNS)}",
                 where=row.where,
-                remedy="Give decontaminate= a file with the prompts of an evaluation.",
+                remedy="Write the evaluation's prompt into one of these columns, or remove the row.",
             )
+        yield EvalItem(tuple(filter(None, texts)), row.where)
 
 
-def _content_text(content: Any, where: str) -> str:
-    return content_label(read_content(content, f"{where}: content")) if isinstance(content, list) else str(content)
+def _text_of(value: Any, where: str) -> str:
+    if isinstance(value, list):
+        contents = [m.get("content") or "" for m in value if isinstance(m, dict) and m.get("role") == "user"]
+        return "\n".join(
+            content_label(read_content(content, f"{where}: content")) if isinstance(content, list) else str(content)
+            for content in contents
+        )
+    return value if isinstance(value, str) else ""
 
 
 def own_test_items(task: Task, seed: int) -> tuple[list[EvalItem], str]:

@@ -72,6 +72,11 @@ def choose_problems(config: FactoryConfig) -> ChosenProblems:
             "sentence patterns, set `patterned = True` in its class.",
         )
     notes = [note] if note else []
+    if evaluations.common:
+        notes.append(
+            "decontamination: word sequences that many evaluation items share do not count as matches"
+            f" ({len(evaluations.common)} in all, such as '{evaluations.common[0]}')"
+        )
     n_problems = len(clean)
     if n_problems < config.problems:
         notes.append(f"the task has {n_problems} of the {config.problems} requested problems")

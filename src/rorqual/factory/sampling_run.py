@@ -134,6 +134,8 @@ class FactoryRun:
         bar = Progress(f"distil {self.chosen.task.name}", self.total, unit="sample", start=len(self.have))
         self.grade_samples([*self.have.values(), *self.failed.values()])
         shown = set(self.warnings())
+        for note in () if self.quiet else self.chosen.notes:
+            bar.say(f"distil: {note}")
         if self.have and len(self.have) < self.total and not self.quiet:
             bar.say(f"distil: resuming with {len(self.have)} of {self.total} samples")
 

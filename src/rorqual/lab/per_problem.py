@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rorqual.core.config import Config
+from rorqual.core.config import Config, Natural
 
 Readings = Mapping[str, Mapping[str, Mapping[str, Mapping[Any, float]]]]
 """The readings: the values measured in one seed, as readings[quantity][arm][group][item]. An item is a problem, a document or a
@@ -19,7 +19,7 @@ class ItemValues(Config):
     quantity: str
     arm: str
     group: str
-    items: int
+    items: Natural
     values: str
 
 

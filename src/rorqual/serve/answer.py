@@ -45,12 +45,14 @@ class ResponseBuilder(ABC, Generic[W]):
     """Builder of a route's response objects for one request.
 
     `prefix`: start of the response id. `whole`: the `object` type of a complete response. `part`: the `object` type of a stream
-    chunk. `cascades`: whether the teacher of a cascade may answer requests of this route.
+    chunk. `prompt_field`: the request parameter of the prompt. `cascades`: whether the teacher of a cascade may answer requests
+    of this route.
     """
 
     prefix: ClassVar[str]
     whole: ClassVar[str]
     part: ClassVar[str]
+    prompt_field: ClassVar[str]
     cascades: ClassVar[bool] = False
 
     def __init__(self, service: ModelService, wanted: W) -> None:
@@ -132,21 +134,29 @@ def prepare(service: ModelService, schema: type[W], kind: type[ResponseBuilder[W
         service.check_text_length(texts, param, info)
     asks = shape.engine_requests()
     service.check_total_tokens(asks, "prompt")
-    _check_logprobs(wanted, asks, held=service.teacher is not None)
+    _check_logprobs(wanted, asks, shape.prompt_field, held=service.teacher is not None)
     headers = shape.unlike_prompt_header() | ignored_fields_header([*ignored, *shape.ignored_fields()])
     prepared = PreparedRequest(shape, [pack(ask) for ask in asks], wanted.constraining_field, headers)
     shape.free_prompt_data()
     return prepared
 
 
-def _check_logprobs(wanted: GenerationRequest, asks: list[EngineRequest], *, held: bool) -> None:
-    """Raise ApiError if a response that is held in memory as a whole would have too many log-probabilities.
+def _check_logprobs(wanted: GenerationRequest, asks: list[EngineRequest], param: str, *, held: bool) -> None:
+    """Raise ApiError if a response would have too many log-probabilities: those of the prompts, each as often as the response
+    has it, and those of the replies. A stream that is not held in memory may have any number of log-probabilities of replies.
 
-    `held`: whether even a streamed response is first held in memory, as in a cascade.
+    `param`: the request parameter of the prompts. `held`: whether even a streamed response is first held in memory, as in a
+    cascade.
     """
-    count = sum(ask.params.n * ask.params.max_tokens for ask in asks) * (1 + (wanted.n_top_logprobs or 0))
-    if wanted.n_top_logprobs is not None and (held or not wanted.stream) and count > MAX_VALUES:
-        unit = "log-probabilities in one response (n * max_tokens * (1 + top_logprobs))"
+    count = sum(len(ask.prompt) for ask in asks) * sum(1 + top for top in wanted.prompt_top_logprobs)
+    if count > MAX_VALUES:
+        remedy = "Request fewer log-probabilities, or shorten the prompt."
+        raise too_large(param, count, "log-probabilities in one response", MAX_VALUES, remedy)
+    if wanted.n_top_logprobs is None or wanted.is_prompt_only or (wanted.stream and not held):
+        return
+    count += sum(ask.params.n * ask.params.max_tokens for ask in asks) * (1 + wanted.n_top_logprobs)
+    if count > MAX_VALUES:
+        unit = "log-probabilities in one response (the prompt's, and n * max_tokens * (1 + top_logprobs))"
         raise too_large("logprobs", count, unit, MAX_VALUES, "Lower max_tokens, or set stream: true.")
 
 

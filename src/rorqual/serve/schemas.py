@@ -100,9 +100,20 @@ class GenerationRequest(StructuredOutputFields):
         raise NotImplementedError
 
     @property
+    def prompt_top_logprobs(self) -> list[int]:
+        """For each list of prompt log-probabilities in a prompt's response: the number of top log-probabilities per token."""
+        top = self.params().prompt_logprobs
+        return [] if top is None else [top]
+
+    @property
     def n_prompt_top_logprobs(self) -> int | None:
         """The number of top log-probabilities per prompt token, or None if the request does not ask for prompt log-probabilities."""
-        return self.params().prompt_logprobs
+        return max(self.prompt_top_logprobs, default=None)
+
+    @property
+    def is_prompt_only(self) -> bool:
+        """Whether the client wants only the prompt or the prompt's log-probabilities, and no generated tokens."""
+        return self.given_sampling_params().get("max_tokens") == 0
 
     def check(self) -> None:
         """Raise ApiError if fields of the request contradict each other, or if a field that requires another field is set
@@ -238,18 +249,13 @@ class TextRequest(GenerationRequest):
         return 1 if self.is_prompt_only else super().max_reply_tokens
 
     @property
-    def is_prompt_only(self) -> bool:
-        """Whether the client wants only the prompt or the prompt's log-probabilities, and no generated tokens."""
-        return self.max_tokens == 0
-
-    @property
     def n_top_logprobs(self) -> int | None:
         return self.logprobs
 
     @property
-    def n_prompt_top_logprobs(self) -> int | None:
-        counts = (super().n_prompt_top_logprobs, self.logprobs if self.echo else None)
-        return max((top for top in counts if top is not None), default=None)
+    def prompt_top_logprobs(self) -> list[int]:
+        echoed = [] if self.logprobs is None or not self.echo else [self.logprobs]
+        return [*super().prompt_top_logprobs, *echoed] * self.params().n  # each choice repeats the lists
 
     def check(self) -> None:
         super().check()

@@ -34,9 +34,6 @@ MASK = 2**64 - 1
 SEED_BITS = 63
 GENERATION = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 """Keys of a published model's generation config whose values the server uses as default sampling parameters."""
-MAX_SCORES = 1 << 18
-"""Maximum number of prompt log-probabilities in a response. A response with `MAX_SCORES` log-probabilities takes about 20
-MB."""
 COUNTED = 200_000
 """Texts of more than `COUNTED` bytes are first tokenized in slices, so that the server can refuse a text early if the text
 exceeds the model's context."""
@@ -231,11 +228,12 @@ class ModelService:
         tools: bool = False,
         effort: float | None = None,
         task: TaskDefaults = NO_DEFAULTS,
+        plain: bool = False,
     ) -> EngineRequest:
         """Return the request for the engine. Raises ApiError if the model is not served or the prompt exceeds the context.
 
         `effort` is the share of the server's thinking budget that a chat request may use, or None for a text request.
-        `task` holds the defaults of a chat request.
+        `task` holds the defaults of a chat request. With `plain`, the grammar applies to the whole reply.
         """
         info = self.served_model_limits(request.model)
         self._check_prompt_ids(prompt, param, info)
@@ -246,10 +244,7 @@ class ModelService:
                 f"`logit_bias` contains token id {out_of_range[0]}. Give ids from 0 to {info.vocab_size - 1}.",
                 "logit_bias",
             )
-        limit, top = (
-            min(request.max_reply_tokens or task.max_tokens or INT32, info.max_len - len(prompt)),
-            request.n_prompt_top_logprobs,
-        )
+        limit = min(request.max_reply_tokens or task.max_tokens or INT32, info.max_len - len(prompt))
         if params.min_tokens > limit:
             raise bad_request(
                 f"`min_tokens` is {params.min_tokens}, but the reply may have at most {limit} tokens. Lower `min_tokens`.",
@@ -259,9 +254,6 @@ class ModelService:
             params,
             think_budget=self._thinking_budget(params.think_budget, limit, self.chat.thinking_mode_of(prompt), effort),
         )
-        if top is not None and len(prompt) * (1 + top) > MAX_SCORES:
-            problem = f"`{param}` has {len(prompt)} tokens, each with {top} top log-probabilities: more than {MAX_SCORES} in total"
-            raise bad_request(f"{problem}. Request fewer log-probabilities, or shorten the prompt.", param)
         params = replace(
             params,
             max_tokens=limit,
@@ -271,13 +263,13 @@ class ModelService:
             stop=() if tools else params.stop,
             top_logprobs=request.n_top_logprobs or 0,
             grammar=task.grammar if request.is_reply_unconstrained else request.grammar(),
-            prompt_logprobs=top,
+            prompt_logprobs=request.n_prompt_top_logprobs,
             calculator=params.calculator
             or bool(task.calculator and "calculator" not in request.given_sampling_params()),
         )
         # In vLLM's API, the request with the lowest priority number runs first. In the engine, the highest number runs
         # first.
-        return EngineRequest(tuple(prompt), params, -(request.priority or 0))
+        return EngineRequest(tuple(prompt), params, -(request.priority or 0), plain)
 
     def _thinking_budget(self, own: int | None, limit: int, thinking: Thinking, effort: float | None) -> int | None:
         """Return the thinking budget in tokens of a reply of at most `limit` tokens, or None if thinking has no maximum.

@@ -34,11 +34,12 @@ class EngineArguments:
 @dataclass(frozen=True)
 class EngineRequest:
     """A request to the engine: prompt ids and sampling parameters. `priority`: the engine starts requests with a higher
-    `priority` first."""
+    `priority` first. `plain`: the grammar applies to the whole reply, also if the chat format has thinking."""
 
     prompt: tuple[int, ...]
     params: SamplingParams = field(default_factory=SamplingParams)
     priority: int = 0
+    plain: bool = False
 
 
 Score = tuple[float, list[tuple[int, float]]]
@@ -122,7 +123,7 @@ class PackedRequest:
 
 def pack(ask: EngineRequest) -> PackedRequest:
     """Serialize an `EngineRequest`. Serializing a long prompt takes time, so do not call this function in the event loop."""
-    data = message_line("submit", prompt=ask.prompt, params=asdict(ask.params), priority=ask.priority)
+    data = message_line("submit", prompt=ask.prompt, params=asdict(ask.params), priority=ask.priority, plain=ask.plain)
     return PackedRequest(data.removesuffix(b"}\n"), ask.params.n, len(ask.prompt))
 
 
@@ -146,4 +147,5 @@ def score_messages(
 
 def parse_submit_message(message: dict[str, Any]) -> EngineRequest:
     """Parse a `submit` message and return the `EngineRequest` in the message."""
-    return EngineRequest(tuple(message["prompt"]), params_from_json(message["params"]), message["priority"])
+    params = params_from_json(message["params"])
+    return EngineRequest(tuple(message["prompt"]), params, message["priority"], message["plain"])

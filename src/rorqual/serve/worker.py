@@ -179,7 +179,7 @@ class EngineWorker:
         ask = parse_submit_message(message)
         request = Request(params=ask.params, prompt_ids=ask.prompt, tenant=message["tenant"], priority=ask.priority)
         try:
-            request_id = self.engine.submit(request)
+            request_id = self.engine.submit(request, plain=ask.plain)
         except RorqualError as error:
             self._refuse_request(number, message_of(error))
             return

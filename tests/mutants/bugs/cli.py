@@ -16,7 +16,7 @@ MUTANTS = (
     one(
         "the loss of a text ignores threads",
         "issue 14: a sweep of options",
-        "cli/eval_settings.py",
+        "cli/evaluating.py",
         "        torch.set_num_threads(settings.threads)\n",
         "        pass\n",
         "tests/cli/test_verb_options.py::test_a_text_is_read_in_windows_with_as_many_threads_as_told",

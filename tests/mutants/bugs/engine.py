@@ -1109,7 +1109,7 @@ MUTANTS = (
     one(
         "texts are scored by torch whatever backend is named",
         "issue 16: found by an audit",
-        "cli/eval_settings.py",
+        "cli/evaluating.py",
         "text_loss(engine.scoring_model,",
         "text_loss(engine.model,",
         "tests/conformance/test_outside_backend.py::test_texts_are_scored_by_the_backend_that_was_named",

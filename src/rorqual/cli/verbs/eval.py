@@ -12,7 +12,6 @@ from rorqual.cli.eval_settings import (
     CASCADE,
     EvalSettings,
     evaluation_file,
-    loss_on_text,
     split_cascade_models,
     was_trained_on,
 )
@@ -42,13 +41,15 @@ def evaluate(
         raise ConfigError("no task and no data", where="command line", remedy="Give task=NAME or data=FILE.txt.")
     if not chosen.task and model.startswith(CASCADE):
         raise ConfigError("a cascade answers problems", where="command line", remedy="Give task=NAME.")
+
+    from rorqual.cli.evaluating import evaluate_and_save, loss_on_text
+
     if not chosen.task:
         print(loss_on_text(model, chosen).report())
         print(f"  The loss of each passage: {evaluation_file(model, chosen)}")
         return
 
     from rorqual.cli.cascading import measure_cascade
-    from rorqual.cli.evaluating import evaluate_and_save
     from rorqual.evals import table
     from rorqual.evals.cascade_page import cascade_page, cascade_table
     from rorqual.evals.votes import refine_results, rule_results

@@ -8,6 +8,7 @@ gradients.
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 import ssl
@@ -20,8 +21,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from email.message import Message as Headers
-from http.client import HTTPException
-from typing import Any, TypeVar
+from http.client import HTTPException, HTTPResponse
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from rorqual.core.content_parts import content_json
@@ -111,6 +112,45 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
+class _TimedReader(io.RawIOBase):
+    """Reads from a socket until the monotonic time `end`, and raises TimeoutError after `end`.
+
+    A socket timeout would limit the time of each read, not the total time.
+    """
+
+    def __init__(self, raw: io.RawIOBase, sock: socket.socket, end: float) -> None:
+        self._raw, self._sock, self._end = raw, sock, end
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        seconds = self._end - time.monotonic()
+        if seconds <= 0:
+            raise TimeoutError("the reply was not complete in time")
+        self._sock.settimeout(seconds)
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _TimedHandler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    """Applies the timeout of a request to the whole reply: interim replies, headers and body, also of an error."""
+
+    def do_open(self, http_class: Any, req: urllib.request.Request, **options: Any) -> HTTPResponse:
+        end = time.monotonic() + (req.timeout or 0.0)
+
+        def timed_reply(sock: socket.socket, **how: Any) -> HTTPResponse:
+            reply = HTTPResponse(sock, **how)
+            reply.fp = io.BufferedReader(_TimedReader(reply.fp.detach(), sock, end))
+            return reply
+
+        timed_class: Any = type(http_class.__name__, (http_class,), {"response_class": staticmethod(timed_reply)})
+        return super().do_open(timed_class, req, **options)
+
+
 class BudgetGuard:
     """Charges HTTP requests to a cost budget. Several threads call the methods of a `BudgetGuard` concurrently. `BudgetGuard`
     itself sets no limit. Subclasses of `BudgetGuard` override the methods."""
@@ -165,10 +205,10 @@ class RemoteClient(ABC):
     """A client that sends one HTTP request per sample to `url`, with up to `concurrency` requests in flight. Subclasses build
     the body of a request and parse the reply.
 
-    `timeout` is the time limit of one attempt to send a request, in seconds. A request is retried up to `retries` times.
-    Reasons for a retry are HTTP 408, 409, 425, 429 and 5xx (except 501 and 505), and a broken connection. A reply without a
-    completion, such as an HTML page, causes a retry. The delay before a retry starts at `backoff` seconds and doubles after
-    each retry. If the server's `Retry-After` is longer than the delay, the client waits for the time in `Retry-After`. No delay
+    `timeout` is the time limit of one attempt to send a request and read its whole reply, in seconds. A request is retried up to
+    `retries` times. Reasons for a retry are HTTP 408, 409, 425, 429 and 5xx (except 501 and 505), and a broken connection. A
+    reply without a completion, such as an HTML page, causes a retry. The delay before a retry starts at `backoff` seconds and
+    doubles after each retry. If the server's `Retry-After` is longer than the delay, the client waits for the time in `Retry-After`. No delay
     before a retry exceeds `LONGEST_WAIT` seconds.
     """
 
@@ -200,7 +240,7 @@ class RemoteClient(ABC):
         self.concurrency, self.timeout = concurrency, timeout
         self.retries, self.backoff = retries, backoff
         self._key = api_key
-        handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
+        handlers: list[urllib.request.BaseHandler] = [_NoRedirect(), _TimedHandler()]
         if parts.hostname in ("localhost", "127.0.0.1", "::1"):
             handlers.append(urllib.request.ProxyHandler({}))
         self._opener = urllib.request.build_opener(*handlers)
@@ -354,17 +394,15 @@ class RemoteClient(ABC):
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         call = urllib.request.Request(url, body, {**headers, **(extra_headers or {})})
-        end = time.monotonic() + self.timeout
         with self._opener.open(call, timeout=self.timeout) as reply:
-            raw = read_reply_body(reply, end)
-            promised = reply.headers.get("Content-Length", "")
+            raw = reply.read(LARGEST_REPLY)
         try:
             return json.loads(raw)
         except RecursionError:
             raise NoCompletion("the JSON of the reply is nested too deeply", {}) from None
         except ValueError:
-            # read1(n) does not raise if the connection ends before Content-Length bytes.
-            if not raw or raw.lstrip()[:1] == b"{" or (promised.isdigit() and len(raw) < int(promised)):
+            # read(n) does not raise if the connection ends before Content-Length bytes: `length` is the number that is missing.
+            if not raw or raw.lstrip()[:1] == b"{" or reply.length:
                 raise HTTPException(f"the reply broke off after {len(raw)} bytes") from None
             raise NoCompletion(
                 f"the reply is not JSON: {shorten(raw.decode('utf-8', 'replace'))}",
@@ -460,7 +498,7 @@ def check_requests(requests: Sequence[Request]) -> None:
 
 def _retry_after(headers: Headers) -> float:
     try:
-        return float(headers.get("Retry-After", 0))
+        return max(0.0, float(headers.get("Retry-After", 0)))  # 0 for NaN
     except ValueError:  # the header is a date, which is not supported: use the backoff
         return 0.0
 
@@ -481,9 +519,13 @@ def _message_of(error: urllib.error.HTTPError) -> str:
 
 LARGEST_REPLY = 64 * 2**20
 THINK, END_THINK = "<think>", "</think>"
-NO_ANSWER = frozenset({"content_filter", "tool_calls", "function_call", "error"})
-"""Finish reasons of a reply without an answer. A reply with tool calls has no answer, because the client's requests carry no
-tools."""
+FINISH_REASONS: Mapping[str, Literal["stop", "length"]] = {
+    **dict.fromkeys(("", "stop", "eos", "eos_token", "stop_sequence", "end_turn"), "stop"),
+    **dict.fromkeys(("length", "max_tokens", "max_length", "max_output_tokens", "model_length"), "length"),
+}
+"""Finish reasons of a complete answer, and of an answer that is cut off, in lower case; "" stands for a missing one. A reply with
+another finish reason has no answer: the server interrupted or filtered it. A reply with tool calls has no answer either, because
+the client's requests carry no tools."""
 
 
 class NoCompletion(Exception):
@@ -517,18 +559,19 @@ def parse_completion(data: Any, prompt_logprobs: int | None) -> Completion:
         text, reasoning = content.lstrip("\n").removeprefix(END_THINK).lstrip("\n"), str(separate_reasoning)
     else:
         text, reasoning = split_reasoning(content)
-    fault = ""
-    if ended in NO_ANSWER or (refusal and not content):
-        fault = f"the server gave no answer: {shorten(str(refusal or choice.get('error') or ended))}"
+    reason = FINISH_REASONS.get("" if ended is None else str(ended).casefold())
+    no_answer = reason is None or (refusal and not content)
     return Completion(
         prompt_ids=(),
         token_ids=[],
         logprobs=[],
-        finish_reason="length" if ended == "length" else "stop",
+        finish_reason=reason or "stop",
         text=replace_lone_surrogates(text),
         reasoning=None if reasoning is None else replace_lone_surrogates(reasoning),
         usage=usage_of(data),
-        error=fault,
+        error=f"the server gave no answer: {shorten(str(refusal or choice.get('error') or ended))}"
+        if no_answer
+        else "",
         prompt_logprobs=scores and scores[0],
         prompt_top_logprobs=scores and scores[1],
         model=replace_lone_surrogates(name) if isinstance(name := data.get("model"), str) else "",
@@ -553,20 +596,6 @@ def shorten(text: str) -> str:
     """
     text = " ".join(text.split())
     return text if len(text) <= 300 else text[:300] + "..."
-
-
-def read_reply_body(reply: Any, end: float) -> bytes:
-    """Read a reply body until it ends, or until it has at least `LARGEST_REPLY` bytes.
-
-    Raises TimeoutError if the reply body is incomplete at the monotonic time `end`. A socket timeout would limit the time of
-    each read, not the total time.
-    """
-    raw = bytearray()
-    while len(raw) < LARGEST_REPLY and (piece := reply.read1(1 << 16)):
-        raw += piece
-        if time.monotonic() > end:
-            raise TimeoutError(f"the reply was not complete in time: only {len(raw)} bytes arrived")
-    return bytes(raw)
 
 
 def replace_lone_surrogates(text: str) -> str:

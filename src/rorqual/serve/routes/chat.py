@@ -33,7 +33,8 @@ async def chat_completions(request: Request) -> Response:
 class ChatResponseBuilder(ResponseBuilder[ChatRequest]):
     """Builder of chat completion objects. Reasoning is in `reasoning_content`."""
 
-    prefix, whole, part, cascades = "chatcmpl", "chat.completion", "chat.completion.chunk", True
+    prefix, whole, part, prompt_field = "chatcmpl", "chat.completion", "chat.completion.chunk", "messages"
+    cascades = True
 
     def __init__(self, service: ModelService, wanted: ChatRequest) -> None:
         super().__init__(service, wanted)

@@ -29,7 +29,7 @@ async def completions(request: Request) -> Response:
 class TextResponseBuilder(ResponseBuilder[TextRequest]):
     """Builder of text completion objects. Choices are ordered by prompt."""
 
-    prefix, whole, part = "cmpl", "text_completion", "text_completion"
+    prefix, whole, part, prompt_field = "cmpl", "text_completion", "text_completion", "prompt"
 
     def __init__(self, service: ModelService, wanted: TextRequest) -> None:
         super().__init__(service, wanted)
@@ -50,7 +50,7 @@ class TextResponseBuilder(ResponseBuilder[TextRequest]):
     def engine_requests(self) -> list[EngineRequest]:
         service, wanted = self.service, self.wanted
         self._prompts = [service.text_prompt_ids(prompt) for prompt in wanted.prompts]
-        return [service.build_engine_request(wanted, prompt, "prompt") for prompt in self._prompts]
+        return [service.build_engine_request(wanted, prompt, "prompt", plain=True) for prompt in self._prompts]
 
     def new_choice(self) -> Choice:
         wanted, params = self.wanted, self.wanted.params()

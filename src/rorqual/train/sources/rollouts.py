@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from rorqual.core.config import MOST, Config, Count, Natural, NonNegative, Part, Positive
+from rorqual.core.config import MOST, Config, Count, Natural, NonNegative, Part, Positive, Share
 from rorqual.data.chat import ChatFormat
 from rorqual.data.pack import PackedSamples, TrainingSample, pack
 from rorqual.engine.request import Completion
@@ -111,7 +111,7 @@ class RolloutConfig(SampledSourceConfig):
     overlong_penalty: NonNegative = 1.0
     length_penalty: LengthPenaltyConfig | None = None
     mask_truncated: bool = False
-    random_reward: float = Field(0.0, ge=0, le=1)
+    random_reward: Share = 0.0
     reference: str = ""
 
     @property

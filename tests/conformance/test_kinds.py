@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -145,14 +146,25 @@ BACKENDS = [REFERENCE, TORCH, TORCH_INVARIANT, Transposed(), Fused()]
 every_backend = pytest.mark.parametrize("ops", BACKENDS, ids=lambda ops: ops.name)
 
 
-def test_every_registered_kind_has_an_example() -> None:
-    found = kinds(AttentionConfig).items()  # kinds of an experiment are tested with it
-    assert {name for name, kind in found if not kind.__module__.startswith("rorqual.lab.")} == {
-        config.kind for config in ATTENTION
+def kinds_of(base: type, examples: Iterable[object]) -> set[str]:
+    """The kinds of the library and of the examples' files: other tests of the process, and experiments, register theirs."""
+    files = {type(one).__module__ for one in examples}
+    return {
+        name
+        for name, kind in kinds(base).items()
+        if kind.__module__.startswith("rorqual.model.") or kind.__module__ in files
     }
-    assert set(kinds(FFNConfig)) == {config.kind for config in FFN}
-    assert set(kinds(RouterConfig)) == {config.kind for config in ROUTERS}
-    assert set(kinds(BlockConfig)) == {stage.block.kind for stage in STAGES}
+
+
+def test_every_registered_kind_has_an_example() -> None:
+    blocks = [stage.block for stage in STAGES]
+    for base, examples in [
+        (AttentionConfig, ATTENTION),
+        (FFNConfig, FFN),
+        (RouterConfig, ROUTERS),
+        (BlockConfig, blocks),
+    ]:
+        assert kinds_of(base, examples) == {one.kind for one in examples}
 
 
 @every_stage

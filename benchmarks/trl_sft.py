@@ -302,7 +302,7 @@ def conclude(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return both verdicts with their intervals. `core_seconds_of_TRL` is the mean ratio of TRL's core-seconds to ours, until the end of
     training. If it is too small, the verdict on accuracy is open at best."""
     right = {name: [np.array([int(c) for c in row[name]["right"]]) for row in rows] for name in (OURS, THEIRS)}
-    found = difference_over_seeds(right[THEIRS], right[OURS], CONFIDENCE, 20_000)
+    found = difference_over_seeds(right[THEIRS], right[OURS], CONFIDENCE, 20_000, shared=True)  # the same test rows
     by_seed = [float(a.mean() - b.mean()) for a, b in zip(right[OURS], right[THEIRS], strict=True)]
     spent_by_trl = fmean(row[THEIRS]["core_seconds"] / row[OURS]["core_seconds"] for row in rows)
     verdict = judge(found.interval, by_seed, -LOWER)

@@ -159,6 +159,21 @@ def test_the_hierarchical_bootstrap_draws_seeds_first():
     assert found.interval.high - found.interval.low > 3 * (pooled.interval.high - pooled.interval.low)
 
 
+def test_problems_that_all_seeds_share_are_drawn_once_for_all_seeds() -> None:
+    """Brute force over all draws of two seeds and two problems, and five seeds that agree are one piece of evidence on 40 problems."""
+    change = np.array([[0.0, 1.0], [0.2, 0.4]])
+    draws = list(itertools.product((0, 1), repeat=2))
+    every = np.array([change[np.ix_(seeds, items)].mean() for seeds in draws for items in draws])
+    found = hierarchical_difference([np.zeros(2)] * 2, list(change), 0.8, 40_000, shared=True)
+    assert [found.interval.low, found.interval.high] == pytest.approx(np.quantile(every, [0.1, 0.9], method="inverted_cdf"))
+    after = [np.repeat([0.0, 1.0], [30, 10])] * 5
+    found = difference_over_seeds([np.zeros(40)] * 5, after, 0.99, shared=True)
+    one = hierarchical_difference([np.zeros(40)], after[:1], 0.99)
+    assert found.interval.low <= min(one.interval.low, paired_interval(10, 0, 40, 0.99).low) + 0.03
+    apart = difference_over_seeds([np.zeros(40)] * 5, after, 0.99)
+    assert apart.interval.low > found.interval.low + 0.05, "problems of their own are five times the evidence"
+
+
 @pytest.mark.parametrize("sides", [([], []), ([np.zeros(3)], [np.zeros(4)]), ([np.zeros(0)], [np.zeros(0)])])
 def test_bootstraps_refuse_what_cannot_be_paired(sides):
     with pytest.raises(ValueError, match="cannot be paired"):

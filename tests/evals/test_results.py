@@ -159,7 +159,10 @@ def test_every_form_has_the_same_figures(tmp_path: Path) -> None:
     assert row.student is not None and stored["student"]["low"] == row.student.low
     cells = found.comparisons[0].table().rows[0]
     assert cells[2:5] == (f"{100 * row.before:.1f}", f"{100 * row.after:.1f}", f"{100 * row.difference.mean:+.1f}")
-    assert cells[6] == f"[{100 * row.student.low:.1f}, {100 * row.student.high:.1f}]" and cells[7] == {"holds": "● higher", "open": "○ open"}[row.verdict]
+    assert (
+        cells[6] == f"[{100 * row.student.low:.1f}, {100 * row.student.high:.1f}]"
+        and cells[7] == {"holds": "● higher", "open": "○ open"}[row.verdict]
+    )
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert all(cell in page for cell in cells) and "b &amp; c - a_1" in page and "<img" in page
     latex = (tmp_path / "r.tex").read_text(encoding="utf-8")

@@ -165,7 +165,9 @@ def test_problems_that_all_seeds_share_are_drawn_once_for_all_seeds() -> None:
     draws = list(itertools.product((0, 1), repeat=2))
     every = np.array([change[np.ix_(seeds, items)].mean() for seeds in draws for items in draws])
     found = hierarchical_difference([np.zeros(2)] * 2, list(change), 0.8, 40_000, shared=True)
-    assert [found.interval.low, found.interval.high] == pytest.approx(np.quantile(every, [0.1, 0.9], method="inverted_cdf"))
+    assert [found.interval.low, found.interval.high] == pytest.approx(
+        np.quantile(every, [0.1, 0.9], method="inverted_cdf")
+    )
     after = [np.repeat([0.0, 1.0], [30, 10])] * 5
     found = difference_over_seeds([np.zeros(40)] * 5, after, 0.99, shared=True)
     one = hierarchical_difference([np.zeros(40)], after[:1], 0.99)

@@ -70,11 +70,19 @@ MUTANTS = (
         "tests/cli/test_eval_kept.py::test_refusals_that_are_scattered_stop_nothing",
     ),
     one(
+        "problems that seeds share are drawn for each seed",
+        "issue 39: first round of attacks",
+        "evals/compare.py",
+        "difference_over_seeds(olds, news, confidence, samples, shared=shared)",
+        "difference_over_seeds(olds, news, confidence, samples)",
+        "tests/evals/test_results.py::test_the_figures_of_five_seeds_are_those_of_numpy_and_scipy",
+    ),
+    one(
         "the confidence of a comparison is dropped",
         "issue 14: first bug trial",
         "evals/compare.py",
-        "difference_over_seeds(olds, news, confidence, samples)",
-        "difference_over_seeds(olds, news, samples=samples)",
+        "difference_over_seeds(olds, news, confidence, samples, shared=shared)",
+        "difference_over_seeds(olds, news, samples=samples, shared=shared)",
         "tests/evals/test_evaluation.py::test_the_interval_of_a_comparison_has_the_confidence_asked_for",
     ),
     one(
@@ -217,8 +225,8 @@ MUTANTS = (
         "McNemar's test takes the pairs of all seeds as independent",
         "issue 15",
         "evals/compare.py",
-        "if single and len(pairs) == 1 else None",
-        "if single else None",
+        "if pairs[0][2] and len(pairs) == 1 else None",
+        "if pairs[0][2] else None",
         "tests/evals/test_evaluation.py::test_seeds_are_resampled_first",
     ),
     one(

@@ -133,7 +133,9 @@ def scored_prompts(client: httpx.Client, over: threading.Event) -> None:
 
     def ask() -> None:
         seed = next(rounds)
-        prompts = [[(seed + 7 * n + place) % 250 for place in range(2000)] for n in range(8)]
+        prompts = [
+            [(seed + 7 * n + place) % 250 for place in range(1500)] for n in range(8)
+        ]  # 252,000 scores: at the limit
         post(client, TEXT, {"prompt": prompts, "max_tokens": 1, "prompt_logprobs": 20})
 
     beside_one_another(1, ask, over)

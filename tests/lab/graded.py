@@ -13,11 +13,12 @@ from rorqual.tasks.task import Verdict
 MARKS = {"1": Verdict.RIGHT, "0": Verdict.WRONG, "-": Verdict.UNGRADED}
 
 
-def graded(verdicts: Mapping[str, str], tokens: int = 1, tries: int = 1) -> Evaluation:
-    """Return an evaluation with one mark per sample of each family, `tries` samples per problem. Every third problem thinks."""
+def graded(verdicts: Mapping[str, str], tokens: int = 1, tries: int = 1, own: str = "") -> Evaluation:
+    """Return an evaluation with one mark per sample of each family, `tries` samples per problem. Every third problem thinks.
+    `own` tells a seed's problems from those of others."""
     samples = [
         GradedSample(
-            key=f"{family} {number // tries}", family=family, prompt="", answer="", reply="", reasoning=None, verdict=MARKS[mark],
+            key=f"{family} {number // tries}{own}", family=family, prompt="", answer="", reply="", reasoning=None, verdict=MARKS[mark],
             tokens=tokens, thinking_tokens=tokens // 2, thought=number % 3 == 0, truncated=False,
         )
         for family, line in verdicts.items()

@@ -176,8 +176,8 @@ def test_tables_show_means_and_each_seed(tmp_path: Path) -> None:
 
 def test_contrasts_of_evaluations_are_those_of_evals() -> None:
     """The same means and intervals as `compare_seeds`, ungraded samples left out."""
-    before = [graded({"x": "1001-0", "y": "0000"}), graded({"x": "110000", "y": "0101"})]
-    after = [graded({"x": "11-110", "y": "1110"}), graded({"x": "111000", "y": "1111"})]
+    before = [graded({"x": "1001-0", "y": "0000"}), graded({"x": "110000", "y": "0101"}, own="b")]
+    after = [graded({"x": "11-110", "y": "1110"}), graded({"x": "111000", "y": "1111"}, own="b")]
     for measure in (is_right, did_think):
         sides = ((by_family(a, measure), by_family(b, measure)) for a, b in zip(before, after, strict=True))
         seeds = [{RIGHT: {"old": a, "new": b}} for a, b in sides]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import pytest
 import torch
@@ -36,6 +35,7 @@ from rorqual.conformance.models import (
     some_tokens,
     tolerance,
 )
+from rorqual.conformance.training import LATENT
 from rorqual.core.config import kinds, parse_config
 from rorqual.model import ModelConfig, Stage, account
 from rorqual.model.attention import (
@@ -56,15 +56,6 @@ from rorqual.ops.rope import Rope, Yarn
 from rorqual.plan.memory import PRECISIONS, Layout, device_memory
 
 YARN = Rope(yarn=Yarn(factor=4.0, original_max_position_embeddings=8, mscale=0.7, mscale_all_dim=0.7))
-LATENT: dict[str, Any] = {
-    "num_attention_heads": 2,
-    "q_lora_rank": 10,
-    "kv_lora_rank": 8,
-    "qk_nope_head_dim": 6,
-    "qk_rope_head_dim": 4,
-    "v_head_dim": 5,
-}
-
 ATTENTION: list[AttentionConfig] = [
     GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=8, qk_norm=True),
     GQAConfig(num_attention_heads=2, num_key_value_heads=2, head_dim=6, attention_bias=True, rope=YARN),

@@ -91,6 +91,14 @@ def test_the_figures_of_five_seeds_are_those_of_numpy_and_scipy(before: Any, aft
     assert (row.gained, row.lost) == (sum((c > 0).sum() for c in changes), sum((c < 0).sum() for c in changes))
 
 
+def test_five_seeds_that_agree_on_their_passages_are_no_more_evidence_than_one() -> None:
+    passages = np.random.default_rng(5).normal(2.0, 0.5, size=(2, 60))
+    seeds = [[losses(side + 0.001 * seed) for seed in range(5)] for side in passages]
+    ends = [compare(*arms).comparisons[0].rows[0].difference.interval for arms in (seeds, [side[:1] for side in seeds])]
+    width, alone = (interval.high - interval.low for interval in ends)
+    assert width == pytest.approx(alone, rel=0.1)
+
+
 def test_a_single_seed_has_the_exact_test_and_the_unmarked_replies() -> None:
     (found,) = rorqual.compare(answers(OLD[0], "old"), answers(NEW[0], "new"), grain="all").comparisons
     (row,) = found.rows

@@ -91,7 +91,10 @@ def test_two_pretrained_runs_are_compared_by_their_losses_on_a_text(
     output_of("train", "pretrain", "data=text.txt", "from=run", "steps=4", "rows=4", "row=32", "out=trained")
     for run in ("run", "trained"):
         assert f"{run}/evals/text.txt-loss.json" in output_of("eval", run, "data=text.txt", "window=16")
-    told = output_of("compare", "run", "trained", "out=r.json")
+    told = output_of("compare", "run", "trained", "names=old, new", "out=r.json")
+    assert "new" in told and output_of("compare", "run, run", "trained,trained", code=2) == output_of(
+        "compare", "run,run", "trained,trained", code=2
+    )
     (shown,) = json.loads(Path("r.json").read_bytes())["comparisons"]
     (row,) = shown["rows"]
     files = [json.loads(Path(run, "evals/text.txt-loss.json").read_bytes())["losses"] for run in ("run", "trained")]

@@ -61,6 +61,18 @@ def test_slots_are_shared_out_evenly_and_no_further() -> None:
     assert tape.scheduler.preemptions == before, "shares are even: nobody gains by another's loss"
 
 
+def test_long_prompts_in_all_slots_do_not_delay_the_prompt_of_another_tenant() -> None:
+    """The tenant gives up its least advanced prompts, and each of its answers stays the one that it has alone."""
+    long = [job(t, "long", prompt=900, new=3) for t in range(16)]
+    short = [job(100 + t, "short", at=4, new=2) for t in range(3)]
+    tape = Tape(4, 400, step_tokens=64)
+    first = waits(tape, [*long, *short])
+    assert max(first[100 + t] for t in range(2)) <= 2, "half of the slots"
+    assert 1 <= tape.scheduler.preemptions <= 6
+    one = Tape(1, 400, step_tokens=64)
+    assert waits(one, [*long[:1], *short])[100] > 10 and not one.scheduler.preemptions, "one slot is not taken in prefill"
+
+
 def test_fairness_takes_nothing_from_a_higher_priority() -> None:
     flood = [job(t, "flood", new=60, priority=1) for t in range(4)]
     calm = job(100, "calm", at=20)

@@ -241,7 +241,8 @@ class Scheduler:
         sequence of lower priority has a slot, the candidates belong to tenants that may lose a slot
         (`RequestQueue.tenants_to_preempt`). A candidate for preemption has the same priority as `sequence` and has decoded at
         least `QUANTUM` tokens in its row. The victim is the candidate whose tenant has the most slots. Ties between candidates
-        go to the candidate with the most decoded tokens.
+        go to the candidate with the most decoded tokens. If there is no such candidate, the victim is in prefill: the sequence
+        with the fewest computed tokens, of a tenant with several slots. So each tenant's most advanced prompt is completed.
         """
         if min(s.priority for s in (*self.running, *self.prefilling)) < sequence.priority:
             return self._lowest_ranked_sequence()
@@ -254,7 +255,12 @@ class Scheduler:
             for row, s in enumerate(self.running)
             if s.tenant in tenants and s.priority == sequence.priority and self._n_sampled_tokens(row) >= QUANTUM
         ]
-        return self.running[max(candidates)[2]] if candidates else None
+        if candidates:
+            return self.running[max(candidates)[2]]
+        prompts = [
+            s for s in self.prefilling if s.tenant in tenants and s.priority == sequence.priority and slots[s.tenant] > 1
+        ]
+        return min(prompts, key=lambda s: (s.num_computed_tokens, -s.arrival), default=None)
 
     def _sampled_tokens_by_tenant(self) -> dict[str, float]:
         """Return, for each tenant with a slot, the number of tokens that the tenant's sequences have decoded in their current

@@ -139,7 +139,8 @@ class Budget(BudgetGuard, Closable):
         refused = {line["refused"] for line in lines if "refused" in line}
         sent = {line["sent"]: float(line["most"]) for line in lines if "sent" in line}
         self._tries = Counter(name.rpartition("#")[0] for name in sent)
-        lost = [reserve for name, reserve in sent.items() if name not in arrived | refused]
+        answered = arrived | refused
+        lost = [reserve for name, reserve in sent.items() if name not in answered]
         self.spending = Spending(
             access.budget,
             paid=sum(entry.money for entry in bought),

@@ -46,12 +46,16 @@ def compare(
     files = {name: Path(file) for name in ("out", "latex", "plot", "page") if (file := getattr(chosen, name))}
     for file in files.values():
         check_writable_path(file)
-    names = chosen.names.split(",") if chosen.names else ()
+    names = _parts(chosen.names) if chosen.names else ()
     results = compare_arms(
-        *(arm.split(",") for arm in arms), names=names, grain=chosen.grain, confidence=chosen.confidence
+        *(_parts(arm) for arm in arms), names=names, grain=chosen.grain, confidence=chosen.confidence
     )
     print(results)
     write = {"out": results.to_json, "latex": results.to_latex, "plot": results.plot, "page": results.page}
     for name, file in files.items():
         write[name](file)
         print(f"  {file}")
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]

@@ -70,7 +70,9 @@ def test_long_prompts_in_all_slots_do_not_delay_the_prompt_of_another_tenant() -
     assert max(first[100 + t] for t in range(2)) <= 2, "half of the slots"
     assert 1 <= tape.scheduler.preemptions <= 6
     one = Tape(1, 400, step_tokens=64)
-    assert waits(one, [*long[:1], *short])[100] > 10 and not one.scheduler.preemptions, "one slot is not taken in prefill"
+    assert waits(one, [*long[:1], *short])[100] > 10 and not one.scheduler.preemptions, (
+        "one slot is not taken in prefill"
+    )
 
 
 def test_fairness_takes_nothing_from_a_higher_priority() -> None:

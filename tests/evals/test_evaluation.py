@@ -119,6 +119,21 @@ def test_samples_of_one_problem_are_not_counted_as_independent():
         assert compare_pair(*pair)[0].p_value is None
 
 
+def test_problems_with_many_samples_count_as_much_as_others():
+    """As after `stop_when`, which samples hard problems more often: each figure lies in its own interval."""
+    found = evaluate(Adder(wrong_every=3), Few(), count=7)
+    hard = [replace_sample(sample) for sample in found.samples if sample.verdict is Verdict.WRONG for _ in range(9)]
+    (row,) = found.model_copy(update={"samples": (*found.samples, *hard)}).rows("all")
+    (once,) = found.rows("all")
+    assert (row.graded, row.right, row.accuracy) == (7 + len(hard), 4, once.accuracy == 4 / 7 and 4 / 7)
+    assert row.last == pytest.approx((4 + 3 * 0.9) / 7) and row.unmarked == pytest.approx(3 * 0.9 / 7)
+    assert row.interval.low < row.accuracy < row.interval.high
+
+
+def replace_sample(sample):
+    return sample.model_copy(update={"last": Verdict.RIGHT, "unmarked": True})
+
+
 def test_a_problem_draws_the_same_noise_whatever_else_is_asked():
     few, many = Adder(), Adder()
     evaluate(few, Few(), count=3, params=SamplingParams(temperature=1.0, seed=5))
@@ -177,6 +192,26 @@ def test_different_problems_are_refused():
         compare_pair(one, other)
     with pytest.raises(DataError, match="evaluation for each seed"):
         compare_seeds([one], [])
+
+
+def test_a_problem_that_two_seeds_happen_to_share_drops_no_other():
+    class Overlapping(Few):
+        def problems(self, split, seed):
+            return iter([Problem(f"{i}", f"0+{i}", str(i), "say") for i in range(6 * seed, 6 * seed + 7)])
+
+    befores, afters = (
+        [evaluate(Adder(wrong_every=n), Overlapping(), count=7, seed=seed) for seed in range(5)] for n in (2, 5)
+    )
+    (row,) = compare_seeds(befores, afters, confidence=0.99)
+    assert (row.difference.pairs, row.left_out) == (35, 0)
+    assert (row.before, row.after) == pytest.approx((3 / 7, 5 / 7))
+
+    class Apart(Few):
+        def problems(self, split, seed):
+            return iter([Problem(f"{i}", f"0+{i}", str(i), "say") for i in range(7 * seed, 7 * seed + 7)])
+
+    apart = [[evaluate(Adder(wrong_every=n), Apart(), count=7, seed=seed) for seed in range(5)] for n in (2, 5)]
+    assert compare_seeds(*apart, confidence=0.99)[0].difference == row.difference, "draws from one pool are independent"
 
 
 def test_seeds_are_resampled_first():

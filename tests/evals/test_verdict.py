@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rorqual.evals.stats import Interval, t_interval
 from rorqual.evals.verdict import Verdict, combine_verdicts, judge, wider_interval
 from rorqual.lab.experiment_run import judge_finding_again
-from rorqual.lab.finding import TOO_FEW, Finding
+from rorqual.lab.finding import PARTIAL, TOO_FEW, Finding
 from rorqual.lab.page import page_text
 
 CLOSE = [0.1, 0.101, 0.099, 0.1, 0.1]
@@ -30,6 +30,8 @@ def test_a_verdict_needs_each_of_its_three_conditions() -> None:
     assert judge(Interval(0.09, 0.11, 0.95), CLOSE) == "open", "an interval of 95 %"
     assert judge(Interval(-0.01, 0.11, 0.99), CLOSE) == "open", "the bootstrap alone says no"
     assert judge(sure, [0.0, 0.03, 0.04, 0.08, 0.35]) == "open", "Student's alone says no"
+    rounded = [0.3 - 0.2, 0.1, 0.1, 0.4 - 0.3, 0.1]
+    assert len(set(rounded)) > 1 and judge(sure, rounded) == "open", "equal but for rounding"
 
 
 @settings(deadline=None, max_examples=60)
@@ -37,7 +39,7 @@ def test_a_verdict_needs_each_of_its_three_conditions() -> None:
 def test_a_verdict_is_that_of_a_second_writing(seeds: list[float], low: float, width: float, bound: float) -> None:
     found = judge(Interval(low, low + width, 0.99), seeds, bound)
     expected = "open"
-    if len(seeds) >= 5 and low + width > low and len(set(seeds)) > 1:  # an interval of zero width is none
+    if len(seeds) >= 5 and min(width, max(seeds) - min(seeds)) > 1e-8:  # an interval of zero width is none
         middle = statistics.fmean(seeds)
         reach = T[len(seeds) - 1] * statistics.stdev(seeds) / math.sqrt(len(seeds))
         near = min(abs(middle - reach - bound), abs(middle + reach - bound)) < 1e-3 * max(reach, 1e-9)
@@ -83,6 +85,10 @@ def test_no_finding_of_fewer_than_five_seeds_says_more_than_its_rows(seeds: int)
     assert found.contrasts[0].judge() == "open"
     page = page_text(found)
     assert "open" in page and ">holds<" not in page and ">higher<" not in page
+    partial = Finding.model_validate(finding(5, share=0.06))
+    assert partial.verdict == "open" and partial.words == ("w", PARTIAL), "less than the full work"
+    assert partial.headline == "With 6.00% of the work: "
+    assert Finding.model_validate(partial.model_dump(mode="json")) == partial, "said once"
     enough = Finding.model_validate(finding(5))
     assert enough.verdict == "holds" and enough.words == ("w",) and enough.contrasts[0].judge() == "holds"
 

@@ -40,7 +40,7 @@ CORE_WORK = 15_000_000
 """Minimum work per engine core, in multiply-adds per layer and step. `generate` uses more engine cores for more work.
 
 With less work per engine core than `CORE_WORK`, threads mostly wait for Python's GIL, which every torch operation releases and
-reacquires. With little work, two engine cores took up to twice as long as one engine core (docs/LOG.md).
+reacquires. With little work, two engine cores can take longer than one.
 """
 
 

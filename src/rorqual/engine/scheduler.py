@@ -258,7 +258,9 @@ class Scheduler:
         if candidates:
             return self.running[max(candidates)[2]]
         prompts = [
-            s for s in self.prefilling if s.tenant in tenants and s.priority == sequence.priority and slots[s.tenant] > 1
+            s
+            for s in self.prefilling
+            if s.tenant in tenants and s.priority == sequence.priority and slots[s.tenant] > 1
         ]
         return min(prompts, key=lambda s: (s.num_computed_tokens, -s.arrival), default=None)
 

@@ -114,8 +114,9 @@ def compare_seeds(
     """Compare several runs that differ in their seed: `before[s]` is paired with `after[s]`.
 
     With several seeds, the interval of a comparison is the smallest interval that contains both the bootstrap interval over
-    seeds and problems and the score interval over all problems. If seeds share problems, only problems that are graded in all
-    seeds count. The coverage of the bootstrap interval is below nominal (see `hierarchical_difference`).
+    seeds and problems and the score interval over all problems. If all seeds have the same problems, only problems that are
+    graded in all seeds count, and they are drawn once for all seeds. Problems that seeds draw from one pool are independent,
+    even if a few are the same. The coverage of the bootstrap interval is below nominal (see `hierarchical_difference`).
     """
     _check_same_seeds(before, after)
     for old, new in zip(before, after, strict=True):
@@ -180,17 +181,17 @@ def _check_same_problems(before: Evaluation, after: Evaluation) -> None:
 
 def _pair_values(
     before: Evaluation, after: Evaluation, name: tuple[str, str], grain: Grain, measure: SampleMeasure
-) -> tuple[dict[str, tuple[float, float]], int, bool]:
-    """Return the values before and after of each problem that is graded in both evaluations, the number of all problems, and
+) -> tuple[dict[str, tuple[float, float]], set[str], bool]:
+    """Return the values before and after of each problem that is graded in both evaluations, the keys of all problems, and
     whether each problem has one sample."""
     sides = []
     for evaluation in (before, after):
         chosen = [sample for sample in evaluation.samples if family_and_level(sample, grain) == name]
         usable = [sample for sample in chosen if measure is not is_right or sample.verdict is not Verdict.UNGRADED]
-        sides.append((mean_per_problem(usable, measure), len({s.key for s in chosen}), len(usable)))
-    (old, total, old_samples), (new, _, new_samples) = sides
+        sides.append((mean_per_problem(usable, measure), {s.key for s in chosen}, len(usable)))
+    (old, asked, old_samples), (new, _, new_samples) = sides
     single = old_samples == len(old) and new_samples == len(new)
-    return {key: (old[key], new[key]) for key in old if key in new}, total, single
+    return {key: (old[key], new[key]) for key in old if key in new}, asked, single
 
 
 def _compare_cell(
@@ -206,7 +207,7 @@ def _compare_cell(
     pairs = [pair for pair in pairs if pair[0]]
     values = [pair[0] for pair in pairs]
     common = [key for key in values[0] if all(key in value for value in values)] if values else []
-    shared = len(values) > 1 and len({key for value in values for key in value}) < sum(map(len, values))
+    shared = len(values) > 1 and all(asked == pairs[0][1] for _, asked, _ in pairs)
     keys = [common if shared else list(value) for value in values]
     if not any(keys):
         return None
@@ -215,7 +216,7 @@ def _compare_cell(
     )
     difference = difference_over_seeds(olds, news, confidence, samples, shared=shared)
     p_value = mcnemar(olds[0] > 0.5, news[0] > 0.5) if pairs[0][2] and len(pairs) == 1 else None
-    left_out = sum(pair[1] for pair in pairs) - sum(map(len, keys))
+    left_out = sum(len(pair[1]) for pair in pairs) - sum(map(len, keys))
     return _comparison(*name, olds, news, difference, p_value=p_value, left_out=left_out)
 
 

@@ -66,8 +66,9 @@ class EvaluationRow:
     """The summary of the samples of one family and level. A pooled row has the family or level `all`.
 
     `accuracy` covers graded samples only. `unmarked` is the share of samples without a marked answer, and `last` is the
-    accuracy if the last number, label or line of each reply is its answer. For older files, `unmarked` and `last` are NaN.
-    `interval` is the Wilson interval of `accuracy` over problems, because samples of one problem are not independent.
+    accuracy if the last number, label or line of each reply is its answer. These three are means over problems, each of which is
+    the mean of the problem's samples. For older files, `unmarked` and `last` are NaN. `interval` is the Wilson interval of
+    `accuracy` over problems, because samples of one problem are not independent.
     `thinking_length` is the mean length of the thinking in tokens, over samples with thinking.
     """
 
@@ -156,20 +157,19 @@ class Evaluation(Provenance):
 
     def _row(self, name: tuple[str, str], group: list[GradedSample], confidence: float) -> EvaluationRow:
         graded = [sample for sample in group if sample.verdict is not Verdict.UNGRADED]
-        right = sum(sample.verdict is Verdict.RIGHT for sample in graded)
         read = [sample for sample in group if sample.last is not None]
-        lasts = [float(sample.last is Verdict.RIGHT) for sample in read if sample.last is not Verdict.UNGRADED]
+        lasts = [sample for sample in read if sample.last is not Verdict.UNGRADED]
         thinking = [sample.thinking_tokens for sample in group if sample.thought]
         return EvaluationRow(
             family=name[0],
             level=name[1],
             problems=len({sample.key for sample in group}),
             graded=len(graded),
-            right=right,
+            right=sum(sample.verdict is Verdict.RIGHT for sample in graded),
             ungraded=len(group) - len(graded),
-            accuracy=right / len(graded) if graded else math.nan,
-            unmarked=sum(sample.unmarked for sample in read) / len(read) if read else math.nan,
-            last=_mean(lasts) if lasts else math.nan,
+            accuracy=_mean_over_problems(graded, lambda sample: sample.verdict is Verdict.RIGHT),
+            unmarked=_mean_over_problems(read, lambda sample: sample.unmarked),
+            last=_mean_over_problems(lasts, lambda sample: sample.last is Verdict.RIGHT),
             interval=accuracy_interval(graded, confidence),
             baselines=self.baselines.get(baseline_key(*name), {}),
             thought=len(thinking) / len(group),
@@ -216,6 +216,10 @@ def accuracy_interval(graded: list[GradedSample], confidence: float) -> Interval
     """Return Wilson's interval of the accuracy over problems. Several samples of a problem count as one problem."""
     values = mean_per_problem(graded, lambda sample: float(sample.verdict is Verdict.RIGHT))
     return wilson(min(math.fsum(values.values()), len(values)), len(values), confidence)
+
+
+def _mean_over_problems(samples: list[GradedSample], value: Callable[[GradedSample], float]) -> float:
+    return _mean(mean_per_problem(samples, value).values()) if samples else math.nan
 
 
 def mean_per_problem(samples: Iterable[GradedSample], value: Callable[[GradedSample], float]) -> dict[str, float]:

@@ -16,6 +16,8 @@ Verdict = Literal["holds", "does not hold", "open"]
 SEEDS = 5
 """With fewer than `SEEDS` seeds, every verdict is open."""
 CONFIDENCE = 0.99
+ROUNDING = 1e-9
+"""Values that differ by less are equal: the same shares of right answers can differ in their last bits."""
 SIGNS: dict[Verdict, str] = {"holds": "● higher", "does not hold": "✕ lower", "open": "○ open"}
 """The words of a table for the verdict on "after is higher"."""
 INTERVALS_NOTE = (
@@ -52,7 +54,7 @@ def judge(
     """
     if len(differences) < SEEDS or bootstrap.confidence < CONFIDENCE:
         return "open"
-    if bootstrap.low == bootstrap.high or len(set(differences)) == 1:
+    if min(bootstrap.high - bootstrap.low, max(differences) - min(differences)) < ROUNDING:
         return "open"
     both = wider_interval(bootstrap, differences)
     above, below = both.low > bound, both.high < bound

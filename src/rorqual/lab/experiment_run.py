@@ -145,7 +145,7 @@ def conclude_finding(plan: LabPlan, command: str) -> Finding:
         for arm, runs in finding.runs.items()
     }
     update = {"costs": costs, "command": command, "made": made, "share": plan.share, "runs": runs}
-    return finding.model_copy(update=update | {"shared_runs": shared_runs(plan)})
+    return Finding(**(dict(finding) | update | {"shared_runs": shared_runs(plan)}))
 
 
 def shared_runs(plan: LabPlan) -> dict[str, tuple[str, ...]]:

@@ -85,6 +85,7 @@ class Contrast(Config):
 
 
 TOO_FEW = f"A verdict needs at least {SEEDS} seeds, and there are fewer: open."
+PARTIAL = "A verdict needs the full work, without a budget: open."
 
 
 class Finding(Config):
@@ -97,8 +98,8 @@ class Finding(Config):
     - `per_problem` has the value of each problem for each seed, from which `verdict` can be computed again. It is None in an older
       finding, where `verdicts` may hold the verdict on every problem.
 
-    With fewer than five seeds, the verdict of the finding is always open, and `words` gives the reason. The minimum of five seeds
-    also applies when an older file is loaded.
+    With fewer than five seeds, or a part of the work (`share` below 1), the verdict of the finding is always open, and `words`
+    gives the reason. Both rules also apply when an older file is loaded.
     """
 
     experiment: str
@@ -125,11 +126,19 @@ class Finding(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _open_with_too_few_seeds(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or len(given.get("seeds", ())) >= SEEDS:
+    def _open_with_too_little(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
             return given
-        words = tuple(given.get("words", ()))
-        return given | {"verdict": "open", "words": words if TOO_FEW in words else (*words, TOO_FEW)}
+        share, headline, words = given.get("share", 1.0), given.get("headline", ""), tuple(given.get("words", ()))
+        reasons = [TOO_FEW] * (len(given.get("seeds", ())) < SEEDS) + [PARTIAL] * (share < 1)
+        if not reasons:
+            return given
+        part = f"With {share:.2%} of the work: " * (share < 1)
+        return given | {
+            "verdict": "open",
+            "headline": part + headline.removeprefix(part),
+            "words": (*words, *(reason for reason in reasons if reason not in words)),
+        }
 
     @classmethod
     def load(cls, path: Path) -> Finding:

@@ -77,8 +77,7 @@ def evaluate(
             print(f"  {chosen.page}: accuracy over cost, and the calibration")
     else:
         evaluation = evaluate_and_save(model, chosen, task, file, show)
-        if chosen.stop_when == "never":  # a mean over samples would count hard problems more often
-            print(table.table(evaluation))
+        print(table.table(evaluation))
         if chosen.votes or chosen.best_of:
             print(table.rules_table("one answer from several samples", rule_results(evaluation)))
         if chosen.refine:

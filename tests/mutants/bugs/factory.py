@@ -17,8 +17,8 @@ MUTANTS = (
         "a restart forgets what was under way at a kill",
         "litellm#40095 #34732",
         "factory/budget.py",
-        "if name not in arrived | refused]",
-        "if name in arrived & refused]",
+        "        answered = arrived | refused\n",
+        "        answered = sent.keys() - (arrived & refused)\n",
         "tests/factory/test_budget.py::test_what_was_under_way_at_a_kill_counts_in_full",
     ),
     one(
@@ -57,8 +57,8 @@ MUTANTS = (
         "refused tries count as paid on resume",
         "issue 14: first bug trial",
         "factory/budget.py",
-        "if name not in arrived | refused]",
-        "if name not in arrived]",
+        "        answered = arrived | refused\n",
+        "        answered = arrived\n",
         "tests/factory/test_budget.py::test_what_was_under_way_at_a_kill_counts_in_full",
     ),
     one(

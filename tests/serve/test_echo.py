@@ -63,8 +63,8 @@ def test_offsets_count_the_characters_of_the_text_however_many_tokens_each_has(s
     body = {"model": "tiny", "prompt": "日 a", "guided_regex": "é日Z", "echo": True, "logprobs": 0, "stream": stream}
     with server.client as client:
         answer = client.post("/v1/completions", json=body).text
-    events = [json.loads(line.removeprefix("data: ")) for line in answer.split("\n") if "choices" in line]
-    choices = [event["choices"][0] for event in events]
+    lines = [line.removeprefix("data: ") for line in answer.split("\n") if "choices" in line]
+    choices = [json.loads(line)["choices"][0] for line in lines]
     text = "日 aé日Z"
     assert "".join(choice["text"] for choice in choices) == text
     [_, *offsets] = [offset for choice in choices for offset in choice["logprobs"]["text_offset"]]

@@ -254,8 +254,8 @@ def test_of_two_tokens_with_one_name_the_likelier_is_told() -> None:
     """Halves of characters are all called U+FFFD."""
     half, other = [id_ for id_ in range(CHAT.tokenizer.vocab_size) if CHAT.tokenizer.token(id_) == "\ufffd"][:2]
     drawn = SampledToken(0, half, logprob=-0.5, top=((half, -0.5), (other, -2.0)))
-    offsets = logprobs.TextOffsets(CHAT.tokenizer)
-    assert logprobs.text_logprobs(CHAT.tokenizer, [drawn], offsets)["top_logprobs"] == [{"\ufffd": -0.5}]
+    told = logprobs.text_logprobs(CHAT.tokenizer, [drawn], logprobs.TextOffsets(CHAT.tokenizer))
+    assert told["top_logprobs"] == [{"\ufffd": -0.5}]
 
 
 @given(st.lists(st.integers(0, CHAT.tokenizer.vocab_size)))
@@ -263,5 +263,5 @@ def test_an_offset_is_the_place_of_the_tokens_first_byte_in_the_text(ids: list[i
     """Also where bytes are no characters, and where an id is unknown."""
     offsets, tokenizer = logprobs.TextOffsets(CHAT.tokenizer), CHAT.tokenizer
     for place, id_ in enumerate(ids):
-        until = len(tokenizer.decode(ids[: place + 1], specials=True))
-        assert offsets.next_offset(id_) == until - len(tokenizer.token(id_))
+        before = len(tokenizer.decode(ids[: place + 1], specials=True)) - len(tokenizer.token(id_))
+        assert offsets.next_offset(id_) == before

@@ -466,9 +466,8 @@ def test_what_runs_ends_with_the_weights_that_it_began_with(base: Path, rollout:
 def test_an_update_is_done_when_what_it_waits_for_was_cancelled(base: Path, rollout: Server) -> None:
     """The engine stands still until an update has come and then the only client has left."""
     data, version = save(state_dict(other_weights(base, seed=6))), state_of(rollout)["version"] + 1
-    body = asked(max_tokens=150, ignore_eos=True, stream=True, n=100)
-    process = rollout.engine()
-    with ThreadPoolExecutor(1) as pool, client(rollout) as http, rollout.client as tenant:
+    body, process = asked(max_tokens=150, ignore_eos=True, stream=True, n=100), rollout.engine()
+    with ThreadPoolExecutor(1) as pool, client(rollout) as http, client(rollout) as other, rollout.client as tenant:
         http.timeout = 60
         try:
             with tenant.stream("POST", "/v1/completions", json=body) as stream:
@@ -476,9 +475,8 @@ def test_an_update_is_done_when_what_it_waits_for_was_cancelled(base: Path, roll
                 assert any("text" in line for line in lines)
                 os.kill(process, signal.SIGSTOP)
                 update = pool.submit(put, http, data, version)
-                with client(rollout) as other:
-                    while put(other, b"x", version, "").status_code != 409:
-                        time.sleep(0.02)
+                while put(other, b"x", version, "").status_code != 409:
+                    time.sleep(0.02)
             rollout.wait("running", 0)
         finally:
             os.kill(process, signal.SIGCONT)

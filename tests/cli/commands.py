@@ -151,6 +151,7 @@ def _fork_one(caller: socket.socket) -> None:
         # A caller that is killed closes its end. The command must not outlive it.
         if caller in connection.wait([process.sentinel, caller]):
             process.kill()
+            return
         process.join()
         caller.send(str(process.exitcode & 255 if process.exitcode is not None else 70).encode())
 

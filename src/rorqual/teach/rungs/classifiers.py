@@ -1,0 +1,118 @@
+"""Rungs that choose among the answers of the training examples by features of the prompt: nearest neighbour and logistic regression."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rorqual.core.extras import require_extra
+from rorqual.teach.rungs.features import Features
+from rorqual.teach.rungs.rung import Guess, Integers, Rung, TrainingRows
+
+PENALTIES = (10.0, 100.0, 1.0)
+"""Candidate values of C, the inverse strength of the L2 penalty of logistic
+regression. If several values of C are equally good, the first of these values is used."""
+FOLDS, CHOICE_ROWS = 3, 1000
+"""Number of folds of the cross-validation, and approximate maximum number of train examples in the cross-validation."""
+CHUNK = 256
+"""Number of prompts that are compared with all train prompts at once. This number of prompts limits the memory that the
+comparison needs."""
+
+
+class NearestNeighbour(Rung):
+    """The answer of the train prompt with the highest cosine similarity of features. The guess's probability is this cosine."""
+
+    def __init__(self, name: str, features: Features) -> None:
+        self.name, self.features = name, features
+
+    def fit(self, rows: TrainingRows) -> None:
+        self.features.fit(rows.prompts)
+        self.train, self.rows = self.features.of(rows.prompts), rows
+
+    def predict(self, prompts: Sequence[str]) -> list[Guess]:
+        guesses: list[Guess] = []
+        for start in range(0, len(prompts), CHUNK):
+            # All train rows have the same norm, so the train row with the largest inner product has the largest cosine.
+            products = _dense(self.features.of(prompts[start : start + CHUNK]) @ self.train.T)
+            places, most = products.argmax(1), products.max(1)
+            answers = (self.rows.answers[self.rows.classes[place]] for place in places)
+            guesses += [Guess(answer, float(value)) for answer, value in zip(answers, most, strict=True)]
+        return guesses
+
+
+class LogisticRegression(Rung):
+    """Logistic regression over the answers of the training examples. Cross-validation on them chooses the features and the penalty.
+
+    Raises ConfigError without scikit-learn.
+    """
+
+    def __init__(self, name: str, choices: Mapping[str, Features]) -> None:
+        self.name, self.choices = name, choices
+
+    def fit(self, rows: TrainingRows) -> None:
+        for features in self.choices.values():
+            features.fit(rows.prompts)
+        tables = {name: features.of(rows.prompts) for name, features in self.choices.items()}
+        name, penalty = _best_choice(tables, rows.classes)
+        self.features, self.answers = self.choices[name], rows.answers
+        self.model = _Classifier(tables[name], rows.classes, penalty)
+
+    def predict(self, prompts: Sequence[str]) -> list[Guess]:
+        shares = self.model.probabilities(self.features.of(prompts))
+        best = shares.argmax(1)
+        return [Guess(self.answers[self.model.classes[place]], float(row[place])) for place, row in zip(best, shares)]
+
+
+class _Classifier:
+    """A fitted logistic regression, or a constant if the rows have only one class, because logistic regression needs two."""
+
+    def __init__(self, rows: Any, classes: Integers, penalty: float) -> None:
+        self.classes, self.model = np.unique(classes), None
+        if len(self.classes) > 1:
+            with require_extra("teach", "sklearn"):
+                from sklearn.exceptions import ConvergenceWarning
+                from sklearn.linear_model import LogisticRegression as Fitted
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)  # after 200 steps the predictions hardly change
+                self.model = Fitted(C=penalty, max_iter=200).fit(rows, classes)
+
+    def probabilities(self, rows: Any) -> Any:
+        """Return the probability of each class of `classes` [rows, classes]."""
+        return np.ones((rows.shape[0], 1)) if self.model is None else self.model.predict_proba(rows)
+
+
+def _best_choice(tables: Mapping[str, Any], classes: Integers) -> tuple[str, float]:
+    """Return the name of the features and the penalty with the highest accuracy in cross-validation."""
+    order = np.argsort(classes, kind="stable")
+    order = order[:: -(-len(order) // CHOICE_ROWS)]  # each class keeps its share
+    known, folds = classes[order], np.arange(len(order)) % FOLDS  # neighbours have one class, so folds share each class
+    right: dict[tuple[str, float], int] = {}
+    for name, table in tables.items():
+        compact = _compact_features(table[order])
+        for penalty in PENALTIES:
+            right[name, penalty] = 0
+            for fold in range(FOLDS if len(order) >= FOLDS else 0):
+                held = folds == fold
+                model = _Classifier(compact[~held], known[~held], penalty)
+                predicted = model.classes[model.probabilities(compact[held]).argmax(1)]
+                right[name, penalty] += int((predicted == known[held]).sum())
+    return max(right, key=right.__getitem__)
+
+
+def _compact_features(rows: Any) -> Any:
+    """Return features [rows, rows] such that the inner product of each pair of rows is the same as in `rows`.
+
+    Logistic regression with an L2 penalty depends only on these inner products. Fitting is much faster than with sparse rows, which have
+    one column per sequence of words or characters. The returned features have one column per row. Dense rows are returned as they are.
+    """
+    if isinstance(rows, np.ndarray):
+        return rows
+    values, vectors = np.linalg.eigh((rows @ rows.T).toarray().astype(np.float64))
+    return vectors * np.sqrt(values.clip(0))
+
+
+def _dense(matrix: Any) -> Any:
+    return matrix if isinstance(matrix, np.ndarray) else matrix.toarray()

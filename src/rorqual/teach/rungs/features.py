@@ -1,0 +1,66 @@
+"""Features of texts: TF-IDF of words and characters, and the embeddings of an encoder."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rorqual.core.extras import require_extra
+from rorqual.teach.encoder import Encoder
+
+
+class Features(ABC):
+    """A function from texts to a matrix whose rows have length 1, or 0 if nothing is known of the text."""
+
+    @abstractmethod
+    def fit(self, texts: Sequence[str]) -> None:
+        """Learn from the training prompts."""
+
+    @abstractmethod
+    def of(self, texts: Sequence[str]) -> Any:
+        """Return the features [texts, features], as a sparse or a dense matrix."""
+
+
+class TfIdf(Features):
+    """TF-IDF of sequences of 2 to 5 characters, or with `words`, of one and two words and of these characters.
+
+    Punctuation counts as words, so that no prompt is without features. Chinese is written without spaces; its characters count.
+    Raises ConfigError without scikit-learn.
+    """
+
+    def __init__(self, *, words: bool) -> None:
+        with require_extra("teach", "sklearn"):
+            from sklearn.feature_extraction.text import TfidfVectorizer
+            from sklearn.pipeline import FeatureUnion
+        characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True, dtype=np.float32)
+        self.made: Any = characters
+        if words:
+            both = TfidfVectorizer(
+                token_pattern=r"\w+|[^\w\s]", ngram_range=(1, 2), sublinear_tf=True, dtype=np.float32
+            )
+            self.made = FeatureUnion([("words", both), ("characters", characters)])
+
+    def fit(self, texts: Sequence[str]) -> None:
+        self.made.fit(texts)
+
+    def of(self, texts: Sequence[str]) -> Any:
+        return self.made.transform(texts).tocsr()
+
+
+class Embeddings(Features):
+    """The embeddings of a pretrained encoder, each of which is computed once."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+        self._known: dict[str, Any] = {}
+
+    def fit(self, texts: Sequence[str]) -> None:
+        pass
+
+    def of(self, texts: Sequence[str]) -> Any:
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        self._known |= dict(zip(new, self.encoder.embed(new), strict=True))
+        return np.stack([self._known[text] for text in texts])

@@ -1,0 +1,33 @@
+"""The rungs of a task without a language model, from the cheapest to the most expensive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rorqual.teach.encoder import Encoder
+from rorqual.teach.examples import AnswerKind
+from rorqual.teach.rungs.classifiers import LogisticRegression, NearestNeighbour
+from rorqual.teach.rungs.features import Embeddings, TfIdf
+from rorqual.teach.rungs.rung import Rung
+from rorqual.teach.rungs.simple import Majority, Rule, UnchangedInput, UserRule
+
+
+def rungs_of(kind: AnswerKind, *, rule: Rule | None = None, encoder: Encoder | None = None) -> Iterator[Rung]:
+    """Yield the rungs for answers of a kind, in the order of cost. Rungs that need the encoder are left out without it.
+
+    Logistic regression is for labels only, and the unchanged input for free text only.
+    """
+    yield Majority()
+    if kind == "text":
+        yield UnchangedInput()
+    if rule is not None:
+        yield UserRule(rule)
+    yield NearestNeighbour("nearest neighbour", TfIdf(words=True))
+    if kind == "label":
+        choices = {"words and characters": TfIdf(words=True), "characters": TfIdf(words=False)}
+        yield LogisticRegression("logistic regression", choices)
+    if encoder is not None:
+        embeddings = Embeddings(encoder)
+        yield NearestNeighbour("nearest neighbour, embeddings", embeddings)
+        if kind == "label":
+            yield LogisticRegression("logistic regression, embeddings", {"embeddings": embeddings})

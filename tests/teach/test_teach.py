@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from climbed import answers_of_rungs
 from example_files import Write, labelled, sums
 
 from in_process import output_of
@@ -27,7 +28,6 @@ from rorqual.evals.evaluation import Evaluation
 from rorqual.tasks.examples import list_test_readings
 from rorqual.teach import stages as running
 from rorqual.teach.check import split_of_group
-from rorqual.teach.classical_baselines import predict_with_baselines
 from rorqual.teach.config import TeachConfig
 from rorqual.teach.examples import Example
 from rorqual.teach.paths import AFTER, ALONE, BEFORE, TeachPaths
@@ -43,7 +43,9 @@ def run(config: TeachConfig, out: Path) -> Path:
 
 
 def settings(tiny: Path, example_file: Path, **keys: Any) -> TeachConfig:
-    return TeachConfig(**({"file": str(example_file), "base": str(tiny), "minutes": 0.05, "quiet": True} | keys))
+    return TeachConfig(
+        **({"file": str(example_file), "base": str(tiny), "minutes": 0.05, "quiet": True, "encoder": "none"} | keys)
+    )
 
 
 def stages(config: TeachConfig, out: Path) -> TeachStages:
@@ -103,7 +105,7 @@ def test_classical_predictions_stand_beside_their_own_examples(taught: tuple[Tea
     ]
     for name in ("nearest neighbour", "logistic regression"):
         samples = Evaluation.load(paths.evaluation_file(name)).samples
-        alone = predict_with_baselines(train, [Example(1, one.prompt, one.answer) for one in samples], "label")[name]
+        alone = answers_of_rungs(train, [Example(1, one.prompt, one.answer) for one in samples], "label")[name]
         assert [one.reply for one in samples] == alone
 
 
@@ -182,7 +184,16 @@ def test_killed_at_any_moment_it_ends_with_the_same_model_and_results(
     out = tmp_path / "out"
     out.mkdir()
     shutil.copy(paths.plan, out / "plan.json")
-    command = ("teach", config.file, f"base={config.base}", "minutes=0.05", "quiet=true", "threads=1", f"out={out}")
+    command = (
+        "teach",
+        config.file,
+        f"base={config.base}",
+        "encoder=none",
+        "minutes=0.05",
+        "quiet=true",
+        "threads=1",
+        f"out={out}",
+    )
     kills = 0
     for wait in (2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 300.0):
         process = rorqual(*command, cwd=tmp_path)

@@ -27,7 +27,8 @@ class TeachConfig(Config):
         "", description="./mine.py:function of (prompt, gold answer, reply) that returns whether the reply is right"
     )
     encoder: str = Field(
-        "", description="folder or .zip of a BERT encoder for embeddings, or none; default: MiniLM, downloaded once (83 MB)"
+        "",
+        description="folder or .zip of a BERT encoder for embeddings, or none; default: MiniLM, downloaded once (83 MB)",
     )
     rule: str = Field("", description="./mine.py:function of the prompt that returns an answer, as a baseline")
     teacher: str = Field("", description="server's address or RUN that writes reasons for the answers")

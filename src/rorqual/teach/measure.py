@@ -173,7 +173,9 @@ def record_measured_checkpoint(task: ExamplesTask, run: RunDir) -> ExamplesTask:
     return task
 
 
-def evaluate_baseline(name: str, task: ExamplesTask, problems: Sequence[Problem], guesses: Sequence[Guess]) -> Evaluation:
+def evaluate_baseline(
+    name: str, task: ExamplesTask, problems: Sequence[Problem], guesses: Sequence[Guess]
+) -> Evaluation:
     """Return the evaluation of the guesses that a rung without a language model makes for `problems`."""
     return Evaluation(
         task=task.name,

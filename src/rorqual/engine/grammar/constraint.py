@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol
@@ -14,6 +16,13 @@ from rorqual.engine.grammar.error_messages import clean_library_error
 from rorqual.engine.grammar.trial_process import NOTHING
 
 Bools = npt.NDArray[np.bool_]
+MASK_SECONDS = 0.0005
+"""Maximum average CPU time per token in seconds that masks take, over all replies to a compiled grammar. All requests wait for each
+mask. With llguidance, masks of typical schemas take 0.05 ms."""
+SPARE_SECONDS = 0.15
+"""CPU time in seconds that the masks of a compiled grammar may take in addition to `MASK_SECONDS` each, because the first masks build
+the lexer's states."""
+SLOW = f"its masks take more than {MASK_SECONDS * 1000} ms of CPU time on average"
 
 
 class Constraint(Protocol):
@@ -36,14 +45,19 @@ class Constraint(Protocol):
     def error(self) -> str:
         """The reason why the grammar failed, for example because of a size limit, or "" if the grammar has not failed.
 
-        After the grammar has failed, the reply cannot match the grammar and must end.
+        After the grammar has failed, the reply cannot match the grammar and must end. If `validation` is not done, `error` waits
+        for it.
         """
+
+    @property
+    def validation(self) -> Future[str] | None:
+        """The future error of a complete reply that is validated in another process, or None without a validation."""
 
 
 class Unconstrained:
     """The constraint of an answer that may have any tokens."""
 
-    done, error = False, ""
+    done, error, validation = False, "", None
 
     def mask(self) -> None:
         return None
@@ -52,18 +66,34 @@ class Unconstrained:
         pass
 
 
+@dataclass
+class GrammarUsage:
+    """What the replies to one compiled grammar share."""
+
+    spare: float = SPARE_SECONDS
+    """CPU time in seconds that is left for masks, in addition to `MASK_SECONDS` per mask."""
+    failed: bool = False
+    """Whether the grammar failed during a reply. Later replies would fail too, because they share the lexer's states."""
+
+
 class MatcherConstraint:
     """The constraint of a reply that must match the grammar from its first token."""
 
-    def __init__(self, matcher: Any, masks: VocabularyMasks) -> None:
-        self._matcher, self._masks = matcher, masks
+    validation = None
+
+    def __init__(self, matcher: Any, masks: VocabularyMasks, usage: GrammarUsage) -> None:
+        self._matcher, self._masks, self._usage = matcher, masks, usage
         self.done, self.error = False, ""
 
     def mask(self) -> Bools:
         masks = self._masks
+        if self._usage.spare < 0 and not self.done:
+            self._mark_failed()
         if self.done:
             return masks.stops
+        began = time.thread_time()
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        self._usage.spare = min(SPARE_SECONDS, self._usage.spare + MASK_SECONDS) - (time.thread_time() - began)
         allowed = np.unpackbits(bits, count=masks.vocab_size, bitorder="little").view(np.bool_) & masks.usable
         if self._matcher.is_error() or not allowed.any():
             self._mark_failed()
@@ -71,15 +101,18 @@ class MatcherConstraint:
         return allowed
 
     def accept(self, token: int) -> None:
+        began = time.thread_time()
         if self.done or self._masks.stops[token]:
             self.done = True
         elif not self._matcher.consume_token(token):
             self._mark_failed()
         else:
             self.done = bool(self._matcher.is_stopped())
+        self._usage.spare -= time.thread_time() - began
 
     def _mark_failed(self) -> None:
-        self.error, self.done = clean_library_error(self._matcher.get_error()) or NOTHING, True
+        reason = SLOW if self._usage.spare < 0 else NOTHING
+        self.error, self.done, self._usage.failed = clean_library_error(self._matcher.get_error()) or reason, True, True
 
 
 @dataclass(frozen=True)
@@ -192,6 +225,10 @@ class ConstraintAfterThinking:
     def error(self) -> str:
         return self._constraint.error
 
+    @property
+    def validation(self) -> Future[str] | None:
+        return self._constraint.validation
+
 
 @dataclass(frozen=True)
 class VocabularyMasks:
@@ -223,13 +260,15 @@ class VocabularyMasks:
 
 
 class ValidatedConstraint:
-    """A wrapper of a constraint that also validates the complete reply with `fault`, for keywords that the grammar
+    """A wrapper of a constraint that also validates the complete reply with `validate`, for keywords that the grammar
     cannot enforce."""
 
-    def __init__(self, constraint: Constraint, fault: Callable[[Sequence[int]], str], masks: VocabularyMasks) -> None:
-        self._constraint, self._fault, self._masks = constraint, fault, masks
+    def __init__(
+        self, constraint: Constraint, validate: Callable[[Sequence[int]], Future[str]], masks: VocabularyMasks
+    ) -> None:
+        self._constraint, self._validate, self._masks = constraint, validate, masks
         self._reply = list[int]()
-        self._error: str | None = None
+        self.validation: Future[str] | None = None
 
     def mask(self) -> Bools | None:
         return self._constraint.mask()
@@ -238,8 +277,8 @@ class ValidatedConstraint:
         self._constraint.accept(token)
         if not self._masks.stops[token]:
             self._reply.append(token)
-        if self._constraint.done and self._error is None:
-            self._error = self._constraint.error or self._fault(self._reply)
+        if self._constraint.done and not self._constraint.error and self.validation is None:
+            self.validation = self._validate(self._reply)
 
     @property
     def done(self) -> bool:
@@ -247,4 +286,4 @@ class ValidatedConstraint:
 
     @property
     def error(self) -> str:
-        return self._error or self._constraint.error
+        return self._constraint.error or ("" if self.validation is None else self.validation.result())

@@ -157,10 +157,14 @@ def long_prompts(client: httpx.Client, over: threading.Event) -> None:
     )
 
 
-def schema_attack(schema: dict[str, Any], status: int, words: str, **more: Any) -> Attack:
-    """Send requests with one schema, four at a time. The answer 1 matches `schema` quickest."""
-    body = {"prompt": "a", "max_tokens": 400, "n": 4, "guided_json": schema, **more}
-    return lambda client, over: beside_one_another(4, lambda: post(client, TEXT, body, status, words), over)
+def schema_attack(schema: dict[str, Any], status: int, words: str) -> Attack:
+    """Send requests with a schema, four at a time. Each has a title of its own, so that it is compiled anew."""
+    body, titles = {"prompt": "a", "max_tokens": 400, "n": 4}, iter(range(10**9))
+
+    def ask(client: httpx.Client) -> None:
+        post(client, TEXT, {**body, "guided_json": {**schema, "title": str(next(titles))}}, status, words)
+
+    return lambda client, over: beside_one_another(4, lambda: ask(client), over)
 
 
 def doubling_references(number: int) -> dict[str, Any]:

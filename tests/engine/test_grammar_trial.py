@@ -215,16 +215,20 @@ def test_a_grammar_that_failed_is_compiled_again(grammars: GrammarCompiler) -> N
 
 
 def test_masks_that_take_long_on_average_end_the_reply(grammars: GrammarCompiler) -> None:
-    def arrays(number: int) -> Grammar:
-        return schema(
-            {
-                "$defs": {"e": {"anyOf": [{"type": "array", "items": {"$ref": "#/$defs/e"}}] * number}},
-                "$ref": "#/$defs/e",
-            }
-        )
+    """A tenant pays for slow masks once, also with a further slow grammar. Its fast grammars and other tenants go on."""
 
-    assert finished(grammars, arrays(100), "[" * 100 + "]" * 100).error == SLOW
-    assert finished(grammars, arrays(10), "[" * 100 + "]" * 100).error == ""
+    def drawn(arrays: int, tenant: str) -> tuple[str, float]:
+        each = {"type": "array", "items": {"$ref": "#/$defs/e"}}
+        grammar = schema({"$defs": {"e": {"anyOf": [each] * arrays}}, "$ref": "#/$defs/e"})
+        grammars.compile(grammar, tenant=tenant)
+        began = time.thread_time()
+        return finished(grammars, grammar, "[" * 100 + "]" * 100, tenant).error, time.thread_time() - began
+
+    assert drawn(100, "a")[0] == SLOW
+    error, seconds = drawn(101, "a")
+    assert error == SLOW and seconds < 0.1
+    assert drawn(10, "a")[0] == "" == drawn(10, "b")[0]
+    assert drawn(100, "b")[1] > seconds, "a budget of its own"
 
 
 def test_no_reference_of_a_schema_is_fetched(grammars: GrammarCompiler) -> None:

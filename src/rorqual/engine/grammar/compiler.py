@@ -15,7 +15,7 @@ import json
 import re
 import threading
 import weakref
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -31,6 +31,7 @@ from rorqual.engine.grammar.constraint import (
     Constraint,
     ConstraintAfterThinking,
     GrammarUsage,
+    MaskBudget,
     MatcherConstraint,
     ReasoningFormat,
     ValidatedConstraint,
@@ -91,11 +92,12 @@ class CompiledGrammar:
         self,
         matcher: Any,
         masks: VocabularyMasks,
+        budget: MaskBudget,
         *,
         validate: Callable[[Sequence[int]], Future[str]] | None = None,
     ) -> None:
         self._matcher, self._masks, self._validate = matcher, masks, validate
-        self.usage = GrammarUsage()
+        self.usage = GrammarUsage(budget)
         self._lock = threading.Lock()
 
     def new_constraint(self, thought: ReasoningFormat | None = None) -> Constraint:
@@ -126,6 +128,7 @@ class GrammarCompiler:
         # All compiled grammars that a caller or `_cached` still references.
         self._known: weakref.WeakValueDictionary[tuple[str, Grammar], CompiledGrammar] = weakref.WeakValueDictionary()
         self._cached: OrderedDict[tuple[str, Grammar], CompiledGrammar] = OrderedDict()
+        self._budgets = defaultdict[str, MaskBudget](MaskBudget)
         self._lock, self._building = threading.Lock(), threading.Lock()
         self._queue = CompileQueue[Any](WORKERS)
         self.close = weakref.finalize(self, self._queue.close)
@@ -249,6 +252,7 @@ class GrammarCompiler:
             return CompiledGrammar(
                 build_matcher(self._llguidance_vocabulary, text),
                 masks,
+                self._budgets[tenant],
                 validate=lambda ids: self._validate(tenant, [FinishedAnswer(self._tokenizer.decode(ids), schema)]),
             )
         if grammar.kind == "json":
@@ -258,7 +262,7 @@ class GrammarCompiler:
             text = str(library.LLMatcher.grammar_from_regex(pattern))
         if grammar.kind not in NEED_NO_TRIAL:
             run_trial(LlguidanceGrammar(text))
-        return CompiledGrammar(build_matcher(self._llguidance_vocabulary, text), masks)
+        return CompiledGrammar(build_matcher(self._llguidance_vocabulary, text), masks, self._budgets[tenant])
 
     def _build_calls_grammar(
         self, tenant: str, grammar: Grammar, library: Any, masks: VocabularyMasks, check: Callable[..., None]
@@ -287,5 +291,6 @@ class GrammarCompiler:
         return CompiledGrammar(
             build_matcher(self._llguidance_vocabulary, text),
             replace(masks, usable=usable),
+            self._budgets[tenant],
             validate=lambda ids: self._validate(tenant, spelling.parse_answers(ids, calls)),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
@@ -17,11 +17,13 @@ from rorqual.engine.grammar.trial_process import NOTHING
 
 Bools = npt.NDArray[np.bool_]
 MASK_SECONDS = 0.0005
-"""Maximum average CPU time per token in seconds that masks take, over all replies to a compiled grammar. All requests wait for each
-mask. With llguidance, masks of typical schemas take 0.05 ms."""
+"""CPU time in seconds that a token's mask may take on average. All requests wait for each mask. With llguidance, masks of typical
+schemas take 0.05 ms."""
 SPARE_SECONDS = 0.15
-"""CPU time in seconds that the masks of a compiled grammar may take in addition to `MASK_SECONDS` each, because the first masks build
-the lexer's states."""
+"""Maximum CPU time in seconds that a tenant's masks may take in addition to `MASK_SECONDS` each, because the first masks of a grammar
+build the lexer's states."""
+SPARE_SHARE = 0.05
+"""Share of the elapsed time by which the CPU time of `SPARE_SECONDS` grows again."""
 SLOW = f"its masks take more than {MASK_SECONDS * 1000} ms of CPU time on average"
 
 
@@ -67,13 +69,39 @@ class Unconstrained:
 
 
 @dataclass
-class GrammarUsage:
-    """What the replies to one compiled grammar share."""
+class MaskBudget:
+    """The CPU time that a tenant's masks may take in addition to `MASK_SECONDS` each."""
 
     spare: float = SPARE_SECONDS
-    """CPU time in seconds that is left for masks, in addition to `MASK_SECONDS` per mask."""
+    """Seconds that are left."""
+    updated: float = field(default_factory=time.monotonic)
+
+    def spend(self, seconds: float) -> None:
+        """Subtract CPU time, and add what has grown since the last call."""
+        now = time.monotonic()
+        self.spare = min(SPARE_SECONDS, self.spare + (now - self.updated) * SPARE_SHARE) - seconds
+        self.updated = now
+
+
+@dataclass
+class GrammarUsage:
+    """What the replies to one compiled grammar share. `budget` is the budget of the grammar's tenant."""
+
+    budget: MaskBudget
+    excess: float = 0.0
+    """CPU time in seconds that the grammar's masks took in addition to `MASK_SECONDS` each."""
     failed: bool = False
     """Whether the grammar failed during a reply. Later replies would fail too, because they share the lexer's states."""
+
+    @property
+    def too_slow(self) -> bool:
+        """Whether the grammar's masks are slow and the tenant's budget is used up."""
+        return self.excess > 0 and self.budget.spare < 0
+
+    def spend(self, seconds: float) -> None:
+        """Charge CPU time to the grammar and to its tenant."""
+        self.excess += seconds
+        self.budget.spend(seconds)
 
 
 class MatcherConstraint:
@@ -87,13 +115,13 @@ class MatcherConstraint:
 
     def mask(self) -> Bools:
         masks = self._masks
-        if self._usage.spare < 0 and not self.done:
-            self._mark_failed()
+        if not self.done and self._usage.too_slow:
+            self.error, self.done = SLOW, True
         if self.done:
             return masks.stops
         began = time.thread_time()
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        self._usage.spare = min(SPARE_SECONDS, self._usage.spare + MASK_SECONDS) - (time.thread_time() - began)
+        self._usage.spend(time.thread_time() - began - MASK_SECONDS)
         allowed = np.unpackbits(bits, count=masks.vocab_size, bitorder="little").view(np.bool_) & masks.usable
         if self._matcher.is_error() or not allowed.any():
             self._mark_failed()
@@ -108,11 +136,11 @@ class MatcherConstraint:
             self._mark_failed()
         else:
             self.done = bool(self._matcher.is_stopped())
-        self._usage.spare -= time.thread_time() - began
+        self._usage.spend(time.thread_time() - began)
 
     def _mark_failed(self) -> None:
-        reason = SLOW if self._usage.spare < 0 else NOTHING
-        self.error, self.done, self._usage.failed = clean_library_error(self._matcher.get_error()) or reason, True, True
+        self.error, self.done = clean_library_error(self._matcher.get_error()) or NOTHING, True
+        self._usage.failed = True
 
 
 @dataclass(frozen=True)

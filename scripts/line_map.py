@@ -3,7 +3,8 @@
     LINE_MAP=FOLDER pytest -p line_map -n 2 --dist loadfile tests
 
 Each process writes coverage data into FOLDER, with the running test as context. So does each Python process that a test starts, unless
-the test gives it an environment of its own.
+the test gives it an environment of its own. What a fixture of several tests runs, and the processes that it starts, belong to all tests
+that use the fixture.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import coverage
+import pytest
 from coverage.numbits import numbits_to_nums
 
 ROOT = Path(__file__).parent.parent
@@ -46,7 +48,8 @@ class Measurement:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.file = folder, ""
+        self.folder, self.file, self.test = folder, "", ""
+        self.users: dict[str, list[str]] = defaultdict(list)
         settings = folder / "coverage.ini"
         settings.write_text(SETTINGS.format(folder=folder, root=ROOT), encoding="utf-8")
         self.coverage: coverage.Coverage | None = None
@@ -64,14 +67,39 @@ class Measurement:
         file = nodeid.partition("::")[0]
         if file != self.file:
             self._start(file)
-        self.coverage.switch_context(nodeid)
-        os.environ["LINE_MAP_TEST"] = nodeid
+        self.test = nodeid
+        self._switch(nodeid)
+
+    def _switch(self, context: str) -> None:
+        self.coverage.switch_context(context)
+        os.environ["LINE_MAP_TEST"] = context
+
+    def pytest_runtest_setup(self, item: Any) -> None:
+        for definitions in item._fixtureinfo.name2fixturedefs.values():
+            if definitions[-1].scope != "function":
+                self.users[_fixture_name(definitions[-1])].append(item.nodeid)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: Any) -> Any:
+        if fixturedef.scope == "function":
+            return (yield)
+        self._switch(_fixture_name(fixturedef))
+        try:
+            return (yield)
+        finally:
+            self._switch(self.test)
 
     def pytest_unconfigure(self) -> None:
         if self.coverage:
             self.coverage.stop()
             self.coverage.save()
             self.coverage = None
+            users = data_of(self.folder, self.file).with_suffix(".users.json")
+            users.write_text(json.dumps(self.users), encoding="utf-8")
+
+
+def _fixture_name(definition: Any) -> str:
+    return f"fixture {definition.baseid}::{definition.argname}"
 
 
 def data_of(folder: Path, file: str) -> Path:
@@ -82,18 +110,24 @@ def data_of(folder: Path, file: str) -> Path:
 def write(folder: Path, seconds: dict[str, float], out: Path) -> None:
     """Write the map of the measured data. Sets of tests are kept once, because most lines of a function have the same."""
     numbers: dict[str, int] = {}
+    users: dict[str, set[str]] = defaultdict(set)
+    for file in folder.glob("*.users.json"):
+        for fixture, tests in json.loads(file.read_bytes()).items():
+            users[fixture] |= set(tests)
     lines: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
-    for file in [*folder.glob("worker*"), *folder.glob("child*")]:
+    for file in [*folder.glob("worker-*.py"), *folder.glob("child*")]:
         with sqlite3.connect(file) as data:
+            if not data.execute("select 1 from sqlite_master").fetchone():
+                continue  # a process that was killed before it wrote
             files = dict(data.execute("select id, path from file"))
             tests = dict(data.execute("select id, context from context"))
             for file_id, context, bits in data.execute("select file_id, context_id, numbits from line_bits"):
                 test = tests[context].partition("|")[0]
                 if "::" in test:
-                    number = numbers.setdefault(test, len(numbers))
+                    found = {numbers.setdefault(one, len(numbers)) for one in users.get(test, (test,))}
                     name = files[file_id].rpartition("/src/rorqual/")[2]
                     for line in numbits_to_nums(bits):
-                        lines[f"src/rorqual/{name}"][line].add(number)
+                        lines[f"src/rorqual/{name}"][line] |= found
     sets: dict[frozenset[int], int] = {}
     places = {
         file: {line: sets.setdefault(frozenset(tests), len(sets)) for line, tests in found.items()}

@@ -191,6 +191,9 @@ def test_a_router_brings_its_load_to_what_it_aims_at(config: RouterConfig) -> No
     first = miss()
     last = [miss() for _ in range(200)][-1]
     assert first > 0.2 and (last < 0.1 if any(True for _ in module.buffers()) else last == first)
+    before = [buffer.clone() for buffer in module.buffers()]
+    module.balance(torch.zeros(config.n_router_choices()), 0.01)
+    assert all(map(torch.equal, before, module.buffers())), "no load, no change"
 
 
 @every_stage

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from rorqual.evals import stats
 from rorqual.evals.stats import (
+    Interval,
     difference_over_seeds,
     hierarchical_difference,
     mcnemar,
@@ -43,6 +44,7 @@ def test_impossible_counts_are_refused():
             wilson(right, total)
     with pytest.raises(ValueError, match="range"):
         wilson(1, 3, confidence=95)
+    assert wilson(0, 0, 0.8) == Interval(0.0, 1.0, 0.8), "no problem, no knowledge"
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=12))

@@ -138,8 +138,12 @@ def test_an_unusable_gold_answer_is_refused_in_training_and_ungraded_in_evaluati
 
 
 def test_math500_without_a_usable_gold_is_ungraded(tmp_path: Path) -> None:
-    rows = [{"problem": "a", "answer": "\\frac{"}, {"problem": "b", "answer": "\\frac{1}{2}"}]
+    rows = [
+        {"problem": "a", "answer": "\\frac{"},
+        {"problem": "b", "answer": "\\frac{1}{2}", "level": 5, "subject": "algebra"},
+    ]
     task = Math500(write(tmp_path / "test.jsonl", *rows))
+    assert {(p.family, p.level) for p in task.problems("test", 0)} == {("math500", ""), ("algebra", "5")}
     assert {p.prompt[0]: task.grade(p, p.answer) for p in task.problems("test", 0)} == {
         "a": Verdict.UNGRADED,
         "b": Verdict.RIGHT,

@@ -136,13 +136,17 @@ def test_json_answers_are_written_in_one_order_of_keys_and_must_be_json(write: W
         (labelled(3), "only 3 usable examples"),
         (labelled(49), "only 49 usable examples"),
         ([row | {"label": "same"} for row in labelled(60)], "all answers are the same: 'same'"),
-        ([*labelled(60), *[{"text": "", "label": "a"}] * 20], "20 of 80 rows cannot be used: 20 empty"),
+        ([*labelled(60), *[{"text": "", "label": "a"}] * 16], "16 of 76 rows cannot be used: 16 empty"),
         ([row | {"text": f"label: {row['label']} {row['text']}"} for row in labelled(60)], "60 of 60 rows .* 60 answer in prompt"),
     ],
 )  # fmt: skip
 def test_unusable_files_are_refused(write: Write, rows: list[dict[str, Any]], problem: str) -> None:
     with pytest.raises(DataError, match=rf"a\.jsonl.*{problem}"):
         divided(write("a.jsonl", rows))
+
+
+def test_a_fifth_of_the_rows_may_have_faults(write: Write) -> None:
+    divided(write("a.jsonl", [*labelled(60), *[{"text": "", "label": "a"}] * 15]))
 
 
 @pytest.mark.parametrize(

@@ -46,9 +46,9 @@ def request_of(prompt: Request | Prompt, params: SamplingParams, number: int) ->
             where="engine.generate",
             remedy="Pass a list of prompts: each a string, a list of Message, a list of token ids, or a Request.",
         )
-    if all(isinstance(part, Message) for part in prompt):
-        return Request(tuple(part for part in prompt if isinstance(part, Message)), params)
-    return Request(params=params, prompt_ids=tuple(part for part in prompt if not isinstance(part, Message)))
+    if all(isinstance(part, Integral) for part in prompt):
+        return Request(params=params, prompt_ids=tuple(prompt))  # type: ignore[arg-type]
+    return Request(tuple(prompt), params)  # type: ignore[arg-type]
 
 
 def _sample_error(finished: FinishedSequence) -> str:

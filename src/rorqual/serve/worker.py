@@ -87,18 +87,20 @@ class EngineWorker:
         self.inbox.put(None)
 
     def _read_messages(self) -> bool:
-        """Handle messages from the server, and wait for a message if no request is running. Return False when standard input
-        closes.
+        """Handle the queued messages from the server. If no request is running, first wait for a message. Return False when
+        standard input closes.
 
-        The call returns when the next heartbeat is due, even if more messages are queued.
+        The call returns when the next heartbeat is due, even if more messages are queued. The call waits only once, because a
+        message may end the last running request: a weight update can then start, and a heartbeat is due.
         """
         until = time.monotonic() + BEAT
-        while not (self.numbers or self.unsent) or not self.inbox.empty():
-            left = max(0.0, until - time.monotonic())
+        waits = not (self.numbers or self.unsent)
+        while waits or not self.inbox.empty():
             try:
-                message = self.inbox.get(timeout=left if self.compiling else None)
+                message = self.inbox.get(timeout=BEAT if self.compiling else None)
             except queue.Empty:
                 break
+            waits = False
             if message is None:
                 return False
             self._handle_message(message)

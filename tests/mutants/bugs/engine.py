@@ -660,8 +660,8 @@ MUTANTS = (
         "nobody is preempted for fairness",
         "issue 14",
         "engine/scheduler.py",
-        "        return self.running[max(candidates)[2]] if candidates else None\n",
-        "        return None\n",
+        "        if candidates:\n",
+        "        if not candidates or candidates:\n            return None\n        if candidates:\n",
         "tests/engine/test_fairness.py::test_slots_are_shared_out_evenly_and_no_further",
     ),
     one(

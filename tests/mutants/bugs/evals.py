@@ -193,8 +193,8 @@ MUTANTS = (
         "a finding of three seeds keeps the verdict it was given",
         "issue 15",
         "lab/finding.py",
-        'given | {"verdict": "open", "words"',
-        'given | {"words"',
+        '            "verdict": "open",\n',
+        "",
         "tests/evals/test_verdict.py::test_no_finding_of_fewer_than_five_seeds_says_more_than_its_rows",
     ),
     one(

@@ -102,7 +102,7 @@ def taught(run: Path, out: Path) -> str:
     file = out.with_suffix(".csv")
     file.write_text("text,label\n" + "".join(f"late parcel {n},delay\nlost parcel {n},loss\n" for n in range(60)))
     with traced(most=2) as trace:
-        config = TeachConfig(file=str(file), base=str(run), minutes=0.05, quiet=True)
+        config = TeachConfig(file=str(file), base=str(run), minutes=0.05, encoder="none", quiet=True)
         teach(config, out, threads=1, import_progress=lambda *_: None)
     return trace.text()
 

@@ -262,7 +262,7 @@ def test_evaluations_of_other_settings_have_a_note() -> None:
         (found,) = compare(*arms).comparisons
         *_, note = found.note.split("\n")
         assert note == (
-            "The evaluations have different settings: max_tokens 8 and 64; temperature 0.0 and 1.0; thinking auto and on; "
+            "The evaluations have different settings: max_tokens 8 and 64; temperature 0.0 and 1.0; thinking 'auto' and 'on'; "
             "backend torch and mine."
         )
     assert "different settings" not in str(compare(plain, asked("4", {"max_tokens": 8})))

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from rorqual.core.records import RunDir
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.tasks.task import Verdict
@@ -174,6 +173,7 @@ def write_students(folder: Path, count: int = 120, rates: dict[str, float] | Non
     ]
     summary |= {
         "student": {"total": 70_000, "active": 70_000},
+        "core_hour": 0.25,
         "samples": {"sampled": 1500, "right": 1300, "kept": 1250},
     }
     (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")

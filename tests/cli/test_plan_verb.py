@@ -25,30 +25,6 @@ def refused(*words: str) -> str:
     return " ".join(output_of("plan", *words, code=2).split())
 
 
-SHOWN = {
-    "the training of DeepSeek-V3": (
-        V3, ("2.505e+11", "3.707e+24", "2.668M", "54.3 days", "$5.337M at $2.00", "chosen", "fits"),
-    ),
-    "serving and its price at a margin": (
-        ("deepseek-v3", "--serve", "hardware=h800", "n=144", "margin=0.5"),
-        ("70,272 bytes per token", "bound by memory", "margin 50%", "price per million prompt $0.", "deepseek-r1, 2025-01 $0.714"),
-    ),
-    "published figures": (
-        ("--published",),
-        ("2,788,000", "$562,027 $562,100", "$87,072 $87,072 +0.00%", "516,096 516,096", "GPT-4", "$1.300B", "57.0 56.9"),
-    ),
-    "tables": (("--tables",), ("NVIDIA H800",)),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", SHOWN)
-def test_a_plan_shows_its_figures(name: str) -> None:
-    words, figures = SHOWN[name]
-    text = shown(*words)
-    for figure in figures:
-        assert figure in text
-
-
 def test_a_layout_that_does_not_fit_comes_with_one_that_does() -> None:
     text = shown(*V3, "pp=16", "ep=64", "recompute=none")
     assert "does not fit, 79.5 GB too much" in text

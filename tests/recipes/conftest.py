@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from quickstart_folder import write_folder, write_students
+from rorqual.core.records import RunDir
 from rorqual.recipes import make_run
 from rorqual.train.loop import fit
 

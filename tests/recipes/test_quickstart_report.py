@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from html import escape, unescape
+from html import unescape
 from html.parser import HTMLParser
 
 import pytest
@@ -13,7 +13,6 @@ import pytest
 from rorqual.core.errors import DataError, RorqualError
 from rorqual.evals.evaluation import Evaluation
 from rorqual.recipes.quickstart.charts import charts
-from rorqual.recipes.quickstart.comparisons import OF_STUDENTS, OF_TEACHER
 from rorqual.recipes.quickstart.findings import read_findings
 from rorqual.recipes.quickstart.report import build_report, report_text
 from rorqual.tasks.task import Verdict
@@ -66,17 +65,6 @@ class Elements(HTMLParser):
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
-
-
-def test_each_comparison_is_shown(folder, report):
-    findings = read_findings(folder)
-    for one, evaluations in (
-        *((one, findings.evaluations) for one in OF_TEACHER),
-        *((one, findings.students) for one in OF_STUDENTS.values()),
-    ):
-        [row] = one.rows(evaluations, "all")
-        assert report.count(f"<h3>{escape(one.title)}</h3>") == 1
-        assert f"{100 * row.before:.1f} {100 * row.after:.1f} {100 * row.difference.mean:+.1f}" in words(folder)
 
 
 def test_it_says_where_the_gain_came_from(folder, tmp_path, make_folder):
@@ -188,18 +176,3 @@ def test_the_student_is_said_to_be_no_more_than_it_is(folder, student_folder, ad
         files = [turned / "evals" / f"student-{name}-{mode}.json" for name in ("distilled", "reinforced")]
         shutil.copy(*files)
     assert "is right more often is open. Accuracy on held-out" in words(turned, "students")
-
-
-def test_costs_are_sums_of_stages(folder):
-    text = words(folder, "students")
-    assert (
-        "took 100 core-seconds, including the teacher's samples, and GRPO 95. The ratio is 1.05, about equal." in text
-    )
-
-
-def test_the_ledger_is_shown_with_its_price_and_money_for_what_was_solved(folder):
-    text = words(folder, "cost")
-    assert "assumes US $ 0.05 per core-hour" in text
-    row = text.partition("reinforcing ")[2]
-    cents, per_million = 100 * 95 / 3600 * 0.05, 1e6 * 95 / 3600 * 0.05 / 500
-    assert f"{cents:,.3f} 500 {per_million:,.2f}" in row

@@ -22,7 +22,7 @@ from rorqual.evals.text_loss import TextLoss
 from rorqual.factory.budget import Spending
 from rorqual.factory.card import CardFindings
 from rorqual.factory.config import FactoryConfig, RemoteAccess
-from rorqual.lab.finding import Contrast, Finding
+from rorqual.lab.finding import Contrast, Finding, contrast_of_values
 from rorqual.report.chart import Chart, Series
 from rorqual.report.table import Table
 from rorqual.tasks.examples import OPENINGS_FILE
@@ -49,7 +49,14 @@ def evaluation(model: str, cells: dict[str, str], *, n: int = 1, shift: int = 0,
         for cell, letters in cells.items()
         for at, letter in enumerate(letters)
     ]  # fmt: skip
-    fields = {"task": "families", "split": "test", "seed": 3, "count": len(samples), "per_family": True, "thinking": "auto"}
+    fields = {
+        "task": "families",
+        "split": "test",
+        "seed": 3,
+        "count": len(samples),
+        "per_family": True,
+        "thinking": "auto",
+    }
     params = {"params": SamplingParams(n=n, temperature=0.5, max_tokens=96)}
     return Evaluation(**{"model": model, "samples": tuple(samples), **fields, **params, **given})
 
@@ -71,7 +78,7 @@ def finding() -> Finding:
     odd = {"question": "odd", "a": 1.0, "b": 1.0, "difference": 0.0, "low": 0.0, "high": 0.0, "by_seed": ((1.0, 1.0),)}
     contrasts += [
         Contrast(**odd, of="the same in every seed"),
-        Contrast(**odd | {"b": 3.0, "difference": 2.0}, of="exact", unit="number", exact=True),
+        contrast_of_values("odd", [[1.0, 2.0]], [[3.0, 3.0]], of="exact", unit="number", exact=True),
         Contrast(**odd | {"a": math.nan, "difference": math.nan}, of="not measured", confidence=0.9),
     ]
     return Finding(
@@ -84,7 +91,9 @@ def finding() -> Finding:
 
 
 def text_loss(model: str, losses: tuple[float, ...], seed: int | None = None) -> TextLoss:
-    return TextLoss(model=model, text="a.txt", window=8, passages="p", losses=losses, characters=90, bytes=100, training_seed=seed)
+    return TextLoss(
+        model=model, text="a.txt", window=8, passages="p", losses=losses, characters=90, bytes=100, training_seed=seed
+    )
 
 
 def cascade(flops: bool) -> Cascade:
@@ -92,7 +101,10 @@ def cascade(flops: bool) -> Cascade:
     letters = "rrrwwurrwwwurrrwrw"
     student, dev = (evaluation("small", {f"{split} 1": letters}, split=split) for split in ("test", "dev"))
     keys = [sample.key for sample in student.samples]
-    costs = {key: 1e6 * (place + 1) for place, key in enumerate(keys)}, {key: 3e7 + 1e6 * place for place, key in enumerate(keys)}
+    costs = (
+        {key: 1e6 * (place + 1) for place, key in enumerate(keys)},
+        {key: 3e7 + 1e6 * place for place, key in enumerate(keys)},
+    )
     return Cascade(
         student=student, teacher=evaluation("large", {"test 1": "rrrrrwurrrrrrrwrrr"}, shift=20), calibration=calibrate(dev),
         sure=0.55 if flops else 1.0, flops=costs if flops else None, fingerprints=("ab", "cd"),
@@ -105,9 +117,18 @@ def compute_report() -> ComputeReport:
         problem = Problem(f"{family}{place}", f"{family}?", "2", family, f"{place}")
         text = Tokenizer.byte_level().encode(f"a<é\n{place}")
         parts = ("prompt", "prompt", "thinking", *["answer"] * (len(text) - 3))
-        replies.append(CountedReply(problem, VERDICTS[verdict], tuple(text), parts, tuple(at / 2 for at in range(len(text)))))  # type: ignore[arg-type]
-    kinds = {"part": ("all", "prompt", "answer"), "family": ("add", "count"), "level": ("add, 1",), "verdict": ("wrong",)}
-    groups = [TokenGroup(kind, name, 1200, 3, 1.25, Interval(1.0, 1.5)) for kind, names in kinds.items() for name in names]
+        replies.append(
+            CountedReply(problem, VERDICTS[verdict], tuple(text), parts, tuple(at / 2 for at in range(len(text))))
+        )  # type: ignore[arg-type]
+    kinds = {
+        "part": ("all", "prompt", "answer"),
+        "family": ("add", "count"),
+        "level": ("add, 1",),
+        "verdict": ("wrong",),
+    }
+    groups = [
+        TokenGroup(kind, name, 1200, 3, 1.25, Interval(1.0, 1.5)) for kind, names in kinds.items() for name in names
+    ]
     groups += [TokenGroup("token", chr(97 + at) + "\n", 10 + at, 1, at / 7, None) for at in range(14)]
     return ComputeReport("runs/m", "families", 2, 3, tuple(groups), tuple(replies))
 
@@ -122,8 +143,12 @@ def attention_report(planted: bool) -> SparseAttentionReport:
             if (length, budget) == (600, 64):
                 continue
             kl = place / budget
-            passages = tuple(PassageDamage(40 + at, kl + at / 8, kl / 2, 0.5 - kl / 8, 0.5, 2.0 + kl, 2.0) for at in range(3))
-            layers = tuple(LayerSelection(0.5 * (place != 4), 0.75 + kl / 8, 0.5 + layer / 4, 0.625, kl) for layer in range(2))
+            passages = tuple(
+                PassageDamage(40 + at, kl + at / 8, kl / 2, 0.5 - kl / 8, 0.5, 2.0 + kl, 2.0) for at in range(3)
+            )
+            layers = tuple(
+                LayerSelection(0.5 * (place != 4), 0.75 + kl / 8, 0.5 + layer / 4, 0.625, kl) for layer in range(2)
+            )
             found.append(Measurement(name, length, depth, budget, passages, layers))
     return SparseAttentionReport("runs/m", 1200, 64, (16, 64), (2048,) * planted, tuple(found))
 
@@ -133,7 +158,14 @@ def card_findings(remote: bool) -> CardFindings:
     given: dict[str, Any] = {"teacher": "runs/t", "task": "families"}
     if not remote:
         return CardFindings(FactoryConfig(**given), [], [LedgerEntry("sample", seconds=1.25, core_seconds=2.5)], 0, [])
-    kinds = [("right", ""), ("right", "duplicate"), ("wrong", "wrong"), ("ungraded", "ungraded"), ("right", ""), ("wrong", "")]
+    kinds = [
+        ("right", ""),
+        ("right", "duplicate"),
+        ("wrong", "wrong"),
+        ("ungraded", "ungraded"),
+        ("right", ""),
+        ("wrong", ""),
+    ]
     rows = [
         TeacherSample(
             f"k{at // 2}", "add" if at < 8 else "sort", "1", "?", (Message("user", "?"), Message("assistant", "2")), verdict,
@@ -171,9 +203,15 @@ def write_trace_run(folder: Path) -> Path:
 def write_teach_folder(out: Path) -> TeachPaths:
     """The folder of a taught model: evaluations, openings of the test split, reasons, and what the stages wrote."""
     paths = TeachPaths(out)
-    letters = {"majority": "wrwwwwrwwwuw", BEFORE: "wrwwwrrwrwww", "base, 4 examples": "rrwrwrrwrwww", ALONE: "rrrrwrrwrrrw", AFTER: "rrRrwrRwrrrr"}
+    letters = {
+        "majority": "wrwwwwrwwwuw",
+        BEFORE: "wrwwwrrwrwww",
+        "base, 4 examples": "rrwrwrrwrwww",
+        ALONE: "rrrrwrrwrrrw",
+        AFTER: "rrRrwrRwrrrr",
+    }
     for name, own in letters.items():
-        evaluation(name, {"all": own * 3}).save(paths.evaluation_file(name))
+        evaluation(name, {"all": own * 5}).save(paths.evaluation_file(name))
     files = {
         paths.baselines: {"names": [name for name in letters if name not in (ALONE, AFTER)], "left_out": ["your rule: too slow"]},
         paths.reasons: {"texts": {"a": "so", "b": "so", "c": "so"}, "given": ["c"], "stopped": "The budget was reached."},
@@ -191,8 +229,17 @@ def write_teach_folder(out: Path) -> TeachPaths:
 
 def write_examples(path: Path) -> Path:
     """A file of examples with the faults that a check reports of labels."""
-    rows: list[Any] = [{"text": f"the {'card' if at % 2 else 'pin'} number {at * at} is lost", "label": f"l{at % 14}"} for at in range(40)]
-    rows += [rows[3], rows[4] | {"label": "l9"}, {"text": "", "label": "l1"}, {"text": "no label"}, {"text": "x" * 300, "label": "l1"}]
+    rows: list[Any] = [
+        {"text": f"the {'card' if at % 2 else 'pin'} number {at * at} is lost", "label": f"l{at % 14}"}
+        for at in range(40)
+    ]
+    rows += [
+        rows[3],
+        rows[4] | {"label": "l9"},
+        {"text": "", "label": "l1"},
+        {"text": "no label"},
+        {"text": "x" * 300, "label": "l1"},
+    ]
     rows += [{"text": "The PIN number 64 is lost!", "label": "l8"}] + [{"text": "no label"}] * 8
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path

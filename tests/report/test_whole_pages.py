@@ -18,10 +18,10 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1]))
 import page_inputs as inputs
-from in_process import output_of
 from page_inputs import BASELINES, evaluation
-from quickstart_folder import write_folder, write_students
 
+from in_process import output_of
+from quickstart_folder import write_folder, write_students
 from rorqual.cli.inspecting import InspectSettings, align_columns, find_model, model_size_rows
 from rorqual.cli.plan_answer import plan_text
 from rorqual.cli.plan_page import serving_charts, training_charts
@@ -63,9 +63,10 @@ Parts = Iterable[Any]
 
 
 class Reader(HTMLParser):
-    """What a reader sees of a page: its text with cells, the classes that colour it, descriptions of pictures, and data of scripts."""
+    """What a reader sees of a page: its text with cells (`|`, or `|:` if aligned to the left), the classes that colour it, descriptions of
+    pictures, and data of scripts."""
 
-    BREAKS = frozenset("title h1 h2 h3 p div tr dt dd summary pre nav li figure figcaption section".split())
+    BREAKS = set("title h1 h2 h3 p div tr dt dd summary pre nav li figure figcaption section".split())  # noqa: SIM905
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -76,7 +77,12 @@ class Reader(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = dict(attrs)
         self.data, self.hidden = "type" in given, tag in ("style", "script")
+        self.parts += (
+            ["\n"] * (tag in self.BREAKS)
         self.parts += ["\n"] * (tag in self.BREAKS) + [" | "] * (tag in ("td", "th", "small"))
+        self.parts += [": "] * ("text" in str(given.get("class")).split())
+            + [": "] * ("text" in str(given.get("class")).split())
+        )
         names = ("aria-label", "alt", "title", "open") + ("class", "style") * (tag in ("span", "dd", "i", "p"))
         if shown := [f"{given[name] or name}" for name in names if name in given]:
             self.parts.append(f"[{', '.join(shown)}] ")
@@ -125,14 +131,18 @@ def lab_plans(out: Path) -> Parts:
         part = plan_within_budget(experiment, out, seeds, full.estimated_core_seconds / 60 / 3)
         jobs = [f"{seed} {name}: {job.estimate:.1f} s, {part.jobs[seed, name].estimate:.1f} s, after {', '.join(sorted(job.needs)) or '-'}"
                 for (seed, name), job in full.jobs.items() if seed == seeds[0]]  # fmt: skip
-        head = f"{experiment.name}: {experiment.title}\n{experiment.claim} ({experiment.source})\n{experiment.seeds} seeds"
+        head = (
+            f"{experiment.name}: {experiment.title}\n{experiment.claim} ({experiment.source})\n{experiment.seeds} seeds"
+        )
         core_seconds = f"{full.estimated_core_seconds:.1f} core-seconds of two seeds, share {part.share}"
         yield "\n".join([head, core_seconds, *jobs, f"{shared_runs(full)}"])
 
 
 def results(out: Path) -> Parts:
     before = evaluation("small", {"add 1": "rwWuwr", "add 10": "wwwwWr", "sort": "R"})
-    after = evaluation("large", {"add 1": "rRRrwr", "add 10": "rrwrww", "sort": "W"}, shift=2, thinking="on", system="Be brief.")
+    after = evaluation(
+        "large", {"add 1": "rRRrwr", "add 10": "rrwrww", "sort": "W"}, shift=2, thinking="on", system="Be brief."
+    )
     seeds = [[evaluation(name, {"f 1": letters[at:] + "w" * at}, shift=at, training_seed=at) for at in range(5)]
              for name, letters in (("a", "rwwrwwwwrwww"), ("b", "rrwrrrrwrrru"))]  # fmt: skip
     texts = [inputs.text_loss("plain", (2.0, 2.5, 1.5, 2.25)), inputs.text_loss("tuned", (1.5, 2.25, 1.25, 2.0))]
@@ -157,14 +167,30 @@ def evaluations(_: Path) -> Parts:
 
 
 def teach(out: Path) -> Parts:
-    paths, examples = inputs.write_teach_folder(out), check_file(inputs.write_examples(out / "rows.jsonl"), len).examples
-    dataset = Dataset({"train": examples[:30], "dev": examples[30:36], "test": examples}, "label", examples, {"duplicate": 3}, 2)
-    plan = TeachPlan(steps=100, dev_steps=(50, 100), rows=4, row=192, max_tokens=32, epochs=2.5, step_seconds=1, train_seconds=100)
+    paths, examples = (
+        inputs.write_teach_folder(out),
+        check_file(inputs.write_examples(out / "rows.jsonl"), len).examples,
+    )
+    dataset = Dataset(
+        {"train": examples[:30], "dev": examples[30:36], "test": examples}, "label", examples, {"duplicate": 3}, 2
+    )
+    plan = TeachPlan(
+        steps=100, dev_steps=(50, 100), rows=4, row=192, max_tokens=32, epochs=2.5, step_seconds=1, train_seconds=100
+    )
     yield write_report(paths, TeachConfig(file="data/rows.jsonl"), dataset, plan, "SmolLM2")
     found = TeachResults({name: evaluation(name, {"all": letters}) for name, letters in
                           ((BEFORE, "rwwr"), ("rule", "rrwu"), (AFTER, "rrrr"))})  # fmt: skip
-    yield from (*read(paths.report), json.loads(read(paths.results)[0]), results_chart(found), *found.summary_sentences(3))
-    answers = {"label": ("l1", "l2"), "number": ("no", "12"), "JSON": ('{"a":{"b":1},"c":null}', '{"a":{"b":2},"d":[1]}')}
+    yield from (
+        *read(paths.report),
+        json.loads(read(paths.results)[0]),
+        results_chart(found),
+        *found.summary_sentences(3),
+    )
+    answers = {
+        "label": ("l1", "l2"),
+        "number": ("no", "12"),
+        "JSON": ('{"a":{"b":1},"c":null}', '{"a":{"b":2},"d":[1]}'),
+    }
     for kind, replies in answers.items():
         sides = [evaluation(reply, {"all": letters}) for reply, letters in zip(replies, ("rwwrw", "rrwwr"))]
         replied = [side.model_copy(update={"samples": tuple(one.model_copy(update={"reply": side.model, "answer": replies[0]})
@@ -174,23 +200,30 @@ def teach(out: Path) -> Parts:
 
 def check(out: Path) -> Parts:
     numbers = [{"question": f"{at}+1?", "answer": "none" if at == 3 else at + 1} for at in range(6)]
-    (out / "numbers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in numbers), encoding="utf-8")
-    (out / "one.jsonl").write_text('{"prompt": "a?", "completion": "b"}\n', encoding="utf-8")
-    rows = inputs.write_examples(out / "rows.jsonl")
-    for found in (check_file(rows, len, against=out / "one.jsonl"), *(check_file(out / f"{name}.jsonl", len) for name in ("numbers", "one"))):
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "a?"},
+        {"role": "assistant", "content": "b"},
+    ]
+    test = {"text": "the pin number 16 is lost", "label": "l1"}
+    for name, rows in (("numbers", numbers), ("talk", [{"messages": turns}]), ("test", [test, test])):
+        (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    inputs.write_examples(out / "rows.jsonl")
+    for name in ("rows", "numbers", "talk"):
+        found = check_file(out / f"{name}.jsonl", len, against=out / "test.jsonl" if name == "rows" else None)
         cost = training_cost_sentence(find_model("qwen3-0.6b"), found.lengths)
         texts = check_text(found, "bytes"), check_text(found, "tokens", splits=False), cost
         yield from (check_page(found, "bytes"), lengths_chart(found.lengths, "bytes"), *texts, to_json(found))
 
 
-PLANS = {
-    "deepseek-v3 --train tokens=14.8T hardware=h800 n=2048": True,
-    "deepseek-v3 --train tokens=14.8T hardware=h800 n=2048 pp=16 ep=64 recompute=none mtp=true full_attention=true": True,
-    "qwen3-0.6b --train tokens=20B hardware=h100 n=8 utilisation=0.3 price=1.5 precision=fp8 dp=8 zero=0 recompute=full": False,
-    "deepseek-v3 --serve hardware=h800 n=144 margin=0.5": True,
-    "qwen3-8b --serve hardware=h100 dtype=bf16 prompt=500 reply=250 hit_rate=0.25 busy=0.5 price=3 margin=0 batch=8 n=2": False,
-}
-"""The plans, and whether each has the table's price."""
+PLANS = (
+    "deepseek-v3 --train tokens=14.8T hardware=h800 n=2048",
+    "deepseek-v3 --train tokens=14.8T hardware=h800 n=2048 pp=16 ep=64 recompute=none mtp=true full_attention=true microbatch=2",
+    "qwen3-0.6b --train tokens=20B hardware=h100 n=8 utilisation=0.3 price=1.5 precision=fp8 dp=8 zero=0 recompute=full",
+    "qwen3-0.6b --train tokens=1B hardware=rtx4090 n=2 microbatch=2 context=2k",
+    "deepseek-v3 --serve hardware=h800 n=144 margin=0.5",
+    "qwen3-8b --serve hardware=h100 dtype=bf16 prompt=500 reply=250 hit_rate=0.25 busy=0.5 price=3 margin=0 batch=8 n=2",
+)
 
 
 def plan(out: Path) -> Parts:
@@ -198,7 +231,11 @@ def plan(out: Path) -> Parts:
         name, kind, *keys = words.split()
         model, train = find_model(name), kind == "--train"
         chosen = {"train": train, "serve": not train, "published": False, "tables": False}
-        yield from (plan_text(name, keys, **chosen), plan_text(name, [*keys, f"out={out}"], **chosen), *read(out / "plan.html"))
+        yield from (
+            plan_text(name, keys, **chosen),
+            plan_text(name, [*keys, f"out={out}"], **chosen),
+            *read(out / "plan.html"),
+        )
         if train:
             settings = parse_settings(TrainPlanSettings, keys)
             yield from training_charts(model, settings, plan_training(model, settings), is_v3=name == "deepseek-v3")
@@ -209,11 +246,21 @@ def plan(out: Path) -> Parts:
 
 
 def plan_of_a_run(out: Path) -> Parts:
-    run = {"recipe": "sft", "steps": 50, "source": {"row": 96}, "model": json.loads(find_model("qwen3-0.6b").model_dump_json())}
+    run = {
+        "recipe": "sft",
+        "steps": 50,
+        "source": {"row": 96},
+        "model": json.loads(find_model("qwen3-0.6b").model_dump_json()),
+    }
     (out / "run.yaml").write_text(json.dumps(run), encoding="utf-8")
-    steps = [{"seconds": 0.5 + at % 3 / 10, "core_seconds": 1.0, "tokens": 1000, "sampled_tokens": 50, "flops": 10**9} for at in range(45)]
+    steps = [
+        {"seconds": 0.5 + at % 3 / 10, "core_seconds": 1.0, "tokens": 1000, "sampled_tokens": 50, "flops": 10**9}
+        for at in range(45)
+    ]
     for last in (45, 50):
-        (out / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in (steps * 2)[:last]), encoding="utf-8")
+        (out / "metrics.jsonl").write_text(
+            "".join(json.dumps(step) + "\n" for step in (steps * 2)[:last]), encoding="utf-8"
+        )
         for keys in ([], ["steps=100", "core_hour=0.5"], ["tokens=2M", "model=qwen3-8b"]):
             yield output_of("plan", str(out), *keys)
 
@@ -237,7 +284,13 @@ def compute(_: Path) -> Parts:
 def attention(_: Path) -> Parts:
     report, bare = map(inputs.attention_report, (True, False))
     exceeded = report.exceeded({"kl": 0.01, "changed": 0.5, "lost": 0.0})
-    return attention_page(report, exceeded), report_as_text(report), needles_chart(report), attention_page(bare, []), report.to_json()["summaries"]
+    return (
+        attention_page(report, exceeded),
+        report_as_text(report),
+        needles_chart(report),
+        attention_page(bare, []),
+        report.to_json()["summaries"],
+    )
 
 
 def trace(out: Path) -> Parts:

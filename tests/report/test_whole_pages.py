@@ -77,12 +77,8 @@ class Reader(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = dict(attrs)
         self.data, self.hidden = "type" in given, tag in ("style", "script")
-        self.parts += (
-            ["\n"] * (tag in self.BREAKS)
         self.parts += ["\n"] * (tag in self.BREAKS) + [" | "] * (tag in ("td", "th", "small"))
         self.parts += [": "] * ("text" in str(given.get("class")).split())
-            + [": "] * ("text" in str(given.get("class")).split())
-        )
         names = ("aria-label", "alt", "title", "open") + ("class", "style") * (tag in ("span", "dd", "i", "p"))
         if shown := [f"{given[name] or name}" for name in names if name in given]:
             self.parts.append(f"[{', '.join(shown)}] ")
@@ -149,7 +145,7 @@ def results(out: Path) -> Parts:
     several = evaluation("twice", {"f 1": "rwwrww"}, n=2), evaluation("again", {"f 1": "rrwrww"}, n=2)
     cases = (
         compare(before, after, grain="level"), compare(before, after, grain="all", confidence=0.9), compare(*seeds, names=("A", "B")),
-        compare(*texts), compare(*several),
+        compare(*texts), compare(*several), compare(texts, [inputs.text_loss("other", (1.0, at, 1.5, at)) for at in (1.75, 2.25)]),
     )  # fmt: skip
     for one in cases:
         one.to_json(out / "r.json")

@@ -157,6 +157,28 @@ def long_prompts(client: httpx.Client, over: threading.Event) -> None:
     )
 
 
+def schema_attack(schema: dict[str, Any], status: int, words: str) -> Attack:
+    """Send requests with a schema, four at a time. Each has a title of its own, so that it is compiled anew."""
+    body, titles = {"prompt": "a", "max_tokens": 400, "n": 4}, iter(range(10**9))
+
+    def ask(client: httpx.Client) -> None:
+        post(client, TEXT, {**body, "guided_json": {**schema, "title": str(next(titles))}}, status, words)
+
+    return lambda client, over: beside_one_another(4, lambda: ask(client), over)
+
+
+def doubling_references(number: int) -> dict[str, Any]:
+    defs = {f"a{n}": {"allOf": [{"$ref": f"#/$defs/a{n + 1}"}] * 2} for n in range(number)}
+    return {"enum": [1], "not": {"not": {"$ref": "#/$defs/a0"}}, "$defs": {**defs, f"a{number}": {}}}
+
+
+def equal_arrays(number: int) -> dict[str, Any]:
+    return {
+        "$defs": {"e": {"anyOf": [{"type": "array", "items": {"$ref": "#/$defs/e"}}] * number}},
+        "$ref": "#/$defs/e",
+    }
+
+
 ATTACKS: dict[str, Attack] = {
     "alone": no_attack,
     "schemas that compile for ever": endless_schemas,
@@ -166,6 +188,8 @@ ATTACKS: dict[str, Attack] = {
     "eight scored prompts": scored_prompts,
     "long answers with log-probabilities": long_answers_with_logprobs,
     "long prompts": long_prompts,
+    "answers that are checked for ever": schema_attack(doubling_references(60), 422, "to check it takes"),
+    "masks that take long": schema_attack(equal_arrays(100), 400, "generation"),
 }
 
 

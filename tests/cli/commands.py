@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import DupFd
 from pathlib import Path
@@ -147,6 +148,10 @@ def _fork_one(caller: socket.socket) -> None:
         process.start()
         for fd in streams:
             os.close(fd)
+        # A caller that is killed closes its end. The command must not outlive it.
+        if caller in connection.wait([process.sentinel, caller]):
+            process.kill()
+            return
         process.join()
         caller.send(str(process.exitcode & 255 if process.exitcode is not None else 70).encode())
 

@@ -45,7 +45,7 @@ def test_a_run_teaches_and_a_student_is_trained_on_it(place: Path, monkeypatch: 
         (("http://127.0.0.1:9/v1", "task=families"), ("model=NAME",)),
         (("http://127.0.0.1:9/v1", "model=m", "task=families", "top_k=4"), ("top_k", "a local run")),
         (("http://127.0.0.1:9/v1", "model=m", "task=families", "budget=1"), ("price_in",)),
-        (("run", "task=families", "budget=1", "price_in=1"), ("need a remote server as teacher",)),
+        (("run", "task=families", "budget=1", "price_in=1", "price_out=1"), ("need a remote server as teacher",)),
         (("run", "task=famlies"), ("'famlies'", "'families'")),
         (("run", "task=families", "decontaminate=none.jsonl"), ("none.jsonl", "no such file")),
     ],

@@ -112,6 +112,23 @@ def test_python_loads_a_file_once_and_child_processes_find_it(place: Path) -> No
     assert python(place, code) == "MyBackend"
 
 
+def test_a_refused_file_registers_nothing_and_its_correction_is_taken(place: Path) -> None:
+    """In a notebook: a duplicate kind must not break every later model of the process."""
+    (place / "taken.py").write_text(TAKEN, encoding="utf-8")
+    code = (
+        "import pathlib, rorqual\n"
+        "from rorqual.core.config import kinds\n"
+        "from rorqual.model.attention import AttentionConfig\n"
+        "try: rorqual.load_plugins('taken.py')\n"
+        "except rorqual.RorqualError: rorqual.Engine('run')\n"
+        "text = pathlib.Path('taken.py').read_text()\n"
+        "pathlib.Path('taken.py').write_text(text.replace('mla', 'mine_too'))\n"
+        "rorqual.load_plugins('taken.py')\n"
+        "print(kinds(AttentionConfig)['mine_too'].__name__)\n"
+    )
+    assert python(place, code) == "Mine"
+
+
 def test_the_engine_process_of_a_server_knows_the_file(place: Path) -> None:
     """The backend is not in the run folder: the server's child process finds it by the file that the command named."""
     (place / "other.py").write_text(OTHER, encoding="utf-8")

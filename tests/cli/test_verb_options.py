@@ -498,8 +498,9 @@ def test_export_writes_the_format_the_type_and_the_files_that_it_is_told(here: P
     assert len(list((here / "hf").glob("*.safetensors"))) == 1 < len(list((here / "many").glob("*.safetensors")))
     output_of("export", "run", "whole.gguf", "format=gguf")
     output_of("export", "run", "half.gguf", "format=gguf", "dtype=bfloat16")
-    whole, half = ((here / f"{name}.gguf").read_bytes() for name in ("whole", "half"))
-    assert whole[:4] == half[:4] == b"GGUF" and len(half) < len(whole)
+    output_of("export", "run", "half16.gguf", "format=gguf", "dtype=float16")
+    whole, *halves = ((here / f"{name}.gguf").read_bytes() for name in ("whole", "half", "half16"))
+    assert all(half[:4] == b"GGUF" and len(half) < len(whole) for half in halves) and halves[0] != halves[1]
 
 
 def test_import_takes_the_type_that_it_is_told(here: Path) -> None:

@@ -194,5 +194,5 @@ def test_references_and_teachers_are_computed_by_the_trainers_backend(tmp_path: 
         load_frozen(run, "cpu", _Picky())
     trained, tokenizer = load_frozen(run, "cpu", _Loud()), Tokenizer.load(run.tokenizer_file)
     given = SourceInputs(trained, tokenizer, chat_format(tokenizer, "deepseek"), 0, 1)
-    assert type(ReferenceModel(str(run.path), trained, temperature=1.0, threads=1).model.ops) is _Loud
+    assert type(ReferenceModel(str(run.path), trained, tokenizer, temperature=1.0, threads=1).model.ops) is _Loud
     assert type(OnPolicyTeacher(str(run.path), given, 16, 0).model.ops) is _Loud

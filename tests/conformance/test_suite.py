@@ -109,6 +109,8 @@ def test_its_twin_without_a_fault_passes_by_name_and_by_config() -> None:
         check("attention", "faulty", fault="cached")
     with pytest.raises(ConfigError, match="unknown kind 'faultty'\n  Did you mean 'faulty'"):
         check("attention", "faultty")
+    with pytest.raises(ConfigError, match="chat takes no options here: tokens"):
+        check("chat", "deepseek", tokens=3)
     with pytest.raises(ConfigError, match="'attentions' cannot be checked\n  Did you mean 'attention'"):
         check("attentions", "gqa")
 

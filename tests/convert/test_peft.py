@@ -14,10 +14,12 @@ from hub_folders import loud
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rorqual.convert.merge import merge_run
 from rorqual.convert.peft import CONFIG, PICKLE, WEIGHTS, read_peft, shortest_suffixes, write_peft
 from rorqual.core.config import to_yaml
-from rorqual.core.errors import CheckpointError, ConfigError
-from rorqual.core.records import MANIFEST_FILE, RunDir, write_json
+from rorqual.core.errors import CheckpointError, ConfigError, DataError
+from rorqual.core.records import MANIFEST_FILE, Message, RunDir, write_json
+from rorqual.data.chat import TEMPLATE_FILE, load_chat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.model.adapter import ESFT, LoRA, Tune, trained_parameters
 from rorqual.model.adapter.files import Adapter, record_base_checkpoint
@@ -26,7 +28,9 @@ from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.ffn import DenseConfig
 from rorqual.model.load.find import family_for
 from rorqual.model.load.run_directory import load_run
+from rorqual.recipes import make_run
 from rorqual.recipes.models import v3_like
+from rorqual.train.loop import fit
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
@@ -166,6 +170,7 @@ def test_options_that_are_off_are_no_options(base: RunDir, folder: Path, tmp_pat
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
         ({"target_parameters": ["mlp.experts"]}, "target_parameters"),
         ({"peft_type": "IA3"}, "peft_type='IA3'"),
+        ({"alora_invocation_tokens": [5]}, "alora_invocation_tokens"),
         ({"a_new_option": 3}, "a_new_option=3"),
         ({"r": 0}, "key 'r'"),
         ({"r": "four"}, "key 'r'"),
@@ -178,6 +183,26 @@ def test_other_options_are_refused_by_name(
         read_peft(copy_of(folder, tmp_path / "src", **changes), base, tmp_path / "run")
     assert CONFIG in error.value.where
     assert not (tmp_path / "run").exists()
+
+
+def test_an_import_and_a_merge_prompt_with_the_template_of_their_base(folder: Path, tmp_path: Path) -> None:
+    """A base of an unknown family: its template and its end token go with it. It trains on text, which needs no turns."""
+    base, text = a_base(tmp_path / "base", qwen3()), "{% for m in messages %}{{ m.content }}|{% endfor %}"
+    settings = base.config_file.read_text(encoding="utf-8")
+    base.config_file.write_text(
+        settings.replace("chat: deepseek", "chat: template\ngeneration: {eos_token_id: 1}"), encoding="utf-8"
+    )
+    (base.path / TEMPLATE_FILE).write_text(text, encoding="utf-8")
+    merge_run(RunDir(read_peft(folder, base, tmp_path / "adapter")), tmp_path / "merged")
+    tokenizer = Tokenizer.byte_level()
+    for name in ("base", "adapter", "merged"):
+        chat = load_chat(RunDir(tmp_path / name), tokenizer)
+        assert (tokenizer.decode(chat.prompt((Message("user", "hi"),))), chat.stop_ids) == ("hi|", (1,))
+    (tmp_path / "text.txt").write_text("some words " * 200, encoding="utf-8")
+    arguments = {"data": str(tmp_path / "text.txt"), "from": str(base.path), "steps": "1", "rows": "1", "row": "32"}
+    with pytest.raises(DataError, match="To train on plain text, set chat=none"):
+        fit(make_run("pretrain", arguments), tmp_path / "run", quiet=True)
+    fit(make_run("pretrain", arguments | {"chat": "none"}), tmp_path / "run", quiet=True)
 
 
 def renamed(tensors: dict[str, Tensor], name: str) -> None:

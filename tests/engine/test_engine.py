@@ -142,6 +142,14 @@ def test_a_single_prompt_is_not_taken_for_a_list_of_characters(engine: Engine) -
             engine.generate(prompts, params)  # type: ignore[arg-type]
 
 
+def test_messages_and_thinking_modes_of_other_libraries_are_refused_by_name(engine: Engine) -> None:
+    for prompt in ([{"role": "user", "content": "hi"}], [Message("user", "hi"), 5]):
+        with pytest.raises(DataError, match=r"not a Message\n.*Write Message\('user', 'Hello'\)"):
+            engine.generate([prompt])  # type: ignore[list-item]
+    with pytest.raises(DataError, match="unknown thinking mode 'yes'"):
+        Request((Message("user", "hi"),), thinking="yes")  # type: ignore[arg-type]
+
+
 def test_an_engine_that_cannot_be_meant_is_refused(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
     for wrong in ({"slots": 0}, {"threads": 0}, {"max_len": 97}, {"max_len": 1}):
         with pytest.raises(ConfigError):

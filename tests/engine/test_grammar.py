@@ -26,8 +26,8 @@ from rorqual.engine.grammar.compiler import (
     ReasoningFormat,
 )
 from rorqual.engine.grammar.constraint import Bools
-from rorqual.engine.grammar.schema_validator import MISMATCH
 from rorqual.engine.grammar.source import MAX_BYTES, MAX_CHOICES, MAX_PATTERN
+from rorqual.engine.grammar.trial_process import MISMATCH
 from rorqual.engine.request import Grammar
 
 EOS, PAD = 1, 2

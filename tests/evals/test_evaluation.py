@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,7 +25,7 @@ class Sums(Task):
 
     def problems(self, split, seed):
         random = np.random.default_rng([seed, len(split)])
-        while True:
+        while split != "train":
             level = int(random.integers(1, 4))
             a, b = sorted(int(x) for x in random.integers(0, 10**level, size=2))
             if random.random() < 0.5:
@@ -43,7 +44,7 @@ class Few(Task):
     name = "few"
 
     def problems(self, split, seed):
-        return iter([Problem(f"{i}", f"0+{i}", str(i), "say") for i in range(7)])
+        return iter([Problem(f"{i}", f"0+{i}", str(i), "say") for i in range(7 * (split != "train"))])
 
     def grade(self, problem, reply):
         return Verdict.RIGHT if reply == problem.answer else Verdict.WRONG
@@ -77,10 +78,25 @@ class Adder:
         return Completion((1,), ids, [0.0] * len(ids), "stop", reply, reasoning, usage={"completion_tokens": len(ids)})
 
 
-def test_a_split_that_does_not_exist_is_refused():
-    with pytest.raises(ConfigError, match="unknown split 'tset'") as caught:
-        evaluate(Adder(), Sums(), split="tset", count=2)  # type: ignore[arg-type]
-    assert "'test'" in caught.value.remedy
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"split": "tset"}, "key 'split': .*'test'"),
+        ({"stop_when": "sometimes"}, "key 'stop_when'"),
+        ({"seed": "x"}, "key 'seed'"),
+        ({"count": 40.5}, "key 'count'"),
+        ({"thinking": "yes"}, "key 'thinking'"),
+        ({"model": None}, "key 'model'"),
+        ({"per_family": "all families"}, "key 'per_family'"),
+        ({"measured": {"all": 3}}, "key 'baselines.all'"),
+        ({"problems": []}, "problems is empty"),
+    ],
+)
+def test_an_argument_that_cannot_be_meant_is_refused_before_a_reply_is_paid(arguments, says):
+    model = Adder()
+    with pytest.raises(RorqualError, match=f"evaluate: {says}"):
+        evaluate(model, Sums(), **{"count": 2, **arguments})
+    assert model.seen == []
 
 
 def test_every_model_gets_the_same_problems():
@@ -192,12 +208,20 @@ def test_different_problems_are_refused():
         compare_pair(one, other)
     with pytest.raises(DataError, match="evaluation for each seed"):
         compare_seeds([one], [])
+    for wrong, says in (
+        ({"confidence": 95}, "=95 is not"),
+        ({"confidence": math.nan}, "=nan is not"),
+        ({"grain": "fam"}, "'fam'"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            compare_pair(one, one, **wrong)
 
 
 def test_a_problem_that_two_seeds_happen_to_share_drops_no_other():
     class Overlapping(Few):
         def problems(self, split, seed):
-            return iter([Problem(f"{i}", f"0+{i}", str(i), "say") for i in range(6 * seed, 6 * seed + 7)])
+            numbers = range(6 * seed, 6 * seed + 7 * (split != "train"))
+            return iter([Problem(f"{i}", f"0+{i}", str(i), "say") for i in numbers])
 
     befores, afters = (
         [evaluate(Adder(wrong_every=n), Overlapping(), count=7, seed=seed) for seed in range(5)] for n in (2, 5)
@@ -208,7 +232,8 @@ def test_a_problem_that_two_seeds_happen_to_share_drops_no_other():
 
     class Apart(Few):
         def problems(self, split, seed):
-            return iter([Problem(f"{i}", f"0+{i}", str(i), "say") for i in range(7 * seed, 7 * seed + 7)])
+            numbers = range(7 * seed, 7 * seed + 7 * (split != "train"))
+            return iter([Problem(f"{i}", f"0+{i}", str(i), "say") for i in numbers])
 
     apart = [[evaluate(Adder(wrong_every=n), Apart(), count=7, seed=seed) for seed in range(5)] for n in (2, 5)]
     assert compare_seeds(*apart, confidence=0.99)[0].difference == row.difference, "draws from one pool are independent"

@@ -183,7 +183,7 @@ def test_a_task_without_comparable_answers_is_refused_before_anything_is_asked()
         name = "own"
 
         def problems(self, split: Any, seed: int) -> Any:
-            yield Problem("k", "?", "!", "f")
+            yield Problem(split, "?", "!", "f")
 
         def grade(self, problem: Problem, reply: str) -> Verdict:
             return RIGHT

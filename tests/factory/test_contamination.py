@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from sums_task import SUMS, Make
 
 from rorqual.core.errors import ConfigError, DataError
-from rorqual.factory import sample_teacher
+from rorqual.factory import contamination, sample_teacher
 from rorqual.factory.contamination import EvalItem, EvalItemIndex, bare_words, evaluation_items
 from rorqual.factory.filters import words
 from rorqual.factory.problems import choose_problems
@@ -73,7 +74,12 @@ def test_what_is_no_evaluation_set_is_refused(tmp_path: Path) -> None:
             evaluation_items(str(tmp_path / "x.jsonl"), 0)
     with pytest.raises(DataError, match="no such file"):
         evaluation_items(str(tmp_path / "y.jsonl"), 0)
-    assert len(evaluation_items(SUMS, 0)) == 40
+    (tmp_path / "x.txt").write_text("hi", encoding="utf-8")
+    with pytest.raises(DataError, match=r"(?s)unknown file type '.txt'.*\.jsonl, .*\.csv"):
+        evaluation_items(str(tmp_path / "x.txt"), 0)
+    (tmp_path / "x.CSV").write_text("prompt\nhi\n", encoding="utf-8")
+    assert [item.texts for item in evaluation_items(str(tmp_path / "x.CSV"), 0)[0]] == [("hi",)]
+    assert len(evaluation_items(SUMS, 0)[0]) == 40
 
 
 @given(st.lists(st.sampled_from("abcde"), min_size=2, max_size=30), st.lists(st.sampled_from("abcde"), max_size=30))
@@ -241,7 +247,7 @@ def test_columns_are_compared_each_and_joined(tmp_path: Path) -> None:
         for q in ("How tall is it?", "Why?", "Who is he?", "And?")
     ]
     (tmp_path / "eval.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    found = EvalItemIndex(evaluation_items(str(tmp_path / "eval.jsonl"), 0), 8)
+    found = EvalItemIndex(evaluation_items(str(tmp_path / "eval.jsonl"), 0)[0], 8)
     assert found.match_text("Look there. How tall is it? I forgot.") and found.match_problem("why")
     assert found.match_problem("Answer the next question: And?") and not found.match_problem("And so?")
     assert not found.match_text("Answer the next question: What is a whale?")
@@ -255,6 +261,82 @@ def test_a_task_of_a_few_patterns_is_met_by_key_and_as_a_whole_alone(local: Make
     task = stories(tmp_path, train, [HELD], patterned=how == "patterned")
     chosen = choose_problems(local(task=task, problems=99, options={"endless": how == "endless"}))
     assert {problem.prompt for problem, _ in chosen.met} == {CHANGED["punctuation"], CHANGED["case"]}
+
+
+def towns(count: int) -> list[str]:
+    """So many questions of twelve words each, of which no two share eight."""
+    return [" ".join(f"{name.lower()}{chr(97 + n // 26)}{chr(97 + n % 26)}" for name in TOWNS) for n in range(count)]
+
+
+@pytest.mark.parametrize("count", [249, 250, 251, 400])
+@pytest.mark.parametrize("where", ["own test split", "decontaminate"])
+def test_each_test_problem_of_a_users_finite_task_is_compared(
+    local: Make, tmp_path: Path, count: int, where: str
+) -> None:
+    """As a whole, and by its words inside others: however many there are."""
+    held = towns(count)
+    train = [held[-1], f"{held[-2]} more", *OTHER.values()]
+    task = stories(tmp_path, train, held)
+    way = {"task": SUMS, "decontaminate": (task,)} if where == "decontaminate" else {"task": task}
+    chosen = choose_problems(local(problems=99, **way))
+    matches = [chosen.evaluations.match_problem(text) is not None for text in train]
+    assert matches == [True, True, False, False, False] and not any("test problems" in note for note in chosen.notes)
+
+
+def test_a_cut_evaluation_set_is_said_on_the_card(local: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a task that yields its test problems too slowly, and of an endless one: the first 250 are compared."""
+    monkeypatch.setattr(contamination, "DRAW_SECONDS", 0.0)
+    task = stories(tmp_path, towns(251)[249:], towns(400))
+    sample_teacher(local(task=task, decontaminate=("families:add",)), tmp_path / "out", threads=1, quiet=True)
+    card = (tmp_path / "out" / "card.md").read_text(encoding="utf-8")
+    assert re.findall("task (.*) has more test problems than the 250 compared", card) == ["stories", "families"]
+    assert "1 problems were excluded" in card
+
+
+def conversation(*turns: str, system: str = "") -> dict[str, object]:
+    """A row of `messages`: the turns of user and assistant, and the gold answer."""
+    roles = ("user", "assistant") * len(turns)
+    messages = [{"role": "system", "content": system}] if system else []
+    return {"messages": messages + [{"role": role, "content": text} for role, text in zip(roles, (*turns, "four"))]}
+
+
+def chosen_conversations(local: Make, folder: Path, train: list[object], test: list[object], **way: object) -> set[str]:
+    """The places of the rows of `train` that are not asked, of a task whose files are `train` and `test`."""
+    for name, rows in (("train", train), ("test", test)):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    chosen = choose_problems(local(task="messages", data=str(folder), problems=99, **way))
+    return {line["where"].rpartition(":")[2] for line in chosen.contaminated_lines()}
+
+
+@pytest.mark.parametrize("where", ["own test split", "file"])
+def test_every_turn_of_a_training_conversation_is_compared(local: Make, tmp_path: Path, where: str) -> None:
+    train = [
+        conversation(HELD, "Twenty.", "Why is that?"),
+        conversation("Tell me a riddle.", HELD, "What is the answer?"),
+        conversation("Answer it, please.", system=HELD),
+        conversation(f"Listen: {HELD}"),
+        *[conversation(f"Tell me about {town}.", system="Be brief.") for town in TOWNS],
+        *[conversation(text) for text in OTHER.values()],
+    ]
+    (tmp_path / "eval.jsonl").write_text(json.dumps({"question": HELD}), encoding="utf-8")
+    way = {"decontaminate": (str(tmp_path / "eval.jsonl"),)} if where == "file" else {}
+    test = conversation("Nothing?" if way else HELD)
+    assert chosen_conversations(local, tmp_path, train, [test], **way) == {"1", "2", "3", "4"}
+
+
+def test_a_shared_system_prompt_or_question_is_no_contamination(local: Make, tmp_path: Path) -> None:
+    """Two system prompts of many words, each of a third of the test rows; and texts in the system prompt with one question."""
+    told = [
+        f"{order} and write the answer on a line of its own." for order in ("Think step by step", "Be brief, please")
+    ]
+    asked = "What do you think of this text?"
+    rows = [
+        [conversation(f"Where is {town}?", system=told[n % 2]) for n, town in enumerate(TOWNS[start : start + 6])]
+        + [conversation(asked, system=f"A letter from {town}.") for town in TOWNS[start : start + 3]]
+        for start in (0, 6)
+    ]
+    rows[1].append(conversation(asked, system="A letter from Arl!"))
+    assert chosen_conversations(local, tmp_path, rows[1], rows[0]) == {"10"}
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,8 @@ def test_a_set_row_of_words_contaminates(factory: Factory) -> None:
     samples = [("he owns seven red cars", 9), ("owns seven big cars", 9)]
     assert factory(samples) == ["", ""]
     assert factory(samples, overlap=3) == ["contaminated", ""]
+    with pytest.raises(ValueError, match="less than or equal to 64"):
+        FilterConfig(overlap=65)
 
 
 FAULTS: Sampled = [("", 9), (f"{TWICE} " * 3, 9), (FOREIGN, 9), (f"So {HELD_OUT}.", 9), (DAWN, 9), (DAWN, 9)]

@@ -98,9 +98,11 @@ def test_a_teacher_that_was_trained_on_is_another_teacher(local: Make, run: Path
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     made(local(teacher=str(copy)), tmp_path / "out")
-    (tmp_path / "out" / "finished.json").unlink()
     weights = copy / "step-000002" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\x00\x00\x80\x3f")
+    with pytest.raises(ConfigError, match=r"finished.json: this dataset is finished, but since then changed: teacher"):
+        made(local(teacher=str(copy)), tmp_path / "out")
+    (tmp_path / "out" / "finished.json").unlink()
     with pytest.raises(ConfigError, match=r"samples.jsonl:1: this sample comes from another teacher"):
         made(local(teacher=str(copy)), tmp_path / "out")
 
@@ -111,6 +113,8 @@ def test_settings_that_cannot_be_meant_write_nothing(local: Make, tmp_path: Path
         made(local(teacher=str(tmp_path / "none")), out)
     with pytest.raises(ConfigError, match=r"'famlies'.*(?s:.)*'families'"):
         made(local(task="famlies"), out)
+    with pytest.raises(ConfigError, match="top_k=264 is more than the vocabulary's 263 tokens"):
+        made(local(top_k=264), out)
     for changes in (
         {"split": "test"},
         {"model": "m"},

@@ -14,7 +14,7 @@ from sums_task import SUMS, Make
 from rorqual.core.config import to_yaml
 from rorqual.core.errors import ConfigError, DataError, RorqualError
 from rorqual.data.distilled import TeacherSample, read_distilled
-from rorqual.factory import FactoryConfig, FilterConfig, sample_teacher
+from rorqual.factory import BudgetReached, FactoryConfig, FilterConfig, sample_teacher
 
 MIXED = SUMS.replace(":Sums", ":Mixed")
 
@@ -126,6 +126,67 @@ def test_a_folder_is_of_one_config_and_every_field_counts(server: Adder, remote:
         made(remote(), tmp_path / "file")
 
 
+# ---- a folder belongs to its inputs
+
+TASK = """
+from rorqual.tasks.task import Problem, Task, Verdict
+
+class Mine(Task):
+    name = "mine"
+
+    def problems(self, split, seed):
+        yield from (Problem(f"{split} {n}", f"In the {split} split, {n} + 1 ASKED", "1", "mine") for n in range(6))
+
+    def grade(self, problem, reply):
+        return Verdict.RIGHT
+"""
+
+
+@pytest.mark.parametrize("changed", ["train.jsonl", "eval.jsonl"])
+def test_a_finished_folder_is_not_returned_for_another_input(
+    server: Adder, remote: Make, tmp_path: Path, changed: str
+) -> None:
+    """Which is named, with what to do. An input that is gone cannot be compared: the dataset is returned."""
+    for name in ("train", "test", "eval"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"question": f"1 + 1, {name}?", "answer": "2"}))
+    way = {"task": "messages", "data": str(tmp_path), "decontaminate": (str(tmp_path / "eval.jsonl"),)}
+    config, out = remote(**way), tmp_path / "out"
+    made(config, out)
+    file = tmp_path / changed
+    file.write_bytes(file.read_bytes() + b"\n")
+    with pytest.raises(ConfigError, match=rf"(?s)finished.json: .* changed: {file}\n.*another folder \(out=\)"):
+        made(config, out)
+    file.unlink()
+    made(config, out)
+
+
+def test_an_answer_is_not_stored_for_a_prompt_that_it_does_not_answer(
+    server: Adder, remote: Make, tmp_path: Path
+) -> None:
+    """The prompts of a task change, under the same keys, before a folder is resumed that a budget had stopped."""
+    out, file, prices = tmp_path / "out", tmp_path / "mine.py", {"price_in": 1.0, "price_out": 2.0}
+    file.write_text(TASK, encoding="utf-8")
+    with pytest.raises(BudgetReached):
+        made(remote({"budget": 0.0004, **prices}, task=f"{file}:Mine"), out)
+    file.write_text(TASK.replace("ASKED", "told"), encoding="utf-8")
+    config = remote({"budget": 1.0, **prices}, task=f"{file}:Mine")
+    asked = len(server.asked)
+    with pytest.raises(
+        DataError, match=r"(?s)samples.jsonl:1: this sample answers another prompt: .*'train 0'.*\(out=\)"
+    ):
+        made(config, out)
+    assert len(server.asked) == asked > 0
+    lines = [json.loads(line) for line in (out / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert all(line.pop("prompt") for line in lines), "as in an earlier version"
+    (out / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    made(config, out)
+    file.write_text(TASK, encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"changed: {file}\n"):
+        made(config, out)
+    (out / "finished.json").write_text('{"rows": 12}', encoding="utf-8")
+    made(config, out)
+
+
 # ---- what a person sees
 
 
@@ -142,6 +203,20 @@ def test_the_progress_counts_samples_and_quiet_says_nothing(
     told = capsys.readouterr().err
     assert "distil: resuming with 5 of 12 samples" in told
     assert re.search(r"distil sums  12/12  right 17%  paid 0.00012  ", told), told
+
+
+def test_html_of_a_server_is_text_on_the_card(server: Adder, remote: Make, tmp_path: Path) -> None:
+    """In the name of its model, which stays in its cell, and in its error."""
+
+    def rule(body: dict[str, Any], number: int) -> Reply:
+        said = json.loads(says("1")[1]) | {"model": "<b>bold</b>\n| one & all"}
+        return fault(400, "<script>alert(1)</script>") if number else (200, json.dumps(said).encode(), {})
+
+    server.rule = rule
+    made(remote({"concurrency": 1}, problems=2, samples=1, keep="all"), tmp_path)
+    card = (tmp_path / "card.md").read_text(encoding="utf-8")
+    assert "| adder | &lt;b&gt;bold&lt;/b&gt; \\| one &amp; all | 1 |\n" in card
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in card and not re.search("<b>|<script>", card)
 
 
 # ---- a run as the teacher

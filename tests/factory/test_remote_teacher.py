@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from distil_server import PROMPT_TOKENS, Adder, Reply, answer, fault
+from distil_server import PROMPT_TOKENS, Adder, Reply, answer, fault, says
 from sums_task import SUMS, Make
 
 from rorqual.core.errors import TaskError
+from rorqual.core.records import Message
 from rorqual.data.distilled import TeacherSample, read_distilled
-from rorqual.engine.remote.engine import RemoteError
+from rorqual.engine.remote.engine import RemoteEngine, RemoteError, usage_of
+from rorqual.evals.evaluating import evaluate
 from rorqual.factory import BudgetReached, FactoryConfig, sample_teacher
-from rorqual.factory.budget import max_prompt_tokens
+from rorqual.factory.budget import IMAGE_TOKENS, max_prompt_tokens
 from rorqual.tasks.find import load_task
 
 PRICES = {"price_in": 1.0, "price_out": 2.0}
@@ -140,10 +142,60 @@ def test_a_budget_is_reached_and_never_exceeded(server: Adder, remote: Make, tmp
     assert "missing" not in (out / "card.md").read_text(encoding="utf-8")
 
 
+HIDDEN = {
+    "prompt_tokens": PROMPT_TOKENS, "completion_tokens": 1, "total_tokens": PROMPT_TOKENS + 20,
+    "completion_tokens_details": {"reasoning_tokens": 19},
+}  # fmt: skip
+"""19 tokens of reasoning that only `total_tokens` includes."""
+
+
+def test_reasoning_outside_completion_tokens_is_paid_and_counted(server: Adder, remote: Make, tmp_path: Path) -> None:
+    """By `distil`, within its budget, and by `eval`."""
+    server.rule = lambda body, number: (200, json.dumps(json.loads(says("1")[1]) | {"usage": HIDDEN}).encode(), {})
+    cost = (PROMPT_TOKENS + 2 * 20) / 1e6
+    with pytest.raises(BudgetReached):
+        made(remote({"budget": 4.5 * MOST, **PRICES}, keep="all"), tmp_path)
+    rows = read_distilled(tmp_path / "data.parquet").rows
+    assert {(row.completion_tokens, row.money) for row in rows} == {(20, cost)}
+    assert 4 <= len(rows) == len(server.billed) <= 4.5 * MOST / cost
+    found = evaluate(RemoteEngine(server.url, "adder"), load_task(SUMS), count=3)
+    assert found.usage["completion_tokens"] == 60 and [sample.tokens for sample in found.samples] == [20] * 3
+
+
+@pytest.mark.parametrize(
+    ("reported", "completion"),
+    [
+        ({"completion_tokens": 9}, 9), ({"completion_tokens": 9, "total_tokens": 29}, 9), ({"total_tokens": 50}, 30),
+        ({"completion_tokens": 9, "total_tokens": 20}, 9), ({"completion_tokens": 9, "total_tokens": 2**40}, 9),
+    ],
+)  # fmt: skip
+def test_completion_tokens_are_at_least_what_the_total_leaves(reported: dict[str, int], completion: int) -> None:
+    assert usage_of({"usage": {"prompt_tokens": 20, **reported}})["completion_tokens"] == completion
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+
+
+def test_a_question_with_images_has_a_reserve(server: Adder, remote: Make, tmp_path: Path) -> None:
+    """Of so many tokens for each image, and 28 bytes for its label."""
+    question = {"type": "text", "text": "What is 1 + 1?"}
+    turns = [{"role": "user", "content": [question, IMAGE, IMAGE]}, {"role": "assistant", "content": "2"}]
+    (tmp_path / "train.jsonl").write_text(json.dumps({"messages": turns}), encoding="utf-8")
+    server.rule = lambda body, number: says("2")
+    access = {"price_in": 1.0, "price_out": 0.0, "budget": 1.0}
+    config = remote(access, task="messages", data=str(tmp_path / "train.jsonl"), samples=1)
+    assert len(made(config, tmp_path / "out")) == 1
+    (sent,) = (tmp_path / "out" / "purse.jsonl").read_text(encoding="utf-8").splitlines()
+    most = max_prompt_tokens([Message("user", "What is 1 + 1?")]) + 2 * (IMAGE_TOKENS + 28)
+    assert json.loads(sent)["most"] == pytest.approx(most / 1e6)
+
+
 def test_a_budget_needs_prices(remote: Make) -> None:
-    with pytest.raises(ValueError, match="price_in and price_out"):
-        remote({"budget": 1.0})
-    assert remote({"budget": 1.0, "price_out": 1.0}).access.budget == 1.0
+    """Both: tokens without a price would be free."""
+    for prices in ({}, {"price_in": 1.0}, {"price_out": 1.0}, {"price_in": 0.0, "price_out": 0.0}):
+        with pytest.raises(ValueError, match="price_in and price_out"):
+            remote({"budget": 1.0, **prices})
+    assert remote({"budget": 1.0, "price_in": 0.0, "price_out": 1.0}).access.budget == 1.0
 
 
 def test_a_grader_that_crashes_stops_and_what_is_under_way_is_kept(server: Adder, remote: Make, tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ ANOTHER: dict[str, list[tuple[str, Any]]] = {
     "qwen3_moe": [("hidden_act", "gelu"), ("attention_bias", True), ("use_sliding_window", True)],
     "deepseek_v3": [
         ("hidden_act", "gelu"), ("attention_bias", True), ("mlp_bias", True), ("moe_layer_freq", 2), ("rope_interleave", False),
-        ("num_key_value_heads", 2), ("head_dim", 10), ("rms_norm_eps", 1e-5), ("qk_head_dim", 6), ("topk_method", "random"),
+        ("num_key_value_heads", 2), ("head_dim", 10), ("rms_norm_eps", 1e-5), ("qk_head_dim", 6), ("topk_method", "random"), ("topk_method", []),
         ("first_k_dense_replace", 4), ("first_k_dense_replace", -1), ("index_topk", 64), ("hidden_size", "wide"),
         ("v_head_dim", "wide"), ("n_group", 3),
     ],

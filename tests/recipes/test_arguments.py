@@ -158,7 +158,9 @@ def test_no_argument_is_forgotten_here() -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_start_is_the_run_that_weights_come_from(recipe: str, start: Path) -> None:
-    run = make_run(recipe, least(recipe, "start", start) | {"from": str(start)})
+    given = least(recipe, "start", start) | {"from": str(start)}
+    given.pop("size", None)
+    run = make_run(recipe, given)
     assert run.start.run == str(start) and run.model.hidden_size == 32 and run.recipe == recipe
 
 
@@ -207,3 +209,15 @@ def test_a_wrong_size_or_variant_names_the_right_ones() -> None:
         RECIPES["sft"](task="families:add", size="tinny")
     with pytest.raises(ConfigError, match="argument 'variant': Input should be"):
         RECIPES["grpo"]("families:add", "runs/none", variant="dapoo")
+    with pytest.raises(ConfigError, match="argument 'samples': Input should be greater than or equal to 2"):
+        RECIPES["grpo"]("families:add", "runs/none", samples=1)
+    with pytest.raises(ConfigError, match="a vocabulary of 1,000,001 tokens is more than 1,000,000"):
+        RECIPES["pretrain"]("text.txt", tokenizer="bpe:1000001")
+
+
+@pytest.mark.parametrize("recipe", ["pretrain", "sft", "distil"])
+def test_size_and_tokenizer_of_an_existing_model_are_refused(recipe: str, start: Path) -> None:
+    for ignored in ({"size": "tiny"}, {"tokenizer": "bpe:300"}):
+        with pytest.raises(ConfigError, match="have no effect on the model of an existing run"):
+            RECIPES[recipe]("data.txt", start=str(start), **ignored)
+    RECIPES[recipe]("data.txt", start=str(start))

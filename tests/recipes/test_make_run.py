@@ -30,7 +30,8 @@ def test_a_rate_given_means_adamw_at_that_rate(start: Path) -> None:
         assert (fresh.optim.kind, nudged.optim.kind) == ("muon", "adamw")
         assert nudged.optim.lr == 1e-3  # type: ignore[attr-defined]
     tuned = make_run(
-        "sft", {**LETTERS, "from": str(start), "lr": "1e-3", "tune.kind": "lora", "optim.schedule.warmup": "1"}
+        "sft",
+        {"task": "families:add", "from": str(start), "lr": "1e-3", "tune.kind": "lora", "optim.schedule.warmup": "1"},
     )
     assert tuned.optim.schedule.warmup == 1 and not tuned.tune.trains_all
 

@@ -201,8 +201,8 @@ def check(out: Path) -> Parts:
         {"role": "user", "content": "a?"},
         {"role": "assistant", "content": "b"},
     ]
-    test = {"text": "the pin number 16 is lost", "label": "l1"}
-    for name, rows in (("numbers", numbers), ("talk", [{"messages": turns}]), ("test", [test, test])):
+    test = [{"text": f"the pin number {number} is lost{end}", "label": "l1"} for number, end in ((16, ""), (36, "!"))]
+    for name, rows in (("numbers", numbers), ("talk", [{"messages": turns}]), ("test", test)):
         (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     inputs.write_examples(out / "rows.jsonl")
     for name in ("rows", "numbers", "talk"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,18 @@ def test_a_text_begins_with_what_the_model_was_given(server: Server, engine: Eng
     assert told["token_logprobs"] == [*(one.prompt_logprobs or ()), *one.logprobs]
     assert told["tokens"][1:6] == list("hello") and told["text_offset"][:7] == [0, 0, 1, 2, 3, 4, 5]
     assert choice["text"].startswith("hello")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_offsets_count_the_characters_of_the_text_however_many_tokens_each_has(server: Server, stream: bool) -> None:
+    body = {"model": "tiny", "prompt": "日 a", "guided_regex": "é日Z", "echo": True, "logprobs": 0, "stream": stream}
+    with server.client as client:
+        lines = client.post("/v1/completions", json=body).text.split("\n")
+    choices = [json.loads(line.removeprefix("data: "))["choices"][0] for line in lines if "choices" in line]
+    text = "日 aé日Z"
+    assert "".join(choice["text"] for choice in choices) == text
+    [_, *offsets] = [offset for choice in choices for offset in choice["logprobs"]["text_offset"]]
+    assert offsets == [place for place, letter in enumerate(text) for _ in letter.encode()]
 
 
 def test_no_tokens_at_all_may_be_asked_for(server: Server, engine: Engine) -> None:

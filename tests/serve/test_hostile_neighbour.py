@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "isolation.py"
-ATTACKS = 8
+ATTACKS = 10
 
 
 @pytest.mark.timeout(900)

@@ -51,6 +51,17 @@ def test_a_file_of_another_shape_is_named_with_what_is_wrong_and_the_remedy(tmp_
     assert ApiKeys.load(file).tenants == {DIGEST: "a", DIGEST[::-1]: "a"}
 
 
+@pytest.mark.parametrize("tenant", ["col·lectiu", "a²", "", "1a", "a-b", "a\n", "a" * 65, "\udcff"])
+def test_a_tenant_that_the_file_cannot_hold_is_refused_and_all_others_keep_their_keys(
+    tmp_path: Path, tenant: str
+) -> None:
+    keys = ApiKeys.load(tmp_path / "keys.json")
+    assert keys.ensure_key("é" * 64)
+    with pytest.raises(ConfigError, match="is not a valid tenant name"):
+        keys.ensure_key(tenant)
+    assert [*ApiKeys.load(keys.file).tenants.values()] == ["é" * 64]
+
+
 def test_a_key_that_another_process_made_meanwhile_is_kept(tmp_path: Path) -> None:
     file = tmp_path / "new" / "keys.json"
     first, second = ApiKeys.load(file), ApiKeys.load(file)

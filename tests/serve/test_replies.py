@@ -12,6 +12,8 @@ from math import inf
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rorqual.core.records import Tool
 from rorqual.data.chat import chat_format
@@ -237,7 +239,8 @@ def test_log_probabilities_name_every_token_and_their_bytes_are_the_text() -> No
     assert b"".join(bytes(entry["bytes"]) for entry in told).decode() == "a🐋"
     assert [entry["top_logprobs"][1]["logprob"] for entry in told] == [-9999.0] * 5
     json.dumps(told, allow_nan=False)
-    text = logprobs.text_logprobs(CHAT.tokenizer, drawn[:1], 3)
+    assert logprobs.chat_logprobs(CHAT.tokenizer, [SampledToken(0, CHAT.stop_ids[0])])["content"][0]["bytes"] is None
+    text = logprobs.text_logprobs(CHAT.tokenizer, drawn[:1], logprobs.TextOffsets(CHAT.tokenizer, 3))
     assert text == {
         "tokens": ["a"],
         "token_logprobs": [-0.5],
@@ -250,4 +253,14 @@ def test_of_two_tokens_with_one_name_the_likelier_is_told() -> None:
     """Halves of characters are all called U+FFFD."""
     half, other = [id_ for id_ in range(CHAT.tokenizer.vocab_size) if CHAT.tokenizer.token(id_) == "\ufffd"][:2]
     drawn = SampledToken(0, half, logprob=-0.5, top=((half, -0.5), (other, -2.0)))
-    assert logprobs.text_logprobs(CHAT.tokenizer, [drawn])["top_logprobs"] == [{"\ufffd": -0.5}]
+    told = logprobs.text_logprobs(CHAT.tokenizer, [drawn], logprobs.TextOffsets(CHAT.tokenizer))
+    assert told["top_logprobs"] == [{"\ufffd": -0.5}]
+
+
+@given(st.lists(st.integers(0, CHAT.tokenizer.vocab_size)))
+def test_an_offset_is_the_place_of_the_tokens_first_byte_in_the_text(ids: list[int]) -> None:
+    """Also where bytes are no characters, and where an id is unknown."""
+    offsets, tokenizer = logprobs.TextOffsets(CHAT.tokenizer), CHAT.tokenizer
+    for place, id_ in enumerate(ids):
+        until = tokenizer.decode(ids[: place + 1], specials=True)
+        assert offsets.next_offset(id_) == len(until) - len(tokenizer.token(id_))

@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 import pytest
 from served import Server, command, running
 
+from rorqual.serve.keys import ApiKeys
+
 HELLO = [{"role": "user", "content": "hello"}]
 MIB = 2**20
 
@@ -251,6 +253,35 @@ def test_an_engine_that_hangs_while_it_loads_ends_the_start(run: Path, tmp_path:
         process.kill()
         with suppress(ProcessLookupError):
             os.kill(engine, signal.SIGKILL)
+
+
+def test_a_server_answers_while_its_engine_loads(run: Path, tmp_path: Path) -> None:
+    key = ApiKeys.load(tmp_path / "keys.json").ensure_key("default")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen(command(run, tmp_path / "keys.json", f"port={port}"), stdout=subprocess.DEVNULL)
+    server = Server(process, f"http://127.0.0.1:{port}", key or "", tmp_path / "log", 0.0)
+    engine = child(process)
+    try:
+        os.kill(engine, signal.SIGSTOP)
+        with server.client as client:
+            client.timeout = 60
+            answers = {"/livez": 200, "/": 200, "/health": 503, "/metrics": 200, "/v1/models": 503}
+            assert {path: client.get(path).status_code for path in answers} == answers
+            early = client.post("/v1/chat/completions", json=chat_body())
+            assert (early.status_code, early.json()["error"]["code"], early.headers["retry-after"]) == (
+                503,
+                "loading",
+                "1",
+            )
+            os.kill(engine, signal.SIGCONT)
+            while client.get("/health").status_code == 503:
+                time.sleep(0.05)
+        good(server)
+    finally:
+        process.kill()
+        with suppress(ProcessLookupError):
+            os.kill(engine, signal.SIGKILL)  # stopped, it would not see that its input has ended
 
 
 def test_a_request_under_which_the_engine_dies_twice_is_given_up(server: Server) -> None:

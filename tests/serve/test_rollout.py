@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import fields, replace
 from functools import partial
@@ -460,6 +461,26 @@ def test_what_runs_ends_with_the_weights_that_it_began_with(base: Path, rollout:
         assert found[name]["policy_version"] == version, name
         assert (found[name]["token_ids"], found[name]["logprobs"]) == (expected.token_ids, expected.logprobs), name
         assert found[other] == expected.logprobs, other
+
+
+def test_an_update_is_done_when_what_it_waits_for_was_cancelled(base: Path, rollout: Server) -> None:
+    """The engine stands still until an update has come and then the only client has left."""
+    data, version = save(state_dict(other_weights(base, seed=6))), state_of(rollout)["version"] + 1
+    body, process = asked(max_tokens=150, ignore_eos=True, stream=True, n=100), rollout.engine()
+    with ThreadPoolExecutor(1) as pool, client(rollout) as http, client(rollout) as other, rollout.client as tenant:
+        http.timeout = 60
+        try:
+            with tenant.stream("POST", "/v1/completions", json=body) as stream:
+                lines = stream.iter_lines()
+                assert any("text" in line for line in lines)
+                os.kill(process, signal.SIGSTOP)
+                update = pool.submit(put, http, data, version)
+                while put(other, b"x", version, "").status_code != 409:
+                    time.sleep(0.02)
+            rollout.wait("running", 0)
+        finally:
+            os.kill(process, signal.SIGCONT)
+        assert update.result().json()["version"] == version
 
 
 def test_an_engine_that_dies_has_the_same_weights_again(base: Path, rollout: Server) -> None:

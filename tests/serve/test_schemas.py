@@ -193,6 +193,16 @@ POISONS: dict[str, tuple[bytes, bytes, str | None]] = {
         body(reasoning_effort="low", chat_template_kwargs={"thinking": True}),
         "reasoning_effort",
     ),
+    "to think and not to, in a template's two names": (
+        body(chat_template_kwargs={"thinking": True, "enable_thinking": False}),
+        body(chat_template_kwargs={"thinking": False, "enable_thinking": False}),
+        "chat_template_kwargs.enable_thinking",
+    ),
+    "not to think, between two that do": (
+        body(chat_template_kwargs={"thinking": True}, thinking={"type": "disabled"}, reasoning_effort="high"),
+        body(chat_template_kwargs={"thinking": True}, thinking={"type": "enabled"}, reasoning_effort="high"),
+        "thinking",
+    ),
     "an effort of its own": (body(reasoning_effort="much"), body(reasoning_effort="high"), "reasoning_effort"),
     "a priority over others": (body(priority=-1), body(priority=5), "priority"),
     "a priority of a million": (body(priority=10**6), body(priority=1000), "priority"),

@@ -21,7 +21,7 @@ from shapes import HELLO, text_of
 import rorqual
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message
-from rorqual.core.sampling import PARAMS, SERVER_DEFAULTS, FloatRange, IntRange, check_params
+from rorqual.core.sampling import PARAMS, SERVER_DEFAULTS, FloatRange, Grammar, IntRange, check_params
 from rorqual.engine import Engine, Request, SamplingParams
 from rorqual.engine.remote.engine import RemoteEngine, RemoteError
 from rorqual.generate.batch import generate_answers, output_record
@@ -60,6 +60,22 @@ def test_a_priority_reaches_the_queue_of_the_engine(engine: Engine) -> None:
     assert [sequence.priority for sequence in engine._cores[0].scheduler.waiting] == [3, 0]
     for request_id in list(worker.numbers):
         engine.cancel(request_id)
+    engine.step()
+
+
+def test_a_grammar_that_fails_before_its_request_starts_is_not_compiled_in_the_loop(engine: Engine) -> None:
+    """To compile it there held up all requests."""
+    worker = EngineWorker(engine, io.BytesIO(), io.BytesIO())
+    ask = Asked((5,), SamplingParams(max_tokens=1, grammar=Grammar("regex", "a+")))
+    worker._handle_message(json.loads(b"".join(submit_message(0, pack(ask), "them"))))
+    message = worker.inbox.get(timeout=60)
+    [(_, ready)] = worker.compiling.values()
+    ready.result().usage.failed = True
+    assert message is not None
+    worker._handle_message(message)
+    [job] = engine._jobs.values()
+    assert job.compiled is ready.result()
+    engine.cancel(*worker.numbers)
     engine.step()
 
 

@@ -27,6 +27,7 @@ from rorqual.engine import EngineConfig
 from rorqual.serve.app import ApiKeyMiddleware
 from rorqual.serve.descriptors import AT_ONCE
 from rorqual.serve.options import ServerOptions
+from rorqual.serve.server import LAST_SECONDS
 from rorqual.serve.wire import EngineArguments
 
 ORIGINS = ("https://app.example", "http://localhost:3000")
@@ -96,7 +97,7 @@ OPTIONS: dict[str, tuple[str, Callable[[ApiKeyMiddleware, dict[str, Any]], Any],
     "tenant": ("ours", lambda app, _: [*app.service.keys.tenants.values()], ["ours"], ["default"]),
     "keys": ("KEYS", lambda app, _: app.service.keys.file.name, "KEYS", "keys.json"),
     "ui": ("false", lambda app, _: app.page is None, True, False),
-    "grace": ("104", lambda _, settings: settings["timeout_graceful_shutdown"], 104, 30),
+    "grace": ("104", lambda _, settings: settings["timeout_graceful_shutdown"] - LAST_SECONDS, 104, 30),
     "stall": ("105", lambda _, settings: settings["http"].keywords["stall"], 105, 30),
 }
 

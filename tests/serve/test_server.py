@@ -9,6 +9,7 @@ import socket
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from served import CONTEXT, Server, command, start
+from served import CONTEXT, ENDLESS, Server, command, running, start, write_run
 
 from rorqual.core.records import Message
 from rorqual.engine.engine import Engine
@@ -195,12 +196,15 @@ def test_a_client_that_leaves_frees_its_slot(server: Server, stream: bool) -> No
     with server.client as client:
         if stream:
             with client.stream("POST", "/v1/chat/completions", json=body) as answer:
-                assert any("content" in line for line in answer.iter_lines())
+                lines = answer.iter_lines()  # whose end would close the stream
+                assert any("content" in line for line in lines)
+                server.wait(r'engine\{what="running"\}', 2)
         else:
             with pytest.raises(httpx.ReadTimeout):
                 client.post("/v1/chat/completions", json=body, timeout=httpx.Timeout(60, read=0.5))
     server.wait("cancelled_total", cancelled + 1)
     assert server.metric("running") == 0
+    server.wait(r'engine\{what="running"\}', 0, seconds=30)
     with server.client as client:
         assert client.post("/v1/chat/completions", json=chat_body(n=4)).status_code == 200
 
@@ -332,6 +336,33 @@ def test_a_server_that_stops_finishes_what_it_began_and_shows_a_key_once(run: Pa
     assert server.process.wait(60) == 0
     assert time.monotonic() < engine_gone
     assert "Traceback" not in server.log.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("grace", "signals"), [("grace=1", [signal.SIGTERM]), ("grace=900", [signal.SIGTERM, signal.SIGINT])]
+)
+def test_what_a_stopping_server_does_not_finish_ends_with_an_error(
+    tmp_path: Path, grace: str, signals: list[signal.Signals]
+) -> None:
+    """A whole reply, a stream, and a request whose body has not arrived. The second signal is one not to wait."""
+    body = {"model": "tiny", "prompt": "a", "ignore_eos": True}
+    with running(write_run(tmp_path / "tiny", context=ENDLESS), tmp_path, grace) as server, server.client as client:
+        port = int(server.url.rsplit(":", 1)[1])
+        with ThreadPoolExecutor(1) as pool, socket.create_connection(("127.0.0.1", port), timeout=60) as slow:
+            slow.sendall(request_of(server)[:-1])
+            whole = pool.submit(client.post, "/v1/completions", json=body)
+            with client.stream("POST", "/v1/completions", json=body | {"stream": True}) as stream:
+                lines = stream.iter_lines()
+                assert any("text" in line for line in lines)
+                server.wait("running", 2)
+                for number in signals:
+                    server.process.send_signal(number)
+                assert events_of("\n".join(lines))[-1]["error"]["code"] == "stopping"
+            answer = whole.result(60)
+            late = slow.makefile("rb").read()
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "stopping")
+        assert answer.json()["request_id"] == answer.headers["x-request-id"] and server.process.wait(60) == 0
+        assert late.startswith(b"HTTP/1.1 503") and b"x-request-id" in late and b'"code":"stopping"' in late
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -184,6 +185,10 @@ def test_a_users_task_that_ignores_its_split_is_refused(tmp_path: Path) -> None:
     for name in ("Leaks", "Late"):
         with pytest.raises(TaskError, match=r"of the first \d+ test problems are also in the train split"):
             evaluate(Silent(), f"{mine}:{name}", count=5)
+    cell: dict[str, Any] = {"__name__": "__main__"}
+    exec(USERS.format(name="Leaks", keep="True"), cell)  # a notebook's task is no file's
+    with pytest.raises(TaskError, match="are also in the train split"):
+        evaluate(Silent(), cell["Leaks"](), count=5)
     for name in ("Clean", "TestOnly"):
         with pytest.raises(AssertionError, match="the model was asked"):
             evaluate(Silent(), f"{mine}:{name}", count=5)

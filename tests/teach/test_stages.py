@@ -453,6 +453,8 @@ def test_a_server_is_asked_within_its_budget_with_the_users_settings(tmp_path: P
         12,
     )
     assert (found.access.budget, found.access.price_in, found.access.price_out) == (2.0, 0.3, 1.2)
+    with pytest.raises(ValueError, match="budget needs price_in and price_out"):
+        TeachConfig(file="x", teacher="http://127.0.0.1:9/v1", model="large", budget=2.0, price_in=0.3)
     assert (
         found.task == "examples"
         and found.options == {"grader": "./g.py:f", "last_line": True}

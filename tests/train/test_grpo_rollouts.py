@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -212,11 +213,11 @@ def test_a_token_that_was_cut_off_has_no_gradient() -> None:
 
 def test_the_reference_scores_as_the_model_that_it_is(base: Path) -> None:
     """The start's own samples: its log-probabilities of them are those that its sampler recorded."""
-    from_start = ReferenceModel(str(base), loud(tiny()), temperature=1.0, threads=2)
+    from_start = ReferenceModel(str(base), loud(tiny()), Tokenizer.byte_level(), temperature=1.0, threads=2)
     batch = rollouts(sampled(from_start.model))
     assert batch.sampled_logprobs is not None
     assert torch.allclose(from_start.logprobs(batch), batch.sampled_logprobs, atol=1e-5)
-    colder = ReferenceModel(str(base), loud(tiny()), temperature=0.7, threads=1)
+    colder = ReferenceModel(str(base), loud(tiny()), Tokenizer.byte_level(), temperature=0.7, threads=1)
     wanted = rollouts(sampled(from_start.model, temperature=0.7)).sampled_logprobs
     assert torch.allclose(colder.logprobs(rollouts(sampled(from_start.model, temperature=0.7))), wanted, atol=1e-5)
 
@@ -233,8 +234,13 @@ def test_a_kl_without_a_reference_and_a_foreign_reference_are_refused(base: Path
         values = {"task": grpo_run(base).source.task, "from": str(base), "objectives.0.beta": "0.1"}  # type: ignore[attr-defined]
         make_run("grpo", values)
     other = tiny().model_copy(update={"vocab_size": 300})
-    with pytest.raises(ConfigError, match="the reference's vocabulary has"):
-        ReferenceModel(str(base), Decoder(other), temperature=1.0, threads=1)
+    with pytest.raises(ConfigError, match="the reference's tokenizer"):
+        ReferenceModel(str(base), Decoder(other), Tokenizer.byte_level(), temperature=1.0, threads=1)
+    start = shutil.copytree(base, tmp_path / "start")
+    text = (start / "tokenizer.json").read_text(encoding="utf-8")
+    (start / "tokenizer.json").write_text(text.replace('"a":', '"?":').replace('"b":', '"a":').replace('"?":', '"b":'))
+    with pytest.raises(ConfigError, match=r"differs from the trained model's .* stand for other tokens"):
+        fit(run_with(start, 1, reference=str(base), objective={"beta": 0.1}), tmp_path / "run", quiet=True)
 
 
 # ---- truncated importance correction

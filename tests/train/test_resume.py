@@ -8,17 +8,21 @@ import random
 import resource
 import shutil
 import time
+from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
-from little import grpo_run, interrupted_at, records, sft_run, train_with
+from little import grpo_run, interrupted_at, on_policy_run, records, sft_run, train_with
 
 from rorqual.core.config import read_yaml
 from rorqual.core.errors import ConfigError, RorqualError
 from rorqual.core.records import MANIFEST_FILE, RunDir
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.engine.engine import Engine
 from rorqual.model import Decoder
 from rorqual.recipes.grpo import grpo
+from rorqual.recipes.pretrain import pretrain
 from rorqual.recipes.sft import sft
 from rorqual.train.loop import fit
 from rorqual.train.run import Run
@@ -314,6 +318,44 @@ def test_an_experiment_is_never_extended(half: Path) -> None:
     """A finding is of the steps that it names."""
     with pytest.raises(ConfigError, match="steps: 8 in the folder, 13 now"):
         fit(sft_run(LONGER), RunDir(half), quiet=True, extend=False)
+
+
+def test_a_tokenizer_trained_on_the_runs_text_is_kept_when_the_text_grows(tmp_path: Path) -> None:
+    """An extension trains on the tokens that tokenizer.json has, with which the model is sampled and evaluated."""
+    text, out = tmp_path / "text.txt", RunDir(tmp_path / "run")
+    text.write_text("the cat sat on the mat " * 200, encoding="utf-8")
+    run = pretrain(data=str(text), size="tiny", tokenizer="bpe:280", steps=1, rows=1, row=32)
+    kept = fit(run, out, quiet=True).tokenizer
+    text.write_text("zwei Ziegen zogen in den Zoo " * 800, encoding="utf-8")
+    assert fit(run.model_copy(update={"steps": 2}), out, quiet=True).tokenizer == kept
+    assert Tokenizer.load(out.tokenizer_file) == kept
+
+
+@pytest.mark.parametrize(("make", "name"), [(grpo_run, "reference"), (on_policy_run, "teacher")])
+def test_a_run_is_not_resumed_on_a_reference_or_teacher_that_was_trained_on(
+    make: Callable[[Path], Run], name: str, base: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(base, tmp_path / "other")
+    run = make(base)
+    run = run.model_copy(update={"source": run.source.model_copy(update={name: str(other)})})
+    fit(run, tmp_path / "run", quiet=True, stop=lambda step: step == 1)
+    again = read_yaml(Run, tmp_path / "run" / "run.yaml")
+    weights = RunDir(other).checkpoint() / WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\x80\x3f")
+    for resumed, out in ((run, "run"), (again, "repeated")):
+        with pytest.raises(ConfigError, match=f"source.{name}: the {name} of this run has changed"):
+            fit(resumed, tmp_path / out, quiet=True)
+    fit(run, tmp_path / "new", quiet=True)
+
+
+def test_settings_that_cannot_be_used_write_no_folder(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="threads=0 is below 1"):
+        fit(sft_run(), tmp_path / "run", threads=0)
+    with pytest.raises(ConfigError, match="device 'tpu9' is not available"):
+        fit(sft_run(device="tpu9"), tmp_path / "run")
+    with pytest.raises(ConfigError, match="device 'cuda:99' is not available"):
+        Engine(base, device="cuda:99")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_is_not_resumed_or_repeated_on_problems_of_another_version(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_the_flops_of_each_token_that_was_only_read_are_counted_once(name: str) 
 
 def test_a_reference_scores_each_row_of_a_large_batch(base: Path) -> None:
     """More rows than one forward takes: each row's log-probabilities are those that it has alone."""
-    reference = ReferenceModel(str(base), loud(tiny()), temperature=0.7, threads=2)
+    reference = ReferenceModel(str(base), loud(tiny()), Tokenizer.byte_level(), temperature=0.7, threads=2)
     batch = padded(documents(8, count=37))
     whole = reference.logprobs(batch)
     alone = torch.cat([reference.logprobs(row) for row in batch.split(37)])

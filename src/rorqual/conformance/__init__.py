@@ -80,6 +80,10 @@ def _subject(part: str, kind: Any, options: Mapping[str, Any]) -> Any:
         if kind not in (known := find_kinds(CONFIGS[part], kind)):
             raise ConfigError(f"unknown kind '{kind}'", where=part, remedy=suggest_name(kind, known))
         kind = parse_config(known[kind], {"kind": kind, **options}, where=f"{part} '{kind}'")
+    elif options and (part == "chat" or not isinstance(kind, str)):
+        raise ConfigError(
+            f"{part} takes no options here: {', '.join(options)}", where="conformance", remedy="Remove the options."
+        )
     elif isinstance(kind, str):
         kind = chat_format(Tokenizer.byte_level(), kind) if part == "chat" else load_task(kind, options=options)
     if CHECKS[part] is not models.CHECKS:

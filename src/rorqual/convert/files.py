@@ -16,9 +16,11 @@ import yaml
 from rorqual.convert.safetensors_slices import StoredTensor, read_header
 from rorqual.core.errors import CheckpointError, RorqualError
 from rorqual.core.lock import acquire_lock
-from rorqual.core.records import CONFIG_FILE, MANIFEST_FILE, TOKENIZER_FILE, write_json
+from rorqual.core.records import CONFIG_FILE, MANIFEST_FILE, TOKENIZER_FILE, RunDir, write_json
 from rorqual.core.registry import loaded_plugins
+from rorqual.data.chat import TEMPLATE_FILE
 from rorqual.model.load.names import list_first_names
+from rorqual.model.load.run_directory import read_section
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 FIRST = "step-000000"
@@ -191,6 +193,18 @@ def _check_free_space(folder: Path, needs: int) -> None:
             where=str(folder.parent),
             remedy="Free disk space, or choose a folder on another disk.",
         )
+
+
+def chat_settings(run: RunDir) -> dict[str, Any]:
+    """Return the keys `chat` and `generation` of a run's `run.yaml`, for a run that is derived from this run."""
+    generation = {key: value for key, value in run.config().items() if key == "generation"}
+    return {"chat": read_section(run, "chat"), **generation}
+
+
+def copy_chat_template(run: RunDir, folder: Path) -> None:
+    """Copy the chat template of a run, if it has one, into the folder of a run that is derived from this run."""
+    if (file := run.path / TEMPLATE_FILE).is_file():
+        shutil.copyfile(file, folder / TEMPLATE_FILE)
 
 
 @contextmanager

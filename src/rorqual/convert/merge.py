@@ -10,13 +10,13 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save_file
 
-from rorqual.convert.files import check_target_unused, new_run_folder
+from rorqual.convert.files import chat_settings, check_target_unused, copy_chat_template, new_run_folder
 from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.core.records import RunDir
 from rorqual.model.adapter import read_adapter_info
 from rorqual.model.adapter.files import WEIGHTS_FILE
 from rorqual.model.decoder import Decoder
-from rorqual.model.load.run_directory import load_run, read_section
+from rorqual.model.load.run_directory import load_run
 
 
 def full_weights_file(run: RunDir) -> Path:
@@ -59,12 +59,13 @@ def write_model(dst: Path, model: Decoder, source: RunDir, data: Mapping[str, An
 
     The keys in `data` are added to the `run.yaml` of `dst`. Return the checkpoint folder of `dst`.
     """
-    config = {**data, "chat": read_section(source, "chat"), "model": model.config.model_dump(mode="json")}
+    config = {**data, **chat_settings(source), "model": model.config.model_dump(mode="json")}
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     size = sum(tensor.nbytes for tensor in state.values())
     name = source.checkpoint().name
     with new_run_folder(dst, config, source.tokenizer_file.read_bytes(), needs=size, step=name) as step:
         save_file(state, step / WEIGHTS_FILE)
+        copy_chat_template(source, step.parent)
         if source.task_defaults_file.is_file():
             shutil.copyfile(source.task_defaults_file, RunDir(step.parent).task_defaults_file)
     return dst / name

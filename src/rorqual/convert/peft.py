@@ -11,7 +11,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rorqual.convert.files import atomic_folder, check_target_unused, new_run_folder, path_inside, read_object
+from rorqual.convert.files import (
+    atomic_folder,
+    chat_settings,
+    check_target_unused,
+    copy_chat_template,
+    new_run_folder,
+    path_inside,
+    read_object,
+)
 from rorqual.core.config import parse_config
 from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.core.records import RunDir, write_json
@@ -21,7 +29,7 @@ from rorqual.model.adapter.lora import named_linear_maps
 from rorqual.model.decoder import Decoder
 from rorqual.model.load.find import family_for
 from rorqual.model.load.names import list_first_names
-from rorqual.model.load.run_directory import read_model_config, read_section
+from rorqual.model.load.run_directory import read_model_config
 from rorqual.model.meta_device import build_on_meta_device
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -42,7 +50,7 @@ as trained biases."""
 TAKEN = ("r", "lora_alpha", "use_rslora")
 """Keys of `adapter_config.json` that are imported."""
 WITHOUT_EFFECT = (
-    "alora_invocation_tokens", "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode", "layers_pattern",
+    "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode", "layers_pattern",
     "layers_to_transform", "lora_dropout", "megatron_core", "peft_version", "qalora_group_size", "revision", "target_modules",
 )  # fmt: skip
 """Keys of `adapter_config.json` that import ignores. The ignored keys describe the training or select modules. The adapter's
@@ -119,12 +127,13 @@ def read_peft(src: Path, base: RunDir, out: Path) -> Path:
     files = adapter.file_contents(tensors)
     data = {
         "recipe": "adapter",
-        "chat": read_section(base, "chat"),
+        **chat_settings(base),
         "model": config.model_dump(mode="json"),
         "start": {"run": str(base.path), "tokenizer": "bytes"},
         "tune": tune.model_dump(mode="json"),
     }
     with new_run_folder(out, data, base.tokenizer_file.read_bytes(), needs=sum(map(len, files.values()))) as step:
+        copy_chat_template(base, step.parent)
         for name, content in files.items():
             (step / name).write_bytes(content)
     return out
@@ -180,7 +189,8 @@ def read_config(src: Path) -> dict[str, Any]:
         raise ConfigError(
             "unsupported LoRA options: " + ", ".join(f"{key}={data[key]!r}" for key in sorted(unsupported)),
             where=where,
-            remedy="Merge the adapter with peft (merge_and_unload) and import the merged model.",
+            remedy="Merge the adapter with peft (merge_and_unload) and import the merged model. An activated LoRA "
+            "(alora_invocation_tokens) cannot be merged.",
         )
     if missing := [key for key in ("r", "lora_alpha") if key not in data]:
         raise ConfigError(f"missing keys: {', '.join(missing)}", where=where, remedy="Download the file again.")

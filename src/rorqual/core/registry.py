@@ -92,7 +92,7 @@ def load_plugins(*files: str | Path) -> None:
     that is already loaded and has not changed is not imported again.
 
     Raises ConfigError if a file is missing, raises an exception (the error names the line), registers nothing, or registers a
-    name that exists already.
+    name that exists already. The classes of a file whose names exist already are not registered.
     """
     for path in (Path(file).resolve() for file in files):
         digest = _sha256(path)
@@ -111,6 +111,8 @@ def load_plugins(*files: str | Path) -> None:
             try:
                 kinds(registry_base(cls), cls.registered_name())
             except ConfigError as error:
+                for refused in own:
+                    setattr(refused, "registered_name", lambda: None)  # noqa: B010
                 raise ConfigError(error.what, where=str(path), remedy="Rename the class's kind or name.") from None
         loaded_plugins()[str(path)] = digest
         os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys([*_inherited_files(), str(path)]))

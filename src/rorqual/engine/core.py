@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,11 @@ class FinishedSequence:
     has_non_finite: bool = False
     """Whether a logit of the sequence was NaN or infinite. If `has_non_finite` is True, the sequence's last token is
     meaningless."""
+
+    @property
+    def validation(self) -> Future[str] | None:
+        """The future error of an answer that is validated in another process, or None without a validation."""
+        return None if self.sequence.constraint is None else self.sequence.constraint.validation
 
 
 SampledToken = tuple[Sequence, int, float, tuple[tuple[int, float], ...]]

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import secrets
 import threading
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,9 @@ from rorqual.data.chat import ChatFormat, load_chat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.call_lock import CallLock, CompletionCollector, Progress, assign_items_to_cores, limit_threads
 from rorqual.engine.config import EngineConfig
-from rorqual.engine.core import EngineCore
+from rorqual.engine.core import EngineCore, FinishedSequence
 from rorqual.engine.deltas import Delta, DeltaQueues
-from rorqual.engine.grammar.compiler import GrammarCompiler
+from rorqual.engine.grammar.compiler import CompiledGrammar, GrammarCompiler
 from rorqual.engine.processor import Prompt, RequestProcessor, ValidatedRequest, request_of
 from rorqual.engine.request import Arrived, Completion, Request, SamplingParams
 from rorqual.engine.weight_fingerprint import fingerprint, tensor_versions
@@ -124,6 +126,8 @@ class Engine:
             vocab_size, hidden_size, self.max_len, room, tokenizer, chat, reuse=caches_prefixes
         )
         self._jobs, self._outbox, self._next_id = dict[int, ValidatedRequest](), DeltaQueues(), 0
+        # The last delta of each sample whose answer is being validated in another process.
+        self._held: list[tuple[Delta, FinishedSequence]] = []
         self._lock, self._cancelled = CallLock(), list[int]()
 
     def load_weights(self, weights: dict[str, Tensor] | Decoder) -> None:
@@ -266,16 +270,17 @@ class Engine:
 
     # ---- step by step
 
-    def submit(self, request: Request, *, plain: bool = False) -> int:
+    def submit(self, request: Request, *, plain: bool = False, compiled: CompiledGrammar | None = None) -> int:
         """Queue a request for `step` and return its id, which `Delta.request_id` and `cancel` use.
 
-        With `plain`, the request's grammar applies to the whole reply, also if the chat format has thinking.
+        With `plain`, the request's grammar applies to the whole reply, also if the chat format has thinking. `compiled` is the
+        request's compiled grammar. Without `compiled`, `submit` compiles the grammar.
         Raises DataError or ConfigError for a request that cannot run.
         """
         with self._lock("submit"):
             self._invalidate_if_changed()
             request_id, self._next_id = self._next_id, self._next_id + 1  # ids are never reused, even after an error
-            job = self._processor.validate_request(request, "request")
+            job = self._processor.validate_request(request, "request", compiled)
             job.plain = plain
             try:
                 self._jobs[request_id] = job
@@ -305,6 +310,7 @@ class Engine:
             except BaseException:
                 self._cores[0].reset()
                 self._jobs.clear()
+                self._held.clear()
                 self._outbox.take_unstreamed()
                 raise
             finally:
@@ -312,20 +318,26 @@ class Engine:
 
     def _deltas_of_step(self) -> list[Delta]:
         core = self._cores[0]
-        completed: dict[tuple[int, int], Completion] = {}
-        for item in core.step():
-            completed[item.sequence.request_id, item.sequence.sample] = self._processor.completion(
-                self._jobs[item.sequence.request_id], item
-            )
-        deltas = list[Delta]()
+        finished = {(item.sequence.request_id, item.sequence.sample): item for item in core.step()}
+        if self._held and not core.sampled:
+            time.sleep(0.001)  # the engine is idle while it waits for a validation
+        rows: list[tuple[Delta, FinishedSequence | None]] = [*self._held]
+        self._held = []
         for sequence, token, logprob, best in core.sampled:
-            completion = completed.get((sequence.request_id, sequence.sample))
             hit = max(sequence.hit, 0)
-            deltas.append(
-                Delta(sequence.request_id, sequence.sample, token, completion, logprob, best, hit, sequence.scores)
-            )
-        if completed:
-            live = core.request_ids()
+            delta = Delta(sequence.request_id, sequence.sample, token, None, logprob, best, hit, sequence.scores)
+            rows.append((delta, finished.get((sequence.request_id, sequence.sample))))
+        deltas = list[Delta]()
+        for delta, item in rows:
+            if item is None:
+                deltas.append(delta)
+            elif item.validation is not None and not item.validation.done():
+                self._held.append((delta, item))
+            else:
+                completion = self._processor.completion(self._jobs[delta.request_id], item)
+                deltas.append(replace(delta, completion=completion))
+        if any(item is not None for _, item in rows):
+            live = core.request_ids() | {delta.request_id for delta, _ in self._held}
             self._jobs = {request_id: job for request_id, job in self._jobs.items() if request_id in live}
         return deltas
 
@@ -347,6 +359,10 @@ class Engine:
             self._outbox.drop_request(request_id)
             if self._jobs.pop(request_id, None) is not None:
                 self._cores[0].cancel(request_id)
+                for _, item in self._held:
+                    if item.sequence.request_id == request_id and item.validation is not None:
+                        item.validation.cancel()
+                self._held = [row for row in self._held if row[0].request_id != request_id]
 
     def stream(self, request: Request) -> Iterator[Delta]:
         """Yield the deltas of one request as its tokens are sampled.

@@ -46,9 +46,9 @@ def request_of(prompt: Request | Prompt, params: SamplingParams, number: int) ->
             where="engine.generate",
             remedy="Pass a list of prompts: each a string, a list of Message, a list of token ids, or a Request.",
         )
-    if all(isinstance(part, Message) for part in prompt):
-        return Request(tuple(part for part in prompt if isinstance(part, Message)), params)
-    return Request(params=params, prompt_ids=tuple(part for part in prompt if not isinstance(part, Message)))
+    if all(isinstance(part, Integral) for part in prompt):
+        return Request(params=params, prompt_ids=tuple(prompt))  # type: ignore[arg-type]
+    return Request(tuple(prompt), params)  # type: ignore[arg-type]
 
 
 def _sample_error(finished: FinishedSequence) -> str:
@@ -93,20 +93,22 @@ class RequestProcessor:
     reuse: bool
     """Whether the engine has a prefix cache."""
 
-    def validate_request(self, request: Request, where: str) -> ValidatedRequest:
-        """Validate a request, encode its prompt and compile its grammar.
+    def validate_request(
+        self, request: Request, where: str, compiled: CompiledGrammar | None = None
+    ) -> ValidatedRequest:
+        """Validate a request, encode its prompt and compile its grammar, if `compiled` is not its compiled grammar.
 
         Raises a RorqualError if the request cannot run. The `where` of the RorqualError starts with the argument `where`.
         """
         try:
-            return self._validate_request(request, where)
+            return self._validate_request(request, where, compiled)
         except RorqualError as error:
             if error.where.startswith(where):
                 raise
             place = f"{where}, {error.where}" if error.where else where
             raise type(error)(error.what, where=place, remedy=error.remedy) from None
 
-    def _validate_request(self, request: Request, where: str) -> ValidatedRequest:
+    def _validate_request(self, request: Request, where: str, compiled: CompiledGrammar | None) -> ValidatedRequest:
         params, vocab = request.params, self.vocab_size
         check_params(params, vocab_size=vocab, where=where)
         prompt_ids = request.prompt_ids
@@ -142,8 +144,7 @@ class RequestProcessor:
             )
         thinking = request.thinking if prompt_ids is None else self.chat.thinking_mode_of(prompt)
         self._check_thinking_budget(params, thinking, longest - len(prompt), where)
-        compiled = None
-        if params.grammar is not None:
+        if params.grammar is not None and compiled is None:
             compiled = self.grammar_compiler.compile(params.grammar, where=f"{where}, grammar", tenant=request.tenant)
         return ValidatedRequest(request, prompt, thinking, compiled)
 

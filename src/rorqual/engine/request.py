@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
+from rorqual.core.errors import DataError, suggest_name
 from rorqual.core.records import Message, Thinking
 from rorqual.core.sampling import Grammar, SamplingParams
 from rorqual.engine.embeds import Embeds
@@ -30,6 +31,20 @@ class Request:
     """Whether the request may read blocks from the prefix cache and store its own blocks in the prefix cache."""
     embeds: Embeds | None = None
     """Embeddings that replace the embeddings of placeholder tokens in the prompt."""
+
+    def __post_init__(self) -> None:
+        if self.thinking not in get_args(Thinking):
+            raise DataError(
+                f"unknown thinking mode {self.thinking!r}",
+                where="Request",
+                remedy=suggest_name(str(self.thinking), get_args(Thinking)),
+            )
+        if wrong := [message for message in self.messages if not isinstance(message, Message)]:
+            raise DataError(
+                f"a message is a {type(wrong[0]).__name__}, not a Message",
+                where="Request",
+                remedy="Write Message('user', 'Hello'), not {'role': 'user', 'content': 'Hello'}.",
+            )
 
 
 @dataclass

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from rorqual.core.errors import DataError
+from rorqual.core.errors import ConfigError, DataError, suggest_name
 from rorqual.evals.evaluation import ALL, Evaluation, GradedSample, Grain, family_and_level, mean_per_problem
 from rorqual.evals.stats import (
     Difference,
@@ -118,7 +118,9 @@ def compare_seeds(
     graded in all seeds count, and they are drawn once for all seeds. Problems that seeds draw from one pool are independent,
     even if a few are the same. The coverage of the bootstrap interval is below nominal (see `hierarchical_difference`).
     """
-    _check_same_seeds(before, after)
+    _check_seeds_and_confidence(before, after, confidence)
+    if grain not in get_args(Grain):
+        raise ConfigError(f"unknown grain {grain!r}", where="compare", remedy=suggest_name(str(grain), get_args(Grain)))
     for old, new in zip(before, after, strict=True):
         _check_same_problems(old, new)
     cells = dict.fromkeys(family_and_level(sample, grain) for evaluation in before for sample in evaluation.samples)
@@ -134,7 +136,7 @@ def compare_texts(
     The interval is the bootstrap interval over seeds and passages, which all seeds share if their text is the same
     (`hierarchical_difference`). Raises DataError if the passages differ.
     """
-    _check_same_seeds(before, after)
+    _check_seeds_and_confidence(before, after, confidence)
     for old, new in zip(before, after, strict=True):
         if old.passages != new.passages:
             raise DataError(
@@ -149,7 +151,13 @@ def compare_texts(
     return _comparison(before[0].text or ALL, ALL, olds, news, difference, unit="nats")
 
 
-def _check_same_seeds(before: Sequence[Evaluation | TextLoss], after: Sequence[Evaluation | TextLoss]) -> None:
+def _check_seeds_and_confidence(
+    before: Sequence[Evaluation | TextLoss], after: Sequence[Evaluation | TextLoss], confidence: float
+) -> None:
+    if not 0 < confidence < 1:
+        raise ConfigError(
+            f"confidence={confidence} is not between 0 and 1", where="compare", remedy="Use, for example, 0.95."
+        )
     if len(before) != len(after) or not before:
         raise DataError(
             f"{len(before)} `before` evaluations cannot be paired with {len(after)} `after` evaluations",

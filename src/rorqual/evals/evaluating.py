@@ -7,9 +7,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import get_args
 
-from rorqual.core.errors import ConfigError, DataError, RorqualError, suggest_name
+from rorqual.core.config import parse_config
+from rorqual.core.errors import ConfigError, DataError, RorqualError
 from rorqual.core.records import Message, StopWhen, Thinking
 from rorqual.engine.request import Completion, Generator, Request, SamplingParams
 from rorqual.engine.seeds import sample_seed
@@ -109,15 +109,19 @@ def evaluate(
     `GradedSample.earlier`. `system` is the system message, if any.
 
     Raises TaskError if a user's task has the same problems in its train and test split.
-    Raises ConfigError if `votes` or `stop_when` is set and the task has no canonical answers. Raises RorqualError if the
-    generator does not return all samples of each request.
+    Raises ConfigError, before any reply, for an invalid argument, or if `votes` or `stop_when` is set and the task has no
+    canonical answers. Raises DataError if `problems` is empty. Raises RorqualError if the generator does not return all samples
+    of each request.
     """
-    if split not in get_args(Split):
-        raise ConfigError(
-            f"unknown split '{split}'", where="evaluate", remedy=suggest_name(str(split), get_args(Split))
-        )
     if isinstance(task, str):
         task = load_task(task)
+    settings = {
+        "task": task.name, "model": model, "split": split, "seed": seed, "count": count, "per_family": per_family,
+        "thinking": thinking, "params": params, "stop_when": stop_when, "system": system, "baselines": measured or {},
+    }  # fmt: skip
+    evaluation = parse_config(Evaluation, {**settings, "samples": ()}, where="evaluate")
+    if problems is not None and not problems:
+        raise DataError("problems is empty", where="evaluate", remedy="Give problems, or leave out `problems`.")
     if votes or stop_when != "never":
         check_votes_possible(task)
         votes = True
@@ -134,23 +138,14 @@ def evaluate(
     for _ in range(refine):
         groups = sampler.refine_samples(groups)
     seconds = time.monotonic() - start
-    return Evaluation(
-        task=task.name,
-        model=model,
-        split=split,
-        seed=seed,
-        count=count,
-        per_family=per_family,
-        thinking=thinking,
-        params=params,
-        stop_when=stop_when,
-        system=system,
-        samples=tuple(sample for group in groups for sample in group),
-        baselines=baseline_accuracies(task, problems, seed) if measured is None else measured,
-        versions={problem.family: problem.version for problem in problems},
-        usage=dict(sampler.usage),
-        seconds=seconds,
-    )
+    results = {
+        "samples": tuple(sample for group in groups for sample in group),
+        "baselines": baseline_accuracies(task, problems, seed) if measured is None else measured,
+        "versions": {problem.family: problem.version for problem in problems},
+        "usage": dict(sampler.usage),
+        "seconds": seconds,
+    }
+    return evaluation.model_copy(update=results)
 
 
 class _Sampler:

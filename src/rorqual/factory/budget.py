@@ -1,7 +1,8 @@
 """Budget control for a remote teacher. The maximum cost of a request is reserved in a ledger before the request is sent.
 
 The reserve is an upper bound of the cost: the price of the maximum number of prompt tokens, plus the price of
-`max_tokens` reply tokens. If the server billed more tokens than were reserved for an earlier request, later requests reserve
+`max_tokens` reply tokens. Only for images, which have no known maximum, it is an estimate (`IMAGE_TOKENS`). If the server billed
+more tokens than were reserved for an earlier request, later requests reserve
 these extra tokens too. The actual cost of an answer replaces its reserve. A request costs nothing if the request was never sent, or
 if the server rejected the request (HTTP 3xx or 4xx).
 
@@ -28,6 +29,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rorqual.core.content_parts import TextPart
 from rorqual.core.errors import RorqualError
 from rorqual.core.journal import Journal
 from rorqual.core.lock import Closable
@@ -40,6 +42,8 @@ from rorqual.factory.stored_samples import StoredSample
 MESSAGE_TOKENS, TEMPLATE_TOKENS = 16, 64
 """Maximum number of tokens that a chat template adds per message and per prompt. The text of a message has at most one token
 per byte."""
+IMAGE_TOKENS = 4096
+"""Number of tokens to reserve for an image. A server that bills more for an image bills more than was reserved."""
 EXCESS = 16
 """A request may cost so many times its reserve before more than one request exceeds the budget."""
 USAGE_FAULTS = {"trusted": "unbelieved", "reported": "unreported"}
@@ -209,7 +213,7 @@ class Budget(BudgetGuard, Closable):
         text = f"{completion.text} {completion.reasoning or ''}"
         least_reply = min_text_tokens(text)
         has_usage = "prompt_tokens" in usage and "completion_tokens" in usage
-        least_prompt = max(1, sum(min_text_tokens(m.text) for m in attempt.request.messages))
+        least_prompt = max(1, sum(min_text_tokens(m.label) for m in attempt.request.messages))
         if has_usage and (usage["prompt_tokens"] < least_prompt or usage["completion_tokens"] < least_reply):
             self._record_usage_fault("trusted", attempt.name)
         if not has_usage:
@@ -294,8 +298,11 @@ class Budget(BudgetGuard, Closable):
 
 
 def max_prompt_tokens(messages: Sequence[Message]) -> int:
-    """Return an upper bound of the number of tokens of a prompt, for any tokenizer."""
-    return TEMPLATE_TOKENS + sum(MESSAGE_TOKENS + len(m.text.encode("utf-8", "replace")) for m in messages)
+    """Return an upper bound of the number of tokens of a prompt, for any tokenizer. An image counts as `IMAGE_TOKENS`."""
+    parts = [part for message in messages if not isinstance(message.content, str) for part in message.content]
+    n_images = sum(not isinstance(part, TextPart) for part in parts)
+    text_tokens = sum(MESSAGE_TOKENS + len(m.label.encode("utf-8", "replace")) for m in messages)
+    return TEMPLATE_TOKENS + IMAGE_TOKENS * n_images + text_tokens
 
 
 def min_text_tokens(text: str) -> int:

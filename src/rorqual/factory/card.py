@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 from rorqual.core.config import to_yaml
@@ -67,8 +68,9 @@ def write_card(out: Path, findings: CardFindings) -> None:
     text = [f"# Samples of {_teacher_description(findings)}", summary, *findings.notes]
     for table in tables:
         text += [f"## {table.title}", table.markdown()]
-    text += ["## Settings", f"```yaml\n{to_yaml(findings.config)}```"]
-    write_atomic(out / "card.md", ("\n\n".join(text) + "\n").encode())
+    settings = f"## Settings\n\n```yaml\n{to_yaml(findings.config)}```\n"
+    markdown = escape("\n\n".join(text), quote=False)  # a server's text may contain HTML
+    write_atomic(out / "card.md", f"{markdown}\n\n{settings}".encode())
     write_page(
         out / "card.html",
         "card",

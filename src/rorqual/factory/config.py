@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rorqual.core.config import MOST, Config, Count, Natural, NonNegative, Part, Positive, Seed
+from rorqual.core.config import Config, Count, Natural, NonNegative, Part, Positive, Seed
 from rorqual.core.records import Thinking
 from rorqual.engine.request import SamplingParams
 from rorqual.engine.seeds import Bits
@@ -23,9 +23,16 @@ class FilterConfig(Config):
     names: tuple[FilterName, ...] = Field(
         ("length", "repetition", "language", "contaminated", "duplicate"), description="filters to run"
     )
-    overlap: int = Field(
-        8, ge=2, le=MOST, description="consecutive words of an evaluation item that contaminate a text"
-    )
+    overlap: int = Field(8, ge=2, le=64, description="consecutive words of an evaluation item that contaminate a text")
+
+
+def check_prices(config: Config) -> None:
+    """Raise ValueError if `config` sets `budget` without both `price_in` and `price_out`. One of the prices may be 0."""
+    given = config.model_dump(include={"budget", "price_in", "price_out"}, exclude_unset=True)
+    if given.get("budget") and not (len(given) == 3 and given["price_in"] + given["price_out"]):
+        raise ValueError(
+            "budget needs price_in and price_out, in currency units per million tokens; one of them may be 0"
+        )
 
 
 class RemoteAccess(Config):
@@ -41,8 +48,7 @@ class RemoteAccess(Config):
 
     @model_validator(mode="after")
     def _check_price(self) -> Self:
-        if self.budget and not (self.price_in or self.price_out):
-            raise ValueError("budget needs price_in and price_out, in currency units per million tokens")
+        check_prices(self)
         return self
 
 

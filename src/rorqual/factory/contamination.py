@@ -16,6 +16,7 @@ or texts in which every eighth word was changed. A character of a script without
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from typing import Any
 
 from rorqual.core.content_parts import content_label, read_content
 from rorqual.core.errors import DataError
-from rorqual.core.rows import read_rows
+from rorqual.core.rows import READERS, read_rows
 from rorqual.factory.filters import words
 from rorqual.tasks.file_task import FileTask
 from rorqual.tasks.find import load_task, safe_problems
@@ -34,9 +35,10 @@ from rorqual.tasks.task import Problem, Task
 COMMON, FEW = 10, 4
 SHORT = 4
 SIGNS = frozenset("+-*/=<>^%×÷")
-FROM_FILES, FROM_ENDLESS = 100_000, 250
+FROM_FILES, FROM_ENDLESS, DRAW_SECONDS = 100_000, 250, 3.0
 """Maximum number of test problems to compare with. `FROM_FILES` applies to tasks that read files, and `FROM_ENDLESS` to
-endless tasks, which generate their problems.
+endless tasks, which generate their problems. A user's task counts as finite if its test split ends within `FROM_FILES`
+problems and `DRAW_SECONDS` seconds of processor time.
 
 In endless tasks, a hash of the key assigns each problem to a split, and few problems fall into the test split. Finding a test
 problem may therefore take milliseconds, so the maximum number for endless tasks is low.
@@ -53,13 +55,15 @@ class EvalItem:
 
     `texts`: the texts of the problem, such as the columns of its row. Each text, and all of them joined, are compared.
     `where`: location of the problem, `file:line` or `task NAME: key`. `key`: the problem's key, or empty. `by_words`:
-    whether consecutive words count as a match, in addition to the key and the whole text.
+    whether consecutive words count as a match, in addition to the key and the whole text. `whole`: all messages of a
+    conversation joined, whose user messages are in `texts`. Only `whole` is then compared as a whole text.
     """
 
     texts: tuple[str, ...]
     where: str
     key: str = ""
     by_words: bool = True
+    whole: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,12 +93,14 @@ class EvalItemIndex:
             if item.key:
                 self._keys.setdefault(item.key, item)
             texts = [bare_words(text) for text in dict.fromkeys((*item.texts, "\n".join(item.texts)))]
-            grams = grams_of_distinct.setdefault(without_numbers(texts[-1]), set())
-            for text_words in filter(None, texts):
+            wholes = [bare_words(item.whole)] if item.whole else texts
+            grams = grams_of_distinct.setdefault(without_numbers(wholes[-1]), set())
+            for text_words in filter(None, wholes):
                 self._whole.setdefault(text_words, item)
+            for text_words in texts:
                 if item.by_words:
-                    short = {text_words} if SHORT <= len(text_words) < self.overlap else set()
-                    for gram in self._overlap_grams(text_words) | short:
+                    is_short = SHORT <= len(text_words) < self.overlap and text_words in wholes
+                    for gram in self._overlap_grams(text_words) | ({text_words} if is_short else set()):
                         grams.add(gram)
                         self._grams.setdefault(gram, item)
         counts = Counter(chain.from_iterable(grams_of_distinct.values()))
@@ -170,35 +176,52 @@ def word_grams(text_words: Gram, size: int) -> set[Gram]:
     return {text_words[i : i + size] for i in range(len(text_words) - size + 1)}
 
 
-def evaluation_items(source: str, seed: int) -> list[EvalItem]:
-    """Load the evaluation items of a `decontaminate=` entry: a JSONL or Parquet file, or the test split of a task.
+def evaluation_items(source: str, seed: int) -> tuple[list[EvalItem], str]:
+    """Load the evaluation items of a `decontaminate=` entry: a file of rows, or the test split of a task. Also return a note
+    if the test split was cut, else "".
 
-    All columns in `TEXT_COLUMNS` that a row has are compared. Raises DataError if a row has no words in these columns, and
-    ConfigError for an unknown task.
+    All columns in `TEXT_COLUMNS` that a row has are compared. Raises DataError for a file of an unknown type, or if a row has
+    no words in these columns, and ConfigError for an unknown task.
     """
     path = Path(source)
-    if path.suffix in (".jsonl", ".parquet"):
-        return list(_items_in(path))
+    if path.suffix.lower() in READERS or (path.suffix and ".py" not in path.suffix and path.is_file()):
+        return list(_items_in(path)), ""
     task = load_task(source)
-    problems, _ = _test_problems(task, seed)
-    return [eval_item_of_problem(problem, source, by_words=not task.patterned) for problem in problems]
+    problems, cut = _test_problems(task, seed)
+    return [eval_item_of_problem(problem, source, by_words=not task.patterned) for problem in problems], cut
 
 
-def _test_problems(task: Task, seed: int) -> tuple[list[Problem], bool]:
-    """Return (problems, is_complete): the problems of the test split, up to the maximum number to compare with, and whether
-    `problems` contains the whole split."""
-    most = FROM_FILES if isinstance(task, FileTask) else FROM_ENDLESS
-    problems = list(islice(safe_problems(task, "test", seed), most))
+def _test_problems(task: Task, seed: int) -> tuple[list[Problem], str]:
+    """Return (problems, cut): the problems of the test split, up to the maximum number to compare with, and a note if the
+    task has more, else "".
+
+    Tasks of Rorqual that read no files are endless. Of any other task without files, all problems are returned if the split
+    ends within the limits, else the first `FROM_ENDLESS`, so that the clock does not choose the problems.
+    """
+    drawn = safe_problems(task, "test", seed)
+    problems = list(islice(drawn, FROM_ENDLESS))
     if not problems:
         raise DataError("the test split contains no problems", where=f"task {task.name}", remedy="Check the data.")
-    return problems, len(problems) < most
+    in_files, began = isinstance(task, FileTask), time.process_time()
+    if in_files or not type(task).__module__.startswith("rorqual."):
+        for problem in islice(drawn, FROM_FILES - FROM_ENDLESS):
+            problems.append(problem)
+            if not in_files and time.process_time() - began > DRAW_SECONDS:
+                break
+    if next(drawn, None) is None:
+        return problems, ""
+    problems = problems if in_files else problems[:FROM_ENDLESS]
+    return problems, f"decontamination: task {task.name} has more test problems than the {len(problems)} compared"
 
 
 def eval_item_of_problem(problem: Problem, task: str, *, by_words: bool = True) -> EvalItem:
-    """Convert a problem of a task to an evaluation item."""
+    """Convert a problem of a task to an evaluation item. Only the words of user messages are compared, because problems
+    for training may have the same system prompt."""
     place = problem.meta.get("where")
     where = f"task {task}: {problem.key!r:.80}" + (f" ({place})" if place else "")
-    return EvalItem(("\n".join(m.label for m in problem.messages),), where, problem.key, by_words)
+    user_text = "\n".join(m.label for m in problem.messages if m.role == "user")
+    whole = "\n".join(m.label for m in problem.messages)
+    return EvalItem((user_text,), where, problem.key, by_words, whole)
 
 
 def _items_in(path: Path) -> Iterable[EvalItem]:
@@ -224,7 +247,7 @@ def _text_of(value: Any, where: str) -> str:
 
 
 def own_test_items(task: Task, seed: int) -> tuple[list[EvalItem], str]:
-    """Return the evaluation items of the task's own test split, and a note if this split cannot be read, else "".
+    """Return the evaluation items of the task's own test split, and a note if this split was cut or cannot be read, else "".
 
     Items of a finite split match by key, whole text and consecutive words. Items of a `Task.patterned` task or of an
     endless split match only by key and whole text. All problems of a patterned or endless task share a few sentence
@@ -232,8 +255,8 @@ def own_test_items(task: Task, seed: int) -> tuple[list[EvalItem], str]:
     the splits disjoint.
     """
     try:
-        problems, is_whole = _test_problems(task, seed)
+        problems, cut = _test_problems(task, seed)
     except DataError as error:
         return [], f"the task has no test split for the contamination check: {error.what}"
-    by_words = is_whole and not task.patterned
-    return [eval_item_of_problem(problem, task.name, by_words=by_words) for problem in problems], ""
+    by_words = (not cut or isinstance(task, FileTask)) and not task.patterned
+    return [eval_item_of_problem(problem, task.name, by_words=by_words) for problem in problems], cut

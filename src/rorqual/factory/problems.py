@@ -49,13 +49,16 @@ def choose_problems(config: FactoryConfig) -> ChosenProblems:
     """
     task = load_task(config.task, data=Path(config.data) if config.data else None, options=config.options)
     items, note = own_test_items(task, config.seed)
+    notes = [note]
     for source in config.decontaminate:
-        items += evaluation_items(source, config.seed)
+        found, note = evaluation_items(source, config.seed)
+        items += found
+        notes.append(note)
     evaluations = EvalItemIndex(items, config.filters.overlap)
     n_wanted, previous_size, enough = config.problems, -1, 0
     while True:
         pool = pick_problems(task, config.split, n_wanted, config.seed, per_family=False)
-        matches = [(problem, evaluations.match_problem(problem.prompt, problem.key)) for problem in pool]
+        matches = [(problem, _find_match(evaluations, problem)) for problem in pool]
         met = [(problem, match) for problem, match in matches if match is not None]
         excluded = {problem.key for problem, _ in met}
         clean = [problem for problem in pool if problem.key not in excluded][: config.problems]
@@ -71,7 +74,6 @@ def choose_problems(config: FactoryConfig) -> ChosenProblems:
             remedy="Use training problems that are not held out for evaluation. If all problems of the task share "
             "sentence patterns, set `patterned = True` in its class.",
         )
-    notes = [note] if note else []
     if evaluations.common:
         notes.append(
             "decontamination: word sequences that many evaluation items share do not count as matches"
@@ -80,4 +82,13 @@ def choose_problems(config: FactoryConfig) -> ChosenProblems:
     n_problems = len(clean)
     if n_problems < config.problems:
         notes.append(f"the task has {n_problems} of the {config.problems} requested problems")
-    return ChosenProblems(task, clean, evaluations, met, notes)
+    return ChosenProblems(task, clean, evaluations, met, list(filter(None, dict.fromkeys(notes))))
+
+
+def _find_match(evaluations: EvalItemIndex, problem: Problem) -> EvalMatch | None:
+    """Return how a message of the problem, or its messages joined, match an evaluation item, or None."""
+    messages = [message.label for message in problem.messages]
+    user_text = "\n".join(message.label for message in problem.messages if message.role == "user")
+    texts = dict.fromkeys((problem.prompt, *messages, user_text, "\n".join(messages)))
+    matches = (evaluations.match_problem(text, problem.key) for text in texts)
+    return next(filter(None, matches), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,15 @@ from rorqual.core.journal import Journal, json_line
 from rorqual.core.ledger import Ledger, read_ledger
 from rorqual.core.lock import RUN_LOCK, acquire_run_lock
 from rorqual.core.progress import Progress
-from rorqual.core.records import write_atomic, write_json
+from rorqual.core.records import read_json, write_atomic, write_json
 from rorqual.data.distilled import Ids, Logprobs, TeacherSample, VerdictName, write_distilled
 from rorqual.factory.budget import budget_error
 from rorqual.factory.card import CardFindings, write_card
 from rorqual.factory.config import FactoryConfig
 from rorqual.factory.filters import drop_reasons, reply_text
 from rorqual.factory.problems import ChosenProblems, choose_problems
-from rorqual.factory.stored_samples import SampleId, StoredSample, is_same_model, parse_sample, row_of
-from rorqual.factory.teacher import LocalTeacher, RemoteTeacher, Teacher
+from rorqual.factory.stored_samples import SampleId, StoredSample, is_same_model, parse_sample, prompt_hash, row_of
+from rorqual.factory.teacher import LocalTeacher, RemoteTeacher, Teacher, input_hashes
 from rorqual.tasks.find import safe_grade
 from rorqual.tasks.task import Problem
 
@@ -43,13 +43,16 @@ def sample_teacher(config: FactoryConfig, out: Path, *, threads: int, quiet: boo
     or the server or the grader fails, the same call can be repeated. The repeated call resumes without requesting saved
     samples again. `data.distilled` reads the Parquet file.
 
-    If `out` has samples of another config, raises ConfigError without changing any file. The setting `access` may differ.
+    If `out` has samples of another config, or if the teacher or an input file has changed since `out` was finished, raises
+    ConfigError without changing any file. The setting `access` may differ.
     Raises RorqualError if another process uses the folder. If the budget is reached, raises BudgetReached after writing the
     dataset and its card with the samples so far.
     """
     out = Path(out)
     _check_config(config, out)
+    hashes = input_hashes(config)
     if (out / FINISHED).is_file() and (out / DATA).is_file():
+        _check_inputs(out / FINISHED, hashes)
         return out / DATA
     with acquire_run_lock(out):
         _check_config(config, out)
@@ -62,6 +65,7 @@ def sample_teacher(config: FactoryConfig, out: Path, *, threads: int, quiet: boo
             with costs.record_stage("sampling"):
                 completed = work.sample()
             _write_dataset_and_card(work, out, completed, costs)
+            write_json(out / FINISHED, {"inputs": hashes})
     return out / DATA
 
 
@@ -82,7 +86,6 @@ def _write_dataset_and_card(work: FactoryRun, out: Path, completed: bool, costs:
     )
     if not completed:
         raise budget_error(teacher.spending, len(work.have), work.total, out)
-    write_json(out / FINISHED, {"rows": len(rows)})
 
 
 @dataclass
@@ -121,6 +124,12 @@ class FactoryRun:
                     f"this sample belongs to the problem {entry.key!r:.60}, which the task no longer generates",
                     where=where,
                     remedy="Restore the task's data or its evaluation sets, or choose another folder (out=).",
+                )
+            if entry.prompt not in ("", prompt_hash(self.problems[entry.key])):
+                raise DataError(
+                    f"this sample answers another prompt: the problem {entry.key!r:.60} was changed after sampling",
+                    where=where,
+                    remedy="Restore the task's prompts, or choose another folder (out=).",
                 )
             yield entry
 
@@ -281,4 +290,17 @@ def _check_config(config: FactoryConfig, out: Path) -> None:
             f"this folder has samples with {name}={saved_values[name]}, but {name}={new_values[name]} was requested",
             where=str(file),
             remedy="Choose another folder (out=), or use the same settings to resume.",
+        )
+
+
+def _check_inputs(finished: Path, hashes: Mapping[str, str]) -> None:
+    """Raise ConfigError if the teacher or an input file has changed since the dataset was finished. Files of earlier versions
+    list no inputs."""
+    again = "delete finished.json and repeat the command: the stored samples are graded and filtered again."
+    saved = read_json(finished, "the list of inputs", f"Choose another folder, or {again}").get("inputs", {})
+    if changed := [name for name, digest in hashes.items() if saved.get(name, digest) != digest]:
+        raise ConfigError(
+            f"this dataset is finished, but since then changed: {', '.join(changed)}",
+            where=str(finished),
+            remedy=f"Choose another folder (out=). Without a change of the teacher, you can also {again}",
         )

@@ -6,9 +6,10 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from rorqual.core.content_parts import content_json
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message
 from rorqual.data.distilled import TeacherSample, VerdictName
@@ -32,6 +33,7 @@ class StoredSample:
     - `failed`: whether no completion arrived. A later call retries a failed request.
     - `seed`: the seed that was sent for this sample.
     - `model`: name of the model that answered, or "" if the reply does not name it.
+    - `prompt`: hash of the messages that were sent (`prompt_hash`), or "" in files of earlier versions.
     """
 
     of: str
@@ -51,11 +53,21 @@ class StoredSample:
     error: str = ""
     failed: bool = False
     model: str = ""
+    prompt: str = ""
 
     @property
     def sample_id(self) -> SampleId:
         """The key of the problem and the index of the sample, which identify the sample."""
         return self.key, self.number
+
+
+def prompt_hash(problem: Problem) -> str:
+    """Return a short hash of the messages of a problem."""
+    messages = [
+        (m.role, content_json(m.content), m.reasoning, [*map(asdict, m.tool_calls)], m.tool_call_id)
+        for m in problem.messages
+    ]
+    return hashlib.sha256(json.dumps(messages).encode()).hexdigest()[:16]
 
 
 def sample_of_completion(
@@ -77,6 +89,7 @@ def sample_of_completion(
         token_ids=tuple(completion.token_ids),
         error=replace_lone_surrogates(completion.error),
         model=completion.model,
+        prompt=prompt_hash(problem),
         **cost,
     )
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.core.records import Message, RunDir, Thinking
+from rorqual.core.rows import READERS, name_file_in_read_errors
 from rorqual.data.distilled import TeacherSample
 from rorqual.engine.engine import Engine
 from rorqual.engine.remote.engine import FREE, REFUSED, RemoteEngine, RemoteError
@@ -48,6 +53,24 @@ def do_nothing() -> None:
     """Do nothing. This function is the `on_saved` callback for samples that cost no money."""
 
 
+def input_hashes(config: FactoryConfig) -> dict[str, str]:
+    """Return the hash of each input of a dataset by name: `teacher`, and the files that the settings `task`, `data` and
+    `decontaminate` name. An input that no longer exists is left out."""
+    hashes = {}
+    if not config.remote:
+        with suppress(CheckpointError):  # the teacher was deleted
+            hashes["teacher"] = fingerprint(RunDir(Path(config.teacher)).checkpoint())
+    names = [re.sub(r"\.py:\w*$", ".py", name) for name in (config.task, *config.decontaminate)]
+    files = [Path(name) for name in names if os.path.isfile(name)]  # Path.is_file raises OSError for a long name
+    if config.data:
+        data = Path(config.data)
+        files += [file for file in (data, *data.glob("*")) if file.is_file() and file.suffix.lower() in READERS]
+    for file in files:
+        with name_file_in_read_errors(file), file.open("rb") as opened:
+            hashes[str(file)] = hashlib.file_digest(opened, "sha256").hexdigest()
+    return hashes
+
+
 class LocalTeacher:
     """A local teacher: the latest complete checkpoint of a run.
 
@@ -71,6 +94,12 @@ class LocalTeacher:
         self.of = settings_hash(config, fingerprint(folder))
         self._engine = Engine(run.path, device=config.device, dtype=config.dtype, threads=threads, record_experts=False)
         self.tokenizer, self.vocab = self._engine.tokenizer.fingerprint, self._engine.tokenizer.vocab_size
+        if config.top_k > (vocab := self._engine.scoring_model.config.vocab_size):
+            raise ConfigError(
+                f"top_k={config.top_k} is more than the vocabulary's {vocab} tokens",
+                where=config.teacher,
+                remedy=f"Set top_k to {vocab} or less.",
+            )
         modes: tuple[Thinking, Thinking] = (config.thinking, "auto")
         with_mode, without_mode = (len(self._engine.chat.prompt(ANY, mode)) for mode in modes)
         self.chosen = with_mode - without_mode

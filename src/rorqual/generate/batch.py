@@ -11,7 +11,7 @@ from typing import Any
 
 from rorqual.core.errors import DataError, RorqualError
 from rorqual.engine.engine import Engine
-from rorqual.engine.grammar.schema_validator import MISMATCH
+from rorqual.engine.grammar.trial_process import MISMATCH
 from rorqual.engine.remote.engine import REFUSED, RemoteEngine, RemoteError
 from rorqual.engine.request import Completion
 from rorqual.generate.prompts import RefusedRow

@@ -55,7 +55,7 @@ def distil(
     loss is the KL divergence of this name between the student's distribution and the teacher's stored log-probabilities. The
     next-token loss, multiplied by `next_token`, is added to the KL divergence.
     """
-    begin, model, chat = start_settings(start, tokenizer, size, row)
+    begin, model, chat = start_settings(start, tokenizer, size, row, default_size="student")
     if objective == "sequence":
         objectives = supervised_objectives(model)
     else:
@@ -102,7 +102,7 @@ def on_policy(
     over the whole vocabulary. With `top_k`, the divergence is computed over the teacher's `top_k` most likely tokens, and all
     less likely tokens count as one bucket.
     """
-    begin, model, chat = start_settings(start, "bytes", "student", row)
+    begin, model, chat = start_settings(start, "bytes", "small", row)
     return Run(
         recipe="on_policy",
         dtype=dtype,

@@ -25,8 +25,8 @@ RECIPES: Mapping[str, Callable[..., Run]] = {
 }
 ALIASES = {"from": "start"}
 """`from` is a Python keyword, so recipes call this argument `start`."""
-SETTINGS = tuple(name for name in Run.model_fields if name not in ("extensions", "plugins"))
-"""The fields of a run that users can set. `extensions` and `plugins` are excluded, because only the training loop writes them."""
+SETTINGS = tuple(name for name in Run.model_fields if name not in ("extensions", "frozen_models", "plugins"))
+"""The fields of a run that users can set, without the fields that only the training loop writes."""
 
 
 def recipe_names() -> dict[str, str]:

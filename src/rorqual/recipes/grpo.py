@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from rorqual.core.config import Count, NonNegative, Positive, RowLength, Seed, Temperature, check_arguments
+from pydantic import Field
+
+from rorqual.core.config import MOST, Count, NonNegative, Positive, RowLength, Seed, Temperature, check_arguments
 from rorqual.core.records import Thinking
 from rorqual.recipes.start import finetune_optim, indexer_objectives, start_settings
 from rorqual.train.balance import BalanceConfig
@@ -13,6 +15,7 @@ from rorqual.train.objectives import GRPO
 from rorqual.train.run import Dtype, Run, agreement_limits
 from rorqual.train.sources import RolloutConfig
 
+GroupSize = Annotated[int, Field(ge=2, le=MOST)]
 Variant = Literal["none", "dapo", "dr_grpo", "gspo", "cispo", "v32"]
 
 
@@ -45,7 +48,7 @@ def grpo(
     data: str = "",
     steps: Count = 40,
     problems: Count = 32,
-    samples: Count = 12,
+    samples: GroupSize = 12,
     max_tokens: Count = 96,
     row: RowLength = 128,
     temperature: Temperature = 1.0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 from rorqual.data.chat import guess_chat_name, read_chat_name
 from rorqual.data.chat.find import DEFAULT
@@ -16,15 +17,29 @@ from rorqual.train.optim import AdamWConfig, MuonConfig, OptimConfig
 from rorqual.train.run import StartConfig
 from rorqual.train.schedule import LearningRateSchedule
 
+LARGEST_VOCABULARY = 1_000_000
+"""Largest vocabulary of a tokenizer that a recipe trains. Published models have at most about 260,000 tokens."""
 
-def start_settings(start: str, tokenizer: str, size: Size, context: int) -> tuple[StartConfig, ModelConfig, str]:
-    """Return the settings `start`, `model` and `chat` of a run.
+
+def start_settings(
+    start: str, tokenizer: str, size: Size, context: int, default_size: Size = "small"
+) -> tuple[StartConfig, ModelConfig, str]:
+    """Return the settings `start`, `model` and `chat` of a run. `default_size` is the recipe's default value of `size`.
 
     If `start` is given, the run has the model and the chat format of the run `start`. If `start` is empty, the run starts from
     a new model of the size `size`. The tokenizer determines the model's vocabulary, and the tokenizer's special tokens
     determine the chat format.
+
+    Raises ConfigError if `start` is given with another size or tokenizer than the defaults, which would have no effect, or if
+    the vocabulary of `bpe:SIZE` is larger than `LARGEST_VOCABULARY`.
     """
     if start:
+        if tokenizer != "bytes" or size != default_size:
+            raise ConfigError(
+                f"size={size} and tokenizer={tokenizer} have no effect on the model of an existing run",
+                where="start",
+                remedy=f"Remove size= and tokenizer=, or train a new model without from={start}.",
+            )
         run = RunDir(Path(start))
         run.checkpoint()  # raise an error for a missing checkpoint before anything is written
         return StartConfig(run=start, tokenizer="bytes"), read_model_config(run), read_chat_name(run)
@@ -33,6 +48,12 @@ def start_settings(start: str, tokenizer: str, size: Size, context: int) -> tupl
         vocab = BASE_VOCAB
     elif tokenizer.startswith("bpe:") and tokenizer[4:].isdigit():
         vocab = int(tokenizer[4:])
+        if vocab > LARGEST_VOCABULARY:
+            raise ConfigError(
+                f"a vocabulary of {vocab:,} tokens is more than {LARGEST_VOCABULARY:,}",
+                where="tokenizer",
+                remedy="Use tokenizer=bpe:SIZE with a smaller SIZE, such as 1024.",
+            )
     else:
         loaded = Tokenizer.load(Path(tokenizer))
         vocab, chat = loaded.vocab_size, guess_chat_name("", loaded, None)

@@ -56,6 +56,7 @@ class Table(Config):
         )
 
     def markdown(self) -> str:
-        """Return the table in Markdown, without the table's title."""
+        """Return the table in Markdown, without the table's title. Each row is one line."""
         lines = (self.heads, ("---",) * len(self.heads), *self.rows)
-        return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+        cells = ((" ".join(cell.splitlines()).replace("|", "\\|") for cell in line) for line in lines)
+        return "\n".join(f"| {' | '.join(line)} |" for line in cells)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -13,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rorqual.serve.chat_page import ChatPage
 from rorqual.serve.cors import with_cors
-from rorqual.serve.errors import ApiError
+from rorqual.serve.errors import ApiError, loading_error, stopping_error
 from rorqual.serve.http_responses import request_id
 from rorqual.serve.logs import say
 from rorqual.serve.routes import chat, completions, rollout, state
@@ -28,7 +29,8 @@ OTHER = "other"
 """Metrics label of requests to unknown routes."""
 LIVEZ = "/livez"
 """Liveness probe, the only route of the API that needs no key. The route returns 200 with an empty body, even if the engine is down."""
-
+WHILE_LOADING = frozenset({"/health", "/metrics"})
+"""Routes with a key that also answer before the model is loaded for the first time."""
 ROLLOUT = "/rollout/"
 """Path prefix of the rollout routes. Rollout routes accept only the rollout key, and all other routes reject the rollout key."""
 
@@ -57,6 +59,10 @@ class ApiKeyMiddleware:
 
         try:
             await (_conflicting_length_error(scope) or self._answer)(scope, receive, count_requests)
+        except asyncio.CancelledError:
+            # The server stops, and the client still sends the request or reads too slowly. Uvicorn would log a traceback.
+            if status == GONE:
+                await _api_error_response(scope, stopping_error())(scope, receive, count_requests)
         except Exception as error:
             say(f"request {req_id} raised {type(error).__name__}, a bug")  # uvicorn logs the re-raised error
             raise
@@ -80,8 +86,9 @@ class ApiKeyMiddleware:
             return _error_response(scope, error, {"www-authenticate": "Bearer"})
         if tenant != TENANT and (wait := self.service.rate.wait(tenant)) > 0:
             problem = f"This API key has sent too many requests. Try again after {wait:.1f} seconds."
-            error = ApiError(429, problem, code="rate_limit_exceeded", wait=wait)
-            return _error_response(scope, error, error.headers)
+            return _api_error_response(scope, ApiError(429, problem, code="rate_limit_exceeded", wait=wait))
+        if scope["path"] not in WHILE_LOADING and not all(bridge.is_loaded for bridge in self.service.bridges):
+            return _api_error_response(scope, loading_error())
         scope["state"]["tenant"] = tenant
         return self.app
 
@@ -119,9 +126,13 @@ def _error_response(scope: Scope, error: ApiError, headers: dict[str, str] | Non
     return JSONResponse({**error.body(), "request_id": request_id(scope)}, status_code=error.status, headers=headers)
 
 
+def _api_error_response(scope: Scope, error: ApiError) -> JSONResponse:
+    return _error_response(scope, error, error.headers)
+
+
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return _error_response(request.scope, error, error.headers)
+    return _api_error_response(request.scope, error)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rorqual.core.errors import RorqualError
 from rorqual.serve import wire
-from rorqual.serve.errors import ApiError
+from rorqual.serve.errors import ApiError, loading_error, stopping_error
 from rorqual.serve.limits import SLICE
 from rorqual.serve.logs import say
 from rorqual.serve.wire import EngineArguments, EngineLimits, PackedRequest, RolloutRecord, SampledToken, ScoredPrompt
@@ -133,6 +133,11 @@ class EngineBridge:
         self._tasks: list[asyncio.Task[None]] = []
         self._up: asyncio.Future[None] | None = None
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the engine has been ready once. Requests wait for an engine that restarts."""
+        return self.info.max_len > 0
+
     async def start(self) -> None:
         """Start the engine and wait until the engine is ready. Raises RorqualError if the engine cannot load, for example
         because of a bad checkpoint."""
@@ -140,11 +145,16 @@ class EngineBridge:
         self._tasks = [asyncio.create_task(self._supervise()), asyncio.create_task(self._kill_hanging_engine())]
         await self._up
 
-    async def stop(self) -> None:
-        """Fail all unfinished requests, and stop the engine."""
+    def close(self) -> None:
+        """Fail all unfinished requests and the running weight update, and accept no more requests."""
         self._closing = True
-        self._fail_all_jobs("The server is stopping.")
-        self._finish_update(None, ApiError(503, "The server is stopping.", code="stopping"))
+        for job in list(self.jobs.values()):
+            self._fail_job(job, stopping_error())
+        self._finish_update(None, stopping_error())
+
+    async def stop(self) -> None:
+        """Close the bridge, and stop the engine."""
+        self.close()
         process = self._process
         if process is not None and process.returncode is None:
             if process.stdin is not None:
@@ -161,7 +171,7 @@ class EngineBridge:
     def check_queue_capacity(self, tenant: str) -> None:
         """Raise ApiError if the queue has no room for another request of `tenant`."""
         if self._closing:
-            raise ApiError(503, "The server is stopping.", code="stopping")
+            raise stopping_error()
         active = Counter(job.tenant for job in self.jobs.values()) + self._incoming
         if (total := active.total()) >= self.queue and active[tenant] >= self.share:
             raise ApiError(
@@ -220,7 +230,7 @@ class EngineBridge:
         Raises ApiError if the engine refuses the new weights; the engine then keeps the old weights.
         """
         if not self.alive:
-            raise ApiError(503, "The engine is loading. Try again in a moment.", code="loading")
+            raise loading_error()
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._updating = version, done
         self._queue_output(wire.message_line("update", file=str(file), version=version))
@@ -412,10 +422,6 @@ class EngineBridge:
         if self._remove_job(job):
             self._cancel(job)  # samples of the job's other prompts may still be running
             job.events.put_nowait(error)
-
-    def _fail_all_jobs(self, message: str) -> None:
-        for job in list(self.jobs.values()):
-            self._fail_job(job, ApiError(503, message, code="stopping"))
 
     def _queue_output(self, *parts: bytes) -> None:
         for data in parts:

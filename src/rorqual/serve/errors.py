@@ -32,6 +32,16 @@ class ApiError(Exception):
         return {"error": error}
 
 
+def loading_error() -> ApiError:
+    """Return the ApiError for a request that needs the engine while the engine loads (status 503)."""
+    return ApiError(503, "The engine is loading. Try again in a moment.", code="loading")
+
+
+def stopping_error() -> ApiError:
+    """Return the ApiError for a request that a stopping server does not finish (status 503)."""
+    return ApiError(503, "The server is stopping.", code="stopping")
+
+
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
     """Return the ApiError for an invalid request (status 400)."""
     return ApiError(400, message, param=param, code=code)

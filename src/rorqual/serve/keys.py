@@ -8,8 +8,9 @@ import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from rorqual.core.errors import ConfigError
 from rorqual.core.lock import acquire_lock
@@ -30,11 +31,15 @@ def _hash(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
+_TenantName = Annotated[str, Field(pattern=rf"^[^\W\d]\w{{0,{NAME_LENGTH - 1}}}$")]
+_TENANT_NAME = TypeAdapter(_TenantName)
+
+
 class _KeyRow(BaseModel):
     """One API key in the key file: the key's hash, and the key's tenant."""
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    tenant: str = Field(pattern=rf"^[^\W\d]\w{{0,{NAME_LENGTH - 1}}}$")
+    tenant: _TenantName
 
 
 class _KeyFile(BaseModel):
@@ -92,12 +97,14 @@ class ApiKeys:
         The key file is first read again, because another process may have added keys. Raises RorqualError if another process
         is adding a key.
         """
-        if not tenant.isidentifier() or len(tenant) > NAME_LENGTH:
+        try:
+            _TENANT_NAME.validate_python(tenant)
+        except ValidationError:
             raise ConfigError(
                 f"'{tenant[:NAME_LENGTH]}' is not a valid tenant name",
                 where="tenant",
                 remedy=f"Use at most {NAME_LENGTH} letters, digits and _, starting with a letter or _.",
-            )
+            ) from None
         if tenant in self.tenants.values():
             return None
         with acquire_lock(self.file, "Start the servers one after another."):

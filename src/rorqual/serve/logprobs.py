@@ -7,29 +7,48 @@ an entry, including reasoning tokens, special tokens, and the token that ended t
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
-from rorqual.data.tokenizer import Tokenizer
+from rorqual.data.tokenizer import REPLACEMENT, Tokenizer
 from rorqual.serve.wire import SampledToken, Score
 
 LEAST = -9999.0
 """Log-probability that stands for a probability of 0, because JSON cannot represent negative infinity."""
 
 
+class TextOffsets:
+    """Counter of the `text_offset` of consecutive tokens: the index of the character that contains a token's first byte.
+
+    The tokens of one character have the same offset. `start`: the offset of the first token.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, start: int = 0) -> None:
+        self._tokenizer, self._length = tokenizer, start
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def next_offset(self, id_: int) -> int:
+        """Return the offset of the next token."""
+        data = self._tokenizer.token_bytes(id_) or REPLACEMENT.encode()
+        incomplete = self._decoder.getstate()[0] + data[:1]
+        offset = self._length + len(incomplete.decode("utf-8", "replace")) - 1
+        self._length += len(self._decoder.decode(data))
+        return offset
+
+
 def chat_logprobs(tokenizer: Tokenizer, tokens: Sequence[SampledToken]) -> dict[str, Any]:
     """Return the `logprobs` of a chat choice.
 
     The text of a token is not exact if the token ends inside a UTF-8 character. Clients can join the `bytes` of all tokens to
-    get the exact text.
+    get the exact text. As in OpenAI's API, the `bytes` of a special token are None.
     """
 
     def entry(id_: int, logprob: float) -> dict[str, Any]:
         return {
             "token": tokenizer.token(id_),
             "logprob": max(logprob, LEAST),
-            "bytes": list(tokenizer.token_bytes(id_)),
+            "bytes": None if tokenizer.is_special(id_) else list(tokenizer.token_bytes(id_)),
         }
 
     content = [
@@ -39,15 +58,13 @@ def chat_logprobs(tokenizer: Tokenizer, tokens: Sequence[SampledToken]) -> dict[
     return {"content": content, "refusal": None}
 
 
-def text_logprobs(tokenizer: Tokenizer, sampled_tokens: Sequence[SampledToken], before: int = 0) -> dict[str, Any]:
-    """Return the `logprobs` of a text choice. `before`: number of characters of the choice that were already sent;
-    `text_offset` starts at `before`."""
-    tokens = [tokenizer.token(sampled.token) for sampled in sampled_tokens]
+def text_logprobs(tokenizer: Tokenizer, sampled_tokens: Sequence[SampledToken], offsets: TextOffsets) -> dict[str, Any]:
+    """Return the `logprobs` of the next tokens of a text choice. `offsets` has counted the choice's earlier tokens."""
     return {
-        "tokens": tokens,
+        "tokens": [tokenizer.token(sampled.token) for sampled in sampled_tokens],
         "token_logprobs": [max(sampled.logprob, LEAST) for sampled in sampled_tokens],
         "top_logprobs": [_top_logprobs_by_text(tokenizer, sampled.top) for sampled in sampled_tokens],
-        "text_offset": _text_offsets(tokens, before),
+        "text_offset": [offsets.next_offset(sampled.token) for sampled in sampled_tokens],
     }
 
 
@@ -58,12 +75,12 @@ def echo_logprobs(
 
     `added`: number of leading tokens that are not in the echoed text: 1 if the server added a BOS token, else 0.
     """
-    tokens = [tokenizer.token(id_) for id_ in ids]
+    offsets = TextOffsets(tokenizer)
     return {
-        "tokens": tokens,
+        "tokens": [tokenizer.token(id_) for id_ in ids],
         "token_logprobs": [None, *(max(logprob, LEAST) for logprob, _ in scores)],
         "top_logprobs": [None, *(_top_logprobs_by_text(tokenizer, best[:top]) for _, best in scores)],
-        "text_offset": _text_offsets([*[""] * added, *tokens[added:]], 0),
+        "text_offset": [*[0] * added, *map(offsets.next_offset, ids[added:])],
     }
 
 
@@ -88,11 +105,6 @@ def vllm_prompt_logprobs(
         }
         positions.append({str(id_): entry(id_, logprob, ranks.get(id_))} | likely)
     return positions
-
-
-def _text_offsets(texts: Sequence[str], before: int) -> list[int]:
-    """Return the number of characters before each of the consecutive `texts`, the first of which starts at `before`."""
-    return list(accumulate(map(len, texts), initial=before))[:-1]
 
 
 def _top_logprobs_by_text(tokenizer: Tokenizer, top: Sequence[tuple[int, float]]) -> dict[str, float]:

@@ -53,12 +53,6 @@ class TemplateOptions(RequestSchema):
     thinking: bool | None = None
     enable_thinking: bool | None = None
 
-    @property
-    def reasoning_mode(self) -> Thinking:
-        """The reasoning mode that `enable_thinking` or `thinking` sets, or `auto` if neither is set."""
-        enabled = self.thinking if self.enable_thinking is None else self.enable_thinking
-        return "auto" if enabled is None else "on" if enabled else "off"
-
 
 class ThinkingSwitch(RequestSchema):
     """DeepSeek's `thinking` field: `enabled` or `disabled`."""
@@ -155,10 +149,11 @@ class ChatRequest(GenerationRequest, ToolFields):
         return next(iter(self.reasoning_modes().values()), None)
 
     def reasoning_modes(self) -> dict[str, Thinking]:
-        """Return the request fields that set a reasoning mode, each with the mode."""
+        """Return the paths of the request fields that set a reasoning mode, each with the mode."""
         modes: dict[str, Thinking] = {}
-        if self.chat_template_kwargs is not None and self.chat_template_kwargs.reasoning_mode != "auto":
-            modes["chat_template_kwargs"] = self.chat_template_kwargs.reasoning_mode
+        for name, enabled in self.chat_template_kwargs or ():
+            if enabled is not None:
+                modes[f"chat_template_kwargs.{name}"] = "on" if enabled else "off"
         if self.switch is not None:
             modes["thinking"] = "on" if self.switch.type == "enabled" else "off"
         if self.reasoning_effort is not None:
@@ -214,9 +209,11 @@ class ChatRequest(GenerationRequest, ToolFields):
             )
         modes = self.reasoning_modes()
         if len(set(modes.values())) > 1:
-            names = list(modes)
-            problem = f"`{names[0]}` and `{names[-1]}` contradict each other: one turns reasoning on, the other off"
-            raise bad_request(f"{problem}. Give one of them.", names[-1])
+            first, other = (
+                next(name for name in modes if modes[name] == mode) for mode in dict.fromkeys(modes.values())
+            )
+            problem = f"`{first}` and `{other}` contradict each other: one turns reasoning on, the other off"
+            raise bad_request(f"{problem}. Give one of them.", other)
 
 
 class TextRequest(GenerationRequest):

@@ -35,6 +35,8 @@ from rorqual.serve.service import CascadeTeacher, ModelService, read_defaults
 from rorqual.serve.uploads import WeightUploads
 from rorqual.serve.wire import EngineArguments
 
+LAST_SECONDS = 2
+"""Seconds after `grace` in which the last requests get their error responses. Then uvicorn cancels the requests."""
 CASCADE_NAME = "cascade"
 """Default name of a served cascade."""
 UNREAD = 131_072
@@ -166,32 +168,35 @@ async def _serve_until_stopped(
         backlog=min(AT_ONCE, limit // 8),
         # Clients without a key can cause warnings, such as those about invalid HTTP, and could fill the log with them.
         ws="none", lifespan="off", log_level="error", access_log=False, server_header=False,
-        timeout_graceful_shutdown=max(1, round(address.grace)),
+        timeout_graceful_shutdown=round(address.grace) + LAST_SECONDS,
     )  # fmt: skip
     server = _UvicornServer(config)
-    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
 
     def stop() -> None:
-        server.force_exit = stopped.is_set()  # after a second signal, stop without waiting for running requests
+        server.force_exit = server.should_exit  # after a second signal, stop without waiting for running requests
+        loop.call_later(0 if server.should_exit else address.grace, fail_requests)
         server.should_exit = True
-        stopped.set()
 
-    loop = asyncio.get_running_loop()
+    def fail_requests() -> None:
+        for bridge in service.bridges:
+            bridge.close()
+
     # SIGHUP means that the terminal closed. Under `nohup`, the process must keep ignoring SIGHUP.
     hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
     for number in (signal.SIGINT, signal.SIGTERM, *hangup):
         loop.add_signal_handler(number, stop)
+    host, port = sock.getsockname()[:2]
     loading = asyncio.gather(*(bridge.start() for bridge in service.bridges))
-    stopping = asyncio.create_task(stopped.wait())
+    serving = asyncio.create_task(server.serve(sockets=[sock]))
     try:
-        await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((loading, serving), return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             loading.result()
-            host, port = sock.getsockname()[:2]
             _say(f"{service.name} at http://{f'[{host}]' if ':' in host else host}:{port}/v1")
-            await server.serve(sockets=[sock])
+        await serving
     finally:
-        for task in (loading, stopping):
+        for task in (loading, serving):
             task.cancel()
         for bridge in service.bridges:
             await bridge.stop()

@@ -30,7 +30,7 @@ from rorqual.engine.deltas import Delta
 from rorqual.engine.engine import Engine
 from rorqual.engine.grammar.compiler import CompiledGrammar
 from rorqual.engine.grammar.queue import CompileTask
-from rorqual.engine.grammar.schema_validator import MISMATCH
+from rorqual.engine.grammar.trial_process import MISMATCH
 from rorqual.engine.request import Request
 from rorqual.model.load.run_directory import check_names
 from rorqual.ops.backends import backend
@@ -61,8 +61,7 @@ class EngineWorker:
         )  # request_ids for which the log-probabilities of the prompt were sent or are in `unsent`
         # The server's request number -> (messages with the log-probabilities of the prompt, sampled tokens to send after these messages)
         self.unsent: dict[int, tuple[Iterator[bytes], list[list[Any]]]] = {}
-        # The server's request number -> (request, its grammar). The grammar must live until the request is submitted, because
-        # the grammar cache holds only weak references.
+        # The server's request number -> (request, its grammar)
         self.compiling: dict[int, tuple[dict[str, Any], CompileTask[CompiledGrammar]]] = {}
         self.recorded: set[int] = set()  # request_ids whose rollout data is recorded
         self.version = 0  # version of the current weights
@@ -88,18 +87,20 @@ class EngineWorker:
         self.inbox.put(None)
 
     def _read_messages(self) -> bool:
-        """Handle messages from the server, and wait for a message if no request is running. Return False when standard input
-        closes.
+        """Handle the queued messages from the server. If no request is running, first wait for a message. Return False when
+        standard input closes.
 
-        The call returns when the next heartbeat is due, even if more messages are queued.
+        The call returns when the next heartbeat is due, even if more messages are queued. The call waits only once, because a
+        message may end the last running request: a weight update can then start, and a heartbeat is due.
         """
         until = time.monotonic() + BEAT
-        while not (self.numbers or self.unsent) or not self.inbox.empty():
-            left = max(0.0, until - time.monotonic())
+        waits = not (self.numbers or self.unsent)
+        while waits or not self.inbox.empty():
             try:
-                message = self.inbox.get(timeout=left if self.compiling else None)
+                message = self.inbox.get(timeout=BEAT if self.compiling else None)
             except queue.Empty:
                 break
+            waits = False
             if message is None:
                 return False
             self._handle_message(message)
@@ -151,8 +152,8 @@ class EngineWorker:
     def _end_compilation(self, number: int, message: dict[str, Any], ready: CompileTask[CompiledGrammar]) -> None:
         error = ready.exception()
         if error is None:
-            self._submit(number, message)
-        elif isinstance(error, RorqualError):  # `_submit` would compile the grammar again and block all requests
+            self._submit(number, message, ready.result())
+        elif isinstance(error, RorqualError):
             self._refuse_request(number, message_of(error))
         else:
             raise error
@@ -172,14 +173,15 @@ class EngineWorker:
                 for message in held.values():
                     self._handle_message(message)
 
-    def _submit(self, number: int, message: dict[str, Any]) -> None:
+    def _submit(self, number: int, message: dict[str, Any], compiled: CompiledGrammar | None = None) -> None:
+        """Submit a request. `compiled` is the request's grammar: to compile a grammar here would block all requests."""
         if self.updates:
             self.held[number] = message
             return
         ask = parse_submit_message(message)
         request = Request(params=ask.params, prompt_ids=ask.prompt, tenant=message["tenant"], priority=ask.priority)
         try:
-            request_id = self.engine.submit(request, plain=ask.plain)
+            request_id = self.engine.submit(request, plain=ask.plain, compiled=compiled)
         except RorqualError as error:
             self._refuse_request(number, message_of(error))
             return

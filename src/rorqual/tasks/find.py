@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from rorqual.core.errors import ConfigError, DataError, RorqualError, TaskError, suggest_name
 from rorqual.core.registry import find_kinds
-from rorqual.core.user_code import USER_MODULE, import_file
+from rorqual.core.user_code import import_file
 from rorqual.tasks.everyday import EverydayMixture
 from rorqual.tasks.examples import ExamplesTask
 from rorqual.tasks.families import Families
@@ -190,9 +190,10 @@ def check_splits(task: Task, seed: int) -> None:
     """Raise TaskError if a user's task yields a problem in both the train and the
     test split. A task that yields a problem in both splits probably ignores the argument `split`.
 
-    Only users' tasks are checked, not Rorqual's own tasks. A task that lacks a train or a test split passes the check.
+    Tasks of files, notebooks and other packages are checked, not Rorqual's own tasks. A task that lacks a train or a test split
+    passes the check.
     """
-    if not type(task).__module__.startswith(USER_MODULE):
+    if type(task).__module__.startswith("rorqual."):
         return
     train, test = (_first_problem_keys(task, split, seed) for split in SPLITS)
     if both := sorted(train & test):

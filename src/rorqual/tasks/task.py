@@ -76,7 +76,8 @@ class Task(Registered, ABC):
 
     @abstractmethod
     def problems(self, split: Split, seed: int) -> Iterator[Problem]:
-        """Yield the problems of `split` in an order fixed by `seed`. The iterator over the problems may be endless."""
+        """Yield the problems of `split` in an order fixed by `seed`. The iterator over the problems may be endless, but it must
+        not search for ever for a problem that it has not yielded yet."""
 
     @abstractmethod
     def grade(self, problem: Problem, reply: str) -> Verdict:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rorqual.core.config import Config, Count, Natural, NonNegative, Positive, Seed, to_yaml
 from rorqual.core.errors import ConfigError
+from rorqual.factory.config import check_prices
 
 
 class TeachConfig(Config):
@@ -36,6 +38,11 @@ class TeachConfig(Config):
     threads: Natural = Field(0, description="threads; 0: all cores")
     quiet: bool = Field(False, description="print no progress")
     track: str = Field("", description="tensorboard or wandb, or both, separated by a comma")
+
+    @model_validator(mode="after")
+    def _check_price(self) -> Self:
+        check_prices(self)
+        return self
 
     @property
     def trackers(self) -> list[str]:

@@ -22,6 +22,7 @@ from rorqual.data.chat import ChatFormat, chat_format
 from rorqual.engine.rollout_engine import RolloutEngine
 from rorqual.model.account import account
 from rorqual.model.adapter import trained_parameters
+from rorqual.ops.devices import check_device
 from rorqual.train.balance import load_ratio, update_router_biases
 from rorqual.train.checkpoint import save_checkpoint
 from rorqual.train.gradient import UpdateResult, compare_with_sampler, gradient, open_workers
@@ -30,10 +31,12 @@ from rorqual.train.sources import Source, SourceInputs, StepBatches
 from rorqual.train.state import (
     State,
     check_row_fits_context,
+    check_same_run,
     check_vocabulary,
     make_tokenizer,
     restore,
     with_extensions,
+    with_frozen_models,
     with_problem_versions,
     write_run_files,
 )
@@ -111,18 +114,22 @@ def fit(
             where="rollout",
             remedy="Remove rollout_engine. Only the recipes grpo and on_policy use a rollout engine.",
         )
+    if threads < 1:
+        raise ConfigError(f"threads={threads} is below 1", where="fit", remedy="Set threads=1 or more.")
+    check_device(run.device)
     if not isinstance(out, RunDir):
         out = RunDir(Path(out))
     with acquire_run_lock(out.path):
         run = with_extensions(run, out) if extend else run
-        tokenizer = make_tokenizer(run)
+        check_same_run(run, out)
+        tokenizer = make_tokenizer(run, out)
         check_vocabulary(run, tokenizer)
         check_row_fits_context(run)
         state = restore(run, out, tokenizer, threads=threads)
         chat = chat_format(tokenizer, run.chat)
         sampler = None if rollout_engine is None else rollout_engine(chat)
         source = run.source.build(SourceInputs(state.model, tokenizer, chat, run.seed, threads, sampler))
-        run = with_problem_versions(run, out, source.versions)
+        run = with_frozen_models(with_problem_versions(run, out, source.versions), out, source.frozen_models)
         write_run_files(run, out, tokenizer, source.prompts)
         messages = [*state.notes, *extension_messages(run, state.step)] + (
             [tuning_start_message(state.model, state.adapter)] if state.adapter is not None else []

@@ -93,9 +93,10 @@ class Run(Config):
     `tune` selects the weights to train (docs/how-to/adapters.md). Unless `tune` trains the whole model, routers and their
     biases are frozen, and `balance` has no effect.
 
-    The loop writes `extensions`, `versions` and `plugins`, which are not settings. `extensions` records each later increase of
-    `steps`. `versions` records the version of each generated problem family. `plugins` records the plug-in files that were
-    loaded, as path -> SHA-256. A config with `plugins` loads these files.
+    The loop writes `extensions`, `versions`, `frozen_models` and `plugins`, which are not settings. `extensions` records each
+    later increase of `steps`. `versions` records the version of each generated problem family. `frozen_models` records the
+    SHA-256 of the checkpoint of the teacher or the reference. `plugins` records the plug-in files that were loaded, as path ->
+    SHA-256. A config with `plugins` loads these files.
     """
 
     recipe: str
@@ -117,6 +118,7 @@ class Run(Config):
     agreement: SamplerAgreementLimits = FLOAT32
     extensions: tuple[RunExtension, ...] = ()
     versions: dict[str, int] = {}
+    frozen_models: dict[str, str] = {}
     plugins: dict[str, str] = {}
 
     @model_validator(mode="before")

@@ -28,7 +28,7 @@ from rorqual.train.tune import begin_tuning
 
 CLOCK_FIELDS = ("seconds", "core_seconds", "tokens_per_second")
 """Fields of a metrics record that depend on time. All fields that do not depend on time are bit-identical in a resumed run."""
-LIVE_KEYS = {"device", "save_seconds", "extensions", "versions", "plugins"}
+LIVE_KEYS = {"device", "save_seconds", "extensions", "versions", "frozen_models", "plugins"}
 
 
 @dataclass
@@ -50,8 +50,14 @@ class State:
     adapter: Adapter | None = None
 
 
-def make_tokenizer(run: Run) -> Tokenizer:
-    """Load or train the tokenizer of `run`, without writing it to disk."""
+def make_tokenizer(run: Run, out: RunDir | None = None) -> Tokenizer:
+    """Return the tokenizer of `run`, without writing it to disk.
+
+    If the folder `out` has a `tokenizer.json`, this file is loaded: the run's text may have changed since. Otherwise the
+    tokenizer is loaded from the run's settings, or trained.
+    """
+    if out is not None and out.tokenizer_file.is_file():
+        return Tokenizer.load(out.tokenizer_file)
     if run.start.run:
         return Tokenizer.load(RunDir(Path(run.start.run)).tokenizer_file)
     spec = run.start.tokenizer
@@ -84,11 +90,7 @@ def check_row_fits_context(run: Run) -> None:
 
 
 def restore(run: Run, out: RunDir, tokenizer: Tokenizer, threads: int = 1) -> State:
-    """Return the initial state: new weights, the weights of another run, or the newest complete checkpoint of this run.
-
-    Raises ConfigError if the folder holds another run.
-    """
-    check_same_run(run, out)
+    """Return the initial state: new weights, the weights of another run, or the newest complete checkpoint of this run."""
     step, notes = out.newest_complete_step()
     ops = backend(run.backend)
     model = build(run.model, seed=run.seed, ops=ops)
@@ -182,6 +184,19 @@ def with_problem_versions(run: Run, out: RunDir, versions: dict[str, int]) -> Ru
             remedy="Start a new run with another out=." if exists else "Remove versions to generate the new problems.",
         )
     return run.model_copy(update={"versions": versions})
+
+
+def with_frozen_models(run: Run, out: RunDir, models: dict[str, str]) -> Run:
+    """Return `run` with the SHA-256 of its teacher or reference. Raises ConfigError if the run was trained with another
+    checkpoint of this model."""
+    recorded = (read_yaml(Run, out.config_file) if out.config_file.is_file() else run).frozen_models
+    if changed := [name for name, digest in recorded.items() if models.get(name) != digest]:
+        raise ConfigError(
+            f"the {changed[0]} of this run has changed: its newest checkpoint has other weights than at the start",
+            where=f"source.{changed[0]}",
+            remedy=f"Restore the {changed[0]}'s run directory, or start a new run: another out=, and no key frozen_models.",
+        )
+    return run.model_copy(update={"frozen_models": models})
 
 
 def describe_difference(stored: object, new: object) -> str:

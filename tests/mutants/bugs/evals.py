@@ -193,8 +193,8 @@ MUTANTS = (
         "a finding of three seeds keeps the verdict it was given",
         "issue 15",
         "lab/finding.py",
-        'given | {"verdict": "open", "words"',
-        'given | {"words"',
+        '            "verdict": "open",\n',
+        "",
         "tests/evals/test_verdict.py::test_no_finding_of_fewer_than_five_seeds_says_more_than_its_rows",
     ),
     one(
@@ -275,7 +275,7 @@ MUTANTS = (
         "report/page.py",
         "autoescape=True",
         "autoescape=False",
-        "tests/report/test_report_page.py::test_a_transcript_and_coloured_text_are_escaped_and_show_line_ends",
+        "tests/report/test_report_page.py::test_all_text_is_escaped",
     ),
     one(
         "identity experts count as computation",

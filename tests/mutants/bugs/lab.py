@@ -217,7 +217,7 @@ MUTANTS = (
         "an interval of zero width decides",
         "issue 39: verdicts that say more than their data",
         "evals/verdict.py",
-        "    if bootstrap.low == bootstrap.high or len(set(differences)) == 1:\n",
+        "    if min(bootstrap.high - bootstrap.low, max(differences) - min(differences)) < ROUNDING:\n",
         "    if False:\n",
         "tests/lab/test_experiment.py::test_equal_values_in_every_seed_are_no_interval",
     ),

@@ -249,8 +249,8 @@ MUTANTS = (
         "an echo has no log-probabilities of the prompt",
         "issue 14",
         "serve/routes/completions.py",
-        "if self.wanted.echo and index not in self._n_characters else {}",
-        "if self.wanted.echo and index in self._n_characters else {}",
+        "prompt_logprobs = self._echo_logprobs(index, choice) if self.wanted.echo else {}",
+        "prompt_logprobs = {}",
         "tests/serve/test_echo.py::test_an_echo_has_the_prompts_log_probabilities_before_the_answers",
     ),
     one(

@@ -62,7 +62,9 @@ def _student_training_command(dataset: Path) -> str:
     kept = [messages for messages in read_kept_messages(dataset)[0].values() if not is_blank_message(messages[-1])]
     if not kept:
         return "no sample passed; the card says why. To keep more, use keep=all, filters.names=[] and another out="
-    longest = max(sum(TURN_BYTES + len(f"{m.reasoning or ''}{m.text}".encode()) for m in messages) for messages in kept)
+    longest = max(
+        sum(TURN_BYTES + len(f"{m.reasoning or ''}{m.label}".encode()) for m in messages) for messages in kept
+    )
     words = ["rorqual", "train", "sft", f"data={dataset}", f"out={dataset.parent}-student"]
     return shlex.join(words + [f"row={longest}"] * (longest > ROW))
 

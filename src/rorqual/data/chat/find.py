@@ -56,7 +56,8 @@ def chat_format(tokenizer: Tokenizer, name: str = DEFAULT) -> ChatFormat:
         raise DataError(
             "the run's chat template belongs to an unknown model family, so there is no loss mask for training",
             where="chat",
-            remedy=f"To train, set chat to the format of the model: {', '.join(kind.name for kind in KINDS)}.",
+            remedy=f"To train, set chat to the format of the model: {', '.join(kind.name for kind in KINDS)}. To train on plain "
+            "text, set chat=none.",
         )
     if name not in known:
         raise DataError(f"unknown chat format {name!r}", where="chat", remedy=suggest_name(name, known))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from concurrent.futures import Future
 from fractions import Fraction
 
 from rorqual.data.tokenizer import Tokenizer
@@ -126,3 +127,7 @@ class CalculatorConstraint:
     @property
     def error(self) -> str:
         return self._constraint.error
+
+    @property
+    def validation(self) -> Future[str] | None:
+        return self._constraint.validation

@@ -21,8 +21,8 @@ from rorqual.data.chat.calls import ToolCallTemplate
 from rorqual.data.chat.dsml import DSML_FRAME
 from rorqual.data.chat.special_tokens import NAME_OF
 from rorqual.engine.grammar.dsml import DsmlRules
-from rorqual.engine.grammar.schema_validator import SchemaValidator
 from rorqual.engine.grammar.source import AllowedCalls
+from rorqual.engine.grammar.trial import FinishedAnswer
 
 NO_CALL = "no call can be read in the reply, because its arguments contain a tag of the reasoning"
 """Error message for a reply whose call arguments contain `</think>`, if the chat format also recognises `</think>` in plain
@@ -123,26 +123,14 @@ class CallSyntax:
         ids = [*self._chat.end_think_ids, *reply] if opened else reply
         return self._chat.parse(ids, thinking="off", tools=[Tool(name, "", {}) for name in names])
 
-
-class CallsValidator:
-    """Validates replies with tool calls. `functions` maps function names to the validators of the functions' arguments.
-    `answer` validates a JSON answer without tool calls."""
-
-    def __init__(
-        self, spelling: CallSyntax, functions: Mapping[str, SchemaValidator], answer: SchemaValidator | None
-    ) -> None:
-        self._spelling, self._functions, self._answer = spelling, functions, answer
-
-    def find_error(self, reply: Sequence[int]) -> str:
-        """Return the error of the first tool call that violates its function's schema. For a reply without tool calls, return
-        the error of a JSON answer that violates `answer`. Return "" if the reply is valid."""
-        message = self._spelling.parse_reply(reply, self._functions)
-        if not message.tool_calls:
-            return NO_CALL if self._answer is None else self._answer.find_error(message.text)
-        for call in message.tool_calls:
-            if error := self._functions[call.name].find_error(call.arguments):
-                return f"{error} (the parameters of {call.name!r})"
-        return ""
+    def parse_answers(self, reply: Sequence[int], calls: AllowedCalls) -> list[FinishedAnswer]:
+        """Return the arguments of each tool call in a reply, or the JSON answer of a reply without tool calls. Return [] if the reply
+        must contain a tool call, but no call can be read."""
+        functions = calls.parameter_schemas
+        message = self.parse_reply(reply, functions)
+        if message.tool_calls:
+            return [FinishedAnswer(call.arguments, functions[call.name], call.name) for call in message.tool_calls]
+        return [] if calls.answer is None else [FinishedAnswer(message.text, calls.answer)]
 
 
 def _schema_grammar(schema: Mapping[str, Any], options: Mapping[str, Any]) -> str:

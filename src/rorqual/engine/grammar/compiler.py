@@ -6,7 +6,7 @@ then in a background thread. Each sample has its own copy of the compiled gramma
 tokens before each sampling step, and advances its own state with each sampled token.
 
 llguidance ignores the keywords of JSON Schema that it does not support. Every finished answer is therefore validated against
-its JSON schema (`grammar.schema_validator`).
+its JSON schema, in the trial process.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import json
 import re
 import threading
 import weakref
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -25,10 +26,12 @@ import numpy as np
 
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.engine.grammar.calls import CallsValidator, CallSyntax
+from rorqual.engine.grammar.calls import NO_CALL, CallSyntax
 from rorqual.engine.grammar.constraint import (
     Constraint,
     ConstraintAfterThinking,
+    GrammarUsage,
+    MaskBudget,
     MatcherConstraint,
     ReasoningFormat,
     ValidatedConstraint,
@@ -36,9 +39,8 @@ from rorqual.engine.grammar.constraint import (
 )
 from rorqual.engine.grammar.error_messages import grammar_error
 from rorqual.engine.grammar.queue import CompileQueue, CompileTask
-from rorqual.engine.grammar.schema_validator import SchemaValidator
 from rorqual.engine.grammar.source import check_pattern, choice_pattern, parse_calls, parse_schema
-from rorqual.engine.grammar.trial import LlguidanceGrammar, TrialProcess
+from rorqual.engine.grammar.trial import FinishedAnswer, LlguidanceGrammar, TrialProcess
 from rorqual.engine.grammar.trial_process import UnusableGrammar, build_matcher, build_vocabulary
 from rorqual.engine.request import Grammar
 
@@ -54,7 +56,7 @@ MAX_STEPS = 15_000
 """Maximum sum of the values of `multipleOf` in a schema. llguidance needs a lexer state for each remainder, and all replies to a
 compiled grammar share at most `max_lexer_states` states."""
 STEP = re.compile(r'"multipleOf": (\d+)')
-CACHED = 32
+CACHED = 16
 WORKERS = 2
 NEED_NO_TRIAL = ("json", "choice")
 """Kinds of grammars that compile without a trial, because every grammar of these kinds compiles within milliseconds."""
@@ -82,26 +84,28 @@ def schema_to_grammar(library: Any, schema: Mapping[str, Any]) -> str:
 class CompiledGrammar:
     """A compiled grammar. `new_constraint` returns a `Constraint` for one sample.
 
-    `fault` takes the token ids of a finished reply and returns the reply's error or "". `fault` is None for a grammar without a
-    JSON schema.
+    `validate` takes the token ids of a finished reply and returns the future of the reply's error or "". `validate` is None for a
+    grammar without a JSON schema.
     """
 
     def __init__(
         self,
         matcher: Any,
         masks: VocabularyMasks,
+        budget: MaskBudget,
         *,
-        fault: Callable[[Sequence[int]], str] | None = None,
+        validate: Callable[[Sequence[int]], Future[str]] | None = None,
     ) -> None:
-        self._matcher, self._masks, self.fault = matcher, masks, fault
+        self._matcher, self._masks, self._validate = matcher, masks, validate
+        self.usage = GrammarUsage(budget)
         self._lock = threading.Lock()
 
     def new_constraint(self, thought: ReasoningFormat | None = None) -> Constraint:
         """Return a new constraint for one reply. Pass `thought` if the reply may start with reasoning."""
         with self._lock:
-            constraint: Constraint = MatcherConstraint(self._matcher.deep_copy(), self._masks)
-        if self.fault is not None:
-            constraint = ValidatedConstraint(constraint, self.fault, self._masks)
+            constraint: Constraint = MatcherConstraint(self._matcher.deep_copy(), self._masks, self.usage)
+        if self._validate is not None:
+            constraint = ValidatedConstraint(constraint, self._validate, self._masks)
         if thought is not None:
             constraint = ConstraintAfterThinking(constraint, thought, self._masks)
         return constraint
@@ -124,8 +128,9 @@ class GrammarCompiler:
         # All compiled grammars that a caller or `_cached` still references.
         self._known: weakref.WeakValueDictionary[tuple[str, Grammar], CompiledGrammar] = weakref.WeakValueDictionary()
         self._cached: OrderedDict[tuple[str, Grammar], CompiledGrammar] = OrderedDict()
+        self._budgets = defaultdict[str, MaskBudget](MaskBudget)
         self._lock, self._building = threading.Lock(), threading.Lock()
-        self._queue: CompileQueue[CompiledGrammar] = CompileQueue(WORKERS)
+        self._queue = CompileQueue[Any](WORKERS)
         self.close = weakref.finalize(self, self._queue.close)
         """Cancel all compilations, and end the trial processes."""
 
@@ -144,26 +149,28 @@ class GrammarCompiler:
         raises the same errors as `compile`.
 
         As long as the caller references the compiled grammar, `compile` returns the same compiled grammar to `tenant`, even if
-        the cache has evicted the grammar.
+        the cache has evicted the grammar. A grammar that failed during a reply is compiled again.
         """
         task = CompileTask[CompiledGrammar](
             tenant, lambda trial, stopped: self._compile(tenant, grammar, trial, stopped)
         )
-        with self._lock:
-            compiled = self._known.get((tenant, grammar))
-        if compiled is None:
+        if (compiled := self._find_usable(tenant, grammar)) is None:
             self._queue.add(task)
         else:
             self._add_to_cache(tenant, grammar, compiled)
             task.set_result(compiled)
         return task
 
-    def _compile(self, tenant: str, grammar: Grammar, trial: TrialProcess, stopped: threading.Event) -> CompiledGrammar:
+    def _find_usable(self, tenant: str, grammar: Grammar) -> CompiledGrammar | None:
+        """Return the tenant's compiled grammar, or None if it is not compiled or has failed during a reply."""
         with self._lock:
             compiled = self._known.get((tenant, grammar))
-        if compiled is None:
+        return None if compiled is None or compiled.usage.failed else compiled
+
+    def _compile(self, tenant: str, grammar: Grammar, trial: TrialProcess, stopped: threading.Event) -> CompiledGrammar:
+        if (compiled := self._find_usable(tenant, grammar)) is None:
             try:
-                compiled = self._build_grammar(grammar, trial, stopped)
+                compiled = self._build_grammar(tenant, grammar, trial, stopped)
             except UnusableGrammar as error:
                 raise grammar_error(grammar.kind, str(error)) from None
         self._add_to_cache(tenant, grammar, compiled)
@@ -210,7 +217,24 @@ class GrammarCompiler:
     def _llguidance_vocabulary(self) -> Any:
         return build_vocabulary(**self._vocabulary_arguments)
 
-    def _build_grammar(self, grammar: Grammar, trial: TrialProcess, stopped: threading.Event) -> CompiledGrammar:
+    def _validate(self, tenant: str, answers: Sequence[FinishedAnswer]) -> Future[str]:
+        """Validate finished answers in a trial process, and return the future of the first error or "". Validations of a tenant wait
+        for the tenant's compilations."""
+
+        def find_error(trial: TrialProcess, stopped: threading.Event) -> str:
+            if not answers:
+                return NO_CALL
+            found = trial.find_first_error(answers, self._vocabulary_arguments, stopped)
+            function = found.get("name")
+            return found.get("error", "") + (f" (the parameters of {function!r})" if function else "")
+
+        task = CompileTask[str](tenant, find_error)
+        self._queue.add(task)
+        return task
+
+    def _build_grammar(
+        self, tenant: str, grammar: Grammar, trial: TrialProcess, stopped: threading.Event
+    ) -> CompiledGrammar:
         with self._building:  # the first thread computes the cached properties, and other threads wait
             library, masks, _ = self._llguidance, self.vocabulary_masks, self._llguidance_vocabulary
 
@@ -220,14 +244,17 @@ class GrammarCompiler:
                 raise grammar_error(grammar.kind, found["error"], found["name"])
 
         if grammar.kind == "calls":
-            return self._build_calls_grammar(grammar, library, masks, run_trial)
+            return self._build_calls_grammar(tenant, grammar, library, masks, run_trial)
         if grammar.kind == "json_schema":
             schema = parse_schema(grammar.source)
             text = schema_to_grammar(library, schema)
             run_trial(LlguidanceGrammar(text, schema))
-            validator = SchemaValidator(schema)
-            fault = lambda ids: validator.find_error(self._tokenizer.decode(ids))  # noqa: E731
-            return CompiledGrammar(build_matcher(self._llguidance_vocabulary, text), masks, fault=fault)
+            return CompiledGrammar(
+                build_matcher(self._llguidance_vocabulary, text),
+                masks,
+                self._budgets[tenant],
+                validate=lambda ids: self._validate(tenant, [FinishedAnswer(self._tokenizer.decode(ids), schema)]),
+            )
         if grammar.kind == "json":
             text = schema_to_grammar(library, {"type": "object"})
         else:
@@ -235,10 +262,10 @@ class GrammarCompiler:
             text = str(library.LLMatcher.grammar_from_regex(pattern))
         if grammar.kind not in NEED_NO_TRIAL:
             run_trial(LlguidanceGrammar(text))
-        return CompiledGrammar(build_matcher(self._llguidance_vocabulary, text), masks)
+        return CompiledGrammar(build_matcher(self._llguidance_vocabulary, text), masks, self._budgets[tenant])
 
     def _build_calls_grammar(
-        self, grammar: Grammar, library: Any, masks: VocabularyMasks, check: Callable[..., None]
+        self, tenant: str, grammar: Grammar, library: Any, masks: VocabularyMasks, check: Callable[..., None]
     ) -> CompiledGrammar:
         spelling = self._spelling
         if spelling is None:
@@ -261,8 +288,9 @@ class GrammarCompiler:
         options = json_options(*(json.dumps(part.schema) for part in alone))
         text = str(library.LLMatcher.grammar_from_lark(spelling.lark_grammar(calls, options)))
         check(LlguidanceGrammar(text))
-        validators = {name: SchemaValidator(schema) for name, schema in calls.parameter_schemas.items()}
-        answers = None if calls.answer is None else SchemaValidator(calls.answer)
-        fault = CallsValidator(spelling, validators, answers).find_error
-        matcher = build_matcher(self._llguidance_vocabulary, text)
-        return CompiledGrammar(matcher, replace(masks, usable=usable), fault=fault)
+        return CompiledGrammar(
+            build_matcher(self._llguidance_vocabulary, text),
+            replace(masks, usable=usable),
+            self._budgets[tenant],
+            validate=lambda ids: self._validate(tenant, spelling.parse_answers(ids, calls)),
+        )

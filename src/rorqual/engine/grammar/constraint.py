@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
@@ -14,6 +16,15 @@ from rorqual.engine.grammar.error_messages import clean_library_error
 from rorqual.engine.grammar.trial_process import NOTHING
 
 Bools = npt.NDArray[np.bool_]
+MASK_SECONDS = 0.0005
+"""CPU time in seconds that a token's mask may take on average. All requests wait for each mask. With llguidance, masks of typical
+schemas take 0.05 ms."""
+SPARE_SECONDS = 0.15
+"""Maximum CPU time in seconds that a tenant's masks may take in addition to `MASK_SECONDS` each, because the first masks of a grammar
+build the lexer's states."""
+SPARE_SHARE = 0.05
+"""Share of the elapsed time by which the CPU time of `SPARE_SECONDS` grows again."""
+SLOW = f"its masks take more than {MASK_SECONDS * 1000} ms of CPU time on average"
 
 
 class Constraint(Protocol):
@@ -36,14 +47,19 @@ class Constraint(Protocol):
     def error(self) -> str:
         """The reason why the grammar failed, for example because of a size limit, or "" if the grammar has not failed.
 
-        After the grammar has failed, the reply cannot match the grammar and must end.
+        After the grammar has failed, the reply cannot match the grammar and must end. If `validation` is not done, `error` waits
+        for it.
         """
+
+    @property
+    def validation(self) -> Future[str] | None:
+        """The future error of a complete reply that is validated in another process, or None without a validation."""
 
 
 class Unconstrained:
     """The constraint of an answer that may have any tokens."""
 
-    done, error = False, ""
+    done, error, validation = False, "", None
 
     def mask(self) -> None:
         return None
@@ -52,18 +68,60 @@ class Unconstrained:
         pass
 
 
+@dataclass
+class MaskBudget:
+    """The CPU time that a tenant's masks may take in addition to `MASK_SECONDS` each."""
+
+    spare: float = SPARE_SECONDS
+    """Seconds that are left."""
+    updated: float = field(default_factory=time.monotonic)
+
+    def spend(self, seconds: float) -> None:
+        """Subtract CPU time, and add what has grown since the last call."""
+        now = time.monotonic()
+        self.spare = min(SPARE_SECONDS, self.spare + (now - self.updated) * SPARE_SHARE) - seconds
+        self.updated = now
+
+
+@dataclass
+class GrammarUsage:
+    """What the replies to one compiled grammar share. `budget` is the budget of the grammar's tenant."""
+
+    budget: MaskBudget
+    excess: float = 0.0
+    """CPU time in seconds that the grammar's masks took in addition to `MASK_SECONDS` each."""
+    failed: bool = False
+    """Whether the grammar failed during a reply. Later replies would fail too, because they share the lexer's states."""
+
+    @property
+    def too_slow(self) -> bool:
+        """Whether the grammar's masks are slow and the tenant's budget is used up."""
+        return self.excess > 0 and self.budget.spare < 0
+
+    def spend(self, seconds: float) -> None:
+        """Charge CPU time to the grammar and to its tenant."""
+        self.excess += seconds
+        self.budget.spend(seconds)
+
+
 class MatcherConstraint:
     """The constraint of a reply that must match the grammar from its first token."""
 
-    def __init__(self, matcher: Any, masks: VocabularyMasks) -> None:
-        self._matcher, self._masks = matcher, masks
+    validation = None
+
+    def __init__(self, matcher: Any, masks: VocabularyMasks, usage: GrammarUsage) -> None:
+        self._matcher, self._masks, self._usage = matcher, masks, usage
         self.done, self.error = False, ""
 
     def mask(self) -> Bools:
         masks = self._masks
+        if not self.done and self._usage.too_slow:
+            self.error, self.done = SLOW, True
         if self.done:
             return masks.stops
+        began = time.thread_time()
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        self._usage.spend(time.thread_time() - began - MASK_SECONDS)
         allowed = np.unpackbits(bits, count=masks.vocab_size, bitorder="little").view(np.bool_) & masks.usable
         if self._matcher.is_error() or not allowed.any():
             self._mark_failed()
@@ -71,15 +129,18 @@ class MatcherConstraint:
         return allowed
 
     def accept(self, token: int) -> None:
+        began = time.thread_time()
         if self.done or self._masks.stops[token]:
             self.done = True
         elif not self._matcher.consume_token(token):
             self._mark_failed()
         else:
             self.done = bool(self._matcher.is_stopped())
+        self._usage.spend(time.thread_time() - began)
 
     def _mark_failed(self) -> None:
         self.error, self.done = clean_library_error(self._matcher.get_error()) or NOTHING, True
+        self._usage.failed = True
 
 
 @dataclass(frozen=True)
@@ -192,6 +253,10 @@ class ConstraintAfterThinking:
     def error(self) -> str:
         return self._constraint.error
 
+    @property
+    def validation(self) -> Future[str] | None:
+        return self._constraint.validation
+
 
 @dataclass(frozen=True)
 class VocabularyMasks:
@@ -223,13 +288,15 @@ class VocabularyMasks:
 
 
 class ValidatedConstraint:
-    """A wrapper of a constraint that also validates the complete reply with `fault`, for keywords that the grammar
+    """A wrapper of a constraint that also validates the complete reply with `validate`, for keywords that the grammar
     cannot enforce."""
 
-    def __init__(self, constraint: Constraint, fault: Callable[[Sequence[int]], str], masks: VocabularyMasks) -> None:
-        self._constraint, self._fault, self._masks = constraint, fault, masks
+    def __init__(
+        self, constraint: Constraint, validate: Callable[[Sequence[int]], Future[str]], masks: VocabularyMasks
+    ) -> None:
+        self._constraint, self._validate, self._masks = constraint, validate, masks
         self._reply = list[int]()
-        self._error: str | None = None
+        self.validation: Future[str] | None = None
 
     def mask(self) -> Bools | None:
         return self._constraint.mask()
@@ -238,8 +305,8 @@ class ValidatedConstraint:
         self._constraint.accept(token)
         if not self._masks.stops[token]:
             self._reply.append(token)
-        if self._constraint.done and self._error is None:
-            self._error = self._constraint.error or self._fault(self._reply)
+        if self._constraint.done and not self._constraint.error and self.validation is None:
+            self.validation = self._validate(self._reply)
 
     @property
     def done(self) -> bool:
@@ -247,4 +314,4 @@ class ValidatedConstraint:
 
     @property
     def error(self) -> str:
-        return self._error or self._constraint.error
+        return self._constraint.error or ("" if self.validation is None else self.validation.result())

@@ -1,4 +1,4 @@
-"""Run trials of grammars in a separate process (`trial_process.py`), which can be killed at any time."""
+"""Run trials of grammars and validate finished answers in a separate process (`trial_process.py`), which can be killed at any time."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rorqual.engine.grammar.trial_process import MEMORY, SECONDS
+from rorqual.engine.grammar.trial_process import MEMORY, MISMATCH, SECONDS
 
-EXCEEDED = f"compiling it takes more than {SECONDS} s of CPU time or {MEMORY >> 20} MB of memory, or fails otherwise"
+EXCEEDED = f"takes more than {SECONDS} s of CPU time or {MEMORY >> 20} MB of memory, or fails otherwise"
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,17 @@ class LlguidanceGrammar:
     """The name of the function whose arguments the grammar describes. Error messages show the function's name."""
 
 
+@dataclass(frozen=True)
+class FinishedAnswer:
+    """The JSON text of a finished answer, with its JSON schema. `name` is the name of the function whose arguments `answer` contains."""
+
+    answer: str
+    schema: dict[str, Any]
+    name: str = ""
+
+
 class TrialProcess:
-    """A process that runs trials of grammars, and starts at the first trial. Only one trial may run at a time."""
+    """A process that runs trials of grammars and of finished answers, and starts at the first trial. Only one trial may run at a time."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -38,9 +47,13 @@ class TrialProcess:
         self._lock = threading.Lock()
 
     def find_first_error(
-        self, parts: Sequence[LlguidanceGrammar], tokenizer: Mapping[str, Any], stopped: threading.Event
+        self,
+        parts: Sequence[LlguidanceGrammar | FinishedAnswer],
+        tokenizer: Mapping[str, Any],
+        stopped: threading.Event,
     ) -> dict[str, str]:
-        """Return the name and the error of the first grammar in `parts` that cannot be used, or {} if all grammars can be used.
+        """Return the name and the error of the first grammar in `parts` that cannot be used, or of the first finished answer that
+        violates its schema. Return {} if there is no error.
 
         `tokenizer` has the arguments of `build_vocabulary`. If `stop(stopped)` is called, `find_first_error` raises
         CancelledError.
@@ -58,7 +71,10 @@ class TrialProcess:
             raise CancelledError
         if not line:  # for example, the operating system ended the process because memory is short
             self.close()
-        return dict(json.loads(line)) if line.strip() else {"name": "", "error": EXCEEDED}
+        if line.strip():
+            return dict(json.loads(line))
+        work = f"{MISMATCH}: to check it" if isinstance(parts[0], FinishedAnswer) else "compiling it"
+        return {"name": "", "error": f"{work} {EXCEEDED}"}
 
     def stop(self, stopped: threading.Event) -> None:
         """Kill the trial that was started with `stopped`, if this trial is still running."""

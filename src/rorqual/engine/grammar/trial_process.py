@@ -1,8 +1,9 @@
-"""Build each grammar under limits of CPU time and memory, before the engine process builds the same grammar.
+"""Build each grammar, and validate each finished answer, under limits of CPU time and memory. The engine process builds a grammar
+only after the trial process has built it, and never validates an answer.
 
 `python trial_process.py` reads messages from standard input. A message is a line with a number of bytes, followed by a JSON
-value with this number of bytes. The first message is the tokenizer, and each later message is a list of grammars. For each list
-of grammars, the trial process forks and writes one line with the first error. A message of 0 bytes kills the running fork.
+value with this number of bytes. The first message is the tokenizer, and each later message is a list of grammars or finished answers.
+For each list, the trial process forks and writes one line with the first error. A message of 0 bytes kills the running fork.
 `trial_process.py` imports no other module of Rorqual, so the trial process starts in about 0.1 s.
 """
 
@@ -14,7 +15,6 @@ import resource
 import select
 import signal
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from io import FileIO
 from typing import Any
@@ -25,27 +25,32 @@ MEMORY = 48 << 20
 """Maximum memory of one trial in bytes, in addition to the memory of the tokenizer."""
 STACK = 4 << 20
 """Stack size of a trial in bytes. Threads of the engine process have at least the stack size of a trial."""
-CHECK_SECONDS = 0.25
-"""Maximum CPU time to build the schema validators of one request, in seconds. While a schema validator is built, the engine
-process cannot run Python code."""
 BACKTRACKS = 100_000
 """Maximum number of backtracking steps of a regular expression when a finished answer is validated."""
 LIMITS: Mapping[str, Any] = {
     "initial_lexer_fuel": 1_000_000,
     "step_lexer_fuel": 200_000,
-    "step_max_items": 50_000,
-    "max_lexer_states": 20_000,
+    "step_max_items": 5_000,
+    "max_items_in_row": 1_000,
+    "max_lexer_states": 40_000,
     "max_grammar_size": 200_000,
     "verbose_errors": False,
 }
-"""Resource limits for llguidance. `LIMITS` allows about 20 ms to build a lexer, 15 ms per mask, and 30 MB of states."""
+"""Resource limits for llguidance. `LIMITS` allows about 20 ms to build a lexer, 20 ms per mask, and 60 MB of states. `MASK_SECONDS` of
+`grammar.constraint` limits the average time of a mask."""
 REHEARSED = 4
 """Number of tokens that a trial generates as a test, because some grammars fail only at their first use."""
 NOTHING = "no token can follow"
+MISMATCH = "the answer does not match the JSON schema"
+"""Beginning of the error message for a finished answer that violates its schema."""
 
 
 class UnusableGrammar(ValueError):
     """Raised if llguidance or jsonschema-rs rejects a grammar. The exception has the library's own message."""
+
+
+class InvalidAnswer(ValueError):
+    """Raised if a finished answer violates its JSON schema."""
 
 
 def build_vocabulary(tokenizer: str, size: int, stop_ids: Sequence[int]) -> Any:
@@ -92,20 +97,30 @@ def build_validator(schema: dict[str, Any]) -> Any:
         raise UnusableGrammar(f"at {place}: {str(error).splitlines()[0]}") from None
 
 
+def check_answer(validator: Any, text: str) -> None:
+    """Raise InvalidAnswer if the JSON text of an answer violates the schema of `validator`. The error names the violated keyword and
+    the keyword's place in the JSON schema."""
+    try:
+        error = next(iter(validator.iter_errors(json.loads(text))), None)
+    except (ValueError, RecursionError) as failed:
+        raise InvalidAnswer(f"{MISMATCH}: it cannot be checked ({str(failed)[:60]})") from None
+    if error is not None:
+        *path, keyword = [str(step) for step in error.schema_path] or ["false"]
+        instance = json.dumps(error.instance, ensure_ascii=False)[:60]
+        raise InvalidAnswer(f"{MISMATCH}: {keyword!r} at {'/'.join(['#', *path])[:200]} does not hold for {instance}")
+
+
 def find_first_error(vocabulary: Any, parts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Build the matcher and the schema validator of each grammar in `parts`. Return the name and the error of the first grammar
-    that fails, or {} if no grammar fails."""
-    left = CHECK_SECONDS
+    """Build the matcher and the schema validator of each grammar in `parts`, and validate each finished answer in `parts`. Return the
+    name and the error of the first part that fails, or {} if no part fails."""
     for part in parts:
         try:
-            if part["schema"] is not None:
-                began = time.process_time()
-                build_validator(part["schema"])
-                left -= time.process_time() - began
-                if left < 0:
-                    raise UnusableGrammar("its regular expressions take too long to compile")
-            build_matcher(vocabulary, part["text"])
-        except UnusableGrammar as error:
+            validator = None if part["schema"] is None else build_validator(part["schema"])
+            if "answer" in part:
+                check_answer(validator, part["answer"])
+            else:
+                build_matcher(vocabulary, part["text"])
+        except (UnusableGrammar, InvalidAnswer) as error:
             return {"name": part["name"], "error": str(error)[:2000]}
     return {}
 

@@ -580,13 +580,21 @@ def parse_completion(data: Any, prompt_logprobs: int | None) -> Completion:
 
 def usage_of(data: Any) -> dict[str, int]:
     """Return the token counts in a reply's `usage`: the integers of at most 31 bits, and `reasoning_tokens` from
-    `completion_tokens_details`. Return {} if the reply has no `usage`."""
+    `completion_tokens_details`. Return {} if the reply has no `usage`.
+
+    Some servers count the reasoning in `total_tokens`, but not in `completion_tokens`. `completion_tokens` is therefore at least
+    `total_tokens - prompt_tokens`.
+    """
     usage = data.get("usage") if isinstance(data, dict) else None
     counts = usage if isinstance(usage, dict) else {}
     details = counts.get("completion_tokens_details")
     if isinstance(details, dict) and "reasoning_tokens" in details:
         counts = counts | {"reasoning_tokens": details["reasoning_tokens"]}
-    return {name: value for name, value in counts.items() if type(value) is int and abs(value) <= INT32}
+    usage = {name: value for name, value in counts.items() if type(value) is int and abs(value) <= INT32}
+    if "prompt_tokens" in usage and "total_tokens" in usage:
+        generated = usage["total_tokens"] - usage["prompt_tokens"]
+        usage["completion_tokens"] = max(usage.get("completion_tokens", generated), generated)
+    return usage
 
 
 def shorten(text: str) -> str:

@@ -110,7 +110,7 @@ def _stages(keys: ConfigKeys, attention: MLAConfig, layers: int, *, v3: bool) ->
 def _moe_from_hf(keys: ConfigKeys, *, v3: bool) -> MoEConfig:
     # For V3, transformers omits `topk_method` and `scoring_func`, because its model class implies their values.
     method = keys.take("topk_method", "noaux_tc" if v3 else "greedy")
-    if method not in _METHODS:
+    if not isinstance(method, str) or method not in _METHODS:
         raise ConfigError(f"key 'topk_method' is {method!r}; supported: {sorted(_METHODS)}", where=keys.where)
     group_score, bias = _METHODS[method]
     groups, topk_group = keys.take("n_group", 1) or 1, keys.take("topk_group", 1) or 1

@@ -26,6 +26,7 @@ from rorqual.model.load.find import family_for
 from rorqual.model.load.names import INDEXER, SCALE, NameEntry, find_differences, list_first_names
 from rorqual.model.meta_device import build_on_meta_device
 from rorqual.ops.backends import TORCH, Backend
+from rorqual.ops.devices import check_device
 from rorqual.ops.quant import dequantize_blocks
 
 FP8 = "F8_E4M3"
@@ -132,8 +133,10 @@ def _check_shapes(shapes: Shapes, wanted: Shapes, where: str) -> None:
 def load_run(run: RunDir, *, device: str = "cpu", dtype: torch.dtype = torch.float32, ops: Backend = TORCH) -> Decoder:
     """Load the model of a run's newest complete checkpoint.
 
-    The model is returned in `dtype`, whatever the dtype of the stored weights, and in evaluation mode.
+    The model is returned in `dtype`, whatever the dtype of the stored weights, and in evaluation mode. Raises ConfigError if
+    `device` is not available.
     """
+    check_device(device)
     checkpoint = run.checkpoint()
     model = build_on_meta_device(read_model_config(run), ops)
     # An adapter is merged in fp32, before rounding.

@@ -50,7 +50,8 @@ class ChatResponseBuilder(ResponseBuilder[ChatRequest]):
         self._mode = service.chat.effective_thinking(self._messages, self._thinking)
 
     def ignored_fields(self) -> list[str]:
-        return [] if self.service.chat.thinks else list(self.wanted.reasoning_modes())
+        paths = () if self.service.chat.thinks else self.wanted.reasoning_modes()
+        return [*dict.fromkeys(path.partition(".")[0] for path in paths)]
 
     def unlike_prompt_header(self) -> dict[str, str]:
         [first, *more] = self._messages

@@ -35,7 +35,7 @@ class TextResponseBuilder(ResponseBuilder[TextRequest]):
         super().__init__(service, wanted)
         self._started: set[int] = set()
         self._prompts: list[Sequence[int]] = []
-        self._n_characters: dict[int, int] = {}  # choice index -> length of the text whose log-probabilities were sent
+        self._offsets: dict[int, logprobs.TextOffsets] = {}  # choice index -> offsets of the reply's tokens
 
     def texts_by_parameter(self) -> Iterator[tuple[str, list[str]]]:
         return (("prompt", [prompt]) for prompt in self.wanted.prompts if isinstance(prompt, str))
@@ -77,13 +77,11 @@ class TextResponseBuilder(ResponseBuilder[TextRequest]):
     def _text_choice_json(self, index: int, text: str, choice: Choice) -> dict[str, Any]:
         logprobs_ = None
         if self.wanted.n_top_logprobs is not None:
-            prompt_logprobs = (
-                self._echo_logprobs(index, choice) if self.wanted.echo and index not in self._n_characters else {}
-            )
-            logprobs_ = logprobs.text_logprobs(
-                self.service.chat.tokenizer, choice.take_pending_logprobs(), self._n_characters.get(index, 0)
-            )
-            self._n_characters[index] = self._n_characters.get(index, 0) + sum(map(len, logprobs_["tokens"]))
+            tokenizer, prompt_logprobs = self.service.chat.tokenizer, {}
+            if index not in self._offsets:
+                self._offsets[index] = logprobs.TextOffsets(tokenizer, len(self._echoed_prompt(index)))
+                prompt_logprobs = self._echo_logprobs(index, choice) if self.wanted.echo else {}
+            logprobs_ = logprobs.text_logprobs(tokenizer, choice.take_pending_logprobs(), self._offsets[index])
             logprobs_ = {name: [*prompt_logprobs.get(name, ()), *values] for name, values in logprobs_.items()}
         return {"index": index, "text": text, "logprobs": logprobs_, "finish_reason": choice.reason}
 
@@ -91,11 +89,9 @@ class TextResponseBuilder(ResponseBuilder[TextRequest]):
         """Return the `logprobs` of the echoed prompt, which come before the `logprobs` of the reply."""
         number, chat = self._prompt_index(index), self.service.chat
         added = int(chat.bos is not None and isinstance(self.wanted.prompts[number], str))
-        prompt_logprobs = logprobs.echo_logprobs(
+        return logprobs.echo_logprobs(
             chat.tokenizer, self._prompts[number], choice.scores, self.wanted.n_top_logprobs or 0, added
         )
-        self._n_characters[index] = sum(map(len, prompt_logprobs["tokens"][added:]))
-        return prompt_logprobs
 
     def _prompt_index(self, index: int) -> int:
         """Return the index of the prompt that a choice continues."""

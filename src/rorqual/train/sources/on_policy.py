@@ -21,6 +21,7 @@ from rorqual.core.records import RunDir
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.score import next_logprobs
 from rorqual.model.account import account
+from rorqual.model.adapter import fingerprint
 from rorqual.train.batch import TrainBatch
 from rorqual.train.sources.distilled import vocabulary_mismatch_error
 from rorqual.train.sources.reference import load_frozen, map_rows
@@ -58,6 +59,7 @@ class OnPolicy(SampledSource):
     def __init__(self, config: OnPolicyConfig, materials: SourceInputs) -> None:
         self.config = config
         self.teacher = OnPolicyTeacher(config.teacher, materials, config.row, config.top_k)
+        self.frozen_models = {"teacher": self.teacher.sha256}
         super().__init__(config, materials)
 
     def step(self, step: int) -> StepBatches:
@@ -84,7 +86,8 @@ class OnPolicy(SampledSource):
 
 
 class OnPolicyTeacher:
-    """A frozen teacher: the newest checkpoint of the run directory `path`, in fp32 on the student's device.
+    """A frozen teacher: the newest checkpoint of the run directory `path`, in fp32 on the student's device. `sha256` is the
+    fingerprint of the checkpoint.
 
     Raises an error if teacher and student have different vocabularies, or if a row is longer than the teacher's
     context.
@@ -93,7 +96,7 @@ class OnPolicyTeacher:
     def __init__(self, path: str, materials: SourceInputs, row: int, top_k: int) -> None:
         run, student = RunDir(Path(path)), materials.model
         self.device = str(student.embed_tokens.weight.device)
-        self.model = load_frozen(run, self.device, student.ops)
+        self.model, self.sha256 = load_frozen(run, self.device, student.ops), fingerprint(run.checkpoint())
         config = self.model.config
         tokenizer = Tokenizer.load(run.tokenizer_file)
         if tokenizer != materials.tokenizer or config.vocab_size != student.config.vocab_size:

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
+from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.score import ROWS
+from rorqual.model.adapter import fingerprint
 from rorqual.model.decoder import Decoder
 from rorqual.model.load.run_directory import load_run
 from rorqual.ops.backends import Backend
@@ -45,16 +47,19 @@ class ReferenceModel:
     """A reference model: the newest checkpoint of the run directory `path`, in fp32 on the device of the `trained` model.
 
     The reference model's own routers choose its experts. The reference distribution is computed like the sampler's
-    distribution: at `temperature`, over the tokens that top-p and top-k allowed.
+    distribution: at `temperature`, over the tokens that top-p and top-k allowed. `sha256` is the fingerprint of the checkpoint.
+
+    Raises ConfigError if the reference's tokenizer is not `tokenizer`, the trained model's, or if the vocabulary sizes differ.
     """
 
-    def __init__(self, path: str, trained: Decoder, *, temperature: float, threads: int) -> None:
+    def __init__(self, path: str, trained: Decoder, tokenizer: Tokenizer, *, temperature: float, threads: int) -> None:
+        run, vocab = RunDir(Path(path)), trained.config.vocab_size
         self.device = str(trained.embed_tokens.weight.device)
-        self.model = load_frozen(RunDir(Path(path)), self.device, trained.ops)
-        if self.model.config.vocab_size != trained.config.vocab_size:
+        self.model, self.sha256 = load_frozen(run, self.device, trained.ops), fingerprint(run.checkpoint())
+        if Tokenizer.load(run.tokenizer_file) != tokenizer or self.model.config.vocab_size != vocab:
             raise ConfigError(
-                f"the reference's vocabulary has {self.model.config.vocab_size} tokens,"
-                f" but the trained model's has {trained.config.vocab_size}",
+                f"the reference's tokenizer ({self.model.config.vocab_size} tokens) differs from the trained model's ({vocab}"
+                " tokens), so its token ids stand for other tokens",
                 where="source.reference",
                 remedy="Use a reference with the same tokenizer, such as the run that training starts from.",
             )

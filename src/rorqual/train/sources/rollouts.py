@@ -144,11 +144,16 @@ class Rollouts(SampledSource):
         record_kept = config.top_p < 1 or config.top_k > 0 or config.calculator
         super().__init__(config, materials, record_kept=record_kept)
         self.params = replace(self.params, top_p=config.top_p, top_k=config.top_k, calculator=config.calculator)
-        self.reference = (
-            ReferenceModel(config.reference, materials.model, temperature=config.temperature, threads=materials.threads)
-            if config.reference
-            else None
-        )
+        self.reference: ReferenceModel | None = None
+        if config.reference:
+            self.reference = ReferenceModel(
+                config.reference,
+                materials.model,
+                materials.tokenizer,
+                temperature=config.temperature,
+                threads=materials.threads,
+            )
+            self.frozen_models = {"reference": self.reference.sha256}
 
     def step(self, step: int) -> StepBatches:
         c = self.config

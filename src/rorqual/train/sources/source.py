@@ -55,6 +55,8 @@ class Source(ABC):
 
     versions: dict[str, int] = {}
     """The version of each generated problem family that the source uses."""
+    frozen_models: dict[str, str] = {}
+    """The SHA-256 of the checkpoint of each frozen model that the source reads, by the name of its setting."""
     prompts: Sequence[str] = ()
     """Examples of the generated problems that the source trains on. Prompts from a file are left out, because these prompts may
     be private."""

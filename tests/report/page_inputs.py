@@ -211,7 +211,7 @@ def write_teach_folder(out: Path) -> TeachPaths:
         AFTER: "rrRrwrRwrrrr",
     }
     for name, own in letters.items():
-        evaluation(name, {"all": own * 5}).save(paths.evaluation_file(name))
+        evaluation(name, {"card": own * 3, "pin": own[::-1] * 2}).save(paths.evaluation_file(name))
     files = {
         paths.baselines: {"names": [name for name in letters if name not in (ALONE, AFTER)], "left_out": ["your rule: too slow"]},
         paths.reasons: {"texts": {"a": "so", "b": "so", "c": "so"}, "given": ["c"], "stopped": "The budget was reached."},
@@ -236,7 +236,7 @@ def write_examples(path: Path) -> Path:
     rows += [
         rows[3],
         rows[4] | {"label": "l9"},
-        {"text": "", "label": "l1"},
+        *[{"text": "", "label": "l1"}] * 5,
         {"text": "no label"},
         {"text": "x" * 300, "label": "l1"},
     ]

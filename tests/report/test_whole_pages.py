@@ -103,11 +103,11 @@ def layout(value: Any, indent: str = "") -> str:
 
 
 def text_of(part: Any) -> str:
+    """The text of a part. Floats of charts and JSON have six digits, because the digits beyond depend on the machine."""
     if isinstance(part, str):
         return Reader(part).text() if part.startswith("<!doctype html>") else part.strip("\n")
     if isinstance(part, Chart):
         part = {"chart": part.model_dump(mode="json", exclude_defaults=True)}
-    # Six digits of each float: the digits beyond depend on the machine.
     return layout(json.loads(json.dumps(part), parse_float=lambda digits: float(f"{float(digits):.6g}")))
 
 

@@ -8,33 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from in_process import output_of
-from rorqual.cli.inspecting import InspectSettings, count_text, find_model, memory_text, model_size_rows
+from rorqual.cli.inspecting import count_text, find_model, memory_text
 from rorqual.core.config import to_yaml
 from rorqual.core.errors import ConfigError
 from rorqual.model.load.deepseek_v3 import config_to_hf
 from rorqual.model.presets import preset
-
-
-def shown(*words: str) -> str:
-    return output_of("inspect", *words)
-
-
-def test_deepseek_v3() -> None:
-    text = shown("deepseek-v3")
-    for figure in (
-        "671.03B",
-        "37.55B",
-        "36.62B",
-        "70,272 bytes per token",
-        "1.221 TiB, with multi-token prediction 1.242 TiB",
-    ):
-        assert figure in text
-
-
-def test_the_cache_follows_the_type_and_the_context() -> None:
-    assert "140,544 bytes per token in float32" in shown("deepseek-v3", "dtype=float32")
-    assert f"cache of 1,000 tokens {memory_text(70_272_000)}" in re.sub(" +", " ", shown("deepseek-v3", "context=1000"))
 
 
 def test_one_model_from_a_name_a_run_a_yaml_and_a_hub_s_json(tiny: Path, tmp_path: Path) -> None:
@@ -44,12 +22,6 @@ def test_one_model_from_a_name_a_run_a_yaml_and_a_hub_s_json(tiny: Path, tmp_pat
     v3 = preset("deepseek-v3")
     (tmp_path / "config.json").write_text(json.dumps(config_to_hf(v3)), encoding="utf-8")
     assert find_model(str(tmp_path)) == find_model(str(tmp_path / "config.json")) == find_model("deepseek-v3") == v3
-
-
-def test_too_little_memory_is_said() -> None:
-    for name, value in model_size_rows(preset("qwen3-8b"), InspectSettings(), free_memory=2**30):
-        if name.startswith("weights"):
-            assert value.endswith("(this machine has 1 GiB free: not enough)")
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:

@@ -201,8 +201,8 @@ def test_an_evaluation_on_the_training_file_of_a_run_or_its_ancestor_says_so(
         for name, part in (("mine.jsonl", rows[:10]), ("other.jsonl", rows[:10]), ("held.jsonl", rows[10:])):
             (folder / name).write_text("\n".join(map(json.dumps, part)))
         monkeypatch.chdir(folder)
-        made = ["train", "sft", "size=tiny", "steps=1", "rows=2"]
-        output_of(*made, "data=mine.jsonl", "out=first")
+        made = ["train", "sft", "steps=1", "rows=2"]
+        output_of(*made, "size=tiny", "data=mine.jsonl", "out=first")
         output_of(*made, "data=other.jsonl", "from=first", "out=second")
     monkeypatch.chdir(folder)
     asked = ["eval", run, "task=messages", "count=2", "max_tokens=2", "out=e.json"]

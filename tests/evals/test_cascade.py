@@ -14,7 +14,7 @@ from rorqual.core.errors import ConfigError, DataError, RorqualError
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.calibration import CascadeRule, read_cascade_rule
 from rorqual.evals.cascade import Cascade, calibrate, signal_of
-from rorqual.evals.cascade_page import cascade_page, cascade_table, cost_chart
+from rorqual.evals.cascade_page import cascade_table
 from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.evals.stats import wilson
 from rorqual.tasks.task import Verdict
@@ -163,20 +163,6 @@ def test_a_servers_rule_is_read_from_the_file_and_a_bad_file_is_named(tmp_path: 
             read_cascade_rule(tmp_path / f"{name}.json")
 
 
-def test_table_and_page_show_the_points() -> None:
-    for flops in (True, False):
-        one = cascade(0.7, flops)
-        text, page, chosen = cascade_table(one), cascade_page(one), one.result_at_threshold()
-        for cell in (f"{100 * chosen.asked:.1f}", f"{100 * chosen.accuracy:.1f}", f"{chosen.tokens:.1f}"):
-            assert cell in text and cell in page
-        assert "sure=0.7" in text and page.count("<figure") == 1
-        chart = cost_chart(one)
-        assert ("MFLOPs" if flops else "generated tokens") in chart.x
-        cost = chosen.tokens if chosen.flops is None else chosen.flops / 1e6
-        assert (cost, chosen.accuracy) in [series.points[0] for series in chart.series if series.texts == ("sure=0.7",)]
-        assert f"{(chosen.flops or 0) / 1e6:,.1f}" in text or not flops
-
-
 def test_failed_and_truncated_replies_go_to_the_teacher_and_ungraded_ones_are_counted() -> None:
     one = cascade(sure=0.01)
     changed = {
@@ -194,13 +180,7 @@ def test_failed_and_truncated_replies_go_to_the_teacher_and_ungraded_ones_are_co
     lost = [s.model_copy(update={"verdict": Verdict.UNGRADED}) if s.key == "p5" else s for s in one.teacher.samples]
     fewer = one.model_copy(update={"teacher": one.teacher.model_copy(update={"samples": tuple(lost)})})
     assert fewer.ungraded_count == 1 and len(fewer.problems_by_confidence()) == 59
-    for text in (cascade_table(fewer), cascade_page(fewer)):
-        assert "1 of 60 problems are left out" in text
     assert "left out" not in cascade_table(one)
-    always = one.model_copy(update={"sure": 1.0})
-    for text in (cascade_table(always), cascade_page(always)):
-        assert "At sure=1, the teacher answers every problem" in text
-    assert "every problem" not in cascade_table(one) + cascade_page(one)
     none = [s.model_copy(update={"verdict": Verdict.UNGRADED}) for s in one.teacher.samples]
     empty = one.model_copy(update={"teacher": one.teacher.model_copy(update={"samples": tuple(none)})})
     with pytest.raises(DataError, match="no problem was graded for both models"):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import html
 import json
-import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -21,13 +19,10 @@ from rorqual.engine import Engine, SamplingParams
 from rorqual.evals.compute import (
     LEAST,
     ComputeReport,
-    CountedReply,
-    compute_table,
     experts_used,
     measure_compute,
     ratio_interval,
 )
-from rorqual.evals.compute_page import colour_by_expert, compute_page
 from rorqual.evals.evaluating import pick_problems
 from rorqual.evals.stats import t_interval
 from rorqual.model import Decoder, ModelConfig, Stage
@@ -35,7 +30,6 @@ from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.ffn.router import GroupedTopKConfig, ZeroExpertsConfig
 from rorqual.recipes.models import v3_like
 from rorqual.tasks.find import load_task
-from rorqual.tasks.task import Verdict
 
 TOKENIZER = Tokenizer.byte_level()
 TASK = load_task("families:add,count")
@@ -147,28 +141,6 @@ def test_the_interval_is_students_for_equal_sizes() -> None:
     equal = [[1.0, 3.0], [2.0, 6.0], [5.0, 2.0]]
     ends = t_interval([2.0, 4.0, 3.5])
     assert (ratio_interval(equal).low, ratio_interval(equal).high) == pytest.approx((ends.low, ends.high))
-
-
-def test_the_page_colours_each_token_by_its_experts(report: ComputeReport) -> None:
-    problem = report.replies[0].problem
-    tokens = (*TOKENIZER.encode("a<"), *TOKENIZER.encode("é\n"))
-    reply = CountedReply(
-        problem, Verdict.RIGHT, tokens, ("prompt", "prompt", *["answer"] * 3), (0.0, 1.5, 3.0, 2.0, 1.0)
-    )
-    parts = [("a", "p", 0, "0.00"), ("<", "p", 38, "1.50"), ("é", "", 62, "2.50"), ("\n", "", 25, "1.00")]
-    assert colour_by_expert(reply, 3, TOKENIZER) == parts
-    page = compute_page(report, TOKENIZER)
-    spans = re.findall(r'<i(?: class="p")? style="--w:(\d+)%" title="([\d.]+)">', page)
-    parts = [part for one in report.replies for part in colour_by_expert(one, 3, TOKENIZER)]
-    assert sorted(spans) == sorted((str(strength), title) for _, _, strength, title in parts) and "<script" not in page
-    text = compute_table(report)
-    for group in report.groups:
-        if group.kind != "token":
-            assert re.search(
-                rf"^ *{re.escape(group.name)} +{group.tokens:,} +{group.experts:.3f}", text, re.MULTILINE
-            ), group
-            assert f"{html.escape(group.name)}</" in page and f"{group.tokens:,}" in page
-    assert "of 3 choices in 2 layers (families)" in text and json.dumps(report.to_json())
 
 
 @pytest.mark.parametrize(

@@ -27,13 +27,11 @@ from rorqual.evals.evaluating import evaluate, pick_problems, with_problem_seed
 from rorqual.evals.evaluation import Evaluation, EvaluationRow, GradedSample
 from rorqual.evals.perplexity import text_loss
 from rorqual.evals.stats import (
-    Difference,
-    Interval,
     difference_over_seeds,
     mcnemar,
     wilson,
 )
-from rorqual.evals.table import comparison_table, table, unmarked_replies_note
+from rorqual.evals.table import unmarked_replies_note
 from rorqual.model.decoder import Decoder
 from rorqual.model.init import build
 from rorqual.recipes.models import v3_like
@@ -315,76 +313,6 @@ def test_a_comparison_has_each_of_its_figures(measure: Any, confidence: float) -
     assert {f.name for f in fields(Comparison)} == expected.keys()
     assert vars(compare_pair(before, after, measure=measure, confidence=confidence)[0]) == expected
     assert expected["gained"] != expected["lost"]
-
-
-# ---- tables
-
-
-def columns(text: str) -> list[dict[str, str]]:
-    """The rows of a table, by the words above them; cells may hold single spaces."""
-    lines = text.split("\n")
-    at = next(number for number, line in enumerate(lines) if set(line.strip()) == {"─"})
-    heads = [part.strip() for part in lines[at - 1].split("  ") if part.strip()]
-    rows = [[part.strip() for part in line.split("  ") if part.strip()] for line in lines[at + 1 :] if line.strip()]
-    return [dict(zip(heads, row, strict=True)) for row in rows]
-
-
-def test_each_column_of_a_table_holds_its_figure() -> None:
-    found = of(MIXED[:5], baselines={"f/1": {"rule": 0.2}}, model="mine", split="dev", thinking="off")
-    low, high = (100 * end for end in (wilson(2, 4).low, wilson(2, 4).high))
-    rows, _, note = table(found).rpartition("\n")
-    assert note == (
-        "1 of 5 answers are ungraded and left out of the accuracy. "
-        "It would be 40.0 % if all of them were wrong, and 60.0 % if all were right."
-    )
-    assert "ungraded and left out" not in table(of(MIXED[:2]))
-    assert columns(rows) == [
-        {
-            "family": "f",
-            "level": "1",
-            "right": "2/4",
-            "accuracy %": "50.0",
-            "95 % interval": f"[{low:.1f}, {high:.1f}]",
-            "unmarked %": "25.0",
-            "last %": "66.7",
-            "best baseline %": "20.0 (rule)",
-            "ungraded": "1",
-            "thought %": "40.0",
-            "thinking": "7.0",
-            "length": "9.0",
-            "cut off": "3",
-        }
-    ]
-    assert "mine: t, dev, thinking off" in table(found)
-
-
-def test_each_column_of_a_comparison_holds_its_figure() -> None:
-    row = Comparison(
-        "f", "3", 0.25, 0.375, Difference(0.125, Interval(-0.0625, 0.5, 0.9), 8), 5, 4, ((0.25, 0.375),), 0.0625, 2
-    )
-    text = comparison_table([row], "the title").text()
-    assert "the title" in text
-    assert columns(text) == [
-        {
-            "family": "f",
-            "level": "3",
-            "before %": "25.0",
-            "after %": "37.5",
-            "difference": "+12.5",
-            "90 % interval": "[-6.2, 50.0]",
-            "gained": "5",
-            "lost": "4",
-            "left out": "2",
-            "p": "0.062",
-        }
-    ]
-    assert "<0.001" in comparison_table([replace(row, p_value=1e-4)]).text()
-    assert "<1e-6" in comparison_table([replace(row, p_value=1e-7)]).text()
-    nats = replace(row, unit="nats", by_seed=((1.0, 1.25), (2.0, 2.25)), p_value=None)
-    (cells,) = columns(comparison_table([nats]).text())
-    assert (cells["before nats"], cells["after nats"], cells["difference"]) == ("0.2500", "0.3750", "+0.1250")
-    assert (cells["90 % interval"], cells["Student's t"]) == ("[-0.0625, +0.5000]", "[+0.2500, +0.2500]")
-    assert cells["verdict"] == "○ open" and "p" not in cells
 
 
 # ---- answers that are kept

@@ -156,8 +156,7 @@ def test_run_folders_are_compared_on_what_all_of_them_contain(tmp_path: Path) ->
 def test_every_form_has_the_same_figures(tmp_path: Path) -> None:
     found = compare([answers(one) for one in OLD], [answers(one) for one in NEW], names=("a_1", "b & c"))
     row = found.comparisons[0].rows[0]
-    for write, name in ((found.to_json, "r.json"), (found.page, "r.html"), (found.to_latex, "r.tex")):
-        write(tmp_path / name)
+    found.to_json(tmp_path / "r.json")
     whole = json.loads((tmp_path / "r.json").read_bytes())["comparisons"]
     assert (whole[0]["before"], whole[0]["after"], whole[0]["evaluation"]) == ("a_1", "b & c", "")
     stored, interval = whole[0]["rows"][0], row.difference.interval
@@ -165,26 +164,11 @@ def test_every_form_has_the_same_figures(tmp_path: Path) -> None:
     assert stored["by_seed"] == [list(pair) for pair in row.by_seed]
     assert stored["difference"]["interval"] == {"low": interval.low, "high": interval.high, "confidence": 0.99}
     assert row.student is not None and stored["student"]["low"] == row.student.low
-    cells = found.comparisons[0].table().rows[0]
-    assert cells[2:5] == (f"{100 * row.before:.1f}", f"{100 * row.after:.1f}", f"{100 * row.difference.mean:+.1f}")
-    assert (
-        cells[6] == f"[{100 * row.student.low:.1f}, {100 * row.student.high:.1f}]"
-        and cells[7] == {"holds": "● higher", "open": "○ open"}[row.verdict]
-    )
-    page = (tmp_path / "r.html").read_text(encoding="utf-8")
-    assert all(cell in page for cell in cells) and "b &amp; c - a_1" in page and "<img" in page
-    latex = (tmp_path / "r.tex").read_text(encoding="utf-8")
-    assert r"\toprule" in latex and " & ".join(cells[2:5]) in latex and r"before \%" in latex
     for name, start in (("r.svg", b"<?xml"), ("r.pdf", b"%PDF"), ("r.png", b"\x89PNG")):
         for place in (tmp_path / name, tmp_path / f"again-{name}"):
             found.plot(place)
         drawn = (tmp_path / name).read_bytes()
         assert drawn.startswith(start) and drawn == (tmp_path / f"again-{name}").read_bytes()
-    (panel,) = found.chart().panels
-    zero, bootstrap, student = panel.series
-    assert [y for _, y in zero.points] == [0, 0] and panel.labels == ("even", "odd") and panel.percent
-    assert bootstrap.points[0] == (0, row.difference.mean) and bootstrap.high[0] == interval.high
-    assert student.low[0] == row.student.low and panel.title == found.comparisons[0].title
     with pytest.raises(ConfigError, match=r"'gif' is no format of a figure\n.*\.svg, \.pdf"):
         found.plot(tmp_path / "r.gif")
     assert not (tmp_path / "r.gif").exists()
@@ -262,7 +246,7 @@ def test_evaluations_of_other_settings_have_a_note() -> None:
         (found,) = compare(*arms).comparisons
         *_, note = found.note.split("\n")
         assert note == (
-            "The evaluations have different settings: max_tokens 8 and 64; temperature 0.0 and 1.0; thinking auto and on; "
-            "backend torch and mine."
+            "The evaluations have different settings: max_tokens 8 and 64; temperature 0.0 and 1.0; thinking 'auto' and 'on'; "
+            "backend 'torch' and 'mine'."
         )
     assert "different settings" not in str(compare(plain, asked("4", {"max_tokens": 8})))

@@ -47,20 +47,10 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_page_holds_each_step_and_no_markup_of_a_model(run: Path) -> None:
+def test_the_page_holds_no_markup_of_a_model(run: Path) -> None:
     path = build_trace(run)
     text = path.read_text(encoding="utf-8")
     assert path == run / "trace.html" and text.count("<script") == 2 and "<b>" not in text
-    [block] = re.findall(r'<script[^>]* id="data"[^>]*>(.*?)</script>', text, re.DOTALL)
-    data = json.loads(block)
-    assert data["facts"][1:3] == ["grpo, seed 3", "task families"]
-    one, two = data["steps"]
-    assert one["metrics"]["reward"] == 0.25 and "recipe" not in one["metrics"]
-    assert one["groups"][0]["p"] == f"add 1+1 {NASTY}" and one["groups"][0]["s"][0] == [
-        "r", 1.0, 9, 4, 0, f"because {NASTY}", NASTY,
-    ]  # fmt: skip
-    assert one["groups"][1]["s"][0] == ["w", -1.0, 9, 4, 0] and "p" not in one["groups"][1]
-    assert [one["k"] for one in two["groups"]] == ["1+1", "2+2"]
 
 
 def test_nothing_is_fetched_and_nothing_is_set_as_html(run: Path) -> None:

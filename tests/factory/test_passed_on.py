@@ -205,45 +205,6 @@ def test_the_progress_counts_samples_and_quiet_says_nothing(
     assert re.search(r"distil sums  12/12  right 17%  paid 0.00012  ", told), told
 
 
-def test_the_card_counts_each_family_and_each_reason(server: Adder, remote: Make, tmp_path: Path) -> None:
-    replies = [
-        ("1", 3),
-        ("3", 5),
-        ("5", 7),
-        ("8", 9),
-        (" ", 11),
-        ("12", 13),
-        ("1", 4),
-        ("3", 5),
-        ("6", 8),
-        ("7", 9),
-        ("9", 6),
-        ("9", 2),
-    ]
-    server.rule = lambda body, number: says(replies[number][0], tokens=replies[number][1])
-    rows = made(remote({"concurrency": 1}, task=MIXED, problems=6, samples=2), tmp_path)
-    assert [row.completion_tokens for row in rows] == [3, 4, 5, 5, 7, 8, 9, 9, 11, 6, 13, 2]
-    card = (tmp_path / "card.md").read_text(encoding="utf-8")
-    wanted = [
-        # family, problems, samples, right, wrong, ungraded, right share, kept, mean tokens kept
-        "| even | 3 | 6 | 4 | 1 | 1 | 80.0% | 3 | 5.3 |",
-        "| odd | 3 | 6 | 3 | 3 | 0 | 50.0% | 2 | 7.0 |",
-        "| all | 6 | 12 | 7 | 4 | 1 | 63.6% | 5 | 6.0 |",
-    ]
-    assert [line for line in card.splitlines() if re.match(r"\| (even|odd|all) ", line)] == wanted
-    reasons = re.findall(r"^\| (wrong|ungraded|duplicate|kept|length|error) \|[^|]*\| (\d+) \|$", card, re.MULTILINE)
-    assert reasons == [("wrong", "4"), ("ungraded", "1"), ("duplicate", "2"), ("kept", "5")]
-    assert f"12 samples of 6 problems of {MIXED}. The filters kept 5 samples of 5 problems." in card
-    facts = re.findall(
-        r"<dt>([^<]+)</dt><dd>([^<]+)<small>([^<]+)", (tmp_path / "card.html").read_text(encoding="utf-8")
-    )
-    assert facts[:3] == [
-        ("kept", "5", "of 12 samples"),
-        ("right", "58.3%", "7 samples"),
-        ("tokens sampled", "82", "30 kept"),
-    ]
-
-
 def test_html_of_a_server_is_text_on_the_card(server: Adder, remote: Make, tmp_path: Path) -> None:
     """In the name of its model, which stays in its cell, and in its error."""
 

@@ -18,9 +18,7 @@ from rorqual.core.records import write_json
 from rorqual.lab.experiment import Experiment, Readings
 from rorqual.lab.experiment_run import LabPlan, conclude_finding, plan_within_budget
 from rorqual.lab.find import EXPERIMENTS, find_experiment
-from rorqual.lab.finding import Finding
 from rorqual.lab.job import ExperimentJob
-from rorqual.lab.page import page_text
 from rorqual.tasks.families import FAMILIES
 
 SHARE = 0.01
@@ -131,30 +129,3 @@ class Nothing(Experiment):
 def test_a_finding_says_which_versions_of_the_families_were_drawn(tmp_path: Path) -> None:
     said = conclude_finding(LabPlan(Nothing(), tmp_path, (1,), 1.0), "x").made["families"]
     assert dict(part.split() for part in said.split(", ")) == {f.name: str(f.version) for f in FAMILIES}
-
-
-def test_the_page_escapes_and_holds_every_seed() -> None:
-    found = Finding(
-        experiment="x",
-        title="<b>",
-        claim="a & b",
-        source="s",
-        verdict="open",
-        words=("<script>",),
-        contrasts=(
-            {
-                "question": "q",
-                "a": 0.1,
-                "b": 0.5,
-                "difference": 0.4,
-                "low": 0.3,
-                "high": 0.5,
-                "by_seed": ((0.123, 0.456),),
-            },
-        ),  # type: ignore[arg-type]
-        seeds=(7,),
-        costs={"job": (1.5,)},
-    )
-    text = page_text(found)
-    assert "<script>" not in text and "&lt;b&gt;" in text
-    assert "12.3" in text and "45.6" in text and "seeds 7" in text

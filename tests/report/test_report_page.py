@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from jinja2 import UndefinedError
@@ -31,14 +30,6 @@ def test_all_text_is_escaped() -> None:
     assert text.count("&lt;script&gt;alert(1)") == 10
     assert '<span class="v v-yes">● yes</span>' in text and '<span class="v v-open">' in text
     assert 'class="text prose"' in text and 'class="wide narrow"' in text and 'scope="rowgroup"' in text
-
-
-def test_a_transcript_and_coloured_text_are_escaped_and_show_line_ends() -> None:
-    report = SimpleNamespace(model="m", chosen=2, layers=1)
-    parts = [("a\n<b", "p", 30, "0.50")]
-    text = render_page("compute", report=report, facts=[(SLY, SLY, SLY)], legend=[], replies=[(SLY, parts)], tables=[])
-    line = '<i class="p" style="--w:30%" title="0.50">a<span class="e">↵</span>\n&lt;b</i>'
-    assert line in text and "<script" not in text
 
 
 def test_data_of_a_script_cannot_end_it() -> None:

@@ -229,8 +229,8 @@ def tables(report: ComputeReport) -> Iterator[Table]:
     tokens = [replace(group, name=repr(group.name)) for group in report.groups if group.kind == "token"]
     tokens.sort(key=lambda group: group.experts)
     if tokens:
-        yield _table("tokens with the most", tokens[::-1][:LISTED])
-        yield _table("tokens with the fewest", tokens[:LISTED])
+        yield _table("tokens with the most experts", tokens[::-1][:LISTED])
+        yield _table("tokens with the fewest experts", tokens[:LISTED])
 
 
 def _table(title: str, groups: Sequence[TokenGroup]) -> Table:

@@ -93,7 +93,11 @@ class Results:
     def chart(self) -> Chart:
         """Chart the differences, with one panel per comparison."""
         panels = [one.panel() for one in self.comparisons]
-        words = "; ".join(" ".join((one.title, *row[:5])) for one in self.comparisons for row in one.table().rows)
+        words = "; ".join(
+            f"{one.title}, {' '.join(filter(None, row[:2]))}: {row[2]} and {row[3]}, difference {row[4]}"
+            for one in self.comparisons
+            for row in one.table().rows
+        )
         return Chart(name="differences", panels=panels, columns=1, alt=words, caption="Each line is an interval.")
 
     def plot(self, path: str | Path) -> None:
@@ -190,7 +194,7 @@ def _content(result: Result) -> object:
 def _other_settings(before: Sequence[Evaluation], after: Sequence[Evaluation]) -> str:
     """Name the settings that differ between the evaluations of a pair."""
     notes = {
-        key: f"{key} {old[key]} and {new[key]}"
+        key: f"{key} {old[key]!r} and {new[key]!r}"
         for old, new in zip(map(_settings, before), map(_settings, after), strict=True)
         for key in old
         if old[key] != new.get(key, old[key])

@@ -104,7 +104,7 @@ class Chart(Panel):
         ends = "; ".join(
             f"{s.label}: {s.points[0][1]:.3g} to {s.points[-1][1]:.3g}" for s in self.series if s.points and s.label
         )
-        return self.alt or f"{self.title}. {ends}."
+        return self.alt or ". ".join(filter(None, (self.title, ends))) + "."
 
     @property
     def width_inches(self) -> float:

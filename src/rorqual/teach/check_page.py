@@ -118,7 +118,7 @@ def _fault_table(check: FileCheck, kind: str) -> Table:
     prompts = {one.line: one.prompt for one in check.examples}
     own = [fault for fault in check.faults if fault.kind == kind]
     return Table(
-        title=f"{kind.capitalize()}: {len(own):,}",
+        title=f"{kind[:1].upper()}{kind[1:]}: {len(own):,}",
         heads=("line", "fault", "prompt"),
         rows=[(str(one.line), one.text, truncate(prompts.get(one.line, ""), 160)) for one in own[:SHOWN]],
         note=f"{len(own) - SHOWN:,} more rows are in the JSON file (out=)." if len(own) > SHOWN else "",

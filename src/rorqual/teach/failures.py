@@ -147,7 +147,7 @@ def failures_text(before: Evaluation, after: Evaluation, kind: AnswerKind, *, co
             lines += [f"  {name:<{width}}  {text}" for name, text in zip(names, texts, strict=True)]
     sizes = [len(changes[change]) for change in SHOWN_CHANGES]
     if hidden := sum(max(0, size - count) for size in sizes):
-        lines += ["", f"{hidden:,} more examples: count={max(sizes)} shows all"]
+        lines += ["", f"{hidden:,} more example{'s' * (hidden > 1)}: count={max(sizes)} shows all"]
     return "\n".join(lines)
 
 

@@ -275,7 +275,7 @@ MUTANTS = (
         "report/page.py",
         "autoescape=True",
         "autoescape=False",
-        "tests/report/test_report_page.py::test_a_transcript_and_coloured_text_are_escaped_and_show_line_ends",
+        "tests/report/test_report_page.py::test_all_text_is_escaped",
     ),
     one(
         "identity experts count as computation",

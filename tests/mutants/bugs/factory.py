@@ -252,7 +252,7 @@ MUTANTS = (
         "factory/card.py",
         'f"{sum(kept) / len(kept):.1f}" if kept else "-"',
         'f"{sum(kept) / len(rows):.1f}" if kept else "-"',
-        "tests/factory/test_passed_on.py::test_the_card_counts_each_family_and_each_reason",
+        "tests/report/test_whole_pages.py::test_a_whole_page_is_what_readers_saw_before",
     ),
     one(
         "a reply whose tokens are not reported is dropped as too short",

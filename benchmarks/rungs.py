@@ -69,7 +69,7 @@ def run(case: str, seed: int, data: Path, base: Path, folder: Path) -> dict[str,
         fitted = time.process_time()
         guesses = rung.predict([one.prompt for one in problems])
         found[rung.name] = {
-            "right": bits(evaluate_baseline(rung.name, task, problems, guesses)),
+            "right": bits(evaluate_baseline(rung.name, task, problems, [guess.answer for guess in guesses])),
             "probability": [round(guess.probability, 4) for guess in guesses],
             "fit_core_seconds": round(fitted - began, 2),
             "answer_core_milliseconds": round(1000 * (time.process_time() - fitted) / len(problems), 2),

@@ -21,7 +21,6 @@ from rorqual.tasks.task import Problem, Verdict
 from rorqual.teach.answer_format import answer_format_instruction
 from rorqual.teach.examples import Example
 from rorqual.teach.paths import BEFORE
-from rorqual.teach.rungs.rung import Guess
 from rorqual.teach.train import engine_of
 
 FEW = 4
@@ -173,10 +172,8 @@ def record_measured_checkpoint(task: ExamplesTask, run: RunDir) -> ExamplesTask:
     return task
 
 
-def evaluate_baseline(
-    name: str, task: ExamplesTask, problems: Sequence[Problem], guesses: Sequence[Guess]
-) -> Evaluation:
-    """Return the evaluation of the guesses that a rung without a language model makes for `problems`."""
+def evaluate_baseline(name: str, task: ExamplesTask, problems: Sequence[Problem], replies: Sequence[str]) -> Evaluation:
+    """Return the evaluation of `replies`, which a baseline that is not a language model gives to `problems`."""
     return Evaluation(
         task=task.name,
         model=name,
@@ -193,16 +190,16 @@ def evaluate_baseline(
                 level=problem.level,
                 prompt=problem.prompt,
                 answer=problem.answer,
-                reply=guess.answer,
+                reply=reply,
                 reasoning=None,
-                verdict=safe_grade(task, problem, guess.answer) if guess.answer else Verdict.WRONG,
-                last=safe_grade(task, problem, guess.answer, read="last") if guess.answer else Verdict.WRONG,
-                unmarked=not task.is_marked(problem, guess.answer),
+                verdict=safe_grade(task, problem, reply) if reply else Verdict.WRONG,
+                last=safe_grade(task, problem, reply, read="last") if reply else Verdict.WRONG,
+                unmarked=not task.is_marked(problem, reply),
                 tokens=0,
                 thinking_tokens=0,
                 thought=False,
                 truncated=False,
             )
-            for problem, guess in zip(problems, guesses, strict=True)
+            for problem, reply in zip(problems, replies, strict=True)
         ),
     )

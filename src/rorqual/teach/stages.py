@@ -383,7 +383,8 @@ class TeachStages:
 
         def measure_rung(rung: Rung) -> Evaluation:
             rung.fit(rows)
-            return evaluate_baseline(rung.name, task, problems, rung.predict([one.prompt for one in ordered]))
+            guesses = rung.predict([one.prompt for one in ordered])
+            return evaluate_baseline(rung.name, task, problems, [guess.answer for guess in guesses])
 
         for rung in rungs_of(kind, rule=self.rule, encoder=self.encoder):
             yield Baseline(rung.name, partial(measure_rung, rung))

@@ -3,7 +3,7 @@
     python scripts/paths.py
 
 A way lists each file when it is first entered, with the function, indented by the number of files that led there.
-`tests/laws/test_paths.py` traces the ways again and compares the page.
+`tests/laws/test_ways.py` traces the ways again and compares the page.
 """
 
 from __future__ import annotations

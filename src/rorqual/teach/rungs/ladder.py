@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 from rorqual.teach.encoder import Encoder
 from rorqual.teach.examples import AnswerKind
+from rorqual.teach.rungs.calculation import RankedCalculations
 from rorqual.teach.rungs.classifiers import LogisticRegression, NearestNeighbour
 from rorqual.teach.rungs.features import Embeddings, TfIdf
+from rorqual.teach.rungs.fields import Fields
 from rorqual.teach.rungs.rung import Rung
 from rorqual.teach.rungs.simple import Majority, Rule, UnchangedInput, UserRule
 
@@ -15,7 +17,8 @@ from rorqual.teach.rungs.simple import Majority, Rule, UnchangedInput, UserRule
 def rungs_of(kind: AnswerKind, *, rule: Rule | None = None, encoder: Encoder | None = None) -> Iterator[Rung]:
     """Yield the rungs for answers of a kind, in the order of cost. Rungs that need the encoder are left out without it.
 
-    Logistic regression is for labels only, and the unchanged input for free text only.
+    Logistic regression is for labels only, ranked calculations for numbers, conditional random fields for JSON, and the unchanged input
+    for free text.
     """
     yield Majority()
     if kind == "text":
@@ -26,6 +29,10 @@ def rungs_of(kind: AnswerKind, *, rule: Rule | None = None, encoder: Encoder | N
     if kind == "label":
         choices = {"words and characters": TfIdf(words=True), "characters": TfIdf(words=False)}
         yield LogisticRegression("logistic regression", choices)
+    if kind == "number":
+        yield RankedCalculations()
+    if kind == "JSON":
+        yield Fields()
     if encoder is not None:
         embeddings = Embeddings(encoder)
         yield NearestNeighbour("nearest neighbour, embeddings", embeddings)

@@ -12,13 +12,12 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from safetensors.torch import load
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from rorqual.core.config import Config, parse_config
+from rorqual.core.config import Config, Count, Positive, parse_config
 from rorqual.core.errors import ConfigError
 from rorqual.teach.packaged import PackagedFile
 
@@ -31,11 +30,11 @@ class EncoderConfig(Config):
     """The fields of an encoder's config.json that its outputs depend on. Other values than these are refused."""
 
     model_type: Literal["bert"]
-    hidden_size: int = Field(gt=0)
-    num_hidden_layers: int = Field(gt=0)
-    num_attention_heads: int = Field(gt=0)
-    max_position_embeddings: int = Field(gt=0)
-    layer_norm_eps: float = Field(gt=0)
+    hidden_size: Count
+    num_hidden_layers: Count
+    num_attention_heads: Count
+    max_position_embeddings: Count
+    layer_norm_eps: Positive
     hidden_act: Literal["gelu"] = "gelu"
     position_embedding_type: Literal["absolute"] = "absolute"
 

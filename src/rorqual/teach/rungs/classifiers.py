@@ -23,7 +23,8 @@ comparison needs."""
 
 
 class NearestNeighbour(Rung):
-    """The answer of the train prompt with the highest cosine similarity of features. The guess's probability is this cosine."""
+    """The answer of the train prompt with the highest cosine similarity of features. The guess's probability is this
+    cosine, for a prompt whose features are all known."""
 
     def __init__(self, name: str, features: Features) -> None:
         self.name, self.features = name, features
@@ -37,7 +38,7 @@ class NearestNeighbour(Rung):
         for start in range(0, len(prompts), CHUNK):
             # All train rows have the same norm, so the train row with the largest inner product has the largest cosine.
             products = _dense(self.features.of(prompts[start : start + CHUNK]) @ self.train.T)
-            places, most = products.argmax(1), products.max(1)
+            places, most = products.argmax(1), products.max(1) / self.features.squared_length
             answers = (self.rows.answers[self.rows.classes[place]] for place in places)
             guesses += [Guess(answer, float(value)) for answer, value in zip(answers, most, strict=True)]
         return guesses

@@ -13,7 +13,9 @@ from rorqual.teach.encoder import Encoder
 
 
 class Features(ABC):
-    """A function from texts to a matrix whose rows have length 1, or 0 if nothing is known of the text."""
+    """A function from texts to a matrix. The squared length of a row is `squared_length`, or less if parts of the text are unknown."""
+
+    squared_length = 1.0
 
     @abstractmethod
     def fit(self, texts: Sequence[str]) -> None:
@@ -42,6 +44,7 @@ class TfIdf(Features):
                 token_pattern=r"\w+|[^\w\s]", ngram_range=(1, 2), sublinear_tf=True, dtype=np.float32
             )
             self.made = FeatureUnion([("words", both), ("characters", characters)])
+            self.squared_length = 2.0  # each of the two parts has length 1
 
     def fit(self, texts: Sequence[str]) -> None:
         self.made.fit(texts)

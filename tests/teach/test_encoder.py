@@ -70,6 +70,16 @@ def test_an_embedding_is_that_of_transformers_alone_and_beside_others(bert: Path
     assert encoder.embed([]).shape == (0, 24)
 
 
+def test_a_text_is_cut_at_the_last_position(bert: Path, tmp_path: Path) -> None:
+    place = tmp_path / "bert"
+    shutil.copytree(bert, place)
+    (place / "sentence_bert_config.json").write_text('{"max_seq_length": 500}', encoding="utf-8")
+    long = load_encoder(str(place))
+    assert (long.embed([TEXTS[-1]]) == long.embed([" ".join(WORDS[:18])])).all(), (
+        "18 words, [CLS] and [SEP]: 20 positions"
+    )
+
+
 def test_a_zip_file_is_read_as_its_folder(bert: Path, tmp_path: Path) -> None:
     packed = shutil.make_archive(str(tmp_path / "bert"), "zip", bert)
     assert (load_encoder(packed).embed(TEXTS) == load_encoder(str(bert)).embed(TEXTS)).all()

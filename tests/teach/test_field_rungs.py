@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rorqual.teach.examples import Example
-from rorqual.teach.rungs.calculation import RankedCalculations, calculations
-from rorqual.teach.rungs.fields import COPIED, FEWEST, Fields, flatten, objects, tag, unflatten
+from rorqual.teach.rungs.calculation import MOST_NUMBERS, RankedCalculations, calculations
+from rorqual.teach.rungs.fields import COPIED, FEWEST, MOST_VALUES, Fields, flatten, objects, tag, unflatten
 from rorqual.teach.rungs.rung import Rung, TrainingRows
 
 PLACES, SONGS = ("Blue Door", "Rosa", "The Old Mill", "Kim's"), ("Red Rain", "Halo", "So What", "One More Time")
@@ -68,6 +68,14 @@ def test_a_value_with_few_examples_has_no_tagger_of_its_own() -> None:
         assert ("rare" in rung.taggers) == known
 
 
+def test_a_field_with_many_values_does_not_lead() -> None:
+    for values, leads in ((MOST_VALUES, True), (MOST_VALUES + 1, False)):
+        rows = [Example(n, f"word{n}", json.dumps({"a": f"v{n % values}"})) for n in range(2 * values)]
+        rung = Fields()
+        rung.fit(TrainingRows(rows, "JSON"))
+        assert (rung.leading == ("a",)) == leads
+
+
 def test_a_field_is_copied_if_its_values_are_in_the_prompts() -> None:
     for inside, copied in ((round(20 * COPIED), True), (round(20 * COPIED) - 1, False)):
         rows = [Example(n, f"word{n} here", json.dumps({"a": f"word{n}" if n < inside else "none"})) for n in range(20)]
@@ -120,6 +128,10 @@ def test_each_pair_of_numbers_has_its_four_results() -> None:
     values = sorted(made.value for made in calculations("from 6 to 4"))
     assert [float(value) for value in values] == pytest.approx([-2, 4 / 6, 1.5, 2, 10, 24])
     assert [*calculations("only 1,500")] == []
+    many = " ".join(str(n) for n in range(2, 4 + MOST_NUMBERS))
+    assert {made.value for made in calculations(many)} == {
+        made.value for made in calculations(many[: 2 * MOST_NUMBERS])
+    }
     assert [made.value for made in calculations("0 and 5")].count(0) == 2, "0 * 5 and 0 / 5; nothing is divided by 0"
 
 

@@ -94,6 +94,17 @@ def test_the_kind_decides_the_baselines_and_which_answers_are_equal() -> None:
     assert answers_of_rungs(sums, ask("d"), "text")["majority"] == ["7"], "as text, all differ, and the first is taken"
 
 
+def test_the_nearest_prompt_is_nearest_by_words_and_characters() -> None:
+    train, test = examples(*((text, text) for text in sentences(40))), ask(*sentences(40, seed=1))
+    found = []
+    for words in (True, False):
+        features = TfIdf(words=words)
+        features.fit([one.prompt for one in train])
+        products = features.of([one.prompt for one in test]) @ features.of([one.prompt for one in train]).T
+        found.append([train[place].answer for place in products.toarray().argmax(1)])
+    assert answers_of_rungs(train, test, "text")["nearest neighbour"] == found[0] != found[1]
+
+
 def noisy(count: int, seed: int) -> list[Example]:
     """Prompts whose label depends on a word of four, and is wrong in a third of them."""
     rng, rows = random.Random(seed), []

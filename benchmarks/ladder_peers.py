@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -49,7 +50,6 @@ from teach import bits, draw
 
 WORKER = Path(__file__).with_name("peer_methods.py")
 RESULT = ROOT / "docs" / "results" / "ladder-peers.json"
-SPARE = "spam"
 COSTS = ("fit_core_seconds", "answer_core_milliseconds", "peak_bytes", "result_bytes", "base_bytes")
 
 
@@ -101,6 +101,18 @@ def divide(name: str, seed: int, given: argparse.Namespace, sets: Mapping[str, D
         problems,
         {"train": rows(data.all_train), "dev": rows(data.splits["dev"]), "test": [row(one.prompt) for one in problems]},
     )
+
+
+def methods_of(text: str, division: Division) -> list[str]:
+    """Return the methods of a list that apply to a division. A comma before a space belongs to the name of a rung."""
+    found: list[str] = []
+    rungs = [RUNG + name for name in division.rungs]
+    for method in re.split(",(?! )", text):
+        if method == "rungs":
+            found += rungs
+        elif method in rungs or (method in METHODS and division.kind in METHODS[method][1]):
+            found.append(method)
+    return found
 
 
 def run(
@@ -175,14 +187,16 @@ def main() -> int:
     for name in ("data", "packages", "base", "python"):
         parser.add_argument(name, type=lambda text: Path(text).absolute())
     parser.add_argument("--keep", type=lambda text: Path(text).absolute(), required=True, help="folder of the runs")
-    parser.add_argument("--sets", default="", help="default: all but spam")
+    parser.add_argument("--sets", default="", help="default: all")
     parser.add_argument("--seeds", default="1,2,3,4,5")
-    parser.add_argument("--methods", default="minilm,fasttext,crf,rungs,setfit")
+    parser.add_argument(
+        "--methods", default="minilm,fasttext,crf,rungs,setfit", help="separated by commas without spaces"
+    )
     parser.add_argument("--minutes", type=float, default=4.0)
     parser.add_argument("--result", type=Path, default=RESULT)
     given = parser.parse_args()
     sets = data_sets(given.packages)
-    names = given.sets.split(",") if given.sets else [name for name in sets if name != SPARE]
+    names = given.sets.split(",") if given.sets else list(sets)
     runs = json.loads(given.result.read_bytes())["runs"] if given.result.exists() else []
     made = made_by(
         {
@@ -199,30 +213,13 @@ def main() -> int:
     for seed in map(int, given.seeds.split(",")):
         for name in names:
             division = divide(name, seed, given, sets)
-            asked = [
-                method
-                for method in given.methods.split(",")
-                if division.kind in METHODS.get(method, ((), division.kind))[1]
-            ]
-            every = [
-                one
-                for method in asked
-                for one in ([RUNG + rung for rung in division.rungs] if method == "rungs" else [method])
-            ]
-            for method in every:
+            for method in methods_of(given.methods, division):
                 if any((one["set"], one["seed"], one["method"]) == (name, seed, method) for one in runs):
                     continue
                 runs.append(run(name, seed, method, division, given, places))
                 write_json(given.result, {"made by": made, "sets": about, "summary": summary(runs), "runs": runs})
-                last = runs[-1]
-                print(
-                    name,
-                    seed,
-                    method,
-                    last["right"].count("1") / len(last["right"]),
-                    last["fit_core_seconds"],
-                    flush=True,
-                )
+                share = runs[-1]["right"].count("1") / len(division.problems)
+                print(name, seed, method, share, runs[-1]["fit_core_seconds"], flush=True)
     print(table(summary(runs)))
     return 0
 

@@ -29,7 +29,7 @@ import numpy as np
 from rorqual.tasks.examples import canonical_form, load_function
 from rorqual.teach.encoder import load_encoder
 from rorqual.teach.examples import Example
-from rorqual.teach.rungs.fields import TOKEN, flatten, objects, tag, unflatten
+from rorqual.teach.rungs.fields import TOKEN, flatten
 from rorqual.teach.rungs.ladder import rungs_of
 from rorqual.teach.rungs.rung import TrainingRows
 
@@ -145,7 +145,7 @@ SETFIT_BATCH = 16
 def setfit(job: Job) -> Fitted:
     """SetFit: contrastive training of the encoder, then logistic regression on its embeddings.
 
-    Half of the time goes to the choice between `SETFIT` by one fold, half to the training on all rows. The number of steps is what the
+    A third of the time goes to the choice between `SETFIT` by one fold, the rest to the training on all rows. The number of steps is what the
     time allows, by the time of eight steps.
     """
     from datasets import Dataset
@@ -174,7 +174,7 @@ def setfit(job: Job) -> Fitted:
     trained(SETFIT[0], everything, 9)
     fixed, step = once - began, max(0.001, (time.process_time() - 2 * once + began) / 8)
     seconds = 60 * job.minutes - (time.process_time() - began)
-    steps = max(8, int((seconds / 2 / len(SETFIT) - fixed) / step))
+    steps = max(8, int((seconds / 3 / len(SETFIT) - fixed) / step))
     held = folds(len(codes), job.seed) == 0
 
     def right(setting: dict[str, float]) -> int:
@@ -236,12 +236,13 @@ def fasttext(job: Job) -> Fitted:
 
 CRF = ({"c1": 0.1, "c2": 0.1}, {"c1": 0.01, "c2": 0.01}, {"c1": 1.0, "c2": 0.001})
 """Penalties of CRFsuite's L-BFGS. The first is the one of sklearn-crfsuite's tutorial."""
-COPIED, MOST_INTENTS, FEWEST_OF_AN_INTENT = 0.5, 30, 10
 
 
 def crf(job: Job) -> Fitted:
     """The plain recipe: the intent by logistic regression over TF-IDF, then one CRF for each intent; other fields that the text does not
     have are chosen like the intent. The features are those of sklearn-crfsuite's tutorial. The penalties are chosen by one fold."""
+    from plain_crf import PlainCrf
+
     flat = [flatten(json.loads(answer)) for answer in job.answers]
     prompts, forms = np.array(job.prompts), [canonical_form(answer, "JSON") for answer in job.answers]
 
@@ -257,103 +258,6 @@ def crf(job: Job) -> Fitted:
     chosen = best(CRF, right, len(flat), job.seed, parts=1)
     model = PlainCrf(job.prompts, flat, chosen)
     return Fitted(model.predict, sum(map(len, model.models)), 0, chosen)
-
-
-class PlainCrf:
-    """One CRF for each intent, and a classifier for each field whose values are not in the text."""
-
-    def __init__(self, prompts: Sequence[str], flat: Sequence[dict], setting: dict[str, float]) -> None:
-        paths = [*dict.fromkeys(path for one in flat for path in one)]
-        seen = {
-            path: [(prompt, one[path]) for prompt, one in zip(prompts, flat, strict=True) if path in one]
-            for path in paths
-        }
-        copied = {
-            path
-            for path, pairs in seen.items()
-            if sum(isinstance(value, str) and value.lower() in prompt.lower() for prompt, value in pairs)
-            > COPIED * len(pairs)
-        }
-        self.containers = set().union(*(objects(unflatten(one)) for one in flat))
-        texts = {
-            path: [json.dumps(one[path]) if path in one else "" for one in flat] for path in paths if path not in copied
-        }
-        self.chosen = {path: self.classifier(prompts, values) for path, values in texts.items()}
-        self.models = [pickle.dumps(self.chosen)]
-        counts = {path: len(set(values)) for path, values in texts.items() if "" not in values}
-        intents = [(count, path) for path, count in counts.items() if 1 < count <= MOST_INTENTS]
-        self.intent = max(intents)[1] if intents else None
-        groups: dict[str, list] = {"": []}
-        for place, (prompt, one) in enumerate(zip(prompts, flat, strict=True)):
-            row = tag(prompt, {path: value for path, value in one.items() if path in copied})
-            groups[""].append(row)
-            if self.intent:
-                groups.setdefault(texts[self.intent][place], []).append(row)
-        kept = {name: rows for name, rows in groups.items() if not name or len(rows) >= FEWEST_OF_AN_INTENT}
-        self.taggers = {name: self.tagger(rows, setting) for name, rows in kept.items()}
-
-    def classifier(self, prompts: Sequence[str], values: Sequence[str]) -> Any:
-        from sklearn.dummy import DummyClassifier
-        from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-
-        model = LogisticRegression(C=10.0, max_iter=1000) if len(set(values)) > 1 else DummyClassifier()
-        return make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), model).fit(prompts, values)
-
-    def tagger(self, rows: Sequence[tuple[list[str], list[str]]], setting: dict[str, float]) -> Any:
-        import pycrfsuite
-
-        trainer = pycrfsuite.Trainer(verbose=False)
-        trainer.set_params(setting | {"max_iterations": 100, "feature.possible_transitions": True})
-        for words, tags in rows:
-            trainer.append([features(words, place) for place in range(len(words))], tags)
-        with tempfile.TemporaryDirectory() as folder:
-            trainer.train(f"{folder}/crf")
-            model = Path(folder, "crf").read_bytes()
-        tagger = pycrfsuite.Tagger()
-        tagger.open_inmemory(model)
-        self.models.append(model)  # the tagger reads these bytes, and does not keep them
-        return tagger
-
-    def predict(self, prompts: Sequence[str]) -> list[str]:
-        return [self.answer(prompt) for prompt in prompts]
-
-    def answer(self, prompt: str) -> str:
-        texts = {path: str(model.predict([prompt])[0]) for path, model in self.chosen.items()}
-        found = {path: json.loads(text) for path, text in texts.items() if text}
-        tagger = self.taggers.get(texts[self.intent] if self.intent else "", self.taggers[""])
-        matches = [*TOKEN.finditer(prompt)]
-        words = [match.group() for match in matches]
-        spans: dict[str, list[int]] = {}
-        before = "O"
-        for kind, match in zip(tagger.tag([features(words, n) for n in range(len(words))]), matches, strict=True):
-            name = kind[2:]
-            if kind[0] == "B" and name not in spans:
-                spans[name] = [match.start(), match.end()]
-            elif kind[0] == "I" and before[2:] == name and name in spans:
-                spans[name][1] = match.end()
-            before = kind
-        found |= {tuple(json.loads(name)): prompt[start:end] for name, (start, end) in spans.items()}
-        return json.dumps(unflatten(found, self.containers), ensure_ascii=False)
-
-
-def features(words: Sequence[str], place: int) -> dict[str, Any]:
-    """Return the features of a word as in sklearn-crfsuite's tutorial: the word, its ends and its case, and those of its neighbours."""
-    word = words[place]
-    found = {"bias": 1.0, "lower": word.lower(), "-3": word[-3:], "-2": word[-2:]}
-    for name, at in (("", place), ("-1:", place - 1), ("+1:", place + 1)):
-        if 0 <= at < len(words):
-            one = words[at]
-            found |= {
-                f"{name}lower": one.lower(),
-                f"{name}upper": one.isupper(),
-                f"{name}title": one.istitle(),
-                f"{name}digit": one.isdigit(),
-            }
-        else:
-            found[f"{name}edge"] = True
-    return found
 
 
 # ---- the rungs of `rorqual teach`
@@ -407,17 +311,6 @@ PACKAGES = (
 )
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that this Python has."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def main() -> int:
     warnings.filterwarnings("ignore")
     sys.path.append(str(Path(__file__).parent))
@@ -437,7 +330,7 @@ def main() -> int:
         "result_bytes": fitted.result_bytes,
         "base_bytes": fitted.base_bytes,
         "setting": fitted.setting,
-        "versions": versions(),
+        "versions": {name: metadata.version(name) for name in PACKAGES},
     }
     Path(sys.argv[2]).write_text(json.dumps(found), encoding="utf-8")
     return 0

@@ -264,7 +264,7 @@ class TeachStages:
     @cached_property
     def rungs(self) -> dict[str, Rung]:
         """The rungs without a language model, by name, from the cheapest to the dearest."""
-        found = rungs_of(self.dataset.kind, rule=self.config.rule, encoder=self.encoder, seed=self.config.seed)
+        found = rungs_of(self.dataset.kind, rule=self.rule, rule_spec=self.config.rule, encoder=self.encoder)
         return {rung.name: rung for rung in found}
 
     def climb_cheap_rungs(self) -> None:

@@ -152,8 +152,8 @@ def training_tables(paths: TeachPaths) -> Iterator[Table]:
     dev = [
         (
             f"{line['run']}, step {line['step']}",
-            f"{line['right']}/{line['total']}",
-            percent(line["right"] / line["total"]),
+            f"{line['bits'].count('1')}/{len(line['bits'])}",
+            percent(line["bits"].count("1") / len(line["bits"])),
         )
         for line in read_lines(paths.dev)
     ]

@@ -45,9 +45,7 @@ class LanguageModel(Predictor):
         turns = [(*self.opening, Message("user", prompt)) for prompt in prompts]
         room = self.engine.max_len - 1
         fits = [len(self.chat.prompt(one, self.thinking)) <= room for one in turns]
-        asked = [
-            Request(one, self.params, thinking=self.thinking) for one, fit in zip(turns, fits, strict=True) if fit
-        ]
+        asked = [Request(one, self.params, thinking=self.thinking) for one, fit in zip(turns, fits, strict=True) if fit]
         replies = iter(self.engine.generate(asked))
         return [_guess(next(replies)[0]) if fit else Guess("", 0.0) for fit in fits]
 

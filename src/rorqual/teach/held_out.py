@@ -66,8 +66,8 @@ def cross_validate(
 ) -> HeldOut:
     """Fit `rung` on all folds of `pool` but one and measure it on that one, for each fold in turn.
 
-    `fold` is the number of the fold of each example. The first fold is the dev split, on which no setting is chosen. If the next fold would end after more than `seconds`,
-    the result has the examples of the finished folds alone.
+    `fold` is the number of the fold of each example. The first fold is the dev split, on which no setting is chosen. If the next fold
+    would end after more than `seconds`, the result has the examples of the finished folds alone.
     """
     right: dict[str, bool] = {}
     probability: dict[str, float] = {}

@@ -92,7 +92,7 @@ def teach(config: TeachConfig, out: Path, *, threads: int, import_progress: Byte
     report, model = work.paths.report, work.paths.model.path
     seconds = sum(entry.seconds for entry in read_ledger(work.paths.ledger))
     print(f"\ndone in {clock_text(seconds)}; the report is {report}")
-    print(f"  try it     rorqual chat {out}\n  serve it   rorqual serve {out}")
+    print(f"  try it    rorqual chat {out}\n  serve it  rorqual serve {out}")
     if model.exists():
         print(f"  export the language model  rorqual export {model} {out / 'model.gguf'} format=gguf dtype=q8_0")
     print(f"  see what it gets wrong: rorqual failures {out}")

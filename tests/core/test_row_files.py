@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from rorqual.core.errors import DataError
 from rorqual.core.rows import BadRow, DataRow, read_rows, scan_rows
 
-ROWS: list[dict[str, Any]] = [{"text": f'{n}; "so", it\nis \u2028 {n}', "label": "ab"[n % 2]} for n in range(300)]
+ROWS: list[dict[str, Any]] = [{"text": f'{n}; "so", it\nis \u2028 {n}', "label": f"{n % 2:02}"} for n in range(300)]
 LINES = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in ROWS)
 
 

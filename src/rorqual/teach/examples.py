@@ -14,7 +14,7 @@ from rorqual.core.errors import DataError
 from rorqual.core.rows import DataRow
 from rorqual.data.source.cells import cell_text, joined_prompt
 from rorqual.tasks.answer import final_answer
-from rorqual.tasks.examples import AnswerKind, canonical_form
+from rorqual.tasks.examples import LEADING_ZERO, AnswerKind, canonical_form
 from rorqual.tasks.file_task import normalize_text
 from rorqual.teach.columns import MESSAGES, Columns
 
@@ -111,12 +111,13 @@ NUMBER = re.compile(r"[-+$€£]?\s?\d[\d,]*(\.\d+)?\s?%?")
 
 
 def answer_kind(examples: Sequence[Example]) -> AnswerKind:
-    """Return the kind of answers that at least 95 % of the examples have: JSON, number, label (few different answers), or text."""
+    """Return the kind of answers that at least 95 % of the examples have: JSON, number, label (few different answers), or text.
+    Digits with a leading zero are no number."""
     texts = Counter(one.answer for one in examples)
     enough = 0.95 * len(examples)
     if sum(count for text, count in texts.items() if is_json(text)) >= enough:
         return "JSON"
-    is_number = sum(count for text, count in texts.items() if NUMBER.fullmatch(final_answer(text).strip())) >= enough
+    is_number = sum(count for text, count in texts.items() if _is_number(final_answer(text).strip())) >= enough
     labels = Counter(normalize_text(one.answer) for one in examples)
     unique = sum(count == 1 for count in labels.values())
     repeat = unique <= UNIQUE_AT_MOST * len(examples) and len(labels) <= LABELS_AT_MOST * len(examples)
@@ -127,10 +128,14 @@ def answer_kind(examples: Sequence[Example]) -> AnswerKind:
     return "number" if is_number else "text"
 
 
+def _is_number(text: str) -> bool:
+    return NUMBER.fullmatch(text) is not None and LEADING_ZERO.fullmatch(text) is None
+
+
 def canonical_answer(example: Example, kind: AnswerKind) -> str:
     """Return the answer of an example in a canonical form. Answers of the kind `kind` that count as equal have the same
     canonical form."""
-    return canonical_form(example.answer, kind) or normalize_text(example.answer)
+    return canonical_form(example.answer, kind, gold=example.answer) or normalize_text(example.answer)
 
 
 def truncate(text: str, most: int) -> str:

@@ -6,8 +6,6 @@ from pathlib import Path
 
 from rorqual.core.records import RunDir
 
-BEFORE, AFTER, ALONE = "base, no examples", "taught model", "taught model without calculator"
-
 
 class TeachPaths:
     """The paths of the files and folders in `out`."""
@@ -38,14 +36,29 @@ class TeachPaths:
         self.grpo_plan = out / "grpo-plan.json"
         """The training run of GRPO, or the reason why GRPO is skipped."""
         self.plan = out / "plan.json"
-        self.baselines = out / "baselines.json"
-        """The names of the baselines, and the line numbers of the examples in the prompt of each baseline. The file is written
-        when all baselines are measured."""
+        self.answerer = out / "answerer.json"
+        """The chosen rungs, and the promise."""
+        self.choice = out / "choice.json"
+        """The names of the chosen rung and of the best other one. The file is written before the test split is read."""
+        self.test_probabilities = out / "test-probabilities.json"
+        """How sure the chosen rung is of its answer to each test example, before calibration."""
         self.memory = out / "memory.json"
         """The largest memory that a `teach` process has used so far."""
         self.results = out / "results.json"
         self.report = out / "report.html"
 
     def evaluation_file(self, name: str) -> Path:
-        """Return the result file of a model or baseline on the test split."""
-        return self.out / "evals" / f"{name.replace(',', '').replace(' ', '-')}.json"
+        """Return the result file of a rung on the test split."""
+        return self.out / "evals" / f"{_slug(name)}.json"
+
+    def held_out_file(self, name: str) -> Path:
+        """Return the file of a rung's answers to held-out examples."""
+        return self.out / "rungs" / f"{_slug(name)}.json"
+
+    def rung_file(self, name: str) -> Path:
+        """Return the file of a fitted rung."""
+        return self.out / "rungs" / f"{_slug(name)}.skops"
+
+
+def _slug(name: str) -> str:
+    return name.replace(",", "").replace(" ", "-")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import rorqual
+from rorqual.core.conversations import text_to_turns
 from rorqual.core.errors import DataError, TaskError, suggest_name
 from rorqual.core.journal import append_line, json_line, read_lines
 from rorqual.core.records import write_atomic, write_json
@@ -26,6 +27,7 @@ from rorqual.core.user_code import import_file
 from rorqual.tasks.answer import answer_number, final_answer
 from rorqual.tasks.answer_marks import last_mark
 from rorqual.tasks.file_task import FileTask, normalize_text
+from rorqual.tasks.messages import ConversationProblem
 from rorqual.tasks.task import Problem, Split, Verdict
 
 AnswerKind = Literal["label", "number", "JSON", "text"]
@@ -81,13 +83,16 @@ class ExamplesTask(FileTask):
             lines = [json.loads(line) for line in _read_sealed_test_lines(self.data)]
             record_test_reading(self.data, self.checkpoint)
         return [
-            Problem(
+            ConversationProblem(
                 key=line["key"],
                 prompt=line["prompt"],
                 answer=line["completion"],
                 family=self.name,
                 steps=line.get("reasoning"),
-                meta={"where": f"{self.data}, line {line['line']} of the file of examples"},
+                meta={
+                    "where": f"{self.data}, line {line['line']} of the file of examples",
+                    "messages": text_to_turns(line["prompt"]),
+                },
             )
             for line in lines
         ]

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rorqual.core.conversations import read_conversation
+from rorqual.core.conversations import Conversation, read_conversation, text_to_turns, turns_to_text
 from rorqual.core.errors import DataError
 from rorqual.core.rows import DataRow
 from rorqual.data.source.cells import cell_text, joined_prompt
@@ -29,8 +29,8 @@ LABEL_LENGTH = 80
 
 @dataclass(frozen=True)
 class Example:
-    """One example. `prompt` holds all turns before the answer, as one text. `told` is true if a teacher that had been told the
-    answer wrote `reasoning`."""
+    """One example. `prompt` holds all turns before the answer, as one text, and `turns` has them as messages. `told` is true if a
+    teacher that had been told the answer wrote `reasoning`."""
 
     line: int
     prompt: str
@@ -42,6 +42,11 @@ class Example:
     def key(self) -> str:
         """The canonical form of the prompt. Examples with equal keys are the same problem."""
         return normalize_text(self.prompt)
+
+    @property
+    def turns(self) -> Conversation:
+        """The turns before the answer. A language model is trained on them, and asked with them."""
+        return text_to_turns(self.prompt)
 
 
 def common_system_message(rows: Sequence[DataRow], column: str) -> str:
@@ -90,7 +95,7 @@ def _from_conversation(row: DataRow, columns: Columns) -> Example:
         raise DataError("the conversation does not end with an assistant turn after a user turn")
     if not reply.label.strip():
         raise DataError("the answer is empty")
-    prompt = before[0].label if len(before) == 1 else "\n\n".join(f"{turn.role}: {turn.label}" for turn in before)
+    prompt = turns_to_text(before)
     if not prompt.strip():
         raise DataError("the prompt is empty")
     return Example(row.line, prompt.strip(), reply.label.strip(), reply.reasoning or "")

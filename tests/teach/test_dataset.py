@@ -226,6 +226,7 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_read(
         ("label", ("card", "CARD."), False),
         ("label", ("card", "pin"), True),
         ("number", ("502", "502.0"), False),
+        ("number", ("502", "0502"), True),
         ("number", ("no solution", "every x"), True),
         ("text", ("no solution", "every x"), False),
     ],

@@ -217,10 +217,16 @@ def read_test_file(
 
 
 def rows_of(examples: Sequence[Example]) -> list[dict[str, Any]]:
-    """Return the examples of a split as rows of a JSONL file."""
-    return [
-        {"line": one.line, "key": one.key, "prompt": one.prompt, "completion": one.answer}
-        | ({"reasoning": one.reasoning} if one.reasoning else {})
-        | ({"told": True} if one.told else {})
-        for one in examples
-    ]
+    """Return the examples of a split as rows of a JSONL file. An example of several turns has them as `messages`, too."""
+    rows = []
+    for one in examples:
+        row: dict[str, Any] = {"line": one.line, "key": one.key, "prompt": one.prompt, "completion": one.answer}
+        row |= {"reasoning": one.reasoning} if one.reasoning else {}
+        row |= {"told": True} if one.told else {}
+        if len(one.turns) > 1:
+            reply = {"role": "assistant", "content": one.answer} | (
+                {"reasoning": one.reasoning} if one.reasoning else {}
+            )
+            row["messages"] = [*({"role": turn.role, "content": turn.label} for turn in one.turns), reply]
+        rows.append(row)
+    return rows

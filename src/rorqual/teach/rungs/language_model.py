@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from rorqual.core.conversations import text_to_turns
 from rorqual.core.records import Message, RunDir, Thinking
 from rorqual.data.chat import load_chat
 from rorqual.data.tokenizer import Tokenizer
@@ -21,7 +22,7 @@ class LanguageModel(Predictor):
     """The replies of a language model, whose prompts begin with the turns `opening`.
 
     The probability of a reply is the geometric mean of the probabilities of its tokens, under the grammar of the answers if there is one.
-    A prompt that leaves no room in the context has no answer.
+    Without an opening, a prompt of several turns is asked with its turns. A prompt that leaves no room in the context has no answer.
     """
 
     def __init__(
@@ -42,7 +43,9 @@ class LanguageModel(Predictor):
         )
 
     def predict(self, prompts: Sequence[str]) -> list[Guess]:
-        turns = [(*self.opening, Message("user", prompt)) for prompt in prompts]
+        turns = [
+            (*self.opening, Message("user", prompt)) if self.opening else text_to_turns(prompt) for prompt in prompts
+        ]
         room = self.engine.max_len - 1
         fits = [len(self.chat.prompt(one, self.thinking)) <= room for one in turns]
         asked = [Request(one, self.params, thinking=self.thinking) for one, fit in zip(turns, fits, strict=True) if fit]

@@ -24,7 +24,7 @@ from rorqual.report.theme import DARK, LIGHT, Theme
 
 Colour = Literal["after", "off", "on", "before", "ink", "faint"]
 COLOURS: tuple[Colour, ...] = get_args(Colour)
-MARKERS = ("o", "s", "^", "D", "v", "P")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h")
 """The markers of consecutive series in a chart. Series differ by marker as well as by colour, for readers who cannot
 distinguish the colours."""
 NARROW = 5.0

@@ -10,11 +10,20 @@ from rorqual.evals.table import percent, percent_interval
 from rorqual.tasks.examples import AnswerKind
 from rorqual.teach.answerer import AnswererConfig, Step
 from rorqual.teach.examples import Example
-from rorqual.teach.held_out import Grade, HeldOut, choose, cross_validate, record_answers, seconds_of_answer
+from rorqual.teach.folds import DEV
+from rorqual.teach.held_out import (
+    Grade,
+    HeldOut,
+    choose,
+    cross_validate,
+    record_answers,
+    seconds_of_answer,
+    training_rows,
+)
 from rorqual.teach.paths import TeachPaths
 from rorqual.teach.promise import calibrate, promise
-from rorqual.teach.rungs.rung import Integers, Predictor, Rung, TrainingRows
 from rorqual.teach.results import milliseconds
+from rorqual.teach.rungs.rung import Integers, Predictor, Rung, TrainingRows
 from rorqual.teach.rungs.storage import save_rung
 
 ASKED = 8
@@ -40,7 +49,7 @@ class Climb:
     @property
     def dev(self) -> list[Example]:
         """The examples of the dev split."""
-        return [one for one, at in zip(self.pool, self.fold, strict=True) if at == 0]
+        return [one for one, at in zip(self.pool, self.fold, strict=True) if at == DEV]
 
     @property
     def best(self) -> HeldOut:
@@ -53,9 +62,7 @@ class Climb:
 
     def cross_validate(self, rung: Rung, seconds: float) -> None:
         """Measure a rung by cross-validation, in about `seconds` at most."""
-        self._add(
-            rung.name, lambda: cross_validate(rung, self.pool, self.fold, self.kind, self.grade, seconds=seconds)
-        )
+        self._add(rung.name, lambda: cross_validate(rung, self.pool, self.fold, self.kind, self.grade, seconds=seconds))
 
     def measure_on_dev(
         self, name: str, load: Callable[[], Predictor], *, fit_seconds: float, seconds: float, offered: bool = True
@@ -72,9 +79,7 @@ class Climb:
                 record_answers(predictor, asked[start : start + ASKED], self.grade, right, probability)
                 if time.monotonic() - began > seconds:
                     break
-            return HeldOut(
-                name, right, probability, seconds_of_answer(predictor, asked), fit_seconds, offered
-            )
+            return HeldOut(name, right, probability, seconds_of_answer(predictor, asked), fit_seconds, offered)
 
         self._add(name, measure)
 
@@ -97,6 +102,7 @@ class Climb:
     def fit_and_save(self, rung: Rung) -> None:
         """Fit a rung on the whole pool and save it, unless it is saved already."""
         if not self.paths.rung_file(rung.name).is_file():
+            rung.settle(training_rows(self.pool, self.fold, self.kind, DEV))
             rung.fit(TrainingRows(self.pool, self.kind))
             save_rung(rung, self.paths.rung_file(rung.name))
 

@@ -35,7 +35,8 @@ class TeachConfig(Config):
     rule: str = Field("", description="./mine.py:function of the prompt that returns an answer, as a rung")
     rung: str = Field("", description="name of the rung to use; default: the one that does best on held-out examples")
     promise: Share = Field(
-        0.0, description="accuracy of the answers that are given; of other prompts, the served model says it is not sure"
+        0.0,
+        description="accuracy of the answers that are given; of other prompts, the served model says it is not sure",
     )
     teacher: str = Field("", description="server's address or RUN that writes reasons for the answers")
     model: str = Field("", description="for a teacher's server: name of its model")

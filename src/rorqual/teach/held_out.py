@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -13,11 +14,12 @@ from statistics import median
 from rorqual.core.records import write_json
 from rorqual.evals.stats import Interval, wilson
 from rorqual.teach.examples import Example
-from rorqual.teach.folds import FOLDS
+from rorqual.teach.folds import DEV, FOLDS
 from rorqual.teach.rungs.rung import AnswerKind, Integers, Predictor, Rung, TrainingRows
 
 Grade = Callable[[Example, str], bool]
 """A function of an example and a reply that returns whether the reply is right."""
+UNSEEN = itertools.count(1)
 TIMED = 9
 """Number of prompts that are answered one by one to measure the time of an answer."""
 CLEARLY = 1.0
@@ -64,21 +66,27 @@ def cross_validate(
 ) -> HeldOut:
     """Fit `rung` on all folds of `pool` but one and measure it on that one, for each fold in turn.
 
-    `fold` is the number of the fold of each example. The first fold is the dev split. If the next fold would end after more than `seconds`,
-    the result has the examples of the finished folds alone.
+    `fold` is the number of the fold of each example. The first fold is the dev split, on which no setting is chosen. If the next fold
+    would end after more than `seconds`, the result has the examples of the finished folds alone.
     """
     right: dict[str, bool] = {}
     probability: dict[str, float] = {}
     began = time.monotonic()
+    rung.settle(training_rows(pool, fold, kind, DEV))
     for number in range(FOLDS):
         started = time.monotonic()
-        rung.fit(TrainingRows([one for one, at in zip(pool, fold, strict=True) if at != number], kind))
+        rung.fit(training_rows(pool, fold, kind, number))
         fitted = time.monotonic() - started
         held = [one for one, at in zip(pool, fold, strict=True) if at == number]
         record_answers(rung, held, grade, right, probability)
         if (time.monotonic() - began) * (number + 2) / (number + 1) > seconds:
             break
     return HeldOut(rung.name, right, probability, seconds_of_answer(rung, pool), fitted)
+
+
+def training_rows(pool: Sequence[Example], fold: Integers, kind: AnswerKind, without: int) -> TrainingRows:
+    """Return the examples of all folds of `pool` but the fold `without`."""
+    return TrainingRows([one for one, at in zip(pool, fold, strict=True) if at != without], kind)
 
 
 def record_answers(
@@ -94,11 +102,11 @@ def record_answers(
 
 
 def seconds_of_answer(predictor: Predictor, examples: Sequence[Example]) -> float:
-    """Return the median time of an answer to a single prompt. A space is added to each prompt, so that no stored embedding helps."""
+    """Return the median time of an answer to a single prompt. Spaces make each prompt one that no rung has stored the embedding of."""
     times = []
     for one in examples[:TIMED]:
         began = time.monotonic()
-        predictor.predict([f"{one.prompt} "])
+        predictor.predict([one.prompt + " " * next(UNSEEN)])
         times.append(time.monotonic() - began)
     return median(times)
 

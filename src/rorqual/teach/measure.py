@@ -67,7 +67,9 @@ def record_measured_checkpoint(task: ExamplesTask, run: RunDir) -> ExamplesTask:
     return task
 
 
-def evaluate_guesses(name: str, task: ExamplesTask, problems: Sequence[Problem], guesses: Sequence[Guess]) -> Evaluation:
+def evaluate_guesses(
+    name: str, task: ExamplesTask, problems: Sequence[Problem], guesses: Sequence[Guess]
+) -> Evaluation:
     """Return the evaluation of the guesses that the rung `name` makes for `problems`."""
     return Evaluation(
         task=task.name,

@@ -230,9 +230,7 @@ class ModelStages:
         seconds = sum(entry.seconds for entry in read_ledger(self.paths.ledger) if entry.stage in stages)
         with self.ledger.record_stage(HELD_OUT):
             for name in (ALONE, TAUGHT) if self.params.calculator else (TAUGHT,):
-                self.climb.measure_on_dev(
-                    name, partial(self.taught_model, name), fit_seconds=seconds, seconds=math.inf
-                )
+                self.climb.measure_on_dev(name, partial(self.taught_model, name), fit_seconds=seconds, seconds=math.inf)
 
     def taught_model(self, name: str) -> Predictor:
         """Return the taught model, with the calculator if `name` is not `ALONE`."""

@@ -32,6 +32,8 @@ from rorqual.teach.reasons import read_reasons
 from rorqual.teach.results import TeachResults, milliseconds
 from rorqual.teach.rungs.language_model import ALONE
 
+FASTEST = 0.01
+"""Times of answers below this number of milliseconds are drawn at it."""
 SHOWN = 30
 """Number of examples that the HTML page lists for each kind of change."""
 
@@ -75,10 +77,11 @@ def write_report(paths: TeachPaths, config: TeachConfig, dataset: Dataset, found
 def results_chart(found: TeachResults) -> Chart:
     """Chart the accuracy of each rung on held-out examples against the time of an answer."""
     ordered = sorted(found.held_out, key=lambda one: -one.accuracy)
+    slowest = max(1000 * one.answer_seconds for one in ordered)
     points = [
         Series(
             label=one.name,
-            points=[(1000 * one.answer_seconds, one.accuracy)],
+            points=[(max(FASTEST, 1000 * one.answer_seconds), one.accuracy)],
             low=[one.interval.low],
             high=[one.interval.high],
             colour="after" if one.name == found.chosen.model else "before",
@@ -92,8 +95,10 @@ def results_chart(found: TeachResults) -> Chart:
         log="x",
         percent=True,
         width=7.4,
+        height=3.4,
         x="milliseconds an answer",
-        y="right, in percent of held-out examples",
+        x_ticks=[(10.0**power, f"{10.0**power:,g}") for power in range(-2, 6) if 10.0**power <= 10 * slowest],
+        y="right, of held-out examples",
         series=points,
         alt="; ".join(
             f"{one.name} {percent(one.accuracy)} % at {milliseconds(one.answer_seconds)} ms" for one in ordered

@@ -115,7 +115,17 @@ class TeachResults:
 
     def table(self) -> Table:
         """Return a table with one row for each rung, the cheapest first, and the reasons why others were skipped."""
-        heads = ("rung", "held-out right %", "95 % interval", "examples", "test right %", "95 % interval", "ms an answer", "s to fit", "MB")
+        heads = (
+            "rung",
+            "held-out right %",
+            "95 % interval",
+            "examples",
+            "test right %",
+            "95 % interval",
+            "ms an answer",
+            "s to fit",
+            "MB",
+        )
         return Table(title="all rungs, the cheapest first", heads=heads, rows=[*self._cells()])
 
     def _cells(self) -> Iterator[tuple[str, ...]]:
@@ -166,7 +176,8 @@ class TeachResults:
                 "gained": ahead.gained,
                 "lost": ahead.lost,
             },
-            "promise": self.possible and {
+            "promise": self.possible
+            and {
                 **self.possible.model_dump(mode="json"),
                 "asked": bool(self.asked),
                 "test_answered": answered,

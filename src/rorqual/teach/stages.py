@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from threadpoolctl import threadpool_limits
+
 from rorqual.convert.safetensors_slices import Progress as BytesProgress
 from rorqual.core.errors import ConfigError, DataError, suggest_name
 from rorqual.core.ledger import Ledger, read_ledger
@@ -90,7 +92,7 @@ def teach(config: TeachConfig, out: Path, *, threads: int, import_progress: Byte
     report, model = work.paths.report, work.paths.model.path
     seconds = sum(entry.seconds for entry in read_ledger(work.paths.ledger))
     print(f"\ndone in {clock_text(seconds)}; the report is {report}")
-    print(f"  try it     rorqual chat {out}\n  serve it   rorqual serve {out}")
+    print(f"  try it    rorqual chat {out}\n  serve it  rorqual serve {out}")
     if model.exists():
         print(f"  export the language model  rorqual export {model} {out / 'model.gguf'} format=gguf dtype=q8_0")
     print(f"  see what it gets wrong: rorqual failures {out}")
@@ -122,7 +124,9 @@ class TeachStages:
     def print_what_will_be_done(self) -> None:
         """Print what `rorqual teach` will do, and the time, disk space and money that the command needs."""
         c = self.config
-        model = "no language model" if c.base == NONE else f"{c.base or 'SmolLM2-135M-Instruct'} in {c.minutes:g} minutes"
+        model = (
+            "no language model" if c.base == NONE else f"{c.base or 'SmolLM2-135M-Instruct'} in {c.minutes:g} minutes"
+        )
         self._say(
             f"Will check {c.file}, measure methods from the cheapest to the dearest, train {model}, and open at most {c.count:,} "
             f"test examples for the best two.\nDisk: {'0.1' if c.base == NONE else 'about 1'} GB in {self.paths.out}."
@@ -263,7 +267,7 @@ class TeachStages:
         self._begin_stage(2, f"cross-validate the rungs on {len(self.climb.pool):,} examples")
         self._check_forced_rung()
         seconds, offered = 60 * RUNG_SHARE * self.config.minutes, False
-        with self.ledger.record_stage(CHEAP):
+        with self.ledger.record_stage(CHEAP), threadpool_limits(1):  # small products are fastest on one core
             for rung in self.rungs.values():
                 if rung.slow and not offered:
                     self._offer_best()

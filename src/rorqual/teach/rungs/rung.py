@@ -73,6 +73,10 @@ class Rung(Predictor):
 
     slow = False
 
+    def settle(self, rows: TrainingRows) -> None:
+        """Choose the settings of all later fits by cross-validation on training examples. Probabilities of fits with different settings
+        could not be compared. A rung without such settings does nothing."""
+
     @abstractmethod
     def fit(self, rows: TrainingRows) -> None:
         """Learn from training examples. A second call forgets the first."""

@@ -49,7 +49,7 @@ from rorqual.teach.dataset import (
     rows_of,
     usable_examples,
 )
-from rorqual.teach.encoder import Encoder, load_encoder
+from rorqual.teach.encoder import Encoder, find_encoder
 from rorqual.teach.examples import Example
 from rorqual.teach.held_out import HeldOut, best_other, cannot_be_beaten
 from rorqual.teach.measure import evaluate_guesses, record_measured_checkpoint, test_problems
@@ -248,17 +248,8 @@ class TeachStages:
 
     @cached_property
     def encoder(self) -> Encoder | None:
-        """The encoder of the rungs that use embeddings, or None with encoder=none. Without a network, the default encoder may be
-        missing, and these rungs are left out."""
-        if self.config.encoder == NONE:
-            return None
-        try:
-            return load_encoder(self.config.encoder)
-        except ConfigError as error:
-            if self.config.encoder:
-                raise
-            self._say(f"  without embeddings: {error.what}")
-            return None
+        """The encoder of the rungs that use embeddings, or None: these rungs are left out then."""
+        return find_encoder(self.config.encoder, self._say)
 
     @cached_property
     def climb(self) -> Climb:

@@ -41,6 +41,8 @@ class TeachPaths:
         self.baselines = out / "baselines.json"
         """The names of the baselines, and the line numbers of the examples in the prompt of each baseline. The file is written
         when all baselines are measured."""
+        self.answerer = out / "answerer.json"
+        """The chosen rungs, and the promise."""
         self.memory = out / "memory.json"
         """The largest memory that a `teach` process has used so far."""
         self.results = out / "results.json"
@@ -48,4 +50,12 @@ class TeachPaths:
 
     def evaluation_file(self, name: str) -> Path:
         """Return the result file of a model or baseline on the test split."""
-        return self.out / "evals" / f"{name.replace(',', '').replace(' ', '-')}.json"
+        return self.out / "evals" / f"{_slug(name)}.json"
+
+    def rung_file(self, name: str) -> Path:
+        """Return the file of a fitted rung."""
+        return self.out / "rungs" / f"{_slug(name)}.skops"
+
+
+def _slug(name: str) -> str:
+    return name.replace(",", "").replace(" ", "-")

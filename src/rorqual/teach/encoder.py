@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -41,11 +42,13 @@ class EncoderConfig(Config):
 
 @dataclass(frozen=True)
 class Encoder:
-    """An encoder in evaluation mode, in fp32. `weights` has the names of Hugging Face's `BertModel`."""
+    """An encoder in evaluation mode, in fp32. `weights` has the names of Hugging Face's `BertModel`. `place` is the folder or file
+    that the encoder was read from, "" for the default encoder."""
 
     config: EncoderConfig
     tokenizer: Tokenizer
     weights: dict[str, Tensor]
+    place: str = ""
 
     @torch.inference_mode()
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -75,6 +78,26 @@ class Encoder:
             inner = F.gelu(self._linear(x, f"{at}.intermediate.dense"))
             x = self._norm(x + self._linear(inner, f"{at}.output.dense"), f"{at}.output")
         return x
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the weights' names and bytes."""
+        found = hashlib.sha256()
+        for name, weight in sorted(self.weights.items()):
+            found.update(name.encode())
+            found.update(weight.numpy().tobytes())
+        return found.hexdigest()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the whole encoder as builtin types and numpy arrays."""
+        weights = {name: weight.numpy() for name, weight in self.weights.items()}
+        config, tokenizer = self.config.model_dump(), self.tokenizer.to_str()
+        return {"config": config, "tokenizer": tokenizer, "weights": weights, "place": self.place}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        # `torch.tensor` copies to aligned memory: the bits of a matrix product may depend on the alignment.
+        weights = {name: torch.tensor(weight) for name, weight in state["weights"].items()}
+        config, tokenizer = EncoderConfig(**state["config"]), Tokenizer.from_str(state["tokenizer"])
+        self.__dict__.update(config=config, tokenizer=tokenizer, weights=weights, place=state["place"])
 
     def _linear(self, x: Tensor, name: str) -> Tensor:
         return F.linear(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
@@ -108,7 +131,7 @@ def load_encoder(place: str = "") -> Encoder:
     weights = {
         name.removeprefix("bert."): weight.float() for name, weight in load(_read(path, "model.safetensors")).items()
     }
-    return Encoder(config, tokenizer, weights)
+    return Encoder(config, tokenizer, weights, place)
 
 
 def _read(path: Path, name: str, missing: bytes | None = None) -> bytes:

@@ -386,7 +386,7 @@ class TeachStages:
             guesses = rung.predict([one.prompt for one in ordered])
             return evaluate_baseline(rung.name, task, problems, [guess.answer for guess in guesses])
 
-        for rung in rungs_of(kind, rule=self.rule, encoder=self.encoder):
+        for rung in rungs_of(kind, rule=self.rule, rule_spec=self.config.rule, encoder=self.encoder):
             yield Baseline(rung.name, partial(measure_rung, rung))
         chat = load_chat(base, Tokenizer.load(base.tokenizer_file))
         context = read_model_config(base).max_position_embeddings

@@ -31,7 +31,7 @@ class NearestNeighbour(Rung):
 
     def fit(self, rows: TrainingRows) -> None:
         self.features.fit(rows.prompts)
-        self.train, self.rows = self.features.of(rows.prompts), rows
+        self.train, self.answers = self.features.of(rows.prompts), [rows.answers[place] for place in rows.classes]
 
     def predict(self, prompts: Sequence[str]) -> list[Guess]:
         guesses: list[Guess] = []
@@ -39,8 +39,7 @@ class NearestNeighbour(Rung):
             # All train rows have the same norm, so the train row with the largest inner product has the largest cosine.
             products = _dense(self.features.of(prompts[start : start + CHUNK]) @ self.train.T)
             places, most = products.argmax(1), products.max(1) / self.features.squared_length
-            answers = (self.rows.answers[self.rows.classes[place]] for place in places)
-            guesses += [Guess(answer, float(value)) for answer, value in zip(answers, most, strict=True)]
+            guesses += [Guess(self.answers[place], float(value)) for place, value in zip(places, most, strict=True)]
         return guesses
 
 
@@ -59,15 +58,19 @@ class LogisticRegression(Rung):
         tables = {name: features.of(rows.prompts) for name, features in self.choices.items()}
         name, penalty = _best_choice(tables, rows.classes)
         self.features, self.answers = self.choices[name], rows.answers
-        self.model = _Classifier(tables[name], rows.classes, penalty)
+        self.model = FittedClassifier(tables[name], rows.classes, penalty)
 
     def predict(self, prompts: Sequence[str]) -> list[Guess]:
         shares = self.model.probabilities(self.features.of(prompts))
         best = shares.argmax(1)
         return [Guess(self.answers[self.model.classes[place]], float(row[place])) for place, row in zip(best, shares)]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state without the features that were not chosen."""
+        return vars(self) | {"choices": {self.name: self.features}}
 
-class _Classifier:
+
+class FittedClassifier:
     """A fitted logistic regression, or a constant if the rows have only one class, because logistic regression needs two."""
 
     def __init__(self, rows: Any, classes: Integers, penalty: float) -> None:
@@ -97,7 +100,7 @@ def _best_choice(tables: Mapping[str, Any], classes: Integers) -> tuple[str, flo
             right[name, penalty] = 0
             for fold in range(FOLDS if len(order) >= FOLDS else 0):
                 held = folds == fold
-                model = _Classifier(compact[~held], known[~held], penalty)
+                model = FittedClassifier(compact[~held], known[~held], penalty)
                 predicted = model.classes[model.probabilities(compact[held]).argmax(1)]
                 right[name, penalty] += int((predicted == known[held]).sum())
     return max(right, key=right.__getitem__)

@@ -17,7 +17,7 @@ from rorqual.evals.calibration import CascadeRule, read_cascade_rule
 from rorqual.serve.options import ServerOptions
 from rorqual.serve.server import CascadeArguments, serve
 from rorqual.serve.wire import EngineArguments
-from rorqual.teach.contract import has_answerer
+from rorqual.teach.paths import has_answerer
 
 TAUGHT = frozenset(ServerOptions.model_fields) - {"hang", "load", "think_budget"} | {"threads"}
 """Settings that have an effect on a folder that `rorqual teach` wrote."""

@@ -81,9 +81,9 @@ def refuse_ineffective_settings(chosen: Config, effective: Collection[str], fold
     """Raise ConfigError if a setting is given that has no effect on what `rorqual teach` chose in `folder`."""
     if others := chosen.model_fields_set.difference(effective):
         raise ConfigError(
-            f"{min(others)}= has no effect on what `rorqual teach` chose in {folder}",
+            f"it has no effect on what `rorqual teach` chose in {folder}",
             where=f"key '{min(others)}'",
-            remedy=f"Leave it out, or give {Path(folder) / 'model'}, the language model alone.",
+            remedy=f"Leave it out. For the language model alone, if there is one, give {Path(folder) / 'model'}.",
         )
 
 

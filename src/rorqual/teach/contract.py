@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from rorqual.core.errors import ConfigError, DataError, suggest_name
+from rorqual.core.errors import DataError, suggest_name
+from rorqual.core.records import Message
 from rorqual.data.source.cells import joined_prompt
-from rorqual.teach.paths import TeachPaths
+from rorqual.teach.answerer import Answer
+from rorqual.teach.examples import conversation_prompt
 from rorqual.teach.promise import Promise
-
-
-def has_answerer(folder: Path) -> bool:
-    """Return whether `rorqual teach` wrote `folder` and chose what answers. Raises ConfigError if it has not chosen yet."""
-    paths = TeachPaths(folder)
-    found = os.path.isfile(paths.answerer)  # also False for a text that is too long for a path
-    if not found and os.path.isfile(paths.settings):
-        raise ConfigError(
-            "`rorqual teach` has not chosen what answers here",
-            where=str(paths.answerer),
-            remedy=f"Repeat the command that writes {folder}, or give {paths.model.path}, the language model alone.",
-        )
-    return found
 
 
 def prompt_of_text(text: str, columns: Sequence[str]) -> str:
@@ -42,6 +29,19 @@ def prompt_of_text(text: str, columns: Sequence[str]) -> str:
     return joined_prompt({"": text}, [""])
 
 
+def prompt_of_turns(turns: Sequence[Message]) -> str:
+    """Return the prompt of a conversation up to its last user turn. System messages are left out.
+
+    Raises DataError if there is no user turn, or if the prompt is empty.
+    """
+    talk = [turn for turn in turns if turn.role != "system"]
+    while talk and talk[-1].role != "user":
+        talk.pop()
+    if not talk:
+        raise DataError("there is no user message", remedy="Give one.")
+    return joined_prompt({"": conversation_prompt(talk)}, [""])
+
+
 def prompt_of_columns(values: Mapping[str, Any], columns: Sequence[str]) -> str:
     """Return the prompt of a row, joined as in the training examples. The text of a column may be empty.
 
@@ -56,7 +56,9 @@ def prompt_of_columns(values: Mapping[str, Any], columns: Sequence[str]) -> str:
     return joined_prompt(values, columns)
 
 
-def abstention(probability: float, promise: Promise) -> str:
-    """Return why an answer is withheld whose probability is below the threshold of the promise."""
+def abstention(answer: Answer, promise: Promise | None) -> str:
+    """Return why an answer is withheld, or "" if it is sure enough for the promise or if nothing is promised."""
+    if promise is None or answer.sure:
+        return ""
     needed = f"the promise of {promise.accuracy:g} needs {promise.threshold:.3g}"
-    return f"not sure enough: probability {probability:.3g}, {needed}"
+    return f"not sure enough: probability {answer.probability:.3g}, {needed}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 
 BEFORE, AFTER, ALONE = "base, no examples", "taught model", "taught model without calculator"
@@ -59,3 +61,16 @@ class TeachPaths:
 
 def _slug(name: str) -> str:
     return name.replace(",", "").replace(" ", "-")
+
+
+def has_answerer(folder: Path) -> bool:
+    """Return whether `rorqual teach` wrote `folder` and chose what answers. Raises ConfigError if it has not chosen yet."""
+    paths = TeachPaths(folder)
+    found = os.path.isfile(paths.answerer)  # also False for a text that is too long for a path
+    if not found and os.path.isfile(paths.settings):
+        raise ConfigError(
+            "`rorqual teach` has not chosen what answers here",
+            where=str(paths.answerer),
+            remedy=f"Repeat the command that writes {folder}, or give {paths.model.path}, the language model alone.",
+        )
+    return found

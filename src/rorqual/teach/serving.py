@@ -40,8 +40,7 @@ from rorqual.serve.schemas import MAX_MESSAGES, ChatRequest, parse_request
 from rorqual.serve.server import fields_from_options, listen_with_keys, run_until_stopped
 from rorqual.serve.service import Service
 from rorqual.teach.answerer import Answer, Answerer, load_answerer
-from rorqual.teach.contract import abstention, prompt_of_columns, prompt_of_text
-from rorqual.teach.examples import conversation_prompt
+from rorqual.teach.contract import abstention, prompt_of_columns, prompt_of_text, prompt_of_turns
 from rorqual.teach.paths import TeachPaths
 
 router = APIRouter()
@@ -125,9 +124,7 @@ class AnswererService(Service):
         """Return the answer to a prompt. Raises ApiError if the rung fails."""
         async with self.locks[tenant]:
             try:
-                [answer] = await asyncio.get_running_loop().run_in_executor(
-                    self.worker, self.answerer.answer, [prompt]
-                )
+                [answer] = await asyncio.get_running_loop().run_in_executor(self.worker, self.answerer.answer, [prompt])
             except RorqualError as error:
                 self.metrics.failed += 1
                 raise ApiError(500, str(error), code="no_answer") from error
@@ -168,16 +165,14 @@ def _taught_prompt(wanted: TaughtRequest, columns: Sequence[str]) -> tuple[str, 
             raise bad_request(f"`{path}` is not text. Send parts of type text.", path, "unsupported_value")
     turns = [message.to_message() for message in wanted.messages]
     talk = [turn for turn in turns if turn.role != "system"]
-    last = max((place for place, turn in enumerate(talk) if turn.role == "user"), default=-1)
     departs = ["system"] if len(talk) < len(turns) else []
     try:
         if wanted.columns is not None:
             return prompt_of_columns(wanted.columns, columns), departs + ["messages"] * any(turn.label for turn in talk)
-        if last < 0:
-            raise DataError("there is no user message", remedy="Send one, or `columns`.")
         if not columns:
-            return prompt_of_text(conversation_prompt(talk[: last + 1]), ()), departs
-        return prompt_of_text(talk[last].label, columns), departs + ["turns"] * (len(talk) > 1)
+            return prompt_of_turns(turns), departs
+        last = [turn for turn in talk if turn.role == "user"][-1:]
+        return prompt_of_text(prompt_of_turns(last), columns), departs + ["turns"] * (len(talk) > 1)
     except DataError as error:
         param = "messages" if wanted.columns is None else "columns"
         raise bad_request(f"`{param}`: {error.what}. {error.remedy}".strip(), param) from None
@@ -263,9 +258,9 @@ class _Reply:
 
     def _message(self) -> dict[str, Any]:
         """Return the message: the answer, or a refusal if the answer is not sure enough for the promise."""
-        promise, answer = self.service.answerer.config.promise, self.answer
-        if promise is not None and not answer.sure:
-            return {"role": "assistant", "content": None, "refusal": abstention(answer.probability, promise)}
+        answer = self.answer
+        if refusal := abstention(answer, self.service.answerer.config.promise):
+            return {"role": "assistant", "content": None, "refusal": refusal}
         reasoning = {"reasoning_content": answer.reasoning} if answer.reasoning else {}
         return {"role": "assistant", "content": answer.text, "refusal": None, **reasoning}
 

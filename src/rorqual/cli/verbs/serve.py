@@ -40,7 +40,9 @@ class ServeSettings(ServerOptions, DeviceSettings):
 
 
 def serve(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Run folder, folder of rorqual teach, or cascade=STUDENT,TEACHER.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Run folder, folder of rorqual teach, or cascade=STUDENT,TEACHER.")
+    ],
     settings: Settings = None,
 ) -> None:
     """Serve a run through an OpenAI-compatible API. A folder that `rorqual teach` wrote is served as it chose, whatever rung that is.

@@ -102,7 +102,8 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
                 "broken share": broken / len(own),
                 "interval": [interval.low, interval.high],
                 "coverage": sum(one[name]["answered"] / one["held_out"] for one in own) / len(own),
-                "accuracy of answers": sum(one["right"] for one in given) / max(1, sum(one["answered"] for one in given)),
+                "accuracy of answers": sum(one["right"] for one in given)
+                / max(1, sum(one["answered"] for one in given)),
             }
         found[case] = rows
     return found

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 
 
@@ -41,7 +43,7 @@ class TeachPaths:
         self.choice = out / "choice.json"
         """The names of the chosen rung and of the best other one. The file is written before the test split is read."""
         self.test_probabilities = out / "test-probabilities.json"
-        """How sure the chosen rung is of its answer to each test example, before calibration."""
+        """The probability that the chosen rung's answer to each test example is right, after calibration."""
         self.memory = out / "memory.json"
         """The largest memory that a `teach` process has used so far."""
         self.results = out / "results.json"
@@ -62,3 +64,16 @@ class TeachPaths:
 
 def _slug(name: str) -> str:
     return name.replace(",", "").replace(" ", "-")
+
+
+def has_answerer(folder: Path) -> bool:
+    """Return whether `rorqual teach` wrote `folder` and chose what answers. Raises ConfigError if it has not chosen yet."""
+    paths = TeachPaths(folder)
+    found = os.path.isfile(paths.answerer)  # also False for a text that is too long for a path
+    if not found and os.path.isfile(paths.settings):
+        raise ConfigError(
+            "`rorqual teach` has not chosen what answers here",
+            where=str(paths.answerer),
+            remedy=f"Repeat the command that writes {folder}, or give {paths.model.path}, the language model alone.",
+        )
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from rorqual.core.errors import ConfigError
@@ -20,6 +21,8 @@ class TeachPaths:
         self.teacher = out / "teacher"
         """The folder of the teacher's samples."""
         self.reasons = self.teacher / "reasons.json"
+        self.sft_rows = out / "sft.jsonl"
+        """The rows for supervised fine-tuning: those of the train split, with reasoning if replies are to have some."""
         self.base = out / "base"
         """The imported base model. If the base model is a run in another folder, this folder does not exist."""
         self.sft, self.grpo = RunDir(out / "sft"), RunDir(out / "grpo")
@@ -48,6 +51,15 @@ class TeachPaths:
         """The largest memory that a `teach` process has used so far."""
         self.results = out / "results.json"
         self.report = out / "report.html"
+
+    def remove_language_model(self) -> None:
+        """Remove the taught model and all that was made from it, so that it is trained anew. The rungs that were measured stay."""
+        for run in (self.sft, self.grpo, self.best, self.model):
+            shutil.rmtree(run.path, ignore_errors=True)
+        shutil.rmtree(self.out / "evals", ignore_errors=True)
+        made = (self.plan, self.dev, self.ended_early, self.grpo_result, self.grpo_plan, self.choice)
+        for file in (*made, *(self.out / "rungs").glob("language-model*.json")):
+            file.unlink(missing_ok=True)
 
     def evaluation_file(self, name: str) -> Path:
         """Return the result file of a rung on the test split."""

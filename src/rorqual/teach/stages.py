@@ -19,6 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from rorqual.convert.safetensors_slices import Progress as BytesProgress
 from rorqual.core.errors import ConfigError, DataError, suggest_name
+from rorqual.core.journal import json_line
 from rorqual.core.ledger import Ledger, read_ledger
 from rorqual.core.lock import acquire_run_lock
 from rorqual.core.progress import clock_text
@@ -30,7 +31,6 @@ from rorqual.tasks.examples import (
     ExamplesTask,
     folder_has_splits,
     load_function,
-    read_task_json,
     write_examples,
 )
 from rorqual.tasks.find import safe_grade
@@ -40,7 +40,7 @@ from rorqual.teach.cascade import cascade_table
 from rorqual.teach.check import FileCheck, check_file
 from rorqual.teach.check_page import check_page, check_text, to_json
 from rorqual.teach.climb import Climb
-from rorqual.teach.config import TeachConfig, refuse_other_settings, settings_text
+from rorqual.teach.config import TeachConfig, has_only_more_minutes, refuse_other_settings, settings_text
 from rorqual.teach.dataset import (
     Dataset,
     divide_examples,
@@ -114,6 +114,9 @@ class TeachStages:
 
     def check_settings(self) -> None:
         """Raise an error if the folder was written with other settings or files, or if a grader, rule or tracker does not exist."""
+        if has_only_more_minutes(self.config, self.paths.settings):
+            self.paths.remove_language_model()
+            write_atomic(self.paths.settings, settings_text(self.config).encode())
         refuse_other_settings(self.config, self.paths.settings)
         for what in ("grader", "rule"):
             if spec := getattr(self.config, what):
@@ -193,8 +196,7 @@ class TeachStages:
             self._say(
                 f"  {data.derived:,} worked solutions derived: one calculation with two numbers of the prompt gives the answer"
             )
-        if self.config.teacher:
-            write_examples(self.paths.data, {"train": rows_of(self.train_examples)}, read_task_json(self.paths.data))
+        write_atomic(self.paths.sft_rows, b"".join(map(json_line, rows_of(self.train_examples))))
         counts = {split: len(rows) for split, rows in data.splits.items()} | {"train": len(self.train_examples)}
         splits = ", ".join(f"{count:,} {split}" for split, count in counts.items())
         self._say(f"  {splits}; the test split stays sealed until two rungs are chosen")
@@ -202,7 +204,9 @@ class TeachStages:
     def _write_data(self) -> None:
         """Write the settings, the result of the file's check, and the splits. Raise ConfigError if the folder already has other examples."""
         data, folder = self.dataset, self.paths.data
-        rows = {split: rows_of(examples) for split, examples in data.splits.items()}
+        rows = {split: rows_of(examples) for split, examples in data.splits.items()} | {
+            "train": rows_of(data.all_train)
+        }
         if not (folder / FACTS_FILE).is_file():
             write_atomic(self.paths.settings, settings_text(self.config).encode())
             write_json(self.paths.out / "check.json", to_json(self.check))
@@ -332,7 +336,7 @@ class TeachStages:
         try:
             self.model.run()
         except DataError as error:
-            if error.where != str(self.paths.data):
+            if error.where != str(self.paths.sft_rows):
                 raise
             self.climb.skip(TAUGHT, error.what)  # no example fits into the model's context
 

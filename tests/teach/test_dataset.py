@@ -32,7 +32,7 @@ def test_every_usable_row_is_in_one_split_and_one_fold(write: Write) -> None:
     assert {line for line, number in fold.items() if number == 0} == lines["dev"] and fold.keys().isdisjoint(
         lines["test"]
     )
-    assert found.all_train == found.splits["train"] and Counter(fold.values()) == dict.fromkeys(range(5), 32)
+    assert Counter(fold.values()) == dict.fromkeys(range(5), 32)
 
 
 def test_each_label_has_its_share_of_each_split_in_any_order_of_rows(write: Write) -> None:
@@ -97,7 +97,7 @@ def test_a_model_is_trained_on_one_spelling_of_a_label(write: Write) -> None:
     found = divided(write("a.jsonl", rows))
     labels = {row["label"] for row in rows[30:]}
     assert all({one.answer for one in found.splits[split]} <= labels for split in found.splits)
-    assert {one.answer for one in found.all_train} == labels
+    assert {one.answer for one in found.pool} == labels
     test = [Example(1, "a", "CARD"), *(Example(n, f"b{n}", "New") for n in range(2, 8))]
     given = divide_examples(check_file(write("b.jsonl", rows), len), test, count=9)
     assert {one.answer for one in given.splits["test"]} == {"card", "New"}
@@ -164,8 +164,8 @@ def test_one_calculation_becomes_a_worked_solution(write: Write) -> None:
         a, _, b, _ = one.prompt.split()
         assert one.reasoning == f"{a} + {b} = {one.answer}"
     assert not any(one.reasoning for split in ("dev", "test") for one in found.splits[split])
-    odd = [one for one in found.all_train if one.prompt.startswith("5 and 5")]
-    assert len(odd) == sum(found.left_out.values()) == len(found.all_train) - len(found.splits["train"])
+    odd = [fold for one, fold in zip(found.pool, found.fold) if fold and one.prompt.startswith("5 and 5")]
+    assert len(odd) == sum(found.left_out.values()) == (found.fold > 0).sum() - len(found.splits["train"])
 
 
 def test_json_answers_are_written_in_one_order_of_keys_and_must_be_json(write: Write) -> None:

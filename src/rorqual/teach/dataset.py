@@ -50,11 +50,6 @@ class Dataset:
     left_out: Mapping[str, int]
     derived: int = 0
 
-    @property
-    def all_train(self) -> Sequence[Example]:
-        """All training examples, also those without a derived solution. The classical baselines are fitted on them."""
-        return [one for one, fold in zip(self.pool, self.fold, strict=True) if fold != DEV]
-
 
 def refuse_too_large_file(path: Path) -> None:
     """Raise DataError if the file cannot be read, or is too large for `teach`."""

@@ -164,8 +164,8 @@ def test_one_calculation_becomes_a_worked_solution(write: Write) -> None:
         a, _, b, _ = one.prompt.split()
         assert one.reasoning == f"{a} + {b} = {one.answer}"
     assert not any(one.reasoning for split in ("dev", "test") for one in found.splits[split])
-    odd = [fold for one, fold in zip(found.pool, found.fold) if fold and one.prompt.startswith("5 and 5")]
-    assert len(odd) == sum(found.left_out.values()) == (found.fold > 0).sum() - len(found.splits["train"])
+    odd = [one for one in found.all_train if one.prompt.startswith("5 and 5")]
+    assert len(odd) == sum(found.left_out.values()) == len(found.all_train) - len(found.splits["train"])
 
 
 def test_json_answers_are_written_in_one_order_of_keys_and_must_be_json(write: Write) -> None:

@@ -98,8 +98,3 @@ def load_predictor(paths: TeachPaths, name: str, threads: int) -> Predictor:
         return load_rung(paths.rung_file(name))
     params, thinking = taught_params(paths.model, calculator=name == TAUGHT)
     return LanguageModel(name, paths.model, params, thinking, threads=threads)
-
-
-def is_taught(folder: Path) -> bool:
-    """Return whether `rorqual teach` wrote the folder and has something to serve."""
-    return TeachPaths(folder).answerer.is_file()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from rorqual.evals.table import percent, percent_interval
 from rorqual.tasks.examples import AnswerKind
 from rorqual.teach.answerer import AnswererConfig, Step
+from rorqual.teach.cascade import combined, first_step
 from rorqual.teach.examples import Example
 from rorqual.teach.folds import DEV
 from rorqual.teach.held_out import (
@@ -35,6 +36,7 @@ class Climb:
     """The results of all rungs so far. `results` has the cheapest rung first, and `skipped` the reason for each rung that was left out.
 
     `pool` are all examples but the test split, and `fold` is the number of the fold of each of them; the first fold is the dev split.
+    `forced` says whether the user named the rung.
     """
 
     paths: TeachPaths
@@ -43,6 +45,7 @@ class Climb:
     kind: AnswerKind
     grade: Grade
     say: Callable[[str], None]
+    forced: bool = False
     results: list[HeldOut] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
 
@@ -106,11 +109,16 @@ class Climb:
             rung.fit(TrainingRows(self.pool, self.kind))
             save_rung(rung, self.paths.rung_file(rung.name))
 
-    def answerer(self, chosen: HeldOut, accuracy: float, columns: Sequence[str]) -> AnswererConfig:
-        """Return the answerer that uses the rung `chosen`, with a promise of `accuracy` if that is above 0 and can be kept."""
-        sure, right = [*chosen.probability.values()], [*chosen.right.values()]
-        calibration = calibrate(sure, right)
-        found = promise(accuracy, [calibration.probability(one) for one in sure], right) if accuracy else None
-        return AnswererConfig(
-            steps=(Step(rung=chosen.name, calibration=calibration),), promise=found, columns=tuple(columns)
-        )
+    def answerer(self, chosen: HeldOut, accuracy: float, columns: Sequence[str]) -> tuple[AnswererConfig, HeldOut]:
+        """Return the answerer that uses the rung `chosen`, and its held-out answers, with calibrated probabilities.
+
+        A faster rung answers first where that costs no accuracy, unless the rung was forced. The answerer promises `accuracy` if that is
+        above 0 and can be kept.
+        """
+        calibration = calibrate([*chosen.probability.values()], [*chosen.right.values()])
+        steps, results = [Step(rung=chosen.name, calibration=calibration)], [chosen]
+        if (first := first_step([one for one in self.results if one.offered], chosen)) and not self.forced:
+            steps, results = [first, *steps], [self.result(first.rung), chosen]
+        found = combined(steps, results)
+        made = promise(accuracy, [*found.probability.values()], [*found.right.values()]) if accuracy else None
+        return AnswererConfig(steps=tuple(steps), promise=made, columns=tuple(columns)), found

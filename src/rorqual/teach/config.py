@@ -9,7 +9,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from rorqual.core.config import Config, Count, Natural, NonNegative, Positive, Seed, Share, to_yaml
+from rorqual.core.config import Config, Count, Natural, NonNegative, Positive, Seed, Share, load_yaml, to_yaml
 from rorqual.core.errors import ConfigError
 from rorqual.factory.config import check_prices
 
@@ -67,6 +67,15 @@ def settings_text(config: TeachConfig) -> str:
     files = dict.fromkeys(name for name in named if name and Path(name).is_file())
     digests = (f"# sha256 {hashlib.sha256(Path(name).read_bytes()).hexdigest()}  {name}\n" for name in files)
     return to_yaml(config, exclude={"threads", "quiet", "track"}) + "".join(digests)
+
+
+def has_only_more_minutes(config: TeachConfig, stored: Path) -> bool:
+    """Return whether the folder of the settings file `stored` was begun with the same settings and files, but fewer minutes."""
+    if not stored.is_file():
+        return False
+    known = stored.read_text(encoding="utf-8")
+    minutes = float(load_yaml(known)["minutes"])
+    return minutes < config.minutes and known == settings_text(config.model_copy(update={"minutes": minutes}))
 
 
 def refuse_other_settings(config: TeachConfig, stored: Path) -> None:

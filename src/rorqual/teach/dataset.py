@@ -156,7 +156,7 @@ def divide_examples(
         return Dataset(splits, check.kind, pool, fold, left_out)
     splits["train"] = [replace(one, reasoning=steps) for one, steps in zip(train, solutions, strict=True) if steps]
     if derived < len(train):
-        left_out["without one clear calculation"] = len(train) - derived
+        left_out["without one clear calculation, which the language model would learn"] = len(train) - derived
     return Dataset(splits, check.kind, pool, fold, left_out, derived)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -132,6 +132,20 @@ def load_encoder(place: str = "") -> Encoder:
         name.removeprefix("bert."): weight.float() for name, weight in load(_read(path, "model.safetensors")).items()
     }
     return Encoder(config, tokenizer, weights, place)
+
+
+def find_encoder(place: str, say: Callable[[str], None]) -> Encoder | None:
+    """Return the encoder of the setting `encoder=`, or None for "none". Without a network, the default encoder may be missing: `say`
+    prints this, and the result is None."""
+    if place == "none":
+        return None
+    try:
+        return load_encoder(place)
+    except ConfigError as error:
+        if place:
+            raise
+        say(f"  without embeddings: {error.what}")
+        return None
 
 
 def _read(path: Path, name: str, missing: bytes | None = None) -> bytes:

@@ -20,8 +20,8 @@ from rorqual.teach.rungs.rung import AnswerKind, Integers, Predictor, Rung, Trai
 Grade = Callable[[Example, str], bool]
 """A function of an example and a reply that returns whether the reply is right."""
 UNSEEN = itertools.count(1)
-TIMED = 9
-"""Number of prompts that are answered one by one to measure the time of an answer."""
+TIMED, TIMING_SECONDS = 9, 3.0
+"""At most `TIMED` prompts are answered one by one to measure the time of an answer, and none after `TIMING_SECONDS`."""
 CLEARLY = 1.0
 """A rung clearly beats a cheaper one if its gain in accuracy is more than `CLEARLY` standard errors of the paired difference. This is the
 one-standard-error rule (Breiman et al. 1984, section 3.4.3)."""
@@ -103,11 +103,13 @@ def record_answers(
 
 def seconds_of_answer(predictor: Predictor, examples: Sequence[Example]) -> float:
     """Return the median time of an answer to a single prompt. Spaces make each prompt one that no rung has stored the embedding of."""
-    times = []
+    times: list[float] = []
     for one in examples[:TIMED]:
         began = time.monotonic()
         predictor.predict([one.prompt + " " * next(UNSEEN)])
         times.append(time.monotonic() - began)
+        if sum(times) > TIMING_SECONDS:
+            break
     return median(times)
 
 

@@ -77,7 +77,7 @@ class ModelStages:
             if not self.paths.plan.is_file():
                 plan = make_plan(
                     self.base.run,
-                    self.paths.data,
+                    self.paths.sft_rows,
                     lengths_of(self.train_examples, self.chat),
                     seconds=60 * self.config.minutes - self._seconds_toward_limit(),
                     reinforce=0.0 if self.reason_to_skip_grpo else GRPO_SHARE,

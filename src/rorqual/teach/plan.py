@@ -94,9 +94,9 @@ def taught_chat_format(name: str) -> str:
 
 
 def sft_run(base: RunDir, data: Path, plan: TeachPlan, *, seed: int) -> Run:
-    """Return the run that fine-tunes `base` with LoRA on the examples of the train split."""
+    """Return the run that fine-tunes `base` with LoRA on the rows of the file `data`."""
     run = sft(
-        data=str(data / "train.jsonl"),
+        data=str(data),
         start=str(base.path),
         steps=plan.steps,
         rows=plan.rows,

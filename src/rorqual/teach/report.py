@@ -67,7 +67,7 @@ def write_report(paths: TeachPaths, config: TeachConfig, dataset: Dataset, found
             if (own := changes[change])
         ],
         training=list(training_sentences(paths, base)),
-        tables=[*training_tables(paths), *data_tables(paths, dataset)],
+        tables=[*found.levels, *training_tables(paths), *data_tables(paths, dataset)],
         settings=paths.settings.read_text(encoding="utf-8"),
     )
     write_json(paths.results, found.to_json(len(opened)))

@@ -31,7 +31,8 @@ class TeachResults:
     the test split, of the chosen rung and of the best other one. `forced` says whether the user named the rung. `asked` is the accuracy
     that the user wants to be promised, or 0. `possible` is the promise of that accuracy, or of `USUAL` if the user wants none; it is None
     if the examples are too few for it. `probability` has the calibrated probability of the chosen rung's answer to each test example, by
-    key. `sizes` has the bytes of the files of the rungs that were saved.
+    key. `sizes` has the bytes of the files of the rungs that were saved. `levels`
+    has a table of the levels of difficulty if the answerer is a cascade.
     """
 
     held_out: list[HeldOut]
@@ -43,6 +44,7 @@ class TeachResults:
     possible: Promise | None
     probability: Mapping[str, float]
     sizes: Mapping[str, int]
+    levels: list[Table]
 
     def of(self, name: str) -> HeldOut:
         """Return the held-out result of a rung by its name."""

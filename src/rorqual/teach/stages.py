@@ -19,6 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from rorqual.convert.safetensors_slices import Progress as BytesProgress
 from rorqual.core.errors import ConfigError, DataError, suggest_name
+from rorqual.core.journal import json_line
 from rorqual.core.ledger import Ledger, read_ledger
 from rorqual.core.lock import acquire_run_lock
 from rorqual.core.progress import clock_text
@@ -30,16 +31,16 @@ from rorqual.tasks.examples import (
     ExamplesTask,
     folder_has_splits,
     load_function,
-    read_task_json,
     write_examples,
 )
 from rorqual.tasks.find import safe_grade
 from rorqual.tasks.task import Problem, Verdict
-from rorqual.teach.answerer import AnswererConfig, load_predictor, save_answerer
+from rorqual.teach.answerer import AnswererConfig, load_answerer, load_predictor, save_answerer
+from rorqual.teach.cascade import cascade_table
 from rorqual.teach.check import FileCheck, check_file
 from rorqual.teach.check_page import check_page, check_text, to_json
 from rorqual.teach.climb import Climb
-from rorqual.teach.config import TeachConfig, refuse_other_settings, settings_text
+from rorqual.teach.config import TeachConfig, has_only_more_minutes, refuse_other_settings, settings_text
 from rorqual.teach.dataset import (
     Dataset,
     divide_examples,
@@ -48,7 +49,7 @@ from rorqual.teach.dataset import (
     rows_of,
     usable_examples,
 )
-from rorqual.teach.encoder import Encoder, load_encoder
+from rorqual.teach.encoder import Encoder, find_encoder
 from rorqual.teach.examples import Example
 from rorqual.teach.held_out import HeldOut, best_other, cannot_be_beaten
 from rorqual.teach.measure import evaluate_guesses, record_measured_checkpoint, test_problems
@@ -59,7 +60,7 @@ from rorqual.teach.report import write_report
 from rorqual.teach.results import USUAL, TeachResults
 from rorqual.teach.rungs.ladder import rungs_of
 from rorqual.teach.rungs.language_model import ALONE, TAUGHT
-from rorqual.teach.rungs.rung import Predictor, Rung
+from rorqual.teach.rungs.rung import Guess, Predictor, Rung
 from rorqual.teach.rungs.simple import Rule, apply_rule
 from rorqual.train.track import check_trackers
 
@@ -113,6 +114,9 @@ class TeachStages:
 
     def check_settings(self) -> None:
         """Raise an error if the folder was written with other settings or files, or if a grader, rule or tracker does not exist."""
+        if has_only_more_minutes(self.config, self.paths.settings):
+            self.paths.remove_language_model()
+            write_atomic(self.paths.settings, settings_text(self.config).encode())
         refuse_other_settings(self.config, self.paths.settings)
         for what in ("grader", "rule"):
             if spec := getattr(self.config, what):
@@ -192,8 +196,7 @@ class TeachStages:
             self._say(
                 f"  {data.derived:,} worked solutions derived: one calculation with two numbers of the prompt gives the answer"
             )
-        if self.config.teacher:
-            write_examples(self.paths.data, {"train": rows_of(self.train_examples)}, read_task_json(self.paths.data))
+        write_atomic(self.paths.sft_rows, b"".join(map(json_line, rows_of(self.train_examples))))
         counts = {split: len(rows) for split, rows in data.splits.items()} | {"train": len(self.train_examples)}
         splits = ", ".join(f"{count:,} {split}" for split, count in counts.items())
         self._say(f"  {splits}; the test split stays sealed until two rungs are chosen")
@@ -201,7 +204,9 @@ class TeachStages:
     def _write_data(self) -> None:
         """Write the settings, the result of the file's check, and the splits. Raise ConfigError if the folder already has other examples."""
         data, folder = self.dataset, self.paths.data
-        rows = {split: rows_of(examples) for split, examples in data.splits.items()}
+        rows = {split: rows_of(examples) for split, examples in data.splits.items()} | {
+            "train": rows_of(data.all_train)
+        }
         if not (folder / FACTS_FILE).is_file():
             write_atomic(self.paths.settings, settings_text(self.config).encode())
             write_json(self.paths.out / "check.json", to_json(self.check))
@@ -247,23 +252,14 @@ class TeachStages:
 
     @cached_property
     def encoder(self) -> Encoder | None:
-        """The encoder of the rungs that use embeddings, or None with encoder=none. Without a network, the default encoder may be
-        missing, and these rungs are left out."""
-        if self.config.encoder == NONE:
-            return None
-        try:
-            return load_encoder(self.config.encoder)
-        except ConfigError as error:
-            if self.config.encoder:
-                raise
-            self._say(f"  without embeddings: {error.what}")
-            return None
+        """The encoder of the rungs that use embeddings, or None: these rungs are left out then."""
+        return find_encoder(self.config.encoder, self._say)
 
     @cached_property
     def climb(self) -> Climb:
         """The results of the rungs so far."""
         data = self.dataset
-        return Climb(self.paths, data.pool, data.fold, data.kind, self.grade, self._say)
+        return Climb(self.paths, data.pool, data.fold, data.kind, self.grade, self._say, bool(self.config.rung))
 
     @cached_property
     def rungs(self) -> dict[str, Rung]:
@@ -306,11 +302,12 @@ class TeachStages:
         """Fit and save the best rung so far, so that it can be asked while the command goes on."""
         best = self.climb.best
         if not self.paths.choice.is_file():
-            self.climb.fit_and_save(self.rungs[best.name])
-            save_answerer(self.paths, self._answerer(best))
+            for step in (config := self._answerer(best)[0]).steps:
+                self.climb.fit_and_save(self.rungs[step.rung])
+            save_answerer(self.paths, config)
             self._say(f"  the best so far can be asked: rorqual chat {self.paths.out}  ({best.name})")
 
-    def _answerer(self, chosen: HeldOut) -> AnswererConfig:
+    def _answerer(self, chosen: HeldOut) -> tuple[AnswererConfig, HeldOut]:
         return self.climb.answerer(chosen, self.config.promise, self.check.columns.prompt)
 
     # ---- rungs with a language model
@@ -339,7 +336,7 @@ class TeachStages:
         try:
             self.model.run()
         except DataError as error:
-            if error.where != str(self.paths.data):
+            if error.where != str(self.paths.sft_rows):
                 raise
             self.climb.skip(TAUGHT, error.what)  # no example fits into the model's context
 
@@ -357,27 +354,27 @@ class TeachStages:
         self._begin_stage(6, "choose a rung, and open the test split")
         climb = self.climb
         with self.ledger.record_stage("test"):
-            chosen = climb.result(self.config.rung) if self.config.rung else climb.best
+            config, chosen = self._answerer(climb.result(self.config.rung) if self.config.rung else climb.best)
             other = best_other(climb.results, chosen)
             self._say(f"  chosen: {chosen.name}; beside it on the test split: {other.name}")
-            for one in (chosen, other):
-                if one.name in self.rungs:
-                    climb.fit_and_save(self.rungs[one.name])
+            for name in (*(step.rung for step in config.steps), other.name):
+                if name in self.rungs:
+                    climb.fit_and_save(self.rungs[name])
             write_json(self.paths.choice, {"chosen": chosen.name, "other": other.name})
-            save_answerer(self.paths, self._answerer(chosen))
-            names = [one.name for one in (chosen, other) if not self.paths.evaluation_file(one.name).is_file()]
-            if not names:
+            save_answerer(self.paths, config)
+            if self.paths.evaluation_file(other.name).is_file():  # it is written last
                 return
             task = ExamplesTask(self.paths.data, grader=self.config.grader)
-            if {TAUGHT, ALONE}.intersection(names):
+            if {TAUGHT, ALONE}.intersection((*(step.rung for step in config.steps), other.name)):
                 record_measured_checkpoint(task, self.paths.model)
             problems = test_problems(task)
-            for name in names:
-                guesses = self._predictor(name).predict([one.prompt for one in problems])
-                if name == chosen.name:
-                    sure = {one.key: guess.probability for one, guess in zip(problems, guesses, strict=True)}
-                    write_json(self.paths.test_probabilities, sure)
-                evaluation = evaluate_guesses(name, task, problems, guesses)
+            prompts = [one.prompt for one in problems]
+            answers = load_answerer(self.paths.out, threads=self.threads).answer(prompts)
+            sure = {one.key: answer.probability for one, answer in zip(problems, answers, strict=True)}
+            write_json(self.paths.test_probabilities, sure)
+            guesses = [Guess(one.text, one.probability, one.reasoning) for one in answers]
+            for name, found in ((chosen.name, guesses), (other.name, self._predictor(other.name).predict(prompts))):
+                evaluation = evaluate_guesses(name, task, problems, found)
                 evaluation.save(self.paths.evaluation_file(name))
                 [row] = evaluation.rows("all")
                 self._say(f"  {name}: {percent(row.accuracy)} % of {row.graded:,} test examples right")
@@ -400,19 +397,22 @@ class TeachStages:
         paths, climb, asked = self.paths, self.climb, self.config.promise
         names = json.loads(paths.choice.read_bytes())
         chosen, other = (Evaluation.load(paths.evaluation_file(names[key])) for key in ("chosen", "other"))
-        answerer = climb.answerer(climb.result(names["chosen"]), asked or USUAL, self.check.columns.prompt)
-        sure = json.loads(paths.test_probabilities.read_bytes())
+        best = climb.result(self.config.rung) if self.config.rung else climb.best
+        config, answered = climb.answerer(best, asked or USUAL, self.check.columns.prompt)
         files = {one.name: paths.rung_file(one.name) for one in climb.results}
         return TeachResults(
-            climb.results,
+            [*climb.results, *([answered] if len(config.steps) > 1 else [])],
             climb.skipped,
             chosen,
             other,
-            forced=bool(self.config.rung),
+            forced=climb.forced,
             asked=asked,
-            possible=answerer.promise,
-            probability={key: answerer.steps[0].calibration.probability(value) for key, value in sure.items()},
+            possible=config.promise,
+            probability=json.loads(paths.test_probabilities.read_bytes()),
             sizes={name: file.stat().st_size for name, file in files.items() if file.is_file()},
+            levels=[cascade_table(config.steps[0], climb.result(config.steps[0].rung), best)]
+            if len(config.steps) > 1
+            else [],
         )
 
     # ---- output

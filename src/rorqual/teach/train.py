@@ -106,7 +106,7 @@ class TeachTraining:
         `track` is called with the metrics record of each training step.
         """
         out = self.paths.sft
-        run = sft_run(base, self.paths.data, self.plan, seed=self.config.seed)
+        run = sft_run(base, self.paths.sft_rows, self.plan, seed=self.config.seed)
         for step in self.plan.dev_steps:
             done = {result.step for result in self.dev_results("sft")}
             if step in done or self.paths.ended_early.exists():

@@ -86,8 +86,8 @@ def promise(accuracy: float, probability: Sequence[float], right: Sequence[bool]
     """Return the threshold with the largest coverage for which the promised accuracy holds with probability 1 - `DOUBT`, or None.
 
     `probability` and `right` are of held-out answers. `LEVELS` thresholds are tested from the strictest on. Each has an equal part of
-    `DOUBT`, and a threshold that passes leaves its part to the next (the fallback procedure, Wiens 2003). The example at the threshold
-    itself is not counted in the test, because it sets the threshold.
+    `DOUBT`, and a threshold that passes leaves its part to the next (the fallback procedure, Wiens 2003). The test leaves out one example at
+    the threshold, because it sets the threshold: a right one if several are equally sure.
     """
     order = sorted(range(len(right)), key=lambda place: -probability[place])
     found, doubt = None, 0.0
@@ -96,9 +96,9 @@ def promise(accuracy: float, probability: Sequence[float], right: Sequence[bool]
         if (at := len(order) * level // LEVELS) < 2:
             continue
         threshold = probability[order[at - 1]]
-        above = [right[place] for place in order if probability[place] > threshold]
-        if above and lower_bound(sum(above), len(above), doubt) >= accuracy:
-            reached = [right[place] for place in order if probability[place] >= threshold]
+        reached = [right[place] for place in order if probability[place] >= threshold]
+        left_out = max(right[place] for place in order if probability[place] == threshold)
+        if lower_bound(sum(reached) - left_out, len(reached) - 1, doubt) >= accuracy:
             found = _Level(threshold, len(reached), sum(reached))
         else:
             doubt = 0.0

@@ -82,7 +82,7 @@ class LogisticRegression(Rung):
 class FittedClassifier:
     """A fitted logistic regression, or a constant if the rows have only one class, because logistic regression needs two."""
 
-    def __init__(self, rows: Any, classes: Integers, weights: Any, penalty: float) -> None:
+    def __init__(self, rows: Any, classes: Integers, penalty: float, weights: Any = None) -> None:
         self.classes, self.model = np.unique(classes), None
         if len(self.classes) > 1:
             with require_extra("teach", "sklearn"):
@@ -112,9 +112,9 @@ def _fit(table: Any, classes: Integers, weight: float, penalty: float) -> Fitted
     """Fit the rows of the prompts, of the classes `classes`, and if `weight` is above 0, the last rows, which are the names of the labels."""
     prompts, names = len(classes), table.shape[0] - len(classes)
     if not weight:
-        return FittedClassifier(table[:prompts], classes, np.ones(prompts), penalty)
+        return FittedClassifier(table[:prompts], classes, penalty)
     both = np.concatenate([classes, np.arange(names)])
-    return FittedClassifier(table, both, np.repeat([1.0, weight], [prompts, names]), penalty)
+    return FittedClassifier(table, both, penalty, np.repeat([1.0, weight], [prompts, names]))
 
 
 def _best_choice(tables: Mapping[str, Any], classes: Integers) -> tuple[str, float, float]:

@@ -25,7 +25,7 @@ def service_of(chat: ChatFormat = CHAT, max_len: int = MAX_LEN, **fields: Any) -
     """A service whose engine has said that it is ready."""
     bridge = EngineBridge(EngineArguments("nowhere"))
     bridge.info = EngineLimits(max_len, chat.tokenizer.vocab_size)
-    return ModelService("m", 0, chat, bridge, ApiKeys(Path("none"), {}), 2**20, **fields)
+    return ModelService("m", 0, ApiKeys(Path("none"), {}), 2**20, chat=chat, bridge=bridge, **fields)
 
 
 def chat_of(service: ModelService | None = None, **fields: Any) -> ChatResponseBuilder:

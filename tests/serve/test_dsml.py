@@ -24,7 +24,7 @@ ASKED: list[dict[str, Any]] = [{"role": "user", "content": "Zürich?"}]
 def shape(messages: list[dict[str, Any]] = ASKED, **fields: Any) -> ChatResponseBuilder:
     bridge = EngineBridge(EngineArguments("nowhere"))
     bridge.info = EngineLimits(16_384, CHAT.tokenizer.vocab_size)
-    service = ModelService("v32", 0, CHAT, bridge, ApiKeys(Path("none"), {}), 2**20)
+    service = ModelService("v32", 0, ApiKeys(Path("none"), {}), 2**20, chat=CHAT, bridge=bridge)
     body = {"model": "v32", "messages": messages, "tools": SPECS, "chat_template_kwargs": {"thinking": True}} | fields
     return ChatResponseBuilder(service, parse_request(ChatRequest, json.dumps(body).encode())[0])
 

@@ -61,7 +61,7 @@ FORMATS: dict[str, ChatFormat] = {name: chat_format(tokenizer(family), name) for
 def shape_of(chat: ChatFormat, **fields: Any) -> ChatResponseBuilder:
     bridge = EngineBridge(EngineArguments("nowhere"))
     bridge.info = EngineLimits(4096, chat.tokenizer.vocab_size)
-    service = ModelService("plain", 0, chat, bridge, ApiKeys(Path("none"), {}), 2**20)
+    service = ModelService("plain", 0, ApiKeys(Path("none"), {}), 2**20, chat=chat, bridge=bridge)
     return ChatResponseBuilder(service, parse_request(ChatRequest, json.dumps(BODY | fields).encode())[0])
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bert_folder import LONGEST, WORDS, write_bert
 from climbed import answers_of_rungs
 from sklearn.linear_model import LogisticRegression
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel
+from transformers import BertModel
 
 from rorqual.core.errors import ConfigError
 from rorqual.core.ledger import Ledger
@@ -27,33 +27,12 @@ from rorqual.teach.rungs.features import Embeddings
 from rorqual.teach.rungs.rung import TrainingRows
 from rorqual.teach.stages import TeachStages
 
-WORDS = [f"w{n}" for n in range(40)]
 TEXTS = ["w1 w2 w3", "w3 w2 w1", "W7, w8!", "", "unknown w5", " ".join(WORDS)]
-LONGEST = 12
 
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in the layout of Sentence Transformers, with weights as large as trained ones."""
-    folder = tmp_path_factory.mktemp("bert")
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40,
-        max_position_embeddings=20, layer_norm_eps=1e-3,
-    )  # fmt: skip
-    model = BertModel(config)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, 0.0, 0.5)
-    model.save_pretrained(folder)
-    vocabulary = {word: n for n, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", ",", "!", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, "[UNK]"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
-    tokenizer.enable_padding(length=30)  # as in the files of Sentence Transformers
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": LONGEST}), encoding="utf-8")
-    return folder
+    return write_bert(tmp_path_factory.mktemp("bert"))
 
 
 def test_an_embedding_is_that_of_transformers_alone_and_beside_others(bert: Path) -> None:

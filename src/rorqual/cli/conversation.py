@@ -3,19 +3,25 @@ full."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from pathlib import Path
 
 from pydantic import Field
 
-from rorqual.cli.settings import DeviceSettings
-from rorqual.cli.terminal import Terminal
+from rorqual.cli.machine import available_cores
+from rorqual.cli.settings import DeviceSettings, refuse_ineffective_settings
+from rorqual.cli.terminal import Terminal, read_input_lines
 from rorqual.core.config import Count, Natural, NonNegative, Seed
+from rorqual.core.errors import DataError
 from rorqual.core.records import Message, TaskDefaults, Thinking
 from rorqual.data.chat import ChatFormat
 from rorqual.engine.deltas import Delta
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Request, SamplingParams
+from rorqual.teach.answerer import load_answerer
+from rorqual.teach.contract import abstention, prompt_of_text
 
 ROOM = 8
 """Number of context tokens that are reserved for the reply."""
@@ -111,3 +117,25 @@ class Conversation:
                 f"dropped the oldest {(len(messages) - len(kept)) // 2} exchanges to fit the context of {room + ROOM} tokens"
             )
         return kept
+
+
+def answer_lines(folder: Path, settings: ChatSettings, terminal: Terminal) -> None:
+    """Answer each line of standard input with what `rorqual teach` chose in `folder`. A note gives probability and rung.
+
+    Raises DataError for a line that is no prompt if the input is not a terminal.
+    """
+    refuse_ineffective_settings(settings, ("threads",), str(folder))
+    answerer = load_answerer(folder, threads=settings.threads or available_cores())
+    for text in read_input_lines():
+        try:
+            [answer] = answerer.answer([prompt_of_text(text, answerer.config.columns)])
+        except DataError as error:
+            if not sys.stdin.isatty():
+                raise
+            terminal.print_note(str(error))
+            continue
+        if answer.reasoning:
+            terminal.print_reasoning(answer.reasoning)
+        terminal.print_answer(abstention(answer, answerer.config.promise) or answer.text)
+        terminal.end_reply()
+        terminal.print_note(f"probability {answer.probability:.3g}, {answer.rung}")

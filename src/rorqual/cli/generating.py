@@ -17,7 +17,7 @@ from pydantic import Field
 from rorqual.cli.eval_settings import REMOTE, SeedBits, load_client
 from rorqual.cli.evaluating import load_with_fingerprint, software_versions
 from rorqual.cli.machine import available_cores
-from rorqual.cli.settings import WHERE, DeviceSettings, check_device, split_pairs
+from rorqual.cli.settings import WHERE, DeviceSettings, check_device, refuse_ineffective_settings, split_pairs
 from rorqual.core.config import Natural, parse_config, parse_scalar
 from rorqual.core.errors import ConfigError, DataError, RorqualError, suggest_name
 from rorqual.core.progress import Progress, clock_text
@@ -33,12 +33,16 @@ from rorqual.generate.batch import (
     refuse_row,
     remote_answers,
 )
-from rorqual.generate.output import PartialOutput, check_writable_path
+from rorqual.generate.output import PartialOutput, check_writable_path, finish_output, unanswered_rows
 from rorqual.generate.prompts import PromptFile, RefusedRow, read_prompts
 from rorqual.generate.schema import TEXTS, RowParser, RowRequest, RowSampling
 from rorqual.ops.backends import backend, backend_cache_id
 from rorqual.ops.backends.torch_invariant import NOT_HELD
+from rorqual.teach.answer_file import answer_file
+from rorqual.teach.paths import has_answerer
 
+TAUGHT = ("run", "out", "prompt", "strict", "quiet", "threads")
+"""Settings that have an effect if `run` is a folder that `rorqual teach` wrote."""
 SHOWN = 3
 """The summary that `rorqual generate` prints lists at most `SHOWN` rows with errors."""
 
@@ -46,8 +50,8 @@ SHOWN = 3
 class GenerateSettings(DeviceSettings):
     """Settings of `rorqual generate` other than sampling parameters."""
 
-    run: str = Field(min_length=1, description="run folder, or a server's http://... address")
-    out: str = Field(min_length=1, description="JSONL file to write")
+    run: str = Field(min_length=1, description="run folder, folder of rorqual teach, or a server's http://... address")
+    out: str = Field(min_length=1, description="JSONL file to write; from a folder of rorqual teach, also CSV")
     prompt: str = Field(
         "", description="columns of the prompt, separated by commas; default: prompt, messages or prompt_ids"
     )
@@ -96,6 +100,19 @@ def generate_file(file: Path, arguments: Sequence[str] | None) -> tuple[int, lis
     check_writable_path(out)
     if out.exists() and file.exists() and out.samefile(file):
         raise ConfigError("out= is the prompt file itself", where="out", remedy="Choose another out=.")
+    if has_answerer(Path(chosen.run)):
+        refuse_ineffective_settings(chosen, TAUGHT, chosen.run)
+        refuse_ineffective_settings(sampling, (), chosen.run)
+        return answer_file(
+            file,
+            out,
+            Path(chosen.run),
+            columns=chosen.prompt,
+            threads=chosen.threads or available_cores(),
+            strict=chosen.strict,
+            quiet=chosen.quiet,
+            versions=software_versions(),
+        )
     prompts = PromptFile.open(file)
     columns = named_columns(chosen.prompt, prompts.columns(), "prompt") if chosen.prompt else ()
     plain = chosen.raw or chosen.run.startswith(REMOTE)
@@ -112,32 +129,15 @@ def generate_file(file: Path, arguments: Sequence[str] | None) -> tuple[int, lis
     with PartialOutput(out, identity, rows=prompts.rows, last=prompts.last) as output:
         news = ["  all lines were already complete"]
         if not output.whole:
-            new_rows = (row for row in read_prompts(prompts.path) if _is_unanswered(output, prompts, row[0]))
-            requests = (request_schema.parse_row(*row) for row in new_rows)
+            requests = (request_schema.parse_row(*row) for row in unanswered_rows(output, prompts))
             if isinstance(engine, RemoteEngine):
                 answered = remote_answers(engine, requests, concurrency=chosen.concurrency)
             else:
                 answered = generate_answers(engine, requests, room=2 * chosen.slots)
             news = _write_answers(output, answered, chosen)
-            if output.count != prompts.rows:
-                raise DataError(
-                    "the file changed while it was read",
-                    where=str(file),
-                    remedy="Do not change the file, and run the command again.",
-                )
-            output.finish()
+            finish_output(output, prompts)
         rows, errors = prompts.rows, output.errors
     return errors, [f"{rows:,} lines: {rows - errors:,} answered, {errors:,} refused", *news, f"  {out}"]
-
-
-def _is_unanswered(output: PartialOutput, prompts: PromptFile, line: int) -> bool:
-    if line > prompts.last:
-        raise DataError(
-            "the file grew while it was read",
-            where=str(prompts.path),
-            remedy="Do not change the file, and run the command again.",
-        )
-    return not output.has_answer(line)
 
 
 def _write_answers(output: PartialOutput, answered: Iterator[list[AnsweredRow]], chosen: GenerateSettings) -> list[str]:

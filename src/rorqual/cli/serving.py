@@ -8,23 +8,33 @@ from pathlib import Path
 
 from rorqual.cli.eval_settings import CASCADE, REMOTE, split_cascade_models
 from rorqual.cli.machine import available_cores
-from rorqual.cli.settings import parse_settings
+from rorqual.cli.settings import parse_settings, refuse_ineffective_settings
 from rorqual.cli.verbs.serve import ServeSettings
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 from rorqual.data.fingerprint import fingerprint
 from rorqual.evals.calibration import CascadeRule, read_cascade_rule
+from rorqual.serve.options import ServerOptions
 from rorqual.serve.server import CascadeArguments, serve
 from rorqual.serve.wire import EngineArguments
+from rorqual.teach.paths import has_answerer
 
+TAUGHT = frozenset(ServerOptions.model_fields) - {"hang", "load", "think_budget"} | {"threads"}
+"""Settings that have an effect on a folder that `rorqual teach` wrote."""
 ENGINE = ("slots", "max_len", "record_kept", "cache_dir", "disk_bytes", "cache_bytes", "step_tokens", "backend")
 """Settings of `rorqual serve` that are passed to the engine under the same name. If a setting is 0 or an empty string, the
 engine's default applies."""
 
 
 def start_server(model: str, arguments: Sequence[str] | None) -> None:
-    """Serve a run, or a cascade (`cascade=STUDENT,TEACHER`), until the process is stopped."""
+    """Serve a run, a cascade (`cascade=STUDENT,TEACHER`) or what `rorqual teach` chose, until the process is stopped."""
     chosen = parse_settings(ServeSettings, arguments)
+    if has_answerer(Path(model)):
+        from rorqual.teach.serving import serve_answerer  # a local import, because it loads torch
+
+        refuse_ineffective_settings(chosen, TAUGHT, model)
+        serve_answerer(Path(model), chosen, threads=chosen.threads or available_cores())
+        return
     student, *teacher = split_cascade_models(model.removeprefix(CASCADE)) if model.startswith(CASCADE) else (model,)
     cascade = calibrated_cascade_rule(student, teacher[0], chosen) if teacher else None
     if cascade is None and (chosen.calibration or chosen.sure is not None):

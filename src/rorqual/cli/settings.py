@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -75,6 +75,16 @@ def parse_settings(cls: type[P], arguments: Sequence[str] | None) -> P:
 def pop_settings(cls: type[P], values: dict[str, str]) -> P:
     """Remove the fields of `cls` from `values`, and return the removed values as settings of type `cls`."""
     return parse_config(cls, {key: values.pop(key) for key in cls.model_fields if key in values}, where=WHERE)
+
+
+def refuse_ineffective_settings(chosen: Config, effective: Collection[str], folder: str) -> None:
+    """Raise ConfigError if a setting is given that has no effect on what `rorqual teach` chose in `folder`."""
+    if others := chosen.model_fields_set.difference(effective):
+        raise ConfigError(
+            f"it has no effect on what `rorqual teach` chose in {folder}",
+            where=f"key '{min(others)}'",
+            remedy=f"Leave it out. For the language model alone, if there is one, give {Path(folder) / 'model'}.",
+        )
 
 
 def check_device(name: str) -> None:

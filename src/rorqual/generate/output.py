@@ -8,10 +8,12 @@ or the settings differ, the command raises an error.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,10 +22,13 @@ from rorqual.core.errors import ConfigError, DataError
 from rorqual.core.journal import Journal, scan_journal
 from rorqual.core.lock import Closable
 from rorqual.core.records import write_atomic, write_json
+from rorqual.core.rows import read_rows
+from rorqual.generate.prompts import PromptFile, RefusedRow, read_prompts
 
 SYNC_SECONDS = 5.0
 """Minimum number of seconds between two `fsync` calls for the journal of answers."""
 NONE = -1
+CHANGED = "Do not change the file, and run the command again."
 
 
 class PartialOutput(Closable):
@@ -94,7 +99,7 @@ class PartialOutput(Closable):
             self._check_same_settings(old, made)
         if finished and not begun:
             with suppress(DataError):
-                self._index(scan_journal(self.out))
+                self._index_complete_output()
             if self.count != self.rows:
                 self._raise_settings_changed(
                     f"the complete output was changed: {self.count} of {self.rows} lines are valid"
@@ -105,6 +110,9 @@ class PartialOutput(Closable):
         if old != made:
             write_json(self.made_file, made)
         self._index(self._journal.read())
+
+    def _index_complete_output(self) -> None:
+        self._index(scan_journal(self.out))
 
     def _index(self, records: Iterable[tuple[str, int, Mapping[str, Any]]]) -> None:
         for where, offset, record in records:
@@ -142,6 +150,52 @@ class PartialOutput(Closable):
             where=str(self.out),
             remedy=f"Choose another out=, restore the old settings, or remove {names} to start again.",
         )
+
+
+class CsvOutput(PartialOutput):
+    """An unfinished output file whose complete form is a CSV table: the columns of the output lines, without the line number.
+
+    Values that are not text, such as errors, are written as JSON, and a missing value as an empty cell.
+    """
+
+    def _ordered_lines(self) -> Iterator[bytes]:
+        names = [
+            *dict.fromkeys(name for line in super()._ordered_lines() for name in json.loads(line) if name != "line")
+        ]
+        yield _csv_line({name: name for name in names}, names)
+        for line in super()._ordered_lines():
+            yield _csv_line(json.loads(line), names)
+
+    def _index_complete_output(self) -> None:
+        for row in read_rows(self.out):
+            self.count += 1
+            self.errors += bool(row.values.get("error"))
+
+
+def _csv_line(row: Mapping[str, Any], names: Sequence[str]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow([_cell(row.get(name)) for name in names])
+    return text.getvalue().encode()
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def unanswered_rows(output: PartialOutput, prompts: PromptFile) -> Iterator[tuple[int, dict[str, Any] | RefusedRow]]:
+    """Yield (number, row) for each row of the prompt file that has no answer in the output. Raises DataError if the file grew."""
+    for line, row in read_prompts(prompts.path):
+        if line > prompts.last:
+            raise DataError("the file grew while it was read", where=str(prompts.path), remedy=CHANGED)
+        if not output.has_answer(line):
+            yield line, row
+
+
+def finish_output(output: PartialOutput, prompts: PromptFile) -> None:
+    """Write the complete output. Raises DataError if the prompt file lost rows while it was read."""
+    if output.count != prompts.rows:
+        raise DataError("the file changed while it was read", where=str(prompts.path), remedy=CHANGED)
+    output.finish()
 
 
 def check_writable_path(out: Path) -> None:

@@ -128,7 +128,7 @@ class RowParser:
             sampling = _read_row_sampling(given, self._chat_sampling_defaults if is_chat else self.defaults)
             key, messages, ids = self._columns_prompt(row) if self.columns else self._read_prompt(row)
         except DataError as fault:
-            writable = {k: v for k, v in carried.items() if k not in RESERVED and _is_json_writable(v)}
+            writable = {k: v for k, v in carried.items() if k not in RESERVED and is_json_writable(v)}
             return RefusedRow(line, fault.where, fault.what, fault.remedy, writable)
         params = sampling.params()
         if "seed" not in given:
@@ -194,13 +194,14 @@ def _check_extra_fields(carried: dict[str, Any], columns: Sequence[str]) -> None
             raise _row_error(key, f"unknown key '{key}'", f"Use '{ELSEWHERE[key]}'.")
         if key not in columns and (known := get_close_matches(key, KEYS, n=1, cutoff=ALIKE)):
             raise _row_error(key, f"unknown key '{key}'", f"Did you mean '{known[0]}'? If not, rename the field.")
-        if not _is_json_writable(value):
+        if not is_json_writable(value):
             raise _row_error(
                 key, "the value cannot be written as JSON", "Remove this field, or write its value as a string."
             )
 
 
-def _is_json_writable(value: Any) -> bool:
+def is_json_writable(value: Any) -> bool:
+    """Return whether a value can be written as JSON."""
     try:
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, TypeError, RecursionError):

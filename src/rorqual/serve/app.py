@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
@@ -18,7 +19,7 @@ from rorqual.serve.errors import ApiError, loading_error, stopping_error
 from rorqual.serve.http_responses import request_id
 from rorqual.serve.logs import say
 from rorqual.serve.routes import chat, completions, rollout, state
-from rorqual.serve.service import ModelService
+from rorqual.serve.service import Service
 from rorqual.serve.wire import TENANT
 
 LONGEST_PATH = 200
@@ -41,7 +42,7 @@ class ApiKeyMiddleware:
     Only the files of the chat page and the route `LIVEZ` need no API key. `page` is None if the chat page is off.
     """
 
-    def __init__(self, app: ASGIApp, service: ModelService, page: ChatPage | None = None) -> None:
+    def __init__(self, app: ASGIApp, service: Service, page: ChatPage | None = None) -> None:
         self.app, self.service, self.page = app, service, page
         self._answer = with_cors(self._respond, service.cors)
 
@@ -157,12 +158,17 @@ async def _internal_error(request: Request, error: Exception) -> Response:
     )
 
 
-def create_app(service: ModelService, *, with_page: bool = True) -> ApiKeyMiddleware:
-    """Build the ASGI application that serves `service`. `with_page`: whether to serve the chat page at `/`."""
+def create_app(
+    service: Service, *, with_page: bool = True, routers: Sequence[APIRouter] = (chat.router, completions.router)
+) -> ApiKeyMiddleware:
+    """Build the ASGI application that serves `service`.
+
+    `with_page`: whether to serve the chat page at `/`. `routers`: the routes that generate replies.
+    """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.service = service
-    for routes in (chat, completions, state, *([rollout] if service.uploads is not None else [])):
-        app.include_router(routes.router)
+    for router in (*routers, state.router, *([rollout.router] if service.uploads is not None else [])):
+        app.include_router(router)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientDisconnect, _client_gone)

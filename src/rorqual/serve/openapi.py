@@ -11,24 +11,29 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from rorqual.serve.schemas import ChatRequest, TextRequest
+from rorqual.serve.service import Service
 from rorqual.serve.unsupported_fields import IGNORED
 
 REF = "#/components/schemas/{model}"
-REQUESTS = (ChatRequest, TextRequest)
 JSON = "application/json"
+ROUTES = (
+    (ChatRequest, "/v1/chat/completions", "Continue a conversation."),
+    (TextRequest, "/v1/completions", "Continue one or more prompts."),
+)
+"""The schema of the requests, the path and the summary of each route that generates replies."""
 
 
-def openapi_document(model: str) -> dict[str, Any]:
-    """Return the OpenAPI document of a server that serves the model named `model`."""
-    _, shared = models_json_schema([(schema, "validation") for schema in REQUESTS], ref_template=REF)
+def openapi_document(service: Service) -> dict[str, Any]:
+    """Return the OpenAPI document of a server."""
+    _, shared = models_json_schema([(schema, "validation") for schema in service.requests], ref_template=REF)
     schemas = shared["$defs"]
-    for schema in REQUESTS:
-        _add_ignored_fields(schemas[schema.__name__], model)
+    for schema in service.requests:
+        _add_ignored_fields(schemas[schema.__name__], service.name)
     return {
         "openapi": "3.1.0",
         "info": {"title": "Rorqual", "version": "1", "description": "A model with an OpenAI-compatible API."},
         "security": [{"key": []}],
-        "paths": _paths(model),
+        "paths": _paths(service),
         "components": {"schemas": schemas, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
     }
 
@@ -39,14 +44,18 @@ def _add_ignored_fields(schema: dict[str, Any], model: str) -> None:
     schema["properties"]["model"] = {"type": "string", "const": model}
 
 
-def _paths(model: str) -> dict[str, Any]:
+def _paths(service: Service) -> dict[str, Any]:
     completion = _object_schema("id", "object", "created", "model", "choices", "usage")
-    card = _object_schema("id", "object", "created", "owned_by", "max_model_len", "thinks", "temperature", "examples")
-    name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "const": model}}
+    card = _object_schema("id", "object", "created", "owned_by", *service.model_details())
+    name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "const": service.name}}
     text = {"type": "string"}
     return {
-        "/v1/chat/completions": {"post": _generation_route("ChatRequest", completion, "Continue a conversation.")},
-        "/v1/completions": {"post": _generation_route("TextRequest", completion, "Continue one or more prompts.")},
+        **{
+            path: {"post": _generation_route(schema.__name__, completion, summary)}
+            for schema in service.requests
+            for kind, path, summary in ROUTES
+            if issubclass(schema, kind)
+        },
         "/v1/models": {"get": _route_description(_object_schema("object", "data"), "List the served model.")},
         "/v1/models/{name}": {"get": _route_description(card, "Return the served model.") | {"parameters": [name]}},
         "/livez": {

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import uvicorn
 
@@ -31,7 +31,7 @@ from rorqual.serve.descriptors import AT_ONCE, raise_open_file_limit
 from rorqual.serve.keys import ApiKeys, default_key_file
 from rorqual.serve.options import ServerOptions
 from rorqual.serve.rate_limit import RateLimit
-from rorqual.serve.service import CascadeTeacher, ModelService, read_defaults
+from rorqual.serve.service import CascadeTeacher, ModelService, Service, read_defaults
 from rorqual.serve.uploads import WeightUploads
 from rorqual.serve.wire import EngineArguments
 
@@ -85,6 +85,27 @@ class CascadeArguments:
     temperature: float
 
 
+@contextmanager
+def listen_with_keys(address: ServerOptions) -> Iterator[tuple[socket.socket, ApiKeys]]:
+    """Open the port and load the API keys. If the tenant has no key, create one and print it."""
+    with listen(address.host, address.port) as sock:
+        keys = ApiKeys.load(Path(address.keys) if address.keys else default_key_file())
+        key = keys.ensure_key(address.tenant)
+        if key is not None:
+            _say(f"API key of tenant '{address.tenant}', shown only once: {key}")
+        yield sock, keys
+
+
+def fields_from_options(address: ServerOptions) -> dict[str, Any]:
+    """Return the fields of a `Service` that options set. Raises ConfigError if an origin is invalid."""
+    return {
+        "operator": address.operator,
+        "max_body": address.max_body,
+        "rate": RateLimit(address.rate, max(address.queue, int(address.rate))),
+        "cors": parse_origins(address.cors),
+    }
+
+
 def _load_chat_format(run: RunDir, address: ServerOptions) -> ChatFormat:
     chat = load_chat(run, Tokenizer.load(run.tokenizer_file))
     if address.think_budget and not chat.thinks:
@@ -98,7 +119,7 @@ def _load_chat_format(run: RunDir, address: ServerOptions) -> ChatFormat:
 
 def serve(arguments: EngineArguments, address: ServerOptions, cascade: CascadeArguments | None = None) -> None:
     """Serve a run, or a cascade of two runs, until a signal stops the server. Raises RorqualError if the server cannot start."""
-    run, cors = RunDir(Path(arguments.run)), parse_origins(address.cors)
+    run = RunDir(Path(arguments.run))
     checkpoint = run.checkpoint()
     chat = _load_chat_format(run, address)
     task = TaskDefaults() if cascade else run.task_defaults()
@@ -107,9 +128,8 @@ def serve(arguments: EngineArguments, address: ServerOptions, cascade: CascadeAr
         second = RunDir(Path(cascade.teacher.run))
         second.checkpoint()
         second_chat = _load_chat_format(second, address)
-    with listen(address.host, address.port) as sock:
-        keys = ApiKeys.load(Path(address.keys) if address.keys else default_key_file())
-        key = keys.ensure_key(address.tenant)
+    shared = fields_from_options(address)
+    with listen_with_keys(address) as (sock, keys):
         uploads, rollout_key = (
             WeightUploads.open_folder(Path(arguments.rollout_dir)) if arguments.rollout_dir else (None, None)
         )
@@ -119,15 +139,12 @@ def serve(arguments: EngineArguments, address: ServerOptions, cascade: CascadeAr
             chat=chat,
             bridge=_create_bridge(arguments, address, keys),
             keys=keys,
-            operator=address.operator,
-            max_body=address.max_body,
-            rate=RateLimit(address.rate, max(address.queue, int(address.rate))),
             defaults=read_defaults(run),
-            cors=cors,
             uploads=uploads,
             prompts=run.example_prompts(),
             think_budget=address.think_budget,
             task=task,
+            **shared,
         )
         if cascade is not None and second is not None:
             # The sampling of the evaluation that calibrated the student's confidence, whatever the runs' own defaults are.
@@ -142,11 +159,9 @@ def serve(arguments: EngineArguments, address: ServerOptions, cascade: CascadeAr
             service = replace(
                 service, defaults=calibrated, teacher=CascadeTeacher(other, *names, cascade.calibration, cascade.sure)
             )
-        if key is not None:
-            _say(f"API key of tenant '{address.tenant}', shown only once: {key}")
         if rollout_key is not None:
             _say(f"rollout key, shown only once: {rollout_key}")
-        asyncio.run(_serve_until_stopped(service, create_app(service, with_page=address.ui), sock, address))
+        run_until_stopped(service, create_app(service, with_page=address.ui), sock, address)
 
 
 def _create_bridge(arguments: EngineArguments, address: ServerOptions, keys: ApiKeys) -> EngineBridge:
@@ -154,8 +169,13 @@ def _create_bridge(arguments: EngineArguments, address: ServerOptions, keys: Api
     return EngineBridge(arguments, queue=address.queue, tenants=tenants, hang=address.hang, load=address.load)
 
 
+def run_until_stopped(service: Service, app: ApiKeyMiddleware, sock: socket.socket, address: ServerOptions) -> None:
+    """Serve requests until a signal stops the process. Raises RorqualError if an engine cannot be loaded."""
+    asyncio.run(_serve_until_stopped(service, app, sock, address))
+
+
 async def _serve_until_stopped(
-    service: ModelService, app: ApiKeyMiddleware, sock: socket.socket, address: ServerOptions
+    service: Service, app: ApiKeyMiddleware, sock: socket.socket, address: ServerOptions
 ) -> None:
     limit = raise_open_file_limit()
     # Exclude permanent objects from garbage collection, because collection blocks the event loop.

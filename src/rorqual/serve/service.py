@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import ValidationError
 
@@ -23,7 +25,7 @@ from rorqual.serve.keys import ApiKeys
 from rorqual.serve.limits import MAX_VALUES, SLICE, too_large
 from rorqual.serve.metrics import ServerMetrics
 from rorqual.serve.rate_limit import RateLimit
-from rorqual.serve.schemas import GenerationRequest
+from rorqual.serve.schemas import ChatRequest, GenerationRequest, TextRequest
 from rorqual.serve.unsupported_fields import TEXT_ONLY, unsupported_type
 from rorqual.serve.uploads import WeightUploads
 from rorqual.serve.validation_errors import api_error_from_pydantic, describe_value
@@ -32,6 +34,8 @@ from rorqual.serve.wire import EngineLimits, EngineRequest
 T = TypeVar("T")
 MASK = 2**64 - 1
 SEED_BITS = 63
+EXAMPLES = 2
+"""Number of example prompts in the description of the model that `/v1/models` returns."""
 GENERATION = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 """Keys of a published model's generation config whose values the server uses as default sampling parameters."""
 COUNTED = 200_000
@@ -58,53 +62,27 @@ def read_defaults(run: RunDir) -> SamplingParams:
 
 
 @dataclass(frozen=True)
-class CascadeTeacher:
-    """The second model of a cascade. `name` and `student` are the names of the teacher and the student in the usage of a response.
+class Service(ABC):
+    """The state that all routes of a server share, created once at the start.
 
-    The student's answer is kept if the student's calibrated confidence is at least `sure` (`evals.cascade`).
+    `created`: Unix time of the served model in seconds. `max_body`: maximum bytes of a request. `keep_alive`: a stream sends a
+    comment after this many seconds without a token. `operator`: the tenant that may read the metrics of all tenants. `cors`:
+    allowed origins. `uploads`: weight updates from a trainer, or None if weight updates are turned off. `rate`: limit on the
+    requests of each tenant. `cutters`: one worker thread per tenant. `requests`: the schemas of the requests that the server
+    answers.
     """
 
-    service: ModelService
-    name: str
-    student: str
-    calibration: Calibration
-    sure: float
-
-    def confidence(self, logprob: float, tokens: int) -> float:
-        """Return the calibrated probability that the student's reply is right. `logprob` is the sum of the
-        log-probabilities of the reply's `tokens` tokens."""
-        return self.calibration.probability(logprob / tokens)
-
-
-@dataclass(frozen=True)
-class ModelService:
-    """The server's shared state, created once at the start.
-
-    `created`: Unix time of the checkpoint in seconds. `keep_alive`: a stream sends a comment after this many seconds without
-    a token. `operator`: the tenant that may read the metrics of all tenants. `cors`: allowed origins. `uploads`: weight
-    updates from a trainer, or None if weight updates are turned off. `prompts`: example prompts from the problems that the
-    model was trained on. `think_budget`: maximum thinking tokens of a chat reply, unless the request sets its own
-    `think_budget`; 0 sets no maximum. `task`: defaults of chat requests, from the run's `defaults.json`. `teacher`: the
-    second model of a cascade, which answers chat requests if the first model is not sure, or None. `rate`: limit on the
-    requests of each tenant. `cutters`: one worker thread per tenant.
-    """
+    requests: ClassVar[tuple[type[GenerationRequest], ...]]
 
     name: str
     created: int
-    chat: ChatFormat
-    bridge: EngineBridge
     keys: ApiKeys
     max_body: int
     keep_alive: float = 5.0
-    defaults: SamplingParams = SERVER_DEFAULTS
     metrics: ServerMetrics = field(default_factory=ServerMetrics)
     operator: str = ""
     cors: frozenset[str] = frozenset()
     uploads: WeightUploads | None = None
-    prompts: Sequence[str] = ()
-    think_budget: int = 0
-    task: TaskDefaults = NO_DEFAULTS
-    teacher: CascadeTeacher | None = None
     rate: RateLimit = field(default_factory=RateLimit)
     bodies: LargeBodyLimit = field(default_factory=LargeBodyLimit)
     cutters: dict[str, ThreadPoolExecutor] = field(default_factory=dict)
@@ -112,7 +90,15 @@ class ModelService:
     @property
     def bridges(self) -> tuple[EngineBridge, ...]:
         """The connections to the engines of all models."""
-        return (self.bridge,) if self.teacher is None else (self.bridge, self.teacher.service.bridge)
+        return ()
+
+    @abstractmethod
+    def model_details(self) -> dict[str, Any]:
+        """Return the fields that describe the model in `/v1/models` and that OpenAI's API does not have."""
+
+    @abstractmethod
+    def active_requests(self) -> tuple[Counter[str], Counter[str]]:
+        """Return the numbers of running and of waiting requests, by tenant."""
 
     async def run_in_thread(self, tenant: str, work: Callable[[], T]) -> T:
         """Run `work` in the tenant's thread and return its result.
@@ -131,6 +117,69 @@ class ModelService:
         if self.uploads is not None:
             self.uploads.close()
 
+    def unknown_model_error(self, name: str) -> ApiError:
+        """Return the error for a request to a model that is not served."""
+        problem = f"`model` is {describe_value(name)}, which is not served here"
+        return ApiError(404, f"{problem}. Use '{self.name}'.", param="model", code="model_not_found")
+
+
+@dataclass(frozen=True)
+class CascadeTeacher:
+    """The second model of a cascade. `name` and `student` are the names of the teacher and the student in the usage of a response.
+
+    The student's answer is kept if the student's calibrated confidence is at least `sure` (`evals.cascade`).
+    """
+
+    service: ModelService
+    name: str
+    student: str
+    calibration: Calibration
+    sure: float
+
+    def confidence(self, logprob: float, tokens: int) -> float:
+        """Return the calibrated probability that the student's reply is right. `logprob` is the sum of the
+        log-probabilities of the reply's `tokens` tokens."""
+        return self.calibration.probability(logprob / tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelService(Service):
+    """The shared state of a server of models, whose engines run in processes of their own.
+
+    `prompts`: example prompts from the problems that the model was trained on. `think_budget`: maximum thinking tokens of a
+    chat reply, unless the request sets its own `think_budget`; 0 sets no maximum. `task`: defaults of chat requests, from the
+    run's `defaults.json`. `teacher`: the second model of a cascade, which answers chat requests if the first model is not
+    sure, or None.
+    """
+
+    requests = ChatRequest, TextRequest
+
+    chat: ChatFormat
+    bridge: EngineBridge
+    defaults: SamplingParams = SERVER_DEFAULTS
+    prompts: Sequence[str] = ()
+    think_budget: int = 0
+    task: TaskDefaults = NO_DEFAULTS
+    teacher: CascadeTeacher | None = None
+
+    @property
+    def bridges(self) -> tuple[EngineBridge, ...]:
+        return (self.bridge,) if self.teacher is None else (self.bridge, self.teacher.service.bridge)
+
+    def model_details(self) -> dict[str, Any]:
+        temperature = self.task.temperature
+        return {
+            "max_model_len": self.bridge.info.max_len,
+            "thinks": self.chat.thinks,
+            "temperature": self.defaults.temperature if temperature is None else temperature,
+            "examples": list(self.prompts[:EXAMPLES]),
+        }
+
+    def active_requests(self) -> tuple[Counter[str], Counter[str]]:
+        jobs = [job for bridge in self.bridges for job in bridge.jobs.values()]
+        running = Counter(job.tenant for job in jobs if job.started)
+        return running, Counter(job.tenant for job in jobs if not job.started)
+
     def check_total_tokens(self, asks: Sequence[EngineRequest], param: str) -> None:
         """Raise ApiError if several prompts together have more than `MAX_VALUES` tokens. A single prompt may fill the context."""
         total = sum(len(ask.prompt) for ask in asks)
@@ -144,11 +193,6 @@ class ModelService:
         if name != self.name:
             raise self.unknown_model_error(name)
         return self.bridge.info
-
-    def unknown_model_error(self, name: str) -> ApiError:
-        """Return the error for a request to a model that is not served."""
-        problem = f"`model` is {describe_value(name)}, which is not served here"
-        return ApiError(404, f"{problem}. Use '{self.name}'.", param="model", code="model_not_found")
 
     def check_text_length(self, texts: Sequence[str], param: str, info: EngineLimits) -> None:
         """Raise ApiError if the `texts` together are too long for the model's context.

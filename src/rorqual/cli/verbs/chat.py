@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rorqual.cli.machine import available_cores
-from rorqual.cli.settings import WHERE, Settings, check_device, split_pairs
+from rorqual.cli.settings import WHERE, Settings, check_device, parse_settings, split_pairs
 from rorqual.core.config import parse_config
 from rorqual.core.errors import DataError
 from rorqual.core.example_prompts import is_unlike_prompts
@@ -17,7 +17,7 @@ from rorqual.core.records import RunDir, TaskDefaults
 
 
 def chat(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or folder of rorqual teach.")],
     settings: Settings = None,
 ) -> None:
     """Chat with a run's model in the terminal. Reasoning is dimmed.
@@ -29,13 +29,20 @@ def chat(
     A run with defaults.json, or a run that was trained on generated problems, answers each message alone, as in its
     training. For all other runs, /new starts a new conversation. /quit exits. With piped input, each line is one
     message.
+
+    In a folder that `rorqual teach` wrote, what it chose answers each message alone. The answer's probability and rung follow. If
+    the answer is not sure enough for the promise, the reason stands in its place.
     """
     import torch
 
-    from rorqual.cli.conversation import ChatSettings, Conversation
+    from rorqual.cli.conversation import ChatSettings, Conversation, answer_lines
     from rorqual.cli.terminal import Terminal, read_input_lines
     from rorqual.engine.engine import Engine
+    from rorqual.teach.paths import has_answerer
 
+    if has_answerer(run):
+        answer_lines(run, parse_settings(ChatSettings, settings), Terminal())
+        return
     task = RunDir(run).task_defaults()
     defaults = task.model_dump(include={"thinking", "max_tokens", "temperature"}, exclude_none=True)
     chosen = parse_config(ChatSettings, defaults | split_pairs(settings), where=WHERE)

@@ -22,6 +22,9 @@ def generate(
     are copied to the output. If a row cannot be answered, the row's output line contains the error, the other rows are still
     answered, and the exit code is 1. If `rorqual teach` wrote the run, the defaults of the run's task (defaults.json) apply
     to prompts and messages for keys that are not given, except with raw=true.
+
+    If `run` is the whole folder that `rorqual teach` wrote, what it chose answers: each row gets the columns answer, probability
+    and, with a promise, sure. The prompt has the columns of the training examples. out=FILE.csv writes a table.
     """
     from rorqual.cli.generating import generate_file
 

@@ -40,10 +40,12 @@ class ServeSettings(ServerOptions, DeviceSettings):
 
 
 def serve(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Run folder, or cascade=STUDENT,TEACHER.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Run folder, folder of rorqual teach, or cascade=STUDENT,TEACHER.")
+    ],
     settings: Settings = None,
 ) -> None:
-    """Serve a run through an OpenAI-compatible API.
+    """Serve a run through an OpenAI-compatible API. A folder that `rorqual teach` wrote is served as it chose, whatever rung that is.
 
     The API has chat and text completions, with streaming and separate reasoning content. The first start creates an API key
     and prints the key once. Every API route requires a key. Ctrl-C shuts the server down gracefully.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -10,25 +9,14 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 
 from rorqual.serve.metrics import ServerSnapshot
 from rorqual.serve.openapi import openapi_document
-from rorqual.serve.service import ModelService
+from rorqual.serve.service import Service
 
 router = APIRouter()
-EXAMPLES = 2
-"""Number of example prompts in the description of the model that `/v1/models` returns."""
 
 
-def _model_card(service: ModelService) -> dict[str, Any]:
-    temperature = service.task.temperature
-    return {
-        "id": service.name,
-        "object": "model",
-        "created": service.created,
-        "owned_by": "rorqual",
-        "max_model_len": service.bridge.info.max_len,
-        "thinks": service.chat.thinks,
-        "temperature": service.defaults.temperature if temperature is None else temperature,
-        "examples": list(service.prompts[:EXAMPLES]),
-    }
+def _model_card(service: Service) -> dict[str, Any]:
+    card = {"id": service.name, "object": "model", "created": service.created, "owned_by": "rorqual"}
+    return card | service.model_details()
 
 
 @router.get("/v1/models")
@@ -40,7 +28,7 @@ async def models(request: Request) -> Response:
 @router.get("/v1/models/{name:path}")  # names may contain a slash, as on the Hugging Face hub
 async def model(request: Request, name: str) -> Response:
     """Return the description of the served model, or a 404 error if the served model is not called `name`."""
-    service: ModelService = request.app.state.service
+    service: Service = request.app.state.service
     if name != service.name:
         raise service.unknown_model_error(name)
     return JSONResponse(_model_card(service))
@@ -56,24 +44,24 @@ async def health(request: Request) -> Response:
 @router.get("/openapi.json")
 async def openapi(request: Request) -> Response:
     """Return the OpenAPI document of this server."""
-    return JSONResponse(openapi_document(request.app.state.service.name))
+    return JSONResponse(openapi_document(request.app.state.service))
 
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
     """Return metrics for Prometheus. A tenant gets only the tenant's own metrics; the operator gets the metrics of all
     tenants."""
-    service: ModelService = request.app.state.service
+    service: Service = request.app.state.service
     bridges = service.bridges
-    jobs = [job for bridge in bridges for job in bridge.jobs.values()]
+    running, waiting = service.active_requests()
     stats = {
         f"{name}{key}": one for name, bridge in zip(("", "teacher_"), bridges) for key, one in bridge.stats.items()
     }
     now = ServerSnapshot(
         alive=all(bridge.alive for bridge in bridges),
         restarts=sum(bridge.restarts for bridge in bridges),
-        running=Counter(job.tenant for job in jobs if job.started),
-        waiting=Counter(job.tenant for job in jobs if not job.started),
+        running=running,
+        waiting=waiting,
         stats=stats,
     )
     tenant: str = request.state.tenant

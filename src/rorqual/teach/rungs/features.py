@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from rorqual.core.errors import ConfigError
 from rorqual.core.extras import require_extra
-from rorqual.teach.encoder import Encoder
+from rorqual.teach.encoder import Encoder, load_encoder
 
 
 class Features(ABC):
@@ -54,7 +55,11 @@ class TfIdf(Features):
 
 
 class Embeddings(Features):
-    """The embeddings of a pretrained encoder, each of which is computed once."""
+    """The embeddings of a pretrained encoder, each of which is computed once.
+
+    A file keeps only the encoder's place and the digest of its weights. Raises ConfigError when the file is loaded, if the encoder is
+    not there or has other weights.
+    """
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
@@ -67,3 +72,15 @@ class Embeddings(Features):
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         self._known |= dict(zip(new, self.encoder.embed(new), strict=True))
         return np.stack([self._known[text] for text in texts])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"place": self.encoder.place, "digest": self.encoder.digest()}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__init__(load_encoder(state["place"]))  # type: ignore[misc]
+        if self.encoder.digest() != state["digest"]:
+            raise ConfigError(
+                "the encoder has other weights than when the rung was fitted",
+                where=state["place"] or "the default encoder",
+                remedy="Restore the encoder's files, or run `rorqual teach` again.",
+            )

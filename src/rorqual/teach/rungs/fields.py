@@ -38,11 +38,10 @@ class Fields(Rung):
     name = "conditional random fields"
 
     def fit(self, rows: TrainingRows) -> None:
-        with require_extra("teach", "pycrfsuite"):
-            import pycrfsuite  # noqa: F401
         values = [json.loads(one.answer) for one in rows.examples]
         flat = [flatten(value) for value in values]
-        self.containers = set[Path_]().union(*map(objects, values)).intersection(*map(objects, values))
+        in_all = set[Path_](objects(values[0])).intersection(*map(objects, values))
+        self.containers = [path for path in objects(values[0]) if path in in_all]
         self.paths = [*dict.fromkeys(path for one in flat for path in one)]
         copied = {path for path in self.paths if _share_in_prompt(path, rows.examples, flat) >= COPIED}
         self.chosen = {path: _fit_choice(path, rows, flat) for path in self.paths if path not in copied}
@@ -60,7 +59,7 @@ class Fields(Rung):
             if self.leading:
                 groups.setdefault(_text(fields[self.leading]), []).append(tagged)
         self.taggers = {
-            value: _Tagger(group) for value, group in groups.items() if not value or len(group) >= FEWEST
+            value: CrfTagger(group) for value, group in groups.items() if not value or len(group) >= FEWEST
         } if copied else {}  # fmt: skip
 
     def predict(self, prompts: Sequence[str]) -> list[Guess]:
@@ -79,12 +78,20 @@ class Fields(Rung):
             guesses.append(Guess(answer, probability))
         return guesses
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state without dictionaries whose keys are paths, because JSON keys are strings."""
+        return vars(self) | {"chosen": [*self.chosen.items()]}
 
-class _Tagger:
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state, chosen=dict(state["chosen"]))
+
+
+class CrfTagger:
     """A conditional random field, fitted on words and their tags."""
 
     def __init__(self, rows: Sequence[tuple[list[str], list[str]]]) -> None:
-        import pycrfsuite
+        with require_extra("teach", "pycrfsuite"):
+            import pycrfsuite
 
         trainer = pycrfsuite.Trainer(verbose=False)
         trainer.set_params(CRF)
@@ -94,9 +101,19 @@ class _Tagger:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "crf"
             trainer.train(str(file))
-            self.model = file.read_bytes()
-        self.tagger = pycrfsuite.Tagger()
-        self.tagger.open_inmemory(self.model)
+            self._open(file.read_bytes())
+
+    def _open(self, model: bytes) -> None:
+        with require_extra("teach", "pycrfsuite"):
+            import pycrfsuite
+        self.model, self.tagger = model, pycrfsuite.Tagger()
+        self.tagger.open_inmemory(model)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"model": self.model}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self._open(state["model"])
 
     def find(self, prompt: str) -> tuple[dict[Path_, Any], float]:
         """Return the first span of each field, and the probability of all tags."""

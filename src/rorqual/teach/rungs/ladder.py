@@ -14,17 +14,19 @@ from rorqual.teach.rungs.rung import Rung
 from rorqual.teach.rungs.simple import Majority, Rule, UnchangedInput, UserRule
 
 
-def rungs_of(kind: AnswerKind, *, rule: Rule | None = None, encoder: Encoder | None = None) -> Iterator[Rung]:
+def rungs_of(
+    kind: AnswerKind, *, rule: Rule | None = None, rule_spec: str = "", encoder: Encoder | None = None
+) -> Iterator[Rung]:
     """Yield the rungs for answers of a kind, in the order of cost. Rungs that need the encoder are left out without it.
 
     Logistic regression is for labels only, ranked calculations for numbers, conditional random fields for JSON, and the unchanged input
-    for free text.
+    for free text. `rule_spec`, such as "./mine.py:function", names the file of `rule`; a rule without it cannot be saved.
     """
     yield Majority()
     if kind == "text":
         yield UnchangedInput()
     if rule is not None:
-        yield UserRule(rule)
+        yield UserRule(rule, rule_spec)
     yield NearestNeighbour("nearest neighbour", TfIdf(words=True))
     if kind == "label":
         choices = {"words and characters": TfIdf(words=True), "characters": TfIdf(words=False)}

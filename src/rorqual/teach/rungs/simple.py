@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
-from rorqual.core.errors import TaskError
+from rorqual.core.errors import ConfigError, TaskError
+from rorqual.tasks.examples import load_function
 from rorqual.tasks.find import wrap_user_error
 from rorqual.teach.rungs.rung import Guess, Rung, TrainingRows
 
 Rule = Callable[[str], str]
+MAJORITY = "majority"
+"""The name of the rung that always gives the most frequent answer."""
 
 
 class Majority(Rung):
     """The most frequent answer. Of equally frequent answers, the first in the training examples is used."""
 
-    name = "majority"
+    name = MAJORITY
 
     def fit(self, rows: TrainingRows) -> None:
         [(place, count)] = Counter(rows.classes.tolist()).most_common(1)
@@ -40,18 +44,34 @@ class UnchangedInput(Rung):
 
 
 class UserRule(Rung):
-    """The user's function from a prompt to an answer, which learns nothing. Raises TaskError if the function fails."""
+    """The user's function from a prompt to an answer, which learns nothing. Raises TaskError if the function fails.
+
+    `spec`, such as "./mine.py:function", names the function's file. A file of the rung keeps only this name; without it, the rung
+    cannot be saved.
+    """
 
     name = "rule"
 
-    def __init__(self, rule: Rule) -> None:
-        self.rule = rule
+    def __init__(self, rule: Rule, spec: str = "") -> None:
+        self.rule, self.spec = rule, spec
 
     def fit(self, rows: TrainingRows) -> None:
         pass
 
     def predict(self, prompts: Sequence[str]) -> list[Guess]:
         return [Guess(apply_rule(self.rule, prompt), 1.0) for prompt in prompts]
+
+    def __getstate__(self) -> dict[str, Any]:
+        if not self.spec:
+            raise ConfigError(
+                "the rule names no file, so it cannot be saved",
+                where="key 'rule'",
+                remedy="Give rule=./mine.py:function.",
+            )
+        return {"spec": self.spec}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.rule, self.spec = load_function(state["spec"], "rule"), state["spec"]
 
 
 def apply_rule(rule: Rule, prompt: str) -> str:

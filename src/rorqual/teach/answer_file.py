@@ -1,0 +1,140 @@
+"""Answer the rows of a file with what `rorqual teach` chose. An interrupted command resumes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rorqual.core.conversations import read_messages
+from rorqual.core.errors import ConfigError, DataError
+from rorqual.core.progress import Progress
+from rorqual.data.fingerprint import fingerprint
+from rorqual.data.source.cells import joined_prompt, named_columns
+from rorqual.generate.output import CsvOutput, PartialOutput, finish_output, unanswered_rows
+from rorqual.generate.prompts import PromptFile, RefusedRow, read_prompts
+from rorqual.generate.schema import is_json_writable
+from rorqual.teach.answerer import Answerer, AnswererConfig, load_answerer
+from rorqual.teach.columns import MESSAGES
+from rorqual.teach.contract import prompt_of_turns
+from rorqual.teach.paths import TeachPaths
+
+ADDED = ("line", "answer", "probability", "sure", "error")
+"""The columns of the output that a row must not have."""
+ROWS_AT_ONCE = 64
+"""Number of rows that are answered and saved together."""
+SHOWN = 3
+"""Maximum number of rows with errors in the summary."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row of the file, and its prompt."""
+
+    line: int
+    values: dict[str, Any]
+    prompt: str
+
+
+def answer_file(
+    file: Path,
+    out: Path,
+    folder: Path,
+    *,
+    columns: str,
+    threads: int,
+    strict: bool,
+    quiet: bool,
+    versions: Mapping[str, Any],
+) -> tuple[int, list[str]]:
+    """Answer all rows of `file` that have no answer in `out` yet. The output is CSV if `out` ends in .csv, else JSON lines.
+
+    `columns` names the columns of the prompt, separated by commas; "" stands for the columns of the training examples. With
+    `strict`, DataError is raised for the first row without a prompt, before anything is answered. `versions` has the versions
+    of the software that answers depend on. Return the number of rows with an error, and the lines of a summary.
+    """
+    prompts = PromptFile.open(file)
+    names = prompts.columns()
+    if taken := [name for name in ADDED if name in names]:
+        raise ConfigError(
+            f"the file has a column '{taken[0]}', which the output adds", where=str(file), remedy="Rename the column."
+        )
+    answerer = load_answerer(folder, threads=threads)
+    known = named_columns(
+        columns or ",".join(answerer.config.columns or [_conversation_column(names)]), names, "prompt"
+    )
+    rows = (_read_row(line, row, known) for line, row in read_prompts(file))
+    if strict and (fault := next((row for row in rows if isinstance(row, RefusedRow)), None)):
+        raise DataError(fault.what, where=f"{file}:{fault.line}", remedy=fault.remedy)
+    made = {
+        "file": prompts.sha256,
+        "run": _fingerprint(folder, answerer.config),
+        "prompt": ", ".join(known),
+        **versions,
+    }
+    kind = CsvOutput if out.suffix.lower() == ".csv" else PartialOutput
+    with kind(out, made, rows=prompts.rows, last=prompts.last) as output:
+        faults = ["  all lines were already complete"]
+        if not output.whole:
+            rows = (_read_row(line, row, known) for line, row in unanswered_rows(output, prompts))
+            faults = _write_answers(output, rows, answerer, quiet)
+            finish_output(output, prompts)
+        errors = output.errors
+    return errors, [
+        f"{prompts.rows:,} lines: {prompts.rows - errors:,} answered, {errors:,} refused",
+        *faults,
+        f"  {out}",
+    ]
+
+
+def _conversation_column(names: Sequence[str]) -> str:
+    return MESSAGES if MESSAGES in names else "prompt"
+
+
+def _read_row(line: int, row: dict[str, Any] | RefusedRow, columns: Sequence[str]) -> _Row | RefusedRow:
+    if isinstance(row, RefusedRow):
+        return row
+    writable = {name: value for name, value in row.items() if is_json_writable(value)}
+    if lost := [name for name in row if name not in writable]:
+        return RefusedRow(line, lost[0], "the value cannot be written as JSON", "Write it as a text.", writable)
+    try:
+        if columns == (MESSAGES,):
+            return _Row(line, row, prompt_of_turns(read_messages(row.get(MESSAGES))))
+        return _Row(line, row, joined_prompt(row, columns))
+    except DataError as error:
+        return RefusedRow(line, columns[0], error.what, "Fill the columns of the prompt, or delete the row.", row)
+
+
+def _write_answers(
+    output: PartialOutput, rows: Iterator[_Row | RefusedRow], answerer: Answerer, quiet: bool
+) -> list[str]:
+    """Write the answers as they are made. Return a line for each of the first rows with an error."""
+    faults: list[str] = []
+    bar = None if quiet else Progress("generate", output.rows, unit="line", start=output.count)
+    while some := [*islice(rows, ROWS_AT_ONCE)]:
+        asked = [row for row in some if isinstance(row, _Row)]
+        lines: dict[int, Mapping[str, Any]] = {}
+        for row, answer in zip(asked, answerer.answer([row.prompt for row in asked]), strict=True):
+            record = {"line": row.line, **row.values, "answer": answer.text, "probability": answer.probability}
+            lines[row.line] = record | ({"sure": answer.sure} if answerer.config.promise else {})
+        for fault in (row for row in some if isinstance(row, RefusedRow)):
+            error = {"key": fault.key, "what": fault.what, "remedy": fault.remedy}
+            lines[fault.line] = {"line": fault.line, **fault.carried, "error": error}
+            faults.append(f"  line {fault.line}: {fault.what}\n    {fault.remedy}")
+        output.append_records(lines)
+        if bar is not None:
+            bar.update(output.count, f"{output.errors:,} refused")
+    return faults[:SHOWN]
+
+
+def _fingerprint(folder: Path, config: AnswererConfig) -> str:
+    """Return a hash of the chosen rungs, the calibration and the promise."""
+    paths, digest = TeachPaths(folder), hashlib.sha256()
+    for file in (paths.answerer, *(paths.rung_file(step.rung) for step in config.steps)):
+        digest.update(
+            file.read_bytes() if file.is_file() else fingerprint(paths.model, paths.model.checkpoint()).encode()
+        )
+    return digest.hexdigest()

@@ -1,0 +1,64 @@
+"""The prompt as a contract: a prompt that is asked later has the form of the prompts in the training examples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rorqual.core.errors import DataError, suggest_name
+from rorqual.core.records import Message
+from rorqual.data.source.cells import joined_prompt
+from rorqual.teach.answerer import Answer
+from rorqual.teach.examples import conversation_prompt
+from rorqual.teach.promise import Promise
+
+
+def prompt_of_text(text: str, columns: Sequence[str]) -> str:
+    """Return the prompt of a text. If a prompt has several columns, the text may be a JSON object with the text of each.
+
+    Raises DataError if the text is empty, or if the object lacks one of `columns` or has another key.
+    """
+    if len(columns) > 1 and text.lstrip().startswith("{"):
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError):
+            values = None
+        if isinstance(values, dict):
+            return prompt_of_columns(values, columns)
+    return joined_prompt({"": text}, [""])
+
+
+def prompt_of_turns(turns: Sequence[Message]) -> str:
+    """Return the prompt of a conversation up to its last user turn. System messages are left out.
+
+    Raises DataError if there is no user turn, or if the prompt is empty.
+    """
+    talk = [turn for turn in turns if turn.role != "system"]
+    while talk and talk[-1].role != "user":
+        talk.pop()
+    if not talk:
+        raise DataError("there is no user message", remedy="Give one.")
+    return joined_prompt({"": conversation_prompt(talk)}, [""])
+
+
+def prompt_of_columns(values: Mapping[str, Any], columns: Sequence[str]) -> str:
+    """Return the prompt of a row, joined as in the training examples. The text of a column may be empty.
+
+    Raises DataError if one of `columns` is missing, if there is another column, or if all texts are empty.
+    """
+    if not columns:
+        raise DataError("this task has no columns: its examples are conversations", remedy="Send messages.")
+    if unknown := [name for name in values if name not in columns]:
+        raise DataError(f"unknown column '{unknown[0]}'", remedy=suggest_name(unknown[0], columns))
+    if missing := [name for name in columns if name not in values]:
+        raise DataError(f"column '{missing[0]}' is missing", remedy=f"Give {', '.join(columns)}; a text may be empty.")
+    return joined_prompt(values, columns)
+
+
+def abstention(answer: Answer, promise: Promise | None) -> str:
+    """Return why an answer is withheld, or "" if it is sure enough for the promise or if nothing is promised."""
+    if promise is None or answer.sure:
+        return ""
+    needed = f"the promise of {promise.accuracy:g} needs {promise.threshold:.3g}"
+    return f"not sure enough: probability {answer.probability:.3g}, {needed}"

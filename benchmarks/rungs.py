@@ -26,12 +26,12 @@ from rorqual.core.records import write_json
 from rorqual.evals.stats import hierarchical_difference, t_interval
 from rorqual.evals.verdict import CONFIDENCE, judge
 from rorqual.teach.config import TeachConfig
-from rorqual.teach.measure import evaluate_baseline, test_problems
-from rorqual.teach.paths import AFTER, TeachPaths
+from rorqual.teach.measure import evaluate_guesses, test_problems
+from rorqual.teach.paths import TeachPaths
 from rorqual.teach.rungs.ladder import rungs_of
 from rorqual.teach.rungs.rung import TrainingRows
 from rorqual.teach.stages import TeachStages
-from teach import RESULT, TEST, bits, draw
+from teach import AFTER, RESULT, TEST, bits, draw
 
 
 def run(case: str, seed: int, data: Path, base: Path, folder: Path) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def run(case: str, seed: int, data: Path, base: Path, folder: Path) -> dict[str,
         stages = TeachStages(config, paths, 1, ledger, lambda *_: None, "")
         stages.check_settings()
         stages.prepare_data()
-    task, rows = stages.task(), TrainingRows(stages.dataset.all_train, stages.dataset.kind)
+    task, rows = stages.task(), TrainingRows(stages.dataset.pool, stages.dataset.kind)
     problems = test_problems(task)
     found: dict[str, Any] = {}
     for rung in rungs_of(rows.kind, rule=stages.rule, encoder=stages.encoder):
@@ -59,7 +59,7 @@ def run(case: str, seed: int, data: Path, base: Path, folder: Path) -> dict[str,
         fitted = time.process_time()
         guesses = rung.predict([one.prompt for one in problems])
         found[rung.name] = {
-            "right": bits(evaluate_baseline(rung.name, task, problems, [guess.answer for guess in guesses])),
+            "right": bits(evaluate_guesses(rung.name, task, problems, guesses)),
             "fit_core_seconds": round(fitted - began, 2),
             "answer_core_milliseconds": round(1000 * (time.process_time() - fitted) / len(problems), 2),
         }

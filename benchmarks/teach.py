@@ -32,9 +32,13 @@ from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.stats import hierarchical_difference, mcnemar, t_interval
 from rorqual.evals.verdict import judge
 from rorqual.tasks.task import Verdict
-from rorqual.teach.paths import AFTER, ALONE, BEFORE, TeachPaths
-from rorqual.teach.stages import BASELINES, UNCOUNTED
+from rorqual.teach.model_stages import UNCOUNTED
+from rorqual.teach.paths import TeachPaths
+from rorqual.teach.rungs.language_model import TAUGHT
 
+BEFORE, AFTER, ALONE = "base, no examples", "taught model", "taught model without calculator"
+BASELINES = "measure the baselines"
+"""Names in the results of versions that measured all baselines on the test split."""
 RESULT = Path(__file__).parent.parent / "docs" / "results" / "teach.json"
 TRAIN, TEST = 500, 200
 TEN = ("card_arrival", "lost_or_stolen_card", "change_pin", "exchange_rate", "top_up_failed", "request_refund",
@@ -114,6 +118,7 @@ def run(case: str, seed: int, data: Path, base: str, minutes: float, folder: Pat
         "threads=1",
         f"seed={seed}",
         "out=run",
+        f"rung={TAUGHT}",
         *keys,
     ]
     command = [sys.executable, "-c", "from rorqual.cli.main import main; main()", "teach", *arguments]
@@ -122,18 +127,17 @@ def run(case: str, seed: int, data: Path, base: str, minutes: float, folder: Pat
     subprocess.run(command, cwd=folder, check=True, env=environment)
     paths = TeachPaths(folder / "run")
     stages = {entry.stage: [round(entry.seconds), round(entry.core_seconds)] for entry in read_ledger(paths.ledger)}
-    names = [
-        *json.loads(paths.baselines.read_bytes())["names"],
-        *([ALONE] if paths.evaluation_file(ALONE).is_file() else []),
-        AFTER,
-    ]
+    names = json.loads(paths.choice.read_bytes())
     return {
         "case": case,
         "seed": seed,
         "minutes": minutes,
         "began": time.strftime("%Y-%m-%d %H:%M", time.gmtime(began)),
         "rorqual": rorqual.__version__,
-        "right": {name: bits(Evaluation.load(paths.evaluation_file(name))) for name in names},
+        "right": {
+            AFTER if name == TAUGHT else name: bits(Evaluation.load(paths.evaluation_file(name)))
+            for name in names.values()
+        },
         "stages": stages,
         "plan": json.loads(paths.plan.read_bytes()),
         "grpo": json.loads(paths.grpo_result.read_bytes())["text"],
@@ -197,11 +201,15 @@ def costs(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for one in runs:
         seconds = {stage: value for stage, [value, _] in one["stages"].items()}
-        training = sum(value for stage, value in seconds.items() if stage not in (*UNCOUNTED, "measure", "report"))
+        training = sum(
+            value
+            for stage, value in seconds.items()
+            if stage not in (*UNCOUNTED, BASELINES, "measure", "test", "report")
+        )
         row = {
             "minutes": training / 60,
-            "baselines_minutes": seconds[BASELINES] / 60,
-            "measure_minutes": seconds["measure"] / 60,
+            "baselines_minutes": sum(seconds.get(stage, 0) for stage in (BASELINES, *UNCOUNTED)) / 60,
+            "measure_minutes": sum(seconds.get(stage, 0) for stage in ("measure", "test")) / 60,
             "peak_gib": one["peak_bytes"] / 2**30,
         }
         case = found.setdefault(f"{one['case']}, {one['minutes']:g} minutes", {})

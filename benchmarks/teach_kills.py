@@ -29,10 +29,10 @@ from record import ROOT, made_by
 from rorqual.core.ledger import read_ledger
 from rorqual.core.records import write_json
 from rorqual.evals.evaluation import Evaluation
-from rorqual.teach.paths import AFTER, ALONE, TeachPaths
+from rorqual.teach.paths import TeachPaths
 
 SAMPLES = ROOT / "examples" / "data"
-STAGES = {2: "base", 3: "measure the baselines", 4: "train", 6: "measure"}
+STAGES = {2: "rungs", 3: "base", 4: "train", 6: "test"}
 WEIGHTS = (2, 3, 6, 2)
 """The stages in which the command is killed, by their numbers, and how often."""
 
@@ -80,11 +80,7 @@ def killed_in(stage: int, wait: float, a: argparse.Namespace, paths: TeachPaths)
 
 def ending(paths: TeachPaths) -> dict[str, Any]:
     """Return what a finished run ends with."""
-    names = [
-        *json.loads(paths.baselines.read_bytes())["names"],
-        AFTER,
-        *([ALONE] if paths.evaluation_file(ALONE).is_file() else []),
-    ]
+    names = json.loads(paths.choice.read_bytes()).values()
     weights = sorted(paths.model.checkpoint().glob("*.safetensors"))
     return {
         "weights": [hashlib.sha256(path.read_bytes()).hexdigest() for path in weights],

@@ -22,7 +22,8 @@ from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.tasks.task import Verdict
 from rorqual.teach.answer_format import derive_worked_solution
 from rorqual.teach.examples import Example
-from rorqual.teach.paths import AFTER, TeachPaths
+from rorqual.teach.paths import TeachPaths
+from rorqual.teach.rungs.language_model import TAUGHT
 
 FEW, SOME = 3, 6
 """Labels are grouped by their number of training examples: none, at most `FEW`, at most `SOME`, more."""
@@ -34,7 +35,7 @@ def runs_of(folders: Sequence[Path], case: str) -> dict[str, Run]:
     found = {}
     for path in (path for folder in folders for path in folder.glob(f"{case}-*-10/run")):
         paths = TeachPaths(path)
-        found[path.parent.name] = paths, Evaluation.load(paths.evaluation_file(AFTER)).samples
+        found[path.parent.name] = paths, Evaluation.load(paths.evaluation_file(TAUGHT)).samples
     return dict(sorted(found.items()))
 
 

@@ -54,8 +54,10 @@ from rorqual.tasks.task import Problem
 from rorqual.tasks.task import Verdict as Grade
 from rorqual.teach.config import TeachConfig
 from rorqual.teach.measure import test_problems
-from rorqual.teach.paths import AFTER, TeachPaths
-from rorqual.teach.stages import UNCOUNTED, TeachStages
+from rorqual.teach.model_stages import UNCOUNTED
+from rorqual.teach.paths import TeachPaths
+from rorqual.teach.rungs.language_model import TAUGHT
+from rorqual.teach.stages import TeachStages
 from rorqual.teach.train import MOST_DEV
 
 WORKER = Path(__file__).with_name("trl_worker.py")
@@ -64,7 +66,7 @@ LOWER, TIMES = 0.03, 1.5
 """The goals: the largest loss of test accuracy, and the least ratio of core-seconds."""
 EQUAL = 0.95
 """TRL must spend so many of our core-seconds, or the times are not equal."""
-AFTER_TRAINING = ("measure", "report")
+AFTER_TRAINING = ("test", "report")
 OURS, THEIRS = "rorqual", "TRL"
 
 
@@ -176,9 +178,15 @@ class Peers:
         if not paths.results.is_file():
             self.draw(seed)
             keys = ("test", "base", "minutes", "count", "seed")
-            words = [config.file, *(f"{key}={getattr(config, key)}" for key in keys), "threads=1", f"out={paths.out}"]
+            words = [
+                config.file,
+                *(f"{key}={getattr(config, key)}" for key in keys),
+                "threads=1",
+                f"rung={TAUGHT}",
+                f"out={paths.out}",
+            ]
             run([sys.executable, "-m", "rorqual", "teach", *words], paths.out / "output.txt")
-        samples = Evaluation.load(paths.evaluation_file(AFTER)).samples
+        samples = Evaluation.load(paths.evaluation_file(TAUGHT)).samples
         return spent(paths) | {"right": {sample.key: sample.verdict is Grade.RIGHT for sample in samples}}
 
     def theirs(self, seed: int, setting: Setting, name: str, *, least: float = 0.0, test: bool) -> dict[str, Any]:
@@ -227,8 +235,8 @@ def read_config(folder: Path) -> TeachConfig:
 
 def row_of(stages: TeachStages, problem: Problem, *, answer: bool) -> dict[str, Any]:
     """Return a row for TRL. Its prompt is the text of our chat format, and encodes to `prompt_ids`."""
-    ids = stages.chat.prompt(problem.messages, stages.thinking)
-    text = stages.chat.tokenizer.decode(ids, specials=True)
+    ids = stages.model.chat.prompt(problem.messages, stages.model.thinking)
+    text = stages.model.chat.tokenizer.decode(ids, specials=True)
     row = {"key": problem.key, "prompt": text, "prompt_ids": ids}
     return row | ({"completion": problem.answer} if answer else {})
 

@@ -15,12 +15,12 @@ from typing import Any
 from PIL import Image
 
 from rorqual.report.chart import Chart, Panel, Series, draw
-from rorqual.teach.paths import AFTER, ALONE
 
 ROOT = Path(__file__).parent.parent
 RESULT, PICTURE = ROOT / "docs" / "results" / "teach.json", ROOT / "docs" / "pictures" / "teach-cases.png"
 TITLES = {"banking77": "77 labels", "snips": "Fields as JSON", "svamp": "Word problems"}
 MINUTES = 10
+AFTER, ALONE = "taught model", "taught model without calculator"
 Points = Mapping[str, Sequence[float]]
 """The accuracies of a case in percent, by the name of what answered: one for each seed."""
 

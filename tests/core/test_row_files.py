@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from rorqual.core.errors import DataError
 from rorqual.core.rows import BadRow, DataRow, read_rows, scan_rows
 
-ROWS: list[dict[str, Any]] = [{"text": f'{n}; "so", it\nis \u2028 {n}', "label": "ab"[n % 2]} for n in range(300)]
+ROWS: list[dict[str, Any]] = [{"text": f'{n}; "so", it\nis \u2028 {n}', "label": f"{n % 2:02}"} for n in range(300)]
 LINES = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in ROWS)
 
 
@@ -50,6 +50,8 @@ FORMS = {
     "semicolon.CSV": b"\xef\xbb\xbf" + table(ROWS, delimiter=";"),
     "tab.csv": table(ROWS, delimiter="\t"),
     "a.tsv": table(ROWS, delimiter="\t"),
+    "excel.csv": table(ROWS, delimiter="\t").decode().encode("utf-16"),
+    "big-endian.tsv": b"\xfe\xff" + table(ROWS, delimiter="\t").decode().encode("utf-16-be"),
     "a.parquet": parquet(ROWS),
 }
 
@@ -141,7 +143,8 @@ REFUSED = [
     ("a.parquet", b"", "not Parquet"),
     ("a.jsonl", b"\x1f\x8b\x08\x00" * 9, "look binary"),
     ("a.jsonl", bytes(range(256)) * 4, "look binary"),
-    ("a.jsonl", '{"a": "b"}'.encode("utf-16"), "UTF-16"),
+    ("a.jsonl", '{"a": "b"}'.encode("utf-16"), "UTF-16 text\n.*iconv -f UTF-16"),
+    ("a.csv", "a,b\nx,y\n".encode("utf-16")[:-1], "not UTF-16-LE: byte 0x0a"),
     ("a.json", b"5", "a JSON int, not a list"),
     ("a.json", b"[1,", "not JSON"),
     ("a.csv", b"a,a\nx,y\n", "a.csv:1: the header repeats a column: a, a"),

@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -168,7 +169,12 @@ def teach(out: Path) -> Parts:
         check_file(inputs.write_examples(out / "rows.jsonl"), len).examples,
     )
     dataset = Dataset(
-        {"train": examples[:30], "dev": examples[30:36], "test": examples}, "label", examples, {"duplicate": 3}, 2
+        {"train": examples[:30], "dev": examples[30:36], "test": examples},
+        "label",
+        examples,
+        np.ones(len(examples), np.int64),
+        {"duplicate": 3},
+        2,
     )
     plan = TeachPlan(
         steps=100, dev_steps=(50, 100), rows=4, row=192, max_tokens=32, epochs=2.5, step_seconds=1, train_seconds=100

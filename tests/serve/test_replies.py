@@ -128,7 +128,9 @@ def test_a_tenant_that_floods_leaves_each_other_its_share() -> None:
 
 def test_long_texts_are_cut_beside_the_loop_and_none_for_who_has_left() -> None:
     """One after another for each tenant, and no tenant behind another."""
-    service = ModelService("m", 0, ApiKeys(Path("none"), {}), 1, chat=CHAT, bridge=EngineBridge(EngineArguments("nowhere")))
+    service = ModelService(
+        "m", 0, ApiKeys(Path("none"), {}), 1, chat=CHAT, bridge=EngineBridge(EngineArguments("nowhere"))
+    )
     began, go = threading.Event(), threading.Event()
     done: list[str] = []
 

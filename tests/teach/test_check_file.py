@@ -8,7 +8,7 @@ import json
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ import pytest
 from in_process import output_of
 from rorqual.core.errors import ConfigError
 from rorqual.model.presets import preset
-from rorqual.teach.check import check_file, near_duplicate_groups, split_of_group, training_cost_sentence
+from rorqual.teach.check import check_file, training_cost_sentence
 from rorqual.teach.check_page import check_page, check_text, to_json
 from rorqual.teach.columns import Columns, find_columns
 from rorqual.teach.examples import Example, answer_kind
+from rorqual.teach.folds import divide, near_duplicate_groups
 from rorqual.teach.near_duplicates import are_near_duplicates, find_near_duplicates
 
 WORDS = (
@@ -270,6 +271,10 @@ def test_the_optional_part_of_an_instruction_may_be_empty(tmp_path: Path) -> Non
         ([f"label {n % 3}" for n in range(90)] + [f"rare {n}" for n in range(10)], "label"),
         ([f"label {n % 3}" for n in range(89)] + [f"rare {n}" for n in range(11)], "text"),
         ([str(n % 30) for n in range(97)] + ["none"] * 3, "number"),
+        ([f"{n:05}" for n in range(40)], "text"),
+        ([f"{n % 12:03}" for n in range(100)], "label"),
+        ([f"{n:02}" for n in range(5, 94)] + [str(n) for n in range(100, 200)], "number"),
+        ([f"0.{n}" for n in range(40)], "number"),
         ([str(n % 10) for n in range(100)], "label"),
         ([str(n % 11) for n in range(100)], "number"),
     ],
@@ -294,12 +299,18 @@ def test_other_numbers_make_another_problem() -> None:
 
 def test_groups_stay_in_one_split_and_splits_do_not_depend_on_the_order() -> None:
     examples = [Example(n, question(n // 2) + ("" if n % 2 else " !"), "x") for n in range(600)]
-    groups = near_duplicate_groups(examples)
-    for first, second in zip(groups[::2], groups[1::2], strict=True):
-        assert split_of_group(first) == split_of_group(second)
-    shares = [sum(split_of_group(group) == split for group in groups) / 600 for split in ("train", "dev", "test")]
-    assert shares == pytest.approx([0.7, 0.1, 0.2], abs=0.06)
-    assert split_of_group(groups[5]) == split_of_group(Example(9, "  " + examples[4].prompt.upper(), "y").key)
+    folds = divide(examples, "text", near_duplicate_groups(examples)).tolist()
+    assert folds[::2] == folds[1::2]
+    assert {fold: folds.count(fold) for fold in (-1, 0, 1)} == {-1: 120, 0: 96, 1: 96}
+    turned = [replace(one, prompt="  " + one.prompt.upper()) for one in examples[::-1]]
+    assert divide(turned, "text", near_duplicate_groups(turned)).tolist() == folds[::-1]
+    assert max(divide(examples, "text", near_duplicate_groups(examples), has_test_file=True)) == 4
+
+
+def test_a_large_group_of_near_duplicates_is_not_held_out() -> None:
+    examples = [Example(n, question(0) + "!" * (n + 1) if n < 20 else question(n), "x") for n in range(100)]
+    folds = divide(examples, "text", near_duplicate_groups(examples)).tolist()
+    assert len({*folds[:20]}) == 1 and folds[0] > 0 and folds.count(-1) == 20 and folds.count(0) == 15
 
 
 # ---- leaks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from example_files import Write, labelled, sums
 
 from rorqual.core.errors import DataError
 from rorqual.teach import dataset
-from rorqual.teach.check import check_file, split_of_group
+from rorqual.teach.answer_format import answer_grammar
+from rorqual.teach.check import check_file
 from rorqual.teach.dataset import Dataset, divide_examples, read_test_file, refuse_too_large_file
 from rorqual.teach.examples import AnswerKind, Example
 
@@ -21,13 +23,62 @@ def divided(path: Path, *, count: int = 1_000, **keys: Any) -> Dataset:
     return divide_examples(check_file(path, len), None, count=count, **keys)
 
 
-def test_every_usable_row_is_in_the_split_of_its_key_and_nothing_else_is(write: Write) -> None:
+def test_every_usable_row_is_in_one_split_and_one_fold(write: Write) -> None:
     found = divided(write("a.jsonl", labelled(200)))
     lines = {split: {one.line for one in examples} for split, examples in found.splits.items()}
     assert lines["train"] | lines["dev"] | lines["test"] == set(range(1, 201)) and found.left_out == {}
-    assert sum(map(len, lines.values())) == 200
-    assert all(split_of_group(one.key) == split for split, examples in found.splits.items() for one in examples)
-    assert 20 < len(lines["test"]) < 60 and 8 < len(lines["dev"]) < 35
+    assert {split: len(own) for split, own in lines.items()} == {"train": 128, "dev": 32, "test": 40}
+    fold = dict(zip((one.line for one in found.pool), found.fold.tolist(), strict=True))
+    assert {line for line, number in fold.items() if number == 0} == lines["dev"] and fold.keys().isdisjoint(
+        lines["test"]
+    )
+    assert Counter(fold.values()) == dict.fromkeys(range(5), 32)
+
+
+def test_each_label_has_its_share_of_each_split_in_any_order_of_rows(write: Write) -> None:
+    """A dev split without some labels has chosen a bad model."""
+    rows = [row | {"label": f"label {n % 77}" if n < 400 else "often"} for n, row in enumerate(labelled(500))]
+    found = divided(write("a.jsonl", rows))
+    shares = {split: Counter(one.answer for one in examples) for split, examples in found.splits.items()}
+    for label, count in Counter(row["label"] for row in rows).items():
+        for split, share in (("test", 0.2), ("dev", 0.16)):
+            assert abs(shares[split][label] - share * count) <= 1 and (shares[split][label] or count < 5), label
+    assert len(found.splits["test"]) == 100 and 80 <= len(found.splits["dev"]) < 95
+    turned = divided(write("a.jsonl", rows[::-1]))
+    for split in ("test", "dev", "train"):
+        assert {one.key for one in turned.splits[split]} == {one.key for one in found.splits[split]}
+
+
+def test_labels_with_few_rows_are_spread(write: Write) -> None:
+    found = divided(
+        write(
+            "a.jsonl", [row | {"label": f"rare {n // 2}" if n < 20 else "often"} for n, row in enumerate(labelled(200))]
+        )
+    )
+    rare = {split: sum(one.answer != "often" for one in examples) for split, examples in found.splits.items()}
+    assert rare == {"train": 12, "dev": 4, "test": 4}
+
+
+@pytest.mark.parametrize("first", ["intent", "id"])
+def test_json_answers_are_divided_by_their_leading_field_with_few_values(write: Write, first: str) -> None:
+    rows = []
+    for n, row in enumerate(labelled(100)):
+        answer = {"intent": "rare" if n < 10 else "often", "id": n}
+        rows.append({"text": row["text"], "label": json.dumps({first: answer[first]} | answer)})
+    found = divided(write("a.jsonl", rows))
+    rare = {split: sum('"rare"' in one.answer for one in examples) for split, examples in found.splits.items()}
+    assert found.kind == "JSON" and rare == {"train": 6, "dev": 2, "test": 2}
+
+
+def test_the_order_of_keys_is_that_of_the_training_examples(write: Write) -> None:
+    """If the first row is in the dev split, its keys do not decide, because the grammar is that of the training examples."""
+    rows = [{"text": row["text"], "label": {"a": n, "b": n, "c": n}} for n, row in enumerate(labelled(80))]
+    [first, *_] = divided(write("a.jsonl", rows)).splits["dev"]
+    rows.insert(0, rows.pop(first.line - 1) | {"label": {"c": 1, "a": 1}})
+    found = divided(write("a.jsonl", rows))
+    assert found.splits["dev"][0].line == 1 and found.splits["dev"][0].answer == '{"a":1,"c":1}'
+    grammar = answer_grammar(found.splits["train"], "JSON")
+    assert grammar is not None and [*json.loads(grammar.source)["properties"]] == ["a", "b", "c"]
 
 
 def test_faulty_repeated_and_contradicting_rows_are_left_out(write: Write) -> None:
@@ -46,7 +97,7 @@ def test_a_model_is_trained_on_one_spelling_of_a_label(write: Write) -> None:
     found = divided(write("a.jsonl", rows))
     labels = {row["label"] for row in rows[30:]}
     assert all({one.answer for one in found.splits[split]} <= labels for split in found.splits)
-    assert {one.answer for one in found.all_train} == labels
+    assert {one.answer for one in found.pool} == labels
     test = [Example(1, "a", "CARD"), *(Example(n, f"b{n}", "New") for n in range(2, 8))]
     given = divide_examples(check_file(write("b.jsonl", rows), len), test, count=9)
     assert {one.answer for one in given.splits["test"]} == {"card", "New"}
@@ -113,7 +164,8 @@ def test_one_calculation_becomes_a_worked_solution(write: Write) -> None:
         a, _, b, _ = one.prompt.split()
         assert one.reasoning == f"{a} + {b} = {one.answer}"
     assert not any(one.reasoning for split in ("dev", "test") for one in found.splits[split])
-    assert sum(found.left_out.values()) == (split_of_group("5 and 5 and 9 more?") == "train")
+    odd = [one for one in found.all_train if one.prompt.startswith("5 and 5")]
+    assert len(odd) == sum(found.left_out.values()) == len(found.all_train) - len(found.splits["train"])
 
 
 def test_json_answers_are_written_in_one_order_of_keys_and_must_be_json(write: Write) -> None:
@@ -174,6 +226,7 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_read(
         ("label", ("card", "CARD."), False),
         ("label", ("card", "pin"), True),
         ("number", ("502", "502.0"), False),
+        ("number", ("502", "0502"), True),
         ("number", ("no solution", "every x"), True),
         ("text", ("no solution", "every x"), False),
     ],

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rorqual.teach.check import check_file, near_duplicate_groups
+from rorqual.teach.check import check_file
 from rorqual.teach.examples import Example
+from rorqual.teach.folds import near_duplicate_groups
 from rorqual.teach.near_duplicates import find_near_duplicates
 
 ROOT = Path(__file__).parents[2]

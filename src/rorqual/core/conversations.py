@@ -9,7 +9,8 @@ space around the tags is removed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from rorqual.core.content_parts import Content, read_content
@@ -21,6 +22,9 @@ Conversation = tuple[Message, ...]
 PAIRS = (("prompt", "completion"), ("question", "answer"))
 REASONING = ("reasoning", "reasoning_content")
 OPEN, CLOSE = "<think>", "</think>"
+ROLE = re.compile(r"(?:\A|\n\n)(system|user|assistant): ")
+DIALOGUE = re.compile(r"(system )?(user assistant )*user ")
+"""The roles of turns before a reply that every chat format can render."""
 
 
 def read_conversation(row: Mapping[str, Any], where: str) -> Conversation:
@@ -123,3 +127,19 @@ def refuse_empty_prompt(conversation: Conversation, where: str) -> None:
                 where=f"{where}: message {number}",
                 remedy="Write text in the user turn, or remove the conversation.",
             )
+
+
+def turns_to_text(turns: Sequence[Message]) -> str:
+    """Return turns as one text. Several turns become "user: ...", "assistant: ..." and so on, with a blank line between two turns."""
+    if len(turns) == 1:
+        return turns[0].label
+    return "\n\n".join(f"{turn.role}: {turn.label}" for turn in turns)
+
+
+def text_to_turns(text: str) -> Conversation:
+    """Return the turns of a text that `turns_to_text` wrote. Another text is one user turn, as is a text with an empty turn or with turns in
+    an unusual order."""
+    before, *parts = ROLE.split(text)
+    turns = tuple(Message(role, content) for role, content in zip(parts[::2], parts[1::2], strict=True))  # type: ignore[arg-type]
+    usual = DIALOGUE.fullmatch("".join(f"{turn.role} " for turn in turns)) and not any(map(is_blank_message, turns))
+    return turns if usual and len(turns) > 1 and not before else (Message("user", text),)

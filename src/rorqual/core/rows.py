@@ -15,8 +15,10 @@ import pydantic_core
 from rorqual.core.errors import DataError
 
 BOM = b"\xef\xbb\xbf"
-BINARY = (b"\x1f\x8b", b"PK\x03\x04", b"\x28\xb5\x2f\xfd", b"PAR1", b"\xff\xfe", b"\xfe\xff")
-"""First bytes of gzip, zip, Zstandard and Parquet files, and of UTF-16 text."""
+BINARY = (b"\x1f\x8b", b"PK\x03\x04", b"\x28\xb5\x2f\xfd", b"PAR1")
+"""First bytes of gzip, zip, Zstandard and Parquet files."""
+UTF16 = (b"\xff\xfe", b"\xfe\xff")
+"""First bytes of UTF-16 text, which Excel writes as "Unicode Text"."""
 HEAD = 4096
 CONTROL_AT_MOST = 0.05
 """If more than the share `CONTROL_AT_MOST` of a file's first `HEAD` bytes are control characters, the file counts as
@@ -118,20 +120,26 @@ def name_file_in_read_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         raise DataError(f"cannot read: {error.strerror or error}", where=str(path), remedy="Check the path.") from None
     except UnicodeDecodeError as error:
-        raise DataError(_utf8_error_text(error), where=str(path), remedy=TO_UTF8) from None
+        raise DataError(_decode_error_text(error), where=str(path), remedy=TO_UTF8) from None
 
 
-def _utf8_error_text(error: UnicodeDecodeError) -> str:
-    return f"not UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start}"
+def _decode_error_text(error: UnicodeDecodeError) -> str:
+    return f"not {error.encoding.upper()}: byte 0x{error.object[error.start]:02x} at position {error.start}"
 
 
 def _refuse_binary(path: Path) -> None:
     with open(path, "rb") as file:
         head = file.read(HEAD)
+    if head.startswith(UTF16):
+        if READERS[path.suffix.lower()] is _read_csv:
+            return
+        raise DataError(
+            "UTF-16 text", where=str(path), remedy="Convert the file to UTF-8: iconv -f UTF-16 -t UTF-8 OLD > NEW."
+        )
     control = sum(byte < 32 and byte not in b"\t\n\r" for byte in head)
     if head.startswith(BINARY) or control > CONTROL_AT_MOST * len(head):
         raise DataError(
-            "not UTF-8 text: the first bytes look binary, compressed or UTF-16",
+            "not UTF-8 text: the first bytes look binary or compressed",
             where=str(path),
             remedy="Unpack the file, or convert it to UTF-8.",
         )
@@ -152,7 +160,7 @@ def _parse_line(line: int, where: str, raw: bytes) -> DataRow | BadRow:
         raw.decode("utf-8")
         return _row_from_json(line, where, pydantic_core.from_json(raw))
     except UnicodeDecodeError as error:
-        return BadRow(line, where, "not UTF-8", _utf8_error_text(error), TO_UTF8)
+        return BadRow(line, where, "not UTF-8", _decode_error_text(error), TO_UTF8)
     except ValueError as error:
         return BadRow(line, where, "not JSON", f"not JSON: {error}", ONE_OBJECT)
 
@@ -183,8 +191,10 @@ def _read_json(path: Path) -> Iterator[DataRow | BadRow]:
 
 def _read_csv(path: Path) -> Iterator[DataRow | BadRow]:
     """Read a CSV or TSV file. TSV cells are separated by tabs; CSV cells are separated by the most frequent of comma,
-    semicolon and tab in the header."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
+    semicolon and tab in the header. The text is UTF-8, or UTF-16 with a byte order mark."""
+    with open(path, "rb") as binary:
+        encoding = "utf-16" if binary.read(2) in UTF16 else "utf-8-sig"
+    with open(path, encoding=encoding, newline="") as file:
         header = file.readline()
         file.seek(0)
         separator = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)

@@ -24,7 +24,7 @@ from rorqual.report.theme import DARK, LIGHT, Theme
 
 Colour = Literal["after", "off", "on", "before", "ink", "faint"]
 COLOURS: tuple[Colour, ...] = get_args(Colour)
-MARKERS = ("o", "s", "^", "D", "v", "P")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h")
 """The markers of consecutive series in a chart. Series differ by marker as well as by colour, for readers who cannot
 distinguish the colours."""
 NARROW = 5.0
@@ -74,7 +74,7 @@ class Panel(Config):
     percent: bool = False
     flip: bool = False
     stacked: bool = False
-    log: Literal["", "y", "xy"] = ""
+    log: Literal["", "x", "y", "xy"] = ""
     x_ticks: tuple[tuple[float, str], ...] = ()
     y_ticks: tuple[tuple[float, str], ...] = ()
     limits: tuple[float, float] | None = None
@@ -285,8 +285,8 @@ def _set_axes(axis: Axes, panel: Panel, theme: Theme) -> None:
     if panel.limits:
         (axis.set_xlim if panel.flip else axis.set_ylim)(*panel.limits)
     if panel.log:
-        axis.set_yscale("log")
-        axis.set_xscale("log" if panel.log == "xy" else "linear")
+        axis.set_xscale("log" if "x" in panel.log else "linear")
+        axis.set_yscale("log" if "y" in panel.log else "linear")
     if panel.percent:
         values.set_major_formatter(PercentFormatter(1.0, decimals=0))
     if panel.labels:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import rorqual
+from rorqual.core.conversations import text_to_turns
 from rorqual.core.errors import DataError, TaskError, suggest_name
 from rorqual.core.journal import append_line, json_line, read_lines
 from rorqual.core.records import write_atomic, write_json
@@ -26,6 +27,7 @@ from rorqual.core.user_code import import_file
 from rorqual.tasks.answer import answer_number, final_answer
 from rorqual.tasks.answer_marks import last_mark
 from rorqual.tasks.file_task import FileTask, normalize_text
+from rorqual.tasks.messages import ConversationProblem
 from rorqual.tasks.task import Problem, Split, Verdict
 
 AnswerKind = Literal["label", "number", "JSON", "text"]
@@ -33,6 +35,8 @@ LEAD = re.compile(
     r"(?:-\s+|[*#\s])*(?:(?:the |final |right |correct )*answer(?:\s+is\b\s*:?|\s*\**\s*:))?", re.IGNORECASE
 )
 """A pattern for the words that may precede the answer on the last line, such as "**Answer:**"."""
+LEADING_ZERO = re.compile(r"0\d+")
+"""Digits with a leading zero are an identifier, such as the postcode 01002. Other digits are another identifier."""
 FACTS_FILE, OPENINGS_FILE, SEALED_FILE = "task.json", "openings.jsonl", "test.sealed"
 
 
@@ -54,7 +58,7 @@ class ExamplesTask(FileTask):
 
     - label: case, white space and a final full stop of the answer are ignored.
     - number: numbers are compared by value. The number in a reply is marked (`#### 18`) or is the last line of the reply, with
-      or without a unit.
+      or without a unit. To a gold answer such as 007, only 007 is equal.
     - JSON: JSON values are compared. Case and white space in strings are ignored, and a null equals a missing key.
     - text: differences in the white space of two answers are ignored.
 
@@ -79,22 +83,25 @@ class ExamplesTask(FileTask):
             lines = [json.loads(line) for line in _read_sealed_test_lines(self.data)]
             record_test_reading(self.data, self.checkpoint)
         return [
-            Problem(
+            ConversationProblem(
                 key=line["key"],
                 prompt=line["prompt"],
                 answer=line["completion"],
                 family=self.name,
                 steps=line.get("reasoning"),
-                meta={"where": f"{self.data}, line {line['line']} of the file of examples"},
+                meta={
+                    "where": f"{self.data}, line {line['line']} of the file of examples",
+                    "messages": text_to_turns(line["prompt"]),
+                },
             )
             for line in lines
         ]
 
     def grade(self, problem: Problem, reply: str) -> Verdict:
-        gold = canonical_form(problem.answer, self.kind)
+        gold = canonical_form(problem.answer, self.kind, gold=problem.answer)
         for answer in self._answer_candidates(problem, reply):
             if self.judge is None:
-                right = gold is not None and canonical_form(answer, self.kind) == gold
+                right = gold is not None and canonical_form(answer, self.kind, gold=problem.answer) == gold
             else:
                 right = self._accepted_by_grader(problem, answer)
             if right:
@@ -122,7 +129,7 @@ class ExamplesTask(FileTask):
         return bool(judged)
 
     def canonical_answer(self, problem: Problem, reply: str) -> str | None:
-        return canonical_form(self._answer_candidates(problem, reply)[0], self.kind)
+        return canonical_form(self._answer_candidates(problem, reply)[0], self.kind, gold=problem.answer)
 
     def _answer_candidates(self, problem: Problem, reply: str) -> list[str]:
         """Return the texts that may be the answer: the whole reply and, with `last_line`, as many last lines as the gold answer has."""
@@ -139,8 +146,13 @@ class ExamplesTask(FileTask):
         return [plain.rstrip(".").strip("*`\"' "), end, final_answer(end), reply]
 
 
-def canonical_form(text: str, kind: AnswerKind) -> str | None:
-    """Return the answer in `text` in the form that is compared with other answers, or None if `text` has no answer of the given kind."""
+def canonical_form(text: str, kind: AnswerKind, *, gold: str = "") -> str | None:
+    """Return the answer in `text` in the form that is compared with other answers, or None if `text` has no answer of the given kind.
+
+    If `gold` is a number with a leading zero, numbers are compared by their digits instead of their values.
+    """
+    if kind == "number" and LEADING_ZERO.fullmatch(final_answer(gold)):
+        return final_answer(text).rstrip(".") or None
     if kind == "number":
         number = answer_number(text)
         return None if number is None else str(number)

@@ -16,17 +16,16 @@ from rorqual.plan.numbers import format_bytes
 from rorqual.plan.time import training_cost, training_flops
 from rorqual.tasks.answer import final_answer
 from rorqual.tasks.examples import canonical_form
-from rorqual.tasks.task import Split, split_of
+from rorqual.tasks.task import Split
 from rorqual.teach.columns import Columns
 from rorqual.teach.example_table import ExampleTable, RowFault, read_table
 from rorqual.teach.examples import AnswerKind, Example, answer_kind, canonical_answer, truncate
+from rorqual.teach.folds import divide, split_of_fold
 from rorqual.teach.near_duplicates import find_near_duplicates
 
 LEAK_SHARE = 0.9
 """If at least the share `LEAK_SHARE` of the prompts contains the right label and no other label, the prompts leak the answer."""
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
-DEV, TEST = 0.1, 0.2
-"""Shares of the groups of examples that go to the dev split and to the test split."""
 DEFAULT_MODEL, BYTES_PER_TOKEN = "smollm2-135m", 4
 """The model for which the cost is forecast if no base model is given, and the assumed number of bytes per token."""
 NO_NUMBER = "no number"
@@ -97,7 +96,8 @@ def check_file(
     faults += _labels_in_prompts(examples, kind)
     if against is not None:
         faults += _test_overlap_faults(examples, read_table(against, **names, system=table.columns.system), against)
-    splits = Counter(split_of_group(examples[first].key) for first in near.groups)
+    fold = divide(examples, kind, [examples[first].key for first in near.groups])
+    splits = Counter(map(split_of_fold, fold.tolist()))
     labels = Counter(one.answer for one in examples) if kind == "label" else Counter[str]()
     return FileCheck(
         path,
@@ -127,17 +127,6 @@ def training_cost_sentence(model: ModelConfig, lengths: Sequence[int]) -> str:
         f"about {cost.seconds / 60:,.1f} minutes of training on {laptop.title}; "
         f"the tensors take about {format_bytes(memory.total_bytes)}, or {format_bytes(memory.weights + memory.activations)} with LoRA"
     )
-
-
-def near_duplicate_groups(examples: Sequence[Example]) -> list[str]:
-    """Return the group of each example, named by the key of the group's first example. Examples that a chain of near-duplicates connects form
-    one group, and stay in one split."""
-    return [examples[first].key for first in find_near_duplicates([one.prompt for one in examples]).groups]
-
-
-def split_of_group(group: str) -> Split:
-    """Return the split of a group of examples, by a hash of the group's key."""
-    return split_of(group, dev=DEV, test=TEST)
 
 
 def _repeat_faults(examples: Sequence[Example], kind: AnswerKind, earlier: Mapping[int, int]) -> list[RowFault]:

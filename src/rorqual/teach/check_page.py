@@ -64,7 +64,7 @@ def check_text(check: FileCheck, unit: str, *, splits: bool = True) -> str:
         ]
         if splits:
             sizes = ", ".join(f"{count:,} {split}" for split, count in check.splits.items())
-            lines += ["", f"split by a hash of the prompt, near-duplicates together: {sizes}"]
+            lines += ["", f"splits, with near-duplicates together: {sizes}"]
             if len(check.examples) < FEWEST:
                 lines.append(f"`rorqual teach` needs at least {FEWEST} different examples")
     return "\n".join(line for line in lines if line is not None)

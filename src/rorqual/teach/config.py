@@ -9,7 +9,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from rorqual.core.config import Config, Count, Natural, NonNegative, Positive, Seed, to_yaml
+from rorqual.core.config import Config, Count, Natural, NonNegative, Positive, Seed, Share, load_yaml, to_yaml
 from rorqual.core.errors import ConfigError
 from rorqual.factory.config import check_prices
 
@@ -22,7 +22,9 @@ class TeachConfig(Config):
     prompt: str = Field("", description="columns of the prompt, separated by commas")
     answer: str = Field("", description="columns of the answer; several become JSON")
     reasoning: str = Field("", description="column of the worked solution")
-    base: str = Field("", description="RUN, Hugging Face folder, FILE.gguf or ORG/NAME; default: SmolLM2-135M-Instruct")
+    base: str = Field(
+        "", description="RUN, Hugging Face folder, FILE.gguf, ORG/NAME, or none; default: SmolLM2-135M-Instruct"
+    )
     grader: str = Field(
         "", description="./mine.py:function of (prompt, gold answer, reply) that returns whether the reply is right"
     )
@@ -30,13 +32,18 @@ class TeachConfig(Config):
         "",
         description="folder or .zip of a BERT encoder for embeddings, or none; default: MiniLM, downloaded once (83 MB)",
     )
-    rule: str = Field("", description="./mine.py:function of the prompt that returns an answer, as a baseline")
+    rule: str = Field("", description="./mine.py:function of the prompt that returns an answer, as a rung")
+    rung: str = Field("", description="name of the rung to use; default: the one that does best on held-out examples")
+    promise: Share = Field(
+        0.0,
+        description="accuracy of the answers that are given; of other prompts, the served model says it is not sure",
+    )
     teacher: str = Field("", description="server's address or RUN that writes reasons for the answers")
     model: str = Field("", description="for a teacher's server: name of its model")
     budget: NonNegative = Field(0.0, description="for a teacher's server: maximum money to spend")
     price_in: NonNegative = Field(0.0, description="price per million prompt tokens")
     price_out: NonNegative = Field(0.0, description="price per million reply tokens")
-    minutes: Positive = Field(20.0, description="time from the start to the end of training, without the baselines")
+    minutes: Positive = Field(20.0, description="time from the start to the end of the language model's training")
     count: Count = Field(500, description="maximum test examples")
     seed: Seed = Field(0, description="seed of splits, training and sampling")
     threads: Natural = Field(0, description="threads; 0: all cores")
@@ -60,6 +67,15 @@ def settings_text(config: TeachConfig) -> str:
     files = dict.fromkeys(name for name in named if name and Path(name).is_file())
     digests = (f"# sha256 {hashlib.sha256(Path(name).read_bytes()).hexdigest()}  {name}\n" for name in files)
     return to_yaml(config, exclude={"threads", "quiet", "track"}) + "".join(digests)
+
+
+def has_only_more_minutes(config: TeachConfig, stored: Path) -> bool:
+    """Return whether the folder of the settings file `stored` was begun with the same settings and files, but fewer minutes."""
+    if not stored.is_file():
+        return False
+    known = stored.read_text(encoding="utf-8")
+    minutes = float(load_yaml(known)["minutes"])
+    return minutes < config.minutes and known == settings_text(config.model_copy(update={"minutes": minutes}))
 
 
 def refuse_other_settings(config: TeachConfig, stored: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -11,15 +10,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rorqual.core.errors import DataError
 from rorqual.core.rows import scan_rows
 from rorqual.tasks.examples import AnswerKind
 from rorqual.tasks.file_task import normalize_text
-from rorqual.tasks.task import Split, split_of
+from rorqual.tasks.task import Split
 from rorqual.teach.answer_format import derive_worked_solution, infer_json_schema, label_spellings, sort_keys_by_schema
-from rorqual.teach.check import DEV, NO_NUMBER, WARNINGS, FileCheck, near_duplicate_groups, split_of_group
+from rorqual.teach.check import NO_NUMBER, WARNINGS, FileCheck
 from rorqual.teach.example_table import read_table
 from rorqual.teach.examples import Example, canonical_answer
+from rorqual.teach.folds import DEV, TEST, content_hash, divide, near_duplicate_groups, split_of_fold
 
 MOST_ROWS, MOST_BYTES = 200_000, 200_000_000
 """Maximum number of rows of a file of examples, and maximum number of bytes of a JSON file. A JSON file is read as a whole."""
@@ -36,14 +39,21 @@ DERIVED = 0.5
 @dataclass(frozen=True)
 class Dataset:
     """The examples of each split. `left_out` has, for each reason to leave out a row, the number of rows. `derived` is the
-    number of worked solutions that were derived from the numbers of the prompt. `all_train` has all training examples, also
-    those without a derived solution. The classical baselines are fitted on `all_train`."""
+    number of worked solutions that were derived from the numbers of the prompt. `pool` has all examples of the training and dev
+    splits, also those without a derived solution, and `fold` [pool] their folds for cross-validation. Fold `folds.DEV` is the
+    dev split."""
 
     splits: Mapping[Split, Sequence[Example]]
     kind: AnswerKind
-    all_train: Sequence[Example]
+    pool: Sequence[Example]
+    fold: NDArray[np.int64]
     left_out: Mapping[str, int]
     derived: int = 0
+
+    @property
+    def all_train(self) -> Sequence[Example]:
+        """All training examples, also those without a derived solution."""
+        return [one for one, fold in zip(self.pool, self.fold, strict=True) if fold != DEV]
 
 
 def refuse_too_large_file(path: Path) -> None:
@@ -124,25 +134,29 @@ def divide_examples(
             )
         left_out["unusable test row"] = len(unusable)
         test = [one for one in test if not reason_against(one)]
-    splits: dict[Split, list[Example]] = {"train": [], "dev": [], "test": list(test or ())}
-    for one, group in zip(kept, near_duplicate_groups(kept), strict=True):
-        split = split_of_group(group) if test is None else split_of(group, dev=DEV, test=0.0)
-        splits[split].append(one)
-    splits["test"] = sorted(splits["test"], key=lambda one: hashlib.sha256(one.key.encode()).digest())[:count]
-    _refuse_small_splits(check, splits, has_test_file=test is not None)
+    fold = divide(kept, check.kind, near_duplicate_groups(kept), has_test_file=test is not None)
+    tests = test or [one for one, number in zip(kept, fold, strict=True) if number == TEST]
+    pool = [one for one, number in zip(kept, fold, strict=True) if number != TEST]
+    fold = fold[fold != TEST]
     if check.kind == "JSON":
-        schema = infer_json_schema([json.loads(one.answer) for one in splits["train"]])
-        splits["train"] = [replace(one, answer=_order_keys(one.answer, schema)) for one in splits["train"]]
+        # The order of keys is that of the training examples, because the grammar has it.
+        train_first = np.argsort(fold == DEV, kind="stable")
+        schema = infer_json_schema([json.loads(pool[place].answer) for place in train_first])
+        pool = [replace(one, answer=_order_keys(one.answer, schema)) for one in pool]
+    splits: dict[Split, list[Example]] = {"train": [], "dev": [], "test": sorted(tests, key=content_hash)[:count]}
+    for one, number in zip(pool, fold, strict=True):
+        splits[split_of_fold(number)].append(one)
+    _refuse_small_splits(check, splits, has_test_file=test is not None)
     train = splits["train"]
     derivable = check.kind == "number" and not any(one.reasoning for one in kept)
     solutions = [derive_worked_solution(one) for one in train if derivable]
     derived = sum(map(bool, solutions))
     if not derived or derived < DERIVED * len(train):
-        return Dataset(splits, check.kind, train, left_out)
+        return Dataset(splits, check.kind, pool, fold, left_out)
     splits["train"] = [replace(one, reasoning=steps) for one, steps in zip(train, solutions, strict=True) if steps]
     if derived < len(train):
-        left_out["without one clear calculation"] = len(train) - derived
-    return Dataset(splits, check.kind, train, left_out, derived)
+        left_out["without one clear calculation, which the language model would learn"] = len(train) - derived
+    return Dataset(splits, check.kind, pool, fold, left_out, derived)
 
 
 def _respell_answers(examples: Sequence[Example], forms: Mapping[str, str]) -> list[Example]:
@@ -202,10 +216,16 @@ def read_test_file(
 
 
 def rows_of(examples: Sequence[Example]) -> list[dict[str, Any]]:
-    """Return the examples of a split as rows of a JSONL file."""
-    return [
-        {"line": one.line, "key": one.key, "prompt": one.prompt, "completion": one.answer}
-        | ({"reasoning": one.reasoning} if one.reasoning else {})
-        | ({"told": True} if one.told else {})
-        for one in examples
-    ]
+    """Return the examples of a split as rows of a JSONL file. An example of several turns has them as `messages`, too."""
+    rows = []
+    for one in examples:
+        row: dict[str, Any] = {"line": one.line, "key": one.key, "prompt": one.prompt, "completion": one.answer}
+        row |= {"reasoning": one.reasoning} if one.reasoning else {}
+        row |= {"told": True} if one.told else {}
+        if len(one.turns) > 1:
+            reply = {"role": "assistant", "content": one.answer} | (
+                {"reasoning": one.reasoning} if one.reasoning else {}
+            )
+            row["messages"] = [*({"role": turn.role, "content": turn.label} for turn in one.turns), reply]
+        rows.append(row)
+    return rows

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rorqual.core.conversations import read_conversation
+from rorqual.core.conversations import Conversation, read_conversation, text_to_turns, turns_to_text
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message
 from rorqual.core.rows import DataRow
 from rorqual.data.source.cells import cell_text, joined_prompt
 from rorqual.tasks.answer import final_answer
-from rorqual.tasks.examples import AnswerKind, canonical_form
+from rorqual.tasks.examples import LEADING_ZERO, AnswerKind, canonical_form
 from rorqual.tasks.file_task import normalize_text
 from rorqual.teach.columns import MESSAGES, Columns
 
@@ -30,8 +30,8 @@ LABEL_LENGTH = 80
 
 @dataclass(frozen=True)
 class Example:
-    """One example. `prompt` holds all turns before the answer, as one text. `told` is true if a teacher that had been told the
-    answer wrote `reasoning`."""
+    """One example. `prompt` holds all turns before the answer, as one text, and `turns` has them as messages. `told` is true if a
+    teacher that had been told the answer wrote `reasoning`."""
 
     line: int
     prompt: str
@@ -43,6 +43,11 @@ class Example:
     def key(self) -> str:
         """The canonical form of the prompt. Examples with equal keys are the same problem."""
         return normalize_text(self.prompt)
+
+    @property
+    def turns(self) -> Conversation:
+        """The turns before the answer. A language model is trained on them, and asked with them."""
+        return text_to_turns(self.prompt)
 
 
 def common_system_message(rows: Sequence[DataRow], column: str) -> str:
@@ -98,7 +103,7 @@ def _from_conversation(row: DataRow, columns: Columns) -> Example:
 
 def conversation_prompt(turns: Sequence[Message]) -> str:
     """Return the turns before an answer as one text: the text of a single turn, or the role and the text of each turn."""
-    return (turns[0].label if len(turns) == 1 else "\n\n".join(f"{turn.role}: {turn.label}" for turn in turns)).strip()
+    return turns_to_text(turns).strip()
 
 
 def is_json(text: str) -> bool:
@@ -116,12 +121,13 @@ NUMBER = re.compile(r"[-+$€£]?\s?\d[\d,]*(\.\d+)?\s?%?")
 
 
 def answer_kind(examples: Sequence[Example]) -> AnswerKind:
-    """Return the kind of answers that at least 95 % of the examples have: JSON, number, label (few different answers), or text."""
+    """Return the kind of answers that at least 95 % of the examples have: JSON, number, label (few different answers), or text.
+    Digits with a leading zero are no number."""
     texts = Counter(one.answer for one in examples)
     enough = 0.95 * len(examples)
     if sum(count for text, count in texts.items() if is_json(text)) >= enough:
         return "JSON"
-    is_number = sum(count for text, count in texts.items() if NUMBER.fullmatch(final_answer(text).strip())) >= enough
+    is_number = sum(count for text, count in texts.items() if _is_number(final_answer(text).strip())) >= enough
     labels = Counter(normalize_text(one.answer) for one in examples)
     unique = sum(count == 1 for count in labels.values())
     repeat = unique <= UNIQUE_AT_MOST * len(examples) and len(labels) <= LABELS_AT_MOST * len(examples)
@@ -132,10 +138,14 @@ def answer_kind(examples: Sequence[Example]) -> AnswerKind:
     return "number" if is_number else "text"
 
 
+def _is_number(text: str) -> bool:
+    return NUMBER.fullmatch(text) is not None and LEADING_ZERO.fullmatch(text) is None
+
+
 def canonical_answer(example: Example, kind: AnswerKind) -> str:
     """Return the answer of an example in a canonical form. Answers of the kind `kind` that count as equal have the same
     canonical form."""
-    return canonical_form(example.answer, kind) or normalize_text(example.answer)
+    return canonical_form(example.answer, kind, gold=example.answer) or normalize_text(example.answer)
 
 
 def truncate(text: str, most: int) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
-
-BEFORE, AFTER, ALONE = "base, no examples", "taught model", "taught model without calculator"
 
 
 class TeachPaths:
@@ -22,6 +21,8 @@ class TeachPaths:
         self.teacher = out / "teacher"
         """The folder of the teacher's samples."""
         self.reasons = self.teacher / "reasons.json"
+        self.sft_rows = out / "sft.jsonl"
+        """The rows for supervised fine-tuning: those of the train split, with reasoning if replies are to have some."""
         self.base = out / "base"
         """The imported base model. If the base model is a run in another folder, this folder does not exist."""
         self.sft, self.grpo = RunDir(out / "sft"), RunDir(out / "grpo")
@@ -40,19 +41,33 @@ class TeachPaths:
         self.grpo_plan = out / "grpo-plan.json"
         """The training run of GRPO, or the reason why GRPO is skipped."""
         self.plan = out / "plan.json"
-        self.baselines = out / "baselines.json"
-        """The names of the baselines, and the line numbers of the examples in the prompt of each baseline. The file is written
-        when all baselines are measured."""
         self.answerer = out / "answerer.json"
         """The chosen rungs, and the promise."""
+        self.choice = out / "choice.json"
+        """The names of the chosen rung and of the best other one. The file is written before the test split is read."""
+        self.test_probabilities = out / "test-probabilities.json"
+        """The probability that the chosen rung's answer to each test example is right, after calibration."""
         self.memory = out / "memory.json"
         """The largest memory that a `teach` process has used so far."""
         self.results = out / "results.json"
         self.report = out / "report.html"
 
+    def remove_language_model(self) -> None:
+        """Remove the taught model and all that was made from it, so that it is trained anew. The rungs that were measured stay."""
+        for run in (self.sft, self.grpo, self.best, self.model):
+            shutil.rmtree(run.path, ignore_errors=True)
+        shutil.rmtree(self.out / "evals", ignore_errors=True)
+        made = (self.plan, self.dev, self.ended_early, self.grpo_result, self.grpo_plan, self.choice)
+        for file in (*made, *(self.out / "rungs").glob("language-model*.json")):
+            file.unlink(missing_ok=True)
+
     def evaluation_file(self, name: str) -> Path:
-        """Return the result file of a model or baseline on the test split."""
+        """Return the result file of a rung on the test split."""
         return self.out / "evals" / f"{_slug(name)}.json"
+
+    def held_out_file(self, name: str) -> Path:
+        """Return the file of a rung's answers to held-out examples."""
+        return self.out / "rungs" / f"{_slug(name)}.json"
 
     def rung_file(self, name: str) -> Path:
         """Return the file of a fitted rung."""

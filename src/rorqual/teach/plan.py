@@ -82,7 +82,8 @@ def lengths_of(examples: Sequence[Example], chat: ChatFormat) -> list[ExampleLen
     """Return the numbers of tokens of the prompt and of the reply of each example in the chat format."""
     result = []
     for one in examples:
-        mask = chat.render((Message("user", one.prompt), Message("assistant", one.answer, one.reasoning or None))).mask
+        reply = Message("assistant", one.answer, one.reasoning or None)
+        mask = chat.render((*one.turns, reply), train_from=len(one.turns)).mask
         result.append(ExampleLengths(len(mask) - sum(mask), sum(mask)))
     return result
 
@@ -93,9 +94,9 @@ def taught_chat_format(name: str) -> str:
 
 
 def sft_run(base: RunDir, data: Path, plan: TeachPlan, *, seed: int) -> Run:
-    """Return the run that fine-tunes `base` with LoRA on the examples of the train split."""
+    """Return the run that fine-tunes `base` with LoRA on the rows of the file `data`."""
     run = sft(
-        data=str(data / "train.jsonl"),
+        data=str(data),
         start=str(base.path),
         steps=plan.steps,
         rows=plan.rows,

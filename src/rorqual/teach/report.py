@@ -9,7 +9,6 @@ from rorqual.core.journal import read_lines
 from rorqual.core.ledger import UNACCOUNTED, read_ledger
 from rorqual.core.progress import clock_text
 from rorqual.core.records import write_json
-from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.table import percent
 from rorqual.report.chart import Chart, Series, draw
 from rorqual.report.page import write_page
@@ -27,100 +26,108 @@ from rorqual.teach.failures import (
     pair_replies,
     show_reply,
 )
-from rorqual.teach.paths import AFTER, ALONE, BEFORE, TeachPaths
+from rorqual.teach.paths import TeachPaths
 from rorqual.teach.plan import TeachPlan
 from rorqual.teach.reasons import read_reasons
-from rorqual.teach.results import TeachResults, results_json, results_table
+from rorqual.teach.results import TeachResults, milliseconds
+from rorqual.teach.rungs.language_model import ALONE
 
+FASTEST = 0.01
+"""Times of answers below this number of milliseconds are drawn at it."""
 SHOWN = 30
 """Number of examples that the HTML page lists for each kind of change."""
 
 
-def write_report(paths: TeachPaths, config: TeachConfig, dataset: Dataset, plan: TeachPlan, base: str) -> str:
-    """Write the HTML page and the JSON file of the results. Return the page's first sentences and the table of results as text."""
-    stored = json.loads(paths.baselines.read_bytes())
-    alone = [ALONE] if paths.evaluation_file(ALONE).is_file() else []
-    found = TeachResults(
-        {name: Evaluation.load(paths.evaluation_file(name)) for name in (*stored["names"], *alone, AFTER)}
-    )
+def write_report(paths: TeachPaths, config: TeachConfig, dataset: Dataset, found: TeachResults, base: str) -> str:
+    """Write the HTML page and the JSON file of the results. Return the page's first sentences and the table of results as text.
+
+    `base` says which base model was trained, or "" if none was.
+    """
     opened = list_test_readings(paths.data)
-    sentences, table, missing = found.summary_sentences(len(opened)), results_table(found), stored.get("left_out", [])
-    pairs = pair_replies(found.evaluations[BEFORE], found.evaluations[AFTER])
-    changes = by_change(pairs)
+    sentences, table = found.sentences(len(opened)), found.table()
+    pairs = pair_replies(found.other, found.chosen)
+    changes, names = by_change(pairs), (found.other.model, found.chosen.model)
+    skipped = [f"{name} was skipped: {reason}." for name, reason in found.skipped.items()]
     write_page(
         paths.report,
         "teach",
         file=config.file.rpartition("/")[2],
         sentences=sentences,
         picture=draw(results_chart(found)),
-        examples=[transcript(pair) for pair in choose_two_pairs(pairs)],
+        examples=[transcript(pair, names) for pair in choose_two_pairs(pairs)],
         results=table,
-        left_out=missing,
-        failures=failures_table(failure_groups(pairs, dataset.kind), dataset.kind, "before", "after"),
+        skipped=skipped,
+        failures=failures_table(failure_groups(pairs, dataset.kind), dataset.kind, *names),
         changes=[
             (
                 f"{len(own):,} {change}" + (f", the first {SHOWN}" if len(own) > SHOWN else ""),
-                map(transcript, own[:SHOWN]),
+                [transcript(pair, names) for pair in own[:SHOWN]],
             )
             for change in SHOWN_CHANGES
             if (own := changes[change])
         ],
-        training=list(training_sentences(paths, plan, base)),
-        tables=[*training_tables(paths), *data_tables(paths, dataset)],
+        training=list(training_sentences(paths, base)),
+        tables=[*found.levels, *training_tables(paths), *data_tables(paths, dataset)],
         settings=paths.settings.read_text(encoding="utf-8"),
     )
-    write_json(paths.results, results_json(found, sentences, len(opened)) | {"left_out": missing})
-    return "\n".join([*sentences, table.text(), *(f"left out: {one}" for one in missing)])
+    write_json(paths.results, found.to_json(len(opened)))
+    return "\n".join([*sentences, table.text(), *skipped])
 
 
 def results_chart(found: TeachResults) -> Chart:
-    """Chart the accuracy of the taught model and of each baseline, with 95 % intervals."""
-    ordered = found.results_by_accuracy[::-1]
-    bars = [
+    """Chart the accuracy of each rung on held-out examples against the time of an answer."""
+    ordered = sorted(found.held_out, key=lambda one: -one.accuracy)
+    slowest = max(1000 * one.answer_seconds for one in ordered)
+    points = [
         Series(
-            label="",
-            points=[(place, one.row.accuracy)],
-            low=[one.row.interval.low],
-            high=[one.row.interval.high],
-            texts=[percent(one.row.accuracy)],
-            colour="before" if one.ahead else "after",
+            label=one.name,
+            points=[(max(FASTEST, 1000 * one.answer_seconds), one.accuracy)],
+            low=[one.interval.low],
+            high=[one.interval.high],
+            colour="after" if one.name == found.chosen.model else "before",
+            hollow=not one.offered,
         )
-        for place, one in enumerate(ordered)
+        for one in ordered
     ]
     return Chart(
         name="results",
-        kind="bars",
-        flip=True,
+        kind="points",
+        log="x",
         percent=True,
-        width=4.6,
-        labels=[one.name for one in ordered],
-        limits=(0, 1.12),
-        y="right, in percent of the test examples",
-        series=bars,
-        alt="; ".join(f"{one.name} {percent(one.row.accuracy)} %" for one in reversed(ordered)),
-        caption="The taught model beside all baselines, on test examples that nothing was chosen on. The lines are 95 % intervals.",
+        width=7.4,
+        height=3.4,
+        x="milliseconds an answer",
+        x_ticks=[(10.0**power, f"{10.0**power:,g}") for power in range(-2, 6) if 10.0**power <= 10 * slowest],
+        y="right, of held-out examples",
+        series=points,
+        alt="; ".join(
+            f"{one.name} {percent(one.accuracy)} % at {milliseconds(one.answer_seconds)} ms" for one in ordered
+        ),
+        caption=f"Further up is more often right, further left is faster; {found.chosen.model} is chosen. The lines are 95 % intervals, on "
+        "examples held out from training.",
     )
 
 
 def choose_two_pairs(pairs: Sequence[BeforeAfterReplies]) -> list[BeforeAfterReplies]:
-    """Return at most two examples: if possible, one that the model learned to solve, and one that the taught model gets wrong."""
+    """Return at most two examples: if possible, one that only the second method gets right, and one that it gets wrong."""
     changes = by_change(pairs)
     gained, wrong = changes["gained"], [pair for pair in pairs if pair.change in ("lost", "still wrong")]
     return [*gained[:1], *wrong, *gained[1:]][:2]
 
 
-def transcript(pair: BeforeAfterReplies) -> list[tuple[str, str, str]]:
-    """Return an example with both replies as lines of (name, text, "right", "wrong" or "")."""
+def transcript(pair: BeforeAfterReplies, names: tuple[str, str]) -> list[tuple[str, str, str]]:
+    """Return an example with both replies as lines of (name, text, "right", "wrong" or ""). `names` are those of the two methods."""
     replies = [
         (name, show_reply(sample), "right" if sample.verdict.value == "right" else "wrong")
-        for name, sample in (("before", pair.before), ("after", pair.after))
+        for name, sample in zip(names, (pair.before, pair.after), strict=True)
     ]
     return [("example", truncate(pair.after.prompt, 400), ""), ("right answer", pair.after.answer, ""), *replies]
 
 
-def training_sentences(paths: TeachPaths, plan: TeachPlan, base: str) -> Iterator[str]:
+def training_sentences(paths: TeachPaths, base: str) -> Iterator[str]:
     """Yield sentences on the base model, the teacher's reasons, the training steps, the calculator and the memory."""
-    yield f"Base model: {base}."
+    if base:
+        yield f"Base model: {base}."
     if paths.reasons.is_file():
         reasons = read_reasons(paths.reasons)
         told = len(reasons.given)
@@ -128,16 +135,18 @@ def training_sentences(paths: TeachPaths, plan: TeachPlan, base: str) -> Iterato
             f"A teacher wrote {len(reasons.texts) - told:,} reasons for answers that it found, and {told:,} for answers that it was told. "
             + reasons.stopped
         )
-    early = json.loads(paths.ended_early.read_bytes()) if paths.ended_early.exists() else None
-    yield (
-        f"{plan.steps:,} steps of {plan.rows} rows of {plan.row} tokens ({plan.epochs:.1f} epochs)"
-        + (f", ended early after {early['step']}, because it took too long." if early else ".")
-        + f" {json.loads(paths.grpo_result.read_bytes())['text']}."
-    )
-    if paths.evaluation_file(ALONE).is_file():
+    if paths.grpo_result.is_file():
+        plan = TeachPlan(**json.loads(paths.plan.read_bytes()))
+        early = json.loads(paths.ended_early.read_bytes()) if paths.ended_early.exists() else None
         yield (
-            "The engine writes the result of each calculation in a reply, for the base model as well (calculator). Other programs that read "
-            f"an exported model have no calculator: there it is the row '{ALONE}'."
+            f"{plan.steps:,} steps of {plan.rows} rows of {plan.row} tokens ({plan.epochs:.1f} epochs)"
+            + (f", ended early after {early['step']}, because it took too long." if early else ".")
+            + f" {json.loads(paths.grpo_result.read_bytes())['text']}."
+        )
+    if paths.held_out_file(ALONE).is_file():
+        yield (
+            "The engine writes the result of each calculation in a reply (calculator). Other programs that read an exported model have no "
+            f"calculator: there it is the row '{ALONE}'."
         )
     peak = json.loads(paths.memory.read_bytes())["peak_bytes"] if paths.memory.exists() else 0
     yield f"Peak memory: {peak / 1e9:.1f} GB."
@@ -148,12 +157,13 @@ def training_tables(paths: TeachPaths) -> Iterator[Table]:
     dev = [
         (
             f"{line['run']}, step {line['step']}",
-            f"{line['right']}/{line['total']}",
-            percent(line["right"] / line["total"]),
+            f"{line['bits'].count('1')}/{len(line['bits'])}",
+            percent(line["bits"].count("1") / len(line["bits"])),
         )
         for line in read_lines(paths.dev)
     ]
-    yield Table(title="Checkpoints", heads=("checkpoint", "right on dev", "%"), rows=dev)
+    if dev:
+        yield Table(title="Checkpoints", heads=("checkpoint", "right on dev", "%"), rows=dev)
     stages = {UNACCOUNTED: "start and the rest"}
     spent = [
         (stages.get(entry.stage, entry.stage), clock_text(entry.seconds), clock_text(entry.core_seconds))

@@ -1,181 +1,210 @@
-"""The results of a taught model on the test split: the gain over each baseline, with intervals."""
+"""The results of `teach`: which rung to use, how often it is right, how fast it answers, and what can be promised."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rorqual.core.errors import ConfigError, DataError, suggest_name
+from rorqual.core.errors import DataError
+from rorqual.core.records import read_json
 from rorqual.evals.compare import Comparison, compare_pair
 from rorqual.evals.evaluation import Evaluation, EvaluationRow
-from rorqual.evals.stats import Interval
 from rorqual.evals.table import p_value_text, percent, percent_interval
 from rorqual.report.table import Table
 from rorqual.tasks.examples import AnswerKind, read_task_json
-from rorqual.teach.paths import AFTER, ALONE, BEFORE, TeachPaths
+from rorqual.teach.held_out import CLEARLY, HeldOut
+from rorqual.teach.paths import TeachPaths
+from rorqual.teach.promise import DOUBT, Promise
+from rorqual.teach.rungs.simple import MAJORITY
 
-
-@dataclass(frozen=True)
-class ModelResult:
-    """The result of a model or baseline on the test split. `ahead` is the comparison of the taught model with this model or
-    baseline. For the taught model itself, `ahead` is None."""
-
-    name: str
-    row: EvaluationRow
-    ahead: Comparison | None
-
-    @property
-    def is_base(self) -> bool:
-        """Whether the result is the base model's, with or without examples in the prompt."""
-        return self.name.startswith("base, ")
-
-    @property
-    def title(self) -> str:
-        """The name of the model or baseline, as used in sentences."""
-        if self.is_base:
-            return f"the base model with {self.name.removeprefix('base, ')} in its prompt"
-        return "your rule" if self.name == "rule" else self.name
-
-    @property
-    def gain(self) -> Interval:
-        """The interval of the taught model's gain in accuracy over this model or baseline."""
-        assert self.ahead is not None
-        return self.ahead.difference.interval
+USUAL = 0.95
+"""The accuracy whose coverage the report gives if the user asks for no promise."""
 
 
 @dataclass(frozen=True)
 class TeachResults:
-    """The results of the baselines and of the taught model on the test split. The taught model comes last."""
+    """The results of all rungs.
 
-    evaluations: Mapping[str, Evaluation]
+    `held_out` has the cheapest rung first, and `skipped` the reason for each rung that was left out. `chosen` and `other` are evaluations on
+    the test split, of the chosen rung and of the best other one. `forced` says whether the user named the rung. `asked` is the accuracy
+    that the user wants to be promised, or 0. `possible` is the promise of that accuracy, or of `USUAL` if the user wants none; it is None
+    if the examples are too few for it. `probability` has the calibrated probability of the chosen rung's answer to each test example, by
+    key. `sizes` has the bytes of the files of the rungs that were saved. `levels`
+    has a table of the levels of difficulty if the answerer is a cascade.
+    """
+
+    held_out: list[HeldOut]
+    skipped: Mapping[str, str]
+    chosen: Evaluation
+    other: Evaluation
+    forced: bool
+    asked: float
+    possible: Promise | None
+    probability: Mapping[str, float]
+    sizes: Mapping[str, int]
+    levels: list[Table]
+
+    def of(self, name: str) -> HeldOut:
+        """Return the held-out result of a rung by its name."""
+        return next(one for one in self.held_out if one.name == name)
 
     @property
-    def results(self) -> list[ModelResult]:
-        after = self.evaluations[AFTER]
-        return [
-            ModelResult(name, one.rows("all")[0], None if name == AFTER else compare_pair(one, after, grain="all")[0])
-            for name, one in self.evaluations.items()
-        ]
+    def difference(self) -> Comparison:
+        """The chosen rung's gain over the best other one, on the test split."""
+        return compare_pair(self.other, self.chosen, grain="all")[0]
 
-    @property
-    def results_by_accuracy(self) -> list[ModelResult]:
-        """All results by rising accuracy of the baselines. The taught model comes last."""
-        *others, taught = self.results
-        return [*sorted(others, key=lambda one: one.row.accuracy), taught]
+    def sentences(self, openings: int) -> list[str]:
+        """Return the sentences that answer the user's questions: what to use, how often it is right, and when it says that it does not
+        know. `openings` is the number of times that the test split was read."""
+        return [self._use(), self._beside(), self._promised(), self._how(openings)]
 
-    def summary_sentences(self, openings: int) -> list[str]:
-        """Return sentences on the gains over the base model and the best baseline, with
-        intervals. `openings` is the number of times that the test split was read."""
-        *others, taught = [one for one in self.results if one.name != ALONE]
-        base = next(one for one in others if one.name == BEFORE)
-        total = taught.row.graded
-        helped = max((one for one in others if one.is_base), key=lambda one: one.row.accuracy)
-        first = (
-            f"The taught model is right on {percent(taught.row.accuracy)} % of {total:,} test examples "
-            f"{percent_interval(taught.row.interval)}, and the base model on {percent(base.row.accuracy)} %: {gain(base)}"
+    def _use(self) -> str:
+        row, name = _row(self.chosen), self.chosen.model
+        text = (
+            f"{name}: right on {percent(row.accuracy)} % of {row.graded:,} test examples {percent_interval(row.interval)}, "
+            f"{milliseconds(self.of(name).answer_seconds)} ms an answer"
         )
-        if helped is not base:
-            first += f"; with examples in its prompt, the base model reaches {percent(helped.row.accuracy)} %"
-            first += f" ({gain(helped)})" if helped is not max(others, key=lambda one: one.row.accuracy) else ""
-        first += "."
-        classical = max((one for one in others if not one.is_base), key=lambda one: one.row.accuracy)
-        best = max(others, key=lambda one: one.row.accuracy)
-        if classical.gain.low <= 0:
-            behind = "worse than" if classical.gain.high < 0 else "not shown to be better than"
-            lead = (
-                f"The taught model is {behind} {classical.title}, which is right on {percent(classical.row.accuracy)} % and needs no "
-                f"language model (difference {gain(classical)})."
+        if name == MAJORITY and not self.forced:
+            return f"No method beats the most frequent answer, so there is nothing worth serving ({text})."
+        return f"{'As asked, use' if self.forced else 'Use'} {text}."
+
+    def _beside(self) -> str:
+        row, name, ahead = _row(self.other), self.other.model, self.difference
+        p = p_value_text(ahead.p_value)
+        return (
+            f"Of the others, {name} does best on held-out examples; on the test examples it is right on {percent(row.accuracy)} % at "
+            f"{milliseconds(self.of(name).answer_seconds)} ms an answer: {self.chosen.model} gains "
+            f"{100 * ahead.difference.mean:+.1f} points {percent_interval(ahead.difference.interval)}, p {p if p.startswith('<') else f'= {p}'}."
+        )
+
+    def _promised(self) -> str:
+        accuracy = self.asked or USUAL
+        if self.possible is None:
+            return (
+                f"An accuracy of {percent(accuracy)} % cannot be promised with so few examples: for no share of the prompts is the exact "
+                f"lower bound of {self.chosen.model} on {len(self.of(self.chosen.model).right):,} held-out examples so high."
             )
-            sentences = [lead, first]
-        elif best.name == BEFORE:
-            sentences = [first, "No other baseline is better than the base model without examples."]
-        elif best.gain.low > 0:
-            second = f"The best baseline is {best.title}, with {percent(best.row.accuracy)} %: the taught model gains {gain(best)}."
-            sentences = [first, second]
-        else:
-            second = f"It is not shown to be better than {best.title}: {percent(best.row.accuracy)} %, difference {gain(best)}."
-            sentences = [first, second]
-        reads = "twice, for the baselines and for the model" if openings == 2 else f"{openings} times instead of twice"
-        third = (
-            f"The intervals (95 %) show the doubt from {total:,} examples, not from training again with another seed; the test split was "
-            f"read {reads}."
+        made, answered, right = self.possible, *self.answered_on_test()
+        kept = f" On the test examples it answered {answered:,}, and {right:,} of these were right." if answered else ""
+        verb = "It answers" if self.asked else f"With promise={USUAL:g} it would answer"
+        return (
+            f"{verb} {percent(made.coverage)} % of the prompts with a promised accuracy of {percent(accuracy)} % (doubt {percent(DOUBT)} %), "
+            f"and {'says' if self.asked else 'say'} of the others that it is not sure.{kept}"
         )
-        return [*sentences, third]
 
+    def answered_on_test(self) -> tuple[int, int]:
+        """Return how many test examples the promise's threshold answers, and how many of these answers are right."""
+        if self.possible is None:
+            return 0, 0
+        threshold = self.possible.threshold
+        kept = [one for one in self.chosen.samples if self.probability[one.key] >= threshold]
+        return len(kept), sum(one.verdict.value == "right" for one in kept)
 
-def gain(result: ModelResult) -> str:
-    """Return a text with the taught model's gain over a baseline in percentage points, its interval, and the p-value."""
-    assert result.ahead is not None
-    ahead = result.ahead
-    p = p_value_text(ahead.p_value)
-    return f"{100 * ahead.difference.mean:+.1f} points {percent_interval(ahead.difference.interval)}, p {p if p.startswith('<') else f'= {p}'}"
-
-
-def load_results(out: Path, than: str = "") -> tuple[AnswerKind, Evaluation, Evaluation]:
-    """Return the kind of answers, the evaluation of the baseline `than` (default: the base model), and the evaluation of the taught model.
-    Raises DataError if the folder has no results, and ConfigError if there is no baseline `than`.
-    """
-    paths = TeachPaths(out)
-    if not paths.evaluation_file(AFTER).is_file():
-        raise DataError(
-            "no results of a taught model",
-            where=str(out),
-            remedy="Give the folder that `rorqual teach` wrote, or finish that command.",
+    def _how(self, openings: int) -> str:
+        rule = (
+            "The user named the rung"
+            if self.forced
+            else "The rung is the cheapest that no dearer one beats by more than "
+            f"{'one standard error' if CLEARLY == 1 else f'{CLEARLY:g} standard errors'} on held-out examples"
         )
-    after = Evaluation.load(paths.evaluation_file(AFTER))
-    names: list[str] = json.loads(paths.baselines.read_bytes())["names"]
-    if than and than not in names:
-        raise ConfigError(f"no baseline '{than}'", where="key 'than'", remedy=suggest_name(than, names))
-    return read_task_json(paths.data)["kind"], Evaluation.load(paths.evaluation_file(than or BEFORE)), after
+        reads = "once, for two rungs" if openings == 1 else f"{openings} times"
+        return (
+            f"{rule}. The intervals (95 %) show the doubt from the number of examples, not from training again with another seed; the test "
+            f"split was read {reads}."
+        )
 
+    def table(self) -> Table:
+        """Return a table with one row for each rung, the cheapest first, and the reasons why others were skipped."""
+        heads = (
+            "rung",
+            "held-out right %",
+            "95 % interval",
+            "examples",
+            "test right %",
+            "95 % interval",
+            "ms an answer",
+            "s to fit",
+            "MB",
+        )
+        return Table(title="all rungs, the cheapest first", heads=heads, rows=[*self._cells()])
 
-def results_json(found: TeachResults, sentences: Sequence[str], opened: int) -> dict[str, Any]:
-    """Return all results as JSON, for other programs. A difference is the accuracy of the taught model minus the accuracy of
-    the baseline, as a share.
-    """
-    rows: list[dict[str, Any]] = []
-    for one in found.results:
-        row: dict[str, Any] = {
-            "name": one.name,
-            "right": one.row.right,
-            "of": one.row.graded,
-            "interval": vars(one.row.interval),
+    def _cells(self) -> Iterator[tuple[str, ...]]:
+        tested = {one.model: _row(one) for one in (self.chosen, self.other)}
+        for one in self.held_out:
+            row, size = tested.get(one.name), self.sizes.get(one.name)
+            yield (
+                f"{one.name}{' (chosen)' * (one.name == self.chosen.model)}",
+                percent(one.accuracy),
+                percent_interval(one.interval),
+                f"{len(one.right):,}",
+                "" if row is None else percent(row.accuracy),
+                "" if row is None else percent_interval(row.interval),
+                milliseconds(one.answer_seconds),
+                f"{one.fit_seconds:,.1f}",
+                "" if size is None else f"{size / 1e6:,.1f}",
+            )
+
+    def to_json(self, openings: int) -> dict[str, Any]:
+        """Return all results as JSON, for other programs. Accuracies are shares, and times are in seconds."""
+        rows = [
+            {
+                "name": one.name,
+                "held_out": {"right": sum(one.right.values()), "of": len(one.right), "interval": vars(one.interval)},
+                "answer_seconds": one.answer_seconds,
+                "fit_seconds": one.fit_seconds,
+                "bytes": self.sizes.get(one.name),
+            }
+            for one in self.held_out
+        ]
+        tested = {
+            one.model: {"right": row.right, "of": row.graded, "interval": vars(row.interval)}
+            for one in (self.chosen, self.other)
+            for row in [_row(one)]
         }
-        if not math.isnan(one.row.last):
-            row |= {"unmarked": one.row.unmarked, "last": one.row.last}
-        if one.ahead is not None:
-            row |= {"difference": one.ahead.difference.mean, "difference_interval": vars(one.ahead.difference.interval)}
-            row |= {"p": one.ahead.p_value, "gained": one.ahead.gained, "lost": one.ahead.lost}
-        rows.append(row)
-    return {"sentences": list(sentences), "results": rows, "test_openings": opened}
+        ahead, (answered, right) = self.difference, self.answered_on_test()
+        return {
+            "sentences": self.sentences(openings),
+            "chosen": self.chosen.model,
+            "other": self.other.model,
+            "rungs": rows,
+            "skipped": dict(self.skipped),
+            "test": tested,
+            "difference": {
+                "mean": ahead.difference.mean,
+                "interval": vars(ahead.difference.interval),
+                "p": ahead.p_value,
+                "gained": ahead.gained,
+                "lost": ahead.lost,
+            },
+            "promise": self.possible
+            and {
+                **self.possible.model_dump(mode="json"),
+                "asked": bool(self.asked),
+                "test_answered": answered,
+                "test_right": right,
+            },
+            "test_openings": openings,
+        }
 
 
-def results_table(found: TeachResults) -> Table:
-    """Return a table with one row for each baseline, by rising accuracy, and a last row for the taught model."""
-    heads = (
-        "",
-        "right %",
-        "95 % interval",
-        "unmarked %",
-        "last %",
-        "taught model, points more",
-        "95 % interval",
-        "p",
-        "gained",
-        "lost",
-    )
-    return Table(title="on the test split", heads=heads, rows=[_result_cells(one) for one in found.results_by_accuracy])
+def _row(evaluation: Evaluation) -> EvaluationRow:
+    return evaluation.rows("all")[0]
 
 
-def _result_cells(one: ModelResult) -> tuple[str, ...]:
-    accuracy = (percent(one.row.accuracy), percent_interval(one.row.interval))
-    start = (one.name, *accuracy, percent(one.row.unmarked), percent(one.row.last))
-    if one.ahead is None:
-        return (*start, "", "", "", "", "")
-    ahead = one.ahead
-    difference = (f"{100 * ahead.difference.mean:+.1f}", percent_interval(ahead.difference.interval))
-    return (*start, *difference, p_value_text(ahead.p_value), str(ahead.gained), str(ahead.lost))
+def milliseconds(seconds: float) -> str:
+    """Return a time in milliseconds with two digits."""
+    return f"{1000 * seconds:.2g}" if seconds < 0.0995 else f"{1000 * seconds:,.0f}"
+
+
+def load_results(out: Path) -> tuple[AnswerKind, Evaluation, Evaluation]:
+    """Return the kind of answers, and the evaluations of the best other rung and of the chosen one. Raises DataError if the folder has no
+    results."""
+    paths, remedy = TeachPaths(out), "Give the folder that `rorqual teach` wrote, or finish that command."
+    names = read_json(paths.choice, "the choice of a rung", remedy)
+    files = [paths.evaluation_file(names[key]) for key in ("other", "chosen")]
+    if not all(file.is_file() for file in files):
+        raise DataError("no results of a taught model", where=str(out), remedy=remedy)
+    other, chosen = map(Evaluation.load, files)
+    return read_task_json(paths.data)["kind"], other, chosen

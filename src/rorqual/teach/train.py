@@ -27,6 +27,7 @@ from rorqual.model.adapter import LoRA
 from rorqual.recipes.grpo import grpo
 from rorqual.tasks.task import Problem, Task, Verdict
 from rorqual.teach.config import TeachConfig
+from rorqual.teach.held_out import HeldOut, clearly_beats
 from rorqual.teach.paths import TeachPaths
 from rorqual.teach.plan import ALPHA, OVERTIME, SLACK, R, TeachPlan, sft_run
 from rorqual.train.loop import fit
@@ -46,16 +47,25 @@ FEWEST_GRPO, MOST_GRPO = 8, 40
 
 @dataclass(frozen=True)
 class DevResult:
-    """A checkpoint's result on the dev split."""
+    """A checkpoint's result on the dev split. `bits` has a digit for each problem: 1 if the answer is right, else 0."""
 
     run: str
     step: int
-    right: int
-    total: int
+    bits: str
+
+    @property
+    def right(self) -> int:
+        """The number of right answers."""
+        return self.bits.count("1")
 
     @property
     def accuracy(self) -> float:
-        return self.right / self.total
+        """The share of right answers."""
+        return self.right / len(self.bits)
+
+    def held_out(self) -> HeldOut:
+        """Return the result as that of a rung whose examples are named by their numbers."""
+        return HeldOut(self.run, {str(place): bit == "1" for place, bit in enumerate(self.bits)}, {}, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -96,7 +106,7 @@ class TeachTraining:
         `track` is called with the metrics record of each training step.
         """
         out = self.paths.sft
-        run = sft_run(base, self.paths.data, self.plan, seed=self.config.seed)
+        run = sft_run(base, self.paths.sft_rows, self.plan, seed=self.config.seed)
         for step in self.plan.dev_steps:
             done = {result.step for result in self.dev_results("sft")}
             if step in done or self.paths.ended_early.exists():
@@ -107,7 +117,7 @@ class TeachTraining:
                 if result.accuracy >= max((one.accuracy for one in self.dev_results("sft")), default=0.0):
                     copy_run(out, self.paths.best)
                 append_line(self.paths.dev, vars(result))  # after the copy: a killed process measures and copies again
-                self.say(f"  step {reached}: {result.right} of {result.total} right on dev")
+                self.say(f"  step {reached}: {result.right} of {len(result.bits)} right on dev")
             if reached < step:
                 write_json(self.paths.ended_early, {"step": reached, "of": run.steps})
                 self.say(f"  ended after {reached} of {run.steps} steps, because training took too long")
@@ -156,21 +166,22 @@ class TeachTraining:
         """Measure a run on the dev problems, or on as many dev problems as the first measurement had time for."""
         engine = engine_of(run, self.threads)
 
-        def count_right(problems: Sequence[Problem]) -> int:
-            return sum(one.verdict is Verdict.RIGHT for one in self._answers(engine, problems, self.params))
+        def bits(problems: Sequence[Problem]) -> str:
+            answers = {one.key: one for one in self._answers(engine, problems, self.params)}
+            return "".join(str(int(answers[one.key].verdict is Verdict.RIGHT)) for one in problems)
 
         first = next(iter(read_lines(self.paths.dev)), None)
         if first is not None:
-            return DevResult(name, step, count_right(self.dev_problems[: first["total"]]), first["total"])
+            return DevResult(name, step, bits(self.dev_problems[: len(first["bits"])]))
         began = time.monotonic()
-        right = count_right(self.dev_problems[:DEV_FIRST])
+        found = bits(self.dev_problems[:DEV_FIRST])
         seconds = time.monotonic() - began
         total = min(len(self.dev_problems), DEV_FIRST + int(DEV_FIRST * max(0.0, DEV_SECONDS - seconds) / seconds))
         if total > DEV_FIRST:
-            right += count_right(self.dev_problems[DEV_FIRST:total])
+            found += bits(self.dev_problems[DEV_FIRST:total])
         if total < len(self.dev_problems):
             self.say(f"  dev is measured on {total} of {len(self.dev_problems)} problems, because replies take long")
-        return DevResult(name, step, right, total)
+        return DevResult(name, step, found)
 
     def _answers(self, engine: Engine, problems: Sequence[Problem], params: SamplingParams) -> Sequence[GradedSample]:
         """Return graded replies to `problems`."""
@@ -199,10 +210,10 @@ class TeachTraining:
         if not self.dev_results("grpo"):
             append_line(self.paths.dev, vars(self.measure_on_dev(self.paths.grpo, "grpo", reached)))
         [after] = self.dev_results("grpo")
-        before = max(one.accuracy for one in self.dev_results("sft"))
-        used = after.accuracy > before
-        text = f"{reached} of {run.steps} steps of GRPO changed the accuracy on dev from {before:.0%} to {after.accuracy:.0%}"
-        return GRPOResult(used, f"{text}, so its model {'is' if used else 'is not'} used")
+        before = max(reversed(self.dev_results("sft")), key=lambda one: one.accuracy)
+        used = clearly_beats(after.held_out(), before.held_out())
+        text = f"{reached} of {run.steps} steps of GRPO changed the accuracy on dev from {before.accuracy:.0%} to {after.accuracy:.0%}"
+        return GRPOResult(used, f"{text}, so its model {'is' if used else 'is not'} used (one standard error decides)")
 
     def _stored_grpo_decision(self) -> tuple[Run | None, str]:
         """Return the GRPO run, or None if GRPO is skipped, and the reason for skipping. Run and reason depend on measured time,

@@ -40,7 +40,7 @@ MUTANTS = (
     one(
         "a group is split by its own prompt",
         "issue 20: teach",
-        "teach/check.py",
+        "teach/folds.py",
         "return [examples[first].key for first in find_near_duplicates([one.prompt for one in examples]).groups]",
         "return [one.key for one in examples]",
         "tests/teach/test_check_file.py::test_groups_stay_in_one_split_and_splits_do_not_depend_on_the_order",

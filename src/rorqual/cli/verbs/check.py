@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from pydantic import Field
 
 from rorqual.cli.settings import Settings, parse_settings
 from rorqual.core.config import Config
+from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir, write_atomic, write_json
 
 
@@ -29,7 +30,16 @@ class CheckSettings(Config):
         description="run whose tokenizer counts lengths, and whose size gives the forecast; default: bytes, and SmolLM2-135M",
     )
     page: str = Field("", description="HTML file")
-    out: str = Field("", description="JSON file of all faults")
+    out: str = Field("", description="JSON file of all faults, and of the rows that suspects= and unlabelled= list")
+    suspects: bool = Field(False, description="list the rows that are probably mislabelled; for labels")
+    unlabelled: str = Field(
+        "", description="file of rows without labels: list which to label next; includes suspects=true"
+    )
+    next: str = Field("", description="CSV file of the first 100 rows to label next")
+    encoder: str = Field(
+        "",
+        description="folder or .zip of a BERT encoder for suspects= and unlabelled=, or none; default: MiniLM, downloaded once (83 MB)",
+    )
 
 
 def check(
@@ -40,7 +50,8 @@ def check(
 
     All faults of the file are listed with their lines: rows that cannot be read, empty prompts and answers, duplicates,
     near-duplicates, and contradictions. Further faults are answers that the prompt states, and rows that also occur in a test
-    file. The command also shows the kind of answers, the lengths of prompts and answers, and how the rows would be split. The
+    file. With suspects=true, the command lists rows that are probably mislabelled, and with unlabelled=, rows to label next. The
+    command also shows the kind of answers, the lengths of prompts and answers, and how the rows would be split. The
     command exits with status 1 if the file has faults other than duplicates and near-duplicates.
     """
     chosen = parse_settings(CheckSettings, settings)
@@ -49,7 +60,9 @@ def check(
     from rorqual.teach.check import check_file
     from rorqual.teach.check_page import check_page, check_text, to_json
 
-    for place in filter(None, (chosen.page, chosen.out)):
+    if chosen.next and not chosen.unlabelled:
+        raise ConfigError("next= needs unlabelled=", where="key 'next'", remedy="Give unlabelled=FILE.")
+    for place in filter(None, (chosen.page, chosen.out, chosen.next)):
         check_writable_path(Path(place))
     count, unit = _length_counter(chosen.base)
     result = check_file(
@@ -73,8 +86,16 @@ def check(
             print(
                 f"  with SmolLM2-135M, at {BYTES_PER_TOKEN} bytes per token: {training_cost_sentence(preset(DEFAULT_MODEL), tokens)}"
             )
+    advised: dict[str, Any] = {}
+    if chosen.suspects or chosen.unlabelled:
+        from rorqual.teach.encoder import find_encoder
+        from rorqual.teach.labelling import advise
+
+        unlabelled, write = (Path(path) if path else None for path in (chosen.unlabelled, chosen.next))
+        text, advised = advise(result, find_encoder(chosen.encoder, print), unlabelled=unlabelled, write=write)
+        print(f"\n{text}")
     if chosen.out:
-        write_json(Path(chosen.out), to_json(result))
+        write_json(Path(chosen.out), to_json(result) | advised)
         print(f"  {chosen.out}: all faults")
     if chosen.page:
         write_atomic(Path(chosen.page), check_page(result, unit).encode())

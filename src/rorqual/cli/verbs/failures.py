@@ -15,7 +15,6 @@ from rorqual.core.config import Config, Natural
 class FailuresSettings(Config):
     """Settings of `rorqual failures`."""
 
-    than: str = Field("", description="baseline to compare with, such as majority; default: the base model")
     count: Natural = Field(3, description="examples of each change")
 
 
@@ -23,15 +22,15 @@ def failures(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `rorqual teach` wrote.")],
     settings: Settings = None,
 ) -> None:
-    """Show which examples a taught model gets wrong, and which it gained or lost.
+    """Show which examples the chosen rung gets wrong.
 
-    Labels are grouped by the right label, and JSON answers by field. Then come examples that the model lost against a
-    baseline, still gets wrong, or gained.
+    Labels are grouped by the right label, and JSON answers by field. Then come examples that the chosen rung lost against the
+    best other rung, still gets wrong, or gained.
     """
     chosen = parse_settings(FailuresSettings, settings)
 
     from rorqual.teach.failures import failures_text
     from rorqual.teach.results import load_results
 
-    kind, before, after = load_results(run, chosen.than)
+    kind, before, after = load_results(run)
     print(failures_text(before, after, kind, count=chosen.count))

@@ -21,6 +21,7 @@ class Guess:
 
     answer: str
     probability: float
+    reasoning: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,15 +58,25 @@ class TrainingRows:
         return spelling
 
 
-class Rung(ABC):
+class Predictor(ABC):
     """A method of answering prompts. `name` is its name in tables and files."""
 
     name: str
 
     @abstractmethod
-    def fit(self, rows: TrainingRows) -> None:
-        """Learn from training examples. A second call forgets the first."""
-
-    @abstractmethod
     def predict(self, prompts: Sequence[str]) -> list[Guess]:
         """Return a guess for each prompt. It does not depend on the other prompts."""
+
+
+class Rung(Predictor):
+    """A method that learns from training examples in one call. `slow` says whether that takes longer than some seconds."""
+
+    slow = False
+
+    def settle(self, rows: TrainingRows) -> None:
+        """Choose the settings of all later fits by cross-validation on training examples. Probabilities of fits with different settings
+        could not be compared. A rung without such settings does nothing."""
+
+    @abstractmethod
+    def fit(self, rows: TrainingRows) -> None:
+        """Learn from training examples. A second call forgets the first."""

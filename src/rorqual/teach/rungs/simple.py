@@ -14,12 +14,14 @@ from rorqual.tasks.find import wrap_user_error
 from rorqual.teach.rungs.rung import Guess, Rung, TrainingRows
 
 Rule = Callable[[str], str]
+MAJORITY = "majority"
+"""The name of the rung that always gives the most frequent answer."""
 
 
 class Majority(Rung):
     """The most frequent answer. Of equally frequent answers, the first in the training examples is used."""
 
-    name = "majority"
+    name = MAJORITY
 
     def fit(self, rows: TrainingRows) -> None:
         [(place, count)] = Counter(rows.classes.tolist()).most_common(1)

@@ -1,0 +1,100 @@
+"""What `rorqual teach` chose, as a program that answers prompts: one or two rungs, a probability, and a threshold below which it abstains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rorqual.core.config import Config, Share, parse_config
+from rorqual.core.errors import ConfigError
+from rorqual.core.records import read_json, write_json
+from rorqual.teach.paths import TeachPaths
+from rorqual.teach.promise import Calibration, Promise
+from rorqual.teach.rungs.language_model import ALONE, TAUGHT, LanguageModel, taught_params
+from rorqual.teach.rungs.rung import Predictor
+from rorqual.teach.rungs.storage import load_rung
+
+
+class Step(Config):
+    """A rung of an answerer. An answer of which the rung is less sure than `above` is left to the next step, if there is one."""
+
+    rung: str
+    calibration: Calibration
+    above: Share = 0.0
+
+
+class AnswererConfig(Config):
+    """The content of `answerer.json`: the steps in order, the promise if there is one, and the columns of a prompt.
+
+    If a row has several columns, their texts are joined by blank lines in the order of `columns`.
+    """
+
+    steps: tuple[Step, ...]
+    promise: Promise | None = None
+    columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer to a prompt.
+
+    `probability` is the calibrated probability that the answer is right, `rung` the name of the rung that gave it. `sure` is False if the
+    probability is below the threshold of the promise: the answer should not be used then.
+    """
+
+    text: str
+    probability: float
+    rung: str
+    sure: bool
+    reasoning: str = ""
+
+
+class Answerer:
+    """The steps that `rorqual teach` chose. `config` is the content of `answerer.json`, and `predictors` has one predictor for each step."""
+
+    def __init__(self, config: AnswererConfig, predictors: Sequence[Predictor]) -> None:
+        self.config, self.predictors = config, predictors
+
+    def answer(self, prompts: Sequence[str]) -> list[Answer]:
+        """Return the answer to each prompt. It does not depend on the other prompts."""
+        threshold = self.config.promise.threshold if self.config.promise else 0.0
+        answers: dict[int, Answer] = {}
+        left = list(range(len(prompts)))
+        for step, predictor in zip(self.config.steps, self.predictors, strict=True):
+            last = predictor is self.predictors[-1]
+            guesses = predictor.predict([prompts[place] for place in left]) if left else []
+            for place, guess in zip(left, guesses, strict=True):
+                if last or guess.probability >= step.above:
+                    probability = step.calibration.probability(guess.probability)
+                    answers[place] = Answer(
+                        guess.answer, probability, step.rung, probability >= threshold, guess.reasoning
+                    )
+            left = [place for place in left if place not in answers]
+        return [answers[place] for place in range(len(prompts))]
+
+
+def save_answerer(paths: TeachPaths, config: AnswererConfig) -> None:
+    """Write `answerer.json`. The rungs that its steps name are in `paths.rung_file`, and the language model in `paths.model`."""
+    write_json(paths.answerer, config.model_dump(mode="json"))
+
+
+def load_answerer(folder: Path, *, threads: int) -> Answerer:
+    """Load the answerer of a folder that `rorqual teach` wrote. `threads` is the number of worker threads.
+
+    Raises DataError if the folder has no answerer, and ConfigError if a file of a rung cannot be used.
+    """
+    paths = TeachPaths(folder)
+    data = read_json(paths.answerer, "the answerer of a taught task", "Give a folder that `rorqual teach` wrote.")
+    config = parse_config(AnswererConfig, data, where=str(paths.answerer))
+    if not config.steps:
+        raise ConfigError("no steps", where=str(paths.answerer), remedy="Run `rorqual teach` again.")
+    return Answerer(config, [load_predictor(paths, step.rung, threads) for step in config.steps])
+
+
+def load_predictor(paths: TeachPaths, name: str, threads: int) -> Predictor:
+    """Load a fitted rung or the taught language model by its name."""
+    if name not in (TAUGHT, ALONE):
+        return load_rung(paths.rung_file(name))
+    params, thinking = taught_params(paths.model, calculator=name == TAUGHT)
+    return LanguageModel(name, paths.model, params, thinking, threads=threads)

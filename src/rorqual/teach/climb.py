@@ -1,0 +1,124 @@
+"""Measure rungs on held-out examples, from the cheapest to the dearest, and choose one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from rorqual.evals.table import percent, percent_interval
+from rorqual.tasks.examples import AnswerKind
+from rorqual.teach.answerer import AnswererConfig, Step
+from rorqual.teach.cascade import combined, first_step
+from rorqual.teach.examples import Example
+from rorqual.teach.folds import DEV
+from rorqual.teach.held_out import (
+    Grade,
+    HeldOut,
+    choose,
+    cross_validate,
+    record_answers,
+    seconds_of_answer,
+    training_rows,
+)
+from rorqual.teach.paths import TeachPaths
+from rorqual.teach.promise import calibrate, promise
+from rorqual.teach.results import milliseconds
+from rorqual.teach.rungs.rung import Integers, Predictor, Rung, TrainingRows
+from rorqual.teach.rungs.storage import save_rung
+
+ASKED = 8
+"""Number of prompts that a language model answers at once, between two looks at the clock."""
+
+
+@dataclass
+class Climb:
+    """The results of all rungs so far. `results` has the cheapest rung first, and `skipped` the reason for each rung that was left out.
+
+    `pool` are all examples but the test split, and `fold` is the number of the fold of each of them; the first fold is the dev split.
+    `forced` says whether the user named the rung.
+    """
+
+    paths: TeachPaths
+    pool: Sequence[Example]
+    fold: Integers
+    kind: AnswerKind
+    grade: Grade
+    say: Callable[[str], None]
+    forced: bool = False
+    results: list[HeldOut] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def dev(self) -> list[Example]:
+        """The examples of the dev split."""
+        return [one for one, at in zip(self.pool, self.fold, strict=True) if at == DEV]
+
+    @property
+    def best(self) -> HeldOut:
+        """The rung to use by the results so far. The base model with examples in its prompt is measured for comparison only."""
+        return choose([one for one in self.results if one.offered])
+
+    def result(self, name: str) -> HeldOut:
+        """Return the result of a rung by its name."""
+        return next(one for one in self.results if one.name == name)
+
+    def cross_validate(self, rung: Rung, seconds: float) -> None:
+        """Measure a rung by cross-validation, in about `seconds` at most."""
+        self._add(rung.name, lambda: cross_validate(rung, self.pool, self.fold, self.kind, self.grade, seconds=seconds))
+
+    def measure_on_dev(
+        self, name: str, load: Callable[[], Predictor], *, fit_seconds: float, seconds: float, offered: bool = True
+    ) -> None:
+        """Measure a predictor on the dev split, or on as much of it as it answers in about `seconds`. `load` returns the predictor, and
+        `offered` says whether it may be chosen."""
+
+        def measure() -> HeldOut:
+            began, predictor = time.monotonic(), load()
+            right: dict[str, bool] = {}
+            probability: dict[str, float] = {}
+            asked = sorted(self.dev, key=lambda one: one.key)
+            for start in range(0, len(asked), ASKED):
+                record_answers(predictor, asked[start : start + ASKED], self.grade, right, probability)
+                if time.monotonic() - began > seconds:
+                    break
+            return HeldOut(name, right, probability, seconds_of_answer(predictor, asked), fit_seconds, offered)
+
+        self._add(name, measure)
+
+    def _add(self, name: str, measure: Callable[[], HeldOut]) -> None:
+        file = self.paths.held_out_file(name)
+        if not file.is_file():
+            measure().save(file)
+        one = HeldOut.load(file)
+        self.results.append(one)
+        self.say(
+            f"  {name}: {percent(one.accuracy)} % of {len(one.right):,} right {percent_interval(one.interval)}, "
+            f"{milliseconds(one.answer_seconds)} ms an answer"
+        )
+
+    def skip(self, name: str, reason: str) -> None:
+        """Record why a rung is left out."""
+        self.skipped[name] = reason
+        self.say(f"  {name} is skipped: {reason}")
+
+    def fit_and_save(self, rung: Rung) -> None:
+        """Fit a rung on the whole pool and save it, unless it is saved already."""
+        if not self.paths.rung_file(rung.name).is_file():
+            rung.settle(training_rows(self.pool, self.fold, self.kind, DEV))
+            rung.fit(TrainingRows(self.pool, self.kind))
+            save_rung(rung, self.paths.rung_file(rung.name))
+
+    def answerer(self, chosen: HeldOut, accuracy: float, columns: Sequence[str]) -> tuple[AnswererConfig, HeldOut]:
+        """Return the answerer that uses the rung `chosen`, and its held-out answers, with calibrated probabilities.
+
+        A faster rung answers first where that costs no accuracy, unless the rung was forced. The answerer promises `accuracy` if that is
+        above 0 and can be kept.
+        """
+        calibration = calibrate([*chosen.probability.values()], [*chosen.right.values()])
+        steps, results = [Step(rung=chosen.name, calibration=calibration)], [chosen]
+        if (first := first_step([one for one in self.results if one.offered], chosen)) and not self.forced:
+            steps, results = [first, *steps], [self.result(first.rung), chosen]
+        found = combined(steps, results)
+        made = promise(accuracy, [*found.probability.values()], [*found.right.values()]) if accuracy else None
+        return AnswererConfig(steps=tuple(steps), promise=made, columns=tuple(columns)), found

@@ -267,7 +267,9 @@ def test_grpo_runs_after_the_support_gate_and_is_used_if_it_clearly_beats_the_be
         (["110000", "000110", "100000"], "111000", False),  # of equally good checkpoints, the latest is kept
     ):
         lines = [*(("sft", bits) for bits in before), ("grpo", after)]
-        work.paths.dev.write_text("".join(json.dumps({"run": run, "step": 1, "bits": bits}) + "\n" for run, bits in lines))
+        work.paths.dev.write_text(
+            "".join(json.dumps({"run": run, "step": 1, "bits": bits}) + "\n" for run, bits in lines)
+        )
         work.paths.grpo_result.unlink()
         result = work.train_grpo()
         assert result.used == used and ("is used" in result.text) == used, (before, after)

@@ -30,13 +30,15 @@ LABEL_LENGTH = 80
 @dataclass(frozen=True)
 class Example:
     """One example. `prompt` holds all turns before the answer, as one text, and `turns` has them as messages. `told` is true if a
-    teacher that had been told the answer wrote `reasoning`."""
+    teacher that had been told the answer wrote `reasoning`. If a teacher wrote the whole example, `shown` has the lines of the examples that
+    it was shown, and `line` is 0."""
 
     line: int
     prompt: str
     answer: str
     reasoning: str = ""
     told: bool = False
+    shown: tuple[int, ...] = ()
 
     @property
     def key(self) -> str:

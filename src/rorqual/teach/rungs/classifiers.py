@@ -56,15 +56,18 @@ class LogisticRegression(Rung):
 
     def __init__(self, name: str, choices: Mapping[str, Features]) -> None:
         self.name, self.choices = name, choices
+        self.settings: tuple[str, float, float] | None = None
+
+    def settle(self, rows: TrainingRows) -> None:
+        self.settings = self._best_settings(rows)
 
     def fit(self, rows: TrainingRows) -> None:
-        for features in self.choices.values():
-            features.fit(rows.prompts)
-        texts = [*rows.prompts, *map(label_name, rows.answers)]
-        tables = {name: features.of(texts) for name, features in self.choices.items()}
-        name, weight, penalty = _best_choice(tables, rows.classes)
+        name, weight, penalty = self.settings or self._best_settings(rows)
         self.features, self.answers = self.choices[name], rows.answers
-        self.model = _fit(tables[name], rows.classes, weight, penalty)
+        self.model = _fit(_table(self.features, rows), rows.classes, weight, penalty)
+
+    def _best_settings(self, rows: TrainingRows) -> tuple[str, float, float]:
+        return _best_choice({name: _table(features, rows) for name, features in self.choices.items()}, rows.classes)
 
     def predict(self, prompts: Sequence[str]) -> list[Guess]:
         shares = self.model.probabilities(self.features.of(prompts))
@@ -79,7 +82,7 @@ class LogisticRegression(Rung):
 class FittedClassifier:
     """A fitted logistic regression, or a constant if the rows have only one class, because logistic regression needs two."""
 
-    def __init__(self, rows: Any, classes: Integers, weights: Any, penalty: float) -> None:
+    def __init__(self, rows: Any, classes: Integers, penalty: float, weights: Any = None) -> None:
         self.classes, self.model = np.unique(classes), None
         if len(self.classes) > 1:
             with require_extra("teach", "sklearn"):
@@ -99,13 +102,19 @@ def label_name(label: str) -> str:
     return re.sub(r"[\W_]+|(?<=[a-z])(?=[A-Z])", " ", label).strip()
 
 
+def _table(features: Features, rows: TrainingRows) -> Any:
+    """Fit the features on the training prompts, and return those of the prompts and then of the names of the labels."""
+    features.fit(rows.prompts)
+    return features.of([*rows.prompts, *map(label_name, rows.answers)])
+
+
 def _fit(table: Any, classes: Integers, weight: float, penalty: float) -> FittedClassifier:
     """Fit the rows of the prompts, of the classes `classes`, and if `weight` is above 0, the last rows, which are the names of the labels."""
     prompts, names = len(classes), table.shape[0] - len(classes)
     if not weight:
-        return FittedClassifier(table[:prompts], classes, np.ones(prompts), penalty)
+        return FittedClassifier(table[:prompts], classes, penalty)
     both = np.concatenate([classes, np.arange(names)])
-    return FittedClassifier(table, both, np.repeat([1.0, weight], [prompts, names]), penalty)
+    return FittedClassifier(table, both, penalty, np.repeat([1.0, weight], [prompts, names]))
 
 
 def _best_choice(tables: Mapping[str, Any], classes: Integers) -> tuple[str, float, float]:

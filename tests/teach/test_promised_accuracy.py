@@ -13,9 +13,7 @@ from rorqual.teach.promise import DOUBT, LEVELS, calibrate, lower_bound, promise
 
 def tail(right: int, total: int, accuracy: float) -> float:
     """Return the probability of at least `right` right answers of `total`, if the accuracy is `accuracy`."""
-    return math.fsum(
-        math.comb(total, k) * accuracy**k * (1 - accuracy) ** (total - k) for k in range(right, total + 1)
-    )
+    return math.fsum(math.comb(total, k) * accuracy**k * (1 - accuracy) ** (total - k) for k in range(right, total + 1))
 
 
 def plain_threshold(accuracy: float, probability: list[float], right: list[bool]) -> float | None:
@@ -71,7 +69,7 @@ def test_the_threshold_is_that_of_a_plain_procedure(digits: int) -> None:
 @pytest.mark.parametrize(("accuracy", "fewest"), [(0.8, 25), (0.9, 52), (0.95, 105), (0.99, 529)])
 def test_too_few_rows_promise_nothing(accuracy: float, fewest: int) -> None:
     """All rows are right, and a tenth of the doubt is left for the last level."""
-    assert (1 - DOUBT / LEVELS) > 1 - accuracy ** (fewest - 2) and accuracy ** (fewest - 1) <= DOUBT / LEVELS
+    assert 1 - accuracy ** (fewest - 2) < (1 - DOUBT / LEVELS) and accuracy ** (fewest - 1) <= DOUBT / LEVELS
     sure = [1 - place / 1000 for place in range(fewest)]
     assert promise(accuracy, sure[1:], [True] * (fewest - 1)) is None
     made = promise(accuracy, sure, [True] * fewest)
@@ -128,7 +126,7 @@ def test_a_calibration_keeps_the_order_and_fits_the_rate_of_right_answers() -> N
         right = [rng.random() < 1 / (1 + math.exp(-slope * (one - 0.3) * 3)) for one in sure]
         made = calibrate(sure, right)
         found = [made.probability(one) for one in sorted(sure)]
-        assert found == sorted(found) and 0 < found[0] and found[-1] < 1
+        assert found == sorted(found) and found[0] > 0 and found[-1] < 1
         assert math.fsum(found) == pytest.approx(sum(right), abs=0.6)
         assert (made.slope > 0) == (len({*found}) > 1) == (slope > 0), "never less probable if surer"
 

@@ -22,7 +22,7 @@ from rorqual.core.errors import RorqualError
 from rorqual.teach.answerer import Answer, Step, load_answerer
 from rorqual.teach.fallback import INSTRUCTION
 from rorqual.teach.paths import TeachPaths
-from rorqual.teach.promise import Calibration
+from rorqual.teach.promise import PlattCalibration
 from rorqual.teach.rungs.language_model import TAUGHT
 from rorqual.teach.rungs.simple import UserRule
 from taught_task import CALIBRATION, COLUMNS, PROMISE, WORDS, orders, sums, texts, write_grammar, write_task
@@ -101,7 +101,7 @@ def test_two_hundred_served_answers_are_the_measured_ones(tmp_path: Path, kind: 
         write_grammar(folder / "model", sorted(WORDS), thinking="off")
         write_task(folder, texts(60), steps=[Step(rung=TAUGHT, calibration=CALIBRATION)], **plain)
     elif kind == "numbers":
-        steps = [Step(rung="ranked calculations", calibration=Calibration())]
+        steps = [Step(rung="ranked calculations", calibration=PlattCalibration())]
         write_task(folder, sums(40), "number", steps=steps, **plain)
     else:
         write_task(
@@ -151,7 +151,7 @@ def test_a_request_of_another_form_is_answered_in_the_taught_one_and_told_so(
 
 def test_an_answer_that_is_longer_than_max_tokens_is_whole_and_told_so(tmp_path: Path) -> None:
     folder = write_task(tmp_path / "bank", [("a", "a long label"), ("b", "other")], steps=[
-        Step(rung="majority", calibration=Calibration())], promise=None, columns=("text",))  # fmt: skip
+        Step(rung="majority", calibration=PlattCalibration())], promise=None, columns=("text",))  # fmt: skip
     with running(folder, tmp_path, "ui=false") as server, server.client as http:
         for most, told_so in ((2, "max_tokens"), (3, None)):
             answer = ask(http, max_tokens=most)
@@ -236,7 +236,7 @@ def test_the_model_has_one_name_and_its_description_fits_the_openapi_document(ht
 
 def test_conversations_keep_their_turns(tmp_path: Path) -> None:
     pairs = [("user: fee?\n\nassistant: no\n\nuser: pin?", "pin"), ("fee", "fee")] * 2
-    steps = [Step(rung="nearest neighbour", calibration=Calibration())]
+    steps = [Step(rung="nearest neighbour", calibration=PlattCalibration())]
     folder = write_task(tmp_path / "bank", pairs, steps=steps, promise=None, columns=())
     turns = [("system", "s"), ("user", "fee?"), ("assistant", "no"), ("user", "pin?")]
     with running(folder, tmp_path, "ui=false") as server, server.client as http:
@@ -310,7 +310,7 @@ def test_unsure_prompts_go_to_the_fallback_until_its_budget_is_spent(
 def test_a_rung_that_fails_on_a_prompt_answers_the_next(tmp_path: Path) -> None:
     (tmp_path / "rule.py").write_text(RULE, encoding="utf-8")
     rule = UserRule(lambda _: "", f"{tmp_path / 'rule.py'}:rule")
-    steps = [Step(rung="rule", calibration=Calibration())]
+    steps = [Step(rung="rule", calibration=PlattCalibration())]
     folder = write_task(tmp_path / "bank", texts(9), steps=steps, promise=None, columns=("text",), rungs=[rule])
     with running(folder, tmp_path, "ui=false") as server, server.client as http:
         failed = ask(http, "boom")

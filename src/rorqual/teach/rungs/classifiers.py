@@ -67,9 +67,11 @@ class LogisticRegression(Rung):
         self.model = _fit(tables[name], rows.classes, weight, penalty)
 
     def predict(self, prompts: Sequence[str]) -> list[Guess]:
-        shares = self.model.probabilities(self.features.of(prompts))
-        best = shares.argmax(1)
-        return [Guess(self.answers[self.model.classes[place]], float(row[place])) for place, row in zip(best, shares)]
+        table, guesses = self.features.of(prompts), []
+        for row in range(len(prompts)):  # one at a time: the bits of a matrix product may depend on the number of rows
+            [shares] = self.model.probabilities(table[row : row + 1])
+            guesses.append(Guess(self.answers[self.model.classes[shares.argmax()]], float(shares.max())))
+        return guesses
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the features that were not chosen."""
@@ -79,7 +81,7 @@ class LogisticRegression(Rung):
 class FittedClassifier:
     """A fitted logistic regression, or a constant if the rows have only one class, because logistic regression needs two."""
 
-    def __init__(self, rows: Any, classes: Integers, weights: Any, penalty: float) -> None:
+    def __init__(self, rows: Any, classes: Integers, penalty: float, weights: Any = None) -> None:
         self.classes, self.model = np.unique(classes), None
         if len(self.classes) > 1:
             with require_extra("teach", "sklearn"):
@@ -103,9 +105,9 @@ def _fit(table: Any, classes: Integers, weight: float, penalty: float) -> Fitted
     """Fit the rows of the prompts, of the classes `classes`, and if `weight` is above 0, the last rows, which are the names of the labels."""
     prompts, names = len(classes), table.shape[0] - len(classes)
     if not weight:
-        return FittedClassifier(table[:prompts], classes, np.ones(prompts), penalty)
+        return FittedClassifier(table[:prompts], classes, penalty)
     both = np.concatenate([classes, np.arange(names)])
-    return FittedClassifier(table, both, np.repeat([1.0, weight], [prompts, names]), penalty)
+    return FittedClassifier(table, both, penalty, np.repeat([1.0, weight], [prompts, names]))
 
 
 def _best_choice(tables: Mapping[str, Any], classes: Integers) -> tuple[str, float, float]:

@@ -20,7 +20,7 @@ EDGE = 1e-6
 """Probabilities are kept this far from 0 and 1 before their log-odds are taken."""
 
 
-class Calibration(Config):
+class PlattCalibration(Config):
     """The probability that an answer is right: a logistic function of the log-odds of a rung's own probability (Platt 1999)."""
 
     slope: float = 1.0
@@ -56,7 +56,7 @@ def _log_odds(sure: float) -> float:
     return math.log(value / (1 - value))
 
 
-def calibrate(sure: Sequence[float], right: Sequence[bool]) -> Calibration:
+def calibrate(sure: Sequence[float], right: Sequence[bool]) -> PlattCalibration:
     """Fit the calibration of a rung from held-out answers. The slope is never negative, so that a surer answer is never less probable."""
     with require_extra("teach", "sklearn"):
         from sklearn.linear_model import LogisticRegression
@@ -64,8 +64,8 @@ def calibrate(sure: Sequence[float], right: Sequence[bool]) -> Calibration:
     if 0 < sum(right) < len(right):
         fitted = LogisticRegression().fit(np.array([[_log_odds(one)] for one in sure]), np.array(right))
         if (slope := float(fitted.coef_[0, 0])) > 0:
-            return Calibration(slope=slope, intercept=float(fitted.intercept_[0]))
-    return Calibration(slope=0.0, intercept=math.log(rate / (1 - rate)))
+            return PlattCalibration(slope=slope, intercept=float(fitted.intercept_[0]))
+    return PlattCalibration(slope=0.0, intercept=math.log(rate / (1 - rate)))
 
 
 def lower_bound(right: int, total: int, doubt: float = DOUBT) -> float:

@@ -10,8 +10,11 @@ from rorqual.teach.rungs.calculation import RankedCalculations
 from rorqual.teach.rungs.classifiers import LogisticRegression, NearestNeighbour
 from rorqual.teach.rungs.features import Embeddings, TfIdf
 from rorqual.teach.rungs.fields import Fields
+from rorqual.teach.rungs.regression import NumberRegression
 from rorqual.teach.rungs.rung import Rung
 from rorqual.teach.rungs.simple import Majority, Rule, UnchangedInput, UserRule
+from rorqual.teach.rungs.tuned_fields import TunedFields
+from rorqual.teach.rungs.tuned_labels import TunedLabels
 
 
 def rungs_of(
@@ -33,6 +36,7 @@ def rungs_of(
         yield LogisticRegression("logistic regression", choices)
     if kind == "number":
         yield RankedCalculations()
+        yield NumberRegression()
     if kind == "JSON":
         yield Fields()
     if encoder is not None:
@@ -40,3 +44,6 @@ def rungs_of(
         yield NearestNeighbour("nearest neighbour, embeddings", embeddings)
         if kind == "label":
             yield LogisticRegression("logistic regression, embeddings", {"embeddings": embeddings})
+            yield TunedLabels(encoder)
+        if kind == "JSON":
+            yield TunedFields(encoder)

@@ -21,6 +21,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -37,7 +38,9 @@ from ten_sets import DataSet, data_sets
 
 from rorqual.core.conversations import text_to_turns
 from rorqual.core.ledger import Ledger
-from rorqual.core.records import write_json
+from rorqual.core.records import RunDir, write_json
+from rorqual.data.chat import load_chat
+from rorqual.data.tokenizer import Tokenizer
 from rorqual.tasks.examples import ExamplesTask
 from rorqual.tasks.task import Problem
 from rorqual.teach.config import TeachConfig
@@ -74,12 +77,14 @@ def divide(name: str, seed: int, given: argparse.Namespace, sets: Mapping[str, D
     )
     files = {"file": str(folder / "train.jsonl"), "test": str(folder / "test.jsonl")}
     config = TeachConfig(base=str(given.base), seed=seed, quiet=True, **files, **named)
+    shutil.rmtree(folder / "run", ignore_errors=True)  # another version of rorqual may have written it
     paths = TeachPaths(folder / "run")
     with closing(Ledger(paths.ledger)) as ledger:
         stages = TeachStages(config, paths, 1, ledger, lambda *_: None, "")
         stages.check_settings()
         stages.prepare_data()
-    data, chat, task = stages.dataset, stages.model.chat, ExamplesTask(paths.data, grader=config.grader)
+    data, base, task = stages.dataset, RunDir(given.base), ExamplesTask(paths.data, grader=config.grader)
+    chat = load_chat(base, Tokenizer.load(base.tokenizer_file))
     problems = test_problems(task)
 
     def row(prompt: str, answer: str = "") -> dict[str, Any]:

@@ -345,7 +345,7 @@ class TeachStages:
             self._say(f"  the best so far can be asked: rorqual chat {self.paths.out}  ({best.name})")
 
     def _answerer(self, chosen: HeldOut) -> tuple[AnswererConfig, HeldOut]:
-        return self.climb.answerer(chosen, self.config.promise, self.check.columns.prompt)
+        return self.climb.answerer(chosen, self.config.promise, self.check.columns)
 
     # ---- rungs with a language model
 
@@ -437,7 +437,7 @@ class TeachStages:
         names = json.loads(paths.choice.read_bytes())
         chosen, other = (Evaluation.load(paths.evaluation_file(names[key])) for key in ("chosen", "other"))
         best = climb.result(self.config.rung) if self.config.rung else climb.best
-        config, answered = climb.answerer(best, asked or USUAL, self.check.columns.prompt)
+        config, answered = climb.answerer(best, asked or USUAL, self.check.columns)
         files = {one.name: paths.rung_file(one.name) for one in climb.results}
         return TeachResults(
             [*climb.results, *([answered] if len(config.steps) > 1 else [])],

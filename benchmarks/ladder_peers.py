@@ -32,9 +32,10 @@ from statistics import fmean, median
 from typing import Any
 
 from peer_methods import METHODS, RUNG
-from record import ROOT, made_by
+from record import ROOT, commit, made_by
 from ten_sets import DataSet, data_sets
 
+from rorqual.core.conversations import text_to_turns
 from rorqual.core.ledger import Ledger
 from rorqual.core.records import write_json
 from rorqual.tasks.examples import ExamplesTask
@@ -42,9 +43,9 @@ from rorqual.tasks.task import Problem
 from rorqual.teach.config import TeachConfig
 from rorqual.teach.encoder import MINILM
 from rorqual.teach.examples import Example
-from rorqual.teach.measure import evaluate_baseline, test_problems
+from rorqual.teach.measure import evaluate_guesses, test_problems
 from rorqual.teach.paths import TeachPaths
-from rorqual.teach.rungs.ladder import rungs_of
+from rorqual.teach.rungs.rung import Guess
 from rorqual.teach.stages import TeachStages
 from teach import bits, draw
 
@@ -78,15 +79,15 @@ def divide(name: str, seed: int, given: argparse.Namespace, sets: Mapping[str, D
         stages = TeachStages(config, paths, 1, ledger, lambda *_: None, "")
         stages.check_settings()
         stages.prepare_data()
-    data, task = stages.dataset, stages.task()
+    data, chat, task = stages.dataset, stages.model.chat, ExamplesTask(paths.data, grader=config.grader)
     problems = test_problems(task)
 
     def row(prompt: str, answer: str = "") -> dict[str, Any]:
-        ids = stages.chat.prompt(Problem("", prompt, "", "").messages, "off")
+        ids = chat.prompt(text_to_turns(prompt), "off")
         return {
             "prompt": prompt,
             "answer": answer,
-            "text": stages.chat.tokenizer.decode(ids, specials=True),
+            "text": chat.tokenizer.decode(ids, specials=True),
             "ids": ids,
         }
 
@@ -96,7 +97,7 @@ def divide(name: str, seed: int, given: argparse.Namespace, sets: Mapping[str, D
     return Division(
         data.kind,
         config.rule,
-        [one.name for one in rungs_of(data.kind, rule=stages.rule, encoder=stages.encoder)],
+        [*stages.rungs],
         task,
         problems,
         {"train": rows(data.all_train), "dev": rows(data.splits["dev"]), "test": [row(one.prompt) for one in problems]},
@@ -135,18 +136,11 @@ def run(
     with open(folder / "output.txt", "ab") as output:
         subprocess.run(command, check=True, env=environment, stdout=output, stderr=subprocess.STDOUT)
     found = json.loads(out.read_bytes())
-    replies = found.pop("replies")
-    right = bits(evaluate_baseline(method, division.task, division.problems, replies))
+    guesses = [Guess(reply, 1.0) for reply in found.pop("replies")]
+    right = bits(evaluate_guesses(method, division.task, division.problems, guesses))
     limit = {"minutes": given.minutes} if method in ("setfit", "lora-writer", "lora-classifier") else {}
-    return {
-        "set": name,
-        "seed": seed,
-        "method": method,
-        "right": right,
-        "train": len(division.rows["train"]),
-        **limit,
-        **found,
-    }
+    about = {"set": name, "seed": seed, "method": method, "commit": commit(ROOT)}
+    return about | {"right": right} | limit | found
 
 
 def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -26,6 +26,10 @@ CLASSIFIER = WRITER | {"lr": 1e-3}
 """The same setting, with a lower learning rate, because the classifier's new head is trained with it. No other was tried."""
 
 
+MOST_DEV = 50
+"""The number of training rows on which the checkpoint is chosen, and which are not trained on."""
+
+
 class PacedClassifier(transformers.Trainer):
     """A Trainer whose learning rate follows `Pace`."""
 
@@ -64,7 +68,8 @@ def fit_lora(job: Any, *, classifier: bool) -> tuple[Callable[[Sequence[str]], l
     setting = CLASSIFIER if classifier else WRITER
     tokenizer = AutoTokenizer.from_pretrained(job.base)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    train, dev, test = ([row_of(row) for row in rows] for rows in (job.train, job.dev, job.test))
+    dev, train = job.dev[:MOST_DEV], [*job.train, *job.dev[MOST_DEV:]]
+    train, dev, test = ([row_of(row) for row in rows] for rows in (train, dev, job.test))
     labels = sorted({row["completion"] for row in train})
     predict = Classify(tokenizer, labels) if classifier else Predictor(tokenizer, labels, free=job.kind != "label")
     with tempfile.TemporaryDirectory() as folder:

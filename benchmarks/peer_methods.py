@@ -32,6 +32,7 @@ from rorqual.teach.examples import Example
 from rorqual.teach.rungs.fields import TOKEN, flatten
 from rorqual.teach.rungs.ladder import rungs_of
 from rorqual.teach.rungs.rung import TrainingRows
+from rorqual.teach.rungs.storage import save_rung
 
 FOLDS = 5
 PENALTIES = (0.1, 1.0, 10.0, 100.0)
@@ -53,7 +54,7 @@ class Fitted:
 class Job:
     """A method, and the rows on which it is fitted. `train` and `dev` have `prompt`, `answer` and, for LoRA, `text` and `ids`.
 
-    The peers are fitted on `rows`. LoRA chooses its checkpoint on `dev`, and the rungs of `rorqual teach` are fitted on `train`.
+    All methods are fitted on `rows`. The rungs of `rorqual teach` choose their settings on `train`, and LoRA its checkpoint on a part of `dev`.
     """
 
     method: str
@@ -264,18 +265,22 @@ def crf(job: Job) -> Fitted:
 
 
 def rung(job: Job) -> Fitted:
-    """The rung of `rorqual teach` with the job's name, fitted on the rows without those of the dev split."""
+    """The rung of `rorqual teach` with the job's name: settings chosen without the dev split, then fitted on all rows."""
     name = job.method.removeprefix(RUNG)
     rule = load_function(job.rule, "rule") if job.rule else None
-    without = {one.name: one for one in rungs_of(job.kind, rule=rule)}
+    without = {one.name: one for one in rungs_of(job.kind, rule=rule, rule_spec=job.rule)}
     known = (
-        without
-        if name in without
-        else {one.name: one for one in rungs_of(job.kind, rule=rule, encoder=load_encoder(job.encoder))}
+        without if name in without else {one.name: one for one in rungs_of(job.kind, encoder=load_encoder(job.encoder))}
     )
     made = known[name]
-    made.fit(TrainingRows([Example(n, row["prompt"], row["answer"]) for n, row in enumerate(job.train, 1)], job.kind))
-    return Fitted(lambda prompts: [guess.answer for guess in made.predict(prompts)], None)
+    examples = [Example(n, row["prompt"], row["answer"]) for n, row in enumerate(job.rows, 1)]
+    made.settle(TrainingRows(examples[: len(job.train)], job.kind))
+    made.fit(TrainingRows(examples, job.kind))
+    with tempfile.NamedTemporaryFile() as file:
+        save_rung(made, Path(file.name))
+        size = os.path.getsize(file.name)
+    base = 0 if name in without else os.path.getsize(job.encoder)
+    return Fitted(lambda prompts: [guess.answer for guess in made.predict(prompts)], size, base)
 
 
 # ---- LoRA

@@ -45,11 +45,12 @@ def test_planted_wrong_labels_are_listed_first(tmp_path: Path) -> None:
     assert str(found["suspects"][0]["line"]) in text and found["suspects"][0]["likely"] in text
 
 
-def test_a_label_of_a_few_rows_is_not_judged(write: Write) -> None:
-    """A classifier that never saw the label cannot find it plausible."""
-    rows = [*labelled(100), *({"text": f"my card {n} of gold", "label": "rare"} for n in range(4))]
-    _, found = advise(check_file(write("a.jsonl", rows), len), None)
-    assert not any(one["label"] == "rare" for one in found["suspects"])
+@pytest.mark.parametrize(("count", "judged"), [(4, False), (5, True)])
+def test_a_label_of_a_few_rows_is_not_judged(write: Write, count: int, judged: bool) -> None:
+    """Its rows look like those of another label, but a classifier hardly saw it."""
+    rare = [row | {"label": "rare"} for row in labelled(60, seed=1) if row["label"] == "card"][:count]
+    _, found = advise(check_file(write("a.jsonl", [*labelled(100), *rare]), len), None)
+    assert any(one["label"] == "rare" for one in found["suspects"]) == judged
 
 
 def test_doubtful_new_rows_are_labelled_next(write: Write, tmp_path: Path) -> None:

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from climbed import answers_of_rungs
+from example_files import labelled
 from sklearn.linear_model import LogisticRegression
 
 from rorqual.core.errors import TaskError
 from rorqual.tasks.examples import canonical_form, load_function
 from rorqual.teach.examples import AnswerKind, Example
+from rorqual.teach.rungs import classifiers as rungs
 from rorqual.teach.rungs.classifiers import FOLDS, NAME_WEIGHTS, PENALTIES, label_name
 from rorqual.teach.rungs.features import TfIdf
 from rorqual.teach.rungs.ladder import rungs_of
@@ -218,3 +220,18 @@ def test_a_rule_of_the_user_answers_every_prompt_with_text_or_the_fields_of_a_js
     ):
         with pytest.raises(TaskError, match=f"the prompt 'none here': the rule {problem}"):
             answers_of_rungs(TRAIN, ask("none here"), "number", rule=rule)
+
+
+def test_settled_settings_are_used_by_all_later_fits() -> None:
+    """Else the probabilities of two fits could not be compared: another penalty gives others."""
+    rows = TrainingRows([Example(n, row["text"], row["label"]) for n, row in enumerate(labelled(60))], "label")
+    rung, free = (rungs.LogisticRegression("x", {"words": TfIdf(words=True)}) for _ in range(2))
+    rung.settle(rows)
+    assert rung.settings is not None
+    rung.settings = ("words", 0.0, 1.0)
+    rung.fit(rows)
+    free.fit(rows)
+    mild = rung.predict(["my card"])[0].probability
+    rung.settings = ("words", 0.0, 100.0)
+    rung.fit(rows)
+    assert mild < rung.predict(["my card"])[0].probability and free.settings is None

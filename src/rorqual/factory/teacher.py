@@ -32,12 +32,15 @@ from rorqual.factory.stored_samples import (
     settings_hash,
 )
 from rorqual.model.adapter import fingerprint
+from rorqual.tasks.examples import OPENINGS_FILE
 from rorqual.tasks.task import Problem
 
 SaveSamples = Callable[[Sequence[StoredSample], Callable[[], None]], None]
 """A callback (samples, on_saved) that saves new samples, calls `on_saved` when the samples are on disk, and then grades the samples."""
 ReportUnsavedCount = Callable[[int], None]
 """A progress callback that receives the number of samples that are generated but not saved yet."""
+LEDGER = "purse.jsonl"
+"""The file of all requests to a remote teacher and their costs, if prices are set."""
 FAILURES_IN_A_ROW = 5
 """Number of consecutive requests that may fail despite retries before sampling stops. `FAILURES_IN_A_ROW` failures in a
 row indicate a problem with the server, not with a single request."""
@@ -65,6 +68,7 @@ def input_hashes(config: FactoryConfig) -> dict[str, str]:
     if config.data:
         data = Path(config.data)
         files += [file for file in (data, *data.glob("*")) if file.is_file() and file.suffix.lower() in READERS]
+        files = [file for file in files if file.name != OPENINGS_FILE]  # a log of readings, which each call extends
     for file in files:
         with name_file_in_read_errors(file), file.open("rb") as opened:
             hashes[str(file)] = hashlib.file_digest(opened, "sha256").hexdigest()
@@ -208,7 +212,7 @@ class RemoteTeacher:
         ]
         asks.sort(key=lambda ask: (ask[0].key, ask[1]) in failed)
         access = self.config.access
-        ledger = self.out / "purse.jsonl"
+        ledger = self.out / LEDGER
         if not access.price_in and not access.price_out and not ledger.is_file():
             return self._collect_answers(asks, None, keep, failed, bool(have))
         names = [

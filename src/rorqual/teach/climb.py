@@ -13,6 +13,7 @@ from rorqual.teach.cascade import combined, first_step
 from rorqual.teach.examples import Example
 from rorqual.teach.folds import DEV
 from rorqual.teach.held_out import (
+    WITH_WRITTEN,
     Grade,
     HeldOut,
     choose,
@@ -36,7 +37,8 @@ class Climb:
     """The results of all rungs so far. `results` has the cheapest rung first, and `skipped` the reason for each rung that was left out.
 
     `pool` are all examples but the test split, and `fold` is the number of the fold of each of them; the first fold is the dev split.
-    `forced` says whether the user named the rung.
+    `forced` says whether the user named the rung. `written` are the rows that a teacher wrote. Only the rungs whose names end with
+    `WITH_WRITTEN` are fitted on them.
     """
 
     paths: TeachPaths
@@ -48,6 +50,7 @@ class Climb:
     forced: bool = False
     results: list[HeldOut] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
+    written: Sequence[Example] = ()
 
     @property
     def dev(self) -> list[Example]:
@@ -65,7 +68,14 @@ class Climb:
 
     def cross_validate(self, rung: Rung, seconds: float) -> None:
         """Measure a rung by cross-validation, in about `seconds` at most."""
-        self._add(rung.name, lambda: cross_validate(rung, self.pool, self.fold, self.kind, self.grade, seconds=seconds))
+        extra = self._extra(rung)
+        self._add(
+            rung.name,
+            lambda: cross_validate(rung, self.pool, self.fold, self.kind, self.grade, seconds=seconds, extra=extra),
+        )
+
+    def _extra(self, rung: Rung) -> Sequence[Example]:
+        return self.written if rung.name.endswith(WITH_WRITTEN) else ()
 
     def measure_on_dev(
         self, name: str, load: Callable[[], Predictor], *, fit_seconds: float, seconds: float, offered: bool = True
@@ -91,7 +101,8 @@ class Climb:
         if not file.is_file():
             measure().save(file)
         one = HeldOut.load(file)
-        self.results.append(one)
+        names = [other.name + WITH_WRITTEN for other in self.results]  # such a rung has its place after the one without
+        self.results.insert(names.index(name) + 1 if name in names else len(names), one)
         self.say(
             f"  {name}: {percent(one.accuracy)} % of {len(one.right):,} right {percent_interval(one.interval)}, "
             f"{milliseconds(one.answer_seconds)} ms an answer"
@@ -106,7 +117,7 @@ class Climb:
         """Fit a rung on the whole pool and save it, unless it is saved already."""
         if not self.paths.rung_file(rung.name).is_file():
             rung.settle(training_rows(self.pool, self.fold, self.kind, DEV))
-            rung.fit(TrainingRows(self.pool, self.kind))
+            rung.fit(TrainingRows([*self.pool, *self._extra(rung)], self.kind))
             save_rung(rung, self.paths.rung_file(rung.name))
 
     def answerer(self, chosen: HeldOut, accuracy: float, columns: Sequence[str]) -> tuple[AnswererConfig, HeldOut]:

@@ -38,7 +38,10 @@ class TeachConfig(Config):
         0.0,
         description="accuracy of the answers that are given; of other prompts, the served model says it is not sure",
     )
-    teacher: str = Field("", description="server's address or RUN that writes reasons for the answers")
+    teacher: str = Field(
+        "", description="server's address or RUN that writes reasons for the answers, or new rows with write="
+    )
+    write: Natural = Field(0, description="for a teacher: maximum new rows that it writes, instead of reasons")
     model: str = Field("", description="for a teacher's server: name of its model")
     budget: NonNegative = Field(0.0, description="for a teacher's server: maximum money to spend")
     price_in: NonNegative = Field(0.0, description="price per million prompt tokens")
@@ -51,8 +54,12 @@ class TeachConfig(Config):
     track: str = Field("", description="tensorboard or wandb, or both, separated by a comma")
 
     @model_validator(mode="after")
-    def _check_price(self) -> Self:
+    def _check_teacher(self) -> Self:
         check_prices(self)
+        if self.write and not self.teacher:
+            raise ValueError(
+                "write= needs a teacher that writes the rows: give teacher=ADDRESS model=NAME, or teacher=RUN"
+            )
         return self
 
     @property

@@ -25,6 +25,8 @@ TIMED, TIMING_SECONDS = 9, 3.0
 CLEARLY = 1.0
 """A rung clearly beats a cheaper one if its gain in accuracy is more than `CLEARLY` standard errors of the paired difference. This is the
 one-standard-error rule (Breiman et al. 1984, section 3.4.3)."""
+WITH_WRITTEN = ", with written rows"
+"""The end of the name of a rung that is also fitted on the rows that a teacher wrote."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,20 @@ class HeldOut:
 
 
 def cross_validate(
-    rung: Rung, pool: Sequence[Example], fold: Integers, kind: AnswerKind, grade: Grade, *, seconds: float
+    rung: Rung,
+    pool: Sequence[Example],
+    fold: Integers,
+    kind: AnswerKind,
+    grade: Grade,
+    *,
+    seconds: float,
+    extra: Sequence[Example] = (),
 ) -> HeldOut:
     """Fit `rung` on all folds of `pool` but one and measure it on that one, for each fold in turn.
 
     `fold` is the number of the fold of each example. The first fold is the dev split, on which no setting is chosen. If the next fold
-    would end after more than `seconds`, the result has the examples of the finished folds alone.
+    would end after more than `seconds`, the result has the examples of the finished folds alone. The written rows `extra` are added to
+    the fits (see `training_rows`). They are never held out, and choose no setting.
     """
     right: dict[str, bool] = {}
     probability: dict[str, float] = {}
@@ -75,7 +85,7 @@ def cross_validate(
     rung.settle(training_rows(pool, fold, kind, DEV))
     for number in range(FOLDS):
         started = time.monotonic()
-        rung.fit(training_rows(pool, fold, kind, number))
+        rung.fit(training_rows(pool, fold, kind, number, extra))
         fitted = time.monotonic() - started
         held = [one for one, at in zip(pool, fold, strict=True) if at == number]
         record_answers(rung, held, grade, right, probability)
@@ -84,9 +94,13 @@ def cross_validate(
     return HeldOut(rung.name, right, probability, seconds_of_answer(rung, pool), fitted)
 
 
-def training_rows(pool: Sequence[Example], fold: Integers, kind: AnswerKind, without: int) -> TrainingRows:
-    """Return the examples of all folds of `pool` but the fold `without`."""
-    return TrainingRows([one for one, at in zip(pool, fold, strict=True) if at != without], kind)
+def training_rows(
+    pool: Sequence[Example], fold: Integers, kind: AnswerKind, without: int, extra: Sequence[Example] = ()
+) -> TrainingRows:
+    """Return the examples of all folds of `pool` but the fold `without`, and the rows of `extra` whose writer saw no example of that fold."""
+    held = {one.line for one, at in zip(pool, fold, strict=True) if at == without}
+    kept = [one for one, at in zip(pool, fold, strict=True) if at != without]
+    return TrainingRows([*kept, *(one for one in extra if held.isdisjoint(one.shown))], kind)
 
 
 def record_answers(

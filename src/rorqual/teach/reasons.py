@@ -13,11 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rorqual.core.journal import read_lines
 from rorqual.core.records import write_json
 from rorqual.data.distilled import read_distilled
 from rorqual.factory import FactoryConfig, FilterConfig, sample_teacher
-from rorqual.factory.budget import BudgetReached
+from rorqual.factory.budget import Budget, BudgetReached
 from rorqual.factory.config import RemoteAccess
+from rorqual.factory.sampling_run import SAMPLES
+from rorqual.factory.stored_samples import StoredSample, parse_sample
+from rorqual.factory.teacher import LEDGER
 from rorqual.tasks.examples import AnswerKind, write_examples
 from rorqual.teach.answer_format import answer_format_instruction
 from rorqual.teach.config import TeachConfig
@@ -97,11 +101,8 @@ def teacher_reasons(
         ]
         found = {}
         if rows and not stopped:
-            paid = _samples_cost(config, folder / "solved") if name == "given" else 0.0
-            left_over = (
-                config.model_copy(update={"budget": max(config.budget - paid, SMALLEST)}) if config.budget else config
-            )
-            stopped = _sample_teacher_on_rows(left_over, rows, kind, folder / name, threads=threads, api_key=api_key)
+            left_over = with_rest_of_budget(config, folder / "solved") if name == "given" else config
+            stopped = sample_on_rows(left_over, rows, kind, folder / name, threads=threads, api_key=api_key)
             found = _right_replies(folder / name)
         texts |= found
         given += found if name == "given" else []
@@ -114,7 +115,7 @@ def teacher_reasons(
     return reasons
 
 
-def _sample_teacher_on_rows(
+def sample_on_rows(
     config: TeachConfig,
     rows: Sequence[Mapping[str, Any]],
     kind: AnswerKind,
@@ -122,11 +123,12 @@ def _sample_teacher_on_rows(
     *,
     threads: int,
     api_key: str,
+    **changes: Any,
 ) -> str:
-    """Sample the teacher on `rows`. Return the reason why sampling stopped early, or ""."""
+    """Sample the teacher on `rows`, with `changes` of the factory's settings. Return the reason why sampling stopped early, or ""."""
     data = folder.with_name(f"{folder.name}-problems")
     write_examples(data, {"train": rows, "dev": [], "test": []}, {"kind": kind})
-    factory = factory_config(config, data, len(rows))
+    factory = factory_config(config, data, len(rows)).model_copy(update=changes)
     try:
         sample_teacher(factory, folder, threads=threads, quiet=config.quiet, api_key=api_key)
     except BudgetReached as error:
@@ -153,10 +155,18 @@ def factory_config(config: TeachConfig, data: Path, count: int) -> FactoryConfig
     )
 
 
-def _samples_cost(config: TeachConfig, folder: Path) -> float:
-    """Return the cost of the teacher's samples in a folder, in the currency of the prices."""
-    rows = read_distilled(folder / "data.parquet").rows
-    return sum(config.price_in * row.prompt_tokens + config.price_out * row.completion_tokens for row in rows) / 1e6
+def with_rest_of_budget(config: TeachConfig, folder: Path) -> TeachConfig:
+    """Return the config with the money that the samples in `folder`, and answers that never arrived, leave of the budget."""
+    if not config.budget:
+        return config
+    access = RemoteAccess(budget=config.budget, price_in=config.price_in, price_out=config.price_out)
+    with Budget(folder / LEDGER, access, [], stored_samples(folder)) as account:
+        return config.model_copy(update={"budget": max(config.budget - account.spending.total, SMALLEST)})
+
+
+def stored_samples(folder: Path) -> list[StoredSample]:
+    """Return the teacher's samples in `folder`, in the order of arrival."""
+    return [parse_sample(line, str(folder / SAMPLES)) for line in read_lines(folder / SAMPLES)]
 
 
 def _right_replies(folder: Path) -> dict[str, str]:

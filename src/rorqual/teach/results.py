@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class TeachResults:
     that the user wants to be promised, or 0. `possible` is the promise of that accuracy, or of `USUAL` if the user wants none; it is None
     if the examples are too few for it. `probability` has the calibrated probability of the chosen rung's answer to each test example, by
     key. `sizes` has the bytes of the files of the rungs that were saved. `levels`
-    has a table of the levels of difficulty if the answerer is a cascade.
+    has a table of the levels of difficulty if the answerer is a cascade. `gains` are sentences on the gain by written rows.
     """
 
     held_out: list[HeldOut]
@@ -45,6 +45,7 @@ class TeachResults:
     probability: Mapping[str, float]
     sizes: Mapping[str, int]
     levels: list[Table]
+    gains: Sequence[str] = ()
 
     def of(self, name: str) -> HeldOut:
         """Return the held-out result of a rung by its name."""
@@ -58,7 +59,7 @@ class TeachResults:
     def sentences(self, openings: int) -> list[str]:
         """Return the sentences that answer the user's questions: what to use, how often it is right, and when it says that it does not
         know. `openings` is the number of times that the test split was read."""
-        return [self._use(), self._beside(), self._promised(), self._how(openings)]
+        return [self._use(), self._beside(), self._promised(), *self.gains, self._how(openings)]
 
     def _use(self) -> str:
         row, name = _row(self.chosen), self.chosen.model

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +37,7 @@ from rorqual.tasks.examples import (
 from rorqual.tasks.find import safe_grade
 from rorqual.tasks.task import Problem, Verdict
 from rorqual.teach.answerer import AnswererConfig, load_answerer, load_predictor, save_answerer
+from rorqual.teach.base_model import refuse_unknown_base
 from rorqual.teach.cascade import cascade_table
 from rorqual.teach.check import FileCheck, check_file
 from rorqual.teach.check_page import check_page, check_text, to_json
@@ -51,7 +53,7 @@ from rorqual.teach.dataset import (
 )
 from rorqual.teach.encoder import Encoder, find_encoder
 from rorqual.teach.examples import Example
-from rorqual.teach.held_out import HeldOut, best_other, cannot_be_beaten
+from rorqual.teach.held_out import WITH_WRITTEN, HeldOut, best_other, cannot_be_beaten, clearly_beats
 from rorqual.teach.measure import evaluate_guesses, record_measured_checkpoint, test_problems
 from rorqual.teach.model_stages import CHEAP, TEACHER, ModelStages
 from rorqual.teach.paths import TeachPaths
@@ -62,6 +64,7 @@ from rorqual.teach.rungs.ladder import rungs_of
 from rorqual.teach.rungs.language_model import ALONE, TAUGHT
 from rorqual.teach.rungs.rung import Guess, Predictor, Rung
 from rorqual.teach.rungs.simple import Rule, apply_rule
+from rorqual.teach.written import gain_sentences, written_rows
 from rorqual.train.track import check_trackers
 
 STAGES = 7
@@ -122,6 +125,8 @@ class TeachStages:
             if spec := getattr(self.config, what):
                 load_function(spec, what)
         check_trackers(self.config.trackers)
+        if self.config.base not in ("", NONE):
+            refuse_unknown_base(self.config.base)
         if self.config.encoder:
             _ = self.encoder  # a wrong folder is found before the work
 
@@ -137,7 +142,9 @@ class TeachStages:
         )
         if c.teacher:
             limit = f"at most {c.budget:g} at the given prices" if c.budget else "no budget is set"
-            self._say(f"The teacher {c.teacher} is asked for reasons: {limit}.")
+            self._say(
+                f"The teacher {c.teacher} is asked for {f'{c.write:,} new rows' if c.write else 'reasons'}: {limit}."
+            )
 
     # ---- data
 
@@ -189,6 +196,7 @@ class TeachStages:
                 usable_examples(self.check, graded=bool(self.config.grader))
                 apply_rule(self.rule, self.check.examples[0].prompt)
             data = self.dataset
+            self._refuse_unknown_rung()
             self._write_data()
         for reason, count in data.left_out.items():
             self._say(f"  {count:,} rows are left out: {reason}")
@@ -196,7 +204,6 @@ class TeachStages:
             self._say(
                 f"  {data.derived:,} worked solutions derived: one calculation with two numbers of the prompt gives the answer"
             )
-        write_atomic(self.paths.sft_rows, b"".join(map(json_line, rows_of(self.train_examples))))
         counts = {split: len(rows) for split, rows in data.splits.items()} | {"train": len(self.train_examples)}
         splits = ", ".join(f"{count:,} {split}" for split, count in counts.items())
         self._say(f"  {splits}; the test split stays sealed until two rungs are chosen")
@@ -222,9 +229,9 @@ class TeachStages:
 
     @cached_property
     def train_examples(self) -> list[Example]:
-        """The examples that the language model is trained on, with the teacher's reasons if there is a teacher."""
+        """The training examples of the file, with the teacher's reasons if it is asked for reasons."""
         train = [*self.dataset.splits["train"]]
-        if not self.config.teacher:
+        if not self.config.teacher or self.config.write:
             return train
         if any(one.reasoning for one in train):
             self._say("  the teacher is not asked, because the examples have worked solutions")
@@ -264,13 +271,14 @@ class TeachStages:
     @cached_property
     def rungs(self) -> dict[str, Rung]:
         """The rungs without a language model, by name, from the cheapest to the dearest."""
-        found = rungs_of(self.dataset.kind, rule=self.rule, rule_spec=self.config.rule, encoder=self.encoder)
-        return {rung.name: rung for rung in found}
+        return {rung.name: rung for rung in self._new_rungs()}
+
+    def _new_rungs(self) -> Iterator[Rung]:
+        return rungs_of(self.dataset.kind, rule=self.rule, rule_spec=self.config.rule, encoder=self.encoder)
 
     def climb_cheap_rungs(self) -> None:
         """Measure the rungs without a language model by cross-validation. The best of those that take little time can be asked at once."""
         self._begin_stage(2, f"cross-validate the rungs on {len(self.climb.pool):,} examples")
-        self._check_forced_rung()
         seconds, offered = 60 * RUNG_SHARE * self.config.minutes, False
         with self.ledger.record_stage(CHEAP), threadpool_limits(1):  # small products are fastest on one core
             for rung in self.rungs.values():
@@ -284,14 +292,43 @@ class TeachStages:
                 else:
                     self.climb.cross_validate(rung, seconds)
             self._offer_best()
+        if self.config.write:
+            self._climb_with_written_rows(seconds)
 
-    def _check_forced_rung(self) -> None:
-        known = [*self.rungs, *([] if self.config.base == NONE else [TAUGHT])]
-        if self.config.rung and self.config.rung not in known:
+    def _climb_with_written_rows(self, seconds: float) -> None:
+        """Let the teacher write rows, and measure with them the rungs that the best one does not clearly beat, as rungs of their own."""
+        best = self.climb.best
+        if cannot_be_beaten(best):
+            self.climb.skip(best.name + WITH_WRITTEN, self._unbeatable)
+            return
+        with self.ledger.record_stage(TEACHER):
+            self.climb.written = written_rows(
+                self.config,
+                self.dataset,
+                self.grade,
+                self.paths.teacher,
+                threads=self.threads,
+                api_key=self.api_key,
+                say=self._say,
+            )
+        if not self.climb.written:
+            self.climb.skip(best.name + WITH_WRITTEN, "no written row can be used")
+            return
+        measured = {one.name for one in self.climb.results if not clearly_beats(best, one)}
+        with self.ledger.record_stage(CHEAP), threadpool_limits(1):
+            for rung in self._new_rungs():
+                if rung.name in measured:
+                    rung.name += WITH_WRITTEN
+                    self.rungs[rung.name] = rung
+                    self.climb.cross_validate(rung, seconds)
+
+    def _refuse_unknown_rung(self) -> None:
+        models = [] if self.config.base == NONE else [TAUGHT]
+        if self.config.rung and self.config.rung not in models and self.config.rung not in self.rungs:
             raise ConfigError(
                 f"no rung '{self.config.rung}' for answers of the kind {self.dataset.kind}",
                 where="key 'rung'",
-                remedy=suggest_name(self.config.rung, known),
+                remedy=suggest_name(self.config.rung, [*self.rungs, *models]),
             )
 
     @property
@@ -314,7 +351,8 @@ class TeachStages:
 
     @cached_property
     def model(self) -> ModelStages:
-        """The stages for a language model."""
+        """The stages for a language model. It is trained on the written rows, too, if these are used by the best rung so far."""
+        written = self.climb.written if self.climb.best.name.endswith(WITH_WRITTEN) else []
         return ModelStages(
             self.config,
             self.paths,
@@ -322,7 +360,7 @@ class TeachStages:
             self.ledger,
             self.import_progress,
             self.dataset,
-            self.train_examples,
+            [*self.train_examples, *written],
             self.climb,
             self._begin_stage,
             self._say,
@@ -333,10 +371,11 @@ class TeachStages:
         if reason := self._reason_to_skip_model():
             self.climb.skip(TAUGHT, reason)
             return
+        write_atomic(self.paths.sft_rows, b"".join(map(json_line, rows_of(self.model.train_examples))))
         try:
             self.model.run()
         except DataError as error:
-            if error.where != str(self.paths.sft_rows):
+            if error.where != str(self.paths.sft_rows) or self.config.rung:
                 raise
             self.climb.skip(TAUGHT, error.what)  # no example fits into the model's context
 
@@ -413,6 +452,7 @@ class TeachStages:
             levels=[cascade_table(config.steps[0], climb.result(config.steps[0].rung), best)]
             if len(config.steps) > 1
             else [],
+            gains=gain_sentences(climb.results, len(climb.written), self.config.model or self.config.teacher),
         )
 
     # ---- output

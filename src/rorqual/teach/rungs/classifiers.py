@@ -56,15 +56,18 @@ class LogisticRegression(Rung):
 
     def __init__(self, name: str, choices: Mapping[str, Features]) -> None:
         self.name, self.choices = name, choices
+        self.settings: tuple[str, float, float] | None = None
+
+    def settle(self, rows: TrainingRows) -> None:
+        self.settings = self._best_settings(rows)
 
     def fit(self, rows: TrainingRows) -> None:
-        for features in self.choices.values():
-            features.fit(rows.prompts)
-        texts = [*rows.prompts, *map(label_name, rows.answers)]
-        tables = {name: features.of(texts) for name, features in self.choices.items()}
-        name, weight, penalty = _best_choice(tables, rows.classes)
+        name, weight, penalty = self.settings or self._best_settings(rows)
         self.features, self.answers = self.choices[name], rows.answers
-        self.model = _fit(tables[name], rows.classes, weight, penalty)
+        self.model = _fit(_table(self.features, rows), rows.classes, weight, penalty)
+
+    def _best_settings(self, rows: TrainingRows) -> tuple[str, float, float]:
+        return _best_choice({name: _table(features, rows) for name, features in self.choices.items()}, rows.classes)
 
     def predict(self, prompts: Sequence[str]) -> list[Guess]:
         table, guesses = self.features.of(prompts), []
@@ -99,6 +102,12 @@ class FittedClassifier:
 def label_name(label: str) -> str:
     """Return the words of a label: "card_not_working", "card-not-working" and "CardNotWorking" all give three words."""
     return re.sub(r"[\W_]+|(?<=[a-z])(?=[A-Z])", " ", label).strip()
+
+
+def _table(features: Features, rows: TrainingRows) -> Any:
+    """Fit the features on the training prompts, and return those of the prompts and then of the names of the labels."""
+    features.fit(rows.prompts)
+    return features.of([*rows.prompts, *map(label_name, rows.answers)])
 
 
 def _fit(table: Any, classes: Integers, weight: float, penalty: float) -> FittedClassifier:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -200,9 +200,14 @@ class TeachStages:
             self._say(
                 f"  {data.derived:,} worked solutions derived: one calculation with two numbers of the prompt gives the answer"
             )
+        self._write_training_rows(self.train_examples)
         counts = {split: len(rows) for split, rows in data.splits.items()} | {"train": len(self.train_examples)}
         splits = ", ".join(f"{count:,} {split}" for split, count in counts.items())
         self._say(f"  {splits}; the test split stays sealed until two rungs are chosen")
+
+    def _write_training_rows(self, examples: Sequence[Example]) -> None:
+        """Write the rows that the language model is trained on."""
+        write_atomic(self.paths.sft_rows, b"".join(map(json_line, rows_of(examples))))
 
     def _write_data(self) -> None:
         """Write the settings, the result of the file's check, and the splits. Raise ConfigError if the folder already has other examples."""
@@ -368,7 +373,7 @@ class TeachStages:
         if reason := self._reason_to_skip_model():
             self.climb.skip(TAUGHT, reason)
             return
-        write_atomic(self.paths.sft_rows, b"".join(map(json_line, rows_of(self.model.train_examples))))
+        self._write_training_rows(self.model.train_examples)
         try:
             self.model.run()
         except DataError as error:

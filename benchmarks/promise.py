@@ -28,7 +28,7 @@ from rorqual.teach.encoder import load_encoder
 from rorqual.teach.examples import Example
 from rorqual.teach.folds import DEV, folds
 from rorqual.teach.held_out import cross_validate, training_rows
-from rorqual.teach.promise import Calibration, calibrate, promise
+from rorqual.teach.promise import PlattCalibration, calibrate, promise
 from rorqual.teach.rungs.classifiers import LogisticRegression
 from rorqual.teach.rungs.features import Embeddings
 from rorqual.teach.rungs.rung import TrainingRows
@@ -74,7 +74,7 @@ def divide(rows: list[Example], rung: LogisticRegression, seed: int) -> dict[str
     rung.fit(TrainingRows(pool, "label"))
     guesses = rung.predict([one.prompt for one in held])
     grades = [grade(one, guess.answer) for one, guess in zip(held, guesses, strict=True)]
-    thresholds = {"promise": (calibration, made and made.threshold), PLAIN: (Calibration(), PROMISED)}
+    thresholds = {"promise": (calibration, made and made.threshold), PLAIN: (PlattCalibration(), PROMISED)}
     result: dict[str, Any] = {"seed": seed, "accuracy": sum(grades) / len(grades), "held_out": len(held)}
     for name, (calibrated, threshold) in thresholds.items():
         given = [

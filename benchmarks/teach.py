@@ -84,18 +84,20 @@ def split_solution(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"question": row["question"], "solution": solution.strip(), "answer": number.strip()}
 
 
-CASES: dict[str, tuple[Callable[[Path], tuple[Rows, Rows]], tuple[str, ...]]] = {
+Case = tuple[Callable[[Path], tuple[Rows, Rows]], tuple[str, ...]]
+"""A function from the folder DATA to training and test rows, and further settings of `teach`."""
+CASES: dict[str, Case] = {
     "banking77": (banking, ()),
     "banking10": (lambda data: banking(data, TEN), ()),
-    "snips": (snips, ("answer=intent,slots", "rule={rule}")),
+    "snips": (snips, ("answer=intent,slots", "rule={here}/snips_rule.py:extract")),
     "svamp": (svamp, ()),
     "gsm8k": (gsm8k, ()),
 }
 
 
-def draw(case: str, seed: int, data: Path, folder: Path) -> list[str]:
+def draw(case: str, seed: int, data: Path, folder: Path, cases: Mapping[str, Case] = CASES) -> list[str]:
     """Write the rows of a seed into `folder`, as train.jsonl and test.jsonl. Return the further settings of `teach` for the case."""
-    load, keys = CASES[case]
+    load, keys = cases[case]
     train, test = load(data)
     random.Random(1).shuffle(test)
     random.Random(f"{case} {seed}").shuffle(train)
@@ -103,8 +105,7 @@ def draw(case: str, seed: int, data: Path, folder: Path) -> list[str]:
     for name, rows in (("train", train[:TRAIN]), ("test", test[:TEST])):
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
-    rule = Path(__file__).parent / "snips_rule.py"
-    return [key.format(rule=f"{rule}:extract") for key in keys]
+    return [key.format(here=Path(__file__).parent.absolute()) for key in keys]
 
 
 def run(case: str, seed: int, data: Path, base: str, minutes: float, folder: Path) -> dict[str, Any]:

@@ -53,10 +53,10 @@ def core_seconds() -> float:
 
 
 class Predictor:
-    """Greedy decoding that allows only the labels."""
+    """Greedy decoding that allows only the labels, or with `free`, any text that is no longer than the longest of them."""
 
-    def __init__(self, tokenizer, labels) -> None:
-        self.tokenizer, self.end = tokenizer, tokenizer.eos_token_id
+    def __init__(self, tokenizer, labels, *, free=False) -> None:
+        self.tokenizer, self.end, self.free = tokenizer, tokenizer.eos_token_id, free
         self.trie = {}
         lengths = []
         for label in labels:
@@ -95,7 +95,9 @@ class Predictor:
                     use_cache=True,
                     eos_token_id=self.end,
                     pad_token_id=self.end,
-                    prefix_allowed_tokens_fn=lambda _, row, width=width: self.allowed(row[width:].tolist()),
+                    prefix_allowed_tokens_fn=None
+                    if self.free
+                    else lambda _, row, width=width: self.allowed(row[width:].tolist()),
                 )
             texts = self.tokenizer.batch_decode(ids[:, width:], skip_special_tokens=True)
             for place, text in zip(places, texts, strict=True):

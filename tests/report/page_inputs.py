@@ -27,7 +27,13 @@ from rorqual.report.chart import Chart, Series
 from rorqual.report.table import Table
 from rorqual.tasks.examples import OPENINGS_FILE
 from rorqual.tasks.task import Problem, Verdict
-from rorqual.teach.paths import AFTER, ALONE, BEFORE, TeachPaths
+from rorqual.teach.answerer import Step
+from rorqual.teach.cascade import cascade_table
+from rorqual.teach.held_out import HeldOut
+from rorqual.teach.paths import TeachPaths
+from rorqual.teach.promise import Calibration, Promise
+from rorqual.teach.results import TeachResults
+from rorqual.teach.rungs.language_model import ALONE, TAUGHT
 
 MARKUP = "<b>&</b>"
 VERDICTS = {"r": Verdict.RIGHT, "w": Verdict.WRONG, "u": Verdict.UNGRADED}
@@ -201,30 +207,55 @@ def write_trace_run(folder: Path) -> Path:
 
 
 def write_teach_folder(out: Path) -> TeachPaths:
-    """The folder of a taught model: evaluations, openings of the test split, reasons, and what the stages wrote."""
+    """The folder of a taught model: openings of the test split, reasons, and what the stages wrote."""
     paths = TeachPaths(out)
-    letters = {
-        "majority": "wrwwwwrwwwuw",
-        BEFORE: "wrwwwrrwrwww",
-        "base, 4 examples": "rrwrwrrwrwww",
-        ALONE: "rrrrwrrwrrrw",
-        AFTER: "rrRrwrRwrrrr",
+    plan = {
+        "steps": 100,
+        "dev_steps": [50, 100],
+        "rows": 4,
+        "row": 192,
+        "max_tokens": 32,
+        "epochs": 2.5,
+        "step_seconds": 1,
     }
-    for name, own in letters.items():
-        evaluation(name, {"card": own * 3, "pin": own[::-1] * 2}).save(paths.evaluation_file(name))
+    opened = {"time": "2025-01-20 10:00", "command": "teach", "version": "1", "checkpoint": "0123456789abcdef"}
     files = {
-        paths.baselines: {"names": [name for name in letters if name not in (ALONE, AFTER)], "left_out": ["your rule: too slow"]},
         paths.reasons: {"texts": {"a": "so", "b": "so", "c": "so"}, "given": ["c"], "stopped": "The budget was reached."},
+        paths.plan: plan | {"train_seconds": 100},
         paths.ended_early: {"step": 70}, paths.grpo_result: {"text": "GRPO was skipped"}, paths.memory: {"peak_bytes": 1.5e9},
-        paths.dev: {"run": "sft", "step": 40, "right": 3, "total": 8},
-        paths.ledger: {"stage": "train", "seconds": 90.0, "core_seconds": 170.0},
-        paths.data / OPENINGS_FILE: {"time": "2025-01-20 10:00", "command": "teach", "version": "1", "checkpoint": "0123456789abcdef"},
+        paths.dev: {"run": "sft", "step": 40, "bits": "01101000"}, paths.held_out_file(ALONE): {},
+        paths.ledger: {"stage": "train", "seconds": 90.0, "core_seconds": 170.0}, paths.data / OPENINGS_FILE: opened,
     }  # fmt: skip
     for path, content in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content) + "\n", encoding="utf-8")
     paths.settings.write_text(f"file: rows.jsonl {MARKUP}\n", encoding="utf-8")
     return paths
+
+
+def teach_results(
+    chosen: str, other: str, *, forced: bool = False, asked: float = 0.0, threshold: float | None = 0.6
+) -> TeachResults:
+    """Results of five rungs and of the base model, which was skipped or cannot be chosen. A promise needs a threshold."""
+    letters = {
+        "majority": "wrwwwwrwwwuw",
+        "logistic regression": "rrwrwrrwrwww",
+        "base model": "wrwwwrrwrwww",
+        ALONE: "rrrrwrrwrrrw",
+        TAUGHT: "rrRrwrRwrrrr",
+    }
+    held = [
+        HeldOut(name, {f"{n}": letter in "rR" for n, letter in enumerate(own * (5 - place))}, {f"{n}": (n % 12) / 12 for n in range(60)},
+                10.0 ** (place - 4) / 3, place * 1000.0, offered=name != "base model")
+        for place, (name, own) in enumerate(letters.items())
+    ]  # fmt: skip
+    tested = [evaluation(name, {"card": letters[name] * 3, "pin": letters[name][::-1] * 2}) for name in (chosen, other)]
+    made = threshold and Promise(accuracy=asked or 0.95, threshold=threshold, answered=30, right=29, of=48, bound=0.951)
+    return TeachResults(
+        held, {"language model, 2": f"rung={MARKUP}"}, *tested, forced=forced, asked=asked, possible=made or None,
+        probability={one.key: place / 60 for place, one in enumerate(tested[0].samples)}, sizes={"majority": 123, TAUGHT: 5_432_100},
+        levels=[cascade_table(Step(rung="majority", calibration=Calibration(), above=0.5), held[0], held[4])],
+    )  # fmt: skip
 
 
 def write_examples(path: Path) -> Path:

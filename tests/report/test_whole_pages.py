@@ -52,10 +52,8 @@ from rorqual.teach.check_page import check_page, check_text, lengths_chart, to_j
 from rorqual.teach.config import TeachConfig
 from rorqual.teach.dataset import Dataset
 from rorqual.teach.failures import failures_text
-from rorqual.teach.paths import AFTER, BEFORE
-from rorqual.teach.plan import TeachPlan
 from rorqual.teach.report import results_chart, write_report
-from rorqual.teach.results import TeachResults
+from rorqual.teach.rungs.language_model import TAUGHT
 
 PAGES = Path(__file__).parent / "pages"
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
@@ -176,18 +174,16 @@ def teach(out: Path) -> Parts:
         {"duplicate": 3},
         2,
     )
-    plan = TeachPlan(
-        steps=100, dev_steps=(50, 100), rows=4, row=192, max_tokens=32, epochs=2.5, step_seconds=1, train_seconds=100
-    )
-    yield write_report(paths, TeachConfig(file="data/rows.jsonl"), dataset, plan, "SmolLM2")
-    found = TeachResults({name: evaluation(name, {"all": letters}) for name, letters in
-                          ((BEFORE, "rwwr"), ("rule", "rrwu"), (AFTER, "rrrr"))})  # fmt: skip
-    yield from (
-        *read(paths.report),
-        json.loads(read(paths.results)[0]),
-        results_chart(found),
-        *found.summary_sentences(3),
-    )
+    found = inputs.teach_results(TAUGHT, "logistic regression", asked=0.9)
+    yield write_report(paths, TeachConfig(file="data/rows.jsonl"), dataset, found, "SmolLM2")
+    yield from (*read(paths.report), json.loads(read(paths.results)[0]), results_chart(found))
+    for others, openings in (
+        (inputs.teach_results("majority", TAUGHT), 1),
+        (inputs.teach_results("majority", TAUGHT, forced=True, threshold=None), 3),
+        (inputs.teach_results(TAUGHT, "majority", asked=0.9, threshold=None), 2),
+        (inputs.teach_results(TAUGHT, "majority", asked=0.9, threshold=0.99), 1),
+    ):
+        yield from others.sentences(openings)
     answers = {
         "label": ("l1", "l2"),
         "number": ("no", "12"),

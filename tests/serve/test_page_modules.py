@@ -69,6 +69,7 @@ STEPS = [
         {"wait": 1800, **chunk(content="6")}, chunk("length"), {"chunk": {"choices": [], "usage": {"completion_tokens": 20}}},
     ],
     [chunk(reasoning_content="let me "), {"wait": 2000, "stop": True}, {"wait": 2000, "stop": True}],
+    [chunk(role="assistant", refusal="not sure"), chunk("stop")],
 ]  # fmt: skip
 
 
@@ -115,7 +116,8 @@ def test_a_request_has_the_settings_and_no_reasoning(found: dict[str, Any]) -> N
 
 
 def test_a_thought_is_timed_and_what_ended_a_reply_is_said(found: dict[str, Any]) -> None:
-    whole, stopped = found["replies"]
+    whole, stopped, refused = found["replies"]
+    assert refused[-1]["turn"]["content"] == "not sure"
     assert [step["phase"] for step in whole[:3]] == ["Waiting", "Thinking", "Answering"]
     assert [step["empty"] for step in whole[:2]] == [True, False]
     assert whole[-1]["turn"] == {"role": "assistant", "content": "46", "reasoning": "let me ", "seconds": 3.2}

@@ -32,7 +32,7 @@ def test_every_usable_row_is_in_one_split_and_one_fold(write: Write) -> None:
     assert {line for line, number in fold.items() if number == 0} == lines["dev"] and fold.keys().isdisjoint(
         lines["test"]
     )
-    assert found.all_train == found.splits["train"] and Counter(fold.values()) == dict.fromkeys(range(5), 32)
+    assert Counter(fold.values()) == dict.fromkeys(range(5), 32)
 
 
 def test_each_label_has_its_share_of_each_split_in_any_order_of_rows(write: Write) -> None:
@@ -97,7 +97,7 @@ def test_a_model_is_trained_on_one_spelling_of_a_label(write: Write) -> None:
     found = divided(write("a.jsonl", rows))
     labels = {row["label"] for row in rows[30:]}
     assert all({one.answer for one in found.splits[split]} <= labels for split in found.splits)
-    assert {one.answer for one in found.all_train} == labels
+    assert {one.answer for one in found.pool} == labels
     test = [Example(1, "a", "CARD"), *(Example(n, f"b{n}", "New") for n in range(2, 8))]
     given = divide_examples(check_file(write("b.jsonl", rows), len), test, count=9)
     assert {one.answer for one in given.splits["test"]} == {"card", "New"}

@@ -52,7 +52,7 @@ def test_fields_are_copied_chosen_and_left_out() -> None:
     found = answers(rung, orders(150, 0), "JSON", test)
     right = [json.loads(answer) == json.loads(one.answer) for answer, one in zip(found, test, strict=True)]
     assert sum(right) >= 58
-    assert rung.leading == ("intent",) and {*rung.taggers} == {"", "Reserve", "Music"}
+    assert rung.layout.leading == ("intent",) and {*rung.taggers} == {"", "Reserve", "Music"}
     assert {*rung.chosen} == {("intent",)}, "the others are copied"
     assert any(json.loads(answer) == {"intent": "Music", "slots": {}} for answer in found), "an empty object is kept"
 
@@ -73,7 +73,7 @@ def test_a_field_with_many_values_does_not_lead() -> None:
         rows = [Example(n, f"word{n}", json.dumps({"a": f"v{n % values}"})) for n in range(2 * values)]
         rung = Fields()
         rung.fit(TrainingRows(rows, "JSON"))
-        assert (rung.leading == ("a",)) == leads
+        assert (rung.layout.leading == ("a",)) == leads
 
 
 def test_a_field_is_copied_if_its_values_are_in_the_prompts() -> None:

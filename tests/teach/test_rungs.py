@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from climbed import answers_of_rungs
+from example_files import labelled
 from sklearn.linear_model import LogisticRegression
 
 from rorqual.core.errors import TaskError
 from rorqual.tasks.examples import canonical_form, load_function
 from rorqual.teach.examples import AnswerKind, Example
-from rorqual.teach.rungs.classifiers import FOLDS, PENALTIES
+from rorqual.teach.rungs import classifiers as rungs
+from rorqual.teach.rungs.classifiers import FOLDS, NAME_WEIGHTS, PENALTIES
 from rorqual.teach.rungs.features import TfIdf
 from rorqual.teach.rungs.ladder import rungs_of
 from rorqual.teach.rungs.rung import Guess, TrainingRows
@@ -105,14 +109,26 @@ def test_the_nearest_prompt_is_nearest_by_words_and_characters() -> None:
     assert answers_of_rungs(train, test, "text")["nearest neighbour"] == found[0] != found[1]
 
 
+LABELS = ("otter_auk", "heron_krill", "skua")
+
+
 def noisy(count: int, seed: int) -> list[Example]:
     """Prompts whose label depends on a word of four, and is wrong in a third of them."""
     rng, rows = random.Random(seed), []
     for _ in range(count):
         prompt = rng.choices(WORDS, k=5)
-        label = "ab"[WORDS.index(prompt[0]) % 2] if rng.random() < 0.67 else rng.choice("abc")
+        label = LABELS[WORDS.index(prompt[0]) % 2] if rng.random() < 0.67 else rng.choice(LABELS)
         rows.append((" ".join(prompt), label))
     return examples(*rows)
+
+
+def fitted(rows: Any, labels: Any, names: Any, weight: float, penalty: float) -> LogisticRegression:
+    """Logistic regression on the rows, and on the labels' names if they have a weight."""
+    model = LogisticRegression(C=penalty, max_iter=200)
+    if not weight:
+        return model.fit(rows, labels)
+    weights = [1.0] * len(rows) + [weight] * len(names)
+    return model.fit(np.concatenate([rows, names]), [*labels, *LABELS], weights)
 
 
 @pytest.mark.parametrize("every", [1, 2])
@@ -126,24 +142,26 @@ def test_logistic_regression_makes_the_choice_of_a_plain_cross_validation(
         train, test = noisy(60, seed), noisy(40, seed + 100)
         labels = np.array([one.answer for one in train])
         by_label = [n for label in dict.fromkeys(labels) for n in range(60) if labels[n] == label][::every]
-        features = {}
+        features, names = {}, {}
         for name, made in (("both", TfIdf(words=True)), ("characters", TfIdf(words=False))):
             made.fit([one.prompt for one in train])
-            features[name] = [made.of([one.prompt for one in rows]) for rows in (train, test)]
+            features[name] = [made.of([one.prompt for one in rows]).toarray() for rows in (train, test)]
+            names[name] = made.of([label.replace("_", " ") for label in LABELS]).toarray()
+
         scores = {}
-        for name, (rows, _) in features.items():
-            for penalty in PENALTIES:
-                scores[name, penalty] = 0
-                for fold in range(FOLDS):
-                    held = by_label[fold::FOLDS]
-                    fitted = [n for n in by_label if n not in held]
-                    model = LogisticRegression(C=penalty, max_iter=200).fit(rows[fitted], labels[fitted])
-                    scores[name, penalty] += (model.predict(rows[held]) == labels[held]).sum()
-        name, penalty = max(scores, key=lambda choice: scores[choice])
-        chosen.add((name, penalty))
-        model = LogisticRegression(C=penalty, max_iter=200).fit(features[name][0], labels)
-        assert answers_of_rungs(train, test, "label")["logistic regression"] == [*model.predict(features[name][1])]
-    assert len(chosen) > 1, chosen
+        for choice in product(features, NAME_WEIGHTS, PENALTIES):
+            scores[choice] = 0
+            for fold in range(FOLDS):
+                held = by_label[fold::FOLDS]
+                kept = [n for n in by_label if n not in held]
+                model = fitted(features[choice[0]][0][kept], labels[kept], names[choice[0]], *choice[1:])
+                scores[choice] += (model.predict(features[choice[0]][0][held]) == labels[held]).sum()
+        best = max(scores, key=lambda choice: scores[choice])
+        chosen.add(best)
+        model = fitted(features[best[0]][0], labels, names[best[0]], *best[1:])
+        assert answers_of_rungs(train, test, "label")["logistic regression"] == [*model.predict(features[best[0]][1])]
+    assert {weight for _, weight, _ in chosen} == {*NAME_WEIGHTS}, "the names help one draw and harm another"
+    assert len(chosen) > 2, chosen
 
 
 @pytest.mark.parametrize(
@@ -197,3 +215,18 @@ def test_a_rule_of_the_user_answers_every_prompt_with_text_or_the_fields_of_a_js
     ):
         with pytest.raises(TaskError, match=f"the prompt 'none here': the rule {problem}"):
             answers_of_rungs(TRAIN, ask("none here"), "number", rule=rule)
+
+
+def test_settled_settings_are_used_by_all_later_fits() -> None:
+    """Else the probabilities of two fits could not be compared: another penalty gives others."""
+    rows = TrainingRows([Example(n, row["text"], row["label"]) for n, row in enumerate(labelled(60))], "label")
+    rung, free = (rungs.LogisticRegression("x", {"words": TfIdf(words=True)}) for _ in range(2))
+    rung.settle(rows)
+    assert rung.settings is not None
+    rung.settings = ("words", 0.0, 1.0)
+    rung.fit(rows)
+    free.fit(rows)
+    mild = rung.predict(["my card"])[0].probability
+    rung.settings = ("words", 0.0, 100.0)
+    rung.fit(rows)
+    assert mild < rung.predict(["my card"])[0].probability and free.settings is None

@@ -1,9 +1,8 @@
-"""The stages of `teach` one by one: plan, training with a stop, GRPO, a teacher's reasons, and failures."""
+"""Parts of `teach` one by one: the plan, training with a stop, GRPO, prompts of the base model, failures, and a teacher's reasons."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,28 +10,26 @@ from typing import Any
 import pytest
 from example_files import labelled
 
-from rorqual.core.errors import ConfigError, DataError
+from rorqual.core.errors import DataError
 from rorqual.core.records import Message, RunDir
 from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.engine.engine import Engine
-from rorqual.engine.request import Completion, SamplingParams
-from rorqual.evals.evaluation import Evaluation, GradedSample
+from rorqual.engine.request import SamplingParams
+from rorqual.evals.evaluation import Evaluation
 from rorqual.recipes.sft import sft
-from rorqual.tasks.examples import ExamplesTask, write_examples
-from rorqual.tasks.task import Verdict
+from rorqual.tasks.examples import AnswerKind, ExamplesTask, write_examples
 from rorqual.teach import plan as plans
 from rorqual.teach import train as training
-from rorqual.teach.answer_format import answer_format_instruction
 from rorqual.teach.config import TeachConfig
 from rorqual.teach.dataset import rows_of
 from rorqual.teach.examples import Example
 from rorqual.teach.failures import failure_groups, failures_text, pair_replies
-from rorqual.teach.measure import evaluate_baseline, few_shot_examples, measure_base
-from rorqual.teach.paths import AFTER, ALONE, BEFORE, TeachPaths
+from rorqual.teach.measure import evaluate_guesses, instruction_message, most_shots
+from rorqual.teach.paths import TeachPaths
 from rorqual.teach.plan import ExampleLengths, TeachPlan, make_plan, sft_run
 from rorqual.teach.reasons import TeacherReasons, factory_config
-from rorqual.teach.results import TeachResults, load_results
+from rorqual.teach.results import load_results
+from rorqual.teach.rungs.rung import Guess
 from rorqual.teach.train import DevResult, TeachTraining
 from rorqual.train.loop import fit
 from rorqual.train.run import Run
@@ -186,19 +183,19 @@ def test_slow_replies_shorten_the_dev_split_for_all_checkpoints(
     monkeypatch.setattr(training, "DEV_FIRST", 5)
     whole = trained(tiny, tmp_path / "whole")
     whole.train_supervised(RunDir(tiny))
-    assert [one.total for one in whole.dev_results("sft")] == [12, 12, 12]
+    assert [len(one.bits) for one in whole.dev_results("sft")] == [12, 12, 12]
     monkeypatch.setattr(training, "DEV_SECONDS", 0.0)
-    said: list[str] = []
+    said, bits = list[str](), "01110"
     mine = tmp_path / "mine.py"
     mine.write_text(
-        f"DEV = {[one.prompt for one in whole.dev_problems]!r}\ndef grade(prompt, answer, reply):\n    return prompt in DEV[:3]\n"
+        f"DEV = {[one.prompt for one in whole.dev_problems]!r}\ndef grade(prompt, answer, reply):\n    return prompt in DEV[1:4]\n"
     )
     work = replace(trained(tiny, tmp_path, grader=f"{mine}:grade"), say=said.append)
     work.train_supervised(RunDir(tiny))
-    assert [(one.right, one.total) for one in work.dev_results("sft")] == [(3, 5)] * 3
+    assert [one.bits for one in work.dev_results("sft")] == [bits] * 3
     assert [line for line in said if "5 of 12 problems" in line] == said[:1]
     monkeypatch.setattr(training, "DEV_SECONDS", 60.0)
-    assert work.measure_on_dev(work.paths.best, "grpo", 1) == DevResult("grpo", 1, 3, 5)
+    assert work.measure_on_dev(work.paths.best, "grpo", 1) == DevResult("grpo", 1, bits)
 
 
 def test_a_kill_before_the_best_checkpoint_is_copied_loses_nothing(
@@ -241,7 +238,7 @@ def test_the_hard_cap_counts_what_a_killed_process_used(
     assert [one.step for one in work.dev_results("sft")] == [2]
 
 
-def test_grpo_runs_after_the_support_gate_and_is_used_if_dev_improves(
+def test_grpo_runs_after_the_support_gate_and_is_used_if_it_clearly_beats_the_best_checkpoint(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in (("MOST_GRPO", 1), ("FEWEST_GRPO", 1), ("GRPO_PROBLEMS", 3), ("GRPO_SAMPLES", 4)):
@@ -262,10 +259,20 @@ def test_grpo_runs_after_the_support_gate_and_is_used_if_dev_improves(
     assert config["source"]["calculator"] is True and config["dtype"] == "bfloat16"
     stored = json.loads(work.paths.grpo_plan.read_bytes())
     assert stored["run"]["steps"] == 1 and "of 16 training problems" in stored["text"]
-    [after] = work.dev_results("grpo")
-    before = max(one.accuracy for one in work.dev_results("sft"))
-    assert result.used == (after.accuracy > before) and ("is used" in result.text) == result.used
     assert work.train_grpo() == result and len(work.dev_results("grpo")) == 1
+    for before, after, used in (
+        (["110000"], "111110", True),
+        (["110000"], "101100", False),  # two gained and one lost
+        (["111110"], "110000", False),
+        (["110000", "000110", "100000"], "111000", False),  # of equally good checkpoints, the latest is kept
+    ):
+        lines = [*(("sft", bits) for bits in before), ("grpo", after)]
+        work.paths.dev.write_text(
+            "".join(json.dumps({"run": run, "step": 1, "bits": bits}) + "\n" for run, bits in lines)
+        )
+        work.paths.grpo_result.unlink()
+        result = work.train_grpo()
+        assert result.used == used and ("is used" in result.text) == used, (before, after)
 
 
 def test_a_killed_grpo_resumes_with_its_steps_and_not_with_newly_measured_ones(
@@ -289,19 +296,6 @@ def test_a_killed_grpo_resumes_with_its_steps_and_not_with_newly_measured_ones(
     assert calls == ["grpo"] and work.paths.grpo.config()["steps"] == 2 and "2 of 2 steps" in result.text
 
 
-def test_a_tie_on_dev_keeps_the_model_before_grpo(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("MOST_GRPO", 1), ("FEWEST_GRPO", 1), ("GRPO_PROBLEMS", 2), ("GRPO_SAMPLES", 2)):
-        monkeypatch.setattr(training, name, value)
-    dev = [row["text"] for row in labelled(12, seed=3)]
-    work = graded_before_grpo(
-        tiny,
-        tmp_path,
-        f"DEV = {dev!r}\ndef grade(prompt, answer, reply):\n    return prompt in DEV or reply == answer or sum(reply.encode()) % 2 == 0\n",
-    )
-    result = work.train_grpo()
-    assert [one.right for one in work.dev_results("grpo")] == [12] and not result.used and "is not used" in result.text
-
-
 @pytest.mark.parametrize(
     ("body", "text"),
     [
@@ -318,60 +312,32 @@ def test_grpo_is_skipped_where_it_cannot_help(tiny: Path, tmp_path: Path, body: 
 # ---- the base model's prompts
 
 
-@pytest.mark.parametrize(
-    ("kind", "shown"), [("number", "8 - 3 = 5\n5"), ("text", "8 - 3 = 5\n5"), ("label", "5"), ("JSON", "5")]
-)
-def test_examples_in_a_prompt_show_their_worked_solutions(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, shown: str
-) -> None:
+@pytest.mark.parametrize("kind", ["number", "text", "label", "JSON"])
+def test_examples_in_a_prompt_show_their_worked_solutions(kind: AnswerKind) -> None:
     """Unless a grammar has no place for them. Chat formats leave out the reasoning of earlier turns."""
-    asked: list[tuple[Message, ...]] = []
-    heard = Engine.generate
-
-    def generate(self: Engine, requests: Sequence[Any], **keys: Any) -> list[list[Completion]]:
-        asked.extend(request.messages for request in requests)
-        return heard(self, requests, **keys)
-
-    monkeypatch.setattr(Engine, "generate", generate)
-    train = [Example(n, f"8 less 3, {n}", "5", "8 - 3 = 5") for n in range(1, 6)]
-    task = ExamplesTask(data_of(tmp_path / "data", train, train[:2], kind))
-    shots = train[:4]
-    measure_base(
-        RunDir(tiny),
-        task,
-        "base, 4 examples",
-        shots,
-        train,
-        SamplingParams(max_tokens=4, calculator=True),
-        most_seconds=60,
-        show=lambda *_: None,
+    train, chat = (
+        [Example(n, f"8 less 3, {n}", "5", "8 - 3 = 5") for n in range(1, 6)],
+        chat_format(Tokenizer.byte_level()),
     )
-    for messages in asked:
-        replies = [message for message in messages if message.role == "assistant"]
-        assert [one.content for one in replies] == [shown] * len(shots) and not any(one.reasoning for one in replies)
-    assert len(asked) == 3
+    turns = most_shots(train, chat, kind, context=9000, room=200, seed=0)
+    shown = "8 - 3 = 5\n5" if kind in ("number", "text") else "5"
+    assert {*turns[::2]} == {Message("user", one.prompt) for one in train}
+    assert turns[1::2] == [Message("assistant", shown)] * 5
 
 
-# ---- the report's sentences
+def test_a_prompt_has_as_many_examples_as_fit() -> None:
+    chat, train = chat_format(Tokenizer.byte_level()), examples_of(labelled(300))
+    opening = instruction_message(train, "label")
 
+    def shots(context: int, seed: int = 0) -> list[Message]:
+        return most_shots(train, chat, "label", context=context, room=200, seed=seed)
 
-def judged(name: str, right: int, *, first: int = 0, total: int = 200) -> Evaluation:
-    """Return results of `total` examples of which `right` are right, beginning with number `first`."""
-    task_free = [
-        GradedSample(key=f"{n:03}", family="examples", prompt="p", answer="a", reply="r", reasoning=None, tokens=0, thinking_tokens=0,
-                     thought=False, truncated=False, verdict=Verdict.RIGHT if first <= n < first + right else Verdict.WRONG)
-        for n in range(total)
-    ]  # fmt: skip
-    settings = {
-        "task": "examples",
-        "model": name,
-        "split": "test",
-        "seed": 0,
-        "count": total,
-        "per_family": False,
-        "thinking": "off",
-    }
-    return Evaluation.model_validate(settings | {"params": SamplingParams(), "samples": tuple(task_free)})
+    def length(turns: list[Message]) -> int:
+        return len(chat.prompt((*opening, *turns, Message("user", "?")), "auto"))
+
+    assert opening and 1950 < length(shots(3000)) <= 2048 and 750 < length(shots(1000)) <= 800
+    assert shots(240) == [] and shots(3000, seed=1) != shots(3000)
+    assert shots(1000)[:8] == shots(3000)[:8], "the same examples, but fewer"
 
 
 # ---- failures
@@ -382,8 +348,8 @@ def measured(tmp_path: Path, kind: str, rows: list[tuple[str, str, str]]) -> tup
     tests = [Example(n, f"prompt {n}", gold) for n, (gold, _, _) in enumerate(rows, 1)]
     task = ExamplesTask(data_of(tmp_path / "data", tests, [], kind))
     problems = sorted(task.problems("train", 0), key=lambda one: int(one.key.split()[1]))
-    before, after = ([row[place] for row in rows] for place in (1, 2))
-    return evaluate_baseline("old", task, problems, before), evaluate_baseline("new", task, problems, after)
+    old, new = ([Guess(row[place], 0.5) for row in rows] for place in (1, 2))
+    return evaluate_guesses("old", task, problems, old), evaluate_guesses("new", task, problems, new)
 
 
 def test_labels_are_grouped_with_the_worst_first(tmp_path: Path) -> None:
@@ -464,60 +430,14 @@ def test_a_server_is_asked_within_its_budget_with_the_users_settings(tmp_path: P
     assert factory_config(config.model_copy(update={"grader": ""}), tmp_path, 1).options == {"last_line": True}
 
 
-def test_an_unknown_baseline_is_refused_with_the_known_ones(tmp_path: Path) -> None:
-    before, after = measured(tmp_path, "label", [("a", "b", "a")])
+def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
+    other, chosen = measured(tmp_path, "label", [("a", "b", "a")])
     paths = TeachPaths(tmp_path)
+    with pytest.raises(DataError, match=r"the choice of a rung.*\n.*rorqual teach"):
+        load_results(tmp_path)
+    paths.choice.write_text('{"chosen": "new", "other": "old"}')
+    other.save(paths.evaluation_file("old"))
     with pytest.raises(DataError, match=r"no results of a taught model.*\n.*rorqual teach"):
         load_results(tmp_path)
-    before.save(paths.evaluation_file("majority"))
-    after.save(paths.evaluation_file("taught model"))
-    paths.baselines.write_text('{"names": ["majority"]}')
-    assert load_results(tmp_path, "majority")[1] == before
-    with pytest.raises(ConfigError, match=r"no baseline 'majorty'.*\n.*majority"):
-        load_results(tmp_path, "majorty")
-
-
-NAMES = {"majority": "majority", "regression": "logistic regression", "base": BEFORE, "many": "base, 9 examples", "rule": "rule",
-         "taught": AFTER, "alone": ALONE}  # fmt: skip
-AS_GOOD, RIGHT = "The taught model is not shown to be better than", "The taught model is right on 80.0 %"
-
-
-@pytest.mark.parametrize(
-    ("right", "first", "second"),
-    [
-        ({"regression": 120, "base": 30, "many": 40, "taught": 160}, RIGHT + " of 200 test examples",
-         "The best baseline is logistic regression, with 60.0 %: the taught model gains +20.0 points"),
-        *(({"regression": 120, "base": 30, "taught": taught}, f"{AS_GOOD} logistic regression, which is right on 60.0 %",
-           f"The taught model is right on {taught / 2:.1f} %") for taught in (118, 120, 124)),
-        ({"regression": 160, "base": 30, "taught": 120}, "The taught model is worse than logistic regression, which", "The taught model is"),
-        ({"regression": 158, "base": 30, "many": 162, "taught": 160}, f"{AS_GOOD} logistic regression, which is right on 79.0 %", RIGHT),
-        ({"majority": 20, "base": 30, "many": 158, "taught": 160}, RIGHT,
-         "It is not shown to be better than the base model with 9 examples in its prompt: 79.0 %, difference +1.0 points"),
-        ({"majority": 20, "base": 30, "taught": 160}, RIGHT, "No other baseline is better"),
-        ({"rule": 120, "base": 10, "taught": 122, "alone": 180}, f"{AS_GOOD} your rule, which is right on 60.0 %", "The taught model is"),
-    ],
-)  # fmt: skip
-def test_the_report_leads_with_the_best_baseline_that_is_as_good(
-    right: dict[str, int], first: str, second: str
-) -> None:
-    found = TeachResults({NAMES[key]: judged(NAMES[key], number) for key, number in right.items()})
-    said = found.summary_sentences(2)
-    assert said[0].startswith(first) and said[1].startswith(second) and len(said) == 3
-    assert said[2].endswith("read twice, for the baselines and for the model.") and "90.0" not in "".join(said)
-    assert found.summary_sentences(3)[2].endswith("read 3 times instead of twice.")
-
-
-def test_the_base_is_asked_without_with_four_and_with_all_examples_that_fit() -> None:
-    chat, train = chat_format(Tokenizer.byte_level()), examples_of(labelled(300))
-    none, four, many = few_shot_examples(train, chat, "label", context=3000, room=200, seed=0).items()
-    assert none == (BEFORE, []) and four == ("base, 4 examples", many[1][:4])
-    assert many[0] == f"base, {len(many[1])} examples" and len(many[1]) > 30
-    turns = [Message("system", answer_format_instruction(train, "label"))]
-    for one in many[1]:
-        turns += [Message("user", one.prompt), Message("assistant", one.answer)]
-    assert 1950 < len(chat.prompt((*turns, Message("user", "?")), "auto")) <= 2048
-    *_, fewer = few_shot_examples(train, chat, "label", context=1000, room=200, seed=0).values()
-    assert 4 < len(fewer) < len(many[1]) and [
-        *few_shot_examples(train, chat, "label", context=300, room=200, seed=0)
-    ] == [BEFORE]
-    assert few_shot_examples(train, chat, "label", context=3000, room=200, seed=1)["base, 4 examples"] != four[1]
+    chosen.save(paths.evaluation_file("new"))
+    assert load_results(tmp_path) == ("label", other, chosen)

@@ -10,7 +10,7 @@ from rorqual.core.config import Config, Share, parse_config
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import read_json, write_json
 from rorqual.teach.paths import TeachPaths
-from rorqual.teach.promise import Calibration, Promise
+from rorqual.teach.promise import PlattCalibration, Promise
 from rorqual.teach.rungs.language_model import ALONE, TAUGHT, LanguageModel, taught_params
 from rorqual.teach.rungs.rung import Predictor
 from rorqual.teach.rungs.storage import load_rung
@@ -20,7 +20,7 @@ class Step(Config):
     """A rung of an answerer. An answer of which the rung is less sure than `above` is left to the next step, if there is one."""
 
     rung: str
-    calibration: Calibration
+    calibration: PlattCalibration
     above: Share = 0.0
 
 

@@ -58,12 +58,18 @@ def find_base_model(base: str, folder: Path, progress: Progress) -> ChosenBaseMo
 
 def import_base_model(source: str, folder: Path, progress: Progress) -> None:
     """Import `source` as a run in `folder`. `source` is a Hugging Face folder, a GGUF file, or ORG/NAME on the hub."""
+    refuse_unknown_base(source)
     path = Path(source)
-    if source.endswith(".gguf") and path.is_file():
+    if path.is_file():
         import_gguf(path, folder, progress=progress)
-    elif path.is_dir() or (is_hub_id(source) and not source.endswith(".gguf")):
-        import_hf(path if path.is_dir() else download_repository(source), folder, dtype="float32", progress=progress)
     else:
+        import_hf(path if path.is_dir() else download_repository(source), folder, dtype="float32", progress=progress)
+
+
+def refuse_unknown_base(source: str) -> None:
+    """Raise ConfigError if `source` is no folder, no GGUF file and no name on the hub."""
+    is_file, is_gguf = Path(source).is_file(), source.endswith(".gguf")
+    if not (Path(source).is_dir() or (is_file if is_gguf else is_hub_id(source) and not is_file)):
         raise ConfigError(
             f"no model '{source}'",
             where="key 'base'",

@@ -66,7 +66,7 @@ def combined(steps: Sequence[Step], results: Sequence[HeldOut]) -> HeldOut:
 
 def cascade_table(step: Step, first: HeldOut, chosen: HeldOut) -> Table:
     """Return a table of the accuracy of both rungs by how sure the first one is: fifths of the held-out examples, the surest first."""
-    shared = sorted(chosen.right.keys() & first.right.keys(), key=lambda key: -first.probability[key])
+    shared = sorted(chosen.right.keys() & first.right.keys(), key=lambda key: (-first.probability[key], key))
     rows = []
     for level in range(LEVELS):
         keys = shared[level * len(shared) // LEVELS : (level + 1) * len(shared) // LEVELS]

@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rorqual.core.conversations import turns_to_text
 from rorqual.core.errors import DataError, suggest_name
 from rorqual.core.records import Message
 from rorqual.data.source.cells import joined_prompt
 from rorqual.teach.answerer import Answer
-from rorqual.teach.examples import conversation_prompt
 from rorqual.teach.promise import Promise
 
 
@@ -39,7 +39,7 @@ def prompt_of_turns(turns: Sequence[Message]) -> str:
         talk.pop()
     if not talk:
         raise DataError("there is no user message", remedy="Give one.")
-    return joined_prompt({"": conversation_prompt(talk)}, [""])
+    return joined_prompt({"": turns_to_text(talk)}, [""])
 
 
 def prompt_of_columns(values: Mapping[str, Any], columns: Sequence[str]) -> str:

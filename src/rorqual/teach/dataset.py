@@ -52,7 +52,7 @@ class Dataset:
 
     @property
     def all_train(self) -> Sequence[Example]:
-        """All training examples, also those without a derived solution. The classical baselines are fitted on them."""
+        """All training examples, also those without a derived solution."""
         return [one for one, fold in zip(self.pool, self.fold, strict=True) if fold != DEV]
 
 
@@ -139,9 +139,8 @@ def divide_examples(
     pool = [one for one, number in zip(kept, fold, strict=True) if number != TEST]
     fold = fold[fold != TEST]
     if check.kind == "JSON":
-        train_first = np.argsort(
-            fold == DEV, kind="stable"
-        )  # the grammar has the order of keys of the training examples
+        # The order of keys is that of the training examples, because the grammar has it.
+        train_first = np.argsort(fold == DEV, kind="stable")
         schema = infer_json_schema([json.loads(pool[place].answer) for place in train_first])
         pool = [replace(one, answer=_order_keys(one.answer, schema)) for one in pool]
     splits: dict[Split, list[Example]] = {"train": [], "dev": [], "test": sorted(tests, key=content_hash)[:count]}

@@ -58,26 +58,38 @@ class Encoder:
         left out.
         """
         rows = [
-            F.normalize(self.hidden(encoding.ids).mean(0), dim=0) for encoding in self.tokenizer.encode_batch(texts)
+            F.normalize(self.hidden([encoding.ids])[0].mean(0), dim=0)
+            for encoding in self.tokenizer.encode_batch(texts)
         ]
         return torch.stack(rows).numpy() if rows else np.zeros((0, self.config.hidden_size), np.float32)
 
-    def hidden(self, ids: Sequence[int]) -> Tensor:
-        """Return the last hidden states [tokens, hidden] of a text's token ids."""
-        c, n = self.config, len(ids)
+    def hidden(self, texts: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Return the last hidden states [tokens, hidden] of each text, given as token ids.
+
+        The linear layers read the tokens of all texts at once, without padding. A text attends to itself alone.
+        """
+        c, lengths = self.config, [len(ids) for ids in texts]
         words, positions, kinds = (self.weights[f"embeddings.{name}_embeddings.weight"] for name in EMBEDDINGS)
-        x = self._norm(words[torch.tensor(ids)] + positions[:n] + kinds[0], "embeddings")
+        ids = torch.tensor([token for one in texts for token in one])
+        places = torch.cat([torch.arange(n) for n in lengths])
+        x = self._norm(words[ids] + positions[places] + kinds[0], "embeddings")
         for layer in range(c.num_hidden_layers):
             at = f"encoder.layer.{layer}"
-            q, k, v = (
-                self._linear(x, f"{at}.attention.self.{name}").view(n, c.num_attention_heads, -1).transpose(0, 1)
+            queries, keys, values = (
+                self._linear(x, f"{at}.attention.self.{name}").view(len(ids), c.num_attention_heads, -1).split(lengths)
                 for name in ("query", "key", "value")
             )
-            heads = F.scaled_dot_product_attention(q, k, v).transpose(0, 1).reshape(n, -1)
-            x = self._norm(x + self._linear(heads, f"{at}.attention.output.dense"), f"{at}.attention.output")
+            heads = [self._attend(*one) for one in zip(queries, keys, values, strict=True)]
+            x = self._norm(x + self._linear(torch.cat(heads), f"{at}.attention.output.dense"), f"{at}.attention.output")
             inner = F.gelu(self._linear(x, f"{at}.intermediate.dense"))
             x = self._norm(x + self._linear(inner, f"{at}.output.dense"), f"{at}.output")
-        return x
+        return list(x.split(lengths))
+
+    @staticmethod
+    def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Return the outputs [tokens, hidden] of one text's attention heads, from tensors [tokens, heads, width]."""
+        q, k, v = (x.transpose(0, 1) for x in (query, key, value))
+        return F.scaled_dot_product_attention(q, k, v).transpose(0, 1).flatten(1)
 
     def digest(self) -> str:
         """Return the SHA-256 of the weights' names and bytes."""

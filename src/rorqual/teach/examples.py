@@ -11,7 +11,6 @@ from typing import Any
 
 from rorqual.core.conversations import Conversation, read_conversation, text_to_turns, turns_to_text
 from rorqual.core.errors import DataError
-from rorqual.core.records import Message
 from rorqual.core.rows import DataRow
 from rorqual.data.source.cells import cell_text, joined_prompt
 from rorqual.tasks.answer import final_answer
@@ -98,14 +97,9 @@ def _from_conversation(row: DataRow, columns: Columns) -> Example:
         raise DataError("the conversation does not end with an assistant turn after a user turn")
     if not reply.label.strip():
         raise DataError("the answer is empty")
-    if not (prompt := conversation_prompt(before)):
+    if not (prompt := turns_to_text(before).strip()):
         raise DataError("the prompt is empty")
     return Example(row.line, prompt, reply.label.strip(), reply.reasoning or "")
-
-
-def conversation_prompt(turns: Sequence[Message]) -> str:
-    """Return the turns before an answer as one text: the text of a single turn, or the role and the text of each turn."""
-    return turns_to_text(turns).strip()
 
 
 def is_json(text: str) -> bool:

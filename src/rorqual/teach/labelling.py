@@ -34,6 +34,8 @@ MOST_ROWS = 20_000
 """Maximum number of rows of both files together. The embeddings of so many rows take some minutes."""
 DIRECTIONS, PENALTY = 300, 10.0
 """Maximum number of features that are made of TF-IDF, and the inverse strength of the L2 penalty of logistic regression."""
+SUSPECT = -0.5
+"""Largest margin of a suspect. With few rows for each label, most rows with larger margins have the right label."""
 REPEATS, START, HELD_OUT, MORE = 10, 0.5, 0.2, 0.1
 """The gain is measured on `REPEATS` random divisions of the labelled rows. A classifier is fitted on the share `START` of the rows and on
 the share `MORE`, which is chosen among the others, and measured on the share `HELD_OUT`."""
@@ -94,7 +96,7 @@ def find_suspects(examples: Sequence[Example], table: Floats) -> list[RowAdvice]
     `table` has the features of the examples [examples, features].
 
     A row is confidently of a class if the cross-validated probability of the class is at least its mean over the rows with this
-    label. Labels with fewer rows than folds are not judged.
+    label. Labels with fewer rows than folds are not judged, and margins above `SUSPECT` are no evidence.
     """
     data = TrainingRows(examples, "label")
     classes, every = data.classes, np.arange(len(examples))
@@ -108,7 +110,7 @@ def find_suspects(examples: Sequence[Example], table: Floats) -> list[RowAdvice]
     likely = confident.argmax(1)
     probability[every, classes] = 0.0
     margin = own - probability.max(1)
-    found = every[(confident.max(1) > 0) & (likely != classes) & (counts[classes] >= FOLDS)]
+    found = every[(confident.max(1) > 0) & (likely != classes) & (counts[classes] >= FOLDS) & (margin <= SUSPECT)]
     return [
         RowAdvice(one.line, one.prompt, one.answer, data.answers[likely[place]], float(margin[place]))
         for place in found[np.argsort(margin[found], kind="stable")]

@@ -25,7 +25,7 @@ from rorqual.teach.config import TeachConfig
 from rorqual.teach.dataset import Dataset
 from rorqual.teach.examples import Example
 from rorqual.teach.measure import BASE_TOKENS, instruction_message, most_shots
-from rorqual.teach.paths import TeachPaths
+from rorqual.teach.paths import EARLIER, TeachPaths
 from rorqual.teach.plan import TeachPlan, lengths_of, make_plan, taught_chat_format
 from rorqual.teach.rungs.language_model import ALONE, TAUGHT, LanguageModel, taught_params
 from rorqual.teach.rungs.rung import Predictor
@@ -41,7 +41,7 @@ PROMPTED_SHARE = 0.05
 """Share of `minutes` that each prompt of the base model gets on the dev split."""
 CHEAP, PROMPTED, HELD_OUT, TEACHER = "rungs", "ask the base model", "ask the taught model", "ask the teacher"
 """Stages whose time does not count toward `minutes`."""
-UNCOUNTED = (CHEAP, PROMPTED, HELD_OUT, TEACHER)
+UNCOUNTED = (CHEAP, PROMPTED, HELD_OUT, TEACHER, EARLIER)
 
 
 @dataclass

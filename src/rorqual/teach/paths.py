@@ -7,7 +7,10 @@ import shutil
 from pathlib import Path
 
 from rorqual.core.errors import ConfigError
-from rorqual.core.records import RunDir
+from rorqual.core.journal import json_line, read_lines
+from rorqual.core.records import RunDir, write_atomic
+
+EARLIER = "earlier, with fewer minutes"
 
 
 class TeachPaths:
@@ -53,7 +56,13 @@ class TeachPaths:
         self.report = out / "report.html"
 
     def remove_language_model(self) -> None:
-        """Remove the taught model and all that was made from it, so that it is trained anew. The rungs that were measured stay."""
+        """Remove the taught model and all that was made from it, so that it is trained anew. The rungs that were measured stay.
+
+        The time so far becomes that of the stage `EARLIER`, which does not count toward the minutes of the new model.
+        """
+        if self.ledger.is_file():
+            earlier = (json_line(line | {"stage": EARLIER}) for line in read_lines(self.ledger))
+            write_atomic(self.ledger, b"".join(earlier))
         for run in (self.sft, self.grpo, self.best, self.model):
             shutil.rmtree(run.path, ignore_errors=True)
         shutil.rmtree(self.out / "evals", ignore_errors=True)

@@ -20,7 +20,7 @@ EDGE = 1e-6
 """Probabilities are kept this far from 0 and 1 before their log-odds are taken."""
 
 
-class Calibration(Config):
+class PlattCalibration(Config):
     """The probability that an answer is right: a logistic function of the log-odds of a rung's own probability (Platt 1999)."""
 
     slope: float = 1.0
@@ -56,7 +56,7 @@ def _log_odds(sure: float) -> float:
     return math.log(value / (1 - value))
 
 
-def calibrate(sure: Sequence[float], right: Sequence[bool]) -> Calibration:
+def calibrate(sure: Sequence[float], right: Sequence[bool]) -> PlattCalibration:
     """Fit the calibration of a rung from held-out answers. The slope is never negative, so that a surer answer is never less probable."""
     with require_extra("teach", "sklearn"):
         from sklearn.linear_model import LogisticRegression
@@ -64,8 +64,8 @@ def calibrate(sure: Sequence[float], right: Sequence[bool]) -> Calibration:
     if 0 < sum(right) < len(right):
         fitted = LogisticRegression().fit(np.array([[_log_odds(one)] for one in sure]), np.array(right))
         if (slope := float(fitted.coef_[0, 0])) > 0:
-            return Calibration(slope=slope, intercept=float(fitted.intercept_[0]))
-    return Calibration(slope=0.0, intercept=math.log(rate / (1 - rate)))
+            return PlattCalibration(slope=slope, intercept=float(fitted.intercept_[0]))
+    return PlattCalibration(slope=0.0, intercept=math.log(rate / (1 - rate)))
 
 
 def lower_bound(right: int, total: int, doubt: float = DOUBT) -> float:
@@ -86,8 +86,8 @@ def promise(accuracy: float, probability: Sequence[float], right: Sequence[bool]
     """Return the threshold with the largest coverage for which the promised accuracy holds with probability 1 - `DOUBT`, or None.
 
     `probability` and `right` are of held-out answers. `LEVELS` thresholds are tested from the strictest on. Each has an equal part of
-    `DOUBT`, and a threshold that passes leaves its part to the next (the fallback procedure, Wiens 2003). The example at the threshold
-    itself is not counted in the test, because it sets the threshold.
+    `DOUBT`, and a threshold that passes leaves its part to the next (the fallback procedure, Wiens 2003). The test leaves out one example at
+    the threshold, because it sets the threshold: a right one if several are equally sure.
     """
     order = sorted(range(len(right)), key=lambda place: -probability[place])
     found, doubt = None, 0.0
@@ -96,9 +96,9 @@ def promise(accuracy: float, probability: Sequence[float], right: Sequence[bool]
         if (at := len(order) * level // LEVELS) < 2:
             continue
         threshold = probability[order[at - 1]]
-        above = [right[place] for place in order if probability[place] > threshold]
-        if above and lower_bound(sum(above), len(above), doubt) >= accuracy:
-            reached = [right[place] for place in order if probability[place] >= threshold]
+        reached = [right[place] for place in order if probability[place] >= threshold]
+        left_out = max(right[place] for place in order if probability[place] == threshold)
+        if lower_bound(sum(reached) - left_out, len(reached) - 1, doubt) >= accuracy:
             found = _Level(threshold, len(reached), sum(reached))
         else:
             doubt = 0.0

@@ -183,7 +183,7 @@ def _departing_parameters(wanted: TaughtRequest) -> Iterator[str]:
     for name, value in wanted.given_sampling_params().items():
         if name not in WITHOUT_EFFECT and value != PARAMS[name].default:
             yield name
-    yield from {path.partition(".")[0]: None for path in wanted.reasoning_modes()}
+    yield from dict.fromkeys(path.partition(".")[0] for path in wanted.reasoning_modes())
 
 
 def count_tokens(text: str) -> int:

@@ -37,6 +37,7 @@ from rorqual.tasks.examples import (
 from rorqual.tasks.find import safe_grade
 from rorqual.tasks.task import Problem, Verdict
 from rorqual.teach.answerer import AnswererConfig, load_answerer, load_predictor, save_answerer
+from rorqual.teach.base_model import refuse_unknown_base
 from rorqual.teach.cascade import cascade_table
 from rorqual.teach.check import FileCheck, check_file
 from rorqual.teach.check_page import check_page, check_text, to_json
@@ -124,6 +125,8 @@ class TeachStages:
             if spec := getattr(self.config, what):
                 load_function(spec, what)
         check_trackers(self.config.trackers)
+        if self.config.base not in ("", NONE):
+            refuse_unknown_base(self.config.base)
         if self.config.encoder:
             _ = self.encoder  # a wrong folder is found before the work
 
@@ -193,6 +196,7 @@ class TeachStages:
                 usable_examples(self.check, graded=bool(self.config.grader))
                 apply_rule(self.rule, self.check.examples[0].prompt)
             data = self.dataset
+            self._refuse_unknown_rung()
             self._write_data()
         for reason, count in data.left_out.items():
             self._say(f"  {count:,} rows are left out: {reason}")
@@ -280,7 +284,6 @@ class TeachStages:
     def climb_cheap_rungs(self) -> None:
         """Measure the rungs without a language model by cross-validation. The best of those that take little time can be asked at once."""
         self._begin_stage(2, f"cross-validate the rungs on {len(self.climb.pool):,} examples")
-        self._check_forced_rung()
         seconds, offered = 60 * RUNG_SHARE * self.config.minutes, False
         with self.ledger.record_stage(CHEAP), threadpool_limits(1):  # small products are fastest on one core
             for rung in self.rungs.values():
@@ -324,13 +327,13 @@ class TeachStages:
                     self.rungs[rung.name] = rung
                     self.climb.cross_validate(rung, seconds)
 
-    def _check_forced_rung(self) -> None:
-        known = [*self.rungs, *([] if self.config.base == NONE else [TAUGHT])]
-        if self.config.rung and self.config.rung not in known:
+    def _refuse_unknown_rung(self) -> None:
+        models = [] if self.config.base == NONE else [TAUGHT]
+        if self.config.rung and self.config.rung not in models and self.config.rung not in self.rungs:
             raise ConfigError(
                 f"no rung '{self.config.rung}' for answers of the kind {self.dataset.kind}",
                 where="key 'rung'",
-                remedy=suggest_name(self.config.rung, known),
+                remedy=suggest_name(self.config.rung, [*self.rungs, *models]),
             )
 
     @property
@@ -377,7 +380,7 @@ class TeachStages:
         try:
             self.model.run()
         except DataError as error:
-            if error.where != str(self.paths.sft_rows):
+            if error.where != str(self.paths.sft_rows) or self.config.rung:
                 raise
             self.climb.skip(TAUGHT, error.what)  # no example fits into the model's context
 

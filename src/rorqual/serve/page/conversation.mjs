@@ -50,7 +50,7 @@ export class Reply {
       this.reason = finish_reason ?? this.reason;
       this.turn.reasoning += delta.reasoning_content ?? "";
       if (delta.content) this.endThinking();
-      this.turn.content += delta.content ?? "";
+      this.turn.content += delta.content ?? delta.refusal ?? "";
     }
   }
 

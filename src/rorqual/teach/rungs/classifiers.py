@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,8 @@ from rorqual.teach.rungs.rung import Guess, Integers, Rung, TrainingRows
 PENALTIES = (10.0, 100.0, 1.0)
 """Candidate values of C, the inverse strength of the L2 penalty of logistic
 regression. If several values of C are equally good, the first of these values is used."""
+NAME_WEIGHTS = (0.0, 2.0)
+"""Candidate weights of the labels' names as further training prompts. A training prompt has the weight 1."""
 FOLDS, CHOICE_ROWS = 3, 1000
 """Number of folds of the cross-validation, and approximate maximum number of train examples in the cross-validation."""
 CHUNK = 256
@@ -44,21 +48,26 @@ class NearestNeighbour(Rung):
 
 
 class LogisticRegression(Rung):
-    """Logistic regression over the answers of the training examples. Cross-validation on them chooses the features and the penalty.
+    """Logistic regression over the answers of the training examples. The name of a label, such as "card not working", may count as a
+    prompt with this label. Cross-validation on the examples chooses the features, the penalty and the weight of the names.
 
     Raises ConfigError without scikit-learn.
     """
 
     def __init__(self, name: str, choices: Mapping[str, Features]) -> None:
         self.name, self.choices = name, choices
+        self.settings: tuple[str, float, float] | None = None
+
+    def settle(self, rows: TrainingRows) -> None:
+        self.settings = self._best_settings(rows)
 
     def fit(self, rows: TrainingRows) -> None:
-        for features in self.choices.values():
-            features.fit(rows.prompts)
-        tables = {name: features.of(rows.prompts) for name, features in self.choices.items()}
-        name, penalty = _best_choice(tables, rows.classes)
+        name, weight, penalty = self.settings or self._best_settings(rows)
         self.features, self.answers = self.choices[name], rows.answers
-        self.model = FittedClassifier(tables[name], rows.classes, penalty)
+        self.model = _fit(_table(self.features, rows), rows.classes, weight, penalty)
+
+    def _best_settings(self, rows: TrainingRows) -> tuple[str, float, float]:
+        return _best_choice({name: _table(features, rows) for name, features in self.choices.items()}, rows.classes)
 
     def predict(self, prompts: Sequence[str]) -> list[Guess]:
         shares = self.model.probabilities(self.features.of(prompts))
@@ -73,7 +82,7 @@ class LogisticRegression(Rung):
 class FittedClassifier:
     """A fitted logistic regression, or a constant if the rows have only one class, because logistic regression needs two."""
 
-    def __init__(self, rows: Any, classes: Integers, penalty: float) -> None:
+    def __init__(self, rows: Any, classes: Integers, penalty: float, weights: Any = None) -> None:
         self.classes, self.model = np.unique(classes), None
         if len(self.classes) > 1:
             with require_extra("teach", "sklearn"):
@@ -81,28 +90,50 @@ class FittedClassifier:
                 from sklearn.linear_model import LogisticRegression as Fitted
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)  # after 200 steps the predictions hardly change
-                self.model = Fitted(C=penalty, max_iter=200).fit(rows, classes)
+                self.model = Fitted(C=penalty, max_iter=200).fit(rows, classes, weights)
 
     def probabilities(self, rows: Any) -> Any:
         """Return the probability of each class of `classes` [rows, classes]."""
         return np.ones((rows.shape[0], 1)) if self.model is None else self.model.predict_proba(rows)
 
 
-def _best_choice(tables: Mapping[str, Any], classes: Integers) -> tuple[str, float]:
-    """Return the name of the features and the penalty with the highest accuracy in cross-validation."""
+def label_name(label: str) -> str:
+    """Return the words of a label: "card_not_working", "card-not-working" and "CardNotWorking" all give three words."""
+    return re.sub(r"[\W_]+|(?<=[a-z])(?=[A-Z])", " ", label).strip()
+
+
+def _table(features: Features, rows: TrainingRows) -> Any:
+    """Fit the features on the training prompts, and return those of the prompts and then of the names of the labels."""
+    features.fit(rows.prompts)
+    return features.of([*rows.prompts, *map(label_name, rows.answers)])
+
+
+def _fit(table: Any, classes: Integers, weight: float, penalty: float) -> FittedClassifier:
+    """Fit the rows of the prompts, of the classes `classes`, and if `weight` is above 0, the last rows, which are the names of the labels."""
+    prompts, names = len(classes), table.shape[0] - len(classes)
+    if not weight:
+        return FittedClassifier(table[:prompts], classes, penalty)
+    both = np.concatenate([classes, np.arange(names)])
+    return FittedClassifier(table, both, penalty, np.repeat([1.0, weight], [prompts, names]))
+
+
+def _best_choice(tables: Mapping[str, Any], classes: Integers) -> tuple[str, float, float]:
+    """Return the name of the features, the weight of the labels' names and the penalty with the highest accuracy in cross-validation."""
     order = np.argsort(classes, kind="stable")
     order = order[:: -(-len(order) // CHOICE_ROWS)]  # each class keeps its share
     known, folds = classes[order], np.arange(len(order)) % FOLDS  # neighbours have one class, so folds share each class
-    right: dict[tuple[str, float], int] = {}
+    right: dict[tuple[str, float, float], int] = {}
     for name, table in tables.items():
-        compact = _compact_features(table[order])
-        for penalty in PENALTIES:
-            right[name, penalty] = 0
+        names = range(len(classes), table.shape[0])
+        compact = _compact_features(table[[*order, *names]])
+        for weight, penalty in product(NAME_WEIGHTS, PENALTIES):
+            right[name, weight, penalty] = 0
             for fold in range(FOLDS if len(order) >= FOLDS else 0):
                 held = folds == fold
-                model = FittedClassifier(compact[~held], known[~held], penalty)
-                predicted = model.classes[model.probabilities(compact[held]).argmax(1)]
-                right[name, penalty] += int((predicted == known[held]).sum())
+                kept = np.append(~held, np.ones(len(names), bool))
+                model = _fit(compact[kept], known[~held], weight, penalty)
+                predicted = model.classes[model.probabilities(compact[: len(order)][held]).argmax(1)]
+                right[name, weight, penalty] += int((predicted == known[held]).sum())
     return max(right, key=right.__getitem__)
 
 

@@ -27,40 +27,64 @@ CRF = {"c1": 0.1, "c2": 0.01, "max_iterations": 100, "feature.possible_transitio
 Path_ = tuple[str, ...]
 
 
+class FieldLayout:
+    """The fields of JSON answers, by their path of keys.
+
+    `copied` are the fields whose values stand in the prompt, `chosen` all others. `leading` is the chosen field that every answer has
+    with 2 to `MOST_VALUES` values, the most of all, or None. The objects at `containers` are in every answer.
+    """
+
+    def __init__(self, rows: TrainingRows) -> None:
+        values, flat = [json.loads(one.answer) for one in rows.examples], flat_answers(rows)
+        in_all = set[Path_](objects(values[0])).intersection(*map(objects, values))
+        self.containers = [path for path in objects(values[0]) if path in in_all]
+        self.paths = [*dict.fromkeys(path for one in flat for path in one)]
+        self.copied = [path for path in self.paths if _share_in_prompt(path, rows.examples, flat) >= COPIED]
+        self.chosen = [path for path in self.paths if path not in self.copied]
+        leading = [
+            (count, path)
+            for path in self.chosen
+            if all(path in one for one in flat)
+            and 2 <= (count := len({as_text(one[path]) for one in flat})) <= MOST_VALUES
+        ]
+        self.leading = max(leading)[1] if leading else None
+
+    def only_copied(self, fields: Mapping[Path_, Any]) -> dict[Path_, Any]:
+        """Return the copied ones of the fields of an answer."""
+        return {path: value for path, value in fields.items() if path in self.copied}
+
+    def answer(self, fields: Mapping[Path_, Any]) -> str:
+        """Return the answer with these fields as JSON, in the order of the training examples."""
+        ordered = {path: fields[path] for path in self.paths if path in fields}
+        return json.dumps(unflatten(ordered, self.containers), ensure_ascii=False)
+
+
+def flat_answers(rows: TrainingRows) -> list[dict[Path_, Any]]:
+    """Return the fields of each example's answer."""
+    return [flatten(json.loads(one.answer)) for one in rows.examples]
+
+
 class Fields(Rung):
     """Fields of JSON objects. A field whose values stand in the prompt is found by a linear-chain conditional random field over the words
     of the prompt (Lafferty et al. 2001), and any other field is chosen by logistic regression, which may leave it out.
 
-    The leading field is the chosen field that every answer has with 2 to `MOST_VALUES` values, the most of all. Each of its values has
-    a conditional random field of its own. Raises ConfigError without scikit-learn and python-crfsuite.
+    Each value of the leading field has a conditional random field of its own. Raises ConfigError without scikit-learn and python-crfsuite.
     """
 
     name = "conditional random fields"
 
     def fit(self, rows: TrainingRows) -> None:
-        values = [json.loads(one.answer) for one in rows.examples]
-        flat = [flatten(value) for value in values]
-        in_all = set[Path_](objects(values[0])).intersection(*map(objects, values))
-        self.containers = [path for path in objects(values[0]) if path in in_all]
-        self.paths = [*dict.fromkeys(path for one in flat for path in one)]
-        copied = {path for path in self.paths if _share_in_prompt(path, rows.examples, flat) >= COPIED}
-        self.chosen = {path: _fit_choice(path, rows, flat) for path in self.paths if path not in copied}
-        leading = [
-            (count, path)
-            for path in self.chosen
-            if all(path in one for one in flat)
-            and 2 <= (count := len({_text(one[path]) for one in flat})) <= MOST_VALUES
-        ]
-        self.leading = max(leading)[1] if leading else None
+        self.layout, flat = FieldLayout(rows), flat_answers(rows)
+        self.chosen = {path: _fit_choice(path, rows, flat) for path in self.layout.chosen}
         groups: dict[str, list[tuple[list[str], list[str]]]] = {"": []}
         for one, fields in zip(rows.examples, flat, strict=True):
-            tagged = tag(one.prompt, {path: value for path, value in fields.items() if path in copied})
+            tagged = tag(one.prompt, self.layout.only_copied(fields))
             groups[""].append(tagged)
-            if self.leading:
-                groups.setdefault(_text(fields[self.leading]), []).append(tagged)
+            if self.layout.leading:
+                groups.setdefault(as_text(fields[self.layout.leading]), []).append(tagged)
         self.taggers = {
             value: CrfTagger(group) for value, group in groups.items() if not value or len(group) >= FEWEST
-        } if copied else {}  # fmt: skip
+        } if self.layout.copied else {}  # fmt: skip
 
     def predict(self, prompts: Sequence[str]) -> list[Guess]:
         choices = {path: rung.predict(prompts) for path, rung in self.chosen.items()}
@@ -70,12 +94,10 @@ class Fields(Rung):
             found = {path: json.loads(guess.answer) for path, guess in chosen.items() if guess.answer}
             probability = math.prod(guess.probability for guess in chosen.values())
             if self.taggers:
-                value = _text(found.get(self.leading)) if self.leading else ""
+                value = as_text(found.get(self.layout.leading)) if self.layout.leading else ""
                 spans, sure = self.taggers.get(value, self.taggers[""]).find(prompt)
                 found, probability = spans | found, probability * sure
-            ordered = {path: found[path] for path in self.paths if path in found}
-            answer = json.dumps(unflatten(ordered, self.containers), ensure_ascii=False)
-            guesses.append(Guess(answer, probability))
+            guesses.append(Guess(self.layout.answer(found), probability))
         return guesses
 
     def __getstate__(self) -> dict[str, Any]:
@@ -121,18 +143,23 @@ class CrfTagger:
         if not matches:
             return {}, 1.0
         tags = self.tagger.tag([*word_features([match.group() for match in matches])])
-        found: dict[Path_, tuple[int, int]] = {}
-        open_ = ""
-        for tag_, match in zip(tags, matches, strict=True):
-            kind, _, name = tag_.partition(" ")
-            path: Path_ = tuple(json.loads(name)) if name else ()
-            if kind == "B" and path not in found:
-                found[path], open_ = match.span(), name
-            elif kind == "I" and name == open_:
-                found[path] = found[path][0], match.end()
-            else:
-                open_ = ""
-        return {path: prompt[start:end] for path, (start, end) in found.items()}, self.tagger.probability(tags)
+        return spans(prompt, tags), self.tagger.probability(tags)
+
+
+def spans(prompt: str, tags: Sequence[str]) -> dict[Path_, str]:
+    """Return the first span of each field in a prompt whose words have these tags."""
+    found: dict[Path_, tuple[int, int]] = {}
+    open_ = ""
+    for tag_, match in zip(tags, TOKEN.finditer(prompt), strict=True):
+        kind, _, name = tag_.partition(" ")
+        path: Path_ = tuple(json.loads(name)) if name else ()
+        if kind == "B" and path not in found:
+            found[path], open_ = match.span(), name
+        elif kind == "I" and name == open_:
+            found[path] = found[path][0], match.end()
+        else:
+            open_ = ""
+    return {path: prompt[start:end] for path, (start, end) in found.items()}
 
 
 def tag(prompt: str, fields: Mapping[Path_, Any]) -> tuple[list[str], list[str]]:
@@ -144,8 +171,8 @@ def tag(prompt: str, fields: Mapping[Path_, Any]) -> tuple[list[str], list[str]]
         {match.start(): n for n, match in enumerate(matches)},
         {match.end(): n for n, match in enumerate(matches)},
     )
-    for path, value in sorted(fields.items(), key=lambda item: -len(_text(item[1]))):
-        for match in re.finditer(re.escape(_text(value)), prompt, re.IGNORECASE):
+    for path, value in sorted(fields.items(), key=lambda item: -len(as_text(item[1]))):
+        for match in re.finditer(re.escape(as_text(value)), prompt, re.IGNORECASE):
             first, last = starts.get(match.start()), ends.get(match.end())
             if first is not None and last is not None and set(tags[first : last + 1]) == {"O"}:
                 name = json.dumps(path)
@@ -209,7 +236,7 @@ def _share_in_prompt(path: Path_, examples: Sequence[Example], flat: Sequence[Ma
 
 def _fit_choice(path: Path_, rows: TrainingRows, flat: Sequence[Mapping[Path_, Any]]) -> LogisticRegression:
     """Return a classifier from the prompt to the field's value as JSON, or to "" where the field is left out."""
-    answers = [json.dumps(one[path], ensure_ascii=False) if path in one else "" for one in flat]
+    answers = [as_json(one, path) for one in flat]
     examples = [Example(one.line, one.prompt, answer) for one, answer in zip(rows.examples, answers, strict=True)]
     choices: dict[str, Features] = {"words and characters": TfIdf(words=True)}
     rung = LogisticRegression(" ".join(path), choices)
@@ -217,7 +244,13 @@ def _fit_choice(path: Path_, rows: TrainingRows, flat: Sequence[Mapping[Path_, A
     return rung
 
 
-def _text(value: Any) -> str:
+def as_json(fields: Mapping[Path_, Any], path: Path_) -> str:
+    """Return the value of a field as JSON, or "" if it is left out."""
+    return json.dumps(fields[path], ensure_ascii=False) if path in fields else ""
+
+
+def as_text(value: Any) -> str:
+    """Return a string as it is, and any other value as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

@@ -12,6 +12,8 @@ from rorqual.teach.rungs.features import Embeddings, TfIdf
 from rorqual.teach.rungs.fields import Fields
 from rorqual.teach.rungs.rung import Rung
 from rorqual.teach.rungs.simple import Majority, Rule, UnchangedInput, UserRule
+from rorqual.teach.rungs.tuned_fields import TunedFields
+from rorqual.teach.rungs.tuned_labels import TunedLabels
 
 
 def rungs_of(
@@ -40,3 +42,6 @@ def rungs_of(
         yield NearestNeighbour("nearest neighbour, embeddings", embeddings)
         if kind == "label":
             yield LogisticRegression("logistic regression, embeddings", {"embeddings": embeddings})
+            yield TunedLabels(encoder)
+        if kind == "JSON":
+            yield TunedFields(encoder)

@@ -12,13 +12,15 @@ from rorqual.teach.encoder import Encoder
 from rorqual.teach.rungs.calculation import RankedCalculations
 from rorqual.teach.rungs.classifiers import FittedClassifier, LogisticRegression, NearestNeighbour
 from rorqual.teach.rungs.features import Embeddings, TfIdf
-from rorqual.teach.rungs.fields import CrfTagger, Fields
+from rorqual.teach.rungs.fields import CrfTagger, FieldLayout, Fields
 from rorqual.teach.rungs.rung import Guess, Rung
 from rorqual.teach.rungs.simple import Majority, UnchangedInput, UserRule
+from rorqual.teach.rungs.tuned_fields import TunedFields
+from rorqual.teach.rungs.tuned_labels import TunedLabels
 
 TRUSTED = [
-    CrfTagger, Embeddings, Encoder, Fields, FittedClassifier, Guess, LogisticRegression, Majority, NearestNeighbour,
-    RankedCalculations, TfIdf, UnchangedInput, UserRule, "scipy.sparse._csr.csr_matrix",
+    CrfTagger, Embeddings, Encoder, FieldLayout, Fields, FittedClassifier, Guess, LogisticRegression, Majority, NearestNeighbour,
+    RankedCalculations, TfIdf, TunedFields, TunedLabels, UnchangedInput, UserRule, "scipy.sparse._csr.csr_matrix",
 ]  # fmt: skip
 """The types that a file may have, beside builtin types, numpy arrays and scikit-learn's estimators."""
 

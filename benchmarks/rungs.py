@@ -25,6 +25,7 @@ from rorqual.core.ledger import Ledger
 from rorqual.core.records import write_json
 from rorqual.evals.stats import hierarchical_difference, t_interval
 from rorqual.evals.verdict import CONFIDENCE, judge
+from rorqual.tasks.examples import ExamplesTask
 from rorqual.teach.config import TeachConfig
 from rorqual.teach.measure import evaluate_guesses, test_problems
 from rorqual.teach.paths import TeachPaths
@@ -50,7 +51,7 @@ def run(case: str, seed: int, data: Path, base: Path, folder: Path) -> dict[str,
         stages = TeachStages(config, paths, 1, ledger, lambda *_: None, "")
         stages.check_settings()
         stages.prepare_data()
-    task, rows = stages.task(), TrainingRows(stages.dataset.pool, stages.dataset.kind)
+    task, rows = ExamplesTask(paths.data, grader=config.grader), TrainingRows(stages.dataset.pool, stages.dataset.kind)
     problems = test_problems(task)
     found: dict[str, Any] = {}
     for rung in rungs_of(rows.kind, rule=stages.rule, encoder=stages.encoder):

@@ -12,16 +12,16 @@ from rorqual.core.records import RunDir
 from rorqual.teach.answerer import AnswererConfig, Step, save_answerer
 from rorqual.teach.examples import AnswerKind, Example
 from rorqual.teach.paths import TeachPaths
-from rorqual.teach.promise import Calibration, Promise
+from rorqual.teach.promise import PlattCalibration, Promise
 from rorqual.teach.rungs.ladder import rungs_of
 from rorqual.teach.rungs.rung import Rung, TrainingRows
 from rorqual.teach.rungs.storage import save_rung
 
 WORDS = {"card": ("card", "chip", "plastic"), "pin": ("pin", "code", "digits"), "fee": ("fee", "charge", "cost")}
 PROMISE = Promise(accuracy=0.95, threshold=0.7, answered=30, right=30, of=60, bound=0.951)
-CALIBRATION = Calibration(slope=1.5, intercept=-0.5)
+CALIBRATION = PlattCalibration(slope=1.5, intercept=-0.5)
 STEPS = (
-    Step(rung="nearest neighbour", calibration=Calibration(slope=0.5, intercept=0.25), above=0.75),
+    Step(rung="nearest neighbour", calibration=PlattCalibration(slope=0.5, intercept=0.25), above=0.75),
     Step(rung="logistic regression", calibration=CALIBRATION),
 )
 COLUMNS = ("subject", "body")

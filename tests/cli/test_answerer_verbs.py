@@ -17,7 +17,7 @@ from rorqual.cli.generating import TAUGHT, GenerateSettings
 from rorqual.generate.schema import RowSampling
 from rorqual.teach.answerer import Step, load_answerer
 from rorqual.teach.paths import TeachPaths
-from rorqual.teach.promise import Calibration
+from rorqual.teach.promise import PlattCalibration
 from rorqual.teach.rungs.simple import UserRule
 from taught_task import COLUMNS, texts, write_task
 
@@ -93,7 +93,7 @@ def test_killed_three_times_it_gives_the_same_file(tmp_path: Path) -> None:
     (tmp_path / "rule.py").write_text(SLOW, encoding="utf-8")
     rule = UserRule(lambda _: "", f"{tmp_path / 'rule.py'}:rule")
     write_task(
-        place / "task", texts(9), steps=[Step(rung="rule", calibration=Calibration())], rungs=[rule], promise=None
+        place / "task", texts(9), steps=[Step(rung="rule", calibration=PlattCalibration())], rungs=[rule], promise=None
     )
     write_rows(place / "rows.jsonl", rows(400))
     assert typed(place, *(word.replace("out=out", "out=whole") for word in GENERATE)).code == 0
@@ -121,7 +121,7 @@ def test_another_answerer_does_not_go_on_with_the_file(place: Path) -> None:
 
 
 def test_conversations_are_answered_as_they_were_taught(place: Path) -> None:
-    steps = [Step(rung="nearest neighbour", calibration=Calibration())]
+    steps = [Step(rung="nearest neighbour", calibration=PlattCalibration())]
     write_task(
         place / "talk", [("user: fee?\n\nassistant: no\n\nuser: pin?", "pin"), ("fee", "fee")] * 2,
         steps=steps, promise=None, columns=(),

@@ -20,8 +20,9 @@ from rorqual.cli.serving import ServeSettings
 from rorqual.cli.serving import start_server as start_here
 from rorqual.core.errors import RorqualError
 from rorqual.teach.answerer import Answer, Step, load_answerer
+from rorqual.teach.fallback import INSTRUCTION
 from rorqual.teach.paths import TeachPaths
-from rorqual.teach.promise import Calibration
+from rorqual.teach.promise import PlattCalibration
 from rorqual.teach.rungs.language_model import TAUGHT
 from rorqual.teach.rungs.simple import UserRule
 from taught_task import CALIBRATION, COLUMNS, PROMISE, WORDS, orders, sums, texts, write_grammar, write_task
@@ -100,7 +101,7 @@ def test_two_hundred_served_answers_are_the_measured_ones(tmp_path: Path, kind: 
         write_grammar(folder / "model", sorted(WORDS), thinking="off")
         write_task(folder, texts(60), steps=[Step(rung=TAUGHT, calibration=CALIBRATION)], **plain)
     elif kind == "numbers":
-        steps = [Step(rung="ranked calculations", calibration=Calibration())]
+        steps = [Step(rung="ranked calculations", calibration=PlattCalibration())]
         write_task(folder, sums(40), "number", steps=steps, **plain)
     else:
         write_task(
@@ -150,7 +151,7 @@ def test_a_request_of_another_form_is_answered_in_the_taught_one_and_told_so(
 
 def test_an_answer_that_is_longer_than_max_tokens_is_whole_and_told_so(tmp_path: Path) -> None:
     folder = write_task(tmp_path / "bank", [("a", "a long label"), ("b", "other")], steps=[
-        Step(rung="majority", calibration=Calibration())], promise=None, columns=("text",))  # fmt: skip
+        Step(rung="majority", calibration=PlattCalibration())], promise=None, columns=("text",))  # fmt: skip
     with running(folder, tmp_path, "ui=false") as server, server.client as http:
         for most, told_so in ((2, "max_tokens"), (3, None)):
             answer = ask(http, max_tokens=most)
@@ -235,7 +236,7 @@ def test_the_model_has_one_name_and_its_description_fits_the_openapi_document(ht
 
 def test_conversations_keep_their_turns(tmp_path: Path) -> None:
     pairs = [("user: fee?\n\nassistant: no\n\nuser: pin?", "pin"), ("fee", "fee")] * 2
-    steps = [Step(rung="nearest neighbour", calibration=Calibration())]
+    steps = [Step(rung="nearest neighbour", calibration=PlattCalibration())]
     folder = write_task(tmp_path / "bank", pairs, steps=steps, promise=None, columns=())
     turns = [("system", "s"), ("user", "fee?"), ("assistant", "no"), ("user", "pin?")]
     with running(folder, tmp_path, "ui=false") as server, server.client as http:
@@ -245,13 +246,71 @@ def test_conversations_keep_their_turns(tmp_path: Path) -> None:
     assert answer.json()["rorqual"]["probability"] > 0.99 and answer.json()["choices"][0]["message"]["content"] == "pin"
 
 
+# ---- a fallback
+
+
+def test_unsure_prompts_go_to_the_fallback_until_its_budget_is_spent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path / "remote")
+    write_grammar(tmp_path / "remote", sorted(WORDS), thinking="off")
+    folder = write_task(tmp_path / "bank", texts(90))
+    (folder / "data").mkdir()
+    rows = [{"prompt": prompt, "completion": label} for prompt, label in texts(90)]
+    (folder / "data" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    prompts = [prompt for prompt, _ in texts(200, 5)]
+    answers = load_answerer(folder, threads=1).answer(prompts)
+    unsure, sure = ([prompt for prompt, answer in zip(prompts, answers, strict=True) if answer.sure == s] for s in (False, True))  # fmt: skip
+    shown = dict(reversed([(row["completion"], row["prompt"]) for row in rows]))
+    assert len(unsure) > 20
+    with running(tmp_path / "remote", tmp_path, "ui=false") as remote, remote.client as there:
+        monkeypatch.setenv("RORQUAL_API_KEY", remote.key)
+        words = ["ui=false", f"fallback={remote.url}/v1", "fallback_model=remote", "fallback_budget=0.005"]
+        words += ["price_in=2", "price_out=1"]
+        (tmp_path / "here").mkdir()
+        with running(folder, tmp_path / "here", *words) as server:
+            found = asked(server, "bank", [*unsure[:20], *sure[:5]])
+            with server.client as http:
+                first = ask(http, unsure[0]).json()
+        answered = [one for one in found if one[2]["rung"] == "fallback"]
+        assert all(about == {"probability": None, "rung": "fallback", "promise": None} for *_, about in answered)
+        assert 3 < len(answered) < 20, "some are answered, then the budget is spent"
+        assert [one for one in found if one not in answered][-5:] == [
+            expected(answer, True) for answer in answers if answer.sure
+        ][:5]
+        assert first["choices"][0]["message"]["refusal"].startswith("not sure enough")
+        place = next(place for place, one in enumerate(found) if one in answered)
+        opening = [{"role": "system", "content": INSTRUCTION}]
+        for label in dict.fromkeys(row["completion"] for row in rows):
+            opening += [{"role": "user", "content": shown[label]}, {"role": "assistant", "content": label}]
+        body = {"model": "remote", "temperature": 0, "messages": [*opening, {"role": "user", "content": unsure[place]}]}
+        direct = there.post(CHAT, json=body).json()
+        assert found[place][0] == direct["choices"][0]["message"]["content"]
+        price = (2 * direct["usage"]["prompt_tokens"] + direct["usage"]["completion_tokens"]) / 1e6
+        paid = [json.loads(line)["money"] for line in (folder / "fallback" / "paid.jsonl").read_bytes().splitlines()]
+        assert len(paid) == len(answered) and sum(paid) <= 0.005 and min(abs(one - price) for one in paid) < price / 10
+        (tmp_path / "again").mkdir()
+        with running(folder, tmp_path / "again", *words) as server:
+            assert asked(server, "bank", unsure[:2])[0][1], "an earlier server spent the budget"
+    plain = write_task(tmp_path / "plain", texts(90), promise=None)
+    for model, given, said in (
+        (plain, words, "nothing is promised"),
+        (folder, ["price_in=1"], "key 'price_in': it has no effect"),
+        (folder, words[1:2], "model= is required"),
+        (folder, words[1:4], "budget needs price_in and price_out"),
+        (tmp_path / "remote", words, "only what `rorqual teach` chose has a fallback"),
+    ):
+        with pytest.raises(RorqualError, match=said):
+            start_here(str(model), ["port=0", f"keys={tmp_path / 'k'}", *given])
+
+
 # ---- failures, the queue, and options
 
 
 def test_a_rung_that_fails_on_a_prompt_answers_the_next(tmp_path: Path) -> None:
     (tmp_path / "rule.py").write_text(RULE, encoding="utf-8")
     rule = UserRule(lambda _: "", f"{tmp_path / 'rule.py'}:rule")
-    steps = [Step(rung="rule", calibration=Calibration())]
+    steps = [Step(rung="rule", calibration=PlattCalibration())]
     folder = write_task(tmp_path / "bank", texts(9), steps=steps, promise=None, columns=("text",), rungs=[rule])
     with running(folder, tmp_path, "ui=false") as server, server.client as http:
         failed = ask(http, "boom")
@@ -299,7 +358,7 @@ def test_every_option_arrives_and_those_of_the_engine_are_refused(
     )
     app, _ = told(task, ["keys=k"], monkeypatch)
     assert (app.service.name, app.service.queue) == ("task", 256)
-    for name in ServeSettings.model_fields.keys() - EFFECTIVE:
+    for name in ServeSettings.model_fields.keys() - EFFECTIVE - {"fallback"}:
         value = {"record_kept": "true", "device": "cpu", "dtype": "float32", "sure": "0.5"}.get(name, "64")
         value = {"disk_bytes": "2000000"}.get(name, value)
         with pytest.raises(RorqualError, match=f"key '{name}': it has no effect on what `rorqual teach` chose"):

@@ -20,7 +20,7 @@ import uvicorn
 from served import start, stop
 
 from rorqual.cli.machine import available_cores
-from rorqual.cli.serving import ENGINE, ServeSettings
+from rorqual.cli.serving import ENGINE, FALLBACK, ServeSettings
 from rorqual.cli.serving import start_server as start_here
 from rorqual.core.errors import ConfigError
 from rorqual.engine import EngineConfig
@@ -103,7 +103,7 @@ OPTIONS: dict[str, tuple[str, Callable[[ApiKeyMiddleware, dict[str, Any]], Any],
 
 
 CASCADE_OPTIONS = {"calibration", "sure"}
-"""Tested in test_cascade_server.py."""
+"""Tested in test_cascade_server.py. Those of a fallback are tested in test_answerer_server.py."""
 
 
 @pytest.mark.parametrize("chosen", [True, False])
@@ -139,9 +139,10 @@ def test_a_budget_of_thinking_for_a_model_without_is_refused_before_anything_is_
 
 
 def test_no_option_is_forgotten_here() -> None:
-    assert set(ServeSettings.model_fields) == {"host", "port", *OPTIONS, *CASCADE_OPTIONS}
+    elsewhere = {*CASCADE_OPTIONS, "fallback", *FALLBACK}
+    assert set(ServeSettings.model_fields) == {"host", "port", *OPTIONS, *elsewhere}
     given = {field.name for field in fields(EngineArguments)} - {"run", "engine"}
-    assert given | {*ServerOptions.model_fields, *ENGINE, *CASCADE_OPTIONS} == set(ServeSettings.model_fields)
+    assert given | {*ServerOptions.model_fields, *ENGINE, *elsewhere} == set(ServeSettings.model_fields)
     values = [str(there) for _, _, there, _ in OPTIONS.values() if not isinstance(there, bool)]
     assert len(set(values)) == len(values), "a swap of two would not be seen"
     assert all(there != default for _, _, there, default in OPTIONS.values())

@@ -46,6 +46,9 @@ def test_an_embedding_is_that_of_transformers_alone_and_beside_others(bert: Path
         assert row == pytest.approx((wanted / wanted.norm()).numpy(), abs=1e-5)
         assert (encoder.embed([text]) == row).all(), "the same bits alone"
     assert len(encoder.tokenizer.encode(TEXTS[-1]).ids) == LONGEST
+    ids = [encoding.ids for encoding in encoder.tokenizer.encode_batch(TEXTS)]
+    for one, states in zip(ids, encoder.hidden(ids), strict=True):
+        assert torch.allclose(states, encoder.hidden([one])[0], atol=1e-5), "many texts at once"
     assert encoder.embed([]).shape == (0, 24)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from rorqual.cli.eval_settings import CASCADE, REMOTE, split_cascade_models
+from rorqual.cli.eval_settings import CASCADE, REMOTE, load_client, split_cascade_models
 from rorqual.cli.machine import available_cores
 from rorqual.cli.settings import parse_settings, refuse_ineffective_settings
 from rorqual.cli.verbs.serve import ServeSettings
+from rorqual.core.config import parse_config
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 from rorqual.data.fingerprint import fingerprint
@@ -21,6 +23,8 @@ from rorqual.teach.paths import has_answerer
 
 TAUGHT = frozenset(ServerOptions.model_fields) - {"hang", "load", "think_budget"} | {"threads"}
 """Settings that have an effect on a folder that `rorqual teach` wrote."""
+FALLBACK = ("fallback_model", "fallback_budget", "price_in", "price_out")
+"""Settings that have an effect with `fallback`."""
 ENGINE = ("slots", "max_len", "record_kept", "cache_dir", "disk_bytes", "cache_bytes", "step_tokens", "backend")
 """Settings of `rorqual serve` that are passed to the engine under the same name. If a setting is 0 or an empty string, the
 engine's default applies."""
@@ -32,9 +36,16 @@ def start_server(model: str, arguments: Sequence[str] | None) -> None:
     if has_answerer(Path(model)):
         from rorqual.teach.serving import serve_answerer  # a local import, because it loads torch
 
-        refuse_ineffective_settings(chosen, TAUGHT, model)
-        serve_answerer(Path(model), chosen, threads=chosen.threads or available_cores())
+        refuse_ineffective_settings(chosen, TAUGHT | {"fallback", *(FALLBACK if chosen.fallback else ())}, model)
+        remote = _remote_model(chosen) if chosen.fallback else None
+        serve_answerer(Path(model), chosen, threads=chosen.threads or available_cores(), remote=remote)
         return
+    if given := chosen.model_fields_set.intersection(("fallback", *FALLBACK)):
+        raise ConfigError(
+            "only what `rorqual teach` chose has a fallback",
+            where=f"key '{min(given)}'",
+            remedy="Leave it out, or serve a folder of rorqual teach.",
+        )
     student, *teacher = split_cascade_models(model.removeprefix(CASCADE)) if model.startswith(CASCADE) else (model,)
     cascade = calibrated_cascade_rule(student, teacher[0], chosen) if teacher else None
     if cascade is None and (chosen.calibration or chosen.sure is not None):
@@ -63,6 +74,15 @@ def start_server(model: str, arguments: Sequence[str] | None) -> None:
             other, cascade.calibration, cascade.sure if chosen.sure is None else chosen.sure, cascade.temperature
         ),
     )
+
+
+def _remote_model(chosen: ServeSettings) -> Any:
+    """Return the client of the fallback's model, and its budget."""
+    from rorqual.factory.config import RemoteAccess  # a local import, because it loads torch
+
+    engine = load_client(chosen.fallback, chosen.fallback_model, seed_bits=31, concurrency=1)
+    money = {"budget": chosen.fallback_budget, "price_in": chosen.price_in, "price_out": chosen.price_out}
+    return engine, parse_config(RemoteAccess, money, where="key 'fallback_budget'")
 
 
 def calibrated_cascade_rule(student: str, teacher: str, chosen: ServeSettings) -> CascadeRule:

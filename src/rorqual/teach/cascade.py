@@ -10,8 +10,8 @@ from rorqual.teach.answerer import Step
 from rorqual.teach.held_out import HeldOut
 from rorqual.teach.promise import calibrate
 
-FASTER = 5.0
-"""The first rung must answer this many times faster than the second."""
+SLOW, FASTER = 0.05, 5.0
+"""A rung that answers in less than `SLOW` seconds needs no first rung. The first rung must answer `FASTER` times faster than the second."""
 FEWEST = 0.2
 """The first rung must answer at least this share of the prompts."""
 LEVELS = 5
@@ -27,7 +27,7 @@ def first_step(cheaper: Sequence[HeldOut], chosen: HeldOut) -> Step | None:
     found = [
         (share, step)
         for one in cheaper
-        if FASTER * one.answer_seconds <= chosen.answer_seconds
+        if chosen.answer_seconds >= SLOW and FASTER * one.answer_seconds <= chosen.answer_seconds
         for share, step in [_threshold(one, chosen)]
         if share >= FEWEST
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import time
 from collections import Counter, defaultdict
@@ -18,8 +19,10 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from rorqual.core.content_parts import TextPart, first_unsupported_part
-from rorqual.core.errors import DataError, RorqualError
+from rorqual.core.errors import ConfigError, DataError, RorqualError
 from rorqual.core.sampling import PARAMS
+from rorqual.engine.remote.engine import RemoteEngine
+from rorqual.factory.config import RemoteAccess
 from rorqual.serve.app import create_app
 from rorqual.serve.bodies import read_body
 from rorqual.serve.errors import ApiError, bad_request
@@ -41,6 +44,7 @@ from rorqual.serve.server import fields_from_options, listen_with_keys, run_unti
 from rorqual.serve.service import Service
 from rorqual.teach.answerer import Answer, Answerer, load_answerer
 from rorqual.teach.contract import abstention, prompt_of_columns, prompt_of_text, prompt_of_turns
+from rorqual.teach.fallback import FALLBACK, Fallback
 from rorqual.teach.paths import TeachPaths
 
 router = APIRouter()
@@ -82,16 +86,19 @@ class AnswererService(Service):
 
     `queue`: maximum running and waiting requests. When the queue is full, only tenants with fewer than `queue` divided by the
     number of tenants can add a request. `active`: the requests of each tenant. `locks`: one lock per tenant, so that each tenant
-    has at most one prompt in the queue of the thread `worker`, and the tenants take turns.
+    has at most one prompt in the queue of the thread `worker`, and the tenants take turns. `fallback`: the remote model that is
+    asked if the answer is not sure enough for the promise, in the thread `remote`.
     """
 
     requests = (TaughtRequest,)
 
     answerer: Answerer
     queue: int
+    fallback: Fallback | None = None
     active: Counter[str] = field(default_factory=Counter)
     locks: defaultdict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
     worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="answers"))
+    remote: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="fallback"))
 
     def model_details(self) -> dict[str, Any]:
         config = self.answerer.config
@@ -104,7 +111,8 @@ class AnswererService(Service):
         return running, self.active - running
 
     def close(self) -> None:
-        self.worker.shutdown(wait=False, cancel_futures=True)
+        for thread in (self.worker, self.remote):
+            thread.shutdown(wait=False, cancel_futures=True)
         super().close()
 
     @contextmanager
@@ -122,12 +130,16 @@ class AnswererService(Service):
 
     async def answer(self, prompt: str, tenant: str) -> Answer:
         """Return the answer to a prompt. Raises ApiError if the rung fails."""
+        loop = asyncio.get_running_loop()
         async with self.locks[tenant]:
             try:
-                [answer] = await asyncio.get_running_loop().run_in_executor(self.worker, self.answerer.answer, [prompt])
+                [answer] = await loop.run_in_executor(self.worker, self.answerer.answer, [prompt])
             except RorqualError as error:
                 self.metrics.failed += 1
                 raise ApiError(500, str(error), code="no_answer") from error
+        if self.fallback is not None and not answer.sure:
+            text = await loop.run_in_executor(self.remote, self.fallback.answer, prompt)
+            return answer if text is None else Answer(text, math.nan, FALLBACK, sure=True)
         return answer
 
     def parse(self, parts: list[bytes]) -> Prompt:
@@ -246,14 +258,14 @@ class _Reply:
         yield DONE
 
     def _envelope(self, kind: str) -> dict[str, Any]:
-        promise = self.service.answerer.config.promise
-        about = {"probability": self.answer.probability, "rung": self.answer.rung}
+        promise, is_measured = self.service.answerer.config.promise, self.answer.rung != FALLBACK
+        about = {"probability": self.answer.probability if is_measured else None, "rung": self.answer.rung}
         return {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "object": kind,
             "created": int(time.time()),
             "model": self.service.name,
-            "rorqual": about | {"promise": promise and promise.accuracy},
+            "rorqual": about | {"promise": promise.accuracy if promise and is_measured else None},
         }
 
     def _message(self) -> dict[str, Any]:
@@ -265,10 +277,18 @@ class _Reply:
         return {"role": "assistant", "content": answer.text, "refusal": None, **reasoning}
 
 
-def serve_answerer(folder: Path, address: ServerOptions, *, threads: int) -> None:
-    """Serve what `rorqual teach` chose in `folder` until a signal stops the server. Raises RorqualError if it cannot start."""
+def serve_answerer(
+    folder: Path, address: ServerOptions, *, threads: int, remote: tuple[RemoteEngine, RemoteAccess] | None = None
+) -> None:
+    """Serve what `rorqual teach` chose in `folder` until a signal stops the server. `remote` is the model of the fallback, with the
+    budget. Raises RorqualError if the server cannot start."""
     shared = fields_from_options(address)
     answerer = load_answerer(folder, threads=threads)
+    if remote is not None and answerer.config.promise is None:
+        raise ConfigError(
+            "nothing is promised, so no prompt is left to a fallback", where="key 'fallback'", remedy="Leave it out."
+        )
+    fallback = Fallback(*remote, TeachPaths(folder)) if remote is not None else None
     with listen_with_keys(address) as (sock, keys):
         service = AnswererService(
             name=address.name or folder.resolve().name,
@@ -276,6 +296,7 @@ def serve_answerer(folder: Path, address: ServerOptions, *, threads: int) -> Non
             keys=keys,
             answerer=answerer,
             queue=address.queue,
+            fallback=fallback,
             **shared,
         )
         run_until_stopped(service, create_app(service, with_page=address.ui, routers=[router]), sock, address)

@@ -541,4 +541,28 @@ MUTANTS = (
         "return []",
         "tests/teach/test_teach.py::test_words_become_numbers_with_derived_solutions_and_reasoning",
     ),
+    one(
+        "an answer that is not sure enough is given all the same",
+        "issue 40: a promise",
+        "teach/contract.py",
+        "if promise is None or answer.sure:",
+        "if promise is None or answer.text:",
+        "tests/serve/test_answerer_server.py::test_two_hundred_served_answers_are_the_measured_ones",
+    ),
+    one(
+        "nobody is told that the system message is left out",
+        "issue 40: the prompt is a contract",
+        "teach/serving.py",
+        'departs = ["system"] if len(talk) < len(turns) else []',
+        "departs: list[str] = []",
+        "tests/serve/test_answerer_server.py::test_a_request_of_another_form_is_answered_in_the_taught_one_and_told_so",
+    ),
+    one(
+        "a file that another rung began is gone on with",
+        "issue 40: generate",
+        "teach/answer_file.py",
+        "_fingerprint(folder, answerer.config)",
+        "str(folder)",
+        "tests/cli/test_answerer_verbs.py::test_another_answerer_does_not_go_on_with_the_file",
+    ),
 )

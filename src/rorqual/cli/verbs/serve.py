@@ -8,7 +8,7 @@ import typer
 from pydantic import Field
 
 from rorqual.cli.settings import DeviceSettings, Settings
-from rorqual.core.config import Bytes, Natural, Share
+from rorqual.core.config import Bytes, Natural, NonNegative, Share
 from rorqual.core.extras import require_extra
 from rorqual.serve.options import ServerOptions
 
@@ -36,6 +36,13 @@ class ServeSettings(ServerOptions, DeviceSettings):
     rollout_dir: str = Field(
         "", description="folder for weights from rorqual train ... rollout=ADDRESS, which needs a key of its own"
     )
+    fallback: str = Field(
+        "", description="for rorqual teach: address of a server that answers where the promise cannot be kept"
+    )
+    fallback_model: str = Field("", description="name of the fallback's model; its key is in RORQUAL_API_KEY")
+    fallback_budget: NonNegative = Field(0.0, description="maximum money for the fallback; 0: no limit")
+    price_in: NonNegative = Field(0.0, description="fallback's price per million prompt tokens")
+    price_out: NonNegative = Field(0.0, description="fallback's price per million reply tokens")
     record_kept: bool = Field(False, description="for rollouts: return the tokens that top_p and top_k kept")
 
 

@@ -1,9 +1,9 @@
-"""A rung for numbers: a ranking of the calculations with two numbers of the prompt."""
+"""A rung for numbers: a ranking of the calculations with two or three numbers of the prompt."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise, permutations
@@ -19,20 +19,39 @@ from rorqual.teach.rungs.rung import Guess, Rung, TrainingRows
 WORD = re.compile(r"[^\W\d]+")
 PENALTY = 1.0
 """The value of C, the inverse strength of the L2 penalty."""
-MOST_NUMBERS = 8
-"""Only the first numbers of a prompt are combined."""
+MOST_NUMBERS, MOST_FOR_THREE = 8, 4
+"""Only the first `MOST_NUMBERS` numbers of a prompt are combined, and only two at a time if there are more than `MOST_FOR_THREE`."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of calculations with `count` numbers. The result does not depend on the order of the first `symmetric` numbers."""
+
+    name: str
+    count: int
+    symmetric: int
+    result: Callable[..., Fraction]
+
+
+FORMS = (
+    Form("-", 2, 1, lambda x, y: x - y), Form("+", 2, 2, lambda x, y: x + y),
+    Form("*", 2, 2, lambda x, y: x * y), Form("/", 2, 1, lambda x, y: x / y),
+    Form("x+y-z", 3, 2, lambda x, y, z: x + y - z), Form("z-x-y", 3, 2, lambda x, y, z: z - x - y),
+    Form("x+y+z", 3, 3, lambda x, y, z: x + y + z), Form("x*y-z", 3, 2, lambda x, y, z: x * y - z),
+    Form("x*y+z", 3, 2, lambda x, y, z: x * y + z), Form("z-x*y", 3, 2, lambda x, y, z: z - x * y),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Calculation:
-    """A calculation with two numbers of a prompt: its result, and its features."""
+    """A calculation with numbers of a prompt: its result, and its features."""
 
     value: Fraction
     features: dict[str, float]
 
 
 class RankedCalculations(Rung):
-    """The calculation with two numbers of the prompt, or the single number, that logistic regression ranks first.
+    """The result of the calculations with two or three numbers of the prompt that logistic regression ranks first.
 
     Trained to tell the calculations that give the answer from the others of the same prompt. The features are the operation with the
     words of the prompt and of its last sentence, the words beside both numbers, their order and their sizes. The probability is a softmax
@@ -66,29 +85,44 @@ class RankedCalculations(Rung):
                 continue
             scores = self.model.decision_function(self.vectors.transform([made.features for made in found]))
             shares = np.exp(scores - scores.max())
-            shares /= shares.sum()
-            best = found[int(scores.argmax())].value
-            agree = sum(float(share) for share, made in zip(shares, found, strict=True) if made.value == best)
-            guesses.append(Guess(str(best.numerator) if best.denominator == 1 else f"{float(best):g}", agree))
+            guesses.append(most_probable(found, shares / shares.sum()))
         return guesses
 
 
+def most_probable(found: Sequence[Calculation], shares: Any) -> Guess:
+    """Return the result with the largest probability. `shares` has the probability of each calculation."""
+    total: dict[Fraction, float] = {}
+    for one, share in zip(found, shares, strict=True):
+        total[one.value] = total.get(one.value, 0.0) + float(share)
+    best = max(total, key=total.__getitem__)
+    return Guess(str(best.numerator) if best.denominator == 1 else f"{float(best):g}", total[best])
+
+
 def calculations(prompt: str) -> Iterator[Calculation]:
-    """Yield the sums, differences, products and quotients of each pair of the prompt's numbers."""
+    """Yield the calculations of each form with each choice of the prompt's numbers."""
     matches = [*NUMBER.finditer(prompt)][:MOST_NUMBERS]
     values = [Fraction(match.group().replace(",", "")) for match in matches]
     question = max(prompt.rstrip(" ?.!").rfind(mark) for mark in ".?!\n") + 1
     words, asked = (WORD.findall(text.lower()) for text in (prompt, prompt[question:]))
     after = [next(iter(WORD.findall(prompt[match.end() :].lower())), "#") for match in matches]
-    for first, second in permutations(range(len(values)), 2):
-        x, y = values[first], values[second]
-        made = {"-": x - y} | ({"+": x + y, "*": x * y} if first < second else {}) | ({"/": x / y} if y else {})
-        for sign, value in made.items():
-            names = [f"n {len(values)}", f"larger {x > y}", f"whole {value.denominator == 1}", f"negative {value < 0}"]
-            names += [f"places {first} {second}", f"ends {len(values) - first} {len(values) - second}"]
-            names += [f"same noun {after[first] == after[second]}", f"asked {matches[first].start() >= question}"]
-            names += [f"first {after[first]}", f"second {after[second]}"]
-            names += [f"noun asked {after[place] in asked} {n}" for n, place in enumerate((first, second))]
-            names += [f"word {word}" for word in words] + [f"asked word {word}" for word in asked]
-            names += [f"asked pair {one} {two}" for one, two in pairwise(asked)]
-            yield Calculation(value, dict.fromkeys((f"{sign} {name}" for name in names), 1.0))
+    shared = [f"n {len(values)}", *(f"word {word}" for word in words), *(f"asked word {word}" for word in asked)]
+    shared += [f"asked pair {one} {two}" for one, two in pairwise(asked)]
+    for form in FORMS:
+        for places in permutations(
+            range(len(values) if form.count == 2 or len(values) <= MOST_FOR_THREE else 0), form.count
+        ):
+            try:
+                value = form.result(*(values[place] for place in places))
+            except ZeroDivisionError:
+                continue
+            if [*places[: form.symmetric]] != sorted(places[: form.symmetric]):
+                continue
+            first, second, *_ = places
+            names = [f"larger {values[first] > values[second]}", f"same noun {after[first] == after[second]}"]
+            names += [f"whole {value.denominator == 1}", f"negative {value < 0}", f"places {places}"]
+            names += [f"ends {[len(values) - place for place in places]}"]
+            for n, place in enumerate(places):
+                names += [f"noun {n} {after[place]}", f"noun asked {n} {after[place] in asked}"]
+                names += [f"asked {n} {matches[place].start() >= question}"]
+            features = dict.fromkeys((f"{form.name} {name}" for name in (*names, *shared)), 1.0)
+            yield Calculation(value, features)

@@ -70,9 +70,11 @@ class LogisticRegression(Rung):
         return _best_choice({name: _table(features, rows) for name, features in self.choices.items()}, rows.classes)
 
     def predict(self, prompts: Sequence[str]) -> list[Guess]:
-        shares = self.model.probabilities(self.features.of(prompts))
-        best = shares.argmax(1)
-        return [Guess(self.answers[self.model.classes[place]], float(row[place])) for place, row in zip(best, shares)]
+        table, guesses = self.features.of(prompts), []
+        for row in range(len(prompts)):  # one at a time: the bits of a matrix product may depend on the number of rows
+            [shares] = self.model.probabilities(table[row : row + 1])
+            guesses.append(Guess(self.answers[self.model.classes[shares.argmax()]], float(shares.max())))
+        return guesses
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the features that were not chosen."""

@@ -10,6 +10,7 @@ from rorqual.teach.rungs.calculation import RankedCalculations
 from rorqual.teach.rungs.classifiers import LogisticRegression, NearestNeighbour
 from rorqual.teach.rungs.features import Embeddings, TfIdf
 from rorqual.teach.rungs.fields import Fields
+from rorqual.teach.rungs.regression import NumberRegression
 from rorqual.teach.rungs.rung import Rung
 from rorqual.teach.rungs.simple import Majority, Rule, UnchangedInput, UserRule
 from rorqual.teach.rungs.tuned_fields import TunedFields
@@ -35,6 +36,7 @@ def rungs_of(
         yield LogisticRegression("logistic regression", choices)
     if kind == "number":
         yield RankedCalculations()
+        yield NumberRegression()
     if kind == "JSON":
         yield Fields()
     if encoder is not None:

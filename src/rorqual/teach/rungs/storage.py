@@ -13,6 +13,7 @@ from rorqual.teach.rungs.calculation import RankedCalculations
 from rorqual.teach.rungs.classifiers import FittedClassifier, LogisticRegression, NearestNeighbour
 from rorqual.teach.rungs.features import Embeddings, TfIdf
 from rorqual.teach.rungs.fields import CrfTagger, FieldLayout, Fields
+from rorqual.teach.rungs.regression import NumberRegression
 from rorqual.teach.rungs.rung import Guess, Rung
 from rorqual.teach.rungs.simple import Majority, UnchangedInput, UserRule
 from rorqual.teach.rungs.tuned_fields import TunedFields
@@ -20,7 +21,8 @@ from rorqual.teach.rungs.tuned_labels import TunedLabels
 
 TRUSTED = [
     CrfTagger, Embeddings, Encoder, FieldLayout, Fields, FittedClassifier, Guess, LogisticRegression, Majority, NearestNeighbour,
-    RankedCalculations, TfIdf, TunedFields, TunedLabels, UnchangedInput, UserRule, "scipy.sparse._csr.csr_matrix",
+    NumberRegression, RankedCalculations, TfIdf, TunedFields, TunedLabels, UnchangedInput, UserRule, "scipy.sparse._csr.csr_matrix",
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
 ]  # fmt: skip
 """The types that a file may have, beside builtin types, numpy arrays and scikit-learn's estimators."""
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from rorqual.teach.encoder import Encoder
 from rorqual.teach.rungs.rung import Rung
 
-EPOCHS, BATCH = 8, 16
-MOST_TOKENS = 60_000
-"""Training ends after `EPOCHS` epochs or `MOST_TOKENS` tokens, which take MiniLM about 60 core-seconds."""
+EPOCHS, BATCH = 6, 16
+MOST_TOKENS = 40_000
+"""Training ends after `EPOCHS` epochs or `MOST_TOKENS` tokens, which take MiniLM about 40 core-seconds."""
 RATE, HEAD_RATE, LAYER_DECAY = 2e-4, 3e-3, 0.9
 """Peak learning rates of the encoder's last layer and of the head. Each layer has `LAYER_DECAY` times the rate of the layer above it."""
 WARMUP, WEIGHT_DECAY = 0.1, 0.01

@@ -545,7 +545,7 @@ MUTANTS = (
         "nobody is told that the system message is left out",
         "issue 40: the prompt is a contract",
         "teach/serving.py",
-        'departs = ["system"] if len(talk) < len(turns) else []',
+        'departs = ["system"] if unknown and not config.has_system_turns else []',
         "departs: list[str] = []",
         "tests/serve/test_answerer_server.py::test_a_request_of_another_form_is_answered_in_the_taught_one_and_told_so",
     ),

@@ -1,4 +1,5 @@
-"""Draw docs/pictures/teach-cases.png from docs/results/teach.json: the accuracy of each seed, for three tasks.
+"""Draw docs/pictures/teach-ladder.png from docs/results/rungs.json and teach.json: the accuracy of each rung of `rorqual teach` against
+the time of an answer, for three tasks.
 
 python scripts/teach_figures.py
 """
@@ -17,53 +18,65 @@ from PIL import Image
 from rorqual.report.chart import Chart, Panel, Series, draw
 
 ROOT = Path(__file__).parent.parent
-RESULT, PICTURE = ROOT / "docs" / "results" / "teach.json", ROOT / "docs" / "pictures" / "teach-cases.png"
+RESULTS, PICTURE = ROOT / "docs" / "results", ROOT / "docs" / "pictures" / "teach-ladder.png"
 TITLES = {"banking77": "77 labels", "snips": "Fields as JSON", "svamp": "Word problems"}
-MINUTES = 10
+MINUTES, TESTS, FASTEST, SLOWEST = 10, 200, 0.01, 3_000
 AFTER, ALONE = "taught model", "taught model without calculator"
-Points = Mapping[str, Sequence[float]]
-"""The accuracies of a case in percent, by the name of what answered: one for each seed."""
+MODEL = "language model"
+Point = tuple[float, Sequence[float]]
+"""Milliseconds of one core for an answer, and the accuracy of each seed."""
 
 
-def points(rows: Mapping[str, Any]) -> Points:
-    """Return the accuracies of a case, the lowest mean first and the taught model last."""
-    ordered = sorted(rows.items(), key=lambda one: (one[0] == AFTER, one[1]["right"]))
-    return {
-        "regular expressions" if name == "rule" else name: [100 * share for share in row["right_by_seed"]]
-        for name, row in ordered
+def points(case: str) -> dict[str, Point]:
+    """Return the time and the accuracies of each rung of a case, by its name."""
+    rungs = json.loads((RESULTS / "rungs.json").read_bytes())["summary"][case]
+    found = {name: (row["answer_core_milliseconds"], row["right_by_seed"]) for name, row in rungs.items()}
+    return {"regular expressions" if name == "rule" else name: row for name, row in found.items()} | {
+        MODEL: model(case)
     }
 
 
-def chart(cases: Mapping[str, Points]) -> Chart:
-    """Return the chart: a panel for each case, a bar for each of its means, and a dot for each seed."""
-    return Chart(
-        name="teach-cases",
-        columns=1,
-        width=7.2,
-        height=1.9,
-        panels=[_case_panel(TITLES[case], rows, last=case == list(cases)[-1]) for case, rows in cases.items()],
+def model(case: str) -> Point:
+    """Return the taught model's time and accuracies. Its time is that of the stage in which it answered the test examples."""
+    taught = json.loads((RESULTS / "teach.json").read_bytes())
+    runs = [one for one in taught["runs"] if (one["case"], one["minutes"]) == (case, MINUTES)]
+    seconds = fmean(one["stages"]["measure"][1] / (1 + (ALONE in one["right"])) for one in runs)
+    return 1000 * seconds / TESTS, taught["summary"][f"{case}, {MINUTES} minutes"][AFTER]["right_by_seed"]
+
+
+def case_panel(title: str, rows: Mapping[str, Point], *, last: bool) -> Panel:
+    """Return the panel of a case: for each rung the mean of its seeds, and a line from the lowest to the highest."""
+    best = max(rows, key=lambda name: fmean(rows[name][1]))
+    outside = Series(label="", points=[(FASTEST / 2, -1), (SLOWEST, -1)])  # all panels have the same times
+    series = [
+        Series(
+            label="",
+            points=[(max(FASTEST, time), fmean(values))],
+            low=[min(values)],
+            high=[max(values)],
+            texts=[name],
+            colour="after" if name == best else "on" if name == MODEL else "before",
+        )
+        for name, (time, values) in sorted(rows.items(), key=lambda item: -fmean(item[1][1]))
+    ]
+    ticks: list[Any] = [(10.0**power, f"{10.0**power:g}") for power in range(-2, 5)]
+    along = "milliseconds of one core for an answer" if last else ""
+    return Panel(
+        title=title,
+        kind="points",
+        log="x",
+        percent=True,
+        x=along,
+        x_ticks=ticks,
+        limits=(-0.08, 1),
+        series=[outside, *series],
     )
 
 
-def _case_panel(title: str, rows: Points, *, last: bool) -> Panel:
-    bars = [
-        Series(
-            label="",
-            points=[(place, fmean(values))],
-            by_seed=[[(place, value)] for value in values],
-            texts=[f"{fmean(values):.1f}"],
-            colour="after" if name in (AFTER, ALONE) else "before",
-        )
-        for place, (name, values) in enumerate(reversed(rows.items()))
-    ]
-    axis = "right, % of 200 test examples; each dot is a seed, and the bar is their mean" if last else ""
-    return Panel(title=title, kind="bars", flip=True, labels=list(reversed(rows)), limits=(0, 100), y=axis, series=bars)
-
-
 def main() -> None:
-    summary = json.loads(RESULT.read_bytes())["summary"]
-    cases = {case: points(summary[f"{case}, {MINUTES} minutes"]) for case in TITLES}
-    Image.open(io.BytesIO(draw(chart(cases)).light)).quantize(64).save(PICTURE, optimize=True)
+    panels = [case_panel(TITLES[case], points(case), last=case == list(TITLES)[-1]) for case in TITLES]
+    chart = Chart(name="teach-ladder", columns=1, width=7.2, height=2.3, panels=panels)
+    Image.open(io.BytesIO(draw(chart).light)).quantize(64).save(PICTURE, optimize=True)
 
 
 if __name__ == "__main__":

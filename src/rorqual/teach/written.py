@@ -36,7 +36,7 @@ from rorqual.tasks.file_task import normalize_text
 from rorqual.teach.answer_format import answer_format_instruction, infer_json_schema, sort_keys_by_schema
 from rorqual.teach.config import TeachConfig
 from rorqual.teach.dataset import Dataset
-from rorqual.teach.examples import Example
+from rorqual.teach.examples import Example, is_json
 from rorqual.teach.folds import DEV
 from rorqual.teach.held_out import WITH_WRITTEN, Grade, HeldOut
 from rorqual.teach.near_duplicates import find_near_duplicates
@@ -115,7 +115,7 @@ def written_rows(
     if not file.is_file():
         sample = partial(sample_on_rows, threads=threads, api_key=api_key, samples=1, filters=FilterConfig(names=()))
         rows = _write(config, dataset, folder / "written", sample, say)
-        rows = [_verified(row, dataset, grade) for row in without_known_rows(rows, dataset)]
+        rows = _verified(without_known_rows(rows, dataset), dataset, grade)
         if dataset.kind == "label":
             rows = _checked(config, rows, dataset, folder, sample, say)
         write_atomic(file, b"".join(json_line(vars(row)) for row in rows))
@@ -208,22 +208,24 @@ def without_known_rows(rows: Sequence[WrittenRow], dataset: Dataset) -> list[Wri
     return marked
 
 
-def _verified(row: WrittenRow, dataset: Dataset, grade: Grade) -> WrittenRow:
-    """Return the row, marked as dropped if its answer is not of the task's kind. A JSON answer must match the schema of the file's answers."""
-    if row.dropped:
-        return row
+def _verified(rows: Sequence[WrittenRow], dataset: Dataset, grade: Grade) -> list[WrittenRow]:
+    """Return the rows, marked as dropped if their answer is not of the task's kind. A JSON answer must match the schema of the file's."""
+    schema: dict[str, Any] = {}
     if dataset.kind == "JSON":
-        schema = infer_json_schema([json.loads(one.answer) for one in dataset.pool])
-        try:
-            value = json.loads(row.answer)
-        except (ValueError, RecursionError):
-            return replace(row, dropped=OTHER_KIND)
-        if not build_validator(schema).is_valid(value):
-            return replace(row, dropped=OTHER_KIND)
-        text = json.dumps(sort_keys_by_schema(value, schema), ensure_ascii=False, separators=(",", ":"))
-        row = replace(row, answer=text)
-    right = grade(Example(0, row.prompt, row.answer), row.answer)
-    return row if right else replace(row, dropped=OTHER_KIND)
+        schema = infer_json_schema([json.loads(one.answer) for one in (*dataset.all_train, *dataset.pool)])
+    validator = build_validator(schema)
+
+    def verified(row: WrittenRow) -> WrittenRow:
+        if schema and not row.dropped:
+            value = json.loads(row.answer) if is_json(row.answer) else None
+            if not validator.is_valid(value):
+                return replace(row, dropped=OTHER_KIND)
+            text = json.dumps(sort_keys_by_schema(value, schema), ensure_ascii=False, separators=(",", ":"))
+            row = replace(row, answer=text)
+        right = row.dropped or grade(Example(0, row.prompt, row.answer), row.answer)
+        return row if right else replace(row, dropped=OTHER_KIND)
+
+    return [verified(row) for row in rows]
 
 
 def _checked(

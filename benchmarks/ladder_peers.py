@@ -143,14 +143,15 @@ def run(
     return about | {"right": right} | limit | found
 
 
-def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return for each set and method the accuracy, by seed and on the mean, and the medians of its costs."""
+def summary(runs: Sequence[Mapping[str, Any]], sets: Sequence[str]) -> dict[str, Any]:
+    """Return for each set, in the order of `sets`, and each method the accuracy, by seed and on the mean, and the medians of its costs."""
     found: dict[str, Any] = {}
-    for name, method in dict.fromkeys((one["set"], one["method"]) for one in runs):
+    known = dict.fromkeys((one["set"], one["method"]) for one in runs)
+    for name, method in sorted(known, key=lambda pair: sets.index(pair[0])):
         own = [one for one in runs if (one["set"], one["method"]) == (name, method)]
         by_seed = {str(one["seed"]): one["right"].count("1") / len(one["right"]) for one in own}
-        known = {cost: [one[cost] for one in own if one[cost] is not None] for cost in COSTS}
-        costs = {cost: median(values) for cost, values in known.items() if values}
+        spent = {cost: [one[cost] for one in own if one[cost] is not None] for cost in COSTS}
+        costs = {cost: median(values) for cost, values in spent.items() if values}
         found.setdefault(name, {})[method] = {"right": fmean(by_seed.values()), "right_by_seed": by_seed, **costs}
     return found
 
@@ -211,10 +212,12 @@ def main() -> int:
                 if any((one["set"], one["seed"], one["method"]) == (name, seed, method) for one in runs):
                     continue
                 runs.append(run(name, seed, method, division, given, places))
-                write_json(given.result, {"made by": made, "sets": about, "summary": summary(runs), "runs": runs})
+                write_json(
+                    given.result, {"made by": made, "sets": about, "summary": summary(runs, [*sets]), "runs": runs}
+                )
                 share = runs[-1]["right"].count("1") / len(division.problems)
                 print(name, seed, method, share, runs[-1]["fit_core_seconds"], flush=True)
-    print(table(summary(runs)))
+    print(table(summary(runs, [*sets])))
     return 0
 
 

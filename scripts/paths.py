@@ -21,6 +21,7 @@ from rorqual import Engine, Message, Request, fit, grpo, sft
 from rorqual.core.records import RunDir
 from rorqual.engine.request import SamplingParams
 from rorqual.teach.config import TeachConfig
+from rorqual.teach.rungs.language_model import TAUGHT
 from rorqual.teach.stages import teach
 
 SOURCE = Path(rorqual.__file__).parent
@@ -102,7 +103,8 @@ def taught(run: Path, out: Path) -> str:
     file = out.with_suffix(".csv")
     file.write_text("text,label\n" + "".join(f"late parcel {n},delay\nlost parcel {n},loss\n" for n in range(60)))
     with traced(most=2) as trace:
-        config = TeachConfig(file=str(file), base=str(run), minutes=0.05, encoder="none", quiet=True)
+        keys = {"base": str(run), "minutes": 0.05, "encoder": "none", "rung": TAUGHT, "quiet": True}
+        config = TeachConfig(file=str(file), **keys)
         teach(config, out, threads=1, import_progress=lambda *_: None)
     return trace.text()
 

@@ -31,7 +31,7 @@ from rorqual.teach.answerer import Step
 from rorqual.teach.cascade import cascade_table
 from rorqual.teach.held_out import HeldOut
 from rorqual.teach.paths import TeachPaths
-from rorqual.teach.promise import Calibration, Promise
+from rorqual.teach.promise import PlattCalibration, Promise
 from rorqual.teach.results import TeachResults
 from rorqual.teach.rungs.language_model import ALONE, TAUGHT
 
@@ -254,7 +254,7 @@ def teach_results(
     return TeachResults(
         held, {"language model, 2": f"rung={MARKUP}"}, *tested, forced=forced, asked=asked, possible=made or None,
         probability={one.key: place / 60 for place, one in enumerate(tested[0].samples)}, sizes={"majority": 123, TAUGHT: 5_432_100},
-        levels=[cascade_table(Step(rung="majority", calibration=Calibration(), above=0.5), held[0], held[4])],
+        levels=[cascade_table(Step(rung="majority", calibration=PlattCalibration(), above=0.5), held[0], held[4])],
     )  # fmt: skip
 
 

@@ -130,13 +130,16 @@ def test_rungs_of_embeddings_answer_as_a_plain_computation(bert: Path) -> None:
 
     train, test = rows(60), rows(30)
     found = answers_of_rungs(train, test, "label", encoder=encoder)
-    assert [*found][-2:] == ["nearest neighbour, embeddings", "logistic regression, embeddings"]
+    embedded = ["nearest neighbour, embeddings", "logistic regression, embeddings", "fine-tuned encoder"]
+    assert [*found][-3:] == embedded, "the dearest last"
     known, asked = (encoder.embed([one.prompt for one in side]) for side in (train, test))
     labels = [one.answer for one in train]
     assert found["nearest neighbour, embeddings"] == [labels[place] for place in (asked @ known.T).argmax(1)]
-    penalties = [LogisticRegression(C=c, max_iter=200).fit(known, labels) for c in (10.0, 100.0, 1.0)]
-    assert found["logistic regression, embeddings"] in [[*model.predict(asked)] for model in penalties]
-    assert "logistic regression, embeddings" not in answers_of_rungs(train, test, "number", encoder=encoder)
+    named, weights = np.concatenate([known, encoder.embed(["a", "b"])]), [1.0] * len(train) + [2.0, 2.0]
+    fits = [(known, labels, None), (named, [*labels, "a", "b"], weights)]
+    models = [LogisticRegression(C=c, max_iter=200).fit(*fit) for c in (10.0, 100.0, 1.0) for fit in fits]
+    assert found["logistic regression, embeddings"] in [[*model.predict(asked)] for model in models]
+    assert {*embedded[1:]}.isdisjoint(answers_of_rungs(train, test, "number", encoder=encoder))
     rung = NearestNeighbour("n", Embeddings(encoder))
     rung.fit(TrainingRows(train, "label"))
     assert [guess.probability for guess in rung.predict([train[0].prompt])] == pytest.approx([1.0], abs=1e-5)

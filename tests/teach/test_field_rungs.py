@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -128,10 +129,18 @@ def test_each_pair_of_numbers_has_its_four_results() -> None:
     values = sorted(made.value for made in calculations("from 6 to 4"))
     assert [float(value) for value in values] == pytest.approx([-2, 4 / 6, 1.5, 2, 10, 24])
     assert [*calculations("only 1,500")] == []
+    three = Counter(int(made.value) for made in calculations("40 and 7 and 1") if made.value.denominator == 1)
+    results = [48, 40 + 7 - 1, 40 + 1 - 7, 7 + 1 - 40, 40 - 7 - 1, 7 - 40 - 1, 1 - 40 - 7]
+    results += [280 - 1, 40 - 7, 7 - 40, 280 + 1, 40 + 7, 7 + 40, 1 - 280, 7 - 40, 40 - 7]
+    results += [33, -33, 39, -39, 6, -6, 47, 41, 8, 280, 40, 7, 40, 7]
+    assert three == Counter(results), "with all three numbers, and with each two"
     many = " ".join(str(n) for n in range(2, 4 + MOST_NUMBERS))
     assert {made.value for made in calculations(many)} == {
         made.value for made in calculations(many[: 2 * MOST_NUMBERS])
     }
+    assert all(
+        len([*calculations(" ".join("23456"[:n]))]) == count for n, count in ((4, 12 * 3 + 5 * 12 + 4), (5, 20 * 3))
+    )
     assert [made.value for made in calculations("0 and 5")].count(0) == 2, "0 * 5 and 0 / 5; nothing is divided by 0"
 
 

@@ -18,7 +18,7 @@ from rorqual.core.errors import TaskError
 from rorqual.tasks.examples import canonical_form, load_function
 from rorqual.teach.examples import AnswerKind, Example
 from rorqual.teach.rungs import classifiers as rungs
-from rorqual.teach.rungs.classifiers import FOLDS, NAME_WEIGHTS, PENALTIES
+from rorqual.teach.rungs.classifiers import FOLDS, NAME_WEIGHTS, PENALTIES, label_name
 from rorqual.teach.rungs.features import TfIdf
 from rorqual.teach.rungs.ladder import rungs_of
 from rorqual.teach.rungs.rung import Guess, TrainingRows
@@ -120,6 +120,11 @@ def noisy(count: int, seed: int) -> list[Example]:
         label = LABELS[WORDS.index(prompt[0]) % 2] if rng.random() < 0.67 else rng.choice(LABELS)
         rows.append((" ".join(prompt), label))
     return examples(*rows)
+
+
+def test_a_label_is_named_by_its_words() -> None:
+    labels = ("card_not_working", "card-not-working", "CardNotWorking", "card not working", "卡 丢了")
+    assert [label_name(label).lower() for label in labels] == ["card not working"] * 4 + ["卡 丢了"]
 
 
 def fitted(rows: Any, labels: Any, names: Any, weight: float, penalty: float) -> LogisticRegression:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,9 @@ def planned(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> obje
 
     def make(lengths: list[ExampleLengths], seconds: float, reinforce: float = 0.0) -> TeachPlan:
         probe = 4 * (2.0 + 3.0)
-        return make_plan(RunDir(tiny), data, lengths, seconds=seconds + probe, reinforce=reinforce, seed=0, threads=1)
+        return make_plan(
+            RunDir(tiny), data / "train.jsonl", lengths, seconds=seconds + probe, reinforce=reinforce, seed=0, threads=1
+        )
 
     return make
 
@@ -89,7 +92,7 @@ def test_the_first_step_is_not_timed(tiny: Path, tmp_path: Path, monkeypatch: py
         return fit(run, out, observe=lambda record: (seen.append(record["seconds"]), observe(record)), **keys)
 
     monkeypatch.setattr(plans, "fit", fitted)
-    measured = plans.measure_step(sft_run(RunDir(tiny), data, plan, seed=0), 1)
+    measured = plans.measure_step(sft_run(RunDir(tiny), data / "train.jsonl", plan, seed=0), 1)
     assert len(seen) == 4 and measured == sorted(seen[1:])[1]
 
 
@@ -110,8 +113,8 @@ def test_rows_fit_the_longest_example_and_replies_have_room(planned) -> None:  #
 def test_the_run_trains_what_the_plan_says(tiny: Path, tmp_path: Path) -> None:
     data = data_of(tmp_path / "data", examples_of(labelled(40)), [], "label")
     plan = TeachPlan(steps=7, dev_steps=(7,), rows=3, row=64, max_tokens=5, epochs=1, step_seconds=1, train_seconds=7)
-    assert sft_run(RunDir(tiny), data, plan, seed=5).dtype == "float32"
-    run = sft_run(RunDir(tiny), data, plan.model_copy(update={"dtype": "bfloat16"}), seed=5)
+    assert sft_run(RunDir(tiny), data / "train.jsonl", plan, seed=5).dtype == "float32"
+    run = sft_run(RunDir(tiny), data / "train.jsonl", plan.model_copy(update={"dtype": "bfloat16"}), seed=5)
     assert run.dtype == "bfloat16" and run.chat == "deepseek" and plans.taught_chat_format("smollm2") == "chatml-plain"
     assert (run.steps, run.seed, run.source.row, run.optim.lr, run.start.run) == (7, 5, 64, plans.LR, str(tiny))  # type: ignore[attr-defined]
     source = run.source.model_dump()
@@ -157,6 +160,7 @@ def trained(tiny: Path, tmp_path: Path, *, grader: str = "", steps: int = 4, **p
     train, dev = examples_of(labelled(60)), examples_of(labelled(12, seed=3))
     paths = TeachPaths(tmp_path / "out")
     data_of(paths.data, train, dev, "label")
+    shutil.copy(paths.data / "train.jsonl", paths.sft_rows)
     keys = {"train_seconds": 1000.0} | plan_keys
     plan = TeachPlan(
         steps=steps, dev_steps=(2, 3, steps), rows=2, row=96, max_tokens=8, epochs=1, step_seconds=0.1, **keys
@@ -222,7 +226,7 @@ def test_the_hard_cap_counts_what_a_killed_process_used(
 ) -> None:
     monkeypatch.setattr(training, "SLACK", 0.0)
     work = trained(tiny, tmp_path, steps=40, train_seconds=100.0)
-    run = sft_run(RunDir(tiny), work.paths.data, work.plan, seed=1)
+    run = sft_run(RunDir(tiny), work.paths.sft_rows, work.plan, seed=1)
     fit(run, work.paths.sft, quiet=True, stop=lambda finished: finished == 2)
     metrics = work.paths.sft.metrics_file
     lines = [json.loads(line) | {"seconds": 99.0} for line in metrics.read_text().splitlines()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,14 @@ from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Request, SamplingParams
 from rorqual.tasks.examples import ExamplesTask, write_examples
+from rorqual.teach.answerer import AnswererConfig, load_answerer
 from rorqual.teach.check import check_file
+from rorqual.teach.config import TeachConfig
+from rorqual.teach.contract import prompt_of_turns
 from rorqual.teach.dataset import divide_examples, rows_of
 from rorqual.teach.plan import lengths_of
 from rorqual.teach.rungs.language_model import LanguageModel
+from rorqual.teach.stages import teach
 
 
 def talk(*turns: tuple[str, str]) -> tuple[Message, ...]:
@@ -85,3 +90,33 @@ def test_training_and_questions_have_the_turns_of_the_file(write: Write, tmp_pat
     )
     assert guess.answer == reply.text and reply.logprobs
     assert guess.probability == math.exp(math.fsum(reply.logprobs) / len(reply.logprobs))
+
+
+def test_a_served_prompt_has_the_system_turns_that_the_examples_have() -> None:
+    """A shared system message is left out of the prompts of all examples, and other ones only where no example has one."""
+    turns = [
+        Message("system", "Be brief."),
+        Message("user", "Hi"),
+        Message("assistant", "Yes?"),
+        Message("user", "Bye"),
+    ]
+    own = AnswererConfig(steps=(), has_system_turns=True)
+    assert prompt_of_turns(turns, own) == turns_to_text(turns)
+    for config in (AnswererConfig(steps=()), own.model_copy(update={"system": "Be brief."})):
+        assert prompt_of_turns(turns, config) == turns_to_text(turns[1:])
+
+
+@pytest.mark.parametrize("system", ["own", "shared", "none"])
+def test_the_answerer_knows_the_system_turns_of_the_examples(tmp_path: Path, system: str) -> None:
+    rows = []
+    for number, row in enumerate(labelled(80)):
+        first = {"own": f"Rule {number}", "shared": "Be brief."}.get(system)
+        turns = [("user", row["text"]), ("assistant", row["label"])]
+        opening = [("system", first)] if first else []
+        rows.append({"messages": [{"role": role, "content": text} for role, text in (*opening, *turns)]})
+    file = tmp_path / "talk.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = TeachConfig(file=str(file), base="none", encoder="none", quiet=True)
+    teach(config, tmp_path / "out", threads=1, import_progress=lambda *_: None)
+    made = load_answerer(tmp_path / "out", threads=1).config
+    assert (made.system, made.has_system_turns) == ("Be brief." if system == "shared" else "", system == "own")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -66,7 +68,8 @@ def answer_file(
     known = named_columns(
         columns or ",".join(answerer.config.columns or [_conversation_column(names)]), names, "prompt"
     )
-    rows = (_read_row(line, row, known) for line, row in read_prompts(file))
+    read_row = partial(_read_row, columns=known, config=answerer.config)
+    rows = itertools.starmap(read_row, read_prompts(file))
     if strict and (fault := next((row for row in rows if isinstance(row, RefusedRow)), None)):
         raise DataError(fault.what, where=f"{file}:{fault.line}", remedy=fault.remedy)
     made = {
@@ -79,7 +82,7 @@ def answer_file(
     with kind(out, made, rows=prompts.rows, last=prompts.last) as output:
         faults = ["  all lines were already complete"]
         if not output.whole:
-            rows = (_read_row(line, row, known) for line, row in unanswered_rows(output, prompts))
+            rows = itertools.starmap(read_row, unanswered_rows(output, prompts))
             faults = _write_answers(output, rows, answerer, quiet)
             finish_output(output, prompts)
         errors = output.errors
@@ -94,7 +97,9 @@ def _conversation_column(names: Sequence[str]) -> str:
     return MESSAGES if MESSAGES in names else "prompt"
 
 
-def _read_row(line: int, row: dict[str, Any] | RefusedRow, columns: Sequence[str]) -> _Row | RefusedRow:
+def _read_row(
+    line: int, row: dict[str, Any] | RefusedRow, columns: Sequence[str], config: AnswererConfig
+) -> _Row | RefusedRow:
     if isinstance(row, RefusedRow):
         return row
     writable = {name: value for name, value in row.items() if is_json_writable(value)}
@@ -102,7 +107,7 @@ def _read_row(line: int, row: dict[str, Any] | RefusedRow, columns: Sequence[str
         return RefusedRow(line, lost[0], "the value cannot be written as JSON", "Write it as a text.", writable)
     try:
         if columns == (MESSAGES,):
-            return _Row(line, row, prompt_of_turns(read_messages(row.get(MESSAGES))))
+            return _Row(line, row, prompt_of_turns(read_messages(row.get(MESSAGES)), config))
         return _Row(line, row, joined_prompt(row, columns))
     except DataError as error:
         return RefusedRow(line, columns[0], error.what, "Fill the columns of the prompt, or delete the row.", row)

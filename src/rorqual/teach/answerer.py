@@ -25,14 +25,18 @@ class Step(Config):
 
 
 class AnswererConfig(Config):
-    """The content of `answerer.json`: the steps in order, the promise if there is one, and the columns of a prompt.
+    """The content of `answerer.json`: the steps in order, the promise if there is one, and the form of a prompt.
 
-    If a row has several columns, their texts are joined by blank lines in the order of `columns`.
+    If a row has several columns, their texts are joined by blank lines in the order of `columns`. The examples are conversations if there
+    are no columns. `system` is the system message that all examples share, which their prompts leave out, and `has_system_turns` says
+    whether prompts have other system turns.
     """
 
     steps: tuple[Step, ...]
     promise: Promise | None = None
     columns: tuple[str, ...] = ()
+    system: str = ""
+    has_system_turns: bool = False
 
 
 @dataclass(frozen=True)

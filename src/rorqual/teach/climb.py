@@ -10,6 +10,7 @@ from rorqual.evals.table import percent, percent_interval
 from rorqual.tasks.examples import AnswerKind
 from rorqual.teach.answerer import AnswererConfig, Step
 from rorqual.teach.cascade import combined, first_step
+from rorqual.teach.columns import Columns
 from rorqual.teach.examples import Example
 from rorqual.teach.folds import DEV
 from rorqual.teach.held_out import (
@@ -120,7 +121,7 @@ class Climb:
             rung.fit(TrainingRows([*self.pool, *self._extra(rung)], self.kind))
             save_rung(rung, self.paths.rung_file(rung.name))
 
-    def answerer(self, chosen: HeldOut, accuracy: float, columns: Sequence[str]) -> tuple[AnswererConfig, HeldOut]:
+    def answerer(self, chosen: HeldOut, accuracy: float, columns: Columns) -> tuple[AnswererConfig, HeldOut]:
         """Return the answerer that uses the rung `chosen`, and its held-out answers, with calibrated probabilities.
 
         A faster rung answers first where that costs no accuracy, unless the rung was forced. The answerer promises `accuracy` if that is
@@ -132,4 +133,12 @@ class Climb:
             steps, results = [first, *steps], [self.result(first.rung), chosen]
         found = combined(steps, results)
         made = promise(accuracy, [*found.probability.values()], [*found.right.values()]) if accuracy else None
-        return AnswererConfig(steps=tuple(steps), promise=made, columns=tuple(columns)), found
+        system = any(one.turns[0].role == "system" for one in self.pool)
+        config = AnswererConfig(
+            steps=tuple(steps),
+            promise=made,
+            columns=tuple(columns.prompt),
+            system=columns.system,
+            has_system_turns=system and not columns.prompt,
+        )
+        return config, found

@@ -10,7 +10,7 @@ from rorqual.core.conversations import turns_to_text
 from rorqual.core.errors import DataError, suggest_name
 from rorqual.core.records import Message
 from rorqual.data.source.cells import joined_prompt
-from rorqual.teach.answerer import Answer
+from rorqual.teach.answerer import Answer, AnswererConfig
 from rorqual.teach.promise import Promise
 
 
@@ -29,12 +29,12 @@ def prompt_of_text(text: str, columns: Sequence[str]) -> str:
     return joined_prompt({"": text}, [""])
 
 
-def prompt_of_turns(turns: Sequence[Message]) -> str:
-    """Return the prompt of a conversation up to its last user turn. System messages are left out.
+def prompt_of_turns(turns: Sequence[Message], config: AnswererConfig) -> str:
+    """Return the prompt of a conversation up to its last user turn. System messages are left out, unless prompts have their own.
 
     Raises DataError if there is no user turn, or if the prompt is empty.
     """
-    talk = [turn for turn in turns if turn.role != "system"]
+    talk = [one for one in turns if one.role != "system" or (config.has_system_turns and one.label != config.system)]
     while talk and talk[-1].role != "user":
         talk.pop()
     if not talk:

@@ -130,13 +130,15 @@ def seconds_of_answer(predictor: Predictor, examples: Sequence[Example]) -> floa
 def gain_over(one: HeldOut, other: HeldOut) -> tuple[float, float]:
     """Return the gain in accuracy of `one` over `other` on the examples that both answered, and its standard error.
 
-    Without a common example, the standard error is infinite.
+    The standard error counts one change more than there is, so that a single changed answer is no clear gain. Without a common example,
+    the standard error is infinite.
     """
     changes = [float(right) - other.right[key] for key, right in one.right.items() if key in other.right]
     if not changes:
         return 0.0, math.inf
     mean = math.fsum(changes) / len(changes)
-    return mean, math.sqrt(max(0.0, math.fsum(c * c for c in changes) / len(changes) - mean * mean) / len(changes))
+    squares = math.fsum(c * c for c in changes) + 1
+    return mean, math.sqrt((squares / len(changes) - mean * mean) / len(changes))
 
 
 def clearly_beats(one: HeldOut, other: HeldOut) -> bool:

@@ -10,9 +10,10 @@ from functools import cached_property, partial
 
 from rorqual.convert.merge import merge_run
 from rorqual.convert.safetensors_slices import Progress as BytesProgress
+from rorqual.core.journal import json_line
 from rorqual.core.ledger import Ledger, read_ledger
 from rorqual.core.progress import clock_text
-from rorqual.core.records import Message, TaskDefaults, Thinking, write_json
+from rorqual.core.records import Message, TaskDefaults, Thinking, write_atomic, write_json
 from rorqual.data.chat import ChatFormat, chat_format, load_chat, read_chat_name
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.request import SamplingParams
@@ -22,7 +23,7 @@ from rorqual.teach.answer_format import answer_grammar, needs_calculator
 from rorqual.teach.base_model import ChosenBaseModel, find_base_model
 from rorqual.teach.climb import Climb
 from rorqual.teach.config import TeachConfig
-from rorqual.teach.dataset import Dataset
+from rorqual.teach.dataset import Dataset, rows_of
 from rorqual.teach.examples import Example
 from rorqual.teach.measure import BASE_TOKENS, instruction_message, most_shots
 from rorqual.teach.paths import EARLIER, TeachPaths
@@ -74,6 +75,7 @@ class ModelStages:
         self.begin(3, "choose the base model, and plan")
         with self.ledger.record_stage("base"):
             self.say(f"  {self.base.reason}")
+            write_atomic(self.paths.sft_rows, b"".join(map(json_line, rows_of(self.train_examples))))
             if not self.paths.plan.is_file():
                 plan = make_plan(
                     self.base.run,

@@ -42,7 +42,7 @@ from rorqual.serve.options import ServerOptions
 from rorqual.serve.schemas import MAX_MESSAGES, ChatRequest, parse_request
 from rorqual.serve.server import fields_from_options, listen_with_keys, run_until_stopped
 from rorqual.serve.service import Service
-from rorqual.teach.answerer import Answer, Answerer, load_answerer
+from rorqual.teach.answerer import Answer, Answerer, AnswererConfig, load_answerer
 from rorqual.teach.contract import abstention, prompt_of_columns, prompt_of_text, prompt_of_turns
 from rorqual.teach.fallback import FALLBACK, Fallback
 from rorqual.teach.paths import TeachPaths
@@ -149,7 +149,7 @@ class AnswererService(Service):
         if wanted.model != self.name:
             raise self.unknown_model_error(wanted.model)
         _refuse_unsupported(wanted)
-        text, departs = _taught_prompt(wanted, self.answerer.config.columns)
+        text, departs = _taught_prompt(wanted, self.answerer.config)
         return Prompt(wanted, text, [*departs, *_departing_parameters(wanted)], ignored_fields_header(ignored))
 
 
@@ -168,23 +168,24 @@ def _refuse_unsupported(wanted: TaughtRequest) -> None:
             raise bad_request(f"`{name}` is not supported: {reason}. Leave it out.", name, "unsupported_parameter")
 
 
-def _taught_prompt(wanted: TaughtRequest, columns: Sequence[str]) -> tuple[str, list[str]]:
+def _taught_prompt(wanted: TaughtRequest, config: AnswererConfig) -> tuple[str, list[str]]:
     """Return the prompt of a request in the taught form, and the names of the parts of the request that are left out."""
     for number, message in enumerate(wanted.messages):
         place = None if message.content is None else first_unsupported_part(message.content, [TextPart])
         if place is not None:
             path = f"messages[{number}].content[{place}]"
             raise bad_request(f"`{path}` is not text. Send parts of type text.", path, "unsupported_value")
-    turns = [message.to_message() for message in wanted.messages]
+    columns, turns = config.columns, [message.to_message() for message in wanted.messages]
     talk = [turn for turn in turns if turn.role != "system"]
-    departs = ["system"] if len(talk) < len(turns) else []
+    unknown = any(turn.role == "system" and turn.label != config.system for turn in turns)
+    departs = ["system"] if unknown and not config.has_system_turns else []
     try:
         if wanted.columns is not None:
             return prompt_of_columns(wanted.columns, columns), departs + ["messages"] * any(turn.label for turn in talk)
         if not columns:
-            return prompt_of_turns(turns), departs
+            return prompt_of_turns(turns, config), departs
         last = [turn for turn in talk if turn.role == "user"][-1:]
-        return prompt_of_text(prompt_of_turns(last), columns), departs + ["turns"] * (len(talk) > 1)
+        return prompt_of_text(prompt_of_turns(last, config), columns), departs + ["turns"] * (len(talk) > 1)
     except DataError as error:
         param = "messages" if wanted.columns is None else "columns"
         raise bad_request(f"`{param}`: {error.what}. {error.remedy}".strip(), param) from None

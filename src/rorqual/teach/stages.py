@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +20,6 @@ from threadpoolctl import threadpool_limits
 
 from rorqual.convert.safetensors_slices import Progress as BytesProgress
 from rorqual.core.errors import ConfigError, DataError, suggest_name
-from rorqual.core.journal import json_line
 from rorqual.core.ledger import Ledger, read_ledger
 from rorqual.core.lock import acquire_run_lock
 from rorqual.core.progress import clock_text
@@ -204,14 +203,9 @@ class TeachStages:
             self._say(
                 f"  {data.derived:,} worked solutions derived: one calculation with two numbers of the prompt gives the answer"
             )
-        self._write_training_rows(self.train_examples)
         counts = {split: len(rows) for split, rows in data.splits.items()} | {"train": len(self.train_examples)}
         splits = ", ".join(f"{count:,} {split}" for split, count in counts.items())
         self._say(f"  {splits}; the test split stays sealed until two rungs are chosen")
-
-    def _write_training_rows(self, examples: Sequence[Example]) -> None:
-        """Write the rows that the language model is trained on."""
-        write_atomic(self.paths.sft_rows, b"".join(map(json_line, rows_of(examples))))
 
     def _write_data(self) -> None:
         """Write the settings, the result of the file's check, and the splits. Raise ConfigError if the folder already has other examples."""
@@ -350,14 +344,15 @@ class TeachStages:
             self._say(f"  the best so far can be asked: rorqual chat {self.paths.out}  ({best.name})")
 
     def _answerer(self, chosen: HeldOut) -> tuple[AnswererConfig, HeldOut]:
-        return self.climb.answerer(chosen, self.config.promise, self.check.columns.prompt)
+        return self.climb.answerer(chosen, self.config.promise, self.check.columns)
 
     # ---- rungs with a language model
 
     @cached_property
     def model(self) -> ModelStages:
         """The stages for a language model. It is trained on the written rows, too, if these are used by the best rung so far."""
-        written = self.climb.written if self.climb.best.name.endswith(WITH_WRITTEN) else []
+        written = self.climb.written
+        used = bool(written) and self.climb.best.name.endswith(WITH_WRITTEN)
         return ModelStages(
             self.config,
             self.paths,
@@ -365,7 +360,7 @@ class TeachStages:
             self.ledger,
             self.import_progress,
             self.dataset,
-            [*self.train_examples, *written],
+            [*self.train_examples, *(written if used else ())],
             self.climb,
             self._begin_stage,
             self._say,
@@ -376,7 +371,6 @@ class TeachStages:
         if reason := self._reason_to_skip_model():
             self.climb.skip(TAUGHT, reason)
             return
-        self._write_training_rows(self.model.train_examples)
         try:
             self.model.run()
         except DataError as error:
@@ -442,7 +436,7 @@ class TeachStages:
         names = json.loads(paths.choice.read_bytes())
         chosen, other = (Evaluation.load(paths.evaluation_file(names[key])) for key in ("chosen", "other"))
         best = climb.result(self.config.rung) if self.config.rung else climb.best
-        config, answered = climb.answerer(best, asked or USUAL, self.check.columns.prompt)
+        config, answered = climb.answerer(best, asked or USUAL, self.check.columns)
         files = {one.name: paths.rung_file(one.name) for one in climb.results}
         return TeachResults(
             [*climb.results, *([answered] if len(config.steps) > 1 else [])],

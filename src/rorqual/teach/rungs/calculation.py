@@ -40,6 +40,8 @@ FORMS = (
     Form("x+y+z", 3, 3, lambda x, y, z: x + y + z), Form("x*y-z", 3, 2, lambda x, y, z: x * y - z),
     Form("x*y+z", 3, 2, lambda x, y, z: x * y + z), Form("z-x*y", 3, 2, lambda x, y, z: z - x * y),
 )  # fmt: skip
+PAIRS = 4
+"""The first forms, which have two numbers."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class RankedCalculations(Rung):
     """The result of the calculations with two or three numbers of the prompt that logistic regression ranks first.
 
     Trained to tell the calculations that give the answer from the others of the same prompt. The features are the operation with the
-    words of the prompt and of its last sentence, the words beside both numbers, their order and their sizes. The probability is a softmax
+    words of the prompt and of its last sentence, the words after its numbers, their order and their sizes. The probability is a softmax
     over the prompt's calculations. Raises ConfigError without scikit-learn.
     """
 
@@ -107,10 +109,8 @@ def calculations(prompt: str) -> Iterator[Calculation]:
     after = [next(iter(WORD.findall(prompt[match.end() :].lower())), "#") for match in matches]
     shared = [f"n {len(values)}", *(f"word {word}" for word in words), *(f"asked word {word}" for word in asked)]
     shared += [f"asked pair {one} {two}" for one, two in pairwise(asked)]
-    for form in FORMS:
-        for places in permutations(
-            range(len(values) if form.count == 2 or len(values) <= MOST_FOR_THREE else 0), form.count
-        ):
+    for form in FORMS[: None if len(values) <= MOST_FOR_THREE else PAIRS]:
+        for places in permutations(range(len(values)), form.count):
             try:
                 value = form.result(*(values[place] for place in places))
             except ZeroDivisionError:

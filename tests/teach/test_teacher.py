@@ -106,7 +106,18 @@ def test_reasons_of_a_server_are_kept_if_right_and_marked_if_it_was_told_the_ans
         file=str(write("a.jsonl", rows)), base=str(tiny), teacher=server.url, model="large", quiet=True
     )
     paths = prepared(config, tmp_path / "out", "secret")
-    train = list(read_lines(paths.data / "train.jsonl"))
+
+    def noted(base: object, data: object, lengths: list[ExampleLengths], **settings: object) -> None:
+        assert data == paths.sft_rows
+        assert lengths == lengths_of(stages.train_examples, stages.model.chat), "the plan has room for the reasons"
+        assert lengths != lengths_of(stages.dataset.splits["train"], stages.model.chat)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rorqual.teach.model_stages.make_plan", noted)
+    with closing(Ledger(tmp_path / "second.ledger")) as ledger, pytest.raises(KeyboardInterrupt):
+        stages = TeachStages(config, paths, 1, ledger, lambda *_: None, "secret")
+        stages.model.find_base_and_plan()
+    train = list(read_lines(paths.sft_rows))
     assert len(train) > 50
     for row in train:
         assert row.get("reasoning") == f"I read: {row['prompt']}.\n{gold[row['prompt']]}"
@@ -114,16 +125,6 @@ def test_reasons_of_a_server_are_kept_if_right_and_marked_if_it_was_told_the_ans
     reasons = TeacherReasons(**json.loads(paths.reasons.read_bytes()))
     assert {*reasons.given} == {row["key"] for row in train if row.get("told")} and len(reasons.texts) == len(train)
     assert {*server.keys} == {"Bearer secret"} and {body["model"] for body in server.asked} == {"large"}
-
-    def noted(base: object, data: object, lengths: list[ExampleLengths], **settings: object) -> None:
-        assert lengths == lengths_of(stages.train_examples, stages.chat), "the plan has room for the reasons"
-        assert lengths != lengths_of(stages.dataset.splits["train"], stages.chat)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("rorqual.teach.stages.make_plan", noted)
-    with closing(Ledger(tmp_path / "second.ledger")) as ledger, pytest.raises(KeyboardInterrupt):
-        stages = TeachStages(config, paths, 1, ledger, lambda *_: None, "secret")
-        stages.find_base_and_plan()
 
 
 @pytest.mark.parametrize("where", ["command", "environment", "both"])

@@ -30,7 +30,12 @@ Point = tuple[float, Sequence[float]]
 def points(case: str) -> dict[str, Point]:
     """Return the time and the accuracies of each rung of a case, by its name."""
     rungs = json.loads((RESULTS / "rungs.json").read_bytes())["summary"][case]
-    found = {name: (row["answer_core_milliseconds"], row["right_by_seed"]) for name, row in rungs.items()}
+    times = {name: row["answer_core_milliseconds"] for name, row in rungs.items()}
+    embeds = times["nearest neighbour, embeddings"]  # logistic regression was measured when the embeddings were known
+    found = {
+        name: (max(times[name], embeds if "embeddings" in name else 0.0), row["right_by_seed"])
+        for name, row in rungs.items()
+    }
     return {"regular expressions" if name == "rule" else name: row for name, row in found.items()} | {
         MODEL: model(case)
     }

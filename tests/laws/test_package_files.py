@@ -42,7 +42,7 @@ def test_no_link_of_a_package_index_is_dead(tmp_path: Path, known: bool) -> None
     for picture, target in found:
         head, path = f"https://example.org/rorqual/{'raw' if picture else 'blob'}/main/", target.partition("/main/")[2]
         assert target == head + path and (ROOT / path.partition("#")[0]).is_file(), target
-    assert ("Tutorial" in text) and ("pictures/teach-cases.png" in text) is known
+    assert ("Tutorial" in text) and ("pictures/teach-ladder.png" in text) is known
 
 
 def test_the_citation_names_this_version() -> None:

@@ -23,6 +23,8 @@ TITLES = {"banking77": "77 labels", "snips": "Fields as JSON", "svamp": "Word pr
 MINUTES, TESTS, FASTEST, SLOWEST = 10, 200, 0.01, 3_000
 AFTER, ALONE = "taught model", "taught model without calculator"
 MODEL = "language model"
+LEFT_OUT = ("nearest neighbour", "nearest neighbour, embeddings")
+"""Rungs whose names would hide those of others."""
 Point = tuple[float, Sequence[float]]
 """Milliseconds of one core for an answer, and the accuracy of each seed."""
 
@@ -35,6 +37,7 @@ def points(case: str) -> dict[str, Point]:
     found = {
         name: (max(times[name], embeds if "embeddings" in name else 0.0), row["right_by_seed"])
         for name, row in rungs.items()
+        if name not in LEFT_OUT
     }
     return {"regular expressions" if name == "rule" else name: row for name, row in found.items()} | {
         MODEL: model(case)

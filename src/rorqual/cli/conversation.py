@@ -21,7 +21,7 @@ from rorqual.engine.deltas import Delta
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Request, SamplingParams
 from rorqual.teach.answerer import load_answerer
-from rorqual.teach.contract import abstention, prompt_of_text
+from rorqual.teach.contract import abstention, check_length, prompt_of_text
 
 ROOM = 8
 """Number of context tokens that are reserved for the reply."""
@@ -128,7 +128,7 @@ def answer_lines(folder: Path, settings: ChatSettings, terminal: Terminal) -> No
     answerer = load_answerer(folder, threads=settings.threads or available_cores())
     for text in read_input_lines():
         try:
-            [answer] = answerer.answer([prompt_of_text(text, answerer.config.columns)])
+            [answer] = answerer.answer([check_length(prompt_of_text(text, answerer.config.columns), answerer.config)])
         except DataError as error:
             if not sys.stdin.isatty():
                 raise
@@ -136,6 +136,6 @@ def answer_lines(folder: Path, settings: ChatSettings, terminal: Terminal) -> No
             continue
         if answer.reasoning:
             terminal.print_reasoning(answer.reasoning)
-        terminal.print_answer(abstention(answer, answerer.config.promise) or answer.text)
+        terminal.print_answer(abstention(answer, answerer.config) or answer.text)
         terminal.end_reply()
         terminal.print_note(f"probability {answer.probability:.3g}, {answer.rung}")

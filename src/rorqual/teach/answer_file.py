@@ -21,7 +21,7 @@ from rorqual.generate.prompts import PromptFile, RefusedRow, read_prompts
 from rorqual.generate.schema import is_json_writable
 from rorqual.teach.answerer import Answerer, AnswererConfig, load_answerer
 from rorqual.teach.columns import MESSAGES
-from rorqual.teach.contract import prompt_of_turns
+from rorqual.teach.contract import check_length, prompt_of_turns
 from rorqual.teach.paths import TeachPaths
 
 ADDED = ("line", "answer", "probability", "sure", "error")
@@ -107,10 +107,13 @@ def _read_row(
         return RefusedRow(line, lost[0], "the value cannot be written as JSON", "Write it as a text.", writable)
     try:
         if columns == (MESSAGES,):
-            return _Row(line, row, prompt_of_turns(read_messages(row.get(MESSAGES)), config))
-        return _Row(line, row, joined_prompt(row, columns))
+            turns = prompt_of_turns(read_messages(row.get(MESSAGES)), config)
+            return _Row(line, row, check_length(turns, config))
+        return _Row(line, row, check_length(joined_prompt(row, columns), config))
     except DataError as error:
-        return RefusedRow(line, columns[0], error.what, "Fill the columns of the prompt, or delete the row.", row)
+        return RefusedRow(
+            line, columns[0], error.what, error.remedy or "Fill the columns of the prompt, or delete the row.", row
+        )
 
 
 def _write_answers(
@@ -124,7 +127,7 @@ def _write_answers(
         lines: dict[int, Mapping[str, Any]] = {}
         for row, answer in zip(asked, answerer.answer([row.prompt for row in asked]), strict=True):
             record = {"line": row.line, **row.values, "answer": answer.text, "probability": answer.probability}
-            lines[row.line] = record | ({"sure": answer.sure} if answerer.config.promise else {})
+            lines[row.line] = record | ({"sure": answer.sure} if answerer.config.asked else {})
         for fault in (row for row in some if isinstance(row, RefusedRow)):
             error = {"key": fault.key, "what": fault.what, "remedy": fault.remedy}
             lines[fault.line] = {"line": fault.line, **fault.carried, "error": error}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rorqual.core.config import Config, Share, parse_config
+from rorqual.core.config import Config, Natural, Share, parse_config
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import read_json, write_json
 from rorqual.teach.paths import TeachPaths
@@ -14,6 +15,9 @@ from rorqual.teach.promise import PlattCalibration, Promise
 from rorqual.teach.rungs.language_model import ALONE, TAUGHT, LanguageModel, taught_params
 from rorqual.teach.rungs.rung import Predictor
 from rorqual.teach.rungs.storage import load_rung
+
+FEWEST_CHARACTERS = 20_000
+"""A prompt of at most so many characters is never too long."""
 
 
 class Step(Config):
@@ -25,11 +29,13 @@ class Step(Config):
 
 
 class AnswererConfig(Config):
-    """The content of `answerer.json`: the steps in order, the promise if there is one, and the form of a prompt.
+    """The content of `answerer.json`: the steps in order, the promise if there is one, the accuracy that was asked for, or 0, and the form
+    of a prompt. If an accuracy was asked for that cannot be promised, no answer is sure.
 
     If a row has several columns, their texts are joined by blank lines in the order of `columns`. The examples are conversations if there
     are no columns. `system` is the system message that all examples share, which their prompts leave out, and `has_system_turns` says
-    whether prompts have other system turns.
+    whether prompts have other system turns. `longest` is the number of characters of the longest training prompt; a much longer prompt is
+    refused (`most_characters`).
     """
 
     steps: tuple[Step, ...]
@@ -37,6 +43,13 @@ class AnswererConfig(Config):
     columns: tuple[str, ...] = ()
     system: str = ""
     has_system_turns: bool = False
+    asked: Share = 0.0
+    longest: Natural = 0
+
+    @property
+    def most_characters(self) -> int:
+        """The maximum number of characters of a prompt, so that one prompt cannot hold up all others."""
+        return max(FEWEST_CHARACTERS, 20 * self.longest)
 
 
 @dataclass(frozen=True)
@@ -62,7 +75,7 @@ class Answerer:
 
     def answer(self, prompts: Sequence[str]) -> list[Answer]:
         """Return the answer to each prompt. It does not depend on the other prompts."""
-        threshold = self.config.promise.threshold if self.config.promise else 0.0
+        threshold = self.config.promise.threshold if self.config.promise else math.inf if self.config.asked else 0.0
         answers: dict[int, Answer] = {}
         left = list(range(len(prompts)))
         for step, predictor in zip(self.config.steps, self.predictors, strict=True):

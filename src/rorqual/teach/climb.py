@@ -26,6 +26,7 @@ from rorqual.teach.held_out import (
 from rorqual.teach.paths import TeachPaths
 from rorqual.teach.promise import calibrate, promise
 from rorqual.teach.results import milliseconds
+from rorqual.teach.rungs.language_model import ALONE, TAUGHT
 from rorqual.teach.rungs.rung import Integers, Predictor, Rung, TrainingRows
 from rorqual.teach.rungs.storage import save_rung
 
@@ -125,18 +126,22 @@ class Climb:
         """Return the answerer that uses the rung `chosen`, and its held-out answers, with calibrated probabilities.
 
         A faster rung answers first where that costs no accuracy, unless the rung was forced. The answerer promises `accuracy` if that is
-        above 0 and can be kept.
+        above 0 and can be kept. A language model promises nothing, because its checkpoint was chosen on the same examples.
         """
         calibration = calibrate([*chosen.probability.values()], [*chosen.right.values()])
         steps, results = [Step(rung=chosen.name, calibration=calibration)], [chosen]
         if (first := first_step([one for one in self.results if one.offered], chosen)) and not self.forced:
             steps, results = [first, *steps], [self.result(first.rung), chosen]
         found = combined(steps, results)
-        made = promise(accuracy, [*found.probability.values()], [*found.right.values()]) if accuracy else None
+        made = None
+        if accuracy and not {TAUGHT, ALONE}.intersection(step.rung for step in steps):  # chosen on the same dev rows
+            made = promise(accuracy, [*found.probability.values()], [*found.right.values()])
         system = any(one.turns[0].role == "system" for one in self.pool)
         config = AnswererConfig(
             steps=tuple(steps),
             promise=made,
+            asked=accuracy,
+            longest=max(len(one.prompt) for one in self.pool),
             columns=tuple(columns.prompt),
             system=columns.system,
             has_system_turns=system and not columns.prompt,

@@ -70,7 +70,9 @@ class TeachConfig(Config):
 
 def settings_text(config: TeachConfig) -> str:
     """Return as YAML the settings that affect the taught model, and the digests of all files that the settings name."""
-    named = (config.file, config.test, config.rule.rpartition(":")[0], config.grader.rpartition(":")[0])
+    encoders = (config.encoder, f"{config.encoder}/model.safetensors") if config.encoder else ()
+    functions = (config.rule.rpartition(":")[0], config.grader.rpartition(":")[0])
+    named = (config.file, config.test, *functions, *encoders)
     files = dict.fromkeys(name for name in named if name and Path(name).is_file())
     digests = (f"# sha256 {hashlib.sha256(Path(name).read_bytes()).hexdigest()}  {name}\n" for name in files)
     return to_yaml(config, exclude={"threads", "quiet", "track"}) + "".join(digests)

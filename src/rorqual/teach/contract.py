@@ -11,7 +11,6 @@ from rorqual.core.errors import DataError, suggest_name
 from rorqual.core.records import Message
 from rorqual.data.source.cells import joined_prompt
 from rorqual.teach.answerer import Answer, AnswererConfig
-from rorqual.teach.promise import Promise
 
 
 def prompt_of_text(text: str, columns: Sequence[str]) -> str:
@@ -24,7 +23,7 @@ def prompt_of_text(text: str, columns: Sequence[str]) -> str:
             values = json.loads(text)
         except (ValueError, RecursionError):
             values = None
-        if isinstance(values, dict):
+        if isinstance(values, dict) and values.keys() & {*columns}:
             return prompt_of_columns(values, columns)
     return joined_prompt({"": text}, [""])
 
@@ -56,9 +55,21 @@ def prompt_of_columns(values: Mapping[str, Any], columns: Sequence[str]) -> str:
     return joined_prompt(values, columns)
 
 
-def abstention(answer: Answer, promise: Promise | None) -> str:
-    """Return why an answer is withheld, or "" if it is sure enough for the promise or if nothing is promised."""
-    if promise is None or answer.sure:
+def check_length(prompt: str, config: AnswererConfig) -> str:
+    """Return the prompt. Raises DataError if it is much longer than the training prompts."""
+    if len(prompt) > config.most_characters:
+        raise DataError(
+            f"the prompt has {len(prompt):,} characters, and at most {config.most_characters:,} are answered",
+            remedy=f"Shorten it: the longest training prompt has {config.longest:,}.",
+        )
+    return prompt
+
+
+def abstention(answer: Answer, config: AnswererConfig) -> str:
+    """Return why an answer is withheld, or "" if it is sure enough for the promise or if no promise was asked for."""
+    if answer.sure:
         return ""
+    if (promise := config.promise) is None:
+        return f"not sure enough: probability {answer.probability:.3g}, and {config.asked:g} could not be promised for this task"
     needed = f"the promise of {promise.accuracy:g} needs {promise.threshold:.3g}"
     return f"not sure enough: probability {answer.probability:.3g}, {needed}"

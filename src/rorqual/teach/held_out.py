@@ -16,6 +16,7 @@ from rorqual.evals.stats import Interval, wilson
 from rorqual.teach.examples import Example
 from rorqual.teach.folds import DEV, FOLDS
 from rorqual.teach.rungs.rung import AnswerKind, Integers, Predictor, Rung, TrainingRows
+from rorqual.teach.rungs.simple import UserRule
 
 Grade = Callable[[Example, str], bool]
 """A function of an example and a reply that returns whether the reply is right."""
@@ -116,11 +117,13 @@ def record_answers(
 
 
 def seconds_of_answer(predictor: Predictor, examples: Sequence[Example]) -> float:
-    """Return the median time of an answer to a single prompt. Spaces make each prompt one that no rung has stored the embedding of."""
+    """Return the median time of an answer to a single prompt. Spaces make each prompt one whose embedding is not
+    stored; a user's rule sees the prompt alone."""
     times: list[float] = []
     for one in examples[:TIMED]:
+        prompt = one.prompt if isinstance(predictor, UserRule) else one.prompt + " " * next(UNSEEN)
         began = time.monotonic()
-        predictor.predict([one.prompt + " " * next(UNSEEN)])
+        predictor.predict([prompt])
         times.append(time.monotonic() - began)
         if sum(times) > TIMING_SECONDS:
             break
@@ -148,15 +151,20 @@ def clearly_beats(one: HeldOut, other: HeldOut) -> bool:
 
 
 def choose(results: Sequence[HeldOut]) -> HeldOut:
-    """Return the cheapest rung that no dearer one clearly beats. `results` has the cheapest rung first."""
-    return next(
-        one for place, one in enumerate(results) if not any(clearly_beats(other, one) for other in results[place + 1 :])
-    )
+    """Return the cheapest rung that no dearer one clearly beats, and that does better than every cheaper one. `results` has the cheapest
+    rung first."""
+    best = max(results, key=lambda one: one.accuracy)
+    for place, one in enumerate(results):
+        beaten = any(clearly_beats(dearer, one) for dearer in results[place + 1 :])
+        if not beaten and all(gain_over(one, cheaper)[0] > 0 for cheaper in results[:place]):
+            return one
+    return best
 
 
 def best_other(results: Iterable[HeldOut], chosen: HeldOut) -> HeldOut:
-    """Return the rung beside `chosen` with the largest gain over it, or the smallest loss."""
-    return max((one for one in results if one.name != chosen.name), key=lambda one: gain_over(one, chosen)[0])
+    """Return the rung beside `chosen` that may be chosen, with the largest gain over it or the smallest loss."""
+    others = (one for one in results if one.offered and one.name != chosen.name)
+    return max(others, key=lambda one: gain_over(one, chosen)[0])
 
 
 def cannot_be_beaten(one: HeldOut) -> bool:

@@ -66,8 +66,9 @@ class TeachPaths:
         for run in (self.sft, self.grpo, self.best, self.model):
             shutil.rmtree(run.path, ignore_errors=True)
         shutil.rmtree(self.out / "evals", ignore_errors=True)
-        made = (self.plan, self.dev, self.ended_early, self.grpo_result, self.grpo_plan, self.choice)
-        for file in (*made, *(self.out / "rungs").glob("language-model*.json")):
+        made = (self.plan, self.dev, self.ended_early, self.grpo_result, self.grpo_plan)
+        said = (self.choice, self.answerer, self.test_probabilities, self.results, self.report)
+        for file in (*made, *said, *(self.out / "rungs").glob("language-model*.json")):
             file.unlink(missing_ok=True)
 
     def evaluation_file(self, name: str) -> Path:

@@ -17,6 +17,7 @@ from rorqual.tasks.examples import AnswerKind, read_task_json
 from rorqual.teach.held_out import CLEARLY, HeldOut
 from rorqual.teach.paths import TeachPaths
 from rorqual.teach.promise import DOUBT, Promise
+from rorqual.teach.rungs.language_model import ALONE, TAUGHT
 from rorqual.teach.rungs.simple import MAJORITY
 
 USUAL = 0.95
@@ -68,7 +69,7 @@ class TeachResults:
             f"{milliseconds(self.of(name).answer_seconds)} ms an answer"
         )
         if name == MAJORITY and not self.forced:
-            return f"No method beats the most frequent answer, so there is nothing worth serving ({text})."
+            return f"No method clearly beats the most frequent answer, so there is nothing worth serving ({text})."
         return f"{'As asked, use' if self.forced else 'Use'} {text}."
 
     def _beside(self) -> str:
@@ -83,16 +84,22 @@ class TeachResults:
     def _promised(self) -> str:
         accuracy = self.asked or USUAL
         if self.possible is None:
-            return (
-                f"An accuracy of {percent(accuracy)} % cannot be promised with so few examples: for no share of the prompts is the exact "
-                f"lower bound of {self.chosen.model} on {len(self.of(self.chosen.model).right):,} held-out examples so high."
-            )
+            held = self.of(self.chosen.model)
+            if {TAUGHT, ALONE}.intersection(self.chosen.model.split(", then ")):
+                why = "the checkpoint of the language model was chosen on the same held-out examples"
+            else:
+                why = (
+                    f"on {len(held.right):,} held-out examples, {held.name} is right on {percent(held.accuracy)} %, and no tested share of "
+                    "the surest answers has a lower bound so high"
+                )
+            end = " No answer is sure enough to be given." if self.asked else ""
+            return f"An accuracy of {percent(accuracy)} % cannot be promised: {why}.{end}"
         made, answered, right = self.possible, *self.answered_on_test()
         kept = f" On the test examples it answered {answered:,}, and {right:,} of these were right." if answered else ""
         verb = "It answers" if self.asked else f"With promise={USUAL:g} it would answer"
         return (
-            f"{verb} {percent(made.coverage)} % of the prompts with a promised accuracy of {percent(accuracy)} % (doubt {percent(DOUBT)} %), "
-            f"and {'says' if self.asked else 'say'} of the others that it is not sure.{kept}"
+            f"{verb} {percent(made.coverage)} % of the held-out prompts with a promised accuracy of {percent(accuracy)} % (with "
+            f"{percent(1 - DOUBT)} % confidence, for prompts like these), and not the others, of which it is not sure.{kept}"
         )
 
     def answered_on_test(self) -> tuple[int, int]:
@@ -110,6 +117,8 @@ class TeachResults:
             else "The rung is the cheapest that no dearer one beats by more than "
             f"{'one standard error' if CLEARLY == 1 else f'{CLEARLY:g} standard errors'} on held-out examples"
         )
+        if any(one.name in (TAUGHT, ALONE) for one in self.held_out):
+            rule += ". The language model's checkpoint was chosen on the same examples, which favours it"
         reads = "once, for two rungs" if openings == 1 else f"{openings} times"
         return (
             f"{rule}. The intervals (95 %) show the doubt from the number of examples, not from training again with another seed; the test "

@@ -43,7 +43,7 @@ from rorqual.serve.schemas import MAX_MESSAGES, ChatRequest, parse_request
 from rorqual.serve.server import fields_from_options, listen_with_keys, run_until_stopped
 from rorqual.serve.service import Service
 from rorqual.teach.answerer import Answer, Answerer, AnswererConfig, load_answerer
-from rorqual.teach.contract import abstention, prompt_of_columns, prompt_of_text, prompt_of_turns
+from rorqual.teach.contract import abstention, check_length, prompt_of_columns, prompt_of_text, prompt_of_turns
 from rorqual.teach.fallback import FALLBACK, Fallback
 from rorqual.teach.paths import TeachPaths
 
@@ -181,11 +181,14 @@ def _taught_prompt(wanted: TaughtRequest, config: AnswererConfig) -> tuple[str, 
     departs = ["system"] if unknown and not config.has_system_turns else []
     try:
         if wanted.columns is not None:
-            return prompt_of_columns(wanted.columns, columns), departs + ["messages"] * any(turn.label for turn in talk)
+            return check_length(prompt_of_columns(wanted.columns, columns), config), departs + ["messages"] * any(
+                turn.label for turn in talk
+            )
         if not columns:
-            return prompt_of_turns(turns, config), departs
+            return check_length(prompt_of_turns(turns, config), config), departs
         last = [turn for turn in talk if turn.role == "user"][-1:]
-        return prompt_of_text(prompt_of_turns(last, config), columns), departs + ["turns"] * (len(talk) > 1)
+        prompt = prompt_of_text(prompt_of_turns(last, config), columns)
+        return check_length(prompt, config), departs + ["turns"] * (len(talk) > 1)
     except DataError as error:
         param = "messages" if wanted.columns is None else "columns"
         raise bad_request(f"`{param}`: {error.what}. {error.remedy}".strip(), param) from None
@@ -272,7 +275,7 @@ class _Reply:
     def _message(self) -> dict[str, Any]:
         """Return the message: the answer, or a refusal if the answer is not sure enough for the promise."""
         answer = self.answer
-        if refusal := abstention(answer, self.service.answerer.config.promise):
+        if refusal := abstention(answer, self.service.answerer.config):
             return {"role": "assistant", "content": None, "refusal": refusal}
         reasoning = {"reasoning_content": answer.reasoning} if answer.reasoning else {}
         return {"role": "assistant", "content": answer.text, "refusal": None, **reasoning}
@@ -285,7 +288,7 @@ def serve_answerer(
     budget. Raises RorqualError if the server cannot start."""
     shared = fields_from_options(address)
     answerer = load_answerer(folder, threads=threads)
-    if remote is not None and answerer.config.promise is None:
+    if remote is not None and not answerer.config.asked:
         raise ConfigError(
             "nothing is promised, so no prompt is left to a fallback", where="key 'fallback'", remedy="Leave it out."
         )

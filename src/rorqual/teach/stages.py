@@ -62,7 +62,7 @@ from rorqual.teach.results import USUAL, TeachResults
 from rorqual.teach.rungs.ladder import rungs_of
 from rorqual.teach.rungs.language_model import ALONE, TAUGHT
 from rorqual.teach.rungs.rung import Guess, Predictor, Rung
-from rorqual.teach.rungs.simple import Rule, apply_rule
+from rorqual.teach.rungs.simple import MAJORITY, Rule, apply_rule
 from rorqual.teach.written import gain_sentences, written_rows
 from rorqual.train.track import check_trackers
 
@@ -95,7 +95,8 @@ def teach(config: TeachConfig, out: Path, *, threads: int, import_progress: Byte
     report, model = work.paths.report, work.paths.model.path
     seconds = sum(entry.seconds for entry in read_ledger(work.paths.ledger))
     print(f"\ndone in {clock_text(seconds)}; the report is {report}")
-    print(f"  try it    rorqual chat {out}\n  serve it  rorqual serve {out}")
+    if work.climb.forced or work.climb.best.name != MAJORITY:
+        print(f"  try it    rorqual chat {out}\n  serve it  rorqual serve {out}")
     if model.exists():
         print(f"  export the language model  rorqual export {model} {out / 'model.gguf'} format=gguf dtype=q8_0")
     print(f"  see what it gets wrong: rorqual failures {out}")
@@ -116,10 +117,9 @@ class TeachStages:
 
     def check_settings(self) -> None:
         """Raise an error if the folder was written with other settings or files, or if a grader, rule or tracker does not exist."""
-        if has_only_more_minutes(self.config, self.paths.settings):
-            self.paths.remove_language_model()
-            write_atomic(self.paths.settings, settings_text(self.config).encode())
-        refuse_other_settings(self.config, self.paths.settings)
+        longer = has_only_more_minutes(self.config, self.paths.settings)
+        if not longer:
+            refuse_other_settings(self.config, self.paths.settings)
         for what in ("grader", "rule"):
             if spec := getattr(self.config, what):
                 load_function(spec, what)
@@ -128,16 +128,19 @@ class TeachStages:
             refuse_unknown_base(self.config.base)
         if self.config.encoder:
             _ = self.encoder  # a wrong folder is found before the work
+        if longer:  # after all checks
+            self._say("The language model is trained anew, because there are more minutes.")
+            self.paths.remove_language_model()
+            write_atomic(self.paths.settings, settings_text(self.config).encode())
 
     def print_what_will_be_done(self) -> None:
         """Print what `rorqual teach` will do, and the time, disk space and money that the command needs."""
         c = self.config
-        model = (
-            "no language model" if c.base == NONE else f"{c.base or 'SmolLM2-135M-Instruct'} in {c.minutes:g} minutes"
-        )
+        trains = c.base != NONE and c.rung in ("", TAUGHT)
+        model = f"{c.base or 'SmolLM2-135M-Instruct'} in {c.minutes:g} minutes" if trains else "no language model"
         self._say(
             f"Will check {c.file}, measure methods from the cheapest to the dearest, train {model}, and open at most {c.count:,} "
-            f"test examples for the best two.\nDisk: {'0.1' if c.base == NONE else 'about 1'} GB in {self.paths.out}."
+            f"test examples for the best two.\nDisk: {'about 1' if trains else '0.1'} GB in {self.paths.out}."
         )
         if c.teacher:
             limit = f"at most {c.budget:g} at the given prices" if c.budget else "no budget is set"
@@ -286,7 +289,7 @@ class TeachStages:
                     offered = True
                 if rung.slow and self.config.rung not in ("", rung.name):
                     self.climb.skip(rung.name, f"rung={self.config.rung}")
-                elif rung.slow and cannot_be_beaten(self.climb.best):
+                elif rung.slow and not self.config.rung and cannot_be_beaten(self.climb.best):
                     self.climb.skip(rung.name, self._unbeatable)
                 else:
                     self.climb.cross_validate(rung, seconds)
@@ -398,9 +401,14 @@ class TeachStages:
             for name in (*(step.rung for step in config.steps), other.name):
                 if name in self.rungs:
                     climb.fit_and_save(self.rungs[name])
-            write_json(self.paths.choice, {"chosen": chosen.name, "other": other.name})
+            choice = {"chosen": chosen.name, "other": other.name}
+            measured = [self.paths.evaluation_file(name).is_file() for name in choice.values()]
+            is_done = (
+                self.paths.choice.is_file() and all(measured) and json.loads(self.paths.choice.read_bytes()) == choice
+            )
+            write_json(self.paths.choice, choice)
             save_answerer(self.paths, config)
-            if self.paths.evaluation_file(other.name).is_file():  # it is written last
+            if is_done:
                 return
             task = ExamplesTask(self.paths.data, grader=self.config.grader)
             if {TAUGHT, ALONE}.intersection((*(step.rung for step in config.steps), other.name)):

@@ -21,6 +21,8 @@ PENALTY = 1.0
 """The value of C, the inverse strength of the L2 penalty."""
 MOST_NUMBERS, MOST_FOR_THREE = 8, 4
 """Only the first `MOST_NUMBERS` numbers of a prompt are combined, and only two at a time if there are more than `MOST_FOR_THREE`."""
+MOST_DIGITS, MOST_ROWS = 30, 1_000
+"""Longer numbers are left out. Of more training examples, about `MOST_ROWS` are used, because each takes some megabytes."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class RankedCalculations(Rung):
             from sklearn.feature_extraction import DictVectorizer
             from sklearn.linear_model import LogisticRegression
         features, right = [], []
-        for one in rows.examples:
+        for one in rows.examples[:: -(-len(rows.examples) // MOST_ROWS)]:
             gold, found = final_number(final_answer(one.answer)), [*calculations(one.prompt)]
             if any(made.value == gold for made in found) and not all(made.value == gold for made in found):
                 features += [made.features for made in found]
@@ -102,7 +104,7 @@ def most_probable(found: Sequence[Calculation], shares: Any) -> Guess:
 
 def calculations(prompt: str) -> Iterator[Calculation]:
     """Yield the calculations of each form with each choice of the prompt's numbers."""
-    matches = [*NUMBER.finditer(prompt)][:MOST_NUMBERS]
+    matches = [match for match in NUMBER.finditer(prompt) if len(match.group()) <= MOST_DIGITS][:MOST_NUMBERS]
     values = [Fraction(match.group().replace(",", "")) for match in matches]
     question = max(prompt.rstrip(" ?.!").rfind(mark) for mark in ".?!\n") + 1
     words, asked = (WORD.findall(text.lower()) for text in (prompt, prompt[question:]))

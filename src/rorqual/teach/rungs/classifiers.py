@@ -21,9 +21,6 @@ NAME_WEIGHTS = (0.0, 2.0)
 """Candidate weights of the labels' names as further training prompts. A training prompt has the weight 1."""
 FOLDS, CHOICE_ROWS = 3, 1000
 """Number of folds of the cross-validation, and approximate maximum number of train examples in the cross-validation."""
-CHUNK = 256
-"""Number of prompts that are compared with all train prompts at once. This number of prompts limits the memory that the
-comparison needs."""
 
 
 class NearestNeighbour(Rung):
@@ -39,11 +36,12 @@ class NearestNeighbour(Rung):
 
     def predict(self, prompts: Sequence[str]) -> list[Guess]:
         guesses: list[Guess] = []
-        for start in range(0, len(prompts), CHUNK):
+        for row in self.features.of(prompts) if prompts else ():  # a product of several rows has other last bits
             # All train rows have the same norm, so the train row with the largest inner product has the largest cosine.
-            products = _dense(self.features.of(prompts[start : start + CHUNK]) @ self.train.T)
-            places, most = products.argmax(1), products.max(1) / self.features.squared_length
-            guesses += [Guess(self.answers[place], float(value)) for place, value in zip(places, most, strict=True)]
+            products = _dense(row @ self.train.T).ravel()
+            place = int(products.argmax())
+            most = min(1.0, float(products[place]) / self.features.squared_length)
+            guesses.append(Guess(self.answers[place], most))
         return guesses
 
 

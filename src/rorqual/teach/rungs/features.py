@@ -55,7 +55,7 @@ class TfIdf(Features):
 
 
 class Embeddings(Features):
-    """The embeddings of a pretrained encoder, each of which is computed once.
+    """The embeddings of a pretrained encoder. Those of the training prompts are computed once.
 
     A file keeps only the encoder's place and the digest of its weights. Raises ConfigError when the file is loaded, if the encoder is
     not there or has other weights.
@@ -66,12 +66,13 @@ class Embeddings(Features):
         self._known: dict[str, Any] = {}
 
     def fit(self, texts: Sequence[str]) -> None:
-        pass
-
-    def of(self, texts: Sequence[str]) -> Any:
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         self._known |= dict(zip(new, self.encoder.embed(new), strict=True))
-        return np.stack([self._known[text] for text in texts])
+
+    def of(self, texts: Sequence[str]) -> Any:
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]  # not kept: a server is asked for ever
+        found = self._known | dict(zip(new, self.encoder.embed(new), strict=True))
+        return np.stack([found[text] for text in texts])
 
     def __getstate__(self) -> dict[str, Any]:
         return {"place": self.encoder.place, "digest": self.encoder.digest()}

@@ -222,8 +222,11 @@ def unflatten(values: Mapping[Path_, Any], containers: Iterable[Path_] = ()) -> 
             return value
         inside = made
         for key in path[:-1]:
-            inside = inside.setdefault(key, {})
-        inside[path[-1]] = value
+            if not isinstance(inside.get(key), dict):
+                inside[key] = {}
+            inside = inside[key]
+        if not isinstance(inside.get(path[-1]), dict):
+            inside[path[-1]] = value
     return made
 
 

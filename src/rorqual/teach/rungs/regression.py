@@ -16,6 +16,7 @@ from rorqual.tasks.answer import final_answer, final_number
 from rorqual.teach.answer_format import NUMBER
 from rorqual.teach.rungs.rung import Guess, Rung, TrainingRows
 
+DECIMALS = re.compile(r"\.(\d+)\D*$")
 WORD = re.compile(r"[^\W\d]+")
 MOST_NUMBERS, MOST_WORDS, FEWEST = 12, 200, 5
 """The features are the first `MOST_NUMBERS` numbers of the prompt, and which of the `MOST_WORDS` most frequent words and pairs of words it
@@ -45,7 +46,8 @@ class NumberRegression(Rung):
             from sklearn.ensemble import HistGradientBoostingRegressor
         gold = [final_number(final_answer(one.answer)) for one in rows.examples]
         kept = [(one, value) for one, value in zip(rows.examples, gold, strict=True) if value is not None]
-        self.places = max((len(one.answer.rpartition(".")[2]) for one, _ in kept if "." in one.answer), default=0)
+        decimals = (DECIMALS.search(final_answer(one.answer)) for one, _ in kept)
+        self.places = max((len(found[1]) for found in decimals if found), default=0)
         counts = Counter(word for one, _ in kept for word in words_of(one.prompt))
         self.numbers = min(MOST_NUMBERS, max((len(NUMBER.findall(one.prompt)) for one, _ in kept), default=0))
         frequent = [word for word, count in counts.most_common() if FEWEST <= count <= len(kept) - FEWEST]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from rorqual.core.errors import ConfigError, TaskError
@@ -68,10 +70,23 @@ class UserRule(Rung):
                 where="key 'rule'",
                 remedy="Give rule=./mine.py:function.",
             )
-        return {"spec": self.spec}
+        return {"spec": self.spec, "sha256": _digest(self.spec)}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self.rule, self.spec = load_function(state["spec"], "rule"), state["spec"]
+        self.spec = state["spec"]
+        if _digest(self.spec) != state["sha256"]:
+            raise ConfigError(
+                "the file of the rule is missing or has changed since `rorqual teach` measured it",
+                where=self.spec,
+                remedy="Restore the file, or run `rorqual teach` again in another folder.",
+            )
+        self.rule = load_function(self.spec, "rule")
+
+
+def _digest(spec: str) -> str:
+    """Return the SHA-256 of the file of a rule, or "" if there is no such file."""
+    file = Path(spec.rpartition(":")[0])
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
 
 
 def apply_rule(rule: Rule, prompt: str) -> str:

@@ -1,4 +1,5 @@
-"""Save fitted rungs as files, and load them. The files are those of skops, which hold data and names of types, and no code."""
+"""Save fitted rungs as files, and load them. The files are those of skops, which hold data and names of types, and no code. The file of a
+user's rule has the name and the SHA-256 of the Python file, which is run when the rule is loaded."""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ def load_rung(file: Path) -> Rung:
     with require_extra("teach", "skops"):
         from skops import io
         from skops.io.exceptions import UntrustedTypesFoundException
-    remedy = "Load only files that `rorqual teach` wrote, and run it again if this one is damaged."
+    remedy = "Load only files that `rorqual teach` wrote, and repeat it after deleting this one if it is damaged."
     try:
         rung = io.load(file, trusted=TRUSTED)
     except UntrustedTypesFoundException as error:

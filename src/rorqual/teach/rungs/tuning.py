@@ -50,6 +50,8 @@ class TunedRung(Rung):
         total, read, rng = min(EPOCHS * sum(lengths), MOST_TOKENS), 0, np.random.default_rng(self.seed)
         while read < total:
             for batch in np.array_split(rng.permutation(len(lengths)), math.ceil(len(lengths) / BATCH)):
+                if read >= total:
+                    break
                 before, read = read, read + sum(lengths[place] for place in batch)
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak"] * min(1, read / (WARMUP * total)) * max(0, 1 - before / total)

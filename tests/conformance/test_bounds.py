@@ -30,6 +30,7 @@ RESULTS = (
     "rorqual.recipes.quickstart.findings",
     "rorqual.report.",
     "rorqual.model.adapter.files",
+    "rorqual.teach.promise",
 )
 """Records of what was measured: not settings."""
 ELSEWHERE = ("rorqual.cli.planning", "rorqual.generate.schema", "rorqual.cli.benching")

@@ -104,10 +104,20 @@ def test_the_cheapest_rung_is_chosen_that_no_dearer_one_clearly_beats() -> None:
         ]
         place = results.index(choose(results))
         chosen.append(place)
-        assert not any(clearly_beats(dearer, results[place]) for dearer in results[place:])
-        for at in range(place):
-            assert any(clearly_beats(dearer, results[at]) for dearer in results[at + 1 :])
+
+        def is_right(at: int, results: list[HeldOut] = results) -> bool:
+            worse = (gain_over(results[at], cheaper)[0] <= 0 for cheaper in results[:at])
+            return not any(clearly_beats(dearer, results[at]) for dearer in results[at:]) and not any(worse)
+
+        right = [at for at in range(len(results)) if is_right(at)]
+        assert place == right[0] if right else results[place].accuracy == max(one.accuracy for one in results)
     assert {*chosen} == {*range(5)}
+    late = [
+        held("majority", "1" * 10 + "0" * 20),
+        held("neighbour", "1" * 9 + "0" * 21),
+        held("dear", "1" * 20 + "0" * 10),
+    ]
+    assert choose(late).name == "dear", "no rung is chosen that does worse than a cheaper one"
     equal = [held("cheap", "1100"), held("dear", "0011")]
     assert choose(equal).name == "cheap" and choose(equal[::-1]).name == "dear"
 

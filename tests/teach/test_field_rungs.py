@@ -149,3 +149,9 @@ def test_without_numbers_or_calculations_there_is_no_answer() -> None:
     assert answers(rung, sums(60, 0), "number", [Example(0, "how many?", "1"), Example(1, "1 or 2", "3")])[0] == ""
     nothing = [Example(n, "one and two", "3") for n in range(5)]
     assert answers(RankedCalculations(), nothing, "number", sums(2, 0)) == ["", ""]
+
+
+def test_a_field_that_is_an_object_in_some_rows_and_none_in_others_is_put_together() -> None:
+    for paths in ([("a",), ("a", "b")], [("a", "b"), ("a",)]):
+        values = {path: None if path == ("a",) else 1 for path in paths}
+        assert unflatten(values) == {"a": {"b": 1}}

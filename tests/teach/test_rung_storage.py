@@ -139,4 +139,7 @@ def test_a_rule_is_saved_by_its_name(tmp_path: Path) -> None:
     assert not file.exists()
     save_rung(UserRule(rule, f"{mine}:shout"), file)
     mine.write_text(RULE.replace("upper", "lower"), encoding="utf-8")
-    assert load_rung(file).predict(["Ab"])[0].answer == "ab", "the function is read again"
+    with pytest.raises(ConfigError, match="the file of the rule is missing or has changed"):
+        load_rung(file)
+    mine.write_text(RULE, encoding="utf-8")
+    assert load_rung(file).predict(["Ab"])[0].answer == "AB", "the function is read again"

@@ -90,11 +90,16 @@ def test_the_kind_decides_the_baselines_and_which_answers_are_equal() -> None:
 
     assert names("label") == ["majority", "nearest neighbour", "logistic regression"]
     assert names("text") == ["majority", "unchanged input", "nearest neighbour"]
-    assert names("number") == ["majority", "nearest neighbour", "ranked calculations"]
+    assert names("number") == ["majority", "nearest neighbour", "ranked calculations", "regression trees"]
     assert answers_of_rungs(TRAIN, ask(" As  it is"), "text")["unchanged input"] == [" As  it is"]
     sums = examples(("a", "7"), ("b", "1,018"), ("c", "7 8"), ("d", "so #### 1018.0"))
     numbers = answers_of_rungs(sums, ask("d"), "number")
-    assert numbers == {"majority": ["1,018"], "nearest neighbour": ["1,018"], "ranked calculations": [""]}
+    assert numbers == {
+        "majority": ["1,018"],
+        "nearest neighbour": ["1,018"],
+        "ranked calculations": [""],
+        "regression trees": [""],
+    }
     assert answers_of_rungs(sums, ask("d"), "text")["majority"] == ["7"], "as text, all differ, and the first is taken"
 
 

@@ -11,6 +11,7 @@ import pytest
 from example_files import Write, labelled
 
 from rorqual.core.conversations import text_to_turns, turns_to_text
+from rorqual.core.errors import DataError
 from rorqual.core.records import Message, RunDir
 from rorqual.data.chat import load_chat
 from rorqual.data.source.conversations import read_conversations
@@ -21,7 +22,7 @@ from rorqual.tasks.examples import ExamplesTask, write_examples
 from rorqual.teach.answerer import AnswererConfig, load_answerer
 from rorqual.teach.check import check_file
 from rorqual.teach.config import TeachConfig
-from rorqual.teach.contract import prompt_of_turns
+from rorqual.teach.contract import check_length, prompt_of_turns
 from rorqual.teach.dataset import divide_examples, rows_of
 from rorqual.teach.plan import lengths_of
 from rorqual.teach.rungs.language_model import LanguageModel
@@ -120,3 +121,12 @@ def test_the_answerer_knows_the_system_turns_of_the_examples(tmp_path: Path, sys
     teach(config, tmp_path / "out", threads=1, import_progress=lambda *_: None)
     made = load_answerer(tmp_path / "out", threads=1).config
     assert (made.system, made.has_system_turns) == ("Be brief." if system == "shared" else "", system == "own")
+
+
+def test_a_prompt_much_longer_than_the_examples_is_refused() -> None:
+    """One prompt of megabytes would hold up the prompts of all others."""
+    for longest, most in ((10, 20_000), (2_000, 40_000)):
+        config = AnswererConfig(steps=(), longest=longest)
+        assert check_length("a" * most, config) == "a" * most
+        with pytest.raises(DataError, match=f"has {most + 1:,} characters, and at most {most:,} are answered"):
+            check_length("a" * (most + 1), config)

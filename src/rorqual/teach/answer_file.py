@@ -127,7 +127,7 @@ def _write_answers(
         lines: dict[int, Mapping[str, Any]] = {}
         for row, answer in zip(asked, answerer.answer([row.prompt for row in asked]), strict=True):
             record = {"line": row.line, **row.values, "answer": answer.text, "probability": answer.probability}
-            lines[row.line] = record | ({"sure": answer.sure} if answerer.config.asked else {})
+            lines[row.line] = record | ({"sure": answer.sure} if answerer.config.may_abstain else {})
         for fault in (row for row in some if isinstance(row, RefusedRow)):
             error = {"key": fault.key, "what": fault.what, "remedy": fault.remedy}
             lines[fault.line] = {"line": fault.line, **fault.carried, "error": error}

@@ -47,6 +47,11 @@ class AnswererConfig(Config):
     longest: Natural = 0
 
     @property
+    def may_abstain(self) -> bool:
+        """Whether an accuracy was asked for, so that some answers may not be sure."""
+        return bool(self.asked or self.promise)
+
+    @property
     def most_characters(self) -> int:
         """The maximum number of characters of a prompt, so that one prompt cannot hold up all others."""
         return max(FEWEST_CHARACTERS, 20 * self.longest)

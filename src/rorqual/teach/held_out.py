@@ -163,8 +163,8 @@ def choose(results: Sequence[HeldOut]) -> HeldOut:
 
 def best_other(results: Iterable[HeldOut], chosen: HeldOut) -> HeldOut:
     """Return the rung beside `chosen` that may be chosen, with the largest gain over it or the smallest loss."""
-    others = (one for one in results if one.offered and one.name != chosen.name)
-    return max(others, key=lambda one: gain_over(one, chosen)[0])
+    others = [one for one in results if one.name != chosen.name]
+    return max([one for one in others if one.offered] or others, key=lambda one: gain_over(one, chosen)[0])
 
 
 def cannot_be_beaten(one: HeldOut) -> bool:

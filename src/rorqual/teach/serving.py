@@ -288,7 +288,7 @@ def serve_answerer(
     budget. Raises RorqualError if the server cannot start."""
     shared = fields_from_options(address)
     answerer = load_answerer(folder, threads=threads)
-    if remote is not None and not answerer.config.asked:
+    if remote is not None and not answerer.config.may_abstain:
         raise ConfigError(
             "nothing is promised, so no prompt is left to a fallback", where="key 'fallback'", remedy="Leave it out."
         )

@@ -32,6 +32,11 @@ def words_of(prompt: str) -> set[str]:
     return {*words, *(f"{one} {two}" for one, two in pairwise(words))}
 
 
+def _varies(values: Floats) -> bool:
+    """Return whether there are two different numbers among `values`, which the trees need."""
+    return len(np.unique(values[~np.isnan(values)])) > 1
+
+
 class NumberRegression(Rung):
     """The mean of gradient-boosted regression trees (Friedman 2001), on a logarithmic scale if all training answers are positive.
 
@@ -55,13 +60,16 @@ class NumberRegression(Rung):
         values = np.array([float(value) for _, value in kept])
         self.logarithmic = bool(len(values)) and bool((values > 0).all())
         targets = np.log(values) if self.logarithmic else values
-        self.spread = float(targets.std()) or 1.0
+        self.spread = (float(targets.std()) if len(targets) else 0.0) or 1.0
         table, part = self._features([one.prompt for one, _ in kept]), np.arange(len(kept)) % PARTS
+        parts = [part != left_out for left_out in range(PARTS)]
+        self.columns = [column for column, values in enumerate(table.T) if all(_varies(values[one]) for one in parts)]
+        table = table[:, self.columns]
         self.models: list[Any] = [
             HistGradientBoostingRegressor(random_state=0, min_samples_leaf=5, max_iter=200, learning_rate=0.05).fit(
-                table[part != left_out], targets[part != left_out]
+                table[one], targets[one]
             )
-            for left_out in range(PARTS if len(kept) > PARTS else 0)
+            for one in (parts if self.columns else [])
         ]
 
     def _features(self, prompts: Sequence[str]) -> Floats:
@@ -77,7 +85,7 @@ class NumberRegression(Rung):
     def predict(self, prompts: Sequence[str]) -> list[Guess]:
         if not self.models:
             return [Guess("", 0.0)] * len(prompts)
-        table = self._features(prompts)
+        table = self._features(prompts)[:, self.columns]
         found = np.stack([model.predict(table) for model in self.models])
         means, doubts = found.mean(0), found.std(0) / self.spread
         values = np.exp(means) if self.logarithmic else means

@@ -18,7 +18,7 @@ ATTACKS = 10
 @pytest.mark.timeout(900)
 def test_a_tenant_gets_tokens_beside_every_attack(tmp_path: Path) -> None:
     result = tmp_path / "isolation.json"
-    words = ["--rounds", "1", "--seconds", "4", "--pairs", "2", "--result", str(result)]
+    words = ["--rounds", "1", "--seconds", "6", "--pairs", "2", "--result", str(result)]
     subprocess.run([sys.executable, str(BENCHMARK), *words], check=True, timeout=800)
     found = json.loads(result.read_text(encoding="utf-8"))
     [rows] = found["rounds"]

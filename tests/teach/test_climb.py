@@ -190,4 +190,5 @@ def test_an_answerer_has_the_calibration_and_the_promise_of_its_held_out_answers
     calibrated = [step.calibration.probability(one) for one in sure.values()]
     assert made.promise == promise(0.9, calibrated, [*chosen.right.values()]) is not None
     assert (made.columns, made.system) == (("subject", "body"), "Be brief.")
+    assert (made.asked, made.longest) == (0.9, max(len(one.prompt) for one in POOL)) and not made.has_system_turns
     assert climb.answerer(chosen, 0.0, Columns())[0].promise is None

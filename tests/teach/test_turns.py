@@ -19,13 +19,17 @@ from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Request, SamplingParams
 from rorqual.tasks.examples import ExamplesTask, write_examples
-from rorqual.teach.answerer import AnswererConfig, load_answerer
+from rorqual.teach.answerer import Answerer, AnswererConfig, Step, load_answerer
 from rorqual.teach.check import check_file
 from rorqual.teach.config import TeachConfig
-from rorqual.teach.contract import check_length, prompt_of_turns
+from rorqual.teach.contract import abstention, check_length, prompt_of_turns
 from rorqual.teach.dataset import divide_examples, rows_of
+from rorqual.teach.examples import Example
 from rorqual.teach.plan import lengths_of
+from rorqual.teach.promise import PlattCalibration
 from rorqual.teach.rungs.language_model import LanguageModel
+from rorqual.teach.rungs.rung import TrainingRows
+from rorqual.teach.rungs.simple import Majority
 from rorqual.teach.stages import teach
 
 
@@ -130,3 +134,13 @@ def test_a_prompt_much_longer_than_the_examples_is_refused() -> None:
         assert check_length("a" * most, config) == "a" * most
         with pytest.raises(DataError, match=f"has {most + 1:,} characters, and at most {most:,} are answered"):
             check_length("a" * (most + 1), config)
+
+
+def test_an_accuracy_that_could_not_be_promised_leaves_no_answer_sure() -> None:
+    rung = Majority()
+    rung.fit(TrainingRows([Example(1, "a", "b"), Example(2, "c", "b")], "label"))
+    for asked in (0.0, 0.9):
+        config = AnswererConfig(steps=(Step(rung="majority", calibration=PlattCalibration()),), asked=asked)
+        [answer] = Answerer(config, [rung]).answer(["x"])
+        assert answer.text == "b" and answer.sure is not bool(asked) and config.may_abstain is bool(asked)
+        assert ("0.9 could not be promised" in abstention(answer, config)) is bool(asked)

@@ -189,6 +189,8 @@ REFUSED: list[tuple[Any, dict[str, Any], str, str]] = [
     ('{"subject": "my card", "b": 1}', {}, "messages", "unknown column 'b'"),
     ('{"subject": "my card"}', {}, "messages", "column 'body' is missing"),
     (" ", {}, "messages", "the prompt is empty"),
+    ("a" * 20_001, {}, "messages", "has 20,001 characters, and at most 20,000 are answered"),
+    ("", {"columns": {"subject": "a" * 20_001, "body": ""}}, "columns", "at most 20,000 are answered"),
     ("a", {"messages": []}, "messages", "there is no user message"),
     ("a", {"messages": [{"role": "assistant", "content": "a"}]}, "messages", "there is no user message"),
     ("a", {"n": 2}, "n", "`n` is not supported: a prompt has one answer"),

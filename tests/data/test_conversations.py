@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_families import made
 
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Tool, ToolCall
 from rorqual.data.source.conversations import read_conversations
-from rorqual.train.sources import ConversationsConfig, SourceInputs
 
 GOOD = b'{"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]}'
 READ = (Message("user", "2+2?"), Message("assistant", "4"))
@@ -143,15 +141,3 @@ def test_openais_fields_of_a_row_are_read(tmp_path: Path) -> None:
     assert (loaded.tools, loaded.conversations[1]) == ([(Tool("add", "", {"type": "object"}),), ()], READ)
     silent = line(USER, {"role": "assistant", "content": "b", "weight": 0})
     assert read_conversations(write(tmp_path, silent + b"\n" + GOOD)).skipped == 1
-
-
-def test_a_training_row_has_the_tools_of_its_conversation(tmp_path: Path) -> None:
-    tool = {"type": "function", "function": {"name": "multiply_numbers", "parameters": {"type": "object"}}}
-    calls = line(USER, {"role": "assistant", "tool_calls": [CALL]}, tools=[tool])
-    chat = made("qwen3")
-    inputs = SourceInputs(model=None, tokenizer=chat.tokenizer, chat=chat, seed=0, threads=1)  # type: ignore[arg-type]
-    config = ConversationsConfig(data=str(write(tmp_path, calls)), rows=1, row=512)
-    [batch] = config.build(inputs).step(0).batches
-    text = chat.tokenizer.decode(batch.tokens[0].tolist(), specials=True)
-    trained = chat.tokenizer.decode(batch.targets[batch.loss_mask > 0].tolist(), specials=True)
-    assert "multiply_numbers" in text and trained.startswith("<tool_call>") and '{"a": 2}' in trained

@@ -295,11 +295,13 @@ class ModelService(Service):
         effort: float | None = None,
         task: TaskDefaults = NO_DEFAULTS,
         plain: bool = False,
+        adapter: str = "",
     ) -> EngineRequest:
         """Return the request for the engine. Raises ApiError if the model is not served or the prompt exceeds the context.
 
         `effort` is the share of the server's thinking budget that a chat request may use, or None for a text request.
-        `task` holds the defaults of a chat request. With `plain`, the grammar applies to the whole reply.
+        `task` holds the defaults of a chat request. With `plain`, the grammar applies to the whole reply. `adapter` is the name
+        of a loaded adapter (`EngineBridge.load_adapter`), or "" for the base model.
         """
         info = self.served_model_limits(request.model)
         self._check_prompt_ids(prompt, param, info)
@@ -335,7 +337,7 @@ class ModelService(Service):
         )
         # In vLLM's API, the request with the lowest priority number runs first. In the engine, the highest number runs
         # first.
-        return EngineRequest(tuple(prompt), params, -(request.priority or 0), plain)
+        return EngineRequest(tuple(prompt), params, -(request.priority or 0), plain, adapter)
 
     def _thinking_budget(self, own: int | None, limit: int, thinking: Thinking, effort: float | None) -> int | None:
         """Return the thinking budget in tokens of a reply of at most `limit` tokens, or None if thinking has no maximum.

@@ -86,6 +86,7 @@ def tuning(run: Path, folder: Path, *words: str) -> Iterator[TuneServer]:
             file.write_text(ApiKeys.load(keys).ensure_key(file.stem) or "", encoding="ascii")
     settings = [f"tune={folder / 'tune'}", f"tune_names={BASE}", "slots=4", *words]
     with running(run, folder, *settings) as server:
+        server.key = secrets[0].read_text(encoding="ascii")
         clients = [
             OpenAI(base_url=f"{server.url}/v1", api_key=file.read_text(encoding="ascii"), max_retries=0)
             for file in secrets

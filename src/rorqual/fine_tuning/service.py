@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from rorqual.core.lock import Lock, acquire_lock
 from rorqual.core.records import NO_DEFAULTS, RunDir
 from rorqual.fine_tuning.queue import JobQueue
 from rorqual.fine_tuning.store import Job, TuneStore
+from rorqual.serve.errors import ApiError
 from rorqual.serve.service import ModelService
 
 ALL = "*"
@@ -67,11 +69,10 @@ class TuneService(ModelService):
 
     async def forget_model(self, job: Job) -> None:
         """Delete the models of a job, also from the engine's memory."""
-        folder = self.store.folder(job.id)
-        names = [job.model_name, *(f"{job.model_name}{CHECKPOINT}{one['step_number']}" for one in folder.checkpoints())]
-        for name in names:
-            await self.bridge.unload_adapter(name)
-        shutil.rmtree(folder.models, ignore_errors=True)
+        for name in [known for known in self.bridge.adapters if known.partition(CHECKPOINT)[0] == job.model_name]:
+            with suppress(ApiError):  # an unfinished request uses it, or the engine is restarting
+                await self.bridge.unload_adapter(name)
+        shutil.rmtree(self.store.folder(job.id).models, ignore_errors=True)
 
     def accepts_base(self, name: str) -> bool:
         """Return whether clients may name the base model `name`."""

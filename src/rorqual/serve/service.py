@@ -182,7 +182,7 @@ class ModelService(Service):
     async def prepare_engine(self) -> None:
         """Load what the engine needs for this service's model. Raises ApiError if the engine refuses it."""
         if self.adapter:
-            await self.bridge.load_adapter(self.name, Path(self.adapter))
+            await self.bridge.use_adapter(self.name, Path(self.adapter))
 
     @property
     def bridges(self) -> tuple[EngineBridge, ...]:
@@ -295,13 +295,11 @@ class ModelService(Service):
         effort: float | None = None,
         task: TaskDefaults = NO_DEFAULTS,
         plain: bool = False,
-        adapter: str = "",
     ) -> EngineRequest:
         """Return the request for the engine. Raises ApiError if the model is not served or the prompt exceeds the context.
 
         `effort` is the share of the server's thinking budget that a chat request may use, or None for a text request.
-        `task` holds the defaults of a chat request. With `plain`, the grammar applies to the whole reply. `adapter` is the name
-        of a loaded adapter (`EngineBridge.load_adapter`), or "" for the base model.
+        `task` holds the defaults of a chat request. With `plain`, the grammar applies to the whole reply.
         """
         info = self.served_model_limits(request.model)
         self._check_prompt_ids(prompt, param, info)
@@ -337,7 +335,7 @@ class ModelService(Service):
         )
         # In vLLM's API, the request with the lowest priority number runs first. In the engine, the highest number runs
         # first.
-        return EngineRequest(tuple(prompt), params, -(request.priority or 0), plain, adapter)
+        return EngineRequest(tuple(prompt), params, -(request.priority or 0), plain, self.name if self.adapter else "")
 
     def _thinking_budget(self, own: int | None, limit: int, thinking: Thinking, effort: float | None) -> int | None:
         """Return the thinking budget in tokens of a reply of at most `limit` tokens, or None if thinking has no maximum.

@@ -89,7 +89,7 @@ def _wait_for_lock(path: Path) -> Lock:
 def is_disk_full(error: BaseException | None) -> bool:
     """Return whether a full disk caused the error."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return True
         error = error.__cause__
     return False

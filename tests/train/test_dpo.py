@@ -97,7 +97,7 @@ def slow_update(policy: Decoder, reference: Decoder) -> tuple[UpdateResult, dict
     loss = (1 + (-margins).exp()).log().mean()
     grads = torch.autograd.grad(loss, list(policy.parameters()), allow_unused=True, materialize_grads=True)
     shown = {"chosen": chosen, "rejected": rejected, "margins": margins, "accuracies": (margins > 0).double()}
-    return UpdateResult(list(grads), float(loss)), {name: float(value.detach().mean()) for name, value in shown.items()}
+    return UpdateResult(list(grads), loss.item()), {name: float(value.detach().mean()) for name, value in shown.items()}
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3])
@@ -201,10 +201,11 @@ POISON: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", POISON)
-def test_a_bad_line_is_refused_by_its_number_and_key(name: str, base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("change", "said"), POISON.values(), ids=POISON)
+def test_a_bad_line_is_refused_by_its_number_and_key(
+    change: dict[str, Any], said: str, base: Path, tmp_path: Path
+) -> None:
     """Beside its valid twin; before anything is written."""
-    change, said = POISON[name]
     file = tmp_path / "p.jsonl"
     source_of(write(file, *ROWS, ROWS[0]), base, Decoder(tiny()))
     write(file, *ROWS, ROWS[0] | change)

@@ -182,11 +182,13 @@ def test_what_is_given_reaches_the_run(base: Path, tmp_path: Path) -> None:
 
 SAME = [{"role": "assistant", "content": "a b"}]
 POISON: dict[str, tuple[dict[str, Any], str]] = {
-    "no key": ({"preferred_output": None}, "column 'preferred_output' is not list"),
+    "no key": ({"preferred_output": None}, "no column 'preferred_output'"),
+    "no list": ({"preferred_output": SAME[0]}, "column 'preferred_output' is not list"),
     "no object": ({"input": []}, "column 'input' is not dict"),
     "no messages": ({"input": {}}, "input: key 'messages' is a NoneType"),
     "no prompt": ({"input": {"messages": [{"role": "user", "content": " "}]}}, "input: message 1: an empty prompt"),
     "no question": ({"input": {"messages": SAME}}, "input: message 1: an assistant turn follows no turn"),
+    "no end": ({"input": {"messages": [*ROWS[0]["input"]["messages"], *SAME]}}, "input: messages: the last turn is an"),
     "a role": ({"input": {"messages": [{"role": "usr", "content": "a"}]}}, "input: message 1: unknown role 'usr'"),
     "tools": ({"input": ROWS[0]["input"] | {"tools": [{"type": "function"}]}}, "key 'input.tools': tool calls cannot"),
     "two replies": ({"non_preferred_output": SAME * 2}, "key 'non_preferred_output' is not one assistant message"),
@@ -208,10 +210,10 @@ def test_a_bad_line_is_refused_by_its_number_and_key(
     """Beside its valid twin; before anything is written."""
     file = tmp_path / "p.jsonl"
     source_of(write(file, *ROWS, ROWS[0]), base, Decoder(tiny()))
-    write(file, *ROWS, ROWS[0] | change)
+    write(file, *ROWS, {key: value for key, value in (ROWS[0] | change).items() if value is not None})
     with pytest.raises(DataError) as caught:
         fit(dpo_run(base, str(file)), tmp_path / "run", quiet=True)
-    assert f"{file}:4: {said}" in str(caught.value).replace(f"{file}:4: {file}:4: ", "") and caught.value.remedy
+    assert str(caught.value).startswith(f"{file}:4: {said}") and caught.value.remedy
     assert not (tmp_path / "run").exists()
 
 

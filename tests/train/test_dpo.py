@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from little import (
 
 from rorqual.core.config import read_yaml
 from rorqual.core.errors import ConfigError, DataError
-from rorqual.core.records import Message, RunDir
+from rorqual.core.records import Message, RunDir, Tool
 from rorqual.data.chat import chat_format
 from rorqual.model import Decoder
 from rorqual.model.adapter import fingerprint
@@ -40,21 +41,21 @@ CHAT = chat_format(tokenizer(), "deepseek")
 BETA = 0.3
 
 
-def row(prompt: str, preferred: str, other: str, *before: tuple[str, str]) -> dict[str, Any]:
-    """A line of OpenAI's form. `before` are earlier turns."""
+def row(prompt: str, preferred: str, other: str, *before: tuple[str, str], **more: Any) -> dict[str, Any]:
+    """A line of OpenAI's form. `before` are earlier turns, and `more` is added to the input and to both replies."""
     turns = [{"role": role, "content": text} for role, text in (*before, ("user", prompt))]
-    replies = [[{"role": "assistant", "content": text}] for text in (preferred, other)]
-    keys = ("preferred_output", "non_preferred_output")
-    return {"input": {"messages": turns, "tools": [], "parallel_tool_calls": True}} | dict(
-        zip(keys, replies, strict=True)
-    )
+    one, two = ([{"role": "assistant", "content": text} | more] for text in (preferred, other))
+    given = {"messages": turns, "tools": [], "parallel_tool_calls": True} | more
+    return {"input": given, "preferred_output": one, "non_preferred_output": two}
 
 
+TOOLS = [Tool("add", "adds", {"type": "object"})]
 ROWS = [
     row("after a", "a b", "c"),
     row("after b", "b", "b c d", ("system", "short"), ("user", "after q"), ("assistant", "q r")),
     row("after c", "d", "a longer reply"),
 ]
+WITH_TOOLS = row("after d", "e", "f", tools=[{"type": "function", "function": asdict(TOOLS[0])}], weight=0)
 
 
 def write(file: Path, *rows: Any) -> str:
@@ -62,7 +63,7 @@ def write(file: Path, *rows: Any) -> str:
     return str(file)
 
 
-def source_of(data: str, reference: Path, model: Decoder, *, pairs: int = 3, row: int = 64, seed: int = 0) -> Source:
+def source_of(data: str, reference: Path, model: Decoder, *, pairs: int = 4, row: int = 1024, seed: int = 0) -> Source:
     config = PreferencesConfig(data=data, reference=str(reference), pairs=pairs, row=row)
     return config.build(SourceInputs(model, tokenizer(), CHAT, seed, 1))
 
@@ -70,16 +71,13 @@ def source_of(data: str, reference: Path, model: Decoder, *, pairs: int = 3, row
 # ---- the loss
 
 
-def slow_reward(model: Decoder, prompt: list[dict[str, str]], reply: str) -> torch.Tensor:
+def slow_reward(model: Decoder, given: dict[str, Any], reply: str) -> torch.Tensor:
     """The log-probability of a reply and its end, one token after the other."""
-    turns = [Message(one["role"], one["content"]) for one in prompt]  # type: ignore[arg-type]
-    start, whole = CHAT.prompt(turns), CHAT.render([*turns, Message("assistant", reply)]).ids
+    turns, tools = [Message(one["role"], one["content"]) for one in given["messages"]], TOOLS if given["tools"] else ()
+    start, whole = CHAT.prompt(turns, tools=tools), CHAT.render([*turns, Message("assistant", reply)], tools=tools).ids
     logits = model.logits(model(torch.tensor([whole])).hidden)[0]
-    total = logits.new_zeros(())
-    for place in range(len(start), len(whole)):
-        before = logits[place - 1]
-        total = total + before[whole[place]] - before.exp().sum().log()
-    return total
+    places = range(len(start), len(whole))
+    return torch.stack([logits[at - 1, whole[at]] - logits[at - 1].exp().sum().log() for at in places]).sum()
 
 
 def slow_update(policy: Decoder, reference: Decoder) -> tuple[UpdateResult, dict[str, float]]:
@@ -87,10 +85,10 @@ def slow_update(policy: Decoder, reference: Decoder) -> tuple[UpdateResult, dict
     policy, reference = deepcopy(policy).double().train(), deepcopy(reference).double()
     rewards = [
         [
-            BETA * (slow_reward(policy, one["input"]["messages"], text) - slow_reward(reference, one["input"]["messages"], text).detach())
+            BETA * (slow_reward(policy, one["input"], text) - slow_reward(reference, one["input"], text).detach())
             for text in (one["preferred_output"][0]["content"], one["non_preferred_output"][0]["content"])
         ]
-        for one in ROWS
+        for one in (*ROWS, WITH_TOOLS)
     ]  # fmt: skip
     chosen, rejected = (torch.stack(side) for side in zip(*rewards, strict=True))
     margins = chosen - rejected
@@ -108,13 +106,13 @@ def test_loss_and_gradients_are_those_of_a_slow_second_writing(parts: int, base:
     with torch.no_grad():
         for name, tensor in policy.named_parameters():
             tensor.add_(0.1 * noise[name])
-    batch = source_of(write(tmp_path / "pairs.jsonl", *ROWS), base, policy).step(0).batches[0]
+    batch = source_of(write(tmp_path / "pairs.jsonl", *ROWS, WITH_TOOLS), base, policy).step(0).batches[0]
     found = update_of(policy, [DPO(beta=BETA)], batch, parts=parts)
     slow, shown = slow_update(policy, reference)
     assert found.loss == pytest.approx(slow.loss, rel=1e-5) and 0 < shown["accuracies"] < 1
     same_gradient(policy, slow, found, 1e-4)
     assert max(relative(torch.zeros(1), grad) for grad in found.grads) > 0.01, "a gradient that is zero shows nothing"
-    assert {name: found.means[f"rewards/{name}"][0] / 3 for name in shown} == pytest.approx(shown, rel=1e-4)
+    assert {name: found.means[f"rewards/{name}"][0] / 4 for name in shown} == pytest.approx(shown, rel=1e-4)
 
 
 # ---- the batches
@@ -128,7 +126,7 @@ def pairs_of(source: Source, step: int) -> list[tuple[str, str]]:
 
 def test_an_epoch_has_every_pair_once_in_an_order_of_seed_and_step(base: Path, tmp_path: Path) -> None:
     data, model = write(tmp_path / "p.jsonl", *(row(f"q{i}", f"x{i}", f"y{i}") for i in range(6))), Decoder(tiny())
-    one, again, other = (source_of(data, base, model, pairs=4, seed=seed) for seed in (3, 3, 4))
+    one, again, other = (source_of(data, base, model, seed=seed) for seed in (3, 3, 4))
     third, second, first = (pairs_of(one, step) for step in (2, 1, 0))
     assert (
         [pairs_of(again, step) for step in (0, 1, 2)]
@@ -190,10 +188,14 @@ POISON: dict[str, tuple[dict[str, Any], str]] = {
     "no question": ({"input": {"messages": SAME}}, "input: message 1: an assistant turn follows no turn"),
     "no end": ({"input": {"messages": [*ROWS[0]["input"]["messages"], *SAME]}}, "input: messages: the last turn is an"),
     "a role": ({"input": {"messages": [{"role": "usr", "content": "a"}]}}, "input: message 1: unknown role 'usr'"),
-    "tools": ({"input": ROWS[0]["input"] | {"tools": [{"type": "function"}]}}, "key 'input.tools': tool calls cannot"),
+    "a tool": ({"input": ROWS[0]["input"] | {"tools": [{"type": "function"}]}}, "input: key 'tools' is no list of"),
     "two replies": ({"non_preferred_output": SAME * 2}, "key 'non_preferred_output' is not one assistant message"),
     "a user's reply": ({"preferred_output": [{"role": "user", "content": "a"}]}, "key 'preferred_output' is not one"),
-    "a call": ({"preferred_output": [SAME[0] | {"tool_calls": [{}]}]}, "key 'preferred_output' is not one assistant"),
+    "a call": (
+        {"preferred_output": [SAME[0] | {"tool_calls": [{}]}]},
+        "preferred_output: message 1: key 'tool_calls' is",
+    ),
+    "nothing": ({"preferred_output": []}, "preferred_output: key 'messages' is an empty list"),
     "no text": ({"non_preferred_output": [{"role": "assistant"}]}, "non_preferred_output: message 1: key 'content' is"),
     "no reply": (
         {"preferred_output": [{"role": "assistant", "content": " "}]},

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rorqual.core.config import RowLength, Rows
-from rorqual.core.conversations import Conversation, read_messages, refuse_empty_prompt
+from rorqual.core.conversations import Conversation, read_messages, read_tools, refuse_empty_prompt
 from rorqual.core.errors import DataError
 from rorqual.core.records import is_blank_message
 from rorqual.core.rows import DataRow, read_rows
@@ -72,9 +72,9 @@ class Preferences(Source):
 
 def render_pair(row: DataRow, chat: ChatFormat) -> list[TrainingSample]:
     """Return the samples of the preferred and the other reply. Only the tokens of the reply are in the loss."""
-    pair = read_pair(row)
+    pair, tools = read_pair(row), read_tools(row.values["input"], f"{row.where}: input")
     try:
-        rendered = [chat.render(messages, train_from=len(messages) - 1) for messages in pair]
+        rendered = [chat.render(messages, train_from=len(messages) - 1, tools=tools) for messages in pair]
     except DataError as error:
         raise DataError(error.what, where=f"{row.where}: input: {error.where}", remedy=error.remedy) from None
     return [TrainingSample(one.ids, one.mask) for one in rendered]
@@ -83,18 +83,14 @@ def render_pair(row: DataRow, chat: ChatFormat) -> list[TrainingSample]:
 def read_pair(row: DataRow) -> tuple[Conversation, Conversation]:
     """Return the prompt with the preferred reply, and the prompt with the other reply.
 
-    Raises DataError, with file, line and key, for a missing or invalid key, tools, an empty prompt, an empty preferred reply, or
-    two equal replies.
+    Raises DataError, with file, line and key, for a missing or invalid key, an empty prompt, an empty preferred reply, or two equal
+    replies.
     """
     given: dict[str, Any] = row.get("input", dict)
-    if given.get("tools"):
-        raise DataError(
-            "key 'input.tools': tool calls cannot be trained on", where=row.where, remedy="Remove the rows with tools."
-        )
     prompt = read_messages(given.get("messages"), f"{row.where}: input: ")
     refuse_empty_prompt(prompt, f"{row.where}: input")
     preferred, other = ((*prompt, *_read_reply(row, key)) for key in ("preferred_output", "non_preferred_output"))
-    if is_blank_message(preferred[-1]) or preferred == other:
+    if preferred == other or (is_blank_message(preferred[-1]) and not preferred[-1].tool_calls):
         raise DataError(
             "key 'preferred_output' is empty, or equal to 'non_preferred_output'",
             where=row.where,
@@ -104,13 +100,12 @@ def read_pair(row: DataRow) -> tuple[Conversation, Conversation]:
 
 
 def _read_reply(row: DataRow, key: str) -> Conversation:
-    """Return the reply under `key`: one assistant message."""
-    reply = row.get(key, list)
-    plain = [isinstance(one, dict) and one.get("role") == "assistant" and not one.get("tool_calls") for one in reply]
-    if plain != [True]:
+    """Return the reply under `key`: one assistant message, which is in the loss whatever its `weight`."""
+    reply = read_messages(row.get(key, list), f"{row.where}: {key}: ")
+    if [message.role for message in reply] != ["assistant"]:
         raise DataError(
-            f"key '{key}' is not one assistant message without tool calls",
+            f"key '{key}' is not one assistant message",
             where=row.where,
             remedy=f'Write "{key}": [{{"role": "assistant", "content": "..."}}], or remove the row.',
         )
-    return read_messages(reply, f"{row.where}: {key}: ")
+    return (replace(reply[0], in_loss=True),)

@@ -20,6 +20,8 @@ from rorqual.cli.eval_settings import (
     held_out_text,
     load_engine_or_client,
 )
+from rorqual.cli.machine import available_cores
+from rorqual.cli.settings import refuse_ineffective_settings
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 from rorqual.data.fingerprint import fingerprint
@@ -33,14 +35,25 @@ from rorqual.evals.trained_verifier import check_verifier, with_verifier_scores,
 from rorqual.generate.output import check_writable_path
 from rorqual.ops.backends import backend_cache_id
 from rorqual.tasks.task import Task
+from rorqual.teach.answer_file import answerer_fingerprint
+from rorqual.teach.answerer import load_answerer
+from rorqual.teach.golden import AnswererGenerator
+from rorqual.teach.paths import has_answerer
 
 T = TypeVar("T")
+TAUGHT = ("task", "data", "options", "split", "count", "seed", "per_family", "out", "threads")
+"""Settings that have an effect if the model is a folder that `rorqual teach` wrote."""
 
 
 def evaluate_and_save(
-    model: str, settings: EvalSettings, task: Task, file: Path | None, progress: Callable[[int, int], None]
+    model: str,
+    settings: EvalSettings,
+    task: Task,
+    file: Path | None,
+    progress: Callable[[int, int], None],
+    **arguments: Any,
 ) -> Evaluation:
-    """Evaluate `model` on `task` and save the result in `file`.
+    """Evaluate `model` on `task` and save the result in `file`. `arguments` of `evaluate` replace those of the settings.
 
     During the evaluation, answers are saved in an answer cache next to `file`. After an interruption, the same command
     continues with the cached answers.
@@ -53,7 +66,7 @@ def evaluate_and_save(
     with load_with_cached_answers(model, settings, file) as cache:
         task.checkpoint = str(cache.made.get("run", ""))
         evaluation = run.evaluate(
-            cache, task, progress=progress, model=model, **settings.evaluate_arguments()
+            cache, task, progress=progress, model=model, **settings.evaluate_arguments() | arguments
         ).model_copy(update=provenance(model, cache.made.get("step"), settings))
         if judge is not None:
             evaluation = with_verifier_scores(evaluation, judge, settings.verifier)
@@ -106,6 +119,11 @@ def _load_engine(model: str, settings: EvalSettings) -> tuple[Any, dict[str, Any
             "model": settings.model,
             "seed_bits": settings.seed_bits,
         }
+    if has_answerer(Path(model)):
+        refuse_ineffective_settings(settings, TAUGHT, model)
+        answerer = load_answerer(Path(model), threads=settings.threads or available_cores())
+        made = {"run": answerer_fingerprint(Path(model), answerer.config)}
+        return AnswererGenerator(answerer), made | software_versions()
     engine, fingerprint_, step = load_with_fingerprint(
         RunDir(Path(model)), lambda: load_engine_or_client(model, settings)
     )

@@ -49,8 +49,8 @@ OPERATORS: Mapping[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv, ast.Pow: math.pow,
 }  # fmt: skip
 FUNCTIONS: Mapping[str, Callable[..., float]] = {
-    "min": lambda *values: min(values), "max": lambda *values: max(values), "abs": abs, "floor": math.floor, "ceil": math.ceil,
-    "exp": math.exp, "sqrt": math.sqrt, "log": math.log,
+    "min": lambda first, *more: min((first, *more)), "max": lambda first, *more: max((first, *more)),
+    "abs": abs, "floor": math.floor, "ceil": math.ceil, "exp": math.exp, "sqrt": math.sqrt, "log": math.log,
 }  # fmt: skip
 CHECKS: Mapping[str, Callable[[str, str], bool]] = {
     "eq": operator.eq,
@@ -314,9 +314,6 @@ class OpenAITask(FileTask):
         if score is None:
             return Verdict.UNGRADED
         return Verdict.RIGHT if score >= self.grader.pass_threshold - 1e-9 else Verdict.WRONG
-
-    def grade_last(self, problem: Problem, reply: str) -> Verdict:
-        return self.grade(problem, reply)
 
     def reward(self, problem: Problem, reply: str, verdict: Verdict) -> float:
         return self.score(problem, reply) or 0.0

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from rorqual.cli.settings import WHERE, Settings, parse_settings, split_pairs
 from rorqual.core.config import Config, Part, parse_config
+from rorqual.core.errors import ConfigError
 
 
 class CompareSettings(Config):
@@ -42,10 +43,11 @@ def compare(
     `rorqual compare RUN golden=FILE` holds one model (a run, a folder of rorqual teach, or a server) against the kept answers of another:
     each line of FILE is a conversation that ends with the old answer. After an interruption, the same command resumes.
     """
-    words = [word for word in settings or () if "=" in word or word.startswith("-")]
-    if after.startswith("golden="):
-        _hold_against_golden(before, [after, *(settings or ())])
+    given = [before, after, *(settings or ())]
+    if any(word.startswith("golden=") for word in given):
+        _hold_against_golden(given)
         return
+    words = [word for word in settings or () if "=" in word or word.startswith("-")]
     arms = [before, after, *(word for word in settings or () if word not in words)]
     chosen = parse_settings(CompareSettings, words)
 
@@ -66,15 +68,19 @@ def compare(
         print(f"  {file}")
 
 
-def _hold_against_golden(model: str, words: list[str]) -> None:
-    values = split_pairs(words)
-    chosen = parse_config(
-        CompareSettings, {key: values.pop(key) for key in ("golden", "confidence") if key in values}, where=WHERE
-    )
+def _hold_against_golden(words: list[str]) -> None:
+    models = [word for word in words if "=" not in word]
+    values = split_pairs([word for word in words if word not in models])
+    if len(models) != 1:
+        raise ConfigError(
+            f"golden= takes one model, not {len(models)}", where=WHERE, remedy="Give one run, folder or address."
+        )
+    own = {key: values.pop(key) for key in ("golden", "confidence") if key in values}
+    chosen = parse_config(CompareSettings, own, where=WHERE)
 
-    from rorqual.cli.golden import compare_with_golden
+    from rorqual.cli.evaluating import compare_with_golden
 
-    compare_with_golden(model, chosen.golden, chosen.confidence, values)
+    compare_with_golden(models[0], chosen.golden, chosen.confidence, values)
 
 
 def _parts(text: str) -> list[str]:

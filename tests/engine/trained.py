@@ -89,10 +89,14 @@ def text(rng: random.Random, length: int) -> str:
     return "".join(parts)
 
 
+def untrained(kind: str) -> Decoder:
+    config = ModelConfig(vocab_size=264, hidden_size=96, stages=STAGES[kind], max_position_embeddings=CONTEXT)
+    return build(config, seed=1)
+
+
 def trained(kind: str, *, steps: int = 90) -> Decoder:
     """A model after `steps` updates with one thread: the same every time on one machine."""
-    config = ModelConfig(vocab_size=264, hidden_size=96, stages=STAGES[kind], max_position_embeddings=CONTEXT)
-    model = build(config, seed=1)
+    model = untrained(kind)
     generator = torch.Generator().manual_seed(2)
     for name, parameter in model.named_parameters():
         if name.endswith("bias") or "norm" in name:  # at 0 and 1 they would hide

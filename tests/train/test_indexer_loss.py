@@ -18,9 +18,9 @@ from rorqual.train.batch import TrainBatch
 from rorqual.train.gradient import gradient, open_workers
 from rorqual.train.objectives import IndexerSparse, IndexerWarmup, Objective
 
-LENGTHS = ((70, 9), (30, 40))
+LENGTHS = ((66, 5), (20, 9))
 """Documents in two rows; the first is longer than a block of the cache. Row 1 ends in padding."""
-ROW = 79
+ROW = 71
 
 
 def config(*, mtp: int = 0, index: dict[str, Any] | None = None) -> ModelConfig:

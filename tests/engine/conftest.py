@@ -74,7 +74,7 @@ class Trained(dict[str, Decoder]):
             return self[kind]
         before = torch.get_num_threads()
         torch.set_num_threads(1)
-        self[kind] = trained(kind)
+        self[kind] = trained(kind, rows=4)
         torch.set_num_threads(before)
         write_atomic(file, save({name: weight.contiguous() for name, weight in self[kind].state_dict().items()}))
         return self[kind]

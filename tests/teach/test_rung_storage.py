@@ -21,8 +21,8 @@ from rorqual.core.errors import ConfigError
 from rorqual.tasks.examples import load_function
 from rorqual.teach.encoder import load_encoder
 from rorqual.teach.examples import AnswerKind, Example
-from rorqual.teach.rungs.classifiers import LogisticRegression
-from rorqual.teach.rungs.features import Embeddings
+from rorqual.teach.rungs.classifiers import LogisticRegression, NearestNeighbour
+from rorqual.teach.rungs.features import Embeddings, TfIdf
 from rorqual.teach.rungs.ladder import rungs_of
 from rorqual.teach.rungs.rung import TrainingRows
 from rorqual.teach.rungs.simple import Majority, UserRule
@@ -79,6 +79,20 @@ def test_a_saved_rung_answers_with_the_same_bits_in_another_process(bert: Path, 
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     found = [[(guess.answer, guess.probability.hex()) for guess in guesses] for guesses in wanted]
     assert done.stdout.splitlines() == [str(one) for one in found]
+
+
+def test_a_file_with_the_vocabulary_as_a_dictionary_answers_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Versions before wrote so; now it is one text, of which the file is half as large."""
+    rung = NearestNeighbour("near", TfIdf(words=True))
+    rung.fit(TrainingRows(rows(40, 0, "label"), "label"))
+    save_rung(rung, tmp_path / "new")
+    monkeypatch.delattr(TfIdf, "__getstate__")
+    save_rung(rung, tmp_path / "old")
+    old, new = (load_rung(tmp_path / name).predict(["w1 has w2"]) for name in ("old", "new"))
+    assert old == new == rung.predict(["w1 has w2"])
+    assert (tmp_path / "new").stat().st_size < 0.6 * (tmp_path / "old").stat().st_size
 
 
 def test_a_file_of_another_type_is_refused(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ class Small(AnswersExperiment):
     def training_jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         given: dict[str, Any] = {
             "task": self.task,
-            "steps": 30,
+            "steps": 60,
             "rows": 4,
             "row": 128,
             "think": 0.0,
@@ -57,7 +57,7 @@ class Small(AnswersExperiment):
 
     def verifier_run(self, seed: int, place: Path, share: float) -> Run:
         return sft(
-            data=str(place / VERIFIER_ROWS), start=str(place / BIG), steps=30, rows=4, row=128, lr=1e-2, seed=seed
+            data=str(place / VERIFIER_ROWS), start=str(place / BIG), steps=60, rows=4, row=128, lr=1e-2, seed=seed
         )
 
 

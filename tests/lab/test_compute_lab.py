@@ -28,7 +28,7 @@ from rorqual.model.load.run_directory import load_run
 from rorqual.tasks.find import load_task, safe_problems
 from rorqual.train.sources.worked import worked_sample
 
-SHARE = 0.01
+SHARE = 0.02
 
 
 @pytest.fixture(scope="module")

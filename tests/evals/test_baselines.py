@@ -206,8 +206,8 @@ class Counted(Families):
 
 
 def test_versions_are_recorded_and_evaluations_of_two_are_not_compared() -> None:
-    new = evaluate(Says("1"), Families(("count", "kk")), count=6)
-    old = evaluate(Says("1"), Counted(("count", "kk")), count=6)
+    new = evaluate(Says("1"), Families(("count", "kk")), count=6, measured={})
+    old = evaluate(Says("1"), Counted(("count", "kk")), count=6, measured={})
     assert new.versions == {family.name: family.version for family in FAMILIES if family.name in ("count", "kk")}
     assert old.versions == {"count": 1, "kk": 1} and new.problem_keys == old.problem_keys
     for one, other in ((old, new), (new, old)):
@@ -217,4 +217,4 @@ def test_versions_are_recorded_and_evaluations_of_two_are_not_compared() -> None
             compare_pair(one, other)
     assert compare_pair(old, old) and compare_pair(new, new)
     with pytest.raises(DataError, match="different problems"):  # a family that only one has is of no version there
-        compare_pair(new, evaluate(Says("1"), Families(("count",)), count=6))
+        compare_pair(new, evaluate(Says("1"), Families(("count",)), count=6, measured={}))

@@ -207,7 +207,7 @@ def test_each_request_of_a_batch_has_as_many_alternatives_as_it_asked_for(
 
 
 def test_no_field_of_a_request_is_forgotten_here() -> None:
-    named = {"messages", "params", "thinking", "prompt_ids", "tenant", "priority", "reuse", "embeds"}
+    named = {"messages", "params", "thinking", "prompt_ids", "tenant", "priority", "reuse", "embeds", "adapter"}
     assert {f.name for f in fields(Request)} == named
 
 

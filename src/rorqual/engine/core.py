@@ -23,6 +23,7 @@ from rorqual.engine.runner import ModelRunner
 from rorqual.engine.scheduler import Scheduler
 from rorqual.engine.sequence import Sequence
 from rorqual.model import Decoder
+from rorqual.model.adapter.bank import AdapterBank
 from rorqual.ops.backends import Backend
 from rorqual.ops.paged import BLOCK
 
@@ -83,12 +84,13 @@ class EngineCore:
         stop_ids: Iterable[int],
         fingerprint: bytes,
         backend: Backend,
+        adapters: AdapterBank,
         *,
         reuse: bool = False,
     ) -> None:
         blocks = number_of_blocks(config, max_len, ModelRunner.block_bytes(model), reuse=reuse)
         self.runner = ModelRunner(
-            model, config.slots, max_len, blocks, backend,
+            model, config.slots, max_len, blocks, backend, adapters,
             record_experts=config.record_experts, record_kept=config.record_kept,
         )  # fmt: skip
         folder = config.cache_dir if reuse else None

@@ -33,8 +33,9 @@ from rorqual.engine.processor import Prompt, RequestProcessor, ValidatedRequest,
 from rorqual.engine.request import Arrived, Completion, Request, SamplingParams
 from rorqual.engine.weight_fingerprint import fingerprint, tensor_versions
 from rorqual.model import Decoder, account
+from rorqual.model.adapter.bank import AdapterBank
 from rorqual.model.load.run_directory import check_names, load_run
-from rorqual.ops.backends import FittedBackend, backend, backend_cache_id
+from rorqual.ops.backends import Backend, FittedBackend, backend, backend_cache_id
 from rorqual.ops.paged import BLOCK
 
 NAN_REMEDY = "The weights contain NaN or infinity. Load an earlier checkpoint."
@@ -77,7 +78,8 @@ class Engine:
         config = parse_config(EngineConfig, settings, where="engine")
         model = load_run(folder, device=device, dtype=kind)
         tokenizer = Tokenizer.load(folder.tokenizer_file)
-        self._create_cores(model, tokenizer, load_chat(folder, tokenizer), config, take=True)
+        checkpoint = folder.checkpoint()
+        self._create_cores(model, tokenizer, load_chat(folder, tokenizer), config, take=True, checkpoint=checkpoint)
         if self._packed:  # free the memory of the unpacked weights
             del model
             return_freed_memory()
@@ -92,10 +94,17 @@ class Engine:
         return engine
 
     def _create_cores(
-        self, model: Decoder, tokenizer: Tokenizer, chat: ChatFormat, config: EngineConfig, *, take: bool = False
+        self,
+        model: Decoder,
+        tokenizer: Tokenizer,
+        chat: ChatFormat,
+        config: EngineConfig,
+        *,
+        take: bool = False,
+        checkpoint: Path | None = None,
     ) -> None:
         """Create the engine cores. With `take`, the engine owns the model, and packing the weights frees the original
-        weights."""
+        weights. `checkpoint` is the folder of the weights, which adapters may have as their base."""
         keep_freed_memory()
         config.check(model, tokenizer)
         model.eval()
@@ -114,7 +123,8 @@ class Engine:
         self._versions = tensor_versions(model) if self._watches else []
         # Only the first core has a prefix cache, because it runs submitted requests. Only `generate` uses the other
         # cores.
-        settings = (model, config, self.max_len, chat.stop_ids, self._name, self._fit.backend)
+        self._adapters = AdapterBank(model, checkpoint)
+        settings = (model, config, self.max_len, chat.stop_ids, self._name, self._fit.backend, self._adapters)
         first = EngineCore(*settings, reuse=caches_prefixes)
         self._cores = [first]
         self._cores += [EngineCore(*settings) for _ in range(config.engine_cores - 1)]
@@ -123,7 +133,7 @@ class Engine:
         room = first.kv_cache.n_usable_blocks * BLOCK
         vocab_size, hidden_size = model.config.vocab_size, model.config.hidden_size
         self._processor = RequestProcessor(
-            vocab_size, hidden_size, self.max_len, room, tokenizer, chat, reuse=caches_prefixes
+            vocab_size, hidden_size, self.max_len, room, tokenizer, chat, caches_prefixes, self._adapters.sha256
         )
         self._jobs, self._outbox, self._next_id = dict[int, ValidatedRequest](), DeltaQueues(), 0
         # The last delta of each sample whose answer is being validated in another process.
@@ -142,6 +152,12 @@ class Engine:
                 where="engine.load_weights",
                 remedy="Create the engine with pack=False.",
             )
+        if self._adapters.sha256:
+            raise ConfigError(
+                f"{len(self._adapters.sha256)} adapters of the present weights are loaded",
+                where="engine.load_weights",
+                remedy="Unload them first.",
+            )
         state = weights.state_dict() if isinstance(weights, Decoder) else weights
         check_names(state, self.model.state_dict(), where="engine.load_weights")
         with self._lock("load_weights"):
@@ -153,6 +169,7 @@ class Engine:
         versions = tensor_versions(self.model) if self._watches else []
         if changed or versions != self._versions:
             self._fit = self._fit_backend()
+            self._adapters.checkpoint = None
             name = secrets.token_bytes(32)
             for core in self._cores:
                 core.apply_weight_change(name, self._fit.backend)
@@ -174,6 +191,42 @@ class Engine:
         """
         with self._lock("weights_changed"):
             self._invalidate_if_changed(changed=True)
+
+    # ---- adapters
+
+    def load_adapter(self, name: str, checkpoint: Path) -> None:
+        """Load the LoRA adapter in the folder `checkpoint`, for requests with `adapter=name`.
+
+        One batch may mix requests of several adapters and of none. Raises CheckpointError if the adapter's base is not the
+        engine's checkpoint, or if its kind or its targets need merged weights.
+        """
+        with self._lock("load_adapter"):
+            self._invalidate_if_changed()
+            if type(self._backend).compile is not Backend.compile:
+                raise ConfigError(
+                    f"backend={self._backend.name} fuses steps, and a fused step runs no adapters",
+                    where="engine.load_adapter",
+                    remedy="Use backend=torch-invariant.",
+                )
+            self._adapters.load(name, Path(checkpoint))
+            self._bind_adapters()
+
+    def unload_adapter(self, name: str) -> None:
+        """Unload an adapter. Raises ConfigError if unfinished requests use it."""
+        with self._lock("unload_adapter"):
+            self._drop_cancelled()
+            if users := sum(job.request.adapter == name for job in self._jobs.values()):
+                raise ConfigError(
+                    f"{users} unfinished requests use adapter '{name}'",
+                    where="engine.unload_adapter",
+                    remedy="Finish or cancel these requests first.",
+                )
+            self._adapters.unload(name)
+            self._bind_adapters()
+
+    def _bind_adapters(self) -> None:
+        for core in self._cores:
+            core.runner.bind_backend(self._fit.backend)
 
     @property
     def scoring_model(self) -> Decoder:

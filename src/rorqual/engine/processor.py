@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Integral
 
@@ -92,6 +92,8 @@ class RequestProcessor:
     chat: ChatFormat
     reuse: bool
     """Whether the engine has a prefix cache."""
+    adapters: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of each loaded adapter by name."""
 
     def validate_request(
         self, request: Request, where: str, compiled: CompiledGrammar | None = None
@@ -126,6 +128,12 @@ class RequestProcessor:
                 where=where,
                 remedy="Set `embeds`, or remove the non-text parts. Without embeddings, the model sees only placeholder "
                 "tokens.",
+            )
+        if request.adapter and request.adapter not in self.adapters:
+            raise DataError(
+                f"adapter '{request.adapter}' is not loaded",
+                where=f"{where}, adapter",
+                remedy="Load it with `Engine.load_adapter`.",  # no names: another tenant may own them
             )
         if request.embeds is not None:
             self._check_embeds(request.embeds, len(prompt), where)
@@ -171,7 +179,7 @@ class RequestProcessor:
                 is_stopped=StopStringTest(self.chat, params, job.thinking, len(job.prompt)) if params.stop else None,
                 constraint=self._constraint_with_calculator(job),
                 barred=self._stop_ids_before_min_tokens(params),
-                embeds=request.embeds,
+                embeds=request.embeds, adapter=self.adapters[request.adapter] if request.adapter else "",
                 scores=None if params.prompt_logprobs is None else PromptScores(len(job.prompt), params.prompt_logprobs),
             )
             for sample in range(params.n)

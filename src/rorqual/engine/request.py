@@ -29,6 +29,8 @@ class Request:
     """Priority of the request. The queued request with the highest priority runs first."""
     reuse: bool = True
     """Whether the request may read blocks from the prefix cache and store its own blocks in the prefix cache."""
+    adapter: str = ""
+    """Name of the adapter that answers (`Engine.load_adapter`), or "" for the base model."""
     embeds: Embeds | None = None
     """Embeddings that replace the embeddings of placeholder tokens in the prompt."""
 

@@ -18,6 +18,7 @@ from rorqual.engine.sampler import Sampler
 from rorqual.engine.scheduler import Scheduler, SchedulerOutput
 from rorqual.engine.sequence import Ints, Sequence
 from rorqual.model import Decoder
+from rorqual.model.adapter.bank import AdaptedRows, AdapterBank
 from rorqual.ops.backends import Backend
 from rorqual.ops.backends.attention import PAD, AttentionMetadata, AttentionPlan
 from rorqual.ops.backends.step import StepFunction, StepInput, StepOutput
@@ -71,11 +72,13 @@ class ModelRunner:
         max_len: int,
         blocks: int,
         backend: Backend,
+        adapters: AdapterBank,
         *,
         record_experts: bool,
         record_kept: bool = False,
     ) -> None:
         self._source = model
+        self._adapters, self._adapted_rows = adapters, list[AdaptedRows]()
         self.bind_backend(backend)
         self.layers, self.k, self._choices = moe_layer_and_expert_counts(model) if record_experts else (0, 0, 0)
         weight = model.embed_tokens.weight
@@ -100,8 +103,8 @@ class ModelRunner:
         """Whether a NaN or infinity was ever written to the KV cache."""
 
     def bind_backend(self, backend: Backend) -> None:
-        """Bind the model to `backend` again, after the model's modules or weights have changed."""
-        self.backend, self.model = backend, backend.bind(self._source)
+        """Bind the model to `backend` again, after the model's modules, weights or adapters have changed."""
+        self.backend, self.model = backend, self._adapters.bind(backend.bind(self._source), self._adapted_rows)
         self._step: StepFunction = backend.compile(self.model) or EagerStep(self.model)
 
     @staticmethod
@@ -168,7 +171,14 @@ class ModelRunner:
             embeds,
             self.layers > 0,
         )
-        output = self._check_output(self._step(step_input), step_input)
+        # Padding tokens copy the first token, so they have its adapter.
+        sequences = [*scheduler.running[:n], *(c.sequence for c in chunks)]
+        counts = [*[1] * n, *(c.stop - c.start for c in chunks), len(ids) - size]
+        self._adapted_rows[:] = self._adapters.rows_of([s.adapter for s in (*sequences, sequences[0])], counts)
+        try:
+            output = self._check_output(self._step(step_input), step_input)
+        finally:
+            self._adapted_rows.clear()
         self.holds_non_finite |= not math.isfinite(float(output.hidden.sum()))
         if output.experts is not None and self.layers:
             chosen = self._check_expert_ids(output.experts).to(self.cache.experts.dtype)

@@ -62,12 +62,14 @@ class Sequence:
     barred: tuple[int, ...] = ()
     """Ids of the stop tokens that are masked until the reply has `min_tokens` tokens."""
     embeds: Embeds | None = None
+    adapter: str = ""
+    """SHA-256 of the adapter that computes the sequence, or "" for the base model."""
 
     @property
     def prefill_key(self) -> tuple[object, ...]:
         """A key that is equal for sequences that can share one prefill."""
         embeds = None if self.embeds is None else self.embeds.digest
-        return self.tenant, tuple(self.tokens), embeds, None if self.scores is None else self.scores.top
+        return self.tenant, self.adapter, tuple(self.tokens), embeds, None if self.scores is None else self.scores.top
 
 
 @dataclass

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from rorqual.core.errors import RorqualError
 from rorqual.serve import wire
@@ -28,6 +29,8 @@ LAST_WORDS = 5.0
 """Seconds that the engine process may take to exit before the server kills the process."""
 LONGEST_PAUSE = 30.0
 """Maximum seconds between two starts of an engine that fails to load."""
+MOST_ADAPTERS = 64
+"""Maximum number of unused adapters in the engine's memory."""
 BEHIND = 131_072
 """Maximum number of tokens and top log-probabilities that are queued for a slow streaming client. If more are queued, the
 client's request fails."""
@@ -96,6 +99,7 @@ class EngineBridge:
     - `hang`: kill a busy engine after `hang` seconds without a heartbeat.
     - `load`: kill an engine that is not ready after `load` seconds.
     - `stats`: the latest statistics of the engine.
+    - `adapters`: the folder of each loaded adapter by name. A restarted engine loads them again.
     - `weights`: file and version of the latest weight update, or None before the first update. A restarted engine first loads
       the file in `weights`.
     """
@@ -117,7 +121,8 @@ class EngineBridge:
         self.jobs: dict[int, ServerJob] = {}  # keyed by the first request number of the job
         self.stats: dict[str, float] = {}
         self.weights: tuple[Path, int] | None = None
-        self._updating: tuple[int, asyncio.Future[None]] | None = None
+        self.adapters: dict[str, Path] = {}
+        self._calls: dict[int, asyncio.Future[None]] = {}  # message number -> whether the engine did what it asks
         self._parts: dict[
             int, tuple[ServerJob, int]
         ] = {}  # request number -> (job, number of samples of the job's earlier prompts)
@@ -146,11 +151,11 @@ class EngineBridge:
         await self._up
 
     def close(self) -> None:
-        """Fail all unfinished requests and the running weight update, and accept no more requests."""
+        """Fail all unfinished requests and changes of adapters and weights, and accept no more requests."""
         self._closing = True
         for job in list(self.jobs.values()):
             self._fail_job(job, stopping_error())
-        self._finish_update(None, stopping_error())
+        self._fail_calls(stopping_error())
 
     async def stop(self) -> None:
         """Close the bridge, and stop the engine."""
@@ -229,26 +234,60 @@ class EngineBridge:
 
         Raises ApiError if the engine refuses the new weights; the engine then keeps the old weights.
         """
+        await self._call("update", file=str(file), version=version)
+        self.weights = file, version
+
+    async def load_adapter(self, name: str, folder: Path) -> None:
+        """Load the LoRA checkpoint `folder` as adapter `name`, and return when requests can use it.
+
+        Raises ApiError with the engine's reason if the engine refuses it. The same adapter may be loaded again, for example
+        after a cancelled call.
+        """
+        await self._call("adapter", name=name, folder=str(folder))
+        self.adapters[name] = folder
+
+    async def use_adapter(self, name: str, folder: Path) -> None:
+        """Load an adapter unless it is loaded. The engine keeps the `MOST_ADAPTERS` adapters that were used last, and those
+        that unfinished requests use."""
+        if self.adapters.get(name) != folder:
+            await self.load_adapter(name, folder)
+        self.adapters[name] = self.adapters.pop(name, folder)
+        for old in [*self.adapters][:-MOST_ADAPTERS]:
+            with suppress(ApiError):
+                await self.unload_adapter(old)
+
+    async def unload_adapter(self, name: str) -> None:
+        """Unload an adapter. Raises ApiError if it is not loaded, or unfinished requests use it."""
+        await self._call("adapter", name=name, folder=None)
+        self.adapters.pop(name, None)
+
+    async def _call(self, kind: str, **fields: Any) -> None:
+        """Send a message to the engine, and return when the engine has done what it asks. Raises ApiError if the engine
+        refuses it."""
         if not self.alive:
             raise loading_error()
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._updating = version, done
-        self._queue_output(wire.message_line("update", file=str(file), version=version))
+        number, self._next_number = self._next_number, self._next_number + 1
+        done = self._calls[number] = asyncio.get_running_loop().create_future()
+        self._queue_output(wire.message_line(kind, number=number, **fields))
         try:
             await done
         finally:
-            self._updating = None
-        self.weights = file, version
+            del self._calls[number]
 
-    def _finish_update(self, version: int | None, error: ApiError | None) -> None:
-        """Complete the running weight update, with `error` if the update failed. `version`: the version of the update to
-        complete, or None for any version."""
-        if self._updating is None or self._updating[1].done() or version not in (None, self._updating[0]):
-            return
-        if error is None:
-            self._updating[1].set_result(None)
-        else:
-            self._updating[1].set_exception(error)
+    def _fail_calls(self, error: ApiError) -> None:
+        for done in self._calls.values():
+            if not done.done():
+                done.set_exception(error)
+
+    def _end_call(self, number: int, refusal: str, code: str) -> None:
+        done = self._calls.get(number)
+        if done is None and refusal:  # a restarted engine did not load an adapter again, and refuses its requests
+            say(f"the engine was started again, and refuses: {refusal}")
+        elif done is not None and not done.done():
+            if refusal:
+                done.set_exception(ApiError(422, refusal, code=code))
+            else:
+                done.set_result(None)
 
     def _submit(self, job: ServerJob) -> None:
         if self.alive:
@@ -338,10 +377,8 @@ class EngineBridge:
                     if (part := self._parts.get(number)) is not None:
                         message["sample"] += part[1]
                         part[0].events.put_nowait(RolloutRecord(**message))
-                case "updated":
-                    refusal = message["refusal"]
-                    error = ApiError(422, refusal, code="wrong_weights") if refusal else None
-                    self._finish_update(message["version"], error)
+                case "done":
+                    self._end_call(**message)
                 case "beat":
                     self.stats = message["stats"]
                 case "drawn":
@@ -353,7 +390,11 @@ class EngineBridge:
         self.info, self.alive, self._loading = info, True, None
         self._last_message = time.monotonic()
         if self.weights is not None:
-            self._queue_output(wire.message_line("update", file=str(self.weights[0]), version=self.weights[1]))
+            self._queue_output(
+                wire.message_line("update", number=-1, file=str(self.weights[0]), version=self.weights[1])
+            )
+        for name, folder in self.adapters.items():
+            self._queue_output(wire.message_line("adapter", number=-1, name=name, folder=str(folder)))
         for job in self.jobs.values():
             self._submit(job)
         if self._up is not None and not self._up.done():
@@ -377,8 +418,8 @@ class EngineBridge:
         say(f"the engine died ({cause}); restarting it")
         self.restarts += 1
         self.stats = {}
-        lost = ApiError(503, "The engine died before it loaded the weights. Send them again.", code="engine_died")
-        self._finish_update(None, lost)
+        lost = "The engine died before it loaded the weights or adapter. Try again."
+        self._fail_calls(ApiError(503, lost, code="engine_died"))
         for job in list(self.jobs.values()):
             job.tries += 1
             if job.sent or job.tries >= TRIES:

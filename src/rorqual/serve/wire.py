@@ -34,12 +34,14 @@ class EngineArguments:
 @dataclass(frozen=True)
 class EngineRequest:
     """A request to the engine: prompt ids and sampling parameters. `priority`: the engine starts requests with a higher
-    `priority` first. `plain`: the grammar applies to the whole reply, also if the chat format has thinking."""
+    `priority` first. `plain`: the grammar applies to the whole reply, also if the chat format has thinking. `adapter`: name of a
+    loaded adapter, or empty for the base model."""
 
     prompt: tuple[int, ...]
     params: SamplingParams = field(default_factory=SamplingParams)
     priority: int = 0
     plain: bool = False
+    adapter: str = ""
 
 
 Score = tuple[float, list[tuple[int, float]]]
@@ -119,12 +121,14 @@ class PackedRequest:
     data: bytes
     n: int
     prompt_tokens: int
+    adapter: str = ""
 
 
 def pack(ask: EngineRequest) -> PackedRequest:
     """Serialize an `EngineRequest`. Serializing a long prompt takes time, so do not call this function in the event loop."""
-    data = message_line("submit", prompt=ask.prompt, params=asdict(ask.params), priority=ask.priority, plain=ask.plain)
-    return PackedRequest(data.removesuffix(b"}\n"), ask.params.n, len(ask.prompt))
+    fields = {"params": asdict(ask.params), "priority": ask.priority, "plain": ask.plain, "adapter": ask.adapter}
+    data = message_line("submit", prompt=ask.prompt, **fields)
+    return PackedRequest(data.removesuffix(b"}\n"), ask.params.n, len(ask.prompt), ask.adapter)
 
 
 def submit_message(number: int, ask: PackedRequest, tenant: str) -> tuple[bytes, bytes]:
@@ -148,4 +152,4 @@ def score_messages(
 def parse_submit_message(message: dict[str, Any]) -> EngineRequest:
     """Parse a `submit` message and return the `EngineRequest` in the message."""
     params = params_from_json(message["params"])
-    return EngineRequest(tuple(message["prompt"]), params, message["priority"], message["plain"])
+    return EngineRequest(tuple(message["prompt"]), params, message["priority"], message["plain"], message["adapter"])

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -65,7 +66,7 @@ class EngineWorker:
         self.compiling: dict[int, tuple[dict[str, Any], CompileTask[CompiledGrammar]]] = {}
         self.recorded: set[int] = set()  # request_ids whose rollout data is recorded
         self.version = 0  # version of the current weights
-        self.updates: list[tuple[Path, int]] = []  # (file, version) of weights to load
+        self.updates: list[tuple[int, Path, int]] = []  # (message number, file, version) of weights to load
         self.held: dict[
             int, dict[str, Any]
         ] = {}  # the server's request number -> request that waits for weight updates
@@ -119,8 +120,11 @@ class EngineWorker:
         number = message.get("number", -1)
         match message["kind"]:
             case "update":
-                self.updates.append((Path(message["file"]), message["version"]))
+                self.updates.append((number, Path(message["file"]), message["version"]))
                 self._install_weights()
+            case "adapter":
+                with self._answered(number, "adapter_refused"):
+                    self._change_adapter(message["name"], message["folder"])
             case "cancel":
                 self.held.pop(number, None)
                 self.unsent.pop(number, None)
@@ -161,17 +165,30 @@ class EngineWorker:
     def _install_weights(self) -> None:
         """Load new weights when no request is running. After the last update, submit the waiting requests."""
         while self.updates and not self.numbers:
-            (file, version), refusal = self.updates.pop(0), ""
-            try:
+            number, file, version = self.updates.pop(0)
+            with self._answered(number, "wrong_weights"):
                 self.engine.load_weights(load_checked_weights(file, self.engine.model.state_dict()))
                 self.version = version
-            except RorqualError as error:
-                refusal = message_of(error)
-            self._send(message_line("updated", version=version, refusal=refusal))
             if not self.updates:
                 held, self.held = self.held, {}
                 for message in held.values():
                     self._handle_message(message)
+
+    @contextmanager
+    def _answered(self, number: int, code: str) -> Iterator[None]:
+        """Report to the server whether the engine refused what message `number` asked, with the error code `code`."""
+        refusal = ""
+        try:
+            yield
+        except RorqualError as error:
+            refusal = message_of(error)
+        self._send(message_line("done", number=number, refusal=refusal, code=code))
+
+    def _change_adapter(self, name: str, folder: str | None) -> None:
+        if folder is None:
+            self.engine.unload_adapter(name)
+        else:
+            self.engine.load_adapter(name, Path(folder))
 
     def _submit(self, number: int, message: dict[str, Any], compiled: CompiledGrammar | None = None) -> None:
         """Submit a request. `compiled` is the request's grammar: to compile a grammar here would block all requests."""
@@ -179,7 +196,8 @@ class EngineWorker:
             self.held[number] = message
             return
         ask = parse_submit_message(message)
-        request = Request(params=ask.params, prompt_ids=ask.prompt, tenant=message["tenant"], priority=ask.priority)
+        fields = {"tenant": message["tenant"], "priority": ask.priority, "adapter": ask.adapter}
+        request = Request(params=ask.params, prompt_ids=ask.prompt, **fields)
         try:
             request_id = self.engine.submit(request, plain=ask.plain, compiled=compiled)
         except RorqualError as error:

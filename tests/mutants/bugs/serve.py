@@ -513,8 +513,8 @@ MUTANTS = (
         "an engine that is started again has the run's own weights",
         "issue 16: rollout engines",
         "serve/bridge.py",
-        "            self._updating = None\n        self.weights = file, version\n",
-        "            self._updating = None\n",
+        '        await self._call("update", file=str(file), version=version)\n        self.weights = file, version\n',
+        '        await self._call("update", file=str(file), version=version)\n',
         "tests/serve/test_rollout.py::test_an_engine_that_dies_has_the_same_weights_again",
     ),
     one(

@@ -35,7 +35,7 @@ class KVCacheManager:
     """Callback that fills newly allocated blocks with zeros before a sequence gets the blocks. If `clear` is None, newly
     allocated blocks keep their contents."""
     pool: BlockPool = field(init=False)
-    roots: dict[str, bytes] = field(default_factory=dict)
+    roots: dict[tuple[str, str], bytes] = field(default_factory=dict)
     hit_tokens: int = 0
     miss_tokens: int = 0
     restored: int = 0
@@ -152,9 +152,11 @@ class KVCacheManager:
         """Return the keys of the first `blocks` blocks of `owner`. Block keys that `owner` already has are not recomputed."""
         n_known = len(owner.keys)
         if n_known < blocks:
-            if owner.tenant not in self.roots:
-                self.roots[owner.tenant] = root_key(self.secret, self.fingerprint, owner.tenant, BLOCK)
-            parent = owner.keys[-1] if n_known else self.roots[owner.tenant]
+            root = owner.tenant, owner.adapter
+            weights = self.fingerprint + owner.adapter.encode()
+            if root not in self.roots:
+                self.roots[root] = root_key(self.secret, weights, owner.tenant, BLOCK)
+            parent = owner.keys[-1] if n_known else self.roots[root]
             tokens, embeds = owner.tokens[n_known * BLOCK : blocks * BLOCK], owner.embeds
 
             def extra_keys(number: int) -> tuple[bytes, ...]:

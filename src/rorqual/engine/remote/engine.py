@@ -488,6 +488,12 @@ def check_requests(requests: Sequence[Request]) -> None:
     """Raise DataError for a request that no remote endpoint supports."""
     for number, request in enumerate(requests):
         check_params(request.params, vocab_size=INT32 + 1, where=f"request {number}")
+        if request.adapter:
+            raise DataError(
+                "a remote endpoint takes no adapter",
+                where=f"request {number}, adapter",
+                remedy="Set the client's model to the name under which the endpoint serves the adapter.",
+            )
         if request.embeds is not None:
             raise DataError(
                 "a remote endpoint does not take embeddings",

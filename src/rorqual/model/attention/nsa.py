@@ -121,6 +121,9 @@ class Compressor(nn.Module):
     position encoding is left out, because the encoding would only change the bias of the first layer.
     """
 
+    reads_blocks = True
+    """The rows are blocks of tokens, so an engine cannot add the product of a token's adapter."""
+
     def __init__(self, config: NSAConfig) -> None:
         super().__init__()
         self.up_proj = nn.Linear(config.compress_block * config.head_dim, config.mlp_width)

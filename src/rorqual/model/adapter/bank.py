@@ -1,0 +1,239 @@
+"""Many LoRA adapters on one base model in memory, and products of one batch with all of them.
+
+S-LoRA (Sheng et al. 2023) and Punica (Chen et al. 2023) gather each row's matrices inside a kernel. On a CPU, torch's
+`embedding_bag` is such a kernel: it sums the rows of a table, each times a weight. The table holds the matrices of all adapters,
+and the weights are the activations. One row's sum depends on no other row and runs in one order, so a completion has the same
+bits whatever other adapters are in the batch. No copy of a matrix is made, and rows are not padded.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rorqual.core.errors import CheckpointError, ConfigError
+from rorqual.core.memory import return_freed_memory
+from rorqual.model.adapter.files import ADAPTER_INFO, OpenedAdapter, fingerprint, read_adapter_info
+from rorqual.model.adapter.lora import LoRA, named_linear_maps
+from rorqual.model.decoder import Decoder
+from rorqual.model.meta_device import build_on_meta_device
+from rorqual.ops.layer import Layer
+
+ALONE = "Merge it with `rorqual merge`, or serve its run on its own."
+
+
+@dataclass
+class AdapterStack:
+    """The matrices of all adapters with one rank and one set of targets.
+
+    `places` maps an adapter's SHA-256 to its index. `matrices` maps a linear map's name to A^T [adapters, in, r] and s B^T
+    [adapters, r, out].
+    """
+
+    places: dict[str, int] = field(default_factory=dict)
+    matrices: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AdaptedRows:
+    """The rows of an engine step whose adapters are in one stack.
+
+    `rows` [n] are indices of the step's tokens, or None for all tokens. `places` [n] are the adapters' indices in the stack.
+    """
+
+    stack: AdapterStack
+    rows: Tensor | None
+    places: Tensor
+    bags: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def multiply(self, x: Tensor, matrices: Tensor) -> Tensor:
+        """Multiply each row of x [n, in] by the matrix of its adapter in `matrices` [adapters, in, out]. Returns [n, out]."""
+        width = x.shape[1]
+        if width not in self.bags:
+            steps = torch.arange(width, device=x.device)
+            starts = torch.arange(len(x), device=x.device) * width
+            self.bags[width] = (self.places.unsqueeze(1) * width + steps).flatten(), starts
+        indices, starts = self.bags[width]
+        return F.embedding_bag(indices, matrices.flatten(0, 1), starts, mode="sum", per_sample_weights=x.reshape(-1))
+
+    def add(self, name: str, x: Tensor, out: Tensor) -> None:
+        """Add the adapters' products of the linear map `name` for x [tokens, in] to out [tokens, out], in place."""
+        if name not in self.stack.matrices:
+            return
+        down, up = self.stack.matrices[name]
+        change = self.multiply(self.multiply(x if self.rows is None else x.index_select(0, self.rows), down), up)
+        if self.rows is None:
+            out += change
+        else:
+            out.index_add_(0, self.rows, change)
+
+
+class AdaptedLinear(nn.Module):
+    """A linear map, or several fused ones, with the adapters of the step's rows.
+
+    `parts` lists (name, first column of the output, last column + 1) of each adapted map. `step` is the list that the runner
+    fills before each step.
+    """
+
+    def __init__(self, wrapped: nn.Module, parts: Sequence[tuple[str, int, int]], step: list[AdaptedRows]) -> None:
+        super().__init__()
+        self.wrapped, self.parts, self.step = wrapped, tuple(parts), step
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.wrapped(x)
+        if not self.step:
+            return y
+        rows, out = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
+        for adapted in self.step:
+            for name, start, stop in self.parts:
+                adapted.add(name, rows, out[:, start:stop])
+        return out.view(y.shape)
+
+
+class AdapterBank:
+    """The adapters of a base model by name.
+
+    `checkpoint` is the folder of the base's weights, or None if other code may change them. `sha256` maps an adapter's name to
+    its fingerprint. Names with equal fingerprints share their matrices.
+    """
+
+    def __init__(self, model: Decoder, checkpoint: Path | None) -> None:
+        self._model, self.checkpoint = model, checkpoint
+        self.sha256: dict[str, str] = {}
+        self._stacks: dict[tuple[object, ...], AdapterStack] = {}
+
+    @cached_property
+    def _base(self) -> str:
+        assert self.checkpoint is not None
+        return fingerprint(self.checkpoint)
+
+    @cached_property
+    def _shapes(self) -> Decoder:
+        """The model without weights. The engine's own has fused and removed linear maps."""
+        return build_on_meta_device(self._model.config)
+
+    def load(self, name: str, checkpoint: Path) -> None:
+        """Load a LoRA checkpoint under `name`. Raises ConfigError or CheckpointError if its product cannot be added."""
+        if self.checkpoint is None:
+            raise ConfigError(
+                "the engine's weights are not those of a checkpoint",
+                where="engine.load_adapter",
+                remedy="Create the engine with Engine(run), and do not change its weights.",
+            )
+        adapter, sha256 = self._open(checkpoint), fingerprint(checkpoint)
+        if self.sha256.get(name, sha256) != sha256:
+            raise ConfigError(
+                f"another adapter has the name '{name}'", where="engine.load_adapter", remedy="Unload it first."
+            )
+        if sha256 not in self.sha256.values():
+            self._add(sha256, adapter)
+        self.sha256[name] = sha256
+
+    def _open(self, checkpoint: Path) -> OpenedAdapter:
+        info, where = read_adapter_info(checkpoint), str(checkpoint / ADAPTER_INFO)
+        if info is None:
+            raise CheckpointError(
+                "this checkpoint holds no adapter",
+                where=where,
+                remedy="Give a checkpoint of a run with tune.kind=lora, such as RUN/step-000200.",
+            )
+        if not isinstance(info.tune, LoRA):
+            raise CheckpointError(
+                f"this adapter has tune.kind={info.tune.kind}, but only LoRA adapters can share a base model in memory",
+                where=where,
+                remedy=ALONE,
+            )
+        if info.base.sha256 != self._base:
+            raise CheckpointError(
+                f"this adapter was trained on other weights than the engine's: {info.base.run}, step {info.base.step}",
+                where=where,
+                remedy=f"Load its base into the engine. {ALONE}",
+            )
+        for name in info.tune.find_targets(self._shapes):
+            parent, _, last = name.rpartition(".")
+            layer = self._shapes.get_submodule(parent)
+            derived = isinstance(layer, Layer) and last in layer.derived.values()
+            if derived or getattr(layer, "reads_blocks", False):
+                reason = "multiplies its weight into others" if derived else "applies it to blocks of tokens"
+                raise CheckpointError(
+                    f"the adapter's target {name} must be merged, because the model {reason}",
+                    where=where,
+                    remedy=f"Train with tune.targets that leave {last} out. {ALONE}",
+                )
+        return OpenedAdapter(checkpoint, info)
+
+    def _add(self, sha256: str, adapter: OpenedAdapter) -> None:
+        tune, weight = adapter.info.tune, self._model.embed_tokens.weight
+        assert isinstance(tune, LoRA)
+        targets, tensors = sorted(tune.find_targets(self._shapes)), adapter.tensors(tune.trained_shapes(self._shapes))
+        stack = self._stacks.get(signature := (tune.r, *targets), AdapterStack())
+        kept = len(stack.places)  # after an error in the loop, some maps have one adapter more
+        for name in targets:  # one map after another, so that at most one is in memory twice
+            down = tensors.pop(f"{name}.lora_A").t().to(weight)
+            up = (tune.scale * tensors.pop(f"{name}.lora_B").float().t()).to(weight)
+            older = stack.matrices.get(name, (down.new_empty(0, *down.shape), up.new_empty(0, *up.shape)))
+            stack.matrices[name] = torch.cat((older[0][:kept], down[None])), torch.cat((older[1][:kept], up[None]))
+        stack.places[sha256], self._stacks[signature] = kept, stack
+        return_freed_memory()
+
+    def unload(self, name: str) -> None:
+        """Unload the adapter `name`. Raises ConfigError if it is not loaded."""
+        if name not in self.sha256:
+            raise ConfigError(f"adapter '{name}' is not loaded", where="engine.unload_adapter", remedy="Load it first.")
+        if (sha256 := self.sha256.pop(name)) not in self.sha256.values():
+            signature, stack = next(item for item in self._stacks.items() if sha256 in item[1].places)
+            kept = [place for key, place in stack.places.items() if key != sha256]
+            stack.places = {key: place for place, key in enumerate(key for key in stack.places if key != sha256)}
+            stack.matrices = {name: (down[kept], up[kept]) for name, (down, up) in stack.matrices.items()}
+            if not kept:
+                del self._stacks[signature]
+            return_freed_memory()
+
+    def rows_of(self, adapters: Sequence[str], counts: Sequence[int]) -> list[AdaptedRows]:
+        """Return the adapted rows of a step in which each of `counts` consecutive tokens has the adapter with the SHA-256 in
+        `adapters`, or none for ""."""
+        device, found = self._model.embed_tokens.weight.device, []
+        for stack in self._stacks.values():
+            places = np.repeat([stack.places.get(sha256, -1) for sha256 in adapters], counts)
+            if len(rows := np.flatnonzero(places >= 0)):
+                some = None if len(rows) == len(places) else torch.from_numpy(rows).to(device)
+                found.append(AdaptedRows(stack, some, torch.from_numpy(places[rows]).to(device)))
+        return found
+
+    def bind(self, model: Decoder, step: list[AdaptedRows]) -> Decoder:
+        """Return a copy of `model`, which shares its tensors and whose adapted linear maps read `step`. Without adapters,
+        return `model` itself."""
+        widths = {name: linear.out_features for name, linear in named_linear_maps(self._shapes)} if self._stacks else {}
+        found: dict[str, list[tuple[str, int, int]]] = {}
+        for name in sorted({name for stack in self._stacks.values() for name in stack.matrices}):
+            parent, _, last = name.rpartition(".")
+            layer, path, start = model.get_submodule(parent), name, 0
+            if isinstance(layer, Layer) and getattr(layer, last) is None:  # fused with the maps that read the same rows
+                fused = [other for group in layer.shared_input for other in group]
+                start = sum(widths[f"{parent}.{other}"] for other in fused[: fused.index(last)])
+                path = f"{parent}.fused"
+            found.setdefault(path, []).append((name, start, start + widths[name]))
+        wrapped = _wrap(model, "", found, step) if found else model
+        assert isinstance(wrapped, Decoder)
+        return wrapped
+
+
+def _wrap(
+    module: nn.Module, name: str, found: dict[str, list[tuple[str, int, int]]], step: list[AdaptedRows]
+) -> nn.Module:
+    if name in found:
+        return AdaptedLinear(module, found[name], step)
+    clone = copy.copy(module)
+    clone._modules = {
+        key: child if child is None else _wrap(child, f"{name}.{key}".lstrip("."), found, step)
+        for key, child in module._modules.items()
+    }
+    return clone

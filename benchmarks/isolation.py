@@ -35,7 +35,7 @@ from rorqual.model import build
 from rorqual.recipes.models import Size, v3_like
 from rorqual.serve.keys import ApiKeys
 
-sys.path.insert(0, str(ROOT / "tests" / "serve"))
+sys.path.insert(0, str(ROOT / "tests"))
 import served
 
 RESULT = ROOT / "docs" / "results" / "isolation.json"

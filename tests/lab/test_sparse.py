@@ -121,7 +121,7 @@ def test_every_arm_has_its_own_attention_at_each_budget() -> None:
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    return run_small(SparseExperiment(LENGTH), tmp_path_factory.mktemp("lab"), 0.002)
+    return run_small(SparseExperiment(LENGTH), tmp_path_factory.mktemp("lab"), 0.003)
 
 
 def test_the_whole_of_it_in_small(places: dict[int, Path]) -> None:

@@ -196,8 +196,10 @@ class EngineWorker:
             self.held[number] = message
             return
         ask = parse_submit_message(message)
-        fields = {"tenant": message["tenant"], "priority": ask.priority, "adapter": ask.adapter}
-        request = Request(params=ask.params, prompt_ids=ask.prompt, **fields)
+        tenant = message["tenant"]
+        request = Request(
+            params=ask.params, prompt_ids=ask.prompt, tenant=tenant, priority=ask.priority, adapter=ask.adapter
+        )
         try:
             request_id = self.engine.submit(request, plain=ask.plain, compiled=compiled)
         except RorqualError as error:

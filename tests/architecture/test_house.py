@@ -24,6 +24,7 @@ FLOORS = [
     {"train", "factory"},
     {"recipes", "serve"},
     {"lab", "teach", "conformance"},
+    {"fine_tuning"},
     {"cli"},
 ]
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}

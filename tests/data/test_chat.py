@@ -101,7 +101,7 @@ def test_every_form_of_a_reply_has_one_reading(
         ),
         (
             [USER, Message("tool", "4")],
-            "tool calls cannot be trained on|the tool turn does not follow an assistant turn with tool calls",
+            "with tools that has reasoning, or does not end|the tool turn does not follow an assistant turn with tool calls",
         ),
         ([Message("user", "a", reasoning="b")], "message 1: a user turn has reasoning"),
     ],

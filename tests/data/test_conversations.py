@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rorqual.core.errors import DataError
-from rorqual.core.records import Message
+from rorqual.core.records import Message, Tool, ToolCall
 from rorqual.data.source.conversations import read_conversations
 
 GOOD = b'{"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]}'
@@ -27,6 +27,7 @@ def line(*messages: dict[str, Any], **more: Any) -> bytes:
 
 
 USER = {"role": "user", "content": "a"}
+CALL = {"id": "c", "type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}
 POISONS = [
     (GOOD + b"\n{\n", "not JSON", ":2"),
     (b'{"messages": "hello"}', "key 'messages' is a str, not a list", ":1"),
@@ -38,6 +39,14 @@ POISONS = [
     (b'{"prompt": "a", "completion": 4}', "key 'completion' is a int, not text", ":1"),
     (line(USER, {"role": "asistant", "content": "b"}), "unknown role 'asistant'", ":1: message 2"),
     (line(USER, {"content": "b"}), "unknown role None", ":1: message 2"),
+    (line(USER, {"role": "assistant", "content": "b", "weight": 0.5}), "key 'weight' is 0.5", ":1: message 2"),
+    (line(USER, {"role": "assistant", "tool_calls": [{"id": "c"}]}), "key 'tool_calls' is no list", ":1: message 2"),
+    (line({**USER, "tool_calls": [CALL]}), "a user turn has calls", ":1: message 1"),
+    (
+        line(USER, {"role": "assistant", "content": "b"}, tools=[{"name": "add"}]),
+        "key 'tools' is no list of tools",
+        ":1",
+    ),
     (line(USER, {"role": ["user"], "content": "b"}), "unknown role", ":1: message 2"),
     (line(USER, {"role": "assistant", "content": None}), "key 'content' is null", ":1: message 2"),
     (line(USER, {"role": "assistant"}), "key 'content' is missing", ":1: message 2"),
@@ -110,3 +119,25 @@ def test_an_empty_answer_is_skipped_and_counted_in_every_form(tmp_path: Path, an
         DataError, match=f"all {len(rows)} conversations lack an assistant turn or have an empty assistant turn"
     ):
         read_conversations(write(tmp_path, b"\n".join(rows)))
+
+
+def test_openais_fields_of_a_row_are_read(tmp_path: Path) -> None:
+    """Weights of turns, calls, results and tools, as OpenAI documents them for supervised fine-tuning."""
+    asked = {"role": "assistant", "tool_calls": [CALL]}
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+    rows = line(
+        USER,
+        {"role": "assistant", "content": "b", "weight": 0},
+        USER,
+        asked,
+        {"role": "tool", "content": "4", "tool_call_id": "c"},
+        {"role": "assistant", "content": "It is 4.", "weight": 1},
+        tools=[tool],
+    )
+    loaded = read_conversations(write(tmp_path, rows + b"\n" + GOOD))
+    assert [turn.in_loss for turn in loaded.conversations[0]] == [True, False, True, True, True, True]
+    assert loaded.conversations[0][3] == Message("assistant", "", tool_calls=(ToolCall("c", "add", '{"a": 2}'),))
+    assert loaded.conversations[0][4] == Message("tool", "4", tool_call_id="c")
+    assert (loaded.tools, loaded.conversations[1]) == ([(Tool("add", "", {"type": "object"}),), ()], READ)
+    silent = line(USER, {"role": "assistant", "content": "b", "weight": 0})
+    assert read_conversations(write(tmp_path, silent + b"\n" + GOOD)).skipped == 1

@@ -16,6 +16,8 @@ from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 from rorqual.data.fingerprint import fingerprint
 from rorqual.evals.calibration import CascadeRule, read_cascade_rule
+from rorqual.fine_tuning.service import TuningOptions
+from rorqual.fine_tuning.serving import serve_with_tuning
 from rorqual.serve.options import ServerOptions
 from rorqual.serve.server import CascadeArguments, serve
 from rorqual.serve.wire import EngineArguments
@@ -25,6 +27,8 @@ TAUGHT = frozenset(ServerOptions.model_fields) - {"hang", "load", "think_budget"
 """Settings that have an effect on a folder that `rorqual teach` wrote."""
 FALLBACK = ("fallback_model", "fallback_budget", "price_in", "price_out")
 """Settings that have an effect with `fallback`."""
+TUNING = ("tune_names", "tune_jobs", "tune_bytes", "tune_memory")
+"""Settings that have an effect with `tune`."""
 ENGINE = ("slots", "max_len", "record_kept", "cache_dir", "disk_bytes", "cache_bytes", "step_tokens", "backend")
 """Settings of `rorqual serve` that are passed to the engine under the same name. If a setting is 0 or an empty string, the
 engine's default applies."""
@@ -62,6 +66,15 @@ def start_server(model: str, arguments: Sequence[str] | None) -> None:
         rollout_dir=chosen.rollout_dir,
         engine={name: value for name in ENGINE if (value := getattr(chosen, name))},
     )
+    if chosen.tune:
+        if cascade is not None or chosen.rollout_dir:
+            raise ConfigError("only a server of one run tunes models", where="key 'tune'", remedy="Serve one run.")
+        serve_with_tuning(engine, chosen, tuning_options(chosen, engine.threads))
+        return
+    if given := chosen.model_fields_set.intersection(TUNING):
+        raise ConfigError(
+            "it has no effect without tune=FOLDER", where=f"key '{min(given)}'", remedy="Add tune=FOLDER."
+        )
     if cascade is None:
         serve(engine, chosen)
         return
@@ -73,6 +86,19 @@ def start_server(model: str, arguments: Sequence[str] | None) -> None:
         CascadeArguments(
             other, cascade.calibration, cascade.sure if chosen.sure is None else chosen.sure, cascade.temperature
         ),
+    )
+
+
+def tuning_options(chosen: ServeSettings, threads: int) -> TuningOptions:
+    """Return the options of the fine-tuning API."""
+    names = tuple(name.strip() for name in chosen.tune_names.split(",") if name.strip())
+    return TuningOptions(
+        folder=chosen.tune,
+        names=names,
+        at_once=chosen.tune_jobs,
+        file_bytes=chosen.tune_bytes,
+        memory=chosen.tune_memory,
+        threads=threads,
     )
 
 

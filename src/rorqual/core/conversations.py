@@ -5,23 +5,29 @@ A row is `{"messages": [{"role", "content", "reasoning"?}, ...]}`, or a prompt a
 parts (`core.content_parts`). `reasoning_content`, the field name in DeepSeek's API, is an alias of `reasoning`. If the
 `content` of an assistant message begins with `<think>...</think>`, the text between the tags becomes the reasoning, and white
 space around the tags is removed.
+
+As in OpenAI's files, an assistant message may have `tool_calls` instead of `content`, and `weight`: 0 keeps the message out of
+the loss. A row may have `tools`, and a tool message has a `tool_call_id`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 from rorqual.core.content_parts import Content, read_content
 from rorqual.core.errors import DataError, suggest_name
-from rorqual.core.records import Message, Role, is_blank_message
+from rorqual.core.records import Message, Role, Tool, ToolCall, is_blank_message
 
 Conversation = tuple[Message, ...]
 
 PAIRS = (("prompt", "completion"), ("question", "answer"))
 REASONING = ("reasoning", "reasoning_content")
 OPEN, CLOSE = "<think>", "</think>"
+CALL_FORM = '{"id": ..., "type": "function", "function": {"name": ..., "arguments": "JSON as text"}}'
+TOOL_FORM = '{"type": "function", "function": {"name": ..., "description": ..., "parameters": ...}}'
 ROLE = re.compile(r"(?:\A|\n\n)(system|user|assistant): ")
 DIALOGUE = re.compile(r"(system )?(user assistant )*user ")
 """The roles of turns before a reply that every chat format can render."""
@@ -74,12 +80,43 @@ def _message(message: Any, where: str) -> Message:
     if role is None:
         name = message.get("role")
         raise DataError(f"unknown role {name!r}", where=where, remedy=suggest_name(str(name), roles))
-    content, reasoning = _content(message, where), _reasoning(message, where)
+    calls = _tool_calls(message, where)
+    content = "" if calls and message.get("content") is None else _content(message, where)
+    reasoning = _reasoning(message, where)
     if role == "assistant":
-        return _assistant_message(content, reasoning, where)
-    if reasoning is not None:
-        raise DataError(f"a {role} turn has reasoning", where=where, remedy="Only assistant turns may have reasoning.")
-    return Message(role, content)
+        if (weight := message.get("weight", 1)) not in (0, 1):
+            raise DataError(f"key 'weight' is {weight!r}", where=where, remedy="Give 0 (no loss) or 1.")
+        return replace(_assistant_message(content, reasoning, where), tool_calls=calls, in_loss=bool(weight))
+    if given := [what for what, value in (("reasoning", reasoning), ("calls", calls or None)) if value is not None]:
+        raise DataError(
+            f"a {role} turn has {given[0]}", where=where, remedy=f"Only assistant turns may have {given[0]}."
+        )
+    return Message(role, content, tool_call_id=message.get("tool_call_id") if role == "tool" else None)
+
+
+def _tool_calls(message: Mapping[str, Any], where: str) -> tuple[ToolCall, ...]:
+    calls = message.get("tool_calls") or ()
+    try:
+        return tuple(ToolCall(str(call["id"]), *_named(call["function"], "arguments")) for call in calls)
+    except (TypeError, KeyError):
+        raise DataError(
+            "key 'tool_calls' is no list of calls", where=where, remedy=f"Give a list of {CALL_FORM}."
+        ) from None
+
+
+def _named(function: Mapping[str, Any], key: str) -> tuple[str, str]:
+    if not isinstance(function["name"], str) or not isinstance(function[key], str):
+        raise TypeError
+    return function["name"], function[key]
+
+
+def read_tools(row: Mapping[str, Any], where: str) -> tuple[Tool, ...]:
+    """Return the tools in the key `tools` of a row, in OpenAI's form. Raises DataError if the key is invalid."""
+    try:
+        functions = [tool["function"] for tool in row.get("tools") or ()]
+        return tuple(Tool(one["name"], one.get("description") or "", one.get("parameters") or {}) for one in functions)
+    except (TypeError, KeyError, AttributeError):
+        raise DataError("key 'tools' is no list of tools", where=where, remedy=f"Give a list of {TOOL_FORM}.") from None
 
 
 def _content(message: Mapping[str, Any], where: str) -> Content:

@@ -55,7 +55,7 @@ class Message:
     """One turn of a conversation. `reasoning` is the text between `<think>` and `</think>`, or None if the turn has no reasoning.
 
     `content` is text, or a sequence of content parts in prompt order. Only assistant turns have `tool_calls`. In a tool turn,
-    `tool_call_id` names the tool call whose result the turn contains.
+    `tool_call_id` names the tool call whose result the turn contains. An assistant turn with `in_loss=False` is not trained on.
     """
 
     role: Role
@@ -63,6 +63,7 @@ class Message:
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
+    in_loss: bool = True
 
     def __post_init__(self) -> None:
         if isinstance(self.content, list):  # a list is not hashable, and never equals a tuple of the same parts

@@ -125,9 +125,12 @@ class PreparedRequest(Generic[W]):
     headers: dict[str, str]
 
 
-def prepare(service: ModelService, schema: type[W], kind: type[ResponseBuilder[W]], body: bytes) -> PreparedRequest[W]:
+def prepare(
+    service: ModelService, schema: type[W], kind: type[ResponseBuilder[W]], body: bytes, tenant: str
+) -> PreparedRequest[W]:
     """Parse a request body, in the tenant's thread. Raises ApiError if the request is invalid."""
     wanted, ignored = parse_request(schema, body)
+    service = service.for_model(wanted.model, tenant)
     info = service.served_model_limits(wanted.model)
     shape = kind(service, wanted)
     for param, texts in shape.texts_by_parameter():
@@ -170,8 +173,10 @@ async def answer_request(request: Request, schema: type[W], kind: type[ResponseB
         for one in services:
             places.enter_context(one.bridge.reserve_queue_place(tenant))
         async with read_body(request, service.max_body, service.bodies, tenant) as parts:
-            work = partial(_prepare_for_services, services, schema, kind, parts)
+            work = partial(_prepare_for_services, services, schema, kind, parts, tenant)
             prepared = await run_unless_disconnected(request.receive, service.run_in_thread(tenant, work))
+        for part in prepared:
+            await part.shape.service.prepare_engine()
     headers = prepared[0].headers
     source = _GeneratedResponse(prepared[0], tenant)
     if teacher is not None:
@@ -182,12 +187,12 @@ async def answer_request(request: Request, schema: type[W], kind: type[ResponseB
 
 
 def _prepare_for_services(
-    services: Sequence[ModelService], schema: type[W], kind: type[ResponseBuilder[W]], parts: list[bytes]
+    services: Sequence[ModelService], schema: type[W], kind: type[ResponseBuilder[W]], parts: list[bytes], tenant: str
 ) -> list[PreparedRequest[W]]:
     """Prepare the request for each model's service, because each model has its own chat format."""
     body = b"".join(parts)
     parts.clear()
-    return [prepare(service, schema, kind, body) for service in services]
+    return [prepare(service, schema, kind, body, tenant) for service in services]
 
 
 class _GeneratedResponse(Generic[W]):

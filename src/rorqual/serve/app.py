@@ -159,15 +159,19 @@ async def _internal_error(request: Request, error: Exception) -> Response:
 
 
 def create_app(
-    service: Service, *, with_page: bool = True, routers: Sequence[APIRouter] = (chat.router, completions.router)
+    service: Service,
+    *,
+    with_page: bool = True,
+    routers: Sequence[APIRouter] = (chat.router, completions.router),
+    more: Sequence[APIRouter] = (),
 ) -> ApiKeyMiddleware:
     """Build the ASGI application that serves `service`.
 
-    `with_page`: whether to serve the chat page at `/`. `routers`: the routes that generate replies.
+    `with_page`: whether to serve the chat page at `/`. `routers`: the routes that generate replies. `more`: further routes.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.service = service
-    for router in (*routers, state.router, *([rollout.router] if service.uploads is not None else [])):
+    for router in (*routers, *more, state.router, *([rollout.router] if service.uploads is not None else [])):
         app.include_router(router)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)

@@ -29,6 +29,8 @@ LAST_WORDS = 5.0
 """Seconds that the engine process may take to exit before the server kills the process."""
 LONGEST_PAUSE = 30.0
 """Maximum seconds between two starts of an engine that fails to load."""
+MOST_ADAPTERS = 64
+"""Maximum number of unused adapters in the engine's memory."""
 BEHIND = 131_072
 """Maximum number of tokens and top log-probabilities that are queued for a slow streaming client. If more are queued, the
 client's request fails."""
@@ -243,6 +245,16 @@ class EngineBridge:
         """
         await self._call("adapter", name=name, folder=str(folder))
         self.adapters[name] = folder
+
+    async def use_adapter(self, name: str, folder: Path) -> None:
+        """Load an adapter unless it is loaded. The engine keeps the `MOST_ADAPTERS` adapters that were used last, and those
+        that unfinished requests use."""
+        if self.adapters.get(name) != folder:
+            await self.load_adapter(name, folder)
+        self.adapters[name] = self.adapters.pop(name, folder)
+        for old in [*self.adapters][:-MOST_ADAPTERS]:
+            with suppress(ApiError):
+                await self.unload_adapter(old)
 
     async def unload_adapter(self, name: str) -> None:
         """Unload an adapter. Raises ApiError if it is not loaded, or unfinished requests use it."""

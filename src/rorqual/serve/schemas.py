@@ -273,7 +273,7 @@ def parse_request(cls: type[S], body: bytes) -> tuple[S, list[str]]:
 
     Raises ApiError with status 400 if the request body is invalid. The error's `param` names the invalid field.
     """
-    fields, ignored = drop_ignored_fields(_parse_body(body), "chat" if issubclass(cls, ChatRequest) else "completions")
+    fields, ignored = drop_ignored_fields(parse_body(body), "chat" if issubclass(cls, ChatRequest) else "completions")
     try:
         request = cls.model_validate(fields)
     except ValidationError as error:
@@ -283,7 +283,8 @@ def parse_request(cls: type[S], body: bytes) -> tuple[S, list[str]]:
     return request, sorted(ignored)
 
 
-def _parse_body(body: bytes) -> dict[str, Any]:
+def parse_body(body: bytes) -> dict[str, Any]:
+    """Return the JSON object of a request body. Raises ApiError with status 400 if the body is not a JSON object."""
     limits.check_value_count(body)
     try:
         # pydantic's parser limits the nesting depth, and rejects NaN and lone surrogates.

@@ -8,7 +8,7 @@ import gc
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import uvicorn
+from fastapi import APIRouter
 
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir, TaskDefaults
@@ -117,8 +118,17 @@ def _load_chat_format(run: RunDir, address: ServerOptions) -> ChatFormat:
     return chat
 
 
-def serve(arguments: EngineArguments, address: ServerOptions, cascade: CascadeArguments | None = None) -> None:
-    """Serve a run, or a cascade of two runs, until a signal stops the server. Raises RorqualError if the server cannot start."""
+def serve(
+    arguments: EngineArguments,
+    address: ServerOptions,
+    cascade: CascadeArguments | None = None,
+    extend: Callable[[ModelService], ModelService] = lambda service: service,
+    routers: Sequence[APIRouter] = (),
+) -> None:
+    """Serve a run, or a cascade of two runs, until a signal stops the server.
+
+    `extend` may return a service that can do more, which `routers` use. Raises RorqualError if the server cannot start.
+    """
     run = RunDir(Path(arguments.run))
     checkpoint = run.checkpoint()
     chat = _load_chat_format(run, address)
@@ -161,7 +171,8 @@ def serve(arguments: EngineArguments, address: ServerOptions, cascade: CascadeAr
             )
         if rollout_key is not None:
             _say(f"rollout key, shown only once: {rollout_key}")
-        run_until_stopped(service, create_app(service, with_page=address.ui), sock, address)
+        service = extend(service)
+        run_until_stopped(service, create_app(service, with_page=address.ui, more=routers), sock, address)
 
 
 def _create_bridge(arguments: EngineArguments, address: ServerOptions, keys: ApiKeys) -> EngineBridge:
@@ -208,6 +219,7 @@ async def _serve_until_stopped(
         loop.add_signal_handler(number, stop)
     host, port = sock.getsockname()[:2]
     loading = asyncio.gather(*(bridge.start() for bridge in service.bridges))
+    beside = [asyncio.create_task(task) for task in service.tasks()]
     serving = asyncio.create_task(server.serve(sockets=[sock]))
     try:
         await asyncio.wait((loading, serving), return_when=asyncio.FIRST_COMPLETED)
@@ -216,7 +228,8 @@ async def _serve_until_stopped(
             _say(f"{service.name} at http://{f'[{host}]' if ':' in host else host}:{port}/v1")
         await serving
     finally:
-        for task in (loading, serving):
+        loading.cancel()
+        for task in (serving, *beside):
             task.cancel()
         for bridge in service.bridges:
             await bridge.stop()

@@ -6,9 +6,10 @@ import asyncio
 import secrets
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import ValidationError
@@ -92,6 +93,15 @@ class Service(ABC):
         """The connections to the engines of all models."""
         return ()
 
+    def tasks(self) -> Sequence[Coroutine[Any, Any, None]]:
+        """Return the work that runs beside the requests until the server stops."""
+        return ()
+
+    def model_cards(self, tenant: str) -> list[dict[str, Any]]:
+        """Return the descriptions of the models that `tenant` may use, in the form of `/v1/models`."""
+        card = {"id": self.name, "object": "model", "created": self.created, "owned_by": "rorqual"}
+        return [card | self.model_details()]
+
     @abstractmethod
     def model_details(self) -> dict[str, Any]:
         """Return the fields that describe the model in `/v1/models` and that OpenAI's API does not have."""
@@ -149,7 +159,7 @@ class ModelService(Service):
     `prompts`: example prompts from the problems that the model was trained on. `think_budget`: maximum thinking tokens of a
     chat reply, unless the request sets its own `think_budget`; 0 sets no maximum. `task`: defaults of chat requests, from the
     run's `defaults.json`. `teacher`: the second model of a cascade, which answers chat requests if the first model is not
-    sure, or None.
+    sure, or None. `adapter`: checkpoint of the LoRA adapter that answers, or "" for the model itself.
     """
 
     requests = ChatRequest, TextRequest
@@ -161,6 +171,18 @@ class ModelService(Service):
     think_budget: int = 0
     task: TaskDefaults = NO_DEFAULTS
     teacher: CascadeTeacher | None = None
+    adapter: str = ""
+
+    def for_model(self, name: str, tenant: str) -> ModelService:
+        """Return the service of the model `name`. Raises ApiError if `tenant` may not use a model of this name."""
+        if name != self.name:
+            raise self.unknown_model_error(name)
+        return self
+
+    async def prepare_engine(self) -> None:
+        """Load what the engine needs for this service's model. Raises ApiError if the engine refuses it."""
+        if self.adapter:
+            await self.bridge.use_adapter(self.name, Path(self.adapter))
 
     @property
     def bridges(self) -> tuple[EngineBridge, ...]:
@@ -273,13 +295,11 @@ class ModelService(Service):
         effort: float | None = None,
         task: TaskDefaults = NO_DEFAULTS,
         plain: bool = False,
-        adapter: str = "",
     ) -> EngineRequest:
         """Return the request for the engine. Raises ApiError if the model is not served or the prompt exceeds the context.
 
         `effort` is the share of the server's thinking budget that a chat request may use, or None for a text request.
-        `task` holds the defaults of a chat request. With `plain`, the grammar applies to the whole reply. `adapter` is the name
-        of a loaded adapter (`EngineBridge.load_adapter`), or "" for the base model.
+        `task` holds the defaults of a chat request. With `plain`, the grammar applies to the whole reply.
         """
         info = self.served_model_limits(request.model)
         self._check_prompt_ids(prompt, param, info)
@@ -315,7 +335,7 @@ class ModelService(Service):
         )
         # In vLLM's API, the request with the lowest priority number runs first. In the engine, the highest number runs
         # first.
-        return EngineRequest(tuple(prompt), params, -(request.priority or 0), plain, adapter)
+        return EngineRequest(tuple(prompt), params, -(request.priority or 0), plain, self.name if self.adapter else "")
 
     def _thinking_budget(self, own: int | None, limit: int, thinking: Thinking, effort: float | None) -> int | None:
         """Return the thinking budget in tokens of a reply of at most `limit` tokens, or None if thinking has no maximum.

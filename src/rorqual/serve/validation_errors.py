@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from rorqual.core.errors import suggest_name
 from rorqual.serve.errors import ApiError, bad_request
 
+M = TypeVar("M", bound=BaseModel)
 SHOWN, LONGEST = 40, 256
 """Maximum number of characters in an error message of a value (`SHOWN`), and of a field's path (`LONGEST`)."""
 
@@ -34,6 +35,14 @@ def api_error_from_pydantic(error: ValidationError, data: Any, names: Collection
     )
     problem = f"`{path}` is {describe_value(items[0]['input'])}. {'; or '.join(messages)}."
     return bad_request(problem, path, "too_large" if {"too_long", "string_too_long"} & kinds else None)
+
+
+def validated(schema: type[M], data: Any) -> M:
+    """Return `data` as an instance of the pydantic model `schema`. Raises ApiError if `data` is invalid."""
+    try:
+        return schema.model_validate(data)
+    except ValidationError as error:
+        raise api_error_from_pydantic(error, data, {*schema.model_fields}) from None
 
 
 def join_path(place: Collection[str | int]) -> str:

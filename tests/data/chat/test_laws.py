@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rorqual.core.errors import DataError
-from rorqual.core.records import Message, Thinking, ToolCall
+from rorqual.core.records import Message, Thinking, Tool, ToolCall
 from rorqual.data.chat import ChatFormat, chat_format
 
 EVERY = pytest.mark.parametrize("chat", FAMILY, indirect=True)
@@ -235,15 +235,39 @@ def test_what_a_text_format_could_not_tell_apart_is_refused(chat: ChatFormat) ->
 
 
 @EVERY
-def test_tool_turns_are_not_trained_on(chat: ChatFormat) -> None:
-    """No mask is certain there; a prompt may hold them where the family has a way to write them."""
-    call = ToolCall("call_0", "add", "{}")
-    messages = [USER, Message("assistant", "a", tool_calls=(call,)), Message("tool", "4", tool_call_id="call_0")]
-    for held in (messages, messages[:2]):
-        with pytest.raises(DataError, match=r"tool calls cannot be trained on"):
-            chat.render([*held, *([Message("assistant", "4")] if len(held) > 2 else [])])
-    if chat.takes_tools:
-        assert chat.prompt(messages)
-    else:
+def test_a_conversation_with_tools_is_trained_on_as_it_is_asked(chat: ChatFormat) -> None:
+    """The prompt of each reply is a prefix, the mask covers exactly the replies, and the replies read back."""
+    tools = [Tool("add", "Add two numbers.", {"type": "object", "properties": {"a": {"type": "integer"}}})]
+    call = Message("assistant", "", tool_calls=(ToolCall("call_0", "add", '{"a": 2}'),))
+    messages = [USER, call, Message("tool", "4", tool_call_id="call_0"), Message("assistant", "It is 4.")]
+    if not chat.takes_tools:
         with pytest.raises(DataError, match=f"chat format '{chat.name}' does not support tools"):
-            chat.prompt(messages)
+            chat.render(messages, tools=tools)
+        return
+    if chat.name == "deepseek-r1":
+        with pytest.raises(DataError, match="opens thinking, so replies without reasoning"):
+            chat.training_renderings(messages, tools)
+        return
+    asked_first, asked_last = chat.prompt(messages[:1], tools=tools), chat.prompt(messages[:3], tools=tools)
+    first, whole = chat.render(messages[:2], tools=tools), chat.render(messages, train_from=2, tools=tools)
+    for rendered, prompt in ((first, asked_first), (whole, asked_last)):
+        assert rendered.ids[: len(prompt)] == prompt
+        assert rendered.mask == [False] * len(prompt) + [True] * (len(rendered.ids) - len(prompt))
+        assert rendered.ids[-1] == chat.stop_ids[0]
+    read = chat.parse(first.ids[len(asked_first) :], tools=tools)
+    assert (read.text, read.tool_calls) == ("", call.tool_calls)
+    mode = chat.effective_thinking(messages[:3], "auto")
+    assert chat.parse(whole.ids[len(asked_last) :], mode, tools).text == "It is 4."
+    reasoned = [*messages[:3], Message("assistant", "It is 4.", "2 + 2")]
+    with pytest.raises(DataError, match="with tools that has reasoning"):
+        chat.render(reasoned, tools=tools)
+
+
+@EVERY
+def test_a_turn_out_of_the_loss_is_not_trained_on(chat: ChatFormat) -> None:
+    spoken = [USER, Message("assistant", "a"), USER, Message("assistant", "b")]
+    silent = [USER, Message("assistant", "a", in_loss=False), USER, Message("assistant", "b")]
+    alone = chat.render(spoken, train_from=2)
+    assert [(one.ids, one.mask) for one in chat.training_renderings(silent)] == [(alone.ids, alone.mask)]
+    last = chat.training_renderings([*silent[:3], Message("assistant", "b", in_loss=False)])
+    assert last == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from tool_families import (
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Tool
 from rorqual.data.chat import TemplateChat, chat_format
+from rorqual.train.sources import ConversationsConfig, SourceInputs
 
 GOLD = json.loads((GOLDEN / "tools.json").read_text(encoding="utf-8"))
 
@@ -171,3 +173,18 @@ def test_after_a_tools_turn_deepseek_answers_at_once() -> None:
     for name in ("qwen3", "deepseek-v3.2"):
         assert with_marks(name).effective_thinking([ASKED, CALLED, SAID], "on") == "on"
         assert with_marks(name).thinking_mode_of(with_marks(name).prompt([ASKED, CALLED, SAID], "on")) == "on"
+
+
+def test_a_training_row_has_the_tools_of_its_conversation(tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "multiply_numbers", "parameters": {"type": "object"}}}
+    call = {"id": "c", "type": "function", "function": {"name": "multiply_numbers", "arguments": '{"a": 2}'}}
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call]}]
+    file = tmp_path / "data.jsonl"
+    file.write_text(json.dumps({"messages": turns, "tools": [tool]}), encoding="utf-8")
+    chat = made("qwen3")
+    inputs = SourceInputs(model=None, tokenizer=chat.tokenizer, chat=chat, seed=0, threads=1)  # type: ignore[arg-type]
+    config = ConversationsConfig(data=str(file), rows=1, row=512)
+    [batch] = config.build(inputs).step(0).batches
+    text = chat.tokenizer.decode(batch.tokens[0].tolist(), specials=True)
+    trained = chat.tokenizer.decode(batch.targets[batch.loss_mask > 0].tolist(), specials=True)
+    assert "multiply_numbers" in text and trained.startswith("<tool_call>") and '{"a": 2}' in trained

@@ -8,7 +8,7 @@ import typer
 from pydantic import Field
 
 from rorqual.cli.settings import DeviceSettings, Settings
-from rorqual.core.config import Bytes, Natural, NonNegative, Share
+from rorqual.core.config import Bytes, Count, Natural, NonNegative, Share
 from rorqual.core.extras import require_extra
 from rorqual.serve.options import ServerOptions
 
@@ -43,6 +43,13 @@ class ServeSettings(ServerOptions, DeviceSettings):
     fallback_budget: NonNegative = Field(0.0, description="maximum money for the fallback; 0: no limit")
     price_in: NonNegative = Field(0.0, description="fallback's price per million prompt tokens")
     price_out: NonNegative = Field(0.0, description="fallback's price per million reply tokens")
+    tune: str = Field("", description="folder of OpenAI's fine-tuning API: its files, jobs and tuned models")
+    tune_names: str = Field(
+        "", description="base models' names that clients may give, separated by commas; *: every name"
+    )
+    tune_jobs: Count = Field(1, le=64, description="fine-tuning jobs that run at the same time")
+    tune_bytes: Bytes = Field(512 << 20, description="maximum bytes of a tenant's uploaded files")
+    tune_memory: Bytes = Field(0, description="maximum bytes of memory of a fine-tuning job; 0: no limit")
     record_kept: bool = Field(False, description="for rollouts: return the tokens that top_p and top_k kept")
 
 

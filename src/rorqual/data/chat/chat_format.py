@@ -72,6 +72,7 @@ class ChatFormat(Registered, ABC):
         thinking: Thinking = "auto",
         continue_: bool = False,
         train_from: int = 0,
+        tools: Sequence[Tool] = (),
     ) -> RenderedConversation:
         """Return the token ids and the loss mask of a whole conversation.
 
@@ -82,7 +83,7 @@ class ChatFormat(Registered, ABC):
         token belongs to the next turn.
 
         `continue_` omits the end token of the last assistant turn, so that the model can continue the turn. Messages whose
-        index is below `train_from` are not in the loss.
+        index is below `train_from` are not in the loss, nor are messages with `in_loss=False`. `tools` are in the prompt.
         """
 
     @abstractmethod
@@ -222,7 +223,9 @@ class ChatFormat(Registered, ABC):
         may be trained on."""
         return message.reasoning is None
 
-    def training_renderings(self, messages: Sequence[Message]) -> list[RenderedConversation]:
+    def training_renderings(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = ()
+    ) -> list[RenderedConversation]:
         """Return renderings of a conversation in which each assistant turn is in the loss exactly once, as the assistant wrote
         the turn.
 
@@ -233,5 +236,9 @@ class ChatFormat(Registered, ABC):
         """
         turns = [number for number, message in enumerate(messages) if message.role == "assistant"]
         ends = [number for number in turns if not self.renders_as_written(messages[number]) or number == turns[-1]]
-        starts = [0, *(end + 1 for end in ends)]
-        return [self.render(messages[: end + 1], train_from=start) for start, end in zip(starts, ends)]
+        parts = [(messages[: end + 1], start) for start, end in zip([0, *(end + 1 for end in ends)], ends)]
+        return [
+            self.render(part, train_from=start, tools=tools)
+            for part, start in parts
+            if any(message.role == "assistant" and message.in_loss for message in part[start:])
+        ]

@@ -41,6 +41,7 @@ class NoChat(ChatFormat):
         thinking: Thinking = "auto",
         continue_: bool = False,
         train_from: int = 0,
+        tools: Sequence[Tool] = (),
     ) -> RenderedConversation:
         """Raise a DataError, because a base model has no chat turns."""
         self._raise_no_chat_turns()

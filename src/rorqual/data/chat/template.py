@@ -67,6 +67,7 @@ class TemplateChat(ChatFormat):
         thinking: Thinking = "auto",
         continue_: bool = False,
         train_from: int = 0,
+        tools: Sequence[Tool] = (),
     ) -> RenderedConversation:
         """Raise a DataError, because a template gives no loss mask."""
         raise DataError(

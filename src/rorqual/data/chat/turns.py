@@ -34,8 +34,7 @@ class BuiltinChatFormat(ChatFormat):
     A prompt consists of an opening, such as the BOS token, and turns. An assistant turn consists of a header, the ids that
     force or prevent thinking (`thinking_suffix`), a reply and an end token. The reply is encoded separately from the header,
     because a model generates it separately. A published template encodes header and reply as one text. The token ids differ
-    from the ids of a published template only if the reply begins with white space. Conversations with tools are supported as
-    prompts only, because their loss mask is not defined.
+    from the ids of a published template only if the reply begins with white space.
     """
 
     marks: ClassVar[tuple[str, ...]]
@@ -95,6 +94,7 @@ class BuiltinChatFormat(ChatFormat):
         thinking: Thinking = "auto",
         continue_: bool = False,
         train_from: int = 0,
+        tools: Sequence[Tool] = (),
     ) -> RenderedConversation:
         """Return the token ids and the loss mask of a whole conversation (see `ChatFormat.render`).
 
@@ -102,17 +102,15 @@ class BuiltinChatFormat(ChatFormat):
         to answer without thinking. For each earlier turn without a loss, `training_renderings` adds a rendering that ends with
         this turn and in which the turn gets a loss.
         """
-        if has_tools(messages):
-            raise DataError(
-                "tool calls cannot be trained on",
-                where="messages",
-                remedy="Remove conversations with tools from the data.",
-            )
         trained = [
-            number >= train_from and (number == len(messages) - 1 or self.renders_as_written(message))
+            number >= train_from
+            and message.in_loss
+            and (number == len(messages) - 1 or self.renders_as_written(message))
             for number, message in enumerate(messages)
             if message.role == "assistant"
         ]
+        if tools or has_tools(messages):
+            return self._render_with_tools(messages, tools, trained)
         if not messages or messages[-1].role != "assistant":
             if continue_:
                 raise DataError("no assistant turn to continue", where="messages", remedy="End with an assistant turn.")
@@ -128,6 +126,30 @@ class BuiltinChatFormat(ChatFormat):
         reply = self._reply_ids(last, thinking, closed=not continue_)[len(suffix) :]
         reply += [] if continue_ else self.stop_ids[:1]
         return _join_with_loss_mask([*segments, [*header, *suffix], reply], trained)
+
+    def _render_with_tools(
+        self, messages: Sequence[Message], tools: Sequence[Tool], trained: Sequence[bool]
+    ) -> RenderedConversation:
+        """Return the token ids and the loss mask of a conversation with tools, which ends with a reply without reasoning."""
+        if messages[-1].role != "assistant" or any(message.reasoning is not None for message in messages):
+            raise DataError(
+                "a conversation with tools that has reasoning, or does not end with an assistant turn",
+                where="messages",
+                remedy="Remove the reasoning, and end with an assistant turn.",
+            )
+        segments = self._segments([*messages, Message("user", "")], "auto", tools, opens_reply=False)
+        rendered = _join_with_loss_mask(segments[: 2 * len(trained)], trained)
+        replies = [number for number, message in enumerate(messages) if message.role == "assistant"]
+        prompts = [
+            self.prompt(messages[:end], "auto", tools) for end, is_trained in zip(replies, trained) if is_trained
+        ]
+        if any(rendered.ids[: len(prompt)] != prompt for prompt in prompts):
+            raise DataError(
+                f"chat format '{self.name}' opens thinking, so replies without reasoning cannot be trained on",
+                where="messages",
+                remedy="Remove the tools from the conversation, or use a model with another chat format.",
+            )
+        return rendered
 
     def _segments(
         self,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rorqual.core.conversations import Conversation, read_conversation, refuse_empty_prompt
+from rorqual.core.conversations import Conversation, read_conversation, read_tools, refuse_empty_prompt
 from rorqual.core.errors import DataError
-from rorqual.core.records import is_blank_message
+from rorqual.core.records import Tool, is_blank_message
 from rorqual.core.rows import read_rows
 from rorqual.data.distilled import is_distilled, read_kept_messages
 
@@ -16,11 +17,13 @@ from rorqual.data.distilled import is_distilled, read_kept_messages
 class LoadedConversations:
     """The conversations of a file, in file order. `skipped` counts the conversations that cannot be trained on.
 
-    A conversation is skipped if it has no assistant turn, if an assistant turn is empty, or if a filter dropped it.
+    A conversation is skipped if it has no assistant turn, if an assistant turn is empty, or if a filter dropped it. `tools` has
+    the tools of each conversation, or is empty if the file has no tools.
     """
 
     conversations: list[Conversation]
     skipped: int = 0
+    tools: Sequence[tuple[Tool, ...]] = ()
 
 
 def read_conversations(path: Path) -> LoadedConversations:
@@ -35,12 +38,13 @@ def read_conversations(path: Path) -> LoadedConversations:
     path = Path(path)
     if path.suffix.lower() == ".parquet" and is_distilled(path):
         return _read_teacher_samples(path)
-    conversations: list[Conversation] = []
+    conversations, tools = list[Conversation](), list[tuple[Tool, ...]]()
     skipped = 0
     for row in read_rows(path):
         conversation = read_conversation(row.values, row.where)
         if is_trainable(conversation):
             conversations.append(conversation)
+            tools.append(read_tools(row.values, row.where))
         else:
             skipped += 1
     if not conversations:
@@ -49,14 +53,15 @@ def read_conversations(path: Path) -> LoadedConversations:
             where=str(path),
             remedy="Each conversation needs a message with role 'assistant' that has text.",
         )
-    return LoadedConversations(conversations, skipped)
+    return LoadedConversations(conversations, skipped, tools)
 
 
 def is_trainable(conversation: Conversation) -> bool:
-    """Return whether the conversation has assistant turns and every assistant turn has text.
+    """Return whether the conversation has assistant turns in the loss, and every assistant turn has text or tool calls.
     An empty assistant turn would teach the model to give empty replies."""
     replies = [message for message in conversation if message.role == "assistant"]
-    return bool(replies) and not any(map(is_blank_message, replies))
+    empty = any(is_blank_message(reply) and not reply.tool_calls for reply in replies)
+    return any(reply.in_loss for reply in replies) and not empty
 
 
 def _read_teacher_samples(path: Path) -> LoadedConversations:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
@@ -14,24 +12,21 @@ from rorqual.serve.service import Service
 router = APIRouter()
 
 
-def _model_card(service: Service) -> dict[str, Any]:
-    card = {"id": service.name, "object": "model", "created": service.created, "owned_by": "rorqual"}
-    return card | service.model_details()
-
-
 @router.get("/v1/models")
 async def models(request: Request) -> Response:
-    """Return a list whose only entry describes the served model."""
-    return JSONResponse({"object": "list", "data": [_model_card(request.app.state.service)]})
+    """Return the descriptions of the models that the tenant may use."""
+    service: Service = request.app.state.service
+    return JSONResponse({"object": "list", "data": service.model_cards(request.state.tenant)})
 
 
 @router.get("/v1/models/{name:path}")  # names may contain a slash, as on the Hugging Face hub
 async def model(request: Request, name: str) -> Response:
-    """Return the description of the served model, or a 404 error if the served model is not called `name`."""
+    """Return the description of a model, or a 404 error if the tenant has no model called `name`."""
     service: Service = request.app.state.service
-    if name != service.name:
+    cards = {card["id"]: card for card in service.model_cards(request.state.tenant)}
+    if name not in cards:
         raise service.unknown_model_error(name)
-    return JSONResponse(_model_card(service))
+    return JSONResponse(cards[name])
 
 
 @router.get("/health")

@@ -29,8 +29,11 @@ class ConversationsConfig(SourceConfig):
     def build(self, materials: SourceInputs) -> Source:
         loaded = read_conversations(Path(self.data))
         # Each turn with reasoning, except the last turn, gets a separate sample that ends with this turn.
+        tools = loaded.tools or [()] * len(loaded.conversations)
         rendered = [
-            sample for messages in loaded.conversations for sample in materials.chat.training_renderings(messages)
+            sample
+            for messages, offered in zip(loaded.conversations, tools, strict=True)
+            for sample in materials.chat.training_renderings(messages, offered)
         ]
         samples = [TrainingSample(r.ids, r.mask) for r in rendered]
         too_long = [len(s) for s in samples if len(s) > self.row]

@@ -1,0 +1,227 @@
+"""The process of one fine-tuning job: `python -m rorqual.fine_tuning.job_process FOLDER THREADS MEMORY`.
+
+The process trains epoch by epoch, and resumes where an earlier process of the job was killed, with the same weights. It ends at
+once if its standard input is closed, because then the server is gone.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rorqual.core.config import parse_config
+from rorqual.core.errors import DataError, RorqualError
+from rorqual.core.lock import Lock, acquire_lock
+from rorqual.core.records import MANIFEST_FILE, RunDir, write_atomic, write_json
+from rorqual.fine_tuning.exits import DISK_FULL, ORPHANED, OUT_OF_MEMORY, PAUSED
+from rorqual.fine_tuning.recipe import JobPlan, plan_job, validation_batches
+from rorqual.fine_tuning.store import JobError, JobFolder, Outcome
+from rorqual.model.decoder import Decoder
+from rorqual.model.load.run_directory import load_run
+from rorqual.ops.losses import token_logprobs
+from rorqual.train.batch import TrainBatch
+from rorqual.train.checkpoint import OPTIM_FILE
+from rorqual.train.loop import fit
+
+KEPT_MODELS = 3
+"""The models of the last `KEPT_MODELS` epochs are kept, as in OpenAI's API."""
+CSV_FIELDS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
+LOCK_SECONDS = 30.0
+"""Seconds that the process waits for an earlier process of the job to end."""
+
+
+def main(path: Path, threads: int, memory: int) -> int:
+    """Train the job in `path`, and return the exit status. `memory`: maximum bytes of the process; 0: no limit."""
+    folder, stopping = JobFolder(path), threading.Event()
+    lock = _wait_for_lock(path)
+    signal.signal(signal.SIGTERM, lambda number, frame: stopping.set())
+    threading.Thread(target=_watch_server, daemon=True).start()
+    threading.Thread(target=_watch_memory, args=(memory,), daemon=True).start()
+    try:
+        outcome = train_job(folder, threads, stopping.is_set)
+        if outcome is None:
+            return PAUSED
+        write_json(folder.outcome_file, outcome.model_dump(mode="json"))
+    except (RorqualError, OSError) as error:
+        if is_disk_full(error):
+            return DISK_FULL
+        if isinstance(error, OSError):
+            raise
+        write_json(folder.outcome_file, Outcome(error=_job_error(error, folder)).model_dump(mode="json"))
+    finally:
+        lock.close()
+    return 0
+
+
+def _job_error(error: RorqualError, folder: JobFolder) -> JobError:
+    if not isinstance(error, DataError):
+        return JobError(code="training_failed", message=str(error))
+    param = "validation_file" if str(folder.validation_data) in str(error) else "training_file"
+    return JobError(code=f"invalid_{param}", message=str(error), param=param)
+
+
+def _wait_for_lock(path: Path) -> Lock:
+    """Return the lock of the job's folder, as soon as an earlier process of the job has ended."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            return acquire_lock(path / "process", "Wait until the job's process has ended.")
+        except RorqualError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Return whether a full disk caused the error."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__
+    return False
+
+
+def _watch_server() -> None:
+    while os.read(0, 1):  # not sys.stdin, whose lock would stop the interpreter's end
+        pass
+    os._exit(ORPHANED)
+
+
+def _watch_memory(limit: int) -> None:
+    unit = 1 if sys.platform == "darwin" else 1024
+    while limit:
+        if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit > limit:
+            os._exit(OUT_OF_MEMORY)
+        time.sleep(0.5)
+
+
+def train_job(folder: JobFolder, threads: int, is_stopped: Callable[[], bool]) -> Outcome | None:
+    """Train a job to its end and keep the models of the last epochs. Return None if `is_stopped` became true before the end.
+
+    Raises DataError if a file of the job is invalid.
+    """
+    job = folder.job()
+    if not folder.plan_file.is_file():
+        write_json(folder.plan_file, plan_job(job, folder).model_dump(mode="json"))
+    plan = parse_config(JobPlan, json.loads(folder.plan_file.read_bytes()), where=str(folder.plan_file))
+    held_out = validation_batches(job, folder)
+    _add_event_once(folder, f"Files validated. The job has {len(plan.epoch_ends)} epochs, {plan.run.steps} steps.")
+    done = {line["step_number"] for line in folder.checkpoint_lines()}
+    for end in plan.epoch_ends:
+        if end in done:
+            continue
+        if not _train_to(folder, plan, end, threads, is_stopped):
+            return None
+        copy_model(folder.run, folder.model(end))
+        metrics = {"step": end, "train_loss": _last_loss(folder.run), **validation_metrics(folder.run, held_out)}
+        folder.add_checkpoint(end, metrics)
+        for old in [one for one in plan.epoch_ends if one <= end][:-KEPT_MODELS]:
+            shutil.rmtree(folder.model(old).path, ignore_errors=True)
+    write_atomic(folder.results_file, results_csv(folder))
+    return Outcome(trained_tokens=sum(int(record["tokens"]) for record in folder.run.metrics()))
+
+
+def _add_event_once(folder: JobFolder, message: str) -> None:
+    if all(event["message"] != message for event in folder.events()):
+        folder.add_event("info", message)
+
+
+def _train_to(folder: JobFolder, plan: JobPlan, end: int, threads: int, is_stopped: Callable[[], bool]) -> bool:
+    """Train up to step `end`, and return whether the step was reached. A step that was repeated after a kill gets no second event."""
+    if (folder.run.newest_complete_step()[0] or 0) >= end:
+        return True
+    reached, seen = 0, max((event["data"].get("step", 0) for event in folder.events()), default=0)
+
+    def observe(record: dict[str, Any]) -> None:
+        nonlocal reached
+        reached = record["step"]
+        if reached > seen:
+            data = {"step": reached, "total_steps": plan.run.steps, "train_loss": record["loss"]}
+            folder.add_event("info", f"Step {reached}/{plan.run.steps}: training loss={record['loss']:.2f}", data)
+
+    fit(
+        plan.run,
+        folder.run,
+        threads=threads,
+        quiet=True,
+        observe=observe,
+        stop=lambda step: step >= end or is_stopped(),
+    )
+    return reached >= end
+
+
+def _last_loss(run: RunDir) -> float:
+    return float([record["loss"] for record in run.metrics()][-1])
+
+
+def copy_model(src: RunDir, dst: RunDir) -> None:
+    """Copy a run's settings, tokenizer and newest checkpoint, without the optimizer's state. `dst` is complete or missing."""
+    step, temporary = src.checkpoint(), dst.path.with_name(f".{dst.path.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    files = {file.name: file.stat().st_size for file in step.iterdir() if file.name not in (OPTIM_FILE, MANIFEST_FILE)}
+    (temporary / step.name).mkdir(parents=True)
+    for file in (src.config_file, src.tokenizer_file, *(step / name for name in files)):
+        shutil.copy2(file, temporary / file.relative_to(src.path))
+    write_json(temporary / step.name / MANIFEST_FILE, files)
+    shutil.rmtree(dst.path, ignore_errors=True)
+    os.replace(temporary, dst.path)
+
+
+@torch.no_grad()
+def validation_metrics(run: RunDir, batches: Sequence[TrainBatch]) -> dict[str, float]:
+    """Return the mean loss in nats and the share of right next tokens over the replies in `batches`, by OpenAI's names.
+
+    Without batches, the result is empty.
+    """
+    if not batches:
+        return {}
+    model = load_run(run)
+    sums = torch.stack([_token_sums(model, batch) for batch in batches]).sum(0)
+    loss, accuracy = (sums[:2] / sums[2]).tolist()
+    return {"full_valid_loss": loss, "full_valid_mean_token_accuracy": accuracy}
+
+
+def _token_sums(model: Decoder, batch: TrainBatch) -> torch.Tensor:
+    """Return the sum of losses, the number of right next tokens, and the number of tokens in the loss."""
+    output = model(batch.tokens, batch.positions, segments=batch.segments)
+    at = batch.loss_mask.nonzero(as_tuple=True)
+    logits, targets = model.logits(output.hidden[at]), batch.targets[at]
+    right = (logits.argmax(-1) == targets).double()
+    return torch.stack([-token_logprobs(logits, targets).double().sum(), right.sum(), torch.ones_like(right).sum()])
+
+
+def results_csv(folder: JobFolder) -> bytes:
+    """Return OpenAI's result file: a CSV table with a row for each step. The validation columns are filled where an epoch ends."""
+    measured = {line["step_number"]: line["metrics"] for line in folder.checkpoint_lines()}
+    text = io.StringIO()
+    table = csv.DictWriter(text, CSV_FIELDS, lineterminator="\n")
+    table.writeheader()
+    for record in folder.run.metrics():
+        metrics = measured.get(record["step"], {})
+        table.writerow(
+            {
+                "step": record["step"],
+                "train_loss": record["loss"],
+                "valid_loss": metrics.get("full_valid_loss"),
+                "valid_mean_token_accuracy": metrics.get("full_valid_mean_token_accuracy"),
+            }
+        )
+    return text.getvalue().encode()
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))

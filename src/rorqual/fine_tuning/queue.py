@@ -1,0 +1,177 @@
+"""The queue of fine-tuning jobs. Each job runs in a process of its own, and tenants take turns."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from rorqual.core.errors import RorqualError
+from rorqual.fine_tuning.exits import DISK_FULL, OUT_OF_MEMORY, PAUSED
+from rorqual.fine_tuning.store import Job, JobError, Outcome, TuneStore
+from rorqual.serve.logs import say
+
+POLL = 1.0
+"""Seconds between two looks at the queue."""
+ROOM = 256 << 20
+"""A job starts only if the disk has at least `ROOM` free bytes."""
+TRIES = 3
+"""A job whose process dies `TRIES` times without a reason fails."""
+LAST_WORDS = 20.0
+"""Seconds that the process of a paused job has to write its checkpoint."""
+DISK_MESSAGE = "The job waits, because the disk is full. It goes on when at least 256 MiB are free."
+
+
+@dataclass
+class JobQueue:
+    """Starts the processes of jobs, and records how they end.
+
+    `at_once`: number of jobs that run at the same time. `threads`, `memory`: threads and maximum bytes of a job's process; 0
+    bytes: no limit.
+    """
+
+    store: TuneStore
+    at_once: int = 1
+    threads: int = 1
+    memory: int = 0
+    _running: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
+    _ends: set[asyncio.Task[None]] = field(default_factory=set)
+    _deaths: Counter[str] = field(default_factory=Counter)
+    _turns: dict[str, int] = field(default_factory=dict)
+    _unsaved: set[str] = field(default_factory=set)
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run(self) -> None:
+        """Run the jobs until the task is cancelled. The processes then end, and the next server resumes their jobs."""
+        for job in list(self.store.jobs.values()):
+            if job.status == "running":
+                self.update(job, status="queued")
+        try:
+            while True:
+                for job_id in list(self._unsaved):
+                    self.update(self.store.jobs[job_id])
+                await self._start_jobs()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), POLL)
+                self._wake.clear()
+        finally:
+            for process in self._running.values():
+                with suppress(ProcessLookupError):
+                    process.kill()
+
+    def update(self, job: Job, **changes: Any) -> Job:
+        """Change a job. If the disk is full, the change is kept in memory and written later."""
+        job = self.store.jobs[job.id] = job.model_copy(update=changes)
+        try:
+            self.store.folder(job.id).save(job)
+            self._unsaved.discard(job.id)
+        except RorqualError as error:
+            self._unsaved.add(job.id)
+            say(f"job {job.id} cannot be saved yet: {error.what}")
+        return job
+
+    def wake(self) -> None:
+        """Look at the queue at once, because a job was added or resumed."""
+        self._wake.set()
+
+    def _next_job(self) -> Job | None:
+        """Return the job to start: of the tenant with the fewest running jobs, then of the tenant who waited longest."""
+        waiting = [job for job in self.store.jobs.values() if job.status == "queued" and not job.is_paused]
+        running = Counter(self.store.jobs[job_id].tenant for job_id in self._running)
+
+        def turn(job: Job) -> tuple[int, int, int, str]:
+            return running[job.tenant], self._turns.get(job.tenant, 0), job.created_at, job.id
+
+        return min((job for job in waiting if job.id not in self._running), key=turn, default=None)
+
+    async def _start_jobs(self) -> None:
+        while len(self._running) < self.at_once and (job := self._next_job()) is not None:
+            if shutil.disk_usage(self.store.path).free < ROOM:
+                self._note_once(job, DISK_MESSAGE)
+                return
+            await self._start(job)
+
+    async def _start(self, job: Job) -> None:
+        folder = self.store.folder(job.id)
+        self._turns[job.tenant] = max(self._turns.values(), default=0) + 1
+        command = (sys.executable, "-m", "rorqual.fine_tuning.job_process", folder.path, self.threads, self.memory)
+        # A session of its own keeps a Ctrl-C from the process. The process ends when its standard input is closed.
+        with open(folder.log_file, "ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                *map(str, command), stdin=asyncio.subprocess.PIPE, stdout=log, stderr=log,
+                start_new_session=True, env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
+            )  # fmt: skip
+        self._running[job.id] = process
+        self.update(job, status="running", started_at=job.started_at or int(time.time()))
+        self._note_once(job, "Fine-tuning job started", "info")
+        end = asyncio.create_task(self._wait_for_end(job.id, process))
+        self._ends.add(end)
+        end.add_done_callback(self._ends.discard)
+
+    async def _wait_for_end(self, job_id: str, process: asyncio.subprocess.Process) -> None:
+        status = await process.wait()
+        del self._running[job_id]
+        job = self.store.jobs[job_id]
+        if not job.is_finished:
+            self._record_end(job, status)
+        self.wake()
+
+    def _record_end(self, job: Job, status: int) -> None:
+        """Record that the process of a job has ended. Only an `outcome.json` ends a job; otherwise the job goes on later."""
+        folder = self.store.folder(job.id)
+        outcome = folder.outcome()
+        if outcome is None:
+            self._deaths[job.id] += status not in (PAUSED, DISK_FULL)
+            if status == DISK_FULL:
+                self._note_once(job, DISK_MESSAGE)
+            elif status == OUT_OF_MEMORY:
+                problem = f"The job needs more than {self.memory:,} bytes of memory. Give fewer or shorter examples."
+                outcome = Outcome(error=JobError(code="out_of_memory", message=problem))
+            elif self._deaths[job.id] >= TRIES:
+                problem = f"The job's process died {TRIES} times. The operator finds the reason in the job's log."
+                outcome = Outcome(error=JobError(code="server_error", message=problem))
+        if outcome is None:
+            self.update(job, status="queued")
+        elif outcome.error is not None:
+            self.finish(job, "failed", outcome.error)
+        else:
+            results = self.store.add_results(job)
+            tokens = outcome.trained_tokens
+            self._note_once(job, f"New fine-tuned model created: {job.model_name}", "info")
+            self.finish(job, "succeeded", trained_tokens=tokens, result_files=(results.id,))
+
+    def finish(self, job: Job, status: str, error: JobError | None = None, **changes: Any) -> Job:
+        """End a job, and tell it in an event."""
+        if error is not None:
+            error = error.model_copy(update={"message": self.store.with_file_names(job, error.message)})
+        words = {"succeeded": "The job has successfully completed", "cancelled": "Fine-tuning job cancelled"}
+        message = words.get(status) or f"The job failed: {error.message if error else 'no reason is known'}"
+        self._note_once(job, message, "error" if status == "failed" else "info")
+        return self.update(job, status=status, error=error, finished_at=int(time.time()), **changes)
+
+    def _note_once(self, job: Job, message: str, level: str = "warn") -> None:
+        """Add an event, unless the job's last message says the same. A full disk loses the event, and the log gets it."""
+        folder = self.store.folder(job.id)
+        try:
+            if all(event["message"] != message for event in folder.events()):
+                folder.add_event(level, message)  # type: ignore[arg-type]
+        except RorqualError:
+            say(f"job {job.id}: {message}")
+
+    async def stop_job(self, job: Job, *, at_once: bool) -> None:
+        """Stop the process of a job, if it runs. Without `at_once`, the process first writes a checkpoint."""
+        process = self._running.get(job.id)
+        if process is None:
+            return
+        with suppress(ProcessLookupError):
+            process.kill() if at_once else process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), LAST_WORDS)
+        except TimeoutError:
+            process.kill()

@@ -1,0 +1,113 @@
+"""From the settings of a fine-tuning job to a training run: what `auto` means, and how OpenAI's hyperparameters map to Rorqual's."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from statistics import fmean
+
+from rorqual.core.config import Config, Count
+from rorqual.core.errors import DataError
+from rorqual.core.records import RunDir
+from rorqual.data.chat import ChatFormat, load_chat
+from rorqual.data.source.conversations import read_conversations
+from rorqual.data.stream import ConversationStream
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.fine_tuning.schemas import Auto
+from rorqual.fine_tuning.store import Job, JobFolder
+from rorqual.model.adapter import LoRA
+from rorqual.model.load.run_directory import read_model_config
+from rorqual.recipes.sft import sft
+from rorqual.train.batch import TrainBatch
+from rorqual.train.run import Run
+from rorqual.train.sources import ConversationsConfig, SourceInputs
+from rorqual.train.sources.source import StreamSource
+
+R, ALPHA, LR = 16, 32.0, 1e-3
+"""Rank, scale and learning rate of LoRA with the learning rate multiplier 1."""
+STEP_TOKENS = 768
+"""With `batch_size` auto, an update has about `STEP_TOKENS` tokens."""
+SHORTEST_ROW = 192
+"""Several short examples share a row of at least `SHORTEST_ROW` tokens, unless an update has fewer."""
+EXAMPLES_SEEN, FEWEST_EPOCHS, MOST_EPOCHS = 1500, 3, 10
+"""With `n_epochs` auto, a job sees about `EXAMPLES_SEEN` examples, in 3 to 10 epochs."""
+
+
+class JobPlan(Config):
+    """A job's training run, and the steps at which its epochs end."""
+
+    run: Run
+    epoch_ends: tuple[Count, ...]
+
+
+def value_or(given: Auto | float, auto: float) -> float:
+    """Return a hyperparameter, or the value `auto` if the server is to choose."""
+    return auto if given == "auto" else given
+
+
+def plan_job(job: Job, folder: JobFolder) -> JobPlan:
+    """Return the plan of a job. Raises DataError, which names file and line, if the training file is invalid."""
+    base = RunDir(Path(job.base))
+    context = read_model_config(base).max_position_embeddings
+    chat = load_chat(base, Tokenizer.load(base.tokenizer_file))
+    return _supervised_plan(job, folder.training_data, chat, context)
+
+
+def _supervised_plan(job: Job, data: Path, chat: ChatFormat, context: int) -> JobPlan:
+    chosen = job.method.hyperparameters
+    lengths = sample_lengths(data, chat)
+    if max(lengths) > context:
+        raise DataError(
+            f"an example has {max(lengths)} tokens, but the context of the base model is {context}",
+            where=str(data),
+            remedy="Shorten the example.",
+        )
+    update_tokens = value_or(chosen.batch_size, 0) * fmean(lengths) or STEP_TOKENS
+    row = min(8 * math.ceil(max(*lengths, min(SHORTEST_ROW, update_tokens)) / 8), context)
+    rows = max(1, round(update_tokens / row))
+    epochs = int(value_or(chosen.n_epochs, auto_epochs(len(lengths))))
+    source = ConversationsConfig(data=str(data.absolute()), rows=rows, row=row)
+    built = source.build(SourceInputs(None, chat.tokenizer, chat, job.seed, 1))  # type: ignore[arg-type]
+    assert isinstance(built, StreamSource) and isinstance(built.stream, ConversationStream)
+    ends = tuple(built.stream.steps_for_epochs(epoch) for epoch in range(1, epochs + 1))
+    run = sft(
+        data=source.data,
+        start=str(Path(job.base).absolute()),
+        steps=ends[-1],
+        rows=rows,
+        row=row,
+        lr=LR * value_or(chosen.learning_rate_multiplier, 1.0),
+        seed=job.seed,
+    )
+    return JobPlan(run=_adapted(run, rows), epoch_ends=ends)
+
+
+def _adapted(run: Run, rows: int) -> Run:
+    """Return a run that trains a LoRA adapter, with at most two micro-batches of its `rows` rows."""
+    update = {"tune": LoRA(r=R, alpha=ALPHA), "micro_batches": min(2, rows), "save_seconds": 30.0}
+    return run.model_copy(update=update)
+
+
+def sample_lengths(data: Path, chat: ChatFormat) -> list[int]:
+    """Return the number of tokens of each training sample of a file of conversations."""
+    loaded = read_conversations(data)
+    pairs = zip(loaded.conversations, loaded.tools, strict=True)
+    return [len(one.ids) for turns, tools in pairs for one in chat.training_renderings(turns, tools)]
+
+
+def auto_epochs(examples: int) -> int:
+    """Return the number of epochs for `n_epochs` auto."""
+    return max(FEWEST_EPOCHS, min(MOST_EPOCHS, round(EXAMPLES_SEEN / examples)))
+
+
+def validation_batches(job: Job, folder: JobFolder) -> list[TrainBatch]:
+    """Return the rows of the job's validation file, or an empty list if the job has none. Samples beyond the context are left out."""
+    if job.validation_file is None or job.method.type != "supervised":
+        return []
+    base = RunDir(Path(job.base))
+    chat = load_chat(base, Tokenizer.load(base.tokenizer_file))
+    row = min(max(*sample_lengths(folder.validation_data, chat), 8), read_model_config(base).max_position_embeddings)
+    source = ConversationsConfig(data=str(folder.validation_data), rows=1, row=row, longer="skip")
+    built = source.build(SourceInputs(None, chat.tokenizer, chat, job.seed, 1))  # type: ignore[arg-type]
+    assert isinstance(built, StreamSource) and isinstance(built.stream, ConversationStream)
+    return [batch for step in range(built.stream.steps_for_epochs(1)) for batch in built.step(step).batches]

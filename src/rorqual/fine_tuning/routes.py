@@ -1,0 +1,301 @@
+"""The routes `/v1/files` and `/v1/fine_tuning/jobs` in OpenAI's form, and the deletion of tuned models."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import FileResponse, JSONResponse
+from starlette.datastructures import UploadFile
+from starlette.types import Message
+
+from rorqual.core.errors import DataError, RorqualError
+from rorqual.core.rows import read_rows
+from rorqual.fine_tuning.schemas import JobRequest
+from rorqual.fine_tuning.service import CHECKPOINT, TuneService
+from rorqual.fine_tuning.store import Job, StoredFile, new_id
+from rorqual.serve.bodies import BODY_SECONDS, read_body
+from rorqual.serve.errors import ApiError, bad_request
+from rorqual.serve.schemas import parse_body
+from rorqual.serve.validation_errors import describe_value, validated
+
+router = APIRouter()
+Row = dict[str, Any]
+MOST_FILES, MOST_JOBS, LONGEST_NAME = 1000, 100, 256
+"""Maximum number of files and of unfinished jobs of a tenant, and maximum length of a file's name."""
+PAGE, LARGEST_PAGE = 20, 10_000
+FORM_BYTES = 65_536
+"""Bytes of an upload's form beside the file."""
+
+
+def _service(request: Request) -> TuneService:
+    service: TuneService = request.app.state.service
+    return service
+
+
+def _not_found(kind: str, name: str, param: str | None = None) -> ApiError:
+    return ApiError(404, f"No such {kind}: {name[:LONGEST_NAME]}", param=param, code="not_found")
+
+
+def _job(request: Request, job_id: str) -> Job:
+    """Return a job of the tenant. Raises ApiError if the tenant has no such job."""
+    job = _service(request).store.job(job_id, request.state.tenant)
+    if job is None:
+        raise _not_found("fine-tuning job", job_id)
+    return job
+
+
+def _file(request: Request, file_id: str, param: str | None = None) -> StoredFile:
+    """Return a file of the tenant. Raises ApiError if the tenant has no such file."""
+    found = _service(request).store.file(file_id, request.state.tenant)
+    if found is None:
+        raise _not_found("File object", file_id, param)
+    return found
+
+
+def _page(request: Request, rows: Sequence[Row], default: int = PAGE) -> JSONResponse:
+    """Return a page of `rows` in OpenAI's form. `after` is the id of the last row of the page before."""
+    limit = request.query_params.get("limit", str(default))
+    if not limit.isascii() or not limit.isdigit() or not 1 <= int(limit[:6]) <= LARGEST_PAGE:
+        raise bad_request(f"`limit` is {describe_value(limit)}. Give 1 to {LARGEST_PAGE}.", "limit")
+    start = 0
+    if after := request.query_params.get("after"):
+        places = [place for place, row in enumerate(rows) if row["id"] == after]
+        if not places:
+            raise bad_request(f"`after` is {describe_value(after)}, which is not in the list.", "after")
+        start = places[0] + 1
+    page, rest = rows[start : start + int(limit)], rows[start + int(limit) :]
+    ends = {"first_id": page[0]["id"], "last_id": page[-1]["id"]} if page else {"first_id": None, "last_id": None}
+    return JSONResponse({"object": "list", "data": page, "has_more": bool(rest), **ends})
+
+
+# ---- files
+
+
+@router.post("/v1/files")
+async def upload_file(request: Request) -> JSONResponse:
+    """Store an uploaded file of the purpose `fine-tune`. Each line must be a JSON object."""
+    service, tenant = _service(request), request.state.tenant
+    own = [file for file in service.store.files.values() if file.tenant == tenant]
+    room = service.options.file_bytes - sum(file.bytes for file in own)
+    if len(own) >= MOST_FILES or room <= 0:
+        problem = f"The files of this tenant have {sum(file.bytes for file in own):,} bytes. Delete files first."
+        raise ApiError(413, problem, param="file", code="too_many_files")
+    async with service.bodies.reserve_body_slot(tenant):
+        limited = Request(request.scope, _limited_receive(request.receive, room + FORM_BYTES, service))
+        async with limited.form(max_files=1, max_fields=4, max_part_size=FORM_BYTES) as form:
+            upload, purpose = form.get("file"), form.get("purpose")
+            if not isinstance(upload, UploadFile):
+                raise bad_request("`file` is missing. Send a multipart form with the fields file and purpose.", "file")
+            if purpose != "fine-tune":
+                raise bad_request(f"`purpose` is {describe_value(purpose)}. Only 'fine-tune' is offered.", "purpose")
+            work = partial(_store_upload, service, upload, tenant)
+            return JSONResponse((await service.run_in_thread(tenant, work)).shown())
+
+
+def _limited_receive(receive: Callable[[], Any], limit: int, service: TuneService) -> Callable[[], Any]:
+    size = 0
+
+    async def receive_some() -> Message:
+        nonlocal size
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                message: Message = await receive()
+        except TimeoutError:
+            raise ApiError(408, f"No further part of the body arrived within {BODY_SECONDS:.0f} seconds.") from None
+        size += len(message.get("body", b""))
+        if size > limit:
+            problem = f"The file is too large: the files of a tenant may have {service.options.file_bytes:,} bytes."
+            raise ApiError(413, f"{problem} The operator can raise tune_bytes=.", param="file", code="body_too_large")
+        return message
+
+    return receive_some
+
+
+def _store_upload(service: TuneService, upload: UploadFile, tenant: str) -> StoredFile:
+    """Check and store an uploaded file. Raises ApiError if a line is not a JSON object, or if the disk is full."""
+    name = Path(upload.filename or "file.jsonl").name[:LONGEST_NAME]
+    temporary = service.store.path / f".upload-{secrets.token_hex(8)}.jsonl"
+    try:
+        with open(temporary, "wb") as out:
+            while block := upload.file.read(1 << 20):
+                out.write(block)
+        if not sum(1 for _ in read_rows(temporary)):
+            raise DataError("the file has no rows", remedy="Give one JSON object a line.")
+        return service.store.add_file(temporary, tenant, name)
+    except DataError as error:
+        problem = f"`file` is not valid: {str(error).replace(str(temporary), name)}"
+        raise bad_request(problem, "file", "invalid_file") from None
+    except (OSError, RorqualError) as error:
+        problem = f"The file cannot be stored: {error}. Try again later."
+        raise ApiError(507, problem.replace(str(temporary), name), param="file", code="no_space") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@router.get("/v1/files")
+async def list_files(request: Request) -> JSONResponse:
+    """Return the tenant's files, the newest first. `purpose` and `order` are OpenAI's."""
+    purpose, tenant = request.query_params.get("purpose"), request.state.tenant
+    own = [file for file in _service(request).store.files.values() if file.tenant == tenant]
+    rows = [file.shown() for file in own if purpose in (None, file.purpose)]
+    return _page(request, _newest_first(rows, request.query_params.get("order")), LARGEST_PAGE)
+
+
+def _newest_first(rows: Iterable[Row], order: str | None = None) -> list[Row]:
+    return sorted(rows, key=lambda row: (row["created_at"], row["id"]), reverse=order != "asc")
+
+
+@router.get("/v1/files/{file_id}")
+async def retrieve_file(request: Request, file_id: str) -> JSONResponse:
+    """Return the description of a file."""
+    return JSONResponse(_file(request, file_id).shown())
+
+
+@router.get("/v1/files/{file_id}/content")
+async def file_content(request: Request, file_id: str) -> Response:
+    """Return the content of a file."""
+    content = _service(request).store.content(_file(request, file_id).id)
+    return FileResponse(content, media_type="application/octet-stream")
+
+
+@router.delete("/v1/files/{file_id}")
+async def delete_file(request: Request, file_id: str) -> JSONResponse:
+    """Delete a file. Jobs that were created with the file go on."""
+    _service(request).store.delete_file(_file(request, file_id).id)
+    return JSONResponse({"id": file_id, "object": "file", "deleted": True})
+
+
+# ---- jobs
+
+
+@router.post("/v1/fine_tuning/jobs")
+async def create_job(request: Request) -> JSONResponse:
+    """Queue a fine-tuning job."""
+    service, tenant = _service(request), request.state.tenant
+    async with read_body(request, service.max_body, service.bodies, tenant) as parts:
+        asked = validated(JobRequest, parse_body(b"".join(parts)))
+    if not service.accepts_base(asked.model):
+        offered = ", ".join(dict.fromkeys((service.name, *service.options.names)))
+        problem = (
+            f"`model` is {describe_value(asked.model)}, which is not offered for fine-tuning. Use one of: {offered}"
+        )
+        raise ApiError(
+            404, f"{problem}. The operator can add names by tune_names=.", param="model", code="model_not_found"
+        )
+    for param in ("training_file", "validation_file"):
+        if (file_id := getattr(asked, param)) is not None and _file(request, file_id, param).purpose != "fine-tune":
+            raise bad_request(f"`{param}` is a result file. Give a file of the purpose 'fine-tune'.", param)
+    own = [job for job in service.store.jobs.values() if job.tenant == tenant and not job.is_finished]
+    if len(own) >= MOST_JOBS:
+        raise ApiError(429, f"{len(own)} jobs of this tenant are not finished. Try again later.", code="queue_full")
+    fields = asked.model_dump(include={"model", "training_file", "validation_file", "metadata"})
+    job = Job(
+        id=new_id("ftjob"),
+        tenant=tenant,
+        created_at=int(time.time()),
+        base=str(service.base.path.absolute()),
+        method=asked.chosen_method(),
+        seed=secrets.randbelow(2**31) if asked.seed is None else asked.seed,
+        suffix=asked.suffix or "",
+        **fields,
+    )
+    try:
+        service.store.add_job(job)
+    except (OSError, RorqualError) as error:
+        raise ApiError(507, f"The job cannot be stored: {error}. Try again later.", code="no_space") from None
+    service.queue.wake()
+    return _shown(request, job)
+
+
+def _shown(request: Request, job: Job) -> JSONResponse:
+    return JSONResponse(job.shown(_estimated_finish(request, job)))
+
+
+def _estimated_finish(request: Request, job: Job) -> int | None:
+    """Return when a running job will end at its present speed, as a Unix time, or None if that is not known."""
+    if job.status != "running":
+        return None
+    events = _service(request).store.folder(job.id).events()
+    steps = [event for event in events if event["type"] == "metrics"]
+    if len(steps) < 2:
+        return None
+    first, last = steps[0], steps[-1]
+    pace = (last["created_at"] - first["created_at"]) / (last["data"]["step"] - first["data"]["step"])
+    return round(last["created_at"] + pace * (last["data"]["total_steps"] - last["data"]["step"]))
+
+
+@router.get("/v1/fine_tuning/jobs")
+async def list_jobs(request: Request) -> JSONResponse:
+    """Return the tenant's jobs, the newest first. `metadata[KEY]=VALUE` selects jobs."""
+    wanted = {key[9:-1]: value for key, value in request.query_params.items() if key.startswith("metadata[")}
+    own = [job for job in _service(request).store.jobs.values() if job.tenant == request.state.tenant]
+    chosen = [job for job in own if wanted.items() <= (job.metadata or {}).items()]
+    return _page(request, _newest_first(job.shown(_estimated_finish(request, job)) for job in chosen))
+
+
+@router.get("/v1/fine_tuning/jobs/{job_id}")
+async def retrieve_job(request: Request, job_id: str) -> JSONResponse:
+    """Return a job."""
+    return _shown(request, _job(request, job_id))
+
+
+@router.post("/v1/fine_tuning/jobs/{job_id}/{action}")
+async def change_job(request: Request, job_id: str, action: str) -> JSONResponse:
+    """Cancel, pause or resume a job. A paused job is shown as queued, and continues with the same weights."""
+    queue, job = _service(request).queue, _job(request, job_id)
+    if action not in ("cancel", "pause", "resume"):
+        raise _not_found("action", action)
+    if job.is_finished:
+        raise bad_request(f"Job '{job.id}' has already ended with status '{job.status}'.", code="job_finished")
+    if action == "cancel":
+        job = queue.update(job, status="cancelled")  # the end of its process then changes nothing
+        await queue.stop_job(job, at_once=True)
+        queue.finish(job, "cancelled")
+    else:
+        job = queue.update(job, is_paused=action == "pause")
+        if action == "pause":
+            await queue.stop_job(job, at_once=False)
+            await asyncio.sleep(0)  # the end of the process is recorded first
+    queue.wake()
+    return _shown(request, _job(request, job_id))
+
+
+@router.get("/v1/fine_tuning/jobs/{job_id}/events")
+async def list_events(request: Request, job_id: str) -> JSONResponse:
+    """Return the events of a job, the newest first."""
+    folder = _service(request).store.folder(_job(request, job_id).id)
+    return _page(request, folder.events()[::-1])
+
+
+@router.get("/v1/fine_tuning/jobs/{job_id}/checkpoints")
+async def list_checkpoints(request: Request, job_id: str) -> JSONResponse:
+    """Return the checkpoints of a job, the newest first."""
+    job = _job(request, job_id)
+    rows = [
+        {
+            **line,
+            "object": "fine_tuning.job.checkpoint",
+            "fine_tuning_job_id": job.id,
+            "fine_tuned_model_checkpoint": f"{job.model_name}{CHECKPOINT}{line['step_number']}",
+        }
+        for line in _service(request).store.folder(job.id).checkpoints()
+    ]
+    return _page(request, rows[::-1], 10)
+
+
+@router.delete("/v1/models/{name:path}")
+async def delete_model(request: Request, name: str) -> JSONResponse:
+    """Delete a tuned model with all its checkpoints."""
+    service = _service(request)
+    jobs = [job for known, job, _ in service.tuned_models(request.state.tenant) if known == name and job.has_model]
+    if not jobs:
+        raise service.unknown_model_error(name)
+    await service.forget_model(service.queue.update(jobs[0], is_deleted=True))
+    return JSONResponse({"id": name, "object": "model", "deleted": True})

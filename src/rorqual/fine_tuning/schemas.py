@@ -1,0 +1,112 @@
+"""Schemas of the fine-tuning API's requests, in OpenAI's form."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Auto = Literal["auto"]
+Epochs = Auto | Annotated[int, Field(ge=1, le=50)]
+BatchSize = Auto | Annotated[int, Field(ge=1, le=256)]
+Multiplier = Auto | Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
+
+
+class TuneSchema(BaseModel):
+    """Base class of the schemas. Unknown fields raise an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Hyperparameters(TuneSchema):
+    """Hyperparameters of a supervised job. `auto` lets the server choose."""
+
+    n_epochs: Epochs = "auto"
+    batch_size: BatchSize = "auto"
+    learning_rate_multiplier: Multiplier = "auto"
+
+
+class DPOHyperparameters(Hyperparameters):
+    """Hyperparameters of a preference job. `beta`: weight of the distance from the base model (2305.18290, eq. 7)."""
+
+    beta: Auto | Annotated[float, Field(gt=0, le=2, allow_inf_nan=False)] = "auto"
+
+
+class ReinforcementHyperparameters(Hyperparameters):
+    """Hyperparameters of a reinforcement job. `compute_multiplier`: factor of the number of samples for each prompt."""
+
+    compute_multiplier: Multiplier = "auto"
+
+
+class Supervised(TuneSchema):
+    """The settings of the method `supervised`."""
+
+    hyperparameters: Hyperparameters = Hyperparameters()
+
+
+class DPO(TuneSchema):
+    """The settings of the method `dpo`."""
+
+    hyperparameters: DPOHyperparameters = DPOHyperparameters()
+
+
+class Reinforcement(TuneSchema):
+    """The settings of the method `reinforcement`. `grader`: one of OpenAI's grader objects."""
+
+    grader: dict[str, Any]
+    hyperparameters: ReinforcementHyperparameters = ReinforcementHyperparameters()
+
+
+class Method(TuneSchema):
+    """A method of fine-tuning and its settings, in the field of the method's name."""
+
+    type: Literal["supervised", "dpo", "reinforcement"]
+    supervised: Supervised | None = None
+    dpo: DPO | None = None
+    reinforcement: Reinforcement | None = None
+
+    @model_validator(mode="after")
+    def _check_settings(self) -> Method:
+        given = {name for name in ("supervised", "dpo", "reinforcement") if getattr(self, name) is not None}
+        if given - {self.type}:
+            raise ValueError(f"the type is '{self.type}', but the settings of '{min(given - {self.type})}' are given")
+        if self.type == "reinforcement" and self.reinforcement is None:
+            raise ValueError("the method 'reinforcement' needs `reinforcement.grader`")
+        return self
+
+    @property
+    def hyperparameters(self) -> Hyperparameters:
+        """The hyperparameters of the method, or the defaults."""
+        if self.type == "dpo":
+            return (self.dpo or DPO()).hyperparameters
+        return (self.reinforcement or self.supervised or Supervised()).hyperparameters
+
+
+class JobRequest(TuneSchema):
+    """Body of `POST /v1/fine_tuning/jobs`. The deprecated field `hyperparameters` is that of the method `supervised`."""
+
+    model: Annotated[str, Field(min_length=1, max_length=256)]
+    training_file: Annotated[str, Field(max_length=64)]
+    validation_file: Annotated[str, Field(max_length=64)] | None = None
+    suffix: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-zA-Z0-9_.-]+$")] | None = None
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    metadata: (
+        Annotated[
+            dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+        ]
+        | None
+    ) = None
+    method: Method | None = None
+    hyperparameters: Hyperparameters | None = None
+    integrations: Annotated[list[Any], Field(max_length=0)] | None = None
+
+    @model_validator(mode="after")
+    def _check_method(self) -> JobRequest:
+        if self.method is not None and self.hyperparameters is not None:
+            raise ValueError("`hyperparameters` and `method` are both given. Leave `hyperparameters` out")
+        return self
+
+    def chosen_method(self) -> Method:
+        """Return the method of the job, which is `supervised` by default."""
+        settings = Supervised(hyperparameters=self.hyperparameters or Hyperparameters())
+        return self.method or Method(type="supervised", supervised=settings)

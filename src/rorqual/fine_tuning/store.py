@@ -1,0 +1,295 @@
+"""The folder of the fine-tuning API: uploaded files, and jobs with their models.
+
+    files/file-ID/    file.json, content
+    jobs/ftjob-ID/    job.json, train.jsonl, validation.jsonl, events.jsonl, run/, models/step-000120/, outcome.json
+
+Only the server writes `file.json` and `job.json`. A job has hard links of its files, so a file can be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import secrets
+import shutil
+import string
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rorqual.core.config import Config, parse_config
+from rorqual.core.journal import append_line, read_lines
+from rorqual.core.records import RunDir, write_json
+from rorqual.fine_tuning.schemas import Hyperparameters, Method
+
+LETTERS = string.ascii_letters + string.digits
+FINISHED = frozenset({"succeeded", "failed", "cancelled"})
+Level = Literal["info", "warn", "error"]
+
+
+def new_id(prefix: str) -> str:
+    """Return a random id, such as `file-8aBc...` with 24 characters after the hyphen."""
+    return f"{prefix}-{''.join(secrets.choice(LETTERS) for _ in range(24))}"
+
+
+class StoredFile(Config):
+    """An uploaded file, or the result file of a job. `created_at` is a Unix time in seconds."""
+
+    id: str
+    tenant: str
+    filename: str
+    bytes: int
+    created_at: int
+    purpose: Literal["fine-tune", "fine-tune-results"] = "fine-tune"
+
+    def shown(self) -> dict[str, Any]:
+        """Return the file as OpenAI's API shows it."""
+        return {**self.model_dump(exclude={"tenant"}), "object": "file", "status": "processed"}
+
+
+class JobError(Config):
+    """Why a job failed. `param`: the parameter that is to blame, if any."""
+
+    code: str
+    message: str
+    param: str | None = None
+
+
+class Outcome(Config):
+    """The end of a job's training, which the job's process writes last."""
+
+    error: JobError | None = None
+    trained_tokens: int = 0
+
+
+class Job(Config):
+    """A fine-tuning job. Times are Unix times in seconds.
+
+    - `base`: folder of the run that is tuned. `model`: the name of the base in the request.
+    - `is_paused`: whether the client paused the job. OpenAI's API has no such status, so a paused job is shown as queued.
+    - `is_deleted`: whether the client deleted the tuned model.
+    """
+
+    id: str
+    tenant: str
+    created_at: int
+    model: str
+    base: str
+    method: Method
+    training_file: str
+    validation_file: str | None = None
+    seed: int
+    suffix: str = ""
+    metadata: dict[str, str] | None = None
+    status: Literal["queued", "running", "succeeded", "failed", "cancelled"] = "queued"
+    is_paused: bool = False
+    is_deleted: bool = False
+    started_at: int | None = None
+    finished_at: int | None = None
+    error: JobError | None = None
+    trained_tokens: int | None = None
+    result_files: tuple[str, ...] = ()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the job has ended, with or without success."""
+        return self.status in FINISHED
+
+    @property
+    def model_name(self) -> str:
+        """The name of the tuned model: `ft:BASE:TENANT:SUFFIX:ID`."""
+        return f"ft:{self.model}:{self.tenant}:{self.suffix}:{self.id.removeprefix('ftjob-')[:8]}"
+
+    @property
+    def has_model(self) -> bool:
+        """Whether the tuned model can be asked."""
+        return self.status == "succeeded" and not self.is_deleted
+
+    def shown(self, estimated_finish: int | None) -> dict[str, Any]:
+        """Return the job as OpenAI's API shows it."""
+        same = {"id", "created_at", "model", "training_file", "validation_file", "seed", "metadata", "status"}
+        more = {"finished_at", "trained_tokens", "result_files", "error"}
+        hyperparameters = {*Hyperparameters.model_fields}
+        return {
+            **self.model_dump(mode="json", include=same | more),
+            "object": "fine_tuning.job",
+            "organization_id": self.tenant,
+            "fine_tuned_model": self.model_name if self.has_model else None,
+            "hyperparameters": self.method.hyperparameters.model_dump(include=hyperparameters),
+            "method": self.method.model_dump(mode="json", exclude_none=True),
+            "estimated_finish": estimated_finish,
+            "integrations": [],
+        }
+
+
+@dataclass(frozen=True)
+class JobFolder:
+    """The folder of a job, which the server and the job's process share."""
+
+    path: Path
+
+    @property
+    def training_data(self) -> Path:
+        return self.path / "train.jsonl"
+
+    @property
+    def validation_data(self) -> Path:
+        return self.path / "validation.jsonl"
+
+    @property
+    def run(self) -> RunDir:
+        return RunDir(self.path / "run")
+
+    @property
+    def outcome_file(self) -> Path:
+        return self.path / "outcome.json"
+
+    @property
+    def results_file(self) -> Path:
+        return self.path / "step_metrics.csv"
+
+    @property
+    def log_file(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def plan_file(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def models(self) -> Path:
+        return self.path / "models"
+
+    def model(self, step: int) -> RunDir:
+        """Return the folder of the model after `step`: a run with one checkpoint."""
+        return RunDir(self.models / f"{step:06d}")
+
+    def job(self) -> Job:
+        """Read the job. Raises ConfigError if the file is invalid."""
+        file = self.path / "job.json"
+        return parse_config(Job, json.loads(file.read_bytes()), where=str(file))
+
+    def save(self, job: Job) -> None:
+        """Write the job. Raises RorqualError if the file cannot be written."""
+        write_json(self.path / "job.json", job.model_dump(mode="json"))
+
+    def outcome(self) -> Outcome | None:
+        """Return the end of the training, or None if the training has not ended."""
+        if not self.outcome_file.is_file():
+            return None
+        return parse_config(Outcome, json.loads(self.outcome_file.read_bytes()), where=str(self.outcome_file))
+
+    def add_event(self, level: Level, message: str, data: Mapping[str, Any] | None = None) -> None:
+        """Append an event. An event with `data` has the type `metrics`."""
+        kind = "message" if data is None else "metrics"
+        event = {"id": new_id("ftevent"), "created_at": int(time.time()), "level": level, "message": message}
+        line = {**event, "object": "fine_tuning.job.event", "type": kind, "data": dict(data or {})}
+        append_line(self.path / "events.jsonl", line)
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return all events in OpenAI's form, the oldest first."""
+        return list(read_lines(self.path / "events.jsonl"))
+
+    def add_checkpoint(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record that the model of `step` is complete, with its metrics by OpenAI's names."""
+        line = {"id": new_id("ftckpt"), "created_at": int(time.time()), "step_number": step, "metrics": dict(metrics)}
+        append_line(self.path / "checkpoints.jsonl", line)
+
+    def checkpoint_lines(self) -> list[dict[str, Any]]:
+        """Return the records of all checkpoints, the oldest first, also of those whose models were deleted."""
+        return list(read_lines(self.path / "checkpoints.jsonl"))
+
+    def checkpoints(self) -> list[dict[str, Any]]:
+        """Return the records of the checkpoints whose models are kept, the oldest first."""
+        return [line for line in self.checkpoint_lines() if self.model(line["step_number"]).path.is_dir()]
+
+
+class TuneStore:
+    """All files and jobs of a server's folder. Files and jobs of different tenants never meet."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.files = {one.id: one for one in self._load_files()}
+        self.jobs = {one.id: one for one in self._load_jobs()}
+
+    def _load_files(self) -> Iterator[StoredFile]:
+        for file in sorted(self.path.glob("files/*/file.json")):
+            yield parse_config(StoredFile, json.loads(file.read_bytes()), where=str(file))
+
+    def _load_jobs(self) -> Iterator[Job]:
+        for file in sorted(self.path.glob("jobs/*/job.json")):
+            yield JobFolder(file.parent).job()
+
+    def content(self, file_id: str) -> Path:
+        """Return the path of a file's content."""
+        return self.path / "files" / file_id / "content"
+
+    def folder(self, job_id: str) -> JobFolder:
+        """Return the folder of a job."""
+        return JobFolder(self.path / "jobs" / job_id)
+
+    def file(self, file_id: str, tenant: str) -> StoredFile | None:
+        """Return a file of the tenant, or None."""
+        found = self.files.get(file_id)
+        return found if found is not None and found.tenant == tenant else None
+
+    def job(self, job_id: str, tenant: str) -> Job | None:
+        """Return a job of the tenant, or None."""
+        found = self.jobs.get(job_id)
+        return found if found is not None and found.tenant == tenant else None
+
+    def add_file(self, source: Path, tenant: str, filename: str, purpose: str = "fine-tune") -> StoredFile:
+        """Move the file `source` into the store. Raises RorqualError if the file cannot be written."""
+        data = {
+            "filename": filename,
+            "bytes": source.stat().st_size,
+            "created_at": int(time.time()),
+            "purpose": purpose,
+        }
+        stored = parse_config(StoredFile, {"id": new_id("file"), "tenant": tenant, **data}, where=filename)
+        content = self.content(stored.id)
+        content.parent.mkdir(parents=True)
+        shutil.move(source, content)
+        write_json(content.with_name("file.json"), stored.model_dump(mode="json"))
+        self.files[stored.id] = stored
+        return stored
+
+    def add_results(self, job: Job) -> StoredFile:
+        """Store the result file of a job, encoded in base64 as in OpenAI's API. A job has one result file."""
+        for known in self.files.values():
+            if known.filename == f"{job.id}.csv":
+                return known
+        temporary = self.path / f".{job.id}.csv"
+        temporary.write_bytes(base64.b64encode(self.folder(job.id).results_file.read_bytes()))
+        return self.add_file(temporary, job.tenant, f"{job.id}.csv", "fine-tune-results")
+
+    def with_file_names(self, job: Job, message: str) -> str:
+        """Return a message with the names of the user's files instead of the paths of the job's links."""
+        folder = self.folder(job.id)
+        for path, file_id in ((folder.training_data, job.training_file), (folder.validation_data, job.validation_file)):
+            if (known := self.files.get(file_id or "")) is not None:
+                message = message.replace(str(path), known.filename)
+        return message
+
+    def delete_file(self, file_id: str) -> None:
+        """Delete a file. Jobs keep their links of its content."""
+        del self.files[file_id]
+        shutil.rmtree(self.content(file_id).parent, ignore_errors=True)
+
+    def add_job(self, job: Job) -> None:
+        """Create the folder of a job, with links of its files. Raises OSError or RorqualError if the disk is full."""
+        folder = self.folder(job.id)
+        folder.path.mkdir(parents=True)
+        try:
+            os.link(self.content(job.training_file), folder.training_data)
+            if job.validation_file is not None:
+                os.link(self.content(job.validation_file), folder.validation_data)
+            folder.add_event("info", f"Created fine-tuning job: {job.id}")
+            folder.save(job)
+        except BaseException:
+            shutil.rmtree(folder.path, ignore_errors=True)
+            raise
+        self.jobs[job.id] = job

@@ -1,0 +1,90 @@
+"""Files of the fine-tuning API: stored, listed, read, deleted, and refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from openai.types import FileDeleted, FileObject
+from tuned_server import TuneServer, sums, tuning
+
+
+def test_a_file_comes_back_as_it_was_sent(tuner: TuneServer, tmp_path: Path) -> None:
+    data, files = sums(tmp_path / "my sums.jsonl"), tuner.client.files
+    with open(data, "rb") as content:
+        stored = files.create(file=content, purpose="fine-tune")
+    FileObject.model_validate(stored.model_dump(), strict=True)
+    assert (stored.filename, stored.bytes, stored.status) == ("my sums.jsonl", data.stat().st_size, "processed")
+    assert files.retrieve(stored.id) == stored and stored in files.list(purpose="fine-tune").data
+    assert files.content(stored.id).content == data.read_bytes()
+    assert stored not in files.list(purpose="fine-tune-results").data
+    deleted = files.delete(stored.id)
+    FileDeleted.model_validate(deleted.model_dump(), strict=True)
+    with pytest.raises(openai.NotFoundError, match="No such File object"):
+        files.retrieve(stored.id)
+
+
+def test_a_list_has_pages_in_both_orders(tuner: TuneServer, tmp_path: Path) -> None:
+    ids = {tuner.upload(sums(tmp_path / f"{number}.jsonl", rows=1), tuner.other) for number in range(3)}
+    newest = [file.id for file in tuner.other.files.list(limit=2)]  # the package asks for all pages
+    assert len(newest) == len({*newest}) and ids <= {*newest}
+    first = tuner.other.files.list(limit=2, order="asc")
+    assert first.has_more and [file.id for file in first.data] == newest[::-1][:2]
+    with pytest.raises(openai.BadRequestError, match="`after` is"):
+        tuner.other.files.list(after="file-unknown")
+    with pytest.raises(openai.BadRequestError, match="`limit` is"):
+        tuner.other.files.list(limit=0)
+
+
+def test_no_tenant_sees_anothers_file(tuner: TuneServer, tmp_path: Path) -> None:
+    own = tuner.upload(sums(tmp_path / "own.jsonl"))
+    files = tuner.other.files
+    for ask in (files.retrieve, files.content, files.delete):
+        with pytest.raises(openai.NotFoundError) as known:
+            ask(own)
+        with pytest.raises(openai.NotFoundError) as unknown:
+            ask("file-" + "x" * 24)
+        assert str(known.value).replace(own, "ID") == str(unknown.value).replace("file-" + "x" * 24, "ID")
+    assert own not in {file.id for file in files.list()}
+    with pytest.raises(openai.NotFoundError, match="No such File object") as refused:
+        tuner.other.fine_tuning.jobs.create(model="gpt-4o-mini-2024-07-18", training_file=own)
+    assert refused.value.param == "training_file"
+    assert tuner.client.files.retrieve(own).id == own
+
+
+BAD: list[tuple[bytes, dict[str, Any], str]] = [
+    (b"prompt,answer\na,b\n", {}, r"mail\.jsonl:1: not JSON"),
+    (b'{"messages": []}\n[1, 2]\n', {}, r"mail\.jsonl:2"),
+    (b"", {}, "the file is empty"),
+    (b"\xff\xfe\x00", {}, r"mail\.jsonl"),
+    (b'{"messages": []}\n', {"purpose": "batch"}, "`purpose` is"),
+]
+
+
+@pytest.mark.parametrize(("content", "more", "problem"), BAD, ids=["csv", "no object", "empty", "bytes", "purpose"])
+def test_what_is_no_file_of_rows_is_refused(
+    tuner: TuneServer, content: bytes, more: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(openai.BadRequestError, match=problem):
+        tuner.client.files.create(file=("mail.jsonl", content), **{"purpose": "fine-tune", **more})
+    good = tuner.client.files.create(file=("mail.jsonl", b'{"messages": []}\n'), purpose="fine-tune")
+    assert good.filename == "mail.jsonl" and not [*tuner.folder.glob(".upload*")]
+
+
+def test_a_form_without_a_file_is_refused(tuner: TuneServer) -> None:
+    with tuner.http() as client:
+        refused = client.post("/v1/files", data={"purpose": "fine-tune"})
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "file"
+
+
+def test_a_tenants_files_have_a_limit(base: Path, tmp_path: Path) -> None:
+    with tuning(base, tmp_path, "tune_bytes=2000") as small:
+        row = b'{"messages": []}\n'
+        kept = small.client.files.create(file=("a.jsonl", row * 100), purpose="fine-tune")
+        with pytest.raises(openai.APIStatusError, match="may have 2,000 bytes"):
+            small.client.files.create(file=("b.jsonl", row * 8000), purpose="fine-tune")
+        assert small.other.files.create(file=("b.jsonl", row * 100), purpose="fine-tune").bytes == 1700
+        small.client.files.delete(kept.id)
+        assert small.client.files.create(file=("b.jsonl", row * 100), purpose="fine-tune").bytes == 1700

@@ -1,0 +1,203 @@
+"""Jobs of the fine-tuning API, by OpenAI's package: created, watched, cancelled, paused, resumed, and refused by name."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
+from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
+from safetensors.torch import load_file
+from tuned_server import BASE, TuneServer, sums, wait, wait_for_step
+
+from rorqual.fine_tuning.store import JobFolder
+
+
+def weights(tuner: TuneServer, job_id: str) -> dict[str, Any]:
+    """The tensors of a job's last model."""
+    folder = JobFolder(tuner.folder / "jobs" / job_id)
+    last = folder.checkpoints()[-1]["step_number"]
+    return load_file(folder.model(last).checkpoint() / "adapter.safetensors")
+
+
+def same(left: dict[str, Any], right: dict[str, Any]) -> bool:
+    return left.keys() == right.keys() and all(left[name].equal(right[name]) for name in left)
+
+
+def test_every_object_has_openais_types(tuner: TuneServer, tuned: FineTuningJob) -> None:
+    with tuner.http() as client:
+        job = client.get(f"/v1/fine_tuning/jobs/{tuned.id}").json()
+        events = client.get(f"/v1/fine_tuning/jobs/{tuned.id}/events?limit=100").json()
+        checkpoints = client.get(f"/v1/fine_tuning/jobs/{tuned.id}/checkpoints").json()
+    FineTuningJob.model_validate_json(json.dumps(job), strict=True)
+    for event in events["data"]:
+        FineTuningJobEvent.model_validate_json(json.dumps(event), strict=True)
+    for checkpoint in checkpoints["data"]:
+        FineTuningJobCheckpoint.model_validate_json(json.dumps(checkpoint), strict=True)
+    assert len(events["data"]) > 8 and len(checkpoints["data"]) == 3
+
+
+def test_a_job_says_what_it_did(tuner: TuneServer, tuned: FineTuningJob) -> None:
+    assert (tuned.status, tuned.error, tuned.model, tuned.seed) == ("succeeded", None, BASE, 3)
+    assert tuned.fine_tuned_model == f"ft:{BASE}:default:sums:{tuned.id[6:14]}"
+    assert tuned.hyperparameters.n_epochs == 5 and tuned.trained_tokens and tuned.finished_at
+    messages = [event.message for event in tuner.client.fine_tuning.jobs.list_events(tuned.id)][::-1]
+    steps = [message for message in messages if message.startswith("Step ")]
+    assert messages[0] == f"Created fine-tuning job: {tuned.id}" and messages[1] == "Fine-tuning job started"
+    assert messages[-2:] == [
+        f"New fine-tuned model created: {tuned.fine_tuned_model}",
+        "The job has successfully completed",
+    ]
+    assert [one.partition("/")[0] for one in steps] == [f"Step {number + 1}" for number in range(len(steps))]
+    losses = [float(one.partition("loss=")[2]) for one in steps]
+    assert losses[-1] < losses[0]
+
+
+def test_checkpoints_and_the_result_file_agree(tuner: TuneServer, tuned: FineTuningJob) -> None:
+    checkpoints = tuner.client.fine_tuning.jobs.checkpoints.list(tuned.id).data
+    table = base64.b64decode(tuner.client.files.content(tuned.result_files[0]).text)
+    rows = list(csv.DictReader(io.StringIO(table.decode())))
+    assert tuple(rows[0]) == ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
+    assert [int(row["step"]) for row in rows] == [*range(1, len(rows) + 1)]
+    assert [one.step_number for one in checkpoints] == sorted((one.step_number for one in checkpoints), reverse=True)
+    for one in checkpoints:
+        row = rows[one.step_number - 1]
+        assert float(row["valid_loss"]) == one.metrics.full_valid_loss
+        assert float(row["valid_mean_token_accuracy"]) == one.metrics.full_valid_mean_token_accuracy
+        assert float(row["train_loss"]) == one.metrics.train_loss
+    assert sum(bool(row["valid_loss"]) for row in rows) == 5 and checkpoints[0].step_number == len(rows)
+
+
+def test_a_paused_job_goes_on_with_the_same_weights(tuner: TuneServer, tmp_path: Path) -> None:
+    data, jobs = sums(tmp_path / "data.jsonl"), tuner.client.fine_tuning.jobs
+    settings = {"n_epochs": 6, "batch_size": 1}
+    straight = tuner.create(data, hyperparameters=settings)
+    paused = tuner.create(data, hyperparameters=settings)
+    other = tuner.create(data, hyperparameters=settings, seed=4)
+    wait_for_step(tuner.client, paused.id, 3)
+    assert jobs.pause(paused.id).status == "queued"
+    before = len(jobs.list_events(paused.id, limit=1000).data)
+    wait(tuner.client, straight.id)
+    wait(tuner.client, other.id)
+    assert jobs.retrieve(paused.id).status == "queued"
+    assert len(jobs.list_events(paused.id, limit=1000).data) == before
+    assert jobs.resume(paused.id).status in ("queued", "running")
+    assert wait(tuner.client, paused.id).status == "succeeded"
+    assert same(weights(tuner, paused.id), weights(tuner, straight.id))
+    assert not same(weights(tuner, other.id), weights(tuner, straight.id))
+    steps = [event.message for event in jobs.list_events(paused.id, limit=1000) if event.message.startswith("Step ")]
+    assert len(steps) == len({*steps})
+
+
+def test_a_cancelled_job_ends_and_leaves_no_model(tuner: TuneServer, tmp_path: Path) -> None:
+    jobs = tuner.client.fine_tuning.jobs
+    job = tuner.create(sums(tmp_path / "data.jsonl", rows=40), hyperparameters={"n_epochs": 50, "batch_size": 1})
+    wait_for_step(tuner.client, job.id, 2)
+    cancelled = jobs.cancel(job.id)
+    assert cancelled.status == "cancelled" and cancelled.finished_at
+    assert jobs.list_events(job.id).data[0].message == "Fine-tuning job cancelled"
+    for change in (jobs.cancel, jobs.pause, jobs.resume):
+        with pytest.raises(openai.BadRequestError, match="already ended with status 'cancelled'"):
+            change(job.id)
+    assert wait(tuner.client, job.id).fine_tuned_model is None
+
+
+def test_no_tenant_sees_anothers_job(tuner: TuneServer, tuned: FineTuningJob) -> None:
+    jobs = tuner.other.fine_tuning.jobs
+    asks: list[Callable[[str], Any]] = [
+        jobs.retrieve, jobs.cancel, jobs.pause, jobs.resume, jobs.list_events, jobs.checkpoints.list
+    ]  # fmt: skip
+    for ask in asks:
+        with pytest.raises(openai.NotFoundError, match="No such fine-tuning job"):
+            ask(tuned.id)
+    assert tuned.id not in {job.id for job in jobs.list()}
+    with pytest.raises(openai.NotFoundError):
+        tuner.other.files.content(tuned.result_files[0])
+
+
+def test_jobs_are_listed_by_their_metadata(tuner: TuneServer, tmp_path: Path) -> None:
+    jobs = tuner.other.fine_tuning.jobs
+    data = sums(tmp_path / "data.jsonl")
+    mine = tuner.create(data, tuner.other, metadata={"team": "a"})
+    others = tuner.create(data, tuner.other, metadata={"team": "b"})
+    assert [job.id for job in jobs.list(metadata={"team": "a"})] == [mine.id]
+    assert {mine.id, others.id} <= {job.id for job in jobs.list(limit=1)}
+    for job in (mine, others):
+        jobs.cancel(job.id)
+
+
+WRONG: list[tuple[dict[str, Any], int, str, str | None]] = [
+    ({"model": "gpt-9"}, 404, "not offered for fine-tuning. Use one of: tiny, gpt-4o-mini-2024-07-18", "model"),
+    ({"training_file": "file-unknown"}, 404, "No such File object", "training_file"),
+    ({"validation_file": "file-unknown"}, 404, "No such File object", "validation_file"),
+    ({"suffix": "a b"}, 400, "`suffix` is", "suffix"),
+    ({"epochs": 3}, 400, "`epochs` is not a field", "epochs"),
+    ({"integrations": [{"type": "wandb", "wandb": {"project": "a"}}]}, 400, "`integrations`", "integrations"),
+    ({"method": {"type": "rlhf"}}, 400, "method.type", "method.type"),
+    ({"method": {"type": "dpo", "supervised": {}}}, 400, "the type is 'dpo'", "method"),
+    ({"method": {"type": "reinforcement"}}, 400, "needs `reinforcement.grader`", "method"),
+    ({"hyperparameters": {"n_epochs": 0}}, 400, "hyperparameters.n_epochs", "hyperparameters.n_epochs"),
+    ({"hyperparameters": {"n_epochs": 2}, "method": {"type": "supervised"}}, 400, "both given", None),
+]
+
+
+@pytest.mark.parametrize(("change", "status", "problem", "param"), WRONG, ids=[one[2] for one in WRONG])
+def test_a_wrong_job_is_refused_by_name(
+    tuner: TuneServer, tmp_path: Path, change: dict[str, Any], status: int, problem: str, param: str | None
+) -> None:
+    body = {"model": BASE, "training_file": tuner.upload(sums(tmp_path / "data.jsonl"))} | change
+    with tuner.http() as client:
+        refused = client.post("/v1/fine_tuning/jobs", json=body)
+    assert refused.status_code == status, refused.text
+    error = refused.json()["error"]
+    assert problem in error["message"] and (param is None or error["param"] == param)
+
+
+USER = {"role": "user", "content": "a"}
+BAD_DATA: list[tuple[dict[str, Any], str]] = [
+    ({"messages": [USER, {"role": "assistant"}]}, "message 2: key 'content' is missing"),
+    ({"messages": [USER, {"role": "assistant", "content": "b", "weight": 2}]}, "'weight' is 2"),
+    ({"input": {"messages": []}}, "not a conversation"),
+    ({"messages": [USER, {"role": "assistant", "content": "b" * 900}]}, "the context of the base model is 256"),
+]
+
+
+@pytest.mark.parametrize(("row", "problem"), BAD_DATA, ids=[problem for _, problem in BAD_DATA])
+def test_a_job_of_a_bad_file_fails_with_its_line(
+    tuner: TuneServer, tmp_path: Path, row: dict[str, Any], problem: str
+) -> None:
+    data = sums(tmp_path / "my data.jsonl", rows=2)
+    data.write_text(data.read_text(encoding="utf-8") + json.dumps(row) + "\n", encoding="utf-8")
+    job = wait(tuner.client, tuner.create(data).id)
+    assert job.status == "failed" and job.error and job.fine_tuned_model is None
+    assert (job.error.code, job.error.param) == ("invalid_training_file", "training_file")
+    assert problem in job.error.message and "my data.jsonl" in job.error.message
+    assert str(tuner.folder) not in job.error.message
+    assert ":3" in job.error.message or "context" in problem
+    event = tuner.client.fine_tuning.jobs.list_events(job.id).data[0]
+    assert event.level == "error" and job.error.message in event.message
+
+
+def test_a_bad_validation_file_is_named(tuner: TuneServer, tmp_path: Path) -> None:
+    bad = tmp_path / "held out.jsonl"
+    bad.write_text('{"messages": 4}\n', encoding="utf-8")
+    job = wait(tuner.client, tuner.create(sums(tmp_path / "data.jsonl"), validation_file=tuner.upload(bad)).id)
+    assert job.error and (job.error.code, job.error.param) == ("invalid_validation_file", "validation_file")
+    assert "held out.jsonl:1" in job.error.message
+
+
+def test_a_deleted_file_is_refused_and_a_created_job_keeps_its_rows(tuner: TuneServer, tmp_path: Path) -> None:
+    file_id = tuner.upload(sums(tmp_path / "data.jsonl"))
+    jobs = tuner.client.fine_tuning.jobs
+    job = jobs.create(model=BASE, training_file=file_id, method={"type": "supervised"}, seed=3)
+    tuner.client.files.delete(file_id)
+    with pytest.raises(openai.NotFoundError, match="No such File object"):
+        jobs.create(model=BASE, training_file=file_id)
+    assert wait(tuner.client, job.id).status == "succeeded"

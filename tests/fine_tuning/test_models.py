@@ -1,0 +1,147 @@
+"""Tuned models: called by their names, beside the base model and each other, by their tenant alone."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from openai.types import Model, ModelDeleted
+from openai.types.fine_tuning import FineTuningJob
+from tuned_server import TuneServer, sums, wait
+
+from rorqual.core.records import Message, RunDir
+from rorqual.data.chat import load_chat
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.engine.engine import Engine
+from rorqual.engine.request import SamplingParams
+from rorqual.fine_tuning.store import JobFolder
+
+PROMPTS = [f"{a}+{a + 1}" for a in range(12)]
+
+
+def answers(tuner: TuneServer, model: str, prompts: list[str], **more: Any) -> list[str]:
+    """The greedy answers of a model, asked at the same time."""
+
+    def ask(prompt: str) -> str:
+        asked = {"model": model, "temperature": 0, "max_tokens": 6, **more}
+        reply = tuner.client.chat.completions.create(messages=[{"role": "user", "content": prompt}], **asked)
+        assert reply.model == model
+        return reply.choices[0].message.content or ""
+
+    with ThreadPoolExecutor(4) as pool:
+        return list(pool.map(ask, prompts))
+
+
+def in_process(run: Path) -> list[str]:
+    """The greedy answers of a run, by our engine alone."""
+    params = SamplingParams(max_tokens=6, temperature=0)
+    return [one[0].text for one in Engine(run).generate(PROMPTS, params)]
+
+
+def test_a_tuned_model_gives_the_answers_of_its_folder(tuner: TuneServer, tuned: FineTuningJob, base: Path) -> None:
+    """Alone, in a mix with the base, whole and streamed."""
+    folder, name = JobFolder(tuner.folder / "jobs" / tuned.id), tuned.fine_tuned_model or ""
+    last = folder.checkpoints()[-1]["step_number"]
+    right, plain = in_process(folder.model(last).path), in_process(base)
+    assert right != plain
+    assert answers(tuner, name, PROMPTS) == right
+    with ThreadPoolExecutor(2) as pool:
+        mixed = pool.map(answers, [tuner] * 2, [name, "tiny"], [PROMPTS] * 2)
+        assert [*mixed] == [right, plain]
+    stream = tuner.client.chat.completions.create(
+        model=name, messages=[{"role": "user", "content": PROMPTS[0]}], temperature=0, max_tokens=6, stream=True
+    )
+    chunks = [*stream]
+    assert {chunk.model for chunk in chunks} == {name}
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == right[0]
+
+
+def test_a_checkpoint_is_called_by_its_name(tuner: TuneServer, tuned: FineTuningJob) -> None:
+    folder = JobFolder(tuner.folder / "jobs" / tuned.id)
+    checkpoints = tuner.client.fine_tuning.jobs.checkpoints.list(tuned.id).data
+    for one in checkpoints:
+        expected = in_process(folder.model(one.step_number).path)
+        assert answers(tuner, one.fine_tuned_model_checkpoint, PROMPTS) == expected
+    first, last = checkpoints[-1].fine_tuned_model_checkpoint, checkpoints[0].fine_tuned_model_checkpoint
+    assert answers(tuner, first, PROMPTS) != answers(tuner, last, PROMPTS)
+
+
+def test_the_served_probabilities_give_the_figures_of_the_checkpoint(
+    tuner: TuneServer, tuned: FineTuningJob, base: Path, tmp_path: Path
+) -> None:
+    """The mean loss and the share of right tokens of the validation file, asked through the API."""
+    tokenizer = Tokenizer.load(RunDir(base).tokenizer_file)
+    chat, losses, right = load_chat(RunDir(base), tokenizer), list[float](), list[bool]()
+    for a in range(20, 32):
+        rendered = chat.render([Message("user", f"{a}+{a + 1}"), Message("assistant", str(2 * a + 1))])
+        asked = {"prompt": rendered.ids, "max_tokens": 1, "logprobs": 1, "extra_body": {"prompt_logprobs": 1}}
+        reply = tuner.client.completions.create(model=tuned.fine_tuned_model or "", temperature=0, **asked)  # type: ignore[call-overload]
+        scored = reply.choices[0].prompt_logprobs
+        for token, in_loss, found in zip(rendered.ids, rendered.mask, scored, strict=True):
+            if in_loss:
+                losses.append(-found[str(token)]["logprob"])
+                right.append(max(found.values(), key=lambda one: one["logprob"]) == found[str(token)])
+    metrics = tuner.client.fine_tuning.jobs.checkpoints.list(tuned.id).data[0].metrics
+    assert metrics.full_valid_loss is not None
+    assert math.isclose(sum(losses) / len(losses), metrics.full_valid_loss, rel_tol=1e-5)
+    assert metrics.full_valid_mean_token_accuracy == sum(right) / len(right)
+
+
+def test_a_model_is_its_tenants_alone(tuner: TuneServer, tuned: FineTuningJob) -> None:
+    name = tuned.fine_tuned_model or ""
+    cards = [*tuner.client.models.list()]
+    assert cards[0].id == "tiny" and name in {card.id for card in cards}
+    for card in cards:
+        Model.model_validate(card.model_dump())
+    assert tuner.client.models.retrieve(name).owned_by == "default"
+    assert [card.id for card in tuner.other.models.list() if card.id == name] == []
+    unknown = f"{name[:-8]}12345678"
+    for ask in (tuner.other.models.retrieve, tuner.other.models.delete, _chat(tuner.other)):
+        messages = []
+        for model in (name, unknown):
+            with pytest.raises(openai.NotFoundError) as refused:
+                ask(model)
+            messages.append(refused.value.message)
+        own, none = (message.partition("request_id")[0] for message in messages)
+        assert own.replace(name, unknown) == none
+    assert tuner.client.models.retrieve(name).id == name
+
+
+def _chat(client: openai.OpenAI) -> Any:
+    return lambda model: client.chat.completions.create(model=model, messages=[{"role": "user", "content": "1+2"}])
+
+
+def test_a_deleted_model_is_gone_and_the_base_stays(tuner: TuneServer, tmp_path: Path) -> None:
+    job = wait(tuner.client, tuner.create(sums(tmp_path / "data.jsonl"), hyperparameters={"n_epochs": 1}).id)
+    name = job.fine_tuned_model or ""
+    assert len(answers(tuner, name, PROMPTS[:2])) == 2
+    deleted = tuner.client.models.delete(name)
+    ModelDeleted.model_validate(deleted.model_dump(), strict=True)
+    for model in (name, f"{name}:ckpt-step-1"):
+        with pytest.raises(openai.NotFoundError, match="not served here"):
+            _chat(tuner.client)(model)
+    assert tuner.client.fine_tuning.jobs.retrieve(job.id).fine_tuned_model is None
+    with pytest.raises(openai.NotFoundError):
+        tuner.client.models.delete("tiny")
+    assert len(answers(tuner, "tiny", PROMPTS[:2])) == 2
+
+
+def test_a_restarted_engine_knows_its_adapters(tuner: TuneServer, tuned: FineTuningJob) -> None:
+    name = tuned.fine_tuned_model or ""
+    before = answers(tuner, name, PROMPTS)
+    subprocess.run(["kill", "-9", str(tuner.server.engine())], check=True)
+    tuner.server.wait("engine_restarts_total", 1)
+    assert answers(tuner, name, PROMPTS) == before
+
+
+@pytest.mark.parametrize("setting", ["tune_jobs=2", "tune_names=a", "tune_bytes=1000", "tune_memory=1000"])
+def test_a_setting_without_tune_is_refused(base: Path, setting: str) -> None:
+    command = [sys.executable, "-m", "rorqual", "serve", str(base), setting]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, encoding="utf-8")
+    assert done.returncode == 2 and "it has no effect without tune=FOLDER" in done.stderr, done.stderr

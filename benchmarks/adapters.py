@@ -5,7 +5,7 @@
 RUN is a run directory of a whole model. The benchmark writes --count random adapters (all linear maps, both matrices random) to --work.
 Memory is the proportional set size of a fresh process after the load and after a batch, with no adapter, with one and with all. Speed is
 the decoding of --rows requests of one prompt length: each with an adapter of its own, all with one adapter, and all with none, in turn.
-Every answer of the mixed batch is compared with the answer of an engine that runs it alone. Answers of one adapter are compared with
+Every answer of the mixed batch is compared with the answer of an engine that holds its adapter alone and runs it alone. Answers of one adapter are compared with
 an engine of the merged weights.
 """
 
@@ -119,8 +119,9 @@ def speed(a: argparse.Namespace, folders: dict[str, Path]) -> Row:
                 found[kind].append(rate)
     same = 0
     for number, request in enumerate(mixed):
-        alone = engine_of(a, {request.adapter: folders[request.adapter]})
-        [expected], _ = decode(alone, [request])
+        plain.load_adapter(request.adapter, folders[request.adapter])
+        [expected], _ = decode(plain, [request])
+        plain.unload_adapter(request.adapter)
         got = answers["mixed"][number]
         same += (got.token_ids, got.logprobs) == (expected.token_ids, expected.logprobs)
     ratios = {

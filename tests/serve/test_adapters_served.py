@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from served import write_run
 from shapes import service_of
+
+from served import write_run
 
 sys.path.append(str(Path(__file__).parents[1] / "engine"))
 from adapted import write_adapter
@@ -22,7 +23,7 @@ from rorqual.engine import Engine, Request
 from rorqual.model.load.run_directory import load_run
 from rorqual.serve.bridge import EngineBridge
 from rorqual.serve.errors import ApiError
-from rorqual.serve.schemas import GenerationRequest
+from rorqual.serve.schemas import TextRequest
 from rorqual.serve.wire import EngineArguments, EngineRequest, SampledToken, pack
 
 PARAMS = SamplingParams(max_tokens=4, temperature=1.0, ignore_eos=True)
@@ -95,7 +96,7 @@ def test_the_engines_process_has_the_adapters_that_the_server_loaded(tmp_path: P
     asyncio.run(act())
 
 
-def test_a_request_that_the_server_builds_has_its_adapter() -> None:
-    service, request = service_of(), GenerationRequest.model_validate({"model": "m"})
-    for name in ("one", ""):
-        assert service.build_engine_request(request, PROMPT, "messages", adapter=name).adapter == name
+def test_a_request_that_the_server_builds_has_its_models_adapter() -> None:
+    request = TextRequest.model_validate({"model": "m", "prompt": "a"})
+    for folder, name in (("runs/tuned/step-000001", "m"), ("", "")):
+        assert service_of(adapter=folder).build_engine_request(request, PROMPT, "messages").adapter == name

@@ -6,7 +6,7 @@ RUN is a run directory of a whole model. The benchmark writes --count random ada
 Memory is the proportional set size of a fresh process after the load and after a batch, with no adapter, with one and with all. Speed is
 the decoding of --rows requests of one prompt length: each with an adapter of its own, all with one adapter, and all with none, in turn.
 Every answer of the mixed batch is compared with the answer of an engine that holds its adapter alone and runs it alone. Answers of one adapter are compared with
-an engine of the merged weights.
+an engine of the merged weights. A part that takes one core is also given in core-seconds, which other work on the machine disturbs less.
 """
 
 from __future__ import annotations
@@ -71,19 +71,26 @@ def engine_of(a: argparse.Namespace, folders: dict[str, Path], run: Path | None 
     return engine
 
 
-def decode(engine: Engine, asked: list[Request]) -> tuple[list[Completion], float]:
-    """Return the answers and the tokens per second of the steps in which every request decodes."""
+RATES = ("tokens per second", "tokens per core-second", "prompt tokens per core-second")
+
+
+def decode(engine: Engine, asked: list[Request]) -> tuple[list[Completion], list[float]]:
+    """Return the answers and the `RATES`: of the steps in which every request decodes, and of the prompts before."""
     for request in asked:
         engine.submit(request)
     found: dict[int, Completion] = {}
+    core = time.process_time()
     while len(engine.step()) < len(asked):
         pass  # the prompts are computed
-    began, tokens = time.perf_counter(), 0
+    prompts = time.process_time() - core
+    wall, core, tokens = time.perf_counter(), time.process_time(), 0
     while len(found) < len(asked):
         deltas = engine.step()
         tokens += len(deltas)
         found |= {delta.request_id: delta.completion for delta in deltas if delta.completion is not None}
-    return [found[i] for i in sorted(found)], tokens / (time.perf_counter() - began)
+    spent = time.perf_counter() - wall, time.process_time() - core
+    rates = [tokens / spent[0], tokens / spent[1], sum(len(r.prompt_ids or ()) for r in asked) / prompts]
+    return [found[i] for i in sorted(found)], rates
 
 
 def memory(a: argparse.Namespace, folders: dict[str, Path]) -> Row:
@@ -101,7 +108,7 @@ def resident() -> int:
 
 
 def speed(a: argparse.Namespace, folders: dict[str, Path]) -> Row:
-    """Return the tokens per second of each kind of batch, in turn, and whether every answer has its bits alone."""
+    """Return the `RATES` of each kind of batch, in turn, and whether every answer has its bits alone."""
     engine, plain, names = engine_of(a, folders), engine_of(a, {}), [*folders]
     mixed = requests(a, [names[n % len(names)] for n in range(a.rows)])
     kinds = {
@@ -111,12 +118,12 @@ def speed(a: argparse.Namespace, folders: dict[str, Path]) -> Row:
         "base, no adapters": (plain, requests(a, [""] * a.rows)),
     }
     answers: dict[str, list[Completion]] = {}
-    found: dict[str, list[float]] = {kind: [] for kind in kinds}
+    found: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
     for turn in range(a.turns + 1):
         for kind, (one, asked) in kinds.items():
-            answers[kind], rate = decode(one, asked)
+            answers[kind], rates = decode(one, asked)
             if turn:  # the first turn warms up
-                found[kind].append(rate)
+                found[kind].append(rates)
     same = 0
     for number, request in enumerate(mixed):
         plain.load_adapter(request.adapter, folders[request.adapter])
@@ -124,22 +131,29 @@ def speed(a: argparse.Namespace, folders: dict[str, Path]) -> Row:
         plain.unload_adapter(request.adapter)
         got = answers["mixed"][number]
         same += (got.token_ids, got.logprobs) == (expected.token_ids, expected.logprobs)
-    ratios = {
-        f"mixed / {kind}": [round(x / y, 4) for x, y in zip(found["mixed"], found[kind])]
-        for kind in kinds
-        if kind != "mixed"
-    }
     equal = all(
         (x.token_ids, x.logprobs) == (y.token_ids, y.logprobs)
         for x, y in zip(answers["base, adapters loaded"], answers["base, no adapters"])
     )
     return {
-        "tokens per second": {kind: [round(rate, 2) for rate in rates] for kind, rates in found.items()},
-        "ratios": ratios | {f"median {name}": round(statistics.median(values), 4) for name, values in ratios.items()},
+        **{
+            name: compare({kind: [row[i] for row in rows] for kind, rows in found.items()})
+            for i, name in enumerate(RATES)
+        },
         "answers with the bits of their adapter alone": same,
         "answers": len(mixed),
         "base answers have the bits of an engine without adapters": equal,
     }
+
+
+def compare(rates: dict[str, list[float]]) -> Row:
+    """Return the rates of each kind of batch, and the ratios of those that were measured in one turn."""
+    row: Row = {kind: [round(rate, 2) for rate in values] for kind, values in rates.items()}
+    for kind in [*rates][1:]:
+        ratios = [x / y for x, y in zip(rates["mixed"], rates[kind], strict=True)]
+        row[f"mixed / {kind}"] = [round(ratio, 4) for ratio in ratios]
+        row[f"mixed / {kind}, median"] = round(statistics.median(ratios), 4)
+    return row
 
 
 def merged(a: argparse.Namespace, folders: dict[str, Path]) -> Row:

@@ -5,8 +5,8 @@
 RUN is a run directory of a whole model. The benchmark writes --count random adapters (all linear maps, both matrices random) to --work.
 Memory is the proportional set size of a fresh process after the load and after a batch, with no adapter, with one and with all. Speed is
 the decoding of --rows requests of one prompt length: each with an adapter of its own, all with one adapter, and all with none, in turn.
-Every answer of the mixed batch is compared with the answer of an engine that holds its adapter alone and runs it alone. Answers of one adapter are compared with
-an engine of the merged weights. A part that takes one core is also given in core-seconds, which other work on the machine disturbs less.
+Speed is also given in core-seconds, which other work on the machine disturbs less. Every answer of the mixed batch is compared with the
+answer of an engine that holds its adapter alone and runs it alone. Some adapters are compared with an engine of their merged weights.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from rorqual.core.errors import ConfigError, DataError, RorqualError
 from rorqual.engine import Completion, Engine, Request, SamplingParams
 from rorqual.model import Decoder, ModelConfig, build
 from rorqual.model.adapter import ESFT, LoRA, Tune
+from rorqual.model.adapter.bank import AdaptedLinear, AdaptedRows
 from rorqual.model.adapter.files import ADAPTER_FILE
 from rorqual.ops.paged import BLOCK
 
@@ -128,6 +129,8 @@ def test_a_name_with_other_weights_never_meets_the_blocks_of_the_first(runs: Run
 def test_an_adapter_in_use_is_not_unloaded_and_one_that_is_not_loaded_answers_nobody(runs: Runs) -> None:
     engine = engine_of(runs, "one", "two")
     request_id = engine.submit(asked("one"))
+    engine.step()
+    engine.load_adapter("three", runs[1]["three"])
     with pytest.raises(ConfigError, match="1 unfinished requests use adapter 'one'"):
         engine.unload_adapter("one")
     engine.unload_adapter("two")
@@ -210,3 +213,11 @@ def test_engines_that_cannot_hold_adapters_say_why(runs: Runs) -> None:
             other.load_adapter("one", runs[1]["one"])
     with pytest.raises(ConfigError, match="fuses steps"):
         Engine(runs[0], backend=Fused.name).load_adapter("one", runs[1]["one"])
+
+
+def test_a_map_that_reads_other_rows_than_the_tokens_must_say_so() -> None:
+    rows = AdaptedRows(3, {}, torch.tensor([0]), torch.tensor([0]))
+    adapted = AdaptedLinear(torch.nn.Linear(4, 4), [("layers.0.attention.entry_proj", 0, 4)], [rows])
+    adapted(torch.zeros(1, 3, 4))
+    with pytest.raises(ValueError, match=r"entry_proj read 2 rows in a step of 3 tokens.*reads_blocks"):
+        adapted(torch.zeros(1, 2, 4))

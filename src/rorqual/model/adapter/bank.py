@@ -46,9 +46,10 @@ class AdapterStack:
 class AdaptedRows:
     """The tokens of an engine step whose adapters are in one stack.
 
-    `rows` [n] are indices of the step's tokens, and `places` [n] are the indices of their adapters in `matrices`.
+    `rows` [n] are indices of the step's `tokens`, and `places` [n] are the indices of their adapters in `matrices`.
     """
 
+    tokens: int
     matrices: dict[str, tuple[Tensor, Tensor]]
     rows: Tensor
     places: Tensor
@@ -80,6 +81,9 @@ class AdaptedLinear(nn.Module):
         y: Tensor = self.wrapped(x)
         out = y.reshape(-1, y.shape[-1])
         for adapted in self.step:
+            if len(out) != adapted.tokens:
+                what = f"{self.parts[0][0]} read {len(out)} rows in a step of {adapted.tokens} tokens"
+                raise ValueError(f"{what}: its `Layer` must name it in `reads_blocks`")
             rows = x.reshape(-1, x.shape[-1]).index_select(0, adapted.rows)
             for name, start, stop in self.parts:
                 if name in adapted.matrices:
@@ -148,9 +152,12 @@ class AdapterBank:
         for name in info.tune.find_targets(self._shapes):
             parent, _, last = name.rpartition(".")
             layer = self._shapes.get_submodule(parent)
-            derived = isinstance(layer, Layer) and last in layer.derived.values()
-            if derived or getattr(layer, "reads_blocks", False):
-                reason = "multiplies its weight into others" if derived else "applies it to blocks of tokens"
+            if isinstance(layer, Layer) and last in (*layer.derived.values(), *layer.reads_blocks):
+                reason = (
+                    "applies it to blocks of tokens"
+                    if last in layer.reads_blocks
+                    else "multiplies its weight into others"
+                )
                 raise CheckpointError(
                     f"the adapter's target {name} must be merged, because the model {reason}",
                     where=where,
@@ -193,7 +200,7 @@ class AdapterBank:
             places = np.repeat([stack.places.get(sha256, -1) for sha256 in adapters], counts)
             if len(rows := np.flatnonzero(places >= 0)):
                 some, chosen = (torch.from_numpy(array).to(device) for array in (rows, places[rows]))
-                found.append(AdaptedRows(stack.matrices, some, chosen))
+                found.append(AdaptedRows(len(places), stack.matrices, some, chosen))
         return found
 
     def bind(self, model: Decoder, step: list[AdaptedRows]) -> Decoder:

@@ -74,7 +74,7 @@ def answer_file(
         raise DataError(fault.what, where=f"{file}:{fault.line}", remedy=fault.remedy)
     made = {
         "file": prompts.sha256,
-        "run": _fingerprint(folder, answerer.config),
+        "run": answerer_fingerprint(folder, answerer.config),
         "prompt": ", ".join(known),
         **versions,
     }
@@ -138,7 +138,7 @@ def _write_answers(
     return faults[:SHOWN]
 
 
-def _fingerprint(folder: Path, config: AnswererConfig) -> str:
+def answerer_fingerprint(folder: Path, config: AnswererConfig) -> str:
     """Return a hash of the chosen rungs, the calibration and the promise."""
     paths, digest = TeachPaths(folder), hashlib.sha256()
     for file in (paths.answerer, *(paths.rung_file(step.rung) for step in config.steps)):

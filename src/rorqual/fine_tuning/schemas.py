@@ -44,7 +44,7 @@ class Supervised(TuneSchema):
     hyperparameters: Hyperparameters = Hyperparameters()
 
 
-class DPO(TuneSchema):
+class Preference(TuneSchema):
     """The settings of the method `dpo`."""
 
     hyperparameters: DPOHyperparameters = DPOHyperparameters()
@@ -62,7 +62,7 @@ class Method(TuneSchema):
 
     type: Literal["supervised", "dpo", "reinforcement"]
     supervised: Supervised | None = None
-    dpo: DPO | None = None
+    dpo: Preference | None = None
     reinforcement: Reinforcement | None = None
 
     @model_validator(mode="after")
@@ -78,7 +78,7 @@ class Method(TuneSchema):
     def hyperparameters(self) -> Hyperparameters:
         """The hyperparameters of the method, or the defaults."""
         if self.type == "dpo":
-            return (self.dpo or DPO()).hyperparameters
+            return (self.dpo or Preference()).hyperparameters
         return (self.reinforcement or self.supervised or Supervised()).hyperparameters
 
 

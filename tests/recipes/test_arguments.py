@@ -56,6 +56,16 @@ PLACES: dict[str, dict[str, tuple[str, str]]] = {
         "seed": ("3", "seed"),
         "dtype": ("bfloat16", "dtype"),
     },
+    "dpo": {
+        "data": ("other.jsonl", "source.data"),
+        "beta": ("0.25", "objectives.0.beta"),
+        "reference": ("another", "source.reference"),
+        "steps": ("7", "steps"),
+        "pairs": ("5", "source.pairs"),
+        "row": ("72", "source.row"),
+        "lr": ("0.125", "optim.lr"),
+        "seed": ("3", "seed"),
+    },
     "distil": {
         "data": ("other.parquet", "source.data"),
         "tokenizer": ("bpe:300", "start.tokenizer"),
@@ -125,6 +135,7 @@ def least(recipe: str, argument: str, start: Path) -> dict[str, str]:
         "pretrain": {"data": "text.txt"},
         "sft": {"task": "families:add"},
         "grpo": {"task": "families:add", "from": str(start)},
+        "dpo": {"data": "pairs.jsonl", "from": str(start)},
         "distil": {"data": "d.parquet", "size": "tiny"},
         "on_policy": {"task": "families:add", "from": str(start), "teacher": "teacher"},
     }[recipe]
@@ -186,7 +197,7 @@ def test_what_the_recipes_fix() -> None:
 
 
 def test_reinforcement_is_nudged_and_leaves_the_bias_alone(start: Path) -> None:
-    for recipe, lr in (("grpo", 1e-4), ("on_policy", 5e-4)):
+    for recipe, lr in (("dpo", 1e-5), ("grpo", 1e-4), ("on_policy", 5e-4)):
         run = make_run(recipe, least(recipe, "start", start))
         schedule = run.optim.schedule
         assert (run.optim.kind, run.optim.lr, run.optim.betas) == ("adamw", lr, (0.9, 0.95))  # type: ignore[attr-defined]

@@ -33,7 +33,15 @@ from rorqual.generate.batch import (
     refuse_row,
     remote_answers,
 )
-from rorqual.generate.output import PartialOutput, check_writable_path, finish_output, unanswered_rows
+from rorqual.generate.output import (
+    LINES,
+    TABLES,
+    PartialOutput,
+    check_ending,
+    check_writable_path,
+    finish_output,
+    unanswered_rows,
+)
 from rorqual.generate.prompts import PromptFile, RefusedRow, read_prompts
 from rorqual.generate.schema import TEXTS, RowParser, RowRequest, RowSampling
 from rorqual.ops.backends import backend, backend_cache_id
@@ -51,7 +59,7 @@ class GenerateSettings(DeviceSettings):
     """Settings of `rorqual generate` other than sampling parameters."""
 
     run: str = Field(min_length=1, description="run folder, folder of rorqual teach, or a server's http://... address")
-    out: str = Field(min_length=1, description="JSONL file to write; from a folder of rorqual teach, also CSV")
+    out: str = Field(min_length=1, description="JSONL file to write; from a folder of rorqual teach, also CSV or TSV")
     prompt: str = Field(
         "", description="columns of the prompt, separated by commas; default: prompt, messages or prompt_ids"
     )
@@ -103,6 +111,7 @@ def generate_file(file: Path, arguments: Sequence[str] | None) -> tuple[int, lis
     if has_answerer(Path(chosen.run)):
         refuse_ineffective_settings(chosen, TAUGHT, chosen.run)
         refuse_ineffective_settings(sampling, (), chosen.run)
+        check_ending(out, *LINES, *TABLES)
         return answer_file(
             file,
             out,
@@ -113,6 +122,7 @@ def generate_file(file: Path, arguments: Sequence[str] | None) -> tuple[int, lis
             quiet=chosen.quiet,
             versions=software_versions(),
         )
+    check_ending(out, *LINES)
     prompts = PromptFile.open(file)
     columns = named_columns(chosen.prompt, prompts.columns(), "prompt") if chosen.prompt else ()
     plain = chosen.raw or chosen.run.startswith(REMOTE)

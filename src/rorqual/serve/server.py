@@ -90,10 +90,11 @@ class CascadeArguments:
 def listen_with_keys(address: ServerOptions) -> Iterator[tuple[socket.socket, ApiKeys]]:
     """Open the port and load the API keys. If the tenant has no key, create one and print it."""
     with listen(address.host, address.port) as sock:
-        keys = ApiKeys.load(Path(address.keys) if address.keys else default_key_file())
+        file = Path(address.keys) if address.keys else default_key_file()
+        keys = ApiKeys.load(file)
         key = keys.ensure_key(address.tenant)
-        if key is not None:
-            _say(f"API key of tenant '{address.tenant}', shown only once: {key}")
+        shown = f"was shown when it was created; {file} has its hash" if key is None else f"shown only once: {key}"
+        _say(f"API key of tenant '{address.tenant}', {shown}")
         yield sock, keys
 
 

@@ -16,12 +16,12 @@ from rorqual.core.errors import ConfigError, DataError
 from rorqual.core.progress import Progress
 from rorqual.data.fingerprint import fingerprint
 from rorqual.data.source.cells import joined_prompt, named_columns
-from rorqual.generate.output import CsvOutput, PartialOutput, finish_output, unanswered_rows
+from rorqual.generate.output import TABLES, CsvOutput, PartialOutput, finish_output, unanswered_rows
 from rorqual.generate.prompts import PromptFile, RefusedRow, read_prompts
 from rorqual.generate.schema import is_json_writable
 from rorqual.teach.answerer import Answerer, AnswererConfig, load_answerer
 from rorqual.teach.columns import MESSAGES
-from rorqual.teach.contract import check_length, prompt_of_turns
+from rorqual.teach.contract import check_length, prompt_of_turns, warning
 from rorqual.teach.paths import TeachPaths
 
 ADDED = ("line", "answer", "probability", "sure", "error")
@@ -52,7 +52,8 @@ def answer_file(
     quiet: bool,
     versions: Mapping[str, Any],
 ) -> tuple[int, list[str]]:
-    """Answer all rows of `file` that have no answer in `out` yet. The output is CSV if `out` ends in .csv, else JSON lines.
+    """Answer all rows of `file` that have no answer in `out` yet. The output is a table if `out` ends in .csv or .tsv,
+    else JSON lines.
 
     `columns` names the columns of the prompt, separated by commas; "" stands for the columns of the training examples. With
     `strict`, DataError is raised for the first row without a prompt, before anything is answered. `versions` has the versions
@@ -78,17 +79,19 @@ def answer_file(
         "prompt": ", ".join(known),
         **versions,
     }
-    kind = CsvOutput if out.suffix.lower() == ".csv" else PartialOutput
-    with kind(out, made, rows=prompts.rows, last=prompts.last) as output:
+    output_of = partial(CsvOutput, like=file) if out.suffix.lower() in TABLES else PartialOutput
+    with output_of(out, made, rows=prompts.rows, last=prompts.last) as output:
         faults = ["  all lines were already complete"]
         if not output.whole:
             rows = itertools.starmap(read_row, unanswered_rows(output, prompts))
             faults = _write_answers(output, rows, answerer, quiet)
             finish_output(output, prompts)
-        errors = output.errors
+        errors, sure = output.errors, f", {output.sure:,} sure" if answerer.config.may_abstain else ""
+    refusal = warning(answerer.config)
     return errors, [
-        f"{prompts.rows:,} lines: {prompts.rows - errors:,} answered, {errors:,} refused",
+        f"{prompts.rows:,} lines: {prompts.rows - errors:,} answered{sure}, {errors:,} refused",
         *faults,
+        *[f"  {refusal}"] * bool(refusal),
         f"  {out}",
     ]
 
@@ -141,7 +144,7 @@ def _write_answers(
 def _fingerprint(folder: Path, config: AnswererConfig) -> str:
     """Return a hash of the chosen rungs, the calibration and the promise."""
     paths, digest = TeachPaths(folder), hashlib.sha256()
-    for file in (paths.answerer, *(paths.rung_file(step.rung) for step in config.steps)):
+    for file in (paths.answerer, *map(paths.rung_file, config.rungs)):
         digest.update(
             file.read_bytes() if file.is_file() else fingerprint(paths.model, paths.model.checkpoint()).encode()
         )

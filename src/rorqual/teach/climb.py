@@ -26,6 +26,7 @@ from rorqual.teach.held_out import (
 from rorqual.teach.paths import TeachPaths
 from rorqual.teach.promise import calibrate, promise
 from rorqual.teach.results import milliseconds
+from rorqual.teach.rungs.classifiers import NEAREST
 from rorqual.teach.rungs.language_model import ALONE, TAUGHT
 from rorqual.teach.rungs.rung import Integers, Predictor, Rung, TrainingRows
 from rorqual.teach.rungs.storage import save_rung
@@ -122,6 +123,10 @@ class Climb:
             rung.fit(TrainingRows([*self.pool, *self._extra(rung)], self.kind))
             save_rung(rung, self.paths.rung_file(rung.name))
 
+    def _similarities(self) -> list[float]:
+        """Return the similarity of each held-out prompt to its nearest training prompt."""
+        return [most for one in self.results if one.name == NEAREST for most in one.probability.values()]
+
     def answerer(self, chosen: HeldOut, accuracy: float, columns: Columns) -> tuple[AnswererConfig, HeldOut]:
         """Return the answerer that uses the rung `chosen`, and its held-out answers, with calibrated probabilities.
 
@@ -134,7 +139,7 @@ class Climb:
             steps, results = [first, *steps], [self.result(first.rung), chosen]
         found = combined(steps, results)
         made = None
-        if accuracy and not {TAUGHT, ALONE}.intersection(step.rung for step in steps):  # chosen on the same dev rows
+        if accuracy and not {TAUGHT, ALONE} & {step.rung for step in steps}:  # chosen on the same dev rows
             made = promise(accuracy, [*found.probability.values()], [*found.right.values()])
         system = any(one.turns[0].role == "system" for one in self.pool)
         config = AnswererConfig(
@@ -142,6 +147,7 @@ class Climb:
             promise=made,
             asked=accuracy,
             longest=max(len(one.prompt) for one in self.pool),
+            least_similar=min(self._similarities(), default=0.0),
             columns=tuple(columns.prompt),
             system=columns.system,
             has_system_turns=system and not columns.prompt,

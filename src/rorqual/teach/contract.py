@@ -70,6 +70,18 @@ def abstention(answer: Answer, config: AnswererConfig) -> str:
     if answer.sure:
         return ""
     if (promise := config.promise) is None:
-        return f"not sure enough: probability {answer.probability:.3g}, and {config.asked:g} could not be promised for this task"
+        return f"no prompt is answered: an accuracy of {config.asked:g} could not be promised for this task"
+    if not answer.probability:
+        return "unlike all examples: no accuracy was measured for such prompts"
     needed = f"the promise of {promise.accuracy:g} needs {promise.threshold:.3g}"
     return f"not sure enough: probability {answer.probability:.3g}, {needed}"
+
+
+def warning(config: AnswererConfig) -> str:
+    """Return a warning if every prompt is refused, or ""."""
+    if not config.refuses_all:
+        return ""
+    return (
+        f"Warning: every prompt is refused, because an accuracy of {config.asked:g} could not be promised. Repeat the command "
+        "`rorqual teach` with a promise= that its report names, or without promise=; nothing is trained again."
+    )

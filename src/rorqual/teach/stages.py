@@ -41,7 +41,8 @@ from rorqual.teach.cascade import cascade_table
 from rorqual.teach.check import FileCheck, check_file
 from rorqual.teach.check_page import check_page, check_text, to_json
 from rorqual.teach.climb import Climb
-from rorqual.teach.config import TeachConfig, has_only_more_minutes, refuse_other_settings, settings_text
+from rorqual.teach.config import TeachConfig, has_more_minutes, settings_text
+from rorqual.teach.contract import warning
 from rorqual.teach.dataset import (
     Dataset,
     divide_examples,
@@ -56,8 +57,9 @@ from rorqual.teach.held_out import WITH_WRITTEN, HeldOut, best_other, cannot_be_
 from rorqual.teach.measure import evaluate_guesses, record_measured_checkpoint, test_problems
 from rorqual.teach.model_stages import CHEAP, TEACHER, ModelStages
 from rorqual.teach.paths import TeachPaths
+from rorqual.teach.promise import possible_promises
 from rorqual.teach.reasons import teacher_reasons
-from rorqual.teach.report import write_report
+from rorqual.teach.report import suspects_command, write_report
 from rorqual.teach.results import USUAL, TeachResults
 from rorqual.teach.rungs.ladder import rungs_of
 from rorqual.teach.rungs.language_model import ALONE, TAUGHT
@@ -95,11 +97,15 @@ def teach(config: TeachConfig, out: Path, *, threads: int, import_progress: Byte
     report, model = work.paths.report, work.paths.model.path
     seconds = sum(entry.seconds for entry in read_ledger(work.paths.ledger))
     print(f"\ndone in {clock_text(seconds)}; the report is {report}")
-    if work.climb.forced or work.climb.best.name != MAJORITY:
+    if refusal := warning(work.chosen[0]):
+        print(f"  {refusal}")
+    elif work.climb.forced or work.climb.best.name != MAJORITY:
         print(f"  try it    rorqual chat {out}\n  serve it  rorqual serve {out}")
     if model.exists():
         print(f"  export the language model  rorqual export {model} {out / 'model.gguf'} format=gguf dtype=q8_0")
     print(f"  see what it gets wrong: rorqual failures {out}")
+    if work.dataset.kind == "label":
+        print(f"  maybe mislabelled: {suspects_command(config)}")
     return report
 
 
@@ -117,9 +123,7 @@ class TeachStages:
 
     def check_settings(self) -> None:
         """Raise an error if the folder was written with other settings or files, or if a grader, rule or tracker does not exist."""
-        longer = has_only_more_minutes(self.config, self.paths.settings)
-        if not longer:
-            refuse_other_settings(self.config, self.paths.settings)
+        longer = has_more_minutes(self.config, self.paths.settings)
         for what in ("grader", "rule"):
             if spec := getattr(self.config, what):
                 load_function(spec, what)
@@ -131,6 +135,7 @@ class TeachStages:
         if longer:  # after all checks
             self._say("The language model is trained anew, because there are more minutes.")
             self.paths.remove_language_model()
+        if self.paths.settings.is_file():
             write_atomic(self.paths.settings, settings_text(self.config).encode())
 
     def print_what_will_be_done(self) -> None:
@@ -341,13 +346,18 @@ class TeachStages:
         """Fit and save the best rung so far, so that it can be asked while the command goes on."""
         best = self.climb.best
         if not self.paths.choice.is_file():
-            for step in (config := self._answerer(best)[0]).steps:
-                self.climb.fit_and_save(self.rungs[step.rung])
+            for name in (config := self._answerer(best)[0]).rungs:
+                self.climb.fit_and_save(self.rungs[name])
             save_answerer(self.paths, config)
             self._say(f"  the best so far can be asked: rorqual chat {self.paths.out}  ({best.name})")
 
     def _answerer(self, chosen: HeldOut) -> tuple[AnswererConfig, HeldOut]:
         return self.climb.answerer(chosen, self.config.promise, self.check.columns)
+
+    @property
+    def chosen(self) -> tuple[AnswererConfig, HeldOut]:
+        """The answerer that is used, and its held-out answers."""
+        return self._answerer(self.climb.result(self.config.rung) if self.config.rung else self.climb.best)
 
     # ---- rungs with a language model
 
@@ -395,10 +405,10 @@ class TeachStages:
         self._begin_stage(6, "choose a rung, and open the test split")
         climb = self.climb
         with self.ledger.record_stage("test"):
-            config, chosen = self._answerer(climb.result(self.config.rung) if self.config.rung else climb.best)
+            config, chosen = self.chosen
             other = best_other(climb.results, chosen)
             self._say(f"  chosen: {chosen.name}; beside it on the test split: {other.name}")
-            for name in (*(step.rung for step in config.steps), other.name):
+            for name in (*config.rungs, other.name):
                 if name in self.rungs:
                     climb.fit_and_save(self.rungs[name])
             choice = {"chosen": chosen.name, "other": other.name}
@@ -411,7 +421,7 @@ class TeachStages:
             if is_done:
                 return
             task = ExamplesTask(self.paths.data, grader=self.config.grader)
-            if {TAUGHT, ALONE}.intersection((*(step.rung for step in config.steps), other.name)):
+            if {TAUGHT, ALONE} & {*config.rungs, other.name}:
                 record_measured_checkpoint(task, self.paths.model)
             problems = test_problems(task)
             prompts = [one.prompt for one in problems]
@@ -454,6 +464,9 @@ class TeachStages:
             forced=climb.forced,
             asked=asked,
             possible=config.promise,
+            promises=possible_promises([*answered.probability.values()], [*answered.right.values()])
+            if not {TAUGHT, ALONE} & {*config.rungs}
+            else [],
             probability=json.loads(paths.test_probabilities.read_bytes()),
             sizes={name: file.stat().st_size for name, file in files.items() if file.is_file()},
             levels=[cascade_table(config.steps[0], climb.result(config.steps[0].rung), best)]

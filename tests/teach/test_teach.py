@@ -317,9 +317,9 @@ def test_another_promise_trains_nothing_and_opens_nothing(
         pairs = possible_promises(sure, [*held.right.values()])
         listed = ", ".join(f"promise={bound:g} answers {100 * share:.1f} %" for bound, share in pairs)
         assert pairs and f"whichever you choose: {listed}." in results["sentences"][1]
-    assert results["promise"]["test_answered"] == results["promise"]["test_right"] + sum(
-        one.verdict.value != "right" for one in Evaluation.load(out.evaluation_file(held.name)).samples
-    ), "all are answered"
+    prompts = [one.prompt for one in Evaluation.load(out.evaluation_file(held.name)).samples]
+    answers = load_answerer(out.out, threads=1).answer(prompts)
+    assert results["promise"]["test_answered"] == sum(one.sure for one in answers) > 0.9 * len(answers)
 
 
 def test_a_prompt_unlike_all_examples_is_not_answered(climbed: tuple[TeachConfig, TeachPaths]) -> None:
@@ -638,7 +638,7 @@ def test_the_report_says_what_the_files_say(taught: tuple[TeachConfig, TeachPath
     assert results["difference"]["mean"] == pytest.approx(ahead / len(samples))
     assert results["difference"]["gained"] - results["difference"]["lost"] == ahead
     first_screen = page.partition("</header>")[0]
-    assert [first_screen.count(mark) for mark in ('class="lede"', "<figure>", 'class="talk"')] == [4, 1, 2]
+    assert [first_screen.count(mark) for mark in ('class="lede"', "<figure>", 'class="talk"')] == [3, 1, 2]
 
 
 def test_failures_of_a_run_are_shown(taught: tuple[TeachConfig, TeachPaths]) -> None:

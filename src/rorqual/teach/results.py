@@ -106,10 +106,10 @@ class TeachResults:
         )
 
     def _choices(self) -> Iterator[str]:
-        """Yield a sentence on the accuracies that can be promised instead."""
+        """Yield a sentence on the accuracies that can be promised."""
         if self.promises:
             pairs = ", ".join(f"promise={bound:g} answers {percent(share)} %" for bound, share in self.promises)
-            yield f"What can be promised, whichever you choose: {pairs}. The same command with another promise= trains nothing again."
+            yield f"Possible promises, without training again: {pairs}."
 
     def answered_on_test(self) -> tuple[int, int]:
         """Return how many test examples the promise's threshold answers, and how many of these answers are right."""

@@ -73,7 +73,7 @@ def test_a_table_gives_a_table_with_the_same_answers(place: Path) -> None:
         table.writerows(found)
     words = ("generate", "rows.csv", "run=task", "out=out.csv", "quiet=true", "prompt=Subject,body")
     done = typed(place, *words)
-    assert done.code == 1 and "line 31: the prompt is empty" in done.out and done.err == ""
+    assert done.code == 1 and "line 31: subject: the prompt is empty" in done.out and done.err == ""
     with open(place / "out.csv", encoding="utf-8", newline="") as file:
         made = list(csv.DictReader(file))
     assert [*made[0]] == ["id", *COLUMNS, "note", "answer", "probability", "sure", "error"]
@@ -92,7 +92,12 @@ def test_a_table_gives_a_table_with_the_same_answers(place: Path) -> None:
 
 @pytest.mark.parametrize(
     ("separator", "end", "begin", "name"),
-    [(";", "\r\n", b"\xef\xbb\xbf", "csv"), (";", "\n", b"", "csv"), (",", "\r\n", b"", "csv"), ("\t", "\n", b"", "tsv")],
+    [
+        (";", "\r\n", b"\xef\xbb\xbf", "csv"),
+        (";", "\n", b"", "csv"),
+        (",", "\r\n", b"", "csv"),
+        ("\t", "\n", b"", "tsv"),
+    ],
 )
 def test_a_table_keeps_its_separator_line_ends_and_byte_order_mark(
     place: Path, separator: str, end: str, begin: bytes, name: str
@@ -112,7 +117,9 @@ def test_a_table_keeps_its_separator_line_ends_and_byte_order_mark(
 
 
 def test_an_unknown_ending_is_refused(place: Path) -> None:
-    refused(place, *GENERATE[:3], "out=out.xlsx", says=["out.xlsx: unknown ending", ".jsonl, .ndjson, .json, .csv, .tsv"])
+    refused(
+        place, *GENERATE[:3], "out=out.xlsx", says=["out.xlsx: unknown ending", ".jsonl, .ndjson, .json, .csv, .tsv"]
+    )
 
 
 def test_a_task_that_refuses_every_prompt_says_so(place: Path) -> None:

@@ -104,8 +104,14 @@ def test_each_listed_promise_can_be_given_and_all_hold_together() -> None:
     for _ in range(draws):
         sure = [0.7 + 0.3 * rng.random() for _ in range(300)]
         listed = possible_promises(sure, right := [rng.random() < one for one in sure])
-        assert listed == sorted(listed) and [share for _, share in listed] == sorted((s for _, s in listed), reverse=True)
-        assert listed[0][1] == 1 and listed[0][0] == math.floor(1000 * lower_bound(sum(right) - right[sure.index(min(sure))], 299, 0.005)) / 1000
+        assert listed == sorted(listed) and [share for _, share in listed] == sorted(
+            (s for _, s in listed), reverse=True
+        )
+        assert (
+            listed[0][1] == 1
+            and listed[0][0]
+            == math.floor(1000 * lower_bound(sum(right) - right[sure.index(min(sure))], 299, 0.005)) / 1000
+        )
         for accuracy, share in listed:
             made = promise(accuracy, sure, right)
             assert made is not None and made.coverage >= share

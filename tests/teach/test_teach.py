@@ -272,9 +272,7 @@ def test_the_same_command_again_changes_nothing(
     assert "rorqual serve" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"minutes": 0.01}, {"count": 30}, {"rung": "majority"}]
-)
+@pytest.mark.parametrize("change", [{"seed": 1}, {"minutes": 0.01}, {"count": 30}, {"rung": "majority"}])
 def test_other_settings_or_another_file_are_refused(
     taught: tuple[TeachConfig, TeachPaths], change: dict[str, Any]
 ) -> None:
@@ -297,7 +295,9 @@ def test_another_promise_trains_nothing_and_opens_nothing(
 ) -> None:
     config, paths = climbed
     out = TeachPaths(shutil.copytree(paths.out, tmp_path / "out"))
-    names = [file.relative_to(out.out) for folder in ("rungs", "evals", "data") for file in (out.out / folder).iterdir()]
+    names = [
+        file.relative_to(out.out) for folder in ("rungs", "evals", "data") for file in (out.out / folder).iterdir()
+    ]
     accuracy = 0.999
     for accuracy in (0.999, 0.7):
         run(config.model_copy(update={"promise": accuracy}), out.out)

@@ -13,7 +13,7 @@ import io
 import json
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.core.journal import Journal, scan_journal
 from rorqual.core.lock import Closable
+from rorqual.core.progress import Progress
 from rorqual.core.records import write_atomic, write_json
 from rorqual.core.rows import BOM, CsvDialect, csv_dialect, read_rows
 from rorqual.generate.prompts import PromptFile, RefusedRow, read_prompts
@@ -28,6 +29,8 @@ from rorqual.generate.prompts import PromptFile, RefusedRow, read_prompts
 SYNC_SECONDS = 5.0
 """Minimum number of seconds between two `fsync` calls for the journal of answers."""
 NONE = -1
+SHOWN = 3
+"""Maximum number of rows with errors in a summary."""
 LINES, TABLES = (".jsonl", ".ndjson", ".json"), (".csv", ".tsv")
 """Endings of output files with JSON lines, and of tables."""
 CHANGED = "Do not change the file, and run the command again."
@@ -38,7 +41,8 @@ class PartialOutput(Closable):
 
     `made` holds the input and all settings on which the answers depend. The complete output has `rows` lines. `last` is the
     line number of the last row in the prompt file. `count` is the number of output lines written so far, `errors` is the
-    number of written lines with an error, `sure` that of lines whose answer is sure, and `whole` tells whether the complete output exists. If a killed process or a full
+    number of written lines with an error, `sure` that of lines whose answer is sure, and `whole` tells whether the complete output
+    exists. If a killed process or a full
     disk left an incomplete line, the line is removed when the file is opened.
 
     Raises ConfigError if the existing files were written with a different input or different settings, or if the output was
@@ -201,11 +205,38 @@ def unanswered_rows(output: PartialOutput, prompts: PromptFile) -> Iterator[tupl
             yield line, row
 
 
-def finish_output(output: PartialOutput, prompts: PromptFile) -> None:
-    """Write the complete output. Raises DataError if the prompt file lost rows while it was read."""
+def answer_rows(
+    output: PartialOutput,
+    prompts: PromptFile,
+    records_of: Callable[
+        [Iterator[tuple[int, dict[str, Any] | RefusedRow]]], Iterable[Mapping[int, Mapping[str, Any]]]
+    ],
+    *,
+    quiet: bool,
+    pace: Callable[[], str] = lambda: "",
+) -> list[str]:
+    """Write the output records of all rows that have none yet, and then the complete output. Return a text for each of the first rows
+    with an error.
+
+    `records_of` makes the records of rows, in groups that are saved together. `pace` is shown beside the progress. Raises DataError if the
+    prompt file lost rows while it was read.
+    """
+    if output.whole:
+        return ["  all lines were already complete"]
+    faults: list[str] = []
+    bar = None if quiet else Progress("generate", output.rows, unit="line", start=output.count)
+    for lines in records_of(unanswered_rows(output, prompts)):
+        output.append_records(lines)
+        for line, error in ((line, record["error"]) for line, record in lines.items() if "error" in record):
+            key = f"{error['key']}: " if error["key"] else ""
+            faults.append(f"  line {line}: {key}{error['what']}\n    {error['remedy']}")
+        if bar is not None:
+            refusals = f"{output.errors:,} refused" if output.errors else ""
+            bar.update(output.count, ", ".join(filter(None, (pace(), refusals))))
     if output.count != prompts.rows:
         raise DataError("the file changed while it was read", where=str(prompts.path), remedy=CHANGED)
     output.finish()
+    return faults[:SHOWN]
 
 
 def check_ending(out: Path, *endings: str) -> None:

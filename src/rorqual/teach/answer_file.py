@@ -13,10 +13,10 @@ from typing import Any
 
 from rorqual.core.conversations import read_messages
 from rorqual.core.errors import ConfigError, DataError
-from rorqual.core.progress import Progress
 from rorqual.data.fingerprint import fingerprint
 from rorqual.data.source.cells import joined_prompt, named_columns
-from rorqual.generate.output import TABLES, CsvOutput, PartialOutput, finish_output, unanswered_rows
+from rorqual.generate.batch import output_record
+from rorqual.generate.output import TABLES, CsvOutput, PartialOutput, answer_rows
 from rorqual.generate.prompts import PromptFile, RefusedRow, read_prompts
 from rorqual.generate.schema import is_json_writable
 from rorqual.teach.answerer import Answerer, AnswererConfig, load_answerer
@@ -28,8 +28,6 @@ ADDED = ("line", "answer", "probability", "sure", "error")
 """The columns of the output that a row must not have."""
 ROWS_AT_ONCE = 64
 """Number of rows that are answered and saved together."""
-SHOWN = 3
-"""Maximum number of rows with errors in the summary."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +79,9 @@ def answer_file(
     }
     output_of = partial(CsvOutput, like=file) if out.suffix.lower() in TABLES else PartialOutput
     with output_of(out, made, rows=prompts.rows, last=prompts.last) as output:
-        faults = ["  all lines were already complete"]
-        if not output.whole:
-            rows = itertools.starmap(read_row, unanswered_rows(output, prompts))
-            faults = _write_answers(output, rows, answerer, quiet)
-            finish_output(output, prompts)
+        faults = answer_rows(
+            output, prompts, lambda rows: _records(itertools.starmap(read_row, rows), answerer), quiet=quiet
+        )
         errors, sure = output.errors, f", {output.sure:,} sure" if answerer.config.may_abstain else ""
     refusal = warning(answerer.config)
     return errors, [
@@ -119,26 +115,15 @@ def _read_row(
         )
 
 
-def _write_answers(
-    output: PartialOutput, rows: Iterator[_Row | RefusedRow], answerer: Answerer, quiet: bool
-) -> list[str]:
-    """Write the answers as they are made. Return a line for each of the first rows with an error."""
-    faults: list[str] = []
-    bar = None if quiet else Progress("generate", output.rows, unit="line", start=output.count)
+def _records(rows: Iterator[_Row | RefusedRow], answerer: Answerer) -> Iterator[dict[int, dict[str, Any]]]:
+    """Yield the output records of the rows, some at a time."""
     while some := [*islice(rows, ROWS_AT_ONCE)]:
         asked = [row for row in some if isinstance(row, _Row)]
-        lines: dict[int, Mapping[str, Any]] = {}
+        lines = {row.line: output_record(row, ()) for row in some if isinstance(row, RefusedRow)}
         for row, answer in zip(asked, answerer.answer([row.prompt for row in asked]), strict=True):
             record = {"line": row.line, **row.values, "answer": answer.text, "probability": answer.probability}
             lines[row.line] = record | ({"sure": answer.sure} if answerer.config.may_abstain else {})
-        for fault in (row for row in some if isinstance(row, RefusedRow)):
-            error = {"key": fault.key, "what": fault.what, "remedy": fault.remedy}
-            lines[fault.line] = {"line": fault.line, **fault.carried, "error": error}
-            faults.append(f"  line {fault.line}: {fault.what}\n    {fault.remedy}")
-        output.append_records(lines)
-        if bar is not None:
-            bar.update(output.count, f"{output.errors:,} refused")
-    return faults[:SHOWN]
+        yield lines
 
 
 def _fingerprint(folder: Path, config: AnswererConfig) -> str:

@@ -12,8 +12,8 @@ from rorqual.core.errors import ConfigError
 from rorqual.core.records import read_json, write_json
 from rorqual.teach.paths import TeachPaths
 from rorqual.teach.promise import PlattCalibration, Promise
-from rorqual.teach.rungs.language_model import ALONE, TAUGHT, LanguageModel, taught_params
 from rorqual.teach.rungs.classifiers import NEAREST
+from rorqual.teach.rungs.language_model import ALONE, TAUGHT, LanguageModel, taught_params
 from rorqual.teach.rungs.rung import Predictor
 from rorqual.teach.rungs.storage import load_rung
 

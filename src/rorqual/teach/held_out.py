@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import time
@@ -20,7 +19,6 @@ from rorqual.teach.rungs.simple import UserRule
 
 Grade = Callable[[Example, str], bool]
 """A function of an example and a reply that returns whether the reply is right."""
-UNSEEN = itertools.count(1)
 TIMED, TIMING_SECONDS = 9, 3.0
 """At most `TIMED` prompts are answered one by one to measure the time of an answer, and none after `TIMING_SECONDS`."""
 CLEARLY = 1.0
@@ -117,11 +115,11 @@ def record_answers(
 
 
 def seconds_of_answer(predictor: Predictor, examples: Sequence[Example]) -> float:
-    """Return the median time of an answer to a single prompt. Spaces make each prompt one whose embedding is not
+    """Return the median time of an answer to a single prompt. A space makes each prompt one whose embedding is not
     stored; a user's rule sees the prompt alone."""
     times: list[float] = []
     for one in examples[:TIMED]:
-        prompt = one.prompt if isinstance(predictor, UserRule) else one.prompt + " " * next(UNSEEN)
+        prompt = one.prompt + " " * (not isinstance(predictor, UserRule))
         began = time.monotonic()
         predictor.predict([prompt])
         times.append(time.monotonic() - began)

@@ -92,7 +92,8 @@ def advise(
         )
     tables = _features([*(one.prompt for one in examples), *prompts], encoder)
     right, probability, name = max(
-        ((*_cross_validated(examples, one[: len(examples)]), name) for name, one in tables.items()), key=lambda one: one[0]
+        ((*_cross_validated(examples, one[: len(examples)]), name) for name, one in tables.items()),
+        key=lambda one: one[0],
     )
     table, suspects = tables[name], find_suspects(examples, probability)
     found = {"suspects": suspects}

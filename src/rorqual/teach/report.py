@@ -107,7 +107,8 @@ def results_chart(found: TeachResults) -> Chart:
         ),
         caption=f"Further up is more often right, further left is faster; {found.chosen.model} is chosen. The lines are 95 % intervals, on "
         "examples held out from training, which are other ones than the test examples."
-        + f" Methods that need less than {FASTEST:g} ms are drawn at {FASTEST:g} ms." * (min(times) < FASTEST),
+        + f" Methods that need less than {FASTEST:g} ms are drawn at {FASTEST:g} ms."
+        * (min(times) < FASTEST),
     )
 
 

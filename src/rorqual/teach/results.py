@@ -32,8 +32,8 @@ class TeachResults:
     the test split, of the chosen rung and of the best other one. `forced` says whether the user named the rung. `asked` is the accuracy
     that the user wants to be promised, or 0. `possible` is the promise of that accuracy, or of `USUAL` if the user wants none; it is None
     if the examples are too few for it. `promises` has the accuracies that can be promised, each with the share of prompts that is answered
-    then; it is empty for a language model, which promises nothing. `probability` has the calibrated probability of the chosen rung's answer to each test example, by
-    key. `sizes` has the bytes of the files of the rungs that were saved. `levels`
+    then; it is empty for a language model, which promises nothing. `probability` has the calibrated probability of the chosen rung's
+    answer to each test example, by key. `sizes` has the bytes of the files of the rungs that were saved. `levels`
     has a table of the levels of difficulty if the answerer is a cascade. `gains` are sentences on the gain by written rows.
     """
 

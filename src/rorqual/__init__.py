@@ -1,4 +1,4 @@
-"""Rorqual: pretrain, fine-tune (SFT and GRPO), distil, evaluate and serve DeepSeek-style reasoning models.
+"""Rorqual: pretrain, fine-tune (SFT, DPO and GRPO), distil, evaluate and serve DeepSeek-style reasoning models.
 
 The names below are the public interface (CONTRIBUTING.md documents its stability). Each name is imported on first use,
 so `import rorqual` is fast and does not load torch.
@@ -25,6 +25,7 @@ _MODULES = {
     "Verdict": "rorqual.tasks.task",
     "compare": "rorqual.evals.results",
     "distil": "rorqual.recipes.distil",
+    "dpo": "rorqual.recipes.dpo",
     "evaluate": "rorqual.evals.evaluating",
     "fit": "rorqual.train.loop",
     "grpo": "rorqual.recipes.grpo",

@@ -15,6 +15,7 @@ from rorqual.evals.table import table as table
 from rorqual.model.config import ModelConfig as ModelConfig
 from rorqual.recipes.distil import distil as distil
 from rorqual.recipes.distil import on_policy as on_policy
+from rorqual.recipes.dpo import dpo as dpo
 from rorqual.recipes.grpo import grpo as grpo
 from rorqual.recipes.pretrain import pretrain as pretrain
 from rorqual.recipes.sft import sft as sft

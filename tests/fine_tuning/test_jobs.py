@@ -15,7 +15,7 @@ import pytest
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 from safetensors.torch import load_file
-from tuned_server import BASE, TuneServer, sums, wait, wait_for_step
+from tuned_server import BASE, TuneServer, sums, wait, wait_for_event
 
 from rorqual.fine_tuning.store import JobFolder
 
@@ -81,7 +81,7 @@ def test_a_paused_job_goes_on_with_the_same_weights(tuner: TuneServer, tmp_path:
     straight = tuner.create(data, hyperparameters=settings)
     paused = tuner.create(data, hyperparameters=settings)
     other = tuner.create(data, hyperparameters=settings, seed=4)
-    wait_for_step(tuner.client, paused.id, 3)
+    wait_for_event(tuner.client, paused.id, "Step 3/")
     assert jobs.pause(paused.id).status == "queued"
     before = len(jobs.list_events(paused.id, limit=1000).data)
     wait(tuner.client, straight.id)
@@ -99,7 +99,7 @@ def test_a_paused_job_goes_on_with_the_same_weights(tuner: TuneServer, tmp_path:
 def test_a_cancelled_job_ends_and_leaves_no_model(tuner: TuneServer, tmp_path: Path) -> None:
     jobs = tuner.client.fine_tuning.jobs
     job = tuner.create(sums(tmp_path / "data.jsonl", rows=40), hyperparameters={"n_epochs": 50, "batch_size": 1})
-    wait_for_step(tuner.client, job.id, 2)
+    wait_for_event(tuner.client, job.id, "Step 2/")
     cancelled = jobs.cancel(job.id)
     assert cancelled.status == "cancelled" and cancelled.finished_at
     assert jobs.list_events(job.id).data[0].message == "Fine-tuning job cancelled"

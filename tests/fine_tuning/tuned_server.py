@@ -67,25 +67,26 @@ def wait(client: OpenAI, job_id: str, seconds: float = 300, status: tuple[str, .
     return job
 
 
-def wait_for_step(client: OpenAI, job_id: str, step: int, seconds: float = 300) -> None:
-    """Until a job has done a number of steps."""
+def wait_for_event(client: OpenAI, job_id: str, words: str, seconds: float = 300) -> None:
+    """Until a job has an event with these words."""
     end = time.monotonic() + seconds
-    while not any(f"Step {step}/" in event.message for event in client.fine_tuning.jobs.list_events(job_id)):
+    while not any(words in event.message for event in client.fine_tuning.jobs.list_events(job_id)):
         assert time.monotonic() < end
         time.sleep(0.05)
 
 
 @contextmanager
-def tuning(run: Path, folder: Path, *words: str) -> Iterator[TuneServer]:
+def tuning(run: Path, folder: Path, *words: str, ulimit: str = "") -> Iterator[TuneServer]:
     """A server of `run` that tunes, with its keys, log and jobs in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     keys = folder / "keys.json"
     secrets = [folder / "default.key", folder / "other.key"]
-    if not keys.exists():
+    if not secrets[0].exists():
         for file in secrets:
             file.write_text(ApiKeys.load(keys).ensure_key(file.stem) or "", encoding="ascii")
-    settings = [f"tune={folder / 'tune'}", f"tune_names={BASE}", "slots=4", *words]
-    with running(run, folder, *settings) as server:
+    own = [] if any(word.startswith("tune=") for word in words) else [f"tune={folder / 'tune'}"]
+    settings = [*own, f"tune_names={BASE}", "slots=4", *words]
+    with running(run, folder, *settings, ulimit=ulimit) as server:
         server.key = secrets[0].read_text(encoding="ascii")
         clients = [
             OpenAI(base_url=f"{server.url}/v1", api_key=file.read_text(encoding="ascii"), max_retries=0)

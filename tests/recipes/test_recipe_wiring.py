@@ -76,11 +76,12 @@ def test_a_short_answer_has_a_buffer_too_and_a_weight_of_nothing_needs_no_refere
 # ---- the start
 
 
-@pytest.mark.parametrize("recipe", ["pretrain", "sft", "grpo", "distil", "on_policy"])
+@pytest.mark.parametrize("recipe", ["pretrain", "sft", "dpo", "grpo", "distil", "on_policy"])
 def test_a_run_speaks_as_the_run_that_it_starts_from(recipe: str, start: Path) -> None:
     """Its chat format and its model are kept, whatever size or tokenizer is the recipe's own."""
     given: dict[str, dict[str, str]] = {"pretrain": {"data": "t"}, "sft": {"task": "families:add"}, "grpo": {"task": "families:add"},
-                                        "distil": {"data": "d"}, "on_policy": {"task": "families:add", "teacher": "t"}}  # fmt: skip
+                                        "dpo": {"data": "d"}, "distil": {"data": "d"},
+                                        "on_policy": {"task": "families:add", "teacher": "t"}}  # fmt: skip
     run = make_run(recipe, given[recipe] | {"from": str(start)})
     assert run.chat == "deepseek-r1" and len(run.model.layers) == 18 and run.start.tokenizer == "bytes"
     if recipe in ("grpo", "on_policy"):

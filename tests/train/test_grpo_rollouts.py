@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from letters import LETTERS
 from little import (
     engine_of,
     grpo_run,
@@ -17,6 +20,7 @@ from little import (
     records,
     rollouts,
     sampled,
+    stored_weights,
     tiny,
     update_of,
     watch,
@@ -28,6 +32,7 @@ from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Completion, Request, SamplingParams
 from rorqual.model import Decoder
 from rorqual.recipes import make_run
+from rorqual.tasks.openai_graders import text_similarity
 from rorqual.tasks.task import Verdict
 from rorqual.train.batch import TrainBatch
 from rorqual.train.loop import fit
@@ -116,6 +121,58 @@ def test_random_rewards_do_not_depend_on_the_answers(base: Path, tmp_path: Path)
     assert all(sample["advantage"] == 0 for line in sure.trace for sample in line["samples"]), (
         "all of a group are equal"
     )
+
+
+# ---- rewards between 0 and 1
+
+SIMILAR = {"type": "text_similarity", "name": "s", "input": "{{sample.output_text}}", "reference": "{{item.answer}}",
+           "evaluation_metric": "fuzzy_match"}  # fmt: skip
+
+
+def similar_run(base: Path, folder: Path, steps: int = 2, **source: Any) -> Run:
+    """Replies of one letter, for answers of two: none is right, and some are half right."""
+    file, options = folder / "rft.jsonl", {"grader": SIMILAR}
+    rows = [{"messages": [{"role": "user", "content": f"after {a}"}], "answer": b + b} for a, b in pairwise(LETTERS)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    made = {"task": "openai", "data": str(file), "options": json.dumps(options), "from": str(base)}
+    given = {name: getattr(make_run("grpo", made).source, name) for name in ("task", "data", "options")}
+    assert given["options"] == options
+    return run_with(base, steps, **given, trace=99, **source)
+
+
+def test_the_score_of_a_grader_is_the_reward(base: Path, tmp_path: Path) -> None:
+    for step in watch(similar_run(base, tmp_path), tmp_path / "run"):
+        every: list[float] = []
+        for line in step.trace:
+            (answer,) = json.loads(line["answer"]).values()
+            scores = [
+                text_similarity("fuzzy_match", one["text"], answer) * (one["finish"] == "stop")
+                for one in line["samples"]
+            ]
+            advantages = [one["advantage"] for one in line["samples"]]
+            assert advantages == pytest.approx(group_advantages(scores, [True] * len(scores), std=True).tolist())
+            every += scores
+        assert step.metrics["reward"] == pytest.approx(sum(every) / len(every)) and 2 / 3 in map(pytest.approx, every)
+        assert step.metrics["right"] == 0 and step.batches
+    (step,) = watch(similar_run(base, tmp_path, 1, max_num_gen_batches=2), tmp_path / "more")
+    assert step.metrics["groups_trained"] > 0, "groups with different rewards count, though no answer is right"
+    (cut,) = watch(similar_run(base, tmp_path, 1, max_tokens=2), tmp_path / "cut")
+    assert any(one["text"] for line in cut.trace for one in line["samples"]) and cut.metrics["reward"] == 0, "cut off"
+
+
+def test_a_run_with_a_grader_goes_on_and_has_no_worked_solutions(base: Path, tmp_path: Path) -> None:
+    for out, steps in (("straight", (2,)), ("parts", (1, 2))):
+        for step in steps:
+            fit(similar_run(base, tmp_path, step), RunDir(tmp_path / out), quiet=True)
+    assert stored_weights(tmp_path / "straight") == stored_weights(tmp_path / "parts")
+    made = {
+        "task": "openai",
+        "data": str(tmp_path / "rft.jsonl"),
+        "options": json.dumps({"grader": SIMILAR}),
+        "size": "tiny",
+    }
+    with pytest.raises(DataError, match="task openai: the task has no gold replies"):
+        fit(make_run("sft", made), RunDir(tmp_path / "sft"), quiet=True)
 
 
 # ---- length and cut-off answers

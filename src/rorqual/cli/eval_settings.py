@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -33,7 +34,7 @@ class ProblemSettings(DeviceSettings):
 
     task: str = Field(
         "",
-        description="families, families:add,gcd, gsm8k, math500, folio, knights, messages, everyday, long, gym:NAME or ./mine.py:Class",
+        description="families, families:add,gcd, gsm8k, math500, folio, knights, messages, openai, everyday, long, gym:NAME or ./mine.py:Class",
     )
     data: str = Field("", description="file of the task's problems")
     split: Split = Field("test", description="split of the problems")
@@ -200,6 +201,16 @@ def check_same_settings(file: Path | None, settings: EvalSettings) -> None:
             f"this file is of an evaluation with other settings: {'; '.join(other)}",
             where=str(file),
             remedy=f"Give out=FILE.json for a second file, or out={file} to replace this one.",
+        )
+
+
+def warn_if_trained_on(model: str, data: Path) -> None:
+    """Print a warning if the file `data` is training data of the run `model` or of an ancestor."""
+    if data.is_file() and was_trained_on(RunDir(Path(model)), data):
+        print(
+            f"  {model} was trained on this file, so the accuracy does not show what the model does with new problems.\n"
+            "  Keep some rows in a file that no training reads, and evaluate on that file.",
+            file=sys.stderr,
         )
 
 

@@ -1,11 +1,14 @@
-"""Evaluation of a model on a task or a text, for `rorqual eval`. Answers are saved as they arrive, so that an interrupted command can
-resume."""
+"""Evaluation of a model on a task, a text or golden answers, for `rorqual eval` and `rorqual compare RUN golden=FILE`.
+
+Answers are saved as they arrive, so that an interrupted command can resume.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,8 +22,13 @@ from rorqual.cli.eval_settings import (
     evaluation_file,
     held_out_text,
     load_engine_or_client,
+    warn_if_trained_on,
 )
-from rorqual.core.errors import ConfigError
+from rorqual.cli.machine import available_cores
+from rorqual.cli.progress import progress_bar_callback
+from rorqual.cli.settings import WHERE, refuse_ineffective_settings
+from rorqual.core.config import parse_config
+from rorqual.core.errors import ConfigError, suggest_name
 from rorqual.core.records import RunDir
 from rorqual.data.fingerprint import fingerprint
 from rorqual.engine.weight_fingerprint import ROUNDING
@@ -33,14 +41,30 @@ from rorqual.evals.trained_verifier import check_verifier, with_verifier_scores,
 from rorqual.generate.output import check_writable_path
 from rorqual.ops.backends import backend_cache_id
 from rorqual.tasks.task import Task
+from rorqual.teach.answer_file import answerer_fingerprint
+from rorqual.teach.answerer import load_answerer
+from rorqual.teach.golden import AnswererGenerator, GoldenAnswers, agreement_table, differences_table, expected_note
+from rorqual.teach.paths import has_answerer
 
 T = TypeVar("T")
+TAUGHT = ("task", "data", "options", "split", "count", "seed", "per_family", "out", "threads")
+"""Settings that have an effect if the model is a folder that `rorqual teach` wrote."""
+GOLDEN = (
+    "out", "thinking", "max_tokens", "temperature", "seed", "system", "think_budget", "calculator", "threads", "device", "dtype",
+    "backend", "model", "seed_bits", "concurrency",
+)  # fmt: skip
+"""The settings of `rorqual eval` that `rorqual compare RUN golden=FILE` has, too."""
 
 
 def evaluate_and_save(
-    model: str, settings: EvalSettings, task: Task, file: Path | None, progress: Callable[[int, int], None]
+    model: str,
+    settings: EvalSettings,
+    task: Task,
+    file: Path | None,
+    progress: Callable[[int, int], None],
+    **arguments: Any,
 ) -> Evaluation:
-    """Evaluate `model` on `task` and save the result in `file`.
+    """Evaluate `model` on `task` and save the result in `file`. `arguments` of `evaluate` replace those of the settings.
 
     During the evaluation, answers are saved in an answer cache next to `file`. After an interruption, the same command
     continues with the cached answers.
@@ -53,7 +77,7 @@ def evaluate_and_save(
     with load_with_cached_answers(model, settings, file) as cache:
         task.checkpoint = str(cache.made.get("run", ""))
         evaluation = run.evaluate(
-            cache, task, progress=progress, model=model, **settings.evaluate_arguments()
+            cache, task, progress=progress, model=model, **settings.evaluate_arguments() | arguments
         ).model_copy(update=provenance(model, cache.made.get("step"), settings))
         if judge is not None:
             evaluation = with_verifier_scores(evaluation, judge, settings.verifier)
@@ -106,6 +130,11 @@ def _load_engine(model: str, settings: EvalSettings) -> tuple[Any, dict[str, Any
             "model": settings.model,
             "seed_bits": settings.seed_bits,
         }
+    if has_answerer(Path(model)):
+        refuse_ineffective_settings(settings, TAUGHT, model)
+        answerer = load_answerer(Path(model), threads=settings.threads or available_cores())
+        made = {"run": answerer_fingerprint(Path(model), answerer.config)}
+        return AnswererGenerator(answerer), made | software_versions()
     engine, fingerprint_, step = load_with_fingerprint(
         RunDir(Path(model)), lambda: load_engine_or_client(model, settings)
     )
@@ -168,3 +197,36 @@ def loss_on_text(model: str, settings: EvalSettings) -> TextLoss:
     loss = loss.model_copy(update={"model": model, "text": settings.data, **provenance(model, step, settings)})
     loss.save(file)
     return loss
+
+
+def compare_with_golden(model: str, golden: str, confidence: float, values: dict[str, str]) -> None:
+    """Hold a model against the golden answers of a file: print the agreement, and save every answer. `values` are settings in `GOLDEN`.
+
+    The defaults of the run (`defaults.json`) apply, as in `rorqual generate`.
+    """
+    if unknown := [key for key in values if key not in GOLDEN]:
+        known = (*GOLDEN, "golden", "confidence")
+        raise ConfigError(f"unknown key '{unknown[0]}'", where=WHERE, remedy=suggest_name(unknown[0], known))
+    defaults = RunDir(Path(model)).task_defaults()
+    own = defaults.model_dump(exclude_none=True, exclude={"grammar"})
+    settings = parse_config(EvalSettings, own | values | {"task": "golden", "data": golden}, where=WHERE)
+    file = evaluation_file(model, settings)
+    if file is not None:
+        check_writable_path(file)
+    task = GoldenAnswers(Path(golden))
+    problems, params = task.load("test"), settings.evaluate_arguments()["params"]
+    evaluation = evaluate_and_save(
+        model,
+        settings,
+        task,
+        file,
+        progress_bar_callback("compare golden", "answer"),
+        problems=problems,
+        params=replace(params, grammar=defaults.grammar),
+    )
+    note = expected_note(evaluation, problems, confidence)
+    print("\n".join(filter(None, [agreement_table(evaluation, confidence).text(), note])))
+    print(differences_table(evaluation).text())
+    warn_if_trained_on(model, Path(golden))
+    if file is not None:
+        print(f"  Every answer: {file}")

@@ -22,14 +22,15 @@ KEYS: dict[str, tuple[str, str]] = {
     "next_token": ("number", "coefficient of the next-token loss beside a divergence"),
     "longer": ("error|skip", "what happens to samples that do not fit into a row"),
     "problems": ("integer", "problems per step"),
+    "pairs": ("integer", "preference pairs per step"),
     "samples": ("integer", "samples per problem"),
     "max_tokens": ("integer", "maximum tokens of a sample"),
     "temperature": ("number", "sampling temperature"),
     "thinking": ("auto|on|off", "whether the model thinks"),
     "variant": ("none|dapo|dr_grpo|gspo|cispo|v32", "settings of a published GRPO variant"),
     "tis_cap": ("number", "cap of truncated importance sampling; 0: none"),
-    "beta": ("number", "coefficient of the KL divergence from reference; default: the variant's"),
-    "reference": ("text", "run of the KL term; default: the run of from"),
+    "beta": ("number", "weight of the reference: of the KL term (default: the variant's), or in the DPO loss"),
+    "reference": ("text", "run of the reference model; default: the run of from"),
     "top_k": ("integer", "likeliest tokens of the teacher that are compared; 0: the whole vocabulary"),
     "lr": ("number", "learning rate; 0: Muon and AdamW with the recipe's rates"),
     "seed": ("integer", "seed of weights, batches and samples"),
@@ -47,6 +48,9 @@ DEFAULTS: dict[str, dict[str, str]] = {
     "grpo": {
         "task": "", "from": "", "data": "", **SHARED, "problems": "32", "samples": "12", "variant": "none", "tis_cap": "0",
         "beta": "", "reference": "", "lr": "0.0001", "seed": "0", "dtype": "float32",
+    },
+    "dpo": {
+        "data": "", "from": "", "beta": "0.1", "reference": "", "steps": "100", "pairs": "16", "row": "512", "lr": "1e-05", "seed": "0",
     },
     "distil": {
         "data": "", **SUPERVISED, "size": "student", "objective": "sequence", "alpha": "0.1", "next_token": "0",

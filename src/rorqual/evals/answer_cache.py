@@ -9,14 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rorqual.core.content_parts import ContentPart, content_json
 from rorqual.core.errors import DataError, RorqualError
 from rorqual.core.journal import Journal, json_line
 from rorqual.core.lock import Closable
 from rorqual.core.records import write_atomic
-from rorqual.engine.engine import Engine
 from rorqual.engine.remote.engine import RemoteEngine, RemoteError
 from rorqual.engine.request import Completion, Request
 
@@ -26,6 +25,12 @@ IN_A_ROW = 32
 Progress = Callable[[int, int], None]
 SamplePlace = tuple[int, int]
 """(Index of a request, index of a sample of that request)."""
+
+
+class LocalGenerator(Protocol):
+    """A generator that calls `arrived` with the index of the request, the index of the sample and the answer, as soon as there is one."""
+
+    def generate(self, requests: Sequence[Request], *, arrived: Callable[[int, int, Completion], None]) -> object: ...
 
 
 class AnswerCache(Closable):
@@ -48,7 +53,7 @@ class AnswerCache(Closable):
     engine, the cache file is synced to disk at most once in `SYNC_SECONDS` seconds.
     """
 
-    def __init__(self, generator: Engine | RemoteEngine, out: Path | None, made: Mapping[str, Any]) -> None:
+    def __init__(self, generator: LocalGenerator | RemoteEngine, out: Path | None, made: Mapping[str, Any]) -> None:
         self.generator, self.made = generator, made
         self.refusals: list[RemoteError] = []
         self.answered = 0

@@ -40,6 +40,8 @@ from rorqual.train.loop import fit
 KEPT_MODELS = 3
 """The models of the last `KEPT_MODELS` epochs are kept, as in OpenAI's API."""
 CSV_FIELDS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
+MORE_METRICS = {"reward", "rewards/accuracies"}
+"""Metrics of reinforcement and of DPO that an event has beside the loss."""
 LOCK_SECONDS = 30.0
 """Seconds that the process waits for an earlier process of the job to end."""
 
@@ -89,7 +91,7 @@ def _wait_for_lock(path: Path) -> Lock:
 def is_disk_full(error: BaseException | None) -> bool:
     """Return whether a full disk caused the error."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return True
         error = error.__cause__
     return False
@@ -151,7 +153,10 @@ def _train_to(folder: JobFolder, plan: JobPlan, end: int, threads: int, is_stopp
         reached = record["step"]
         if reached > seen:
             data = {"step": reached, "total_steps": plan.run.steps, "train_loss": record["loss"]}
-            folder.add_event("info", f"Step {reached}/{plan.run.steps}: training loss={record['loss']:.2f}", data)
+            words = f"training loss={record['loss']:.2f}"
+            for name in MORE_METRICS & record.keys():
+                data[name], words = record[name], f"{words}, {name.rpartition('/')[2]}={record[name]:.2f}"
+            folder.add_event("info", f"Step {reached}/{plan.run.steps}: {words}", data)
 
     fit(
         plan.run,

@@ -23,6 +23,8 @@ ROOM = 256 << 20
 """A job starts only if the disk has at least `ROOM` free bytes."""
 TRIES = 3
 """A job whose process dies `TRIES` times without a reason fails."""
+PATIENCE = 30.0
+"""Seconds after which a job is tried again whose process found the disk full."""
 LAST_WORDS = 20.0
 """Seconds that the process of a paused job has to write its checkpoint."""
 DISK_MESSAGE = "The job waits, because the disk is full. It goes on when at least 256 MiB are free."
@@ -45,6 +47,7 @@ class JobQueue:
     _deaths: Counter[str] = field(default_factory=Counter)
     _turns: dict[str, int] = field(default_factory=dict)
     _unsaved: set[str] = field(default_factory=set)
+    _not_before: dict[str, float] = field(default_factory=dict)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
@@ -64,6 +67,7 @@ class JobQueue:
             for process in self._running.values():
                 with suppress(ProcessLookupError):
                     process.kill()
+            await asyncio.gather(*self._ends)
 
     def update(self, job: Job, **changes: Any) -> Job:
         """Change a job. If the disk is full, the change is kept in memory and written later."""
@@ -82,7 +86,8 @@ class JobQueue:
 
     def _next_job(self) -> Job | None:
         """Return the job to start: of the tenant with the fewest running jobs, then of the tenant who waited longest."""
-        waiting = [job for job in self.store.jobs.values() if job.status == "queued" and not job.is_paused]
+        queued = (job for job in self.store.jobs.values() if job.status == "queued" and not job.is_paused)
+        waiting = [job for job in queued if self._not_before.get(job.id, 0.0) <= time.monotonic()]
         running = Counter(self.store.jobs[job_id].tenant for job_id in self._running)
 
         def turn(job: Job) -> tuple[int, int, int, str]:
@@ -129,6 +134,7 @@ class JobQueue:
         if outcome is None:
             self._deaths[job.id] += status not in (PAUSED, DISK_FULL)
             if status == DISK_FULL:
+                self._not_before[job.id] = time.monotonic() + PATIENCE
                 self._note_once(job, DISK_MESSAGE)
             elif status == OUT_OF_MEMORY:
                 problem = f"The job needs more than {self.memory:,} bytes of memory. Give fewer or shorter examples."

@@ -9,15 +9,19 @@ from statistics import fmean
 from rorqual.core.config import Config, Count
 from rorqual.core.errors import DataError
 from rorqual.core.records import RunDir
+from rorqual.core.rows import read_rows
 from rorqual.data.chat import ChatFormat, load_chat
 from rorqual.data.source.conversations import read_conversations
 from rorqual.data.stream import ConversationStream
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.fine_tuning.schemas import Auto
+from rorqual.fine_tuning.schemas import Auto, DPOHyperparameters, ReinforcementHyperparameters
 from rorqual.fine_tuning.store import Job, JobFolder
 from rorqual.model.adapter import LoRA
 from rorqual.model.load.run_directory import read_model_config
+from rorqual.recipes.dpo import dpo
+from rorqual.recipes.grpo import grpo
 from rorqual.recipes.sft import sft
+from rorqual.tasks.openai_graders import openai_task
 from rorqual.train.batch import TrainBatch
 from rorqual.train.run import Run
 from rorqual.train.sources import ConversationsConfig, SourceInputs
@@ -27,6 +31,11 @@ R, ALPHA, LR = 16, 32.0, 1e-3
 """Rank, scale and learning rate of LoRA with the learning rate multiplier 1."""
 STEP_TOKENS = 768
 """With `batch_size` auto, an update has about `STEP_TOKENS` tokens."""
+PAIRS, PROMPTS, SAMPLES = 8, 8, 8
+"""With `auto`: pairs of an update with DPO; in reinforcement, prompts of an update, and samples of a prompt."""
+BETA, PREFERENCE_LR, REINFORCEMENT_LR = 0.1, 3e-4, 3e-4
+LONGEST_REPLY, FEWEST_REPLY = 256, 16
+"""In reinforcement, a reply has at most `LONGEST_REPLY` tokens. A prompt must leave room for `FEWEST_REPLY` tokens."""
 SHORTEST_ROW = 192
 """Several short examples share a row of at least `SHORTEST_ROW` tokens, unless an update has fewer."""
 EXAMPLES_SEEN, FEWEST_EPOCHS, MOST_EPOCHS = 1500, 3, 10
@@ -50,7 +59,8 @@ def plan_job(job: Job, folder: JobFolder) -> JobPlan:
     base = RunDir(Path(job.base))
     context = read_model_config(base).max_position_embeddings
     chat = load_chat(base, Tokenizer.load(base.tokenizer_file))
-    return _supervised_plan(job, folder.training_data, chat, context)
+    plan = {"supervised": _supervised_plan, "dpo": _preference_plan, "reinforcement": _reinforcement_plan}
+    return plan[job.method.type](job, folder.training_data.absolute(), chat, context)
 
 
 def _supervised_plan(job: Job, data: Path, chat: ChatFormat, context: int) -> JobPlan:
@@ -66,13 +76,13 @@ def _supervised_plan(job: Job, data: Path, chat: ChatFormat, context: int) -> Jo
     row = min(8 * math.ceil(max(*lengths, min(SHORTEST_ROW, update_tokens)) / 8), context)
     rows = max(1, round(update_tokens / row))
     epochs = int(value_or(chosen.n_epochs, auto_epochs(len(lengths))))
-    source = ConversationsConfig(data=str(data.absolute()), rows=rows, row=row)
+    source = ConversationsConfig(data=str(data), rows=rows, row=row)
     built = source.build(SourceInputs(None, chat.tokenizer, chat, job.seed, 1))  # type: ignore[arg-type]
     assert isinstance(built, StreamSource) and isinstance(built.stream, ConversationStream)
     ends = tuple(built.stream.steps_for_epochs(epoch) for epoch in range(1, epochs + 1))
     run = sft(
         data=source.data,
-        start=str(Path(job.base).absolute()),
+        start=job.base,
         steps=ends[-1],
         rows=rows,
         row=row,
@@ -80,6 +90,60 @@ def _supervised_plan(job: Job, data: Path, chat: ChatFormat, context: int) -> Jo
         seed=job.seed,
     )
     return JobPlan(run=_adapted(run, rows), epoch_ends=ends)
+
+
+def _preference_plan(job: Job, data: Path, chat: ChatFormat, context: int) -> JobPlan:
+    chosen = job.method.hyperparameters
+    assert isinstance(chosen, DPOHyperparameters)
+    pairs = sum(1 for _ in read_rows(data))
+    batch = int(min(pairs, value_or(chosen.batch_size, PAIRS)))
+    ends = _epoch_ends(pairs, batch, int(value_or(chosen.n_epochs, FEWEST_EPOCHS)))
+    run = dpo(
+        data=str(data),
+        start=job.base,
+        beta=value_or(chosen.beta, BETA),
+        steps=ends[-1],
+        pairs=batch,
+        row=context,
+        lr=PREFERENCE_LR * value_or(chosen.learning_rate_multiplier, 1.0),
+        seed=job.seed,
+    )
+    return JobPlan(run=_adapted(run, batch), epoch_ends=ends)
+
+
+def _reinforcement_plan(job: Job, data: Path, chat: ChatFormat, context: int) -> JobPlan:
+    settings, chosen = job.method.reinforcement, job.method.hyperparameters
+    assert settings is not None and isinstance(chosen, ReinforcementHyperparameters)
+    problems = openai_task(data, settings.grader, where="method.reinforcement.grader").problems("train", 0)
+    prompts = [len(chat.prompt(problem.messages)) for problem in problems]
+    if max(prompts) + FEWEST_REPLY > context:
+        raise DataError(
+            f"a prompt has {max(prompts)} tokens, and the context of the base model is {context}",
+            where=str(data),
+            remedy="Shorten the prompt.",
+        )
+    batch = int(min(len(prompts), value_or(chosen.batch_size, PROMPTS)))
+    ends = _epoch_ends(len(prompts), batch, int(value_or(chosen.n_epochs, FEWEST_EPOCHS)))
+    max_tokens = min(LONGEST_REPLY, context - max(prompts))
+    run = grpo(
+        task="openai",
+        data=str(data),
+        options={"grader": settings.grader},
+        start=job.base,
+        steps=ends[-1],
+        problems=batch,
+        samples=max(2, round(SAMPLES * value_or(chosen.compute_multiplier, 1.0))),
+        max_tokens=max_tokens,
+        row=max(prompts) + max_tokens,
+        lr=REINFORCEMENT_LR * value_or(chosen.learning_rate_multiplier, 1.0),
+        seed=job.seed,
+    )
+    return JobPlan(run=_adapted(run, batch), epoch_ends=ends)
+
+
+def _epoch_ends(examples: int, batch: int, epochs: int) -> tuple[int, ...]:
+    """Return the steps at which epochs end, for updates of `batch` examples."""
+    return tuple(-(-epoch * examples // batch) for epoch in range(1, epochs + 1))
 
 
 def _adapted(run: Run, rows: int) -> Run:

@@ -15,7 +15,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from starlette.datastructures import UploadFile
 from starlette.types import Message
 
-from rorqual.core.errors import DataError, RorqualError
+from rorqual.core.errors import ConfigError, DataError, RorqualError
 from rorqual.core.rows import read_rows
 from rorqual.fine_tuning.schemas import JobRequest
 from rorqual.fine_tuning.service import CHECKPOINT, TuneService
@@ -24,12 +24,14 @@ from rorqual.serve.bodies import BODY_SECONDS, read_body
 from rorqual.serve.errors import ApiError, bad_request
 from rorqual.serve.schemas import parse_body
 from rorqual.serve.validation_errors import describe_value, validated
+from rorqual.tasks.openai_graders import openai_task
 
 router = APIRouter()
 Row = dict[str, Any]
 MOST_FILES, MOST_JOBS, LONGEST_NAME = 1000, 100, 256
 """Maximum number of files and of unfinished jobs of a tenant, and maximum length of a file's name."""
 PAGE, LARGEST_PAGE = 20, 10_000
+GRADER = "method.reinforcement.grader"
 FORM_BYTES = 65_536
 """Bytes of an upload's form beside the file."""
 
@@ -192,6 +194,12 @@ async def create_job(request: Request) -> JSONResponse:
     for param in ("training_file", "validation_file"):
         if (file_id := getattr(asked, param)) is not None and _file(request, file_id, param).purpose != "fine-tune":
             raise bad_request(f"`{param}` is a result file. Give a file of the purpose 'fine-tune'.", param)
+    method = asked.chosen_method()
+    if method.reinforcement is not None:
+        try:
+            openai_task(service.store.content(asked.training_file), method.reinforcement.grader, where=GRADER)
+        except ConfigError as error:
+            raise bad_request(f"`{GRADER}` is not offered: {error.what}. {error.remedy}".strip(), GRADER) from None
     own = [job for job in service.store.jobs.values() if job.tenant == tenant and not job.is_finished]
     if len(own) >= MOST_JOBS:
         raise ApiError(429, f"{len(own)} jobs of this tenant are not finished. Try again later.", code="queue_full")
@@ -201,7 +209,7 @@ async def create_job(request: Request) -> JSONResponse:
         tenant=tenant,
         created_at=int(time.time()),
         base=str(service.base.path.absolute()),
-        method=asked.chosen_method(),
+        method=method,
         seed=secrets.randbelow(2**31) if asked.seed is None else asked.seed,
         suffix=asked.suffix or "",
         **fields,

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from rorqual.core.config import override_fields, parse_scalar
 from rorqual.core.errors import ConfigError, suggest_name
 from rorqual.recipes.distil import distil, on_policy
+from rorqual.recipes.dpo import dpo
 from rorqual.recipes.grpo import grpo
 from rorqual.recipes.pretrain import pretrain
 from rorqual.recipes.sft import sft
@@ -20,6 +21,7 @@ RECIPES: Mapping[str, Callable[..., Run]] = {
     "pretrain": pretrain,
     "sft": sft,
     "grpo": grpo,
+    "dpo": dpo,
     "distil": distil,
     "on_policy": on_policy,
 }

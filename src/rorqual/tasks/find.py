@@ -25,11 +25,13 @@ from rorqual.tasks.knights import Knights
 from rorqual.tasks.long_text import LongTextTask
 from rorqual.tasks.math500 import Math500
 from rorqual.tasks.messages import Messages
+from rorqual.tasks.openai_graders import OpenAITask
 from rorqual.tasks.task import Problem, Split, Task, Verdict
 
 TASKS_BY_NAME: Mapping[str, Callable[..., Task]] = {
     "families": Families, "long": LongTextTask, "gsm8k": Gsm8k, "math500": Math500, "folio": Folio, "knights": Knights,
     "messages": Messages, "everyday": EverydayMixture, "examples": ExamplesTask,
+    "openai": OpenAITask,
 }  # fmt: skip
 SPLITS: tuple[Split, Split] = ("train", "test")
 

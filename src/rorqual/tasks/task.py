@@ -67,6 +67,8 @@ class Task(Registered, ABC):
     patterned: bool = False
     """True if the task's problems share template sentences. Matching word sequences in problems of a patterned task are no
     evidence of contamination."""
+    has_gold_replies: bool = True
+    """False if a gold answer is no reply that the grader accepts. Such a task cannot be trained on with worked solutions."""
 
     @property
     def versions(self) -> dict[str, int]:
@@ -81,11 +83,17 @@ class Task(Registered, ABC):
 
     @abstractmethod
     def grade(self, problem: Problem, reply: str) -> Verdict:
-        """Grade the marked answer of `reply`, which is the text after `</think>`. Rewards in training are based on the verdict
-        of `grade`.
+        """Grade the marked answer of `reply`, which is the text after `</think>`. Rewards in training are based on `reward`.
 
         An implementation of `grade` must not raise exceptions, because an exception stops the training run.
         """
+
+    def reward(self, problem: Problem, reply: str, verdict: Verdict) -> float:
+        """Return the reward of a reply with a verdict in training, from 0 to 1. By default, a right reply has the reward 1, and
+        another 0.
+
+        An implementation of `reward` must not raise exceptions either."""
+        return float(verdict is Verdict.RIGHT)
 
     def grade_last(self, problem: Problem, reply: str) -> Verdict:
         """Grade a reply by its last number or line if `grade` finds it wrong. An evaluation shows this accuracy beside the

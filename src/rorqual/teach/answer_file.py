@@ -73,7 +73,7 @@ def answer_file(
         raise DataError(fault.what, where=f"{file}:{fault.line}", remedy=fault.remedy)
     made = {
         "file": prompts.sha256,
-        "run": _fingerprint(folder, answerer.config),
+        "run": answerer_fingerprint(folder, answerer.config),
         "prompt": ", ".join(known),
         **versions,
     }
@@ -126,7 +126,7 @@ def _records(rows: Iterator[_Row | RefusedRow], answerer: Answerer) -> Iterator[
         yield lines
 
 
-def _fingerprint(folder: Path, config: AnswererConfig) -> str:
+def answerer_fingerprint(folder: Path, config: AnswererConfig) -> str:
     """Return a hash of the chosen rungs, the calibration and the promise."""
     paths, digest = TeachPaths(folder), hashlib.sha256()
     for file in (paths.answerer, *map(paths.rung_file, config.rungs)):

@@ -41,6 +41,16 @@ def prompt_of_turns(turns: Sequence[Message], config: AnswererConfig) -> str:
     return joined_prompt({"": turns_to_text(talk)}, [""])
 
 
+def prompt_of_conversation(turns: Sequence[Message], config: AnswererConfig) -> str:
+    """Return the prompt of a conversation. If a prompt has several columns, it is the text of the last user turn (`prompt_of_text`).
+
+    Raises DataError if there is no user turn, or if the prompt is empty or too long.
+    """
+    last = [one for one in turns if one.role == "user"][-1:] if config.columns else turns
+    prompt = prompt_of_turns(last, config)
+    return check_length(prompt_of_text(prompt, config.columns) if config.columns else prompt, config)
+
+
 def prompt_of_columns(values: Mapping[str, Any], columns: Sequence[str]) -> str:
     """Return the prompt of a row, joined as in the training examples. The text of a column may be empty.
 

@@ -43,14 +43,7 @@ from rorqual.serve.schemas import MAX_MESSAGES, ChatRequest, parse_request
 from rorqual.serve.server import fields_from_options, listen_with_keys, run_until_stopped
 from rorqual.serve.service import Service
 from rorqual.teach.answerer import Answer, Answerer, AnswererConfig, load_answerer
-from rorqual.teach.contract import (
-    abstention,
-    check_length,
-    prompt_of_columns,
-    prompt_of_text,
-    prompt_of_turns,
-    warning,
-)
+from rorqual.teach.contract import abstention, check_length, prompt_of_columns, prompt_of_conversation, warning
 from rorqual.teach.fallback import FALLBACK, Fallback
 from rorqual.teach.paths import TeachPaths
 
@@ -191,11 +184,7 @@ def _taught_prompt(wanted: TaughtRequest, config: AnswererConfig) -> tuple[str, 
             return check_length(prompt_of_columns(wanted.columns, columns), config), departs + ["messages"] * any(
                 turn.label for turn in talk
             )
-        if not columns:
-            return check_length(prompt_of_turns(turns, config), config), departs
-        last = [turn for turn in talk if turn.role == "user"][-1:]
-        prompt = prompt_of_text(prompt_of_turns(last, config), columns)
-        return check_length(prompt, config), departs + ["turns"] * (len(talk) > 1)
+        return prompt_of_conversation(turns, config), departs + ["turns"] * (bool(columns) and len(talk) > 1)
     except DataError as error:
         param = "messages" if wanted.columns is None else "columns"
         raise bad_request(f"`{param}`: {error.what}. {error.remedy}".strip(), param) from None

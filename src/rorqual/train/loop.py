@@ -292,7 +292,13 @@ def check_sampler_agreement(run: Run, update: UpdateResult, where: str) -> None:
 
 
 def _progress_text(record: dict[str, Any]) -> str:
-    shown = {"loss": "loss", "reward": "reward", "think_share": "thinks", "reply_length": "length"}
+    shown = {
+        "loss": "loss",
+        "reward": "reward",
+        "rewards/accuracies": "accuracy",
+        "think_share": "thinks",
+        "reply_length": "length",
+    }
     text = "  ".join(f"{label} {record[key]:.3g}" for key, label in shown.items() if key in record)
     if record.get("groups_equal"):
         text += f"  equal rewards in {record['groups_equal']} of {record['groups_total']} groups"

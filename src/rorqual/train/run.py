@@ -12,9 +12,9 @@ from rorqual.model.adapter import FullTuning, Tune
 from rorqual.model.config import ModelConfig
 from rorqual.ops.backends import absolute_backend_name, backend
 from rorqual.train.balance import BalanceConfig
-from rorqual.train.objectives import AuxBalance, IndexerWarmup, MultiToken, NextToken, Objective
+from rorqual.train.objectives import DPO, AuxBalance, IndexerWarmup, MultiToken, NextToken, Objective
 from rorqual.train.optim import AdamWConfig, OptimConfig
-from rorqual.train.sources import SourceConfig
+from rorqual.train.sources import PreferencesConfig, SourceConfig
 
 
 class StartConfig(Config):
@@ -151,6 +151,7 @@ class Run(Config):
                 else "the objectives sparse and indexer_warmup need attention with an indexer, such as kind dsa "
                 "(`rorqual sparsify` adds indexers to a model)"
             )
+        unfit = (NextToken, MultiToken) if isinstance(self.source, PreferencesConfig) else (DPO,)
         for objective in self.objectives:
             if isinstance(objective, MultiToken) and objective.depth != modules:
                 raise ValueError(
@@ -160,6 +161,11 @@ class Run(Config):
             if isinstance(objective, IndexerWarmup) and objective.depth != (modules if mtp else 0):
                 raise ValueError(
                     f"objective {objective.kind} has depth {objective.depth}, but the run trains {modules if mtp else 0} prediction modules"
+                )
+            if isinstance(objective, unfit):
+                raise ValueError(
+                    f"objective {objective.kind} cannot train on source {self.source.kind}: only dpo and objectives like it, "
+                    "which tell the two replies of a pair apart, use source preferences"
                 )
             if missing := objective.required_batch_fields() - self.source.provided_batch_fields():
                 raise ValueError(

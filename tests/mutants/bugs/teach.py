@@ -553,7 +553,7 @@ MUTANTS = (
         "a file that another rung began is gone on with",
         "issue 40: generate",
         "teach/answer_file.py",
-        "_fingerprint(folder, answerer.config)",
+        "answerer_fingerprint(folder, answerer.config)",
         "str(folder)",
         "tests/cli/test_answerer_verbs.py::test_another_answerer_does_not_go_on_with_the_file",
     ),

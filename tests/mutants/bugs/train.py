@@ -786,6 +786,22 @@ MUTANTS = (
         "tests/conformance/test_outside.py::test_dropout_acts_in_the_gradient_alone",
     ),
     one(
+        "DPO prefers the other reply of each pair",
+        "issue 41: OpenAI's fine-tuning API",
+        "train/sources/preferences.py",
+        'for key in ("preferred_output", "non_preferred_output"))',
+        'for key in ("non_preferred_output", "preferred_output"))',
+        "tests/train/test_dpo.py::test_loss_and_gradients_are_those_of_a_slow_second_writing",
+    ),
+    one(
+        "DPO's reference and the trained model change places",
+        "issue 41: OpenAI's fine-tuning API",
+        "train/objectives/dpo.py",
+        "rewards = self.beta * ",
+        "rewards = -self.beta * ",
+        "tests/train/test_dpo.py::test_loss_and_gradients_are_those_of_a_slow_second_writing",
+    ),
+    one(
         "two ranks train with the loss of one",
         "issue 39: silent numbers",
         "train/gradient.py",

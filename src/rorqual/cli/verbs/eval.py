@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,12 +12,12 @@ from rorqual.cli.eval_settings import (
     EvalSettings,
     evaluation_file,
     split_cascade_models,
-    was_trained_on,
+    warn_if_trained_on,
 )
 from rorqual.cli.progress import progress_bar_callback
 from rorqual.cli.settings import Settings, parse_settings
 from rorqual.core.errors import ConfigError
-from rorqual.core.records import RunDir, write_atomic
+from rorqual.core.records import write_atomic
 
 
 def evaluate(
@@ -83,11 +82,6 @@ def evaluate(
         if chosen.refine:
             print(table.rules_table("replies before and after checking", refine_results(evaluation)))
     for name in models:
-        if Path(chosen.data).is_file() and was_trained_on(RunDir(Path(name)), Path(chosen.data)):
-            print(
-                f"  {name} was trained on this file, so the accuracy does not show what the model does with new problems.\n"
-                "  Keep some rows in a file that no training reads, and evaluate on that file.",
-                file=sys.stderr,
-            )
+        warn_if_trained_on(name, Path(chosen.data))
     if file is not None:
         print(f"  Every answer: {file}")

@@ -27,7 +27,7 @@ class TrainCommand(Config):
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="pretrain, sft, grpo, distil or on_policy.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="pretrain, sft, dpo, grpo, distil or on_policy.")],
     settings: Settings = None,
 ) -> None:
     """Train a model with a recipe. After an interruption, the same command resumes.

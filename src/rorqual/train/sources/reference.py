@@ -1,4 +1,4 @@
-"""The reference policy of a KL term: a frozen model that scores the sampled tokens."""
+"""The reference model of GRPO's KL term and of DPO: a frozen model that scores the trained tokens."""
 
 from __future__ import annotations
 

@@ -207,7 +207,7 @@ class Rollouts(SampledSource):
             out["overlong_penalty"] = float(np.mean([self._penalty(length, None) for length in lengths]))
         for effort in c.efforts if c.length_penalty is not None else ():
             own = [one for group in groups for one in group if one.effort == effort]
-            out[f"reward/effort {effort}"] = graded_accuracy(own)
+            out[f"reward/effort {effort}"] = mean_reward(own)
             out[f"reply_length/effort {effort}"] = float(np.mean([len(one.completion.token_ids) for one in own]))
         return out
 
@@ -240,13 +240,17 @@ class Rollouts(SampledSource):
         graded = [v is not Verdict.UNGRADED for v in verdicts]
         penalties = [self._penalty(len(c.token_ids), effort) for c in completions]
         chance, draws = self.config.random_reward, Random(f"{self.seed} {problem.key} {effort}")
-        right = [draws.random() < chance if chance else v is Verdict.RIGHT for v in verdicts]
-        rewards = [float(one) + penalty for one, penalty in zip(right, penalties)]
+        scores = [
+            self.task.reward(problem, c.text, v) if c.finish_reason == "stop" else 0.0
+            for c, v in zip(completions, verdicts)
+        ]
+        given = [draws.random() < chance if chance else score for score in scores]
+        rewards = [float(one) + penalty for one, penalty in zip(given, penalties)]
         advantages = group_advantages(rewards, graded, std=self.config.std)
         ages = map(self.sampler.age, completions)
         return [
-            ScoredCompletion(c, v, float(a), age, effort)
-            for c, v, a, age in zip(completions, verdicts, advantages, ages)
+            ScoredCompletion(c, v, float(a), age, effort, score)
+            for c, v, a, age, score in zip(completions, verdicts, advantages, ages, scores)
         ]
 
     def _batch(self, scored: list[ScoredCompletion], *, learned: bool = False) -> TrainBatch:
@@ -257,8 +261,8 @@ class Rollouts(SampledSource):
 
 
 def has_right_and_wrong(group: list[ScoredCompletion]) -> bool:
-    """Return whether a group has both right and wrong answers."""
-    return {Verdict.RIGHT, Verdict.WRONG} <= {one.verdict for one in group}
+    """Return whether the graded answers of a group have different rewards, such as right and wrong answers."""
+    return len({one.reward for one in group if one.verdict is not Verdict.UNGRADED}) > 1
 
 
 def batch_of(scored: list[ScoredCompletion], width: int, pad: int) -> TrainBatch:
@@ -329,9 +333,9 @@ def rollout_metrics(problems: list[Problem], groups: list[list[ScoredCompletion]
     by_level: dict[str, float] = {}
     for family, level in levels:
         of_level = [s for p, group in zip(problems, groups) for s in group if (p.family, p.level) == (family, level)]
-        by_level[f"reward/{family}/{level}"] = graded_accuracy(of_level)
+        by_level[f"reward/{family}/{level}"] = mean_reward(of_level)
     return {
-        "reward": graded_accuracy(every),
+        "reward": mean_reward(every),
         "groups_total": len(groups),
         "groups_equal": sum(all(s.advantage == 0.0 for s in group) for group in groups),
         "groups_all_right": sum(all(s.verdict is Verdict.RIGHT for s in group) for group in groups),
@@ -343,8 +347,8 @@ def rollout_metrics(problems: list[Problem], groups: list[list[ScoredCompletion]
         if with_thinking
         else 0.0,
         "reply_length": float(np.mean([len(s.completion.token_ids) for s in every])),
-        "right_when_thinking": graded_accuracy(with_thinking),
-        "right_at_once": graded_accuracy(without_thinking),
+        "right_when_thinking": mean_reward(with_thinking),
+        "right_at_once": mean_reward(without_thinking),
         "right": len(right),
     } | by_level
 
@@ -359,7 +363,7 @@ def trace_records(
     """
     if not count:
         return []
-    distances = [abs(graded_accuracy(group) - 0.5) for group in groups]
+    distances = [abs(mean_reward(group) - 0.5) for group in groups]
     with_texts = set(sorted(range(len(groups)), key=distances.__getitem__)[:count])
     lines = []
     for number, (problem, group) in enumerate(zip(problems, groups)):
@@ -377,7 +381,7 @@ def trace_records(
     return lines
 
 
-def graded_accuracy(scored: list[ScoredCompletion]) -> float:
-    """Return the share of right answers among the graded answers, or 0 if no answer was graded."""
+def mean_reward(scored: list[ScoredCompletion]) -> float:
+    """Return the mean reward of the graded answers, or 0 if no answer was graded."""
     graded = [s for s in scored if s.verdict is not Verdict.UNGRADED]
-    return sum(s.verdict is Verdict.RIGHT for s in graded) / len(graded) if graded else 0.0
+    return sum(s.reward for s in graded) / len(graded) if graded else 0.0

@@ -52,13 +52,19 @@ class SampledSourceConfig(TaskSourceConfig):
 @dataclass(frozen=True)
 class ScoredCompletion:
     """A graded completion. `age` is the trainer's policy version minus the version that sampled the completion. `effort` is the
-    reasoning effort that the prompt sets, or None."""
+    reasoning effort that the prompt sets, or None. `score` is the task's reward, by default 1 for a right completion, else 0."""
 
     completion: Completion
     verdict: Verdict
     advantage: float
     age: int = 0
     effort: int | None = None
+    score: float | None = None
+
+    @property
+    def reward(self) -> float:
+        """The reward without penalties."""
+        return float(self.verdict is Verdict.RIGHT) if self.score is None else self.score
 
     @property
     def cut_off(self) -> bool:

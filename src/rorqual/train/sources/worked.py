@@ -68,6 +68,12 @@ class WorkedSolutions(Source):
         self.versions = self.task.versions
         probe = first_problems(self.task, self.seed, PROBE)
         self.prompts = [] if config.data else example_prompts(probe)
+        if not self.task.has_gold_replies:
+            raise DataError(
+                "the task has no gold replies to train on",
+                where=f"task {self.task.name}",
+                remedy="Use `rorqual train grpo`.",
+            )
         if config.think and all(problem.steps is None for problem in probe):
             raise DataError(
                 "none of the task's problems has worked steps",
@@ -124,7 +130,8 @@ def first_problems(task: Task, seed: int, count: int) -> list[Problem]:
     probe = list(islice(safe_problems(task, "train", seed), count))
     if not probe:
         raise DataError("the train split is empty", where=where, remedy="Check problems().")
-    check_gold(task, probe)
+    if task.has_gold_replies:
+        check_gold(task, probe)
     check_splits(task, seed)
     if len(probe) == count and len({problem.key for problem in probe}) == 1:
         raise DataError(

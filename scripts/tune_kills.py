@@ -1,0 +1,40 @@
+#!/usr/bin/env python3
+"""Soak test of the fine-tuning API: kill the server at random moments while jobs of three tenants run.
+
+    python scripts/tune_kills.py FOLDER [--jobs 20] [--kills 10] [--seed 0]
+
+FOLDER must not exist. The result is docs/results/tune-kills.json: how many jobs succeeded, and how many have the weights, the
+trained tokens and the steps of the same jobs on a server that nobody killed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tests"), str(ROOT / "tests" / "fine_tuning")]
+
+from record import made_by  # noqa: E402
+from tune_kills import torment  # noqa: E402
+
+from rorqual.core.records import write_json  # noqa: E402
+
+RESULT = ROOT / "docs" / "results" / "tune-kills.json"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=lambda text: Path(text).absolute())
+    for name, default in (("jobs", 20), ("kills", 10), ("seed", 0)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    given = parser.parse_args()
+    found = torment(given.folder, jobs=given.jobs, kills=given.kills, seed=given.seed)
+    write_json(RESULT, {"made by": made_by({given.folder: "FOLDER"}), **found})
+    print(found)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

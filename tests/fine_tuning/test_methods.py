@@ -1,0 +1,143 @@
+"""The methods of fine-tuning: what OpenAI's hyperparameters become in a run, and jobs of pairs and of graders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from tuned_server import BASE, TuneServer, sums, wait
+
+from rorqual.core.config import parse_config
+from rorqual.core.errors import DataError
+from rorqual.fine_tuning.recipe import JobPlan, auto_epochs, plan_job
+from rorqual.fine_tuning.schemas import Method
+from rorqual.fine_tuning.store import Job, JobFolder
+from rorqual.model.adapter import LoRA
+from rorqual.train.objectives import DPO
+from rorqual.train.sources import ConversationsConfig, PreferencesConfig, RolloutConfig
+
+GRADER = {
+    "type": "string_check",
+    "name": "exact",
+    "input": "{{sample.output_text}}",
+    "reference": "{{item.answer}}",
+    "operation": "eq",
+}
+
+
+def pairs(path: Path, rows: int = 6) -> Path:
+    """A file of preference pairs in OpenAI's form."""
+
+    def row(a: int) -> dict[str, Any]:
+        say = [[{"role": "assistant", "content": text}] for text in (str(2 * a), "no idea")]
+        asked = {"messages": [{"role": "user", "content": f"{a}+{a}"}]}
+        return {"input": asked, "preferred_output": say[0], "non_preferred_output": say[1]}
+
+    path.write_text("".join(json.dumps(row(a)) + "\n" for a in range(rows)), encoding="utf-8")
+    return path
+
+
+def prompts(path: Path, rows: int = 4) -> Path:
+    """A file of prompts with answers, for a grader."""
+    lines = ({"messages": [{"role": "user", "content": f"{a}+{a}"}], "answer": str(2 * a)} for a in range(rows))
+    path.write_text("".join(json.dumps(one) + "\n" for one in lines), encoding="utf-8")
+    return path
+
+
+def plan(base: Path, data: Path, kind: str, hyperparameters: dict[str, Any], seed: int = 3) -> JobPlan:
+    """The plan of a job in `data`'s folder."""
+    folder = JobFolder(data.parent / kind)
+    folder.path.mkdir(exist_ok=True)
+    folder.training_data.write_bytes(data.read_bytes())
+    settings = {"hyperparameters": hyperparameters} | ({"grader": GRADER} if kind == "reinforcement" else {})
+    method = Method.model_validate({"type": kind, kind: settings})
+    names = {
+        "id": "ftjob-a",
+        "tenant": "a",
+        "created_at": 0,
+        "model": "tiny",
+        "base": str(base),
+        "training_file": "file-a",
+    }
+    return plan_job(parse_config(Job, {**names, "method": method, "seed": seed}, where="test"), folder)
+
+
+def test_supervised_hyperparameters_are_the_runs(base: Path, tmp_path: Path) -> None:
+    data = sums(tmp_path / "data.jsonl", rows=12)
+    settings = {"n_epochs": 4, "batch_size": 3, "learning_rate_multiplier": 0.5}
+    made = plan(base, data, "supervised", settings)
+    run, source = made.run, made.run.source
+    assert isinstance(source, ConversationsConfig) and isinstance(run.tune, LoRA)
+    assert source.data == str(tmp_path / "supervised" / "train.jsonl") and run.start.run == str(base)
+    assert (run.seed, run.chat, len(made.epoch_ends)) == (3, "deepseek", 4) and run.steps == made.epoch_ends[-1]
+    assert 3 <= made.epoch_ends[0] <= 6  # 12 examples in updates of about 3
+    auto = plan(base, data, "supervised", {}, seed=4)
+    assert auto.run.optim.lr == 2 * run.optim.lr and auto.run.seed == 4  # type: ignore[attr-defined]
+    assert len(auto.epoch_ends) == auto_epochs(12) and auto.epoch_ends[0] == 1
+    assert [auto_epochs(rows) for rows in (10, 300, 10_000)] == [10, 5, 3]
+
+
+def test_preference_hyperparameters_are_the_runs(base: Path, tmp_path: Path) -> None:
+    data = pairs(tmp_path / "data.jsonl")
+    settings = {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 2.0, "beta": 0.3}
+    made, auto = plan(base, data, "dpo", settings), plan(base, data, "dpo", {})
+    run, source = made.run, made.run.source
+    assert isinstance(source, PreferencesConfig) and isinstance(run.objectives[0], DPO)
+    assert (source.pairs, source.reference, run.objectives[0].beta) == (4, str(base), 0.3)
+    assert made.epoch_ends == (2, 3) and run.optim.lr == 2 * auto.run.optim.lr  # type: ignore[attr-defined]
+    assert (
+        isinstance(auto.run.objectives[0], DPO) and auto.run.objectives[0].beta == 0.1 and auto.epoch_ends == (1, 2, 3)
+    )
+
+
+def test_reinforcement_hyperparameters_are_the_runs(base: Path, tmp_path: Path) -> None:
+    data = prompts(tmp_path / "data.jsonl")
+    settings = {"n_epochs": 2, "batch_size": 2, "learning_rate_multiplier": 2.0, "compute_multiplier": 0.5}
+    made, auto = plan(base, data, "reinforcement", settings), plan(base, data, "reinforcement", {})
+    source, other = made.run.source, auto.run.source
+    assert isinstance(source, RolloutConfig) and isinstance(other, RolloutConfig)
+    assert (source.task, source.options, source.problems, source.samples) == ("openai", {"grader": GRADER}, 2, 4)
+    assert (other.problems, other.samples, made.epoch_ends, auto.epoch_ends) == (4, 8, (2, 4), (1, 2, 3))
+    assert made.run.optim.lr == 2 * auto.run.optim.lr  # type: ignore[attr-defined]
+    long = tmp_path / "long.jsonl"
+    long.write_text(
+        json.dumps({"messages": [{"role": "user", "content": "a" * 300}], "answer": "b"}) + "\n", encoding="utf-8"
+    )
+    with pytest.raises(DataError, match=r"a prompt has .* tokens, and the context of the base model is 256"):
+        plan(base, long, "reinforcement", {})
+
+
+@pytest.mark.parametrize("kind", ["dpo", "reinforcement"])
+def test_jobs_of_pairs_and_of_graders_end_in_a_model(tuner: TuneServer, tmp_path: Path, kind: str) -> None:
+    data = {"dpo": pairs, "reinforcement": prompts}[kind](tmp_path / "data.jsonl")
+    settings: dict[str, Any] = {"hyperparameters": {"n_epochs": 1, "batch_size": 2}}
+    settings |= {"grader": GRADER} if kind == "reinforcement" else {}
+    jobs = tuner.client.fine_tuning.jobs
+    job = wait(tuner.client, jobs.create(
+        model=BASE, training_file=tuner.upload(data), method={"type": kind, kind: settings}, seed=1  # type: ignore[misc]
+    ).id)  # fmt: skip
+    assert job.status == "succeeded", job.error
+    steps = [event for event in jobs.list_events(job.id) if event.type == "metrics"]
+    name = {"dpo": "rewards/accuracies", "reinforcement": "reward"}[kind]
+    assert steps and all(name in event.data for event in steps)  # type: ignore[operator]
+    asked = {"messages": [{"role": "user", "content": "1+1"}], "max_tokens": 2}
+    reply = tuner.client.chat.completions.create(model=job.fine_tuned_model or "", **asked)  # type: ignore[call-overload]
+    assert reply.usage.completion_tokens
+
+
+def test_a_grader_that_is_not_offered_is_refused_by_name(tuner: TuneServer, tmp_path: Path) -> None:
+    file, jobs = tuner.upload(prompts(tmp_path / "data.jsonl")), tuner.client.fine_tuning.jobs
+    for grader, problem in (
+        ({"type": "python", "name": "a", "source": "def grade(sample, item): return 1"}, "'python' is not offered"),
+        ({**GRADER, "operation": "equals"}, "operation"),
+        ({**GRADER, "referense": "a"}, "referense"),
+    ):
+        method: Any = {"type": "reinforcement", "reinforcement": {"grader": grader}}
+        with pytest.raises(openai.BadRequestError, match=problem) as refused:
+            jobs.create(model=BASE, training_file=file, method=method)
+        assert refused.value.param == "method.reinforcement.grader"
+    method = {"type": "reinforcement", "reinforcement": {"grader": GRADER}}
+    jobs.cancel(jobs.create(model=BASE, training_file=file, method=method).id)

@@ -1,0 +1,147 @@
+"""The queue of jobs: turns of tenants, a full disk, too much memory, and a server that is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from openai.types.fine_tuning import FineTuningJob
+from tune_kills import torment
+from tuned_server import TuneServer, sums, tuning, wait, wait_for_event
+
+from rorqual.core.config import parse_config
+from rorqual.fine_tuning import queue as rules
+from rorqual.fine_tuning.queue import DISK_MESSAGE, JobQueue
+from rorqual.fine_tuning.schemas import Method
+from rorqual.fine_tuning.store import Job, TuneStore
+
+SMALL_FILES = "-f 200"
+"""Files of at most 200 blocks of 512 bytes: less than a checkpoint needs."""
+
+
+def make_job(store: TuneStore, base: Path, name: str, tenant: str, created_at: int, rows: int = 4) -> Job:
+    data = sums(store.path / f"{name}.jsonl", rows=rows)
+    method = Method.model_validate({"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 1}}})
+    settings = {"id": f"ftjob-{name}", "tenant": tenant, "created_at": created_at, "model": "tiny", "base": str(base)}
+    file = store.add_file(data, tenant, data.name)
+    job = parse_config(Job, {**settings, "method": method, "training_file": file.id, "seed": 0}, where="test")
+    store.add_job(job)
+    return job
+
+
+async def run_until(queue: JobQueue, condition: Callable[[], bool], seconds: float = 240) -> None:
+    running = asyncio.create_task(queue.run())
+    try:
+        async with asyncio.timeout(seconds):
+            while not condition():
+                await asyncio.sleep(0.05)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+def test_tenants_take_turns(base: Path, tmp_path: Path) -> None:
+    """Three jobs of one tenant do not keep the single job of another waiting, although they came first."""
+    store = TuneStore(tmp_path)
+    for number in range(3):
+        make_job(store, base, f"a{number}", "a", number)
+    make_job(store, base, "b", "b", 10)
+    queue, started = JobQueue(store), list[str]()
+
+    def condition() -> bool:
+        started.extend(one for one in store.jobs if store.jobs[one].status == "running" and one not in started)
+        return len(started) >= 2
+
+    asyncio.run(run_until(queue, condition))
+    assert started == ["ftjob-a0", "ftjob-b"]
+
+
+def test_a_job_waits_for_room_on_the_disk(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = TuneStore(tmp_path)
+    job = make_job(store, base, "a", "a", 0)
+    monkeypatch.setattr(rules, "ROOM", 2**62)
+    queue, folder = JobQueue(store), store.folder(job.id)
+    asyncio.run(run_until(queue, lambda: folder.events()[-1]["message"] == DISK_MESSAGE))
+    assert store.jobs[job.id].status == "queued" and folder.events()[-1]["level"] == "warn"
+    monkeypatch.undo()
+    asyncio.run(run_until(JobQueue(TuneStore(tmp_path)), lambda: folder.job().is_finished))
+    assert folder.job().status == "succeeded"
+    assert sum(event["message"] == DISK_MESSAGE for event in folder.events()) == 1
+
+
+def test_a_disk_that_fills_up_stops_a_job_and_loses_nothing(base: Path, tmp_path: Path) -> None:
+    """The checkpoint cannot be written, because it is larger than the server's files may be. A later server goes on, with the same steps."""
+    with tuning(base, tmp_path, ulimit=SMALL_FILES) as full:
+        job = full.create(sums(tmp_path / "data.jsonl"), hyperparameters={"n_epochs": 1})
+        wait_for_event(full.client, job.id, DISK_MESSAGE)
+        assert full.client.fine_tuning.jobs.retrieve(job.id).status in ("queued", "running")
+        assert not full.client.fine_tuning.jobs.checkpoints.list(job.id).data
+    with tuning(base, tmp_path) as free:
+        assert wait(free.client, job.id).status == "succeeded"
+        events = free.client.fine_tuning.jobs.list_events(job.id).data
+    assert [event.data["step"] for event in events if event.type == "metrics"] == [1]  # type: ignore[index]
+
+
+def test_a_job_that_cannot_be_saved_is_kept_and_saved_later(base: Path, tmp_path: Path) -> None:
+    store = TuneStore(tmp_path)
+    job = make_job(store, base, "a", "a", 0)
+    folder = store.folder(job.id).path
+    hidden = folder.with_name("hidden")
+    os.rename(folder, hidden)
+    folder.write_text("no folder", encoding="utf-8")
+    queue = JobQueue(store)
+    assert queue.update(job, is_paused=True).is_paused and store.jobs[job.id].is_paused
+    folder.unlink()
+    os.rename(hidden, folder)
+    assert not store.folder(job.id).job().is_paused
+    asyncio.run(run_until(queue, lambda: store.folder(job.id).job().is_paused))
+
+
+def test_a_job_above_its_memory_fails_and_says_so(base: Path, tmp_path: Path) -> None:
+    with tuning(base, tmp_path, "tune_memory=100000000") as small:
+        job = wait(small.client, small.create(sums(tmp_path / "data.jsonl")).id)
+    assert job.status == "failed" and job.error and job.error.code == "out_of_memory"
+    assert "more than 100,000,000 bytes of memory" in job.error.message
+
+
+def test_a_job_whose_process_dies_again_and_again_fails(base: Path, tmp_path: Path) -> None:
+    store = TuneStore(tmp_path)
+    job = make_job(store, base, "a", "a", 0)
+    folder = store.folder(job.id)
+    folder.plan_file.write_text("{", encoding="utf-8")  # the process raises an error of no known kind
+    asyncio.run(run_until(JobQueue(store), lambda: folder.job().is_finished))
+    assert (found := folder.job().error) and found.code == "server_error" and "died 3 times" in found.message
+    assert "Traceback" in folder.log_file.read_text(encoding="utf-8")
+
+
+def test_no_job_is_lost_and_none_runs_twice(tmp_path: Path) -> None:
+    found = torment(tmp_path, jobs=3, kills=2, seed=1)
+    assert found == {
+        "jobs": 3, "kills": 2, "succeeded": 3, "same_weights": 3, "same_tokens": 3, "events_twice": 0, "same_steps": 3
+    }  # fmt: skip
+
+
+def test_a_stopped_server_goes_on_where_it_was(base: Path, tmp_path: Path) -> None:
+    """Files, finished jobs and their models are there again after a restart."""
+    with tuning(base, tmp_path) as first:
+        job = wait(first.client, first.create(sums(tmp_path / "data.jsonl"), hyperparameters={"n_epochs": 1}).id)
+        files = {file.id for file in first.client.files.list()}
+    with tuning(base, tmp_path) as second:
+        again: FineTuningJob = second.client.fine_tuning.jobs.retrieve(job.id)
+        assert again == job and {file.id for file in second.client.files.list()} == files
+        name = job.fine_tuned_model or ""
+        asked = {"messages": [{"role": "user", "content": "1+2"}], "max_tokens": 2}
+        assert second.client.chat.completions.create(model=name, **asked).model == name  # type: ignore[call-overload]
+
+
+def test_two_servers_do_not_share_a_folder(tuner: TuneServer, base: Path, tmp_path: Path) -> None:
+    shutil.copy(tuner.folder.parent / "keys.json", tmp_path / "keys.json")
+    with (
+        pytest.raises(AssertionError, match="Give each server its own folder"),
+        tuning(base, tmp_path, f"tune={tuner.folder}"),
+    ):
+        pass

@@ -156,9 +156,6 @@ def test_a_task_that_refuses_every_prompt_is_announced(tmp_path: Path) -> None:
         log = server.log.read_text(encoding="utf-8")
     assert "Warning: every prompt is refused, because an accuracy of 0.9 could not be promised." in log
     assert message["content"] is None and message["refusal"].startswith("no prompt is answered: an accuracy of 0.9 ")
-    with running(folder, tmp_path, "ui=false") as server:
-        again = server.log.read_text(encoding="utf-8")
-    assert "was shown when it was created; " in again and "keys.json has its hash" in again
 
 
 def test_an_answer_that_is_longer_than_max_tokens_is_whole_and_told_so(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ line or row is known."""
 from __future__ import annotations
 
 import csv
+import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -215,6 +216,13 @@ class CsvDialect:
     begins: int = 0
 
 
+def dialect_like(path: Path, out: Path) -> CsvDialect:
+    """Return the form of a table `out` with rows of `path`: that of `path`, if it is a table with the same ending."""
+    if path.suffix.lower() == out.suffix.lower():
+        return csv_dialect(path)
+    return CsvDialect("\t" if out.suffix.lower() == ".tsv" else ",")
+
+
 def csv_dialect(path: Path) -> CsvDialect:
     """Return the form of a CSV or TSV file. TSV cells are separated by tabs. CSV cells are separated by the character that a first
     line such as `sep=;` names, which Excel writes, or else by the most frequent of comma, semicolon and tab in the header. The text
@@ -228,6 +236,15 @@ def csv_dialect(path: Path) -> CsvDialect:
     separator = "\t" if path.suffix.lower() == ".tsv" else named[1] if named else max(",;\t", key=first.count)
     line_end = "\r\n" if first.endswith("\r\n") else "\n"
     return CsvDialect(separator, line_end, encoding, head == BOM or encoding == "utf-16", int(named is not None))
+
+
+def csv_lines(rows: Iterable[Sequence[str]], like: CsvDialect) -> Iterator[bytes]:
+    """Yield the lines of a CSV or TSV file of this form."""
+    yield BOM * like.has_bom
+    for cells in rows:
+        text = io.StringIO()
+        csv.writer(text, delimiter=like.separator, lineterminator=like.line_end).writerow(cells)
+        yield text.getvalue().encode()
 
 
 def _read_csv(path: Path) -> Iterator[DataRow | BadRow]:

@@ -8,13 +8,12 @@ or the settings differ, the command raises an error.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,7 +22,7 @@ from rorqual.core.journal import Journal, scan_journal
 from rorqual.core.lock import Closable
 from rorqual.core.progress import Progress
 from rorqual.core.records import write_atomic, write_json
-from rorqual.core.rows import BOM, CsvDialect, csv_dialect, read_rows
+from rorqual.core.rows import csv_lines, dialect_like, read_rows
 from rorqual.generate.prompts import PromptFile, RefusedRow, read_prompts
 
 SYNC_SECONDS = 5.0
@@ -167,23 +166,16 @@ class CsvOutput(PartialOutput):
     """
 
     def __init__(self, out: Path, made: Mapping[str, Any], *, rows: int, last: int, like: Path) -> None:
-        same = like.suffix.lower() == out.suffix.lower()
-        self.dialect = csv_dialect(like) if same else CsvDialect("\t" if out.suffix.lower() == ".tsv" else ",")
+        self.dialect = dialect_like(like, out)
         super().__init__(out, made, rows=rows, last=last)
 
     def _ordered_lines(self) -> Iterator[bytes]:
         names = [
             *dict.fromkeys(name for line in super()._ordered_lines() for name in json.loads(line) if name != "line")
         ]
-        yield BOM * self.dialect.has_bom + self._line(names)
-        for line in super()._ordered_lines():
-            row = json.loads(line)
-            yield self._line([_cell(row.get(name)) for name in names])
-
-    def _line(self, cells: Sequence[str]) -> bytes:
-        text = io.StringIO()
-        csv.writer(text, delimiter=self.dialect.separator, lineterminator=self.dialect.line_end).writerow(cells)
-        return text.getvalue().encode()
+        rows = map(json.loads, super()._ordered_lines())
+        cells = ([_cell(row.get(name)) for name in names] for row in rows)
+        yield from csv_lines(chain([names], cells), self.dialect)
 
     def _index_complete_output(self) -> None:
         for row in read_rows(self.out):

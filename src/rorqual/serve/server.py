@@ -93,8 +93,10 @@ def listen_with_keys(address: ServerOptions) -> Iterator[tuple[socket.socket, Ap
         file = Path(address.keys) if address.keys else default_key_file()
         keys = ApiKeys.load(file)
         key = keys.ensure_key(address.tenant)
-        shown = f"was shown when it was created; {file} has its hash" if key is None else f"shown only once: {key}"
-        _say(f"API key of tenant '{address.tenant}', {shown}")
+        if key is None:
+            _say(f"the API keys were shown when they were created; {file} has their hashes")
+        else:
+            _say(f"API key of tenant '{address.tenant}', shown only once: {key}")
         yield sock, keys
 
 

@@ -55,11 +55,6 @@ class AnswererConfig(Config):
         return (*(step.rung for step in self.steps), *[NEAREST] * (self.least_similar > 0))
 
     @property
-    def refuses_all(self) -> bool:
-        """Whether every prompt is refused, because an accuracy was asked for that cannot be promised."""
-        return bool(self.asked) and self.promise is None
-
-    @property
     def may_abstain(self) -> bool:
         """Whether an accuracy was asked for, so that some answers may not be sure."""
         return bool(self.asked or self.promise)

@@ -123,10 +123,6 @@ class Climb:
             rung.fit(TrainingRows([*self.pool, *self._extra(rung)], self.kind))
             save_rung(rung, self.paths.rung_file(rung.name))
 
-    def _similarities(self) -> list[float]:
-        """Return the similarity of each held-out prompt to its nearest training prompt."""
-        return [most for one in self.results if one.name == NEAREST for most in one.probability.values()]
-
     def answerer(self, chosen: HeldOut, accuracy: float, columns: Columns) -> tuple[AnswererConfig, HeldOut]:
         """Return the answerer that uses the rung `chosen`, and its held-out answers, with calibrated probabilities.
 
@@ -141,13 +137,14 @@ class Climb:
         made = None
         if accuracy and not {TAUGHT, ALONE} & {step.rung for step in steps}:  # chosen on the same dev rows
             made = promise(accuracy, [*found.probability.values()], [*found.right.values()])
+        similar = [most for one in self.results if one.name == NEAREST for most in one.probability.values()]
         system = any(one.turns[0].role == "system" for one in self.pool)
         config = AnswererConfig(
             steps=tuple(steps),
             promise=made,
             asked=accuracy,
             longest=max(len(one.prompt) for one in self.pool),
-            least_similar=min(self._similarities(), default=0.0),
+            least_similar=min(similar, default=0.0),
             columns=tuple(columns.prompt),
             system=columns.system,
             has_system_turns=system and not columns.prompt,

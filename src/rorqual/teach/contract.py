@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from rorqual.core.errors import DataError, suggest_name
 from rorqual.core.records import Message
 from rorqual.data.source.cells import joined_prompt
 from rorqual.teach.answerer import Answer, AnswererConfig
+from rorqual.teach.examples import parse_json
 
 
 def prompt_of_text(text: str, columns: Sequence[str]) -> str:
@@ -18,13 +18,9 @@ def prompt_of_text(text: str, columns: Sequence[str]) -> str:
 
     Raises DataError if the text is empty, or if the object lacks one of `columns` or has another key.
     """
-    if len(columns) > 1 and text.lstrip().startswith("{"):
-        try:
-            values = json.loads(text)
-        except (ValueError, RecursionError):
-            values = None
-        if isinstance(values, dict) and values.keys() & {*columns}:
-            return prompt_of_columns(values, columns)
+    values = parse_json(text.strip())
+    if len(columns) > 1 and isinstance(values, dict) and values.keys() & {*columns}:
+        return prompt_of_columns(values, columns)
     return joined_prompt({"": text}, [""])
 
 
@@ -89,7 +85,7 @@ def abstention(answer: Answer, config: AnswererConfig) -> str:
 
 def warning(config: AnswererConfig) -> str:
     """Return a warning if every prompt is refused, or ""."""
-    if not config.refuses_all:
+    if not config.asked or config.promise is not None:
         return ""
     return (
         f"Warning: every prompt is refused, because an accuracy of {config.asked:g} could not be promised. Repeat the command "

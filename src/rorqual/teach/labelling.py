@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from numpy.typing import NDArray
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.core.extras import require_extra
 from rorqual.core.records import write_atomic
-from rorqual.core.rows import DataRow, read_rows
+from rorqual.core.rows import DataRow, csv_lines, dialect_like, read_rows
 from rorqual.data.source.cells import cell_text, joined_prompt
 from rorqual.evals.stats import t_interval
 from rorqual.report.table import Table
@@ -103,7 +101,8 @@ def advise(
     if unlabelled:
         following = rows_to_label(examples, rows, prompts, table)
         if write:
-            write_atomic(write, _to_csv(following, rows, check.columns).encode())
+            lines = csv_lines(_table_rows(following, rows, check.columns), dialect_like(unlabelled, write))
+            write_atomic(write, lines)
         found["next"] = following
         shown.append(advice_table("label these rows next", following))
         text += f"\n\n{shown[1].text()}\n\n{gain_sentence(examples, table[: len(examples)])}"
@@ -212,17 +211,12 @@ def advice_table(title: str, advice: Sequence[RowAdvice]) -> Table:
     return Table(title=title, heads=heads, rows=rows[:SHOWN], text_columns=5)
 
 
-def _to_csv(advice: Sequence[RowAdvice], rows: Sequence[DataRow], columns: Columns) -> str:
-    """Return the columns of the prompt, an empty column for the label, and the likely label."""
+def _table_rows(advice: Sequence[RowAdvice], rows: Sequence[DataRow], columns: Columns) -> Iterator[list[str]]:
+    """Yield the columns of the prompt, an empty column for the label, and the likely label."""
     values = {row.line: row.values for row in rows}
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow([*columns.prompt, *columns.answer, "likely"])
+    yield [*columns.prompt, *columns.answer, "likely"]
     for one in advice:
-        writer.writerow(
-            [*(cell_text(values[one.line], name, optional=True) for name in columns.prompt), "", one.likely]
-        )
-    return text.getvalue()
+        yield [*(cell_text(values[one.line], name, optional=True) for name in columns.prompt), "", one.likely]
 
 
 def _read_prompts(path: Path, columns: Columns) -> tuple[list[DataRow], list[str]]:

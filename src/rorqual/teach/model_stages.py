@@ -20,6 +20,7 @@ from rorqual.engine.request import SamplingParams
 from rorqual.model.load.run_directory import read_model_config
 from rorqual.tasks.examples import ExamplesTask
 from rorqual.teach.answer_format import answer_grammar, needs_calculator
+from rorqual.teach.answerer import load_predictor
 from rorqual.teach.base_model import ChosenBaseModel, find_base_model
 from rorqual.teach.climb import Climb
 from rorqual.teach.config import TeachConfig
@@ -28,7 +29,7 @@ from rorqual.teach.examples import Example
 from rorqual.teach.measure import BASE_TOKENS, instruction_message, most_shots
 from rorqual.teach.paths import EARLIER, TeachPaths
 from rorqual.teach.plan import TeachPlan, lengths_of, make_plan, taught_chat_format
-from rorqual.teach.rungs.language_model import ALONE, TAUGHT, LanguageModel, taught_params
+from rorqual.teach.rungs.language_model import ALONE, TAUGHT, LanguageModel
 from rorqual.teach.rungs.rung import Predictor
 from rorqual.teach.train import TeachTraining
 from rorqual.train.track import open_trackers
@@ -232,9 +233,6 @@ class ModelStages:
         seconds = sum(entry.seconds for entry in read_ledger(self.paths.ledger) if entry.stage in stages)
         with self.ledger.record_stage(HELD_OUT):
             for name in (ALONE, TAUGHT) if self.params.calculator else (TAUGHT,):
-                self.climb.measure_on_dev(name, partial(self.taught_model, name), fit_seconds=seconds, seconds=math.inf)
-
-    def taught_model(self, name: str) -> Predictor:
-        """Return the taught model, with the calculator if `name` is not `ALONE`."""
-        params, thinking = taught_params(self.paths.model, calculator=name == TAUGHT)
-        return LanguageModel(name, self.paths.model, params, thinking, threads=self.threads)
+                self.climb.measure_on_dev(
+                    name, partial(load_predictor, self.paths, name, self.threads), fit_seconds=seconds, seconds=math.inf
+                )

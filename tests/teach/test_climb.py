@@ -1,4 +1,4 @@
-"""Held-out answers: no rung is measured on what it was fitted on, and the choice is the cheapest rung that no dearer one clearly beats."""
+"""Held-out answers: no rung is measured on what it was fitted on, and the choice is the cheapest rung that no costlier one clearly beats."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_gain_is_over_the_examples_that_both_answered() -> None:
     assert not clearly_beats(one, one) and not clearly_beats(held("b", "0010"), held("a", "1110"))
 
 
-def test_the_cheapest_rung_is_chosen_that_no_dearer_one_clearly_beats() -> None:
+def test_the_cheapest_rung_is_chosen_that_no_costlier_one_clearly_beats() -> None:
     rng, chosen = random.Random(0), list[int]()
     for _ in range(300):
         skills = [rng.random() for _ in range(rng.randint(1, 5))]
@@ -112,7 +112,7 @@ def test_the_cheapest_rung_is_chosen_that_no_dearer_one_clearly_beats() -> None:
 
         def is_right(at: int, results: list[HeldOut] = results) -> bool:
             worse = (gain_over(results[at], cheaper)[0] <= 0 for cheaper in results[:at])
-            return not any(clearly_beats(dearer, results[at]) for dearer in results[at:]) and not any(worse)
+            return not any(clearly_beats(costlier, results[at]) for costlier in results[at:]) and not any(worse)
 
         right = [at for at in range(len(results)) if is_right(at)]
         assert place == right[0] if right else results[place].accuracy == max(one.accuracy for one in results)

@@ -65,7 +65,7 @@ def answer_file(
         )
     answerer = load_answerer(folder, threads=threads)
     known = named_columns(
-        columns or ",".join(answerer.config.columns or [_conversation_column(names)]), names, "prompt"
+        columns or ",".join(answerer.config.columns or [MESSAGES if MESSAGES in names else "prompt"]), names, "prompt"
     )
     read_row = partial(_read_row, columns=known, config=answerer.config)
     rows = itertools.starmap(read_row, read_prompts(file))
@@ -92,10 +92,6 @@ def answer_file(
     ]
 
 
-def _conversation_column(names: Sequence[str]) -> str:
-    return MESSAGES if MESSAGES in names else "prompt"
-
-
 def _read_row(
     line: int, row: dict[str, Any] | RefusedRow, columns: Sequence[str], config: AnswererConfig
 ) -> _Row | RefusedRow:
@@ -105,10 +101,9 @@ def _read_row(
     if lost := [name for name in row if name not in writable]:
         return RefusedRow(line, lost[0], "the value cannot be written as JSON", "Write it as a text.", writable)
     try:
-        if columns == (MESSAGES,):
-            turns = prompt_of_turns(read_messages(row.get(MESSAGES)), config)
-            return _Row(line, row, check_length(turns, config))
-        return _Row(line, row, check_length(joined_prompt(row, columns), config))
+        talk = columns == (MESSAGES,)
+        prompt = prompt_of_turns(read_messages(row.get(MESSAGES)), config) if talk else joined_prompt(row, columns)
+        return _Row(line, row, check_length(prompt, config))
     except DataError as error:
         return RefusedRow(
             line, columns[0], error.what, error.remedy or "Fill the columns of the prompt, or delete the row.", row

@@ -1,11 +1,12 @@
-"""Measure rungs on held-out examples, from the cheapest to the dearest, and choose one."""
+"""Measure rungs on held-out examples, from the cheapest to the costliest, and choose one."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
+from rorqual.core.records import stored_json
 from rorqual.evals.table import percent, percent_interval
 from rorqual.tasks.examples import AnswerKind
 from rorqual.teach.answerer import AnswererConfig, Step
@@ -100,10 +101,7 @@ class Climb:
         self._add(name, measure)
 
     def _add(self, name: str, measure: Callable[[], HeldOut]) -> None:
-        file = self.paths.held_out_file(name)
-        if not file.is_file():
-            measure().save(file)
-        one = HeldOut.load(file)
+        one = HeldOut(**stored_json(self.paths.held_out_file(name), lambda: asdict(measure())))
         names = [other.name + WITH_WRITTEN for other in self.results]  # such a rung has its place after the one without
         self.results.insert(names.index(name) + 1 if name in names else len(names), one)
         self.say(

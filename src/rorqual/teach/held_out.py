@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from statistics import median
 
-from rorqual.core.records import write_json
 from rorqual.evals.stats import Interval, wilson
 from rorqual.teach.examples import Example
 from rorqual.teach.folds import DEV, FOLDS
@@ -53,13 +50,6 @@ class HeldOut:
     def interval(self) -> Interval:
         """The 95 % interval of the accuracy."""
         return wilson(sum(self.right.values()), len(self.right))
-
-    def save(self, file: Path) -> None:
-        write_json(file, asdict(self))
-
-    @staticmethod
-    def load(file: Path) -> HeldOut:
-        return HeldOut(**json.loads(file.read_bytes()))
 
 
 def cross_validate(
@@ -149,11 +139,11 @@ def clearly_beats(one: HeldOut, other: HeldOut) -> bool:
 
 
 def choose(results: Sequence[HeldOut]) -> HeldOut:
-    """Return the cheapest rung that no dearer one clearly beats, and that does better than every cheaper one. `results` has the cheapest
+    """Return the cheapest rung that no costlier one clearly beats, and that does better than every cheaper one. `results` has the cheapest
     rung first."""
     best = max(results, key=lambda one: one.accuracy)
     for place, one in enumerate(results):
-        beaten = any(clearly_beats(dearer, one) for dearer in results[place + 1 :])
+        beaten = any(clearly_beats(costlier, one) for costlier in results[place + 1 :])
         if not beaten and all(gain_over(one, cheaper)[0] > 0 for cheaper in results[:place]):
             return one
     return best

@@ -60,11 +60,9 @@ def test_problems(task: ExamplesTask) -> list[Problem]:
     return sorted(task.problems("test", 0), key=lambda problem: problem.key)
 
 
-def record_measured_checkpoint(task: ExamplesTask, run: RunDir) -> ExamplesTask:
-    """Return `task` after setting `task.checkpoint` to the fingerprint of `run`. The record of the reading of the test split contains
-    this fingerprint."""
+def record_measured_checkpoint(task: ExamplesTask, run: RunDir) -> None:
+    """Set `task.checkpoint` to the fingerprint of `run`. The record of the reading of the test split contains this fingerprint."""
     task.checkpoint = fingerprint(run, run.checkpoint())
-    return task
 
 
 def evaluate_guesses(

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from typing import Any
 
 from rorqual.convert.merge import merge_run
 from rorqual.convert.safetensors_slices import Progress as BytesProgress
 from rorqual.core.journal import json_line
 from rorqual.core.ledger import Ledger, read_ledger
 from rorqual.core.progress import clock_text
-from rorqual.core.records import Message, TaskDefaults, Thinking, write_atomic, write_json
+from rorqual.core.records import Message, TaskDefaults, Thinking, stored_json, write_atomic, write_json
 from rorqual.data.chat import ChatFormat, chat_format, load_chat, read_chat_name
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.request import SamplingParams
@@ -77,18 +77,7 @@ class ModelStages:
         with self.ledger.record_stage("base"):
             self.say(f"  {self.base.reason}")
             write_atomic(self.paths.sft_rows, b"".join(map(json_line, rows_of(self.train_examples))))
-            if not self.paths.plan.is_file():
-                plan = make_plan(
-                    self.base.run,
-                    self.paths.sft_rows,
-                    lengths_of(self.train_examples, self.chat),
-                    seconds=60 * self.config.minutes - self._seconds_toward_limit(),
-                    reinforce=0.0 if self.reason_to_skip_grpo else GRPO_SHARE,
-                    seed=self.config.seed,
-                    threads=self.threads,
-                )
-                write_json(self.paths.plan, plan.model_dump(mode="json"))
-        plan = self.plan
+            plan = self.plan
         self.say(
             f"  {plan.steps:,} steps of {plan.rows} rows of {plan.row} tokens: {plan.epochs:.1f} epochs, {plan.step_seconds:.1f} seconds "
             f"per step in {plan.dtype}, about {clock_text(plan.train_seconds)}; {self.config.minutes:g} minutes in all, without the other rungs"
@@ -114,8 +103,20 @@ class ModelStages:
 
     @cached_property
     def plan(self) -> TeachPlan:
-        """The training plan, read from the file that `find_base_and_plan` wrote."""
-        return TeachPlan(**json.loads(self.paths.plan.read_bytes()))
+        """The training plan. It depends on measured time, so it is made once and stored."""
+
+        def make() -> dict[str, Any]:
+            return make_plan(
+                self.base.run,
+                self.paths.sft_rows,
+                lengths_of(self.train_examples, self.chat),
+                seconds=60 * self.config.minutes - self._seconds_toward_limit(),
+                reinforce=0.0 if self.reason_to_skip_grpo else GRPO_SHARE,
+                seed=self.config.seed,
+                threads=self.threads,
+            ).model_dump(mode="json")
+
+        return TeachPlan(**stored_json(self.paths.plan, make))
 
     @cached_property
     def chat(self) -> ChatFormat:

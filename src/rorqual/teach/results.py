@@ -62,7 +62,9 @@ class TeachResults:
     def sentences(self, openings: int) -> list[str]:
         """Return the sentences that answer the user's questions: what to use, how often it is right, and when it says that it does not
         know. `openings` is the number of times that the test split was read."""
-        return [f"{self._use()} {self._promised()}", *self._choices(), self._beside(), *self.gains, self._how(openings)]
+        pairs = ", ".join(f"promise={bound:g} answers {percent(share)} %" for bound, share in self.promises)
+        possible = [f"Possible promises, without training again: {pairs}."] if pairs else []
+        return [f"{self._use()} {self._promised()}", *possible, self._beside(), *self.gains, self._how(openings)]
 
     def _use(self) -> str:
         row, name = _row(self.chosen), self.chosen.model
@@ -105,12 +107,6 @@ class TeachResults:
             f"{percent(1 - DOUBT)} % confidence, for prompts like these){others}.{kept}"
         )
 
-    def _choices(self) -> Iterator[str]:
-        """Yield a sentence on the accuracies that can be promised."""
-        if self.promises:
-            pairs = ", ".join(f"promise={bound:g} answers {percent(share)} %" for bound, share in self.promises)
-            yield f"Possible promises, without training again: {pairs}."
-
     def answered_on_test(self) -> tuple[int, int]:
         """Return how many test examples the promise's threshold answers, and how many of these answers are right."""
         if self.possible is None:
@@ -123,7 +119,7 @@ class TeachResults:
         rule = (
             "The user named the rung"
             if self.forced
-            else "The rung is the cheapest that no dearer one beats by more than "
+            else "The rung is the cheapest that no costlier one beats by more than "
             f"{'one standard error' if CLEARLY == 1 else f'{CLEARLY:g} standard errors'} on held-out examples"
         )
         if any(one.name in (TAUGHT, ALONE) for one in self.held_out):

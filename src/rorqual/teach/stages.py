@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from threadpoolctl import threadpool_limits
@@ -23,7 +23,7 @@ from rorqual.core.errors import ConfigError, DataError, suggest_name
 from rorqual.core.ledger import Ledger, read_ledger
 from rorqual.core.lock import acquire_run_lock
 from rorqual.core.progress import clock_text
-from rorqual.core.records import write_atomic, write_json
+from rorqual.core.records import stored_json, write_atomic, write_json
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.table import percent
 from rorqual.tasks.examples import (
@@ -58,7 +58,7 @@ from rorqual.teach.measure import evaluate_guesses, record_measured_checkpoint, 
 from rorqual.teach.model_stages import CHEAP, TEACHER, ModelStages
 from rorqual.teach.paths import TeachPaths
 from rorqual.teach.promise import possible_promises
-from rorqual.teach.reasons import teacher_reasons
+from rorqual.teach.reasons import TeacherReasons, teacher_reasons
 from rorqual.teach.report import suspects_command, write_report
 from rorqual.teach.results import USUAL, TeachResults
 from rorqual.teach.rungs.ladder import rungs_of
@@ -144,7 +144,7 @@ class TeachStages:
         trains = c.base != NONE and c.rung in ("", TAUGHT)
         model = f"{c.base or 'SmolLM2-135M-Instruct'} in {c.minutes:g} minutes" if trains else "no language model"
         self._say(
-            f"Will check {c.file}, measure methods from the cheapest to the dearest, train {model}, and open at most {c.count:,} "
+            f"Will check {c.file}, measure methods from the cheapest to the costliest, train {model}, and open at most {c.count:,} "
             f"test examples for the best two.\nDisk: {'about 1' if trains else '0.1'} GB in {self.paths.out}."
         )
         if c.teacher:
@@ -244,7 +244,8 @@ class TeachStages:
             self._say("  the teacher is not asked, because the examples have worked solutions")
             return train
         with self.ledger.record_stage(TEACHER):
-            reasons = teacher_reasons(
+            ask = partial(
+                teacher_reasons,
                 self.config,
                 train,
                 self.dataset.kind,
@@ -253,6 +254,7 @@ class TeachStages:
                 api_key=self.api_key,
                 say=self._say,
             )
+            reasons = TeacherReasons(**stored_json(self.paths.reasons, lambda: vars(ask())))
         for note in filter(None, (reasons.stopped, reasons.missing_reasons_note(train))):
             self._say(f"  {note}")
         return [*reasons.with_reasons(train)]
@@ -277,7 +279,7 @@ class TeachStages:
 
     @cached_property
     def rungs(self) -> dict[str, Rung]:
-        """The rungs without a language model, by name, from the cheapest to the dearest."""
+        """The rungs without a language model, by name, from the cheapest to the costliest."""
         return {rung.name: rung for rung in self._new_rungs()}
 
     def _new_rungs(self) -> Iterator[Rung]:
@@ -346,18 +348,16 @@ class TeachStages:
         """Fit and save the best rung so far, so that it can be asked while the command goes on."""
         best = self.climb.best
         if not self.paths.choice.is_file():
-            for name in (config := self._answerer(best)[0]).rungs:
+            for name in (config := self.climb.answerer(best, self.config.promise, self.check.columns)[0]).rungs:
                 self.climb.fit_and_save(self.rungs[name])
             save_answerer(self.paths, config)
             self._say(f"  the best so far can be asked: rorqual chat {self.paths.out}  ({best.name})")
 
-    def _answerer(self, chosen: HeldOut) -> tuple[AnswererConfig, HeldOut]:
-        return self.climb.answerer(chosen, self.config.promise, self.check.columns)
-
     @property
     def chosen(self) -> tuple[AnswererConfig, HeldOut]:
         """The answerer that is used, and its held-out answers."""
-        return self._answerer(self.climb.result(self.config.rung) if self.config.rung else self.climb.best)
+        best = self.climb.result(self.config.rung) if self.config.rung else self.climb.best
+        return self.climb.answerer(best, self.config.promise, self.check.columns)
 
     # ---- rungs with a language model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -73,6 +74,8 @@ class Climb:
     def cross_validate(self, rung: Rung, seconds: float) -> None:
         """Measure a rung by cross-validation, in about `seconds` at most."""
         extra = self._extra(rung)
+        if rung.slow:
+            self.say(f"  {rung.name} ... (about {max(1, math.ceil(seconds / 60))} minutes at most)")
         self._add(
             rung.name,
             lambda: cross_validate(rung, self.pool, self.fold, self.kind, self.grade, seconds=seconds, extra=extra),
@@ -117,6 +120,7 @@ class Climb:
     def fit_and_save(self, rung: Rung) -> None:
         """Fit a rung on the whole pool and save it, unless it is saved already."""
         if not self.paths.rung_file(rung.name).is_file():
+            self.say(f"  fit {rung.name} on all {len(self.pool):,} examples")
             rung.settle(training_rows(self.pool, self.fold, self.kind, DEV))
             rung.fit(TrainingRows([*self.pool, *self._extra(rung)], self.kind))
             save_rung(rung, self.paths.rung_file(rung.name))

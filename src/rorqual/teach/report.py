@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from rorqual.core.journal import read_lines
 from rorqual.core.ledger import UNACCOUNTED, read_ledger
@@ -48,6 +48,7 @@ def write_report(paths: TeachPaths, config: TeachConfig, dataset: Dataset, found
     sentences, table = found.sentences(len(opened)), found.table()
     pairs = pair_replies(found.other, found.chosen)
     changes, names = by_change(pairs), (found.other.model, found.chosen.model)
+    gained = changes["gained"]
     skipped = [f"{name} was skipped: {reason}." for name, reason in found.skipped.items()]
     write_page(
         paths.report,
@@ -55,7 +56,10 @@ def write_report(paths: TeachPaths, config: TeachConfig, dataset: Dataset, found
         file=config.file.rpartition("/")[2],
         sentences=sentences,
         picture=draw(results_chart(found)),
-        examples=[transcript(pair, names) for pair in choose_two_pairs(pairs)],
+        examples=[
+            transcript(pair, names)
+            for pair in [*gained[:1], *changes["lost"], *changes["still wrong"], *gained[1:]][:2]
+        ],
         results=table,
         skipped=skipped,
         suspects=suspects_command(config) if dataset.kind == "label" else "",
@@ -116,13 +120,6 @@ def suspects_command(config: TeachConfig) -> str:
     """Return the command that lists rows of the file that are probably mislabelled."""
     given = (f"{name}={value}" for name in ("prompt", "answer", "encoder") if (value := getattr(config, name)))
     return shlex.join(["rorqual", "check", config.file, *given, "suspects=true"])
-
-
-def choose_two_pairs(pairs: Sequence[BeforeAfterReplies]) -> list[BeforeAfterReplies]:
-    """Return at most two examples: if possible, one that only the second method gets right, and one that it gets wrong."""
-    changes = by_change(pairs)
-    gained, wrong = changes["gained"], [pair for pair in pairs if pair.change in ("lost", "still wrong")]
-    return [*gained[:1], *wrong, *gained[1:]][:2]
 
 
 def transcript(pair: BeforeAfterReplies, names: tuple[str, str]) -> list[tuple[str, str, str]]:

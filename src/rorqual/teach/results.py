@@ -143,7 +143,12 @@ class TeachResults:
             "s to fit",
             "MB",
         )
-        return Table(title="all rungs, the cheapest first", heads=heads, rows=[*self._cells()])
+        note = (
+            "A method with fewer examples was measured on some folds only: a language model on the first, another one on as many as its "
+            "share of `minutes` allows."
+        )
+        fewer = len({len(one.right) for one in self.held_out}) > 1
+        return Table(title="all rungs, the cheapest first", heads=heads, rows=[*self._cells()], note=note * fewer)
 
     def _cells(self) -> Iterator[tuple[str, ...]]:
         tested = {one.model: _row(one) for one in (self.chosen, self.other)}

@@ -24,6 +24,7 @@ from rorqual.core.ledger import Ledger, read_ledger
 from rorqual.core.lock import acquire_run_lock
 from rorqual.core.progress import clock_text
 from rorqual.core.records import stored_json, write_atomic, write_json
+from rorqual.data.fingerprint import fingerprint
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.table import percent
 from rorqual.tasks.examples import (
@@ -54,7 +55,7 @@ from rorqual.teach.dataset import (
 from rorqual.teach.encoder import Encoder, find_encoder
 from rorqual.teach.examples import Example
 from rorqual.teach.held_out import WITH_WRITTEN, HeldOut, best_other, cannot_be_beaten, clearly_beats
-from rorqual.teach.measure import evaluate_guesses, record_measured_checkpoint, test_problems
+from rorqual.teach.measure import evaluate_guesses, test_problems
 from rorqual.teach.model_stages import CHEAP, TEACHER, ModelStages
 from rorqual.teach.paths import TeachPaths
 from rorqual.teach.promise import possible_promises
@@ -422,7 +423,7 @@ class TeachStages:
                 return
             task = ExamplesTask(self.paths.data, grader=self.config.grader)
             if {TAUGHT, ALONE} & {*config.rungs, other.name}:
-                record_measured_checkpoint(task, self.paths.model)
+                task.checkpoint = fingerprint(self.paths.model, self.paths.model.checkpoint())
             problems = test_problems(task)
             prompts = [one.prompt for one in problems]
             answers = load_answerer(self.paths.out, threads=self.threads).answer(prompts)

@@ -31,7 +31,7 @@ from record import ROOT, made_by
 from rorqual.core.records import write_json
 from rorqual.data.tokenizer import Tokenizer
 
-sys.path.insert(0, str(ROOT / "tests" / "serve"))
+sys.path.insert(0, str(ROOT / "tests"))
 import served
 
 RESULT = ROOT / "docs" / "results" / "event-loop.json"

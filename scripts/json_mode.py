@@ -37,10 +37,11 @@ import httpx
 from rorqual.core.records import write_json
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests" / "serve"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "serve")]
 
 import json_outcome as asked  # noqa: E402
 import json_schemas as drawn  # noqa: E402
+
 import served  # noqa: E402
 
 RESULT = ROOT / "docs" / "results" / "json-mode.json"

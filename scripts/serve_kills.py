@@ -23,9 +23,10 @@ from rorqual.core.records import write_json
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "docs" / "results" / "serve-kills.json"
-sys.path.insert(0, str(ROOT / "tests" / "serve"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "serve")]
 
 from kills import torment  # noqa: E402
+
 from served import write_run  # noqa: E402
 
 

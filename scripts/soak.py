@@ -34,7 +34,7 @@ import httpx
 from rorqual.core.records import write_json
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests" / "serve"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "serve")]
 
 import served  # noqa: E402
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from commands import refused
 
 LORA = ("train", "sft", "task=families", "from=run", "steps=2", "rows=4", "tune.kind=lora", "tune.r=2", "out=lora")

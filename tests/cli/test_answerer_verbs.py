@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import listing, refused, started, typed
 
+from commands import listing, refused, started, typed
 from rorqual.cli.generating import TAUGHT, GenerateSettings
 from rorqual.generate.schema import RowSampling
 from rorqual.teach.answerer import Step, load_answerer

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from commands import listing, refused, typed
 
 SMALL = ("batch=1,2", "prompt=4,20", "new=5", "repeats=3", "threads=1")

@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
-from commands import typed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from commands import typed
 from rorqual.cli.conversation import ROOM, ChatSettings, Conversation, reply_pieces
 from rorqual.cli.terminal import Terminal
 from rorqual.core.errors import DataError

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import typer
-from commands import listing, typed
 
+from commands import listing, typed
 from rorqual.cli.main import report_errors
 from rorqual.cli.settings import split_pairs
 from rorqual.core.errors import ConfigError

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from commands import refused, typed
 
+from commands import refused, typed
 from in_process import output_of
 from rorqual.cli.progress import ByteProgressBar
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from commands import listing, refused
 from test_measuring import address  # noqa: F401
 
+from commands import listing, refused
 from in_process import output_of
 from rorqual.cli.main import RESUMES
 from rorqual.data.distilled import read_distilled

@@ -14,9 +14,9 @@ from itertools import chain, pairwise
 from pathlib import Path
 
 import pytest
-from commands import forked_commands
 from typer.testing import CliRunner
 
+from commands import forked_commands
 from rorqual.cli.main import app
 from rorqual.core.ledger import read_ledger, sum_entries
 from rorqual.data.distilled import read_distilled

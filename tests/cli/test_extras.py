@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-WITHOUT = """
-import sys
-for name in ("gguf", "math_verify", "fastapi", "tensorboard"):
-    sys.modules[name] = None  # as if it were not installed
-from rorqual.cli.main import main
-main()
-"""
+from commands import typed
 
-
-def typed(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", WITHOUT, *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        check=False,
-    )
+EXTRAS = ("gguf", "math_verify", "fastapi", "tensorboard")
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +19,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["train", "sft", "task=families:add", "size=tiny", "steps=1", "rows=2", "out=run"],
         ["eval", "run", "task=families:add", "count=2", "max_tokens=4"],
     ):
-        done = typed(folder, *words)
-        assert done.returncode == 0, done.stderr
+        done = typed(folder, *words, without=EXTRAS)
+        assert done.code == 0, done.err
     return folder
 
 
@@ -53,7 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=lambda words: words[0] if isinstance(words, list) else "",
 )
 def test_what_needs_an_extra_says_which(trained: Path, words: list[str], missing: str, extra: str) -> None:
-    done = typed(trained, *words)
-    assert done.returncode == 2 and f"{missing} is not installed" in done.stderr
-    assert f'pip install "rorqual[{extra}]"' in " ".join(done.stderr.split())
+    done = typed(trained, *words, without=EXTRAS)
+    assert done.code == 2 and f"{missing} is not installed" in done.err
+    assert f'pip install "rorqual[{extra}]"' in " ".join(done.err.split())
     assert not (trained / "run.gguf").exists() and not (trained / "back").exists()

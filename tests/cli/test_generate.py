@@ -15,8 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from commands import listing, refused, started, typed
 
+from commands import listing, refused, started, typed
 from rorqual.core.records import Message, TaskDefaults
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Request

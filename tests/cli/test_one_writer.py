@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import forked_commands, typed
 
+from commands import forked_commands, typed
 from rorqual.core.lock import acquire_lock, acquire_run_lock
 from rorqual.core.records import RunDir
 

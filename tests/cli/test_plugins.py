@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commands import refused, started, typed
 
+from commands import refused, started, typed
 from in_process import output_of
 from rorqual.data.chat.turns import TEMPLATES
 

@@ -6,9 +6,6 @@ transformers reads and dequantises the same file by itself. The texts are those 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +14,7 @@ import tokenizers
 import torch
 import yaml
 
+from in_process import output_of
 from rorqual.convert.gguf import import_gguf
 from rorqual.core.records import Message, RunDir
 from rorqual.data.chat import load_chat
@@ -78,7 +76,7 @@ def test_its_tokenizer_gives_control_tokens_the_ids_that_the_file_has(run: RunDi
 def test_perplexity_is_that_of_transformers(run: RunDir, gguf: Path) -> None:
     transformers = pytest.importorskip("transformers")
     tokenizer = Tokenizer.load(run.tokenizer_file)
-    windows = 2
+    windows = 1
     ours = text_loss(load_run(run), tokenizer, text(), window=WINDOW, windows=windows)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     ids = torch.tensor(tokenizer.encode(text())[: windows * WINDOW + 1])
@@ -91,12 +89,9 @@ def test_perplexity_is_that_of_transformers(run: RunDir, gguf: Path) -> None:
 
 def test_it_holds_a_conversation(run: RunDir) -> None:
     said = "What is the capital of France?\nAnd what language do people speak there?\n"
-    done = subprocess.run(
-        [sys.executable, "-m", "rorqual", "chat", str(run.path), "max_tokens=40", "threads=1"],
-        check=True, input=said, capture_output=True, text=True, encoding="utf-8", env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert "Paris" in done.stdout and "French" in done.stdout
-    assert "<|im" not in done.stdout
+    shown = output_of("chat", str(run.path), "max_tokens=40", "threads=1", stdin=said)
+    assert "Paris" in shown and "French" in shown
+    assert "<|im" not in shown
 
 
 def test_what_is_taught_and_reinforced_keeps_its_format_and_its_base(run: RunDir, tmp_path: Path) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from remote_server import Server
+from safetensors.torch import load_file, save
 from scaled import make_model
-from trained import trained
+from trained import trained, untrained
 
+from rorqual.core.records import write_atomic
 from rorqual.data.chat import ChatFormat, chat_format
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Engine
@@ -57,16 +61,26 @@ def one_thread() -> Iterator[None]:
 
 
 class Trained(dict[str, Decoder]):
-    """Trained models by kind of attention. Each is trained when a test first needs it."""
+    """Trained models by kind of attention. Each is trained when a test first needs it, and kept in `folder` for other test processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def __missing__(self, kind: str) -> Decoder:
+        file = self.folder / f"{kind}.safetensors"
+        if file.is_file():
+            self[kind] = untrained(kind).requires_grad_(False)
+            self[kind].load_state_dict(load_file(file))
+            return self[kind]
         before = torch.get_num_threads()
         torch.set_num_threads(1)
-        self[kind] = trained(kind)
+        self[kind] = trained(kind, rows=4)
         torch.set_num_threads(before)
+        write_atomic(file, save({name: weight.contiguous() for name, weight in self[kind].state_dict().items()}))
         return self[kind]
 
 
 @pytest.fixture(scope="session")
-def models() -> dict[str, Decoder]:
-    return Trained()
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Decoder]:
+    own = tmp_path_factory.getbasetemp()
+    return Trained(own.parent if "PYTEST_XDIST_WORKER" in os.environ else own)

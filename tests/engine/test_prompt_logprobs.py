@@ -21,7 +21,7 @@ from rorqual.ops.backends import TORCH_INVARIANT
 from rorqual.ops.losses import token_logprobs
 from rorqual.ops.row_limits import ENOUGH
 
-TEXTS = ("Ada has 12 apples and Ben gives 5 more: 12 + 5 = 17.\n" * 4, "7 + 9 = 16; 9 + 7 = 16.\n" * 5, "Cleo")
+TEXTS = ("Ada has 12 apples and Ben gives 5 more: 12 + 5 = 17.\n" * 2, "7 + 9 = 16; 9 + 7 = 16.\n" * 3, "Cleo")
 ASKED = SamplingParams(max_tokens=3, prompt_logprobs=4, ignore_eos=True)
 
 

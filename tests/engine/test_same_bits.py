@@ -44,7 +44,7 @@ def run_all(pool: Pool, seeds: range, folder: Path) -> None:
 @pytest.mark.usefixtures("one_thread")
 def test_random_schedules_change_no_bit(model: Decoder, tmp_path: Path) -> None:
     """Each forces a preemption, a hit in part, a cancellation and a restore from disk, and counts them from outside."""
-    run_all(make_pool(model, seed=1), range(2), tmp_path)
+    run_all(make_pool(model, seed=1), range(1), tmp_path)
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -77,8 +77,11 @@ def pictured(pool: Pool, seed: int) -> Pool:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_pictures_in_random_schedules_change_no_bit(model: Decoder, tmp_path: Path) -> None:
-    run_all(pictured(make_pool(model, seed=7), seed=8), range(20, 21), tmp_path)
+@pytest.mark.parametrize(("kind", "dtype"), [("mla", "bf16"), ("gqa", "fp32"), ("dsa", "fp32")])
+def test_pictures_in_random_schedules_change_no_bit(
+    kind: str, dtype: str, models: dict[str, Decoder], tmp_path: Path
+) -> None:
+    run_all(pictured(make_pool(in_type(models[kind], dtype), seed=7), seed=8), range(20, 21), tmp_path)
 
 
 @pytest.mark.usefixtures("one_thread")

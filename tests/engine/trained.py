@@ -89,10 +89,14 @@ def text(rng: random.Random, length: int) -> str:
     return "".join(parts)
 
 
-def trained(kind: str, *, steps: int = 90) -> Decoder:
-    """A model after `steps` updates with one thread: the same every time on one machine."""
+def untrained(kind: str) -> Decoder:
     config = ModelConfig(vocab_size=264, hidden_size=96, stages=STAGES[kind], max_position_embeddings=CONTEXT)
-    model = build(config, seed=1)
+    return build(config, seed=1)
+
+
+def trained(kind: str, *, steps: int = 90, rows: int = 8) -> Decoder:
+    """A model after `steps` updates of `rows` texts with one thread: the same every time on one machine."""
+    model = untrained(kind)
     generator = torch.Generator().manual_seed(2)
     for name, parameter in model.named_parameters():
         if name.endswith("bias") or "norm" in name:  # at 0 and 1 they would hide
@@ -101,7 +105,7 @@ def trained(kind: str, *, steps: int = 90) -> Decoder:
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, betas=(0.9, 0.95))
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 4e-3 * min(1.0, (step + 1) / 20, (steps - step) / 50)
-        ids = torch.tensor([tokenizer.encode(text(rng, 130))[:97] for _ in range(8)])
+        ids = torch.tensor([tokenizer.encode(text(rng, 130))[:97] for _ in range(rows)])
         loss = F.cross_entropy(model.logits(model(ids[:, :-1]).hidden).flatten(0, 1), ids[:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()

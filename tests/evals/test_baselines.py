@@ -16,6 +16,7 @@ from rorqual.engine.request import Completion
 from rorqual.evals.baselines import RULES, UNIFORM, baseline_accuracies, rule_scores
 from rorqual.evals.compare import compare_pair
 from rorqual.evals.evaluating import evaluate, pick_problems
+from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.table import table
 from rorqual.tasks.families import FAMILIES, NAMES, Families
 from rorqual.tasks.task import Problem, Split, Task, Verdict
@@ -206,8 +207,10 @@ class Counted(Families):
 
 
 def test_versions_are_recorded_and_evaluations_of_two_are_not_compared() -> None:
-    new = evaluate(Says("1"), Families(("count", "kk")), count=6)
-    old = evaluate(Says("1"), Counted(("count", "kk")), count=6)
+    def evaluated(task: Task) -> Evaluation:
+        return evaluate(Says("1"), task, problems=pick_problems(task, "test", 6, 0, False), measured={})
+
+    new, old = evaluated(Families(("count", "kk"))), evaluated(Counted(("count", "kk")))
     assert new.versions == {family.name: family.version for family in FAMILIES if family.name in ("count", "kk")}
     assert old.versions == {"count": 1, "kk": 1} and new.problem_keys == old.problem_keys
     for one, other in ((old, new), (new, old)):
@@ -217,4 +220,4 @@ def test_versions_are_recorded_and_evaluations_of_two_are_not_compared() -> None
             compare_pair(one, other)
     assert compare_pair(old, old) and compare_pair(new, new)
     with pytest.raises(DataError, match="different problems"):  # a family that only one has is of no version there
-        compare_pair(new, evaluate(Says("1"), Families(("count",)), count=6))
+        compare_pair(new, evaluated(Families(("count",))))

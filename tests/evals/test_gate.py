@@ -75,7 +75,7 @@ def test_transformers_answers_the_same() -> None:
 
 
 def gate(run: RunDir) -> int:
-    words = [f"data={TEXT}", "length=512", "windows=8", "budgets=64", f"max_kl={MAX_KL}", "threads=1"]
+    words = [f"data={TEXT}", "length=512", "windows=4", "budgets=64", f"max_kl={MAX_KL}", "threads=1"]
     result = CliRunner().invoke(app, ["attention", str(run.path), *words])
     assert result.exit_code in (0, 1), result.output
     return result.exit_code

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from commands import started, typed
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import write_json
 from rorqual.lab.experiment import Experiment, Readings
@@ -25,17 +23,13 @@ SHARE = 0.01
 CLOCKS = {"costs", "made"}
 
 
-def lab(out: Path, *words: str, name: str = "zero") -> list[str]:
-    return [sys.executable, "-m", "rorqual", "lab", name, "--seeds", "1", "--budget", "0.04", "--out", str(out), *words]
+def lab(out: Path) -> list[str]:
+    return ["lab", "zero", "--seeds", "1", "--budget", "0.04", "--out", str(out)]
 
 
 def finding(out: Path, name: str = "zero") -> dict[str, Any]:
     found = json.loads((out / f"{name}.json").read_bytes())
     return {key: value for key, value in found.items() if key not in CLOCKS}
-
-
-def told(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def processes(mark: str) -> set[int]:
@@ -51,26 +45,26 @@ def processes(mark: str) -> set[int]:
 
 
 def test_killed_again_and_again_it_ends_with_the_same_finding(tmp_path: Path) -> None:
-    straight = told(lab(tmp_path / "straight"))
-    assert straight.returncode == 0, straight.stderr
-    assert "core-minutes" in straight.stdout and "left" in straight.stdout
+    straight = typed(tmp_path, *lab(tmp_path / "straight"))
+    assert straight.code == 0, straight.err
+    assert "core-minutes" in straight.out and "left" in straight.out
     out = tmp_path / "killed"
     # Within the first job, and after it.
     for written in ("metrics.jsonl", "costs/*.json"):
-        process = subprocess.Popen(lab(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = started(tmp_path, *lab(out))
         while not any(path.stat().st_size for path in out.rglob(written)):
-            assert process.poll() is None, f"it ended before it wrote {written}"
+            assert process.is_alive(), f"it ended before it wrote {written}"
             time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         deadline = time.monotonic() + 60
         while processes(str(out)) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not processes(str(out)), "a job lives on without its parent and writes beside the next one"
-    resumed = told(lab(out))
-    assert resumed.returncode == 0, resumed.stderr
+    resumed = typed(tmp_path, *lab(out))
+    assert resumed.code == 0, resumed.err
     assert finding(out) == finding(tmp_path / "straight")
-    assert "0.0 of them left" in told(lab(out)).stdout
+    assert "0.0 of them left" in typed(tmp_path, *lab(out)).out
 
 
 def test_every_experiment_plans_jobs_in_order_and_says_what_they_cost(tmp_path: Path) -> None:

@@ -150,8 +150,8 @@ class Sparse(Case):
 def test_selection_and_window_are_what_a_plain_sum_says(
     gathers: bool, shape: tuple[int, int, int, int], every: int
 ) -> None:
-    case = Sparse(0, shape, torch.float32, [1, 63, 64, 65, 200, 7], gathers)
-    whole = case.found(list(range(6)), [0] * 6, case.lengths, QUERIES, every)
+    case = Sparse(0, shape, torch.float32, [1, 63, 64, 130, 7], gathers)
+    whole = case.found(list(range(5)), [0] * 5, case.lengths, QUERIES, every)
     last = [n - 1 for n in case.lengths]
     for i, (rows, scores, out, lse, keys, _) in enumerate(whole):
         q, w = case.q[i].double(), case.weights[i].double()
@@ -171,7 +171,7 @@ def test_selection_and_window_are_what_a_plain_sum_says(
             torch.testing.assert_close(lse[t].double(), logits.logsumexp(-1), rtol=0, atol=2e-5)
             expected = torch.einsum("hrs,shv->hrv", logits.softmax(-1), v[best])
             torch.testing.assert_close(out[t].double(), expected, rtol=0, atol=2e-5)
-    for i, decoded in enumerate(case.found(list(range(6)), last, [1] * 6, 1, every)):
+    for i, decoded in enumerate(case.found(list(range(5)), last, [1] * 5, 1, every)):
         assert all(torch.equal(one, other[-1:]) for one, other in zip(decoded, whole[i]))
 
 
@@ -184,12 +184,12 @@ def test_each_query_has_a_selection_and_bits_of_its_own(
 ) -> None:
     """Alone, among others, in any order, in any chunk, decoded or fed, and computed in small parts."""
     rng = np.random.default_rng(1)
-    lengths = rng.integers(1, 400, 9).tolist()
+    lengths = rng.integers(1, 300, 6).tolist()
     case = Sparse(1, shape, TYPES[dtype], lengths, gathers)
     alone = [case.found([i], [0], [n], QUERIES, every)[0] for i, n in enumerate(lengths)]
     monkeypatch.setattr(paged, "CHUNK", 1 << 12)
-    for _ in range(6):
-        who = rng.permutation(9)[: rng.integers(2, 9)].tolist()
+    for _ in range(2):
+        who = rng.permutation(6)[: rng.integers(2, 6)].tolist()
         first = [int(rng.integers(0, lengths[i])) for i in who]
         count = [int(rng.integers(1, lengths[i] - f + 1)) for i, f in zip(who, first)]
         for counts, queries in ((count, QUERIES), ([1] * len(who), 1)):

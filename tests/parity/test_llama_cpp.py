@@ -63,7 +63,7 @@ def test_random_models_of_all_architectures_have_the_same_probabilities(tmp_path
 def test_a_trained_model_says_the_same_64_tokens(tmp_path: Path, kind: str) -> None:
     # The quickstart's teacher (deepseek2) and student (qwen3) in small, taught for a few seconds.
     size: Size = "tiny" if kind == "teacher" else "tiny-student"
-    fit(sft(task="families", size=size, steps=150, rows=8, seed=1), RunDir(tmp_path / "run"), quiet=True)
+    fit(sft(task="families", size=size, steps=80, rows=8, seed=1), RunDir(tmp_path / "run"), quiet=True)
     export_gguf(RunDir(tmp_path / "run"), tmp_path / "model.gguf", dtype="f32", progress=silent)
     engine = Engine(tmp_path / "run")
     with llama_cpp(tmp_path / "model.gguf", 128) as server:
@@ -83,7 +83,7 @@ def test_a_real_model_is_read_as_llama_cpp_reads_it(tmp_path: Path) -> None:
     export_gguf(RunDir(tmp_path / "smol"), tmp_path / "f32.gguf", dtype="f32", progress=silent)
     engine = Engine(tmp_path / "smol", max_len=256)
     with llama_cpp(tmp_path / "f32.gguf", 256) as server:
-        assert parted(engine, server, PROMPTS[:2])[0] == []  # all of them: benchmarks/llama_cpp.py
+        assert parted(engine, server, PROMPTS[:1])[0] == []  # all of them: benchmarks/llama_cpp.py
 
 
 @pytest.mark.parametrize("name", PRE_TOKENIZERS)

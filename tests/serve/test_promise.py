@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from served import running, write_run
+from typer.testing import CliRunner
+
+from rorqual.cli.main import app
 
 SAID = "answers may differ in their last bits"
 
@@ -31,7 +31,5 @@ def test_a_server_and_a_batch_say_so(tmp_path: Path, head_dim: int, held: bool) 
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text(json.dumps({"prompt": "a", "max_tokens": 2}) + "\n", encoding="utf-8")
     words = ["generate", str(prompts), f"run={run}", f"out={tmp_path / 'out.jsonl'}", "threads=1"]
-    done = subprocess.run(
-        [sys.executable, "-m", "rorqual", *words], capture_output=True, text=True, check=True, env=dict(os.environ)
-    )
-    assert (SAID in done.stderr) is not held
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert done.exit_code == 0 and (SAID in done.stderr) is not held

@@ -24,7 +24,7 @@ from rorqual.serve.keys import ApiKeys
 from rorqual.serve.wire import EngineRequest, pack, submit_message
 from rorqual.serve.worker import EngineWorker
 
-MANY = 80
+MANY = 24
 TINY = {"guided_choice": ["yes", "no"]}
 
 
@@ -115,8 +115,11 @@ def test_grammars_of_clients_that_left_are_not_compiled(server: tuple[Server, Se
     mine.wait("running", 0)
 
 
-def test_messages_without_end_do_not_keep_the_engine_from_a_sign_of_life(run: Path) -> None:
+def test_messages_without_end_do_not_keep_the_engine_from_a_sign_of_life(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An engine that has said nothing for long is killed as one that hangs."""
+    monkeypatch.setattr("rorqual.serve.worker.BEAT", 0.05)
     source, inlet = os.pipe()
     outlet, sink = os.pipe()
     worker = EngineWorker(Engine(run, record_experts=False, slots=1), os.fdopen(source, "rb"), os.fdopen(sink, "wb"))
@@ -130,7 +133,7 @@ def test_messages_without_end_do_not_keep_the_engine_from_a_sign_of_life(run: Pa
                     beats.set()
 
     threading.Thread(target=listen, daemon=True).start()
-    for _ in range(10**6):  # far more than are handled between two beats
+    for _ in range(10**5):  # far more than are handled between two beats
         worker.inbox.put({"kind": "cancel", "number": 7})
     working.start()
     with os.fdopen(inlet, "wb", buffering=0) as asked:

@@ -53,7 +53,7 @@ MODELS = {
 
 
 def row(**keys: Any) -> dict[str, Any]:
-    return {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"}], **keys}
+    return {"messages": [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "2+2?"}], **keys}
 
 
 def file_of(folder: Path, *rows: Any) -> Path:
@@ -251,9 +251,9 @@ def test_the_task_has_a_name_its_grader_may_be_a_file_and_each_line_is_a_problem
     grader.write_text(json.dumps(CHECK), encoding="utf-8")
     for written, split in product((CHECK, str(grader)), ("train", "test")):
         problems = list(load_task("openai", data=path, options={"grader": written}).problems(split, 0))  # type: ignore[arg-type]
-        assert len({problem.key for problem in problems}) == 2 and {len(problem.messages) for problem in problems} == {
-            2
-        }
+        assert len({problem.key for problem in problems}) == 2 and {
+            problem.messages[0].role for problem in problems
+        } == {"system"}
         assert {problem.answer for problem in problems} == {'{"item.answer": "4"}', '{"item.answer": "5"}'}
     grader.write_text(json.dumps({**CHECK, "name": 1}), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"grader.json: key 'grader.string_check.name'"):

@@ -7,9 +7,6 @@ import json
 import random
 import re
 import shutil
-import subprocess
-import sys
-from contextlib import suppress
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from typing import Any
 import pytest
 from example_files import Write, labelled, sums
 
+from commands import started
 from in_process import output_of
 from rorqual.convert.merge import merge_run
 from rorqual.core.errors import ConfigError, DataError, RorqualError, TaskError
@@ -345,13 +343,6 @@ def test_more_minutes_train_another_model_beside_the_same_rungs(
     assert len(list_test_readings(out.data)) == 2 and "the test split was read 2 times" in out.report.read_text()
 
 
-def rorqual(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    command = "from rorqual.cli.main import main; import sys; sys.argv[0] = 'rorqual'; main()"
-    return subprocess.Popen(
-        [sys.executable, "-c", command, *arguments], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
 def test_killed_at_any_moment_it_ends_with_the_same_model_and_results(
     taught: tuple[TeachConfig, TeachPaths], tmp_path: Path
 ) -> None:
@@ -373,15 +364,15 @@ def test_killed_at_any_moment_it_ends_with_the_same_model_and_results(
         f"out={out}",
     )
     kills = 0
-    for wait in (2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 300.0):
-        process = rorqual(*command, cwd=tmp_path)
-        with suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=wait)
+    for wait in (0.4, 0.8, 1.2, 1.6, 2.0, 3.0, 4.0, 300.0):
+        process = started(tmp_path, *command)
+        process.join(wait)
+        if not process.is_alive():
             break
         process.kill()
-        process.wait()
+        process.join()
         kills += 1
-    assert process.returncode == 0 and kills >= 2
+    assert process.exitcode == 0 and kills >= 2
     again = TeachPaths(out)
     weights = [(one.model.checkpoint() / "model.safetensors").read_bytes() for one in (again, paths)]
     assert weights[0] == weights[1]

@@ -35,7 +35,7 @@ from rorqual.teach.rungs.features import TfIdf
 from rorqual.teach.rungs.rung import Guess, Rung, TrainingRows
 from rorqual.teach.rungs.storage import load_rung
 from rorqual.teach.stages import TeachStages, teach
-from rorqual.teach.written import LIKE_FILE, LIKE_WRITTEN, OTHER_KIND, PER_REQUEST, writing_requests
+from rorqual.teach.written import LIKE_FILE, LIKE_WRITTEN, OTHER_KIND, PER_REQUEST, writing_requests, written_rows
 from rorqual.train.loop import fit
 
 LABELS = ("card", "pin", "fee")
@@ -107,6 +107,24 @@ def taught(config: TeachConfig, out: Path) -> TeachPaths:
     return TeachPaths(out)
 
 
+def written(config: TeachConfig, out: Path) -> TeachPaths:
+    """Let the teacher write its rows, and measure no rung."""
+    paths = TeachPaths(out)
+    with closing(Ledger(out / "ledger")) as ledger:
+        stages = TeachStages(config, paths, 1, ledger, lambda *_: None, "secret")
+        stages.prepare_data()
+        written_rows(
+            config,
+            stages.dataset,
+            stages.grade,
+            paths.teacher,
+            threads=1,
+            api_key="secret",
+            say=print,
+        )
+    return paths
+
+
 def recorded(paths: TeachPaths) -> list[dict[str, Any]]:
     return list(read_lines(paths.teacher / "written.jsonl"))
 
@@ -159,7 +177,7 @@ def test_planted_copies_and_wrong_rows_are_dropped_and_counted(
         return usual(body, number)
 
     server.rule = rule
-    paths = taught(config, tmp_path / "out")
+    paths = written(config, tmp_path / "out")
     found = {line["prompt"]: line["dropped"] for line in reversed(recorded(paths))}
     assert {text: found[text] for text in planted} == planted
     assert found[wrong] == "the teacher answers otherwise"
@@ -197,7 +215,7 @@ def test_rows_of_other_kinds_are_written_with_their_answers(
     own = config.model_copy(
         update={"file": str(write("b.jsonl", [pair(n) for n in range(60)])), "test": "", "write": 20}
     )
-    paths = taught(own, tmp_path / "out")
+    paths = written(own, tmp_path / "out")
     dropped = Counter(line["dropped"] for line in recorded(paths))
     assert dropped == {"": 8, OTHER_KIND: 4}
     assert len(server.asked) == 4, "only labels are checked by a second request"
@@ -218,7 +236,7 @@ def test_a_budget_stops_the_teacher_and_unchecked_rows_are_not_used(
     prices = {"price_in": 1e6, "price_out": 1e6}
     for budget in (2_000, 12_000):
         server.billed.clear()
-        paths = taught(config.model_copy(update={**prices, "budget": float(budget)}), tmp_path / f"{budget}")
+        paths = written(config.model_copy(update={**prices, "budget": float(budget)}), tmp_path / f"{budget}")
         lines, dropped = recorded(paths), Counter(line["dropped"] for line in recorded(paths))
         assert spent() <= budget and round(sum(line["money"] for line in lines)) == spent()
         assert not lines if budget == 2_000 else dropped[""] > 10 < dropped["not checked"]
@@ -234,9 +252,9 @@ def test_an_interrupted_teacher_is_asked_for_the_missing_answers_only(
     for limit in (5, 30):  # the server refuses while rows are written, and while they are checked
         server.rule = partial(until, limit)
         with pytest.raises(RorqualError, match="401"):
-            taught(config, tmp_path / "out")
+            written(config, tmp_path / "out")
     server.rule = usual
-    paths = taught(config, tmp_path / "out")
+    paths = written(config, tmp_path / "out")
     paid = Counter((body["messages"][-1]["content"], body["seed"]) for body in server.billed)
     assert len(recorded(paths)) == 60 and {*paid.values()} == {1}
 

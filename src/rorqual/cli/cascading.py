@@ -52,11 +52,10 @@ def measure_cascade(
             is_run_folder(student) and prints[0] == prints[1]
         )  # two caches of the same model would use the same file
         large = little if equal else caches.enter_context(load_with_cached_answers(teacher, settings, file))
-        dev = evaluate(little, task, progress=progress, model=student, **asked | {"split": "dev"})
-        answers = (
-            evaluate(little, task, progress=progress, model=student, **asked),
-            evaluate(large, task, progress=progress, model=teacher, **asked | {"votes": False, "params": once}),
-        )
+        dev = evaluate(little, task, progress=progress, model=student, **asked | {"split": "dev", "measured": {}})
+        first = evaluate(little, task, progress=progress, model=student, **asked)
+        once_each = asked | {"votes": False, "params": once, "measured": first.baselines}  # the problems are the same
+        answers = first, evaluate(large, task, progress=progress, model=teacher, **once_each)
         known = all(map(is_run_folder, models))
         result = Cascade(
             calibration=calibrate(dev),

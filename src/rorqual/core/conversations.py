@@ -6,8 +6,8 @@ parts (`core.content_parts`). `reasoning_content`, the field name in DeepSeek's 
 `content` of an assistant message begins with `<think>...</think>`, the text between the tags becomes the reasoning, and white
 space around the tags is removed.
 
-As in OpenAI's files, an assistant message may have `tool_calls` instead of `content`, and `weight`: 0 keeps the message out of
-the loss. A row may have `tools`, and a tool message has a `tool_call_id`.
+As in OpenAI's files, the role `developer` is the role `system`, an assistant message may have `tool_calls` instead of `content`,
+and `weight`: 0 keeps the message out of the loss. A row may have `tools`, and a tool message has a `tool_call_id`.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ def _message(message: Any, where: str) -> Message:
             remedy="Give an object with role and content.",
         )
     roles: tuple[Role, ...] = get_args(Role)
-    role = next((known for known in roles if known == message.get("role")), None)
+    name = "system" if message.get("role") == "developer" else message.get("role")
+    role = next((known for known in roles if known == name), None)
     if role is None:
-        name = message.get("role")
         raise DataError(f"unknown role {name!r}", where=where, remedy=suggest_name(str(name), roles))
     calls = _tool_calls(message, where)
     content = "" if calls and message.get("content") is None else _content(message, where)

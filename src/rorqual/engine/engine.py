@@ -209,7 +209,8 @@ class Engine:
                     remedy="Use backend=torch-invariant.",
                 )
             self._adapters.load(name, Path(checkpoint))
-            self._bind_adapters()
+            for core in self._cores:
+                core.runner.bind_backend(self._fit.backend)
 
     def unload_adapter(self, name: str) -> None:
         """Unload an adapter. Raises ConfigError if unfinished requests use it."""
@@ -222,11 +223,8 @@ class Engine:
                     remedy="Finish or cancel these requests first.",
                 )
             self._adapters.unload(name)
-            self._bind_adapters()
-
-    def _bind_adapters(self) -> None:
-        for core in self._cores:
-            core.runner.bind_backend(self._fit.backend)
+            for core in self._cores:
+                core.runner.bind_backend(self._fit.backend)
 
     @property
     def scoring_model(self) -> Decoder:

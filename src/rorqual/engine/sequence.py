@@ -69,7 +69,7 @@ class Sequence:
     def prefill_key(self) -> tuple[object, ...]:
         """A key that is equal for sequences that can share one prefill."""
         embeds = None if self.embeds is None else self.embeds.digest
-        return self.tenant, self.adapter, tuple(self.tokens), embeds, None if self.scores is None else self.scores.top
+        return self.tenant, tuple(self.tokens), embeds, self.adapter, None if self.scores is None else self.scores.top
 
 
 @dataclass

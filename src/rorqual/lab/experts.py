@@ -295,6 +295,7 @@ def grade_greedy_answers(
         params=SamplingParams(max_tokens=FULL.max_tokens),
         per_family=True,
         problems=problems,
+        measured={},
     )
     right = mean_per_problem(result.samples, is_right)
     return [int(right[problem.key]) for problem in problems]

@@ -172,6 +172,7 @@ class EvaluationJob(ExperimentJob):
                 params=self.params,
                 per_family=True,
                 model=self.model,
+                measured={},  # no experiment compares with guessing
                 **self.more,
             )
             result.save(evaluation_file(place, self.name))

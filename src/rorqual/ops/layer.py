@@ -19,11 +19,14 @@ class Layer(nn.Module):
     - `derived`: maps the name of a method to the name of a submodule or parameter. `Backend.prepare` stores the method's result
       and removes the submodule or parameter. The method in `derived` has no arguments and computes tensors [.., in, out] or
       [out, in] from weights. `derived_tensors(name)` returns the tensors that the method `name` computes.
+    - `reads_blocks`: names of linear maps that read other rows than the tokens', such as one row per block of tokens. An engine
+      cannot add an adapter's product to the outputs of these maps.
     - `tied`: maps the name of a linear map to the submodule that provides its `weight` [out, in].
     """
 
     shared_input: tuple[tuple[str, ...], ...] = ()
     derived: Mapping[str, str] = {}
+    reads_blocks: tuple[str, ...] = ()
     tied: Mapping[str, str] = {}
     fused: nn.Module | None
     widths: tuple[int, ...] = ()

@@ -122,7 +122,8 @@ class EngineBridge:
         self.stats: dict[str, float] = {}
         self.weights: tuple[Path, int] | None = None
         self.adapters: dict[str, Path] = {}
-        self._calls: dict[int, asyncio.Future[None]] = {}  # message number -> whether the engine did what it asks
+        # message number -> None when the engine has done what the message asks, or why not
+        self._calls: dict[int, asyncio.Future[ApiError | None]] = {}
         self._parts: dict[
             int, tuple[ServerJob, int]
         ] = {}  # request number -> (job, number of samples of the job's earlier prompts)
@@ -155,7 +156,8 @@ class EngineBridge:
         self._closing = True
         for job in list(self.jobs.values()):
             self._fail_job(job, stopping_error())
-        self._fail_calls(stopping_error())
+        for number in list(self._calls):
+            self._end_call(number, stopping_error())
 
     async def stop(self) -> None:
         """Close the bridge, and stop the engine."""
@@ -269,25 +271,13 @@ class EngineBridge:
         number, self._next_number = self._next_number, self._next_number + 1
         done = self._calls[number] = asyncio.get_running_loop().create_future()
         self._queue_output(wire.message_line(kind, number=number, **fields))
-        try:
-            await done
-        finally:
-            del self._calls[number]
+        if (error := await done) is not None:
+            raise error
 
-    def _fail_calls(self, error: ApiError) -> None:
-        for done in self._calls.values():
-            if not done.done():
-                done.set_exception(error)
-
-    def _end_call(self, number: int, refusal: str, code: str) -> None:
-        done = self._calls.get(number)
-        if done is None and refusal:  # a restarted engine did not load an adapter again, and refuses its requests
-            say(f"the engine was started again, and refuses: {refusal}")
-        elif done is not None and not done.done():
-            if refusal:
-                done.set_exception(ApiError(422, refusal, code=code))
-            else:
-                done.set_result(None)
+    def _end_call(self, number: int, error: ApiError | None) -> None:
+        done = self._calls.pop(number, None)
+        if done is not None and not done.done():  # its caller may have been cancelled
+            done.set_result(error)
 
     def _submit(self, job: ServerJob) -> None:
         if self.alive:
@@ -378,7 +368,11 @@ class EngineBridge:
                         message["sample"] += part[1]
                         part[0].events.put_nowait(RolloutRecord(**message))
                 case "done":
-                    self._end_call(**message)
+                    refusal = message["refusal"]
+                    if refusal and message["number"] not in self._calls:
+                        say(f"the engine was started again, and refuses: {refusal}")
+                    error = ApiError(422, refusal, code=message["code"]) if refusal else None
+                    self._end_call(message["number"], error)
                 case "beat":
                     self.stats = message["stats"]
                 case "drawn":
@@ -419,7 +413,8 @@ class EngineBridge:
         self.restarts += 1
         self.stats = {}
         lost = "The engine died before it loaded the weights or adapter. Try again."
-        self._fail_calls(ApiError(503, lost, code="engine_died"))
+        for number in list(self._calls):
+            self._end_call(number, ApiError(503, lost, code="engine_died"))
         for job in list(self.jobs.values()):
             job.tries += 1
             if job.sent or job.tries >= TRIES:

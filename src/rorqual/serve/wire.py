@@ -126,8 +126,14 @@ class PackedRequest:
 
 def pack(ask: EngineRequest) -> PackedRequest:
     """Serialize an `EngineRequest`. Serializing a long prompt takes time, so do not call this function in the event loop."""
-    fields = {"params": asdict(ask.params), "priority": ask.priority, "plain": ask.plain, "adapter": ask.adapter}
-    data = message_line("submit", prompt=ask.prompt, **fields)
+    data = message_line(
+        "submit",
+        prompt=ask.prompt,
+        params=asdict(ask.params),
+        priority=ask.priority,
+        plain=ask.plain,
+        adapter=ask.adapter,
+    )
     return PackedRequest(data.removesuffix(b"}\n"), ask.params.n, len(ask.prompt), ask.adapter)
 
 

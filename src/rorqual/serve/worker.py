@@ -124,7 +124,10 @@ class EngineWorker:
                 self._install_weights()
             case "adapter":
                 with self._answered(number, "adapter_refused"):
-                    self._change_adapter(message["name"], message["folder"])
+                    if message["folder"] is None:
+                        self.engine.unload_adapter(message["name"])
+                    else:
+                        self.engine.load_adapter(message["name"], Path(message["folder"]))
             case "cancel":
                 self.held.pop(number, None)
                 self.unsent.pop(number, None)
@@ -184,20 +187,19 @@ class EngineWorker:
             refusal = message_of(error)
         self._send(message_line("done", number=number, refusal=refusal, code=code))
 
-    def _change_adapter(self, name: str, folder: str | None) -> None:
-        if folder is None:
-            self.engine.unload_adapter(name)
-        else:
-            self.engine.load_adapter(name, Path(folder))
-
     def _submit(self, number: int, message: dict[str, Any], compiled: CompiledGrammar | None = None) -> None:
         """Submit a request. `compiled` is the request's grammar: to compile a grammar here would block all requests."""
         if self.updates:
             self.held[number] = message
             return
         ask = parse_submit_message(message)
-        fields = {"tenant": message["tenant"], "priority": ask.priority, "adapter": ask.adapter}
-        request = Request(params=ask.params, prompt_ids=ask.prompt, **fields)
+        request = Request(
+            params=ask.params,
+            prompt_ids=ask.prompt,
+            tenant=message["tenant"],
+            priority=ask.priority,
+            adapter=ask.adapter,
+        )
         try:
             request_id = self.engine.submit(request, plain=ask.plain, compiled=compiled)
         except RorqualError as error:

@@ -45,7 +45,10 @@ class GoldenAnswers(Messages):
     def _golden_problem(self, row: DataRow, problem: Problem, is_label: bool) -> Problem:
         golden = problem.answer
         if not golden:
-            what, remedy = "key 'messages': the golden answer is empty", "Write the answer, or delete the row."
+            what, remedy = (
+                "key 'messages': the golden answer is empty",
+                "Write the answer, or delete the row. Calls of tools are not compared.",
+            )
             raise DataError(what, where=row.where, remedy=remedy)
         is_number = read_unitless_number(golden) is not None
         form: AnswerKind = "JSON" if is_json(golden) else "number" if is_number else "text"

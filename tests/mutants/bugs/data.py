@@ -97,8 +97,8 @@ MUTANTS = (
         "an empty answer trains",
         "issue 14",
         "data/source/conversations.py",
-        "return bool(replies) and not any(map(is_blank_message, replies))",
-        "return bool(replies)",
+        "return any(reply.in_loss for reply in replies) and not empty",
+        "return any(reply.in_loss for reply in replies)",
         "tests/data/test_conversations.py::test_an_empty_answer_is_skipped_and_counted_in_every_form",
     ),
     one(

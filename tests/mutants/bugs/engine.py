@@ -32,6 +32,23 @@ MUTANTS = (
         "tests/engine/test_isolation.py::test_conversations_of_many_tenants_are_each_as_if_alone",
     ),
     one(
+        "the adapter is no part of a cached block's name",
+        "issue 41: a name with other weights meets the blocks of the first",
+        "engine/kv_cache/manager.py",
+        "weights = self.fingerprint + owner.adapter.encode()",
+        "weights = self.fingerprint",
+        "tests/engine/test_adapters.py::test_a_name_with_other_weights_never_meets_the_blocks_of_the_first",
+        "tests/engine/test_adapters.py::test_a_mixed_batch_has_the_bits_of_each_adapter_alone",
+    ),
+    one(
+        "equal prompts of two adapters are fed together",
+        "issue 41: adapters in one batch",
+        "engine/sequence.py",
+        "embeds, self.adapter, None if",
+        "embeds, None if",
+        "tests/engine/test_adapters.py::test_a_mixed_batch_has_the_bits_of_each_adapter_alone",
+    ),
+    one(
         "the fields of a cached block's name run together",
         "('ab', 'c') and ('a', 'bc') are one",
         "engine/kv_cache/block_hash.py",

@@ -249,8 +249,8 @@ MUTANTS = (
         "random rewards are right ones",
         "issue 39: verdicts that say more than their data",
         "train/sources/rollouts.py",
-        "draws.random() < chance if chance else v is Verdict.RIGHT",
-        "v is Verdict.RIGHT",
+        "draws.random() < chance if chance else score for score",
+        "score for score",
         "tests/train/test_grpo_rollouts.py::test_random_rewards_do_not_depend_on_the_answers",
     ),
 )

@@ -6,6 +6,22 @@ from mutant import one
 
 MUTANTS = (
     one(
+        "the adapters of a batch are swapped",
+        "issue 41: adapters in one batch",
+        "model/adapter/bank.py",
+        "(self.places.unsqueeze(1) * width + columns)",
+        "(self.places.flip(0).unsqueeze(1) * width + columns)",
+        "tests/engine/test_adapters.py::test_a_mixed_batch_has_the_bits_of_each_adapter_alone",
+    ),
+    one(
+        "an adapter beside others has no scale",
+        "issue 41: alpha / r forgotten",
+        "model/adapter/bank.py",
+        "(tune.scale * tensors.pop(",
+        "(1.0 * tensors.pop(",
+        "tests/engine/test_adapters.py::test_an_adapter_is_its_merged_weights",
+    ),
+    one(
         "half-split rotary layout in latent attention",
         "V3.2 ports",
         "model/attention/mla.py",

@@ -25,8 +25,8 @@ MUTANTS = (
         "the server forgets whose request it is",
         "a prefix cache that tells one tenant what another said",
         "serve/worker.py",
-        'tenant=message["tenant"], priority',
-        'tenant="", priority',
+        'tenant=message["tenant"],',
+        'tenant="",',
         "tests/serve/test_kills.py::test_each_tenant_is_seen_running_and_waiting_and_hits_its_own_prompts_alone",
     ),
     one(

@@ -44,13 +44,14 @@ class AdapterStack:
 
 @dataclass(frozen=True)
 class AdaptedRows:
-    """The rows of an engine step whose adapters are in one stack.
+    """The tokens of an engine step whose adapters are in one stack.
 
-    `rows` [n] are indices of the step's tokens, or None for all tokens. `places` [n] are the adapters' indices in the stack.
+    `rows` [n] are indices of the step's `tokens`, and `places` [n] are the indices of their adapters in `matrices`.
     """
 
-    stack: AdapterStack
-    rows: Tensor | None
+    tokens: int
+    matrices: dict[str, tuple[Tensor, Tensor]]
+    rows: Tensor
     places: Tensor
     bags: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
@@ -58,26 +59,15 @@ class AdaptedRows:
         """Multiply each row of x [n, in] by the matrix of its adapter in `matrices` [adapters, in, out]. Returns [n, out]."""
         width = x.shape[1]
         if width not in self.bags:
-            steps = torch.arange(width, device=x.device)
-            starts = torch.arange(len(x), device=x.device) * width
-            self.bags[width] = (self.places.unsqueeze(1) * width + steps).flatten(), starts
-        indices, starts = self.bags[width]
-        return F.embedding_bag(indices, matrices.flatten(0, 1), starts, mode="sum", per_sample_weights=x.reshape(-1))
-
-    def add(self, name: str, x: Tensor, out: Tensor) -> None:
-        """Add the adapters' products of the linear map `name` for x [tokens, in] to out [tokens, out], in place."""
-        if name not in self.stack.matrices:
-            return
-        down, up = self.stack.matrices[name]
-        change = self.multiply(self.multiply(x if self.rows is None else x.index_select(0, self.rows), down), up)
-        if self.rows is None:
-            out += change
-        else:
-            out.index_add_(0, self.rows, change)
+            columns, starts = (torch.arange(n, device=x.device) for n in (width, len(x)))
+            self.bags[width] = (self.places.unsqueeze(1) * width + columns).flatten(), starts * width
+        return F.embedding_bag(
+            self.bags[width][0], matrices.flatten(0, 1), self.bags[width][1], mode="sum", per_sample_weights=x.flatten()
+        )
 
 
 class AdaptedLinear(nn.Module):
-    """A linear map, or several fused ones, with the adapters of the step's rows.
+    """A linear map, or several fused ones, with the adapters of the step's tokens.
 
     `parts` lists (name, first column of the output, last column + 1) of each adapted map. `step` is the list that the runner
     fills before each step.
@@ -85,16 +75,21 @@ class AdaptedLinear(nn.Module):
 
     def __init__(self, wrapped: nn.Module, parts: Sequence[tuple[str, int, int]], step: list[AdaptedRows]) -> None:
         super().__init__()
-        self.wrapped, self.parts, self.step = wrapped, tuple(parts), step
+        self.wrapped, self.parts, self.step = wrapped, parts, step
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.wrapped(x)
-        if not self.step:
-            return y
-        rows, out = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
+        out = y.reshape(-1, y.shape[-1])
         for adapted in self.step:
+            if len(out) != adapted.tokens:
+                what = f"{self.parts[0][0]} read {len(out)} rows in a step of {adapted.tokens} tokens"
+                raise ValueError(f"{what}: its `Layer` must name it in `reads_blocks`")
+            rows = x.reshape(-1, x.shape[-1]).index_select(0, adapted.rows)
             for name, start, stop in self.parts:
-                adapted.add(name, rows, out[:, start:stop])
+                if name in adapted.matrices:
+                    down, up = adapted.matrices[name]
+                    change = adapted.multiply(adapted.multiply(rows, down), up)
+                    out[:, start:stop].index_add_(0, adapted.rows, change)
         return out.view(y.shape)
 
 
@@ -108,12 +103,8 @@ class AdapterBank:
     def __init__(self, model: Decoder, checkpoint: Path | None) -> None:
         self._model, self.checkpoint = model, checkpoint
         self.sha256: dict[str, str] = {}
+        self._base = ""  # the fingerprint of `checkpoint`, once an adapter needs it
         self._stacks: dict[tuple[object, ...], AdapterStack] = {}
-
-    @cached_property
-    def _base(self) -> str:
-        assert self.checkpoint is not None
-        return fingerprint(self.checkpoint)
 
     @cached_property
     def _shapes(self) -> Decoder:
@@ -128,6 +119,7 @@ class AdapterBank:
                 where="engine.load_adapter",
                 remedy="Create the engine with Engine(run), and do not change its weights.",
             )
+        self._base = self._base or fingerprint(self.checkpoint)
         adapter, sha256 = self._open(checkpoint), fingerprint(checkpoint)
         if self.sha256.get(name, sha256) != sha256:
             raise ConfigError(
@@ -160,9 +152,12 @@ class AdapterBank:
         for name in info.tune.find_targets(self._shapes):
             parent, _, last = name.rpartition(".")
             layer = self._shapes.get_submodule(parent)
-            derived = isinstance(layer, Layer) and last in layer.derived.values()
-            if derived or getattr(layer, "reads_blocks", False):
-                reason = "multiplies its weight into others" if derived else "applies it to blocks of tokens"
+            if isinstance(layer, Layer) and last in (*layer.derived.values(), *layer.reads_blocks):
+                reason = (
+                    "applies it to blocks of tokens"
+                    if last in layer.reads_blocks
+                    else "multiplies its weight into others"
+                )
                 raise CheckpointError(
                     f"the adapter's target {name} must be merged, because the model {reason}",
                     where=where,
@@ -204,8 +199,8 @@ class AdapterBank:
         for stack in self._stacks.values():
             places = np.repeat([stack.places.get(sha256, -1) for sha256 in adapters], counts)
             if len(rows := np.flatnonzero(places >= 0)):
-                some = None if len(rows) == len(places) else torch.from_numpy(rows).to(device)
-                found.append(AdaptedRows(stack, some, torch.from_numpy(places[rows]).to(device)))
+                some, chosen = (torch.from_numpy(array).to(device) for array in (rows, places[rows]))
+                found.append(AdaptedRows(len(places), stack.matrices, some, chosen))
         return found
 
     def bind(self, model: Decoder, step: list[AdaptedRows]) -> Decoder:

@@ -28,6 +28,7 @@ from rorqual.model.attention.attention import Attention, AttentionConfig, Attent
 from rorqual.model.attention.cache import CachePart, LayerCache
 from rorqual.model.cost import Cost, linear_cost
 from rorqual.ops.backends import Backend
+from rorqual.ops.layer import Layer
 from rorqual.ops.paged import BLOCK, SelectedRows
 from rorqual.ops.rope import Rope, softmax_factor
 
@@ -114,15 +115,14 @@ class NSAConfig(AttentionConfig):
             )
 
 
-class Compressor(nn.Module):
+class Compressor(Layer):
     """The MLP that maps the keys or values of a block to one key or value (eq. 7).
 
     The first layer of the MLP has a bias and separate columns for each position of the block. The NSA paper's intra-block
     position encoding is left out, because the encoding would only change the bias of the first layer.
     """
 
-    reads_blocks = True
-    """The rows are blocks of tokens, so an engine cannot add the product of a token's adapter."""
+    reads_blocks = ("up_proj", "down_proj")
 
     def __init__(self, config: NSAConfig) -> None:
         super().__init__()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -52,6 +54,22 @@ class TfIdf(Features):
 
     def of(self, texts: Sequence[str]) -> Any:
         return self.made.transform(texts).tocsr()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state with each vocabulary as one text, since skops takes long for a dictionary of many items."""
+        state = copy.deepcopy(self.__dict__)
+        known = [part.__dict__.pop("vocabulary_", {}) for part in _vectorizers(state["made"])]
+        return state | {"vocabularies": [json.dumps(sorted(one, key=one.__getitem__)) for one in known]}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__ |= {name: value for name, value in state.items() if name != "vocabularies"}
+        for part, text in zip(_vectorizers(self.made), state.get("vocabularies", ()), strict=False):
+            if terms := json.loads(text):
+                part.vocabulary_ = {term: number for number, term in enumerate(terms)}
+
+
+def _vectorizers(made: Any) -> list[Any]:
+    return [part for _, part in getattr(made, "transformer_list", [("", made)])]
 
 
 class Embeddings(Features):

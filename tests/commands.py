@@ -13,7 +13,7 @@ import shlex
 import socket
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection
@@ -42,9 +42,9 @@ class Done:
     err: str
 
 
-def typed(folder: Path, *words: str, stdin: str = "") -> Done:
-    """`rorqual WORDS` in `folder`."""
-    process = started(folder, *words, stdin=stdin)
+def typed(folder: Path, *words: str, stdin: str = "", without: Sequence[str] = ()) -> Done:
+    """`rorqual WORDS` in `folder`, as if the packages `without` were not installed."""
+    process = started(folder, *words, stdin=stdin, without=without)
     process.join(LIMIT)
     if process.is_alive():
         process.kill()
@@ -53,13 +53,13 @@ def typed(folder: Path, *words: str, stdin: str = "") -> Done:
     return Done(process.exitcode if process.exitcode is not None else -1, out, err)
 
 
-def started(folder: Path, *words: str, stdin: str = "") -> BaseProcess:
+def started(folder: Path, *words: str, stdin: str = "", without: Sequence[str] = ()) -> BaseProcess:
     """`rorqual WORDS` in `folder`, running; the streams go through files beside it, so that the folder holds only what it wrote."""
     _streams(folder).mkdir(exist_ok=True)
     (_streams(folder) / "0").write_text(stdin, encoding="utf-8")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=_run, args=(str(folder), str(_streams(folder)), words))
+    process = context.Process(target=_run, args=(str(folder), str(_streams(folder)), words, without))
     process.start()
     return process
 
@@ -82,7 +82,10 @@ def refused(place: Path, *words: str, says: Iterable[str], stdin: str = "", keep
     } == before
 
 
-def _run(folder: str, streams: str, words: tuple[str, ...]) -> None:
+def _run(folder: str, streams: str, words: tuple[str, ...], without: Sequence[str]) -> None:
+    for name in without:
+        assert name not in sys.modules, f"{name} is imported before it is needed"
+        sys.modules[name] = None  # type: ignore[assignment]
     files = enumerate((os.O_RDONLY, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
     _run_on(folder, [os.open(os.path.join(streams, str(number)), flags) for number, flags in files], list(words))
 

@@ -12,7 +12,6 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from served import Server, running, write_run
 from test_serve_options import OPTIONS, ORIGINS, told
 
 from rorqual.cli.serving import TAUGHT as EFFECTIVE
@@ -25,6 +24,7 @@ from rorqual.teach.paths import TeachPaths
 from rorqual.teach.promise import PlattCalibration
 from rorqual.teach.rungs.language_model import TAUGHT
 from rorqual.teach.rungs.simple import UserRule
+from served import Server, running, write_run
 from taught_task import CALIBRATION, COLUMNS, PROMISE, WORDS, orders, sums, texts, write_grammar, write_task
 
 CHAT = "/v1/chat/completions"

@@ -17,7 +17,6 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from served import start, stop
 
 from rorqual.cli.machine import available_cores
 from rorqual.cli.serving import ENGINE, FALLBACK, ServeSettings
@@ -29,6 +28,7 @@ from rorqual.serve.descriptors import AT_ONCE
 from rorqual.serve.options import ServerOptions
 from rorqual.serve.server import LAST_SECONDS, listen_with_keys
 from rorqual.serve.wire import EngineArguments
+from served import start, stop
 
 ORIGINS = ("https://app.example", "http://localhost:3000")
 

@@ -95,7 +95,7 @@ def check(
         advice = advise(result, find_encoder(chosen.encoder, print), unlabelled=unlabelled, write=write)
         print(f"\n{advice.text}")
     if chosen.out:
-        write_json(Path(chosen.out), to_json(result) | (advice.json if advice else {}))
+        write_json(Path(chosen.out), {**to_json(result), **(advice.json if advice else {})})
         print(f"  {chosen.out}: all faults")
     if chosen.page:
         write_atomic(Path(chosen.page), check_page(result, unit, advice.tables if advice else ()).encode())

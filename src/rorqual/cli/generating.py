@@ -34,8 +34,6 @@ from rorqual.generate.batch import (
     remote_answers,
 )
 from rorqual.generate.output import (
-    LINES,
-    TABLES,
     PartialOutput,
     answer_rows,
     check_ending,
@@ -108,7 +106,7 @@ def generate_file(file: Path, arguments: Sequence[str] | None) -> tuple[int, lis
     if has_answerer(Path(chosen.run)):
         refuse_ineffective_settings(chosen, TAUGHT, chosen.run)
         refuse_ineffective_settings(sampling, (), chosen.run)
-        check_ending(out, *LINES, *TABLES)
+        check_ending(out)
         return answer_file(
             file,
             out,
@@ -119,7 +117,6 @@ def generate_file(file: Path, arguments: Sequence[str] | None) -> tuple[int, lis
             quiet=chosen.quiet,
             versions=software_versions(),
         )
-    check_ending(out, *LINES)
     prompts = PromptFile.open(file)
     columns = named_columns(chosen.prompt, prompts.columns(), "prompt") if chosen.prompt else ()
     plain = chosen.raw or chosen.run.startswith(REMOTE)

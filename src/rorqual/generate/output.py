@@ -231,10 +231,10 @@ def answer_rows(
     return faults[:SHOWN]
 
 
-def check_ending(out: Path, *endings: str) -> None:
-    """Raise ConfigError if the name of `out` does not end in one of `endings`."""
-    if out.suffix.lower() not in endings:
-        raise ConfigError("unknown ending", where=str(out), remedy=f"Give out=FILE with {', '.join(endings)}.")
+def check_ending(out: Path) -> None:
+    """Raise ConfigError if the name of `out` has an ending that is none of `LINES` and `TABLES`."""
+    if out.suffix and out.suffix.lower() not in LINES + TABLES:
+        raise ConfigError("unknown ending", where=str(out), remedy=f"Give out=FILE with {', '.join(LINES + TABLES)}.")
 
 
 def check_writable_path(out: Path) -> None:

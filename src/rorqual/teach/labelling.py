@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ class Advice:
 
     text: str
     tables: Sequence[Table]
-    json: Mapping[str, list[dict[str, Any]]]
+    json: dict[str, list[dict[str, Any]]]
 
 
 def advise(

@@ -61,8 +61,10 @@ def write_task(
     promise: Promise | None = PROMISE,
     columns: Sequence[str] = COLUMNS,
     rungs: Sequence[Rung] = (),
+    **more: Any,
 ) -> Path:
-    """Fit the rungs of `steps`, and write them with an answerer. A rung that the kind has not is looked for in `rungs`."""
+    """Fit the rungs of `steps`, and write them with an answerer, which has also the fields `more`. A rung that the kind has not is looked
+    for in `rungs`."""
     paths = TeachPaths(out)
     (out / "rungs").mkdir(parents=True)
     rows = TrainingRows([Example(line, *pair) for line, pair in enumerate(pairs, start=1)], kind)
@@ -70,7 +72,7 @@ def write_task(
         if rung.name in {step.rung for step in steps}:
             rung.fit(rows)
             save_rung(rung, paths.rung_file(rung.name))
-    save_answerer(paths, AnswererConfig(steps=tuple(steps), promise=promise, columns=tuple(columns)))
+    save_answerer(paths, AnswererConfig(steps=tuple(steps), promise=promise, columns=tuple(columns), **more))
     return out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import signal
@@ -49,15 +50,16 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 def test_each_row_has_the_measured_answer_its_probability_and_whether_it_is_sure(place: Path) -> None:
     done = typed(place, *GENERATE)
-    assert done.code == 0 and "30 lines: 30 answered, 0 refused" in done.out, done.err
     answers = load_answerer(place / "task", threads=1).answer([prompt for prompt, _ in texts(30, 5)])
+    summary = f"30 lines: 30 answered, {sum(one.sure for one in answers)} sure, 0 refused"
+    assert done.code == 0 and summary in done.out and "Warning" not in done.out, done.err
     assert lines_of(place / "out.jsonl") == [
         {"line": n, **row, "answer": answer.text, "probability": answer.probability, "sure": answer.sure}
         for n, (row, answer) in enumerate(zip(rows(30), answers, strict=True), start=1)
     ]
     assert {answer.sure for answer in answers} == {True, False}
     again = typed(place, *GENERATE)
-    assert again.code == 0 and "already complete" in again.out
+    assert again.code == 0 and "already complete" in again.out and summary in again.out
 
 
 def test_a_table_gives_a_table_with_the_same_answers(place: Path) -> None:
@@ -71,7 +73,7 @@ def test_a_table_gives_a_table_with_the_same_answers(place: Path) -> None:
         table.writerows(found)
     words = ("generate", "rows.csv", "run=task", "out=out.csv", "quiet=true", "prompt=Subject,body")
     done = typed(place, *words)
-    assert done.code == 1 and "line 31: the prompt is empty" in done.out and done.err == ""
+    assert done.code == 1 and "line 31: subject: the prompt is empty" in done.out and done.err == ""
     with open(place / "out.csv", encoding="utf-8", newline="") as file:
         made = list(csv.DictReader(file))
     assert [*made[0]] == ["id", *COLUMNS, "note", "answer", "probability", "sure", "error"]
@@ -83,8 +85,50 @@ def test_a_table_gives_a_table_with_the_same_answers(place: Path) -> None:
     assert made[-1]["answer"] == "" and json.loads(made[-1]["error"])["key"] == "subject"
     before = listing(place)
     again = typed(place, *words)
-    assert again.code == 1 and "31 lines: 30 answered, 1 refused" in again.out and "already complete" in again.out
+    summary = f"31 lines: 30 answered, {sum(line['sure'] for line in whole)} sure, 1 refused"
+    assert again.code == 1 and summary in again.out and "already complete" in again.out
     assert listing(place) == before
+
+
+@pytest.mark.parametrize(
+    ("separator", "end", "begin", "name"),
+    [
+        (";", "\r\n", b"\xef\xbb\xbf", "csv"),
+        (";", "\n", b"", "csv"),
+        (",", "\r\n", b"", "csv"),
+        ("\t", "\n", b"", "tsv"),
+    ],
+)
+def test_a_table_keeps_its_separator_line_ends_and_byte_order_mark(
+    place: Path, separator: str, end: str, begin: bytes, name: str
+) -> None:
+    table = [["subject", "body"], ["my card", "number 1,5"], ["the fee", "charge; or not"]]
+    text = io.StringIO()
+    csv.writer(text, delimiter=separator, lineterminator=end).writerows(table)
+    (place / f"rows.{name}").write_bytes(begin + text.getvalue().encode())
+    assert typed(place, "generate", f"rows.{name}", "run=task", f"out=out.{name}").code == 0
+    made = (place / f"out.{name}").read_bytes()
+    assert made.startswith(begin + separator.join(["subject", "body", "answer", "probability", "sure"]).encode())
+    lines = made.removeprefix(begin).decode().split(end)
+    assert [row[:2] for row in csv.reader(lines[:-1], delimiter=separator)] == table and lines[-1] == ""
+    assert made.count(b"\r") == (3 if end == "\r\n" else 0)
+    assert typed(place, "generate", "rows.jsonl", "run=task", "out=plain.csv").code == 0
+    assert (place / "plain.csv").read_bytes().startswith(b"id,subject,body,note,answer,")
+
+
+def test_an_unknown_ending_is_refused(place: Path) -> None:
+    refused(
+        place, *GENERATE[:3], "out=out.xlsx", says=["out.xlsx: unknown ending", ".jsonl, .ndjson, .json, .csv, .tsv"]
+    )
+
+
+def test_a_task_that_refuses_every_prompt_says_so(place: Path) -> None:
+    write_task(place / "mute", texts(90), promise=None, asked=0.95)
+    done = typed(place, *GENERATE[:2], "run=mute", "out=out.jsonl")
+    assert "30 answered, 0 sure, 0 refused" in done.out
+    assert "Warning: every prompt is refused, because an accuracy of 0.95 could not be promised." in done.out
+    said = typed(place, "chat", "mute", stdin=json.dumps({"subject": "my card", "body": ""}) + "\n")
+    assert said.out == "no prompt is answered: an accuracy of 0.95 could not be promised for this task\n"
 
 
 def test_killed_three_times_it_gives_the_same_file(tmp_path: Path) -> None:

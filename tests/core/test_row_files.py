@@ -95,6 +95,7 @@ def test_null_fields_of_parquet_are_no_fields(tmp_path: Path) -> None:
     [
         ("a.jsonl", b'\n\n{"a": 1}\n\n{"a": 2}', [(3, ":3"), (5, ":5")]),
         ("a.csv", b'a,b\n\n"x\ny",1\nz,2\n', [(3, ":3"), (5, ":5")]),
+        ("a.csv", b'sep=;\r\na;b\r\n"x\ny";1,2,3\r\nz;2\r\n', [(3, ":3"), (5, ":5")]),
         ("a.json", b'[{"a": 1},\n{"a": 2}]', [(1, ":row 1"), (2, ":row 2")]),
         ("a.parquet", parquet([{"a": 1}, {"a": 2}]), [(1, ":row 1"), (2, ":row 2")]),
     ],
@@ -148,7 +149,7 @@ REFUSED = [
     ("a.json", b"5", "a JSON int, not a list"),
     ("a.json", b"[1,", "not JSON"),
     ("a.csv", b"a,a\nx,y\n", "a.csv:1: the header repeats a column: a, a"),
-    ("a.csv", b"a,b\nx,\xff\n", "not UTF-8: byte 0xff"),
+    ("a.csv", b"a,b\n" + b"x,y\n" * 9000 + b"x,\xff\n", "a.csv:9002: not UTF-8: byte 0xff at position 2"),
     ("a.csv", b'"a,b\nx,y\n', "a.csv:1: not CSV"),
     ("a.csv", b'a,b\nx,y\n"x,y\nx,y\n', "a.csv:3: not CSV"),
     ("a.csv", b'a,b\nx,y\n"say "hi" now",y\n', "a.csv:3: not CSV"),

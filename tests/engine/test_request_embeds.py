@@ -176,3 +176,5 @@ def test_an_address_takes_none() -> None:
     remote = RemoteEngine("http://127.0.0.1:9/v1", "m")
     with pytest.raises(DataError, match="request 0, embeds: a remote endpoint does not take embeddings"):
         remote.generate([Request((Message("user", "hi"),), embeds=picture(1))])
+    with pytest.raises(DataError, match="request 0, adapter: a remote endpoint takes no adapter"):
+        remote.generate([Request((Message("user", "hi"),), adapter="one")])

@@ -15,8 +15,10 @@ import pytest
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 from safetensors.torch import load_file
-from tuned_server import BASE, TuneServer, sums, wait, wait_for_event
+from tuned_server import BASE, TuneServer, job_folder, sums, wait, wait_for_event
 
+from rorqual.core.errors import DataError
+from rorqual.fine_tuning.job_process import job_error, train_job
 from rorqual.fine_tuning.store import JobFolder
 
 
@@ -170,27 +172,36 @@ BAD_DATA: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("row", "problem"), BAD_DATA, ids=[problem for _, problem in BAD_DATA])
-def test_a_job_of_a_bad_file_fails_with_its_line(
-    tuner: TuneServer, tmp_path: Path, row: dict[str, Any], problem: str
-) -> None:
+def test_a_bad_line_is_named(base: Path, tmp_path: Path, row: dict[str, Any], problem: str) -> None:
+    folder = job_folder(base, tmp_path)
+    with open(folder.training_data, "a", encoding="utf-8") as data:
+        data.write(json.dumps(row) + "\n")
+    with pytest.raises(DataError, match=problem) as refused:
+        train_job(folder, 1, lambda: False)
+    error = job_error(refused.value, folder)
+    assert (error.code, error.param) == ("invalid_training_file", "training_file")
+    assert str(folder.training_data) + (":5" if "context" not in problem else "") in error.message
+
+
+def test_a_bad_validation_file_is_named(base: Path, tmp_path: Path) -> None:
+    folder = job_folder(base, tmp_path, validation_file="file-b")
+    folder.validation_data.write_text('{"messages": 4}\n', encoding="utf-8")
+    with pytest.raises(DataError) as refused:
+        train_job(folder, 1, lambda: False)
+    error = job_error(refused.value, folder)
+    assert (error.code, error.param) == ("invalid_validation_file", "validation_file")
+    assert f"{folder.validation_data}:1" in error.message
+
+
+def test_a_job_of_a_bad_file_fails_with_its_line(tuner: TuneServer, tmp_path: Path) -> None:
     data = sums(tmp_path / "my data.jsonl", rows=2)
-    data.write_text(data.read_text(encoding="utf-8") + json.dumps(row) + "\n", encoding="utf-8")
+    data.write_text(data.read_text(encoding="utf-8") + json.dumps(BAD_DATA[0][0]) + "\n", encoding="utf-8")
     job = wait(tuner.client, tuner.create(data).id)
     assert job.status == "failed" and job.error and job.fine_tuned_model is None
-    assert (job.error.code, job.error.param) == ("invalid_training_file", "training_file")
-    assert problem in job.error.message and "my data.jsonl" in job.error.message
-    assert str(tuner.folder) not in job.error.message
-    assert ":3" in job.error.message or "context" in problem
+    assert job.error.code == "invalid_training_file"
+    assert job.error.message.startswith("my data.jsonl:3: message 2: key 'content' is missing")
     event = tuner.client.fine_tuning.jobs.list_events(job.id).data[0]
     assert event.level == "error" and job.error.message in event.message
-
-
-def test_a_bad_validation_file_is_named(tuner: TuneServer, tmp_path: Path) -> None:
-    bad = tmp_path / "held out.jsonl"
-    bad.write_text('{"messages": 4}\n', encoding="utf-8")
-    job = wait(tuner.client, tuner.create(sums(tmp_path / "data.jsonl"), validation_file=tuner.upload(bad)).id)
-    assert job.error and (job.error.code, job.error.param) == ("invalid_validation_file", "validation_file")
-    assert "held out.jsonl:1" in job.error.message
 
 
 def test_a_deleted_file_is_refused_and_a_created_job_keeps_its_rows(tuner: TuneServer, tmp_path: Path) -> None:

@@ -8,13 +8,10 @@ from typing import Any
 
 import openai
 import pytest
-from tuned_server import BASE, TuneServer, sums, wait
+from tuned_server import BASE, TuneServer, job_folder, sums, wait
 
-from rorqual.core.config import parse_config
 from rorqual.core.errors import DataError
 from rorqual.fine_tuning.recipe import JobPlan, auto_epochs, plan_job
-from rorqual.fine_tuning.schemas import Method
-from rorqual.fine_tuning.store import Job, JobFolder
 from rorqual.model.adapter import LoRA
 from rorqual.train.objectives import DPO
 from rorqual.train.sources import ConversationsConfig, PreferencesConfig, RolloutConfig
@@ -49,20 +46,10 @@ def prompts(path: Path, rows: int = 4) -> Path:
 
 def plan(base: Path, data: Path, kind: str, hyperparameters: dict[str, Any], seed: int = 3) -> JobPlan:
     """The plan of a job in `data`'s folder."""
-    folder = JobFolder(data.parent / kind)
-    folder.path.mkdir(exist_ok=True)
-    folder.training_data.write_bytes(data.read_bytes())
     settings = {"hyperparameters": hyperparameters} | ({"grader": GRADER} if kind == "reinforcement" else {})
-    method = Method.model_validate({"type": kind, kind: settings})
-    names = {
-        "id": "ftjob-a",
-        "tenant": "a",
-        "created_at": 0,
-        "model": "tiny",
-        "base": str(base),
-        "training_file": "file-a",
-    }
-    return plan_job(parse_config(Job, {**names, "method": method, "seed": seed}, where="test"), folder)
+    folder = job_folder(base, data.parent, kind, settings, seed=seed)
+    folder.training_data.write_bytes(data.read_bytes())
+    return plan_job(folder.job(), folder)
 
 
 def test_supervised_hyperparameters_are_the_runs(base: Path, tmp_path: Path) -> None:
@@ -71,7 +58,7 @@ def test_supervised_hyperparameters_are_the_runs(base: Path, tmp_path: Path) -> 
     made = plan(base, data, "supervised", settings)
     run, source = made.run, made.run.source
     assert isinstance(source, ConversationsConfig) and isinstance(run.tune, LoRA)
-    assert source.data == str(tmp_path / "supervised" / "train.jsonl") and run.start.run == str(base)
+    assert source.data == str(tmp_path / "job" / "train.jsonl") and run.start.run == str(base)
     assert (run.seed, run.chat, len(made.epoch_ends)) == (3, "deepseek", 4) and run.steps == made.epoch_ends[-1]
     assert 3 <= made.epoch_ends[0] <= 6  # 12 examples in updates of about 3
     auto = plan(base, data, "supervised", {}, seed=4)

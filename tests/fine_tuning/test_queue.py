@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from openai.types.fine_tuning import FineTuningJob
 from tune_kills import torment
 from tuned_server import TuneServer, sums, tuning, wait, wait_for_event
 
@@ -74,15 +73,21 @@ def test_a_job_waits_for_room_on_the_disk(base: Path, tmp_path: Path, monkeypatc
 
 
 def test_a_disk_that_fills_up_stops_a_job_and_loses_nothing(base: Path, tmp_path: Path) -> None:
-    """The checkpoint cannot be written, because it is larger than the server's files may be. A later server goes on, with the same steps."""
+    """The checkpoint cannot be written, because it is larger than the server's files may be. A later server knows
+    the files, and goes on with the same steps."""
     with tuning(base, tmp_path, ulimit=SMALL_FILES) as full:
         job = full.create(sums(tmp_path / "data.jsonl"), hyperparameters={"n_epochs": 1})
         wait_for_event(full.client, job.id, DISK_MESSAGE)
         assert full.client.fine_tuning.jobs.retrieve(job.id).status in ("queued", "running")
         assert not full.client.fine_tuning.jobs.checkpoints.list(job.id).data
+        files = [file.id for file in full.client.files.list(purpose="fine-tune")]
     with tuning(base, tmp_path) as free:
         assert wait(free.client, job.id).status == "succeeded"
         events = free.client.fine_tuning.jobs.list_events(job.id).data
+        assert [file.id for file in free.client.files.list(purpose="fine-tune")] == files
+        asked = {"messages": [{"role": "user", "content": "1+2"}], "max_tokens": 2}
+        name = free.client.fine_tuning.jobs.retrieve(job.id).fine_tuned_model or ""
+        assert free.client.chat.completions.create(model=name, **asked).model == name  # type: ignore[call-overload]
     assert [event.data["step"] for event in events if event.type == "metrics"] == [1]  # type: ignore[index]
 
 
@@ -102,40 +107,31 @@ def test_a_job_that_cannot_be_saved_is_kept_and_saved_later(base: Path, tmp_path
 
 
 def test_a_job_above_its_memory_fails_and_says_so(base: Path, tmp_path: Path) -> None:
-    with tuning(base, tmp_path, "tune_memory=100000000") as small:
-        job = wait(small.client, small.create(sums(tmp_path / "data.jsonl")).id)
-    assert job.status == "failed" and job.error and job.error.code == "out_of_memory"
-    assert "more than 100,000,000 bytes of memory" in job.error.message
+    store = TuneStore(tmp_path)
+    folder = store.folder(make_job(store, base, "a", "a", 0).id)
+    asyncio.run(run_until(JobQueue(store, memory=10**8), lambda: folder.job().is_finished))
+    assert (error := folder.job().error) and error.code == "out_of_memory"
+    assert "more than 100,000,000 bytes of memory" in error.message
 
 
-def test_a_job_whose_process_dies_again_and_again_fails(base: Path, tmp_path: Path) -> None:
+def test_a_job_whose_process_dies_again_and_again_fails(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rules, "TRIES", 2)
     store = TuneStore(tmp_path)
     job = make_job(store, base, "a", "a", 0)
     folder = store.folder(job.id)
     folder.plan_file.write_text("{", encoding="utf-8")  # the process raises an error of no known kind
     asyncio.run(run_until(JobQueue(store), lambda: folder.job().is_finished))
-    assert (found := folder.job().error) and found.code == "server_error" and "died 3 times" in found.message
+    assert (found := folder.job().error) and found.code == "server_error" and "died 2 times" in found.message
     assert "Traceback" in folder.log_file.read_text(encoding="utf-8")
 
 
 def test_no_job_is_lost_and_none_runs_twice(tmp_path: Path) -> None:
-    found = torment(tmp_path, jobs=3, kills=2, seed=1)
+    found = torment(tmp_path, jobs=2, kills=2, seed=1)
     assert found == {
-        "jobs": 3, "kills": 2, "succeeded": 3, "same_weights": 3, "same_tokens": 3, "events_twice": 0, "same_steps": 3
+        "jobs": 2, "kills": 2, "succeeded": 2, "same_weights": 2, "same_tokens": 2, "events_twice": 0, "same_steps": 2
     }  # fmt: skip
-
-
-def test_a_stopped_server_goes_on_where_it_was(base: Path, tmp_path: Path) -> None:
-    """Files, finished jobs and their models are there again after a restart."""
-    with tuning(base, tmp_path) as first:
-        job = wait(first.client, first.create(sums(tmp_path / "data.jsonl"), hyperparameters={"n_epochs": 1}).id)
-        files = {file.id for file in first.client.files.list()}
-    with tuning(base, tmp_path) as second:
-        again: FineTuningJob = second.client.fine_tuning.jobs.retrieve(job.id)
-        assert again == job and {file.id for file in second.client.files.list()} == files
-        name = job.fine_tuned_model or ""
-        asked = {"messages": [{"role": "user", "content": "1+2"}], "max_tokens": 2}
-        assert second.client.chat.completions.create(model=name, **asked).model == name  # type: ignore[call-overload]
 
 
 def test_two_servers_do_not_share_a_folder(tuner: TuneServer, base: Path, tmp_path: Path) -> None:

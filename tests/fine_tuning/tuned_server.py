@@ -14,6 +14,9 @@ import httpx
 from openai import OpenAI
 from openai.types.fine_tuning import FineTuningJob
 
+from rorqual.core.config import parse_config
+from rorqual.fine_tuning.schemas import Method
+from rorqual.fine_tuning.store import Job, JobFolder
 from rorqual.serve.keys import ApiKeys
 from served import Server, running
 
@@ -56,6 +59,24 @@ class TuneServer:
         method = {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
         asked = {"model": BASE, "method": method, "seed": 3, **more}
         return client.fine_tuning.jobs.create(training_file=self.upload(data, client), **asked)
+
+
+def job_folder(base: Path, path: Path, kind: str = "supervised", settings: Any = None, **more: Any) -> JobFolder:
+    """The folder of a job that no server knows, with a file of four sums."""
+    folder = JobFolder(path / "job")
+    folder.path.mkdir(exist_ok=True)
+    sums(folder.training_data, rows=4)
+    method = Method.model_validate({"type": kind, kind: settings or {"hyperparameters": {"n_epochs": 1}}})
+    names = {
+        "id": "ftjob-a",
+        "tenant": "a",
+        "created_at": 0,
+        "model": "tiny",
+        "base": str(base),
+        "training_file": "file-a",
+    }
+    folder.save(parse_config(Job, {**names, "method": method, "seed": 3, **more}, where="test"))
+    return folder
 
 
 def wait(client: OpenAI, job_id: str, seconds: float = 300, status: tuple[str, ...] = ENDED) -> FineTuningJob:

@@ -253,6 +253,7 @@ def teach_results(
     made = threshold and Promise(accuracy=asked or 0.95, threshold=threshold, answered=30, right=29, of=48, bound=0.951)
     return TeachResults(
         held, {"language model, 2": f"rung={MARKUP}"}, *tested, forced=forced, asked=asked, possible=made or None,
+        promises=[(0.8, 1.0), (0.9, 0.5)] if asked else [],
         probability={one.key: place / 60 for place, one in enumerate(tested[0].samples)}, sizes={"majority": 123, TAUGHT: 5_432_100},
         levels=[cascade_table(Step(rung="majority", calibration=PlattCalibration(), above=0.5), held[0], held[4])],
     )  # fmt: skip

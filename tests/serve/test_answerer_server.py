@@ -12,7 +12,6 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from served import Server, running, write_run
 from test_serve_options import OPTIONS, ORIGINS, told
 
 from rorqual.cli.serving import TAUGHT as EFFECTIVE
@@ -25,6 +24,7 @@ from rorqual.teach.paths import TeachPaths
 from rorqual.teach.promise import PlattCalibration
 from rorqual.teach.rungs.language_model import TAUGHT
 from rorqual.teach.rungs.simple import UserRule
+from served import Server, running, write_run
 from taught_task import CALIBRATION, COLUMNS, PROMISE, WORDS, orders, sums, texts, write_grammar, write_task
 
 CHAT = "/v1/chat/completions"
@@ -147,6 +147,15 @@ def test_a_request_of_another_form_is_answered_in_the_taught_one_and_told_so(
     assert answer.headers.get("x-rorqual-departs") == departs
     line = f"request {answer.headers['x-request-id']} is answered in the taught form, without its {departs}"
     assert (line in served.log.read_text(encoding="utf-8")) == (departs is not None)
+
+
+def test_a_task_that_refuses_every_prompt_is_announced(tmp_path: Path) -> None:
+    folder = write_task(tmp_path / "bank", texts(20), promise=None, asked=0.9)
+    with running(folder, tmp_path, "ui=false") as server, server.client as http:
+        message = ask(http).json()["choices"][0]["message"]
+        log = server.log.read_text(encoding="utf-8")
+    assert "Warning: every prompt is refused, because an accuracy of 0.9 could not be promised." in log
+    assert message["content"] is None and message["refusal"].startswith("no prompt is answered: an accuracy of 0.9 ")
 
 
 def test_an_answer_that_is_longer_than_max_tokens_is_whole_and_told_so(tmp_path: Path) -> None:

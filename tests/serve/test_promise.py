@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
-from served import running, write_run
 from typer.testing import CliRunner
 
 from rorqual.cli.main import app
+from served import running, write_run
 
 SAID = "answers may differ in their last bits"
 

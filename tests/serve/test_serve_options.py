@@ -17,7 +17,6 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from served import start, stop
 
 from rorqual.cli.machine import available_cores
 from rorqual.cli.serving import ENGINE, FALLBACK, ServeSettings
@@ -27,8 +26,9 @@ from rorqual.engine import EngineConfig
 from rorqual.serve.app import ApiKeyMiddleware
 from rorqual.serve.descriptors import AT_ONCE
 from rorqual.serve.options import ServerOptions
-from rorqual.serve.server import LAST_SECONDS
+from rorqual.serve.server import LAST_SECONDS, listen_with_keys
 from rorqual.serve.wire import EngineArguments
+from served import start, stop
 
 ORIGINS = ("https://app.example", "http://localhost:3000")
 
@@ -194,6 +194,15 @@ def test_threads_and_device_are_the_engines_own(run: Path) -> None:
     assert size <= most <= size + 64 * 1024, "what a file of the weights may take, and little more"
     message, _ = engine_of(EngineArguments(str(run), device="nowhere"))
     assert message["kind"] == "fatal" and "nowhere" in message["what"]
+
+
+def test_a_second_start_names_the_file_of_the_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = []
+    for _ in range(2):
+        with listen_with_keys(ServerOptions(keys=str(tmp_path / "k.json"), port=0)):
+            said.append(capsys.readouterr().out)
+    assert "shown only once: rq-" in said[0] and str(tmp_path) not in said[0]
+    assert f"shown when they were created; {tmp_path / 'k.json'} has their hashes" in said[1]
 
 
 def test_the_server_is_where_it_was_told_to_be_and_nowhere_else(run: Path, tmp_path: Path) -> None:

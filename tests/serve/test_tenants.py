@@ -16,13 +16,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from served import Server, running
 
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Grammar, SamplingParams
 from rorqual.serve.keys import ApiKeys
 from rorqual.serve.wire import EngineRequest, pack, submit_message
 from rorqual.serve.worker import EngineWorker
+from served import Server, running
 
 MANY = 24
 TINY = {"guided_choice": ["yes", "no"]}

@@ -1,4 +1,4 @@
-"""Held-out answers: no rung is measured on what it was fitted on, and the choice is the cheapest rung that no dearer one clearly beats."""
+"""Held-out answers: no rung is measured on what it was fitted on, and the choice is the cheapest rung that no costlier one clearly beats."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ import pytest
 from example_files import labelled
 
 from rorqual.evals.stats import wilson
+from rorqual.teach.answerer import Answerer, AnswererConfig, Step
 from rorqual.teach.climb import ASKED, Climb
 from rorqual.teach.columns import Columns
+from rorqual.teach.contract import abstention
 from rorqual.teach.examples import Example
 from rorqual.teach.folds import DEV, FOLDS
 from rorqual.teach.held_out import (
@@ -27,8 +30,10 @@ from rorqual.teach.held_out import (
     gain_over,
 )
 from rorqual.teach.paths import TeachPaths
-from rorqual.teach.promise import calibrate, promise
+from rorqual.teach.promise import PlattCalibration, calibrate, promise
+from rorqual.teach.rungs.classifiers import NEAREST
 from rorqual.teach.rungs.rung import Guess, Rung, TrainingRows
+from taught_task import PROMISE
 
 POOL = [Example(line, row["text"], row["label"]) for line, row in enumerate(labelled(43), 1)]
 FOLD = np.array([place % FOLDS for place in range(43)])
@@ -94,7 +99,7 @@ def test_a_gain_is_over_the_examples_that_both_answered() -> None:
     assert not clearly_beats(one, one) and not clearly_beats(held("b", "0010"), held("a", "1110"))
 
 
-def test_the_cheapest_rung_is_chosen_that_no_dearer_one_clearly_beats() -> None:
+def test_the_cheapest_rung_is_chosen_that_no_costlier_one_clearly_beats() -> None:
     rng, chosen = random.Random(0), list[int]()
     for _ in range(300):
         skills = [rng.random() for _ in range(rng.randint(1, 5))]
@@ -107,7 +112,7 @@ def test_the_cheapest_rung_is_chosen_that_no_dearer_one_clearly_beats() -> None:
 
         def is_right(at: int, results: list[HeldOut] = results) -> bool:
             worse = (gain_over(results[at], cheaper)[0] <= 0 for cheaper in results[:at])
-            return not any(clearly_beats(dearer, results[at]) for dearer in results[at:]) and not any(worse)
+            return not any(clearly_beats(costlier, results[at]) for costlier in results[at:]) and not any(worse)
 
         right = [at for at in range(len(results)) if is_right(at)]
         assert place == right[0] if right else results[place].accuracy == max(one.accuracy for one in results)
@@ -180,6 +185,25 @@ def test_a_slow_model_answers_a_part_of_the_dev_split(tmp_path: Path) -> None:
     assert climb.best.right.keys() == {*sorted(one.key for one in climb.dev)[:ASKED]} and len(oracle.asked) == 1
 
 
+def test_a_prompt_that_is_less_similar_than_every_held_out_one_has_no_probability() -> None:
+    """Both steps and the similarity get the same prompts, in this order."""
+    plain = PlattCalibration()
+    steps = (Step(rung="a", calibration=plain, above=0.2), Step(rung="b", calibration=plain))
+    config = AnswererConfig(steps=steps, least_similar=0.06)
+    assert config.rungs == ("a", "b", NEAREST)
+    rungs = [Oracle(), Memory(), Memory()]
+    for rung in rungs:
+        rung.fit(TrainingRows([], "label"))
+    found = Answerer(config, rungs).answer([POOL[0].prompt, "12345", "123456"])
+    assert [(one.rung, one.probability > 0) for one in found] == [("a", True), ("a", False), ("a", True)]
+    assert all(one.sure for one in found), "nothing is promised"
+    asked = AnswererConfig(steps=steps, least_similar=0.06, promise=PROMISE.model_copy(update={"threshold": 0.001}))
+    found = Answerer(asked, rungs).answer(["12345", "123456"])
+    assert [one.sure for one in found] == [False, True]
+    assert [abstention(one, asked)[:8] for one in found] == ["unlike a", ""]
+    assert Answerer(asked.model_copy(update={"least_similar": 0.0}), rungs[:2]).answer(["12345"])[0].sure
+
+
 def test_an_answerer_has_the_calibration_and_the_promise_of_its_held_out_answers(tmp_path: Path) -> None:
     climb, rng = climb_in(tmp_path), random.Random(0)
     sure = {f"{n}": rng.random() for n in range(300)}
@@ -191,4 +215,6 @@ def test_an_answerer_has_the_calibration_and_the_promise_of_its_held_out_answers
     assert made.promise == promise(0.9, calibrated, [*chosen.right.values()]) is not None
     assert (made.columns, made.system) == (("subject", "body"), "Be brief.")
     assert (made.asked, made.longest) == (0.9, max(len(one.prompt) for one in POOL)) and not made.has_system_turns
-    assert climb.answerer(chosen, 0.0, Columns())[0].promise is None
+    assert climb.answerer(chosen, 0.0, Columns())[0].promise is None and made.least_similar == 0
+    climb.results.append(replace(chosen, name=NEAREST))
+    assert climb.answerer(chosen, 0.9, Columns())[0].least_similar == min(sure.values())

@@ -8,7 +8,7 @@ import random
 import pytest
 from scipy.stats import binomtest
 
-from rorqual.teach.promise import DOUBT, LEVELS, calibrate, lower_bound, promise
+from rorqual.teach.promise import DOUBT, LEVELS, calibrate, lower_bound, possible_promises, promise
 
 
 def tail(right: int, total: int, accuracy: float) -> float:
@@ -96,6 +96,28 @@ def test_a_population_below_the_promise_gets_one_in_few_draws(digits: int) -> No
         broken += promise(0.95, sure, [rng.random() < 0.949 for _ in sure]) is not None
     assert broken / draws <= DOUBT + 3 * math.sqrt(DOUBT * (1 - DOUBT) / draws)
     assert broken > 0, "the whole doubt is used"
+
+
+def test_each_listed_promise_can_be_given_and_all_hold_together() -> None:
+    """The rung is right in `one` of the cases of which it is `one` sure."""
+    rng, draws, broken = random.Random(3), 200, 0
+    for _ in range(draws):
+        sure = [0.7 + 0.3 * rng.random() for _ in range(300)]
+        listed = possible_promises(sure, right := [rng.random() < one for one in sure])
+        assert listed == sorted(listed) and [share for _, share in listed] == sorted(
+            (s for _, s in listed), reverse=True
+        )
+        assert (
+            listed[0][1] == 1
+            and listed[0][0]
+            == math.floor(1000 * lower_bound(sum(right) - right[sure.index(min(sure))], 299, 0.005)) / 1000
+        )
+        for accuracy, share in listed:
+            made = promise(accuracy, sure, right)
+            assert made is not None and made.coverage >= share
+        broken += any((2 - 0.3 * share) / 2 < accuracy for accuracy, share in listed)
+    assert broken / draws <= DOUBT
+    assert possible_promises([], []) == [] == possible_promises(sure, [False] * 300)
 
 
 def test_the_promise_holds_for_an_overconfident_rung_where_its_own_probability_fails() -> None:

@@ -31,7 +31,7 @@ from rorqual.teach.examples import Example
 from rorqual.teach.held_out import HeldOut
 from rorqual.teach.paths import TeachPaths
 from rorqual.teach.plan import TeachPlan, sft_run
-from rorqual.teach.promise import calibrate, promise
+from rorqual.teach.promise import calibrate, possible_promises, promise
 from rorqual.teach.rungs.language_model import ALONE, TAUGHT
 from rorqual.teach.rungs.rung import TrainingRows
 from rorqual.teach.rungs.simple import Majority
@@ -94,7 +94,7 @@ def climbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[TeachConfig, Teac
 
 
 def held_out_of(paths: TeachPaths, name: str) -> HeldOut:
-    return HeldOut.load(paths.held_out_file(name))
+    return HeldOut(**json.loads(paths.held_out_file(name).read_bytes()))
 
 
 def pool_of(paths: TeachPaths) -> set[str]:
@@ -270,9 +270,7 @@ def test_the_same_command_again_changes_nothing(
     assert "rorqual serve" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"minutes": 0.01}, {"count": 30}, {"promise": 0.9}, {"rung": "majority"}]
-)
+@pytest.mark.parametrize("change", [{"seed": 1}, {"minutes": 0.01}, {"count": 30}, {"rung": "majority"}])
 def test_other_settings_or_another_file_are_refused(
     taught: tuple[TeachConfig, TeachPaths], change: dict[str, Any]
 ) -> None:
@@ -288,6 +286,46 @@ def test_other_settings_or_another_file_are_refused(
             run(config, paths.out)
     finally:
         file.write_text(text)
+
+
+def test_another_promise_trains_nothing_and_opens_nothing(
+    climbed: tuple[TeachConfig, TeachPaths], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, paths = climbed
+    out = TeachPaths(shutil.copytree(paths.out, tmp_path / "out"))
+    names = [
+        file.relative_to(out.out) for folder in ("rungs", "evals", "data") for file in (out.out / folder).iterdir()
+    ]
+    accuracy = 0.999
+    for accuracy in (0.999, 0.7):
+        run(config.model_copy(update={"promise": accuracy}), out.out)
+        assert all((out.out / name).read_bytes() == (paths.out / name).read_bytes() for name in names)
+        assert load_answerer(out.out, threads=1).config.asked == accuracy
+        assert f"promise: {accuracy}" in out.settings.read_text() and len(list_test_readings(out.data)) == 1
+        said = capsys.readouterr().out
+        page, results = out.report.read_text(), json.loads(out.results.read_bytes())
+        can = accuracy == 0.7
+        assert ("Warning: every prompt is refused, because an accuracy of 0.999 could not" in said) != can
+        assert (f"rorqual serve {out.out}" in said) == can == ("every prompt is refused" not in page)
+        assert f"maybe mislabelled: rorqual check {config.file} encoder=none suspects=true" in said
+        assert f"<code>rorqual check {config.file} encoder=none suspects=true</code>" in page
+        held = held_out_of(out, "logistic regression")
+        calibration = calibrate([*held.probability.values()], [*held.right.values()])
+        sure = [calibration.probability(one) for one in held.probability.values()]
+        pairs = possible_promises(sure, [*held.right.values()])
+        listed = ", ".join(f"promise={bound:g} answers {100 * share:.1f} %" for bound, share in pairs)
+        assert pairs and f"without training again: {listed}." in results["sentences"][1]
+    prompts = [one.prompt for one in Evaluation.load(out.evaluation_file(held.name)).samples]
+    answers = load_answerer(out.out, threads=1).answer(prompts)
+    assert results["promise"]["test_answered"] == sum(one.sure for one in answers) > 0.9 * len(answers)
+
+
+def test_a_prompt_unlike_all_examples_is_not_answered(climbed: tuple[TeachConfig, TeachPaths]) -> None:
+    _, paths = climbed
+    answerer, nearest = load_answerer(paths.out, threads=1), held_out_of(paths, "nearest neighbour")
+    assert answerer.config.least_similar == min(nearest.probability.values()) > 0
+    like, unlike = answerer.answer(["my chip 77", "今天天气很好"])
+    assert like.sure and like.probability > 0.8 and unlike.probability == 0 and not unlike.sure
 
 
 def test_more_minutes_train_another_model_beside_the_same_rungs(
@@ -490,7 +528,7 @@ def test_a_grader_of_the_users_own_decides_everywhere(tiny: Path, write: Write, 
     out = TeachPaths(tmp_path / "out")
     run(settings(tiny, write("a.jsonl", doubtful(ROWS)), grader=f"{mine}:grade", rung=TAUGHT, count=20), out.out)
     assert {bit for line in read_lines(out.dev) for bit in line["bits"]} == {"1"}
-    found = [HeldOut.load(file) for file in (out.out / "rungs").glob("*.json")]
+    found = [HeldOut(**json.loads(file.read_bytes())) for file in (out.out / "rungs").glob("*.json")]
     assert len(found) > 4 and {one.accuracy for one in found} == {1.0}
     tested = [Evaluation.load(file) for file in (out.out / "evals").iterdir()]
     assert {sample.verdict.value for one in tested for sample in one.samples} == {"right"} and len(tested) == 2
@@ -591,7 +629,7 @@ def test_the_report_says_what_the_files_say(taught: tuple[TeachConfig, TeachPath
     assert results["difference"]["mean"] == pytest.approx(ahead / len(samples))
     assert results["difference"]["gained"] - results["difference"]["lost"] == ahead
     first_screen = page.partition("</header>")[0]
-    assert [first_screen.count(mark) for mark in ('class="lede"', "<figure>", 'class="talk"')] == [4, 1, 2]
+    assert [first_screen.count(mark) for mark in ('class="lede"', "<figure>", 'class="talk"')] == [3, 1, 2]
 
 
 def test_failures_of_a_run_are_shown(taught: tuple[TeachConfig, TeachPaths]) -> None:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -69,8 +70,8 @@ def on_one_rank(threads: int) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="module")
-def sharded() -> list[dict[str, Any]]:
+@cache
+def steps_of_one_rank() -> list[dict[str, Any]]:
     """What was found with one thread and with two, in a process of its own."""
     done = subprocess.run([sys.executable, __file__, "1", "2"], check=False, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr[-2000:]
@@ -78,8 +79,8 @@ def sharded() -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_model_that_fsdp_shards_trains_as_a_whole_one(sharded: list[dict[str, Any]], threads: int) -> None:
-    found = sharded[threads - 1]
+def test_a_model_that_fsdp_shards_trains_as_a_whole_one(threads: int) -> None:
+    found = steps_of_one_rank()[threads - 1]
     for plain, sharded in [*found["loss"], *found["norm"]]:
         assert sharded == pytest.approx(plain, rel=1e-6)
     assert all(norm > 0.5 for norm, _ in found["norm"]), "the clip must bind"

@@ -5,6 +5,7 @@ Replies are saved as they arrive, so an interrupted command can resume.
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -20,20 +21,26 @@ from rorqual.cli.machine import available_cores
 from rorqual.cli.settings import WHERE, DeviceSettings, check_device, refuse_ineffective_settings, split_pairs
 from rorqual.core.config import Natural, parse_config, parse_scalar
 from rorqual.core.errors import ConfigError, DataError, RorqualError, suggest_name
-from rorqual.core.progress import Progress, clock_text
+from rorqual.core.progress import clock_text
 from rorqual.core.records import NO_DEFAULTS, RunDir, TaskDefaults
 from rorqual.data.source.cells import named_columns
 from rorqual.engine.engine import Engine
 from rorqual.engine.remote.engine import RemoteEngine
 from rorqual.generate.batch import (
     AnsweredRow,
-    first_sample_error,
     generate_answers,
     output_record,
     refuse_row,
     remote_answers,
 )
-from rorqual.generate.output import PartialOutput, check_writable_path, finish_output, unanswered_rows
+from rorqual.generate.output import (
+    LINES,
+    TABLES,
+    PartialOutput,
+    answer_rows,
+    check_ending,
+    check_writable_path,
+)
 from rorqual.generate.prompts import PromptFile, RefusedRow, read_prompts
 from rorqual.generate.schema import TEXTS, RowParser, RowRequest, RowSampling
 from rorqual.ops.backends import backend, backend_cache_id
@@ -43,15 +50,13 @@ from rorqual.teach.paths import has_answerer
 
 TAUGHT = ("run", "out", "prompt", "strict", "quiet", "threads")
 """Settings that have an effect if `run` is a folder that `rorqual teach` wrote."""
-SHOWN = 3
-"""The summary that `rorqual generate` prints lists at most `SHOWN` rows with errors."""
 
 
 class GenerateSettings(DeviceSettings):
     """Settings of `rorqual generate` other than sampling parameters."""
 
     run: str = Field(min_length=1, description="run folder, folder of rorqual teach, or a server's http://... address")
-    out: str = Field(min_length=1, description="JSONL file to write; from a folder of rorqual teach, also CSV")
+    out: str = Field(min_length=1, description="JSONL file to write; from a folder of rorqual teach, also CSV or TSV")
     prompt: str = Field(
         "", description="columns of the prompt, separated by commas; default: prompt, messages or prompt_ids"
     )
@@ -103,6 +108,7 @@ def generate_file(file: Path, arguments: Sequence[str] | None) -> tuple[int, lis
     if has_answerer(Path(chosen.run)):
         refuse_ineffective_settings(chosen, TAUGHT, chosen.run)
         refuse_ineffective_settings(sampling, (), chosen.run)
+        check_ending(out, *LINES, *TABLES)
         return answer_file(
             file,
             out,
@@ -113,6 +119,7 @@ def generate_file(file: Path, arguments: Sequence[str] | None) -> tuple[int, lis
             quiet=chosen.quiet,
             versions=software_versions(),
         )
+    check_ending(out, *LINES)
     prompts = PromptFile.open(file)
     columns = named_columns(chosen.prompt, prompts.columns(), "prompt") if chosen.prompt else ()
     plain = chosen.raw or chosen.run.startswith(REMOTE)
@@ -127,42 +134,36 @@ def generate_file(file: Path, arguments: Sequence[str] | None) -> tuple[int, lis
     if columns:
         identity["prompt"] = ", ".join(columns)
     with PartialOutput(out, identity, rows=prompts.rows, last=prompts.last) as output:
-        news = ["  all lines were already complete"]
-        if not output.whole:
-            requests = (request_schema.parse_row(*row) for row in unanswered_rows(output, prompts))
-            if isinstance(engine, RemoteEngine):
-                answered = remote_answers(engine, requests, concurrency=chosen.concurrency)
-            else:
-                answered = generate_answers(engine, requests, room=2 * chosen.slots)
-            news = _write_answers(output, answered, chosen)
-            finish_output(output, prompts)
-        rows, errors = prompts.rows, output.errors
+        start, before, tokens = time.monotonic(), output.count, 0
+
+        def records(rows: Iterator[tuple[int, dict[str, Any] | RefusedRow]]) -> Iterator[dict[int, dict[str, Any]]]:
+            nonlocal tokens
+            for batch in _answered(engine, itertools.starmap(request_schema.parse_row, rows), chosen):
+                lines = {
+                    row.line: output_record(row, samples, token_ids=chosen.token_ids, logprobs=chosen.logprobs)
+                    for row, samples in batch
+                }
+                tokens += sum(choice["tokens"] for line in lines.values() for choice in line.get("choices", ()))
+                yield lines
+
+        def pace() -> str:
+            return f"{tokens / max(time.monotonic() - start, 1e-9):,.1f} tokens/s"
+
+        news = answer_rows(output, prompts, records, quiet=chosen.quiet, pace=pace)
+        rows, errors, count = prompts.rows, output.errors, output.count - before
+    if count:
+        spent = clock_text(time.monotonic() - start)
+        news = [f"  this run: {count:,} lines, {tokens:,} tokens in {spent}, {pace()}", *news]
     return errors, [f"{rows:,} lines: {rows - errors:,} answered, {errors:,} refused", *news, f"  {out}"]
 
 
-def _write_answers(output: PartialOutput, answered: Iterator[list[AnsweredRow]], chosen: GenerateSettings) -> list[str]:
-    """Write the answers to the output as they arrive. Return lines for the summary: the generation speed, and the first rows
-    with errors."""
-    start, n_before, tokens = time.monotonic(), output.count, 0
-    faults: list[str] = []
-    bar = None if chosen.quiet else Progress("generate", output.rows, unit="line", start=n_before)
-    for batch in answered:
-        lines = {}
-        for request, samples in batch:
-            lines[request.line] = output_record(request, samples, token_ids=chosen.token_ids, logprobs=chosen.logprobs)
-            tokens += sum(choice["tokens"] for choice in lines[request.line].get("choices", ()))
-            fault = request if isinstance(request, RefusedRow) else first_sample_error(request, samples)
-            if fault is not None and len(faults) < SHOWN:
-                key = f"{fault.key}: " if fault.key else ""
-                faults.append(f"  line {fault.line}: {key}{fault.what}\n    {fault.remedy}")
-        output.append_records(lines)
-        if bar is not None:
-            speed = tokens / max(time.monotonic() - start, 1e-9)
-            refusals = f", {output.errors:,} refused" if output.errors else ""
-            bar.update(output.count, f"{speed:,.0f} tokens/s{refusals}")
-    seconds, count = time.monotonic() - start, output.count - n_before
-    pace = f"{tokens:,} tokens in {clock_text(seconds)}, {tokens / max(seconds, 1e-9):,.1f} tokens/s"
-    return [f"  this run: {count:,} lines, {pace}", *faults]
+def _answered(
+    engine: Engine | RemoteEngine, requests: Iterator[RowRequest | RefusedRow], chosen: GenerateSettings
+) -> Iterator[list[AnsweredRow]]:
+    """Return an iterator over the answered rows."""
+    if isinstance(engine, RemoteEngine):
+        return remote_answers(engine, requests, concurrency=chosen.concurrency)
+    return generate_answers(engine, requests, room=2 * chosen.slots)
 
 
 # ---- the model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -316,6 +316,13 @@ def read_json(path: Path, what: str, remedy: str) -> Any:
         raise DataError(f"{what} does not exist", where=str(path), remedy=remedy) from None
     except ValueError as error:
         raise DataError(f"the file is not valid JSON: {error}", where=str(path), remedy=remedy) from None
+
+
+def stored_json(path: Path, make: Callable[[], Mapping[str, Any] | list[Any]]) -> Any:
+    """Return the content of a JSON file. If the file does not exist, it is written first, with the value that `make` returns."""
+    if not path.is_file():
+        write_json(path, make())
+    return json.loads(path.read_bytes())
 
 
 def write_json(path: Path, value: Mapping[str, Any] | list[Any]) -> None:

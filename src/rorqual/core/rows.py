@@ -4,9 +4,12 @@ line or row is known."""
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator
+import io
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +123,20 @@ def name_file_in_read_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         raise DataError(f"cannot read: {error.strerror or error}", where=str(path), remedy="Check the path.") from None
     except UnicodeDecodeError as error:
-        raise DataError(_decode_error_text(error), where=str(path), remedy=TO_UTF8) from None
+        raise _decode_error(path, error) from None
+
+
+def _decode_error(path: Path, error: UnicodeDecodeError) -> DataError:
+    """Return the error of a file that cannot be decoded. It names the first such line, unless the file is UTF-16."""
+    where = str(path)
+    with open(path, "rb") as file:
+        for line, raw in enumerate(file if error.encoding.startswith("utf-8") else (), 1):
+            try:
+                raw.decode()
+            except UnicodeDecodeError as first:
+                error, where = first, f"{path}:{line}"
+                break
+    return DataError(_decode_error_text(error), where=where, remedy=TO_UTF8)
 
 
 def _decode_error_text(error: UnicodeDecodeError) -> str:
@@ -189,25 +205,63 @@ def _read_json(path: Path) -> Iterator[DataRow | BadRow]:
     yield from (_row_from_json(number, f"{path}:row {number}", value) for number, value in enumerate(whole, start=1))
 
 
-def _read_csv(path: Path) -> Iterator[DataRow | BadRow]:
-    """Read a CSV or TSV file. TSV cells are separated by tabs; CSV cells are separated by the most frequent of comma,
-    semicolon and tab in the header. The text is UTF-8, or UTF-16 with a byte order mark."""
+@dataclass(frozen=True)
+class CsvDialect:
+    """The form of a CSV or TSV file. `begins` is the number of lines before the header."""
+
+    separator: str
+    line_end: str = "\n"
+    encoding: str = "utf-8-sig"
+    has_bom: bool = False
+    begins: int = 0
+
+
+def dialect_like(path: Path, out: Path) -> CsvDialect:
+    """Return the form of a table `out` with rows of `path`: that of `path`, if it is a table with the same ending."""
+    if path.suffix.lower() == out.suffix.lower():
+        return csv_dialect(path)
+    return CsvDialect("\t" if out.suffix.lower() == ".tsv" else ",")
+
+
+def csv_dialect(path: Path) -> CsvDialect:
+    """Return the form of a CSV or TSV file. TSV cells are separated by tabs. CSV cells are separated by the character that a first
+    line such as `sep=;` names, which Excel writes, or else by the most frequent of comma, semicolon and tab in the header. The text
+    is UTF-8, or UTF-16 with a byte order mark."""
     with open(path, "rb") as binary:
-        encoding = "utf-16" if binary.read(2) in UTF16 else "utf-8-sig"
+        head = binary.read(len(BOM))
+    encoding = "utf-16" if head.startswith(UTF16) else "utf-8-sig"
     with open(path, encoding=encoding, newline="") as file:
-        header = file.readline()
-        file.seek(0)
-        separator = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
-        reader = csv.reader(file, delimiter=separator, strict=True)
+        first = file.readline()
+    named = re.fullmatch(r"sep=(.)\r?\n", first, re.IGNORECASE)
+    separator = "\t" if path.suffix.lower() == ".tsv" else named[1] if named else max(",;\t", key=first.count)
+    line_end = "\r\n" if first.endswith("\r\n") else "\n"
+    return CsvDialect(separator, line_end, encoding, head == BOM or encoding == "utf-16", int(named is not None))
+
+
+def csv_lines(rows: Iterable[Sequence[str]], like: CsvDialect) -> Iterator[bytes]:
+    """Yield the lines of a CSV or TSV file of this form."""
+    yield BOM * like.has_bom
+    for cells in rows:
+        text = io.StringIO()
+        csv.writer(text, delimiter=like.separator, lineterminator=like.line_end).writerow(cells)
+        yield text.getvalue().encode()
+
+
+def _read_csv(path: Path) -> Iterator[DataRow | BadRow]:
+    """Read a CSV or TSV file."""
+    dialect = csv_dialect(path)
+    with open(path, encoding=dialect.encoding, newline="") as file:
+        rows = islice(file, dialect.begins, None)
+        reader = csv.reader(rows, delimiter=dialect.separator, strict=True)
         names: list[str] = []
-        line = 1
+        line = 1 + dialect.begins
         try:
             for cells in reader:
                 if not names:
                     names = _column_names(path, cells)
                 elif any(cell.strip() for cell in cells):
                     yield _row_from_cells(line, f"{path}:{line}", names, cells)
-                line = reader.line_num + 1
+                line = reader.line_num + 1 + dialect.begins
         except csv.Error as error:
             raise DataError(
                 f"not CSV: {error}",

@@ -183,7 +183,7 @@ def _check_same_problems(before: Evaluation, after: Evaluation) -> None:
         f"and {len(new)} of '{after.task}' ({after.split}, seed {after.seed})"
         + (f"; only one has '{odd[0]}'" if odd else ""),
         where="compare",
-        remedy="Run both evaluations with the same task, split, count and seed.",
+        remedy="Run both evaluations with the same task, split, count and seed; `rorqual teach` needs the same test=FILE.",
     )
 
 

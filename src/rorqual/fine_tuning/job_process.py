@@ -63,13 +63,14 @@ def main(path: Path, threads: int, memory: int) -> int:
             return DISK_FULL
         if isinstance(error, OSError):
             raise
-        write_json(folder.outcome_file, Outcome(error=_job_error(error, folder)).model_dump(mode="json"))
+        write_json(folder.outcome_file, Outcome(error=job_error(error, folder)).model_dump(mode="json"))
     finally:
         lock.close()
     return 0
 
 
-def _job_error(error: RorqualError, folder: JobFolder) -> JobError:
+def job_error(error: RorqualError, folder: JobFolder) -> JobError:
+    """Return the error of a job, with the parameter that is to blame."""
     if not isinstance(error, DataError):
         return JobError(code="training_failed", message=str(error))
     param = "validation_file" if str(folder.validation_data) in str(error) else "training_file"

@@ -219,18 +219,19 @@ async def create_job(request: Request) -> JSONResponse:
     except (OSError, RorqualError) as error:
         raise ApiError(507, f"The job cannot be stored: {error}. Try again later.", code="no_space") from None
     service.queue.wake()
-    return _shown(request, job)
+    return await _shown(request, job)
 
 
-def _shown(request: Request, job: Job) -> JSONResponse:
-    return JSONResponse(job.shown(_estimated_finish(request, job)))
+async def _shown(request: Request, job: Job) -> JSONResponse:
+    return JSONResponse(job.shown(await _estimated_finish(request, job)))
 
 
-def _estimated_finish(request: Request, job: Job) -> int | None:
+async def _estimated_finish(request: Request, job: Job) -> int | None:
     """Return when a running job will end at its present speed, as a Unix time, or None if that is not known."""
     if job.status != "running":
         return None
-    events = _service(request).store.folder(job.id).events()
+    service = _service(request)
+    events = await service.run_in_thread(job.tenant, service.store.folder(job.id).events)
     steps = [event for event in events if event["type"] == "metrics"]
     if len(steps) < 2:
         return None
@@ -245,13 +246,14 @@ async def list_jobs(request: Request) -> JSONResponse:
     wanted = {key[9:-1]: value for key, value in request.query_params.items() if key.startswith("metadata[")}
     own = [job for job in _service(request).store.jobs.values() if job.tenant == request.state.tenant]
     chosen = [job for job in own if wanted.items() <= (job.metadata or {}).items()]
-    return _page(request, _newest_first(job.shown(_estimated_finish(request, job)) for job in chosen))
+    rows = [job.shown(await _estimated_finish(request, job)) for job in chosen]
+    return _page(request, _newest_first(rows))
 
 
 @router.get("/v1/fine_tuning/jobs/{job_id}")
 async def retrieve_job(request: Request, job_id: str) -> JSONResponse:
     """Return a job."""
-    return _shown(request, _job(request, job_id))
+    return await _shown(request, _job(request, job_id))
 
 
 @router.post("/v1/fine_tuning/jobs/{job_id}/{action}")
@@ -272,14 +274,15 @@ async def change_job(request: Request, job_id: str, action: str) -> JSONResponse
             await queue.stop_job(job, at_once=False)
             await asyncio.sleep(0)  # the end of the process is recorded first
     queue.wake()
-    return _shown(request, _job(request, job_id))
+    return await _shown(request, _job(request, job_id))
 
 
 @router.get("/v1/fine_tuning/jobs/{job_id}/events")
 async def list_events(request: Request, job_id: str) -> JSONResponse:
     """Return the events of a job, the newest first."""
     folder = _service(request).store.folder(_job(request, job_id).id)
-    return _page(request, folder.events()[::-1])
+    events = await _service(request).run_in_thread(request.state.tenant, folder.events)  # there may be thousands
+    return _page(request, events[::-1])
 
 
 @router.get("/v1/fine_tuning/jobs/{job_id}/checkpoints")
@@ -302,8 +305,8 @@ async def list_checkpoints(request: Request, job_id: str) -> JSONResponse:
 async def delete_model(request: Request, name: str) -> JSONResponse:
     """Delete a tuned model with all its checkpoints."""
     service = _service(request)
-    jobs = [job for known, job, _ in service.tuned_models(request.state.tenant) if known == name and job.has_model]
-    if not jobs:
+    job = service.tuned_job(name, request.state.tenant)
+    if job is None or not job.has_model:
         raise service.unknown_model_error(name)
-    await service.forget_model(service.queue.update(jobs[0], is_deleted=True))
+    await service.forget_model(service.queue.update(job, is_deleted=True))
     return JSONResponse({"id": name, "object": "model", "deleted": True})

@@ -38,19 +38,19 @@ class ReinforcementHyperparameters(Hyperparameters):
     compute_multiplier: Multiplier = "auto"
 
 
-class Supervised(TuneSchema):
+class SupervisedSettings(TuneSchema):
     """The settings of the method `supervised`."""
 
     hyperparameters: Hyperparameters = Hyperparameters()
 
 
-class Preference(TuneSchema):
+class PreferenceSettings(TuneSchema):
     """The settings of the method `dpo`."""
 
     hyperparameters: DPOHyperparameters = DPOHyperparameters()
 
 
-class Reinforcement(TuneSchema):
+class ReinforcementSettings(TuneSchema):
     """The settings of the method `reinforcement`. `grader`: one of OpenAI's grader objects."""
 
     grader: dict[str, Any]
@@ -61,9 +61,9 @@ class Method(TuneSchema):
     """A method of fine-tuning and its settings, in the field of the method's name."""
 
     type: Literal["supervised", "dpo", "reinforcement"]
-    supervised: Supervised | None = None
-    dpo: Preference | None = None
-    reinforcement: Reinforcement | None = None
+    supervised: SupervisedSettings | None = None
+    dpo: PreferenceSettings | None = None
+    reinforcement: ReinforcementSettings | None = None
 
     @model_validator(mode="after")
     def _check_settings(self) -> Method:
@@ -78,8 +78,8 @@ class Method(TuneSchema):
     def hyperparameters(self) -> Hyperparameters:
         """The hyperparameters of the method, or the defaults."""
         if self.type == "dpo":
-            return (self.dpo or Preference()).hyperparameters
-        return (self.reinforcement or self.supervised or Supervised()).hyperparameters
+            return (self.dpo or PreferenceSettings()).hyperparameters
+        return (self.reinforcement or self.supervised or SupervisedSettings()).hyperparameters
 
 
 class JobRequest(TuneSchema):
@@ -108,5 +108,5 @@ class JobRequest(TuneSchema):
 
     def chosen_method(self) -> Method:
         """Return the method of the job, which is `supervised` by default."""
-        settings = Supervised(hyperparameters=self.hyperparameters or Hyperparameters())
+        settings = SupervisedSettings(hyperparameters=self.hyperparameters or Hyperparameters())
         return self.method or Method(type="supervised", supervised=settings)

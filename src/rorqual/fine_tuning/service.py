@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -78,29 +78,26 @@ class TuneService(ModelService):
         """Return whether clients may name the base model `name`."""
         return name == self.name or name in self.options.names or ALL in self.options.names
 
-    def tuned_models(self, tenant: str) -> Iterator[tuple[str, Job, RunDir]]:
-        """Yield (name, job, folder) of the tenant's models: of each job, the last checkpoint first."""
-        for job in self.store.jobs.values():
-            if job.tenant != tenant or job.is_deleted:
-                continue
-            folder = self.store.folder(job.id)
-            steps = [line["step_number"] for line in folder.checkpoints()]
-            if job.has_model and steps:
-                yield job.model_name, job, folder.model(steps[-1])
-            for step in steps:
-                yield f"{job.model_name}{CHECKPOINT}{step}", job, folder.model(step)
+    def tuned_job(self, name: str, tenant: str) -> Job | None:
+        """Return the tenant's job whose model is called `name`, unless the model was deleted."""
+        own = (job for job in self.store.jobs.values() if job.tenant == tenant and not job.is_deleted)
+        return next((job for job in own if job.model_name == name), None)
 
     def for_model(self, name: str, tenant: str) -> ModelService:
-        for known, _, folder in self.tuned_models(tenant) if name.startswith("ft:") else ():
-            if known == name:
-                return replace(self, name=name, adapter=str(folder.checkpoint()), task=NO_DEFAULTS)
+        head, _, step = name.partition(CHECKPOINT)
+        if (job := self.tuned_job(head, tenant)) is not None and (step or job.has_model):
+            folder = self.store.folder(job.id)
+            steps = [line["step_number"] for line in folder.checkpoints()]
+            for known in [one for one in steps if str(one) == step] if step else steps[-1:]:
+                adapter = str(folder.model(known).checkpoint())
+                return replace(self, name=name, adapter=adapter, task=NO_DEFAULTS)
         return super().for_model(name, tenant)
 
     def model_cards(self, tenant: str) -> list[dict[str, Any]]:
         tuned = [
-            {"id": name, "object": "model", "created": job.finished_at or job.created_at, "owned_by": tenant}
+            {"id": job.model_name, "object": "model", "created": job.finished_at, "owned_by": tenant}
             | {"root": self.name, "max_model_len": self.bridge.info.max_len}
-            for name, job, _ in self.tuned_models(tenant)
-            if CHECKPOINT not in name
+            for job in self.store.jobs.values()
+            if job.tenant == tenant and job.has_model
         ]
         return [*super().model_cards(tenant), *tuned]

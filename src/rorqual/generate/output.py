@@ -8,26 +8,30 @@ or the settings differ, the command raises an error.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.core.journal import Journal, scan_journal
 from rorqual.core.lock import Closable
+from rorqual.core.progress import Progress
 from rorqual.core.records import write_atomic, write_json
-from rorqual.core.rows import read_rows
+from rorqual.core.rows import csv_lines, dialect_like, read_rows
 from rorqual.generate.prompts import PromptFile, RefusedRow, read_prompts
 
 SYNC_SECONDS = 5.0
 """Minimum number of seconds between two `fsync` calls for the journal of answers."""
 NONE = -1
+SHOWN = 3
+"""Maximum number of rows with errors in a summary."""
+LINES, TABLES = (".jsonl", ".ndjson", ".json"), (".csv", ".tsv")
+"""Endings of output files with JSON lines, and of tables."""
 CHANGED = "Do not change the file, and run the command again."
 
 
@@ -36,7 +40,8 @@ class PartialOutput(Closable):
 
     `made` holds the input and all settings on which the answers depend. The complete output has `rows` lines. `last` is the
     line number of the last row in the prompt file. `count` is the number of output lines written so far, `errors` is the
-    number of written lines with an error, and `whole` tells whether the complete output exists. If a killed process or a full
+    number of written lines with an error, `sure` that of lines whose answer is sure, and `whole` tells whether the complete output
+    exists. If a killed process or a full
     disk left an incomplete line, the line is removed when the file is opened.
 
     Raises ConfigError if the existing files were written with a different input or different settings, or if the output was
@@ -46,7 +51,7 @@ class PartialOutput(Closable):
     def __init__(self, out: Path, made: Mapping[str, Any], *, rows: int, last: int) -> None:
         self.out, self.rows = out, rows
         self.path, self.made_file = out.with_name(f"{out.name}.partial"), out.with_name(f"{out.name}.made")
-        self.count = self.errors = 0
+        self.count = self.errors = self.sure = 0
         self.whole = False
         self._offsets = array("q", [NONE]) * (last + 1)
         self._journal: Journal | None = None
@@ -125,6 +130,7 @@ class PartialOutput(Closable):
         self._offsets[record["line"]] = offset
         self.count += 1
         self.errors += "error" in record
+        self.sure += record.get("sure") is True
 
     def _read_settings_file(self) -> dict[str, Any]:
         try:
@@ -155,27 +161,27 @@ class PartialOutput(Closable):
 class CsvOutput(PartialOutput):
     """An unfinished output file whose complete form is a CSV table: the columns of the output lines, without the line number.
 
-    Values that are not text, such as errors, are written as JSON, and a missing value as an empty cell.
+    Values that are not text, such as errors, are written as JSON, and a missing value as an empty cell. The table has the dialect of
+    the file `like`, if that is a table with the same ending.
     """
+
+    def __init__(self, out: Path, made: Mapping[str, Any], *, rows: int, last: int, like: Path) -> None:
+        self.dialect = dialect_like(like, out)
+        super().__init__(out, made, rows=rows, last=last)
 
     def _ordered_lines(self) -> Iterator[bytes]:
         names = [
             *dict.fromkeys(name for line in super()._ordered_lines() for name in json.loads(line) if name != "line")
         ]
-        yield _csv_line({name: name for name in names}, names)
-        for line in super()._ordered_lines():
-            yield _csv_line(json.loads(line), names)
+        rows = map(json.loads, super()._ordered_lines())
+        cells = ([_cell(row.get(name)) for name in names] for row in rows)
+        yield from csv_lines(chain([names], cells), self.dialect)
 
     def _index_complete_output(self) -> None:
         for row in read_rows(self.out):
             self.count += 1
             self.errors += bool(row.values.get("error"))
-
-
-def _csv_line(row: Mapping[str, Any], names: Sequence[str]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow([_cell(row.get(name)) for name in names])
-    return text.getvalue().encode()
+            self.sure += row.values.get("sure") == "true"
 
 
 def _cell(value: Any) -> str:
@@ -191,11 +197,44 @@ def unanswered_rows(output: PartialOutput, prompts: PromptFile) -> Iterator[tupl
             yield line, row
 
 
-def finish_output(output: PartialOutput, prompts: PromptFile) -> None:
-    """Write the complete output. Raises DataError if the prompt file lost rows while it was read."""
+def answer_rows(
+    output: PartialOutput,
+    prompts: PromptFile,
+    records_of: Callable[
+        [Iterator[tuple[int, dict[str, Any] | RefusedRow]]], Iterable[Mapping[int, Mapping[str, Any]]]
+    ],
+    *,
+    quiet: bool,
+    pace: Callable[[], str] = lambda: "",
+) -> list[str]:
+    """Write the output records of all rows that have none yet, and then the complete output. Return a text for each of the first rows
+    with an error.
+
+    `records_of` makes the records of rows, in groups that are saved together. `pace` is shown beside the progress. Raises DataError if the
+    prompt file lost rows while it was read.
+    """
+    if output.whole:
+        return ["  all lines were already complete"]
+    faults: list[str] = []
+    bar = None if quiet else Progress("generate", output.rows, unit="line", start=output.count)
+    for lines in records_of(unanswered_rows(output, prompts)):
+        output.append_records(lines)
+        for line, error in ((line, record["error"]) for line, record in lines.items() if "error" in record):
+            key = f"{error['key']}: " if error["key"] else ""
+            faults.append(f"  line {line}: {key}{error['what']}\n    {error['remedy']}")
+        if bar is not None:
+            refusals = f"{output.errors:,} refused" if output.errors else ""
+            bar.update(output.count, ", ".join(filter(None, (pace(), refusals))))
     if output.count != prompts.rows:
         raise DataError("the file changed while it was read", where=str(prompts.path), remedy=CHANGED)
     output.finish()
+    return faults[:SHOWN]
+
+
+def check_ending(out: Path, *endings: str) -> None:
+    """Raise ConfigError if the name of `out` does not end in one of `endings`."""
+    if out.suffix.lower() not in endings:
+        raise ConfigError("unknown ending", where=str(out), remedy=f"Give out=FILE with {', '.join(endings)}.")
 
 
 def check_writable_path(out: Path) -> None:

@@ -90,9 +90,12 @@ class CascadeArguments:
 def listen_with_keys(address: ServerOptions) -> Iterator[tuple[socket.socket, ApiKeys]]:
     """Open the port and load the API keys. If the tenant has no key, create one and print it."""
     with listen(address.host, address.port) as sock:
-        keys = ApiKeys.load(Path(address.keys) if address.keys else default_key_file())
+        file = Path(address.keys) if address.keys else default_key_file()
+        keys = ApiKeys.load(file)
         key = keys.ensure_key(address.tenant)
-        if key is not None:
+        if key is None:
+            _say(f"the API keys were shown when they were created; {file} has their hashes")
+        else:
             _say(f"API key of tenant '{address.tenant}', shown only once: {key}")
         yield sock, keys
 

@@ -13,23 +13,21 @@ from typing import Any
 
 from rorqual.core.conversations import read_messages
 from rorqual.core.errors import ConfigError, DataError
-from rorqual.core.progress import Progress
 from rorqual.data.fingerprint import fingerprint
 from rorqual.data.source.cells import joined_prompt, named_columns
-from rorqual.generate.output import CsvOutput, PartialOutput, finish_output, unanswered_rows
+from rorqual.generate.batch import output_record
+from rorqual.generate.output import TABLES, CsvOutput, PartialOutput, answer_rows
 from rorqual.generate.prompts import PromptFile, RefusedRow, read_prompts
 from rorqual.generate.schema import is_json_writable
 from rorqual.teach.answerer import Answerer, AnswererConfig, load_answerer
 from rorqual.teach.columns import MESSAGES
-from rorqual.teach.contract import check_length, prompt_of_turns
+from rorqual.teach.contract import check_length, prompt_of_turns, warning
 from rorqual.teach.paths import TeachPaths
 
 ADDED = ("line", "answer", "probability", "sure", "error")
 """The columns of the output that a row must not have."""
 ROWS_AT_ONCE = 64
 """Number of rows that are answered and saved together."""
-SHOWN = 3
-"""Maximum number of rows with errors in the summary."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,8 @@ def answer_file(
     quiet: bool,
     versions: Mapping[str, Any],
 ) -> tuple[int, list[str]]:
-    """Answer all rows of `file` that have no answer in `out` yet. The output is CSV if `out` ends in .csv, else JSON lines.
+    """Answer all rows of `file` that have no answer in `out` yet. The output is a table if `out` ends in .csv or .tsv,
+    else JSON lines.
 
     `columns` names the columns of the prompt, separated by commas; "" stands for the columns of the training examples. With
     `strict`, DataError is raised for the first row without a prompt, before anything is answered. `versions` has the versions
@@ -66,7 +65,7 @@ def answer_file(
         )
     answerer = load_answerer(folder, threads=threads)
     known = named_columns(
-        columns or ",".join(answerer.config.columns or [_conversation_column(names)]), names, "prompt"
+        columns or ",".join(answerer.config.columns or [MESSAGES if MESSAGES in names else "prompt"]), names, "prompt"
     )
     read_row = partial(_read_row, columns=known, config=answerer.config)
     rows = itertools.starmap(read_row, read_prompts(file))
@@ -78,23 +77,19 @@ def answer_file(
         "prompt": ", ".join(known),
         **versions,
     }
-    kind = CsvOutput if out.suffix.lower() == ".csv" else PartialOutput
-    with kind(out, made, rows=prompts.rows, last=prompts.last) as output:
-        faults = ["  all lines were already complete"]
-        if not output.whole:
-            rows = itertools.starmap(read_row, unanswered_rows(output, prompts))
-            faults = _write_answers(output, rows, answerer, quiet)
-            finish_output(output, prompts)
-        errors = output.errors
+    output_of = partial(CsvOutput, like=file) if out.suffix.lower() in TABLES else PartialOutput
+    with output_of(out, made, rows=prompts.rows, last=prompts.last) as output:
+        faults = answer_rows(
+            output, prompts, lambda rows: _records(itertools.starmap(read_row, rows), answerer), quiet=quiet
+        )
+        errors, sure = output.errors, f", {output.sure:,} sure" if answerer.config.may_abstain else ""
+    refusal = warning(answerer.config)
     return errors, [
-        f"{prompts.rows:,} lines: {prompts.rows - errors:,} answered, {errors:,} refused",
+        f"{prompts.rows:,} lines: {prompts.rows - errors:,} answered{sure}, {errors:,} refused",
         *faults,
+        *[f"  {refusal}"] * bool(refusal),
         f"  {out}",
     ]
-
-
-def _conversation_column(names: Sequence[str]) -> str:
-    return MESSAGES if MESSAGES in names else "prompt"
 
 
 def _read_row(
@@ -106,42 +101,30 @@ def _read_row(
     if lost := [name for name in row if name not in writable]:
         return RefusedRow(line, lost[0], "the value cannot be written as JSON", "Write it as a text.", writable)
     try:
-        if columns == (MESSAGES,):
-            turns = prompt_of_turns(read_messages(row.get(MESSAGES)), config)
-            return _Row(line, row, check_length(turns, config))
-        return _Row(line, row, check_length(joined_prompt(row, columns), config))
+        talk = columns == (MESSAGES,)
+        prompt = prompt_of_turns(read_messages(row.get(MESSAGES)), config) if talk else joined_prompt(row, columns)
+        return _Row(line, row, check_length(prompt, config))
     except DataError as error:
         return RefusedRow(
             line, columns[0], error.what, error.remedy or "Fill the columns of the prompt, or delete the row.", row
         )
 
 
-def _write_answers(
-    output: PartialOutput, rows: Iterator[_Row | RefusedRow], answerer: Answerer, quiet: bool
-) -> list[str]:
-    """Write the answers as they are made. Return a line for each of the first rows with an error."""
-    faults: list[str] = []
-    bar = None if quiet else Progress("generate", output.rows, unit="line", start=output.count)
+def _records(rows: Iterator[_Row | RefusedRow], answerer: Answerer) -> Iterator[dict[int, dict[str, Any]]]:
+    """Yield the output records of the rows, some at a time."""
     while some := [*islice(rows, ROWS_AT_ONCE)]:
         asked = [row for row in some if isinstance(row, _Row)]
-        lines: dict[int, Mapping[str, Any]] = {}
+        lines = {row.line: output_record(row, ()) for row in some if isinstance(row, RefusedRow)}
         for row, answer in zip(asked, answerer.answer([row.prompt for row in asked]), strict=True):
             record = {"line": row.line, **row.values, "answer": answer.text, "probability": answer.probability}
             lines[row.line] = record | ({"sure": answer.sure} if answerer.config.may_abstain else {})
-        for fault in (row for row in some if isinstance(row, RefusedRow)):
-            error = {"key": fault.key, "what": fault.what, "remedy": fault.remedy}
-            lines[fault.line] = {"line": fault.line, **fault.carried, "error": error}
-            faults.append(f"  line {fault.line}: {fault.what}\n    {fault.remedy}")
-        output.append_records(lines)
-        if bar is not None:
-            bar.update(output.count, f"{output.errors:,} refused")
-    return faults[:SHOWN]
+        yield lines
 
 
 def answerer_fingerprint(folder: Path, config: AnswererConfig) -> str:
     """Return a hash of the chosen rungs, the calibration and the promise."""
     paths, digest = TeachPaths(folder), hashlib.sha256()
-    for file in (paths.answerer, *(paths.rung_file(step.rung) for step in config.steps)):
+    for file in (paths.answerer, *map(paths.rung_file, config.rungs)):
         digest.update(
             file.read_bytes() if file.is_file() else fingerprint(paths.model, paths.model.checkpoint()).encode()
         )

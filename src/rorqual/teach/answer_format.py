@@ -28,6 +28,16 @@ CALCULATES, AGREES = 0.5, 0.95
 """The engine writes the results of calculations if at least the share `CALCULATES` of the worked solutions has a calculation
 with the result that the engine would write. A second condition is that at least the share `AGREES` of all results that the
 engine would write equals the result in the worked solution."""
+JSON_TYPES: Mapping[type, str] = {
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    str: "string",
+    list: "array",
+    dict: "object",
+    type(None): "null",
+}
+"""The names of the types of JSON values in a schema."""
 ANSWER_IS = {"number": "Answer with a number.", "text": ""}
 
 
@@ -65,7 +75,7 @@ def infer_json_schema(values: Sequence[Any]) -> dict[str, Any]:
     if all(isinstance(value, list) for value in values):
         items = [item for value in values for item in value]
         return {"type": "array"} | ({"items": infer_json_schema(items)} if items else {})
-    types = sorted({_type_of(value) for value in values})
+    types = sorted({JSON_TYPES[type(value)] for value in values})
     if types == ["string"]:
         counts = Counter(values)
         if 2 <= len(counts) <= ENUM_AT_MOST and min(counts.values()) >= ENUM_SEEN:
@@ -83,19 +93,6 @@ def sort_keys_by_schema(value: Any, schema: Mapping[str, Any]) -> Any:
     if isinstance(value, list) and "items" in schema:
         return [sort_keys_by_schema(item, schema["items"]) for item in value]
     return value
-
-
-def _type_of(value: Any) -> str:
-    names = {
-        bool: "boolean",
-        int: "integer",
-        float: "number",
-        str: "string",
-        list: "array",
-        dict: "object",
-        type(None): "null",
-    }
-    return names[type(value)]
 
 
 def answer_format_instruction(train: Sequence[Example], kind: AnswerKind) -> str:

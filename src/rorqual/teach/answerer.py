@@ -12,6 +12,7 @@ from rorqual.core.errors import ConfigError
 from rorqual.core.records import read_json, write_json
 from rorqual.teach.paths import TeachPaths
 from rorqual.teach.promise import PlattCalibration, Promise
+from rorqual.teach.rungs.classifiers import NEAREST
 from rorqual.teach.rungs.language_model import ALONE, TAUGHT, LanguageModel, taught_params
 from rorqual.teach.rungs.rung import Predictor
 from rorqual.teach.rungs.storage import load_rung
@@ -35,7 +36,8 @@ class AnswererConfig(Config):
     If a row has several columns, their texts are joined by blank lines in the order of `columns`. The examples are conversations if there
     are no columns. `system` is the system message that all examples share, which their prompts leave out, and `has_system_turns` says
     whether prompts have other system turns. `longest` is the number of characters of the longest training prompt; a much longer prompt is
-    refused (`most_characters`).
+    refused (`most_characters`). `least_similar` is the smallest similarity that a held-out prompt has to its nearest training prompt, by
+    the rung `NEAREST`; 0 accepts every prompt.
     """
 
     steps: tuple[Step, ...]
@@ -45,6 +47,12 @@ class AnswererConfig(Config):
     has_system_turns: bool = False
     asked: Share = 0.0
     longest: Natural = 0
+    least_similar: Share = 0.0
+
+    @property
+    def rungs(self) -> tuple[str, ...]:
+        """The names of the rungs that are needed to answer."""
+        return (*(step.rung for step in self.steps), *[NEAREST] * (self.least_similar > 0))
 
     @property
     def may_abstain(self) -> bool:
@@ -61,8 +69,9 @@ class AnswererConfig(Config):
 class Answer:
     """An answer to a prompt.
 
-    `probability` is the calibrated probability that the answer is right, `rung` the name of the rung that gave it. `sure` is False if the
-    probability is below the threshold of the promise: the answer should not be used then.
+    `probability` is the calibrated probability that the answer is right, `rung` the name of the rung that gave it. The probability of a
+    prompt that is less similar to the examples than every held-out prompt is 0, because none was measured for such prompts. `sure` is False
+    if the probability is below the threshold of the promise: the answer should not be used then.
     """
 
     text: str
@@ -73,7 +82,8 @@ class Answer:
 
 
 class Answerer:
-    """The steps that `rorqual teach` chose. `config` is the content of `answerer.json`, and `predictors` has one predictor for each step."""
+    """The steps that `rorqual teach` chose. `config` is the content of `answerer.json`, and `predictors` has one predictor for each name in
+    `config.rungs`."""
 
     def __init__(self, config: AnswererConfig, predictors: Sequence[Predictor]) -> None:
         self.config, self.predictors = config, predictors
@@ -81,14 +91,17 @@ class Answerer:
     def answer(self, prompts: Sequence[str]) -> list[Answer]:
         """Return the answer to each prompt. It does not depend on the other prompts."""
         threshold = self.config.promise.threshold if self.config.promise else math.inf if self.config.asked else 0.0
+        steps, least = self.config.steps, self.config.least_similar
+        nearest = self.predictors[-1].predict(prompts) if least else ()
+        unlike = {place for place, guess in enumerate(nearest) if guess.probability < least}
         answers: dict[int, Answer] = {}
         left = list(range(len(prompts)))
-        for step, predictor in zip(self.config.steps, self.predictors, strict=True):
-            last = predictor is self.predictors[-1]
+        for step, predictor in zip(steps, self.predictors[: len(steps)], strict=True):
+            last = step is steps[-1]
             guesses = predictor.predict([prompts[place] for place in left]) if left else []
             for place, guess in zip(left, guesses, strict=True):
                 if last or guess.probability >= step.above:
-                    probability = step.calibration.probability(guess.probability)
+                    probability = 0.0 if place in unlike else step.calibration.probability(guess.probability)
                     answers[place] = Answer(
                         guess.answer, probability, step.rung, probability >= threshold, guess.reasoning
                     )
@@ -111,7 +124,7 @@ def load_answerer(folder: Path, *, threads: int) -> Answerer:
     config = parse_config(AnswererConfig, data, where=str(paths.answerer))
     if not config.steps:
         raise ConfigError("no steps", where=str(paths.answerer), remedy="Run `rorqual teach` again.")
-    return Answerer(config, [load_predictor(paths, step.rung, threads) for step in config.steps])
+    return Answerer(config, [load_predictor(paths, name, threads) for name in config.rungs])
 
 
 def load_predictor(paths: TeachPaths, name: str, threads: int) -> Predictor:

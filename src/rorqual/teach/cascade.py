@@ -1,4 +1,4 @@
-"""A cascade of two rungs: a fast one answers where it is sure, and a dearer one the rest."""
+"""A cascade of two rungs: a fast one answers where it is sure, and a costlier one the rest."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from rorqual.teach.example_table import ExampleTable, RowFault, read_table
 from rorqual.teach.examples import AnswerKind, Example, answer_kind, canonical_answer, truncate
 from rorqual.teach.folds import divide, split_of_fold
 from rorqual.teach.near_duplicates import find_near_duplicates
+from rorqual.teach.rungs.rung import TrainingRows
 
 LEAK_SHARE = 0.9
 """If at least the share `LEAK_SHARE` of the prompts contains the right label and no other label, the prompts leak the answer."""
@@ -98,7 +99,8 @@ def check_file(
         faults += _test_overlap_faults(examples, read_table(against, **names, system=table.columns.system), against)
     fold = divide(examples, kind, [examples[first].key for first in near.groups])
     splits = Counter(map(split_of_fold, fold.tolist()))
-    labels = Counter(one.answer for one in examples) if kind == "label" else Counter[str]()
+    data = TrainingRows(examples, kind)
+    labels = Counter(data.answers[place] for place in data.classes.tolist()) if kind == "label" else Counter[str]()
     return FileCheck(
         path,
         table.columns,

@@ -101,12 +101,12 @@ def to_json(check: FileCheck) -> dict[str, Any]:
     }
 
 
-def check_page(check: FileCheck, unit: str) -> str:
-    """Return the HTML page of a check."""
+def check_page(check: FileCheck, unit: str, advice: Sequence[Table] = ()) -> str:
+    """Return the HTML page of a check, with the tables of the advice on labels."""
     counts = check.fault_counts()
     facts = [("rows", f"{check.rows:,}", ""), ("usable", f"{len(check.examples):,}", ""), ("answers", check.kind, "")]
     facts += [(kind, f"{count:,}", "warning" if kind in WARNINGS else "fault") for kind, count in counts.items()]
-    tables = [_fault_table(check, kind) for kind in sorted(counts, key=lambda kind: kind in WARNINGS)]
+    tables = [*advice, *(_fault_table(check, kind) for kind in sorted(counts, key=lambda kind: kind in WARNINGS))]
     if check.labels:
         labels = [(name, f"{count:,}") for name, count in check.labels.items()]
         tables.append(Table(title="Labels", heads=("label", "examples"), rows=labels))

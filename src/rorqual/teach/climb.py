@@ -1,11 +1,13 @@
-"""Measure rungs on held-out examples, from the cheapest to the dearest, and choose one."""
+"""Measure rungs on held-out examples, from the cheapest to the costliest, and choose one."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
+from rorqual.core.records import stored_json
 from rorqual.evals.table import percent, percent_interval
 from rorqual.tasks.examples import AnswerKind
 from rorqual.teach.answerer import AnswererConfig, Step
@@ -26,6 +28,7 @@ from rorqual.teach.held_out import (
 from rorqual.teach.paths import TeachPaths
 from rorqual.teach.promise import calibrate, promise
 from rorqual.teach.results import milliseconds
+from rorqual.teach.rungs.classifiers import NEAREST
 from rorqual.teach.rungs.language_model import ALONE, TAUGHT
 from rorqual.teach.rungs.rung import Integers, Predictor, Rung, TrainingRows
 from rorqual.teach.rungs.storage import save_rung
@@ -71,6 +74,8 @@ class Climb:
     def cross_validate(self, rung: Rung, seconds: float) -> None:
         """Measure a rung by cross-validation, in about `seconds` at most."""
         extra = self._extra(rung)
+        if rung.slow:
+            self.say(f"  {rung.name} ... (about {max(1, math.ceil(seconds / 60))} minutes at most)")
         self._add(
             rung.name,
             lambda: cross_validate(rung, self.pool, self.fold, self.kind, self.grade, seconds=seconds, extra=extra),
@@ -99,10 +104,7 @@ class Climb:
         self._add(name, measure)
 
     def _add(self, name: str, measure: Callable[[], HeldOut]) -> None:
-        file = self.paths.held_out_file(name)
-        if not file.is_file():
-            measure().save(file)
-        one = HeldOut.load(file)
+        one = HeldOut(**stored_json(self.paths.held_out_file(name), lambda: asdict(measure())))
         names = [other.name + WITH_WRITTEN for other in self.results]  # such a rung has its place after the one without
         self.results.insert(names.index(name) + 1 if name in names else len(names), one)
         self.say(
@@ -118,6 +120,7 @@ class Climb:
     def fit_and_save(self, rung: Rung) -> None:
         """Fit a rung on the whole pool and save it, unless it is saved already."""
         if not self.paths.rung_file(rung.name).is_file():
+            self.say(f"  fit {rung.name} on all {len(self.pool):,} examples")
             rung.settle(training_rows(self.pool, self.fold, self.kind, DEV))
             rung.fit(TrainingRows([*self.pool, *self._extra(rung)], self.kind))
             save_rung(rung, self.paths.rung_file(rung.name))
@@ -134,14 +137,16 @@ class Climb:
             steps, results = [first, *steps], [self.result(first.rung), chosen]
         found = combined(steps, results)
         made = None
-        if accuracy and not {TAUGHT, ALONE}.intersection(step.rung for step in steps):  # chosen on the same dev rows
+        if accuracy and not {TAUGHT, ALONE} & {step.rung for step in steps}:  # chosen on the same dev rows
             made = promise(accuracy, [*found.probability.values()], [*found.right.values()])
+        similar = [most for one in self.results if one.name == NEAREST for most in one.probability.values()]
         system = any(one.turns[0].role == "system" for one in self.pool)
         config = AnswererConfig(
             steps=tuple(steps),
             promise=made,
             asked=accuracy,
             longest=max(len(one.prompt) for one in self.pool),
+            least_similar=min(similar, default=0.0),
             columns=tuple(columns.prompt),
             system=columns.system,
             has_system_turns=system and not columns.prompt,

@@ -72,6 +72,6 @@ def find_columns(names: Sequence[str], *, prompt: str = "", answer: str = "", re
     raise ConfigError(
         f"no columns of prompt and answer are known among {', '.join(map(repr, names)) or 'none'}",
         where="columns",
-        remedy="Name them: prompt=COLUMN answer=COLUMN. Known without naming: messages, or "
+        remedy="Name them: prompt=COLUMN[,COLUMN] answer=COLUMN[,COLUMN]. Known without naming: messages, or "
         + f"{', '.join('+'.join(asks) for asks, _ in SHAPES)} with {', '.join(ANSWERS)}.",
     )

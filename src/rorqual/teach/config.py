@@ -78,25 +78,25 @@ def settings_text(config: TeachConfig) -> str:
     return to_yaml(config, exclude={"threads", "quiet", "track"}) + "".join(digests)
 
 
-def has_only_more_minutes(config: TeachConfig, stored: Path) -> bool:
-    """Return whether the folder of the settings file `stored` was begun with the same settings and files, but fewer minutes."""
+def has_more_minutes(config: TeachConfig, stored: Path) -> bool:
+    """Return whether the folder of the settings file `stored` was begun with fewer minutes.
+
+    Raises ConfigError if other settings or files differ. The settings `promise`, `threads`, `quiet` and `track` may differ.
+    """
     if not stored.is_file():
         return False
-    known = stored.read_text(encoding="utf-8")
-    minutes = float(load_yaml(known)["minutes"])
-    return minutes < config.minutes and known == settings_text(config.model_copy(update={"minutes": minutes}))
-
-
-def refuse_other_settings(config: TeachConfig, stored: Path) -> None:
-    """Raise ConfigError if the settings or files differ from the settings file
-    `stored` of the folder. The settings `threads`, `quiet` and `track` may differ."""
-    if stored.is_file():
-        known, own = (text.splitlines() for text in (stored.read_text(encoding="utf-8"), settings_text(config)))
-        if known != own:
-            changed = (re.sub("# sha256 [0-9a-f]+  ", "the content of ", line) for line in own if line not in known)
-            raise ConfigError(
-                "this folder was begun with other settings or another content of a file; new are: "
-                + ("; ".join(changed) or "none, but some are gone"),
-                where=str(stored),
-                remedy="Give the same settings and files to resume, or another out= to begin anew.",
-            )
+    text = stored.read_text(encoding="utf-8")
+    values = load_yaml(text)
+    longer = float(values["minutes"]) < config.minutes
+    free = {name: values[name] for name in ("promise", *["minutes"] * longer) if name in values}
+    known, own = text.splitlines(), settings_text(config.model_copy(update=free)).splitlines()
+    if known != own:
+        changed = (re.sub("# sha256 [0-9a-f]+  ", "the content of ", line) for line in own if line not in known)
+        raise ConfigError(
+            "this folder was begun with other settings or another content of a file; new are: "
+            + ("; ".join(changed) or "none, but some are gone"),
+            where=str(stored),
+            remedy="Give the same settings and files to resume, or another out= to begin anew. `rorqual compare` needs the same test "
+            "examples in both folders: with more rows, give both test=FILE.",
+        )
+    return longer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from rorqual.core.errors import DataError, suggest_name
 from rorqual.core.records import Message
 from rorqual.data.source.cells import joined_prompt
 from rorqual.teach.answerer import Answer, AnswererConfig
+from rorqual.teach.examples import parse_json
 
 
 def prompt_of_text(text: str, columns: Sequence[str]) -> str:
@@ -18,13 +18,9 @@ def prompt_of_text(text: str, columns: Sequence[str]) -> str:
 
     Raises DataError if the text is empty, or if the object lacks one of `columns` or has another key.
     """
-    if len(columns) > 1 and text.lstrip().startswith("{"):
-        try:
-            values = json.loads(text)
-        except (ValueError, RecursionError):
-            values = None
-        if isinstance(values, dict) and values.keys() & {*columns}:
-            return prompt_of_columns(values, columns)
+    values = parse_json(text.strip())
+    if len(columns) > 1 and isinstance(values, dict) and values.keys() & {*columns}:
+        return prompt_of_columns(values, columns)
     return joined_prompt({"": text}, [""])
 
 
@@ -80,6 +76,18 @@ def abstention(answer: Answer, config: AnswererConfig) -> str:
     if answer.sure:
         return ""
     if (promise := config.promise) is None:
-        return f"not sure enough: probability {answer.probability:.3g}, and {config.asked:g} could not be promised for this task"
+        return f"no prompt is answered: an accuracy of {config.asked:g} could not be promised for this task"
+    if not answer.probability:
+        return "unlike all examples: no accuracy was measured for such prompts"
     needed = f"the promise of {promise.accuracy:g} needs {promise.threshold:.3g}"
     return f"not sure enough: probability {answer.probability:.3g}, {needed}"
+
+
+def warning(config: AnswererConfig) -> str:
+    """Return a warning if every prompt is refused, or ""."""
+    if not config.asked or config.promise is not None:
+        return ""
+    return (
+        f"Warning: every prompt is refused, because an accuracy of {config.asked:g} could not be promised. Repeat the command "
+        "`rorqual teach` with a promise= that its report names, or without promise=; nothing is trained again."
+    )

@@ -142,7 +142,7 @@ def divide_examples(
         # The order of keys is that of the training examples, because the grammar has it.
         train_first = np.argsort(fold == DEV, kind="stable")
         schema = infer_json_schema([json.loads(pool[place].answer) for place in train_first])
-        pool = [replace(one, answer=_order_keys(one.answer, schema)) for one in pool]
+        pool = [replace(one, answer=order_keys(one.answer, schema)) for one in pool]
     splits: dict[Split, list[Example]] = {"train": [], "dev": [], "test": sorted(tests, key=content_hash)[:count]}
     for one, number in zip(pool, fold, strict=True):
         splits[split_of_fold(number)].append(one)
@@ -163,7 +163,7 @@ def _respell_answers(examples: Sequence[Example], forms: Mapping[str, str]) -> l
     return [replace(one, answer=forms.get(normalize_text(one.answer), one.answer)) for one in examples]
 
 
-def _order_keys(answer: str, schema: Mapping[str, Any]) -> str:
+def order_keys(answer: str, schema: Mapping[str, Any]) -> str:
     """Return a JSON answer with keys in the order of the schema. Spaces are left out, because an answer without spaces has
     fewer tokens."""
     return json.dumps(sort_keys_by_schema(json.loads(answer), schema), ensure_ascii=False, separators=(",", ":"))

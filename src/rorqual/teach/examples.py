@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,15 +103,16 @@ def _from_conversation(row: DataRow, columns: Columns) -> Example:
     return Example(row.line, prompt, reply.label.strip(), reply.reasoning or "")
 
 
+def parse_json(text: str) -> Any:
+    """Return the JSON object or list of a text, or None if the text is none."""
+    with suppress(ValueError, RecursionError):
+        return json.loads(text) if text[:1] in ("{", "[") else None
+    return None
+
+
 def is_json(text: str) -> bool:
     """Return whether the text is a JSON object or list."""
-    if text[:1] not in ("{", "["):
-        return False
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
+    return parse_json(text) is not None
 
 
 NUMBER = re.compile(r"[-+$€£]?\s?\d[\d,]*(\.\d+)?\s?%?")

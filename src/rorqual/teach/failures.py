@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.evals.table import percent
@@ -14,7 +12,8 @@ from rorqual.report.table import Table
 from rorqual.tasks.examples import AnswerKind, canonical_form
 from rorqual.tasks.file_task import normalize_text
 from rorqual.tasks.task import Verdict
-from rorqual.teach.examples import truncate
+from rorqual.teach.examples import parse_json, truncate
+from rorqual.teach.rungs.fields import as_text, flatten
 
 SHOWN_GROUPS = 15
 CHANGES = ("gained", "lost", "still wrong", "still right")
@@ -114,21 +113,9 @@ def _graded_groups_of_pair(pair: BeforeAfterReplies, kind: AnswerKind) -> Iterat
 
 
 def _json_fields(text: str) -> dict[str, str]:
-    """Return the values of a JSON answer, by dotted key. If `text` is not JSON, return an empty dictionary."""
-    try:
-        return dict(_json_leaves("", json.loads(text)))
-    except (ValueError, RecursionError):
-        return {}
-
-
-def _json_leaves(name: str, value: Any) -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            if inner is None:
-                continue  # the same as a missing key
-            yield from _json_leaves(f"{name}.{key}" if name else key, inner)
-    else:
-        yield name, normalize_text(value if isinstance(value, str) else json.dumps(value))
+    """Return the values of a JSON answer, by dotted key. If `text` is not JSON, return an empty dictionary. A null is a missing key."""
+    leaves = flatten(parse_json(text)).items()
+    return {".".join(path): normalize_text(as_text(value)) for path, value in leaves if value is not None}
 
 
 def failures_text(before: Evaluation, after: Evaluation, kind: AnswerKind, *, count: int) -> str:

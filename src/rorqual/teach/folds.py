@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from rorqual.tasks.examples import AnswerKind
 from rorqual.tasks.task import Split
-from rorqual.teach.examples import Example, answer_kind, canonical_answer, is_json
+from rorqual.teach.examples import Example, answer_kind, canonical_answer, parse_json
 from rorqual.teach.near_duplicates import find_near_duplicates
 
 FOLDS = 5
@@ -84,7 +83,7 @@ def _strata(examples: Sequence[Example], kind: AnswerKind) -> list[str]:
     if kind == "label":
         return [canonical_answer(one, kind) for one in examples]
     if kind == "JSON" and examples:
-        parsed = [json.loads(one.answer) if is_json(one.answer) else None for one in examples]
+        parsed = [parse_json(one.answer) for one in examples]
         fields = [value if isinstance(value, dict) else {} for value in parsed]
         first = min(range(len(examples)), key=lambda place: content_hash(examples[place]))
         for name in fields[first]:

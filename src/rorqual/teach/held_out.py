@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from statistics import median
 
-from rorqual.core.records import write_json
 from rorqual.evals.stats import Interval, wilson
 from rorqual.teach.examples import Example
 from rorqual.teach.folds import DEV, FOLDS
@@ -20,7 +16,6 @@ from rorqual.teach.rungs.simple import UserRule
 
 Grade = Callable[[Example, str], bool]
 """A function of an example and a reply that returns whether the reply is right."""
-UNSEEN = itertools.count(1)
 TIMED, TIMING_SECONDS = 9, 3.0
 """At most `TIMED` prompts are answered one by one to measure the time of an answer, and none after `TIMING_SECONDS`."""
 CLEARLY = 1.0
@@ -55,13 +50,6 @@ class HeldOut:
     def interval(self) -> Interval:
         """The 95 % interval of the accuracy."""
         return wilson(sum(self.right.values()), len(self.right))
-
-    def save(self, file: Path) -> None:
-        write_json(file, asdict(self))
-
-    @staticmethod
-    def load(file: Path) -> HeldOut:
-        return HeldOut(**json.loads(file.read_bytes()))
 
 
 def cross_validate(
@@ -117,11 +105,11 @@ def record_answers(
 
 
 def seconds_of_answer(predictor: Predictor, examples: Sequence[Example]) -> float:
-    """Return the median time of an answer to a single prompt. Spaces make each prompt one whose embedding is not
+    """Return the median time of an answer to a single prompt. A space makes each prompt one whose embedding is not
     stored; a user's rule sees the prompt alone."""
     times: list[float] = []
     for one in examples[:TIMED]:
-        prompt = one.prompt if isinstance(predictor, UserRule) else one.prompt + " " * next(UNSEEN)
+        prompt = one.prompt + " " * (not isinstance(predictor, UserRule))
         began = time.monotonic()
         predictor.predict([prompt])
         times.append(time.monotonic() - began)
@@ -151,11 +139,11 @@ def clearly_beats(one: HeldOut, other: HeldOut) -> bool:
 
 
 def choose(results: Sequence[HeldOut]) -> HeldOut:
-    """Return the cheapest rung that no dearer one clearly beats, and that does better than every cheaper one. `results` has the cheapest
+    """Return the cheapest rung that no costlier one clearly beats, and that does better than every cheaper one. `results` has the cheapest
     rung first."""
     best = max(results, key=lambda one: one.accuracy)
     for place, one in enumerate(results):
-        beaten = any(clearly_beats(dearer, one) for dearer in results[place + 1 :])
+        beaten = any(clearly_beats(costlier, one) for costlier in results[place + 1 :])
         if not beaten and all(gain_over(one, cheaper)[0] > 0 for cheaper in results[:place]):
             return one
     return best

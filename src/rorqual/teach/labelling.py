@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from numpy.typing import NDArray
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.core.extras import require_extra
 from rorqual.core.records import write_atomic
-from rorqual.core.rows import DataRow, read_rows
+from rorqual.core.rows import DataRow, csv_lines, dialect_like, read_rows
 from rorqual.data.source.cells import cell_text, joined_prompt
 from rorqual.evals.stats import t_interval
 from rorqual.report.table import Table
@@ -59,11 +57,22 @@ class RowAdvice:
     margin: float
 
 
+@dataclass(frozen=True)
+class Advice:
+    """The advice on a file, as text, as tables and as JSON values."""
+
+    text: str
+    tables: Sequence[Table]
+    json: Mapping[str, list[dict[str, Any]]]
+
+
 def advise(
     check: FileCheck, encoder: Encoder | None, *, unlabelled: Path | None = None, write: Path | None = None
-) -> tuple[str, dict[str, list[dict[str, Any]]]]:
-    """Return the advice on the labels of a checked file as text and as JSON values. With `unlabelled`, the advice has the rows of this file
+) -> Advice:
+    """Return the advice on the labels of a checked file. With `unlabelled`, the advice has the rows of this file
     to label next, which are written to the CSV file `write`, and the gain that such a choice has on the labelled rows.
+
+    TF-IDF and the embeddings of `encoder` are compared by cross-validation, and the better ones are used.
 
     Raises ConfigError if the answers are no labels, and DataError if too few or too many rows can be used.
     """
@@ -79,25 +88,30 @@ def advise(
         raise DataError(
             f"more than {MOST_ROWS:,} rows", where=str(check.path), remedy="Give a random sample of the rows."
         )
-    table = _features([*(one.prompt for one in examples), *prompts], encoder)
-    suspects = find_suspects(examples, table[: len(examples)])
-    text = _table(f"probably mislabelled: {len(suspects):,} of {len(examples):,} rows", suspects)
-    if not unlabelled:
-        return text, {"suspects": [vars(one) for one in suspects]}
-    following = rows_to_label(examples, rows, prompts, table)
-    if write:
-        write_atomic(write, _to_csv(following, rows, check.columns).encode())
-    text += f"\n\n{_table('label these rows next', following)}\n\n{gain_sentence(examples, table[: len(examples)])}"
-    return text, {"suspects": [vars(one) for one in suspects], "next": [vars(one) for one in following]}
+    tables = _features([*(one.prompt for one in examples), *prompts], encoder)
+    right, probability, name = max(
+        ((*_cross_validated(examples, one[: len(examples)]), name) for name, one in tables.items()),
+        key=lambda one: one[0],
+    )
+    table, suspects = tables[name], find_suspects(examples, probability)
+    found = {"suspects": suspects}
+    title = f"probably mislabelled: {len(suspects):,} of {len(examples):,} rows (by {name}, right on {right:.1%})"
+    shown = [advice_table(title, suspects)]
+    text = shown[0].text()
+    if unlabelled:
+        following = rows_to_label(examples, rows, prompts, table)
+        if write:
+            lines = csv_lines(_table_rows(following, rows, check.columns), dialect_like(unlabelled, write))
+            write_atomic(write, lines)
+        found["next"] = following
+        shown.append(advice_table("label these rows next", following))
+        text += f"\n\n{shown[1].text()}\n\n{gain_sentence(examples, table[: len(examples)])}"
+    return Advice(text, shown, {key: [vars(one) for one in some] for key, some in found.items()})
 
 
-def find_suspects(examples: Sequence[Example], table: Floats) -> list[RowAdvice]:
-    """Return the rows that confident learning (Northcutt et al. 2021) finds mislabelled, the least plausible label first.
-    `table` has the features of the examples [examples, features].
-
-    A row is confidently of a class if the cross-validated probability of the class is at least its mean over the rows with this
-    label. Labels with fewer rows than folds are not judged, and margins above `SUSPECT` are no evidence.
-    """
+def _cross_validated(examples: Sequence[Example], table: Floats) -> tuple[float, Floats]:
+    """Return the accuracy of a classifier in cross-validation, and its probabilities [examples, classes]. `table` has the features of
+    the examples [examples, features]."""
     data = TrainingRows(examples, "label")
     classes, every = data.classes, np.arange(len(examples))
     fold = folds(examples, "label", near_duplicate_groups(examples))
@@ -105,12 +119,21 @@ def find_suspects(examples: Sequence[Example], table: Floats) -> list[RowAdvice]
     for number in range(FOLDS):
         model, held = FittedClassifier(table[fold != number], classes[fold != number], PENALTY), every[fold == number]
         probability[np.ix_(held, model.classes)] = model.probabilities(table[held])
-    own, counts = probability[every, classes], np.bincount(classes)
-    confident = np.where(probability >= np.bincount(classes, own) / counts, probability, 0.0)
-    likely = confident.argmax(1)
-    probability[every, classes] = 0.0
-    margin = own - probability.max(1)
-    found = every[(confident.max(1) > 0) & (likely != classes) & (counts[classes] >= FOLDS) & (margin <= SUSPECT)]
+    return float((probability.argmax(1) == classes).mean()), probability
+
+
+def find_suspects(examples: Sequence[Example], probability: Floats) -> list[RowAdvice]:
+    """Return the rows whose label is far less probable in cross-validation than another one (the normalized margin of confident
+    learning, Northcutt et al. 2021), the least plausible label first.
+
+    Labels with fewer rows than folds are not judged, and margins above `SUSPECT` are no evidence.
+    """
+    data = TrainingRows(examples, "label")
+    classes, every = data.classes, np.arange(len(examples))
+    others = probability.copy()
+    others[every, classes] = 0.0
+    likely, margin = others.argmax(1), probability[every, classes] - others.max(1)
+    found = every[(np.bincount(classes)[classes] >= FOLDS) & (margin <= SUSPECT)]
     return [
         RowAdvice(one.line, one.prompt, one.answer, data.answers[likely[place]], float(margin[place]))
         for place in found[np.argsort(margin[found], kind="stable")]
@@ -162,17 +185,15 @@ def gain_sentence(examples: Sequence[Example], table: Floats) -> str:
     )
 
 
-def _features(prompts: Sequence[str], encoder: Encoder | None) -> Floats:
-    """Return features [prompts, features]: embeddings, or without an encoder the leading singular directions of TF-IDF."""
-    if encoder is not None:
-        return encoder.embed(prompts).astype(np.float64)
+def _features(prompts: Sequence[str], encoder: Encoder | None) -> dict[str, Floats]:
+    """Return features [prompts, features] by name: the leading singular directions of TF-IDF, and with an encoder, embeddings."""
     with require_extra("teach", "sklearn"):
         from sklearn.decomposition import TruncatedSVD
     tf_idf = TfIdf(words=True)
     tf_idf.fit(prompts)
     table = tf_idf.of(prompts)
-    reduced: Floats = TruncatedSVD(min(DIRECTIONS, *table.shape), random_state=0).fit_transform(table)
-    return reduced
+    found = {"TF-IDF": TruncatedSVD(min(DIRECTIONS, *table.shape), random_state=0).fit_transform(table)}
+    return found if encoder is None else found | {"embeddings": encoder.embed(prompts).astype(np.float64)}
 
 
 def _margins(probability: Floats) -> Floats:
@@ -180,24 +201,22 @@ def _margins(probability: Floats) -> Floats:
     return np.diff(np.sort(probability, axis=1)[:, -2:], axis=1).sum(1)
 
 
-def _table(title: str, advice: Sequence[RowAdvice]) -> str:
-    rows = [(str(one.line), one.label, one.likely, f"{one.margin:.2f}", truncate(one.prompt, 80)) for one in advice]
-    return Table(
-        title=title, heads=("line", "label", "likely", "margin", "prompt"), rows=rows[:SHOWN], text_columns=5
-    ).text()
+def advice_table(title: str, advice: Sequence[RowAdvice]) -> Table:
+    """Return a table of the first rows."""
+    rows = [
+        (str(one.line), one.label, one.likely, f"{one.margin:.2f}", truncate(" ".join(one.prompt.split()), 80))
+        for one in advice
+    ]
+    heads = ("line", "label", "likely", "margin", "prompt")
+    return Table(title=title, heads=heads, rows=rows[:SHOWN], text_columns=5)
 
 
-def _to_csv(advice: Sequence[RowAdvice], rows: Sequence[DataRow], columns: Columns) -> str:
-    """Return the columns of the prompt, an empty column for the label, and the likely label."""
+def _table_rows(advice: Sequence[RowAdvice], rows: Sequence[DataRow], columns: Columns) -> Iterator[list[str]]:
+    """Yield the columns of the prompt, an empty column for the label, and the likely label."""
     values = {row.line: row.values for row in rows}
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow([*columns.prompt, *columns.answer, "likely"])
+    yield [*columns.prompt, *columns.answer, "likely"]
     for one in advice:
-        writer.writerow(
-            [*(cell_text(values[one.line], name, optional=True) for name in columns.prompt), "", one.likely]
-        )
-    return text.getvalue()
+        yield [*(cell_text(values[one.line], name, optional=True) for name in columns.prompt), "", one.likely]
 
 
 def _read_prompts(path: Path, columns: Columns) -> tuple[list[DataRow], list[str]]:

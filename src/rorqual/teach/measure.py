@@ -5,9 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from rorqual.core.records import Message, RunDir
+from rorqual.core.records import Message
 from rorqual.data.chat import ChatFormat
-from rorqual.data.fingerprint import fingerprint
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.tasks.examples import AnswerKind, ExamplesTask
@@ -58,13 +57,6 @@ def _turns(one: Example, kind: AnswerKind) -> tuple[Message, Message]:
 def test_problems(task: ExamplesTask) -> list[Problem]:
     """Return the test problems, sorted by key."""
     return sorted(task.problems("test", 0), key=lambda problem: problem.key)
-
-
-def record_measured_checkpoint(task: ExamplesTask, run: RunDir) -> ExamplesTask:
-    """Return `task` after setting `task.checkpoint` to the fingerprint of `run`. The record of the reading of the test split contains
-    this fingerprint."""
-    task.checkpoint = fingerprint(run, run.checkpoint())
-    return task
 
 
 def evaluate_guesses(

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from typing import Any
 
 from rorqual.convert.merge import merge_run
 from rorqual.convert.safetensors_slices import Progress as BytesProgress
 from rorqual.core.journal import json_line
 from rorqual.core.ledger import Ledger, read_ledger
 from rorqual.core.progress import clock_text
-from rorqual.core.records import Message, TaskDefaults, Thinking, write_atomic, write_json
+from rorqual.core.records import Message, TaskDefaults, Thinking, stored_json, write_atomic, write_json
 from rorqual.data.chat import ChatFormat, chat_format, load_chat, read_chat_name
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.request import SamplingParams
 from rorqual.model.load.run_directory import read_model_config
 from rorqual.tasks.examples import ExamplesTask
 from rorqual.teach.answer_format import answer_grammar, needs_calculator
+from rorqual.teach.answerer import load_predictor
 from rorqual.teach.base_model import ChosenBaseModel, find_base_model
 from rorqual.teach.climb import Climb
 from rorqual.teach.config import TeachConfig
@@ -28,7 +29,7 @@ from rorqual.teach.examples import Example
 from rorqual.teach.measure import BASE_TOKENS, instruction_message, most_shots
 from rorqual.teach.paths import EARLIER, TeachPaths
 from rorqual.teach.plan import TeachPlan, lengths_of, make_plan, taught_chat_format
-from rorqual.teach.rungs.language_model import ALONE, TAUGHT, LanguageModel, taught_params
+from rorqual.teach.rungs.language_model import ALONE, TAUGHT, LanguageModel
 from rorqual.teach.rungs.rung import Predictor
 from rorqual.teach.train import TeachTraining
 from rorqual.train.track import open_trackers
@@ -76,18 +77,7 @@ class ModelStages:
         with self.ledger.record_stage("base"):
             self.say(f"  {self.base.reason}")
             write_atomic(self.paths.sft_rows, b"".join(map(json_line, rows_of(self.train_examples))))
-            if not self.paths.plan.is_file():
-                plan = make_plan(
-                    self.base.run,
-                    self.paths.sft_rows,
-                    lengths_of(self.train_examples, self.chat),
-                    seconds=60 * self.config.minutes - self._seconds_toward_limit(),
-                    reinforce=0.0 if self.reason_to_skip_grpo else GRPO_SHARE,
-                    seed=self.config.seed,
-                    threads=self.threads,
-                )
-                write_json(self.paths.plan, plan.model_dump(mode="json"))
-        plan = self.plan
+            plan = self.plan
         self.say(
             f"  {plan.steps:,} steps of {plan.rows} rows of {plan.row} tokens: {plan.epochs:.1f} epochs, {plan.step_seconds:.1f} seconds "
             f"per step in {plan.dtype}, about {clock_text(plan.train_seconds)}; {self.config.minutes:g} minutes in all, without the other rungs"
@@ -113,8 +103,20 @@ class ModelStages:
 
     @cached_property
     def plan(self) -> TeachPlan:
-        """The training plan, read from the file that `find_base_and_plan` wrote."""
-        return TeachPlan(**json.loads(self.paths.plan.read_bytes()))
+        """The training plan. It depends on measured time, so it is made once and stored."""
+
+        def make() -> dict[str, Any]:
+            return make_plan(
+                self.base.run,
+                self.paths.sft_rows,
+                lengths_of(self.train_examples, self.chat),
+                seconds=60 * self.config.minutes - self._seconds_toward_limit(),
+                reinforce=0.0 if self.reason_to_skip_grpo else GRPO_SHARE,
+                seed=self.config.seed,
+                threads=self.threads,
+            ).model_dump(mode="json")
+
+        return TeachPlan(**stored_json(self.paths.plan, make))
 
     @cached_property
     def chat(self) -> ChatFormat:
@@ -232,9 +234,6 @@ class ModelStages:
         seconds = sum(entry.seconds for entry in read_ledger(self.paths.ledger) if entry.stage in stages)
         with self.ledger.record_stage(HELD_OUT):
             for name in (ALONE, TAUGHT) if self.params.calculator else (TAUGHT,):
-                self.climb.measure_on_dev(name, partial(self.taught_model, name), fit_seconds=seconds, seconds=math.inf)
-
-    def taught_model(self, name: str) -> Predictor:
-        """Return the taught model, with the calculator if `name` is not `ALONE`."""
-        params, thinking = taught_params(self.paths.model, calculator=name == TAUGHT)
-        return LanguageModel(name, self.paths.model, params, thinking, threads=self.threads)
+                self.climb.measure_on_dev(
+                    name, partial(load_predictor, self.paths, name, self.threads), fit_seconds=seconds, seconds=math.inf
+                )

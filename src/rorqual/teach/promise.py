@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,8 @@ DOUBT = 0.05
 """The probability that the accuracy of answered prompts is below the promised one."""
 LEVELS = 10
 """Number of thresholds that are tried: those that answer a tenth of the examples, two tenths, and so on."""
+LEAST_GAIN = 0.005
+"""Of accuracies that can be promised, one that is higher by less is not listed."""
 EDGE = 1e-6
 """Probabilities are kept this far from 0 and 1 before their log-odds are taken."""
 
@@ -77,9 +79,44 @@ def lower_bound(right: int, total: int, doubt: float = DOUBT) -> float:
 
 @dataclass(frozen=True)
 class _Level:
+    """The `answered` examples whose probability is at least `threshold`, of which `right` are answered rightly. `left_out` says whether the
+    example that is left out of a test is a right one. `doubt` is the level's own part of `DOUBT`."""
+
     threshold: float
     answered: int
     right: int
+    left_out: bool
+    doubt: float
+
+    def lower_bound(self, doubt: float) -> float:
+        return lower_bound(self.right - self.left_out, self.answered - 1, doubt)
+
+
+def _levels(probability: Sequence[float], right: Sequence[bool]) -> Iterator[_Level]:
+    """Yield the levels, the strictest first."""
+    order = sorted(range(len(right)), key=lambda place: -probability[place])
+    doubt = 0.0
+    for level in range(1, LEVELS + 1):
+        doubt += DOUBT / LEVELS
+        if (at := len(order) * level // LEVELS) >= 2:
+            threshold = probability[order[at - 1]]
+            reached = [right[place] for place in order if probability[place] >= threshold]
+            left_out = max(right[place] for place in order if probability[place] == threshold)
+            yield _Level(threshold, len(reached), sum(reached), left_out, doubt)
+            doubt = 0.0
+
+
+def possible_promises(probability: Sequence[float], right: Sequence[bool]) -> list[tuple[float, float]]:
+    """Return pairs of an accuracy that can be promised and the share of prompts that is answered then, the largest share first.
+
+    All bounds hold together with probability 1 - `DOUBT` (Bonferroni), so one of them may be chosen after all were seen.
+    """
+    found: dict[float, float] = {}
+    for level in reversed([*_levels(probability, right)]):
+        bound = math.floor(1000 * level.lower_bound(level.doubt)) / 1000
+        if bound >= max(found, default=0.0) + LEAST_GAIN:
+            found[bound] = level.answered / len(right)
+    return [*found.items()]
 
 
 def promise(accuracy: float, probability: Sequence[float], right: Sequence[bool]) -> Promise | None:
@@ -89,17 +126,11 @@ def promise(accuracy: float, probability: Sequence[float], right: Sequence[bool]
     `DOUBT`, and a threshold that passes leaves its part to the next (the fallback procedure, Wiens 2003). The test leaves out one example at
     the threshold, because it sets the threshold: a right one if several are equally sure.
     """
-    order = sorted(range(len(right)), key=lambda place: -probability[place])
     found, doubt = None, 0.0
-    for level in range(1, LEVELS + 1):
-        doubt += DOUBT / LEVELS
-        if (at := len(order) * level // LEVELS) < 2:
-            continue
-        threshold = probability[order[at - 1]]
-        reached = [right[place] for place in order if probability[place] >= threshold]
-        left_out = max(right[place] for place in order if probability[place] == threshold)
-        if lower_bound(sum(reached) - left_out, len(reached) - 1, doubt) >= accuracy:
-            found = _Level(threshold, len(reached), sum(reached))
+    for level in _levels(probability, right):
+        doubt += level.doubt
+        if level.lower_bound(doubt) >= accuracy:
+            found = level
         else:
             doubt = 0.0
     if found is None:

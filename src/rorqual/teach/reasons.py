@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from rorqual.core.journal import read_lines
-from rorqual.core.records import write_json
 from rorqual.data.distilled import read_distilled
 from rorqual.factory import FactoryConfig, FilterConfig, sample_teacher
 from rorqual.factory.budget import Budget, BudgetReached
@@ -87,9 +86,6 @@ def teacher_reasons(
     say: Callable[[str], None],
 ) -> TeacherReasons:
     """Sample the teacher within its budget, and return the reasons. An interrupted call resumes from the samples in `folder`."""
-    known = folder / "reasons.json"
-    if known.is_file():
-        return read_reasons(known)
     opening = answer_format_instruction(train, kind)
     texts: dict[str, str] = {}
     given, stopped = list[str](), ""
@@ -110,9 +106,7 @@ def teacher_reasons(
             f"  the teacher wrote reasons for {len(found):,} of {len(left):,} examples"
             + " that it did not solve" * (name == "given")
         )
-    reasons = TeacherReasons(texts, given, stopped)
-    write_json(known, vars(reasons))
-    return reasons
+    return TeacherReasons(texts, given, stopped)
 
 
 def sample_on_rows(

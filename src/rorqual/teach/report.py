@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Iterator
 
 from rorqual.core.journal import read_lines
 from rorqual.core.ledger import UNACCOUNTED, read_ledger
 from rorqual.core.progress import clock_text
 from rorqual.core.records import write_json
 from rorqual.evals.table import percent
-from rorqual.report.chart import Chart, Series, draw
+from rorqual.report.chart import NARROW, Chart, Series, draw
 from rorqual.report.page import write_page
 from rorqual.report.table import Table
 from rorqual.tasks.examples import list_test_readings
@@ -47,6 +48,7 @@ def write_report(paths: TeachPaths, config: TeachConfig, dataset: Dataset, found
     sentences, table = found.sentences(len(opened)), found.table()
     pairs = pair_replies(found.other, found.chosen)
     changes, names = by_change(pairs), (found.other.model, found.chosen.model)
+    gained = changes["gained"]
     skipped = [f"{name} was skipped: {reason}." for name, reason in found.skipped.items()]
     write_page(
         paths.report,
@@ -54,9 +56,13 @@ def write_report(paths: TeachPaths, config: TeachConfig, dataset: Dataset, found
         file=config.file.rpartition("/")[2],
         sentences=sentences,
         picture=draw(results_chart(found)),
-        examples=[transcript(pair, names) for pair in choose_two_pairs(pairs)],
+        examples=[
+            transcript(pair, names)
+            for pair in [*gained[:1], *changes["lost"], *changes["still wrong"], *gained[1:]][:2]
+        ],
         results=table,
         skipped=skipped,
+        suspects=suspects_command(config) if dataset.kind == "label" else "",
         failures=failures_table(failure_groups(pairs, dataset.kind), dataset.kind, *names),
         changes=[
             (
@@ -77,7 +83,7 @@ def write_report(paths: TeachPaths, config: TeachConfig, dataset: Dataset, found
 def results_chart(found: TeachResults) -> Chart:
     """Chart the accuracy of each rung on held-out examples against the time of an answer."""
     ordered = sorted(found.held_out, key=lambda one: -one.accuracy)
-    slowest = max(1000 * one.answer_seconds for one in ordered)
+    times = [1000 * one.answer_seconds for one in ordered]
     points = [
         Series(
             label=one.name,
@@ -94,25 +100,26 @@ def results_chart(found: TeachResults) -> Chart:
         kind="points",
         log="x",
         percent=True,
-        width=7.4,
-        height=3.4,
+        width=NARROW,
+        height=3.2,
         x="milliseconds an answer",
-        x_ticks=[(10.0**power, f"{10.0**power:,g}") for power in range(-2, 6) if 10.0**power <= 10 * slowest],
+        x_ticks=[(10.0**power, f"{10.0**power:,g}") for power in range(-2, 6) if 10.0**power <= 10 * max(times)],
         y="right, of held-out examples",
         series=points,
         alt="; ".join(
             f"{one.name} {percent(one.accuracy)} % at {milliseconds(one.answer_seconds)} ms" for one in ordered
         ),
         caption=f"Further up is more often right, further left is faster; {found.chosen.model} is chosen. The lines are 95 % intervals, on "
-        "examples held out from training.",
+        "examples held out from training, which are other ones than the test examples."
+        + f" Methods that need less than {FASTEST:g} ms are drawn at {FASTEST:g} ms."
+        * (min(times) < FASTEST),
     )
 
 
-def choose_two_pairs(pairs: Sequence[BeforeAfterReplies]) -> list[BeforeAfterReplies]:
-    """Return at most two examples: if possible, one that only the second method gets right, and one that it gets wrong."""
-    changes = by_change(pairs)
-    gained, wrong = changes["gained"], [pair for pair in pairs if pair.change in ("lost", "still wrong")]
-    return [*gained[:1], *wrong, *gained[1:]][:2]
+def suspects_command(config: TeachConfig) -> str:
+    """Return the command that lists rows of the file that are probably mislabelled."""
+    given = (f"{name}={value}" for name in ("prompt", "answer", "encoder") if (value := getattr(config, name)))
+    return shlex.join(["rorqual", "check", config.file, *given, "suspects=true"])
 
 
 def transcript(pair: BeforeAfterReplies, names: tuple[str, str]) -> list[tuple[str, str, str]]:

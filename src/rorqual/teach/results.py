@@ -31,8 +31,9 @@ class TeachResults:
     `held_out` has the cheapest rung first, and `skipped` the reason for each rung that was left out. `chosen` and `other` are evaluations on
     the test split, of the chosen rung and of the best other one. `forced` says whether the user named the rung. `asked` is the accuracy
     that the user wants to be promised, or 0. `possible` is the promise of that accuracy, or of `USUAL` if the user wants none; it is None
-    if the examples are too few for it. `probability` has the calibrated probability of the chosen rung's answer to each test example, by
-    key. `sizes` has the bytes of the files of the rungs that were saved. `levels`
+    if the examples are too few for it. `promises` has the accuracies that can be promised, each with the share of prompts that is answered
+    then; it is empty for a language model, which promises nothing. `probability` has the calibrated probability of the chosen rung's
+    answer to each test example, by key. `sizes` has the bytes of the files of the rungs that were saved. `levels`
     has a table of the levels of difficulty if the answerer is a cascade. `gains` are sentences on the gain by written rows.
     """
 
@@ -43,6 +44,7 @@ class TeachResults:
     forced: bool
     asked: float
     possible: Promise | None
+    promises: Sequence[tuple[float, float]]
     probability: Mapping[str, float]
     sizes: Mapping[str, int]
     levels: list[Table]
@@ -60,7 +62,9 @@ class TeachResults:
     def sentences(self, openings: int) -> list[str]:
         """Return the sentences that answer the user's questions: what to use, how often it is right, and when it says that it does not
         know. `openings` is the number of times that the test split was read."""
-        return [self._use(), self._beside(), self._promised(), *self.gains, self._how(openings)]
+        pairs = ", ".join(f"promise={bound:g} answers {percent(share)} %" for bound, share in self.promises)
+        possible = [f"Possible promises, without training again: {pairs}."] if pairs else []
+        return [f"{self._use()} {self._promised()}", *possible, self._beside(), *self.gains, self._how(openings)]
 
     def _use(self) -> str:
         row, name = _row(self.chosen), self.chosen.model
@@ -92,14 +96,15 @@ class TeachResults:
                     f"on {len(held.right):,} held-out examples, {held.name} is right on {percent(held.accuracy)} %, and no tested share of "
                     "the surest answers has a lower bound so high"
                 )
-            end = " No answer is sure enough to be given." if self.asked else ""
+            end = " So every prompt is refused." if self.asked else ""
             return f"An accuracy of {percent(accuracy)} % cannot be promised: {why}.{end}"
         made, answered, right = self.possible, *self.answered_on_test()
         kept = f" On the test examples it answered {answered:,}, and {right:,} of these were right." if answered else ""
         verb = "It answers" if self.asked else f"With promise={USUAL:g} it would answer"
+        others = ", and refuses the others, of which it is not sure" if made.coverage < 1 else ""
         return (
             f"{verb} {percent(made.coverage)} % of the held-out prompts with a promised accuracy of {percent(accuracy)} % (with "
-            f"{percent(1 - DOUBT)} % confidence, for prompts like these), and not the others, of which it is not sure.{kept}"
+            f"{percent(1 - DOUBT)} % confidence, for prompts like these){others}.{kept}"
         )
 
     def answered_on_test(self) -> tuple[int, int]:
@@ -114,7 +119,7 @@ class TeachResults:
         rule = (
             "The user named the rung"
             if self.forced
-            else "The rung is the cheapest that no dearer one beats by more than "
+            else "The rung is the cheapest that no costlier one beats by more than "
             f"{'one standard error' if CLEARLY == 1 else f'{CLEARLY:g} standard errors'} on held-out examples"
         )
         if any(one.name in (TAUGHT, ALONE) for one in self.held_out):
@@ -138,7 +143,12 @@ class TeachResults:
             "s to fit",
             "MB",
         )
-        return Table(title="all rungs, the cheapest first", heads=heads, rows=[*self._cells()])
+        note = (
+            "A method with fewer examples was measured on some folds only: a language model on the first, another one on as many as its "
+            "share of `minutes` allows."
+        )
+        fewer = len({len(one.right) for one in self.held_out}) > 1
+        return Table(title="all rungs, the cheapest first", heads=heads, rows=[*self._cells()], note=note * fewer)
 
     def _cells(self) -> Iterator[tuple[str, ...]]:
         tested = {one.model: _row(one) for one in (self.chosen, self.other)}

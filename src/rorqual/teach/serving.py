@@ -43,7 +43,7 @@ from rorqual.serve.schemas import MAX_MESSAGES, ChatRequest, parse_request
 from rorqual.serve.server import fields_from_options, listen_with_keys, run_until_stopped
 from rorqual.serve.service import Service
 from rorqual.teach.answerer import Answer, Answerer, AnswererConfig, load_answerer
-from rorqual.teach.contract import abstention, check_length, prompt_of_columns, prompt_of_conversation
+from rorqual.teach.contract import abstention, check_length, prompt_of_columns, prompt_of_conversation, warning
 from rorqual.teach.fallback import FALLBACK, Fallback
 from rorqual.teach.paths import TeachPaths
 
@@ -289,6 +289,8 @@ def serve_answerer(
             "nothing is promised, so no prompt is left to a fallback", where="key 'fallback'", remedy="Leave it out."
         )
     fallback = Fallback(*remote, TeachPaths(folder)) if remote is not None else None
+    if fallback is None and (refusal := warning(answerer.config)):
+        say(refusal)
     with listen_with_keys(address) as (sock, keys):
         service = AnswererService(
             name=address.name or folder.resolve().name,

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from threadpoolctl import threadpool_limits
@@ -23,7 +23,8 @@ from rorqual.core.errors import ConfigError, DataError, suggest_name
 from rorqual.core.ledger import Ledger, read_ledger
 from rorqual.core.lock import acquire_run_lock
 from rorqual.core.progress import clock_text
-from rorqual.core.records import write_atomic, write_json
+from rorqual.core.records import stored_json, write_atomic, write_json
+from rorqual.data.fingerprint import fingerprint
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.table import percent
 from rorqual.tasks.examples import (
@@ -41,7 +42,8 @@ from rorqual.teach.cascade import cascade_table
 from rorqual.teach.check import FileCheck, check_file
 from rorqual.teach.check_page import check_page, check_text, to_json
 from rorqual.teach.climb import Climb
-from rorqual.teach.config import TeachConfig, has_only_more_minutes, refuse_other_settings, settings_text
+from rorqual.teach.config import TeachConfig, has_more_minutes, settings_text
+from rorqual.teach.contract import warning
 from rorqual.teach.dataset import (
     Dataset,
     divide_examples,
@@ -53,11 +55,12 @@ from rorqual.teach.dataset import (
 from rorqual.teach.encoder import Encoder, find_encoder
 from rorqual.teach.examples import Example
 from rorqual.teach.held_out import WITH_WRITTEN, HeldOut, best_other, cannot_be_beaten, clearly_beats
-from rorqual.teach.measure import evaluate_guesses, record_measured_checkpoint, test_problems
+from rorqual.teach.measure import evaluate_guesses, test_problems
 from rorqual.teach.model_stages import CHEAP, TEACHER, ModelStages
 from rorqual.teach.paths import TeachPaths
-from rorqual.teach.reasons import teacher_reasons
-from rorqual.teach.report import write_report
+from rorqual.teach.promise import possible_promises
+from rorqual.teach.reasons import TeacherReasons, teacher_reasons
+from rorqual.teach.report import suspects_command, write_report
 from rorqual.teach.results import USUAL, TeachResults
 from rorqual.teach.rungs.ladder import rungs_of
 from rorqual.teach.rungs.language_model import ALONE, TAUGHT
@@ -95,11 +98,15 @@ def teach(config: TeachConfig, out: Path, *, threads: int, import_progress: Byte
     report, model = work.paths.report, work.paths.model.path
     seconds = sum(entry.seconds for entry in read_ledger(work.paths.ledger))
     print(f"\ndone in {clock_text(seconds)}; the report is {report}")
-    if work.climb.forced or work.climb.best.name != MAJORITY:
+    if refusal := warning(work.chosen[0]):
+        print(f"  {refusal}")
+    elif work.climb.forced or work.climb.best.name != MAJORITY:
         print(f"  try it    rorqual chat {out}\n  serve it  rorqual serve {out}")
     if model.exists():
         print(f"  export the language model  rorqual export {model} {out / 'model.gguf'} format=gguf dtype=q8_0")
     print(f"  see what it gets wrong: rorqual failures {out}")
+    if work.dataset.kind == "label":
+        print(f"  maybe mislabelled: {suspects_command(config)}")
     return report
 
 
@@ -117,9 +124,7 @@ class TeachStages:
 
     def check_settings(self) -> None:
         """Raise an error if the folder was written with other settings or files, or if a grader, rule or tracker does not exist."""
-        longer = has_only_more_minutes(self.config, self.paths.settings)
-        if not longer:
-            refuse_other_settings(self.config, self.paths.settings)
+        longer = has_more_minutes(self.config, self.paths.settings)
         for what in ("grader", "rule"):
             if spec := getattr(self.config, what):
                 load_function(spec, what)
@@ -131,6 +136,7 @@ class TeachStages:
         if longer:  # after all checks
             self._say("The language model is trained anew, because there are more minutes.")
             self.paths.remove_language_model()
+        if self.paths.settings.is_file():
             write_atomic(self.paths.settings, settings_text(self.config).encode())
 
     def print_what_will_be_done(self) -> None:
@@ -139,7 +145,7 @@ class TeachStages:
         trains = c.base != NONE and c.rung in ("", TAUGHT)
         model = f"{c.base or 'SmolLM2-135M-Instruct'} in {c.minutes:g} minutes" if trains else "no language model"
         self._say(
-            f"Will check {c.file}, measure methods from the cheapest to the dearest, train {model}, and open at most {c.count:,} "
+            f"Will check {c.file}, measure methods from the cheapest to the costliest, train {model}, and open at most {c.count:,} "
             f"test examples for the best two.\nDisk: {'about 1' if trains else '0.1'} GB in {self.paths.out}."
         )
         if c.teacher:
@@ -239,7 +245,8 @@ class TeachStages:
             self._say("  the teacher is not asked, because the examples have worked solutions")
             return train
         with self.ledger.record_stage(TEACHER):
-            reasons = teacher_reasons(
+            ask = partial(
+                teacher_reasons,
                 self.config,
                 train,
                 self.dataset.kind,
@@ -248,6 +255,7 @@ class TeachStages:
                 api_key=self.api_key,
                 say=self._say,
             )
+            reasons = TeacherReasons(**stored_json(self.paths.reasons, lambda: vars(ask())))
         for note in filter(None, (reasons.stopped, reasons.missing_reasons_note(train))):
             self._say(f"  {note}")
         return [*reasons.with_reasons(train)]
@@ -272,7 +280,7 @@ class TeachStages:
 
     @cached_property
     def rungs(self) -> dict[str, Rung]:
-        """The rungs without a language model, by name, from the cheapest to the dearest."""
+        """The rungs without a language model, by name, from the cheapest to the costliest."""
         return {rung.name: rung for rung in self._new_rungs()}
 
     def _new_rungs(self) -> Iterator[Rung]:
@@ -341,13 +349,16 @@ class TeachStages:
         """Fit and save the best rung so far, so that it can be asked while the command goes on."""
         best = self.climb.best
         if not self.paths.choice.is_file():
-            for step in (config := self._answerer(best)[0]).steps:
-                self.climb.fit_and_save(self.rungs[step.rung])
+            for name in (config := self.climb.answerer(best, self.config.promise, self.check.columns)[0]).rungs:
+                self.climb.fit_and_save(self.rungs[name])
             save_answerer(self.paths, config)
             self._say(f"  the best so far can be asked: rorqual chat {self.paths.out}  ({best.name})")
 
-    def _answerer(self, chosen: HeldOut) -> tuple[AnswererConfig, HeldOut]:
-        return self.climb.answerer(chosen, self.config.promise, self.check.columns)
+    @property
+    def chosen(self) -> tuple[AnswererConfig, HeldOut]:
+        """The answerer that is used, and its held-out answers."""
+        best = self.climb.result(self.config.rung) if self.config.rung else self.climb.best
+        return self.climb.answerer(best, self.config.promise, self.check.columns)
 
     # ---- rungs with a language model
 
@@ -395,10 +406,10 @@ class TeachStages:
         self._begin_stage(6, "choose a rung, and open the test split")
         climb = self.climb
         with self.ledger.record_stage("test"):
-            config, chosen = self._answerer(climb.result(self.config.rung) if self.config.rung else climb.best)
+            config, chosen = self.chosen
             other = best_other(climb.results, chosen)
             self._say(f"  chosen: {chosen.name}; beside it on the test split: {other.name}")
-            for name in (*(step.rung for step in config.steps), other.name):
+            for name in (*config.rungs, other.name):
                 if name in self.rungs:
                     climb.fit_and_save(self.rungs[name])
             choice = {"chosen": chosen.name, "other": other.name}
@@ -411,8 +422,8 @@ class TeachStages:
             if is_done:
                 return
             task = ExamplesTask(self.paths.data, grader=self.config.grader)
-            if {TAUGHT, ALONE}.intersection((*(step.rung for step in config.steps), other.name)):
-                record_measured_checkpoint(task, self.paths.model)
+            if {TAUGHT, ALONE} & {*config.rungs, other.name}:
+                task.checkpoint = fingerprint(self.paths.model, self.paths.model.checkpoint())
             problems = test_problems(task)
             prompts = [one.prompt for one in problems]
             answers = load_answerer(self.paths.out, threads=self.threads).answer(prompts)
@@ -454,6 +465,9 @@ class TeachStages:
             forced=climb.forced,
             asked=asked,
             possible=config.promise,
+            promises=possible_promises([*answered.probability.values()], [*answered.right.values()])
+            if not {TAUGHT, ALONE} & {*config.rungs}
+            else [],
             probability=json.loads(paths.test_probabilities.read_bytes()),
             sizes={name: file.stat().st_size for name, file in files.items() if file.is_file()},
             levels=[cascade_table(config.steps[0], climb.result(config.steps[0].rung), best)]

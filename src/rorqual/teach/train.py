@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -17,7 +16,7 @@ from typing import Any
 from rorqual.core.errors import NumericsError
 from rorqual.core.journal import append_line, read_lines
 from rorqual.core.progress import Progress
-from rorqual.core.records import RunDir, Thinking, write_json
+from rorqual.core.records import RunDir, Thinking, stored_json, write_json
 from rorqual.data.chat import ChatFormat
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
@@ -194,11 +193,14 @@ class TeachTraining:
     def train_grpo(self) -> GRPOResult:
         """Train the best checkpoint with GRPO if its sampled answers to some training problem are partly right, and if there is
         time."""
-        known = self.paths.grpo_result
-        if not known.is_file():
-            run, reason = self._stored_grpo_decision()
-            write_json(known, vars(GRPOResult(used=False, text=reason) if run is None else self._run_grpo(run, reason)))
-        return GRPOResult(**json.loads(known.read_bytes()))
+        return GRPOResult(**stored_json(self.paths.grpo_result, self._grpo_result))
+
+    def _grpo_result(self) -> dict[str, Any]:
+        """Train with GRPO unless it is skipped. Run and reason depend on measured time, so they are computed once and stored."""
+        plan = stored_json(self.paths.grpo_plan, self._grpo_plan)
+        return vars(
+            self._run_grpo(Run(**plan["run"]), plan["text"]) if plan["run"] else GRPOResult(False, plan["text"])
+        )
 
     def _run_grpo(self, run: Run, reason: str) -> GRPOResult:
         """Train with GRPO, and compare the trained model with the best checkpoint on the dev split."""
@@ -215,16 +217,9 @@ class TeachTraining:
         text = f"{reached} of {run.steps} steps of GRPO changed the accuracy on dev from {before.accuracy:.0%} to {after.accuracy:.0%}"
         return GRPOResult(used, f"{text}, so its model {'is' if used else 'is not'} used (one standard error decides)")
 
-    def _stored_grpo_decision(self) -> tuple[Run | None, str]:
-        """Return the GRPO run, or None if GRPO is skipped, and the reason for skipping. Run and reason depend on measured time,
-        so they are computed once and stored.
-        """
-        known = self.paths.grpo_plan
-        if not known.is_file():
-            run, reason = self._decide_on_grpo()
-            write_json(known, {"run": None if run is None else run.model_dump(mode="json"), "text": reason})
-        plan = json.loads(known.read_bytes())
-        return (None if plan["run"] is None else Run(**plan["run"])), plan["text"]
+    def _grpo_plan(self) -> dict[str, Any]:
+        run, reason = self._decide_on_grpo()
+        return {"run": run and run.model_dump(mode="json"), "text": reason}
 
     def _decide_on_grpo(self) -> tuple[Run | None, str]:
         """Return the GRPO run, or None if GRPO is skipped, and the reason for skipping. Whether GRPO is skipped depends on

@@ -33,10 +33,10 @@ from rorqual.factory.config import FilterConfig
 from rorqual.factory.contamination import EvalItem, EvalItemIndex
 from rorqual.tasks.examples import AnswerKind
 from rorqual.tasks.file_task import normalize_text
-from rorqual.teach.answer_format import answer_format_instruction, infer_json_schema, sort_keys_by_schema
+from rorqual.teach.answer_format import answer_format_instruction, infer_json_schema
 from rorqual.teach.config import TeachConfig
-from rorqual.teach.dataset import Dataset
-from rorqual.teach.examples import Example, is_json
+from rorqual.teach.dataset import Dataset, order_keys
+from rorqual.teach.examples import Example, parse_json
 from rorqual.teach.folds import DEV
 from rorqual.teach.held_out import WITH_WRITTEN, Grade, HeldOut
 from rorqual.teach.near_duplicates import find_near_duplicates
@@ -178,10 +178,7 @@ def _write(
 def _pairs_in(text: str, label: str) -> Iterator[tuple[str, str]]:
     """Yield the (prompt, answer) pairs of a reply. A line is a JSON object, or, with a label, the prompt alone."""
     for line in map(str.strip, text.splitlines()):
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            value = None
+        value = parse_json(line)
         if isinstance(value, dict):
             prompt, answer = value.get("prompt"), value.get("answer")
             if isinstance(prompt, str) and prompt.strip():
@@ -217,11 +214,10 @@ def _verified(rows: Sequence[WrittenRow], dataset: Dataset, grade: Grade) -> lis
 
     def verified(row: WrittenRow) -> WrittenRow:
         if schema and not row.dropped:
-            value = json.loads(row.answer) if is_json(row.answer) else None
+            value = parse_json(row.answer)
             if not validator.is_valid(value):
                 return replace(row, dropped=OTHER_KIND)
-            text = json.dumps(sort_keys_by_schema(value, schema), ensure_ascii=False, separators=(",", ":"))
-            row = replace(row, answer=text)
+            row = replace(row, answer=order_keys(row.answer, schema))
         right = row.dropped or grade(Example(0, row.prompt, row.answer), row.answer)
         return row if right else replace(row, dropped=OTHER_KIND)
 

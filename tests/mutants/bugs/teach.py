@@ -177,8 +177,8 @@ MUTANTS = (
         "an opening names the base",
         "issue 20: teach",
         "teach/stages.py",
-        "record_measured_checkpoint(task, self.paths.model)",
-        "record_measured_checkpoint(task, self.model.base.run)",
+        "fingerprint(self.paths.model, self.paths.model.checkpoint())",
+        "fingerprint(self.model.base.run, self.model.base.run.checkpoint())",
         "tests/teach/test_teach.py::test_the_test_split_is_read_once_and_after_the_choice",
     ),
     one(

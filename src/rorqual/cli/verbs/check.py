@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from pydantic import Field
@@ -86,19 +86,19 @@ def check(
             print(
                 f"  with SmolLM2-135M, at {BYTES_PER_TOKEN} bytes per token: {training_cost_sentence(preset(DEFAULT_MODEL), tokens)}"
             )
-    advised: dict[str, Any] = {}
+    advice = None
     if chosen.suspects or chosen.unlabelled:
         from rorqual.teach.encoder import find_encoder
         from rorqual.teach.labelling import advise
 
         unlabelled, write = (Path(path) if path else None for path in (chosen.unlabelled, chosen.next))
-        text, advised = advise(result, find_encoder(chosen.encoder, print), unlabelled=unlabelled, write=write)
-        print(f"\n{text}")
+        advice = advise(result, find_encoder(chosen.encoder, print), unlabelled=unlabelled, write=write)
+        print(f"\n{advice.text}")
     if chosen.out:
-        write_json(Path(chosen.out), to_json(result) | advised)
+        write_json(Path(chosen.out), {**to_json(result), **(advice.json if advice else {})})
         print(f"  {chosen.out}: all faults")
     if chosen.page:
-        write_atomic(Path(chosen.page), check_page(result, unit).encode())
+        write_atomic(Path(chosen.page), check_page(result, unit, advice.tables if advice else ()).encode())
         print(f"  {chosen.page}: the same as a page")
     if not result.passes:
         raise typer.Exit(1)

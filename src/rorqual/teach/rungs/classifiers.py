@@ -14,6 +14,8 @@ from rorqual.core.extras import require_extra
 from rorqual.teach.rungs.features import Features
 from rorqual.teach.rungs.rung import Guess, Integers, Rung, TrainingRows
 
+NEAREST = "nearest neighbour"
+"""The name of the rung that answers with the nearest training prompt by TF-IDF. It is measured for every kind of answers."""
 PENALTIES = (10.0, 100.0, 1.0)
 """Candidate values of C, the inverse strength of the L2 penalty of logistic
 regression. If several values of C are equally good, the first of these values is used."""

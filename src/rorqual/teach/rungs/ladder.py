@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from rorqual.teach.encoder import Encoder
 from rorqual.teach.examples import AnswerKind
 from rorqual.teach.rungs.calculation import RankedCalculations
-from rorqual.teach.rungs.classifiers import LogisticRegression, NearestNeighbour
+from rorqual.teach.rungs.classifiers import NEAREST, LogisticRegression, NearestNeighbour
 from rorqual.teach.rungs.features import Embeddings, TfIdf
 from rorqual.teach.rungs.fields import Fields
 from rorqual.teach.rungs.regression import NumberRegression
@@ -30,7 +30,7 @@ def rungs_of(
         yield UnchangedInput()
     if rule is not None:
         yield UserRule(rule, rule_spec)
-    yield NearestNeighbour("nearest neighbour", TfIdf(words=True))
+    yield NearestNeighbour(NEAREST, TfIdf(words=True))
     if kind == "label":
         choices = {"words and characters": TfIdf(words=True), "characters": TfIdf(words=False)}
         yield LogisticRegression("logistic regression", choices)

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from rorqual.core.extras import require_extra
 from rorqual.tasks.answer import final_answer, final_number
 from rorqual.teach.answer_format import NUMBER
+from rorqual.teach.rungs.calculation import WORD
 from rorqual.teach.rungs.rung import Guess, Rung, TrainingRows
 
 DECIMALS = re.compile(r"\.(\d+)\D*$")
-WORD = re.compile(r"[^\W\d]+")
 MOST_NUMBERS, MOST_WORDS, FEWEST = 12, 200, 5
 """The features are the first `MOST_NUMBERS` numbers of the prompt, and which of the `MOST_WORDS` most frequent words and pairs of words it
 has. Each needs `FEWEST` training prompts that have it, and as many that do not."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from openai.types import Model, ModelDeleted
 from openai.types.fine_tuning import FineTuningJob
 from tuned_server import TuneServer, sums, wait
 
+from rorqual.cli.serving import start_server
+from rorqual.core.errors import ConfigError
 from rorqual.core.records import Message, RunDir
 from rorqual.data.chat import load_chat
 from rorqual.data.tokenizer import Tokenizer
@@ -142,6 +143,6 @@ def test_a_restarted_engine_knows_its_adapters(tuner: TuneServer, tuned: FineTun
 
 @pytest.mark.parametrize("setting", ["tune_jobs=2", "tune_names=a", "tune_bytes=1000", "tune_memory=1000"])
 def test_a_setting_without_tune_is_refused(base: Path, setting: str) -> None:
-    command = [sys.executable, "-m", "rorqual", "serve", str(base), setting]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, encoding="utf-8")
-    assert done.returncode == 2 and "it has no effect without tune=FOLDER" in done.stderr, done.stderr
+    with pytest.raises(ConfigError, match="it has no effect without tune=FOLDER") as refused:
+        start_server(str(base), [setting])
+    assert setting.partition("=")[0] in refused.value.where

@@ -663,7 +663,19 @@ def settings_of(verb: str) -> Iterator[type[Config]]:
 HERE = Path(__file__).parent.parent
 TYPED = "".join(
     file.read_text(encoding="utf-8")
-    for room in ("cli", "teach", "factory", "serve", "plan", "recipes", "report", "train", "evals", "laws")
+    for room in (
+        "cli",
+        "teach",
+        "factory",
+        "serve",
+        "plan",
+        "recipes",
+        "report",
+        "train",
+        "evals",
+        "laws",
+        "fine_tuning",
+    )
     for file in sorted((HERE / room).glob("*.py"))
 )
 """The tests that give options to commands, or settings to what they start."""

@@ -14,13 +14,16 @@ from openai.types import Model, ModelDeleted
 from openai.types.fine_tuning import FineTuningJob
 from tuned_server import TuneServer, sums, wait
 
-from rorqual.cli.serving import start_server
+from rorqual.cli.serving import start_server, tuning_options
+from rorqual.cli.settings import parse_settings
+from rorqual.cli.verbs.serve import ServeSettings
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import Message, RunDir
 from rorqual.data.chat import load_chat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
+from rorqual.fine_tuning.service import TuningOptions
 from rorqual.fine_tuning.store import JobFolder
 
 PROMPTS = [f"{a}+{a + 1}" for a in range(12)]
@@ -139,6 +142,14 @@ def test_a_restarted_engine_knows_its_adapters(tuner: TuneServer, tuned: FineTun
     subprocess.run(["kill", "-9", str(tuner.server.engine())], check=True)
     tuner.server.wait("engine_restarts_total", 1)
     assert answers(tuner, name, PROMPTS) == before
+
+
+def test_the_settings_are_those_of_the_command() -> None:
+    words = ["tune=FOLDER", "tune_names=a, b", "tune_jobs=3", "tune_bytes=5000", "tune_memory=7000"]
+    options = tuning_options(parse_settings(ServeSettings, words), 11)
+    assert options == TuningOptions(
+        folder="FOLDER", names=("a", "b"), at_once=3, file_bytes=5000, memory=7000, threads=11
+    )
 
 
 @pytest.mark.parametrize("setting", ["tune_jobs=2", "tune_names=a", "tune_bytes=1000", "tune_memory=1000"])

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from served import learn, save_run, small_model
 from torch import Tensor
 
 from rorqual.core.records import Message, Tool, ToolCall
 from rorqual.data.chat.find import chat_format
 from rorqual.data.tokenizer import Tokenizer
+from served import learn, save_run, small_model
 
 QUESTION, NAME, ARGUMENTS, RESULT, ANSWER = "1+2", "add", '{"a":1,"b":2}', "3", "It is 3."
 SCHEMA: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}}

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from served import Server, start, stop
 
 from rorqual.serve.keys import ApiKeys
+from served import Server, start, stop
 
 TENANTS = ("default", "other")
 PREFIX = "The whale takes in an ocean and keeps what matters. " * 4

@@ -14,7 +14,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from served import write_run
 from shapes import chat_of, text_of
 
 from rorqual.cli.generating import read_generate_settings
@@ -38,6 +37,7 @@ from rorqual.generate.schema import RowParser, RowSampling
 from rorqual.generate.schema import RowRequest as RowAsk
 from rorqual.serve.wire import EngineRequest, pack, submit_message
 from rorqual.serve.worker import EngineWorker
+from served import write_run
 
 MESSAGES = (Message("user", "hello"),)
 NOBODY = RemoteEngine("http://127.0.0.1:9/v1", "m", retries=0)

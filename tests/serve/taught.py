@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from served import ENDLESS, learn, save_run, small_model
 from torch import Tensor
 
 from rorqual.core.records import Message
 from rorqual.data.chat.find import chat_format
 from rorqual.data.tokenizer import Tokenizer
+from served import ENDLESS, learn, save_run, small_model
 
 QUESTION, THOUGHT = "area of a disc", "A disc of radius r: slices."
 FORMULA = r"\pi r^2"

@@ -14,7 +14,6 @@ from typing import Any
 
 import httpx
 import pytest
-from served import Server, running, start, stop, write_run
 from test_serve_options import told
 
 from rorqual.cli.serving import start_server as start_here
@@ -26,6 +25,7 @@ from rorqual.engine import Engine, Request, SamplingParams
 from rorqual.evals.calibration import Calibration
 from rorqual.evals.cascade import Cascade
 from rorqual.evals.evaluation import Evaluation
+from served import Server, running, start, stop, write_run
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 SLOPE, INTERCEPT = 2.0, 1.5

@@ -17,12 +17,12 @@ import jsonschema
 import openai
 import pytest
 from caller import ANSWER, ARGUMENTS, NAME, QUESTION, RESULT, SPEC, write_caller
-from served import Server, running, write_run
 
 from rorqual.core.records import Message
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Grammar, Request, SamplingParams
+from served import Server, running, write_run
 
 CLIENTS = Path(__file__).parent / "clients"
 HELLO: list[Any] = [{"role": "user", "content": "hello"}]

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from served import Server
 
 from rorqual.engine import Completion, Engine, Request, SamplingParams
+from served import Server
 
 IDS = list(range(40, 200))
 

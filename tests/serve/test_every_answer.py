@@ -16,7 +16,6 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from served import Server
 from shapes import CHAT, MAX_LEN, chat_of, service_of, text_of
 
 from rorqual.serve import rate_limit
@@ -30,6 +29,7 @@ from rorqual.serve.rate_limit import RateLimit
 from rorqual.serve.replies import Reply
 from rorqual.serve.service import ModelService
 from rorqual.serve.wire import EngineArguments, EngineLimits, EngineRequest, SampledToken, Score, message_line, pack
+from served import Server
 
 ONE, THREE = pack(EngineRequest((5,))), pack(EngineRequest((5, 6, 7)))
 TEXT, TALK = "/v1/completions", "/v1/chat/completions"

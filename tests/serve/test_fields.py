@@ -6,11 +6,11 @@ import json
 from typing import Any
 
 import pytest
-from served import Server
 
 from rorqual.serve import unsupported_fields as fields
 from rorqual.serve.errors import ApiError
 from rorqual.serve.schemas import ChatRequest, GenerationRequest, TextRequest, parse_request
+from served import Server
 
 HELLO = [{"role": "user", "content": "hello"}]
 ROUTES: dict[str, tuple[type[GenerationRequest], dict[str, Any]]] = {

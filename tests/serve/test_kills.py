@@ -12,9 +12,9 @@ from typing import Any
 
 import httpx
 from kills import torment
-from served import ENDLESS, running, start, stop, write_run
 
 from rorqual.serve.keys import ApiKeys
+from served import ENDLESS, running, start, stop, write_run
 
 
 def test_kills_under_load_change_no_answer(run: Path, tmp_path: Path) -> None:

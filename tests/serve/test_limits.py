@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from served import Server, running, start, stop
 
 from rorqual.serve.descriptors import MOST_FILES
+from served import Server, running, start, stop
 
 
 def connect(server: Server, data: bytes = b"") -> socket.socket:

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from served import Server
 from transformers import AutoModelForCausalLM
 
 from rorqual.core.records import RunDir
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.score import score
 from rorqual.model.load.run_directory import load_run
+from served import Server
 
 TASK = Path(__file__).parent / "clients" / "lm_eval" / "choices.yaml"
 QUESTIONS = (

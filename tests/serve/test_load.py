@@ -15,12 +15,12 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from served import Server, running, start, stop
 
 from rorqual.serve.bodies import LargeBodyLimit
 from rorqual.serve.errors import ApiError
 from rorqual.serve.limits import MAX_CONTAINERS, MAX_VALUES, check_value_count
 from rorqual.serve.schemas import ChatRequest, parse_request
+from served import Server, running, start, stop
 
 WATCH = str(Path(__file__).parent / "watched.py")
 SMALL, LARGE = 250_000, 1_000_000

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import playwright.sync_api as playwright
 import pytest
-from served import Server, start, stop
 from taught import CODE, FOREIGN, LONG_QUESTION, PICTURE_QUESTION, QUESTION, THOUGHT, write_taught
 
 from rorqual.core.records import RunDir, write_json
 from rorqual.serve.keys import ApiKeys
+from served import Server, start, stop
 
 WAIT = 120_000.0
 """Milliseconds: a machine with much else to do is slow, not wrong."""

@@ -16,9 +16,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from served import Server, command, running
 
 from rorqual.serve.keys import ApiKeys
+from served import Server, command, running
 
 HELLO = [{"role": "user", "content": "hello"}]
 MIB = 2**20

@@ -23,8 +23,9 @@ import httpx
 import pytest
 import torch
 from safetensors.torch import save
-from served import Server, running
 from torch import Tensor
+
+from served import Server, running
 
 sys.path.append(str(Path(__file__).parents[1] / "train"))  # a model that has half learned to answer
 from little import TASK, engine_of, grpo_run, on_policy_run, records, sft_run, stored_weights

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 from places import NOBODY, check_arrives, inside, outside, served
-from served import Server
 from shapes import HELLO, text_of
 
 import rorqual
@@ -33,6 +32,7 @@ from rorqual.serve.unsupported_fields import IGNORED, TOP
 from rorqual.serve.wire import EngineRequest as Asked
 from rorqual.serve.wire import pack, parse_submit_message, submit_message
 from rorqual.serve.worker import EngineWorker
+from served import Server
 
 MARKS = ((5, -100.0), (6, -100.0))  # of thinking
 BASE = SamplingParams(max_tokens=24, temperature=1.5, top_p=0.6, min_p=0.08, seed=5, logit_bias=MARKS)

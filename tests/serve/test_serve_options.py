@@ -19,7 +19,7 @@ import pytest
 import uvicorn
 
 from rorqual.cli.machine import available_cores
-from rorqual.cli.serving import ENGINE, FALLBACK, ServeSettings
+from rorqual.cli.serving import ENGINE, FALLBACK, TUNING, ServeSettings
 from rorqual.cli.serving import start_server as start_here
 from rorqual.core.errors import ConfigError
 from rorqual.engine import EngineConfig
@@ -139,7 +139,7 @@ def test_a_budget_of_thinking_for_a_model_without_is_refused_before_anything_is_
 
 
 def test_no_option_is_forgotten_here() -> None:
-    elsewhere = {*CASCADE_OPTIONS, "fallback", *FALLBACK}
+    elsewhere = {*CASCADE_OPTIONS, "fallback", *FALLBACK, "tune", *TUNING}
     assert set(ServeSettings.model_fields) == {"host", "port", *OPTIONS, *elsewhere}
     given = {field.name for field in fields(EngineArguments)} - {"run", "engine"}
     assert given | {*ServerOptions.model_fields, *ENGINE, *elsewhere} == set(ServeSettings.model_fields)

@@ -18,13 +18,13 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from served import CONTEXT, ENDLESS, Server, command, running, start, write_run
 
 from rorqual.core.records import Message
 from rorqual.engine.engine import Engine
 from rorqual.engine.remote.engine import RemoteEngine
 from rorqual.engine.request import Request, SamplingParams
 from rorqual.serve.app import LIVEZ, create_app
+from served import CONTEXT, ENDLESS, Server, command, running, start, write_run
 
 HELLO = [{"role": "user", "content": "hello"}]
 LONG = {"model": "tiny", "messages": HELLO, "temperature": 1, "seed": 1, "chat_template_kwargs": {"thinking": False}}

@@ -9,7 +9,6 @@ from typing import Any
 
 import httpx
 import pytest
-from served import running, write_run
 from test_cascade_server import calibration_file
 from test_serve_options import told
 
@@ -22,6 +21,7 @@ from rorqual.serve.routes.chat import ChatResponseBuilder
 from rorqual.serve.routes.state import _model_card
 from rorqual.serve.schemas import ChatRequest, parse_request
 from rorqual.serve.wire import EngineLimits
+from served import running, write_run
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 CHOICES = ["card", "pin"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from served import Server
 
 from rorqual.data.distilled import read_distilled
 from rorqual.factory import FactoryConfig, sample_teacher
+from served import Server
 
 
 @pytest.mark.parametrize("bits", [64, 31])

@@ -7,9 +7,9 @@ from typing import Any
 
 import openai
 import pytest
-from served import Server
 
 from rorqual.data.tokenizer import Tokenizer
+from served import Server
 
 BREAKS = "a\x85b\u2028c\u2029d\x0b\x0c\x1c\x1d\x1ee\r\nf"
 HI = {"role": "user", "content": "hi"}

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rorqual.core.config import Config, parse_config
+from rorqual.core.config import Bytes, Config, Natural, Seed, parse_config
 from rorqual.core.journal import append_line, read_lines
 from rorqual.core.records import RunDir, write_json
 from rorqual.fine_tuning.schemas import Hyperparameters, Method
@@ -28,6 +28,8 @@ from rorqual.fine_tuning.schemas import Hyperparameters, Method
 LETTERS = string.ascii_letters + string.digits
 FINISHED = frozenset({"succeeded", "failed", "cancelled"})
 Level = Literal["info", "warn", "error"]
+Seconds = Bytes
+"""A Unix time in whole seconds."""
 
 
 def new_id(prefix: str) -> str:
@@ -41,8 +43,8 @@ class StoredFile(Config):
     id: str
     tenant: str
     filename: str
-    bytes: int
-    created_at: int
+    bytes: Bytes
+    created_at: Seconds
     purpose: Literal["fine-tune", "fine-tune-results"] = "fine-tune"
 
     def shown(self) -> dict[str, Any]:
@@ -62,7 +64,7 @@ class Outcome(Config):
     """The end of a job's training, which the job's process writes last."""
 
     error: JobError | None = None
-    trained_tokens: int = 0
+    trained_tokens: Natural = 0
 
 
 class Job(Config):
@@ -75,22 +77,22 @@ class Job(Config):
 
     id: str
     tenant: str
-    created_at: int
+    created_at: Seconds
     model: str
     base: str
     method: Method
     training_file: str
     validation_file: str | None = None
-    seed: int
+    seed: Seed
     suffix: str = ""
     metadata: dict[str, str] | None = None
     status: Literal["queued", "running", "succeeded", "failed", "cancelled"] = "queued"
     is_paused: bool = False
     is_deleted: bool = False
-    started_at: int | None = None
-    finished_at: int | None = None
+    started_at: Seconds | None = None
+    finished_at: Seconds | None = None
     error: JobError | None = None
-    trained_tokens: int | None = None
+    trained_tokens: Natural | None = None
     result_files: tuple[str, ...] = ()
 
     @property

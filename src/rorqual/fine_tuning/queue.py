@@ -162,7 +162,7 @@ class JobQueue:
         return self.update(job, status=status, error=error, finished_at=int(time.time()), **changes)
 
     def _note_once(self, job: Job, message: str, level: str = "warn") -> None:
-        """Add an event, unless the job's last message says the same. A full disk loses the event, and the log gets it."""
+        """Add an event, unless the job has one with the same message. If the disk is full, the log gets the message."""
         folder = self.store.folder(job.id)
         try:
             if all(event["message"] != message for event in folder.events()):

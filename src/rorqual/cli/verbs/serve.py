@@ -64,6 +64,6 @@ def serve(
     The API has chat and text completions, with streaming and separate reasoning content. The first start creates an API key
     and prints the key once. Every API route requires a key. Ctrl-C shuts the server down gracefully.
     """
-    with require_extra("serve", "fastapi", "uvicorn", "starlette"):
+    with require_extra("serve", "fastapi", "uvicorn", "starlette", "python_multipart"):
         from rorqual.cli.serving import start_server
     start_server(model, settings)

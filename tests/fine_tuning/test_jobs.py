@@ -111,6 +111,20 @@ def test_a_cancelled_job_ends_and_leaves_no_model(tuner: TuneServer, tmp_path: P
     assert wait(tuner.client, job.id).fine_tuned_model is None
 
 
+def test_a_job_that_is_cancelled_as_it_starts_stays_cancelled(tuner: TuneServer, tmp_path: Path) -> None:
+    jobs, data = tuner.client.fine_tuning.jobs, sums(tmp_path / "data.jsonl")
+    cancelled = [jobs.cancel(tuner.create(data).id) for _ in range(3)]
+    wait(tuner.client, tuner.create(data, hyperparameters={"n_epochs": 1}).id)
+    assert [jobs.retrieve(job.id).status for job in cancelled] == ["cancelled"] * 3
+
+
+def test_a_validation_file_is_of_supervised_jobs(tuner: TuneServer, tmp_path: Path) -> None:
+    file, jobs = tuner.upload(sums(tmp_path / "data.jsonl")), tuner.client.fine_tuning.jobs
+    with pytest.raises(openai.BadRequestError, match="not offered for the method 'dpo'") as refused:
+        jobs.create(model=BASE, training_file=file, validation_file=file, method={"type": "dpo"})
+    assert refused.value.param == "validation_file"
+
+
 def test_no_tenant_sees_anothers_job(tuner: TuneServer, tuned: FineTuningJob) -> None:
     jobs = tuner.other.fine_tuning.jobs
     asks: list[Callable[[str], Any]] = [

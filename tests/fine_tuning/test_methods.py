@@ -11,8 +11,9 @@ import pytest
 from tuned_server import BASE, TuneServer, job_folder, sums, wait
 
 from rorqual.core.errors import DataError
-from rorqual.fine_tuning.recipe import JobPlan, auto_epochs, plan_job
+from rorqual.fine_tuning.recipe import JobPlan, auto_epochs, plan_job, shared_targets
 from rorqual.model.adapter import LoRA
+from rorqual.recipes.models import student_like, v3_like
 from rorqual.train.objectives import DPO
 from rorqual.train.sources import ConversationsConfig, PreferencesConfig, RolloutConfig
 
@@ -65,6 +66,14 @@ def test_supervised_hyperparameters_are_the_runs(base: Path, tmp_path: Path) -> 
     assert auto.run.optim.lr == 2 * run.optim.lr and auto.run.seed == 4  # type: ignore[attr-defined]
     assert len(auto.epoch_ends) == auto_epochs(12) and auto.epoch_ends[0] == 1
     assert [auto_epochs(rows) for rows in (10, 300, 10_000)] == [10, 5, 3]
+
+
+def test_an_adapter_leaves_out_the_maps_that_must_be_merged() -> None:
+    """The engine adds an adapter's product to its base, which it cannot do for MLA's absorbed map."""
+    latent = v3_like("tiny", vocab_size=300, context=64)
+    targets = shared_targets(latent)
+    assert "kv_b_proj" not in targets and {"o_proj", "kv_a_proj_with_mqa"} <= {*targets}
+    assert shared_targets(student_like(latent)) == ("all-linear",)
 
 
 def test_preference_hyperparameters_are_the_runs(base: Path, tmp_path: Path) -> None:

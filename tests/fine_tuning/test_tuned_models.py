@@ -125,7 +125,10 @@ def test_a_deleted_model_is_gone_and_the_base_stays(tuner: TuneServer, tmp_path:
     job = wait(tuner.client, tuner.create(sums(tmp_path / "data.jsonl"), hyperparameters={"n_epochs": 1}).id)
     name = job.fine_tuned_model or ""
     assert len(answers(tuner, name, PROMPTS[:2])) == 2
+    folder = JobFolder(tuner.folder / "jobs" / job.id)
+    assert not folder.training_data.exists() and not folder.run.steps() and [*folder.models.iterdir()]
     deleted = tuner.client.models.delete(name)
+    assert not folder.models.exists()
     ModelDeleted.model_validate(deleted.model_dump(), strict=True)
     for model in (name, f"{name}:ckpt-step-1"):
         with pytest.raises(openai.NotFoundError, match="not served here"):

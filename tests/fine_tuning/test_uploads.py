@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,27 @@ def test_a_form_without_a_file_is_refused(tuner: TuneServer) -> None:
 
 
 def test_a_tenants_files_have_a_limit(base: Path, tmp_path: Path) -> None:
-    with tuning(base, tmp_path, "tune_bytes=2000") as small:
-        row = b'{"messages": []}\n'
-        kept = small.client.files.create(file=("a.jsonl", row * 100), purpose="fine-tune")
+    """In bytes, also for uploads at the same time, and for each line. Every base name is taken, but not that of a tuned model."""
+    with tuning(base, tmp_path, "tune_bytes=2000", "max_body=1024", "tune_names=*") as small:
+        row, files = b'{"messages": []}\n', small.client.files
+
+        def upload(rows: int) -> int:
+            try:
+                return files.create(file=("a.jsonl", row * rows), purpose="fine-tune").bytes
+            except openai.APIStatusError as error:
+                return error.status_code
+
+        with ThreadPoolExecutor(3) as pool:
+            assert sorted(pool.map(upload, [100] * 3)) == [413, 413, 1700]
         with pytest.raises(openai.APIStatusError, match="may have 2,000 bytes"):
-            small.client.files.create(file=("b.jsonl", row * 8000), purpose="fine-tune")
+            small.other.files.create(file=("b.jsonl", row * 8000), purpose="fine-tune")
+        with pytest.raises(openai.BadRequestError, match=r"b\.jsonl: a line has more than 1,024 bytes"):
+            small.other.files.create(file=("b.jsonl", row + b'{"a": "' + b"a" * 1020 + b'"}\n'), purpose="fine-tune")
         assert small.other.files.create(file=("b.jsonl", row * 100), purpose="fine-tune").bytes == 1700
-        small.client.files.delete(kept.id)
-        assert small.client.files.create(file=("b.jsonl", row * 100), purpose="fine-tune").bytes == 1700
+        [kept] = files.list().data
+        jobs = small.client.fine_tuning.jobs
+        with pytest.raises(openai.NotFoundError, match="not offered for fine-tuning"):
+            jobs.create(model="ft:gpt-9:a::12345678", training_file=kept.id)
+        jobs.cancel(jobs.create(model="gpt-9", training_file=kept.id).id)
+        files.delete(kept.id)
+        assert upload(100) == 1700

@@ -105,8 +105,9 @@ def tuning(run: Path, folder: Path, *words: str, ulimit: str = "") -> Iterator[T
     if not secrets[0].exists():
         for file in secrets:
             file.write_text(ApiKeys.load(keys).ensure_key(file.stem) or "", encoding="ascii")
-    own = [] if any(word.startswith("tune=") for word in words) else [f"tune={folder / 'tune'}"]
-    settings = [*own, f"tune_names={BASE}", "slots=4", *words]
+    usual = {"tune": folder / "tune", "tune_names": BASE, "slots": 4}
+    given = {word.partition("=")[0] for word in words}
+    settings = [*(f"{name}={value}" for name, value in usual.items() if name not in given), *words]
     with running(run, folder, *settings, ulimit=ulimit) as server:
         server.key = secrets[0].read_text(encoding="ascii")
         clients = [

@@ -105,11 +105,18 @@ def _watch_server() -> None:
 
 
 def _watch_memory(limit: int) -> None:
-    unit = 1 if sys.platform == "darwin" else 1024
     while limit:
-        if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit > limit:
+        if _memory_bytes() > limit:
             os._exit(OUT_OF_MEMORY)
         time.sleep(0.5)
+
+
+def _memory_bytes() -> int:
+    """Return the memory of this process: at present on Linux, where a new process inherits the server's peak, else at most."""
+    if sys.platform == "linux":
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        return pages * resource.getpagesize()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def train_job(folder: JobFolder, threads: int, is_stopped: Callable[[], bool]) -> Outcome | None:

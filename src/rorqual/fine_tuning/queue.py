@@ -14,7 +14,7 @@ from typing import Any
 
 from rorqual.core.errors import RorqualError
 from rorqual.fine_tuning.exits import DISK_FULL, OUT_OF_MEMORY, PAUSED
-from rorqual.fine_tuning.store import Job, JobError, Outcome, TuneStore
+from rorqual.fine_tuning.store import Job, JobError, Level, Outcome, TuneStore
 from rorqual.serve.logs import say
 
 POLL = 1.0
@@ -27,7 +27,7 @@ PATIENCE = 30.0
 """Seconds after which a job is tried again whose process found the disk full."""
 LAST_WORDS = 20.0
 """Seconds that the process of a paused job has to write its checkpoint."""
-DISK_MESSAGE = "The job waits, because the disk is full. It goes on when at least 256 MiB are free."
+DISK_MESSAGE = "The job waits, because the disk is full. It is resumed when at least 256 MiB are free."
 
 
 @dataclass
@@ -48,6 +48,7 @@ class JobQueue:
     _turns: dict[str, int] = field(default_factory=dict)
     _unsaved: set[str] = field(default_factory=set)
     _not_before: dict[str, float] = field(default_factory=dict)
+    _waiting: set[str] = field(default_factory=set)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
@@ -59,7 +60,10 @@ class JobQueue:
             while True:
                 for job_id in list(self._unsaved):
                     self.update(self.store.jobs[job_id])
-                await self._start_jobs()
+                try:
+                    await self._start_jobs()
+                except OSError as error:  # of memory, files or processes, for now
+                    say(f"no job can be started: {error.strerror}")
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), POLL)
                 self._wake.clear()
@@ -70,8 +74,8 @@ class JobQueue:
             await asyncio.gather(*self._ends)
 
     def update(self, job: Job, **changes: Any) -> Job:
-        """Change a job. If the disk is full, the change is kept in memory and written later."""
-        job = self.store.jobs[job.id] = job.model_copy(update=changes)
+        """Change a job, and return it as it is now. If the disk is full, the change is kept in memory and written later."""
+        job = self.store.jobs[job.id] = self.store.jobs[job.id].model_copy(update=changes)
         try:
             self.store.folder(job.id).save(job)
             self._unsaved.discard(job.id)
@@ -98,7 +102,7 @@ class JobQueue:
     async def _start_jobs(self) -> None:
         while len(self._running) < self.at_once and (job := self._next_job()) is not None:
             if shutil.disk_usage(self.store.path).free < ROOM:
-                self._note_once(job, DISK_MESSAGE)
+                self._note_full_disk(job)
                 return
             await self._start(job)
 
@@ -113,8 +117,14 @@ class JobQueue:
                 start_new_session=True, env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
             )  # fmt: skip
         self._running[job.id] = process
-        self.update(job, status="running", started_at=job.started_at or int(time.time()))
-        self._note_once(job, "Fine-tuning job started", "info")
+        self._waiting.discard(job.id)
+        now = self.store.jobs[job.id]
+        if now.is_finished or now.is_paused:  # since the process was asked for
+            process.kill()
+        else:
+            self.update(job, status="running", started_at=job.started_at or int(time.time()))
+        if job.started_at is None:
+            self._note(job, "Fine-tuning job started")
         end = asyncio.create_task(self._wait_for_end(job.id, process))
         self._ends.add(end)
         end.add_done_callback(self._ends.discard)
@@ -123,8 +133,16 @@ class JobQueue:
         status = await process.wait()
         del self._running[job_id]
         job = self.store.jobs[job_id]
-        if not job.is_finished:
-            self._record_end(job, status)
+        try:
+            if not job.is_finished:
+                self._record_end(job, status)
+        except (
+            OSError,
+            RorqualError,
+        ) as error:  # such as a full disk: the job's next process ends at once, and is recorded
+            say(f"the end of job {job_id} cannot be recorded yet: {error}")
+            self._not_before[job_id] = time.monotonic() + PATIENCE
+            self.update(job, status="queued")
         self.wake()
 
     def _record_end(self, job: Job, status: int) -> None:
@@ -132,10 +150,10 @@ class JobQueue:
         folder = self.store.folder(job.id)
         outcome = folder.outcome()
         if outcome is None:
-            self._deaths[job.id] += status not in (PAUSED, DISK_FULL)
+            self._deaths[job.id] += status not in (PAUSED, DISK_FULL) and not job.is_paused
             if status == DISK_FULL:
                 self._not_before[job.id] = time.monotonic() + PATIENCE
-                self._note_once(job, DISK_MESSAGE)
+                self._note_full_disk(job)
             elif status == OUT_OF_MEMORY:
                 problem = f"The job needs more than {self.memory:,} bytes of memory. Give fewer or shorter examples."
                 outcome = Outcome(error=JobError(code="out_of_memory", message=problem))
@@ -149,7 +167,7 @@ class JobQueue:
         else:
             results = self.store.add_results(job)
             tokens = outcome.trained_tokens
-            self._note_once(job, f"New fine-tuned model created: {job.model_name}", "info")
+            self._note(job, f"New fine-tuned model created: {job.model_name}")
             self.finish(job, "succeeded", trained_tokens=tokens, result_files=(results.id,))
 
     def finish(self, job: Job, status: str, error: JobError | None = None, **changes: Any) -> Job:
@@ -158,15 +176,20 @@ class JobQueue:
             error = error.model_copy(update={"message": self.store.with_file_names(job, error.message)})
         words = {"succeeded": "The job has successfully completed", "cancelled": "Fine-tuning job cancelled"}
         message = words.get(status) or f"The job failed: {error.message if error else 'no reason is known'}"
-        self._note_once(job, message, "error" if status == "failed" else "info")
+        self._note(job, message, "error" if status == "failed" else "info")
+        self.store.folder(job.id).delete_training_files()
         return self.update(job, status=status, error=error, finished_at=int(time.time()), **changes)
 
-    def _note_once(self, job: Job, message: str, level: str = "warn") -> None:
-        """Add an event, unless the job has one with the same message. If the disk is full, the log gets the message."""
-        folder = self.store.folder(job.id)
+    def _note_full_disk(self, job: Job) -> None:
+        """Say once that a job waits, until it starts again."""
+        if job.id not in self._waiting:
+            self._waiting.add(job.id)
+            self._note(job, DISK_MESSAGE, "warn")
+
+    def _note(self, job: Job, message: str, level: Level = "info") -> None:
+        """Add an event. If the disk is full, the log gets the message."""
         try:
-            if all(event["message"] != message for event in folder.events()):
-                folder.add_event(level, message)  # type: ignore[arg-type]
+            self.store.folder(job.id).add_event(level, message)
         except RorqualError:
             say(f"job {job.id}: {message}")
 
@@ -181,3 +204,4 @@ class JobQueue:
             await asyncio.wait_for(process.wait(), LAST_WORDS)
         except TimeoutError:
             process.kill()
+            await process.wait()

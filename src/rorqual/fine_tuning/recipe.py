@@ -17,7 +17,11 @@ from rorqual.data.tokenizer import Tokenizer
 from rorqual.fine_tuning.schemas import Auto, DPOHyperparameters, ReinforcementHyperparameters
 from rorqual.fine_tuning.store import Job, JobFolder
 from rorqual.model.adapter import LoRA
+from rorqual.model.adapter.bank import reasons_to_merge
+from rorqual.model.adapter.lora import ALL_LINEAR, named_linear_maps
+from rorqual.model.config import ModelConfig
 from rorqual.model.load.run_directory import read_model_config
+from rorqual.model.meta_device import build_on_meta_device
 from rorqual.recipes.dpo import dpo
 from rorqual.recipes.grpo import grpo
 from rorqual.recipes.sft import sft
@@ -148,8 +152,20 @@ def _epoch_ends(examples: int, batch: int, epochs: int) -> tuple[int, ...]:
 
 def _adapted(run: Run, rows: int) -> Run:
     """Return a run that trains a LoRA adapter, with at most two micro-batches of its `rows` rows."""
-    update = {"tune": LoRA(r=R, alpha=ALPHA), "micro_batches": min(2, rows), "save_seconds": 30.0}
+    update = {
+        "tune": LoRA(r=R, alpha=ALPHA, targets=shared_targets(run.model)),
+        "micro_batches": min(2, rows),
+        "save_seconds": 30.0,
+    }
     return run.model_copy(update=update)
+
+
+def shared_targets(config: ModelConfig) -> tuple[str, ...]:
+    """Return the targets of an adapter that shares its base with others: all linear maps, unless some must be merged."""
+    model = build_on_meta_device(config)
+    if not (merged := {name.rpartition(".")[2] for name in reasons_to_merge(model)}):
+        return (ALL_LINEAR,)
+    return tuple(sorted({name.rpartition(".")[2] for name, _ in named_linear_maps(model)} - merged))
 
 
 def sample_lengths(data: Path, chat: ChatFormat) -> list[int]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import python_multipart  # noqa: F401  # `Request.form` needs it
 from fastapi import APIRouter, Request, Response
@@ -65,7 +65,7 @@ def _file(request: Request, file_id: str, param: str | None = None) -> StoredFil
 def _page(request: Request, rows: Sequence[Row], default: int = PAGE) -> JSONResponse:
     """Return a page of `rows` in OpenAI's form. `after` is the id of the last row of the page before."""
     limit = request.query_params.get("limit", str(default))
-    if not limit.isascii() or not limit.isdigit() or not 1 <= int(limit[:6]) <= LARGEST_PAGE:
+    if not limit.isascii() or not limit.isdigit() or len(limit) > 6 or not 1 <= int(limit) <= LARGEST_PAGE:
         raise bad_request(f"`limit` is {describe_value(limit)}. Give 1 to {LARGEST_PAGE}.", "limit")
     start = 0
     if after := request.query_params.get("after"):
@@ -85,11 +85,7 @@ def _page(request: Request, rows: Sequence[Row], default: int = PAGE) -> JSONRes
 async def upload_file(request: Request) -> JSONResponse:
     """Store an uploaded file of the purpose `fine-tune`. Each line must be a JSON object."""
     service, tenant = _service(request), request.state.tenant
-    own = [file for file in service.store.files.values() if file.tenant == tenant]
-    room = service.options.file_bytes - sum(file.bytes for file in own)
-    if len(own) >= MOST_FILES or room <= 0:
-        problem = f"The files of this tenant have {sum(file.bytes for file in own):,} bytes. Delete files first."
-        raise ApiError(413, problem, param="file", code="too_many_files")
+    room = _room(service, tenant)
     async with service.bodies.reserve_body_slot(tenant):
         limited = Request(request.scope, _limited_receive(request.receive, room + FORM_BYTES, service))
         async with limited.form(max_files=1, max_fields=4, max_part_size=FORM_BYTES) as form:
@@ -100,6 +96,16 @@ async def upload_file(request: Request) -> JSONResponse:
                 raise bad_request(f"`purpose` is {describe_value(purpose)}. Only 'fine-tune' is offered.", "purpose")
             work = partial(_store_upload, service, upload, tenant)
             return JSONResponse((await service.run_in_thread(tenant, work)).shown())
+
+
+def _room(service: TuneService, tenant: str, size: int = 1) -> int:
+    """Return how many bytes the tenant may still store. Raises ApiError if it is less than `size`, or if the files are too many."""
+    own = [file.bytes for file in [*service.store.files.values()] if file.tenant == tenant]
+    room = service.options.file_bytes - sum(own)
+    if len(own) >= MOST_FILES or room < size:
+        problem = f"The {len(own)} files of this tenant have {sum(own):,} bytes. Delete files first."
+        raise ApiError(413, problem, param="file", code="too_many_files")
+    return room
 
 
 def _limited_receive(receive: Callable[[], Any], limit: int, service: TuneService) -> Callable[[], Any]:
@@ -126,9 +132,8 @@ def _store_upload(service: TuneService, upload: UploadFile, tenant: str) -> Stor
     name = Path(upload.filename or "file.jsonl").name[:LONGEST_NAME]
     temporary = service.store.path / f".upload-{secrets.token_hex(8)}.jsonl"
     try:
-        with open(temporary, "wb") as out:
-            while block := upload.file.read(1 << 20):
-                out.write(block)
+        _copy_lines(upload.file, temporary, service.max_body)
+        _room(service, tenant, temporary.stat().st_size)  # again, because others may have been stored meanwhile
         if not sum(1 for _ in read_rows(temporary)):
             raise DataError("the file has no rows", remedy="Give one JSON object a line.")
         return service.store.add_file(temporary, tenant, name)
@@ -142,11 +147,24 @@ def _store_upload(service: TuneService, upload: UploadFile, tenant: str) -> Stor
         temporary.unlink(missing_ok=True)
 
 
+def _copy_lines(source: BinaryIO, target: Path, longest: int) -> None:
+    """Copy a file. Raises DataError if a line has more than `longest` bytes, because a line is parsed as a whole."""
+    length = 0
+    with open(target, "wb") as out:
+        while block := source.read(1 << 20):
+            first, *rest = block.split(b"\n")
+            length += len(first)
+            if max(length, *map(len, rest), 0) > longest:
+                raise DataError(f"a line has more than {longest:,} bytes", remedy="Shorten the example.")
+            length = len(rest[-1]) if rest else length
+            out.write(block)
+
+
 @router.get("/v1/files")
 async def list_files(request: Request) -> JSONResponse:
     """Return the tenant's files, the newest first. `purpose` and `order` are OpenAI's."""
     purpose, tenant = request.query_params.get("purpose"), request.state.tenant
-    own = [file for file in _service(request).store.files.values() if file.tenant == tenant]
+    own = [file for file in [*_service(request).store.files.values()] if file.tenant == tenant]
     rows = [file.shown() for file in own if purpose in (None, file.purpose)]
     return _page(request, _newest_first(rows, request.query_params.get("order")), LARGEST_PAGE)
 
@@ -196,6 +214,9 @@ async def create_job(request: Request) -> JSONResponse:
         if (file_id := getattr(asked, param)) is not None and _file(request, file_id, param).purpose != "fine-tune":
             raise bad_request(f"`{param}` is a result file. Give a file of the purpose 'fine-tune'.", param)
     method = asked.chosen_method()
+    if asked.validation_file is not None and method.type != "supervised":
+        problem = f"`validation_file` is not offered for the method '{method.type}'. Leave it out."
+        raise bad_request(problem, "validation_file", "unsupported_parameter")
     if method.reinforcement is not None:
         try:
             openai_task(service.store.content(asked.training_file), method.reinforcement.grader, where=GRADER)
@@ -307,7 +328,7 @@ async def delete_model(request: Request, name: str) -> JSONResponse:
     """Delete a tuned model with all its checkpoints."""
     service = _service(request)
     job = service.tuned_job(name, request.state.tenant)
-    if job is None or not job.has_model:
+    if job is None or not job.is_finished:
         raise service.unknown_model_error(name)
     await service.forget_model(service.queue.update(job, is_deleted=True))
     return JSONResponse({"id": name, "object": "model", "deleted": True})

@@ -33,9 +33,13 @@ class DPOHyperparameters(Hyperparameters):
 
 
 class ReinforcementHyperparameters(Hyperparameters):
-    """Hyperparameters of a reinforcement job. `compute_multiplier`: factor of the number of samples for each prompt."""
+    """Hyperparameters of a reinforcement job. `compute_multiplier`: factor of the number of samples for each prompt. The others are
+    accepted with their defaults alone."""
 
     compute_multiplier: Multiplier = "auto"
+    eval_interval: Auto = "auto"
+    eval_samples: Auto = "auto"
+    reasoning_effort: Literal["default"] = "default"
 
 
 class SupervisedSettings(TuneSchema):

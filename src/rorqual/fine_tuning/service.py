@@ -76,14 +76,17 @@ class TuneService(ModelService):
 
     def accepts_base(self, name: str) -> bool:
         """Return whether clients may name the base model `name`."""
-        return name == self.name or name in self.options.names or ALL in self.options.names
+        is_tuned = name.startswith("ft:") or CHECKPOINT in name  # training goes on from the base alone
+        return name in (self.name, *self.options.names) or (ALL in self.options.names and not is_tuned)
 
     def tuned_job(self, name: str, tenant: str) -> Job | None:
         """Return the tenant's job whose model is called `name`, unless the model was deleted."""
-        own = (job for job in self.store.jobs.values() if job.tenant == tenant and not job.is_deleted)
+        own = (job for job in [*self.store.jobs.values()] if job.tenant == tenant and not job.is_deleted)
         return next((job for job in own if job.model_name == name), None)
 
     def for_model(self, name: str, tenant: str) -> ModelService:
+        if name == self.name:
+            return self
         head, _, step = name.partition(CHECKPOINT)
         if (job := self.tuned_job(head, tenant)) is not None and (step or job.has_model):
             folder = self.store.folder(job.id)
@@ -97,7 +100,7 @@ class TuneService(ModelService):
         tuned = [
             {"id": job.model_name, "object": "model", "created": job.finished_at, "owned_by": tenant}
             | {"root": self.name, "max_model_len": self.bridge.info.max_len}
-            for job in self.store.jobs.values()
+            for job in [*self.store.jobs.values()]
             if job.tenant == tenant and job.has_model
         ]
         return [*super().model_cards(tenant), *tuned]

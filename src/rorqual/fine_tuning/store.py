@@ -174,6 +174,13 @@ class JobFolder:
         file = self.path / "job.json"
         return parse_config(Job, json.loads(file.read_bytes()), where=str(file))
 
+    def delete_training_files(self) -> None:
+        """Delete what only training needs: the links of the user's files, and the checkpoints of the run."""
+        for file in (self.training_data, self.validation_data):
+            file.unlink(missing_ok=True)
+        for checkpoint in self.run.path.glob("step-*"):
+            shutil.rmtree(checkpoint, ignore_errors=True)
+
     def save(self, job: Job) -> None:
         """Write the job. Raises RorqualError if the file cannot be written."""
         write_json(self.path / "job.json", job.model_dump(mode="json"))
@@ -214,6 +221,8 @@ class TuneStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        for stale in (*path.glob(".upload-*"), *path.glob(".ftjob-*")):  # of a server that was killed
+            stale.unlink()
         self.files = {one.id: one for one in self._load_files()}
         self.jobs = {one.id: one for one in self._load_jobs()}
 
@@ -261,24 +270,27 @@ class TuneStore:
 
     def add_results(self, job: Job) -> StoredFile:
         """Store the result file of a job, encoded in base64 as in OpenAI's API. A job has one result file."""
-        for known in self.files.values():
-            if known.filename == f"{job.id}.csv":
+        for known in [*self.files.values()]:
+            if (known.filename, known.tenant, known.purpose) == (f"{job.id}.csv", job.tenant, "fine-tune-results"):
                 return known
         temporary = self.path / f".{job.id}.csv"
         temporary.write_bytes(base64.b64encode(self.folder(job.id).results_file.read_bytes()))
         return self.add_file(temporary, job.tenant, f"{job.id}.csv", "fine-tune-results")
 
     def with_file_names(self, job: Job, message: str) -> str:
-        """Return a message with the names of the user's files instead of the paths of the job's links."""
+        """Return a message with the names of the user's files instead of the paths of the server."""
         folder = self.folder(job.id)
         for path, file_id in ((folder.training_data, job.training_file), (folder.validation_data, job.validation_file)):
-            if (known := self.files.get(file_id or "")) is not None:
-                message = message.replace(str(path), known.filename)
-        return message
+            known = self.files.get(file_id or "")
+            message = message.replace(str(path), known.filename if known is not None else str(file_id))
+        return message.replace(f"{self.path}/", "")
 
     def delete_file(self, file_id: str) -> None:
         """Delete a file. Jobs keep their links of its content."""
         del self.files[file_id]
+        self.content(file_id).with_name("file.json").unlink(
+            missing_ok=True
+        )  # first, so that a kill leaves no half a file
         shutil.rmtree(self.content(file_id).parent, ignore_errors=True)
 
     def add_job(self, job: Job) -> None:

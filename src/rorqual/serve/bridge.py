@@ -30,7 +30,7 @@ LAST_WORDS = 5.0
 LONGEST_PAUSE = 30.0
 """Maximum seconds between two starts of an engine that fails to load."""
 MOST_ADAPTERS = 64
-"""Maximum number of unused adapters in the engine's memory."""
+"""Maximum number of adapters in the engine's memory, beside those that unfinished requests use."""
 BEHIND = 131_072
 """Maximum number of tokens and top log-probabilities that are queued for a slow streaming client. If more are queued, the
 client's request fails."""
@@ -260,8 +260,13 @@ class EngineBridge:
 
     async def unload_adapter(self, name: str) -> None:
         """Unload an adapter. Raises ApiError if it is not loaded, or unfinished requests use it."""
-        await self._call("adapter", name=name, folder=None)
-        self.adapters.pop(name, None)
+        folder = self.adapters.pop(name, None)  # first, so that no request relies on it meanwhile
+        try:
+            await self._call("adapter", name=name, folder=None)
+        except ApiError:
+            if folder is not None:
+                self.adapters[name] = folder
+            raise
 
     async def _call(self, kind: str, **fields: Any) -> None:
         """Send a message to the engine, and return when the engine has done what it asks. Raises ApiError if the engine

@@ -30,6 +30,19 @@ from rorqual.ops.layer import Layer
 ALONE = "Merge it with `rorqual merge`, or serve its run on its own."
 
 
+def reasons_to_merge(model: Decoder) -> dict[str, str]:
+    """Return the linear maps to which a bank cannot add an adapter's product, each with the reason."""
+    found = {}
+    for name, _ in named_linear_maps(model):
+        parent, _, last = name.rpartition(".")
+        layer = model.get_submodule(parent)
+        if isinstance(layer, Layer) and last in layer.reads_blocks:
+            found[name] = "applies it to blocks of tokens"
+        elif isinstance(layer, Layer) and last in layer.derived.values():
+            found[name] = "multiplies its weight into others"
+    return found
+
+
 @dataclass
 class AdapterStack:
     """The matrices of all adapters with one rank and one set of targets.
@@ -149,19 +162,13 @@ class AdapterBank:
                 where=where,
                 remedy=f"Load its base into the engine. {ALONE}",
             )
+        reasons = reasons_to_merge(self._shapes)
         for name in info.tune.find_targets(self._shapes):
-            parent, _, last = name.rpartition(".")
-            layer = self._shapes.get_submodule(parent)
-            if isinstance(layer, Layer) and last in (*layer.derived.values(), *layer.reads_blocks):
-                reason = (
-                    "applies it to blocks of tokens"
-                    if last in layer.reads_blocks
-                    else "multiplies its weight into others"
-                )
+            if name in reasons:
                 raise CheckpointError(
-                    f"the adapter's target {name} must be merged, because the model {reason}",
+                    f"the adapter's target {name} must be merged, because the model {reasons[name]}",
                     where=where,
-                    remedy=f"Train with tune.targets that leave {last} out. {ALONE}",
+                    remedy=f"Train with tune.targets that leave {name.rpartition('.')[2]} out. {ALONE}",
                 )
         return OpenedAdapter(checkpoint, info)
 

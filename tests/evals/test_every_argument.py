@@ -326,6 +326,7 @@ REQUEST: dict[str, Any] = {
     "priority": 1,
     "reuse": False,
     "embeds": Embeds([[1.0, 2.0]], (0,)),
+    "adapter": "a",
 }
 PARAMS: dict[str, Any] = {
     "max_tokens": 65,

@@ -110,7 +110,7 @@ def test_all_fields_at_once_are_all_there() -> None:
     given = {name: value for name, (value, _, _) in SAMPLED.items() if not name.startswith("guided")}
     there = {key: value for _, _, changes in SAMPLED.values() for key, value in changes.items()}
     found = asked(text_of(**given, logprobs=5))
-    assert {field.name for field in fields(EngineRequest)} == {"prompt", "priority", "params", "plain"}
+    assert {field.name for field in fields(EngineRequest)} == {"prompt", "priority", "params", "plain", "adapter"}
     assert {field.name for field in fields(SamplingParams)} == {"top_logprobs", *there} - {"priority"}
     assert found.plain and not asked(chat_of()).plain, "a completion has no place for reasoning"
     assert all_of(found) == {"prompt": found.prompt, **there, "grammar": Grammar("json"), "top_logprobs": 5}
@@ -344,7 +344,9 @@ def test_calls_are_one_where_no_more_were_wanted() -> None:
 def prepared(service: ModelService, **given: Any) -> list[PackedRequest] | str | None:
     """What the engine is asked for a request of completions, or the parameter that is refused."""
     try:
-        return prepare(service, TextRequest, TextResponseBuilder, json.dumps({"model": "m", **given}).encode()).asks
+        return prepare(
+            service, TextRequest, TextResponseBuilder, json.dumps({"model": "m", **given}).encode(), "a"
+        ).asks
     except ApiError as error:
         return error.param
 
@@ -408,7 +410,7 @@ def test_a_chats_prompt_has_its_log_probabilities_once_for_all_choices() -> None
     def taken(tokens: int) -> bool:
         messages = [{"role": "user", "content": "a" * (tokens - len(CHAT.prompt([Message("user", "")])))}]
         body = {"model": "m", "messages": messages, "prompt_logprobs": 3, "n": 4}
-        return bool(prepare(service, ChatRequest, ChatResponseBuilder, json.dumps(body).encode()).asks)
+        return bool(prepare(service, ChatRequest, ChatResponseBuilder, json.dumps(body).encode(), "a").asks)
 
     assert taken(most)
     with pytest.raises(ApiError, match="262,148 log-probabilities") as caught:
@@ -441,8 +443,10 @@ def test_a_request_to_a_model_that_is_not_served_is_refused() -> None:
 
 def test_what_was_ignored_is_named_in_order() -> None:
     found = prepare(
-        service_of(), TextRequest, TextResponseBuilder, b'{"model":"m","prompt":"a","user":"x","store":true}'
+        service_of(), TextRequest, TextResponseBuilder, b'{"model":"m","prompt":"a","user":"x","store":true}', "a"
     )
     assert found.headers == {"x-rorqual-ignored": "store,user"}
-    bound = prepare(service_of(), TextRequest, TextResponseBuilder, b'{"model":"m","prompt":"a","guided_regex":"a+"}')
+    bound = prepare(
+        service_of(), TextRequest, TextResponseBuilder, b'{"model":"m","prompt":"a","guided_regex":"a+"}', "a"
+    )
     assert (bound.bound, bound.headers) == ("guided_regex", {})

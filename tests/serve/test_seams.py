@@ -159,7 +159,7 @@ def test_a_parameter_that_is_written_into_the_schema_alone_arrives_everywhere(tm
     names = ["nudge", "shoves", "length_penalty", "typical_p"]
     assert "length_penalty" in IGNORED and "typical_p" in TOP
     command = [sys.executable, str(Path(__file__).with_name("places.py")), str(tmp_path / "run"), *names]
-    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     assert done.stdout.splitlines() == [str(copy / "__init__.py"), *(f"{name} arrived" for name in names)], done.stderr
 

@@ -18,7 +18,6 @@ from rorqual.core.records import Message, RunDir, TaskDefaults, Thinking
 from rorqual.data.chat import load_chat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.serve.routes.chat import ChatResponseBuilder
-from rorqual.serve.routes.state import _model_card
 from rorqual.serve.schemas import ChatRequest, parse_request
 from rorqual.serve.wire import EngineLimits
 from served import running, write_run
@@ -150,7 +149,7 @@ def test_a_key_of_the_file_is_the_default(
         else:
             assert getattr(asked.params, name) == there
     if name == "temperature":
-        assert _model_card(service)["temperature"] == requests[0][1], "the page shows it"
+        assert service.model_cards("default")[0]["temperature"] == requests[0][1], "the page shows it"
 
 
 def test_an_invalid_file_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,4 +81,4 @@ def test_a_long_reply_costs_little_time(name: str) -> None:
         for end in ("", KINDS[name].mark_answer("5")):
             began = time.thread_time()
             KINDS[name].find(piece * (LENGTH // len(piece)) + end)
-            assert time.thread_time() - began < 1, piece
+            assert time.thread_time() - began < 4, piece

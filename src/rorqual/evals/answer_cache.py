@@ -181,6 +181,11 @@ def _cache_key(request: Request, sample: int) -> str:
     fields = asdict(replace(request, params=replace(request.params, n=1), embeds=None))
     if request.embeds is not None:
         fields["embeds"] = request.embeds.digest.hex()
+    # Fields that older versions lacked are left out where they change nothing, so that older answers are found.
+    if not request.adapter:
+        del fields["adapter"]
+    for message in fields["messages"]:
+        del message["in_loss"]
     return hashlib.sha256(json.dumps([fields, sample], sort_keys=True, default=_to_json_value).encode()).hexdigest()
 
 

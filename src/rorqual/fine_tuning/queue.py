@@ -64,8 +64,10 @@ class JobQueue:
                     await self._start_jobs()
                 except OSError as error:  # of memory, files or processes, for now
                     say(f"no job can be started: {error.strerror}")
+                # Before Python 3.12, `wait_for` swallows a cancellation that arrives together with the event.
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), POLL)
+                    async with asyncio.timeout(POLL):
+                        await self._wake.wait()
                 self._wake.clear()
         finally:
             for process in self._running.values():
@@ -201,7 +203,8 @@ class JobQueue:
         with suppress(ProcessLookupError):
             process.kill() if at_once else process.terminate()
         try:
-            await asyncio.wait_for(process.wait(), LAST_WORDS)
+            async with asyncio.timeout(LAST_WORDS):
+                await process.wait()
         except TimeoutError:
             process.kill()
             await process.wait()

@@ -155,7 +155,7 @@ def _copy_lines(source: BinaryIO, target: Path, longest: int) -> None:
             first, *rest = block.split(b"\n")
             length += len(first)
             if max(length, *map(len, rest), 0) > longest:
-                raise DataError(f"a line has more than {longest:,} bytes", remedy="Shorten the example.")
+                raise DataError(f"a line has more than {longest:,} bytes", where=str(target), remedy="Shorten it.")
             length = len(rest[-1]) if rest else length
             out.write(block)
 

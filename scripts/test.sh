@@ -3,12 +3,12 @@
 # `fast` is `make test-fast`, `all` is `make test-all` and what .ci/run calls, and neither is `make test`. See scripts/tiers.py.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-# Each process collects all tests, which takes some fifty core-seconds. So the smaller tiers use fewer processes. `all` uses one
+# Each process collects all tests, which takes some fifty core-seconds. So the smaller tiers use fewer processes. `all` uses two
 # more than there are cores, because many of its tests wait for a server, a kill or a clock. (nproc itself obeys OMP_NUM_THREADS.)
 cores=$(env -u OMP_NUM_THREADS nproc)
 case "${1:-}" in
   fast) tests="not slow and not full and not soak"; processes=$cores; shift ;;
-  all) tests="not soak"; processes=$((cores + 1)); shift ;;
+  all) tests="not soak"; processes=$((cores + 2)); shift ;;
   *) tests="not full and not soak"; processes=$cores ;;
 esac
 scripts/setup.sh test

@@ -70,6 +70,11 @@ def test_a_job_waits_for_room_on_the_disk(base: Path, tmp_path: Path, monkeypatc
     asyncio.run(run_until(JobQueue(TuneStore(tmp_path)), lambda: folder.job().is_finished))
     assert folder.job().status == "succeeded"
     assert sum(event["message"] == DISK_MESSAGE for event in folder.events()) == 1
+    # A server that is killed before it records the end records it later, although the training files are gone.
+    folder.save(folder.job().model_copy(update={"status": "running", "result_files": ()}))
+    folder.plan_file.write_text("{", encoding="utf-8")  # nothing is trained again
+    asyncio.run(run_until(JobQueue(TuneStore(tmp_path)), lambda: folder.job().is_finished))
+    assert folder.job().status == "succeeded" and folder.job().result_files
 
 
 def test_a_disk_that_fills_up_stops_a_job_and_loses_nothing(base: Path, tmp_path: Path) -> None:

@@ -49,6 +49,8 @@ LOCK_SECONDS = 30.0
 def main(path: Path, threads: int, memory: int) -> int:
     """Train the job in `path`, and return the exit status. `memory`: maximum bytes of the process; 0: no limit."""
     folder, stopping = JobFolder(path), threading.Event()
+    if folder.outcome_file.is_file():  # the server was killed before it recorded the end
+        return 0
     lock = _wait_for_lock(path)
     signal.signal(signal.SIGTERM, lambda number, frame: stopping.set())
     threading.Thread(target=_watch_server, daemon=True).start()

@@ -138,17 +138,14 @@ class JobQueue:
         try:
             if not job.is_finished:
                 self._record_end(job, status)
-        except (
-            OSError,
-            RorqualError,
-        ) as error:  # such as a full disk: the job's next process ends at once, and is recorded
+        except (OSError, RorqualError) as error:  # such as a full disk; the next process of the job ends at once
             say(f"the end of job {job_id} cannot be recorded yet: {error}")
             self._not_before[job_id] = time.monotonic() + PATIENCE
             self.update(job, status="queued")
         self.wake()
 
     def _record_end(self, job: Job, status: int) -> None:
-        """Record that the process of a job has ended. Only an `outcome.json` ends a job; otherwise the job goes on later."""
+        """Record that the process of a job has ended. Only an `outcome.json` ends a job; otherwise the job is resumed later."""
         folder = self.store.folder(job.id)
         outcome = folder.outcome()
         if outcome is None:
@@ -179,8 +176,9 @@ class JobQueue:
         words = {"succeeded": "The job has successfully completed", "cancelled": "Fine-tuning job cancelled"}
         message = words.get(status) or f"The job failed: {error.message if error else 'no reason is known'}"
         self._note(job, message, "error" if status == "failed" else "info")
+        job = self.update(job, status=status, error=error, finished_at=int(time.time()), **changes)
         self.store.folder(job.id).delete_training_files()
-        return self.update(job, status=status, error=error, finished_at=int(time.time()), **changes)
+        return job
 
     def _note_full_disk(self, job: Job) -> None:
         """Say once that a job waits, until it starts again."""

@@ -56,7 +56,7 @@ class TuneService(ModelService):
             ) from None
         lock = acquire_lock(folder, "Give each server its own folder.")
         store = TuneStore(folder)
-        queue = JobQueue(store, options.at_once, options.threads, options.memory)
+        queue = JobQueue(store, at_once=options.at_once, threads=options.threads, memory=options.memory)
         known = {one.name: getattr(service, one.name) for one in fields(service)}
         return cls(**known, base=base, options=options, store=store, queue=queue, lock=lock)
 

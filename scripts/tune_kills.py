@@ -1,10 +1,14 @@
 #!/usr/bin/env python3
 """Soak test of the fine-tuning API: kill the server at random moments while jobs of three tenants run.
 
-    python scripts/tune_kills.py FOLDER [--jobs 20] [--kills 10] [--seed 0]
+    python scripts/tune_kills.py FOLDER [--jobs 20] [--kills 10] [--seed 0] [--fill]
 
-FOLDER must not exist. The result is docs/results/tune-kills.json: how many jobs succeeded, and how many have the weights, the
-trained tokens and the steps of the same jobs on a server that nobody killed.
+FOLDER must not exist. With --fill, the disk is filled once, so FOLDER must be on a small disk of its own, such as
+
+    mount -t tmpfs -o size=2g tmpfs /mnt
+
+The result is docs/results/tune-kills.json: how many jobs succeeded, and how many have the weights, the trained tokens and the steps of
+the same jobs on a server that nobody killed.
 """
 
 from __future__ import annotations
@@ -29,8 +33,9 @@ def main() -> int:
     parser.add_argument("folder", type=lambda text: Path(text).absolute())
     for name, default in (("jobs", 20), ("kills", 10), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--fill", action="store_true")
     given = parser.parse_args()
-    found = torment(given.folder, jobs=given.jobs, kills=given.kills, seed=given.seed)
+    found = torment(given.folder, jobs=given.jobs, kills=given.kills, seed=given.seed, fill=given.fill)
     write_json(RESULT, {"made by": made_by({given.folder: "FOLDER"}), **found})
     print(found)
     return 0

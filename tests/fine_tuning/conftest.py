@@ -19,8 +19,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tuner(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TuneServer]:
-    with tuning(base, tmp_path_factory.mktemp("tuner"), "tune_jobs=2") as found:
-        yield found
+    """The ladder's rungs have no encoder, because nothing is downloaded."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIP_NO_INDEX", "1")
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        with tuning(base, tmp_path_factory.mktemp("tuner"), "tune_jobs=2") as found:
+            yield found
 
 
 @pytest.fixture(scope="session")

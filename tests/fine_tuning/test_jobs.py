@@ -118,13 +118,6 @@ def test_a_job_that_is_cancelled_as_it_starts_stays_cancelled(tuner: TuneServer,
     assert [jobs.retrieve(job.id).status for job in cancelled] == ["cancelled"] * 3
 
 
-def test_a_validation_file_is_of_supervised_jobs(tuner: TuneServer, tmp_path: Path) -> None:
-    file, jobs = tuner.upload(sums(tmp_path / "data.jsonl")), tuner.client.fine_tuning.jobs
-    with pytest.raises(openai.BadRequestError, match="not offered for the method 'dpo'") as refused:
-        jobs.create(model=BASE, training_file=file, validation_file=file, method={"type": "dpo"})
-    assert refused.value.param == "validation_file"
-
-
 def test_no_tenant_sees_anothers_job(tuner: TuneServer, tuned: FineTuningJob) -> None:
     jobs = tuner.other.fine_tuning.jobs
     asks: list[Callable[[str], Any]] = [

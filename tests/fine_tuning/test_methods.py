@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+import torch
+from openai.types.fine_tuning import FineTuningJob
 from tuned_server import BASE, TuneServer, job_folder, sums, wait
 
 from rorqual.core.errors import DataError
+from rorqual.core.records import Message, RunDir
+from rorqual.data.chat import load_chat
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.engine.engine import Engine
+from rorqual.engine.request import SamplingParams
+from rorqual.fine_tuning.job_process import train_job
 from rorqual.fine_tuning.recipe import JobPlan, auto_epochs, plan_job, shared_targets
 from rorqual.model.adapter import LoRA
+from rorqual.model.load.run_directory import load_run
 from rorqual.recipes.models import student_like, v3_like
+from rorqual.tasks.openai_graders import text_similarity
 from rorqual.train.objectives import DPO
 from rorqual.train.sources import ConversationsConfig, PreferencesConfig, RolloutConfig
 
@@ -102,7 +113,7 @@ def test_reinforcement_hyperparameters_are_the_runs(base: Path, tmp_path: Path) 
     long.write_text(
         json.dumps({"messages": [{"role": "user", "content": "a" * 300}], "answer": "b"}) + "\n", encoding="utf-8"
     )
-    with pytest.raises(DataError, match=r"a prompt has .* tokens, and the context of the base model is 256"):
+    with pytest.raises(DataError, match=r"a prompt has 30\d tokens, but the base model's context leaves room for 240"):
         plan(base, long, "reinforcement", {})
 
 
@@ -122,6 +133,101 @@ def test_jobs_of_pairs_and_of_graders_end_in_a_model(tuner: TuneServer, tmp_path
     asked = {"messages": [{"role": "user", "content": "1+1"}], "max_tokens": 2}
     reply = tuner.client.chat.completions.create(model=job.fine_tuned_model or "", **asked)  # type: ignore[call-overload]
     assert reply.usage.completion_tokens
+
+
+def test_the_validation_file_of_pairs_is_measured(base: Path, tmp_path: Path) -> None:
+    """Against the loss written plainly in float64, from the log-probabilities of both models."""
+    settings = {"hyperparameters": {"n_epochs": 1, "batch_size": 2, "beta": 0.2}}
+    folder = job_folder(base, tmp_path, "dpo", settings, validation_file="file-b")
+    pairs(folder.training_data)
+    lines = pairs(folder.validation_data, 9).read_text(encoding="utf-8").splitlines()[6:]
+    folder.validation_data.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert train_job(folder, 1, lambda: False) is not None
+    [checkpoint] = folder.checkpoints()
+    run = RunDir(base)
+    chat = load_chat(run, Tokenizer.load(run.tokenizer_file))
+    trained, reference = load_run(folder.model(checkpoint["step_number"])), load_run(run)
+    losses, right = [], []
+    for line in map(json.loads, lines):
+        rewards = []
+        for key in ("preferred_output", "non_preferred_output"):
+            turns = [*line["input"]["messages"], *line[key]]
+            rendered = chat.render([Message(turn["role"], turn["content"]) for turn in turns])
+            ids, mask = torch.tensor([rendered.ids]), torch.tensor(rendered.mask[1:])
+            found = [
+                torch.log_softmax(model.logits(model(ids).hidden)[0, :-1].double(), -1)
+                .gather(1, ids[0, 1:, None])[mask.bool(), 0]
+                .sum()
+                for model in (trained, reference)
+            ]
+            rewards.append(0.2 * (found[0] - found[1]).item())
+        losses.append(math.log1p(math.exp(rewards[1] - rewards[0])))
+        right.append(rewards[0] > rewards[1])
+    assert checkpoint["metrics"]["full_valid_loss"] == pytest.approx(sum(losses) / 3, rel=1e-5)
+    assert checkpoint["metrics"]["full_valid_rewards/accuracies"] == pytest.approx(sum(right) / 3)
+
+
+def test_the_validation_file_of_prompts_is_answered(base: Path, tmp_path: Path) -> None:
+    """The mean score is that of the greedy replies of the checkpoint's model."""
+    grader = {**GRADER, "type": "text_similarity", "evaluation_metric": "fuzzy_match"}
+    del grader["operation"]
+    settings = {"grader": grader, "hyperparameters": {"n_epochs": 1, "batch_size": 2}}
+    folder = job_folder(base, tmp_path, "reinforcement", settings, validation_file="file-b")
+    prompts(folder.training_data)
+    prompts(folder.validation_data, 7)
+    assert train_job(folder, 1, lambda: False) is not None
+    [checkpoint] = folder.checkpoints()
+    most = plan_job(folder.job(), folder).run.source.max_tokens  # type: ignore[attr-defined]
+    engine = Engine(folder.model(checkpoint["step_number"]).path)
+    replies = engine.generate([f"{a}+{a}" for a in range(7)], SamplingParams(max_tokens=most, temperature=0))
+    scores = [text_similarity("fuzzy_match", one[0].text, str(2 * a)) for a, one in enumerate(replies)]
+    assert checkpoint["metrics"]["full_valid_mean_reward"] == pytest.approx(sum(scores) / 7) and sum(scores) > 0
+    prompts(folder.validation_data).write_text('{"messages": [{"role": "user", "content": "1+1"}]}\n')
+    with pytest.raises(DataError, match="no key 'answer'") as refused:
+        train_job(folder, 1, lambda: False)
+    assert str(folder.validation_data) in str(refused.value)
+
+
+def test_openais_documented_requests_are_accepted(tuner: TuneServer, tmp_path: Path) -> None:
+    """The bodies of the examples in OpenAI's reference of `POST /v1/fine_tuning/jobs`, one for each method, with our files' ids."""
+    files = {
+        "sums": sums(tmp_path / "a.jsonl"),
+        "pairs": pairs(tmp_path / "b.jsonl"),
+        "prompts": prompts(tmp_path / "c.jsonl"),
+    }
+    ids = {name: tuner.upload(path) for name, path in files.items()}
+    label = {**GRADER, "reference": "{{item.answer}}"}
+    reinforcement = {"grader": label, "hyperparameters": {"reasoning_effort": "medium"}}
+    bodies: list[dict[str, Any]] = [
+        {"training_file": ids["sums"]},
+        {"training_file": ids["sums"], "hyperparameters": {"n_epochs": 2}},
+        {"training_file": ids["sums"], "validation_file": ids["sums"]},
+        {
+            "training_file": ids["sums"],
+            "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2}}},
+        },
+        {
+            "training_file": ids["pairs"],
+            "validation_file": ids["pairs"],
+            "method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.1}}},
+        },
+        {
+            "training_file": ids["prompts"],
+            "validation_file": ids["prompts"],
+            "method": {"type": "reinforcement", "reinforcement": reinforcement},
+        },
+    ]
+    with tuner.http() as client:
+        for body in bodies:
+            answer = client.post("/v1/fine_tuning/jobs", json={"model": BASE, **body})
+            assert answer.status_code == 200, answer.text
+            job = FineTuningJob.model_validate_json(answer.content, strict=True)
+            tuner.client.fine_tuning.jobs.cancel(job.id)
+        events = client.get(f"/v1/fine_tuning/jobs/{job.id}/events").json()["data"]
+        assert "These hyperparameters have no effect here: reasoning_effort." in [one["message"] for one in events]
+        wandb = {"type": "wandb", "wandb": {"project": "my-wandb-project"}}
+        refused = client.post("/v1/fine_tuning/jobs", json={"model": BASE, **bodies[0], "integrations": [wandb]})
+        assert refused.status_code == 400 and refused.json()["error"]["param"] == "integrations"
 
 
 def test_a_grader_that_is_not_offered_is_refused_by_name(tuner: TuneServer, tmp_path: Path) -> None:

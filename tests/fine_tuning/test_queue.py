@@ -22,9 +22,9 @@ SMALL_FILES = "-f 200"
 """Files of at most 200 blocks of 512 bytes: less than a checkpoint needs."""
 
 
-def make_job(store: TuneStore, base: Path, name: str, tenant: str, created_at: int, rows: int = 4) -> Job:
+def make_job(store: TuneStore, base: Path, name: str, tenant: str, created_at: int, rows: int = 4, **more: int) -> Job:
     data = sums(store.path / f"{name}.jsonl", rows=rows)
-    method = Method.model_validate({"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 1}}})
+    method = Method.model_validate({"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 1, **more}}})
     settings = {"id": f"ftjob-{name}", "tenant": tenant, "created_at": created_at, "model": "tiny", "base": str(base)}
     file = store.add_file(data, tenant, data.name)
     job = parse_config(Job, {**settings, "method": method, "training_file": file.id, "seed": 0}, where="test")
@@ -57,6 +57,26 @@ def test_tenants_take_turns(base: Path, tmp_path: Path) -> None:
 
     asyncio.run(run_until(queue, condition))
     assert started == ["ftjob-a0", "ftjob-b"]
+
+
+def test_a_long_job_lets_another_tenants_go_first(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When its turn is over, it stops at a checkpoint, and goes on later without repeating a step."""
+    store = TuneStore(tmp_path)
+    long, other = make_job(store, base, "a", "a", 0, 200, batch_size=1), make_job(store, base, "b", "b", 10)
+    queue, folder = JobQueue(store), store.folder(long.id)
+
+    def condition() -> bool:
+        is_training = any(event["type"] == "metrics" for event in folder.events())
+        is_over = is_training and store.jobs[other.id].status == "queued"
+        monkeypatch.setattr(rules, "TURN_SECONDS", 3.0 if is_over else 600.0)
+        return all(job.is_finished for job in store.jobs.values())
+
+    asyncio.run(run_until(queue, condition))
+    first, second = store.jobs[long.id], store.jobs[other.id]
+    assert (first.status, second.status) == ("succeeded", "succeeded")
+    assert (second.finished_at or 0) <= (first.finished_at or 0) and (second.started_at or 0) > (first.started_at or 0)
+    steps = [event["data"]["step"] for event in folder.events() if event["type"] == "metrics"]
+    assert steps == [*range(1, len(steps) + 1)] and len(steps) == steps[-1]
 
 
 def test_a_job_waits_for_room_on_the_disk(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

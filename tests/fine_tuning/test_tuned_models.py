@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +14,15 @@ import openai
 import pytest
 from openai.types import Model, ModelDeleted
 from openai.types.fine_tuning import FineTuningJob
-from tuned_server import TuneServer, sums, wait
+from tuned_server import TuneServer, sums, tuning, wait
 
-from rorqual.cli.serving import start_server, tuning_options
-from rorqual.cli.settings import parse_settings
-from rorqual.cli.verbs.serve import ServeSettings
+from rorqual.cli.serving import start_server
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import Message, RunDir
 from rorqual.data.chat import load_chat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
-from rorqual.fine_tuning.service import TuningOptions
 from rorqual.fine_tuning.store import JobFolder
 
 PROMPTS = [f"{a}+{a + 1}" for a in range(12)]
@@ -147,12 +146,29 @@ def test_a_restarted_engine_knows_its_adapters(tuner: TuneServer, tuned: FineTun
     assert answers(tuner, name, PROMPTS) == before
 
 
-def test_the_settings_are_those_of_the_command() -> None:
-    words = ["tune=FOLDER", "tune_names=a, b", "tune_jobs=3", "tune_bytes=5000", "tune_memory=7000"]
-    options = tuning_options(parse_settings(ServeSettings, words), 11)
-    assert options == TuningOptions(
-        folder="FOLDER", names=("a", "b"), at_once=3, file_bytes=5000, memory=7000, threads=11
-    )
+def job_processes(folder: Path) -> list[list[str]]:
+    """The arguments of the running processes of jobs: threads and memory."""
+    lines = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # the process has ended
+            lines.append(file.read_text(encoding="utf-8").split("\0"))
+    return [line[4:6] for line in lines if "rorqual.fine_tuning.job_process" in line and str(folder) in line[3]]
+
+
+def test_the_settings_are_those_of_the_command(base: Path, tmp_path: Path) -> None:
+    words = ["tune_jobs=2", f"tune_memory={10**10}", "tune_names=a, b"]
+    with tuning(base, tmp_path, *words) as server:
+        for name in ("a", "b", "a"):
+            server.create(sums(tmp_path / "data.jsonl"), model=name, hyperparameters={"n_epochs": 50, "batch_size": 1})
+        end = time.monotonic() + 60
+        while len(running := job_processes(tmp_path)) < 2 and time.monotonic() < end:
+            time.sleep(0.1)
+        assert running == [["1", str(10**10)]] * 2
+
+
+def test_a_backend_of_the_users_own_does_not_tune(base: Path) -> None:
+    with pytest.raises(ConfigError, match="tuned models need a backend of this package"):
+        start_server(str(base), ["tune=FOLDER", "backend=./mine.py:Mine"])
 
 
 @pytest.mark.parametrize("setting", ["tune_jobs=2", "tune_names=a", "tune_bytes=1000", "tune_memory=1000"])

@@ -7,12 +7,14 @@ import random
 import signal
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from openai import OpenAI
 from safetensors.torch import load_file
 
+from rorqual.fine_tuning.queue import DISK_MESSAGE
 from rorqual.fine_tuning.store import JobFolder
 from rorqual.serve.keys import ApiKeys
 from served import Server, start, stop, write_run
@@ -89,28 +91,52 @@ def results(tuning: Tuning, ids: list[str]) -> list[dict[str, Any]]:
     return found
 
 
-def torment(folder: Path, *, jobs: int, kills: int, seed: int) -> dict[str, Any]:
-    """Run `jobs` jobs twice, the second time on a server that is killed `kills` times, and compare."""
+def fill_disk(tuning: Tuning) -> int:
+    """Fill the disk but for 256 KiB, until a job says so. Return the number of jobs that said it."""
+    filler, end = tuning.folder / "filler", time.monotonic() + DEADLINE
+    with open(filler, "wb", buffering=0) as file:
+        with suppress(OSError):
+            while True:
+                file.write(bytes(1 << 16))
+        file.truncate(file.tell() - (1 << 18))
+    folders = [JobFolder(job) for job in tuning.folder.glob("tune/jobs/*")]
+    while not (said := sum(any(event["message"] == DISK_MESSAGE for event in one.events()) for one in folders)):
+        assert time.monotonic() < end
+        time.sleep(0.5)
+    filler.unlink()
+    return said
+
+
+def torment(folder: Path, *, jobs: int, kills: int, seed: int, fill: bool = False) -> dict[str, Any]:
+    """Run `jobs` jobs twice, the second time on a server that is killed `kills` times, and compare.
+
+    With `fill`, the disk is filled after half of the kills, so `folder` must be on a small disk of its own.
+    """
     run, rng = write_run(folder / BASE, context=256), random.Random(seed)
     (folder / "data").mkdir()
     straight = results_of_all(Tuning(run, folder / "quiet"), jobs, folder / "data")
     killed = Tuning(run, folder / "killed")
     ids = [killed.create(number, folder / "data") for number in range(jobs)]
-    done = 0
+    done = said = 0
     while done < kills and killed.unfinished():
         time.sleep(rng.uniform(0.5, 12))
         killed.kill()
         done += 1
+        if fill and done == kills // 2:
+            said = fill_disk(killed)
     killed.wait()
     tormented = results(killed, ids)
     stop(killed.server)
     return {
         "jobs": jobs,
         "kills": done,
+        **({"jobs_that_said_the_disk_was_full": said} if fill else {}),
         "succeeded": sum(one["status"] == "succeeded" for one in tormented),
         "same_weights": sum(_same(a["weights"], b["weights"]) for a, b in zip(straight, tormented)),
         "same_tokens": sum(a["tokens"] == b["tokens"] for a, b in zip(straight, tormented)),
-        "events_twice": sum(count > 1 for one in tormented for count in one["events"].values()),
+        "events_twice": sum(
+            count > 1 for one in tormented for message, count in one["events"].items() if message != DISK_MESSAGE
+        ),
         "same_steps": sum(_steps(a["events"]) == _steps(b["events"]) for a, b in zip(straight, tormented)),
     }
 

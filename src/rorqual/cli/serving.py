@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,6 @@ from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 from rorqual.data.fingerprint import fingerprint
 from rorqual.evals.calibration import CascadeRule, read_cascade_rule
-from rorqual.fine_tuning.service import TuningOptions
-from rorqual.fine_tuning.serving import serve_with_tuning
 from rorqual.serve.options import ServerOptions
 from rorqual.serve.server import CascadeArguments, serve
 from rorqual.serve.wire import EngineArguments
@@ -69,7 +68,11 @@ def start_server(model: str, arguments: Sequence[str] | None) -> None:
     if chosen.tune:
         if cascade is not None or chosen.rollout_dir:
             raise ConfigError("only a server of one run tunes models", where="key 'tune'", remedy="Serve one run.")
-        serve_with_tuning(engine, chosen, tuning_options(chosen, engine.threads))
+        if chosen.backend not in ("torch", "torch-invariant"):
+            raise ConfigError(
+                "tuned models need a backend of this package", where="key 'backend'", remedy="Leave it out."
+            )
+        _serve_with_tuning(engine, chosen)
         return
     if given := chosen.model_fields_set.intersection(TUNING):
         raise ConfigError(
@@ -89,17 +92,22 @@ def start_server(model: str, arguments: Sequence[str] | None) -> None:
     )
 
 
-def tuning_options(chosen: ServeSettings, threads: int) -> TuningOptions:
-    """Return the options of the fine-tuning API."""
-    names = tuple(name.strip() for name in chosen.tune_names.split(",") if name.strip())
-    return TuningOptions(
-        folder=chosen.tune,
-        names=names,
-        at_once=chosen.tune_jobs,
+def _serve_with_tuning(engine: EngineArguments, chosen: ServeSettings) -> None:
+    """Serve a run with the fine-tuning API."""
+    from rorqual.fine_tuning.routes import router  # local imports, because they load torch
+    from rorqual.fine_tuning.service import TuneService
+
+    extend = partial(
+        TuneService.extend,
+        base=RunDir(Path(engine.run)),
+        folder=Path(chosen.tune),
+        names=tuple(name.strip() for name in chosen.tune_names.split(",") if name.strip()),
         file_bytes=chosen.tune_bytes,
+        at_once=chosen.tune_jobs,
         memory=chosen.tune_memory,
-        threads=threads,
+        threads=engine.threads,
     )
+    serve(engine, chosen, extend=extend, routers=[router])
 
 
 def _remote_model(chosen: ServeSettings) -> Any:

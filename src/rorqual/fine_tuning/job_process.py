@@ -17,23 +17,19 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from rorqual.core.config import parse_config
 from rorqual.core.errors import DataError, RorqualError
 from rorqual.core.lock import Lock, acquire_lock
 from rorqual.core.records import MANIFEST_FILE, RunDir, write_atomic, write_json
-from rorqual.fine_tuning.exits import DISK_FULL, ORPHANED, OUT_OF_MEMORY, PAUSED
-from rorqual.fine_tuning.recipe import JobPlan, plan_job, validation_batches
-from rorqual.fine_tuning.store import JobError, JobFolder, Outcome
-from rorqual.model.decoder import Decoder
-from rorqual.model.load.run_directory import load_run
-from rorqual.ops.losses import token_logprobs
-from rorqual.train.batch import TrainBatch
+from rorqual.fine_tuning.ladder import teach_ladder
+from rorqual.fine_tuning.recipe import JobPlan, plan_job
+from rorqual.fine_tuning.report import write_report
+from rorqual.fine_tuning.store import DISK_FULL, OUT_OF_MEMORY, PAUSED, SERVER_GONE, JobError, JobFolder, Outcome
+from rorqual.fine_tuning.validation import validation_metrics
 from rorqual.train.checkpoint import OPTIM_FILE
 from rorqual.train.loop import fit
 
@@ -51,12 +47,13 @@ def main(path: Path, threads: int, memory: int) -> int:
     folder, stopping = JobFolder(path), threading.Event()
     if folder.outcome_file.is_file():  # the server was killed before it recorded the end
         return 0
-    lock = _wait_for_lock(path)
-    signal.signal(signal.SIGTERM, lambda number, frame: stopping.set())
+    lock, is_ladder = _wait_for_lock(path), not folder.job().base
+    # `rorqual teach` keeps what each stage found, so its process can end at any moment.
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(PAUSED) if is_ladder else stopping.set())
     threading.Thread(target=_watch_server, daemon=True).start()
     threading.Thread(target=_watch_memory, args=(memory,), daemon=True).start()
     try:
-        outcome = train_job(folder, threads, stopping.is_set)
+        outcome = teach_ladder(folder, threads) if is_ladder else train_job(folder, threads, stopping.is_set)
         if outcome is None:
             return PAUSED
         write_json(folder.outcome_file, outcome.model_dump(mode="json"))
@@ -103,7 +100,7 @@ def is_disk_full(error: BaseException | None) -> bool:
 def _watch_server() -> None:
     while os.read(0, 1):  # not sys.stdin, whose lock would stop the interpreter's end
         pass
-    os._exit(ORPHANED)
+    os._exit(SERVER_GONE)
 
 
 def _watch_memory(limit: int) -> None:
@@ -130,8 +127,8 @@ def train_job(folder: JobFolder, threads: int, is_stopped: Callable[[], bool]) -
     if not folder.plan_file.is_file():
         write_json(folder.plan_file, plan_job(job, folder).model_dump(mode="json"))
     plan = parse_config(JobPlan, json.loads(folder.plan_file.read_bytes()), where=str(folder.plan_file))
-    held_out = validation_batches(job, folder)
-    _add_event_once(folder, f"Files validated. The job has {len(plan.epoch_ends)} epochs, {plan.run.steps} steps.")
+    measure = validation_metrics(job, folder, plan.run, threads)
+    folder.add_event_once(f"Files validated. The job has {len(plan.epoch_ends)} epochs, {plan.run.steps} steps.")
     done = {line["step_number"] for line in folder.checkpoint_lines()}
     for end in plan.epoch_ends:
         if end in done:
@@ -139,17 +136,13 @@ def train_job(folder: JobFolder, threads: int, is_stopped: Callable[[], bool]) -
         if not _train_to(folder, plan, end, threads, is_stopped):
             return None
         copy_model(folder.run, folder.model(end))
-        metrics = {"step": end, "train_loss": _last_loss(folder.run), **validation_metrics(folder.run, held_out)}
+        metrics = {"step": end, "train_loss": _last_loss(folder.run), **measure(folder.run)}
         folder.add_checkpoint(end, metrics)
         for old in [one for one in plan.epoch_ends if one <= end][:-KEPT_MODELS]:
             shutil.rmtree(folder.model(old).path, ignore_errors=True)
     write_atomic(folder.results_file, results_csv(folder))
+    write_report(job, folder)
     return Outcome(trained_tokens=sum(int(record["tokens"]) for record in folder.run.metrics()))
-
-
-def _add_event_once(folder: JobFolder, message: str) -> None:
-    if all(event["message"] != message for event in folder.events()):
-        folder.add_event("info", message)
 
 
 def _train_to(folder: JobFolder, plan: JobPlan, end: int, threads: int, is_stopped: Callable[[], bool]) -> bool:
@@ -194,29 +187,6 @@ def copy_model(src: RunDir, dst: RunDir) -> None:
     write_json(temporary / step.name / MANIFEST_FILE, files)
     shutil.rmtree(dst.path, ignore_errors=True)
     os.replace(temporary, dst.path)
-
-
-@torch.no_grad()
-def validation_metrics(run: RunDir, batches: Sequence[TrainBatch]) -> dict[str, float]:
-    """Return the mean loss in nats and the share of right next tokens over the replies in `batches`, by OpenAI's names.
-
-    Without batches, the result is empty.
-    """
-    if not batches:
-        return {}
-    model = load_run(run)
-    sums = torch.stack([_token_sums(model, batch) for batch in batches]).sum(0)
-    loss, accuracy = (sums[:2] / sums[2]).tolist()
-    return {"full_valid_loss": loss, "full_valid_mean_token_accuracy": accuracy}
-
-
-def _token_sums(model: Decoder, batch: TrainBatch) -> torch.Tensor:
-    """Return the sum of losses, the number of right next tokens, and the number of tokens in the loss."""
-    output = model(batch.tokens, batch.positions, segments=batch.segments)
-    at = batch.loss_mask.nonzero(as_tuple=True)
-    logits, targets = model.logits(output.hidden[at]), batch.targets[at]
-    right = (logits.argmax(-1) == targets).double()
-    return torch.stack([-token_logprobs(logits, targets).double().sum(), right.sum(), torch.ones_like(right).sum()])
 
 
 def results_csv(folder: JobFolder) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import shutil
 import sys
@@ -13,8 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rorqual.core.errors import RorqualError
-from rorqual.fine_tuning.exits import DISK_FULL, OUT_OF_MEMORY, PAUSED
-from rorqual.fine_tuning.store import Job, JobError, Level, Outcome, TuneStore
+from rorqual.fine_tuning.store import DISK_FULL, OUT_OF_MEMORY, PAUSED, Job, JobError, Level, Outcome, TuneStore
 from rorqual.serve.logs import say
 
 POLL = 1.0
@@ -23,10 +23,12 @@ ROOM = 256 << 20
 """A job starts only if the disk has at least `ROOM` free bytes."""
 TRIES = 3
 """A job whose process dies `TRIES` times without a reason fails."""
-PATIENCE = 30.0
+RETRY_SECONDS = 30.0
 """Seconds after which a job is tried again whose process found the disk full."""
-LAST_WORDS = 20.0
+CHECKPOINT_SECONDS = 20.0
 """Seconds that the process of a paused job has to write its checkpoint."""
+TURN_SECONDS = 600.0
+"""Seconds after which a running job lets the job of a tenant who has none running go first."""
 DISK_MESSAGE = "The job waits, because the disk is full. It is resumed when at least 256 MiB are free."
 
 
@@ -43,6 +45,7 @@ class JobQueue:
     threads: int = 1
     memory: int = 0
     _running: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
+    _since: dict[str, float] = field(default_factory=dict)
     _ends: set[asyncio.Task[None]] = field(default_factory=set)
     _deaths: Counter[str] = field(default_factory=Counter)
     _turns: dict[str, int] = field(default_factory=dict)
@@ -62,6 +65,7 @@ class JobQueue:
                     self.update(self.store.jobs[job_id])
                 try:
                     await self._start_jobs()
+                    self._end_turn()
                 except OSError as error:  # of memory, files or processes, for now
                     say(f"no job can be started: {error.strerror}")
                 # Before Python 3.12, `wait_for` swallows a cancellation that arrives together with the event.
@@ -108,6 +112,20 @@ class JobQueue:
                 return
             await self._start(job)
 
+    def _end_turn(self) -> None:
+        """If a tenant waits who has no job running, stop the job that has run longest, unless its turn is not over.
+
+        Its process writes a checkpoint, and the job is queued again.
+        """
+        job, running = self._next_job(), [self.store.jobs[job_id] for job_id in self._running]
+        if job is None or len(running) < self.at_once or job.tenant in {one.tenant for one in running}:
+            return
+        longest = min(self._running, key=self._since.__getitem__)
+        if time.monotonic() - self._since[longest] > TURN_SECONDS:
+            with suppress(ProcessLookupError):
+                self._running[longest].terminate()
+            self._since[longest] = math.inf  # told once
+
     async def _start(self, job: Job) -> None:
         folder = self.store.folder(job.id)
         self._turns[job.tenant] = max(self._turns.values(), default=0) + 1
@@ -118,7 +136,7 @@ class JobQueue:
                 *map(str, command), stdin=asyncio.subprocess.PIPE, stdout=log, stderr=log,
                 start_new_session=True, env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
             )  # fmt: skip
-        self._running[job.id] = process
+        self._running[job.id], self._since[job.id] = process, time.monotonic()
         self._waiting.discard(job.id)
         now = self.store.jobs[job.id]
         if now.is_finished or now.is_paused:  # since the process was asked for
@@ -133,14 +151,14 @@ class JobQueue:
 
     async def _wait_for_end(self, job_id: str, process: asyncio.subprocess.Process) -> None:
         status = await process.wait()
-        del self._running[job_id]
+        del self._running[job_id], self._since[job_id]
         job = self.store.jobs[job_id]
         try:
             if not job.is_finished:
                 self._record_end(job, status)
         except (OSError, RorqualError) as error:  # such as a full disk; the next process of the job ends at once
             say(f"the end of job {job_id} cannot be recorded yet: {error}")
-            self._not_before[job_id] = time.monotonic() + PATIENCE
+            self._not_before[job_id] = time.monotonic() + RETRY_SECONDS
             self.update(job, status="queued")
         self.wake()
 
@@ -151,7 +169,7 @@ class JobQueue:
         if outcome is None:
             self._deaths[job.id] += status not in (PAUSED, DISK_FULL) and not job.is_paused
             if status == DISK_FULL:
-                self._not_before[job.id] = time.monotonic() + PATIENCE
+                self._not_before[job.id] = time.monotonic() + RETRY_SECONDS
                 self._note_full_disk(job)
             elif status == OUT_OF_MEMORY:
                 problem = f"The job needs more than {self.memory:,} bytes of memory. Give fewer or shorter examples."
@@ -164,10 +182,10 @@ class JobQueue:
         elif outcome.error is not None:
             self.finish(job, "failed", outcome.error)
         else:
-            results = self.store.add_results(job)
-            tokens = outcome.trained_tokens
+            results, tokens = self.store.add_results(job), outcome.trained_tokens
+            self._note(job, f"The report is the result file {results[-1]}")
             self._note(job, f"New fine-tuned model created: {job.model_name}")
-            self.finish(job, "succeeded", trained_tokens=tokens, result_files=(results.id,))
+            self.finish(job, "succeeded", trained_tokens=tokens, result_files=results)
 
     def finish(self, job: Job, status: str, error: JobError | None = None, **changes: Any) -> Job:
         """End a job, and tell it in an event."""
@@ -182,16 +200,17 @@ class JobQueue:
 
     def _note_full_disk(self, job: Job) -> None:
         """Say once that a job waits, until it starts again."""
-        if job.id not in self._waiting:
+        if job.id not in self._waiting and self._note(job, DISK_MESSAGE, "warn"):
             self._waiting.add(job.id)
-            self._note(job, DISK_MESSAGE, "warn")
 
-    def _note(self, job: Job, message: str, level: Level = "info") -> None:
-        """Add an event. If the disk is full, the log gets the message."""
+    def _note(self, job: Job, message: str, level: Level = "info") -> bool:
+        """Add an event, and return whether the disk has room for it. If not, the log gets the message."""
         try:
             self.store.folder(job.id).add_event(level, message)
         except RorqualError:
             say(f"job {job.id}: {message}")
+            return False
+        return True
 
     async def stop_job(self, job: Job, *, at_once: bool) -> None:
         """Stop the process of a job, if it runs. Without `at_once`, the process first writes a checkpoint."""
@@ -201,7 +220,7 @@ class JobQueue:
         with suppress(ProcessLookupError):
             process.kill() if at_once else process.terminate()
         try:
-            async with asyncio.timeout(LAST_WORDS):
+            async with asyncio.timeout(CHECKPOINT_SECONDS):
                 await process.wait()
         except TimeoutError:
             process.kill()

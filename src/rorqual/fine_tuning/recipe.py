@@ -26,11 +26,13 @@ from rorqual.recipes.dpo import dpo
 from rorqual.recipes.grpo import grpo
 from rorqual.recipes.sft import sft
 from rorqual.tasks.openai_graders import openai_task
-from rorqual.train.batch import TrainBatch
+from rorqual.tasks.task import Task
 from rorqual.train.run import Run
 from rorqual.train.sources import ConversationsConfig, SourceInputs
 from rorqual.train.sources.source import StreamSource
 
+GRADER = "method.reinforcement.grader"
+"""The name of the grader in error messages."""
 R, ALPHA, LR = 16, 32.0, 1e-3
 """Rank, scale and learning rate of LoRA with the learning rate multiplier 1."""
 STEP_TOKENS = 768
@@ -118,17 +120,11 @@ def _preference_plan(job: Job, data: Path, chat: ChatFormat, context: int) -> Jo
 def _reinforcement_plan(job: Job, data: Path, chat: ChatFormat, context: int) -> JobPlan:
     settings, chosen = job.method.reinforcement, job.method.hyperparameters
     assert settings is not None and isinstance(chosen, ReinforcementHyperparameters)
-    problems = openai_task(data, settings.grader, where="method.reinforcement.grader").problems("train", 0)
-    prompts = [len(chat.prompt(problem.messages)) for problem in problems]
-    if max(prompts) + FEWEST_REPLY > context:
-        raise DataError(
-            f"a prompt has {max(prompts)} tokens, and the context of the base model is {context}",
-            where=str(data),
-            remedy="Shorten the prompt.",
-        )
-    batch = int(min(len(prompts), value_or(chosen.batch_size, PROMPTS)))
-    ends = _epoch_ends(len(prompts), batch, int(value_or(chosen.n_epochs, FEWEST_EPOCHS)))
-    max_tokens = min(LONGEST_REPLY, context - max(prompts))
+    task = openai_task(data, settings.grader, where=GRADER)
+    prompts, longest = refuse_long_prompts(task, data, chat, context - FEWEST_REPLY)
+    batch = int(min(prompts, value_or(chosen.batch_size, PROMPTS)))
+    ends = _epoch_ends(prompts, batch, int(value_or(chosen.n_epochs, FEWEST_EPOCHS)))
+    max_tokens = min(LONGEST_REPLY, context - longest)
     run = grpo(
         task="openai",
         data=str(data),
@@ -138,11 +134,20 @@ def _reinforcement_plan(job: Job, data: Path, chat: ChatFormat, context: int) ->
         problems=batch,
         samples=max(2, round(SAMPLES * value_or(chosen.compute_multiplier, 1.0))),
         max_tokens=max_tokens,
-        row=max(prompts) + max_tokens,
+        row=longest + max_tokens,
         lr=REINFORCEMENT_LR * value_or(chosen.learning_rate_multiplier, 1.0),
         seed=job.seed,
     )
     return JobPlan(run=_adapted(run, batch), epoch_ends=ends)
+
+
+def refuse_long_prompts(task: Task, data: Path, chat: ChatFormat, most: int) -> tuple[int, int]:
+    """Return the number of prompts and the tokens of the longest. Raises DataError if it has more than `most` tokens."""
+    lengths = [len(chat.prompt(problem.messages)) for problem in task.problems("train", 0)]
+    if (longest := max(lengths)) > most:
+        problem = f"a prompt has {longest} tokens, but the base model's context leaves room for {most}"
+        raise DataError(problem, where=str(data), remedy="Shorten the prompt.")
+    return len(lengths), longest
 
 
 def _epoch_ends(examples: int, batch: int, epochs: int) -> tuple[int, ...]:
@@ -178,16 +183,3 @@ def sample_lengths(data: Path, chat: ChatFormat) -> list[int]:
 def auto_epochs(examples: int) -> int:
     """Return the number of epochs for `n_epochs` auto."""
     return max(FEWEST_EPOCHS, min(MOST_EPOCHS, round(EXAMPLES_SEEN / examples)))
-
-
-def validation_batches(job: Job, folder: JobFolder) -> list[TrainBatch]:
-    """Return the rows of the job's validation file, or an empty list if the job has none. Samples beyond the context are left out."""
-    if job.validation_file is None or job.method.type != "supervised":
-        return []
-    base = RunDir(Path(job.base))
-    chat = load_chat(base, Tokenizer.load(base.tokenizer_file))
-    row = min(max(*sample_lengths(folder.validation_data, chat), 8), read_model_config(base).max_position_embeddings)
-    source = ConversationsConfig(data=str(folder.validation_data), rows=1, row=row, longer="skip")
-    built = source.build(SourceInputs(None, chat.tokenizer, chat, job.seed, 1))  # type: ignore[arg-type]
-    assert isinstance(built, StreamSource) and isinstance(built.stream, ConversationStream)
-    return [batch for step in range(built.stream.steps_for_epochs(1)) for batch in built.step(step).batches]

@@ -18,9 +18,11 @@ from starlette.types import Message
 
 from rorqual.core.errors import ConfigError, DataError, RorqualError
 from rorqual.core.rows import read_rows
-from rorqual.fine_tuning.schemas import JobRequest
-from rorqual.fine_tuning.service import CHECKPOINT, TuneService
-from rorqual.fine_tuning.store import Job, StoredFile, new_id
+from rorqual.fine_tuning.ladder import LADDER
+from rorqual.fine_tuning.recipe import GRADER
+from rorqual.fine_tuning.schemas import JobRequest, Method, ReinforcementHyperparameters, SupervisedSettings
+from rorqual.fine_tuning.service import TuneService
+from rorqual.fine_tuning.store import CHECKPOINT, Job, StoredFile, new_id
 from rorqual.serve.bodies import BODY_SECONDS, read_body
 from rorqual.serve.errors import ApiError, bad_request
 from rorqual.serve.schemas import parse_body
@@ -32,7 +34,8 @@ Row = dict[str, Any]
 MOST_FILES, MOST_JOBS, LONGEST_NAME = 1000, 100, 256
 """Maximum number of files and of unfinished jobs of a tenant, and maximum length of a file's name."""
 PAGE, LARGEST_PAGE = 20, 10_000
-GRADER = "method.reinforcement.grader"
+RECENT = 20
+"""The number of the last steps that tell how fast a job is."""
 FORM_BYTES = 65_536
 """Bytes of an upload's form beside the file."""
 
@@ -101,7 +104,7 @@ async def upload_file(request: Request) -> JSONResponse:
 def _room(service: TuneService, tenant: str, size: int = 1) -> int:
     """Return how many bytes the tenant may still store. Raises ApiError if it is less than `size`, or if the files are too many."""
     own = [file.bytes for file in [*service.store.files.values()] if file.tenant == tenant]
-    room = service.options.file_bytes - sum(own)
+    room = service.file_bytes - sum(own)
     if len(own) >= MOST_FILES or room < size:
         problem = f"The {len(own)} files of this tenant have {sum(own):,} bytes. Delete files first."
         raise ApiError(413, problem, param="file", code="too_many_files")
@@ -120,7 +123,7 @@ def _limited_receive(receive: Callable[[], Any], limit: int, service: TuneServic
             raise ApiError(408, f"No further part of the body arrived within {BODY_SECONDS:.0f} seconds.") from None
         size += len(message.get("body", b""))
         if size > limit:
-            problem = f"The file is too large: the files of a tenant may have {service.options.file_bytes:,} bytes."
+            problem = f"The file is too large: the files of a tenant may have {service.file_bytes:,} bytes."
             raise ApiError(413, f"{problem} The operator can raise tune_bytes=.", param="file", code="body_too_large")
         return message
 
@@ -202,21 +205,13 @@ async def create_job(request: Request) -> JSONResponse:
     service, tenant = _service(request), request.state.tenant
     async with read_body(request, service.max_body, service.bodies, tenant) as parts:
         asked = validated(JobRequest, parse_body(b"".join(parts)))
-    if not service.accepts_base(asked.model):
-        offered = ", ".join(dict.fromkeys((service.name, *service.options.names)))
-        problem = (
-            f"`model` is {describe_value(asked.model)}, which is not offered for fine-tuning. Use one of: {offered}"
-        )
-        raise ApiError(
-            404, f"{problem}. The operator can add names by tune_names=.", param="model", code="model_not_found"
-        )
+    base = service.base_of(asked.model)
     for param in ("training_file", "validation_file"):
         if (file_id := getattr(asked, param)) is not None and _file(request, file_id, param).purpose != "fine-tune":
             raise bad_request(f"`{param}` is a result file. Give a file of the purpose 'fine-tune'.", param)
     method = asked.chosen_method()
-    if asked.validation_file is not None and method.type != "supervised":
-        problem = f"`validation_file` is not offered for the method '{method.type}'. Leave it out."
-        raise bad_request(problem, "validation_file", "unsupported_parameter")
+    if not base and method != Method(type="supervised", supervised=SupervisedSettings()):
+        raise bad_request(f"`model` '{LADDER}' needs the method 'supervised', and hyperparameters 'auto'.", "method")
     if method.reinforcement is not None:
         try:
             openai_task(service.store.content(asked.training_file), method.reinforcement.grader, where=GRADER)
@@ -230,7 +225,7 @@ async def create_job(request: Request) -> JSONResponse:
         id=new_id("ftjob"),
         tenant=tenant,
         created_at=int(time.time()),
-        base=str(service.base.path.absolute()),
+        base=base,
         method=method,
         seed=secrets.randbelow(2**31) if asked.seed is None else asked.seed,
         suffix=asked.suffix or "",
@@ -238,6 +233,9 @@ async def create_job(request: Request) -> JSONResponse:
     )
     try:
         service.store.add_job(job)
+        if isinstance(chosen := method.hyperparameters, ReinforcementHyperparameters) and chosen.without_effect:
+            message = f"These hyperparameters have no effect here: {', '.join(chosen.without_effect)}."
+            service.store.folder(job.id).add_event("warn", message)
     except (OSError, RorqualError) as error:
         raise ApiError(507, f"The job cannot be stored: {error}. Try again later.", code="no_space") from None
     service.queue.wake()
@@ -257,7 +255,7 @@ async def _estimated_finish(request: Request, job: Job) -> int | None:
     steps = [event for event in events if event["type"] == "metrics"]
     if len(steps) < 2:
         return None
-    first, last = steps[0], steps[-1]
+    first, last = steps[-RECENT:][0], steps[-1]  # a pause longer ago does not count
     pace = (last["created_at"] - first["created_at"]) / (last["data"]["step"] - first["data"]["step"])
     return round(last["created_at"] + pace * (last["data"]["total_steps"] - last["data"]["step"]))
 

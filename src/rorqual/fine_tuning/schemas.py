@@ -33,13 +33,19 @@ class DPOHyperparameters(Hyperparameters):
 
 
 class ReinforcementHyperparameters(Hyperparameters):
-    """Hyperparameters of a reinforcement job. `compute_multiplier`: factor of the number of samples for each prompt. The others are
-    accepted with their defaults alone."""
+    """Hyperparameters of a reinforcement job. `compute_multiplier`: factor of the number of samples for each prompt. The others have
+    no effect, which an event of the job says."""
 
     compute_multiplier: Multiplier = "auto"
-    eval_interval: Auto = "auto"
-    eval_samples: Auto = "auto"
-    reasoning_effort: Literal["default"] = "default"
+    eval_interval: Auto | Annotated[int, Field(ge=1)] = "auto"
+    eval_samples: Auto | Annotated[int, Field(ge=1)] = "auto"
+    reasoning_effort: Literal["default", "low", "medium", "high"] = "default"
+
+    @property
+    def without_effect(self) -> list[str]:
+        """The names of the given hyperparameters that have no effect."""
+        given = self.model_dump(exclude_defaults=True)
+        return [name for name in ("eval_interval", "eval_samples", "reasoning_effort") if name in given]
 
 
 class SupervisedSettings(TuneSchema):

@@ -3,51 +3,67 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from rorqual.core.config import Bytes, Config, Count
+from fastapi import Request, Response
+
 from rorqual.core.errors import ConfigError
 from rorqual.core.lock import Lock, acquire_lock
 from rorqual.core.records import NO_DEFAULTS, RunDir
+from rorqual.fine_tuning.ladder import LADDER
 from rorqual.fine_tuning.queue import JobQueue
-from rorqual.fine_tuning.store import Job, TuneStore
-from rorqual.serve.errors import ApiError
-from rorqual.serve.service import ModelService
+from rorqual.fine_tuning.store import CHECKPOINT, Job, TuneStore
+from rorqual.serve.errors import ApiError, bad_request
+from rorqual.serve.schemas import parse_body
+from rorqual.serve.service import ModelService, Service
+from rorqual.serve.validation_errors import describe_value
+from rorqual.teach.answerer import load_answerer
+from rorqual.teach.serving import AnswererService
 
 ALL = "*"
-CHECKPOINT = ":ckpt-step-"
-"""Between the name of a tuned model and the step of one of its checkpoints."""
-
-
-class TuningOptions(Config):
-    """Options of the fine-tuning API. `names`: the names of base models that clients may give; `*` is every name."""
-
-    folder: str
-    names: tuple[str, ...] = ()
-    at_once: Count = 1
-    file_bytes: Bytes = 512 << 20
-    memory: Bytes = 0
-    threads: Count = 1
+MOST_ANSWERERS = 4
+"""The number of jobs without a language model whose answerers stay in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuneService(ModelService):
-    """A server of a base model, and of the adapters that its jobs trained. `lock`: the lock of the store's folder."""
+    """A server of a base model, and of the models that its jobs trained.
+
+    `base`: the run of the base model. `names`: the names of base models that clients may give; `*` is every name. `file_bytes`:
+    maximum bytes of a tenant's files. `lock`: the lock of the store's folder. `answerers`: the loaded models of jobs without a
+    language model, by the ids of the jobs.
+    """
 
     base: RunDir
-    options: TuningOptions
+    names: Sequence[str]
+    file_bytes: int
     store: TuneStore
     queue: JobQueue
     lock: Lock
+    answerers: dict[str, AnswererService] = field(default_factory=dict)
 
     @classmethod
-    def extend(cls, service: ModelService, base: RunDir, options: TuningOptions) -> TuneService:
-        """Return `service` with the fine-tuning API. Raises ConfigError if the folder cannot be used."""
-        folder = Path(options.folder).absolute()
+    def extend(
+        cls,
+        service: ModelService,
+        base: RunDir,
+        folder: Path,
+        *,
+        names: Sequence[str],
+        file_bytes: int,
+        at_once: int,
+        memory: int,
+        threads: int,
+    ) -> TuneService:
+        """Return `service` with the fine-tuning API. `at_once`, `memory` and `threads` are those of `JobQueue`.
+
+        Raises ConfigError if the folder cannot be used.
+        """
+        folder = folder.absolute()
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -56,14 +72,17 @@ class TuneService(ModelService):
             ) from None
         lock = acquire_lock(folder, "Give each server its own folder.")
         store = TuneStore(folder)
-        queue = JobQueue(store, at_once=options.at_once, threads=options.threads, memory=options.memory)
+        queue = JobQueue(store, at_once=at_once, memory=memory, threads=threads)
         known = {one.name: getattr(service, one.name) for one in fields(service)}
-        return cls(**known, base=base, options=options, store=store, queue=queue, lock=lock)
+        own: dict[str, Any] = {"base": base, "names": names, "file_bytes": file_bytes, "store": store, "queue": queue}
+        return cls(**known, **own, lock=lock)
 
     def tasks(self) -> Sequence[Coroutine[Any, Any, None]]:
         return [*super().tasks(), self.queue.run()]
 
     def close(self) -> None:
+        for answerer in self.answerers.values():
+            answerer.close()
         self.lock.close()
         super().close()
 
@@ -72,12 +91,22 @@ class TuneService(ModelService):
         for name in [known for known in self.bridge.adapters if known.partition(CHECKPOINT)[0] == job.model_name]:
             with suppress(ApiError):  # an unfinished request uses it, or the engine is restarting
                 await self.bridge.unload_adapter(name)
-        shutil.rmtree(self.store.folder(job.id).models, ignore_errors=True)
+        self.answerers.pop(job.id, None)
+        folder = self.store.folder(job.id)
+        for models in (folder.models, folder.taught):
+            shutil.rmtree(models, ignore_errors=True)
 
-    def accepts_base(self, name: str) -> bool:
-        """Return whether clients may name the base model `name`."""
-        is_tuned = name.startswith("ft:") or CHECKPOINT in name  # training goes on from the base alone
-        return name in (self.name, *self.options.names) or (ALL in self.options.names and not is_tuned)
+    def base_of(self, name: str) -> str:
+        """Return the folder of the base model that clients call `name`, or "" for the ladder. Raises ApiError if it is not offered."""
+        is_tuned = name.startswith("ft:") or CHECKPOINT in name  # only base models are tuned
+        if name in (self.name, *self.names) or (ALL in self.names and name != LADDER and not is_tuned):
+            return str(self.base.path.absolute())
+        if name == LADDER:
+            return ""
+        offered = ", ".join(dict.fromkeys((self.name, *self.names, LADDER)))
+        problem = f"`model` is {describe_value(name)}, which is not offered for fine-tuning. Use one of: {offered}"
+        remedy = "The operator can add names by tune_names=."
+        raise ApiError(404, f"{problem}. {remedy}", param="model", code="model_not_found")
 
     def tuned_job(self, name: str, tenant: str) -> Job | None:
         """Return the tenant's job whose model is called `name`, unless the model was deleted."""
@@ -88,7 +117,9 @@ class TuneService(ModelService):
         if name == self.name:
             return self
         head, _, step = name.partition(CHECKPOINT)
-        if (job := self.tuned_job(head, tenant)) is not None and (step or job.has_model):
+        if (job := self.tuned_job(head, tenant)) is not None and not job.base and job.has_model:
+            raise bad_request(f"`model` is {describe_value(name)}, which answers chat completions alone.", "model")
+        if job is not None and (step or job.has_model):
             folder = self.store.folder(job.id)
             steps = [line["step_number"] for line in folder.checkpoints()]
             for known in [one for one in steps if str(one) == step] if step else steps[-1:]:
@@ -96,10 +127,39 @@ class TuneService(ModelService):
                 return replace(self, name=name, adapter=adapter, task=NO_DEFAULTS)
         return super().for_model(name, tenant)
 
+    def other_responder(self, body: bytes, tenant: str) -> Callable[[Request], Awaitable[Response]] | None:
+        ladders = [
+            job for job in [*self.store.jobs.values()] if job.tenant == tenant and job.has_model and not job.base
+        ]
+        wanted = parse_body(body).get("model") if ladders else None
+        job = next((job for job in ladders if job.model_name == wanted), None)
+        if job is None:
+            return None
+        service = self._answerer_service(job)
+        prompt = service.parse([body])
+
+        async def respond(request: Request) -> Response:
+            with service.reserve_queue_place(tenant):
+                return await service.respond(request, prompt)
+
+        return respond
+
+    def _answerer_service(self, job: Job) -> AnswererService:
+        """Return the service of what a ladder chose. `MOST_ANSWERERS` stay in memory, those that were used last."""
+        found = self.answerers.pop(job.id, None)
+        if found is None:
+            shared = {one.name: getattr(self, one.name) for one in fields(Service)} | {"name": job.model_name}
+            answerer = load_answerer(self.store.folder(job.id).taught, threads=self.queue.threads)
+            found = AnswererService(**shared, answerer=answerer, queue=self.bridge.queue)
+        self.answerers[job.id] = found
+        for job_id in [*self.answerers][:-MOST_ANSWERERS]:  # a running answer keeps its service alive
+            self.answerers.pop(job_id, None)
+        return found
+
     def model_cards(self, tenant: str) -> list[dict[str, Any]]:
         tuned = [
             {"id": job.model_name, "object": "model", "created": job.finished_at, "owned_by": tenant}
-            | {"root": self.name, "max_model_len": self.bridge.info.max_len}
+            | ({"root": self.name, "max_model_len": self.bridge.info.max_len} if job.base else {"root": LADDER})
             for job in [*self.store.jobs.values()]
             if job.tenant == tenant and job.has_model
         ]

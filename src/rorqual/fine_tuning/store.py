@@ -25,6 +25,10 @@ from rorqual.core.journal import append_line, read_lines
 from rorqual.core.records import RunDir, write_json
 from rorqual.fine_tuning.schemas import Hyperparameters, Method
 
+DISK_FULL, PAUSED, OUT_OF_MEMORY, SERVER_GONE = 28, 75, 76, 77
+"""Exit statuses of a job's process, from which the server learns why the process ended without an outcome."""
+CHECKPOINT = ":ckpt-step-"
+"""Between the name of a tuned model and the step of one of its checkpoints."""
 LETTERS = string.ascii_letters + string.digits
 FINISHED = frozenset({"succeeded", "failed", "cancelled"})
 Level = Literal["info", "warn", "error"]
@@ -70,7 +74,8 @@ class Outcome(Config):
 class Job(Config):
     """A fine-tuning job. Times are Unix times in seconds.
 
-    - `base`: folder of the run that is tuned. `model`: the name of the base in the request.
+    - `base`: folder of the run that is tuned, or "" for the ladder of `rorqual teach` without a language model. `model`: the name
+      of the base in the request.
     - `is_paused`: whether the client paused the job. OpenAI's API has no such status, so a paused job is shown as queued.
     - `is_deleted`: whether the client deleted the tuned model.
     """
@@ -162,8 +167,17 @@ class JobFolder:
         return self.path / "plan.json"
 
     @property
+    def report_file(self) -> Path:
+        return self.path / "report.html"
+
+    @property
     def models(self) -> Path:
         return self.path / "models"
+
+    @property
+    def taught(self) -> Path:
+        """The folder of `rorqual teach`, if the job has no base model."""
+        return self.path / "taught"
 
     def model(self, step: int) -> RunDir:
         """Return the folder of the model after `step`: a run with one checkpoint."""
@@ -198,6 +212,11 @@ class JobFolder:
         line = {**event, "object": "fine_tuning.job.event", "type": kind, "data": dict(data or {})}
         append_line(self.path / "events.jsonl", line)
 
+    def add_event_once(self, message: str) -> None:
+        """Append an event unless there is one with this message, of an earlier process of the job."""
+        if all(event["message"] != message for event in self.events()):
+            self.add_event("info", message)
+
     def events(self) -> list[dict[str, Any]]:
         """Return all events in OpenAI's form, the oldest first."""
         return list(read_lines(self.path / "events.jsonl"))
@@ -223,6 +242,10 @@ class TuneStore:
         self.path = path
         for stale in (*path.glob(".upload-*"), *path.glob(".ftjob-*")):  # of a server that was killed
             stale.unlink()
+        for kind in ("file", "job"):
+            for folder in path.glob(f"{kind}s/*"):
+                if not (folder / f"{kind}.json").is_file():  # half written, or half deleted
+                    shutil.rmtree(folder, ignore_errors=True)
         self.files = {one.id: one for one in self._load_files()}
         self.jobs = {one.id: one for one in self._load_jobs()}
 
@@ -268,14 +291,21 @@ class TuneStore:
         self.files[stored.id] = stored
         return stored
 
-    def add_results(self, job: Job) -> StoredFile:
-        """Store the result file of a job, encoded in base64 as in OpenAI's API. A job has one result file."""
-        for known in [*self.files.values()]:
-            if (known.filename, known.tenant, known.purpose) == (f"{job.id}.csv", job.tenant, "fine-tune-results"):
+    def add_results(self, job: Job) -> tuple[str, ...]:
+        """Store the result files of a job, and return their ids: the metrics of its steps, encoded in base64 as in OpenAI's API, and
+        the report."""
+        folder = self.folder(job.id)
+        files = [file for file in (folder.results_file, folder.report_file) if file.is_file()]
+        return tuple(self._add_result(job, file).id for file in files)
+
+    def _add_result(self, job: Job, file: Path) -> StoredFile:
+        name = f"{job.id}{file.suffix}"
+        for known in [*self.files.values()]:  # of a server that was killed before it recorded the end
+            if (known.filename, known.tenant, known.purpose) == (name, job.tenant, "fine-tune-results"):
                 return known
-        temporary = self.path / f".{job.id}.csv"
-        temporary.write_bytes(base64.b64encode(self.folder(job.id).results_file.read_bytes()))
-        return self.add_file(temporary, job.tenant, f"{job.id}.csv", "fine-tune-results")
+        temporary, content = self.path / f".{name}", file.read_bytes()
+        temporary.write_bytes(base64.b64encode(content) if file.suffix == ".csv" else content)
+        return self.add_file(temporary, job.tenant, name, "fine-tune-results")
 
     def with_file_names(self, job: Job, message: str) -> str:
         """Return a message with the names of the user's files instead of the paths of the server."""

@@ -10,7 +10,7 @@ import asyncio
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -45,8 +45,8 @@ class ResponseBuilder(ABC, Generic[W]):
     """Builder of a route's response objects for one request.
 
     `prefix`: start of the response id. `whole`: the `object` type of a complete response. `part`: the `object` type of a stream
-    chunk. `prompt_field`: the request parameter of the prompt. `cascades`: whether the teacher of a cascade may answer requests
-    of this route.
+    chunk. `prompt_field`: the request parameter of the prompt. `cascades`: whether another model, such as the teacher of a cascade, may
+    answer requests of this route.
     """
 
     prefix: ClassVar[str]
@@ -175,6 +175,9 @@ async def answer_request(request: Request, schema: type[W], kind: type[ResponseB
         async with read_body(request, service.max_body, service.bodies, tenant) as parts:
             work = partial(_prepare_for_services, services, schema, kind, parts, tenant)
             prepared = await run_unless_disconnected(request.receive, service.run_in_thread(tenant, work))
+        if callable(prepared):
+            places.close()
+            return await prepared(request)
         for part in prepared:
             await part.shape.service.prepare_engine()
     headers = prepared[0].headers
@@ -188,10 +191,13 @@ async def answer_request(request: Request, schema: type[W], kind: type[ResponseB
 
 def _prepare_for_services(
     services: Sequence[ModelService], schema: type[W], kind: type[ResponseBuilder[W]], parts: list[bytes], tenant: str
-) -> list[PreparedRequest[W]]:
-    """Prepare the request for each model's service, because each model has its own chat format."""
+) -> list[PreparedRequest[W]] | Callable[[Request], Awaitable[Response]]:
+    """Prepare the request for each model's service, because each model has its own chat format. If the request's model has no
+    engine, return what answers it."""
     body = b"".join(parts)
     parts.clear()
+    if kind.cascades and (respond := services[0].other_responder(body, tenant)) is not None:
+        return respond
     return [prepare(service, schema, kind, body, tenant) for service in services]
 
 

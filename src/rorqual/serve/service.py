@@ -6,12 +6,13 @@ import asyncio
 import secrets
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from fastapi import Request, Response
 from pydantic import ValidationError
 
 from rorqual.core.errors import ConfigError, RorqualError
@@ -178,6 +179,10 @@ class ModelService(Service):
         if name != self.name:
             raise self.unknown_model_error(name)
         return self
+
+    def other_responder(self, body: bytes, tenant: str) -> Callable[[Request], Awaitable[Response]] | None:
+        """Return what answers a chat request if its model has no engine, else None. Raises ApiError if the request is invalid."""
+        return None
 
     async def prepare_engine(self) -> None:
         """Load what the engine needs for this service's model. Raises ApiError if the engine refuses it."""

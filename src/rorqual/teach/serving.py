@@ -142,6 +142,24 @@ class AnswererService(Service):
             return answer if text is None else Answer(text, math.nan, FALLBACK, sure=True)
         return answer
 
+    async def respond(self, request: Request, prompt: Prompt) -> Response:
+        """Return the response to a prompt. Raises ApiError if the rung fails."""
+        tenant, began = request.state.tenant, time.monotonic()
+        answer = await run_unless_disconnected(request.receive, self.answer(prompt.text, tenant))
+        self.metrics.record_first_token(time.monotonic() - began)
+        usage = {"prompt_tokens": count_tokens(prompt.text), "completion_tokens": count_tokens(answer.text)}
+        self.metrics.count_tokens(tenant, 0, *usage.values())
+        departs = [*prompt.departs]
+        if (most := prompt.wanted.max_reply_tokens) is not None and most < usage["completion_tokens"]:
+            departs.append("max_tokens")
+        headers = {**prompt.headers, **({"x-rorqual-departs": ", ".join(departs)} if departs else {})}
+        if departs:
+            say(f"request {request_id(request.scope)} is answered in the taught form, without its {', '.join(departs)}")
+        reply = _Reply(self, prompt.wanted, answer, usage | {"total_tokens": sum(usage.values())})
+        if prompt.wanted.stream:
+            return EventStream(reply.events(), headers)
+        return SlicedJsonResponse(reply.complete_json(), headers=headers)
+
     def parse(self, parts: list[bytes]) -> Prompt:
         """Parse a request body. Raises ApiError if the request is invalid, or asks for what no rung can do."""
         wanted, ignored = parse_request(TaughtRequest, b"".join(parts))
@@ -208,26 +226,12 @@ async def chat_completions(request: Request) -> Response:
     """Answer the prompt of a request, or abstain."""
     tenant: str = request.state.tenant
     service: AnswererService = request.app.state.service
-    began = time.monotonic()
     with service.reserve_queue_place(tenant):
         async with read_body(request, service.max_body, service.bodies, tenant) as parts:
             prompt = await run_unless_disconnected(
                 request.receive, service.run_in_thread(tenant, partial(service.parse, parts))
             )
-        answer = await run_unless_disconnected(request.receive, service.answer(prompt.text, tenant))
-    service.metrics.record_first_token(time.monotonic() - began)
-    usage = {"prompt_tokens": count_tokens(prompt.text), "completion_tokens": count_tokens(answer.text)}
-    service.metrics.count_tokens(tenant, 0, *usage.values())
-    departs = [*prompt.departs]
-    if (most := prompt.wanted.max_reply_tokens) is not None and most < usage["completion_tokens"]:
-        departs.append("max_tokens")
-    headers = {**prompt.headers, **({"x-rorqual-departs": ", ".join(departs)} if departs else {})}
-    if departs:
-        say(f"request {request_id(request.scope)} is answered in the taught form, without its {', '.join(departs)}")
-    reply = _Reply(service, prompt.wanted, answer, usage | {"total_tokens": sum(usage.values())})
-    if prompt.wanted.stream:
-        return EventStream(reply.events(), headers)
-    return SlicedJsonResponse(reply.complete_json(), headers=headers)
+        return await service.respond(request, prompt)
 
 
 @dataclass(frozen=True)

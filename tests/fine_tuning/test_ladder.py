@@ -1,0 +1,107 @@
+"""Jobs of the base `ladder`: a rung without a language model, asked at the same address."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from openai import OpenAI
+from openai.types.fine_tuning import FineTuningJob
+from tuned_server import TuneServer, wait
+
+from rorqual.evals.evaluation import Evaluation
+from rorqual.fine_tuning.store import JobFolder
+from rorqual.teach.paths import TeachPaths
+
+KINDS = {
+    "refund": ("money back", "repay me", "return the sum"),
+    "delivery": ("where is it", "late parcel", "not arrived"),
+}
+
+
+def tickets(path: Path, first: int = 0, rows: int = 60) -> Path:
+    """A file of tickets with one of two labels, in OpenAI's form."""
+    names = [*KINDS]
+
+    def row(n: int) -> dict[str, Any]:
+        label = names[n % 2]
+        words = KINDS[label][n // 2 % 3]
+        asked = {"role": "user", "content": f"Order {n * 7919 % 1000}: {words}, says client {n * 31 % 97}."}
+        return {"messages": [asked, {"role": "assistant", "content": label}]}
+
+    path.write_text("".join(json.dumps(row(n)) + "\n" for n in range(first, first + rows)), encoding="utf-8")
+    return path
+
+
+def ask(client: OpenAI, model: str | None, prompt: str, **more: Any) -> Any:
+    return client.chat.completions.create(model=model or "", messages=[{"role": "user", "content": prompt}], **more)
+
+
+@pytest.fixture(scope="module")
+def job(tuner: TuneServer, tmp_path_factory: pytest.TempPathFactory) -> FineTuningJob:
+    folder = tmp_path_factory.mktemp("tickets")
+    files = {
+        "training_file": tickets(folder / "train.jsonl"),
+        "validation_file": tickets(folder / "test.jsonl", 60, 20),
+    }
+    ids: Any = {name: tuner.upload(path) for name, path in files.items()}
+    return wait(tuner.client, tuner.client.fine_tuning.jobs.create(model="ladder", suffix="tickets", seed=5, **ids).id)
+
+
+def test_the_served_answers_are_the_reports(tuner: TuneServer, job: FineTuningJob) -> None:
+    assert job.status == "succeeded", job.error
+    assert job.fine_tuned_model == f"ft:ladder:default:tickets:{job.id[6:14]}"
+    paths = TeachPaths(JobFolder(tuner.folder / "jobs" / job.id).taught)
+    chosen = json.loads(paths.results.read_bytes())["chosen"]
+    measured = Evaluation.load(paths.evaluation_file(chosen))
+    assert len(measured.samples) == 20  # the validation file
+    for sample in measured.samples:
+        reply = ask(tuner.client, job.fine_tuned_model, sample.prompt)
+        assert reply.choices[0].message.content == sample.reply and reply.model == job.fine_tuned_model
+        assert reply.rorqual["rung"] == chosen
+    chunks = [*ask(tuner.client, job.fine_tuned_model, measured.samples[0].prompt, stream=True)]
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == measured.samples[0].reply
+    messages = [event.message for event in tuner.client.fine_tuning.jobs.list_events(job.id)]
+    report = next(message for message in messages if message.startswith("The report is")).split()[-1]
+    assert report in job.result_files
+    assert f"Use {chosen}" in tuner.client.files.content(report).text and any(chosen in one for one in messages)
+
+
+def test_a_ladder_is_its_tenants_alone_and_answers_chats_alone(tuner: TuneServer, job: FineTuningJob) -> None:
+    name = job.fine_tuned_model or ""
+    assert name in {card.id for card in tuner.client.models.list()}
+    assert name not in {card.id for card in tuner.other.models.list()}
+    with pytest.raises(openai.NotFoundError, match="not served here"):
+        ask(tuner.other, name, "late parcel")
+    with pytest.raises(openai.BadRequestError, match="answers chat completions alone"):
+        tuner.client.completions.create(model=name, prompt="late parcel")
+    assert ask(tuner.client, "tiny", "1+1", max_tokens=2).model == "tiny"
+
+
+def test_a_ladder_takes_no_hyperparameters_and_needs_enough_rows(tuner: TuneServer, tmp_path: Path) -> None:
+    file, jobs = tuner.upload(tickets(tmp_path / "few.jsonl", rows=10)), tuner.client.fine_tuning.jobs
+    method: Any = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2}}}
+    with pytest.raises(openai.BadRequestError, match="needs the method 'supervised', and hyperparameters 'auto'"):
+        jobs.create(model="ladder", training_file=file, method=method)
+    failed = wait(tuner.client, jobs.create(model="ladder", training_file=file).id)
+    assert failed.status == "failed" and failed.error is not None and failed.error.param == "training_file"
+    assert "at least 50 different examples" in (failed.error.message or "") and "few.jsonl" in (
+        failed.error.message or ""
+    )
+
+
+def test_a_paused_ladder_continues_and_a_deleted_one_is_gone(tuner: TuneServer, tmp_path: Path) -> None:
+    jobs, file = tuner.client.fine_tuning.jobs, tuner.upload(tickets(tmp_path / "data.jsonl"))
+    made = jobs.create(model="ladder", training_file=file, seed=5)
+    wait(tuner.client, made.id, status=("running",))
+    assert jobs.pause(made.id).status == "queued"
+    jobs.resume(made.id)
+    name = wait(tuner.client, made.id).fine_tuned_model
+    assert ask(tuner.client, name, "Order 1: late parcel").choices[0].message.content == "delivery"
+    tuner.client.models.delete(name or "")
+    assert not JobFolder(tuner.folder / "jobs" / made.id).taught.exists()
+    with pytest.raises(openai.NotFoundError):
+        ask(tuner.client, name, "late parcel")

@@ -62,7 +62,7 @@ def test_tenants_take_turns(base: Path, tmp_path: Path) -> None:
 def test_a_long_job_lets_another_tenants_go_first(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When its turn is over, it stops at a checkpoint, and goes on later without repeating a step."""
     store = TuneStore(tmp_path)
-    long, other = make_job(store, base, "a", "a", 0, 200, batch_size=1), make_job(store, base, "b", "b", 10)
+    long, other = make_job(store, base, "a", "a", 0, 60, batch_size=1), make_job(store, base, "b", "b", 10)
     queue, folder = JobQueue(store), store.folder(long.id)
 
     def condition() -> bool:
